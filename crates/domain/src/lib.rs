@@ -1,0 +1,10 @@
+//! The meaning of everything that travels through the fleet: ids, actions, messages, outcomes.
+//!
+//! Pure: nothing here does I/O, reads a clock or draws a random number. Whatever needs one gets it
+//! as an argument, so that the same bytes give the same result on every replica.
+
+pub mod envelope;
+pub mod failure;
+pub mod ids;
+pub mod message;
+pub mod time;

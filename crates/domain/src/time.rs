@@ -1,0 +1,109 @@
+//! Time as it is stored: whole microseconds since 1970, UTC.
+//!
+//! Microseconds are what PostgreSQL's `timestamptz` holds, and every value up to the year 2200 is an
+//! exact double, which a Redis score is. So a time is equal in both stores, or it is not valid.
+
+use std::fmt;
+
+use chrono::{DateTime, NaiveDateTime, SecondsFormat, Utc};
+
+/// A moment between 1970 and 2200, in whole microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(i64);
+
+/// 2200-01-01T00:00:00Z in microseconds: the first moment that is too late.
+const END: i64 = 7_258_118_400_000_000;
+
+/// Why a text or number is no timestamp.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTimestamp {
+    /// The text is not RFC 3339.
+    #[error("{0:?} is not an RFC 3339 date and time such as 2026-01-31T09:30:00.250Z")]
+    Format(String),
+    /// The moment lies outside of 1970 to 2200.
+    #[error("{0:?} lies outside of the years 1970 to 2199")]
+    Range(String),
+}
+
+impl Timestamp {
+    /// A moment from microseconds since 1970.
+    pub fn from_micros(micros: i64) -> Result<Self, InvalidTimestamp> {
+        if (0..END).contains(&micros) {
+            Ok(Self(micros))
+        } else {
+            Err(InvalidTimestamp::Range(format!("{micros} µs")))
+        }
+    }
+
+    /// A moment from seconds since 1970, as AMQP's `timestamp` property has it.
+    pub fn from_seconds(seconds: u64) -> Result<Self, InvalidTimestamp> {
+        let range = || InvalidTimestamp::Range(format!("{seconds} s"));
+        let micros = i64::try_from(seconds).ok().and_then(|s| s.checked_mul(1_000_000));
+        Self::from_micros(micros.ok_or_else(range)?).map_err(|_| range())
+    }
+
+    /// Parses RFC 3339. Without an offset it is UTC; finer digits than microseconds are cut off.
+    pub fn parse(text: &str) -> Result<Self, InvalidTimestamp> {
+        let moment = DateTime::parse_from_rfc3339(text).map(|t| t.to_utc()).or_else(|_| {
+            ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"]
+                .iter()
+                .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok())
+                .map(|naive| naive.and_utc())
+                .ok_or_else(|| InvalidTimestamp::Format(text.to_owned()))
+        })?;
+        Self::try_from(moment).map_err(|_| InvalidTimestamp::Range(text.to_owned()))
+    }
+
+    /// Microseconds since 1970.
+    #[must_use]
+    pub fn micros(self) -> i64 {
+        self.0
+    }
+}
+
+impl TryFrom<DateTime<Utc>> for Timestamp {
+    type Error = InvalidTimestamp;
+    fn try_from(moment: DateTime<Utc>) -> Result<Self, InvalidTimestamp> {
+        Self::from_micros(moment.timestamp_micros())
+    }
+}
+
+impl From<Timestamp> for DateTime<Utc> {
+    fn from(timestamp: Timestamp) -> Self {
+        // Every value of the type is within chrono's range, which spans 262 000 years.
+        DateTime::from_timestamp_micros(timestamp.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Timestamp {
+    /// RFC 3339 in UTC with microseconds, always 27 characters.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&DateTime::<Utc>::from(*self).to_rfc3339_opts(SecondsFormat::Micros, true))
+    }
+}
+
+impl serde::Serialize for Timestamp {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Timestamp {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        Self::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+impl schemars::JsonSchema for Timestamp {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Timestamp".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "format": "date-time",
+            "description": "RFC 3339, 1970 to 2200. Without an offset it is UTC; microseconds are kept.",
+        })
+    }
+}
