@@ -100,9 +100,7 @@ pub struct Refusal {
 }
 
 /// Why something became a dead letter. The names are stored and published: they never change.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeadLetterReason {
     /// The body is not one JSON object in UTF-8.

@@ -150,6 +150,14 @@ id!(
     /// The agent that speaks.
     AgentId
 );
+id!(
+    /// A kind of bot state: how it is keyed, stored, expired and protected.
+    ProfileName
+);
+id!(
+    /// One part of the key of a bot's state: a contact, a company, a phone number.
+    KeyPart
+);
 
 /// The name space of conversation ids that are derived from sessions. Fixed for ever: another value
 /// would give every session another conversation.
@@ -173,14 +181,22 @@ impl ConversationKey {
         // Ids hold no control characters, so NUL separates the two unambiguously.
         let name = format!("{tenant}\0{session}");
         let conversation = Uuid::new_v5(&CONVERSATION_NAMESPACE, name.as_bytes()).into();
-        Self { tenant, conversation }
+        Self {
+            tenant,
+            conversation,
+        }
     }
 }
 
 impl fmt::Display for ConversationKey {
     /// `tenant/conversation`, each [escaped](escape): two different keys never print alike.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", escape(self.tenant.as_str()), escape(self.conversation.as_str()))
+        write!(
+            f,
+            "{}/{}",
+            escape(self.tenant.as_str()),
+            escape(self.conversation.as_str())
+        )
     }
 }
 

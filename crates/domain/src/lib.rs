@@ -3,8 +3,13 @@
 //! Pure: nothing here does I/O, reads a clock or draws a random number. Whatever needs one gets it
 //! as an argument, so that the same bytes give the same result on every replica.
 
+pub mod action;
+pub mod decode;
 pub mod envelope;
+pub mod event;
 pub mod failure;
 pub mod ids;
 pub mod message;
+pub mod reply;
+pub mod status;
 pub mod time;

@@ -15,9 +15,7 @@ use crate::time::Timestamp;
 pub struct Json(Box<RawValue>);
 
 /// Who speaks.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// The human.
@@ -135,8 +133,13 @@ impl fmt::Debug for Json {
 
 impl Role {
     /// Every role.
-    pub const ALL: [Self; 5] =
-        [Self::User, Self::Assistant, Self::System, Self::Tool, Self::Function];
+    pub const ALL: [Self; 5] = [
+        Self::User,
+        Self::Assistant,
+        Self::System,
+        Self::Tool,
+        Self::Function,
+    ];
 
     /// The stored name.
     #[must_use]
@@ -180,7 +183,10 @@ impl Message {
     /// Its place in the conversation.
     #[must_use]
     pub fn position(&self) -> Position {
-        Position { created_at: self.created_at, id: self.id.clone() }
+        Position {
+            created_at: self.created_at,
+            id: self.id.clone(),
+        }
     }
 
     /// The hash of role, content, tool calls and tool call id: what makes a second message with the

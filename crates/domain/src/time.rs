@@ -38,19 +38,23 @@ impl Timestamp {
     /// A moment from seconds since 1970, as AMQP's `timestamp` property has it.
     pub fn from_seconds(seconds: u64) -> Result<Self, InvalidTimestamp> {
         let range = || InvalidTimestamp::Range(format!("{seconds} s"));
-        let micros = i64::try_from(seconds).ok().and_then(|s| s.checked_mul(1_000_000));
+        let micros = i64::try_from(seconds)
+            .ok()
+            .and_then(|s| s.checked_mul(1_000_000));
         Self::from_micros(micros.ok_or_else(range)?).map_err(|_| range())
     }
 
     /// Parses RFC 3339. Without an offset it is UTC; finer digits than microseconds are cut off.
     pub fn parse(text: &str) -> Result<Self, InvalidTimestamp> {
-        let moment = DateTime::parse_from_rfc3339(text).map(|t| t.to_utc()).or_else(|_| {
-            ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"]
-                .iter()
-                .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok())
-                .map(|naive| naive.and_utc())
-                .ok_or_else(|| InvalidTimestamp::Format(text.to_owned()))
-        })?;
+        let moment = DateTime::parse_from_rfc3339(text)
+            .map(|t| t.to_utc())
+            .or_else(|_| {
+                ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"]
+                    .iter()
+                    .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok())
+                    .map(|naive| naive.and_utc())
+                    .ok_or_else(|| InvalidTimestamp::Format(text.to_owned()))
+            })?;
         Self::try_from(moment).map_err(|_| InvalidTimestamp::Range(text.to_owned()))
     }
 

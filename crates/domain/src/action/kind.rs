@@ -1,0 +1,104 @@
+//! The names of all actions: the one list from which routing, decoding and schemas follow.
+
+use std::fmt;
+
+/// Which action a body is. The name is its `action_type` and the routing key it is published with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ActionKind {
+    /// `conversation.save_message`
+    SaveMessage,
+    /// `conversation.session_opened`
+    SessionOpened,
+    /// `conversation.session_closed`
+    SessionClosed,
+    /// `conversation.get_context`
+    GetContext,
+    /// `conversation.get_history`
+    GetHistory,
+    /// `conversation.feedback`
+    Feedback,
+    /// `conversation.erase`
+    Erase,
+    /// `state.load`
+    StateLoad,
+    /// `state.save`
+    StateSave,
+    /// `state.patch`
+    StatePatch,
+    /// `state.transition`
+    StateTransition,
+    /// `state.clear`
+    StateClear,
+    /// `state.list_active`
+    StateListActive,
+    /// `state.stats`
+    StateStats,
+}
+
+impl ActionKind {
+    /// Every action, in the order of the documentation.
+    pub const ALL: [Self; 14] = [
+        Self::SaveMessage,
+        Self::SessionOpened,
+        Self::SessionClosed,
+        Self::GetContext,
+        Self::GetHistory,
+        Self::Feedback,
+        Self::Erase,
+        Self::StateLoad,
+        Self::StateSave,
+        Self::StatePatch,
+        Self::StateTransition,
+        Self::StateClear,
+        Self::StateListActive,
+        Self::StateStats,
+    ];
+
+    /// The `action_type`, which is also the routing key.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SaveMessage => "conversation.save_message",
+            Self::SessionOpened => "conversation.session_opened",
+            Self::SessionClosed => "conversation.session_closed",
+            Self::GetContext => "conversation.get_context",
+            Self::GetHistory => "conversation.get_history",
+            Self::Feedback => "conversation.feedback",
+            Self::Erase => "conversation.erase",
+            Self::StateLoad => "state.load",
+            Self::StateSave => "state.save",
+            Self::StatePatch => "state.patch",
+            Self::StateTransition => "state.transition",
+            Self::StateClear => "state.clear",
+            Self::StateListActive => "state.list_active",
+            Self::StateStats => "state.stats",
+        }
+    }
+
+    /// The action of an `action_type`.
+    #[must_use]
+    pub fn parse(action_type: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.as_str() == action_type)
+    }
+
+    /// Whether it only asks. Questions may expire, are never retried and never dead-lettered.
+    #[must_use]
+    pub const fn is_question(self) -> bool {
+        matches!(
+            self,
+            Self::GetContext
+                | Self::GetHistory
+                | Self::StateLoad
+                | Self::StateListActive
+                | Self::StateStats
+        )
+    }
+}
+
+impl fmt::Display for ActionKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,203 @@
+//! The actions on bot state: what a bot keeps of its work, by profile and key.
+//!
+//! Their payloads are wire types themselves. What a profile makes of them (its fields, statuses,
+//! lifetimes) is not decided here.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Common;
+use crate::ids::{KeyPart, ProfileName};
+use crate::message::Json;
+
+/// An action on bot state.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StateAction {
+    /// What every action carries.
+    pub common: Common,
+    /// What is to be done.
+    pub operation: Operation,
+}
+
+/// What is to be done with state.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Operation {
+    /// `state.load`
+    Load(Load),
+    /// `state.save`
+    Save(Save),
+    /// `state.patch`
+    Patch(Patch),
+    /// `state.transition`
+    Transition(Transition),
+    /// `state.clear`
+    Clear(Clear),
+    /// `state.list_active`
+    ListActive(ListActive),
+    /// `state.stats`
+    Stats(Stats),
+}
+
+/// Whose state: one string where the profile's key has one part, else an object with the parts by
+/// name, such as `{"company": "17", "phone": "+79001234567"}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "a string or an object of strings, each 1 to 128 bytes without control characters"
+)]
+pub enum StateKey {
+    /// The only part.
+    One(KeyPart),
+    /// The parts by name.
+    Parts(BTreeMap<String, KeyPart>),
+}
+
+/// Read a state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Load {
+    /// The kind of state.
+    pub profile: ProfileName,
+    /// Whose state.
+    pub key: StateKey,
+}
+
+/// Write a state as a whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Save {
+    /// The kind of state.
+    pub profile: ProfileName,
+    /// Whose state.
+    pub key: StateKey,
+    /// The new state, an object.
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
+    pub value: Json,
+    /// Fields or namespaces to remove, for profiles whose `save` merges.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clear: Option<Vec<String>>,
+    /// Write only if the stored version is this one; 0 means that there must be no state yet.
+    #[schemars(range(min = 0))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_version: Option<i64>,
+    /// How long to keep it, in seconds, instead of the profile's lifetime.
+    #[schemars(range(min = 1))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u32>,
+}
+
+/// Change parts of a state, atomically. At least one of `patch`, `append` and `increment`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Patch {
+    /// The kind of state.
+    pub profile: ProfileName,
+    /// Whose state.
+    pub key: StateKey,
+    /// A JSON Merge Patch (RFC 7396): `null` removes a field.
+    #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patch: Option<Json>,
+    /// Values to append to arrays, by path such as `context.modifications`.
+    #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub append: Option<BTreeMap<String, Json>>,
+    /// Amounts to add to numbers, by path such as `metrics.message_count`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub increment: Option<BTreeMap<String, f64>>,
+    /// Change only if the stored version is this one.
+    #[schemars(range(min = 0))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_version: Option<i64>,
+}
+
+/// Move a state to another status, if its profile allows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Transition {
+    /// The kind of state.
+    pub profile: ProfileName,
+    /// Whose state.
+    pub key: StateKey,
+    /// The status to move to.
+    #[schemars(length(min = 1))]
+    pub status: String,
+    /// Whether this is a reset, which is allowed from every status.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reset: Option<bool>,
+    /// Move only if the stored version is this one.
+    #[schemars(range(min = 0))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_version: Option<i64>,
+}
+
+/// Remove a state, or one namespace of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Clear {
+    /// The kind of state.
+    pub profile: ProfileName,
+    /// Whose state.
+    pub key: StateKey,
+    /// The namespace to remove; everything where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Remove only if the stored version is this one.
+    #[schemars(range(min = 0))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_version: Option<i64>,
+}
+
+/// List the states of a profile that have not expired.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ListActive {
+    /// The kind of state.
+    pub profile: ProfileName,
+    /// Only states whose fields have these values, such as `{"stage": "Q2", "stalled": true}`.
+    #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filter: Option<BTreeMap<String, Json>>,
+    /// The field to sort by, such as `activity`; by default the profile's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sort: Option<String>,
+    /// Which way to sort.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<SortOrder>,
+    /// At most so many entries; 100 by default.
+    #[schemars(range(min = 1, max = 1000))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// Where the previous page ended, as that page said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// Count the states of a profile.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Stats {
+    /// The kind of state.
+    pub profile: ProfileName,
+}
+
+/// Which way to sort.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SortOrder {
+    /// Smallest or oldest first.
+    Asc,
+    /// Largest or newest first.
+    Desc,
+}
+
+impl Operation {
+    /// The profile it works on.
+    #[must_use]
+    pub fn profile(&self) -> &ProfileName {
+        match self {
+            Self::Load(load) => &load.profile,
+            Self::Save(save) => &save.profile,
+            Self::Patch(patch) => &patch.profile,
+            Self::Transition(transition) => &transition.profile,
+            Self::Clear(clear) => &clear.profile,
+            Self::ListActive(list) => &list.profile,
+            Self::Stats(stats) => &stats.profile,
+        }
+    }
+}

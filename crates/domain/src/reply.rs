@@ -1,0 +1,180 @@
+//! What an agent gets back when it asks, or when it wants to know what became of a write.
+//!
+//! On the wire: `{action_id, correlation_id, success: true, data}` or
+//! `{action_id, correlation_id, success: false, error}`; never both, never neither.
+
+mod data;
+
+pub use self::data::{
+    ContextData, ContextMessage, EraseData, HistoryData, HistoryMessage, SaveMessageData,
+    StateData, StateListData, StateListEntry, StateStatsData,
+};
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::action::Common;
+use crate::failure::DeadLetterReason;
+use crate::ids::ActionId;
+use crate::message::Json;
+
+/// The answer to an action; `T` is what the action promises.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reply<T> {
+    /// The action that is answered.
+    pub action_id: Option<ActionId>,
+    /// What the asker gave to recognise the answer by.
+    pub correlation_id: Option<String>,
+    /// What was asked for, or why not.
+    pub result: Result<T, ReplyError>,
+}
+
+/// Why an action was not done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ReplyError {
+    /// The class, for programs.
+    pub error_type: ErrorType,
+    /// A sentence, for people.
+    pub message: String,
+    /// More, for programs: for example `{"field": "role"}`.
+    #[schemars(with = "Option<serde_json::Value>")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<Json>,
+}
+
+/// The classes of errors in replies. The names are published: they never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorType {
+    /// The body is not one JSON object in UTF-8.
+    MalformedJson,
+    /// A field is missing, of the wrong type, out of range or contradictory.
+    Schema,
+    /// The body is larger than the limit.
+    TooLarge,
+    /// No action has this `action_type`.
+    UnknownAction,
+    /// The id is taken by a message with other words.
+    Conflict,
+    /// The stored version is not the expected one.
+    VersionMismatch,
+    /// The state's profile does not allow this transition; `details` names those that it allows.
+    TransitionRefused,
+    /// There is no such thing for this tenant.
+    NotFound,
+    /// The sender may not do this.
+    Forbidden,
+    /// A store is away; try again later.
+    Unavailable,
+    /// It failed in a way that nobody foresaw.
+    Internal,
+}
+
+impl<T> Reply<T> {
+    /// The answer to `asked` that did what it should.
+    pub fn success(asked: &Common, data: T) -> Self {
+        Self {
+            action_id: asked.action_id.clone(),
+            correlation_id: asked.correlation_id.clone(),
+            result: Ok(data),
+        }
+    }
+
+    /// The answer to `asked` that could not be done.
+    pub fn failure(asked: &Common, error: ReplyError) -> Self {
+        Self {
+            action_id: asked.action_id.clone(),
+            correlation_id: asked.correlation_id.clone(),
+            result: Err(error),
+        }
+    }
+}
+
+impl From<DeadLetterReason> for ErrorType {
+    fn from(reason: DeadLetterReason) -> Self {
+        match reason {
+            DeadLetterReason::MalformedJson => Self::MalformedJson,
+            DeadLetterReason::Schema => Self::Schema,
+            DeadLetterReason::TooLarge => Self::TooLarge,
+            DeadLetterReason::UnknownAction => Self::UnknownAction,
+            DeadLetterReason::Conflict => Self::Conflict,
+            DeadLetterReason::AttemptsExhausted
+            | DeadLetterReason::DeliveryLimit
+            | DeadLetterReason::Expired => Self::Internal,
+        }
+    }
+}
+
+/// The wire form; `D` and `E` are references when writing.
+#[derive(Serialize, Deserialize)]
+struct Wire<A, C, D, E> {
+    action_id: Option<A>,
+    correlation_id: Option<C>,
+    success: bool,
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    data: Option<D>,
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    error: Option<E>,
+}
+
+impl<T: Serialize> Serialize for Reply<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Wire {
+            action_id: self.action_id.as_ref(),
+            correlation_id: self.correlation_id.as_ref(),
+            success: self.result.is_ok(),
+            data: self.result.as_ref().ok(),
+            error: self.result.as_ref().err(),
+        }
+        .serialize(serializer)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Reply<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wire = Wire::<ActionId, String, T, ReplyError>::deserialize(deserializer)?;
+        let result = match (wire.success, wire.data, wire.error) {
+            (true, Some(data), None) => Ok(data),
+            (false, None, Some(error)) => Err(error),
+            _ => {
+                return Err(serde::de::Error::custom(
+                    "a reply has `data` exactly if it is a success, and `error` exactly if not",
+                ));
+            }
+        };
+        Ok(Self {
+            action_id: wire.action_id,
+            correlation_id: wire.correlation_id,
+            result,
+        })
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Reply<T> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("Reply_of_{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let data = generator.subschema_for::<T>();
+        let error = generator.subschema_for::<ReplyError>();
+        let action_id = generator.subschema_for::<Option<ActionId>>();
+        json_schema!({
+            "type": "object",
+            "properties": {
+                "action_id": action_id,
+                "correlation_id": { "type": ["string", "null"] },
+                "success": { "type": "boolean" },
+                "data": data,
+                "error": error,
+            },
+            "required": ["action_id", "correlation_id", "success"],
+            "oneOf": [
+                { "properties": { "success": { "const": true } }, "required": ["data"] },
+                { "properties": { "success": { "const": false } }, "required": ["error"] },
+            ],
+        })
+    }
+}
