@@ -1,0 +1,98 @@
+//! What may be the value of a label: a word of a closed set, or a name fixed at compile time.
+//!
+//! There is no way to make a label from a `String`: tenants, conversations and error texts cannot
+//! become labels, so the number of time series is bounded by the source code.
+
+use domain::failure::{DeadLetterReason, FailureClass, Store};
+
+/// A type whose values are label values.
+pub trait Label: Copy {
+    /// Every value, where the set is closed. Counters over closed sets exist at 0 from the start.
+    const CLOSED: Option<&'static [&'static str]>;
+
+    /// The label value.
+    fn value(self) -> &'static str;
+}
+
+/// A name that is a constant of the program: of a queue, a task, a check.
+impl Label for &'static str {
+    const CLOSED: Option<&'static [&'static str]> = None;
+
+    fn value(self) -> &'static str {
+        self
+    }
+}
+
+impl Label for Store {
+    const CLOSED: Option<&'static [&'static str]> = Some(&["rabbitmq", "redis", "postgresql"]);
+
+    fn value(self) -> &'static str {
+        self.as_str()
+    }
+}
+
+impl Label for DeadLetterReason {
+    const CLOSED: Option<&'static [&'static str]> = Some(&[
+        "malformed_json",
+        "schema",
+        "too_large",
+        "unknown_action",
+        "conflict",
+        "attempts_exhausted",
+        "delivery_limit",
+        "expired",
+    ]);
+
+    fn value(self) -> &'static str {
+        self.as_str()
+    }
+}
+
+impl Label for FailureClass {
+    const CLOSED: Option<&'static [&'static str]> =
+        Some(&["unavailable", "transient", "data", "retryable"]);
+
+    fn value(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::Transient => "transient",
+            Self::Data => "data",
+            Self::Retryable => "retryable",
+        }
+    }
+}
+
+/// Declares an enum whose variants are the closed values of a label.
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $value:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $crate::Label for $name {
+            const CLOSED: Option<&'static [&'static str]> = Some(&[$($value),+]);
+
+            fn value(self) -> &'static str {
+                match self { $(Self::$variant => $value,)+ }
+            }
+        }
+    };
+}
+pub(crate) use label;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_of_a_domain_type_is_in_its_closed_set() {
+        fn values<L: Label>(all: impl IntoIterator<Item = L>) -> Vec<&'static str> {
+            all.into_iter().map(Label::value).collect()
+        }
+        assert_eq!(Store::CLOSED, Some(values(Store::ALL).as_slice()));
+        assert_eq!(
+            DeadLetterReason::CLOSED,
+            Some(values(DeadLetterReason::ALL).as_slice())
+        );
+    }
+}
