@@ -1,0 +1,58 @@
+//! The clock as a value: whoever needs the time gets one, nobody reads the ambient clock.
+//!
+//! Pure: this file knows what a clock is, not what time it is. The system's clock is made by the
+//! process kit; tests make one that stands still or moves when told to.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::time::Timestamp;
+
+/// Tells the time. Clones tell the same time.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
+impl Clock {
+    /// A clock that answers what `now` answers.
+    pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    /// A clock that stands still.
+    #[must_use]
+    pub fn at(moment: Timestamp) -> Self {
+        Self::new(move || moment)
+    }
+
+    /// The time.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Clock({})", self.now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn clones_of_a_clock_tell_the_same_time() {
+        let micros = Arc::new(AtomicI64::new(1_000_000));
+        let hand = Arc::clone(&micros);
+        let clock = Clock::new(move || {
+            Timestamp::from_micros(hand.load(Ordering::Relaxed)).expect("after 1970")
+        });
+        let clone = clock.clone();
+        micros.store(2_000_000, Ordering::Relaxed);
+        assert_eq!(clone.now(), clock.now());
+        assert_eq!(clock.now().micros(), 2_000_000);
+    }
+}
