@@ -8,7 +8,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
 /// The longest id, in bytes of UTF-8.
@@ -49,8 +50,7 @@ fn check(text: &str) -> Result<(), InvalidId> {
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "Cow<'_, str>", into = "String")]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(Arc<str>);
 
         impl $name {
@@ -68,16 +68,25 @@ macro_rules! id {
             }
         }
 
-        impl TryFrom<Cow<'_, str>> for $name {
-            type Error = InvalidId;
-            fn try_from(text: Cow<'_, str>) -> Result<Self, InvalidId> {
-                Self::new(text)
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
             }
         }
 
-        impl From<$name> for String {
-            fn from(id: $name) -> String {
-                id.as_str().to_owned()
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Text;
+                impl Visitor<'_> for Text {
+                    type Value = $name;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("a string")
+                    }
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
+                        $name::new(text).map_err(E::custom)
+                    }
+                }
+                deserializer.deserialize_str(Text)
             }
         }
 
@@ -174,6 +183,14 @@ pub struct ConversationKey {
 }
 
 impl ConversationKey {
+    /// The key of two ids as they are stored.
+    pub fn parse(tenant: &str, conversation: &str) -> Result<Self, InvalidId> {
+        Ok(Self {
+            tenant: TenantId::new(tenant)?,
+            conversation: ConversationId::new(conversation)?,
+        })
+    }
+
     /// The conversation of a session whose actions carry no `conversation_id`: UUIDv5 of tenant and
     /// session, a pure function, so that every replica derives the same one without asking anybody.
     #[must_use]

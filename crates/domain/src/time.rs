@@ -18,14 +18,19 @@ const END: i64 = 7_258_118_400_000_000;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTimestamp {
     /// The text is not RFC 3339.
-    #[error("{0:?} is not an RFC 3339 date and time such as 2026-01-31T09:30:00.250Z")]
+    #[error("is not an RFC 3339 date and time such as 2026-01-31T09:30:00.250Z: {0:?}")]
     Format(String),
     /// The moment lies outside of 1970 to 2200.
-    #[error("{0:?} lies outside of the years 1970 to 2199")]
+    #[error("lies outside of the years 1970 to 2199: {0}")]
     Range(String),
 }
 
 impl Timestamp {
+    /// The first moment that can be stored.
+    pub const EARLIEST: Self = Self(0);
+    /// The last moment that can be stored.
+    pub const LATEST: Self = Self(END - 1);
+
     /// A moment from microseconds since 1970.
     pub fn from_micros(micros: i64) -> Result<Self, InvalidTimestamp> {
         if (0..END).contains(&micros) {
