@@ -1,1 +1,37 @@
-//! To be filled.
+//! PostgreSQL: where every message is durable and every conversation's state is true.
+//!
+//! The only crate that names sqlx. One file per table or concern; every write is a batch, and
+//! everything that locks several rows locks them in key order, so that no two batches wait for each
+//! other in a circle.
+//!
+//! To add a table: a new file under `migrations/` (never edit one that was released), a file here
+//! with the statements that touch it, and a line in `docs/architecture.md` if others may query it.
+
+mod close;
+mod connect;
+mod conversations;
+mod dead_letters;
+mod epoch;
+mod error;
+mod messages;
+mod reopened;
+mod rows;
+mod save;
+mod schema;
+mod sessions;
+mod statistics;
+
+pub use close::{Claim, CloseCause, Closed, Due, Uncounted};
+pub use connect::{Archive, Settings};
+pub use conversations::{ConversationFilter, ConversationRow};
+pub use dead_letters::{DeadLetter, DeadLetterFilter, DeadLetterRow, OpenDeadLetters};
+pub use epoch::{ConversationNumbers, EpochChange, Numbers};
+pub use error::{Error, SchemaError};
+pub use messages::Page;
+pub use rows::SaveRow;
+pub use save::{HotWrites, Saved, SavedBatch, TOUCH_SECONDS};
+pub use sessions::{SessionChange, SessionUpdate};
+pub use statistics::{ConversationStats, DailyStats};
+
+/// The result of a statement.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,96 @@
+//! The connection pool and the time-out around every unit of work.
+
+use std::future::Future;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+
+use crate::{Error, Result};
+
+/// How to reach PostgreSQL.
+#[derive(Clone)]
+pub struct Settings {
+    /// `postgres://user:password@host:port/database`. Holds a secret: never logged.
+    pub url: String,
+    /// The name under which `pg_stat_activity` shows the connections.
+    pub application: String,
+    /// The most connections that this process opens.
+    pub connections: u32,
+    /// How long one unit of work may take, waiting for a connection included; a server that is
+    /// silent for longer counts as away.
+    pub time_out: Duration,
+    /// How long a statement waits for a row lock before it gives up and is retried.
+    pub lock_time_out: Duration,
+}
+
+/// The archive: a pool of connections to PostgreSQL. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Archive {
+    pub(crate) pool: PgPool,
+    time_out: Duration,
+}
+
+impl Archive {
+    /// Makes the pool; connects on first use, so that a server that is away delays and does not
+    /// stop the start. Fails only on a URL that cannot be parsed.
+    pub fn open(settings: &Settings) -> Result<Self> {
+        let options = PgConnectOptions::from_str(&settings.url)?
+            .application_name(&settings.application)
+            .options([
+                (
+                    "lock_timeout",
+                    format!("{}ms", settings.lock_time_out.as_millis()),
+                ),
+                (
+                    "statement_timeout",
+                    format!("{}ms", settings.time_out.as_millis()),
+                ),
+                // A worker that was frozen or cut off must not keep row locks for ever.
+                ("idle_in_transaction_session_timeout", "30s".to_owned()),
+                ("TimeZone", "UTC".to_owned()),
+            ]);
+        let pool = PgPoolOptions::new()
+            .max_connections(settings.connections)
+            .acquire_timeout(settings.time_out)
+            // A dead connection shows itself at its first statement, which is retried anyway; a
+            // ping before every batch would cost a round trip.
+            .test_before_acquire(false)
+            .connect_lazy_with(options);
+        Ok(Self {
+            pool,
+            time_out: settings.time_out,
+        })
+    }
+
+    /// Whether PostgreSQL answers and would accept a write.
+    pub async fn probe(&self) -> Result<()> {
+        self.within(async {
+            let read_only: bool = sqlx::query_scalar(
+                "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean",
+            )
+            .fetch_one(&self.pool)
+            .await?;
+            if read_only {
+                return Err(Error::Database(sqlx::Error::Protocol(
+                    "the server is read-only (a standby, or default_transaction_read_only)".into(),
+                )));
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Closes every connection; what is under way finishes first.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// Runs one unit of work under the time-out. Dropping the future closes its connection when the
+    /// server never answered, so a frozen server does not fill the pool.
+    pub(crate) async fn within<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::time::timeout(self.time_out, work)
+            .await
+            .unwrap_or(Err(Error::TimedOut(self.time_out)))
+    }
+}

@@ -1,0 +1,141 @@
+//! The two numbers under which a hot copy counts, and the row that remembers whose reign it is.
+//!
+//! Both numbers are random at every change. A counter could come back: from a restored backup, a
+//! failover to a lagging standby, or a conversation that is erased and made anew.
+
+use chrono::{DateTime, Utc};
+use domain::ids::ConversationKey;
+use domain::status::ConversationStatus;
+use domain::time::Timestamp;
+
+use crate::rows::{status, timestamp};
+use crate::{Archive, Result};
+
+/// What decides whether a hot copy may be believed, read by primary key beside every read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Numbers {
+    /// Changes when Redis may have forgotten writes.
+    pub hot_epoch: i64,
+    /// The conversation's own part; `None` when there is no such conversation.
+    pub conversation: Option<ConversationNumbers>,
+}
+
+/// The conversation's own part of the [`Numbers`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConversationNumbers {
+    /// Its state.
+    pub status: ConversationStatus,
+    /// Changes when a write to its hot copy failed.
+    pub hot_generation: i64,
+    /// Nothing at or before this moment is to be read.
+    pub erased_at: Option<Timestamp>,
+}
+
+/// What comparing Redis's reign with the stored one led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EpochChange {
+    /// The stored reign is this one.
+    Same,
+    /// It was another: every hot copy made before is void.
+    Changed,
+}
+
+type NumbersRow = (i64, Option<String>, Option<i64>, Option<DateTime<Utc>>);
+
+impl Archive {
+    /// The numbers of a conversation: one read by primary key.
+    pub async fn numbers(&self, key: &ConversationKey) -> Result<Numbers> {
+        self.within(async {
+            let mut connection = self.pool.acquire().await?;
+            read_numbers(&mut connection, key).await
+        })
+        .await
+    }
+
+    /// Compares the reign of the Redis that this process speaks to with the stored one, and makes
+    /// a new epoch when they differ. Replicas may race: the comparison is part of the update, so
+    /// one of them changes the epoch and the others find theirs stored.
+    pub async fn enter_reign(&self, reign: &str, fresh_epoch: i64) -> Result<EpochChange> {
+        self.within(async {
+            let stored: String = sqlx::query_scalar("SELECT reign FROM hot_epoch")
+                .fetch_one(&self.pool)
+                .await?;
+            if stored == reign {
+                return Ok(EpochChange::Same);
+            }
+            let changed =
+                sqlx::query("UPDATE hot_epoch SET epoch = $1, reign = $2 WHERE reign = $3")
+                    .bind(fresh_epoch)
+                    .bind(reign)
+                    .bind(&stored)
+                    .execute(&self.pool)
+                    .await?
+                    .rows_affected();
+            if changed == 1 {
+                return Ok(EpochChange::Changed);
+            }
+            // Somebody was faster. If they saw another Redis than we do, the caller's next look, a
+            // second later, settles it.
+            Ok(EpochChange::Same)
+        })
+        .await
+    }
+
+    /// Gives conversations a new generation: whatever their hot copies hold no longer counts. To be
+    /// called before anything is acknowledged whose write to Redis failed or is unknown.
+    pub async fn change_generations(&self, changes: &[(ConversationKey, i64)]) -> Result<()> {
+        let mut changes: Vec<_> = changes.iter().collect();
+        changes.sort();
+        let tenants: Vec<&str> = changes.iter().map(|(key, _)| key.tenant.as_str()).collect();
+        let ids: Vec<&str> = changes
+            .iter()
+            .map(|(key, _)| key.conversation.as_str())
+            .collect();
+        let generations: Vec<i64> = changes.iter().map(|(_, generation)| *generation).collect();
+        self.within(async {
+            sqlx::query(
+                "WITH wanted AS (
+                     SELECT c.tenant_id, c.id, k.generation
+                     FROM unnest($1::text[], $2::text[], $3::bigint[]) AS k (tenant_id, id, generation)
+                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                     ORDER BY c.tenant_id, c.id
+                     FOR NO KEY UPDATE OF c)
+                 UPDATE conversations c SET hot_generation = wanted.generation
+                 FROM wanted WHERE c.tenant_id = wanted.tenant_id AND c.id = wanted.id",
+            )
+            .bind(tenants)
+            .bind(ids)
+            .bind(generations)
+            .execute(&self.pool)
+            .await?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+pub(crate) async fn read_numbers(
+    connection: &mut sqlx::PgConnection,
+    key: &ConversationKey,
+) -> Result<Numbers> {
+    let (hot_epoch, found, hot_generation, erased_at): NumbersRow = sqlx::query_as(
+        "SELECT e.epoch, c.status, c.hot_generation, c.erased_at
+         FROM hot_epoch e LEFT JOIN conversations c ON c.tenant_id = $1 AND c.id = $2",
+    )
+    .bind(key.tenant.as_str())
+    .bind(key.conversation.as_str())
+    .fetch_one(connection)
+    .await?;
+    let conversation = match (found, hot_generation) {
+        (Some(found), Some(hot_generation)) => Some(ConversationNumbers {
+            status: status(&found)?,
+            hot_generation,
+            erased_at: erased_at.map(timestamp),
+        }),
+        _ => None,
+    };
+    Ok(Numbers {
+        hot_epoch,
+        conversation,
+    })
+}

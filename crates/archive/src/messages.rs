@@ -1,0 +1,85 @@
+//! Reading messages: newest windows, in one snapshot with the numbers that judge hot copies.
+
+use chrono::{DateTime, Utc};
+use domain::ids::ConversationKey;
+use domain::message::{Message, Position};
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use crate::epoch::{Numbers, read_numbers};
+use crate::rows::{MESSAGE_COLUMNS, MessageRow};
+use crate::{Archive, Result};
+
+/// Which messages to read: the newest ones before a position.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// At most so many messages.
+    pub newest: usize,
+    /// At most so many bytes of content, but always one message.
+    pub max_bytes: usize,
+    /// Only what stands before this position; `None` reads from the end.
+    pub before: Option<Position>,
+}
+
+impl Archive {
+    /// The newest messages before a position, oldest first, and the conversation's numbers, all of
+    /// one snapshot: what the messages show is exactly what the numbers stand for.
+    pub async fn read(
+        &self,
+        key: &ConversationKey,
+        page: &Page,
+    ) -> Result<(Numbers, Vec<Message>)> {
+        self.within(async {
+            let mut transaction = self
+                .pool
+                .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                .await?;
+            let numbers = read_numbers(&mut transaction, key).await?;
+            let messages = match &numbers.conversation {
+                None => Vec::new(),
+                Some(conversation) => {
+                    let erased_at = conversation.erased_at.map(DateTime::<Utc>::from);
+                    read_page(&mut transaction, key, page, erased_at).await?
+                }
+            };
+            transaction.commit().await?;
+            Ok((numbers, messages))
+        })
+        .await
+    }
+}
+
+async fn read_page(
+    connection: &mut PgConnection,
+    key: &ConversationKey,
+    page: &Page,
+    erased_at: Option<DateTime<Utc>>,
+) -> Result<Vec<Message>> {
+    let before = page.before.as_ref();
+    // The inner query walks the index backwards and stops at the limit; the running sum over its
+    // rows cuts a window of large bodies short.
+    let rows: Vec<MessageRow> = sqlx::query_as(AssertSqlSafe(format!(
+        "SELECT * FROM (
+             SELECT {MESSAGE_COLUMNS},
+                    row_number() OVER newest_first AS n,
+                    sum(octet_length(m.content) + coalesce(octet_length(m.content_parts::text), 0)
+                        + coalesce(octet_length(m.metadata::text), 0)) OVER newest_first AS bytes
+             FROM (SELECT * FROM messages
+                   WHERE tenant_id = $1 AND conversation_id = $2
+                     AND ($3::timestamptz IS NULL OR (created_at, id) < ($3, $4 COLLATE \"C\"))
+                     AND ($5::timestamptz IS NULL OR created_at > $5)
+                   ORDER BY created_at DESC, id DESC LIMIT $6) AS m
+             WINDOW newest_first AS (ORDER BY m.created_at DESC, m.id DESC)) AS page
+         WHERE n = 1 OR bytes <= $7
+         ORDER BY created_at, id"
+    )))
+    .bind(key.tenant.as_str())
+    .bind(key.conversation.as_str())
+    .bind(before.map(|position| DateTime::<Utc>::from(position.created_at)))
+    .bind(before.map(|position| position.id.as_str()))
+    .bind(erased_at)
+    .bind(i64::try_from(page.newest).unwrap_or(i64::MAX))
+    .bind(i64::try_from(page.max_bytes).unwrap_or(i64::MAX))
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|row| row.0).collect())
+}

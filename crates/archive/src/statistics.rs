@@ -1,0 +1,232 @@
+//! Statistics, recomputed from the rows and never incremented.
+//!
+//! A conversation is dirty while `finalised_at` differs from `stats_from`; a day is dirty when a
+//! conversation of it changed. Both marks are stored, so an event that gets lost delays nothing
+//! but the next sweep. A bucket is locked before it is aggregated: whoever changes a conversation
+//! meanwhile waits at the bucket's row and marks it dirty again.
+
+use chrono::{DateTime, NaiveDate, Utc};
+use domain::ids::{ConversationKey, TenantId};
+use sqlx::{FromRow, PgConnection, Row};
+
+use crate::{Archive, Result};
+
+/// The statistics of one conversation.
+#[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]
+pub struct ConversationStats {
+    /// The agent that spoke last.
+    pub agent_id: Option<String>,
+    /// How many messages it has.
+    pub message_count: i64,
+    /// Those of role `user`.
+    pub user_messages: i64,
+    /// Those of role `assistant`.
+    pub assistant_messages: i64,
+    /// Tokens of all messages.
+    pub total_tokens: i64,
+    /// From the first message to the last, in seconds.
+    pub duration_seconds: f64,
+    /// From a user's message to the assistant's that follows it directly, on average, in seconds.
+    pub avg_response_seconds: Option<f64>,
+    /// How content the user was, 1 to 5.
+    pub satisfaction: Option<i16>,
+    /// The close that these numbers are of.
+    pub computed_from: DateTime<Utc>,
+    /// When they were computed.
+    pub computed_at: DateTime<Utc>,
+}
+
+/// One agent's day.
+#[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]
+pub struct DailyStats {
+    /// The agent; empty for conversations without one.
+    pub agent_id: String,
+    /// The UTC day on which the conversations began.
+    pub day: NaiveDate,
+    /// How many there were.
+    pub conversations: i64,
+    /// Their messages.
+    pub messages: i64,
+    /// Their tokens.
+    pub tokens: i64,
+    /// Their average duration, in seconds.
+    pub avg_duration_seconds: Option<f64>,
+    /// Their average satisfaction, of those that have one.
+    pub avg_satisfaction: Option<f64>,
+}
+
+impl Archive {
+    /// Recomputes the statistics of up to `limit` dirty conversations; returns how many there were.
+    /// Any number of replicas may run it at once.
+    pub async fn refresh_conversations(&self, limit: u32) -> Result<usize> {
+        self.within(async {
+            let mut transaction = self.pool.begin().await?;
+            let dirty = sqlx::query(
+                "SELECT tenant_id, id FROM conversations
+                 WHERE status = 'archived' AND finalised_at IS DISTINCT FROM stats_from
+                 ORDER BY finalised_at LIMIT $1
+                 FOR NO KEY UPDATE SKIP LOCKED",
+            )
+            .bind(i64::from(limit))
+            .fetch_all(&mut *transaction)
+            .await?;
+            let mut tenants: Vec<String> = Vec::with_capacity(dirty.len());
+            let mut ids: Vec<String> = Vec::with_capacity(dirty.len());
+            for row in &dirty {
+                tenants.push(row.try_get("tenant_id")?);
+                ids.push(row.try_get("id")?);
+            }
+            if dirty.is_empty() {
+                return Ok(0);
+            }
+            // The buckets are marked twice: those that the conversations leave, then those that
+            // they enter.
+            mark_days(&mut transaction, &tenants, &ids).await?;
+            compute(&mut transaction, &tenants, &ids).await?;
+            mark_days(&mut transaction, &tenants, &ids).await?;
+            sqlx::query(
+                "UPDATE conversations c SET stats_from = c.finalised_at
+                 FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
+                 WHERE c.tenant_id = k.tenant_id AND c.id = k.id",
+            )
+            .bind(&tenants)
+            .bind(&ids)
+            .execute(&mut *transaction)
+            .await?;
+            transaction.commit().await?;
+            Ok(dirty.len())
+        })
+        .await
+    }
+
+    /// Recomputes up to `limit` dirty days; returns how many there were.
+    pub async fn refresh_days(&self, limit: u32) -> Result<usize> {
+        self.within(async {
+            let mut transaction = self.pool.begin().await?;
+            let dirty: Vec<(String, String, NaiveDate)> = sqlx::query_as(
+                "SELECT tenant_id, agent_id, day FROM daily_stats WHERE dirty
+                 ORDER BY tenant_id, agent_id, day LIMIT $1
+                 FOR UPDATE SKIP LOCKED",
+            )
+            .bind(i64::from(limit))
+            .fetch_all(&mut *transaction)
+            .await?;
+            // A statement of its own: its snapshot is younger than the locks.
+            sqlx::query(
+                "UPDATE daily_stats d SET
+                     conversations = t.conversations, messages = t.messages, tokens = t.tokens,
+                     avg_duration_seconds = t.duration, avg_satisfaction = t.satisfaction,
+                     dirty = false
+                 FROM (SELECT k.tenant_id, k.agent_id, k.day, count(s.conversation_id) AS conversations,
+                              coalesce(sum(s.message_count), 0)::bigint AS messages,
+                              coalesce(sum(s.total_tokens), 0)::bigint AS tokens,
+                              avg(s.duration_seconds) AS duration,
+                              avg(s.satisfaction)::float8 AS satisfaction
+                       FROM unnest($1::text[], $2::text[], $3::date[]) AS k (tenant_id, agent_id, day)
+                       LEFT JOIN conversation_stats s
+                              ON s.tenant_id = k.tenant_id AND s.day = k.day
+                             AND s.agent_id IS NOT DISTINCT FROM nullif(k.agent_id, '')
+                       GROUP BY k.tenant_id, k.agent_id, k.day) AS t
+                 WHERE d.tenant_id = t.tenant_id AND d.agent_id = t.agent_id AND d.day = t.day",
+            )
+            .bind(dirty.iter().map(|(tenant, _, _)| tenant.as_str()).collect::<Vec<_>>())
+            .bind(dirty.iter().map(|(_, agent, _)| agent.as_str()).collect::<Vec<_>>())
+            .bind(dirty.iter().map(|(_, _, day)| *day).collect::<Vec<_>>())
+            .execute(&mut *transaction)
+            .await?;
+            transaction.commit().await?;
+            Ok(dirty.len())
+        })
+        .await
+    }
+
+    /// The statistics of a conversation, once it has any.
+    pub async fn conversation_stats(
+        &self,
+        key: &ConversationKey,
+    ) -> Result<Option<ConversationStats>> {
+        self.within(async {
+            Ok(sqlx::query_as(
+                "SELECT * FROM conversation_stats WHERE tenant_id = $1 AND conversation_id = $2",
+            )
+            .bind(key.tenant.as_str())
+            .bind(key.conversation.as_str())
+            .fetch_optional(&self.pool)
+            .await?)
+        })
+        .await
+    }
+
+    /// A tenant's days, newest first; days that are about to be recomputed included.
+    pub async fn daily_stats(&self, tenant: &TenantId, limit: u32) -> Result<Vec<DailyStats>> {
+        self.within(async {
+            Ok(sqlx::query_as(
+                "SELECT * FROM daily_stats WHERE tenant_id = $1 ORDER BY day DESC, agent_id LIMIT $2",
+            )
+            .bind(tenant.as_str())
+            .bind(i64::from(limit))
+            .fetch_all(&self.pool)
+            .await?)
+        })
+        .await
+    }
+}
+
+async fn mark_days(
+    connection: &mut PgConnection,
+    tenants: &[String],
+    ids: &[String],
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO daily_stats (tenant_id, agent_id, day)
+         SELECT DISTINCT s.tenant_id, coalesce(s.agent_id, ''), s.day
+         FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
+         JOIN conversation_stats s ON s.tenant_id = k.tenant_id AND s.conversation_id = k.id
+         ORDER BY 1, 2, 3
+         ON CONFLICT (tenant_id, agent_id, day) DO UPDATE SET dirty = true",
+    )
+    .bind(tenants)
+    .bind(ids)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn compute(connection: &mut PgConnection, tenants: &[String], ids: &[String]) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO conversation_stats (tenant_id, conversation_id, agent_id, message_count,
+             user_messages, assistant_messages, total_tokens, duration_seconds,
+             avg_response_seconds, satisfaction, computed_from, computed_at, day)
+         SELECT c.tenant_id, c.id, c.agent_id, count(*),
+                count(*) FILTER (WHERE m.role = 'user'),
+                count(*) FILTER (WHERE m.role = 'assistant'),
+                coalesce(sum(m.tokens), 0)::bigint,
+                extract(epoch FROM max(m.created_at) - min(m.created_at))::float8,
+                avg(extract(epoch FROM m.created_at - m.previous_at)::float8)
+                    FILTER (WHERE m.role = 'assistant' AND m.previous_role = 'user'),
+                c.satisfaction, c.finalised_at, clock_timestamp(),
+                (min(m.created_at) AT TIME ZONE 'UTC')::date
+         FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
+         JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+         JOIN LATERAL (SELECT role, tokens, created_at,
+                              lag(role) OVER in_order AS previous_role,
+                              lag(created_at) OVER in_order AS previous_at
+                       FROM messages
+                       WHERE tenant_id = c.tenant_id AND conversation_id = c.id
+                       WINDOW in_order AS (ORDER BY created_at, id)) AS m ON true
+         GROUP BY c.tenant_id, c.id
+         ON CONFLICT (tenant_id, conversation_id) DO UPDATE SET
+             agent_id = excluded.agent_id, message_count = excluded.message_count,
+             user_messages = excluded.user_messages,
+             assistant_messages = excluded.assistant_messages,
+             total_tokens = excluded.total_tokens, duration_seconds = excluded.duration_seconds,
+             avg_response_seconds = excluded.avg_response_seconds,
+             satisfaction = excluded.satisfaction, computed_from = excluded.computed_from,
+             computed_at = excluded.computed_at, day = excluded.day",
+    )
+    .bind(tenants)
+    .bind(ids)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
