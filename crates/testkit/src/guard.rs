@@ -1,0 +1,137 @@
+//! A directory and a family of processes that never outlive their owner.
+//!
+//! Tests and the demo start real servers; whatever happens to the owner (a panic, Ctrl-C,
+//! `kill -9`), nothing may stay behind. So the owner holds a pipe to a small shell process. When the
+//! pipe closes, and the kernel closes it for a dead owner too, the shell ends every process that
+//! carries the owner's mark in its environment, and then removes the directory.
+//!
+//! Invariant: there is one way to clean up, and a normal end takes it as well, so it is always tested.
+//! A mark is random and inherited: it finds the servers' own children, and never a stranger that was
+//! given a recycled process id.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use uuid::Uuid;
+
+use crate::place;
+
+/// The environment variable that marks a process as ours.
+const MARK: &str = "VERBATIM_GUARD";
+
+/// What the shell runs.
+const SCRIPT: &str = include_str!("guard.sh");
+
+/// What the processes of one guard have in common: an entry of their environment.
+#[derive(Debug, Clone)]
+pub struct Mark(String);
+
+impl Mark {
+    /// A command whose process, with all its children, ends with the guard. It is its own process
+    /// group, so a Ctrl-C in the terminal does not reach it before its owner has reacted.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        self.put_on(&mut command);
+        command.process_group(0).stdin(Stdio::null());
+        command
+    }
+
+    /// Marks a command that is built elsewhere.
+    pub fn put_on(&self, command: &mut Command) {
+        command.env(MARK, &self.0);
+    }
+}
+
+/// Owns a directory and all processes that carry its mark.
+#[derive(Debug)]
+pub struct Guard {
+    mark: Mark,
+    dir: PathBuf,
+    shell: Child,
+}
+
+impl Guard {
+    /// A guard with a fresh directory under `target/servers`, or under the system's temporary
+    /// directory where the user `reachable_for` (a user id) could not reach that one.
+    ///
+    /// # Errors
+    /// When the directory or the shell cannot be made.
+    pub fn new(reachable_for: Option<u32>) -> io::Result<Self> {
+        let mark = Uuid::new_v4().simple().to_string();
+        let dir = place::servers_dir(reachable_for).join(&mark[..12]);
+        fs::create_dir_all(&dir)?;
+        let shell = Command::new("sh")
+            .args(["-c", SCRIPT, "verbatim-guard", &format!("{MARK}={mark}")])
+            .arg(&dir)
+            // An outer guard must not end this one before its work is done.
+            .env_remove(MARK)
+            .process_group(0)
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok(Self {
+            mark: Mark(mark),
+            dir,
+            shell,
+        })
+    }
+
+    /// The guarded directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The mark of its processes.
+    #[must_use]
+    pub fn mark(&self) -> &Mark {
+        &self.mark
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        drop(self.shell.stdin.take());
+        // An error here means that the shell is already reaped: nothing is left to wait for.
+        self.shell.wait().ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::process::Process;
+
+    #[tokio::test]
+    async fn a_dropped_guard_ends_its_processes_and_their_children_and_removes_its_directory() {
+        let guard = Guard::new(None).unwrap();
+        let dir = guard.dir().to_owned();
+        let mut command = guard.mark().command("sh");
+        command
+            .args(["-c", "sleep 600 & echo $! > child; wait"])
+            .current_dir(&dir);
+        let parent = Process::spawn("sh", &mut command, &dir.join("log")).unwrap();
+        let child = crate::wait::eventually("the child's id", Duration::from_secs(5), async || {
+            let text = fs::read_to_string(dir.join("child")).map_err(|e| e.to_string())?;
+            text.trim()
+                .parse::<u32>()
+                .map_err(|e| format!("{text:?}: {e}"))
+        })
+        .await;
+
+        drop(guard);
+
+        assert!(parent.exited().is_some(), "the parent is still running");
+        assert!(!Path::new(&format!("/proc/{child}/cwd")).join(".").exists());
+        assert!(!dir.exists(), "{} is still there", dir.display());
+    }
+}

@@ -1,0 +1,69 @@
+//! Where things lie: the target directory, the product's binaries, the servers' data.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// `target/debug` or its like: where cargo put the program that runs, or would have put it.
+#[must_use]
+pub fn profile_dir() -> PathBuf {
+    let beside = std::env::current_exe().ok().and_then(|exe| {
+        let dir = exe.parent()?;
+        let dir = if dir.ends_with("deps") {
+            dir.parent()?
+        } else {
+            dir
+        };
+        dir.join("deps").is_dir().then(|| dir.to_owned())
+    });
+    beside.unwrap_or_else(|| workspace().join("target/debug"))
+}
+
+/// The root of the workspace.
+#[must_use]
+pub fn workspace() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_owned()
+}
+
+/// The directory below which every guard has its own.
+pub(crate) fn servers_dir(reachable_for: Option<u32>) -> PathBuf {
+    let profile = profile_dir();
+    let target = profile.parent().unwrap_or(&profile);
+    let dir = target.join("servers");
+    match reachable_for {
+        Some(user) if !reachable(target, user) => std::env::temp_dir().join("verbatim-servers"),
+        _ => dir,
+    }
+}
+
+/// Whether `user` may pass through every directory down to `dir`. Judged by owner and others alone: a
+/// group that happens to fit only costs the detour by the temporary directory.
+fn reachable(dir: &Path, user: u32) -> bool {
+    dir.ancestors().all(|dir| {
+        fs::metadata(dir).is_ok_and(|it| {
+            let passable = if it.uid() == user { 0o100 } else { 0o001 };
+            it.mode() & passable != 0
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_below_a_private_one_is_out_of_reach_for_others() {
+        let dir = std::env::temp_dir().join(format!("verbatim-place-{}", std::process::id()));
+        let inner = dir.join("inner");
+        fs::create_dir_all(&inner).unwrap();
+        let owner = fs::metadata(&dir).unwrap().uid();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(!reachable(&inner, owner + 1));
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)).unwrap();
+        assert!(reachable(&inner, owner + 1));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -1,0 +1,166 @@
+//! How a private PostgreSQL is started and asked. It refuses to run as root, so then it runs as the
+//! user `postgres`, whom its package creates.
+
+use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::{Durability, USER, binaries, remove, secret};
+use crate::guard::{Guard, Mark};
+use crate::ports;
+
+/// Runs SQL through `psql` on a database of the server that `url` names.
+pub(crate) async fn psql(url: &str, database: &str, sql: &str) -> Result<String> {
+    // Through the environment: arguments can be read by every user of the machine.
+    let address = url.strip_prefix("postgres://").unwrap_or(url);
+    let (address, _) = address.rsplit_once('/').unwrap_or((address, ""));
+    let (credentials, host) = address.rsplit_once('@').context("the URL has no user")?;
+    let (user, password) = credentials
+        .split_once(':')
+        .context("the URL has no password")?;
+    let (host, port) = host.split_once(':').unwrap_or((host, "5432"));
+    let mut command = Command::new(binaries::postgresql("psql")?);
+    command
+        .env("PGPASSWORD", password)
+        .env("PGCONNECT_TIMEOUT", "5")
+        .args(["-h", host, "-p", port, "-U", user, "-d", database])
+        .args(["-XAtqw", "-v", "ON_ERROR_STOP=1", "-c", sql]);
+    let output = tokio::task::spawn_blocking(move || command.output()).await??;
+    if output.status.success() {
+        return Ok(String::from_utf8(output.stdout)?.trim_end().to_owned());
+    }
+    bail!("{}", String::from_utf8_lossy(&output.stderr).trim())
+}
+
+/// The user and group that the server runs as.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct User {
+    pub(super) id: u32,
+    group: u32,
+}
+
+/// Whom to run as; `None` is whoever runs this.
+pub(super) fn user() -> Result<Option<User>> {
+    if std::fs::metadata("/proc/self")?.uid() != 0 {
+        return Ok(None);
+    }
+    let users = std::fs::read_to_string("/etc/passwd")?;
+    let fields = users
+        .lines()
+        .find_map(|line| line.strip_prefix("postgres:"))
+        .context("PostgreSQL refuses to run as root, and there is no user `postgres`")?;
+    let mut numbers = fields.split(':').skip(1).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(id)), Some(Ok(group))) => Ok(Some(User { id, group })),
+        _ => bail!("the user `postgres` has no numeric ids"),
+    }
+}
+
+/// One PostgreSQL, running or not.
+#[derive(Debug)]
+pub(super) struct PostgreSql {
+    pub(super) port: u16,
+    mark: Mark,
+    dir: PathBuf,
+    user: Option<User>,
+    password: String,
+    durability: Durability,
+}
+
+impl PostgreSql {
+    pub(super) fn prepare(
+        guard: &Guard,
+        dir: PathBuf,
+        durability: Durability,
+        user: Option<User>,
+    ) -> Result<Self> {
+        binaries::postgresql("initdb")?;
+        if let Some(user) = user {
+            chown(&dir, Some(user.id), Some(user.group))?;
+        }
+        let mark = guard.mark().clone();
+        Ok(Self {
+            port: ports::free(),
+            mark,
+            dir,
+            user,
+            password: secret(),
+            durability,
+        })
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!(
+            "postgres://{USER}:{}@127.0.0.1:{}/postgres",
+            self.password, self.port
+        )
+    }
+
+    pub(super) fn command(&self) -> Result<(Command, PathBuf)> {
+        // One shell for both steps, so that a first start costs its caller no waiting in between: the
+        // three servers come up side by side.
+        let script = r#"
+            if [ ! -s data/PG_VERSION ]; then
+                "$1" --no-sync --username="$3" --pwfile=password --auth=password \
+                    --encoding=UTF8 --no-locale --pgdata=data || exit
+            fi
+            server=$2; shift 3; exec "$server" -D data "$@"
+        "#;
+        let password = self.dir.join("password");
+        std::fs::write(&password, &self.password)?;
+        let mut command = self.mark.command("sh");
+        command
+            .current_dir(&self.dir)
+            .args(["-c", script, "postgresql"]);
+        command
+            .arg(binaries::postgresql("initdb")?)
+            .arg(binaries::postgresql("postgres")?);
+        command.arg(USER);
+        for setting in self.settings() {
+            command.arg("-c").arg(setting);
+        }
+        if let Some(user) = self.user {
+            command.uid(user.id).gid(user.group);
+        }
+        Ok((command, self.dir.join("log")))
+    }
+
+    pub(super) fn wipe(&self) -> Result<()> {
+        remove(&self.dir.join("data"))
+    }
+
+    pub(super) async fn probe(&self) -> Result<(), String> {
+        self.psql("postgres", "SELECT 1")
+            .await
+            .map(|_| ())
+            .map_err(|error| error.to_string())
+    }
+
+    /// Runs SQL as the superuser; the answer is unaligned text, a line for each row.
+    pub(super) async fn psql(&self, database: &str, sql: &str) -> Result<String> {
+        psql(&self.url(), database, sql).await
+    }
+
+    fn settings(&self) -> Vec<String> {
+        let (synced, vacuumed) = match self.durability {
+            // The databases live for seconds: vacuuming them only disturbs the neighbours.
+            Durability::Fast => ("off", "off"),
+            Durability::Durable => ("on", "on"),
+        };
+        vec![
+            format!("port={}", self.port),
+            "listen_addresses=127.0.0.1".to_owned(),
+            "unix_socket_directories=".to_owned(),
+            // Many pools of many tests at once; the default is 100.
+            "max_connections=400".to_owned(),
+            // Files of its own directory, which nobody has to clean up after a kill.
+            "dynamic_shared_memory_type=mmap".to_owned(),
+            format!("fsync={synced}"),
+            format!("full_page_writes={synced}"),
+            format!("autovacuum={vacuumed}"),
+        ]
+    }
+}

@@ -1,0 +1,197 @@
+//! The private servers come up, obey, and leave nothing behind.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use testkit::servers::{Durability, Kind, Server, Servers};
+use testkit::wait::eventually;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Every process that has `text` among its arguments or in its environment.
+fn processes_naming(text: &str) -> BTreeSet<String> {
+    fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| {
+            let dir = entry.ok()?.path();
+            let arguments = fs::read(dir.join("cmdline")).unwrap_or_default();
+            let environment = fs::read(dir.join("environ")).unwrap_or_default();
+            let all = [arguments.as_slice(), &environment].concat();
+            let all = String::from_utf8_lossy(&all);
+            all.contains(text)
+                .then(|| format!("{}: {}", dir.display(), all.replace('\0', " ")))
+        })
+        .collect()
+}
+
+/// One command to Redis, as it answers.
+async fn redis(server: &Server, command: &str) -> Result<String, String> {
+    let url = server.url();
+    let password = url.split([':', '@']).nth(2).unwrap().to_owned();
+    let exchange = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", server.port())).await?;
+        stream
+            .write_all(format!("AUTH {password}\r\n{command}\r\nQUIT\r\n").as_bytes())
+            .await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        std::io::Result::Ok(
+            answer
+                .trim_start_matches("+OK\r\n")
+                .replace("+OK\r\n", "")
+                .trim()
+                .to_owned(),
+        )
+    };
+    tokio::time::timeout(Duration::from_millis(500), exchange)
+        .await
+        .map_err(|_| "no answer".to_owned())?
+        .map_err(|error| error.to_string())
+}
+
+#[tokio::test]
+async fn all_three_come_up_and_leave_no_process_and_no_file_behind() {
+    let began = Instant::now();
+    let servers = Servers::start(&Kind::ALL).await.unwrap();
+    println!("ready after {:?}", began.elapsed());
+
+    let pids: Vec<_> = Kind::ALL
+        .map(|kind| servers.get(kind).pid().unwrap())
+        .into();
+    let mark = fs::read_to_string(format!("/proc/{}/environ", pids[0])).unwrap();
+    let mark = mark
+        .split('\0')
+        .find(|it| it.starts_with("VERBATIM_GUARD="))
+        .unwrap()
+        .to_owned();
+    let dir = fs::read_link(format!("/proc/{}/cwd", pids[0]))
+        .unwrap()
+        .parent()
+        .unwrap()
+        .to_owned();
+    assert!(
+        processes_naming(&mark).len() >= 4,
+        "the three and epmd: {:#?}",
+        processes_naming(&mark)
+    );
+    assert_eq!(
+        servers
+            .get(Kind::PostgreSql)
+            .psql("postgres", "SELECT 40 + 2")
+            .await
+            .unwrap(),
+        "42"
+    );
+    assert_eq!(
+        redis(servers.get(Kind::Redis), "PING").await.unwrap(),
+        "+PONG"
+    );
+
+    let management = servers.get(Kind::RabbitMq).management();
+    let began = Instant::now();
+    management.create_virtual_host("made").await.unwrap();
+    println!("a virtual host took {:?}", began.elapsed());
+    let hosts = management.get("/api/vhosts").await.unwrap();
+    assert!(
+        hosts
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|host| host["name"] == "made"),
+        "{hosts}"
+    );
+    management.delete_virtual_host("made").await.unwrap();
+
+    let began = Instant::now();
+    drop(servers);
+    println!("gone after {:?}", began.elapsed());
+
+    assert_eq!(processes_naming(&mark), BTreeSet::new());
+    assert_eq!(processes_naming(dir.to_str().unwrap()), BTreeSet::new());
+    assert!(!dir.exists(), "{} is still there", dir.display());
+}
+
+#[tokio::test]
+async fn redis_restarts_with_its_data_or_empty_at_the_same_address() {
+    let servers = Servers::start_with(&[Kind::Redis], Durability::Durable)
+        .await
+        .unwrap();
+    let server = servers.get(Kind::Redis);
+    assert_eq!(redis(server, "SET word kept").await.unwrap(), "");
+    server.stop().await.unwrap();
+    assert!(redis(server, "GET word").await.is_err());
+    server.start().await.unwrap();
+    assert_eq!(redis(server, "GET word").await.unwrap(), "$4\r\nkept");
+    server.kill().await.unwrap();
+    server.start_empty().await.unwrap();
+    assert_eq!(redis(server, "GET word").await.unwrap(), "$-1");
+}
+
+#[tokio::test]
+async fn a_frozen_redis_is_silent_until_it_is_thawed() {
+    let servers = Servers::start(&[Kind::Redis]).await.unwrap();
+    let server = servers.get(Kind::Redis);
+    server.freeze().unwrap();
+    assert_eq!(redis(server, "PING").await.unwrap_err(), "no answer");
+    server.thaw().unwrap();
+    eventually("an answer", SOON, async || redis(server, "PING").await).await;
+}
+
+#[tokio::test]
+async fn a_killed_postgresql_has_what_it_had_committed() {
+    let servers = Servers::start_with(&[Kind::PostgreSql], Durability::Durable)
+        .await
+        .unwrap();
+    let server = servers.get(Kind::PostgreSql);
+    let sql = "CREATE TABLE words (word text); INSERT INTO words VALUES ('kept')";
+    server.psql("postgres", sql).await.unwrap();
+    server.freeze().unwrap();
+    server.kill().await.unwrap();
+    assert!(server.psql("postgres", "SELECT 1").await.is_err());
+    server.start().await.unwrap();
+    assert_eq!(
+        server
+            .psql("postgres", "SELECT word FROM words")
+            .await
+            .unwrap(),
+        "kept"
+    );
+    server.stop().await.unwrap();
+    server.start_empty().await.unwrap();
+    let gone = server
+        .psql("postgres", "SELECT word FROM words")
+        .await
+        .unwrap_err();
+    assert!(gone.to_string().contains("does not exist"), "{gone}");
+}
+
+#[tokio::test]
+async fn a_killed_rabbitmq_keeps_its_virtual_hosts_and_an_emptied_one_does_not() {
+    let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
+    let server = servers.get(Kind::RabbitMq);
+    server
+        .management()
+        .create_virtual_host("kept")
+        .await
+        .unwrap();
+    server.kill().await.unwrap();
+    server.start().await.unwrap();
+    server.management().get("/api/vhosts/kept").await.unwrap();
+    assert!(
+        server
+            .rabbitmqctl(&["list_vhosts"])
+            .await
+            .unwrap()
+            .contains("kept")
+    );
+    server.kill().await.unwrap();
+    server.start_empty().await.unwrap();
+    server
+        .management()
+        .get("/api/vhosts/kept")
+        .await
+        .unwrap_err();
+}
