@@ -168,6 +168,14 @@ id!(
     KeyPart
 );
 
+impl From<ActionId> for MessageId {
+    /// The idempotency key of the action that saves a message is the message's identity, where it
+    /// has none of its own.
+    fn from(id: ActionId) -> Self {
+        Self(id.0)
+    }
+}
+
 /// The name space of conversation ids that are derived from sessions. Fixed for ever: another value
 /// would give every session another conversation.
 const CONVERSATION_NAMESPACE: Uuid = Uuid::from_u128(0x7e4b_1f0a_93c5_5d1e_8a6f_2c0d_51b7_e4a9);

@@ -14,3 +14,4 @@ pub mod message;
 pub mod reply;
 pub mod status;
 pub mod time;
+pub mod wire;

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
@@ -15,7 +16,7 @@ use crate::time::Timestamp;
 pub struct Json(Box<RawValue>);
 
 /// Who speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// The human.
@@ -157,6 +158,38 @@ impl Role {
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|role| role.as_str() == name)
+    }
+
+    /// The role behind a name that other systems use, for a hint.
+    fn meant_by(name: &str) -> Option<Self> {
+        match name.to_ascii_lowercase().as_str() {
+            "human" | "customer" | "client" | "contact" => Some(Self::User),
+            "ai" | "bot" | "agent" | "model" => Some(Self::Assistant),
+            "developer" => Some(Self::System),
+            lower => Self::parse(lower),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Role {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = Role;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("one of `user`, `assistant`, `system`, `tool`, `function`")
+            }
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<Role, E> {
+                Role::parse(name).ok_or_else(|| match Role::meant_by(name) {
+                    Some(role) => E::custom(format_args!(
+                        "must be a role, but is {name:?}; did you mean `{}`?",
+                        role.as_str()
+                    )),
+                    None => E::invalid_value(Unexpected::Str(name), &self),
+                })
+            }
+        }
+        deserializer.deserialize_str(Name)
     }
 }
 

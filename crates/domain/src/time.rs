@@ -6,6 +6,8 @@
 use std::fmt;
 
 use chrono::{DateTime, NaiveDateTime, SecondsFormat, Utc};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A moment between 1970 and 2200, in whole microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,9 +60,9 @@ impl Timestamp {
                     .iter()
                     .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok())
                     .map(|naive| naive.and_utc())
-                    .ok_or_else(|| InvalidTimestamp::Format(text.to_owned()))
+                    .ok_or_else(|| InvalidTimestamp::Format(excerpt(text)))
             })?;
-        Self::try_from(moment).map_err(|_| InvalidTimestamp::Range(text.to_owned()))
+        Self::try_from(moment).map_err(|_| InvalidTimestamp::Range(excerpt(text)))
     }
 
     /// Microseconds since 1970.
@@ -68,6 +70,11 @@ impl Timestamp {
     pub fn micros(self) -> i64 {
         self.0
     }
+}
+
+/// What an error repeats of a text: no date is longer.
+fn excerpt(text: &str) -> String {
+    crate::decode::excerpt(text, 40).into_owned()
 }
 
 impl TryFrom<DateTime<Utc>> for Timestamp {
@@ -91,16 +98,25 @@ impl fmt::Display for Timestamp {
     }
 }
 
-impl serde::Serialize for Timestamp {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-impl<'de> serde::Deserialize<'de> for Timestamp {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        Self::parse(&text).map_err(serde::de::Error::custom)
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Timestamp;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an RFC 3339 string such as \"2026-01-31T09:30:00.250Z\"")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Timestamp, E> {
+                Timestamp::parse(text).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_str(Text)
     }
 }
 

@@ -83,6 +83,26 @@ impl ActionKind {
             .find(|kind| kind.as_str() == action_type)
     }
 
+    /// The action that a misspelt `action_type` may mean, for a hint: one that differs in case or
+    /// punctuation, or lacks the part before the dot.
+    pub(crate) fn meant_by(action_type: &str) -> Option<Self> {
+        let letters = |name: &str| -> String {
+            name.chars()
+                .filter(char::is_ascii_alphanumeric)
+                .collect::<String>()
+                .to_ascii_lowercase()
+        };
+        let meant = letters(action_type);
+        let is_meant = |name: &str| letters(name) == meant;
+        Self::ALL.into_iter().find(|kind| {
+            let name = kind.as_str();
+            is_meant(name)
+                || name
+                    .split_once('.')
+                    .is_some_and(|(_, short)| is_meant(short))
+        })
+    }
+
     /// Whether it only asks. Questions may expire, are never retried and never dead-lettered.
     #[must_use]
     pub const fn is_question(self) -> bool {

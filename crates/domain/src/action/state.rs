@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::Common;
 use crate::ids::{KeyPart, ProfileName};
 use crate::message::Json;
+use crate::wire::{Integer, JsonObject, PageSize};
 
 /// An action on bot state.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +46,7 @@ pub enum Operation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(
     untagged,
-    expecting = "a string or an object of strings, each 1 to 128 bytes without control characters"
+    expecting = "must be a string or an object of strings, each 1 to 128 bytes without control characters"
 )]
 pub enum StateKey {
     /// The only part.
@@ -53,6 +54,9 @@ pub enum StateKey {
     /// The parts by name.
     Parts(BTreeMap<String, KeyPart>),
 }
+
+/// The version of a state; 0 means that there is none.
+pub type Version = Integer<0, { i64::MAX }>;
 
 /// Read a state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -71,19 +75,16 @@ pub struct Save {
     /// Whose state.
     pub key: StateKey,
     /// The new state, an object.
-    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
-    pub value: Json,
+    pub value: JsonObject,
     /// Fields or namespaces to remove, for profiles whose `save` merges.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clear: Option<Vec<String>>,
     /// Write only if the stored version is this one; 0 means that there must be no state yet.
-    #[schemars(range(min = 0))]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub expected_version: Option<i64>,
+    pub expected_version: Option<Version>,
     /// How long to keep it, in seconds, instead of the profile's lifetime.
-    #[schemars(range(min = 1))]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ttl_seconds: Option<u32>,
+    pub ttl_seconds: Option<Integer<1, { u32::MAX as i64 }>>,
 }
 
 /// Change parts of a state, atomically. At least one of `patch`, `append` and `increment`.
@@ -94,9 +95,8 @@ pub struct Patch {
     /// Whose state.
     pub key: StateKey,
     /// A JSON Merge Patch (RFC 7396): `null` removes a field.
-    #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub patch: Option<Json>,
+    pub patch: Option<JsonObject>,
     /// Values to append to arrays, by path such as `context.modifications`.
     #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,9 +105,8 @@ pub struct Patch {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub increment: Option<BTreeMap<String, f64>>,
     /// Change only if the stored version is this one.
-    #[schemars(range(min = 0))]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub expected_version: Option<i64>,
+    pub expected_version: Option<Version>,
 }
 
 /// Move a state to another status, if its profile allows it.
@@ -124,9 +123,8 @@ pub struct Transition {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reset: Option<bool>,
     /// Move only if the stored version is this one.
-    #[schemars(range(min = 0))]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub expected_version: Option<i64>,
+    pub expected_version: Option<Version>,
 }
 
 /// Remove a state, or one namespace of it.
@@ -140,9 +138,8 @@ pub struct Clear {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
     /// Remove only if the stored version is this one.
-    #[schemars(range(min = 0))]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub expected_version: Option<i64>,
+    pub expected_version: Option<Version>,
 }
 
 /// List the states of a profile that have not expired.
@@ -161,9 +158,8 @@ pub struct ListActive {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order: Option<SortOrder>,
     /// At most so many entries; 100 by default.
-    #[schemars(range(min = 1, max = 1000))]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u32>,
+    pub limit: Option<PageSize>,
     /// Where the previous page ended, as that page said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,

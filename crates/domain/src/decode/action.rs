@@ -1,0 +1,229 @@
+//! Puts an action together from its fields: defaults, fallbacks and the rules that span fields.
+
+use super::fault::FieldError;
+use super::fields::Fields;
+use super::identity::{self, Evidence};
+use super::{DecodeContext, content, metadata};
+use crate::action::state::{Operation, Patch, StateAction};
+use crate::action::{
+    Action, ActionKind, Common, ConversationSource, Erase, Feedback, GetContext, GetHistory,
+    Identity, SaveMessage, SessionClosed, SessionOpened,
+};
+use crate::envelope::Envelope;
+use crate::ids::{ConversationKey, MessageId};
+use crate::message::{Content, Message};
+use crate::wire;
+
+/// Everything that an action is made from.
+pub(super) struct Received<'a> {
+    pub(super) kind: ActionKind,
+    pub(super) fields: Fields<'a>,
+    pub(super) body: &'a [u8],
+    pub(super) envelope: &'a Envelope,
+    pub(super) context: &'a DecodeContext<'a>,
+}
+
+/// Reads an action.
+pub(super) fn read(mut received: Received<'_>) -> Result<Action, FieldError> {
+    match received.kind {
+        ActionKind::SaveMessage => received.save_message(),
+        ActionKind::SessionOpened => {
+            let (common, wire::SessionOpened {}) = received.common_and()?;
+            Ok(Action::SessionOpened(SessionOpened { common }))
+        }
+        ActionKind::SessionClosed => {
+            let (
+                common,
+                wire::SessionClosed {
+                    reason,
+                    satisfaction,
+                },
+            ) = received.common_and()?;
+            let satisfaction = satisfaction.map(u8::from);
+            Ok(Action::SessionClosed(SessionClosed {
+                common,
+                reason,
+                satisfaction,
+            }))
+        }
+        ActionKind::GetContext => {
+            let (
+                common,
+                wire::GetContext {
+                    max_tokens,
+                    reserve_tokens,
+                },
+            ) = received.common_and()?;
+            Ok(Action::GetContext(GetContext {
+                common,
+                max_tokens: max_tokens.map(u32::from),
+                reserve_tokens: reserve_tokens.map_or(0, u32::from),
+            }))
+        }
+        ActionKind::GetHistory => {
+            let (common, wire::GetHistory { limit, before }) = received.common_and()?;
+            let limit = limit.map_or(wire::DEFAULT_PAGE_SIZE, u32::from);
+            Ok(Action::GetHistory(GetHistory {
+                common,
+                limit,
+                before,
+            }))
+        }
+        ActionKind::Feedback => {
+            let (common, wire::Feedback { satisfaction }) = received.common_and()?;
+            Ok(Action::Feedback(Feedback {
+                common,
+                satisfaction: satisfaction.into(),
+            }))
+        }
+        ActionKind::Erase => received.erase(),
+        ActionKind::StateLoad => received.state(Operation::Load),
+        ActionKind::StateSave => received.state(Operation::Save),
+        ActionKind::StatePatch => received.patch(),
+        ActionKind::StateTransition => received.state(Operation::Transition),
+        ActionKind::StateClear => received.state(Operation::Clear),
+        ActionKind::StateListActive => received.state(Operation::ListActive),
+        ActionKind::StateStats => received.state(Operation::Stats),
+    }
+}
+
+impl<'a> Received<'a> {
+    fn save_message(&mut self) -> Result<Action, FieldError> {
+        let sent: wire::Common = self.fields.read()?;
+        let payload: wire::SaveMessage<'a> = self.fields.read()?;
+        let content = match (payload.content, &payload.tool_calls) {
+            (Some(value), _) => content::read(&self.fields.path("content"), value)?,
+            (None, Some(_)) => Content::Text(String::new()),
+            (None, None) => {
+                let fault = "is missing or null; only beside `tool_calls` may it be";
+                return Err(self.fields.error("content", fault));
+            }
+        };
+        // No column of a message keeps these two, so its metadata does.
+        self.fields.forget(&["task_id", "origin_service"]);
+        let (mut common, identity) = self.common(sent, payload.message_id.as_ref())?;
+        let message = Message {
+            id: common.resolved_id.clone(),
+            role: payload.role,
+            content,
+            tool_calls: payload.tool_calls.map(wire::JsonArray::into_json),
+            tool_call_id: payload.tool_call_id,
+            tokens_estimate: payload.tokens_estimate.map(wire::Integer::get),
+            user_id: common.user_id.clone(),
+            agent_id: common.agent_id.clone(),
+            model_name: common.model_name.clone(),
+            processing_time_ms: payload.processing_time_ms.map(wire::Amount::get),
+            created_at: common.happened_at(),
+            received_at: common.received_at,
+            metadata: common.metadata.take(),
+        };
+        Ok(Action::SaveMessage(Box::new(SaveMessage {
+            common,
+            message,
+            identity,
+        })))
+    }
+
+    fn erase(&mut self) -> Result<Action, FieldError> {
+        let (common, wire::Erase {}) = self.common_and()?;
+        let user_id = common.user_id.clone();
+        // Whoever carries both along in every action may mean either; guessing would destroy.
+        if user_id.is_some() && common.conversation_is_explicit == ConversationSource::Explicit {
+            let fault = "stands beside `conversation_id`; send the one that is to be erased";
+            return Err(self.fields.error("user_id", fault));
+        }
+        Ok(Action::Erase(Erase { common, user_id }))
+    }
+
+    fn patch(&mut self) -> Result<Action, FieldError> {
+        let (common, patch): (Common, Patch) = self.common_and()?;
+        if patch.patch.is_none() && patch.append.is_none() && patch.increment.is_none() {
+            let fault = "is missing, and so are `append` and `increment`; at least one is needed";
+            return Err(self.fields.error("patch", fault));
+        }
+        Ok(Action::State(StateAction {
+            common,
+            operation: Operation::Patch(patch),
+        }))
+    }
+
+    fn state<T: serde::Deserialize<'a>>(
+        &mut self,
+        operation: fn(T) -> Operation,
+    ) -> Result<Action, FieldError> {
+        let (common, payload) = self.common_and()?;
+        Ok(Action::State(StateAction {
+            common,
+            operation: operation(payload),
+        }))
+    }
+
+    /// What every action carries, and the payload of this one.
+    fn common_and<T: serde::Deserialize<'a>>(&mut self) -> Result<(Common, T), FieldError> {
+        let sent: wire::Common = self.fields.read()?;
+        let payload = self.fields.read()?;
+        let (common, _) = self.common(sent, None)?;
+        Ok((common, payload))
+    }
+
+    /// Call it when everything that is known of the fields has been read: the rest is metadata.
+    fn common(
+        &self,
+        sent: wire::Common,
+        message_id: Option<&MessageId>,
+    ) -> Result<(Common, Identity), FieldError> {
+        let Self {
+            envelope, context, ..
+        } = *self;
+        let own_metadata = sent.metadata.map(wire::JsonObject::into_json);
+        let tenant_tier = sent
+            .tenant_tier
+            .or_else(|| metadata::string_entry(own_metadata.as_ref()?, "tenant_tier"));
+        let (mut key, conversation_is_explicit) = match sent.conversation_id {
+            Some(conversation) => (
+                ConversationKey {
+                    tenant: sent.tenant_id,
+                    conversation,
+                },
+                ConversationSource::Explicit,
+            ),
+            None => (
+                ConversationKey::of_session(sent.tenant_id, &sent.session_id),
+                ConversationSource::FromSession,
+            ),
+        };
+        if let Some(resolved) = &envelope.resolved {
+            key.conversation = resolved.conversation.clone();
+        }
+        let action_id = identity::action_id(sent.action_id, envelope)?;
+        let times = identity::times(sent.timestamp, envelope, context)?;
+        let evidence = Evidence {
+            message_id,
+            action_id: action_id.as_ref(),
+            timestamp: sent.timestamp,
+            key: &key,
+            body: self.body,
+        };
+        let (resolved_id, identity) = identity::identify(evidence, envelope, context);
+        let common = Common {
+            kind: self.kind,
+            key,
+            conversation_is_explicit,
+            session: sent.session_id,
+            action_id,
+            resolved_id,
+            sent_at: times.sent_at,
+            received_at: times.received_at,
+            user_id: sent.user_id,
+            agent_id: sent.agent_id,
+            model_name: sent.model_name,
+            tenant_tier,
+            task_id: sent.task_id,
+            origin_service: sent.origin_service,
+            correlation_id: envelope.correlation_id.clone().or(sent.correlation_id),
+            reply_to: envelope.reply_to.clone().or(sent.callback_queue_name),
+            metadata: metadata::extended(own_metadata, self.fields.unknown()),
+        };
+        Ok((common, identity))
+    }
+}

@@ -1,0 +1,128 @@
+//! What is wrong with a field, in words that its sender can act on.
+
+use std::fmt::{self, Display};
+
+use serde_json::value::RawValue;
+
+use crate::failure::{DeadLetterReason, Refusal};
+
+/// The longest piece of a value that an error repeats, in characters: enough to recognise it, too
+/// little to leak a conversation into a log.
+const EXCERPT_CHARS: usize = 60;
+
+/// A field that cannot be accepted, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FieldError {
+    field: Option<String>,
+    detail: String,
+}
+
+impl FieldError {
+    /// `fault` completes a sentence that begins with the field's name.
+    pub(super) fn new(field: &str, fault: &str) -> Self {
+        let field = excerpt(field, 2 * EXCERPT_CHARS).into_owned();
+        let detail = format!("`{field}` {fault}");
+        Self {
+            field: Some(field),
+            detail,
+        }
+    }
+
+    pub(super) fn missing(field: &str) -> Self {
+        Self::new(field, "is missing")
+    }
+
+    pub(super) fn repeated(field: &str) -> Self {
+        Self::new(field, "is there twice; send it once")
+    }
+
+    pub(super) fn wrong_type(field: &str, expected: &str, value: &RawValue) -> Self {
+        let fault = format!("must be {expected}, but is {}", describe(value));
+        Self::new(field, &fault)
+    }
+
+    /// What serde said about the value of a field.
+    pub(super) fn value(field: &str, value: &RawValue, error: &serde_json::Error) -> Self {
+        let said = error.to_string();
+        // serde_json appends where in the value it was; the value is a single field.
+        let said = said
+            .rsplit_once(" at line ")
+            .map_or(said.as_str(), |(message, _)| message);
+        let by_serde = [
+            "invalid type",
+            "invalid value",
+            "unknown variant",
+            "invalid length",
+        ];
+        match said.rsplit_once(", expected ") {
+            Some((start, expected)) if by_serde.iter().any(|known| start.starts_with(known)) => {
+                Self::wrong_type(field, plain_type(expected), value)
+            }
+            _ => Self::new(field, said),
+        }
+    }
+}
+
+impl From<FieldError> for Refusal {
+    fn from(error: FieldError) -> Self {
+        Self {
+            reason: DeadLetterReason::Schema,
+            field: error.field,
+            detail: error.detail,
+        }
+    }
+}
+
+impl Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)
+    }
+}
+
+impl std::error::Error for FieldError {}
+
+impl serde::de::Error for FieldError {
+    fn custom<T: Display>(message: T) -> Self {
+        Self {
+            field: None,
+            detail: message.to_string(),
+        }
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        Self::missing(field)
+    }
+}
+
+/// A value in a few words: its type and, where it is short, itself.
+pub(super) fn describe(value: &RawValue) -> String {
+    let text = value.get();
+    match text.as_bytes().first() {
+        Some(b'{') => "an object".to_owned(),
+        Some(b'[') => "an array".to_owned(),
+        Some(b'"') => format!("the string {}", excerpt(text, EXCERPT_CHARS)),
+        Some(b't' | b'f') => format!("the boolean {text}"),
+        Some(b'n') => "null".to_owned(),
+        _ => format!("the number {}", excerpt(text, EXCERPT_CHARS)),
+    }
+}
+
+/// At most so many characters of a text, with an ellipsis where something is cut.
+pub(crate) fn excerpt(text: &str, chars: usize) -> std::borrow::Cow<'_, str> {
+    match text.char_indices().nth(chars) {
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+        None => text.into(),
+    }
+}
+
+/// A Rust type in the words of JSON.
+fn plain_type(expected: &str) -> &str {
+    match expected {
+        "str" | "string" => "a string",
+        "f64" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "an array",
+        "a map" => "an object",
+        other => other,
+    }
+}

@@ -1,0 +1,119 @@
+//! By which id and at which time an action is known, from whatever its sender gave.
+//!
+//! The same delivery decides the same on every replica. What cannot be decided twice alike (a random id, a
+//! time of receipt) travels with a retry as [`Resolved`] and wins there.
+
+use uuid::Uuid;
+
+use super::DecodeContext;
+use super::fault::FieldError;
+use crate::action::Identity;
+use crate::envelope::{Envelope, Resolved};
+use crate::ids::{ActionId, ConversationKey, MessageId};
+use crate::time::Timestamp;
+
+/// The name space of ids that are derived from conversation, timestamp and body. Fixed for ever:
+/// another value would store a redelivered message twice.
+const MESSAGE_NAMESPACE: Uuid = Uuid::from_u128(0x2c9d_6a71_e05b_5f3c_b1d4_0f86_97a2_3e58);
+
+/// When an action happened and when it came.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    pub(super) sent_at: Option<Timestamp>,
+    pub(super) received_at: Timestamp,
+}
+
+/// The idempotency key: the body's, else the AMQP `message_id`.
+pub(super) fn action_id(
+    sent: Option<ActionId>,
+    envelope: &Envelope,
+) -> Result<Option<ActionId>, FieldError> {
+    match (sent, &envelope.message_id) {
+        (Some(id), _) => Ok(Some(id)),
+        (None, Some(id)) => ActionId::new(id)
+            .map(Some)
+            .map_err(|invalid| FieldError::new("AMQP message_id", &invalid.to_string())),
+        (None, None) => Ok(None),
+    }
+}
+
+/// The times of an action whose body says `sent`.
+pub(super) fn times(
+    sent: Option<Timestamp>,
+    envelope: &Envelope,
+    context: &DecodeContext<'_>,
+) -> Result<Times, FieldError> {
+    let sent_at = match (sent, envelope.timestamp) {
+        (None, Some(seconds)) => Some(Timestamp::from_seconds(seconds).map_err(|invalid| {
+            let fault = format!("{invalid}; it counts seconds");
+            FieldError::new("AMQP timestamp", &fault)
+        })?),
+        (sent, _) => sent,
+    };
+    Ok(match &envelope.resolved {
+        None => Times {
+            sent_at,
+            received_at: context.received_at,
+        },
+        // An earlier attempt that had no sent time took the time of receipt.
+        Some(Resolved {
+            timestamp,
+            received_at,
+            ..
+        }) => Times {
+            sent_at: (sent_at.is_some() || timestamp != received_at).then_some(*timestamp),
+            received_at: *received_at,
+        },
+    })
+}
+
+/// What an id is made from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Evidence<'a> {
+    /// The body's `message_id`, in a message.
+    pub(super) message_id: Option<&'a MessageId>,
+    pub(super) action_id: Option<&'a ActionId>,
+    /// The body's `timestamp`. The AMQP one has whole seconds: two honest "yes" would become one.
+    pub(super) timestamp: Option<Timestamp>,
+    pub(super) key: &'a ConversationKey,
+    pub(super) body: &'a [u8],
+}
+
+/// The id under which an action is known: given, derived or, for want of anything else, fresh.
+pub(super) fn identify(
+    evidence: Evidence<'_>,
+    envelope: &Envelope,
+    context: &DecodeContext<'_>,
+) -> (MessageId, Identity) {
+    let resolved = envelope
+        .resolved
+        .as_ref()
+        .map(|resolved| resolved.id.clone());
+    let given = evidence
+        .message_id
+        .cloned()
+        .or_else(|| evidence.action_id.map(|id| MessageId::from(id.clone())));
+    match (given, evidence.timestamp) {
+        (Some(given), _) => (resolved.unwrap_or(given), Identity::Sent),
+        (None, Some(timestamp)) => {
+            let id = resolved.unwrap_or_else(|| derived(evidence.key, timestamp, evidence.body));
+            (id, Identity::Derived)
+        }
+        (None, None) => (
+            resolved.unwrap_or_else(|| (context.fresh_id)().into()),
+            Identity::Random,
+        ),
+    }
+}
+
+/// UUIDv5 of conversation, timestamp and raw body.
+fn derived(key: &ConversationKey, timestamp: Timestamp, body: &[u8]) -> MessageId {
+    let ConversationKey {
+        tenant,
+        conversation,
+    } = key;
+    // Neither ids nor timestamps hold NUL, so the parts are unambiguous.
+    let mut name = format!("{tenant}\0{conversation}\0{}\0", timestamp.micros()).into_bytes();
+    name.extend_from_slice(body);
+    Uuid::new_v5(&MESSAGE_NAMESPACE, &name).into()
+}

@@ -1,0 +1,56 @@
+//! The `metadata` of an action: the sender's own, with the fields that the contract does not know.
+//!
+//! Nothing gets lost: a field whose name the metadata has already is kept as `extra.<name>` (with
+//! as many `extra.` as it takes), and the metadata's own entry stays as it is. Without such fields
+//! the metadata is the sender's text to the letter.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+
+use serde_json::Value;
+
+use super::fields::{Field, members};
+use crate::message::Json;
+
+/// Adds fields to the metadata.
+pub(super) fn extended<'f, 'a: 'f>(
+    own: Option<Json>,
+    extras: impl Iterator<Item = &'f Field<'a>>,
+) -> Option<Json> {
+    let mut extras = extras.peekable();
+    if extras.peek().is_none() {
+        return own;
+    }
+    let own_text = own.as_ref().map_or("{}", Json::as_str);
+    let mut taken: HashSet<Cow<'_, str>> = members(own_text)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+
+    // The own text without its closing brace, so that it stays to the letter.
+    let mut text = own_text.strip_suffix('}').unwrap_or("{").to_owned();
+    for field in extras {
+        let mut name = field.name.clone();
+        while taken.contains(&name) {
+            name = format!("extra.{name}").into();
+        }
+        if !taken.is_empty() {
+            text.push(',');
+        }
+        text.push_str(&Value::from(&*name).to_string());
+        text.push(':');
+        text.push_str(field.value.get());
+        taken.insert(name);
+    }
+    text.push('}');
+    // Put together from valid pieces; were it not, the sender's own metadata is what counts.
+    Json::parse(text).ok().or(own)
+}
+
+/// What the metadata says under a name, if that is a string.
+pub(super) fn string_entry(metadata: &Json, name: &str) -> Option<String> {
+    let members = members(metadata.as_str()).ok()?;
+    let (_, value) = members.into_iter().find(|(key, _)| key == name)?;
+    serde_json::from_str(value.get()).ok()
+}

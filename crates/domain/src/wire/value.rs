@@ -1,0 +1,173 @@
+//! Values with bounds: what they accept when read is what their schema says.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::message::Json;
+
+/// An integer from `MIN` to `MAX`, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Integer<const MIN: i64, const MAX: i64>(i64);
+
+/// A finite number that is not negative.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Amount(f64);
+
+/// A JSON object, kept to the letter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct JsonObject(Json);
+
+/// A JSON array, kept to the letter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct JsonArray(Json);
+
+impl<const MIN: i64, const MAX: i64> Integer<MIN, MAX> {
+    /// The number, if it lies within the bounds.
+    #[must_use]
+    pub fn new(number: i64) -> Option<Self> {
+        (MIN..=MAX).contains(&number).then_some(Self(number))
+    }
+
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl Amount {
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+macro_rules! saturating {
+    ($($to:ty),*) => {$(
+        impl<const MIN: i64, const MAX: i64> From<Integer<MIN, MAX>> for $to {
+            /// Bounds that do not fit the target are cut to it.
+            fn from(integer: Integer<MIN, MAX>) -> Self {
+                Self::try_from(integer.0.max(0)).unwrap_or(Self::MAX)
+            }
+        }
+    )*};
+}
+saturating!(u8, u32);
+
+impl<'de, const MIN: i64, const MAX: i64> Deserialize<'de> for Integer<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Whole<const MIN: i64, const MAX: i64>;
+        impl<const MIN: i64, const MAX: i64> Visitor<'_> for Whole<MIN, MAX> {
+            type Value = Integer<MIN, MAX>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                if MAX == i64::MAX {
+                    write!(f, "an integer from {MIN}")
+                } else {
+                    write!(f, "an integer from {MIN} to {MAX}")
+                }
+            }
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Self::Value, E> {
+                Integer::new(number)
+                    .ok_or_else(|| E::invalid_value(Unexpected::Signed(number), &self))
+            }
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
+                i64::try_from(number)
+                    .ok()
+                    .and_then(Integer::new)
+                    .ok_or_else(|| E::invalid_value(Unexpected::Unsigned(number), &self))
+            }
+        }
+        deserializer.deserialize_i64(Whole)
+    }
+}
+
+impl<'de> Deserialize<'de> for Amount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = f64::deserialize(deserializer)?;
+        if number.is_finite() && number >= 0.0 {
+            Ok(Self(number))
+        } else {
+            Err(de::Error::invalid_value(
+                Unexpected::Float(number),
+                &"a number from 0",
+            ))
+        }
+    }
+}
+
+/// Implements reading of JSON that starts with `$first`.
+macro_rules! kept {
+    ($name:ident, $first:literal, $expected:literal, $type:literal) => {
+        impl $name {
+            /// The text, as it was sent.
+            #[must_use]
+            pub fn json(&self) -> &Json {
+                &self.0
+            }
+
+            /// The text, as it was sent.
+            #[must_use]
+            pub fn into_json(self) -> Json {
+                self.0
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let json = Json::deserialize(deserializer)?;
+                if json.as_str().starts_with($first) {
+                    Ok(Self(json))
+                } else {
+                    Err(de::Error::invalid_type(Unexpected::Other("JSON"), &$expected))
+                }
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+            fn inline_schema() -> bool {
+                true
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": $type })
+            }
+        }
+    };
+}
+kept!(JsonObject, '{', "an object", "object");
+kept!(JsonArray, '[', "an array", "array");
+
+impl<const MIN: i64, const MAX: i64> JsonSchema for Integer<MIN, MAX> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("Integer_{MIN}_to_{MAX}").into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "minimum": MIN, "maximum": MAX })
+    }
+}
+
+impl JsonSchema for Amount {
+    fn schema_name() -> Cow<'static, str> {
+        "Amount".into()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "number", "minimum": 0 })
+    }
+}
