@@ -1,1 +1,138 @@
-//! To be filled.
+//! Redis: a copy of each conversation's newest messages, fast to read and safe to lose.
+//!
+//! The only crate that names redis. PostgreSQL holds the truth; a hot copy is filled from committed
+//! rows alone and believed only where a [`Mark`] of the current [`Numbers`] vouches for it. So
+//! eviction, expiry, a wiped server or a failover cost reads of PostgreSQL and never a message.
+//!
+//! - Savers [append](HotStore::append) without looking. If that fails, the conversations that the
+//!   [error](AppendError) names need a new generation before anything is acknowledged.
+//! - Readers [read](HotStore::read) a window and ask [`HotCopy::usable`]. On a [`Miss`] they read
+//!   PostgreSQL and may fill the copy: [`HotStore::begin_load`], then numbers and rows in one
+//!   snapshot, then [`HotStore::finish_load`].
+//! - One connection is one server process. Each is admitted before first use: whoever opened the
+//!   store compares its [`Reign`] with the one on record. See `connection.rs`.
+//!
+//! Everything about a conversation is one key, and no call needs two keys at once: with a second
+//! kind of connection in `connection.rs` the same calls run on Redis Cluster. Needs Redis 6.2
+//! (`ZRANGE … BYSCORE REV`).
+//!
+//! To store another kind of thing: its key in `keys.rs`, its format with a version byte and golden
+//! fixtures beside `encoding.rs`, its calls in a file of their own.
+
+mod append;
+mod connection;
+mod copy;
+mod encoding;
+mod error;
+mod keys;
+mod load;
+mod mark;
+mod read;
+mod reign;
+#[cfg(test)]
+mod samples;
+mod settings;
+
+use std::error::Error as StdError;
+
+use domain::ids::ConversationKey;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use connection::Health;
+pub use copy::{Extent, HotCopy, Miss, Window};
+pub use encoding::DecodeError;
+pub use error::{AppendError, Error};
+pub use load::{Intent, Loaded};
+pub use mark::{Floor, Mark, Numbers};
+pub use reign::Reign;
+pub use settings::{Address, InvalidAddress, Settings};
+
+use connection::Connections;
+
+/// The hot copies of all conversations. Clones share one connection.
+#[derive(Clone)]
+pub struct HotStore {
+    connections: Connections,
+}
+
+impl HotStore {
+    /// Describes the store; connects at the first call, so that a process can start while Redis is
+    /// away.
+    ///
+    /// `admit` compares the reign of a server with the one on record and, if they differ, records
+    /// this one together with a fresh epoch. It runs before a connection is first used and every
+    /// [`Settings::watch_every`] after that. Its error keeps a new connection from being used; an
+    /// admitted one may still be read, but not be written to once the last success is three
+    /// intervals old.
+    pub fn open<F, Fut, E>(settings: Settings, admit: F) -> Result<Self, InvalidAddress>
+    where
+        F: Fn(Reign) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<Box<dyn StdError + Send + Sync>>,
+    {
+        Ok(Self {
+            connections: Connections::new(settings, admit)?,
+        })
+    }
+
+    /// Keeps the connection alive and its reign compared, until told to stop. A process that uses
+    /// the store runs this once, supervised: it is also what finds Redis again after an outage.
+    pub async fn watch(self, shutdown: CancellationToken) {
+        shutdown.run_until_cancelled(self.connections.watch()).await;
+    }
+
+    /// Whether Redis was there when it was last asked.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        *self.connections.health().borrow()
+    }
+
+    /// Whether there is an admitted connection.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.health() == Health::Up
+    }
+
+    /// Whether the last use of Redis, or the last attempt to reach it, failed. A saver then gives
+    /// its conversations new generations within its own transaction and need not append.
+    #[must_use]
+    pub fn is_known_down(&self) -> bool {
+        self.health() == Health::Down
+    }
+
+    /// Follows [`HotStore::health`], for readiness and metrics.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Health> {
+        self.connections.health()
+    }
+
+    /// Asks Redis whether it serves.
+    pub async fn probe(&self) -> Result<(), Error> {
+        let connection = self.connections.get().await?;
+        let mut ping = redis::pipe();
+        ping.cmd("PING");
+        connection
+            .run(&ping)
+            .await?
+            .into_iter()
+            .try_for_each(|reply| connection.check(&reply))
+    }
+
+    /// Removes the copies of conversations, with their marks and intents.
+    pub async fn drop_copies(&self, keys: &[ConversationKey]) -> Result<(), Error> {
+        /// Keys to a write: some 100 KiB at most.
+        const KEYS: usize = 200;
+        let connection = self.connections.get().await?;
+        for keys in keys.chunks(KEYS) {
+            let mut pipeline = redis::pipe();
+            for key in keys {
+                pipeline.cmd("UNLINK").arg(keys::messages(key));
+            }
+            for reply in connection.run(&pipeline).await? {
+                connection.check(&reply)?;
+            }
+        }
+        Ok(())
+    }
+}

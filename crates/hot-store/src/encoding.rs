@@ -1,0 +1,338 @@
+//! How a message lies in Redis: id, NUL, format, JSON.
+//!
+//! Members of equal score sort by their bytes. The id stands first and NUL, the lowest byte, ends
+//! it, so the order of members is the order of ids even where one id begins with another.
+//!
+//! The bytes are a pure function of the committed row: appending a row twice, from any process, is
+//! one member. Formats that were ever written decode for ever (`fixtures/`); a new format gets a new
+//! byte.
+
+use std::borrow::Cow;
+
+use domain::ids::{AgentId, InvalidId, MessageId, UserId};
+use domain::message::{Content, Json, Message, Role};
+use domain::time::{InvalidTimestamp, Timestamp};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+
+/// The format that this code writes: JSON of [`Stored`].
+const FORMAT: u8 = 1;
+
+/// Why a member is no message. The copy that holds it is not used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// There is no NUL after the id, or nothing after the NUL.
+    #[error("a member of the hot copy is cut off")]
+    CutOff,
+    /// The id is not one.
+    #[error("a member of the hot copy has an id that {0}")]
+    Id(#[from] InvalidId),
+    /// The id is not UTF-8.
+    #[error("a member of the hot copy has an id that is not UTF-8")]
+    IdNotText,
+    /// The score is no time.
+    #[error("a member of the hot copy has a score that is no time: {0}")]
+    Score(String),
+    /// A stored time is none.
+    #[error("a member of the hot copy has a bad time: {0}")]
+    Time(#[from] InvalidTimestamp),
+    /// A later version of this code wrote it.
+    #[error("a member of the hot copy has the unknown format {0}")]
+    Format(u8),
+    /// The JSON is not what the format says. The text itself is not shown: it may hold words.
+    #[error("a member of the hot copy has bad JSON at column {column}")]
+    Json {
+        /// Where the reader gave up.
+        column: usize,
+    },
+    /// The key does not hold a sorted set of members with scores.
+    #[error("the hot copy is not a sorted set")]
+    NotASortedSet,
+    /// Two members have one id and differ.
+    #[error("the hot copy holds two different messages with one id")]
+    TwoOfOneId,
+}
+
+/// Format 1, with short names, since they are stored with every message. A field more would be
+/// another format: a reader that ignored it would hand out less than was saved.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored<'a> {
+    #[serde(rename = "r")]
+    role: Role,
+    /// The text; beside parts, the text of the parts.
+    #[serde(rename = "c")]
+    text: Cow<'a, str>,
+    #[serde(rename = "p", skip_serializing_if = "Option::is_none", default)]
+    #[serde(deserialize_with = "present")]
+    parts: Option<Cow<'a, Json>>,
+    #[serde(rename = "tc", skip_serializing_if = "Option::is_none", default)]
+    #[serde(deserialize_with = "present")]
+    tool_calls: Option<Cow<'a, Json>>,
+    #[serde(rename = "ti", skip_serializing_if = "Option::is_none", default)]
+    tool_call_id: Option<Cow<'a, str>>,
+    #[serde(rename = "te", skip_serializing_if = "Option::is_none", default)]
+    tokens_estimate: Option<i64>,
+    #[serde(rename = "u", skip_serializing_if = "Option::is_none", default)]
+    user_id: Option<Cow<'a, str>>,
+    #[serde(rename = "a", skip_serializing_if = "Option::is_none", default)]
+    agent_id: Option<Cow<'a, str>>,
+    #[serde(rename = "m", skip_serializing_if = "Option::is_none", default)]
+    model_name: Option<Cow<'a, str>>,
+    #[serde(rename = "pt", skip_serializing_if = "Option::is_none", default)]
+    #[serde(deserialize_with = "exact")]
+    processing_time_ms: Option<f64>,
+    /// Microseconds since 1970.
+    #[serde(rename = "ra")]
+    received_at: i64,
+    #[serde(rename = "md", skip_serializing_if = "Option::is_none", default)]
+    #[serde(deserialize_with = "present")]
+    metadata: Option<Cow<'a, Json>>,
+}
+
+/// Appends the member of a message to a buffer. A processing time that is not finite, which no JSON
+/// can have brought, is left out.
+pub(crate) fn encode(message: &Message, member: &mut Vec<u8>) {
+    // Taken apart by name, so that a new field of a message cannot be forgotten here.
+    let Message {
+        id,
+        role,
+        content,
+        tool_calls,
+        tool_call_id,
+        tokens_estimate,
+        user_id,
+        agent_id,
+        model_name,
+        processing_time_ms,
+        created_at: _, // the score
+        received_at,
+        metadata,
+    } = message;
+    let stored = Stored {
+        role: *role,
+        text: content.text().into(),
+        parts: content.parts().map(Cow::Borrowed),
+        tool_calls: tool_calls.as_ref().map(Cow::Borrowed),
+        tool_call_id: tool_call_id.as_deref().map(Cow::Borrowed),
+        tokens_estimate: *tokens_estimate,
+        user_id: user_id.as_ref().map(|id| id.as_str().into()),
+        agent_id: agent_id.as_ref().map(|id| id.as_str().into()),
+        model_name: model_name.as_deref().map(Cow::Borrowed),
+        processing_time_ms: processing_time_ms.filter(|time| time.is_finite()),
+        received_at: received_at.micros(),
+        metadata: metadata.as_ref().map(Cow::Borrowed),
+    };
+    member.extend_from_slice(id.as_str().as_bytes());
+    member.extend_from_slice(&[0, FORMAT]);
+    #[expect(
+        clippy::expect_used,
+        reason = "a Vec takes every write and every field is JSON"
+    )]
+    serde_json::to_writer(member, &stored).expect("a stored message is JSON");
+}
+
+/// The message in a member, with its score as its time.
+pub(crate) fn decode(member: &[u8], score: f64) -> Result<Message, DecodeError> {
+    let end = member
+        .iter()
+        .position(|&byte| byte == 0)
+        .ok_or(DecodeError::CutOff)?;
+    let (id, rest) = member.split_at(end);
+    let id = std::str::from_utf8(id).map_err(|_| DecodeError::IdNotText)?;
+    let id = MessageId::new(id)?;
+    let created_at = time_of(score)?;
+    match rest {
+        [0, FORMAT, json @ ..] => decode_json(id, created_at, json),
+        [0, format, ..] => Err(DecodeError::Format(*format)),
+        _ => Err(DecodeError::CutOff),
+    }
+}
+
+fn decode_json(id: MessageId, created_at: Timestamp, json: &[u8]) -> Result<Message, DecodeError> {
+    let stored: Stored<'_> = serde_json::from_slice(json).map_err(|error| DecodeError::Json {
+        column: error.column(),
+    })?;
+    let text = stored.text.into_owned();
+    Ok(Message {
+        id,
+        role: stored.role,
+        content: match stored.parts {
+            Some(json) => Content::Parts {
+                json: json.into_owned(),
+                text,
+            },
+            None => Content::Text(text),
+        },
+        tool_calls: stored.tool_calls.map(Cow::into_owned),
+        tool_call_id: stored.tool_call_id.map(Cow::into_owned),
+        tokens_estimate: stored.tokens_estimate,
+        user_id: stored.user_id.map(UserId::new).transpose()?,
+        agent_id: stored.agent_id.map(AgentId::new).transpose()?,
+        model_name: stored.model_name.map(Cow::into_owned),
+        processing_time_ms: stored.processing_time_ms,
+        created_at,
+        received_at: Timestamp::from_micros(stored.received_at)?,
+        metadata: stored.metadata.map(Cow::into_owned),
+    })
+}
+
+/// The time in a score. Every valid time is a whole number that a double holds exactly.
+fn time_of(score: f64) -> Result<Timestamp, DecodeError> {
+    let bad = || DecodeError::Score(score.to_string());
+    if score.fract() != 0.0 {
+        return Err(bad());
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "saturates; the range is checked next"
+    )]
+    Timestamp::from_micros(score as i64).map_err(|_| bad())
+}
+
+/// A field that is there has a value, be it `null`: `Option` alone would read `null` as absent.
+fn present<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Cow<'static, Json>>, D::Error> {
+    Json::deserialize(deserializer).map(|json| Some(Cow::Owned(json)))
+}
+
+/// A double to its last bit: serde_json's own reading may be off by one unit in the last place.
+fn exact<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    let text = <&RawValue>::deserialize(deserializer)?;
+    text.get().parse().map(Some).map_err(D::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::samples::{any_message, full_message, message};
+
+    fn encoded(message: &Message) -> Vec<u8> {
+        let mut member = Vec::new();
+        encode(message, &mut member);
+        member
+    }
+
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "every valid time is an exact double"
+    )]
+    fn score(message: &Message) -> f64 {
+        message.created_at.micros() as f64
+    }
+
+    #[test]
+    fn the_stored_members_decode_for_ever() {
+        for (stored, expected) in [
+            (
+                &include_bytes!("../fixtures/message-v1-plain.bin")[..],
+                message("m-1", 1_700_000_000_000_001),
+            ),
+            (
+                &include_bytes!("../fixtures/message-v1-full.bin")[..],
+                full_message(),
+            ),
+        ] {
+            assert_eq!(decode(stored, score(&expected)), Ok(expected.clone()));
+            assert_eq!(
+                String::from_utf8_lossy(&encoded(&expected)),
+                String::from_utf8_lossy(stored)
+            );
+        }
+    }
+
+    #[test]
+    fn json_keeps_the_letter_and_null_stays_null() {
+        let mut original = message("m", 5);
+        original.metadata = Some(Json::parse("null".to_owned()).unwrap());
+        original.tool_calls =
+            Some(Json::parse("[ 1.0 ,\n {\"b\":1,\"a\":1e2} ]".to_owned()).unwrap());
+        assert_eq!(decode(&encoded(&original), 5.0), Ok(original));
+    }
+
+    #[test]
+    fn a_damaged_member_is_a_typed_error() {
+        let good = encoded(&message("m", 5));
+        for (member, error) in [
+            (&b""[..], DecodeError::CutOff),
+            (b"m", DecodeError::CutOff),
+            (b"m\0", DecodeError::CutOff),
+            (b"\0\x01{}", DecodeError::Id(InvalidId::Empty)),
+            (b"\xff\0\x01{}", DecodeError::IdNotText),
+            (b"m\0\x02{}", DecodeError::Format(2)),
+            (b"m\0\x01{}", DecodeError::Json { column: 2 }),
+            (
+                &good[..good.len() - 1],
+                DecodeError::Json {
+                    column: good.len() - 4,
+                },
+            ),
+        ] {
+            assert_eq!(decode(member, 5.0), Err(error), "{member:?}");
+        }
+        for score in [f64::NEG_INFINITY, f64::NAN, -1.0, 0.5, 1e300] {
+            assert!(
+                matches!(decode(&good, score), Err(DecodeError::Score(_))),
+                "{score}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused_rather_than_lost() {
+        let member = b"m\0\x01{\"r\":\"user\",\"c\":\"\",\"ra\":1,\"new\":1}";
+        assert!(matches!(decode(member, 5.0), Err(DecodeError::Json { .. })));
+    }
+
+    #[test]
+    fn members_sort_as_their_ids_do() {
+        let mut ids = [
+            "a",
+            "ab",
+            "a b",
+            "a!",
+            "A",
+            "é",
+            "z",
+            "aé",
+            "a\u{10ffff}",
+            "😀",
+        ];
+        ids.sort_unstable();
+        let members = ids.map(|id| encoded(&message(id, 1)));
+        assert!(members.is_sorted(), "{members:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_message_comes_back_and_encodes_to_the_same_bytes(original in any_message()) {
+            let member = encoded(&original);
+            let back = decode(&member, score(&original)).unwrap();
+            prop_assert_eq!(&back, &original);
+            prop_assert_eq!(encoded(&back), member);
+        }
+
+        #[test]
+        fn the_order_of_members_is_the_order_of_ids(
+            one in "[^\\p{Cc}]{1,8}", other in "[^\\p{Cc}]{1,8}",
+        ) {
+            let (a, b) = (message(&one, 1), message(&other, 1));
+            prop_assert_eq!(
+                encoded(&a).cmp(&encoded(&b)),
+                if a.id == b.id { std::cmp::Ordering::Equal } else { a.id.cmp(&b.id) }
+            );
+        }
+
+        #[test]
+        fn no_bytes_make_decoding_panic(member: Vec<u8>, json: String, score: f64) {
+            let noise = decode(&member, score);
+            prop_assert!(noise.is_err() || noise.is_ok());
+            let almost = [b"m\0\x01", json.as_bytes()].concat();
+            prop_assert!(decode(&almost, 1.0).is_err() || json.contains("\"r\""));
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! What can go wrong with Redis, each with its failure class.
+//!
+//! Redis accelerates; it holds no truth. So nearly every fault is [`FailureClass::Unavailable`]: the
+//! caller goes on with PostgreSQL. No error repeats a URL, an argument or a message's words.
+
+use std::fmt;
+use std::sync::Arc;
+
+use domain::failure::{FailureClass, Store, Unavailable};
+use domain::ids::ConversationKey;
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+
+/// Why a call to Redis failed. Cheap to clone: while Redis is down many calls share one cause.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// No connection could be made, or its server is not ours to use; the next attempt is due soon.
+    #[error("no connection to Redis: {0}")]
+    NotConnected(Arc<str>),
+    /// The server is no master, so it would refuse writes or forget them.
+    #[error("the Redis server is a {0}, not a master")]
+    NotMaster(String),
+    /// The connection broke or the reply did not come in time: whether the command ran is unknown.
+    #[error("the connection to Redis broke: {0}")]
+    Broken(Arc<str>),
+    /// The server is there and serves nobody now: loading, failing over, not letting us in.
+    #[error("Redis does not serve: {0}")]
+    NotServing(Arc<str>),
+    /// The server serves, but not this command now: out of memory, cannot write its disk, busy.
+    #[error("Redis refuses for now: {0}")]
+    Refusing(Arc<str>),
+    /// The reign could not be compared with the one on record.
+    #[error("Redis could not be admitted: {0}")]
+    NotAdmitted(Arc<str>),
+    /// The server answered with an error that nobody foresaw.
+    #[error("Redis refused a command: {0}")]
+    Command(Arc<str>),
+}
+
+/// An append that did not wholly succeed. Whoever gets this gives the conversations a new
+/// `hot_generation` before acknowledging anything.
+#[derive(Debug, Clone)]
+pub struct AppendError {
+    /// The conversations whose rows are missing or may be missing from their copies.
+    pub conversations: Vec<ConversationKey>,
+    /// What happened first.
+    pub cause: Error,
+}
+
+impl Error {
+    /// How it is to be treated.
+    #[must_use]
+    pub fn class(&self) -> FailureClass {
+        match self {
+            Self::NotConnected(_)
+            | Self::NotMaster(_)
+            | Self::Broken(_)
+            | Self::NotServing(_)
+            | Self::Refusing(_)
+            | Self::NotAdmitted(_) => FailureClass::Unavailable,
+            Self::Command(_) => FailureClass::Retryable,
+        }
+    }
+
+    /// Whether the connection must not be used again.
+    pub(crate) fn ends_the_connection(&self) -> bool {
+        match self {
+            Self::Broken(_) | Self::NotConnected(_) | Self::NotMaster(_) | Self::NotServing(_) => {
+                true
+            }
+            Self::Refusing(_) | Self::NotAdmitted(_) | Self::Command(_) => false,
+        }
+    }
+}
+
+impl From<Error> for Unavailable {
+    fn from(error: Error) -> Self {
+        Self {
+            store: Store::Redis,
+            source: Box::new(error),
+        }
+    }
+}
+
+impl From<RedisError> for Error {
+    fn from(error: RedisError) -> Self {
+        let text: Arc<str> = describe(&error).into();
+        match error.kind() {
+            // A demoted master must not be used again: its reign is over.
+            ErrorKind::Server(ServerErrorKind::ReadOnly) => Self::NotMaster("replica".to_owned()),
+            ErrorKind::Server(
+                ServerErrorKind::BusyLoading
+                | ServerErrorKind::ClusterDown
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::Moved
+                | ServerErrorKind::Ask
+                | ServerErrorKind::NoPerm,
+            )
+            | ErrorKind::AuthenticationFailed => Self::NotServing(text),
+            ErrorKind::Server(ServerErrorKind::TryAgain) => Self::Refusing(text),
+            _ => match error.code() {
+                Some("NOAUTH" | "WRONGPASS") => Self::NotServing(text),
+                Some("OOM" | "MISCONF" | "NOREPLICAS" | "BUSY") => Self::Refusing(text),
+                _ if error.is_io_error() || error.is_unrecoverable_error() => Self::Broken(text),
+                _ => Self::Command(text),
+            },
+        }
+    }
+}
+
+/// The error's text without what Redis repeats of our arguments ("…, with args beginning with: …"),
+/// which could be somebody's words.
+fn describe(error: &RedisError) -> String {
+    let mut text = error.to_string();
+    if let Some(at) = text.find(", with args") {
+        text.truncate(at);
+    }
+    text
+}
+
+impl fmt::Display for AppendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} conversations may lack rows in their hot copies",
+            self.conversations.len()
+        )
+    }
+}
+
+impl std::error::Error for AppendError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.cause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(line: &str) -> Error {
+        let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
+        value.extract_error().unwrap_err().into()
+    }
+
+    #[test]
+    fn a_server_that_cannot_serve_is_unavailable() {
+        for line in [
+            "LOADING Redis is loading the dataset in memory",
+            "READONLY You can't write against a read only replica.",
+            "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+            "CLUSTERDOWN The cluster is down",
+            "TRYAGAIN Multiple keys request during rehashing of slot",
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "MISCONF Redis is configured to save RDB snapshots",
+            "NOREPLICAS Not enough good replicas to write.",
+            "BUSY Redis is busy running a script.",
+            "NOAUTH Authentication required.",
+            "NOPERM this user has no permissions",
+        ] {
+            assert_eq!(reply(line).class(), FailureClass::Unavailable, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_demoted_master_ends_the_connection_but_full_memory_does_not() {
+        assert!(reply("READONLY You can't write").ends_the_connection());
+        assert!(reply("LOADING Redis is loading").ends_the_connection());
+        assert!(!reply("OOM command not allowed").ends_the_connection());
+    }
+
+    #[test]
+    fn an_unforeseen_reply_is_retryable() {
+        let error = reply("WRONGTYPE Operation against a key holding the wrong kind of value");
+        assert_eq!(error.class(), FailureClass::Retryable);
+    }
+
+    #[test]
+    fn an_error_never_repeats_arguments() {
+        let error = reply("ERR unknown command `ZADD`, with args beginning with: `k`, `my words`");
+        assert!(!error.to_string().contains("my words"), "{error}");
+        assert!(error.to_string().contains("unknown command"), "{error}");
+    }
+
+    #[test]
+    fn a_broken_connection_or_a_time_out_is_unavailable() {
+        for kind in [std::io::ErrorKind::BrokenPipe, std::io::ErrorKind::TimedOut] {
+            let error = Error::from(RedisError::from(std::io::Error::from(kind)));
+            assert_eq!(error.class(), FailureClass::Unavailable, "{kind}");
+            assert!(error.ends_the_connection(), "{kind}");
+        }
+    }
+}

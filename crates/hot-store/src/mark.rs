@@ -1,0 +1,186 @@
+//! What lies at score −∞ in a hot copy: marks and intents.
+//!
+//! A mark says "complete from this position on, as loaded under these two numbers". An intent says
+//! "a load is under way". Being members, they go when the key goes, so no mark can outlive its rows.
+//! They begin with a control character, which no id holds, so they never equal a message.
+
+use domain::ids::MessageId;
+use domain::message::Position;
+use domain::time::Timestamp;
+use uuid::Uuid;
+
+/// First byte of a mark; the second is its format.
+const MARK: u8 = 1;
+/// First byte of an intent; a nonce of 16 bytes follows.
+const INTENT: u8 = 2;
+/// The format of marks that this code writes.
+const FORMAT: u8 = 1;
+
+/// The two random numbers under which a copy was loaded. PostgreSQL changes one of them whenever a
+/// copy may have missed a row; a copy is as good as its numbers are current.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Numbers {
+    /// `hot_epoch`: one for all conversations.
+    pub epoch: i64,
+    /// `hot_generation`: one for each conversation.
+    pub generation: i64,
+}
+
+/// From where on a copy is complete. Sorts by how far back that is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Floor {
+    /// The whole conversation is there.
+    Beginning,
+    /// Everything at this position and after it is there.
+    At(Position),
+}
+
+/// A statement about a copy, made by the load that filled it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Mark {
+    /// The numbers as they were when the rows were read.
+    pub numbers: Numbers,
+    /// From where on the copy is complete.
+    pub floor: Floor,
+}
+
+impl Floor {
+    /// Whether a position lies at or above the floor.
+    #[must_use]
+    pub fn covers(&self, position: &Position) -> bool {
+        match self {
+            Self::Beginning => true,
+            Self::At(floor) => position >= floor,
+        }
+    }
+}
+
+impl Mark {
+    /// The member: tag, format, epoch, generation (big endian), then nothing or the floor's
+    /// microseconds and id.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut member = vec![MARK, FORMAT];
+        member.extend_from_slice(&self.numbers.epoch.to_be_bytes());
+        member.extend_from_slice(&self.numbers.generation.to_be_bytes());
+        if let Floor::At(position) = &self.floor {
+            member.extend_from_slice(&position.created_at.micros().to_be_bytes());
+            member.extend_from_slice(position.id.as_str().as_bytes());
+        }
+        member
+    }
+
+    /// The mark in a member, or `None` for whatever this code does not know: an intent, a mark of a
+    /// later format, rubbish. What is not understood vouches for nothing, which is always safe.
+    pub(crate) fn decode(member: &[u8]) -> Option<Self> {
+        let rest = member.strip_prefix(&[MARK, FORMAT])?;
+        let (epoch, rest) = rest.split_first_chunk::<8>()?;
+        let (generation, rest) = rest.split_first_chunk::<8>()?;
+        let numbers = Numbers {
+            epoch: i64::from_be_bytes(*epoch),
+            generation: i64::from_be_bytes(*generation),
+        };
+        if rest.is_empty() {
+            return Some(Self {
+                numbers,
+                floor: Floor::Beginning,
+            });
+        }
+        let (micros, id) = rest.split_first_chunk::<8>()?;
+        let created_at = Timestamp::from_micros(i64::from_be_bytes(*micros)).ok()?;
+        let id = MessageId::new(std::str::from_utf8(id).ok()?).ok()?;
+        Some(Self {
+            numbers,
+            floor: Floor::At(Position { created_at, id }),
+        })
+    }
+}
+
+/// The member that a load leaves while it reads PostgreSQL.
+pub(crate) fn encode_intent(nonce: Uuid) -> Vec<u8> {
+    let mut member = vec![INTENT];
+    member.extend_from_slice(nonce.as_bytes());
+    member
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(micros: i64, id: &str) -> Floor {
+        Floor::At(Position {
+            created_at: Timestamp::from_micros(micros).unwrap(),
+            id: MessageId::new(id).unwrap(),
+        })
+    }
+
+    #[test]
+    fn the_stored_marks_decode_for_ever() {
+        let numbers = Numbers {
+            epoch: 0x0102_0304_0506_0708,
+            generation: -2,
+        };
+        for (bytes, floor) in [
+            (
+                &include_bytes!("../fixtures/mark-v1-beginning.bin")[..],
+                Floor::Beginning,
+            ),
+            (
+                &include_bytes!("../fixtures/mark-v1-floor.bin")[..],
+                at(1_700_000_000_123_456, "größe/1"),
+            ),
+        ] {
+            let mark = Mark { numbers, floor };
+            assert_eq!(Mark::decode(bytes), Some(mark.clone()));
+            assert_eq!(mark.encode(), bytes);
+        }
+    }
+
+    #[test]
+    fn the_stored_intent_keeps_its_form() {
+        let nonce = Uuid::from_u128(0x0011_2233_4455_4677_8899_aabb_ccdd_eeff);
+        let stored = include_bytes!("../fixtures/intent-v1.bin");
+        assert_eq!(encode_intent(nonce), stored);
+        assert_eq!(Mark::decode(stored), None, "an intent vouches for nothing");
+    }
+
+    #[test]
+    fn a_mark_of_an_unknown_format_vouches_for_nothing() {
+        let mut member = Mark {
+            numbers: Numbers {
+                epoch: 1,
+                generation: 2,
+            },
+            floor: Floor::Beginning,
+        }
+        .encode();
+        member[1] = 2;
+        assert_eq!(Mark::decode(&member), None);
+    }
+
+    #[test]
+    fn the_beginning_lies_below_every_position() {
+        assert!(Floor::Beginning < at(0, " "));
+        assert!(at(1, "a") < at(1, "b"));
+        assert!(at(1, "b") < at(2, "a"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_mark_comes_back(
+            epoch: i64, generation: i64,
+            floor in proptest::option::of((0..7_258_118_400_000_000i64, "[^\\p{Cc}]{1,32}")),
+        ) {
+            let floor = floor.map_or(Floor::Beginning, |(micros, id)| at(micros, &id));
+            let mark = Mark { numbers: Numbers { epoch, generation }, floor };
+            prop_assert_eq!(Mark::decode(&mark.encode()), Some(mark));
+        }
+
+        #[test]
+        fn no_bytes_make_decoding_panic(member: Vec<u8>) {
+            let decoded = Mark::decode(&member);
+            prop_assert_eq!(decoded.map(|mark| mark.encode()).unwrap_or(member.clone()), member);
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Reading the newest window of a hot copy: marks and members in one atomic look.
+//!
+//! What is read is bounded by the window, not by the conversation. A window before a position needs
+//! the members that share that position's time, which Redis cannot cut by id; they are few, or the
+//! copy is passed over.
+
+use domain::ids::ConversationKey;
+use domain::message::Message;
+use redis::Value;
+
+use crate::copy::{Extent, HotCopy, Window, in_order};
+use crate::encoding::{DecodeError, decode};
+use crate::error::Error;
+use crate::mark::Mark;
+use crate::{HotStore, keys};
+
+/// How many messages may share the time of a window's end. With times in microseconds more than a
+/// handful is a sender without a clock; this bounds what such a one can make a reader fetch.
+const SAME_TIME: usize = 256;
+
+impl HotStore {
+    /// Reads the marks of a copy and the messages of a window. A copy that does not exist has
+    /// neither. Ask [`HotCopy::usable`] before believing anything.
+    pub async fn read(&self, key: &ConversationKey, window: &Window) -> Result<HotCopy, Error> {
+        let connection = self.connections.get().await?;
+        let key = keys::messages(key);
+        let mut look = redis::pipe();
+        look.atomic();
+        look.cmd("ZRANGE")
+            .arg(&key)
+            .arg("-inf")
+            .arg("-inf")
+            .arg("BYSCORE");
+        let newest_first = look.cmd("ZRANGE").arg(&key);
+        match &window.before {
+            None => newest_first.arg("+inf"),
+            Some(before) => newest_first.arg(format!("({}", before.created_at.micros())),
+        };
+        // `(-inf` leaves out the marks and intents, which have no time.
+        newest_first.arg("(-inf").arg("BYSCORE").arg("REV");
+        newest_first
+            .arg("LIMIT")
+            .arg(0)
+            .arg(window.newest)
+            .arg("WITHSCORES");
+        if let Some(before) = &window.before {
+            let time = before.created_at.micros();
+            look.cmd("ZRANGE")
+                .arg(&key)
+                .arg(time)
+                .arg(time)
+                .arg("BYSCORE");
+            look.arg("LIMIT").arg(0).arg(SAME_TIME).arg("WITHSCORES");
+        }
+        let replies = connection.run(&look).await?;
+        let Some(Value::Array(replies)) = replies.into_iter().next() else {
+            return Err(Error::Command("it did not run a transaction".into()));
+        };
+        for reply in &replies {
+            if matches!(reply, Value::ServerError(error) if error.code() == "WRONGTYPE") {
+                return Ok(damaged(DecodeError::NotASortedSet));
+            }
+            connection.check(reply)?;
+        }
+        let mut replies = replies.into_iter();
+        let (marks, older) = (replies.next(), replies.next());
+        Ok(interpret(window, marks, older, replies.next()).unwrap_or_else(damaged))
+    }
+}
+
+/// What the replies say about the copy. `same_time` are the members at the time of the window's end.
+fn interpret(
+    window: &Window,
+    marks: Option<Value>,
+    older: Option<Value>,
+    same_time: Option<Value>,
+) -> Result<HotCopy, DecodeError> {
+    let marks = members(marks)?
+        .iter()
+        .filter_map(|member| Mark::decode(member))
+        .collect();
+    let mut messages = messages_of(older)?;
+    let mut extent = if messages.len() < window.newest {
+        Extent::Exhausted
+    } else {
+        Extent::CutShort
+    };
+    if let Some(before) = &window.before {
+        let same_time = messages_of(same_time)?;
+        if same_time.len() == SAME_TIME {
+            // There may be more of them, and of those that were not read some may belong here.
+            return Ok(HotCopy {
+                marks,
+                messages: vec![],
+                extent: Extent::CutShort,
+                damage: None,
+            });
+        }
+        messages.extend(
+            same_time
+                .into_iter()
+                .filter(|message| message.id < before.id),
+        );
+    }
+    let mut messages = in_order(messages)?;
+    if messages.len() >= window.newest {
+        messages.drain(..messages.len() - window.newest);
+        extent = Extent::Full;
+    }
+    Ok(HotCopy {
+        marks,
+        messages,
+        extent,
+        damage: None,
+    })
+}
+
+/// The messages of a reply with scores: member, score, member, score.
+fn messages_of(reply: Option<Value>) -> Result<Vec<Message>, DecodeError> {
+    let mut values = members(reply)?.into_iter();
+    let mut messages = Vec::with_capacity(values.len() / 2);
+    while let (Some(member), Some(score)) = (values.next(), values.next()) {
+        let score = std::str::from_utf8(&score)
+            .ok()
+            .and_then(|text| text.parse().ok());
+        messages.push(decode(&member, score.ok_or(DecodeError::NotASortedSet)?)?);
+    }
+    Ok(messages)
+}
+
+fn members(reply: Option<Value>) -> Result<Vec<Vec<u8>>, DecodeError> {
+    let Some(Value::Array(values)) = reply else {
+        return Err(DecodeError::NotASortedSet);
+    };
+    values
+        .into_iter()
+        .map(|value| match value {
+            Value::BulkString(bytes) => Ok(bytes),
+            _ => Err(DecodeError::NotASortedSet),
+        })
+        .collect()
+}
+
+fn damaged(damage: DecodeError) -> HotCopy {
+    HotCopy {
+        marks: vec![],
+        messages: vec![],
+        extent: Extent::CutShort,
+        damage: Some(damage),
+    }
+}
