@@ -11,10 +11,14 @@
 //! 4. A test of whole processes starts them from a [`fleet::Fleet`].
 //! 5. Wait with [`wait::eventually`]; never with a plain sleep.
 
+pub mod environment;
 pub mod guard;
 pub mod management;
 pub mod place;
 pub mod ports;
 pub mod process;
+pub mod proxy;
 pub mod servers;
 pub mod wait;
+
+pub use environment::TestEnv;

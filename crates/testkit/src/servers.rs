@@ -7,11 +7,14 @@
 //! RabbitMQ decides how long a start takes (some 6 s on two cores); Redis needs 30 ms, PostgreSQL 1 s.
 
 mod binaries;
-mod postgresql;
+pub(crate) mod postgresql;
 mod rabbitmq;
 mod redis;
 
 use std::fmt;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -412,6 +415,21 @@ impl Server {
 /// A password that no other user of this machine can guess.
 fn secret() -> String {
     Uuid::new_v4().simple().to_string()
+}
+
+/// Writes a file that its owner alone can read. (A process's arguments everybody can read.)
+fn write_secret(file: &Path, text: &str) -> Result<()> {
+    let write = || {
+        let mut options = OpenOptions::new();
+        options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(file)?
+            .write_all(text.as_bytes())
+    };
+    write().with_context(|| format!("{} cannot be written", file.display()))
 }
 
 /// Removes a directory that may not be there.

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Durability, USER, binaries, remove, secret};
+use super::{Durability, USER, binaries, remove, secret, write_secret};
 use crate::guard::{Guard, Mark};
 use crate::ports;
 
@@ -110,7 +110,10 @@ impl PostgreSql {
             server=$2; shift 3; exec "$server" -D data "$@"
         "#;
         let password = self.dir.join("password");
-        std::fs::write(&password, &self.password)?;
+        write_secret(&password, &self.password)?;
+        if let Some(user) = self.user {
+            chown(&password, Some(user.id), Some(user.group))?;
+        }
         let mut command = self.mark.command("sh");
         command
             .current_dir(&self.dir)

@@ -12,7 +12,7 @@ use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{USER, binaries, remove, secret};
+use super::{USER, binaries, remove, secret, write_secret};
 use crate::guard::{Guard, Mark};
 use crate::management::Management;
 use crate::ports;
@@ -20,6 +20,11 @@ use crate::process::Process;
 
 /// Nodes need no different names: each has its own name server.
 const NODE: &str = "verbatim@localhost";
+
+/// No shell on standard input; distribution over loopback only; idle schedulers leave the cores to
+/// the tests.
+const ERLANG_ARGUMENTS: &str = "-noinput -kernel inet_dist_use_interface {127,0,0,1} \
+                                +sbwt none +sbwtdcpu none +sbwtdio none";
 
 /// One RabbitMQ, running or not.
 #[derive(Debug)]
@@ -71,26 +76,23 @@ impl RabbitMq {
             std::fs::create_dir_all(self.dir.join(name))?;
         }
         std::fs::write(self.dir.join("enabled_plugins"), "[rabbitmq_management].\n")?;
-        std::fs::write(self.dir.join("rabbitmq.conf"), self.config())?;
+        write_secret(&self.dir.join("rabbitmq.conf"), &self.config())?;
+        // Erlang takes the cookie from here, and insists that nobody else can read it.
+        write_secret(&self.dir.join("home/.erlang.cookie"), &self.cookie)?;
         let mut command = self.mark.command(binaries::rabbitmq("rabbitmq-server")?);
         self.environment(&mut command);
         command
             .current_dir(&self.dir)
             // Without a supervising shell in between, the process that we know is the server.
             .env("RABBITMQ_ALLOW_INPUT", "1")
-            .env(
-                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-                self.erlang_arguments(),
-            );
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", ERLANG_ARGUMENTS);
         Ok((command, self.dir.join("log")))
     }
 
     pub(super) fn ctl(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = self.mark.command(binaries::rabbitmq("rabbitmqctl")?);
         self.environment(&mut command);
-        command
-            .args(["--quiet", "--node", NODE, "--erlang-cookie", &self.cookie])
-            .args(arguments);
+        command.args(["--quiet", "--node", NODE]).args(arguments);
         Ok(command)
     }
 
@@ -151,14 +153,6 @@ impl RabbitMq {
              default_user = {USER}\n\
              default_pass = {password}\n\
              log.console.level = info\n"
-        )
-    }
-
-    fn erlang_arguments(&self) -> String {
-        format!(
-            "-noinput -setcookie {} -kernel inet_dist_use_interface {{127,0,0,1}} \
-             +sbwt none +sbwtdcpu none +sbwtdio none", // idle schedulers leave the cores to the tests
-            self.cookie
         )
     }
 }

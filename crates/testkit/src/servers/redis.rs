@@ -7,7 +7,7 @@ use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Durability, binaries, remove, secret};
+use super::{Durability, binaries, remove, secret, write_secret};
 use crate::guard::{Guard, Mark};
 use crate::ports;
 
@@ -41,19 +41,22 @@ impl Redis {
     pub(super) fn command(&self) -> Result<(Command, PathBuf)> {
         let data = self.dir.join("data");
         std::fs::create_dir_all(&data)?;
-        // In a file: arguments can be read by every user of the machine.
         let config = self.dir.join("redis.conf");
         let append_only = match self.durability {
             Durability::Fast => "no",
             Durability::Durable => "yes",
         };
-        std::fs::write(
-            &config,
-            format!(
-                "bind 127.0.0.1\nport {}\nrequirepass {}\ndatabases 16\nsave \"\"\nappendonly {append_only}\n",
-                self.port, self.password,
-            ),
-        )?;
+        let Self { port, password, .. } = self;
+        let settings = format!(
+            "bind 127.0.0.1\n\
+             port {port}\n\
+             requirepass {password}\n\
+             save \"\"\n\
+             appendonly {append_only}\n\
+             # A changed title would overwrite the environment, and the guard's mark in it.\n\
+             set-proc-title no\n"
+        );
+        write_secret(&config, &settings)?;
         let mut command = self.mark.command(binaries::redis()?);
         command.arg(config).current_dir(data);
         Ok((command, self.dir.join("log")))
