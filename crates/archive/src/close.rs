@@ -334,19 +334,27 @@ impl Archive {
         .await
     }
 
-    /// Which of the claims still hold their token.
-    pub async fn still_claimed(&self, claims: &[Claim]) -> Result<Vec<ConversationKey>> {
+    /// Extends the lease of the claims that still hold their token; returns those.
+    pub async fn renew(&self, claims: &[Claim], lease: Duration) -> Result<Vec<ConversationKey>> {
         let keys = Keys::of(claims);
         self.within(async {
             sqlx::query(
-                "SELECT c.tenant_id, c.id
-                 FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
-                 JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-                                     AND c.close_token = k.token",
+                "WITH mine AS (
+                     SELECT c.tenant_id, c.id
+                     FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
+                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                     WHERE c.close_token = k.token
+                     ORDER BY c.tenant_id, c.id
+                     FOR NO KEY UPDATE OF c)
+                 UPDATE conversations c
+                 SET close_lease_until = clock_timestamp() + make_interval(secs => $4)
+                 FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
+                 RETURNING c.tenant_id, c.id",
             )
             .bind(&keys.tenants)
             .bind(&keys.ids)
             .bind(&keys.tokens)
+            .bind(lease.as_secs_f64())
             .fetch_all(&self.pool)
             .await?
             .iter()

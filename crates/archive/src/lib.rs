@@ -27,7 +27,7 @@ pub use conversations::{ConversationFilter, ConversationRow};
 pub use dead_letters::{DeadLetter, DeadLetterFilter, DeadLetterRow, OpenDeadLetters};
 pub use epoch::{ConversationNumbers, EpochChange, Numbers};
 pub use error::{Error, SchemaError};
-pub use messages::Page;
+pub use messages::{Page, Snapshot};
 pub use rows::SaveRow;
 pub use save::{HotWrites, Saved, SavedBatch, TOUCH_SECONDS};
 pub use sessions::{SessionChange, SessionUpdate};

@@ -34,15 +34,21 @@ impl Archive {
                 .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 .await?;
             let numbers = read_numbers(&mut transaction, key).await?;
-            let messages = match &numbers.conversation {
-                None => Vec::new(),
-                Some(conversation) => {
-                    let erased_at = conversation.erased_at.map(DateTime::<Utc>::from);
-                    read_page(&mut transaction, key, page, erased_at).await?
-                }
+            let mut snapshot = Snapshot {
+                numbers,
+                messages: Vec::new(),
+                from_beginning: true,
             };
+            if let Some(conversation) = &snapshot.numbers.conversation {
+                let erased_at = conversation.erased_at.map(DateTime::<Utc>::from);
+                snapshot.messages = read_page(&mut transaction, key, page, erased_at).await?;
+                if let Some(oldest) = snapshot.messages.first() {
+                    snapshot.from_beginning =
+                        !any_before(&mut transaction, key, &oldest.position(), erased_at).await?;
+                }
+            }
             transaction.commit().await?;
-            Ok((numbers, messages))
+            Ok(snapshot)
         })
         .await
     }
@@ -82,4 +88,25 @@ async fn read_page(
     .fetch_all(connection)
     .await?;
     Ok(rows.into_iter().map(|row| row.0).collect())
+}
+
+async fn any_before(
+    connection: &mut PgConnection,
+    key: &ConversationKey,
+    position: &Position,
+    erased_at: Option<DateTime<Utc>>,
+) -> Result<bool> {
+    Ok(sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM messages
+                        WHERE tenant_id = $1 AND conversation_id = $2
+                          AND (created_at, id) < ($3, $4 COLLATE \"C\")
+                          AND ($5::timestamptz IS NULL OR created_at > $5))",
+    )
+    .bind(key.tenant.as_str())
+    .bind(key.conversation.as_str())
+    .bind(DateTime::<Utc>::from(position.created_at))
+    .bind(position.id.as_str())
+    .bind(erased_at)
+    .fetch_one(connection)
+    .await?)
 }

@@ -1,0 +1,82 @@
+//! Splitting a batch until what fails stands alone.
+//!
+//! A database refuses a whole statement for one bad row. Halving finds the row in about
+//! 2·log2(n) statements and saves all of its neighbours.
+
+/// The parts of a batch that are still to be tried, in order.
+pub(crate) struct Bisection<'a, T> {
+    parts: Vec<&'a [T]>,
+}
+
+impl<'a, T> Bisection<'a, T> {
+    /// All of it in one part.
+    pub(crate) fn new(batch: &'a [T]) -> Self {
+        Self { parts: vec![batch] }
+    }
+
+    /// The next part to try.
+    pub(crate) fn next(&mut self) -> Option<&'a [T]> {
+        self.parts.pop().filter(|part| !part.is_empty())
+    }
+
+    /// Notes that a part failed. Its halves come next, or, where it was a single item, that item is
+    /// the one at fault.
+    pub(crate) fn failed(&mut self, part: &'a [T]) -> Option<&'a T> {
+        if let [culprit] = part {
+            return Some(culprit);
+        }
+        let (left, right) = part.split_at(part.len() / 2);
+        self.parts.push(right);
+        self.parts.push(left);
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(batch: &[u32], bad: impl Fn(u32) -> bool) -> (Vec<u32>, Vec<u32>, usize) {
+        let (mut saved, mut culprits, mut tries) = (Vec::new(), Vec::new(), 0);
+        let mut bisection = Bisection::new(batch);
+        while let Some(part) = bisection.next() {
+            tries += 1;
+            if part.iter().any(|item| bad(*item)) {
+                culprits.extend(bisection.failed(part).copied());
+            } else {
+                saved.extend_from_slice(part);
+            }
+        }
+        (saved, culprits, tries)
+    }
+
+    #[test]
+    fn one_bad_row_of_500_leaves_499_in_order() {
+        let batch: Vec<u32> = (0..500).collect();
+        let (saved, culprits, tries) = run(&batch, |item| item == 321);
+        assert_eq!(culprits, [321]);
+        assert_eq!(
+            saved,
+            batch
+                .iter()
+                .copied()
+                .filter(|i| *i != 321)
+                .collect::<Vec<_>>()
+        );
+        assert!(tries <= 19, "{tries} tries");
+    }
+
+    #[test]
+    fn a_batch_of_bad_rows_has_only_culprits() {
+        let (saved, culprits, _) = run(&[1, 2, 3, 4, 5], |_| true);
+        assert_eq!(
+            (saved.len(), culprits.as_slice()),
+            (0, &[1, 2, 3, 4, 5][..])
+        );
+    }
+
+    #[test]
+    fn an_empty_batch_is_never_tried() {
+        assert_eq!(run(&[], |_| true).2, 0);
+    }
+}

@@ -1,0 +1,326 @@
+//! Closing: conversations whose grace period ended, or that fell idle, become archived.
+//!
+//! Event-hinted, timer-guaranteed: session events leave a close request in PostgreSQL, and this
+//! sweep finds it by PostgreSQL's clock. A batch of claims goes through the steps together, each a
+//! short transaction of its own:
+//!
+//! claim → drop the empty ones → count tokens → store totals → drop hot copies → publish
+//! `conversation.migrated`, confirmed → `archived`
+//!
+//! Every step may be the last one of a process. What it did is harmless to repeat, and the lease
+//! lets another closer repeat it. A message that arrives meanwhile takes the claim away, and the
+//! conversation closes again later.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use archive::{Archive, Claim, CloseCause, Closed, Due, Uncounted};
+use backon::{BackoffBuilder, ConstantBuilder};
+use broker::{Publication, PublishError, Publisher};
+use domain::event::{Event, Migrated, Reopened};
+use domain::ids::ConversationKey;
+use hot_store::HotStore;
+use metrics::{Counter, Gauge, Metrics, Timing};
+use tokens::Encoding;
+
+use crate::transient::retried;
+
+/// How a closer works.
+#[derive(Debug, Clone, Copy)]
+pub struct ClosingSettings {
+    /// How long a close request waits for a reconnection.
+    pub grace: Duration,
+    /// After how long without a message a conversation closes by itself; the coarseness of the
+    /// activity time (a minute) comes on top.
+    pub idle: Duration,
+    /// How long a closer may be silent before another takes its claims over.
+    pub lease: Duration,
+    /// At most so many conversations of each kind to a sweep.
+    pub batch: u32,
+}
+
+impl Default for ClosingSettings {
+    /// 30 s of grace, 30 min of idleness, leases of 30 s, 200 conversations to a sweep.
+    fn default() -> Self {
+        Self {
+            grace: Duration::from_secs(30),
+            idle: Duration::from_secs(30 * 60),
+            lease: Duration::from_secs(30),
+            batch: 200,
+        }
+    }
+}
+
+/// Messages whose tokens are counted between two statements, and their bytes: a few hundred
+/// milliseconds of counting at 20 MB/s, far below any lease.
+const COUNT_MESSAGES: u32 = 1_000;
+const COUNT_BYTES: usize = 4 * 1024 * 1024;
+
+/// How often, and after which pause, the last write is tried for rows that a saver holds at that
+/// moment. Longer than an ordinary save; what is held longer is taken over later.
+const LAST_WRITE_TRIES: usize = 10;
+const LAST_WRITE_PAUSE: Duration = Duration::from_millis(50);
+
+/// Reopened conversations announced at once.
+const ANNOUNCED: u32 = 500;
+
+/// What one sweep did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Conversations that it claimed.
+    pub claimed: usize,
+    /// Claims without a message, dropped.
+    pub dropped: usize,
+    /// Claims archived.
+    pub archived: usize,
+    /// Claims that a message or an opened session took back, or that a saver still held.
+    pub withdrawn: usize,
+    /// Conversations whose return from the archive was announced.
+    pub reopened: usize,
+}
+
+/// Why a sweep stopped. What it did is stored; the next one goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// PostgreSQL failed.
+    #[error("a sweep could not use PostgreSQL")]
+    Archive(#[from] archive::Error),
+    /// RabbitMQ did not confirm an event.
+    #[error("a sweep could not publish an event")]
+    Publish(#[from] PublishError),
+    /// An event could not be written down.
+    #[error("an event could not be encoded")]
+    Encode(#[from] serde_json::Error),
+    /// Counting tokens panicked.
+    #[error("tokens could not be counted")]
+    Count(#[from] tokio::task::JoinError),
+}
+
+/// Closes conversations. Clones share their connections.
+#[derive(Clone)]
+pub struct Closer {
+    archive: Archive,
+    hot: HotStore,
+    publisher: Publisher,
+    metrics: Metrics,
+    settings: ClosingSettings,
+}
+
+impl Closer {
+    /// A closer over the stores.
+    #[must_use]
+    pub fn new(
+        archive: Archive,
+        hot: HotStore,
+        publisher: Publisher,
+        metrics: Metrics,
+        settings: ClosingSettings,
+    ) -> Self {
+        Self {
+            archive,
+            hot,
+            publisher,
+            metrics,
+            settings,
+        }
+    }
+
+    /// One bounded sweep. Running it twice does nothing the second time; any number of replicas may
+    /// run it at once.
+    ///
+    /// # Errors
+    /// A store failed. Claims that were not finished are taken over when their lease ends.
+    pub async fn sweep(&self) -> Result<Swept, SweepError> {
+        let started = std::time::Instant::now();
+        let mut swept = Swept {
+            reopened: self.announce_reopened().await?,
+            ..Swept::default()
+        };
+        let due = Due {
+            grace: self.settings.grace,
+            idle: self.settings.idle,
+            lease: self.settings.lease,
+            limit: self.settings.batch,
+        };
+        let mut claims = self.archive.claim(&due).await?;
+        swept.claimed = claims.len();
+        if claims.is_empty() {
+            return Ok(swept);
+        }
+        claims.sort_by(|a, b| a.key.cmp(&b.key));
+        let taken_over = claims
+            .iter()
+            .filter(|c| c.cause == CloseCause::TakenOver)
+            .count();
+        self.metrics.add(Counter::CloseTakeovers, taken_over as u64);
+
+        let dropped = retried(|| self.archive.drop_empty(&claims)).await?;
+        self.metrics
+            .add(Counter::ConversationsDroppedEmpty, dropped.len() as u64);
+        swept.dropped = dropped.len();
+        retain(&mut claims, |key| !dropped.contains(key));
+
+        self.count_tokens(&mut claims).await?;
+        let closed = retried(|| self.archive.store_totals(&claims, self.settings.lease)).await?;
+        let counted: HashSet<&ConversationKey> = closed.iter().map(|c| &c.key).collect();
+        retain(&mut claims, |key| counted.contains(key));
+
+        let keys: Vec<ConversationKey> = claims.iter().map(|claim| claim.key.clone()).collect();
+        if let Err(error) = self.hot.drop_copies(&keys).await {
+            // They expire by themselves, and their marks keep them from being misread.
+            tracing::warn!(conversations = keys.len(), %error, "hot copies could not be dropped");
+        }
+        self.publish(closed.iter().map(migrated)).await?;
+        let archived = self.write_archived(claims).await?;
+
+        for conversation in closed
+            .iter()
+            .filter(|closed| archived.contains(&closed.key))
+        {
+            let cause = match conversation.close_reason.as_deref() {
+                Some("idle") => metrics::CloseCause::Idle,
+                _ => metrics::CloseCause::SessionClosed,
+            };
+            self.metrics.add(Counter::ConversationsClosed { cause }, 1);
+            self.metrics.observe(Timing::Close, started.elapsed());
+            tracing::info!(
+                conversation = %conversation.key,
+                messages = conversation.message_count,
+                tokens = conversation.total_tokens,
+                reason = conversation.close_reason.as_deref().unwrap_or("session_closed"),
+                "conversation archived"
+            );
+        }
+        swept.archived = archived.len();
+        swept.withdrawn = swept.claimed - swept.dropped - swept.archived;
+        Ok(swept)
+    }
+
+    /// Exports how many conversations are active and how far closing lags behind.
+    ///
+    /// # Errors
+    /// PostgreSQL failed.
+    pub async fn measure(&self) -> Result<(), archive::Error> {
+        let (active, lag) = self.archive.close_backlog(self.settings.grace).await?;
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a gauge of conversations, far below 2^52"
+        )]
+        self.metrics.set(Gauge::ConversationsActive, active as f64);
+        self.metrics.set(Gauge::CloseLag, lag.as_secs_f64());
+        Ok(())
+    }
+
+    /// Counts what nobody has counted; claims that were lost meanwhile are let go.
+    async fn count_tokens(&self, claims: &mut Vec<Claim>) -> Result<(), SweepError> {
+        loop {
+            let uncounted = self
+                .archive
+                .uncounted(claims, COUNT_MESSAGES, COUNT_BYTES)
+                .await?;
+            if uncounted.is_empty() {
+                return Ok(());
+            }
+            let counted = tokio::task::spawn_blocking(move || count(uncounted)).await?;
+            let counts: Vec<(&Uncounted, i64)> = counted
+                .iter()
+                .map(|(message, tokens)| (message, *tokens))
+                .collect();
+            retried(|| self.archive.store_tokens(&counts)).await?;
+            let mine = retried(|| self.archive.renew(claims, self.settings.lease)).await?;
+            let mine: HashSet<ConversationKey> = mine.into_iter().collect();
+            retain(claims, |key| mine.contains(key));
+        }
+    }
+
+    async fn write_archived(
+        &self,
+        mut claims: Vec<Claim>,
+    ) -> Result<HashSet<ConversationKey>, SweepError> {
+        let mut archived = HashSet::with_capacity(claims.len());
+        let pauses = ConstantBuilder::default()
+            .with_delay(LAST_WRITE_PAUSE)
+            .with_max_times(LAST_WRITE_TRIES)
+            .build();
+        for pause in pauses {
+            archived.extend(retried(|| self.archive.archive_claimed(&claims)).await?);
+            retain(&mut claims, |key| !archived.contains(key));
+            if claims.is_empty() {
+                break;
+            }
+            let mine = retried(|| self.archive.renew(&claims, self.settings.lease)).await?;
+            retain(&mut claims, |key| mine.contains(key));
+            if claims.is_empty() {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+        }
+        Ok(archived)
+    }
+
+    async fn announce_reopened(&self) -> Result<usize, SweepError> {
+        let reopened = self.archive.unannounced(ANNOUNCED).await?;
+        if reopened.is_empty() {
+            return Ok(0);
+        }
+        self.publish(reopened.iter().cloned().map(Event::Reopened))
+            .await?;
+        let keys: Vec<ConversationKey> = reopened.iter().map(key_of).collect();
+        retried(|| self.archive.announced(&keys)).await?;
+        Ok(keys.len())
+    }
+
+    async fn publish(&self, events: impl Iterator<Item = Event>) -> Result<(), SweepError> {
+        let publications = events
+            .map(|event| {
+                let body = serde_json::to_vec(&event)?;
+                Ok(Arc::new(Publication::event(event.routing_key(), body)))
+            })
+            .collect::<Result<Vec<_>, serde_json::Error>>()?;
+        for result in self.publisher.publish_all(publications).await {
+            result?;
+        }
+        Ok(())
+    }
+}
+
+fn retain(claims: &mut Vec<Claim>, keep: impl Fn(&ConversationKey) -> bool) {
+    claims.retain(|claim| keep(&claim.key));
+}
+
+/// Real counts by each message's model; where no model is named, the default encoding's.
+fn count(uncounted: Vec<Uncounted>) -> Vec<(Uncounted, i64)> {
+    uncounted
+        .into_iter()
+        .map(|message| {
+            let (encoding, _) = Encoding::for_model(message.model_name.as_deref().unwrap_or(""));
+            let tokens = i64::try_from(tokens::count(encoding, &message.text)).unwrap_or(i64::MAX);
+            (message, tokens)
+        })
+        .collect()
+}
+
+fn migrated(closed: &Closed) -> Event {
+    Event::Migrated(Migrated {
+        tenant_id: closed.key.tenant.clone(),
+        conversation_id: closed.key.conversation.clone(),
+        session_id: closed.session_id.clone(),
+        agent_id: closed.agent_id.clone(),
+        user_id: closed.user_id.clone(),
+        message_count: closed.message_count,
+        total_tokens: closed.total_tokens,
+        created_at: closed.created_at,
+        last_message_at: closed.last_message_at,
+        closed_at: closed.closed_at,
+        close_reason: closed.close_reason.clone(),
+        close_token: closed.token,
+    })
+}
+
+fn key_of(reopened: &Reopened) -> ConversationKey {
+    ConversationKey {
+        tenant: reopened.tenant_id.clone(),
+        conversation: reopened.conversation_id.clone(),
+    }
+}

@@ -1,0 +1,124 @@
+//! Recording session events and feedback.
+//!
+//! Events are applied in batches and by their own times, so it does not matter in which order or
+//! how often they arrive.
+
+use archive::{Archive, SessionChange, SessionUpdate};
+use domain::action::{Action, Common, ConversationSource};
+use domain::failure::{DeadLetterReason, Done, FailureClass, Outcome, Refusal, Unavailable};
+use metrics::{Counter, Metrics, SessionEventKind};
+
+use crate::Fresh;
+use crate::bisection::Bisection;
+use crate::transient::retried;
+
+/// Records session events. Clones share their connections.
+#[derive(Clone)]
+pub struct Sessions {
+    archive: Archive,
+    metrics: Metrics,
+    fresh: Fresh,
+}
+
+impl Sessions {
+    /// A recorder over the archive.
+    #[must_use]
+    pub fn new(archive: Archive, metrics: Metrics, fresh: Fresh) -> Self {
+        Self {
+            archive,
+            metrics,
+            fresh,
+        }
+    }
+
+    /// Records a batch of `session_opened`, `session_closed` and `feedback`: one outcome for each,
+    /// in their order. Recording one again changes nothing.
+    ///
+    /// # Errors
+    /// PostgreSQL is away; recording the batch again is harmless.
+    pub async fn record(&self, actions: &[Action]) -> Result<Vec<Outcome>, Unavailable> {
+        let mut outcomes = vec![Outcome::Done(Done::Applied); actions.len()];
+        let mut updates = Vec::with_capacity(actions.len());
+        for (index, action) in actions.iter().enumerate() {
+            match update(action) {
+                Some(update) => updates.push((index, update)),
+                None => outcomes[index] = not_ours(action),
+            }
+        }
+        let mut bisection = Bisection::new(&updates);
+        while let Some(part) = bisection.next() {
+            let rows: Vec<SessionUpdate> = part.iter().map(|(_, update)| update.clone()).collect();
+            let fresh = || self.fresh.draw();
+            let Err(error) = retried(|| self.archive.apply_sessions(&rows, &fresh)).await else {
+                self.count(&rows);
+                continue;
+            };
+            match error.class() {
+                FailureClass::Unavailable | FailureClass::Transient => return Err(error.into()),
+                FailureClass::Data | FailureClass::Retryable => {
+                    if let Some((index, _)) = bisection.failed(part) {
+                        outcomes[*index] =
+                            Outcome::Retry(format!("PostgreSQL refused the event: {error}"));
+                    }
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+
+    fn count(&self, updates: &[SessionUpdate]) {
+        for (change, event) in [
+            (SessionChange::Opened, SessionEventKind::Opened),
+            (SessionChange::Closed, SessionEventKind::Closed),
+        ] {
+            let n = updates
+                .iter()
+                .filter(|update| update.change == Some(change))
+                .count();
+            self.metrics.add(Counter::SessionEvents { event }, n as u64);
+        }
+    }
+}
+
+fn update(action: &Action) -> Option<SessionUpdate> {
+    Some(match action {
+        Action::SessionOpened(opened) => of(&opened.common, Some(SessionChange::Opened)),
+        Action::SessionClosed(closed) => SessionUpdate {
+            reason: closed.reason.clone(),
+            satisfaction: closed.satisfaction,
+            ..of(&closed.common, Some(SessionChange::Closed))
+        },
+        Action::Feedback(feedback) => SessionUpdate {
+            satisfaction: Some(feedback.satisfaction),
+            ..of(&feedback.common, None)
+        },
+        _ => return None,
+    })
+}
+
+fn of(common: &Common, change: Option<SessionChange>) -> SessionUpdate {
+    SessionUpdate {
+        key: common.key.clone(),
+        session: common.session.clone(),
+        change,
+        everywhere: common.conversation_is_explicit == ConversationSource::FromSession,
+        at: common.happened_at(),
+        reason: None,
+        satisfaction: None,
+        agent_id: common.agent_id.as_ref().map(ToString::to_string),
+        user_id: common.user_id.as_ref().map(ToString::to_string),
+        model_name: common.model_name.clone(),
+        tenant_tier: common.tenant_tier.clone(),
+    }
+}
+
+fn not_ours(action: &Action) -> Outcome {
+    Outcome::DeadLetter(Refusal {
+        reason: DeadLetterReason::UnknownAction,
+        field: Some("action_type".to_owned()),
+        detail: format!(
+            "{} is not handled by the queue of session events",
+            action.kind().as_str()
+        ),
+    })
+}

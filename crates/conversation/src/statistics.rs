@@ -1,0 +1,55 @@
+//! Bringing statistics up to date: conversations first, then the days that they fall on.
+//!
+//! Works in bounded batches from stored marks, so it does not matter who runs it, how often, or
+//! whether an earlier run died half way.
+
+use archive::Archive;
+use domain::failure::Unavailable;
+use metrics::{Counter, Metrics};
+
+use crate::transient::retried;
+
+/// Conversations or days to one transaction: some tens of milliseconds of work.
+const BATCH: u32 = 200;
+
+/// Refreshes statistics. Clones share their connections.
+#[derive(Clone)]
+pub struct Statistics {
+    archive: Archive,
+    metrics: Metrics,
+}
+
+impl Statistics {
+    /// Statistics of an archive.
+    #[must_use]
+    pub fn new(archive: Archive, metrics: Metrics) -> Self {
+        Self { archive, metrics }
+    }
+
+    /// Recomputes whatever is dirty; returns how many conversations and days that were.
+    ///
+    /// # Errors
+    /// PostgreSQL failed; what was recomputed before is stored.
+    pub async fn refresh(&self) -> Result<(usize, usize), Unavailable> {
+        let mut conversations = 0;
+        loop {
+            let done = retried(|| self.archive.refresh_conversations(BATCH)).await?;
+            self.metrics.add(Counter::StatisticsRecomputed, done as u64);
+            conversations += done;
+            if done < BATCH as usize {
+                break;
+            }
+        }
+        let mut days = 0;
+        loop {
+            let done = retried(|| self.archive.refresh_days(BATCH)).await?;
+            self.metrics
+                .add(Counter::DailyBucketsRecomputed, done as u64);
+            days += done;
+            if done < BATCH as usize {
+                break;
+            }
+        }
+        Ok((conversations, days))
+    }
+}
