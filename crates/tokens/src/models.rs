@@ -1,0 +1,114 @@
+//! Which encoding counts for which model.
+//!
+//! One table, first match wins. Only what OpenAI has published is exact (tiktoken's `model.py`);
+//! the rest is a named guess, so that two replicas guess alike and a receipt can say so.
+
+use crate::Encoding::{self, Cl100k, O200k};
+use crate::Exactness::{self, Estimate, Exact};
+
+/// A name, or with `*` the beginning of one; its encoding; and whether that is its own. Versions that
+/// nobody has published yet are left to be unknown, except within a family that has kept one encoding.
+const MODELS: &[(&str, Encoding, Exactness)] = &[
+    ("gpt-4o*", O200k, Exact),
+    ("gpt-4.1*", O200k, Exact),
+    ("gpt-4.5*", O200k, Exact),
+    ("gpt-5*", O200k, Exact),
+    ("chatgpt-4o*", O200k, Exact),
+    ("o1", O200k, Exact),
+    ("o1-*", O200k, Exact),
+    ("o3", O200k, Exact),
+    ("o3-*", O200k, Exact),
+    ("o4-*", O200k, Exact),
+    ("gpt-4", Cl100k, Exact),
+    ("gpt-4-*", Cl100k, Exact),
+    ("gpt-3.5*", Cl100k, Exact),
+    ("gpt-35-*", Cl100k, Exact), // as Azure spells it
+    ("text-embedding-3*", Cl100k, Exact),
+    ("text-embedding-ada-002", Cl100k, Exact),
+    // Llama 3's encoding was grown from cl100k, which it holds nearly whole; Qwen's likewise.
+    ("llama3*", Cl100k, Estimate),
+    ("llama-3*", Cl100k, Estimate),
+    ("meta-llama-3*", Cl100k, Estimate),
+    ("qwen*", Cl100k, Estimate),
+];
+
+/// What an unlisted model is counted with: of the two, the one with the larger and more multilingual
+/// vocabulary, as recent models have.
+const UNKNOWN: (Encoding, Exactness) = (O200k, Estimate);
+
+pub(crate) fn encoding_of(model: &str) -> (Encoding, Exactness) {
+    // `openai/gpt-4o`, `ft:gpt-4o:team::id`.
+    let model = model.rsplit('/').next().unwrap_or(model).to_ascii_lowercase();
+    let model = model.strip_prefix("ft:").unwrap_or(&model);
+    MODELS
+        .iter()
+        .find(|(pattern, ..)| matches(pattern, model))
+        .map_or(UNKNOWN, |&(_, encoding, exactness)| (encoding, exactness))
+}
+
+fn matches(pattern: &str, model: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(beginning) => model.starts_with(beginning),
+        None => model == pattern,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn published_models_are_exact() {
+        for (models, encoding) in [
+            (
+                &[
+                    "gpt-4o",
+                    "gpt-4o-mini-2024-07-18",
+                    "gpt-4.1-nano",
+                    "gpt-5",
+                    "gpt-5-mini",
+                    "gpt-5.1",
+                    "o1",
+                    "o3-mini",
+                    "o4-mini",
+                    "chatgpt-4o-latest",
+                    "GPT-4o",
+                    "openai/gpt-4o",
+                    "ft:gpt-4o:team::id",
+                ][..],
+                O200k,
+            ),
+            (&["gpt-4", "gpt-4-turbo", "gpt-4-32k", "gpt-3.5-turbo", "gpt-35-turbo"][..], Cl100k),
+        ] {
+            for model in models {
+                assert_eq!(encoding_of(model), (encoding, Exact), "{model}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_models_are_estimates() {
+        for (model, encoding) in [
+            ("llama3-70b-8192", Cl100k),
+            ("llama3.1-8b", Cl100k),
+            ("meta-llama/Llama-3.3-70B", Cl100k),
+            ("mixtral-8x7b-32768", O200k),
+            ("claude-sonnet-4", O200k),
+            ("o1x", O200k),
+            ("gpt-4.7", O200k),
+            ("", O200k),
+            ("größe", O200k),
+        ] {
+            assert_eq!(encoding_of(model), (encoding, Estimate), "{model}");
+        }
+    }
+
+    #[test]
+    fn no_entry_hides_a_later_one() {
+        for (i, (later, ..)) in MODELS.iter().enumerate() {
+            let name = later.trim_end_matches('*');
+            let earlier = MODELS[..i].iter().find(|(pattern, ..)| matches(pattern, name));
+            assert_eq!(earlier, None, "{later} is never reached");
+        }
+    }
+}
