@@ -132,10 +132,8 @@ impl Drop for TestEnv {
         let (shared, name) = (self.shared.clone(), self.name.clone());
         // Beside the test, not in its way. Whatever goes wrong here, the servers' end mends.
         drop(thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .ok()?;
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
             runtime.block_on(async {
                 shared.management.delete_virtual_host(&name).await.ok();
                 let sql = format!("DROP DATABASE {name} WITH (FORCE)");
@@ -152,9 +150,7 @@ async fn shared() -> Result<SharedServers> {
     if let Some(file) = std::env::var_os(SHARED) {
         return SharedServers::load(Path::new(&file));
     }
-    let servers = OWN
-        .get_or_try_init(|| Servers::start(&SharedServers::KINDS))
-        .await?;
+    let servers = OWN.get_or_try_init(|| Servers::start(&SharedServers::KINDS)).await?;
     Ok(SharedServers::of(servers))
 }
 

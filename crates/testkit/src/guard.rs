@@ -76,11 +76,7 @@ impl Guard {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        Ok(Self {
-            mark: Mark(mark),
-            dir,
-            shell,
-        })
+        Ok(Self { mark: Mark(mark), dir, shell })
     }
 
     /// The guarded directory.
@@ -116,15 +112,11 @@ mod tests {
         let guard = Guard::new(None).unwrap();
         let dir = guard.dir().to_owned();
         let mut command = guard.mark().command("sh");
-        command
-            .args(["-c", "sleep 600 & echo $! > child; wait"])
-            .current_dir(&dir);
+        command.args(["-c", "sleep 600 & echo $! > child; wait"]).current_dir(&dir);
         let parent = Process::spawn("sh", &mut command, &dir.join("log")).unwrap();
         let child = crate::wait::eventually("the child's id", Duration::from_secs(5), async || {
             let text = fs::read_to_string(dir.join("child")).map_err(|e| e.to_string())?;
-            text.trim()
-                .parse::<u32>()
-                .map_err(|e| format!("{text:?}: {e}"))
+            text.trim().parse::<u32>().map_err(|e| format!("{text:?}: {e}"))
         })
         .await;
 

@@ -12,7 +12,9 @@
 //! 5. Wait with [`wait::eventually`]; never with a plain sleep.
 
 pub mod environment;
+pub mod fleet;
 pub mod guard;
+pub mod http;
 pub mod management;
 pub mod place;
 pub mod ports;

@@ -1,15 +1,11 @@
-//! The few calls of RabbitMQ's HTTP interface that tests need; plain HTTP/1.1 over loopback.
+//! The few calls of RabbitMQ's HTTP interface that tests need.
 
-use std::time::Duration;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
 
-/// Loopback answers in milliseconds; deleting a virtual host with many queues takes a second.
-const LIMIT: Duration = Duration::from_secs(10);
+use crate::http::{self, Response};
 
 /// The HTTP interface of one private RabbitMQ.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -21,11 +17,7 @@ pub struct Management {
 
 impl Management {
     pub(crate) fn new(port: u16, user: &str, password: &str) -> Self {
-        Self {
-            port,
-            user: user.to_owned(),
-            password: password.to_owned(),
-        }
+        Self { port, user: user.to_owned(), password: password.to_owned() }
     }
 
     /// Creates a virtual host; the private server's user may do everything in it.
@@ -33,9 +25,7 @@ impl Management {
     /// # Errors
     /// When RabbitMQ does not answer, or refuses.
     pub async fn create_virtual_host(&self, name: &str) -> Result<()> {
-        self.request("PUT", &format!("/api/vhosts/{name}"), "{}")
-            .await
-            .map(|_| ())
+        self.request("PUT", &format!("/api/vhosts/{name}"), "{}").await.map(|_| ())
     }
 
     /// Deletes a virtual host with all that is in it, and closes its connections.
@@ -43,9 +33,7 @@ impl Management {
     /// # Errors
     /// When RabbitMQ does not answer, or refuses.
     pub async fn delete_virtual_host(&self, name: &str) -> Result<()> {
-        self.request("DELETE", &format!("/api/vhosts/{name}"), "")
-            .await
-            .map(|_| ())
+        self.request("DELETE", &format!("/api/vhosts/{name}"), "").await.map(|_| ())
     }
 
     /// The JSON at a path such as `/api/queues/vhost?disable_stats=true&enable_queue_totals=true`. Counts
@@ -64,37 +52,23 @@ impl Management {
     /// # Errors
     /// When RabbitMQ does not answer, or answers with an error's status.
     pub async fn request(&self, method: &str, path: &str, body: &str) -> Result<String> {
-        let answer = timeout(LIMIT, self.exchange(method, path, body))
-            .await
-            .with_context(|| format!("{method} {path}: no answer within {LIMIT:?}"))?
-            .with_context(|| format!("{method} {path}"))?;
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        match head.split(' ').nth(1) {
-            Some(status) if status.starts_with('2') => Ok(body.to_owned()),
-            _ => bail!(
-                "{method} {path}: {} {body}",
-                head.lines().next().unwrap_or_default()
-            ),
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
+        let credentials = base64(format!("{}:{}", self.user, self.password).as_bytes());
+        let headers = [
+            ("authorization", format!("Basic {credentials}")),
+            ("content-type", "application/json".to_owned()),
+        ];
+        let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let Response { status, body } =
+            http::request(address, method, path, &headers, body).await?;
+        match status {
+            200..300 => Ok(body),
+            _ => bail!("{method} {path}: status {status}: {body}"),
         }
     }
 
     pub(crate) async fn probe(&self) -> Result<()> {
         self.request("GET", "/api/vhosts", "").await.map(|_| ())
-    }
-
-    async fn exchange(&self, method: &str, path: &str, body: &str) -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
-        let credentials = base64(format!("{}:{}", self.user, self.password).as_bytes());
-        // HTTP/1.0: the answer is not chunked, and ends with the connection.
-        let request = format!(
-            "{method} {path} HTTP/1.0\r\nhost: 127.0.0.1\r\nauthorization: Basic {credentials}\r\n\
-             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok(answer)
     }
 }
 
@@ -103,11 +77,7 @@ fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for chunk in bytes.chunks(3) {
-        let group = [
-            chunk[0],
-            *chunk.get(1).unwrap_or(&0),
-            *chunk.get(2).unwrap_or(&0),
-        ];
+        let group = [chunk[0], *chunk.get(1).unwrap_or(&0), *chunk.get(2).unwrap_or(&0)];
         let bits = u32::from_be_bytes([0, group[0], group[1], group[2]]);
         for place in 0..4 {
             let sextet = (bits >> (18 - 6 * place)) & 0x3f;
@@ -127,13 +97,9 @@ mod tests {
 
     #[test]
     fn base64_matches_the_examples_of_rfc_4648() {
-        for (plain, encoded) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foobar", "Zm9vYmFy"),
-        ] {
+        for (plain, encoded) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
             assert_eq!(base64(plain.as_bytes()), encoded);
         }
     }

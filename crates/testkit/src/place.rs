@@ -9,11 +9,7 @@ use std::path::{Path, PathBuf};
 pub fn profile_dir() -> PathBuf {
     let beside = std::env::current_exe().ok().and_then(|exe| {
         let dir = exe.parent()?;
-        let dir = if dir.ends_with("deps") {
-            dir.parent()?
-        } else {
-            dir
-        };
+        let dir = if dir.ends_with("deps") { dir.parent()? } else { dir };
         dir.join("deps").is_dir().then(|| dir.to_owned())
     });
     beside.unwrap_or_else(|| workspace().join("target/debug"))

@@ -62,17 +62,9 @@ impl Process {
             .spawn()
             .map_err(|error| {
                 let program = command.get_program().display();
-                io::Error::new(
-                    error.kind(),
-                    format!("{name} ({program}) cannot start: {error}"),
-                )
+                io::Error::new(error.kind(), format!("{name} ({program}) cannot start: {error}"))
             })?;
-        Ok(Self {
-            name,
-            pid: child.id(),
-            log: log.to_owned(),
-            child: Mutex::new(child),
-        })
+        Ok(Self { name, pid: child.id(), log: log.to_owned(), child: Mutex::new(child) })
     }
 
     /// The name it was given.
@@ -115,8 +107,7 @@ impl Process {
     /// [`TimedOut`] when it is still running after `limit`.
     pub async fn wait(&self, limit: Duration) -> Result<ExitStatus, TimedOut> {
         until(format!("the end of {}", self.name), limit, async || {
-            self.exited()
-                .ok_or_else(|| format!("running as process {}", self.pid))
+            self.exited().ok_or_else(|| format!("running as process {}", self.pid))
         })
         .await
     }
@@ -151,9 +142,7 @@ impl Process {
     pub fn children(&self) -> Vec<u32> {
         let file = format!("/proc/{0}/task/{0}/children", self.pid);
         let list = fs::read_to_string(file).unwrap_or_default();
-        list.split_whitespace()
-            .filter_map(|pid| pid.parse().ok())
-            .collect()
+        list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
     }
 
     fn child(&self) -> MutexGuard<'_, Child> {
@@ -191,21 +180,13 @@ mod tests {
     const SOON: Duration = Duration::from_secs(5);
 
     fn sleeper(guard: &Guard) -> Process {
-        Process::spawn(
-            "sleep",
-            guard.mark().command("sleep").arg("600"),
-            &guard.dir().join("log"),
-        )
-        .unwrap()
+        Process::spawn("sleep", guard.mark().command("sleep").arg("600"), &guard.dir().join("log"))
+            .unwrap()
     }
 
     fn state(pid: u32) -> Result<String, String> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|e| e.to_string())?;
-        Ok(stat
-            .split_whitespace()
-            .nth(2)
-            .unwrap_or_default()
-            .to_owned())
+        Ok(stat.split_whitespace().nth(2).unwrap_or_default().to_owned())
     }
 
     async fn reaches(pid: u32, wanted: &str) {

@@ -71,17 +71,12 @@ impl Proxy {
         let malformed = || io::Error::new(io::ErrorKind::InvalidInput, "no address in the URL");
         let start = url.find("://").ok_or_else(malformed)? + 3;
         let end = url[start..].find('/').map_or(url.len(), |at| start + at);
-        let start = url[start..end]
-            .rfind('@')
-            .map_or(start, |at| start + at + 1);
+        let start = url[start..end].rfind('@').map_or(start, |at| start + at + 1);
         let upstream: SocketAddr = url[start..end].parse().map_err(|_| malformed())?;
 
         let port = ports::free();
-        let (order, orders) = watch::channel(Order {
-            weather: Weather::Fair,
-            epoch: 0,
-            end: End::Close,
-        });
+        let (order, orders) =
+            watch::channel(Order { weather: Weather::Fair, epoch: 0, end: End::Close });
         let (counter, count) = watch::channel(Count::default());
         let proxy = Self {
             port,
@@ -118,14 +113,9 @@ impl Proxy {
     /// When the proxy itself has ended.
     pub async fn cut(&self) -> io::Result<()> {
         self.order.send_modify(|order| {
-            *order = Order {
-                weather: Weather::Down,
-                epoch: order.epoch + 1,
-                end: End::Close,
-            };
+            *order = Order { weather: Weather::Down, epoch: order.epoch + 1, end: End::Close };
         });
-        self.settled(|count| !count.listening && count.open == 0)
-            .await
+        self.settled(|count| !count.listening && count.open == 0).await
     }
 
     /// Ends every connection with a reset (RST); new ones are welcome.
@@ -138,20 +128,17 @@ impl Proxy {
             order.epoch += 1;
             order.end = End::Reset;
         });
-        self.settled(|count| count.open <= count.accepted - before)
-            .await
+        self.settled(|count| count.open <= count.accepted - before).await
     }
 
     /// Keeps connections open, accepts new ones, and moves no bytes: what a broken switch does.
     pub fn freeze(&self) {
-        self.order
-            .send_modify(|order| order.weather = Weather::Frozen);
+        self.order.send_modify(|order| order.weather = Weather::Frozen);
     }
 
     /// Holds every chunk (16 KiB at most) for `delay`, in both directions.
     pub fn slow(&self, delay: Duration) {
-        self.order
-            .send_modify(|order| order.weather = Weather::Slow(delay));
+        self.order.send_modify(|order| order.weather = Weather::Slow(delay));
     }
 
     /// Fair weather again. What was frozen moves on; what was cut can connect.
@@ -159,8 +146,7 @@ impl Proxy {
     /// # Errors
     /// When the proxy itself has ended.
     pub async fn restore(&self) -> io::Result<()> {
-        self.order
-            .send_modify(|order| order.weather = Weather::Fair);
+        self.order.send_modify(|order| order.weather = Weather::Fair);
         self.settled(|count| count.listening).await
     }
 
@@ -187,11 +173,7 @@ async fn accept(
     counter: watch::Sender<Count>,
 ) {
     let mut connections = JoinSet::new();
-    while orders
-        .wait_for(|order| order.weather != Weather::Down)
-        .await
-        .is_ok()
-    {
+    while orders.wait_for(|order| order.weather != Weather::Down).await.is_ok() {
         let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await else {
             return;
         };
@@ -314,15 +296,11 @@ mod tests {
                 });
             }
         });
-        Proxy::before(&format!("redis://user:word@{address}/0"))
-            .await
-            .unwrap()
+        Proxy::before(&format!("redis://user:word@{address}/0")).await.unwrap()
     }
 
     async fn client(proxy: &Proxy) -> TcpStream {
-        TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port()))
-            .await
-            .unwrap()
+        TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).await.unwrap()
     }
 
     async fn answer(stream: &mut TcpStream) -> io::Result<u8> {
@@ -333,10 +311,7 @@ mod tests {
     #[tokio::test]
     async fn the_url_differs_in_address_alone() {
         let proxy = echo().await;
-        assert_eq!(
-            proxy.url(),
-            format!("redis://user:word@127.0.0.1:{}/0", proxy.port())
-        );
+        assert_eq!(proxy.url(), format!("redis://user:word@127.0.0.1:{}/0", proxy.port()));
     }
 
     #[tokio::test]
@@ -346,9 +321,7 @@ mod tests {
         assert_eq!(answer(&mut stream).await.unwrap(), 7);
         proxy.cut().await.unwrap();
         assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "closed");
-        let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port()))
-            .await
-            .unwrap_err();
+        let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).await.unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
         proxy.restore().await.unwrap();
         assert_eq!(answer(&mut client(&proxy).await).await.unwrap(), 7);
@@ -361,9 +334,7 @@ mod tests {
         let mut stream = client(&proxy).await;
         assert_eq!(answer(&mut stream).await.unwrap(), 7);
         proxy.freeze();
-        tokio::time::timeout(SILENCE, answer(&mut stream))
-            .await
-            .unwrap_err();
+        tokio::time::timeout(SILENCE, answer(&mut stream)).await.unwrap_err();
         proxy.restore().await.unwrap();
         assert_eq!(stream.read_u8().await.unwrap(), 7);
     }
@@ -386,28 +357,18 @@ mod tests {
         proxy.slow(Duration::from_millis(50));
         let began = tokio::time::Instant::now();
         assert_eq!(answer(&mut stream).await.unwrap(), 7);
-        assert!(
-            began.elapsed() >= Duration::from_millis(100),
-            "{:?}",
-            began.elapsed()
-        );
+        assert!(began.elapsed() >= Duration::from_millis(100), "{:?}", began.elapsed());
     }
 
     #[tokio::test]
     async fn a_server_that_is_away_closes_its_clients() {
-        let proxy = Proxy::before(&format!("redis://127.0.0.1:{}/0", ports::free()))
-            .await
-            .unwrap();
+        let proxy = Proxy::before(&format!("redis://127.0.0.1:{}/0", ports::free())).await.unwrap();
         let mut stream = client(&proxy).await;
-        let closed = tokio::time::timeout(SOON, stream.read(&mut [0]))
-            .await
-            .unwrap();
+        let closed = tokio::time::timeout(SOON, stream.read(&mut [0])).await.unwrap();
         assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
-        eventually("no open connection", SOON, async || {
-            match proxy.count().open {
-                0 => Ok(()),
-                open => Err(format!("{open} open")),
-            }
+        eventually("no open connection", SOON, async || match proxy.count().open {
+            0 => Ok(()),
+            open => Err(format!("{open} open")),
         })
         .await;
     }

@@ -105,11 +105,8 @@ impl Servers {
     /// # Errors
     /// As [`Self::start`].
     pub async fn start_with(kinds: &[Kind], durability: Durability) -> Result<Self> {
-        let as_user = kinds
-            .contains(&Kind::PostgreSql)
-            .then(postgresql::user)
-            .transpose()?
-            .flatten();
+        let as_user =
+            kinds.contains(&Kind::PostgreSql).then(postgresql::user).transpose()?.flatten();
         let guard =
             Guard::new(as_user.map(|user| user.id)).context("no directory for the servers")?;
         let mut servers = Vec::new();
@@ -123,10 +120,7 @@ impl Servers {
                     Launch::PostgreSql(PostgreSql::prepare(&guard, dir, durability, as_user)?)
                 }
             };
-            servers.push(Server {
-                launch,
-                process: Mutex::new(None),
-            });
+            servers.push(Server { launch, process: Mutex::new(None) });
         }
         // Every server is spawned before the first is waited for.
         for server in &servers {
@@ -135,10 +129,7 @@ impl Servers {
         for server in &servers {
             server.ready().await?;
         }
-        Ok(Self {
-            _guard: guard,
-            servers,
-        })
+        Ok(Self { _guard: guard, servers })
     }
 
     /// One of the servers.
@@ -217,19 +208,14 @@ impl Server {
     /// # Errors
     /// When the command fails; with its output.
     pub async fn rabbitmqctl(&self, arguments: &[&str]) -> Result<String> {
-        let Launch::RabbitMq(it) = &self.launch else {
-            bail!("{} is not RabbitMQ", self.kind())
-        };
+        let Launch::RabbitMq(it) = &self.launch else { bail!("{} is not RabbitMQ", self.kind()) };
         let mut command = it.ctl(arguments)?;
         let output = tokio::task::spawn_blocking(move || command.output()).await??;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if output.status.success() {
             return Ok(text);
         }
-        bail!(
-            "rabbitmqctl {arguments:?}: {text}{}",
-            String::from_utf8_lossy(&output.stderr)
-        )
+        bail!("rabbitmqctl {arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr))
     }
 
     /// Runs SQL on one of PostgreSQL's databases; the answer is unaligned text, a line for each row.
@@ -252,9 +238,7 @@ impl Server {
     /// The last lines of its log.
     #[must_use]
     pub fn log_tail(&self) -> String {
-        self.process()
-            .as_ref()
-            .map_or_else(|| "(not running)".to_owned(), Process::log_tail)
+        self.process().as_ref().map_or_else(|| "(not running)".to_owned(), Process::log_tail)
     }
 
     /// Ends it without any chance to react (`kill -9`), children included, and returns when all of
@@ -293,10 +277,7 @@ impl Server {
             Kind::PostgreSql => Signal::Interrupt,
             _ => Signal::Terminate,
         })?;
-        process
-            .wait(STOP_LIMIT)
-            .await
-            .with_context(|| process.log_tail())?;
+        process.wait(STOP_LIMIT).await.with_context(|| process.log_tail())?;
         Ok(())
     }
 
@@ -331,9 +312,7 @@ impl Server {
     /// When it is not running.
     pub fn freeze(&self) -> Result<()> {
         let process = self.process();
-        let process = process
-            .as_ref()
-            .ok_or_else(|| anyhow!("{} is not running", self.kind()))?;
+        let process = process.as_ref().ok_or_else(|| anyhow!("{} is not running", self.kind()))?;
         // The parent first, so that it has no new child in between.
         process.signal(Signal::Stop)?;
         send(Signal::Stop, &self.dependants(process))?;
@@ -346,9 +325,7 @@ impl Server {
     /// When it is not running.
     pub fn thaw(&self) -> Result<()> {
         let process = self.process();
-        let process = process
-            .as_ref()
-            .ok_or_else(|| anyhow!("{} is not running", self.kind()))?;
+        let process = process.as_ref().ok_or_else(|| anyhow!("{} is not running", self.kind()))?;
         send(Signal::Continue, &self.dependants(process))?;
         process.signal(Signal::Continue)?;
         Ok(())
@@ -378,33 +355,22 @@ impl Server {
     }
 
     async fn ready(&self) -> Result<()> {
-        let ready = until(
-            format!("{} to answer", self.kind()),
-            READY_LIMIT,
-            async || {
-                if let Some(status) = self.process().as_ref().and_then(Process::exited) {
-                    // Nothing will change any more: no reason to wait on.
-                    return Ok(Err(anyhow!("{} ended at once: {status}", self.kind())));
-                }
-                match &self.launch {
-                    Launch::RabbitMq(it) => it.probe().await,
-                    Launch::Redis(it) => it.probe().await,
-                    Launch::PostgreSql(it) => it.probe().await,
-                }
-                .map(Ok)
-            },
-        )
+        let ready = until(format!("{} to answer", self.kind()), READY_LIMIT, async || {
+            if let Some(status) = self.process().as_ref().and_then(Process::exited) {
+                // Nothing will change any more: no reason to wait on.
+                return Ok(Err(anyhow!("{} ended at once: {status}", self.kind())));
+            }
+            match &self.launch {
+                Launch::RabbitMq(it) => it.probe().await,
+                Launch::Redis(it) => it.probe().await,
+                Launch::PostgreSql(it) => it.probe().await,
+            }
+            .map(Ok)
+        })
         .await;
-        ready
-            .map_err(anyhow::Error::from)
-            .flatten()
-            .with_context(|| {
-                format!(
-                    "{} did not come up; the end of its log:\n{}",
-                    self.kind(),
-                    self.log_tail()
-                )
-            })
+        ready.map_err(anyhow::Error::from).flatten().with_context(|| {
+            format!("{} did not come up; the end of its log:\n{}", self.kind(), self.log_tail())
+        })
     }
 
     fn process(&self) -> MutexGuard<'_, Option<Process>> {

@@ -49,11 +49,7 @@ pub async fn until<T>(
             }
         }
         if Instant::now() + PAUSE > deadline {
-            return Err(TimedOut {
-                what: what.into(),
-                limit,
-                last,
-            });
+            return Err(TimedOut { what: what.into(), limit, last });
         }
         sleep(PAUSE).await;
     }
@@ -83,11 +79,7 @@ mod tests {
         let mut left = 3;
         let value = eventually("zero", Duration::from_secs(5), async || {
             left -= 1;
-            if left == 0 {
-                Ok("done")
-            } else {
-                Err(format!("{left} left"))
-            }
+            if left == 0 { Ok("done") } else { Err(format!("{left} left")) }
         })
         .await;
         assert_eq!(value, "done");
@@ -95,27 +87,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_time_out_names_the_last_state() {
-        let failure = until::<()>(
-            "rain",
-            Duration::from_millis(30),
-            async || Err("sun".into()),
-        )
-        .await
-        .unwrap_err();
+        let failure = until::<()>("rain", Duration::from_millis(30), async || Err("sun".into()))
+            .await
+            .unwrap_err();
         assert_eq!(failure.to_string(), "waited 30ms for rain; last seen: sun");
     }
 
     #[tokio::test]
     async fn an_attempt_that_hangs_is_cut_off() {
-        let failure = until::<()>("rain", Duration::from_millis(30), async || {
-            std::future::pending().await
-        })
-        .await
-        .unwrap_err();
-        assert!(
-            failure
-                .to_string()
-                .ends_with("last seen: nothing; then an attempt hung")
-        );
+        let failure =
+            until::<()>("rain", Duration::from_millis(30), async || std::future::pending().await)
+                .await
+                .unwrap_err();
+        assert!(failure.to_string().ends_with("last seen: nothing; then an attempt hung"));
     }
 }

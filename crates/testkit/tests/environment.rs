@@ -20,15 +20,8 @@ async fn two_environments_share_nothing() {
     one.psql("CREATE TABLE mine (word text)").await.unwrap();
     assert!(two.psql("SELECT * FROM mine").await.is_err());
     let queue = format!("/api/queues/{}/mine", one.name);
-    one.management()
-        .request("PUT", &queue, r#"{"durable":true}"#)
-        .await
-        .unwrap();
-    let hosts = two
-        .management()
-        .get(&format!("/api/queues/{}", two.name))
-        .await
-        .unwrap();
+    one.management().request("PUT", &queue, r#"{"durable":true}"#).await.unwrap();
+    let hosts = two.management().get(&format!("/api/queues/{}", two.name)).await.unwrap();
     assert_eq!(hosts, serde_json::json!([]));
     assert_ne!(one.redis_url, two.redis_url);
     assert!(one.amqp_url.ends_with(&one.name) && one.database_url.ends_with(&one.name));
@@ -39,27 +32,13 @@ async fn a_dropped_environment_removes_its_virtual_host_and_database() {
     let (gone, kept) = tokio::join!(TestEnv::new(), TestEnv::new());
     let name = gone.name.clone();
     drop(gone);
-    eventually(
-        "the end of the virtual host and the database",
-        SOON,
-        async || {
-            let hosts = kept
-                .management()
-                .get("/api/vhosts")
-                .await
-                .map_err(|e| e.to_string())?;
-            let databases = kept
-                .psql("SELECT datname FROM pg_database")
-                .await
-                .map_err(|e| e.to_string())?;
-            let seen = format!("{hosts} {databases}");
-            if seen.contains(&name) {
-                Err(seen)
-            } else {
-                Ok(())
-            }
-        },
-    )
+    eventually("the end of the virtual host and the database", SOON, async || {
+        let hosts = kept.management().get("/api/vhosts").await.map_err(|e| e.to_string())?;
+        let databases =
+            kept.psql("SELECT datname FROM pg_database").await.map_err(|e| e.to_string())?;
+        let seen = format!("{hosts} {databases}");
+        if seen.contains(&name) { Err(seen) } else { Ok(()) }
+    })
     .await;
 }
 
@@ -68,9 +47,7 @@ const ROLE: &str = "VERBATIM_TEST_ROLE";
 
 /// In the role of the owner: starts servers, says where, and then ends as `ending` says.
 async fn be_an_owner(ending: &str) {
-    let servers = Servers::start(&[Kind::Redis, Kind::PostgreSql])
-        .await
-        .unwrap();
+    let servers = Servers::start(&[Kind::Redis, Kind::PostgreSql]).await.unwrap();
     let pids = [Kind::Redis, Kind::PostgreSql].map(|kind| servers.get(kind).pid().unwrap());
     println!("owns {} {}", pids[0], pids[1]);
     assert_ne!(ending, "panic", "on purpose");
@@ -87,16 +64,10 @@ fn owner(test: &str, ending: &str) -> (Child, PathBuf, Vec<PathBuf>) {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(owner.stdout.take().unwrap()).lines();
-    let line = lines.find_map(|line| {
-        line.unwrap()
-            .split_once("owns ")
-            .map(|(_, pids)| pids.to_owned())
-    });
-    let pids: Vec<_> = line
-        .unwrap()
-        .split(' ')
-        .map(|pid| PathBuf::from(format!("/proc/{pid}")))
-        .collect();
+    let line =
+        lines.find_map(|line| line.unwrap().split_once("owns ").map(|(_, pids)| pids.to_owned()));
+    let pids: Vec<_> =
+        line.unwrap().split(' ').map(|pid| PathBuf::from(format!("/proc/{pid}"))).collect();
     // A panicking owner may be gone already: then its directory is found to be gone as well.
     let dir = fs::read_link(pids[0].join("cwd")).unwrap_or_default();
     (owner, dir, pids)
@@ -105,16 +76,8 @@ fn owner(test: &str, ending: &str) -> (Child, PathBuf, Vec<PathBuf>) {
 async fn nothing_is_left(mut owner: Child, dir: PathBuf, pids: Vec<PathBuf>) {
     owner.wait().unwrap();
     eventually("the end of the servers", SOON, async || {
-        let left: Vec<_> = pids
-            .iter()
-            .chain([&dir])
-            .filter(|path| path.exists())
-            .collect();
-        if left.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("{left:?}"))
-        }
+        let left: Vec<_> = pids.iter().chain([&dir]).filter(|path| path.exists()).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     })
     .await;
 }
@@ -136,13 +99,7 @@ async fn an_interrupted_owner_leaves_nothing_behind() {
     }
     let (child, dir, pids) = owner("an_interrupted_owner_leaves_nothing_behind", "interrupt");
     let interrupt = format!("kill -s INT {}", child.id());
-    assert!(
-        Command::new("sh")
-            .args(["-c", &interrupt])
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new("sh").args(["-c", &interrupt]).status().unwrap().success());
     nothing_is_left(child, dir, pids).await;
 }
 

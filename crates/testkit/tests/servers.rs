@@ -23,8 +23,7 @@ fn processes_naming(text: &str) -> BTreeSet<String> {
             let environment = fs::read(dir.join("environ")).unwrap_or_default();
             let all = [arguments.as_slice(), &environment].concat();
             let all = String::from_utf8_lossy(&all);
-            all.contains(text)
-                .then(|| format!("{}: {}", dir.display(), all.replace('\0', " ")))
+            all.contains(text).then(|| format!("{}: {}", dir.display(), all.replace('\0', " ")))
         })
         .collect()
 }
@@ -35,17 +34,11 @@ async fn redis(server: &Server, command: &str) -> Result<String, String> {
     let password = url.split([':', '@']).nth(2).unwrap().to_owned();
     let exchange = async {
         let mut stream = TcpStream::connect(("127.0.0.1", server.port())).await?;
-        stream
-            .write_all(format!("AUTH {password}\r\n{command}\r\nQUIT\r\n").as_bytes())
-            .await?;
+        stream.write_all(format!("AUTH {password}\r\n{command}\r\nQUIT\r\n").as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
         std::io::Result::Ok(
-            answer
-                .trim_start_matches("+OK\r\n")
-                .replace("+OK\r\n", "")
-                .trim()
-                .to_owned(),
+            answer.trim_start_matches("+OK\r\n").replace("+OK\r\n", "").trim().to_owned(),
         )
     };
     tokio::time::timeout(Duration::from_millis(500), exchange)
@@ -60,51 +53,27 @@ async fn all_three_come_up_and_leave_no_process_and_no_file_behind() {
     let servers = Servers::start(&Kind::ALL).await.unwrap();
     println!("ready after {:?}", began.elapsed());
 
-    let pids: Vec<_> = Kind::ALL
-        .map(|kind| servers.get(kind).pid().unwrap())
-        .into();
+    let pids: Vec<_> = Kind::ALL.map(|kind| servers.get(kind).pid().unwrap()).into();
     let mark = fs::read_to_string(format!("/proc/{}/environ", pids[0])).unwrap();
-    let mark = mark
-        .split('\0')
-        .find(|it| it.starts_with("VERBATIM_GUARD="))
-        .unwrap()
-        .to_owned();
-    let dir = fs::read_link(format!("/proc/{}/cwd", pids[0]))
-        .unwrap()
-        .parent()
-        .unwrap()
-        .to_owned();
+    let mark = mark.split('\0').find(|it| it.starts_with("VERBATIM_GUARD=")).unwrap().to_owned();
+    let dir = fs::read_link(format!("/proc/{}/cwd", pids[0])).unwrap().parent().unwrap().to_owned();
     assert!(
         processes_naming(&mark).len() >= 4,
         "the three and epmd: {:#?}",
         processes_naming(&mark)
     );
     assert_eq!(
-        servers
-            .get(Kind::PostgreSql)
-            .psql("postgres", "SELECT 40 + 2")
-            .await
-            .unwrap(),
+        servers.get(Kind::PostgreSql).psql("postgres", "SELECT 40 + 2").await.unwrap(),
         "42"
     );
-    assert_eq!(
-        redis(servers.get(Kind::Redis), "PING").await.unwrap(),
-        "+PONG"
-    );
+    assert_eq!(redis(servers.get(Kind::Redis), "PING").await.unwrap(), "+PONG");
 
     let management = servers.get(Kind::RabbitMq).management();
     let began = Instant::now();
     management.create_virtual_host("made").await.unwrap();
     println!("a virtual host took {:?}", began.elapsed());
     let hosts = management.get("/api/vhosts").await.unwrap();
-    assert!(
-        hosts
-            .as_array()
-            .unwrap()
-            .iter()
-            .any(|host| host["name"] == "made"),
-        "{hosts}"
-    );
+    assert!(hosts.as_array().unwrap().iter().any(|host| host["name"] == "made"), "{hosts}");
     management.delete_virtual_host("made").await.unwrap();
 
     let began = Instant::now();
@@ -118,9 +87,7 @@ async fn all_three_come_up_and_leave_no_process_and_no_file_behind() {
 
 #[tokio::test]
 async fn redis_restarts_with_its_data_or_empty_at_the_same_address() {
-    let servers = Servers::start_with(&[Kind::Redis], Durability::Durable)
-        .await
-        .unwrap();
+    let servers = Servers::start_with(&[Kind::Redis], Durability::Durable).await.unwrap();
     let server = servers.get(Kind::Redis);
     assert_eq!(redis(server, "SET word kept").await.unwrap(), "");
     server.stop().await.unwrap();
@@ -144,9 +111,7 @@ async fn a_frozen_redis_is_silent_until_it_is_thawed() {
 
 #[tokio::test]
 async fn a_killed_postgresql_has_what_it_had_committed() {
-    let servers = Servers::start_with(&[Kind::PostgreSql], Durability::Durable)
-        .await
-        .unwrap();
+    let servers = Servers::start_with(&[Kind::PostgreSql], Durability::Durable).await.unwrap();
     let server = servers.get(Kind::PostgreSql);
     let sql = "CREATE TABLE words (word text); INSERT INTO words VALUES ('kept')";
     server.psql("postgres", sql).await.unwrap();
@@ -154,19 +119,10 @@ async fn a_killed_postgresql_has_what_it_had_committed() {
     server.kill().await.unwrap();
     assert!(server.psql("postgres", "SELECT 1").await.is_err());
     server.start().await.unwrap();
-    assert_eq!(
-        server
-            .psql("postgres", "SELECT word FROM words")
-            .await
-            .unwrap(),
-        "kept"
-    );
+    assert_eq!(server.psql("postgres", "SELECT word FROM words").await.unwrap(), "kept");
     server.stop().await.unwrap();
     server.start_empty().await.unwrap();
-    let gone = server
-        .psql("postgres", "SELECT word FROM words")
-        .await
-        .unwrap_err();
+    let gone = server.psql("postgres", "SELECT word FROM words").await.unwrap_err();
     assert!(gone.to_string().contains("does not exist"), "{gone}");
 }
 
@@ -174,26 +130,12 @@ async fn a_killed_postgresql_has_what_it_had_committed() {
 async fn a_killed_rabbitmq_keeps_its_virtual_hosts_and_an_emptied_one_does_not() {
     let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
     let server = servers.get(Kind::RabbitMq);
-    server
-        .management()
-        .create_virtual_host("kept")
-        .await
-        .unwrap();
+    server.management().create_virtual_host("kept").await.unwrap();
     server.kill().await.unwrap();
     server.start().await.unwrap();
     server.management().get("/api/vhosts/kept").await.unwrap();
-    assert!(
-        server
-            .rabbitmqctl(&["list_vhosts"])
-            .await
-            .unwrap()
-            .contains("kept")
-    );
+    assert!(server.rabbitmqctl(&["list_vhosts"]).await.unwrap().contains("kept"));
     server.kill().await.unwrap();
     server.start_empty().await.unwrap();
-    server
-        .management()
-        .get("/api/vhosts/kept")
-        .await
-        .unwrap_err();
+    server.management().get("/api/vhosts/kept").await.unwrap_err();
 }

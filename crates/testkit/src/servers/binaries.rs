@@ -9,10 +9,7 @@ use super::Kind;
 /// The kinds of server whose programs are not on this machine.
 #[must_use]
 pub fn missing() -> Vec<Kind> {
-    Kind::ALL
-        .into_iter()
-        .filter(|kind| main_program(*kind).is_err())
-        .collect()
+    Kind::ALL.into_iter().filter(|kind| main_program(*kind).is_err()).collect()
 }
 
 /// The package of Debian and Ubuntu that brings a server.
@@ -37,11 +34,7 @@ fn main_program(kind: Kind) -> Result<PathBuf> {
 /// directory; the ones behind them run anywhere.
 pub(super) fn rabbitmq(program: &str) -> Result<PathBuf> {
     let behind = Path::new("/usr/lib/rabbitmq/bin").join(program);
-    if behind.is_file() {
-        Ok(behind)
-    } else {
-        on_path(program, Kind::RabbitMq)
-    }
+    if behind.is_file() { Ok(behind) } else { on_path(program, Kind::RabbitMq) }
 }
 
 /// Erlang's name server, which comes with RabbitMQ.

@@ -18,9 +18,7 @@ pub(crate) async fn psql(url: &str, database: &str, sql: &str) -> Result<String>
     let address = url.strip_prefix("postgres://").unwrap_or(url);
     let (address, _) = address.rsplit_once('/').unwrap_or((address, ""));
     let (credentials, host) = address.rsplit_once('@').context("the URL has no user")?;
-    let (user, password) = credentials
-        .split_once(':')
-        .context("the URL has no password")?;
+    let (user, password) = credentials.split_once(':').context("the URL has no password")?;
     let (host, port) = host.split_once(':').unwrap_or((host, "5432"));
     let mut command = Command::new(binaries::postgresql("psql")?);
     command
@@ -82,21 +80,11 @@ impl PostgreSql {
             chown(&dir, Some(user.id), Some(user.group))?;
         }
         let mark = guard.mark().clone();
-        Ok(Self {
-            port: ports::free(),
-            mark,
-            dir,
-            user,
-            password: secret(),
-            durability,
-        })
+        Ok(Self { port: ports::free(), mark, dir, user, password: secret(), durability })
     }
 
     pub(super) fn url(&self) -> String {
-        format!(
-            "postgres://{USER}:{}@127.0.0.1:{}/postgres",
-            self.password, self.port
-        )
+        format!("postgres://{USER}:{}@127.0.0.1:{}/postgres", self.password, self.port)
     }
 
     pub(super) fn command(&self) -> Result<(Command, PathBuf)> {
@@ -115,12 +103,8 @@ impl PostgreSql {
             chown(&password, Some(user.id), Some(user.group))?;
         }
         let mut command = self.mark.command("sh");
-        command
-            .current_dir(&self.dir)
-            .args(["-c", script, "postgresql"]);
-        command
-            .arg(binaries::postgresql("initdb")?)
-            .arg(binaries::postgresql("postgres")?);
+        command.current_dir(&self.dir).args(["-c", script, "postgresql"]);
+        command.arg(binaries::postgresql("initdb")?).arg(binaries::postgresql("postgres")?);
         command.arg(USER);
         for setting in self.settings() {
             command.arg("-c").arg(setting);
@@ -136,10 +120,7 @@ impl PostgreSql {
     }
 
     pub(super) async fn probe(&self) -> Result<(), String> {
-        self.psql("postgres", "SELECT 1")
-            .await
-            .map(|_| ())
-            .map_err(|error| error.to_string())
+        self.psql("postgres", "SELECT 1").await.map(|_| ()).map_err(|error| error.to_string())
     }
 
     /// Runs SQL as the superuser; the answer is unaligned text, a line for each row.

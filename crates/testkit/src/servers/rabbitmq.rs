@@ -45,8 +45,7 @@ impl RabbitMq {
         binaries::rabbitmq("rabbitmq-server")?;
         let epmd_port = ports::free();
         let mut epmd = guard.mark().command(binaries::epmd()?);
-        epmd.args(["-address", "127.0.0.1", "-port", &epmd_port.to_string()])
-            .current_dir(&dir);
+        epmd.args(["-address", "127.0.0.1", "-port", &epmd_port.to_string()]).current_dir(&dir);
         Ok(Self {
             port: ports::free(),
             management_port: ports::free(),
@@ -61,10 +60,7 @@ impl RabbitMq {
     }
 
     pub(super) fn url(&self) -> String {
-        format!(
-            "amqp://{USER}:{}@127.0.0.1:{}/%2f",
-            self.password, self.port
-        )
+        format!("amqp://{USER}:{}@127.0.0.1:{}/%2f", self.password, self.port)
     }
 
     pub(super) fn management(&self) -> Management {
@@ -109,11 +105,7 @@ impl RabbitMq {
         };
         match exchange.await {
             // A method frame: `connection.start`.
-            Ok(1) => self
-                .management()
-                .probe()
-                .await
-                .map_err(|error| format!("{error:#}")),
+            Ok(1) => self.management().probe().await.map_err(|error| format!("{error:#}")),
             Ok(other) => Err(format!("it greets with a frame of type {other}")),
             Err(error) => Err(error.to_string()),
         }
@@ -129,22 +121,14 @@ impl RabbitMq {
             .env("RABBITMQ_MNESIA_BASE", self.dir.join("data"))
             .env("RABBITMQ_LOG_BASE", &self.dir)
             .env("RABBITMQ_LOGS", "-")
-            .env(
-                "RABBITMQ_ENABLED_PLUGINS_FILE",
-                self.dir.join("enabled_plugins"),
-            )
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", self.dir.join("enabled_plugins"))
             .env("RABBITMQ_CONFIG_FILE", self.dir.join("rabbitmq.conf"))
             // The machine's own settings are for the machine's own server.
             .env("RABBITMQ_CONF_ENV_FILE", "/dev/null");
     }
 
     fn config(&self) -> String {
-        let Self {
-            port,
-            management_port,
-            password,
-            ..
-        } = self;
+        let Self { port, management_port, password, .. } = self;
         format!(
             "listeners.tcp.1 = 127.0.0.1:{port}\n\
              management.tcp.ip = 127.0.0.1\n\

@@ -25,13 +25,7 @@ impl Redis {
     pub(super) fn prepare(guard: &Guard, dir: PathBuf, durability: Durability) -> Result<Self> {
         binaries::redis()?;
         let mark = guard.mark().clone();
-        Ok(Self {
-            port: ports::free(),
-            mark,
-            dir,
-            password: secret(),
-            durability,
-        })
+        Ok(Self { port: ports::free(), mark, dir, password: secret(), durability })
     }
 
     pub(super) fn url(&self) -> String {

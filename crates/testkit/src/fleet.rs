@@ -1,0 +1,302 @@
+//! The product's own binaries as child processes, for whole-system and fault tests and for the demo.
+//!
+//! A process gets a clean environment: only what its test gives it, so that no developer's variable
+//! changes what is tested. It listens on a free port of 127.0.0.1 and says which in a file.
+
+use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::sync::OnceCell;
+
+use crate::environment::SHARED;
+use crate::guard::Guard;
+use crate::http::{self, Response};
+use crate::place;
+use crate::process::{Process, Signal};
+use crate::wait::until;
+
+/// A process that does not listen within this time is broken; it takes milliseconds.
+const LISTEN_LIMIT: Duration = Duration::from_secs(20);
+
+/// What a process keeps of its parent's environment.
+const KEPT: [&str; 5] = ["PATH", "HOME", "TMPDIR", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"];
+
+/// Where a process listens, and where it writes that.
+const LISTEN: &str = "VERBATIM_LISTEN";
+const LISTEN_FILE: &str = "VERBATIM_LISTEN_FILE";
+
+/// A family of processes, with a directory for their logs. Dropping it ends them all.
+#[derive(Debug)]
+pub struct Fleet {
+    guard: Guard,
+    environment: Vec<(OsString, OsString)>,
+    started: AtomicUsize,
+}
+
+impl Fleet {
+    /// An empty fleet. Under plain `cargo test` the first of a process builds the binaries;
+    /// `cargo xtask test` has built them before.
+    ///
+    /// # Panics
+    /// When the binaries cannot be built; the message has cargo's.
+    pub async fn new() -> Self {
+        static BUILT: OnceCell<()> = OnceCell::const_new();
+        let built = async {
+            if std::env::var_os(SHARED).is_none() {
+                BUILT.get_or_try_init(build).await?;
+            }
+            Self::of_built()
+        };
+        match built.await {
+            Ok(fleet) => fleet,
+            Err(error) => panic!("no fleet for this test: {error:#}"),
+        }
+    }
+
+    /// An empty fleet of binaries that are known to be built.
+    ///
+    /// # Errors
+    /// When its directory cannot be made.
+    pub fn of_built() -> Result<Self> {
+        let guard = Guard::new(None).context("no directory for the fleet's logs")?;
+        Ok(Self { guard, environment: Vec::new(), started: AtomicUsize::new(0) })
+    }
+
+    /// Sets a variable for every process to come.
+    #[must_use]
+    pub fn with(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// The directory of its logs, which goes away with it.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.guard.dir()
+    }
+
+    /// A command for one of the product's binaries, in the fleet's environment.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = self.guard.mark().command(place::profile_dir().join(program));
+        let kept = KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+        command.env_clear().envs(kept);
+        self.guard.mark().put_on(&mut command);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Starts a binary in the fleet's environment.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&self, program: &str) -> Result<Worker> {
+        self.start_with(program, &[])
+    }
+
+    /// Starts a binary with more variables, which win over the fleet's.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_with(&self, program: &str, environment: &[(&str, &str)]) -> Result<Worker> {
+        let number = self.started.fetch_add(1, Ordering::Relaxed) + 1;
+        let name = format!("{program}-{number}");
+        let listen_file = self.dir().join(format!("{name}.listen"));
+        let mut command = self.command(program);
+        command.env(LISTEN, "127.0.0.1:0").env(LISTEN_FILE, &listen_file);
+        command.envs(environment.iter().copied());
+        let log = self.dir().join(format!("{name}.log"));
+        Ok(Worker { process: Process::spawn(name, &mut command, &log)?, listen_file })
+    }
+}
+
+/// One running process of the product. Dropping it kills and reaps it.
+#[derive(Debug)]
+pub struct Worker {
+    process: Process,
+    listen_file: PathBuf,
+}
+
+impl Worker {
+    /// Its name: the program's, and a number.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.process.name()
+    }
+
+    /// Where it serves `/livez`, `/readyz` and `/metrics`; waits until it does.
+    ///
+    /// # Errors
+    /// When it ends or does not listen; with the end of its log.
+    pub async fn address(&self) -> Result<SocketAddr> {
+        let address = until(format!("{} to listen", self.name()), LISTEN_LIMIT, async || {
+            if let Some(status) = self.process.exited() {
+                return Ok(Err(format!("{} ended: {status}", self.name())));
+            }
+            let text =
+                std::fs::read_to_string(&self.listen_file).map_err(|error| error.to_string())?;
+            text.trim().parse::<SocketAddr>().map(Ok).map_err(|error| format!("{text:?}: {error}"))
+        })
+        .await;
+        match address {
+            Ok(Ok(address)) => Ok(address),
+            Ok(Err(ended)) => bail!("{ended}; the end of its log:\n{}", self.log_tail()),
+            Err(timed_out) => bail!("{timed_out}; the end of its log:\n{}", self.log_tail()),
+        }
+    }
+
+    /// Gets one of its pages, such as `/metrics`.
+    ///
+    /// # Errors
+    /// When it does not listen or does not answer, whatever the status.
+    pub async fn get(&self, path: &str) -> Result<Response> {
+        http::get(self.address().await?, path).await
+    }
+
+    /// Waits until `/readyz` says yes.
+    ///
+    /// # Errors
+    /// When it does not within `limit`; with what it says, and the end of its log.
+    pub async fn ready(&self, limit: Duration) -> Result<()> {
+        let address = self.address().await?;
+        let ready =
+            until(format!("{} to be ready", self.name()), limit, async || {
+                match http::get(address, "/readyz").await {
+                    Ok(Response { status: 200, .. }) => Ok(()),
+                    Ok(Response { status, body }) => Err(format!("status {status}: {body}")),
+                    Err(error) => Err(format!("{error:#}")),
+                }
+            });
+        ready.await.with_context(|| format!("the end of its log:\n{}", self.log_tail()))
+    }
+
+    /// Ends it without any chance to react (`kill -9`), and reaps it.
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(self.process.signal(signal)?)
+    }
+
+    /// Asks it to drain and go (SIGTERM), and waits until it has gone.
+    ///
+    /// # Errors
+    /// When it is still there after `limit`; with the end of its log.
+    pub async fn stop(&self, limit: Duration) -> Result<ExitStatus> {
+        self.signal(Signal::Terminate)?;
+        self.wait(limit).await
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// When it is still there after `limit`; with the end of its log.
+    pub async fn wait(&self, limit: Duration) -> Result<ExitStatus> {
+        self.process.wait(limit).await.with_context(|| self.log_tail())
+    }
+
+    /// How it ended, if it has.
+    #[must_use]
+    pub fn exited(&self) -> Option<ExitStatus> {
+        self.process.exited()
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// All that it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// The last lines that it has logged.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        self.process.log_tail()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // The logs go away with the fleet: this is the last chance to see why a test failed.
+        if std::thread::panicking() {
+            eprintln!("--- the end of {}'s log:\n{}", self.name(), self.log_tail());
+        }
+    }
+}
+
+/// Builds every binary of the workspace in the profile of the program that runs.
+async fn build() -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--workspace", "--bins"]).current_dir(place::workspace());
+    match place::profile_dir().file_name().and_then(OsStr::to_str) {
+        None | Some("debug") => {}
+        Some(profile) => {
+            command.args(["--profile", profile]);
+        }
+    }
+    let output = tokio::task::spawn_blocking(move || command.output()).await??;
+    if !output.status.success() {
+        bail!("cargo build failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(5);
+
+    /// A stand-in on the path of the binaries would have to be built; the shell shows the same.
+    fn shell(fleet: &Fleet, script: &str) -> Worker {
+        let mut command = fleet.command("/bin/sh");
+        let listen_file = fleet.dir().join("sh.listen");
+        command.args(["-c", script]).env(LISTEN_FILE, &listen_file);
+        let process = Process::spawn("sh", &mut command, &fleet.dir().join("sh.log")).unwrap();
+        Worker { process, listen_file }
+    }
+
+    #[tokio::test]
+    async fn a_worker_says_where_it_listens_and_ends_when_asked() {
+        let fleet = Fleet::of_built().unwrap();
+        let script = "trap 'exit 7' TERM; echo 127.0.0.1:4711 > $VERBATIM_LISTEN_FILE; \
+                      while :; do sleep 0.01; done";
+        let worker = shell(&fleet, script);
+        assert_eq!(worker.address().await.unwrap().port(), 4711);
+        assert_eq!(worker.stop(SOON).await.unwrap().code(), Some(7));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_ends_instead_of_listening_shows_its_log() {
+        let fleet = Fleet::of_built().unwrap();
+        let worker = shell(&fleet, "echo no luck; exit 3");
+        let failure = worker.address().await.unwrap_err().to_string();
+        assert!(failure.contains("exit status: 3") && failure.contains("no luck"), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn a_worker_sees_the_fleets_variables_and_no_others() {
+        let fleet = Fleet::of_built().unwrap().with("GIVEN", "yes");
+        let worker = shell(&fleet, "env");
+        worker.wait(SOON).await.unwrap();
+        let log = worker.log();
+        assert!(log.contains("GIVEN=yes"), "{log}");
+        assert!(!log.contains("CARGO_MANIFEST_DIR"), "{log}");
+    }
+}

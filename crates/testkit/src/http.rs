@@ -1,0 +1,64 @@
+//! One HTTP request over loopback, for management interfaces and health pages.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Loopback answers in milliseconds; deleting a virtual host with many queues takes a second.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Response {
+    /// The status code.
+    pub status: u16,
+    /// The body, as text.
+    pub body: String,
+}
+
+/// Gets a page.
+///
+/// # Errors
+/// When there is no answer, whatever its status.
+pub async fn get(address: SocketAddr, path: &str) -> Result<Response> {
+    request(address, "GET", path, &[], "").await
+}
+
+/// Sends any request.
+///
+/// # Errors
+/// When there is no answer, whatever its status.
+pub async fn request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Result<Response> {
+    // HTTP/1.0: the answer is not chunked, and ends with the connection.
+    let mut request = format!("{method} {path} HTTP/1.0\r\nhost: {address}\r\n");
+    for (name, value) in headers {
+        write!(request, "{name}: {value}\r\n")?;
+    }
+    write!(request, "content-length: {}\r\n\r\n{body}", body.len())?;
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    let answer = timeout(LIMIT, exchange)
+        .await
+        .with_context(|| format!("{method} {path}: no answer within {LIMIT:?}"))?
+        .with_context(|| format!("{method} {path}"))?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = status.with_context(|| format!("{method} {path}: not HTTP: {head:?}"))?;
+    Ok(Response { status, body: body.to_owned() })
+}
