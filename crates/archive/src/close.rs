@@ -103,11 +103,7 @@ impl Archive {
     pub async fn claim(&self, due: &Due) -> Result<Vec<Claim>> {
         self.within(async {
             let mut claims = Vec::new();
-            for cause in [
-                CloseCause::Requested,
-                CloseCause::Idle,
-                CloseCause::TakenOver,
-            ] {
+            for cause in [CloseCause::Requested, CloseCause::Idle, CloseCause::TakenOver] {
                 let after = match cause {
                     CloseCause::Requested => due.grace,
                     CloseCause::Idle => due.idle + Duration::from_secs(TOUCH_SECONDS.into()),
@@ -163,18 +159,8 @@ impl Archive {
                 "DELETE FROM sessions s USING unnest($1::text[], $2::text[]) AS k (tenant_id, id)
                  WHERE s.tenant_id = k.tenant_id AND s.conversation_id = k.id",
             )
-            .bind(
-                dropped
-                    .iter()
-                    .map(|key| key.tenant.as_str())
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                dropped
-                    .iter()
-                    .map(|key| key.conversation.as_str())
-                    .collect::<Vec<_>>(),
-            )
+            .bind(dropped.iter().map(|key| key.tenant.as_str()).collect::<Vec<_>>())
+            .bind(dropped.iter().map(|key| key.conversation.as_str()).collect::<Vec<_>>())
             .execute(&mut *transaction)
             .await?;
             transaction.commit().await?;
@@ -237,24 +223,9 @@ impl Archive {
                  WHERE m.tenant_id = k.tenant_id AND m.conversation_id = k.conversation_id
                    AND m.id = k.id",
             )
-            .bind(
-                counts
-                    .iter()
-                    .map(|(m, _)| m.key.tenant.as_str())
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                counts
-                    .iter()
-                    .map(|(m, _)| m.key.conversation.as_str())
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                counts
-                    .iter()
-                    .map(|(m, _)| m.id.as_str())
-                    .collect::<Vec<_>>(),
-            )
+            .bind(counts.iter().map(|(m, _)| m.key.tenant.as_str()).collect::<Vec<_>>())
+            .bind(counts.iter().map(|(m, _)| m.key.conversation.as_str()).collect::<Vec<_>>())
+            .bind(counts.iter().map(|(m, _)| m.id.as_str()).collect::<Vec<_>>())
             .bind(counts.iter().map(|(_, tokens)| *tokens).collect::<Vec<_>>())
             .execute(&self.pool)
             .await?;
@@ -433,14 +404,8 @@ struct Keys<'a> {
 impl<'a> Keys<'a> {
     fn of(claims: &'a [Claim]) -> Self {
         Self {
-            tenants: claims
-                .iter()
-                .map(|claim| claim.key.tenant.as_str())
-                .collect(),
-            ids: claims
-                .iter()
-                .map(|claim| claim.key.conversation.as_str())
-                .collect(),
+            tenants: claims.iter().map(|claim| claim.key.tenant.as_str()).collect(),
+            ids: claims.iter().map(|claim| claim.key.conversation.as_str()).collect(),
             tokens: claims.iter().map(|claim| claim.token).collect(),
         }
     }

@@ -38,14 +38,8 @@ impl Archive {
         let options = PgConnectOptions::from_str(&settings.url)?
             .application_name(&settings.application)
             .options([
-                (
-                    "lock_timeout",
-                    format!("{}ms", settings.lock_time_out.as_millis()),
-                ),
-                (
-                    "statement_timeout",
-                    format!("{}ms", settings.time_out.as_millis()),
-                ),
+                ("lock_timeout", format!("{}ms", settings.lock_time_out.as_millis())),
+                ("statement_timeout", format!("{}ms", settings.time_out.as_millis())),
                 // A worker that was frozen or cut off must not keep row locks for ever.
                 ("idle_in_transaction_session_timeout", "30s".to_owned()),
                 ("TimeZone", "UTC".to_owned()),
@@ -57,10 +51,7 @@ impl Archive {
             // ping before every batch would cost a round trip.
             .test_before_acquire(false)
             .connect_lazy_with(options);
-        Ok(Self {
-            pool,
-            time_out: settings.time_out,
-        })
+        Ok(Self { pool, time_out: settings.time_out })
     }
 
     /// Whether PostgreSQL answers and would accept a write.

@@ -57,9 +57,8 @@ impl Archive {
     /// one of them changes the epoch and the others find theirs stored.
     pub async fn enter_reign(&self, reign: &str, fresh_epoch: i64) -> Result<EpochChange> {
         self.within(async {
-            let stored: String = sqlx::query_scalar("SELECT reign FROM hot_epoch")
-                .fetch_one(&self.pool)
-                .await?;
+            let stored: String =
+                sqlx::query_scalar("SELECT reign FROM hot_epoch").fetch_one(&self.pool).await?;
             if stored == reign {
                 return Ok(EpochChange::Same);
             }
@@ -87,10 +86,7 @@ impl Archive {
         let mut changes: Vec<_> = changes.iter().collect();
         changes.sort();
         let tenants: Vec<&str> = changes.iter().map(|(key, _)| key.tenant.as_str()).collect();
-        let ids: Vec<&str> = changes
-            .iter()
-            .map(|(key, _)| key.conversation.as_str())
-            .collect();
+        let ids: Vec<&str> = changes.iter().map(|(key, _)| key.conversation.as_str()).collect();
         let generations: Vec<i64> = changes.iter().map(|(_, generation)| *generation).collect();
         self.within(async {
             sqlx::query(
@@ -134,8 +130,5 @@ pub(crate) async fn read_numbers(
         }),
         _ => None,
     };
-    Ok(Numbers {
-        hot_epoch,
-        conversation,
-    })
+    Ok(Numbers { hot_epoch, conversation })
 }

@@ -57,9 +57,9 @@ impl Error {
         match self {
             Self::TimedOut(_) => FailureClass::Unavailable,
             Self::Corrupt { .. } => FailureClass::Retryable,
-            Self::Database(sqlx::Error::Database(error)) => error
-                .code()
-                .map_or(FailureClass::Retryable, |code| class_of(&code)),
+            Self::Database(sqlx::Error::Database(error)) => {
+                error.code().map_or(FailureClass::Retryable, |code| class_of(&code))
+            }
             Self::Database(
                 sqlx::Error::Io(_)
                 | sqlx::Error::Tls(_)
@@ -76,10 +76,7 @@ impl Error {
 
 impl From<Error> for Unavailable {
     fn from(error: Error) -> Self {
-        Self {
-            store: Store::PostgreSql,
-            source: Box::new(error),
-        }
+        Self { store: Store::PostgreSql, source: Box::new(error) }
     }
 }
 

@@ -20,25 +20,26 @@ pub struct Page {
     pub before: Option<Position>,
 }
 
+/// What a page holds, with the numbers of the same snapshot: what the messages show is exactly
+/// what the numbers stand for.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The conversation's numbers.
+    pub numbers: Numbers,
+    /// The messages, oldest first.
+    pub messages: Vec<Message>,
+    /// Whether no message stands before these.
+    pub from_beginning: bool,
+}
+
 impl Archive {
-    /// The newest messages before a position, oldest first, and the conversation's numbers, all of
-    /// one snapshot: what the messages show is exactly what the numbers stand for.
-    pub async fn read(
-        &self,
-        key: &ConversationKey,
-        page: &Page,
-    ) -> Result<(Numbers, Vec<Message>)> {
+    /// The newest messages before a position, in one snapshot with the conversation's numbers.
+    pub async fn read(&self, key: &ConversationKey, page: &Page) -> Result<Snapshot> {
         self.within(async {
-            let mut transaction = self
-                .pool
-                .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                .await?;
+            let mut transaction =
+                self.pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
             let numbers = read_numbers(&mut transaction, key).await?;
-            let mut snapshot = Snapshot {
-                numbers,
-                messages: Vec::new(),
-                from_beginning: true,
-            };
+            let mut snapshot = Snapshot { numbers, messages: Vec::new(), from_beginning: true };
             if let Some(conversation) = &snapshot.numbers.conversation {
                 let erased_at = conversation.erased_at.map(DateTime::<Utc>::from);
                 snapshot.messages = read_page(&mut transaction, key, page, erased_at).await?;

@@ -51,16 +51,8 @@ impl Archive {
                  UPDATE conversations c SET reopened = false
                  FROM told WHERE c.tenant_id = told.tenant_id AND c.id = told.id",
             )
-            .bind(
-                keys.iter()
-                    .map(|key| key.tenant.as_str())
-                    .collect::<Vec<_>>(),
-            )
-            .bind(
-                keys.iter()
-                    .map(|key| key.conversation.as_str())
-                    .collect::<Vec<_>>(),
-            )
+            .bind(keys.iter().map(|key| key.tenant.as_str()).collect::<Vec<_>>())
+            .bind(keys.iter().map(|key| key.conversation.as_str()).collect::<Vec<_>>())
             .execute(&self.pool)
             .await?;
             Ok(())

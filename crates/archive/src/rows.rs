@@ -48,10 +48,7 @@ impl<'r> FromRow<'r, PgRow> for MessageRow {
 fn message(row: &PgRow) -> Result<Message> {
     let format: i16 = row.try_get("format")?;
     if format != FORMAT_PLAIN {
-        return Err(corrupt(
-            "messages",
-            format!("format {format} is unknown to this program"),
-        ));
+        return Err(corrupt("messages", format!("format {format} is unknown to this program")));
     }
     let content: String = row.try_get("content")?;
     let id = |name: &'static str, fault: domain::ids::InvalidId| {
@@ -64,10 +61,7 @@ fn message(row: &PgRow) -> Result<Message> {
             .map(Role::parse)?
             .ok_or_else(|| corrupt("messages", "role is none of the known ones".to_owned()))?,
         content: match json(row, "content_parts")? {
-            Some(json) => Content::Parts {
-                json,
-                text: content,
-            },
+            Some(json) => Content::Parts { json, text: content },
             None => Content::Text(content),
         },
         tool_calls: json(row, "tool_calls")?,

@@ -91,11 +91,8 @@ impl Archive {
             let mut stored = if new.len() == kept.len() {
                 HashMap::new()
             } else {
-                let present: Vec<_> = kept
-                    .iter()
-                    .copied()
-                    .filter(|row| !new.contains(&identity(row)))
-                    .collect();
+                let present: Vec<_> =
+                    kept.iter().copied().filter(|row| !new.contains(&identity(row))).collect();
                 read_stored(&mut transaction, &present).await?
             };
             let reopened =
@@ -125,10 +122,7 @@ impl Archive {
                     }
                 });
             }
-            Ok(SavedBatch {
-                rows: saved,
-                reopened,
-            })
+            Ok(SavedBatch { rows: saved, reopened })
         })
         .await
     }
@@ -137,11 +131,7 @@ impl Archive {
 type Identity<'a> = (&'a str, &'a str, &'a str);
 
 fn identity<'a>(row: &SaveRow<'a>) -> Identity<'a> {
-    (
-        row.key.tenant.as_str(),
-        row.key.conversation.as_str(),
-        row.message.id.as_str(),
-    )
+    (row.key.tenant.as_str(), row.key.conversation.as_str(), row.message.id.as_str())
 }
 
 /// The erasures that concern a batch.
@@ -188,11 +178,7 @@ impl Tombstones {
         for (tenant, kind, subject, erased_at) in found {
             let tenant = TenantId::new(tenant)
                 .map_err(|fault| corrupt("tombstones", format!("tenant_id {fault}")))?;
-            let kind = if kind == Kind::User.as_str() {
-                Kind::User
-            } else {
-                Kind::Conversation
-            };
+            let kind = if kind == Kind::User.as_str() { Kind::User } else { Kind::Conversation };
             tombstones.insert((tenant, kind, subject), timestamp(erased_at));
         }
         Ok(Self(tombstones))
@@ -205,17 +191,12 @@ impl Tombstones {
         let tenant = &row.key.tenant;
         let of = |kind, subject: &str| self.0.get(&(tenant.clone(), kind, subject.to_owned()));
         let conversation = of(Kind::Conversation, row.key.conversation.as_str());
-        let user = row
-            .message
-            .user_id
-            .as_ref()
-            .and_then(|user| of(Kind::User, user.as_str()));
+        let user = row.message.user_id.as_ref().and_then(|user| of(Kind::User, user.as_str()));
         conversation.max(user).copied()
     }
 
     fn forbid(&self, row: &SaveRow<'_>) -> bool {
-        self.of(row)
-            .is_some_and(|erased_at| row.message.created_at <= erased_at)
+        self.of(row).is_some_and(|erased_at| row.message.created_at <= erased_at)
     }
 }
 
@@ -241,17 +222,11 @@ async fn lock_conversations(
             return Ok(locked);
         }
         let present: HashSet<&ConversationKey> = locked.iter().map(|l| &l.key).collect();
-        let missing: Vec<_> = firsts
-            .iter()
-            .copied()
-            .filter(|row| !present.contains(row.key))
-            .collect();
+        let missing: Vec<_> =
+            firsts.iter().copied().filter(|row| !present.contains(row.key)).collect();
         insert_conversations(connection, &missing, rows, tombstones, fresh).await?;
     }
-    Err(corrupt(
-        "conversations",
-        "a row keeps vanishing between insert and lock".into(),
-    ))
+    Err(corrupt("conversations", "a row keeps vanishing between insert and lock".into()))
 }
 
 async fn lock_present(
@@ -267,18 +242,8 @@ async fn lock_present(
          ORDER BY c.tenant_id, c.id
          FOR KEY SHARE OF c",
     )
-    .bind(
-        firsts
-            .iter()
-            .map(|row| row.key.tenant.as_str())
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        firsts
-            .iter()
-            .map(|row| row.key.conversation.as_str())
-            .collect::<Vec<_>>(),
-    )
+    .bind(firsts.iter().map(|row| row.key.tenant.as_str()).collect::<Vec<_>>())
+    .bind(firsts.iter().map(|row| row.key.conversation.as_str()).collect::<Vec<_>>())
     .bind(f64::from(TOUCH_SECONDS))
     .fetch_all(connection)
     .await?;
@@ -339,9 +304,7 @@ async fn insert_messages<'a>(
         rows.iter().map(|row| of(row.message)).collect::<Vec<_>>()
     };
     let time = |of: fn(&Message) -> Timestamp| {
-        rows.iter()
-            .map(|row| DateTime::<Utc>::from(of(row.message)))
-            .collect::<Vec<_>>()
+        rows.iter().map(|row| DateTime::<Utc>::from(of(row.message))).collect::<Vec<_>>()
     };
     let inserted = sqlx::query(
         "INSERT INTO messages (tenant_id, conversation_id, id, role, content, content_parts,
@@ -382,11 +345,8 @@ async fn insert_messages<'a>(
     // Inserted rows come back in the order in which they were sent, so one walk over both pairs them.
     let mut sent = rows.iter();
     for row in &inserted {
-        let found = (
-            row.try_get("tenant_id")?,
-            row.try_get("conversation_id")?,
-            row.try_get("id")?,
-        );
+        let found =
+            (row.try_get("tenant_id")?, row.try_get("conversation_id")?, row.try_get("id")?);
         match sent.by_ref().find(|row| identity(row) == found) {
             Some(row) => new.insert(identity(row)),
             None => return Err(corrupt("messages", "an inserted row was not sent".into())),
@@ -407,33 +367,18 @@ async fn read_stored<'a>(
               AS k (tenant_id, conversation_id, id, n)
          JOIN messages m USING (tenant_id, conversation_id, id)"
     )))
-    .bind(
-        rows.iter()
-            .map(|row| row.key.tenant.as_str())
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        rows.iter()
-            .map(|row| row.key.conversation.as_str())
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        rows.iter()
-            .map(|row| row.message.id.as_str())
-            .collect::<Vec<_>>(),
-    )
+    .bind(rows.iter().map(|row| row.key.tenant.as_str()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.key.conversation.as_str()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.message.id.as_str()).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
     found
         .iter()
         .map(|row| {
             let n: i64 = row.try_get("n")?;
-            let sent = usize::try_from(n - 1)
-                .ok()
-                .and_then(|n| rows.get(n))
-                .ok_or_else(|| {
-                    corrupt("messages", "a row came back that was not asked for".into())
-                })?;
+            let sent = usize::try_from(n - 1).ok().and_then(|n| rows.get(n)).ok_or_else(|| {
+                corrupt("messages", "a row came back that was not asked for".into())
+            })?;
             let hash = <[u8; 16]>::try_from(row.try_get::<&[u8], _>("body_hash")?)
                 .map_err(|_| corrupt("messages", "body_hash is not 16 bytes long".into()))?;
             let MessageRow(message) = sqlx::FromRow::from_row(row)?;

@@ -36,19 +36,12 @@ impl Archive {
             .await?;
         match applied {
             None => Err(SchemaError::Missing),
-            Some(found) if found < newest() => Err(SchemaError::TooOld {
-                found,
-                needed: newest(),
-            }),
+            Some(found) if found < newest() => Err(SchemaError::TooOld { found, needed: newest() }),
             Some(_) => Ok(()),
         }
     }
 }
 
 fn newest() -> i64 {
-    MIGRATIONS
-        .iter()
-        .map(|migration| migration.version)
-        .max()
-        .unwrap_or_default()
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
 }

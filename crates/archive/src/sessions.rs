@@ -171,36 +171,11 @@ async fn upsert_sessions(connection: &mut PgConnection, updates: &[SessionUpdate
          SET open = excluded.open, last_event_at = excluded.last_event_at
          WHERE sessions.last_event_at < excluded.last_event_at",
     )
-    .bind(
-        newest
-            .iter()
-            .map(|(u, _)| u.key.tenant.as_str())
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        newest
-            .iter()
-            .map(|(u, _)| u.key.conversation.as_str())
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        newest
-            .iter()
-            .map(|(u, _)| u.session.as_str())
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        newest
-            .iter()
-            .map(|(_, change)| *change == SessionChange::Opened)
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        newest
-            .iter()
-            .map(|(u, _)| DateTime::<Utc>::from(u.at))
-            .collect::<Vec<_>>(),
-    )
+    .bind(newest.iter().map(|(u, _)| u.key.tenant.as_str()).collect::<Vec<_>>())
+    .bind(newest.iter().map(|(u, _)| u.key.conversation.as_str()).collect::<Vec<_>>())
+    .bind(newest.iter().map(|(u, _)| u.session.as_str()).collect::<Vec<_>>())
+    .bind(newest.iter().map(|(_, change)| *change == SessionChange::Opened).collect::<Vec<_>>())
+    .bind(newest.iter().map(|(u, _)| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())
@@ -237,36 +212,11 @@ async fn follow_sessions(connection: &mut PgConnection, updates: &[SessionUpdate
                     AS u (tenant_id, id, reason, agent_id, user_id)) AS k
          WHERE c.tenant_id = k.tenant_id AND c.id = k.id",
     )
-    .bind(
-        changed
-            .iter()
-            .map(|u| u.key.tenant.as_str())
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        changed
-            .iter()
-            .map(|u| u.key.conversation.as_str())
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        changed
-            .iter()
-            .map(|u| u.reason.as_deref())
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        changed
-            .iter()
-            .map(|u| u.agent_id.as_deref())
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        changed
-            .iter()
-            .map(|u| u.user_id.as_deref())
-            .collect::<Vec<_>>(),
-    )
+    .bind(changed.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
+    .bind(changed.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
+    .bind(changed.iter().map(|u| u.reason.as_deref()).collect::<Vec<_>>())
+    .bind(changed.iter().map(|u| u.agent_id.as_deref()).collect::<Vec<_>>())
+    .bind(changed.iter().map(|u| u.user_id.as_deref()).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())
@@ -279,10 +229,7 @@ async fn record_satisfaction(
 ) -> Result<()> {
     let mut said: Vec<(&SessionUpdate, i16)> = updates
         .iter()
-        .filter_map(|u| {
-            u.satisfaction
-                .map(|satisfaction| (u, i16::from(satisfaction)))
-        })
+        .filter_map(|u| u.satisfaction.map(|satisfaction| (u, i16::from(satisfaction))))
         .collect();
     if said.is_empty() {
         return Ok(());
@@ -297,26 +244,10 @@ async fn record_satisfaction(
          WHERE c.tenant_id = k.tenant_id AND c.id = k.id
            AND (c.satisfaction_at IS NULL OR c.satisfaction_at < k.at)",
     )
-    .bind(
-        said.iter()
-            .map(|(u, _)| u.key.tenant.as_str())
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        said.iter()
-            .map(|(u, _)| u.key.conversation.as_str())
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        said.iter()
-            .map(|(_, satisfaction)| *satisfaction)
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        said.iter()
-            .map(|(u, _)| DateTime::<Utc>::from(u.at))
-            .collect::<Vec<_>>(),
-    )
+    .bind(said.iter().map(|(u, _)| u.key.tenant.as_str()).collect::<Vec<_>>())
+    .bind(said.iter().map(|(u, _)| u.key.conversation.as_str()).collect::<Vec<_>>())
+    .bind(said.iter().map(|(_, satisfaction)| *satisfaction).collect::<Vec<_>>())
+    .bind(said.iter().map(|(u, _)| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())

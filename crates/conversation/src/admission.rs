@@ -23,10 +23,7 @@ pub fn admission(
     move |reign| {
         let (archive, metrics, fresh) = (archive.clone(), metrics.clone(), fresh.clone());
         Box::pin(async move {
-            if archive
-                .enter_reign(&reign.to_string(), fresh.draw())
-                .await?
-                == EpochChange::Changed
+            if archive.enter_reign(&reign.to_string(), fresh.draw()).await? == EpochChange::Changed
             {
                 metrics.add(Counter::HotEpochChanges, 1);
                 tracing::warn!(%reign, "Redis is not the server it was: every hot copy is void");

@@ -55,24 +55,14 @@ mod tests {
         let batch: Vec<u32> = (0..500).collect();
         let (saved, culprits, tries) = run(&batch, |item| item == 321);
         assert_eq!(culprits, [321]);
-        assert_eq!(
-            saved,
-            batch
-                .iter()
-                .copied()
-                .filter(|i| *i != 321)
-                .collect::<Vec<_>>()
-        );
+        assert_eq!(saved, batch.iter().copied().filter(|i| *i != 321).collect::<Vec<_>>());
         assert!(tries <= 19, "{tries} tries");
     }
 
     #[test]
     fn a_batch_of_bad_rows_has_only_culprits() {
         let (saved, culprits, _) = run(&[1, 2, 3, 4, 5], |_| true);
-        assert_eq!(
-            (saved.len(), culprits.as_slice()),
-            (0, &[1, 2, 3, 4, 5][..])
-        );
+        assert_eq!((saved.len(), culprits.as_slice()), (0, &[1, 2, 3, 4, 5][..]));
     }
 
     #[test]

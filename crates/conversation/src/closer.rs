@@ -117,13 +117,7 @@ impl Closer {
         metrics: Metrics,
         settings: ClosingSettings,
     ) -> Self {
-        Self {
-            archive,
-            hot,
-            publisher,
-            metrics,
-            settings,
-        }
+        Self { archive, hot, publisher, metrics, settings }
     }
 
     /// One bounded sweep. Running it twice does nothing the second time; any number of replicas may
@@ -133,10 +127,7 @@ impl Closer {
     /// A store failed. Claims that were not finished are taken over when their lease ends.
     pub async fn sweep(&self) -> Result<Swept, SweepError> {
         let started = std::time::Instant::now();
-        let mut swept = Swept {
-            reopened: self.announce_reopened().await?,
-            ..Swept::default()
-        };
+        let mut swept = Swept { reopened: self.announce_reopened().await?, ..Swept::default() };
         let due = Due {
             grace: self.settings.grace,
             idle: self.settings.idle,
@@ -149,15 +140,11 @@ impl Closer {
             return Ok(swept);
         }
         claims.sort_by(|a, b| a.key.cmp(&b.key));
-        let taken_over = claims
-            .iter()
-            .filter(|c| c.cause == CloseCause::TakenOver)
-            .count();
+        let taken_over = claims.iter().filter(|c| c.cause == CloseCause::TakenOver).count();
         self.metrics.add(Counter::CloseTakeovers, taken_over as u64);
 
         let dropped = retried(|| self.archive.drop_empty(&claims)).await?;
-        self.metrics
-            .add(Counter::ConversationsDroppedEmpty, dropped.len() as u64);
+        self.metrics.add(Counter::ConversationsDroppedEmpty, dropped.len() as u64);
         swept.dropped = dropped.len();
         retain(&mut claims, |key| !dropped.contains(key));
 
@@ -174,10 +161,7 @@ impl Closer {
         self.publish(closed.iter().map(migrated)).await?;
         let archived = self.write_archived(claims).await?;
 
-        for conversation in closed
-            .iter()
-            .filter(|closed| archived.contains(&closed.key))
-        {
+        for conversation in closed.iter().filter(|closed| archived.contains(&closed.key)) {
             let cause = match conversation.close_reason.as_deref() {
                 Some("idle") => metrics::CloseCause::Idle,
                 _ => metrics::CloseCause::SessionClosed,
@@ -203,10 +187,7 @@ impl Closer {
     /// PostgreSQL failed.
     pub async fn measure(&self) -> Result<(), archive::Error> {
         let (active, lag) = self.archive.close_backlog(self.settings.grace).await?;
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "a gauge of conversations, far below 2^52"
-        )]
+        #[expect(clippy::cast_precision_loss, reason = "a gauge of conversations, far below 2^52")]
         self.metrics.set(Gauge::ConversationsActive, active as f64);
         self.metrics.set(Gauge::CloseLag, lag.as_secs_f64());
         Ok(())
@@ -215,18 +196,13 @@ impl Closer {
     /// Counts what nobody has counted; claims that were lost meanwhile are let go.
     async fn count_tokens(&self, claims: &mut Vec<Claim>) -> Result<(), SweepError> {
         loop {
-            let uncounted = self
-                .archive
-                .uncounted(claims, COUNT_MESSAGES, COUNT_BYTES)
-                .await?;
+            let uncounted = self.archive.uncounted(claims, COUNT_MESSAGES, COUNT_BYTES).await?;
             if uncounted.is_empty() {
                 return Ok(());
             }
             let counted = tokio::task::spawn_blocking(move || count(uncounted)).await?;
-            let counts: Vec<(&Uncounted, i64)> = counted
-                .iter()
-                .map(|(message, tokens)| (message, *tokens))
-                .collect();
+            let counts: Vec<(&Uncounted, i64)> =
+                counted.iter().map(|(message, tokens)| (message, *tokens)).collect();
             retried(|| self.archive.store_tokens(&counts)).await?;
             let mine = retried(|| self.archive.renew(claims, self.settings.lease)).await?;
             let mine: HashSet<ConversationKey> = mine.into_iter().collect();
@@ -264,8 +240,7 @@ impl Closer {
         if reopened.is_empty() {
             return Ok(0);
         }
-        self.publish(reopened.iter().cloned().map(Event::Reopened))
-            .await?;
+        self.publish(reopened.iter().cloned().map(Event::Reopened)).await?;
         let keys: Vec<ConversationKey> = reopened.iter().map(key_of).collect();
         retried(|| self.archive.announced(&keys)).await?;
         Ok(keys.len())

@@ -27,10 +27,7 @@ impl Default for ReadingSettings {
     /// 1 000 messages or 4 MiB: more than any model's window of ordinary messages, and a few
     /// milliseconds of Redis.
     fn default() -> Self {
-        Self {
-            load_messages: 1_000,
-            load_bytes: 4 * 1024 * 1024,
-        }
+        Self { load_messages: 1_000, load_bytes: 4 * 1024 * 1024 }
     }
 }
 
@@ -74,12 +71,7 @@ impl Reader {
         metrics: Metrics,
         settings: ReadingSettings,
     ) -> Self {
-        Self {
-            archive,
-            hot,
-            metrics,
-            settings,
-        }
+        Self { archive, hot, metrics, settings }
     }
 
     /// The newest messages of a conversation, or those before a position; `None` when there is no
@@ -142,12 +134,7 @@ impl Reader {
             return self.read_archive(key, window).await;
         }
         let Ok(intent) = self.hot.begin_load(key).await else {
-            self.metrics.add(
-                Counter::HotLoads {
-                    result: HotLoad::Failed,
-                },
-                1,
-            );
+            self.metrics.add(Counter::HotLoads { result: HotLoad::Failed }, 1);
             return self.read_archive(key, window).await;
         };
         let page = Page {
@@ -163,15 +150,8 @@ impl Reader {
             Some(oldest) if !snapshot.from_beginning => Floor::At(oldest.position()),
             _ => Floor::Beginning,
         };
-        let mark = Mark {
-            numbers: marked(&snapshot.numbers, &conversation),
-            floor,
-        };
-        let result = match self
-            .hot
-            .finish_load(intent, &mark, &snapshot.messages)
-            .await
-        {
+        let mark = Mark { numbers: marked(&snapshot.numbers, &conversation), floor };
+        let result = match self.hot.finish_load(intent, &mark, &snapshot.messages).await {
             Ok(Loaded::Accepted) => HotLoad::Loaded,
             Ok(Loaded::Superseded) => HotLoad::Overtaken,
             Err(_) => HotLoad::Failed,
@@ -189,17 +169,10 @@ impl Reader {
         key: &ConversationKey,
         window: &Window,
     ) -> Result<Option<Transcript>, Unavailable> {
-        let page = Page {
-            newest: window.newest,
-            max_bytes: usize::MAX,
-            before: window.before.clone(),
-        };
+        let page =
+            Page { newest: window.newest, max_bytes: usize::MAX, before: window.before.clone() };
         let snapshot = self.archive.read(key, &page).await?;
-        Ok(snapshot
-            .numbers
-            .conversation
-            .is_some()
-            .then(|| from_snapshot(snapshot, window.newest)))
+        Ok(snapshot.numbers.conversation.is_some().then(|| from_snapshot(snapshot, window.newest)))
     }
 
     /// PostgreSQL is silent: what Redis holds, said to be degraded, or nothing but the error.
@@ -225,10 +198,7 @@ impl Reader {
 }
 
 fn marked(numbers: &Numbers, conversation: &ConversationNumbers) -> hot_store::Numbers {
-    hot_store::Numbers {
-        epoch: numbers.hot_epoch,
-        generation: conversation.hot_generation,
-    }
+    hot_store::Numbers { epoch: numbers.hot_epoch, generation: conversation.hot_generation }
 }
 
 fn above(mut messages: Vec<Message>, erased_at: Option<Timestamp>) -> Vec<Message> {
@@ -242,10 +212,7 @@ fn from_snapshot(mut snapshot: Snapshot, newest: usize) -> Transcript {
     let surplus = snapshot.messages.len().saturating_sub(newest);
     snapshot.messages.drain(..surplus);
     Transcript {
-        status: snapshot
-            .numbers
-            .conversation
-            .map(|conversation| conversation.status),
+        status: snapshot.numbers.conversation.map(|conversation| conversation.status),
         messages: snapshot.messages,
         source: Source::Archive,
         degraded: false,

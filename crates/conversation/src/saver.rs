@@ -34,12 +34,7 @@ impl Saver {
     /// A saver over the two stores.
     #[must_use]
     pub fn new(archive: Archive, hot: HotStore, metrics: Metrics, fresh: Fresh) -> Self {
-        Self {
-            archive,
-            hot,
-            metrics,
-            fresh,
-        }
+        Self { archive, hot, metrics, fresh }
     }
 
     /// Saves a batch: one outcome for each action, in their order. When this returns `Ok`, what is
@@ -49,11 +44,7 @@ impl Saver {
     /// # Errors
     /// PostgreSQL is away. Part of the batch may be stored; saving it again is harmless.
     pub async fn save(&self, actions: &[SaveMessage]) -> Result<Vec<Outcome>, Unavailable> {
-        let hot = if self.hot.is_known_down() {
-            HotWrites::KnownDown
-        } else {
-            HotWrites::Follow
-        };
+        let hot = if self.hot.is_known_down() { HotWrites::KnownDown } else { HotWrites::Follow };
         let mut batch = Batch::new(actions);
         while let Some(round) = batch.next_round() {
             self.store(&mut batch, &round, hot).await?;
@@ -63,8 +54,7 @@ impl Saver {
         } else {
             let voided = batch.conversations() as u64;
             let cause = GenerationChange::RedisAway;
-            self.metrics
-                .add(Counter::HotGenerationChanges { cause }, voided);
+            self.metrics.add(Counter::HotGenerationChanges { cause }, voided);
         }
         self.count(&batch);
         Ok(batch.outcomes)
@@ -82,8 +72,7 @@ impl Saver {
             let fresh = || self.fresh.draw();
             let error = match retried(|| self.archive.save(&rows, hot, &fresh)).await {
                 Ok(saved) => {
-                    self.metrics
-                        .add(Counter::ConversationsReopened, saved.reopened as u64);
+                    self.metrics.add(Counter::ConversationsReopened, saved.reopened as u64);
                     batch.settle(part, saved.rows);
                     continue;
                 }
@@ -121,17 +110,11 @@ impl Saver {
             error = %error.cause,
             "hot copies could not be written; they are void"
         );
-        let changes: Vec<(ConversationKey, i64)> = error
-            .conversations
-            .into_iter()
-            .map(|key| (key, self.fresh.draw()))
-            .collect();
+        let changes: Vec<(ConversationKey, i64)> =
+            error.conversations.into_iter().map(|key| (key, self.fresh.draw())).collect();
         retried(|| self.archive.change_generations(&changes)).await?;
         let cause = GenerationChange::AppendFailed;
-        self.metrics.add(
-            Counter::HotGenerationChanges { cause },
-            changes.len() as u64,
-        );
+        self.metrics.add(Counter::HotGenerationChanges { cause }, changes.len() as u64);
         Ok(())
     }
 
@@ -215,15 +198,9 @@ impl<'a> Batch<'a> {
                 .iter_mut()
                 .rev()
                 .map_while(|known| (place_of(&known.row) == place_of(&row)).then_some(known));
-            match same
-                .into_iter()
-                .find(|known| known.row.body_hash == row.body_hash)
-            {
+            match same.into_iter().find(|known| known.row.body_hash == row.body_hash) {
                 Some(known) => known.actions.push(index),
-                None => waiting.push(Row {
-                    row,
-                    actions: vec![index],
-                }),
+                None => waiting.push(Row { row, actions: vec![index] }),
             }
         }
         Self {
@@ -266,17 +243,10 @@ impl<'a> Batch<'a> {
                     Some(Committed::Stored(message)),
                 ),
                 Saved::Conflict => (conflict(row), conflict(row), None),
-                Saved::Erased => (
-                    Outcome::Done(Done::Erased),
-                    Outcome::Done(Done::Erased),
-                    None,
-                ),
+                Saved::Erased => (Outcome::Done(Done::Erased), Outcome::Done(Done::Erased), None),
             };
             if let Some(committed) = committed {
-                self.committed
-                    .entry(row.row.key)
-                    .or_default()
-                    .push(committed);
+                self.committed.entry(row.row.key).or_default().push(committed);
             }
             for (n, action) in row.actions.iter().enumerate() {
                 self.outcomes[*action] = if n == 0 { first.clone() } else { rest.clone() };
@@ -303,10 +273,7 @@ impl<'a> Batch<'a> {
         self.committed
             .iter()
             .map(|(key, messages)| {
-                (
-                    (*key).clone(),
-                    messages.iter().map(std::borrow::Borrow::borrow).collect(),
-                )
+                ((*key).clone(), messages.iter().map(std::borrow::Borrow::borrow).collect())
             })
             .collect()
     }

@@ -24,11 +24,7 @@ impl Sessions {
     /// A recorder over the archive.
     #[must_use]
     pub fn new(archive: Archive, metrics: Metrics, fresh: Fresh) -> Self {
-        Self {
-            archive,
-            metrics,
-            fresh,
-        }
+        Self { archive, metrics, fresh }
     }
 
     /// Records a batch of `session_opened`, `session_closed` and `feedback`: one outcome for each,
@@ -71,10 +67,7 @@ impl Sessions {
             (SessionChange::Opened, SessionEventKind::Opened),
             (SessionChange::Closed, SessionEventKind::Closed),
         ] {
-            let n = updates
-                .iter()
-                .filter(|update| update.change == Some(change))
-                .count();
+            let n = updates.iter().filter(|update| update.change == Some(change)).count();
             self.metrics.add(Counter::SessionEvents { event }, n as u64);
         }
     }
@@ -116,9 +109,6 @@ fn not_ours(action: &Action) -> Outcome {
     Outcome::DeadLetter(Refusal {
         reason: DeadLetterReason::UnknownAction,
         field: Some("action_type".to_owned()),
-        detail: format!(
-            "{} is not handled by the queue of session events",
-            action.kind().as_str()
-        ),
+        detail: format!("{} is not handled by the queue of session events", action.kind().as_str()),
     })
 }

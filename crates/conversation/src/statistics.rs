@@ -43,8 +43,7 @@ impl Statistics {
         let mut days = 0;
         loop {
             let done = retried(|| self.archive.refresh_days(BATCH)).await?;
-            self.metrics
-                .add(Counter::DailyBucketsRecomputed, done as u64);
+            self.metrics.add(Counter::DailyBucketsRecomputed, done as u64);
             days += done;
             if done < BATCH as usize {
                 break;

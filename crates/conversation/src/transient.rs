@@ -24,7 +24,5 @@ where
         .with_max_delay(Duration::from_millis(500))
         .with_max_times(TIMES)
         .with_jitter();
-    work.retry(pauses)
-        .when(|error: &Error| error.class() == FailureClass::Transient)
-        .await
+    work.retry(pauses).when(|error: &Error| error.class() == FailureClass::Transient).await
 }

@@ -1,0 +1,382 @@
+//! What saving promises: once, in order, to the letter, in both stores.
+
+mod support;
+
+use conversation::Source;
+use domain::action::Identity;
+use domain::failure::{DeadLetterReason, Done, Outcome};
+use domain::message::Content;
+use metrics::Counter;
+use serde_json::json;
+use support::{
+    Replica, action_received, applied, at_the_same_time, duplicate, ids, key, message, saving, sql,
+    stores,
+};
+
+fn is_conflict(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::DeadLetter(refusal) if refusal.reason == DeadLetterReason::Conflict)
+}
+
+#[tokio::test]
+async fn a_saved_message_is_durable_and_hot() {
+    let (env, replica) = stores().await;
+    let saved = replica.save(&[message("s", "m1", json!({"role": "assistant"}))]).await;
+    assert_eq!(saved, [applied()]);
+    assert_eq!(sql(&env, "SELECT count(*) FROM messages").await, "1");
+    let messages = replica.read_both(&key("s"), 10).await;
+    assert_eq!(ids(&messages), ["m1"]);
+    assert_eq!(messages[0].content.text(), "words of m1");
+    assert_eq!(replica.metrics.count(Counter::MessagesSaved), 1);
+}
+
+#[tokio::test]
+async fn ten_deliveries_of_one_message_store_it_once() {
+    let (env, replica) = stores().await;
+    let other = Replica::of(&env).await;
+    let one = message("s", "m1", json!({}));
+    // Five in one batch, then five on two replicas.
+    let saved = replica.save(&vec![one.clone(); 5]).await;
+    assert_eq!(saved[0], applied());
+    assert_eq!(saved[1..], vec![duplicate(); 4]);
+    for replica in [&replica, &other, &replica, &other, &other] {
+        assert_eq!(replica.save(std::slice::from_ref(&one)).await, [duplicate()]);
+    }
+    assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["m1"]);
+    assert_eq!(sql(&env, "SELECT count(*) FROM messages").await, "1");
+}
+
+#[tokio::test]
+async fn a_duplicate_that_differs_in_timestamp_or_metadata_changes_nothing() {
+    let (_env, replica) = stores().await;
+    replica.save(&[message("s", "m1", json!({"metadata": {"try": 1}}))]).await;
+    for extra in [
+        json!({"timestamp": "2026-11-20T11:11:11Z"}),
+        json!({"metadata": {"try": 2}}),
+        json!({"tokens_estimate": 99, "processing_time_ms": 12.5}),
+        json!({"agent_id": "somebody else"}),
+    ] {
+        assert_eq!(replica.save(&[message("s", "m1", extra)]).await, [duplicate()]);
+    }
+    let messages = replica.read_both(&key("s"), 10).await;
+    assert_eq!(messages.len(), 1);
+    assert_eq!(messages[0].created_at.to_string(), "2026-11-20T10:00:00.000000Z");
+    assert_eq!(messages[0].metadata.as_ref().unwrap().as_str(), r#"{"try":1}"#);
+}
+
+#[tokio::test]
+async fn the_same_id_with_other_words_is_a_conflict_and_the_first_stays() {
+    let (_env, replica) = stores().await;
+    replica.save(&[message("s", "m1", json!({}))]).await;
+    for extra in [
+        json!({"content": "other words"}),
+        json!({"role": "assistant"}),
+        json!({"tool_calls": [{"id": "c1"}]}),
+        json!({"tool_call_id": "c1"}),
+        json!({"content": [{"type": "text", "text": "words of m1"}]}),
+    ] {
+        let saved = replica.save(&[message("s", "m1", extra.clone())]).await;
+        assert!(is_conflict(&saved[0]), "{extra}: {saved:?}");
+    }
+    let messages = replica.read_both(&key("s"), 10).await;
+    assert_eq!(ids(&messages), ["m1"]);
+    assert_eq!(messages[0].content.text(), "words of m1");
+}
+
+#[tokio::test]
+async fn conflicting_words_in_one_batch_leave_the_first_and_its_duplicates() {
+    let (_env, replica) = stores().await;
+    let first = message("s", "m1", json!({"content": "first"}));
+    let second = message("s", "m1", json!({"content": "second"}));
+    let batch = [first.clone(), second.clone(), message("s", "m2", json!({})), first, second];
+    let saved = replica.save(&batch).await;
+    assert_eq!((&saved[0], &saved[2], &saved[3]), (&applied(), &applied(), &duplicate()));
+    assert!(is_conflict(&saved[1]) && is_conflict(&saved[4]), "{saved:?}");
+    let messages = replica.read_both(&key("s"), 10).await;
+    assert_eq!(messages[0].content.text(), "first");
+}
+
+#[tokio::test]
+async fn two_replicas_with_conflicting_words_at_once_store_exactly_one() {
+    let (env, one) = stores().await;
+    let two = Replica::of(&env).await;
+    for round in 0..20 {
+        let id = format!("m{round}");
+        let savers = [one.saver.clone(), two.saver.clone()];
+        let results = at_the_same_time(2, |n| {
+            let saver = savers[n].clone();
+            let batch = [message("s", &id, json!({"content": format!("by replica {n}")}))];
+            async move { saver.save(&batch).await.unwrap().remove(0) }
+        })
+        .await;
+        let winner = results.iter().position(|outcome| *outcome == applied()).expect("one applied");
+        assert!(is_conflict(&results[1 - winner]), "{results:?}");
+        let messages = one.read_both(&key("s"), 1000).await;
+        let stored = messages.iter().find(|m| m.id.as_str() == id).unwrap();
+        assert_eq!(stored.content.text(), format!("by replica {winner}"));
+    }
+}
+
+#[tokio::test]
+async fn many_batches_over_the_same_conversations_never_deadlock_or_lose() {
+    let (env, one) = stores().await;
+    let two = Replica::of(&env).await;
+    let savers = [one.saver.clone(), two.saver.clone()];
+    let results = at_the_same_time(8, |n| {
+        let saver = savers[n % 2].clone();
+        // Every batch touches all of the same conversations, in another order.
+        let mut batch: Vec<_> =
+            (0..100).map(|i| message(&format!("s{}", i % 20), &format!("m{i}"), json!({}))).collect();
+        batch.rotate_left(n * 11);
+        async move { saver.save(&batch).await.unwrap() }
+    })
+    .await;
+    let applied_count = results.iter().flatten().filter(|o| **o == applied()).count();
+    assert_eq!(applied_count, 100, "each message is new exactly once");
+    assert_eq!(sql(&env, "SELECT count(*) FROM messages").await, "100");
+}
+
+#[tokio::test]
+async fn messages_read_by_time_then_id_whoever_saved_them_and_in_whatever_order() {
+    let (env, one) = stores().await;
+    let two = Replica::of(&env).await;
+    let at = |id: &str, time: &str| {
+        message("s", id, json!({"timestamp": format!("2026-11-20T10:00:{time}Z")}))
+    };
+    one.save(&[at("late", "09"), at("b", "05"), at("ab", "05")]).await;
+    two.save(&[at("early", "01"), at("a", "05"), at("é", "05"), at("Z", "05")]).await;
+    one.save(&[at("micro", "05.000001"), at("a\u{1f600}", "05")]).await;
+    let expected = ["early", "Z", "a", "ab", "a\u{1f600}", "b", "é", "micro", "late"];
+    for replica in [&one, &two] {
+        assert_eq!(ids(&replica.read_both(&key("s"), 100).await), expected);
+    }
+}
+
+#[tokio::test]
+async fn two_tenants_with_one_session_id_share_nothing() {
+    let (_env, replica) = stores().await;
+    let ours = message("s", "m1", json!({"content": "ours"}));
+    let theirs = message("s", "m1", json!({"tenant_id": "other", "content": "theirs"}));
+    assert_eq!(replica.save(&[ours.clone(), theirs.clone()]).await, [applied(), applied()]);
+    assert_ne!(ours.common.key, theirs.common.key);
+    for (save, words) in [(ours, "ours"), (theirs, "theirs")] {
+        let messages = replica.read_both(&save.common.key, 10).await;
+        assert_eq!(messages.len(), 1);
+        assert_eq!(messages[0].content.text(), words);
+    }
+}
+
+#[tokio::test]
+async fn two_tenants_with_one_explicit_conversation_id_share_nothing() {
+    let (_env, replica) = stores().await;
+    let in_tenant = |tenant: &str, conversation: &str| {
+        message("s", "m1", json!({
+            "tenant_id": tenant, "conversation_id": conversation, "content": format!("{tenant} {conversation}")
+        }))
+    };
+    let batch = [
+        in_tenant("a", "b/c"), in_tenant("a/b", "c"), in_tenant("a%2Fb", "c"), in_tenant("a", "{c}"),
+        in_tenant("{a", "c}"), in_tenant("a:b", "c"), in_tenant("a", "b:c"), in_tenant("a", "c"),
+    ];
+    assert_eq!(replica.save(&batch).await, vec![applied(); batch.len()]);
+    for save in &batch {
+        let messages = replica.read_both(&save.common.key, 10).await;
+        assert_eq!(messages.len(), 1, "{:?}", save.common.key);
+        assert_eq!(messages[0].content, save.message.content);
+    }
+}
+
+#[tokio::test]
+async fn any_legal_id_is_stored_and_read_to_the_letter() {
+    let (_env, replica) = stores().await;
+    let strange: Vec<String> = [
+        ":", "/", "{}", "{a}:{b}", "a b", "%", "%2F", "\\", "'", "\"", "*", "?", "[x]", ";--", "ñ", "漢字",
+        "\u{1f468}\u{200d}\u{1f469}", "e\u{301}", "\u{feff}x", "-inf", "..", "\u{10ffff}",
+    ]
+    .iter()
+    .map(ToString::to_string)
+    .chain(["x".repeat(128), "é".repeat(64), "😀".repeat(32)])
+    .collect();
+    for id in &strange {
+        let save = message("s", id, json!({
+            "tenant_id": id, "session_id": id, "agent_id": id, "user_id": id, "conversation_id": id,
+        }));
+        assert_eq!(replica.save(std::slice::from_ref(&save)).await, [applied()], "{id:?}");
+        assert_eq!(replica.save(std::slice::from_ref(&save)).await, [duplicate()], "{id:?}");
+        let messages = replica.read_both(&save.common.key, 10).await;
+        assert_eq!(messages, [save.message], "{id:?}");
+    }
+}
+
+#[tokio::test]
+async fn empty_content_tool_calls_and_parts_come_back_as_they_were_sent() {
+    let (env, replica) = stores().await;
+    let calls = r#"[{"id":"c1","type":"function","function":{"name":"f","arguments":"{\"b\": 1.0,  \"a\":2}"}}]"#;
+    let batch = [
+        message("s", "1-empty", json!({"content": ""})),
+        message("s", "2-calls", json!({
+            "role": "assistant", "content": null,
+            "tool_calls": serde_json::from_str::<serde_json::Value>(calls).unwrap(),
+        })),
+        message("s", "3-result", json!({"role": "tool", "tool_call_id": "c1", "content": "42"})),
+        message("s", "4-parts", json!({"content": [
+            {"type": "text", "text": "What is this?"},
+            {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}},
+            {"type": "text", "text": "And this?"},
+        ]})),
+        message("s", "5-meta", json!({"metadata": {"z": 1, "a": [null, true, 1.50]}, "extra": "kept"})),
+    ];
+    assert_eq!(replica.save(&batch).await, vec![applied(); 5]);
+    let messages = replica.read_both(&key("s"), 10).await;
+    for (read, sent) in messages.iter().zip(&batch) {
+        assert_eq!(*read, sent.message);
+    }
+    assert!(matches!(&messages[3].content, Content::Parts { .. }));
+    assert_eq!(
+        sql(&env, "SELECT content FROM messages WHERE id = '4-parts'").await,
+        "What is this?\nAnd this?"
+    );
+}
+
+#[tokio::test]
+async fn a_message_of_a_mebibyte_is_stored_whole() {
+    let (_env, replica) = stores().await;
+    let words = "a".repeat(1_000_000);
+    let save = message("s", "big", json!({"content": words}));
+    assert_eq!(replica.save(std::slice::from_ref(&save)).await, [applied()]);
+    assert_eq!(replica.read_both(&key("s"), 10).await, [save.message]);
+}
+
+#[tokio::test]
+async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
+    let (env, replica) = stores().await;
+    poison(&env, "22023").await;
+    let mut batch: Vec<_> =
+        (0..500).map(|i| message(&format!("s{}", i % 7), &format!("m{i:03}"), json!({}))).collect();
+    batch[321] = message("s6", "poisoned", json!({"content": "poison"}));
+    let saved = replica.save(&batch).await;
+    let refused: Vec<usize> =
+        (0..500).filter(|i| matches!(saved[*i], Outcome::DeadLetter(_))).collect();
+    assert_eq!(refused, [321], "{:?}", saved[321]);
+    assert_eq!(saved.iter().filter(|outcome| **outcome == applied()).count(), 499);
+    assert_eq!(sql(&env, "SELECT count(*) FROM messages").await, "499");
+    let hot: usize = {
+        let mut n = 0;
+        for session in 0..7 {
+            n += replica.read_both(&key(&format!("s{session}")), 1000).await.len();
+        }
+        n
+    };
+    assert_eq!(hot, 499);
+}
+
+#[tokio::test]
+async fn an_error_that_nobody_classified_is_retried_for_its_own_message_alone() {
+    let (env, replica) = stores().await;
+    poison(&env, "P0001").await;
+    let batch = [
+        message("s", "m1", json!({})),
+        message("s", "m2", json!({"content": "poison"})),
+        message("s", "m3", json!({})),
+    ];
+    let saved = replica.save(&batch).await;
+    assert_eq!((&saved[0], &saved[2]), (&applied(), &applied()));
+    let Outcome::Retry(error) = &saved[1] else { panic!("{saved:?}") };
+    assert!(error.contains("poisoned by the test"), "{error}");
+}
+
+/// Makes PostgreSQL refuse messages whose content is `poison`, with this SQLSTATE.
+async fn poison(env: &testkit::TestEnv, sqlstate: &str) {
+    sql(
+        env,
+        &format!(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 IF NEW.content = 'poison' THEN
+                     RAISE EXCEPTION 'poisoned by the test' USING ERRCODE = '{sqlstate}';
+                 END IF;
+                 RETURN NEW;
+             END $$;
+             CREATE TRIGGER refuse BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION refuse()"
+        ),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn messages_without_any_id_are_derived_from_their_timestamp_or_made_up() {
+    let (env, replica) = stores().await;
+    let body = |extra: serde_json::Value| {
+        let mut body = json!({
+            "action_type": "conversation.save_message", "tenant_id": "acme", "session_id": "s",
+            "role": "user", "content": "yes",
+        });
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        saving(action_received(&body, "2026-11-20T12:00:00Z"))
+    };
+    let timed = || body(json!({"timestamp": "2026-11-20T10:00:00Z"}));
+    assert_eq!(timed().identity, Identity::Derived);
+    assert_eq!(replica.save(&[timed()]).await, [applied()]);
+    assert_eq!(replica.save(&[timed()]).await, [duplicate()]);
+    let second_yes = body(json!({"timestamp": "2026-11-20T10:00:00.5Z"}));
+    assert_eq!(replica.save(&[second_yes]).await, [applied()], "two honest yes are two messages");
+
+    let anonymous = || body(json!({}));
+    assert_eq!(anonymous().identity, Identity::Random);
+    assert_eq!(replica.save(&[anonymous(), anonymous()]).await, [applied(), applied()]);
+    assert_eq!(replica.metrics.count(Counter::MessagesWithoutIdentity), 2);
+    assert_eq!(sql(&env, "SELECT count(*) FROM messages").await, "4");
+}
+
+#[tokio::test]
+async fn what_was_sent_before_an_erasure_is_refused_and_what_comes_after_starts_afresh() {
+    let (env, replica) = stores().await;
+    let conversation = key("s").conversation;
+    sql(
+        &env,
+        &format!(
+            "INSERT INTO tombstones (tenant_id, kind, subject, erased_at) VALUES
+             ('acme', 'conversation', '{conversation}', '2026-11-20T10:00:00Z'),
+             ('acme', 'user', 'gone', '2026-11-20T10:30:00Z')"
+        ),
+    )
+    .await;
+    let at = |id: &str, time: &str, user: &str| {
+        message("s", id, json!({"timestamp": format!("2026-11-20T{time}Z"), "user_id": user}))
+    };
+    let saved = replica
+        .save(&[
+            at("before", "09:59:59", "here"),
+            at("at", "10:00:00", "here"),
+            at("after", "10:00:01", "here"),
+            at("user", "10:29:00", "gone"),
+        ])
+        .await;
+    let erased = Outcome::Done(Done::Erased);
+    assert_eq!(saved, [erased.clone(), erased.clone(), applied(), erased]);
+    assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["after"]);
+}
+
+#[tokio::test]
+async fn a_saver_that_died_between_commit_and_redis_is_healed_by_the_redelivery() {
+    let (env, replica) = stores().await;
+    replica.save(&[message("s", "m1", json!({}))]).await;
+    assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["m1"]);
+
+    // A replica commits and dies before it reaches Redis: nothing was acknowledged.
+    let dying = message("s", "m2", json!({"timestamp": "2026-11-20T10:00:01Z"}));
+    let row = archive::SaveRow {
+        key: &dying.common.key,
+        session: &dying.common.session,
+        tenant_tier: None,
+        message: &dying.message,
+        body_hash: dying.message.body_hash(),
+    };
+    replica.archive.save(&[row], archive::HotWrites::Follow, &|| 7).await.unwrap();
+    assert_eq!(sql(&env, "SELECT count(*) FROM messages").await, "2");
+
+    // The broker delivers it again; another replica finds a duplicate and completes the copy.
+    let other = Replica::of(&env).await;
+    assert_eq!(other.save(&[dying]).await, [duplicate()]);
+    let read = replica.read(&key("s"), 10).await;
+    assert_eq!((read.source, ids(&read.messages)), (Source::HotCopy, vec!["m1", "m2"]));
+}

@@ -1,0 +1,224 @@
+//! Stores of one test and the actions that it saves.
+
+#![expect(dead_code, reason = "each test file uses its own part")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use archive::Archive;
+use broker::{Endpoints, Publisher, topology};
+use conversation::{
+    Closer, ClosingSettings, Fresh, Reader, ReadingSettings, Saver, Sessions, Source, Statistics,
+    Transcript, admission,
+};
+use domain::action::{Action, SaveMessage};
+use domain::decode::{DEFAULT_MAX_BODY_BYTES, DecodeContext, decode};
+use domain::envelope::Envelope;
+use domain::failure::{Done, Outcome};
+use domain::ids::{ConversationKey, SessionId, TenantId};
+use domain::message::Message;
+use domain::time::Timestamp;
+use hot_store::{Address, HotStore, Window};
+use metrics::Metrics;
+use serde_json::{Value, json};
+use testkit::TestEnv;
+use testkit::wait::eventually;
+use uuid::Uuid;
+
+/// Longer than anything here takes on two busy cores.
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// One replica: its own connections to the stores of a test.
+pub struct Replica {
+    pub archive: Archive,
+    pub hot: HotStore,
+    pub metrics: Metrics,
+    pub saver: Saver,
+    pub reader: Reader,
+    pub sessions: Sessions,
+    pub statistics: Statistics,
+}
+
+impl Replica {
+    /// A replica whose stores are those of the test.
+    pub async fn of(env: &TestEnv) -> Self {
+        Self::at(&env.database_url, &env.redis_url).await
+    }
+
+    /// A replica that reaches its stores by these URLs.
+    pub async fn at(database_url: &str, redis_url: &str) -> Self {
+        let metrics = Metrics::new();
+        let archive = archive(database_url);
+        let hot = hot(&archive, redis_url, &metrics);
+        Self {
+            saver: Saver::new(archive.clone(), hot.clone(), metrics.clone(), Fresh::random()),
+            reader: Reader::new(
+                archive.clone(),
+                hot.clone(),
+                metrics.clone(),
+                ReadingSettings::default(),
+            ),
+            sessions: Sessions::new(archive.clone(), metrics.clone(), Fresh::random()),
+            statistics: Statistics::new(archive.clone(), metrics.clone()),
+            archive,
+            hot,
+            metrics,
+        }
+    }
+
+    /// Saves actions as one batch.
+    pub async fn save(&self, actions: &[SaveMessage]) -> Vec<Outcome> {
+        self.saver.save(actions).await.unwrap()
+    }
+
+    /// The newest messages, wherever they come from.
+    pub async fn read(&self, key: &ConversationKey, newest: usize) -> Transcript {
+        let window = Window { newest, before: None };
+        self.reader.read(key, &window).await.unwrap().expect("the conversation exists")
+    }
+
+    /// What a reader gets with Redis and what PostgreSQL says: they must be the same.
+    pub async fn read_both(&self, key: &ConversationKey, newest: usize) -> Vec<Message> {
+        self.read(key, newest).await;
+        let hot = self.read(key, newest).await;
+        assert_eq!(hot.source, Source::HotCopy, "a second read is served by the copy");
+        let page = archive::Page { newest, max_bytes: usize::MAX, before: None };
+        let stored = self.archive.read(key, &page).await.unwrap().messages;
+        assert_eq!(hot.messages, stored, "Redis and PostgreSQL agree to the letter");
+        stored
+    }
+}
+
+/// A test's servers with the schema made, and one replica.
+pub async fn stores() -> (TestEnv, Replica) {
+    let env = TestEnv::new().await;
+    archive(&env.database_url).migrate().await.unwrap();
+    let replica = Replica::of(&env).await;
+    (env, replica)
+}
+
+/// A closer of the replica, with the topology declared.
+pub async fn closer(env: &TestEnv, replica: &Replica, settings: ClosingSettings) -> Closer {
+    let endpoints = Endpoints::parse(&env.amqp_url, "test").unwrap();
+    topology::declare(&endpoints).await.unwrap();
+    let publisher = Publisher::new(endpoints, replica.metrics.clone());
+    Closer::new(
+        replica.archive.clone(),
+        replica.hot.clone(),
+        publisher,
+        replica.metrics.clone(),
+        settings,
+    )
+}
+
+/// Settings under which a close is due at once and idleness after the usual time.
+pub fn at_once() -> ClosingSettings {
+    ClosingSettings { grace: Duration::ZERO, ..ClosingSettings::default() }
+}
+
+pub fn archive(database_url: &str) -> Archive {
+    Archive::open(&archive::Settings {
+        url: database_url.to_owned(),
+        application: "test".to_owned(),
+        connections: 5,
+        time_out: Duration::from_secs(10),
+        lock_time_out: Duration::from_secs(2),
+    })
+    .unwrap()
+}
+
+fn hot(archive: &Archive, redis_url: &str, metrics: &Metrics) -> HotStore {
+    let settings = hot_store::Settings::new(Address::parse(redis_url).unwrap());
+    HotStore::open(settings, admission(archive.clone(), metrics.clone(), Fresh::random())).unwrap()
+}
+
+/// Decodes an action as a worker does.
+pub fn action(body: &Value) -> Action {
+    action_received(body, "2026-11-20T12:00:00Z")
+}
+
+/// Decodes an action that was received at a given time.
+pub fn action_received(body: &Value, received_at: &str) -> Action {
+    let context = DecodeContext {
+        received_at: Timestamp::parse(received_at).unwrap(),
+        max_body_bytes: DEFAULT_MAX_BODY_BYTES,
+        fresh_id: &Uuid::new_v4,
+    };
+    decode(body.to_string().as_bytes(), &Envelope::default(), &context).unwrap()
+}
+
+/// A message to save: the usual fields, and whatever `extra` adds or replaces.
+pub fn message(session: &str, id: &str, extra: Value) -> SaveMessage {
+    let mut body = json!({
+        "action_type": "conversation.save_message", "tenant_id": "acme", "session_id": session,
+        "message_id": id, "role": "user", "content": format!("words of {id}"),
+        "timestamp": "2026-11-20T10:00:00Z",
+    });
+    let extra = extra.as_object().unwrap().clone();
+    body.as_object_mut().unwrap().extend(extra);
+    saving(action(&body))
+}
+
+pub fn saving(action: Action) -> SaveMessage {
+    match action {
+        Action::SaveMessage(save) => *save,
+        other => panic!("not a message: {other:?}"),
+    }
+}
+
+pub fn key(session: &str) -> ConversationKey {
+    ConversationKey::of_session(
+        TenantId::new("acme").unwrap(),
+        &SessionId::new(session).unwrap(),
+    )
+}
+
+pub fn ids(messages: &[Message]) -> Vec<&str> {
+    messages.iter().map(|message| message.id.as_str()).collect()
+}
+
+pub fn applied() -> Outcome {
+    Outcome::Done(Done::Applied)
+}
+
+pub fn duplicate() -> Outcome {
+    Outcome::Done(Done::Duplicate)
+}
+
+/// Runs SQL on the test's database and expects a value.
+pub async fn sql(env: &TestEnv, statement: &str) -> String {
+    env.psql(statement).await.unwrap().trim().to_owned()
+}
+
+/// Waits until a statement gives a value.
+pub async fn until_sql(env: &TestEnv, statement: &str, wanted: &str) {
+    eventually(format!("{statement} = {wanted}"), LIMIT, async || {
+        let found = sql(env, statement).await;
+        if found == wanted { Ok(()) } else { Err(found) }
+    })
+    .await;
+}
+
+/// Runs the same work on several tasks at once.
+pub async fn at_the_same_time<F, Fut, T>(times: usize, work: F) -> Vec<T>
+where
+    F: Fn(usize) -> Fut,
+    Fut: Future<Output = T> + Send + 'static,
+    T: Send + 'static,
+{
+    let barrier = Arc::new(tokio::sync::Barrier::new(times));
+    let tasks: Vec<_> = (0..times)
+        .map(|n| {
+            let (barrier, work) = (Arc::clone(&barrier), work(n));
+            tokio::spawn(async move {
+                barrier.wait().await;
+                work.await
+            })
+        })
+        .collect();
+    let mut results = Vec::with_capacity(times);
+    for task in tasks {
+        results.push(task.await.unwrap());
+    }
+    results
+}
