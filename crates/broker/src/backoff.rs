@@ -1,0 +1,48 @@
+//! How long to wait between tries while something is away: growing, jittered, never above two
+//! seconds, never giving up.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+
+/// The first pause. Shorter than a restart of anything, long enough not to hammer.
+const FIRST: Duration = Duration::from_millis(50);
+/// The longest pause before jitter, which adds up to as much again: so at most 2 s. Whatever comes
+/// back is noticed well within 5 s.
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// An endless sequence of pauses.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    pauses: backon::ExponentialBackoff,
+}
+
+impl Backoff {
+    pub(crate) fn new() -> Self {
+        let pauses = ExponentialBuilder::new()
+            .with_min_delay(FIRST)
+            .with_max_delay(LONGEST)
+            .without_max_times()
+            .with_jitter()
+            .build();
+        Self { pauses }
+    }
+
+    /// How long to wait before the next try.
+    pub(crate) fn next_pause(&mut self) -> Duration {
+        self.pauses.next().unwrap_or(LONGEST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_at_most_two_seconds_and_never_end() {
+        let mut backoff = Backoff::new();
+        assert!(backoff.next_pause() <= 2 * FIRST);
+        let late: Vec<_> = (0..1000).map(|_| backoff.next_pause()).skip(10).collect();
+        assert!(late.iter().all(|pause| (LONGEST..=2 * LONGEST).contains(pause)));
+    }
+}

@@ -1,0 +1,243 @@
+//! The supervised batch consumer.
+//!
+//! [`Consumer::run`] is the supervisor: it keeps one [session](session) alive, builds a new one when
+//! the old one ends, and leaves only when it is told to drain. A session owns one connection, one
+//! channel and one consumer; when any of them fails, all of it is dropped and RabbitMQ delivers
+//! again what was not acknowledged. That is the only recovery there is, and it is always safe,
+//! because handlers are idempotent.
+//!
+//! | file | what it decides |
+//! |---|---|
+//! | [`session`] | the loop: receive, gather, work, acknowledge, hold, drain |
+//! | [`gathering`] | when a batch is full or has waited long enough |
+//! | [`batch`] | what becomes of each message of a batch |
+//! | [`ledger`] | which acknowledgements may be sent |
+//! | [`prefetch`] | how many deliveries may be under way |
+//! | [`suspects`] | messages that came back too often |
+//! | [`observer`] | what is counted and logged |
+
+mod batch;
+mod gathering;
+mod ledger;
+mod observer;
+mod prefetch;
+mod session;
+mod suspects;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use domain::failure::Store;
+use domain::time::Timestamp;
+use metrics::Metrics;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::connection::Endpoints;
+use crate::topology::{RetryQueue, WorkQueue};
+use crate::{Handler, Publisher};
+use observer::Observer;
+use session::{End, Session};
+
+/// Consumes one queue for ever, in batches.
+pub struct Consumer<H: Handler> {
+    shared: Arc<Shared<H>>,
+}
+
+/// A queue to consume, and what happens to messages that cannot be handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    queue: &'static str,
+    hopeless: Hopeless,
+}
+
+/// How a consumer paces itself.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Messages in a batch at most.
+    pub batch_size: usize,
+    /// How long a batch waits for more messages while others are being handled. When none is, it
+    /// does not wait.
+    pub linger: Duration,
+    /// Batches that are handled at the same time.
+    pub batches_in_flight: usize,
+    /// Bytes of bodies that may be under way in this process.
+    pub max_inflight_bytes: usize,
+    /// The largest body that is expected, in bytes; the prefetch starts from it.
+    pub largest_body: usize,
+    /// How long a batch is held for a store that is away, before its messages go back to the queue.
+    /// Well below RabbitMQ's `consumer_timeout` of 30 min.
+    pub hold_limit: Duration,
+    /// How long nothing may come while messages are ready and there is room for them.
+    pub stall_limit: Duration,
+    /// The delays between attempts, the first one first. After the last one a message that fails
+    /// again is a dead letter.
+    pub retries: Vec<RetryQueue>,
+    /// How often the suspects are looked at.
+    pub suspect_interval: Duration,
+    /// What the time is.
+    pub clock: fn() -> Timestamp,
+}
+
+/// What a consumer is doing; readiness follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConsumerState {
+    /// It has no consumer on the queue, and tries to get one.
+    Connecting,
+    /// It is registered with the queue and takes what comes.
+    Consuming,
+    /// It keeps what it has and waits for a store.
+    Holding(Store),
+    /// It takes nothing new and finishes what it has.
+    Draining,
+    /// It has drained.
+    Stopped,
+}
+
+/// What happens to messages that no further attempt can help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hopeless {
+    /// They become dead letters of this queue; suspects are set apart.
+    DeadLetter(WorkQueue),
+    /// They are tried again, for ever, at the longest delay: there is no place beyond.
+    Insist,
+}
+
+/// What the sessions of a consumer have in common.
+struct Shared<H> {
+    source: Source,
+    handler: H,
+    endpoints: Endpoints,
+    publisher: Publisher,
+    settings: Settings,
+    observer: Observer,
+    state: watch::Sender<ConsumerState>,
+}
+
+impl Source {
+    /// A work queue.
+    #[must_use]
+    pub const fn work(queue: WorkQueue) -> Self {
+        Self { queue: queue.name(), hopeless: Hopeless::DeadLetter(queue) }
+    }
+
+    /// The dead letters of a work queue. Refusals and failures are tried again for ever: nothing
+    /// comes after the dead letters.
+    #[must_use]
+    pub const fn dead_letters(queue: WorkQueue) -> Self {
+        Self { queue: queue.dlq(), hopeless: Hopeless::Insist }
+    }
+
+    /// The name of the queue.
+    #[must_use]
+    pub const fn queue(&self) -> &'static str {
+        self.queue
+    }
+
+    /// The queue of its suspects, if it has any.
+    const fn suspect(&self) -> Option<&'static str> {
+        match self.hopeless {
+            Hopeless::DeadLetter(queue) => Some(queue.suspect()),
+            Hopeless::Insist => None,
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            batch_size: 500,
+            linger: Duration::from_millis(5),
+            batches_in_flight: 4,
+            max_inflight_bytes: 64 << 20,
+            largest_body: 1 << 20,
+            hold_limit: Duration::from_mins(5),
+            stall_limit: Duration::from_secs(20),
+            retries: RetryQueue::ALL.to_vec(),
+            suspect_interval: Duration::from_secs(5),
+            clock: system_time,
+        }
+    }
+}
+
+impl<H: Handler> Consumer<H> {
+    /// A consumer that has not started. Copies go out through `publisher`, so that a blocked
+    /// publishing connection never delays an acknowledgement.
+    #[must_use]
+    pub fn new(
+        source: Source,
+        handler: H,
+        endpoints: Endpoints,
+        publisher: Publisher,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> Self {
+        metrics.start_queue(source.queue);
+        let observer = Observer::new(source.queue, metrics);
+        let (state, _) = watch::channel(ConsumerState::Connecting);
+        let shared = Shared { source, handler, endpoints, publisher, settings, observer, state };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// What the consumer is doing, from now on.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<ConsumerState> {
+        self.shared.state.subscribe()
+    }
+
+    /// Consumes until `shutdown`, then takes nothing new, finishes and acknowledges what was
+    /// delivered, and returns. A deadline for that is the caller's: dropping the future gives back
+    /// to the queue whatever is not finished.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let shared = &self.shared;
+        let mut backoff = Backoff::new();
+        while !shutdown.is_cancelled() {
+            shared.state.send_replace(ConsumerState::Connecting);
+            let end = match Session::open(shared.clone()).await {
+                Ok(session) => {
+                    backoff = Backoff::new();
+                    session.run(&shutdown).await
+                }
+                Err(error) => End::Failed(error),
+            };
+            shared.observer.session_ended(&end);
+            match end {
+                End::Drained => break,
+                End::HeldTooLong(store) => {
+                    shared.state.send_replace(ConsumerState::Holding(store));
+                    self.store_is_back(&shutdown).await;
+                }
+                End::StreamEnded | End::NoProgress | End::AckLost | End::Failed(_) => {
+                    pause(backoff.next_pause(), &shutdown).await;
+                }
+            }
+        }
+        shared.state.send_replace(ConsumerState::Stopped);
+    }
+
+    /// Waits until the handler's stores answer again, or for the shutdown.
+    async fn store_is_back(&self, shutdown: &CancellationToken) {
+        let mut backoff = Backoff::new();
+        while !shutdown.is_cancelled() && self.shared.handler.probe().await.is_err() {
+            pause(backoff.next_pause(), shutdown).await;
+        }
+    }
+}
+
+async fn pause(duration: Duration, shutdown: &CancellationToken) {
+    tokio::select! {
+        () = tokio::time::sleep(duration) => {}
+        () = shutdown.cancelled() => {}
+    }
+}
+
+/// The time by the system's clock. A clock before 1970 or after 2199 counts as 1970.
+fn system_time() -> Timestamp {
+    let micros = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|elapsed| i64::try_from(elapsed.as_micros()).ok())
+        .unwrap_or(0);
+    Timestamp::from_micros(micros).unwrap_or(Timestamp::EARLIEST)
+}

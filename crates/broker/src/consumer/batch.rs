@@ -1,0 +1,343 @@
+//! What becomes of each message of a batch.
+//!
+//! A batch goes through three stages and remembers which one it has reached, so that an outage in the
+//! middle repeats nothing that was decided: *read* (decoding may draw a random id, so it happens
+//! once), *decided* (the handler said what became of each), and *copied* (retries, dead letters and
+//! suspects are confirmed in their queues). Only then is the batch done.
+//!
+//! A panic costs the guilty message an attempt and its neighbours nothing: the batch is handled
+//! again one by one.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use domain::envelope::Resolved;
+use domain::failure::{DeadLetterReason, Done, Outcome, Refusal, Unavailable};
+use futures_util::FutureExt;
+use metrics::DeliveryOutcome;
+use tokio::time::Instant;
+
+use super::ledger::Tag;
+use super::observer::{Tally, outcome_of};
+use super::{Hopeless, Shared};
+use crate::topology::RetryQueue;
+use crate::{Delivery, Handler, Publication};
+
+/// Messages that are handled together.
+pub(super) struct Batch<I> {
+    received: Vec<Received>,
+    lane: Lane,
+    stage: Stage<I>,
+}
+
+/// A delivery and its number on the channel.
+pub(super) struct Received {
+    pub(super) tag: Tag,
+    pub(super) delivery: Delivery,
+}
+
+/// Where a message is on its way through the consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// The queue itself, in batches.
+    Main,
+    /// Its suspects, one at a time.
+    Suspects,
+}
+
+/// A batch of which nothing is left to do.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) tags: Vec<Tag>,
+    pub(super) tally: Tally,
+}
+
+/// Returns to the work queue after which a message is set apart. Counts say nothing about guilt (each
+/// connection loss adds one to every message under way), so they only choose the lane.
+const SUSPICIOUS_RETURNS: u64 = 3;
+/// Returns to the suspects, where it was alone each time, after which a message is given up.
+const HOPELESS_RETURNS: u64 = 5;
+
+enum Stage<I> {
+    Received,
+    Read(Reading<I>),
+    Decided { copies: Vec<Arc<Publication>>, tally: Tally },
+}
+
+/// Decoded messages. Where `early` has no decision, the next of `items` waits for the handler's.
+struct Reading<I> {
+    items: Vec<I>,
+    early: Vec<Option<Decision>>,
+}
+
+/// What becomes of one message.
+enum Decision {
+    Finish(Done),
+    Retry(String),
+    DeadLetter(Refusal),
+    SetApart,
+}
+
+impl<I> Batch<I> {
+    pub(super) fn new(received: Vec<Received>, lane: Lane) -> Self {
+        Self { received, lane, stage: Stage::Received }
+    }
+
+    /// Takes the batch as far as it goes.
+    ///
+    /// # Errors
+    /// A store is away. The batch comes back as far as it got, to be continued later.
+    pub(super) async fn work<H>(
+        mut self,
+        shared: &Shared<H>,
+    ) -> Result<Finished, (Self, Unavailable)>
+    where
+        H: Handler<Item = I>,
+    {
+        loop {
+            self.stage = match self.stage {
+                Stage::Received => Stage::Read(read(&self.received, self.lane, shared)),
+                Stage::Read(reading) => match decide(&reading.items, shared).await {
+                    Ok(outcomes) => settle(&self.received, reading, outcomes, shared),
+                    Err(unavailable) => {
+                        self.stage = Stage::Read(reading);
+                        return Err((self, unavailable));
+                    }
+                },
+                Stage::Decided { copies, tally } => match publish(copies, shared).await {
+                    Ok(()) => {
+                        let tags = self.received.iter().map(|received| received.tag).collect();
+                        return Ok(Finished { tags, tally });
+                    }
+                    Err((copies, unavailable)) => {
+                        self.stage = Stage::Decided { copies, tally };
+                        return Err((self, unavailable));
+                    }
+                },
+            };
+        }
+    }
+}
+
+fn read<H: Handler>(received: &[Received], lane: Lane, shared: &Shared<H>) -> Reading<H::Item> {
+    let mut items = Vec::with_capacity(received.len());
+    let early = received.iter().map(|Received { delivery, .. }| {
+        if let Some(decision) = decision_by_returns(delivery, lane, shared.source.hopeless) {
+            return Some(decision);
+        }
+        match catch_unwind(AssertUnwindSafe(|| shared.handler.decode(delivery))) {
+            Ok(Ok(item)) => {
+                items.push(item);
+                None
+            }
+            Ok(Err(refusal)) => Some(Decision::DeadLetter(refusal)),
+            Err(panic) => {
+                let message = panic_message(&*panic);
+                shared.observer.panicked(&message);
+                Some(Decision::Retry(format!("decoding panicked: {message}")))
+            }
+        }
+    });
+    let early = early.collect();
+    Reading { items, early }
+}
+
+/// What the number of its returns alone decides about a message.
+fn decision_by_returns(delivery: &Delivery, lane: Lane, hopeless: Hopeless) -> Option<Decision> {
+    match (lane, hopeless) {
+        (Lane::Main, Hopeless::DeadLetter(_)) if delivery.delivery_count >= SUSPICIOUS_RETURNS => {
+            Some(Decision::SetApart)
+        }
+        (Lane::Suspects, _) if delivery.delivery_count >= HOPELESS_RETURNS => {
+            let returns = delivery.delivery_count;
+            Some(Decision::DeadLetter(Refusal {
+                reason: DeadLetterReason::DeliveryLimit,
+                field: None,
+                detail: format!("handled alone, it came back unsettled {returns} times"),
+            }))
+        }
+        _ => None,
+    }
+}
+
+/// Asks the handler. A panic, or an answer of the wrong length, is narrowed down to its message.
+async fn decide<H: Handler>(
+    items: &[H::Item],
+    shared: &Shared<H>,
+) -> Result<Vec<Outcome>, Unavailable> {
+    if items.is_empty() {
+        return Ok(Vec::new());
+    }
+    let started = Instant::now();
+    let outcomes = match contained(items, shared).await? {
+        Ok(outcomes) => outcomes,
+        Err(error) if items.len() == 1 => vec![Outcome::Retry(error)],
+        Err(_) => one_by_one(items, shared).await?,
+    };
+    shared.observer.decided(items.len(), started.elapsed());
+    Ok(outcomes)
+}
+
+async fn one_by_one<H: Handler>(
+    items: &[H::Item],
+    shared: &Shared<H>,
+) -> Result<Vec<Outcome>, Unavailable> {
+    let mut outcomes = Vec::with_capacity(items.len());
+    for item in items {
+        match contained(std::slice::from_ref(item), shared).await? {
+            Ok(outcome) => outcomes.extend(outcome),
+            Err(error) => outcomes.push(Outcome::Retry(error)),
+        }
+    }
+    Ok(outcomes)
+}
+
+/// One call of the handler: as many outcomes as items, or what was wrong with the call.
+async fn contained<H: Handler>(
+    items: &[H::Item],
+    shared: &Shared<H>,
+) -> Result<Result<Vec<Outcome>, String>, Unavailable> {
+    let call = AssertUnwindSafe(async { shared.handler.handle(items).await });
+    match call.catch_unwind().await {
+        Ok(Ok(outcomes)) if outcomes.len() == items.len() => Ok(Ok(outcomes)),
+        Ok(Ok(outcomes)) => {
+            shared.observer.answered_wrongly(items.len(), outcomes.len());
+            Ok(Err("the handler gave no outcome".to_owned()))
+        }
+        Ok(Err(unavailable)) => Err(unavailable),
+        Err(panic) => {
+            let message = panic_message(&*panic);
+            shared.observer.panicked(&message);
+            Ok(Err(format!("handling panicked: {message}")))
+        }
+    }
+}
+
+/// Turns outcomes into copies to publish and outcomes to count.
+fn settle<H: Handler>(
+    received: &[Received],
+    reading: Reading<H::Item>,
+    outcomes: Vec<Outcome>,
+    shared: &Shared<H>,
+) -> Stage<H::Item> {
+    let mut decided = reading.items.iter().zip(outcomes);
+    let mut copies = Vec::new();
+    let mut tally = Tally::default();
+    for (Received { delivery, .. }, early) in received.iter().zip(reading.early) {
+        let (decision, resolved) = match early {
+            Some(decision) => (decision, None),
+            // There are as many outcomes as messages without an early decision.
+            None => match decided.next() {
+                Some((item, outcome)) => (outcome.into(), shared.handler.resolved(item)),
+                None => (Decision::Retry("the handler gave no outcome".to_owned()), None),
+            },
+        };
+        let (copy, outcome) = copy_for(delivery, decision, resolved, shared);
+        copies.extend(copy.map(Arc::new));
+        tally.add(outcome);
+    }
+    Stage::Decided { copies, tally }
+}
+
+/// The copy that must be confirmed before the original may be acknowledged, if any.
+fn copy_for<H: Handler>(
+    delivery: &Delivery,
+    decision: Decision,
+    resolved: Option<Resolved>,
+    shared: &Shared<H>,
+) -> (Option<Publication>, DeliveryOutcome) {
+    let home = shared.source.queue;
+    let now = (shared.settings.clock)();
+    let copy_to = |queue| Publication::copy(delivery, queue).resolved(resolved);
+    let message_id = delivery.envelope.message_id.as_deref();
+    let attempt = delivery.journey.attempt;
+    match (decision, shared.source.hopeless) {
+        (Decision::Finish(done), _) => (None, outcome_of(done)),
+        (Decision::SetApart, Hopeless::DeadLetter(queue)) => {
+            (Some(copy_to(queue.suspect())), DeliveryOutcome::Suspected)
+        }
+        (Decision::DeadLetter(refusal), Hopeless::DeadLetter(queue)) => {
+            let letter = copy_to(queue.dlq()).condemned(home, refusal, now);
+            (Some(letter), DeliveryOutcome::DeadLettered)
+        }
+        (Decision::Retry(error), Hopeless::DeadLetter(queue)) => {
+            match next_retry(&shared.settings.retries, attempt) {
+                Some(retry) => {
+                    shared.observer.retried(message_id, attempt, &error);
+                    let again = copy_to(home).failed(&error, now).delayed(retry);
+                    (Some(again), DeliveryOutcome::Retried)
+                }
+                None => {
+                    let exhausted = DeadLetterReason::AttemptsExhausted;
+                    let refusal = Refusal { reason: exhausted, field: None, detail: error.clone() };
+                    let letter = copy_to(queue.dlq()).failed(&error, now);
+                    (Some(letter.condemned(home, refusal, now)), DeliveryOutcome::DeadLettered)
+                }
+            }
+        }
+        // Nothing comes after the dead letters: whatever fails there is tried again.
+        (failed, Hopeless::Insist) => {
+            let error = failed.to_string();
+            shared.observer.retried(message_id, attempt, &error);
+            let longest = shared.settings.retries.last().copied();
+            let retry = next_retry(&shared.settings.retries, attempt).or(longest);
+            let again = copy_to(home).failed(&error, now);
+            (Some(again.delayed(retry.unwrap_or(RetryQueue::HalfMinute))), DeliveryOutcome::Retried)
+        }
+    }
+}
+
+/// The delay after the attempt with this number, from 1; none after the last.
+fn next_retry(retries: &[RetryQueue], attempt: u32) -> Option<RetryQueue> {
+    let index = usize::try_from(attempt).ok()?.checked_sub(1)?;
+    retries.get(index).copied()
+}
+
+/// Publishes the copies. Those that are not confirmed come back.
+async fn publish<H: Handler>(
+    copies: Vec<Arc<Publication>>,
+    shared: &Shared<H>,
+) -> Result<(), (Vec<Arc<Publication>>, Unavailable)> {
+    if copies.is_empty() {
+        return Ok(());
+    }
+    let results = shared.publisher.publish_all(copies.iter().cloned()).await;
+    let mut failure = None;
+    let unconfirmed = copies.into_iter().zip(results).filter_map(|(copy, result)| {
+        failure = Some(result.err()?);
+        Some(copy)
+    });
+    let unconfirmed: Vec<_> = unconfirmed.collect();
+    match failure {
+        Some(error) => Err((unconfirmed, error.into())),
+        None => Ok(()),
+    }
+}
+
+impl From<Outcome> for Decision {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Done(done) => Self::Finish(done),
+            Outcome::Retry(error) => Self::Retry(error),
+            Outcome::DeadLetter(refusal) => Self::DeadLetter(refusal),
+        }
+    }
+}
+
+impl std::fmt::Display for Decision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Finish(_) => f.write_str("finished"),
+            Self::Retry(error) => f.write_str(error),
+            Self::DeadLetter(refusal) => refusal.fmt(f),
+            Self::SetApart => f.write_str("came back too often"),
+        }
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "without a message".to_owned())
+}

@@ -1,0 +1,135 @@
+//! Which acknowledgements may be sent.
+//!
+//! Batches finish in any order, but one acknowledgement with `multiple` covers *everything* up to
+//! its tag. So only the contiguous finished prefix of what was delivered may be acknowledged, never
+//! over a hole: behind every hole is a message whose fate is open.
+
+use std::collections::VecDeque;
+
+/// The number of a delivery on its channel, growing by one from 1 (AMQP 0-9-1, `delivery-tag`).
+pub(super) type Tag = u64;
+
+/// The deliveries of a channel that are not acknowledged yet, in the order of their tags. `A` is what
+/// it takes to acknowledge one.
+#[derive(Debug)]
+pub(super) struct Ledger<A> {
+    entries: VecDeque<Entry<A>>,
+    bytes: usize,
+}
+
+/// A finished prefix: acknowledging its last delivery with `multiple` settles all of it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Prefix<A> {
+    pub(super) last: A,
+    pub(super) count: usize,
+}
+
+#[derive(Debug)]
+struct Entry<A> {
+    tag: Tag,
+    bytes: usize,
+    finished: bool,
+    acker: A,
+}
+
+impl<A> Ledger<A> {
+    pub(super) fn new() -> Self {
+        Self { entries: VecDeque::new(), bytes: 0 }
+    }
+
+    /// Enters a delivery. Tags come in ascending order.
+    pub(super) fn deliver(&mut self, tag: Tag, bytes: usize, acker: A) {
+        debug_assert!(self.entries.back().is_none_or(|last| last.tag < tag));
+        self.bytes += bytes;
+        self.entries.push_back(Entry { tag, bytes, finished: false, acker });
+    }
+
+    /// Notes that nothing is left to do for a delivery. An unknown tag changes nothing.
+    pub(super) fn finish(&mut self, tag: Tag) {
+        if let Ok(index) = self.entries.binary_search_by_key(&tag, |entry| entry.tag) {
+            self.entries[index].finished = true;
+        }
+    }
+
+    /// Takes the finished prefix out, if there is one.
+    pub(super) fn take_prefix(&mut self) -> Option<Prefix<A>> {
+        let mut prefix = None;
+        let mut count = 0;
+        while self.entries.front().is_some_and(|entry| entry.finished) {
+            let Some(entry) = self.entries.pop_front() else { break };
+            self.bytes -= entry.bytes;
+            count += 1;
+            prefix = Some(Prefix { last: entry.acker, count });
+        }
+        prefix
+    }
+
+    /// How many deliveries are not acknowledged.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// How many bytes their bodies have.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn delivered(count: Tag) -> Ledger<Tag> {
+        let mut ledger = Ledger::new();
+        (1..=count).for_each(|tag| ledger.deliver(tag, 10, tag));
+        ledger
+    }
+
+    #[test]
+    fn nothing_is_acknowledged_over_a_hole() {
+        let mut ledger = delivered(5);
+        [2, 3, 5].into_iter().for_each(|tag| ledger.finish(tag));
+        assert_eq!(ledger.take_prefix(), None);
+        ledger.finish(1);
+        assert_eq!(ledger.take_prefix(), Some(Prefix { last: 3, count: 3 }));
+        assert_eq!((ledger.len(), ledger.bytes()), (2, 20));
+        ledger.finish(4);
+        assert_eq!(ledger.take_prefix(), Some(Prefix { last: 5, count: 2 }));
+        assert!(ledger.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn everything_is_acknowledged_once_and_only_when_all_before_it_is_finished(
+            order in Just((1..=60u64).collect::<Vec<_>>()).prop_shuffle(),
+            take_after in proptest::collection::vec(any::<bool>(), 60),
+        ) {
+            let mut ledger = delivered(60);
+            let mut finished = BTreeSet::new();
+            let mut acknowledged = 0;
+            for (tag, take) in order.into_iter().zip(take_after) {
+                ledger.finish(tag);
+                finished.insert(tag);
+                if !take {
+                    continue;
+                }
+                if let Some(prefix) = ledger.take_prefix() {
+                    prop_assert_eq!(prefix.last, acknowledged + prefix.count as u64);
+                    acknowledged = prefix.last;
+                    prop_assert!((1..=acknowledged).all(|tag| finished.contains(&tag)));
+                }
+                // Nothing that could be acknowledged is left.
+                prop_assert!(!finished.contains(&(acknowledged + 1)));
+            }
+            let rest = ledger.take_prefix().map_or(0, |prefix| prefix.count as u64);
+            prop_assert_eq!(acknowledged + rest, 60);
+            prop_assert_eq!(ledger.bytes(), 0);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! What a consumer counts and logs: each event in one place, its log line and its metric together.
+
+use std::time::Duration;
+
+use domain::failure::{Done, FailureClass, Store, Unavailable};
+use metrics::{ConsumerRestart, Counter, DeliveryOutcome, Gauge, Metrics, Size, Timing};
+
+use super::session::End;
+
+/// The consumer's voice; knows its queue.
+pub(super) struct Observer {
+    queue: &'static str,
+    metrics: Metrics,
+}
+
+/// How the messages of a batch ended, by outcome.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Tally(Vec<(DeliveryOutcome, u64)>);
+
+impl Tally {
+    pub(super) fn add(&mut self, outcome: DeliveryOutcome) {
+        match self.0.iter_mut().find(|(known, _)| *known == outcome) {
+            Some((_, count)) => *count += 1,
+            None => self.0.push((outcome, 1)),
+        }
+    }
+}
+
+/// The label of a final and good outcome.
+pub(super) fn outcome_of(done: Done) -> DeliveryOutcome {
+    match done {
+        Done::Applied => DeliveryOutcome::Applied,
+        Done::Duplicate => DeliveryOutcome::Duplicate,
+        Done::Erased => DeliveryOutcome::Erased,
+    }
+}
+
+impl Observer {
+    pub(super) fn new(queue: &'static str, metrics: Metrics) -> Self {
+        Self { queue, metrics }
+    }
+
+    pub(super) fn consuming(&self, prefetch: u16) {
+        let queue = self.queue;
+        self.metrics.add(Counter::Connections { store: Store::RabbitMq }, 1);
+        self.metrics.set(Gauge::Prefetch { queue }, f64::from(prefetch));
+        tracing::info!(queue, prefetch, "consuming");
+    }
+
+    pub(super) fn prefetch_changed(&self, prefetch: u16) {
+        let (queue, cause) = (self.queue, ConsumerRestart::Prefetch);
+        self.metrics.add(Counter::ConsumerRestarts { queue, cause }, 1);
+        self.metrics.set(Gauge::Prefetch { queue }, f64::from(prefetch));
+        tracing::info!(queue, prefetch, "prefetch changed to what bodies measure");
+    }
+
+    pub(super) fn redelivered(&self) {
+        self.metrics.add(Counter::Redeliveries { queue: self.queue }, 1);
+    }
+
+    pub(super) fn decided(&self, messages: usize, took: Duration) {
+        let queue = self.queue;
+        self.metrics.observe(Timing::Batch { queue }, took);
+        self.metrics.measure(Size::Batch { queue }, messages);
+    }
+
+    pub(super) fn settled(&self, tally: &Tally) {
+        let queue = self.queue;
+        for &(outcome, count) in &tally.0 {
+            self.metrics.add(Counter::Deliveries { queue, outcome }, count);
+        }
+    }
+
+    pub(super) fn retried(&self, message_id: Option<&str>, attempt: u32, error: &str) {
+        let (queue, class) = (self.queue, FailureClass::Retryable);
+        self.metrics.add(Counter::Retries { queue, class }, 1);
+        tracing::warn!(queue, message_id, attempt, error, "an attempt failed; another one follows");
+    }
+
+    pub(super) fn panicked(&self, message: &str) {
+        self.metrics.add(Counter::Panics, 1);
+        tracing::error!(queue = self.queue, panic = message, "a panic was contained");
+    }
+
+    pub(super) fn answered_wrongly(&self, items: usize, outcomes: usize) {
+        let queue = self.queue;
+        tracing::error!(queue, items, outcomes, "the handler must give one outcome per item");
+    }
+
+    pub(super) fn held(&self, unavailable: &Unavailable) {
+        let (queue, store) = (self.queue, unavailable.store);
+        self.metrics.add(Counter::Holds { queue, store }, 1);
+        let cause = with_causes(unavailable);
+        tracing::warn!(queue, store = store.as_str(), cause, "holding a batch");
+    }
+
+    pub(super) fn hold_ended(&self, store: Store, held: Duration) {
+        let queue = self.queue;
+        self.metrics.observe(Timing::Hold { queue, store }, held);
+        let held_ms = u64::try_from(held.as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(queue, store = store.as_str(), held_ms, "the store is back");
+    }
+
+    pub(super) fn acks_lost(&self, count: usize) {
+        let queue = self.queue;
+        self.metrics.add(Counter::AcksLost { queue }, count as u64);
+        tracing::warn!(queue, count, "acknowledgements lost with their channel; they come again");
+    }
+
+    pub(super) fn given_back(&self, count: usize) {
+        let (queue, outcome) = (self.queue, DeliveryOutcome::Returned);
+        self.metrics.add(Counter::Deliveries { queue, outcome }, count as u64);
+    }
+
+    pub(super) fn session_ended(&self, end: &End) {
+        let queue = self.queue;
+        let (cause, error) = match end {
+            End::Drained => {
+                tracing::info!(queue, "drained");
+                return;
+            }
+            End::HeldTooLong(store) => (ConsumerRestart::Hold, format!("{store} stays away")),
+            End::StreamEnded => {
+                (ConsumerRestart::StreamEnded, "the broker cancelled the consumer".to_owned())
+            }
+            End::NoProgress => {
+                (ConsumerRestart::NoProgress, "messages are ready and none comes".to_owned())
+            }
+            End::AckLost => (ConsumerRestart::Error, "the channel died".to_owned()),
+            End::Failed(error) => (ConsumerRestart::Error, with_causes(error)),
+        };
+        self.metrics.add(Counter::ConsumerRestarts { queue, cause }, 1);
+        tracing::warn!(queue, error, "the consumer ended and will be built anew");
+    }
+}
+
+/// An error and its causes in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,294 @@
+//! A message as it came from a queue, in the fleet's own terms.
+//!
+//! The routing key of a delivery is not always that of its action: a retry comes back with its home
+//! queue as routing key, a dead letter with the name of its queue. What it was first published with
+//! is in our headers, or in the `x-death` that RabbitMQ wrote.
+//!
+//! Invariant: our headers count only on messages that never came through an exchange to which
+//! agents publish, so that an agent cannot forge an identity or a validated user.
+
+use domain::envelope::Envelope;
+use domain::failure::DeadLetterReason;
+use domain::time::Timestamp;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use serde_json::{Map, Value};
+
+use crate::journey::{Journey, Origin};
+use crate::topology::RetryQueue;
+use crate::wire;
+
+/// A message that was delivered and not yet settled.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Delivery {
+    /// What the transport says about the action.
+    pub envelope: Envelope,
+    /// The body, as it was sent.
+    pub body: Vec<u8>,
+    /// When this delivery arrived here. What a first attempt saw is in `envelope.resolved`.
+    pub received_at: Timestamp,
+    /// Where it was first published.
+    pub origin: Origin,
+    /// Its way so far: attempt, history, replays, verdict.
+    pub journey: Journey,
+    /// Whether the broker says that it was delivered before.
+    pub redelivered: bool,
+    /// How often it came back to this queue unsettled. Connection losses and broker restarts count
+    /// too, so it only ever chooses the lane.
+    pub delivery_count: u64,
+    /// The W3C trace that it belongs to.
+    pub traceparent: Option<String>,
+    /// The vendor part of the trace.
+    pub tracestate: Option<String>,
+    /// The media type of the body.
+    pub content_type: Option<String>,
+    headers: FieldTable,
+}
+
+/// A death of a message, in RabbitMQ's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Death {
+    /// The queue in which it died.
+    pub queue: String,
+    /// `rejected`, `expired`, `maxlen` or `delivery_limit`.
+    pub reason: String,
+    /// How often it died there for that reason.
+    pub count: u64,
+    /// The exchange to which it had been published.
+    pub exchange: String,
+    /// The routing key with which it had been published.
+    pub routing_key: String,
+    /// When it died there first, in seconds since 1970.
+    pub at_seconds: Option<u64>,
+}
+
+pub(crate) const TRACEPARENT: &str = "traceparent";
+pub(crate) const TRACESTATE: &str = "tracestate";
+
+impl Delivery {
+    /// A delivery that nobody has seen before, as an agent's publish causes it.
+    #[must_use]
+    pub fn fresh(envelope: Envelope, body: Vec<u8>, received_at: Timestamp) -> Self {
+        let exchange = crate::topology::ACTIONS.to_owned();
+        let origin = Origin { exchange, routing_key: envelope.routing_key.clone() };
+        Self {
+            envelope,
+            body,
+            received_at,
+            origin,
+            journey: Journey::default(),
+            redelivered: false,
+            delivery_count: 0,
+            traceparent: None,
+            tracestate: None,
+            content_type: None,
+            headers: FieldTable::default(),
+        }
+    }
+
+    /// The letter's deaths as RabbitMQ wrote them down, the most recent one first. Empty for
+    /// letters that we made ourselves.
+    #[must_use]
+    pub fn deaths(&self) -> Vec<Death> {
+        deaths(&self.headers)
+    }
+
+    /// Why it is a dead letter: our own verdict, or what RabbitMQ's means in our words.
+    #[must_use]
+    pub fn dead_letter_reason(&self) -> Option<DeadLetterReason> {
+        if let Some(verdict) = &self.journey.verdict {
+            return Some(verdict.refusal.reason);
+        }
+        match self.deaths().first()?.reason.as_str() {
+            "expired" => Some(DeadLetterReason::Expired),
+            "delivery_limit" => Some(DeadLetterReason::DeliveryLimit),
+            _ => None,
+        }
+    }
+
+    /// All headers, for those who store or show them.
+    #[must_use]
+    pub fn headers(&self) -> Map<String, Value> {
+        wire::to_json(&self.headers)
+    }
+
+    pub(crate) fn from_amqp(delivery: lapin::message::Delivery, received_at: Timestamp) -> Self {
+        let properties = delivery.properties;
+        let headers = properties.headers().clone().unwrap_or_default();
+        let exchange = delivery.exchange.as_str();
+        let journey = if came_only_through_us(exchange, &headers) {
+            Journey::from_headers(&ours(&headers))
+        } else {
+            Journey::default()
+        };
+        let origin = journey.origin.clone().or_else(|| first_published(&headers));
+        let origin = origin.unwrap_or_else(|| Origin {
+            exchange: exchange.to_owned(),
+            routing_key: delivery.routing_key.to_string(),
+        });
+        Self {
+            envelope: envelope(&properties, &origin, &journey),
+            body: delivery.data,
+            received_at,
+            redelivered: delivery.redelivered,
+            delivery_count: wire::number(&headers, "x-delivery-count")
+                .and_then(|count| u64::try_from(count).ok())
+                .unwrap_or(0),
+            traceparent: wire::text(&headers, TRACEPARENT),
+            tracestate: wire::text(&headers, TRACESTATE),
+            content_type: properties.content_type().as_ref().map(ToString::to_string),
+            origin,
+            journey,
+            headers,
+        }
+    }
+}
+
+fn envelope(properties: &BasicProperties, origin: &Origin, journey: &Journey) -> Envelope {
+    let text = |value: &Option<lapin::types::ShortString>| value.as_ref().map(ToString::to_string);
+    Envelope {
+        routing_key: origin.routing_key.clone(),
+        message_id: text(properties.message_id()).filter(|_| !journey.anonymous),
+        timestamp: *properties.timestamp(),
+        correlation_id: text(properties.correlation_id()),
+        reply_to: text(properties.reply_to()),
+        user_id: text(properties.user_id()).or_else(|| journey.validated_user.clone()),
+        resolved: journey.resolved.clone(),
+    }
+}
+
+fn ours(headers: &FieldTable) -> Map<String, Value> {
+    // Most messages have no header of ours, and then no table is built.
+    if !headers.inner().keys().any(|name| Journey::owns(name.as_str())) {
+        return Map::new();
+    }
+    let mut headers = wire::to_json(headers);
+    headers.retain(|name, _| Journey::owns(name));
+    headers
+}
+
+/// Whether every exchange that the message is known to have passed is one that only the fleet
+/// publishes to: the default exchange, and those of the retry queues.
+fn came_only_through_us(exchange: &str, headers: &FieldTable) -> bool {
+    let fleet_only = |exchange: &str| {
+        exchange.is_empty() || RetryQueue::ALL.iter().any(|queue| queue.name() == exchange)
+    };
+    fleet_only(exchange) && deaths(headers).iter().all(|death| fleet_only(&death.exchange))
+}
+
+/// Where a letter that RabbitMQ made was published first: its oldest death remembers.
+fn first_published(headers: &FieldTable) -> Option<Origin> {
+    let oldest = deaths(headers).pop()?;
+    Some(Origin { exchange: oldest.exchange, routing_key: oldest.routing_key })
+}
+
+fn deaths(headers: &FieldTable) -> Vec<Death> {
+    let Some(AMQPValue::FieldArray(entries)) = headers.inner().get("x-death") else {
+        return Vec::new();
+    };
+    let tables = entries.as_slice().iter().filter_map(|entry| match entry {
+        AMQPValue::FieldTable(table) => Some(table),
+        _ => None,
+    });
+    tables.map(death).collect()
+}
+
+fn death(table: &FieldTable) -> Death {
+    let text = |name| wire::text(table, name).unwrap_or_default();
+    let routing_key = match table.inner().get("routing-keys") {
+        Some(AMQPValue::FieldArray(keys)) => match keys.as_slice().first() {
+            Some(AMQPValue::LongString(key)) => key.to_string(),
+            _ => String::new(),
+        },
+        _ => String::new(),
+    };
+    let unsigned = |name| wire::number(table, name).and_then(|number| u64::try_from(number).ok());
+    Death {
+        queue: text("queue"),
+        reason: text("reason"),
+        count: unsigned("count").unwrap_or(1),
+        exchange: text("exchange"),
+        routing_key,
+        at_seconds: unsigned("time"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lapin::types::FieldArray;
+
+    fn received(exchange: &str, routing_key: &str, headers: FieldTable) -> Delivery {
+        let mut amqp = lapin::message::Delivery::mock(
+            1,
+            exchange.into(),
+            routing_key.into(),
+            false,
+            b"{}".to_vec(),
+        );
+        amqp.properties = BasicProperties::default().with_headers(headers);
+        Delivery::from_amqp(amqp, Timestamp::from_micros(1).unwrap())
+    }
+
+    fn forged() -> FieldTable {
+        let mut headers = FieldTable::default();
+        headers.insert("x-verbatim-user".into(), AMQPValue::LongString("somebody".into()));
+        headers.insert("x-verbatim-attempt".into(), AMQPValue::LongLongInt(3));
+        headers
+    }
+
+    fn died_in(queue: &str, reason: &str, exchange: &str, key: &str) -> AMQPValue {
+        let mut death = FieldTable::default();
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        death.insert("queue".into(), text(queue));
+        death.insert("reason".into(), text(reason));
+        death.insert("exchange".into(), text(exchange));
+        death.insert("count".into(), AMQPValue::LongLongInt(1));
+        death.insert("time".into(), AMQPValue::Timestamp(1_700_000_000));
+        death.insert(
+            "routing-keys".into(),
+            AMQPValue::FieldArray(FieldArray::from(vec![text(key)])),
+        );
+        AMQPValue::FieldTable(death)
+    }
+
+    #[test]
+    fn our_headers_count_only_on_what_the_fleet_published_itself() {
+        let from_agent = received("domain.actions", "conversation.save_message", forged());
+        assert_eq!(from_agent.journey, Journey::default());
+        assert_eq!(from_agent.envelope.user_id, None);
+
+        let from_fleet = received("", "conversation.save_message", forged());
+        assert_eq!(from_fleet.journey.attempt, 3);
+        assert_eq!(from_fleet.envelope.user_id.as_deref(), Some("somebody"));
+    }
+
+    #[test]
+    fn forged_headers_stay_forged_when_the_broker_moves_the_message() {
+        let mut headers = forged();
+        let death = died_in(
+            "conversation.save_message",
+            "expired",
+            "domain.actions",
+            "conversation.save_message",
+        );
+        headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![death])));
+        let letter = received("", "conversation.save_message.dlq", headers);
+        assert_eq!(letter.journey, Journey::default());
+    }
+
+    #[test]
+    fn a_letter_that_the_broker_made_tells_its_story() {
+        let key = "conversation.save_message";
+        let deaths = vec![
+            died_in(key, "delivery_limit", "", key),
+            died_in("domain.retry.1000", "expired", "domain.retry.1000", key),
+        ];
+        let mut headers = FieldTable::default();
+        headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(deaths)));
+        let letter = received("", "conversation.save_message.dlq", headers);
+        assert_eq!(letter.dead_letter_reason(), Some(DeadLetterReason::DeliveryLimit));
+        assert_eq!(letter.deaths()[0].at_seconds, Some(1_700_000_000));
+        assert_eq!(letter.origin.routing_key, key);
+    }
+}

@@ -1,0 +1,68 @@
+//! How full the queues are, as far as AMQP tells: messages ready for delivery, and consumers.
+
+use lapin::options::QueueDeclareOptions;
+use lapin::types::FieldTable;
+
+use crate::connection::{Connection, Endpoints, Error, request};
+use crate::topology;
+
+/// What a queue holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Depth {
+    /// The queue.
+    pub queue: &'static str,
+    /// Messages that wait for a consumer; those under way do not count.
+    pub ready: u32,
+    /// Consumers that are registered with it.
+    pub consumers: u32,
+}
+
+/// Looks at queues over one connection that it keeps.
+pub struct Inspector {
+    endpoints: Endpoints,
+    connection: Option<Connection>,
+}
+
+impl Inspector {
+    /// An inspector that connects when it is first used.
+    #[must_use]
+    pub fn new(endpoints: Endpoints) -> Self {
+        Self { endpoints, connection: None }
+    }
+
+    /// The depth of every queue of the topology, in its order. A queue that does not exist is
+    /// `None`.
+    ///
+    /// # Errors
+    /// The broker is away.
+    pub async fn depths(&mut self) -> Result<Vec<(&'static str, Option<Depth>)>, Error> {
+        let connection = match self.connection.take().filter(Connection::is_open) {
+            Some(connection) => connection,
+            None => self.endpoints.connect("inspect").await?,
+        };
+        let mut depths = Vec::new();
+        for queue in topology::queues() {
+            let depth = match depth(&connection, queue.name).await {
+                Ok(depth) => Some(depth),
+                // The broker answered, and the answer was no.
+                Err(error) if error.reply().is_some() => None,
+                Err(error) => return Err(error),
+            };
+            depths.push((queue.name, depth));
+        }
+        self.connection = Some(connection);
+        Ok(depths)
+    }
+}
+
+/// The depth of one queue. Has a channel of its own, because asking for a queue that does not exist
+/// closes the channel.
+pub(crate) async fn depth(connection: &Connection, queue: &'static str) -> Result<Depth, Error> {
+    let channel = connection.channel().await?;
+    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+    let declare = channel.queue_declare(queue.into(), options, FieldTable::default());
+    let answer = request("tell a queue's depth", declare).await?;
+    let close = channel.close(200, "done".into());
+    request("close a channel", close).await?;
+    Ok(Depth { queue, ready: answer.message_count(), consumers: answer.consumer_count() })
+}
