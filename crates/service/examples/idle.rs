@@ -1,0 +1,42 @@
+//! A worker that does nothing: the frame alone, for the tests that send it real signals.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use service::{Process, Service};
+
+#[derive(Debug, clap::Args)]
+struct Settings {
+    /// How long it takes to finish after being asked to
+    #[arg(long, default_value = "0s", value_parser = service::settings::duration)]
+    work: Duration,
+
+    /// What to do in the first run of the task
+    #[arg(long, default_value = "work")]
+    first: First,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum First {
+    Work,
+    Panic,
+}
+
+async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
+    let first = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    service.supervise("idle", move |stopping| {
+        let first = first.swap(false, std::sync::atomic::Ordering::Relaxed);
+        async move {
+            assert!(!(first && settings.first == First::Panic), "asked to panic");
+            tracing::info!("idle");
+            stopping.cancelled().await;
+            tokio::time::sleep(settings.work).await;
+            Ok(())
+        }
+    });
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    service::run(Process::MessageSaveWorker, build)
+}

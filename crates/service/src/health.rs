@@ -1,0 +1,228 @@
+//! The small HTTP server beside the work: `/livez`, `/readyz`, `/metrics`.
+//!
+//! It is bound before anything else happens and answers until the process ends, so that a probe can
+//! tell "starting" and "stopping" from "dead".
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use metrics::Metrics;
+use serde::Serialize;
+use tokio::net::TcpListener;
+
+use crate::process::{Process, VERSION};
+use crate::readiness::{self, Readiness};
+use crate::settings::ListenSettings;
+use crate::tasks::{TaskState, Tasks};
+
+/// What the endpoints look at.
+#[derive(Clone)]
+pub(crate) struct Health {
+    pub(crate) process: Process,
+    pub(crate) metrics: Metrics,
+    pub(crate) readiness: Readiness,
+    pub(crate) tasks: Tasks,
+}
+
+/// Takes the address, and tells it to whoever waits for the file.
+pub(crate) async fn bind(settings: &ListenSettings) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(settings.listen).await.map_err(|error| {
+        let in_use = error.kind() == io::ErrorKind::AddrInUse;
+        let hint = if in_use {
+            "; each process on a host needs its own VERBATIM_LISTEN (port 0 takes a free one)"
+        } else {
+            ""
+        };
+        anyhow::anyhow!("cannot listen on {}: {error}{hint}", settings.listen)
+    })?;
+    let address = listener.local_addr()?;
+    if let Some(path) = &settings.listen_file {
+        write_whole(path, address)
+            .with_context(|| format!("cannot write the address to {}", path.display()))?;
+    }
+    tracing::info!(%address, "serving /livez, /readyz and /metrics on {address}");
+    Ok(listener)
+}
+
+/// Serves until the runtime ends.
+pub(crate) async fn serve(listener: TcpListener, health: Health) -> io::Result<()> {
+    axum::serve(listener, router(health)).await
+}
+
+fn router(health: Health) -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics_text))
+        .with_state(health)
+}
+
+#[derive(Serialize)]
+struct Livez {
+    live: bool,
+    tasks: Vec<NamedTask>,
+}
+
+#[derive(Serialize)]
+struct NamedTask {
+    name: &'static str,
+    #[serde(flatten)]
+    state: TaskState,
+}
+
+#[derive(Serialize)]
+struct Readyz {
+    ready: bool,
+    checks: BTreeMap<&'static str, readiness::State>,
+}
+
+async fn index(State(health): State<Health>) -> String {
+    format!(
+        "{} {VERSION}\n\n\
+         /livez    whether it makes sense to let this process run on\n\
+         /readyz   whether it can do its work now, and what is missing\n\
+         /metrics  for Prometheus\n",
+        health.process.name()
+    )
+}
+
+async fn livez(State(health): State<Health>) -> Response {
+    let live = health.tasks.live();
+    let states = health.tasks.states().into_iter();
+    let tasks = states.map(|(name, state)| NamedTask { name, state }).collect();
+    json(live, &Livez { live, tasks })
+}
+
+async fn readyz(State(health): State<Health>) -> Response {
+    let checks = health.readiness.states();
+    let ready = !checks.is_empty() && checks.values().all(|state| state.ready);
+    json(ready, &Readyz { ready, checks })
+}
+
+async fn metrics_text(State(health): State<Health>) -> Response {
+    ([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], health.metrics.render()).into_response()
+}
+
+/// 200 if all is well, else 503; the body says what is wrong either way.
+fn json(well: bool, body: &impl Serialize) -> Response {
+    let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    match serde_json::to_string(body) {
+        Ok(text) => (status, [(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// Whoever sees the file sees all of it.
+fn write_whole(path: &Path, address: SocketAddr) -> io::Result<()> {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    std::fs::write(&part, address.to_string())?;
+    std::fs::rename(&part, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::tasks::Stage;
+
+    fn settings(address: &str) -> ListenSettings {
+        ListenSettings { listen: address.parse().expect("an address"), listen_file: None }
+    }
+
+    async fn started() -> (SocketAddr, Health) {
+        let metrics = Metrics::new();
+        let health = Health {
+            process: Process::MessageSaveWorker,
+            readiness: Readiness::new(metrics.clone()),
+            tasks: Tasks::new(metrics.clone()),
+            metrics,
+        };
+        let listener = bind(&settings("127.0.0.1:0")).await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        drop(tokio::spawn(serve(listener, health.clone())));
+        (address, health)
+    }
+
+    /// The status line's code, and everything after the headers.
+    async fn fetch(address: SocketAddr, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("UTF-8 until the end");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("headers and a body");
+        (head[9..12].parse().expect("a status"), body.to_owned())
+    }
+
+    #[tokio::test]
+    async fn readyz_is_200_only_when_every_check_is_ready_and_says_what_is_missing() {
+        let (address, health) = started().await;
+        assert_eq!(fetch(address, "/readyz").await, (503, r#"{"ready":false,"checks":{}}"#.into()));
+        let broker = health.readiness.check("broker");
+        let redis = health.readiness.check("redis");
+        broker.ready();
+        redis.not_ready("connection refused");
+        let (status, body) = fetch(address, "/readyz").await;
+        assert_eq!(status, 503);
+        assert_eq!(
+            body,
+            r#"{"ready":false,"checks":{"broker":{"ready":true},"redis":{"ready":false,"reason":"connection refused"}}}"#
+        );
+        redis.ready();
+        assert_eq!(fetch(address, "/readyz").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn livez_lists_the_tasks() {
+        let (address, health) = started().await;
+        health.tasks.spawn(Stage::Work, "consumer", |stopping| async move {
+            stopping.cancelled().await;
+            Ok(())
+        });
+        let expected = r#"{"live":true,"tasks":[{"name":"consumer","state":"running"}]}"#;
+        assert_eq!(fetch(address, "/livez").await, (200, expected.to_owned()));
+    }
+
+    #[tokio::test]
+    async fn metrics_and_the_index_are_served_and_anything_else_is_404() {
+        let (address, _health) = started().await;
+        let (status, text) = fetch(address, "/metrics").await;
+        assert_eq!(status, 200);
+        assert!(text.contains("\nverbatim_messages_saved_total 0\n"), "{text}");
+        let (status, text) = fetch(address, "/").await;
+        assert_eq!(status, 200);
+        assert!(text.starts_with("message-save-worker ") && text.contains("/readyz"), "{text}");
+        assert_eq!(fetch(address, "/healthz").await.0, 404);
+    }
+
+    #[tokio::test]
+    async fn a_taken_address_is_an_error_that_names_it_and_the_setting() {
+        let (address, _health) = started().await;
+        let error = bind(&settings(&address.to_string())).await.expect_err("taken").to_string();
+        assert!(error.contains(&format!("cannot listen on {address}")), "{error}");
+        assert!(error.contains("VERBATIM_LISTEN"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_listen_file_holds_the_bound_address() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("address");
+        let settings =
+            ListenSettings { listen_file: Some(path.clone()), ..settings("127.0.0.1:0") };
+        let listener = bind(&settings).await.expect("a free port");
+        let address = listener.local_addr().expect("bound").to_string();
+        assert_eq!(std::fs::read_to_string(path).expect("written"), address);
+    }
+}

@@ -1,0 +1,167 @@
+//! Whether this process can do its work: named checks, each ready or with a reason why not.
+//!
+//! Whoever owns a part of the work holds its [`Check`] for as long as the part lives. A dropped check
+//! is not ready, so a consumer that panicked cannot leave "ready" behind.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use metrics::{Gauge, Metrics};
+
+/// The checks of a process. Clones share them.
+#[derive(Clone)]
+pub struct Readiness(Arc<Inner>);
+
+struct Inner {
+    checks: Mutex<BTreeMap<&'static str, Slot>>,
+    next: AtomicU64,
+    metrics: Metrics,
+}
+
+struct Slot {
+    /// Which handle may write: the latest that was registered under the name.
+    owner: u64,
+    state: State,
+}
+
+/// The state of one check.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct State {
+    /// Whether this part can do its work.
+    pub ready: bool,
+    /// Why not, for operators.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The handle of one check. When its last clone is dropped the check is not ready any more.
+#[derive(Clone)]
+#[must_use = "a dropped check is not ready: its owner keeps it"]
+pub struct Check(Arc<Handle>);
+
+struct Handle {
+    readiness: Readiness,
+    name: &'static str,
+    id: u64,
+}
+
+impl Readiness {
+    /// No checks yet.
+    #[must_use]
+    pub fn new(metrics: Metrics) -> Self {
+        Self(Arc::new(Inner { checks: Mutex::default(), next: AtomicU64::new(0), metrics }))
+    }
+
+    /// Registers a check, not ready at first. A second one of the same name replaces the first, as
+    /// when a task is started again.
+    pub fn check(&self, name: &'static str) -> Check {
+        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let state = State { ready: false, reason: Some("starting".to_owned()) };
+        self.lock().insert(name, Slot { owner: id, state });
+        self.0.metrics.set(Gauge::Ready { check: name }, 0.0);
+        Check(Arc::new(Handle { readiness: self.clone(), name, id }))
+    }
+
+    /// Every check with its state, by name.
+    #[must_use]
+    pub fn states(&self) -> BTreeMap<&'static str, State> {
+        self.lock().iter().map(|(name, slot)| (*name, slot.state.clone())).collect()
+    }
+
+    fn set(&self, handle: &Handle, state: State) {
+        let name = handle.name;
+        let changed = {
+            let mut checks = self.lock();
+            let Some(slot) = checks.get_mut(name).filter(|slot| slot.owner == handle.id) else {
+                return;
+            };
+            let changed = slot.state.ready != state.ready;
+            slot.state = state.clone();
+            changed
+        };
+        if changed {
+            self.0.metrics.set(Gauge::Ready { check: name }, f64::from(u8::from(state.ready)));
+            match state.reason {
+                None => tracing::info!(check = name, "{name} is ready"),
+                Some(reason) => tracing::warn!(check = name, reason, "{name} is not ready"),
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Slot>> {
+        // Every change is a single assignment: a panic elsewhere leaves nothing half done.
+        self.0.checks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Check {
+    /// This part can do its work.
+    pub fn ready(&self) {
+        self.0.readiness.set(&self.0, State { ready: true, reason: None });
+    }
+
+    /// This part cannot do its work, and why, in words for operators. No secrets: it is served.
+    pub fn not_ready(&self, reason: impl Into<String>) {
+        self.0.readiness.set(&self.0, State { ready: false, reason: Some(reason.into()) });
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let state = State { ready: false, reason: Some("stopped".to_owned()) };
+        self.readiness.set(self, state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(readiness: &Readiness, name: &str) -> Option<String> {
+        readiness.states()[name].reason.clone()
+    }
+
+    #[test]
+    fn a_check_is_not_ready_until_its_owner_says_so() {
+        let readiness = Readiness::new(Metrics::new());
+        let check = readiness.check("redis");
+        assert_eq!(reason(&readiness, "redis").as_deref(), Some("starting"));
+        check.ready();
+        assert!(readiness.states()["redis"].ready);
+        check.not_ready("connection refused");
+        assert_eq!(reason(&readiness, "redis").as_deref(), Some("connection refused"));
+    }
+
+    #[test]
+    fn a_check_whose_owner_is_gone_is_not_ready() {
+        let readiness = Readiness::new(Metrics::new());
+        let check = readiness.check("consumer");
+        check.ready();
+        let clone = check.clone();
+        drop(check);
+        assert!(readiness.states()["consumer"].ready);
+        drop(clone);
+        assert_eq!(reason(&readiness, "consumer").as_deref(), Some("stopped"));
+    }
+
+    #[test]
+    fn a_late_word_of_a_former_owner_does_not_count() {
+        let readiness = Readiness::new(Metrics::new());
+        let former = readiness.check("consumer");
+        let present = readiness.check("consumer");
+        present.ready();
+        former.not_ready("late");
+        drop(former);
+        assert!(readiness.states()["consumer"].ready);
+    }
+
+    #[test]
+    fn the_gauge_follows_the_check() {
+        let metrics = Metrics::new();
+        let check = Readiness::new(metrics.clone()).check("broker");
+        assert!(metrics.render().contains("verbatim_ready{check=\"broker\"} 0"));
+        check.ready();
+        assert!(metrics.render().contains("verbatim_ready{check=\"broker\"} 1"));
+    }
+}

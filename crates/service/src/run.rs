@@ -1,0 +1,131 @@
+//! The frame of every worker: settings, logs, health, tasks, drain, exit code.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use clap::{Args, Command, FromArgMatches as _};
+use metrics::{Gauge, Metrics};
+
+use crate::health::{self, Health};
+use crate::lifecycle::{self, End};
+use crate::process::{Process, VERSION};
+use crate::readiness::Readiness;
+use crate::service::Service;
+use crate::settings::{self, ProcessSettings, SettingsError, Sources, Stop};
+use crate::tasks::Tasks;
+use crate::{clock, crypto, telemetry};
+
+/// The exit code for settings that a process cannot start with.
+const BAD_SETTINGS: u8 = 2;
+
+/// Runs a worker from its settings to its exit code.
+///
+/// `build` connects and spawns tasks with [`Service::supervise`]; it may wait for servers that are
+/// away, and a signal cuts it. It returns once everything runs; an error means that the process
+/// cannot work at all, as with a queue that would lose messages.
+///
+/// Exit codes: 0 after a clean drain, 1 after a failure, 2 for bad settings, 3 when the drain
+/// deadline passed, 4 after a second signal.
+pub fn run<S, B, F>(process: Process, build: B) -> ExitCode
+where
+    S: Args + Debug + Send + 'static,
+    B: FnOnce(Service, S) -> F,
+    F: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
+    let (kit, own) = match load_settings::<S>(process, &Sources::of_this_process()) {
+        Ok(settings) => settings,
+        Err(stop) => return answer(process, &stop),
+    };
+    match start(process, &kit, own, build) {
+        Ok(end) => end.into(),
+        Err(error) => {
+            eprintln!("{}: {error:#}", process.name());
+            End::Failed.into()
+        }
+    }
+}
+
+/// The settings of a worker: those of every process, and its own. For tests of a worker's settings;
+/// [`run`] does it by itself.
+pub fn load_settings<S: Args>(
+    process: Process,
+    sources: &Sources,
+) -> Result<(ProcessSettings, S), Stop> {
+    let command = Command::new(process.name()).version(VERSION);
+    let command = S::augment_args(ProcessSettings::augment_args(command));
+    // After the settings, whose own doc comments clap would take for what the process does.
+    let command = command.about(process.about()).long_about(None::<&str>);
+    let command = command.mut_args(|arg| match arg.get_env() {
+        Some(_) => arg,
+        None => {
+            let variable = format!("VERBATIM_{}", arg.get_id().as_str().to_uppercase());
+            arg.env(variable)
+        }
+    });
+    let matches = settings::load(command, process, sources)?;
+    let read =
+        || Ok((ProcessSettings::from_arg_matches(&matches)?, S::from_arg_matches(&matches)?));
+    read().map_err(|error: clap::Error| {
+        Stop::Invalid(SettingsError::Usage(settings::one_line(&error)))
+    })
+}
+
+/// Tells why there is nothing to run. Help goes to standard output, all else to standard error.
+pub fn answer(process: Process, stop: &Stop) -> ExitCode {
+    match stop {
+        Stop::Answer(text) => {
+            if std::io::stdout().is_terminal() {
+                print!("{}", text.ansi());
+            } else {
+                print!("{text}");
+            }
+            ExitCode::SUCCESS
+        }
+        Stop::Invalid(error) => {
+            let source = std::error::Error::source(error);
+            let source = source.map(|source| format!(": {source}")).unwrap_or_default();
+            for line in format!("{error}{source}").lines() {
+                eprintln!("{}: {line}", process.name());
+            }
+            ExitCode::from(BAD_SETTINGS)
+        }
+    }
+}
+
+fn start<S, B, F>(process: Process, kit: &ProcessSettings, own: S, build: B) -> anyhow::Result<End>
+where
+    S: Debug,
+    B: FnOnce(Service, S) -> F,
+    F: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
+    crypto::install_crypto();
+    telemetry::init(process, &kit.log)?;
+    let metrics = Metrics::new();
+    telemetry::catch_panics(metrics.clone());
+    metrics.set(Gauge::BuildInfo { process: process.name(), version: VERSION }, 1.0);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let end = runtime.block_on(async {
+        let mut signals = lifecycle::signals()?;
+        tracing::info!(settings = ?own, process_settings = ?kit, "starting");
+        let listener = health::bind(&kit.listen).await?;
+        let service = Service {
+            process,
+            readiness: Readiness::new(metrics.clone()),
+            clock: clock::system(),
+            tasks: Tasks::new(metrics.clone()),
+            metrics,
+        };
+        let Service { metrics, readiness, tasks, .. } = service.clone();
+        let health =
+            Health { process, metrics, readiness: readiness.clone(), tasks: tasks.clone() };
+        drop(tokio::spawn(health::serve(listener, health)));
+        let check = readiness.check("process");
+        let build = build(service, own);
+        Ok(lifecycle::live(&tasks, &check, build, &mut signals, kit.drain_deadline).await)
+    });
+    // Work that is unfinished now stays unfinished: nobody waits for it.
+    runtime.shutdown_background();
+    end
+}

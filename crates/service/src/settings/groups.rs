@@ -1,0 +1,166 @@
+//! Settings that several processes share. They may stand at the top level of the file.
+//!
+//! A worker flattens those that it uses into its own settings and adds its own. A URL's `value_name`
+//! is an example of one: the error for a missing URL shows it.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tracing_subscriber::EnvFilter;
+
+use super::url::ServerUrl;
+use super::values;
+
+/// Where RabbitMQ is.
+#[derive(Debug, Clone, clap::Args)]
+pub struct AmqpSettings {
+    /// RabbitMQ; several nodes of one cluster are separated by commas.
+    /// AMQP_URL_FILE may name a file that holds it
+    #[arg(long, env = "AMQP_URL", value_name = "amqp://user:password@host:5672/vhost")]
+    #[arg(required = true, value_delimiter = ',', value_parser = ServerUrl::amqp)]
+    #[arg(help_heading = "Servers")]
+    pub amqp_url: Vec<ServerUrl>,
+}
+
+/// Where Redis is.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RedisSettings {
+    /// Redis; several nodes of one Redis Cluster are separated by commas.
+    /// REDIS_URL_FILE may name a file that holds it
+    #[arg(long, env = "REDIS_URL", value_name = "redis://:password@host:6379/0")]
+    #[arg(required = true, value_delimiter = ',', value_parser = ServerUrl::redis)]
+    #[arg(help_heading = "Servers")]
+    pub redis_url: Vec<ServerUrl>,
+}
+
+/// Where PostgreSQL is.
+#[derive(Debug, Clone, clap::Args)]
+pub struct DatabaseSettings {
+    /// PostgreSQL. DATABASE_URL_FILE may name a file that holds it
+    #[arg(long, env = "DATABASE_URL", value_name = "postgres://user:password@host:5432/verbatim")]
+    #[arg(value_parser = ServerUrl::postgresql, help_heading = "Servers")]
+    pub database_url: ServerUrl,
+
+    /// A read replica of it for statistics and lists; without it they read DATABASE_URL.
+    /// DATABASE_READ_URL_FILE may name a file that holds it
+    #[arg(long, env = "DATABASE_READ_URL")]
+    #[arg(value_name = "postgres://user:password@replica:5432/verbatim")]
+    #[arg(value_parser = ServerUrl::postgresql, help_heading = "Servers")]
+    pub database_read_url: Option<ServerUrl>,
+}
+
+/// All three servers.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ConnectionSettings {
+    /// RabbitMQ.
+    #[command(flatten)]
+    pub amqp: AmqpSettings,
+    /// Redis.
+    #[command(flatten)]
+    pub redis: RedisSettings,
+    /// PostgreSQL.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+}
+
+/// Where a process serves its health and metrics.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ListenSettings {
+    /// Address of /livez, /readyz and /metrics. Two processes on one host need two; port 0 takes a
+    /// free one
+    #[arg(
+        long,
+        env = "VERBATIM_LISTEN",
+        value_name = "ADDRESS:PORT",
+        default_value = "0.0.0.0:9464"
+    )]
+    #[arg(help_heading = "Process")]
+    pub listen: SocketAddr,
+
+    /// File into which the address is written once it is bound (useful with port 0)
+    #[arg(long, env = "VERBATIM_LISTEN_FILE", value_name = "PATH", help_heading = "Process")]
+    pub listen_file: Option<PathBuf>,
+}
+
+/// What a process logs, and how.
+#[derive(Debug, Clone, clap::Args)]
+pub struct LogSettings {
+    /// error, warn, info, debug or trace; may be refined by module, as in info,broker=debug
+    #[arg(long, env = "VERBATIM_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    #[arg(value_parser = log_level, help_heading = "Process")]
+    pub log_level: String,
+
+    /// Form of the lines on standard error
+    #[arg(long, env = "VERBATIM_LOG_FORMAT", default_value = "auto", help_heading = "Process")]
+    pub log_format: LogFormat,
+}
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// pretty on a terminal, else json
+    Auto,
+    /// One JSON object a line
+    Json,
+    /// One line of text for people
+    Pretty,
+}
+
+/// Settings that every process has.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ProcessSettings {
+    /// YAML file with settings: names as the flags', with underscores. Shared ones at the top level,
+    /// a process's own in a section with its name. Environment and flags win over it
+    #[arg(long, env = "VERBATIM_CONFIG", value_name = "PATH", help_heading = "Process")]
+    pub config: Option<PathBuf>,
+
+    /// Health and metrics.
+    #[command(flatten)]
+    pub listen: ListenSettings,
+
+    /// Logs.
+    #[command(flatten)]
+    pub log: LogSettings,
+
+    /// How long a stopping process may take to finish what it has begun; what is unfinished then is
+    /// delivered again. Keep it below the grace period of whatever sends SIGKILL
+    #[arg(long, env = "VERBATIM_DRAIN_DEADLINE", default_value = "25s", value_name = "DURATION")]
+    #[arg(value_parser = values::positive_duration, help_heading = "Process")]
+    pub drain_deadline: Duration,
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Json => "json",
+            Self::Pretty => "pretty",
+        })
+    }
+}
+
+/// A directive without a module must be a level: the filter would take `inof` for a module's name.
+fn log_level(text: &str) -> Result<String, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    for directive in text.split(',').map(str::trim) {
+        if !directive.contains('=') && !LEVELS.contains(&directive.to_lowercase().as_str()) {
+            return Err(format!("{directive:?} is no level; {} are", LEVELS.join(", ")));
+        }
+    }
+    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistyped_level_is_not_taken_for_a_module() {
+        assert!(log_level("inof").is_err_and(|error| error.contains("\"inof\" is no level")));
+        assert!(log_level("info,broker=loud").is_err());
+        assert!(log_level("WARN").is_ok());
+        assert!(log_level("info,broker=debug,lapin=off").is_ok());
+    }
+}

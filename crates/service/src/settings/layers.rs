@@ -1,0 +1,307 @@
+//! From the file and the environment to defaults of clap's arguments, each value checked first.
+
+use std::any::TypeId;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use clap::builder::ValueParser;
+use clap::error::{ContextKind, ContextValue};
+use clap::{Arg, ArgAction, Command};
+
+use super::error::{Origin, SettingsError};
+use super::file::{Map, Node};
+use super::{Layer, ServerUrl};
+use crate::Process;
+
+/// What is known about a setting from its clap argument.
+pub(super) struct Known {
+    /// The field's name, which is also the key in the file.
+    id: String,
+    /// The flag without its dashes.
+    pub(super) long: String,
+    /// The environment variable.
+    variable: Option<String>,
+    /// Whether errors and help must not show its value, and a file may hold it.
+    pub(super) secret: bool,
+    /// The name of its value, which for URLs is an example.
+    example: Option<String>,
+    parser: ValueParser,
+    delimiter: Option<char>,
+    repeatable: bool,
+}
+
+/// The values of one setting, from one place.
+pub(super) struct Given {
+    values: Vec<String>,
+}
+
+/// What the key of a secret ends in when its value is the path of a file.
+const FILE_KEY: &str = "_file";
+const FILE_VARIABLE: &str = "_FILE";
+
+impl Known {
+    /// The settings of a command and its subcommands, by id.
+    pub(super) fn of(command: &Command) -> BTreeMap<String, Self> {
+        let mut known = BTreeMap::new();
+        collect(command, &mut known);
+        known
+    }
+
+    /// The line for a setting that nobody gave.
+    pub(super) fn missing(&self) -> String {
+        let name = self.variable.as_ref().unwrap_or(&self.id);
+        let example = self.example.as_ref().filter(|example| example.contains("://"));
+        let example = example.map(|text| format!(", for example to {text}")).unwrap_or_default();
+        let file = if self.secret {
+            format!("{name}_FILE to a file that holds it, or ")
+        } else {
+            String::new()
+        };
+        let Self { id, long, .. } = self;
+        format!("{name} is not set. Set it{example} (or {file}{id} in the YAML file, or --{long})")
+    }
+
+    /// Reads the values as clap would, to find out whether it will.
+    fn check(&self, origin: &Origin, values: Vec<String>) -> Result<Given, SettingsError> {
+        let values: Vec<String> = match self.delimiter {
+            Some(delimiter) => {
+                values.iter().flat_map(|v| v.split(delimiter)).map(str::to_owned).collect()
+            }
+            None => values,
+        };
+        let refused = |value: Option<&String>, reason| SettingsError::Value {
+            value: value.filter(|_| !self.secret).cloned(),
+            origin: origin.clone(),
+            reason,
+        };
+        if values.len() > 1 && self.delimiter.is_none() && !self.repeatable {
+            return Err(refused(None, "it takes one value, not a list".to_owned()));
+        }
+        for value in &values {
+            let arg = Arg::new("value").long("value").action(ArgAction::Set).num_args(1);
+            let command = Command::new("check")
+                .no_binary_name(true)
+                .arg(arg.value_parser(self.parser.clone()).allow_hyphen_values(true));
+            if let Err(error) = command.try_get_matches_from([format!("--value={value}")]) {
+                return Err(refused(Some(value), reason(&error)));
+            }
+        }
+        Ok(Given { values })
+    }
+
+    fn check_file(&self, origin: Origin, path: &str) -> Result<Given, SettingsError> {
+        let path = PathBuf::from(path);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => self.check(&origin, vec![text.trim().to_owned()]),
+            Err(source) => Err(SettingsError::Secret { origin, path, source }),
+        }
+    }
+}
+
+/// What the environment says.
+pub(super) fn of_environment(
+    known: &BTreeMap<String, Known>,
+    environment: &BTreeMap<OsString, OsString>,
+) -> Result<Layer, SettingsError> {
+    let mut layer = Layer::new();
+    for setting in known.values() {
+        let Some(variable) = &setting.variable else {
+            continue;
+        };
+        let given = |name: &str| -> Result<Option<(Origin, String)>, SettingsError> {
+            let value = environment.get(OsStr::new(name)).filter(|value| !value.is_empty());
+            let origin = Origin::Environment(name.to_owned());
+            match value.map(|value| value.to_str()) {
+                None => Ok(None),
+                Some(Some(text)) => Ok(Some((origin, text.to_owned()))),
+                Some(None) => Err(SettingsError::Value {
+                    origin,
+                    value: None,
+                    reason: "it is not valid UTF-8".to_owned(),
+                }),
+            }
+        };
+        let file =
+            if setting.secret { given(&format!("{variable}{FILE_VARIABLE}"))? } else { None };
+        let given = match (given(variable)?, file) {
+            (Some((plain, _)), Some((file, _))) => return Err(SettingsError::Both(plain, file)),
+            (Some((origin, text)), None) => setting.check(&origin, vec![text])?,
+            (None, Some((origin, path))) => setting.check_file(origin, &path)?,
+            (None, None) => continue,
+        };
+        layer.insert(setting.id.clone(), given);
+    }
+    Ok(layer)
+}
+
+/// What the file says to this process: its top level, and over it the process's own section.
+pub(super) fn of_file(
+    path: &Path,
+    file: Map,
+    known: &BTreeMap<String, Known>,
+    common: &BTreeMap<String, Known>,
+    process: Process,
+) -> Result<Layer, SettingsError> {
+    let mut top = Map::new();
+    let mut own = Map::new();
+    for (key, node) in file {
+        match Process::named(&key) {
+            None => {
+                top.insert(key, node);
+            }
+            Some(section) => match node.value {
+                Node::Map(map) if section == process => own = map,
+                Node::Map(_) | Node::Nothing => {}
+                Node::Scalar(_) | Node::List(_) => {
+                    return Err(SettingsError::Value {
+                        origin: origin(path, node.line, &key),
+                        value: None,
+                        reason: "it is a section: put settings below it, indented".to_owned(),
+                    });
+                }
+            },
+        }
+    }
+    let processes = Process::ALL.map(Process::name);
+    let names = common.keys().map(String::as_str).chain(processes);
+    let mut layer = of_map(path, top, known, |key| {
+        if common.contains_key(base(key, common)) {
+            None
+        } else if known.contains_key(base(key, known)) {
+            Some(format!(" at the top level: put it into the section {}", process.name()))
+        } else {
+            Some(nearest(key, names.clone()))
+        }
+    })?;
+    layer.extend(of_map(path, own, known, |key| {
+        let unknown = !known.contains_key(base(key, known));
+        unknown.then(|| nearest(key, known.keys().map(String::as_str)))
+    })?);
+    Ok(layer)
+}
+
+/// Gives each setting that a layer has its new default.
+pub(super) fn apply(command: Command, layer: &Layer) -> Command {
+    let command = command.mut_args(|arg| match layer.get(arg.get_id().as_str()) {
+        // clap must not look into the environment by itself: what it says is in the layer.
+        None => arg.env(None::<&'static str>),
+        Some(given) => arg
+            .env(None::<&'static str>)
+            .required(false)
+            .default_values(given.values.iter().cloned()),
+    });
+    command.mut_subcommands(|command| apply(command, layer))
+}
+
+/// The command with nothing required.
+pub(super) fn without_requirements(command: Command) -> Command {
+    command
+        .mut_args(|arg| arg.required(false).env(None::<&'static str>))
+        .mut_subcommands(without_requirements)
+}
+
+/// The command whose help names variables but never shows what they hold.
+pub(super) fn hide_values(command: Command) -> Command {
+    command.mut_args(|arg| arg.hide_env_values(true)).mut_subcommands(hide_values)
+}
+
+/// Why clap refused a value, without the value.
+pub(super) fn reason(error: &clap::Error) -> String {
+    let strings = |kind| match error.get(kind) {
+        Some(ContextValue::Strings(values)) => values.join(", "),
+        Some(ContextValue::String(value)) => value.clone(),
+        _ => String::new(),
+    };
+    let source = std::error::Error::source(error);
+    let possible = strings(ContextKind::ValidValue);
+    match source {
+        Some(source) => source.to_string(),
+        None if !possible.is_empty() => format!("it must be one of {possible}"),
+        None => "it must have a value".to_owned(),
+    }
+}
+
+fn of_map(
+    path: &Path,
+    map: Map,
+    known: &BTreeMap<String, Known>,
+    unknown: impl Fn(&str) -> Option<String>,
+) -> Result<Layer, SettingsError> {
+    let mut layer = Layer::new();
+    let mut places: BTreeMap<String, Origin> = BTreeMap::new();
+    for (key, node) in map {
+        let origin = origin(path, node.line, &key);
+        if key == "config" {
+            let hint = " in a file: a file cannot name another one".to_owned();
+            return Err(SettingsError::Unknown { origin, hint });
+        }
+        if let Some(hint) = unknown(&key) {
+            return Err(SettingsError::Unknown { origin, hint });
+        }
+        let id = base(&key, known);
+        // A common setting that this process has no use for.
+        let Some(setting) = known.get(id) else {
+            continue;
+        };
+        let given = match node.value {
+            Node::Nothing => continue,
+            Node::Scalar(file) if id != key => setting.check_file(origin.clone(), &file)?,
+            Node::Scalar(value) => setting.check(&origin, vec![value])?,
+            Node::List(values) if id == key => setting.check(&origin, values)?,
+            Node::List(_) | Node::Map(_) => {
+                let reason = "it takes a value, not a section or list".to_owned();
+                return Err(SettingsError::Value { origin, value: None, reason });
+            }
+        };
+        if let Some(other) = places.insert(id.to_owned(), origin.clone()) {
+            return Err(SettingsError::Both(other, origin));
+        }
+        layer.insert(id.to_owned(), given);
+    }
+    Ok(layer)
+}
+
+fn collect(command: &Command, known: &mut BTreeMap<String, Known>) {
+    for arg in command.get_arguments() {
+        let Some(long) = arg.get_long() else { continue };
+        let id = arg.get_id().as_str().to_owned();
+        let parser = arg.get_value_parser().clone();
+        let setting = Known {
+            long: long.to_owned(),
+            variable: arg.get_env().and_then(OsStr::to_str).map(str::to_owned),
+            secret: parser.type_id() == TypeId::of::<ServerUrl>(),
+            example: arg.get_value_names().and_then(|names| names.first()).map(ToString::to_string),
+            parser,
+            delimiter: arg.get_value_delimiter(),
+            repeatable: matches!(arg.get_action(), ArgAction::Append),
+            id: id.clone(),
+        };
+        known.insert(id, setting);
+    }
+    for command in command.get_subcommands() {
+        collect(command, known);
+    }
+}
+
+/// The setting that a key is about: for `amqp_url_file` it is `amqp_url`.
+fn base<'a>(key: &'a str, known: &BTreeMap<String, Known>) -> &'a str {
+    let secret = |id: &&str| known.get(*id).is_some_and(|setting| setting.secret);
+    key.strip_suffix(FILE_KEY).filter(secret).unwrap_or(key)
+}
+
+fn origin(path: &Path, line: u64, key: &str) -> Origin {
+    Origin::File { path: path.to_owned(), line, key: key.to_owned() }
+}
+
+/// A hint at the known name that looks most like an unknown one, if any looks like it at all.
+fn nearest<'a>(key: &str, names: impl Iterator<Item = &'a str>) -> String {
+    // Jaro-Winkler's usual bound for "probably the same word"; clap uses 0.7 too.
+    const SIMILAR: f64 = 0.7;
+    names
+        .map(|name| (strsim::jaro_winkler(key, name), name))
+        .filter(|(similarity, _)| *similarity > SIMILAR)
+        .max_by(|one, other| one.0.total_cmp(&other.0))
+        .map(|(_, name)| format!("; did you mean {name}?"))
+        .unwrap_or_default()
+}

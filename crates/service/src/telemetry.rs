@@ -1,0 +1,172 @@
+//! Log lines on standard error: JSON for machines, one line of text for people.
+//!
+//! Every line says which process and version wrote it, so that it can be read alone. Panics are
+//! lines like any other, and counted.
+
+use std::fmt;
+use std::io::IsTerminal as _;
+use std::panic::PanicHookInfo;
+
+use anyhow::Context as _;
+use metrics::{Counter, Metrics};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::process::{Process, VERSION};
+use crate::settings::{LogFormat, LogSettings};
+use crate::tasks::payload_text;
+
+/// Sends the log lines of this process to standard error. Once per process.
+pub(crate) fn init(process: Process, settings: &LogSettings) -> anyhow::Result<()> {
+    let terminal = std::io::stderr().is_terminal();
+    let pretty = match settings.log_format {
+        LogFormat::Auto => terminal,
+        LogFormat::Json => false,
+        LogFormat::Pretty => true,
+    };
+    let filter = EnvFilter::try_new(&settings.log_level)?;
+    let subscriber: Box<dyn Subscriber + Send + Sync> = if pretty {
+        Box::new(pretty_lines(process, filter, terminal, std::io::stderr))
+    } else {
+        Box::new(json_lines(process, filter, std::io::stderr))
+    };
+    tracing::subscriber::set_global_default(subscriber).context("logging was set up already")
+}
+
+/// Makes every panic one line with its place, and counts it.
+pub(crate) fn catch_panics(metrics: Metrics) {
+    std::panic::set_hook(Box::new(move |panic| {
+        metrics.add(Counter::Panics, 1);
+        log_panic(panic);
+    }));
+}
+
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let location = panic.location().map_or_else(|| "unknown".to_owned(), ToString::to_string);
+    let reason = payload_text(panic.payload());
+    let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
+    tracing::error!(location, thread, reason, "panic at {location}");
+}
+
+fn json_lines<W>(process: Process, filter: EnvFilter, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let json = tracing_subscriber::fmt::format().json().flatten_event(true);
+    // Names and versions of ours need no escaping in JSON.
+    let stamp = format!(r#"{{"process":"{}","version":"{VERSION}","#, process.name());
+    let lines = tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(writer);
+    lines.event_format(Stamped { inner: json, replaces: "{", stamp }).finish()
+}
+
+fn pretty_lines<W>(
+    process: Process,
+    filter: EnvFilter,
+    terminal: bool,
+    writer: W,
+) -> impl Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let text = tracing_subscriber::fmt::format().compact().with_ansi(terminal);
+    let stamp = format!("{} {VERSION} ", process.name());
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(terminal);
+    lines.with_writer(writer).event_format(Stamped { inner: text, replaces: "", stamp }).finish()
+}
+
+/// A format whose lines begin with who wrote them.
+struct Stamped<F> {
+    inner: F,
+    /// What the inner format's lines begin with, and the stamp does too.
+    replaces: &'static str,
+    stamp: String,
+}
+
+impl<S, N, F> FormatEvent<S, N> for Stamped<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'w> FormatFields<'w> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut line = String::new();
+        let inner = Writer::new(&mut line);
+        self.inner.format_event(context, inner, event)?;
+        writer.write_str(&self.stamp)?;
+        writer.write_str(line.strip_prefix(self.replaces).unwrap_or(&line))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no panic").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Captured {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().expect("no panic").clone()).expect("UTF-8")
+        }
+    }
+
+    fn filter() -> EnvFilter {
+        EnvFilter::new("info")
+    }
+
+    #[test]
+    fn a_json_line_tells_process_version_level_message_and_fields() {
+        let captured = Captured::default();
+        let writer = captured.clone();
+        let subscriber = json_lines(Process::StatisticsWorker, filter(), move || writer.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            let span = tracing::info_span!("batch", queue = "q");
+            let _inside = span.enter();
+            tracing::warn!(messages = 3, "held \"back\"");
+            tracing::debug!("too fine");
+        });
+        let text = captured.text();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let line: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(line["process"], "statistics-worker");
+        assert_eq!(line["version"], VERSION);
+        assert_eq!(line["level"], "WARN");
+        assert_eq!(line["message"], "held \"back\"");
+        assert_eq!(line["messages"], 3);
+        assert_eq!(line["span"]["queue"], "q");
+        assert!(line["timestamp"].as_str().is_some_and(|time| time.ends_with('Z')), "{line}");
+    }
+
+    #[test]
+    fn a_pretty_line_starts_with_the_process_and_has_no_colours_off_a_terminal() {
+        let captured = Captured::default();
+        let writer = captured.clone();
+        let subscriber = pretty_lines(Process::Verbatim, filter(), false, move || writer.clone());
+        tracing::subscriber::with_default(subscriber, || tracing::info!(port = 1, "ready"));
+        let text = captured.text();
+        assert!(text.starts_with(&format!("verbatim {VERSION} ")), "{text}");
+        assert!(text.contains("INFO") && text.contains("ready port=1"), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+    }
+}

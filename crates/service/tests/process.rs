@@ -1,0 +1,116 @@
+//! A real process, real signals, real exit codes.
+
+#![expect(clippy::expect_used, reason = "helpers of tests, outside of the tests themselves")]
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+/// Longer than any of this takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Running {
+    child: Child,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl Running {
+    fn start(flags: &[&str]) -> Self {
+        // Beside the tests' own directory; cargo builds examples together with tests.
+        let mut path: PathBuf = std::env::current_exe().expect("this test");
+        path.pop();
+        path.pop();
+        let mut child = Command::new(path.join("examples/idle"))
+            .args(["--listen=127.0.0.1:0", "--log-format=json"])
+            .args(flags)
+            .env_clear()
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the example is built");
+        let stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let (send, lines) = channel();
+        std::thread::spawn(move || {
+            stderr.lines().map_while(Result::ok).try_for_each(|line| send.send(line)).ok();
+        });
+        Self { child, lines, seen: Vec::new() }
+    }
+
+    /// Waits for a line that contains the text.
+    fn wait_for(&mut self, text: &str) {
+        while !self.seen.iter().any(|line| line.contains(text)) {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) => self.seen.push(line),
+                Err(error) => panic!("no line with {text:?} ({error}) after {:#?}", self.seen),
+            }
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let status = Command::new("kill").args(["-s", name, &pid]).status().expect("kill runs");
+        assert!(status.success());
+    }
+
+    /// The exit code. The process's standard error ends when it does.
+    fn code(mut self) -> Option<i32> {
+        while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
+            self.seen.push(line);
+        }
+        let status = self.child.try_wait().expect("a child");
+        if status.is_none() {
+            self.child.kill().expect("a child");
+        }
+        self.child.wait().expect("a child").code()
+    }
+}
+
+#[test]
+fn sigterm_drains_and_exits_with_zero() {
+    let mut process = Running::start(&["--work=50ms"]);
+    process.wait_for("\"started\"");
+    process.signal("TERM");
+    process.wait_for("drained in");
+    assert_eq!(process.code(), Some(0));
+}
+
+#[test]
+fn work_beyond_the_deadline_ends_with_code_3() {
+    let mut process = Running::start(&["--work=1h", "--drain-deadline=50ms"]);
+    process.wait_for("\"started\"");
+    process.signal("INT");
+    process.wait_for("stopped at the drain deadline");
+    assert_eq!(process.code(), Some(3));
+}
+
+#[test]
+fn a_second_signal_ends_with_code_4() {
+    let mut process = Running::start(&["--work=1h"]);
+    process.wait_for("\"started\"");
+    process.signal("TERM");
+    process.wait_for("\"stopping\"");
+    process.signal("TERM");
+    process.wait_for("stopped by a second signal");
+    assert_eq!(process.code(), Some(4));
+}
+
+#[test]
+fn a_panic_is_a_log_line_with_its_place_and_the_task_runs_again() {
+    let mut process = Running::start(&["--first=panic"]);
+    process.wait_for("panic at crates/service/examples/idle.rs:");
+    process.wait_for("will be started again");
+    process.wait_for("\"started\"");
+    process.signal("TERM");
+    assert_eq!(process.code(), Some(0));
+}
+
+#[test]
+fn bad_settings_end_with_code_2_and_one_line() {
+    let mut process = Running::start(&["--work=soon"]);
+    process.wait_for("flag --work");
+    assert_eq!(process.seen.len(), 1, "{:?}", process.seen);
+    assert!(process.seen[0].starts_with("message-save-worker: flag --work: \"soon\": "));
+    assert_eq!(process.code(), Some(2));
+}

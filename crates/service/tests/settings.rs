@@ -1,0 +1,325 @@
+//! Where a setting's value comes from, and what is said when it does not fit.
+
+#![expect(clippy::expect_used, reason = "helpers of tests, outside of the tests themselves")]
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use service::Process;
+use service::settings::{ConnectionSettings, LogFormat, ProcessSettings, Sources, Stop};
+use tempfile::TempDir;
+
+#[derive(Debug, clap::Args)]
+struct Settings {
+    #[command(flatten)]
+    servers: ConnectionSettings,
+
+    /// Messages of a batch at most
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=5000))]
+    batch_size: u32,
+
+    /// How long a batch waits for more messages
+    #[arg(long, default_value = "5ms", value_parser = service::settings::duration)]
+    linger: Duration,
+
+    /// How many bytes of messages may be unacknowledged
+    #[arg(long, default_value = "64MiB", value_parser = service::settings::bytes)]
+    max_inflight_bytes: usize,
+}
+
+const AMQP: &str = "amqp://guest:s3cret@rabbit:5672/%2f";
+const REDIS: &str = "redis://:s3cret@redis:6379/0";
+const DATABASE: &str = "postgres://verbatim:s3cret@db:5432/verbatim";
+
+/// A process about to start, with the servers in its environment.
+struct Start {
+    directory: TempDir,
+    sources: Sources,
+}
+
+impl Start {
+    fn new() -> Self {
+        let sources =
+            Sources { arguments: vec!["message-save-worker".into()], ..Sources::default() };
+        let directory = tempfile::tempdir().expect("a directory");
+        Self { directory, sources }
+            .env("AMQP_URL", AMQP)
+            .env("REDIS_URL", REDIS)
+            .env("DATABASE_URL", DATABASE)
+    }
+
+    fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.sources.environment.insert(name.into(), value.into());
+        self
+    }
+
+    fn without(mut self, name: &str) -> Self {
+        self.sources.environment.remove(&OsString::from(name));
+        self
+    }
+
+    fn flags(mut self, flags: &[&str]) -> Self {
+        self.sources.arguments.extend(flags.iter().map(OsString::from));
+        self
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, text).expect("writable");
+        path
+    }
+
+    fn file(self, yaml: &str) -> Self {
+        let path = self.write("fleet.yaml", yaml);
+        self.env("VERBATIM_CONFIG", path)
+    }
+
+    fn load(&self) -> Result<(ProcessSettings, Settings), Stop> {
+        service::load_settings::<Settings>(Process::MessageSaveWorker, &self.sources)
+    }
+
+    fn own(&self) -> Settings {
+        self.load().unwrap_or_else(|stop| panic!("{stop}")).1
+    }
+
+    fn kit(&self) -> ProcessSettings {
+        self.load().unwrap_or_else(|stop| panic!("{stop}")).0
+    }
+
+    /// The error, with the directory's name taken out.
+    fn error(&self) -> String {
+        match self.load() {
+            Err(Stop::Invalid(error)) => {
+                let text = error.to_string();
+                assert!(!text.contains("s3cret"), "a secret in: {text}");
+                text.replace(&format!("{}/", self.directory.path().display()), "")
+            }
+            other => panic!("no error but {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn defaults_are_in_the_binary() {
+    let start = Start::new();
+    let (own, kit) = (start.own(), start.kit());
+    assert_eq!(own.batch_size, 500);
+    assert_eq!(own.linger, Duration::from_millis(5));
+    assert_eq!(own.max_inflight_bytes, 64 << 20);
+    assert_eq!(kit.listen.listen.to_string(), "0.0.0.0:9464");
+    assert_eq!(kit.drain_deadline, Duration::from_secs(25));
+    assert_eq!((kit.log.log_level.as_str(), kit.log.log_format), ("info", LogFormat::Auto));
+}
+
+#[test]
+fn a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default() {
+    let start = Start::new().file("message-save-worker:\n  batch_size: 100\n");
+    assert_eq!(start.own().batch_size, 100);
+    let start = start.env("VERBATIM_BATCH_SIZE", "200");
+    assert_eq!(start.own().batch_size, 200);
+    let start = start.flags(&["--batch-size", "300"]);
+    assert_eq!(start.own().batch_size, 300);
+}
+
+#[test]
+fn an_empty_variable_is_not_set() {
+    let start = Start::new().env("VERBATIM_BATCH_SIZE", "").env("VERBATIM_CONFIG", "");
+    assert_eq!(start.own().batch_size, 500);
+}
+
+#[test]
+fn the_file_named_by_the_flag_is_read_instead_of_the_variables() {
+    let start = Start::new().file("log_level: warn\n");
+    let other = start.write("other.yaml", "log_level: debug\n");
+    let start = start.flags(&["--config", other.to_str().expect("UTF-8")]);
+    assert_eq!(start.kit().log.log_level, "debug");
+}
+
+#[test]
+fn one_file_serves_the_fleet() {
+    let start = Start::new().file(
+        "log_format: json\n\
+         message-save-worker:\n  batch_size: 7\n  log_level: debug\n\
+         statistics-worker:\n  retention: whatever that worker takes\n\
+         persistence-migration-worker:\n",
+    );
+    assert_eq!(start.own().batch_size, 7);
+    let kit = start.kit();
+    assert_eq!((kit.log.log_format, kit.log.log_level.as_str()), (LogFormat::Json, "debug"));
+}
+
+#[test]
+fn a_processs_section_beats_the_top_level() {
+    let start = Start::new().file("message-save-worker:\n  log_level: debug\nlog_level: warn\n");
+    assert_eq!(start.kit().log.log_level, "debug");
+}
+
+#[test]
+fn several_brokers_come_from_a_comma_list_or_a_yaml_list() {
+    let start = Start::new().env("AMQP_URL", "amqp://one,amqps://two");
+    let hosts: Vec<String> =
+        start.own().servers.amqp.amqp_url.iter().map(ToString::to_string).collect();
+    assert_eq!(hosts, ["amqp://one", "amqps://two"]);
+    let start = Start::new().without("AMQP_URL").file("amqp_url:\n  - amqp://a\n  - amqp://b\n");
+    assert_eq!(start.own().servers.amqp.amqp_url.len(), 2);
+}
+
+#[test]
+fn a_secret_may_come_from_a_file() {
+    let start = Start::new().without("AMQP_URL");
+    let secret = start.write("amqp", &format!("{AMQP}\n"));
+    let start = start.env("AMQP_URL_FILE", secret.clone());
+    assert_eq!(start.own().servers.amqp.amqp_url[0].expose(), AMQP);
+    let yaml = format!("amqp_url_file: {}\n", secret.display());
+    let start = start.without("AMQP_URL_FILE").file(&yaml);
+    assert_eq!(start.own().servers.amqp.amqp_url[0].expose(), AMQP);
+}
+
+#[test]
+fn a_secret_that_is_given_twice_is_refused() {
+    let start = Start::new().env("DATABASE_URL_FILE", "/run/secrets/database");
+    assert_eq!(
+        start.error(),
+        "both environment variable DATABASE_URL and environment variable DATABASE_URL_FILE are \
+         set: set one of them"
+    );
+    let start = Start::new().without("REDIS_URL");
+    let secret = start.write("redis", REDIS);
+    let yaml = format!("redis_url: {REDIS}\nredis_url_file: {}\n", secret.display());
+    assert_eq!(
+        start.file(&yaml).error(),
+        "both fleet.yaml:1: redis_url and fleet.yaml:2: redis_url_file are set: set one of them"
+    );
+}
+
+#[test]
+fn a_secrets_file_that_is_not_there_is_named() {
+    let start = Start::new().without("REDIS_URL").env("REDIS_URL_FILE", "/nowhere/redis");
+    assert_eq!(start.error(), "environment variable REDIS_URL_FILE: cannot read /nowhere/redis");
+}
+
+#[test]
+fn missing_servers_are_all_named_with_examples() {
+    let start = Start::new().without("AMQP_URL").without("DATABASE_URL");
+    insta::assert_snapshot!(start.error(), @r#"
+    AMQP_URL is not set. Set it, for example to amqp://user:password@host:5672/vhost (or AMQP_URL_FILE to a file that holds it, or amqp_url in the YAML file, or --amqp-url)
+    DATABASE_URL is not set. Set it, for example to postgres://user:password@host:5432/verbatim (or DATABASE_URL_FILE to a file that holds it, or database_url in the YAML file, or --database-url)
+    "#);
+}
+
+#[test]
+fn a_bad_value_is_named_with_its_place() {
+    let cases = [
+        Start::new().env("VERBATIM_BATCH_SIZE", "many"),
+        Start::new().flags(&["--batch-size", "5001"]),
+        Start::new().file("message-save-worker:\n  batch_size: 0\n"),
+        Start::new().env("VERBATIM_LINGER", "30"),
+        Start::new().file("log_format: xml\n"),
+        Start::new().flags(&["--log-level=inof"]),
+        Start::new().env("VERBATIM_LISTEN", "9464"),
+        Start::new().file("log_level: [info, debug]\n"),
+        Start::new().file("log_level:\n  deep: info\n"),
+        Start::new().file("message-save-worker: fast\n"),
+        Start::new().flags(&["--max-inflight-bytes", "64MB"]),
+    ];
+    let errors: Vec<String> = cases.iter().map(Start::error).collect();
+    insta::assert_snapshot!(errors.join("\n"), @r#"
+    environment variable VERBATIM_BATCH_SIZE: "many": invalid digit found in string
+    flag --batch-size: "5001": 5001 is not in 1..=5000
+    fleet.yaml:2: batch_size: "0": 0 is not in 1..=5000
+    environment variable VERBATIM_LINGER: "30": a duration needs a unit, such as 30s or 30ms
+    fleet.yaml:1: log_format: "xml": it must be one of auto, json, pretty
+    flag --log-level: "inof": "inof" is no level; off, error, warn, info, debug, trace are
+    environment variable VERBATIM_LISTEN: "9464": invalid socket address syntax
+    fleet.yaml:1: log_level: it takes one value, not a list
+    fleet.yaml:1: log_level: it takes a value, not a section or list
+    fleet.yaml:1: message-save-worker: it is a section: put settings below it, indented
+    flag --max-inflight-bytes: "64MB": MB is no unit of size; B, KiB, MiB and GiB are
+    "#);
+}
+
+#[test]
+fn a_bad_url_is_named_but_not_shown() {
+    let cases = [
+        Start::new().env("DATABASE_URL", "mysql://u:s3cret@h/d"),
+        Start::new().env("REDIS_URL", "redis://:s3@s3cret@h"),
+        Start::new().file("amqp_url: guest:s3cret@rabbit\n"),
+        Start::new().flags(&["--amqp-url", "guest:s3cret@rabbit"]),
+        Start::new().flags(&["--database-url=u:s3cret@db"]),
+    ];
+    let errors: Vec<String> = cases.iter().map(Start::error).collect();
+    insta::assert_snapshot!(errors.join("\n"), @r#"
+    environment variable DATABASE_URL: it must start with postgres:// or postgresql://
+    environment variable REDIS_URL: an @ stands after the host: in a password, @ is written %40, / %2F, ? %3F, # %23, : %3A, , %2C
+    fleet.yaml:1: amqp_url: it must start with amqp:// or amqps://
+    flag --amqp-url: it must start with amqp:// or amqps://
+    flag --database-url: it must start with postgres:// or postgresql://
+    "#);
+}
+
+#[test]
+fn an_unknown_name_is_refused_with_the_nearest_known_one() {
+    let cases = [
+        Start::new().file("log_levle: info\n"),
+        Start::new().file("message-save-worker:\n  batchsize: 5\n"),
+        Start::new().file("message-saver:\n  batch_size: 5\n"),
+        Start::new().file("batch_size: 5\n"),
+        Start::new().file("xyzzy: 5\n"),
+        Start::new().file("config: other.yaml\n"),
+        Start::new().flags(&["--batchsize", "5"]),
+    ];
+    let errors: Vec<String> = cases.iter().map(Start::error).collect();
+    insta::assert_snapshot!(errors.join("\n"), @r#"
+    fleet.yaml:1: log_levle: unknown setting; did you mean log_level?
+    fleet.yaml:2: batchsize: unknown setting; did you mean batch_size?
+    fleet.yaml:1: message-saver: unknown setting; did you mean message-save-worker?
+    fleet.yaml:1: batch_size: unknown setting at the top level: put it into the section message-save-worker
+    fleet.yaml:1: xyzzy: unknown setting
+    fleet.yaml:1: config: unknown setting in a file: a file cannot name another one
+    unexpected argument '--batchsize' found; a similar argument exists: '--batch-size'
+    "#);
+}
+
+#[test]
+fn a_file_that_is_not_there_or_no_yaml_is_refused() {
+    let start = Start::new().env("VERBATIM_CONFIG", "/nowhere/fleet.yaml");
+    assert_eq!(start.error(), "cannot read the configuration file /nowhere/fleet.yaml");
+    let start = Start::new().file("database_url: postgres://u:s3cret@h/d\nlog_level: [info\n");
+    assert!(start.error().starts_with("fleet.yaml:"), "{}", start.error());
+}
+
+#[test]
+fn settings_can_be_logged_without_their_secrets() {
+    let start = Start::new().env("DATABASE_READ_URL", "postgres://u:s3cret@replica/d");
+    let text = format!("{:?} {:?}", start.own(), start.kit());
+    assert!(!text.contains("s3cret"), "{text}");
+    assert!(text.contains("amqp://***@rabbit:5672") && text.contains("replica"), "{text}");
+}
+
+#[test]
+fn help_shows_every_setting_with_default_and_variable_and_no_secret() {
+    let file = "message-save-worker:\n  batch_size: 77\nunknown: 1\n";
+    let start = Start::new().file(file).flags(&["--help"]);
+    let Err(Stop::Answer(help)) = start.load() else { panic!("no help") };
+    let help = help.to_string();
+    assert!(!help.contains("s3cret") && !help.contains("77"), "{help}");
+    assert!(help.starts_with("Saves the messages"), "{help}");
+    for text in [
+        "--amqp-url",
+        "AMQP_URL",
+        "--database-read-url",
+        "VERBATIM_BATCH_SIZE",
+        "[default: 500]",
+        "VERBATIM_MAX_INFLIGHT_BYTES",
+        "[default: 64MiB]",
+        "VERBATIM_LISTEN",
+        "[default: 0.0.0.0:9464]",
+        "VERBATIM_DRAIN_DEADLINE",
+        "[default: 25s]",
+        "VERBATIM_LOG_FORMAT",
+        "--config",
+    ] {
+        assert!(help.contains(text), "{text} is missing in\n{help}");
+    }
+}
