@@ -52,17 +52,11 @@ pub fn decode(
 ) -> Result<Action, Refusal> {
     let limit = context.max_body_bytes;
     if body.len() > limit {
-        let detail = format!(
-            "the body has {} bytes; at most {limit} are accepted",
-            body.len()
-        );
+        let detail = format!("the body has {} bytes; at most {limit} are accepted", body.len());
         return Err(refusal(DeadLetterReason::TooLarge, detail));
     }
     let text = std::str::from_utf8(body).map_err(|error| {
-        malformed(format!(
-            "the body is not UTF-8 at byte {}",
-            error.valid_up_to()
-        ))
+        malformed(format!("the body is not UTF-8 at byte {}", error.valid_up_to()))
     })?;
     let fault = first_fault(text);
     let members = match members(text) {
@@ -75,13 +69,7 @@ pub fn decode(
         (kind, None) => kind,
     }?;
     let fields = Fields::merged(members)?;
-    Ok(action::read(action::Received {
-        kind,
-        fields,
-        body,
-        envelope,
-        context,
-    })?)
+    Ok(action::read(action::Received { kind, fields, body, envelope, context })?)
 }
 
 /// Which action a body is.
@@ -93,13 +81,9 @@ fn kind(body: &[(Cow<'_, str>, &RawValue)]) -> Result<ActionKind, Refusal> {
     };
     let nested = || {
         let data = members(value("data")?.get()).ok()?;
-        data.into_iter()
-            .find(|(key, _)| key == FIELD)
-            .map(|(_, value)| value)
+        data.into_iter().find(|(key, _)| key == FIELD).map(|(_, value)| value)
     };
-    let value = value(FIELD)
-        .or_else(nested)
-        .ok_or_else(|| FieldError::missing(FIELD))?;
+    let value = value(FIELD).or_else(nested).ok_or_else(|| FieldError::missing(FIELD))?;
     let name: Cow<'_, str> = serde_json::from_str(value.get())
         .map_err(|_| FieldError::wrong_type(FIELD, "a string", value))?;
     ActionKind::parse(&name).ok_or_else(|| {
@@ -138,9 +122,5 @@ fn malformed(detail: String) -> Refusal {
 }
 
 fn refusal(reason: DeadLetterReason, detail: String) -> Refusal {
-    Refusal {
-        reason,
-        field: None,
-        detail,
-    }
+    Refusal { reason, field: None, detail }
 }

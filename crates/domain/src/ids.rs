@@ -206,22 +206,14 @@ impl ConversationKey {
         // Ids hold no control characters, so NUL separates the two unambiguously.
         let name = format!("{tenant}\0{session}");
         let conversation = Uuid::new_v5(&CONVERSATION_NAMESPACE, name.as_bytes()).into();
-        Self {
-            tenant,
-            conversation,
-        }
+        Self { tenant, conversation }
     }
 }
 
 impl fmt::Display for ConversationKey {
     /// `tenant/conversation`, each [escaped](escape): two different keys never print alike.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}/{}",
-            escape(self.tenant.as_str()),
-            escape(self.conversation.as_str())
-        )
+        write!(f, "{}/{}", escape(self.tenant.as_str()), escape(self.conversation.as_str()))
     }
 }
 

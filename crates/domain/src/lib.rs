@@ -9,9 +9,12 @@ pub mod decode;
 pub mod envelope;
 pub mod event;
 pub mod failure;
+#[cfg(feature = "fixtures")]
+pub mod fixtures;
 pub mod ids;
 pub mod message;
 pub mod reply;
+pub mod schema;
 pub mod status;
 pub mod time;
 pub mod wire;

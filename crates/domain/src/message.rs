@@ -1,35 +1,16 @@
 //! A message of a conversation, as every store and reader knows it.
 
-use std::fmt;
+mod canonical;
+mod json;
+mod role;
 
-use serde::de::{self, Unexpected, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::value::RawValue;
+pub use self::json::Json;
+pub use self::role::Role;
+
 use sha2::{Digest, Sha256};
 
 use crate::ids::{AgentId, MessageId, UserId};
 use crate::time::Timestamp;
-
-/// JSON kept to the letter: key order, number format and white space are the sender's.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Json(Box<RawValue>);
-
-/// Who speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, schemars::JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// The human.
-    User,
-    /// The model.
-    Assistant,
-    /// Instructions to the model.
-    System,
-    /// The result of a tool call.
-    Tool,
-    /// The result of a function call, the older form of [`Role::Tool`].
-    Function,
-}
 
 /// What was said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,109 +71,6 @@ pub struct Position {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BodyHash(pub [u8; 16]);
 
-impl Json {
-    /// The text, as it was sent.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        self.0.get()
-    }
-
-    /// Parses and keeps a text.
-    pub fn parse(text: String) -> Result<Self, serde_json::Error> {
-        RawValue::from_string(text).map(Self)
-    }
-
-    /// The same value in one form: keys sorted, no white space. Two texts that mean the same give
-    /// the same canonical form.
-    fn canonical(&self) -> String {
-        // `serde_json::Map` is a sorted map unless `preserve_order` is on, which it is not; a test
-        // of the body hash holds this.
-        serde_json::from_str::<serde_json::Value>(self.as_str())
-            .map_or_else(|_| self.as_str().to_owned(), |value| value.to_string())
-    }
-}
-
-impl From<Box<RawValue>> for Json {
-    fn from(raw: Box<RawValue>) -> Self {
-        Self(raw)
-    }
-}
-
-impl PartialEq for Json {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_str() == other.as_str()
-    }
-}
-
-impl Eq for Json {}
-
-impl fmt::Debug for Json {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl Role {
-    /// Every role.
-    pub const ALL: [Self; 5] = [
-        Self::User,
-        Self::Assistant,
-        Self::System,
-        Self::Tool,
-        Self::Function,
-    ];
-
-    /// The stored name.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::User => "user",
-            Self::Assistant => "assistant",
-            Self::System => "system",
-            Self::Tool => "tool",
-            Self::Function => "function",
-        }
-    }
-
-    /// The role of a stored name.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|role| role.as_str() == name)
-    }
-
-    /// The role behind a name that other systems use, for a hint.
-    fn meant_by(name: &str) -> Option<Self> {
-        match name.to_ascii_lowercase().as_str() {
-            "human" | "customer" | "client" | "contact" => Some(Self::User),
-            "ai" | "bot" | "agent" | "model" => Some(Self::Assistant),
-            "developer" => Some(Self::System),
-            lower => Self::parse(lower),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Role {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Name;
-        impl Visitor<'_> for Name {
-            type Value = Role;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("one of `user`, `assistant`, `system`, `tool`, `function`")
-            }
-            fn visit_str<E: de::Error>(self, name: &str) -> Result<Role, E> {
-                Role::parse(name).ok_or_else(|| match Role::meant_by(name) {
-                    Some(role) => E::custom(format_args!(
-                        "must be a role, but is {name:?}; did you mean `{}`?",
-                        role.as_str()
-                    )),
-                    None => E::invalid_value(Unexpected::Str(name), &self),
-                })
-            }
-        }
-        deserializer.deserialize_str(Name)
-    }
-}
-
 impl Content {
     /// What people read: the text itself, or the text parts of an array of parts.
     #[must_use]
@@ -216,10 +94,7 @@ impl Message {
     /// Its place in the conversation.
     #[must_use]
     pub fn position(&self) -> Position {
-        Position {
-            created_at: self.created_at,
-            id: self.id.clone(),
-        }
+        Position { created_at: self.created_at, id: self.id.clone() }
     }
 
     /// The hash of role, content, tool calls and tool call id: what makes a second message with the

@@ -144,11 +144,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Reply<T> {
                 ));
             }
         };
-        Ok(Self {
-            action_id: wire.action_id,
-            correlation_id: wire.correlation_id,
-            result,
-        })
+        Ok(Self { action_id: wire.action_id, correlation_id: wire.correlation_id, result })
     }
 }
 

@@ -10,7 +10,7 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A moment between 1970 and 2200, in whole microseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
 /// 2200-01-01T00:00:00Z in microseconds: the first moment that is too late.
@@ -45,23 +45,19 @@ impl Timestamp {
     /// A moment from seconds since 1970, as AMQP's `timestamp` property has it.
     pub fn from_seconds(seconds: u64) -> Result<Self, InvalidTimestamp> {
         let range = || InvalidTimestamp::Range(format!("{seconds} s"));
-        let micros = i64::try_from(seconds)
-            .ok()
-            .and_then(|s| s.checked_mul(1_000_000));
+        let micros = i64::try_from(seconds).ok().and_then(|s| s.checked_mul(1_000_000));
         Self::from_micros(micros.ok_or_else(range)?).map_err(|_| range())
     }
 
     /// Parses RFC 3339. Without an offset it is UTC; finer digits than microseconds are cut off.
     pub fn parse(text: &str) -> Result<Self, InvalidTimestamp> {
-        let moment = DateTime::parse_from_rfc3339(text)
-            .map(|t| t.to_utc())
-            .or_else(|_| {
-                ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"]
-                    .iter()
-                    .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok())
-                    .map(|naive| naive.and_utc())
-                    .ok_or_else(|| InvalidTimestamp::Format(excerpt(text)))
-            })?;
+        let moment = DateTime::parse_from_rfc3339(text).map(|t| t.to_utc()).or_else(|_| {
+            ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"]
+                .iter()
+                .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok())
+                .map(|naive| naive.and_utc())
+                .ok_or_else(|| InvalidTimestamp::Format(excerpt(text)))
+        })?;
         Self::try_from(moment).map_err(|_| InvalidTimestamp::Range(excerpt(text)))
     }
 
@@ -95,6 +91,12 @@ impl fmt::Display for Timestamp {
     /// RFC 3339 in UTC with microseconds, always 27 characters.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&DateTime::<Utc>::from(*self).to_rfc3339_opts(SecondsFormat::Micros, true))
+    }
+}
+
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -61,7 +61,7 @@ pub struct SaveMessage<'a> {
     pub role: Role,
     /// What was said: a string or an array of parts. May be null or absent beside `tool_calls`.
     #[serde(borrow)]
-    #[schemars(with = "Option<Content>")]
+    #[schemars(with = "Option<Content<'_>>")]
     pub content: Option<&'a RawValue>,
     /// The identity of the message within its conversation. Recommended; else `action_id`, then
     /// the AMQP `message_id` property is it.
@@ -77,23 +77,25 @@ pub struct SaveMessage<'a> {
 }
 
 /// What was said.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Content {
+#[derive(Debug, JsonSchema)]
+#[schemars(untagged)]
+pub enum Content<'a> {
     /// Plain text; may be empty.
     Text(String),
     /// Text, images and whatever else a model takes.
-    Parts(Vec<Part>),
+    Parts(Vec<Part<'a>>),
 }
 
 /// A part of a content; fields beyond these are kept as they are.
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Part {
+pub struct Part<'a> {
     /// What kind of part it is, such as `text` or `image_url`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The text of a part of type `text`.
-    pub text: Option<String>,
+    /// A string in a part of type `text`.
+    #[serde(borrow)]
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub text: Option<&'a RawValue>,
 }
 
 /// A connection began.

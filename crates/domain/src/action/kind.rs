@@ -78,9 +78,7 @@ impl ActionKind {
     /// The action of an `action_type`.
     #[must_use]
     pub fn parse(action_type: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.as_str() == action_type)
+        Self::ALL.into_iter().find(|kind| kind.as_str() == action_type)
     }
 
     /// The action that a misspelt `action_type` may mean, for a hint: one that differs in case or
@@ -96,10 +94,7 @@ impl ActionKind {
         let is_meant = |name: &str| letters(name) == meant;
         Self::ALL.into_iter().find(|kind| {
             let name = kind.as_str();
-            is_meant(name)
-                || name
-                    .split_once('.')
-                    .is_some_and(|(_, short)| is_meant(short))
+            is_meant(name) || name.split_once('.').is_some_and(|(_, short)| is_meant(short))
         })
     }
 

@@ -32,28 +32,13 @@ pub(super) fn read(mut received: Received<'_>) -> Result<Action, FieldError> {
             Ok(Action::SessionOpened(SessionOpened { common }))
         }
         ActionKind::SessionClosed => {
-            let (
-                common,
-                wire::SessionClosed {
-                    reason,
-                    satisfaction,
-                },
-            ) = received.common_and()?;
+            let (common, wire::SessionClosed { reason, satisfaction }) = received.common_and()?;
             let satisfaction = satisfaction.map(u8::from);
-            Ok(Action::SessionClosed(SessionClosed {
-                common,
-                reason,
-                satisfaction,
-            }))
+            Ok(Action::SessionClosed(SessionClosed { common, reason, satisfaction }))
         }
         ActionKind::GetContext => {
-            let (
-                common,
-                wire::GetContext {
-                    max_tokens,
-                    reserve_tokens,
-                },
-            ) = received.common_and()?;
+            let (common, wire::GetContext { max_tokens, reserve_tokens }) =
+                received.common_and()?;
             Ok(Action::GetContext(GetContext {
                 common,
                 max_tokens: max_tokens.map(u32::from),
@@ -63,18 +48,11 @@ pub(super) fn read(mut received: Received<'_>) -> Result<Action, FieldError> {
         ActionKind::GetHistory => {
             let (common, wire::GetHistory { limit, before }) = received.common_and()?;
             let limit = limit.map_or(wire::DEFAULT_PAGE_SIZE, u32::from);
-            Ok(Action::GetHistory(GetHistory {
-                common,
-                limit,
-                before,
-            }))
+            Ok(Action::GetHistory(GetHistory { common, limit, before }))
         }
         ActionKind::Feedback => {
             let (common, wire::Feedback { satisfaction }) = received.common_and()?;
-            Ok(Action::Feedback(Feedback {
-                common,
-                satisfaction: satisfaction.into(),
-            }))
+            Ok(Action::Feedback(Feedback { common, satisfaction: satisfaction.into() }))
         }
         ActionKind::Erase => received.erase(),
         ActionKind::StateLoad => received.state(Operation::Load),
@@ -117,11 +95,7 @@ impl<'a> Received<'a> {
             received_at: common.received_at,
             metadata: common.metadata.take(),
         };
-        Ok(Action::SaveMessage(Box::new(SaveMessage {
-            common,
-            message,
-            identity,
-        })))
+        Ok(Action::SaveMessage(Box::new(SaveMessage { common, message, identity })))
     }
 
     fn erase(&mut self) -> Result<Action, FieldError> {
@@ -141,10 +115,7 @@ impl<'a> Received<'a> {
             let fault = "is missing, and so are `append` and `increment`; at least one is needed";
             return Err(self.fields.error("patch", fault));
         }
-        Ok(Action::State(StateAction {
-            common,
-            operation: Operation::Patch(patch),
-        }))
+        Ok(Action::State(StateAction { common, operation: Operation::Patch(patch) }))
     }
 
     fn state<T: serde::Deserialize<'a>>(
@@ -152,10 +123,7 @@ impl<'a> Received<'a> {
         operation: fn(T) -> Operation,
     ) -> Result<Action, FieldError> {
         let (common, payload) = self.common_and()?;
-        Ok(Action::State(StateAction {
-            common,
-            operation: operation(payload),
-        }))
+        Ok(Action::State(StateAction { common, operation: operation(payload) }))
     }
 
     /// What every action carries, and the payload of this one.
@@ -172,19 +140,14 @@ impl<'a> Received<'a> {
         sent: wire::Common,
         message_id: Option<&MessageId>,
     ) -> Result<(Common, Identity), FieldError> {
-        let Self {
-            envelope, context, ..
-        } = *self;
+        let Self { envelope, context, .. } = *self;
         let own_metadata = sent.metadata.map(wire::JsonObject::into_json);
         let tenant_tier = sent
             .tenant_tier
             .or_else(|| metadata::string_entry(own_metadata.as_ref()?, "tenant_tier"));
         let (mut key, conversation_is_explicit) = match sent.conversation_id {
             Some(conversation) => (
-                ConversationKey {
-                    tenant: sent.tenant_id,
-                    conversation,
-                },
+                ConversationKey { tenant: sent.tenant_id, conversation },
                 ConversationSource::Explicit,
             ),
             None => (

@@ -15,11 +15,7 @@ pub(super) fn read(path: &str, value: &RawValue) -> Result<Content, FieldError> 
             .map(Content::Text)
             .map_err(|error| FieldError::value(path, value, &error)),
         Some(b'[') => parts(path, value),
-        _ => Err(FieldError::wrong_type(
-            path,
-            "a string or an array of parts",
-            value,
-        )),
+        _ => Err(FieldError::wrong_type(path, "a string or an array of parts", value)),
     }
 }
 
@@ -33,16 +29,15 @@ fn parts(path: &str, array: &RawValue) -> Result<Content, FieldError> {
             .map_err(|_| FieldError::wrong_type(&path, "an object", element))?;
         let place = format!("{path}.");
         let mut fields = Fields::new(members, &place)?;
-        let part: wire::Part = fields.read()?;
+        let part: wire::Part<'_> = fields.read().map_err(|error| error.inside(&place))?;
         if part.kind == "text" {
-            lines.push(
-                part.text
-                    .ok_or_else(|| FieldError::missing(&format!("{place}text")))?,
-            );
+            lines.push(line(&format!("{place}text"), part.text)?);
         }
     }
-    Ok(Content::Parts {
-        json: Json::from(array.to_owned()),
-        text: lines.join("\n"),
-    })
+    Ok(Content::Parts { json: Json::from(array.to_owned()), text: lines.join("\n") })
+}
+
+fn line(path: &str, text: Option<&RawValue>) -> Result<String, FieldError> {
+    let text = text.ok_or_else(|| FieldError::missing(path))?;
+    serde_json::from_str(text.get()).map_err(|_| FieldError::wrong_type(path, "a string", text))
 }

@@ -1,9 +1,11 @@
 //! What is wrong with a field, in words that its sender can act on.
 
+use std::borrow::Cow;
 use std::fmt::{self, Display};
 
 use serde_json::value::RawValue;
 
+use super::scan::path_to;
 use crate::failure::{DeadLetterReason, Refusal};
 
 /// The longest piece of a value that an error repeats, in characters: enough to recognise it, too
@@ -22,14 +24,22 @@ impl FieldError {
     pub(super) fn new(field: &str, fault: &str) -> Self {
         let field = excerpt(field, 2 * EXCERPT_CHARS).into_owned();
         let detail = format!("`{field}` {fault}");
-        Self {
-            field: Some(field),
-            detail,
-        }
+        Self { field: Some(field), detail }
     }
 
     pub(super) fn missing(field: &str) -> Self {
         Self::new(field, "is missing")
+    }
+
+    /// Names the field by its path, where only its name within an object at `place` was known.
+    pub(super) fn inside(self, place: &str) -> Self {
+        match &self.field {
+            Some(name) if !name.starts_with(place) => Self {
+                detail: self.detail.replacen(name, &format!("{place}{name}"), 1),
+                field: Some(format!("{place}{name}")),
+            },
+            _ => self,
+        }
     }
 
     pub(super) fn repeated(field: &str) -> Self {
@@ -44,32 +54,25 @@ impl FieldError {
     /// What serde said about the value of a field.
     pub(super) fn value(field: &str, value: &RawValue, error: &serde_json::Error) -> Self {
         let said = error.to_string();
-        // serde_json appends where in the value it was; the value is a single field.
-        let said = said
-            .rsplit_once(" at line ")
-            .map_or(said.as_str(), |(message, _)| message);
-        let by_serde = [
-            "invalid type",
-            "invalid value",
-            "unknown variant",
-            "invalid length",
-        ];
-        match said.rsplit_once(", expected ") {
-            Some((start, expected)) if by_serde.iter().any(|known| start.starts_with(known)) => {
-                Self::wrong_type(field, plain_type(expected), value)
-            }
-            _ => Self::new(field, said),
+        // serde_json appends where in the value it was; here that becomes a part of the path.
+        let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(message, _)| message);
+        let inner = path_to(value.get(), offset(value.get(), error));
+        let by_serde = ["invalid type", "invalid value", "unknown variant", "missing field"];
+        let expected = said
+            .rsplit_once(", expected ")
+            .filter(|(start, _)| by_serde.iter().any(|known| start.starts_with(known)))
+            .map(|(_, expected)| plain_type(expected));
+        match expected {
+            Some(expected) if inner.is_empty() => Self::wrong_type(field, expected, value),
+            Some(expected) => Self::new(&joined(field, &inner), &format!("must be {expected}")),
+            None => Self::new(&joined(field, &inner), said),
         }
     }
 }
 
 impl From<FieldError> for Refusal {
     fn from(error: FieldError) -> Self {
-        Self {
-            reason: DeadLetterReason::Schema,
-            field: error.field,
-            detail: error.detail,
-        }
+        Self { reason: DeadLetterReason::Schema, field: error.field, detail: error.detail }
     }
 }
 
@@ -83,10 +86,7 @@ impl std::error::Error for FieldError {}
 
 impl serde::de::Error for FieldError {
     fn custom<T: Display>(message: T) -> Self {
-        Self {
-            field: None,
-            detail: message.to_string(),
-        }
+        Self { field: None, detail: message.to_string() }
     }
 
     fn missing_field(field: &'static str) -> Self {
@@ -108,10 +108,25 @@ pub(super) fn describe(value: &RawValue) -> String {
 }
 
 /// At most so many characters of a text, with an ellipsis where something is cut.
-pub(crate) fn excerpt(text: &str, chars: usize) -> std::borrow::Cow<'_, str> {
+pub(crate) fn excerpt(text: &str, chars: usize) -> Cow<'_, str> {
     match text.char_indices().nth(chars) {
         Some((end, _)) => format!("{}…", &text[..end]).into(),
         None => text.into(),
+    }
+}
+
+/// The offset in bytes at which serde_json stopped, or 0 where it does not say.
+fn offset(text: &str, error: &serde_json::Error) -> usize {
+    let lines = text.split_inclusive('\n').take(error.line().saturating_sub(1));
+    let offset = lines.map(str::len).sum::<usize>() + error.column();
+    offset.min(text.len())
+}
+
+fn joined<'a>(field: &'a str, inner: &str) -> Cow<'a, str> {
+    match inner.as_bytes().first() {
+        None => field.into(),
+        Some(b'[') => format!("{field}{inner}").into(),
+        Some(_) => format!("{field}.{inner}").into(),
     }
 }
 

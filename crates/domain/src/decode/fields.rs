@@ -151,12 +151,7 @@ impl Field<'_> {
 }
 
 fn list<'a>(members: Vec<(Cow<'a, str>, &'a RawValue)>, place: &'a str) -> Vec<Field<'a>> {
-    let field = |(name, value)| Field {
-        name,
-        value,
-        place,
-        known: false,
-    };
+    let field = |(name, value)| Field { name, value, place, known: false };
     members.into_iter().map(field).collect()
 }
 
@@ -177,11 +172,7 @@ impl<'de> Deserializer<'de> for StructReader<'_, 'de> {
         names: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, FieldError> {
-        visitor.visit_map(Known {
-            names,
-            rest: self.0.iter_mut(),
-            current: None,
-        })
+        visitor.visit_map(Known { names, rest: self.0.iter_mut(), current: None })
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
@@ -213,15 +204,11 @@ impl<'a> MapAccess<'a> for Known<'_, 'a> {
         };
         field.known = true;
         let field = self.current.insert(field);
-        seed.deserialize((&*field.name).into_deserializer())
-            .map(Some)
+        seed.deserialize((&*field.name).into_deserializer()).map(Some)
     }
 
     fn next_value_seed<V: DeserializeSeed<'a>>(&mut self, seed: V) -> Result<V::Value, FieldError> {
-        let field = self
-            .current
-            .take()
-            .ok_or_else(|| FieldError::new("", "has no key"))?;
+        let field = self.current.take().ok_or_else(|| FieldError::new("", "has no key"))?;
         seed.deserialize(&mut serde_json::Deserializer::from_str(field.value.get()))
             .map_err(|error| FieldError::value(&field.path(), field.value, &error))
     }

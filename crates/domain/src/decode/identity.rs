@@ -51,16 +51,9 @@ pub(super) fn times(
         (sent, _) => sent,
     };
     Ok(match &envelope.resolved {
-        None => Times {
-            sent_at,
-            received_at: context.received_at,
-        },
+        None => Times { sent_at, received_at: context.received_at },
         // An earlier attempt that had no sent time took the time of receipt.
-        Some(Resolved {
-            timestamp,
-            received_at,
-            ..
-        }) => Times {
+        Some(Resolved { timestamp, received_at, .. }) => Times {
             sent_at: (sent_at.is_some() || timestamp != received_at).then_some(*timestamp),
             received_at: *received_at,
         },
@@ -85,10 +78,7 @@ pub(super) fn identify(
     envelope: &Envelope,
     context: &DecodeContext<'_>,
 ) -> (MessageId, Identity) {
-    let resolved = envelope
-        .resolved
-        .as_ref()
-        .map(|resolved| resolved.id.clone());
+    let resolved = envelope.resolved.as_ref().map(|resolved| resolved.id.clone());
     let given = evidence
         .message_id
         .cloned()
@@ -99,19 +89,13 @@ pub(super) fn identify(
             let id = resolved.unwrap_or_else(|| derived(evidence.key, timestamp, evidence.body));
             (id, Identity::Derived)
         }
-        (None, None) => (
-            resolved.unwrap_or_else(|| (context.fresh_id)().into()),
-            Identity::Random,
-        ),
+        (None, None) => (resolved.unwrap_or_else(|| (context.fresh_id)().into()), Identity::Random),
     }
 }
 
 /// UUIDv5 of conversation, timestamp and raw body.
 fn derived(key: &ConversationKey, timestamp: Timestamp, body: &[u8]) -> MessageId {
-    let ConversationKey {
-        tenant,
-        conversation,
-    } = key;
+    let ConversationKey { tenant, conversation } = key;
     // Neither ids nor timestamps hold NUL, so the parts are unambiguous.
     let mut name = format!("{tenant}\0{conversation}\0{}\0", timestamp.micros()).into_bytes();
     name.extend_from_slice(body);

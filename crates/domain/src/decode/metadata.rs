@@ -22,11 +22,8 @@ pub(super) fn extended<'f, 'a: 'f>(
         return own;
     }
     let own_text = own.as_ref().map_or("{}", Json::as_str);
-    let mut taken: HashSet<Cow<'_, str>> = members(own_text)
-        .unwrap_or_default()
-        .into_iter()
-        .map(|(name, _)| name)
-        .collect();
+    let mut taken: HashSet<Cow<'_, str>> =
+        members(own_text).unwrap_or_default().into_iter().map(|(name, _)| name).collect();
 
     // The own text without its closing brace, so that it stays to the letter.
     let mut text = own_text.strip_suffix('}').unwrap_or("{").to_owned();

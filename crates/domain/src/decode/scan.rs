@@ -34,8 +34,8 @@ impl fmt::Display for FaultKind {
         match self {
             Self::Nul => f.write_str("holds U+0000, which no store of text can keep"),
             Self::Surrogate => f.write_str("holds half of a surrogate pair, which is no character"),
-            Self::Integer => f.write_str("is an integer that 64 bits cannot hold; send a string"),
-            Self::Number => f.write_str("is a number that a double cannot hold; send a string"),
+            Self::Integer => f.write_str("is an integer that 64 bits cannot hold"),
+            Self::Number => f.write_str("is a number that a double cannot hold"),
             Self::Depth => write!(f, "is nested deeper than {MAX_DEPTH} levels"),
         }
     }
@@ -62,10 +62,7 @@ pub(super) fn first_fault(text: &str) -> Option<Fault> {
             b'{' | b'[' => {
                 depth += 1;
                 if depth > MAX_DEPTH {
-                    return Some(Fault {
-                        kind: FaultKind::Depth,
-                        at,
-                    });
+                    return Some(Fault { kind: FaultKind::Depth, at });
                 }
                 at += 1;
             }
@@ -93,10 +90,8 @@ pub(super) fn path_to(text: &str, offset: usize) -> String {
         match bytes[at] {
             b'"' => {
                 let end = string_end(bytes, at);
-                if let Some(Frame::Object {
-                    key,
-                    expects_key: expects_key @ true,
-                }) = stack.last_mut()
+                if let Some(Frame::Object { key, expects_key: expects_key @ true }) =
+                    stack.last_mut()
                 {
                     *key = text[at + 1..end].trim_end_matches('"');
                     *expects_key = false;
@@ -104,10 +99,7 @@ pub(super) fn path_to(text: &str, offset: usize) -> String {
                 at = end;
                 continue;
             }
-            b'{' => stack.push(Frame::Object {
-                key: "",
-                expects_key: true,
-            }),
+            b'{' => stack.push(Frame::Object { key: "", expects_key: true }),
             b'[' => stack.push(Frame::Array { index: 0 }),
             b'}' | b']' => drop(stack.pop()),
             b',' => match stack.last_mut() {
@@ -150,10 +142,7 @@ pub(crate) fn string_end(bytes: &[u8], start: usize) -> usize {
 /// The end of the number that begins at `start`.
 pub(crate) fn number_end(bytes: &[u8], start: usize) -> usize {
     let part = |b: &u8| matches!(b, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
-    bytes[start..]
-        .iter()
-        .position(|b| !part(b))
-        .map_or(bytes.len(), |len| start + len)
+    bytes[start..].iter().position(|b| !part(b)).map_or(bytes.len(), |len| start + len)
 }
 
 /// Like [`string_end`], but stops at an escape that is no character or no storable one.
@@ -196,10 +185,7 @@ fn number_fault(token: &str) -> Option<FaultKind> {
             && token.parse::<i64>().is_err();
         return too_large.then_some(FaultKind::Integer);
     }
-    token
-        .parse::<f64>()
-        .is_ok_and(f64::is_infinite)
-        .then_some(FaultKind::Number)
+    token.parse::<f64>().is_ok_and(f64::is_infinite).then_some(FaultKind::Number)
 }
 
 #[cfg(test)]
@@ -215,18 +201,10 @@ mod tests {
         let cases = [
             (r#"{"a":"\u0000"}"#, FaultKind::Nul, "a"),
             (r#"{"a":{"b\u0000":1}}"#, FaultKind::Nul, r"a.b\u0000"),
-            (
-                r#"{"m":{"a":[0,"x",{},{"k":1,"b":"\ud800"}]}}"#,
-                FaultKind::Surrogate,
-                "m.a[3].b",
-            ),
+            (r#"{"m":{"a":[0,"x",{},{"k":1,"b":"\ud800"}]}}"#, FaultKind::Surrogate, "m.a[3].b"),
             (r#"{"a":"\ud800A"}"#, FaultKind::Surrogate, "a"),
             (r#"{"a":"\udc00"}"#, FaultKind::Surrogate, "a"),
-            (
-                r#"{"a":[[1],[2,9223372036854775808]]}"#,
-                FaultKind::Integer,
-                "a[1][1]",
-            ),
+            (r#"{"a":[[1],[2,9223372036854775808]]}"#, FaultKind::Integer, "a[1][1]"),
             (r#"{"a":-9223372036854775809}"#, FaultKind::Integer, "a"),
             (r#"{"a":1,"b":1e999}"#, FaultKind::Number, "b"),
             (r#"{"a":"\\","b":-1e999}"#, FaultKind::Number, "b"),
@@ -252,25 +230,12 @@ mod tests {
         let nested = |levels| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
         assert_eq!(fault(&nested(MAX_DEPTH)), None);
         assert!(serde_json::from_str::<serde_json::Value>(&nested(MAX_DEPTH)).is_ok());
-        assert_eq!(
-            fault(&nested(MAX_DEPTH + 1)).map(|(kind, _)| kind),
-            Some(FaultKind::Depth)
-        );
+        assert_eq!(fault(&nested(MAX_DEPTH + 1)).map(|(kind, _)| kind), Some(FaultKind::Depth));
     }
 
     #[test]
     fn text_that_is_not_json_is_survived() {
-        for text in [
-            "\"",
-            "\"\\",
-            "\"\\u",
-            "\"\\ud800",
-            "\"\\ud800\\",
-            "-",
-            "}]",
-            "1e",
-            "\"é\\",
-        ] {
+        for text in ["\"", "\"\\", "\"\\u", "\"\\ud800", "\"\\ud800\\", "-", "}]", "1e", "\"é\\"] {
             if let Some(fault) = first_fault(text) {
                 path_to(text, fault.at);
             }

@@ -96,10 +96,7 @@ impl<'de> Deserialize<'de> for Amount {
         if number.is_finite() && number >= 0.0 {
             Ok(Self(number))
         } else {
-            Err(de::Error::invalid_value(
-                Unexpected::Float(number),
-                &"a number from 0",
-            ))
+            Err(de::Error::invalid_value(Unexpected::Float(number), &"a number from 0"))
         }
     }
 }

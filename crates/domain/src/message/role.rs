@@ -1,0 +1,78 @@
+//! Who may speak in a conversation.
+
+use std::fmt;
+
+use serde::de::{self, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// The human.
+    User,
+    /// The model.
+    Assistant,
+    /// Instructions to the model.
+    System,
+    /// The result of a tool call.
+    Tool,
+    /// The result of a function call, the older form of [`Role::Tool`].
+    Function,
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Self; 5] =
+        [Self::User, Self::Assistant, Self::System, Self::Tool, Self::Function];
+
+    /// The stored name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Assistant => "assistant",
+            Self::System => "system",
+            Self::Tool => "tool",
+            Self::Function => "function",
+        }
+    }
+
+    /// The role of a stored name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.as_str() == name)
+    }
+
+    /// The role behind a name that other systems use, for a hint.
+    fn meant_by(name: &str) -> Option<Self> {
+        match name.to_ascii_lowercase().as_str() {
+            "human" | "customer" | "client" | "contact" => Some(Self::User),
+            "ai" | "bot" | "agent" | "model" => Some(Self::Assistant),
+            "developer" => Some(Self::System),
+            lower => Self::parse(lower),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Role {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = Role;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("one of `user`, `assistant`, `system`, `tool`, `function`")
+            }
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<Role, E> {
+                Role::parse(name).ok_or_else(|| match Role::meant_by(name) {
+                    Some(role) => E::custom(format_args!(
+                        "must be a role, but is {name:?}; did you mean `{}`?",
+                        role.as_str()
+                    )),
+                    None => E::invalid_value(Unexpected::Str(name), &self),
+                })
+            }
+        }
+        deserializer.deserialize_str(Name)
+    }
+}

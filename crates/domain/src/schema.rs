@@ -1,0 +1,187 @@
+//! The contract as JSON Schemas (2020-12), generated from the very types that decode and encode.
+//!
+//! One document for each action, each reply and each event. What no schema can say is said by the
+//! descriptions: that a field must not have two values, that U+0000 is no text. Bodies that these
+//! schemas accept and decoding refuses are thus possible, the reverse is not, but for one: null
+//! beside a value in the other place.
+
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde_json::{Map, Value, json};
+
+use crate::action::{ActionKind, state};
+use crate::event::{DeadLettered, Erased, Migrated, Reopened};
+use crate::{reply, wire};
+
+/// Every document with its file name, such as `action.conversation.save_message.json`.
+#[must_use]
+pub fn documents() -> Vec<(String, Schema)> {
+    let actions = ActionKind::ALL.into_iter().map(|kind| (format!("action.{kind}"), action(kind)));
+    let replies = ActionKind::ALL
+        .into_iter()
+        .filter_map(|kind| Some((format!("reply.{kind}"), reply(kind)?)));
+    let events = [
+        (Migrated::ROUTING_KEY, event::<Migrated>(Migrated::ROUTING_KEY)),
+        (Reopened::ROUTING_KEY, event::<Reopened>(Reopened::ROUTING_KEY)),
+        (DeadLettered::ROUTING_KEY, event::<DeadLettered>(DeadLettered::ROUTING_KEY)),
+        (Erased::ROUTING_KEY, event::<Erased>(Erased::ROUTING_KEY)),
+    ];
+    let events = events.into_iter().map(|(name, schema)| (format!("event.{name}"), schema));
+    actions.chain(replies).chain(events).map(|(name, schema)| (name + ".json", schema)).collect()
+}
+
+fn action(kind: ActionKind) -> Schema {
+    match kind {
+        ActionKind::SaveMessage => {
+            action_with::<wire::SaveMessage<'_>>(kind, &["content", "tool_calls"])
+        }
+        ActionKind::SessionOpened => action_with::<wire::SessionOpened>(kind, &[]),
+        ActionKind::SessionClosed => action_with::<wire::SessionClosed>(kind, &[]),
+        ActionKind::GetContext => action_with::<wire::GetContext>(kind, &[]),
+        ActionKind::GetHistory => action_with::<wire::GetHistory>(kind, &[]),
+        ActionKind::Feedback => action_with::<wire::Feedback>(kind, &[]),
+        ActionKind::Erase => action_with::<wire::Erase>(kind, &[]),
+        ActionKind::StateLoad => action_with::<state::Load>(kind, &[]),
+        ActionKind::StateSave => action_with::<state::Save>(kind, &[]),
+        ActionKind::StatePatch => {
+            action_with::<state::Patch>(kind, &["patch", "append", "increment"])
+        }
+        ActionKind::StateTransition => action_with::<state::Transition>(kind, &[]),
+        ActionKind::StateClear => action_with::<state::Clear>(kind, &[]),
+        ActionKind::StateListActive => action_with::<state::ListActive>(kind, &[]),
+        ActionKind::StateStats => action_with::<state::Stats>(kind, &[]),
+    }
+}
+
+/// The schema of an action with the payload `P`, of whose fields `one_of` at least one is needed.
+fn action_with<P: JsonSchema>(kind: ActionKind, one_of: &[&str]) -> Schema {
+    let mut generator = generator();
+    let common = wire::Common::json_schema(&mut generator);
+    let payload = P::json_schema(&mut generator);
+    let mut properties = Map::new();
+    let mut needed = Vec::new();
+    for schema in [&common, &payload] {
+        if let Some(Value::Object(own)) = schema.get("properties") {
+            properties.extend(own.clone());
+        }
+        if let Some(Value::Array(required)) = schema.get("required") {
+            let names = required.iter().filter_map(Value::as_str);
+            needed.extend(names.map(|name| somewhere(&[name])));
+        }
+    }
+    if !one_of.is_empty() {
+        needed.push(somewhere(one_of));
+    }
+    if let Some(action_type) = properties.get_mut("action_type") {
+        action_type["const"] = kind.as_str().into();
+    }
+    let mut definitions = generator.take_definitions(true);
+    definitions.insert("Fields".to_owned(), json!({ "type": "object", "properties": properties }));
+    document(
+        kind.as_str(),
+        payload.get("description"),
+        definitions,
+        json!({
+            "type": "object",
+            "$ref": "#/$defs/Fields",
+            "properties": {
+                "data": {
+                    "description": "Any field may stand here instead of at the top; in both places \
+                        only with one value.",
+                    "anyOf": [{ "$ref": "#/$defs/Fields" }, { "type": "null" }],
+                },
+            },
+            "allOf": needed,
+        }),
+    )
+}
+
+/// At least one of these fields, at the top or under `data`.
+fn somewhere(names: &[&str]) -> Value {
+    let at_top = names.iter().map(|name| json!({ "required": [name] }));
+    let nested = names.iter().map(|name| {
+        json!({
+            "required": ["data"],
+            "properties": { "data": { "type": "object", "required": [name] } },
+        })
+    });
+    json!({ "anyOf": at_top.chain(nested).collect::<Vec<_>>() })
+}
+
+/// The schema of the reply to an action, if it has one.
+fn reply(kind: ActionKind) -> Option<Schema> {
+    let schema = match kind {
+        ActionKind::SaveMessage => reply_with::<reply::SaveMessageData>(kind),
+        ActionKind::GetContext => reply_with::<reply::ContextData>(kind),
+        ActionKind::GetHistory => reply_with::<reply::HistoryData>(kind),
+        ActionKind::Erase => reply_with::<reply::EraseData>(kind),
+        ActionKind::StateLoad
+        | ActionKind::StateSave
+        | ActionKind::StatePatch
+        | ActionKind::StateTransition
+        | ActionKind::StateClear => reply_with::<reply::StateData>(kind),
+        ActionKind::StateListActive => reply_with::<reply::StateListData>(kind),
+        ActionKind::StateStats => reply_with::<reply::StateStatsData>(kind),
+        ActionKind::SessionOpened | ActionKind::SessionClosed | ActionKind::Feedback => {
+            return None;
+        }
+    };
+    Some(schema)
+}
+
+fn reply_with<T: JsonSchema>(kind: ActionKind) -> Schema {
+    let mut generator = generator();
+    let body = reply::Reply::<T>::json_schema(&mut generator);
+    let definitions = generator.take_definitions(true);
+    let data = definitions.get(T::schema_name().as_ref());
+    let description = data.and_then(|data| data.get("description")).cloned();
+    document(&format!("reply to {kind}"), description.as_ref(), definitions, body.to_value())
+}
+
+fn event<T: JsonSchema>(event_type: &str) -> Schema {
+    let mut generator = generator();
+    let mut body = T::json_schema(&mut generator);
+    let description = body.remove("description");
+    body.ensure_object();
+    if let Some(Value::Object(properties)) = body.get_mut("properties") {
+        let schema = json!({
+            "description": "Which event this is; also the routing key.",
+            "const": event_type,
+        });
+        properties.insert("event_type".to_owned(), schema);
+    }
+    if let Some(Value::Array(required)) = body.get_mut("required") {
+        required.insert(0, "event_type".into());
+    }
+    let definitions = generator.take_definitions(true);
+    document(event_type, description.as_ref(), definitions, body.to_value())
+}
+
+fn document(
+    title: &str,
+    description: Option<&Value>,
+    definitions: Map<String, Value>,
+    body: Value,
+) -> Schema {
+    let mut document = schemars::json_schema!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": title,
+    });
+    if let Value::Object(body) = body {
+        for (keyword, value) in body {
+            document.insert(keyword, value);
+        }
+    }
+    document.insert("title".to_owned(), title.into());
+    if let Some(description) = description {
+        document.insert("description".to_owned(), description.clone());
+    }
+    if !definitions.is_empty() {
+        document.insert("$defs".to_owned(), definitions.into());
+    }
+    document
+}
+
+fn generator() -> SchemaGenerator {
+    SchemaSettings::draft2020_12().into_generator()
+}

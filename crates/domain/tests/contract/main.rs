@@ -1,0 +1,8 @@
+//! The contract, as its readers see it: examples, refusals, rules, schemas.
+
+#![expect(clippy::expect_used, reason = "tests say what they expected")]
+
+mod examples;
+mod malformed;
+mod rules;
+mod support;

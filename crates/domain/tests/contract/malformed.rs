@@ -1,0 +1,74 @@
+//! Every bad body is refused for its reason, and the refusal names the field.
+
+use std::fmt::Write;
+
+use domain::decode::DEFAULT_MAX_BODY_BYTES;
+use domain::envelope::Envelope;
+use domain::failure::DeadLetterReason;
+use domain::fixtures::malformed;
+
+use crate::support::decoded_with;
+
+#[test]
+fn every_bad_body_is_refused_for_its_reason_and_names_its_field() {
+    let all = malformed(DEFAULT_MAX_BODY_BYTES);
+    assert!(all.len() >= 110, "only {} bad bodies were read", all.len());
+    let mut wrong = String::new();
+    for bad in &all {
+        let found = decoded_with(&bad.body, &Envelope::default())
+            .map_err(|refusal| (refusal.reason, refusal.field));
+        let expected = (bad.reason, bad.field.map(str::to_owned));
+        if found != Err(expected.clone()) {
+            writeln!(wrong, "{}: {found:?} instead of {expected:?}", bad.name).unwrap();
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn what_senders_are_told_is_worth_reading() {
+    let mut told = String::new();
+    for bad in malformed(DEFAULT_MAX_BODY_BYTES) {
+        let refusal = decoded_with(&bad.body, &Envelope::default()).expect_err(bad.name);
+        writeln!(told, "{}\n    {refusal}", bad.name).unwrap();
+    }
+    insta::assert_snapshot!(told);
+}
+
+#[test]
+fn no_refusal_repeats_more_than_a_little_of_a_value() {
+    let long = "x".repeat(5_000);
+    for field in ["role", "timestamp", "tokens_estimate", "action_type", "metadata", "tool_calls"] {
+        let body = format!(
+            r#"{{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s",
+                "role":"user","content":"hi","{field}":"{long}"}}"#
+        );
+        let duplicate = format!("\"{field}\":\"{long}\"");
+        // The field may be there already; then only the long one stays.
+        let body = match field {
+            "role" => body.replace(r#""role":"user","#, ""),
+            "action_type" => body.replace(r#""action_type":"conversation.save_message","#, ""),
+            _ => body,
+        };
+        assert!(body.contains(&duplicate));
+        let refusal = decoded_with(body.as_bytes(), &Envelope::default()).expect_err(field);
+        let repeated = refusal.detail.matches('x').count();
+        assert!(repeated <= 82, "{field}: {repeated} in {refusal}");
+        assert_eq!(refusal.field.as_deref(), Some(field));
+    }
+}
+
+#[test]
+fn the_largest_body_is_fine_and_one_byte_more_is_too_large() {
+    let body = |bytes: usize| {
+        let open = r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"user","content":""#;
+        let close = "\"}";
+        format!("{open}{}{close}", "x".repeat(bytes - open.len() - close.len()))
+    };
+    let largest = body(DEFAULT_MAX_BODY_BYTES);
+    assert_eq!(largest.len(), 1_048_576);
+    decoded_with(largest.as_bytes(), &Envelope::default()).expect("the largest body");
+    let refusal = decoded_with(body(DEFAULT_MAX_BODY_BYTES + 1).as_bytes(), &Envelope::default())
+        .expect_err("one byte more");
+    assert_eq!(refusal.reason, DeadLetterReason::TooLarge);
+}

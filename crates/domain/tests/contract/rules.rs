@@ -1,0 +1,268 @@
+//! The rules that span fields: identity, conversation, time, and what the transport says.
+
+use domain::action::{Action, ConversationSource, Identity, SaveMessage};
+use domain::envelope::{Envelope, Resolved};
+use domain::failure::Refusal;
+use domain::message::{Content, Json};
+use domain::time::Timestamp;
+
+use crate::support::{FRESH_ID, decoded, decoded_with, received_at};
+
+/// Decodes a message whose body has these fields more than it must have.
+fn message_with(fields: &str, envelope: &Envelope) -> Result<SaveMessage, Refusal> {
+    let body = body(&format!(r#""content":"hi",{fields}"#));
+    match decoded_with(body.as_bytes(), envelope)? {
+        Action::SaveMessage(save) => Ok(*save),
+        other => panic!("not a message: {other:?}"),
+    }
+}
+
+fn body(fields: &str) -> String {
+    let fields = fields.trim_end_matches(',');
+    format!(
+        r#"{{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"assistant",{fields}}}"#
+    )
+}
+
+fn message(fields: &str) -> SaveMessage {
+    message_with(fields, &Envelope::default()).expect("a good message")
+}
+
+fn at(text: &str) -> Timestamp {
+    Timestamp::parse(text).expect("a timestamp")
+}
+
+fn from_broker(message_id: &str) -> Envelope {
+    Envelope { message_id: Some(message_id.to_owned()), ..Envelope::default() }
+}
+
+#[test]
+fn a_message_is_known_by_the_first_of_its_ids() {
+    let envelope = from_broker("amqp");
+    let known = |fields: &str| {
+        let save = message_with(fields, &envelope).expect("a good message");
+        assert_eq!(save.identity, Identity::Sent);
+        save.message.id.as_str().to_owned()
+    };
+    assert_eq!(
+        known(r#""message_id":"m","action_id":"a","timestamp":"2026-01-01T00:00:00Z""#),
+        "m"
+    );
+    assert_eq!(known(r#""action_id":"a","timestamp":"2026-01-01T00:00:00Z""#), "a");
+    assert_eq!(known(r#""message_id":null,"timestamp":"2026-01-01T00:00:00Z""#), "amqp");
+    assert_eq!(known(""), "amqp");
+}
+
+#[test]
+fn without_ids_conversation_timestamp_and_body_make_the_id() {
+    let one = message(r#""timestamp":"2026-01-01T00:00:00Z""#);
+    assert_eq!(one.identity, Identity::Derived);
+    let again = message(r#""timestamp":"2026-01-01T00:00:00Z""#);
+    assert_eq!(again.message.id, one.message.id);
+    for other in [
+        r#""timestamp":"2026-01-01T00:00:00.000001Z""#,
+        r#""timestamp":"2026-01-01T00:00:00Z","conversation_id":"c""#,
+        r#""timestamp":"2026-01-01T00:00:00Z","tokens_estimate":1"#,
+    ] {
+        assert_ne!(message(other).message.id, one.message.id, "{other}");
+    }
+}
+
+#[test]
+fn without_ids_and_timestamp_the_id_is_fresh_even_if_the_broker_knows_a_time() {
+    let envelope = Envelope { timestamp: Some(1_767_225_600), ..Envelope::default() };
+    let save = message_with("", &envelope).expect("a good message");
+    assert_eq!(save.identity, Identity::Random);
+    assert_eq!(save.message.id.as_str(), FRESH_ID.to_string());
+    assert_eq!(save.message.created_at, at("2026-01-01T00:00:00Z"));
+}
+
+#[test]
+fn a_message_id_of_the_broker_that_is_no_id_is_refused_only_where_it_counts() {
+    let envelope = from_broker("");
+    let refusal = message_with("", &envelope).expect_err("an empty id");
+    assert_eq!(refusal.field.as_deref(), Some("AMQP message_id"));
+    let save = message_with(r#""action_id":"a""#, &envelope).expect("a good message");
+    assert_eq!(save.message.id.as_str(), "a");
+}
+
+#[test]
+fn a_conversation_is_the_named_one_or_a_function_of_tenant_and_session() {
+    let derived = message("").common;
+    assert_eq!(derived.conversation_is_explicit, ConversationSource::FromSession);
+    assert_eq!(derived.key, message(r#""agent_id":"another""#).common.key);
+    let named = message(r#""conversation_id":"c""#).common;
+    assert_eq!(named.conversation_is_explicit, ConversationSource::Explicit);
+    assert_eq!(named.key.conversation.as_str(), "c");
+}
+
+#[test]
+fn time_is_the_bodys_then_the_brokers_then_the_receipt() {
+    let broker = Envelope { timestamp: Some(1_767_225_600), ..Envelope::default() };
+    let body = r#""timestamp":"2026-02-03T04:05:06.7890129+02:00""#;
+    let sent = message_with(body, &broker).expect("a good message");
+    assert_eq!(sent.message.created_at, at("2026-02-03T02:05:06.789012Z"));
+    assert_eq!(sent.message.received_at, received_at());
+    let by_broker = message_with("", &broker).expect("a good message");
+    assert_eq!(by_broker.message.created_at, at("2026-01-01T00:00:00Z"));
+    assert_eq!(by_broker.common.sent_at, Some(by_broker.message.created_at));
+    let by_receipt = message("");
+    assert_eq!(by_receipt.message.created_at, received_at());
+    assert_eq!(by_receipt.common.sent_at, None);
+}
+
+#[test]
+fn a_broker_timestamp_in_milliseconds_is_refused_unless_the_body_has_one() {
+    let envelope = Envelope { timestamp: Some(1_767_225_600_000), ..Envelope::default() };
+    let refusal = message_with("", &envelope).expect_err("the year 57971");
+    assert_eq!(refusal.field.as_deref(), Some("AMQP timestamp"));
+    message_with(r#""timestamp":"2026-01-01T00:00:00Z""#, &envelope).expect("a good message");
+}
+
+#[test]
+fn a_later_attempt_decides_as_the_first_one_did() {
+    for fields in ["", r#""timestamp":"2026-01-01T00:00:00Z""#, r#""message_id":"m""#] {
+        let first = message(fields);
+        let resolved = Action::SaveMessage(Box::new(first.clone())).resolved();
+        assert!(resolved.is_some());
+        let retry = Envelope { resolved, ..Envelope::default() };
+        let body = body(&format!(r#""content":"hi",{fields}"#));
+        let context = domain::decode::DecodeContext {
+            received_at: at("2027-01-01T00:00:00Z"),
+            max_body_bytes: 10_000,
+            fresh_id: &|| panic!("a later attempt needs no fresh id"),
+        };
+        let second = domain::decode::decode(body.as_bytes(), &retry, &context);
+        assert_eq!(second, Ok(Action::SaveMessage(Box::new(first))), "{fields}");
+    }
+}
+
+#[test]
+fn what_an_earlier_attempt_resolved_wins() {
+    let resolved = Resolved {
+        id: "id".parse_id(),
+        conversation: domain::ids::ConversationId::new("conversation").expect("an id"),
+        timestamp: at("2026-03-01T00:00:00Z"),
+        received_at: at("2026-03-02T00:00:00Z"),
+    };
+    let envelope = Envelope { resolved: Some(resolved.clone()), ..from_broker("copy") };
+    let fields = r#""message_id":"m","conversation_id":"c","timestamp":"2026-01-01T00:00:00Z""#;
+    let save = message_with(fields, &envelope).expect("a good message");
+    assert_eq!(save.common.resolved(), resolved);
+    assert_eq!(save.message.id, resolved.id);
+    assert_eq!(save.message.created_at, resolved.timestamp);
+    assert_eq!(save.message.received_at, resolved.received_at);
+}
+
+trait ParseId {
+    fn parse_id(&self) -> domain::ids::MessageId;
+}
+
+impl ParseId for str {
+    fn parse_id(&self) -> domain::ids::MessageId {
+        domain::ids::MessageId::new(self).expect("an id")
+    }
+}
+
+#[test]
+fn only_what_may_be_tried_again_is_resolved() {
+    let question =
+        decoded(r#"{"action_type":"conversation.get_context","tenant_id":"t","session_id":"s"}"#);
+    assert_eq!(question.expect("a question").resolved(), None);
+    let event = decoded(
+        r#"{"action_type":"conversation.session_closed","tenant_id":"t","session_id":"s","action_id":"a"}"#,
+    );
+    let resolved = event.expect("an event").resolved().expect("a resolution");
+    assert_eq!(resolved.id.as_str(), "a");
+    assert_eq!(resolved.received_at, received_at());
+}
+
+#[test]
+fn the_brokers_word_on_replies_wins() {
+    let fields = r#""correlation_id":"body","callback_queue_name":"body.replies""#;
+    let common = message(fields).common;
+    assert_eq!(common.correlation_id.as_deref(), Some("body"));
+    assert_eq!(common.reply_to.as_deref(), Some("body.replies"));
+    let envelope = Envelope {
+        correlation_id: Some("amqp".to_owned()),
+        reply_to: Some("amq.rabbitmq.reply-to.g1".to_owned()),
+        ..Envelope::default()
+    };
+    let common = message_with(fields, &envelope).expect("a good message").common;
+    assert_eq!(common.correlation_id.as_deref(), Some("amqp"));
+    assert_eq!(common.reply_to.as_deref(), Some("amq.rabbitmq.reply-to.g1"));
+}
+
+#[test]
+fn the_body_decides_which_action_it_is_whatever_the_routing_key() {
+    let envelope = Envelope {
+        routing_key: "conversation.save_message.suspect".to_owned(),
+        ..Envelope::default()
+    };
+    message_with("", &envelope).expect("a good message");
+}
+
+#[test]
+fn a_tier_may_stand_in_the_metadata() {
+    let tier = |fields: &str| message(fields).common.tenant_tier;
+    assert_eq!(tier(r#""metadata":{"tenant_tier":"free"}"#).as_deref(), Some("free"));
+    assert_eq!(tier(r#""metadata":{"tenant_tier":3}"#), None);
+    let both = r#""tenant_tier":"advance","metadata":{"tenant_tier":"free"}"#;
+    assert_eq!(tier(both).as_deref(), Some("advance"));
+    assert_eq!(tier(r#""data":{"tenant_tier":"enterprise"}"#).as_deref(), Some("enterprise"));
+}
+
+#[test]
+fn metadata_are_kept_to_the_letter_and_nothing_beside_them_is_lost() {
+    let metadata = |fields: &str| {
+        message(fields).message.metadata.map(|metadata| metadata.as_str().to_owned())
+    };
+    assert_eq!(metadata(""), None);
+    assert_eq!(metadata(r#""metadata":null"#), None);
+    let own = r#"{ "b" : 1.00, "a":"\u00e9" , "b":2 }"#;
+    assert_eq!(metadata(&format!(r#""metadata":{own}"#)).as_deref(), Some(own));
+    assert_eq!(metadata(r#""x":null,"y":[1.0]"#).as_deref(), Some(r#"{"x":null,"y":[1.0]}"#));
+    assert_eq!(
+        metadata(r#""x":1,"metadata":{"x":2,"extra.x":3}"#).as_deref(),
+        Some(r#"{"x":2,"extra.x":3,"extra.extra.x":1}"#)
+    );
+    assert_eq!(
+        metadata(r#""task_id":"9","origin_service":null,"metadata":{}"#).as_deref(),
+        Some(r#"{"task_id":"9"}"#)
+    );
+    assert_eq!(metadata(r#""we\"ird\n":1"#).as_deref(), Some(r#"{"we\"ird\n":1}"#));
+}
+
+#[test]
+fn one_value_in_both_places_is_fine_and_null_says_nothing() {
+    assert_eq!(message(r#""data":{"content":"hi","role":"assistant"}"#).common.metadata, None);
+    let json = r#""metadata":{"a":1,"b":[2]},"data":{"metadata":{"b":[2],"a":1}}"#;
+    assert!(message(json).message.metadata.is_some());
+    let nulls = r#""agent_id":null,"user_id":"u","data":{"agent_id":"a","user_id":null}"#;
+    let message = message(nulls).message;
+    assert_eq!(message.agent_id.expect("from data").as_str(), "a");
+    assert_eq!(message.user_id.expect("from the top").as_str(), "u");
+}
+
+#[test]
+fn content_may_be_absent_beside_tool_calls_alone() {
+    for content in ["", r#""content":null,"#, r#""content":"","#] {
+        let body = body(&format!(r#"{content}"tool_calls":[]"#));
+        let Ok(Action::SaveMessage(save)) = decoded(&body) else { panic!("{body}") };
+        assert_eq!(save.message.content, Content::Text(String::new()));
+        assert_eq!(save.message.tool_calls.as_ref().map(Json::as_str), Some("[]"));
+    }
+    let refusal = decoded(&body(r#""tool_calls":null"#)).expect_err("neither");
+    assert_eq!(refusal.field.as_deref(), Some("content"));
+    assert!(refusal.detail.contains("tool_calls"), "{refusal}");
+}
+
+#[test]
+fn parts_are_kept_and_their_text_is_read() {
+    let parts = r#"[ {"type":"text","text":"a"}, {"type":"audio","text":7}, {"type":"text","text":"b","x":1.0} ]"#;
+    let Ok(Action::SaveMessage(save)) = decoded(&body(&format!(r#""content":{parts}"#))) else {
+        panic!("parts")
+    };
+    assert_eq!(save.message.content.text(), "a\nb");
+    assert_eq!(save.message.content.parts().map(Json::as_str), Some(parts));
+}

@@ -1,0 +1,28 @@
+//! What every test of decoding needs: a fixed time, a recognisable fresh id.
+
+use domain::action::Action;
+use domain::decode::{DEFAULT_MAX_BODY_BYTES, DecodeContext, decode};
+use domain::envelope::Envelope;
+use domain::failure::Refusal;
+use domain::time::Timestamp;
+use uuid::Uuid;
+
+/// The id that a message gets which brings nothing to be known by.
+pub(crate) const FRESH_ID: Uuid = Uuid::from_u128(0xfeed);
+
+pub(crate) fn received_at() -> Timestamp {
+    Timestamp::parse("2026-11-20T12:00:00Z").expect("a timestamp")
+}
+
+pub(crate) fn decoded_with(body: &[u8], envelope: &Envelope) -> Result<Action, Refusal> {
+    let context = DecodeContext {
+        received_at: received_at(),
+        max_body_bytes: DEFAULT_MAX_BODY_BYTES,
+        fresh_id: &|| FRESH_ID,
+    };
+    decode(body, envelope, &context)
+}
+
+pub(crate) fn decoded(body: &str) -> Result<Action, Refusal> {
+    decoded_with(body.as_bytes(), &Envelope::default())
+}
