@@ -1,6 +1,7 @@
 //! Where things lie: the target directory, the product's binaries, the servers' data.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,14 @@ pub fn profile_dir() -> PathBuf {
 pub fn workspace() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here).to_owned()
+}
+
+/// The id of the user that this runs as; 0 is root.
+///
+/// # Errors
+/// When there is no `/proc`.
+pub fn user_id() -> io::Result<u32> {
+    Ok(fs::metadata("/proc/self")?.uid())
 }
 
 /// The directory below which every guard has its own.

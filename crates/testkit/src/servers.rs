@@ -26,7 +26,7 @@ pub use self::binaries::{missing, package};
 use self::postgresql::PostgreSql;
 use self::rabbitmq::RabbitMq;
 use self::redis::Redis;
-use crate::guard::Guard;
+use crate::guard::{Guard, Mark};
 use crate::management::Management;
 use crate::process::{Process, Signal, send};
 use crate::wait::until;
@@ -66,6 +66,18 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// Its name as people write it.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::RabbitMq => "RabbitMQ",
+            Self::Redis => "Redis",
+            Self::PostgreSql => "PostgreSQL",
+        }
+    }
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -87,7 +99,7 @@ pub enum Durability {
 #[derive(Debug)]
 pub struct Servers {
     // Dropped first: it ends the processes gently enough; the servers then only reap them.
-    _guard: Guard,
+    guard: Guard,
     servers: Vec<Server>,
 }
 
@@ -129,7 +141,19 @@ impl Servers {
         for server in &servers {
             server.ready().await?;
         }
-        Ok(Self { _guard: guard, servers })
+        Ok(Self { guard, servers })
+    }
+
+    /// Their directory, which goes away with them.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.guard.dir()
+    }
+
+    /// The mark of their processes; another process that carries it ends with them.
+    #[must_use]
+    pub fn mark(&self) -> &Mark {
+        self.guard.mark()
     }
 
     /// One of the servers.

@@ -1,2 +1,88 @@
-//! To be filled.
-fn main() {}
+//! Verbatim's chores, each one verb: `cargo xtask services | up | test | ci | demo`.
+//!
+//! They work on a bare Debian or Ubuntu with a Rust toolchain: what is missing is installed, servers are
+//! private processes on free ports, and nothing is left running or lying about, however a verb ends.
+
+mod cargo;
+mod ci;
+mod demo;
+mod packages;
+mod say;
+mod services;
+mod stage;
+mod stores;
+mod test;
+mod up;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The status of a process that was interrupted, by the shells' convention: 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Verbatim's chores", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Start private RabbitMQ, Redis and PostgreSQL, print their URLs, and keep them until Ctrl-C
+    Services(stores::Named),
+    /// Start the servers and the whole fleet, print their addresses, and keep them until Ctrl-C
+    Up(stores::Named),
+    /// Run every test on real servers
+    Test(test::Options),
+    /// Run every check that a change has to pass
+    Ci,
+    /// Show what Verbatim does, in half a minute
+    Demo(stores::Named),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let verb = Cli::parse().verb;
+    let work = async {
+        match verb {
+            Verb::Services(named) => services::run(named).await,
+            Verb::Up(named) => up::run(named).await,
+            Verb::Test(options) => test::run(&options).await,
+            Verb::Ci => ci::run().await,
+            Verb::Demo(named) => demo::run(named).await,
+        }
+    };
+    // Whichever ends first: dropping the work stops and removes all that it has started.
+    tokio::select! {
+        result = work => match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                say::failure(&error);
+                ExitCode::FAILURE
+            }
+        },
+        result = interrupted() => {
+            say::line(&format!("\n{}", if result.is_ok() { "stopping" } else { "no signal handler" }));
+            ExitCode::from(INTERRUPTED)
+        }
+    }
+}
+
+/// Resolves at Ctrl-C, at a polite kill, and when the terminal goes away.
+async fn interrupted() -> Result<()> {
+    let (mut interrupt, mut terminate, mut hang_up) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::hangup())?,
+    );
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hang_up.recv() => {}
+    }
+    Ok(())
+}

@@ -1,7 +1,7 @@
 //! How a private PostgreSQL is started and asked. It refuses to run as root, so then it runs as the
 //! user `postgres`, whom its package creates.
 
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{Durability, USER, binaries, remove, secret, write_secret};
 use crate::guard::{Guard, Mark};
-use crate::ports;
+use crate::{place, ports};
 
 /// Runs SQL through `psql` on a database of the server that `url` names.
 pub(crate) async fn psql(url: &str, database: &str, sql: &str) -> Result<String> {
@@ -42,7 +42,7 @@ pub(super) struct User {
 
 /// Whom to run as; `None` is whoever runs this.
 pub(super) fn user() -> Result<Option<User>> {
-    if std::fs::metadata("/proc/self")?.uid() != 0 {
+    if place::user_id()? != 0 {
         return Ok(None);
     }
     let users = std::fs::read_to_string("/etc/passwd")?;
