@@ -57,10 +57,7 @@ impl HotStore {
                 failed.indices.dedup();
                 let name = |index: usize| batch.get(index).map(|(key, _)| key.clone());
                 let conversations = failed.indices.into_iter().filter_map(name).collect();
-                Err(AppendError {
-                    conversations,
-                    cause,
-                })
+                Err(AppendError { conversations, cause })
             }
         }
     }
@@ -103,11 +100,7 @@ impl Write {
     }
 
     fn add(&mut self, index: usize, key: &str, message: &Message) {
-        if self
-            .adding
-            .as_ref()
-            .is_some_and(|(_, members)| *members == ADD_MEMBERS)
-        {
+        if self.adding.as_ref().is_some_and(|(_, members)| *members == ADD_MEMBERS) {
             self.end_add(index);
         }
         let (command, members) = self.adding.get_or_insert_with(|| {
@@ -165,7 +158,5 @@ impl Write {
 pub(crate) fn add_member(command: &mut redis::Cmd, message: &Message, buffer: &mut Vec<u8>) {
     buffer.clear();
     encoding::encode(message, buffer);
-    command
-        .arg(message.created_at.micros())
-        .arg(buffer.as_slice());
+    command.arg(message.created_at.micros()).arg(buffer.as_slice());
 }

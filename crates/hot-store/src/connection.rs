@@ -69,18 +69,11 @@ enum Slot {
     /// None, and nothing speaks against making one at once.
     Empty,
     /// One attempt is under way. `down` holds why, if Redis was known to be down before it.
-    Connecting {
-        attempt: Attempt,
-        down: Option<Error>,
-    },
+    Connecting { attempt: Attempt, down: Option<Error> },
     /// Admitted and in use.
     Live(Connection),
     /// The last attempt failed; the next is not due before `retry_at`.
-    Down {
-        cause: Error,
-        retry_at: Instant,
-        pauses: ExponentialBackoff,
-    },
+    Down { cause: Error, retry_at: Instant, pauses: ExponentialBackoff },
 }
 
 /// An admitted connection to one server process.
@@ -137,9 +130,7 @@ impl Connections {
             let mut slot = self.slot();
             match &mut *slot {
                 Slot::Live(connection) => return Ok(connection.clone()),
-                Slot::Down {
-                    cause, retry_at, ..
-                } if Instant::now() < *retry_at => {
+                Slot::Down { cause, retry_at, .. } if Instant::now() < *retry_at => {
                     return Err(cause.clone());
                 }
                 // An attempt whose sender is gone has panicked; it must not block the next one.
@@ -196,18 +187,12 @@ impl Connections {
     /// Starts an attempt in a task of its own, so that a caller who gives up does not end it.
     fn start(&self, slot: &mut Slot) -> Attempt {
         let (outcome, attempt) = watch::channel(None);
-        let started = Slot::Connecting {
-            attempt: attempt.clone(),
-            down: None,
-        };
+        let started = Slot::Connecting { attempt: attempt.clone(), down: None };
         let (mut pauses, down) = match std::mem::replace(slot, started) {
             Slot::Down { pauses, cause, .. } => (pauses, Some(cause)),
             Slot::Empty | Slot::Connecting { .. } | Slot::Live(_) => (self.pauses(), None),
         };
-        *slot = Slot::Connecting {
-            attempt: attempt.clone(),
-            down,
-        };
+        *slot = Slot::Connecting { attempt: attempt.clone(), down };
         let this = self.clone();
         tokio::spawn(async move {
             let result = this.connect().await;
@@ -220,11 +205,7 @@ impl Connections {
                 Err(cause) => {
                     let pause = pauses.next().unwrap_or(this.0.settings.longest_pause);
                     let retry_at = Instant::now() + pause;
-                    *slot = Slot::Down {
-                        cause: cause.clone(),
-                        retry_at,
-                        pauses,
-                    };
+                    *slot = Slot::Down { cause: cause.clone(), retry_at, pauses };
                     this.tell(Health::Down, Some(cause));
                 }
             }
@@ -311,10 +292,8 @@ impl Connections {
     /// Publishes the health, and logs it if it changed. Called with the slot locked, so that the
     /// order of what is told is the order of what happened.
     fn tell(&self, health: Health, cause: Option<&Error>) {
-        let changed = self
-            .0
-            .health
-            .send_if_modified(|old| std::mem::replace(old, health) != health);
+        let changed =
+            self.0.health.send_if_modified(|old| std::mem::replace(old, health) != health);
         let server = &self.0.settings.address;
         match cause {
             _ if !changed => {}
@@ -337,16 +316,9 @@ impl Connection {
     /// Sends a pipeline in one write and returns one reply for each command; an error among them is
     /// for [`Connection::check`]. A transaction has one reply for all.
     pub(crate) async fn run(&self, pipeline: &redis::Pipeline) -> Result<Vec<Value>, Error> {
-        let (skipped, awaited) = if pipeline.is_transaction() {
-            (pipeline.len() + 1, 1)
-        } else {
-            (0, pipeline.len())
-        };
-        let replies = self
-            .redis
-            .clone()
-            .send_packed_commands(pipeline, skipped, awaited)
-            .await;
+        let (skipped, awaited) =
+            if pipeline.is_transaction() { (pipeline.len() + 1, 1) } else { (0, pipeline.len()) };
+        let replies = self.redis.clone().send_packed_commands(pipeline, skipped, awaited).await;
         replies.map_err(|error| self.noted(error))
     }
 
@@ -388,11 +360,7 @@ impl Connection {
 async fn reign_of(mut redis: MultiplexedConnection) -> Result<Reign, Error> {
     let mut questions = redis::pipe();
     questions.cmd("PING").ignore();
-    questions
-        .cmd("INFO")
-        .arg("server")
-        .cmd("INFO")
-        .arg("replication");
+    questions.cmd("INFO").arg("server").cmd("INFO").arg("replication");
     let (server, replication): (String, String) = questions.query_async(&mut redis).await?;
     Reign::of_server(&server, &replication)
 }

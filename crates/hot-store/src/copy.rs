@@ -67,11 +67,7 @@ impl HotCopy {
     /// have exactly them. `None`: nothing vouches for it.
     #[must_use]
     pub fn complete_from(&self, numbers: Numbers) -> Option<&Floor> {
-        self.marks
-            .iter()
-            .filter(|mark| mark.numbers == numbers)
-            .map(|mark| &mark.floor)
-            .min()
+        self.marks.iter().filter(|mark| mark.numbers == numbers).map(|mark| &mark.floor).min()
     }
 
     /// The messages of the window, oldest first: exactly what PostgreSQL would answer. Or why the
@@ -81,17 +77,11 @@ impl HotCopy {
             return Err(Miss::Damaged(damage));
         }
         let Some(floor) = self.complete_from(numbers).cloned() else {
-            return Err(if self.marks.is_empty() {
-                Miss::NoMark
-            } else {
-                Miss::Outdated
-            });
+            return Err(if self.marks.is_empty() { Miss::NoMark } else { Miss::Outdated });
         };
         // A row below the floor may be there, appended late; its neighbours need not be.
-        let oldest_is_covered = self
-            .messages
-            .first()
-            .is_none_or(|message| floor.covers(&message.position()));
+        let oldest_is_covered =
+            self.messages.first().is_none_or(|message| floor.covers(&message.position()));
         match self.extent {
             Extent::CutShort => Err(Miss::CutShort),
             Extent::Full if oldest_is_covered => Ok(self.messages),
@@ -132,19 +122,11 @@ mod tests {
     use super::*;
     use crate::samples::{message, position};
 
-    const NOW: Numbers = Numbers {
-        epoch: 7,
-        generation: 8,
-    };
+    const NOW: Numbers = Numbers { epoch: 7, generation: 8 };
 
     fn copy(marks: Vec<Mark>, extent: Extent) -> HotCopy {
         let messages = vec![message("a", 10), message("b", 20)];
-        HotCopy {
-            marks,
-            messages,
-            extent,
-            damage: None,
-        }
+        HotCopy { marks, messages, extent, damage: None }
     }
 
     fn mark(numbers: Numbers, floor: Floor) -> Mark {
@@ -160,13 +142,7 @@ mod tests {
 
     #[test]
     fn a_mark_with_another_number_is_not_accepted() {
-        for other in [
-            Numbers { epoch: 1, ..NOW },
-            Numbers {
-                generation: 1,
-                ..NOW
-            },
-        ] {
+        for other in [Numbers { epoch: 1, ..NOW }, Numbers { generation: 1, ..NOW }] {
             let copy = copy(vec![mark(other, Floor::Beginning)], Extent::Full);
             assert_eq!(copy.complete_from(NOW), None);
             assert_eq!(copy.usable(NOW), Err(Miss::Outdated));
@@ -175,10 +151,7 @@ mod tests {
 
     #[test]
     fn the_lowest_floor_among_current_marks_counts() {
-        let old = Numbers {
-            epoch: 1,
-            generation: 1,
-        };
+        let old = Numbers { epoch: 1, generation: 1 };
         let copy = copy(
             vec![
                 mark(NOW, Floor::At(position("b", 20))),
@@ -195,26 +168,15 @@ mod tests {
         let marks = vec![mark(NOW, Floor::At(position("b", 20)))];
         assert_eq!(copy(marks, Extent::Full).usable(NOW), Err(Miss::BelowFloor));
         let marks = vec![mark(NOW, Floor::At(position("a", 10)))];
-        assert_eq!(
-            copy(marks, Extent::Full).usable(NOW).map(|all| all.len()),
-            Ok(2)
-        );
+        assert_eq!(copy(marks, Extent::Full).usable(NOW).map(|all| all.len()), Ok(2));
     }
 
     #[test]
     fn an_exhausted_copy_answers_only_if_it_reaches_the_beginning() {
         let marks = vec![mark(NOW, Floor::At(position("a", 10)))];
-        assert_eq!(
-            copy(marks, Extent::Exhausted).usable(NOW),
-            Err(Miss::BelowFloor)
-        );
+        assert_eq!(copy(marks, Extent::Exhausted).usable(NOW), Err(Miss::BelowFloor));
         let marks = vec![mark(NOW, Floor::Beginning)];
-        assert_eq!(
-            copy(marks, Extent::Exhausted)
-                .usable(NOW)
-                .map(|all| all.len()),
-            Ok(2)
-        );
+        assert_eq!(copy(marks, Extent::Exhausted).usable(NOW).map(|all| all.len()), Ok(2));
     }
 
     #[test]
@@ -231,10 +193,7 @@ mod tests {
     #[test]
     fn a_window_that_was_cut_short_is_a_miss() {
         let marks = vec![mark(NOW, Floor::Beginning)];
-        assert_eq!(
-            copy(marks, Extent::CutShort).usable(NOW),
-            Err(Miss::CutShort)
-        );
+        assert_eq!(copy(marks, Extent::CutShort).usable(NOW), Err(Miss::CutShort));
     }
 
     #[test]
@@ -247,10 +206,7 @@ mod tests {
     #[test]
     fn one_message_in_two_encodings_is_one_message() {
         let twice = vec![message("b", 20), message("a", 10), message("b", 20)];
-        assert_eq!(
-            in_order(twice),
-            Ok(vec![message("a", 10), message("b", 20)])
-        );
+        assert_eq!(in_order(twice), Ok(vec![message("a", 10), message("b", 20)]));
     }
 
     #[test]

@@ -126,19 +126,13 @@ pub(crate) fn encode(message: &Message, member: &mut Vec<u8>) {
     };
     member.extend_from_slice(id.as_str().as_bytes());
     member.extend_from_slice(&[0, FORMAT]);
-    #[expect(
-        clippy::expect_used,
-        reason = "a Vec takes every write and every field is JSON"
-    )]
+    #[expect(clippy::expect_used, reason = "a Vec takes every write and every field is JSON")]
     serde_json::to_writer(member, &stored).expect("a stored message is JSON");
 }
 
 /// The message in a member, with its score as its time.
 pub(crate) fn decode(member: &[u8], score: f64) -> Result<Message, DecodeError> {
-    let end = member
-        .iter()
-        .position(|&byte| byte == 0)
-        .ok_or(DecodeError::CutOff)?;
+    let end = member.iter().position(|&byte| byte == 0).ok_or(DecodeError::CutOff)?;
     let (id, rest) = member.split_at(end);
     let id = std::str::from_utf8(id).map_err(|_| DecodeError::IdNotText)?;
     let id = MessageId::new(id)?;
@@ -151,18 +145,14 @@ pub(crate) fn decode(member: &[u8], score: f64) -> Result<Message, DecodeError> 
 }
 
 fn decode_json(id: MessageId, created_at: Timestamp, json: &[u8]) -> Result<Message, DecodeError> {
-    let stored: Stored<'_> = serde_json::from_slice(json).map_err(|error| DecodeError::Json {
-        column: error.column(),
-    })?;
+    let stored: Stored<'_> = serde_json::from_slice(json)
+        .map_err(|error| DecodeError::Json { column: error.column() })?;
     let text = stored.text.into_owned();
     Ok(Message {
         id,
         role: stored.role,
         content: match stored.parts {
-            Some(json) => Content::Parts {
-                json: json.into_owned(),
-                text,
-            },
+            Some(json) => Content::Parts { json: json.into_owned(), text },
             None => Content::Text(text),
         },
         tool_calls: stored.tool_calls.map(Cow::into_owned),
@@ -184,10 +174,7 @@ fn time_of(score: f64) -> Result<Timestamp, DecodeError> {
     if score.fract() != 0.0 {
         return Err(bad());
     }
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "saturates; the range is checked next"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "saturates; the range is checked next")]
     Timestamp::from_micros(score as i64).map_err(|_| bad())
 }
 
@@ -217,10 +204,7 @@ mod tests {
         member
     }
 
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "every valid time is an exact double"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "every valid time is an exact double")]
     fn score(message: &Message) -> f64 {
         message.created_at.micros() as f64
     }
@@ -232,10 +216,7 @@ mod tests {
                 &include_bytes!("../fixtures/message-v1-plain.bin")[..],
                 message("m-1", 1_700_000_000_000_001),
             ),
-            (
-                &include_bytes!("../fixtures/message-v1-full.bin")[..],
-                full_message(),
-            ),
+            (&include_bytes!("../fixtures/message-v1-full.bin")[..], full_message()),
         ] {
             assert_eq!(decode(stored, score(&expected)), Ok(expected.clone()));
             assert_eq!(
@@ -265,20 +246,12 @@ mod tests {
             (b"\xff\0\x01{}", DecodeError::IdNotText),
             (b"m\0\x02{}", DecodeError::Format(2)),
             (b"m\0\x01{}", DecodeError::Json { column: 2 }),
-            (
-                &good[..good.len() - 1],
-                DecodeError::Json {
-                    column: good.len() - 4,
-                },
-            ),
+            (&good[..good.len() - 1], DecodeError::Json { column: good.len() - 4 }),
         ] {
             assert_eq!(decode(member, 5.0), Err(error), "{member:?}");
         }
         for score in [f64::NEG_INFINITY, f64::NAN, -1.0, 0.5, 1e300] {
-            assert!(
-                matches!(decode(&good, score), Err(DecodeError::Score(_))),
-                "{score}"
-            );
+            assert!(matches!(decode(&good, score), Err(DecodeError::Score(_))), "{score}");
         }
     }
 
@@ -290,18 +263,7 @@ mod tests {
 
     #[test]
     fn members_sort_as_their_ids_do() {
-        let mut ids = [
-            "a",
-            "ab",
-            "a b",
-            "a!",
-            "A",
-            "é",
-            "z",
-            "aé",
-            "a\u{10ffff}",
-            "😀",
-        ];
+        let mut ids = ["a", "ab", "a b", "a!", "A", "é", "z", "aé", "a\u{10ffff}", "😀"];
         ids.sort_unstable();
         let members = ids.map(|id| encoded(&message(id, 1)));
         assert!(members.is_sorted(), "{members:?}");

@@ -74,10 +74,7 @@ impl Error {
 
 impl From<Error> for Unavailable {
     fn from(error: Error) -> Self {
-        Self {
-            store: Store::Redis,
-            source: Box::new(error),
-        }
+        Self { store: Store::Redis, source: Box::new(error) }
     }
 }
 
@@ -119,11 +116,7 @@ fn describe(error: &RedisError) -> String {
 
 impl fmt::Display for AppendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} conversations may lack rows in their hot copies",
-            self.conversations.len()
-        )
+        write!(f, "{} conversations may lack rows in their hot copies", self.conversations.len())
     }
 }
 

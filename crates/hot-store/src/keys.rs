@@ -33,13 +33,7 @@ mod tests {
 
     #[test]
     fn two_conversations_never_share_a_key() {
-        let pairs = [
-            ("a", "b/c"),
-            ("a/b", "c"),
-            ("a%2Fb", "c"),
-            ("a:b", "c"),
-            ("a", "b:c"),
-        ];
+        let pairs = [("a", "b/c"), ("a/b", "c"), ("a%2Fb", "c"), ("a:b", "c"), ("a", "b:c")];
         let keys: std::collections::BTreeSet<_> =
             pairs.iter().map(|(t, c)| messages(&key(t, c))).collect();
         assert_eq!(keys.len(), pairs.len());

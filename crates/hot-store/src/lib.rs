@@ -71,9 +71,7 @@ impl HotStore {
         Fut: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<Box<dyn StdError + Send + Sync>>,
     {
-        Ok(Self {
-            connections: Connections::new(settings, admit)?,
-        })
+        Ok(Self { connections: Connections::new(settings, admit)? })
     }
 
     /// Keeps the connection alive and its reign compared, until told to stop. A process that uses
@@ -112,11 +110,7 @@ impl HotStore {
         let connection = self.connections.get().await?;
         let mut ping = redis::pipe();
         ping.cmd("PING");
-        connection
-            .run(&ping)
-            .await?
-            .into_iter()
-            .try_for_each(|reply| connection.check(&reply))
+        connection.run(&ping).await?.into_iter().try_for_each(|reply| connection.check(&reply))
     }
 
     /// Removes the copies of conversations, with their marks and intents.

@@ -49,11 +49,7 @@ impl HotStore {
         let mut pipeline = redis::pipe();
         pipeline.atomic();
         pipeline.cmd("UNLINK").arg(&name);
-        pipeline
-            .cmd("ZADD")
-            .arg(&name)
-            .arg("-inf")
-            .arg(encode_intent(nonce));
+        pipeline.cmd("ZADD").arg(&name).arg("-inf").arg(encode_intent(nonce));
         pipeline.cmd("EXPIRE").arg(&name).arg(self.expiry_seconds());
         for reply in connection.run(&pipeline).await? {
             match reply {
@@ -61,11 +57,7 @@ impl HotStore {
                 other => connection.check(&other)?,
             }
         }
-        Ok(Intent {
-            key: key.clone(),
-            nonce,
-            serial: connection.serial(),
-        })
+        Ok(Intent { key: key.clone(), nonce, serial: connection.serial() })
     }
 
     /// Adds the rows and the mark, if the intent is still there, and renews the copy's expiry.
@@ -87,14 +79,8 @@ impl HotStore {
             return Ok(Loaded::Superseded);
         }
         let mut command = redis::cmd("EVALSHA");
-        command
-            .arg(ACCEPT.get_hash())
-            .arg(1)
-            .arg(keys::messages(&intent.key));
-        command
-            .arg(encode_intent(intent.nonce))
-            .arg(mark.encode())
-            .arg(self.expiry_seconds());
+        command.arg(ACCEPT.get_hash()).arg(1).arg(keys::messages(&intent.key));
+        command.arg(encode_intent(intent.nonce)).arg(mark.encode()).arg(self.expiry_seconds());
         let mut buffer = Vec::new();
         for message in messages {
             add_member(&mut command, message.borrow(), &mut buffer);

@@ -80,18 +80,12 @@ impl Mark {
             generation: i64::from_be_bytes(*generation),
         };
         if rest.is_empty() {
-            return Some(Self {
-                numbers,
-                floor: Floor::Beginning,
-            });
+            return Some(Self { numbers, floor: Floor::Beginning });
         }
         let (micros, id) = rest.split_first_chunk::<8>()?;
         let created_at = Timestamp::from_micros(i64::from_be_bytes(*micros)).ok()?;
         let id = MessageId::new(std::str::from_utf8(id).ok()?).ok()?;
-        Some(Self {
-            numbers,
-            floor: Floor::At(Position { created_at, id }),
-        })
+        Some(Self { numbers, floor: Floor::At(Position { created_at, id }) })
     }
 }
 
@@ -117,15 +111,9 @@ mod tests {
 
     #[test]
     fn the_stored_marks_decode_for_ever() {
-        let numbers = Numbers {
-            epoch: 0x0102_0304_0506_0708,
-            generation: -2,
-        };
+        let numbers = Numbers { epoch: 0x0102_0304_0506_0708, generation: -2 };
         for (bytes, floor) in [
-            (
-                &include_bytes!("../fixtures/mark-v1-beginning.bin")[..],
-                Floor::Beginning,
-            ),
+            (&include_bytes!("../fixtures/mark-v1-beginning.bin")[..], Floor::Beginning),
             (
                 &include_bytes!("../fixtures/mark-v1-floor.bin")[..],
                 at(1_700_000_000_123_456, "größe/1"),
@@ -147,14 +135,8 @@ mod tests {
 
     #[test]
     fn a_mark_of_an_unknown_format_vouches_for_nothing() {
-        let mut member = Mark {
-            numbers: Numbers {
-                epoch: 1,
-                generation: 2,
-            },
-            floor: Floor::Beginning,
-        }
-        .encode();
+        let mut member =
+            Mark { numbers: Numbers { epoch: 1, generation: 2 }, floor: Floor::Beginning }.encode();
         member[1] = 2;
         assert_eq!(Mark::decode(&member), None);
     }

@@ -26,11 +26,7 @@ impl HotStore {
         let key = keys::messages(key);
         let mut look = redis::pipe();
         look.atomic();
-        look.cmd("ZRANGE")
-            .arg(&key)
-            .arg("-inf")
-            .arg("-inf")
-            .arg("BYSCORE");
+        look.cmd("ZRANGE").arg(&key).arg("-inf").arg("-inf").arg("BYSCORE");
         let newest_first = look.cmd("ZRANGE").arg(&key);
         match &window.before {
             None => newest_first.arg("+inf"),
@@ -38,18 +34,10 @@ impl HotStore {
         };
         // `(-inf` leaves out the marks and intents, which have no time.
         newest_first.arg("(-inf").arg("BYSCORE").arg("REV");
-        newest_first
-            .arg("LIMIT")
-            .arg(0)
-            .arg(window.newest)
-            .arg("WITHSCORES");
+        newest_first.arg("LIMIT").arg(0).arg(window.newest).arg("WITHSCORES");
         if let Some(before) = &window.before {
             let time = before.created_at.micros();
-            look.cmd("ZRANGE")
-                .arg(&key)
-                .arg(time)
-                .arg(time)
-                .arg("BYSCORE");
+            look.cmd("ZRANGE").arg(&key).arg(time).arg(time).arg("BYSCORE");
             look.arg("LIMIT").arg(0).arg(SAME_TIME).arg("WITHSCORES");
         }
         let replies = connection.run(&look).await?;
@@ -75,44 +63,24 @@ fn interpret(
     older: Option<Value>,
     same_time: Option<Value>,
 ) -> Result<HotCopy, DecodeError> {
-    let marks = members(marks)?
-        .iter()
-        .filter_map(|member| Mark::decode(member))
-        .collect();
+    let marks = members(marks)?.iter().filter_map(|member| Mark::decode(member)).collect();
     let mut messages = messages_of(older)?;
-    let mut extent = if messages.len() < window.newest {
-        Extent::Exhausted
-    } else {
-        Extent::CutShort
-    };
+    let mut extent =
+        if messages.len() < window.newest { Extent::Exhausted } else { Extent::CutShort };
     if let Some(before) = &window.before {
         let same_time = messages_of(same_time)?;
         if same_time.len() == SAME_TIME {
             // There may be more of them, and of those that were not read some may belong here.
-            return Ok(HotCopy {
-                marks,
-                messages: vec![],
-                extent: Extent::CutShort,
-                damage: None,
-            });
+            return Ok(HotCopy { marks, messages: vec![], extent: Extent::CutShort, damage: None });
         }
-        messages.extend(
-            same_time
-                .into_iter()
-                .filter(|message| message.id < before.id),
-        );
+        messages.extend(same_time.into_iter().filter(|message| message.id < before.id));
     }
     let mut messages = in_order(messages)?;
     if messages.len() >= window.newest {
         messages.drain(..messages.len() - window.newest);
         extent = Extent::Full;
     }
-    Ok(HotCopy {
-        marks,
-        messages,
-        extent,
-        damage: None,
-    })
+    Ok(HotCopy { marks, messages, extent, damage: None })
 }
 
 /// The messages of a reply with scores: member, score, member, score.
@@ -120,9 +88,7 @@ fn messages_of(reply: Option<Value>) -> Result<Vec<Message>, DecodeError> {
     let mut values = members(reply)?.into_iter();
     let mut messages = Vec::with_capacity(values.len() / 2);
     while let (Some(member), Some(score)) = (values.next(), values.next()) {
-        let score = std::str::from_utf8(&score)
-            .ok()
-            .and_then(|text| text.parse().ok());
+        let score = std::str::from_utf8(&score).ok().and_then(|text| text.parse().ok());
         messages.push(decode(&member, score.ok_or(DecodeError::NotASortedSet)?)?);
     }
     Ok(messages)
@@ -142,10 +108,5 @@ fn members(reply: Option<Value>) -> Result<Vec<Vec<u8>>, DecodeError> {
 }
 
 fn damaged(damage: DecodeError) -> HotCopy {
-    HotCopy {
-        marks: vec![],
-        messages: vec![],
-        extent: Extent::CutShort,
-        damage: Some(damage),
-    }
+    HotCopy { marks: vec![], messages: vec![], extent: Extent::CutShort, damage: Some(damage) }
 }

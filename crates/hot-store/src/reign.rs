@@ -67,19 +67,13 @@ mod tests {
     fn a_master_has_a_reign() {
         let replication =
             "# Replication\r\nrole:master\r\nmaster_replid:bbbb\r\nmaster_replid2:0\r\n";
-        assert_eq!(
-            Reign::of_server(SERVER, replication).unwrap().to_string(),
-            "aaaa:bbbb"
-        );
+        assert_eq!(Reign::of_server(SERVER, replication).unwrap().to_string(), "aaaa:bbbb");
     }
 
     #[test]
     fn a_replica_is_refused() {
         let error = Reign::of_server(SERVER, "role:slave\r\nmaster_replid:bbbb\r\n").unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "the Redis server is a replica, not a master"
-        );
+        assert_eq!(error.to_string(), "the Redis server is a replica, not a master");
     }
 
     #[test]

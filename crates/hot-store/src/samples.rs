@@ -11,10 +11,7 @@ pub(crate) fn time(micros: i64) -> Timestamp {
 }
 
 pub(crate) fn position(id: &str, micros: i64) -> Position {
-    Position {
-        created_at: time(micros),
-        id: MessageId::new(id).unwrap(),
-    }
+    Position { created_at: time(micros), id: MessageId::new(id).unwrap() }
 }
 
 /// A plain message with no more than it must have.
@@ -46,9 +43,7 @@ pub(crate) fn full_message() -> Message {
             json: json(r#"[ {"type":"text","text":"one"}, {"type":"image_url","image_url":{}} ]"#),
             text: "one".to_owned(),
         },
-        tool_calls: Some(json(
-            r#"[{"id":"c1","function":{"name":"f","arguments":"{}"}}]"#,
-        )),
+        tool_calls: Some(json(r#"[{"id":"c1","function":{"name":"f","arguments":"{}"}}]"#)),
         tool_call_id: Some("call-1".to_owned()),
         tokens_estimate: Some(150),
         user_id: Some(UserId::new("u/1").unwrap()),
@@ -113,38 +108,25 @@ pub(crate) fn any_message() -> impl Strategy<Value = Message> {
         any_time(),
         any_time(),
     );
-    let json = (
-        option::of(any_json()),
-        option::of(any::<String>()),
-        option::of(any_json()),
-    );
-    (
-        any_id(),
-        proptest::sample::select(&Role::ALL[..]),
-        any_content(),
-        json,
-        who,
-        numbers,
-    )
-        .prop_map(
-            |(id, role, content, (tool_calls, tool_call_id, metadata), who, numbers)| {
-                let (user_id, agent_id, model_name) = who;
-                let (tokens_estimate, processing_time_ms, created_at, received_at) = numbers;
-                Message {
-                    id: MessageId::new(id).unwrap(),
-                    role,
-                    content,
-                    tool_calls,
-                    tool_call_id,
-                    tokens_estimate,
-                    user_id,
-                    agent_id,
-                    model_name,
-                    processing_time_ms,
-                    created_at,
-                    received_at,
-                    metadata,
-                }
-            },
-        )
+    let json = (option::of(any_json()), option::of(any::<String>()), option::of(any_json()));
+    (any_id(), proptest::sample::select(&Role::ALL[..]), any_content(), json, who, numbers)
+        .prop_map(|(id, role, content, (tool_calls, tool_call_id, metadata), who, numbers)| {
+            let (user_id, agent_id, model_name) = who;
+            let (tokens_estimate, processing_time_ms, created_at, received_at) = numbers;
+            Message {
+                id: MessageId::new(id).unwrap(),
+                role,
+                content,
+                tool_calls,
+                tool_call_id,
+                tokens_estimate,
+                user_id,
+                agent_id,
+                model_name,
+                processing_time_ms,
+                created_at,
+                received_at,
+                metadata,
+            }
+        })
 }

@@ -63,33 +63,25 @@ impl Address {
     pub fn parse(urls: &str) -> Result<Self, InvalidAddress> {
         // A comma inside of a password is written %2C in a URL, so it cannot be mistaken.
         let mut urls = urls.split(',').map(str::trim).filter(|url| !url.is_empty());
-        let url = urls
-            .next()
-            .ok_or(InvalidAddress::Malformed("it is empty"))?;
+        let url = urls.next().ok_or(InvalidAddress::Malformed("it is empty"))?;
         match urls.count() {
             0 => {}
             more => return Err(InvalidAddress::Cluster(more + 1)),
         }
         let scheme = url.split_once("://").map(|(scheme, _)| scheme);
         if !matches!(scheme, Some("redis" | "rediss" | "unix" | "redis+unix")) {
-            return Err(InvalidAddress::Malformed(
-                "the scheme is not redis, rediss or unix",
-            ));
+            return Err(InvalidAddress::Malformed("the scheme is not redis, rediss or unix"));
         }
         let info = url
             .into_connection_info()
             .map_err(|_| InvalidAddress::Malformed("host, port or database cannot be read"))?;
         if matches!(info.addr(), ConnectionAddr::TcpTls { insecure: true, .. }) {
-            return Err(InvalidAddress::Malformed(
-                "TLS without verification is not supported",
-            ));
+            return Err(InvalidAddress::Malformed("TLS without verification is not supported"));
         }
         // The replies are read as RESP2 has them, whatever the URL says. CLIENT SETINFO would cost a
         // round trip and is unknown before Redis 7.2.
         let redis = info.redis_settings().clone();
-        let redis = redis
-            .set_protocol(ProtocolVersion::RESP2)
-            .set_skip_set_lib_name();
+        let redis = redis.set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
         // Off by default in the client: Nagle would hold small pipelines back for up to 40 ms.
         let tcp = TcpSettings::default().set_nodelay(true);
         Ok(Self(info.set_redis_settings(redis).set_tcp_settings(tcp)))
@@ -128,12 +120,7 @@ mod tests {
 
     #[test]
     fn an_error_does_not_repeat_the_url() {
-        for bad in [
-            "redis://me:s3cret@:port",
-            "http://me:s3cret@host",
-            "redis://:s3cret@h/x",
-            "",
-        ] {
+        for bad in ["redis://me:s3cret@:port", "http://me:s3cret@host", "redis://:s3cret@h/x", ""] {
             let error = Address::parse(bad).unwrap_err();
             assert!(!error.to_string().contains("s3cret"), "{error}");
         }
@@ -149,21 +136,12 @@ mod tests {
 
     #[test]
     fn tls_is_accepted_but_not_without_verification() {
-        assert_eq!(
-            Address::parse("rediss://a").unwrap().to_string(),
-            "a:6379/0"
-        );
+        assert_eq!(Address::parse("rediss://a").unwrap().to_string(), "a:6379/0");
         assert!(Address::parse("rediss://a/#insecure").is_err());
     }
 
     #[test]
     fn nagle_is_off() {
-        assert!(
-            Address::parse("redis://a")
-                .unwrap()
-                .info()
-                .tcp_settings()
-                .nodelay()
-        );
+        assert!(Address::parse("redis://a").unwrap().info().tcp_settings().nodelay());
     }
 }

@@ -14,7 +14,6 @@ fn random(bytes: usize, alphabet: &[char]) -> String {
     while text.len() < bytes {
         state =
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        #[expect(clippy::cast_possible_truncation, reason = "the upper 31 bits fit")]
         let pick = (state >> 33) as usize % alphabet.len();
         text.push(alphabet[pick]);
     }

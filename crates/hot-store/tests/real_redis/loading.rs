@@ -1,0 +1,134 @@
+//! A load counts only if nothing came between its beginning and its end.
+
+use crate::support::*;
+use hot_store::{Loaded, Miss};
+
+#[tokio::test]
+async fn a_load_takes_the_place_of_what_was_there() {
+    let world = World::new().await;
+    let store = world.store();
+    append(&store, "c", &[message("stale", 1)]).await;
+    load(&store, "c", &messages(2)).await;
+    let copy = store.read(&key("c"), &newest(10)).await.unwrap();
+    assert_eq!(copy.marks, [whole()]);
+    assert_eq!(copy.usable(NUMBERS), Ok(messages(2)));
+    assert_eq!(world.raw::<usize>(&["ZCARD", &name("c")]).await, 3, "the intent is gone");
+    assert!(world.raw::<i64>(&["TTL", &name("c")]).await > 80_000);
+}
+
+#[tokio::test]
+async fn a_row_that_is_appended_during_a_load_is_in_the_copy() {
+    let world = World::new().await;
+    let store = world.store();
+    let rows = messages(3);
+    let intent = store.begin_load(&key("c")).await.unwrap();
+    append(&store, "c", &rows[2..]).await;
+    assert_eq!(store.finish_load(intent, &whole(), &rows[..2]).await.unwrap(), Loaded::Accepted);
+    let copy = store.read(&key("c"), &newest(10)).await.unwrap();
+    assert_eq!(copy.usable(NUMBERS), Ok(rows));
+}
+
+#[tokio::test]
+async fn a_copy_that_is_being_loaded_vouches_for_nothing() {
+    let world = World::new().await;
+    let store = world.store();
+    load(&store, "c", &messages(2)).await;
+    let intent = store.begin_load(&key("c")).await.unwrap();
+    let copy = store.read(&key("c"), &newest(10)).await.unwrap();
+    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMark));
+    assert!(world.raw::<i64>(&["TTL", &name("c")]).await > 80_000, "an abandoned intent expires");
+    drop(intent);
+}
+
+#[tokio::test]
+async fn a_key_that_vanishes_during_a_load_gets_no_mark() {
+    let world = World::new().await;
+    let store = world.store();
+    let intent = store.begin_load(&key("c")).await.unwrap();
+    world.raw::<()>(&["DEL", &name("c")]).await;
+    let loaded = store.finish_load(intent, &whole(), &messages(2)).await.unwrap();
+    assert_eq!(loaded, Loaded::Superseded);
+    assert_eq!(world.raw::<usize>(&["EXISTS", &name("c")]).await, 0, "nothing was written");
+}
+
+#[tokio::test]
+async fn a_key_that_vanishes_after_a_saver_appended_gets_no_mark() {
+    let world = World::new().await;
+    let store = world.store();
+    let rows = messages(4);
+    let intent = store.begin_load(&key("c")).await.unwrap();
+    // This row is committed after the snapshot of the load, so only the copy would have had it.
+    append(&store, "c", &rows[2..3]).await;
+    world.raw::<()>(&["DEL", &name("c")]).await;
+    append(&store, "c", &rows[3..]).await;
+    let loaded = store.finish_load(intent, &whole(), &rows[..2]).await.unwrap();
+    assert_eq!(loaded, Loaded::Superseded);
+    let copy = store.read(&key("c"), &newest(10)).await.unwrap();
+    assert_eq!(ids(&copy.messages), ["m-000003"], "the load wrote nothing");
+    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMark));
+}
+
+#[tokio::test]
+async fn of_two_loads_at_once_the_last_to_begin_wins() {
+    let world = World::new().await;
+    let (one, other) = (world.store(), world.store());
+    let first = one.begin_load(&key("c")).await.unwrap();
+    let second = other.begin_load(&key("c")).await.unwrap();
+    assert_eq!(one.finish_load(first, &whole(), &messages(1)).await.unwrap(), Loaded::Superseded);
+    let copy = one.read(&key("c"), &newest(10)).await.unwrap();
+    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMark));
+    assert_eq!(other.finish_load(second, &whole(), &messages(2)).await.unwrap(), Loaded::Accepted);
+    let copy = one.read(&key("c"), &newest(10)).await.unwrap();
+    assert_eq!(copy.usable(NUMBERS), Ok(messages(2)));
+}
+
+#[tokio::test]
+async fn an_evicted_copy_takes_its_mark_with_it() {
+    let world = World::new().await;
+    let store = world.store();
+    load(&store, "c", &messages(10)).await;
+    world.raw::<()>(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
+    world.raw::<()>(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    testkit::wait::eventually("the eviction of the copy", SOON, async || {
+        match world.raw::<usize>(&["DBSIZE"]).await {
+            0 => Ok(()),
+            keys => Err(format!("{keys} keys")),
+        }
+    })
+    .await;
+    world.raw::<()>(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    append(&store, "c", &messages(1)).await;
+    let copy = store.read(&key("c"), &newest(10)).await.unwrap();
+    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMark));
+}
+
+#[tokio::test]
+async fn a_load_of_ten_thousand_rows_is_accepted() {
+    let world = World::new().await;
+    let store = world.store();
+    let rows = messages(10_000);
+    load(&store, "c", &rows).await;
+    let copy = store.read(&key("c"), &newest(20_000)).await.unwrap();
+    assert_eq!(copy.usable(NUMBERS), Ok(rows));
+}
+
+#[tokio::test]
+async fn a_load_of_no_rows_makes_an_empty_conversation() {
+    let world = World::new().await;
+    let store = world.store();
+    load(&store, "c", &[]).await;
+    let copy = store.read(&key("c"), &newest(10)).await.unwrap();
+    assert_eq!(copy.usable(NUMBERS), Ok(vec![]));
+}
+
+#[tokio::test]
+async fn a_server_that_forgot_the_script_is_taught_again() {
+    let world = World::new().await;
+    let store = world.store();
+    for _ in 0..2 {
+        load(&store, "c", &messages(2)).await;
+        world.raw::<()>(&["SCRIPT", "FLUSH"]).await;
+    }
+    let copy = store.read(&key("c"), &newest(10)).await.unwrap();
+    assert_eq!(copy.usable(NUMBERS), Ok(messages(2)));
+}

@@ -1,0 +1,344 @@
+//! Redis goes away, comes back, and is another one.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::support::*;
+use domain::failure::FailureClass;
+use domain::message::Message;
+use hot_store::{Error, Health, HotStore, Loaded};
+use testkit::proxy::Proxy;
+use testkit::wait::eventually;
+use tokio_util::sync::CancellationToken;
+
+/// What a call takes that fails without waiting for the network, on two busy cores.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+async fn becomes(store: &HotStore, health: Health) {
+    let mut seen = store.subscribe();
+    let wait = tokio::time::timeout(SOON, seen.wait_for(|now| *now == health));
+    assert!(wait.await.is_ok(), "waited for {health:?}, last seen: {:?}", store.health());
+}
+
+fn watched(store: &HotStore) -> tokio_util::sync::DropGuard {
+    let shutdown = CancellationToken::new();
+    tokio::spawn(store.clone().watch(shutdown.clone()));
+    shutdown.drop_guard()
+}
+
+async fn ping_until_up(store: &HotStore) {
+    eventually("Redis to serve again", SOON, async || {
+        store.probe().await.map_err(|error| error.to_string())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_absent_redis_is_unavailable_and_found_once_it_is_there() {
+    let world = World::new().await;
+    let store = world.store();
+    assert_eq!(store.health(), Health::Untried);
+    assert!(!store.is_known_down(), "nobody has tried");
+    world.server().kill().await.unwrap();
+    let error = store.probe().await.unwrap_err();
+    assert_eq!(error.class(), FailureClass::Unavailable);
+    assert!(store.is_known_down());
+    let guard = watched(&store);
+    world.server().start().await.unwrap();
+    becomes(&store, Health::Up).await;
+    store.probe().await.unwrap();
+    drop(guard);
+}
+
+#[tokio::test]
+async fn a_redis_that_comes_back_empty_has_a_new_reign_and_the_old_connection_is_dropped() {
+    let world = World::new().await;
+    let store = world.store();
+    load(&store, "c", &messages(2)).await;
+    let intent = store.begin_load(&key("c")).await.unwrap();
+    assert_eq!(world.reigns(), 1);
+
+    world.server().kill().await.unwrap();
+    world.server().start_empty().await.unwrap();
+    let row = message("m", 1);
+    let error = store.append(&[(key("c"), vec![&row])]).await.unwrap_err();
+    assert_eq!(error.conversations, [key("c")], "no connection goes on behind our back");
+    ping_until_up(&store).await;
+    assert_eq!(world.reigns(), 2, "the new server was admitted under its own reign");
+    assert_eq!(
+        store.finish_load(intent, &whole(), &messages(2)).await.unwrap(),
+        Loaded::Superseded
+    );
+}
+
+#[tokio::test]
+async fn a_connection_that_is_cut_in_mid_pipeline_names_every_conversation() {
+    let world = World::new().await;
+    let proxy = Proxy::before(&world.server().url()).await.unwrap();
+    let mut settings = settings(proxy.url());
+    settings.response_timeout = SOON;
+    let store = world.store_with(settings);
+    store.probe().await.unwrap();
+    // 16 KiB every 20 ms: some of the 2 MiB have arrived long before the rest.
+    proxy.slow(Duration::from_millis(20));
+    let appending = tokio::spawn({
+        let store = store.clone();
+        async move {
+            let rows: Vec<Message> =
+                (0..20).map(|i| large_message("m", 1_000 + i, 100 * 1024)).collect();
+            let batch: Vec<_> =
+                rows.iter().zip(0..).map(|(row, i)| (key(&format!("c-{i}")), vec![row])).collect();
+            store.append(&batch).await
+        }
+    });
+    eventually("some conversation to arrive", SOON, async || {
+        match world.raw::<usize>(&["DBSIZE"]).await {
+            0 => Err("no key".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    proxy.cut().await.unwrap();
+    let error = appending.await.unwrap().unwrap_err();
+    let all: Vec<_> = (0..20).map(|i| key(&format!("c-{i}"))).collect();
+    assert_eq!(error.conversations, all);
+    assert!(matches!(error.cause, Error::Broken(_)), "{:?}", error.cause);
+    assert!(store.is_known_down());
+}
+
+#[tokio::test]
+async fn a_frozen_redis_times_out_and_the_connection_is_not_used_again() {
+    let world = World::new().await;
+    let proxy = Proxy::before(&world.server().url()).await.unwrap();
+    let mut settings = settings(proxy.url());
+    settings.response_timeout = Duration::from_millis(200);
+    settings.connect_timeout = Duration::from_millis(200);
+    let store = world.store_with(settings);
+    store.probe().await.unwrap();
+    assert_eq!(proxy.count().accepted, 1);
+    proxy.freeze();
+    let row = message("m", 1);
+    let error = store.append(&[(key("c"), vec![&row])]).await.unwrap_err();
+    assert_eq!(error.conversations, [key("c")]);
+    assert_eq!(error.cause.class(), FailureClass::Unavailable);
+    assert!(store.is_known_down());
+    store.read(&key("c"), &newest(1)).await.unwrap_err();
+    proxy.restore().await.unwrap();
+    ping_until_up(&store).await;
+    assert!(proxy.count().accepted >= 2, "a new connection was made");
+}
+
+#[tokio::test]
+async fn many_first_calls_make_one_connection() {
+    let world = World::new().await;
+    let proxy = Proxy::before(&world.server().url()).await.unwrap();
+    let store = world.store_with(settings(proxy.url()));
+    let calls: Vec<_> = (0..50)
+        .map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move { store.probe().await })
+        })
+        .collect();
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    assert_eq!(proxy.count().accepted, 1);
+    assert_eq!(world.asked(), 1);
+}
+
+#[tokio::test]
+async fn while_redis_is_known_to_be_down_calls_fail_at_once() {
+    let world = World::new().await;
+    let proxy = Proxy::before(&world.server().url()).await.unwrap();
+    let mut settings = settings(proxy.url());
+    settings.connect_timeout = SOON * 10;
+    settings.response_timeout = SOON * 10;
+    let store = world.store_with(settings);
+    proxy.cut().await.unwrap();
+    store.probe().await.unwrap_err();
+    // From here on a connection is accepted and nothing answers: an attempt hangs for minutes.
+    proxy.freeze();
+    proxy_listens(&proxy).await;
+    let hanging = tokio::spawn({
+        let store = store.clone();
+        async move {
+            // Within the pause after the failure calls fail at once; then one becomes the attempt.
+            loop {
+                if store.probe().await.is_ok() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    });
+    eventually("the attempt to hang", SOON, async || match proxy.count().open {
+        0 => Err("no connection".to_owned()),
+        _ => Ok(()),
+    })
+    .await;
+    for _ in 0..100 {
+        let row = message("m", 1);
+        let batch = [(key("c"), vec![&row])];
+        let call = tokio::time::timeout(AT_ONCE, store.append(&batch));
+        assert!(call.await.expect("it fails without waiting").is_err());
+    }
+    assert_eq!(proxy.count().open, 1, "one attempt at a time");
+    proxy.restore().await.unwrap();
+    tokio::time::timeout(SOON, hanging).await.unwrap().unwrap();
+}
+
+/// After a cut, `freeze` makes the proxy accept again without moving bytes.
+async fn proxy_listens(proxy: &Proxy) {
+    eventually("the proxy to listen", SOON, async || {
+        let address = ("127.0.0.1", proxy.port());
+        tokio::net::TcpStream::connect(address).await.map_err(|error| error.to_string())
+    })
+    .await;
+    eventually("the probe of the proxy to be closed", SOON, async || match proxy.count().open {
+        0 => Ok(()),
+        open => Err(format!("{open} open")),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_admitted_is_not_used() {
+    let world = World::new().await;
+    let store = world.store();
+    world.record.refuses.store(true, Ordering::SeqCst);
+    let row = message("m", 1);
+    let error = store.append(&[(key("c"), vec![&row])]).await.unwrap_err();
+    assert!(matches!(error.cause, Error::NotAdmitted(_)), "{:?}", error.cause);
+    assert_eq!(error.cause.class(), FailureClass::Unavailable);
+    assert!(store.read(&key("c"), &newest(1)).await.is_err());
+    assert_eq!(world.raw::<usize>(&["DBSIZE"]).await, 0);
+    world.record.refuses.store(false, Ordering::SeqCst);
+    ping_until_up(&store).await;
+}
+
+#[tokio::test]
+async fn a_late_writer_compares_first_and_a_reader_need_not() {
+    let world = World::new().await;
+    let mut settings = world.settings();
+    // Writes rely on a comparison for three times this; no watcher runs.
+    settings.watch_every = Duration::from_millis(5);
+    let store = world.store_with(settings);
+    let row = message("m", 1);
+    let batch = [(key("c"), vec![&row])];
+    store.append(&batch).await.unwrap();
+    world.record.refuses.store(true, Ordering::SeqCst);
+    let error = eventually("the comparison to be too old", SOON, async || {
+        store.append(&batch).await.err().ok_or_else(|| "appended".to_owned())
+    })
+    .await;
+    assert_eq!(error.conversations, [key("c")]);
+    assert!(matches!(error.cause, Error::NotAdmitted(_)), "{:?}", error.cause);
+    let copy = store.read(&key("c"), &newest(1)).await.unwrap();
+    assert_eq!(ids(&copy.messages), ["m"], "what is there can still be read");
+    assert!(store.is_up());
+    world.record.refuses.store(false, Ordering::SeqCst);
+    store.append(&batch).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_watcher_compares_again_and_again() {
+    let world = World::new().await;
+    let mut settings = world.settings();
+    settings.watch_every = Duration::from_millis(10);
+    let store = world.store_with(settings);
+    let guard = watched(&store);
+    eventually("ten comparisons", SOON, async || match world.asked() {
+        asked @ ..10 => Err(format!("{asked}")),
+        _ => Ok(()),
+    })
+    .await;
+    assert_eq!(world.reigns(), 1);
+    drop(guard);
+}
+
+#[tokio::test]
+async fn the_watcher_ends_when_told_to() {
+    let world = World::new().await;
+    let shutdown = CancellationToken::new();
+    let watching = tokio::spawn(world.store().watch(shutdown.clone()));
+    shutdown.cancel();
+    tokio::time::timeout(SOON, watching).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_changed_reign_drops_the_connection_and_is_admitted_anew() {
+    let world = World::new().await;
+    let mut settings = world.settings();
+    settings.watch_every = Duration::from_millis(10);
+    let store = world.store_with(settings);
+    let guard = watched(&store);
+    becomes(&store, Health::Up).await;
+    // A demotion and promotion between two looks: the same process, another history.
+    world.raw::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    world.raw::<()>(&["REPLICAOF", "NO", "ONE"]).await;
+    eventually("the second reign", SOON, async || match world.reigns() {
+        2 => Ok(()),
+        reigns => Err(format!("{reigns} reigns")),
+    })
+    .await;
+    becomes(&store, Health::Up).await;
+    drop(guard);
+}
+
+#[tokio::test]
+async fn a_demoted_master_is_refused_until_it_rules_again() {
+    let world = World::new().await;
+    let store = world.store();
+    append(&store, "c", &messages(1)).await;
+    world.raw::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    let row = message("m", 1);
+    let batch = [(key("c"), vec![&row])];
+    let error = store.append(&batch).await.unwrap_err();
+    assert!(matches!(error.cause, Error::NotMaster(_)), "{:?}", error.cause);
+    assert!(store.is_known_down());
+    let error = store.probe().await.unwrap_err();
+    assert_eq!(error.to_string(), "the Redis server is a replica, not a master");
+    assert_eq!(error.class(), FailureClass::Unavailable);
+    world.raw::<()>(&["REPLICAOF", "NO", "ONE"]).await;
+    ping_until_up(&store).await;
+    assert_eq!(world.reigns(), 2);
+    store.append(&batch).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_unavailable_and_not_printed() {
+    let world = World::new().await;
+    let url = format!("redis://:s3cret@127.0.0.1:{}/0", world.server().port());
+    let store = world.store_with(settings(&url));
+    let error = store.probe().await.unwrap_err();
+    assert_eq!(error.class(), FailureClass::Unavailable);
+    let printed = format!("{error} {error:?}");
+    assert!(!printed.contains("s3cret"), "{printed}");
+    assert!(printed.contains(&format!("127.0.0.1:{}/0", world.server().port())), "{printed}");
+}
+
+#[tokio::test]
+async fn tls_to_a_server_without_tls_is_unavailable() {
+    let world = World::new().await;
+    let url = format!("rediss://127.0.0.1:{}", world.server().port());
+    let store = world.store_with(settings(&url));
+    let error = store.probe().await.unwrap_err();
+    assert!(matches!(error, Error::NotConnected(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_comparison_that_panics_does_not_block_the_next() {
+    let world = World::new().await;
+    let panics = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let store = HotStore::open(world.settings(), {
+        let panics = panics.clone();
+        move |_| {
+            assert!(!panics.load(Ordering::SeqCst), "on purpose");
+            std::future::ready(Ok::<_, std::io::Error>(()))
+        }
+    })
+    .unwrap();
+    assert!(matches!(store.probe().await, Err(Error::NotConnected(_))));
+    panics.store(false, Ordering::SeqCst);
+    ping_until_up(&store).await;
+}
