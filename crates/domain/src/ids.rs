@@ -48,8 +48,8 @@ fn check(text: &str) -> Result<(), InvalidId> {
 }
 
 macro_rules! id {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
+    ($(#[doc = $doc:literal])* $name:ident) => {
+        $(#[doc = $doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(Arc<str>);
 
@@ -121,6 +121,9 @@ macro_rules! id {
             }
             fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
                 schemars::json_schema!({
+                    "description": concat!(
+                        $($doc,)* " 1 to 128 bytes of UTF-8 without control characters."
+                    ).trim(),
                     "type": "string",
                     "minLength": 1,
                     "maxLength": MAX_ID_BYTES,

@@ -179,7 +179,20 @@ fn document(
     if !definitions.is_empty() {
         document.insert("$defs".to_owned(), definitions.into());
     }
+    unwrap_lines(document.ensure_object().values_mut());
     document
+}
+
+/// Docstrings are wrapped at the margin of their source; descriptions are not.
+fn unwrap_lines<'a>(values: impl Iterator<Item = &'a mut Value>) {
+    for value in values {
+        match value {
+            Value::String(text) if text.contains('\n') => *text = text.replace('\n', " "),
+            Value::Object(members) => unwrap_lines(members.values_mut()),
+            Value::Array(elements) => unwrap_lines(elements.iter_mut()),
+            _ => {}
+        }
+    }
 }
 
 fn generator() -> SchemaGenerator {

@@ -129,8 +129,9 @@ impl schemars::JsonSchema for Timestamp {
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({
             "type": "string",
-            "format": "date-time",
-            "description": "RFC 3339, 1970 to 2200. Without an offset it is UTC; microseconds are kept.",
+            // Not `"format": "date-time"`, which demands an offset.
+            "pattern": "^\\d{4}-\\d{2}-\\d{2}[Tt ]\\d{2}:\\d{2}:\\d{2}(\\.\\d+)?([Zz]|[+-]\\d{2}:\\d{2})?$",
+            "description": "RFC 3339, 1970 to 2199. Without an offset it is UTC; microseconds are kept.",
         })
     }
 }

@@ -17,7 +17,7 @@ pub enum Role {
     System,
     /// The result of a tool call.
     Tool,
-    /// The result of a function call, the older form of [`Role::Tool`].
+    /// The result of a function call, the older form of `tool`.
     Function,
 }
 

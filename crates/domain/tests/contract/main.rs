@@ -2,7 +2,10 @@
 
 #![expect(clippy::expect_used, reason = "tests say what they expected")]
 
+mod events;
 mod examples;
 mod malformed;
 mod rules;
+mod schemas;
 mod support;
+mod validator;
