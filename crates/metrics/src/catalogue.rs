@@ -15,20 +15,16 @@ use crate::labels::{
 
 /// Seconds. A batch takes some 20 ms here; lock waits and slow disks show from 0.5 s, time-outs of
 /// the stores' clients lie at 5 to 30 s.
-const WORK_SECONDS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-];
+const WORK_SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 /// Seconds. Holds last as long as outages do: a failover takes seconds; after 300 s the channel is
 /// given back.
-const OUTAGE_SECONDS: &[f64] = &[
-    0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0,
-];
+const OUTAGE_SECONDS: &[f64] = &[0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0];
 
 /// Messages. Powers of two up to some multiples of the largest usual batch.
-const MESSAGES: &[f64] = &[
-    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0,
-];
+const MESSAGES: &[f64] =
+    &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0];
 
 catalogue! {
     /// What only grows. [`crate::Metrics::add`] adds to it.
@@ -94,7 +90,9 @@ catalogue! {
         /// Letters that the keeper sent back to their queue, by cause.
         DeadLettersSentBack { queue: &'static str, cause: SentBack }
             = "verbatim_dead_letters_sent_back_total" in "letters";
-        /// Panics, contained ones included. Each is a bug.
+        /// Panics of handlers that the consumer contained; the messages at fault are retried.
+        HandlerPanics { queue: &'static str } = "verbatim_handler_panics_total" in "panics";
+        /// Panics, contained ones included, as the process's panic hook sees them. Each is a bug.
         Panics = "verbatim_panics_total" in "panics";
         /// Supervised tasks that ended although nobody had asked them to; they were started again.
         TaskRestarts { task: &'static str, cause: TaskEnd }
@@ -166,11 +164,7 @@ mod tests {
             assert!(name.starts_with("verbatim_"), "{name}");
             let total = name.ends_with("_total");
             assert_eq!(total, definition.kind == Kind::Counter, "{name}");
-            assert_eq!(
-                name.ends_with("_seconds"),
-                definition.unit == "seconds",
-                "{name}"
-            );
+            assert_eq!(name.ends_with("_seconds"), definition.unit == "seconds", "{name}");
         }
     }
 
@@ -178,11 +172,7 @@ mod tests {
     fn help_texts_are_sentences() {
         for definition in definitions() {
             let help = definition.help;
-            assert!(
-                help.starts_with(' ') && help.ends_with('.'),
-                "{}: {help:?}",
-                definition.name
-            );
+            assert!(help.starts_with(' ') && help.ends_with('.'), "{}: {help:?}", definition.name);
         }
     }
 

@@ -25,16 +25,8 @@ pub fn markdown() -> String {
             "The last value that was set. One that was never set is absent, not 0.",
             Gauge::DEFINITIONS,
         ),
-        (
-            "Histograms of durations",
-            "In seconds.",
-            Timing::DEFINITIONS,
-        ),
-        (
-            "Histograms of sizes",
-            "How many there were at once.",
-            Size::DEFINITIONS,
-        ),
+        ("Histograms of durations", "In seconds.", Timing::DEFINITIONS),
+        ("Histograms of sizes", "How many there were at once.", Size::DEFINITIONS),
     ];
     for (title, note, definitions) in kinds {
         page.push_str(&format!("\n## {title}\n\n{note}\n"));
@@ -51,20 +43,11 @@ fn describe(page: &mut String, definition: &Definition) {
         [] => String::new(),
         labels => format!("{{{}}}", labels.join(",")),
     };
-    let Definition {
-        name, unit, help, ..
-    } = definition;
-    page.push_str(&format!(
-        "\n### `{name}{labels}`\n\n{} Unit: {unit}.\n",
-        help.trim()
-    ));
+    let Definition { name, unit, help, .. } = definition;
+    page.push_str(&format!("\n### `{name}{labels}`\n\n{} Unit: {unit}.\n", help.trim()));
     for label in definition.labels {
         if let Some(values) = label.values {
-            page.push_str(&format!(
-                "\n- `{}`: `{}`\n",
-                label.name,
-                values.join("`, `")
-            ));
+            page.push_str(&format!("\n- `{}`: `{}`\n", label.name, values.join("`, `")));
         }
     }
     if !definition.buckets.is_empty() {

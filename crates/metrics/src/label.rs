@@ -90,9 +90,6 @@ mod tests {
             all.into_iter().map(Label::value).collect()
         }
         assert_eq!(Store::CLOSED, Some(values(Store::ALL).as_slice()));
-        assert_eq!(
-            DeadLetterReason::CLOSED,
-            Some(values(DeadLetterReason::ALL).as_slice())
-        );
+        assert_eq!(DeadLetterReason::CLOSED, Some(values(DeadLetterReason::ALL).as_slice()));
     }
 }

@@ -26,13 +26,8 @@ pub use registry::Metrics;
 /// The definition of every metric, in the order of the documentation.
 #[must_use]
 pub fn definitions() -> Vec<&'static Definition> {
-    [
-        Counter::DEFINITIONS,
-        Gauge::DEFINITIONS,
-        Timing::DEFINITIONS,
-        Size::DEFINITIONS,
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    [Counter::DEFINITIONS, Gauge::DEFINITIONS, Timing::DEFINITIONS, Size::DEFINITIONS]
+        .into_iter()
+        .flatten()
+        .collect()
 }

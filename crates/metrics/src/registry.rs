@@ -74,9 +74,7 @@ impl Metrics {
     pub fn observe(&self, timing: Timing, duration: Duration) {
         let family = &self.0.timings[timing.family()];
         timing.with_labels(|labels| {
-            family
-                .with_label_values(labels)
-                .observe(duration.as_secs_f64());
+            family.with_label_values(labels).observe(duration.as_secs_f64());
         });
     }
 
@@ -100,10 +98,7 @@ impl Metrics {
         let mut text = String::new();
         for family in self.0.registry.gather() {
             let rendered = text.len();
-            if TextEncoder::new()
-                .encode_utf8(std::slice::from_ref(&family), &mut text)
-                .is_err()
-            {
+            if TextEncoder::new().encode_utf8(std::slice::from_ref(&family), &mut text).is_err() {
                 // A family that cannot be rendered must not hide the others.
                 text.truncate(rendered);
             }
@@ -139,16 +134,10 @@ impl std::fmt::Debug for Metrics {
 fn combinations(labels: &[LabelDefinition], queue: Option<&'static str>) -> Vec<Vec<&'static str>> {
     labels.iter().fold(vec![Vec::new()], |rows, label| {
         let queue = queue.as_slice();
-        let values = if label.name == "queue" {
-            queue
-        } else {
-            label.values.unwrap_or_default()
-        };
+        let values = if label.name == "queue" { queue } else { label.values.unwrap_or_default() };
         rows.iter()
             .flat_map(|row| {
-                values
-                    .iter()
-                    .map(move |value| row.iter().copied().chain([*value]).collect())
+                values.iter().map(move |value| row.iter().copied().chain([*value]).collect())
             })
             .collect()
     })
@@ -159,10 +148,7 @@ fn histogram(definition: &Definition, labels: &[&str]) -> prometheus::Result<His
     HistogramVec::new(options.buckets(definition.buckets.to_vec()), labels)
 }
 
-#[expect(
-    clippy::expect_used,
-    reason = "the catalogue is constant; a test makes a registry of it"
-)]
+#[expect(clippy::expect_used, reason = "the catalogue is constant; a test makes a registry of it")]
 fn families<C: prometheus::core::Collector + Clone + 'static>(
     registry: &Registry,
     definitions: &[Definition],
@@ -179,14 +165,9 @@ fn families<C: prometheus::core::Collector + Clone + 'static>(
         .collect()
 }
 
-#[expect(
-    clippy::expect_used,
-    reason = "the catalogue is constant; a test makes a registry of it"
-)]
+#[expect(clippy::expect_used, reason = "the catalogue is constant; a test makes a registry of it")]
 fn register(registry: &Registry, collector: impl prometheus::core::Collector + 'static) {
-    registry
-        .register(Box::new(collector))
-        .expect("unique names");
+    registry.register(Box::new(collector)).expect("unique names");
 }
 
 #[cfg(test)]
@@ -198,10 +179,7 @@ mod tests {
 
     fn lines(metrics: &Metrics, prefix: &str) -> Vec<String> {
         let text = metrics.render();
-        text.lines()
-            .filter(|line| line.starts_with(prefix))
-            .map(str::to_owned)
-            .collect()
+        text.lines().filter(|line| line.starts_with(prefix)).map(str::to_owned).collect()
     }
 
     #[test]
@@ -225,10 +203,7 @@ mod tests {
     #[test]
     fn a_queues_counters_exist_at_zero_once_it_is_consumed() {
         let metrics = Metrics::new();
-        assert_eq!(
-            lines(&metrics, "verbatim_retries_total"),
-            Vec::<String>::new()
-        );
+        assert_eq!(lines(&metrics, "verbatim_retries_total"), Vec::<String>::new());
         metrics.start_queue("q");
         assert_eq!(
             lines(&metrics, "verbatim_retries_total"),
@@ -245,21 +220,10 @@ mod tests {
     fn a_gauge_that_nobody_has_set_is_absent_rather_than_zero() {
         let metrics = Metrics::new();
         assert_eq!(lines(&metrics, "verbatim_store_up"), Vec::<String>::new());
-        assert_eq!(
-            lines(&metrics, "verbatim_conversations_active"),
-            Vec::<String>::new()
-        );
-        metrics.set(
-            Gauge::StoreUp {
-                store: Store::Redis,
-            },
-            1.0,
-        );
+        assert_eq!(lines(&metrics, "verbatim_conversations_active"), Vec::<String>::new());
+        metrics.set(Gauge::StoreUp { store: Store::Redis }, 1.0);
         metrics.set(Gauge::ConversationsActive, 7.0);
-        assert_eq!(
-            lines(&metrics, "verbatim_store_up"),
-            ["verbatim_store_up{store=\"redis\"} 1"]
-        );
+        assert_eq!(lines(&metrics, "verbatim_store_up"), ["verbatim_store_up{store=\"redis\"} 1"]);
         assert_eq!(
             lines(&metrics, "verbatim_conversations_active"),
             ["verbatim_conversations_active 7"]
@@ -269,10 +233,7 @@ mod tests {
     #[test]
     fn clones_count_together_and_two_registries_apart() {
         let (one, other) = (Metrics::new(), Metrics::new());
-        let counter = Counter::Retries {
-            queue: "q",
-            class: FailureClass::Retryable,
-        };
+        let counter = Counter::Retries { queue: "q", class: FailureClass::Retryable };
         one.clone().add(counter, 2);
         one.add(counter, 1);
         assert_eq!((one.count(counter), other.count(counter)), (3, 0));
@@ -282,13 +243,7 @@ mod tests {
     fn labels_come_in_the_order_of_their_names_not_of_their_values() {
         let metrics = Metrics::new();
         let state = QueueState::Ready;
-        metrics.set(
-            Gauge::QueueMessages {
-                queue: "conversation.save_message",
-                state,
-            },
-            12.0,
-        );
+        metrics.set(Gauge::QueueMessages { queue: "conversation.save_message", state }, 12.0);
         let reason = Letter::Stored(DeadLetterReason::TooLarge);
         metrics.set(Gauge::DeadLetters { queue: "q", reason }, 1.0);
         assert_eq!(
@@ -315,10 +270,7 @@ mod tests {
             "verbatim_batch_messages_bucket{queue=\"q\",le=\"512\"} 1",
             "verbatim_batch_messages_count{queue=\"q\"} 1",
         ] {
-            assert!(
-                text.lines().any(|found| found == line),
-                "no {line} in\n{text}"
-            );
+            assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
         }
     }
 
@@ -332,24 +284,9 @@ mod tests {
     #[test]
     fn recording_every_metric_succeeds() {
         let metrics = Metrics::new();
-        metrics.add(
-            Counter::HotReads {
-                result: HotRead::Hit,
-            },
-            1,
-        );
-        metrics.set(
-            Gauge::BuildInfo {
-                process: "p",
-                version: "1",
-            },
-            1.0,
-        );
+        metrics.add(Counter::HotReads { result: HotRead::Hit }, 1);
+        metrics.set(Gauge::BuildInfo { process: "p", version: "1" }, 1.0);
         metrics.observe(Timing::Publish, Duration::from_secs(1));
-        assert!(
-            metrics
-                .render()
-                .contains("verbatim_build_info{process=\"p\",version=\"1\"} 1")
-        );
+        assert!(metrics.render().contains("verbatim_build_info{process=\"p\",version=\"1\"} 1"));
     }
 }

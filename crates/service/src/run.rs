@@ -31,20 +31,27 @@ const BAD_SETTINGS: u8 = 2;
 pub fn run<S, B, F>(process: Process, build: B) -> ExitCode
 where
     S: Args + Debug + Send + 'static,
-    B: FnOnce(Service, S) -> F,
+    B: FnOnce(Service, S) -> F + Send + 'static,
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
-    let (kit, own) = match load_settings::<S>(process, &Sources::of_this_process()) {
+    let sources = Sources::of_this_process();
+    let (kit, own) = match load_settings::<S>(process, &sources) {
         Ok(settings) => settings,
         Err(stop) => return answer(process, &stop),
     };
-    match start(process, &kit, own, build) {
-        Ok(end) => end.into(),
-        Err(error) => {
-            eprintln!("{}: {error:#}", process.name());
-            End::Failed.into()
-        }
+    crypto::install_crypto();
+    if let Err(error) = telemetry::init(process, &kit.log) {
+        eprintln!("{}: {error:#}", process.name());
+        return End::Failed.into();
     }
+    for (name, known) in settings::mistyped_variables(&command::<S>(process), &sources) {
+        tracing::warn!(name, "nobody reads {name}; did you mean {known}?");
+    }
+    let end = start(process, &kit, own, build).unwrap_or_else(|error| {
+        tracing::error!(reason = format!("{error:#}"), "cannot start");
+        End::Failed
+    });
+    end.into()
 }
 
 /// The settings of a worker: those of every process, and its own. For tests of a worker's settings;
@@ -53,23 +60,20 @@ pub fn load_settings<S: Args>(
     process: Process,
     sources: &Sources,
 ) -> Result<(ProcessSettings, S), Stop> {
-    let command = Command::new(process.name()).version(VERSION);
-    let command = S::augment_args(ProcessSettings::augment_args(command));
-    // After the settings, whose own doc comments clap would take for what the process does.
-    let command = command.about(process.about()).long_about(None::<&str>);
-    let command = command.mut_args(|arg| match arg.get_env() {
-        Some(_) => arg,
-        None => {
-            let variable = format!("VERBATIM_{}", arg.get_id().as_str().to_uppercase());
-            arg.env(variable)
-        }
-    });
-    let matches = settings::load(command, process, sources)?;
+    let matches = settings::load(command::<S>(process), process, sources)?;
     let read =
         || Ok((ProcessSettings::from_arg_matches(&matches)?, S::from_arg_matches(&matches)?));
     read().map_err(|error: clap::Error| {
         Stop::Invalid(SettingsError::Usage(settings::one_line(&error)))
     })
+}
+
+fn command<S: Args>(process: Process) -> Command {
+    let command = Command::new(process.name()).version(VERSION);
+    let command = S::augment_args(ProcessSettings::augment_args(command));
+    // After the settings, whose own doc comments clap would take for what the process does.
+    let command = command.about(process.about()).long_about(None::<&str>);
+    settings::with_variables(command)
 }
 
 /// Tells why there is nothing to run. Help goes to standard output, all else to standard error.
@@ -96,12 +100,10 @@ pub fn answer(process: Process, stop: &Stop) -> ExitCode {
 
 fn start<S, B, F>(process: Process, kit: &ProcessSettings, own: S, build: B) -> anyhow::Result<End>
 where
-    S: Debug,
-    B: FnOnce(Service, S) -> F,
+    S: Debug + Send + 'static,
+    B: FnOnce(Service, S) -> F + Send + 'static,
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
-    crypto::install_crypto();
-    telemetry::init(process, &kit.log)?;
     let metrics = Metrics::new();
     telemetry::catch_panics(metrics.clone());
     metrics.set(Gauge::BuildInfo { process: process.name(), version: VERSION }, 1.0);
@@ -122,7 +124,7 @@ where
             Health { process, metrics, readiness: readiness.clone(), tasks: tasks.clone() };
         drop(tokio::spawn(health::serve(listener, health)));
         let check = readiness.check("process");
-        let build = build(service, own);
+        let build = async move { build(service, own).await };
         Ok(lifecycle::live(&tasks, &check, build, &mut signals, kit.drain_deadline).await)
     });
     // Work that is unfinished now stays unfinished: nobody waits for it.

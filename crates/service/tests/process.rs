@@ -2,7 +2,8 @@
 
 #![expect(clippy::expect_used, reason = "helpers of tests, outside of the tests themselves")]
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -24,9 +25,10 @@ impl Running {
         path.pop();
         path.pop();
         let mut child = Command::new(path.join("examples/idle"))
-            .args(["--listen=127.0.0.1:0", "--log-format=json"])
+            .args(["--log-format=json"])
             .args(flags)
             .env_clear()
+            .env("VERBATIM_LISTEN", "127.0.0.1:0")
             .stderr(Stdio::piped())
             .spawn()
             .expect("the example is built");
@@ -46,6 +48,21 @@ impl Running {
                 Err(error) => panic!("no line with {text:?} ({error}) after {:#?}", self.seen),
             }
         }
+    }
+
+    /// What the process serves, headers included.
+    fn fetch(&mut self, path: &str) -> String {
+        self.wait_for("\"address\"");
+        let address = self.seen.iter().find_map(|line| {
+            line.split_once("\"address\":\"")?.1.split_once('"').map(|(address, _)| address)
+        });
+        let mut stream = TcpStream::connect(address.expect("logged")).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n")
+            .expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
     }
 
     fn signal(&self, name: &str) {
@@ -102,6 +119,19 @@ fn a_panic_is_a_log_line_with_its_place_and_the_task_runs_again() {
     process.wait_for("panic at crates/service/examples/idle.rs:");
     process.wait_for("will be started again");
     process.wait_for("\"started\"");
+    process.wait_for("\"idle\"");
+    let metrics = process.fetch("/metrics");
+    for line in [
+        "verbatim_panics_total 1",
+        "verbatim_task_restarts_total{cause=\"panicked\",task=\"idle\"} 1",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "no {line} in\n{metrics}");
+    }
+    let build = format!(
+        "verbatim_build_info{{process=\"message-save-worker\",version=\"{}\"}} 1",
+        service::VERSION
+    );
+    assert!(metrics.contains(&build), "no {build} in\n{metrics}");
     process.signal("TERM");
     assert_eq!(process.code(), Some(0));
 }
@@ -113,4 +143,14 @@ fn bad_settings_end_with_code_2_and_one_line() {
     assert_eq!(process.seen.len(), 1, "{:?}", process.seen);
     assert!(process.seen[0].starts_with("message-save-worker: flag --work: \"soon\": "));
     assert_eq!(process.code(), Some(2));
+}
+
+#[test]
+fn a_taken_address_ends_with_code_1_and_a_line_that_names_the_setting() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("bound");
+    let mut process = Running::start(&[&format!("--listen={address}")]);
+    process.wait_for(&format!("cannot listen on {address}"));
+    process.wait_for("VERBATIM_LISTEN");
+    assert_eq!(process.code(), Some(1));
 }

@@ -40,6 +40,9 @@ pub(super) struct Given {
 const FILE_KEY: &str = "_file";
 const FILE_VARIABLE: &str = "_FILE";
 
+/// What our own variables begin with.
+pub(super) const PREFIX: &str = "VERBATIM_";
+
 impl Known {
     /// The settings of a command and its subcommands, by id.
     pub(super) fn of(command: &Command) -> BTreeMap<String, Self> {
@@ -133,6 +136,28 @@ pub(super) fn of_environment(
         layer.insert(setting.id.clone(), given);
     }
     Ok(layer)
+}
+
+/// Variables that look like settings of this process and are none: most likely mistyped. They cannot
+/// be errors: the environment is shared with other processes and with whatever sets `VERBATIM_…`.
+pub(super) fn mistyped(
+    known: &BTreeMap<String, Known>,
+    environment: &BTreeMap<OsString, OsString>,
+) -> Vec<(String, String)> {
+    // Far above "similar": a warning that cries wolf is not read.
+    const MISTYPED: f64 = 0.95;
+    let variables = || known.values().filter_map(|setting| setting.variable.as_deref());
+    let names = environment.keys().filter_map(|name| name.to_str());
+    let names = names.filter_map(|name| Some((name, name.strip_prefix(PREFIX)?)));
+    names
+        .filter(|(name, _)| variables().all(|known| known != *name))
+        .filter_map(|(name, rest)| {
+            let looks_like = |known: &&str| {
+                known.strip_prefix(PREFIX).is_some_and(|k| strsim::jaro_winkler(k, rest) > MISTYPED)
+            };
+            variables().find(looks_like).map(|known| (name.to_owned(), known.to_owned()))
+        })
+        .collect()
 }
 
 /// What the file says to this process: its top level, and over it the process's own section.

@@ -85,6 +85,22 @@ pub fn load(command: Command, process: Process, sources: &Sources) -> Result<Arg
     layered.try_get_matches_from(&sources.arguments).map_err(|error| explain(&error, &known).into())
 }
 
+/// The command with a variable for every setting that names none: `VERBATIM_` and its name.
+pub(crate) fn with_variables(command: Command) -> Command {
+    command.mut_args(|arg| match arg.get_env() {
+        Some(_) => arg,
+        None => {
+            let variable = format!("{}{}", layers::PREFIX, arg.get_id().as_str().to_uppercase());
+            arg.env(variable)
+        }
+    })
+}
+
+/// Variables that nobody reads and that look like a setting of the command, with that setting's.
+pub(crate) fn mistyped_variables(command: &Command, sources: &Sources) -> Vec<(String, String)> {
+    layers::mistyped(&Known::of(command), &sources.environment)
+}
+
 /// The settings that may stand at the file's top level.
 fn common_settings() -> Command {
     ConnectionSettings::augment_args(ProcessSettings::augment_args(Command::new("common")))
@@ -153,3 +169,85 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
 
 /// One layer: what it says about each setting.
 type Layer = BTreeMap<String, Given>;
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    #[command(name = "verbatim")]
+    struct Cli {
+        #[arg(long, global = true, env = "VERBATIM_CONFIG")]
+        config: Option<PathBuf>,
+        #[command(subcommand)]
+        command: Verb,
+    }
+
+    #[derive(Debug, Subcommand)]
+    enum Verb {
+        Lint {
+            file: PathBuf,
+        },
+        Setup {
+            #[command(flatten)]
+            amqp: AmqpSettings,
+            #[command(flatten)]
+            database: DatabaseSettings,
+        },
+    }
+
+    fn load_cli(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Cli, Stop> {
+        let pairs = environment.iter().map(|(name, value)| (name.into(), value.into()));
+        let sources = Sources {
+            arguments: arguments.iter().map(OsString::from).collect(),
+            environment: pairs.collect(),
+        };
+        let matches = load(Cli::command(), Process::Verbatim, &sources)?;
+        Cli::from_arg_matches(&matches)
+            .map_err(|error| SettingsError::Usage(one_line(&error)).into())
+    }
+
+    #[test]
+    fn settings_of_a_subcommand_come_from_file_and_environment_too() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("fleet.yaml");
+        let yaml = "amqp_url: amqp://file\nlisten: 127.0.0.1:1\nverbatim:\n  database_url: postgres://file/d\n";
+        std::fs::write(&path, yaml).expect("writable");
+        let path = path.to_str().expect("UTF-8");
+        let environment = [("DATABASE_URL", "postgres://environment/d")];
+        for arguments in
+            [["verbatim", "--config", path, "setup"], ["verbatim", "setup", "--config", path]]
+        {
+            let cli = load_cli(&arguments, &environment).unwrap_or_else(|stop| panic!("{stop}"));
+            let Verb::Setup { amqp, database } = cli.command else { panic!("{cli:?}") };
+            assert_eq!(amqp.amqp_url[0].expose(), "amqp://file");
+            assert_eq!(database.database_url.expose(), "postgres://environment/d");
+        }
+    }
+
+    #[test]
+    fn a_subcommand_needs_only_its_own_servers() {
+        let cli = load_cli(&["verbatim", "lint", "actions.jsonl"], &[]);
+        let cli = cli.unwrap_or_else(|stop| panic!("{stop}"));
+        assert!(matches!(cli.command, Verb::Lint { file } if file.ends_with("actions.jsonl")));
+        let stop = load_cli(&["verbatim", "setup"], &[]).expect_err("no servers").to_string();
+        assert!(stop.contains("AMQP_URL is not set") && stop.contains("DATABASE_URL"), "{stop}");
+    }
+
+    #[test]
+    fn a_variable_that_is_almost_a_setting_is_noticed() {
+        let command = with_variables(ProcessSettings::augment_args(Command::new("p")));
+        let environment = [
+            ("VERBATIM_DRAIN_DEADLIN", "1s"),
+            ("VERBATIM_LISTEN", "127.0.0.1:1"),
+            ("VERBATIM_BATCH_SIZE", "of another process"),
+            ("VERBATIM_API_SERVICE_HOST", "Kubernetes says where a service is"),
+        ];
+        let environment = environment.iter().map(|(name, value)| (name.into(), value.into()));
+        let sources = Sources { environment: environment.collect(), ..Sources::default() };
+        let expected = ("VERBATIM_DRAIN_DEADLIN".to_owned(), "VERBATIM_DRAIN_DEADLINE".to_owned());
+        assert_eq!(mistyped_variables(&command, &sources), [expected]);
+    }
+}
