@@ -202,7 +202,7 @@ CREATE TABLE tombstones (
 
 -- One row: which Redis the hot copies live in. A copy counts only under exactly this number.
 CREATE TABLE hot_epoch (
-    only  boolean PRIMARY KEY DEFAULT true CHECK (only),
+    id    boolean PRIMARY KEY DEFAULT true CHECK (id),
     epoch bigint NOT NULL,
     -- The run and replication ids of the Redis masters that the epoch was made for.
     reign text NOT NULL

@@ -30,11 +30,6 @@ impl Fresh {
     pub fn draw(&self) -> i64 {
         (self.0)()
     }
-
-    /// The source as a plain function.
-    pub(crate) fn source(&self) -> &(dyn Fn() -> i64 + Sync) {
-        &*self.0
-    }
 }
 
 impl fmt::Debug for Fresh {

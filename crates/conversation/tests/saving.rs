@@ -124,8 +124,9 @@ async fn many_batches_over_the_same_conversations_never_deadlock_or_lose() {
     let results = at_the_same_time(8, |n| {
         let saver = savers[n % 2].clone();
         // Every batch touches all of the same conversations, in another order.
-        let mut batch: Vec<_> =
-            (0..100).map(|i| message(&format!("s{}", i % 20), &format!("m{i}"), json!({}))).collect();
+        let mut batch: Vec<_> = (0..100)
+            .map(|i| message(&format!("s{}", i % 20), &format!("m{i}"), json!({})))
+            .collect();
         batch.rotate_left(n * 11);
         async move { saver.save(&batch).await.unwrap() }
     })
@@ -169,13 +170,23 @@ async fn two_tenants_with_one_session_id_share_nothing() {
 async fn two_tenants_with_one_explicit_conversation_id_share_nothing() {
     let (_env, replica) = stores().await;
     let in_tenant = |tenant: &str, conversation: &str| {
-        message("s", "m1", json!({
-            "tenant_id": tenant, "conversation_id": conversation, "content": format!("{tenant} {conversation}")
-        }))
+        message(
+            "s",
+            "m1",
+            json!({
+                "tenant_id": tenant, "conversation_id": conversation, "content": format!("{tenant} {conversation}")
+            }),
+        )
     };
     let batch = [
-        in_tenant("a", "b/c"), in_tenant("a/b", "c"), in_tenant("a%2Fb", "c"), in_tenant("a", "{c}"),
-        in_tenant("{a", "c}"), in_tenant("a:b", "c"), in_tenant("a", "b:c"), in_tenant("a", "c"),
+        in_tenant("a", "b/c"),
+        in_tenant("a/b", "c"),
+        in_tenant("a%2Fb", "c"),
+        in_tenant("a", "{c}"),
+        in_tenant("{a", "c}"),
+        in_tenant("a:b", "c"),
+        in_tenant("a", "b:c"),
+        in_tenant("a", "c"),
     ];
     assert_eq!(replica.save(&batch).await, vec![applied(); batch.len()]);
     for save in &batch {
@@ -189,17 +200,41 @@ async fn two_tenants_with_one_explicit_conversation_id_share_nothing() {
 async fn any_legal_id_is_stored_and_read_to_the_letter() {
     let (_env, replica) = stores().await;
     let strange: Vec<String> = [
-        ":", "/", "{}", "{a}:{b}", "a b", "%", "%2F", "\\", "'", "\"", "*", "?", "[x]", ";--", "ñ", "漢字",
-        "\u{1f468}\u{200d}\u{1f469}", "e\u{301}", "\u{feff}x", "-inf", "..", "\u{10ffff}",
+        ":",
+        "/",
+        "{}",
+        "{a}:{b}",
+        "a b",
+        "%",
+        "%2F",
+        "\\",
+        "'",
+        "\"",
+        "*",
+        "?",
+        "[x]",
+        ";--",
+        "ñ",
+        "漢字",
+        "\u{1f468}\u{200d}\u{1f469}",
+        "e\u{301}",
+        "\u{feff}x",
+        "-inf",
+        "..",
+        "\u{10ffff}",
     ]
     .iter()
     .map(ToString::to_string)
     .chain(["x".repeat(128), "é".repeat(64), "😀".repeat(32)])
     .collect();
     for id in &strange {
-        let save = message("s", id, json!({
-            "tenant_id": id, "session_id": id, "agent_id": id, "user_id": id, "conversation_id": id,
-        }));
+        let save = message(
+            "s",
+            id,
+            json!({
+                "tenant_id": id, "session_id": id, "agent_id": id, "user_id": id, "conversation_id": id,
+            }),
+        );
         assert_eq!(replica.save(std::slice::from_ref(&save)).await, [applied()], "{id:?}");
         assert_eq!(replica.save(std::slice::from_ref(&save)).await, [duplicate()], "{id:?}");
         let messages = replica.read_both(&save.common.key, 10).await;
@@ -213,17 +248,29 @@ async fn empty_content_tool_calls_and_parts_come_back_as_they_were_sent() {
     let calls = r#"[{"id":"c1","type":"function","function":{"name":"f","arguments":"{\"b\": 1.0,  \"a\":2}"}}]"#;
     let batch = [
         message("s", "1-empty", json!({"content": ""})),
-        message("s", "2-calls", json!({
-            "role": "assistant", "content": null,
-            "tool_calls": serde_json::from_str::<serde_json::Value>(calls).unwrap(),
-        })),
+        message(
+            "s",
+            "2-calls",
+            json!({
+                "role": "assistant", "content": null,
+                "tool_calls": serde_json::from_str::<serde_json::Value>(calls).unwrap(),
+            }),
+        ),
         message("s", "3-result", json!({"role": "tool", "tool_call_id": "c1", "content": "42"})),
-        message("s", "4-parts", json!({"content": [
-            {"type": "text", "text": "What is this?"},
-            {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}},
-            {"type": "text", "text": "And this?"},
-        ]})),
-        message("s", "5-meta", json!({"metadata": {"z": 1, "a": [null, true, 1.50]}, "extra": "kept"})),
+        message(
+            "s",
+            "4-parts",
+            json!({"content": [
+                {"type": "text", "text": "What is this?"},
+                {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}},
+                {"type": "text", "text": "And this?"},
+            ]}),
+        ),
+        message(
+            "s",
+            "5-meta",
+            json!({"metadata": {"z": 1, "a": [null, true, 1.50]}, "extra": "kept"}),
+        ),
     ];
     assert_eq!(replica.save(&batch).await, vec![applied(); 5]);
     let messages = replica.read_both(&key("s"), 10).await;

@@ -26,27 +26,27 @@ use testkit::wait::eventually;
 use uuid::Uuid;
 
 /// Longer than anything here takes on two busy cores.
-pub const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// One replica: its own connections to the stores of a test.
-pub struct Replica {
-    pub archive: Archive,
-    pub hot: HotStore,
-    pub metrics: Metrics,
-    pub saver: Saver,
-    pub reader: Reader,
-    pub sessions: Sessions,
-    pub statistics: Statistics,
+pub(crate) struct Replica {
+    pub(crate) archive: Archive,
+    pub(crate) hot: HotStore,
+    pub(crate) metrics: Metrics,
+    pub(crate) saver: Saver,
+    pub(crate) reader: Reader,
+    pub(crate) sessions: Sessions,
+    pub(crate) statistics: Statistics,
 }
 
 impl Replica {
     /// A replica whose stores are those of the test.
-    pub async fn of(env: &TestEnv) -> Self {
+    pub(crate) async fn of(env: &TestEnv) -> Self {
         Self::at(&env.database_url, &env.redis_url).await
     }
 
     /// A replica that reaches its stores by these URLs.
-    pub async fn at(database_url: &str, redis_url: &str) -> Self {
+    pub(crate) async fn at(database_url: &str, redis_url: &str) -> Self {
         let metrics = Metrics::new();
         let archive = archive(database_url);
         let hot = hot(&archive, redis_url, &metrics);
@@ -67,18 +67,18 @@ impl Replica {
     }
 
     /// Saves actions as one batch.
-    pub async fn save(&self, actions: &[SaveMessage]) -> Vec<Outcome> {
+    pub(crate) async fn save(&self, actions: &[SaveMessage]) -> Vec<Outcome> {
         self.saver.save(actions).await.unwrap()
     }
 
     /// The newest messages, wherever they come from.
-    pub async fn read(&self, key: &ConversationKey, newest: usize) -> Transcript {
+    pub(crate) async fn read(&self, key: &ConversationKey, newest: usize) -> Transcript {
         let window = Window { newest, before: None };
         self.reader.read(key, &window).await.unwrap().expect("the conversation exists")
     }
 
     /// What a reader gets with Redis and what PostgreSQL says: they must be the same.
-    pub async fn read_both(&self, key: &ConversationKey, newest: usize) -> Vec<Message> {
+    pub(crate) async fn read_both(&self, key: &ConversationKey, newest: usize) -> Vec<Message> {
         self.read(key, newest).await;
         let hot = self.read(key, newest).await;
         assert_eq!(hot.source, Source::HotCopy, "a second read is served by the copy");
@@ -90,7 +90,7 @@ impl Replica {
 }
 
 /// A test's servers with the schema made, and one replica.
-pub async fn stores() -> (TestEnv, Replica) {
+pub(crate) async fn stores() -> (TestEnv, Replica) {
     let env = TestEnv::new().await;
     archive(&env.database_url).migrate().await.unwrap();
     let replica = Replica::of(&env).await;
@@ -98,7 +98,7 @@ pub async fn stores() -> (TestEnv, Replica) {
 }
 
 /// A closer of the replica, with the topology declared.
-pub async fn closer(env: &TestEnv, replica: &Replica, settings: ClosingSettings) -> Closer {
+pub(crate) async fn closer(env: &TestEnv, replica: &Replica, settings: ClosingSettings) -> Closer {
     let endpoints = Endpoints::parse(&env.amqp_url, "test").unwrap();
     topology::declare(&endpoints).await.unwrap();
     let publisher = Publisher::new(endpoints, replica.metrics.clone());
@@ -112,11 +112,11 @@ pub async fn closer(env: &TestEnv, replica: &Replica, settings: ClosingSettings)
 }
 
 /// Settings under which a close is due at once and idleness after the usual time.
-pub fn at_once() -> ClosingSettings {
+pub(crate) fn at_once() -> ClosingSettings {
     ClosingSettings { grace: Duration::ZERO, ..ClosingSettings::default() }
 }
 
-pub fn archive(database_url: &str) -> Archive {
+pub(crate) fn archive(database_url: &str) -> Archive {
     Archive::open(&archive::Settings {
         url: database_url.to_owned(),
         application: "test".to_owned(),
@@ -133,12 +133,12 @@ fn hot(archive: &Archive, redis_url: &str, metrics: &Metrics) -> HotStore {
 }
 
 /// Decodes an action as a worker does.
-pub fn action(body: &Value) -> Action {
+pub(crate) fn action(body: &Value) -> Action {
     action_received(body, "2026-11-20T12:00:00Z")
 }
 
 /// Decodes an action that was received at a given time.
-pub fn action_received(body: &Value, received_at: &str) -> Action {
+pub(crate) fn action_received(body: &Value, received_at: &str) -> Action {
     let context = DecodeContext {
         received_at: Timestamp::parse(received_at).unwrap(),
         max_body_bytes: DEFAULT_MAX_BODY_BYTES,
@@ -148,7 +148,7 @@ pub fn action_received(body: &Value, received_at: &str) -> Action {
 }
 
 /// A message to save: the usual fields, and whatever `extra` adds or replaces.
-pub fn message(session: &str, id: &str, extra: Value) -> SaveMessage {
+pub(crate) fn message(session: &str, id: &str, extra: Value) -> SaveMessage {
     let mut body = json!({
         "action_type": "conversation.save_message", "tenant_id": "acme", "session_id": session,
         "message_id": id, "role": "user", "content": format!("words of {id}"),
@@ -159,39 +159,36 @@ pub fn message(session: &str, id: &str, extra: Value) -> SaveMessage {
     saving(action(&body))
 }
 
-pub fn saving(action: Action) -> SaveMessage {
+pub(crate) fn saving(action: Action) -> SaveMessage {
     match action {
         Action::SaveMessage(save) => *save,
         other => panic!("not a message: {other:?}"),
     }
 }
 
-pub fn key(session: &str) -> ConversationKey {
-    ConversationKey::of_session(
-        TenantId::new("acme").unwrap(),
-        &SessionId::new(session).unwrap(),
-    )
+pub(crate) fn key(session: &str) -> ConversationKey {
+    ConversationKey::of_session(TenantId::new("acme").unwrap(), &SessionId::new(session).unwrap())
 }
 
-pub fn ids(messages: &[Message]) -> Vec<&str> {
+pub(crate) fn ids(messages: &[Message]) -> Vec<&str> {
     messages.iter().map(|message| message.id.as_str()).collect()
 }
 
-pub fn applied() -> Outcome {
+pub(crate) fn applied() -> Outcome {
     Outcome::Done(Done::Applied)
 }
 
-pub fn duplicate() -> Outcome {
+pub(crate) fn duplicate() -> Outcome {
     Outcome::Done(Done::Duplicate)
 }
 
 /// Runs SQL on the test's database and expects a value.
-pub async fn sql(env: &TestEnv, statement: &str) -> String {
+pub(crate) async fn sql(env: &TestEnv, statement: &str) -> String {
     env.psql(statement).await.unwrap().trim().to_owned()
 }
 
 /// Waits until a statement gives a value.
-pub async fn until_sql(env: &TestEnv, statement: &str, wanted: &str) {
+pub(crate) async fn until_sql(env: &TestEnv, statement: &str, wanted: &str) {
     eventually(format!("{statement} = {wanted}"), LIMIT, async || {
         let found = sql(env, statement).await;
         if found == wanted { Ok(()) } else { Err(found) }
@@ -200,7 +197,7 @@ pub async fn until_sql(env: &TestEnv, statement: &str, wanted: &str) {
 }
 
 /// Runs the same work on several tasks at once.
-pub async fn at_the_same_time<F, Fut, T>(times: usize, work: F) -> Vec<T>
+pub(crate) async fn at_the_same_time<F, Fut, T>(times: usize, work: F) -> Vec<T>
 where
     F: Fn(usize) -> Fut,
     Fut: Future<Output = T> + Send + 'static,

@@ -1,0 +1,400 @@
+//! What closing promises: after the grace period, never too early, never lost, never twice.
+
+mod support;
+
+use std::time::Duration;
+
+use conversation::{ClosingSettings, Swept};
+use domain::failure::{DeadLetterReason, Outcome};
+use domain::ids::TenantId;
+use metrics::Counter;
+use serde_json::{Value, json};
+use support::{
+    Replica, action, applied, at_once, closer, duplicate, ids, key, message, sql, stores,
+};
+
+fn event(action_type: &str, session: &str, time: &str, extra: Value) -> domain::action::Action {
+    let mut body = json!({
+        "action_type": action_type, "tenant_id": "acme", "session_id": session,
+        "timestamp": format!("2026-11-20T{time}Z"),
+    });
+    body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    action(&body)
+}
+
+fn opened(session: &str, time: &str) -> domain::action::Action {
+    event("conversation.session_opened", session, time, json!({}))
+}
+
+fn closed(session: &str, time: &str) -> domain::action::Action {
+    event("conversation.session_closed", session, time, json!({}))
+}
+
+async fn record(replica: &Replica, events: &[domain::action::Action]) {
+    assert_eq!(replica.sessions.record(events).await.unwrap(), vec![applied(); events.len()]);
+}
+
+async fn status(env: &testkit::TestEnv, session: &str) -> String {
+    let id = key(session).conversation;
+    sql(env, &format!("SELECT status FROM conversations WHERE id = '{id}'")).await
+}
+
+async fn requested(env: &testkit::TestEnv, session: &str) -> bool {
+    let id = key(session).conversation;
+    let sql_text =
+        format!("SELECT close_requested_at IS NOT NULL FROM conversations WHERE id = '{id}'");
+    sql(env, &sql_text).await == "t"
+}
+
+#[tokio::test]
+async fn a_closed_conversation_is_archived_with_its_totals_and_statistics() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, at_once()).await;
+    let at = |id: &str, role: &str, time: &str, content: &str| {
+        message(
+            "s",
+            id,
+            json!({
+                "role": role, "timestamp": format!("2026-11-20T10:{time}Z"), "content": content,
+                "agent_id": "agent_xyz", "model_name": "gpt-4o",
+            }),
+        )
+    };
+    replica
+        .save(&[
+            at("1", "user", "00:00", "hello world"),
+            at("2", "assistant", "00:04", "hello world"),
+            at("3", "user", "01:00", "hello world"),
+            at("4", "assistant", "01:02", "hello world"),
+            at("5", "assistant", "01:30", "hello world"),
+        ])
+        .await;
+    replica.read_both(&key("s"), 10).await;
+    let bye = json!({"reason": "user left", "satisfaction": 4});
+    record(&replica, &[event("conversation.session_closed", "s", "10:02:00", bye)]).await;
+    let swept = closer.sweep().await.unwrap();
+    assert_eq!(swept, Swept { claimed: 1, archived: 1, ..Swept::default() });
+    assert_eq!(
+        sql(
+            &env,
+            "SELECT status, message_count, total_tokens, close_reason, agent_id,
+                          finalised_at >= closed_at, close_token IS NULL FROM conversations"
+        )
+        .await,
+        "archived|5|10|user left|agent_xyz|t|t"
+    );
+    assert_eq!(sql(&env, "SELECT DISTINCT tokens FROM messages").await, "2");
+
+    assert_eq!(replica.statistics.refresh().await.unwrap(), (1, 1));
+    assert_eq!(
+        sql(
+            &env,
+            "SELECT agent_id, message_count, user_messages, assistant_messages, total_tokens,
+                          duration_seconds, avg_response_seconds, satisfaction
+                   FROM conversation_stats"
+        )
+        .await,
+        "agent_xyz|5|2|3|10|90|3|4"
+    );
+    assert_eq!(
+        sql(
+            &env,
+            "SELECT agent_id, day, conversations, messages, tokens, avg_duration_seconds,
+                          avg_satisfaction FROM daily_stats"
+        )
+        .await,
+        "agent_xyz|2026-11-20|1|5|10|90|4"
+    );
+    // The copy is gone, and the conversation reads the same.
+    assert_eq!(ids(&replica.read(&key("s"), 10).await.messages), ["1", "2", "3", "4", "5"]);
+    // Nothing is left to do for anybody.
+    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
+    assert_eq!(replica.statistics.refresh().await.unwrap(), (0, 0));
+}
+
+#[tokio::test]
+async fn a_close_waits_for_the_grace_period() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, ClosingSettings::default()).await;
+    replica.save(&[message("s", "m1", json!({}))]).await;
+    record(&replica, &[closed("s", "10:01:00")]).await;
+    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
+    sql(&env, "UPDATE conversations SET close_requested_at = close_requested_at - interval '29 s'")
+        .await;
+    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
+    sql(&env, "UPDATE conversations SET close_requested_at = close_requested_at - interval '1 s'")
+        .await;
+    assert_eq!(closer.sweep().await.unwrap().archived, 1);
+}
+
+#[tokio::test]
+async fn a_reconnection_within_the_grace_period_withdraws_the_close() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, at_once()).await;
+    replica.save(&[message("s", "m1", json!({}))]).await;
+    record(&replica, &[opened("s", "10:00:00"), closed("s", "10:01:00")]).await;
+    assert!(requested(&env, "s").await);
+    record(&replica, &[opened("s", "10:01:10")]).await;
+    assert!(!requested(&env, "s").await);
+    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
+    // An old close that arrives late overrules nothing.
+    record(&replica, &[closed("s", "10:01:05")]).await;
+    assert!(!requested(&env, "s").await);
+    record(&replica, &[closed("s", "10:02:00")]).await;
+    assert_eq!(closer.sweep().await.unwrap().archived, 1);
+}
+
+#[tokio::test]
+async fn a_conversation_stays_open_until_its_last_session_closes() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, at_once()).await;
+    let explicit = json!({"conversation_id": "c1"});
+    replica.save(&[message("phone", "m1", explicit.clone())]).await;
+    let on = |action_type: &str, session: &str, time: &str| {
+        event(action_type, session, time, explicit.clone())
+    };
+    record(
+        &replica,
+        &[
+            on("conversation.session_opened", "phone", "10:00:00"),
+            on("conversation.session_opened", "web", "10:00:01"),
+            on("conversation.session_closed", "phone", "10:01:00"),
+        ],
+    )
+    .await;
+    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
+    // A close that names no conversation closes its session wherever it is open.
+    record(&replica, &[closed("web", "10:02:00")]).await;
+    let swept = closer.sweep().await.unwrap();
+    assert_eq!(swept.archived, 1, "{swept:?}");
+    assert_eq!(sql(&env, "SELECT id, status FROM conversations").await, "c1|archived");
+}
+
+#[tokio::test]
+async fn repeating_a_close_neither_postpones_nor_repeats_it() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, at_once()).await;
+    replica.save(&[message("s", "m1", json!({}))]).await;
+    record(&replica, &[closed("s", "10:01:00")]).await;
+    let first = sql(&env, "SELECT close_requested_at FROM conversations").await;
+    record(&replica, &[closed("s", "10:01:00"), closed("s", "10:01:30")]).await;
+    assert_eq!(sql(&env, "SELECT close_requested_at FROM conversations").await, first);
+    assert_eq!(closer.sweep().await.unwrap().archived, 1);
+    let archived = sql(&env, "SELECT finalised_at FROM conversations").await;
+    record(&replica, &[closed("s", "10:01:00"), closed("s", "10:05:00")]).await;
+    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
+    assert_eq!(sql(&env, "SELECT finalised_at FROM conversations").await, archived);
+}
+
+#[tokio::test]
+async fn a_message_after_archiving_reopens_and_the_same_close_follows() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, at_once()).await;
+    replica.save(&[message("s", "m1", json!({}))]).await;
+    record(&replica, &[closed("s", "10:01:00")]).await;
+    assert_eq!(closer.sweep().await.unwrap().archived, 1);
+    replica.statistics.refresh().await.unwrap();
+
+    // A redelivery of what is stored changes nothing.
+    assert_eq!(replica.save(&[message("s", "m1", json!({}))]).await, [duplicate()]);
+    assert_eq!(status(&env, "s").await, "archived");
+
+    assert_eq!(replica.save(&[message("s", "m2", json!({}))]).await, [applied()]);
+    assert_eq!(status(&env, "s").await, "active");
+    assert_eq!(replica.metrics.count(Counter::ConversationsReopened), 1);
+    let swept = closer.sweep().await.unwrap();
+    assert_eq!(swept, Swept { claimed: 1, archived: 1, reopened: 1, ..Swept::default() });
+    assert_eq!(replica.statistics.refresh().await.unwrap(), (1, 1));
+    assert_eq!(sql(&env, "SELECT message_count FROM conversations").await, "2");
+    assert_eq!(sql(&env, "SELECT message_count FROM conversation_stats").await, "2");
+    assert_eq!(sql(&env, "SELECT conversations, messages FROM daily_stats").await, "1|2");
+}
+
+#[tokio::test]
+async fn a_message_during_the_grace_period_starts_it_anew() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, ClosingSettings::default()).await;
+    replica.save(&[message("s", "m1", json!({}))]).await;
+    record(&replica, &[closed("s", "10:01:00")]).await;
+    sql(&env, "UPDATE conversations SET close_requested_at = close_requested_at - interval '1 h'")
+        .await;
+    replica.save(&[message("s", "m2", json!({}))]).await;
+    assert!(requested(&env, "s").await, "a message never cancels a close");
+    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
+}
+
+#[tokio::test]
+async fn a_session_that_is_never_closed_ends_by_idleness() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, ClosingSettings::default()).await;
+    record(&replica, &[opened("s", "10:00:00")]).await;
+    replica.save(&[message("s", "m1", json!({}))]).await;
+    sql(&env, "UPDATE conversations SET touched_at = touched_at - interval '30 min 59 s'").await;
+    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
+    sql(&env, "UPDATE conversations SET touched_at = touched_at - interval '1 s'").await;
+    assert_eq!(closer.sweep().await.unwrap().archived, 1);
+    assert_eq!(sql(&env, "SELECT status, close_reason FROM conversations").await, "archived|idle");
+}
+
+#[tokio::test]
+async fn a_conversation_without_messages_is_dropped_when_its_close_is_due() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, at_once()).await;
+    record(&replica, &[opened("s", "10:00:00"), closed("s", "10:00:01")]).await;
+    assert_eq!(closer.sweep().await.unwrap(), Swept { claimed: 1, dropped: 1, ..Swept::default() });
+    assert_eq!(sql(&env, "SELECT count(*) FROM conversations").await, "0");
+    assert_eq!(sql(&env, "SELECT count(*) FROM sessions").await, "0");
+    assert_eq!(replica.metrics.count(Counter::ConversationsDroppedEmpty), 1);
+    assert_eq!(replica.save(&[message("s", "m1", json!({}))]).await, [applied()]);
+}
+
+#[tokio::test]
+async fn a_message_between_the_claim_and_the_last_write_takes_the_claim_back() {
+    let (env, replica) = stores().await;
+    let settings = at_once();
+    let closer = closer(&env, &replica, settings).await;
+    replica.save(&[message("s", "m1", json!({}))]).await;
+    record(&replica, &[closed("s", "10:01:00")]).await;
+    let claims = replica.archive.claim(&due(settings)).await.unwrap();
+    assert_eq!(claims.len(), 1);
+    replica.save(&[message("s", "m2", json!({}))]).await;
+    assert!(replica.archive.store_totals(&claims, settings.lease).await.unwrap().is_empty());
+    assert!(replica.archive.archive_claimed(&claims).await.unwrap().is_empty());
+    assert_eq!(status(&env, "s").await, "active");
+    assert_eq!(closer.sweep().await.unwrap().archived, 1);
+    assert_eq!(sql(&env, "SELECT message_count FROM conversations").await, "2");
+}
+
+#[tokio::test]
+async fn a_closer_that_dies_after_any_step_is_followed_by_another() {
+    let (env, replica) = stores().await;
+    let settings = at_once();
+    let closer = closer(&env, &replica, settings).await;
+    for (step, session) in ["claimed", "counted", "totalled", "dropped"].iter().enumerate() {
+        replica.save(&[message(session, "m1", json!({"content": "hello world"}))]).await;
+        record(&replica, &[closed(session, "10:01:00")]).await;
+        let claims = replica.archive.claim(&due(settings)).await.unwrap();
+        assert_eq!(claims.len(), 1, "{session}");
+        if step >= 1 {
+            let uncounted = replica.archive.uncounted(&claims, 10, 1 << 20).await.unwrap();
+            replica.archive.store_tokens(&[(&uncounted[0], 2)]).await.unwrap();
+        }
+        if step >= 2 {
+            replica.archive.store_totals(&claims, settings.lease).await.unwrap();
+        }
+        if step >= 3 {
+            replica.hot.drop_copies(&[key(session)]).await.unwrap();
+        }
+        // It died. While its lease lasts nobody interferes; then the sweep takes over.
+        assert_eq!(closer.sweep().await.unwrap(), Swept::default(), "{session}");
+        sql(&env, "UPDATE conversations SET close_lease_until = now() WHERE status = 'closing'")
+            .await;
+        assert_eq!(closer.sweep().await.unwrap().archived, 1, "{session}");
+        let id = key(session).conversation;
+        assert_eq!(
+            sql(&env, &format!("SELECT status, message_count, total_tokens FROM conversations WHERE id = '{id}'")).await,
+            "archived|1|2"
+        );
+    }
+}
+
+#[tokio::test]
+async fn two_closers_at_once_close_each_conversation_once() {
+    let (env, replica) = stores().await;
+    let batch: Vec<_> = (0..60).map(|i| message(&format!("s{i}"), "m1", json!({}))).collect();
+    replica.save(&batch).await;
+    let closes: Vec<_> = (0..60).map(|i| closed(&format!("s{i}"), "10:01:00")).collect();
+    record(&replica, &closes).await;
+    let settings = ClosingSettings { batch: 20, ..at_once() };
+    let closers = [
+        closer(&env, &replica, settings).await,
+        closer(&env, &Replica::of(&env).await, settings).await,
+        closer(&env, &Replica::of(&env).await, settings).await,
+    ];
+    let swept = support::at_the_same_time(3, |n| {
+        let closer = closers[n].clone();
+        async move {
+            let mut archived = 0;
+            loop {
+                let swept = closer.sweep().await.unwrap();
+                archived += swept.archived;
+                if swept.claimed == 0 {
+                    return archived;
+                }
+            }
+        }
+    })
+    .await;
+    assert_eq!(swept.iter().sum::<usize>(), 60, "{swept:?}");
+    assert_eq!(sql(&env, "SELECT DISTINCT status FROM conversations").await, "archived");
+}
+
+#[tokio::test]
+async fn satisfaction_after_archiving_reaches_the_statistics_and_the_newest_word_wins() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, at_once()).await;
+    replica.save(&[message("s", "m1", json!({}))]).await;
+    record(&replica, &[closed("s", "10:01:00")]).await;
+    closer.sweep().await.unwrap();
+    replica.statistics.refresh().await.unwrap();
+    let feedback = |time: &str, satisfaction: u8| {
+        event("conversation.feedback", "s", time, json!({"satisfaction": satisfaction}))
+    };
+    record(&replica, &[feedback("10:05:00", 2)]).await;
+    record(&replica, &[feedback("10:04:00", 5), feedback("10:03:00", 1)]).await;
+    assert_eq!(replica.statistics.refresh().await.unwrap(), (1, 1));
+    assert_eq!(sql(&env, "SELECT satisfaction FROM conversation_stats").await, "2");
+    assert_eq!(sql(&env, "SELECT avg_satisfaction FROM daily_stats").await, "2");
+    assert_eq!(status(&env, "s").await, "archived");
+}
+
+#[tokio::test]
+async fn a_conversation_that_moves_to_another_agent_and_day_leaves_its_old_bucket() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, at_once()).await;
+    let by = |id: &str, agent: &str, day: &str| {
+        message(
+            "s",
+            id,
+            json!({"agent_id": agent, "timestamp": format!("2026-11-{day}T10:00:00Z")}),
+        )
+    };
+    replica.save(&[by("m2", "first", "20")]).await;
+    record(&replica, &[closed("s", "10:01:00")]).await;
+    closer.sweep().await.unwrap();
+    replica.statistics.refresh().await.unwrap();
+    assert_eq!(
+        sql(&env, "SELECT agent_id, day, conversations FROM daily_stats").await,
+        "first|2026-11-20|1"
+    );
+
+    replica.save(&[by("m1", "first", "19"), by("m3", "second", "20")]).await;
+    closer.sweep().await.unwrap();
+    assert_eq!(replica.statistics.refresh().await.unwrap(), (1, 2));
+    assert_eq!(
+        sql(&env, "SELECT agent_id, day, conversations FROM daily_stats ORDER BY day").await,
+        "second|2026-11-19|1\nfirst|2026-11-20|0"
+    );
+    let days = replica.archive.daily_stats(&TenantId::new("acme").unwrap(), 10).await.unwrap();
+    assert_eq!(days.len(), 2);
+}
+
+#[tokio::test]
+async fn an_action_of_another_queue_is_refused_by_name() {
+    let (_env, replica) = stores().await;
+    let stray = event("conversation.get_context", "s", "10:00:00", json!({}));
+    let outcomes = replica.sessions.record(&[closed("s", "10:00:00"), stray]).await.unwrap();
+    assert_eq!(outcomes[0], applied());
+    let Outcome::DeadLetter(refusal) = &outcomes[1] else { panic!("{outcomes:?}") };
+    assert_eq!(refusal.reason, DeadLetterReason::UnknownAction);
+    assert!(refusal.detail.contains("conversation.get_context"), "{refusal}");
+}
+
+fn due(settings: ClosingSettings) -> archive::Due {
+    archive::Due {
+        grace: settings.grace,
+        idle: settings.idle,
+        lease: settings.lease.max(Duration::from_secs(30)),
+        limit: settings.batch,
+    }
+}

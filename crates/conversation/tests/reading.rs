@@ -1,0 +1,252 @@
+//! What reading promises: never an incomplete copy taken for a complete one, never "empty" for
+//! "unavailable".
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use conversation::{Source, admission};
+use domain::failure::{Outcome, Store};
+use hot_store::{Health, Window};
+use metrics::{Counter, HotRead};
+use serde_json::json;
+use support::{LIMIT, Replica, applied, ids, key, message, stores};
+use testkit::proxy::Proxy;
+use testkit::wait::eventually;
+use tokio_util::sync::CancellationToken;
+
+fn newest(newest: usize) -> Window {
+    Window { newest, before: None }
+}
+
+#[tokio::test]
+async fn a_conversation_that_does_not_exist_is_not_empty() {
+    let (_env, replica) = stores().await;
+    assert!(replica.reader.read(&key("nobody"), &newest(10)).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn the_first_read_loads_the_copy_and_the_next_ones_use_it() {
+    let (_env, replica) = stores().await;
+    replica.save(&[message("s", "m1", json!({})), message("s", "m2", json!({}))]).await;
+    assert_eq!(replica.read(&key("s"), 10).await.source, Source::Archive);
+    assert_eq!(replica.read(&key("s"), 10).await.source, Source::HotCopy);
+    replica.save(&[message("s", "m3", json!({}))]).await;
+    let read = replica.read(&key("s"), 2).await;
+    assert_eq!((read.source, ids(&read.messages)), (Source::HotCopy, vec!["m2", "m3"]));
+    assert_eq!(replica.metrics.count(Counter::HotReads { result: HotRead::Hit }), 2);
+}
+
+#[tokio::test]
+async fn a_conversation_of_10_000_messages_whose_copy_was_evicted_reads_whole_and_in_order() {
+    let (_env, replica) = stores().await;
+    let batch: Vec<_> = (0..10_000)
+        .map(|i| {
+            let time = format!("2026-11-20T10:{:02}:{:02}.{:03}Z", i / 60 % 60, i % 60, i / 3600);
+            message("s", &format!("m{i:05}"), json!({"timestamp": time}))
+        })
+        .collect();
+    for part in batch.chunks(500) {
+        assert_eq!(replica.save(part).await, vec![applied(); part.len()]);
+    }
+    let mut expected: Vec<_> = batch.iter().map(|save| save.message.clone()).collect();
+    expected.sort_by_key(domain::message::Message::position);
+
+    assert_eq!(replica.read_both(&key("s"), 100).await, expected[9_900..]);
+    evict(&replica).await;
+    let read = replica.read(&key("s"), 100).await;
+    assert_eq!((read.source, &read.messages[..]), (Source::Archive, &expected[9_900..]));
+    assert_eq!(replica.read_both(&key("s"), 1_000).await, expected[9_000..]);
+
+    // What lies below the copy's floor comes from PostgreSQL, page by page, without a gap.
+    let mut pages = Vec::new();
+    let mut before = None;
+    loop {
+        let window = Window { newest: 777, before };
+        let page = replica.reader.read(&key("s"), &window).await.unwrap().unwrap();
+        let Some(oldest) = page.messages.first() else { break };
+        before = Some(oldest.position());
+        pages.splice(0..0, page.messages);
+    }
+    assert_eq!(pages, expected);
+}
+
+#[tokio::test]
+async fn a_copy_that_vanished_under_a_saver_is_not_taken_for_complete() {
+    let (_env, replica) = stores().await;
+    replica.save(&[message("s", "m1", json!({}))]).await;
+    replica.read_both(&key("s"), 10).await;
+    evict(&replica).await;
+    // The saver appends to a key that has no mark now.
+    replica.save(&[message("s", "m2", json!({}))]).await;
+    let read = replica.read(&key("s"), 10).await;
+    assert_eq!((read.source, ids(&read.messages)), (Source::Archive, vec!["m1", "m2"]));
+    assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["m1", "m2"]);
+}
+
+#[tokio::test]
+async fn a_key_that_vanishes_between_a_load_and_its_mark_gets_no_mark() {
+    let (_env, replica) = stores().await;
+    replica.save(&[message("s", "m1", json!({}))]).await;
+    let intent = replica.hot.begin_load(&key("s")).await.unwrap();
+    let page = archive::Page { newest: 10, max_bytes: usize::MAX, before: None };
+    let snapshot = replica.archive.read(&key("s"), &page).await.unwrap();
+    // The key is evicted, and a message is saved and appended that the snapshot does not have.
+    evict(&replica).await;
+    replica.save(&[message("s", "m2", json!({}))]).await;
+    let mark = hot_store::Mark {
+        numbers: hot_store::Numbers {
+            epoch: snapshot.numbers.hot_epoch,
+            generation: snapshot.numbers.conversation.unwrap().hot_generation,
+        },
+        floor: hot_store::Floor::Beginning,
+    };
+    let loaded = replica.hot.finish_load(intent, &mark, &snapshot.messages).await.unwrap();
+    assert_eq!(loaded, hot_store::Loaded::Superseded);
+    let read = replica.read(&key("s"), 10).await;
+    assert_eq!((read.source, ids(&read.messages)), (Source::Archive, vec!["m1", "m2"]));
+}
+
+#[tokio::test]
+async fn a_writer_alone_cut_off_from_redis_voids_the_copy_that_others_read() {
+    let (env, reader) = stores().await;
+    let proxy = Proxy::before(&env.redis_url).await.unwrap();
+    let writer = Replica::at(&env.database_url, proxy.url()).await;
+    writer.save(&[message("s", "m1", json!({}))]).await;
+    assert_eq!(ids(&reader.read_both(&key("s"), 10).await), ["m1"]);
+
+    proxy.cut().await.unwrap();
+    assert_eq!(writer.save(&[message("s", "m2", json!({}))]).await, [applied()]);
+    let read = reader.read(&key("s"), 10).await;
+    assert_eq!((read.source, ids(&read.messages)), (Source::Archive, vec!["m1", "m2"]));
+
+    // Known to be down now: the save itself voids the copy.
+    assert!(writer.hot.is_known_down());
+    reader.read_both(&key("s"), 10).await;
+    assert_eq!(writer.save(&[message("s", "m3", json!({}))]).await, [applied()]);
+    let read = reader.read(&key("s"), 10).await;
+    assert_eq!((read.source, ids(&read.messages)), (Source::Archive, vec!["m1", "m2", "m3"]));
+
+    proxy.restore().await.unwrap();
+    eventually("the writer to find Redis again", LIMIT, async || {
+        writer.hot.probe().await.map_err(|error| error.to_string())
+    })
+    .await;
+    writer.save(&[message("s", "m4", json!({}))]).await;
+    assert_eq!(ids(&reader.read_both(&key("s"), 10).await), ["m1", "m2", "m3", "m4"]);
+}
+
+#[tokio::test]
+async fn without_redis_saving_and_reading_go_on_in_postgresql() {
+    let (env, replica) = stores().await;
+    replica.save(&[message("s", "m1", json!({}))]).await;
+    env.redis().kill().await.unwrap();
+    assert_eq!(replica.save(&[message("s", "m2", json!({}))]).await, [applied()]);
+    let read = replica.read(&key("s"), 10).await;
+    assert_eq!((read.source, read.degraded), (Source::Archive, false));
+    assert_eq!(ids(&read.messages), ["m1", "m2"]);
+}
+
+#[tokio::test]
+async fn without_postgresql_a_copy_is_degraded_and_nothing_is_never_empty() {
+    let (env, direct) = stores().await;
+    let proxy = Proxy::before(&env.database_url).await.unwrap();
+    let replica = Replica::at(proxy.url(), &env.redis_url).await;
+    direct.save(&[message("s", "m1", json!({}))]).await;
+    replica.read_both(&key("s"), 10).await;
+
+    proxy.cut().await.unwrap();
+    let read = replica.read(&key("s"), 10).await;
+    assert!(read.degraded && read.source == Source::HotCopy, "{read:?}");
+    assert_eq!(ids(&read.messages), ["m1"]);
+    let error = replica.reader.read(&key("other"), &newest(10)).await.unwrap_err();
+    assert_eq!(error.store, Store::PostgreSql);
+    let error = replica.saver.save(&[message("s", "m2", json!({}))]).await.unwrap_err();
+    assert_eq!(error.store, Store::PostgreSql);
+
+    proxy.restore().await.unwrap();
+    eventually("PostgreSQL to answer again", LIMIT, async || {
+        replica.archive.probe().await.map_err(|error| error.to_string())
+    })
+    .await;
+    assert_eq!(replica.save(&[message("s", "m2", json!({}))]).await, [applied()]);
+    assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["m1", "m2"]);
+}
+
+#[tokio::test]
+async fn redis_restarted_empty_under_load_makes_no_reader_miss_an_acknowledged_message() {
+    let (env, replica) = stores().await;
+    let reader = Replica::of(&env).await;
+    let shutdown = CancellationToken::new();
+    let watches = [&replica, &reader].map(|r| tokio::spawn(r.hot.clone().watch(shutdown.clone())));
+    let restarted = Arc::new(AtomicBool::new(false));
+
+    let saver = {
+        let (saver, restarted) = (replica.saver.clone(), Arc::clone(&restarted));
+        tokio::spawn(async move {
+            let mut acknowledged: Vec<String> = Vec::new();
+            let mut after = 0;
+            while after < 50 {
+                let id = format!("m{:05}", acknowledged.len());
+                let time = format!("2026-11-20T10:00:00.{:06}Z", acknowledged.len());
+                let save = message("s", &id, json!({"timestamp": time}));
+                let saved = saver.save(&[save]).await.unwrap();
+                assert_eq!(saved, [Outcome::Done(domain::failure::Done::Applied)]);
+                acknowledged.push(id);
+                after += usize::from(restarted.load(Ordering::SeqCst));
+            }
+            acknowledged
+        })
+    };
+    eventually("some messages", LIMIT, async || {
+        match reader.reader.read(&key("s"), &newest(1)).await.unwrap() {
+            Some(read) if read.messages[0].id.as_str() > "m00020" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let epoch = reader.archive.numbers(&key("s")).await.unwrap().hot_epoch;
+    env.redis().kill().await.unwrap();
+    env.redis().start_empty().await.unwrap();
+    restarted.store(true, Ordering::SeqCst);
+
+    let acknowledged = saver.await.unwrap();
+    let read = reader.read(&key("s"), 1_000).await;
+    assert_eq!(ids(&read.messages), acknowledged[acknowledged.len().saturating_sub(1_000)..]);
+    eventually("both replicas to be back in Redis", LIMIT, async || {
+        let healths = [replica.hot.health(), reader.hot.health()];
+        if healths == [Health::Up; 2] { Ok(()) } else { Err(format!("{healths:?}")) }
+    })
+    .await;
+    assert_ne!(reader.archive.numbers(&key("s")).await.unwrap().hot_epoch, epoch);
+    reader.read_both(&key("s"), 100).await;
+    shutdown.cancel();
+    for watch in watches {
+        watch.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn replicas_that_meet_a_new_redis_at_once_make_one_new_epoch() {
+    let (env, replica) = stores().await;
+    let changes = metrics::Metrics::new();
+    let admit = admission(replica.archive.clone(), changes.clone(), conversation::Fresh::random());
+    let before = replica.archive.numbers(&key("s")).await.unwrap().hot_epoch;
+    // The first use of Redis admits it: the database was made for none.
+    replica.hot.probe().await.unwrap();
+    let admitted = replica.archive.numbers(&key("s")).await.unwrap().hot_epoch;
+    assert_ne!(admitted, before);
+    for _ in 0..5 {
+        Replica::of(&env).await.hot.probe().await.unwrap();
+    }
+    assert_eq!(replica.archive.numbers(&key("s")).await.unwrap().hot_epoch, admitted);
+    drop(admit);
+    assert_eq!(changes.count(Counter::HotEpochChanges), 0);
+    assert_eq!(replica.metrics.count(Counter::HotEpochChanges), 1);
+}
+
+/// Redis forgets the copy, as if it had evicted it.
+async fn evict(replica: &Replica) {
+    replica.hot.drop_copies(&[key("s")]).await.unwrap();
+}
