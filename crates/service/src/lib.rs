@@ -33,7 +33,7 @@
 //!
 //! Everything else is the same in all of them: precedence and errors of settings ([`settings`]), log
 //! lines, `/livez`, `/readyz` and `/metrics`, supervised tasks ([`Service::supervise`]), the drain
-//! with its deadline, and the exit code ([`run`]).
+//! with its deadline, and the exit code ([`run()`]).
 
 pub mod clock;
 mod crypto;

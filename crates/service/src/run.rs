@@ -55,7 +55,7 @@ where
 }
 
 /// The settings of a worker: those of every process, and its own. For tests of a worker's settings;
-/// [`run`] does it by itself.
+/// [`run()`] does it by itself.
 pub fn load_settings<S: Args>(
     process: Process,
     sources: &Sources,
