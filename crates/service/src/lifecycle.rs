@@ -94,7 +94,7 @@ async fn drain(
     deadline: Duration,
 ) -> End {
     let began = Instant::now();
-    check.not_ready("stopping");
+    check.stopping();
     let second = async {
         if signals.recv().await.is_none() {
             // No more signals can come; the deadline remains.

@@ -69,24 +69,24 @@ impl Readiness {
         self.lock().iter().map(|(name, slot)| (*name, slot.state.clone())).collect()
     }
 
-    fn set(&self, handle: &Handle, state: State) {
-        let name = handle.name;
+    /// Writes a state; true if readiness changed by it.
+    fn set(&self, handle: &Handle, reason: Option<String>) -> bool {
+        let state = State { ready: reason.is_none(), reason };
+        let ready = f64::from(u8::from(state.ready));
         let changed = {
             let mut checks = self.lock();
-            let Some(slot) = checks.get_mut(name).filter(|slot| slot.owner == handle.id) else {
-                return;
+            let Some(slot) = checks.get_mut(handle.name).filter(|slot| slot.owner == handle.id)
+            else {
+                return false;
             };
             let changed = slot.state.ready != state.ready;
-            slot.state = state.clone();
+            slot.state = state;
             changed
         };
         if changed {
-            self.0.metrics.set(Gauge::Ready { check: name }, f64::from(u8::from(state.ready)));
-            match state.reason {
-                None => tracing::info!(check = name, "{name} is ready"),
-                Some(reason) => tracing::warn!(check = name, reason, "{name} is not ready"),
-            }
+            self.0.metrics.set(Gauge::Ready { check: handle.name }, ready);
         }
+        changed
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Slot>> {
@@ -98,19 +98,30 @@ impl Readiness {
 impl Check {
     /// This part can do its work.
     pub fn ready(&self) {
-        self.0.readiness.set(&self.0, State { ready: true, reason: None });
+        let Handle { readiness, name, .. } = &*self.0;
+        if readiness.set(&self.0, None) {
+            tracing::info!(check = name, "{name} is ready");
+        }
     }
 
     /// This part cannot do its work, and why, in words for operators. No secrets: it is served.
     pub fn not_ready(&self, reason: impl Into<String>) {
-        self.0.readiness.set(&self.0, State { ready: false, reason: Some(reason.into()) });
+        let (Handle { readiness, name, .. }, reason) = (&*self.0, reason.into());
+        if readiness.set(&self.0, Some(reason.clone())) {
+            tracing::warn!(check = name, reason, "{name} is not ready");
+        }
+    }
+
+    /// This part ends because it was asked to: nothing to warn of.
+    pub(crate) fn stopping(&self) {
+        self.0.readiness.set(&self.0, Some("stopping".to_owned()));
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        let state = State { ready: false, reason: Some("stopped".to_owned()) };
-        self.readiness.set(self, state);
+        // Whoever dropped it says why: the supervisor of a task that failed, or the drain.
+        self.readiness.set(self, Some("stopped".to_owned()));
     }
 }
 
