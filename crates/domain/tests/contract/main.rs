@@ -4,7 +4,9 @@
 
 mod events;
 mod examples;
+mod golden;
 mod malformed;
+mod properties;
 mod rules;
 mod schemas;
 mod support;
