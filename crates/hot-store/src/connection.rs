@@ -6,7 +6,7 @@
 //!
 //! - Connecting is single flight. Calls that come while Redis is known to be down fail at once,
 //!   rather than each waiting for a time-out; one attempt at a time runs, with pauses between them.
-//! - Writes rely on a comparison that is at most three intervals old. If the watcher is late (the
+//! - Writes rely on a comparison that is at most two intervals old. If the watcher is late (the
 //!   process was frozen, say), the next write compares first. Reads need not: what they find is
 //!   checked against PostgreSQL's numbers.
 
@@ -44,8 +44,9 @@ const ADMIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause after the first failed attempt; it doubles up to [`Settings::longest_pause`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
-/// For how many intervals of the watcher a write relies on a comparison.
-const RELY_ON_INTERVALS: u32 = 3;
+/// For how many intervals of the watcher a write relies on a comparison. With the defaults that is
+/// 2 s, and with 1 s for the reply no write goes unnoticed to a deposed server for more than 3 s.
+const RELY_ON_INTERVALS: u32 = 2;
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 type Admission = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;

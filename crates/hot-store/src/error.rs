@@ -22,15 +22,19 @@ pub enum Error {
     /// The connection broke or the reply did not come in time: whether the command ran is unknown.
     #[error("the connection to Redis broke: {0}")]
     Broken(Arc<str>),
-    /// The server is there and serves nobody now: loading, failing over, not letting us in.
+    /// The server is there and serves us nothing now: loading, failing over, not letting us in.
     #[error("Redis does not serve: {0}")]
     NotServing(Arc<str>),
-    /// The server serves, but not this command now: out of memory, cannot write its disk, busy.
+    /// The server serves, but not this command now: out of memory, unable to write its disk, busy,
+    /// not permitted.
     #[error("Redis refuses for now: {0}")]
     Refusing(Arc<str>),
     /// The reign could not be compared with the one on record.
     #[error("Redis could not be admitted: {0}")]
     NotAdmitted(Arc<str>),
+    /// Another reader is loading the copy, and a second load would only take its place.
+    #[error("another load of the hot copy is under way")]
+    LoadUnderWay,
     /// The server answered with an error that nobody foresaw.
     #[error("Redis refused a command: {0}")]
     Command(Arc<str>),
@@ -57,6 +61,7 @@ impl Error {
             | Self::NotServing(_)
             | Self::Refusing(_)
             | Self::NotAdmitted(_) => FailureClass::Unavailable,
+            Self::LoadUnderWay => FailureClass::Transient,
             Self::Command(_) => FailureClass::Retryable,
         }
     }
@@ -67,7 +72,9 @@ impl Error {
             Self::Broken(_) | Self::NotConnected(_) | Self::NotMaster(_) | Self::NotServing(_) => {
                 true
             }
-            Self::Refusing(_) | Self::NotAdmitted(_) | Self::Command(_) => false,
+            Self::Refusing(_) | Self::NotAdmitted(_) | Self::LoadUnderWay | Self::Command(_) => {
+                false
+            }
         }
     }
 }
@@ -84,16 +91,16 @@ impl From<RedisError> for Error {
         match error.kind() {
             // A demoted master must not be used again: its reign is over.
             ErrorKind::Server(ServerErrorKind::ReadOnly) => Self::NotMaster("replica".to_owned()),
+            ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown)
+            | ErrorKind::AuthenticationFailed => Self::NotServing(text),
+            // A new connection would be admitted and refused again, so this one is kept.
             ErrorKind::Server(
-                ServerErrorKind::BusyLoading
+                ServerErrorKind::TryAgain
                 | ServerErrorKind::ClusterDown
-                | ServerErrorKind::MasterDown
                 | ServerErrorKind::Moved
                 | ServerErrorKind::Ask
                 | ServerErrorKind::NoPerm,
-            )
-            | ErrorKind::AuthenticationFailed => Self::NotServing(text),
-            ErrorKind::Server(ServerErrorKind::TryAgain) => Self::Refusing(text),
+            ) => Self::Refusing(text),
             _ => match error.code() {
                 Some("NOAUTH" | "WRONGPASS") => Self::NotServing(text),
                 Some("OOM" | "MISCONF" | "NOREPLICAS" | "BUSY") => Self::Refusing(text),
@@ -158,7 +165,9 @@ mod tests {
     fn a_demoted_master_ends_the_connection_but_full_memory_does_not() {
         assert!(reply("READONLY You can't write").ends_the_connection());
         assert!(reply("LOADING Redis is loading").ends_the_connection());
-        assert!(!reply("OOM command not allowed").ends_the_connection());
+        for line in ["OOM command not allowed", "NOPERM this user has no permissions"] {
+            assert!(!reply(line).ends_the_connection(), "{line}");
+        }
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl HotStore {
     /// `admit` compares the reign of a server with the one on record and, if they differ, records
     /// this one together with a fresh epoch. It runs before a connection is first used and every
     /// [`Settings::watch_every`] after that. Its error keeps a new connection from being used; an
-    /// admitted one may still be read, but not be written to once the last success is three
+    /// admitted one may still be read, but not be written to once the last success is two
     /// intervals old.
     pub fn open<F, Fut, E>(settings: Settings, admit: F) -> Result<Self, InvalidAddress>
     where

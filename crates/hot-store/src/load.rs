@@ -4,28 +4,33 @@
 //! reader may load. So a load first empties the key and leaves an *intent* in it, and its rows and
 //! mark are accepted only while that intent is there. Without it, a key that vanishes after a saver
 //! appended would come back with a valid mark and without that row.
+//!
+//! Many readers may miss one copy at once. One loads; the others are told so and read PostgreSQL
+//! alone. If each took the place of the one before, none would ever finish.
 
 use std::borrow::Borrow;
 use std::sync::LazyLock;
 
 use domain::ids::ConversationKey;
 use domain::message::Message;
-use redis::{ErrorKind, Script, ServerErrorKind, Value};
+use redis::{ErrorKind, ServerErrorKind, Value};
 use uuid::Uuid;
 
 use crate::append::add_member;
+use crate::connection::Connection;
 use crate::error::Error;
-use crate::mark::{Mark, encode_intent};
+use crate::mark::Mark;
 use crate::{HotStore, keys};
 
-static ACCEPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("load.lua")));
+static BEGIN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("begin_load.lua")));
+static FINISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("finish_load.lua")));
 
 /// A load that has begun. Read the numbers and rows *after* this, in one snapshot.
 #[derive(Debug)]
 #[must_use = "a load that is not finished has emptied the copy for nothing"]
 pub struct Intent {
     key: ConversationKey,
-    nonce: Uuid,
+    member: Vec<u8>,
     /// The connection on which it was left: another one may be another server.
     serial: u64,
 }
@@ -35,36 +40,45 @@ pub struct Intent {
 pub enum Loaded {
     /// The rows and the mark are in the copy.
     Accepted,
-    /// The intent is gone: the key vanished, another load began, or Redis was replaced. Nothing was
-    /// written, and nothing is wrong: a later read loads again.
+    /// The intent is gone: the key vanished, the load took too long and another began, or Redis was
+    /// replaced. Nothing was written, and nothing is wrong: a later read loads again.
     Superseded,
+}
+
+/// A Lua script and the name by which Redis remembers it.
+struct Script {
+    source: &'static str,
+    hash: String,
 }
 
 impl HotStore {
     /// Empties a copy and leaves an intent in it.
+    ///
+    /// # Errors
+    /// [`Error::LoadUnderWay`] when another reader has begun to load it and not finished, for at
+    /// most [`Settings::longest_load`](crate::Settings::longest_load).
     pub async fn begin_load(&self, key: &ConversationKey) -> Result<Intent, Error> {
         let connection = self.connections.get_for_writing().await?;
-        let nonce = Uuid::new_v4();
-        let name = keys::messages(key);
-        let mut pipeline = redis::pipe();
-        pipeline.atomic();
-        pipeline.cmd("UNLINK").arg(&name);
-        pipeline.cmd("ZADD").arg(&name).arg("-inf").arg(encode_intent(nonce));
-        pipeline.cmd("EXPIRE").arg(&name).arg(self.expiry_seconds());
-        for reply in connection.run(&pipeline).await? {
-            match reply {
-                Value::Array(replies) => replies.iter().try_for_each(|r| connection.check(r))?,
-                other => connection.check(&other)?,
+        let mut command = BEGIN.on(key);
+        command.arg(Uuid::new_v4().as_bytes());
+        command.arg(self.connections.settings().longest_load.as_millis().to_string());
+        command.arg(self.expiry_seconds());
+        match BEGIN.run(&connection, &command).await? {
+            Value::BulkString(member) => {
+                Ok(Intent { key: key.clone(), member, serial: connection.serial() })
             }
+            _ => Err(Error::LoadUnderWay),
         }
-        Ok(Intent { key: key.clone(), nonce, serial: connection.serial() })
     }
 
     /// Adds the rows and the mark, if the intent is still there, and renews the copy's expiry.
     ///
     /// All rows go in one script, during which Redis serves nobody else (some 5 ms for 1 000 rows):
-    /// the caller bounds how many and how large they are. An error leaves it unknown whether they
-    /// went in; either way the copy is right.
+    /// the caller bounds how many and how large they are.
+    ///
+    /// # Errors
+    /// Redis is away, or was too slow. Then it is unknown whether the rows went in; either way the
+    /// copy is right.
     pub async fn finish_load<M>(
         &self,
         intent: Intent,
@@ -78,28 +92,42 @@ impl HotStore {
         if connection.serial() != intent.serial {
             return Ok(Loaded::Superseded);
         }
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(ACCEPT.get_hash()).arg(1).arg(keys::messages(&intent.key));
-        command.arg(encode_intent(intent.nonce)).arg(mark.encode()).arg(self.expiry_seconds());
+        let mut command = FINISH.on(&intent.key);
+        command.arg(intent.member).arg(mark.encode()).arg(self.expiry_seconds());
         let mut buffer = Vec::new();
         for message in messages {
             add_member(&mut command, message.borrow(), &mut buffer);
         }
-        let mut reply = connection.call(&command).await;
-        if reply.as_ref().is_err_and(is_unknown_script) {
-            let mut load = redis::cmd("SCRIPT");
-            load.arg("LOAD").arg(include_str!("load.lua"));
-            connection.call(&load).await?;
-            reply = connection.call(&command).await;
-        }
-        match reply? {
+        match FINISH.run(&connection, &command).await? {
             Value::Int(1) => Ok(Loaded::Accepted),
             _ => Ok(Loaded::Superseded),
         }
     }
 }
 
-/// A server forgets its scripts when it restarts, and on `SCRIPT FLUSH`.
-fn is_unknown_script(error: &redis::RedisError) -> bool {
-    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+impl Script {
+    fn new(source: &'static str) -> Self {
+        Self { source, hash: redis::Script::new(source).get_hash().to_owned() }
+    }
+
+    /// The command that runs it on the copy of a conversation, still without arguments.
+    fn on(&self, key: &ConversationKey) -> redis::Cmd {
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(&self.hash).arg(1).arg(keys::messages(key));
+        command
+    }
+
+    /// Runs the command; a server that does not know the script is taught. Servers forget scripts
+    /// when they restart, and on `SCRIPT FLUSH`.
+    async fn run(&self, connection: &Connection, command: &redis::Cmd) -> Result<Value, Error> {
+        let reply = connection.call(command).await;
+        let unknown = ErrorKind::Server(ServerErrorKind::NoScript);
+        if reply.as_ref().is_err_and(|error| error.kind() == unknown) {
+            let mut load = redis::cmd("SCRIPT");
+            load.arg("LOAD").arg(self.source);
+            connection.call(&load).await?;
+            return Ok(connection.call(command).await?);
+        }
+        Ok(reply?)
+    }
 }

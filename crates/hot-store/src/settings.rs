@@ -21,9 +21,11 @@ pub struct Settings {
     pub response_timeout: Duration,
     /// The longest pause between two attempts to connect; calls fail at once meanwhile.
     pub longest_pause: Duration,
-    /// How often the reign is compared; also how long a write may rely on the last comparison,
-    /// times three.
+    /// How often the reign is compared. A write relies on a comparison for twice as long.
     pub watch_every: Duration,
+    /// A load that has not finished after this, by Redis's clock, is taken for abandoned, and
+    /// another may begin.
+    pub longest_load: Duration,
 }
 
 /// The address of one Redis server, without a way to print its password.
@@ -43,7 +45,7 @@ pub enum InvalidAddress {
 
 impl Settings {
     /// The defaults: 24 h of life, 2 s to connect, 1 s to reply, pauses of at most 1 s, a comparison
-    /// every second.
+    /// every second, 5 s for a load.
     #[must_use]
     pub fn new(address: Address) -> Self {
         Self {
@@ -53,6 +55,7 @@ impl Settings {
             response_timeout: Duration::from_secs(1),
             longest_pause: Duration::from_secs(1),
             watch_every: Duration::from_secs(1),
+            longest_load: Duration::from_secs(5),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! A load counts only if nothing came between its beginning and its end.
 
 use crate::support::*;
-use hot_store::{Loaded, Miss};
+use hot_store::{Error, Loaded, Miss};
+use std::time::Duration;
 
 #[tokio::test]
 async fn a_load_takes_the_place_of_what_was_there() {
@@ -69,9 +70,11 @@ async fn a_key_that_vanishes_after_a_saver_appended_gets_no_mark() {
 }
 
 #[tokio::test]
-async fn of_two_loads_at_once_the_last_to_begin_wins() {
+async fn a_load_that_took_too_long_is_superseded_by_the_next() {
     let world = World::new().await;
-    let (one, other) = (world.store(), world.store());
+    let mut impatient = world.settings();
+    impatient.longest_load = Duration::ZERO;
+    let (one, other) = (world.store(), world.store_with(impatient));
     let first = one.begin_load(&key("c")).await.unwrap();
     let second = other.begin_load(&key("c")).await.unwrap();
     assert_eq!(one.finish_load(first, &whole(), &messages(1)).await.unwrap(), Loaded::Superseded);
@@ -80,6 +83,48 @@ async fn of_two_loads_at_once_the_last_to_begin_wins() {
     assert_eq!(other.finish_load(second, &whole(), &messages(2)).await.unwrap(), Loaded::Accepted);
     let copy = one.read(&key("c"), &newest(10)).await.unwrap();
     assert_eq!(copy.usable(NUMBERS), Ok(messages(2)));
+}
+
+#[tokio::test]
+async fn of_many_loads_at_once_one_begins_and_finishes() {
+    let world = World::new().await;
+    let stores = [world.store(), world.store(), world.store()];
+    let mut begun = Vec::new();
+    for store in &stores {
+        match store.begin_load(&key("c")).await {
+            Ok(intent) => begun.push(intent),
+            Err(error) => assert!(matches!(error, Error::LoadUnderWay), "{error:?}"),
+        }
+    }
+    assert_eq!(begun.len(), 1);
+    let intent = begun.pop().unwrap();
+    let loaded = stores[0].finish_load(intent, &whole(), &messages(2)).await.unwrap();
+    assert_eq!(loaded, Loaded::Accepted);
+    // It is over: the next may begin.
+    load(&stores[1], "c", &messages(3)).await;
+}
+
+#[tokio::test]
+async fn an_intent_that_a_dead_reader_left_does_not_stop_loads_for_ever() {
+    let world = World::new().await;
+    // From the year 2023: written by hand, so that the test need not wait.
+    let stored = include_bytes!("../../fixtures/intent-v1.bin");
+    world.raw_bytes::<()>(&[b"ZADD", name("c").as_bytes(), b"-inf", stored]).await;
+    load(&world.store(), "c", &messages(2)).await;
+    assert_eq!(world.raw::<usize>(&["ZCARD", &name("c")]).await, 3, "the old intent is gone");
+}
+
+#[tokio::test]
+async fn an_intent_keeps_its_form() {
+    let world = World::new().await;
+    let intent = world.store().begin_load(&key("c")).await.unwrap();
+    let members: Vec<Vec<u8>> = world.raw(&["ZRANGE", &name("c"), "0", "-1"]).await;
+    let stored = include_bytes!("../../fixtures/intent-v1.bin");
+    assert_eq!(members.len(), 1);
+    assert_eq!((members[0][0], members[0].len()), (stored[0], stored.len()));
+    let milliseconds = std::str::from_utf8(&members[0][17..]).unwrap();
+    assert!(milliseconds.parse::<u64>().unwrap() > 1_700_000_000_000);
+    drop(intent);
 }
 
 #[tokio::test]
