@@ -21,6 +21,15 @@ use crate::servers::{Kind, Server, Servers, postgresql::psql};
 /// The environment variable with the path of a file that describes [`SharedServers`].
 pub const SHARED: &str = "VERBATIM_TEST_SERVERS";
 
+/// The environment variable that `cargo xtask test --deep` sets.
+pub const DEEP: &str = "VERBATIM_TEST_DEEP";
+
+/// Whether tests should use larger loads and more rounds, at the price of minutes.
+#[must_use]
+pub fn deep() -> bool {
+    std::env::var_os(DEEP).is_some()
+}
+
 /// The servers that many tests use at once.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SharedServers {

@@ -10,7 +10,6 @@
 //! given a recycled process id.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -63,8 +62,8 @@ impl Guard {
     /// When the directory or the shell cannot be made.
     pub fn new(reachable_for: Option<u32>) -> io::Result<Self> {
         let mark = Uuid::new_v4().simple().to_string();
-        let dir = place::servers_dir(reachable_for).join(&mark[..12]);
-        fs::create_dir_all(&dir)?;
+        // 48 random bits: enough for a name.
+        let dir = place::fresh_dir(&mark[..12], reachable_for)?;
         let shell = Command::new("sh")
             .args(["-c", SCRIPT, "verbatim-guard", &format!("{MARK}={mark}")])
             .arg(&dir)
@@ -102,6 +101,7 @@ impl Drop for Guard {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::time::Duration;
 
     use super::*;

@@ -1,8 +1,8 @@
 //! Where things lie: the target directory, the product's binaries, the servers' data.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// `target/debug` or its like: where cargo put the program that runs, or would have put it.
@@ -31,15 +31,24 @@ pub fn user_id() -> io::Result<u32> {
     Ok(fs::metadata("/proc/self")?.uid())
 }
 
-/// The directory below which every guard has its own.
-pub(crate) fn servers_dir(reachable_for: Option<u32>) -> PathBuf {
+/// A fresh directory with an unguessable name: under `target/servers`, or directly under the system's
+/// temporary directory where the user `reachable_for` could not reach that one.
+pub(crate) fn fresh_dir(name: &str, reachable_for: Option<u32>) -> io::Result<PathBuf> {
     let profile = profile_dir();
     let target = profile.parent().unwrap_or(&profile);
-    let dir = target.join("servers");
-    match reachable_for {
-        Some(user) if !reachable(target, user) => std::env::temp_dir().join("verbatim-servers"),
-        _ => dir,
+    let dir = match reachable_for {
+        Some(user) if !reachable(target, user) => {
+            std::env::temp_dir().join(format!("verbatim-{name}"))
+        }
+        _ => target.join("servers").join(name),
+    };
+    fs::create_dir_all(&dir)?;
+    // Whatever the umask: passable for the servers' own users, and listed by nobody else.
+    fs::set_permissions(&dir, Permissions::from_mode(0o711))?;
+    if let Some(parent) = dir.parent().filter(|parent| parent.ends_with("servers")) {
+        fs::set_permissions(parent, Permissions::from_mode(0o711))?;
     }
+    Ok(dir)
 }
 
 /// Whether `user` may pass through every directory down to `dir`. Judged by owner and others alone: a
@@ -55,8 +64,6 @@ fn reachable(dir: &Path, user: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -65,9 +72,9 @@ mod tests {
         let inner = dir.join("inner");
         fs::create_dir_all(&inner).unwrap();
         let owner = fs::metadata(&dir).unwrap().uid();
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::set_permissions(&dir, Permissions::from_mode(0o700)).unwrap();
         assert!(!reachable(&inner, owner + 1));
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)).unwrap();
+        fs::set_permissions(&dir, Permissions::from_mode(0o711)).unwrap();
         assert!(reachable(&inner, owner + 1));
         fs::remove_dir_all(&dir).unwrap();
     }

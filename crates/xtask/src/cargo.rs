@@ -1,9 +1,14 @@
 //! Cargo, called from within.
 
-use std::process::Command;
+use std::process::{Child, Command};
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use testkit::place;
+use tokio::time::sleep;
+
+/// How soon the end of a command is noticed.
+const POLL: Duration = Duration::from_millis(20);
 
 /// The processes of a fleet, and the command line.
 pub(crate) const FLEET: [&str; 4] =
@@ -26,12 +31,28 @@ pub(crate) async fn build_fleet() -> Result<()> {
     run(command(&arguments)).await
 }
 
-/// Runs a command with its output visible.
+/// Runs a command with its output visible. Dropping the future ends the command.
 pub(crate) async fn run(mut command: Command) -> Result<()> {
-    let shown = format!("{:?}", command.get_args().collect::<Vec<_>>());
-    let status = tokio::task::spawn_blocking(move || command.status()).await??;
+    let mut child = Running(command.spawn().with_context(|| format!("{command:?}"))?);
+    let status = loop {
+        match child.0.try_wait()? {
+            Some(status) => break status,
+            None => sleep(POLL).await,
+        }
+    };
     if !status.success() {
-        bail!("cargo {shown} ended with {status}");
+        bail!("{command:?} ended with {status}");
     }
     Ok(())
+}
+
+/// A child that does not outlive its interest.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only for a child that has been reaped already.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
 }

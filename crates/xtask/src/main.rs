@@ -65,24 +65,21 @@ async fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        result = interrupted() => {
-            say::line(&format!("\n{}", if result.is_ok() { "stopping" } else { "no signal handler" }));
+        Ok(()) = interrupted() => {
+            say::line("\nstopping");
             ExitCode::from(INTERRUPTED)
         }
     }
 }
 
-/// Resolves at Ctrl-C, at a polite kill, and when the terminal goes away.
+/// Resolves at Ctrl-C and at a polite kill. A hang-up, like `kill -9`, ends this process at once; the
+/// servers' guard sees it.
 async fn interrupted() -> Result<()> {
-    let (mut interrupt, mut terminate, mut hang_up) = (
-        signal(SignalKind::interrupt())?,
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::hangup())?,
-    );
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
-        _ = hang_up.recv() => {}
     }
     Ok(())
 }

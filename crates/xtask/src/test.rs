@@ -5,13 +5,10 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use testkit::environment::{SHARED, SharedServers};
+use testkit::environment::{DEEP, SHARED, SharedServers};
 use testkit::servers::Kind;
 
 use crate::{cargo, packages, say, stores};
-
-/// Tells the tests to use larger loads and more rounds.
-const DEEP: &str = "VERBATIM_TEST_DEEP";
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, Default, clap::Args)]
