@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use chrono::{DateTime, NaiveDateTime, SecondsFormat, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -51,13 +51,10 @@ impl Timestamp {
 
     /// Parses RFC 3339. Without an offset it is UTC; finer digits than microseconds are cut off.
     pub fn parse(text: &str) -> Result<Self, InvalidTimestamp> {
-        let moment = DateTime::parse_from_rfc3339(text).map(|t| t.to_utc()).or_else(|_| {
-            ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"]
-                .iter()
-                .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok())
-                .map(|naive| naive.and_utc())
-                .ok_or_else(|| InvalidTimestamp::Format(excerpt(text)))
-        })?;
+        let moment = DateTime::parse_from_rfc3339(text)
+            .or_else(|_| DateTime::parse_from_rfc3339(&format!("{text}Z")))
+            .map_err(|_| InvalidTimestamp::Format(excerpt(text)))?
+            .to_utc();
         Self::try_from(moment).map_err(|_| InvalidTimestamp::Range(excerpt(text)))
     }
 

@@ -50,7 +50,8 @@ pub struct Common {
     /// The queue that wants the reply. The AMQP property `reply_to` wins.
     pub callback_queue_name: Option<String>,
     /// Whatever else belongs to it; kept as it is. Fields that the contract does not know are
-    /// added to it.
+    /// added to it, and in `conversation.save_message` also `task_id` and `origin_service`; one
+    /// whose name is there already is added as `extra.` and its name.
     pub metadata: Option<JsonObject>,
 }
 

@@ -3,6 +3,7 @@
 use domain::action::{Action, ConversationSource, Identity, SaveMessage};
 use domain::envelope::{Envelope, Resolved};
 use domain::failure::Refusal;
+use domain::ids::{ConversationId, MessageId};
 use domain::message::{Content, Json};
 use domain::time::Timestamp;
 
@@ -140,8 +141,8 @@ fn a_later_attempt_decides_as_the_first_one_did() {
 #[test]
 fn what_an_earlier_attempt_resolved_wins() {
     let resolved = Resolved {
-        id: "id".parse_id(),
-        conversation: domain::ids::ConversationId::new("conversation").expect("an id"),
+        id: MessageId::new("id").expect("an id"),
+        conversation: ConversationId::new("conversation").expect("an id"),
         timestamp: at("2026-03-01T00:00:00Z"),
         received_at: at("2026-03-02T00:00:00Z"),
     };
@@ -152,16 +153,6 @@ fn what_an_earlier_attempt_resolved_wins() {
     assert_eq!(save.message.id, resolved.id);
     assert_eq!(save.message.created_at, resolved.timestamp);
     assert_eq!(save.message.received_at, resolved.received_at);
-}
-
-trait ParseId {
-    fn parse_id(&self) -> domain::ids::MessageId;
-}
-
-impl ParseId for str {
-    fn parse_id(&self) -> domain::ids::MessageId {
-        domain::ids::MessageId::new(self).expect("an id")
-    }
 }
 
 #[test]
@@ -265,4 +256,11 @@ fn parts_are_kept_and_their_text_is_read() {
     };
     assert_eq!(save.message.content.text(), "a\nb");
     assert_eq!(save.message.content.parts().map(Json::as_str), Some(parts));
+}
+
+#[test]
+fn a_time_without_an_offset_is_utc() {
+    for text in ["2026-02-03T04:05:06", "2026-02-03 04:05:06", "2026-02-03t04:05:06.000z"] {
+        assert_eq!(at(text), at("2026-02-03T04:05:06Z"), "{text}");
+    }
 }
