@@ -25,10 +25,10 @@ mod session;
 mod suspects;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use domain::clock::Clock;
 use domain::failure::Store;
-use domain::time::Timestamp;
 use metrics::Metrics;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -76,8 +76,6 @@ pub struct Settings {
     pub retries: Vec<RetryQueue>,
     /// How often the suspects are looked at.
     pub suspect_interval: Duration,
-    /// What the time is.
-    pub clock: fn() -> Timestamp,
 }
 
 /// What a consumer is doing; readiness follows it.
@@ -111,6 +109,7 @@ struct Shared<H> {
     endpoints: Endpoints,
     publisher: Publisher,
     settings: Settings,
+    clock: Clock,
     observer: Observer,
     state: watch::Sender<ConsumerState>,
 }
@@ -156,7 +155,6 @@ impl Default for Settings {
             stall_limit: Duration::from_secs(20),
             retries: RetryQueue::ALL.to_vec(),
             suspect_interval: Duration::from_secs(5),
-            clock: system_time,
         }
     }
 }
@@ -171,12 +169,13 @@ impl<H: Handler> Consumer<H> {
         endpoints: Endpoints,
         publisher: Publisher,
         settings: Settings,
+        clock: Clock,
         metrics: Metrics,
     ) -> Self {
         metrics.start_queue(source.queue);
         let observer = Observer::new(source.queue, metrics);
         let (state, _) = watch::channel(ConsumerState::Connecting);
-        let shared = Shared { source, handler, endpoints, publisher, settings, observer, state };
+        let shared = Shared { source, handler, endpoints, publisher, settings, clock, observer, state };
         Self { shared: Arc::new(shared) }
     }
 
@@ -230,14 +229,4 @@ async fn pause(duration: Duration, shutdown: &CancellationToken) {
         () = tokio::time::sleep(duration) => {}
         () = shutdown.cancelled() => {}
     }
-}
-
-/// The time by the system's clock. A clock before 1970 or after 2199 counts as 1970.
-fn system_time() -> Timestamp {
-    let micros = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|elapsed| i64::try_from(elapsed.as_micros()).ok())
-        .unwrap_or(0);
-    Timestamp::from_micros(micros).unwrap_or(Timestamp::EARLIEST)
 }

@@ -30,16 +30,25 @@ impl Inspector {
         Self { endpoints, connection: None }
     }
 
+    /// Asks the broker whether it is there.
+    ///
+    /// # Errors
+    /// It is away.
+    pub async fn probe(&mut self) -> Result<(), Error> {
+        let connection = self.connection().await?;
+        let channel = connection.channel().await?;
+        request("close a channel", channel.close(200, "done".into())).await?;
+        self.connection = Some(connection);
+        Ok(())
+    }
+
     /// The depth of every queue of the topology, in its order. A queue that does not exist is
     /// `None`.
     ///
     /// # Errors
     /// The broker is away.
     pub async fn depths(&mut self) -> Result<Vec<(&'static str, Option<Depth>)>, Error> {
-        let connection = match self.connection.take().filter(Connection::is_open) {
-            Some(connection) => connection,
-            None => self.endpoints.connect("inspect").await?,
-        };
+        let connection = self.connection().await?;
         let mut depths = Vec::new();
         for queue in topology::queues() {
             let depth = match depth(&connection, queue.name).await {
@@ -52,6 +61,14 @@ impl Inspector {
         }
         self.connection = Some(connection);
         Ok(depths)
+    }
+
+    /// The connection of the last time, taken: whoever fails with it leaves none behind.
+    async fn connection(&mut self) -> Result<Connection, Error> {
+        match self.connection.take().filter(Connection::is_open) {
+            Some(connection) => Ok(connection),
+            None => self.endpoints.connect("inspect").await,
+        }
     }
 }
 

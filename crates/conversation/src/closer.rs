@@ -21,7 +21,7 @@ use broker::{Publication, PublishError, Publisher};
 use domain::event::{Event, Migrated, Reopened};
 use domain::ids::ConversationKey;
 use hot_store::HotStore;
-use metrics::{Counter, Gauge, Metrics, Timing};
+use metrics::{Counter, Metrics, Timing};
 use tokens::Encoding;
 
 use crate::transient::retried;
@@ -179,18 +179,6 @@ impl Closer {
         swept.archived = archived.len();
         swept.withdrawn = swept.claimed - swept.dropped - swept.archived;
         Ok(swept)
-    }
-
-    /// Exports how many conversations are active and how far closing lags behind.
-    ///
-    /// # Errors
-    /// PostgreSQL failed.
-    pub async fn measure(&self) -> Result<(), archive::Error> {
-        let (active, lag) = self.archive.close_backlog(self.settings.grace).await?;
-        #[expect(clippy::cast_precision_loss, reason = "a gauge of conversations, far below 2^52")]
-        self.metrics.set(Gauge::ConversationsActive, active as f64);
-        self.metrics.set(Gauge::CloseLag, lag.as_secs_f64());
-        Ok(())
     }
 
     /// Counts what nobody has counted; claims that were lost meanwhile are let go.

@@ -248,7 +248,7 @@ fn copy_for<H: Handler>(
     shared: &Shared<H>,
 ) -> (Option<Publication>, DeliveryOutcome) {
     let home = shared.source.queue;
-    let now = (shared.settings.clock)();
+    let now = shared.clock.now();
     let copy_to = |queue| Publication::copy(delivery, queue).resolved(resolved);
     let message_id = delivery.envelope.message_id.as_deref();
     let attempt = delivery.journey.attempt;

@@ -215,7 +215,7 @@ impl<H: Handler> Session<H> {
         self.last_progress = Instant::now();
         self.prefetch.observe(bytes);
         self.ledger.deliver(tag, bytes, delivery.acker.clone());
-        let delivery = Delivery::from_amqp(delivery, (self.shared.settings.clock)());
+        let delivery = Delivery::from_amqp(delivery, self.shared.clock.now());
         self.gathering.push(Received { tag, delivery }, bytes, self.last_progress);
     }
 

@@ -34,7 +34,7 @@ pub(super) async fn take_turn<H: Handler>(
         let acker = message.delivery.acker.clone();
         let received = Received {
             tag: message.delivery.delivery_tag,
-            delivery: Delivery::from_amqp(message.delivery, (shared.settings.clock)()),
+            delivery: Delivery::from_amqp(message.delivery, shared.clock.now()),
         };
         match Batch::new(vec![received], Lane::Suspects).work(shared).await {
             Ok(finished) => {

@@ -11,6 +11,7 @@
 
 mod error;
 mod file;
+mod fleet;
 mod groups;
 mod layers;
 mod url;
@@ -24,6 +25,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args as _, Command};
 
 pub use error::{Origin, SettingsError};
+pub use fleet::{ClosingSettings, ConsumerSettings, StoreSettings};
 pub use groups::{
     AmqpSettings, ConnectionSettings, DatabaseSettings, ListenSettings, LogFormat, LogSettings,
     ProcessSettings, RedisSettings,
@@ -103,7 +105,9 @@ pub(crate) fn mistyped_variables(command: &Command, sources: &Sources) -> Vec<(S
 
 /// The settings that may stand at the file's top level.
 fn common_settings() -> Command {
-    ConnectionSettings::augment_args(ProcessSettings::augment_args(Command::new("common")))
+    let common = ProcessSettings::augment_args(Command::new("common"));
+    let common = ConsumerSettings::augment_args(StoreSettings::augment_args(common));
+    ClosingSettings::augment_args(common)
 }
 
 /// The file that flags or environment name. Help and version are answered here, before anything can

@@ -1,2 +1,45 @@
-//! To be filled.
-fn main() {}
+//! `message-save-worker`: takes messages from `conversation.save_message`, makes them durable in
+//! PostgreSQL and hot in Redis, and only then has them acknowledged.
+
+mod handler;
+
+use std::process::ExitCode;
+
+use broker::topology::WorkQueue;
+use broker::{Replier, Source};
+use conversation::Saver;
+use service::settings::{ConsumerSettings, StoreSettings};
+use service::{Process, Service};
+use worker::{Decoder, Stores, consume, pace};
+
+use crate::handler::SaveMessages;
+
+#[derive(Debug, clap::Args)]
+struct Settings {
+    #[command(flatten)]
+    stores: StoreSettings,
+    #[command(flatten)]
+    consuming: ConsumerSettings,
+}
+
+fn main() -> ExitCode {
+    service::run(Process::MessageSaveWorker, build)
+}
+
+async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
+    let stores = Stores::open(&service, &settings.stores).await?;
+    let handler = SaveMessages {
+        saver: Saver::new(
+            stores.archive.clone(),
+            stores.hot.clone(),
+            service.metrics().clone(),
+            stores.fresh.clone(),
+        ),
+        archive: stores.archive.clone(),
+        decoder: Decoder { max_body_bytes: settings.consuming.max_body_bytes },
+        replier: Replier::new(stores.endpoints.clone()),
+    };
+    let pace = pace(&settings.consuming);
+    consume(&service, &stores, Source::work(WorkQueue::SaveMessage), pace, handler);
+    Ok(())
+}

@@ -1,2 +1,56 @@
-//! To be filled.
-fn main() {}
+//! `persistence-migration-worker`: follows sessions, and archives conversations when their grace
+//! period ends or they fall idle.
+
+mod handler;
+mod sweep;
+
+use std::process::ExitCode;
+
+use broker::Source;
+use broker::topology::WorkQueue;
+use conversation::{Closer, Sessions};
+use service::settings::{ClosingSettings, ConsumerSettings, StoreSettings};
+use service::{Process, Service};
+use worker::{Decoder, Stores, closing, consume, pace};
+
+use crate::handler::RecordSessions;
+
+#[derive(Debug, clap::Args)]
+struct Settings {
+    #[command(flatten)]
+    stores: StoreSettings,
+    #[command(flatten)]
+    consuming: ConsumerSettings,
+    #[command(flatten)]
+    closing: ClosingSettings,
+}
+
+fn main() -> ExitCode {
+    service::run(Process::PersistenceMigrationWorker, build)
+}
+
+async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
+    // The encodings take some 100 ms to unfold; the first close must not wait for them.
+    tokio::task::spawn_blocking(tokens::warm);
+    let stores = Stores::open(&service, &settings.stores).await?;
+    let handler = RecordSessions {
+        sessions: Sessions::new(
+            stores.archive.clone(),
+            service.metrics().clone(),
+            stores.fresh.clone(),
+        ),
+        archive: stores.archive.clone(),
+        decoder: Decoder { max_body_bytes: settings.consuming.max_body_bytes },
+    };
+    let closer = Closer::new(
+        stores.archive.clone(),
+        stores.hot.clone(),
+        stores.publisher.clone(),
+        service.metrics().clone(),
+        closing(&settings.closing),
+    );
+    let pace = pace(&settings.consuming);
+    consume(&service, &stores, Source::work(WorkQueue::Session), pace, handler);
+    sweep::run(&service, closer, settings.closing.close_interval);
+    Ok(())
+}

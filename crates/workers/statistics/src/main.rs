@@ -1,2 +1,75 @@
-//! To be filled.
-fn main() {}
+//! `statistics-worker`: computes statistics, keeps dead letters, sends home what lost its way, and
+//! exports gauges of what the fleet shares.
+
+mod gauges;
+mod hints;
+mod keeper;
+mod letter;
+mod unrouted;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use broker::Source;
+use broker::topology::WorkQueue;
+use conversation::Statistics;
+use service::settings::{ClosingSettings, ConsumerSettings, StoreSettings, positive_duration};
+use service::{Process, Service};
+use worker::{Decoder, Stores, consume, pace};
+
+use crate::hints::Hints;
+use crate::keeper::Keeper;
+use crate::unrouted::SendHome;
+
+#[derive(Debug, clap::Args)]
+struct Settings {
+    #[command(flatten)]
+    stores: StoreSettings,
+    #[command(flatten)]
+    consuming: ConsumerSettings,
+    #[command(flatten)]
+    closing: ClosingSettings,
+
+    /// How often statistics are brought up to date when no event asks for it earlier
+    #[arg(long, env = "VERBATIM_STATISTICS_INTERVAL", default_value = "2s")]
+    #[arg(value_name = "DURATION", value_parser = positive_duration, help_heading = "Statistics")]
+    statistics_interval: Duration,
+
+    /// How often queues, dead letters and conversations are counted
+    #[arg(long, env = "VERBATIM_GAUGE_INTERVAL", default_value = "5s")]
+    #[arg(value_name = "DURATION", value_parser = positive_duration, help_heading = "Statistics")]
+    gauge_interval: Duration,
+}
+
+fn main() -> ExitCode {
+    service::run(Process::StatisticsWorker, build)
+}
+
+async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
+    let stores = Stores::open(&service, &settings.stores).await?;
+    let pace = pace(&settings.consuming);
+    let metrics = service.metrics().clone();
+
+    let statistics = Statistics::new(stores.archive.clone(), metrics.clone());
+    let hints = Hints::new(stores.archive.clone());
+    hints.refresh_when_asked(&service, statistics, settings.statistics_interval);
+    consume(&service, &stores, Source::work(WorkQueue::Statistics), pace.clone(), hints);
+
+    for queue in WorkQueue::ALL {
+        let keeper = Keeper {
+            queue,
+            archive: stores.archive.clone(),
+            publisher: stores.publisher.clone(),
+            metrics: metrics.clone(),
+        };
+        consume(&service, &stores, Source::dead_letters(queue), pace.clone(), keeper);
+    }
+    let send_home = SendHome {
+        publisher: stores.publisher.clone(),
+        metrics: metrics.clone(),
+        decoder: Decoder { max_body_bytes: settings.consuming.max_body_bytes },
+    };
+    consume(&service, &stores, Source::work(WorkQueue::Unrouted), pace, send_home);
+    gauges::run(&service, &stores, settings.closing.close_grace, settings.gauge_interval);
+    Ok(())
+}

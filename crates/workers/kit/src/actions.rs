@@ -1,0 +1,29 @@
+//! Decoding the actions of a queue.
+
+use broker::Delivery;
+use domain::action::Action;
+use domain::decode::{DecodeContext, decode};
+use domain::failure::Refusal;
+use uuid::Uuid;
+
+/// Decodes deliveries into actions.
+#[derive(Debug, Clone, Copy)]
+pub struct Decoder {
+    /// The largest body, in bytes.
+    pub max_body_bytes: usize,
+}
+
+impl Decoder {
+    /// What a delivery asks for.
+    ///
+    /// # Errors
+    /// The refusal that becomes the reason of its dead letter.
+    pub fn decode(&self, delivery: &Delivery) -> Result<Action, Refusal> {
+        let context = DecodeContext {
+            received_at: delivery.received_at,
+            max_body_bytes: self.max_body_bytes,
+            fresh_id: &Uuid::new_v4,
+        };
+        decode(&delivery.body, &delivery.envelope, &context)
+    }
+}

@@ -1,0 +1,85 @@
+//! Running a consumer under the supervision of the process kit.
+
+use std::time::Duration;
+
+use broker::inspect::Inspector;
+use broker::{Consumer, ConsumerState, Endpoints, Handler, Settings, Source};
+use domain::failure::Store;
+use service::{Check, Service};
+
+use crate::Stores;
+use crate::stores::{pause, tell};
+
+/// How often RabbitMQ is asked whether it is there.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// Consumes a queue until the process stops. The check of `/readyz` has the queue's name, and is
+/// ready while the consumer is registered.
+pub fn consume<H>(
+    service: &Service,
+    stores: &Stores,
+    source: Source,
+    settings: Settings,
+    handler: H,
+) where
+    H: Handler + Clone,
+{
+    let check = service.check(source.queue());
+    let (stores, clock) = (stores.clone(), service.clock().clone());
+    let metrics = service.metrics().clone();
+    service.supervise(source.queue(), move |stopping| {
+        let consumer = Consumer::new(
+            source,
+            handler.clone(),
+            stores.endpoints.clone(),
+            stores.publisher.clone(),
+            settings.clone(),
+            clock.clone(),
+            metrics.clone(),
+        );
+        let check = check.clone();
+        async move {
+            let mut state = consumer.state();
+            let told = async {
+                loop {
+                    tell_state(&check, *state.borrow_and_update());
+                    if state.changed().await.is_err() {
+                        return;
+                    }
+                }
+            };
+            tokio::select! {
+                () = consumer.run(stopping) => {}
+                () = told => {}
+            }
+            Ok(())
+        }
+    });
+}
+
+fn tell_state(check: &Check, state: ConsumerState) {
+    match state {
+        ConsumerState::Consuming => check.ready(),
+        ConsumerState::Connecting => check.not_ready("not registered with the queue"),
+        ConsumerState::Holding(store) => check.not_ready(format!("holding: {store} is away")),
+        ConsumerState::Draining => check.not_ready("draining"),
+        ConsumerState::Stopped => check.not_ready("stopped"),
+    }
+}
+
+/// Keeps the check `rabbitmq`: whether the broker answers, on a connection of its own.
+pub(crate) fn watch_broker(service: &Service, endpoints: &Endpoints, check: Check) {
+    let (endpoints, metrics) = (endpoints.clone(), service.metrics().clone());
+    service.support("rabbitmq-check", move |stopping| {
+        let (check, metrics) = (check.clone(), metrics.clone());
+        let mut inspector = Inspector::new(endpoints.clone());
+        async move {
+            while !stopping.is_cancelled() {
+                let fault = inspector.probe().await.err().map(|error| error.to_string());
+                tell(&check, &metrics, Store::RabbitMq, fault);
+                pause(PROBE_EVERY, &stopping).await;
+            }
+            Ok(())
+        }
+    });
+}

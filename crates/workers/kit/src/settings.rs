@@ -1,0 +1,31 @@
+//! Settings in the terms of those who work by them.
+
+use broker::topology::RetryQueue;
+use service::settings::{ClosingSettings, ConsumerSettings};
+
+/// How a consumer paces itself.
+#[must_use]
+pub fn pace(settings: &ConsumerSettings) -> broker::Settings {
+    broker::Settings {
+        batch_size: settings.batch_size,
+        linger: settings.linger,
+        batches_in_flight: settings.batches_in_flight,
+        max_inflight_bytes: settings.max_inflight_bytes,
+        largest_body: settings.max_body_bytes,
+        hold_limit: settings.hold_limit,
+        stall_limit: settings.stall_limit,
+        retries: RetryQueue::ALL.to_vec(),
+        ..broker::Settings::default()
+    }
+}
+
+/// When conversations close.
+#[must_use]
+pub fn closing(settings: &ClosingSettings) -> conversation::ClosingSettings {
+    conversation::ClosingSettings {
+        grace: settings.close_grace,
+        idle: settings.close_idle,
+        lease: settings.close_lease,
+        batch: settings.close_batch,
+    }
+}

@@ -1,0 +1,175 @@
+//! Opening the three servers: connections, checks, verification.
+//!
+//! A server that is away delays the start and shows in `/readyz`; one that answers and is not what
+//! the fleet needs (no schema, other queues) stops it, with a message that says how to mend it.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use archive::{Archive, SchemaError};
+use backon::{ExponentialBuilder, Retryable as _};
+use broker::topology::{self, TopologyError};
+use broker::{Endpoints, Publisher};
+use conversation::{Fresh, admission};
+use domain::failure::{FailureClass, Store};
+use hot_store::{Address, Health, HotStore};
+use metrics::{Gauge, Metrics};
+use service::settings::{ServerUrl, StoreSettings};
+use service::{Check, Service};
+use tokio_util::sync::CancellationToken;
+
+/// How often PostgreSQL is asked whether it is there.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// The longest pause between two attempts to reach a server at start.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The three servers, verified. Clones share their connections.
+#[derive(Clone)]
+pub struct Stores {
+    /// PostgreSQL.
+    pub archive: Archive,
+    /// Redis.
+    pub hot: HotStore,
+    /// RabbitMQ's addresses.
+    pub endpoints: Endpoints,
+    /// A publisher with a connection of its own.
+    pub publisher: Publisher,
+    /// The source of generations and epochs.
+    pub fresh: Fresh,
+}
+
+impl Stores {
+    /// Connects, registers the checks `postgresql`, `redis` and `rabbitmq`, and waits until schema
+    /// and topology have been verified.
+    ///
+    /// # Errors
+    /// A server answers and is not what the fleet needs.
+    pub async fn open(service: &Service, settings: &StoreSettings) -> anyhow::Result<Self> {
+        let metrics = service.metrics();
+        let archive = Archive::open(&archive::Settings {
+            url: settings.connections.database.database_url.expose().to_owned(),
+            application: service.process().name().to_owned(),
+            connections: settings.database_connections,
+            time_out: settings.database_timeout,
+            lock_time_out: settings.database_lock_timeout,
+        })
+        .context("DATABASE_URL cannot be used")?;
+        watch_archive(service, &archive);
+
+        let fresh = Fresh::random();
+        let address = Address::parse(&joined(&settings.connections.redis.redis_url))?;
+        let hot = HotStore::open(
+            hot_store::Settings {
+                expiry: settings.hot_expiry,
+                response_timeout: settings.redis_timeout,
+                ..hot_store::Settings::new(address)
+            },
+            admission(archive.clone(), metrics.clone(), fresh.clone()),
+        )?;
+        watch_hot(service, &hot);
+
+        let urls = joined(&settings.connections.amqp.amqp_url);
+        let endpoints = Endpoints::parse(&urls, service.process().name())?;
+        let publisher = Publisher::new(endpoints.clone(), metrics.clone());
+
+        verify_schema(&archive).await?;
+        let broker = service.check("rabbitmq");
+        verify_topology(&endpoints, &broker).await?;
+        crate::consuming::watch_broker(service, &endpoints, broker);
+        Ok(Self { archive, hot, endpoints, publisher, fresh })
+    }
+}
+
+fn joined(urls: &[ServerUrl]) -> String {
+    urls.iter().map(ServerUrl::expose).collect::<Vec<_>>().join(",")
+}
+
+async fn verify_schema(archive: &Archive) -> anyhow::Result<()> {
+    let away = |error: &SchemaError| matches!(error, SchemaError::Database(e) if e.class() == FailureClass::Unavailable);
+    (|| archive.verify_schema())
+        .retry(pauses())
+        .when(away)
+        .notify(|error, pause| tracing::warn!(%error, ?pause, "waiting for PostgreSQL"))
+        .await
+        .map_err(Into::into)
+}
+
+async fn verify_topology(endpoints: &Endpoints, check: &Check) -> anyhow::Result<()> {
+    (|| topology::verify(endpoints))
+        .retry(pauses())
+        .when(|error| matches!(error, TopologyError::Unavailable(_)))
+        .notify(|error, pause| {
+            check.not_ready(error.to_string());
+            tracing::warn!(%error, ?pause, "waiting for RabbitMQ");
+        })
+        .await
+        .context("run `verbatim setup`, or see `verbatim queues`")
+}
+
+fn pauses() -> ExponentialBuilder {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(LONGEST_PAUSE)
+        .with_jitter()
+        .without_max_times()
+}
+
+/// Says of a store whether it is there, in `/readyz` and in the metrics alike.
+pub(crate) fn tell(check: &Check, metrics: &Metrics, store: Store, fault: Option<String>) {
+    metrics.set(Gauge::StoreUp { store }, if fault.is_none() { 1.0 } else { 0.0 });
+    match fault {
+        None => check.ready(),
+        Some(reason) => check.not_ready(reason),
+    }
+}
+
+fn watch_archive(service: &Service, archive: &Archive) {
+    let (check, metrics) = (service.check("postgresql"), service.metrics().clone());
+    let archive = archive.clone();
+    service.support("postgresql-check", move |stopping| {
+        let (check, metrics, archive) = (check.clone(), metrics.clone(), archive.clone());
+        async move {
+            while !stopping.is_cancelled() {
+                let fault = archive.probe().await.err().map(|error| error.to_string());
+                tell(&check, &metrics, Store::PostgreSql, fault);
+                pause(PROBE_EVERY, &stopping).await;
+            }
+            Ok(())
+        }
+    });
+}
+
+fn watch_hot(service: &Service, hot: &HotStore) {
+    let watched = hot.clone();
+    service.support("redis-watch", move |stopping| {
+        let hot = watched.clone();
+        async move {
+            hot.watch(stopping).await;
+            Ok(())
+        }
+    });
+    let (check, metrics) = (service.check("redis"), service.metrics().clone());
+    let health = hot.subscribe();
+    service.support("redis-check", move |stopping| {
+        let (check, metrics, mut health) = (check.clone(), metrics.clone(), health.clone());
+        async move {
+            loop {
+                let fault = match *health.borrow_and_update() {
+                    Health::Up => None,
+                    Health::Untried => Some("not connected yet".to_owned()),
+                    Health::Down => Some("Redis is away; PostgreSQL serves alone".to_owned()),
+                };
+                tell(&check, &metrics, Store::Redis, fault);
+                tokio::select! {
+                    changed = health.changed() => changed?,
+                    () = stopping.cancelled() => return Ok(()),
+                }
+            }
+        }
+    });
+}
+
+pub(crate) async fn pause(duration: Duration, stopping: &CancellationToken) {
+    stopping.run_until_cancelled(tokio::time::sleep(duration)).await;
+}

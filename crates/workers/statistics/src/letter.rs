@@ -1,0 +1,140 @@
+//! Reading a dead letter: what died, where, why, and after how many attempts.
+//!
+//! Our own letters carry it in their headers. Those that RabbitMQ made (a delivery limit, an
+//! expiration) get their story from its `x-death` header.
+
+use archive::DeadLetter;
+use broker::Delivery;
+use broker::topology::WorkQueue;
+use domain::failure::DeadLetterReason;
+use domain::time::Timestamp;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+/// The name space of letter keys. Fixed for ever: with another one a letter that comes again would be
+/// stored a second time.
+const NAMESPACE: Uuid = Uuid::from_u128(0x2d9c_6f0b_4a1e_5c37_9b82_e05f_7d14_c6a8);
+
+/// A dead letter, read.
+pub(crate) struct Letter {
+    /// As it is stored.
+    pub(crate) row: DeadLetter,
+}
+
+impl Letter {
+    /// Reads a letter from the dead-letter queue of `queue`.
+    pub(crate) fn read(queue: WorkQueue, delivery: &Delivery) -> Self {
+        let journey = &delivery.journey;
+        let verdict = journey.verdict.as_ref();
+        let deaths = delivery.deaths();
+        let reason = delivery.dead_letter_reason().unwrap_or(DeadLetterReason::AttemptsExhausted);
+        let died_at = deaths
+            .first()
+            .and_then(|death| Timestamp::from_seconds(death.at_seconds?).ok())
+            .unwrap_or(delivery.received_at);
+        let body = told_by_body(&delivery.body);
+        let text = |name: &str| body.get(name).and_then(Value::as_str).map(str::to_owned);
+        let resolved = delivery.envelope.resolved.as_ref();
+        Self {
+            row: DeadLetter {
+                id: key(queue, reason, delivery),
+                queue: queue.name().to_owned(),
+                reason,
+                field: verdict.and_then(|verdict| verdict.refusal.field.clone()).map(storable),
+                error: storable(verdict.map_or_else(
+                    || by_the_broker(&deaths, queue),
+                    |verdict| verdict.refusal.detail.clone(),
+                )),
+                tenant_id: text("tenant_id"),
+                conversation_id: resolved
+                    .map(|resolved| resolved.conversation.to_string())
+                    .or_else(|| text("conversation_id")),
+                session_id: text("session_id"),
+                message_id: resolved
+                    .map(|resolved| resolved.id.to_string())
+                    .or_else(|| text("message_id"))
+                    .or_else(|| text("action_id"))
+                    .or_else(|| delivery.envelope.message_id.clone())
+                    .map(storable),
+                action_type: text("action_type"),
+                routing_key: storable(delivery.origin.routing_key.clone()),
+                exchange: storable(delivery.origin.exchange.clone()),
+                body: delivery.body.clone(),
+                properties: properties(delivery),
+                headers: Value::Object(delivery.headers()),
+                attempts: i32::try_from(journey.attempt).unwrap_or(i32::MAX),
+                replay_count: i32::try_from(journey.replay_count).unwrap_or(i32::MAX),
+                first_failed_at: journey.history.first_failed_at.unwrap_or(died_at),
+                last_failed_at: journey.history.last_failed_at.unwrap_or(died_at),
+            },
+        }
+    }
+}
+
+/// What makes it the same letter when it comes again: queue, resolved id, reason and replay count; for
+/// letters without a resolved id, everything that was sent.
+fn key(queue: WorkQueue, reason: DeadLetterReason, delivery: &Delivery) -> Uuid {
+    let replays = delivery.journey.replay_count;
+    let mut name = format!("{}\0{reason}\0{replays}\0", queue.name()).into_bytes();
+    if let Some(resolved) = &delivery.envelope.resolved {
+        let tenant = told_by_body(&delivery.body);
+        let tenant = tenant.get("tenant_id").and_then(Value::as_str).unwrap_or_default();
+        for part in ["resolved", tenant, resolved.conversation.as_str(), resolved.id.as_str()] {
+            name.extend_from_slice(part.as_bytes());
+            name.push(0);
+        }
+    } else {
+        let mut headers = delivery.headers();
+        // The only headers that differ between two deliveries of one letter.
+        headers.remove("x-delivery-count");
+        headers.remove("x-acquired-count");
+        name.extend_from_slice(properties(delivery).to_string().as_bytes());
+        name.push(0);
+        name.extend_from_slice(Value::Object(headers).to_string().as_bytes());
+        name.push(0);
+        name.extend_from_slice(&delivery.body);
+    }
+    Uuid::new_v5(&NAMESPACE, &name)
+}
+
+/// The fields of the body, flat ones and those under `data`, as far as it can be read. It is
+/// somebody's broken action: whatever cannot be stored as text is left out.
+fn told_by_body(body: &[u8]) -> Map<String, Value> {
+    let Ok(Value::Object(mut fields)) = serde_json::from_slice(body) else {
+        return Map::new();
+    };
+    if let Some(Value::Object(nested)) = fields.remove("data") {
+        for (name, value) in nested {
+            fields.entry(name).or_insert(value);
+        }
+    }
+    fields.retain(|_, value| value.as_str().is_some_and(|text| !text.contains('\0')));
+    fields
+}
+
+/// PostgreSQL's text holds no U+0000; the body, which is bytes, keeps it.
+fn storable(text: String) -> String {
+    if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
+}
+
+fn properties(delivery: &Delivery) -> Value {
+    let envelope = &delivery.envelope;
+    json!({
+        "content_type": delivery.content_type,
+        "message_id": envelope.message_id,
+        "timestamp": envelope.timestamp,
+        "correlation_id": envelope.correlation_id,
+        "reply_to": envelope.reply_to,
+        "user_id": envelope.user_id,
+    })
+}
+
+fn by_the_broker(deaths: &[broker::Death], queue: WorkQueue) -> String {
+    match deaths.first() {
+        Some(death) => format!(
+            "RabbitMQ dead-lettered it from {} ({}, {} times)",
+            death.queue, death.reason, death.count
+        ),
+        None => format!("somebody published it to {} without saying why", queue.dlq()),
+    }
+}
