@@ -1,7 +1,7 @@
 //! By which id and at which time an action is known, from whatever its sender gave.
 //!
-//! The same delivery decides the same on every replica. What cannot be decided twice alike (a random id, a
-//! time of receipt) travels with a retry as [`Resolved`] and wins there.
+//! The same delivery decides the same on every replica. What cannot be decided twice alike (a random
+//! id, a time of receipt) travels with a retry as [`Resolved`] and wins there.
 
 use uuid::Uuid;
 
