@@ -105,10 +105,13 @@ fn of(common: &Common, change: Option<SessionChange>) -> SessionUpdate {
     }
 }
 
+/// An action that this version does not carry out. As a dead letter it is kept, and can be replayed
+/// to one that does.
 fn not_ours(action: &Action) -> Outcome {
+    let kind = action.kind().as_str();
     Outcome::DeadLetter(Refusal {
         reason: DeadLetterReason::UnknownAction,
         field: Some("action_type".to_owned()),
-        detail: format!("{} is not handled by the queue of session events", action.kind().as_str()),
+        detail: format!("nothing in this version of the fleet carries out {kind}"),
     })
 }

@@ -1,0 +1,253 @@
+//! What only PostgreSQL itself can show: locks, snapshots, migrations, errors.
+
+use std::time::Duration;
+
+use archive::{Archive, Due, EpochChange, HotWrites, SaveRow, Saved, SchemaError, Settings};
+use domain::failure::FailureClass;
+use domain::ids::{ConversationKey, MessageId, SessionId, TenantId};
+use domain::message::{Content, Message, Role};
+use domain::time::Timestamp;
+use sqlx::{Connection, PgConnection};
+use testkit::TestEnv;
+
+fn open(url: &str) -> Archive {
+    Archive::open(&Settings {
+        url: url.to_owned(),
+        application: "test".to_owned(),
+        connections: 5,
+        time_out: Duration::from_secs(10),
+        lock_time_out: Duration::from_millis(200),
+    })
+    .unwrap()
+}
+
+async fn migrated() -> (TestEnv, Archive) {
+    let env = TestEnv::new().await;
+    let archive = open(&env.database_url);
+    archive.migrate().await.unwrap();
+    (env, archive)
+}
+
+fn key() -> ConversationKey {
+    ConversationKey::parse("acme", "c").unwrap()
+}
+
+fn message(id: &str) -> Message {
+    let at = Timestamp::parse("2026-11-20T10:00:00Z").unwrap();
+    Message {
+        id: MessageId::new(id).unwrap(),
+        role: Role::User,
+        content: Content::Text(format!("words of {id}")),
+        tool_calls: None,
+        tool_call_id: None,
+        tokens_estimate: None,
+        user_id: None,
+        agent_id: None,
+        model_name: None,
+        processing_time_ms: None,
+        created_at: at,
+        received_at: at,
+        metadata: None,
+    }
+}
+
+async fn save(archive: &Archive, id: &str) -> archive::Result<Vec<Saved>> {
+    let (key, session) = (key(), SessionId::new("s").unwrap());
+    let message = message(id);
+    let row = SaveRow {
+        key: &key,
+        session: &session,
+        tenant_tier: None,
+        message: &message,
+        body_hash: message.body_hash(),
+    };
+    Ok(archive.save(&[row], HotWrites::Follow, &|| 7).await?.rows)
+}
+
+fn due() -> Due {
+    Due {
+        grace: Duration::ZERO,
+        idle: Duration::from_secs(1800),
+        lease: Duration::from_secs(30),
+        limit: 10,
+    }
+}
+
+async fn ask_to_close(env: &TestEnv) {
+    env.psql("UPDATE conversations SET close_requested_at = now()").await.unwrap();
+}
+
+#[tokio::test]
+async fn the_schema_is_made_once_and_a_missing_one_is_named() {
+    let env = TestEnv::new().await;
+    let archive = open(&env.database_url);
+    let missing = archive.verify_schema().await.unwrap_err();
+    assert!(matches!(missing, SchemaError::Missing), "{missing}");
+    assert!(missing.to_string().contains("verbatim setup"), "{missing}");
+    let version = archive.migrate().await.unwrap();
+    assert_eq!(archive.migrate().await.unwrap(), version);
+    archive.verify_schema().await.unwrap();
+
+    env.psql("DELETE FROM _sqlx_migrations").await.unwrap();
+    let old = archive.verify_schema().await.unwrap_err();
+    assert!(old.to_string().contains("verbatim setup"), "{old}");
+}
+
+#[tokio::test]
+async fn a_close_waits_for_an_open_save_transaction() {
+    let (env, archive) = migrated().await;
+    save(&archive, "m1").await.unwrap();
+    ask_to_close(&env).await;
+
+    // A saver that has its lock and has not committed yet.
+    let mut saver = PgConnection::connect(&env.database_url).await.unwrap();
+    let mut transaction = saver.begin().await.unwrap();
+    sqlx::query("SELECT FROM conversations WHERE id = 'c' FOR KEY SHARE")
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    assert!(archive.claim(&due()).await.unwrap().is_empty(), "the row is left for the next look");
+    transaction.commit().await.unwrap();
+
+    let claims = archive.claim(&due()).await.unwrap();
+    assert_eq!(claims.len(), 1);
+    // The same between the count and the last write.
+    let mut transaction = saver.begin().await.unwrap();
+    sqlx::query("SELECT FROM conversations WHERE id = 'c' FOR KEY SHARE")
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    assert_eq!(archive.store_totals(&claims, due().lease).await.unwrap().len(), 1);
+    assert!(archive.archive_claimed(&claims).await.unwrap().is_empty());
+    transaction.commit().await.unwrap();
+    assert_eq!(archive.archive_claimed(&claims).await.unwrap(), [key()]);
+}
+
+#[tokio::test]
+async fn a_saver_waits_for_a_close_and_then_reopens() {
+    let (env, archive) = migrated().await;
+    save(&archive, "m1").await.unwrap();
+    ask_to_close(&env).await;
+    let claims = archive.claim(&due()).await.unwrap();
+
+    let mut closer = PgConnection::connect(&env.database_url).await.unwrap();
+    let mut transaction = closer.begin().await.unwrap();
+    sqlx::query("SELECT FROM conversations WHERE id = 'c' FOR UPDATE")
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    let blocked = save(&archive, "m2").await.unwrap_err();
+    assert_eq!(blocked.class(), FailureClass::Transient, "{blocked}");
+    transaction.commit().await.unwrap();
+
+    assert_eq!(save(&archive, "m2").await.unwrap(), [Saved::New]);
+    assert!(archive.archive_claimed(&claims).await.unwrap().is_empty(), "the claim is gone");
+    let status = env.psql("SELECT status, close_token IS NULL FROM conversations").await.unwrap();
+    assert_eq!(status.trim(), "active|t");
+}
+
+#[tokio::test]
+async fn a_conversation_that_is_dropped_under_a_saver_is_made_again() {
+    let (env, archive) = migrated().await;
+    env.psql(
+        "INSERT INTO conversations (tenant_id, id, session_id, created_at, hot_generation)
+         VALUES ('acme', 'c', 's', now(), 1)",
+    )
+    .await
+    .unwrap();
+    let mut dropper = PgConnection::connect(&env.database_url).await.unwrap();
+    let mut transaction = dropper.begin().await.unwrap();
+    sqlx::query("DELETE FROM conversations").execute(&mut *transaction).await.unwrap();
+    let saving = tokio::spawn({
+        let archive = archive.clone();
+        async move { save(&archive, "m1").await }
+    });
+    testkit::wait::eventually(
+        "the saver to wait for the lock",
+        Duration::from_secs(10),
+        async || {
+            let waiting = env
+                .psql("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+                .await
+                .unwrap();
+            if waiting.trim() == "1" { Ok(()) } else { Err(waiting) }
+        },
+    )
+    .await;
+    transaction.commit().await.unwrap();
+    assert_eq!(saving.await.unwrap().unwrap(), [Saved::New]);
+    assert_eq!(env.psql("SELECT count(*) FROM conversations").await.unwrap().trim(), "1");
+}
+
+#[tokio::test]
+async fn of_two_replicas_that_meet_a_new_reign_one_changes_the_epoch() {
+    let (_env, archive) = migrated().await;
+    assert_eq!(archive.enter_reign("a:1", 10).await.unwrap(), EpochChange::Changed);
+    assert_eq!(archive.enter_reign("a:1", 11).await.unwrap(), EpochChange::Same);
+    let (one, two) = tokio::join!(archive.enter_reign("b:1", 20), archive.enter_reign("b:1", 21));
+    let changes = [one.unwrap(), two.unwrap()];
+    assert_eq!(changes.iter().filter(|c| **c == EpochChange::Changed).count(), 1, "{changes:?}");
+    let epoch = archive.numbers(&key()).await.unwrap().hot_epoch;
+    assert!([20, 21].contains(&epoch), "{epoch}");
+}
+
+#[tokio::test]
+async fn a_read_only_server_and_a_frozen_one_are_unavailable() {
+    let (env, archive) = migrated().await;
+    env.psql(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", env.name))
+        .await
+        .unwrap();
+    let read_only = open(&env.database_url);
+    let error = save(&read_only, "m1").await.unwrap_err();
+    assert_eq!(error.class(), FailureClass::Unavailable, "{error}");
+    assert_eq!(read_only.probe().await.unwrap_err().class(), FailureClass::Unavailable);
+    archive.probe().await.unwrap();
+
+    let proxy = testkit::proxy::Proxy::before(&env.database_url).await.unwrap();
+    let frozen = Archive::open(&Settings {
+        url: proxy.url().to_owned(),
+        application: "test".to_owned(),
+        connections: 2,
+        time_out: Duration::from_millis(300),
+        lock_time_out: Duration::from_secs(1),
+    })
+    .unwrap();
+    frozen.numbers(&key()).await.unwrap();
+    proxy.freeze();
+    let error = frozen.numbers(&key()).await.unwrap_err();
+    assert_eq!(error.class(), FailureClass::Unavailable, "{error}");
+    proxy.restore().await.unwrap();
+    testkit::wait::eventually("an answer after the freeze", Duration::from_secs(10), async || {
+        frozen.numbers(&key()).await.map(|_| ()).map_err(|error| error.to_string())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_error_never_shows_the_password() {
+    let error = Archive::open(&Settings {
+        url: "postgres://me:s3cret@127.0.0.1:1/db?sslmode=nonsense".to_owned(),
+        application: "test".to_owned(),
+        connections: 2,
+        time_out: Duration::from_secs(1),
+        lock_time_out: Duration::from_secs(1),
+    })
+    .unwrap_err();
+    assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
+    let away = open("postgres://me:s3cret@127.0.0.1:1/db");
+    let error = away.numbers(&key()).await.unwrap_err();
+    assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
+    assert!(!format!("{away:?}").contains("s3cret"), "{away:?}");
+}
+
+#[tokio::test]
+async fn a_row_without_a_tenant_of_that_name_is_nobodys() {
+    let (_env, archive) = migrated().await;
+    save(&archive, "m1").await.unwrap();
+    let other = ConversationKey {
+        tenant: TenantId::new("other").unwrap(),
+        conversation: key().conversation,
+    };
+    assert!(archive.numbers(&other).await.unwrap().conversation.is_none());
+    assert!(archive.conversation(&other).await.unwrap().is_none());
+}
