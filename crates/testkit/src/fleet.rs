@@ -13,12 +13,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::sync::OnceCell;
 
-use crate::environment::SHARED;
 use crate::guard::Guard;
 use crate::http::{self, Response};
 use crate::place;
 use crate::process::{Process, Signal};
 use crate::wait::until;
+
+/// The environment variable that `cargo xtask test` sets once it has built every binary.
+pub const BUILT: &str = "VERBATIM_FLEET_BUILT";
 
 /// A process that does not listen within this time is broken; it takes milliseconds.
 const LISTEN_LIMIT: Duration = Duration::from_secs(20);
@@ -39,16 +41,15 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// An empty fleet. Under plain `cargo test` the first of a process builds the binaries;
-    /// `cargo xtask test` has built them before.
+    /// An empty fleet. The first of a process builds the binaries, unless `cargo xtask test` has.
     ///
     /// # Panics
     /// When the binaries cannot be built; the message has cargo's.
     pub async fn new() -> Self {
-        static BUILT: OnceCell<()> = OnceCell::const_new();
+        static ONCE: OnceCell<()> = OnceCell::const_new();
         let built = async {
-            if std::env::var_os(SHARED).is_none() {
-                BUILT.get_or_try_init(build).await?;
+            if std::env::var_os(BUILT).is_none() {
+                ONCE.get_or_try_init(build).await?;
             }
             Self::of_built()
         };

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use testkit::environment::{DEEP, SHARED, SharedServers};
+use testkit::fleet::BUILT;
 use testkit::servers::Kind;
 
 use crate::{cargo, packages, say, stores};
@@ -36,20 +37,22 @@ struct Tally {
 pub(crate) async fn run(options: &Options) -> Result<()> {
     let began = Instant::now();
     packages::ensure_servers(&Kind::ALL).await?;
-    say::line("building the fleet and the tests");
-    // In one go: the binaries share their dependencies' features with the tests, so that nothing
-    // is compiled twice.
-    cargo::run(cargo::command(&["build", "--workspace", "--bins", "--tests"])).await?;
+    let chosen = |argument: &String| ["-p", "--package"].contains(&argument.as_str());
+    let everything = !options.arguments.iter().any(chosen);
+    if everything {
+        say::line("building the fleet and the tests");
+        // In one go: the binaries share their dependencies' features with the tests, so that nothing
+        // is compiled twice.
+        cargo::run(cargo::command(&["build", "--workspace", "--bins", "--tests"])).await?;
+    }
 
     let servers = stores::start(&SharedServers::KINDS).await?;
     let description = servers.dir().join("shared.json");
     SharedServers::of(&servers).save(&description)?;
 
     let mut command = cargo::command(&["test", "--no-fail-fast"]);
-    let chosen =
-        |argument: &String| ["-p", "--package", "--workspace"].contains(&argument.as_str());
-    if !options.arguments.iter().any(chosen) {
-        command.arg("--workspace");
+    if everything {
+        command.arg("--workspace").env(BUILT, "1");
     }
     command.args(&options.arguments).env(SHARED, &description);
     if options.deep {
