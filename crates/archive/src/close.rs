@@ -180,17 +180,18 @@ impl Archive {
         let keys = Keys::of(claims);
         self.within(async {
             sqlx::query(
-                "SELECT tenant_id, conversation_id, id, model_name,
+                "SELECT tenant_id, conversation_id, id, coalesce(model_name, conversation_model) AS model_name,
                         content || coalesce(E'\\n' || tool_calls::text, '') AS text
-                 FROM (SELECT m.*, c.model_name AS conversation_model,
-                              row_number() OVER listed AS n,
-                              sum(octet_length(m.content)) OVER listed AS bytes
-                       FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
-                       JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-                       JOIN messages m ON m.tenant_id = k.tenant_id AND m.conversation_id = k.id
-                       WHERE m.tokens IS NULL
-                       WINDOW listed AS (ORDER BY m.tenant_id, m.conversation_id, m.id)) AS m
-                 WHERE n = 1 OR (n <= $3 AND bytes <= $4)",
+                 FROM (SELECT listed.*, row_number() OVER in_order AS n,
+                              sum(octet_length(content)) OVER in_order AS bytes
+                       FROM (SELECT m.*, c.model_name AS conversation_model
+                             FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
+                             JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                             JOIN messages m ON m.tenant_id = k.tenant_id AND m.conversation_id = k.id
+                             WHERE m.tokens IS NULL
+                             ORDER BY m.tenant_id, m.conversation_id, m.id LIMIT $3) AS listed
+                       WINDOW in_order AS (ORDER BY tenant_id, conversation_id, id)) AS m
+                 WHERE n = 1 OR bytes <= $4",
             )
             .bind(&keys.tenants)
             .bind(&keys.ids)

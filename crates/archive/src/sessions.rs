@@ -72,20 +72,21 @@ impl Archive {
     }
 }
 
-/// A close that names no conversation concerns its session in every conversation where it is open.
+/// A close that names no conversation concerns its session in every conversation where it is open,
+/// and the session's own conversation where that exists or nothing else is meant.
 async fn spread(
     connection: &mut PgConnection,
     updates: &[SessionUpdate],
 ) -> Result<Vec<SessionUpdate>> {
-    let closes: Vec<&SessionUpdate> = updates
-        .iter()
-        .filter(|u| u.everywhere && u.change == Some(SessionChange::Closed))
-        .collect();
+    let everywhere = |u: &&SessionUpdate| u.everywhere && u.change == Some(SessionChange::Closed);
+    let closes: Vec<&SessionUpdate> = updates.iter().filter(everywhere).collect();
     if closes.is_empty() {
         return Ok(updates.to_vec());
     }
-    let open: Vec<(i64, String, String)> = sqlx::query_as(
-        "SELECT k.n, s.tenant_id, s.conversation_id
+    let open: Vec<(i64, String, String, bool)> = sqlx::query_as(
+        "SELECT k.n, s.tenant_id, s.conversation_id,
+                EXISTS (SELECT FROM conversations c
+                        WHERE c.tenant_id = k.tenant_id AND c.id = k.own) AS own_exists
          FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS k (tenant_id, session_id, own, n)
          JOIN sessions s ON s.tenant_id = k.tenant_id AND s.session_id = k.session_id
                         AND s.open AND s.conversation_id <> k.own",
@@ -95,16 +96,19 @@ async fn spread(
     .bind(closes.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
-    let mut spread = updates.to_vec();
-    for (n, tenant, conversation) in open {
+    let mut elsewhere = Vec::with_capacity(open.len());
+    let mut without_own: Vec<&ConversationKey> = Vec::new();
+    for (n, tenant, conversation, own_exists) in open {
         if let Some(update) = usize::try_from(n - 1).ok().and_then(|n| closes.get(n)) {
-            spread.push(SessionUpdate {
-                key: crate::rows::key(&tenant, &conversation)?,
-                ..(*update).clone()
-            });
+            let key = crate::rows::key(&tenant, &conversation)?;
+            elsewhere.push(SessionUpdate { key, ..(*update).clone() });
+            if !own_exists {
+                without_own.push(&update.key);
+            }
         }
     }
-    Ok(spread)
+    let meant = |u: &&SessionUpdate| !(everywhere(u) && without_own.contains(&&u.key));
+    Ok(updates.iter().filter(meant).cloned().chain(elsewhere).collect())
 }
 
 /// Inserts the conversations that are missing and locks all of them, in key order.

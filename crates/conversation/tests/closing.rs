@@ -167,6 +167,7 @@ async fn a_conversation_stays_open_until_its_last_session_closes() {
     record(&replica, &[closed("web", "10:02:00")]).await;
     let swept = closer.sweep().await.unwrap();
     assert_eq!(swept.archived, 1, "{swept:?}");
+    // And makes no other conversation up.
     assert_eq!(sql(&env, "SELECT id, status FROM conversations").await, "c1|archived");
 }
 
