@@ -11,7 +11,7 @@ use tokio::time::sleep;
 const POLL: Duration = Duration::from_millis(20);
 
 /// The processes of a fleet, and the command line.
-pub(crate) const FLEET: [&str; 4] =
+const FLEET: [&str; 4] =
     ["message-save-worker", "persistence-migration-worker", "statistics-worker", "verbatim"];
 
 /// A cargo command in the workspace; it is the cargo that runs this.
@@ -25,8 +25,9 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
 /// Builds what the demo and `up` start; cargo's own progress is visible.
 pub(crate) async fn build_fleet() -> Result<()> {
     let mut arguments = vec!["build"];
-    for package in FLEET {
-        arguments.extend(["--package", package]);
+    for binary in FLEET {
+        // Not by package: see `.cargo/config.toml`.
+        arguments.extend(["--bin", binary]);
     }
     run(command(&arguments)).await
 }

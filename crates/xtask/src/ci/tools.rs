@@ -62,7 +62,11 @@ impl Tool {
     /// Where the program is, after installing it if needed.
     async fn ensure(&self) -> Result<PathBuf> {
         let profile = place::profile_dir();
-        let root = profile.parent().unwrap_or(&profile).join("tools").join(self.version);
+        let root = profile
+            .parent()
+            .unwrap_or(&profile)
+            .join("tools")
+            .join(format!("{}-{}", self.package, self.version));
         let program = root.join("bin").join(self.program);
         if !program.is_file() {
             say::line(&format!(
