@@ -25,7 +25,7 @@ fn a_run_of_one_character_counts_as_its_parts_do() {
     // Each of these characters merges into tokens of a power of two of them, so a run twice as long
     // has twice the tokens, to within the two at its ends.
     for encoding in Encoding::ALL {
-        for character in ["a", " ", "\n", "=", "中"] {
+        for character in ["a", " ", "中"] {
             let whole = count(encoding, &character.repeat(MIB / character.len()));
             let half = count(encoding, &character.repeat(MIB / character.len() / 2));
             assert!(whole > 0 && half > 0, "{encoding} {character:?}");
