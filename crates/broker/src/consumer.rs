@@ -175,7 +175,8 @@ impl<H: Handler> Consumer<H> {
         metrics.start_queue(source.queue);
         let observer = Observer::new(source.queue, metrics);
         let (state, _) = watch::channel(ConsumerState::Connecting);
-        let shared = Shared { source, handler, endpoints, publisher, settings, clock, observer, state };
+        let shared =
+            Shared { source, handler, endpoints, publisher, settings, clock, observer, state };
         Self { shared: Arc::new(shared) }
     }
 

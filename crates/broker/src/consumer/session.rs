@@ -342,9 +342,6 @@ impl<H: Handler> Session<H> {
     // Pausing, changing and leaving.
 
     async fn cancel_for(&mut self, next: Next) -> Result<(), End> {
-        if next == Next::Leave && self.hold.is_none() {
-            self.shared.state.send_replace(ConsumerState::Draining);
-        }
         match self.phase {
             Phase::Consuming => {
                 let options = BasicCancelOptions::default();
@@ -354,6 +351,9 @@ impl<H: Handler> Session<H> {
             }
             Phase::Cancelled(_) => self.phase = Phase::Cancelled(next),
             Phase::Dry(_) => self.phase = Phase::Dry(next),
+        }
+        if next == Next::Leave && self.hold.is_none() {
+            self.shared.state.send_replace(ConsumerState::Draining);
         }
         Ok(())
     }

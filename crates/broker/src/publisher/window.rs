@@ -81,7 +81,7 @@ impl<'a> Window<'a> {
             returned.iter().all(|id| id.as_deref().is_some_and(|id| own_ids.contains(id)));
         // A return whose owner is not known may be anybody's; and before the last confirm is in, a
         // return may still be waiting to be handed over.
-        let doubtful = !returned.is_empty() && !(complete && all_matched);
+        let certain = returned.is_empty() || (complete && all_matched);
 
         let results = self.publications.iter().zip(&self.answers).map(|(publication, answer)| {
             // Two publishes with one id in one window: both count as returned.
@@ -91,7 +91,7 @@ impl<'a> Window<'a> {
                 return Err(PublishError::Unroutable { exchange, routing_key });
             }
             match answer {
-                Answer::Ack(_) if doubtful => {
+                Answer::Ack(_) if !certain => {
                     Err(PublishError::Unknown("a message was returned without its id".to_owned()))
                 }
                 Answer::Ack(_) => Ok(()),

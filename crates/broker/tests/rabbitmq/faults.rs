@@ -1,0 +1,153 @@
+//! Broken connections, dead channels, vanished queues: the consumer is built anew and nothing is lost.
+
+use std::time::Duration;
+
+use broker::topology::WorkQueue;
+use broker::{ConsumerState, Endpoints, Settings, Source};
+use metrics::{ConsumerRestart, Counter};
+use testkit::proxy::Proxy;
+use testkit::servers::{Kind, Servers};
+use testkit::wait::eventually;
+
+use crate::support::{Bench, SOON, Script, raw_channel};
+
+const QUEUE: &str = WorkQueue::SaveMessage.name();
+const SOURCE: Source = Source::work(WorkQueue::SaveMessage);
+
+async fn behind_a_proxy(bench: &Bench) -> (Proxy, Endpoints) {
+    let proxy = Proxy::before(&bench.env.amqp_url).await.unwrap();
+    let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
+    (proxy, endpoints)
+}
+
+#[tokio::test]
+async fn a_cut_connection_is_built_anew_and_unacknowledged_messages_come_again() {
+    let bench = Bench::new().await;
+    let (proxy, endpoints) = behind_a_proxy(&bench).await;
+    let script = Script::default();
+    let mut running = bench.run_at(endpoints, SOURCE, &script, Settings::default());
+    running.reaches(ConsumerState::Consuming).await;
+    bench.publish(QUEUE, ["wait"]).await;
+    script.was_called(1).await;
+
+    proxy.cut().await.unwrap();
+    running.reaches(ConsumerState::Connecting).await;
+    bench.eventually_ready(QUEUE, 1).await;
+    bench.publish(QUEUE, 0..10).await;
+    script.open_gate();
+    proxy.restore().await.unwrap();
+    script.has_handled(11).await;
+    running.drain().await;
+    bench.eventually_ready(QUEUE, 0).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_goes_silent_is_noticed_within_twenty_five_seconds() {
+    let bench = Bench::new().await;
+    let (frozen, endpoints) = behind_a_proxy(&bench).await;
+    let urls = format!("{},{}", frozen.url(), bench.env.amqp_url);
+    drop(endpoints);
+    // The second address is the same broker past the proxy: a failover within a cluster.
+    let endpoints = Endpoints::parse(&urls, "test").unwrap();
+    let script = Script::default();
+    let mut running = bench.run_at(endpoints, SOURCE, &script, Settings::default());
+    running.reaches(ConsumerState::Consuming).await;
+    frozen.freeze();
+    bench.publish(QUEUE, ["only"]).await;
+    eventually("the message to be handled", Duration::from_secs(30), async || {
+        if script.bodies().is_empty() { Err("not yet".to_owned()) } else { Ok(()) }
+    })
+    .await;
+    running.drain().await;
+}
+
+#[tokio::test]
+async fn a_queue_deleted_under_its_consumer_is_consumed_again_once_it_is_back() {
+    let bench = Bench::new().await;
+    let script = Script::default();
+    let mut running = bench.run(SOURCE, &script, Settings::default());
+    running.reaches(ConsumerState::Consuming).await;
+    bench.raw.queue_delete(QUEUE.into(), Default::default()).await.unwrap();
+    running.reaches(ConsumerState::Connecting).await;
+    let ended = Counter::ConsumerRestarts { queue: QUEUE, cause: ConsumerRestart::StreamEnded };
+    assert_eq!(bench.metrics.count(ended), 1);
+    broker::topology::declare(&bench.endpoints).await.unwrap();
+    bench.publish(QUEUE, ["after"]).await;
+    script.has_handled(1).await;
+    running.drain().await;
+}
+
+#[tokio::test]
+async fn a_reset_connection_costs_one_rebuild() {
+    let bench = Bench::new().await;
+    let (proxy, endpoints) = behind_a_proxy(&bench).await;
+    let script = Script::default();
+    let mut running = bench.run_at(endpoints, SOURCE, &script, Settings::default());
+    running.reaches(ConsumerState::Consuming).await;
+    proxy.reset().await.unwrap();
+    bench.publish(QUEUE, ["after"]).await;
+    script.has_handled(1).await;
+    running.drain().await;
+    let failed = Counter::ConsumerRestarts { queue: QUEUE, cause: ConsumerRestart::Error };
+    assert_eq!(bench.metrics.count(failed), 1);
+}
+
+#[tokio::test]
+async fn a_consumer_waits_for_a_broker_that_is_not_there_yet() {
+    let bench = Bench::new().await;
+    let (proxy, endpoints) = behind_a_proxy(&bench).await;
+    proxy.cut().await.unwrap();
+    let script = Script::default();
+    let mut running = bench.run_at(endpoints, SOURCE, &script, Settings::default());
+    bench.publish(QUEUE, ["early"]).await;
+    proxy.restore().await.unwrap();
+    running.reaches(ConsumerState::Consuming).await;
+    script.has_handled(1).await;
+    running.drain().await;
+}
+
+#[tokio::test]
+async fn a_blocked_publisher_does_not_stop_acknowledgements() {
+    let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
+    let server = servers.get(Kind::RabbitMq);
+    let endpoints = Endpoints::parse(&server.url(), "test").unwrap();
+    broker::topology::declare(&endpoints).await.unwrap();
+    let metrics = metrics::Metrics::new();
+    let publisher =
+        broker::Publisher::with_timeout(endpoints.clone(), metrics.clone(), Duration::from_secs(2));
+    let message = |body: &str| broker::Publication::to_queue(QUEUE, body.as_bytes().to_vec());
+    publisher.publish(message("wait")).await.unwrap();
+    let script = Script::default();
+    let consumer = broker::Consumer::new(
+        SOURCE,
+        script.clone(),
+        endpoints,
+        publisher.clone(),
+        Settings::default(),
+        crate::support::clock(),
+        metrics.clone(),
+    );
+    let shutdown = tokio_util::sync::CancellationToken::new();
+    let task = tokio::spawn(consumer.run(shutdown.clone()));
+    script.was_called(1).await;
+
+    server.rabbitmqctl(&["set_vm_memory_high_watermark", "0"]).await.unwrap();
+    eventually("the alarm to block publishers", SOON, async || {
+        match publisher.publish(message("blocked")).await {
+            Err(broker::PublishError::Blocked) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    script.open_gate();
+    script.has_handled(1).await;
+    shutdown.cancel();
+    tokio::time::timeout(SOON, task).await.expect("the drain hangs").unwrap();
+    let (_connection, raw) = raw_channel(&server.url()).await;
+    let get = raw.basic_get(QUEUE.into(), Default::default()).await.unwrap();
+    let redelivered = get.as_ref().map(|message| message.delivery.redelivered);
+    assert_ne!(redelivered, Some(true), "the acknowledgement did not arrive");
+
+    server.rabbitmqctl(&["set_vm_memory_high_watermark", "0.6"]).await.unwrap();
+    publisher.publish(message("after")).await.unwrap();
+}

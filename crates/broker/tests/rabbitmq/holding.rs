@@ -1,0 +1,92 @@
+//! Stores that are away: outages cost time, not messages and not attempts.
+
+use std::time::Duration;
+
+use broker::topology::WorkQueue;
+use broker::{ConsumerState, Settings, Source};
+use domain::failure::Store;
+use metrics::{ConsumerRestart, Counter};
+use testkit::wait::eventually;
+
+use crate::support::{Bench, SOON, Script};
+
+const QUEUE: &str = WorkQueue::BotState.name();
+const SOURCE: Source = Source::work(WorkQueue::BotState);
+const HOLDING: ConsumerState = ConsumerState::Holding(Store::PostgreSql);
+
+#[tokio::test]
+async fn a_batch_is_held_while_its_store_is_away_and_no_attempt_is_counted() {
+    let bench = Bench::new().await;
+    let script = Script::default();
+    script.store_is_away(true);
+    bench.publish(QUEUE, 0..100).await;
+    let mut running = bench.run(SOURCE, &script, Settings::default());
+    running.reaches(HOLDING).await;
+    assert_eq!(bench.ready(WorkQueue::BotState.dlq()).await, 0);
+    script.store_is_away(false);
+    script.has_handled(100).await;
+    running.reaches(ConsumerState::Consuming).await;
+    running.drain().await;
+    assert!(script.handled().iter().all(|handled| handled.attempt == 1));
+    assert_eq!(script.handled().len(), 100);
+    bench.eventually_ready(QUEUE, 0).await;
+}
+
+#[tokio::test]
+async fn no_new_batch_is_taken_while_one_is_held() {
+    let bench = Bench::new().await;
+    let script = Script::default();
+    script.store_is_away(true);
+    bench.publish(QUEUE, ["first"]).await;
+    let mut running = bench.run(SOURCE, &script, Settings::default());
+    running.reaches(HOLDING).await;
+    let calls = script.calls();
+    bench.publish(QUEUE, 0..10).await;
+    // The probe fails again and again, and the handler is not called for it.
+    let holds = Counter::Holds { queue: QUEUE, store: Store::PostgreSql };
+    let held = bench.metrics.count(holds);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(script.calls(), calls);
+    assert_eq!(bench.metrics.count(holds), held);
+    script.store_is_away(false);
+    script.has_handled(11).await;
+    running.drain().await;
+}
+
+#[tokio::test]
+async fn a_hold_that_lasts_too_long_gives_the_messages_back_until_the_store_returns() {
+    let bench = Bench::new().await;
+    let script = Script::default();
+    script.store_is_away(true);
+    bench.publish(QUEUE, 0..20).await;
+    let settings = Settings { hold_limit: Duration::from_millis(300), ..Settings::default() };
+    let running = bench.run(SOURCE, &script, settings);
+    bench.eventually_ready(QUEUE, 20).await;
+    let restarts = Counter::ConsumerRestarts { queue: QUEUE, cause: ConsumerRestart::Hold };
+    eventually("the end of the hold", SOON, async || match bench.metrics.count(restarts) {
+        1 => Ok(()),
+        count => Err(format!("{count} restarts")),
+    })
+    .await;
+    bench.eventually_ready(QUEUE, 20).await;
+    script.store_is_away(false);
+    script.has_handled(20).await;
+    running.drain().await;
+    assert_eq!(bench.metrics.count(restarts), 1, "it consumed again before the store was back");
+    assert!(script.handled().iter().all(|handled| handled.attempt == 1 && handled.redelivered));
+}
+
+#[tokio::test]
+async fn a_drain_during_a_hold_waits_for_the_store() {
+    let bench = Bench::new().await;
+    let script = Script::default();
+    script.store_is_away(true);
+    bench.publish(QUEUE, ["only"]).await;
+    let mut running = bench.run(SOURCE, &script, Settings::default());
+    running.reaches(HOLDING).await;
+    running.shutdown.cancel();
+    script.store_is_away(false);
+    running.drain().await;
+    assert_eq!(script.bodies(), ["only"]);
+    bench.eventually_ready(QUEUE, 0).await;
+}

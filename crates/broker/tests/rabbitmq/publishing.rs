@@ -1,0 +1,162 @@
+//! What `Ok` of a publish means, and what each error.
+
+use std::time::Duration;
+
+use broker::topology::WorkQueue;
+use broker::{Endpoints, Publication, PublishError, Publisher, Replier};
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use metrics::{Counter, Metrics, PublishOutcome};
+use testkit::proxy::Proxy;
+use testkit::wait::eventually;
+
+use crate::support::{Bench, SOON};
+
+const QUEUE: &str = WorkQueue::SaveMessage.name();
+
+#[tokio::test]
+async fn an_unroutable_publish_is_an_error_although_the_broker_confirms_it() {
+    let bench = Bench::new().await;
+    let result = bench.publisher.publish(Publication::to_queue("nowhere", Vec::new())).await;
+    let expected =
+        PublishError::Unroutable { exchange: String::new(), routing_key: "nowhere".to_owned() };
+    assert_eq!(result, Err(expected));
+    let outcome = PublishOutcome::Unroutable;
+    assert_eq!(bench.metrics.count(Counter::Publishes { outcome }), 1);
+}
+
+#[tokio::test]
+async fn two_hundred_callers_at_once_each_learn_the_truth_about_their_own_message() {
+    let bench = Bench::new().await;
+    let calls = (0..200).map(|n| {
+        let publisher = bench.publisher.clone();
+        let queue = if n % 2 == 0 { QUEUE } else { "nowhere" };
+        async move { publisher.publish(Publication::to_queue(queue, vec![b'x'; n])).await }
+    });
+    for (n, result) in join_all(calls).await.into_iter().enumerate() {
+        assert_eq!(result.is_ok(), n % 2 == 0, "{n}: {result:?}");
+        assert!(matches!(result, Ok(()) | Err(PublishError::Unroutable { .. })), "{n}: {result:?}");
+    }
+    bench.eventually_ready(QUEUE, 100).await;
+}
+
+#[tokio::test]
+async fn many_are_published_in_their_order() {
+    let bench = Bench::new().await;
+    bench.publish(QUEUE, 0..3000).await;
+    for n in 0..3000 {
+        assert_eq!(bench.take(QUEUE).await.data, n.to_string().into_bytes());
+    }
+}
+
+#[tokio::test]
+async fn every_message_is_persistent_and_has_an_id() {
+    let bench = Bench::new().await;
+    bench.publish(QUEUE, ["one"]).await;
+    let properties = bench.take(QUEUE).await.properties;
+    assert_eq!(*properties.delivery_mode(), Some(2));
+    assert!(properties.message_id().is_some());
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_and_keeps_what_it_confirmed() {
+    let bench = Bench::new().await;
+    let mut arguments = FieldTable::default();
+    for (name, value) in [("x-queue-type", "quorum"), ("x-overflow", "reject-publish")] {
+        arguments.insert(name.into(), AMQPValue::LongString(value.into()));
+    }
+    arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(1));
+    let options = QueueDeclareOptions { durable: true, ..Default::default() };
+    bench.raw.queue_declare("small".into(), options, arguments).await.unwrap();
+    // A quorum queue tells publishers that it is full a little after it is.
+    let mut confirmed = 0;
+    eventually("a refusal", SOON, async || {
+        match bench.publisher.publish(Publication::to_queue("small", b"more".to_vec())).await {
+            Err(PublishError::Refused) => Ok(()),
+            Ok(()) => {
+                confirmed += 1;
+                Err(format!("{confirmed} confirmed"))
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    })
+    .await;
+    bench.eventually_ready("small", confirmed).await;
+}
+
+#[tokio::test]
+async fn while_the_broker_is_away_publishes_fail_and_afterwards_they_succeed() {
+    let bench = Bench::new().await;
+    let proxy = Proxy::before(&bench.env.amqp_url).await.unwrap();
+    let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
+    let limit = Duration::from_millis(500);
+    let publisher = Publisher::with_timeout(endpoints, Metrics::new(), limit);
+    publisher.publish(Publication::to_queue(QUEUE, b"before".to_vec())).await.unwrap();
+
+    proxy.cut().await.unwrap();
+    let away = publisher.publish(Publication::to_queue(QUEUE, b"meanwhile".to_vec())).await;
+    assert!(
+        matches!(away, Err(PublishError::Unreachable(_) | PublishError::Unknown(_))),
+        "{away:?}"
+    );
+    proxy.restore().await.unwrap();
+    publisher.publish(Publication::to_queue(QUEUE, b"after".to_vec())).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_confirm_that_never_comes_is_an_error_in_time() {
+    let bench = Bench::new().await;
+    let proxy = Proxy::before(&bench.env.amqp_url).await.unwrap();
+    let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
+    let limit = Duration::from_millis(300);
+    let publisher = Publisher::with_timeout(endpoints, Metrics::new(), limit);
+    publisher.publish(Publication::to_queue(QUEUE, b"before".to_vec())).await.unwrap();
+    proxy.freeze();
+    let frozen = publisher.publish(Publication::to_queue(QUEUE, b"frozen".to_vec()));
+    let frozen = tokio::time::timeout(SOON, frozen).await.unwrap();
+    assert!(matches!(frozen, Err(PublishError::Unknown(_))), "{frozen:?}");
+}
+
+#[tokio::test]
+async fn of_several_addresses_the_one_that_works_is_used() {
+    let bench = Bench::new().await;
+    // Port 9 (discard) is not served here.
+    let addresses = format!("amqp://127.0.0.1:9/x,{}", bench.env.amqp_url);
+    let endpoints = Endpoints::parse(&addresses, "test").unwrap();
+    let publisher = Publisher::new(endpoints, Metrics::new());
+    publisher.publish(Publication::to_queue(QUEUE, Vec::new())).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_reaches_who_asked_by_direct_reply_to() {
+    let bench = Bench::new().await;
+    let pseudo_queue = "amq.rabbitmq.reply-to";
+    let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+    let mut answers = bench
+        .raw
+        .basic_consume(pseudo_queue.into(), "".into(), options, FieldTable::default())
+        .await
+        .unwrap();
+    let properties = lapin::BasicProperties::default()
+        .with_reply_to(pseudo_queue.into())
+        .with_correlation_id("7".into());
+    bench
+        .raw
+        .basic_publish("".into(), QUEUE.into(), Default::default(), b"?", properties)
+        .await
+        .unwrap();
+    let question = bench.take(QUEUE).await.properties;
+    let reply_to = question.reply_to().as_ref().unwrap().to_string();
+
+    let replier = Replier::new(bench.endpoints.clone());
+    replier.reply("nobody.listens.here", None, b"lost".to_vec());
+    replier.reply(&reply_to, Some("7"), b"!".to_vec());
+    let answer = tokio::time::timeout(SOON, answers.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(answer.data, b"!");
+    assert_eq!(
+        answer.properties.correlation_id().as_ref().map(ToString::to_string),
+        Some("7".to_owned())
+    );
+}

@@ -1,0 +1,228 @@
+//! What becomes of messages that are refused, that fail, and that panic.
+
+use broker::topology::{RetryQueue, WorkQueue};
+use broker::{Death, Delivery, Publication, Settings, Source};
+use domain::failure::DeadLetterReason;
+use lapin::BasicProperties;
+use metrics::{Counter, DeliveryOutcome};
+
+use crate::support::{Bench, Script};
+
+const QUEUE: &str = WorkQueue::Session.name();
+const DLQ: &str = WorkQueue::Session.dlq();
+const SOURCE: Source = Source::work(WorkQueue::Session);
+
+/// Three retries of a second each: the names of the delays are fixed, so tests take the shortest.
+fn quick() -> Settings {
+    Settings { retries: vec![RetryQueue::Second; 3], ..Settings::default() }
+}
+
+fn settled(bench: &Bench, outcome: DeliveryOutcome) -> u64 {
+    bench.metrics.count(Counter::Deliveries { queue: QUEUE, outcome })
+}
+
+#[tokio::test]
+async fn a_refused_message_becomes_a_dead_letter_and_its_neighbours_are_handled() {
+    let bench = Bench::new().await;
+    bench.publish(QUEUE, ["ok 1", "refuse", "ok 2"]).await;
+    let script = Script::default();
+    let running = bench.run(SOURCE, &script, Settings::default());
+    bench.eventually_ready(DLQ, 1).await;
+    script.has_handled(2).await;
+    running.drain().await;
+    let letter = bench.take(DLQ).await;
+    assert_eq!(letter.data, b"refuse");
+    let headers = letter.properties.headers().clone().unwrap();
+    let text = |name: &str| match headers.inner().get(name) {
+        Some(lapin::types::AMQPValue::LongString(text)) => text.to_string(),
+        other => panic!("{name}: {other:?}"),
+    };
+    assert_eq!(text("x-verbatim-reason"), "schema");
+    assert_eq!(text("x-verbatim-detail"), "the script says so");
+    assert_eq!(text("x-verbatim-queue"), QUEUE);
+    bench.eventually_ready(QUEUE, 0).await;
+}
+
+#[tokio::test]
+async fn a_failing_message_is_tried_four_times_and_then_a_dead_letter_with_its_history() {
+    let bench = Bench::new().await;
+    let mut action = Publication::action("conversation.session_closed", b"fail".to_vec());
+    action.traceparent = Some("00-trace".to_owned());
+    action.message_id = "its-id".to_owned();
+    bench.publisher.publish(action).await.unwrap();
+    let script = Script::default();
+    let running = bench.run(SOURCE, &script, quick());
+    bench.eventually_ready(DLQ, 1).await;
+    running.drain().await;
+
+    let attempts: Vec<_> = script.handled().iter().map(|handled| handled.attempt).collect();
+    assert_eq!(attempts, [1, 2, 3, 4]);
+    let same = |handled: &crate::support::Handled| {
+        handled.routing_key == "conversation.session_closed"
+            && handled.message_id.as_deref() == Some("its-id")
+    };
+    assert!(script.handled().iter().all(same), "{:?}", script.handled());
+    assert_eq!(settled(&bench, DeliveryOutcome::Retried), 3);
+    assert_eq!(settled(&bench, DeliveryOutcome::DeadLettered), 1);
+
+    // As the keeper will read it.
+    let letters = Letters::default();
+    let keeper = letters.read(&bench, WorkQueue::Session).await;
+    assert_eq!(keeper.dead_letter_reason(), Some(DeadLetterReason::AttemptsExhausted));
+    assert_eq!(keeper.journey.attempt, 4);
+    assert_eq!(keeper.journey.history.reasons, ["it failed"; 4]);
+    let history = &keeper.journey.history;
+    assert!(history.first_failed_at.unwrap() < history.last_failed_at.unwrap());
+    assert_eq!(keeper.envelope.routing_key, "conversation.session_closed");
+    assert_eq!(keeper.traceparent.as_deref(), Some("00-trace"));
+    assert_eq!(keeper.deaths(), []);
+}
+
+#[tokio::test]
+async fn copies_carry_no_header_of_the_broker_or_the_sender_but_the_trace() {
+    let bench = Bench::new().await;
+    let mut headers = lapin::types::FieldTable::default();
+    for name in ["traceparent", "tracestate", "x-custom", "x-verbatim-user"] {
+        headers.insert(name.into(), lapin::types::AMQPValue::LongString(name.into()));
+    }
+    let properties = BasicProperties::default()
+        .with_headers(headers)
+        .with_delivery_mode(2)
+        .with_expiration("60000".into())
+        .with_content_type("application/json".into())
+        .with_message_id("m".into());
+    let key = "conversation.session_opened";
+    bench
+        .raw
+        .basic_publish("domain.actions".into(), key.into(), Default::default(), b"fail", properties)
+        .await
+        .unwrap();
+    let script = Script::default();
+    let running = bench.run(SOURCE, &script, quick());
+    let letter = bench.take(DLQ).await;
+    running.drain().await;
+    assert_eq!(*letter.properties.expiration(), None);
+    assert_eq!(letter.properties.content_type().as_ref().unwrap().as_str(), "application/json");
+    let headers = letter.properties.headers().clone().unwrap();
+    let names: Vec<_> = headers.inner().keys().map(lapin::types::ShortString::as_str).collect();
+    // RabbitMQ counts deliveries of the letter itself.
+    let allowed = |name: &&str| {
+        name.starts_with("x-verbatim-") || name.starts_with("trace") || *name == "x-delivery-count"
+    };
+    assert!(names.iter().all(allowed), "{names:?}");
+    assert!(names.contains(&"traceparent") && names.contains(&"tracestate"), "{names:?}");
+    assert!(!names.contains(&"x-verbatim-user"), "a forged header came through: {names:?}");
+}
+
+#[tokio::test]
+async fn a_panic_costs_the_guilty_message_an_attempt_and_its_neighbours_nothing() {
+    let bench = Bench::new().await;
+    bench.publish(QUEUE, ["ok 1", "panic", "panic-decoding", "ok 2"]).await;
+    let script = Script::default();
+    let settings = Settings { retries: vec![RetryQueue::Second], ..Settings::default() };
+    let running = bench.run(SOURCE, &script, settings);
+    bench.eventually_ready(DLQ, 2).await;
+    running.drain().await;
+    assert_eq!(settled(&bench, DeliveryOutcome::Applied), 2);
+    assert_eq!(settled(&bench, DeliveryOutcome::Retried), 2);
+    assert_eq!(settled(&bench, DeliveryOutcome::DeadLettered), 2);
+    assert!(bench.metrics.count(Counter::Panics) >= 4);
+    let bodies = script.handled();
+    assert!(bodies.iter().all(|handled| handled.attempt == 1), "{bodies:?}");
+}
+
+#[tokio::test]
+async fn without_its_dead_letter_queue_a_refused_message_is_held_and_never_acknowledged() {
+    let bench = Bench::new().await;
+    bench.raw.queue_delete(DLQ.into(), Default::default()).await.unwrap();
+    bench.publish(QUEUE, ["refuse"]).await;
+    let script = Script::default();
+    let mut running = bench.run(SOURCE, &script, Settings::default());
+    running.reaches(broker::ConsumerState::Holding(domain::failure::Store::RabbitMq)).await;
+    broker::topology::declare(&bench.endpoints).await.unwrap();
+    bench.eventually_ready(DLQ, 1).await;
+    running.drain().await;
+    bench.eventually_ready(QUEUE, 0).await;
+}
+
+#[tokio::test]
+async fn nothing_comes_after_the_dead_letters_so_their_keeper_tries_for_ever() {
+    let bench = Bench::new().await;
+    bench.publish(DLQ, ["fail", "refuse"]).await;
+    let script = Script::default();
+    let settings = Settings { retries: vec![RetryQueue::Second], ..Settings::default() };
+    let source = Source::dead_letters(WorkQueue::Session);
+    let running = bench.run(source, &script, settings);
+    testkit::wait::eventually("a third attempt", crate::support::SOON, async || {
+        let attempts: Vec<_> = script.handled().iter().map(|h| h.attempt).collect();
+        if attempts.contains(&3) { Ok(()) } else { Err(format!("{attempts:?}")) }
+    })
+    .await;
+    running.drain().await;
+}
+
+#[tokio::test]
+async fn a_message_that_expires_becomes_a_letter_that_tells_where_it_came_from() {
+    let bench = Bench::new().await;
+    let properties = BasicProperties::default().with_delivery_mode(2).with_expiration("1".into());
+    let key = "conversation.session_opened";
+    bench
+        .raw
+        .basic_publish("domain.actions".into(), key.into(), Default::default(), b"ok", properties)
+        .await
+        .unwrap();
+    let letter = Letters::default().read(&bench, WorkQueue::Session).await;
+    assert_eq!(letter.dead_letter_reason(), Some(DeadLetterReason::Expired));
+    assert_eq!(letter.envelope.routing_key, key);
+    let Death { queue, exchange, .. } = letter.deaths().remove(0);
+    assert_eq!((queue.as_str(), exchange.as_str()), (QUEUE, "domain.actions"));
+}
+
+/// A handler that keeps the deliveries it is given.
+#[derive(Clone, Default)]
+struct Letters(std::sync::Arc<std::sync::Mutex<Vec<Delivery>>>);
+
+impl broker::Handler for Letters {
+    type Item = Delivery;
+
+    fn decode(&self, delivery: &Delivery) -> Result<Delivery, domain::failure::Refusal> {
+        Ok(delivery.clone())
+    }
+
+    async fn handle(
+        &self,
+        items: &[Delivery],
+    ) -> Result<Vec<domain::failure::Outcome>, domain::failure::Unavailable> {
+        self.0.lock().unwrap().extend(items.iter().cloned());
+        let done = domain::failure::Outcome::Done(domain::failure::Done::Applied);
+        Ok(vec![done; items.len()])
+    }
+
+    async fn probe(&self) -> Result<(), domain::failure::Unavailable> {
+        std::future::ready(Ok(())).await
+    }
+}
+
+impl Letters {
+    /// The first dead letter of a queue.
+    async fn read(&self, bench: &Bench, queue: WorkQueue) -> Delivery {
+        let consumer = broker::Consumer::new(
+            Source::dead_letters(queue),
+            self.clone(),
+            bench.endpoints.clone(),
+            bench.publisher.clone(),
+            Settings::default(),
+            crate::support::clock(),
+            bench.metrics.clone(),
+        );
+        let shutdown = tokio_util::sync::CancellationToken::new();
+        let task = tokio::spawn(consumer.run(shutdown.clone()));
+        let letter = testkit::wait::eventually("a letter", crate::support::SOON, async || {
+            self.0.lock().unwrap().first().cloned().ok_or_else(|| "none".to_owned())
+        })
+        .await;
+        shutdown.cancel();
+        task.await.unwrap();
+        letter
+    }
+}

@@ -1,0 +1,302 @@
+//! What the tests share: a virtual host with the topology, a raw channel to look behind the scenes, and
+//! a handler that does what message bodies tell it.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use broker::{
+    Consumer, ConsumerState, Delivery, Endpoints, Handler, Publication, Publisher, Settings, Source,
+};
+use domain::clock::Clock;
+use domain::failure::{DeadLetterReason, Done, Outcome, Refusal, Store, Unavailable};
+use domain::time::Timestamp;
+use lapin::options::{BasicGetOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use metrics::Metrics;
+use testkit::TestEnv;
+use testkit::wait::eventually;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Anything on a machine that is busy with other tests.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// A virtual host with the fleet's topology.
+pub(crate) struct Bench {
+    pub(crate) env: TestEnv,
+    pub(crate) endpoints: Endpoints,
+    pub(crate) publisher: Publisher,
+    pub(crate) metrics: Metrics,
+    pub(crate) raw: lapin::Channel,
+    _raw: lapin::Connection,
+}
+
+impl Bench {
+    pub(crate) async fn new() -> Self {
+        let env = TestEnv::new().await;
+        let endpoints = Endpoints::parse(&env.amqp_url, "test").unwrap();
+        broker::topology::declare(&endpoints).await.unwrap();
+        let metrics = Metrics::new();
+        let publisher = Publisher::new(endpoints.clone(), metrics.clone());
+        let (connection, raw) = raw_channel(&env.amqp_url).await;
+        Self { env, endpoints, publisher, metrics, raw, _raw: connection }
+    }
+
+    /// Publishes to a queue and waits for the confirms.
+    pub(crate) async fn publish(
+        &self,
+        queue: &str,
+        bodies: impl IntoIterator<Item = impl ToString>,
+    ) {
+        let publications = bodies
+            .into_iter()
+            .map(|body| Arc::new(Publication::to_queue(queue, body.to_string().into_bytes())));
+        for result in self.publisher.publish_all(publications).await {
+            result.unwrap();
+        }
+    }
+
+    /// How many messages of a queue are ready.
+    pub(crate) async fn ready(&self, queue: &str) -> u32 {
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let answer = self.raw.queue_declare(queue.into(), options, FieldTable::default()).await;
+        answer.unwrap().message_count()
+    }
+
+    pub(crate) async fn eventually_ready(&self, queue: &str, count: u32) {
+        eventually(format!("{count} messages in {queue}"), SOON, async || {
+            match self.ready(queue).await {
+                ready if ready == count => Ok(()),
+                ready => Err(format!("{ready} are ready")),
+            }
+        })
+        .await;
+    }
+
+    /// Takes a message out of a queue, as a raw client sees it.
+    pub(crate) async fn take(&self, queue: &str) -> lapin::message::Delivery {
+        eventually(format!("a message in {queue}"), SOON, async || {
+            let options = BasicGetOptions { no_ack: true };
+            let message = self.raw.basic_get(queue.into(), options).await.unwrap();
+            message.map(|message| message.delivery).ok_or_else(|| "it is empty".to_owned())
+        })
+        .await
+    }
+
+    /// Runs a consumer of `source` with this handler.
+    pub(crate) fn run(&self, source: Source, script: &Script, settings: Settings) -> Running {
+        self.run_at(self.endpoints.clone(), source, script, settings)
+    }
+
+    /// The same by way of other addresses.
+    pub(crate) fn run_at(
+        &self,
+        endpoints: Endpoints,
+        source: Source,
+        script: &Script,
+        settings: Settings,
+    ) -> Running {
+        let consumer = Consumer::new(
+            source,
+            script.clone(),
+            endpoints,
+            self.publisher.clone(),
+            settings,
+            clock(),
+            self.metrics.clone(),
+        );
+        let state = consumer.state();
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(consumer.run(shutdown.clone()));
+        Running { shutdown, state, task }
+    }
+}
+
+/// A clock that goes on by a millisecond whenever it is looked at.
+pub(crate) fn clock() -> Clock {
+    let micros = AtomicI64::new(1_800_000_000_000_000);
+    Clock::new(move || Timestamp::from_micros(micros.fetch_add(1000, Ordering::SeqCst)).unwrap())
+}
+
+/// A connection and a channel without any of our code.
+pub(crate) async fn raw_channel(url: &str) -> (lapin::Connection, lapin::Channel) {
+    let properties = lapin::ConnectionProperties::default();
+    let connection = lapin::Connection::connect(url, properties).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    (connection, channel)
+}
+
+/// A consumer that runs. Dropping it is a crash.
+pub(crate) struct Running {
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) state: watch::Receiver<ConsumerState>,
+    pub(crate) task: JoinHandle<()>,
+}
+
+impl Running {
+    pub(crate) async fn reaches(&mut self, state: ConsumerState) {
+        let mut seen = self.state.clone();
+        let reached = tokio::time::timeout(SOON, seen.wait_for(|now| *now == state)).await;
+        assert!(
+            reached.is_ok_and(|r| r.is_ok()),
+            "waited for {state:?}, is {:?}",
+            self.state.borrow()
+        );
+    }
+
+    /// Asks it to drain and waits until it has.
+    pub(crate) async fn drain(mut self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(SOON, &mut self.task).await.expect("it did not drain").unwrap();
+        assert_eq!(*self.state.borrow(), ConsumerState::Stopped);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A handler that does what the first word of a body says: `ok`, `fail`, `panic`, `panic-decoding`,
+/// `refuse`, `wait` (until the test lets it go on). Everything else is `ok`.
+#[derive(Clone, Default)]
+pub(crate) struct Script {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    handled: Mutex<Vec<Handled>>,
+    batches: Mutex<Vec<usize>>,
+    away: AtomicBool,
+    calls: AtomicUsize,
+    gate: Semaphore,
+}
+
+/// A message that a handler was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Handled {
+    pub(crate) body: String,
+    pub(crate) attempt: u32,
+    pub(crate) routing_key: String,
+    pub(crate) message_id: Option<String>,
+    pub(crate) redelivered: bool,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Self {
+            handled: Mutex::default(),
+            batches: Mutex::default(),
+            away: AtomicBool::new(false),
+            calls: AtomicUsize::new(0),
+            gate: Semaphore::new(0),
+        }
+    }
+}
+
+impl Script {
+    /// What was handled to the end, in that order.
+    pub(crate) fn handled(&self) -> Vec<Handled> {
+        self.inner.handled.lock().unwrap().clone()
+    }
+
+    pub(crate) fn bodies(&self) -> Vec<String> {
+        self.handled().into_iter().map(|handled| handled.body).collect()
+    }
+
+    /// How large the batches were.
+    pub(crate) fn batches(&self) -> Vec<usize> {
+        self.inner.batches.lock().unwrap().clone()
+    }
+
+    /// How often it was called.
+    pub(crate) fn calls(&self) -> usize {
+        self.inner.calls.load(Ordering::SeqCst)
+    }
+
+    /// Makes its store go away or come back.
+    pub(crate) fn store_is_away(&self, away: bool) {
+        self.inner.away.store(away, Ordering::SeqCst);
+    }
+
+    /// Lets one `wait` go on.
+    pub(crate) fn open_gate(&self) {
+        self.inner.gate.add_permits(1);
+    }
+
+    pub(crate) async fn has_handled(&self, distinct: usize) {
+        eventually(format!("{distinct} messages to be handled"), SOON, async || {
+            let bodies: HashSet<_> = self.bodies().into_iter().collect();
+            if bodies.len() >= distinct { Ok(()) } else { Err(format!("{} are", bodies.len())) }
+        })
+        .await;
+    }
+
+    pub(crate) async fn was_called(&self, times: usize) {
+        eventually(format!("{times} calls"), SOON, async || {
+            if self.calls() >= times { Ok(()) } else { Err(format!("{} so far", self.calls())) }
+        })
+        .await;
+    }
+
+    async fn act(&self, item: &Handled) -> Outcome {
+        match item.body.split_whitespace().next() {
+            Some("fail") => Outcome::Retry("it failed".to_owned()),
+            Some("panic") => panic!("the script says so"),
+            Some("wait") => {
+                self.inner.gate.acquire().await.unwrap().forget();
+                Outcome::Done(Done::Applied)
+            }
+            _ => Outcome::Done(Done::Applied),
+        }
+    }
+
+    fn check(&self) -> Result<(), Unavailable> {
+        if self.inner.away.load(Ordering::SeqCst) {
+            return Err(Unavailable { store: Store::PostgreSql, source: "away".into() });
+        }
+        Ok(())
+    }
+}
+
+impl Handler for Script {
+    type Item = Handled;
+
+    fn decode(&self, delivery: &Delivery) -> Result<Handled, Refusal> {
+        let body = String::from_utf8(delivery.body.clone()).unwrap();
+        assert!(!body.starts_with("panic-decoding"), "the script says so");
+        if body.starts_with("refuse") {
+            let detail = "the script says so".to_owned();
+            return Err(Refusal { reason: DeadLetterReason::Schema, field: None, detail });
+        }
+        Ok(Handled {
+            body,
+            attempt: delivery.journey.attempt,
+            routing_key: delivery.envelope.routing_key.clone(),
+            message_id: delivery.envelope.message_id.clone(),
+            redelivered: delivery.redelivered,
+        })
+    }
+
+    async fn handle(&self, items: &[Handled]) -> Result<Vec<Outcome>, Unavailable> {
+        self.inner.calls.fetch_add(1, Ordering::SeqCst);
+        self.check()?;
+        self.inner.batches.lock().unwrap().push(items.len());
+        let mut outcomes = Vec::new();
+        for item in items {
+            outcomes.push(self.act(item).await);
+        }
+        self.inner.handled.lock().unwrap().extend(items.iter().cloned());
+        Ok(outcomes)
+    }
+
+    fn probe(&self) -> impl Future<Output = Result<(), Unavailable>> + Send {
+        std::future::ready(self.check())
+    }
+}

@@ -1,0 +1,91 @@
+//! Messages that come back too often are tried alone, and given up only if they come back from there.
+
+use std::time::Duration;
+
+use broker::topology::WorkQueue;
+use broker::{Settings, Source};
+use lapin::options::{BasicGetOptions, BasicNackOptions};
+use metrics::{Counter, DeliveryOutcome};
+
+use crate::support::{Bench, Script};
+
+const QUEUE: &str = WorkQueue::SaveMessage.name();
+const SUSPECTS: &str = WorkQueue::SaveMessage.suspect();
+const DLQ: &str = WorkQueue::SaveMessage.dlq();
+const SOURCE: Source = Source::work(WorkQueue::SaveMessage);
+
+fn settings() -> Settings {
+    Settings { suspect_interval: Duration::from_millis(100), ..Settings::default() }
+}
+
+/// Takes the one message of a queue and gives it back, so often.
+async fn give_back(bench: &Bench, queue: &str, times: usize) {
+    for _ in 0..times {
+        bench.eventually_ready(queue, 1).await;
+        let got = bench.raw.basic_get(queue.into(), BasicGetOptions::default()).await.unwrap();
+        let nack = BasicNackOptions { requeue: true, multiple: false };
+        assert!(got.unwrap().delivery.nack(nack).await.unwrap());
+    }
+    bench.eventually_ready(queue, 1).await;
+}
+
+#[tokio::test]
+async fn a_message_that_came_back_three_times_is_set_apart_and_handled_alone() {
+    let bench = Bench::new().await;
+    bench.publish(QUEUE, ["innocent"]).await;
+    give_back(&bench, QUEUE, 3).await;
+    let script = Script::default();
+    let running = bench.run(SOURCE, &script, settings());
+    script.has_handled(1).await;
+    running.drain().await;
+    let count = |outcome| bench.metrics.count(Counter::Deliveries { queue: QUEUE, outcome });
+    assert_eq!(count(DeliveryOutcome::Suspected), 1);
+    assert_eq!(count(DeliveryOutcome::Applied), 1);
+    for queue in [QUEUE, SUSPECTS, DLQ] {
+        bench.eventually_ready(queue, 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_suspect_that_comes_back_five_times_is_given_up() {
+    let bench = Bench::new().await;
+    bench.publish(SUSPECTS, ["guilty"]).await;
+    give_back(&bench, SUSPECTS, 5).await;
+    let script = Script::default();
+    let running = bench.run(SOURCE, &script, settings());
+    let letter = bench.take(DLQ).await;
+    running.drain().await;
+    let headers = letter.properties.headers().clone().unwrap();
+    let reason = headers.inner().get("x-verbatim-reason").unwrap();
+    assert_eq!(*reason, lapin::types::AMQPValue::LongString("delivery_limit".into()));
+    assert!(script.handled().is_empty());
+}
+
+#[tokio::test]
+async fn while_suspects_are_tried_the_queue_goes_on_being_consumed() {
+    let bench = Bench::new().await;
+    bench.publish(SUSPECTS, (0..5).map(|n| format!("suspect {n}"))).await;
+    bench.publish(QUEUE, 0..500).await;
+    let script = Script::default();
+    let running = bench.run(SOURCE, &script, settings());
+    script.has_handled(505).await;
+    bench.publish(QUEUE, 500..600).await;
+    script.has_handled(605).await;
+    running.drain().await;
+    assert_eq!(script.handled().len(), 605);
+}
+
+#[tokio::test]
+async fn suspects_wait_while_the_store_is_away() {
+    let bench = Bench::new().await;
+    let script = Script::default();
+    script.store_is_away(true);
+    bench.publish(SUSPECTS, ["patient"]).await;
+    let running = bench.run(SOURCE, &script, settings());
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(script.calls(), 0);
+    script.store_is_away(false);
+    script.has_handled(1).await;
+    running.drain().await;
+    assert!(!script.handled()[0].redelivered);
+}

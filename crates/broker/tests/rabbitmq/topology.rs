@@ -1,0 +1,145 @@
+//! Declaring the topology, and refusing one that would lose messages.
+
+use std::collections::BTreeMap;
+
+use broker::Endpoints;
+use broker::topology::{self, Argument, Purpose, Queue, TopologyError, WorkQueue};
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use testkit::TestEnv;
+
+use crate::support::raw_channel;
+
+async fn empty() -> (TestEnv, Endpoints) {
+    let env = TestEnv::new().await;
+    let endpoints = Endpoints::parse(&env.amqp_url, "test").unwrap();
+    (env, endpoints)
+}
+
+/// Declares a queue of ours, but with something about its arguments changed.
+async fn declare_but(env: &TestEnv, queue: Queue, change: impl FnOnce(&mut FieldTable)) {
+    let mut arguments = FieldTable::default();
+    for (name, argument) in queue.arguments() {
+        let value = match argument {
+            Argument::Text(text) => AMQPValue::LongString(text.into()),
+            Argument::Number(number) => AMQPValue::LongLongInt(number),
+        };
+        arguments.insert(name.into(), value);
+    }
+    change(&mut arguments);
+    let (_connection, channel) = raw_channel(&env.amqp_url).await;
+    let options = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare(queue.name.into(), options, arguments).await.unwrap();
+}
+
+fn work_queue() -> Queue {
+    let save = WorkQueue::SaveMessage;
+    Queue { name: save.name(), purpose: Purpose::Work(save) }
+}
+
+/// Leaves arguments out.
+fn without(names: &'static [&str]) -> impl FnOnce(&mut FieldTable) {
+    move |arguments| {
+        let kept = arguments.inner().iter().filter(|(name, _)| !names.contains(&name.as_str()));
+        let kept: BTreeMap<_, _> =
+            kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+        *arguments = kept.into();
+    }
+}
+
+async fn differences(endpoints: &Endpoints) -> Vec<String> {
+    match topology::verify(endpoints).await {
+        Err(TopologyError::Differs(differences)) => {
+            differences.iter().map(ToString::to_string).collect()
+        }
+        other => panic!("the topology should differ: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn declaring_twice_changes_nothing_and_verifies() {
+    let (_env, endpoints) = empty().await;
+    topology::declare(&endpoints).await.unwrap();
+    topology::declare(&endpoints).await.unwrap();
+    topology::verify(&endpoints).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_empty_broker_is_missing_everything_and_verifying_creates_nothing() {
+    let (_env, endpoints) = empty().await;
+    for _ in 0..2 {
+        let differences = differences(&endpoints).await;
+        assert_eq!(differences.len(), topology::queues().len() + topology::EXCHANGES.len());
+        assert!(differences.iter().all(|text| text.ends_with("is missing; run `verbatim setup`")));
+    }
+}
+
+#[tokio::test]
+async fn a_queue_without_dead_letters_is_refused_by_name() {
+    let (env, endpoints) = empty().await;
+    // The routing key cannot be given without the exchange.
+    let names = &["x-dead-letter-exchange", "x-dead-letter-routing-key"];
+    declare_but(&env, work_queue(), without(names)).await;
+    let error = topology::declare(&endpoints).await.unwrap_err().to_string();
+    assert!(
+        error.contains("queue `conversation.save_message`: `x-dead-letter-exchange` is absent"),
+        "{error}"
+    );
+    let verified = differences(&endpoints).await;
+    assert_eq!(verified.len(), 1, "{verified:?}");
+}
+
+#[tokio::test]
+async fn every_argument_that_keeps_messages_is_verified() {
+    // What is left out, the difference first; the rest cannot be given without it.
+    let cases: [&'static [&str]; 5] = [
+        &["x-queue-type", "x-delivery-limit", "x-dead-letter-strategy"],
+        &["x-overflow"],
+        &["x-delivery-limit"],
+        &["x-dead-letter-strategy"],
+        &["x-dead-letter-routing-key"],
+    ];
+    for names in cases {
+        let (env, endpoints) = empty().await;
+        declare_but(&env, work_queue(), without(names)).await;
+        let differences = differences(&endpoints).await;
+        let queue = "queue `conversation.save_message`";
+        let named = |text: &String| text.starts_with(queue) && text.contains("must be `");
+        assert!(differences.iter().any(named), "{names:?}: {differences:?}");
+        let found = differences.iter().find(|text| named(text)).cloned().unwrap_or_default();
+        eprintln!("{names:?}: {found}");
+    }
+}
+
+#[tokio::test]
+async fn an_exchange_without_its_alternate_is_refused_by_name() {
+    let (env, endpoints) = empty().await;
+    let (_connection, channel) = raw_channel(&env.amqp_url).await;
+    let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+    let topic = lapin::ExchangeKind::Topic;
+    channel
+        .exchange_declare("domain.actions".into(), topic, options, FieldTable::default())
+        .await
+        .unwrap();
+    let error = topology::declare(&endpoints).await.unwrap_err().to_string();
+    assert!(error.contains("exchange `domain.actions`: `alternate-exchange` is absent"), "{error}");
+}
+
+#[tokio::test]
+async fn every_known_action_reaches_its_queue_and_an_unknown_one_the_unrouted() {
+    let bench = crate::support::Bench::new().await;
+    let mut expected = BTreeMap::<&str, u32>::new();
+    for binding in topology::BINDINGS {
+        if binding.exchange == topology::ACTIONS {
+            let action = broker::Publication::action(binding.key, b"{}".to_vec());
+            bench.publisher.publish(action).await.unwrap();
+            *expected.entry(binding.queue).or_default() += 1;
+        }
+    }
+    let unknown = broker::Publication::action("conversation.save_mesage", b"{}".to_vec());
+    bench.publisher.publish(unknown).await.unwrap();
+    expected.insert(topology::UNROUTED, 1);
+    for (queue, count) in expected {
+        bench.eventually_ready(queue, count).await;
+    }
+}
