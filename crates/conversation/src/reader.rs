@@ -11,7 +11,7 @@ use domain::ids::ConversationKey;
 use domain::message::Message;
 use domain::status::ConversationStatus;
 use domain::time::Timestamp;
-use hot_store::{Floor, HotCopy, HotStore, Loaded, Mark, Window};
+use hot_store::{Floor, HotCopy, HotStore, Loaded, Mark, Miss, Window};
 use metrics::{Counter, HotLoad, HotRead, Metrics};
 
 /// How much a load brings into Redis.
@@ -105,12 +105,19 @@ impl Reader {
                 }
                 Err(miss) => {
                     tracing::debug!(conversation = %key, miss = miss.as_str(), "hot copy not used");
-                    self.count(if miss == hot_store::Miss::NoMark {
-                        HotRead::Miss
+                    let (result, worth_a_load) = match miss {
+                        Miss::NoMark => (HotRead::Miss, true),
+                        Miss::Outdated | Miss::Damaged(_) => (HotRead::Stale, true),
+                        // The copy is sound and begins where another load would: at the limits of
+                        // one. Loading again would empty it for nothing.
+                        Miss::BelowFloor | Miss::CutShort => (HotRead::Miss, false),
+                    };
+                    self.count(result);
+                    if worth_a_load {
+                        self.read_and_load(key, window, conversation.status).await
                     } else {
-                        HotRead::Stale
-                    });
-                    self.read_and_load(key, window, conversation.status).await
+                        self.read_archive(key, window).await
+                    }
                 }
             },
             Err(error) => {

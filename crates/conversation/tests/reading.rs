@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use conversation::{Source, admission};
 use domain::failure::{Outcome, Store};
 use hot_store::{Health, Window};
-use metrics::{Counter, HotRead};
+use metrics::{Counter, HotLoad, HotRead};
 use serde_json::json;
 use support::{LIMIT, Replica, applied, ids, key, message, stores};
 use testkit::proxy::Proxy;
@@ -70,6 +70,24 @@ async fn a_conversation_of_10_000_messages_whose_copy_was_evicted_reads_whole_an
         pages.splice(0..0, page.messages);
     }
     assert_eq!(pages, expected);
+}
+
+#[tokio::test]
+async fn a_copy_cut_short_by_large_bodies_serves_what_it_holds_and_is_not_loaded_again() {
+    let (_env, replica) = stores().await;
+    let large = "x".repeat(700_000);
+    let batch: Vec<_> =
+        (0..8).map(|i| message("s", &format!("m{i}"), json!({"content": large}))).collect();
+    replica.save(&batch).await;
+    let all = replica.read(&key("s"), 8).await;
+    assert_eq!((all.source, all.messages.len()), (Source::Archive, 8));
+    let loaded = Counter::HotLoads { result: HotLoad::Loaded };
+    assert_eq!(replica.metrics.count(loaded), 1);
+    let newest = replica.read(&key("s"), 3).await;
+    assert_eq!((newest.source, ids(&newest.messages)), (Source::HotCopy, vec!["m5", "m6", "m7"]));
+    let again = replica.read(&key("s"), 8).await;
+    assert_eq!((again.source, again.messages.len()), (Source::Archive, 8));
+    assert_eq!(replica.metrics.count(loaded), 1);
 }
 
 #[tokio::test]
