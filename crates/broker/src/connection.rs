@@ -28,7 +28,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// For an answer to any request on an open connection. A node under load takes less than a second;
 /// a queue that elects its leader takes a few.
-pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a polite goodbye before the socket is closed anyway.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -192,7 +192,12 @@ impl From<Error> for Unavailable {
 impl Connection {
     /// A fresh channel.
     pub(crate) async fn channel(&self) -> Result<lapin::Channel, Error> {
-        request("open a channel", self.amqp.create_channel()).await
+        request("open a channel", self.open_channel()).await
+    }
+
+    /// A fresh channel, for those who limit the wait themselves.
+    pub(crate) fn open_channel(&self) -> impl Future<Output = lapin::Result<lapin::Channel>> {
+        self.amqp.create_channel()
     }
 
     /// Whether the broker stopped reading from this connection (memory or disk alarm).
@@ -225,7 +230,15 @@ pub(crate) async fn request<T>(
     what: &'static str,
     answer: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, Error> {
-    let limit = REQUEST_TIMEOUT;
+    request_within(REQUEST_TIMEOUT, what, answer).await
+}
+
+/// Waits for an answer, but no longer than this.
+pub(crate) async fn request_within<T>(
+    limit: Duration,
+    what: &'static str,
+    answer: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, Error> {
     match tokio::time::timeout(limit, answer).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(source)) => Err(Error::Request { what, source }),

@@ -11,6 +11,7 @@
 //! | [`session`] | the loop: receive, gather, work, acknowledge, hold, drain |
 //! | [`gathering`] | when a batch is full or has waited long enough |
 //! | [`batch`] | what becomes of each message of a batch |
+//! | [`settlement`] | what must be in a queue before a message may be acknowledged |
 //! | [`ledger`] | which acknowledgements may be sent |
 //! | [`prefetch`] | how many deliveries may be under way |
 //! | [`suspects`] | messages that came back too often |
@@ -22,6 +23,7 @@ mod ledger;
 mod observer;
 mod prefetch;
 mod session;
+mod settlement;
 mod suspects;
 
 use std::sync::Arc;
@@ -31,6 +33,7 @@ use domain::clock::Clock;
 use domain::failure::Store;
 use metrics::Metrics;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
@@ -39,6 +42,9 @@ use crate::topology::{RetryQueue, WorkQueue};
 use crate::{Handler, Publisher};
 use observer::Observer;
 use session::{End, Session};
+
+/// A session that lived this long was well; the next one need not wait.
+const STABLE: Duration = Duration::from_secs(10);
 
 /// Consumes one queue for ever, in batches.
 pub struct Consumer<H: Handler> {
@@ -168,10 +174,13 @@ impl<H: Handler> Consumer<H> {
         handler: H,
         endpoints: Endpoints,
         publisher: Publisher,
-        settings: Settings,
+        mut settings: Settings,
         clock: Clock,
         metrics: Metrics,
     ) -> Self {
+        // None at all would be a consumer that never does anything.
+        settings.batch_size = settings.batch_size.max(1);
+        settings.batches_in_flight = settings.batches_in_flight.max(1);
         metrics.start_queue(source.queue);
         let observer = Observer::new(source.queue, metrics);
         let (state, _) = watch::channel(ConsumerState::Connecting);
@@ -194,23 +203,22 @@ impl<H: Handler> Consumer<H> {
         let mut backoff = Backoff::new();
         while !shutdown.is_cancelled() {
             shared.state.send_replace(ConsumerState::Connecting);
+            let began = Instant::now();
             let end = match Session::open(shared.clone()).await {
-                Ok(session) => {
-                    backoff = Backoff::new();
-                    session.run(&shutdown).await
-                }
+                Ok(session) => session.run(&shutdown).await,
                 Err(error) => End::Failed(error),
             };
             shared.observer.session_ended(&end);
+            if began.elapsed() > STABLE {
+                backoff = Backoff::new();
+            }
             match end {
                 End::Drained => break,
                 End::HeldTooLong(store) => {
                     shared.state.send_replace(ConsumerState::Holding(store));
                     self.store_is_back(&shutdown).await;
                 }
-                End::StreamEnded | End::NoProgress | End::AckLost | End::Failed(_) => {
-                    pause(backoff.next_pause(), &shutdown).await;
-                }
+                _ => pause(backoff.next_pause(), &shutdown).await,
             }
         }
         shared.state.send_replace(ConsumerState::Stopped);

@@ -1,9 +1,11 @@
 //! How full the queues are, as far as AMQP tells: messages ready for delivery, and consumers.
 
+use std::time::Duration;
+
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 
-use crate::connection::{Connection, Endpoints, Error, request};
+use crate::connection::{Connection, Endpoints, Error, request, request_within};
 use crate::topology;
 
 /// What a queue holds.
@@ -72,14 +74,18 @@ impl Inspector {
     }
 }
 
+/// For a node to say how full a queue is; who is slower is as good as silent.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The depth of one queue. Has a channel of its own, because asking for a queue that does not exist
 /// closes the channel.
 pub(crate) async fn depth(connection: &Connection, queue: &'static str) -> Result<Depth, Error> {
-    let channel = connection.channel().await?;
-    let options = QueueDeclareOptions { passive: true, ..Default::default() };
-    let declare = channel.queue_declare(queue.into(), options, FieldTable::default());
-    let answer = request("tell a queue's depth", declare).await?;
-    let close = channel.close(200, "done".into());
-    request("close a channel", close).await?;
-    Ok(Depth { queue, ready: answer.message_count(), consumers: answer.consumer_count() })
+    let ask = async {
+        let channel = connection.open_channel().await?;
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let answer = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
+        channel.close(200, "done".into()).await?;
+        Ok(Depth { queue, ready: answer.message_count(), consumers: answer.consumer_count() })
+    };
+    request_within(ANSWER_TIMEOUT, "tell a queue's depth", ask).await
 }

@@ -11,6 +11,7 @@
 //! without a limit.
 
 mod backoff;
+mod causes;
 mod connection;
 mod consumer;
 mod delivery;

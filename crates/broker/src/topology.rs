@@ -304,6 +304,7 @@ const fn delay(queue: RetryQueue) -> Binding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use domain::action::ActionKind;
 
     #[test]
     fn every_queue_keeps_what_it_confirmed() {
@@ -334,6 +335,17 @@ mod tests {
             assert!(EXCHANGES.iter().any(|e| e.name == binding.exchange), "{binding:?}");
             assert!(queues.iter().any(|q| q.name == binding.queue), "{binding:?}");
         }
+    }
+
+    #[test]
+    fn every_action_has_exactly_one_queue() {
+        for kind in ActionKind::ALL {
+            let bound =
+                |binding: &&Binding| binding.exchange == ACTIONS && binding.key == kind.as_str();
+            assert_eq!(BINDINGS.iter().filter(bound).count(), 1, "{}", kind.as_str());
+        }
+        let actions = BINDINGS.iter().filter(|binding| binding.exchange == ACTIONS);
+        assert!(actions.clone().all(|binding| ActionKind::parse(binding.key).is_some()));
     }
 
     #[test]

@@ -12,16 +12,14 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use domain::envelope::Resolved;
-use domain::failure::{DeadLetterReason, Done, Outcome, Refusal, Unavailable};
+use domain::failure::{DeadLetterReason, Outcome, Refusal, Unavailable};
 use futures_util::FutureExt;
-use metrics::DeliveryOutcome;
 use tokio::time::Instant;
 
 use super::ledger::Tag;
-use super::observer::{Tally, outcome_of};
+use super::observer::Tally;
+use super::settlement::{Decision, copy_for, publish};
 use super::{Hopeless, Shared};
-use crate::topology::RetryQueue;
 use crate::{Delivery, Handler, Publication};
 
 /// Messages that are handled together.
@@ -69,14 +67,6 @@ enum Stage<I> {
 struct Reading<I> {
     items: Vec<I>,
     early: Vec<Option<Decision>>,
-}
-
-/// What becomes of one message.
-enum Decision {
-    Finish(Done),
-    Retry(String),
-    DeadLetter(Refusal),
-    SetApart,
 }
 
 impl<I> Batch<I> {
@@ -238,102 +228,6 @@ fn settle<H: Handler>(
         tally.add(outcome);
     }
     Stage::Decided { copies, tally }
-}
-
-/// The copy that must be confirmed before the original may be acknowledged, if any.
-fn copy_for<H: Handler>(
-    delivery: &Delivery,
-    decision: Decision,
-    resolved: Option<Resolved>,
-    shared: &Shared<H>,
-) -> (Option<Publication>, DeliveryOutcome) {
-    let home = shared.source.queue;
-    let now = shared.clock.now();
-    let copy_to = |queue| Publication::copy(delivery, queue).resolved(resolved);
-    let message_id = delivery.envelope.message_id.as_deref();
-    let attempt = delivery.journey.attempt;
-    match (decision, shared.source.hopeless) {
-        (Decision::Finish(done), _) => (None, outcome_of(done)),
-        (Decision::SetApart, Hopeless::DeadLetter(queue)) => {
-            (Some(copy_to(queue.suspect())), DeliveryOutcome::Suspected)
-        }
-        (Decision::DeadLetter(refusal), Hopeless::DeadLetter(queue)) => {
-            let letter = copy_to(queue.dlq()).condemned(home, refusal, now);
-            (Some(letter), DeliveryOutcome::DeadLettered)
-        }
-        (Decision::Retry(error), Hopeless::DeadLetter(queue)) => {
-            match next_retry(&shared.settings.retries, attempt) {
-                Some(retry) => {
-                    shared.observer.retried(message_id, attempt, &error);
-                    let again = copy_to(home).failed(&error, now).delayed(retry);
-                    (Some(again), DeliveryOutcome::Retried)
-                }
-                None => {
-                    let exhausted = DeadLetterReason::AttemptsExhausted;
-                    let refusal = Refusal { reason: exhausted, field: None, detail: error.clone() };
-                    let letter = copy_to(queue.dlq()).failed(&error, now);
-                    (Some(letter.condemned(home, refusal, now)), DeliveryOutcome::DeadLettered)
-                }
-            }
-        }
-        // Nothing comes after the dead letters: whatever fails there is tried again.
-        (failed, Hopeless::Insist) => {
-            let error = failed.to_string();
-            shared.observer.retried(message_id, attempt, &error);
-            let longest = shared.settings.retries.last().copied();
-            let retry = next_retry(&shared.settings.retries, attempt).or(longest);
-            let again = copy_to(home).failed(&error, now);
-            (Some(again.delayed(retry.unwrap_or(RetryQueue::HalfMinute))), DeliveryOutcome::Retried)
-        }
-    }
-}
-
-/// The delay after the attempt with this number, from 1; none after the last.
-fn next_retry(retries: &[RetryQueue], attempt: u32) -> Option<RetryQueue> {
-    let index = usize::try_from(attempt).ok()?.checked_sub(1)?;
-    retries.get(index).copied()
-}
-
-/// Publishes the copies. Those that are not confirmed come back.
-async fn publish<H: Handler>(
-    copies: Vec<Arc<Publication>>,
-    shared: &Shared<H>,
-) -> Result<(), (Vec<Arc<Publication>>, Unavailable)> {
-    if copies.is_empty() {
-        return Ok(());
-    }
-    let results = shared.publisher.publish_all(copies.iter().cloned()).await;
-    let mut failure = None;
-    let unconfirmed = copies.into_iter().zip(results).filter_map(|(copy, result)| {
-        failure = Some(result.err()?);
-        Some(copy)
-    });
-    let unconfirmed: Vec<_> = unconfirmed.collect();
-    match failure {
-        Some(error) => Err((unconfirmed, error.into())),
-        None => Ok(()),
-    }
-}
-
-impl From<Outcome> for Decision {
-    fn from(outcome: Outcome) -> Self {
-        match outcome {
-            Outcome::Done(done) => Self::Finish(done),
-            Outcome::Retry(error) => Self::Retry(error),
-            Outcome::DeadLetter(refusal) => Self::DeadLetter(refusal),
-        }
-    }
-}
-
-impl std::fmt::Display for Decision {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Finish(_) => f.write_str("finished"),
-            Self::Retry(error) => f.write_str(error),
-            Self::DeadLetter(refusal) => refusal.fmt(f),
-            Self::SetApart => f.write_str("came back too often"),
-        }
-    }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

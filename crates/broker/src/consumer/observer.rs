@@ -6,6 +6,8 @@ use domain::failure::{Done, FailureClass, Store, Unavailable};
 use metrics::{ConsumerRestart, Counter, DeliveryOutcome, Gauge, Metrics, Size, Timing};
 
 use super::session::End;
+use crate::causes::with_causes;
+use crate::connection::Error;
 
 /// The consumer's voice; knows its queue.
 pub(super) struct Observer {
@@ -47,11 +49,16 @@ impl Observer {
         tracing::info!(queue, prefetch, "consuming");
     }
 
-    pub(super) fn prefetch_changed(&self, prefetch: u16) {
+    pub(super) fn prefetch_changes(&self, prefetch: u16) {
         let (queue, cause) = (self.queue, ConsumerRestart::Prefetch);
         self.metrics.add(Counter::ConsumerRestarts { queue, cause }, 1);
         self.metrics.set(Gauge::Prefetch { queue }, f64::from(prefetch));
-        tracing::info!(queue, prefetch, "prefetch changed to what bodies measure");
+        tracing::info!(queue, prefetch, "prefetch changes to what bodies measure");
+    }
+
+    pub(super) fn suspects_unreadable(&self, suspects: &'static str, error: &Error) {
+        let error = with_causes(error);
+        tracing::error!(queue = self.queue, suspects, error, "cannot read the suspects");
     }
 
     pub(super) fn redelivered(&self) {
@@ -126,22 +133,11 @@ impl Observer {
             End::NoProgress => {
                 (ConsumerRestart::NoProgress, "messages are ready and none comes".to_owned())
             }
-            End::AckLost => (ConsumerRestart::Error, "the channel died".to_owned()),
+            End::ChannelDied => (ConsumerRestart::Error, "the channel died".to_owned()),
+            End::TaskDied => (ConsumerRestart::Error, "a task of the consumer died".to_owned()),
             End::Failed(error) => (ConsumerRestart::Error, with_causes(error)),
         };
         self.metrics.add(Counter::ConsumerRestarts { queue, cause }, 1);
         tracing::warn!(queue, error, "the consumer ended and will be built anew");
     }
-}
-
-/// An error and its causes in one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

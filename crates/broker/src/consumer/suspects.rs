@@ -41,7 +41,7 @@ pub(super) async fn take_turn<H: Handler>(
                 shared.observer.settled(&finished.tally);
                 if !matches!(acker.ack(BasicAckOptions::default()).await, Ok(true)) {
                     shared.observer.acks_lost(1);
-                    return Err(End::AckLost);
+                    return Err(End::ChannelDied);
                 }
             }
             // It goes back with the channel. That counts against it, but five outages would have

@@ -23,6 +23,27 @@ pub(super) struct Window<'a> {
     answers: Vec<Answer>,
 }
 
+/// What is known when a window has ended.
+pub(super) struct Settled {
+    /// One for each publish, in their order.
+    pub(super) results: Vec<Result<(), PublishError>>,
+    /// The broker can say nothing more about any of them, so the channel may serve the next window.
+    pub(super) complete: bool,
+}
+
+/// How much of a window is taken.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    messages: usize,
+    bytes: usize,
+}
+
+/// Publishes that travel together at most. A window of 1024 reaches 90 % of what one channel can do
+/// (23 000 to 37 000 messages per second on two shared cores).
+const WINDOW_MESSAGES: usize = 1024;
+/// Bytes of bodies that travel together, about: lapin keeps a copy of each until it is sent.
+const WINDOW_BYTES: usize = 16 << 20;
+
 /// What came back for one publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
@@ -47,11 +68,7 @@ impl<'a> Window<'a> {
     }
 
     /// Sends all of them and waits for their confirms.
-    pub(super) async fn publish(
-        mut self,
-        channel: &Channel,
-        limit: Duration,
-    ) -> Vec<Result<(), PublishError>> {
+    pub(super) async fn publish(mut self, channel: &Channel, limit: Duration) -> Settled {
         // Each future is polled for the first time in this order, and then its frames are queued:
         // so they leave in this order, all of them before any confirm is awaited.
         let mut answers: FuturesUnordered<_> = self
@@ -71,7 +88,7 @@ impl<'a> Window<'a> {
         self.settle()
     }
 
-    fn settle(self) -> Vec<Result<(), PublishError>> {
+    fn settle(self) -> Settled {
         let returned: Vec<&Returned> = self.answers.iter().filter_map(Answer::returned).collect();
         let returned_ids: HashSet<&str> = returned.iter().filter_map(|id| id.as_deref()).collect();
         let own_ids: HashSet<&str> =
@@ -101,7 +118,18 @@ impl<'a> Window<'a> {
                 Answer::Pending => Err(PublishError::Unknown("no confirm in time".to_owned())),
             }
         });
-        results.collect()
+        Settled { results: results.collect(), complete }
+    }
+}
+
+impl Room {
+    pub(super) fn take(&mut self, publication: &Publication) {
+        self.messages += 1;
+        self.bytes += publication.body.len();
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.messages >= WINDOW_MESSAGES || self.bytes >= WINDOW_BYTES
     }
 }
 
@@ -161,7 +189,7 @@ mod tests {
 
     fn settled(ids: &[&str], answers: Vec<Answer>) -> Vec<&'static str> {
         let publications = publications(ids);
-        let results = Window { publications: &publications, answers }.settle();
+        let results = Window { publications: &publications, answers }.settle().results;
         let name = |result: &Result<(), PublishError>| match result {
             Ok(()) => "ok",
             Err(PublishError::Unroutable { .. }) => "unroutable",
@@ -200,6 +228,15 @@ mod tests {
         let answers =
             vec![Answer::Ack(None), Answer::Pending, Answer::Failed("the channel died".to_owned())];
         assert_eq!(settled(&["a", "b", "c"], answers), ["ok", "unknown", "unknown"]);
+    }
+
+    #[test]
+    fn a_return_without_its_confirm_leaves_the_channel_unfit_for_another_window() {
+        let publications = publications(&["a", "b"]);
+        let answers = vec![ack_with("b"), Answer::Pending];
+        let settled = Window { publications: &publications, answers }.settle();
+        assert!(!settled.complete);
+        assert!(settled.results.iter().all(Result::is_err));
     }
 
     #[test]

@@ -175,6 +175,7 @@ struct Inner {
     batches: Mutex<Vec<usize>>,
     away: AtomicBool,
     calls: AtomicUsize,
+    decoded: AtomicUsize,
     gate: Semaphore,
 }
 
@@ -195,6 +196,7 @@ impl Default for Inner {
             batches: Mutex::default(),
             away: AtomicBool::new(false),
             calls: AtomicUsize::new(0),
+            decoded: AtomicUsize::new(0),
             gate: Semaphore::new(0),
         }
     }
@@ -218,6 +220,11 @@ impl Script {
     /// How often it was called.
     pub(crate) fn calls(&self) -> usize {
         self.inner.calls.load(Ordering::SeqCst)
+    }
+
+    /// How often it decoded a delivery.
+    pub(crate) fn decoded(&self) -> usize {
+        self.inner.decoded.load(Ordering::SeqCst)
     }
 
     /// Makes its store go away or come back.
@@ -269,6 +276,7 @@ impl Handler for Script {
     type Item = Handled;
 
     fn decode(&self, delivery: &Delivery) -> Result<Handled, Refusal> {
+        self.inner.decoded.fetch_add(1, Ordering::SeqCst);
         let body = String::from_utf8(delivery.body.clone()).unwrap();
         assert!(!body.starts_with("panic-decoding"), "the script says so");
         if body.starts_with("refuse") {

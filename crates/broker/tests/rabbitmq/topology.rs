@@ -143,3 +143,24 @@ async fn every_known_action_reaches_its_queue_and_an_unknown_one_the_unrouted() 
         bench.eventually_ready(queue, count).await;
     }
 }
+
+#[tokio::test]
+async fn the_depth_of_every_queue_is_told_and_a_missing_one_is_named() {
+    let bench = crate::support::Bench::new().await;
+    let queue = WorkQueue::SaveMessage;
+    bench.publish(queue.name(), 0..3).await;
+    bench.eventually_ready(queue.name(), 3).await;
+    bench.raw.queue_delete(queue.suspect().into(), Default::default()).await.unwrap();
+    let mut inspector = broker::inspect::Inspector::new(bench.endpoints.clone());
+    let depths = inspector.depths().await.unwrap();
+    assert_eq!(depths.len(), topology::queues().len());
+    for (name, depth) in depths {
+        let ready = depth.map(|depth| depth.ready);
+        let expected = match name {
+            name if name == queue.name() => Some(3),
+            name if name == queue.suspect() => None,
+            _ => Some(0),
+        };
+        assert_eq!(ready, expected, "{name}");
+    }
+}

@@ -1,0 +1,86 @@
+//! Waiting for a store that is away: batches are kept, unacknowledged, until it answers again.
+//!
+//! Nothing new is taken meanwhile. The hold ends when a held batch is through, not when a probe
+//! succeeds: a store that answers probes and nothing else is not well. It also ends when it has
+//! lasted too long: then the messages go back to the queue, all at once and counted once, before
+//! RabbitMQ loses patience with the channel.
+
+use domain::failure::{Store, Unavailable};
+use tokio::time::Instant;
+
+use super::{End, Report, Session};
+use crate::Handler;
+use crate::backoff::Backoff;
+use crate::consumer::ConsumerState;
+use crate::consumer::batch::Batch;
+
+/// The store that is away, and what waits for it.
+pub(super) struct Hold<I> {
+    store: Store,
+    since: Instant,
+    backoff: Backoff,
+    batches: Vec<Batch<I>>,
+    /// A probe is under way.
+    probing: bool,
+}
+
+impl<I> Hold<I> {
+    fn new(store: Store) -> Self {
+        let (since, backoff) = (Instant::now(), Backoff::new());
+        Self { store, since, backoff, batches: Vec::new(), probing: false }
+    }
+
+    /// Whether nothing waits any more.
+    fn is_over(&self) -> bool {
+        self.batches.is_empty() && !self.probing
+    }
+}
+
+impl<H: Handler> Session<H> {
+    pub(super) fn hold(
+        &mut self,
+        batch: Batch<H::Item>,
+        unavailable: &Unavailable,
+    ) -> Result<(), End> {
+        self.shared.observer.held(unavailable);
+        let hold = self.hold.get_or_insert_with(|| Hold::new(unavailable.store));
+        hold.batches.push(batch);
+        if hold.probing { Ok(()) } else { self.probe_again(unavailable) }
+    }
+
+    /// Probes after a pause; gives up when the hold has lasted too long.
+    pub(super) fn probe_again(&mut self, unavailable: &Unavailable) -> Result<(), End> {
+        let Some(hold) = &mut self.hold else { return Ok(()) };
+        hold.store = unavailable.store;
+        if hold.since.elapsed() >= self.shared.settings.hold_limit {
+            return Err(End::HeldTooLong(hold.store));
+        }
+        self.shared.state.send_replace(ConsumerState::Holding(hold.store));
+        hold.probing = true;
+        let (shared, pause) = (self.shared.clone(), hold.backoff.next_pause());
+        self.tasks.spawn(async move {
+            tokio::time::sleep(pause).await;
+            Report::Probed(shared.handler.probe().await)
+        });
+        Ok(())
+    }
+
+    /// The probe succeeded: what was held tries again.
+    pub(super) fn resume(&mut self) {
+        let Some(hold) = &mut self.hold else { return };
+        hold.probing = false;
+        for batch in std::mem::take(&mut hold.batches) {
+            self.start(batch);
+        }
+    }
+
+    /// A batch is through. That ends the hold, unless others still wait: batches that had been
+    /// started before may succeed while the store is away.
+    pub(super) fn end_hold(&mut self) {
+        let Some(hold) = self.hold.take_if(|hold| hold.is_over()) else { return };
+        self.shared.observer.hold_ended(hold.store, hold.since.elapsed());
+        let leaving = self.is_leaving();
+        let state = if leaving { ConsumerState::Draining } else { ConsumerState::Consuming };
+        self.shared.state.send_replace(state);
+    }
+}

@@ -1,0 +1,170 @@
+//! The task behind a publisher: one connection, one window at a time.
+//!
+//! A link is used only while nothing is in doubt on it: a window that did not come to its end takes
+//! the link with it, so that a late confirm or return can never be taken for the next window's.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use domain::failure::Store;
+use lapin::options::ConfirmSelectOptions;
+use metrics::{Counter, Metrics, PublishOutcome, Timing};
+use tokio::sync::{mpsc, oneshot};
+
+use super::PublishError;
+use super::window::{Room, Settled, Window};
+use crate::Publication;
+use crate::backoff::Backoff;
+use crate::causes::with_causes;
+use crate::connection::{Connection, Endpoints, Error, request};
+
+/// What a caller wants published, and where it waits.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) publications: Vec<Arc<Publication>>,
+    pub(super) called: Instant,
+    pub(super) answer: oneshot::Sender<Vec<Result<(), PublishError>>>,
+}
+
+/// The task.
+pub(super) struct Driver {
+    endpoints: Endpoints,
+    metrics: Metrics,
+    timeout: Duration,
+    waiting: mpsc::Receiver<Call>,
+    link: Option<Link>,
+}
+
+/// A connection and its one channel, in confirm mode.
+struct Link {
+    connection: Connection,
+    channel: lapin::Channel,
+}
+
+impl Driver {
+    pub(super) fn new(
+        endpoints: Endpoints,
+        metrics: Metrics,
+        timeout: Duration,
+        waiting: mpsc::Receiver<Call>,
+    ) -> Self {
+        Self { endpoints, metrics, timeout, waiting, link: None }
+    }
+
+    /// Publishes until nobody can call any more.
+    pub(super) async fn run(mut self) {
+        while let Some(calls) = self.next_calls().await {
+            let publications: Vec<_> =
+                calls.iter().flat_map(|call| call.publications.iter().cloned()).collect();
+            // The calls of a window came in order: the first one has waited longest.
+            let deadline = calls[0].called + self.timeout;
+            let results = self.publish(&publications, deadline).await;
+            self.count(&results);
+            let mut results = results.into_iter();
+            for call in calls {
+                let own = results.by_ref().take(call.publications.len()).collect();
+                self.metrics.observe(Timing::Publish, call.called.elapsed());
+                // A caller that no longer waits has given up on the answer, not on the message.
+                drop(call.answer.send(own));
+            }
+        }
+        if let Some(link) = self.link {
+            link.connection.close().await;
+        }
+    }
+
+    /// The calls of the next window: all that wait, as far as there is room.
+    async fn next_calls(&mut self) -> Option<Vec<Call>> {
+        let mut calls = vec![self.waiting.recv().await?];
+        let mut room = Room::default();
+        calls[0].publications.iter().for_each(|publication| room.take(publication));
+        while !room.is_full() {
+            let Ok(call) = self.waiting.try_recv() else { break };
+            call.publications.iter().for_each(|publication| room.take(publication));
+            calls.push(call);
+        }
+        Some(calls)
+    }
+
+    async fn publish(
+        &mut self,
+        publications: &[Arc<Publication>],
+        deadline: Instant,
+    ) -> Vec<Result<(), PublishError>> {
+        let link = match self.take_link(deadline).await {
+            Ok(link) => link,
+            Err(error) => {
+                let error = PublishError::Unreachable(with_causes(&error));
+                return vec![Err(error); publications.len()];
+            }
+        };
+        // Who waited long for a connection still gets some time for the confirms.
+        let left = deadline.saturating_duration_since(Instant::now());
+        let limit = left.max(self.timeout / 2);
+        let Settled { mut results, complete } =
+            Window::new(publications).publish(&link.channel, limit).await;
+        if complete {
+            self.link = Some(link);
+        } else if link.connection.is_blocked() {
+            for result in &mut results {
+                if matches!(result, Err(PublishError::Unknown(_))) {
+                    *result = Err(PublishError::Blocked);
+                }
+            }
+        }
+        results
+    }
+
+    /// The link of the last window, or a new one, tried for until the deadline.
+    async fn take_link(&mut self, deadline: Instant) -> Result<Link, Error> {
+        if let Some(link) = self.link.take().filter(Link::is_usable) {
+            return Ok(link);
+        }
+        let mut backoff = Backoff::new();
+        loop {
+            match Link::open(&self.endpoints).await {
+                Ok(link) => {
+                    self.metrics.add(Counter::Connections { store: Store::RabbitMq }, 1);
+                    return Ok(link);
+                }
+                Err(error) => {
+                    let pause = backoff.next_pause();
+                    if Instant::now() + pause >= deadline {
+                        return Err(error);
+                    }
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    fn count(&self, results: &[Result<(), PublishError>]) {
+        for result in results {
+            let outcome = match result {
+                Ok(()) => PublishOutcome::Confirmed,
+                Err(PublishError::Refused) => PublishOutcome::Refused,
+                Err(PublishError::Unroutable { exchange, routing_key }) => {
+                    tracing::warn!(exchange, routing_key, "a publish came back: no queue takes it");
+                    PublishOutcome::Unroutable
+                }
+                Err(PublishError::Blocked | PublishError::Unknown(_)) => PublishOutcome::Unknown,
+                Err(PublishError::TooLong(_) | PublishError::Unreachable(_)) => continue,
+            };
+            self.metrics.add(Counter::Publishes { outcome }, 1);
+        }
+    }
+}
+
+impl Link {
+    async fn open(endpoints: &Endpoints) -> Result<Self, Error> {
+        let connection = endpoints.connect("publish").await?;
+        let channel = connection.channel().await?;
+        let confirm = channel.confirm_select(ConfirmSelectOptions::default());
+        request("confirm publishes", confirm).await?;
+        Ok(Self { connection, channel })
+    }
+
+    fn is_usable(&self) -> bool {
+        self.connection.is_open() && self.channel.status().connected()
+    }
+}
