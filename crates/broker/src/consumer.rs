@@ -1,6 +1,6 @@
 //! The supervised batch consumer.
 //!
-//! [`Consumer::run`] is the supervisor: it keeps one [session](session) alive, builds a new one when
+//! [`Consumer::run`] is the supervisor: it keeps one [`session`] alive, builds a new one when
 //! the old one ends, and leaves only when it is told to drain. A session owns one connection, one
 //! channel and one consumer; when any of them fails, all of it is dropped and RabbitMQ delivers
 //! again what was not acknowledged. That is the only recovery there is, and it is always safe,

@@ -159,3 +159,40 @@ async fn a_blocked_publisher_does_not_stop_acknowledgements() {
     server.rabbitmqctl(&["set_vm_memory_high_watermark", "0.6"]).await.unwrap();
     publisher.publish(message("after")).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_broker_killed_with_deliveries_under_way_loses_none_of_them() {
+    let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
+    let server = servers.get(Kind::RabbitMq);
+    let endpoints = Endpoints::parse(&server.url(), "test").unwrap();
+    broker::topology::declare(&endpoints).await.unwrap();
+    let metrics = metrics::Metrics::new();
+    let publisher = broker::Publisher::new(endpoints.clone(), metrics.clone());
+    let message = |body: &str| broker::Publication::to_queue(QUEUE, body.as_bytes().to_vec());
+    publisher.publish(message("wait")).await.unwrap();
+    let script = Script::default();
+    let consumer = broker::Consumer::new(
+        SOURCE,
+        script.clone(),
+        endpoints,
+        publisher.clone(),
+        Settings::default(),
+        crate::support::clock(),
+        metrics,
+    );
+    let shutdown = tokio_util::sync::CancellationToken::new();
+    let task = tokio::spawn(consumer.run(shutdown.clone()));
+    script.was_called(1).await;
+    publisher.publish(message("behind")).await.unwrap();
+
+    server.kill().await.unwrap();
+    script.open_gate();
+    script.open_gate();
+    server.start().await.unwrap();
+    publisher.publish(message("after")).await.unwrap();
+    script.has_handled(3).await;
+    shutdown.cancel();
+    tokio::time::timeout(SOON, task).await.expect("the drain hangs").unwrap();
+    let handled = script.handled();
+    assert!(handled.iter().all(|handled| handled.attempt == 1), "{handled:?}");
+}
