@@ -1,5 +1,7 @@
 //! What only PostgreSQL itself can show: locks, snapshots, migrations, errors.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::time::Duration;
 
 use archive::{Archive, Due, EpochChange, HotWrites, SaveRow, Saved, SchemaError, Settings};

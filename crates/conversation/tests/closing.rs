@@ -1,5 +1,7 @@
 //! What closing promises: after the grace period, never too early, never lost, never twice.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 mod support;
 
 use std::time::Duration;
@@ -13,7 +15,7 @@ use support::{
     Replica, action, applied, at_once, closer, duplicate, ids, key, message, sql, stores,
 };
 
-fn event(action_type: &str, session: &str, time: &str, extra: Value) -> domain::action::Action {
+fn event(action_type: &str, session: &str, time: &str, extra: &Value) -> domain::action::Action {
     let mut body = json!({
         "action_type": action_type, "tenant_id": "acme", "session_id": session,
         "timestamp": format!("2026-11-20T{time}Z"),
@@ -23,11 +25,11 @@ fn event(action_type: &str, session: &str, time: &str, extra: Value) -> domain::
 }
 
 fn opened(session: &str, time: &str) -> domain::action::Action {
-    event("conversation.session_opened", session, time, json!({}))
+    event("conversation.session_opened", session, time, &json!({}))
 }
 
 fn closed(session: &str, time: &str) -> domain::action::Action {
-    event("conversation.session_closed", session, time, json!({}))
+    event("conversation.session_closed", session, time, &json!({}))
 }
 
 async fn record(replica: &Replica, events: &[domain::action::Action]) {
@@ -54,7 +56,7 @@ async fn a_closed_conversation_is_archived_with_its_totals_and_statistics() {
         message(
             "s",
             id,
-            json!({
+            &json!({
                 "role": role, "timestamp": format!("2026-11-20T10:{time}Z"), "content": content,
                 "agent_id": "agent_xyz", "model_name": "gpt-4o",
             }),
@@ -71,7 +73,7 @@ async fn a_closed_conversation_is_archived_with_its_totals_and_statistics() {
         .await;
     replica.read_both(&key("s"), 10).await;
     let bye = json!({"reason": "user left", "satisfaction": 4});
-    record(&replica, &[event("conversation.session_closed", "s", "10:02:00", bye)]).await;
+    record(&replica, &[event("conversation.session_closed", "s", "10:02:00", &bye)]).await;
     let swept = closer.sweep().await.unwrap();
     assert_eq!(swept, Swept { claimed: 1, archived: 1, ..Swept::default() });
     assert_eq!(
@@ -116,7 +118,7 @@ async fn a_closed_conversation_is_archived_with_its_totals_and_statistics() {
 async fn a_close_waits_for_the_grace_period() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, ClosingSettings::default()).await;
-    replica.save(&[message("s", "m1", json!({}))]).await;
+    replica.save(&[message("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
     assert_eq!(closer.sweep().await.unwrap(), Swept::default());
     sql(&env, "UPDATE conversations SET close_requested_at = close_requested_at - interval '29 s'")
@@ -131,7 +133,7 @@ async fn a_close_waits_for_the_grace_period() {
 async fn a_reconnection_within_the_grace_period_withdraws_the_close() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, at_once()).await;
-    replica.save(&[message("s", "m1", json!({}))]).await;
+    replica.save(&[message("s", "m1", &json!({}))]).await;
     record(&replica, &[opened("s", "10:00:00"), closed("s", "10:01:00")]).await;
     assert!(requested(&env, "s").await);
     record(&replica, &[opened("s", "10:01:10")]).await;
@@ -149,10 +151,9 @@ async fn a_conversation_stays_open_until_its_last_session_closes() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, at_once()).await;
     let explicit = json!({"conversation_id": "c1"});
-    replica.save(&[message("phone", "m1", explicit.clone())]).await;
-    let on = |action_type: &str, session: &str, time: &str| {
-        event(action_type, session, time, explicit.clone())
-    };
+    replica.save(&[message("phone", "m1", &explicit)]).await;
+    let on =
+        |action_type: &str, session: &str, time: &str| event(action_type, session, time, &explicit);
     record(
         &replica,
         &[
@@ -175,7 +176,7 @@ async fn a_conversation_stays_open_until_its_last_session_closes() {
 async fn repeating_a_close_neither_postpones_nor_repeats_it() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, at_once()).await;
-    replica.save(&[message("s", "m1", json!({}))]).await;
+    replica.save(&[message("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
     let first = sql(&env, "SELECT close_requested_at FROM conversations").await;
     record(&replica, &[closed("s", "10:01:00"), closed("s", "10:01:30")]).await;
@@ -191,16 +192,16 @@ async fn repeating_a_close_neither_postpones_nor_repeats_it() {
 async fn a_message_after_archiving_reopens_and_the_same_close_follows() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, at_once()).await;
-    replica.save(&[message("s", "m1", json!({}))]).await;
+    replica.save(&[message("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
     assert_eq!(closer.sweep().await.unwrap().archived, 1);
     replica.statistics.refresh().await.unwrap();
 
     // A redelivery of what is stored changes nothing.
-    assert_eq!(replica.save(&[message("s", "m1", json!({}))]).await, [duplicate()]);
+    assert_eq!(replica.save(&[message("s", "m1", &json!({}))]).await, [duplicate()]);
     assert_eq!(status(&env, "s").await, "archived");
 
-    assert_eq!(replica.save(&[message("s", "m2", json!({}))]).await, [applied()]);
+    assert_eq!(replica.save(&[message("s", "m2", &json!({}))]).await, [applied()]);
     assert_eq!(status(&env, "s").await, "active");
     assert_eq!(replica.metrics.count(Counter::ConversationsReopened), 1);
     let swept = closer.sweep().await.unwrap();
@@ -215,11 +216,11 @@ async fn a_message_after_archiving_reopens_and_the_same_close_follows() {
 async fn a_message_during_the_grace_period_starts_it_anew() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, ClosingSettings::default()).await;
-    replica.save(&[message("s", "m1", json!({}))]).await;
+    replica.save(&[message("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
     sql(&env, "UPDATE conversations SET close_requested_at = close_requested_at - interval '1 h'")
         .await;
-    replica.save(&[message("s", "m2", json!({}))]).await;
+    replica.save(&[message("s", "m2", &json!({}))]).await;
     assert!(requested(&env, "s").await, "a message never cancels a close");
     assert_eq!(closer.sweep().await.unwrap(), Swept::default());
 }
@@ -229,7 +230,7 @@ async fn a_session_that_is_never_closed_ends_by_idleness() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, ClosingSettings::default()).await;
     record(&replica, &[opened("s", "10:00:00")]).await;
-    replica.save(&[message("s", "m1", json!({}))]).await;
+    replica.save(&[message("s", "m1", &json!({}))]).await;
     sql(&env, "UPDATE conversations SET touched_at = touched_at - interval '30 min 59 s'").await;
     assert_eq!(closer.sweep().await.unwrap(), Swept::default());
     sql(&env, "UPDATE conversations SET touched_at = touched_at - interval '1 s'").await;
@@ -246,7 +247,7 @@ async fn a_conversation_without_messages_is_dropped_when_its_close_is_due() {
     assert_eq!(sql(&env, "SELECT count(*) FROM conversations").await, "0");
     assert_eq!(sql(&env, "SELECT count(*) FROM sessions").await, "0");
     assert_eq!(replica.metrics.count(Counter::ConversationsDroppedEmpty), 1);
-    assert_eq!(replica.save(&[message("s", "m1", json!({}))]).await, [applied()]);
+    assert_eq!(replica.save(&[message("s", "m1", &json!({}))]).await, [applied()]);
 }
 
 #[tokio::test]
@@ -254,11 +255,11 @@ async fn a_message_between_the_claim_and_the_last_write_takes_the_claim_back() {
     let (env, replica) = stores().await;
     let settings = at_once();
     let closer = closer(&env, &replica, settings).await;
-    replica.save(&[message("s", "m1", json!({}))]).await;
+    replica.save(&[message("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
     let claims = replica.archive.claim(&due(settings)).await.unwrap();
     assert_eq!(claims.len(), 1);
-    replica.save(&[message("s", "m2", json!({}))]).await;
+    replica.save(&[message("s", "m2", &json!({}))]).await;
     assert!(replica.archive.store_totals(&claims, settings.lease).await.unwrap().is_empty());
     assert!(replica.archive.archive_claimed(&claims).await.unwrap().is_empty());
     assert_eq!(status(&env, "s").await, "active");
@@ -272,7 +273,7 @@ async fn a_closer_that_dies_after_any_step_is_followed_by_another() {
     let settings = at_once();
     let closer = closer(&env, &replica, settings).await;
     for (step, session) in ["claimed", "counted", "totalled", "dropped"].iter().enumerate() {
-        replica.save(&[message(session, "m1", json!({"content": "hello world"}))]).await;
+        replica.save(&[message(session, "m1", &json!({"content": "hello world"}))]).await;
         record(&replica, &[closed(session, "10:01:00")]).await;
         let claims = replica.archive.claim(&due(settings)).await.unwrap();
         assert_eq!(claims.len(), 1, "{session}");
@@ -302,15 +303,15 @@ async fn a_closer_that_dies_after_any_step_is_followed_by_another() {
 #[tokio::test]
 async fn two_closers_at_once_close_each_conversation_once() {
     let (env, replica) = stores().await;
-    let batch: Vec<_> = (0..60).map(|i| message(&format!("s{i}"), "m1", json!({}))).collect();
+    let batch: Vec<_> = (0..60).map(|i| message(&format!("s{i}"), "m1", &json!({}))).collect();
     replica.save(&batch).await;
     let closes: Vec<_> = (0..60).map(|i| closed(&format!("s{i}"), "10:01:00")).collect();
     record(&replica, &closes).await;
     let settings = ClosingSettings { batch: 20, ..at_once() };
     let closers = [
         closer(&env, &replica, settings).await,
-        closer(&env, &Replica::of(&env).await, settings).await,
-        closer(&env, &Replica::of(&env).await, settings).await,
+        closer(&env, &Replica::of(&env), settings).await,
+        closer(&env, &Replica::of(&env), settings).await,
     ];
     let swept = support::at_the_same_time(3, |n| {
         let closer = closers[n].clone();
@@ -334,12 +335,12 @@ async fn two_closers_at_once_close_each_conversation_once() {
 async fn satisfaction_after_archiving_reaches_the_statistics_and_the_newest_word_wins() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, at_once()).await;
-    replica.save(&[message("s", "m1", json!({}))]).await;
+    replica.save(&[message("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
     closer.sweep().await.unwrap();
     replica.statistics.refresh().await.unwrap();
     let feedback = |time: &str, satisfaction: u8| {
-        event("conversation.feedback", "s", time, json!({"satisfaction": satisfaction}))
+        event("conversation.feedback", "s", time, &json!({"satisfaction": satisfaction}))
     };
     record(&replica, &[feedback("10:05:00", 2)]).await;
     record(&replica, &[feedback("10:04:00", 5), feedback("10:03:00", 1)]).await;
@@ -357,7 +358,7 @@ async fn a_conversation_that_moves_to_another_agent_and_day_leaves_its_old_bucke
         message(
             "s",
             id,
-            json!({"agent_id": agent, "timestamp": format!("2026-11-{day}T10:00:00Z")}),
+            &json!({"agent_id": agent, "timestamp": format!("2026-11-{day}T10:00:00Z")}),
         )
     };
     replica.save(&[by("m2", "first", "20")]).await;
@@ -383,7 +384,7 @@ async fn a_conversation_that_moves_to_another_agent_and_day_leaves_its_old_bucke
 #[tokio::test]
 async fn an_action_of_another_queue_is_refused_by_name() {
     let (_env, replica) = stores().await;
-    let stray = event("conversation.get_context", "s", "10:00:00", json!({}));
+    let stray = event("conversation.get_context", "s", "10:00:00", &json!({}));
     let outcomes = replica.sessions.record(&[closed("s", "10:00:00"), stray]).await.unwrap();
     assert_eq!(outcomes[0], applied());
     let Outcome::DeadLetter(refusal) = &outcomes[1] else { panic!("{outcomes:?}") };

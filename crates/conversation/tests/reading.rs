@@ -29,10 +29,10 @@ async fn a_conversation_that_does_not_exist_is_not_empty() {
 #[tokio::test]
 async fn the_first_read_loads_the_copy_and_the_next_ones_use_it() {
     let (_env, replica) = stores().await;
-    replica.save(&[message("s", "m1", json!({})), message("s", "m2", json!({}))]).await;
+    replica.save(&[message("s", "m1", &json!({})), message("s", "m2", &json!({}))]).await;
     assert_eq!(replica.read(&key("s"), 10).await.source, Source::Archive);
     assert_eq!(replica.read(&key("s"), 10).await.source, Source::HotCopy);
-    replica.save(&[message("s", "m3", json!({}))]).await;
+    replica.save(&[message("s", "m3", &json!({}))]).await;
     let read = replica.read(&key("s"), 2).await;
     assert_eq!((read.source, ids(&read.messages)), (Source::HotCopy, vec!["m2", "m3"]));
     assert_eq!(replica.metrics.count(Counter::HotReads { result: HotRead::Hit }), 2);
@@ -44,7 +44,7 @@ async fn a_conversation_of_10_000_messages_whose_copy_was_evicted_reads_whole_an
     let batch: Vec<_> = (0..10_000)
         .map(|i| {
             let time = format!("2026-11-20T10:{:02}:{:02}.{:03}Z", i / 60 % 60, i % 60, i / 3600);
-            message("s", &format!("m{i:05}"), json!({"timestamp": time}))
+            message("s", &format!("m{i:05}"), &json!({"timestamp": time}))
         })
         .collect();
     for part in batch.chunks(500) {
@@ -77,7 +77,7 @@ async fn a_copy_cut_short_by_large_bodies_serves_what_it_holds_and_is_not_loaded
     let (_env, replica) = stores().await;
     let large = "x".repeat(700_000);
     let batch: Vec<_> =
-        (0..8).map(|i| message("s", &format!("m{i}"), json!({"content": large}))).collect();
+        (0..8).map(|i| message("s", &format!("m{i}"), &json!({"content": large}))).collect();
     replica.save(&batch).await;
     let all = replica.read(&key("s"), 8).await;
     assert_eq!((all.source, all.messages.len()), (Source::Archive, 8));
@@ -93,11 +93,11 @@ async fn a_copy_cut_short_by_large_bodies_serves_what_it_holds_and_is_not_loaded
 #[tokio::test]
 async fn a_copy_that_vanished_under_a_saver_is_not_taken_for_complete() {
     let (_env, replica) = stores().await;
-    replica.save(&[message("s", "m1", json!({}))]).await;
+    replica.save(&[message("s", "m1", &json!({}))]).await;
     replica.read_both(&key("s"), 10).await;
     evict(&replica).await;
     // The saver appends to a key that has no mark now.
-    replica.save(&[message("s", "m2", json!({}))]).await;
+    replica.save(&[message("s", "m2", &json!({}))]).await;
     let read = replica.read(&key("s"), 10).await;
     assert_eq!((read.source, ids(&read.messages)), (Source::Archive, vec!["m1", "m2"]));
     assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["m1", "m2"]);
@@ -106,13 +106,13 @@ async fn a_copy_that_vanished_under_a_saver_is_not_taken_for_complete() {
 #[tokio::test]
 async fn a_key_that_vanishes_between_a_load_and_its_mark_gets_no_mark() {
     let (_env, replica) = stores().await;
-    replica.save(&[message("s", "m1", json!({}))]).await;
+    replica.save(&[message("s", "m1", &json!({}))]).await;
     let intent = replica.hot.begin_load(&key("s")).await.unwrap();
     let page = archive::Page { newest: 10, max_bytes: usize::MAX, before: None };
     let snapshot = replica.archive.read(&key("s"), &page).await.unwrap();
     // The key is evicted, and a message is saved and appended that the snapshot does not have.
     evict(&replica).await;
-    replica.save(&[message("s", "m2", json!({}))]).await;
+    replica.save(&[message("s", "m2", &json!({}))]).await;
     let mark = hot_store::Mark {
         numbers: hot_store::Numbers {
             epoch: snapshot.numbers.hot_epoch,
@@ -130,19 +130,19 @@ async fn a_key_that_vanishes_between_a_load_and_its_mark_gets_no_mark() {
 async fn a_writer_alone_cut_off_from_redis_voids_the_copy_that_others_read() {
     let (env, reader) = stores().await;
     let proxy = Proxy::before(&env.redis_url).await.unwrap();
-    let writer = Replica::at(&env.database_url, proxy.url()).await;
-    writer.save(&[message("s", "m1", json!({}))]).await;
+    let writer = Replica::at(&env.database_url, proxy.url());
+    writer.save(&[message("s", "m1", &json!({}))]).await;
     assert_eq!(ids(&reader.read_both(&key("s"), 10).await), ["m1"]);
 
     proxy.cut().await.unwrap();
-    assert_eq!(writer.save(&[message("s", "m2", json!({}))]).await, [applied()]);
+    assert_eq!(writer.save(&[message("s", "m2", &json!({}))]).await, [applied()]);
     let read = reader.read(&key("s"), 10).await;
     assert_eq!((read.source, ids(&read.messages)), (Source::Archive, vec!["m1", "m2"]));
 
     // Known to be down now: the save itself voids the copy.
     assert!(writer.hot.is_known_down());
     reader.read_both(&key("s"), 10).await;
-    assert_eq!(writer.save(&[message("s", "m3", json!({}))]).await, [applied()]);
+    assert_eq!(writer.save(&[message("s", "m3", &json!({}))]).await, [applied()]);
     let read = reader.read(&key("s"), 10).await;
     assert_eq!((read.source, ids(&read.messages)), (Source::Archive, vec!["m1", "m2", "m3"]));
 
@@ -151,16 +151,16 @@ async fn a_writer_alone_cut_off_from_redis_voids_the_copy_that_others_read() {
         writer.hot.probe().await.map_err(|error| error.to_string())
     })
     .await;
-    writer.save(&[message("s", "m4", json!({}))]).await;
+    writer.save(&[message("s", "m4", &json!({}))]).await;
     assert_eq!(ids(&reader.read_both(&key("s"), 10).await), ["m1", "m2", "m3", "m4"]);
 }
 
 #[tokio::test]
 async fn without_redis_saving_and_reading_go_on_in_postgresql() {
     let (env, replica) = stores().await;
-    replica.save(&[message("s", "m1", json!({}))]).await;
+    replica.save(&[message("s", "m1", &json!({}))]).await;
     env.redis().kill().await.unwrap();
-    assert_eq!(replica.save(&[message("s", "m2", json!({}))]).await, [applied()]);
+    assert_eq!(replica.save(&[message("s", "m2", &json!({}))]).await, [applied()]);
     let read = replica.read(&key("s"), 10).await;
     assert_eq!((read.source, read.degraded), (Source::Archive, false));
     assert_eq!(ids(&read.messages), ["m1", "m2"]);
@@ -170,8 +170,8 @@ async fn without_redis_saving_and_reading_go_on_in_postgresql() {
 async fn without_postgresql_a_copy_is_degraded_and_nothing_is_never_empty() {
     let (env, direct) = stores().await;
     let proxy = Proxy::before(&env.database_url).await.unwrap();
-    let replica = Replica::at(proxy.url(), &env.redis_url).await;
-    direct.save(&[message("s", "m1", json!({}))]).await;
+    let replica = Replica::at(proxy.url(), &env.redis_url);
+    direct.save(&[message("s", "m1", &json!({}))]).await;
     replica.read_both(&key("s"), 10).await;
 
     proxy.cut().await.unwrap();
@@ -180,7 +180,7 @@ async fn without_postgresql_a_copy_is_degraded_and_nothing_is_never_empty() {
     assert_eq!(ids(&read.messages), ["m1"]);
     let error = replica.reader.read(&key("other"), &newest(10)).await.unwrap_err();
     assert_eq!(error.store, Store::PostgreSql);
-    let error = replica.saver.save(&[message("s", "m2", json!({}))]).await.unwrap_err();
+    let error = replica.saver.save(&[message("s", "m2", &json!({}))]).await.unwrap_err();
     assert_eq!(error.store, Store::PostgreSql);
 
     proxy.restore().await.unwrap();
@@ -188,14 +188,14 @@ async fn without_postgresql_a_copy_is_degraded_and_nothing_is_never_empty() {
         replica.archive.probe().await.map_err(|error| error.to_string())
     })
     .await;
-    assert_eq!(replica.save(&[message("s", "m2", json!({}))]).await, [applied()]);
+    assert_eq!(replica.save(&[message("s", "m2", &json!({}))]).await, [applied()]);
     assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["m1", "m2"]);
 }
 
 #[tokio::test]
 async fn redis_restarted_empty_under_load_makes_no_reader_miss_an_acknowledged_message() {
     let (env, replica) = stores().await;
-    let reader = Replica::of(&env).await;
+    let reader = Replica::of(&env);
     let shutdown = CancellationToken::new();
     let watches = [&replica, &reader].map(|r| tokio::spawn(r.hot.clone().watch(shutdown.clone())));
     let restarted = Arc::new(AtomicBool::new(false));
@@ -208,7 +208,7 @@ async fn redis_restarted_empty_under_load_makes_no_reader_miss_an_acknowledged_m
             while after < 50 {
                 let id = format!("m{:05}", acknowledged.len());
                 let time = format!("2026-11-20T10:00:00.{:06}Z", acknowledged.len());
-                let save = message("s", &id, json!({"timestamp": time}));
+                let save = message("s", &id, &json!({"timestamp": time}));
                 let saved = saver.save(&[save]).await.unwrap();
                 assert_eq!(saved, [Outcome::Done(domain::failure::Done::Applied)]);
                 acknowledged.push(id);
@@ -256,7 +256,7 @@ async fn replicas_that_meet_a_new_redis_at_once_make_one_new_epoch() {
     let admitted = replica.archive.numbers(&key("s")).await.unwrap().hot_epoch;
     assert_ne!(admitted, before);
     for _ in 0..5 {
-        Replica::of(&env).await.hot.probe().await.unwrap();
+        Replica::of(&env).hot.probe().await.unwrap();
     }
     assert_eq!(replica.archive.numbers(&key("s")).await.unwrap().hot_epoch, admitted);
     drop(admit);

@@ -20,7 +20,7 @@ fn is_conflict(outcome: &Outcome) -> bool {
 #[tokio::test]
 async fn a_saved_message_is_durable_and_hot() {
     let (env, replica) = stores().await;
-    let saved = replica.save(&[message("s", "m1", json!({"role": "assistant"}))]).await;
+    let saved = replica.save(&[message("s", "m1", &json!({"role": "assistant"}))]).await;
     assert_eq!(saved, [applied()]);
     assert_eq!(sql(&env, "SELECT count(*) FROM messages").await, "1");
     let messages = replica.read_both(&key("s"), 10).await;
@@ -32,8 +32,8 @@ async fn a_saved_message_is_durable_and_hot() {
 #[tokio::test]
 async fn ten_deliveries_of_one_message_store_it_once() {
     let (env, replica) = stores().await;
-    let other = Replica::of(&env).await;
-    let one = message("s", "m1", json!({}));
+    let other = Replica::of(&env);
+    let one = message("s", "m1", &json!({}));
     // Five in one batch, then five on two replicas.
     let saved = replica.save(&vec![one.clone(); 5]).await;
     assert_eq!(saved[0], applied());
@@ -48,14 +48,14 @@ async fn ten_deliveries_of_one_message_store_it_once() {
 #[tokio::test]
 async fn a_duplicate_that_differs_in_timestamp_or_metadata_changes_nothing() {
     let (_env, replica) = stores().await;
-    replica.save(&[message("s", "m1", json!({"metadata": {"try": 1}}))]).await;
+    replica.save(&[message("s", "m1", &json!({"metadata": {"try": 1}}))]).await;
     for extra in [
         json!({"timestamp": "2026-11-20T11:11:11Z"}),
         json!({"metadata": {"try": 2}}),
         json!({"tokens_estimate": 99, "processing_time_ms": 12.5}),
         json!({"agent_id": "somebody else"}),
     ] {
-        assert_eq!(replica.save(&[message("s", "m1", extra)]).await, [duplicate()]);
+        assert_eq!(replica.save(&[message("s", "m1", &extra)]).await, [duplicate()]);
     }
     let messages = replica.read_both(&key("s"), 10).await;
     assert_eq!(messages.len(), 1);
@@ -66,7 +66,7 @@ async fn a_duplicate_that_differs_in_timestamp_or_metadata_changes_nothing() {
 #[tokio::test]
 async fn the_same_id_with_other_words_is_a_conflict_and_the_first_stays() {
     let (_env, replica) = stores().await;
-    replica.save(&[message("s", "m1", json!({}))]).await;
+    replica.save(&[message("s", "m1", &json!({}))]).await;
     for extra in [
         json!({"content": "other words"}),
         json!({"role": "assistant"}),
@@ -74,7 +74,7 @@ async fn the_same_id_with_other_words_is_a_conflict_and_the_first_stays() {
         json!({"tool_call_id": "c1"}),
         json!({"content": [{"type": "text", "text": "words of m1"}]}),
     ] {
-        let saved = replica.save(&[message("s", "m1", extra.clone())]).await;
+        let saved = replica.save(&[message("s", "m1", &extra.clone())]).await;
         assert!(is_conflict(&saved[0]), "{extra}: {saved:?}");
     }
     let messages = replica.read_both(&key("s"), 10).await;
@@ -85,9 +85,9 @@ async fn the_same_id_with_other_words_is_a_conflict_and_the_first_stays() {
 #[tokio::test]
 async fn conflicting_words_in_one_batch_leave_the_first_and_its_duplicates() {
     let (_env, replica) = stores().await;
-    let first = message("s", "m1", json!({"content": "first"}));
-    let second = message("s", "m1", json!({"content": "second"}));
-    let batch = [first.clone(), second.clone(), message("s", "m2", json!({})), first, second];
+    let first = message("s", "m1", &json!({"content": "first"}));
+    let second = message("s", "m1", &json!({"content": "second"}));
+    let batch = [first.clone(), second.clone(), message("s", "m2", &json!({})), first, second];
     let saved = replica.save(&batch).await;
     assert_eq!((&saved[0], &saved[2], &saved[3]), (&applied(), &applied(), &duplicate()));
     assert!(is_conflict(&saved[1]) && is_conflict(&saved[4]), "{saved:?}");
@@ -98,13 +98,13 @@ async fn conflicting_words_in_one_batch_leave_the_first_and_its_duplicates() {
 #[tokio::test]
 async fn two_replicas_with_conflicting_words_at_once_store_exactly_one() {
     let (env, one) = stores().await;
-    let two = Replica::of(&env).await;
+    let two = Replica::of(&env);
     for round in 0..20 {
         let id = format!("m{round}");
         let savers = [one.saver.clone(), two.saver.clone()];
         let results = at_the_same_time(2, |n| {
             let saver = savers[n].clone();
-            let batch = [message("s", &id, json!({"content": format!("by replica {n}")}))];
+            let batch = [message("s", &id, &json!({"content": format!("by replica {n}")}))];
             async move { saver.save(&batch).await.unwrap().remove(0) }
         })
         .await;
@@ -119,13 +119,13 @@ async fn two_replicas_with_conflicting_words_at_once_store_exactly_one() {
 #[tokio::test]
 async fn many_batches_over_the_same_conversations_never_deadlock_or_lose() {
     let (env, one) = stores().await;
-    let two = Replica::of(&env).await;
+    let two = Replica::of(&env);
     let savers = [one.saver.clone(), two.saver.clone()];
     let results = at_the_same_time(8, |n| {
         let saver = savers[n % 2].clone();
         // Every batch touches all of the same conversations, in another order.
         let mut batch: Vec<_> = (0..100)
-            .map(|i| message(&format!("s{}", i % 20), &format!("m{i}"), json!({})))
+            .map(|i| message(&format!("s{}", i % 20), &format!("m{i}"), &json!({})))
             .collect();
         batch.rotate_left(n * 11);
         async move { saver.save(&batch).await.unwrap() }
@@ -139,9 +139,9 @@ async fn many_batches_over_the_same_conversations_never_deadlock_or_lose() {
 #[tokio::test]
 async fn messages_read_by_time_then_id_whoever_saved_them_and_in_whatever_order() {
     let (env, one) = stores().await;
-    let two = Replica::of(&env).await;
+    let two = Replica::of(&env);
     let at = |id: &str, time: &str| {
-        message("s", id, json!({"timestamp": format!("2026-11-20T10:00:{time}Z")}))
+        message("s", id, &json!({"timestamp": format!("2026-11-20T10:00:{time}Z")}))
     };
     one.save(&[at("late", "09"), at("b", "05"), at("ab", "05")]).await;
     two.save(&[at("early", "01"), at("a", "05"), at("é", "05"), at("Z", "05")]).await;
@@ -155,8 +155,8 @@ async fn messages_read_by_time_then_id_whoever_saved_them_and_in_whatever_order(
 #[tokio::test]
 async fn two_tenants_with_one_session_id_share_nothing() {
     let (_env, replica) = stores().await;
-    let ours = message("s", "m1", json!({"content": "ours"}));
-    let theirs = message("s", "m1", json!({"tenant_id": "other", "content": "theirs"}));
+    let ours = message("s", "m1", &json!({"content": "ours"}));
+    let theirs = message("s", "m1", &json!({"tenant_id": "other", "content": "theirs"}));
     assert_eq!(replica.save(&[ours.clone(), theirs.clone()]).await, [applied(), applied()]);
     assert_ne!(ours.common.key, theirs.common.key);
     for (save, words) in [(ours, "ours"), (theirs, "theirs")] {
@@ -173,7 +173,7 @@ async fn two_tenants_with_one_explicit_conversation_id_share_nothing() {
         message(
             "s",
             "m1",
-            json!({
+            &json!({
                 "tenant_id": tenant, "conversation_id": conversation, "content": format!("{tenant} {conversation}")
             }),
         )
@@ -231,7 +231,7 @@ async fn any_legal_id_is_stored_and_read_to_the_letter() {
         let save = message(
             "s",
             id,
-            json!({
+            &json!({
                 "tenant_id": id, "session_id": id, "agent_id": id, "user_id": id, "conversation_id": id,
             }),
         );
@@ -247,20 +247,20 @@ async fn empty_content_tool_calls_and_parts_come_back_as_they_were_sent() {
     let (env, replica) = stores().await;
     let calls = r#"[{"id":"c1","type":"function","function":{"name":"f","arguments":"{\"b\": 1.0,  \"a\":2}"}}]"#;
     let batch = [
-        message("s", "1-empty", json!({"content": ""})),
+        message("s", "1-empty", &json!({"content": ""})),
         message(
             "s",
             "2-calls",
-            json!({
+            &json!({
                 "role": "assistant", "content": null,
                 "tool_calls": serde_json::from_str::<serde_json::Value>(calls).unwrap(),
             }),
         ),
-        message("s", "3-result", json!({"role": "tool", "tool_call_id": "c1", "content": "42"})),
+        message("s", "3-result", &json!({"role": "tool", "tool_call_id": "c1", "content": "42"})),
         message(
             "s",
             "4-parts",
-            json!({"content": [
+            &json!({"content": [
                 {"type": "text", "text": "What is this?"},
                 {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}},
                 {"type": "text", "text": "And this?"},
@@ -269,7 +269,7 @@ async fn empty_content_tool_calls_and_parts_come_back_as_they_were_sent() {
         message(
             "s",
             "5-meta",
-            json!({"metadata": {"z": 1, "a": [null, true, 1.50]}, "extra": "kept"}),
+            &json!({"metadata": {"z": 1, "a": [null, true, 1.50]}, "extra": "kept"}),
         ),
     ];
     assert_eq!(replica.save(&batch).await, vec![applied(); 5]);
@@ -288,7 +288,7 @@ async fn empty_content_tool_calls_and_parts_come_back_as_they_were_sent() {
 async fn a_message_of_a_mebibyte_is_stored_whole() {
     let (_env, replica) = stores().await;
     let words = "a".repeat(1_000_000);
-    let save = message("s", "big", json!({"content": words}));
+    let save = message("s", "big", &json!({"content": words}));
     assert_eq!(replica.save(std::slice::from_ref(&save)).await, [applied()]);
     assert_eq!(replica.read_both(&key("s"), 10).await, [save.message]);
 }
@@ -297,9 +297,10 @@ async fn a_message_of_a_mebibyte_is_stored_whole() {
 async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
     let (env, replica) = stores().await;
     poison(&env, "22023").await;
-    let mut batch: Vec<_> =
-        (0..500).map(|i| message(&format!("s{}", i % 7), &format!("m{i:03}"), json!({}))).collect();
-    batch[321] = message("s6", "poisoned", json!({"content": "poison"}));
+    let mut batch: Vec<_> = (0..500)
+        .map(|i| message(&format!("s{}", i % 7), &format!("m{i:03}"), &json!({})))
+        .collect();
+    batch[321] = message("s6", "poisoned", &json!({"content": "poison"}));
     let saved = replica.save(&batch).await;
     let refused: Vec<usize> =
         (0..500).filter(|i| matches!(saved[*i], Outcome::DeadLetter(_))).collect();
@@ -321,9 +322,9 @@ async fn an_error_that_nobody_classified_is_retried_for_its_own_message_alone() 
     let (env, replica) = stores().await;
     poison(&env, "P0001").await;
     let batch = [
-        message("s", "m1", json!({})),
-        message("s", "m2", json!({"content": "poison"})),
-        message("s", "m3", json!({})),
+        message("s", "m1", &json!({})),
+        message("s", "m2", &json!({"content": "poison"})),
+        message("s", "m3", &json!({})),
     ];
     let saved = replica.save(&batch).await;
     assert_eq!((&saved[0], &saved[2]), (&applied(), &applied()));
@@ -388,7 +389,7 @@ async fn what_was_sent_before_an_erasure_is_refused_and_what_comes_after_starts_
     )
     .await;
     let at = |id: &str, time: &str, user: &str| {
-        message("s", id, json!({"timestamp": format!("2026-11-20T{time}Z"), "user_id": user}))
+        message("s", id, &json!({"timestamp": format!("2026-11-20T{time}Z"), "user_id": user}))
     };
     let saved = replica
         .save(&[
@@ -406,11 +407,11 @@ async fn what_was_sent_before_an_erasure_is_refused_and_what_comes_after_starts_
 #[tokio::test]
 async fn a_saver_that_died_between_commit_and_redis_is_healed_by_the_redelivery() {
     let (env, replica) = stores().await;
-    replica.save(&[message("s", "m1", json!({}))]).await;
+    replica.save(&[message("s", "m1", &json!({}))]).await;
     assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["m1"]);
 
     // A replica commits and dies before it reaches Redis: nothing was acknowledged.
-    let dying = message("s", "m2", json!({"timestamp": "2026-11-20T10:00:01Z"}));
+    let dying = message("s", "m2", &json!({"timestamp": "2026-11-20T10:00:01Z"}));
     let row = archive::SaveRow {
         key: &dying.common.key,
         session: &dying.common.session,
@@ -422,7 +423,7 @@ async fn a_saver_that_died_between_commit_and_redis_is_healed_by_the_redelivery(
     assert_eq!(sql(&env, "SELECT count(*) FROM messages").await, "2");
 
     // The broker delivers it again; another replica finds a duplicate and completes the copy.
-    let other = Replica::of(&env).await;
+    let other = Replica::of(&env);
     assert_eq!(other.save(&[dying]).await, [duplicate()]);
     let read = replica.read(&key("s"), 10).await;
     assert_eq!((read.source, ids(&read.messages)), (Source::HotCopy, vec!["m1", "m2"]));

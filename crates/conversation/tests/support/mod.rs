@@ -1,6 +1,7 @@
 //! Stores of one test and the actions that it saves.
 
 #![expect(dead_code, reason = "each test file uses its own part")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,12 +42,12 @@ pub(crate) struct Replica {
 
 impl Replica {
     /// A replica whose stores are those of the test.
-    pub(crate) async fn of(env: &TestEnv) -> Self {
-        Self::at(&env.database_url, &env.redis_url).await
+    pub(crate) fn of(env: &TestEnv) -> Self {
+        Self::at(&env.database_url, &env.redis_url)
     }
 
     /// A replica that reaches its stores by these URLs.
-    pub(crate) async fn at(database_url: &str, redis_url: &str) -> Self {
+    pub(crate) fn at(database_url: &str, redis_url: &str) -> Self {
         let metrics = Metrics::new();
         let archive = archive(database_url);
         let hot = hot(&archive, redis_url, &metrics);
@@ -93,7 +94,7 @@ impl Replica {
 pub(crate) async fn stores() -> (TestEnv, Replica) {
     let env = TestEnv::new().await;
     archive(&env.database_url).migrate().await.unwrap();
-    let replica = Replica::of(&env).await;
+    let replica = Replica::of(&env);
     (env, replica)
 }
 
@@ -148,7 +149,7 @@ pub(crate) fn action_received(body: &Value, received_at: &str) -> Action {
 }
 
 /// A message to save: the usual fields, and whatever `extra` adds or replaces.
-pub(crate) fn message(session: &str, id: &str, extra: Value) -> SaveMessage {
+pub(crate) fn message(session: &str, id: &str, extra: &Value) -> SaveMessage {
     let mut body = json!({
         "action_type": "conversation.save_message", "tenant_id": "acme", "session_id": session,
         "message_id": id, "role": "user", "content": format!("words of {id}"),
