@@ -1,0 +1,62 @@
+//! What a worker says of itself on `/metrics`.
+
+use testkit::fleet::Worker;
+use testkit::wait::eventually;
+
+use crate::LIMIT;
+
+/// The samples of one look at a worker.
+#[derive(Debug)]
+pub struct Counts(String);
+
+impl Counts {
+    /// Looks.
+    ///
+    /// # Panics
+    /// When the worker does not answer.
+    pub async fn of(worker: &Worker) -> Self {
+        let response = worker.get("/metrics").await.expect("/metrics");
+        assert_eq!(response.status, 200, "{}", response.body);
+        Self(response.body)
+    }
+
+    /// The sum of all samples of a metric that carry these labels; 0 where there is none.
+    ///
+    /// # Panics
+    /// When a sample is no number.
+    #[must_use]
+    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let carries = |sample: &str| {
+            labels.iter().all(|(name, value)| sample.contains(&format!("{name}=\"{value}\"")))
+        };
+        let samples = self.0.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let (labels, value) = rest.rsplit_once(' ')?;
+            let whole_name = labels.is_empty() || labels.starts_with('{');
+            (whole_name && carries(labels)).then(|| value.parse::<f64>().expect("a number"))
+        });
+        samples.sum()
+    }
+
+    /// Whether the metric is described, with samples or without.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.0
+            .lines()
+            .any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+    }
+
+    /// Waits until a sum reaches `least`, and returns the look that showed it.
+    ///
+    /// # Panics
+    /// When it does not within [`LIMIT`].
+    pub async fn reach(worker: &Worker, name: &str, labels: &[(&str, &str)], least: f64) -> Self {
+        let what = format!("{name} {labels:?} of {} to reach {least}", worker.name());
+        eventually(what, LIMIT, async || {
+            let counts = Self::of(worker).await;
+            let sum = counts.sum(name, labels);
+            if sum >= least { Ok(counts) } else { Err(sum.to_string()) }
+        })
+        .await
+    }
+}

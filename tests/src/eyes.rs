@@ -1,0 +1,105 @@
+//! Reading what was saved: as a reader gets it with Redis, and from PostgreSQL alone.
+
+use std::time::Duration;
+
+use archive::{Archive, Page};
+use conversation::{Fresh, Reader, ReadingSettings, Source, Transcript, admission};
+use domain::ids::ConversationKey;
+use domain::message::Message;
+use domain::status::ConversationStatus;
+use hot_store::{Address, HotStore, Window};
+use metrics::Metrics;
+use testkit::wait::eventually;
+
+use crate::LIMIT;
+
+/// More than any conversation here holds, and as much as one load brings into Redis.
+const ALL: usize = 1_000;
+
+/// A reader with its own connections to both stores.
+pub struct Eyes {
+    archive: Archive,
+    reader: Reader,
+}
+
+impl Eyes {
+    /// A reader of these stores.
+    ///
+    /// # Panics
+    /// When a URL is none.
+    #[must_use]
+    pub fn of(database_url: &str, redis_url: &str) -> Self {
+        let (archive, metrics) = (archive(database_url), Metrics::new());
+        let settings = hot_store::Settings::new(Address::parse(redis_url).expect("Redis's URL"));
+        let admit = admission(archive.clone(), metrics.clone(), Fresh::random());
+        let hot = HotStore::open(settings, admit).expect("settings for Redis");
+        let reader = Reader::new(archive.clone(), hot, metrics, ReadingSettings::default());
+        Self { archive, reader }
+    }
+
+    /// What a reader gets.
+    ///
+    /// # Panics
+    /// When PostgreSQL does not answer, or there is no such conversation.
+    pub async fn transcript(&self, key: &ConversationKey) -> Transcript {
+        let window = Window { newest: ALL, before: None };
+        let transcript = self.reader.read(key, &window).await.expect("a reader is served");
+        transcript.unwrap_or_else(|| panic!("there is no conversation {key}"))
+    }
+
+    /// What PostgreSQL says by itself.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub async fn archived(&self, key: &ConversationKey) -> Vec<Message> {
+        let page = Page { newest: ALL, max_bytes: usize::MAX, before: None };
+        self.archive.read(key, &page).await.expect("PostgreSQL answers").messages
+    }
+
+    /// What both stores say of a conversation that is active, having made sure that it is the same.
+    ///
+    /// # Panics
+    /// When they differ, or when Redis does not serve a second read.
+    pub async fn both(&self, key: &ConversationKey) -> Vec<Message> {
+        let hot = eventually(format!("a hot copy of {key}"), LIMIT, async || {
+            match self.transcript(key).await {
+                hot if hot.source == Source::HotCopy => Ok(hot),
+                other => Err(format!("{:?}, {:?}", other.source, other.status)),
+            }
+        })
+        .await;
+        let archived = self.archived(key).await;
+        assert_eq!(hot.messages, archived, "Redis and PostgreSQL agree on {key}");
+        archived
+    }
+
+    /// Waits until a conversation has a status, and returns what a reader then gets.
+    ///
+    /// # Panics
+    /// When it does not within [`LIMIT`].
+    pub async fn reaches(&self, key: &ConversationKey, status: ConversationStatus) {
+        eventually(format!("{key} to be {}", status.as_str()), LIMIT, async || {
+            let numbers = self.archive.numbers(key).await.map_err(|error| error.to_string())?;
+            match numbers.conversation {
+                Some(found) if found.status == status => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    }
+}
+
+/// A pool of a test's own.
+///
+/// # Panics
+/// When the URL is none.
+pub(crate) fn archive(database_url: &str) -> Archive {
+    Archive::open(&archive::Settings {
+        url: database_url.to_owned(),
+        application: "test".to_owned(),
+        connections: 4,
+        time_out: Duration::from_secs(30),
+        lock_time_out: Duration::from_secs(5),
+    })
+    .expect("PostgreSQL's URL")
+}

@@ -1,0 +1,44 @@
+//! A whole fleet that many tests of a process share, each with a tenant of its own.
+
+use testkit::fleet::Worker;
+use tokio::sync::OnceCell;
+
+use crate::{MIGRATION, SAVER, STATISTICS, Scenario};
+
+/// Two savers, one worker of each other kind.
+pub struct Running {
+    /// Its servers.
+    pub scenario: Scenario,
+    /// The two that save messages.
+    pub savers: [Worker; 2],
+    /// The one that archives conversations.
+    pub migration: Worker,
+    /// The one that computes statistics and keeps dead letters.
+    pub statistics: Worker,
+}
+
+impl Running {
+    /// A fleet of a test's own, ready.
+    ///
+    /// # Panics
+    /// When a worker does not become ready.
+    pub async fn own() -> Self {
+        let scenario = Scenario::new().await;
+        let (one, two, migration, statistics) = tokio::join!(
+            scenario.start(SAVER),
+            scenario.start(SAVER),
+            scenario.start(MIGRATION),
+            scenario.start(STATISTICS),
+        );
+        Self { scenario, savers: [one, two], migration, statistics }
+    }
+
+    /// The fleet of this test process. It ends with the process, by its guard.
+    ///
+    /// # Panics
+    /// When a worker does not become ready.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<Running> = OnceCell::const_new();
+        SHARED.get_or_init(Self::own).await
+    }
+}
