@@ -1,6 +1,8 @@
 //! What reading promises: never an incomplete copy taken for a complete one, never "empty" for
 //! "unavailable".
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 mod support;
 
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 use std::future::Future;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::{Args, Command, FromArgMatches as _};
@@ -80,11 +80,14 @@ fn command<S: Args>(process: Process) -> Command {
 pub fn answer(process: Process, stop: &Stop) -> ExitCode {
     match stop {
         Stop::Answer(text) => {
-            if std::io::stdout().is_terminal() {
-                print!("{}", text.ansi());
+            let mut stdout = std::io::stdout();
+            let printed = if stdout.is_terminal() {
+                write!(stdout, "{}", text.ansi())
             } else {
-                print!("{text}");
-            }
+                write!(stdout, "{text}")
+            };
+            // Whoever closed the pipe has read enough.
+            printed.ok();
             ExitCode::SUCCESS
         }
         Stop::Invalid(error) => {

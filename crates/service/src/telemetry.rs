@@ -27,13 +27,19 @@ pub(crate) fn init(process: Process, settings: &LogSettings) -> anyhow::Result<(
         LogFormat::Json => false,
         LogFormat::Pretty => true,
     };
-    let filter = EnvFilter::try_new(&settings.log_level)?;
+    let filter = EnvFilter::try_new(directives(&settings.log_level))?;
     let subscriber: Box<dyn Subscriber + Send + Sync> = if pretty {
         Box::new(pretty_lines(process, filter, terminal, std::io::stderr))
     } else {
         Box::new(json_lines(process, filter, std::io::stderr))
     };
     tracing::subscriber::set_global_default(subscriber).context("logging was set up already")
+}
+
+/// The filter's directives. The AMQP client logs messages that come back, with their bodies, which
+/// are somebody's words: it is silent unless a directive names it. What happens is in our own lines.
+fn directives(level: &str) -> String {
+    if level.contains("lapin") { level.to_owned() } else { format!("{level},lapin=off") }
 }
 
 /// Makes every panic one line with its place, and counts it.
@@ -133,6 +139,12 @@ mod tests {
 
     fn filter() -> EnvFilter {
         EnvFilter::new("info")
+    }
+
+    #[test]
+    fn the_amqp_client_is_silent_unless_it_is_named() {
+        assert_eq!(directives("debug"), "debug,lapin=off");
+        assert_eq!(directives("info,lapin=warn"), "info,lapin=warn");
     }
 
     #[test]
