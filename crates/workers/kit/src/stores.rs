@@ -21,8 +21,9 @@ use tokio_util::sync::CancellationToken;
 /// How often PostgreSQL is asked whether it is there.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
-/// The longest pause between two attempts to reach a server at start.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// The longest pause between two attempts to reach a server at start, before jitter, which adds up
+/// to as much again: so at most 2 s.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The three servers, verified. Clones share their connections.
 #[derive(Clone)]
@@ -73,9 +74,9 @@ impl Stores {
         let endpoints = Endpoints::parse(&urls, service.process().name())?;
         let publisher = Publisher::new(endpoints.clone(), metrics.clone());
 
-        verify_schema(&archive).await?;
+        // Side by side: `/readyz` names every server that is away, not just the first one.
         let broker = service.check("rabbitmq");
-        verify_topology(&endpoints, &broker).await?;
+        tokio::try_join!(verify_schema(&archive), verify_topology(&endpoints, &broker))?;
         crate::consuming::watch_broker(service, &endpoints, broker);
         Ok(Self { archive, hot, endpoints, publisher, fresh })
     }
@@ -90,7 +91,10 @@ async fn verify_schema(archive: &Archive) -> anyhow::Result<()> {
     (|| archive.verify_schema())
         .retry(pauses())
         .when(away)
-        .notify(|error, pause| tracing::warn!(%error, ?pause, "waiting for PostgreSQL"))
+        .notify(|error, pause| {
+            let error: &(dyn std::error::Error + 'static) = error;
+            tracing::warn!(error, ?pause, "waiting for PostgreSQL");
+        })
         .await
         .map_err(Into::into)
 }
@@ -101,7 +105,8 @@ async fn verify_topology(endpoints: &Endpoints, check: &Check) -> anyhow::Result
         .when(|error| matches!(error, TopologyError::Unavailable(_)))
         .notify(|error, pause| {
             check.not_ready(error.to_string());
-            tracing::warn!(%error, ?pause, "waiting for RabbitMQ");
+            let error: &(dyn std::error::Error + 'static) = error;
+            tracing::warn!(error, ?pause, "waiting for RabbitMQ");
         })
         .await
         .context("run `verbatim setup`, or see `verbatim queues`")
