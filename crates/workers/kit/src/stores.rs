@@ -167,8 +167,11 @@ fn watch_hot(service: &Service, hot: &HotStore) {
                 };
                 tell(&check, &metrics, Store::Redis, fault);
                 tokio::select! {
-                    changed = health.changed() => changed?,
+                    // In this order: the watch above ends by the same token, and takes the channel
+                    // with it; that is no failure.
+                    biased;
                     () = stopping.cancelled() => return Ok(()),
+                    changed = health.changed() => changed?,
                 }
             }
         }
