@@ -7,14 +7,15 @@ use crate::{MIGRATION, SAVER, STATISTICS, Scenario};
 
 /// Two savers, one worker of each other kind.
 pub struct Running {
-    /// Its servers.
-    pub scenario: Scenario,
     /// The two that save messages.
     pub savers: [Worker; 2],
     /// The one that archives conversations.
     pub migration: Worker,
     /// The one that computes statistics and keeps dead letters.
     pub statistics: Worker,
+    /// Their servers. Last: a worker that is dropped by a failed test shows the end of its log, which
+    /// goes away with these.
+    pub scenario: Scenario,
 }
 
 impl Running {
@@ -30,7 +31,7 @@ impl Running {
             scenario.start(MIGRATION),
             scenario.start(STATISTICS),
         );
-        Self { scenario, savers: [one, two], migration, statistics }
+        Self { savers: [one, two], migration, statistics, scenario }
     }
 
     /// The fleet of this test process. It ends with the process, by its guard.

@@ -15,13 +15,13 @@ pub const MIGRATION: &str = "persistence-migration-worker";
 /// The binary that computes statistics and keeps dead letters.
 pub const STATISTICS: &str = "statistics-worker";
 
-/// What a fleet of tests waits instead of what a fleet in production does.
+/// How a fleet of tests differs from one in production: by shorter waits.
 const SHORT: [(&str, &str); 5] = [
     ("VERBATIM_CLOSE_GRACE", "500ms"),
     ("VERBATIM_CLOSE_INTERVAL", "100ms"),
     ("VERBATIM_STATISTICS_INTERVAL", "500ms"),
     ("VERBATIM_GAUGE_INTERVAL", "1s"),
-    // One message at a time shows the order of events; the stores' own time-outs stay as they are.
+    // A failed test shows the end of its workers' logs, to people.
     ("VERBATIM_LOG_FORMAT", "pretty"),
 ];
 

@@ -610,11 +610,13 @@ async fn every_counter_that_a_day_in_the_fleet_should_move_has_moved() {
     scenario.until_sql("SELECT count(*) FROM dead_letters", "2").await;
     agent.publish(&closed("day", "s", &json!({}))).await;
     eyes.reaches(&key, ARCHIVED).await;
+    let totals = "SELECT sum(messages)::text FROM daily_stats";
+    scenario.until_sql(totals, "4").await;
     agent.publish(&message("day", "s", "4", &json!({}))).await;
     saved(&eyes, &key, 5).await;
     agent.publish(&closed("day", "empty", &json!({}))).await;
     let emptied = "SELECT count(*) FROM conversations WHERE status <> 'archived'";
-    scenario.until_sql("SELECT sum(messages)::text FROM daily_stats", "5").await;
+    scenario.until_sql(totals, "5").await;
     scenario.until_sql(emptied, "0").await;
 
     let save = ("queue", "conversation.save_message");
