@@ -1,2 +1,20 @@
-//! To be filled.
-fn main() {}
+//! `verbatim`: sets up, publishes to and looks into a fleet.
+//!
+//! To add a command: a file under `commands/` with its arguments, its work and its two outputs (text
+//! for people, JSON for machines), and a line in `cli.rs`.
+
+mod cli;
+mod commands;
+mod exit;
+mod input;
+mod look;
+mod servers;
+mod validator;
+
+use std::process::ExitCode;
+
+use service::settings::Sources;
+
+fn main() -> ExitCode {
+    cli::run(Sources::of_this_process())
+}

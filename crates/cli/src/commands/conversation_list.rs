@@ -1,0 +1,180 @@
+//! `verbatim conversation list`: conversations, newest first.
+
+use archive::{ConversationFilter, ConversationRow};
+use clap::Args;
+use domain::ids::{AgentId, SessionId, TenantId};
+use domain::status::ConversationStatus;
+use service::settings::DatabaseSettings;
+
+use crate::exit::{Exit, Failure};
+use crate::look::{Cell, Look, Screen, Side, Table, Tone, ago, count, plural};
+use crate::servers::Database;
+
+const EXAMPLES: &str = "\
+Examples:
+  verbatim conversation list --tenant acme
+  verbatim conversation list --status active --agent agent_xyz --limit 10
+  verbatim conversation list --tenant acme --json | jq -r '.[].id'
+
+Reads the replica that DATABASE_READ_URL names, if it names one.";
+
+/// Lists conversations, newest first
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, override_usage = "verbatim conversation list [OPTIONS]")]
+pub(crate) struct ConversationList {
+    /// Only of this tenant
+    #[arg(long, value_parser = |text: &str| TenantId::new(text))]
+    tenant: Option<TenantId>,
+
+    /// Only those that are active, closing or archived
+    #[arg(long, value_parser = status)]
+    status: Option<ConversationStatus>,
+
+    /// Only with this agent
+    #[arg(long, value_parser = |text: &str| AgentId::new(text))]
+    agent: Option<AgentId>,
+
+    /// Only those that began with this session
+    #[arg(long, value_parser = |text: &str| SessionId::new(text))]
+    session: Option<SessionId>,
+
+    /// At most so many
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    limit: u32,
+
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
+
+impl ConversationList {
+    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
+        let database = Database::open_for_lists(&self.database).await?;
+        let filter = ConversationFilter {
+            tenant: self.tenant.map(|id| id.to_string()),
+            status: self.status,
+            agent: self.agent.map(|id| id.to_string()),
+            session: self.session.map(|id| id.to_string()),
+        };
+        let rows = database.archive.conversations(&filter, self.limit).await;
+        let rows = rows.map_err(|error| database.failure(&error))?;
+        screen.show(&rows, |look| text(&rows, self.limit, look))?;
+        Ok(Exit::Fine)
+    }
+}
+
+fn status(text: &str) -> Result<ConversationStatus, String> {
+    ConversationStatus::parse(text).ok_or_else(|| {
+        let all = ConversationStatus::ALL.map(ConversationStatus::as_str).join(", ");
+        format!("it must be one of {all}")
+    })
+}
+
+/// The colour of a conversation's state.
+pub(crate) fn tone(status: &str) -> Tone {
+    match ConversationStatus::parse(status) {
+        Some(ConversationStatus::Active) => Tone::Good,
+        Some(ConversationStatus::Closing) => Tone::Warn,
+        Some(ConversationStatus::Archived) | None => Tone::Plain,
+    }
+}
+
+fn text(rows: &[ConversationRow], limit: u32, look: &Look) -> String {
+    if rows.is_empty() {
+        return "no conversations\n".to_owned();
+    }
+    let mut table = Table::new([
+        ("tenant", Side::Left),
+        ("conversation", Side::Left),
+        ("session", Side::Left),
+        ("status", Side::Left),
+        ("messages", Side::Right),
+        ("tokens", Side::Right),
+        ("began", Side::Left),
+        ("last message", Side::Left),
+        ("agent", Side::Left),
+    ]);
+    for row in rows {
+        // While it is open, only a close request tells more than the status does.
+        let status = match (row.status.as_str(), row.close_requested_at) {
+            ("active", Some(_)) => Cell::new(Tone::Warn, "active, closing soon"),
+            (status, _) => Cell::new(tone(status), status),
+        };
+        let last = row.last_message_at.map(|at| ago(at, look.now));
+        table.row([
+            (&row.tenant_id).into(),
+            (&row.id).into(),
+            (&row.session_id).into(),
+            status,
+            count(row.message_count).into(),
+            Cell::optional(row.total_tokens.map(count).as_deref()),
+            ago(row.created_at, look.now).into(),
+            Cell::optional(last.as_deref()),
+            Cell::optional(row.agent_id.as_deref()),
+        ]);
+    }
+    let mut out = table.render(look.paint);
+    if rows.len() as u64 == u64::from(limit) {
+        let newest = plural(limit, "conversation");
+        out.push_str(
+            &look.paint.text(Tone::Dim, &format!("the newest {newest}; --limit shows more\n")),
+        );
+    }
+    out
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use chrono::{DateTime, Utc};
+    use domain::time::Timestamp;
+
+    use super::*;
+    use crate::look::Paint;
+
+    pub(crate) fn at(text: &str) -> DateTime<Utc> {
+        Timestamp::parse(text).unwrap().into()
+    }
+
+    pub(crate) fn archived() -> ConversationRow {
+        ConversationRow {
+            tenant_id: "acme".to_owned(),
+            id: "c-1".to_owned(),
+            session_id: "web-1".to_owned(),
+            agent_id: Some("agent_xyz".to_owned()),
+            user_id: Some("u-9".to_owned()),
+            model_name: Some("llama3-70b-8192".to_owned()),
+            status: "archived".to_owned(),
+            message_count: 4,
+            total_tokens: Some(12_345),
+            created_at: at("2026-11-20T11:00:00Z"),
+            last_message_at: Some(at("2026-11-20T11:05:00Z")),
+            close_requested_at: Some(at("2026-11-20T11:05:10Z")),
+            closed_at: Some(at("2026-11-20T11:05:40Z")),
+            finalised_at: Some(at("2026-11-20T11:05:41Z")),
+            close_reason: Some("user_left".to_owned()),
+            satisfaction: Some(5),
+        }
+    }
+
+    #[test]
+    fn conversations_are_listed_with_what_tells_them_apart() {
+        let open = ConversationRow {
+            tenant_id: "日本".to_owned(),
+            id: "4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a".to_owned(),
+            session_id: "whatsapp:+49 123".to_owned(),
+            agent_id: None,
+            status: "active".to_owned(),
+            total_tokens: None,
+            close_requested_at: None,
+            last_message_at: None,
+            message_count: 1,
+            ..archived()
+        };
+        let soon =
+            ConversationRow { status: "active".to_owned(), id: "c-3".to_owned(), ..archived() };
+        let now = Timestamp::parse("2026-11-20T12:00:00Z").unwrap();
+        let look = Look { paint: Paint::Plain, now };
+        let rows = [open, soon, archived()];
+        insta::assert_snapshot!(text(&rows, 3, &look));
+        assert_eq!(text(&[], 3, &look), "no conversations\n");
+    }
+}

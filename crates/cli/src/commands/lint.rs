@@ -1,0 +1,133 @@
+//! `verbatim lint`: would the workers accept these actions?
+
+use clap::Args;
+use domain::decode::DEFAULT_MAX_BODY_BYTES;
+use service::settings::bytes;
+
+use crate::exit::{Exit, Failure};
+use crate::input::Input;
+use crate::look::{Look, Screen, Tone, plural};
+use crate::validator::{Findings, Validator};
+
+/// How to run it.
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  verbatim lint actions.jsonl
+  jq -c '.[]' actions.json | verbatim lint -
+  verbatim lint actions.jsonl --json | jq -r '.faults[] | \"\\(.line): \\(.detail)\"'
+
+Exit code 1 means that the workers would refuse a line. Needs no server.";
+
+/// Checks actions with the workers' own validator
+///
+/// One JSON object a line; blank lines are skipped. For each line that the workers would refuse it
+/// tells the reason of the dead letter, the field at fault and what is wrong with it.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Lint {
+    /// A file with one action a line, or - for standard input
+    #[arg(value_parser = Input::parse)]
+    file: Input,
+
+    #[command(flatten)]
+    pub(crate) limit: BodyLimit,
+}
+
+/// How large an action may be.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct BodyLimit {
+    /// The largest body that the workers accept
+    #[arg(long, env = "VERBATIM_MAX_BODY_BYTES", value_name = "BYTES")]
+    #[arg(default_value_t = DEFAULT_MAX_BODY_BYTES, value_parser = bytes)]
+    pub(crate) max_body_bytes: usize,
+}
+
+impl Lint {
+    pub(crate) fn run(self, screen: &Screen) -> Result<Exit, Failure> {
+        let max_body_bytes = self.limit.max_body_bytes;
+        let findings =
+            Validator { now: screen.look.now, max_body_bytes }.check(&self.file.keep()?)?;
+        screen.show(&findings, |look| text(&findings, look))?;
+        Ok(if findings.invalid == 0 { Exit::Fine } else { Exit::Problems })
+    }
+}
+
+fn text(findings: &Findings, look: &Look) -> String {
+    let mut out = findings.told(look);
+    let Findings { lines, valid, invalid, .. } = findings;
+    let summary = match (lines, invalid) {
+        (0, _) => look.paint.text(Tone::Warn, "no actions: every line is blank"),
+        (_, 0) => look.paint.text(Tone::Good, &format!("{} valid", plural(*lines, "action"))),
+        _ => format!(
+            "{} of {} would be refused, {valid} valid",
+            look.paint.text(Tone::Bad, &invalid.to_string()),
+            plural(*lines, "action"),
+        ),
+    };
+    out.push_str(&summary);
+    out.push('\n');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::time::Timestamp;
+
+    use super::*;
+    use crate::look::Paint;
+
+    fn findings(lines: &str) -> Findings {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("actions.jsonl");
+        std::fs::write(&path, lines).unwrap();
+        let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes: 1_000 };
+        validator.check(&Input::File(path).keep().unwrap()).unwrap()
+    }
+
+    fn told(lines: &str) -> String {
+        let look = Look { paint: Paint::Plain, now: Timestamp::EARLIEST };
+        text(&findings(lines), &look)
+    }
+
+    #[test]
+    fn each_refused_line_is_told_with_its_field_and_its_fault() {
+        let lines = concat!(
+            r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"bot","content":"hi"}"#,
+            "\n\nhello\n",
+            r#"{"action_type":"conversation.save_mesage","tenant_id":"t","session_id":"s"}"#,
+            "\n",
+            r#"{"action_type":"conversation.session_closed","tenant_id":"t","session_id":"s"}"#,
+            "\n",
+            r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"user","content":"hi"}"#,
+        );
+        insta::assert_snapshot!(told(lines));
+    }
+
+    #[test]
+    fn good_lines_need_one_word() {
+        let line =
+            r#"{"action_type":"conversation.session_closed","tenant_id":"t","session_id":"s"}"#;
+        assert_eq!(told(line), "1 action valid\n");
+        assert_eq!(told("\n \n"), "no actions: every line is blank\n");
+    }
+
+    #[test]
+    fn a_file_that_is_json_but_not_lines_is_recognised() {
+        assert!(told("[{\"action_type\":\"x\"}]").contains("jq -c '.[]'"));
+        assert!(told("{\n  \"action_type\": \"x\"\n}").contains("jq -c . FILE"));
+        assert_eq!(findings("hello\n{\n").hint, None);
+    }
+
+    #[test]
+    fn every_example_is_accepted_and_every_malformed_body_refused_for_its_reason() {
+        let max_body_bytes = 10_000;
+        let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes };
+        for example in domain::fixtures::ACTIONS {
+            assert!(validator.decode(example.body.as_bytes()).is_ok(), "{}", example.name);
+        }
+        for bad in domain::fixtures::malformed(max_body_bytes) {
+            let refusal = validator.decode(&bad.body).unwrap_err();
+            assert_eq!((refusal.reason, refusal.field.as_deref()), (bad.reason, bad.field));
+        }
+    }
+}

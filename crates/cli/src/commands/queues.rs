@@ -1,0 +1,219 @@
+//! `verbatim queues`: every queue of the fleet, how full it is, and who should be working on it.
+
+use broker::inspect::{Depth, Inspector};
+use broker::topology::{self, Purpose, WorkQueue};
+use clap::Args;
+use serde::Serialize;
+use service::Process;
+use service::settings::AmqpSettings;
+
+use crate::exit::{Exit, Failure};
+use crate::look::{Cell, Look, Screen, Side, Table, Tone, count, plural};
+use crate::servers::Broker;
+
+const EXAMPLES: &str = "\
+Examples:
+  verbatim queues
+  verbatim queues --json | jq '.[] | select(.ready > 0)'
+  watch --color verbatim queues --color always
+
+Exit code 1 means that a queue is missing.";
+
+/// Shows every queue: what waits in it and how many consumers it has
+///
+/// `ready` counts messages that wait for a consumer; those that a worker holds do not count.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, override_usage = "verbatim queues [OPTIONS]")]
+pub(crate) struct Queues {
+    #[command(flatten)]
+    amqp: AmqpSettings,
+}
+
+/// A queue.
+#[derive(Debug, Serialize)]
+struct Row {
+    queue: &'static str,
+    purpose: &'static str,
+    exists: bool,
+    ready: Option<u32>,
+    consumers: Option<u32>,
+    /// The process that works on it; null for queues that only delay.
+    worker: Option<&'static str>,
+    about: &'static str,
+}
+
+/// The process that answers questions and keeps bot state. Not part of this version.
+const CONTEXT_WORKER: &str = "context-worker";
+
+impl Queues {
+    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
+        let broker = Broker::of(&self.amqp)?;
+        let mut inspector = Inspector::new(broker.endpoints.clone());
+        let depths = inspector.depths().await.map_err(|error| broker.failure(&error))?;
+        let rows = rows(&depths);
+        screen.show(&rows, |look| text(&rows, look))?;
+        Ok(if rows.iter().all(|row| row.exists) { Exit::Fine } else { Exit::Problems })
+    }
+}
+
+/// The queues in the order in which people look at them: work first, then its suspects and dead
+/// letters.
+fn rows(depths: &[(&'static str, Option<Depth>)]) -> Vec<Row> {
+    let mut queues = topology::queues();
+    queues.sort_by_key(|queue| match queue.purpose {
+        Purpose::Work(_) => 0,
+        Purpose::Questions => 1,
+        Purpose::Suspects(_) => 2,
+        Purpose::DeadLetters => 3,
+        Purpose::Retry(_) => 4,
+    });
+    let row = |queue: topology::Queue| {
+        let depth = depths.iter().find(|(name, _)| *name == queue.name);
+        let depth = depth.and_then(|(_, depth)| *depth);
+        let (purpose, worker, about) = told(queue);
+        Row {
+            queue: queue.name,
+            purpose,
+            exists: depth.is_some(),
+            ready: depth.map(|depth| depth.ready),
+            consumers: depth.map(|depth| depth.consumers),
+            worker,
+            about,
+        }
+    };
+    queues.into_iter().map(row).collect()
+}
+
+fn told(queue: topology::Queue) -> (&'static str, Option<&'static str>, &'static str) {
+    match queue.purpose {
+        Purpose::Work(work) => ("work", Some(worker(work)), work_about(work)),
+        Purpose::Suspects(work) => {
+            ("suspects", Some(worker(work)), "came back too often: tried one at a time")
+        }
+        Purpose::DeadLetters => {
+            let keeper = Process::StatisticsWorker.name();
+            ("dead_letters", Some(keeper), "on their way into `verbatim dead-letters`")
+        }
+        Purpose::Retry(_) => ("retry", None, "a delay before another attempt"),
+        Purpose::Questions => {
+            ("questions", Some(CONTEXT_WORKER), "questions, which expire after 30 s")
+        }
+    }
+}
+
+fn worker(queue: WorkQueue) -> &'static str {
+    match queue {
+        WorkQueue::SaveMessage => Process::MessageSaveWorker.name(),
+        WorkQueue::Session => Process::PersistenceMigrationWorker.name(),
+        WorkQueue::Statistics | WorkQueue::Unrouted => Process::StatisticsWorker.name(),
+        WorkQueue::BotState => CONTEXT_WORKER,
+    }
+}
+
+fn work_about(queue: WorkQueue) -> &'static str {
+    match queue {
+        WorkQueue::SaveMessage => "messages to save",
+        WorkQueue::Session => "sessions that open and close, feedback, erasure",
+        WorkQueue::Statistics => "what happened to conversations",
+        WorkQueue::BotState => "writes of bot state",
+        WorkQueue::Unrouted => "actions whose routing key no queue is bound to",
+    }
+}
+
+fn text(rows: &[Row], look: &Look) -> String {
+    let mut table = Table::new([
+        ("queue", Side::Left),
+        ("ready", Side::Right),
+        ("consumers", Side::Right),
+        ("what it is for", Side::Left),
+    ]);
+    for row in rows {
+        let number = |number: Option<u32>| match number {
+            None => Cell::new(Tone::Bad, "missing"),
+            Some(0) => Cell::new(Tone::Dim, "0"),
+            Some(number) => count(number).into(),
+        };
+        let ready = match row.ready {
+            Some(1..) if row.purpose == "dead_letters" || is_stuck(row) => {
+                Cell::new(Tone::Warn, count(row.ready.unwrap_or_default()))
+            }
+            ready => number(ready),
+        };
+        let consumers = match (row.purpose, row.consumers) {
+            // Nobody ever consumes from them.
+            ("suspects" | "retry", Some(0)) => Cell::new(Tone::Dim, "-"),
+            (_, consumers) => number(consumers),
+        };
+        table.row([row.queue.into(), ready, consumers, Cell::new(Tone::Dim, row.about)]);
+    }
+    let mut out = table.render(look.paint);
+    let hints: Vec<String> = hints(rows);
+    if !hints.is_empty() {
+        out.push('\n');
+    }
+    for hint in hints {
+        out.push_str(&look.paint.text(Tone::Warn, &hint));
+        out.push('\n');
+    }
+    out
+}
+
+/// Whether messages wait in a queue that nobody consumes from, although somebody should.
+fn is_stuck(row: &Row) -> bool {
+    let consumed = !matches!(row.purpose, "suspects" | "retry");
+    consumed && row.ready.is_some_and(|ready| ready > 0) && row.consumers == Some(0)
+}
+
+fn hints(rows: &[Row]) -> Vec<String> {
+    let mut hints = Vec::new();
+    let missing = rows.iter().filter(|row| !row.exists).count();
+    if missing > 0 {
+        let queues = plural(missing as u64, "queue");
+        hints.push(format!("{queues} missing: run `verbatim setup`"));
+    }
+    for row in rows.iter().filter(|row| is_stuck(row)) {
+        let ready = plural(row.ready.unwrap_or_default(), "message");
+        let who = match row.worker {
+            Some(worker) if Process::named(worker).is_some() => format!("is a {worker} running?"),
+            _ => "no worker of this version handles them".to_owned(),
+        };
+        hints.push(format!("{ready} in {} and no consumer: {who}", row.queue));
+    }
+    hints
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::time::Timestamp;
+
+    use super::*;
+    use crate::look::Paint;
+
+    #[test]
+    fn what_is_missing_or_waits_for_nobody_is_pointed_out() {
+        let depths: Vec<_> = topology::queues()
+            .iter()
+            .map(|queue| {
+                let depth = |ready, consumers| Some(Depth { queue: queue.name, ready, consumers });
+                let depth = match queue.name {
+                    "conversation.save_message" => depth(12_345, 0),
+                    "conversation.session" => depth(3, 2),
+                    "conversation.save_message.dlq" => depth(1, 1),
+                    "bot.state" => depth(1, 0),
+                    "domain.retry.5000" => None,
+                    _ => depth(0, 0),
+                };
+                (queue.name, depth)
+            })
+            .collect();
+        let look = Look { paint: Paint::Plain, now: Timestamp::EARLIEST };
+        insta::assert_snapshot!(text(&rows(&depths), &look));
+    }
+
+    #[test]
+    fn every_queue_of_the_topology_is_shown_once() {
+        let rows = rows(&[]);
+        assert_eq!(rows.len(), topology::queues().len());
+        assert!(rows.iter().all(|row| !row.exists && !row.about.is_empty()));
+    }
+}

@@ -1,0 +1,198 @@
+//! `verbatim setup`: the database schema and the RabbitMQ topology.
+//!
+//! Both are looked at and made independently, so that one that fails does not hide the other.
+
+use std::time::Duration;
+
+use archive::SchemaError;
+use broker::topology::{self, TopologyError};
+use clap::Args;
+use serde::Serialize;
+use service::settings::{AmqpSettings, DatabaseSettings};
+
+use crate::cli::complain;
+use crate::exit::{Exit, Failure};
+use crate::look::{Look, Screen, Tone};
+use crate::servers::{Broker, Database};
+
+const EXAMPLES: &str = "\
+Examples:
+  verbatim setup
+  verbatim setup --config fleet.yaml
+
+What a deployment runs first. Workers verify both when they start.";
+
+/// For looking at the schema.
+const LOOK: Duration = Duration::from_secs(10);
+/// For one migration: an index over hundreds of millions of rows takes its time.
+const MIGRATION: Duration = Duration::from_secs(6 * 3600);
+
+/// Creates or upgrades the database schema and the RabbitMQ topology
+///
+/// Idempotent: what is there already stays as it is. Says what it made. A queue or exchange that
+/// exists with other arguments is never changed but reported, since changing it would cost its
+/// messages.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, override_usage = "verbatim setup [OPTIONS]")]
+pub(crate) struct Setup {
+    #[command(flatten)]
+    amqp: AmqpSettings,
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
+
+/// What was done; what failed is null.
+#[derive(Debug, Serialize)]
+struct Report {
+    schema: Option<Schema>,
+    topology: Option<Topology>,
+}
+
+#[derive(Debug, Serialize)]
+struct Schema {
+    /// `created`, `upgraded` or `already_there`.
+    state: &'static str,
+    /// The version that it has now; null where it was there already, which may be a newer one than
+    /// this program knows.
+    version: Option<i64>,
+    /// The version that it had, where it was upgraded.
+    from: Option<i64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Topology {
+    /// Exchanges and queues that were made.
+    created: Vec<String>,
+    /// How many were there already.
+    already_there: usize,
+}
+
+impl Setup {
+    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
+        let (schema, topology) = tokio::join!(schema(&self.database), topology(&self.amqp));
+        let mut failures = Vec::new();
+        let mut keep = |failure| failures.push(failure);
+        let report = Report {
+            schema: schema.map_err(&mut keep).ok(),
+            topology: topology.map_err(&mut keep).ok(),
+        };
+        screen.show(&report, |look| text(&report, look))?;
+        let Some(last) = failures.pop() else { return Ok(Exit::Fine) };
+        failures.iter().for_each(complain);
+        Err(last)
+    }
+}
+
+async fn schema(settings: &DatabaseSettings) -> Result<Schema, Failure> {
+    let url = &settings.database_url;
+    let database = Database::at(url, "DATABASE_URL", LOOK).await?;
+    let (state, from) = match database.archive.verify_schema().await {
+        Ok(()) => return Ok(Schema { state: "already_there", version: None, from: None }),
+        Err(SchemaError::Missing) => ("created", None),
+        Err(SchemaError::TooOld { found, .. }) => ("upgraded", Some(found)),
+        Err(error) => return Err(database.schema_failure(&error)),
+    };
+    let patient = Database::at(url, "DATABASE_URL", MIGRATION).await?;
+    let version =
+        patient.archive.migrate().await.map_err(|error| patient.schema_failure(&error))?;
+    Ok(Schema { state, version: Some(version), from })
+}
+
+async fn topology(settings: &AmqpSettings) -> Result<Topology, Failure> {
+    let broker = Broker::of(settings)?;
+    let failure = |error: TopologyError| match error {
+        TopologyError::Unavailable(error) => broker.failure(&error),
+        TopologyError::Differs(differences) => {
+            let told = differences.iter().map(|it| format!("- {it}")).collect::<Vec<_>>();
+            Failure::problem("RabbitMQ's topology is not the fleet's:", told.join("\n"))
+        }
+    };
+    // Whatever differs now and not after the declaration was missing.
+    let missing = match topology::verify(&broker.endpoints).await {
+        Ok(()) => Vec::new(),
+        Err(TopologyError::Differs(differences)) => differences,
+        Err(error) => return Err(failure(error)),
+    };
+    topology::declare(&broker.endpoints).await.map_err(failure)?;
+    let created: Vec<String> =
+        missing.iter().map(|it| format!("{} {}", it.kind, it.name)).collect();
+    let all = topology::EXCHANGES.len() + topology::queues().len();
+    Ok(Topology { already_there: all - created.len(), created })
+}
+
+fn text(report: &Report, look: &Look) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, tone: Tone, what: &str| {
+        out.push_str(&format!("{name:<20}{}\n", look.paint.text(tone, what)));
+    };
+    const NAMES: [&str; 2] = ["database schema", "RabbitMQ topology"];
+    match &report.schema {
+        None => line(NAMES[0], Tone::Bad, "not made"),
+        Some(Schema { version: None, .. }) => line(NAMES[0], Tone::Plain, "already there"),
+        Some(Schema { version: Some(version), from: None, .. }) => {
+            line(NAMES[0], Tone::Good, &format!("made, version {version}"));
+        }
+        Some(Schema { version: Some(version), from: Some(from), .. }) => {
+            line(NAMES[0], Tone::Good, &format!("upgraded from version {from} to {version}"));
+        }
+    }
+    match &report.topology {
+        None => line(NAMES[1], Tone::Bad, "not made"),
+        Some(Topology { created, .. }) if created.is_empty() => {
+            line(NAMES[1], Tone::Plain, "already there");
+        }
+        Some(Topology { created, already_there: 0 }) => {
+            let all = format!("made, {} exchanges and queues", created.len());
+            line(NAMES[1], Tone::Good, &all);
+        }
+        // A part was missing: that is worth knowing by name.
+        Some(Topology { created, already_there }) => {
+            let what = format!("{} made, {already_there} already there", created.len());
+            line(NAMES[1], Tone::Good, &what);
+            for name in created {
+                out.push_str(&format!("  {name}\n"));
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::time::Timestamp;
+
+    use super::*;
+    use crate::look::Paint;
+
+    #[test]
+    fn it_says_what_it_made() {
+        let look = Look { paint: Paint::Plain, now: Timestamp::EARLIEST };
+        let made = Report {
+            schema: Some(Schema { state: "created", version: Some(1), from: None }),
+            topology: Some(Topology { created: vec![String::new(); 25], already_there: 0 }),
+        };
+        let mended = Report {
+            schema: Some(Schema { state: "upgraded", version: Some(3), from: Some(1) }),
+            topology: Some(Topology {
+                created: vec!["queue bot.state".to_owned()],
+                already_there: 24,
+            }),
+        };
+        let half = Report {
+            schema: None,
+            topology: Some(Topology { created: Vec::new(), already_there: 25 }),
+        };
+        let told = [made, mended, half].map(|report| text(&report, &look));
+        insta::assert_snapshot!(told.join("\n"), @r"
+        database schema     made, version 1
+        RabbitMQ topology   made, 25 exchanges and queues
+
+        database schema     upgraded from version 1 to 3
+        RabbitMQ topology   1 made, 24 already there
+          queue bot.state
+
+        database schema     not made
+        RabbitMQ topology   already there
+        ");
+    }
+}

@@ -1,0 +1,147 @@
+//! JSON lines from a file or from standard input, read twice where something must be checked before
+//! anything is done.
+//!
+//! A file is read line by line each time. Standard input cannot be read twice, so it is kept.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Cursor, IsTerminal as _, Read as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::exit::Failure;
+
+/// What the user named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// `-`
+    Standard,
+    /// A file.
+    File(PathBuf),
+}
+
+/// Lines that can be read from the beginning as often as is needed.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    input: Input,
+    kept: Option<Arc<[u8]>>,
+}
+
+/// A line that is not blank.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Line {
+    /// Its number, from 1; blank lines count.
+    pub(crate) number: u64,
+    /// What stands on it, without the line break.
+    pub(crate) body: Vec<u8>,
+}
+
+impl Input {
+    /// For clap: any text is a path, except `-`.
+    pub(crate) fn parse(text: &str) -> Result<Self, std::convert::Infallible> {
+        Ok(if text == "-" { Self::Standard } else { Self::File(text.into()) })
+    }
+
+    /// Opens it for reading it more than once.
+    pub(crate) fn keep(self) -> Result<Lines, Failure> {
+        let kept = match &self {
+            Self::File(_) => None,
+            Self::Standard => {
+                tell_who_waits();
+                let mut bytes = Vec::new();
+                io::stdin().lock().read_to_end(&mut bytes).map_err(|e| self.unreadable(&e))?;
+                Some(bytes.into())
+            }
+        };
+        Ok(Lines { input: self, kept })
+    }
+
+    /// Opens it for reading it once, as it comes.
+    pub(crate) fn follow(self) -> Lines {
+        if self == Self::Standard {
+            tell_who_waits();
+        }
+        Lines { input: self, kept: None }
+    }
+
+    fn unreadable(&self, error: &io::Error) -> Failure {
+        Failure::Usage(format!("cannot read {self}: {error}"))
+    }
+}
+
+/// Somebody who typed `-` by mistake would wait for the program that waits for them.
+fn tell_who_waits() {
+    if io::stdin().is_terminal() {
+        eprintln!("reading actions from standard input, one a line; Ctrl-D ends them");
+    }
+}
+
+impl fmt::Display for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Standard => f.write_str("standard input"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl Lines {
+    /// The lines, from the beginning.
+    pub(crate) fn read(&self) -> Result<impl Iterator<Item = Result<Line, Failure>>, Failure> {
+        let reader: Box<dyn BufRead> = match (&self.input, &self.kept) {
+            (_, Some(bytes)) => Box::new(Cursor::new(Arc::clone(bytes))),
+            (Input::Standard, None) => Box::new(BufReader::new(io::stdin())),
+            (Input::File(path), None) => {
+                let file = File::open(path).map_err(|error| self.input.unreadable(&error))?;
+                Box::new(BufReader::new(file))
+            }
+        };
+        let input = self.input.clone();
+        Ok(lines(reader).map(move |line| line.map_err(|error| input.unreadable(&error))))
+    }
+}
+
+fn lines(mut reader: impl BufRead) -> impl Iterator<Item = io::Result<Line>> {
+    let mut number = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let mut body = Vec::new();
+            match reader.read_until(b'\n', &mut body) {
+                Err(error) => return Some(Err(error)),
+                Ok(0) => return None,
+                Ok(_) => {}
+            }
+            number += 1;
+            body.truncate(body.trim_ascii_end().len());
+            if !body.trim_ascii_start().is_empty() {
+                return Some(Ok(Line { number, body }));
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blank_lines_count_and_say_nothing() {
+        let found: Vec<_> = lines(&b"\n{\"a\":1}\r\n  \n b"[..]).map(Result::unwrap).collect();
+        assert_eq!(
+            found,
+            [
+                Line { number: 2, body: b"{\"a\":1}".to_vec() },
+                Line { number: 4, body: b" b".to_vec() },
+            ]
+        );
+    }
+
+    #[test]
+    fn a_dash_is_standard_input_and_all_else_a_file() {
+        assert_eq!(Input::parse("-"), Ok(Input::Standard));
+        assert_eq!(Input::parse("-x"), Ok(Input::File("-x".into())));
+        let missing = Input::File("/nowhere/at/all".into()).keep().unwrap();
+        let failure = missing.read().err().unwrap().to_string();
+        assert!(failure.starts_with("cannot read /nowhere/at/all: "), "{failure}");
+    }
+}

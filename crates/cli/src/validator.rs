@@ -1,0 +1,150 @@
+//! The workers' own validator, over lines of a file.
+//!
+//! A line is decoded exactly as a worker decodes the body of a delivery, so what passes here is never
+//! dead-lettered for its form.
+
+use domain::action::{Action, Identity};
+use domain::decode::{DecodeContext, decode};
+use domain::envelope::Envelope;
+use domain::failure::Refusal;
+use domain::time::Timestamp;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::exit::Failure;
+use crate::input::{Line, Lines};
+use crate::look::{Cell, Look, Side, Table, Tone, plural};
+
+/// Decodes lines.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Validator {
+    /// Stands in for the time of receipt.
+    pub(crate) now: Timestamp,
+    /// The largest body, in bytes.
+    pub(crate) max_body_bytes: usize,
+}
+
+/// A line that the workers would refuse.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Fault {
+    /// Its number, from 1.
+    pub(crate) line: u64,
+    /// The reason of the dead letter that it would become.
+    pub(crate) reason: &'static str,
+    /// The field at fault, where there is one.
+    pub(crate) field: Option<String>,
+    /// A sentence that says what is wrong.
+    pub(crate) detail: String,
+}
+
+/// What a whole file is like.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Findings {
+    /// Lines that are not blank.
+    pub(crate) lines: u64,
+    /// Those that the workers accept.
+    pub(crate) valid: u64,
+    /// Those that they refuse.
+    pub(crate) invalid: u64,
+    /// Messages that are valid but carry neither an id nor a time: a crash may double them.
+    pub(crate) without_identity: u64,
+    /// What is wrong with those that they refuse.
+    pub(crate) faults: Vec<Fault>,
+    /// What all of it may come from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hint: Option<&'static str>,
+}
+
+impl Validator {
+    /// What a body asks for.
+    pub(crate) fn decode(&self, body: &[u8]) -> Result<Action, Refusal> {
+        let context = DecodeContext {
+            received_at: self.now,
+            max_body_bytes: self.max_body_bytes,
+            fresh_id: &Uuid::now_v7,
+        };
+        decode(body, &Envelope::default(), &context)
+    }
+
+    /// Looks at every line.
+    pub(crate) fn check(&self, lines: &Lines) -> Result<Findings, Failure> {
+        let mut findings = Findings::default();
+        for line in lines.read()? {
+            self.note(&line?, &mut findings);
+        }
+        Ok(findings)
+    }
+
+    fn note(&self, line: &Line, findings: &mut Findings) {
+        findings.lines += 1;
+        match self.decode(&line.body) {
+            Ok(action) => {
+                findings.valid += 1;
+                if matches!(&action, Action::SaveMessage(m) if m.identity == Identity::Random) {
+                    findings.without_identity += 1;
+                }
+            }
+            Err(refusal) => {
+                findings.invalid += 1;
+                if findings.lines == 1 {
+                    findings.hint = spread_out(&line.body);
+                }
+                findings.faults.push(Fault {
+                    line: line.number,
+                    reason: refusal.reason.as_str(),
+                    field: refusal.field,
+                    detail: refusal.detail,
+                });
+            }
+        }
+    }
+}
+
+impl Findings {
+    /// The faults as a table, and what they may come from.
+    pub(crate) fn told(&self, look: &Look) -> String {
+        let mut out = String::new();
+        if !self.faults.is_empty() {
+            let mut table = Table::new([
+                ("line", Side::Right),
+                ("reason", Side::Left),
+                ("field", Side::Left),
+                ("what is wrong", Side::Left),
+            ]);
+            for fault in &self.faults {
+                table.row([
+                    fault.line.to_string().into(),
+                    Cell::new(Tone::Bad, fault.reason),
+                    Cell::optional(fault.field.as_deref()),
+                    (&fault.detail).into(),
+                ]);
+            }
+            out.push_str(&table.render(look.paint));
+            out.push('\n');
+        }
+        if let Some(hint) = self.hint {
+            out.push_str(&look.paint.text(Tone::Warn, hint));
+            out.push('\n');
+        }
+        if self.without_identity > 0 {
+            let messages = plural(self.without_identity, "message");
+            let text = format!(
+                "{messages} without message_id, action_id and timestamp: a crash may store one twice"
+            );
+            out.push_str(&look.paint.text(Tone::Warn, &text));
+            out.push('\n');
+        }
+        out
+    }
+}
+
+/// A hint at a file that is JSON, but not JSON lines.
+fn spread_out(first_line: &[u8]) -> Option<&'static str> {
+    match first_line.trim_ascii_start() {
+        b"{" => {
+            Some("this looks like JSON spread over lines; `jq -c . FILE` makes it one line each")
+        }
+        [b'[', ..] => Some("this looks like a JSON array; `jq -c '.[]' FILE` makes it lines"),
+        _ => None,
+    }
+}

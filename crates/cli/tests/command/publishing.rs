@@ -1,0 +1,135 @@
+//! Checking and publishing actions.
+
+use broker::topology::WorkQueue;
+use serde_json::{Value, json};
+
+use crate::support::{Verbatim, body, lines, prepared};
+
+/// How many messages wait in a queue, as `verbatim queues` has it.
+async fn ready(verbatim: &Verbatim, queue: &str) -> Value {
+    let queues = verbatim.json(&["queues"]).await;
+    let row = queues.as_array().unwrap().iter().find(|row| row["queue"] == queue).unwrap();
+    row["ready"].clone()
+}
+
+#[tokio::test]
+async fn published_actions_are_confirmed_and_wait_in_their_queues() {
+    let (_env, verbatim) = prepared().await;
+    let mut actions: Vec<Value> =
+        (0..1_500).map(|n| body("s", &format!("m-{n}"), json!({}))).collect();
+    actions.push(json!({
+        "action_type": "conversation.session_closed", "tenant_id": "acme", "session_id": "s",
+    }));
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("actions.jsonl");
+    std::fs::write(&file, lines(&actions)).unwrap();
+    let report = verbatim.json(&["publish", file.to_str().unwrap()]).await;
+    let expected = json!({
+        "lines": 1_501, "confirmed": 1_501, "unroutable": 0, "failed": 0, "invalid": 0,
+        "unrouted": 0, "gave_up": false, "faults": [], "failures": [],
+    });
+    assert_eq!(report, expected);
+    assert_eq!(ready(&verbatim, WorkQueue::SaveMessage.name()).await, 1_500);
+    assert_eq!(ready(&verbatim, WorkQueue::Session.name()).await, 1);
+}
+
+#[tokio::test]
+async fn a_file_with_one_bad_line_is_refused_as_a_whole_and_names_it() {
+    let (_env, verbatim) = prepared().await;
+    let actions = lines(&[body("s", "m-1", json!({})), body("s", "m-2", json!({"role": "bot"}))]);
+    let ran = verbatim.run_on(&["publish", "-", "--json"], &actions).await;
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let report = ran.json();
+    assert_eq!((&report["confirmed"], &report["invalid"]), (&json!(0), &json!(1)));
+    assert_eq!(report["faults"][0]["line"], 2);
+    assert_eq!(report["faults"][0]["field"], "role");
+    let told = verbatim.run_on(&["publish", "-"], &actions).await.out;
+    assert!(told.contains("nothing published: 1 of 2 actions"), "{told}");
+    assert_eq!(ready(&verbatim, WorkQueue::SaveMessage.name()).await, 0);
+}
+
+#[tokio::test]
+async fn without_lint_bad_lines_go_where_they_say_or_where_they_are_sent() {
+    let (_env, verbatim) = prepared().await;
+    let bad = lines(&[body("s", "m-1", json!({"role": "bot"})), json!("hello")]);
+    let ran = verbatim.run_on(&["publish", "-", "--no-lint", "--json"], &bad).await;
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let report = ran.json();
+    assert_eq!((&report["confirmed"], &report["failed"]), (&json!(1), &json!(1)));
+    assert_eq!(report["failures"][0]["line"], 2);
+    assert_eq!(report["failures"][0]["outcome"], "no_routing_key");
+
+    let key = WorkQueue::SaveMessage.name();
+    let arguments = ["publish", "-", "--no-lint", "--routing-key", key, "--json"];
+    let ran = verbatim.run_on(&arguments, b"hello\n").await;
+    assert_eq!((ran.code, &ran.json()["confirmed"]), (0, &json!(1)), "{ran:?}");
+    assert_eq!(ready(&verbatim, key).await, 2);
+}
+
+#[tokio::test]
+async fn a_routing_key_that_nobody_is_bound_to_is_pointed_out() {
+    let (_env, verbatim) = prepared().await;
+    let arguments = ["publish", "-", "--no-lint", "--routing-key", "nobody.listens"];
+    let ran = verbatim.run_on(&arguments, b"hello\n").await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.out.contains("1 action went to domain.unrouted"), "{ran:?}");
+    assert_eq!(ready(&verbatim, WorkQueue::Unrouted.name()).await, 1);
+}
+
+#[tokio::test]
+async fn what_no_queue_takes_is_unroutable_by_its_line() {
+    let (env, verbatim) = prepared().await;
+    for queue in ["conversation.session", "domain.unrouted"] {
+        let path = format!("/api/queues/{}/{queue}", env.name);
+        env.management().request("DELETE", &path, "").await.unwrap();
+    }
+    let closed = json!({
+        "action_type": "conversation.session_closed", "tenant_id": "acme", "session_id": "s",
+    });
+    let actions = lines(&[body("s", "m-1", json!({})), closed, body("s", "m-2", json!({}))]);
+    let ran = verbatim.run_on(&["publish", "-", "--json"], &actions).await;
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let report = ran.json();
+    assert_eq!((&report["confirmed"], &report["unroutable"]), (&json!(2), &json!(1)));
+    assert_eq!(report["failures"][0]["line"], 2);
+    let told = verbatim.run_on(&["publish", "-"], &actions).await.out;
+    assert!(told.contains("`verbatim setup` makes them"), "{told}");
+}
+
+#[tokio::test]
+async fn publishing_before_setup_says_so() {
+    let env = testkit::TestEnv::new().await;
+    let actions = lines(&[body("s", "m-1", json!({}))]);
+    let ran = Verbatim::of(&env).run_on(&["publish", "-"], &actions).await;
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.out.contains("0 of 1 action confirmed, 1 failed"), "{ran:?}");
+    assert!(ran.out.contains("`verbatim setup` makes them"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn publishing_to_a_broker_that_is_away_fails_at_once_and_names_it() {
+    let verbatim = Verbatim::default().with("AMQP_URL", "amqp://user:hunter2@127.0.0.1:9/v");
+    let actions = lines(&[body("s", "m-1", json!({}))]);
+    let ran = verbatim.run_on(&["publish", "-"], &actions).await;
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(ran.err.contains("RabbitMQ at amqp://***@127.0.0.1:9/v: "), "{ran:?}");
+    assert!(!ran.err.contains("hunter2"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn lint_needs_no_server_and_names_line_reason_and_field() {
+    let verbatim = Verbatim::default();
+    let actions = lines(&[body("s", "m-1", json!({})), body("s", "", json!({})), json!([1])]);
+    let ran = verbatim.run_on(&["lint", "-", "--json"], &actions).await;
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let findings = ran.json();
+    assert_eq!((&findings["valid"], &findings["invalid"]), (&json!(1), &json!(2)));
+    assert_eq!(findings["faults"][0]["field"], "message_id");
+    assert_eq!(findings["faults"][1]["reason"], "malformed_json");
+
+    let ran = verbatim.run_on(&["lint", "-"], &lines(&[body("s", "m-1", json!({}))])).await;
+    assert_eq!((ran.code, ran.out.as_str()), (0, "1 action valid\n"));
+    let ran = verbatim.run(&["lint", "/nowhere/actions.jsonl"]).await;
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.err.contains("cannot read /nowhere/actions.jsonl"), "{ran:?}");
+}
