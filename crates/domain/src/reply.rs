@@ -16,7 +16,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::action::Common;
-use crate::failure::DeadLetterReason;
+use crate::failure::{DeadLetterReason, Refusal};
 use crate::ids::ActionId;
 use crate::message::Json;
 
@@ -64,6 +64,8 @@ pub enum ErrorType {
     TransitionRefused,
     /// There is no such thing for this tenant.
     NotFound,
+    /// What it concerns was erased after the action was sent.
+    Erased,
     /// The sender may not do this.
     Forbidden,
     /// A store is away; try again later.
@@ -103,6 +105,18 @@ impl From<DeadLetterReason> for ErrorType {
             DeadLetterReason::AttemptsExhausted
             | DeadLetterReason::DeliveryLimit
             | DeadLetterReason::Expired => Self::Internal,
+        }
+    }
+}
+
+impl From<&Refusal> for ReplyError {
+    fn from(refusal: &Refusal) -> Self {
+        let field =
+            |field: &String| Json::parse(serde_json::json!({ "field": field }).to_string()).ok();
+        Self {
+            error_type: refusal.reason.into(),
+            message: refusal.detail.clone(),
+            details: refusal.field.as_ref().and_then(field),
         }
     }
 }

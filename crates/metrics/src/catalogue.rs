@@ -103,7 +103,9 @@ catalogue! {
 catalogue! {
     /// What has a value now. [`crate::Metrics::set`] sets it; it does not exist before.
     Gauge Gauge, GaugeFamilies {
-        /// Messages in a queue.
+        /// Messages in a queue. Those that are `ready` are the broker's count, which every
+        /// statistics replica exports alike (`max by`); those that are `unacknowledged` are what
+        /// this process holds (`sum by`).
         QueueMessages { queue: &'static str, state: QueueState }
             = "verbatim_queue_messages" in "messages";
         /// Consumers of a queue, over all replicas.

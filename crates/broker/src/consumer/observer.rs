@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use domain::failure::{Done, FailureClass, Store, Unavailable};
-use metrics::{ConsumerRestart, Counter, DeliveryOutcome, Gauge, Metrics, Size, Timing};
+use metrics::{
+    ConsumerRestart, Counter, DeliveryOutcome, Gauge, Metrics, QueueState, Size, Timing,
+};
 
 use super::session::End;
 use crate::causes::with_causes;
@@ -47,6 +49,13 @@ impl Observer {
         self.metrics.add(Counter::Connections { store: Store::RabbitMq }, 1);
         self.metrics.set(Gauge::Prefetch { queue }, f64::from(prefetch));
         tracing::info!(queue, prefetch, "consuming");
+    }
+
+    /// How many deliveries this process has not acknowledged: what AMQP tells nobody else.
+    pub(super) fn holds(&self, deliveries: usize) {
+        let (queue, state) = (self.queue, QueueState::Unacknowledged);
+        let deliveries = u32::try_from(deliveries).unwrap_or(u32::MAX);
+        self.metrics.set(Gauge::QueueMessages { queue, state }, f64::from(deliveries));
     }
 
     pub(super) fn prefetch_changes(&self, prefetch: u16) {
@@ -115,6 +124,7 @@ impl Observer {
     }
 
     pub(super) fn given_back(&self, count: usize) {
+        self.holds(0);
         let (queue, outcome) = (self.queue, DeliveryOutcome::Returned);
         self.metrics.add(Counter::Deliveries { queue, outcome }, count as u64);
     }

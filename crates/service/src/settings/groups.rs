@@ -27,8 +27,7 @@ pub struct AmqpSettings {
 /// Where Redis is.
 #[derive(Debug, Clone, clap::Args)]
 pub struct RedisSettings {
-    /// Redis; several nodes of one Redis Cluster are separated by commas.
-    /// REDIS_URL_FILE may name a file that holds it
+    /// Redis. REDIS_URL_FILE may name a file that holds it
     #[arg(long, env = "REDIS_URL", value_name = "redis://:password@host:6379/0")]
     #[arg(required = true, value_delimiter = ',', value_parser = ServerUrl::redis)]
     #[arg(help_heading = "Servers")]

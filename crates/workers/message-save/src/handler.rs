@@ -6,7 +6,7 @@ use conversation::Saver;
 use domain::action::{Action, SaveMessage};
 use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Done, Outcome, Refusal, Unavailable};
-use domain::reply::{Reply, SaveMessageData};
+use domain::reply::{ErrorType, Reply, ReplyError, SaveMessageData};
 use worker::Decoder;
 
 /// Saves the messages of a batch and answers those who asked.
@@ -39,8 +39,8 @@ impl Handler for SaveMessages {
     async fn handle(&self, saves: &[SaveMessage]) -> Result<Vec<Outcome>, Unavailable> {
         let outcomes = self.saver.save(saves).await?;
         for (save, outcome) in saves.iter().zip(&outcomes) {
-            if let (Some(reply_to), Outcome::Done(done)) = (&save.common.reply_to, outcome) {
-                self.answer(reply_to, save, *done);
+            if let (Some(reply_to), Some(reply)) = (&save.common.reply_to, reply(save, outcome)) {
+                self.send(reply_to, save, &reply);
             }
         }
         Ok(outcomes)
@@ -52,15 +52,34 @@ impl Handler for SaveMessages {
 }
 
 impl SaveMessages {
-    fn answer(&self, reply_to: &str, save: &SaveMessage, done: Done) {
-        let data = SaveMessageData {
-            conversation_id: save.common.key.conversation.clone(),
-            message_id: save.message.id.clone(),
-            duplicate: done == Done::Duplicate,
-        };
-        match serde_json::to_vec(&Reply::success(&save.common, data)) {
+    fn send(&self, reply_to: &str, save: &SaveMessage, reply: &Reply<SaveMessageData>) {
+        match serde_json::to_vec(reply) {
             Ok(body) => self.replier.reply(reply_to, save.common.correlation_id.as_deref(), body),
             Err(error) => tracing::error!(%error, "a reply could not be encoded"),
         }
+    }
+}
+
+/// What the sender is told; nothing while another attempt is to come.
+fn reply(save: &SaveMessage, outcome: &Outcome) -> Option<Reply<SaveMessageData>> {
+    match outcome {
+        Outcome::Done(done @ (Done::Applied | Done::Duplicate)) => {
+            let data = SaveMessageData {
+                conversation_id: save.common.key.conversation.clone(),
+                message_id: save.message.id.clone(),
+                duplicate: *done == Done::Duplicate,
+            };
+            Some(Reply::success(&save.common, data))
+        }
+        Outcome::Done(Done::Erased) => Some(Reply::failure(
+            &save.common,
+            ReplyError {
+                error_type: ErrorType::Erased,
+                message: "the conversation or its user was erased after this was sent".to_owned(),
+                details: None,
+            },
+        )),
+        Outcome::DeadLetter(refusal) => Some(Reply::failure(&save.common, refusal.into())),
+        Outcome::Retry(_) => None,
     }
 }

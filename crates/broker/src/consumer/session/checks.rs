@@ -16,6 +16,7 @@ pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 
 impl<H: Handler> Session<H> {
     pub(super) async fn check(&mut self) -> Result<(), End> {
+        self.shared.observer.holds(self.ledger.len());
         if !self.channel.status().connected() || !self.connection.is_open() {
             return Err(End::ChannelDied);
         }
