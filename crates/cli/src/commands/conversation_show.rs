@@ -3,21 +3,20 @@
 //! It says which store answered, so that an operator can compare the two: what Redis serves must be
 //! exactly what PostgreSQL holds.
 
-use archive::{Archive, ConversationFilter, ConversationRow, ConversationStats, Page};
+mod answer;
+mod text;
+
+use answer::Shown;
+use archive::{Archive, ConversationFilter, Page};
 use clap::{Args, ValueEnum};
 use conversation::{Fresh, Reader, ReadingSettings, Source, Transcript, admission};
 use domain::ids::{ConversationId, ConversationKey, SessionId, TenantId};
-use domain::message::{Content, Json, Message, Role};
-use domain::time::Timestamp;
 use hot_store::{Address, HotStore, Window};
 use metrics::Metrics;
-use serde::Serialize;
 use service::settings::{DatabaseSettings, ServerUrl};
 
-use crate::commands::conversation_list::tone;
 use crate::exit::{Away, Exit, Failure, with_causes};
-use crate::look::{Look, Screen, Tone, ago, block, count, excerpt, moment, one_line, plural};
-use crate::look::{precise, span};
+use crate::look::{Screen, one_line};
 use crate::servers::{Database, joined, shown};
 
 const EXAMPLES: &str = "\
@@ -82,45 +81,6 @@ enum From {
     Postgresql,
 }
 
-/// The whole answer.
-#[derive(Debug, Serialize)]
-struct Shown<'a> {
-    conversation: &'a ConversationRow,
-    /// `redis` or `postgresql`.
-    source: &'static str,
-    /// Whether messages may be missing because PostgreSQL did not answer.
-    degraded: bool,
-    /// Why Redis did not answer, where it was asked.
-    redis_error: Option<String>,
-    statistics: Option<&'a ConversationStats>,
-    messages: Vec<MessageShown<'a>>,
-}
-
-#[derive(Debug, Serialize)]
-struct MessageShown<'a> {
-    id: &'a str,
-    role: Role,
-    content: ContentShown<'a>,
-    tool_calls: Option<&'a Json>,
-    tool_call_id: Option<&'a str>,
-    tokens_estimate: Option<i64>,
-    user_id: Option<&'a str>,
-    agent_id: Option<&'a str>,
-    model_name: Option<&'a str>,
-    processing_time_ms: Option<f64>,
-    created_at: Timestamp,
-    received_at: Timestamp,
-    metadata: Option<&'a Json>,
-}
-
-/// As it was sent: a text, or an array of parts.
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-enum ContentShown<'a> {
-    Text(&'a str),
-    Parts(&'a Json),
-}
-
 /// What was read, and what Redis said where it was asked in vain.
 struct Read {
     transcript: Transcript,
@@ -151,9 +111,9 @@ impl ConversationShow {
             degraded: transcript.degraded,
             redis_error,
             statistics: statistics.as_ref(),
-            messages: transcript.messages.iter().map(shown_message).collect(),
+            messages: transcript.messages.iter().map(Into::into).collect(),
         };
-        screen.show(&shown, |look| text(&shown, &transcript.messages, look))?;
+        screen.show(&shown, |look| text::told(&shown, &transcript.messages, look))?;
         Ok(Exit::Fine)
     }
 
@@ -291,272 +251,4 @@ async fn from_archive(
         },
         redis_error: None,
     }))
-}
-
-fn shown_message(message: &Message) -> MessageShown<'_> {
-    MessageShown {
-        id: message.id.as_str(),
-        role: message.role,
-        content: match &message.content {
-            Content::Text(text) => ContentShown::Text(text),
-            Content::Parts { json, .. } => ContentShown::Parts(json),
-        },
-        tool_calls: message.tool_calls.as_ref(),
-        tool_call_id: message.tool_call_id.as_deref(),
-        tokens_estimate: message.tokens_estimate,
-        user_id: message.user_id.as_ref().map(AsRef::as_ref),
-        agent_id: message.agent_id.as_ref().map(AsRef::as_ref),
-        model_name: message.model_name.as_deref(),
-        processing_time_ms: message.processing_time_ms,
-        created_at: message.created_at,
-        received_at: message.received_at,
-        metadata: message.metadata.as_ref(),
-    }
-}
-
-fn text(shown: &Shown<'_>, messages: &[Message], look: &Look) -> String {
-    let row = shown.conversation;
-    let paint = look.paint;
-    let id = paint.text(Tone::Strong, &one_line(&row.id));
-    let mut out = format!("conversation {id} of tenant {}\n", one_line(&row.tenant_id));
-    let mut line = |name: &str, tone: Tone, what: &str| {
-        let name = paint.text(Tone::Dim, &format!("{name:<14}"));
-        out.push_str(&format!("  {name}{}\n", paint.text(tone, &one_line(what))));
-    };
-    line("status", tone(&row.status), &state(row, look));
-    line("began", Tone::Plain, &moment(row.created_at));
-    for (name, value) in [
-        ("session", Some(row.session_id.as_str())),
-        ("agent", row.agent_id.as_deref()),
-        ("user", row.user_id.as_deref()),
-        ("model", row.model_name.as_deref()),
-    ] {
-        if let Some(value) = value {
-            line(name, Tone::Plain, value);
-        }
-    }
-    if let Some(satisfaction) = row.satisfaction {
-        line("satisfaction", Tone::Plain, &format!("{satisfaction} of 5"));
-    }
-    if let Some(statistics) = shown.statistics {
-        line("statistics", Tone::Plain, &told(statistics));
-    }
-    let all = plural(row.message_count, "message");
-    let messages_told = match i64::try_from(messages.len()) {
-        Ok(n) if n < row.message_count => format!("the newest {} of {all}", count(n)),
-        _ => all,
-    };
-    let (source, tone) = match (&shown.redis_error, shown.degraded, shown.source) {
-        (_, true, _) => ("from Redis; PostgreSQL is silent, some may be missing", Tone::Bad),
-        (Some(_), ..) => ("from PostgreSQL, since Redis is away", Tone::Warn),
-        (None, false, "redis") => ("from the hot copy in Redis", Tone::Plain),
-        (None, false, _) => ("from PostgreSQL", Tone::Plain),
-    };
-    line("read", tone, &format!("{messages_told}, {source}; times are UTC"));
-    if let Some(error) = &shown.redis_error {
-        line("Redis", Tone::Warn, error);
-    }
-    for message in messages {
-        out.push('\n');
-        out.push_str(&spoken(message, look));
-    }
-    out
-}
-
-/// Where a conversation stands, in one line.
-fn state(row: &ConversationRow, look: &Look) -> String {
-    let reason = row.close_reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
-    match (row.status.as_str(), row.finalised_at, row.close_requested_at) {
-        ("archived", Some(at), _) => {
-            format!("archived {}, {}{reason}", ago(at, look.now), moment(at))
-        }
-        ("active", _, Some(at)) => {
-            format!("active; its close was asked for {}{reason}", ago(at, look.now))
-        }
-        ("active", Some(at), None) => format!("active again; archived before, {}", moment(at)),
-        (status, ..) => format!("{status}{reason}"),
-    }
-}
-
-fn told(statistics: &ConversationStats) -> String {
-    let ConversationStats { message_count, user_messages, assistant_messages, .. } = statistics;
-    let mut told = vec![
-        format!(
-            "{} ({user_messages} of the user, {assistant_messages} of the assistant)",
-            plural(*message_count, "message")
-        ),
-        plural(statistics.total_tokens, "token"),
-        span(statistics.duration_seconds),
-    ];
-    if let Some(seconds) = statistics.avg_response_seconds {
-        told.push(format!("answered within {} on average", span(seconds)));
-    }
-    told.join(", ")
-}
-
-/// A message as it was said.
-fn spoken(message: &Message, look: &Look) -> String {
-    const INDENT: &str = "  ";
-    let paint = look.paint;
-    let tone = match message.role {
-        Role::User => Tone::Human,
-        Role::Assistant => Tone::Model,
-        Role::System | Role::Tool | Role::Function => Tone::Strong,
-    };
-    let by = [
-        message.user_id.as_ref().map(AsRef::as_ref),
-        message.agent_id.as_ref().map(AsRef::as_ref),
-        message.model_name.as_deref(),
-        Some(message.id.as_str()),
-    ];
-    let by: Vec<String> = by.into_iter().flatten().map(one_line).collect();
-    let mut out = format!(
-        "{}  {}  {}\n",
-        precise(message.created_at.into()),
-        paint.text(tone, message.role.as_str()),
-        paint.text(Tone::Dim, &by.join(" · "))
-    );
-    if let Some(call) = &message.tool_call_id {
-        let answered = format!("answers {}", one_line(call));
-        out.push_str(&format!("{INDENT}{}\n", paint.text(Tone::Dim, &answered)));
-    }
-    if !message.content.text().is_empty() {
-        out.push_str(&block(message.content.text(), INDENT));
-    }
-    if let Some(parts) = message.content.parts() {
-        let parts = format!("parts {}", one_line(&excerpt(parts.as_str(), EXCERPT)));
-        out.push_str(&format!("{INDENT}{}\n", paint.text(Tone::Dim, &parts)));
-    }
-    if let Some(calls) = &message.tool_calls {
-        let calls = format!("calls {}", one_line(&excerpt(calls.as_str(), EXCERPT)));
-        out.push_str(&format!("{INDENT}{}\n", paint.text(Tone::Dim, &calls)));
-    }
-    out
-}
-
-/// What a text shows of a JSON value, in characters; JSON output has all of it.
-const EXCERPT: usize = 300;
-
-#[cfg(test)]
-mod tests {
-    use domain::ids::{AgentId, MessageId, UserId};
-
-    use super::*;
-    use crate::commands::conversation_list::tests::{archived, at};
-    use crate::look::Paint;
-
-    fn message(id: &str, role: Role, content: &str, at: &str) -> Message {
-        Message {
-            id: MessageId::new(id).unwrap(),
-            role,
-            content: Content::Text(content.to_owned()),
-            tool_calls: None,
-            tool_call_id: None,
-            tokens_estimate: None,
-            user_id: None,
-            agent_id: None,
-            model_name: None,
-            processing_time_ms: None,
-            created_at: Timestamp::parse(at).unwrap(),
-            received_at: Timestamp::parse(at).unwrap(),
-            metadata: None,
-        }
-    }
-
-    fn json(text: &str) -> Json {
-        Json::parse(text.to_owned()).unwrap()
-    }
-
-    fn messages() -> Vec<Message> {
-        let user = Message {
-            user_id: Some(UserId::new("u-9").unwrap()),
-            ..message("m-1", Role::User, "Hi!\n\nIs it\u{1b}[31m free?", "2026-11-20T11:00:00Z")
-        };
-        let calls = Message {
-            agent_id: Some(AgentId::new("agent_xyz").unwrap()),
-            model_name: Some("llama3-70b-8192".to_owned()),
-            tool_calls: Some(json(r#"[{"id":"call_1","function":{"name":"free"}}]"#)),
-            tokens_estimate: Some(12),
-            ..message("m-2", Role::Assistant, "", "2026-11-20T11:00:01.25Z")
-        };
-        let result = Message {
-            tool_call_id: Some("call_1".to_owned()),
-            ..message("m-3", Role::Tool, "{\"free\":true}", "2026-11-20T11:00:02Z")
-        };
-        let parts = Message {
-            content: Content::Parts {
-                json: json(r#"[{"type":"text","text":"Yes."},{"type":"image_url"}]"#),
-                text: "Yes.".to_owned(),
-            },
-            metadata: Some(json(r#"{"tenant_tier":"professional"}"#)),
-            ..message("m-4", Role::Assistant, "", "2026-11-20T11:05:00Z")
-        };
-        vec![user, calls, result, parts]
-    }
-
-    fn statistics() -> ConversationStats {
-        ConversationStats {
-            agent_id: Some("agent_xyz".to_owned()),
-            message_count: 4,
-            user_messages: 1,
-            assistant_messages: 2,
-            total_tokens: 12_345,
-            duration_seconds: 300.0,
-            avg_response_seconds: Some(1.25),
-            satisfaction: Some(5),
-            computed_from: at("2026-11-20T11:05:41Z"),
-            computed_at: at("2026-11-20T11:05:42Z"),
-        }
-    }
-
-    fn shown<'a>(
-        row: &'a ConversationRow,
-        statistics: Option<&'a ConversationStats>,
-        messages: &'a [Message],
-    ) -> Shown<'a> {
-        Shown {
-            conversation: row,
-            source: "postgresql",
-            degraded: false,
-            redis_error: None,
-            statistics,
-            messages: messages.iter().map(shown_message).collect(),
-        }
-    }
-
-    fn look() -> Look {
-        let now = Timestamp::parse("2026-11-20T12:00:00Z").unwrap();
-        Look { paint: Paint::Plain, now }
-    }
-
-    #[test]
-    fn a_transcript_reads_as_it_was_said() {
-        let (row, statistics, messages) = (archived(), statistics(), messages());
-        let shown = shown(&row, Some(&statistics), &messages);
-        insta::assert_snapshot!(text(&shown, &messages, &look()));
-    }
-
-    #[test]
-    fn its_json_keeps_every_value_as_it_was_sent() {
-        let (row, statistics, messages) = (archived(), statistics(), messages());
-        let shown = shown(&row, Some(&statistics), &messages);
-        insta::assert_snapshot!(serde_json::to_string_pretty(&shown).unwrap());
-    }
-
-    #[test]
-    fn what_is_left_out_and_who_is_away_is_said() {
-        let row = ConversationRow {
-            status: "active".to_owned(),
-            message_count: 10_000,
-            finalised_at: None,
-            satisfaction: None,
-            ..archived()
-        };
-        let messages = [];
-        let away = Shown {
-            redis_error: Some("no connection to Redis".to_owned()),
-            ..shown(&row, None, &messages)
-        };
-        insta::assert_snapshot!(text(&away, &messages, &look()));
-    }
 }

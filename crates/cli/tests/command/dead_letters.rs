@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::support::{archive, body, prepared};
 
-fn letter(id: u128, reason: DeadLetterReason, tenant: &str, body: Value) -> DeadLetter {
+fn letter(id: u128, reason: DeadLetterReason, tenant: &str, body: &Value) -> DeadLetter {
     let at = Timestamp::parse("2026-11-20T10:00:00Z").unwrap();
     DeadLetter {
         id: Uuid::from_u128(id),
@@ -41,9 +41,9 @@ async fn letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
 
     let bad = body("s", "m-1", json!({"role": "bot"}));
     let letters = [
-        letter(1, DeadLetterReason::Schema, "acme", bad.clone()),
-        letter(2, DeadLetterReason::Schema, "umbrella", bad.clone()),
-        letter(3, DeadLetterReason::Conflict, "acme", bad),
+        letter(1, DeadLetterReason::Schema, "acme", &bad),
+        letter(2, DeadLetterReason::Schema, "umbrella", &bad),
+        letter(3, DeadLetterReason::Conflict, "acme", &bad),
     ];
     archive(&env).store_dead_letters(&letters).await.unwrap();
     let discard =
@@ -75,7 +75,7 @@ async fn letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
 async fn a_letter_is_shown_with_its_body_and_what_would_mend_it() {
     let (env, verbatim) = prepared().await;
     let bad = body("s", "m-1", json!({"role": "bot"}));
-    let letter = letter(7, DeadLetterReason::Schema, "acme", bad.clone());
+    let letter = letter(7, DeadLetterReason::Schema, "acme", &bad);
     archive(&env).store_dead_letters(std::slice::from_ref(&letter)).await.unwrap();
 
     let id = letter.id.to_string();

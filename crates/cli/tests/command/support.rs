@@ -125,7 +125,9 @@ pub(crate) fn body(session: &str, id: &str, extra: Value) -> Value {
         "message_id": id, "role": "user", "content": format!("words of {id}"),
         "timestamp": "2026-11-20T10:00:00Z",
     });
-    body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    if let (Value::Object(body), Value::Object(extra)) = (&mut body, extra) {
+        body.extend(extra);
+    }
     body
 }
 

@@ -1,0 +1,97 @@
+//! From a line to what is published: where it goes, and under which id.
+
+use broker::Publication;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::validator::Validator;
+
+/// Makes publications of lines.
+pub(super) struct Router {
+    pub(super) validator: Validator,
+    /// For every line, instead of its `action_type`.
+    pub(super) routing_key: Option<String>,
+}
+
+impl Router {
+    /// The publication of a line; `None` if nothing says where it goes.
+    pub(super) fn publication(&self, body: Vec<u8>) -> Option<Publication> {
+        let (action_type, id) = match self.validator.decode(&body) {
+            Ok(action) => {
+                let id = action.common().resolved_id.to_string();
+                (Some(action.kind().as_str().to_owned()), Some(id))
+            }
+            Err(_) => Told::by(&body),
+        };
+        let routing_key = self.routing_key.clone().or(action_type)?;
+        let mut publication = Publication::action(&routing_key, body);
+        if let Some(id) = id {
+            publication.message_id = id;
+        }
+        Some(publication)
+    }
+}
+
+/// What a body that cannot be decoded says of itself.
+#[derive(Deserialize)]
+struct Told<'a> {
+    #[serde(borrow, default)]
+    action_type: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    message_id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    action_id: Option<&'a RawValue>,
+}
+
+impl Told<'_> {
+    fn by(body: &[u8]) -> (Option<String>, Option<String>) {
+        /// AMQP's short strings, which routing keys and message ids are.
+        const LONGEST: usize = 255;
+        let Ok(told) = serde_json::from_slice::<Told<'_>>(body) else {
+            return (None, None);
+        };
+        let text = |value: &RawValue| serde_json::from_str::<String>(value.get()).ok();
+        let short = |text: &String| (1..=LONGEST).contains(&text.len());
+        let id = told.message_id.and_then(text).or_else(|| told.action_id.and_then(text));
+        (told.action_type.and_then(text).filter(short), id.filter(short))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::time::Timestamp;
+
+    use super::*;
+
+    fn router() -> Router {
+        let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes: 1_000 };
+        Router { validator, routing_key: None }
+    }
+
+    fn message(extra: &str) -> Vec<u8> {
+        let start = r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"user","content":"hi""#;
+        format!("{start}{extra}}}").into_bytes()
+    }
+
+    #[test]
+    fn an_action_goes_out_under_the_id_that_the_workers_know_it_by() {
+        let id = |extra: &str| router().publication(message(extra)).unwrap().message_id;
+        assert_eq!(id(r#","message_id":"m-1","action_id":"a-1""#), "m-1");
+        assert_eq!(id(r#","action_id":"a-1""#), "a-1");
+        let dated = r#","timestamp":"2026-11-20T10:00:00Z""#;
+        assert_eq!(id(dated), id(dated), "publishing a file again saves it once");
+        assert_ne!(id(""), id(""), "without id and time each is a message of its own");
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_still_goes_where_it_says() {
+        let body = br#"{"action_type":"conversation.save_message","role":"bot","action_id":"a-1"}"#;
+        let publication = router().publication(body.to_vec()).unwrap();
+        assert_eq!(publication.routing_key, "conversation.save_message");
+        assert_eq!(publication.message_id, "a-1");
+        assert_eq!(publication.body, body);
+        assert!(router().publication(b"hello".to_vec()).is_none());
+        let routed = Router { routing_key: Some("key".to_owned()), ..router() };
+        assert_eq!(routed.publication(b"hello".to_vec()).unwrap().routing_key, "key");
+    }
+}
