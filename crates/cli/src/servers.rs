@@ -114,11 +114,15 @@ impl Broker {
     }
 
     /// What a failed request means to the user.
-    pub(crate) fn failure(&self, error: &(dyn std::error::Error + 'static)) -> Failure {
-        self.away(with_causes(error))
+    pub(crate) fn failure(&self, error: &broker::Error) -> Failure {
+        self.away(match error {
+            // It names the address, which is said anyway.
+            broker::Error::Connect { source, .. } => with_causes(source),
+            other => with_causes(other),
+        })
     }
 
-    pub(crate) fn away(&self, cause: String) -> Failure {
+    fn away(&self, cause: String) -> Failure {
         let (server, setting, address) = ("RabbitMQ", "AMQP_URL", self.address.clone());
         Failure::Away(Away { server, setting, address, cause })
     }

@@ -23,7 +23,7 @@ use service::settings::AmqpSettings;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::input::Input;
-use crate::look::{Cell, Look, Screen, Side, Table, Tone, plural};
+use crate::look::{Cell, Look, Screen, Side, Table, Tone, count, plural};
 use crate::servers::Broker;
 use crate::validator::{Fault, Findings, Validator};
 
@@ -154,8 +154,10 @@ fn progress(total: Option<u64>) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let (bar, template) = match total {
-        Some(total) => (ProgressBar::new(total), "{wide_bar} {human_pos} of {human_len} {per_sec}"),
-        None => (ProgressBar::new_spinner(), "{spinner} {human_pos} published {per_sec}"),
+        Some(total) => {
+            (ProgressBar::new(total), "{wide_bar} {human_pos} of {human_len}, {eta} left")
+        }
+        None => (ProgressBar::new_spinner(), "{spinner} {human_pos} published"),
     };
     bar.with_style(ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar()))
 }
@@ -179,11 +181,12 @@ fn text(report: &Report, look: &Look) -> String {
         out.push('\n');
     }
     let tone = if report.confirmed == report.lines { Tone::Good } else { Tone::Warn };
-    let confirmed = format!("{} of {} confirmed", report.confirmed, plural(report.lines, "action"));
+    let confirmed =
+        format!("{} of {} confirmed", count(report.confirmed), plural(report.lines, "action"));
     out.push_str(&look.paint.text(tone, &confirmed));
     for (n, what) in [(report.unroutable, "unroutable"), (report.failed, "failed")] {
         if n > 0 {
-            out.push_str(&look.paint.text(Tone::Bad, &format!(", {n} {what}")));
+            out.push_str(&look.paint.text(Tone::Bad, &format!(", {} {what}", count(n))));
         }
     }
     out.push('\n');

@@ -1,7 +1,12 @@
 //! Checking and publishing actions.
 
+use std::io::Write as _;
+use std::time::Duration;
+
 use broker::topology::WorkQueue;
 use serde_json::{Value, json};
+use testkit::proxy::Proxy;
+use testkit::wait::eventually;
 
 use crate::support::{Verbatim, body, lines, prepared};
 
@@ -114,6 +119,48 @@ async fn publishing_to_a_broker_that_is_away_fails_at_once_and_names_it() {
     assert_eq!(ran.code, 3, "{ran:?}");
     assert!(ran.err.contains("RabbitMQ at amqp://***@127.0.0.1:9/v: "), "{ran:?}");
     assert!(!ran.err.contains("hunter2"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn a_broker_that_goes_away_in_the_middle_leaves_no_line_unaccounted_for() {
+    let (env, verbatim) = prepared().await;
+    let proxy = Proxy::before(&env.amqp_url).await.unwrap();
+    let through = verbatim.clone().with("AMQP_URL", proxy.url());
+    let mut child = through.command(&["publish", "-", "--no-lint", "--json"]).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let actions = |from: u32, to: u32| -> Vec<u8> {
+        lines(&(from..to).map(|n| body("s", &format!("m-{n}"), json!({}))).collect::<Vec<_>>())
+    };
+    let (first, rest) = (actions(0, 1_536), actions(1_536, 4_000));
+    let stdin = tokio::task::spawn_blocking(move || {
+        stdin.write_all(&first).unwrap();
+        stdin
+    });
+    let mut stdin = stdin.await.unwrap();
+    eventually("the first chunks to arrive", Duration::from_secs(20), async || {
+        match ready(&verbatim, WorkQueue::SaveMessage.name()).await.as_u64() {
+            Some(ready) if ready >= 512 => Ok(()),
+            ready => Err(format!("{ready:?}")),
+        }
+    })
+    .await;
+    proxy.cut().await.unwrap();
+    let ended = tokio::task::spawn_blocking(move || {
+        stdin.write_all(&rest).unwrap();
+        drop(stdin);
+        child.wait_with_output().unwrap()
+    });
+    let ended = ended.await.unwrap();
+    assert_eq!(ended.status.code(), Some(3), "{ended:?}");
+    let report: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    let number = |name: &str| report[name].as_u64().unwrap();
+    assert_eq!((number("lines"), number("unroutable")), (4_000, 0));
+    assert_eq!(number("confirmed") + number("failed"), 4_000);
+    assert!(number("confirmed") >= 512 && report["gave_up"] == true);
+    assert_eq!(report["failures"].as_array().unwrap().len() as u64, number("failed"));
+    // What is said to be confirmed is in the queue; what is unknown may be.
+    let stored = ready(&verbatim, WorkQueue::SaveMessage.name()).await;
+    assert!(stored.as_u64().unwrap() >= number("confirmed"), "{stored}");
 }
 
 #[tokio::test]
