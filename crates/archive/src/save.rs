@@ -205,6 +205,23 @@ struct Locked {
     key: ConversationKey,
     /// Active, nobody asked to close it, and touched recently: nothing to update.
     settled: bool,
+    /// What nobody has said of it yet, though a message may.
+    lacks: Lacks,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Lacks {
+    agent: bool,
+    user: bool,
+    model: bool,
+}
+
+impl Lacks {
+    fn are_told_by(self, message: &Message) -> bool {
+        (self.agent && message.agent_id.is_some())
+            || (self.user && message.user_id.is_some())
+            || (self.model && message.model_name.is_some())
+    }
 }
 
 async fn lock_conversations(
@@ -236,7 +253,9 @@ async fn lock_present(
     let rows = sqlx::query(
         "SELECT c.tenant_id, c.id,
                 c.status = 'active' AND c.close_requested_at IS NULL
-                    AND c.touched_at > clock_timestamp() - make_interval(secs => $3) AS settled
+                    AND c.touched_at > clock_timestamp() - make_interval(secs => $3) AS settled,
+                c.agent_id IS NULL AS lacks_agent, c.user_id IS NULL AS lacks_user,
+                c.model_name IS NULL AS lacks_model
          FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
          JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
          ORDER BY c.tenant_id, c.id
@@ -252,6 +271,11 @@ async fn lock_present(
             Ok(Locked {
                 key: crate::rows::key(row.try_get("tenant_id")?, row.try_get("id")?)?,
                 settled: row.try_get("settled")?,
+                lacks: Lacks {
+                    agent: row.try_get("lacks_agent")?,
+                    user: row.try_get("lacks_user")?,
+                    model: row.try_get("lacks_model")?,
+                },
             })
         })
         .collect()
@@ -404,10 +428,12 @@ async fn update_conversations(
             *message = row.message;
         }
     }
-    let stale: Vec<&Locked> = locked
-        .iter()
-        .filter(|l| hot == HotWrites::KnownDown || (!l.settled && newest.contains_key(&l.key)))
-        .collect();
+    let is_stale = |l: &&Locked| match newest.get(&l.key) {
+        _ if hot == HotWrites::KnownDown => true,
+        Some(message) => !l.settled || l.lacks.are_told_by(message),
+        None => false,
+    };
+    let stale: Vec<&Locked> = locked.iter().filter(is_stale).collect();
     if stale.is_empty() {
         return Ok(0);
     }

@@ -173,6 +173,18 @@ async fn a_conversation_stays_open_until_its_last_session_closes() {
 }
 
 #[tokio::test]
+async fn a_conversation_that_a_session_opened_learns_its_agent_from_its_messages() {
+    let (env, replica) = stores().await;
+    record(&replica, &[opened("s", "10:00:00")]).await;
+    let said = json!({"agent_id": "agent_xyz", "user_id": "u1", "model_name": "gpt-4o"});
+    replica.save(&[message("s", "m1", &json!({})), message("s", "m2", &said)]).await;
+    assert_eq!(
+        sql(&env, "SELECT agent_id, user_id, model_name FROM conversations").await,
+        "agent_xyz|u1|gpt-4o"
+    );
+}
+
+#[tokio::test]
 async fn repeating_a_close_neither_postpones_nor_repeats_it() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, at_once()).await;

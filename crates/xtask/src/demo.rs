@@ -3,6 +3,7 @@
 //! The stage (servers, fleet, command line) is set and struck here; what is played on it is the
 //! [`scenario`]'s.
 
+mod agents;
 mod scenario;
 
 use std::time::Instant;
