@@ -242,9 +242,7 @@ impl Drop for Worker {
 
 /// Builds every binary of the workspace in the profile of the program that runs.
 async fn build() -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--workspace", "--bins"]).current_dir(place::workspace());
+    let mut command = crate::cargo::command(&["build", "--quiet", "--workspace", "--bins"]);
     match place::profile_dir().file_name().and_then(OsStr::to_str) {
         None | Some("debug") => {}
         Some(profile) => {

@@ -11,6 +11,7 @@
 //! 4. A test of whole processes starts them from a [`fleet::Fleet`].
 //! 5. Wait with [`wait::eventually`]; never with a plain sleep.
 
+pub mod cargo;
 pub mod environment;
 pub mod fleet;
 pub mod guard;

@@ -4,7 +4,7 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use testkit::place;
+pub(crate) use testkit::cargo::command;
 use tokio::time::sleep;
 
 /// How soon the end of a command is noticed.
@@ -13,14 +13,6 @@ const POLL: Duration = Duration::from_millis(20);
 /// The processes of a fleet, and the command line.
 const FLEET: [&str; 4] =
     ["message-save-worker", "persistence-migration-worker", "statistics-worker", "verbatim"];
-
-/// A cargo command in the workspace; it is the cargo that runs this.
-pub(crate) fn command(arguments: &[&str]) -> Command {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(arguments).current_dir(place::workspace());
-    command
-}
 
 /// Builds what the demo and `up` start; cargo's own progress is visible.
 pub(crate) async fn build_fleet() -> Result<()> {
