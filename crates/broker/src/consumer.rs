@@ -13,10 +13,12 @@
 //! | [`batch`] | what becomes of each message of a batch |
 //! | [`settlement`] | what must be in a queue before a message may be acknowledged |
 //! | [`ledger`] | which acknowledgements may be sent |
+//! | [`acknowledgement`] | whether one went out |
 //! | [`prefetch`] | how many deliveries may be under way |
 //! | [`suspects`] | messages that came back too often |
 //! | [`observer`] | what is counted and logged |
 
+mod acknowledgement;
 mod batch;
 mod gathering;
 mod ledger;

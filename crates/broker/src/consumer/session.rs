@@ -19,6 +19,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::acknowledgement::acknowledge;
 use super::batch::{Batch, Finished, Lane, Received};
 use super::gathering::{Due, Gathering, Limits};
 use super::ledger::Ledger;
@@ -248,14 +249,12 @@ impl<H: Handler> Session<H> {
         self.last_progress = Instant::now();
         finished.tags.iter().for_each(|tag| self.ledger.finish(*tag));
         let Some(prefix) = self.ledger.take_prefix() else { return Ok(()) };
-        // `Ok(false)` means that the channel had died and nothing was sent.
-        match prefix.last.ack(BasicAckOptions { multiple: true }).await {
-            Ok(true) => Ok(()),
-            Ok(false) | Err(_) => {
-                self.shared.observer.acks_lost(prefix.count);
-                Err(End::ChannelDied)
-            }
+        let options = BasicAckOptions { multiple: true };
+        if acknowledge(&self.channel, &prefix.last, options).await {
+            return Ok(());
         }
+        self.shared.observer.acks_lost(prefix.count);
+        Err(End::ChannelDied)
     }
 }
 

@@ -12,6 +12,7 @@ use lapin::options::{BasicAckOptions, BasicGetOptions};
 use tokio::time::Instant;
 
 use super::Shared;
+use super::acknowledgement::acknowledge;
 use super::batch::{Batch, Lane, Received};
 use super::session::End;
 use crate::connection::{Connection, request};
@@ -39,7 +40,7 @@ pub(super) async fn take_turn<H: Handler>(
         match Batch::new(vec![received], Lane::Suspects).work(shared).await {
             Ok(finished) => {
                 shared.observer.settled(&finished.tally);
-                if !matches!(acker.ack(BasicAckOptions::default()).await, Ok(true)) {
+                if !acknowledge(&channel, &acker, BasicAckOptions::default()).await {
                     shared.observer.acks_lost(1);
                     return Err(End::ChannelDied);
                 }
