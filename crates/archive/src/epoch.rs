@@ -80,6 +80,18 @@ impl Archive {
         .await
     }
 
+    /// Whether the hot copies live in the Redis of this reign. For those who only look: they must
+    /// not change the epoch, since they may have been sent to the wrong server.
+    pub async fn is_reign(&self, reign: &str) -> Result<bool> {
+        self.within(async {
+            Ok(sqlx::query_scalar("SELECT reign = $1 FROM hot_epoch")
+                .bind(reign)
+                .fetch_one(&self.pool)
+                .await?)
+        })
+        .await
+    }
+
     /// Gives conversations a new generation: whatever their hot copies hold no longer counts. To be
     /// called before anything is acknowledged whose write to Redis failed or is unknown.
     pub async fn change_generations(&self, changes: &[(ConversationKey, i64)]) -> Result<()> {

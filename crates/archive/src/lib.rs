@@ -30,7 +30,7 @@ pub use error::{Error, SchemaError};
 pub use messages::{Page, Snapshot};
 pub use rows::SaveRow;
 pub use save::{HotWrites, Saved, SavedBatch, TOUCH_SECONDS};
-pub use sessions::{SessionChange, SessionUpdate};
+pub use sessions::{SessionChange, SessionRow, SessionUpdate};
 pub use statistics::{ConversationStats, DailyStats};
 
 /// The result of a statement.

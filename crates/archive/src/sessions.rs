@@ -48,7 +48,34 @@ pub struct SessionUpdate {
     pub tenant_tier: Option<String>,
 }
 
+/// A session of a conversation.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow, serde::Serialize)]
+pub struct SessionRow {
+    /// Its id.
+    pub session_id: String,
+    /// Whether it is connected.
+    pub open: bool,
+    /// When it was last opened or closed.
+    pub last_event_at: DateTime<Utc>,
+}
+
 impl Archive {
+    /// The sessions of a conversation that opened or closed, in the order of their last event.
+    pub async fn sessions(&self, key: &ConversationKey) -> Result<Vec<SessionRow>> {
+        self.within(async {
+            Ok(sqlx::query_as(
+                "SELECT session_id, open, last_event_at FROM sessions
+                 WHERE tenant_id = $1 AND conversation_id = $2
+                 ORDER BY last_event_at, session_id",
+            )
+            .bind(key.tenant.as_str())
+            .bind(key.conversation.as_str())
+            .fetch_all(&self.pool)
+            .await?)
+        })
+        .await
+    }
+
     /// Records a batch of session events in one transaction. Repeating it changes nothing.
     ///
     /// `fresh` gives random numbers for the generations of conversations that are new.

@@ -10,7 +10,7 @@ use archive::{Archive, SchemaError};
 use broker::Endpoints;
 use domain::failure::FailureClass;
 use service::Process;
-use service::settings::{AmqpSettings, DatabaseSettings, ServerUrl};
+use service::settings::{AmqpSettings, DatabaseSettings, ReadReplicaSettings, ServerUrl};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -45,8 +45,11 @@ impl Database {
     }
 
     /// Opens the read replica, where there is one, else the database itself. For lists.
-    pub(crate) async fn open_for_lists(settings: &DatabaseSettings) -> Result<Self, Failure> {
-        let Some(url) = &settings.database_read_url else {
+    pub(crate) async fn open_for_lists(
+        settings: &DatabaseSettings,
+        replica: &ReadReplicaSettings,
+    ) -> Result<Self, Failure> {
+        let Some(url) = &replica.database_read_url else {
             return Self::open(settings).await;
         };
         let database = Self::at(url, "DATABASE_READ_URL", DATABASE_TIMEOUT).await?;

@@ -14,6 +14,17 @@ use crate::Fresh;
 
 type Admitted = Pin<Box<dyn Future<Output = Result<(), archive::Error>> + Send>>;
 
+/// Why a visitor may not use a Redis.
+#[derive(Debug, thiserror::Error)]
+pub enum NotTheFleets {
+    /// The workers use another one, or it has restarted and none of them has noticed yet.
+    #[error("it is not the Redis that the fleet uses")]
+    AnotherReign,
+    /// PostgreSQL, which knows, could not be asked.
+    #[error(transparent)]
+    Archive(#[from] archive::Error),
+}
+
 /// What [`hot_store::HotStore::open`] asks before it uses a connection, and every second after.
 pub fn admission(
     archive: Archive,
@@ -29,6 +40,26 @@ pub fn admission(
                 tracing::warn!(%reign, "Redis is not the server it was: every hot copy is void");
             }
             Ok(())
+        })
+    }
+}
+
+/// The admission of those who only look: it compares and changes nothing, so that a mistyped URL does
+/// not void the fleet's hot copies.
+pub fn visit(
+    archive: Archive,
+) -> impl Fn(Reign) -> Pin<Box<dyn Future<Output = Result<(), NotTheFleets>> + Send>>
++ Send
++ Sync
++ 'static {
+    move |reign| {
+        let archive = archive.clone();
+        Box::pin(async move {
+            if archive.is_reign(&reign.to_string()).await? {
+                Ok(())
+            } else {
+                Err(NotTheFleets::AnotherReign)
+            }
         })
     }
 }

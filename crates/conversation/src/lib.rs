@@ -17,7 +17,7 @@ mod sessions;
 mod statistics;
 mod transient;
 
-pub use admission::admission;
+pub use admission::{NotTheFleets, admission, visit};
 pub use closer::{Closer, ClosingSettings, SweepError, Swept};
 pub use fresh::Fresh;
 pub use reader::{Reader, ReadingSettings, Source, Transcript};

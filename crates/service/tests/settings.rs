@@ -291,10 +291,10 @@ fn a_file_that_is_not_there_or_no_yaml_is_refused() {
 
 #[test]
 fn settings_can_be_logged_without_their_secrets() {
-    let start = Start::new().env("DATABASE_READ_URL", "postgres://u:s3cret@replica/d");
+    let start = Start::new().env("DATABASE_URL", "postgres://u:s3cret@primary/d");
     let text = format!("{:?} {:?}", start.own(), start.kit());
     assert!(!text.contains("s3cret"), "{text}");
-    assert!(text.contains("amqp://***@rabbit:5672") && text.contains("replica"), "{text}");
+    assert!(text.contains("amqp://***@rabbit:5672") && text.contains("primary"), "{text}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use archive::{ConversationFilter, ConversationRow};
 use clap::Args;
 use domain::ids::{AgentId, SessionId, TenantId};
 use domain::status::ConversationStatus;
-use service::settings::DatabaseSettings;
+use service::settings::{DatabaseSettings, ReadReplicaSettings};
 
 use crate::exit::{Exit, Failure};
 use crate::look::{Cell, Look, Screen, Side, Table, Tone, ago, count, plural};
@@ -44,11 +44,14 @@ pub(crate) struct ConversationList {
 
     #[command(flatten)]
     database: DatabaseSettings,
+
+    #[command(flatten)]
+    replica: ReadReplicaSettings,
 }
 
 impl ConversationList {
     pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
-        let database = Database::open_for_lists(&self.database).await?;
+        let database = Database::open_for_lists(&self.database, &self.replica).await?;
         let filter = ConversationFilter {
             tenant: self.tenant.map(|id| id.to_string()),
             status: self.status,

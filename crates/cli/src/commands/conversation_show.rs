@@ -9,7 +9,7 @@ mod text;
 use answer::Shown;
 use archive::{Archive, ConversationFilter, Page};
 use clap::{Args, ValueEnum};
-use conversation::{Fresh, Reader, ReadingSettings, Source, Transcript, admission};
+use conversation::{Reader, ReadingSettings, Source, Transcript, visit};
 use domain::ids::{ConversationId, ConversationKey, SessionId, TenantId};
 use hot_store::{Address, HotStore, Window};
 use metrics::Metrics;
@@ -63,8 +63,7 @@ pub(crate) struct ConversationShow {
     #[command(flatten)]
     database: DatabaseSettings,
 
-    /// Redis; several nodes of one Redis Cluster are separated by commas.
-    /// REDIS_URL_FILE may name a file that holds it
+    /// Redis. REDIS_URL_FILE may name a file that holds it
     #[arg(long, env = "REDIS_URL", value_name = "redis://:password@host:6379/0")]
     #[arg(value_delimiter = ',', value_parser = ServerUrl::redis, help_heading = "Servers")]
     redis_url: Vec<ServerUrl>,
@@ -97,9 +96,13 @@ impl ConversationShow {
             Failure::problem(what, "`verbatim conversation list --tenant …` shows which there are")
         };
         let read = self.read(&database, &key).await?.ok_or_else(missing)?;
-        let (row, statistics) =
-            tokio::join!(archive.conversation(&key), archive.conversation_stats(&key));
+        let (row, sessions, statistics) = tokio::join!(
+            archive.conversation(&key),
+            archive.sessions(&key),
+            archive.conversation_stats(&key)
+        );
         let row = row.map_err(|error| database.failure(&error))?.ok_or_else(missing)?;
+        let sessions = sessions.map_err(|error| database.failure(&error))?;
         let statistics = statistics.map_err(|error| database.failure(&error))?;
         let Read { transcript, redis_error } = read;
         let shown = Shown {
@@ -110,6 +113,7 @@ impl ConversationShow {
             },
             degraded: transcript.degraded,
             redis_error,
+            sessions: &sessions,
             statistics: statistics.as_ref(),
             messages: transcript.messages.iter().map(Into::into).collect(),
         };
@@ -228,8 +232,7 @@ impl ConversationShow {
         }
         let address =
             Address::parse(&joined(&self.redis_url)).map_err(|error| usage(error.to_string()))?;
-        let admit = admission(archive.clone(), Metrics::new(), Fresh::random());
-        HotStore::open(hot_store::Settings::new(address), admit)
+        HotStore::open(hot_store::Settings::new(address), visit(archive.clone()))
             .map_err(|error| usage(error.to_string()))
     }
 }

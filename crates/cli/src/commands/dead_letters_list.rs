@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use domain::failure::DeadLetterReason;
 use domain::ids::TenantId;
 use serde::Serialize;
-use service::settings::DatabaseSettings;
+use service::settings::{DatabaseSettings, ReadReplicaSettings};
 use uuid::Uuid;
 
 use crate::exit::{Exit, Failure};
@@ -52,6 +52,9 @@ pub(crate) struct DeadLettersList {
 
     #[command(flatten)]
     database: DatabaseSettings,
+
+    #[command(flatten)]
+    replica: ReadReplicaSettings,
 }
 
 /// What became of a letter.
@@ -94,7 +97,7 @@ struct Listed<'a> {
 
 impl DeadLettersList {
     pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
-        let database = Database::open_for_lists(&self.database).await?;
+        let database = Database::open_for_lists(&self.database, &self.replica).await?;
         let status = match self.status {
             Status::Open => Some("open"),
             Status::Replayed => Some("replayed"),

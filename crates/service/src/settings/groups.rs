@@ -41,8 +41,12 @@ pub struct DatabaseSettings {
     #[arg(long, env = "DATABASE_URL", value_name = "postgres://user:password@host:5432/verbatim")]
     #[arg(value_parser = ServerUrl::postgresql, help_heading = "Servers")]
     pub database_url: ServerUrl,
+}
 
-    /// A read replica of it for statistics and lists; without it they read DATABASE_URL.
+/// A copy of the archive for those who only look.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ReadReplicaSettings {
+    /// A read replica of PostgreSQL for lists; without it they read DATABASE_URL.
     /// DATABASE_READ_URL_FILE may name a file that holds it
     #[arg(long, env = "DATABASE_READ_URL")]
     #[arg(value_name = "postgres://user:password@replica:5432/verbatim")]

@@ -28,7 +28,7 @@ pub use error::{Origin, SettingsError};
 pub use fleet::{ClosingSettings, ConsumerSettings, StoreSettings};
 pub use groups::{
     AmqpSettings, ConnectionSettings, DatabaseSettings, ListenSettings, LogFormat, LogSettings,
-    ProcessSettings, RedisSettings,
+    ProcessSettings, ReadReplicaSettings, RedisSettings,
 };
 pub use url::{InvalidUrl, ServerUrl};
 pub use values::{bytes, duration, positive_duration};
@@ -107,7 +107,7 @@ pub(crate) fn mistyped_variables(command: &Command, sources: &Sources) -> Vec<(S
 fn common_settings() -> Command {
     let common = ProcessSettings::augment_args(Command::new("common"));
     let common = ConsumerSettings::augment_args(StoreSettings::augment_args(common));
-    ClosingSettings::augment_args(common)
+    ReadReplicaSettings::augment_args(ClosingSettings::augment_args(common))
 }
 
 /// The file that flags or environment name. Help and version are answered here, before anything can

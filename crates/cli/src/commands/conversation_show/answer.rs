@@ -1,6 +1,6 @@
 //! The answer as machines get it: every value as it was sent.
 
-use archive::{ConversationRow, ConversationStats};
+use archive::{ConversationRow, ConversationStats, SessionRow};
 use domain::message::{Content, Json, Message, Role};
 use domain::time::Timestamp;
 use serde::Serialize;
@@ -15,6 +15,8 @@ pub(super) struct Shown<'a> {
     pub(super) degraded: bool,
     /// Why Redis did not answer, where it was asked.
     pub(super) redis_error: Option<String>,
+    /// Its sessions that opened or closed; one that only carried messages is not among them.
+    pub(super) sessions: &'a [SessionRow],
     pub(super) statistics: Option<&'a ConversationStats>,
     pub(super) messages: Vec<MessageShown<'a>>,
 }

@@ -1,6 +1,6 @@
 //! The answer as people get it: what the conversation is, then what was said.
 
-use archive::{ConversationRow, ConversationStats};
+use archive::{ConversationRow, ConversationStats, SessionRow};
 use domain::message::{Message, Role};
 
 use super::answer::Shown;
@@ -23,8 +23,13 @@ pub(super) fn told(shown: &Shown<'_>, messages: &[Message], look: &Look) -> Stri
     };
     line("status", tone(&row.status), &state(row, look));
     line("began", Tone::Plain, &moment(row.created_at));
+    if !shown.sessions.iter().any(|session| session.session_id == row.session_id) {
+        line("session", Tone::Plain, &row.session_id);
+    }
+    for session in shown.sessions {
+        line("session", Tone::Plain, &connection(session));
+    }
     for (name, value) in [
-        ("session", Some(row.session_id.as_str())),
         ("agent", row.agent_id.as_deref()),
         ("user", row.user_id.as_deref()),
         ("model", row.model_name.as_deref()),
@@ -59,6 +64,11 @@ pub(super) fn told(shown: &Shown<'_>, messages: &[Message], look: &Look) -> Stri
         out.push_str(&spoken(message, look));
     }
     out
+}
+
+fn connection(session: &SessionRow) -> String {
+    let state = if session.open { "open since" } else { "closed at" };
+    format!("{}, {state} {}", session.session_id, moment(session.last_event_at))
 }
 
 /// Where a conversation stands, in one line.
@@ -206,6 +216,20 @@ mod tests {
         }
     }
 
+    #[derive(PartialEq)]
+    enum Connection {
+        Open,
+        Closed,
+    }
+
+    fn session(id: &str, connection: &Connection) -> SessionRow {
+        SessionRow {
+            session_id: id.to_owned(),
+            open: *connection == Connection::Open,
+            last_event_at: at("2026-11-20T11:05:30Z"),
+        }
+    }
+
     fn shown<'a>(
         row: &'a ConversationRow,
         statistics: Option<&'a ConversationStats>,
@@ -216,6 +240,7 @@ mod tests {
             source: "postgresql",
             degraded: false,
             redis_error: None,
+            sessions: &[],
             statistics,
             messages: messages.iter().map(Into::into).collect(),
         }
@@ -229,7 +254,8 @@ mod tests {
     #[test]
     fn a_transcript_reads_as_it_was_said() {
         let (row, statistics, messages) = (archived(), statistics(), messages());
-        let shown = shown(&row, Some(&statistics), &messages);
+        let sessions = [session("web-1", &Connection::Closed), session("phone", &Connection::Open)];
+        let shown = Shown { sessions: &sessions, ..shown(&row, Some(&statistics), &messages) };
         insta::assert_snapshot!(told(&shown, &messages, &look()));
     }
 

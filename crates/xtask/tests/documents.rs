@@ -1,0 +1,75 @@
+//! What the documents say of the tree is true of the tree.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use testkit::place::workspace;
+
+/// The line above each list of tests.
+const PROVEN_BY: &str = "Proven by";
+
+#[test]
+fn every_test_that_the_loss_table_names_exists() {
+    let text = std::fs::read_to_string(workspace().join("docs/delivery.md")).unwrap();
+    let named = proofs(&text);
+    assert!(named.len() >= 30, "the loss table was found: {named:?}");
+    let tests = test_functions();
+    let missing: Vec<_> = named.difference(&tests).collect();
+    assert!(missing.is_empty(), "docs/delivery.md names tests that do not exist: {missing:#?}");
+}
+
+/// The names in the numbered lists under [`PROVEN_BY`].
+fn proofs(text: &str) -> BTreeSet<String> {
+    let mut proofs = BTreeSet::new();
+    let mut in_list = false;
+    for line in text.lines() {
+        if line == PROVEN_BY {
+            in_list = true;
+        } else if line.starts_with('#') {
+            in_list = false;
+        } else if in_list && line.starts_with(|first: char| first.is_ascii_digit()) {
+            proofs.extend(line.split('`').skip(1).step_by(2).map(str::to_owned));
+        }
+    }
+    proofs
+}
+
+/// The names of all functions that bear a test attribute.
+fn test_functions() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for file in rust_files() {
+        let text = std::fs::read_to_string(file).unwrap();
+        let mut is_test = false;
+        for line in text.lines().map(str::trim) {
+            if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+                is_test = true;
+            } else if let Some(rest) = line.strip_prefix("async fn ").or(line.strip_prefix("fn "))
+                && std::mem::take(&mut is_test)
+            {
+                names.extend(rest.split('(').next().map(str::to_owned));
+            }
+        }
+    }
+    names
+}
+
+fn rust_files() -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for folder in ["crates", "tests"] {
+        collect(&workspace().join(folder), &mut files);
+    }
+    files
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
