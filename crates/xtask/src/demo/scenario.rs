@@ -186,7 +186,7 @@ async fn show_to_all(stage: &Stage, session: &Session, more: &[&str]) -> Result<
 async fn list(stage: &Stage, sessions: &[&Session]) -> Result<()> {
     for session in sessions {
         let row = look(stage, session).await?;
-        say::line(&format!(
+        let line = format!(
             "  {:<8} {:<14} {:<20} {:<14} {:>2} messages  {}",
             row["status"].as_str().unwrap_or_default(),
             session.tenant,
@@ -194,7 +194,8 @@ async fn list(stage: &Stage, sessions: &[&Session]) -> Result<()> {
             row["agent_id"].as_str().unwrap_or_default(),
             row["message_count"],
             row["total_tokens"].as_i64().map_or_else(String::new, |n| format!("{n:>3} tokens")),
-        ));
+        );
+        say::line(line.trim_end());
     }
     Ok(())
 }
