@@ -7,6 +7,9 @@ use domain::ids::{ConversationId, ConversationKey, SessionId, TenantId};
 use domain::time::Timestamp;
 use metrics::Metrics;
 use serde_json::{Value, json};
+use testkit::wait::eventually;
+
+use crate::LIMIT;
 
 /// 2026-11-20T10:00:00Z in microseconds since 1970: when the conversations of these tests take place.
 const BEGINNING: i64 = 1_795_168_800_000_000;
@@ -43,6 +46,27 @@ impl Agent {
             Publication::action(action_type, action.to_string().into_bytes())
         });
         self.send(publications.collect()).await;
+    }
+
+    /// Publishes messages again and again until each is confirmed, as an agent does whose RabbitMQ is
+    /// away: what was published without an answer may be there twice.
+    ///
+    /// # Panics
+    /// When they are not all confirmed within [`LIMIT`].
+    pub async fn insist(&self, actions: &[Value]) {
+        let action = |action: &Value| {
+            let action_type = action["action_type"].as_str().expect("an action type");
+            Arc::new(Publication::action(action_type, action.to_string().into_bytes()))
+        };
+        let mut left: Vec<_> = actions.iter().map(action).collect();
+        eventually("RabbitMQ to confirm everything", LIMIT, async || {
+            let results = self.0.publish_all(left.iter().cloned()).await;
+            let failure = results.iter().find_map(|result| result.as_ref().err()).cloned();
+            let mut results = results.into_iter();
+            left.retain(|_| results.next().is_some_and(|result| result.is_err()));
+            failure.map_or(Ok(()), |error| Err(format!("{} left: {error}", left.len())))
+        })
+        .await;
     }
 
     /// Publishes anything, to anywhere.

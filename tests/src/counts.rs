@@ -60,3 +60,20 @@ impl Counts {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sum_takes_the_samples_of_one_metric_that_carry_the_labels() {
+        let text = "# HELP a_total of a\na_total{queue=\"q\",outcome=\"x\"} 2\n\
+                    a_total{queue=\"q\",outcome=\"y\"} 3\na_total_else{queue=\"q\"} 7\nb_total 5\n";
+        let counts = Counts(text.to_owned());
+        assert_eq!(counts.sum("a_total", &[]), 5.0);
+        assert_eq!(counts.sum("a_total", &[("outcome", "y"), ("queue", "q")]), 3.0);
+        assert_eq!(counts.sum("b_total", &[]), 5.0);
+        assert_eq!(counts.sum("c_total", &[]), 0.0);
+        assert!(counts.has("a_total") && !counts.has("a") && !counts.has("c_total"));
+    }
+}

@@ -79,26 +79,37 @@ impl Ledger {
         let archived = table(scenario, rows).await;
         let rows = "SELECT tenant_id, conversation_id, message_id FROM dead_letters";
         let letters = table(scenario, rows).await;
-        let mut found: BTreeMap<String, usize> = BTreeMap::new();
-        for [tenant, conversation, id] in archived.iter().chain(&letters) {
-            *found.entry(format!("{tenant}/{conversation}/{id}")).or_default() += 1;
-        }
-        let confirmed: BTreeSet<String> = self
-            .conversations
+        let confirmed = self.conversations.iter().flat_map(|(key, places)| {
+            let name = |id| name(key.tenant.as_str(), key.conversation.as_str(), id);
+            places.iter().map(move |(_, id)| name(id))
+        });
+        let found = archived
             .iter()
-            .flat_map(|(key, places)| {
-                let name = |id| format!("{}/{}/{id}", key.tenant, key.conversation);
-                places.iter().map(move |(_, id)| name(id))
-            })
-            .collect();
-        let differences = Differences {
-            lost: confirmed.iter().filter(|id| !found.contains_key(*id)).cloned().collect(),
-            doubled: found.iter().filter(|(_, n)| **n > 1).map(|(id, _)| id.clone()).collect(),
-            strangers: found.keys().filter(|id| !confirmed.contains(*id)).cloned().collect(),
-        };
-        assert_eq!(differences, Differences::default());
+            .chain(&letters)
+            .map(|[tenant, conversation, id]| name(tenant, conversation, id));
+        assert_eq!(differences(&confirmed.collect(), found), Differences::default());
         letters.into_iter().map(|[_, _, id]| id).collect()
     }
+}
+
+/// A message wherever it is. Tests of the ledger use ids without slashes.
+fn name(tenant: &str, conversation: &str, id: &str) -> String {
+    format!("{tenant}/{conversation}/{id}")
+}
+
+fn differences(confirmed: &BTreeSet<String>, found: impl Iterator<Item = String>) -> Differences {
+    let (mut lost, mut seen, mut differences) =
+        (confirmed.clone(), BTreeSet::new(), Differences::default());
+    for id in found {
+        lost.remove(&id);
+        if !confirmed.contains(&id) {
+            differences.strangers.push(id);
+        } else if !seen.insert(id.clone()) {
+            differences.doubled.push(id);
+        }
+    }
+    differences.lost.extend(lost);
+    differences
 }
 
 async fn table(scenario: &Scenario, query: &str) -> Vec<[String; 3]> {
@@ -110,4 +121,24 @@ async fn table(scenario: &Scenario, query: &str) -> Vec<[String; 3]> {
 
 fn ids(messages: &[Message]) -> Vec<&str> {
     messages.iter().map(|message| message.id.as_str()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lost_doubled_or_invented_is_found() {
+        let names = |ids: &[&str]| ids.iter().map(|id| name("t", "c", id)).collect::<Vec<_>>();
+        let confirmed: BTreeSet<String> = names(&["1", "2", "3"]).into_iter().collect();
+        let found = |ids| differences(&confirmed, names(ids).into_iter());
+        assert_eq!(found(&["3", "1", "2"]), Differences::default());
+        let expected = Differences {
+            lost: names(&["3"]),
+            doubled: names(&["2"]),
+            strangers: vec![name("t", "other", "1")],
+        };
+        let moved = [name("t", "other", "1")].into_iter().chain(names(&["1", "2", "2"]));
+        assert_eq!(differences(&confirmed, moved), expected);
+    }
 }

@@ -4,9 +4,11 @@ use broker::inspect::Inspector;
 use broker::{Endpoints, topology};
 use testkit::TestEnv;
 use testkit::fleet::{Fleet, Worker};
+use testkit::management::Management;
+use testkit::servers::{Kind, Server, Servers};
 
 use crate::eyes::archive;
-use crate::{Agent, Counts, Eyes, LIMIT, Side};
+use crate::{Agent, Eyes, LIMIT, Side};
 
 /// The binary that saves messages.
 pub const SAVER: &str = "message-save-worker";
@@ -27,9 +29,22 @@ const SHORT: [(&str, &str); 5] = [
 
 /// Servers of a test's own, and the processes of a fleet on them.
 pub struct Scenario {
-    /// The servers.
-    pub env: TestEnv,
+    /// RabbitMQ's URL.
+    pub amqp_url: String,
+    /// Redis's URL.
+    pub redis_url: String,
+    /// PostgreSQL's URL.
+    pub database_url: String,
     fleet: Fleet,
+    ground: Ground,
+}
+
+/// Whose the servers are.
+enum Ground {
+    /// RabbitMQ and PostgreSQL are shared with other tests, which see nothing of each other.
+    Shared(Box<TestEnv>),
+    /// They are the test's alone: it may kill them.
+    Own(Servers),
 }
 
 impl Scenario {
@@ -39,8 +54,21 @@ impl Scenario {
     /// When they cannot be had.
     pub async fn new() -> Self {
         let scenario = Self::unprepared().await;
-        let (schema, topology) = tokio::join!(scenario.migrate(), scenario.declare());
-        let ((), ()) = (schema, topology);
+        tokio::join!(scenario.migrate(), scenario.declare());
+        scenario
+    }
+
+    /// [`Self::new`] on servers that nobody else uses. RabbitMQ takes some seconds to start.
+    ///
+    /// # Panics
+    /// When they cannot be had.
+    pub async fn on_own_servers() -> Self {
+        let (servers, fleet) = tokio::join!(Servers::start(&Kind::ALL), Fleet::new());
+        let servers = servers.expect("servers");
+        let url = |kind| servers.get(kind).url();
+        let urls = [url(Kind::RabbitMq), url(Kind::Redis), url(Kind::PostgreSql)];
+        let scenario = Self::on(urls, fleet, Ground::Own(servers));
+        tokio::join!(scenario.migrate(), scenario.declare());
         scenario
     }
 
@@ -50,14 +78,41 @@ impl Scenario {
     /// When they cannot be had.
     pub async fn unprepared() -> Self {
         let (env, fleet) = tokio::join!(TestEnv::new(), Fleet::new());
-        let servers = [
-            ("AMQP_URL", &env.amqp_url),
-            ("REDIS_URL", &env.redis_url),
-            ("DATABASE_URL", &env.database_url),
+        let urls = [env.amqp_url.clone(), env.redis_url.clone(), env.database_url.clone()];
+        Self::on(urls, fleet, Ground::Shared(Box::new(env)))
+    }
+
+    fn on(urls: [String; 3], fleet: Fleet, ground: Ground) -> Self {
+        let [amqp_url, redis_url, database_url] = urls;
+        let settings = [
+            ("AMQP_URL", amqp_url.as_str()),
+            ("REDIS_URL", &redis_url),
+            ("DATABASE_URL", &database_url),
         ];
-        let fleet = servers.into_iter().fold(fleet, |fleet, (name, url)| fleet.with(name, url));
-        let fleet = SHORT.into_iter().fold(fleet, |fleet, (name, value)| fleet.with(name, value));
-        Self { env, fleet }
+        let settings = settings.into_iter().chain(SHORT);
+        let fleet = settings.fold(fleet, |fleet, (name, value)| fleet.with(name, value));
+        Self { amqp_url, redis_url, database_url, fleet, ground }
+    }
+
+    /// Its Redis, to be stopped, killed and restarted.
+    #[must_use]
+    pub fn redis(&self) -> &Server {
+        match &self.ground {
+            Ground::Shared(env) => env.redis(),
+            Ground::Own(servers) => servers.get(Kind::Redis),
+        }
+    }
+
+    /// One of its own servers, to be killed.
+    ///
+    /// # Panics
+    /// When others use it, too.
+    #[must_use]
+    pub fn server(&self, kind: Kind) -> &Server {
+        match &self.ground {
+            Ground::Shared(_) => panic!("{kind} is not this test's to break"),
+            Ground::Own(servers) => servers.get(kind),
+        }
     }
 
     /// Makes the schema.
@@ -65,7 +120,7 @@ impl Scenario {
     /// # Panics
     /// When it cannot be made.
     pub async fn migrate(&self) {
-        archive(&self.env.database_url).migrate().await.expect("the schema");
+        archive(&self.database_url).migrate().await.expect("the schema");
     }
 
     /// Declares exchanges, queues and bindings.
@@ -73,7 +128,7 @@ impl Scenario {
     /// # Panics
     /// When they cannot be declared.
     pub async fn declare(&self) {
-        let endpoints = Endpoints::parse(&self.env.amqp_url, "test").expect("RabbitMQ's URL");
+        let endpoints = Endpoints::parse(&self.amqp_url, "test").expect("RabbitMQ's URL");
         topology::declare(&endpoints).await.expect("the topology");
     }
 
@@ -107,19 +162,23 @@ impl Scenario {
     /// An agent that publishes here. Belongs to the runtime of the test that makes it.
     #[must_use]
     pub fn agent(&self) -> Agent {
-        Agent::of(&self.env.amqp_url)
+        Agent::of(&self.amqp_url)
     }
 
     /// A reader of both stores. Belongs to the runtime of the test that makes it.
     #[must_use]
     pub fn eyes(&self) -> Eyes {
-        Eyes::of(&self.env.database_url, &self.env.redis_url)
+        Eyes::of(&self.database_url, &self.redis_url)
     }
 
     /// RabbitMQ as seen by others than the fleet.
     #[must_use]
-    pub fn side(&self) -> Side<'_> {
-        Side::of(&self.env)
+    pub fn side(&self) -> Side {
+        let (management, host): (Management, &str) = match &self.ground {
+            Ground::Shared(env) => (env.management().clone(), &env.name),
+            Ground::Own(servers) => (servers.get(Kind::RabbitMq).management(), "%2f"),
+        };
+        Side::of(management, host)
     }
 
     /// The value of an SQL expression.
@@ -127,7 +186,15 @@ impl Scenario {
     /// # Panics
     /// When the statement fails.
     pub async fn sql(&self, statement: &str) -> String {
-        self.env.psql(statement).await.unwrap_or_else(|error| panic!("{statement}: {error:#}"))
+        self.psql(statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"))
+    }
+
+    async fn psql(&self, statement: &str) -> Result<String, String> {
+        let answer = match &self.ground {
+            Ground::Shared(env) => env.psql(statement).await,
+            Ground::Own(servers) => servers.get(Kind::PostgreSql).psql("postgres", statement).await,
+        };
+        answer.map_err(|error| format!("{error:#}"))
     }
 
     /// Waits until a query gives a value. PostgreSQL itself does the waiting: a process for each
@@ -151,8 +218,8 @@ impl Scenario {
                  END LOOP;
              END $wait$"
         );
-        if let Err(error) = self.env.psql(&wait).await {
-            panic!("{query} should become {wanted}: {error:#}");
+        if let Err(error) = self.psql(&wait).await {
+            panic!("{query} should become {wanted}: {error}");
         }
     }
 
@@ -162,7 +229,7 @@ impl Scenario {
     /// # Panics
     /// When RabbitMQ does not answer.
     pub async fn queued(&self) -> Vec<(&'static str, u32)> {
-        let endpoints = Endpoints::parse(&self.env.amqp_url, "test").expect("RabbitMQ's URL");
+        let endpoints = Endpoints::parse(&self.amqp_url, "test").expect("RabbitMQ's URL");
         let depths = Inspector::new(endpoints).depths().await.expect("depths");
         let ready =
             depths.into_iter().map(|(queue, depth)| (queue, depth.map_or(0, |it| it.ready)));
@@ -180,21 +247,12 @@ impl Scenario {
         }
     }
 
-    /// Drains all workers and makes sure that no queue but those of `leftovers` holds anything.
+    /// Drains all workers and makes sure that no queue holds anything.
     ///
     /// # Panics
     /// When something is queued.
     pub async fn rest(&self, workers: impl IntoIterator<Item = Worker>) {
         self.drain(workers).await;
         assert_eq!(self.queued().await, [], "nothing is left in any queue");
-    }
-
-    /// Waits until every ready message of a queue was taken.
-    ///
-    /// # Panics
-    /// When RabbitMQ does not answer, or the count does not come.
-    pub async fn settled(&self, worker: &Worker, queue: &str, deliveries: u32) -> Counts {
-        let labels = [("queue", queue)];
-        Counts::reach(worker, "verbatim_deliveries_total", &labels, f64::from(deliveries)).await
     }
 }

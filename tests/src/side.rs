@@ -2,23 +2,22 @@
 //! queue. By its HTTP interface, which shares no code with the product.
 
 use serde_json::{Value, json};
-use testkit::TestEnv;
 use testkit::management::Management;
 use testkit::wait::eventually;
 
 use crate::LIMIT;
 
 /// The outside of one virtual host.
-pub struct Side<'a> {
-    management: &'a Management,
-    host: &'a str,
+pub struct Side {
+    management: Management,
+    host: String,
 }
 
-impl<'a> Side<'a> {
-    /// The virtual host of a test.
+impl Side {
+    /// A virtual host, by its name as it stands in a path.
     #[must_use]
-    pub fn of(env: &'a TestEnv) -> Self {
-        Self { management: env.management(), host: &env.name }
+    pub fn of(management: Management, host: &str) -> Self {
+        Self { management, host: host.to_owned() }
     }
 
     /// Publishes a body with exactly these AMQP properties.

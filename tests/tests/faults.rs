@@ -12,9 +12,11 @@ use serde_json::{Value, json};
 use system_tests::{
     Agent, Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, at, closed, key, message,
 };
+use testkit::environment::deep;
 use testkit::fleet::Worker;
 use testkit::process::Signal;
 use testkit::proxy::Proxy;
+use testkit::servers::Kind;
 use testkit::wait::eventually;
 
 const SAVES: &str = "conversation.save_message";
@@ -70,7 +72,7 @@ async fn held(worker: &Worker) {
 async fn a_worker_killed_before_it_could_save_leaves_its_deliveries_to_the_next() {
     let scenario = Scenario::new().await;
     let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
-    let database = proxy(&scenario.env.database_url).await;
+    let database = proxy(&scenario.database_url).await;
     let doomed = scenario.start_with(SAVER, &[("DATABASE_URL", database.url())]).await;
     database.cut().await.unwrap();
     publish(&agent, &mut ledger, &load("before", 300, 10)).await;
@@ -89,8 +91,8 @@ async fn a_worker_killed_before_it_could_save_leaves_its_deliveries_to_the_next(
 async fn a_worker_killed_after_it_saved_and_before_it_acknowledged_doubles_nothing() {
     let scenario = Scenario::new().await;
     let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
-    let broker = proxy(&scenario.env.amqp_url).await;
-    let database = proxy(&scenario.env.database_url).await;
+    let broker = proxy(&scenario.amqp_url).await;
+    let database = proxy(&scenario.database_url).await;
     let settings = [("DATABASE_URL", database.url()), ("AMQP_URL", broker.url())];
     let doomed = scenario.start_with(SAVER, &settings).await;
     database.cut().await.unwrap();
@@ -192,6 +194,77 @@ async fn a_keeper_killed_midway_stores_every_letter_and_none_twice() {
     scenario.rest([saver, next]).await;
 }
 
+#[tokio::test]
+async fn servers_and_workers_killed_one_after_another_under_load_lose_and_double_nothing() {
+    const PART: usize = 800;
+    let scenario = Scenario::on_own_servers().await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let start_all = async || {
+        tokio::join!(scenario.start(SAVER), scenario.start(SAVER), scenario.start(STATISTICS))
+    };
+    let (mut one, mut two, mut statistics) = start_all().await;
+    let mut faults = vec![
+        Fault::Server(Kind::RabbitMq),
+        Fault::Server(Kind::PostgreSql),
+        Fault::Server(Kind::Redis),
+        Fault::Saver,
+        Fault::AllWorkers,
+    ];
+    if deep() {
+        // A walk that visits the five in an order which repeats late.
+        faults = (0..40).map(|n: usize| faults[(n * n + n / 3) % 5]).collect();
+    }
+    let messages = load("killed", faults.len() * PART, 20);
+    for (fault, part) in faults.into_iter().zip(messages.chunks(PART)) {
+        let (early, late) = part.split_at(PART / 4);
+        agent.insist(early).await;
+        // While the rest is being published, and the first part saved.
+        let strike = async {
+            match fault {
+                Fault::Server(kind) => {
+                    let server = scenario.server(kind);
+                    server.kill().await.unwrap();
+                    match kind {
+                        Kind::Redis => server.start_empty().await.unwrap(),
+                        _ => server.start().await.unwrap(),
+                    }
+                }
+                Fault::Saver => {
+                    one.kill();
+                    one = scenario.start(SAVER).await;
+                }
+                Fault::AllWorkers => {
+                    for worker in [&one, &two, &statistics] {
+                        worker.kill();
+                    }
+                    (one, two, statistics) = start_all().await;
+                }
+            }
+        };
+        tokio::join!(agent.insist(late), strike);
+        ledger.confirm(part);
+    }
+    ledger.reconcile(&scenario, &eyes).await;
+    assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
+    for worker in [&one, &two, &statistics] {
+        worker.ready(LIMIT).await.unwrap();
+    }
+    eventually("the last duplicates to be taken", LIMIT, async || match scenario.queued().await {
+        queued if queued.is_empty() => Ok(()),
+        queued => Err(format!("{queued:?}")),
+    })
+    .await;
+    scenario.rest([one, two, statistics]).await;
+}
+
+/// What is killed.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Server(Kind),
+    Saver,
+    AllWorkers,
+}
+
 // Signals.
 
 #[tokio::test]
@@ -219,7 +292,7 @@ async fn sigterm_under_load_drains_everything_that_was_delivered() {
 async fn a_drain_that_cannot_end_is_cut_by_its_deadline_or_by_a_second_signal() {
     let scenario = Scenario::new().await;
     let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
-    let database = proxy(&scenario.env.database_url).await;
+    let database = proxy(&scenario.database_url).await;
     let cut_off =
         |deadline| [("DATABASE_URL", database.url()), ("VERBATIM_DRAIN_DEADLINE", deadline)];
     // Each holds what it got: the database is away.
@@ -250,7 +323,7 @@ async fn a_drain_that_cannot_end_is_cut_by_its_deadline_or_by_a_second_signal() 
 async fn postgresql_away_under_load_costs_time_and_no_attempt() {
     let scenario = Scenario::new().await;
     let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
-    let database = proxy(&scenario.env.database_url).await;
+    let database = proxy(&scenario.database_url).await;
     let cut_off = [("DATABASE_URL", database.url())];
     let (one, two, statistics) = tokio::join!(
         scenario.start_with(SAVER, &cut_off),
@@ -283,10 +356,35 @@ async fn postgresql_away_under_load_costs_time_and_no_attempt() {
 }
 
 #[tokio::test]
+async fn a_postgresql_that_falls_silent_in_the_middle_of_commits_doubles_nothing() {
+    let scenario = Scenario::new().await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let database = proxy(&scenario.database_url).await;
+    let settings = [("DATABASE_URL", database.url()), ("VERBATIM_DATABASE_TIMEOUT", "1s")];
+    let saver = scenario.start_with(SAVER, &settings).await;
+    let messages = load("silent", 2_000, 20);
+    for (round, part) in messages.chunks(1_000).enumerate() {
+        let (early, late) = part.split_at(700);
+        publish(&agent, &mut ledger, early).await;
+        until_stored(&scenario, round * 1_000 + 1).await;
+        // Commits whose answers never come: nobody knows whether they took effect.
+        database.freeze();
+        publish(&agent, &mut ledger, late).await;
+        let holds = [("queue", SAVES), ("store", "postgresql")];
+        #[expect(clippy::cast_precision_loss, reason = "two rounds")]
+        let least = (round + 1) as f64;
+        Counts::reach(&saver, "verbatim_holds_total", &holds, least).await;
+        database.restore().await.unwrap();
+    }
+    ledger.reconcile(&scenario, &eyes).await;
+    scenario.rest([saver]).await;
+}
+
+#[tokio::test]
 async fn a_hold_that_lasts_too_long_gives_its_messages_back_and_takes_them_again() {
     let scenario = Scenario::new().await;
     let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
-    let database = proxy(&scenario.env.database_url).await;
+    let database = proxy(&scenario.database_url).await;
     let settings = [("DATABASE_URL", database.url()), ("VERBATIM_HOLD_LIMIT", "500ms")];
     let saver = scenario.start_with(SAVER, &settings).await;
     database.cut().await.unwrap();
@@ -317,13 +415,13 @@ async fn redis_restarted_empty_under_load_hides_no_message_from_any_reader() {
     let epoch = "SELECT epoch FROM hot_epoch";
     let at_first = scenario.sql(epoch).await;
     let wiped = async {
-        scenario.env.redis().kill().await.unwrap();
-        scenario.env.redis().start_empty().await.unwrap();
+        scenario.redis().kill().await.unwrap();
+        scenario.redis().start_empty().await.unwrap();
     };
     let ((), ()) = tokio::join!(publish(&agent, &mut ledger, &messages[1_000..3_000]), wiped);
 
     // And away for a while: PostgreSQL alone goes on.
-    scenario.env.redis().stop().await.unwrap();
+    scenario.redis().stop().await.unwrap();
     publish(&agent, &mut ledger, &messages[3_000..]).await;
     until_stored(&scenario, 4_000).await;
     for worker in [&one, &two] {
@@ -332,7 +430,7 @@ async fn redis_restarted_empty_under_load_hides_no_message_from_any_reader() {
     let transcript = eyes.transcript(&key(&messages[0])).await;
     assert_eq!((transcript.source, transcript.messages.len()), (Source::Archive, 200));
     assert!(!transcript.degraded);
-    scenario.env.redis().start().await.unwrap();
+    scenario.redis().start().await.unwrap();
     ledger.reconcile(&scenario, &eyes).await;
     for worker in [&one, &two] {
         worker.ready(LIMIT).await.unwrap();
@@ -348,7 +446,7 @@ async fn redis_restarted_empty_under_load_hides_no_message_from_any_reader() {
 async fn a_saver_alone_cut_off_from_redis_misleads_no_reader() {
     let scenario = Scenario::new().await;
     let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
-    let redis = proxy(&scenario.env.redis_url).await;
+    let redis = proxy(&scenario.redis_url).await;
     let behind_it = [("REDIS_URL", redis.url())];
     let (cut_off, other) =
         tokio::join!(scenario.start_with(SAVER, &behind_it), scenario.start(SAVER));
@@ -373,8 +471,7 @@ async fn a_saver_alone_cut_off_from_redis_misleads_no_reader() {
 async fn connections_to_rabbitmq_reset_and_cut_under_load_lose_nothing() {
     let scenario = Scenario::new().await;
     let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
-    let (first, second) =
-        tokio::join!(proxy(&scenario.env.amqp_url), proxy(&scenario.env.amqp_url));
+    let (first, second) = tokio::join!(proxy(&scenario.amqp_url), proxy(&scenario.amqp_url));
     let (of_one, of_two) = ([("AMQP_URL", first.url())], [("AMQP_URL", second.url())]);
     let (one, two) =
         tokio::join!(scenario.start_with(SAVER, &of_one), scenario.start_with(SAVER, &of_two));
@@ -424,9 +521,11 @@ async fn a_queue_deleted_under_its_consumer_is_consumed_again_once_it_is_back() 
 #[tokio::test]
 async fn a_fleet_that_starts_before_its_servers_lives_says_what_is_missing_and_gets_ready() {
     let scenario = Scenario::new().await;
-    let env = &scenario.env;
-    let (broker, redis, database) =
-        tokio::join!(proxy(&env.amqp_url), proxy(&env.redis_url), proxy(&env.database_url));
+    let (broker, redis, database) = tokio::join!(
+        proxy(&scenario.amqp_url),
+        proxy(&scenario.redis_url),
+        proxy(&scenario.database_url),
+    );
     for server in [&broker, &redis, &database] {
         server.cut().await.unwrap();
     }

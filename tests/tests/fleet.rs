@@ -2,7 +2,7 @@
 //!
 //! The tests share one fleet, as the customers of a real one do: each has a tenant of its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use conversation::Source;
 use domain::action::ActionKind;
@@ -588,6 +588,104 @@ async fn a_message_that_expired_by_its_own_expiration_is_sent_back_and_saved() {
     saved(&eyes, &key(&body), 1).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     scenario.rest([saver, statistics]).await;
+}
+
+#[tokio::test]
+async fn two_of_every_worker_close_each_conversation_and_keep_each_letter_once() {
+    let running = Running::own().await;
+    let Running { scenario, .. } = &running;
+    let (other_migration, other_statistics) =
+        tokio::join!(scenario.start(MIGRATION), scenario.start(STATISTICS));
+    let (agent, side) = (scenario.agent(), scenario.side());
+    side.listen("events").await;
+    let sessions: Vec<String> = (0..150).map(|n| format!("s{n}")).collect();
+    let said = sessions.iter().flat_map(|session| {
+        let reply = json!({"role": "assistant", "timestamp": at(1_000_000), "agent_id": session});
+        [message("many", session, "1", &json!({})), message("many", session, "2", &reply)]
+    });
+    agent.publish_all(&said.collect::<Vec<_>>()).await;
+    scenario.until_sql("SELECT count(*) FROM messages", "300").await;
+    let bad =
+        sessions.iter().map(|session| message("many", session, "3", &json!({"role": "none"})));
+    agent.publish_all(&bad.collect::<Vec<_>>()).await;
+    let ends: Vec<Value> = sessions.iter().map(|it| closed("many", it, &json!({}))).collect();
+    agent.publish_all(&ends).await;
+
+    let rolled_up =
+        "SELECT concat_ws('|', count(*), sum(conversations), sum(messages)) FROM daily_stats
+                     WHERE NOT dirty AND conversations > 0";
+    scenario.until_sql(rolled_up, "150|150|300").await;
+    let letters = "SELECT concat_ws('|', count(*), sum(copies)) FROM dead_letters";
+    scenario.until_sql(letters, "150|150").await;
+    let Running { savers: [one, two], migration, statistics, .. } = running;
+    let workers = [one, two, migration, other_migration, statistics, other_statistics];
+    running.scenario.rest(workers).await;
+
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    for event in side.bodies("events", 300).await {
+        let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
+        *seen.entry(format!("{} {}", text("event_type"), text("conversation_id"))).or_default() +=
+            1;
+    }
+    let migrated = seen.iter().filter(|(event, _)| event.starts_with("conversation.migrated"));
+    assert_eq!(migrated.clone().count(), 150);
+    assert!(migrated.clone().all(|(_, times)| *times == 1), "{seen:?}");
+}
+
+#[tokio::test]
+async fn an_open_save_is_counted_by_the_close_that_meets_it() {
+    let running = Running::shared().await;
+    let (scenario, agent, eyes) =
+        (&running.scenario, running.scenario.agent(), running.scenario.eyes());
+    let body = message("open-save", "s", "1", &json!({}));
+    agent.publish(&body).await;
+    saved(&eyes, &key(&body), 1).await;
+    scenario.sql("CREATE TABLE gate (open bool)").await;
+    // What a saver does, stopped between its insert and its commit.
+    let save = "BEGIN;
+        SELECT FROM conversations WHERE tenant_id = 'open-save' FOR KEY SHARE;
+        INSERT INTO messages SELECT (jsonb_populate_record(m, '{\"id\": \"2\"}')).* FROM messages m
+            WHERE tenant_id = 'open-save';
+        DO $$ BEGIN
+            WHILE NOT EXISTS (SELECT FROM gate) LOOP PERFORM pg_sleep(0.02); END LOOP;
+        END $$;
+        COMMIT";
+    let close = async {
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'
+                     AND query LIKE 'BEGIN;%' AND datname = current_database()";
+        scenario.until_sql(waits, "1").await;
+        agent.publish(&closed("open-save", "s", &json!({}))).await;
+        a_whole_close_later(running, &eyes, "open-save-witness").await;
+        let status = "SELECT status FROM conversations WHERE tenant_id = 'open-save'";
+        assert_ne!(scenario.sql(status).await, "archived", "a save is under way");
+        scenario.sql("INSERT INTO gate VALUES (true)").await;
+    };
+    tokio::join!(scenario.sql(save), close);
+    eyes.reaches(&key(&body), ARCHIVED).await;
+    let counted = "SELECT message_count FROM conversations WHERE tenant_id = 'open-save'";
+    assert_eq!(scenario.sql(counted).await, "2");
+    assert_eq!(ids(&eyes.transcript(&key(&body)).await.messages), ["1", "2"]);
+}
+
+#[tokio::test]
+async fn a_letter_keeps_the_trace_of_its_action_and_an_agent_cannot_forge_our_headers() {
+    let scenario = &Running::shared().await.scenario;
+    let (side, eyes) = (scenario.side(), scenario.eyes());
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let headers = json!({
+        "traceparent": trace, "x-verbatim-id": "forged", "x-verbatim-conversation": "forged",
+        "x-verbatim-timestamp-us": 1, "x-verbatim-received-us": 1, "x-verbatim-attempt": 4,
+    });
+    let body = message("forged", "s", "m", &json!({}));
+    let properties = json!({"headers": headers});
+    side.publish("conversation.save_message", &properties, &body.to_string()).await;
+    let messages = saved(&eyes, &key(&body), 1).await;
+    assert_eq!((messages[0].id.as_str(), messages[0].created_at.to_string()), ("m", at(0)));
+    let bad = message("forged", "s", "m", &json!({"role": "none"}));
+    side.publish("conversation.save_message", &properties, &bad.to_string()).await;
+    let letter = "SELECT concat_ws('|', headers->>'traceparent', attempts, message_id, field)
+                  FROM dead_letters WHERE tenant_id = 'forged'";
+    scenario.until_sql(letter, &format!("{trace}|1|m|role")).await;
 }
 
 #[tokio::test]
