@@ -499,7 +499,7 @@ async fn what_no_queue_is_bound_for_goes_home_if_it_is_known_and_is_a_dead_lette
     let (agent, side, eyes) = (scenario.agent(), scenario.side(), scenario.eyes());
     let body = message("lost", "s", "m", &json!({}));
     // A mistyped routing key over a body that knows what it is.
-    side.publish("conversation.save_mesage", &json!({}), &body.to_string()).await;
+    side.publish("conversation.saved_message", &json!({}), &body.to_string()).await;
     saved(&eyes, &key(&body), 1).await;
 
     // A binding that an operator removed.
@@ -642,17 +642,18 @@ async fn an_open_save_is_counted_by_the_close_that_meets_it() {
     saved(&eyes, &key(&body), 1).await;
     scenario.sql("CREATE TABLE gate (open bool)").await;
     // What a saver does, stopped between its insert and its commit.
-    let save = "BEGIN;
+    let save = "SET statement_timeout = '60s'; BEGIN;
         SELECT FROM conversations WHERE tenant_id = 'open-save' FOR KEY SHARE;
         INSERT INTO messages SELECT (jsonb_populate_record(m, '{\"id\": \"2\"}')).* FROM messages m
             WHERE tenant_id = 'open-save';
+        SELECT pg_advisory_xact_lock(4711);
         DO $$ BEGIN
             WHILE NOT EXISTS (SELECT FROM gate) LOOP PERFORM pg_sleep(0.02); END LOOP;
         END $$;
         COMMIT";
     let close = async {
-        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'
-                     AND query LIKE 'BEGIN;%' AND datname = current_database()";
+        let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711
+                     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
         scenario.until_sql(waits, "1").await;
         agent.publish(&closed("open-save", "s", &json!({}))).await;
         a_whole_close_later(running, &eyes, "open-save-witness").await;
