@@ -1,0 +1,151 @@
+//! How a worker starts, and how it ends when it is asked to.
+
+use domain::status::ConversationStatus;
+use serde_json::json;
+use system_tests::{
+    Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, closed, key, message,
+};
+use testkit::process::Signal;
+
+use crate::{SAVES, held, load, proxy, publish, stored, unready, until_stored};
+
+#[tokio::test]
+async fn sigterm_under_load_drains_everything_that_was_delivered() {
+    let scenario = Scenario::new().await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let leaving = scenario.start(SAVER).await;
+    publish(&agent, &mut ledger, &load("drain", 3_000, 20)).await;
+    Counts::reach(&leaving, "verbatim_messages_saved_total", &[], 1.0).await;
+    scenario.drain([leaving]).await;
+    let saved = stored(&scenario).await;
+    let queued: u32 = scenario.queued().await.iter().map(|(_, ready)| ready).sum();
+    let queued = usize::try_from(queued).unwrap();
+    assert_eq!(saved + queued, 3_000, "what is saved is acknowledged");
+
+    let next = scenario.start(SAVER).await;
+    ledger.reconcile(&scenario, &eyes).await;
+    let counts = Counts::of(&next).await;
+    assert_eq!(counts.sum("verbatim_redeliveries_total", &[]), 0.0, "nothing came twice");
+    assert_eq!(counts.sum("verbatim_messages_duplicate_total", &[]), 0.0);
+    scenario.rest([next]).await;
+}
+
+#[tokio::test]
+async fn a_drain_that_cannot_end_is_cut_by_its_deadline_or_by_a_second_signal() {
+    let scenario = Scenario::new().await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let database = proxy(&scenario.database_url).await;
+    let cut_off =
+        |deadline| [("DATABASE_URL", database.url()), ("VERBATIM_DRAIN_DEADLINE", deadline)];
+    // Each holds what it got: the database is away.
+    let (hurried, patient) = (cut_off("500ms"), cut_off("10m"));
+    let (hurried, patient) =
+        tokio::join!(scenario.start_with(SAVER, &hurried), scenario.start_with(SAVER, &patient));
+    database.cut().await.unwrap();
+    publish(&agent, &mut ledger, &load("cut", 200, 4)).await;
+    tokio::join!(held(&hurried), held(&patient));
+    let status = hurried.stop(LIMIT).await.unwrap();
+    assert_eq!(status.code(), Some(3), "{}", hurried.log_tail());
+
+    patient.signal(Signal::Terminate).unwrap();
+    unready(&patient, &["\"process\":{\"ready\":false"]).await;
+    assert!(patient.exited().is_none(), "it finishes what it has, if it is let");
+    let status = patient.stop(LIMIT).await.unwrap();
+    assert_eq!(status.code(), Some(4), "{}", patient.log_tail());
+    assert_eq!(stored(&scenario).await, 0);
+
+    let next = scenario.start(SAVER).await;
+    ledger.reconcile(&scenario, &eyes).await;
+    scenario.rest([next]).await;
+}
+
+#[tokio::test]
+async fn a_fleet_that_starts_before_its_servers_lives_says_what_is_missing_and_gets_ready() {
+    let scenario = Scenario::new().await;
+    let (broker, redis, database) = tokio::join!(
+        proxy(&scenario.amqp_url),
+        proxy(&scenario.redis_url),
+        proxy(&scenario.database_url),
+    );
+    for server in [&broker, &redis, &database] {
+        server.cut().await.unwrap();
+    }
+    let settings =
+        [("AMQP_URL", broker.url()), ("REDIS_URL", redis.url()), ("DATABASE_URL", database.url())];
+    let workers = [SAVER, MIGRATION, STATISTICS].map(|program| scenario.launch(program, &settings));
+    let missing =
+        |names: &[&str]| names.iter().map(|it| format!("\"{it}\":{{\"ready\":false")).collect();
+    let all: Vec<String> = missing(&["rabbitmq", "redis", "postgresql"]);
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    for worker in &workers {
+        unready(worker, &all).await;
+        assert_eq!(worker.get("/livez").await.unwrap().status, 200);
+    }
+    let two: Vec<String> = missing(&["rabbitmq", "redis"]);
+    let two: Vec<&str> = two.iter().map(String::as_str).collect();
+    database.restore().await.unwrap();
+    for worker in &workers {
+        unready(worker, &[two[0], two[1], "\"postgresql\":{\"ready\":true}"]).await;
+    }
+    redis.restore().await.unwrap();
+    for worker in &workers {
+        unready(worker, &[two[0], "\"redis\":{\"ready\":true}"]).await;
+    }
+    broker.restore().await.unwrap();
+    for worker in &workers {
+        worker.ready(LIMIT).await.unwrap();
+    }
+    let body = message("early", "s", "m", &json!({}));
+    scenario.agent().publish(&body).await;
+    until_stored(&scenario, 1).await;
+    scenario.agent().publish(&closed("early", "s", &json!({}))).await;
+    scenario.eyes().reaches(&key(&body), ConversationStatus::Archived).await;
+    scenario.rest(workers).await;
+}
+
+#[tokio::test]
+async fn a_worker_stops_at_servers_that_are_not_prepared_and_names_what_prepares_them() {
+    let scenario = Scenario::unprepared().await;
+    let ends = async |program: &str| {
+        let worker = scenario.launch(program, &[]);
+        let status = worker.wait(LIMIT).await.unwrap();
+        assert_eq!(status.code(), Some(1), "{program}: {}", worker.log_tail());
+        worker.log()
+    };
+    for program in [SAVER, MIGRATION, STATISTICS] {
+        let log = ends(program).await;
+        assert!(log.contains("no Verbatim schema") && log.contains("verbatim setup"), "{log}");
+    }
+    scenario.migrate().await;
+    let log = ends(SAVER).await;
+    assert!(log.contains("verbatim setup") && log.contains("conversation.save_message"), "{log}");
+
+    // A queue that would lose messages: not a quorum queue.
+    scenario.side().queue(SAVES).await;
+    let log = ends(SAVER).await;
+    let named = log.contains("queue `conversation.save_message`: `x-");
+    assert!(named && log.contains("arguments cannot be changed"), "{log}");
+
+    scenario.sql("UPDATE _sqlx_migrations SET version = 0").await;
+    let log = ends(SAVER).await;
+    assert!(log.contains("is at version 0") && log.contains("verbatim setup"), "{log}");
+}
+
+#[tokio::test]
+async fn a_setting_that_makes_no_sense_is_named_and_no_secret_is() {
+    let scenario = Scenario::unprepared().await;
+    for (name, value, said) in [
+        ("VERBATIM_BATCH_SIZE", "0", "1 to 100000"),
+        ("VERBATIM_HOLD_LIMIT", "soon", "soon"),
+        ("AMQP_URL", "", "AMQP_URL"),
+        ("DATABASE_URL", "mysql://user:hidden@localhost/x", "postgres"),
+        ("VERBATIM_CONFIG", "/does/not/exist.yaml", "/does/not/exist.yaml"),
+    ] {
+        let worker = scenario.launch(SAVER, &[(name, value)]);
+        let status = worker.wait(LIMIT).await.unwrap();
+        let log = worker.log();
+        assert_eq!(status.code(), Some(2), "{name}={value}: {log}");
+        assert!(log.contains(name) || name == "VERBATIM_CONFIG", "{name} is named: {log}");
+        assert!(log.contains(said) && !log.contains("hidden"), "{log}");
+    }
+}

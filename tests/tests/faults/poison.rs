@@ -1,0 +1,101 @@
+//! Messages that cannot be saved, and the neighbours that must not suffer for it.
+
+use system_tests::{Counts, Ledger, SAVER, STATISTICS, Scenario};
+
+use crate::{SAVES, held, load, publish, until_stored};
+
+#[tokio::test]
+async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
+    let scenario = Scenario::new().await;
+    poison(&scenario, "22023", "m00321").await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    publish(&agent, &mut ledger, &load("poison", 500, 7)).await;
+    // Large prefetch, one batch at a time, and patience: all that waits becomes one batch.
+    let settings = [
+        ("VERBATIM_MAX_BODY_BYTES", "16KiB"),
+        ("VERBATIM_BATCHES_IN_FLIGHT", "1"),
+        ("VERBATIM_BATCH_SIZE", "500"),
+    ];
+    let (saver, statistics) =
+        tokio::join!(scenario.start_with(SAVER, &settings), scenario.start(STATISTICS));
+    ledger.reconcile(&scenario, &eyes).await;
+    let letter =
+        "SELECT concat_ws('|', message_id, reason, attempts, error LIKE '%poisoned by the test%')
+                  FROM dead_letters";
+    assert_eq!(scenario.sql(letter).await, "m00321|schema|1|t");
+    let counts = Counts::of(&saver).await;
+    let batches = counts.sum("verbatim_batch_messages_count", &[("queue", SAVES)]);
+    assert!(batches <= 4.0, "{batches} batches");
+    scenario.rest([saver, statistics]).await;
+}
+
+#[tokio::test]
+async fn an_unclassified_failure_is_retried_three_times_and_then_a_dead_letter_with_its_history() {
+    let scenario = Scenario::new().await;
+    poison(&scenario, "P0001", "m00001,m00002").await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    publish(&agent, &mut ledger, &load("retry", 20, 1)).await;
+    // Their neighbours do not wait for them.
+    until_stored(&scenario, 18).await;
+    let retries = [("queue", SAVES), ("class", "retryable")];
+    Counts::reach(&saver, "verbatim_retries_total", &retries, 2.0).await;
+    // Whatever was wrong with the second one is mended before its last attempt.
+    scenario.sql("DELETE FROM poisoned WHERE id = 'm00002'").await;
+    until_stored(&scenario, 19).await;
+
+    // 1 + 5 + 30 s.
+    ledger.reconcile(&scenario, &eyes).await;
+    let letter = "SELECT concat_ws('|', message_id, queue, reason, attempts, routing_key, exchange,
+                      json_array_length(headers->'x-verbatim-reasons'),
+                      last_failed_at - first_failed_at BETWEEN '35 s' AND '80 s')
+                  FROM dead_letters";
+    let expected = "m00001|conversation.save_message|attempts_exhausted|4|conversation.save_message|domain.actions|4|t";
+    assert_eq!(scenario.sql(letter).await, expected);
+    let counts = Counts::reach(&saver, "verbatim_retries_total", &retries, 4.0).await;
+    let outcome = |outcome| {
+        counts.sum("verbatim_deliveries_total", &[("queue", SAVES), ("outcome", outcome)])
+    };
+    assert_eq!(outcome("dead_lettered"), 1.0);
+    assert_eq!(outcome("applied"), 19.0);
+    scenario.rest([saver, statistics]).await;
+}
+
+#[tokio::test]
+async fn a_message_that_came_back_too_often_is_tried_alone_and_saved() {
+    let scenario = Scenario::new().await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let messages = load("suspect", 10, 2);
+    let ids: Vec<&str> = messages.iter().filter_map(|it| it["message_id"].as_str()).collect();
+    // A full disk: whoever has these messages holds them.
+    poison(&scenario, "53100", &ids.join(",")).await;
+    publish(&agent, &mut ledger, &messages).await;
+    for _ in 0..3 {
+        let doomed = scenario.launch(SAVER, &[]);
+        held(&doomed).await;
+        doomed.kill();
+    }
+    scenario.sql("TRUNCATE poisoned").await;
+    let saver = scenario.start(SAVER).await;
+    ledger.reconcile(&scenario, &eyes).await;
+    let of = |outcome| [("queue", SAVES), ("outcome", outcome)];
+    let counts = Counts::reach(&saver, "verbatim_deliveries_total", &of("applied"), 10.0).await;
+    assert_eq!(counts.sum("verbatim_deliveries_total", &of("suspected")), 10.0);
+    scenario.rest([saver]).await;
+}
+
+/// Makes PostgreSQL refuse the messages whose ids are in the table `poisoned`, with this SQLSTATE.
+async fn poison(scenario: &Scenario, sqlstate: &str, ids: &str) {
+    let trigger = format!(
+        "CREATE TABLE poisoned AS SELECT unnest('{{{ids}}}'::text[]) AS id;
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             IF EXISTS (SELECT FROM poisoned WHERE id = NEW.id) THEN
+                 RAISE EXCEPTION 'poisoned by the test' USING ERRCODE = '{sqlstate}';
+             END IF;
+             RETURN NEW;
+         END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION refuse()"
+    );
+    scenario.sql(&trigger).await;
+}

@@ -1,0 +1,132 @@
+//! What workers say of themselves: `/livez`, `/readyz`, `/metrics`.
+
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use system_tests::{Counts, Running, closed, key, message, opened};
+use testkit::wait::eventually;
+
+use crate::{ARCHIVED, saved};
+
+#[tokio::test]
+async fn every_counter_that_a_day_in_the_fleet_should_move_has_moved() {
+    let running = Running::own().await;
+    let Running { scenario, savers, migration, statistics } = &running;
+    let (agent, side, eyes) = (scenario.agent(), scenario.side(), scenario.eyes());
+    let body = |id: &str, words: &str| message("day", "s", id, &json!({"content": words}));
+    agent.publish(&opened("day", "s", &json!({}))).await;
+    agent.publish_all(&[body("1", "hi"), body("1", "hi"), body("1", "ho"), body("2", "bye")]).await;
+    let mut anonymous = body("", "anonymous");
+    for field in ["message_id", "timestamp"] {
+        anonymous.as_object_mut().unwrap().remove(field);
+    }
+    side.publish("conversation.save_message", &json!({}), &anonymous.to_string()).await;
+    side.publish("conversation.save_message", &json!({}), "{").await;
+    side.publish("conversation.lost", &json!({}), &body("3", "lost").to_string()).await;
+    let key = key(&body("1", ""));
+    saved(&eyes, &key, 4).await;
+    scenario.until_sql("SELECT count(*) FROM dead_letters", "2").await;
+    agent.publish(&closed("day", "s", &json!({}))).await;
+    eyes.reaches(&key, ARCHIVED).await;
+    let totals = "SELECT sum(messages)::text FROM daily_stats";
+    scenario.until_sql(totals, "4").await;
+    agent.publish(&message("day", "s", "4", &json!({}))).await;
+    saved(&eyes, &key, 5).await;
+    agent.publish(&closed("day", "empty", &json!({}))).await;
+    let emptied = "SELECT count(*) FROM conversations WHERE status <> 'archived'";
+    scenario.until_sql(totals, "5").await;
+    scenario.until_sql(emptied, "0").await;
+
+    let save = ("queue", "conversation.save_message");
+    let outcome = |outcome| vec![save, ("outcome", outcome)];
+    let of_savers = [
+        ("verbatim_messages_saved_total", vec![], 5.0),
+        ("verbatim_messages_duplicate_total", vec![], 1.0),
+        ("verbatim_messages_conflict_total", vec![], 1.0),
+        ("verbatim_messages_without_identity_total", vec![], 1.0),
+        ("verbatim_conversations_reopened_total", vec![], 1.0),
+        ("verbatim_deliveries_total", outcome("applied"), 5.0),
+        ("verbatim_deliveries_total", outcome("duplicate"), 1.0),
+        ("verbatim_deliveries_total", outcome("dead_lettered"), 2.0),
+        ("verbatim_publishes_total", vec![("outcome", "confirmed")], 2.0),
+        ("verbatim_batch_messages_sum", vec![save], 7.0),
+    ];
+    for (name, labels, expected) in of_savers {
+        eventually(format!("{name} {labels:?} = {expected}"), system_tests::LIMIT, async || {
+            let (one, two) = tokio::join!(Counts::of(&savers[0]), Counts::of(&savers[1]));
+            let sum = one.sum(name, &labels) + two.sum(name, &labels);
+            if (sum - expected).abs() < 0.5 { Ok(()) } else { Err(sum.to_string()) }
+        })
+        .await;
+    }
+    let by_close = vec![("cause", "session_closed")];
+    let of_migration = [
+        ("verbatim_session_events_total", vec![("event", "opened")], 1.0),
+        ("verbatim_session_events_total", vec![("event", "closed")], 2.0),
+        ("verbatim_conversations_closed_total", by_close, 2.0),
+        ("verbatim_conversations_dropped_empty_total", vec![], 1.0),
+        ("verbatim_close_seconds_count", vec![], 2.0),
+        ("verbatim_publish_seconds_count", vec![], 2.0),
+    ];
+    for (name, labels, least) in of_migration {
+        Counts::reach(migration, name, &labels, least).await;
+    }
+    let conflict = vec![save, ("reason", "conflict")];
+    let of_statistics = [
+        ("verbatim_statistics_recomputed_total", vec![], 2.0),
+        ("verbatim_daily_buckets_recomputed_total", vec![], 2.0),
+        ("verbatim_dead_letters_stored_total", conflict.clone(), 1.0),
+        ("verbatim_dead_letters_sent_back_total", vec![("cause", "unrouted")], 1.0),
+        ("verbatim_dead_letters", conflict, 1.0),
+        ("verbatim_dead_letters", vec![save, ("reason", "malformed_json")], 1.0),
+        ("verbatim_queue_consumers", vec![save], 2.0),
+    ];
+    for (name, labels, least) in of_statistics {
+        Counts::reach(statistics, name, &labels, least).await;
+    }
+}
+
+#[tokio::test]
+async fn every_worker_tells_that_it_lives_that_it_is_ready_and_what_it_counts() {
+    let Running { savers, migration, statistics, .. } = Running::shared().await;
+    let servers = ["postgresql", "redis", "rabbitmq", "process"];
+    let queues: [(_, &[&str]); 4] = [
+        (&savers[0], &["conversation.save_message"]),
+        (&savers[1], &["conversation.save_message"]),
+        (migration, &["conversation.session"]),
+        (
+            statistics,
+            &[
+                "conversation.statistics",
+                "domain.unrouted",
+                "conversation.save_message.dlq",
+                "conversation.session.dlq",
+                "conversation.statistics.dlq",
+                "bot.state.dlq",
+                "domain.unrouted.dlq",
+            ],
+        ),
+    ];
+    for (worker, queues) in queues {
+        let live = worker.get("/livez").await.unwrap();
+        assert_eq!(live.status, 200, "{}", live.body);
+        let tasks: Value = serde_json::from_str(&live.body).unwrap();
+        assert_eq!(tasks["live"], true, "{tasks}");
+
+        let ready = worker.get("/readyz").await.unwrap();
+        let checks: Value = serde_json::from_str(&ready.body).unwrap();
+        let names: BTreeSet<&str> =
+            checks["checks"].as_object().unwrap().keys().map(String::as_str).collect();
+        let expected: BTreeSet<&str> = servers.iter().chain(queues).copied().collect();
+        assert_eq!(names, expected, "{}", worker.name());
+
+        let counts = Counts::of(worker).await;
+        for definition in metrics::definitions() {
+            let closed = definition.labels.iter().all(|label| label.values.is_some());
+            if closed && definition.kind == metrics::Kind::Counter {
+                assert!(counts.has(definition.name), "{} of {}", definition.name, worker.name());
+            }
+        }
+        assert!(counts.has("verbatim_build_info") && counts.has("process_resident_memory_bytes"));
+        assert_eq!(counts.sum("verbatim_panics_total", &[]), 0.0);
+    }
+}

@@ -1,0 +1,51 @@
+//! What a fleet does with what agents publish, from the exchange to the archive.
+//!
+//! The tests share one fleet, as the customers of a real one do: each has a tenant of its own.
+
+mod closing;
+mod endpoints;
+mod messages;
+mod ways;
+
+use domain::ids::ConversationKey;
+use domain::message::Message;
+use domain::status::ConversationStatus;
+use serde_json::{Value, json};
+use system_tests::{Eyes, Running, closed, key, message};
+use testkit::wait::eventually;
+use uuid::Uuid;
+
+pub(crate) const ARCHIVED: ConversationStatus = ConversationStatus::Archived;
+pub(crate) const ACTIVE: ConversationStatus = ConversationStatus::Active;
+
+pub(crate) fn ids(messages: &[Message]) -> Vec<&str> {
+    messages.iter().map(|message| message.id.as_str()).collect()
+}
+
+/// Waits until a conversation holds so many messages, and returns them.
+pub(crate) async fn saved(eyes: &Eyes, key: &ConversationKey, count: usize) -> Vec<Message> {
+    eventually(format!("{count} messages of {key}"), system_tests::LIMIT, async || {
+        let messages = eyes.archived(key).await;
+        if messages.len() >= count { Ok(messages) } else { Err(format!("{:?}", ids(&messages))) }
+    })
+    .await
+}
+
+/// Publishes a conversation that closes at once, and waits until it is archived: whatever was
+/// published before it and would have closed as well has had its time.
+pub(crate) async fn a_whole_close_later(running: &Running, eyes: &Eyes, tenant: &str) {
+    let session = Uuid::new_v4().to_string();
+    let witness = message(tenant, &session, "witness", &json!({}));
+    let agent = running.scenario.agent();
+    agent.publish(&witness).await;
+    saved(eyes, &key(&witness), 1).await;
+    agent.publish(&closed(tenant, &session, &json!({}))).await;
+    eyes.reaches(&key(&witness), ARCHIVED).await;
+}
+
+/// The events about one conversation, as a listener's queue got them.
+pub(crate) fn about<'a>(events: &'a [Value], key: &ConversationKey) -> Vec<&'a str> {
+    let same = |event: &&Value| event["conversation_id"] == key.conversation.as_str();
+    let events = events.iter().filter(same);
+    events.filter_map(|event| event["event_type"].as_str()).collect()
+}
