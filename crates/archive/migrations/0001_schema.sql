@@ -60,10 +60,13 @@ CREATE TABLE sessions (
     session_id      text COLLATE "C" NOT NULL,
     open            boolean NOT NULL,
     last_event_at   timestamptz NOT NULL,
+    -- The close named no conversation: an open that was sent before it is over, wherever it comes.
+    everywhere      boolean NOT NULL DEFAULT false,
     PRIMARY KEY (tenant_id, conversation_id, session_id)
 );
 
 CREATE INDEX sessions_open ON sessions (tenant_id, session_id) WHERE open;
+CREATE INDEX sessions_over ON sessions (tenant_id, session_id) WHERE everywhere;
 
 -- Rows are written once. The order of a conversation is (created_at, id).
 CREATE TABLE messages (
@@ -114,7 +117,7 @@ CREATE TABLE conversation_stats (
     PRIMARY KEY (tenant_id, conversation_id)
 );
 
-CREATE INDEX conversation_stats_by_day ON conversation_stats (tenant_id, agent_id, day);
+CREATE INDEX conversation_stats_by_day ON conversation_stats (tenant_id, coalesce(agent_id, ''), day);
 
 CREATE TABLE daily_stats (
     tenant_id            text COLLATE "C" NOT NULL,

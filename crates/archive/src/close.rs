@@ -14,6 +14,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use domain::ids::{AgentId, ConversationKey, InvalidId, MessageId, SessionId, UserId};
 use domain::time::Timestamp;
+use sqlx::Connection as _;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
@@ -101,7 +102,7 @@ impl Archive {
     /// Claims conversations whose close is due, that have been idle for long, or whose closer
     /// vanished; at most `due.limit` of each.
     pub async fn claim(&self, due: &Due) -> Result<Vec<Claim>> {
-        self.within(async {
+        self.within(async |connection| {
             let mut claims = Vec::new();
             for cause in [CloseCause::Requested, CloseCause::Idle, CloseCause::TakenOver] {
                 let after = match cause {
@@ -113,7 +114,7 @@ impl Archive {
                     .bind(after.as_secs_f64())
                     .bind(due.lease.as_secs_f64())
                     .bind(i64::from(due.limit))
-                    .fetch_all(&self.pool)
+                    .fetch_all(&mut *connection)
                     .await?;
                 for row in rows {
                     claims.push(Claim {
@@ -131,8 +132,8 @@ impl Archive {
     /// Drops those claimed conversations that have no messages, with their sessions; returns them.
     pub async fn drop_empty(&self, claims: &[Claim]) -> Result<Vec<ConversationKey>> {
         let keys = Keys::of(claims);
-        self.within(async {
-            let mut transaction = self.pool.begin().await?;
+        self.within(async |connection| {
+            let mut transaction = connection.begin().await?;
             let dropped = sqlx::query(
                 "WITH empty AS (
                      SELECT c.tenant_id, c.id
@@ -169,35 +170,49 @@ impl Archive {
         .await
     }
 
-    /// Messages of the claimed conversations that have no token count yet: at most `limit`, and at
-    /// most `max_bytes` of content, but always one where there is one.
+    /// Messages of the claimed conversations that have no token count yet, in the order of the claims
+    /// and then of their ids: at most `limit`, and at most `max_bytes` of text, but always one where
+    /// there is one. Of the first claim only those `after` an id, so that a long conversation is
+    /// walked once.
     pub async fn uncounted(
         &self,
         claims: &[Claim],
+        after: Option<&MessageId>,
         limit: u32,
         max_bytes: usize,
     ) -> Result<Vec<Uncounted>> {
         let keys = Keys::of(claims);
-        self.within(async {
+        let mut after_ids = vec![""; claims.len()];
+        if let (Some(first), Some(after)) = (after_ids.first_mut(), after) {
+            *first = after.as_str();
+        }
+        self.within(async |connection| {
             sqlx::query(
                 "SELECT tenant_id, conversation_id, id, coalesce(model_name, conversation_model) AS model_name,
                         content || coalesce(E'\\n' || tool_calls::text, '') AS text
-                 FROM (SELECT listed.*, row_number() OVER in_order AS n,
-                              sum(octet_length(content)) OVER in_order AS bytes
-                       FROM (SELECT m.*, c.model_name AS conversation_model
-                             FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
+                 FROM (SELECT listed.*, row_number() OVER in_order AS place,
+                              sum(octet_length(content) + coalesce(octet_length(tool_calls::text), 0))
+                                  OVER in_order AS bytes
+                       FROM (SELECT k.n, m.*, c.model_name AS conversation_model
+                             FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY
+                                  AS k (tenant_id, id, after, n)
                              JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-                             JOIN messages m ON m.tenant_id = k.tenant_id AND m.conversation_id = k.id
-                             WHERE m.tokens IS NULL
-                             ORDER BY m.tenant_id, m.conversation_id, m.id LIMIT $3) AS listed
-                       WINDOW in_order AS (ORDER BY tenant_id, conversation_id, id)) AS m
-                 WHERE n = 1 OR bytes <= $4",
+                             CROSS JOIN LATERAL (
+                                 SELECT * FROM messages m
+                                 WHERE m.tenant_id = k.tenant_id AND m.conversation_id = k.id
+                                   AND m.id > k.after COLLATE \"C\" AND m.tokens IS NULL
+                                 ORDER BY m.id LIMIT $4) AS m
+                             LIMIT $4) AS listed
+                       WINDOW in_order AS (ORDER BY n, id)) AS m
+                 WHERE place = 1 OR bytes <= $5
+                 ORDER BY place",
             )
             .bind(&keys.tenants)
             .bind(&keys.ids)
+            .bind(&after_ids)
             .bind(i64::from(limit))
             .bind(i64::try_from(max_bytes).unwrap_or(i64::MAX))
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *connection)
             .await?
             .iter()
             .map(|row| {
@@ -216,7 +231,7 @@ impl Archive {
 
     /// Stores token counts. A count is a fact about the words, so it needs no token.
     pub async fn store_tokens(&self, counts: &[(&Uncounted, i64)]) -> Result<()> {
-        self.within(async {
+        self.within(async |connection| {
             sqlx::query(
                 "UPDATE messages m SET tokens = k.tokens
                  FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[])
@@ -228,7 +243,7 @@ impl Archive {
             .bind(counts.iter().map(|(m, _)| m.key.conversation.as_str()).collect::<Vec<_>>())
             .bind(counts.iter().map(|(m, _)| m.id.as_str()).collect::<Vec<_>>())
             .bind(counts.iter().map(|(_, tokens)| *tokens).collect::<Vec<_>>())
-            .execute(&self.pool)
+            .execute(&mut *connection)
             .await?;
             Ok(())
         })
@@ -239,25 +254,32 @@ impl Archive {
     /// lease. Conversations that lost their token are left out of the answer.
     pub async fn store_totals(&self, claims: &[Claim], lease: Duration) -> Result<Vec<Closed>> {
         let keys = Keys::of(claims);
-        self.within(async {
+        self.within(async |connection| {
             sqlx::query(
-                "UPDATE conversations c SET
+                "WITH mine AS (
+                     SELECT c.tenant_id, c.id
+                     FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
+                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                     WHERE c.close_token = k.token
+                     ORDER BY c.tenant_id, c.id
+                     FOR NO KEY UPDATE OF c)
+                 UPDATE conversations c SET
                      message_count = t.messages, total_tokens = t.tokens,
                      created_at = t.first, last_message_at = t.last,
                      agent_id = coalesce(t.agent_id, c.agent_id),
                      model_name = coalesce(t.model_name, c.model_name),
                      close_lease_until = clock_timestamp() + make_interval(secs => $4)
-                 FROM (SELECT k.tenant_id, k.id, k.token, count(*) AS messages,
+                 FROM (SELECT mine.tenant_id, mine.id, count(*) AS messages,
                               coalesce(sum(m.tokens), 0)::bigint AS tokens,
                               min(m.created_at) AS first, max(m.created_at) AS last,
                               (array_agg(m.agent_id ORDER BY m.created_at DESC, m.id DESC)
                                   FILTER (WHERE m.agent_id IS NOT NULL))[1] AS agent_id,
                               (array_agg(m.model_name ORDER BY m.created_at DESC, m.id DESC)
                                   FILTER (WHERE m.model_name IS NOT NULL))[1] AS model_name
-                       FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
-                       JOIN messages m ON m.tenant_id = k.tenant_id AND m.conversation_id = k.id
-                       GROUP BY k.tenant_id, k.id, k.token) AS t
-                 WHERE c.tenant_id = t.tenant_id AND c.id = t.id AND c.close_token = t.token
+                       FROM mine
+                       JOIN messages m ON m.tenant_id = mine.tenant_id AND m.conversation_id = mine.id
+                       GROUP BY mine.tenant_id, mine.id) AS t
+                 WHERE c.tenant_id = t.tenant_id AND c.id = t.id
                  RETURNING c.tenant_id, c.id, c.session_id, c.agent_id, c.user_id, c.message_count,
                            c.total_tokens, c.created_at, c.last_message_at, c.closed_at,
                            c.close_reason, c.close_token",
@@ -266,7 +288,7 @@ impl Archive {
             .bind(&keys.ids)
             .bind(&keys.tokens)
             .bind(lease.as_secs_f64())
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *connection)
             .await?
             .iter()
             .map(closed)
@@ -279,7 +301,7 @@ impl Archive {
     /// token or are held by a saver at this moment.
     pub async fn archive_claimed(&self, claims: &[Claim]) -> Result<Vec<ConversationKey>> {
         let keys = Keys::of(claims);
-        self.within(async {
+        self.within(async |connection| {
             sqlx::query(
                 "WITH mine AS (
                      SELECT c.tenant_id, c.id
@@ -297,7 +319,7 @@ impl Archive {
             .bind(&keys.tenants)
             .bind(&keys.ids)
             .bind(&keys.tokens)
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *connection)
             .await?
             .iter()
             .map(|row| key(row.try_get("tenant_id")?, row.try_get("id")?))
@@ -309,7 +331,7 @@ impl Archive {
     /// Extends the lease of the claims that still hold their token; returns those.
     pub async fn renew(&self, claims: &[Claim], lease: Duration) -> Result<Vec<ConversationKey>> {
         let keys = Keys::of(claims);
-        self.within(async {
+        self.within(async |connection| {
             sqlx::query(
                 "WITH mine AS (
                      SELECT c.tenant_id, c.id
@@ -327,7 +349,7 @@ impl Archive {
             .bind(&keys.ids)
             .bind(&keys.tokens)
             .bind(lease.as_secs_f64())
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *connection)
             .await?
             .iter()
             .map(|row| key(row.try_get("tenant_id")?, row.try_get("id")?))
@@ -338,15 +360,19 @@ impl Archive {
 
     /// How many conversations are active, and by how much the oldest close is overdue.
     pub async fn close_backlog(&self, grace: Duration) -> Result<(i64, Duration)> {
-        self.within(async {
+        self.within(async |connection| {
             let (active, lag): (i64, f64) = sqlx::query_as(
-                "SELECT (SELECT count(*) FROM conversations WHERE status = 'active'),
+                // Two counts, so that each reads the partial index that holds nothing else.
+                "SELECT (SELECT count(*) FROM conversations
+                         WHERE status = 'active' AND close_requested_at IS NULL)
+                        + (SELECT count(*) FROM conversations
+                           WHERE status = 'active' AND close_requested_at IS NOT NULL),
                         coalesce((SELECT extract(epoch FROM statement_timestamp() - close_requested_at)::float8
                                   FROM conversations
                                   WHERE status = 'active' AND close_requested_at IS NOT NULL
                                   ORDER BY close_requested_at LIMIT 1), 0)",
             )
-            .fetch_one(&self.pool)
+            .fetch_one(&mut *connection)
             .await?;
             let lag = Duration::try_from_secs_f64(lag).unwrap_or_default();
             Ok((active, lag.saturating_sub(grace)))
@@ -367,8 +393,7 @@ fn claim_statement(cause: CloseCause) -> &'static str {
                 " LIMIT $3 FOR UPDATE SKIP LOCKED)
                  UPDATE conversations c SET
                      status = 'closing', close_token = gen_random_uuid(),
-                     close_lease_until = clock_timestamp() + make_interval(secs => $2),
-                     closed_at = clock_timestamp()",
+                     close_lease_until = clock_timestamp() + make_interval(secs => $2)",
                 $and,
                 " FROM due WHERE c.tenant_id = due.tenant_id AND c.id = due.id
                  RETURNING c.tenant_id, c.id, c.close_token"
@@ -379,18 +404,19 @@ fn claim_statement(cause: CloseCause) -> &'static str {
         CloseCause::Requested => claim!(
             "status = 'active' AND close_requested_at <= statement_timestamp() - make_interval(secs => $1)",
             "close_requested_at",
-            ""
+            ", closed_at = clock_timestamp()"
         ),
         CloseCause::Idle => claim!(
             "status = 'active' AND close_requested_at IS NULL
              AND touched_at <= statement_timestamp() - make_interval(secs => $1)",
             "touched_at",
-            ", close_requested_at = clock_timestamp(), close_reason = 'idle'"
+            ", closed_at = clock_timestamp(), close_requested_at = clock_timestamp(), close_reason = 'idle'"
         ),
         CloseCause::TakenOver => claim!(
             "status = 'closing'
              AND close_lease_until <= statement_timestamp() - make_interval(secs => $1)",
             "close_lease_until",
+            // `closed_at` stays: the event that the one before may have published is this one's.
             ""
         ),
     }

@@ -1,10 +1,10 @@
 //! The connection pool and the time-out around every unit of work.
 
-use std::future::Future;
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{Error, Result};
 
@@ -56,11 +56,11 @@ impl Archive {
 
     /// Whether PostgreSQL answers and would accept a write.
     pub async fn probe(&self) -> Result<()> {
-        self.within(async {
+        self.within(async |connection| {
             let read_only: bool = sqlx::query_scalar(
                 "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean",
             )
-            .fetch_one(&self.pool)
+            .fetch_one(&mut *connection)
             .await?;
             if read_only {
                 return Err(Error::Database(sqlx::Error::Protocol(
@@ -77,11 +77,27 @@ impl Archive {
         self.pool.close().await;
     }
 
-    /// Runs one unit of work under the time-out. Dropping the future closes its connection when the
-    /// server never answered, so a frozen server does not fill the pool.
-    pub(crate) async fn within<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        tokio::time::timeout(self.time_out, work)
-            .await
-            .unwrap_or(Err(Error::TimedOut(self.time_out)))
+    /// Runs one unit of work on a connection of its own, all of it under the time-out.
+    ///
+    /// The pool asks each connection that comes back whether it lives, without a limit. Behind a
+    /// silent server that would use the pool up, one connection after the other. So one that did not
+    /// answer is dropped with its socket, and one that did goes back under the time-out too.
+    pub(crate) async fn within<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + self.time_out;
+        let silent = |_| Error::TimedOut(self.time_out);
+        let mut connection = timeout_at(deadline, self.pool.acquire()).await.map_err(silent)??;
+        match timeout_at(deadline, work(&mut connection)).await {
+            Ok(result) => {
+                drop(tokio::spawn(timeout(self.time_out, connection.return_to_pool())));
+                result
+            }
+            Err(elapsed) => {
+                drop(connection.detach());
+                Err(silent(elapsed))
+            }
+        }
     }
 }

@@ -70,7 +70,7 @@ impl Archive {
         filter: &ConversationFilter,
         limit: u32,
     ) -> Result<Vec<ConversationRow>> {
-        self.within(async {
+        self.within(async |connection| {
             Ok(sqlx::query_as(sqlx::AssertSqlSafe(format!(
                 "SELECT {COLUMNS} FROM conversations c
                  WHERE ($1::text IS NULL OR c.tenant_id = $1) AND ($2::text IS NULL OR c.status = $2)
@@ -82,7 +82,7 @@ impl Archive {
             .bind(&filter.agent)
             .bind(&filter.session)
             .bind(i64::from(limit))
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *connection)
             .await?)
         })
         .await
@@ -90,13 +90,13 @@ impl Archive {
 
     /// One conversation.
     pub async fn conversation(&self, key: &ConversationKey) -> Result<Option<ConversationRow>> {
-        self.within(async {
+        self.within(async |connection| {
             Ok(sqlx::query_as(sqlx::AssertSqlSafe(format!(
                 "SELECT {COLUMNS} FROM conversations c WHERE c.tenant_id = $1 AND c.id = $2"
             )))
             .bind(key.tenant.as_str())
             .bind(key.conversation.as_str())
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *connection)
             .await?)
         })
         .await

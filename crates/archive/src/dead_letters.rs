@@ -4,6 +4,7 @@
 use chrono::{DateTime, Utc};
 use domain::failure::DeadLetterReason;
 use domain::time::Timestamp;
+use sqlx::Connection as _;
 use sqlx::FromRow;
 use uuid::Uuid;
 
@@ -139,8 +140,8 @@ impl Archive {
                 _ => unique.push((letter, 1)),
             }
         }
-        self.within(async {
-            let mut transaction = self.pool.begin().await?;
+        self.within(async |connection| {
+            let mut transaction = connection.begin().await?;
             for (letter, copies) in unique {
                 sqlx::query(
                     "INSERT INTO dead_letters (id, queue, reason, field, error, tenant_id,
@@ -188,7 +189,7 @@ impl Archive {
         filter: &DeadLetterFilter,
         limit: u32,
     ) -> Result<Vec<DeadLetterRow>> {
-        self.within(async {
+        self.within(async |connection| {
             Ok(sqlx::query_as(
                 "SELECT * FROM dead_letters
                  WHERE ($1::text IS NULL OR queue = $1) AND ($2::text IS NULL OR reason = $2)
@@ -200,7 +201,7 @@ impl Archive {
             .bind(&filter.tenant)
             .bind(&filter.status)
             .bind(i64::from(limit))
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *connection)
             .await?)
         })
         .await
@@ -208,10 +209,10 @@ impl Archive {
 
     /// One letter.
     pub async fn dead_letter(&self, id: Uuid) -> Result<Option<DeadLetterRow>> {
-        self.within(async {
+        self.within(async |connection| {
             Ok(sqlx::query_as("SELECT * FROM dead_letters WHERE id = $1")
                 .bind(id)
-                .fetch_optional(&self.pool)
+                .fetch_optional(&mut *connection)
                 .await?)
         })
         .await
@@ -219,12 +220,12 @@ impl Archive {
 
     /// How many letters are open, by queue and reason.
     pub async fn open_dead_letters(&self) -> Result<Vec<OpenDeadLetters>> {
-        self.within(async {
+        self.within(async |connection| {
             Ok(sqlx::query_as(
                 "SELECT queue, reason, count(*) AS letters FROM dead_letters
                  WHERE status = 'open' GROUP BY queue, reason ORDER BY queue, reason",
             )
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *connection)
             .await?)
         })
         .await

@@ -8,7 +8,7 @@ use domain::ids::ConversationKey;
 use domain::status::ConversationStatus;
 use domain::time::Timestamp;
 
-use crate::rows::{status, timestamp};
+use crate::rows::{corrupt, status, timestamp};
 use crate::{Archive, Result};
 
 /// What decides whether a hot copy may be believed, read by primary key beside every read.
@@ -40,42 +40,46 @@ pub enum EpochChange {
     Changed,
 }
 
+/// How often the comparison is repeated because another process changed the row in between.
+const REIGN_ROUNDS: usize = 5;
+
 type NumbersRow = (i64, Option<String>, Option<i64>, Option<DateTime<Utc>>);
 
 impl Archive {
     /// The numbers of a conversation: one read by primary key.
     pub async fn numbers(&self, key: &ConversationKey) -> Result<Numbers> {
-        self.within(async {
-            let mut connection = self.pool.acquire().await?;
-            read_numbers(&mut connection, key).await
-        })
-        .await
+        self.within(async |connection| read_numbers(connection, key).await).await
     }
 
     /// Compares the reign of the Redis that this process speaks to with the stored one, and makes
     /// a new epoch when they differ. Replicas may race: the comparison is part of the update, so
     /// one of them changes the epoch and the others find theirs stored.
     pub async fn enter_reign(&self, reign: &str, fresh_epoch: i64) -> Result<EpochChange> {
-        self.within(async {
-            let stored: String =
-                sqlx::query_scalar("SELECT reign FROM hot_epoch").fetch_one(&self.pool).await?;
-            if stored == reign {
-                return Ok(EpochChange::Same);
+        self.within(async |connection| {
+            for _ in 0..REIGN_ROUNDS {
+                let stored: String = sqlx::query_scalar("SELECT reign FROM hot_epoch")
+                    .fetch_one(&mut *connection)
+                    .await?;
+                if stored == reign {
+                    return Ok(EpochChange::Same);
+                }
+                let changed =
+                    sqlx::query("UPDATE hot_epoch SET epoch = $1, reign = $2 WHERE reign = $3")
+                        .bind(fresh_epoch)
+                        .bind(reign)
+                        .bind(&stored)
+                        .execute(&mut *connection)
+                        .await?
+                        .rows_affected();
+                if changed == 1 {
+                    return Ok(EpochChange::Changed);
+                }
+                // Somebody was faster; perhaps with this reign, perhaps with another.
             }
-            let changed =
-                sqlx::query("UPDATE hot_epoch SET epoch = $1, reign = $2 WHERE reign = $3")
-                    .bind(fresh_epoch)
-                    .bind(reign)
-                    .bind(&stored)
-                    .execute(&self.pool)
-                    .await?
-                    .rows_affected();
-            if changed == 1 {
-                return Ok(EpochChange::Changed);
-            }
-            // Somebody was faster. If they saw another Redis than we do, the caller's next look, a
-            // second later, settles it.
-            Ok(EpochChange::Same)
+            Err(corrupt(
+                "hot_epoch",
+                "the reign keeps changing: processes see different Redis".into(),
+            ))
         })
         .await
     }
@@ -83,10 +87,10 @@ impl Archive {
     /// Whether the hot copies live in the Redis of this reign. For those who only look: they must
     /// not change the epoch, since they may have been sent to the wrong server.
     pub async fn is_reign(&self, reign: &str) -> Result<bool> {
-        self.within(async {
+        self.within(async |connection| {
             Ok(sqlx::query_scalar("SELECT reign = $1 FROM hot_epoch")
                 .bind(reign)
-                .fetch_one(&self.pool)
+                .fetch_one(&mut *connection)
                 .await?)
         })
         .await
@@ -100,7 +104,7 @@ impl Archive {
         let tenants: Vec<&str> = changes.iter().map(|(key, _)| key.tenant.as_str()).collect();
         let ids: Vec<&str> = changes.iter().map(|(key, _)| key.conversation.as_str()).collect();
         let generations: Vec<i64> = changes.iter().map(|(_, generation)| *generation).collect();
-        self.within(async {
+        self.within(async |connection| {
             sqlx::query(
                 "WITH wanted AS (
                      SELECT c.tenant_id, c.id, k.generation
@@ -114,7 +118,7 @@ impl Archive {
             .bind(tenants)
             .bind(ids)
             .bind(generations)
-            .execute(&self.pool)
+            .execute(&mut *connection)
             .await?;
             Ok(())
         })

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use domain::ids::ConversationKey;
 use domain::message::{Message, Position};
+use sqlx::Connection as _;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::epoch::{Numbers, read_numbers};
@@ -35,9 +36,9 @@ pub struct Snapshot {
 impl Archive {
     /// The newest messages before a position, in one snapshot with the conversation's numbers.
     pub async fn read(&self, key: &ConversationKey, page: &Page) -> Result<Snapshot> {
-        self.within(async {
+        self.within(async |connection| {
             let mut transaction =
-                self.pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+                connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
             let numbers = read_numbers(&mut transaction, key).await?;
             let mut snapshot = Snapshot { numbers, messages: Vec::new(), from_beginning: true };
             if let Some(conversation) = &snapshot.numbers.conversation {
@@ -69,6 +70,7 @@ async fn read_page(
              SELECT {MESSAGE_COLUMNS},
                     row_number() OVER newest_first AS n,
                     sum(octet_length(m.content) + coalesce(octet_length(m.content_parts::text), 0)
+                        + coalesce(octet_length(m.tool_calls::text), 0)
                         + coalesce(octet_length(m.metadata::text), 0)) OVER newest_first AS bytes
              FROM (SELECT * FROM messages
                    WHERE tenant_id = $1 AND conversation_id = $2

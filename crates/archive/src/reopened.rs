@@ -5,7 +5,7 @@
 
 use chrono::{DateTime, Utc};
 use domain::event::Reopened;
-use domain::ids::{ConversationKey, SessionId};
+use domain::ids::SessionId;
 use sqlx::Row;
 
 use crate::rows::{corrupt, key, timestamp};
@@ -14,13 +14,13 @@ use crate::{Archive, Result};
 impl Archive {
     /// Conversations whose return has not been announced; at most `limit`.
     pub async fn unannounced(&self, limit: u32) -> Result<Vec<Reopened>> {
-        self.within(async {
+        self.within(async |connection| {
             sqlx::query(
                 "SELECT tenant_id, id, session_id, touched_at FROM conversations WHERE reopened
                  ORDER BY tenant_id, id LIMIT $1",
             )
             .bind(i64::from(limit))
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *connection)
             .await?
             .iter()
             .map(|row| {
@@ -38,22 +38,25 @@ impl Archive {
         .await
     }
 
-    /// Notes that the events of these conversations were published and confirmed.
-    pub async fn announced(&self, keys: &[ConversationKey]) -> Result<()> {
-        self.within(async {
+    /// Notes that these events were published and confirmed. A conversation that was touched since
+    /// stays due: it may have come back a second time.
+    pub async fn announced(&self, told: &[Reopened]) -> Result<()> {
+        self.within(async |connection| {
             sqlx::query(
                 "WITH told AS (
                      SELECT c.tenant_id, c.id
-                     FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
+                     FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS k (tenant_id, id, at)
                      JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                     WHERE c.touched_at = k.at
                      ORDER BY c.tenant_id, c.id
                      FOR NO KEY UPDATE OF c)
                  UPDATE conversations c SET reopened = false
                  FROM told WHERE c.tenant_id = told.tenant_id AND c.id = told.id",
             )
-            .bind(keys.iter().map(|key| key.tenant.as_str()).collect::<Vec<_>>())
-            .bind(keys.iter().map(|key| key.conversation.as_str()).collect::<Vec<_>>())
-            .execute(&self.pool)
+            .bind(told.iter().map(|it| it.tenant_id.as_str()).collect::<Vec<_>>())
+            .bind(told.iter().map(|it| it.conversation_id.as_str()).collect::<Vec<_>>())
+            .bind(told.iter().map(|it| DateTime::<Utc>::from(it.reopened_at)).collect::<Vec<_>>())
+            .execute(&mut *connection)
             .await?;
             Ok(())
         })

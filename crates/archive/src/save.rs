@@ -20,6 +20,7 @@ use domain::ids::{ConversationKey, TenantId};
 use domain::message::{BodyHash, Message};
 use domain::time::Timestamp;
 use sqlx::AssertSqlSafe;
+use sqlx::Connection as _;
 use sqlx::{PgConnection, Row};
 
 use crate::rows::{FORMAT_PLAIN, MESSAGE_COLUMNS, MessageRow, SaveRow, corrupt, timestamp};
@@ -80,8 +81,8 @@ impl Archive {
             rows.is_sorted_by(|a, b| (a.key, &a.message.id) < (b.key, &b.message.id)),
             "rows must be sorted and unique"
         );
-        self.within(async {
-            let mut transaction = self.pool.begin().await?;
+        self.within(async |connection| {
+            let mut transaction = connection.begin().await?;
             let tombstones = Tombstones::read(&mut transaction, rows).await?;
             let kept: Vec<&SaveRow<'_>> =
                 rows.iter().filter(|row| !tombstones.forbid(row)).collect();
@@ -455,7 +456,7 @@ async fn update_conversations(
                  WHEN c.status <> 'active' OR c.close_requested_at IS NOT NULL THEN clock_timestamp() END,
              close_token = CASE WHEN stale.newest IS NULL THEN c.close_token END,
              close_lease_until = CASE WHEN stale.newest IS NULL THEN c.close_lease_until END,
-             reopened = c.reopened OR (stale.newest IS NOT NULL AND stale.was = 'archived'),
+             reopened = c.reopened OR (stale.newest IS NOT NULL AND stale.was <> 'active'),
              touched_at = CASE WHEN stale.newest IS NULL THEN c.touched_at ELSE clock_timestamp() END,
              last_message_at = greatest(c.last_message_at, stale.newest),
              agent_id = coalesce(c.agent_id, stale.agent_id),

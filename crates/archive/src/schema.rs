@@ -18,10 +18,10 @@ impl Archive {
     /// migrations only add.
     pub async fn verify_schema(&self) -> Result<(), SchemaError> {
         let applied = self
-            .within(async {
+            .within(async |connection| {
                 let made: Option<String> =
                     sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations')::text")
-                        .fetch_one(&self.pool)
+                        .fetch_one(&mut *connection)
                         .await?;
                 if made.is_none() {
                     return Ok(None);
@@ -29,7 +29,7 @@ impl Archive {
                 sqlx::query_scalar::<_, Option<i64>>(
                     "SELECT max(version) FROM _sqlx_migrations WHERE success",
                 )
-                .fetch_one(&self.pool)
+                .fetch_one(&mut *connection)
                 .await
                 .map_err(Error::from)
             })

@@ -4,11 +4,14 @@
 //! overrules a later `opened`. A conversation has a close request from the moment at which its last
 //! open session closed; an open session withdraws it.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use domain::ids::{ConversationKey, SessionId};
 use domain::time::Timestamp;
-use sqlx::PgConnection;
+use sqlx::{Connection as _, PgConnection, Row as _};
 
+use crate::rows::{corrupt, timestamp};
 use crate::{Archive, Result};
 
 /// What happened to a session.
@@ -62,7 +65,7 @@ pub struct SessionRow {
 impl Archive {
     /// The sessions of a conversation that opened or closed, in the order of their last event.
     pub async fn sessions(&self, key: &ConversationKey) -> Result<Vec<SessionRow>> {
-        self.within(async {
+        self.within(async |connection| {
             Ok(sqlx::query_as(
                 "SELECT session_id, open, last_event_at FROM sessions
                  WHERE tenant_id = $1 AND conversation_id = $2
@@ -70,7 +73,7 @@ impl Archive {
             )
             .bind(key.tenant.as_str())
             .bind(key.conversation.as_str())
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *connection)
             .await?)
         })
         .await
@@ -84,13 +87,17 @@ impl Archive {
         updates: &[SessionUpdate],
         fresh: &(dyn Fn() -> i64 + Sync),
     ) -> Result<()> {
-        self.within(async {
-            let mut transaction = self.pool.begin().await?;
+        self.within(async |connection| {
+            let mut transaction = connection.begin().await?;
+            take_turns(&mut transaction, updates).await?;
             let mut updates = spread(&mut transaction, updates).await?;
-            updates.sort_by(|a, b| (&a.key, &a.session, a.at).cmp(&(&b.key, &b.session, b.at)));
+            end_what_is_over(&mut transaction, &mut updates).await?;
+            updates.sort_by(|a, b| {
+                (&a.key, &a.session, a.rank()).cmp(&(&b.key, &b.session, b.rank()))
+            });
             lock_conversations(&mut transaction, &updates, fresh).await?;
-            upsert_sessions(&mut transaction, &updates).await?;
-            follow_sessions(&mut transaction, &updates).await?;
+            let applied = upsert_sessions(&mut transaction, &updates).await?;
+            follow_sessions(&mut transaction, &applied).await?;
             record_satisfaction(&mut transaction, &updates).await?;
             transaction.commit().await?;
             Ok(())
@@ -99,44 +106,122 @@ impl Archive {
     }
 }
 
+impl SessionUpdate {
+    /// Events of one session are ordered by their times; of two at the same time the open one wins,
+    /// so that a page that reloads within a second stays connected.
+    fn rank(&self) -> (Timestamp, bool) {
+        (self.at, self.change == Some(SessionChange::Opened))
+    }
+}
+
+/// The first key of our advisory locks, an arbitrary number; the second is a session's bucket.
+const SESSION_LOCKS: i32 = 7_301;
+
+/// Locks the sessions of a batch, by buckets: a close that names no conversation and the open that it
+/// ends may be in two transactions, and one of them must see the other.
+async fn take_turns(connection: &mut PgConnection, updates: &[SessionUpdate]) -> Result<()> {
+    sqlx::query(
+        "SELECT pg_advisory_xact_lock($3, bucket)
+         FROM (SELECT DISTINCT hashtext(tenant_id || E'\\x01' || session_id) & 63 AS bucket
+               FROM unnest($1::text[], $2::text[]) AS k (tenant_id, session_id)
+               ORDER BY bucket) AS sessions",
+    )
+    .bind(updates.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
+    .bind(updates.iter().map(|u| u.session.as_str()).collect::<Vec<_>>())
+    .bind(SESSION_LOCKS)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// A close that names no conversation concerns its session in every conversation where it is open,
-/// and the session's own conversation where that exists or nothing else is meant.
+/// in the archive or by an event of this batch, and the session's own conversation where that exists
+/// or nothing else is meant.
 async fn spread(
     connection: &mut PgConnection,
     updates: &[SessionUpdate],
 ) -> Result<Vec<SessionUpdate>> {
-    let everywhere = |u: &&SessionUpdate| u.everywhere && u.change == Some(SessionChange::Closed);
-    let closes: Vec<&SessionUpdate> = updates.iter().filter(everywhere).collect();
+    let is_everywhere =
+        |u: &&SessionUpdate| u.everywhere && u.change == Some(SessionChange::Closed);
+    let closes: Vec<&SessionUpdate> = updates.iter().filter(is_everywhere).collect();
     if closes.is_empty() {
         return Ok(updates.to_vec());
     }
-    let open: Vec<(i64, String, String, bool)> = sqlx::query_as(
-        "SELECT k.n, s.tenant_id, s.conversation_id,
+    let open: Vec<(i64, Option<String>, bool)> = sqlx::query_as(
+        "SELECT k.n, s.conversation_id,
                 EXISTS (SELECT FROM conversations c
                         WHERE c.tenant_id = k.tenant_id AND c.id = k.own) AS own_exists
          FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS k (tenant_id, session_id, own, n)
-         JOIN sessions s ON s.tenant_id = k.tenant_id AND s.session_id = k.session_id
-                        AND s.open AND s.conversation_id <> k.own",
+         LEFT JOIN sessions s ON s.tenant_id = k.tenant_id AND s.session_id = k.session_id
+                             AND s.open AND s.conversation_id <> k.own",
     )
     .bind(closes.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
     .bind(closes.iter().map(|u| u.session.as_str()).collect::<Vec<_>>())
     .bind(closes.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
-    let mut elsewhere = Vec::with_capacity(open.len());
-    let mut without_own: Vec<&ConversationKey> = Vec::new();
-    for (n, tenant, conversation, own_exists) in open {
-        if let Some(update) = usize::try_from(n - 1).ok().and_then(|n| closes.get(n)) {
-            let key = crate::rows::key(&tenant, &conversation)?;
-            elsewhere.push(SessionUpdate { key, ..(*update).clone() });
-            if !own_exists {
-                without_own.push(&update.key);
+    let mut spread: Vec<SessionUpdate> =
+        updates.iter().filter(|u| !is_everywhere(u)).cloned().collect();
+    let opens: Vec<SessionUpdate> =
+        spread.iter().filter(|u| u.change == Some(SessionChange::Opened)).cloned().collect();
+    for (n, close) in (1..).zip(closes) {
+        let mut conversations: Vec<ConversationKey> = opens
+            .iter()
+            .filter(|u| u.key.tenant == close.key.tenant && u.session == close.session)
+            .map(|u| u.key.clone())
+            .collect();
+        let mut own_exists = conversations.contains(&close.key);
+        for (_, found, exists) in open.iter().filter(|row| row.0 == n) {
+            own_exists |= exists;
+            if let Some(conversation) = found {
+                conversations.push(crate::rows::key(close.key.tenant.as_str(), conversation)?);
             }
         }
+        if own_exists || conversations.is_empty() {
+            conversations.push(close.key.clone());
+        }
+        conversations.sort();
+        conversations.dedup();
+        spread.extend(conversations.into_iter().map(|key| SessionUpdate { key, ..close.clone() }));
     }
-    let meant = |u: &&SessionUpdate| !(everywhere(u) && without_own.contains(&&u.key));
-    Ok(updates.iter().filter(meant).cloned().chain(elsewhere).collect())
+    Ok(spread)
 }
+
+/// An open that arrives after the close that ended it, where that close named no conversation, is
+/// over already.
+async fn end_what_is_over(
+    connection: &mut PgConnection,
+    updates: &mut [SessionUpdate],
+) -> Result<()> {
+    let mut opens: Vec<&mut SessionUpdate> =
+        updates.iter_mut().filter(|u| u.change == Some(SessionChange::Opened)).collect();
+    if opens.is_empty() {
+        return Ok(());
+    }
+    let over: Vec<(i64, DateTime<Utc>)> = sqlx::query_as(
+        "SELECT k.n, max(s.last_event_at)
+         FROM unnest($1::text[], $2::text[], $3::timestamptz[]) WITH ORDINALITY AS k (tenant_id, session_id, at, n)
+         JOIN sessions s ON s.tenant_id = k.tenant_id AND s.session_id = k.session_id
+                        AND s.everywhere AND s.last_event_at > k.at
+         GROUP BY k.n",
+    )
+    .bind(opens.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
+    .bind(opens.iter().map(|u| u.session.as_str()).collect::<Vec<_>>())
+    .bind(opens.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
+    .fetch_all(connection)
+    .await?;
+    for (n, closed_at) in over {
+        if let Some(open) = usize::try_from(n - 1).ok().and_then(|n| opens.get_mut(n)) {
+            open.change = Some(SessionChange::Closed);
+            open.at = timestamp(closed_at);
+        }
+    }
+    Ok(())
+}
+
+/// How often the lock is tried again because a conversation vanished between insert and lock: the
+/// sweep would have to drop the same empty conversation each time.
+const LOCK_ROUNDS: usize = 5;
 
 /// Inserts the conversations that are missing and locks all of them, in key order.
 async fn lock_conversations(
@@ -146,6 +231,31 @@ async fn lock_conversations(
 ) -> Result<()> {
     let mut firsts: Vec<&SessionUpdate> = updates.iter().collect();
     firsts.dedup_by_key(|update| &update.key);
+    for _ in 0..LOCK_ROUNDS {
+        insert_conversations(connection, &firsts, fresh).await?;
+        let locked = sqlx::query(
+            "SELECT FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
+             JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+             ORDER BY c.tenant_id, c.id
+             FOR NO KEY UPDATE OF c",
+        )
+        .bind(firsts.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
+        .bind(firsts.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+        if locked == firsts.len() as u64 {
+            return Ok(());
+        }
+    }
+    Err(corrupt("conversations", "a row keeps vanishing between insert and lock".into()))
+}
+
+async fn insert_conversations(
+    connection: &mut PgConnection,
+    firsts: &[&SessionUpdate],
+    fresh: &(dyn Fn() -> i64 + Sync),
+) -> Result<()> {
     let text = |of: fn(&SessionUpdate) -> &str| firsts.iter().map(|u| of(u)).collect::<Vec<_>>();
     let optional = |of: fn(&SessionUpdate) -> &Option<String>| {
         firsts.iter().map(|u| of(u).as_deref()).collect::<Vec<_>>()
@@ -166,88 +276,108 @@ async fn lock_conversations(
     .bind(optional(|u| &u.tenant_tier))
     .bind(firsts.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
     .bind(firsts.iter().map(|_| fresh()).collect::<Vec<_>>())
-    .execute(&mut *connection)
-    .await?;
-    sqlx::query(
-        "SELECT FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
-         JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-         ORDER BY c.tenant_id, c.id
-         FOR NO KEY UPDATE OF c",
-    )
-    .bind(text(|u| u.key.tenant.as_str()))
-    .bind(text(|u| u.key.conversation.as_str()))
     .execute(connection)
     .await?;
     Ok(())
 }
 
-async fn upsert_sessions(connection: &mut PgConnection, updates: &[SessionUpdate]) -> Result<()> {
-    // The newest event of each session in this batch; the batch is sorted by time within it.
-    let mut newest: Vec<(&SessionUpdate, SessionChange)> = Vec::with_capacity(updates.len());
-    for update in updates {
-        let Some(change) = update.change else {
-            continue;
-        };
+/// Records the newest event of each session, where it is newer than what is known; returns those
+/// that were.
+async fn upsert_sessions<'a>(
+    connection: &mut PgConnection,
+    updates: &'a [SessionUpdate],
+) -> Result<Vec<&'a SessionUpdate>> {
+    // The batch is sorted by rank within each session, so the last one is the newest.
+    let mut newest: Vec<&SessionUpdate> = Vec::with_capacity(updates.len());
+    for update in updates.iter().filter(|update| update.change.is_some()) {
         match newest.last_mut() {
-            Some(last) if last.0.key == update.key && last.0.session == update.session => {
-                *last = (update, change);
+            Some(last) if last.key == update.key && last.session == update.session => {
+                *last = update
             }
-            _ => newest.push((update, change)),
+            _ => newest.push(update),
+        }
+    }
+    let is_open = |u: &&SessionUpdate| u.change == Some(SessionChange::Opened);
+    let applied = sqlx::query(
+        "INSERT INTO sessions (tenant_id, conversation_id, session_id, open, last_event_at, everywhere)
+         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[], $6::boolean[])
+         ON CONFLICT (tenant_id, conversation_id, session_id) DO UPDATE
+         SET open = excluded.open, last_event_at = excluded.last_event_at,
+             everywhere = excluded.everywhere
+         WHERE (sessions.last_event_at, sessions.open) < (excluded.last_event_at, excluded.open)
+         RETURNING tenant_id, conversation_id, session_id",
+    )
+    .bind(newest.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
+    .bind(newest.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
+    .bind(newest.iter().map(|u| u.session.as_str()).collect::<Vec<_>>())
+    .bind(newest.iter().map(is_open).collect::<Vec<_>>())
+    .bind(newest.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
+    .bind(newest.iter().map(|u| u.everywhere && !is_open(u)).collect::<Vec<_>>())
+    .fetch_all(connection)
+    .await?;
+    let mut names: HashSet<(&str, &str, &str)> = HashSet::with_capacity(applied.len());
+    for row in &applied {
+        names.insert((
+            row.try_get("tenant_id")?,
+            row.try_get("conversation_id")?,
+            row.try_get("session_id")?,
+        ));
+    }
+    newest.retain(|u| {
+        let name = (u.key.tenant.as_str(), u.key.conversation.as_str(), u.session.as_str());
+        names.contains(&name)
+    });
+    Ok(newest)
+}
+
+/// Makes each conversation's close request follow from what changed. A session that opened withdraws
+/// it; the last open one that closed makes it. A request that stands already keeps its time:
+/// repeating a close does not postpone it.
+async fn follow_sessions(connection: &mut PgConnection, applied: &[&SessionUpdate]) -> Result<()> {
+    // Of each conversation whether a session opened, and the newest event, whose reason counts.
+    let mut changed: Vec<(&SessionUpdate, bool)> = Vec::with_capacity(applied.len());
+    for update in applied {
+        let opened = update.change == Some(SessionChange::Opened);
+        match changed.last_mut() {
+            Some((newest, any)) if newest.key == update.key => {
+                *any |= opened;
+                if newest.rank() < update.rank() {
+                    *newest = update;
+                }
+            }
+            _ => changed.push((update, opened)),
         }
     }
     sqlx::query(
-        "INSERT INTO sessions (tenant_id, conversation_id, session_id, open, last_event_at)
-         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[])
-         ON CONFLICT (tenant_id, conversation_id, session_id) DO UPDATE
-         SET open = excluded.open, last_event_at = excluded.last_event_at
-         WHERE sessions.last_event_at < excluded.last_event_at",
-    )
-    .bind(newest.iter().map(|(u, _)| u.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(newest.iter().map(|(u, _)| u.key.conversation.as_str()).collect::<Vec<_>>())
-    .bind(newest.iter().map(|(u, _)| u.session.as_str()).collect::<Vec<_>>())
-    .bind(newest.iter().map(|(_, change)| *change == SessionChange::Opened).collect::<Vec<_>>())
-    .bind(newest.iter().map(|(u, _)| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// Makes each conversation's close request follow from its sessions. A request that stands already
-/// keeps its time: repeating a close does not postpone it.
-async fn follow_sessions(connection: &mut PgConnection, updates: &[SessionUpdate]) -> Result<()> {
-    let mut changed: Vec<&SessionUpdate> = updates.iter().filter(|u| u.change.is_some()).collect();
-    // The last one of each conversation in the batch; only its reason is taken.
-    changed.reverse();
-    changed.dedup_by_key(|update| &update.key);
-    sqlx::query(
         "UPDATE conversations c SET
-             status = CASE WHEN k.open THEN 'active' ELSE c.status END,
-             close_token = CASE WHEN k.open THEN NULL ELSE c.close_token END,
-             close_lease_until = CASE WHEN k.open THEN NULL ELSE c.close_lease_until END,
+             status = CASE WHEN k.opened THEN 'active' ELSE c.status END,
+             close_token = CASE WHEN k.opened THEN NULL ELSE c.close_token END,
+             close_lease_until = CASE WHEN k.opened THEN NULL ELSE c.close_lease_until END,
              close_requested_at = CASE
-                 WHEN k.open THEN NULL
-                 WHEN c.status = 'active' THEN coalesce(c.close_requested_at, clock_timestamp())
+                 WHEN k.opened THEN NULL
+                 WHEN k.over AND c.status = 'active' THEN coalesce(c.close_requested_at, clock_timestamp())
                  ELSE c.close_requested_at END,
              close_reason = CASE
-                 WHEN k.open THEN NULL
-                 WHEN c.status = 'active' THEN coalesce(k.reason, c.close_reason)
+                 WHEN k.opened THEN NULL
+                 WHEN k.over AND c.status = 'active' THEN coalesce(k.reason, c.close_reason)
                  ELSE c.close_reason END,
-             touched_at = CASE WHEN k.open THEN clock_timestamp() ELSE c.touched_at END,
-             reopened = c.reopened OR (k.open AND c.status = 'archived'),
+             touched_at = CASE WHEN k.opened THEN clock_timestamp() ELSE c.touched_at END,
+             reopened = c.reopened OR (k.opened AND c.status <> 'active'),
              agent_id = coalesce(c.agent_id, k.agent_id),
              user_id = coalesce(c.user_id, k.user_id)
-         FROM (SELECT u.*, EXISTS (SELECT FROM sessions s
-                                   WHERE s.tenant_id = u.tenant_id AND s.conversation_id = u.id
-                                     AND s.open) AS open
-               FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
-                    AS u (tenant_id, id, reason, agent_id, user_id)) AS k
+         FROM (SELECT u.*, NOT EXISTS (SELECT FROM sessions s
+                                       WHERE s.tenant_id = u.tenant_id AND s.conversation_id = u.id
+                                         AND s.open) AS over
+               FROM unnest($1::text[], $2::text[], $3::boolean[], $4::text[], $5::text[], $6::text[])
+                    AS u (tenant_id, id, opened, reason, agent_id, user_id)) AS k
          WHERE c.tenant_id = k.tenant_id AND c.id = k.id",
     )
-    .bind(changed.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(changed.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
-    .bind(changed.iter().map(|u| u.reason.as_deref()).collect::<Vec<_>>())
-    .bind(changed.iter().map(|u| u.agent_id.as_deref()).collect::<Vec<_>>())
-    .bind(changed.iter().map(|u| u.user_id.as_deref()).collect::<Vec<_>>())
+    .bind(changed.iter().map(|(u, _)| u.key.tenant.as_str()).collect::<Vec<_>>())
+    .bind(changed.iter().map(|(u, _)| u.key.conversation.as_str()).collect::<Vec<_>>())
+    .bind(changed.iter().map(|(_, opened)| *opened).collect::<Vec<_>>())
+    .bind(changed.iter().map(|(u, _)| u.reason.as_deref()).collect::<Vec<_>>())
+    .bind(changed.iter().map(|(u, _)| u.agent_id.as_deref()).collect::<Vec<_>>())
+    .bind(changed.iter().map(|(u, _)| u.user_id.as_deref()).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())

@@ -7,9 +7,14 @@
 
 use chrono::{DateTime, NaiveDate, Utc};
 use domain::ids::{ConversationKey, TenantId};
+use sqlx::Connection as _;
 use sqlx::{FromRow, PgConnection, Row};
 
 use crate::{Archive, Result};
+
+/// Messages that one transaction reads at most, unless a single conversation has more: some tenths of
+/// a second, during which a saver that reopens one of the conversations waits.
+const MESSAGES: i64 = 50_000;
 
 /// The statistics of one conversation.
 #[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]
@@ -59,15 +64,25 @@ impl Archive {
     /// Recomputes the statistics of up to `limit` dirty conversations; returns how many there were.
     /// Any number of replicas may run it at once.
     pub async fn refresh_conversations(&self, limit: u32) -> Result<usize> {
-        self.within(async {
-            let mut transaction = self.pool.begin().await?;
+        self.within(async |connection| {
+            let mut transaction = connection.begin().await?;
+            // Chosen first and locked after: how much work there is follows from the counts.
             let dirty = sqlx::query(
-                "SELECT tenant_id, id FROM conversations
-                 WHERE status = 'archived' AND finalised_at IS DISTINCT FROM stats_from
-                 ORDER BY finalised_at LIMIT $1
-                 FOR NO KEY UPDATE SKIP LOCKED",
+                "SELECT c.tenant_id, c.id
+                 FROM (SELECT tenant_id, id, row_number() OVER by_close AS place,
+                              sum(message_count) OVER by_close AS messages
+                       FROM (SELECT tenant_id, id, finalised_at, message_count FROM conversations
+                             WHERE status = 'archived' AND finalised_at IS DISTINCT FROM stats_from
+                             ORDER BY finalised_at LIMIT $1) AS listed
+                       WINDOW by_close AS (ORDER BY finalised_at, tenant_id, id)) AS k
+                 JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                 WHERE (k.place = 1 OR k.messages <= $2)
+                   AND c.status = 'archived' AND c.finalised_at IS DISTINCT FROM c.stats_from
+                 ORDER BY c.tenant_id, c.id
+                 FOR NO KEY UPDATE OF c SKIP LOCKED",
             )
             .bind(i64::from(limit))
+            .bind(MESSAGES)
             .fetch_all(&mut *transaction)
             .await?;
             let mut tenants: Vec<String> = Vec::with_capacity(dirty.len());
@@ -101,8 +116,8 @@ impl Archive {
 
     /// Recomputes up to `limit` dirty days; returns how many there were.
     pub async fn refresh_days(&self, limit: u32) -> Result<usize> {
-        self.within(async {
-            let mut transaction = self.pool.begin().await?;
+        self.within(async |connection| {
+            let mut transaction = connection.begin().await?;
             let dirty: Vec<(String, String, NaiveDate)> = sqlx::query_as(
                 "SELECT tenant_id, agent_id, day FROM daily_stats WHERE dirty
                  ORDER BY tenant_id, agent_id, day LIMIT $1
@@ -125,7 +140,7 @@ impl Archive {
                        FROM unnest($1::text[], $2::text[], $3::date[]) AS k (tenant_id, agent_id, day)
                        LEFT JOIN conversation_stats s
                               ON s.tenant_id = k.tenant_id AND s.day = k.day
-                             AND s.agent_id IS NOT DISTINCT FROM nullif(k.agent_id, '')
+                             AND coalesce(s.agent_id, '') = k.agent_id
                        GROUP BY k.tenant_id, k.agent_id, k.day) AS t
                  WHERE d.tenant_id = t.tenant_id AND d.agent_id = t.agent_id AND d.day = t.day",
             )
@@ -145,13 +160,13 @@ impl Archive {
         &self,
         key: &ConversationKey,
     ) -> Result<Option<ConversationStats>> {
-        self.within(async {
+        self.within(async |connection| {
             Ok(sqlx::query_as(
                 "SELECT * FROM conversation_stats WHERE tenant_id = $1 AND conversation_id = $2",
             )
             .bind(key.tenant.as_str())
             .bind(key.conversation.as_str())
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *connection)
             .await?)
         })
         .await
@@ -159,13 +174,13 @@ impl Archive {
 
     /// A tenant's days, newest first; days that are about to be recomputed included.
     pub async fn daily_stats(&self, tenant: &TenantId, limit: u32) -> Result<Vec<DailyStats>> {
-        self.within(async {
+        self.within(async |connection| {
             Ok(sqlx::query_as(
                 "SELECT * FROM daily_stats WHERE tenant_id = $1 ORDER BY day DESC, agent_id LIMIT $2",
             )
             .bind(tenant.as_str())
             .bind(i64::from(limit))
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *connection)
             .await?)
         })
         .await

@@ -209,7 +209,7 @@ async fn a_read_only_server_and_a_frozen_one_are_unavailable() {
     let frozen = Archive::open(&Settings {
         url: proxy.url().to_owned(),
         application: "test".to_owned(),
-        connections: 2,
+        connections: 1,
         time_out: Duration::from_millis(300),
         lock_time_out: Duration::from_secs(1),
     })
@@ -218,6 +218,10 @@ async fn a_read_only_server_and_a_frozen_one_are_unavailable() {
     proxy.freeze();
     let error = frozen.numbers(&key()).await.unwrap_err();
     assert_eq!(error.class(), FailureClass::Unavailable, "{error}");
+    // The silent connection no longer counts: a pool of one tries to make another.
+    let error = frozen.numbers(&key()).await.unwrap_err();
+    assert_eq!(error.class(), FailureClass::Unavailable, "{error}");
+    assert!(proxy.count().accepted >= 2, "{:?} {error}", proxy.count());
     proxy.restore().await.unwrap();
     testkit::wait::eventually("an answer after the freeze", Duration::from_secs(10), async || {
         frozen.numbers(&key()).await.map(|_| ()).map_err(|error| error.to_string())

@@ -3,6 +3,20 @@
 //! A database refuses a whole statement for one bad row. Halving finds the row in about
 //! 2·log2(n) statements and saves all of its neighbours.
 
+use archive::Error;
+use domain::failure::{DeadLetterReason, FailureClass, Outcome, Refusal};
+
+/// What becomes of the one item that PostgreSQL refused. Data that it does not take it will not take
+/// later either; anything else may pass.
+pub(crate) fn refused(class: FailureClass, error: &Error) -> Outcome {
+    let detail = format!("PostgreSQL refused it: {error}");
+    if class == FailureClass::Data {
+        Outcome::DeadLetter(Refusal { reason: DeadLetterReason::Schema, field: None, detail })
+    } else {
+        Outcome::Retry(detail)
+    }
+}
+
 /// The parts of a batch that are still to be tried, in order.
 pub(crate) struct Bisection<'a, T> {
     parts: Vec<&'a [T]>,

@@ -11,15 +11,15 @@
 //! lets another closer repeat it. A message that arrives meanwhile takes the claim away, and the
 //! conversation closes again later.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use archive::{Archive, Claim, CloseCause, Closed, Due, Uncounted};
 use backon::{BackoffBuilder, ConstantBuilder};
 use broker::{Publication, PublishError, Publisher};
-use domain::event::{Event, Migrated, Reopened};
-use domain::ids::ConversationKey;
+use domain::event::{Event, Migrated};
+use domain::ids::{ConversationKey, MessageId};
 use hot_store::HotStore;
 use metrics::{Counter, Metrics, Timing};
 use tokens::Encoding;
@@ -126,13 +126,22 @@ impl Closer {
     /// # Errors
     /// A store failed. Claims that were not finished are taken over when their lease ends.
     pub async fn sweep(&self) -> Result<Swept, SweepError> {
+        self.sweep_at_most(self.settings.batch).await
+    }
+
+    /// [`Self::sweep`] with at most `limit` conversations of each kind: after a failure, smaller
+    /// sweeps keep what fails apart from what does not.
+    ///
+    /// # Errors
+    /// As [`Self::sweep`].
+    pub async fn sweep_at_most(&self, limit: u32) -> Result<Swept, SweepError> {
         let started = std::time::Instant::now();
         let mut swept = Swept { reopened: self.announce_reopened().await?, ..Swept::default() };
         let due = Due {
             grace: self.settings.grace,
             idle: self.settings.idle,
             lease: self.settings.lease,
-            limit: self.settings.batch,
+            limit,
         };
         let mut claims = self.archive.claim(&due).await?;
         swept.claimed = claims.len();
@@ -159,11 +168,13 @@ impl Closer {
             tracing::warn!(conversations = keys.len(), %error, "hot copies could not be dropped");
         }
         self.publish(closed.iter().map(migrated)).await?;
+        let causes: HashMap<ConversationKey, CloseCause> =
+            claims.iter().map(|claim| (claim.key.clone(), claim.cause)).collect();
         let archived = self.write_archived(claims).await?;
 
         for conversation in closed.iter().filter(|closed| archived.contains(&closed.key)) {
-            let cause = match conversation.close_reason.as_deref() {
-                Some("idle") => metrics::CloseCause::Idle,
+            let cause = match causes.get(&conversation.key) {
+                Some(CloseCause::Idle) => metrics::CloseCause::Idle,
                 _ => metrics::CloseCause::SessionClosed,
             };
             self.metrics.add(Counter::ConversationsClosed { cause }, 1);
@@ -172,7 +183,7 @@ impl Closer {
                 conversation = %conversation.key,
                 messages = conversation.message_count,
                 tokens = conversation.total_tokens,
-                reason = conversation.close_reason.as_deref().unwrap_or("session_closed"),
+                ?cause,
                 "conversation archived"
             );
         }
@@ -183,12 +194,22 @@ impl Closer {
 
     /// Counts what nobody has counted; claims that were lost meanwhile are let go.
     async fn count_tokens(&self, claims: &mut Vec<Claim>) -> Result<(), SweepError> {
+        let mut last: Option<(ConversationKey, MessageId)> = None;
         loop {
-            let uncounted = self.archive.uncounted(claims, COUNT_MESSAGES, COUNT_BYTES).await?;
-            if uncounted.is_empty() {
-                return Ok(());
-            }
-            let counted = tokio::task::spawn_blocking(move || count(uncounted)).await?;
+            let (first, after) = match &last {
+                None => (0, None),
+                Some((key, id)) => {
+                    let first = claims.partition_point(|claim| claim.key < *key);
+                    let same = claims.get(first).is_some_and(|claim| claim.key == *key);
+                    (first, same.then_some(id))
+                }
+            };
+            let rest = &claims[first..];
+            let page = retried(|| self.archive.uncounted(rest, after, COUNT_MESSAGES, COUNT_BYTES))
+                .await?;
+            let Some(end) = page.last() else { return Ok(()) };
+            last = Some((end.key.clone(), end.id.clone()));
+            let counted = tokio::task::spawn_blocking(move || count(page)).await?;
             let counts: Vec<(&Uncounted, i64)> =
                 counted.iter().map(|(message, tokens)| (message, *tokens)).collect();
             retried(|| self.archive.store_tokens(&counts)).await?;
@@ -229,9 +250,8 @@ impl Closer {
             return Ok(0);
         }
         self.publish(reopened.iter().cloned().map(Event::Reopened)).await?;
-        let keys: Vec<ConversationKey> = reopened.iter().map(key_of).collect();
-        retried(|| self.archive.announced(&keys)).await?;
-        Ok(keys.len())
+        retried(|| self.archive.announced(&reopened)).await?;
+        Ok(reopened.len())
     }
 
     async fn publish(&self, events: impl Iterator<Item = Event>) -> Result<(), SweepError> {
@@ -279,11 +299,4 @@ fn migrated(closed: &Closed) -> Event {
         close_reason: closed.close_reason.clone(),
         close_token: closed.token,
     })
-}
-
-fn key_of(reopened: &Reopened) -> ConversationKey {
-    ConversationKey {
-        tenant: reopened.tenant_id.clone(),
-        conversation: reopened.conversation_id.clone(),
-    }
 }

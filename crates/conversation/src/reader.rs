@@ -140,9 +140,14 @@ impl Reader {
         if !fits || status == ConversationStatus::Archived {
             return self.read_archive(key, window).await;
         }
-        let Ok(intent) = self.hot.begin_load(key).await else {
-            self.metrics.add(Counter::HotLoads { result: HotLoad::Failed }, 1);
-            return self.read_archive(key, window).await;
+        let intent = match self.hot.begin_load(key).await {
+            Ok(intent) => intent,
+            Err(error) => {
+                let overtaken = matches!(error, hot_store::Error::LoadUnderWay);
+                let result = if overtaken { HotLoad::Overtaken } else { HotLoad::Failed };
+                self.metrics.add(Counter::HotLoads { result }, 1);
+                return self.read_archive(key, window).await;
+            }
         };
         let page = Page {
             newest: self.settings.load_messages,

@@ -18,7 +18,7 @@ use hot_store::HotStore;
 use metrics::{Counter, GenerationChange, Metrics};
 
 use crate::Fresh;
-use crate::bisection::Bisection;
+use crate::bisection::{Bisection, refused};
 use crate::transient::retried;
 
 /// Saves messages. Clones share their connections.
@@ -255,17 +255,8 @@ impl<'a> Batch<'a> {
     }
 
     fn refuse(&mut self, row: &Row<'a>, class: FailureClass, error: &archive::Error) {
-        let text = format!("PostgreSQL refused the message: {error}");
         for action in &row.actions {
-            self.outcomes[*action] = if class == FailureClass::Data {
-                Outcome::DeadLetter(Refusal {
-                    reason: DeadLetterReason::Schema,
-                    field: None,
-                    detail: text.clone(),
-                })
-            } else {
-                Outcome::Retry(text.clone())
-            };
+            self.outcomes[*action] = refused(class, error);
         }
     }
 

@@ -9,7 +9,7 @@ use domain::failure::{DeadLetterReason, Done, FailureClass, Outcome, Refusal, Un
 use metrics::{Counter, Metrics, SessionEventKind};
 
 use crate::Fresh;
-use crate::bisection::Bisection;
+use crate::bisection::{Bisection, refused};
 use crate::transient::retried;
 
 /// Records session events. Clones share their connections.
@@ -51,10 +51,9 @@ impl Sessions {
             };
             match error.class() {
                 FailureClass::Unavailable | FailureClass::Transient => return Err(error.into()),
-                FailureClass::Data | FailureClass::Retryable => {
+                class @ (FailureClass::Data | FailureClass::Retryable) => {
                     if let Some((index, _)) = bisection.failed(part) {
-                        outcomes[*index] =
-                            Outcome::Retry(format!("PostgreSQL refused the event: {error}"));
+                        outcomes[*index] = refused(class, &error);
                     }
                 }
             }

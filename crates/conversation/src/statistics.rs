@@ -31,24 +31,39 @@ impl Statistics {
     /// # Errors
     /// PostgreSQL failed; what was recomputed before is stored.
     pub async fn refresh(&self) -> Result<(usize, usize), Unavailable> {
-        let mut conversations = 0;
+        Ok((self.refresh_conversations().await?, self.refresh_days().await?))
+    }
+
+    /// Recomputes the statistics of dirty conversations; returns how many there were.
+    ///
+    /// # Errors
+    /// As [`Self::refresh`].
+    pub async fn refresh_conversations(&self) -> Result<usize, Unavailable> {
+        let mut all = 0;
         loop {
             let done = retried(|| self.archive.refresh_conversations(BATCH)).await?;
             self.metrics.add(Counter::StatisticsRecomputed, done as u64);
-            conversations += done;
-            if done < BATCH as usize {
-                break;
+            all += done;
+            if done == 0 {
+                return Ok(all);
             }
         }
-        let mut days = 0;
+    }
+
+    /// Recomputes dirty days; returns how many there were. Each reads all conversations of its day, so
+    /// this is for every interval, not for every event.
+    ///
+    /// # Errors
+    /// As [`Self::refresh`].
+    pub async fn refresh_days(&self) -> Result<usize, Unavailable> {
+        let mut all = 0;
         loop {
             let done = retried(|| self.archive.refresh_days(BATCH)).await?;
             self.metrics.add(Counter::DailyBucketsRecomputed, done as u64);
-            days += done;
+            all += done;
             if done < BATCH as usize {
-                break;
+                return Ok(all);
             }
         }
-        Ok((conversations, days))
     }
 }

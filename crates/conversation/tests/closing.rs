@@ -173,6 +173,86 @@ async fn a_conversation_stays_open_until_its_last_session_closes() {
 }
 
 #[tokio::test]
+async fn a_close_without_a_conversation_ends_what_opened_before_it_in_any_order_and_batch() {
+    let (env, replica) = stores().await;
+    let open = |id: &str| {
+        event(
+            "conversation.session_opened",
+            id,
+            "10:00:00",
+            &json!({"conversation_id": format!("of {id}")}),
+        )
+    };
+    // In one batch; in one batch the other way round; one batch each, both ways.
+    record(&replica, &[open("a"), closed("a", "10:01:00")]).await;
+    record(&replica, &[closed("b", "10:01:00"), open("b")]).await;
+    record(&replica, &[open("c")]).await;
+    record(&replica, &[closed("c", "10:01:00")]).await;
+    record(&replica, &[closed("d", "10:01:00")]).await;
+    record(&replica, &[open("d")]).await;
+    for id in ["a", "b", "c", "d"] {
+        let found = sql(
+            &env,
+            &format!(
+                "SELECT close_requested_at IS NOT NULL FROM conversations WHERE id = 'of {id}'"
+            ),
+        )
+        .await;
+        assert_eq!(found, "t", "{id}");
+        let open =
+            sql(&env, &format!("SELECT count(*) FROM sessions WHERE session_id = '{id}' AND open"))
+                .await;
+        assert_eq!(open, "0", "{id}");
+    }
+    // A session that opens again afterwards is open.
+    let again =
+        event("conversation.session_opened", "d", "10:02:00", &json!({"conversation_id": "of d"}));
+    record(&replica, &[again]).await;
+    assert_eq!(
+        sql(&env, "SELECT close_requested_at IS NULL FROM conversations WHERE id = 'of d'").await,
+        "t"
+    );
+}
+
+#[tokio::test]
+async fn events_of_the_same_moment_leave_the_session_open_however_they_are_batched() {
+    let (env, replica) = stores().await;
+    let moment = "10:00:00";
+    record(&replica, &[opened("a", moment), closed("a", moment)]).await;
+    record(&replica, &[closed("b", moment), opened("b", moment)]).await;
+    record(&replica, &[opened("c", moment)]).await;
+    record(&replica, &[closed("c", moment)]).await;
+    record(&replica, &[closed("d", moment)]).await;
+    record(&replica, &[opened("d", moment)]).await;
+    assert_eq!(sql(&env, "SELECT count(*) FROM sessions WHERE open").await, "4");
+    assert_eq!(
+        sql(&env, "SELECT count(*) FROM conversations WHERE close_requested_at IS NOT NULL").await,
+        "0"
+    );
+}
+
+#[tokio::test]
+async fn repeating_an_event_after_an_idle_close_revives_nothing() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, ClosingSettings::default()).await;
+    let on = |action_type: &str, session: &str, time: &str| {
+        event(action_type, session, time, &json!({"conversation_id": "c"}))
+    };
+    let openings = [
+        on("conversation.session_opened", "phone", "10:00:00"),
+        on("conversation.session_opened", "web", "10:00:01"),
+    ];
+    record(&replica, &openings).await;
+    replica.save(&[message("phone", "m1", &json!({"conversation_id": "c"}))]).await;
+    sql(&env, "UPDATE conversations SET touched_at = touched_at - interval '1 h'").await;
+    assert_eq!(closer.sweep().await.unwrap().archived, 1);
+    record(&replica, &openings).await;
+    record(&replica, &[on("conversation.session_closed", "phone", "10:05:00")]).await;
+    assert_eq!(sql(&env, "SELECT status, reopened FROM conversations").await, "archived|f");
+    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
+}
+
+#[tokio::test]
 async fn a_conversation_that_a_session_opened_learns_its_agent_from_its_messages() {
     let (env, replica) = stores().await;
     record(&replica, &[opened("s", "10:00:00")]).await;
@@ -290,7 +370,7 @@ async fn a_closer_that_dies_after_any_step_is_followed_by_another() {
         let claims = replica.archive.claim(&due(settings)).await.unwrap();
         assert_eq!(claims.len(), 1, "{session}");
         if step >= 1 {
-            let uncounted = replica.archive.uncounted(&claims, 10, 1 << 20).await.unwrap();
+            let uncounted = replica.archive.uncounted(&claims, None, 10, 1 << 20).await.unwrap();
             replica.archive.store_tokens(&[(&uncounted[0], 2)]).await.unwrap();
         }
         if step >= 2 {
@@ -299,11 +379,15 @@ async fn a_closer_that_dies_after_any_step_is_followed_by_another() {
         if step >= 3 {
             replica.hot.drop_copies(&[key(session)]).await.unwrap();
         }
+        let closed_at =
+            format!("SELECT closed_at FROM conversations WHERE session_id = '{session}'");
+        let began = sql(&env, &closed_at).await;
         // It died. While its lease lasts nobody interferes; then the sweep takes over.
         assert_eq!(closer.sweep().await.unwrap(), Swept::default(), "{session}");
         sql(&env, "UPDATE conversations SET close_lease_until = now() WHERE status = 'closing'")
             .await;
         assert_eq!(closer.sweep().await.unwrap().archived, 1, "{session}");
+        assert_eq!(sql(&env, &closed_at).await, began, "it is the same close");
         let id = key(session).conversation;
         assert_eq!(
             sql(&env, &format!("SELECT status, message_count, total_tokens FROM conversations WHERE id = '{id}'")).await,

@@ -57,7 +57,8 @@ pub struct Migrated {
     /// Why: the reason given by `session_closed`, or `idle`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_reason: Option<String>,
-    /// Names this close; a repeated event of the same close has the same token.
+    /// The claim under which it was counted. A close that another worker had to finish may be told
+    /// twice, with two tokens: the conversation and `closed_at` name the close.
     pub close_token: Uuid,
 }
 

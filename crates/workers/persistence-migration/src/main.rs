@@ -51,6 +51,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     );
     let pace = pace(&settings.consuming);
     consume(&service, &stores, Source::work(WorkQueue::Session), pace, handler);
-    sweep::run(&service, closer, settings.closing.close_interval);
+    let ClosingSettings { close_interval, close_batch, .. } = settings.closing;
+    sweep::run(&service, closer, close_interval, close_batch);
     Ok(())
 }

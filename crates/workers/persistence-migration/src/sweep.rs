@@ -1,4 +1,7 @@
 //! The closing sweep: every second, until nothing is due.
+//!
+//! A sweep that fails is followed by one of a single conversation, and then by larger ones again: so
+//! one conversation that cannot be closed does not hold up the others.
 
 use std::time::Duration;
 
@@ -6,16 +9,22 @@ use conversation::Closer;
 use service::Service;
 
 /// Sweeps until the process stops.
-pub(crate) fn run(service: &Service, closer: Closer, interval: Duration) {
+pub(crate) fn run(service: &Service, closer: Closer, interval: Duration, batch: u32) {
     service.supervise("closing-sweep", move |stopping| {
         let closer = closer.clone();
         async move {
+            let mut limit = batch;
             while !stopping.is_cancelled() {
-                match closer.sweep().await {
-                    // More may be due: a sweep is bounded.
-                    Ok(swept) if swept.archived + swept.dropped > 0 => continue,
-                    Ok(_) => {}
+                match closer.sweep_at_most(limit).await {
+                    Ok(swept) => {
+                        limit = limit.saturating_mul(2).min(batch);
+                        // More may be due: a sweep is bounded.
+                        if swept.archived + swept.dropped > 0 {
+                            continue;
+                        }
+                    }
                     Err(error) => {
+                        limit = 1;
                         let error: &(dyn std::error::Error + 'static) = &error;
                         tracing::warn!(error, "a closing sweep stopped; the next one goes on");
                     }

@@ -40,15 +40,19 @@ impl Hints {
         service.supervise("statistics", move |stopping| {
             let (statistics, asked) = (statistics.clone(), Arc::clone(&asked));
             async move {
+                let mut ticks = tokio::time::interval(interval);
                 while !stopping.is_cancelled() {
-                    if let Err(error) = statistics.refresh().await {
+                    let refreshed = tokio::select! {
+                        _ = ticks.tick() => statistics.refresh().await.map(drop),
+                        () = asked.notified() => {
+                            tokio::time::sleep(GATHER).await;
+                            statistics.refresh_conversations().await.map(drop)
+                        }
+                        () = stopping.cancelled() => break,
+                    };
+                    if let Err(error) = refreshed {
                         let error: &(dyn std::error::Error + 'static) = &error;
                         tracing::warn!(error, "statistics were not refreshed; the next look will");
-                    }
-                    tokio::select! {
-                        () = asked.notified() => tokio::time::sleep(GATHER).await,
-                        () = tokio::time::sleep(interval) => {}
-                        () = stopping.cancelled() => {}
                     }
                 }
                 Ok(())
