@@ -2,7 +2,8 @@
 //!
 //! Batches finish in any order, but one acknowledgement with `multiple` covers *everything* up to
 //! its tag. So only the contiguous finished prefix of what was delivered may be acknowledged, never
-//! over a hole: behind every hole is a message whose fate is open.
+//! over a hole: behind every hole is a message whose fate is open. A tag that never arrived here is
+//! such a hole too, so a gap in the tags ends the session.
 
 use std::collections::VecDeque;
 
@@ -14,7 +15,18 @@ pub(super) type Tag = u64;
 #[derive(Debug)]
 pub(super) struct Ledger<A> {
     entries: VecDeque<Entry<A>>,
+    /// The tag of the last delivery that was entered, acknowledged or not.
+    last: Tag,
     bytes: usize,
+}
+
+/// A delivery that does not follow the one before it: something between them was lost on its way
+/// here, and an acknowledgement of this one would cover it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("delivery {came} came after delivery {last}")]
+pub(super) struct Gap {
+    pub(super) last: Tag,
+    pub(super) came: Tag,
 }
 
 /// A finished prefix: acknowledging its last delivery with `multiple` settles all of it.
@@ -26,7 +38,6 @@ pub(super) struct Prefix<A> {
 
 #[derive(Debug)]
 struct Entry<A> {
-    tag: Tag,
     bytes: usize,
     finished: bool,
     acker: A,
@@ -34,20 +45,30 @@ struct Entry<A> {
 
 impl<A> Ledger<A> {
     pub(super) fn new() -> Self {
-        Self { entries: VecDeque::new(), bytes: 0 }
+        Self { entries: VecDeque::new(), last: 0, bytes: 0 }
     }
 
-    /// Enters a delivery. Tags come in ascending order.
-    pub(super) fn deliver(&mut self, tag: Tag, bytes: usize, acker: A) {
-        debug_assert!(self.entries.back().is_none_or(|last| last.tag < tag));
+    /// Enters a delivery.
+    ///
+    /// # Errors
+    /// It does not follow the one before it, and was not entered.
+    pub(super) fn deliver(&mut self, tag: Tag, bytes: usize, acker: A) -> Result<(), Gap> {
+        if tag != self.last + 1 {
+            return Err(Gap { last: self.last, came: tag });
+        }
+        self.last = tag;
         self.bytes += bytes;
-        self.entries.push_back(Entry { tag, bytes, finished: false, acker });
+        self.entries.push_back(Entry { bytes, finished: false, acker });
+        Ok(())
     }
 
     /// Notes that nothing is left to do for a delivery. An unknown tag changes nothing.
     pub(super) fn finish(&mut self, tag: Tag) {
-        if let Ok(index) = self.entries.binary_search_by_key(&tag, |entry| entry.tag) {
-            self.entries[index].finished = true;
+        // Tags are contiguous, so those that were acknowledged say where this one is.
+        let acknowledged = self.last - self.entries.len() as Tag;
+        let index = tag.checked_sub(acknowledged + 1).and_then(|index| usize::try_from(index).ok());
+        if let Some(entry) = index.and_then(|index| self.entries.get_mut(index)) {
+            entry.finished = true;
         }
     }
 
@@ -87,7 +108,7 @@ mod tests {
 
     fn delivered(count: Tag) -> Ledger<Tag> {
         let mut ledger = Ledger::new();
-        (1..=count).for_each(|tag| ledger.deliver(tag, 10, tag));
+        (1..=count).for_each(|tag| ledger.deliver(tag, 10, tag).unwrap());
         ledger
     }
 
@@ -102,6 +123,20 @@ mod tests {
         ledger.finish(4);
         assert_eq!(ledger.take_prefix(), Some(Prefix { last: 5, count: 2 }));
         assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn a_gap_in_the_tags_is_noticed_even_when_everything_before_it_is_acknowledged() {
+        let mut ledger = delivered(2);
+        assert_eq!(ledger.deliver(4, 10, 4), Err(Gap { last: 2, came: 4 }));
+        assert_eq!(ledger.deliver(2, 10, 2), Err(Gap { last: 2, came: 2 }));
+        [1, 2].into_iter().for_each(|tag| ledger.finish(tag));
+        assert_eq!(ledger.take_prefix(), Some(Prefix { last: 2, count: 2 }));
+        assert_eq!(ledger.deliver(4, 10, 4), Err(Gap { last: 2, came: 4 }));
+        assert_eq!(ledger.deliver(3, 10, 3), Ok(()));
+        // What is not there cannot be finished: acknowledged before, or not delivered yet.
+        [0, 2, 4].into_iter().for_each(|tag| ledger.finish(tag));
+        assert_eq!((ledger.take_prefix(), ledger.len()), (None, 1));
     }
 
     proptest! {

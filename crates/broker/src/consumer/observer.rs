@@ -143,6 +143,7 @@ impl Observer {
             End::NoProgress => {
                 (ConsumerRestart::NoProgress, "messages are ready and none comes".to_owned())
             }
+            End::Gap(gap) => (ConsumerRestart::Error, gap.to_string()),
             End::ChannelDied => (ConsumerRestart::Error, "the channel died".to_owned()),
             End::TaskDied => (ConsumerRestart::Error, "a task of the consumer died".to_owned()),
             End::Failed(error) => (ConsumerRestart::Error, with_causes(error)),

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::acknowledgement::acknowledge;
 use super::batch::{Batch, Finished, Lane, Received};
 use super::gathering::{Due, Gathering, Limits};
-use super::ledger::Ledger;
+use super::ledger::{Gap, Ledger};
 use super::prefetch::Prefetch;
 use super::{ConsumerState, Shared};
 use crate::connection::{Connection, Error};
@@ -63,6 +63,8 @@ pub(super) enum End {
     StreamEnded,
     /// Messages are ready, there is room for them, and none comes.
     NoProgress,
+    /// A delivery was lost between the broker and here; it comes again.
+    Gap(Gap),
     /// The channel died; an acknowledgement may have died with it.
     ChannelDied,
     /// A task of ours died: a bug. What it had is not acknowledged and comes again.
@@ -172,24 +174,22 @@ impl<H: Handler> Session<H> {
     ) -> Result<(), End> {
         match delivery {
             Some(Ok(delivery)) => self.admit(delivery),
-            Some(Err(source)) => {
-                return Err(Error::Request { what: "keep delivering", source }.into());
-            }
-            None => self.stream_ended().await?,
+            Some(Err(source)) => Err(Error::Request { what: "keep delivering", source }.into()),
+            None => self.stream_ended().await,
         }
-        Ok(())
     }
 
-    fn admit(&mut self, delivery: lapin::message::Delivery) {
+    fn admit(&mut self, delivery: lapin::message::Delivery) -> Result<(), End> {
         let (tag, bytes) = (delivery.delivery_tag, delivery.data.len());
         if delivery.redelivered {
             self.shared.observer.redelivered();
         }
         self.last_progress = Instant::now();
         self.prefetch.observe(bytes);
-        self.ledger.deliver(tag, bytes, delivery.acker.clone());
+        self.ledger.deliver(tag, bytes, delivery.acker.clone()).map_err(End::Gap)?;
         let delivery = Delivery::from_amqp(delivery, self.shared.clock.now());
         self.gathering.push(Received { tag, delivery }, bytes, self.last_progress);
+        Ok(())
     }
 
     // Working.
