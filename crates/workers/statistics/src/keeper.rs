@@ -3,17 +3,23 @@
 //! Commit, then tell the world, then acknowledge. A letter that comes twice is stored once, under a
 //! key that follows from what it is. An action that merely expired while it waited, by its sender's
 //! own `expiration`, is no failure: it goes back to its queue without one.
+//!
+//! Invariant: what stands in the way of one step (a queue that is missing) keeps no letter from being
+//! stored, and what was done is not done again when the batch is.
 
 use std::sync::Arc;
 
 use archive::Archive;
 use broker::topology::WorkQueue;
 use broker::{Delivery, Handler, Publication, Publisher};
+use domain::envelope::Resolved;
 use domain::event::{DeadLettered, Event};
 use domain::failure::{DeadLetterReason, Done, FailureClass, Outcome, Refusal, Store, Unavailable};
 use domain::ids::{ConversationId, TenantId};
 use metrics::{Counter, Metrics, SentBack};
+use worker::Decoder;
 
+use crate::home::{Homebound, Step, publish_once, send_home};
 use crate::letter::Letter;
 
 /// Keeps the dead letters of one work queue.
@@ -23,14 +29,22 @@ pub(crate) struct Keeper {
     pub(crate) archive: Archive,
     pub(crate) publisher: Publisher,
     pub(crate) metrics: Metrics,
+    pub(crate) decoder: Decoder,
 }
 
 /// A letter read.
 pub(crate) enum Item {
     /// It only waited too long: home with it.
-    Expired(Arc<Publication>),
+    Expired(Homebound),
     /// It is to be kept.
-    Dead(Box<Letter>),
+    Dead(Box<Dead>),
+}
+
+/// A letter that is to be kept, and how far that got.
+pub(crate) struct Dead {
+    letter: Letter,
+    stored: Step,
+    announced: Step,
 }
 
 impl Handler for Keeper {
@@ -40,37 +54,31 @@ impl Handler for Keeper {
         if delivery.journey.verdict.is_none()
             && delivery.dead_letter_reason() == Some(DeadLetterReason::Expired)
         {
-            let home = Publication::copy(delivery, self.queue.name());
-            return Ok(Item::Expired(Arc::new(home)));
+            // What cannot be decoded is refused where it goes, and comes back as a dead letter.
+            let resolved = self.decoder.decode(delivery).ok().and_then(|it| it.resolved());
+            return Ok(Item::Expired(Homebound::new(delivery, self.queue.name(), resolved)));
         }
-        Ok(Item::Dead(Box::new(Letter::read(self.queue, delivery))))
+        let letter = Letter::read(self.queue, delivery);
+        let (stored, announced) = (Step::default(), Step::default());
+        Ok(Item::Dead(Box::new(Dead { letter, stored, announced })))
+    }
+
+    fn resolved(&self, item: &Item) -> Option<Resolved> {
+        match item {
+            Item::Expired(home) => home.resolved(),
+            // A letter carries what the worker that gave it up had found.
+            Item::Dead(_) => None,
+        }
     }
 
     async fn handle(&self, items: &[Item]) -> Result<Vec<Outcome>, Unavailable> {
-        self.send_back(items).await?;
-        let letters: Vec<&Letter> = items.iter().filter_map(Item::letter).collect();
-        let faults = self.store(&letters).await?;
-        let kept: Vec<&Letter> = letters
-            .iter()
-            .zip(&faults)
-            .filter_map(|(letter, fault)| fault.is_none().then_some(*letter))
-            .collect();
-        self.announce(&kept).await?;
-        for letter in kept {
-            let (queue, reason) = (self.queue.name(), letter.row.reason);
-            self.metrics.add(Counter::DeadLettersStored { queue, reason }, 1);
-            tracing::warn!(
-                queue,
-                %reason,
-                dead_letter = %letter.row.id,
-                field = letter.row.field,
-                attempts = letter.row.attempts,
-                "dead letter stored"
-            );
-        }
-        let mut faults = faults.into_iter();
-        let outcome = |item: &Item| match item.letter().and_then(|_| faults.next().flatten()) {
-            Some(fault) => Outcome::Retry(fault),
+        let dead: Vec<&Dead> = items.iter().filter_map(Item::dead).collect();
+        let mut faults = self.store(&dead).await?.into_iter();
+        // Neither waits for what the other one lacks.
+        let announced = self.announce(&dead).await;
+        self.send_back(items).await.and(announced)?;
+        let outcome = |item: &Item| match item.dead().filter(|dead| !dead.stored.is_done()) {
+            Some(_) => Outcome::Retry(faults.next().unwrap_or_default()),
             None => Outcome::Done(Done::Applied),
         };
         Ok(items.iter().map(outcome).collect())
@@ -82,69 +90,82 @@ impl Handler for Keeper {
 }
 
 impl Item {
-    fn letter(&self) -> Option<&Letter> {
+    fn dead(&self) -> Option<&Dead> {
         match self {
-            Self::Dead(letter) => Some(letter),
+            Self::Dead(dead) => Some(dead),
             Self::Expired(_) => None,
         }
     }
 }
 
 impl Keeper {
-    /// Stores letters, all at once or, if PostgreSQL refuses one of them, each by itself. One fault
-    /// for each that was refused.
-    async fn store(&self, letters: &[&Letter]) -> Result<Vec<Option<String>>, Unavailable> {
-        let rows: Vec<_> = letters.iter().map(|letter| letter.row.clone()).collect();
+    /// Stores the letters that are not stored yet, all at once or, if PostgreSQL refuses one of them,
+    /// each by itself. One fault for each that was refused, in their order.
+    async fn store(&self, letters: &[&Dead]) -> Result<Vec<String>, Unavailable> {
+        let new: Vec<&Dead> =
+            letters.iter().copied().filter(|dead| !dead.stored.is_done()).collect();
+        let rows: Vec<_> = new.iter().map(|dead| dead.letter.row.clone()).collect();
         match self.archive.store_dead_letters(&rows).await {
-            Ok(()) => return Ok(vec![None; rows.len()]),
+            Ok(()) => {
+                new.iter().for_each(|dead| self.stored(dead));
+                return Ok(Vec::new());
+            }
             Err(error) if error.class() == FailureClass::Unavailable => return Err(error.into()),
             Err(_) => {}
         }
-        let mut faults = Vec::with_capacity(rows.len());
-        for row in &rows {
-            faults.push(match self.archive.store_dead_letters(std::slice::from_ref(row)).await {
-                Ok(()) => None,
+        let mut faults = Vec::new();
+        for (dead, row) in new.iter().zip(&rows) {
+            match self.archive.store_dead_letters(std::slice::from_ref(row)).await {
+                Ok(()) => self.stored(dead),
                 Err(error) if error.class() == FailureClass::Unavailable => {
                     return Err(error.into());
                 }
                 Err(error) => {
                     tracing::error!(dead_letter = %row.id, %error, "a dead letter stays queued");
-                    Some(error.to_string())
+                    faults.push(error.to_string());
                 }
-            });
+            }
         }
         Ok(faults)
     }
 
-    async fn send_back(&self, items: &[Item]) -> Result<(), Unavailable> {
-        let home: Vec<_> = items
-            .iter()
-            .filter_map(|item| match item {
-                Item::Expired(publication) => Some(Arc::clone(publication)),
-                Item::Dead(_) => None,
-            })
-            .collect();
-        let sent = home.len() as u64;
-        for result in self.publisher.publish_all(home).await {
-            result?;
-        }
-        let (queue, cause) = (self.queue.name(), SentBack::Expired);
-        self.metrics.add(Counter::DeadLettersSentBack { queue, cause }, sent);
-        Ok(())
+    fn stored(&self, dead: &Dead) {
+        dead.stored.mark_done();
+        let row = &dead.letter.row;
+        let (queue, reason) = (self.queue.name(), row.reason);
+        self.metrics.add(Counter::DeadLettersStored { queue, reason }, 1);
+        tracing::warn!(
+            queue,
+            %reason,
+            dead_letter = %row.id,
+            field = row.field,
+            attempts = row.attempts,
+            "dead letter stored"
+        );
     }
 
-    async fn announce(&self, letters: &[&Letter]) -> Result<(), Unavailable> {
+    async fn send_back(&self, items: &[Item]) -> Result<(), Unavailable> {
+        let expired = items.iter().filter_map(|item| match item {
+            Item::Expired(home) => Some(home),
+            Item::Dead(_) => None,
+        });
+        let expired: Vec<_> = expired.collect();
+        let (queue, cause) = (self.queue.name(), SentBack::Expired);
+        let counter = Counter::DeadLettersSentBack { queue, cause };
+        send_home(&expired, &self.publisher, &self.metrics, counter).await
+    }
+
+    async fn announce(&self, letters: &[&Dead]) -> Result<(), Unavailable> {
         let mut events = Vec::with_capacity(letters.len());
-        for letter in letters {
-            let event = Event::DeadLettered(event(letter));
+        let new = |dead: &&&Dead| dead.stored.is_done() && !dead.announced.is_done();
+        for dead in letters.iter().filter(new) {
+            let event = Event::DeadLettered(event(&dead.letter));
             let body = serde_json::to_vec(&event)
                 .map_err(|error| Unavailable { store: Store::RabbitMq, source: Box::new(error) })?;
-            events.push(Arc::new(Publication::event(event.routing_key(), body)));
+            let event = Publication::event(event.routing_key(), body);
+            events.push((&dead.announced, Arc::new(event)));
         }
-        for result in self.publisher.publish_all(events).await {
-            result?;
-        }
-        Ok(())
+        publish_once(events, &self.publisher).await.1
     }
 }
 

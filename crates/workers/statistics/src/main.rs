@@ -3,6 +3,7 @@
 
 mod gauges;
 mod hints;
+mod home;
 mod keeper;
 mod letter;
 mod unrouted;
@@ -49,6 +50,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let stores = Stores::open(&service, &settings.stores).await?;
     let pace = pace(&settings.consuming);
     let metrics = service.metrics().clone();
+    let decoder = Decoder { max_body_bytes: settings.consuming.max_body_bytes };
 
     let statistics = Statistics::new(stores.archive.clone(), metrics.clone());
     let hints = Hints::new(stores.archive.clone());
@@ -61,14 +63,12 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
             archive: stores.archive.clone(),
             publisher: stores.publisher.clone(),
             metrics: metrics.clone(),
+            decoder,
         };
         consume(&service, &stores, Source::dead_letters(queue), pace.clone(), keeper);
     }
-    let send_home = SendHome {
-        publisher: stores.publisher.clone(),
-        metrics: metrics.clone(),
-        decoder: Decoder { max_body_bytes: settings.consuming.max_body_bytes },
-    };
+    let send_home =
+        SendHome { publisher: stores.publisher.clone(), metrics: metrics.clone(), decoder };
     consume(&service, &stores, Source::work(WorkQueue::Unrouted), pace, send_home);
     gauges::run(&service, &stores, settings.closing.close_grace, settings.gauge_interval);
     Ok(())

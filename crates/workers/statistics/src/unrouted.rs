@@ -4,14 +4,15 @@
 //! queue, past the exchange. An action that nobody knows becomes a dead letter, so that a mistyped
 //! routing key is never confirmed and gone.
 
-use std::sync::Arc;
-
 use broker::topology::{QUESTIONS, WorkQueue};
-use broker::{Delivery, Handler, Publication, Publisher};
+use broker::{Delivery, Handler, Publisher};
 use domain::action::ActionKind;
+use domain::envelope::Resolved;
 use domain::failure::{Done, Outcome, Refusal, Unavailable};
 use metrics::{Counter, Metrics, SentBack};
 use worker::Decoder;
+
+use crate::home::{Homebound, send_home};
 
 /// Sends known actions home.
 #[derive(Clone)]
@@ -22,24 +23,27 @@ pub(crate) struct SendHome {
 }
 
 impl Handler for SendHome {
-    type Item = Arc<Publication>;
+    type Item = Homebound;
 
-    fn decode(&self, delivery: &Delivery) -> Result<Arc<Publication>, Refusal> {
+    fn decode(&self, delivery: &Delivery) -> Result<Homebound, Refusal> {
         // The body says what it is; the routing key is what went wrong.
-        let kind = match self.decoder.decode(delivery) {
-            Ok(action) => action.kind(),
-            Err(refusal) => ActionKind::parse(&delivery.origin.routing_key).ok_or(refusal)?,
+        let (kind, resolved) = match self.decoder.decode(delivery) {
+            Ok(action) => (action.kind(), action.resolved()),
+            Err(refusal) => (ActionKind::parse(&delivery.origin.routing_key).ok_or(refusal)?, None),
         };
-        Ok(Arc::new(Publication::copy(delivery, home(kind))))
+        Ok(Homebound::new(delivery, home(kind), resolved))
     }
 
-    /// Publishes each to its queue, mandatory: while the queue is missing the batch is held.
-    async fn handle(&self, items: &[Arc<Publication>]) -> Result<Vec<Outcome>, Unavailable> {
-        for result in self.publisher.publish_all(items.iter().map(Arc::clone)).await {
-            result?;
-        }
+    fn resolved(&self, item: &Homebound) -> Option<Resolved> {
+        item.resolved()
+    }
+
+    /// Publishes each to its queue, once: while a queue is missing the batch is held.
+    async fn handle(&self, items: &[Homebound]) -> Result<Vec<Outcome>, Unavailable> {
         let (queue, cause) = (WorkQueue::Unrouted.name(), SentBack::Unrouted);
-        self.metrics.add(Counter::DeadLettersSentBack { queue, cause }, items.len() as u64);
+        let counter = Counter::DeadLettersSentBack { queue, cause };
+        let copies: Vec<_> = items.iter().collect();
+        send_home(&copies, &self.publisher, &self.metrics, counter).await?;
         Ok(vec![Outcome::Done(Done::Applied); items.len()])
     }
 
