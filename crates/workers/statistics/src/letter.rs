@@ -71,8 +71,11 @@ impl Letter {
     }
 }
 
-/// What makes it the same letter when it comes again: queue, resolved id, reason and replay count; for
-/// letters without a resolved id, everything that was sent.
+/// What makes it the same letter when it comes again: queue, resolved id, reason, replay count and
+/// body; for letters without a resolved id, everything that was sent.
+///
+/// The body always counts: two senders may give one id to different words, and each of these letters is
+/// then the only place where its words are. True copies have the same bytes.
 fn key(queue: WorkQueue, reason: DeadLetterReason, delivery: &Delivery) -> Uuid {
     let replays = delivery.journey.replay_count;
     let mut name = format!("{}\0{reason}\0{replays}\0", queue.name()).into_bytes();
@@ -92,8 +95,9 @@ fn key(queue: WorkQueue, reason: DeadLetterReason, delivery: &Delivery) -> Uuid 
         name.push(0);
         name.extend_from_slice(Value::Object(headers).to_string().as_bytes());
         name.push(0);
-        name.extend_from_slice(&delivery.body);
     }
+    // Last, because it is the only part that may hold NUL.
+    name.extend_from_slice(&delivery.body);
     Uuid::new_v5(&NAMESPACE, &name)
 }
 
@@ -136,5 +140,75 @@ fn by_the_broker(deaths: &[broker::Death], queue: WorkQueue) -> String {
             death.queue, death.reason, death.count
         ),
         None => format!("somebody published it to {} without saying why", queue.dlq()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use domain::envelope::{Envelope, Resolved};
+    use domain::failure::Refusal;
+    use domain::ids::{ConversationId, MessageId};
+
+    fn at(micros: i64) -> Timestamp {
+        Timestamp::from_micros(micros).unwrap()
+    }
+
+    /// A letter as a worker makes it of a message whose id it knows.
+    fn resolved(id: &str, body: &str, received_at: Timestamp) -> Delivery {
+        let resolved = Resolved {
+            id: MessageId::new(id).unwrap(),
+            conversation: ConversationId::new("c").unwrap(),
+            timestamp: at(1),
+            received_at,
+        };
+        let envelope = Envelope { resolved: Some(resolved), ..Envelope::default() };
+        let mut delivery = Delivery::fresh(envelope, body.as_bytes().to_vec(), received_at);
+        delivery.journey.verdict = Some(broker::journey::Verdict {
+            queue: WorkQueue::SaveMessage.name().to_owned(),
+            refusal: Refusal {
+                reason: DeadLetterReason::Conflict,
+                field: None,
+                detail: "taken".to_owned(),
+            },
+        });
+        delivery
+    }
+
+    fn id(delivery: &Delivery) -> Uuid {
+        Letter::read(WorkQueue::SaveMessage, delivery).row.id
+    }
+
+    #[test]
+    fn other_words_under_one_id_are_another_letter_and_the_same_words_are_the_same() {
+        let said = |said: &str, received_at| {
+            let body = json!({"tenant_id": "t", "message_id": "m", "content": said});
+            id(&resolved("m", &body.to_string(), received_at))
+        };
+        assert_ne!(said("second", at(2)), said("third", at(2)));
+        assert_eq!(said("third", at(2)), said("third", at(3)));
+    }
+
+    #[test]
+    fn one_body_is_a_letter_for_each_id_queue_and_replay() {
+        let letter = resolved("m", "{}", at(2));
+        let mut replayed = letter.clone();
+        replayed.journey.replay_count = 1;
+        let elsewhere = Letter::read(WorkQueue::Session, &letter).row.id;
+        let ids = [id(&letter), id(&resolved("n", "{}", at(2))), id(&replayed), elsewhere];
+        let distinct: std::collections::BTreeSet<_> = ids.iter().collect();
+        assert_eq!(distinct.len(), ids.len(), "{ids:?}");
+    }
+
+    #[test]
+    fn without_an_id_all_that_was_sent_makes_the_letter() {
+        let sent = |message_id: &str, body: &[u8]| {
+            let message_id = Some(message_id.to_owned());
+            let envelope = Envelope { message_id, ..Envelope::default() };
+            id(&Delivery::fresh(envelope, body.to_vec(), at(2)))
+        };
+        assert_eq!(sent("m", b"what"), sent("m", b"what"));
+        assert_ne!(sent("m", b"what"), sent("m", b"who"));
+        assert_ne!(sent("m", b"what"), sent("n", b"what"));
     }
 }
