@@ -74,6 +74,21 @@ impl Error {
     }
 }
 
+impl Error {
+    /// Whether it was time that ran out, waiting for an answer or for a lock: less at once may
+    /// succeed.
+    #[must_use]
+    pub fn is_time_out(&self) -> bool {
+        match self {
+            Self::TimedOut(_) => true,
+            Self::Database(sqlx::Error::Database(error)) => {
+                error.code().is_some_and(|code| matches!(&*code, "55P03" | "57014"))
+            }
+            _ => false,
+        }
+    }
+}
+
 impl From<Error> for Unavailable {
     fn from(error: Error) -> Self {
         Self { store: Store::PostgreSql, source: Box::new(error) }

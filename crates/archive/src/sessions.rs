@@ -292,7 +292,7 @@ async fn upsert_sessions<'a>(
     for update in updates.iter().filter(|update| update.change.is_some()) {
         match newest.last_mut() {
             Some(last) if last.key == update.key && last.session == update.session => {
-                *last = update
+                *last = update;
             }
             _ => newest.push(update),
         }

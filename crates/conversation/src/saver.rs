@@ -79,6 +79,13 @@ impl Saver {
                 Err(error) => error,
             };
             match error.class() {
+                // Too much for one transaction, or locked in part: PostgreSQL answers otherwise.
+                _ if part.len() > 1
+                    && error.is_time_out()
+                    && self.archive.probe().await.is_ok() =>
+                {
+                    bisection.failed(part);
+                }
                 FailureClass::Unavailable | FailureClass::Transient => return Err(error.into()),
                 class @ (FailureClass::Data | FailureClass::Retryable) => {
                     if let Some(culprit) = bisection.failed(part) {

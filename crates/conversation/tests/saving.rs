@@ -332,6 +332,35 @@ async fn an_error_that_nobody_classified_is_retried_for_its_own_message_alone() 
     assert!(error.contains("poisoned by the test"), "{error}");
 }
 
+#[tokio::test]
+async fn a_batch_that_is_too_slow_for_one_transaction_is_saved_in_parts() {
+    let (env, replica) = stores().await;
+    sql(
+        &env,
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN PERFORM pg_sleep(0.03); RETURN NEW; END $$;
+         CREATE TRIGGER dawdle BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION dawdle()",
+    )
+    .await;
+    let hasty = archive::Archive::open(&archive::Settings {
+        url: env.database_url.clone(),
+        application: "test".to_owned(),
+        connections: 5,
+        time_out: std::time::Duration::from_secs(1),
+        lock_time_out: std::time::Duration::from_secs(1),
+    })
+    .unwrap();
+    let saver = conversation::Saver::new(
+        hasty,
+        replica.hot.clone(),
+        replica.metrics.clone(),
+        conversation::Fresh::random(),
+    );
+    let batch: Vec<_> = (0..100).map(|i| message("s", &format!("m{i:03}"), &json!({}))).collect();
+    assert_eq!(saver.save(&batch).await.unwrap(), vec![applied(); 100]);
+    assert_eq!(replica.read_both(&key("s"), 1000).await.len(), 100);
+}
+
 /// Makes PostgreSQL refuse messages whose content is `poison`, with this SQLSTATE.
 async fn poison(env: &testkit::TestEnv, sqlstate: &str) {
     sql(

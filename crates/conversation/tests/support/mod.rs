@@ -128,7 +128,7 @@ pub(crate) fn archive(database_url: &str) -> Archive {
     .unwrap()
 }
 
-fn hot(archive: &Archive, redis_url: &str, metrics: &Metrics) -> HotStore {
+pub(crate) fn hot(archive: &Archive, redis_url: &str, metrics: &Metrics) -> HotStore {
     let settings = hot_store::Settings::new(Address::parse(redis_url).unwrap());
     HotStore::open(settings, admission(archive.clone(), metrics.clone(), Fresh::random())).unwrap()
 }
