@@ -36,9 +36,9 @@ pub struct Delivery {
     /// How often it came back to this queue unsettled. Connection losses and broker restarts count
     /// too, so it only ever chooses the lane.
     pub delivery_count: u64,
-    /// The W3C trace that it belongs to.
+    /// The W3C trace that it belongs to; absent where it is too long to be one.
     pub traceparent: Option<String>,
-    /// The vendor part of the trace.
+    /// The vendor part of the trace, up to the length that is propagated.
     pub tracestate: Option<String>,
     /// The media type of the body.
     pub content_type: Option<String>,
@@ -64,6 +64,14 @@ pub struct Death {
 
 pub(crate) const TRACEPARENT: &str = "traceparent";
 pub(crate) const TRACESTATE: &str = "tracestate";
+
+/// The longest `traceparent` that is taken over, in bytes. Version 00 has 55 (W3C Trace Context,
+/// 3.2.2); later versions may append to it.
+const MAX_TRACEPARENT_BYTES: usize = 128;
+/// The longest `tracestate` that is taken over, in bytes: what W3C Trace Context (3.3.1.5) wants
+/// propagated at least. Beyond it a trace loses its vendor part, which nothing here needs; a copy
+/// that does not fit into a frame would hold up its queue.
+const MAX_TRACESTATE_BYTES: usize = 512;
 
 impl Delivery {
     /// A delivery that nobody has seen before, as an agent's publish causes it.
@@ -134,8 +142,10 @@ impl Delivery {
             delivery_count: wire::number(&headers, "x-delivery-count")
                 .and_then(|count| u64::try_from(count).ok())
                 .unwrap_or(0),
-            traceparent: wire::text(&headers, TRACEPARENT),
-            tracestate: wire::text(&headers, TRACESTATE),
+            traceparent: wire::text(&headers, TRACEPARENT)
+                .filter(|text| text.len() <= MAX_TRACEPARENT_BYTES),
+            tracestate: wire::text(&headers, TRACESTATE)
+                .filter(|text| text.len() <= MAX_TRACESTATE_BYTES),
             content_type: properties.content_type().as_ref().map(ToString::to_string),
             origin,
             journey,
@@ -275,6 +285,20 @@ mod tests {
         headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![death])));
         let letter = received("", "conversation.save_message.dlq", headers);
         assert_eq!(letter.journey, Journey::default());
+    }
+
+    #[test]
+    fn a_trace_is_taken_over_up_to_what_must_be_propagated() {
+        let traced = |parent: usize, state: usize| {
+            let mut headers = FieldTable::default();
+            let text = |bytes| AMQPValue::LongString("x".repeat(bytes).into());
+            headers.insert(TRACEPARENT.into(), text(parent));
+            headers.insert(TRACESTATE.into(), text(state));
+            let Delivery { traceparent, tracestate, .. } = received("", "q", headers);
+            (traceparent.is_some(), tracestate.is_some())
+        };
+        assert_eq!(traced(128, 512), (true, true));
+        assert_eq!(traced(129, 513), (false, false));
     }
 
     #[test]

@@ -4,11 +4,13 @@
 //! headers and the trace. Never the broker's own headers, `CC`, `BCC`, `expiration` or `user_id`
 //! (RabbitMQ refuses a `user_id` that is not the publisher's).
 
+use std::borrow::Cow;
+
 use domain::envelope::Resolved;
 use domain::failure::Refusal;
 use domain::time::Timestamp;
 use lapin::BasicProperties;
-use lapin::types::{AMQPValue, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use uuid::Uuid;
 
 use crate::Delivery;
@@ -46,6 +48,11 @@ pub struct Publication {
 
 /// The delivery mode that makes RabbitMQ write a message to disk (AMQP 0-9-1, `basic.publish`).
 const PERSISTENT: u8 = 2;
+
+/// What the headers of a message take at most, in bytes: half of RabbitMQ's default `frame_max`
+/// (128 KiB). All properties travel in one frame, and the broker closes a connection that sends a
+/// longer one, whoever else publishes on it.
+const MAX_HEADER_BYTES: usize = 64 << 10;
 
 const JSON: &str = "application/json";
 
@@ -124,21 +131,58 @@ impl Publication {
         self
     }
 
+    /// The same without what its receiver can do without, so that nothing in it is too long for
+    /// AMQP. An id that is too long came from no AMQP client and identifies nothing.
+    pub(crate) fn minimal(&self) -> Self {
+        let mut minimal = Self {
+            correlation_id: None,
+            reply_to: None,
+            content_type: None,
+            traceparent: None,
+            tracestate: None,
+            ..self.clone()
+        };
+        if short("message_id", &self.message_id).is_err() {
+            minimal.message_id = fresh_message_id();
+            minimal.journey.anonymous = true;
+        }
+        minimal
+    }
+
+    /// The headers on the wire. Where they would be too long, the trace goes, then the errors of the
+    /// oldest attempts; the rest is bounded and stays.
+    fn headers(&self) -> FieldTable {
+        let mut headers = wire::to_table(&self.journey.to_headers());
+        let size = wire::encoded_bytes(&headers);
+        let traces = [(TRACEPARENT, &self.traceparent), (TRACESTATE, &self.tracestate)];
+        let trace = traces.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?)));
+        // The octets are those of the lengths and the type.
+        let trace_bytes: usize =
+            trace.clone().map(|(name, value)| 1 + name.len() + 1 + 4 + value.len()).sum();
+        if size + trace_bytes <= MAX_HEADER_BYTES {
+            for (name, value) in trace {
+                headers.insert(name.into(), AMQPValue::LongString(value.into()));
+            }
+        }
+        let mut journey = Cow::Borrowed(&self.journey);
+        while wire::encoded_bytes(&headers) > MAX_HEADER_BYTES
+            && !journey.history.reasons.is_empty()
+        {
+            journey.to_mut().history.reasons.remove(0);
+            headers = wire::to_table(&journey.to_headers());
+        }
+        headers
+    }
+
     /// The properties on the wire.
     ///
     /// # Errors
     /// A property is longer than AMQP's 255 bytes.
     pub(crate) fn properties(&self) -> Result<BasicProperties, TooLong> {
-        let mut headers = wire::to_table(&self.journey.to_headers());
-        for (name, value) in [(TRACEPARENT, &self.traceparent), (TRACESTATE, &self.tracestate)] {
-            if let Some(value) = value {
-                headers.insert(name.into(), AMQPValue::LongString(value.as_str().into()));
-            }
-        }
         let mut properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
             .with_message_id(short("message_id", &self.message_id)?)
-            .with_headers(headers);
+            .with_headers(self.headers());
         if let Some(content_type) = &self.content_type {
             properties = properties.with_content_type(short("content_type", content_type)?);
         }
@@ -264,6 +308,40 @@ mod tests {
             ("conversation.save_message", refusal)
         );
         assert_eq!(letter.journey.history.first_failed_at, Some(at(7)));
+    }
+
+    #[test]
+    fn headers_fit_into_a_frame_whatever_is_put_into_them() {
+        let mut publication = Publication::to_queue("queue", Vec::new());
+        publication.traceparent = Some("00-trace".to_owned());
+        publication.tracestate = Some("x".repeat(200_000));
+        let headers = publication.headers();
+        assert!(headers.inner().is_empty(), "without the trace nothing is left");
+
+        publication.tracestate = None;
+        publication.journey.history.reasons =
+            (0..100).map(|n| format!("{n} {}", "x".repeat(5_000))).collect();
+        let headers = publication.headers();
+        assert!(wire::encoded_bytes(&headers) <= MAX_HEADER_BYTES);
+        let kept = Journey::from_headers(&wire::to_json(&headers)).history.reasons;
+        assert!(kept.len() > 20 && kept.last().unwrap().starts_with("99 "), "{}", kept.len());
+        assert!(!headers.inner().contains_key(TRACEPARENT));
+    }
+
+    #[test]
+    fn a_minimal_publication_has_nothing_that_amqp_has_no_room_for() {
+        let long = || Some("x".repeat(256));
+        let mut publication = Publication::copy(&delivery(), "queue").failed("broken", at(5));
+        publication.message_id = "x".repeat(256);
+        publication.correlation_id = long();
+        publication.reply_to = long();
+        publication.content_type = long();
+        let minimal = delivered(&publication.minimal());
+        assert_eq!(minimal.envelope.message_id, None);
+        assert_eq!(minimal.journey.history.reasons, ["broken"]);
+        publication.message_id = "its-id".to_owned();
+        let minimal = delivered(&publication.minimal());
+        assert_eq!(minimal.origin, delivery().origin);
     }
 
     #[test]

@@ -95,16 +95,18 @@ impl<I> Batch<I> {
                         return Err((self, unavailable));
                     }
                 },
-                Stage::Decided { copies, tally } => match publish(copies, shared).await {
-                    Ok(()) => {
-                        let tags = self.received.iter().map(|received| received.tag).collect();
-                        return Ok(Finished { tags, tally });
+                Stage::Decided { copies, tally } => {
+                    match publish(copies, &shared.publisher).await {
+                        Ok(()) => {
+                            let tags = self.received.iter().map(|received| received.tag).collect();
+                            return Ok(Finished { tags, tally });
+                        }
+                        Err((copies, unavailable)) => {
+                            self.stage = Stage::Decided { copies, tally };
+                            return Err((self, unavailable));
+                        }
                     }
-                    Err((copies, unavailable)) => {
-                        self.stage = Stage::Decided { copies, tally };
-                        return Err((self, unavailable));
-                    }
-                },
+                }
             };
         }
     }

@@ -7,13 +7,13 @@
 use std::sync::Arc;
 
 use domain::envelope::Resolved;
-use domain::failure::{DeadLetterReason, Done, Outcome, Refusal, Unavailable};
+use domain::failure::{DeadLetterReason, Done, FailureClass, Outcome, Refusal, Unavailable};
 use metrics::DeliveryOutcome;
 
 use super::observer::outcome_of;
 use super::{Hopeless, Shared};
 use crate::topology::RetryQueue;
-use crate::{Delivery, Handler, Publication};
+use crate::{Delivery, Handler, Publication, Publisher};
 
 /// What becomes of one message.
 pub(super) enum Decision {
@@ -82,20 +82,30 @@ fn next_retry(retries: &[RetryQueue], attempt: u32) -> Option<RetryQueue> {
 }
 
 /// Publishes the copies. Those that are not confirmed come back.
-pub(super) async fn publish<H: Handler>(
+///
+/// A copy that AMQP has no words for goes out as a minimal one: waiting would not make it shorter.
+pub(super) async fn publish(
     copies: Vec<Arc<Publication>>,
-    shared: &Shared<H>,
+    publisher: &Publisher,
 ) -> Result<(), (Vec<Arc<Publication>>, Unavailable)> {
-    if copies.is_empty() {
-        return Ok(());
-    }
-    let results = shared.publisher.publish_all(copies.iter().cloned()).await;
+    let (mut to_send, mut unconfirmed) = (copies, Vec::new());
     let mut failure = None;
-    let unconfirmed = copies.into_iter().zip(results).filter_map(|(copy, result)| {
-        failure = Some(result.err()?);
-        Some(copy)
-    });
-    let unconfirmed: Vec<_> = unconfirmed.collect();
+    while !to_send.is_empty() {
+        let results = publisher.publish_all(to_send.iter().cloned()).await;
+        let mut minimal = Vec::new();
+        for (copy, result) in to_send.into_iter().zip(results) {
+            let Err(error) = result else { continue };
+            let at_fault = error.class() == FailureClass::Data;
+            match at_fault.then(|| copy.minimal()).filter(|shorter| *shorter != *copy) {
+                Some(shorter) => minimal.push(Arc::new(shorter)),
+                None => {
+                    unconfirmed.push(copy);
+                    failure = Some(error);
+                }
+            }
+        }
+        to_send = minimal;
+    }
     match failure {
         Some(error) => Err((unconfirmed, error.into())),
         None => Ok(()),
@@ -120,5 +130,27 @@ impl std::fmt::Display for Decision {
             Self::DeadLetter(refusal) => refusal.fmt(f),
             Self::SetApart => f.write_str("came back too often"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::Endpoints;
+    use crate::topology::{self, WorkQueue};
+
+    #[tokio::test]
+    async fn a_copy_that_amqp_has_no_words_for_goes_out_without_what_is_too_long() {
+        let env = testkit::TestEnv::new().await;
+        let endpoints = Endpoints::parse(&env.amqp_url, "test").unwrap();
+        topology::declare(&endpoints).await.unwrap();
+        let publisher = Publisher::new(endpoints.clone(), metrics::Metrics::new());
+        let queue = WorkQueue::Session.dlq();
+        let fits = Publication::to_queue(queue, b"fits".to_vec());
+        let mut long = Publication::to_queue(queue, b"long".to_vec());
+        long.correlation_id = Some("x".repeat(256));
+        publish(vec![Arc::new(long), Arc::new(fits)], &publisher).await.unwrap();
+        let connection = endpoints.connect("look").await.unwrap();
+        assert_eq!(crate::inspect::depth(&connection, queue).await.unwrap().ready, 2);
     }
 }

@@ -115,6 +115,27 @@ async fn copies_carry_no_header_of_the_broker_or_the_sender_but_the_trace() {
 }
 
 #[tokio::test]
+async fn a_trace_too_long_for_a_copy_does_not_hold_up_the_queue() {
+    let bench = Bench::new().await;
+    let mut headers = lapin::types::FieldTable::default();
+    // Almost a whole frame: with our own headers beside it there is no room.
+    let tracestate = lapin::types::AMQPValue::LongString("x".repeat(130_850).into());
+    headers.insert("tracestate".into(), tracestate);
+    let properties = BasicProperties::default().with_headers(headers).with_delivery_mode(2);
+    let (exchange, key) = ("domain.actions".into(), "conversation.session_opened".into());
+    let publish = bench.raw.basic_publish(exchange, key, Default::default(), b"refuse", properties);
+    publish.await.unwrap();
+    bench.publish(QUEUE, ["ok"]).await;
+    let script = Script::default();
+    let running = bench.run(SOURCE, &script, Settings::default());
+    let letter = bench.take(DLQ).await;
+    script.has_handled(1).await;
+    running.drain().await;
+    assert_eq!(letter.data, b"refuse");
+    bench.eventually_ready(QUEUE, 0).await;
+}
+
+#[tokio::test]
 async fn a_panic_costs_the_guilty_message_an_attempt_and_its_neighbours_nothing() {
     let bench = Bench::new().await;
     bench.publish(QUEUE, ["ok 1", "panic", "panic-decoding", "ok 2"]).await;
