@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use domain::clock::Clock;
-use domain::failure::Store;
+use domain::failure::{Store, Unavailable};
 use metrics::Metrics;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -231,6 +231,17 @@ impl<H: Handler> Consumer<H> {
         let mut backoff = Backoff::new();
         while !shutdown.is_cancelled() && self.shared.handler.probe().await.is_err() {
             pause(backoff.next_pause(), shutdown).await;
+        }
+    }
+}
+
+impl<H: Handler> Shared<H> {
+    /// Whether a store that was away may be back. Of RabbitMQ only another attempt can tell: what it
+    /// did not take is the best probe there is.
+    async fn probe(&self, store: Store) -> Result<(), Unavailable> {
+        match store {
+            Store::RabbitMq => Ok(()),
+            Store::PostgreSql | Store::Redis => self.handler.probe().await,
         }
     }
 }

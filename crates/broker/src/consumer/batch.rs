@@ -74,6 +74,25 @@ impl<I> Batch<I> {
         Self { received, lane, stage: Stage::Received }
     }
 
+    /// A fresh copy of its only message for a queue, with what was found out about it: for a message
+    /// that cannot be settled and must not count as returned.
+    pub(super) fn fresh_copy<H>(&self, queue: &str, shared: &Shared<H>) -> Option<Publication>
+    where
+        H: Handler<Item = I>,
+    {
+        let resolved = match &self.stage {
+            Stage::Received => None,
+            Stage::Read(reading) => {
+                reading.items.first().and_then(|item| shared.handler.resolved(item))
+            }
+            Stage::Decided { copies, .. } => {
+                copies.first().and_then(|copy| copy.journey.resolved.clone())
+            }
+        };
+        let Received { delivery, .. } = self.received.first()?;
+        Some(Publication::copy(delivery, queue).resolved(resolved))
+    }
+
     /// Takes the batch as far as it goes.
     ///
     /// # Errors

@@ -140,7 +140,7 @@ impl<H: Handler> Session<H> {
         self.take_what_is_here().await?;
         let linger_ends = self.start_what_is_due();
         self.change_prefetch_if_worthwhile().await?;
-        self.go_on_if_dry().await?;
+        self.go_on_if_dry(shutdown).await?;
         let (leaving, takes_more) = (self.is_leaving(), self.takes_more());
         tokio::select! {
             biased;

@@ -4,32 +4,44 @@
 //! it can only incriminate itself: so suspects are taken one by one, with `basic.get`, while nothing
 //! else of this consumer is under way and its stores are well. One that keeps coming back from here
 //! is given up.
+//!
+//! So nothing but the death of the process may send a suspect back: while a store is away it is held
+//! like any batch, and when that lasts too long, or at the shutdown, it returns as a fresh copy, whose
+//! count begins anew.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use domain::failure::Store;
 use lapin::options::{BasicAckOptions, BasicGetOptions};
+use metrics::DeliveryOutcome;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use super::Shared;
 use super::acknowledgement::acknowledge;
 use super::batch::{Batch, Lane, Received};
+use super::observer::Tally;
 use super::session::End;
+use super::settlement::publish;
+use super::{ConsumerState, Shared, pause};
+use crate::backoff::Backoff;
 use crate::connection::{Connection, request};
 use crate::{Delivery, Handler};
 
-/// How long suspects may keep the queue itself waiting at a time.
+/// How long suspects may keep the queue itself waiting at a time, while the stores are well.
 const TURN: Duration = Duration::from_secs(2);
 
-/// Takes suspects until there is none, the turn is over, or a store is away.
+/// Takes suspects until there is none, the turn is over, a store is away, or for the shutdown.
 pub(super) async fn take_turn<H: Handler>(
-    shared: &Arc<Shared<H>>,
+    shared: &Shared<H>,
     connection: &Connection,
+    shutdown: &CancellationToken,
 ) -> Result<(), End> {
     let Some(queue) = shared.source.suspect() else { return Ok(()) };
     let channel = connection.channel().await?;
+    let turn = Turn { shared, queue, channel: &channel, shutdown };
     let began = Instant::now();
-    while began.elapsed() < TURN && shared.handler.probe().await.is_ok() {
+    while began.elapsed() < TURN && turn.store_is_well(Store::PostgreSql).await {
         let get = channel.basic_get(queue.into(), BasicGetOptions::default());
         let Some(message) = request("give a suspect", get).await? else { break };
         let acker = message.delivery.acker.clone();
@@ -37,21 +49,92 @@ pub(super) async fn take_turn<H: Handler>(
             tag: message.delivery.delivery_tag,
             delivery: Delivery::from_amqp(message.delivery, shared.clock.now()),
         };
-        match Batch::new(vec![received], Lane::Suspects).work(shared).await {
-            Ok(finished) => {
-                shared.observer.settled(&finished.tally);
-                if !acknowledge(&channel, &acker, BasicAckOptions::default()).await {
-                    shared.observer.acks_lost(1);
-                    return Err(End::ChannelDied);
-                }
-            }
-            // It goes back with the channel. That counts against it, but five outages would have
-            // to begin within its few milliseconds.
-            Err((_, unavailable)) => {
-                shared.observer.held(&unavailable);
-                break;
-            }
+        let tally = turn.settle(Batch::new(vec![received], Lane::Suspects)).await?;
+        shared.observer.settled(&tally);
+        if !acknowledge(&channel, &acker, BasicAckOptions::default()).await {
+            shared.observer.acks_lost(1);
+            return Err(End::ChannelDied);
         }
     }
     Ok(())
+}
+
+struct Turn<'a, H> {
+    shared: &'a Shared<H>,
+    queue: &'static str,
+    channel: &'a lapin::Channel,
+    shutdown: &'a CancellationToken,
+}
+
+impl<H: Handler> Turn<'_, H> {
+    /// Settles one suspect: works, and holds it while a store is away.
+    async fn settle(&self, mut suspect: Batch<H::Item>) -> Result<Tally, End> {
+        let Self { shared, shutdown, .. } = self;
+        let (since, mut backoff) = (Instant::now(), Backoff::new());
+        let mut away = None;
+        loop {
+            match suspect.work(shared).await {
+                Ok(finished) => {
+                    self.end_hold(away, since);
+                    return Ok(finished.tally);
+                }
+                Err((held, unavailable)) => {
+                    suspect = held;
+                    away = Some(unavailable.store);
+                    shared.observer.held(&unavailable);
+                    shared.state.send_replace(ConsumerState::Holding(unavailable.store));
+                    self.wait_for(unavailable.store, since, &mut backoff).await?;
+                }
+            }
+            // Where RabbitMQ does not take the copy either, nothing is better than to go on holding.
+            if self.must_end(since) && self.put_back(&suspect).await {
+                self.end_hold(away, since);
+                let mut tally = Tally::default();
+                tally.add(DeliveryOutcome::Returned);
+                return Ok(tally);
+            }
+            if shutdown.is_cancelled() {
+                return Err(End::Drained);
+            }
+        }
+    }
+
+    /// Probes until the store answers, or the hold must end.
+    async fn wait_for(
+        &self,
+        store: Store,
+        since: Instant,
+        backoff: &mut Backoff,
+    ) -> Result<(), End> {
+        loop {
+            pause(backoff.next_pause(), self.shutdown).await;
+            if !self.channel.status().connected() {
+                return Err(End::ChannelDied);
+            }
+            if self.must_end(since) || self.store_is_well(store).await {
+                return Ok(());
+            }
+        }
+    }
+
+    fn must_end(&self, since: Instant) -> bool {
+        since.elapsed() >= self.shared.settings.hold_limit || self.shutdown.is_cancelled()
+    }
+
+    async fn store_is_well(&self, store: Store) -> bool {
+        let probe = self.shared.probe(store);
+        self.shutdown.run_until_cancelled(probe).await.is_some_and(|answer| answer.is_ok())
+    }
+
+    async fn put_back(&self, suspect: &Batch<H::Item>) -> bool {
+        let copy = suspect.fresh_copy(self.queue, self.shared).map(Arc::new);
+        publish(copy.into_iter().collect(), &self.shared.publisher).await.is_ok()
+    }
+
+    fn end_hold(&self, away: Option<Store>, since: Instant) {
+        if let Some(store) = away {
+            self.shared.observer.hold_ended(store, since.elapsed());
+            self.shared.state.send_replace(ConsumerState::Consuming);
+        }
+    }
 }

@@ -6,8 +6,9 @@ use broker::topology::WorkQueue;
 use broker::{Settings, Source};
 use lapin::options::{BasicGetOptions, BasicNackOptions};
 use metrics::{Counter, DeliveryOutcome};
+use testkit::wait::eventually;
 
-use crate::support::{Bench, Script};
+use crate::support::{Bench, SOON, Script};
 
 const QUEUE: &str = WorkQueue::SaveMessage.name();
 const SUSPECTS: &str = WorkQueue::SaveMessage.suspect();
@@ -88,4 +89,60 @@ async fn suspects_wait_while_the_store_is_away() {
     script.has_handled(1).await;
     running.drain().await;
     assert!(!script.handled()[0].redelivered);
+}
+
+/// A store that fails while its probe succeeds.
+fn blindly_away() -> Script {
+    let script = Script::default();
+    script.store_is_away(true);
+    script.probe_sees_nothing();
+    script
+}
+
+#[tokio::test]
+async fn an_outage_that_no_probe_sees_is_not_held_against_a_suspect() {
+    let bench = Bench::new().await;
+    let script = blindly_away();
+    bench.publish(SUSPECTS, ["innocent"]).await;
+    let running = bench.run(SOURCE, &script, settings());
+    script.was_called(8).await;
+    script.store_is_away(false);
+    script.has_handled(1).await;
+    running.drain().await;
+    assert!(!script.handled()[0].redelivered, "it went back to the queue");
+    assert_eq!(script.decoded(), 1);
+    bench.eventually_ready(DLQ, 0).await;
+}
+
+#[tokio::test]
+async fn a_suspect_that_is_held_too_long_returns_without_a_count() {
+    let bench = Bench::new().await;
+    let script = blindly_away();
+    bench.publish(SUSPECTS, ["innocent"]).await;
+    let settings = Settings { hold_limit: Duration::from_millis(200), ..settings() };
+    let running = bench.run(SOURCE, &script, settings);
+    let returned = Counter::Deliveries { queue: QUEUE, outcome: DeliveryOutcome::Returned };
+    eventually("seven returns", SOON, async || match bench.metrics.count(returned) {
+        7.. => Ok(()),
+        count => Err(format!("{count} returns")),
+    })
+    .await;
+    script.store_is_away(false);
+    script.has_handled(1).await;
+    running.drain().await;
+    assert!(!script.handled()[0].redelivered, "it went back to the queue");
+    bench.eventually_ready(DLQ, 0).await;
+}
+
+#[tokio::test]
+async fn a_drain_puts_a_held_suspect_back_without_a_count() {
+    let bench = Bench::new().await;
+    let script = blindly_away();
+    bench.publish(SUSPECTS, ["innocent"]).await;
+    let running = bench.run(SOURCE, &script, settings());
+    script.was_called(1).await;
+    running.drain().await;
+    let suspect = bench.take(SUSPECTS).await;
+    assert!(!suspect.redelivered);
+    bench.eventually_ready(SUSPECTS, 0).await;
 }

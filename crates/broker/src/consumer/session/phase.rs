@@ -7,6 +7,7 @@
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{End, Session};
 use crate::Handler;
@@ -75,11 +76,14 @@ impl<H: Handler> Session<H> {
     }
 
     /// Once everything that came is acknowledged, does what the consumer was cancelled for.
-    pub(super) async fn go_on_if_dry(&mut self) -> Result<(), End> {
+    pub(super) async fn go_on_if_dry(&mut self, shutdown: &CancellationToken) -> Result<(), End> {
         match self.phase {
             Phase::Dry(Next::Leave) if self.ledger.is_empty() => Err(End::Drained),
             Phase::Dry(_) if self.ledger.is_empty() => {
-                suspects::take_turn(&self.shared, &self.connection).await?;
+                suspects::take_turn(&self.shared, &self.connection, shutdown).await?;
+                if shutdown.is_cancelled() {
+                    return Err(End::Drained);
+                }
                 self.last_look_at_suspects = Instant::now();
                 self.consume_again().await
             }
