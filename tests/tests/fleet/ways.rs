@@ -75,7 +75,7 @@ async fn a_message_that_expired_by_its_own_expiration_is_sent_back_and_saved() {
 async fn a_letter_keeps_the_trace_of_its_action_and_an_agent_cannot_forge_our_headers() {
     let scenario = &Running::shared().await.scenario;
     let (side, eyes) = (scenario.side(), scenario.eyes());
-    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0cc902b7-01";
     let headers = json!({
         "traceparent": trace, "x-verbatim-id": "forged", "x-verbatim-conversation": "forged",
         "x-verbatim-timestamp-us": 1, "x-verbatim-received-us": 1, "x-verbatim-attempt": 4,
