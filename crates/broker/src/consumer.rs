@@ -42,6 +42,7 @@ use crate::backoff::Backoff;
 use crate::connection::Endpoints;
 use crate::topology::{RetryQueue, WorkQueue};
 use crate::{Handler, Publisher};
+use batch::Batch;
 use observer::Observer;
 use session::{End, Session};
 
@@ -206,9 +207,9 @@ impl<H: Handler> Consumer<H> {
         while !shutdown.is_cancelled() {
             shared.state.send_replace(ConsumerState::Connecting);
             let began = Instant::now();
-            let end = match Session::open(shared.clone()).await {
+            let (end, held) = match Session::open(shared.clone()).await {
                 Ok(session) => session.run(&shutdown).await,
-                Err(error) => End::Failed(error),
+                Err(error) => (End::Failed(error), None),
             };
             shared.observer.session_ended(&end);
             if began.elapsed() > STABLE {
@@ -218,7 +219,7 @@ impl<H: Handler> Consumer<H> {
                 End::Drained => break,
                 End::HeldTooLong(store) => {
                     shared.state.send_replace(ConsumerState::Holding(store));
-                    self.store_is_back(&shutdown).await;
+                    shutdown.run_until_cancelled(self.store_is_back(store, held)).await;
                 }
                 _ => pause(backoff.next_pause(), &shutdown).await,
             }
@@ -226,11 +227,22 @@ impl<H: Handler> Consumer<H> {
         shared.state.send_replace(ConsumerState::Stopped);
     }
 
-    /// Waits until the handler's stores answer again, or for the shutdown.
-    async fn store_is_back(&self, shutdown: &CancellationToken) {
+    /// Waits until a store that stayed away is back.
+    ///
+    /// RabbitMQ is when it takes what it did not take: its messages are back in their queue and
+    /// will be settled once more, as after a crash between a confirm and an acknowledgement.
+    async fn store_is_back(&self, store: Store, mut held: Option<Batch<H::Item>>) {
         let mut backoff = Backoff::new();
-        while !shutdown.is_cancelled() && self.shared.handler.probe().await.is_err() {
-            pause(backoff.next_pause(), shutdown).await;
+        loop {
+            tokio::time::sleep(backoff.next_pause()).await;
+            held = match held.filter(|_| store == Store::RabbitMq) {
+                Some(batch) => match batch.work(&self.shared).await {
+                    Ok(_) => return,
+                    Err((batch, _)) => Some(batch),
+                },
+                None if self.shared.probe(store).await.is_ok() => return,
+                None => None,
+            };
         }
     }
 }

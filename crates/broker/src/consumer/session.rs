@@ -121,8 +121,12 @@ impl<H: Handler> Session<H> {
         })
     }
 
-    /// Works until the session ends, for whatever reason.
-    pub(super) async fn run(mut self, shutdown: &CancellationToken) -> End {
+    /// Works until the session ends, for whatever reason. A batch that was held to the end comes out
+    /// with it: its messages are back in the queue, and it can still tell when its store is back.
+    pub(super) async fn run(
+        mut self,
+        shutdown: &CancellationToken,
+    ) -> (End, Option<Batch<H::Item>>) {
         let end = loop {
             if let Err(end) = self.turn(shutdown).await {
                 break end;
@@ -133,7 +137,7 @@ impl<H: Handler> Session<H> {
             self.tasks.shutdown().await;
             self.connection.close().await;
         }
-        end
+        (end, self.hold.and_then(Hold::into_batch))
     }
 
     async fn turn(&mut self, shutdown: &CancellationToken) -> Result<(), End> {

@@ -5,12 +5,13 @@ use std::time::Duration;
 use broker::topology::WorkQueue;
 use broker::{ConsumerState, Settings, Source};
 use domain::failure::Store;
-use metrics::{ConsumerRestart, Counter};
+use metrics::{ConsumerRestart, Counter, DeliveryOutcome};
 use testkit::wait::eventually;
 
 use crate::support::{Bench, SOON, Script};
 
 const QUEUE: &str = WorkQueue::BotState.name();
+const DLQ: &str = WorkQueue::BotState.dlq();
 const SOURCE: Source = Source::work(WorkQueue::BotState);
 const HOLDING: ConsumerState = ConsumerState::Holding(Store::PostgreSql);
 
@@ -91,4 +92,75 @@ async fn a_drain_during_a_hold_waits_for_the_store() {
     running.drain().await;
     assert_eq!(script.bodies(), ["only"]);
     bench.eventually_ready(QUEUE, 0).await;
+}
+
+#[tokio::test]
+async fn what_rabbitmq_does_not_take_costs_one_return_however_long_that_lasts() {
+    let bench = Bench::new().await;
+    bench.raw.queue_delete(DLQ.into(), Default::default()).await.unwrap();
+    bench.publish(QUEUE, ["refuse"]).await;
+    bench.publish(QUEUE, (0..20).map(|n| format!("innocent {n}"))).await;
+    let script = Script::default();
+    let settings = Settings {
+        batch_size: 1,
+        batches_in_flight: 1,
+        hold_limit: Duration::from_millis(300),
+        ..Settings::default()
+    };
+    let mut running = bench.run(SOURCE, &script, settings);
+    let restarts = Counter::ConsumerRestarts { queue: QUEUE, cause: ConsumerRestart::Hold };
+    eventually("the end of the hold", SOON, async || match bench.metrics.count(restarts) {
+        1.. => Ok(()),
+        count => Err(format!("{count} restarts")),
+    })
+    .await;
+    // Many hold limits later it still waits for what it could not publish.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    running.reaches(ConsumerState::Holding(Store::RabbitMq)).await;
+    bench.eventually_ready(QUEUE, 21).await;
+    broker::topology::declare(&bench.endpoints).await.unwrap();
+    script.has_handled(20).await;
+    running.drain().await;
+    assert_eq!(bench.metrics.count(restarts), 1);
+    assert!(bench.ready(DLQ).await >= 1);
+    bench.eventually_ready(QUEUE, 0).await;
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_what_rabbitmq_does_not_take() {
+    let bench = Bench::new().await;
+    bench.raw.queue_delete(DLQ.into(), Default::default()).await.unwrap();
+    bench.publish(QUEUE, ["refuse"]).await;
+    let script = Script::default();
+    let settings = Settings { hold_limit: Duration::from_millis(300), ..Settings::default() };
+    let running = bench.run(SOURCE, &script, settings);
+    let restarts = Counter::ConsumerRestarts { queue: QUEUE, cause: ConsumerRestart::Hold };
+    eventually("the end of the hold", SOON, async || match bench.metrics.count(restarts) {
+        1.. => Ok(()),
+        count => Err(format!("{count} restarts")),
+    })
+    .await;
+    running.drain().await;
+    bench.eventually_ready(QUEUE, 1).await;
+}
+
+#[tokio::test]
+async fn a_hold_lasts_until_everything_that_was_held_is_through() {
+    let bench = Bench::new().await;
+    let script = Script::default();
+    script.store_is_away(true);
+    bench.publish(QUEUE, ["stubborn", "ok"]).await;
+    let settings = Settings { batch_size: 1, batches_in_flight: 2, ..Settings::default() };
+    let mut running = bench.run(SOURCE, &script, settings);
+    running.reaches(HOLDING).await;
+    script.was_called(2).await;
+    script.store_is_away(false);
+    // One of the two is through, the other one still tries.
+    let applied = Counter::Deliveries { queue: QUEUE, outcome: DeliveryOutcome::Applied };
+    eventually("one to be through", SOON, async || match bench.metrics.count(applied) {
+        1 => Ok(()),
+        count => Err(format!("{count} are")),
+    })
+    .await;
+    assert_eq!(*running.state.borrow(), HOLDING);
 }

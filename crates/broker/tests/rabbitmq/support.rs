@@ -164,7 +164,8 @@ impl Drop for Running {
 }
 
 /// A handler that does what the first word of a body says: `ok`, `fail`, `panic`, `panic-decoding`,
-/// `refuse`, `wait` (until the test lets it go on). Everything else is `ok`.
+/// `refuse`, `wait` (until the test lets it go on), `stubborn` (the same, and then its store is away).
+/// Everything else is `ok`.
 #[derive(Clone, Default)]
 pub(crate) struct Script {
     inner: Arc<Inner>,
@@ -273,10 +274,14 @@ impl Script {
 
     fn check(&self) -> Result<(), Unavailable> {
         if self.inner.away.load(Ordering::SeqCst) {
-            return Err(Unavailable { store: Store::PostgreSql, source: "away".into() });
+            return Err(away());
         }
         Ok(())
     }
+}
+
+fn away() -> Unavailable {
+    Unavailable { store: Store::PostgreSql, source: "away".into() }
 }
 
 impl Handler for Script {
@@ -303,6 +308,10 @@ impl Handler for Script {
         self.inner.calls.fetch_add(1, Ordering::SeqCst);
         self.check()?;
         self.inner.batches.lock().unwrap().push(items.len());
+        if items.iter().any(|item| item.body == "stubborn") {
+            self.inner.gate.acquire().await.unwrap().forget();
+            return Err(away());
+        }
         let mut outcomes = Vec::new();
         for item in items {
             outcomes.push(self.act(item).await);

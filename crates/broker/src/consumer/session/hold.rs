@@ -1,7 +1,7 @@
 //! Waiting for a store that is away: batches are kept, unacknowledged, until it answers again.
 //!
-//! Nothing new is taken meanwhile. The hold ends when a held batch is through, not when a probe
-//! succeeds: a store that answers probes and nothing else is not well. It also ends when it has
+//! Nothing new is taken meanwhile. The hold ends when everything under way is through, not when a
+//! probe succeeds: a store that answers probes and nothing else is not well. It also ends when it has
 //! lasted too long: then the messages go back to the queue, all at once and counted once, before
 //! RabbitMQ loses patience with the channel.
 
@@ -30,9 +30,15 @@ impl<I> Hold<I> {
         Self { store, since, backoff, batches: Vec::new(), probing: false }
     }
 
-    /// Whether nothing waits any more.
-    fn is_over(&self) -> bool {
-        self.batches.is_empty() && !self.probing
+    /// Whether nothing waits any more, while this many batches are being handled. Those that
+    /// resumed are among them, and may come back.
+    fn is_over(&self, in_flight: usize) -> bool {
+        self.batches.is_empty() && !self.probing && in_flight == 0
+    }
+
+    /// One of the batches that wait.
+    pub(super) fn into_batch(mut self) -> Option<Batch<I>> {
+        self.batches.pop()
     }
 }
 
@@ -58,9 +64,10 @@ impl<H: Handler> Session<H> {
         self.shared.state.send_replace(ConsumerState::Holding(hold.store));
         hold.probing = true;
         let (shared, pause) = (self.shared.clone(), hold.backoff.next_pause());
+        let store = hold.store;
         self.tasks.spawn(async move {
             tokio::time::sleep(pause).await;
-            Report::Probed(shared.handler.probe().await)
+            Report::Probed(shared.probe(store).await)
         });
         Ok(())
     }
@@ -74,10 +81,11 @@ impl<H: Handler> Session<H> {
         }
     }
 
-    /// A batch is through. That ends the hold, unless others still wait: batches that had been
-    /// started before may succeed while the store is away.
+    /// A batch is through. That ends the hold, unless others still wait or try again: batches that
+    /// had been started before may succeed while the store is away, and of those that resumed some
+    /// may not.
     pub(super) fn end_hold(&mut self) {
-        let Some(hold) = self.hold.take_if(|hold| hold.is_over()) else { return };
+        let Some(hold) = self.hold.take_if(|hold| hold.is_over(self.in_flight)) else { return };
         self.shared.observer.hold_ended(hold.store, hold.since.elapsed());
         let leaving = self.is_leaving();
         let state = if leaving { ConsumerState::Draining } else { ConsumerState::Consuming };
