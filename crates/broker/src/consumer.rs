@@ -28,11 +28,13 @@ mod session;
 mod settlement;
 mod suspects;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use domain::clock::Clock;
 use domain::failure::{Store, Unavailable};
+use futures_util::FutureExt;
 use metrics::Metrics;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -253,7 +255,12 @@ impl<H: Handler> Shared<H> {
     async fn probe(&self, store: Store) -> Result<(), Unavailable> {
         match store {
             Store::RabbitMq => Ok(()),
-            Store::PostgreSql | Store::Redis => self.handler.probe().await,
+            Store::PostgreSql | Store::Redis => {
+                let probe = AssertUnwindSafe(async { self.handler.probe().await });
+                probe.catch_unwind().await.unwrap_or_else(|_| {
+                    Err(Unavailable { store, source: self.observer.panicked("probing").into() })
+                })
+            }
         }
     }
 }

@@ -6,12 +6,12 @@
 //! suspects are confirmed in their queues). Only then is the batch done.
 //!
 //! A panic costs the guilty message an attempt and its neighbours nothing: the batch is handled
-//! again one by one.
+//! again one by one. What a panic says is thrown away here: it may quote the message.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Outcome, Refusal, Unavailable};
 use futures_util::FutureExt;
 use tokio::time::Instant;
@@ -82,9 +82,7 @@ impl<I> Batch<I> {
     {
         let resolved = match &self.stage {
             Stage::Received => None,
-            Stage::Read(reading) => {
-                reading.items.first().and_then(|item| shared.handler.resolved(item))
-            }
+            Stage::Read(reading) => reading.items.first().and_then(|item| resolved(item, shared)),
             Stage::Decided { copies, .. } => {
                 copies.first().and_then(|copy| copy.journey.resolved.clone())
             }
@@ -143,11 +141,7 @@ fn read<H: Handler>(received: &[Received], lane: Lane, shared: &Shared<H>) -> Re
                 None
             }
             Ok(Err(refusal)) => Some(Decision::DeadLetter(refusal)),
-            Err(panic) => {
-                let message = panic_message(&*panic);
-                shared.observer.panicked(&message);
-                Some(Decision::Retry(format!("decoding panicked: {message}")))
-            }
+            Err(_) => Some(Decision::Retry(shared.observer.panicked("decoding"))),
         }
     });
     let early = early.collect();
@@ -217,12 +211,17 @@ async fn contained<H: Handler>(
             Ok(Err("the handler gave no outcome".to_owned()))
         }
         Ok(Err(unavailable)) => Err(unavailable),
-        Err(panic) => {
-            let message = panic_message(&*panic);
-            shared.observer.panicked(&message);
-            Ok(Err(format!("handling panicked: {message}")))
-        }
+        Err(_) => Ok(Err(shared.observer.panicked("handling"))),
     }
+}
+
+/// What a copy of the message must carry; nothing where asking for it panics.
+fn resolved<H: Handler>(item: &H::Item, shared: &Shared<H>) -> Option<Resolved> {
+    let ask = AssertUnwindSafe(|| shared.handler.resolved(item));
+    catch_unwind(ask).unwrap_or_else(|_| {
+        shared.observer.panicked("resolving");
+        None
+    })
 }
 
 /// Turns outcomes into copies to publish and outcomes to count.
@@ -240,7 +239,8 @@ fn settle<H: Handler>(
             Some(decision) => (decision, None),
             // There are as many outcomes as messages without an early decision.
             None => match decided.next() {
-                Some((item, outcome)) => (outcome.into(), shared.handler.resolved(item)),
+                Some((_, Outcome::Done(done))) => (Decision::Finish(done), None),
+                Some((item, outcome)) => (outcome.into(), resolved(item, shared)),
                 None => (Decision::Retry("the handler gave no outcome".to_owned()), None),
             },
         };
@@ -249,10 +249,4 @@ fn settle<H: Handler>(
         tally.add(outcome);
     }
     Stage::Decided { copies, tally }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "without a message".to_owned())
 }

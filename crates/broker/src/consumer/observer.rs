@@ -93,9 +93,14 @@ impl Observer {
         tracing::warn!(queue, message_id, attempt, error, "an attempt failed; another one follows");
     }
 
-    pub(super) fn panicked(&self, message: &str) {
-        self.metrics.add(Counter::Panics, 1);
-        tracing::error!(queue = self.queue, panic = message, "a panic was contained");
+    /// Says that a panic of the handler was contained, and gives the sentence for the message's
+    /// history. The panic's own words are not in it: they may quote the message's. Its place is in
+    /// the line of the process's panic hook, which also counts panics of every kind.
+    pub(super) fn panicked(&self, what: &'static str) -> String {
+        let queue = self.queue;
+        self.metrics.add(Counter::HandlerPanics { queue }, 1);
+        tracing::error!(queue, what, "a panic was contained; the line before says where it was");
+        format!("{what} panicked; the worker's log says where")
     }
 
     pub(super) fn answered_wrongly(&self, items: usize, outcomes: usize) {

@@ -240,11 +240,8 @@ impl<H: Handler> Session<H> {
                 Ok(())
             }
             Ok(Report::Probed(Err(unavailable))) => self.probe_again(&unavailable),
-            Err(bug) => {
-                // Not a handler's panic: those are contained in the batch.
-                self.shared.observer.panicked(&bug.to_string());
-                Err(End::TaskDied)
-            }
+            // A bug of ours: a handler's panics are contained. What it says may quote a message.
+            Err(_) => Err(End::TaskDied),
         }
     }
 

@@ -8,7 +8,7 @@ use domain::failure::Store;
 use metrics::{ConsumerRestart, Counter, DeliveryOutcome};
 use testkit::wait::eventually;
 
-use crate::support::{Bench, SOON, Script};
+use crate::support::{Bench, Probe, SOON, Script};
 
 const QUEUE: &str = WorkQueue::BotState.name();
 const DLQ: &str = WorkQueue::BotState.dlq();
@@ -77,6 +77,28 @@ async fn a_hold_that_lasts_too_long_gives_the_messages_back_until_the_store_retu
     running.drain().await;
     assert_eq!(bench.metrics.count(restarts), 1, "it consumed again before the store was back");
     assert!(script.handled().iter().all(|handled| handled.attempt == 1 && handled.redelivered));
+}
+
+#[tokio::test]
+async fn a_probe_that_panics_is_a_store_that_is_away() {
+    let bench = Bench::new().await;
+    let script = Script::default();
+    script.store_is_away(true);
+    script.probes(Probe::Panics);
+    bench.publish(QUEUE, ["patient"]).await;
+    let mut running = bench.run(SOURCE, &script, Settings::default());
+    running.reaches(HOLDING).await;
+    let panics = Counter::HandlerPanics { queue: QUEUE };
+    eventually("a panic", SOON, async || match bench.metrics.count(panics) {
+        2.. => Ok(()),
+        count => Err(format!("{count} panics")),
+    })
+    .await;
+    script.store_is_away(false);
+    script.probes(Probe::Honest);
+    script.has_handled(1).await;
+    running.drain().await;
+    assert!(!script.handled()[0].redelivered);
 }
 
 #[tokio::test]

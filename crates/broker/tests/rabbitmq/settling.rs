@@ -4,6 +4,7 @@ use broker::topology::{RetryQueue, WorkQueue};
 use broker::{Death, Delivery, Publication, Settings, Source};
 use domain::failure::DeadLetterReason;
 use lapin::BasicProperties;
+use lapin::types::AMQPValue;
 use metrics::{Counter, DeliveryOutcome};
 
 use crate::support::{Bench, Script};
@@ -34,7 +35,7 @@ async fn a_refused_message_becomes_a_dead_letter_and_its_neighbours_are_handled(
     assert_eq!(letter.data, b"refuse");
     let headers = letter.properties.headers().clone().unwrap();
     let text = |name: &str| match headers.inner().get(name) {
-        Some(lapin::types::AMQPValue::LongString(text)) => text.to_string(),
+        Some(AMQPValue::LongString(text)) => text.to_string(),
         other => panic!("{name}: {other:?}"),
     };
     assert_eq!(text("x-verbatim-reason"), "schema");
@@ -83,7 +84,7 @@ async fn copies_carry_no_header_of_the_broker_or_the_sender_but_the_trace() {
     let bench = Bench::new().await;
     let mut headers = lapin::types::FieldTable::default();
     for name in ["traceparent", "tracestate", "x-custom", "x-verbatim-user"] {
-        headers.insert(name.into(), lapin::types::AMQPValue::LongString(name.into()));
+        headers.insert(name.into(), AMQPValue::LongString(name.into()));
     }
     let properties = BasicProperties::default()
         .with_headers(headers)
@@ -119,7 +120,7 @@ async fn a_trace_too_long_for_a_copy_does_not_hold_up_the_queue() {
     let bench = Bench::new().await;
     let mut headers = lapin::types::FieldTable::default();
     // Almost a whole frame: with our own headers beside it there is no room.
-    let tracestate = lapin::types::AMQPValue::LongString("x".repeat(130_850).into());
+    let tracestate = AMQPValue::LongString("x".repeat(130_850).into());
     headers.insert("tracestate".into(), tracestate);
     let properties = BasicProperties::default().with_headers(headers).with_delivery_mode(2);
     let (exchange, key) = ("domain.actions".into(), "conversation.session_opened".into());
@@ -147,9 +148,44 @@ async fn a_panic_costs_the_guilty_message_an_attempt_and_its_neighbours_nothing(
     assert_eq!(settled(&bench, DeliveryOutcome::Applied), 2);
     assert_eq!(settled(&bench, DeliveryOutcome::Retried), 2);
     assert_eq!(settled(&bench, DeliveryOutcome::DeadLettered), 2);
-    assert!(bench.metrics.count(Counter::Panics) >= 4);
+    assert!(bench.metrics.count(Counter::HandlerPanics { queue: QUEUE }) >= 4);
+    // Those are the panic hook's to count.
+    assert_eq!(bench.metrics.count(Counter::Panics), 0);
     let bodies = script.handled();
     assert!(bodies.iter().all(|handled| handled.attempt == 1), "{bodies:?}");
+}
+
+#[tokio::test]
+async fn a_panic_before_a_copy_is_published_does_not_hold_up_the_queue() {
+    let bench = Bench::new().await;
+    bench.publish(QUEUE, ["fail unresolvable", "ok"]).await;
+    let script = Script::default();
+    let settings = Settings { retries: vec![RetryQueue::Second], ..Settings::default() };
+    let running = bench.run(SOURCE, &script, settings);
+    bench.eventually_ready(DLQ, 1).await;
+    running.drain().await;
+    assert_eq!(settled(&bench, DeliveryOutcome::Applied), 1);
+    assert!(script.handled().iter().all(|handled| !handled.redelivered));
+}
+
+#[tokio::test]
+async fn what_a_panic_says_stays_out_of_the_headers() {
+    let bench = Bench::new().await;
+    bench.publish(QUEUE, ["panic", "panic-decoding"]).await;
+    let settings = Settings { retries: vec![RetryQueue::Second], ..Settings::default() };
+    let running = bench.run(SOURCE, &Script::default(), settings);
+    let letters = [bench.take(DLQ).await, bench.take(DLQ).await];
+    running.drain().await;
+    for letter in letters {
+        let headers = letter.properties.headers().clone().unwrap();
+        let AMQPValue::FieldArray(reasons) = &headers.inner()["x-verbatim-reasons"] else {
+            panic!("{headers:?}")
+        };
+        for text in reasons.as_slice().iter().chain([&headers.inner()["x-verbatim-detail"]]) {
+            let AMQPValue::LongString(text) = text else { panic!("{text:?}") };
+            assert!(text.to_string().ends_with("panicked; the worker's log says where"), "{text}");
+        }
+    }
 }
 
 #[tokio::test]

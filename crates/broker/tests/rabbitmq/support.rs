@@ -12,6 +12,7 @@ use broker::{
     Consumer, ConsumerState, Delivery, Endpoints, Handler, Publication, Publisher, Settings, Source,
 };
 use domain::clock::Clock;
+use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Done, Outcome, Refusal, Store, Unavailable};
 use domain::time::Timestamp;
 use lapin::options::{BasicGetOptions, QueueDeclareOptions};
@@ -25,6 +26,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Anything on a machine that is busy with other tests.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// What the script's panics say, as slicing a text says it: somebody's words.
+pub(crate) const SECRET: &str = "byte index 3 is not a char boundary of `my secret`";
 
 /// A virtual host with the fleet's topology.
 pub(crate) struct Bench {
@@ -175,10 +179,22 @@ struct Inner {
     handled: Mutex<Vec<Handled>>,
     batches: Mutex<Vec<usize>>,
     away: AtomicBool,
-    blind: AtomicBool,
+    probe: Mutex<Probe>,
     calls: AtomicUsize,
     decoded: AtomicUsize,
     gate: Semaphore,
+}
+
+/// What a probe does.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) enum Probe {
+    /// It fails while the store is away.
+    #[default]
+    Honest,
+    /// It succeeds whatever the store does, as it does while a disk is full.
+    Blind,
+    /// It panics.
+    Panics,
 }
 
 /// A message that a handler was given.
@@ -197,7 +213,7 @@ impl Default for Inner {
             handled: Mutex::default(),
             batches: Mutex::default(),
             away: AtomicBool::new(false),
-            blind: AtomicBool::new(false),
+            probe: Mutex::default(),
             calls: AtomicUsize::new(0),
             decoded: AtomicUsize::new(0),
             gate: Semaphore::new(0),
@@ -235,9 +251,9 @@ impl Script {
         self.inner.away.store(away, Ordering::SeqCst);
     }
 
-    /// Makes its probe succeed whatever its store does, as it does while a disk is full.
-    pub(crate) fn probe_sees_nothing(&self) {
-        self.inner.blind.store(true, Ordering::SeqCst);
+    /// Makes its probe behave like this from now on.
+    pub(crate) fn probes(&self, probe: Probe) {
+        *self.inner.probe.lock().unwrap() = probe;
     }
 
     /// Lets one `wait` go on.
@@ -263,7 +279,7 @@ impl Script {
     async fn act(&self, item: &Handled) -> Outcome {
         match item.body.split_whitespace().next() {
             Some("fail") => Outcome::Retry("it failed".to_owned()),
-            Some("panic") => panic!("the script says so"),
+            Some("panic") => panic!("{SECRET}"),
             Some("wait") => {
                 self.inner.gate.acquire().await.unwrap().forget();
                 Outcome::Done(Done::Applied)
@@ -290,7 +306,7 @@ impl Handler for Script {
     fn decode(&self, delivery: &Delivery) -> Result<Handled, Refusal> {
         self.inner.decoded.fetch_add(1, Ordering::SeqCst);
         let body = String::from_utf8(delivery.body.clone()).unwrap();
-        assert!(!body.starts_with("panic-decoding"), "the script says so");
+        assert!(!body.starts_with("panic-decoding"), "{SECRET}");
         if body.starts_with("refuse") {
             let detail = "the script says so".to_owned();
             return Err(Refusal { reason: DeadLetterReason::Schema, field: None, detail });
@@ -302,6 +318,11 @@ impl Handler for Script {
             message_id: delivery.envelope.message_id.clone(),
             redelivered: delivery.redelivered,
         })
+    }
+
+    fn resolved(&self, item: &Handled) -> Option<Resolved> {
+        assert!(!item.body.ends_with("unresolvable"), "{SECRET}");
+        None
     }
 
     async fn handle(&self, items: &[Handled]) -> Result<Vec<Outcome>, Unavailable> {
@@ -321,7 +342,11 @@ impl Handler for Script {
     }
 
     fn probe(&self) -> impl Future<Output = Result<(), Unavailable>> + Send {
-        let blind = self.inner.blind.load(Ordering::SeqCst);
-        std::future::ready(if blind { Ok(()) } else { self.check() })
+        let probe = *self.inner.probe.lock().unwrap();
+        std::future::ready(match probe {
+            Probe::Honest => self.check(),
+            Probe::Blind => Ok(()),
+            Probe::Panics => panic!("{SECRET}"),
+        })
     }
 }

@@ -8,7 +8,7 @@ use lapin::options::{BasicGetOptions, BasicNackOptions};
 use metrics::{Counter, DeliveryOutcome};
 use testkit::wait::eventually;
 
-use crate::support::{Bench, SOON, Script};
+use crate::support::{Bench, Probe, SOON, Script};
 
 const QUEUE: &str = WorkQueue::SaveMessage.name();
 const SUSPECTS: &str = WorkQueue::SaveMessage.suspect();
@@ -95,7 +95,7 @@ async fn suspects_wait_while_the_store_is_away() {
 fn blindly_away() -> Script {
     let script = Script::default();
     script.store_is_away(true);
-    script.probe_sees_nothing();
+    script.probes(Probe::Blind);
     script
 }
 
