@@ -129,7 +129,7 @@ impl Delivery {
         } else {
             Journey::default()
         };
-        let origin = journey.origin.clone().or_else(|| first_published(&headers));
+        let origin = journey.origin.clone().or_else(|| first_published(exchange, &headers));
         let origin = origin.unwrap_or_else(|| Origin {
             exchange: exchange.to_owned(),
             routing_key: delivery.routing_key.to_string(),
@@ -187,7 +187,13 @@ fn came_only_through_us(exchange: &str, headers: &FieldTable) -> bool {
 }
 
 /// Where a letter that RabbitMQ made was published first: its oldest death remembers.
-fn first_published(headers: &FieldTable) -> Option<Origin> {
+///
+/// RabbitMQ moves the dead by the default exchange here, and nowhere else (see the arguments of the
+/// topology's queues); on a message from any other exchange its sender wrote the deaths.
+fn first_published(exchange: &str, headers: &FieldTable) -> Option<Origin> {
+    if !exchange.is_empty() {
+        return None;
+    }
     let oldest = deaths(headers).pop()?;
     Some(Origin { exchange: oldest.exchange, routing_key: oldest.routing_key })
 }
@@ -285,6 +291,20 @@ mod tests {
         headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![death])));
         let letter = received("", "conversation.save_message.dlq", headers);
         assert_eq!(letter.journey, Journey::default());
+    }
+
+    #[test]
+    fn deaths_that_an_agent_made_up_do_not_change_what_it_sent() {
+        let death = died_in("conversation.session", "expired", "domain.actions", "state.clear");
+        let mut headers = FieldTable::default();
+        headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![death])));
+        let key = "conversation.save_message";
+        for exchange in ["domain.actions", "domain.unrouted", "domain.retry.1000"] {
+            let delivery = received(exchange, key, headers.clone());
+            assert_eq!(delivery.envelope.routing_key, key);
+            assert_eq!(delivery.origin.exchange, exchange);
+        }
+        assert_eq!(received("", key, headers).envelope.routing_key, "state.clear");
     }
 
     #[test]
