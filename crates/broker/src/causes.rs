@@ -3,8 +3,9 @@
 use std::error::Error;
 
 /// The error's text and those of its causes, from the outside in. A cause that its error has
-/// repeated already is not said twice.
-pub(crate) fn with_causes(error: &dyn Error) -> String {
+/// repeated already is not said twice. No error of ours names credentials, nor do its causes.
+#[must_use]
+pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

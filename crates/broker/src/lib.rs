@@ -24,6 +24,7 @@ mod reply;
 pub mod topology;
 mod wire;
 
+pub use causes::with_causes;
 pub use connection::{Endpoints, Error, InvalidAddress};
 pub use consumer::{Consumer, ConsumerState, Settings, Source};
 pub use delivery::{Death, Delivery};

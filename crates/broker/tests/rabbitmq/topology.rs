@@ -164,3 +164,21 @@ async fn the_depth_of_every_queue_is_told_and_a_missing_one_is_named() {
         assert_eq!(ready, expected, "{name}");
     }
 }
+
+#[tokio::test]
+async fn a_refusal_to_let_us_in_is_told_in_the_brokers_words_and_without_the_password() {
+    let env = TestEnv::new().await;
+    let (server, _) = env.amqp_url.rsplit_once('/').unwrap();
+    let (scheme, rest) = server.split_once("://").unwrap();
+    let (_, host) = rest.rsplit_once('@').unwrap();
+    let urls = [
+        (format!("{server}/no-such-vhost"), "no-such-vhost"),
+        (format!("{scheme}://guest:hunter2@{host}/%2f"), "ACCESS_REFUSED"),
+    ];
+    for (url, expected) in urls {
+        let endpoints = Endpoints::parse(&url, "test").unwrap();
+        let error = topology::verify(&endpoints).await.unwrap_err();
+        let told = broker::with_causes(&error);
+        assert!(told.contains(expected) && !told.contains("hunter2"), "{told}");
+    }
+}

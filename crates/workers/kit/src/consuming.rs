@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use broker::inspect::Inspector;
-use broker::{Consumer, ConsumerState, Endpoints, Handler, Settings, Source};
+use broker::{Consumer, ConsumerState, Endpoints, Handler, Settings, Source, with_causes};
 use domain::failure::Store;
 use service::{Check, Service};
 
@@ -75,7 +75,7 @@ pub(crate) fn watch_broker(service: &Service, endpoints: &Endpoints, check: Chec
         let mut inspector = Inspector::new(endpoints.clone());
         async move {
             while !stopping.is_cancelled() {
-                let fault = inspector.probe().await.err().map(|error| error.to_string());
+                let fault = inspector.probe().await.err().map(|error| with_causes(&error));
                 tell(&check, &metrics, Store::RabbitMq, fault);
                 pause(PROBE_EVERY, &stopping).await;
             }

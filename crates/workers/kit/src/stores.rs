@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use archive::{Archive, SchemaError};
 use backon::{ExponentialBuilder, Retryable as _};
 use broker::topology::{self, TopologyError};
-use broker::{Endpoints, Publisher};
+use broker::{Endpoints, Publisher, with_causes};
 use conversation::{Fresh, admission};
 use domain::failure::{FailureClass, Store};
 use hot_store::{Address, Health, HotStore};
@@ -18,7 +18,7 @@ use service::settings::{ServerUrl, StoreSettings};
 use service::{Check, Service};
 use tokio_util::sync::CancellationToken;
 
-/// How often PostgreSQL is asked whether it is there.
+/// How often PostgreSQL is asked whether it is there, and Redis why it is not.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// The longest pause between two attempts to reach a server at start, before jitter, which adds up
@@ -92,8 +92,7 @@ async fn verify_schema(archive: &Archive) -> anyhow::Result<()> {
         .retry(pauses())
         .when(away)
         .notify(|error, pause| {
-            let error: &(dyn std::error::Error + 'static) = error;
-            tracing::warn!(error, ?pause, "waiting for PostgreSQL");
+            tracing::warn!(error = with_causes(error), ?pause, "waiting for PostgreSQL");
         })
         .await
         .map_err(Into::into)
@@ -104,9 +103,9 @@ async fn verify_topology(endpoints: &Endpoints, check: &Check) -> anyhow::Result
         .retry(pauses())
         .when(|error| matches!(error, TopologyError::Unavailable(_)))
         .notify(|error, pause| {
-            check.not_ready(error.to_string());
-            let error: &(dyn std::error::Error + 'static) = error;
+            let error = with_causes(error);
             tracing::warn!(error, ?pause, "waiting for RabbitMQ");
+            check.not_ready(error);
         })
         .await
         .context("run `verbatim setup`, or see `verbatim queues`")
@@ -136,7 +135,7 @@ fn watch_archive(service: &Service, archive: &Archive) {
         let (check, metrics, archive) = (check.clone(), metrics.clone(), archive.clone());
         async move {
             while !stopping.is_cancelled() {
-                let fault = archive.probe().await.err().map(|error| error.to_string());
+                let fault = archive.probe().await.err().map(|error| with_causes(&error));
                 tell(&check, &metrics, Store::PostgreSql, fault);
                 pause(PROBE_EVERY, &stopping).await;
             }
@@ -156,14 +155,17 @@ fn watch_hot(service: &Service, hot: &HotStore) {
     });
     let (check, metrics) = (service.check("redis"), service.metrics().clone());
     let health = hot.subscribe();
+    let watched = hot.clone();
     service.support("redis-check", move |stopping| {
         let (check, metrics, mut health) = (check.clone(), metrics.clone(), health.clone());
+        let hot = watched.clone();
         async move {
             loop {
-                let fault = match *health.borrow_and_update() {
+                let seen = *health.borrow_and_update();
+                let fault = match seen {
                     Health::Up => None,
                     Health::Untried => Some("not connected yet".to_owned()),
-                    Health::Down => Some("Redis is away; PostgreSQL serves alone".to_owned()),
+                    Health::Down => Some(why_down(&hot, &stopping).await),
                 };
                 tell(&check, &metrics, Store::Redis, fault);
                 tokio::select! {
@@ -172,10 +174,21 @@ fn watch_hot(service: &Service, hot: &HotStore) {
                     biased;
                     () = stopping.cancelled() => return Ok(()),
                     changed = health.changed() => changed?,
+                    // What keeps it away may change while it is.
+                    () = tokio::time::sleep(PROBE_EVERY), if seen == Health::Down => {}
                 }
             }
         }
     });
+}
+
+async fn why_down(hot: &HotStore, stopping: &CancellationToken) -> String {
+    let cause = match stopping.run_until_cancelled(hot.probe()).await {
+        Some(Err(error)) => format!(": {}", with_causes(&error)),
+        // It is just coming back, or the process is leaving.
+        Some(Ok(())) | None => String::new(),
+    };
+    format!("Redis is away; PostgreSQL serves alone{cause}")
 }
 
 pub(crate) async fn pause(duration: Duration, stopping: &CancellationToken) {
