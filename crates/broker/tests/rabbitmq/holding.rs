@@ -170,14 +170,14 @@ async fn a_drain_does_not_wait_for_what_rabbitmq_does_not_take() {
 async fn a_hold_lasts_until_everything_that_was_held_is_through() {
     let bench = Bench::new().await;
     let script = Script::default();
-    script.store_is_away(true);
-    bench.publish(QUEUE, ["stubborn", "ok"]).await;
     let settings = Settings { batch_size: 1, batches_in_flight: 2, ..Settings::default() };
-    let mut running = bench.run(SOURCE, &script, settings);
-    running.reaches(HOLDING).await;
-    script.was_called(2).await;
-    script.store_is_away(false);
-    // One of the two is through, the other one still tries.
+    let running = bench.run(SOURCE, &script, settings);
+    bench.publish(QUEUE, ["wait"]).await;
+    script.was_called(1).await;
+    bench.publish(QUEUE, ["stubborn"]).await;
+    script.was_called(3).await;
+    script.open_gate();
+    // One of the two is through; the one that was held has resumed and still tries.
     let applied = Counter::Deliveries { queue: QUEUE, outcome: DeliveryOutcome::Applied };
     eventually("one to be through", SOON, async || match bench.metrics.count(applied) {
         1 => Ok(()),

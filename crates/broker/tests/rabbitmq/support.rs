@@ -168,8 +168,8 @@ impl Drop for Running {
 }
 
 /// A handler that does what the first word of a body says: `ok`, `fail`, `panic`, `panic-decoding`,
-/// `refuse`, `wait` (until the test lets it go on), `stubborn` (the same, and then its store is away).
-/// Everything else is `ok`.
+/// `refuse`, `wait` (until the test lets it go on), `stubborn` (its store is away at
+/// first, and later gives no answer). Everything else is `ok`.
 #[derive(Clone, Default)]
 pub(crate) struct Script {
     inner: Arc<Inner>,
@@ -180,6 +180,7 @@ struct Inner {
     batches: Mutex<Vec<usize>>,
     away: AtomicBool,
     probe: Mutex<Probe>,
+    refused_stubborn: AtomicBool,
     calls: AtomicUsize,
     decoded: AtomicUsize,
     gate: Semaphore,
@@ -214,6 +215,7 @@ impl Default for Inner {
             batches: Mutex::default(),
             away: AtomicBool::new(false),
             probe: Mutex::default(),
+            refused_stubborn: AtomicBool::new(false),
             calls: AtomicUsize::new(0),
             decoded: AtomicUsize::new(0),
             gate: Semaphore::new(0),
@@ -330,7 +332,9 @@ impl Handler for Script {
         self.check()?;
         self.inner.batches.lock().unwrap().push(items.len());
         if items.iter().any(|item| item.body == "stubborn") {
-            self.inner.gate.acquire().await.unwrap().forget();
+            if self.inner.refused_stubborn.swap(true, Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
             return Err(away());
         }
         let mut outcomes = Vec::new();
