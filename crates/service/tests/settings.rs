@@ -26,6 +26,10 @@ struct Settings {
     /// How many bytes of messages may be unacknowledged
     #[arg(long, default_value = "64MiB", value_parser = service::settings::bytes)]
     max_inflight_bytes: usize,
+
+    /// A setting that no other process has
+    #[arg(long, default_value_t = 3)]
+    own_number: u32,
 }
 
 const AMQP: &str = "amqp://guest:s3cret@rabbit:5672/%2f";
@@ -264,7 +268,7 @@ fn an_unknown_name_is_refused_with_the_nearest_known_one() {
         Start::new().file("log_levle: info\n"),
         Start::new().file("message-save-worker:\n  batchsize: 5\n"),
         Start::new().file("message-saver:\n  batch_size: 5\n"),
-        Start::new().file("batch_size: 5\n"),
+        Start::new().file("own_number: 5\n"),
         Start::new().file("xyzzy: 5\n"),
         Start::new().file("config: other.yaml\n"),
         Start::new().flags(&["--batchsize", "5"]),
@@ -274,7 +278,7 @@ fn an_unknown_name_is_refused_with_the_nearest_known_one() {
     fleet.yaml:1: log_levle: unknown setting; did you mean log_level?
     fleet.yaml:2: batchsize: unknown setting; did you mean batch_size?
     fleet.yaml:1: message-saver: unknown setting; did you mean message-save-worker?
-    fleet.yaml:1: batch_size: unknown setting at the top level: put it into the section message-save-worker
+    fleet.yaml:1: own_number: unknown setting at the top level: put it into the section message-save-worker
     fleet.yaml:1: xyzzy: unknown setting
     fleet.yaml:1: config: unknown setting in a file: a file cannot name another one
     unexpected argument '--batchsize' found; a similar argument exists: '--batch-size'
@@ -308,7 +312,7 @@ fn help_shows_every_setting_with_default_and_variable_and_no_secret() {
     for text in [
         "--amqp-url",
         "AMQP_URL",
-        "--database-read-url",
+        "--database-url",
         "VERBATIM_BATCH_SIZE",
         "[default: 500]",
         "VERBATIM_MAX_INFLIGHT_BYTES",
