@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use domain::failure::Store;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use lapin::options::ConfirmSelectOptions;
 use metrics::{Counter, Metrics, PublishOutcome, Timing};
 use tokio::sync::{mpsc, oneshot};
@@ -33,6 +35,10 @@ pub(super) struct Driver {
     timeout: Duration,
     waiting: mpsc::Receiver<Call>,
     link: Option<Link>,
+    /// A link that is being opened. It may take longer than the call that asked for it has time, and
+    /// then it goes on for the next one: otherwise addresses that do not answer would keep every
+    /// call from reaching those that do.
+    opening: Option<BoxFuture<'static, Result<Link, Error>>>,
 }
 
 /// A connection and its one channel, in confirm mode.
@@ -48,7 +54,7 @@ impl Driver {
         timeout: Duration,
         waiting: mpsc::Receiver<Call>,
     ) -> Self {
-        Self { endpoints, metrics, timeout, waiting, link: None }
+        Self { endpoints, metrics, timeout, waiting, link: None, opening: None }
     }
 
     /// Publishes until nobody can call any more.
@@ -122,7 +128,14 @@ impl Driver {
         }
         let mut backoff = Backoff::new();
         loop {
-            match Link::open(&self.endpoints).await {
+            let endpoints = &self.endpoints;
+            let opening = self.opening.get_or_insert_with(|| Link::open(endpoints.clone()).boxed());
+            let Ok(opened) = tokio::time::timeout_at(deadline.into(), opening).await else {
+                return Err(Error::TimedOut { what: "let us in", limit: self.timeout });
+            };
+            self.opening = None;
+            match opened {
+                Ok(link) if !link.is_usable() => {}
                 Ok(link) => {
                     self.metrics.add(Counter::Connections { store: Store::RabbitMq }, 1);
                     return Ok(link);
@@ -156,7 +169,7 @@ impl Driver {
 }
 
 impl Link {
-    async fn open(endpoints: &Endpoints) -> Result<Self, Error> {
+    async fn open(endpoints: Endpoints) -> Result<Self, Error> {
         let connection = endpoints.connect("publish").await?;
         let channel = connection.channel().await?;
         let confirm = channel.confirm_select(ConfirmSelectOptions::default());

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use broker::topology::WorkQueue;
+use broker::topology::{self, WorkQueue};
 use broker::{Endpoints, Publication, PublishError, Publisher, Replier};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use metrics::{Counter, Metrics, PublishOutcome};
+use testkit::TestEnv;
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
 
@@ -159,4 +160,36 @@ async fn an_answer_reaches_who_asked_by_direct_reply_to() {
         answer.properties.correlation_id().as_ref().map(ToString::to_string),
         Some("7".to_owned())
     );
+}
+
+#[tokio::test]
+async fn a_server_that_accepts_and_says_nothing_does_not_keep_a_caller_past_its_time() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("amqp://127.0.0.1:{}", silent.local_addr().unwrap().port());
+    let endpoints = Endpoints::parse(&url, "test").unwrap();
+    let limit = Duration::from_millis(500);
+    let publisher = Publisher::with_timeout(endpoints, Metrics::new(), limit);
+    let asked = tokio::time::Instant::now();
+    let error = publisher.publish(Publication::to_queue("queue", Vec::new())).await.unwrap_err();
+    assert!(matches!(error, PublishError::Unreachable(_)), "{error}");
+    // The handshake alone is given five seconds.
+    assert!(asked.elapsed() < 6 * limit, "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
+async fn a_connection_that_takes_longer_than_one_call_serves_the_next() {
+    let env = TestEnv::new().await;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    // The handshake with the first address fails after five seconds, then comes the one that works.
+    let urls = format!("amqp://127.0.0.1:{port},{}", env.amqp_url);
+    let endpoints = Endpoints::parse(&urls, "test").unwrap();
+    topology::declare(&Endpoints::parse(&env.amqp_url, "test").unwrap()).await.unwrap();
+    let limit = Duration::from_secs(1);
+    let publisher = Publisher::with_timeout(endpoints, Metrics::new(), limit);
+    eventually("a publish", SOON, async || {
+        let publication = Publication::to_queue(WorkQueue::Session.dlq(), Vec::new());
+        publisher.publish(publication).await.map_err(|error| error.to_string())
+    })
+    .await;
 }
