@@ -171,6 +171,15 @@ impl Error {
         FailureClass::Unavailable
     }
 
+    /// Whether the client library could not read what the broker sent: a property of a message that
+    /// is not UTF-8, most likely. It gives the whole connection up for that.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        let (Self::Connect { source, .. } | Self::Request { source, .. }) = self else {
+            return false;
+        };
+        matches!(source.kind(), lapin::ErrorKind::ParsingError(_))
+    }
+
     /// The broker's own words, where it sent some: a code such as 404 or 406 and a text.
     pub(crate) fn reply(&self) -> Option<(u16, String)> {
         let (Self::Connect { source, .. } | Self::Request { source, .. }) = self else {

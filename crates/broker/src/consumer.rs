@@ -46,7 +46,7 @@ use crate::topology::{RetryQueue, WorkQueue};
 use crate::{Handler, Publisher};
 use batch::Batch;
 use observer::Observer;
-use session::{End, Session};
+use session::{Care, End, Session};
 
 /// A session that lived this long was well; the next one need not wait.
 const STABLE: Duration = Duration::from_secs(10);
@@ -206,10 +206,11 @@ impl<H: Handler> Consumer<H> {
     pub async fn run(self, shutdown: CancellationToken) {
         let shared = &self.shared;
         let mut backoff = Backoff::new();
+        let mut care = Care::Usual;
         while !shutdown.is_cancelled() {
             shared.state.send_replace(ConsumerState::Connecting);
             let began = Instant::now();
-            let (end, held) = match Session::open(shared.clone()).await {
+            let (end, held) = match Session::open(shared.clone(), care).await {
                 Ok(session) => session.run(&shutdown).await,
                 Err(error) => (End::Failed(error), None),
             };
@@ -222,6 +223,14 @@ impl<H: Handler> Consumer<H> {
                 End::HeldTooLong(store) => {
                     shared.state.send_replace(ConsumerState::Holding(store));
                     shutdown.run_until_cancelled(self.store_is_back(store, held)).await;
+                }
+                End::Relaxed => care = Care::Usual,
+                // Nothing is away: each try costs the unreadable message alone, until RabbitMQ
+                // dead-letters it, and whatever is behind it waits.
+                End::Failed(error) if error.is_unreadable() => {
+                    care = Care::OneByOne;
+                    backoff = Backoff::new();
+                    pause(backoff.next_pause(), &shutdown).await;
                 }
                 _ => pause(backoff.next_pause(), &shutdown).await,
             }

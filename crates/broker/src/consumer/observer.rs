@@ -151,6 +151,7 @@ impl Observer {
             End::Gap(gap) => (ConsumerRestart::Error, gap.to_string()),
             End::ChannelDied => (ConsumerRestart::Error, "the channel died".to_owned()),
             End::TaskDied => (ConsumerRestart::Error, "a task of the consumer died".to_owned()),
+            End::Relaxed => (ConsumerRestart::Prefetch, "messages can be read again".to_owned()),
             End::Failed(error) => (ConsumerRestart::Error, with_causes(error)),
         };
         self.metrics.add(Counter::ConsumerRestarts { queue, cause }, 1);

@@ -50,6 +50,18 @@ pub(super) struct Session<H: Handler> {
     last_question: Instant,
     last_look_at_suspects: Instant,
     checks: tokio::time::Interval,
+    /// Acknowledgements after which a [careful](Care::OneByOne) session has done its part.
+    careful_for: Option<usize>,
+}
+
+/// How much a session takes at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Care {
+    /// As much as the settings allow.
+    Usual,
+    /// One message, because one of those that come cannot be read and takes the connection with it:
+    /// alone, it comes back alone.
+    OneByOne,
 }
 
 /// Why a session ended.
@@ -69,6 +81,8 @@ pub(super) enum End {
     ChannelDied,
     /// A task of ours died: a bug. What it had is not acknowledged and comes again.
     TaskDied,
+    /// One by one, as many messages were acknowledged as had been under way with the unreadable one.
+    Relaxed,
     /// The channel or the connection failed.
     Failed(Error),
 }
@@ -82,17 +96,17 @@ enum Report<I> {
 
 impl<H: Handler> Session<H> {
     /// Connects and registers with the queue.
-    pub(super) async fn open(shared: Arc<Shared<H>>) -> Result<Self, Error> {
+    pub(super) async fn open(shared: Arc<Shared<H>>, care: Care) -> Result<Self, Error> {
         let settings = &shared.settings;
         let in_use = settings.batches_in_flight + 1;
         let budget = settings.max_inflight_bytes;
-        let ceiling = in_use * settings.batch_size;
-        let prefetch = Prefetch::new(budget, settings.largest_body, ceiling);
-        let limits = Limits {
-            messages: settings.batch_size,
-            bytes: budget / in_use,
-            linger: settings.linger,
+        let most = in_use * settings.batch_size;
+        let (ceiling, messages, careful_for) = match care {
+            Care::Usual => (most, settings.batch_size, None),
+            Care::OneByOne => (1, 1, Some(most)),
         };
+        let prefetch = Prefetch::new(budget, settings.largest_body, ceiling);
+        let limits = Limits { messages, bytes: budget / in_use, linger: settings.linger };
         let queue = shared.source.queue;
         let connection = shared.endpoints.connect(queue).await?;
         let channel = connection.channel().await?;
@@ -118,6 +132,7 @@ impl<H: Handler> Session<H> {
             last_question: now,
             last_look_at_suspects: now,
             checks,
+            careful_for,
         })
     }
 
@@ -127,11 +142,14 @@ impl<H: Handler> Session<H> {
         mut self,
         shutdown: &CancellationToken,
     ) -> (End, Option<Batch<H::Item>>) {
-        let end = loop {
+        let mut end = loop {
             if let Err(end) = self.turn(shutdown).await {
                 break end;
             }
         };
+        if matches!(end, End::ChannelDied) {
+            end = self.last_words().map_or(end, End::Failed);
+        }
         self.shared.observer.given_back(self.ledger.len());
         if matches!(end, End::Drained | End::HeldTooLong(_)) {
             self.tasks.shutdown().await;
@@ -196,6 +214,15 @@ impl<H: Handler> Session<H> {
         Ok(())
     }
 
+    /// What the channel died of, as its stream tells after the deliveries that it still has.
+    fn last_words(&mut self) -> Option<Error> {
+        loop {
+            if let Err(source) = self.stream.next().now_or_never()?? {
+                return Some(Error::Request { what: "keep delivering", source });
+            }
+        }
+    }
+
     // Working.
 
     /// Starts batches while there are some and room for them. Says when the next one is due.
@@ -251,11 +278,12 @@ impl<H: Handler> Session<H> {
         finished.tags.iter().for_each(|tag| self.ledger.finish(*tag));
         let Some(prefix) = self.ledger.take_prefix() else { return Ok(()) };
         let options = BasicAckOptions { multiple: true };
-        if acknowledge(&self.channel, &prefix.last, options).await {
-            return Ok(());
+        if !acknowledge(&self.channel, &prefix.last, options).await {
+            self.shared.observer.acks_lost(prefix.count);
+            return Err(End::ChannelDied);
         }
-        self.shared.observer.acks_lost(prefix.count);
-        Err(End::ChannelDied)
+        self.careful_for = self.careful_for.map(|left| left.saturating_sub(prefix.count));
+        if self.careful_for == Some(0) { Err(End::Relaxed) } else { Ok(()) }
     }
 }
 

@@ -10,3 +10,4 @@ mod settling;
 mod support;
 mod suspects;
 mod topology;
+mod unreadable;
