@@ -98,6 +98,24 @@ pub struct Closed {
     pub token: Uuid,
 }
 
+/// A statement over `mine`: the claims of `$1, $2, $3` that still hold their token, locked in key
+/// order.
+macro_rules! mine {
+    ($lock:literal, $statement:literal) => {
+        concat!(
+            "WITH mine AS (
+                 SELECT c.tenant_id, c.id
+                 FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
+                 JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                 WHERE c.close_token = k.token
+                 ORDER BY c.tenant_id, c.id ",
+            $lock,
+            ")",
+            $statement
+        )
+    };
+}
+
 impl Archive {
     /// Claims conversations whose close is due, that have been idle for long, or whose closer
     /// vanished; at most `due.limit` of each.
@@ -255,14 +273,9 @@ impl Archive {
     pub async fn store_totals(&self, claims: &[Claim], lease: Duration) -> Result<Vec<Closed>> {
         let keys = Keys::of(claims);
         self.within(async |connection| {
-            sqlx::query(
-                "WITH mine AS (
-                     SELECT c.tenant_id, c.id
-                     FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
-                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-                     WHERE c.close_token = k.token
-                     ORDER BY c.tenant_id, c.id
-                     FOR NO KEY UPDATE OF c)
+            sqlx::query(mine!(
+                "FOR NO KEY UPDATE OF c",
+                "
                  UPDATE conversations c SET
                      message_count = t.messages, total_tokens = t.tokens,
                      created_at = t.first, last_message_at = t.last,
@@ -282,8 +295,8 @@ impl Archive {
                  WHERE c.tenant_id = t.tenant_id AND c.id = t.id
                  RETURNING c.tenant_id, c.id, c.session_id, c.agent_id, c.user_id, c.message_count,
                            c.total_tokens, c.created_at, c.last_message_at, c.closed_at,
-                           c.close_reason, c.close_token",
-            )
+                           c.close_reason, c.close_token"
+            ))
             .bind(&keys.tenants)
             .bind(&keys.ids)
             .bind(&keys.tokens)
@@ -302,20 +315,15 @@ impl Archive {
     pub async fn archive_claimed(&self, claims: &[Claim]) -> Result<Vec<ConversationKey>> {
         let keys = Keys::of(claims);
         self.within(async |connection| {
-            sqlx::query(
-                "WITH mine AS (
-                     SELECT c.tenant_id, c.id
-                     FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
-                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-                     WHERE c.close_token = k.token
-                     ORDER BY c.tenant_id, c.id
-                     FOR UPDATE OF c SKIP LOCKED)
+            sqlx::query(mine!(
+                "FOR UPDATE OF c SKIP LOCKED",
+                "
                  UPDATE conversations c SET
                      status = 'archived', finalised_at = clock_timestamp(), close_token = NULL,
                      close_lease_until = NULL
                  FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
-                 RETURNING c.tenant_id, c.id",
-            )
+                 RETURNING c.tenant_id, c.id"
+            ))
             .bind(&keys.tenants)
             .bind(&keys.ids)
             .bind(&keys.tokens)
@@ -332,19 +340,14 @@ impl Archive {
     pub async fn renew(&self, claims: &[Claim], lease: Duration) -> Result<Vec<ConversationKey>> {
         let keys = Keys::of(claims);
         self.within(async |connection| {
-            sqlx::query(
-                "WITH mine AS (
-                     SELECT c.tenant_id, c.id
-                     FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
-                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-                     WHERE c.close_token = k.token
-                     ORDER BY c.tenant_id, c.id
-                     FOR NO KEY UPDATE OF c)
+            sqlx::query(mine!(
+                "FOR NO KEY UPDATE OF c",
+                "
                  UPDATE conversations c
                  SET close_lease_until = clock_timestamp() + make_interval(secs => $4)
                  FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
-                 RETURNING c.tenant_id, c.id",
-            )
+                 RETURNING c.tenant_id, c.id"
+            ))
             .bind(&keys.tenants)
             .bind(&keys.ids)
             .bind(&keys.tokens)
