@@ -49,6 +49,23 @@ async fn every_body_that_conflicts_is_kept_as_a_letter_of_its_own() {
 }
 
 #[tokio::test]
+async fn a_body_without_an_id_that_dies_twice_is_one_letter() {
+    let scenario = Scenario::new().await;
+    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    let side = scenario.side();
+    for copies in ["1", "2"] {
+        // Each dies at a time of its own, as when a worker dies before it acknowledges.
+        side.publish(SAVES, &json!({"message_id": "same"}), "{broken").await;
+        scenario.until_sql("SELECT coalesce(sum(copies), 0) FROM dead_letters", copies).await;
+    }
+    assert_eq!(
+        scenario.sql("SELECT count(*), max(reason) FROM dead_letters").await,
+        "1|malformed_json"
+    );
+    scenario.rest([saver, statistics]).await;
+}
+
+#[tokio::test]
 async fn what_is_sent_home_arrives_once_though_its_neighbour_has_no_queue_for_a_while() {
     let scenario = Scenario::new().await;
     let (agent, side, eyes) = (scenario.agent(), scenario.side(), scenario.eyes());

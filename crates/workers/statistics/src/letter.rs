@@ -5,6 +5,7 @@
 
 use archive::DeadLetter;
 use broker::Delivery;
+use broker::journey::Journey;
 use broker::topology::WorkQueue;
 use domain::failure::DeadLetterReason;
 use domain::time::Timestamp;
@@ -88,9 +89,11 @@ fn key(queue: WorkQueue, reason: DeadLetterReason, delivery: &Delivery) -> Uuid 
         }
     } else {
         let mut headers = delivery.headers();
-        // The only headers that differ between two deliveries of one letter.
+        // What differs between two copies of one letter: the broker's counts, and our own headers,
+        // which tell when it failed.
         headers.remove("x-delivery-count");
         headers.remove("x-acquired-count");
+        headers.retain(|header, _| !Journey::owns(header));
         name.extend_from_slice(properties(delivery).to_string().as_bytes());
         name.push(0);
         name.extend_from_slice(Value::Object(headers).to_string().as_bytes());
