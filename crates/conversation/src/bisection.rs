@@ -5,6 +5,7 @@
 
 use archive::Error;
 use domain::failure::{DeadLetterReason, FailureClass, Outcome, Refusal};
+use metrics::{Counter, Metrics, TransactionRetry};
 
 /// What becomes of the one item that PostgreSQL refused. Data that it does not take it will not take
 /// later either; anything else may pass.
@@ -20,12 +21,13 @@ pub(crate) fn refused(class: FailureClass, error: &Error) -> Outcome {
 /// The parts of a batch that are still to be tried, in order.
 pub(crate) struct Bisection<'a, T> {
     parts: Vec<&'a [T]>,
+    metrics: &'a Metrics,
 }
 
 impl<'a, T> Bisection<'a, T> {
     /// All of it in one part.
-    pub(crate) fn new(batch: &'a [T]) -> Self {
-        Self { parts: vec![batch] }
+    pub(crate) fn new(batch: &'a [T], metrics: &'a Metrics) -> Self {
+        Self { parts: vec![batch], metrics }
     }
 
     /// The next part to try.
@@ -39,6 +41,7 @@ impl<'a, T> Bisection<'a, T> {
         if let [culprit] = part {
             return Some(culprit);
         }
+        self.metrics.add(Counter::TransactionRetries { class: TransactionRetry::Split }, 1);
         let (left, right) = part.split_at(part.len() / 2);
         self.parts.push(right);
         self.parts.push(left);
@@ -52,7 +55,8 @@ mod tests {
 
     fn run(batch: &[u32], bad: impl Fn(u32) -> bool) -> (Vec<u32>, Vec<u32>, usize) {
         let (mut saved, mut culprits, mut tries) = (Vec::new(), Vec::new(), 0);
-        let mut bisection = Bisection::new(batch);
+        let metrics = Metrics::new();
+        let mut bisection = Bisection::new(batch, &metrics);
         while let Some(part) = bisection.next() {
             tries += 1;
             if part.iter().any(|item| bad(*item)) {

@@ -152,13 +152,15 @@ impl Closer {
         let taken_over = claims.iter().filter(|c| c.cause == CloseCause::TakenOver).count();
         self.metrics.add(Counter::CloseTakeovers, taken_over as u64);
 
-        let dropped = retried(|| self.archive.drop_empty(&claims)).await?;
+        let dropped = retried(&self.metrics, || self.archive.drop_empty(&claims)).await?;
         self.metrics.add(Counter::ConversationsDroppedEmpty, dropped.len() as u64);
         swept.dropped = dropped.len();
         retain(&mut claims, |key| !dropped.contains(key));
 
         self.count_tokens(&mut claims).await?;
-        let closed = retried(|| self.archive.store_totals(&claims, self.settings.lease)).await?;
+        let closed =
+            retried(&self.metrics, || self.archive.store_totals(&claims, self.settings.lease))
+                .await?;
         let counted: HashSet<&ConversationKey> = closed.iter().map(|c| &c.key).collect();
         retain(&mut claims, |key| counted.contains(key));
 
@@ -205,15 +207,18 @@ impl Closer {
                 }
             };
             let rest = &claims[first..];
-            let page = retried(|| self.archive.uncounted(rest, after, COUNT_MESSAGES, COUNT_BYTES))
-                .await?;
+            let page = retried(&self.metrics, || {
+                self.archive.uncounted(rest, after, COUNT_MESSAGES, COUNT_BYTES)
+            })
+            .await?;
             let Some(end) = page.last() else { return Ok(()) };
             last = Some((end.key.clone(), end.id.clone()));
             let counted = tokio::task::spawn_blocking(move || count(page)).await?;
             let counts: Vec<(&Uncounted, i64)> =
                 counted.iter().map(|(message, tokens)| (message, *tokens)).collect();
-            retried(|| self.archive.store_tokens(&counts)).await?;
-            let mine = retried(|| self.archive.renew(claims, self.settings.lease)).await?;
+            retried(&self.metrics, || self.archive.store_tokens(&counts)).await?;
+            let mine =
+                retried(&self.metrics, || self.archive.renew(claims, self.settings.lease)).await?;
             let mine: HashSet<ConversationKey> = mine.into_iter().collect();
             retain(claims, |key| mine.contains(key));
         }
@@ -229,12 +234,14 @@ impl Closer {
             .with_max_times(LAST_WRITE_TRIES)
             .build();
         for pause in pauses {
-            archived.extend(retried(|| self.archive.archive_claimed(&claims)).await?);
+            archived
+                .extend(retried(&self.metrics, || self.archive.archive_claimed(&claims)).await?);
             retain(&mut claims, |key| !archived.contains(key));
             if claims.is_empty() {
                 break;
             }
-            let mine = retried(|| self.archive.renew(&claims, self.settings.lease)).await?;
+            let mine =
+                retried(&self.metrics, || self.archive.renew(&claims, self.settings.lease)).await?;
             retain(&mut claims, |key| mine.contains(key));
             if claims.is_empty() {
                 break;
@@ -250,7 +257,7 @@ impl Closer {
             return Ok(0);
         }
         self.publish(reopened.iter().cloned().map(Event::Reopened)).await?;
-        retried(|| self.archive.announced(&reopened)).await?;
+        retried(&self.metrics, || self.archive.announced(&reopened)).await?;
         Ok(reopened.len())
     }
 

@@ -66,11 +66,12 @@ impl Saver {
         round: &[Row<'a>],
         hot: HotWrites,
     ) -> Result<(), Unavailable> {
-        let mut bisection = Bisection::new(round);
+        let mut bisection = Bisection::new(round, &self.metrics);
         while let Some(part) = bisection.next() {
             let rows: Vec<SaveRow<'_>> = part.iter().map(|row| row.row).collect();
             let fresh = || self.fresh.draw();
-            let error = match retried(|| self.archive.save(&rows, hot, &fresh)).await {
+            let error = match retried(&self.metrics, || self.archive.save(&rows, hot, &fresh)).await
+            {
                 Ok(saved) => {
                     self.metrics.add(Counter::ConversationsReopened, saved.reopened as u64);
                     batch.settle(part, saved.rows);
@@ -119,7 +120,7 @@ impl Saver {
         );
         let changes: Vec<(ConversationKey, i64)> =
             error.conversations.into_iter().map(|key| (key, self.fresh.draw())).collect();
-        retried(|| self.archive.change_generations(&changes)).await?;
+        retried(&self.metrics, || self.archive.change_generations(&changes)).await?;
         let cause = GenerationChange::AppendFailed;
         self.metrics.add(Counter::HotGenerationChanges { cause }, changes.len() as u64);
         Ok(())

@@ -41,11 +41,13 @@ impl Sessions {
                 None => outcomes[index] = not_ours(action),
             }
         }
-        let mut bisection = Bisection::new(&updates);
+        let mut bisection = Bisection::new(&updates, &self.metrics);
         while let Some(part) = bisection.next() {
             let rows: Vec<SessionUpdate> = part.iter().map(|(_, update)| update.clone()).collect();
             let fresh = || self.fresh.draw();
-            let Err(error) = retried(|| self.archive.apply_sessions(&rows, &fresh)).await else {
+            let Err(error) =
+                retried(&self.metrics, || self.archive.apply_sessions(&rows, &fresh)).await
+            else {
                 self.count(&rows);
                 continue;
             };

@@ -41,7 +41,7 @@ impl Statistics {
     pub async fn refresh_conversations(&self) -> Result<usize, Unavailable> {
         let mut all = 0;
         loop {
-            let done = retried(|| self.archive.refresh_conversations(BATCH)).await?;
+            let done = retried(&self.metrics, || self.archive.refresh_conversations(BATCH)).await?;
             self.metrics.add(Counter::StatisticsRecomputed, done as u64);
             all += done;
             if done == 0 {
@@ -58,7 +58,7 @@ impl Statistics {
     pub async fn refresh_days(&self) -> Result<usize, Unavailable> {
         let mut all = 0;
         loop {
-            let done = retried(|| self.archive.refresh_days(BATCH)).await?;
+            let done = retried(&self.metrics, || self.archive.refresh_days(BATCH)).await?;
             self.metrics.add(Counter::DailyBucketsRecomputed, done as u64);
             all += done;
             if done < BATCH as usize {

@@ -9,13 +9,14 @@ use std::time::Duration;
 use archive::Error;
 use backon::{ExponentialBuilder, Retryable};
 use domain::failure::FailureClass;
+use metrics::{Counter, Metrics, TransactionRetry};
 
 /// How often a transient failure is retried: with the pauses below some 2 s in all, longer than any
 /// transaction of the fleet holds its locks.
 const TIMES: usize = 8;
 
 /// Runs `work`, again and again while it fails in a transient way.
-pub(crate) async fn retried<T, F>(work: impl FnMut() -> F) -> Result<T, Error>
+pub(crate) async fn retried<T, F>(metrics: &Metrics, work: impl FnMut() -> F) -> Result<T, Error>
 where
     F: Future<Output = Result<T, Error>>,
 {
@@ -24,5 +25,9 @@ where
         .with_max_delay(Duration::from_millis(500))
         .with_max_times(TIMES)
         .with_jitter();
-    work.retry(pauses).when(|error: &Error| error.class() == FailureClass::Transient).await
+    let class = TransactionRetry::Transient;
+    work.retry(pauses)
+        .when(|error: &Error| error.class() == FailureClass::Transient)
+        .notify(|_, _| metrics.add(Counter::TransactionRetries { class }, 1))
+        .await
 }

@@ -6,7 +6,7 @@ use conversation::Source;
 use domain::action::Identity;
 use domain::failure::{DeadLetterReason, Done, Outcome};
 use domain::message::Content;
-use metrics::Counter;
+use metrics::{Counter, TransactionRetry};
 use serde_json::json;
 use support::{
     Replica, action_received, applied, at_the_same_time, duplicate, ids, key, message, saving, sql,
@@ -302,6 +302,8 @@ async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
         .collect();
     batch[321] = message("s6", "poisoned", &json!({"content": "poison"}));
     let saved = replica.save(&batch).await;
+    let splits = Counter::TransactionRetries { class: TransactionRetry::Split };
+    assert!((8..=9).contains(&replica.metrics.count(splits)), "{}", replica.metrics.count(splits));
     let refused: Vec<usize> =
         (0..500).filter(|i| matches!(saved[*i], Outcome::DeadLetter(_))).collect();
     assert_eq!(refused, [321], "{:?}", saved[321]);

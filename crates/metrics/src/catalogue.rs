@@ -5,12 +5,12 @@
 //! queue's depth, dead letters, active conversations) are exported by every statistics replica:
 //! rules use `max by`.
 
-use domain::failure::{DeadLetterReason, FailureClass, Store};
+use domain::failure::{DeadLetterReason, Store};
 
 use crate::definition::catalogue;
 use crate::labels::{
     CloseCause, ConsumerRestart, DeliveryOutcome, GenerationChange, HotLoad, HotRead, Letter,
-    PublishOutcome, QueueState, SentBack, SessionEventKind, TaskEnd,
+    PublishOutcome, QueueState, RetryClass, SentBack, SessionEventKind, TaskEnd, TransactionRetry,
 };
 
 /// Seconds. A batch takes some 20 ms here; lock waits and slow disks show from 0.5 s, time-outs of
@@ -45,9 +45,14 @@ catalogue! {
             = "verbatim_deliveries_total" in "deliveries";
         /// Deliveries that the broker had delivered before.
         Redeliveries { queue: &'static str } = "verbatim_redeliveries_total" in "deliveries";
-        /// Attempts that failed and are made again, by the failure's class. Only `retryable` costs
-        /// a message one of its attempts.
-        Retries { queue: &'static str, class: FailureClass } = "verbatim_retries_total" in "attempts";
+        /// Attempts that failed and are made again: of a whole batch (`unavailable`, a store was
+        /// away) or of one message (`retryable`). Only the latter costs a message one of its
+        /// attempts.
+        Retries { queue: &'static str, class: RetryClass } = "verbatim_retries_total" in "attempts";
+        /// Transactions that were done again in place, whole (`transient`: a deadlock, a lock) or in
+        /// two halves (`split`: a message was refused, or all of it took too long).
+        TransactionRetries { class: TransactionRetry }
+            = "verbatim_transaction_retries_total" in "transactions";
         /// Deliveries whose acknowledgement could not be sent, because their channel had died. They
         /// come back and are recognised.
         AcksLost { queue: &'static str } = "verbatim_acks_lost_total" in "deliveries";
@@ -58,8 +63,8 @@ catalogue! {
         /// Consumers built anew, by cause.
         ConsumerRestarts { queue: &'static str, cause: ConsumerRestart }
             = "verbatim_consumer_restarts_total" in "restarts";
-        /// Connections opened, the first one included.
-        Connections { store: Store } = "verbatim_connections_total" in "connections";
+        /// Connections to RabbitMQ that consumers and publishers opened, the first one included.
+        BrokerConnections = "verbatim_broker_connections_total" in "connections";
         /// Reads of hot copies, by what was found.
         HotReads { result: HotRead } = "verbatim_hot_reads_total" in "reads";
         /// Loads of hot copies, by how they ended.

@@ -26,6 +26,26 @@ label! {
 }
 
 label! {
+    /// Why an attempt is made again.
+    RetryClass {
+        /// A store was away.
+        Unavailable = "unavailable",
+        /// One message failed in a way that nobody classified.
+        Retryable = "retryable",
+    }
+}
+
+label! {
+    /// Why a transaction was done again in place.
+    TransactionRetry {
+        /// A deadlock, a serialisation failure or a lock time-out.
+        Transient = "transient",
+        /// One of its rows was refused, or it took too long as a whole: it was halved.
+        Split = "split",
+    }
+}
+
+label! {
     /// What became of a publish.
     PublishOutcome {
         /// The broker confirmed it, and it reached a queue.

@@ -19,7 +19,7 @@ pub use document::markdown;
 pub use label::Label;
 pub use labels::{
     CloseCause, ConsumerRestart, DeliveryOutcome, GenerationChange, HotLoad, HotRead, Letter,
-    PublishOutcome, QueueState, SentBack, SessionEventKind, TaskEnd,
+    PublishOutcome, QueueState, RetryClass, SentBack, SessionEventKind, TaskEnd, TransactionRetry,
 };
 pub use registry::Metrics;
 

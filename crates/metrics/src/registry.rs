@@ -172,7 +172,8 @@ fn register(registry: &Registry, collector: impl prometheus::core::Collector + '
 
 #[cfg(test)]
 mod tests {
-    use domain::failure::{DeadLetterReason, FailureClass, Store};
+    use crate::RetryClass;
+    use domain::failure::{DeadLetterReason, Store};
 
     use super::*;
     use crate::{HotRead, Letter, QueueState};
@@ -208,9 +209,7 @@ mod tests {
         assert_eq!(
             lines(&metrics, "verbatim_retries_total"),
             [
-                "verbatim_retries_total{class=\"data\",queue=\"q\"} 0",
                 "verbatim_retries_total{class=\"retryable\",queue=\"q\"} 0",
-                "verbatim_retries_total{class=\"transient\",queue=\"q\"} 0",
                 "verbatim_retries_total{class=\"unavailable\",queue=\"q\"} 0",
             ]
         );
@@ -233,7 +232,7 @@ mod tests {
     #[test]
     fn clones_count_together_and_two_registries_apart() {
         let (one, other) = (Metrics::new(), Metrics::new());
-        let counter = Counter::Retries { queue: "q", class: FailureClass::Retryable };
+        let counter = Counter::Retries { queue: "q", class: RetryClass::Retryable };
         one.clone().add(counter, 2);
         one.add(counter, 1);
         assert_eq!((one.count(counter), other.count(counter)), (3, 0));

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use domain::failure::{Done, FailureClass, Store, Unavailable};
+use domain::failure::{Done, Store, Unavailable};
 use metrics::{
-    ConsumerRestart, Counter, DeliveryOutcome, Gauge, Metrics, QueueState, Size, Timing,
+    ConsumerRestart, Counter, DeliveryOutcome, Gauge, Metrics, QueueState, RetryClass, Size, Timing,
 };
 
 use super::session::End;
@@ -46,7 +46,7 @@ impl Observer {
 
     pub(super) fn consuming(&self, prefetch: u16) {
         let queue = self.queue;
-        self.metrics.add(Counter::Connections { store: Store::RabbitMq }, 1);
+        self.metrics.add(Counter::BrokerConnections, 1);
         self.metrics.set(Gauge::Prefetch { queue }, f64::from(prefetch));
         tracing::info!(queue, prefetch, "consuming");
     }
@@ -88,7 +88,7 @@ impl Observer {
     }
 
     pub(super) fn retried(&self, message_id: Option<&str>, attempt: u32, error: &str) {
-        let (queue, class) = (self.queue, FailureClass::Retryable);
+        let (queue, class) = (self.queue, RetryClass::Retryable);
         self.metrics.add(Counter::Retries { queue, class }, 1);
         tracing::warn!(queue, message_id, attempt, error, "an attempt failed; another one follows");
     }
@@ -111,6 +111,7 @@ impl Observer {
     pub(super) fn held(&self, unavailable: &Unavailable) {
         let (queue, store) = (self.queue, unavailable.store);
         self.metrics.add(Counter::Holds { queue, store }, 1);
+        self.metrics.add(Counter::Retries { queue, class: RetryClass::Unavailable }, 1);
         let cause = with_causes(unavailable);
         tracing::warn!(queue, store = store.as_str(), cause, "holding a batch");
     }

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use domain::failure::Store;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use lapin::options::ConfirmSelectOptions;
@@ -137,7 +136,7 @@ impl Driver {
             match opened {
                 Ok(link) if !link.is_usable() => {}
                 Ok(link) => {
-                    self.metrics.add(Counter::Connections { store: Store::RabbitMq }, 1);
+                    self.metrics.add(Counter::BrokerConnections, 1);
                     return Ok(link);
                 }
                 Err(error) => {

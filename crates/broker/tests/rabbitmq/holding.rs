@@ -5,7 +5,7 @@ use std::time::Duration;
 use broker::topology::WorkQueue;
 use broker::{ConsumerState, Settings, Source};
 use domain::failure::Store;
-use metrics::{ConsumerRestart, Counter, DeliveryOutcome};
+use metrics::{ConsumerRestart, Counter, DeliveryOutcome, PublishOutcome};
 use testkit::wait::eventually;
 
 use crate::support::{Bench, Probe, SOON, Script};
@@ -48,7 +48,7 @@ async fn no_new_batch_is_taken_while_one_is_held() {
     // The probe fails again and again, and the handler is not called for it.
     let holds = Counter::Holds { queue: QUEUE, store: Store::PostgreSql };
     let held = bench.metrics.count(holds);
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    script.is_probed_again(3).await;
     assert_eq!(script.calls(), calls);
     assert_eq!(bench.metrics.count(holds), held);
     script.store_is_away(false);
@@ -137,7 +137,13 @@ async fn what_rabbitmq_does_not_take_costs_one_return_however_long_that_lasts() 
     })
     .await;
     // Many hold limits later it still waits for what it could not publish.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    let returned = Counter::Publishes { outcome: PublishOutcome::Unroutable };
+    let wanted = bench.metrics.count(returned) + 4;
+    eventually("more attempts to publish", SOON, async || match bench.metrics.count(returned) {
+        count if count >= wanted => Ok(()),
+        count => Err(format!("{count} of {wanted}")),
+    })
+    .await;
     running.reaches(ConsumerState::Holding(Store::RabbitMq)).await;
     bench.eventually_ready(QUEUE, 21).await;
     broker::topology::declare(&bench.endpoints).await.unwrap();

@@ -182,6 +182,7 @@ struct Inner {
     probe: Mutex<Probe>,
     refused_stubborn: AtomicBool,
     calls: AtomicUsize,
+    probes: AtomicUsize,
     decoded: AtomicUsize,
     gate: Semaphore,
 }
@@ -217,6 +218,7 @@ impl Default for Inner {
             probe: Mutex::default(),
             refused_stubborn: AtomicBool::new(false),
             calls: AtomicUsize::new(0),
+            probes: AtomicUsize::new(0),
             decoded: AtomicUsize::new(0),
             gate: Semaphore::new(0),
         }
@@ -274,6 +276,16 @@ impl Script {
     pub(crate) async fn was_called(&self, times: usize) {
         eventually(format!("{times} calls"), SOON, async || {
             if self.calls() >= times { Ok(()) } else { Err(format!("{} so far", self.calls())) }
+        })
+        .await;
+    }
+
+    /// Waits until it was probed so many times more.
+    pub(crate) async fn is_probed_again(&self, times: usize) {
+        let probes = || self.inner.probes.load(Ordering::SeqCst);
+        let wanted = probes() + times;
+        eventually(format!("{wanted} probes"), SOON, async || {
+            if probes() >= wanted { Ok(()) } else { Err(format!("{} so far", probes())) }
         })
         .await;
     }
@@ -346,6 +358,7 @@ impl Handler for Script {
     }
 
     fn probe(&self) -> impl Future<Output = Result<(), Unavailable>> + Send {
+        self.inner.probes.fetch_add(1, Ordering::SeqCst);
         let probe = *self.inner.probe.lock().unwrap();
         std::future::ready(match probe {
             Probe::Honest => self.check(),

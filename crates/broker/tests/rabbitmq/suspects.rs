@@ -83,7 +83,7 @@ async fn suspects_wait_while_the_store_is_away() {
     script.store_is_away(true);
     bench.publish(SUSPECTS, ["patient"]).await;
     let running = bench.run(SOURCE, &script, settings());
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    script.is_probed_again(3).await;
     assert_eq!(script.calls(), 0);
     script.store_is_away(false);
     script.has_handled(1).await;
