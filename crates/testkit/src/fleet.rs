@@ -36,6 +36,7 @@ const LISTEN_FILE: &str = "VERBATIM_LISTEN_FILE";
 #[derive(Debug)]
 pub struct Fleet {
     guard: Guard,
+    programs: PathBuf,
     environment: Vec<(OsString, OsString)>,
     started: AtomicUsize,
 }
@@ -64,8 +65,16 @@ impl Fleet {
     /// # Errors
     /// When its directory cannot be made.
     pub fn of_built() -> Result<Self> {
+        Self::in_dir(place::profile_dir())
+    }
+
+    /// An empty fleet of the binaries in a directory, such as those of another profile.
+    ///
+    /// # Errors
+    /// When its directory cannot be made.
+    pub fn in_dir(programs: PathBuf) -> Result<Self> {
         let guard = Guard::new(None).context("no directory for the fleet's logs")?;
-        Ok(Self { guard, environment: Vec::new(), started: AtomicUsize::new(0) })
+        Ok(Self { guard, programs, environment: Vec::new(), started: AtomicUsize::new(0) })
     }
 
     /// Sets a variable for every process to come.
@@ -84,7 +93,7 @@ impl Fleet {
     /// A command for one of the product's binaries, in the fleet's environment.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
-        let mut command = self.guard.mark().command(place::profile_dir().join(program));
+        let mut command = self.guard.mark().command(self.programs.join(program));
         let kept = KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
         command.env_clear().envs(kept);
         self.guard.mark().put_on(&mut command);

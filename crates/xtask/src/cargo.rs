@@ -24,6 +24,15 @@ pub(crate) async fn build_fleet() -> Result<()> {
     run(command(&arguments)).await
 }
 
+/// Builds binaries with the optimisations that a release has.
+pub(crate) async fn build_release(binaries: &[&str]) -> Result<()> {
+    let mut arguments = vec!["build", "--release"];
+    for binary in binaries {
+        arguments.extend(["--bin", binary]);
+    }
+    run(command(&arguments)).await
+}
+
 /// Runs a command with its output visible. Dropping the future ends the command.
 pub(crate) async fn run(mut command: Command) -> Result<()> {
     let mut child = Running(command.spawn().with_context(|| format!("{command:?}"))?);

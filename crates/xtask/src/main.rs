@@ -1,8 +1,9 @@
-//! Verbatim's chores, each one verb: `cargo xtask services | up | test | ci | demo`.
+//! Verbatim's chores, each one verb: `cargo xtask services | up | test | bench | ci | demo`.
 //!
 //! They work on a bare Debian or Ubuntu with a Rust toolchain: what is missing is installed, servers are
 //! private processes on free ports, and nothing is left running or lying about, however a verb ends.
 
+mod bench;
 mod cargo;
 mod ci;
 mod demo;
@@ -45,6 +46,9 @@ enum Verb {
     Test(test::Options),
     /// Run every check that a change has to pass
     Ci,
+    /// Measure the fleet against what is possible on this machine
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Show what Verbatim does, in half a minute
     Demo(stores::Named),
 }
@@ -58,6 +62,7 @@ async fn main() -> ExitCode {
             Verb::Up(named) => up::run(named).await,
             Verb::Test(options) => test::run(&options).await,
             Verb::Ci => ci::run().await,
+            Verb::Bench(bench) => bench::run(&bench).await,
             Verb::Demo(named) => demo::run(named).await,
         }
     };

@@ -17,6 +17,11 @@ pub(crate) fn aside(text: &str) {
     line(&styled("2", text));
 }
 
+/// A line about what is going on, beside the result: it goes to standard error.
+pub(crate) fn note(text: &str) {
+    writeln!(std::io::stderr(), "{text}").ok();
+}
+
 /// What went wrong, with its causes.
 pub(crate) fn failure(error: &anyhow::Error) {
     writeln!(std::io::stderr(), "{} {error:#}", styled("1;31", "error:")).ok();

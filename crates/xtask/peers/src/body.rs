@@ -1,0 +1,108 @@
+//! The actions that the benchmarks publish: a conversation's message as an agent sends it.
+//!
+//! Message `n` of a shape is always the same bytes but for its identity, so that two contestants are
+//! given the same work.
+
+use std::fmt::Write;
+
+/// What the messages look like.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Shape {
+    /// Conversations that the messages belong to, in turn
+    #[arg(long, default_value_t = 500)]
+    pub(crate) conversations: u64,
+    /// Size of a body in bytes, at least 400
+    #[arg(long, default_value_t = 515)]
+    pub(crate) body_bytes: usize,
+    /// What the ids of this run's conversations and messages begin with
+    #[arg(long, default_value = "bench")]
+    pub(crate) run: RunName,
+}
+
+/// The name of a run: short enough to fit into an id of 36 characters.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RunName([u8; 8]);
+
+impl std::str::FromStr for RunName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.len() > 8
+            || !text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+        {
+            return Err("must be at most 8 lower-case letters and digits".to_owned());
+        }
+        let mut name = [b'0'; 8];
+        name[..text.len()].copy_from_slice(text.as_bytes());
+        Ok(Self(name))
+    }
+}
+
+impl std::fmt::Display for RunName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| f.write_char(char::from(*byte)))
+    }
+}
+
+/// Words to fill a message with.
+const WORDS: &str = "The flat near the river has two bedrooms, a balcony and an open kitchen; the owner \
+                     asks for a viewing on Thursday after five and would like to know whether the price \
+                     includes the garage. ";
+
+impl Shape {
+    /// The id of message `n`: as long as a UUID, and scattered as random ones are.
+    pub(crate) fn message_id(&self, n: u64) -> String {
+        // Multiplying by an odd constant permutes the 64-bit numbers (Fibonacci hashing).
+        let scattered = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        format!("{:08x}-{}-{n:018}", scattered >> 32, self.run)
+    }
+
+    /// The body of message `n`.
+    pub(crate) fn body(&self, n: u64) -> String {
+        let (run, conversation) = (self.run, n % self.conversations);
+        let role = if (n / self.conversations).is_multiple_of(2) { "user" } else { "assistant" };
+        let (second, micros) = (n / 1_000_000 % 60, n % 1_000_000);
+        let mut body = format!(
+            "{{\"action_type\":\"conversation.save_message\",\"tenant_id\":\"tenant-{:02}\",\
+             \"session_id\":\"session-{run}-{conversation:08}\",\
+             \"conversation_id\":\"conversation-{run}-{conversation:08}\",\"message_id\":\"{}\",\
+             \"timestamp\":\"2026-11-20T10:00:{second:02}.{micros:06}Z\",\"user_id\":\"user-{conversation:08}\",\
+             \"agent_id\":\"agent-{:02}\",\"role\":\"{role}\",\"content\":\"",
+            conversation % 7,
+            self.message_id(n),
+            conversation % 11,
+        );
+        let rest = self.body_bytes.saturating_sub(body.len() + 2);
+        body.extend(WORDS.chars().cycle().take(rest));
+        body.push_str("\"}");
+        body
+    }
+
+    /// The close of the session that conversation `n` has.
+    pub(crate) fn close(&self, n: u64) -> String {
+        let (run, conversation) = (self.run, n % self.conversations);
+        format!(
+            "{{\"action_type\":\"conversation.session_closed\",\"tenant_id\":\"tenant-{:02}\",\
+             \"session_id\":\"session-{run}-{conversation:08}\",\
+             \"conversation_id\":\"conversation-{run}-{conversation:08}\",\
+             \"action_id\":\"close-{run}-{conversation:08}\"}}",
+            conversation % 7,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_has_the_size_that_was_asked_for_and_is_json() {
+        let shape = Shape { conversations: 500, body_bytes: 515, run: "r1".parse().unwrap() };
+        for n in [0, 1, 499, 500, 99_999_999] {
+            let body = shape.body(n);
+            assert_eq!(body.len(), 515);
+            let json: serde_json::Value = serde_json::from_str(&body).unwrap();
+            assert_eq!(json["message_id"].as_str().unwrap().len(), 36);
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! RabbitMQ, plainly: one connection, one channel.
+
+use std::io::Write;
+
+use anyhow::Result;
+use futures_util::{FutureExt, StreamExt};
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection, ConnectionProperties, Consumer};
+
+/// The queue that save workers drain.
+const QUEUE: &str = "conversation.save_message";
+
+/// Messages of a batch at most, as with the worker's default.
+pub(crate) const BATCH: usize = 500;
+
+/// Batches under way at most, as with the worker's default.
+pub(crate) const IN_FLIGHT: usize = 4;
+
+pub(crate) async fn connect(url: &str) -> Result<(Connection, Channel)> {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    Ok((connection, channel))
+}
+
+/// Starts a consumer that may hold one batch more than are under way.
+pub(crate) async fn consume(channel: &Channel) -> Result<Consumer> {
+    let prefetch = u16::try_from(BATCH * (IN_FLIGHT + 1))?;
+    channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+    let options = BasicConsumeOptions::default();
+    Ok(channel.basic_consume(QUEUE.into(), "".into(), options, FieldTable::default()).await?)
+}
+
+/// Adds what has come already, up to a batch.
+pub(crate) fn take_what_is_here(stream: &mut Consumer, batch: &mut Vec<Delivery>) -> Result<()> {
+    while batch.len() < BATCH {
+        let Some(Some(delivery)) = stream.next().now_or_never() else { break };
+        batch.push(delivery?);
+    }
+    Ok(())
+}
+
+/// What was acknowledged so far; each change is told on standard output.
+#[derive(Default)]
+pub(crate) struct Acknowledged(u64);
+
+impl Acknowledged {
+    /// Acknowledges everything up to the last delivery of a batch.
+    pub(crate) async fn up_to_last_of(&mut self, batch: &[Delivery]) -> Result<()> {
+        if let Some(last) = batch.last() {
+            last.acker.ack(BasicAckOptions { multiple: true }).await?;
+            self.0 += batch.len() as u64;
+            writeln!(std::io::stdout(), "acknowledged {}", self.0)?;
+        }
+        Ok(())
+    }
+}

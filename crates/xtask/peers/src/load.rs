@@ -1,0 +1,124 @@
+//! The load: messages published with confirms, as agents publish them.
+
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use chrono::Utc;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{BasicProperties, Channel};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::body::Shape;
+use crate::broker::connect;
+
+const EXCHANGE: &str = "domain.actions";
+const SAVE: &str = "conversation.save_message";
+const CLOSE: &str = "conversation.session_closed";
+
+/// Publishes that may wait for their confirm at once.
+const WINDOW: usize = 1024;
+
+/// How often a steady publisher looks at the clock. What is due by then goes out together.
+const TICK: Duration = Duration::from_millis(1);
+
+/// As many messages as there are, as fast as they are confirmed.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Preload {
+    /// Messages to publish
+    #[arg(long)]
+    count: u64,
+    /// The first message's number
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// Close each conversation's session instead: the count is one of conversations
+    #[arg(long)]
+    close: bool,
+    #[command(flatten)]
+    shape: Shape,
+}
+
+/// As many messages a second as were asked for, whatever becomes of them.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Steady {
+    /// Messages a second
+    #[arg(long)]
+    rate: u64,
+    /// Messages to publish
+    #[arg(long)]
+    count: u64,
+    #[command(flatten)]
+    shape: Shape,
+}
+
+pub(crate) async fn preload(amqp_url: &str, preload: &Preload) -> Result<()> {
+    let (_connection, channel) = confirming(amqp_url).await?;
+    let mut confirms = FuturesUnordered::new();
+    for n in preload.from..preload.from + preload.count {
+        if confirms.len() == WINDOW {
+            confirms.next().await.transpose()?;
+        }
+        let (key, body) = if preload.close {
+            (CLOSE, preload.shape.close(n))
+        } else {
+            (SAVE, preload.shape.body(n))
+        };
+        confirms.push(publish(&channel, key, body));
+    }
+    while confirms.next().await.transpose()?.is_some() {}
+    Ok(())
+}
+
+pub(crate) async fn steady(amqp_url: &str, steady: &Steady, out: &Path) -> Result<()> {
+    let (_connection, channel) = confirming(amqp_url).await?;
+    let mut confirms = FuturesUnordered::new();
+    let mut confirmed = Vec::with_capacity(usize::try_from(steady.count)?);
+    let (began, mut sent) = (Instant::now(), 0);
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    while (confirmed.len() as u64) < steady.count {
+        tokio::select! {
+            biased;
+            Some(n) = confirms.next() => confirmed.push((n?, Utc::now().timestamp_micros())),
+            _ = ticks.tick(), if sent < steady.count => {
+                let due = u64::try_from(began.elapsed().as_micros())? * steady.rate / 1_000_000;
+                for n in sent..due.min(steady.count) {
+                    let confirm = publish(&channel, SAVE, steady.shape.body(n));
+                    confirms.push(async move { confirm.await.map(|()| n) });
+                }
+                sent = sent.max(due.min(steady.count));
+            }
+        }
+    }
+    let mut text = String::with_capacity(confirmed.len() * 64);
+    for (n, at) in confirmed {
+        text.push_str(&format!("{}\t{at}\n", steady.shape.message_id(n)));
+    }
+    Ok(std::fs::File::create(out)?.write_all(text.as_bytes())?)
+}
+
+async fn confirming(amqp_url: &str) -> Result<(lapin::Connection, Channel)> {
+    let (connection, channel) = connect(amqp_url).await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    Ok((connection, channel))
+}
+
+async fn publish(channel: &Channel, key: &'static str, body: String) -> Result<()> {
+    const PERSISTENT: u8 = 2;
+    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+    let properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_delivery_mode(PERSISTENT);
+    let sent = channel
+        .basic_publish(EXCHANGE.into(), key.into(), options, body.as_bytes(), properties)
+        .await?;
+    let confirmation = sent.await?;
+    let taken = confirmation.is_ack();
+    if !taken || confirmation.take_message().is_some() {
+        bail!("RabbitMQ did not take a message; has `verbatim setup` run?");
+    }
+    Ok(())
+}

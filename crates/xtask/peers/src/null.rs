@@ -1,0 +1,18 @@
+//! The floor: consume and acknowledge.
+
+use anyhow::Result;
+use futures_util::StreamExt;
+
+use crate::broker::{Acknowledged, connect, consume, take_what_is_here};
+
+pub(crate) async fn run(amqp_url: &str) -> Result<()> {
+    let (_connection, channel) = connect(amqp_url).await?;
+    let mut stream = consume(&channel).await?;
+    let mut acknowledged = Acknowledged::default();
+    while let Some(first) = stream.next().await {
+        let mut batch = vec![first?];
+        take_what_is_here(&mut stream, &mut batch)?;
+        acknowledged.up_to_last_of(&batch).await?;
+    }
+    Ok(())
+}

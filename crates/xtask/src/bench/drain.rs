@@ -1,0 +1,132 @@
+//! One contestant emptying a full queue.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use testkit::servers::Kind;
+use tokio::time::{Instant, sleep};
+
+use super::contestant::{Contestant, Running};
+use super::ground::{Ground, Load};
+use super::usage;
+
+/// How often a contestant is asked how far it is: a worker renders its whole page for that, some 0.3 ms.
+const LOOK: Duration = Duration::from_millis(20);
+/// Nobody takes as long.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// What a drain cost. Times are of CPU, in microseconds a message.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Drain {
+    pub(crate) messages_per_second: f64,
+    pub(crate) cpu: f64,
+    pub(crate) rabbitmq_cpu: f64,
+    pub(crate) redis_cpu: f64,
+    pub(crate) postgresql_cpu: f64,
+    /// Bytes that PostgreSQL wrote ahead, a message.
+    pub(crate) wal_bytes: f64,
+    /// Of the process that had the most, in megabytes.
+    pub(crate) peak_memory_mb: f64,
+}
+
+/// Where everything stands at one moment.
+struct Moment {
+    at: Instant,
+    acknowledged: u64,
+    cpu: Duration,
+    servers: [Duration; 3],
+}
+
+/// The servers, in the order of [`Moment::servers`].
+const SERVERS: [Kind; 3] = [Kind::RabbitMq, Kind::Redis, Kind::PostgreSql];
+
+/// Fills the queue, lets one or several replicas of a contestant drain it, and checks that everything arrived.
+pub(crate) async fn drain(
+    ground: &Ground,
+    contestant: Contestant,
+    replicas: usize,
+    load: &Load,
+) -> Result<Drain> {
+    ground.clear().await?;
+    ground.preload(load).await?;
+    ground.settle().await?;
+    let wal = wal_position(ground).await?;
+    let mut running = Vec::new();
+    for _ in 0..replicas {
+        running.push(contestant.start(&ground.fleet)?);
+    }
+    let first = reach(ground, &running, 1).await?;
+    let last = reach(ground, &running, load.messages).await?;
+    let wal = wal_position(ground).await? - wal;
+    let mut peak_memory = 0;
+    for one in &running {
+        peak_memory = usage::peak_memory(one.pid())?.max(peak_memory);
+    }
+    for one in running {
+        one.stop().await?;
+    }
+    if contestant.stores() {
+        verify(ground, load).await?;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+    let [between, all, peak_memory] =
+        [last.acknowledged - first.acknowledged, load.messages, peak_memory].map(|n| n as f64);
+    let per_message = |later: Duration, earlier: Duration| {
+        later.saturating_sub(earlier).as_secs_f64() * 1e6 / between
+    };
+    let [rabbitmq_cpu, redis_cpu, postgresql_cpu] =
+        std::array::from_fn(|n| per_message(last.servers[n], first.servers[n]));
+    Ok(Drain {
+        messages_per_second: between / (last.at - first.at).as_secs_f64(),
+        cpu: per_message(last.cpu, first.cpu),
+        rabbitmq_cpu,
+        redis_cpu,
+        postgresql_cpu,
+        wal_bytes: wal / all,
+        peak_memory_mb: peak_memory / 1e6,
+    })
+}
+
+/// The first moment at which so many messages were acknowledged.
+async fn reach(ground: &Ground, running: &[Running], messages: u64) -> Result<Moment> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let mut acknowledged = 0;
+        for one in running {
+            acknowledged += one.acknowledged().await?;
+        }
+        if acknowledged >= messages {
+            let mut cpu = Duration::ZERO;
+            for one in running {
+                cpu += usage::cpu(one.pid())?;
+            }
+            let at = Instant::now();
+            let mut servers = [Duration::ZERO; 3];
+            for (used, kind) in servers.iter_mut().zip(SERVERS) {
+                *used = ground.cpu(kind)?;
+            }
+            return Ok(Moment { at, acknowledged, cpu, servers });
+        }
+        if Instant::now() > deadline {
+            let tails: String = running.iter().map(Running::log_tail).collect();
+            bail!("{acknowledged} of {messages} acknowledged after {LIMIT:?}\n{tails}");
+        }
+        sleep(LOOK).await;
+    }
+}
+
+async fn wal_position(ground: &Ground) -> Result<f64> {
+    let position = ground.sql("SELECT pg_current_wal_lsn() - '0/0'").await?;
+    position.parse().with_context(|| format!("{position:?} is no position"))
+}
+
+/// A contestant that is fast because it loses messages has not won.
+async fn verify(ground: &Ground, load: &Load) -> Result<()> {
+    let stored = ground.sql("SELECT count(*) FROM messages").await?;
+    let hot = ground.hot_messages().await?;
+    if stored != load.messages.to_string() || hot < load.messages {
+        bail!("of {} messages {stored} are stored and {hot} are hot", load.messages);
+    }
+    Ok(())
+}
