@@ -90,10 +90,16 @@ impl Fleet {
         self.guard.dir()
     }
 
+    /// Where one of its binaries lies.
+    #[must_use]
+    pub fn program(&self, program: &str) -> PathBuf {
+        self.programs.join(program)
+    }
+
     /// A command for one of the product's binaries, in the fleet's environment.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
-        let mut command = self.guard.mark().command(self.programs.join(program));
+        let mut command = self.guard.mark().command(self.program(program));
         let kept = KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
         command.env_clear().envs(kept);
         self.guard.mark().put_on(&mut command);

@@ -2,19 +2,21 @@
 //!
 //! `null` consumes and acknowledges: the floor that RabbitMQ, the AMQP client and the kernel set.
 //! `ideal` does the least that any correct save worker must do with these three servers. Neither
-//! validates, retries, supervises or survives anything: they are yardsticks, not examples. Both stop
-//! when they are killed, and say on standard output how much they have acknowledged.
+//! validates, retries, supervises or survives anything: they are yardsticks, not examples. Both go
+//! on until they are told to end (SIGTERM), and say on standard output how much they have acknowledged.
 
 mod body;
 mod broker;
 mod ideal;
 mod load;
 mod null;
+mod watch;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Debug, Parser)]
 #[command(name = "bench-peers", about = "The peers and the load of `cargo xtask bench`")]
@@ -42,15 +44,26 @@ enum Role {
         #[arg(long)]
         out: PathBuf,
     },
+    /// Write down when Redis took each message of a run
+    Watch(watch::Watch),
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let Cli { amqp_url, role } = Cli::parse();
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        done = play(Cli::parse()) => done,
+        // An end with all that an end brings: what counts instructions writes them down then.
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+async fn play(Cli { amqp_url, role }: Cli) -> Result<()> {
     match role {
         Role::Null => null::run(&amqp_url).await,
         Role::Ideal(stores) => ideal::run(&amqp_url, &stores).await,
         Role::Preload(preload) => load::preload(&amqp_url, &preload).await,
         Role::Steady { pace, out } => load::steady(&amqp_url, &pace, &out).await,
+        Role::Watch(watch) => watch::run(&watch).await,
     }
 }

@@ -4,8 +4,10 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use testkit::fleet::{Fleet, Worker};
-use testkit::process::Process;
+use testkit::fleet::Worker;
+use testkit::process::{Process, Signal};
+
+use super::ground::Ground;
 
 /// How long a contestant may take to drain and end once it is told to.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
@@ -43,17 +45,10 @@ impl Contestant {
         self != Self::Null
     }
 
-    pub(crate) fn start(self, fleet: &Fleet) -> Result<Running> {
+    pub(crate) fn start(self, ground: &Ground) -> Result<Running> {
         Ok(match self {
-            Self::Worker => Running::Worker(fleet.start("message-save-worker")?),
-            Self::Null | Self::Ideal => {
-                let log = fleet.dir().join(format!("{self}.log"));
-                // What an earlier run acknowledged is not this one's.
-                std::fs::remove_file(&log).ok();
-                let mut command = fleet.command("bench-peers");
-                command.arg(self.as_str());
-                Running::Peer(Process::spawn(self.as_str(), &mut command, &log)?)
-            }
+            Self::Worker => Running::Worker(ground.fleet.start("message-save-worker")?),
+            Self::Null | Self::Ideal => Running::Peer(ground.peer(self.as_str(), |_| {})?),
         })
     }
 }
@@ -92,16 +87,17 @@ impl Running {
         }
     }
 
-    /// Ends it: a worker drains, a peer knows no better than to die.
+    /// Tells it to end, and waits until it has.
     pub(crate) async fn stop(self) -> Result<()> {
-        match self {
-            Self::Peer(peer) => peer.kill(),
-            Self::Worker(worker) => {
-                let status = worker.stop(DRAIN_LIMIT).await?;
-                if !status.success() {
-                    bail!("the worker ended with {status}:\n{}", worker.log_tail());
-                }
+        let status = match &self {
+            Self::Peer(peer) => {
+                peer.signal(Signal::Terminate)?;
+                peer.wait(DRAIN_LIMIT).await?
             }
+            Self::Worker(worker) => worker.stop(DRAIN_LIMIT).await?,
+        };
+        if !status.success() {
+            bail!("it ended with {status}:\n{}", self.log_tail());
         }
         Ok(())
     }

@@ -30,6 +30,30 @@ pub(crate) struct Drain {
     pub(crate) peak_memory_mb: f64,
 }
 
+impl Drain {
+    /// What the columns of [`Self::cells`] mean.
+    pub(crate) const LEGEND: &str =
+        "CPU in µs and WAL in bytes a message; CPU of the contestant, then of the servers.";
+
+    /// The titles of [`Self::cells`].
+    pub(crate) const TITLES: [&str; 8] =
+        ["", "messages/s", "CPU µs", "RabbitMQ", "Redis", "PostgreSQL", "WAL bytes", "peak MB"];
+
+    /// A row of a table, from some value for every column.
+    pub(crate) fn cells(name: String, value: impl Fn(fn(&Self) -> f64) -> f64) -> [String; 8] {
+        [
+            name,
+            format!("{:.0}", value(|it| it.messages_per_second)),
+            format!("{:.1}", value(|it| it.cpu)),
+            format!("{:.1}", value(|it| it.rabbitmq_cpu)),
+            format!("{:.1}", value(|it| it.redis_cpu)),
+            format!("{:.1}", value(|it| it.postgresql_cpu)),
+            format!("{:.0}", value(|it| it.wal_bytes)),
+            format!("{:.1}", value(|it| it.peak_memory_mb)),
+        ]
+    }
+}
+
 /// Where everything stands at one moment.
 struct Moment {
     at: Instant,
@@ -41,20 +65,21 @@ struct Moment {
 /// The servers, in the order of [`Moment::servers`].
 const SERVERS: [Kind; 3] = [Kind::RabbitMq, Kind::Redis, Kind::PostgreSql];
 
-/// Fills the queue, lets one or several replicas of a contestant drain it, and checks that everything arrived.
+/// Fills the queue, lets one or several replicas of a contestant drain it, and checks that everything
+/// arrived. The stores keep what they had.
 pub(crate) async fn drain(
     ground: &Ground,
     contestant: Contestant,
     replicas: usize,
     load: &Load,
 ) -> Result<Drain> {
-    ground.clear().await?;
+    let before = stored(ground).await?;
     ground.preload(load).await?;
     ground.settle().await?;
     let wal = wal_position(ground).await?;
     let mut running = Vec::new();
     for _ in 0..replicas {
-        running.push(contestant.start(&ground.fleet)?);
+        running.push(contestant.start(ground)?);
     }
     let first = reach(ground, &running, 1).await?;
     let last = reach(ground, &running, load.messages).await?;
@@ -67,7 +92,7 @@ pub(crate) async fn drain(
         one.stop().await?;
     }
     if contestant.stores() {
-        verify(ground, load).await?;
+        verify(ground, load, before).await?;
     }
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
     let [between, all, peak_memory] =
@@ -86,6 +111,15 @@ pub(crate) async fn drain(
         wal_bytes: wal / all,
         peak_memory_mb: peak_memory / 1e6,
     })
+}
+
+/// Waits until so many messages were acknowledged.
+pub(crate) async fn acknowledged(
+    ground: &Ground,
+    running: &[Running],
+    messages: u64,
+) -> Result<()> {
+    reach(ground, running, messages).await.map(drop)
 }
 
 /// The first moment at which so many messages were acknowledged.
@@ -121,12 +155,19 @@ async fn wal_position(ground: &Ground) -> Result<f64> {
     position.parse().with_context(|| format!("{position:?} is no position"))
 }
 
+/// How many messages PostgreSQL and Redis hold.
+async fn stored(ground: &Ground) -> Result<[u64; 2]> {
+    let rows = ground.sql("SELECT count(*) FROM messages").await?;
+    let rows = rows.parse().with_context(|| format!("{rows:?} is no count"))?;
+    Ok([rows, ground.hot_messages().await?])
+}
+
 /// A contestant that is fast because it loses messages has not won.
-async fn verify(ground: &Ground, load: &Load) -> Result<()> {
-    let stored = ground.sql("SELECT count(*) FROM messages").await?;
-    let hot = ground.hot_messages().await?;
-    if stored != load.messages.to_string() || hot < load.messages {
-        bail!("of {} messages {stored} are stored and {hot} are hot", load.messages);
+async fn verify(ground: &Ground, load: &Load, before: [u64; 2]) -> Result<()> {
+    let after = stored(ground).await?;
+    let [rows, hot] = std::array::from_fn(|n| after[n] - before[n]);
+    if rows != load.messages || hot != load.messages {
+        bail!("of {} messages {rows} are stored and {hot} are hot", load.messages);
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use testkit::fleet::Fleet;
 use testkit::place;
+use testkit::process::Process;
 use testkit::servers::{Durability, Kind, Server, Servers};
 use testkit::wait::until;
 use tokio::time::sleep;
@@ -14,14 +15,9 @@ use tokio::time::sleep;
 use super::usage::cpu_of_tree;
 use crate::{cargo, packages, say};
 
-/// What the benchmarks start.
-const PROGRAMS: [&str; 5] = [
-    "message-save-worker",
-    "persistence-migration-worker",
-    "statistics-worker",
-    "verbatim",
-    "bench-peers",
-];
+/// What users run.
+pub(crate) const PRODUCTS: [&str; 4] =
+    ["message-save-worker", "persistence-migration-worker", "statistics-worker", "verbatim"];
 
 /// The servers' own work after a load (segments, checkpoints) is over within seconds.
 const QUIET_LIMIT: Duration = Duration::from_secs(60);
@@ -48,13 +44,16 @@ pub(crate) struct Load {
     /// Size of a body in bytes
     #[arg(long, default_value_t = 515)]
     pub(crate) body_bytes: usize,
+    /// The number of the first message
+    #[arg(skip)]
+    pub(crate) from: u64,
 }
 
 impl Ground {
     /// Builds the binaries, starts the servers, creates schema and topology.
     pub(crate) async fn open() -> Result<Self> {
         say::note("building the release binaries");
-        cargo::build_release(&PROGRAMS).await?;
+        cargo::build_release(&[&PRODUCTS[..], &["bench-peers"]].concat()).await?;
         packages::ensure_servers(&Kind::ALL).await?;
         say::note("starting private servers, durable as in production");
         let servers = Servers::start_with(&Kind::ALL, Durability::Durable).await?;
@@ -122,12 +121,18 @@ impl Ground {
 
     /// Publishes a load and waits until every message is confirmed.
     pub(crate) async fn preload(&self, load: &Load) -> Result<()> {
-        let count = load.messages.to_string();
-        let arguments = ["preload", "--count", &count];
-        let shape = load.shape();
-        let arguments: Vec<&str> =
-            arguments.into_iter().chain(shape.iter().map(String::as_str)).collect();
-        self.command("bench-peers", &arguments).await.map(drop)
+        let mut command = self.fleet.command("bench-peers");
+        command.args(["preload", "--count", &load.messages.to_string()]);
+        command.args(["--from", &load.from.to_string()]).args(load.shape());
+        finish(command).await.map(drop)
+    }
+
+    /// Closes the session of every conversation of a load.
+    pub(crate) async fn close_all(&self, load: &Load) -> Result<()> {
+        let mut command = self.fleet.command("bench-peers");
+        command.args(["preload", "--close", "--count", &load.conversations.to_string()]);
+        command.args(load.shape());
+        finish(command).await.map(drop)
     }
 
     /// Waits until the servers have done what a load left them to do.
@@ -142,6 +147,17 @@ impl Ground {
         })
         .await?;
         Ok(())
+    }
+
+    /// Starts a peer in one of its roles.
+    pub(crate) fn peer(&self, role: &str, arguments: impl FnOnce(&mut Command)) -> Result<Process> {
+        let mut command = self.fleet.command("bench-peers");
+        command.arg(role);
+        arguments(&mut command);
+        let log = self.fleet.dir().join(format!("{role}.log"));
+        // What an earlier one of its kind said is not this one's.
+        std::fs::remove_file(&log).ok();
+        Ok(Process::spawn(role, &mut command, &log)?)
     }
 
     /// Runs one of the binaries to its end; what it printed.

@@ -23,7 +23,7 @@ pub(crate) fn quantile(numbers: &mut [f64], share: f64) -> f64 {
 /// A measured number, and what it is to reach.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Goal {
-    pub(crate) what: &'static str,
+    pub(crate) what: String,
     pub(crate) measured: f64,
     pub(crate) least: Option<f64>,
     pub(crate) most: Option<f64>,
@@ -31,12 +31,24 @@ pub(crate) struct Goal {
 }
 
 impl Goal {
-    pub(crate) fn at_least(what: &'static str, measured: f64, least: f64) -> Self {
-        Self { what, measured, least: Some(least), most: None, reached: measured >= least }
+    pub(crate) fn at_least(what: impl Into<String>, measured: f64, least: f64) -> Self {
+        Self {
+            what: what.into(),
+            measured,
+            least: Some(least),
+            most: None,
+            reached: measured >= least,
+        }
     }
 
-    pub(crate) fn at_most(what: &'static str, measured: f64, most: f64) -> Self {
-        Self { what, measured, least: None, most: Some(most), reached: measured <= most }
+    pub(crate) fn at_most(what: impl Into<String>, measured: f64, most: f64) -> Self {
+        Self {
+            what: what.into(),
+            measured,
+            least: None,
+            most: Some(most),
+            reached: measured <= most,
+        }
     }
 }
 
@@ -49,7 +61,7 @@ pub(crate) fn goals(goals: &[Goal]) {
             (None, None) => String::new(),
         };
         let verdict = if *reached { "reached" } else { "MISSED" };
-        say::line(&format!("  {what:<44} {measured:>7.2}  {bound:<14} {verdict}"));
+        say::line(&format!("  {what:<56} {measured:>7.2}  {bound:<14} {verdict}"));
     }
 }
 

@@ -6,8 +6,9 @@ use serde::Serialize;
 use super::contestant::Contestant;
 use super::drain::{Drain, drain};
 use super::ground::{Ground, Load};
+use super::instructions::{self, instructions};
 use super::report::{Goal, Table, goals, median};
-use crate::say;
+use crate::{packages, say};
 
 /// The contest.
 #[derive(Debug, clap::Args)]
@@ -17,6 +18,9 @@ pub(crate) struct Options {
     /// Rounds; in each every contestant runs once
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Do not count instructions, which takes valgrind and two minutes
+    #[arg(long)]
+    no_instructions: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -27,7 +31,15 @@ pub(crate) struct Options {
 struct Contest {
     load: Load,
     rounds: Vec<Round>,
+    /// Instructions a message, where they were counted.
+    instructions: Option<Instructions>,
     goals: Vec<Goal>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Instructions {
+    ideal: f64,
+    worker: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -38,11 +50,16 @@ struct Round {
 }
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
-    let Options { load, rounds, json } = options;
+    let Options { load, rounds, .. } = options;
     let ground = Ground::open().await?;
-    let mut contest = Contest { load: *load, rounds: Vec::new(), goals: Vec::new() };
+    if !options.no_instructions && !instructions::is_installed() {
+        packages::ensure(&[instructions::PACKAGE]).await?;
+    }
+    let mut contest =
+        Contest { load: *load, rounds: Vec::new(), instructions: None, goals: Vec::new() };
     for number in 1..=*rounds {
         let run = async |contestant| -> Result<Drain> {
+            ground.clear().await?;
             let drain = drain(&ground, contestant, 1, load).await?;
             say::note(&format!(
                 "round {number} of {rounds}  {contestant:<6}  {:>6.0} messages/s  {:>5.1} µs",
@@ -56,8 +73,15 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
             worker: run(Contestant::Worker).await?,
         });
     }
+    if !options.no_instructions {
+        say::note("counting instructions");
+        contest.instructions = Some(Instructions {
+            ideal: instructions(&ground, Contestant::Ideal, load).await?,
+            worker: instructions(&ground, Contestant::Worker, load).await?,
+        });
+    }
     contest.goals = contest.goals();
-    if *json {
+    if options.json {
         say::line(&serde_json::to_string_pretty(&contest)?);
     } else {
         contest.print();
@@ -95,39 +119,24 @@ impl Contest {
     }
 
     fn print(&self) {
-        let Load { messages, conversations, body_bytes } = self.load;
+        let Load { messages, conversations, body_bytes, .. } = self.load;
         say::heading(&format!(
             "{messages} messages of {body_bytes} bytes over {conversations} conversations, median of {} rounds",
             self.rounds.len()
         ));
         goals(&self.goals);
-        let mut table = Table::new([
-            "",
-            "messages/s",
-            "CPU µs",
-            "RabbitMQ",
-            "Redis",
-            "PostgreSQL",
-            "WAL bytes",
-            "peak MB",
-        ]);
+        let mut table = Table::new(Drain::TITLES);
         for contestant in [Contestant::Null, Contestant::Ideal, Contestant::Worker] {
-            let median =
-                |value: fn(&Drain) -> f64| self.median(|round| value(round.of(contestant)));
-            table.row([
-                contestant.to_string(),
-                format!("{:.0}", median(|it| it.messages_per_second)),
-                format!("{:.1}", median(|it| it.cpu)),
-                format!("{:.1}", median(|it| it.rabbitmq_cpu)),
-                format!("{:.1}", median(|it| it.redis_cpu)),
-                format!("{:.1}", median(|it| it.postgresql_cpu)),
-                format!("{:.0}", median(|it| it.wal_bytes)),
-                format!("{:.1}", median(|it| it.peak_memory_mb)),
-            ]);
+            let median = |of: fn(&Drain) -> f64| self.median(|round| of(round.of(contestant)));
+            table.row(Drain::cells(contestant.to_string(), median));
         }
         table.print();
-        say::aside(
-            "CPU in µs and WAL in bytes a message; CPU is the contestant's, then the servers'.",
-        );
+        if let Some(Instructions { ideal, worker }) = self.instructions {
+            say::line(&format!(
+                "  instructions a message: ideal {ideal:.0}, worker {worker:.0} ({:.2} times as many)",
+                worker / ideal
+            ));
+        }
+        say::aside(Drain::LEGEND);
     }
 }

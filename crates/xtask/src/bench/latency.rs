@@ -1,0 +1,179 @@
+//! `bench latency`: how long after its confirm a message is durable, and readable hot.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::contestant::Contestant;
+use super::drain::acknowledged;
+use super::ground::{Ground, Load};
+use super::report::{Goal, Table, goals, median};
+use super::timeline::{Latency, Steady, prepare};
+use crate::say;
+
+/// The contest.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Steady rates, in messages a second
+    #[arg(long, value_delimiter = ',', default_value = "1000,5000")]
+    rates: Vec<u64>,
+    /// How long each rate is kept, in seconds
+    #[arg(long, default_value_t = 15)]
+    seconds: u64,
+    /// Conversations that the messages belong to, in turn
+    #[arg(long, default_value_t = 500)]
+    conversations: u64,
+    /// Size of a body in bytes
+    #[arg(long, default_value_t = 515)]
+    body_bytes: usize,
+    /// Rounds; in each every contestant runs once at each rate
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Messages before the clock starts: connections are made, statements are prepared.
+const WARM_UP: u64 = 500;
+
+/// So slow that each message is alone, in messages a second.
+const IDLE_RATE: u64 = 20;
+
+/// What the publisher needs beyond the time that its messages are spread over.
+const SLACK: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Serialize)]
+struct Contest {
+    rounds: Vec<Vec<Pair>>,
+    goals: Vec<Goal>,
+}
+
+/// Both contestants at one rate, in milliseconds.
+#[derive(Debug, Serialize)]
+struct Pair {
+    rate: u64,
+    ideal: Measured,
+    worker: Measured,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Measured {
+    durable: Latency,
+    hot: Latency,
+}
+
+pub(crate) async fn run(options: &Options) -> Result<()> {
+    let ground = Ground::open().await?;
+    prepare(&ground).await?;
+    let mut contest = Contest { rounds: Vec::new(), goals: Vec::new() };
+    for number in 1..=options.rounds {
+        let mut pairs = Vec::new();
+        for &rate in [IDLE_RATE].iter().chain(&options.rates) {
+            let ideal = measure(&ground, Contestant::Ideal, rate, options).await?;
+            let worker = measure(&ground, Contestant::Worker, rate, options).await?;
+            say::note(&format!(
+                "round {number} of {}  {rate:>5}/s  durable p50/p99: ideal {:.1}/{:.1} ms, worker {:.1}/{:.1} ms",
+                options.rounds,
+                ideal.durable.p50,
+                ideal.durable.p99,
+                worker.durable.p50,
+                worker.durable.p99,
+            ));
+            pairs.push(Pair { rate, ideal, worker });
+        }
+        contest.rounds.push(pairs);
+    }
+    contest.goals = contest.goals(&options.rates);
+    if options.json {
+        say::line(&serde_json::to_string_pretty(&contest)?);
+    } else {
+        contest.print(&options.rates);
+    }
+    Ok(())
+}
+
+async fn measure(
+    ground: &Ground,
+    contestant: Contestant,
+    rate: u64,
+    options: &Options,
+) -> Result<Measured> {
+    let Options { seconds, conversations, body_bytes, .. } = *options;
+    let load = |messages| Load { messages, conversations, body_bytes, from: 0 };
+    ground.clear().await?;
+    ground.settle().await?;
+    let running = [contestant.start(ground)?];
+    ground.preload(&load(WARM_UP)).await?;
+    acknowledged(ground, &running, WARM_UP).await?;
+    let steady = Steady::start(ground, "steady00", rate, &load(rate * seconds)).await?;
+    let timeline = steady.finish(ground, Duration::from_secs(seconds) + SLACK).await?.warm();
+    for one in running {
+        one.stop().await?;
+    }
+    Ok(Measured { durable: timeline.durable(), hot: timeline.hot() })
+}
+
+impl Contest {
+    fn median(&self, rate: u64, of: impl Fn(&Pair) -> f64) -> f64 {
+        median(self.rounds.iter().flatten().filter(|pair| pair.rate == rate).map(of))
+    }
+
+    fn goals(&self, rates: &[u64]) -> Vec<Goal> {
+        let idle = self.median(IDLE_RATE, |it| it.worker.durable.p50 - it.ideal.durable.p50);
+        let mut goals =
+            vec![Goal::at_most("a message alone durable, worker less ideal, ms", idle, 2.0)];
+        for &rate in rates {
+            let durable = self.median(rate, |it| it.worker.durable.p99 / it.ideal.durable.p99);
+            let hot = self.median(rate, |it| it.worker.hot.p99 / it.ideal.hot.p99);
+            let at = |what| format!("{what} p99 at {rate}/s, worker to ideal");
+            goals.push(Goal::at_most(at("durable"), durable, 1.5));
+            goals.push(Goal::at_most(at("hot"), hot, 1.5));
+        }
+        goals
+    }
+
+    fn print(&self, rates: &[u64]) {
+        say::heading(&format!(
+            "from confirm to durable and to hot, median of {} rounds",
+            self.rounds.len()
+        ));
+        goals(&self.goals);
+        let mut table = Table::new([
+            "",
+            "messages/s",
+            "durable p50",
+            "p99",
+            "p99.9",
+            "hot p50",
+            "p99",
+            "p99.9",
+        ]);
+        for &rate in [IDLE_RATE].iter().chain(rates) {
+            for contestant in [Contestant::Ideal, Contestant::Worker] {
+                let median = |value: fn(&Measured) -> f64| {
+                    let of = |pair: &Pair| match contestant {
+                        Contestant::Worker => value(&pair.worker),
+                        _ => value(&pair.ideal),
+                    };
+                    format!("{:.2}", self.median(rate, of))
+                };
+                table.row([
+                    contestant.to_string(),
+                    rate.to_string(),
+                    median(|it| it.durable.p50),
+                    median(|it| it.durable.p99),
+                    median(|it| it.durable.p999),
+                    median(|it| it.hot.p50),
+                    median(|it| it.hot.p99),
+                    median(|it| it.hot.p999),
+                ]);
+            }
+        }
+        table.print();
+        say::aside(
+            "Milliseconds. PostgreSQL's time of a commit, plus its mean flush; Redis's time of the append.",
+        );
+    }
+}

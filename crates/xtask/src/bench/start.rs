@@ -1,0 +1,93 @@
+//! `bench start`: from the start of a save worker to its first message saved; and what the binaries weigh.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::contestant::Contestant;
+use super::drain::acknowledged;
+use super::ground::{Ground, Load, PRODUCTS};
+use super::report::{Goal, Table, goals, median};
+use super::timeline::{Micros, prepare};
+use crate::say;
+
+/// How often.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Starts
+    #[arg(long, default_value_t = 10)]
+    rounds: usize,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Measured {
+    /// From the start of the process to the commit of the message that waited for it.
+    milliseconds: Vec<f64>,
+    /// Name and bytes of each binary, as built for release.
+    binaries: Vec<(&'static str, u64)>,
+    goals: Vec<Goal>,
+}
+
+pub(crate) async fn run(options: &Options) -> Result<()> {
+    let ground = Ground::open().await?;
+    prepare(&ground).await?;
+    let mut milliseconds = Vec::new();
+    for number in 1..=options.rounds {
+        milliseconds.push(first_message(&ground).await?);
+        let last = milliseconds.last().copied().unwrap_or_default();
+        say::note(&format!("start {number} of {}  {last:.0} ms", options.rounds));
+    }
+    let mut binaries = Vec::new();
+    for name in PRODUCTS {
+        binaries.push((name, std::fs::metadata(ground.fleet.program(name))?.len()));
+    }
+    let median = median(milliseconds.iter().copied());
+    let goals = vec![Goal::at_most("from start to the first message saved, ms", median, 500.0)];
+    let measured = Measured { milliseconds, binaries, goals };
+    if options.json {
+        say::line(&serde_json::to_string_pretty(&measured)?);
+    } else {
+        measured.print();
+    }
+    Ok(())
+}
+
+async fn first_message(ground: &Ground) -> Result<f64> {
+    ground.clear().await?;
+    let one = Load { messages: 1, conversations: 1, body_bytes: 515, from: 0 };
+    ground.preload(&one).await?;
+    ground.settle().await?;
+    let started = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    let running = [Contestant::Worker.start(ground)?];
+    acknowledged(ground, &running, 1).await?;
+    let committed: Micros = ground
+        .sql(
+            "SELECT (extract(epoch FROM pg_xact_commit_timestamp(xmin)) * 1000000)::bigint
+             FROM messages",
+        )
+        .await?
+        .parse()?;
+    for one in running {
+        one.stop().await?;
+    }
+    let committed = Duration::from_micros(u64::try_from(committed)?);
+    Ok(committed.saturating_sub(started).as_secs_f64() * 1000.0)
+}
+
+impl Measured {
+    fn print(&self) {
+        say::heading(&format!("median of {} starts", self.milliseconds.len()));
+        goals(&self.goals);
+        let mut table = Table::new(["release binary", "MB"]);
+        for (name, bytes) in &self.binaries {
+            #[expect(clippy::cast_precision_loss, reason = "sizes far below 2^52")]
+            let megabytes = *bytes as f64 / 1e6;
+            table.row([(*name).to_owned(), format!("{megabytes:.1}")]);
+        }
+        table.print();
+    }
+}
