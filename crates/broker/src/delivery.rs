@@ -11,38 +11,28 @@ use domain::envelope::Envelope;
 use domain::failure::DeadLetterReason;
 use domain::time::Timestamp;
 use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde_json::{Map, Value};
 
 use crate::journey::{Journey, Origin};
 use crate::topology::RetryQueue;
 use crate::wire;
 
-/// A message that was delivered and not yet settled.
+/// A message that was delivered and not yet settled. What its properties and headers say is read when
+/// somebody asks: of most messages nobody wants to know more than the identifying ones.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Delivery {
-    /// What the transport says about the action.
-    pub envelope: Envelope,
     /// The body, as it was sent.
     pub body: Vec<u8>,
-    /// When this delivery arrived here. What a first attempt saw is in `envelope.resolved`.
+    /// When this delivery arrived here. What a first attempt saw is in `journey.resolved`.
     pub received_at: Timestamp,
-    /// Where it was first published.
-    pub origin: Origin,
     /// Its way so far: attempt, history, replays, verdict.
     pub journey: Journey,
     /// Whether the broker says that it was delivered before.
     pub redelivered: bool,
-    /// How often it came back to this queue unsettled. Connection losses and broker restarts count
-    /// too, so it only ever chooses the lane.
-    pub delivery_count: u64,
-    /// The W3C trace that it belongs to; absent where it is too long to be one.
-    pub traceparent: Option<String>,
-    /// The vendor part of the trace, up to the length that is propagated.
-    pub tracestate: Option<String>,
-    /// The media type of the body.
-    pub content_type: Option<String>,
-    headers: FieldTable,
+    exchange: ShortString,
+    routing_key: ShortString,
+    properties: BasicProperties,
 }
 
 /// A death of a message, in RabbitMQ's words.
@@ -74,31 +64,102 @@ const MAX_TRACEPARENT_BYTES: usize = 128;
 const MAX_TRACESTATE_BYTES: usize = 512;
 
 impl Delivery {
-    /// A delivery that nobody has seen before, as an agent's publish causes it.
+    /// A delivery that nobody has seen before, as an agent's publish causes it. A property that AMQP
+    /// has no room for is left out.
     #[must_use]
-    pub fn fresh(envelope: Envelope, body: Vec<u8>, received_at: Timestamp) -> Self {
-        let exchange = crate::topology::ACTIONS.to_owned();
-        let origin = Origin { exchange, routing_key: envelope.routing_key.clone() };
+    pub fn fresh(
+        action_type: &str,
+        envelope: Envelope<'_>,
+        body: Vec<u8>,
+        received_at: Timestamp,
+    ) -> Self {
+        let Envelope { message_id, timestamp, correlation_id, reply_to, user_id, resolved } =
+            envelope;
+        let short = |text: Option<&str>| ShortString::try_new(text?).ok();
+        let mut properties = BasicProperties::default();
+        if let Some(id) = short(message_id) {
+            properties = properties.with_message_id(id);
+        }
+        if let Some(seconds) = timestamp {
+            properties = properties.with_timestamp(seconds);
+        }
+        if let Some(id) = short(correlation_id) {
+            properties = properties.with_correlation_id(id);
+        }
+        if let Some(queue) = short(reply_to) {
+            properties = properties.with_reply_to(queue);
+        }
+        if let Some(id) = short(user_id) {
+            properties = properties.with_user_id(id);
+        }
         Self {
-            envelope,
             body,
             received_at,
-            origin,
-            journey: Journey::default(),
+            journey: Journey { resolved: resolved.cloned(), ..Journey::default() },
             redelivered: false,
-            delivery_count: 0,
-            traceparent: None,
-            tracestate: None,
-            content_type: None,
-            headers: FieldTable::default(),
+            exchange: crate::topology::ACTIONS.into(),
+            routing_key: short(Some(action_type)).unwrap_or_default(),
+            properties,
         }
+    }
+
+    /// What the transport says about the action.
+    #[must_use]
+    pub fn envelope(&self) -> Envelope<'_> {
+        let Self { properties, journey, .. } = self;
+        let validated_user = journey.validated_user.as_deref();
+        Envelope {
+            message_id: text(properties.message_id()).filter(|_| !journey.anonymous),
+            timestamp: *properties.timestamp(),
+            correlation_id: text(properties.correlation_id()),
+            reply_to: text(properties.reply_to()),
+            user_id: text(properties.user_id()).or(validated_user),
+            resolved: journey.resolved.as_ref(),
+        }
+    }
+
+    /// Where it was first published.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        let exchange = self.exchange.as_str();
+        let known = self.journey.origin.clone();
+        known.or_else(|| first_published(exchange, self.table()?)).unwrap_or_else(|| Origin {
+            exchange: exchange.to_owned(),
+            routing_key: self.routing_key.to_string(),
+        })
+    }
+
+    /// How often it came back to this queue unsettled. Connection losses and broker restarts count
+    /// too, so it only ever chooses the lane.
+    #[must_use]
+    pub fn delivery_count(&self) -> u64 {
+        let count = self.table().and_then(|headers| wire::number(headers, "x-delivery-count"));
+        count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0)
+    }
+
+    /// The W3C trace that it belongs to; absent where it is too long to be one.
+    #[must_use]
+    pub fn traceparent(&self) -> Option<String> {
+        wire::text(self.table()?, TRACEPARENT).filter(|text| text.len() <= MAX_TRACEPARENT_BYTES)
+    }
+
+    /// The vendor part of the trace, up to the length that is propagated.
+    #[must_use]
+    pub fn tracestate(&self) -> Option<String> {
+        wire::text(self.table()?, TRACESTATE).filter(|text| text.len() <= MAX_TRACESTATE_BYTES)
+    }
+
+    /// The media type of the body.
+    #[must_use]
+    pub fn content_type(&self) -> Option<&str> {
+        text(self.properties.content_type())
     }
 
     /// The letter's deaths as RabbitMQ wrote them down, the most recent one first. Empty for
     /// letters that we made ourselves.
     #[must_use]
     pub fn deaths(&self) -> Vec<Death> {
-        deaths(&self.headers)
+        self.table().map(deaths).unwrap_or_default()
     }
 
     /// Why it is a dead letter: our own verdict, or what RabbitMQ's means in our words.
@@ -117,64 +178,50 @@ impl Delivery {
     /// All headers, for those who store or show them.
     #[must_use]
     pub fn headers(&self) -> Map<String, Value> {
-        wire::to_json(&self.headers)
+        self.table().map(wire::to_json).unwrap_or_default()
     }
 
     pub(crate) fn from_amqp(delivery: lapin::message::Delivery, received_at: Timestamp) -> Self {
-        let properties = delivery.properties;
-        let headers = properties.headers().clone().unwrap_or_default();
-        let exchange = delivery.exchange.as_str();
-        let journey = if came_only_through_us(exchange, &headers) {
-            Journey::from_headers(&ours(&headers))
-        } else {
-            Journey::default()
-        };
-        let origin = journey.origin.clone().or_else(|| first_published(exchange, &headers));
-        let origin = origin.unwrap_or_else(|| Origin {
-            exchange: exchange.to_owned(),
-            routing_key: delivery.routing_key.to_string(),
-        });
+        let lapin::message::Delivery {
+            exchange,
+            routing_key,
+            redelivered,
+            properties,
+            data: mut body,
+            ..
+        } = delivery;
+        // lapin puts a large body together from frames, in memory that doubles as it grows.
+        body.shrink_to_fit();
+        let headers = properties.headers().as_ref();
+        let journey = headers.and_then(|headers| journey(exchange.as_str(), headers));
         Self {
-            envelope: envelope(&properties, &origin, &journey),
-            body: delivery.data,
+            body,
             received_at,
-            redelivered: delivery.redelivered,
-            delivery_count: wire::number(&headers, "x-delivery-count")
-                .and_then(|count| u64::try_from(count).ok())
-                .unwrap_or(0),
-            traceparent: wire::text(&headers, TRACEPARENT)
-                .filter(|text| text.len() <= MAX_TRACEPARENT_BYTES),
-            tracestate: wire::text(&headers, TRACESTATE)
-                .filter(|text| text.len() <= MAX_TRACESTATE_BYTES),
-            content_type: properties.content_type().as_ref().map(ToString::to_string),
-            origin,
-            journey,
-            headers,
+            journey: journey.unwrap_or_default(),
+            redelivered,
+            exchange,
+            routing_key,
+            properties,
         }
     }
-}
 
-fn envelope(properties: &BasicProperties, origin: &Origin, journey: &Journey) -> Envelope {
-    let text = |value: &Option<lapin::types::ShortString>| value.as_ref().map(ToString::to_string);
-    Envelope {
-        routing_key: origin.routing_key.clone(),
-        message_id: text(properties.message_id()).filter(|_| !journey.anonymous),
-        timestamp: *properties.timestamp(),
-        correlation_id: text(properties.correlation_id()),
-        reply_to: text(properties.reply_to()),
-        user_id: text(properties.user_id()).or_else(|| journey.validated_user.clone()),
-        resolved: journey.resolved.clone(),
+    fn table(&self) -> Option<&FieldTable> {
+        self.properties.headers().as_ref()
     }
 }
 
-fn ours(headers: &FieldTable) -> Map<String, Value> {
-    // Most messages have no header of ours, and then no table is built.
-    if !headers.inner().keys().any(|name| Journey::owns(name.as_str())) {
-        return Map::new();
-    }
-    let mut headers = wire::to_json(headers);
-    headers.retain(|name, _| Journey::owns(name));
-    headers
+fn text(property: &Option<ShortString>) -> Option<&str> {
+    property.as_ref().map(ShortString::as_str)
+}
+
+/// The journey that our headers tell, if there are any and they count.
+fn journey(exchange: &str, headers: &FieldTable) -> Option<Journey> {
+    let is_ours = headers.inner().keys().any(|name| Journey::owns(name.as_str()));
+    (is_ours && came_only_through_us(exchange, headers)).then(|| {
+        let mut headers = wire::to_json(headers);
+        headers.retain(|name, _| Journey::owns(name));
+        Journey::from_headers(&headers)
+    })
 }
 
 /// Whether every exchange that the message is known to have passed is one that only the fleet
@@ -272,11 +319,11 @@ mod tests {
     fn our_headers_count_only_on_what_the_fleet_published_itself() {
         let from_agent = received("domain.actions", "conversation.save_message", forged());
         assert_eq!(from_agent.journey, Journey::default());
-        assert_eq!(from_agent.envelope.user_id, None);
+        assert_eq!(from_agent.envelope().user_id, None);
 
         let from_fleet = received("", "conversation.save_message", forged());
         assert_eq!(from_fleet.journey.attempt, 3);
-        assert_eq!(from_fleet.envelope.user_id.as_deref(), Some("somebody"));
+        assert_eq!(from_fleet.envelope().user_id, Some("somebody"));
     }
 
     #[test]
@@ -300,11 +347,10 @@ mod tests {
         headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![death])));
         let key = "conversation.save_message";
         for exchange in ["domain.actions", "domain.unrouted", "domain.retry.1000"] {
-            let delivery = received(exchange, key, headers.clone());
-            assert_eq!(delivery.envelope.routing_key, key);
-            assert_eq!(delivery.origin.exchange, exchange);
+            let origin = received(exchange, key, headers.clone()).origin();
+            assert_eq!((origin.exchange.as_str(), origin.routing_key.as_str()), (exchange, key));
         }
-        assert_eq!(received("", key, headers).envelope.routing_key, "state.clear");
+        assert_eq!(received("", key, headers).origin().routing_key, "state.clear");
     }
 
     #[test]
@@ -314,8 +360,8 @@ mod tests {
             let text = |bytes| AMQPValue::LongString("x".repeat(bytes).into());
             headers.insert(TRACEPARENT.into(), text(parent));
             headers.insert(TRACESTATE.into(), text(state));
-            let Delivery { traceparent, tracestate, .. } = received("", "q", headers);
-            (traceparent.is_some(), tracestate.is_some())
+            let delivery = received("", "q", headers);
+            (delivery.traceparent().is_some(), delivery.tracestate().is_some())
         };
         assert_eq!(traced(128, 512), (true, true));
         assert_eq!(traced(129, 513), (false, false));
@@ -333,6 +379,6 @@ mod tests {
         let letter = received("", "conversation.save_message.dlq", headers);
         assert_eq!(letter.dead_letter_reason(), Some(DeadLetterReason::DeliveryLimit));
         assert_eq!(letter.deaths()[0].at_seconds, Some(1_700_000_000));
-        assert_eq!(letter.origin.routing_key, key);
+        assert_eq!(letter.origin().routing_key, key);
     }
 }

@@ -7,7 +7,7 @@
 //! 3. If Redis failed, or nobody knows, the conversations get new generations in PostgreSQL, so no
 //!    reader believes their copies. Only then does [`Saver::save`] return.
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
 
 use archive::{Archive, HotWrites, SaveRow, Saved};
 use domain::action::{Identity, SaveMessage};
@@ -50,14 +50,14 @@ impl Saver {
             self.store(&mut batch, &round, hot).await?;
         }
         if hot == HotWrites::Follow {
-            self.make_hot(&batch).await?;
+            self.make_hot(&mut batch).await?;
         } else {
-            let voided = batch.conversations() as u64;
+            let voided = batch.by_conversation().len() as u64;
             let cause = GenerationChange::RedisAway;
             self.metrics.add(Counter::HotGenerationChanges { cause }, voided);
         }
         self.count(&batch);
-        Ok(batch.outcomes)
+        Ok(batch.into_outcomes())
     }
 
     async fn store<'a>(
@@ -105,8 +105,8 @@ impl Saver {
     }
 
     /// Appends the committed rows to their hot copies, or voids the copies.
-    async fn make_hot(&self, batch: &Batch<'_>) -> Result<(), Unavailable> {
-        let committed = batch.committed();
+    async fn make_hot(&self, batch: &mut Batch<'_>) -> Result<(), Unavailable> {
+        let committed = batch.by_conversation();
         if committed.is_empty() {
             return Ok(());
         }
@@ -130,16 +130,18 @@ impl Saver {
         let (mut new, mut duplicate, mut conflict, mut erased, mut anonymous) = (0, 0, 0, 0, 0);
         for (action, outcome) in batch.actions.iter().zip(&batch.outcomes) {
             match outcome {
-                Outcome::Done(Done::Applied) => {
+                Some(Outcome::Done(Done::Applied)) => {
                     new += 1;
                     anonymous += u64::from(action.identity == Identity::Random);
                 }
-                Outcome::Done(Done::Duplicate) => duplicate += 1,
-                Outcome::Done(Done::Erased) => erased += 1,
-                Outcome::DeadLetter(refusal) if refusal.reason == DeadLetterReason::Conflict => {
+                Some(Outcome::Done(Done::Duplicate)) => duplicate += 1,
+                Some(Outcome::Done(Done::Erased)) => erased += 1,
+                Some(Outcome::DeadLetter(refusal))
+                    if refusal.reason == DeadLetterReason::Conflict =>
+                {
                     conflict += 1;
                 }
-                Outcome::DeadLetter(_) | Outcome::Retry(_) => {}
+                Some(Outcome::DeadLetter(_) | Outcome::Retry(_)) | None => {}
             }
         }
         for (counter, n) in [
@@ -154,23 +156,24 @@ impl Saver {
     }
 }
 
-/// An action's row and its place in the batch.
-#[derive(Clone)]
+/// A row and the actions that it stands for.
 struct Row<'a> {
     row: SaveRow<'a>,
-    /// The actions that this row stands for: the first one, then those with the same words.
-    actions: Vec<usize>,
+    first: usize,
+    /// Later ones that say the same.
+    repeated: Vec<usize>,
 }
 
 /// A batch on its way to its outcomes.
 struct Batch<'a> {
     actions: &'a [SaveMessage],
-    outcomes: Vec<Outcome>,
+    /// One for each action; none while it waits.
+    outcomes: Vec<Option<Outcome>>,
     /// Rows that are not stored yet, in key order. One transaction takes each id once, so rows that
     /// give one id different words go in rounds: the first committed stays.
     waiting: Vec<Row<'a>>,
-    /// What Redis is to hold: the committed messages by conversation.
-    committed: HashMap<&'a ConversationKey, Vec<Committed<'a>>>,
+    /// What Redis is to hold.
+    committed: Vec<(&'a ConversationKey, Committed<'a>)>,
 }
 
 enum Committed<'a> {
@@ -178,7 +181,7 @@ enum Committed<'a> {
     Stored(Box<Message>),
 }
 
-impl std::borrow::Borrow<Message> for Committed<'_> {
+impl Borrow<Message> for Committed<'_> {
     fn borrow(&self) -> &Message {
         match self {
             Self::Sent(message) => message,
@@ -205,41 +208,32 @@ impl<'a> Batch<'a> {
             let same = waiting
                 .iter_mut()
                 .rev()
-                .map_while(|known| (place_of(&known.row) == place_of(&row)).then_some(known));
-            match same.into_iter().find(|known| known.row.body_hash == row.body_hash) {
-                Some(known) => known.actions.push(index),
-                None => waiting.push(Row { row, actions: vec![index] }),
+                .take_while(|known| place_of(&known.row) == place_of(&row))
+                .find(|known| known.row.body_hash == row.body_hash);
+            match same {
+                Some(known) => known.repeated.push(index),
+                None => waiting.push(Row { row, first: index, repeated: Vec::new() }),
             }
         }
-        Self {
-            actions,
-            // Every action is settled by some round; this is what it would say otherwise.
-            outcomes: vec![
-                Outcome::Retry("the batch was left before this message".into());
-                actions.len()
-            ],
-            waiting,
-            committed: HashMap::new(),
-        }
+        let outcomes = actions.iter().map(|_| None).collect();
+        Self { actions, outcomes, waiting, committed: Vec::with_capacity(actions.len()) }
     }
 
     /// The first waiting row of every id, or `None` when all are settled.
     fn next_round(&mut self) -> Option<Vec<Row<'a>>> {
-        let mut round: Vec<Row<'a>> = Vec::with_capacity(self.waiting.len());
-        let mut later = Vec::new();
-        for row in self.waiting.drain(..) {
-            match round.last() {
-                Some(last) if place_of(&last.row) == place_of(&row.row) => later.push(row),
-                _ => round.push(row),
-            }
-        }
-        self.waiting = later;
+        let mut round = std::mem::take(&mut self.waiting);
+        let mut last = None;
+        let repeats_id = |row: &mut Row<'a>| {
+            let place = place_of(&row.row);
+            last.replace(place) == Some(place)
+        };
+        self.waiting = round.extract_if(.., repeats_id).collect();
         (!round.is_empty()).then_some(round)
     }
 
     fn settle(&mut self, part: &[Row<'a>], saved: Vec<Saved>) {
         for (row, saved) in part.iter().zip(saved) {
-            let (first, rest, committed) = match saved {
+            let (first, repeated, committed) = match saved {
                 Saved::New => (
                     Outcome::Done(Done::Applied),
                     Outcome::Done(Done::Duplicate),
@@ -253,32 +247,38 @@ impl<'a> Batch<'a> {
                 Saved::Conflict => (conflict(row), conflict(row), None),
                 Saved::Erased => (Outcome::Done(Done::Erased), Outcome::Done(Done::Erased), None),
             };
-            if let Some(committed) = committed {
-                self.committed.entry(row.row.key).or_default().push(committed);
+            self.committed.extend(committed.map(|message| (row.row.key, message)));
+            for action in &row.repeated {
+                self.outcomes[*action] = Some(repeated.clone());
             }
-            for (n, action) in row.actions.iter().enumerate() {
-                self.outcomes[*action] = if n == 0 { first.clone() } else { rest.clone() };
-            }
+            self.outcomes[row.first] = Some(first);
         }
     }
 
     fn refuse(&mut self, row: &Row<'a>, class: FailureClass, error: &archive::Error) {
-        for action in &row.actions {
-            self.outcomes[*action] = refused(class, error);
+        for action in row.repeated.iter().chain([&row.first]) {
+            self.outcomes[*action] = Some(refused(class, error));
         }
     }
 
-    fn committed(&self) -> Vec<(ConversationKey, Vec<&Message>)> {
-        self.committed
-            .iter()
-            .map(|(key, messages)| {
-                ((*key).clone(), messages.iter().map(std::borrow::Borrow::borrow).collect())
+    /// The committed messages of each conversation, in key order.
+    fn by_conversation(&mut self) -> Vec<(ConversationKey, Vec<&Message>)> {
+        // Each round and part came in order, so there is little to sort.
+        self.committed.sort_by_key(|(key, _)| *key);
+        let conversations = self.committed.chunk_by(|(one, _), (other, _)| one == other);
+        conversations
+            .filter_map(|messages| {
+                let (key, _) = messages.first()?;
+                let messages = messages.iter().map(|(_, message)| message.borrow()).collect();
+                Some(((*key).clone(), messages))
             })
             .collect()
     }
 
-    fn conversations(&self) -> usize {
-        self.committed.len()
+    fn into_outcomes(self) -> Vec<Outcome> {
+        // Every action is settled by some round.
+        let left = || Outcome::Retry("the batch was left before this message".to_owned());
+        self.outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(left)).collect()
     }
 }
 

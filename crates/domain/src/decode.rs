@@ -6,23 +6,21 @@
 
 mod action;
 mod content;
+mod examine;
 mod fault;
 mod fields;
 mod identity;
 mod metadata;
+mod outline;
 pub(crate) mod scan;
+mod value;
 
 pub(crate) use self::fault::excerpt;
 
-use std::borrow::Cow;
-
-use serde::de::IgnoredAny;
-use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use self::fault::FieldError;
-use self::fields::{Fields, members};
-use self::scan::{Fault, first_fault, path_to};
+use self::fields::{Field, Fields};
 use crate::action::{Action, ActionKind};
 use crate::envelope::Envelope;
 use crate::failure::{DeadLetterReason, Refusal};
@@ -47,7 +45,7 @@ pub struct DecodeContext<'a> {
 /// `schema`, whichever comes first.
 pub fn decode(
     body: &[u8],
-    envelope: &Envelope,
+    envelope: &Envelope<'_>,
     context: &DecodeContext<'_>,
 ) -> Result<Action, Refusal> {
     let limit = context.max_body_bytes;
@@ -58,34 +56,29 @@ pub fn decode(
     let text = std::str::from_utf8(body).map_err(|error| {
         malformed(format!("the body is not UTF-8 at byte {}", error.valid_up_to()))
     })?;
-    let fault = first_fault(text);
-    let members = match members(text) {
-        Ok(members) => members,
-        Err(error) => return Err(not_an_object(text, &error, fault)),
+    let fields = match outline::fields(text, "") {
+        Some(fields) => fields,
+        None => examine::fields(text)?,
     };
-    let kind = match (kind(&members), fault) {
-        (Err(refusal), _) if refusal.reason == DeadLetterReason::UnknownAction => Err(refusal),
-        (_, Some(fault)) => Err(unkeepable(text, fault)),
-        (kind, None) => kind,
-    }?;
-    let fields = Fields::merged(members)?;
+    let kind = kind(&fields)?;
+    let fields = Fields::merged(fields)?;
     Ok(action::read(action::Received { kind, fields, body, envelope, context })?)
 }
 
 /// Which action a body is.
-fn kind(body: &[(Cow<'_, str>, &RawValue)]) -> Result<ActionKind, Refusal> {
+fn kind(body: &[Field<'_>]) -> Result<ActionKind, Refusal> {
     const FIELD: &str = "action_type";
     let value = |name: &str| {
-        let said = |(key, value): &&(Cow<'_, str>, &RawValue)| key == name && value.get() != "null";
-        body.iter().find(said).map(|(_, value)| *value)
+        body.iter().find(|field| field.name == name && field.value != "null").map(|it| it.value)
     };
     let nested = || {
-        let data = members(value("data")?.get()).ok()?;
-        data.into_iter().find(|(key, _)| key == FIELD).map(|(_, value)| value)
+        let data = value("data")?;
+        let data = outline::fields(data, "").or_else(|| examine::strict_fields(data, "").ok())?;
+        data.into_iter().find(|field| field.name == FIELD).map(|field| field.value)
     };
     let value = value(FIELD).or_else(nested).ok_or_else(|| FieldError::missing(FIELD))?;
-    let name: Cow<'_, str> = serde_json::from_str(value.get())
-        .map_err(|_| FieldError::wrong_type(FIELD, "a string", value))?;
+    let name =
+        outline::string(value).ok_or_else(|| FieldError::wrong_type(FIELD, "a string", value))?;
     ActionKind::parse(&name).ok_or_else(|| {
         let hint = ActionKind::meant_by(&name)
             .map_or_else(String::new, |kind| format!("; did you mean `{kind}`?"));
@@ -95,26 +88,6 @@ fn kind(body: &[(Cow<'_, str>, &RawValue)]) -> Result<ActionKind, Refusal> {
             detail: format!("no action is called {:?}{hint}", excerpt(&name, 80)),
         }
     })
-}
-
-/// The refusal of a text that is not one JSON object, as far as its parser could tell.
-fn not_an_object(text: &str, error: &serde_json::Error, fault: Option<Fault>) -> Refusal {
-    // The parser stops at a key that is no text. Were that all, the text would be JSON.
-    let is_object =
-        || text.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok();
-    match fault {
-        Some(fault) if is_object() => unkeepable(text, fault),
-        _ if text.trim_start().is_empty() => malformed("the body is empty".to_owned()),
-        _ if text.starts_with('\u{feff}') => {
-            malformed("the body begins with a byte order mark; send plain UTF-8".to_owned())
-        }
-        _ if error.is_data() => malformed("the body is JSON, but not one JSON object".to_owned()),
-        _ => malformed(format!("the body is not one JSON object: {error}")),
-    }
-}
-
-fn unkeepable(text: &str, fault: Fault) -> Refusal {
-    FieldError::new(&path_to(text, fault.at), &fault.kind.to_string()).into()
 }
 
 fn malformed(detail: String) -> Refusal {

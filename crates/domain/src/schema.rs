@@ -56,7 +56,7 @@ fn action(kind: ActionKind) -> Schema {
 /// The schema of an action with the payload `P`, of whose fields `one_of` at least one is needed.
 fn action_with<P: JsonSchema>(kind: ActionKind, one_of: &[&str]) -> Schema {
     let mut generator = generator();
-    let common = wire::Common::json_schema(&mut generator);
+    let common = wire::Common::<'_>::json_schema(&mut generator);
     let payload = P::json_schema(&mut generator);
     let mut properties = Map::new();
     let mut needed = Vec::new();

@@ -6,6 +6,8 @@
 
 mod value;
 
+use std::borrow::Cow;
+
 pub use self::value::{Amount, Integer, JsonArray, JsonObject};
 
 use schemars::JsonSchema;
@@ -18,9 +20,10 @@ use crate::time::Timestamp;
 
 /// The fields that every action may carry.
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Common {
+pub struct Common<'a> {
     /// Which action this is; the routing key with which it is first published.
-    pub action_type: String,
+    #[serde(borrow)]
+    pub action_type: Cow<'a, str>,
     /// Who owns the data.
     pub tenant_id: TenantId,
     /// The connection: a WebSocket, a phone number, a thread.

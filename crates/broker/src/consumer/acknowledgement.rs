@@ -1,15 +1,15 @@
 //! Sending an acknowledgement, and knowing whether it went out.
 //!
-//! lapin's `ack()` says `Ok(false)` when the channel had died before the call, and never ends when it
-//! dies in between: its internal task drops the request of a channel that is not connected without
-//! an answer (lapin 4.12.3, `internal_rpc.rs`, `BasicAck`). So the channel is watched beside it.
+//! lapin answers when it has written the acknowledgement, with an error when the channel had died
+//! before, and perhaps not at all when the connection dies in between: what is handed over while its
+//! task ends stays where it is (lapin 4.12.3, `frames.rs`). So the channel is watched beside it.
 
 use std::time::Duration;
 
-use lapin::Acker;
 use lapin::options::BasicAckOptions;
 use tokio::time::sleep;
 
+use super::ledger::Tag;
 use crate::connection::request;
 
 /// How often the channel is looked at while its acknowledgement is on the way, which takes less
@@ -19,7 +19,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Sends an acknowledgement. `false`: it did not go out, or nobody knows; the channel is useless.
 pub(super) async fn acknowledge(
     channel: &lapin::Channel,
-    acker: &Acker,
+    tag: Tag,
     options: BasicAckOptions,
 ) -> bool {
     let died = async {
@@ -32,7 +32,7 @@ pub(super) async fn acknowledge(
     let sent = async {
         tokio::select! {
             biased;
-            sent = acker.ack(options) => sent,
+            sent = channel.basic_ack(tag, options) => sent.map(|()| true),
             () = died => Ok(false),
         }
     };

@@ -17,7 +17,7 @@ use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use super::ledger::Tag;
-use super::observer::Tally;
+use super::observer::{Tally, outcome_of};
 use super::settlement::{Decision, copy_for, publish};
 use super::{Hopeless, Shared};
 use crate::{Delivery, Handler, Publication};
@@ -151,11 +151,13 @@ fn read<H: Handler>(received: &[Received], lane: Lane, shared: &Shared<H>) -> Re
 /// What the number of its returns alone decides about a message.
 fn decision_by_returns(delivery: &Delivery, lane: Lane, hopeless: Hopeless) -> Option<Decision> {
     match (lane, hopeless) {
-        (Lane::Main, Hopeless::DeadLetter(_)) if delivery.delivery_count >= SUSPICIOUS_RETURNS => {
+        (Lane::Main, Hopeless::DeadLetter(_))
+            if delivery.delivery_count() >= SUSPICIOUS_RETURNS =>
+        {
             Some(Decision::SetApart)
         }
-        (Lane::Suspects, _) if delivery.delivery_count >= HOPELESS_RETURNS => {
-            let returns = delivery.delivery_count;
+        (Lane::Suspects, _) if delivery.delivery_count() >= HOPELESS_RETURNS => {
+            let returns = delivery.delivery_count();
             Some(Decision::DeadLetter(Refusal {
                 reason: DeadLetterReason::DeliveryLimit,
                 field: None,
@@ -235,17 +237,24 @@ fn settle<H: Handler>(
     let mut copies = Vec::new();
     let mut tally = Tally::default();
     for (Received { delivery, .. }, early) in received.iter().zip(reading.early) {
-        let (decision, resolved) = match early {
+        let (decision, item) = match early {
             Some(decision) => (decision, None),
             // There are as many outcomes as messages without an early decision.
             None => match decided.next() {
-                Some((_, Outcome::Done(done))) => (Decision::Finish(done), None),
-                Some((item, outcome)) => (outcome.into(), resolved(item, shared)),
+                Some((_, Outcome::Done(done))) => {
+                    tally.add(outcome_of(done));
+                    continue;
+                }
+                Some((item, Outcome::Retry(error))) => (Decision::Retry(error), Some(item)),
+                Some((item, Outcome::DeadLetter(refusal))) => {
+                    (Decision::DeadLetter(refusal), Some(item))
+                }
                 None => (Decision::Retry("the handler gave no outcome".to_owned()), None),
             },
         };
+        let resolved = item.and_then(|item| resolved(item, shared));
         let (copy, outcome) = copy_for(delivery, decision, resolved, shared);
-        copies.extend(copy.map(Arc::new));
+        copies.push(Arc::new(copy));
         tally.add(outcome);
     }
     Stage::Decided { copies, tally }

@@ -10,11 +10,10 @@ use std::collections::VecDeque;
 /// The number of a delivery on its channel, growing by one from 1 (AMQP 0-9-1, `delivery-tag`).
 pub(super) type Tag = u64;
 
-/// The deliveries of a channel that are not acknowledged yet, in the order of their tags. `A` is what
-/// it takes to acknowledge one.
-#[derive(Debug)]
-pub(super) struct Ledger<A> {
-    entries: VecDeque<Entry<A>>,
+/// The deliveries of a channel that are not acknowledged yet, in the order of their tags.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    entries: VecDeque<Entry>,
     /// The tag of the last delivery that was entered, acknowledged or not.
     last: Tag,
     bytes: usize,
@@ -31,58 +30,50 @@ pub(super) struct Gap {
 
 /// A finished prefix: acknowledging its last delivery with `multiple` settles all of it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Prefix<A> {
-    pub(super) last: A,
+pub(super) struct Prefix {
+    pub(super) last: Tag,
     pub(super) count: usize,
 }
 
 #[derive(Debug)]
-struct Entry<A> {
+struct Entry {
     bytes: usize,
     finished: bool,
-    acker: A,
 }
 
-impl<A> Ledger<A> {
-    pub(super) fn new() -> Self {
-        Self { entries: VecDeque::new(), last: 0, bytes: 0 }
-    }
-
+impl Ledger {
     /// Enters a delivery.
     ///
     /// # Errors
     /// It does not follow the one before it, and was not entered.
-    pub(super) fn deliver(&mut self, tag: Tag, bytes: usize, acker: A) -> Result<(), Gap> {
+    pub(super) fn deliver(&mut self, tag: Tag, bytes: usize) -> Result<(), Gap> {
         if tag != self.last + 1 {
             return Err(Gap { last: self.last, came: tag });
         }
         self.last = tag;
         self.bytes += bytes;
-        self.entries.push_back(Entry { bytes, finished: false, acker });
+        self.entries.push_back(Entry { bytes, finished: false });
         Ok(())
     }
 
     /// Notes that nothing is left to do for a delivery. An unknown tag changes nothing.
     pub(super) fn finish(&mut self, tag: Tag) {
         // Tags are contiguous, so those that were acknowledged say where this one is.
-        let acknowledged = self.last - self.entries.len() as Tag;
-        let index = tag.checked_sub(acknowledged + 1).and_then(|index| usize::try_from(index).ok());
+        let index = tag.checked_sub(self.acknowledged() + 1);
+        let index = index.and_then(|index| usize::try_from(index).ok());
         if let Some(entry) = index.and_then(|index| self.entries.get_mut(index)) {
             entry.finished = true;
         }
     }
 
     /// Takes the finished prefix out, if there is one.
-    pub(super) fn take_prefix(&mut self) -> Option<Prefix<A>> {
-        let mut prefix = None;
+    pub(super) fn take_prefix(&mut self) -> Option<Prefix> {
         let mut count = 0;
-        while self.entries.front().is_some_and(|entry| entry.finished) {
-            let Some(entry) = self.entries.pop_front() else { break };
+        while let Some(entry) = self.entries.pop_front_if(|entry| entry.finished) {
             self.bytes -= entry.bytes;
             count += 1;
-            prefix = Some(Prefix { last: entry.acker, count });
         }
-        prefix
+        (count > 0).then(|| Prefix { last: self.acknowledged(), count })
     }
 
     /// How many deliveries are not acknowledged.
@@ -98,6 +89,11 @@ impl<A> Ledger<A> {
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
+
+    /// The tag up to which everything was taken out.
+    fn acknowledged(&self) -> Tag {
+        self.last - self.entries.len() as Tag
+    }
 }
 
 #[cfg(test)]
@@ -106,9 +102,9 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    fn delivered(count: Tag) -> Ledger<Tag> {
-        let mut ledger = Ledger::new();
-        (1..=count).for_each(|tag| ledger.deliver(tag, 10, tag).unwrap());
+    fn delivered(count: Tag) -> Ledger {
+        let mut ledger = Ledger::default();
+        (1..=count).for_each(|tag| ledger.deliver(tag, 10).unwrap());
         ledger
     }
 
@@ -128,12 +124,12 @@ mod tests {
     #[test]
     fn a_gap_in_the_tags_is_noticed_even_when_everything_before_it_is_acknowledged() {
         let mut ledger = delivered(2);
-        assert_eq!(ledger.deliver(4, 10, 4), Err(Gap { last: 2, came: 4 }));
-        assert_eq!(ledger.deliver(2, 10, 2), Err(Gap { last: 2, came: 2 }));
+        assert_eq!(ledger.deliver(4, 10), Err(Gap { last: 2, came: 4 }));
+        assert_eq!(ledger.deliver(2, 10), Err(Gap { last: 2, came: 2 }));
         [1, 2].into_iter().for_each(|tag| ledger.finish(tag));
         assert_eq!(ledger.take_prefix(), Some(Prefix { last: 2, count: 2 }));
-        assert_eq!(ledger.deliver(4, 10, 4), Err(Gap { last: 2, came: 4 }));
-        assert_eq!(ledger.deliver(3, 10, 3), Ok(()));
+        assert_eq!(ledger.deliver(4, 10), Err(Gap { last: 2, came: 4 }));
+        assert_eq!(ledger.deliver(3, 10), Ok(()));
         // What is not there cannot be finished: acknowledged before, or not delivered yet.
         [0, 2, 4].into_iter().for_each(|tag| ledger.finish(tag));
         assert_eq!((ledger.take_prefix(), ledger.len()), (None, 1));

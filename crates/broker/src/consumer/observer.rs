@@ -7,6 +7,7 @@ use metrics::{
     ConsumerRestart, Counter, DeliveryOutcome, Gauge, Metrics, QueueState, RetryClass, Size, Timing,
 };
 
+use super::batch::Received;
 use super::session::End;
 use crate::causes::with_causes;
 use crate::connection::Error;
@@ -70,8 +71,11 @@ impl Observer {
         tracing::error!(queue = self.queue, suspects, error, "cannot read the suspects");
     }
 
-    pub(super) fn redelivered(&self) {
-        self.metrics.add(Counter::Redeliveries { queue: self.queue }, 1);
+    pub(super) fn received(&self, messages: &[Received]) {
+        let redelivered = messages.iter().filter(|it| it.delivery.redelivered).count();
+        if redelivered > 0 {
+            self.metrics.add(Counter::Redeliveries { queue: self.queue }, redelivered as u64);
+        }
     }
 
     pub(super) fn decided(&self, messages: usize, took: Duration) {

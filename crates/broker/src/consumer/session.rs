@@ -38,7 +38,7 @@ pub(super) struct Session<H: Handler> {
     stream: lapin::Consumer,
     phase: Phase,
     prefetch: Prefetch,
-    ledger: Ledger<lapin::Acker>,
+    ledger: Ledger,
     gathering: Gathering<Received>,
     /// Batches being handled, and the probe of a hold.
     tasks: JoinSet<Report<H::Item>>,
@@ -123,7 +123,7 @@ impl<H: Handler> Session<H> {
             stream,
             phase: Phase::Consuming,
             prefetch,
-            ledger: Ledger::new(),
+            ledger: Ledger::default(),
             gathering: Gathering::new(limits),
             tasks: JoinSet::new(),
             in_flight: 0,
@@ -203,12 +203,9 @@ impl<H: Handler> Session<H> {
 
     fn admit(&mut self, delivery: lapin::message::Delivery) -> Result<(), End> {
         let (tag, bytes) = (delivery.delivery_tag, delivery.data.len());
-        if delivery.redelivered {
-            self.shared.observer.redelivered();
-        }
         self.last_progress = Instant::now();
         self.prefetch.observe(bytes);
-        self.ledger.deliver(tag, bytes, delivery.acker.clone()).map_err(End::Gap)?;
+        self.ledger.deliver(tag, bytes).map_err(End::Gap)?;
         let delivery = Delivery::from_amqp(delivery, self.shared.clock.now());
         self.gathering.push(Received { tag, delivery }, bytes, self.last_progress);
         Ok(())
@@ -231,6 +228,7 @@ impl<H: Handler> Session<H> {
             match self.gathering.due(Instant::now(), self.in_flight) {
                 Due::Now => {
                     let received = self.gathering.take();
+                    self.shared.observer.received(&received);
                     self.start(Batch::new(received, Lane::Main));
                 }
                 Due::At(moment) => return Some(moment),
@@ -278,7 +276,7 @@ impl<H: Handler> Session<H> {
         finished.tags.iter().for_each(|tag| self.ledger.finish(*tag));
         let Some(prefix) = self.ledger.take_prefix() else { return Ok(()) };
         let options = BasicAckOptions { multiple: true };
-        if !acknowledge(&self.channel, &prefix.last, options).await {
+        if !acknowledge(&self.channel, prefix.last, options).await {
             self.shared.observer.acks_lost(prefix.count);
             return Err(End::ChannelDied);
         }

@@ -7,18 +7,15 @@
 use std::sync::Arc;
 
 use domain::envelope::Resolved;
-use domain::failure::{DeadLetterReason, Done, FailureClass, Outcome, Refusal, Unavailable};
+use domain::failure::{DeadLetterReason, FailureClass, Refusal, Unavailable};
 use metrics::DeliveryOutcome;
 
-use super::observer::outcome_of;
 use super::{Hopeless, Shared};
 use crate::topology::RetryQueue;
 use crate::{Delivery, Handler, Publication, Publisher};
 
-/// What becomes of one message.
+/// What becomes of a message that is not simply done.
 pub(super) enum Decision {
-    /// Nothing is left to do.
-    Finish(Done),
     /// Another attempt, later, because of this error.
     Retry(String),
     /// No attempt can help.
@@ -27,39 +24,38 @@ pub(super) enum Decision {
     SetApart,
 }
 
-/// The copy that must be confirmed before the original may be acknowledged, if any.
+/// The copy that must be confirmed before the original may be acknowledged.
 pub(super) fn copy_for<H: Handler>(
     delivery: &Delivery,
     decision: Decision,
     resolved: Option<Resolved>,
     shared: &Shared<H>,
-) -> (Option<Publication>, DeliveryOutcome) {
+) -> (Publication, DeliveryOutcome) {
     let home = shared.source.queue;
     let now = shared.clock.now();
     let copy_to = |queue| Publication::copy(delivery, queue).resolved(resolved);
-    let message_id = delivery.envelope.message_id.as_deref();
+    let message_id = delivery.envelope().message_id;
     let attempt = delivery.journey.attempt;
     match (decision, shared.source.hopeless) {
-        (Decision::Finish(done), _) => (None, outcome_of(done)),
         (Decision::SetApart, Hopeless::DeadLetter(queue)) => {
-            (Some(copy_to(queue.suspect())), DeliveryOutcome::Suspected)
+            (copy_to(queue.suspect()), DeliveryOutcome::Suspected)
         }
         (Decision::DeadLetter(refusal), Hopeless::DeadLetter(queue)) => {
             let letter = copy_to(queue.dlq()).condemned(home, refusal, now);
-            (Some(letter), DeliveryOutcome::DeadLettered)
+            (letter, DeliveryOutcome::DeadLettered)
         }
         (Decision::Retry(error), Hopeless::DeadLetter(queue)) => {
             match next_retry(&shared.settings.retries, attempt) {
                 Some(retry) => {
                     shared.observer.retried(message_id, attempt, &error);
                     let again = copy_to(home).failed(&error, now).delayed(retry);
-                    (Some(again), DeliveryOutcome::Retried)
+                    (again, DeliveryOutcome::Retried)
                 }
                 None => {
                     let exhausted = DeadLetterReason::AttemptsExhausted;
                     let refusal = Refusal { reason: exhausted, field: None, detail: error.clone() };
                     let letter = copy_to(queue.dlq()).failed(&error, now);
-                    (Some(letter.condemned(home, refusal, now)), DeliveryOutcome::DeadLettered)
+                    (letter.condemned(home, refusal, now), DeliveryOutcome::DeadLettered)
                 }
             }
         }
@@ -70,7 +66,7 @@ pub(super) fn copy_for<H: Handler>(
             let longest = shared.settings.retries.last().copied();
             let retry = next_retry(&shared.settings.retries, attempt).or(longest);
             let again = copy_to(home).failed(&error, now);
-            (Some(again.delayed(retry.unwrap_or(RetryQueue::HalfMinute))), DeliveryOutcome::Retried)
+            (again.delayed(retry.unwrap_or(RetryQueue::HalfMinute)), DeliveryOutcome::Retried)
         }
     }
 }
@@ -112,20 +108,9 @@ pub(super) async fn publish(
     }
 }
 
-impl From<Outcome> for Decision {
-    fn from(outcome: Outcome) -> Self {
-        match outcome {
-            Outcome::Done(done) => Self::Finish(done),
-            Outcome::Retry(error) => Self::Retry(error),
-            Outcome::DeadLetter(refusal) => Self::DeadLetter(refusal),
-        }
-    }
-}
-
 impl std::fmt::Display for Decision {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Finish(_) => f.write_str("finished"),
             Self::Retry(error) => f.write_str(error),
             Self::DeadLetter(refusal) => refusal.fmt(f),
             Self::SetApart => f.write_str("came back too often"),

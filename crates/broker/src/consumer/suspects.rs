@@ -44,14 +44,12 @@ pub(super) async fn take_turn<H: Handler>(
     while began.elapsed() < TURN && turn.store_is_well(Store::PostgreSql).await {
         let get = channel.basic_get(queue.into(), BasicGetOptions::default());
         let Some(message) = request("give a suspect", get).await? else { break };
-        let acker = message.delivery.acker.clone();
-        let received = Received {
-            tag: message.delivery.delivery_tag,
-            delivery: Delivery::from_amqp(message.delivery, shared.clock.now()),
-        };
+        let tag = message.delivery.delivery_tag;
+        let delivery = Delivery::from_amqp(message.delivery, shared.clock.now());
+        let received = Received { tag, delivery };
         let tally = turn.settle(Batch::new(vec![received], Lane::Suspects)).await?;
         shared.observer.settled(&tally);
-        if !acknowledge(&channel, &acker, BasicAckOptions::default()).await {
+        if !acknowledge(&channel, tag, BasicAckOptions::default()).await {
             shared.observer.acks_lost(1);
             return Err(End::ChannelDied);
         }

@@ -74,8 +74,8 @@ async fn a_failing_message_is_tried_four_times_and_then_a_dead_letter_with_its_h
     assert_eq!(keeper.journey.history.reasons, ["it failed"; 4]);
     let history = &keeper.journey.history;
     assert!(history.first_failed_at.unwrap() < history.last_failed_at.unwrap());
-    assert_eq!(keeper.envelope.routing_key, "conversation.session_closed");
-    assert_eq!(keeper.traceparent.as_deref(), Some("00-trace"));
+    assert_eq!(keeper.origin().routing_key, "conversation.session_closed");
+    assert_eq!(keeper.traceparent().as_deref(), Some("00-trace"));
     assert_eq!(keeper.deaths(), []);
 }
 
@@ -230,7 +230,7 @@ async fn a_message_that_expires_becomes_a_letter_that_tells_where_it_came_from()
         .unwrap();
     let letter = Letters::default().read(&bench, WorkQueue::Session).await;
     assert_eq!(letter.dead_letter_reason(), Some(DeadLetterReason::Expired));
-    assert_eq!(letter.envelope.routing_key, key);
+    assert_eq!(letter.origin().routing_key, key);
     let Death { queue, exchange, .. } = letter.deaths().remove(0);
     assert_eq!((queue.as_str(), exchange.as_str()), (QUEUE, "domain.actions"));
 }

@@ -328,8 +328,8 @@ impl Handler for Script {
         Ok(Handled {
             body,
             attempt: delivery.journey.attempt,
-            routing_key: delivery.envelope.routing_key.clone(),
-            message_id: delivery.envelope.message_id.clone(),
+            routing_key: delivery.origin().routing_key,
+            message_id: delivery.envelope().message_id.map(str::to_owned),
             redelivered: delivery.redelivered,
         })
     }

@@ -19,7 +19,7 @@ pub(super) struct Received<'a> {
     pub(super) kind: ActionKind,
     pub(super) fields: Fields<'a>,
     pub(super) body: &'a [u8],
-    pub(super) envelope: &'a Envelope,
+    pub(super) envelope: &'a Envelope<'a>,
     pub(super) context: &'a DecodeContext<'a>,
 }
 
@@ -67,10 +67,10 @@ pub(super) fn read(mut received: Received<'_>) -> Result<Action, FieldError> {
 
 impl<'a> Received<'a> {
     fn save_message(&mut self) -> Result<Action, FieldError> {
-        let sent: wire::Common = self.fields.read()?;
+        let sent: wire::Common<'a> = self.fields.read()?;
         let payload: wire::SaveMessage<'a> = self.fields.read()?;
         let content = match (payload.content, &payload.tool_calls) {
-            (Some(value), _) => content::read(&self.fields.path("content"), value)?,
+            (Some(value), _) => content::read(value, || self.fields.path("content"))?,
             (None, Some(_)) => Content::Text(String::new()),
             (None, None) => {
                 let fault = "is missing or null; only beside `tool_calls` may it be";
@@ -128,7 +128,7 @@ impl<'a> Received<'a> {
 
     /// What every action carries, and the payload of this one.
     fn common_and<T: serde::Deserialize<'a>>(&mut self) -> Result<(Common, T), FieldError> {
-        let sent: wire::Common = self.fields.read()?;
+        let sent: wire::Common<'a> = self.fields.read()?;
         let payload = self.fields.read()?;
         let (common, _) = self.common(sent, None)?;
         Ok((common, payload))
@@ -137,7 +137,7 @@ impl<'a> Received<'a> {
     /// Call it when everything that is known of the fields has been read: the rest is metadata.
     fn common(
         &self,
-        sent: wire::Common,
+        sent: wire::Common<'_>,
         message_id: Option<&MessageId>,
     ) -> Result<(Common, Identity), FieldError> {
         let Self { envelope, context, .. } = *self;
@@ -155,7 +155,7 @@ impl<'a> Received<'a> {
                 ConversationSource::FromSession,
             ),
         };
-        if let Some(resolved) = &envelope.resolved {
+        if let Some(resolved) = envelope.resolved {
             key.conversation = resolved.conversation.clone();
         }
         let action_id = identity::action_id(sent.action_id, envelope)?;
@@ -183,8 +183,8 @@ impl<'a> Received<'a> {
             tenant_tier,
             task_id: sent.task_id,
             origin_service: sent.origin_service,
-            correlation_id: envelope.correlation_id.clone().or(sent.correlation_id),
-            reply_to: envelope.reply_to.clone().or(sent.callback_queue_name),
+            correlation_id: envelope.correlation_id.map(str::to_owned).or(sent.correlation_id),
+            reply_to: envelope.reply_to.map(str::to_owned).or(sent.callback_queue_name),
             metadata: metadata::extended(own_metadata, self.fields.unknown()),
         };
         Ok((common, identity))

@@ -3,33 +3,32 @@
 use serde_json::value::RawValue;
 
 use super::fault::FieldError;
-use super::fields::{Fields, members};
+use super::fields::Fields;
+use super::outline::{fields, string};
 use crate::message::{Content, Json};
 use crate::wire;
 
-/// Reads the content of a message; `path` is where it stands in the body.
-pub(super) fn read(path: &str, value: &RawValue) -> Result<Content, FieldError> {
-    let text = value.get();
-    match text.as_bytes().first() {
-        Some(b'"') => serde_json::from_str(text)
-            .map(Content::Text)
-            .map_err(|error| FieldError::value(path, value, &error)),
-        Some(b'[') => parts(path, value),
-        _ => Err(FieldError::wrong_type(path, "a string or an array of parts", value)),
+/// Reads the content of a message; `path` says where it stands in the body.
+pub(super) fn read(value: &RawValue, path: impl Fn() -> String) -> Result<Content, FieldError> {
+    match value.get().as_bytes().first() {
+        Some(b'[') => parts(value, &path()),
+        _ => string(value.get()).map(|text| Content::Text(text.into_owned())).ok_or_else(|| {
+            FieldError::wrong_type(&path(), "a string or an array of parts", value.get())
+        }),
     }
 }
 
-fn parts(path: &str, array: &RawValue) -> Result<Content, FieldError> {
+fn parts(array: &RawValue, path: &str) -> Result<Content, FieldError> {
     let elements: Vec<&RawValue> = serde_json::from_str(array.get())
-        .map_err(|error| FieldError::value(path, array, &error))?;
+        .map_err(|error| FieldError::value(path, array.get(), &error))?;
     let mut lines = Vec::new();
     for (index, element) in elements.into_iter().enumerate() {
         let path = format!("{path}[{index}]");
-        let members = members(element.get())
-            .map_err(|_| FieldError::wrong_type(&path, "an object", element))?;
         let place = format!("{path}.");
-        let mut fields = Fields::new(members, &place)?;
-        let part: wire::Part<'_> = fields.read().map_err(|error| error.inside(&place))?;
+        let fields = fields(element.get(), &place)
+            .ok_or_else(|| FieldError::wrong_type(&path, "an object", element.get()))?;
+        let part: wire::Part<'_> =
+            Fields::new(fields)?.read().map_err(|error| error.inside(&place))?;
         if part.kind == "text" {
             lines.push(line(&format!("{place}text"), part.text)?);
         }
@@ -38,6 +37,7 @@ fn parts(path: &str, array: &RawValue) -> Result<Content, FieldError> {
 }
 
 fn line(path: &str, text: Option<&RawValue>) -> Result<String, FieldError> {
-    let text = text.ok_or_else(|| FieldError::missing(path))?;
-    serde_json::from_str(text.get()).map_err(|_| FieldError::wrong_type(path, "a string", text))
+    let text = text.ok_or_else(|| FieldError::missing(path))?.get();
+    let line = string(text).ok_or_else(|| FieldError::wrong_type(path, "a string", text))?;
+    Ok(line.into_owned())
 }

@@ -3,8 +3,6 @@
 use std::borrow::Cow;
 use std::fmt::{self, Display};
 
-use serde_json::value::RawValue;
-
 use super::scan::path_to;
 use crate::failure::{DeadLetterReason, Refusal};
 
@@ -46,17 +44,21 @@ impl FieldError {
         Self::new(field, "is there twice; send it once")
     }
 
-    pub(super) fn wrong_type(field: &str, expected: &str, value: &RawValue) -> Self {
+    pub(super) fn wrong_type(field: &str, expected: &str, value: &str) -> Self {
         let fault = format!("must be {expected}, but is {}", describe(value));
         Self::new(field, &fault)
     }
 
     /// What serde said about the value of a field.
-    pub(super) fn value(field: &str, value: &RawValue, error: &serde_json::Error) -> Self {
+    pub(super) fn value(field: &str, value: &str, error: &serde_json::Error) -> Self {
         let said = error.to_string();
-        // serde_json appends where in the value it was; here that becomes a part of the path.
-        let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(message, _)| message);
-        let inner = path_to(value.get(), offset(value.get(), error));
+        // serde_json appends where in the value it was, if it knows; here that becomes a part of the
+        // path.
+        let said = match error.line() {
+            0 => said.as_str(),
+            _ => said.rsplit_once(" at line ").map_or(said.as_str(), |(message, _)| message),
+        };
+        let inner = path_to(value, offset(value, error));
         let by_serde = ["invalid type", "invalid value", "unknown variant", "missing field"];
         let expected = said
             .rsplit_once(", expected ")
@@ -95,8 +97,7 @@ impl serde::de::Error for FieldError {
 }
 
 /// A value in a few words: its type and, where it is short, itself.
-pub(super) fn describe(value: &RawValue) -> String {
-    let text = value.get();
+pub(super) fn describe(text: &str) -> String {
     match text.as_bytes().first() {
         Some(b'{') => "an object".to_owned(),
         Some(b'[') => "an array".to_owned(),

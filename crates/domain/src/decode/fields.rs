@@ -7,15 +7,17 @@ use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
 
 use super::fault::FieldError;
+use super::outline;
+use super::value::Value;
 
 /// One field, where it was found.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Field<'a> {
     pub(super) name: Cow<'a, str>,
-    pub(super) value: &'a RawValue,
+    /// The text of its value.
+    pub(super) value: &'a str,
     /// What its path begins with: nothing, or `data.`.
     place: &'a str,
     /// Whether a struct has asked for it.
@@ -26,60 +28,33 @@ pub(super) struct Field<'a> {
 #[derive(Debug)]
 pub(super) struct Fields<'a>(Vec<Field<'a>>);
 
-/// The members of an object in order, repetitions included.
-pub(super) fn members(text: &str) -> Result<Vec<(Cow<'_, str>, &RawValue)>, serde_json::Error> {
-    #[derive(Deserialize)]
-    struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
-
-    struct Members;
-    impl<'de> Visitor<'de> for Members {
-        type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("one JSON object")
-        }
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            // Most actions have fewer than 16 fields.
-            let mut members = Vec::with_capacity(16);
-            while let Some(Key(name)) = map.next_key()? {
-                members.push((name, map.next_value()?));
-            }
-            Ok(members)
-        }
-    }
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let members = deserializer.deserialize_map(Members)?;
-    deserializer.end()?;
-    Ok(members)
-}
+/// Up to so many fields each is compared with each other to find repetitions: quicker than to put
+/// them in order.
+const FEW: usize = 32;
 
 impl<'a> Fields<'a> {
-    /// The fields of an object that stands at `place` of the body.
-    pub(super) fn new(
-        members: Vec<(Cow<'a, str>, &'a RawValue)>,
-        place: &'a str,
-    ) -> Result<Self, FieldError> {
-        let mut fields = Self(list(members, place));
+    /// The fields of an object.
+    pub(super) fn new(fields: Vec<Field<'a>>) -> Result<Self, FieldError> {
+        let mut fields = Self(fields);
         fields.settle_repetitions()?;
         Ok(fields)
     }
 
     /// The fields of a body: those at its top and those under its `data`.
-    pub(super) fn merged(mut top: Vec<(Cow<'a, str>, &'a RawValue)>) -> Result<Self, FieldError> {
-        let mut nested = Vec::new();
-        if let Some(at) = top.iter().position(|(name, _)| name == "data") {
-            let (_, data) = top.remove(at);
-            if data.get() != "null" {
-                nested = members(data.get())
-                    .map_err(|_| FieldError::wrong_type("data", "an object", data))?;
-            }
-            if top.iter().any(|(name, _)| name == "data") {
+    pub(super) fn merged(mut top: Vec<Field<'a>>) -> Result<Self, FieldError> {
+        if let Some(at) = top.iter().position(|field| field.name == "data") {
+            let data = top.remove(at).value;
+            let nested = match data {
+                "null" => Vec::new(),
+                _ => outline::fields(data, "data.")
+                    .ok_or_else(|| FieldError::wrong_type("data", "an object", data))?,
+            };
+            if top.iter().any(|field| field.name == "data") {
                 return Err(FieldError::repeated("data"));
             }
+            top.extend(nested);
         }
-        let mut fields = Self(list(top, ""));
-        fields.0.extend(list(nested, "data."));
-        fields.settle_repetitions()?;
-        Ok(fields)
+        Self::new(top)
     }
 
     /// Reads a struct from the fields that it knows by name.
@@ -95,7 +70,7 @@ impl<'a> Fields<'a> {
     /// Counts fields that say something among the unknown ones again.
     pub(super) fn forget(&mut self, names: &[&str]) {
         for field in &mut self.0 {
-            field.known &= field.value.get() == "null" || !names.contains(&&*field.name);
+            field.known &= field.value == "null" || !names.contains(&&*field.name);
         }
     }
 
@@ -113,6 +88,9 @@ impl<'a> Fields<'a> {
     /// Keeps one field of each name. Null says nothing, so any value beats it; a name twice in one
     /// object, or with two values, is the sender's mistake.
     fn settle_repetitions(&mut self) -> Result<(), FieldError> {
+        if !self.may_repeat() {
+            return Ok(());
+        }
         let mut by_name: Vec<usize> = (0..self.0.len()).collect();
         by_name.sort_by(|a, b| self.0[*a].name.cmp(&self.0[*b].name));
         let mut superfluous = Vec::new();
@@ -124,9 +102,9 @@ impl<'a> Fields<'a> {
             if a.place == b.place {
                 return Err(FieldError::repeated(&a.path()));
             }
-            if a.value.get() == "null" {
+            if a.value == "null" {
                 superfluous.push(pair[0]);
-            } else if b.value.get() == "null" || same_value(a.value, b.value) {
+            } else if b.value == "null" || same_value(a.value, b.value) {
                 superfluous.push(pair[1]);
             } else {
                 let fault = format!("has another value than `{}`; send it once", b.path());
@@ -141,75 +119,67 @@ impl<'a> Fields<'a> {
         });
         Ok(())
     }
+
+    fn may_repeat(&self) -> bool {
+        let repeats = |n: usize| self.0[..n].iter().any(|earlier| earlier.name == self.0[n].name);
+        self.0.len() > FEW || (1..self.0.len()).any(repeats)
+    }
 }
 
-impl Field<'_> {
+impl<'a> Field<'a> {
+    pub(super) fn new(name: Cow<'a, str>, value: &'a str, place: &'a str) -> Self {
+        Self { name, value, place, known: false }
+    }
+
     /// Where it stands in the body.
     pub(super) fn path(&self) -> String {
         format!("{}{}", self.place, self.name)
     }
 }
 
-fn list<'a>(members: Vec<(Cow<'a, str>, &'a RawValue)>, place: &'a str) -> Vec<Field<'a>> {
-    let field = |(name, value)| Field { name, value, place, known: false };
-    members.into_iter().map(field).collect()
+fn same_value(a: &str, b: &str) -> bool {
+    let value = |text| serde_json::from_str::<serde_json::Value>(text).ok();
+    a == b || value(a).is_some_and(|a| value(b) == Some(a))
 }
 
-fn same_value(a: &RawValue, b: &RawValue) -> bool {
-    let value = |raw: &RawValue| serde_json::from_str::<serde_json::Value>(raw.get()).ok();
-    a.get() == b.get() || value(a).is_some_and(|a| value(b) == Some(a))
-}
-
-/// Hands a struct the fields that it names.
+/// Hands a struct all fields; it takes those that it has.
 struct StructReader<'f, 'de>(&'f mut [Field<'de>]);
 
 impl<'de> Deserializer<'de> for StructReader<'_, 'de> {
     type Error = FieldError;
 
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        names: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, FieldError> {
-        visitor.visit_map(Known { names, rest: self.0.iter_mut(), current: None })
-    }
-
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
-        // Only structs are read from fields; any other type gets them all, under no known name.
-        self.deserialize_struct("", &[], visitor)
+        visitor.visit_map(Offered { rest: self.0.iter_mut(), current: None })
     }
 
     serde::forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option
-        unit unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+        unit unit_struct newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
     }
 }
 
-struct Known<'f, 'a> {
-    names: &'static [&'static str],
+struct Offered<'f, 'a> {
     rest: std::slice::IterMut<'f, Field<'a>>,
-    current: Option<&'f Field<'a>>,
+    current: Option<&'f mut Field<'a>>,
 }
 
-impl<'a> MapAccess<'a> for Known<'_, 'a> {
+impl<'a> MapAccess<'a> for Offered<'_, 'a> {
     type Error = FieldError;
 
     fn next_key_seed<K: DeserializeSeed<'a>>(
         &mut self,
         seed: K,
     ) -> Result<Option<K::Value>, FieldError> {
-        let Some(field) = self.rest.find(|field| self.names.contains(&&*field.name)) else {
-            return Ok(None);
-        };
-        field.known = true;
-        let field = self.current.insert(field);
+        self.current = self.rest.next();
+        let Some(field) = &self.current else { return Ok(None) };
         seed.deserialize((&*field.name).into_deserializer()).map(Some)
     }
 
     fn next_value_seed<V: DeserializeSeed<'a>>(&mut self, seed: V) -> Result<V::Value, FieldError> {
         let field = self.current.take().ok_or_else(|| FieldError::new("", "has no key"))?;
-        seed.deserialize(&mut serde_json::Deserializer::from_str(field.value.get()))
-            .map_err(|error| FieldError::value(&field.path(), field.value, &error))
+        let mut wanted = true;
+        let value = seed.deserialize(Value { text: field.value, wanted: &mut wanted });
+        field.known |= wanted;
+        value.map_err(|error| FieldError::value(&field.path(), field.value, &error))
     }
 }

@@ -26,9 +26,9 @@ pub(super) struct Times {
 /// The idempotency key: the body's, else the AMQP `message_id`.
 pub(super) fn action_id(
     sent: Option<ActionId>,
-    envelope: &Envelope,
+    envelope: &Envelope<'_>,
 ) -> Result<Option<ActionId>, FieldError> {
-    match (sent, &envelope.message_id) {
+    match (sent, envelope.message_id) {
         (Some(id), _) => Ok(Some(id)),
         (None, Some(id)) => ActionId::new(id)
             .map(Some)
@@ -40,7 +40,7 @@ pub(super) fn action_id(
 /// The times of an action whose body says `sent`.
 pub(super) fn times(
     sent: Option<Timestamp>,
-    envelope: &Envelope,
+    envelope: &Envelope<'_>,
     context: &DecodeContext<'_>,
 ) -> Result<Times, FieldError> {
     let sent_at = match (sent, envelope.timestamp) {
@@ -50,7 +50,7 @@ pub(super) fn times(
         })?),
         (sent, _) => sent,
     };
-    Ok(match &envelope.resolved {
+    Ok(match envelope.resolved {
         None => Times { sent_at, received_at: context.received_at },
         // An earlier attempt that had no sent time took the time of receipt.
         Some(Resolved { timestamp, received_at, .. }) => Times {
@@ -75,10 +75,10 @@ pub(super) struct Evidence<'a> {
 /// The id under which an action is known: given, derived or, for want of anything else, fresh.
 pub(super) fn identify(
     evidence: Evidence<'_>,
-    envelope: &Envelope,
+    envelope: &Envelope<'_>,
     context: &DecodeContext<'_>,
 ) -> (MessageId, Identity) {
-    let resolved = envelope.resolved.as_ref().map(|resolved| resolved.id.clone());
+    let resolved = envelope.resolved.map(|resolved| resolved.id.clone());
     let given = evidence
         .message_id
         .cloned()

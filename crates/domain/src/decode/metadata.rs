@@ -9,7 +9,8 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::fields::{Field, members};
+use super::fields::Field;
+use super::outline::{fields, string};
 use crate::message::Json;
 
 /// Adds fields to the metadata.
@@ -23,7 +24,7 @@ pub(super) fn extended<'f, 'a: 'f>(
     }
     let own_text = own.as_ref().map_or("{}", Json::as_str);
     let mut taken: HashSet<Cow<'_, str>> =
-        members(own_text).unwrap_or_default().into_iter().map(|(name, _)| name).collect();
+        fields(own_text, "").unwrap_or_default().into_iter().map(|field| field.name).collect();
 
     // The own text without its closing brace, so that it stays to the letter.
     let mut text = own_text.strip_suffix('}').unwrap_or("{").to_owned();
@@ -37,7 +38,7 @@ pub(super) fn extended<'f, 'a: 'f>(
         }
         text.push_str(&Value::from(&*name).to_string());
         text.push(':');
-        text.push_str(field.value.get());
+        text.push_str(field.value);
         taken.insert(name);
     }
     text.push('}');
@@ -47,7 +48,6 @@ pub(super) fn extended<'f, 'a: 'f>(
 
 /// What the metadata says under a name, if that is a string.
 pub(super) fn string_entry(metadata: &Json, name: &str) -> Option<String> {
-    let members = members(metadata.as_str()).ok()?;
-    let (_, value) = members.into_iter().find(|(key, _)| key == name)?;
-    serde_json::from_str(value.get()).ok()
+    let entry = fields(metadata.as_str(), "")?.into_iter().find(|field| field.name == name)?;
+    string(entry.value).map(Cow::into_owned)
 }

@@ -1,4 +1,4 @@
-//! Finds what is legal JSON but cannot be kept: in one pass over the text, before any parser.
+//! Finds what is legal JSON but cannot be kept.
 //!
 //! A parser would see some of these only where it happens to build a value, and call others syntax
 //! errors. What passes here can be stored as PostgreSQL's `json`, read back by any parser and held
@@ -168,7 +168,7 @@ fn string_fault(bytes: &[u8], start: usize) -> Result<usize, Fault> {
 }
 
 /// The UTF-16 unit of an escape such as `\u00e9`, if there is one at that place.
-fn unit(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn unit(bytes: &[u8], at: usize) -> Option<u16> {
     let escape = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
     escape.iter().try_fold(0_u16, |unit, digit| {
         let digit = char::from(*digit).to_digit(16)?;
@@ -176,7 +176,8 @@ fn unit(bytes: &[u8], at: usize) -> Option<u16> {
     })
 }
 
-fn number_fault(token: &str) -> Option<FaultKind> {
+/// Why a number cannot be kept, if it cannot.
+pub(super) fn number_fault(token: &str) -> Option<FaultKind> {
     if token.bytes().all(|b| b.is_ascii_digit() || b == b'-') {
         // 18 digits and a sign always fit.
         let digits = token.strip_prefix('-').unwrap_or(token);

@@ -14,7 +14,7 @@ pub(crate) fn received_at() -> Timestamp {
     Timestamp::parse("2026-11-20T12:00:00Z").expect("a timestamp")
 }
 
-pub(crate) fn decoded_with(body: &[u8], envelope: &Envelope) -> Result<Action, Refusal> {
+pub(crate) fn decoded_with(body: &[u8], envelope: &Envelope<'_>) -> Result<Action, Refusal> {
     let context = DecodeContext {
         received_at: received_at(),
         max_body_bytes: DEFAULT_MAX_BODY_BYTES,

@@ -24,6 +24,6 @@ impl Decoder {
             max_body_bytes: self.max_body_bytes,
             fresh_id: &Uuid::new_v4,
         };
-        decode(&delivery.body, &delivery.envelope, &context)
+        decode(&delivery.body, &delivery.envelope(), &context)
     }
 }

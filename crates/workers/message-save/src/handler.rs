@@ -39,7 +39,9 @@ impl Handler for SaveMessages {
     async fn handle(&self, saves: &[SaveMessage]) -> Result<Vec<Outcome>, Unavailable> {
         let outcomes = self.saver.save(saves).await?;
         for (save, outcome) in saves.iter().zip(&outcomes) {
-            if let (Some(reply_to), Some(reply)) = (&save.common.reply_to, reply(save, outcome)) {
+            if let Some(reply_to) = &save.common.reply_to
+                && let Some(reply) = reply(save, outcome)
+            {
                 self.send(reply_to, save, &reply);
             }
         }

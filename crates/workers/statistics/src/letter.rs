@@ -35,7 +35,7 @@ impl Letter {
             .unwrap_or(delivery.received_at);
         let body = told_by_body(&delivery.body);
         let text = |name: &str| body.get(name).and_then(Value::as_str).map(str::to_owned);
-        let resolved = delivery.envelope.resolved.as_ref();
+        let (origin, resolved) = (delivery.origin(), journey.resolved.as_ref());
         Self {
             row: DeadLetter {
                 id: key(queue, reason, delivery),
@@ -55,11 +55,11 @@ impl Letter {
                     .map(|resolved| resolved.id.to_string())
                     .or_else(|| text("message_id"))
                     .or_else(|| text("action_id"))
-                    .or_else(|| delivery.envelope.message_id.clone())
+                    .or_else(|| delivery.envelope().message_id.map(str::to_owned))
                     .map(storable),
                 action_type: text("action_type"),
-                routing_key: storable(delivery.origin.routing_key.clone()),
-                exchange: storable(delivery.origin.exchange.clone()),
+                routing_key: storable(origin.routing_key),
+                exchange: storable(origin.exchange),
                 body: delivery.body.clone(),
                 properties: properties(delivery),
                 headers: Value::Object(delivery.headers()),
@@ -80,7 +80,7 @@ impl Letter {
 fn key(queue: WorkQueue, reason: DeadLetterReason, delivery: &Delivery) -> Uuid {
     let replays = delivery.journey.replay_count;
     let mut name = format!("{}\0{reason}\0{replays}\0", queue.name()).into_bytes();
-    if let Some(resolved) = &delivery.envelope.resolved {
+    if let Some(resolved) = &delivery.journey.resolved {
         let tenant = told_by_body(&delivery.body);
         let tenant = tenant.get("tenant_id").and_then(Value::as_str).unwrap_or_default();
         for part in ["resolved", tenant, resolved.conversation.as_str(), resolved.id.as_str()] {
@@ -125,9 +125,9 @@ fn storable(text: String) -> String {
 }
 
 fn properties(delivery: &Delivery) -> Value {
-    let envelope = &delivery.envelope;
+    let envelope = delivery.envelope();
     json!({
-        "content_type": delivery.content_type,
+        "content_type": delivery.content_type(),
         "message_id": envelope.message_id,
         "timestamp": envelope.timestamp,
         "correlation_id": envelope.correlation_id,
@@ -165,8 +165,8 @@ mod tests {
             timestamp: at(1),
             received_at,
         };
-        let envelope = Envelope { resolved: Some(resolved), ..Envelope::default() };
-        let mut delivery = Delivery::fresh(envelope, body.as_bytes().to_vec(), received_at);
+        let envelope = Envelope { resolved: Some(&resolved), ..Envelope::default() };
+        let mut delivery = Delivery::fresh("", envelope, body.as_bytes().to_vec(), received_at);
         delivery.journey.verdict = Some(broker::journey::Verdict {
             queue: WorkQueue::SaveMessage.name().to_owned(),
             refusal: Refusal {
@@ -206,9 +206,8 @@ mod tests {
     #[test]
     fn without_an_id_all_that_was_sent_makes_the_letter() {
         let sent = |message_id: &str, body: &[u8]| {
-            let message_id = Some(message_id.to_owned());
-            let envelope = Envelope { message_id, ..Envelope::default() };
-            id(&Delivery::fresh(envelope, body.to_vec(), at(2)))
+            let envelope = Envelope { message_id: Some(message_id), ..Envelope::default() };
+            id(&Delivery::fresh("", envelope, body.to_vec(), at(2)))
         };
         assert_eq!(sent("m", b"what"), sent("m", b"what"));
         assert_ne!(sent("m", b"what"), sent("m", b"who"));

@@ -29,7 +29,9 @@ impl Handler for SendHome {
         // The body says what it is; the routing key is what went wrong.
         let (kind, resolved) = match self.decoder.decode(delivery) {
             Ok(action) => (action.kind(), action.resolved()),
-            Err(refusal) => (ActionKind::parse(&delivery.origin.routing_key).ok_or(refusal)?, None),
+            Err(refusal) => {
+                (ActionKind::parse(&delivery.origin().routing_key).ok_or(refusal)?, None)
+            }
         };
         Ok(Homebound::new(delivery, home(kind), resolved))
     }

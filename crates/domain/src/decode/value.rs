@@ -1,0 +1,70 @@
+//! The value of a field as serde reads it, straight from its text.
+//!
+//! A string without escapes is handed over as it stands; all else is left to serde_json. Here it also
+//! shows which fields nobody wants: a derived reader passes over a field that its struct does not
+//! have by reading its value as *ignored*.
+
+use std::borrow::Cow;
+
+use serde::de::{Deserializer, Visitor};
+use serde::forward_to_deserialize_any;
+use serde_json::Error;
+
+use super::outline;
+
+/// A value on its way to whoever asks for it.
+pub(super) struct Value<'f, 'de> {
+    pub(super) text: &'de str,
+    /// Becomes false if nobody does.
+    pub(super) wanted: &'f mut bool,
+}
+
+macro_rules! left_to_serde_json {
+    ($($method:ident($($name:ident: $type:ty),*))*) => {$(
+        fn $method<V: Visitor<'de>>(self, $($name: $type,)* visitor: V) -> Result<V::Value, Error> {
+            serde_json::Deserializer::from_str(self.text).$method($($name,)* visitor)
+        }
+    )*};
+}
+
+impl<'de> Deserializer<'de> for Value<'_, 'de> {
+    type Error = Error;
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        *self.wanted = false;
+        visitor.visit_unit()
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        if self.text == "null" { visitor.visit_none() } else { visitor.visit_some(self) }
+    }
+
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match outline::string(self.text) {
+            Some(Cow::Borrowed(plain)) => visitor.visit_borrowed_str(plain),
+            _ => serde_json::Deserializer::from_str(self.text).deserialize_str(visitor),
+        }
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_str(visitor)
+    }
+
+    left_to_serde_json! {
+        deserialize_any()
+        deserialize_bool()
+        deserialize_i64()
+        deserialize_u64()
+        deserialize_f64()
+        deserialize_seq()
+        deserialize_map()
+        deserialize_newtype_struct(name: &'static str)
+        deserialize_struct(name: &'static str, fields: &'static [&'static str])
+        deserialize_enum(name: &'static str, variants: &'static [&'static str])
+    }
+
+    forward_to_deserialize_any! {
+        i8 i16 i32 i128 u8 u16 u32 u128 f32 char bytes byte_buf unit unit_struct tuple tuple_struct
+        identifier
+    }
+}
