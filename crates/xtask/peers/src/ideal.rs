@@ -13,6 +13,7 @@ use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use lapin::message::Delivery;
+use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -94,7 +95,9 @@ impl Saver {
             postgresql.push(PgConnection::connect(&stores.database_url).await?);
         }
         let client = redis::Client::open(stores.redis_url.as_str())?;
-        let redis = client.get_multiplexed_async_connection().await?;
+        // The client's default of 500 ms is short for a run whose instructions are counted.
+        let patient = AsyncConnectionConfig::new().set_response_timeout(None);
+        let redis = client.get_multiplexed_async_connection_with_config(&patient).await?;
         Ok(Self { postgresql: Mutex::new(postgresql), redis })
     }
 

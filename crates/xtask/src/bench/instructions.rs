@@ -6,11 +6,11 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use testkit::process::{Process, Signal};
+use anyhow::{Context, Result};
+use testkit::process::Process;
 use testkit::wait::until;
 
-use super::contestant::Contestant;
+use super::contestant::{Contestant, Running};
 use super::ground::{Ground, Load};
 
 /// Where Debian puts it.
@@ -48,7 +48,8 @@ async fn count(ground: &Ground, contestant: Contestant, load: &Load) -> Result<f
     let out = ground.fleet.dir().join(format!("{contestant}.callgrind"));
     let log = ground.fleet.dir().join(format!("{contestant}-callgrind.log"));
     let mut command = ground.fleet.command(VALGRIND);
-    command.args(["--tool=callgrind", "--quiet", "--callgrind-out-file"]).arg(&out);
+    command.args(["--tool=callgrind", "--quiet"]);
+    command.arg(format!("--callgrind-out-file={}", out.display()));
     let [program, role] = match contestant {
         Contestant::Worker => ["message-save-worker", ""],
         Contestant::Null | Contestant::Ideal => ["bench-peers", contestant.as_str()],
@@ -56,23 +57,26 @@ async fn count(ground: &Ground, contestant: Contestant, load: &Load) -> Result<f
     command.arg(ground.fleet.program(program)).args(Some(role).filter(|role| !role.is_empty()));
     command.env("VERBATIM_LISTEN", "127.0.0.1:0");
     let process = Process::spawn("callgrind", &mut command, &log)?;
+    let running = Running::Peer(process);
     let all = load.messages.to_string();
-    let stored = until("all messages to be stored", LIMIT, async || {
-        if let Some(status) = process.exited() {
-            return Ok(Err(status));
+    let done = until("all messages to be stored", LIMIT, async || {
+        let stored = ground.sql("SELECT count(*) FROM messages").await;
+        let stored = stored.map_err(|error| error.to_string())?;
+        // A worker drains when it is told to end; a peer ends, and what it had not acknowledged comes
+        // again, to whoever is next.
+        let acknowledged = match contestant {
+            Contestant::Worker => load.messages,
+            _ => running.acknowledged().await.map_err(|error| format!("{error:#}"))?,
+        };
+        let done = stored == all && acknowledged == load.messages;
+        if done {
+            Ok(())
+        } else {
+            Err(format!("{stored} stored, {acknowledged} acknowledged of {all}"))
         }
-        let sql = "SELECT count(*) FROM messages";
-        let stored = ground.sql(sql).await.map_err(|error| error.to_string())?;
-        if stored == all { Ok(Ok(())) } else { Err(format!("{stored} of {all}")) }
     });
-    if let Err(status) = stored.await.with_context(|| process.log_tail())? {
-        bail!("it ended with {status}:\n{}", process.log_tail());
-    }
-    process.signal(Signal::Terminate)?;
-    let status = process.wait(LIMIT).await?;
-    if !status.success() {
-        bail!("it ended with {status}:\n{}", process.log_tail());
-    }
+    done.await.with_context(|| running.log_tail())?;
+    running.stop().await?;
     let profile = fs::read_to_string(&out).context("callgrind wrote nothing")?;
     let totals = profile.lines().find_map(|line| line.strip_prefix("totals: "));
     Ok(totals.context("callgrind counted nothing")?.trim().parse()?)
