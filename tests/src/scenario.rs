@@ -4,8 +4,10 @@ use broker::inspect::Inspector;
 use broker::topology::WorkQueue;
 use broker::{Endpoints, topology};
 use testkit::TestEnv;
+use testkit::environment::redis;
 use testkit::fleet::{Fleet, Worker};
 use testkit::management::Management;
+use testkit::process::Process;
 use testkit::servers::{Kind, Server, Servers};
 use testkit::wait::eventually;
 
@@ -65,10 +67,10 @@ impl Scenario {
     /// # Panics
     /// When they cannot be had.
     pub async fn on_own_servers() -> Self {
-        let (servers, fleet) = tokio::join!(Servers::start(&Kind::ALL), Fleet::new());
+        let kinds = [Kind::RabbitMq, redis(), Kind::PostgreSql];
+        let (servers, fleet) = tokio::join!(Servers::start(&kinds), Fleet::new());
         let servers = servers.expect("servers");
-        let url = |kind| servers.get(kind).url();
-        let urls = [url(Kind::RabbitMq), url(Kind::Redis), url(Kind::PostgreSql)];
+        let urls = kinds.map(|kind| servers.get(kind).url());
         let scenario = Self::on(urls, fleet, Ground::Own(servers));
         tokio::join!(scenario.migrate(), scenario.declare());
         scenario
@@ -101,17 +103,18 @@ impl Scenario {
     pub fn redis(&self) -> &Server {
         match &self.ground {
             Ground::Shared(env) => env.redis(),
-            Ground::Own(servers) => servers.get(Kind::Redis),
+            Ground::Own(servers) => servers.redis(),
         }
     }
 
-    /// One of its own servers, to be killed.
+    /// One of its own servers, to be killed; the Redis, whatever it is.
     ///
     /// # Panics
     /// When others use it, too.
     #[must_use]
     pub fn server(&self, kind: Kind) -> &Server {
         match &self.ground {
+            _ if kind == Kind::Redis => self.redis(),
             Ground::Shared(_) => panic!("{kind} is not this test's to break"),
             Ground::Own(servers) => servers.get(kind),
         }
@@ -159,6 +162,18 @@ impl Scenario {
     #[must_use]
     pub fn launch(&self, program: &str, settings: &[(&str, &str)]) -> Worker {
         self.fleet.start_with(program, settings).expect("a worker that starts")
+    }
+
+    /// Starts one of the peers that the benchmarks compare the fleet with, in a role of its.
+    ///
+    /// # Panics
+    /// When there is no such program.
+    #[must_use]
+    pub fn peer(&self, arguments: &[&str]) -> Process {
+        let mut command = self.fleet.command("bench-peers");
+        let log = self.fleet.dir().join(format!("{}.log", arguments[0]));
+        let process = Process::spawn(arguments[0], command.args(arguments), &log);
+        process.expect("a peer that starts")
     }
 
     /// An agent that publishes here. Belongs to the runtime of the test that makes it.

@@ -6,6 +6,7 @@ mod closing;
 mod endpoints;
 mod messages;
 mod ways;
+mod yardsticks;
 
 use domain::ids::ConversationKey;
 use domain::message::Message;
