@@ -32,7 +32,7 @@ impl Eyes {
         let (archive, metrics) = (archive(database_url), Metrics::new());
         let settings = hot_store::Settings::new(Address::parse(redis_url).expect("Redis's URL"));
         let admit = admission(archive.clone(), metrics.clone(), Fresh::random());
-        let hot = HotStore::open(settings, admit).expect("settings for Redis");
+        let hot = HotStore::open(settings, admit);
         let reader = Reader::new(archive.clone(), hot, metrics, ReadingSettings::default());
         Self { archive, reader }
     }

@@ -3,20 +3,31 @@
 //! A row is one member, whoever appends it and however often. Nothing is read and nothing is
 //! decided here, so any number of savers may append to one conversation at once. A copy that does not
 //! exist begins to, without a mark, and so vouches for nothing.
+//!
+//! Each server process gets its own conversations, all processes at once. What one of them does not
+//! take says nothing about the others'.
+//!
+//! This runs for every message that is saved. Commands are made with all the room that they need.
 
 use std::borrow::Borrow;
 
 use domain::ids::ConversationKey;
 use domain::message::Message;
+use futures_util::future::join_all;
+use redis::{Cmd, Pipeline};
 
-use crate::connection::Connection;
+use crate::connection::{Link, Share};
 use crate::error::{AppendError, Error};
-use crate::{HotStore, encoding, keys};
+use crate::members::Members;
+use crate::{HotStore, keys};
 
 /// A write is sent once it holds so many bytes. Large enough that a batch is usually one round trip;
 /// small enough that Redis answers each well within the response time-out, and that the memory for
 /// it is bounded.
 const WRITE_BYTES: usize = 1024 * 1024;
+
+/// The digits of an expiry, at most.
+const EXPIRY_BYTES: usize = 20;
 
 /// Members to one ZADD: Redis serves nobody else meanwhile, some 2 ms at 5 µs each.
 const ADD_MEMBERS: usize = 400;
@@ -24,39 +35,35 @@ const ADD_MEMBERS: usize = 400;
 impl HotStore {
     /// Adds committed rows to the copies of their conversations and renews the copies' expiry.
     ///
-    /// The error names every conversation whose copy may now lack a row; when the connection broke
-    /// that is every one, also those that had been answered: a server that dies may have forgotten
-    /// them.
+    /// The error names every conversation whose copy may now lack a row. When a connection broke
+    /// that is every one that its server has, also those that had been answered: a server that dies
+    /// may have forgotten them.
     pub async fn append<M>(&self, batch: &[(ConversationKey, Vec<M>)]) -> Result<(), AppendError>
     where
         M: Borrow<Message> + Sync,
     {
-        let all = |cause| AppendError {
+        let connection = self.connections.get_for_writing().await.map_err(|cause| AppendError {
             conversations: batch.iter().map(|(key, _)| key.clone()).collect(),
             cause,
-        };
-        let connection = self.connections.get_for_writing().await.map_err(all)?;
-        let mut write = Write::new(self.expiry_seconds());
+        })?;
+        let work = batch.iter().filter(|(_, messages)| !messages.is_empty());
+        let shares = connection.shares(work.map(|entry| (keys::messages(&entry.0), entry)));
+        let expiry = self.expiry_seconds();
+        let appended = join_all(shares.iter().map(|share| append(share, expiry))).await;
         let mut failed = Failed::default();
-        for (index, (key, messages)) in batch.iter().enumerate() {
-            let key = keys::messages(key);
-            for message in messages {
-                write.add(index, &key, message.borrow());
-                if write.bytes >= WRITE_BYTES {
-                    write.send(&connection, &mut failed).await.map_err(all)?;
-                }
-            }
-            if !messages.is_empty() {
-                write.renew(index, &key);
+        for (share, outcome) in shares.iter().zip(appended) {
+            match outcome {
+                Ok(of_share) => failed.join(of_share),
+                Err(cause) => failed.join(Failed {
+                    conversations: share.items.iter().map(|(_, (key, _))| key).collect(),
+                    cause: Some(cause),
+                }),
             }
         }
-        write.send(&connection, &mut failed).await.map_err(all)?;
         match failed.cause {
             None => Ok(()),
             Some(cause) => {
-                failed.indices.dedup();
-                let name = |index: usize| batch.get(index).map(|(key, _)| key.clone());
-                let conversations = failed.indices.into_iter().filter_map(name).collect();
+                let conversations = failed.conversations.into_iter().cloned().collect();
                 Err(AppendError { conversations, cause })
             }
         }
@@ -68,95 +75,126 @@ impl HotStore {
     }
 }
 
-/// The conversations of which a command failed, in order, perhaps repeated.
+/// Appends what one server has. An error means that nothing about any of it is certain.
+async fn append<'a, M>(
+    share: &Share<'_, &'a (ConversationKey, Vec<M>)>,
+    expiry: u64,
+) -> Result<Failed<'a>, Error>
+where
+    M: Borrow<Message>,
+{
+    let mut write = Write::new(share.link, share.items.len());
+    for (name, (key, messages)) in &share.items {
+        for message in messages {
+            write.adding.push(message.borrow());
+            if write.adding.len() == ADD_MEMBERS || write.is_full() {
+                write.add(key, name);
+            }
+            if write.is_full() {
+                write.send().await?;
+            }
+        }
+        write.add(key, name);
+        write.renew(key, name, expiry);
+    }
+    write.send().await?;
+    Ok(write.failed)
+}
+
+/// The conversations of which a command failed.
 #[derive(Default)]
-struct Failed {
-    indices: Vec<usize>,
+struct Failed<'a> {
+    conversations: Vec<&'a ConversationKey>,
     cause: Option<Error>,
 }
 
-/// A pipeline that is being filled.
-struct Write {
-    expiry: u64,
-    pipeline: redis::Pipeline,
-    /// The conversation of each command.
-    owners: Vec<usize>,
-    /// The ZADD that is being filled, and how many members it has.
-    adding: Option<(redis::Cmd, usize)>,
-    bytes: usize,
-    member: Vec<u8>,
+impl<'a> Failed<'a> {
+    fn join(&mut self, other: Self) {
+        self.conversations.extend(other.conversations);
+        self.cause = self.cause.take().or(other.cause);
+    }
+
+    fn note(&mut self, key: &'a ConversationKey, cause: Error) {
+        // Commands of one conversation stand beside each other.
+        if self.conversations.last() != Some(&key) {
+            self.conversations.push(key);
+        }
+        self.cause.get_or_insert(cause);
+    }
 }
 
-impl Write {
-    fn new(expiry: u64) -> Self {
+/// A pipeline to one server that is being filled.
+struct Write<'l, 'a> {
+    link: Link<'l>,
+    pipeline: Pipeline,
+    /// The conversation of each command.
+    owners: Vec<&'a ConversationKey>,
+    /// What the next ZADD is to hold.
+    adding: Members,
+    /// What the members in the pipeline take.
+    bytes: usize,
+    failed: Failed<'a>,
+}
+
+impl<'l, 'a> Write<'l, 'a> {
+    fn new(link: Link<'l>, conversations: usize) -> Self {
+        // For most conversations that is all: one ZADD, one EXPIRE.
+        let commands = 2 * conversations;
         Self {
-            expiry,
-            pipeline: redis::pipe(),
-            owners: Vec::new(),
-            adding: None,
+            link,
+            pipeline: Pipeline::with_capacity(commands),
+            owners: Vec::with_capacity(commands),
+            adding: Members::default(),
             bytes: 0,
-            member: Vec::new(),
+            failed: Failed::default(),
         }
     }
 
-    fn add(&mut self, index: usize, key: &str, message: &Message) {
-        if self.adding.as_ref().is_some_and(|(_, members)| *members == ADD_MEMBERS) {
-            self.end_add(index);
-        }
-        let (command, members) = self.adding.get_or_insert_with(|| {
-            let mut command = redis::cmd("ZADD");
-            command.arg(key);
-            (command, 0)
-        });
-        add_member(command, message, &mut self.member);
-        *members += 1;
-        self.bytes += self.member.len();
-        if self.bytes >= WRITE_BYTES {
-            self.end_add(index);
-        }
+    fn is_full(&self) -> bool {
+        self.bytes + self.adding.bytes() >= WRITE_BYTES
     }
 
-    /// Ends a conversation.
-    fn renew(&mut self, index: usize, key: &str) {
-        self.end_add(index);
-        self.pipeline.cmd("EXPIRE").arg(key).arg(self.expiry);
-        self.owners.push(index);
-    }
-
-    fn end_add(&mut self, index: usize) {
-        if let Some((command, _)) = self.adding.take() {
-            self.pipeline.add_command(command);
-            self.owners.push(index);
+    /// A ZADD of what there is to add.
+    fn add(&mut self, key: &'a ConversationKey, name: &str) {
+        if self.adding.len() == 0 {
+            return;
         }
+        self.bytes += self.adding.bytes();
+        let words = 2 + 2 * self.adding.len();
+        let mut command =
+            Cmd::with_capacity(words, "ZADD".len() + name.len() + self.adding.space());
+        command.arg("ZADD").arg(name);
+        self.adding.move_to(&mut command);
+        self.pipeline.add_command(command);
+        self.owners.push(key);
     }
 
-    /// Sends what there is. An error means that nothing about any conversation is certain.
-    async fn send(&mut self, connection: &Connection, failed: &mut Failed) -> Result<(), Error> {
+    /// Ends a conversation. Each append says it again: nobody knows whether the key was just made.
+    fn renew(&mut self, key: &'a ConversationKey, name: &str, expiry: u64) {
+        let mut command = Cmd::with_capacity(3, "EXPIRE".len() + name.len() + EXPIRY_BYTES);
+        command.arg("EXPIRE").arg(name).arg(expiry);
+        self.pipeline.add_command(command);
+        self.owners.push(key);
+    }
+
+    /// Sends what there is.
+    async fn send(&mut self) -> Result<(), Error> {
         if self.owners.is_empty() {
             return Ok(());
         }
-        let replies = connection.run(&self.pipeline).await?;
+        let replies = self.link.run(&self.pipeline).await?;
         for (reply, owner) in replies.iter().zip(&self.owners) {
-            let Err(error) = connection.check(reply) else {
+            let Err(error) = self.link.check(reply) else {
                 continue;
             };
             if error.ends_the_connection() {
                 return Err(error);
             }
-            failed.indices.push(*owner);
-            failed.cause.get_or_insert(error);
+            self.failed.note(owner, error);
         }
         self.pipeline.clear();
         self.owners.clear();
         self.bytes = 0;
         Ok(())
     }
-}
-
-/// Adds the score and member of a message to a command. `buffer` is scratch; it holds the member
-/// afterwards.
-pub(crate) fn add_member(command: &mut redis::Cmd, message: &Message, buffer: &mut Vec<u8>) {
-    buffer.clear();
-    encoding::encode(message, buffer);
-    command.arg(message.created_at.micros()).arg(buffer.as_slice());
 }

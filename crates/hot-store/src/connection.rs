@@ -1,9 +1,15 @@
 //! One connection at a time, made on demand, admitted before use, dropped for good when it breaks.
 //!
-//! One connection object is one server process. A client that reconnects behind our back would go
-//! on after a restart or failover as if nothing had been forgotten; here a broken connection is
-//! dropped, and a new one is compared with the reign on record before anybody uses it.
+//! One connection object is one server process, or one process for each master of a cluster, with
+//! the slots that each has. A client that reconnects or follows a moved slot behind our back would go
+//! on after a restart, failover or resharding as if nothing had been forgotten; here a connection of
+//! which a part broke or changed is dropped, and a new one is compared with the reign on record before
+//! anybody uses it.
 //!
+//! - While a slot is handed over, its old master answers ASK for a key that it no longer has. It is
+//!   not followed: at the other end may lie a copy from an earlier, broken-off attempt, which would be
+//!   believed there. The call fails for that one key, which costs a read of PostgreSQL. When the slot
+//!   has arrived, MOVED ends the connection, and the next reign voids every copy.
 //! - Connecting is single flight. Calls that come while Redis is known to be down fail at once,
 //!   rather than each waiting for a time-out; one attempt at a time runs, with pauses between them.
 //! - Writes rely on a comparison that is at most two intervals old. If the watcher is late (the
@@ -17,14 +23,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Value};
+use redis::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::Error;
+use crate::node::Node;
 use crate::reign::Reign;
-use crate::settings::{InvalidAddress, Settings};
+use crate::servers::Servers;
+use crate::settings::Settings;
 
 /// What is known of Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +65,6 @@ pub(crate) struct Connections(Arc<Shared>);
 
 struct Shared {
     settings: Settings,
-    client: redis::Client,
     admit: Box<dyn Fn(Reign) -> Admission + Send + Sync>,
     slot: Mutex<Slot>,
     health: watch::Sender<Health>,
@@ -77,15 +83,31 @@ enum Slot {
     Down { cause: Error, retry_at: Instant, pauses: ExponentialBackoff },
 }
 
-/// An admitted connection to one server process.
+/// An admitted connection. Clones share it.
 #[derive(Clone)]
-pub(crate) struct Connection {
+pub(crate) struct Connection(Arc<Admitted>);
+
+struct Admitted {
     /// Tells this connection from every other that this process made.
     serial: u64,
-    redis: MultiplexedConnection,
+    servers: Servers,
     reign: Reign,
-    compared: Arc<Compared>,
+    compared: Compared,
     owner: Connections,
+}
+
+/// One server process of a connection: the one that has a key.
+#[derive(Clone, Copy)]
+pub(crate) struct Link<'a> {
+    connection: &'a Connection,
+    node: &'a Node,
+}
+
+/// What one server process is to do of a larger piece of work.
+pub(crate) struct Share<'a, T> {
+    pub(crate) link: Link<'a>,
+    /// Keys that it has, each with what belongs to it.
+    pub(crate) items: Vec<(String, T)>,
 }
 
 struct Compared {
@@ -96,17 +118,14 @@ struct Compared {
 }
 
 impl Connections {
-    pub(crate) fn new<F, Fut, E>(settings: Settings, admit: F) -> Result<Self, InvalidAddress>
+    pub(crate) fn new<F, Fut, E>(settings: Settings, admit: F) -> Self
     where
         F: Fn(Reign) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        let client = redis::Client::open(settings.address.info().clone())
-            .map_err(|_| InvalidAddress::Malformed("the client does not accept it"))?;
-        Ok(Self(Arc::new(Shared {
+        Self(Arc::new(Shared {
             settings,
-            client,
             admit: Box::new(move |reign| {
                 let admission = admit(reign);
                 Box::pin(async move { admission.await.map_err(Into::into) })
@@ -114,7 +133,7 @@ impl Connections {
             slot: Mutex::new(Slot::Empty),
             health: watch::Sender::new(Health::Untried),
             serial: AtomicU64::new(0),
-        })))
+        }))
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -152,7 +171,7 @@ impl Connections {
     pub(crate) async fn get_for_writing(&self) -> Result<Connection, Error> {
         let connection = self.get().await?;
         if !connection.is_compared() {
-            let turn = connection.compared.turn.lock().await;
+            let turn = connection.0.compared.turn.lock().await;
             if !connection.is_compared() {
                 self.compare(&connection).await?;
             }
@@ -166,7 +185,7 @@ impl Connections {
         loop {
             // That there is none was logged when the health changed.
             if let Ok(connection) = self.get().await {
-                let turn = connection.compared.turn.lock().await;
+                let turn = connection.0.compared.turn.lock().await;
                 if let Err(error) = self.compare(&connection).await {
                     tracing::warn!(%error, "the reign of Redis could not be compared");
                 }
@@ -179,7 +198,7 @@ impl Connections {
     /// Takes a connection out of use, if it is still in use.
     pub(crate) fn lost(&self, serial: u64, cause: &Error) {
         let mut slot = self.slot();
-        if matches!(&*slot, Slot::Live(connection) if connection.serial == serial) {
+        if matches!(&*slot, Slot::Live(connection) if connection.serial() == serial) {
             *slot = Slot::Empty;
             self.tell(Health::Down, Some(cause));
         }
@@ -217,33 +236,17 @@ impl Connections {
     }
 
     async fn connect(&self) -> Result<Connection, Error> {
-        let settings = &self.0.settings;
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(settings.connect_timeout))
-            .set_response_timeout(Some(settings.response_timeout));
-        let not_connected = |error: Error| match error {
-            Error::NotMaster(_) | Error::NotAdmitted(_) => error,
-            other => Error::NotConnected(format!("{}: {other}", settings.address).into()),
-        };
-        let redis = self
-            .0
-            .client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await
-            .map_err(|error| not_connected(error.into()))?;
         let began = Instant::now();
-        let reign = reign_of(redis.clone()).await.map_err(not_connected)?;
+        let (servers, reign) =
+            Servers::connect(&self.0.settings).await.map_err(Error::in_connecting)?;
         self.admit(&reign).await?;
-        Ok(Connection {
+        Ok(Connection(Arc::new(Admitted {
             serial: self.0.serial.fetch_add(1, Ordering::Relaxed),
-            redis,
+            servers,
             reign,
-            compared: Arc::new(Compared {
-                at: Mutex::new(began),
-                turn: tokio::sync::Mutex::new(()),
-            }),
+            compared: Compared { at: Mutex::new(began), turn: tokio::sync::Mutex::new(()) },
             owner: self.clone(),
-        })
+        })))
     }
 
     /// Asks the server for its reign again and compares it with the record. A changed reign ends the
@@ -251,13 +254,13 @@ impl Connections {
     /// be all that there is to read.
     async fn compare(&self, connection: &Connection) -> Result<(), Error> {
         let began = Instant::now();
-        let result = match reign_of(connection.redis.clone()).await {
-            Ok(reign) if reign == connection.reign => self.admit(&reign).await,
+        let result = match connection.0.servers.reign().await {
+            Ok(reign) if reign == connection.0.reign => self.admit(&reign).await,
             Ok(_) => Err(Error::NotServing("its reign has changed".into())),
             Err(error) => Err(error),
         };
         match &result {
-            Ok(()) => *lock(&connection.compared.at) = began,
+            Ok(()) => *lock(&connection.0.compared.at) = began,
             Err(error) => connection.note(error),
         }
         result
@@ -311,23 +314,54 @@ impl Connections {
 impl Connection {
     /// Which of this process's connections it is.
     pub(crate) fn serial(&self) -> u64 {
-        self.serial
+        self.0.serial
     }
 
+    /// Every server process.
+    pub(crate) fn links(&self) -> impl Iterator<Item = Link<'_>> {
+        self.0.servers.nodes().iter().map(|node| Link { connection: self, node })
+    }
+
+    /// The server process that has a key.
+    pub(crate) fn of(&self, key: &str) -> Link<'_> {
+        let node = &self.0.servers.nodes()[self.0.servers.index_of(key)];
+        Link { connection: self, node }
+    }
+
+    /// Work, by the server process that has the key; without those that have none.
+    pub(crate) fn shares<T>(&self, work: impl Iterator<Item = (String, T)>) -> Vec<Share<'_, T>> {
+        let mut shares: Vec<_> =
+            self.links().map(|link| Share { link, items: Vec::new() }).collect();
+        for (key, item) in work {
+            shares[self.0.servers.index_of(&key)].items.push((key, item));
+        }
+        shares.retain(|share| !share.items.is_empty());
+        shares
+    }
+
+    fn note(&self, error: &Error) {
+        if error.ends_the_connection() {
+            self.0.owner.lost(self.0.serial, error);
+        }
+    }
+
+    fn is_compared(&self) -> bool {
+        let rely_on = self.0.owner.0.settings.watch_every * RELY_ON_INTERVALS;
+        lock(&self.0.compared.at).elapsed() < rely_on
+    }
+}
+
+impl Link<'_> {
     /// Sends a pipeline in one write and returns one reply for each command; an error among them is
-    /// for [`Connection::check`]. A transaction has one reply for all.
+    /// for [`Link::check`]. A transaction has one reply for all.
     pub(crate) async fn run(&self, pipeline: &redis::Pipeline) -> Result<Vec<Value>, Error> {
-        let (skipped, awaited) =
-            if pipeline.is_transaction() { (pipeline.len() + 1, 1) } else { (0, pipeline.len()) };
-        let replies = self.redis.clone().send_packed_commands(pipeline, skipped, awaited).await;
-        replies.map_err(|error| self.noted(error))
+        self.node.run(pipeline).await.map_err(|error| self.noted(error))
     }
 
     /// Sends one command; an error that the server answers is an error here.
     pub(crate) async fn call(&self, command: &redis::Cmd) -> Result<Value, redis::RedisError> {
-        let reply = self.redis.clone().send_packed_command(command).await;
-        reply.and_then(Value::extract_error).inspect_err(|error| {
-            self.note(&error.clone().into());
+        self.node.call(command).await.inspect_err(|error| {
+            self.noted(error.clone());
         })
     }
 
@@ -340,30 +374,10 @@ impl Connection {
     }
 
     fn noted(&self, error: redis::RedisError) -> Error {
-        let error = error.into();
-        self.note(&error);
+        let error = Error::from(error).at(self.node.place());
+        self.connection.note(&error);
         error
     }
-
-    fn note(&self, error: &Error) {
-        if error.ends_the_connection() {
-            self.owner.lost(self.serial, error);
-        }
-    }
-
-    fn is_compared(&self) -> bool {
-        let rely_on = self.owner.0.settings.watch_every * RELY_ON_INTERVALS;
-        lock(&self.compared.at).elapsed() < rely_on
-    }
-}
-
-/// Asks a server who it is, and whether it serves at all: INFO alone is answered while loading.
-async fn reign_of(mut redis: MultiplexedConnection) -> Result<Reign, Error> {
-    let mut questions = redis::pipe();
-    questions.cmd("PING").ignore();
-    questions.cmd("INFO").arg("server").cmd("INFO").arg("replication");
-    let (server, replication): (String, String) = questions.query_async(&mut redis).await?;
-    Reign::of_server(&server, &replication)
 }
 
 /// A panic while the lock was held leaves nothing half done: every critical section is one store.

@@ -7,14 +7,14 @@
 //! one member. Formats that were ever written decode for ever (`fixtures/`); a new format gets a new
 //! byte.
 
-use std::borrow::Cow;
-
 use domain::ids::{AgentId, InvalidId, MessageId, UserId};
 use domain::message::{Content, Json, Message, Role};
 use domain::time::{InvalidTimestamp, Timestamp};
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
+
+use crate::json::Object;
 
 /// The format that this code writes: JSON of [`Stored`].
 const FORMAT: u8 = 1;
@@ -56,39 +56,37 @@ pub enum DecodeError {
 
 /// Format 1, with short names, since they are stored with every message. A field more would be
 /// another format: a reader that ignored it would hand out less than was saved.
-#[derive(Serialize, Deserialize)]
+///
+/// [`encode`] writes the fields in this order.
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Stored<'a> {
+struct Stored {
     #[serde(rename = "r")]
     role: Role,
     /// The text; beside parts, the text of the parts.
     #[serde(rename = "c")]
-    text: Cow<'a, str>,
-    #[serde(rename = "p", skip_serializing_if = "Option::is_none", default)]
-    #[serde(deserialize_with = "present")]
-    parts: Option<Cow<'a, Json>>,
-    #[serde(rename = "tc", skip_serializing_if = "Option::is_none", default)]
-    #[serde(deserialize_with = "present")]
-    tool_calls: Option<Cow<'a, Json>>,
-    #[serde(rename = "ti", skip_serializing_if = "Option::is_none", default)]
-    tool_call_id: Option<Cow<'a, str>>,
-    #[serde(rename = "te", skip_serializing_if = "Option::is_none", default)]
+    text: String,
+    #[serde(rename = "p", default, deserialize_with = "present")]
+    parts: Option<Json>,
+    #[serde(rename = "tc", default, deserialize_with = "present")]
+    tool_calls: Option<Json>,
+    #[serde(rename = "ti")]
+    tool_call_id: Option<String>,
+    #[serde(rename = "te")]
     tokens_estimate: Option<i64>,
-    #[serde(rename = "u", skip_serializing_if = "Option::is_none", default)]
-    user_id: Option<Cow<'a, str>>,
-    #[serde(rename = "a", skip_serializing_if = "Option::is_none", default)]
-    agent_id: Option<Cow<'a, str>>,
-    #[serde(rename = "m", skip_serializing_if = "Option::is_none", default)]
-    model_name: Option<Cow<'a, str>>,
-    #[serde(rename = "pt", skip_serializing_if = "Option::is_none", default)]
-    #[serde(deserialize_with = "exact")]
+    #[serde(rename = "u")]
+    user_id: Option<String>,
+    #[serde(rename = "a")]
+    agent_id: Option<String>,
+    #[serde(rename = "m")]
+    model_name: Option<String>,
+    #[serde(rename = "pt", default, deserialize_with = "exact")]
     processing_time_ms: Option<f64>,
     /// Microseconds since 1970.
     #[serde(rename = "ra")]
     received_at: i64,
-    #[serde(rename = "md", skip_serializing_if = "Option::is_none", default)]
-    #[serde(deserialize_with = "present")]
-    metadata: Option<Cow<'a, Json>>,
+    #[serde(rename = "md", default, deserialize_with = "present")]
+    metadata: Option<Json>,
 }
 
 /// Appends the member of a message to a buffer. A processing time that is not finite, which no JSON
@@ -110,24 +108,22 @@ pub(crate) fn encode(message: &Message, member: &mut Vec<u8>) {
         received_at,
         metadata,
     } = message;
-    let stored = Stored {
-        role: *role,
-        text: content.text().into(),
-        parts: content.parts().map(Cow::Borrowed),
-        tool_calls: tool_calls.as_ref().map(Cow::Borrowed),
-        tool_call_id: tool_call_id.as_deref().map(Cow::Borrowed),
-        tokens_estimate: *tokens_estimate,
-        user_id: user_id.as_ref().map(|id| id.as_str().into()),
-        agent_id: agent_id.as_ref().map(|id| id.as_str().into()),
-        model_name: model_name.as_deref().map(Cow::Borrowed),
-        processing_time_ms: processing_time_ms.filter(|time| time.is_finite()),
-        received_at: received_at.micros(),
-        metadata: metadata.as_ref().map(Cow::Borrowed),
-    };
     member.extend_from_slice(id.as_str().as_bytes());
     member.extend_from_slice(&[0, FORMAT]);
-    #[expect(clippy::expect_used, reason = "a Vec takes every write and every field is JSON")]
-    serde_json::to_writer(member, &stored).expect("a stored message is JSON");
+    let mut stored = Object::begin(member);
+    stored.text("r", role.as_str());
+    stored.text("c", content.text());
+    stored.json("p", content.parts());
+    stored.json("tc", tool_calls.as_ref());
+    stored.text("ti", tool_call_id.as_deref());
+    stored.number("te", *tokens_estimate);
+    stored.text("u", user_id.as_ref().map(UserId::as_str));
+    stored.text("a", agent_id.as_ref().map(AgentId::as_str));
+    stored.text("m", model_name.as_deref());
+    stored.number("pt", processing_time_ms.filter(|time| time.is_finite()));
+    stored.number("ra", Some(received_at.micros()));
+    stored.json("md", metadata.as_ref());
+    stored.end();
 }
 
 /// The message in a member, with its score as its time.
@@ -145,26 +141,25 @@ pub(crate) fn decode(member: &[u8], score: f64) -> Result<Message, DecodeError> 
 }
 
 fn decode_json(id: MessageId, created_at: Timestamp, json: &[u8]) -> Result<Message, DecodeError> {
-    let stored: Stored<'_> = serde_json::from_slice(json)
+    let stored: Stored = serde_json::from_slice(json)
         .map_err(|error| DecodeError::Json { column: error.column() })?;
-    let text = stored.text.into_owned();
     Ok(Message {
         id,
         role: stored.role,
         content: match stored.parts {
-            Some(json) => Content::Parts { json: json.into_owned(), text },
-            None => Content::Text(text),
+            Some(json) => Content::Parts { json, text: stored.text },
+            None => Content::Text(stored.text),
         },
-        tool_calls: stored.tool_calls.map(Cow::into_owned),
-        tool_call_id: stored.tool_call_id.map(Cow::into_owned),
+        tool_calls: stored.tool_calls,
+        tool_call_id: stored.tool_call_id,
         tokens_estimate: stored.tokens_estimate,
         user_id: stored.user_id.map(UserId::new).transpose()?,
         agent_id: stored.agent_id.map(AgentId::new).transpose()?,
-        model_name: stored.model_name.map(Cow::into_owned),
+        model_name: stored.model_name,
         processing_time_ms: stored.processing_time_ms,
         created_at,
         received_at: Timestamp::from_micros(stored.received_at)?,
-        metadata: stored.metadata.map(Cow::into_owned),
+        metadata: stored.metadata,
     })
 }
 
@@ -179,10 +174,8 @@ fn time_of(score: f64) -> Result<Timestamp, DecodeError> {
 }
 
 /// A field that is there has a value, be it `null`: `Option` alone would read `null` as absent.
-fn present<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Cow<'static, Json>>, D::Error> {
-    Json::deserialize(deserializer).map(|json| Some(Cow::Owned(json)))
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Json>, D::Error> {
+    Json::deserialize(deserializer).map(Some)
 }
 
 /// A double to its last bit: serde_json's own reading may be off by one unit in the last place.

@@ -22,11 +22,12 @@ pub enum Error {
     /// The connection broke or the reply did not come in time: whether the command ran is unknown.
     #[error("the connection to Redis broke: {0}")]
     Broken(Arc<str>),
-    /// The server is there and serves us nothing now: loading, failing over, not letting us in.
+    /// The server is there and serves us nothing now: loading, failing over, not letting us in; or a
+    /// cluster of which a part is not what it was.
     #[error("Redis does not serve: {0}")]
     NotServing(Arc<str>),
     /// The server serves, but not this command now: out of memory, unable to write its disk, busy,
-    /// not permitted.
+    /// not permitted, or handing this key over to another.
     #[error("Redis refuses for now: {0}")]
     Refusing(Arc<str>),
     /// The reign could not be compared with the one on record.
@@ -77,6 +78,43 @@ impl Error {
             }
         }
     }
+
+    /// The same, with the name of the server at fault.
+    pub(crate) fn at(self, place: &str) -> Self {
+        let at = |text: &str| -> Arc<str> { format!("{place}: {text}").into() };
+        match &self {
+            Self::NotConnected(text) => Self::NotConnected(at(text)),
+            Self::Broken(text) => Self::Broken(at(text)),
+            Self::NotServing(text) => Self::NotServing(at(text)),
+            Self::Refusing(text) => Self::Refusing(at(text)),
+            Self::Command(text) => Self::Command(at(text)),
+            Self::NotMaster(_) | Self::NotAdmitted(_) | Self::LoadUnderWay => self,
+        }
+    }
+
+    /// The same, as the reason why there is no connection.
+    pub(crate) fn in_connecting(self) -> Self {
+        match self {
+            Self::Broken(text)
+            | Self::NotServing(text)
+            | Self::Refusing(text)
+            | Self::Command(text) => Self::NotConnected(text),
+            Self::NotConnected(_)
+            | Self::NotMaster(_)
+            | Self::NotAdmitted(_)
+            | Self::LoadUnderWay => self,
+        }
+    }
+
+    /// Why a transaction did not run; what ends the connection before all else.
+    fn aborted(error: RedisError, text: Arc<str>) -> Self {
+        let causes = error.into_server_errors();
+        let causes = causes.iter().flat_map(|causes| causes.iter());
+        let mut causes = causes.map(|(_, cause)| Self::from(RedisError::from(cause.clone())));
+        let first = causes.next();
+        let ends = first.iter().cloned().chain(causes).find(Self::ends_the_connection);
+        ends.or(first).unwrap_or(Self::Command(text))
+    }
 }
 
 impl From<Error> for Unavailable {
@@ -93,14 +131,17 @@ impl From<RedisError> for Error {
             ErrorKind::Server(ServerErrorKind::ReadOnly) => Self::NotMaster("replica".to_owned()),
             ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown)
             | ErrorKind::AuthenticationFailed => Self::NotServing(text),
-            // A new connection would be admitted and refused again, so this one is kept.
+            // The map of the slots is no longer the one under which this connection was admitted.
+            ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::ClusterDown) => {
+                Self::NotServing(text)
+            }
+            // A new connection would be admitted and refused again, so this one is kept. ASK: the key's
+            // slot is being handed over, and not to be followed (see `connection.rs`).
             ErrorKind::Server(
-                ServerErrorKind::TryAgain
-                | ServerErrorKind::ClusterDown
-                | ServerErrorKind::Moved
-                | ServerErrorKind::Ask
-                | ServerErrorKind::NoPerm,
+                ServerErrorKind::Ask | ServerErrorKind::TryAgain | ServerErrorKind::NoPerm,
             ) => Self::Refusing(text),
+            // Nothing of a transaction ran, because of what is said of its commands.
+            ErrorKind::Server(ServerErrorKind::ExecAbort) => Self::aborted(error, text),
             _ => match error.code() {
                 Some("NOAUTH" | "WRONGPASS") => Self::NotServing(text),
                 Some("OOM" | "MISCONF" | "NOREPLICAS" | "BUSY") => Self::Refusing(text),
@@ -149,6 +190,8 @@ mod tests {
             "READONLY You can't write against a read only replica.",
             "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
             "CLUSTERDOWN The cluster is down",
+            "MOVED 3999 127.0.0.1:6381",
+            "ASK 3999 127.0.0.1:6381",
             "TRYAGAIN Multiple keys request during rehashing of slot",
             "OOM command not allowed when used memory > 'maxmemory'.",
             "MISCONF Redis is configured to save RDB snapshots",
@@ -165,7 +208,13 @@ mod tests {
     fn a_demoted_master_ends_the_connection_but_full_memory_does_not() {
         assert!(reply("READONLY You can't write").ends_the_connection());
         assert!(reply("LOADING Redis is loading").ends_the_connection());
-        for line in ["OOM command not allowed", "NOPERM this user has no permissions"] {
+        assert!(reply("MOVED 3999 127.0.0.1:6381").ends_the_connection());
+        assert!(reply("CLUSTERDOWN The cluster is down").ends_the_connection());
+        for line in [
+            "OOM command not allowed",
+            "NOPERM this user has no permissions",
+            "ASK 3999 127.0.0.1:6381",
+        ] {
             assert!(!reply(line).ends_the_connection(), "{line}");
         }
     }

@@ -12,26 +12,33 @@
 //! - One connection is one server process. Each is admitted before first use: whoever opened the
 //!   store compares its [`Reign`] with the one on record. See `connection.rs`.
 //!
-//! Everything about a conversation is one key, and no call needs two keys at once: with a second
-//! kind of connection in `connection.rs` the same calls run on Redis Cluster. Needs Redis 6.2
-//! (`ZRANGE … BYSCORE REV`).
+//! - A Redis Cluster is the same with a process for each master: everything about a conversation is
+//!   one key, and no call needs two keys at once. See `servers.rs`.
+//!
+//! Needs Redis 6.2 (`ZRANGE … BYSCORE REV`).
 //!
 //! To store another kind of thing: its key in `keys.rs`, its format with a version byte and golden
 //! fixtures beside `encoding.rs`, its calls in a file of their own.
 
+mod address;
 mod append;
 mod connection;
 mod copy;
 mod encoding;
 mod error;
+mod json;
 mod keys;
 mod load;
 mod mark;
+mod members;
+mod node;
 mod read;
 mod reign;
 #[cfg(test)]
 mod samples;
+mod servers;
 mod settings;
+mod slots;
 
 use std::error::Error as StdError;
 
@@ -39,6 +46,7 @@ use domain::ids::ConversationKey;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use address::{Address, InvalidAddress};
 pub use connection::Health;
 pub use copy::{Extent, HotCopy, Miss, Window};
 pub use encoding::DecodeError;
@@ -46,7 +54,7 @@ pub use error::{AppendError, Error};
 pub use load::{Intent, Loaded};
 pub use mark::{Floor, Mark, Numbers};
 pub use reign::Reign;
-pub use settings::{Address, InvalidAddress, Settings};
+pub use settings::Settings;
 
 use connection::Connections;
 
@@ -65,13 +73,14 @@ impl HotStore {
     /// [`Settings::watch_every`] after that. Its error keeps a new connection from being used; an
     /// admitted one may still be read, but not be written to once the last success is two
     /// intervals old.
-    pub fn open<F, Fut, E>(settings: Settings, admit: F) -> Result<Self, InvalidAddress>
+    #[must_use]
+    pub fn open<F, Fut, E>(settings: Settings, admit: F) -> Self
     where
         F: Fn(Reign) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<Box<dyn StdError + Send + Sync>>,
     {
-        Ok(Self { connections: Connections::new(settings, admit)? })
+        Self { connections: Connections::new(settings, admit) }
     }
 
     /// Keeps the connection alive and its reign compared, until told to stop. A process that uses
@@ -105,28 +114,36 @@ impl HotStore {
         self.connections.health()
     }
 
-    /// Asks Redis whether it serves.
+    /// Asks every server whether it serves.
     pub async fn probe(&self) -> Result<(), Error> {
         let connection = self.connections.get().await?;
         let mut ping = redis::pipe();
         ping.cmd("PING");
-        connection.run(&ping).await?.into_iter().try_for_each(|reply| connection.check(&reply))
+        for link in connection.links() {
+            link.run(&ping).await?.iter().try_for_each(|reply| link.check(reply))?;
+        }
+        Ok(())
     }
 
-    /// Removes the copies of conversations, with their marks and intents.
+    /// Removes the copies of conversations, with their marks and intents. An error says that some may
+    /// be left.
     pub async fn drop_copies(&self, keys: &[ConversationKey]) -> Result<(), Error> {
         /// Keys to a write: some 100 KiB at most.
         const KEYS: usize = 200;
         let connection = self.connections.get().await?;
-        for keys in keys.chunks(KEYS) {
-            let mut pipeline = redis::pipe();
-            for key in keys {
-                pipeline.cmd("UNLINK").arg(keys::messages(key));
-            }
-            for reply in connection.run(&pipeline).await? {
-                connection.check(&reply)?;
+        let mut fault = None;
+        for share in connection.shares(keys.iter().map(|key| (keys::messages(key), ()))) {
+            for keys in share.items.chunks(KEYS) {
+                let mut pipeline = redis::pipe();
+                for (key, ()) in keys {
+                    pipeline.cmd("UNLINK").arg(key);
+                }
+                for reply in share.link.run(&pipeline).await? {
+                    // One that is refused does not keep the others.
+                    fault = fault.or(share.link.check(&reply).err());
+                }
             }
         }
-        Ok(())
+        fault.map_or(Ok(()), Err)
     }
 }

@@ -16,10 +16,10 @@ use domain::message::Message;
 use redis::{ErrorKind, ServerErrorKind, Value};
 use uuid::Uuid;
 
-use crate::append::add_member;
-use crate::connection::Connection;
+use crate::connection::Link;
 use crate::error::Error;
 use crate::mark::Mark;
+use crate::members::Members;
 use crate::{HotStore, keys};
 
 static BEGIN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("begin_load.lua")));
@@ -59,11 +59,12 @@ impl HotStore {
     /// most [`Settings::longest_load`](crate::Settings::longest_load).
     pub async fn begin_load(&self, key: &ConversationKey) -> Result<Intent, Error> {
         let connection = self.connections.get_for_writing().await?;
-        let mut command = BEGIN.on(key);
+        let name = keys::messages(key);
+        let mut command = BEGIN.on(&name);
         command.arg(Uuid::new_v4().as_bytes());
         command.arg(self.connections.settings().longest_load.as_millis().to_string());
         command.arg(self.expiry_seconds());
-        match BEGIN.run(&connection, &command).await? {
+        match BEGIN.run(connection.of(&name), &command).await? {
             Value::BulkString(member) => {
                 Ok(Intent { key: key.clone(), member, serial: connection.serial() })
             }
@@ -92,13 +93,13 @@ impl HotStore {
         if connection.serial() != intent.serial {
             return Ok(Loaded::Superseded);
         }
-        let mut command = FINISH.on(&intent.key);
+        let name = keys::messages(&intent.key);
+        let mut command = FINISH.on(&name);
         command.arg(intent.member).arg(mark.encode()).arg(self.expiry_seconds());
-        let mut buffer = Vec::new();
-        for message in messages {
-            add_member(&mut command, message.borrow(), &mut buffer);
-        }
-        match FINISH.run(&connection, &command).await? {
+        let mut members = Members::default();
+        messages.iter().for_each(|message| members.push(message.borrow()));
+        members.move_to(&mut command);
+        match FINISH.run(connection.of(&name), &command).await? {
             Value::Int(1) => Ok(Loaded::Accepted),
             _ => Ok(Loaded::Superseded),
         }
@@ -110,23 +111,23 @@ impl Script {
         Self { source, hash: redis::Script::new(source).get_hash().to_owned() }
     }
 
-    /// The command that runs it on the copy of a conversation, still without arguments.
-    fn on(&self, key: &ConversationKey) -> redis::Cmd {
+    /// The command that runs it on a key, still without arguments.
+    fn on(&self, key: &str) -> redis::Cmd {
         let mut command = redis::cmd("EVALSHA");
-        command.arg(&self.hash).arg(1).arg(keys::messages(key));
+        command.arg(&self.hash).arg(1).arg(key);
         command
     }
 
     /// Runs the command; a server that does not know the script is taught. Servers forget scripts
     /// when they restart, and on `SCRIPT FLUSH`.
-    async fn run(&self, connection: &Connection, command: &redis::Cmd) -> Result<Value, Error> {
-        let reply = connection.call(command).await;
+    async fn run(&self, link: Link<'_>, command: &redis::Cmd) -> Result<Value, Error> {
+        let reply = link.call(command).await;
         let unknown = ErrorKind::Server(ServerErrorKind::NoScript);
         if reply.as_ref().is_err_and(|error| error.kind() == unknown) {
             let mut load = redis::cmd("SCRIPT");
             load.arg("LOAD").arg(self.source);
-            connection.call(&load).await?;
-            return Ok(connection.call(command).await?);
+            link.call(&load).await?;
+            return Ok(link.call(command).await?);
         }
         Ok(reply?)
     }

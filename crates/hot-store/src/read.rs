@@ -24,6 +24,7 @@ impl HotStore {
     pub async fn read(&self, key: &ConversationKey, window: &Window) -> Result<HotCopy, Error> {
         let connection = self.connections.get().await?;
         let key = keys::messages(key);
+        let link = connection.of(&key);
         let mut look = redis::pipe();
         look.atomic();
         look.cmd("ZRANGE").arg(&key).arg("-inf").arg("-inf").arg("BYSCORE");
@@ -40,15 +41,18 @@ impl HotStore {
             look.cmd("ZRANGE").arg(&key).arg(time).arg(time).arg("BYSCORE");
             look.arg("LIMIT").arg(0).arg(SAME_TIME).arg("WITHSCORES");
         }
-        let replies = connection.run(&look).await?;
-        let Some(Value::Array(replies)) = replies.into_iter().next() else {
-            return Err(Error::Command("it did not run a transaction".into()));
+        let replies = match link.run(&look).await?.pop() {
+            Some(Value::Array(replies)) => replies,
+            other => {
+                link.check(&other.unwrap_or(Value::Nil))?;
+                return Err(Error::Command("it did not run a transaction".into()));
+            }
         };
         for reply in &replies {
             if matches!(reply, Value::ServerError(error) if error.code() == "WRONGTYPE") {
                 return Ok(damaged(DecodeError::NotASortedSet));
             }
-            connection.check(reply)?;
+            link.check(reply)?;
         }
         let mut replies = replies.into_iter();
         let (marks, older) = (replies.next(), replies.next());

@@ -3,53 +3,76 @@
 //! A server that restarts has a new run id; a replica that is promoted, or a server that took over
 //! another's data, has a new replication id. Either may have forgotten writes that were
 //! acknowledged, so either is a new reign, under which no older mark holds.
+//!
+//! In a cluster so is a slot that has another owner. A copy that was handed over, or that an earlier
+//! handing-over left behind, may lack what was appended elsewhere meanwhile; only the server that had
+//! it all along vouches for it.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::error::Error;
 
-/// The processes that rule the hot copies: one master, or each master of a cluster. Its text is what
-/// is kept in PostgreSQL and compared there.
+/// The processes that rule the hot copies: one master, or each master of a cluster with its slots. Its
+/// text is what is kept in PostgreSQL and compared there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Reign(BTreeSet<Master>);
 
 /// One master.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Master {
+pub(crate) struct Master {
     run_id: String,
     replication_id: String,
+    /// In a cluster.
+    slots: Option<String>,
 }
 
-impl Reign {
+impl FromIterator<Master> for Reign {
+    fn from_iter<I: IntoIterator<Item = Master>>(masters: I) -> Self {
+        Self(masters.into_iter().collect())
+    }
+}
+
+impl Master {
     /// Reads the replies of `INFO server` and `INFO replication`. A server that is not a master is
     /// refused: it would refuse writes, or lose them when its master comes back.
-    pub(crate) fn of_server(server: &str, replication: &str) -> Result<Self, Error> {
+    pub(crate) fn of(server: &str, replication: &str) -> Result<Self, Error> {
         let role = field(replication, "role")?;
         if role != "master" {
             return Err(Error::NotMaster(
                 if role == "slave" { "replica" } else { role }.to_owned(),
             ));
         }
-        Ok(Self(BTreeSet::from([Master {
+        Ok(Self {
             run_id: field(server, "run_id")?.to_owned(),
             replication_id: field(replication, "master_replid")?.to_owned(),
-        }])))
+            slots: None,
+        })
+    }
+
+    /// The same, as the owner of these slots of a cluster.
+    pub(crate) fn of_slots(self, slots: String) -> Self {
+        Self { slots: Some(slots), ..self }
     }
 }
 
 impl fmt::Display for Reign {
-    /// `run id:replication id`, of several masters in byte order with commas between them.
+    /// `run id:replication id`, in a cluster `run id:replication id:slots` of each master, in byte
+    /// order with commas between them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, master) in self.0.iter().enumerate() {
             let comma = if i == 0 { "" } else { "," };
             write!(f, "{comma}{}:{}", master.run_id, master.replication_id)?;
+            if let Some(slots) = &master.slots {
+                write!(f, ":{slots}")?;
+            }
         }
         Ok(())
     }
 }
 
-fn field<'a>(info: &'a str, name: &str) -> Result<&'a str, Error> {
+/// A field of what INFO or CLUSTER INFO answered.
+pub(crate) fn field<'a>(info: &'a str, name: &str) -> Result<&'a str, Error> {
     info.lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
         .map(str::trim)
@@ -67,18 +90,32 @@ mod tests {
     fn a_master_has_a_reign() {
         let replication =
             "# Replication\r\nrole:master\r\nmaster_replid:bbbb\r\nmaster_replid2:0\r\n";
-        assert_eq!(Reign::of_server(SERVER, replication).unwrap().to_string(), "aaaa:bbbb");
+        let master = Master::of(SERVER, replication).unwrap();
+        assert_eq!(Reign::from_iter([master]).to_string(), "aaaa:bbbb");
     }
 
     #[test]
     fn a_replica_is_refused() {
-        let error = Reign::of_server(SERVER, "role:slave\r\nmaster_replid:bbbb\r\n").unwrap_err();
+        let error = Master::of(SERVER, "role:slave\r\nmaster_replid:bbbb\r\n").unwrap_err();
         assert_eq!(error.to_string(), "the Redis server is a replica, not a master");
     }
 
     #[test]
     fn an_answer_without_ids_is_refused() {
-        assert!(Reign::of_server("", "role:master\r\nmaster_replid:bbbb\r\n").is_err());
-        assert!(Reign::of_server(SERVER, "role:master\r\nmaster_replid:\r\n").is_err());
+        assert!(Master::of("", "role:master\r\nmaster_replid:bbbb\r\n").is_err());
+        assert!(Master::of(SERVER, "role:master\r\nmaster_replid:\r\n").is_err());
+    }
+
+    #[test]
+    fn a_cluster_has_one_reign_whatever_the_order_and_another_when_a_slot_moves() {
+        let master = |run_id: &str, slots: &str| {
+            let server = format!("run_id:{run_id}\r\n");
+            let master = Master::of(&server, "role:master\r\nmaster_replid:r\r\n").unwrap();
+            master.of_slots(slots.to_owned())
+        };
+        let reign = Reign::from_iter([master("b", "10-16383"), master("a", "0-9")]);
+        assert_eq!(reign.to_string(), "a:r:0-9,b:r:10-16383");
+        assert_eq!(reign, Reign::from_iter([master("a", "0-9"), master("b", "10-16383")]));
+        assert_ne!(reign, Reign::from_iter([master("a", "0-8"), master("b", "9-16383")]));
     }
 }

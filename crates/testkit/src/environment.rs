@@ -3,7 +3,8 @@
 //! RabbitMQ and PostgreSQL take their time to start, so tests share one of each: the ones that
 //! `cargo xtask test` started and described in a file, else, under plain `cargo test`, one pair for each
 //! test process. A Redis starts in 30 ms, so each test has its own: it may flush it, stop it, or look
-//! at everything in it.
+//! at everything in it. With [`REDIS_CLUSTER`] that is a Redis Cluster, which starts in 2 s, mostly
+//! waiting.
 //!
 //! A test that breaks RabbitMQ or PostgreSQL starts its own: [`crate::servers::Servers`].
 
@@ -17,12 +18,22 @@ use uuid::Uuid;
 
 use crate::management::Management;
 use crate::servers::{Kind, Server, Servers, postgresql::psql};
+pub use crate::spares::own_redis;
 
 /// The environment variable with the path of a file that describes [`SharedServers`].
 pub const SHARED: &str = "VERBATIM_TEST_SERVERS";
 
 /// The environment variable that `cargo xtask test --deep` sets.
 pub const DEEP: &str = "VERBATIM_TEST_DEEP";
+
+/// The environment variable that `cargo xtask test --redis-cluster` sets.
+pub const REDIS_CLUSTER: &str = "VERBATIM_TEST_REDIS_CLUSTER";
+
+/// What tests that say just "Redis" run on: a single server, or with [`REDIS_CLUSTER`] a cluster.
+#[must_use]
+pub fn redis() -> Kind {
+    if std::env::var_os(REDIS_CLUSTER).is_some() { Kind::RedisCluster } else { Kind::Redis }
+}
 
 /// Whether tests should use larger loads and more rounds, at the price of minutes.
 #[must_use]
@@ -72,7 +83,7 @@ impl SharedServers {
 pub struct TestEnv {
     /// The URL of its virtual host on the shared RabbitMQ.
     pub amqp_url: String,
-    /// The URL of its own Redis.
+    /// The URL of its own Redis; several, if that is a cluster.
     pub redis_url: String,
     /// The URL of its database on the shared PostgreSQL.
     pub database_url: String,
@@ -101,13 +112,13 @@ impl TestEnv {
         let (host, database, redis) = tokio::join!(
             shared.management.create_virtual_host(&name),
             psql(&shared.database_url, "postgres", &create),
-            Servers::start(&[Kind::Redis]),
+            own_redis(),
         );
         let (redis, ()) = (redis?, host?);
         database?;
         Ok(Self {
             amqp_url: replace_last_segment(&shared.amqp_url, &name),
-            redis_url: redis.get(Kind::Redis).url(),
+            redis_url: redis.redis().url(),
             database_url: replace_last_segment(&shared.database_url, &name),
             name,
             shared,
@@ -118,7 +129,7 @@ impl TestEnv {
     /// Its Redis, to be stopped, frozen and restarted at will.
     #[must_use]
     pub fn redis(&self) -> &Server {
-        self.redis.get(Kind::Redis)
+        self.redis.redis()
     }
 
     /// The shared RabbitMQ's HTTP interface. A test keeps to its own virtual host.

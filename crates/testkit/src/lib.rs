@@ -22,6 +22,7 @@ pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod servers;
+mod spares;
 pub mod wait;
 
 pub use environment::TestEnv;

@@ -2,31 +2,43 @@
 //!
 //! It stands between one client and one server, so that a fault hits that one path and leaves the
 //! server to everybody else. Every command returns when it has taken effect.
+//!
+//! Before a cluster it stands before every node, on the nodes' own ports at another loopback address:
+//! the private clusters tell no host, so a client that came by the proxy finds all nodes behind it.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::sleep;
+use uuid::Uuid;
 
 use crate::ports;
 
 /// What is moved at once, and what [`Proxy::slow`] delays.
 const CHUNK_BYTES: usize = 16 * 1024;
 
-/// A proxy in front of one server. Dropping it closes its connections.
+/// A proxy in front of one server, or of all nodes of a cluster. Dropping it closes its connections.
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
     url: String,
     order: watch::Sender<Order>,
     count: watch::Receiver<Count>,
-    acceptor: JoinHandle<()>,
+    routes: usize,
+    _acceptors: JoinSet<()>,
+}
+
+/// From where to where connections go.
+#[derive(Debug, Clone, Copy)]
+struct Route {
+    from: SocketAddrV4,
+    to: SocketAddr,
 }
 
 /// How many connections there are and were.
@@ -36,7 +48,9 @@ pub struct Count {
     pub open: usize,
     /// Accepted since the start.
     pub accepted: usize,
-    listening: bool,
+    listening: usize,
+    /// A port could not be had.
+    broken: bool,
 }
 
 /// What the network is to do.
@@ -63,29 +77,39 @@ enum End {
 }
 
 impl Proxy {
-    /// Starts a proxy in front of the server that a URL names by address and port.
+    /// Starts a proxy in front of the server that a URL names by address and port, or of the nodes
+    /// that several URLs name, separated by commas.
     ///
     /// # Errors
-    /// When the URL has no numeric address with a port, or no port can be listened on.
+    /// When a URL has no numeric address with a port, or no port can be listened on.
     pub async fn before(url: &str) -> io::Result<Self> {
-        let malformed = || io::Error::new(io::ErrorKind::InvalidInput, "no address in the URL");
-        let start = url.find("://").ok_or_else(malformed)? + 3;
-        let end = url[start..].find('/').map_or(url.len(), |at| start + at);
-        let start = url[start..end].rfind('@').map_or(start, |at| start + at + 1);
-        let upstream: SocketAddr = url[start..end].parse().map_err(|_| malformed())?;
-
-        let port = ports::free();
         let (order, orders) =
             watch::channel(Order { weather: Weather::Fair, epoch: 0, end: End::Close });
         let (counter, count) = watch::channel(Count::default());
+        let servers = url.split(',').map(address).collect::<io::Result<Vec<_>>>()?;
+        let elsewhere = another_loopback();
+        let (mut routes, mut urls) = (Vec::new(), Vec::new());
+        for (before, to, after) in &servers {
+            let from = match servers.len() {
+                1 => SocketAddrV4::new(Ipv4Addr::LOCALHOST, ports::free()),
+                _ => SocketAddrV4::new(elsewhere, to.port()),
+            };
+            routes.push(Route { from, to: *to });
+            urls.push(format!("{before}{from}{after}"));
+        }
+        let mut acceptors = JoinSet::new();
+        for route in &routes {
+            acceptors.spawn(accept(*route, orders.clone(), counter.clone()));
+        }
         let proxy = Self {
-            port,
-            url: format!("{}127.0.0.1:{port}{}", &url[..start], &url[end..]),
+            port: routes[0].from.port(),
+            url: urls.join(","),
             order,
             count,
-            acceptor: tokio::spawn(accept(port, upstream, orders, counter)),
+            routes: routes.len(),
+            _acceptors: acceptors,
         };
-        proxy.settled(|count| count.listening).await?;
+        proxy.settled(|count| count.listening == routes.len()).await?;
         Ok(proxy)
     }
 
@@ -95,7 +119,7 @@ impl Proxy {
         &self.url
     }
 
-    /// The port that the proxy listens on.
+    /// The port that the proxy listens on; before a cluster, the first one.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
@@ -115,7 +139,7 @@ impl Proxy {
         self.order.send_modify(|order| {
             *order = Order { weather: Weather::Down, epoch: order.epoch + 1, end: End::Close };
         });
-        self.settled(|count| !count.listening && count.open == 0).await
+        self.settled(|count| count.listening == 0 && count.open == 0).await
     }
 
     /// Ends every connection with a reset (RST); new ones are welcome.
@@ -147,37 +171,42 @@ impl Proxy {
     /// When the proxy itself has ended.
     pub async fn restore(&self) -> io::Result<()> {
         self.order.send_modify(|order| order.weather = Weather::Fair);
-        self.settled(|count| count.listening).await
+        self.settled(|count| count.listening == self.routes).await
     }
 
     async fn settled(&self, mut reached: impl FnMut(&Count) -> bool) -> io::Result<()> {
         let mut count = self.count.clone();
-        match count.wait_for(|count| reached(count)).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(io::Error::other("the proxy has ended: its port was taken")),
+        match count.wait_for(|count| count.broken || reached(count)).await {
+            Ok(count) if !count.broken => Ok(()),
+            _ => Err(io::Error::other("the proxy has ended: its port was taken")),
         }
     }
 }
 
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.acceptor.abort();
-    }
+/// A URL in three parts: what stands before the address, the address, and the rest.
+fn address(url: &str) -> io::Result<(&str, SocketAddr, &str)> {
+    let malformed = || io::Error::new(io::ErrorKind::InvalidInput, "no address in the URL");
+    let start = url.find("://").ok_or_else(malformed)? + 3;
+    let end = url[start..].find('/').map_or(url.len(), |at| start + at);
+    let start = url[start..end].rfind('@').map_or(start, |at| start + at + 1);
+    let server = url[start..end].parse().map_err(|_| malformed())?;
+    Ok((&url[..start], server, &url[end..]))
+}
+
+/// One of the 16 million addresses of this machine, so that two proxies do not want the same.
+fn another_loopback() -> Ipv4Addr {
+    let [a, b, c, ..] = *Uuid::new_v4().as_bytes();
+    Ipv4Addr::new(127, a.max(1), b, c.clamp(1, 254))
 }
 
 /// Listens while the weather allows it; ends when the port cannot be had.
-async fn accept(
-    port: u16,
-    upstream: SocketAddr,
-    mut orders: watch::Receiver<Order>,
-    counter: watch::Sender<Count>,
-) {
+async fn accept(route: Route, mut orders: watch::Receiver<Order>, counter: watch::Sender<Count>) {
     let mut connections = JoinSet::new();
     while orders.wait_for(|order| order.weather != Weather::Down).await.is_ok() {
-        let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await else {
-            return;
+        let Ok(listener) = TcpListener::bind(route.from).await else {
+            return counter.send_modify(|count| count.broken = true);
         };
-        counter.send_modify(|count| count.listening = true);
+        counter.send_modify(|count| count.listening += 1);
         loop {
             let mut sight = orders.clone();
             tokio::select! {
@@ -191,14 +220,14 @@ async fn accept(
                     let epoch = orders.borrow().epoch;
                     connections.spawn(async move {
                         // An error ends the connection, which is what both ends then see.
-                        connect(client, upstream, orders, epoch).await.ok();
+                        connect(client, route.to, orders, epoch).await.ok();
                         drop(open);
                     });
                 }
             }
         }
         drop(listener);
-        counter.send_modify(|count| count.listening = false);
+        counter.send_modify(|count| count.listening -= 1);
     }
 }
 
@@ -312,6 +341,33 @@ mod tests {
     async fn the_url_differs_in_address_alone() {
         let proxy = echo().await;
         assert_eq!(proxy.url(), format!("redis://user:word@127.0.0.1:{}/0", proxy.port()));
+    }
+
+    #[tokio::test]
+    async fn several_servers_keep_their_ports_and_are_cut_together() {
+        let (one, two) = tokio::join!(echo(), echo());
+        let urls = [&one, &two].map(|it| format!("redis://:word@127.0.0.1:{}/0", it.port()));
+        let proxy = Proxy::before(&urls.join(",")).await.unwrap();
+        let addresses: Vec<_> = proxy.url().split(',').map(|url| address(url).unwrap().1).collect();
+        assert_eq!(addresses[0].ip(), addresses[1].ip());
+        assert_ne!(addresses[0].ip(), Ipv4Addr::LOCALHOST);
+        assert_eq!(
+            addresses.iter().map(SocketAddr::port).collect::<Vec<_>>(),
+            [one.port(), two.port()]
+        );
+        let mut streams = Vec::new();
+        for address in &addresses {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            assert_eq!(answer(&mut stream).await.unwrap(), 7);
+            streams.push(stream);
+        }
+        proxy.cut().await.unwrap();
+        for mut stream in streams {
+            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "closed");
+        }
+        for address in addresses {
+            TcpStream::connect(address).await.unwrap_err();
+        }
     }
 
     #[tokio::test]

@@ -4,38 +4,34 @@
 //! never listen on a standard port, take connections from this machine only, and want a random
 //! password. None of them outlives its [`Servers`], nor the process that owns it (see [`crate::guard`]).
 //!
-//! RabbitMQ decides how long a start takes (some 6 s on two cores); Redis needs 30 ms, PostgreSQL 1 s.
+//! RabbitMQ decides how long a start takes (some 6 s on two cores); Redis needs 30 ms, PostgreSQL 1 s. A
+//! master of a Redis Cluster takes no command in its first 2 s, whatever it is told.
 
 mod binaries;
+mod node;
 pub(crate) mod postgresql;
 mod rabbitmq;
 mod redis;
+mod server;
 
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result};
 use uuid::Uuid;
 
 pub use self::binaries::{missing, package};
+use self::node::Launch;
+pub use self::node::Node;
 use self::postgresql::PostgreSql;
 use self::rabbitmq::RabbitMq;
-use self::redis::Redis;
+pub use self::redis::Replicas;
+use self::redis::{Redis, cluster};
+pub use self::server::Server;
 use crate::guard::{Guard, Mark};
-use crate::management::Management;
-use crate::process::{Process, Signal, send};
-use crate::wait::until;
-
-/// A server that takes longer than this to come up is broken: ten times what it takes on two busy cores.
-const READY_LIMIT: Duration = Duration::from_secs(60);
-
-/// A graceful stop: RabbitMQ with its management plugin takes 6 s.
-const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// The user whom every private server knows.
 const USER: &str = "verbatim";
@@ -47,12 +43,14 @@ pub enum Kind {
     RabbitMq,
     /// A single Redis.
     Redis,
+    /// A Redis Cluster of three masters.
+    RedisCluster,
     /// PostgreSQL.
     PostgreSql,
 }
 
 impl Kind {
-    /// Every kind.
+    /// What a fleet needs.
     pub const ALL: [Self; 3] = [Self::RabbitMq, Self::Redis, Self::PostgreSql];
 
     /// Its name in file names and messages.
@@ -61,6 +59,7 @@ impl Kind {
         match self {
             Self::RabbitMq => "rabbitmq",
             Self::Redis => "redis",
+            Self::RedisCluster => "redis-cluster",
             Self::PostgreSql => "postgresql",
         }
     }
@@ -73,6 +72,7 @@ impl Kind {
         match self {
             Self::RabbitMq => "RabbitMQ",
             Self::Redis => "Redis",
+            Self::RedisCluster => "Redis Cluster",
             Self::PostgreSql => "PostgreSQL",
         }
     }
@@ -117,6 +117,18 @@ impl Servers {
     /// # Errors
     /// As [`Self::start`].
     pub async fn start_with(kinds: &[Kind], durability: Durability) -> Result<Self> {
+        Self::start_all(kinds, durability, Replicas::None).await
+    }
+
+    /// A Redis Cluster, with replicas or without.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_redis_cluster(replicas: Replicas) -> Result<Self> {
+        Self::start_all(&[Kind::RedisCluster], Durability::Fast, replicas).await
+    }
+
+    async fn start_all(kinds: &[Kind], durability: Durability, replicas: Replicas) -> Result<Self> {
         let as_user =
             kinds.contains(&Kind::PostgreSql).then(postgresql::user).transpose()?.flatten();
         let guard =
@@ -125,14 +137,18 @@ impl Servers {
         for kind in kinds {
             let dir = guard.dir().join(kind.as_str());
             std::fs::create_dir_all(&dir)?;
-            let launch = match kind {
-                Kind::RabbitMq => Launch::RabbitMq(RabbitMq::prepare(&guard, dir)?),
-                Kind::Redis => Launch::Redis(Redis::prepare(&guard, dir, durability)?),
+            let launches = match kind {
+                Kind::RabbitMq => vec![Launch::RabbitMq(RabbitMq::prepare(&guard, dir)?)],
+                Kind::Redis => vec![Launch::Redis(Redis::prepare(&guard, dir, durability)?)],
+                Kind::RedisCluster => cluster::prepare(&guard, &dir, durability, replicas)?
+                    .into_iter()
+                    .map(Launch::Redis)
+                    .collect(),
                 Kind::PostgreSql => {
-                    Launch::PostgreSql(PostgreSql::prepare(&guard, dir, durability, as_user)?)
+                    vec![Launch::PostgreSql(PostgreSql::prepare(&guard, dir, durability, as_user)?)]
                 }
             };
-            servers.push(Server { launch, process: Mutex::new(None) });
+            servers.push(Server::new(*kind, launches));
         }
         // Every server is spawned before the first is waited for.
         for server in &servers {
@@ -156,6 +172,19 @@ impl Servers {
         self.guard.mark()
     }
 
+    /// The Redis, single or a cluster.
+    ///
+    /// # Panics
+    /// When none was started.
+    #[must_use]
+    pub fn redis(&self) -> &Server {
+        let redis = |server: &&Server| matches!(server.kind(), Kind::Redis | Kind::RedisCluster);
+        self.servers
+            .iter()
+            .find(redis)
+            .unwrap_or_else(|| panic!("no Redis was started in this set"))
+    }
+
     /// One of the servers.
     ///
     /// # Panics
@@ -166,239 +195,6 @@ impl Servers {
             .iter()
             .find(|server| server.kind() == kind)
             .unwrap_or_else(|| panic!("no {kind} was started in this set"))
-    }
-}
-
-/// One private server, at one address for all its restarts.
-#[derive(Debug)]
-pub struct Server {
-    launch: Launch,
-    process: Mutex<Option<Process>>,
-}
-
-#[derive(Debug)]
-enum Launch {
-    RabbitMq(RabbitMq),
-    Redis(Redis),
-    PostgreSql(PostgreSql),
-}
-
-impl Server {
-    /// Which one it is.
-    #[must_use]
-    pub fn kind(&self) -> Kind {
-        match &self.launch {
-            Launch::RabbitMq(_) => Kind::RabbitMq,
-            Launch::Redis(_) => Kind::Redis,
-            Launch::PostgreSql(_) => Kind::PostgreSql,
-        }
-    }
-
-    /// Its URL, with the password: virtual host `/`, database 0, or database `postgres`.
-    #[must_use]
-    pub fn url(&self) -> String {
-        match &self.launch {
-            Launch::RabbitMq(it) => it.url(),
-            Launch::Redis(it) => it.url(),
-            Launch::PostgreSql(it) => it.url(),
-        }
-    }
-
-    /// Its port on 127.0.0.1.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        match &self.launch {
-            Launch::RabbitMq(it) => it.port,
-            Launch::Redis(it) => it.port,
-            Launch::PostgreSql(it) => it.port,
-        }
-    }
-
-    /// RabbitMQ's HTTP interface.
-    ///
-    /// # Panics
-    /// For another server.
-    #[must_use]
-    pub fn management(&self) -> Management {
-        match &self.launch {
-            Launch::RabbitMq(it) => it.management(),
-            _ => panic!("{} has no management interface", self.kind()),
-        }
-    }
-
-    /// Runs `rabbitmqctl` against it (`stop_app`, `set_vm_memory_high_watermark`, …), which takes about
-    /// 2 s, and returns what it printed.
-    ///
-    /// # Errors
-    /// When the command fails; with its output.
-    pub async fn rabbitmqctl(&self, arguments: &[&str]) -> Result<String> {
-        let Launch::RabbitMq(it) = &self.launch else { bail!("{} is not RabbitMQ", self.kind()) };
-        let mut command = it.ctl(arguments)?;
-        let output = tokio::task::spawn_blocking(move || command.output()).await??;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        if output.status.success() {
-            return Ok(text);
-        }
-        bail!("rabbitmqctl {arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr))
-    }
-
-    /// Runs SQL on one of PostgreSQL's databases; the answer is unaligned text, a line for each row.
-    ///
-    /// # Errors
-    /// When the server is another, or the statement fails; with its message.
-    pub async fn psql(&self, database: &str, sql: &str) -> Result<String> {
-        let Launch::PostgreSql(it) = &self.launch else {
-            bail!("{} is not PostgreSQL", self.kind())
-        };
-        it.psql(database, sql).await
-    }
-
-    /// Its process id, while it is running.
-    #[must_use]
-    pub fn pid(&self) -> Option<u32> {
-        self.process().as_ref().map(Process::pid)
-    }
-
-    /// The last lines of its log.
-    #[must_use]
-    pub fn log_tail(&self) -> String {
-        self.process().as_ref().map_or_else(|| "(not running)".to_owned(), Process::log_tail)
-    }
-
-    /// Ends it without any chance to react (`kill -9`), children included, and returns when all of
-    /// them are gone.
-    ///
-    /// # Errors
-    /// When the signal cannot be sent, or a child stays.
-    pub async fn kill(&self) -> Result<()> {
-        let Some(process) = self.process().take() else {
-            return Ok(());
-        };
-        let children = self.dependants(&process);
-        process.kill();
-        send(Signal::Kill, &children)?;
-        until(
-            format!("the end of {}'s children", self.kind()),
-            STOP_LIMIT,
-            async || match children.iter().find(|pid| alive(**pid)) {
-                Some(pid) => Err(format!("process {pid} is alive")),
-                None => Ok(()),
-            },
-        )
-        .await?;
-        Ok(())
-    }
-
-    /// Stops it as an operator would: RabbitMQ and Redis by SIGTERM, PostgreSQL by its fast shutdown.
-    ///
-    /// # Errors
-    /// When it does not stop.
-    pub async fn stop(&self) -> Result<()> {
-        let Some(process) = self.process().take() else {
-            return Ok(());
-        };
-        process.signal(match self.kind() {
-            Kind::PostgreSql => Signal::Interrupt,
-            _ => Signal::Terminate,
-        })?;
-        process.wait(STOP_LIMIT).await.with_context(|| process.log_tail())?;
-        Ok(())
-    }
-
-    /// Starts it again at the same address with the data it had, and waits until it answers.
-    ///
-    /// # Errors
-    /// When it is running, or does not come up.
-    pub async fn start(&self) -> Result<()> {
-        self.spawn()?;
-        self.ready().await
-    }
-
-    /// Starts it again at the same address, but empty, as after the loss of its disk.
-    ///
-    /// # Errors
-    /// As [`Self::start`].
-    pub async fn start_empty(&self) -> Result<()> {
-        if self.process().is_some() {
-            bail!("{} is running: its data cannot be removed", self.kind());
-        }
-        match &self.launch {
-            Launch::RabbitMq(it) => it.wipe()?,
-            Launch::Redis(it) => it.wipe()?,
-            Launch::PostgreSql(it) => it.wipe()?,
-        }
-        self.start().await
-    }
-
-    /// Freezes it, children included: connections stay open, and nothing answers.
-    ///
-    /// # Errors
-    /// When it is not running.
-    pub fn freeze(&self) -> Result<()> {
-        let process = self.process();
-        let process = process.as_ref().ok_or_else(|| anyhow!("{} is not running", self.kind()))?;
-        // The parent first, so that it has no new child in between.
-        process.signal(Signal::Stop)?;
-        send(Signal::Stop, &self.dependants(process))?;
-        Ok(())
-    }
-
-    /// Thaws what [`Self::freeze`] froze.
-    ///
-    /// # Errors
-    /// When it is not running.
-    pub fn thaw(&self) -> Result<()> {
-        let process = self.process();
-        let process = process.as_ref().ok_or_else(|| anyhow!("{} is not running", self.kind()))?;
-        send(Signal::Continue, &self.dependants(process))?;
-        process.signal(Signal::Continue)?;
-        Ok(())
-    }
-
-    /// The children that do a server's work: PostgreSQL has one for each connection. RabbitMQ's are
-    /// helpers that end with it.
-    fn dependants(&self, process: &Process) -> Vec<u32> {
-        match self.kind() {
-            Kind::PostgreSql => process.children(),
-            Kind::RabbitMq | Kind::Redis => Vec::new(),
-        }
-    }
-
-    fn spawn(&self) -> Result<()> {
-        let mut slot = self.process();
-        if slot.is_some() {
-            bail!("{} is running already", self.kind());
-        }
-        let (mut command, log) = match &self.launch {
-            Launch::RabbitMq(it) => it.command()?,
-            Launch::Redis(it) => it.command()?,
-            Launch::PostgreSql(it) => it.command()?,
-        };
-        *slot = Some(Process::spawn(self.kind().as_str(), &mut command, &log)?);
-        Ok(())
-    }
-
-    async fn ready(&self) -> Result<()> {
-        let ready = until(format!("{} to answer", self.kind()), READY_LIMIT, async || {
-            if let Some(status) = self.process().as_ref().and_then(Process::exited) {
-                // Nothing will change any more: no reason to wait on.
-                return Ok(Err(anyhow!("{} ended at once: {status}", self.kind())));
-            }
-            match &self.launch {
-                Launch::RabbitMq(it) => it.probe().await,
-                Launch::Redis(it) => it.probe().await,
-                Launch::PostgreSql(it) => it.probe().await,
-            }
-            .map(Ok)
-        })
-        .await;
-        ready.map_err(anyhow::Error::from).flatten().with_context(|| {
-            format!("{} did not come up; the end of its log:\n{}", self.kind(), self.log_tail())
-        })
-    }
-
-    fn process(&self) -> MutexGuard<'_, Option<Process>> {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -430,9 +226,4 @@ fn remove(dir: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-fn alive(pid: u32) -> bool {
-    // A zombie has no open directory any more.
-    std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok()
 }

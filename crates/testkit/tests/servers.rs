@@ -6,10 +6,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use testkit::servers::{Durability, Kind, Server, Servers};
+use testkit::servers::{Durability, Kind, Node, Replicas, Server, Servers};
 use testkit::wait::eventually;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -30,18 +28,12 @@ fn processes_naming(text: &str) -> BTreeSet<String> {
 
 /// One command to Redis, as it answers.
 async fn redis(server: &Server, command: &str) -> Result<String, String> {
-    let url = server.url();
-    let password = url.split([':', '@']).nth(2).unwrap().to_owned();
-    let exchange = async {
-        let mut stream = TcpStream::connect(("127.0.0.1", server.port())).await?;
-        stream.write_all(format!("AUTH {password}\r\n{command}\r\nQUIT\r\n").as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        std::io::Result::Ok(
-            answer.trim_start_matches("+OK\r\n").replace("+OK\r\n", "").trim().to_owned(),
-        )
-    };
-    tokio::time::timeout(Duration::from_millis(500), exchange)
+    redis_node(&server.nodes()[0], command).await
+}
+
+async fn redis_node(node: &Node, command: &str) -> Result<String, String> {
+    let words: Vec<_> = command.split(' ').collect();
+    tokio::time::timeout(Duration::from_millis(500), node.redis(&words))
         .await
         .map_err(|_| "no answer".to_owned())?
         .map_err(|error| error.to_string())
@@ -89,7 +81,7 @@ async fn all_three_come_up_and_leave_no_process_and_no_file_behind() {
 async fn redis_restarts_with_its_data_or_empty_at_the_same_address() {
     let servers = Servers::start_with(&[Kind::Redis], Durability::Durable).await.unwrap();
     let server = servers.get(Kind::Redis);
-    assert_eq!(redis(server, "SET word kept").await.unwrap(), "");
+    assert_eq!(redis(server, "SET word kept").await.unwrap(), "+OK");
     server.stop().await.unwrap();
     assert!(redis(server, "GET word").await.is_err());
     server.start().await.unwrap();
@@ -97,6 +89,48 @@ async fn redis_restarts_with_its_data_or_empty_at_the_same_address() {
     server.kill().await.unwrap();
     server.start_empty().await.unwrap();
     assert_eq!(redis(server, "GET word").await.unwrap(), "$-1");
+}
+
+/// A key of each of the three masters.
+const KEYS: [&str; 3] = ["{b}", "{c}", "{a}"];
+
+#[tokio::test]
+async fn a_redis_cluster_has_three_masters_which_keep_their_data_or_start_empty() {
+    let servers = Servers::start_with(&[Kind::RedisCluster], Durability::Durable).await.unwrap();
+    let cluster = servers.redis();
+    assert_eq!((cluster.nodes().len(), cluster.url().split(',').count()), (3, 3));
+    for (node, key) in cluster.nodes().iter().zip(KEYS) {
+        assert_eq!(redis_node(node, &format!("SET {key} kept")).await.unwrap(), "+OK");
+    }
+    let moved = redis_node(&cluster.nodes()[1], &format!("GET {}", KEYS[0])).await.unwrap();
+    assert!(moved.starts_with("-MOVED"), "{moved}");
+    let get = async |n: usize| {
+        redis_node(&cluster.nodes()[n], &format!("GET {}", KEYS[n])).await.unwrap()
+    };
+
+    cluster.stop().await.unwrap();
+    assert!(redis(cluster, "PING").await.is_err());
+    cluster.start().await.unwrap();
+    assert_eq!(get(0).await, "$4\r\nkept");
+    let one = &cluster.nodes()[2];
+    one.kill().await.unwrap();
+    one.start_empty().await.unwrap();
+    assert_eq!((get(0).await.as_str(), get(2).await.as_str()), ("$4\r\nkept", "$-1"));
+    cluster.kill().await.unwrap();
+    cluster.start_empty().await.unwrap();
+    assert_eq!(get(0).await, "$-1");
+}
+
+#[tokio::test]
+async fn a_replica_follows_the_first_master_of_a_redis_cluster() {
+    let servers = Servers::start_redis_cluster(Replicas::OfTheFirst).await.unwrap();
+    let [master, _, _, replica] = servers.redis().nodes() else { panic!("four nodes") };
+    redis_node(master, &format!("SET {} word", KEYS[0])).await.unwrap();
+    eventually("a replica with the key", SOON, async || {
+        let seen = redis_node(replica, "INFO keyspace").await?;
+        if seen.contains("keys=1") { Ok(()) } else { Err(seen) }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -63,7 +63,8 @@ pub(crate) struct ConversationShow {
     #[command(flatten)]
     database: DatabaseSettings,
 
-    /// Redis. REDIS_URL_FILE may name a file that holds it
+    /// Redis; several nodes of one Redis Cluster are separated by commas.
+    /// REDIS_URL_FILE may name a file that holds it
     #[arg(long, env = "REDIS_URL", value_name = "redis://:password@host:6379/0")]
     #[arg(value_delimiter = ',', value_parser = ServerUrl::redis, help_heading = "Servers")]
     redis_url: Vec<ServerUrl>,
@@ -232,8 +233,7 @@ impl ConversationShow {
         }
         let address =
             Address::parse(&joined(&self.redis_url)).map_err(|error| usage(error.to_string()))?;
-        HotStore::open(hot_store::Settings::new(address), visit(archive.clone()))
-            .map_err(|error| usage(error.to_string()))
+        Ok(HotStore::open(hot_store::Settings::new(address), visit(archive.clone())))
     }
 }
 

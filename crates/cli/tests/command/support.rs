@@ -136,7 +136,7 @@ pub(crate) async fn save(env: &TestEnv, bodies: &[Value]) {
     let (archive, metrics) = (archive(env), Metrics::new());
     let settings = hot_store::Settings::new(Address::parse(&env.redis_url).unwrap());
     let admit = admission(archive.clone(), metrics.clone(), Fresh::random());
-    let hot = HotStore::open(settings, admit).unwrap();
+    let hot = HotStore::open(settings, admit);
     let saver = Saver::new(archive, hot, metrics, Fresh::random());
     let actions: Vec<SaveMessage> = bodies.iter().map(action).collect();
     for outcome in saver.save(&actions).await.unwrap() {

@@ -130,7 +130,7 @@ pub(crate) fn archive(database_url: &str) -> Archive {
 
 pub(crate) fn hot(archive: &Archive, redis_url: &str, metrics: &Metrics) -> HotStore {
     let settings = hot_store::Settings::new(Address::parse(redis_url).unwrap());
-    HotStore::open(settings, admission(archive.clone(), metrics.clone(), Fresh::random())).unwrap()
+    HotStore::open(settings, admission(archive.clone(), metrics.clone(), Fresh::random()))
 }
 
 /// Decodes an action as a worker does.

@@ -132,16 +132,16 @@ async fn an_evicted_copy_takes_its_mark_with_it() {
     let world = World::new().await;
     let store = world.store();
     load(&store, "c", &messages(10)).await;
-    world.raw::<()>(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
-    world.raw::<()>(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    world.configure("maxmemory-policy", "allkeys-lru").await;
+    world.configure("maxmemory", "1").await;
     testkit::wait::eventually("the eviction of the copy", SOON, async || {
-        match world.raw::<usize>(&["DBSIZE"]).await {
+        match world.keys().await {
             0 => Ok(()),
             keys => Err(format!("{keys} keys")),
         }
     })
     .await;
-    world.raw::<()>(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    world.configure("maxmemory", "0").await;
     append(&store, "c", &messages(1)).await;
     let copy = store.read(&key("c"), &newest(10)).await.unwrap();
     assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMark));
@@ -172,7 +172,7 @@ async fn a_server_that_forgot_the_script_is_taught_again() {
     let store = world.store();
     for _ in 0..2 {
         load(&store, "c", &messages(2)).await;
-        world.raw::<()>(&["SCRIPT", "FLUSH"]).await;
+        world.raw_each::<()>(&["SCRIPT", "FLUSH"]).await;
     }
     let copy = store.read(&key("c"), &newest(10)).await.unwrap();
     assert_eq!(copy.usable(NUMBERS), Ok(messages(2)));

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod appending;
+mod cluster;
 mod loading;
 mod outages;
 mod reading;

@@ -89,9 +89,12 @@ async fn the_newest_hundred_of_ten_thousand_do_not_read_the_rest() {
     let rows = messages(10_000);
     load(&store, "c", &rows).await;
     let sent = async || {
-        let info: String = world.raw(&["INFO", "stats"]).await;
-        let line = info.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:"));
-        line.unwrap().trim().parse::<usize>().unwrap()
+        let infos: Vec<String> = world.raw_each(&["INFO", "stats"]).await;
+        let bytes = infos.iter().map(|info| {
+            let line = info.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:"));
+            line.unwrap().trim().parse::<usize>().unwrap()
+        });
+        bytes.sum::<usize>()
     };
     for before in [None, Some(rows[5_000].position())] {
         let window = Window { newest: 100, before };

@@ -1,4 +1,6 @@
 //! One test's own Redis, the store that is tested, and a plain client that looks behind its back.
+//!
+//! The Redis is a single server, or a cluster where the tests are told to run on one.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,8 +11,9 @@ use domain::ids::{ConversationId, ConversationKey, MessageId, TenantId};
 use domain::message::{Content, Message, Position, Role};
 use domain::time::Timestamp;
 use hot_store::{Address, Floor, HotStore, Loaded, Mark, Numbers, Reign, Settings, Window};
-use redis::FromRedisValue;
-use testkit::servers::{Kind, Server, Servers};
+use redis::{FromRedisValue, ServerErrorKind};
+use testkit::environment::own_redis;
+use testkit::servers::{Kind, Node, Replicas, Server, Servers};
 
 /// More than anything here takes, on two busy cores.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -37,12 +40,29 @@ pub(crate) struct RecordIsAway;
 
 impl World {
     pub(crate) async fn new() -> Self {
-        let servers = Servers::start(&[Kind::Redis]).await.expect("a private Redis");
+        Self::of(own_redis().await.expect("a private Redis"))
+    }
+
+    /// A single server, for what a cluster does otherwise.
+    pub(crate) async fn single() -> Self {
+        Self::of(Servers::start(&[Kind::Redis]).await.expect("a private Redis"))
+    }
+
+    pub(crate) async fn cluster(replicas: Replicas) -> Self {
+        Self::of(Servers::start_redis_cluster(replicas).await.expect("a private Redis Cluster"))
+    }
+
+    fn of(servers: Servers) -> Self {
         Self { servers, record: Arc::default() }
     }
 
     pub(crate) fn server(&self) -> &Server {
-        self.servers.get(Kind::Redis)
+        self.servers.redis()
+    }
+
+    /// The processes that a store connects to.
+    pub(crate) fn nodes(&self) -> &[Node] {
+        self.server().nodes()
     }
 
     pub(crate) fn settings(&self) -> Settings {
@@ -66,20 +86,39 @@ impl World {
                 Ok(())
             }
         })
-        .unwrap()
     }
 
-    /// Runs a command on the server, beside the store.
+    /// Runs a command on the server that has its key, beside the store.
     pub(crate) async fn raw<T: FromRedisValue>(&self, command: &[&str]) -> T {
         self.raw_bytes(&command.iter().map(|arg| arg.as_bytes()).collect::<Vec<_>>()).await
     }
 
     pub(crate) async fn raw_bytes<T: FromRedisValue>(&self, command: &[&[u8]]) -> T {
-        let client = redis::Client::open(self.server().url()).unwrap();
-        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-        let mut packed = redis::Cmd::new();
-        packed.arg(command);
-        packed.query_async(&mut connection).await.unwrap()
+        for node in self.nodes() {
+            match on(node, command).await {
+                Err(error) if error.kind() == ServerErrorKind::Moved.into() => {}
+                other => return other.unwrap(),
+            }
+        }
+        panic!("no server has the key of {command:?}");
+    }
+
+    /// Runs a command on every server.
+    pub(crate) async fn raw_each<T: FromRedisValue>(&self, command: &[&str]) -> Vec<T> {
+        let mut replies = Vec::new();
+        for node in self.nodes() {
+            replies.push(raw_on(node, command).await);
+        }
+        replies
+    }
+
+    /// How many keys there are.
+    pub(crate) async fn keys(&self) -> usize {
+        self.raw_each::<usize>(&["DBSIZE"]).await.into_iter().sum()
+    }
+
+    pub(crate) async fn configure(&self, setting: &str, value: &str) {
+        self.raw_each::<()>(&["CONFIG", "SET", setting, value]).await;
     }
 
     pub(crate) fn asked(&self) -> usize {
@@ -89,6 +128,19 @@ impl World {
     pub(crate) fn reigns(&self) -> usize {
         self.record.reigns.lock().unwrap().len()
     }
+}
+
+/// Runs a command on one server.
+pub(crate) async fn raw_on<T: FromRedisValue>(node: &Node, command: &[&str]) -> T {
+    on(node, &command.iter().map(|arg| arg.as_bytes()).collect::<Vec<_>>()).await.unwrap()
+}
+
+async fn on<T: FromRedisValue>(node: &Node, command: &[&[u8]]) -> redis::RedisResult<T> {
+    let client = redis::Client::open(node.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await?;
+    let mut packed = redis::Cmd::new();
+    packed.arg(command);
+    packed.query_async(&mut connection).await
 }
 
 pub(crate) fn settings(url: &str) -> Settings {

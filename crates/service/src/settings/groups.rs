@@ -27,7 +27,8 @@ pub struct AmqpSettings {
 /// Where Redis is.
 #[derive(Debug, Clone, clap::Args)]
 pub struct RedisSettings {
-    /// Redis. REDIS_URL_FILE may name a file that holds it
+    /// Redis; several URLs, separated by commas, are nodes of one Redis Cluster, which the others are
+    /// found through. REDIS_URL_FILE may name a file that holds it
     #[arg(long, env = "REDIS_URL", value_name = "redis://:password@host:6379/0")]
     #[arg(required = true, value_delimiter = ',', value_parser = ServerUrl::redis)]
     #[arg(help_heading = "Servers")]

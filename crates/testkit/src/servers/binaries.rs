@@ -17,7 +17,7 @@ pub fn missing() -> Vec<Kind> {
 pub fn package(kind: Kind) -> &'static str {
     match kind {
         Kind::RabbitMq => "rabbitmq-server",
-        Kind::Redis => "redis-server",
+        Kind::Redis | Kind::RedisCluster => "redis-server",
         Kind::PostgreSql => "postgresql",
     }
 }
@@ -25,7 +25,7 @@ pub fn package(kind: Kind) -> &'static str {
 fn main_program(kind: Kind) -> Result<PathBuf> {
     match kind {
         Kind::RabbitMq => rabbitmq("rabbitmq-server"),
-        Kind::Redis => redis(),
+        Kind::Redis | Kind::RedisCluster => redis(),
         Kind::PostgreSql => postgresql("initdb"),
     }
 }

@@ -1,5 +1,7 @@
 //! How a private Redis is started and asked.
 
+pub(super) mod cluster;
+
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -7,6 +9,8 @@ use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use self::cluster::Membership;
+pub use self::cluster::Replicas;
 use super::{Durability, binaries, remove, secret, write_secret};
 use crate::guard::{Guard, Mark};
 use crate::ports;
@@ -19,13 +23,16 @@ pub(super) struct Redis {
     dir: PathBuf,
     password: String,
     durability: Durability,
+    /// What it is in a cluster.
+    membership: Option<Membership>,
 }
 
 impl Redis {
     pub(super) fn prepare(guard: &Guard, dir: PathBuf, durability: Durability) -> Result<Self> {
         binaries::redis()?;
         let mark = guard.mark().clone();
-        Ok(Self { port: ports::free(), mark, dir, password: secret(), durability })
+        let (port, password) = (ports::free(), secret());
+        Ok(Self { port, mark, dir, password, durability, membership: None })
     }
 
     pub(super) fn url(&self) -> String {
@@ -40,15 +47,21 @@ impl Redis {
             Durability::Fast => "no",
             Durability::Durable => "yes",
         };
+        let cluster = match &self.membership {
+            Some(membership) => membership.settings(&self.dir)?,
+            None => String::new(),
+        };
         let Self { port, password, .. } = self;
         let settings = format!(
             "bind 127.0.0.1\n\
              port {port}\n\
              requirepass {password}\n\
+             masterauth {password}\n\
              save \"\"\n\
              appendonly {append_only}\n\
              # A changed title would overwrite the environment, and the guard's mark in it.\n\
-             set-proc-title no\n"
+             set-proc-title no\n\
+             {cluster}"
         );
         write_secret(&config, &settings)?;
         let mut command = self.mark.command(binaries::redis()?);
@@ -56,23 +69,37 @@ impl Redis {
         Ok((command, self.dir.join("log")))
     }
 
+    /// Forgets all data, in a cluster also all that has happened there since its beginning.
     pub(super) fn wipe(&self) -> Result<()> {
         remove(&self.dir.join("data"))
     }
 
     pub(super) async fn probe(&self) -> Result<(), String> {
-        let exchange = async {
-            let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
-            let request = format!("AUTH {}\r\nPING\r\n", self.password);
-            stream.write_all(request.as_bytes()).await?;
-            let mut answer = [0; 12];
-            stream.read_exact(&mut answer).await?;
-            std::io::Result::Ok(answer)
-        };
-        match exchange.await {
-            Ok(answer) if answer == *b"+OK\r\n+PONG\r\n" => Ok(()),
-            Ok(answer) => Err(format!("it says {:?}", String::from_utf8_lossy(&answer))),
-            Err(error) => Err(error.to_string()),
+        let answer = async |words: &[&str]| self.ask(words).await.map_err(|e| e.to_string());
+        let pong = answer(&["PING"]).await?;
+        if pong != "+PONG" {
+            return Err(format!("it says {pong:?}"));
         }
+        match &self.membership {
+            None => Ok(()),
+            Some(_) => match answer(&["CLUSTER", "INFO"]).await? {
+                info if info.contains("cluster_state:ok\r\n") => Ok(()),
+                other => Err(format!("it says {other:?}")),
+            },
+        }
+    }
+
+    /// Runs one command; the answer is as Redis writes it (RESP 2), without the last line break.
+    pub(super) async fn ask(&self, words: &[&str]) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
+        let words = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len()));
+        let command = format!("*{}\r\n{}", words.len(), words.collect::<String>());
+        let request = format!("AUTH {}\r\n{command}QUIT\r\n", self.password);
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        let answer = String::from_utf8_lossy(&answer);
+        let own = answer.strip_prefix("+OK\r\n").and_then(|it| it.strip_suffix("\r\n+OK\r\n"));
+        own.map(str::to_owned).ok_or_else(|| std::io::Error::other(format!("it says {answer:?}")))
     }
 }

@@ -59,7 +59,8 @@ impl Stores {
         watch_archive(service, &archive);
 
         let fresh = Fresh::random();
-        let address = Address::parse(&joined(&settings.connections.redis.redis_url))?;
+        let address = Address::parse(&joined(&settings.connections.redis.redis_url))
+            .context("REDIS_URL cannot be used")?;
         let hot = HotStore::open(
             hot_store::Settings {
                 expiry: settings.hot_expiry,
@@ -67,7 +68,7 @@ impl Stores {
                 ..hot_store::Settings::new(address)
             },
             admission(archive.clone(), metrics.clone(), fresh.clone()),
-        )?;
+        );
         watch_hot(service, &hot);
 
         let urls = joined(&settings.connections.amqp.amqp_url);

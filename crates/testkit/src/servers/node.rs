@@ -1,0 +1,230 @@
+//! One process of a server: started, broken and restarted by itself.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::Kind;
+use super::postgresql::PostgreSql;
+use super::rabbitmq::RabbitMq;
+use super::redis::Redis;
+use crate::process::{Process, Signal, send};
+use crate::wait::until;
+
+/// A server that takes longer than this to come up is broken: ten times what it takes on two busy cores.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+
+/// A graceful stop: RabbitMQ with its management plugin takes 6 s.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// One process, at one address for all its restarts.
+#[derive(Debug)]
+pub struct Node {
+    kind: Kind,
+    launch: Launch,
+    process: Mutex<Option<Process>>,
+}
+
+/// How it is started and asked.
+#[derive(Debug)]
+pub(super) enum Launch {
+    RabbitMq(RabbitMq),
+    Redis(Redis),
+    PostgreSql(PostgreSql),
+}
+
+impl Node {
+    pub(super) fn new(kind: Kind, launch: Launch) -> Self {
+        Self { kind, launch, process: Mutex::new(None) }
+    }
+
+    pub(super) fn launch(&self) -> &Launch {
+        &self.launch
+    }
+
+    /// Its URL, with the password.
+    #[must_use]
+    pub fn url(&self) -> String {
+        match &self.launch {
+            Launch::RabbitMq(it) => it.url(),
+            Launch::Redis(it) => it.url(),
+            Launch::PostgreSql(it) => it.url(),
+        }
+    }
+
+    /// Its port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        match &self.launch {
+            Launch::RabbitMq(it) => it.port,
+            Launch::Redis(it) => it.port,
+            Launch::PostgreSql(it) => it.port,
+        }
+    }
+
+    /// Runs a command on a Redis; the answer is as Redis writes it (RESP 2), without the last line break.
+    ///
+    /// # Errors
+    /// When it is another server, or does not answer. An error that it answers is an answer.
+    pub async fn redis(&self, words: &[&str]) -> Result<String> {
+        let Launch::Redis(it) = &self.launch else { bail!("{} is not Redis", self.kind) };
+        Ok(it.ask(words).await?)
+    }
+
+    /// Its process id, while it is running.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process().as_ref().map(Process::pid)
+    }
+
+    /// The last lines of its log.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        self.process().as_ref().map_or_else(|| "(not running)".to_owned(), Process::log_tail)
+    }
+
+    /// Ends it without any chance to react (`kill -9`), children included, and returns when all of
+    /// them are gone.
+    ///
+    /// # Errors
+    /// When the signal cannot be sent, or a child stays.
+    pub async fn kill(&self) -> Result<()> {
+        let Some(process) = self.process().take() else {
+            return Ok(());
+        };
+        let children = self.dependants(&process);
+        process.kill();
+        send(Signal::Kill, &children)?;
+        until(format!("the end of {}'s children", self.kind), STOP_LIMIT, async || match children
+            .iter()
+            .find(|pid| alive(**pid))
+        {
+            Some(pid) => Err(format!("process {pid} is alive")),
+            None => Ok(()),
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Stops it as an operator would: RabbitMQ and Redis by SIGTERM, PostgreSQL by its fast shutdown.
+    ///
+    /// # Errors
+    /// When it does not stop.
+    pub async fn stop(&self) -> Result<()> {
+        let Some(process) = self.process().take() else {
+            return Ok(());
+        };
+        process.signal(match self.kind {
+            Kind::PostgreSql => Signal::Interrupt,
+            _ => Signal::Terminate,
+        })?;
+        process.wait(STOP_LIMIT).await.with_context(|| process.log_tail())?;
+        Ok(())
+    }
+
+    /// Starts it again at the same address with the data it had, and waits until it answers.
+    ///
+    /// # Errors
+    /// When it is running, or does not come up.
+    pub async fn start(&self) -> Result<()> {
+        self.spawn()?;
+        self.ready().await
+    }
+
+    /// Starts it again at the same address, but empty, as after the loss of its disk.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_empty(&self) -> Result<()> {
+        self.wipe()?;
+        self.start().await
+    }
+
+    /// Freezes it, children included: connections stay open, and nothing answers.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn freeze(&self) -> Result<()> {
+        let process = self.process();
+        let process = process.as_ref().ok_or_else(|| anyhow!("{} is not running", self.kind))?;
+        // The parent first, so that it has no new child in between.
+        process.signal(Signal::Stop)?;
+        send(Signal::Stop, &self.dependants(process))?;
+        Ok(())
+    }
+
+    /// Thaws what [`Self::freeze`] froze.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn thaw(&self) -> Result<()> {
+        let process = self.process();
+        let process = process.as_ref().ok_or_else(|| anyhow!("{} is not running", self.kind))?;
+        send(Signal::Continue, &self.dependants(process))?;
+        process.signal(Signal::Continue)?;
+        Ok(())
+    }
+
+    /// The children that do a server's work: PostgreSQL has one for each connection. RabbitMQ's are
+    /// helpers that end with it.
+    fn dependants(&self, process: &Process) -> Vec<u32> {
+        match self.kind {
+            Kind::PostgreSql => process.children(),
+            Kind::RabbitMq | Kind::Redis | Kind::RedisCluster => Vec::new(),
+        }
+    }
+
+    pub(super) fn wipe(&self) -> Result<()> {
+        if self.process().is_some() {
+            bail!("{} is running: its data cannot be removed", self.kind);
+        }
+        match &self.launch {
+            Launch::RabbitMq(it) => it.wipe(),
+            Launch::Redis(it) => it.wipe(),
+            Launch::PostgreSql(it) => it.wipe(),
+        }
+    }
+
+    pub(super) fn spawn(&self) -> Result<()> {
+        let mut slot = self.process();
+        if slot.is_some() {
+            bail!("{} is running already", self.kind);
+        }
+        let (mut command, log) = match &self.launch {
+            Launch::RabbitMq(it) => it.command()?,
+            Launch::Redis(it) => it.command()?,
+            Launch::PostgreSql(it) => it.command()?,
+        };
+        *slot = Some(Process::spawn(self.kind.as_str(), &mut command, &log)?);
+        Ok(())
+    }
+
+    pub(super) async fn ready(&self) -> Result<()> {
+        let ready = until(format!("{} to answer", self.kind), READY_LIMIT, async || {
+            if let Some(status) = self.process().as_ref().and_then(Process::exited) {
+                // Nothing will change any more: no reason to wait on.
+                return Ok(Err(anyhow!("{} ended at once: {status}", self.kind)));
+            }
+            match &self.launch {
+                Launch::RabbitMq(it) => it.probe().await,
+                Launch::Redis(it) => it.probe().await,
+                Launch::PostgreSql(it) => it.probe().await,
+            }
+            .map(Ok)
+        })
+        .await;
+        ready.map_err(anyhow::Error::from).flatten().with_context(|| {
+            format!("{} did not come up; the end of its log:\n{}", self.kind, self.log_tail())
+        })
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn alive(pid: u32) -> bool {
+    // A zombie has no open directory any more.
+    std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok()
+}
