@@ -24,6 +24,10 @@ test *arguments:
 test-deep *arguments:
     cargo xtask test --deep {{ arguments }}
 
+# The tests that touch Redis, on private Redis Clusters.
+test-redis-cluster *arguments:
+    cargo xtask test --redis-cluster {{ arguments }}
+
 # Format the code.
 format:
     cargo fmt --all

@@ -27,6 +27,7 @@ pub(crate) async fn run() -> Result<()> {
     report.step("spelling", tools::spelling()).await?;
     // Among them: the layers, and that generated files are fresh.
     report.step("tests", test::run(&test::Options::default())).await?;
+    report.step("tests on Redis Cluster", test::run(&test::Options::redis_cluster())).await?;
     report.step("demo", demo::run(Named::default())).await?;
 
     say::heading("\nall checks passed");

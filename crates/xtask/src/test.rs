@@ -1,11 +1,13 @@
 //! `cargo xtask test`: every test, on real servers.
 
+mod programs;
+
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use testkit::environment::{DEEP, SHARED, SharedServers};
+use testkit::environment::{DEEP, REDIS_CLUSTER, SHARED, SharedServers};
 use testkit::fleet::BUILT;
 use testkit::servers::Kind;
 
@@ -19,9 +21,19 @@ pub(crate) struct Options {
     /// Larger loads and more rounds in the fault tests; takes much longer
     #[arg(long)]
     deep: bool,
+    /// Run the tests that touch Redis, and those alone, on private Redis Clusters of three masters
+    #[arg(long)]
+    redis_cluster: bool,
     /// Arguments of `cargo test`: a filter, `--package broker`, `-- --nocapture`, …
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
     arguments: Vec<String>,
+}
+
+impl Options {
+    /// Those of `--redis-cluster`.
+    pub(crate) fn redis_cluster() -> Self {
+        Self { redis_cluster: true, ..Self::default() }
+    }
 }
 
 /// Sums over the test binaries.
@@ -53,10 +65,19 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     let mut command = cargo::command(&["test", "--no-fail-fast"]);
     if everything {
         command.arg("--workspace").env(BUILT, "1");
+        if options.redis_cluster {
+            // Not by package: cargo would then take other features, and compile everything again.
+            for program in programs::that_link("hot-store").await? {
+                command.args(["--test", &program]);
+            }
+        }
     }
     command.args(&options.arguments).env(SHARED, &description);
     if options.deep {
         command.env(DEEP, "1");
+    }
+    if options.redis_cluster {
+        command.env(REDIS_CLUSTER, "1");
     }
     // If this process is killed, cargo and the tests go as well.
     servers.mark().put_on(&mut command);
