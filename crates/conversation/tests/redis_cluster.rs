@@ -1,0 +1,118 @@
+//! What a Redis Cluster does to copies misleads no reader.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+mod support;
+
+use conversation::Source;
+use serde_json::json;
+use support::{LIMIT, Replica, archive, ids, key, message};
+use testkit::TestEnv;
+use testkit::servers::{Node, Replicas, Servers};
+use testkit::wait::eventually;
+
+/// One command; its answer must not be an error.
+async fn ask(node: &Node, words: &[&str]) -> String {
+    let answer = node.redis(words).await.unwrap();
+    assert!(!answer.starts_with('-'), "{words:?}: {answer}");
+    answer.lines().last().unwrap_or_default().to_owned()
+}
+
+/// The Redis key of a session's conversation.
+fn name(session: &str) -> String {
+    format!("messages:{{{}}}", key(session))
+}
+
+/// A session whose conversation lies on the first master, and its slot.
+async fn session_of_the_first(nodes: &[Node]) -> (String, String) {
+    for session in (0..).map(|n| format!("s{n}")) {
+        let slot = ask(&nodes[0], &["CLUSTER", "KEYSLOT", &name(&session)]).await;
+        let slot = slot.strip_prefix(':').unwrap().to_owned();
+        if slot.parse::<u16>().unwrap() <= 5_460 {
+            return (session, slot);
+        }
+    }
+    unreachable!("a third of all keys lies there")
+}
+
+async fn stores(cluster: &Servers) -> (TestEnv, Replica) {
+    let env = TestEnv::new().await;
+    archive(&env.database_url).migrate().await.unwrap();
+    let replica = Replica::at(&env.database_url, &cluster.redis().url());
+    (env, replica)
+}
+
+async fn back_in_redis(replica: &Replica) {
+    eventually("a connection to Redis", LIMIT, async || {
+        replica.hot.probe().await.map_err(|error| error.to_string())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lagging_replica_that_is_promoted_misleads_no_reader() {
+    let cluster = Servers::start_redis_cluster(Replicas::OfTheFirst).await.unwrap();
+    let nodes = cluster.redis().nodes();
+    let (first, last) = (&nodes[0], &nodes[3]);
+    let (_env, replica) = stores(&cluster).await;
+    let (session, _) = session_of_the_first(nodes).await;
+    replica.save(&[message(&session, "m1", &json!({}))]).await;
+    assert_eq!(ids(&replica.read_both(&key(&session), 10).await), ["m1"]);
+    eventually("the copy on the replica", LIMIT, async || {
+        let keys = ask(last, &["DBSIZE"]).await;
+        if keys == ":1" { Ok(()) } else { Err(keys) }
+    })
+    .await;
+    let copied = ask(first, &["ZCARD", &name(&session)]).await;
+    assert_eq!(copied, ":2", "a message, and a mark that stays valid while nobody knows better");
+
+    // The replica cannot follow any more, and is promoted without what it has not seen.
+    ask(last, &["CONFIG", "SET", "masterauth", "wrong"]).await;
+    ask(first, &["CLIENT", "KILL", "TYPE", "replica"]).await;
+    replica.save(&[message(&session, "m2", &json!({}))]).await;
+    assert_eq!(replica.read(&key(&session), 10).await.source, Source::HotCopy);
+    first.kill().await.unwrap();
+    ask(last, &["CLUSTER", "FAILOVER", "TAKEOVER"]).await;
+
+    let read = replica.read(&key(&session), 10).await;
+    assert_eq!((read.source, ids(&read.messages)), (Source::Archive, vec!["m1", "m2"]));
+    back_in_redis(&replica).await;
+    let read = replica.read(&key(&session), 10).await;
+    assert_eq!((read.source, ids(&read.messages)), (Source::Archive, vec!["m1", "m2"]));
+    assert_eq!(ids(&replica.read_both(&key(&session), 10).await), ["m1", "m2"]);
+}
+
+#[tokio::test]
+async fn a_copy_that_a_broken_off_move_left_behind_is_not_believed() {
+    let cluster = Servers::start_redis_cluster(Replicas::None).await.unwrap();
+    let nodes = cluster.redis().nodes();
+    let (from, to) = (&nodes[0], &nodes[1]);
+    let (_env, replica) = stores(&cluster).await;
+    let (session, slot) = session_of_the_first(nodes).await;
+    replica.save(&[message(&session, "m1", &json!({}))]).await;
+    assert_eq!(ids(&replica.read_both(&key(&session), 10).await), ["m1"]);
+
+    // The copy arrives, and the old master does not hear so: it goes on with its own.
+    let (from_id, to_id) =
+        (ask(from, &["CLUSTER", "MYID"]).await, ask(to, &["CLUSTER", "MYID"]).await);
+    ask(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]).await;
+    ask(from, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]).await;
+    let (port, url) = (to.port().to_string(), to.url());
+    let password = url.split([':', '@']).nth(2).unwrap();
+    let name = name(&session);
+    ask(from, &["MIGRATE", "127.0.0.1", &port, &name, "0", "5000", "COPY", "AUTH", password]).await;
+    replica.save(&[message(&session, "m2", &json!({}))]).await;
+    assert_eq!(replica.read(&key(&session), 10).await.source, Source::HotCopy);
+    ask(from, &["UNLINK", &name]).await;
+    for node in [to, from, &nodes[2]] {
+        ask(node, &["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]).await;
+    }
+
+    back_in_redis(&replica).await;
+    for _ in 0..2 {
+        let read = replica.read(&key(&session), 10).await;
+        assert_eq!(ids(&read.messages), ["m1", "m2"], "{:?}", read.source);
+        back_in_redis(&replica).await;
+    }
+    assert_eq!(ids(&replica.read_both(&key(&session), 10).await), ["m1", "m2"]);
+}
