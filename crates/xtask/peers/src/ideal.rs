@@ -13,8 +13,6 @@ use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use lapin::message::Delivery;
-use redis::AsyncConnectionConfig;
-use redis::aio::MultiplexedConnection;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use sqlx::{Connection as _, PgConnection};
@@ -22,6 +20,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use crate::broker::{Acknowledged, BATCH, IN_FLIGHT, connect, consume, take_what_is_here};
+use crate::masters::Masters;
 
 /// How long a batch waits for company while others are under way, as with the worker's default.
 const LINGER: Duration = Duration::from_millis(5);
@@ -29,7 +28,7 @@ const LINGER: Duration = Duration::from_millis(5);
 /// Where the messages go.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Stores {
-    /// Redis
+    /// Redis; several, separated by commas: every master of a cluster
     #[arg(long, env = "REDIS_URL", hide_env_values = true)]
     redis_url: String,
     /// PostgreSQL
@@ -82,10 +81,10 @@ pub(crate) async fn run(amqp_url: &str, stores: &Stores) -> Result<()> {
     }
 }
 
-/// A connection to PostgreSQL for each batch in flight, and one to Redis for all.
+/// A connection to PostgreSQL for each batch in flight, and one to each Redis for all.
 struct Saver {
     postgresql: Mutex<Vec<PgConnection>>,
-    redis: MultiplexedConnection,
+    redis: Masters,
 }
 
 impl Saver {
@@ -94,10 +93,7 @@ impl Saver {
         for _ in 0..IN_FLIGHT {
             postgresql.push(PgConnection::connect(&stores.database_url).await?);
         }
-        let client = redis::Client::open(stores.redis_url.as_str())?;
-        // The client's default of 500 ms is short for a run whose instructions are counted.
-        let patient = AsyncConnectionConfig::new().set_response_timeout(None);
-        let redis = client.get_multiplexed_async_connection_with_config(&patient).await?;
+        let redis = Masters::open(&stores.redis_url).await?;
         Ok(Self { postgresql: Mutex::new(postgresql), redis })
     }
 
@@ -116,13 +112,15 @@ impl Saver {
     }
 
     async fn append(&self, actions: &[Action<'_>]) -> Result<()> {
-        let mut pipeline = redis::pipe();
-        for conversation in actions
-            .chunk_by(|a, b| (a.tenant_id, a.conversation_id) == (b.tenant_id, b.conversation_id))
-        {
+        let mut pipelines = self.redis.pipelines();
+        let same = |a: &Action<'_>, b: &Action<'_>| {
+            (a.tenant_id, a.conversation_id) == (b.tenant_id, b.conversation_id)
+        };
+        for conversation in actions.chunk_by(same) {
             let Action { tenant_id, conversation_id, .. } = conversation[0];
-            let add =
-                pipeline.cmd("ZADD").arg(format!("messages:{{{tenant_id}/{conversation_id}}}"));
+            let tag = format!("{tenant_id}/{conversation_id}");
+            let pipeline = &mut pipelines[self.redis.of(&tag)];
+            let add = pipeline.cmd("ZADD").arg(format!("messages:{{{tag}}}"));
             for action in conversation {
                 let member = format!(
                     "{}\0\u{1}{{\"r\":\"{}\",\"c\":{}}}",
@@ -134,7 +132,7 @@ impl Saver {
             }
             add.ignore();
         }
-        Ok(pipeline.query_async(&mut self.redis.clone()).await?)
+        self.redis.run(&pipelines).await
     }
 }
 

@@ -9,6 +9,7 @@ mod body;
 mod broker;
 mod ideal;
 mod load;
+mod masters;
 mod null;
 mod watch;
 

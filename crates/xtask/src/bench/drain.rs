@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use testkit::servers::Kind;
 use tokio::time::{Instant, sleep};
 
 use super::contestant::{Contestant, Running};
@@ -59,11 +58,9 @@ struct Moment {
     at: Instant,
     acknowledged: u64,
     cpu: Duration,
+    /// In the order of [`Ground::kinds`].
     servers: [Duration; 3],
 }
-
-/// The servers, in the order of [`Moment::servers`].
-const SERVERS: [Kind; 3] = [Kind::RabbitMq, Kind::Redis, Kind::PostgreSql];
 
 /// Fills the queue, lets one or several replicas of a contestant drain it, and checks that everything
 /// arrived. The stores keep what they had.
@@ -137,7 +134,7 @@ async fn reach(ground: &Ground, running: &[Running], messages: u64) -> Result<Mo
             }
             let at = Instant::now();
             let mut servers = [Duration::ZERO; 3];
-            for (used, kind) in servers.iter_mut().zip(SERVERS) {
+            for (used, kind) in servers.iter_mut().zip(ground.kinds) {
                 *used = ground.cpu(kind)?;
             }
             return Ok(Moment { at, acknowledged, cpu, servers });

@@ -29,6 +29,8 @@ const QUIET: Duration = Duration::from_millis(500);
 pub(crate) struct Ground {
     pub(crate) fleet: Fleet,
     servers: Servers,
+    /// RabbitMQ, Redis or Redis Cluster, PostgreSQL.
+    pub(crate) kinds: [Kind; 3],
     redis_url: String,
 }
 
@@ -52,17 +54,27 @@ pub(crate) struct Load {
 impl Ground {
     /// Builds the binaries, starts the servers, creates schema and topology.
     pub(crate) async fn open() -> Result<Self> {
+        Self::with(Kind::Redis).await
+    }
+
+    /// [`Self::open`] with a Redis Cluster of three masters instead of a single Redis.
+    pub(crate) async fn open_with_cluster() -> Result<Self> {
+        Self::with(Kind::RedisCluster).await
+    }
+
+    async fn with(redis: Kind) -> Result<Self> {
         say::note("building the release binaries");
         cargo::build_release(&[&PRODUCTS[..], &["bench-peers"]].concat()).await?;
+        let kinds = [Kind::RabbitMq, redis, Kind::PostgreSql];
         packages::ensure_servers(&Kind::ALL).await?;
         say::note("starting private servers, durable as in production");
-        let servers = Servers::start_with(&Kind::ALL, Durability::Durable).await?;
-        let redis_url = servers.get(Kind::Redis).url();
+        let servers = Servers::start_with(&kinds, Durability::Durable).await?;
+        let redis_url = servers.redis().url();
         let fleet = Fleet::in_dir(place::profile_dir().with_file_name("release"))?
             .with("AMQP_URL", servers.get(Kind::RabbitMq).url())
             .with("REDIS_URL", &redis_url)
             .with("DATABASE_URL", servers.get(Kind::PostgreSql).url());
-        let ground = Self { fleet, servers, redis_url };
+        let ground = Self { fleet, servers, kinds, redis_url };
         ground.command("verbatim", &["setup"]).await?;
         Ok(ground)
     }
@@ -74,7 +86,8 @@ impl Ground {
 
     /// The CPU time that a server has used so far.
     pub(crate) fn cpu(&self, kind: Kind) -> Result<Duration> {
-        cpu_of_tree(self.server(kind).pid().context("the server has ended")?)
+        let nodes = self.server(kind).nodes().iter();
+        nodes.map(|node| cpu_of_tree(node.pid().context("the server has ended")?)).sum()
     }
 
     /// Runs SQL; the answer is unaligned text.

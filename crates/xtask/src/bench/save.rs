@@ -21,6 +21,9 @@ pub(crate) struct Options {
     /// Do not count instructions, which takes valgrind and two minutes
     #[arg(long)]
     no_instructions: bool,
+    /// On a Redis Cluster of three masters instead of a single Redis
+    #[arg(long)]
+    redis_cluster: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -51,7 +54,11 @@ struct Round {
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
     let Options { load, rounds, .. } = options;
-    let ground = Ground::open().await?;
+    let ground = if options.redis_cluster {
+        Ground::open_with_cluster().await?
+    } else {
+        Ground::open().await?
+    };
     if !options.no_instructions && !instructions::is_installed() {
         packages::ensure(&[instructions::PACKAGE]).await?;
     }
