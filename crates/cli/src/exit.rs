@@ -126,6 +126,8 @@ impl Away {
             "create the database, then run `verbatim setup`"
         } else if says("password") || says("ACCESS") || says("WRONGPASS") || says("NOAUTH") {
             "user and password must be those of the server"
+        } else if says("Redis Cluster") {
+            "one URL is a single server, several are nodes of a cluster"
         } else if says("vhost") {
             "the virtual host must exist, and the user must have permissions in it"
         } else {

@@ -1,11 +1,10 @@
-//! What only a Redis Cluster does: several masters, and slots that move between them.
+//! What only a Redis Cluster does: several masters, which go away and fail over one by one.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeSet;
 
 use crate::support::*;
 use domain::message::Message;
-use hot_store::{Error, HotStore, Loaded, Miss};
+use hot_store::{Error, HotStore};
 use testkit::servers::{Node, Replicas};
 use testkit::wait::eventually;
 
@@ -13,13 +12,13 @@ use testkit::wait::eventually;
 const TAKEOVER: [&str; 3] = ["CLUSTER", "FAILOVER", "TAKEOVER"];
 
 /// Enough conversations for every master to have some.
-const MANY: usize = 60;
+pub(crate) const MANY: usize = 60;
 
-async fn world() -> World {
+pub(crate) async fn world() -> World {
     World::cluster(Replicas::None).await
 }
 
-fn conversations() -> Vec<String> {
+pub(crate) fn conversations() -> Vec<String> {
     (0..MANY).map(|i| format!("c-{i}")).collect()
 }
 
@@ -32,7 +31,8 @@ async fn on_nodes(world: &World) -> Vec<BTreeSet<String>> {
     keys.into_iter().map(of).collect()
 }
 
-async fn append_to_all(store: &HotStore, row: &Message) -> Vec<String> {
+/// Appends a row to every conversation. Returns those that may lack it.
+pub(crate) async fn append_to_all(store: &HotStore, row: &Message) -> Vec<String> {
     let names = conversations();
     let batch: Vec<_> = names.iter().map(|it| (key(it), vec![row])).collect();
     match store.append(&batch).await {
@@ -43,71 +43,15 @@ async fn append_to_all(store: &HotStore, row: &Message) -> Vec<String> {
     }
 }
 
-async fn up_again(store: &HotStore) {
+pub(crate) async fn up_again(store: &HotStore) {
     eventually("the cluster to serve again", SOON, async || {
         store.probe().await.map_err(|error| error.to_string())
     })
     .await;
 }
 
-async fn slot(world: &World, conversation: &str) -> String {
-    let slots = world.raw_each::<u16>(&["CLUSTER", "KEYSLOT", &name(conversation)]).await;
-    slots[0].to_string()
-}
-
-async fn id(node: &Node) -> String {
-    raw_on(node, &["CLUSTER", "MYID"]).await
-}
-
-fn password(node: &Node) -> String {
+pub(crate) fn password(node: &Node) -> String {
     node.url().split([':', '@']).nth(2).unwrap().to_owned()
-}
-
-/// Which node has a conversation's key, or would have it.
-async fn owner<'a>(world: &'a World, conversation: &str) -> &'a Node {
-    let slot: i64 = slot(world, conversation).await.parse().unwrap();
-    // As the cluster begins: a third of the slots each.
-    &world.nodes()[usize::try_from((slot * 3) / 16_384).unwrap()]
-}
-
-/// A slot on its way from one master to another.
-struct Move<'a> {
-    slot: String,
-    from: &'a Node,
-    to: &'a Node,
-}
-
-impl<'a> Move<'a> {
-    /// Opens the slot of a conversation for its way to the next master.
-    async fn begin(world: &'a World, conversation: &str) -> Self {
-        let from = owner(world, conversation).await;
-        let to = world.nodes().iter().find(|node| node.port() != from.port()).unwrap();
-        let slot = slot(world, conversation).await;
-        let (from_id, to_id) = (id(from).await, id(to).await);
-        raw_on::<()>(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]).await;
-        raw_on::<()>(from, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]).await;
-        Self { slot, from, to }
-    }
-
-    /// Moves a conversation's key, or copies it there.
-    async fn migrate(&self, conversation: &str, options: &[&str]) {
-        let (port, password) = (self.to.port().to_string(), password(self.to));
-        let key = name(conversation);
-        let command = ["MIGRATE", "127.0.0.1", &port, &key, "0", "5000"];
-        let command = [&command[..], options, &["AUTH", &password]].concat();
-        assert_eq!(raw_on::<String>(self.from, &command).await, "OK");
-    }
-
-    /// The slot has arrived, and every node knows.
-    async fn finish(self, world: &World) {
-        let to_id = id(self.to).await;
-        for node in [self.to, self.from] {
-            raw_on::<()>(node, &["CLUSTER", "SETSLOT", &self.slot, "NODE", &to_id]).await;
-        }
-        for node in world.nodes() {
-            raw_on::<()>(node, &["CLUSTER", "SETSLOT", &self.slot, "NODE", &to_id]).await;
-        }
-    }
 }
 
 #[tokio::test]
@@ -280,132 +224,6 @@ async fn a_master_that_falls_silent_ends_the_connection_and_is_the_same_reign_wh
     world.nodes()[2].thaw().unwrap();
     up_again(&store).await;
     assert_eq!(world.reigns(), 1);
-}
-
-#[tokio::test]
-async fn slots_that_move_while_savers_append_cost_the_moved_conversations_and_lose_no_other() {
-    let world = world().await;
-    let stores = [world.store(), world.store()];
-    let done = AtomicBool::new(false);
-    // What was appended and not named since: it must be in the copy.
-    let saver = async |store: &HotStore, saver: usize| {
-        let mut kept: BTreeMap<String, Vec<String>> =
-            conversations().into_iter().map(|it| (it, Vec::new())).collect();
-        let (mut round, mut after) = (0, 0);
-        while after < 5 {
-            let row = message(&format!("m-{saver}-{round:05}"), 1_000 + round);
-            let named = append_to_all(store, &row).await;
-            for (conversation, rows) in &mut kept {
-                if named.contains(conversation) {
-                    // A new generation would void whatever was there.
-                    rows.clear();
-                } else {
-                    rows.push(row.id.to_string());
-                }
-            }
-            round += 1;
-            after += usize::from(done.load(Ordering::SeqCst) && named.is_empty());
-            tokio::task::yield_now().await;
-        }
-        kept
-    };
-    let moves = async {
-        for conversation in ["c-1", "c-2", "c-3", "c-4"] {
-            let slot = Move::begin(&world, conversation).await;
-            slot.migrate(conversation, &[]).await;
-            slot.finish(&world).await;
-            eventually("both savers to have found the new owner", SOON, async || {
-                for store in &stores {
-                    store.read(&key(conversation), &newest(1)).await.map_err(|e| e.to_string())?;
-                }
-                Ok(())
-            })
-            .await;
-        }
-        done.store(true, Ordering::SeqCst);
-    };
-    // The first append makes the keys that are going to be moved.
-    for store in &stores {
-        assert_eq!(append_to_all(store, &message("first", 1)).await, [""; 0]);
-    }
-    let (one, two, ()) = tokio::join!(saver(&stores[0], 0), saver(&stores[1], 1), moves);
-    assert!(world.reigns() >= 5, "each move is another reign: {}", world.reigns());
-    for kept in [one, two] {
-        for (conversation, rows) in kept {
-            assert!(rows.len() >= 5, "{conversation}: {rows:?}");
-            let copy = stores[0].read(&key(&conversation), &newest(100_000)).await.unwrap();
-            let there: BTreeSet<_> = copy.messages.iter().map(|row| row.id.to_string()).collect();
-            let lacks: Vec<_> = rows.iter().filter(|row| !there.contains(*row)).collect();
-            assert!(lacks.is_empty(), "{conversation} lacks {lacks:?}");
-        }
-    }
-}
-
-#[tokio::test]
-async fn while_a_slot_is_handed_over_only_its_missing_keys_are_refused() {
-    let world = world().await;
-    let store = world.store();
-    load(&store, "c-1", &messages(2)).await;
-    let slot = Move::begin(&world, "c-1").await;
-    assert_eq!(
-        append_to_all(&store, &message("here", 9_000)).await,
-        [""; 0],
-        "it has not moved yet"
-    );
-    slot.migrate("c-1", &[]).await;
-
-    assert_eq!(append_to_all(&store, &message("there", 9_001)).await, ["c-1"]);
-    let error = store.read(&key("c-1"), &newest(10)).await.unwrap_err();
-    assert!(matches!(error, Error::Refusing(_)), "{error:?}");
-    assert!(matches!(store.begin_load(&key("c-1")).await, Err(Error::Refusing(_))));
-    let keys: Vec<_> = conversations().iter().map(|it| key(it)).collect();
-    let error = store.drop_copies(&keys).await.unwrap_err();
-    assert!(matches!(error, Error::Refusing(_)), "{error:?}");
-    assert_eq!(world.keys().await, 1, "its neighbours are dropped all the same");
-    assert!(store.is_up(), "the connection is not at fault");
-    assert_eq!(world.reigns(), 1);
-
-    slot.finish(&world).await;
-    let error = store.read(&key("c-1"), &newest(10)).await.unwrap_err();
-    assert!(matches!(error, Error::NotServing(_)), "{error:?}");
-    up_again(&store).await;
-    assert_eq!(world.reigns(), 2);
-    let copy = store.read(&key("c-1"), &newest(10)).await.unwrap();
-    assert_eq!(ids(&copy.messages), ["m-000000", "m-000001", "here"]);
-}
-
-#[tokio::test]
-async fn a_copy_that_a_broken_off_move_left_behind_is_under_another_reign() {
-    let world = world().await;
-    let store = world.store();
-    load(&store, "c-1", &messages(2)).await;
-    let slot = Move::begin(&world, "c-1").await;
-    // The new master has the copy and its mark, but the old one never heard so and goes on.
-    slot.migrate("c-1", &["COPY"]).await;
-    append(&store, "c-1", &[message("acknowledged", 9_000)]).await;
-    world.raw::<()>(&["UNLINK", &name("c-1")]).await;
-    slot.finish(&world).await;
-    store.read(&key("c-1"), &newest(10)).await.unwrap_err();
-    up_again(&store).await;
-    let copy = store.read(&key("c-1"), &newest(10)).await.unwrap();
-    assert_eq!(copy.usable(NUMBERS), Ok(messages(2)), "with a mark, and without a row");
-    assert_eq!(world.reigns(), 2, "so the numbers of that mark no longer hold");
-}
-
-#[tokio::test]
-async fn a_load_that_a_slot_leaves_behind_is_superseded() {
-    let world = world().await;
-    let store = world.store();
-    let intent = store.begin_load(&key("c-1")).await.unwrap();
-    let slot = Move::begin(&world, "c-1").await;
-    slot.migrate("c-1", &[]).await;
-    slot.finish(&world).await;
-    store.read(&key("c-1"), &newest(1)).await.unwrap_err();
-    up_again(&store).await;
-    let loaded = store.finish_load(intent, &whole(), &messages(2)).await.unwrap();
-    assert_eq!(loaded, Loaded::Superseded);
-    let copy = store.read(&key("c-1"), &newest(10)).await.unwrap();
-    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMark));
 }
 
 #[tokio::test]

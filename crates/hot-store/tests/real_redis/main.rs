@@ -7,4 +7,5 @@ mod cluster;
 mod loading;
 mod outages;
 mod reading;
+mod slots;
 mod support;
