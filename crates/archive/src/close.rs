@@ -63,6 +63,7 @@ pub struct Claim {
 pub struct Uncounted {
     /// Its conversation.
     pub key: ConversationKey,
+    conversation: i64,
     /// Its id.
     pub id: MessageId,
     /// Its content, and its tool calls on a line of their own where it has any.
@@ -104,7 +105,7 @@ macro_rules! mine {
     ($lock:literal, $statement:literal) => {
         concat!(
             "WITH mine AS (
-                 SELECT c.tenant_id, c.id
+                 SELECT c.tenant_id, c.id, c.number
                  FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
                  JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
                  WHERE c.close_token = k.token
@@ -158,8 +159,7 @@ impl Archive {
                      FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
                      JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
                      WHERE c.close_token = k.token
-                       AND NOT EXISTS (SELECT FROM messages m
-                                       WHERE m.tenant_id = c.tenant_id AND m.conversation_id = c.id)
+                       AND NOT EXISTS (SELECT FROM message_rows m WHERE m.conversation = c.number)
                      ORDER BY c.tenant_id, c.id
                      FOR UPDATE OF c SKIP LOCKED)
                  DELETE FROM conversations c USING empty
@@ -206,7 +206,7 @@ impl Archive {
         }
         self.within(async |connection| {
             sqlx::query(
-                "SELECT tenant_id, conversation_id, id, coalesce(model_name, conversation_model) AS model_name,
+                "SELECT n, conversation, id, coalesce(model_name, conversation_model) AS model_name,
                         content || coalesce(E'\\n' || tool_calls::text, '') AS text
                  FROM (SELECT listed.*, row_number() OVER in_order AS place,
                               sum(octet_length(content) + coalesce(octet_length(tool_calls::text), 0))
@@ -216,9 +216,9 @@ impl Archive {
                                   AS k (tenant_id, id, after, n)
                              JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
                              CROSS JOIN LATERAL (
-                                 SELECT * FROM messages m
-                                 WHERE m.tenant_id = k.tenant_id AND m.conversation_id = k.id
-                                   AND m.id > k.after COLLATE \"C\" AND m.tokens IS NULL
+                                 SELECT * FROM message_rows m
+                                 WHERE m.conversation = c.number AND m.id > k.after COLLATE \"C\"
+                                   AND m.tokens IS NULL
                                  ORDER BY m.id LIMIT $4) AS m
                              LIMIT $4) AS listed
                        WINDOW in_order AS (ORDER BY n, id)) AS m
@@ -234,8 +234,13 @@ impl Archive {
             .await?
             .iter()
             .map(|row| {
+                let n: i64 = row.try_get("n")?;
+                let claim = usize::try_from(n - 1).ok().and_then(|n| claims.get(n));
+                let claim =
+                    claim.ok_or_else(|| corrupt("messages", "one that nobody asked for".into()))?;
                 Ok(Uncounted {
-                    key: key(row.try_get("tenant_id")?, row.try_get("conversation_id")?)?,
+                    key: claim.key.clone(),
+                    conversation: row.try_get("conversation")?,
                     id: MessageId::new(row.try_get::<&str, _>("id")?)
                         .map_err(|fault| corrupt("messages", format!("id {fault}")))?,
                     text: row.try_get("text")?,
@@ -251,14 +256,11 @@ impl Archive {
     pub async fn store_tokens(&self, counts: &[(&Uncounted, i64)]) -> Result<()> {
         self.within(async |connection| {
             sqlx::query(
-                "UPDATE messages m SET tokens = k.tokens
-                 FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[])
-                      AS k (tenant_id, conversation_id, id, tokens)
-                 WHERE m.tenant_id = k.tenant_id AND m.conversation_id = k.conversation_id
-                   AND m.id = k.id",
+                "UPDATE message_rows m SET tokens = k.tokens
+                 FROM unnest($1::bigint[], $2::text[], $3::bigint[]) AS k (conversation, id, tokens)
+                 WHERE m.conversation = k.conversation AND m.id = k.id",
             )
-            .bind(counts.iter().map(|(m, _)| m.key.tenant.as_str()).collect::<Vec<_>>())
-            .bind(counts.iter().map(|(m, _)| m.key.conversation.as_str()).collect::<Vec<_>>())
+            .bind(counts.iter().map(|(m, _)| m.conversation).collect::<Vec<_>>())
             .bind(counts.iter().map(|(m, _)| m.id.as_str()).collect::<Vec<_>>())
             .bind(counts.iter().map(|(_, tokens)| *tokens).collect::<Vec<_>>())
             .execute(&mut *connection)
@@ -290,7 +292,7 @@ impl Archive {
                               (array_agg(m.model_name ORDER BY m.created_at DESC, m.id DESC)
                                   FILTER (WHERE m.model_name IS NOT NULL))[1] AS model_name
                        FROM mine
-                       JOIN messages m ON m.tenant_id = mine.tenant_id AND m.conversation_id = mine.id
+                       JOIN message_rows m ON m.conversation = mine.number
                        GROUP BY mine.tenant_id, mine.id) AS t
                  WHERE c.tenant_id = t.tenant_id AND c.id = t.id
                  RETURNING c.tenant_id, c.id, c.session_id, c.agent_id, c.user_id, c.message_count,

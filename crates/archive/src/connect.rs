@@ -1,11 +1,14 @@
-//! The connection pool and the time-out around every unit of work.
+//! How to reach PostgreSQL, and the time-out around every unit of work.
 
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use tokio::time::{Instant, timeout, timeout_at};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use tokio::time::{Instant, timeout_at};
 
+use crate::doubt::Doubt;
+use crate::pool::Pool;
 use crate::{Error, Result};
 
 /// How to reach PostgreSQL.
@@ -27,8 +30,9 @@ pub struct Settings {
 /// The archive: a pool of connections to PostgreSQL. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Archive {
-    pub(crate) pool: PgPool,
-    time_out: Duration,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) doubt: Arc<Doubt>,
+    pub(crate) time_out: Duration,
 }
 
 impl Archive {
@@ -43,15 +47,18 @@ impl Archive {
                 // A worker that was frozen or cut off must not keep row locks for ever.
                 ("idle_in_transaction_session_timeout", "30s".to_owned()),
                 ("TimeZone", "UTC".to_owned()),
+                // One plan for each statement, whatever its values and however much or little was in
+                // the tables when it was made: by index. A statement of ours that has no index to walk
+                // is a mistake, and a batch of one message is not worth a plan of its own.
+                ("plan_cache_mode", "force_generic_plan".to_owned()),
+                ("enable_seqscan", "off".to_owned()),
+                ("jit", "off".to_owned()),
             ]);
-        let pool = PgPoolOptions::new()
-            .max_connections(settings.connections)
-            .acquire_timeout(settings.time_out)
-            // A dead connection shows itself at its first statement, which is retried anyway; a
-            // ping before every batch would cost a round trip.
-            .test_before_acquire(false)
-            .connect_lazy_with(options);
-        Ok(Self { pool, time_out: settings.time_out })
+        Ok(Self {
+            pool: Arc::new(Pool::new(options, settings.connections)),
+            doubt: Arc::default(),
+            time_out: settings.time_out,
+        })
     }
 
     /// Whether PostgreSQL answers and would accept a write.
@@ -79,23 +86,26 @@ impl Archive {
 
     /// Runs one unit of work on a connection of its own, all of it under the time-out.
     ///
-    /// The pool asks each connection that comes back whether it lives, without a limit. Behind a
-    /// silent server that would use the pool up, one connection after the other. So one that did not
-    /// answer is dropped with its socket, and one that did goes back under the time-out too.
+    /// Work that succeeds has ended its transactions. Where it fails or falls silent, the connection
+    /// is taken care of in [`Pool`]; the caller never waits for that.
     pub(crate) async fn within<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>,
     ) -> Result<T> {
         let deadline = Instant::now() + self.time_out;
         let silent = |_| Error::TimedOut(self.time_out);
-        let mut connection = timeout_at(deadline, self.pool.acquire()).await.map_err(silent)??;
-        match timeout_at(deadline, work(&mut connection)).await {
-            Ok(result) => {
-                drop(tokio::spawn(timeout(self.time_out, connection.return_to_pool())));
-                result
+        let mut lease = timeout_at(deadline, self.pool.lease()).await.map_err(silent)??;
+        match timeout_at(deadline, work(&mut lease.connection)).await {
+            Ok(Ok(done)) => {
+                lease.give_back();
+                Ok(done)
+            }
+            Ok(Err(error)) => {
+                lease.give_back_after(&error, self.time_out);
+                Err(error)
             }
             Err(elapsed) => {
-                drop(connection.detach());
+                lease.lose();
                 Err(silent(elapsed))
             }
         }

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use domain::ids::ConversationKey;
 use domain::status::ConversationStatus;
-use sqlx::FromRow;
+use sqlx::{FromRow, QueryBuilder};
 
 use crate::{Archive, Result};
 
@@ -58,8 +58,7 @@ pub struct ConversationRow {
 }
 
 const COLUMNS: &str = "c.tenant_id, c.id, c.session_id, c.agent_id, c.user_id, c.model_name, c.status, \
-     (SELECT count(*) FROM messages m \
-      WHERE m.tenant_id = c.tenant_id AND m.conversation_id = c.id) AS message_count, \
+     (SELECT count(*) FROM message_rows m WHERE m.conversation = c.number) AS message_count, \
      c.total_tokens, c.created_at, c.last_message_at, c.close_requested_at, c.closed_at, \
      c.finalised_at, c.close_reason, c.satisfaction";
 
@@ -70,22 +69,26 @@ impl Archive {
         filter: &ConversationFilter,
         limit: u32,
     ) -> Result<Vec<ConversationRow>> {
-        self.within(async |connection| {
-            Ok(sqlx::query_as(sqlx::AssertSqlSafe(format!(
-                "SELECT {COLUMNS} FROM conversations c
-                 WHERE ($1::text IS NULL OR c.tenant_id = $1) AND ($2::text IS NULL OR c.status = $2)
-                   AND ($3::text IS NULL OR c.agent_id = $3) AND ($4::text IS NULL OR c.session_id = $4)
-                 ORDER BY c.created_at DESC, c.tenant_id, c.id LIMIT $5"
-            )))
-            .bind(&filter.tenant)
-            .bind(filter.status.map(ConversationStatus::as_str))
-            .bind(&filter.agent)
-            .bind(&filter.session)
-            .bind(i64::from(limit))
-            .fetch_all(&mut *connection)
-            .await?)
-        })
-        .await
+        // Only the conditions that are asked for: one plan serves all values. The first one says that
+        // the index by date may be walked.
+        let mut query = QueryBuilder::new(format!(
+            "SELECT {COLUMNS} FROM conversations c WHERE c.created_at IS NOT NULL"
+        ));
+        let status = filter.status.map(ConversationStatus::as_str);
+        for (column, value) in [
+            (" AND c.tenant_id = ", filter.tenant.as_deref()),
+            (" AND c.status = ", status),
+            (" AND c.agent_id = ", filter.agent.as_deref()),
+            (" AND c.session_id = ", filter.session.as_deref()),
+        ] {
+            if let Some(value) = value {
+                query.push(column).push_bind(value);
+            }
+        }
+        query.push(" ORDER BY c.created_at DESC, c.tenant_id, c.id LIMIT ");
+        query.push_bind(i64::from(limit));
+        self.within(async |connection| Ok(query.build_query_as().fetch_all(connection).await?))
+            .await
     }
 
     /// One conversation.

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use domain::failure::DeadLetterReason;
 use domain::time::Timestamp;
 use sqlx::Connection as _;
-use sqlx::FromRow;
+use sqlx::{FromRow, QueryBuilder};
 use uuid::Uuid;
 
 use crate::{Archive, Result};
@@ -189,22 +189,20 @@ impl Archive {
         filter: &DeadLetterFilter,
         limit: u32,
     ) -> Result<Vec<DeadLetterRow>> {
-        self.within(async |connection| {
-            Ok(sqlx::query_as(
-                "SELECT * FROM dead_letters
-                 WHERE ($1::text IS NULL OR queue = $1) AND ($2::text IS NULL OR reason = $2)
-                   AND ($3::text IS NULL OR tenant_id = $3) AND ($4::text IS NULL OR status = $4)
-                 ORDER BY stored_at DESC, id LIMIT $5",
-            )
-            .bind(&filter.queue)
-            .bind(filter.reason.map(DeadLetterReason::as_str))
-            .bind(&filter.tenant)
-            .bind(&filter.status)
-            .bind(i64::from(limit))
-            .fetch_all(&mut *connection)
-            .await?)
-        })
-        .await
+        let mut query = QueryBuilder::new("SELECT * FROM dead_letters WHERE true");
+        for (column, value) in [
+            (" AND queue = ", filter.queue.as_deref()),
+            (" AND reason = ", filter.reason.map(DeadLetterReason::as_str)),
+            (" AND tenant_id = ", filter.tenant.as_deref()),
+            (" AND status = ", filter.status.as_deref()),
+        ] {
+            if let Some(value) = value {
+                query.push(column).push_bind(value);
+            }
+        }
+        query.push(" ORDER BY stored_at DESC, id LIMIT ").push_bind(i64::from(limit));
+        self.within(async |connection| Ok(query.build_query_as().fetch_all(connection).await?))
+            .await
     }
 
     /// One letter.

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use domain::ids::ConversationKey;
 use domain::status::ConversationStatus;
 use domain::time::Timestamp;
+use sqlx::postgres::PgBindIterExt as _;
 
 use crate::rows::{corrupt, status, timestamp};
 use crate::{Archive, Result};
@@ -99,31 +100,33 @@ impl Archive {
     /// Gives conversations a new generation: whatever their hot copies hold no longer counts. To be
     /// called before anything is acknowledged whose write to Redis failed or is unknown.
     pub async fn change_generations(&self, changes: &[(ConversationKey, i64)]) -> Result<()> {
-        let mut changes: Vec<_> = changes.iter().collect();
-        changes.sort();
-        let tenants: Vec<&str> = changes.iter().map(|(key, _)| key.tenant.as_str()).collect();
-        let ids: Vec<&str> = changes.iter().map(|(key, _)| key.conversation.as_str()).collect();
-        let generations: Vec<i64> = changes.iter().map(|(_, generation)| *generation).collect();
-        self.within(async |connection| {
-            sqlx::query(
-                "WITH wanted AS (
-                     SELECT c.tenant_id, c.id, k.generation
-                     FROM unnest($1::text[], $2::text[], $3::bigint[]) AS k (tenant_id, id, generation)
-                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-                     ORDER BY c.tenant_id, c.id
-                     FOR NO KEY UPDATE OF c)
-                 UPDATE conversations c SET hot_generation = wanted.generation
-                 FROM wanted WHERE c.tenant_id = wanted.tenant_id AND c.id = wanted.id",
-            )
-            .bind(tenants)
-            .bind(ids)
-            .bind(generations)
-            .execute(&mut *connection)
-            .await?;
-            Ok(())
-        })
-        .await
+        self.within(async |connection| change_generations(connection, changes).await).await
     }
+}
+
+pub(crate) async fn change_generations(
+    connection: &mut sqlx::PgConnection,
+    changes: &[(ConversationKey, i64)],
+) -> Result<()> {
+    let mut changes: Vec<_> = changes.iter().collect();
+    changes.sort();
+    sqlx::query(
+        "WITH wanted AS (
+             SELECT c.number, k.generation
+             FROM unnest($1::text[], $2::text[], $3::bigint[]) WITH ORDINALITY
+                  AS k (tenant_id, id, generation, n)
+             CROSS JOIN LATERAL (SELECT number FROM conversations c
+                                 WHERE c.tenant_id = k.tenant_id AND c.id = k.id
+                                 FOR NO KEY UPDATE) AS c)
+         UPDATE conversations c SET hot_generation = wanted.generation
+         FROM wanted WHERE c.number = wanted.number",
+    )
+    .bind(changes.iter().map(|(key, _)| key.tenant.as_str()).bind_iter())
+    .bind(changes.iter().map(|(key, _)| key.conversation.as_str()).bind_iter())
+    .bind(changes.iter().map(|(_, generation)| *generation).bind_iter())
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 pub(crate) async fn read_numbers(

@@ -97,8 +97,9 @@ impl From<Error> for Unavailable {
 
 fn class_of(sqlstate: &str) -> FailureClass {
     match (sqlstate.get(..2).unwrap_or_default(), sqlstate) {
-        // Serialisation failure, deadlock, lock not available, statement cancelled.
-        (_, "40001" | "40P01" | "55P03" | "57014") => FailureClass::Transient,
+        // Serialisation failure, deadlock, lock not available, statement cancelled; and a unique
+        // violation: somebody else was faster, which the next attempt sees.
+        (_, "40001" | "40P01" | "55P03" | "57014" | "23505") => FailureClass::Transient,
         // Data exception, integrity constraint violation: some row of the statement is at fault.
         ("22" | "23", _) => FailureClass::Data,
         // Connection, read-only or aborted transaction, resources (disk full, too many connections),

@@ -11,15 +11,18 @@ mod close;
 mod connect;
 mod conversations;
 mod dead_letters;
+mod doubt;
 mod epoch;
 mod error;
 mod messages;
+mod pool;
 mod reopened;
 mod rows;
 mod save;
 mod schema;
 mod sessions;
 mod statistics;
+mod tombstones;
 
 pub use close::{Claim, CloseCause, Closed, Due, Uncounted};
 pub use connect::{Archive, Settings};

@@ -63,8 +63,9 @@ async fn read_page(
     erased_at: Option<DateTime<Utc>>,
 ) -> Result<Vec<Message>> {
     let before = page.before.as_ref();
-    // The inner query walks the index backwards and stops at the limit; the running sum over its
-    // rows cuts a window of large bodies short.
+    // The innermost query walks the index backwards and stops at the limit, or where the last time ends;
+    // only these rows are sorted by id too. The running sum over them cuts a window of large bodies
+    // short. The bounds stand alone, without an `OR`, so that they are bounds of the index.
     let rows: Vec<MessageRow> = sqlx::query_as(AssertSqlSafe(format!(
         "SELECT * FROM (
              SELECT {MESSAGE_COLUMNS},
@@ -72,13 +73,14 @@ async fn read_page(
                     sum(octet_length(m.content) + coalesce(octet_length(m.content_parts::text), 0)
                         + coalesce(octet_length(m.tool_calls::text), 0)
                         + coalesce(octet_length(m.metadata::text), 0)) OVER newest_first AS bytes
-             FROM (SELECT * FROM messages
-                   WHERE tenant_id = $1 AND conversation_id = $2
-                     AND ($3::timestamptz IS NULL OR (created_at, id) < ($3, $4 COLLATE \"C\"))
-                     AND ($5::timestamptz IS NULL OR created_at > $5)
-                   ORDER BY created_at DESC, id DESC LIMIT $6) AS m
+             FROM (SELECT * FROM message_rows
+                   WHERE conversation = (SELECT number FROM conversations WHERE tenant_id = $1 AND id = $2)
+                     AND created_at <= coalesce($3, 'infinity'::timestamptz)
+                     AND ($3 IS NULL OR created_at < $3 OR id < $4 COLLATE \"C\")
+                     AND created_at > coalesce($5, '-infinity'::timestamptz)
+                   ORDER BY created_at DESC FETCH FIRST ($6) ROWS WITH TIES) AS m
              WINDOW newest_first AS (ORDER BY m.created_at DESC, m.id DESC)) AS page
-         WHERE n = 1 OR bytes <= $7
+         WHERE n <= $6 AND (n = 1 OR bytes <= $7)
          ORDER BY created_at, id"
     )))
     .bind(key.tenant.as_str())
@@ -100,10 +102,12 @@ async fn any_before(
     erased_at: Option<DateTime<Utc>>,
 ) -> Result<bool> {
     Ok(sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM messages
-                        WHERE tenant_id = $1 AND conversation_id = $2
-                          AND (created_at, id) < ($3, $4 COLLATE \"C\")
-                          AND ($5::timestamptz IS NULL OR created_at > $5))",
+        "SELECT EXISTS (SELECT FROM message_rows
+                        WHERE conversation = (SELECT number FROM conversations
+                                              WHERE tenant_id = $1 AND id = $2)
+                          AND created_at <= $3
+                          AND (created_at < $3 OR id < $4 COLLATE \"C\")
+                          AND created_at > coalesce($5, '-infinity'::timestamptz))",
     )
     .bind(key.tenant.as_str())
     .bind(key.conversation.as_str())

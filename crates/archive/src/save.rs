@@ -1,38 +1,41 @@
-//! One batch of messages, one transaction.
+//! One batch of messages, one transaction, and nearly always one statement.
 //!
-//! The order of the statements is the guarantee:
+//! What that statement (`save/statement.sql`) does, in this order, is the guarantee:
 //!
-//! 1. tombstones are read, so that nothing that was erased comes back;
-//! 2. the conversations are locked `FOR KEY SHARE`, missing ones inserted first: whoever closes or
-//!    erases takes `FOR UPDATE` and therefore waits for this transaction, or this one for it. The
-//!    lock is a statement of its own, after the insert: in one statement with it, a row that a
-//!    concurrent transaction inserts yields neither row nor lock;
-//! 3. the messages are inserted `ON CONFLICT DO NOTHING`; what was there already is compared;
-//! 4. conversations that gained a message and were closing, archived, asked to close or long
-//!    untouched are updated. No counters: they would serialise the savers of one conversation.
+//! 1. tombstones are looked up, so that nothing that was erased comes back;
+//! 2. the conversations are locked `FOR KEY SHARE`, missing ones inserted: whoever closes or erases
+//!    takes `FOR UPDATE` and therefore waits for this transaction, or this one for it;
+//! 3. conversations that were closing, archived, asked to close or long untouched are updated. No
+//!    counters: they would serialise the savers of one conversation;
+//! 4. the messages are inserted.
+//!
+//! It takes all or nothing. It takes nothing when it meets what it cannot see: a conversation that
+//! another transaction inserted since the statement began yields neither row nor lock; or what only
+//! the sender can decide: which messages a tombstone forbids. Then it is sent again. A message that
+//! is stored already fails it; then what is stored is read and compared first, and left out. So a
+//! batch takes one round trip when all is new, and three or four when not.
 //!
 //! Rows come sorted by key, so two batches never wait for each other in a circle.
 
-use std::collections::{HashMap, HashSet};
+mod statement;
 
-use chrono::{DateTime, Utc};
-use domain::ids::{ConversationKey, TenantId};
+use domain::ids::ConversationKey;
 use domain::message::{BodyHash, Message};
-use domain::time::Timestamp;
-use sqlx::AssertSqlSafe;
-use sqlx::Connection as _;
-use sqlx::{PgConnection, Row};
+use sqlx::postgres::PgBindIterExt as _;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use crate::rows::{FORMAT_PLAIN, MESSAGE_COLUMNS, MessageRow, SaveRow, corrupt, timestamp};
-use crate::{Archive, Result};
+use crate::epoch::change_generations;
+use crate::rows::{MESSAGE_COLUMNS, MessageRow, SaveRow, corrupt};
+use crate::tombstones::Tombstones;
+use crate::{Archive, Error, Result};
 
 /// How coarse `touched_at` is, in seconds: a busy conversation's row is written at most this often.
 /// The idle sweep adds it to its limit.
 pub const TOUCH_SECONDS: u32 = 60;
 
-/// How often the lock is tried again because a conversation vanished between insert and lock. The
-/// sweep would have to drop the same empty conversation each time.
-const LOCK_ROUNDS: usize = 5;
+/// How often the statement is sent. Each repetition has its own cause: a stored message, a tombstone,
+/// or a conversation that was made or dropped meanwhile, which can happen more than once.
+const ROUNDS: usize = 6;
 
 /// What the save transaction must know about Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +70,8 @@ pub struct SavedBatch {
 }
 
 impl Archive {
-    /// Saves a batch in one transaction: all of it is durable when this returns, or none of it is.
+    /// Saves a batch: all that is new in it is stored in one transaction, and durable when this
+    /// returns.
     ///
     /// `rows` must be sorted by (tenant, conversation, message id) and hold each of them once.
     /// `fresh` gives random numbers for new generations.
@@ -82,404 +86,119 @@ impl Archive {
             "rows must be sorted and unique"
         );
         self.within(async |connection| {
-            let mut transaction = connection.begin().await?;
-            let tombstones = Tombstones::read(&mut transaction, rows).await?;
-            let kept: Vec<&SaveRow<'_>> =
-                rows.iter().filter(|row| !tombstones.forbid(row)).collect();
-            let conversations =
-                lock_conversations(&mut transaction, &kept, &tombstones, fresh).await?;
-            let new = insert_messages(&mut transaction, &kept).await?;
-            let mut stored = if new.len() == kept.len() {
-                HashMap::new()
-            } else {
-                let present: Vec<_> =
-                    kept.iter().copied().filter(|row| !new.contains(&identity(row))).collect();
-                read_stored(&mut transaction, &present).await?
-            };
-            let reopened =
-                update_conversations(&mut transaction, &kept, &new, &conversations, hot, fresh)
-                    .await?;
-            transaction.commit().await?;
-
-            let mut saved = Vec::with_capacity(rows.len());
-            for row in rows {
-                saved.push(if tombstones.forbid(row) {
-                    Saved::Erased
-                } else if new.contains(&identity(row)) {
-                    Saved::New
-                } else {
-                    match stored.remove(&identity(row)) {
-                        Some((hash, message)) if hash == row.body_hash => {
-                            Saved::Duplicate(Box::new(message))
-                        }
-                        Some(_) => Saved::Conflict,
-                        None => {
-                            // Erased between the two statements; the next attempt sees why.
-                            return Err(corrupt(
-                                "messages",
-                                "a row vanished while it was compared".into(),
-                            ));
-                        }
+            let mut saved: Vec<Option<Saved>> = rows.iter().map(|_| None).collect();
+            let mut tombstones = Tombstones::default();
+            let mut doubt = self.doubt.is_raised();
+            for _ in 0..ROUNDS {
+                if doubt {
+                    tombstones = Tombstones::read(connection, rows).await?;
+                    refuse(rows, &tombstones, &mut saved);
+                    let stored = compare(connection, rows, &mut saved).await?;
+                    self.doubt.learn(stored);
+                }
+                let open: Vec<&SaveRow<'_>> =
+                    rows.iter().zip(&saved).filter(|it| it.1.is_none()).map(|it| it.0).collect();
+                if open.is_empty() {
+                    return finish(connection, rows, saved, 0, hot, fresh).await;
+                }
+                match statement::send(connection, &open, &tombstones, hot, fresh).await {
+                    Ok(Some(reopened)) => {
+                        return finish(connection, rows, saved, reopened, hot, fresh).await;
                     }
-                });
+                    Ok(None) => {
+                        tombstones = Tombstones::read(connection, rows).await?;
+                        refuse(rows, &tombstones, &mut saved);
+                    }
+                    Err(error) if is_stored_already(&error) => {
+                        self.doubt.learn(1);
+                        doubt = true;
+                    }
+                    Err(error) => return Err(error),
+                }
             }
-            Ok(SavedBatch { rows: saved, reopened })
+            Err(corrupt("conversations", "they keep changing under a batch".into()))
         })
         .await
     }
 }
 
-type Identity<'a> = (&'a str, &'a str, &'a str);
-
-fn identity<'a>(row: &SaveRow<'a>) -> Identity<'a> {
-    (row.key.tenant.as_str(), row.key.conversation.as_str(), row.message.id.as_str())
-}
-
-/// The erasures that concern a batch.
-struct Tombstones(HashMap<(TenantId, Kind, String), Timestamp>);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Kind {
-    Conversation,
-    User,
-}
-
-impl Kind {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Conversation => "conversation",
-            Self::User => "user",
-        }
-    }
-}
-
-impl Tombstones {
-    async fn read(connection: &mut PgConnection, rows: &[SaveRow<'_>]) -> Result<Self> {
-        let mut subjects: Vec<(&str, Kind, &str)> = Vec::with_capacity(rows.len() / 4);
-        for row in rows {
-            let tenant = row.key.tenant.as_str();
-            subjects.push((tenant, Kind::Conversation, row.key.conversation.as_str()));
-            if let Some(user) = &row.message.user_id {
-                subjects.push((tenant, Kind::User, user.as_str()));
-            }
-        }
-        subjects.sort_unstable_by_key(|(tenant, kind, subject)| (*tenant, kind.as_str(), *subject));
-        subjects.dedup();
-        let found: Vec<(String, String, String, DateTime<Utc>)> = sqlx::query_as(
-            "SELECT t.tenant_id, t.kind, t.subject, t.erased_at
-             FROM unnest($1::text[], $2::text[], $3::text[]) AS k (tenant_id, kind, subject)
-             JOIN tombstones t USING (tenant_id, kind, subject)",
-        )
-        .bind(subjects.iter().map(|s| s.0).collect::<Vec<_>>())
-        .bind(subjects.iter().map(|s| s.1.as_str()).collect::<Vec<_>>())
-        .bind(subjects.iter().map(|s| s.2).collect::<Vec<_>>())
-        .fetch_all(connection)
-        .await?;
-        let mut tombstones = HashMap::with_capacity(found.len());
-        for (tenant, kind, subject, erased_at) in found {
-            let tenant = TenantId::new(tenant)
-                .map_err(|fault| corrupt("tombstones", format!("tenant_id {fault}")))?;
-            let kind = if kind == Kind::User.as_str() { Kind::User } else { Kind::Conversation };
-            tombstones.insert((tenant, kind, subject), timestamp(erased_at));
-        }
-        Ok(Self(tombstones))
-    }
-
-    fn of(&self, row: &SaveRow<'_>) -> Option<Timestamp> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let tenant = &row.key.tenant;
-        let of = |kind, subject: &str| self.0.get(&(tenant.clone(), kind, subject.to_owned()));
-        let conversation = of(Kind::Conversation, row.key.conversation.as_str());
-        let user = row.message.user_id.as_ref().and_then(|user| of(Kind::User, user.as_str()));
-        conversation.max(user).copied()
-    }
-
-    fn forbid(&self, row: &SaveRow<'_>) -> bool {
-        self.of(row).is_some_and(|erased_at| row.message.created_at <= erased_at)
-    }
-}
-
-/// What the lock tells about a conversation.
-struct Locked {
-    key: ConversationKey,
-    /// Active, nobody asked to close it, and touched recently: nothing to update.
-    settled: bool,
-    /// What nobody has said of it yet, though a message may.
-    lacks: Lacks,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Lacks {
-    agent: bool,
-    user: bool,
-    model: bool,
-}
-
-impl Lacks {
-    fn are_told_by(self, message: &Message) -> bool {
-        (self.agent && message.agent_id.is_some())
-            || (self.user && message.user_id.is_some())
-            || (self.model && message.model_name.is_some())
-    }
-}
-
-async fn lock_conversations(
+/// The outcome of a batch whose open rows have just been stored.
+async fn finish(
     connection: &mut PgConnection,
-    rows: &[&SaveRow<'_>],
-    tombstones: &Tombstones,
-    fresh: &(dyn Fn() -> i64 + Sync),
-) -> Result<Vec<Locked>> {
-    // One row for each conversation: its first message, in key order.
-    let mut firsts: Vec<&SaveRow<'_>> = rows.to_vec();
-    firsts.dedup_by_key(|row| row.key);
-    for _ in 0..LOCK_ROUNDS {
-        let locked = lock_present(connection, &firsts).await?;
-        if locked.len() == firsts.len() {
-            return Ok(locked);
-        }
-        let present: HashSet<&ConversationKey> = locked.iter().map(|l| &l.key).collect();
-        let missing: Vec<_> =
-            firsts.iter().copied().filter(|row| !present.contains(row.key)).collect();
-        insert_conversations(connection, &missing, rows, tombstones, fresh).await?;
-    }
-    Err(corrupt("conversations", "a row keeps vanishing between insert and lock".into()))
-}
-
-async fn lock_present(
-    connection: &mut PgConnection,
-    firsts: &[&SaveRow<'_>],
-) -> Result<Vec<Locked>> {
-    let rows = sqlx::query(
-        "SELECT c.tenant_id, c.id,
-                c.status = 'active' AND c.close_requested_at IS NULL
-                    AND c.touched_at > clock_timestamp() - make_interval(secs => $3) AS settled,
-                c.agent_id IS NULL AS lacks_agent, c.user_id IS NULL AS lacks_user,
-                c.model_name IS NULL AS lacks_model
-         FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
-         JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-         ORDER BY c.tenant_id, c.id
-         FOR KEY SHARE OF c",
-    )
-    .bind(firsts.iter().map(|row| row.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(firsts.iter().map(|row| row.key.conversation.as_str()).collect::<Vec<_>>())
-    .bind(f64::from(TOUCH_SECONDS))
-    .fetch_all(connection)
-    .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Locked {
-                key: crate::rows::key(row.try_get("tenant_id")?, row.try_get("id")?)?,
-                settled: row.try_get("settled")?,
-                lacks: Lacks {
-                    agent: row.try_get("lacks_agent")?,
-                    user: row.try_get("lacks_user")?,
-                    model: row.try_get("lacks_model")?,
-                },
-            })
-        })
-        .collect()
-}
-
-async fn insert_conversations(
-    connection: &mut PgConnection,
-    missing: &[&SaveRow<'_>],
-    rows: &[&SaveRow<'_>],
-    tombstones: &Tombstones,
-    fresh: &(dyn Fn() -> i64 + Sync),
-) -> Result<()> {
-    let mut earliest: HashMap<&ConversationKey, Timestamp> = HashMap::new();
-    for row in rows {
-        let at = earliest.entry(row.key).or_insert(row.message.created_at);
-        *at = (*at).min(row.message.created_at);
-    }
-    let at = |row: &SaveRow<'_>| *earliest.get(row.key).unwrap_or(&row.message.created_at);
-    sqlx::query(
-        "INSERT INTO conversations (tenant_id, id, session_id, agent_id, user_id, model_name,
-                                    tenant_tier, created_at, last_message_at, hot_generation, erased_at)
-         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
-                              $7::text[], $8::timestamptz[], $8::timestamptz[], $9::bigint[],
-                              $10::timestamptz[])
-         ON CONFLICT DO NOTHING",
-    )
-    .bind(missing.iter().map(|row| row.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(missing.iter().map(|row| row.key.conversation.as_str()).collect::<Vec<_>>())
-    .bind(missing.iter().map(|row| row.session.as_str()).collect::<Vec<_>>())
-    .bind(optional(missing, |row| row.message.agent_id.as_ref().map(AsRef::as_ref)))
-    .bind(optional(missing, |row| row.message.user_id.as_ref().map(AsRef::as_ref)))
-    .bind(optional(missing, |row| row.message.model_name.as_deref()))
-    .bind(optional(missing, |row| row.tenant_tier))
-    .bind(missing.iter().map(|row| DateTime::<Utc>::from(at(row))).collect::<Vec<_>>())
-    .bind(missing.iter().map(|_| fresh()).collect::<Vec<_>>())
-    .bind(missing.iter().map(|row| tombstones.of(row).map(DateTime::<Utc>::from)).collect::<Vec<_>>())
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// Inserts what is not there yet and says which rows that were.
-async fn insert_messages<'a>(
-    connection: &mut PgConnection,
-    rows: &[&SaveRow<'a>],
-) -> Result<HashSet<Identity<'a>>> {
-    let column =
-        |of: fn(&SaveRow<'a>) -> &'a str| rows.iter().map(|row| of(row)).collect::<Vec<_>>();
-    let text = |of: fn(&'a Message) -> Option<&'a str>| {
-        rows.iter().map(|row| of(row.message)).collect::<Vec<_>>()
-    };
-    let time = |of: fn(&Message) -> Timestamp| {
-        rows.iter().map(|row| DateTime::<Utc>::from(of(row.message))).collect::<Vec<_>>()
-    };
-    let inserted = sqlx::query(
-        "INSERT INTO messages (tenant_id, conversation_id, id, role, content, content_parts,
-                               tool_calls, tool_call_id, tokens_estimate, user_id, agent_id,
-                               model_name, processing_time_ms, created_at, received_at, body_hash,
-                               metadata, format)
-         SELECT t, c, id, role, content, parts::json, calls::json, call, estimate, u, agent, model,
-                took, created, received, hash, metadata::json, $18
-         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
-                     $7::text[], $8::text[], $9::bigint[], $10::text[], $11::text[], $12::text[],
-                     $13::float8[], $14::timestamptz[], $15::timestamptz[], $16::bytea[], $17::text[])
-              AS r (t, c, id, role, content, parts, calls, call, estimate, u, agent, model, took,
-                    created, received, hash, metadata)
-         ON CONFLICT DO NOTHING
-         RETURNING tenant_id, conversation_id, id",
-    )
-    .bind(column(|row| row.key.tenant.as_str()))
-    .bind(column(|row| row.key.conversation.as_str()))
-    .bind(column(|row| row.message.id.as_str()))
-    .bind(column(|row| row.message.role.as_str()))
-    .bind(column(|row| row.message.content.text()))
-    .bind(text(|m| m.content.parts().map(domain::message::Json::as_str)))
-    .bind(text(|m| m.tool_calls.as_ref().map(domain::message::Json::as_str)))
-    .bind(text(|m| m.tool_call_id.as_deref()))
-    .bind(rows.iter().map(|row| row.message.tokens_estimate).collect::<Vec<_>>())
-    .bind(text(|m| m.user_id.as_ref().map(AsRef::as_ref)))
-    .bind(text(|m| m.agent_id.as_ref().map(AsRef::as_ref)))
-    .bind(text(|m| m.model_name.as_deref()))
-    .bind(rows.iter().map(|row| row.message.processing_time_ms).collect::<Vec<_>>())
-    .bind(time(|m| m.created_at))
-    .bind(time(|m| m.received_at))
-    .bind(rows.iter().map(|row| row.body_hash.0.to_vec()).collect::<Vec<_>>())
-    .bind(text(|m| m.metadata.as_ref().map(domain::message::Json::as_str)))
-    .bind(FORMAT_PLAIN)
-    .fetch_all(connection)
-    .await?;
-    let mut new = HashSet::with_capacity(inserted.len());
-    // Inserted rows come back in the order in which they were sent, so one walk over both pairs them.
-    let mut sent = rows.iter();
-    for row in &inserted {
-        let found =
-            (row.try_get("tenant_id")?, row.try_get("conversation_id")?, row.try_get("id")?);
-        match sent.by_ref().find(|row| identity(row) == found) {
-            Some(row) => new.insert(identity(row)),
-            None => return Err(corrupt("messages", "an inserted row was not sent".into())),
-        };
-    }
-    Ok(new)
-}
-
-type Stored = (BodyHash, Message);
-
-async fn read_stored<'a>(
-    connection: &mut PgConnection,
-    rows: &[&SaveRow<'a>],
-) -> Result<HashMap<Identity<'a>, Stored>> {
-    let found = sqlx::query(AssertSqlSafe(format!(
-        "SELECT k.n, m.body_hash, {MESSAGE_COLUMNS}
-         FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY
-              AS k (tenant_id, conversation_id, id, n)
-         JOIN messages m USING (tenant_id, conversation_id, id)"
-    )))
-    .bind(rows.iter().map(|row| row.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(rows.iter().map(|row| row.key.conversation.as_str()).collect::<Vec<_>>())
-    .bind(rows.iter().map(|row| row.message.id.as_str()).collect::<Vec<_>>())
-    .fetch_all(connection)
-    .await?;
-    found
-        .iter()
-        .map(|row| {
-            let n: i64 = row.try_get("n")?;
-            let sent = usize::try_from(n - 1).ok().and_then(|n| rows.get(n)).ok_or_else(|| {
-                corrupt("messages", "a row came back that was not asked for".into())
-            })?;
-            let hash = <[u8; 16]>::try_from(row.try_get::<&[u8], _>("body_hash")?)
-                .map_err(|_| corrupt("messages", "body_hash is not 16 bytes long".into()))?;
-            let MessageRow(message) = sqlx::FromRow::from_row(row)?;
-            Ok((identity(sent), (BodyHash(hash), message)))
-        })
-        .collect()
-}
-
-/// Brings conversations that gained a message up to date, those alone that need it; returns how
-/// many came back from closing or the archive.
-async fn update_conversations(
-    connection: &mut PgConnection,
-    rows: &[&SaveRow<'_>],
-    new: &HashSet<Identity<'_>>,
-    locked: &[Locked],
+    rows: &[SaveRow<'_>],
+    saved: Vec<Option<Saved>>,
+    reopened: usize,
     hot: HotWrites,
     fresh: &(dyn Fn() -> i64 + Sync),
-) -> Result<usize> {
-    let mut newest: HashMap<&ConversationKey, &Message> = HashMap::new();
-    for row in rows.iter().filter(|row| new.contains(&identity(row))) {
-        let message = newest.entry(row.key).or_insert(row.message);
-        if message.position() < row.message.position() {
-            *message = row.message;
+) -> Result<SavedBatch> {
+    if hot == HotWrites::KnownDown {
+        // The statement saw to the conversations that gained a message. A saver that died may have
+        // kept the others' messages from Redis too.
+        let known = |saved: &Option<Saved>| !matches!(saved, None | Some(Saved::Erased));
+        let mut changes: Vec<(ConversationKey, i64)> = rows
+            .iter()
+            .zip(&saved)
+            .filter(|(_, saved)| known(saved))
+            .map(|(row, _)| (row.key.clone(), fresh()))
+            .collect();
+        changes.dedup_by(|a, b| a.0 == b.0);
+        if !changes.is_empty() {
+            change_generations(connection, &changes).await?;
         }
     }
-    let is_stale = |l: &&Locked| match newest.get(&l.key) {
-        _ if hot == HotWrites::KnownDown => true,
-        Some(message) => !l.settled || l.lacks.are_told_by(message),
-        None => false,
-    };
-    let stale: Vec<&Locked> = locked.iter().filter(is_stale).collect();
-    if stale.is_empty() {
-        return Ok(0);
-    }
-    let of = |l: &Locked| newest.get(&l.key).copied();
-    let generation = |_| (hot == HotWrites::KnownDown).then(fresh);
-    let reopened = sqlx::query_scalar::<_, bool>(
-        "WITH stale AS (
-             SELECT c.tenant_id, c.id, c.status AS was, k.newest, k.agent_id, k.user_id, k.model_name, k.generation
-             FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::bigint[])
-                  AS k (tenant_id, id, newest, agent_id, user_id, model_name, generation)
-             JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-             ORDER BY c.tenant_id, c.id
-             FOR NO KEY UPDATE OF c)
-         UPDATE conversations c SET
-             hot_generation = coalesce(stale.generation, c.hot_generation),
-             status = CASE WHEN stale.newest IS NULL THEN c.status ELSE 'active' END,
-             close_requested_at = CASE
-                 WHEN stale.newest IS NULL THEN c.close_requested_at
-                 WHEN c.status <> 'active' OR c.close_requested_at IS NOT NULL THEN clock_timestamp() END,
-             close_token = CASE WHEN stale.newest IS NULL THEN c.close_token END,
-             close_lease_until = CASE WHEN stale.newest IS NULL THEN c.close_lease_until END,
-             reopened = c.reopened OR (stale.newest IS NOT NULL AND stale.was <> 'active'),
-             touched_at = CASE WHEN stale.newest IS NULL THEN c.touched_at ELSE clock_timestamp() END,
-             last_message_at = greatest(c.last_message_at, stale.newest),
-             agent_id = coalesce(c.agent_id, stale.agent_id),
-             user_id = coalesce(c.user_id, stale.user_id),
-             model_name = coalesce(c.model_name, stale.model_name)
-         FROM stale WHERE c.tenant_id = stale.tenant_id AND c.id = stale.id
-         RETURNING stale.newest IS NOT NULL AND stale.was <> 'active'",
-    )
-    .bind(stale.iter().map(|l| l.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(stale.iter().map(|l| l.key.conversation.as_str()).collect::<Vec<_>>())
-    .bind(stale.iter().map(|l| of(l).map(|m| DateTime::<Utc>::from(m.created_at))).collect::<Vec<_>>())
-    .bind(stale.iter().map(|l| of(l).and_then(|m| m.agent_id.as_ref().map(AsRef::as_ref))).collect::<Vec<Option<&str>>>())
-    .bind(stale.iter().map(|l| of(l).and_then(|m| m.user_id.as_ref().map(AsRef::as_ref))).collect::<Vec<Option<&str>>>())
-    .bind(stale.iter().map(|l| of(l).and_then(|m| m.model_name.as_deref())).collect::<Vec<_>>())
-    .bind(stale.iter().map(generation).collect::<Vec<_>>())
-    .fetch_all(connection)
-    .await?;
-    Ok(reopened.into_iter().filter(|came_back| *came_back).count())
+    let rows = saved.into_iter().map(|saved| saved.unwrap_or(Saved::New)).collect();
+    Ok(SavedBatch { rows, reopened })
 }
 
-fn optional<'a>(
-    rows: &[&SaveRow<'a>],
-    of: impl Fn(&SaveRow<'a>) -> Option<&'a str>,
-) -> Vec<Option<&'a str>> {
-    rows.iter().map(|row| of(row)).collect()
+fn refuse(rows: &[SaveRow<'_>], tombstones: &Tombstones<'_>, saved: &mut [Option<Saved>]) {
+    for (row, saved) in rows.iter().zip(saved) {
+        if tombstones.forbid(row) {
+            *saved = Some(Saved::Erased);
+        }
+    }
+}
+
+/// Settles those open rows whose ids are stored; returns how many that were.
+async fn compare(
+    connection: &mut PgConnection,
+    rows: &[SaveRow<'_>],
+    saved: &mut [Option<Saved>],
+) -> Result<usize> {
+    let open: Vec<usize> = (0..rows.len()).filter(|n| saved[*n].is_none()).collect();
+    let asked = || open.iter().map(|n| &rows[*n]);
+    // LATERAL, so that there is one plan whatever the statistics say: two look-ups for each row.
+    let found = sqlx::query(AssertSqlSafe(format!(
+        "SELECT k.n, m.* FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY
+             AS k (tenant_id, conversation_id, id, n)
+         CROSS JOIN LATERAL (
+             SELECT m.body_hash, {MESSAGE_COLUMNS} FROM message_rows m
+             WHERE m.id = k.id AND m.conversation = (
+                 SELECT c.number FROM conversations c
+                 WHERE c.tenant_id = k.tenant_id AND c.id = k.conversation_id)
+             OFFSET 0) AS m"
+    )))
+    .bind(asked().map(|row| row.key.tenant.as_str()).bind_iter())
+    .bind(asked().map(|row| row.key.conversation.as_str()).bind_iter())
+    .bind(asked().map(|row| row.message.id.as_str()).bind_iter())
+    .fetch_all(connection)
+    .await?;
+    for stored in &found {
+        let n: i64 = stored.try_get("n")?;
+        let n = usize::try_from(n - 1).ok().and_then(|n| open.get(n)).copied();
+        let n = n.ok_or_else(|| corrupt("messages", "one that nobody asked for".into()))?;
+        let hash = <[u8; 16]>::try_from(stored.try_get::<&[u8], _>("body_hash")?)
+            .map_err(|_| corrupt("messages", "body_hash is not 16 bytes long".into()))?;
+        let MessageRow(message) = sqlx::FromRow::from_row(stored)?;
+        saved[n] = Some(if BodyHash(hash) == rows[n].body_hash {
+            Saved::Duplicate(Box::new(message))
+        } else {
+            Saved::Conflict
+        });
+    }
+    Ok(found.len())
+}
+
+fn is_stored_already(error: &Error) -> bool {
+    let Error::Database(sqlx::Error::Database(error)) = error else { return false };
+    error.constraint() == Some("message_rows_pkey")
 }

@@ -1,6 +1,7 @@
 //! The schema: made by `verbatim setup`, checked by every worker at start.
 
 use sqlx::migrate::Migrator;
+use tokio::time::timeout;
 
 use crate::{Archive, Error, SchemaError};
 
@@ -10,7 +11,13 @@ impl Archive {
     /// Creates the schema or upgrades it to this program's version; idempotent, and safe to run
     /// from several places at once. Returns the version.
     pub async fn migrate(&self) -> Result<i64, SchemaError> {
-        MIGRATIONS.run(&self.pool).await?;
+        let mut lease = timeout(self.time_out, self.pool.lease())
+            .await
+            .map_err(|_| Error::TimedOut(self.time_out))
+            .flatten()?;
+        // Without a limit: it waits for whoever else is migrating.
+        MIGRATIONS.run(&mut lease.connection).await?;
+        lease.give_back();
         Ok(newest())
     }
 

@@ -226,8 +226,8 @@ async fn compute(connection: &mut PgConnection, tenants: &[String], ids: &[Strin
          JOIN LATERAL (SELECT role, tokens, created_at,
                               lag(role) OVER in_order AS previous_role,
                               lag(created_at) OVER in_order AS previous_at
-                       FROM messages
-                       WHERE tenant_id = c.tenant_id AND conversation_id = c.id
+                       FROM message_rows
+                       WHERE conversation = c.number
                        WINDOW in_order AS (ORDER BY created_at, id)) AS m ON true
          GROUP BY c.tenant_id, c.id
          ON CONFLICT (tenant_id, conversation_id) DO UPDATE SET

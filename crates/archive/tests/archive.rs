@@ -164,21 +164,134 @@ async fn a_conversation_that_is_dropped_under_a_saver_is_made_again() {
         let archive = archive.clone();
         async move { save(&archive, "m1").await }
     });
-    testkit::wait::eventually(
-        "the saver to wait for the lock",
-        Duration::from_secs(10),
-        async || {
-            let waiting = env
-                .psql("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-                .await
-                .unwrap();
-            if waiting.trim() == "1" { Ok(()) } else { Err(waiting) }
-        },
-    )
-    .await;
+    until_somebody_waits(&env).await;
     transaction.commit().await.unwrap();
     assert_eq!(saving.await.unwrap().unwrap(), [Saved::New]);
     assert_eq!(env.psql("SELECT count(*) FROM conversations").await.unwrap().trim(), "1");
+}
+
+#[tokio::test]
+async fn a_conversation_that_another_transaction_makes_meanwhile_is_shared() {
+    let (env, archive) = migrated().await;
+    let mut other = PgConnection::connect(&env.database_url).await.unwrap();
+    let mut transaction = other.begin().await.unwrap();
+    sqlx::query(
+        "INSERT INTO conversations (tenant_id, id, session_id, created_at, hot_generation)
+         VALUES ('acme', 'c', 's', now(), 1)",
+    )
+    .execute(&mut *transaction)
+    .await
+    .unwrap();
+    let saving = tokio::spawn({
+        let archive = archive.clone();
+        async move { save(&archive, "m1").await }
+    });
+    until_somebody_waits(&env).await;
+    transaction.commit().await.unwrap();
+    assert_eq!(saving.await.unwrap().unwrap(), [Saved::New]);
+    let stored = "SELECT c.hot_generation, m.id FROM conversations c
+                  JOIN messages m ON m.tenant_id = c.tenant_id AND m.conversation_id = c.id";
+    assert_eq!(env.psql(stored).await.unwrap().trim(), "1|m1");
+}
+
+#[tokio::test]
+async fn a_message_that_two_savers_bring_at_once_is_stored_by_one() {
+    let (env, archive) = migrated().await;
+    save(&archive, "m1").await.unwrap();
+    // The other saver, between its insert and its commit.
+    let mut other = PgConnection::connect(&env.database_url).await.unwrap();
+    let mut transaction = other.begin().await.unwrap();
+    sqlx::query(
+        "INSERT INTO message_rows (conversation, id, role, content, created_at, received_at, body_hash)
+         SELECT conversation, 'm2', role, 'words of m2', created_at, received_at, $1 FROM message_rows",
+    )
+    .bind(message("m2").body_hash().0)
+    .execute(&mut *transaction)
+    .await
+    .unwrap();
+    let saving = tokio::spawn({
+        let archive = archive.clone();
+        async move { save(&archive, "m2").await }
+    });
+    until_somebody_waits(&env).await;
+    transaction.commit().await.unwrap();
+    let saved = saving.await.unwrap().unwrap();
+    assert!(
+        matches!(&saved[..], [Saved::Duplicate(stored)] if **stored == message("m2")),
+        "{saved:?}"
+    );
+    // What the doubt that stays does to a batch of new ones: nothing.
+    assert_eq!(save(&archive, "m3").await.unwrap(), [Saved::New]);
+}
+
+#[tokio::test]
+async fn a_plan_that_was_made_while_the_tables_were_empty_walks_the_primary_key() {
+    let (env, _archive) = migrated().await;
+    let save = include_str!("../src/save/statement.sql");
+    let explain = format!(
+        "SET plan_cache_mode = force_generic_plan; PREPARE save AS {save};
+         EXPLAIN EXECUTE save ({nulls}); PREPARE one AS
+             SELECT hot_generation FROM conversations WHERE tenant_id = $1 AND id = $2;
+         EXPLAIN EXECUTE one (NULL, NULL)",
+        nulls = vec!["NULL"; 34].join(", ")
+    );
+    let plan = env.psql(&explain).await.unwrap();
+    // The lock of a save, and any look-up.
+    assert_eq!(plan.matches("conversations_pkey").count(), 2, "{plan}");
+}
+
+#[tokio::test]
+async fn connections_that_the_server_ended_cost_one_failure() {
+    let (env, archive) = migrated().await;
+    let at_once = async || {
+        let (key, other) = (key(), key());
+        let (one, two) = tokio::join!(archive.numbers(&key), archive.numbers(&other));
+        one.and(two)
+    };
+    at_once().await.unwrap();
+    env.psql(
+        "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity
+         WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    .await
+    .unwrap();
+    let error = archive.numbers(&key()).await.unwrap_err();
+    assert_eq!(error.class(), FailureClass::Unavailable, "{error}");
+    at_once().await.unwrap();
+}
+
+#[tokio::test]
+async fn work_that_failed_leaves_no_transaction_open() {
+    let (env, archive) = migrated().await;
+    save(&archive, "m1").await.unwrap();
+    ask_to_close(&env).await;
+    let claims = archive.claim(&due()).await.unwrap();
+    // The first statement of the transaction takes a row; the second one finds a table gone.
+    env.psql("ALTER TABLE sessions RENAME TO gone; DELETE FROM message_rows").await.unwrap();
+    let error = archive.drop_empty(&claims).await.unwrap_err();
+    assert_eq!(error.class(), FailureClass::Unavailable, "{error}");
+    testkit::wait::eventually("the rollback", Duration::from_secs(10), async || {
+        let open = env
+            .psql("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'")
+            .await
+            .unwrap();
+        if open.trim() == "0" { Ok(()) } else { Err(open) }
+    })
+    .await;
+}
+
+async fn until_somebody_waits(env: &TestEnv) {
+    testkit::wait::eventually("the saver to wait", Duration::from_secs(10), async || {
+        let waiting = env
+            .psql(
+                "SELECT count(*) FROM pg_stat_activity
+                 WHERE wait_event_type = 'Lock' AND datname = current_database()",
+            )
+            .await
+            .unwrap();
+        if waiting.trim() == "1" { Ok(()) } else { Err(waiting) }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -341,7 +341,7 @@ async fn a_batch_that_is_too_slow_for_one_transaction_is_saved_in_parts() {
         &env,
         "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$
          BEGIN PERFORM pg_sleep(0.03); RETURN NEW; END $$;
-         CREATE TRIGGER dawdle BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION dawdle()",
+         CREATE TRIGGER dawdle BEFORE INSERT ON message_rows FOR EACH ROW EXECUTE FUNCTION dawdle()",
     )
     .await;
     let hasty = archive::Archive::open(&archive::Settings {
@@ -375,7 +375,7 @@ async fn poison(env: &testkit::TestEnv, sqlstate: &str) {
                  END IF;
                  RETURN NEW;
              END $$;
-             CREATE TRIGGER refuse BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION refuse()"
+             CREATE TRIGGER refuse BEFORE INSERT ON message_rows FOR EACH ROW EXECUTE FUNCTION refuse()"
         ),
     )
     .await;

@@ -95,7 +95,7 @@ async fn poison(scenario: &Scenario, sqlstate: &str, ids: &str) {
              END IF;
              RETURN NEW;
          END $$;
-         CREATE TRIGGER refuse BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION refuse()"
+         CREATE TRIGGER refuse BEFORE INSERT ON message_rows FOR EACH ROW EXECUTE FUNCTION refuse()"
     );
     scenario.sql(&trigger).await;
 }

@@ -236,8 +236,9 @@ async fn an_open_save_is_counted_by_the_close_that_meets_it() {
     // What a saver does, stopped between its insert and its commit.
     let save = "SET statement_timeout = '60s'; BEGIN;
         SELECT FROM conversations WHERE tenant_id = 'open-save' FOR KEY SHARE;
-        INSERT INTO messages SELECT (jsonb_populate_record(m, '{\"id\": \"2\"}')).* FROM messages m
-            WHERE tenant_id = 'open-save';
+        INSERT INTO message_rows
+            SELECT (jsonb_populate_record(m, '{\"id\": \"2\"}')).* FROM message_rows m
+            WHERE conversation = (SELECT number FROM conversations WHERE tenant_id = 'open-save');
         SELECT pg_advisory_xact_lock(4711);
         DO $$ BEGIN
             WHILE NOT EXISTS (SELECT FROM gate) LOOP PERFORM pg_sleep(0.02); END LOOP;

@@ -140,7 +140,7 @@ async fn an_archived_conversation_is_shown_with_its_statistics() {
     save(&env, &[body("s", "m-1", json!({})), body("s", "m-2", answer)]).await;
     // As a closer leaves it.
     env.psql(
-        "UPDATE messages SET tokens = 5;
+        "UPDATE message_rows SET tokens = 5;
          UPDATE conversations SET status = 'archived', message_count = 2, total_tokens = 10,
              closed_at = now(), finalised_at = now(), close_reason = 'user_left', satisfaction = 4",
     )

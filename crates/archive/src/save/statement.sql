@@ -1,0 +1,105 @@
+-- Saves a batch of messages, all of them or none; see `save.rs`.
+--
+-- One row comes back when all were saved: how many conversations came back to life. None comes back when
+-- nothing was saved: a tombstone that the sender does not know, or a conversation that another transaction
+-- made or dropped since this statement began. A message that is stored already is a unique violation.
+--
+-- The order of effects is the order in which each part needs the ones before it: locks, new conversations,
+-- changed conversations, messages. Every part goes through the conversations in the order of the arrays,
+-- which is that of the keys.
+--
+-- $1 to $12 are arrays of the conversations, $18 to $33 of the messages; $18 is each message's conversation.
+WITH forbidden AS MATERIALIZED (
+    SELECT EXISTS (SELECT FROM tombstones)
+       AND (EXISTS (
+               SELECT FROM unnest($1::text[], $2::text[], $10::timestamptz[]) AS k (tenant_id, id, known_erasure)
+               JOIN tombstones t ON t.tenant_id = k.tenant_id AND t.kind = 'conversation' AND t.subject = k.id
+               WHERE k.known_erasure IS NULL OR k.known_erasure < t.erased_at)
+           OR EXISTS (
+               SELECT FROM unnest($13::text[], $14::text[], $15::timestamptz[]) AS u (tenant_id, id, known_erasure)
+               JOIN tombstones t ON t.tenant_id = u.tenant_id AND t.kind = 'user' AND t.subject = u.id
+               WHERE u.known_erasure IS NULL OR u.known_erasure < t.erased_at))
+       AS something),
+
+-- LATERAL, so that there is one plan whatever the statistics say: one look-up for each, in this order.
+locked AS MATERIALIZED (
+    SELECT k.n, c.number,
+           c.status = 'active' AND c.close_requested_at IS NULL
+               AND c.touched_at > clock_timestamp() - make_interval(secs => $16)
+               AND (c.agent_id IS NOT NULL OR k.agent_id IS NULL)
+               AND (c.user_id IS NOT NULL OR k.user_id IS NULL)
+               AND (c.model_name IS NOT NULL OR k.model_name IS NULL)
+               AND NOT $17 AS settled
+    FROM unnest($1::text[], $2::text[], $5::text[], $6::text[], $7::text[]) WITH ORDINALITY
+         AS k (tenant_id, id, agent_id, user_id, model_name, n)
+    CROSS JOIN LATERAL (SELECT * FROM conversations c
+                        WHERE c.tenant_id = k.tenant_id AND c.id = k.id
+                        FOR KEY SHARE) AS c),
+
+missing AS MATERIALIZED (
+    SELECT k.*, nextval('conversations_number_seq') AS number
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+                $8::timestamptz[], $9::timestamptz[], $11::timestamptz[], $12::bigint[])
+         WITH ORDINALITY
+         AS k (tenant_id, id, session_id, tenant_tier, agent_id, user_id, model_name,
+               oldest, newest, erased_at, generation, n)
+    WHERE (SELECT count(*) FROM locked) < cardinality($1)
+      AND NOT (SELECT something FROM forbidden)
+      AND k.n NOT IN (SELECT n FROM locked)),
+
+-- What this makes nobody else sees before the commit, so it needs no lock.
+made AS (
+    INSERT INTO conversations (number, tenant_id, id, session_id, tenant_tier, agent_id, user_id, model_name,
+                               created_at, last_message_at, erased_at, hot_generation)
+    SELECT number, tenant_id, id, session_id, tenant_tier, agent_id, user_id, model_name,
+           oldest, newest, erased_at, generation
+    FROM missing ORDER BY n
+    ON CONFLICT DO NOTHING
+    RETURNING number),
+
+-- The numbers of all conversations, or no row.
+ready AS MATERIALIZED (
+    SELECT array_agg(number ORDER BY n) AS numbers
+    FROM (SELECT n, number FROM locked UNION ALL SELECT n, number FROM missing) AS known
+    HAVING count(*) = cardinality($1)
+       AND (SELECT count(*) FROM made) = (SELECT count(*) FROM missing)
+       AND NOT (SELECT something FROM forbidden)),
+
+-- Those alone that need it. No counters: they would serialise the savers of one conversation.
+touched AS (
+    UPDATE conversations c SET
+        hot_generation = CASE WHEN $17 THEN ($12::bigint[])[gained.n] ELSE c.hot_generation END,
+        status = 'active',
+        close_requested_at = CASE WHEN c.status <> 'active' OR c.close_requested_at IS NOT NULL
+                                  THEN clock_timestamp() END,
+        close_token = NULL,
+        close_lease_until = NULL,
+        reopened = c.reopened OR gained.was <> 'active',
+        touched_at = clock_timestamp(),
+        last_message_at = greatest(c.last_message_at, ($9::timestamptz[])[gained.n]),
+        agent_id = coalesce(c.agent_id, ($5::text[])[gained.n]),
+        user_id = coalesce(c.user_id, ($6::text[])[gained.n]),
+        model_name = coalesce(c.model_name, ($7::text[])[gained.n])
+    FROM (SELECT l.n, l.number, c.status AS was
+          FROM ready, locked l JOIN conversations c ON c.number = l.number
+          WHERE NOT l.settled
+          ORDER BY l.n
+          FOR NO KEY UPDATE OF c) AS gained
+    WHERE c.number = gained.number
+    RETURNING gained.was <> 'active' AS came_back),
+
+added AS (
+    INSERT INTO message_rows (conversation, id, role, content, content_parts, tool_calls, tool_call_id,
+                              tokens_estimate, user_id, agent_id, model_name, processing_time_ms,
+                              created_at, received_at, body_hash, metadata, format)
+    SELECT ready.numbers[r.n], r.id, r.role, r.content, r.parts::json, r.calls::json, r.call,
+           r.estimate, r.user_id, r.agent_id, r.model_name, r.took,
+           r.created_at, r.received_at, r.body_hash, r.metadata::json, $34
+    FROM ready,
+         unnest($18::int[], $19::text[], $20::text[], $21::text[], $22::text[], $23::text[], $24::text[],
+                $25::bigint[], $26::text[], $27::text[], $28::text[], $29::float8[],
+                $30::timestamptz[], $31::timestamptz[], $32::bytea[], $33::text[])
+         AS r (n, id, role, content, parts, calls, call, estimate, user_id, agent_id, model_name, took,
+               created_at, received_at, body_hash, metadata))
+
+SELECT (SELECT count(*) FROM touched WHERE came_back) AS reopened FROM ready

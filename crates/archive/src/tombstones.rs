@@ -1,0 +1,90 @@
+//! What was erased and when: messages sent before are refused.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use domain::time::Timestamp;
+use sqlx::postgres::PgBindIterExt as _;
+use sqlx::{PgConnection, Row};
+
+use crate::Result;
+use crate::rows::{SaveRow, corrupt, timestamp};
+
+/// A tenant, and the id of a conversation or user of his.
+pub(crate) type Subject<'a> = (&'a str, &'a str);
+
+/// The erasures that concern a batch, as far as they are known.
+#[derive(Debug, Default)]
+pub(crate) struct Tombstones<'a> {
+    conversations: HashMap<Subject<'a>, Timestamp>,
+    users: HashMap<Subject<'a>, Timestamp>,
+}
+
+impl<'a> Tombstones<'a> {
+    /// Those of the conversations and users of these rows.
+    pub(crate) async fn read(connection: &mut PgConnection, rows: &[SaveRow<'a>]) -> Result<Self> {
+        let conversations = rows.iter().map(conversation).collect();
+        Ok(Self {
+            conversations: find(connection, "conversation", conversations).await?,
+            users: find(connection, "user", rows.iter().filter_map(user).collect()).await?,
+        })
+    }
+
+    /// When the row's conversation was erased.
+    pub(crate) fn of_conversation(&self, row: &SaveRow<'_>) -> Option<Timestamp> {
+        self.conversations.get(&conversation(row)).copied()
+    }
+
+    /// When this user was erased.
+    pub(crate) fn of_user(&self, user: Subject<'_>) -> Option<Timestamp> {
+        self.users.get(&user).copied()
+    }
+
+    /// When the conversation or the user of a row was last erased.
+    pub(crate) fn of(&self, row: &SaveRow<'_>) -> Option<Timestamp> {
+        self.of_conversation(row).max(user(row).and_then(|user| self.of_user(user)))
+    }
+
+    /// Whether the row's message was sent before an erasure that covers it.
+    pub(crate) fn forbid(&self, row: &SaveRow<'_>) -> bool {
+        self.of(row).is_some_and(|erased_at| row.message.created_at <= erased_at)
+    }
+}
+
+/// The user that a row names.
+pub(crate) fn user<'a>(row: &SaveRow<'a>) -> Option<Subject<'a>> {
+    let user = row.message.user_id.as_ref()?;
+    Some((row.key.tenant.as_str(), user.as_str()))
+}
+
+fn conversation<'a>(row: &SaveRow<'a>) -> Subject<'a> {
+    (row.key.tenant.as_str(), row.key.conversation.as_str())
+}
+
+async fn find<'a>(
+    connection: &mut PgConnection,
+    kind: &'static str,
+    mut subjects: Vec<Subject<'a>>,
+) -> Result<HashMap<Subject<'a>, Timestamp>> {
+    subjects.sort_unstable();
+    subjects.dedup();
+    sqlx::query(
+        "SELECT k.n, t.erased_at
+         FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k (tenant_id, subject, n)
+         JOIN tombstones t ON t.tenant_id = k.tenant_id AND t.subject = k.subject AND t.kind = $3",
+    )
+    .bind(subjects.iter().map(|(tenant, _)| *tenant).bind_iter())
+    .bind(subjects.iter().map(|(_, subject)| *subject).bind_iter())
+    .bind(kind)
+    .fetch_all(connection)
+    .await?
+    .iter()
+    .map(|row| {
+        let n: i64 = row.try_get("n")?;
+        let subject = usize::try_from(n - 1).ok().and_then(|n| subjects.get(n)).copied();
+        let subject =
+            subject.ok_or_else(|| corrupt("tombstones", "one that nobody asked for".into()))?;
+        Ok((subject, timestamp(row.try_get::<DateTime<Utc>, _>("erased_at")?)))
+    })
+    .collect()
+}
