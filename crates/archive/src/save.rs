@@ -26,6 +26,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use crate::epoch::change_generations;
 use crate::rows::{MESSAGE_COLUMNS, MessageRow, SaveRow, corrupt};
+use crate::save::statement::Sent;
 use crate::tombstones::Tombstones;
 use crate::{Archive, Error, Result};
 
@@ -62,11 +63,14 @@ pub enum Saved {
 
 /// What became of a batch.
 #[derive(Debug, Default)]
-pub struct SavedBatch {
+pub struct SavedBatch<'a> {
     /// One for each row, in the order of the rows.
     pub rows: Vec<Saved>,
     /// How many archived or closing conversations came back to life.
     pub reopened: usize,
+    /// Conversations that were made, or whose row was changed: of those that gain messages every one
+    /// at its first, when its state changes, and at least once in [`TOUCH_SECONDS`], whoever saves.
+    pub touched: Vec<&'a ConversationKey>,
 }
 
 impl Archive {
@@ -75,12 +79,12 @@ impl Archive {
     ///
     /// `rows` must be sorted by (tenant, conversation, message id) and hold each of them once.
     /// `fresh` gives random numbers for new generations.
-    pub async fn save(
+    pub async fn save<'a>(
         &self,
-        rows: &[SaveRow<'_>],
+        rows: &[SaveRow<'a>],
         hot: HotWrites,
         fresh: &(dyn Fn() -> i64 + Sync),
-    ) -> Result<SavedBatch> {
+    ) -> Result<SavedBatch<'a>> {
         debug_assert!(
             rows.is_sorted_by(|a, b| (a.key, &a.message.id) < (b.key, &b.message.id)),
             "rows must be sorted and unique"
@@ -96,14 +100,15 @@ impl Archive {
                     let stored = compare(connection, rows, &mut saved).await?;
                     self.doubt.learn(stored);
                 }
-                let open: Vec<&SaveRow<'_>> =
+                let open: Vec<&SaveRow<'a>> =
                     rows.iter().zip(&saved).filter(|it| it.1.is_none()).map(|it| it.0).collect();
                 if open.is_empty() {
-                    return finish(connection, rows, saved, 0, hot, fresh).await;
+                    let nothing = Sent { reopened: 0, touched: Vec::new() };
+                    return finish(connection, rows, saved, nothing, hot, fresh).await;
                 }
                 match statement::send(connection, &open, &tombstones, hot, fresh).await {
-                    Ok(Some(reopened)) => {
-                        return finish(connection, rows, saved, reopened, hot, fresh).await;
+                    Ok(Some(sent)) => {
+                        return finish(connection, rows, saved, sent, hot, fresh).await;
                     }
                     Ok(None) => {
                         tombstones = Tombstones::read(connection, rows).await?;
@@ -123,14 +128,14 @@ impl Archive {
 }
 
 /// The outcome of a batch whose open rows have just been stored.
-async fn finish(
+async fn finish<'a>(
     connection: &mut PgConnection,
-    rows: &[SaveRow<'_>],
+    rows: &[SaveRow<'a>],
     saved: Vec<Option<Saved>>,
-    reopened: usize,
+    Sent { reopened, touched }: Sent<'a>,
     hot: HotWrites,
     fresh: &(dyn Fn() -> i64 + Sync),
-) -> Result<SavedBatch> {
+) -> Result<SavedBatch<'a>> {
     if hot == HotWrites::KnownDown {
         // The statement saw to the conversations that gained a message. A saver that died may have
         // kept the others' messages from Redis too.
@@ -147,7 +152,7 @@ async fn finish(
         }
     }
     let rows = saved.into_iter().map(|saved| saved.unwrap_or(Saved::New)).collect();
-    Ok(SavedBatch { rows, reopened })
+    Ok(SavedBatch { rows, reopened, touched })
 }
 
 fn refuse(rows: &[SaveRow<'_>], tombstones: &Tombstones<'_>, saved: &mut [Option<Saved>]) {

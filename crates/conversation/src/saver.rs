@@ -8,6 +8,7 @@
 //!    reader believes their copies. Only then does [`Saver::save`] return.
 
 use std::borrow::Borrow;
+use std::collections::HashSet;
 
 use archive::{Archive, HotWrites, SaveRow, Saved};
 use domain::action::{Identity, SaveMessage};
@@ -75,6 +76,7 @@ impl Saver {
                 Ok(saved) => {
                     self.metrics.add(Counter::ConversationsReopened, saved.reopened as u64);
                     batch.settle(part, saved.rows);
+                    batch.renewed.extend(saved.touched);
                     continue;
                 }
                 Err(error) => error,
@@ -105,12 +107,18 @@ impl Saver {
     }
 
     /// Appends the committed rows to their hot copies, or voids the copies.
+    ///
+    /// A copy's expiry is renewed with the first message of a conversation, after a quiet minute, and
+    /// whenever it was closing or closed. Should a copy vanish in between and begin anew without an
+    /// expiry, the next minute's message gives it one, and a close drops it.
     async fn make_hot(&self, batch: &mut Batch<'_>) -> Result<(), Unavailable> {
+        let renewed = std::mem::take(&mut batch.renewed);
         let committed = batch.by_conversation();
         if committed.is_empty() {
             return Ok(());
         }
-        let Err(error) = self.hot.append(&committed).await else {
+        let appended = self.hot.append_renewing(&committed, |key| renewed.contains(key)).await;
+        let Err(error) = appended else {
             return Ok(());
         };
         tracing::warn!(
@@ -174,6 +182,9 @@ struct Batch<'a> {
     waiting: Vec<Row<'a>>,
     /// What Redis is to hold.
     committed: Vec<(&'a ConversationKey, Committed<'a>)>,
+    /// The conversations whose copies' expiry is to be renewed: their rows were made or changed, or a
+    /// saver died, perhaps before it had renewed it.
+    renewed: HashSet<&'a ConversationKey>,
 }
 
 enum Committed<'a> {
@@ -216,7 +227,13 @@ impl<'a> Batch<'a> {
             }
         }
         let outcomes = actions.iter().map(|_| None).collect();
-        Self { actions, outcomes, waiting, committed: Vec::with_capacity(actions.len()) }
+        Self {
+            actions,
+            outcomes,
+            waiting,
+            committed: Vec::with_capacity(actions.len()),
+            renewed: HashSet::new(),
+        }
     }
 
     /// The first waiting row of every id, or `None` when all are settled.
@@ -247,6 +264,9 @@ impl<'a> Batch<'a> {
                 Saved::Conflict => (conflict(row), conflict(row), None),
                 Saved::Erased => (Outcome::Done(Done::Erased), Outcome::Done(Done::Erased), None),
             };
+            if matches!(committed, Some(Committed::Stored(_))) {
+                self.renewed.insert(row.row.key);
+            }
             self.committed.extend(committed.map(|message| (row.row.key, message)));
             for action in &row.repeated {
                 self.outcomes[*action] = Some(repeated.clone());

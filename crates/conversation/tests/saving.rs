@@ -9,8 +9,8 @@ use domain::message::Content;
 use metrics::{Counter, TransactionRetry};
 use serde_json::json;
 use support::{
-    Replica, action_received, applied, at_the_same_time, duplicate, ids, key, message, saving, sql,
-    stores,
+    Replica, action_received, applied, at_the_same_time, duplicate, ids, key, message, redis,
+    saving, sql, stores,
 };
 
 fn is_conflict(outcome: &Outcome) -> bool {
@@ -27,6 +27,28 @@ async fn a_saved_message_is_durable_and_hot() {
     assert_eq!(ids(&messages), ["m1"]);
     assert_eq!(messages[0].content.text(), "words of m1");
     assert_eq!(replica.metrics.count(Counter::MessagesSaved), 1);
+}
+
+#[tokio::test]
+async fn the_expiry_of_a_hot_copy_is_renewed_at_the_first_message_after_a_minute_and_by_a_duplicate()
+ {
+    let (env, replica) = stores().await;
+    let name = format!("messages:{{{}}}", key("s"));
+    let expires = || redis(&env, &["TTL", &name]).parse::<i64>().unwrap() > 80_000;
+    let never_again = || assert_eq!(redis(&env, &["PERSIST", &name]), "1");
+
+    replica.save(&[message("s", "m1", &json!({}))]).await;
+    assert!(expires(), "at the first message");
+    never_again();
+    replica.save(&[message("s", "m2", &json!({}))]).await;
+    assert!(!expires(), "that was just said");
+    sql(&env, "UPDATE conversations SET touched_at = touched_at - interval '61 s'").await;
+    replica.save(&[message("s", "m3", &json!({}))]).await;
+    assert!(expires(), "a minute later");
+    never_again();
+    replica.save(&[message("s", "m3", &json!({}))]).await;
+    assert!(expires(), "its saver may have died before it had said so");
+    assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["m1", "m2", "m3"]);
 }
 
 #[tokio::test]

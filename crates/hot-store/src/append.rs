@@ -42,6 +42,20 @@ impl HotStore {
     where
         M: Borrow<Message> + Sync,
     {
+        self.append_renewing(batch, |_| true).await
+    }
+
+    /// [`Self::append`] that renews the expiry of some copies only: an expiry costs Redis nearly as
+    /// much as a message does. The caller vouches for the others: that their expiry was renewed not
+    /// long ago, or that somebody drops them in the end.
+    pub async fn append_renewing<M>(
+        &self,
+        batch: &[(ConversationKey, Vec<M>)],
+        renewed: impl Fn(&ConversationKey) -> bool,
+    ) -> Result<(), AppendError>
+    where
+        M: Borrow<Message> + Sync,
+    {
         let connection = self.connections.get_for_writing().await.map_err(|cause| AppendError {
             conversations: batch.iter().map(|(key, _)| key.clone()).collect(),
             cause,
@@ -49,7 +63,7 @@ impl HotStore {
         let work = batch.iter().filter(|(_, messages)| !messages.is_empty());
         let shares = connection.shares(work.map(|entry| (keys::messages(&entry.0), entry)));
         let expiry = self.expiry_seconds();
-        let appended = join_all(shares.iter().map(|share| append(share, expiry))).await;
+        let appended = join_all(shares.iter().map(|share| append(share, expiry, &renewed))).await;
         let mut failed = Failed::default();
         for (share, outcome) in shares.iter().zip(appended) {
             match outcome {
@@ -79,6 +93,7 @@ impl HotStore {
 async fn append<'a, M>(
     share: &Share<'_, &'a (ConversationKey, Vec<M>)>,
     expiry: u64,
+    renewed: impl Fn(&ConversationKey) -> bool,
 ) -> Result<Failed<'a>, Error>
 where
     M: Borrow<Message>,
@@ -95,7 +110,9 @@ where
             }
         }
         write.add(key, name);
-        write.renew(key, name, expiry);
+        if renewed(key) {
+            write.renew(key, name, expiry);
+        }
     }
     write.send().await?;
     Ok(write.failed)
@@ -169,7 +186,7 @@ impl<'l, 'a> Write<'l, 'a> {
         self.owners.push(key);
     }
 
-    /// Ends a conversation. Each append says it again: nobody knows whether the key was just made.
+    /// Says when a copy expires. Nobody knows whether the append has just made it.
     fn renew(&mut self, key: &'a ConversationKey, name: &str, expiry: u64) {
         let mut command = Cmd::with_capacity(3, "EXPIRE".len() + name.len() + EXPIRY_BYTES);
         command.arg("EXPIRE").arg(name).arg(expiry);

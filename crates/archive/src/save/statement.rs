@@ -5,6 +5,7 @@
 //! the whole batch says nothing is one null instead of an array.
 
 use chrono::{DateTime, Utc};
+use domain::ids::ConversationKey;
 use domain::message::{Json, Message};
 use domain::time::Timestamp;
 use sqlx::postgres::{PgArguments, PgBindIterExt as _, PgHasArrayType};
@@ -13,21 +14,28 @@ use sqlx::{Encode, PgConnection, Postgres, Row, Type};
 
 use super::{HotWrites, TOUCH_SECONDS};
 use crate::Result;
-use crate::rows::{FORMAT_PLAIN, SaveRow};
+use crate::rows::{FORMAT_PLAIN, SaveRow, corrupt};
 use crate::tombstones::{Subject, Tombstones, user};
 
 const SAVE: &str = include_str!("statement.sql");
 
-/// Sends it; `None` when nothing was stored, else how many conversations came back from closing or
-/// the archive.
-pub(super) async fn send(
+/// What it did with conversations.
+pub(super) struct Sent<'a> {
+    /// How many came back from closing or the archive.
+    pub(super) reopened: usize,
+    /// Those that were made or changed.
+    pub(super) touched: Vec<&'a ConversationKey>,
+}
+
+/// Sends it; `None` when nothing was stored.
+pub(super) async fn send<'a>(
     connection: &mut PgConnection,
-    rows: &[&SaveRow<'_>],
+    rows: &[&SaveRow<'a>],
     tombstones: &Tombstones<'_>,
     hot: HotWrites,
     fresh: &(dyn Fn() -> i64 + Sync),
-) -> Result<Option<usize>> {
-    let groups: Vec<&[&SaveRow<'_>]> = rows.chunk_by(|a, b| a.key == b.key).collect();
+) -> Result<Option<Sent<'a>>> {
+    let groups: Vec<&[&SaveRow<'a>]> = rows.chunk_by(|a, b| a.key == b.key).collect();
     let query = bind_conversations(sqlx::query(SAVE), &groups, tombstones, fresh);
     let query = bind_users(query, rows, tombstones)
         .bind(f64::from(TOUCH_SECONDS))
@@ -35,7 +43,17 @@ pub(super) async fn send(
     let query = bind_messages(query, &groups, rows).bind(FORMAT_PLAIN);
     let Some(row) = query.fetch_optional(connection).await? else { return Ok(None) };
     let reopened: i64 = row.try_get("reopened")?;
-    Ok(Some(usize::try_from(reopened).unwrap_or_default()))
+    let places: Option<Vec<i64>> = row.try_get("touched")?;
+    let key = |place: i64| {
+        let group = groups.get(usize::try_from(place - 1).ok()?)?;
+        group.first().map(|row| row.key)
+    };
+    let touched = places.into_iter().flatten().map(key).collect::<Option<_>>();
+    Ok(Some(Sent {
+        reopened: usize::try_from(reopened).unwrap_or_default(),
+        touched: touched
+            .ok_or_else(|| corrupt("conversations", "one that nobody asked for".into()))?,
+    }))
 }
 
 type Statement = Query<'static, Postgres, PgArguments>;

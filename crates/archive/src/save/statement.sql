@@ -1,6 +1,7 @@
 -- Saves a batch of messages, all of them or none; see `save.rs`.
 --
--- One row comes back when all were saved: how many conversations came back to life. None comes back when
+-- One row comes back when all were saved: how many conversations came back to life, and the places of
+-- those that were made or changed. None comes back when
 -- nothing was saved: a tombstone that the sender does not know, or a conversation that another transaction
 -- made or dropped since this statement began. A message that is stored already is a unique violation.
 --
@@ -102,4 +103,7 @@ added AS (
          AS r (n, id, role, content, parts, calls, call, estimate, user_id, agent_id, model_name, took,
                created_at, received_at, body_hash, metadata))
 
-SELECT (SELECT count(*) FROM touched WHERE came_back) AS reopened FROM ready
+SELECT (SELECT count(*) FROM touched WHERE came_back) AS reopened,
+       (SELECT array_agg(n) FROM (SELECT n FROM missing UNION ALL SELECT n FROM locked WHERE NOT settled) AS it)
+           AS touched
+FROM ready

@@ -184,6 +184,18 @@ pub(crate) fn duplicate() -> Outcome {
 }
 
 /// Runs SQL on the test's database and expects a value.
+/// What Redis, or the master that has the key, answers to a command.
+pub(crate) fn redis(env: &TestEnv, command: &[&str]) -> String {
+    let url = env.redis_url.split(',').next().unwrap();
+    let (credentials, address) = url.split_once('@').unwrap();
+    let port = address.split('/').next().unwrap().rsplit(':').next().unwrap();
+    let mut cli = std::process::Command::new("redis-cli");
+    cli.env("REDISCLI_AUTH", credentials.rsplit(':').next().unwrap());
+    let output = cli.args(["-e", "-c", "-p", port]).args(command).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
 pub(crate) async fn sql(env: &TestEnv, statement: &str) -> String {
     env.psql(statement).await.unwrap().trim().to_owned()
 }
