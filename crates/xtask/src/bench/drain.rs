@@ -154,7 +154,7 @@ async fn wal_position(ground: &Ground) -> Result<f64> {
 
 /// How many messages PostgreSQL and Redis hold.
 async fn stored(ground: &Ground) -> Result<[u64; 2]> {
-    let rows = ground.sql("SELECT count(*) FROM messages").await?;
+    let rows = ground.sql("SELECT count(*) FROM message_rows").await?;
     let rows = rows.parse().with_context(|| format!("{rows:?} is no count"))?;
     Ok([rows, ground.hot_messages().await?])
 }

@@ -60,7 +60,7 @@ async fn count(ground: &Ground, contestant: Contestant, load: &Load) -> Result<f
     let running = Running::Peer(process);
     let all = load.messages.to_string();
     let done = until("all messages to be stored", LIMIT, async || {
-        let stored = ground.sql("SELECT count(*) FROM messages").await;
+        let stored = ground.sql("SELECT count(*) FROM message_rows").await;
         let stored = stored.map_err(|error| error.to_string())?;
         // A worker drains when it is told to end; a peer ends, and what it had not acknowledged comes
         // again, to whoever is next.

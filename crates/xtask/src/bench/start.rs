@@ -67,7 +67,7 @@ async fn first_message(ground: &Ground) -> Result<f64> {
     let committed: Micros = ground
         .sql(
             "SELECT (extract(epoch FROM pg_xact_commit_timestamp(xmin)) * 1000000)::bigint
-             FROM messages",
+             FROM message_rows",
         )
         .await?
         .parse()?;

@@ -27,7 +27,7 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// When the transaction of each message committed.
 const COMMITTED: &str = "SELECT id || E'\\t' || \
-     (extract(epoch FROM pg_xact_commit_timestamp(xmin)) * 1000000)::bigint FROM messages";
+     (extract(epoch FROM pg_xact_commit_timestamp(xmin)) * 1000000)::bigint FROM message_rows";
 
 /// A steady load that is being published and watched.
 #[derive(Debug)]
