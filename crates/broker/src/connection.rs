@@ -31,6 +31,10 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// For an answer to any request on an open connection. A node under load takes less than a second;
 /// a queue that elects its leader takes a few.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest frame on a connection that carries no messages, in bytes: the least that there may be
+/// (RabbitMQ 4.1, `initial_frame_max`). lapin keeps memory for 64 frames of each connection, 8 MiB
+/// with RabbitMQ's default.
+const REQUEST_FRAME_BYTES: u32 = 8192;
 /// For a polite goodbye before the socket is closed anyway.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -131,7 +135,21 @@ impl Endpoints {
     /// # Errors
     /// No address did.
     pub async fn connect(&self, purpose: &str) -> Result<Connection, Error> {
-        let Inner { addresses, process, preferred } = &*self.inner;
+        self.connect_to(&self.inner.addresses, purpose).await
+    }
+
+    /// [`Self::connect`] for requests alone: nothing may be consumed or published mandatory on this
+    /// connection, since the headers of a message may need a larger frame.
+    pub(crate) async fn connect_for_requests(&self, purpose: &str) -> Result<Connection, Error> {
+        let mut addresses = self.inner.addresses.clone();
+        for address in &mut addresses {
+            address.query.frame_max = Some(REQUEST_FRAME_BYTES);
+        }
+        self.connect_to(&addresses, purpose).await
+    }
+
+    async fn connect_to(&self, addresses: &[AMQPUri], purpose: &str) -> Result<Connection, Error> {
+        let Inner { process, preferred, .. } = &*self.inner;
         let first = preferred.load(Ordering::Relaxed);
         let mut last_error = None;
         for index in (0..addresses.len()).map(|n| (first + n) % addresses.len()) {

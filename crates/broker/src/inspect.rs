@@ -69,7 +69,7 @@ impl Inspector {
     async fn connection(&mut self) -> Result<Connection, Error> {
         match self.connection.take().filter(Connection::is_open) {
             Some(connection) => Ok(connection),
-            None => self.endpoints.connect("inspect").await,
+            None => self.endpoints.connect_for_requests("inspect").await,
         }
     }
 }

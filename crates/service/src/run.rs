@@ -110,7 +110,9 @@ where
     let metrics = Metrics::new();
     telemetry::catch_panics(metrics.clone());
     metrics.set(Gauge::BuildInfo { process: process.name(), version: VERSION }, 1.0);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let threads = usize::from(kit.threads);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     let end = runtime.block_on(async {
         let mut signals = lifecycle::signals()?;
         tracing::info!(settings = ?own, process_settings = ?kit, "starting");

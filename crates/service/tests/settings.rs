@@ -112,7 +112,7 @@ fn defaults_are_in_the_binary() {
     assert_eq!(own.linger, Duration::from_millis(5));
     assert_eq!(own.max_inflight_bytes, 64 << 20);
     assert_eq!(kit.listen.listen.to_string(), "0.0.0.0:9464");
-    assert_eq!(kit.drain_deadline, Duration::from_secs(25));
+    assert_eq!((kit.drain_deadline, kit.threads), (Duration::from_secs(25), 2));
     assert_eq!((kit.log.log_level.as_str(), kit.log.log_format), ("info", LogFormat::Auto));
 }
 

@@ -4,6 +4,7 @@
 
 mod closing;
 mod endpoints;
+mod large;
 mod messages;
 mod ways;
 mod yardsticks;

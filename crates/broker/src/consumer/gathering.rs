@@ -4,17 +4,18 @@
 //! So a single message never waits needlessly, and a stream of them makes large batches by itself:
 //! while one batch is handled, the next one gathers.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Deliveries that will form the next batch.
+/// Deliveries that will form the next batches.
 #[derive(Debug)]
 pub(super) struct Gathering<T> {
     limits: Limits,
     items: Vec<T>,
+    arrivals: VecDeque<Arrival>,
     bytes: usize,
-    oldest: Option<Instant>,
 }
 
 /// When a batch is full, and how long it waits otherwise.
@@ -25,7 +26,7 @@ pub(super) struct Limits {
     pub(super) linger: Duration,
 }
 
-/// When the batch may go.
+/// When the next batch may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
     /// There is nothing to send.
@@ -36,33 +37,54 @@ pub(super) enum Due {
     At(Instant),
 }
 
+/// How large an item is, and when it came.
+#[derive(Debug)]
+struct Arrival {
+    bytes: usize,
+    at: Instant,
+}
+
 impl<T> Gathering<T> {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, items: Vec::new(), bytes: 0, oldest: None }
+        Self { limits, items: Vec::new(), arrivals: VecDeque::new(), bytes: 0 }
     }
 
-    pub(super) fn push(&mut self, item: T, bytes: usize, now: Instant) {
-        self.oldest.get_or_insert(now);
+    pub(super) fn push(&mut self, item: T, bytes: usize, at: Instant) {
         self.items.push(item);
+        self.arrivals.push_back(Arrival { bytes, at });
         self.bytes += bytes;
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.items.len() >= self.limits.messages || self.bytes >= self.limits.bytes
+    /// Whether there are as many as make a batch. Bytes do not count: what the broker has sent takes
+    /// less memory here than where it comes from.
+    pub(super) fn has_enough(&self) -> bool {
+        self.items.len() >= self.limits.messages
     }
 
-    /// When the batch may go, while others are `in_flight`.
+    /// When the next batch may go, while others are `in_flight`.
     pub(super) fn due(&self, now: Instant, in_flight: usize) -> Due {
-        let Some(oldest) = self.oldest else { return Due::Never };
-        let at = oldest + self.limits.linger;
-        if in_flight == 0 || self.is_full() || at <= now { Due::Now } else { Due::At(at) }
+        let Some(oldest) = self.arrivals.front() else { return Due::Never };
+        let at = oldest.at + self.limits.linger;
+        let is_full = self.has_enough() || self.bytes >= self.limits.bytes;
+        if in_flight == 0 || is_full || at <= now { Due::Now } else { Due::At(at) }
     }
 
-    /// Takes the batch; the next one begins.
+    /// Takes a batch of the oldest: as many as the limits allow, at least one.
     pub(super) fn take(&mut self) -> Vec<T> {
-        self.oldest = None;
-        self.bytes = 0;
-        std::mem::take(&mut self.items)
+        let (mut count, mut bytes) = (0, 0);
+        while let Some(arrival) = self.arrivals.front()
+            && count < self.limits.messages
+            && (count == 0 || bytes + arrival.bytes <= self.limits.bytes)
+        {
+            bytes += arrival.bytes;
+            count += 1;
+            self.arrivals.pop_front();
+        }
+        self.bytes -= bytes;
+        // The next batch will be about as large as this one.
+        let mut rest = Vec::with_capacity(count.max(self.items.len() - count));
+        rest.extend(self.items.drain(count..));
+        std::mem::replace(&mut self.items, rest)
     }
 }
 
@@ -99,19 +121,37 @@ mod tests {
         let now = Instant::now();
         let mut by_count = gathering(now);
         by_count.push(2, 0, now);
-        assert!(!by_count.is_full());
+        assert_eq!(by_count.due(now, 1), Due::At(now + LINGER));
         by_count.push(3, 0, now);
-        assert!(by_count.is_full());
+        assert_eq!(by_count.due(now, 1), Due::Now);
         let mut by_bytes = gathering(now);
         by_bytes.push(2, 90, now);
         assert_eq!(by_bytes.due(now, 1), Due::Now);
     }
 
     #[test]
-    fn the_next_batch_begins_empty() {
+    fn a_batch_is_no_larger_than_its_limits_and_the_rest_waits_its_own_time() {
         let now = Instant::now();
         let mut gathering = gathering(now);
-        assert_eq!(gathering.take(), [1]);
-        assert_eq!(gathering.due(now, 0), Due::Never);
+        let later = now + LINGER / 2;
+        for (item, bytes) in [(2, 80), (3, 20), (4, 500), (5, 1)] {
+            gathering.push(item, bytes, later);
+        }
+        assert_eq!(gathering.take(), [1, 2]);
+        assert_eq!(gathering.take(), [3]);
+        assert_eq!(gathering.take(), [4], "alone, however large");
+        assert_eq!(gathering.due(later, 1), Due::At(later + LINGER));
+        assert_eq!(gathering.take(), [5]);
+        assert_eq!(gathering.due(later, 0), Due::Never);
+    }
+
+    #[test]
+    fn no_more_wait_than_make_a_batch() {
+        let now = Instant::now();
+        let mut gathering = gathering(now);
+        gathering.push(2, 1_000, now);
+        assert!(!gathering.has_enough());
+        gathering.push(3, 0, now);
+        assert!(gathering.has_enough());
     }
 }

@@ -54,6 +54,10 @@ pub(super) struct Session<H: Handler> {
     careful_for: Option<usize>,
 }
 
+/// The bodies of all batches that are at work may take this part of the budget. There, a body is in
+/// memory several times over: as it came, decoded, and encoded for each store on its way there.
+const SHARE_AT_WORK: usize = 16;
+
 /// How much a session takes at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Care {
@@ -98,15 +102,15 @@ impl<H: Handler> Session<H> {
     /// Connects and registers with the queue.
     pub(super) async fn open(shared: Arc<Shared<H>>, care: Care) -> Result<Self, Error> {
         let settings = &shared.settings;
-        let in_use = settings.batches_in_flight + 1;
         let budget = settings.max_inflight_bytes;
-        let most = in_use * settings.batch_size;
+        let most = (settings.batches_in_flight + 1) * settings.batch_size;
         let (ceiling, messages, careful_for) = match care {
             Care::Usual => (most, settings.batch_size, None),
             Care::OneByOne => (1, 1, Some(most)),
         };
         let prefetch = Prefetch::new(budget, settings.largest_body, ceiling);
-        let limits = Limits { messages, bytes: budget / in_use, linger: settings.linger };
+        let bytes = budget / SHARE_AT_WORK / settings.batches_in_flight;
+        let limits = Limits { messages, bytes, linger: settings.linger };
         let queue = shared.source.queue;
         let connection = shared.endpoints.connect(queue).await?;
         let channel = connection.channel().await?;
@@ -187,7 +191,7 @@ impl<H: Handler> Session<H> {
 
     fn takes_more(&self) -> bool {
         let comes = matches!(self.phase, Phase::Consuming | Phase::Cancelled(_));
-        comes && self.hold.is_none() && !self.gathering.is_full()
+        comes && self.hold.is_none() && !self.gathering.has_enough()
     }
 
     async fn receive(

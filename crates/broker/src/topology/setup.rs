@@ -29,7 +29,7 @@ pub enum TopologyError {
 /// # Errors
 /// The broker is away, or something exists with other arguments.
 pub async fn declare(endpoints: &Endpoints) -> Result<(), TopologyError> {
-    let connection = endpoints.connect("setup").await?;
+    let connection = endpoints.connect_for_requests("setup").await?;
     let mut differences = Vec::new();
     for exchange in EXCHANGES {
         let declared = declare_exchange(&connection, &exchange, Mode::Create).await;
@@ -53,7 +53,7 @@ pub async fn declare(endpoints: &Endpoints) -> Result<(), TopologyError> {
 /// # Errors
 /// The broker is away, or something is missing or has other arguments. All of it is reported.
 pub async fn verify(endpoints: &Endpoints) -> Result<(), TopologyError> {
-    let connection = endpoints.connect("verify").await?;
+    let connection = endpoints.connect_for_requests("verify").await?;
     let mut differences = Vec::new();
     for exchange in EXCHANGES {
         for mode in [Mode::Look, Mode::Create] {

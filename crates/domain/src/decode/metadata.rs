@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::fields::Field;
-use super::outline::{fields, string};
+use super::outline::{fields, string, value};
 use crate::message::Json;
 
 /// Adds fields to the metadata.
@@ -48,6 +48,5 @@ pub(super) fn extended<'f, 'a: 'f>(
 
 /// What the metadata says under a name, if that is a string.
 pub(super) fn string_entry(metadata: &Json, name: &str) -> Option<String> {
-    let entry = fields(metadata.as_str(), "")?.into_iter().find(|field| field.name == name)?;
-    string(entry.value).map(Cow::into_owned)
+    string(value(metadata.as_str(), name)?).map(Cow::into_owned)
 }

@@ -23,6 +23,19 @@ pub(super) fn fields<'a>(text: &'a str, place: &'a str) -> Option<Vec<Field<'a>>
     (reader.at == text.len()).then_some(fields)
 }
 
+/// The text of the first value with a name in a text that is one object.
+pub(super) fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let mut found = None;
+    let mut reader = Reader { text, at: 0 };
+    reader.object(1, |key, value| {
+        if found.is_none() && string(key)? == name {
+            found = Some(value);
+        }
+        Some(())
+    })?;
+    found
+}
+
 /// What a JSON string says; `None` where the text is no string.
 pub(super) fn string(text: &str) -> Option<Cow<'_, str>> {
     let plain = text.strip_prefix('"')?.strip_suffix('"')?;

@@ -133,6 +133,12 @@ pub struct ProcessSettings {
     #[arg(long, env = "VERBATIM_DRAIN_DEADLINE", default_value = "25s", value_name = "DURATION")]
     #[arg(value_parser = values::positive_duration, help_heading = "Process")]
     pub drain_deadline: Duration,
+
+    /// Threads that do the work. Two do all that one process has to do; each one more keeps memory of
+    /// its own. For more work run more processes
+    #[arg(long, env = "VERBATIM_THREADS", default_value_t = 2, value_name = "NUMBER")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Process")]
+    pub threads: u16,
 }
 
 impl fmt::Display for LogFormat {
