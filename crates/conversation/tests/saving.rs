@@ -34,20 +34,20 @@ async fn the_expiry_of_a_hot_copy_is_renewed_at_the_first_message_after_a_minute
  {
     let (env, replica) = stores().await;
     let name = format!("messages:{{{}}}", key("s"));
-    let expires = || redis(&env, &["TTL", &name]).parse::<i64>().unwrap() > 80_000;
-    let never_again = || assert_eq!(redis(&env, &["PERSIST", &name]), "1");
+    let expires = async || redis(&env, &["TTL", &name]).await > 80_000;
+    let never_again = async || assert_eq!(redis(&env, &["PERSIST", &name]).await, 1);
 
     replica.save(&[message("s", "m1", &json!({}))]).await;
-    assert!(expires(), "at the first message");
-    never_again();
+    assert!(expires().await, "at the first message");
+    never_again().await;
     replica.save(&[message("s", "m2", &json!({}))]).await;
-    assert!(!expires(), "that was just said");
+    assert!(!expires().await, "that was just said");
     sql(&env, "UPDATE conversations SET touched_at = touched_at - interval '61 s'").await;
     replica.save(&[message("s", "m3", &json!({}))]).await;
-    assert!(expires(), "a minute later");
-    never_again();
+    assert!(expires().await, "a minute later");
+    never_again().await;
     replica.save(&[message("s", "m3", &json!({}))]).await;
-    assert!(expires(), "its saver may have died before it had said so");
+    assert!(expires().await, "its saver may have died before it had said so");
     assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["m1", "m2", "m3"]);
 }
 

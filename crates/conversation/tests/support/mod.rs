@@ -183,19 +183,19 @@ pub(crate) fn duplicate() -> Outcome {
     Outcome::Done(Done::Duplicate)
 }
 
-/// Runs SQL on the test's database and expects a value.
-/// What Redis, or the master that has the key, answers to a command.
-pub(crate) fn redis(env: &TestEnv, command: &[&str]) -> String {
-    let url = env.redis_url.split(',').next().unwrap();
-    let (credentials, address) = url.split_once('@').unwrap();
-    let port = address.split('/').next().unwrap().rsplit(':').next().unwrap();
-    let mut cli = std::process::Command::new("redis-cli");
-    cli.env("REDISCLI_AUTH", credentials.rsplit(':').next().unwrap());
-    let output = cli.args(["-e", "-c", "-p", port]).args(command).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+/// Runs a command on the Redis that has its key, and expects a number.
+pub(crate) async fn redis(env: &TestEnv, command: &[&str]) -> i64 {
+    for node in env.redis().nodes() {
+        let answer = node.redis(command).await.unwrap();
+        if !answer.starts_with("-MOVED") {
+            let number = answer.strip_prefix(':').and_then(|number| number.parse().ok());
+            return number.unwrap_or_else(|| panic!("{command:?}: {answer}"));
+        }
+    }
+    panic!("no server has the key of {command:?}");
 }
 
+/// Runs SQL on the test's database and expects a value.
 pub(crate) async fn sql(env: &TestEnv, statement: &str) -> String {
     env.psql(statement).await.unwrap().trim().to_owned()
 }
