@@ -15,10 +15,7 @@ pub(super) fn fields<'a>(text: &'a str, place: &'a str) -> Option<Vec<Field<'a>>
     // Most actions have fewer than 16.
     let mut fields = Vec::with_capacity(16);
     let mut reader = Reader { text, at: 0 };
-    reader.object(1, |name, value| {
-        fields.push(Field::new(string(name)?, value, place));
-        Some(())
-    })?;
+    reader.object(1, |name, value| fields.push(Field::new(name, value, place)))?;
     reader.skip_blanks();
     (reader.at == text.len()).then_some(fields)
 }
@@ -28,10 +25,9 @@ pub(super) fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let mut found = None;
     let mut reader = Reader { text, at: 0 };
     reader.object(1, |key, value| {
-        if found.is_none() && string(key)? == name {
-            found = Some(value);
+        if key == name {
+            found.get_or_insert(value);
         }
-        Some(())
     })?;
     found
 }
@@ -53,21 +49,21 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Reads an object, the `depth`th thing that is open, and hands out its members as written.
+    /// Reads an object, the `depth`th thing that is open, and hands out names and texts of values.
     fn object(
         &mut self,
         depth: usize,
-        mut member: impl FnMut(&'a str, &'a str) -> Option<()>,
+        mut member: impl FnMut(Cow<'a, str>, &'a str),
     ) -> Option<()> {
         (depth <= MAX_DEPTH && self.takes(b'{')).then_some(())?;
         if self.takes(b'}') {
             return Some(());
         }
         loop {
-            let name = self.token(Self::string)?;
+            let name = self.name()?;
             self.takes(b':').then_some(())?;
             let value = self.token(|reader| reader.value(depth))?;
-            member(name, value)?;
+            member(name, value);
             if self.takes(b'}') {
                 return Some(());
             }
@@ -89,6 +85,18 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The name of a member. Hardly any has an escape.
+    fn name(&mut self) -> Option<Cow<'a, str>> {
+        self.skip_blanks();
+        let inside = self.text[self.at..].strip_prefix('"')?;
+        let plain = plain_bytes(inside.as_bytes());
+        if inside.as_bytes().get(plain) == Some(&b'"') {
+            self.at += plain + 2;
+            return Some(Cow::Borrowed(&inside[..plain]));
+        }
+        string(self.token(Self::string)?)
+    }
+
     /// The text of what is read.
     fn token(&mut self, read: impl FnOnce(&mut Self) -> Option<()>) -> Option<&'a str> {
         self.skip_blanks();
@@ -107,7 +115,7 @@ impl<'a> Reader<'a> {
     fn value(&mut self, depth: usize) -> Option<()> {
         match self.peek()? {
             b'"' => self.string(),
-            b'{' => self.object(depth + 1, |_, _| Some(())),
+            b'{' => self.object(depth + 1, |_, _| ()),
             b'[' => self.array(depth + 1),
             b'-' | b'0'..=b'9' => self.number(),
             _ => ["true", "false", "null"].into_iter().find_map(|word| self.word(word)),
