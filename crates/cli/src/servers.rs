@@ -63,7 +63,7 @@ impl Database {
         setting: &'static str,
         limit: Duration,
     ) -> Result<Self, Failure> {
-        // The pool would keep trying a port that nobody listens on until its time is up.
+        // Whether anybody is there shows at once; a statement would wait for its whole limit.
         if let Err(cause) = reach(url).await {
             let address = url.to_string();
             return Err(Failure::Away(Away { server: "PostgreSQL", setting, address, cause }));
