@@ -13,7 +13,8 @@ const STORED: &str = "SELECT md5(string_agg(concat_ws('|', tenant_id, conversati
     content, user_id, agent_id, created_at, length(body_hash), format), E'\\n'
     ORDER BY tenant_id, conversation_id, created_at, id)) FROM messages";
 
-const CONVERSATIONS: &str = "SELECT md5(string_agg(concat_ws('|', tenant_id, id, session_id, status,
+const CONVERSATIONS: &str =
+    "SELECT md5(string_agg(concat_ws('|', tenant_id, id, session_id, status,
     agent_id, user_id, created_at), E'\\n' ORDER BY tenant_id, id)) FROM conversations";
 
 #[tokio::test]

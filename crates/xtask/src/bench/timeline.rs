@@ -1,9 +1,10 @@
 //! When each message of a steady load was confirmed, durable and readable hot, by one machine's clock.
 //!
 //! Nobody polls, so nothing that is measured is slowed down by it. The publisher writes down when its
-//! confirms came. PostgreSQL remembers when each transaction committed (`track_commit_timestamp`); it
-//! takes that time just before the flush of the log, so the mean time of a flush is added. Redis says
-//! what it executes and when (`MONITOR`).
+//! confirms came. Redis says what it executes and when (`MONITOR`). PostgreSQL remembers when each
+//! transaction committed (`track_commit_timestamp`); it takes that time just before the flush of the
+//! log, so the mean time of a flush is added, up to the moment at which Redis got the message: by then
+//! it was durable.
 
 use std::collections::HashMap;
 use std::ops::RangeBounds;
@@ -134,7 +135,10 @@ impl Timeline {
 
     /// From the publisher's confirm to the commit, its flush included.
     pub(crate) fn durable(&self) -> Latency {
-        self.latency(|it| micros(it.committed - it.confirmed) + self.flush)
+        self.latency(|it| {
+            let flushed = micros(it.committed - it.confirmed) + self.flush;
+            flushed.min(micros(it.hot - it.confirmed))
+        })
     }
 
     /// From the publisher's confirm to the append to the hot copy.
