@@ -40,6 +40,10 @@ lint:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
+# Measure: save, latency, close, scale or start
+bench what="save" *arguments:
+    cargo xtask bench {{ what }} {{ arguments }}
+
 # Every check that a change has to pass.
 ci:
     cargo xtask ci
