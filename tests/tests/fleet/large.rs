@@ -1,5 +1,7 @@
 //! Large bodies: a worker's memory stays within what its settings promise, and it recovers from them.
 
+#![expect(clippy::expect_used, reason = "test support: a failure here is the failure of the test")]
+
 use serde_json::{Value, json};
 use system_tests::{Agent, Counts, SAVER, Scenario, at, message};
 use testkit::environment::deep;
