@@ -18,34 +18,39 @@ const PROMISED: usize = 64 * MIB + 2 * BUDGET;
 /// How many deliveries may be under way,
 const PREFETCH: &str = "verbatim_prefetch";
 /// when their bodies have 1 MiB,
-const LARGE: f64 = 64.0;
+const OF_LARGE: f64 = 64.0;
 /// and when they are small: four batches of 500 at work and one that gathers.
-const SMALL: f64 = 2500.0;
+const OF_SMALL: f64 = 2500.0;
 
 #[tokio::test]
 async fn large_bodies_stay_within_the_memory_that_was_promised() {
     let scenario = Scenario::new().await;
     let agent = scenario.agent();
-    let count = if deep() { 2000 } else { 200 };
-    publish(&agent, 0..count, MIB).await;
+    let large = if deep() { 2000 } else { 200 };
+    // Many more small ones than the measurements that the worker remembers.
+    let small = 3000;
+    publish(&agent, 0..large, MIB).await;
+    publish(&agent, large..large + small, 500).await;
 
     let worker = scenario.start(SAVER).await;
-    for stored in (100..=count).step_by(100) {
-        scenario.until_sql(&format!("SELECT count(*) >= {stored} FROM messages"), "true").await;
-    }
-    let most = most_memory(&worker);
-    assert!(most <= PROMISED, "{} MiB, promised are {}", most / MIB, PROMISED / MIB);
-    assert_eq!(Counts::of(&worker).await.sum(PREFETCH, &[]), LARGE);
+    stored(&scenario, large + small).await;
+    Counts::reach(&worker, PREFETCH, &[], OF_SMALL).await;
+    assert_promise(&worker);
 
-    // Many more than the measurements that the worker remembers.
-    publish(&agent, count..count + 3000, 500).await;
-    let all = count + 3000;
-    scenario.until_sql("SELECT count(*) FROM messages", &all.to_string()).await;
-    Counts::reach(&worker, PREFETCH, &[], SMALL).await;
-    let most = most_memory(&worker);
-    assert!(most <= PROMISED, "{} MiB, promised are {}", most / MIB, PROMISED / MIB);
+    // It takes thousands at once by now.
+    publish(&agent, large + small..2 * large + small, MIB).await;
+    stored(&scenario, 2 * large + small).await;
+    assert_eq!(Counts::of(&worker).await.sum(PREFETCH, &[]), OF_LARGE);
+    assert_promise(&worker);
     scenario.drain([worker]).await;
     assert_eq!(scenario.queued().await, []);
+}
+
+/// Waits until so many messages are stored, a hundred at a time.
+async fn stored(scenario: &Scenario, messages: usize) {
+    for least in (0..messages).step_by(100).chain([messages]) {
+        scenario.until_sql(&format!("SELECT count(*) >= {least} FROM messages"), "true").await;
+    }
 }
 
 /// Publishes messages whose bodies have this many bytes.
@@ -69,9 +74,11 @@ fn of_size(id: usize, bytes: usize) -> Value {
     with(format!("\n{}", "words ".repeat(bytes / 6 + 1).split_at(bytes - least).0))
 }
 
-/// The most memory that a worker ever had resident, in bytes (proc(5), `VmHWM`).
-fn most_memory(worker: &Worker) -> usize {
+/// Looks at the most memory that a worker ever had resident (proc(5), `VmHWM`).
+fn assert_promise(worker: &Worker) {
     let status = std::fs::read_to_string(format!("/proc/{}/status", worker.pid())).expect("proc");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
-    line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number of kB") * 1024
+    let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
+    let (most, promised) = (kib / 1024, PROMISED / MIB);
+    assert!(most <= promised, "{most} MiB, promised are {promised}");
 }

@@ -1,4 +1,4 @@
-//! Sending an acknowledgement, and knowing whether it went out.
+//! Sending acknowledgements, and knowing whether they went out.
 //!
 //! lapin answers when it has written the acknowledgement, with an error when the channel had died
 //! before, and perhaps not at all when the connection dies in between: what is handed over while its
@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use lapin::options::BasicAckOptions;
+use lapin::options::{BasicAckOptions, BasicNackOptions};
 use tokio::time::sleep;
 
 use super::ledger::Tag;
@@ -22,6 +22,19 @@ pub(super) async fn acknowledge(
     tag: Tag,
     options: BasicAckOptions,
 ) -> bool {
+    goes_out(channel, channel.basic_ack(tag, options)).await
+}
+
+/// Gives a delivery back to its queue. `false` means the same as in [`acknowledge`].
+pub(super) async fn give_back(channel: &lapin::Channel, tag: Tag) -> bool {
+    let options = BasicNackOptions { requeue: true, ..Default::default() };
+    goes_out(channel, channel.basic_nack(tag, options)).await
+}
+
+async fn goes_out(
+    channel: &lapin::Channel,
+    sending: impl Future<Output = lapin::Result<()>>,
+) -> bool {
     let died = async {
         while channel.status().connected() {
             sleep(LOOK).await;
@@ -32,7 +45,7 @@ pub(super) async fn acknowledge(
     let sent = async {
         tokio::select! {
             biased;
-            sent = channel.basic_ack(tag, options) => sent.map(|()| true),
+            sent = sending => sent.map(|()| true),
             () = died => Ok(false),
         }
     };

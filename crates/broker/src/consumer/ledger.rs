@@ -10,12 +10,14 @@ use std::collections::VecDeque;
 /// The number of a delivery on its channel, growing by one from 1 (AMQP 0-9-1, `delivery-tag`).
 pub(super) type Tag = u64;
 
-/// The deliveries of a channel that are not acknowledged yet, in the order of their tags.
+/// The deliveries of a channel that are not settled yet, in the order of their tags.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     entries: VecDeque<Entry>,
-    /// The tag of the last delivery that was entered, acknowledged or not.
+    /// The tag of the last delivery that was entered, settled or not.
     last: Tag,
+    /// How many of the entries were given back.
+    given_back: usize,
     bytes: usize,
 }
 
@@ -36,9 +38,14 @@ pub(super) struct Prefix {
 }
 
 #[derive(Debug)]
-struct Entry {
-    bytes: usize,
-    finished: bool,
+enum Entry {
+    /// Its fate is open; its body has so many bytes.
+    Open(usize),
+    /// Nothing is left to do for it but to acknowledge it.
+    Finished(usize),
+    /// It went back to its queue. RabbitMQ knows its tag no more, and closes the channel of whoever
+    /// acknowledges it.
+    GivenBack,
 }
 
 impl Ledger {
@@ -47,38 +54,62 @@ impl Ledger {
     /// # Errors
     /// It does not follow the one before it, and was not entered.
     pub(super) fn deliver(&mut self, tag: Tag, bytes: usize) -> Result<(), Gap> {
+        self.enter(tag, Entry::Open(bytes))?;
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Enters a delivery that goes back to its queue.
+    ///
+    /// # Errors
+    /// As [`Self::deliver`].
+    pub(super) fn give_back(&mut self, tag: Tag) -> Result<(), Gap> {
+        self.enter(tag, Entry::GivenBack)?;
+        self.given_back += 1;
+        Ok(())
+    }
+
+    fn enter(&mut self, tag: Tag, entry: Entry) -> Result<(), Gap> {
         if tag != self.last + 1 {
             return Err(Gap { last: self.last, came: tag });
         }
         self.last = tag;
-        self.bytes += bytes;
-        self.entries.push_back(Entry { bytes, finished: false });
+        self.entries.push_back(entry);
         Ok(())
     }
 
     /// Notes that nothing is left to do for a delivery. An unknown tag changes nothing.
     pub(super) fn finish(&mut self, tag: Tag) {
-        // Tags are contiguous, so those that were acknowledged say where this one is.
-        let index = tag.checked_sub(self.acknowledged() + 1);
+        // Tags are contiguous, so those that were settled say where this one is.
+        let index = tag.checked_sub(self.settled() + 1);
         let index = index.and_then(|index| usize::try_from(index).ok());
-        if let Some(entry) = index.and_then(|index| self.entries.get_mut(index)) {
-            entry.finished = true;
+        if let Some(entry) = index.and_then(|index| self.entries.get_mut(index))
+            && let Entry::Open(bytes) = *entry
+        {
+            *entry = Entry::Finished(bytes);
         }
     }
 
     /// Takes the finished prefix out, if there is one.
     pub(super) fn take_prefix(&mut self) -> Option<Prefix> {
+        let mut prefix = None;
         let mut count = 0;
-        while let Some(entry) = self.entries.pop_front_if(|entry| entry.finished) {
-            self.bytes -= entry.bytes;
-            count += 1;
+        while let Some(entry) = self.entries.pop_front_if(|entry| !matches!(entry, Entry::Open(_)))
+        {
+            if let Entry::Finished(bytes) = entry {
+                self.bytes -= bytes;
+                count += 1;
+                prefix = Some(Prefix { last: self.settled(), count });
+            } else {
+                self.given_back -= 1;
+            }
         }
-        (count > 0).then(|| Prefix { last: self.acknowledged(), count })
+        prefix
     }
 
-    /// How many deliveries are not acknowledged.
+    /// How many deliveries are not settled.
     pub(super) fn len(&self) -> usize {
-        self.entries.len()
+        self.entries.len() - self.given_back
     }
 
     /// How many bytes their bodies have.
@@ -91,7 +122,7 @@ impl Ledger {
     }
 
     /// The tag up to which everything was taken out.
-    fn acknowledged(&self) -> Tag {
+    fn settled(&self) -> Tag {
         self.last - self.entries.len() as Tag
     }
 }
@@ -133,6 +164,25 @@ mod tests {
         // What is not there cannot be finished: acknowledged before, or not delivered yet.
         [0, 2, 4].into_iter().for_each(|tag| ledger.finish(tag));
         assert_eq!((ledger.take_prefix(), ledger.len()), (None, 1));
+    }
+
+    #[test]
+    fn what_was_given_back_is_never_acknowledged_and_holds_up_nothing() {
+        let mut ledger = delivered(2);
+        assert_eq!(ledger.give_back(4), Err(Gap { last: 2, came: 4 }));
+        ledger.give_back(3).unwrap();
+        ledger.deliver(4, 10).unwrap();
+        ledger.give_back(5).unwrap();
+        assert_eq!((ledger.len(), ledger.bytes()), (3, 30));
+        [1, 2, 3].into_iter().for_each(|tag| ledger.finish(tag));
+        assert_eq!(ledger.take_prefix(), Some(Prefix { last: 2, count: 2 }));
+        assert_eq!((ledger.len(), ledger.bytes()), (1, 10));
+        ledger.finish(4);
+        assert_eq!(ledger.take_prefix(), Some(Prefix { last: 4, count: 1 }));
+        assert!(ledger.is_empty());
+        assert_eq!((ledger.len(), ledger.bytes()), (0, 0));
+        ledger.give_back(6).unwrap();
+        assert_eq!(ledger.take_prefix(), None);
     }
 
     proptest! {

@@ -66,6 +66,12 @@ impl Observer {
         tracing::info!(queue, prefetch, "prefetch changes to what bodies measure");
     }
 
+    pub(super) fn overrun(&self, prefetch: u16) {
+        self.prefetch_changes(prefetch);
+        let queue = self.queue;
+        tracing::warn!(queue, "no room for all that comes; what there is none for goes back");
+    }
+
     pub(super) fn suspects_unreadable(&self, suspects: &'static str, error: &Error) {
         let error = with_causes(error);
         tracing::error!(queue = self.queue, suspects, error, "cannot read the suspects");
@@ -134,7 +140,6 @@ impl Observer {
     }
 
     pub(super) fn given_back(&self, count: usize) {
-        self.holds(0);
         let (queue, outcome) = (self.queue, DeliveryOutcome::Returned);
         self.metrics.add(Counter::Deliveries { queue, outcome }, count as u64);
     }

@@ -4,6 +4,9 @@
 //! follow the bodies. It starts where even the largest bodies fit, grows with what bodies really
 //! measure, and shrinks when larger ones come. A change costs a cancel and a new consumer
 //! (`basic.qos` leaves a live one as it was), so small changes are not made.
+//!
+//! What RabbitMQ had sent before it heard of a change comes all the same: see
+//! [`overrun`](Prefetch::overrun).
 
 use std::collections::VecDeque;
 
@@ -11,12 +14,20 @@ use std::collections::VecDeque;
 #[derive(Debug)]
 pub(super) struct Prefetch {
     budget_bytes: usize,
+    largest_body: usize,
     floor: usize,
     ceiling: usize,
     current: usize,
     window: Window,
     /// Mean sizes of the last windows. The largest of them counts: growth waits until all agree.
     means: VecDeque<usize>,
+}
+
+/// How a prefetch changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    Grows,
+    Shrinks,
 }
 
 #[derive(Debug, Default)]
@@ -45,6 +56,7 @@ impl Prefetch {
         let floor = (budget_bytes / largest_body.max(1)).clamp(1, ceiling);
         Self {
             budget_bytes,
+            largest_body,
             floor,
             ceiling,
             current: floor,
@@ -71,23 +83,32 @@ impl Prefetch {
         }
     }
 
-    /// Decides whether to change, given the bytes that are under way; [`current`](Self::current) is
-    /// then the new value. To be followed by a new consumer.
-    pub(super) fn changes(&mut self, inflight_bytes: usize) -> bool {
-        let target = self.target(inflight_bytes);
+    /// Decides whether to change; [`current`](Self::current) is then the new value. To be followed by
+    /// a new consumer.
+    pub(super) fn changes(&mut self) -> Option<Change> {
+        let target = self.target();
         let grows = target >= self.current * WORTHWHILE
             || (target == self.ceiling && target > self.current);
         let shrinks = target * WORTHWHILE <= self.current;
         if grows || shrinks {
             self.current = target;
         }
-        grows || shrinks
+        match (grows, shrinks) {
+            (true, _) => Some(Change::Grows),
+            (_, true) => Some(Change::Shrinks),
+            _ => None,
+        }
     }
 
-    fn target(&self, inflight_bytes: usize) -> usize {
-        if inflight_bytes > self.budget_bytes {
-            return self.floor;
-        }
+    /// There was no room for what came: as in the beginning, and as if the largest bodies had come.
+    /// To be followed by a new consumer.
+    pub(super) fn overrun(&mut self) {
+        self.current = self.floor;
+        self.window = Window::default();
+        self.means = VecDeque::from([self.largest_body; REMEMBERED_WINDOWS]);
+    }
+
+    fn target(&self) -> usize {
         let Some(largest_mean) = self.means.iter().max() else {
             return self.current;
         };
@@ -121,35 +142,40 @@ mod tests {
     #[test]
     fn small_bodies_let_it_grow_to_the_ceiling() {
         let mut prefetch = usual();
-        assert!(!prefetch.changes(0), "nothing was measured yet");
+        assert_eq!(prefetch.changes(), None, "nothing was measured yet");
         seen(&mut prefetch, 500, WINDOW_BODIES);
-        assert!(prefetch.changes(0));
+        assert_eq!(prefetch.changes(), Some(Change::Grows));
         assert_eq!(prefetch.current(), 2500);
-        assert!(!prefetch.changes(0), "it settles");
+        assert_eq!(prefetch.changes(), None, "it settles");
     }
 
     #[test]
     fn large_bodies_shrink_it_at_once_and_growth_waits_until_they_are_gone() {
         let mut prefetch = usual();
         seen(&mut prefetch, 500, WINDOW_BODIES);
-        assert!(prefetch.changes(0));
+        assert_eq!(prefetch.changes(), Some(Change::Grows));
         seen(&mut prefetch, MIB, WINDOW_BODIES);
-        assert!(prefetch.changes(0));
+        assert_eq!(prefetch.changes(), Some(Change::Shrinks));
         assert_eq!(prefetch.current(), 64);
-        seen(&mut prefetch, 500, WINDOW_BODIES * (REMEMBERED_WINDOWS - 1));
-        assert!(!prefetch.changes(0));
-        seen(&mut prefetch, 500, WINDOW_BODIES);
-        assert!(prefetch.changes(0));
-        assert_eq!(prefetch.current(), 2500);
+        grows_when_small_ones_have_come_for_a_while(prefetch);
     }
 
     #[test]
-    fn more_bytes_than_the_budget_shrink_it_before_any_window_ends() {
+    fn where_there_was_no_room_it_begins_anew_and_growth_waits() {
         let mut prefetch = usual();
         seen(&mut prefetch, 500, WINDOW_BODIES);
-        assert!(prefetch.changes(0));
-        assert!(prefetch.changes(64 * MIB + 1));
+        assert_eq!(prefetch.changes(), Some(Change::Grows));
+        prefetch.overrun();
         assert_eq!(prefetch.current(), 64);
+        grows_when_small_ones_have_come_for_a_while(prefetch);
+    }
+
+    fn grows_when_small_ones_have_come_for_a_while(mut prefetch: Prefetch) {
+        seen(&mut prefetch, 500, WINDOW_BODIES * (REMEMBERED_WINDOWS - 1));
+        assert_eq!(prefetch.changes(), None);
+        seen(&mut prefetch, 500, WINDOW_BODIES);
+        assert_eq!(prefetch.changes(), Some(Change::Grows));
+        assert_eq!(prefetch.current(), 2500);
     }
 
     proptest! {
@@ -164,7 +190,7 @@ mod tests {
             for body in bodies {
                 prefetch.observe(body);
                 let before = usize::from(prefetch.current());
-                if prefetch.changes(0) {
+                if prefetch.changes().is_some() {
                     let after = usize::from(prefetch.current());
                     let capped = after == ceiling.clamp(1, 65_535);
                     prop_assert!(after >= 2 * before || 2 * after <= before || capped);

@@ -19,10 +19,10 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::acknowledgement::acknowledge;
+use super::acknowledgement::{acknowledge, give_back};
 use super::batch::{Batch, Finished, Lane, Received};
 use super::gathering::{Due, Gathering, Limits};
-use super::ledger::{Gap, Ledger};
+use super::ledger::{Gap, Ledger, Tag};
 use super::prefetch::Prefetch;
 use super::{ConsumerState, Shared};
 use crate::connection::{Connection, Error};
@@ -96,6 +96,7 @@ enum Report<I> {
     Finished(Finished),
     Held(Batch<I>, Unavailable),
     Probed(Result<(), Unavailable>),
+    Sent(Result<(), End>),
 }
 
 impl<H: Handler> Session<H> {
@@ -154,6 +155,7 @@ impl<H: Handler> Session<H> {
         if matches!(end, End::ChannelDied) {
             end = self.last_words().map_or(end, End::Failed);
         }
+        self.shared.observer.holds(0);
         self.shared.observer.given_back(self.ledger.len());
         if matches!(end, End::Drained | End::HeldTooLong(_)) {
             self.tasks.shutdown().await;
@@ -165,12 +167,15 @@ impl<H: Handler> Session<H> {
     async fn turn(&mut self, shutdown: &CancellationToken) -> Result<(), End> {
         self.take_what_is_here().await?;
         let linger_ends = self.start_what_is_due();
-        self.change_prefetch_if_worthwhile().await?;
+        self.change_prefetch_if_worthwhile();
         self.go_on_if_dry(shutdown).await?;
         let (leaving, takes_more) = (self.is_leaving(), self.takes_more());
         tokio::select! {
             biased;
-            () = shutdown.cancelled(), if !leaving => self.cancel_for(Next::Leave).await,
+            () = shutdown.cancelled(), if !leaving => {
+                self.cancel_for(Next::Leave);
+                Ok(())
+            }
             Some(report) = self.tasks.join_next() => self.hear(report).await,
             // Before the stream, which may always have something under load.
             _ = self.checks.tick() => self.check().await,
@@ -189,9 +194,9 @@ impl<H: Handler> Session<H> {
         Ok(())
     }
 
+    /// Whatever comes is taken at once: only what is known of can be limited.
     fn takes_more(&self) -> bool {
-        let comes = matches!(self.phase, Phase::Consuming | Phase::Cancelled(_));
-        comes && self.hold.is_none() && !self.gathering.has_enough()
+        matches!(self.phase, Phase::Consuming | Phase::Cancelled(_))
     }
 
     async fn receive(
@@ -209,10 +214,44 @@ impl<H: Handler> Session<H> {
         let (tag, bytes) = (delivery.delivery_tag, delivery.data.len());
         self.last_progress = Instant::now();
         self.prefetch.observe(bytes);
+        let under_way = self.ledger.bytes();
+        if under_way > 0 && under_way + bytes > self.shared.settings.max_inflight_bytes {
+            return self.give_back(tag);
+        }
         self.ledger.deliver(tag, bytes).map_err(End::Gap)?;
         let delivery = Delivery::from_amqp(delivery, self.shared.clock.now());
         self.gathering.push(Received { tag, delivery }, bytes, self.last_progress);
         Ok(())
+    }
+
+    /// Sends a delivery back to its queue because there is no room for it, and takes no more until what
+    /// came is finished.
+    fn give_back(&mut self, tag: Tag) -> Result<(), End> {
+        self.ledger.give_back(tag).map_err(End::Gap)?;
+        self.shared.observer.given_back(1);
+        if !matches!(self.phase, Phase::Cancelled(Next::Shrink | Next::Leave)) {
+            self.prefetch.overrun();
+            self.shared.observer.overrun(self.prefetch.current());
+            // Before it goes back: it would only come again.
+            self.cancel_for(Next::Shrink);
+        }
+        let channel = self.channel.clone();
+        self.send(async move {
+            let went = give_back(&channel, tag).await;
+            Report::Sent(if went { Ok(()) } else { Err(End::ChannelDied) })
+        });
+        Ok(())
+    }
+
+    /// Sends something over the channel, after all that was sent before, and hears of it later:
+    /// RabbitMQ may send a great deal before it answers, which is to be taken meanwhile.
+    fn send(&mut self, request: impl Future<Output = Report<H::Item>> + Send + 'static) {
+        let mut request = Box::pin(request);
+        // lapin has it from the first poll on.
+        match (&mut request).now_or_never() {
+            Some(report) => self.tasks.spawn(std::future::ready(report)),
+            None => self.tasks.spawn(request),
+        };
     }
 
     /// What the channel died of, as its stream tells after the deliveries that it still has.
@@ -269,6 +308,7 @@ impl<H: Handler> Session<H> {
                 Ok(())
             }
             Ok(Report::Probed(Err(unavailable))) => self.probe_again(&unavailable),
+            Ok(Report::Sent(outcome)) => outcome,
             // A bug of ours: a handler's panics are contained. What it says may quote a message.
             Err(_) => Err(End::TaskDied),
         }

@@ -85,26 +85,45 @@ async fn a_drain_finishes_what_was_delivered_and_takes_nothing_new() {
 async fn the_prefetch_starts_small_and_grows_with_what_bodies_measure() {
     let bench = Bench::new().await;
     let script = Script::default();
-    let prefetch = || {
-        let rendered = bench.metrics.render();
-        let line = format!("verbatim_prefetch{{queue=\"{QUEUE}\"}} ");
-        let value = rendered.lines().find_map(|text| text.strip_prefix(&line));
-        value.unwrap_or("absent").to_owned()
-    };
     let mut running = bench.run(SOURCE, &script, Settings::default());
     running.reaches(ConsumerState::Consuming).await;
-    assert_eq!(prefetch(), "64");
+    assert_eq!(prefetch(&bench), "64");
     bench.publish(QUEUE, 0..200).await;
     script.has_handled(200).await;
-    eventually("a larger prefetch", SOON, async || match prefetch() {
-        value if value == "2500" => Ok(()),
-        value => Err(value),
-    })
-    .await;
+    prefetch_becomes(&bench, "2500").await;
     // The new consumer works.
     bench.publish(QUEUE, 200..300).await;
     script.has_handled(300).await;
     running.drain().await;
+}
+
+#[tokio::test]
+async fn what_there_is_no_room_for_goes_back_and_is_handled_when_there_is() {
+    let bench = Bench::new().await;
+    let script = Script::default();
+    let (max_inflight_bytes, largest_body) = (1 << 20, 64 << 10);
+    let settings = Settings { max_inflight_bytes, largest_body, ..Settings::default() };
+    let running = bench.run(SOURCE, &script, settings);
+    bench.publish(QUEUE, 0..200).await;
+    script.has_handled(200).await;
+    // What a small message takes is reckoned as a little more than 1 KiB.
+    prefetch_becomes(&bench, "1022").await;
+
+    // RabbitMQ may send all of it, and nothing is acknowledged before the first is through.
+    let large = (0..100).map(|n| format!("ok {n} {}", "x".repeat(largest_body - 8)));
+    bench.publish(QUEUE, ["wait".to_owned()].into_iter().chain(large)).await;
+    bench.eventually_ready(QUEUE, 84).await;
+    prefetch_becomes(&bench, "16").await;
+    let returned = Counter::Deliveries { queue: QUEUE, outcome: DeliveryOutcome::Returned };
+    let went_back = bench.metrics.count(returned);
+    assert!((1..=84).contains(&went_back), "{went_back}");
+
+    script.open_gate();
+    script.has_handled(301).await;
+    running.drain().await;
+    assert_eq!(script.handled().len(), 301);
+    bench.eventually_ready(QUEUE, 0).await;
+    assert_eq!(bench.metrics.count(returned), went_back, "there was room from then on");
 }
 
 #[tokio::test]
@@ -117,4 +136,19 @@ async fn the_original_routing_key_comes_through() {
     script.has_handled(1).await;
     running.drain().await;
     assert_eq!(script.handled()[0].routing_key, "conversation.save_message");
+}
+
+fn prefetch(bench: &Bench) -> String {
+    let rendered = bench.metrics.render();
+    let line = format!("verbatim_prefetch{{queue=\"{QUEUE}\"}} ");
+    let value = rendered.lines().find_map(|text| text.strip_prefix(&line));
+    value.unwrap_or("absent").to_owned()
+}
+
+async fn prefetch_becomes(bench: &Bench, wanted: &str) {
+    eventually(format!("a prefetch of {wanted}"), SOON, async || match prefetch(bench) {
+        value if value == wanted => Ok(()),
+        value => Err(value),
+    })
+    .await;
 }

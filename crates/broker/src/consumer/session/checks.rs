@@ -58,8 +58,12 @@ impl<H: Handler> Session<H> {
         }
         self.last_look_at_suspects = Instant::now();
         match inspect::depth(&self.connection, queue).await {
-            Ok(depth) if depth.ready > 0 => self.cancel_for(Next::Suspects).await,
-            Ok(_) => Ok(()),
+            Ok(depth) => {
+                if depth.ready > 0 {
+                    self.cancel_for(Next::Suspects);
+                }
+                Ok(())
+            }
             // The queue itself goes on without its suspects.
             Err(error) if error.reply().is_some() => {
                 self.shared.observer.suspects_unreadable(queue, &error);

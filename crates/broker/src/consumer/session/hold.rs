@@ -1,6 +1,6 @@
 //! Waiting for a store that is away: batches are kept, unacknowledged, until it answers again.
 //!
-//! Nothing new is taken meanwhile. The hold ends when everything under way is through, not when a
+//! Nothing new is begun meanwhile. The hold ends when everything under way is through, not when a
 //! probe succeeds: a store that answers probes and nothing else is not well. It also ends when it has
 //! lasted too long: then the messages go back to the queue, all at once and counted once, before
 //! RabbitMQ loses patience with the channel.

@@ -9,9 +9,10 @@ use lapin::types::FieldTable;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{End, Session};
+use super::{End, Report, Session};
 use crate::Handler;
 use crate::connection::{Error, request};
+use crate::consumer::prefetch::Change;
 use crate::consumer::{ConsumerState, suspects};
 
 /// Whether deliveries come.
@@ -28,8 +29,10 @@ pub(super) enum Phase {
 /// What a consumer is cancelled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// To consume with another prefetch.
-    Consume,
+    /// To consume with a larger prefetch.
+    Grow,
+    /// To consume with a smaller one, when what came is finished: there may be no room for more.
+    Shrink,
     /// To take suspects, while nothing else is under way.
     Suspects,
     /// To leave.
@@ -37,12 +40,16 @@ pub(super) enum Next {
 }
 
 impl<H: Handler> Session<H> {
-    pub(super) async fn cancel_for(&mut self, next: Next) -> Result<(), End> {
+    /// Cancels the consumer. Deliveries that were under way arrive before RabbitMQ's answer, so they
+    /// are taken while it is waited for.
+    pub(super) fn cancel_for(&mut self, next: Next) {
         match self.phase {
             Phase::Consuming => {
-                let options = BasicCancelOptions::default();
-                let cancel = self.channel.basic_cancel(self.stream.tag(), options);
-                request("cancel the consumer", cancel).await?;
+                let (channel, consumer) = (self.channel.clone(), self.stream.tag());
+                self.send(async move {
+                    let cancel = channel.basic_cancel(consumer, BasicCancelOptions::default());
+                    Report::Sent(request("cancel the consumer", cancel).await.map_err(End::Failed))
+                });
                 self.phase = Phase::Cancelled(next);
             }
             Phase::Cancelled(_) => self.phase = Phase::Cancelled(next),
@@ -51,13 +58,12 @@ impl<H: Handler> Session<H> {
         if next == Next::Leave && self.hold.is_none() {
             self.shared.state.send_replace(ConsumerState::Draining);
         }
-        Ok(())
     }
 
     /// The stream has ended: as it should after a cancel, or because the broker ended it.
     pub(super) async fn stream_ended(&mut self) -> Result<(), End> {
         match self.phase {
-            Phase::Cancelled(Next::Consume) => self.consume_again().await,
+            Phase::Cancelled(Next::Grow) => self.consume_again().await,
             Phase::Cancelled(next) => {
                 self.phase = Phase::Dry(next);
                 Ok(())
@@ -66,20 +72,24 @@ impl<H: Handler> Session<H> {
         }
     }
 
-    pub(super) async fn change_prefetch_if_worthwhile(&mut self) -> Result<(), End> {
+    pub(super) fn change_prefetch_if_worthwhile(&mut self) {
         let steady = self.phase == Phase::Consuming && self.hold.is_none();
-        if steady && self.prefetch.changes(self.ledger.bytes()) {
+        if let Some(change) = steady.then(|| self.prefetch.changes()).flatten() {
             self.shared.observer.prefetch_changes(self.prefetch.current());
-            self.cancel_for(Next::Consume).await?;
+            self.cancel_for(match change {
+                Change::Grows => Next::Grow,
+                Change::Shrinks => Next::Shrink,
+            });
         }
-        Ok(())
     }
 
     /// Once everything that came is acknowledged, does what the consumer was cancelled for.
     pub(super) async fn go_on_if_dry(&mut self, shutdown: &CancellationToken) -> Result<(), End> {
         match self.phase {
-            Phase::Dry(Next::Leave) if self.ledger.is_empty() => Err(End::Drained),
-            Phase::Dry(_) if self.ledger.is_empty() => {
+            Phase::Dry(_) if !self.ledger.is_empty() => Ok(()),
+            Phase::Dry(Next::Leave) => Err(End::Drained),
+            Phase::Dry(Next::Grow | Next::Shrink) => self.consume_again().await,
+            Phase::Dry(Next::Suspects) => {
                 suspects::take_turn(&self.shared, &self.connection, shutdown).await?;
                 if shutdown.is_cancelled() {
                     return Err(End::Drained);
@@ -87,7 +97,7 @@ impl<H: Handler> Session<H> {
                 self.last_look_at_suspects = Instant::now();
                 self.consume_again().await
             }
-            _ => Ok(()),
+            Phase::Consuming | Phase::Cancelled(_) => Ok(()),
         }
     }
 
