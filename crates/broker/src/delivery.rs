@@ -14,7 +14,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde_json::{Map, Value};
 
-use crate::journey::{Journey, Origin};
+use crate::journey::{self, Journey, Origin};
 use crate::topology::RetryQueue;
 use crate::wire;
 
@@ -24,15 +24,15 @@ use crate::wire;
 pub struct Delivery {
     /// The body, as it was sent.
     pub body: Vec<u8>,
-    /// When this delivery arrived here. What a first attempt saw is in `journey.resolved`.
+    /// When this delivery arrived here. What a first attempt saw is in its journey.
     pub received_at: Timestamp,
-    /// Its way so far: attempt, history, replays, verdict.
-    pub journey: Journey,
     /// Whether the broker says that it was delivered before.
     pub redelivered: bool,
     exchange: ShortString,
     routing_key: ShortString,
     properties: BasicProperties,
+    /// Boxed, because hardly any message has had one.
+    journey: Option<Box<Journey>>,
 }
 
 /// A death of a message, in RabbitMQ's words.
@@ -75,6 +75,8 @@ impl Delivery {
     ) -> Self {
         let Envelope { message_id, timestamp, correlation_id, reply_to, user_id, resolved } =
             envelope;
+        let journey = resolved
+            .map(|resolved| Journey { resolved: Some(resolved.clone()), ..Journey::default() });
         let short = |text: Option<&str>| ShortString::try_new(text?).ok();
         let mut properties = BasicProperties::default();
         if let Some(id) = short(message_id) {
@@ -95,18 +97,31 @@ impl Delivery {
         Self {
             body,
             received_at,
-            journey: Journey { resolved: resolved.cloned(), ..Journey::default() },
             redelivered: false,
             exchange: crate::topology::ACTIONS.into(),
             routing_key: short(Some(action_type)).unwrap_or_default(),
             properties,
+            journey: journey.map(Box::new),
         }
+    }
+
+    /// The same with another journey.
+    #[must_use]
+    pub fn with_journey(mut self, journey: Journey) -> Self {
+        self.journey = Some(Box::new(journey));
+        self
+    }
+
+    /// Its way so far: attempt, history, replays, verdict.
+    #[must_use]
+    pub fn journey(&self) -> &Journey {
+        self.journey.as_deref().unwrap_or(&journey::FRESH)
     }
 
     /// What the transport says about the action.
     #[must_use]
     pub fn envelope(&self) -> Envelope<'_> {
-        let Self { properties, journey, .. } = self;
+        let (properties, journey) = (&self.properties, self.journey());
         let validated_user = journey.validated_user.as_deref();
         Envelope {
             message_id: text(properties.message_id()).filter(|_| !journey.anonymous),
@@ -122,7 +137,7 @@ impl Delivery {
     #[must_use]
     pub fn origin(&self) -> Origin {
         let exchange = self.exchange.as_str();
-        let known = self.journey.origin.clone();
+        let known = self.journey().origin.clone();
         known.or_else(|| first_published(exchange, self.table()?)).unwrap_or_else(|| Origin {
             exchange: exchange.to_owned(),
             routing_key: self.routing_key.to_string(),
@@ -165,7 +180,7 @@ impl Delivery {
     /// Why it is a dead letter: our own verdict, or what RabbitMQ's means in our words.
     #[must_use]
     pub fn dead_letter_reason(&self) -> Option<DeadLetterReason> {
-        if let Some(verdict) = &self.journey.verdict {
+        if let Some(verdict) = &self.journey().verdict {
             return Some(verdict.refusal.reason);
         }
         match self.deaths().first()?.reason.as_str() {
@@ -193,16 +208,9 @@ impl Delivery {
         // lapin puts a large body together from frames, in memory that doubles as it grows.
         body.shrink_to_fit();
         let headers = properties.headers().as_ref();
-        let journey = headers.and_then(|headers| journey(exchange.as_str(), headers));
-        Self {
-            body,
-            received_at,
-            journey: journey.unwrap_or_default(),
-            redelivered,
-            exchange,
-            routing_key,
-            properties,
-        }
+        let journey = headers.and_then(|headers| told_journey(exchange.as_str(), headers));
+        let journey = journey.map(Box::new);
+        Self { body, received_at, redelivered, exchange, routing_key, properties, journey }
     }
 
     fn table(&self) -> Option<&FieldTable> {
@@ -215,7 +223,7 @@ fn text(property: &Option<ShortString>) -> Option<&str> {
 }
 
 /// The journey that our headers tell, if there are any and they count.
-fn journey(exchange: &str, headers: &FieldTable) -> Option<Journey> {
+fn told_journey(exchange: &str, headers: &FieldTable) -> Option<Journey> {
     let is_ours = headers.inner().keys().any(|name| Journey::owns(name.as_str()));
     (is_ours && came_only_through_us(exchange, headers)).then(|| {
         let mut headers = wire::to_json(headers);
@@ -318,11 +326,11 @@ mod tests {
     #[test]
     fn our_headers_count_only_on_what_the_fleet_published_itself() {
         let from_agent = received("domain.actions", "conversation.save_message", forged());
-        assert_eq!(from_agent.journey, Journey::default());
+        assert_eq!(from_agent.journey(), &Journey::default());
         assert_eq!(from_agent.envelope().user_id, None);
 
         let from_fleet = received("", "conversation.save_message", forged());
-        assert_eq!(from_fleet.journey.attempt, 3);
+        assert_eq!(from_fleet.journey().attempt, 3);
         assert_eq!(from_fleet.envelope().user_id, Some("somebody"));
     }
 
@@ -337,7 +345,7 @@ mod tests {
         );
         headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![death])));
         let letter = received("", "conversation.save_message.dlq", headers);
-        assert_eq!(letter.journey, Journey::default());
+        assert_eq!(letter.journey(), &Journey::default());
     }
 
     #[test]

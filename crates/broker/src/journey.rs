@@ -90,18 +90,21 @@ const VERDICT_REASON: &str = "x-verbatim-reason";
 const VERDICT_FIELD: &str = "x-verbatim-field";
 const VERDICT_DETAIL: &str = "x-verbatim-detail";
 
+/// The journey of a message that nobody has had yet.
+pub(crate) static FRESH: Journey = Journey {
+    resolved: None,
+    attempt: 1,
+    history: History { reasons: Vec::new(), first_failed_at: None, last_failed_at: None },
+    origin: None,
+    anonymous: false,
+    validated_user: None,
+    replay_count: 0,
+    verdict: None,
+};
+
 impl Default for Journey {
     fn default() -> Self {
-        Self {
-            resolved: None,
-            attempt: 1,
-            history: History::default(),
-            origin: None,
-            anonymous: false,
-            validated_user: None,
-            replay_count: 0,
-            verdict: None,
-        }
+        FRESH.clone()
     }
 }
 

@@ -84,7 +84,7 @@ impl Publication {
             origin: Some(delivery.origin()),
             validated_user: owned(envelope.user_id),
             anonymous: envelope.message_id.is_none(),
-            ..delivery.journey.clone()
+            ..delivery.journey().clone()
         };
         Self {
             message_id: owned(envelope.message_id).unwrap_or_else(fresh_message_id),
@@ -270,8 +270,8 @@ mod tests {
         assert_eq!(retry.exchange, "domain.retry.1000");
         let again = delivered(&retry);
         assert_eq!(again.envelope(), delivery().envelope());
-        assert_eq!(again.journey.attempt, 2);
-        assert_eq!(again.journey.history.reasons, ["broken"]);
+        assert_eq!(again.journey().attempt, 2);
+        assert_eq!(again.journey().history.reasons, ["broken"]);
         assert_eq!(again.origin(), delivery().origin());
     }
 
@@ -298,12 +298,12 @@ mod tests {
             at(7),
         );
         let letter = delivered(&letter);
-        let verdict = letter.journey.verdict.unwrap();
+        let verdict = letter.journey().verdict.clone().unwrap();
         assert_eq!(
             (verdict.queue.as_str(), verdict.refusal),
             ("conversation.save_message", refusal)
         );
-        assert_eq!(letter.journey.history.first_failed_at, Some(at(7)));
+        assert_eq!(letter.journey().history.first_failed_at, Some(at(7)));
     }
 
     #[test]
@@ -334,7 +334,7 @@ mod tests {
         publication.content_type = long();
         let minimal = delivered(&publication.minimal());
         assert_eq!(minimal.envelope().message_id, None);
-        assert_eq!(minimal.journey.history.reasons, ["broken"]);
+        assert_eq!(minimal.journey().history.reasons, ["broken"]);
         publication.message_id = "its-id".to_owned();
         let minimal = delivered(&publication.minimal());
         assert_eq!(minimal.origin(), delivery().origin());

@@ -13,8 +13,7 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub(super) struct Gathering<T> {
     limits: Limits,
-    items: Vec<T>,
-    arrivals: VecDeque<Arrival>,
+    waiting: VecDeque<Waiting<T>>,
     bytes: usize,
 }
 
@@ -37,54 +36,41 @@ pub(super) enum Due {
     At(Instant),
 }
 
-/// How large an item is, and when it came.
 #[derive(Debug)]
-struct Arrival {
+struct Waiting<T> {
+    item: T,
     bytes: usize,
-    at: Instant,
+    since: Instant,
 }
 
 impl<T> Gathering<T> {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, items: Vec::new(), arrivals: VecDeque::new(), bytes: 0 }
+        Self { limits, waiting: VecDeque::new(), bytes: 0 }
     }
 
-    pub(super) fn push(&mut self, item: T, bytes: usize, at: Instant) {
-        self.items.push(item);
-        self.arrivals.push_back(Arrival { bytes, at });
+    pub(super) fn push(&mut self, item: T, bytes: usize, now: Instant) {
+        self.waiting.push_back(Waiting { item, bytes, since: now });
         self.bytes += bytes;
-    }
-
-    /// Whether there are as many as make a batch. Bytes do not count: what the broker has sent takes
-    /// less memory here than where it comes from.
-    pub(super) fn has_enough(&self) -> bool {
-        self.items.len() >= self.limits.messages
     }
 
     /// When the next batch may go, while others are `in_flight`.
     pub(super) fn due(&self, now: Instant, in_flight: usize) -> Due {
-        let Some(oldest) = self.arrivals.front() else { return Due::Never };
-        let at = oldest.at + self.limits.linger;
-        let is_full = self.has_enough() || self.bytes >= self.limits.bytes;
+        let Some(oldest) = self.waiting.front() else { return Due::Never };
+        let at = oldest.since + self.limits.linger;
+        let is_full = self.waiting.len() >= self.limits.messages || self.bytes >= self.limits.bytes;
         if in_flight == 0 || is_full || at <= now { Due::Now } else { Due::At(at) }
     }
 
     /// Takes a batch of the oldest: as many as the limits allow, at least one.
     pub(super) fn take(&mut self) -> Vec<T> {
-        let (mut count, mut bytes) = (0, 0);
-        while let Some(arrival) = self.arrivals.front()
-            && count < self.limits.messages
-            && (count == 0 || bytes + arrival.bytes <= self.limits.bytes)
-        {
-            bytes += arrival.bytes;
-            count += 1;
-            self.arrivals.pop_front();
-        }
-        self.bytes -= bytes;
-        // The next batch will be about as large as this one.
-        let mut rest = Vec::with_capacity(count.max(self.items.len() - count));
-        rest.extend(self.items.drain(count..));
-        std::mem::replace(&mut self.items, rest)
+        let mut bytes = 0;
+        let fits = |(index, waiting): &(usize, &Waiting<T>)| {
+            bytes += waiting.bytes;
+            *index < self.limits.messages && (*index == 0 || bytes <= self.limits.bytes)
+        };
+        let count = self.waiting.iter().enumerate().take_while(fits).count();
+        let batch = self.waiting.drain(..count);
+        batch.inspect(|waiting| self.bytes -= waiting.bytes).map(|waiting| waiting.item).collect()
     }
 }
 
@@ -143,15 +129,5 @@ mod tests {
         assert_eq!(gathering.due(later, 1), Due::At(later + LINGER));
         assert_eq!(gathering.take(), [5]);
         assert_eq!(gathering.due(later, 0), Due::Never);
-    }
-
-    #[test]
-    fn no_more_wait_than_make_a_batch() {
-        let now = Instant::now();
-        let mut gathering = gathering(now);
-        gathering.push(2, 1_000, now);
-        assert!(!gathering.has_enough());
-        gathering.push(3, 0, now);
-        assert!(gathering.has_enough());
     }
 }

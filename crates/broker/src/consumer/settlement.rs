@@ -35,7 +35,7 @@ pub(super) fn copy_for<H: Handler>(
     let now = shared.clock.now();
     let copy_to = |queue| Publication::copy(delivery, queue).resolved(resolved);
     let message_id = delivery.envelope().message_id;
-    let attempt = delivery.journey.attempt;
+    let attempt = delivery.journey().attempt;
     match (decision, shared.source.hopeless) {
         (Decision::SetApart, Hopeless::DeadLetter(queue)) => {
             (copy_to(queue.suspect()), DeliveryOutcome::Suspected)

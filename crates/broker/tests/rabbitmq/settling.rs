@@ -70,9 +70,9 @@ async fn a_failing_message_is_tried_four_times_and_then_a_dead_letter_with_its_h
     let letters = Letters::default();
     let keeper = letters.read(&bench, WorkQueue::Session).await;
     assert_eq!(keeper.dead_letter_reason(), Some(DeadLetterReason::AttemptsExhausted));
-    assert_eq!(keeper.journey.attempt, 4);
-    assert_eq!(keeper.journey.history.reasons, ["it failed"; 4]);
-    let history = &keeper.journey.history;
+    assert_eq!(keeper.journey().attempt, 4);
+    assert_eq!(keeper.journey().history.reasons, ["it failed"; 4]);
+    let history = &keeper.journey().history;
     assert!(history.first_failed_at.unwrap() < history.last_failed_at.unwrap());
     assert_eq!(keeper.origin().routing_key, "conversation.session_closed");
     assert_eq!(keeper.traceparent().as_deref(), Some("00-trace"));

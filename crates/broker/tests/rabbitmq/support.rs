@@ -327,7 +327,7 @@ impl Handler for Script {
         }
         Ok(Handled {
             body,
-            attempt: delivery.journey.attempt,
+            attempt: delivery.journey().attempt,
             routing_key: delivery.origin().routing_key,
             message_id: delivery.envelope().message_id.map(str::to_owned),
             redelivered: delivery.redelivered,

@@ -51,7 +51,7 @@ impl Handler for Keeper {
     type Item = Item;
 
     fn decode(&self, delivery: &Delivery) -> Result<Item, Refusal> {
-        if delivery.journey.verdict.is_none()
+        if delivery.journey().verdict.is_none()
             && delivery.dead_letter_reason() == Some(DeadLetterReason::Expired)
         {
             // What cannot be decoded is refused where it goes, and comes back as a dead letter.

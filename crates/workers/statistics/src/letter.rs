@@ -25,7 +25,7 @@ pub(crate) struct Letter {
 impl Letter {
     /// Reads a letter from the dead-letter queue of `queue`.
     pub(crate) fn read(queue: WorkQueue, delivery: &Delivery) -> Self {
-        let journey = &delivery.journey;
+        let journey = delivery.journey();
         let verdict = journey.verdict.as_ref();
         let deaths = delivery.deaths();
         let reason = delivery.dead_letter_reason().unwrap_or(DeadLetterReason::AttemptsExhausted);
@@ -78,9 +78,9 @@ impl Letter {
 /// The body always counts: two senders may give one id to different words, and each of these letters is
 /// then the only place where its words are. True copies have the same bytes.
 fn key(queue: WorkQueue, reason: DeadLetterReason, delivery: &Delivery) -> Uuid {
-    let replays = delivery.journey.replay_count;
+    let replays = delivery.journey().replay_count;
     let mut name = format!("{}\0{reason}\0{replays}\0", queue.name()).into_bytes();
-    if let Some(resolved) = &delivery.journey.resolved {
+    if let Some(resolved) = &delivery.journey().resolved {
         let tenant = told_by_body(&delivery.body);
         let tenant = tenant.get("tenant_id").and_then(Value::as_str).unwrap_or_default();
         for part in ["resolved", tenant, resolved.conversation.as_str(), resolved.id.as_str()] {
@@ -149,6 +149,7 @@ fn by_the_broker(deaths: &[broker::Death], queue: WorkQueue) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use broker::journey::Verdict;
     use domain::envelope::{Envelope, Resolved};
     use domain::failure::Refusal;
     use domain::ids::{ConversationId, MessageId};
@@ -165,17 +166,18 @@ mod tests {
             timestamp: at(1),
             received_at,
         };
-        let envelope = Envelope { resolved: Some(&resolved), ..Envelope::default() };
-        let mut delivery = Delivery::fresh("", envelope, body.as_bytes().to_vec(), received_at);
-        delivery.journey.verdict = Some(broker::journey::Verdict {
+        let verdict = Verdict {
             queue: WorkQueue::SaveMessage.name().to_owned(),
             refusal: Refusal {
                 reason: DeadLetterReason::Conflict,
                 field: None,
                 detail: "taken".to_owned(),
             },
-        });
-        delivery
+        };
+        let journey =
+            Journey { resolved: Some(resolved), verdict: Some(verdict), ..Journey::default() };
+        Delivery::fresh("", Envelope::default(), body.as_bytes().to_vec(), received_at)
+            .with_journey(journey)
     }
 
     fn id(delivery: &Delivery) -> Uuid {
@@ -195,8 +197,8 @@ mod tests {
     #[test]
     fn one_body_is_a_letter_for_each_id_queue_and_replay() {
         let letter = resolved("m", "{}", at(2));
-        let mut replayed = letter.clone();
-        replayed.journey.replay_count = 1;
+        let replayed = Journey { replay_count: 1, ..letter.journey().clone() };
+        let replayed = letter.clone().with_journey(replayed);
         let elsewhere = Letter::read(WorkQueue::Session, &letter).row.id;
         let ids = [id(&letter), id(&resolved("n", "{}", at(2))), id(&replayed), elsewhere];
         let distinct: std::collections::BTreeSet<_> = ids.iter().collect();
