@@ -9,6 +9,9 @@
 //!    counters: they would serialise the savers of one conversation;
 //! 4. the messages are inserted.
 //!
+//! A small batch is tried first with a smaller statement (`save/settled.sql`), which does the same for
+//! conversations that stay as they are and nothing for others.
+//!
 //! It takes all or nothing. It takes nothing when it meets what it cannot see: a conversation that
 //! another transaction inserted since the statement began yields neither row nor lock; or what only
 //! the sender can decide: which messages a tombstone forbids. Then it is sent again. A message that
@@ -103,7 +106,7 @@ impl Archive {
                 let open: Vec<&SaveRow<'a>> =
                     rows.iter().zip(&saved).filter(|it| it.1.is_none()).map(|it| it.0).collect();
                 if open.is_empty() {
-                    let nothing = Sent { reopened: 0, touched: Vec::new() };
+                    let nothing = Sent::default();
                     return finish(connection, rows, saved, nothing, hot, fresh).await;
                 }
                 match statement::send(connection, &open, &tombstones, hot, fresh).await {

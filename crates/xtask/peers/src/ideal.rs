@@ -1,10 +1,9 @@
 //! The least that any correct save worker must do with these servers, written plainly.
 //!
 //! Parse; lock the conversations, insert those that are missing and the messages, in the product's own
-//! tables and in one statement, which is what costs these servers least; append to the hot copies;
-//! acknowledge. Batches of 500, four in
-//! flight. It trusts its input, compares no duplicates, reads no tombstones, measures nothing and
-//! dies of any error.
+//! tables and in one statement; append to the hot copies; acknowledge. Batches of 500, four in flight.
+//! It trusts its input, compares no duplicates, reads no tombstones, measures nothing and dies of any
+//! error.
 
 use std::sync::Arc;
 use std::time::Duration;
