@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio::time::{Instant, timeout_at};
 
-use crate::doubt::Doubt;
+use crate::guesses::{Calm, Doubt};
 use crate::pool::Pool;
 use crate::{Error, Result};
 
@@ -32,6 +32,7 @@ pub struct Settings {
 pub struct Archive {
     pub(crate) pool: Arc<Pool>,
     pub(crate) doubt: Arc<Doubt>,
+    pub(crate) calm: Arc<Calm>,
     pub(crate) time_out: Duration,
 }
 
@@ -57,6 +58,7 @@ impl Archive {
         Ok(Self {
             pool: Arc::new(Pool::new(options, settings.connections)),
             doubt: Arc::default(),
+            calm: Arc::default(),
             time_out: settings.time_out,
         })
     }

@@ -9,8 +9,8 @@
 //!    counters: they would serialise the savers of one conversation;
 //! 4. the messages are inserted.
 //!
-//! A small batch is tried first with a smaller statement (`save/settled.sql`), which does the same for
-//! conversations that stay as they are and nothing for others.
+//! Where the batch before changed no conversation, a smaller statement is tried first
+//! (`save/settled.sql`): it does the same for conversations that stay as they are, and nothing for others.
 //!
 //! It takes all or nothing. It takes nothing when it meets what it cannot see: a conversation that
 //! another transaction inserted since the statement began yields neither row nor lock; or what only
@@ -109,7 +109,8 @@ impl Archive {
                     let nothing = Sent::default();
                     return finish(connection, rows, saved, nothing, hot, fresh).await;
                 }
-                match statement::send(connection, &open, &tombstones, hot, fresh).await {
+                let sent = self.send(connection, &open, &tombstones, hot, fresh).await;
+                match sent {
                     Ok(Some(sent)) => {
                         return finish(connection, rows, saved, sent, hot, fresh).await;
                     }
@@ -128,6 +129,25 @@ impl Archive {
         })
         .await
     }
+
+    /// Saves rows of which none is expected to be stored; `None` when nothing was stored.
+    async fn send<'a>(
+        &self,
+        connection: &mut PgConnection,
+        rows: &[&SaveRow<'a>],
+        tombstones: &Tombstones<'_>,
+        hot: HotWrites,
+        fresh: &(dyn Fn() -> i64 + Sync),
+    ) -> Result<Option<Sent<'a>>> {
+        let calm = hot == HotWrites::Follow && self.calm.reigns();
+        if calm && statement::save_settled(connection, rows).await? {
+            return Ok(Some(Sent::default()));
+        }
+        let sent = statement::save(connection, rows, tombstones, hot, fresh).await?;
+        let stayed = |sent: &Sent<'_>| sent.touched.is_empty() && !sent.tombstones;
+        self.calm.learn(sent.as_ref().is_some_and(stayed));
+        Ok(sent)
+    }
 }
 
 /// The outcome of a batch whose open rows have just been stored.
@@ -135,7 +155,7 @@ async fn finish<'a>(
     connection: &mut PgConnection,
     rows: &[SaveRow<'a>],
     saved: Vec<Option<Saved>>,
-    Sent { reopened, touched }: Sent<'a>,
+    Sent { reopened, touched, .. }: Sent<'a>,
     hot: HotWrites,
     fresh: &(dyn Fn() -> i64 + Sync),
 ) -> Result<SavedBatch<'a>> {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use archive::{Archive, Due, EpochChange, HotWrites, SaveRow, Saved, SchemaError, Settings};
 use domain::failure::FailureClass;
-use domain::ids::{ConversationKey, MessageId, SessionId, TenantId};
-use domain::message::{Content, Message, Role};
+use domain::ids::{AgentId, ConversationKey, MessageId, SessionId, TenantId, UserId};
+use domain::message::{Content, Json, Message, Role};
 use domain::time::Timestamp;
 use sqlx::{Connection, PgConnection};
 use testkit::TestEnv;
@@ -54,8 +54,11 @@ fn message(id: &str) -> Message {
 }
 
 async fn save(archive: &Archive, id: &str) -> archive::Result<Vec<Saved>> {
+    save_message(archive, message(id)).await
+}
+
+async fn save_message(archive: &Archive, message: Message) -> archive::Result<Vec<Saved>> {
     let (key, session) = (key(), SessionId::new("s").unwrap());
-    let message = message(id);
     let row = SaveRow {
         key: &key,
         session: &session,
@@ -224,20 +227,96 @@ async fn a_message_that_two_savers_bring_at_once_is_stored_by_one() {
     assert_eq!(save(&archive, "m3").await.unwrap(), [Saved::New]);
 }
 
+/// After this the archive expects that the conversation stays as it is.
+async fn calm(archive: &Archive, names: &str) {
+    for n in 1..=2 {
+        assert_eq!(save(archive, &format!("{names}{n}")).await.unwrap(), [Saved::New]);
+    }
+}
+
+#[tokio::test]
+async fn a_message_is_stored_the_same_whether_its_conversation_was_expected_to_stay_or_not() {
+    let (env, archive) = migrated().await;
+    let json = |text: &str| Json::parse(text.to_owned()).unwrap();
+    let rich = |id| Message {
+        content: Content::Parts {
+            text: "words".to_owned(),
+            json: json(r#"[{"type": "text", "text": "words"}]"#),
+        },
+        tool_calls: Some(json(r#"[{"id": "call-1"}]"#)),
+        tool_call_id: Some("call-1".to_owned()),
+        tokens_estimate: Some(9),
+        user_id: Some(UserId::new("u").unwrap()),
+        agent_id: Some(AgentId::new("a").unwrap()),
+        model_name: Some("gpt-4".to_owned()),
+        processing_time_ms: Some(1.5),
+        metadata: Some(json(r#"{"k": "v"}"#)),
+        ..message(id)
+    };
+    // The first makes the conversation, the second leaves it as it is, the third was expected to.
+    for id in ["m1", "m2", "m3"] {
+        assert_eq!(save_message(&archive, rich(id)).await.unwrap(), [Saved::New]);
+    }
+    let kinds = "SELECT count(DISTINCT (to_jsonb(m) - 'id')), count(*) FROM message_rows m";
+    assert_eq!(env.psql(kinds).await.unwrap().trim(), "1|3");
+    let again = save_message(&archive, rich("m3")).await.unwrap();
+    assert!(
+        matches!(&again[..], [Saved::Duplicate(stored)] if **stored == rich("m3")),
+        "{again:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_conversation_that_was_expected_to_stay_and_must_change_changes() {
+    let (env, archive) = migrated().await;
+    let conversation = async |columns: &str| {
+        let query = format!("SELECT {columns} FROM conversations");
+        env.psql(&query).await.unwrap().trim().to_owned()
+    };
+    calm(&archive, "archived").await;
+    env.psql("UPDATE conversations SET status = 'archived'").await.unwrap();
+    save(&archive, "m1").await.unwrap();
+    assert_eq!(conversation("status, reopened").await, "active|t");
+
+    calm(&archive, "untouched").await;
+    env.psql("UPDATE conversations SET touched_at = now() - interval '1 hour'").await.unwrap();
+    save(&archive, "m2").await.unwrap();
+    assert_eq!(conversation("touched_at > now() - interval '1 minute'").await, "t");
+
+    calm(&archive, "nobodys").await;
+    let said = Message { agent_id: Some(AgentId::new("a").unwrap()), ..message("m3") };
+    save_message(&archive, said).await.unwrap();
+    assert_eq!(conversation("agent_id").await, "a");
+
+    calm(&archive, "known").await;
+    env.psql("INSERT INTO tombstones VALUES ('acme', 'user', 'u', now())").await.unwrap();
+    let erased = Message { user_id: Some(UserId::new("u").unwrap()), ..message("m4") };
+    assert_eq!(save_message(&archive, erased).await.unwrap(), [Saved::Erased]);
+    env.psql("DELETE FROM tombstones").await.unwrap();
+
+    calm(&archive, "there").await;
+    env.psql("DELETE FROM message_rows; DELETE FROM conversations").await.unwrap();
+    assert_eq!(save(&archive, "m5").await.unwrap(), [Saved::New]);
+    assert_eq!(conversation("count(*)").await, "1");
+}
+
 #[tokio::test]
 async fn a_plan_that_was_made_while_the_tables_were_empty_walks_the_primary_key() {
     let (env, _archive) = migrated().await;
-    let save = include_str!("../src/save/statement.sql");
-    let explain = format!(
-        "SET plan_cache_mode = force_generic_plan; PREPARE save AS {save};
-         EXPLAIN EXECUTE save ({nulls}); PREPARE one AS
-             SELECT hot_generation FROM conversations WHERE tenant_id = $1 AND id = $2;
-         EXPLAIN EXECUTE one (NULL, NULL)",
-        nulls = vec!["NULL"; 34].join(", ")
-    );
-    let plan = env.psql(&explain).await.unwrap();
-    // The lock of a save, and any look-up.
-    assert_eq!(plan.matches("conversations_pkey").count(), 2, "{plan}");
+    let statements = [
+        (include_str!("../src/save/statement.sql"), 34),
+        (include_str!("../src/save/settled.sql"), 23),
+        ("SELECT hot_generation FROM conversations WHERE tenant_id = $1 AND id = $2", 2),
+    ];
+    for (statement, parameters) in statements {
+        let nulls = vec!["NULL"; parameters].join(", ");
+        let explain = format!(
+            "SET plan_cache_mode = force_generic_plan; PREPARE one AS {statement};
+             EXPLAIN EXECUTE one ({nulls})"
+        );
+        let plan = env.psql(&explain).await.unwrap();
+        assert_eq!(plan.matches("conversations_pkey").count(), 1, "{plan}");
+    }
 }
 
 #[tokio::test]

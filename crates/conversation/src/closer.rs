@@ -13,7 +13,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use archive::{Archive, Claim, CloseCause, Closed, Due, Uncounted};
 use backon::{BackoffBuilder, ConstantBuilder};
@@ -56,6 +56,9 @@ impl Default for ClosingSettings {
 /// milliseconds of counting at 20 MB/s, far below any lease.
 const COUNT_MESSAGES: u32 = 1_000;
 const COUNT_BYTES: usize = 4 * 1024 * 1024;
+
+/// How often a lease is renewed while tokens are counted. Rarely, because it rewrites a row of each claim.
+const RENEWALS_IN_A_LEASE: u32 = 3;
 
 /// How often, and after which pause, the last write is tried for rows that a saver holds at that
 /// moment. Longer than an ordinary save; what is held longer is taken over later.
@@ -135,7 +138,7 @@ impl Closer {
     /// # Errors
     /// As [`Self::sweep`].
     pub async fn sweep_at_most(&self, limit: u32) -> Result<Swept, SweepError> {
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let mut swept = Swept { reopened: self.announce_reopened().await?, ..Swept::default() };
         let due = Due {
             grace: self.settings.grace,
@@ -197,6 +200,7 @@ impl Closer {
     /// Counts what nobody has counted; claims that were lost meanwhile are let go.
     async fn count_tokens(&self, claims: &mut Vec<Claim>) -> Result<(), SweepError> {
         let mut last: Option<(ConversationKey, MessageId)> = None;
+        let mut renewed = Instant::now();
         loop {
             let (first, after) = match &last {
                 None => (0, None),
@@ -217,6 +221,10 @@ impl Closer {
             let counts: Vec<(&Uncounted, i64)> =
                 counted.iter().map(|(message, tokens)| (message, *tokens)).collect();
             retried(&self.metrics, || self.archive.store_tokens(&counts)).await?;
+            if renewed.elapsed() < self.settings.lease / RENEWALS_IN_A_LEASE {
+                continue;
+            }
+            renewed = Instant::now();
             let mine =
                 retried(&self.metrics, || self.archive.renew(claims, self.settings.lease)).await?;
             let mine: HashSet<ConversationKey> = mine.into_iter().collect();

@@ -1,8 +1,6 @@
 //! The statements of a save, with their arguments.
 //!
-//! One does everything. Another does what most batches need, which is to add messages to conversations
-//! that stay as they are; PostgreSQL begins it in half the time. That counts for a small batch, and one
-//! that was not for it loses little.
+//! One does everything. A smaller one adds messages to conversations that stay as they are.
 //!
 //! Conversations are sent as one set of arrays and messages as another that refers to them by their
 //! places: a batch has fewer conversations than messages, and their names are long. A column in which
@@ -24,10 +22,6 @@ use crate::tombstones::{Subject, Tombstones, user};
 const SAVE: &str = include_str!("statement.sql");
 const SAVE_SETTLED: &str = include_str!("settled.sql");
 
-/// Up to how many messages a batch is tried with the smaller statement. It locks what the larger one
-/// locks again, so for many the trial costs more than it saves.
-const FEW: usize = 64;
-
 /// What a save did with conversations.
 #[derive(Default)]
 pub(super) struct Sent<'a> {
@@ -35,10 +29,12 @@ pub(super) struct Sent<'a> {
     pub(super) reopened: usize,
     /// Those that were made or changed.
     pub(super) touched: Vec<&'a ConversationKey>,
+    /// Whether anything was ever erased.
+    pub(super) tombstones: bool,
 }
 
 /// Saves the rows; `None` when nothing was stored.
-pub(super) async fn send<'a>(
+pub(super) async fn save<'a>(
     connection: &mut PgConnection,
     rows: &[&SaveRow<'a>],
     tombstones: &Tombstones<'_>,
@@ -46,12 +42,6 @@ pub(super) async fn send<'a>(
     fresh: &(dyn Fn() -> i64 + Sync),
 ) -> Result<Option<Sent<'a>>> {
     let groups: Vec<&[&SaveRow<'a>]> = rows.chunk_by(|a, b| a.key == b.key).collect();
-    if rows.len() <= FEW
-        && hot == HotWrites::Follow
-        && add_to_settled(connection, &groups, rows).await?
-    {
-        return Ok(Some(Sent::default()));
-    }
     let query = bind_conversations(sqlx::query(SAVE), &groups, tombstones, fresh);
     let query = bind_users(query, rows, tombstones)
         .bind(f64::from(TOUCH_SECONDS))
@@ -69,18 +59,19 @@ pub(super) async fn send<'a>(
         reopened: usize::try_from(reopened).unwrap_or_default(),
         touched: touched
             .ok_or_else(|| corrupt("conversations", "one that nobody asked for".into()))?,
+        tombstones: row.try_get("tombstones")?,
     }))
 }
 
 /// Saves the rows if their conversations need no change. `false` when nothing was stored.
-async fn add_to_settled(
+pub(super) async fn save_settled(
     connection: &mut PgConnection,
-    groups: &[Group<'_>],
     rows: &[&SaveRow<'_>],
 ) -> Result<bool> {
-    let query = bind_names(sqlx::query(SAVE_SETTLED), groups);
-    let query = bind_last_words(query, groups).bind(f64::from(TOUCH_SECONDS));
-    let query = bind_messages(query, groups, rows).bind(FORMAT_PLAIN);
+    let groups: Vec<Group<'_>> = rows.chunk_by(|a, b| a.key == b.key).collect();
+    let query = bind_names(sqlx::query(SAVE_SETTLED), &groups);
+    let query = bind_last_words(query, &groups).bind(f64::from(TOUCH_SECONDS));
+    let query = bind_messages(query, &groups, rows).bind(FORMAT_PLAIN);
     Ok(query.execute(connection).await?.rows_affected() > 0)
 }
 

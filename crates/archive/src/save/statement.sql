@@ -1,8 +1,8 @@
 -- Saves a batch of messages, all of them or none; see `save.rs`.
 --
--- One row comes back when all were saved: how many conversations came back to life, and the places of
--- those that were made or changed. None comes back when
--- nothing was saved: a tombstone that the sender does not know, or a conversation that another transaction
+-- One row comes back when all were saved: how many conversations came back to life, the places of those
+-- that were made or changed, and whether there is any tombstone. None comes back when nothing was saved: a
+-- tombstone that the sender does not know, or a conversation that another transaction
 -- made or dropped since this statement began. A message that is stored already is a unique violation.
 --
 -- The order of effects is the order in which each part needs the ones before it: locks, new conversations,
@@ -11,16 +11,16 @@
 --
 -- $1 to $12 are arrays of the conversations, $18 to $33 of the messages; $18 is each message's conversation.
 WITH forbidden AS MATERIALIZED (
-    SELECT EXISTS (SELECT FROM tombstones)
-       AND (EXISTS (
+    SELECT exist,
+           exist AND (EXISTS (
                SELECT FROM unnest($1::text[], $2::text[], $10::timestamptz[]) AS k (tenant_id, id, known_erasure)
                JOIN tombstones t ON t.tenant_id = k.tenant_id AND t.kind = 'conversation' AND t.subject = k.id
                WHERE k.known_erasure IS NULL OR k.known_erasure < t.erased_at)
            OR EXISTS (
                SELECT FROM unnest($13::text[], $14::text[], $15::timestamptz[]) AS u (tenant_id, id, known_erasure)
                JOIN tombstones t ON t.tenant_id = u.tenant_id AND t.kind = 'user' AND t.subject = u.id
-               WHERE u.known_erasure IS NULL OR u.known_erasure < t.erased_at))
-       AS something),
+               WHERE u.known_erasure IS NULL OR u.known_erasure < t.erased_at)) AS something
+    FROM (SELECT EXISTS (SELECT FROM tombstones) AS exist) AS tombstones),
 
 -- LATERAL, so that there is one plan whatever the statistics say: one look-up for each, in this order.
 locked AS MATERIALIZED (
@@ -105,5 +105,6 @@ added AS (
 
 SELECT (SELECT count(*) FROM touched WHERE came_back) AS reopened,
        (SELECT array_agg(n) FROM (SELECT n FROM missing UNION ALL SELECT n FROM locked WHERE NOT settled) AS it)
-           AS touched
+           AS touched,
+       (SELECT exist FROM forbidden) AS tombstones
 FROM ready
