@@ -151,7 +151,7 @@ impl Ground {
     /// Waits until the servers have done what a load left them to do.
     pub(crate) async fn settle(&self) -> Result<()> {
         self.sql("CHECKPOINT").await?;
-        let used = || -> Result<Duration> { Kind::ALL.iter().map(|kind| self.cpu(*kind)).sum() };
+        let used = || -> Result<Duration> { self.kinds.iter().map(|kind| self.cpu(*kind)).sum() };
         until("quiet servers", QUIET_LIMIT, async || {
             let before = used().map_err(|error| error.to_string())?;
             sleep(QUIET).await;
