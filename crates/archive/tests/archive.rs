@@ -291,7 +291,13 @@ async fn a_conversation_that_was_expected_to_stay_and_must_change_changes() {
     assert_eq!(conversation("agent_id").await, "a");
 
     calm(&env, &archive, "known").await;
-    env.psql("INSERT INTO tombstones VALUES ('acme', 'user', 'u', now())").await.unwrap();
+    // Its user is known, so nothing but the tombstone stands in the way.
+    env.psql(
+        "UPDATE conversations SET user_id = 'u';
+         INSERT INTO tombstones VALUES ('acme', 'user', 'u', now())",
+    )
+    .await
+    .unwrap();
     let erased = Message { user_id: Some(UserId::new("u").unwrap()), ..message("m4") };
     assert_eq!(save_message(&archive, erased).await.unwrap(), [Saved::Erased]);
     env.psql("DELETE FROM tombstones").await.unwrap();
