@@ -76,14 +76,13 @@ CREATE INDEX sessions_open ON sessions (tenant_id, session_id) WHERE open;
 CREATE INDEX sessions_over ON sessions (tenant_id, session_id) WHERE everywhere;
 
 -- What `messages` shows, stored lean: a number where the view has tenant and conversation, and columns
--- of fixed width first, so that none of them is padded. Rows are written once, but for `tokens`. No
+-- of fixed width first, so that none of them is padded. Rows are written once and never changed. No
 -- foreign key: who inserts holds the conversation's row `FOR KEY SHARE` already, and a trigger for each
 -- row would only take that lock again.
 CREATE TABLE message_rows (
     conversation       bigint NOT NULL,
     created_at         timestamptz NOT NULL,
     received_at        timestamptz NOT NULL,
-    tokens             bigint,
     tokens_estimate    bigint,
     processing_time_ms double precision,
     -- How `content`, `content_parts` and `tool_calls` are stored; 1 is plain.
@@ -108,11 +107,22 @@ CREATE TABLE message_rows (
 -- it is read instead of being stored a third time.
 CREATE INDEX message_rows_in_order ON message_rows (conversation, created_at) WHERE created_at IS NOT NULL;
 
+-- The tokens of messages, counted when their conversation closes. Beside the rows and not in them: an
+-- update would write each row and its index entries a second time.
+CREATE TABLE message_tokens (
+    conversation bigint NOT NULL,
+    id           text COLLATE "C" NOT NULL,
+    tokens       bigint NOT NULL,
+    PRIMARY KEY (conversation, id)
+);
+
 CREATE VIEW messages AS
 SELECT c.tenant_id, c.id AS conversation_id, m.id, m.role, m.content, m.content_parts, m.tool_calls,
-       m.tool_call_id, m.tokens, m.tokens_estimate, m.user_id, m.agent_id, m.model_name,
+       m.tool_call_id, t.tokens, m.tokens_estimate, m.user_id, m.agent_id, m.model_name,
        m.processing_time_ms, m.created_at, m.received_at, m.body_hash, m.format, m.metadata
-FROM message_rows m JOIN conversations c ON c.number = m.conversation;
+FROM message_rows m
+JOIN conversations c ON c.number = m.conversation
+LEFT JOIN message_tokens t ON t.conversation = m.conversation AND t.id = m.id;
 
 CREATE TABLE conversation_stats (
     tenant_id            text COLLATE "C" NOT NULL,

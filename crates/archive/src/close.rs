@@ -48,7 +48,7 @@ pub enum CloseCause {
 }
 
 /// The right to close one conversation, until its lease ends or somebody clears the token.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// The conversation.
     pub key: ConversationKey,
@@ -72,17 +72,28 @@ pub struct Uncounted {
     pub model_name: Option<String>,
 }
 
-/// A conversation's totals, as counted from its rows.
+/// Messages that nobody has counted.
+#[derive(Debug, Clone)]
+pub struct UncountedPage {
+    /// The first of them.
+    pub messages: Vec<Uncounted>,
+    /// Whether there may be more after these.
+    pub more: bool,
+}
+
+/// A conversation as it will stand in the archive, with the totals of its rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Closed {
-    /// The conversation.
-    pub key: ConversationKey,
+    /// The claim under which it was counted.
+    pub claim: Claim,
     /// The session that began it.
     pub session_id: SessionId,
     /// The agent that spoke last.
     pub agent_id: Option<AgentId>,
     /// The user, where known.
     pub user_id: Option<UserId>,
+    /// The model of the newest message that names one.
+    pub model_name: Option<String>,
     /// How many messages it has.
     pub message_count: i64,
     /// Their tokens.
@@ -95,62 +106,37 @@ pub struct Closed {
     pub closed_at: Timestamp,
     /// Why it closed.
     pub close_reason: Option<String>,
-    /// The claim under which it was counted.
-    pub token: Uuid,
-}
-
-/// A statement over `mine`: the claims of `$1, $2, $3` that still hold their token, locked in key
-/// order.
-macro_rules! mine {
-    ($lock:literal, $statement:literal) => {
-        concat!(
-            "WITH mine AS (
-                 SELECT c.tenant_id, c.id, c.number
-                 FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
-                 JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-                 WHERE c.close_token = k.token
-                 ORDER BY c.tenant_id, c.id ",
-            $lock,
-            ")",
-            $statement
-        )
-    };
 }
 
 impl Archive {
     /// Claims conversations whose close is due, that have been idle for long, or whose closer
     /// vanished; at most `due.limit` of each.
     pub async fn claim(&self, due: &Due) -> Result<Vec<Claim>> {
+        let idle = due.idle + Duration::from_secs(TOUCH_SECONDS.into());
         self.within(async |connection| {
-            let mut claims = Vec::new();
-            for cause in [CloseCause::Requested, CloseCause::Idle, CloseCause::TakenOver] {
-                let after = match cause {
-                    CloseCause::Requested => due.grace,
-                    CloseCause::Idle => due.idle + Duration::from_secs(TOUCH_SECONDS.into()),
-                    CloseCause::TakenOver => Duration::ZERO,
-                };
-                let rows = sqlx::query(claim_statement(cause))
-                    .bind(after.as_secs_f64())
-                    .bind(due.lease.as_secs_f64())
-                    .bind(i64::from(due.limit))
-                    .fetch_all(&mut *connection)
-                    .await?;
-                for row in rows {
-                    claims.push(Claim {
+            sqlx::query(CLAIM)
+                .bind(due.grace.as_secs_f64())
+                .bind(idle.as_secs_f64())
+                .bind(due.lease.as_secs_f64())
+                .bind(i64::from(due.limit))
+                .fetch_all(&mut *connection)
+                .await?
+                .iter()
+                .map(|row| {
+                    Ok(Claim {
                         key: key(row.try_get("tenant_id")?, row.try_get("id")?)?,
                         token: row.try_get("close_token")?,
-                        cause,
-                    });
-                }
-            }
-            Ok(claims)
+                        cause: cause(row.try_get("cause")?)?,
+                    })
+                })
+                .collect()
         })
         .await
     }
 
     /// Drops those claimed conversations that have no messages, with their sessions; returns them.
     pub async fn drop_empty(&self, claims: &[Claim]) -> Result<Vec<ConversationKey>> {
-        let keys = Keys::of(claims);
+        let keys = Keys::of(claims.iter());
         self.within(async |connection| {
             let mut transaction = connection.begin().await?;
             let dropped = sqlx::query(
@@ -198,17 +184,18 @@ impl Archive {
         after: Option<&MessageId>,
         limit: u32,
         max_bytes: usize,
-    ) -> Result<Vec<Uncounted>> {
-        let keys = Keys::of(claims);
+    ) -> Result<UncountedPage> {
+        let keys = Keys::of(claims.iter());
         let mut after_ids = vec![""; claims.len()];
         if let (Some(first), Some(after)) = (after_ids.first_mut(), after) {
             *first = after.as_str();
         }
         self.within(async |connection| {
-            sqlx::query(
-                "SELECT n, conversation, id, coalesce(model_name, conversation_model) AS model_name,
+            let rows = sqlx::query(
+                "SELECT n, conversation, id, found, coalesce(model_name, conversation_model) AS model_name,
                         content || coalesce(E'\\n' || tool_calls::text, '') AS text
                  FROM (SELECT listed.*, row_number() OVER in_order AS place,
+                              count(*) OVER () AS found,
                               sum(octet_length(content) + coalesce(octet_length(tool_calls::text), 0))
                                   OVER in_order AS bytes
                        FROM (SELECT k.n, m.*, c.model_name AS conversation_model
@@ -218,7 +205,9 @@ impl Archive {
                              CROSS JOIN LATERAL (
                                  SELECT * FROM message_rows m
                                  WHERE m.conversation = c.number AND m.id > k.after COLLATE \"C\"
-                                   AND m.tokens IS NULL
+                                   AND NOT EXISTS (
+                                       SELECT FROM message_tokens t
+                                       WHERE t.conversation = m.conversation AND t.id = m.id)
                                  ORDER BY m.id LIMIT $4) AS m
                              LIMIT $4) AS listed
                        WINDOW in_order AS (ORDER BY n, id)) AS m
@@ -231,34 +220,32 @@ impl Archive {
             .bind(i64::from(limit))
             .bind(i64::try_from(max_bytes).unwrap_or(i64::MAX))
             .fetch_all(&mut *connection)
-            .await?
-            .iter()
-            .map(|row| {
-                let n: i64 = row.try_get("n")?;
-                let claim = usize::try_from(n - 1).ok().and_then(|n| claims.get(n));
-                let claim =
-                    claim.ok_or_else(|| corrupt("messages", "one that nobody asked for".into()))?;
+            .await?;
+            let found: i64 = rows.first().map_or(Ok(0), |row| row.try_get("found"))?;
+            let more = found == i64::from(limit) || found > rows.len() as i64;
+            let messages = rows.iter().map(|row| {
                 Ok(Uncounted {
-                    key: claim.key.clone(),
+                    key: asked(row, claims)?.key.clone(),
                     conversation: row.try_get("conversation")?,
                     id: MessageId::new(row.try_get::<&str, _>("id")?)
                         .map_err(|fault| corrupt("messages", format!("id {fault}")))?,
                     text: row.try_get("text")?,
                     model_name: row.try_get("model_name")?,
                 })
-            })
-            .collect()
+            });
+            Ok(UncountedPage { messages: messages.collect::<Result<_>>()?, more })
         })
         .await
     }
 
-    /// Stores token counts. A count is a fact about the words, so it needs no token.
+    /// Stores token counts. A count is a fact about the words, so it needs no token, and whoever counted
+    /// the same message has the same count.
     pub async fn store_tokens(&self, counts: &[(&Uncounted, i64)]) -> Result<()> {
         self.within(async |connection| {
             sqlx::query(
-                "UPDATE message_rows m SET tokens = k.tokens
-                 FROM unnest($1::bigint[], $2::text[], $3::bigint[]) AS k (conversation, id, tokens)
-                 WHERE m.conversation = k.conversation AND m.id = k.id",
+                "INSERT INTO message_tokens (conversation, id, tokens)
+                 SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[])
+                 ON CONFLICT (conversation, id) DO NOTHING",
             )
             .bind(counts.iter().map(|(m, _)| m.conversation).collect::<Vec<_>>())
             .bind(counts.iter().map(|(m, _)| m.id.as_str()).collect::<Vec<_>>())
@@ -270,65 +257,82 @@ impl Archive {
         .await
     }
 
-    /// Counts the claimed conversations' totals from their rows, stores them and extends the
-    /// lease. Conversations that lost their token are left out of the answer.
-    pub async fn store_totals(&self, claims: &[Claim], lease: Duration) -> Result<Vec<Closed>> {
-        let keys = Keys::of(claims);
+    /// Counts the claimed conversations' totals from their rows. Conversations that lost their token
+    /// are left out of the answer.
+    pub async fn totals(&self, claims: &[Claim]) -> Result<Vec<Closed>> {
+        let keys = Keys::of(claims.iter());
         self.within(async |connection| {
-            sqlx::query(mine!(
-                "FOR NO KEY UPDATE OF c",
-                "
-                 UPDATE conversations c SET
-                     message_count = t.messages, total_tokens = t.tokens,
-                     created_at = t.first, last_message_at = t.last,
-                     agent_id = coalesce(t.agent_id, c.agent_id),
-                     model_name = coalesce(t.model_name, c.model_name),
-                     close_lease_until = clock_timestamp() + make_interval(secs => $4)
-                 FROM (SELECT mine.tenant_id, mine.id, count(*) AS messages,
-                              coalesce(sum(m.tokens), 0)::bigint AS tokens,
-                              min(m.created_at) AS first, max(m.created_at) AS last,
-                              (array_agg(m.agent_id ORDER BY m.created_at DESC, m.id DESC)
-                                  FILTER (WHERE m.agent_id IS NOT NULL))[1] AS agent_id,
-                              (array_agg(m.model_name ORDER BY m.created_at DESC, m.id DESC)
-                                  FILTER (WHERE m.model_name IS NOT NULL))[1] AS model_name
-                       FROM mine
-                       JOIN message_rows m ON m.conversation = mine.number
-                       GROUP BY mine.tenant_id, mine.id) AS t
-                 WHERE c.tenant_id = t.tenant_id AND c.id = t.id
-                 RETURNING c.tenant_id, c.id, c.session_id, c.agent_id, c.user_id, c.message_count,
-                           c.total_tokens, c.created_at, c.last_message_at, c.closed_at,
-                           c.close_reason, c.close_token"
-            ))
+            sqlx::query(
+                "SELECT k.n, c.session_id, c.user_id, c.closed_at, c.close_reason,
+                        coalesce(agent.agent_id, c.agent_id) AS agent_id,
+                        coalesce(model.model_name, c.model_name) AS model_name,
+                        m.messages, m.first, m.last, t.tokens
+                 FROM unnest($1::text[], $2::text[], $3::uuid[]) WITH ORDINALITY
+                      AS k (tenant_id, id, token, n)
+                 JOIN conversations c
+                      ON c.tenant_id = k.tenant_id AND c.id = k.id AND c.close_token = k.token
+                 CROSS JOIN LATERAL (
+                     SELECT count(*) AS messages, min(created_at) AS first, max(created_at) AS last
+                     FROM message_rows WHERE conversation = c.number HAVING count(*) > 0) AS m
+                 CROSS JOIN LATERAL (
+                     SELECT coalesce(sum(tokens), 0)::bigint AS tokens
+                     FROM message_tokens WHERE conversation = c.number) AS t
+                 LEFT JOIN LATERAL (
+                     SELECT agent_id FROM message_rows
+                     WHERE conversation = c.number AND created_at IS NOT NULL AND agent_id IS NOT NULL
+                     ORDER BY created_at DESC, id DESC LIMIT 1) AS agent ON true
+                 LEFT JOIN LATERAL (
+                     SELECT model_name FROM message_rows
+                     WHERE conversation = c.number AND created_at IS NOT NULL AND model_name IS NOT NULL
+                     ORDER BY created_at DESC, id DESC LIMIT 1) AS model ON true",
+            )
             .bind(&keys.tenants)
             .bind(&keys.ids)
             .bind(&keys.tokens)
-            .bind(lease.as_secs_f64())
             .fetch_all(&mut *connection)
             .await?
             .iter()
-            .map(closed)
+            .map(|row| closed(row, claims))
             .collect()
         })
         .await
     }
 
-    /// The last write: `archived`. Returns the conversations that it reached; the others lost their
-    /// token or are held by a saver at this moment.
-    pub async fn archive_claimed(&self, claims: &[Claim]) -> Result<Vec<ConversationKey>> {
-        let keys = Keys::of(claims);
+    /// The last write: `archived`, with the totals. Returns the conversations that it reached; the
+    /// others lost their token or are held by a saver at this moment.
+    pub async fn archive_closed(&self, closed: &[Closed]) -> Result<Vec<ConversationKey>> {
+        let keys = Keys::of(closed.iter().map(|it| &it.claim));
         self.within(async |connection| {
-            sqlx::query(mine!(
-                "FOR UPDATE OF c SKIP LOCKED",
-                "
+            sqlx::query(
+                "WITH mine AS (
+                     SELECT k.*
+                     FROM unnest($1::text[], $2::text[], $3::uuid[], $4::bigint[], $5::bigint[],
+                                 $6::timestamptz[], $7::timestamptz[], $8::text[], $9::text[])
+                          AS k (tenant_id, id, token, messages, tokens, first, last, agent_id, model_name)
+                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                     WHERE c.close_token = k.token
+                     ORDER BY c.tenant_id, c.id
+                     FOR UPDATE OF c SKIP LOCKED)
                  UPDATE conversations c SET
                      status = 'archived', finalised_at = clock_timestamp(), close_token = NULL,
-                     close_lease_until = NULL
+                     close_lease_until = NULL, message_count = mine.messages,
+                     total_tokens = mine.tokens, created_at = mine.first,
+                     last_message_at = mine.last, agent_id = mine.agent_id,
+                     model_name = mine.model_name
                  FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
-                 RETURNING c.tenant_id, c.id"
-            ))
+                 RETURNING c.tenant_id, c.id",
+            )
             .bind(&keys.tenants)
             .bind(&keys.ids)
             .bind(&keys.tokens)
+            .bind(closed.iter().map(|it| it.message_count).collect::<Vec<_>>())
+            .bind(closed.iter().map(|it| it.total_tokens).collect::<Vec<_>>())
+            .bind(closed.iter().map(|it| DateTime::from(it.created_at)).collect::<Vec<DateTime<Utc>>>())
+            .bind(
+                closed.iter().map(|it| DateTime::from(it.last_message_at)).collect::<Vec<DateTime<Utc>>>(),
+            )
+            .bind(closed.iter().map(|it| it.agent_id.as_ref().map(AgentId::as_str)).collect::<Vec<_>>())
+            .bind(closed.iter().map(|it| it.model_name.as_deref()).collect::<Vec<_>>())
             .fetch_all(&mut *connection)
             .await?
             .iter()
@@ -340,16 +344,21 @@ impl Archive {
 
     /// Extends the lease of the claims that still hold their token; returns those.
     pub async fn renew(&self, claims: &[Claim], lease: Duration) -> Result<Vec<ConversationKey>> {
-        let keys = Keys::of(claims);
+        let keys = Keys::of(claims.iter());
         self.within(async |connection| {
-            sqlx::query(mine!(
-                "FOR NO KEY UPDATE OF c",
-                "
+            sqlx::query(
+                "WITH mine AS (
+                     SELECT c.tenant_id, c.id
+                     FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
+                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                     WHERE c.close_token = k.token
+                     ORDER BY c.tenant_id, c.id
+                     FOR NO KEY UPDATE OF c)
                  UPDATE conversations c
                  SET close_lease_until = clock_timestamp() + make_interval(secs => $4)
                  FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
-                 RETURNING c.tenant_id, c.id"
-            ))
+                 RETURNING c.tenant_id, c.id",
+            )
             .bind(&keys.tenants)
             .bind(&keys.ids)
             .bind(&keys.tokens)
@@ -386,44 +395,38 @@ impl Archive {
     }
 }
 
-fn claim_statement(cause: CloseCause) -> &'static str {
-    // One statement for each work list, so that each walks its own partial index.
-    macro_rules! claim {
-        ($due:literal, $order:literal, $and:literal) => {
-            concat!(
-                "WITH due AS (SELECT tenant_id, id FROM conversations WHERE ",
-                $due,
-                " ORDER BY ",
-                $order,
-                " LIMIT $3 FOR UPDATE SKIP LOCKED)
-                 UPDATE conversations c SET
-                     status = 'closing', close_token = gen_random_uuid(),
-                     close_lease_until = clock_timestamp() + make_interval(secs => $2)",
-                $and,
-                " FROM due WHERE c.tenant_id = due.tenant_id AND c.id = due.id
-                 RETURNING c.tenant_id, c.id, c.close_token"
-            )
-        };
-    }
-    match cause {
-        CloseCause::Requested => claim!(
-            "status = 'active' AND close_requested_at <= statement_timestamp() - make_interval(secs => $1)",
-            "close_requested_at",
-            ", closed_at = clock_timestamp()"
-        ),
-        CloseCause::Idle => claim!(
-            "status = 'active' AND close_requested_at IS NULL
-             AND touched_at <= statement_timestamp() - make_interval(secs => $1)",
-            "touched_at",
-            ", closed_at = clock_timestamp(), close_requested_at = clock_timestamp(), close_reason = 'idle'"
-        ),
-        CloseCause::TakenOver => claim!(
-            "status = 'closing'
-             AND close_lease_until <= statement_timestamp() - make_interval(secs => $1)",
-            "close_lease_until",
-            // `closed_at` stays: the event that the one before may have published is this one's.
-            ""
-        ),
+/// Three work lists, each by its own partial index. A conversation is in one of them at most.
+const CLAIM: &str = "
+    WITH requested AS (
+        SELECT tenant_id, id, 'requested' AS cause FROM conversations
+        WHERE status = 'active' AND close_requested_at <= statement_timestamp() - make_interval(secs => $1)
+        ORDER BY close_requested_at LIMIT $4 FOR UPDATE SKIP LOCKED),
+    idle AS (
+        SELECT tenant_id, id, 'idle' AS cause FROM conversations
+        WHERE status = 'active' AND close_requested_at IS NULL
+          AND touched_at <= statement_timestamp() - make_interval(secs => $2)
+        ORDER BY touched_at LIMIT $4 FOR UPDATE SKIP LOCKED),
+    lapsed AS (
+        SELECT tenant_id, id, 'taken over' AS cause FROM conversations
+        WHERE status = 'closing' AND close_lease_until <= statement_timestamp()
+        ORDER BY close_lease_until LIMIT $4 FOR UPDATE SKIP LOCKED)
+    UPDATE conversations c SET
+        status = 'closing', close_token = gen_random_uuid(),
+        close_lease_until = clock_timestamp() + make_interval(secs => $3),
+        -- It stays when a close is taken over: the event that the one before may have published is this one's.
+        closed_at = CASE due.cause WHEN 'taken over' THEN c.closed_at ELSE clock_timestamp() END,
+        close_requested_at = coalesce(c.close_requested_at, clock_timestamp()),
+        close_reason = CASE due.cause WHEN 'idle' THEN 'idle' ELSE c.close_reason END
+    FROM (TABLE requested UNION ALL TABLE idle UNION ALL TABLE lapsed) AS due
+    WHERE c.tenant_id = due.tenant_id AND c.id = due.id
+    RETURNING c.tenant_id, c.id, c.close_token, due.cause";
+
+fn cause(stored: &str) -> Result<CloseCause> {
+    match stored {
+        "requested" => Ok(CloseCause::Requested),
+        "idle" => Ok(CloseCause::Idle),
+        "taken over" => Ok(CloseCause::TakenOver),
+        other => Err(corrupt("conversations", format!("cause {other:?} of a close is unknown"))),
     }
 }
 
@@ -434,16 +437,23 @@ struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    fn of(claims: &'a [Claim]) -> Self {
+    fn of(claims: impl Iterator<Item = &'a Claim> + Clone) -> Self {
         Self {
-            tenants: claims.iter().map(|claim| claim.key.tenant.as_str()).collect(),
-            ids: claims.iter().map(|claim| claim.key.conversation.as_str()).collect(),
-            tokens: claims.iter().map(|claim| claim.token).collect(),
+            tenants: claims.clone().map(|claim| claim.key.tenant.as_str()).collect(),
+            ids: claims.clone().map(|claim| claim.key.conversation.as_str()).collect(),
+            tokens: claims.map(|claim| claim.token).collect(),
         }
     }
 }
 
-fn closed(row: &PgRow) -> Result<Closed> {
+/// The claim that a row of an answer is about, by its place `n` among those that were asked for.
+fn asked<'a>(row: &PgRow, claims: &'a [Claim]) -> Result<&'a Claim> {
+    let n: i64 = row.try_get("n")?;
+    let claim = usize::try_from(n - 1).ok().and_then(|n| claims.get(n));
+    claim.ok_or_else(|| corrupt("conversations", "one that nobody asked for".into()))
+}
+
+fn closed(row: &PgRow, claims: &[Claim]) -> Result<Closed> {
     let time = |column: &'static str| -> Result<Timestamp> {
         Ok(timestamp(row.try_get::<DateTime<Utc>, _>(column)?))
     };
@@ -451,7 +461,7 @@ fn closed(row: &PgRow) -> Result<Closed> {
         move |fault: InvalidId| corrupt("conversations", format!("{column} {fault}"))
     };
     Ok(Closed {
-        key: key(row.try_get("tenant_id")?, row.try_get("id")?)?,
+        claim: asked(row, claims)?.clone(),
         session_id: SessionId::new(row.try_get::<&str, _>("session_id")?)
             .map_err(fault("session_id"))?,
         agent_id: row
@@ -464,12 +474,12 @@ fn closed(row: &PgRow) -> Result<Closed> {
             .map(UserId::new)
             .transpose()
             .map_err(fault("user_id"))?,
-        message_count: row.try_get("message_count")?,
-        total_tokens: row.try_get("total_tokens")?,
-        created_at: time("created_at")?,
-        last_message_at: time("last_message_at")?,
+        model_name: row.try_get("model_name")?,
+        message_count: row.try_get("messages")?,
+        total_tokens: row.try_get("tokens")?,
+        created_at: time("first")?,
+        last_message_at: time("last")?,
         closed_at: time("closed_at")?,
         close_reason: row.try_get("close_reason")?,
-        token: row.try_get("close_token")?,
     })
 }

@@ -24,7 +24,7 @@ mod sessions;
 mod statistics;
 mod tombstones;
 
-pub use close::{Claim, CloseCause, Closed, Due, Uncounted};
+pub use close::{Claim, CloseCause, Closed, Due, Uncounted, UncountedPage};
 pub use connect::{Archive, Settings};
 pub use conversations::{ConversationFilter, ConversationRow};
 pub use dead_letters::{DeadLetter, DeadLetterFilter, DeadLetterRow, OpenDeadLetters};

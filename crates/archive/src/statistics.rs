@@ -8,7 +8,7 @@
 use chrono::{DateTime, NaiveDate, Utc};
 use domain::ids::{ConversationKey, TenantId};
 use sqlx::Connection as _;
-use sqlx::{FromRow, PgConnection, Row};
+use sqlx::{FromRow, Row};
 
 use crate::{Archive, Result};
 
@@ -94,20 +94,8 @@ impl Archive {
             if dirty.is_empty() {
                 return Ok(0);
             }
-            // The buckets are marked twice: those that the conversations leave, then those that
-            // they enter.
-            mark_days(&mut transaction, &tenants, &ids).await?;
-            compute(&mut transaction, &tenants, &ids).await?;
-            mark_days(&mut transaction, &tenants, &ids).await?;
-            sqlx::query(
-                "UPDATE conversations c SET stats_from = c.finalised_at
-                 FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
-                 WHERE c.tenant_id = k.tenant_id AND c.id = k.id",
-            )
-            .bind(&tenants)
-            .bind(&ids)
-            .execute(&mut *transaction)
-            .await?;
+            // A statement of its own: its snapshot is younger than the locks.
+            sqlx::query(COMPUTE).bind(&tenants).bind(&ids).execute(&mut *transaction).await?;
             transaction.commit().await?;
             Ok(dirty.len())
         })
@@ -187,61 +175,48 @@ impl Archive {
     }
 }
 
-async fn mark_days(
-    connection: &mut PgConnection,
-    tenants: &[String],
-    ids: &[String],
-) -> Result<()> {
-    sqlx::query(
-        "INSERT INTO daily_stats (tenant_id, agent_id, day)
-         SELECT DISTINCT s.tenant_id, coalesce(s.agent_id, ''), s.day
-         FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
-         JOIN conversation_stats s ON s.tenant_id = k.tenant_id AND s.conversation_id = k.id
-         ORDER BY 1, 2, 3
-         ON CONFLICT (tenant_id, agent_id, day) DO UPDATE SET dirty = true",
-    )
-    .bind(tenants)
-    .bind(ids)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-async fn compute(connection: &mut PgConnection, tenants: &[String], ids: &[String]) -> Result<()> {
-    sqlx::query(
-        "INSERT INTO conversation_stats (tenant_id, conversation_id, agent_id, message_count,
-             user_messages, assistant_messages, total_tokens, duration_seconds,
-             avg_response_seconds, satisfaction, computed_from, computed_at, day)
-         SELECT c.tenant_id, c.id, c.agent_id, count(*),
-                count(*) FILTER (WHERE m.role = 'user'),
-                count(*) FILTER (WHERE m.role = 'assistant'),
-                coalesce(sum(m.tokens), 0)::bigint,
-                extract(epoch FROM max(m.created_at) - min(m.created_at))::float8,
-                avg(extract(epoch FROM m.created_at - m.previous_at)::float8)
-                    FILTER (WHERE m.role = 'assistant' AND m.previous_role = 'user'),
-                c.satisfaction, c.finalised_at, clock_timestamp(),
-                (min(m.created_at) AT TIME ZONE 'UTC')::date
-         FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
-         JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-         JOIN LATERAL (SELECT role, tokens, created_at,
-                              lag(role) OVER in_order AS previous_role,
-                              lag(created_at) OVER in_order AS previous_at
-                       FROM message_rows
-                       WHERE conversation = c.number
-                       WINDOW in_order AS (ORDER BY created_at, id)) AS m ON true
-         GROUP BY c.tenant_id, c.id
-         ON CONFLICT (tenant_id, conversation_id) DO UPDATE SET
-             agent_id = excluded.agent_id, message_count = excluded.message_count,
-             user_messages = excluded.user_messages,
-             assistant_messages = excluded.assistant_messages,
-             total_tokens = excluded.total_tokens, duration_seconds = excluded.duration_seconds,
-             avg_response_seconds = excluded.avg_response_seconds,
-             satisfaction = excluded.satisfaction, computed_from = excluded.computed_from,
-             computed_at = excluded.computed_at, day = excluded.day",
-    )
-    .bind(tenants)
-    .bind(ids)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
+/// Computes conversations that are locked, and marks the days that they leave and those that they enter.
+const COMPUTE: &str = "
+    WITH stale AS (
+        SELECT c.* FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
+        JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id),
+    computed AS (
+        INSERT INTO conversation_stats (tenant_id, conversation_id, agent_id, message_count,
+            user_messages, assistant_messages, total_tokens, duration_seconds,
+            avg_response_seconds, satisfaction, computed_from, computed_at, day)
+        SELECT c.tenant_id, c.id, c.agent_id, m.messages, m.of_users, m.of_assistants,
+               coalesce(c.total_tokens, 0), extract(epoch FROM m.last - m.first)::float8,
+               m.response_seconds, c.satisfaction, c.finalised_at, clock_timestamp(),
+               (m.first AT TIME ZONE 'UTC')::date
+        FROM stale c
+        CROSS JOIN LATERAL (
+            SELECT count(*) AS messages, min(created_at) AS first, max(created_at) AS last,
+                   count(*) FILTER (WHERE role = 'user') AS of_users,
+                   count(*) FILTER (WHERE role = 'assistant') AS of_assistants,
+                   avg(extract(epoch FROM created_at - previous_at)::float8)
+                       FILTER (WHERE role = 'assistant' AND previous_role = 'user') AS response_seconds
+            FROM (SELECT role, created_at, lag(role) OVER in_order AS previous_role,
+                         lag(created_at) OVER in_order AS previous_at
+                  FROM message_rows
+                  WHERE conversation = c.number
+                  WINDOW in_order AS (ORDER BY created_at, id)) AS listed
+            HAVING count(*) > 0) AS m
+        ON CONFLICT (tenant_id, conversation_id) DO UPDATE SET
+            agent_id = excluded.agent_id, message_count = excluded.message_count,
+            user_messages = excluded.user_messages,
+            assistant_messages = excluded.assistant_messages,
+            total_tokens = excluded.total_tokens, duration_seconds = excluded.duration_seconds,
+            avg_response_seconds = excluded.avg_response_seconds,
+            satisfaction = excluded.satisfaction, computed_from = excluded.computed_from,
+            computed_at = excluded.computed_at, day = excluded.day
+        RETURNING tenant_id, agent_id, day),
+    marked AS (
+        INSERT INTO daily_stats (tenant_id, agent_id, day)
+        SELECT tenant_id, coalesce(agent_id, ''), day FROM computed
+        UNION
+        SELECT s.tenant_id, coalesce(s.agent_id, ''), s.day FROM stale c
+        JOIN conversation_stats s ON s.tenant_id = c.tenant_id AND s.conversation_id = c.id
+        ORDER BY 1, 2, 3
+        ON CONFLICT (tenant_id, agent_id, day) DO UPDATE SET dirty = true)
+    UPDATE conversations c SET stats_from = c.finalised_at
+    FROM stale WHERE c.tenant_id = stale.tenant_id AND c.id = stale.id";

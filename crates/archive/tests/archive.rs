@@ -122,10 +122,11 @@ async fn a_close_waits_for_an_open_save_transaction() {
         .execute(&mut *transaction)
         .await
         .unwrap();
-    assert_eq!(archive.store_totals(&claims, due().lease).await.unwrap().len(), 1);
-    assert!(archive.archive_claimed(&claims).await.unwrap().is_empty());
+    let closed = archive.totals(&claims).await.unwrap();
+    assert_eq!(closed.len(), 1);
+    assert!(archive.archive_closed(&closed).await.unwrap().is_empty());
     transaction.commit().await.unwrap();
-    assert_eq!(archive.archive_claimed(&claims).await.unwrap(), [key()]);
+    assert_eq!(archive.archive_closed(&closed).await.unwrap(), [key()]);
 }
 
 #[tokio::test]
@@ -134,6 +135,8 @@ async fn a_saver_waits_for_a_close_and_then_reopens() {
     save(&archive, "m1").await.unwrap();
     ask_to_close(&env).await;
     let claims = archive.claim(&due()).await.unwrap();
+    let closed = archive.totals(&claims).await.unwrap();
+    assert_eq!(closed.len(), 1);
 
     let mut closer = PgConnection::connect(&env.database_url).await.unwrap();
     let mut transaction = closer.begin().await.unwrap();
@@ -146,7 +149,7 @@ async fn a_saver_waits_for_a_close_and_then_reopens() {
     transaction.commit().await.unwrap();
 
     assert_eq!(save(&archive, "m2").await.unwrap(), [Saved::New]);
-    assert!(archive.archive_claimed(&claims).await.unwrap().is_empty(), "the claim is gone");
+    assert!(archive.archive_closed(&closed).await.unwrap().is_empty(), "the claim is gone");
     let status = env.psql("SELECT status, close_token IS NULL FROM conversations").await.unwrap();
     assert_eq!(status.trim(), "active|t");
 }

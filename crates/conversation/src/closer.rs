@@ -4,14 +4,14 @@
 //! sweep finds it by PostgreSQL's clock. A batch of claims goes through the steps together, each a
 //! short transaction of its own:
 //!
-//! claim → drop the empty ones → count tokens → store totals → drop hot copies → publish
-//! `conversation.migrated`, confirmed → `archived`
+//! claim → count tokens → sum up, and drop those without messages → drop hot copies → publish
+//! `conversation.migrated`, confirmed → `archived`, with the totals
 //!
 //! Every step may be the last one of a process. What it did is harmless to repeat, and the lease
 //! lets another closer repeat it. A message that arrives meanwhile takes the claim away, and the
 //! conversation closes again later.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ use hot_store::HotStore;
 use metrics::{Counter, Metrics, Timing};
 use tokens::Encoding;
 
-use crate::transient::retried;
+use crate::share::Share;
 
 /// How a closer works.
 #[derive(Debug, Clone, Copy)]
@@ -38,26 +38,30 @@ pub struct ClosingSettings {
     pub lease: Duration,
     /// At most so many conversations of each kind to a sweep.
     pub batch: u32,
+    /// What part of its time a closer works.
+    pub share: Share,
 }
 
 impl Default for ClosingSettings {
-    /// 30 s of grace, 30 min of idleness, leases of 30 s, 200 conversations to a sweep.
+    /// 30 s of grace, 30 min of idleness, leases of 30 s, 20 conversations to a sweep, no rests.
     fn default() -> Self {
         Self {
             grace: Duration::from_secs(30),
             idle: Duration::from_secs(30 * 60),
             lease: Duration::from_secs(30),
-            batch: 200,
+            batch: 20,
+            share: Share::ALL,
         }
     }
 }
 
-/// Messages whose tokens are counted between two statements, and their bytes: a few hundred
-/// milliseconds of counting at 20 MB/s, far below any lease.
-const COUNT_MESSAGES: u32 = 1_000;
-const COUNT_BYTES: usize = 4 * 1024 * 1024;
+/// Messages whose tokens are counted between two statements, and their bytes: a millisecond or a few of
+/// counting at 20 MB/s, and as much in PostgreSQL. Whoever saves meanwhile waits no longer than that for a
+/// core.
+const COUNT_MESSAGES: u32 = 100;
+const COUNT_BYTES: usize = 64 * 1024;
 
-/// How often a lease is renewed while tokens are counted. Rarely, because it rewrites a row of each claim.
+/// How often a lease is renewed while its claims are worked on. Rarely, because it rewrites a row of each.
 const RENEWALS_IN_A_LEASE: u32 = 3;
 
 /// How often, and after which pause, the last write is tried for rows that a saver holds at that
@@ -146,46 +150,40 @@ impl Closer {
             lease: self.settings.lease,
             limit,
         };
-        let mut claims = self.archive.claim(&due).await?;
+        // Not retried: a claim whose answer got lost is taken over when its lease ends.
+        let mut claims = self.settings.share.of(self.archive.claim(&due)).await?;
         swept.claimed = claims.len();
         if claims.is_empty() {
             return Ok(swept);
         }
         claims.sort_by(|a, b| a.key.cmp(&b.key));
+        let mut lease = Lease { renewed: started };
         let taken_over = claims.iter().filter(|c| c.cause == CloseCause::TakenOver).count();
         self.metrics.add(Counter::CloseTakeovers, taken_over as u64);
 
-        let dropped = retried(&self.metrics, || self.archive.drop_empty(&claims)).await?;
-        self.metrics.add(Counter::ConversationsDroppedEmpty, dropped.len() as u64);
-        swept.dropped = dropped.len();
-        retain(&mut claims, |key| !dropped.contains(key));
-
-        self.count_tokens(&mut claims).await?;
-        let closed =
-            retried(&self.metrics, || self.archive.store_totals(&claims, self.settings.lease))
-                .await?;
-        let counted: HashSet<&ConversationKey> = closed.iter().map(|c| &c.key).collect();
-        retain(&mut claims, |key| counted.contains(key));
-
-        let keys: Vec<ConversationKey> = claims.iter().map(|claim| claim.key.clone()).collect();
-        if let Err(error) = self.hot.drop_copies(&keys).await {
+        self.count_tokens(&mut claims, &mut lease).await?;
+        self.keep(&mut claims, &mut lease).await?;
+        let closed = self.step(|| self.archive.totals(&claims)).await?;
+        if closed.len() < claims.len() {
+            swept.dropped = self.drop_empty(&claims, &closed).await?;
+        }
+        let keys: Vec<ConversationKey> = closed.iter().map(|it| it.claim.key.clone()).collect();
+        if let Err(error) = self.settings.share.of(self.hot.drop_copies(&keys)).await {
             // They expire by themselves, and their marks keep them from being misread.
             tracing::warn!(conversations = keys.len(), %error, "hot copies could not be dropped");
         }
         self.publish(closed.iter().map(migrated)).await?;
-        let causes: HashMap<ConversationKey, CloseCause> =
-            claims.iter().map(|claim| (claim.key.clone(), claim.cause)).collect();
-        let archived = self.write_archived(claims).await?;
+        let archived = self.write_archived(closed).await?;
 
-        for conversation in closed.iter().filter(|closed| archived.contains(&closed.key)) {
-            let cause = match causes.get(&conversation.key) {
-                Some(CloseCause::Idle) => metrics::CloseCause::Idle,
-                _ => metrics::CloseCause::SessionClosed,
+        for conversation in &archived {
+            let cause = match conversation.claim.cause {
+                CloseCause::Idle => metrics::CloseCause::Idle,
+                CloseCause::Requested | CloseCause::TakenOver => metrics::CloseCause::SessionClosed,
             };
             self.metrics.add(Counter::ConversationsClosed { cause }, 1);
             self.metrics.observe(Timing::Close, started.elapsed());
             tracing::info!(
-                conversation = %conversation.key,
+                conversation = %conversation.claim.key,
                 messages = conversation.message_count,
                 tokens = conversation.total_tokens,
                 ?cause,
@@ -197,10 +195,24 @@ impl Closer {
         Ok(swept)
     }
 
+    /// Drops the claims that have no messages; returns how many there were. They are among those that
+    /// have no totals, which may also be lost.
+    async fn drop_empty(&self, claims: &[Claim], closed: &[Closed]) -> Result<usize, SweepError> {
+        let totalled: HashSet<&ConversationKey> = closed.iter().map(|it| &it.claim.key).collect();
+        let others: Vec<Claim> =
+            claims.iter().filter(|claim| !totalled.contains(&claim.key)).cloned().collect();
+        let dropped = self.step(|| self.archive.drop_empty(&others)).await?.len();
+        self.metrics.add(Counter::ConversationsDroppedEmpty, dropped as u64);
+        Ok(dropped)
+    }
+
     /// Counts what nobody has counted; claims that were lost meanwhile are let go.
-    async fn count_tokens(&self, claims: &mut Vec<Claim>) -> Result<(), SweepError> {
+    async fn count_tokens(
+        &self,
+        claims: &mut Vec<Claim>,
+        lease: &mut Lease,
+    ) -> Result<(), SweepError> {
         let mut last: Option<(ConversationKey, MessageId)> = None;
-        let mut renewed = Instant::now();
         loop {
             let (first, after) = match &last {
                 None => (0, None),
@@ -211,52 +223,60 @@ impl Closer {
                 }
             };
             let rest = &claims[first..];
-            let page = retried(&self.metrics, || {
-                self.archive.uncounted(rest, after, COUNT_MESSAGES, COUNT_BYTES)
-            })
-            .await?;
-            let Some(end) = page.last() else { return Ok(()) };
+            let page = self
+                .step(|| self.archive.uncounted(rest, after, COUNT_MESSAGES, COUNT_BYTES))
+                .await?;
+            let Some(end) = page.messages.last() else { return Ok(()) };
             last = Some((end.key.clone(), end.id.clone()));
-            let counted = tokio::task::spawn_blocking(move || count(page)).await?;
+            let counting = tokio::task::spawn_blocking(move || count(page.messages));
+            let counted = self.settings.share.of(counting).await?;
             let counts: Vec<(&Uncounted, i64)> =
                 counted.iter().map(|(message, tokens)| (message, *tokens)).collect();
-            retried(&self.metrics, || self.archive.store_tokens(&counts)).await?;
-            if renewed.elapsed() < self.settings.lease / RENEWALS_IN_A_LEASE {
-                continue;
+            self.step(|| self.archive.store_tokens(&counts)).await?;
+            if !page.more {
+                return Ok(());
             }
-            renewed = Instant::now();
-            let mine =
-                retried(&self.metrics, || self.archive.renew(claims, self.settings.lease)).await?;
-            let mine: HashSet<ConversationKey> = mine.into_iter().collect();
-            retain(claims, |key| mine.contains(key));
+            self.keep(claims, lease).await?;
         }
     }
 
-    async fn write_archived(
-        &self,
-        mut claims: Vec<Claim>,
-    ) -> Result<HashSet<ConversationKey>, SweepError> {
-        let mut archived = HashSet::with_capacity(claims.len());
-        let pauses = ConstantBuilder::default()
+    /// Renews the lease of claims when it is time, and lets go of those that are lost.
+    async fn keep(&self, claims: &mut Vec<Claim>, lease: &mut Lease) -> Result<(), SweepError> {
+        if lease.renewed.elapsed() < self.settings.lease / RENEWALS_IN_A_LEASE {
+            return Ok(());
+        }
+        lease.renewed = Instant::now();
+        let mine = self.step(|| self.archive.renew(claims, self.settings.lease)).await?;
+        let mine: HashSet<ConversationKey> = mine.into_iter().collect();
+        retain(claims, |key| mine.contains(key));
+        Ok(())
+    }
+
+    /// The last write, again for those that a saver holds at that moment; returns what is archived.
+    async fn write_archived(&self, mut closed: Vec<Closed>) -> Result<Vec<Closed>, SweepError> {
+        let mut archived = Vec::with_capacity(closed.len());
+        let mut pauses = ConstantBuilder::default()
             .with_delay(LAST_WRITE_PAUSE)
             .with_max_times(LAST_WRITE_TRIES)
             .build();
-        for pause in pauses {
-            archived
-                .extend(retried(&self.metrics, || self.archive.archive_claimed(&claims)).await?);
-            retain(&mut claims, |key| !archived.contains(key));
-            if claims.is_empty() {
-                break;
-            }
-            let mine =
-                retried(&self.metrics, || self.archive.renew(&claims, self.settings.lease)).await?;
-            retain(&mut claims, |key| mine.contains(key));
-            if claims.is_empty() {
-                break;
-            }
+        while !closed.is_empty() {
+            let reached = self.step(|| self.archive.archive_closed(&closed)).await?;
+            archived.extend(closed.extract_if(.., |it| reached.contains(&it.claim.key)));
+            let Some(pause) = pauses.next().filter(|_| !closed.is_empty()) else { break };
             tokio::time::sleep(pause).await;
+            let claims: Vec<Claim> = closed.iter().map(|it| it.claim.clone()).collect();
+            let mine = self.step(|| self.archive.renew(&claims, self.settings.lease)).await?;
+            closed.retain(|it| mine.contains(&it.claim.key));
         }
         Ok(archived)
+    }
+
+    /// One step in PostgreSQL and the rest after it.
+    async fn step<T, F>(&self, work: impl FnMut() -> F) -> Result<T, archive::Error>
+    where
+        F: Future<Output = archive::Result<T>>,
+    {
+        self.settings.share.step(&self.metrics, work).await
     }
 
     async fn announce_reopened(&self) -> Result<usize, SweepError> {
@@ -265,7 +285,7 @@ impl Closer {
             return Ok(0);
         }
         self.publish(reopened.iter().cloned().map(Event::Reopened)).await?;
-        retried(&self.metrics, || self.archive.announced(&reopened)).await?;
+        self.step(|| self.archive.announced(&reopened)).await?;
         Ok(reopened.len())
     }
 
@@ -276,11 +296,16 @@ impl Closer {
                 Ok(Arc::new(Publication::event(event.routing_key(), body)))
             })
             .collect::<Result<Vec<_>, serde_json::Error>>()?;
-        for result in self.publisher.publish_all(publications).await {
+        for result in self.settings.share.of(self.publisher.publish_all(publications)).await {
             result?;
         }
         Ok(())
     }
+}
+
+/// The lease of a sweep's claims.
+struct Lease {
+    renewed: Instant,
 }
 
 fn retain(claims: &mut Vec<Claim>, keep: impl Fn(&ConversationKey) -> bool) {
@@ -300,9 +325,10 @@ fn count(uncounted: Vec<Uncounted>) -> Vec<(Uncounted, i64)> {
 }
 
 fn migrated(closed: &Closed) -> Event {
+    let Claim { key, token, .. } = &closed.claim;
     Event::Migrated(Migrated {
-        tenant_id: closed.key.tenant.clone(),
-        conversation_id: closed.key.conversation.clone(),
+        tenant_id: key.tenant.clone(),
+        conversation_id: key.conversation.clone(),
         session_id: closed.session_id.clone(),
         agent_id: closed.agent_id.clone(),
         user_id: closed.user_id.clone(),
@@ -312,6 +338,6 @@ fn migrated(closed: &Closed) -> Event {
         last_message_at: closed.last_message_at,
         closed_at: closed.closed_at,
         close_reason: closed.close_reason.clone(),
-        close_token: closed.token,
+        close_token: *token,
     })
 }

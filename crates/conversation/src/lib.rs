@@ -14,6 +14,7 @@ mod fresh;
 mod reader;
 mod saver;
 mod sessions;
+mod share;
 mod statistics;
 mod transient;
 
@@ -23,4 +24,5 @@ pub use fresh::Fresh;
 pub use reader::{Reader, ReadingSettings, Source, Transcript};
 pub use saver::Saver;
 pub use sessions::Sessions;
+pub use share::{InvalidShare, Share};
 pub use statistics::Statistics;

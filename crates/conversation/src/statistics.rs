@@ -7,23 +7,24 @@ use archive::Archive;
 use domain::failure::Unavailable;
 use metrics::{Counter, Metrics};
 
-use crate::transient::retried;
+use crate::share::Share;
 
-/// Conversations or days to one transaction: some tens of milliseconds of work.
-const BATCH: u32 = 200;
+/// Conversations or days to one transaction: a few milliseconds of work.
+const BATCH: u32 = 10;
 
 /// Refreshes statistics. Clones share their connections.
 #[derive(Clone)]
 pub struct Statistics {
     archive: Archive,
     metrics: Metrics,
+    share: Share,
 }
 
 impl Statistics {
-    /// Statistics of an archive.
+    /// Statistics of an archive, recomputed in a share of the time.
     #[must_use]
-    pub fn new(archive: Archive, metrics: Metrics) -> Self {
-        Self { archive, metrics }
+    pub fn new(archive: Archive, metrics: Metrics, share: Share) -> Self {
+        Self { archive, metrics, share }
     }
 
     /// Recomputes whatever is dirty; returns how many conversations and days that were.
@@ -41,7 +42,10 @@ impl Statistics {
     pub async fn refresh_conversations(&self) -> Result<usize, Unavailable> {
         let mut all = 0;
         loop {
-            let done = retried(&self.metrics, || self.archive.refresh_conversations(BATCH)).await?;
+            let done = self
+                .share
+                .step(&self.metrics, || self.archive.refresh_conversations(BATCH))
+                .await?;
             self.metrics.add(Counter::StatisticsRecomputed, done as u64);
             all += done;
             if done == 0 {
@@ -58,7 +62,7 @@ impl Statistics {
     pub async fn refresh_days(&self) -> Result<usize, Unavailable> {
         let mut all = 0;
         loop {
-            let done = retried(&self.metrics, || self.archive.refresh_days(BATCH)).await?;
+            let done = self.share.step(&self.metrics, || self.archive.refresh_days(BATCH)).await?;
             self.metrics.add(Counter::DailyBucketsRecomputed, done as u64);
             all += done;
             if done < BATCH as usize {

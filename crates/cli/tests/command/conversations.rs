@@ -140,14 +140,17 @@ async fn an_archived_conversation_is_shown_with_its_statistics() {
     save(&env, &[body("s", "m-1", json!({})), body("s", "m-2", answer)]).await;
     // As a closer leaves it.
     env.psql(
-        "UPDATE message_rows SET tokens = 5;
+        "INSERT INTO message_tokens SELECT conversation, id, 5 FROM message_rows;
          UPDATE conversations SET status = 'archived', message_count = 2, total_tokens = 10,
              closed_at = now(), finalised_at = now(), close_reason = 'user_left', satisfaction = 4",
     )
     .await
     .unwrap();
-    let statistics =
-        conversation::Statistics::new(crate::support::archive(&env), metrics::Metrics::new());
+    let statistics = conversation::Statistics::new(
+        crate::support::archive(&env),
+        metrics::Metrics::new(),
+        conversation::Share::ALL,
+    );
     assert_eq!(statistics.refresh().await.unwrap(), (1, 1));
 
     let show = ["conversation", "show", "--tenant", "acme", "--session", "s"];

@@ -9,8 +9,8 @@ use std::time::Duration;
 use archive::Archive;
 use broker::{Endpoints, Publisher, topology};
 use conversation::{
-    Closer, ClosingSettings, Fresh, Reader, ReadingSettings, Saver, Sessions, Source, Statistics,
-    Transcript, admission,
+    Closer, ClosingSettings, Fresh, Reader, ReadingSettings, Saver, Sessions, Share, Source,
+    Statistics, Transcript, admission,
 };
 use domain::action::{Action, SaveMessage};
 use domain::decode::{DEFAULT_MAX_BODY_BYTES, DecodeContext, decode};
@@ -60,7 +60,7 @@ impl Replica {
                 ReadingSettings::default(),
             ),
             sessions: Sessions::new(archive.clone(), metrics.clone(), Fresh::random()),
-            statistics: Statistics::new(archive.clone(), metrics.clone()),
+            statistics: Statistics::new(archive.clone(), metrics.clone(), Share::ALL),
             archive,
             hot,
             metrics,

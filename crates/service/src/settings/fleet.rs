@@ -1,10 +1,10 @@
-//! Settings of the fleet's workers: their stores, the pace of a consumer, closing. They may stand at
-//! the top level of the file.
+//! Settings of the fleet's workers: their stores, the pace of a consumer, closing, background work. They
+//! may stand at the top level of the file.
 
 use std::time::Duration;
 
 use super::groups::ConnectionSettings;
-use super::values::{bytes, duration, positive_duration};
+use super::values::{bytes, duration, part, positive_duration};
 
 /// The three servers and how long to wait for them.
 #[derive(Debug, Clone, clap::Args)]
@@ -110,10 +110,20 @@ pub struct ClosingSettings {
     #[arg(value_parser = positive_duration, help_heading = "Closing")]
     pub close_interval: Duration,
 
-    /// Conversations closed together at most
-    #[arg(long, env = "VERBATIM_CLOSE_BATCH", default_value_t = 200)]
+    /// Conversations closed together at most. Larger sweeps cost less in all, and disturb saving more
+    #[arg(long, env = "VERBATIM_CLOSE_BATCH", default_value_t = 20)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..), help_heading = "Closing")]
     pub close_batch: u32,
+}
+
+/// What nobody waits for.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct BackgroundSettings {
+    /// What part of its time a process spends on closing conversations or on statistics. It rests after
+    /// each step, so that saving stays fast; with 1 it never rests
+    #[arg(long, env = "VERBATIM_BACKGROUND_SHARE", default_value_t = 0.33, value_name = "PART")]
+    #[arg(value_parser = part, help_heading = "Background")]
+    pub background_share: f64,
 }
 
 fn size(text: &str) -> Result<usize, String> {

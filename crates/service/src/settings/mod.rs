@@ -25,7 +25,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args as _, Command};
 
 pub use error::{Origin, SettingsError};
-pub use fleet::{ClosingSettings, ConsumerSettings, StoreSettings};
+pub use fleet::{BackgroundSettings, ClosingSettings, ConsumerSettings, StoreSettings};
 pub use groups::{
     AmqpSettings, ConnectionSettings, DatabaseSettings, ListenSettings, LogFormat, LogSettings,
     ProcessSettings, ReadReplicaSettings, RedisSettings,
@@ -107,7 +107,8 @@ pub(crate) fn mistyped_variables(command: &Command, sources: &Sources) -> Vec<(S
 fn common_settings() -> Command {
     let common = ProcessSettings::augment_args(Command::new("common"));
     let common = ConsumerSettings::augment_args(StoreSettings::augment_args(common));
-    ReadReplicaSettings::augment_args(ClosingSettings::augment_args(common))
+    let common = BackgroundSettings::augment_args(ClosingSettings::augment_args(common));
+    ReadReplicaSettings::augment_args(common)
 }
 
 /// The file that flags or environment name. Help and version are answered here, before anything can

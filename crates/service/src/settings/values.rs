@@ -1,4 +1,4 @@
-//! Durations and sizes as people write them.
+//! Durations, sizes and parts as people write them.
 
 use std::time::Duration;
 
@@ -21,6 +21,15 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
         return Err("it must be at least 1ms".to_owned());
     }
     Ok(duration)
+}
+
+/// A part of a whole: more than 0, and 1 at most.
+pub(super) fn part(text: &str) -> Result<f64, String> {
+    match text.trim().parse() {
+        Ok(part) if part > 0.0 && part <= 1.0 => Ok(part),
+        Ok(_) => Err("it must be more than 0 and at most 1".to_owned()),
+        Err(_) => Err("it is no number such as 0.25 or 1".to_owned()),
+    }
 }
 
 /// A size in bytes: `1048576`, `512KiB`, `64MiB` or `2GiB`.
@@ -55,6 +64,16 @@ mod tests {
         assert_eq!(duration("30"), Err("a duration needs a unit, such as 30s or 30ms".to_owned()));
         assert!(duration("soon").is_err_and(|error| error.contains("no duration")));
         assert!(positive_duration("0s").is_err());
+    }
+
+    #[test]
+    fn parts_are_more_than_nothing_and_at_most_all() {
+        assert_eq!(part("0.25"), Ok(0.25));
+        assert_eq!(part("1"), Ok(1.0));
+        for text in ["0", "-0.1", "1.01", "NaN"] {
+            assert!(part(text).is_err_and(|error| error.contains("more than 0")), "{text}");
+        }
+        assert!(part("25%").is_err_and(|error| error.contains("0.25")));
     }
 
     #[test]

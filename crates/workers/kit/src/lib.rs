@@ -17,5 +17,5 @@ mod stores;
 
 pub use actions::Decoder;
 pub use consuming::consume;
-pub use settings::{closing, pace};
+pub use settings::{closing, pace, share};
 pub use stores::Stores;

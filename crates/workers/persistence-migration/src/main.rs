@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use broker::Source;
 use broker::topology::WorkQueue;
 use conversation::{Closer, Sessions};
-use service::settings::{ClosingSettings, ConsumerSettings, StoreSettings};
+use service::settings::{BackgroundSettings, ClosingSettings, ConsumerSettings, StoreSettings};
 use service::{Process, Service};
 use worker::{Decoder, Stores, closing, consume, pace};
 
@@ -23,6 +23,8 @@ struct Settings {
     consuming: ConsumerSettings,
     #[command(flatten)]
     closing: ClosingSettings,
+    #[command(flatten)]
+    background: BackgroundSettings,
 }
 
 fn main() -> ExitCode {
@@ -47,7 +49,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
         stores.hot.clone(),
         stores.publisher.clone(),
         service.metrics().clone(),
-        closing(&settings.closing),
+        closing(&settings.closing, &settings.background)?,
     );
     let pace = pace(&settings.consuming);
     consume(&service, &stores, Source::work(WorkQueue::Session), pace, handler);

@@ -14,9 +14,11 @@ use std::time::Duration;
 use broker::Source;
 use broker::topology::WorkQueue;
 use conversation::Statistics;
-use service::settings::{ClosingSettings, ConsumerSettings, StoreSettings, positive_duration};
+use service::settings::{
+    BackgroundSettings, ClosingSettings, ConsumerSettings, StoreSettings, positive_duration,
+};
 use service::{Process, Service};
-use worker::{Decoder, Stores, consume, pace};
+use worker::{Decoder, Stores, consume, pace, share};
 
 use crate::hints::Hints;
 use crate::keeper::Keeper;
@@ -30,6 +32,8 @@ struct Settings {
     consuming: ConsumerSettings,
     #[command(flatten)]
     closing: ClosingSettings,
+    #[command(flatten)]
+    background: BackgroundSettings,
 
     /// How often statistics are brought up to date when no event asks for it earlier
     #[arg(long, env = "VERBATIM_STATISTICS_INTERVAL", default_value = "2s")]
@@ -52,7 +56,8 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let metrics = service.metrics().clone();
     let decoder = Decoder { max_body_bytes: settings.consuming.max_body_bytes };
 
-    let statistics = Statistics::new(stores.archive.clone(), metrics.clone());
+    let share = share(&settings.background)?;
+    let statistics = Statistics::new(stores.archive.clone(), metrics.clone(), share);
     let hints = Hints::new(stores.archive.clone());
     hints.refresh_when_asked(&service, statistics, settings.statistics_interval);
     consume(&service, &stores, Source::work(WorkQueue::Statistics), pace.clone(), hints);

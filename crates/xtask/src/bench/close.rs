@@ -37,12 +37,12 @@ pub(crate) struct Options {
 /// How long the save path is watched undisturbed.
 const UNDISTURBED: Duration = Duration::from_secs(8);
 /// How long it is watched while sessions end and conversations close: they take a part of this.
-const DISTURBED: Duration = Duration::from_secs(25);
+const DISTURBED: Duration = Duration::from_secs(45);
 /// How long a conversation waits for a reconnection: the sessions' ends, which all agents tell at once,
 /// are over before the first conversation closes.
 const GRACE: Duration = Duration::from_secs(3);
-/// How often the archived conversations are counted.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often the archived conversations are counted, after the load that is measured.
+const LOOK: Duration = Duration::from_secs(1);
 /// Nothing takes as long.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -112,12 +112,15 @@ async fn play(ground: &Ground, options: &Options) -> Result<Round> {
 
     let steady = load(rate * DISTURBED.as_secs(), 500);
     let steady = Steady::start(ground, "close000", rate, &steady).await?;
-    let began = now(ground).await?;
+    let began = micros(ground, "clock_timestamp()").await?;
     ground.close_all(&closing).await?;
-    archived(ground, conversations).await?;
-    let ended = now(ground).await?;
     let due = began + i64::try_from(GRACE.as_micros())?;
     let timeline = steady.finish(ground, LIMIT).await?;
+    archived(ground, conversations).await?;
+    let ended = micros(ground, "max(finalised_at) FROM conversations").await?;
+    if timeline.ended() < ended {
+        bail!("the conversations closed for longer than {DISTURBED:?}; close fewer");
+    }
     let ending = timeline.within(began..due).durable();
     let during = timeline.within(due..ended).durable();
 
@@ -153,10 +156,12 @@ async fn archived(ground: &Ground, conversations: u64) -> Result<()> {
     }
 }
 
-async fn now(ground: &Ground) -> Result<Micros> {
-    let now =
-        ground.sql("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint").await?;
-    now.parse().with_context(|| format!("{now:?} is no time"))
+/// A time of PostgreSQL.
+async fn micros(ground: &Ground, time: &str) -> Result<Micros> {
+    let sql =
+        format!("SELECT (extract(epoch FROM at) * 1000000)::bigint FROM (SELECT {time}) AS t (at)");
+    let micros = ground.sql(&sql).await?;
+    micros.parse().with_context(|| format!("{micros:?} is no time"))
 }
 
 impl Contest {

@@ -127,6 +127,11 @@ impl Timeline {
         Self { messages, flush: self.flush }
     }
 
+    /// When the last message was confirmed.
+    pub(crate) fn ended(&self) -> Micros {
+        self.messages.last().map_or(0, |message| message.confirmed)
+    }
+
     /// The messages after the first second, in which connections and plans warm up.
     pub(crate) fn warm(&self) -> Self {
         let began = self.messages.first().map_or(0, |message| message.confirmed);
