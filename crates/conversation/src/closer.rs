@@ -24,7 +24,7 @@ use hot_store::HotStore;
 use metrics::{Counter, Metrics, Timing};
 use tokens::Encoding;
 
-use crate::share::Share;
+use crate::background::Background;
 
 /// How a closer works.
 #[derive(Debug, Clone, Copy)]
@@ -38,19 +38,16 @@ pub struct ClosingSettings {
     pub lease: Duration,
     /// At most so many conversations of each kind to a sweep.
     pub batch: u32,
-    /// What part of its time a closer works.
-    pub share: Share,
 }
 
 impl Default for ClosingSettings {
-    /// 30 s of grace, 30 min of idleness, leases of 30 s, 20 conversations to a sweep, no rests.
+    /// 30 s of grace, 30 min of idleness, leases of 30 s, 20 conversations to a sweep.
     fn default() -> Self {
         Self {
             grace: Duration::from_secs(30),
             idle: Duration::from_secs(30 * 60),
             lease: Duration::from_secs(30),
             batch: 20,
-            share: Share::ALL,
         }
     }
 }
@@ -111,6 +108,7 @@ pub struct Closer {
     hot: HotStore,
     publisher: Publisher,
     metrics: Metrics,
+    background: Background,
     settings: ClosingSettings,
 }
 
@@ -122,9 +120,10 @@ impl Closer {
         hot: HotStore,
         publisher: Publisher,
         metrics: Metrics,
+        background: Background,
         settings: ClosingSettings,
     ) -> Self {
-        Self { archive, hot, publisher, metrics, settings }
+        Self { archive, hot, publisher, metrics, background, settings }
     }
 
     /// One bounded sweep. Running it twice does nothing the second time; any number of replicas may
@@ -151,7 +150,7 @@ impl Closer {
             limit,
         };
         // Not retried: a claim whose answer got lost is taken over when its lease ends.
-        let mut claims = self.settings.share.of(self.archive.claim(&due)).await?;
+        let mut claims = self.background.piece(self.archive.claim(&due)).await?;
         swept.claimed = claims.len();
         if claims.is_empty() {
             return Ok(swept);
@@ -168,7 +167,7 @@ impl Closer {
             swept.dropped = self.drop_empty(&claims, &closed).await?;
         }
         let keys: Vec<ConversationKey> = closed.iter().map(|it| it.claim.key.clone()).collect();
-        if let Err(error) = self.settings.share.of(self.hot.drop_copies(&keys)).await {
+        if let Err(error) = self.background.piece(self.hot.drop_copies(&keys)).await {
             // They expire by themselves, and their marks keep them from being misread.
             tracing::warn!(conversations = keys.len(), %error, "hot copies could not be dropped");
         }
@@ -229,7 +228,7 @@ impl Closer {
             let Some(end) = page.messages.last() else { return Ok(()) };
             last = Some((end.key.clone(), end.id.clone()));
             let counting = tokio::task::spawn_blocking(move || count(page.messages));
-            let counted = self.settings.share.of(counting).await?;
+            let counted = self.background.piece(counting).await?;
             let counts: Vec<(&Uncounted, i64)> =
                 counted.iter().map(|(message, tokens)| (message, *tokens)).collect();
             self.step(|| self.archive.store_tokens(&counts)).await?;
@@ -276,7 +275,7 @@ impl Closer {
     where
         F: Future<Output = archive::Result<T>>,
     {
-        self.settings.share.step(&self.metrics, work).await
+        self.background.step(&self.metrics, work).await
     }
 
     async fn announce_reopened(&self) -> Result<usize, SweepError> {
@@ -296,7 +295,7 @@ impl Closer {
                 Ok(Arc::new(Publication::event(event.routing_key(), body)))
             })
             .collect::<Result<Vec<_>, serde_json::Error>>()?;
-        for result in self.settings.share.of(self.publisher.publish_all(publications)).await {
+        for result in self.background.piece(self.publisher.publish_all(publications)).await {
             result?;
         }
         Ok(())

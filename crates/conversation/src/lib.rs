@@ -8,21 +8,21 @@
 //! [`hot_store::HotStore`]; what it needs of the clock or of chance is handed to it.
 
 mod admission;
+mod background;
 mod bisection;
 mod closer;
 mod fresh;
 mod reader;
 mod saver;
 mod sessions;
-mod share;
 mod statistics;
 mod transient;
 
 pub use admission::{NotTheFleets, admission, visit};
+pub use background::{Background, InvalidShare};
 pub use closer::{Closer, ClosingSettings, SweepError, Swept};
 pub use fresh::Fresh;
 pub use reader::{Reader, ReadingSettings, Source, Transcript};
 pub use saver::Saver;
 pub use sessions::Sessions;
-pub use share::{InvalidShare, Share};
 pub use statistics::Statistics;

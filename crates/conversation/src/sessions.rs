@@ -9,8 +9,12 @@ use domain::failure::{DeadLetterReason, Done, FailureClass, Outcome, Refusal, Un
 use metrics::{Counter, Metrics, SessionEventKind};
 
 use crate::Fresh;
+use crate::background::Background;
 use crate::bisection::{Bisection, refused};
 use crate::transient::retried;
+
+/// Events to one transaction: a few milliseconds of work.
+const PIECE: usize = 50;
 
 /// Records session events. Clones share their connections.
 #[derive(Clone)]
@@ -18,13 +22,14 @@ pub struct Sessions {
     archive: Archive,
     metrics: Metrics,
     fresh: Fresh,
+    background: Background,
 }
 
 impl Sessions {
     /// A recorder over the archive.
     #[must_use]
-    pub fn new(archive: Archive, metrics: Metrics, fresh: Fresh) -> Self {
-        Self { archive, metrics, fresh }
+    pub fn new(archive: Archive, metrics: Metrics, fresh: Fresh, background: Background) -> Self {
+        Self { archive, metrics, fresh, background }
     }
 
     /// Records a batch of `session_opened`, `session_closed` and `feedback`: one outcome for each,
@@ -33,6 +38,14 @@ impl Sessions {
     /// # Errors
     /// PostgreSQL is away; recording the batch again is harmless.
     pub async fn record(&self, actions: &[Action]) -> Result<Vec<Outcome>, Unavailable> {
+        let mut outcomes = Vec::with_capacity(actions.len());
+        for piece in actions.chunks(PIECE) {
+            outcomes.extend(self.background.piece(self.record_piece(piece)).await?);
+        }
+        Ok(outcomes)
+    }
+
+    async fn record_piece(&self, actions: &[Action]) -> Result<Vec<Outcome>, Unavailable> {
         let mut outcomes = vec![Outcome::Done(Done::Applied); actions.len()];
         let mut updates = Vec::with_capacity(actions.len());
         for (index, action) in actions.iter().enumerate() {

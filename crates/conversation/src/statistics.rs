@@ -7,7 +7,7 @@ use archive::Archive;
 use domain::failure::Unavailable;
 use metrics::{Counter, Metrics};
 
-use crate::share::Share;
+use crate::background::Background;
 
 /// Conversations or days to one transaction: a few milliseconds of work.
 const BATCH: u32 = 10;
@@ -17,14 +17,14 @@ const BATCH: u32 = 10;
 pub struct Statistics {
     archive: Archive,
     metrics: Metrics,
-    share: Share,
+    background: Background,
 }
 
 impl Statistics {
-    /// Statistics of an archive, recomputed in a share of the time.
+    /// Statistics of an archive, recomputed in the background.
     #[must_use]
-    pub fn new(archive: Archive, metrics: Metrics, share: Share) -> Self {
-        Self { archive, metrics, share }
+    pub fn new(archive: Archive, metrics: Metrics, background: Background) -> Self {
+        Self { archive, metrics, background }
     }
 
     /// Recomputes whatever is dirty; returns how many conversations and days that were.
@@ -43,7 +43,7 @@ impl Statistics {
         let mut all = 0;
         loop {
             let done = self
-                .share
+                .background
                 .step(&self.metrics, || self.archive.refresh_conversations(BATCH))
                 .await?;
             self.metrics.add(Counter::StatisticsRecomputed, done as u64);
@@ -62,7 +62,8 @@ impl Statistics {
     pub async fn refresh_days(&self) -> Result<usize, Unavailable> {
         let mut all = 0;
         loop {
-            let done = self.share.step(&self.metrics, || self.archive.refresh_days(BATCH)).await?;
+            let done =
+                self.background.step(&self.metrics, || self.archive.refresh_days(BATCH)).await?;
             self.metrics.add(Counter::DailyBucketsRecomputed, done as u64);
             all += done;
             if done < BATCH as usize {

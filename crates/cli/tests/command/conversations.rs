@@ -149,7 +149,7 @@ async fn an_archived_conversation_is_shown_with_its_statistics() {
     let statistics = conversation::Statistics::new(
         crate::support::archive(&env),
         metrics::Metrics::new(),
-        conversation::Share::ALL,
+        conversation::Background::restless(),
     );
     assert_eq!(statistics.refresh().await.unwrap(), (1, 1));
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use archive::Archive;
 use broker::{Endpoints, Publisher, topology};
 use conversation::{
-    Closer, ClosingSettings, Fresh, Reader, ReadingSettings, Saver, Sessions, Share, Source,
+    Background, Closer, ClosingSettings, Fresh, Reader, ReadingSettings, Saver, Sessions, Source,
     Statistics, Transcript, admission,
 };
 use domain::action::{Action, SaveMessage};
@@ -59,8 +59,13 @@ impl Replica {
                 metrics.clone(),
                 ReadingSettings::default(),
             ),
-            sessions: Sessions::new(archive.clone(), metrics.clone(), Fresh::random()),
-            statistics: Statistics::new(archive.clone(), metrics.clone(), Share::ALL),
+            sessions: Sessions::new(
+                archive.clone(),
+                metrics.clone(),
+                Fresh::random(),
+                Background::restless(),
+            ),
+            statistics: Statistics::new(archive.clone(), metrics.clone(), Background::restless()),
             archive,
             hot,
             metrics,
@@ -108,6 +113,7 @@ pub(crate) async fn closer(env: &TestEnv, replica: &Replica, settings: ClosingSe
         replica.hot.clone(),
         publisher,
         replica.metrics.clone(),
+        Background::restless(),
         settings,
     )
 }

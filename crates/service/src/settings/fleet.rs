@@ -119,7 +119,7 @@ pub struct ClosingSettings {
 /// What nobody waits for.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct BackgroundSettings {
-    /// What part of its time a process spends on closing conversations or on statistics. It rests after
+    /// What part of its time a process spends on session events, closing or statistics. It rests after
     /// each step, so that saving stays fast; with 1 it never rests
     #[arg(long, env = "VERBATIM_BACKGROUND_SHARE", default_value_t = 0.33, value_name = "PART")]
     #[arg(value_parser = part, help_heading = "Background")]

@@ -17,5 +17,5 @@ mod stores;
 
 pub use actions::Decoder;
 pub use consuming::consume;
-pub use settings::{closing, pace, share};
+pub use settings::{background, closing, pace};
 pub use stores::Stores;

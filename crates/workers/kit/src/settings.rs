@@ -1,7 +1,7 @@
 //! Settings in the terms of those who work by them.
 
 use broker::topology::RetryQueue;
-use conversation::{InvalidShare, Share};
+use conversation::{Background, InvalidShare};
 use service::settings::{BackgroundSettings, ClosingSettings, ConsumerSettings};
 
 /// How a consumer paces itself.
@@ -20,27 +20,21 @@ pub fn pace(settings: &ConsumerSettings) -> broker::Settings {
     }
 }
 
-/// When conversations close, and in what part of the time.
-///
-/// # Errors
-/// As [`share`].
-pub fn closing(
-    closing: &ClosingSettings,
-    background: &BackgroundSettings,
-) -> Result<conversation::ClosingSettings, InvalidShare> {
-    Ok(conversation::ClosingSettings {
-        grace: closing.close_grace,
-        idle: closing.close_idle,
-        lease: closing.close_lease,
-        batch: closing.close_batch,
-        share: share(background)?,
-    })
+/// When conversations close.
+#[must_use]
+pub fn closing(settings: &ClosingSettings) -> conversation::ClosingSettings {
+    conversation::ClosingSettings {
+        grace: settings.close_grace,
+        idle: settings.close_idle,
+        lease: settings.close_lease,
+        batch: settings.close_batch,
+    }
 }
 
-/// The part of its time that a process spends on what nobody waits for.
+/// The work of a process that nobody waits for.
 ///
 /// # Errors
-/// It is not more than 0 and at most 1.
-pub fn share(settings: &BackgroundSettings) -> Result<Share, InvalidShare> {
-    Share::new(settings.background_share)
+/// Its share of the time is not more than 0 and at most 1.
+pub fn background(settings: &BackgroundSettings) -> Result<Background, InvalidShare> {
+    Background::new(settings.background_share)
 }

@@ -11,7 +11,7 @@ use broker::topology::WorkQueue;
 use conversation::{Closer, Sessions};
 use service::settings::{BackgroundSettings, ClosingSettings, ConsumerSettings, StoreSettings};
 use service::{Process, Service};
-use worker::{Decoder, Stores, closing, consume, pace};
+use worker::{Decoder, Stores, background, closing, consume, pace};
 
 use crate::handler::RecordSessions;
 
@@ -35,11 +35,13 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     // The encodings take some 100 ms to unfold; the first close must not wait for them.
     tokio::task::spawn_blocking(tokens::warm);
     let stores = Stores::open(&service, &settings.stores).await?;
+    let background = background(&settings.background)?;
     let handler = RecordSessions {
         sessions: Sessions::new(
             stores.archive.clone(),
             service.metrics().clone(),
             stores.fresh.clone(),
+            background.clone(),
         ),
         archive: stores.archive.clone(),
         decoder: Decoder { max_body_bytes: settings.consuming.max_body_bytes },
@@ -49,7 +51,8 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
         stores.hot.clone(),
         stores.publisher.clone(),
         service.metrics().clone(),
-        closing(&settings.closing, &settings.background)?,
+        background,
+        closing(&settings.closing),
     );
     let pace = pace(&settings.consuming);
     consume(&service, &stores, Source::work(WorkQueue::Session), pace, handler);

@@ -18,7 +18,7 @@ use service::settings::{
     BackgroundSettings, ClosingSettings, ConsumerSettings, StoreSettings, positive_duration,
 };
 use service::{Process, Service};
-use worker::{Decoder, Stores, consume, pace, share};
+use worker::{Decoder, Stores, background, consume, pace};
 
 use crate::hints::Hints;
 use crate::keeper::Keeper;
@@ -56,8 +56,8 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let metrics = service.metrics().clone();
     let decoder = Decoder { max_body_bytes: settings.consuming.max_body_bytes };
 
-    let share = share(&settings.background)?;
-    let statistics = Statistics::new(stores.archive.clone(), metrics.clone(), share);
+    let background = background(&settings.background)?;
+    let statistics = Statistics::new(stores.archive.clone(), metrics.clone(), background);
     let hints = Hints::new(stores.archive.clone());
     hints.refresh_when_asked(&service, statistics, settings.statistics_interval);
     consume(&service, &stores, Source::work(WorkQueue::Statistics), pace.clone(), hints);

@@ -1,0 +1,120 @@
+//! Work that nobody waits for: closing, session events, statistics.
+//!
+//! It shares two servers with the save path, which somebody does wait for. So a process does it in small
+//! pieces, one at a time, and rests after each in proportion to what it took: on slow or busy servers the
+//! pieces take longer, and so do the rests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::Metrics;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+
+use crate::transient::retried;
+
+/// The longest rest. A piece that took longer waited for a server that was away.
+const LONGEST_REST: Duration = Duration::from_secs(1);
+
+/// The part of a process's time in which it does background work. Clones take turns.
+#[derive(Debug, Clone)]
+pub struct Background {
+    share: f64,
+    turn: Arc<Mutex<()>>,
+}
+
+/// A number that is no part of the time.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[error("the share of background work is more than 0 and at most 1; {0} is not")]
+pub struct InvalidShare(f64);
+
+impl Background {
+    /// Background work in a share of the time; with 1 it never rests.
+    ///
+    /// # Errors
+    /// The share is not more than 0, or more than 1.
+    pub fn new(share: f64) -> Result<Self, InvalidShare> {
+        if share > 0.0 && share <= 1.0 {
+            Ok(Self { share, turn: Arc::default() })
+        } else {
+            Err(InvalidShare(share))
+        }
+    }
+
+    /// Background work that never rests.
+    #[must_use]
+    pub fn restless() -> Self {
+        Self { share: 1.0, turn: Arc::default() }
+    }
+
+    /// Does a piece of work when it is its turn, and rests.
+    pub(crate) async fn piece<T>(&self, work: impl Future<Output = T>) -> T {
+        let _turn = self.turn.lock().await;
+        let began = Instant::now();
+        let done = work.await;
+        let rest = self.rest(began.elapsed());
+        if !rest.is_zero() {
+            sleep(rest).await;
+        }
+        done
+    }
+
+    /// [`Self::piece`] in PostgreSQL, again where it failed in a transient way.
+    pub(crate) async fn step<T, F>(
+        &self,
+        metrics: &Metrics,
+        work: impl FnMut() -> F,
+    ) -> Result<T, archive::Error>
+    where
+        F: Future<Output = archive::Result<T>>,
+    {
+        self.piece(retried(metrics, work)).await
+    }
+
+    fn rest(&self, worked: Duration) -> Duration {
+        let seconds = worked.as_secs_f64() * (1.0 / self.share - 1.0);
+        Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_REST).min(LONGEST_REST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_a_part() {
+        for share in [0.0, -0.5, 1.1, f64::NAN, f64::INFINITY] {
+            let refused = Background::new(share).unwrap_err();
+            assert!(refused.to_string().contains(&share.to_string()), "{refused}");
+        }
+        Background::new(1.0).unwrap();
+    }
+
+    #[test]
+    fn a_rest_leaves_the_others_their_share() {
+        let worked = Duration::from_millis(10);
+        assert_eq!(Background::restless().rest(worked), Duration::ZERO);
+        let quarter = Background::new(0.25).unwrap();
+        assert_eq!(quarter.rest(worked), Duration::from_millis(30));
+        assert_eq!(quarter.rest(Duration::from_secs(30)), LONGEST_REST);
+        assert_eq!(Background::new(f64::MIN_POSITIVE).unwrap().rest(worked), LONGEST_REST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pieces_take_turns_and_each_is_followed_by_its_rest() {
+        let half = Background::new(0.5).unwrap();
+        let began = Instant::now();
+        let piece = |background: Background| async move {
+            let work = async {
+                let from = began.elapsed();
+                sleep(Duration::from_millis(10)).await;
+                (from, began.elapsed())
+            };
+            background.piece(work).await
+        };
+        let (first, second) = tokio::join!(piece(half.clone()), piece(half));
+        let ms = Duration::from_millis;
+        assert_eq!(first, (ms(0), ms(10)));
+        assert_eq!(second, (ms(20), ms(30)));
+    }
+}
