@@ -11,7 +11,6 @@
 //! without a limit.
 
 mod backoff;
-mod causes;
 mod connection;
 mod consumer;
 mod delivery;
@@ -24,7 +23,6 @@ mod reply;
 pub mod topology;
 mod wire;
 
-pub use causes::with_causes;
 pub use connection::{Endpoints, Error, InvalidAddress};
 pub use consumer::{Consumer, ConsumerState, Settings, Source};
 pub use delivery::{Death, Delivery};

@@ -3,8 +3,7 @@
 //! A failure says what was tried and where, what went wrong, and what mends it; addresses are shown
 //! without their secrets.
 
-use std::error::Error;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::process::ExitCode;
 
 /// How a command that could do its work ended.
@@ -134,21 +133,6 @@ impl Away {
             "is it running, and is this the right address?"
         }
     }
-}
-
-/// An error and its causes in one line, each said once.
-pub(crate) fn with_causes(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            // Writing to a string cannot fail.
-            write!(text, ": {said}").unwrap_or_default();
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

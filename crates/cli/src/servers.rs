@@ -14,7 +14,9 @@ use service::settings::{AmqpSettings, DatabaseSettings, ReadReplicaSettings, Ser
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::exit::{Away, Failure, with_causes};
+use domain::causes::with_causes;
+
+use crate::exit::{Away, Failure};
 
 /// For one statement: longer than any list takes, shorter than a person's patience.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(10);

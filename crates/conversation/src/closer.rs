@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use archive::{Archive, Claim, CloseCause, Closed, Due, Uncounted};
 use backon::{BackoffBuilder, ConstantBuilder};
 use broker::{Publication, PublishError, Publisher};
+use domain::causes::with_causes;
 use domain::event::{Event, Migrated};
 use domain::ids::{ConversationKey, MessageId};
 use hot_store::HotStore;
@@ -169,7 +170,8 @@ impl Closer {
         let keys: Vec<ConversationKey> = closed.iter().map(|it| it.claim.key.clone()).collect();
         if let Err(error) = self.background.piece(self.hot.drop_copies(&keys)).await {
             // They expire by themselves, and their marks keep them from being misread.
-            tracing::warn!(conversations = keys.len(), %error, "hot copies could not be dropped");
+            let error = with_causes(&error);
+            tracing::warn!(conversations = keys.len(), error, "hot copies could not be dropped");
         }
         self.publish(closed.iter().map(migrated)).await?;
         let archived = self.write_archived(closed).await?;

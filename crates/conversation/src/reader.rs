@@ -6,6 +6,7 @@
 //! "Unavailable" is never answered as "empty".
 
 use archive::{Archive, ConversationNumbers, Numbers, Page, Snapshot};
+use domain::causes::with_causes;
 use domain::failure::Unavailable;
 use domain::ids::ConversationKey;
 use domain::message::Message;
@@ -121,7 +122,7 @@ impl Reader {
                 }
             },
             Err(error) => {
-                tracing::debug!(conversation = %key, %error, "hot copy not read");
+                tracing::debug!(conversation = %key, error = with_causes(&error), "hot copy not read");
                 self.count(HotRead::Unavailable);
                 self.read_archive(key, window).await
             }

@@ -12,6 +12,7 @@ use std::collections::HashSet;
 
 use archive::{Archive, HotWrites, SaveRow, Saved};
 use domain::action::{Identity, SaveMessage};
+use domain::causes::with_causes;
 use domain::failure::{DeadLetterReason, Done, FailureClass, Outcome, Refusal, Unavailable};
 use domain::ids::ConversationKey;
 use domain::message::Message;
@@ -123,7 +124,7 @@ impl Saver {
         };
         tracing::warn!(
             conversations = error.conversations.len(),
-            error = %error.cause,
+            error = with_causes(&error.cause),
             "hot copies could not be written; they are void"
         );
         let changes: Vec<(ConversationKey, i64)> =

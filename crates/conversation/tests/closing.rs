@@ -396,6 +396,38 @@ async fn a_closer_that_dies_after_any_step_is_followed_by_another() {
 }
 
 #[tokio::test]
+async fn a_lease_is_renewed_while_tokens_are_counted() {
+    let (env, replica) = stores().await;
+    sql(
+        &env,
+        "CREATE TABLE leases (until timestamptz);
+         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             INSERT INTO leases VALUES (NEW.close_lease_until); RETURN NULL;
+         END $$;
+         CREATE TRIGGER note AFTER UPDATE ON conversations FOR EACH ROW
+             WHEN (NEW.close_lease_until IS NOT NULL) EXECUTE FUNCTION note()",
+    )
+    .await;
+    // Three pages of counts. A lease of no length is due for renewal after each of them, one of an hour never.
+    let words = json!({"content": "hello world"});
+    for (session, lease, taken) in
+        [("short", Duration::ZERO, "4"), ("long", Duration::from_secs(3_600), "1")]
+    {
+        let batch: Vec<_> = (0..250).map(|i| message(session, &format!("m{i}"), &words)).collect();
+        replica.save(&batch).await;
+        record(&replica, &[closed(session, "10:01:00")]).await;
+        sql(&env, "TRUNCATE leases").await;
+        let closer = closer(&env, &replica, ClosingSettings { lease, ..at_once() }).await;
+        assert_eq!(closer.sweep().await.unwrap().archived, 1, "{session}");
+        assert_eq!(sql(&env, "SELECT count(*) FROM leases").await, taken, "{session}");
+        let id = key(session).conversation;
+        let totals =
+            format!("SELECT message_count, total_tokens FROM conversations WHERE id = '{id}'");
+        assert_eq!(sql(&env, &totals).await, "250|500", "{session}");
+    }
+}
+
+#[tokio::test]
 async fn two_closers_at_once_close_each_conversation_once() {
     let (env, replica) = stores().await;
     let batch: Vec<_> = (0..60).map(|i| message(&format!("s{i}"), "m1", &json!({}))).collect();

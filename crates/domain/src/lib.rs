@@ -4,6 +4,7 @@
 //! as an argument, so that the same bytes give the same result on every replica.
 
 pub mod action;
+pub mod causes;
 pub mod clock;
 pub mod decode;
 pub mod envelope;

@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use domain::causes::with_causes;
 use redis::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -187,7 +188,10 @@ impl Connections {
             if let Ok(connection) = self.get().await {
                 let turn = connection.0.compared.turn.lock().await;
                 if let Err(error) = self.compare(&connection).await {
-                    tracing::warn!(%error, "the reign of Redis could not be compared");
+                    tracing::warn!(
+                        error = with_causes(&error),
+                        "the reign of Redis could not be compared"
+                    );
                 }
                 drop(turn);
             }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use domain::causes::with_causes;
 use domain::failure::{Done, Store, Unavailable};
 use metrics::{
     ConsumerRestart, Counter, DeliveryOutcome, Gauge, Metrics, QueueState, RetryClass, Size, Timing,
@@ -9,7 +10,6 @@ use metrics::{
 
 use super::batch::Received;
 use super::session::End;
-use crate::causes::with_causes;
 use crate::connection::Error;
 
 /// The consumer's voice; knows its queue.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use domain::causes::with_causes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use lapin::options::ConfirmSelectOptions;
@@ -16,7 +17,6 @@ use super::PublishError;
 use super::window::{Room, Settled, Window};
 use crate::Publication;
 use crate::backoff::Backoff;
-use crate::causes::with_causes;
 use crate::connection::{Connection, Endpoints, Error, request};
 
 /// What a caller wants published, and where it waits.

@@ -178,7 +178,7 @@ async fn a_refusal_to_let_us_in_is_told_in_the_brokers_words_and_without_the_pas
     for (url, expected) in urls {
         let endpoints = Endpoints::parse(&url, "test").unwrap();
         let error = topology::verify(&endpoints).await.unwrap_err();
-        let told = broker::with_causes(&error);
+        let told = domain::causes::with_causes(&error);
         assert!(told.contains(expected) && !told.contains("hunter2"), "{told}");
     }
 }

@@ -15,7 +15,9 @@ use hot_store::{Address, HotStore, Window};
 use metrics::Metrics;
 use service::settings::{DatabaseSettings, ServerUrl};
 
-use crate::exit::{Away, Exit, Failure, with_causes};
+use domain::causes::with_causes;
+
+use crate::exit::{Away, Exit, Failure};
 use crate::look::{Screen, one_line};
 use crate::servers::{Database, joined, shown};
 

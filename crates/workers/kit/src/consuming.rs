@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use broker::inspect::Inspector;
-use broker::{Consumer, ConsumerState, Endpoints, Handler, Settings, Source, with_causes};
+use broker::{Consumer, ConsumerState, Endpoints, Handler, Settings, Source};
+use domain::causes::with_causes;
 use domain::failure::Store;
 use service::{Check, Service};
 

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use conversation::Closer;
+use domain::causes::with_causes;
 use service::Service;
 
 /// Sweeps until the process stops.
@@ -25,7 +26,7 @@ pub(crate) fn run(service: &Service, closer: Closer, interval: Duration, batch: 
                     }
                     Err(error) => {
                         limit = 1;
-                        let error: &(dyn std::error::Error + 'static) = &error;
+                        let error = with_causes(&error);
                         tracing::warn!(error, "a closing sweep stopped; the next one goes on");
                     }
                 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use archive::Archive;
 use broker::inspect::Inspector;
 use broker::topology::WorkQueue;
+use domain::causes::with_causes;
 use domain::failure::DeadLetterReason;
 use metrics::{Gauge, Letter, Metrics, QueueState};
 use service::Service;
@@ -20,10 +21,13 @@ pub(crate) fn run(service: &Service, stores: &Stores, grace: Duration, interval:
         async move {
             while !stopping.is_cancelled() {
                 if let Err(error) = count_queues(&mut inspector, &metrics).await {
-                    tracing::warn!(%error, "queues were not counted");
+                    tracing::warn!(error = with_causes(&error), "queues were not counted");
                 }
                 if let Err(error) = count_rows(&archive, &metrics, grace).await {
-                    tracing::warn!(%error, "dead letters and conversations were not counted");
+                    tracing::warn!(
+                        error = with_causes(&error),
+                        "dead letters and conversations were not counted"
+                    );
                 }
                 stopping.run_until_cancelled(tokio::time::sleep(interval)).await;
             }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use archive::Archive;
 use broker::{Delivery, Handler};
 use conversation::Statistics;
+use domain::causes::with_causes;
 use domain::event::Event;
 use domain::failure::{DeadLetterReason, Done, Outcome, Refusal, Unavailable};
 use service::Service;
@@ -51,7 +52,7 @@ impl Hints {
                         () = stopping.cancelled() => break,
                     };
                     if let Err(error) = refreshed {
-                        let error: &(dyn std::error::Error + 'static) = &error;
+                        let error = with_causes(&error);
                         tracing::warn!(error, "statistics were not refreshed; the next look will");
                     }
                 }

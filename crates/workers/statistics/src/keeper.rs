@@ -12,6 +12,7 @@ use std::sync::Arc;
 use archive::Archive;
 use broker::topology::WorkQueue;
 use broker::{Delivery, Handler, Publication, Publisher};
+use domain::causes::with_causes;
 use domain::envelope::Resolved;
 use domain::event::{DeadLettered, Event};
 use domain::failure::{DeadLetterReason, Done, FailureClass, Outcome, Refusal, Store, Unavailable};
@@ -121,8 +122,9 @@ impl Keeper {
                     return Err(error.into());
                 }
                 Err(error) => {
-                    tracing::error!(dead_letter = %row.id, %error, "a dead letter stays queued");
-                    faults.push(error.to_string());
+                    let error = with_causes(&error);
+                    tracing::error!(dead_letter = %row.id, error, "a dead letter stays queued");
+                    faults.push(error);
                 }
             }
         }
