@@ -32,7 +32,7 @@ pub struct Due {
     pub idle: Duration,
     /// How long a claim holds before another closer may take it over.
     pub lease: Duration,
-    /// At most so many claims.
+    /// At most so many claims of each cause.
     pub limit: u32,
 }
 
@@ -70,6 +70,18 @@ pub struct Uncounted {
     pub text: String,
     /// The model that it was for: its own, else the conversation's.
     pub model_name: Option<String>,
+}
+
+impl AsRef<Claim> for Claim {
+    fn as_ref(&self) -> &Claim {
+        self
+    }
+}
+
+impl AsRef<Claim> for Closed {
+    fn as_ref(&self) -> &Claim {
+        &self.claim
+    }
 }
 
 /// Messages that nobody has counted.
@@ -209,7 +221,7 @@ impl Archive {
                                        SELECT FROM message_tokens t
                                        WHERE t.conversation = m.conversation AND t.id = m.id)
                                  ORDER BY m.id LIMIT $4) AS m
-                             LIMIT $4) AS listed
+                             ORDER BY k.n, m.id LIMIT $4) AS listed
                        WINDOW in_order AS (ORDER BY n, id)) AS m
                  WHERE place = 1 OR bytes <= $5
                  ORDER BY place",
@@ -238,8 +250,8 @@ impl Archive {
         .await
     }
 
-    /// Stores token counts. A count is a fact about the words, so it needs no token, and whoever counted
-    /// the same message has the same count.
+    /// Stores token counts. A count is a fact about the words, so it needs no token; where two counted, the
+    /// first count stays.
     pub async fn store_tokens(&self, counts: &[(&Uncounted, i64)]) -> Result<()> {
         self.within(async |connection| {
             sqlx::query(
@@ -317,8 +329,10 @@ impl Archive {
                      status = 'archived', finalised_at = clock_timestamp(), close_token = NULL,
                      close_lease_until = NULL, message_count = mine.messages,
                      total_tokens = mine.tokens, created_at = mine.first,
-                     last_message_at = mine.last, agent_id = mine.agent_id,
-                     model_name = mine.model_name
+                     last_message_at = mine.last,
+                     -- An event of the session may have named one since.
+                     agent_id = coalesce(mine.agent_id, c.agent_id),
+                     model_name = coalesce(mine.model_name, c.model_name)
                  FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
                  RETURNING c.tenant_id, c.id",
             )
@@ -343,8 +357,12 @@ impl Archive {
     }
 
     /// Extends the lease of the claims that still hold their token; returns those.
-    pub async fn renew(&self, claims: &[Claim], lease: Duration) -> Result<Vec<ConversationKey>> {
-        let keys = Keys::of(claims.iter());
+    pub async fn renew<'a>(
+        &self,
+        claims: impl Iterator<Item = &'a Claim> + Clone,
+        lease: Duration,
+    ) -> Result<Vec<ConversationKey>> {
+        let keys = Keys::of(claims);
         self.within(async |connection| {
             sqlx::query(
                 "WITH mine AS (

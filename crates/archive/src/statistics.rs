@@ -1,4 +1,4 @@
-//! Statistics, recomputed from the rows and never incremented.
+//! Statistics, recomputed from the rows and never incremented. Tokens are those that the close counted.
 //!
 //! A conversation is dirty while `finalised_at` differs from `stats_from`; a day is dirty when a
 //! conversation of it changed. Both marks are stored, so an event that gets lost delays nothing
@@ -12,9 +12,9 @@ use sqlx::{FromRow, Row};
 
 use crate::{Archive, Result};
 
-/// Messages that one transaction reads at most, unless a single conversation has more: some tenths of
-/// a second, during which a saver that reopens one of the conversations waits.
-const MESSAGES: i64 = 50_000;
+/// Messages that one transaction reads at most, unless a single conversation has more: some
+/// milliseconds, during which a saver that reopens one of the conversations waits.
+const MESSAGES: i64 = 1_000;
 
 /// The statistics of one conversation.
 #[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]

@@ -1,6 +1,6 @@
 //! Work that nobody waits for: closing, session events, statistics.
 //!
-//! It shares two servers with the save path, which somebody does wait for. So a process does it in small
+//! It shares its servers with the save path, which somebody does wait for. So a process does it in small
 //! pieces, one at a time, and rests after each in proportion to what it took: on slow or busy servers the
 //! pieces take longer, and so do the rests.
 
@@ -12,6 +12,9 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use crate::transient::retried;
+
+/// Whoever rests for longer is as good as stopped, and holds claims meanwhile.
+const LEAST_SHARE: f64 = 0.01;
 
 /// The longest rest. A piece that took longer waited for a server that was away.
 const LONGEST_REST: Duration = Duration::from_secs(1);
@@ -25,16 +28,16 @@ pub struct Background {
 
 /// A number that is no part of the time.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
-#[error("the share of background work is more than 0 and at most 1; {0} is not")]
+#[error("the share of background work is 0.01 to 1; {0} is not")]
 pub struct InvalidShare(f64);
 
 impl Background {
     /// Background work in a share of the time; with 1 it never rests.
     ///
     /// # Errors
-    /// The share is not more than 0, or more than 1.
+    /// The share is less than 0.01, or more than 1.
     pub fn new(share: f64) -> Result<Self, InvalidShare> {
-        if share > 0.0 && share <= 1.0 {
+        if (LEAST_SHARE..=1.0).contains(&share) {
             Ok(Self { share, turn: Arc::default() })
         } else {
             Err(InvalidShare(share))
@@ -50,6 +53,12 @@ impl Background {
     /// Does a piece of work when it is its turn, and rests.
     pub(crate) async fn piece<T>(&self, work: impl Future<Output = T>) -> T {
         let _turn = self.turn.lock().await;
+        self.apart(work).await
+    }
+
+    /// Does a piece of work for which another server is waited for, and rests. It takes no turn, so that
+    /// others go on while that server is away.
+    pub(crate) async fn apart<T>(&self, work: impl Future<Output = T>) -> T {
         let began = Instant::now();
         let done = work.await;
         let rest = self.rest(began.elapsed());
@@ -72,8 +81,7 @@ impl Background {
     }
 
     fn rest(&self, worked: Duration) -> Duration {
-        let seconds = worked.as_secs_f64() * (1.0 / self.share - 1.0);
-        Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_REST).min(LONGEST_REST)
+        worked.min(LONGEST_REST).mul_f64(1.0 / self.share - 1.0).min(LONGEST_REST)
     }
 }
 
@@ -83,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_share_is_a_part() {
-        for share in [0.0, -0.5, 1.1, f64::NAN, f64::INFINITY] {
+        for share in [0.0, 0.009, -0.5, 1.1, f64::NAN, f64::INFINITY] {
             let refused = Background::new(share).unwrap_err();
             assert!(refused.to_string().contains(&share.to_string()), "{refused}");
         }
@@ -97,7 +105,6 @@ mod tests {
         let quarter = Background::new(0.25).unwrap();
         assert_eq!(quarter.rest(worked), Duration::from_millis(30));
         assert_eq!(quarter.rest(Duration::from_secs(30)), LONGEST_REST);
-        assert_eq!(Background::new(f64::MIN_POSITIVE).unwrap().rest(worked), LONGEST_REST);
     }
 
     #[tokio::test(start_paused = true)]

@@ -68,7 +68,7 @@ const LAST_WRITE_TRIES: usize = 10;
 const LAST_WRITE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Reopened conversations announced at once.
-const ANNOUNCED: u32 = 500;
+const ANNOUNCED: u32 = 50;
 
 /// What one sweep did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -142,8 +142,8 @@ impl Closer {
     /// # Errors
     /// As [`Self::sweep`].
     pub async fn sweep_at_most(&self, limit: u32) -> Result<Swept, SweepError> {
-        let started = Instant::now();
         let mut swept = Swept { reopened: self.announce_reopened().await?, ..Swept::default() };
+        let started = Instant::now();
         let due = Due {
             grace: self.settings.grace,
             idle: self.settings.idle,
@@ -157,23 +157,21 @@ impl Closer {
             return Ok(swept);
         }
         claims.sort_by(|a, b| a.key.cmp(&b.key));
-        let mut lease = Lease { renewed: started };
+        let mut renewed = started;
         let taken_over = claims.iter().filter(|c| c.cause == CloseCause::TakenOver).count();
         self.metrics.add(Counter::CloseTakeovers, taken_over as u64);
 
-        self.count_tokens(&mut claims, &mut lease).await?;
-        self.keep(&mut claims, &mut lease).await?;
-        let closed = self.step(|| self.archive.totals(&claims)).await?;
+        self.count_tokens(&mut claims, &mut renewed).await?;
+        self.keep(&mut claims, &mut renewed).await?;
+        let mut closed = self.step(|| self.archive.totals(&claims)).await?;
         if closed.len() < claims.len() {
             swept.dropped = self.drop_empty(&claims, &closed).await?;
         }
-        let keys: Vec<ConversationKey> = closed.iter().map(|it| it.claim.key.clone()).collect();
-        if let Err(error) = self.background.piece(self.hot.drop_copies(&keys)).await {
-            // They expire by themselves, and their marks keep them from being misread.
-            let error = with_causes(&error);
-            tracing::warn!(conversations = keys.len(), error, "hot copies could not be dropped");
+        self.keep(&mut closed, &mut renewed).await?;
+        if !closed.is_empty() {
+            self.drop_copies(&closed).await;
+            self.publish(closed.iter().map(migrated)).await?;
         }
-        self.publish(closed.iter().map(migrated)).await?;
         let archived = self.write_archived(closed).await?;
 
         for conversation in &archived {
@@ -207,11 +205,20 @@ impl Closer {
         Ok(dropped)
     }
 
+    async fn drop_copies(&self, closed: &[Closed]) {
+        let keys: Vec<ConversationKey> = closed.iter().map(|it| it.claim.key.clone()).collect();
+        if let Err(error) = self.background.apart(self.hot.drop_copies(&keys)).await {
+            // They expire by themselves, and their marks keep them from being misread.
+            let error = with_causes(&error);
+            tracing::warn!(conversations = keys.len(), error, "hot copies could not be dropped");
+        }
+    }
+
     /// Counts what nobody has counted; claims that were lost meanwhile are let go.
     async fn count_tokens(
         &self,
         claims: &mut Vec<Claim>,
-        lease: &mut Lease,
+        renewed: &mut Instant,
     ) -> Result<(), SweepError> {
         let mut last: Option<(ConversationKey, MessageId)> = None;
         loop {
@@ -229,7 +236,8 @@ impl Closer {
                 .await?;
             let Some(end) = page.messages.last() else { return Ok(()) };
             last = Some((end.key.clone(), end.id.clone()));
-            let counting = tokio::task::spawn_blocking(move || count(page.messages));
+            // Spawned within the piece: it would not wait for its turn otherwise.
+            let counting = async { tokio::task::spawn_blocking(|| count(page.messages)).await };
             let counted = self.background.piece(counting).await?;
             let counts: Vec<(&Uncounted, i64)> =
                 counted.iter().map(|(message, tokens)| (message, *tokens)).collect();
@@ -237,19 +245,28 @@ impl Closer {
             if !page.more {
                 return Ok(());
             }
-            self.keep(claims, lease).await?;
+            self.keep(claims, renewed).await?;
         }
     }
 
-    /// Renews the lease of claims when it is time, and lets go of those that are lost.
-    async fn keep(&self, claims: &mut Vec<Claim>, lease: &mut Lease) -> Result<(), SweepError> {
-        if lease.renewed.elapsed() < self.settings.lease / RENEWALS_IN_A_LEASE {
+    /// Renews the lease of what is held when it is time, and lets go of what is lost.
+    async fn keep<T: AsRef<Claim>>(
+        &self,
+        held: &mut Vec<T>,
+        renewed: &mut Instant,
+    ) -> Result<(), SweepError> {
+        if renewed.elapsed() < self.settings.lease / RENEWALS_IN_A_LEASE {
             return Ok(());
         }
-        lease.renewed = Instant::now();
-        let mine = self.step(|| self.archive.renew(claims, self.settings.lease)).await?;
+        *renewed = Instant::now();
+        self.renew(held).await
+    }
+
+    async fn renew<T: AsRef<Claim>>(&self, held: &mut Vec<T>) -> Result<(), SweepError> {
+        let claims = || held.iter().map(AsRef::as_ref);
+        let mine = self.step(|| self.archive.renew(claims(), self.settings.lease)).await?;
         let mine: HashSet<ConversationKey> = mine.into_iter().collect();
-        retain(claims, |key| mine.contains(key));
+        held.retain(|it| mine.contains(&it.as_ref().key));
         Ok(())
     }
 
@@ -265,9 +282,7 @@ impl Closer {
             archived.extend(closed.extract_if(.., |it| reached.contains(&it.claim.key)));
             let Some(pause) = pauses.next().filter(|_| !closed.is_empty()) else { break };
             tokio::time::sleep(pause).await;
-            let claims: Vec<Claim> = closed.iter().map(|it| it.claim.clone()).collect();
-            let mine = self.step(|| self.archive.renew(&claims, self.settings.lease)).await?;
-            closed.retain(|it| mine.contains(&it.claim.key));
+            self.renew(&mut closed).await?;
         }
         Ok(archived)
     }
@@ -281,7 +296,7 @@ impl Closer {
     }
 
     async fn announce_reopened(&self) -> Result<usize, SweepError> {
-        let reopened = self.archive.unannounced(ANNOUNCED).await?;
+        let reopened = self.step(|| self.archive.unannounced(ANNOUNCED)).await?;
         if reopened.is_empty() {
             return Ok(0);
         }
@@ -297,20 +312,11 @@ impl Closer {
                 Ok(Arc::new(Publication::event(event.routing_key(), body)))
             })
             .collect::<Result<Vec<_>, serde_json::Error>>()?;
-        for result in self.background.piece(self.publisher.publish_all(publications)).await {
+        for result in self.background.apart(self.publisher.publish_all(publications)).await {
             result?;
         }
         Ok(())
     }
-}
-
-/// The lease of a sweep's claims.
-struct Lease {
-    renewed: Instant,
-}
-
-fn retain(claims: &mut Vec<Claim>, keep: impl Fn(&ConversationKey) -> bool) {
-    claims.retain(|claim| keep(&claim.key));
 }
 
 /// Real counts by each message's model; where no model is named, the default encoding's.

@@ -9,8 +9,11 @@ use metrics::{Counter, Metrics};
 
 use crate::background::Background;
 
-/// Conversations or days to one transaction: a few milliseconds of work.
+/// Conversations to one transaction: a few milliseconds of work.
 const BATCH: u32 = 10;
+
+/// Days to one transaction. Each reads all conversations of its day.
+const DAYS: u32 = 1;
 
 /// Refreshes statistics. Clones share their connections.
 #[derive(Clone)]
@@ -32,43 +35,40 @@ impl Statistics {
     /// # Errors
     /// PostgreSQL failed; what was recomputed before is stored.
     pub async fn refresh(&self) -> Result<(usize, usize), Unavailable> {
-        Ok((self.refresh_conversations().await?, self.refresh_days().await?))
-    }
-
-    /// Recomputes the statistics of dirty conversations; returns how many there were.
-    ///
-    /// # Errors
-    /// As [`Self::refresh`].
-    pub async fn refresh_conversations(&self) -> Result<usize, Unavailable> {
-        let mut all = 0;
+        let (mut conversations, mut days) = (0, 0);
         loop {
-            let done = self
-                .background
-                .step(&self.metrics, || self.archive.refresh_conversations(BATCH))
-                .await?;
-            self.metrics.add(Counter::StatisticsRecomputed, done as u64);
-            all += done;
-            if done == 0 {
-                return Ok(all);
+            match self.refresh_conversations().await? {
+                0 => break,
+                done => conversations += done,
+            }
+        }
+        loop {
+            match self.refresh_days().await? {
+                0 => return Ok((conversations, days)),
+                done => days += done,
             }
         }
     }
 
-    /// Recomputes dirty days; returns how many there were. Each reads all conversations of its day, so
+    /// Recomputes the statistics of some dirty conversations; returns how many there were.
+    ///
+    /// # Errors
+    /// As [`Self::refresh`].
+    pub async fn refresh_conversations(&self) -> Result<usize, Unavailable> {
+        let work = || self.archive.refresh_conversations(BATCH);
+        let done = self.background.step(&self.metrics, work).await?;
+        self.metrics.add(Counter::StatisticsRecomputed, done as u64);
+        Ok(done)
+    }
+
+    /// Recomputes some dirty days; returns how many there were. Each reads all conversations of its day, so
     /// this is for every interval, not for every event.
     ///
     /// # Errors
     /// As [`Self::refresh`].
     pub async fn refresh_days(&self) -> Result<usize, Unavailable> {
-        let mut all = 0;
-        loop {
-            let done =
-                self.background.step(&self.metrics, || self.archive.refresh_days(BATCH)).await?;
-            self.metrics.add(Counter::DailyBucketsRecomputed, done as u64);
-            all += done;
-            if done < BATCH as usize {
-                return Ok(all);
-            }
-        }
+        let done = self.background.step(&self.metrics, || self.archive.refresh_days(DAYS)).await?;
+        self.metrics.add(Counter::DailyBucketsRecomputed, done as u64);
+        Ok(done)
     }
 }

@@ -396,6 +396,20 @@ async fn a_closer_that_dies_after_any_step_is_followed_by_another() {
 }
 
 #[tokio::test]
+async fn what_an_event_says_between_the_count_and_the_last_write_stays() {
+    let (env, replica) = stores().await;
+    replica.save(&[message("s", "m1", &json!({}))]).await;
+    record(&replica, &[closed("s", "10:01:00")]).await;
+    let claims = replica.archive.claim(&due(at_once())).await.unwrap();
+    let counted = replica.archive.totals(&claims).await.unwrap();
+    assert_eq!((counted.len(), &counted[0].agent_id), (1, &None));
+    let named = json!({"agent_id": "agent_xyz"});
+    record(&replica, &[event("conversation.session_closed", "s", "10:01:01", &named)]).await;
+    assert_eq!(replica.archive.archive_closed(&counted).await.unwrap(), [key("s")]);
+    assert_eq!(sql(&env, "SELECT status, agent_id FROM conversations").await, "archived|agent_xyz");
+}
+
+#[tokio::test]
 async fn a_lease_is_renewed_while_tokens_are_counted() {
     let (env, replica) = stores().await;
     sql(
@@ -411,7 +425,7 @@ async fn a_lease_is_renewed_while_tokens_are_counted() {
     // Three pages of counts. A lease of no length is due for renewal after each of them, one of an hour never.
     let words = json!({"content": "hello world"});
     for (session, lease, taken) in
-        [("short", Duration::ZERO, "4"), ("long", Duration::from_secs(3_600), "1")]
+        [("short", Duration::ZERO, "5"), ("long", Duration::from_secs(3_600), "1")]
     {
         let batch: Vec<_> = (0..250).map(|i| message(session, &format!("m{i}"), &words)).collect();
         replica.save(&batch).await;

@@ -7,13 +7,15 @@ use std::error::Error;
 #[must_use]
 pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
+    let mut outer = text.clone();
     let mut cause = error.source();
     while let Some(error) = cause {
         let said = error.to_string();
-        if !text.contains(&said) {
+        if !outer.contains(&said) {
             text.push_str(": ");
             text.push_str(&said);
         }
+        outer = said;
         cause = error.source();
     }
     text

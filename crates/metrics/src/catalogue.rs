@@ -143,7 +143,7 @@ catalogue! {
             = "verbatim_hold_seconds" in "seconds", OUTAGE_SECONDS;
         /// From a publish to the broker's confirm.
         Publish = "verbatim_publish_seconds" in "seconds", WORK_SECONDS;
-        /// From the claim of a due conversation to its archived row.
+        /// From the claim of a due conversation to its archived row, the rests between the steps included.
         Close = "verbatim_close_seconds" in "seconds", WORK_SECONDS;
     }
 }

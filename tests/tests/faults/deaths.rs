@@ -84,7 +84,7 @@ async fn kill_9_of_one_of_two_savers_under_a_load_of_20_000_loses_and_doubles_no
 async fn a_closer_killed_midway_is_followed_by_another_and_each_conversation_closes_once() {
     let scenario = Scenario::new().await;
     let (agent, eyes) = (scenario.agent(), scenario.eyes());
-    let settings = [("VERBATIM_CLOSE_LEASE", "2s"), ("VERBATIM_CLOSE_BATCH", "20")];
+    let settings = [("VERBATIM_CLOSE_LEASE", "2s")];
     let (saver, statistics, doomed) = tokio::join!(
         scenario.start(SAVER),
         scenario.start(STATISTICS),

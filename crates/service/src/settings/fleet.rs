@@ -110,7 +110,8 @@ pub struct ClosingSettings {
     #[arg(value_parser = positive_duration, help_heading = "Closing")]
     pub close_interval: Duration,
 
-    /// Conversations closed together at most. Larger sweeps cost less in all, and disturb saving more
+    /// Conversations closed together at most, of each kind: asked for, idle, taken over. Larger sweeps
+    /// cost less in all, and disturb saving more
     #[arg(long, env = "VERBATIM_CLOSE_BATCH", default_value_t = 20)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..), help_heading = "Closing")]
     pub close_batch: u32,
@@ -119,8 +120,8 @@ pub struct ClosingSettings {
 /// What nobody waits for.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct BackgroundSettings {
-    /// What part of its time a process spends on session events, closing or statistics. It rests after
-    /// each step, so that saving stays fast; with 1 it never rests
+    /// What part of its time a process spends on session events, closing or statistics, 0.01 to 1. It
+    /// rests after each step, for a second at most, so that saving stays fast; with 1 it never rests
     #[arg(long, env = "VERBATIM_BACKGROUND_SHARE", default_value_t = 0.33, value_name = "PART")]
     #[arg(value_parser = part, help_heading = "Background")]
     pub background_share: f64,

@@ -7,7 +7,7 @@
 //!
 //! To add a setting: a field with a doc comment and `#[arg(long)]` in the settings of the worker;
 //! its variable is `VERBATIM_` and the field's name unless `env` says otherwise. A setting that
-//! several processes share belongs in `groups.rs`: only those may stand at the file's top level.
+//! several processes share belongs in `groups.rs` or `fleet.rs`: only those may stand at the file's top level.
 
 mod error;
 mod file;

@@ -23,11 +23,11 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
-/// A part of a whole: more than 0, and 1 at most.
+/// A part of a whole: 0.01 to 1.
 pub(super) fn part(text: &str) -> Result<f64, String> {
     match text.trim().parse() {
-        Ok(part) if part > 0.0 && part <= 1.0 => Ok(part),
-        Ok(_) => Err("it must be more than 0 and at most 1".to_owned()),
+        Ok(part) if (0.01..=1.0).contains(&part) => Ok(part),
+        Ok(_) => Err("it must be 0.01 to 1".to_owned()),
         Err(_) => Err("it is no number such as 0.25 or 1".to_owned()),
     }
 }
@@ -67,11 +67,11 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_more_than_nothing_and_at_most_all() {
+    fn parts_are_a_hundredth_to_all() {
         assert_eq!(part("0.25"), Ok(0.25));
         assert_eq!(part("1"), Ok(1.0));
-        for text in ["0", "-0.1", "1.01", "NaN"] {
-            assert!(part(text).is_err_and(|error| error.contains("more than 0")), "{text}");
+        for text in ["0", "0.009", "-0.1", "1.01", "NaN"] {
+            assert!(part(text).is_err_and(|error| error.contains("0.01 to 1")), "{text}");
         }
         assert!(part("25%").is_err_and(|error| error.contains("0.25")));
     }

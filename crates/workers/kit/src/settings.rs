@@ -34,7 +34,7 @@ pub fn closing(settings: &ClosingSettings) -> conversation::ClosingSettings {
 /// The work of a process that nobody waits for.
 ///
 /// # Errors
-/// Its share of the time is not more than 0 and at most 1.
+/// Its share of the time is not 0.01 to 1.
 pub fn background(settings: &BackgroundSettings) -> Result<Background, InvalidShare> {
     Background::new(settings.background_share)
 }

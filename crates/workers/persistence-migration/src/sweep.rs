@@ -8,6 +8,10 @@ use std::time::Duration;
 use conversation::Closer;
 use domain::causes::with_causes;
 use service::Service;
+use tokio_util::sync::CancellationToken;
+
+/// How long a sweep may go on while the process stops: long enough for any but the longest conversations.
+const LAST_CALL: Duration = Duration::from_secs(5);
 
 /// Sweeps until the process stops.
 pub(crate) fn run(service: &Service, closer: Closer, interval: Duration, batch: u32) {
@@ -16,11 +20,16 @@ pub(crate) fn run(service: &Service, closer: Closer, interval: Duration, batch: 
         async move {
             let mut limit = batch;
             while !stopping.is_cancelled() {
-                match closer.sweep_at_most(limit).await {
+                let sweep = tokio::select! {
+                    swept = closer.sweep_at_most(limit) => swept,
+                    // Another closer takes over what it leaves, as if this one had died.
+                    () = last_call(&stopping) => break,
+                };
+                match sweep {
                     Ok(swept) => {
                         limit = limit.saturating_mul(2).min(batch);
                         // More may be due: a sweep is bounded.
-                        if swept.archived + swept.dropped > 0 {
+                        if swept.archived + swept.dropped + swept.reopened > 0 {
                             continue;
                         }
                     }
@@ -35,4 +44,9 @@ pub(crate) fn run(service: &Service, closer: Closer, interval: Duration, batch: 
             Ok(())
         }
     });
+}
+
+async fn last_call(stopping: &CancellationToken) {
+    stopping.cancelled().await;
+    tokio::time::sleep(LAST_CALL).await;
 }

@@ -14,6 +14,8 @@ use domain::event::Event;
 use domain::failure::{DeadLetterReason, Done, Outcome, Refusal, Unavailable};
 use service::Service;
 use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 
 /// Takes events as hints.
 #[derive(Clone)]
@@ -21,6 +23,9 @@ pub(crate) struct Hints {
     archive: Archive,
     asked: Arc<Notify>,
 }
+
+/// Transactions of one refresh at most, of each kind.
+const PIECES: usize = 100;
 
 /// After a hint, how long others may join it: a burst of closes is one refresh.
 const GATHER: Duration = Duration::from_millis(50);
@@ -42,15 +47,20 @@ impl Hints {
             let (statistics, asked) = (statistics.clone(), Arc::clone(&asked));
             async move {
                 let mut ticks = tokio::time::interval(interval);
+                ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
                 while !stopping.is_cancelled() {
-                    let refreshed = tokio::select! {
-                        _ = ticks.tick() => statistics.refresh().await.map(drop),
+                    let days = tokio::select! {
+                        _ = ticks.tick() => true,
                         () = asked.notified() => {
                             tokio::time::sleep(GATHER).await;
-                            statistics.refresh_conversations().await.map(drop)
+                            false
                         }
                         () = stopping.cancelled() => break,
                     };
+                    let refreshed = refresh(&statistics, days, &stopping).await;
+                    if let Ok(Left::Some) = refreshed {
+                        asked.notify_one();
+                    }
                     if let Err(error) = refreshed {
                         let error = with_causes(&error);
                         tracing::warn!(error, "statistics were not refreshed; the next look will");
@@ -60,6 +70,37 @@ impl Hints {
             }
         });
     }
+}
+
+/// What one refresh leaves to the next.
+enum Left {
+    Nothing,
+    Some,
+}
+
+/// Brings conversations up to date, then the days if asked to. Both in bounded number: while conversations
+/// close faster than they are computed, days have their turn all the same.
+async fn refresh(
+    statistics: &Statistics,
+    days: bool,
+    stopping: &CancellationToken,
+) -> Result<Left, Unavailable> {
+    let mut left = Left::Some;
+    for _ in 0..PIECES {
+        if stopping.is_cancelled() {
+            return Ok(left);
+        }
+        if statistics.refresh_conversations().await? == 0 {
+            left = Left::Nothing;
+            break;
+        }
+    }
+    for _ in 0..PIECES {
+        if !days || stopping.is_cancelled() || statistics.refresh_days().await? == 0 {
+            break;
+        }
+    }
+    Ok(left)
 }
 
 impl Handler for Hints {

@@ -5,13 +5,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use testkit::fleet::Worker;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::contestant::Contestant;
 use super::drain::acknowledged;
 use super::ground::{Ground, Load};
 use super::report::{Goal, Table, goals, median};
-use super::timeline::{Latency, Micros, Steady, prepare};
+use super::timeline::{Latency, Micros, Steady, Timeline, prepare};
 use crate::say;
 
 /// The load.
@@ -37,12 +37,12 @@ pub(crate) struct Options {
 /// How long the save path is watched undisturbed.
 const UNDISTURBED: Duration = Duration::from_secs(8);
 /// How long it is watched while sessions end and conversations close: they take a part of this.
-const DISTURBED: Duration = Duration::from_secs(45);
+const DISTURBED: Duration = Duration::from_secs(50);
+/// How long it runs before the sessions end: its conversations are made, its plans are warm.
+const WARM: Duration = Duration::from_secs(2);
 /// How long a conversation waits for a reconnection: the sessions' ends, which all agents tell at once,
 /// are over before the first conversation closes.
 const GRACE: Duration = Duration::from_secs(3);
-/// How often the archived conversations are counted, after the load that is measured.
-const LOOK: Duration = Duration::from_secs(1);
 /// Nothing takes as long.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -55,13 +55,29 @@ struct Contest {
 #[derive(Debug, Clone, Copy, Serialize)]
 struct Round {
     conversations_per_second: f64,
-    undisturbed: Latency,
+    undisturbed: Phase,
     /// While the sessions' ends arrive.
-    ending: Latency,
+    ending: Phase,
     /// While the conversations close.
-    closing: Latency,
+    closing: Phase,
     /// From the first session's end to the last conversation's.
-    meanwhile: Latency,
+    meanwhile: Phase,
+}
+
+/// A part of the load.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Phase {
+    durable: Latency,
+    hot: Latency,
+}
+
+/// One part of a round.
+type Of = fn(&Round) -> Phase;
+
+impl Phase {
+    fn of(timeline: &Timeline) -> Self {
+        Self { durable: timeline.durable(), hot: timeline.hot() }
+    }
 }
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
@@ -74,12 +90,13 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
             "round {number} of {}  {:.0} conversations/s  save p99 {:.1} ms, undisturbed {:.1} ms",
             options.rounds,
             round.conversations_per_second,
-            round.meanwhile.p99,
-            round.undisturbed.p99
+            round.meanwhile.durable.p99,
+            round.undisturbed.durable.p99
         ));
         rounds.push(round);
     }
-    let ratio = median(rounds.iter().map(|it| it.meanwhile.p99 / it.undisturbed.p99));
+    let ratio =
+        median(rounds.iter().map(|it| it.meanwhile.durable.p99 / it.undisturbed.durable.p99));
     let goals = vec![Goal::at_most("durable p99 meanwhile, to undisturbed", ratio, 2.0)];
     let contest = Contest { rounds, goals };
     if options.json {
@@ -110,22 +127,31 @@ async fn play(ground: &Ground, options: &Options) -> Result<Round> {
 
     let quiet = load(rate * UNDISTURBED.as_secs(), 500);
     let quiet = Steady::start(ground, "quiet000", rate, &quiet).await?;
-    let undisturbed = quiet.finish(ground, LIMIT).await?.warm().durable();
+    let undisturbed = Phase::of(&quiet.finish(ground, LIMIT).await?.warm());
 
     let steady = load(rate * DISTURBED.as_secs(), 500);
     let steady = Steady::start(ground, "close000", rate, &steady).await?;
+    sleep(WARM).await;
     let began = micros(ground, "clock_timestamp()").await?;
     ground.close_all(&spoken).await?;
     let due = began + i64::try_from(GRACE.as_micros())?;
     let timeline = steady.finish(ground, LIMIT).await?;
-    archived(ground, conversations).await?;
+    let archived = "SELECT count(*) FROM conversations WHERE status = 'archived'";
+    let archived: u64 = ground.sql(archived).await?.parse()?;
     let ended = micros(ground, "max(finalised_at) FROM conversations").await?;
-    if timeline.ended() < ended {
-        bail!("the conversations closed for longer than {DISTURBED:?}; close fewer");
+    if archived < conversations || timeline.ended() < ended {
+        bail!(
+            "{archived} of {conversations} conversations were archived while messages were published \
+             for {DISTURBED:?}; close fewer (--conversations)"
+        );
     }
-    let ending = timeline.within(began..due).durable();
-    let closing = timeline.within(due..ended).durable();
-    let meanwhile = timeline.within(began..ended).durable();
+    let requested = micros(ground, "max(close_requested_at) FROM conversations").await?;
+    if requested > due {
+        bail!("the sessions' ends were still arriving when the first conversations were due");
+    }
+    let ending = Phase::of(&timeline.within(began..due));
+    let closing = Phase::of(&timeline.within(due..ended));
+    let meanwhile = Phase::of(&timeline.within(began..ended));
 
     for one in savers {
         one.stop().await?;
@@ -139,24 +165,6 @@ async fn play(ground: &Ground, options: &Options) -> Result<Round> {
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
     let conversations_per_second = conversations as f64 / ((ended - due) as f64 / 1e6);
     Ok(Round { conversations_per_second, undisturbed, ending, closing, meanwhile })
-}
-
-/// Waits until so many conversations are archived.
-async fn archived(ground: &Ground, conversations: u64) -> Result<()> {
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        let archived: u64 = ground
-            .sql("SELECT count(*) FROM conversations WHERE status = 'archived'")
-            .await?
-            .parse()?;
-        if archived >= conversations {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            bail!("{archived} of {conversations} conversations are archived after {LIMIT:?}");
-        }
-        sleep(LOOK).await;
-    }
 }
 
 /// A time of PostgreSQL.
@@ -176,38 +184,32 @@ impl Contest {
             self.rounds.len()
         ));
         goals(&self.goals);
-        let median = |of: fn(&Round) -> f64| median(self.rounds.iter().map(of));
-        let rate = median(|it| it.conversations_per_second);
+        let rate = median(self.rounds.iter().map(|it| it.conversations_per_second));
         say::line(&format!("  closed and archived: {rate:.0} conversations/s"));
-        let mut table = Table::new(["confirm to durable", "p50", "p99", "p99.9"]);
-        let ms = |of: fn(&Round) -> f64| format!("{:.2}", median(of));
-        table.row([
-            "undisturbed".to_owned(),
-            ms(|it| it.undisturbed.p50),
-            ms(|it| it.undisturbed.p99),
-            ms(|it| it.undisturbed.p999),
-        ]);
-        table.row([
-            "while sessions end".to_owned(),
-            ms(|it| it.ending.p50),
-            ms(|it| it.ending.p99),
-            ms(|it| it.ending.p999),
-        ]);
-        table.row([
-            "while conversations close".to_owned(),
-            ms(|it| it.closing.p50),
-            ms(|it| it.closing.p99),
-            ms(|it| it.closing.p999),
-        ]);
-        table.row([
-            "from first to last".to_owned(),
-            ms(|it| it.meanwhile.p50),
-            ms(|it| it.meanwhile.p99),
-            ms(|it| it.meanwhile.p999),
-        ]);
+        let mut table = Table::new(["", "durable p50", "p99", "p99.9", "hot p50", "p99", "p99.9"]);
+        let phases: [(&str, Of); 4] = [
+            ("undisturbed", |it| it.undisturbed),
+            ("while sessions end", |it| it.ending),
+            ("while conversations close", |it| it.closing),
+            ("from first to last", |it| it.meanwhile),
+        ];
+        for (name, phase) in phases {
+            let ms = |of: fn(Phase) -> f64| {
+                format!("{:.2}", median(self.rounds.iter().map(|it| of(phase(it)))))
+            };
+            table.row([
+                name.to_owned(),
+                ms(|it| it.durable.p50),
+                ms(|it| it.durable.p99),
+                ms(|it| it.durable.p999),
+                ms(|it| it.hot.p50),
+                ms(|it| it.hot.p99),
+                ms(|it| it.hot.p999),
+            ]);
+        }
         table.print();
         say::aside(&format!(
-            "Milliseconds. All sessions end at once; {} s later their conversations are due.",
+            "Milliseconds from the confirm. All sessions end at once; {} s later their conversations are due.",
             GRACE.as_secs()
         ));
     }
