@@ -57,13 +57,16 @@ impl Hints {
                         }
                         () = stopping.cancelled() => break,
                     };
-                    let refreshed = refresh(&statistics, days, &stopping).await;
-                    if let Ok(Left::Some) = refreshed {
-                        asked.notify_one();
-                    }
-                    if let Err(error) = refreshed {
-                        let error = with_causes(&error);
-                        tracing::warn!(error, "statistics were not refreshed; the next look will");
+                    match refresh(&statistics, days, &stopping).await {
+                        Ok(Left::Nothing) => {}
+                        Ok(Left::Some) => asked.notify_one(),
+                        Err(error) => {
+                            let error = with_causes(&error);
+                            tracing::warn!(
+                                error,
+                                "statistics were not refreshed; the next look will"
+                            );
+                        }
                     }
                 }
                 Ok(())
