@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use archive::{Archive, SchemaError};
 use broker::Endpoints;
+use domain::causes::with_causes;
 use domain::failure::FailureClass;
 use service::Process;
 use service::settings::{AmqpSettings, DatabaseSettings, ReadReplicaSettings, ServerUrl};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-
-use domain::causes::with_causes;
 
 use crate::exit::{Away, Failure};
 

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::transient::retried;
 
-/// Whoever rests for longer is as good as stopped, and holds claims meanwhile.
+/// Below this a process rests for almost all of the time, and holds its claims meanwhile.
 const LEAST_SHARE: f64 = 0.01;
 
 /// The longest rest. A piece that took longer waited for a server that was away.

@@ -10,12 +10,11 @@ use answer::Shown;
 use archive::{Archive, ConversationFilter, Page};
 use clap::{Args, ValueEnum};
 use conversation::{Reader, ReadingSettings, Source, Transcript, visit};
+use domain::causes::with_causes;
 use domain::ids::{ConversationId, ConversationKey, SessionId, TenantId};
 use hot_store::{Address, HotStore, Window};
 use metrics::Metrics;
 use service::settings::{DatabaseSettings, ServerUrl};
-
-use domain::causes::with_causes;
 
 use crate::exit::{Away, Exit, Failure};
 use crate::look::{Screen, one_line};
