@@ -15,9 +15,19 @@ impl Counts {
     /// # Panics
     /// When the worker does not answer.
     pub async fn of(worker: &Worker) -> Self {
-        let response = worker.get("/metrics").await.expect("/metrics");
-        assert_eq!(response.status, 200, "{}", response.body);
-        Self(response.body)
+        Self::look(worker).await.expect("/metrics")
+    }
+
+    /// Looks at a worker that may not answer.
+    ///
+    /// # Errors
+    /// What it answers instead, or why it does not.
+    pub async fn look(worker: &Worker) -> Result<Self, String> {
+        match worker.get("/metrics").await {
+            Ok(response) if response.status == 200 => Ok(Self(response.body)),
+            Ok(response) => Err(response.body),
+            Err(error) => Err(format!("{error:#}")),
+        }
     }
 
     /// The sum of all samples of a metric that carry these labels; 0 where there is none.

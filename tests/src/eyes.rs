@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use archive::{Archive, Page};
 use conversation::{Fresh, Reader, ReadingSettings, Source, Transcript, admission};
+use domain::failure::Unavailable;
 use domain::ids::ConversationKey;
 use domain::message::Message;
 use domain::status::ConversationStatus;
@@ -42,9 +43,16 @@ impl Eyes {
     /// # Panics
     /// When PostgreSQL does not answer, or there is no such conversation.
     pub async fn transcript(&self, key: &ConversationKey) -> Transcript {
-        let window = Window { newest: ALL, before: None };
-        let transcript = self.reader.read(key, &window).await.expect("a reader is served");
+        let transcript = self.glance(key).await.expect("a reader is served");
         transcript.unwrap_or_else(|| panic!("there is no conversation {key}"))
+    }
+
+    /// What a reader gets, or why it gets nothing; `None` when there is no such conversation.
+    ///
+    /// # Errors
+    /// When neither store serves it.
+    pub async fn glance(&self, key: &ConversationKey) -> Result<Option<Transcript>, Unavailable> {
+        self.reader.read(key, &Window { newest: ALL, before: None }).await
     }
 
     /// What PostgreSQL says by itself.
@@ -61,16 +69,26 @@ impl Eyes {
     /// # Panics
     /// When they differ, or when Redis does not serve a second read.
     pub async fn both(&self, key: &ConversationKey) -> Vec<Message> {
-        let hot = eventually(format!("a hot copy of {key}"), LIMIT, async || {
-            match self.transcript(key).await {
-                hot if hot.source == Source::HotCopy => Ok(hot),
-                other => Err(format!("{:?}, {:?}", other.source, other.status)),
+        let (read, archived) = self.two_ways(key).await;
+        assert_eq!(read.source, Source::HotCopy, "{key} is {:?}", read.status);
+        assert_eq!(read.messages, archived, "Redis and PostgreSQL agree on {key}");
+        archived
+    }
+
+    /// What a reader gets, from Redis unless the conversation is archived; and what PostgreSQL says.
+    ///
+    /// # Panics
+    /// When Redis does not serve a second read of a conversation that is not archived.
+    pub async fn two_ways(&self, key: &ConversationKey) -> (Transcript, Vec<Message>) {
+        let read = eventually(format!("a hot copy of {key}"), LIMIT, async || {
+            let read = self.transcript(key).await;
+            match (read.source, read.status) {
+                (Source::HotCopy, _) | (_, Some(ConversationStatus::Archived)) => Ok(read),
+                other => Err(format!("{other:?}")),
             }
         })
         .await;
-        let archived = self.archived(key).await;
-        assert_eq!(hot.messages, archived, "Redis and PostgreSQL agree on {key}");
-        archived
+        (read, self.archived(key).await)
     }
 
     /// Waits until a conversation has a status, and returns what a reader then gets.

@@ -17,11 +17,18 @@ pub struct Ledger {
 }
 
 /// How the books and the stores differ; all empty when nothing was lost or doubled.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Differences {
-    lost: Vec<String>,
-    doubled: Vec<String>,
-    strangers: Vec<String>,
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// Messages that were confirmed and are neither stored nor dead letters.
+    pub lost: Vec<String>,
+    /// Messages that are there more than once, dead letters included.
+    pub doubled: Vec<String>,
+    /// Messages that nobody published, or not into that conversation.
+    pub strangers: Vec<String>,
+    /// Messages that are dead letters.
+    pub letters: BTreeSet<String>,
+    /// Conversations that read otherwise than they were published: how, and from where.
+    pub misread: Vec<String>,
 }
 
 impl Ledger {
@@ -29,7 +36,7 @@ impl Ledger {
     ///
     /// # Panics
     /// When a message has no id, or an id comes twice: ids are unique over a whole ledger.
-    pub fn confirm(&mut self, messages: &[Value]) {
+    pub fn confirm<'a>(&mut self, messages: impl IntoIterator<Item = &'a Value>) {
         for message in messages {
             let text = |name: &str| message[name].as_str().expect("text").to_owned();
             let place = (text("timestamp"), text("message_id"));
@@ -51,30 +58,48 @@ impl Ledger {
         self.messages == 0
     }
 
-    /// Waits until as many messages and letters are stored as were confirmed; then compares all
-    /// ids, and every transcript with Redis and without.
+    /// Waits until as many messages and letters are stored as were confirmed; then [audits](Self::audit).
+    /// Dead letters are no fault.
     ///
     /// # Panics
     /// When anything was lost, doubled, invented or put in another order.
     pub async fn reconcile(&self, scenario: &Scenario, eyes: &Eyes) {
         let stored = "SELECT (SELECT count(*) FROM messages) + (SELECT count(*) FROM dead_letters)";
         scenario.until_sql(stored, &self.messages.to_string()).await;
-        let letters = self.compare(scenario).await;
-        for (key, expected) in &self.conversations {
-            let expected: Vec<&str> = expected
-                .iter()
-                .map(|(_, id)| id.as_str())
-                .filter(|id| !letters.contains(*id))
-                .collect();
+        let findings = self.audit(scenario, eyes).await;
+        let letters = findings.letters.clone();
+        assert_eq!(findings, Findings { letters, ..Findings::default() });
+    }
+
+    /// Compares all ids, and every transcript: what a reader gets (of an active conversation: from
+    /// Redis), what PostgreSQL says by itself, and the order of the timestamps that were published.
+    ///
+    /// # Panics
+    /// When a store does not answer.
+    pub async fn audit(&self, scenario: &Scenario, eyes: &Eyes) -> Findings {
+        let mut findings = self.compare(scenario).await;
+        for (key, places) in &self.conversations {
+            let name = |id: &str| name(key.tenant.as_str(), key.conversation.as_str(), id);
+            let expected = places.iter().map(|(_, id)| id.as_str());
+            let expected: Vec<&str> =
+                expected.filter(|id| !findings.letters.contains(&name(id))).collect();
             if expected.is_empty() {
                 continue;
             }
-            assert_eq!(ids(&eyes.both(key).await), expected, "{key}");
+            let (read, archived) = eyes.two_ways(key).await;
+            if read.messages != archived {
+                findings.misread.push(format!("{key}: PostgreSQL and {read:?} differ"));
+            }
+            let found = ids(&archived);
+            if found != expected {
+                findings.misread.push(format!("{key}: {found:?} instead of {expected:?}"));
+            }
         }
+        findings
     }
 
-    /// Compares ids, and returns those of the dead letters.
-    async fn compare(&self, scenario: &Scenario) -> BTreeSet<String> {
+    /// Compares ids.
+    async fn compare(&self, scenario: &Scenario) -> Findings {
         let rows = "SELECT tenant_id, conversation_id, id FROM messages";
         let archived = table(scenario, rows).await;
         let rows = "SELECT tenant_id, conversation_id, message_id FROM dead_letters";
@@ -83,12 +108,10 @@ impl Ledger {
             let name = |id| name(key.tenant.as_str(), key.conversation.as_str(), id);
             places.iter().map(move |(_, id)| name(id))
         });
-        let found = archived
-            .iter()
-            .chain(&letters)
-            .map(|[tenant, conversation, id]| name(tenant, conversation, id));
-        assert_eq!(differences(&confirmed.collect(), found), Differences::default());
-        letters.into_iter().map(|[_, _, id]| id).collect()
+        let named = |[tenant, conversation, id]: &[String; 3]| name(tenant, conversation, id);
+        let found = archived.iter().chain(&letters).map(named);
+        let letters = letters.iter().map(named).collect();
+        Findings { letters, ..differences(&confirmed.collect(), found) }
     }
 }
 
@@ -97,19 +120,19 @@ fn name(tenant: &str, conversation: &str, id: &str) -> String {
     format!("{tenant}/{conversation}/{id}")
 }
 
-fn differences(confirmed: &BTreeSet<String>, found: impl Iterator<Item = String>) -> Differences {
-    let (mut lost, mut seen, mut differences) =
-        (confirmed.clone(), BTreeSet::new(), Differences::default());
+fn differences(confirmed: &BTreeSet<String>, found: impl Iterator<Item = String>) -> Findings {
+    let (mut lost, mut seen, mut findings) =
+        (confirmed.clone(), BTreeSet::new(), Findings::default());
     for id in found {
         lost.remove(&id);
         if !confirmed.contains(&id) {
-            differences.strangers.push(id);
+            findings.strangers.push(id);
         } else if !seen.insert(id.clone()) {
-            differences.doubled.push(id);
+            findings.doubled.push(id);
         }
     }
-    differences.lost.extend(lost);
-    differences
+    findings.lost.extend(lost);
+    findings
 }
 
 async fn table(scenario: &Scenario, query: &str) -> Vec<[String; 3]> {
@@ -132,11 +155,12 @@ mod tests {
         let names = |ids: &[&str]| ids.iter().map(|id| name("t", "c", id)).collect::<Vec<_>>();
         let confirmed: BTreeSet<String> = names(&["1", "2", "3"]).into_iter().collect();
         let found = |ids| differences(&confirmed, names(ids).into_iter());
-        assert_eq!(found(&["3", "1", "2"]), Differences::default());
-        let expected = Differences {
+        assert_eq!(found(&["3", "1", "2"]), Findings::default());
+        let expected = Findings {
             lost: names(&["3"]),
             doubled: names(&["2"]),
             strangers: vec![name("t", "other", "1")],
+            ..Findings::default()
         };
         let moved = [name("t", "other", "1")].into_iter().chain(names(&["1", "2", "2"]));
         assert_eq!(differences(&confirmed, moved), expected);

@@ -3,7 +3,8 @@
 //! A test starts a [`Scenario`], publishes as an [`Agent`], and looks at what came of it from
 //! outside: as a reader with Redis and from PostgreSQL alone ([`Eyes`]), by SQL, by the events
 //! that others would see ([`Side`]), and by the workers' own `/metrics` ([`Counts`]). A [`Ledger`]
-//! reconciles what was confirmed with what there is: nothing lost, nothing doubled.
+//! reconciles what was confirmed with what there is: nothing lost, nothing doubled. [`chaos`] breaks
+//! everything at random meanwhile.
 //!
 //! Invariant: nothing here waits without a limit or sleeps to let something happen; every wait ends
 //! with the state that it is for, or says the last one it saw.
@@ -15,6 +16,7 @@
 )]
 
 mod agent;
+pub mod chaos;
 mod counts;
 mod eyes;
 mod ledger;
@@ -27,7 +29,7 @@ use std::time::Duration;
 pub use agent::{Agent, at, closed, key, message, opened};
 pub use counts::Counts;
 pub use eyes::Eyes;
-pub use ledger::Ledger;
+pub use ledger::{Findings, Ledger};
 pub use running::Running;
 pub use scenario::{MIGRATION, SAVER, STATISTICS, Scenario};
 pub use side::Side;

@@ -76,6 +76,18 @@ impl Scenario {
         scenario
     }
 
+    /// [`Self::new`] with processes that end where their environment says (crate `crash-points`).
+    ///
+    /// # Panics
+    /// When they cannot be had.
+    pub async fn armed() -> Self {
+        let (env, fleet) = tokio::join!(TestEnv::new(), Fleet::armed());
+        let urls = [env.amqp_url.clone(), env.redis_url.clone(), env.database_url.clone()];
+        let scenario = Self::on(urls, fleet, Ground::Shared(Box::new(env)));
+        tokio::join!(scenario.migrate(), scenario.declare());
+        scenario
+    }
+
     /// Empty servers: no schema, no queue.
     ///
     /// # Panics

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use archive::{Archive, Claim, CloseCause, Closed, Due, Uncounted};
 use backon::{BackoffBuilder, ConstantBuilder};
 use broker::{Publication, PublishError, Publisher};
+use crash_points::Step;
 use domain::causes::with_causes;
 use domain::event::{Event, Migrated};
 use domain::ids::{ConversationKey, MessageId};
@@ -156,12 +157,14 @@ impl Closer {
         if claims.is_empty() {
             return Ok(swept);
         }
+        crash_points::reached(Step::CloseClaimed);
         claims.sort_by(|a, b| a.key.cmp(&b.key));
         let mut renewed = started;
         let taken_over = claims.iter().filter(|c| c.cause == CloseCause::TakenOver).count();
         self.metrics.add(Counter::CloseTakeovers, taken_over as u64);
 
         self.count_tokens(&mut claims, &mut renewed).await?;
+        crash_points::reached(Step::CloseCounted);
         self.keep(&mut claims, &mut renewed).await?;
         let mut closed = self.step(|| self.archive.totals(&claims)).await?;
         if closed.len() < claims.len() {
@@ -170,9 +173,12 @@ impl Closer {
         self.keep(&mut closed, &mut renewed).await?;
         if !closed.is_empty() {
             self.drop_copies(&closed).await;
+            crash_points::reached(Step::CloseDropped);
             self.publish(closed.iter().map(migrated)).await?;
+            crash_points::reached(Step::CloseAnnounced);
         }
         let archived = self.write_archived(closed).await?;
+        crash_points::reached(Step::CloseArchived);
 
         for conversation in &archived {
             let cause = match conversation.claim.cause {

@@ -11,6 +11,7 @@ use std::borrow::Borrow;
 use std::collections::HashSet;
 
 use archive::{Archive, HotWrites, SaveRow, Saved};
+use crash_points::Step;
 use domain::action::{Identity, SaveMessage};
 use domain::causes::with_causes;
 use domain::failure::{DeadLetterReason, Done, FailureClass, Outcome, Refusal, Unavailable};
@@ -48,9 +49,11 @@ impl Saver {
     pub async fn save(&self, actions: &[SaveMessage]) -> Result<Vec<Outcome>, Unavailable> {
         let hot = if self.hot.is_known_down() { HotWrites::KnownDown } else { HotWrites::Follow };
         let mut batch = Batch::new(actions);
+        crash_points::reached(Step::SaveDecoded);
         while let Some(round) = batch.next_round() {
             self.store(&mut batch, &round, hot).await?;
         }
+        crash_points::reached(Step::SaveCommitted);
         if hot == HotWrites::Follow {
             self.make_hot(&mut batch).await?;
         } else {
@@ -58,6 +61,7 @@ impl Saver {
             let cause = GenerationChange::RedisAway;
             self.metrics.add(Counter::HotGenerationChanges { cause }, voided);
         }
+        crash_points::reached(Step::SaveAppended);
         self.count(&batch);
         Ok(batch.into_outcomes())
     }

@@ -60,6 +60,24 @@ impl Fleet {
         }
     }
 
+    /// An empty fleet of test builds, which end where their environment says (crate `crash-points`).
+    ///
+    /// # Panics
+    /// When the binaries cannot be built; the message has cargo's.
+    pub async fn armed() -> Self {
+        static ONCE: OnceCell<()> = OnceCell::const_new();
+        let built = async {
+            if std::env::var_os(BUILT).is_none() {
+                ONCE.get_or_try_init(build_armed).await?;
+            }
+            Self::in_dir(armed_dir())
+        };
+        match built.await {
+            Ok(fleet) => fleet,
+            Err(error) => panic!("no fleet for this test: {error:#}"),
+        }
+    }
+
     /// An empty fleet of binaries that are known to be built.
     ///
     /// # Errors
@@ -255,9 +273,41 @@ impl Drop for Worker {
     }
 }
 
+/// Where the test builds lie.
+fn armed_dir() -> PathBuf {
+    place::profile_dir().join("armed")
+}
+
+/// Builds the workers as test builds, puts them aside, and the ordinary ones back into their place.
+/// Both kinds share all that is compiled of other crates.
+///
+/// # Errors
+/// When they cannot be built; with cargo's words.
+pub async fn build_armed() -> Result<()> {
+    build_with(&["--features", "crash-points/armed"]).await?;
+    let (from, to) = (place::profile_dir(), armed_dir());
+    std::fs::create_dir_all(&to)?;
+    for entry in std::fs::read_dir(&from)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_string_lossy().ends_with("-worker") || name == "verbatim" {
+            // Another file first: one that runs cannot be written.
+            let fresh = to.join("fresh");
+            std::fs::copy(entry.path(), &fresh)?;
+            std::fs::rename(fresh, to.join(name))?;
+        }
+    }
+    build().await
+}
+
 /// Builds every binary of the workspace in the profile of the program that runs.
 async fn build() -> Result<()> {
+    build_with(&[]).await
+}
+
+async fn build_with(arguments: &[&str]) -> Result<()> {
     let mut command = crate::cargo::command(&["build", "--quiet", "--workspace", "--bins"]);
+    command.args(arguments);
     match place::profile_dir().file_name().and_then(OsStr::to_str) {
         None | Some("debug") => {}
         Some(profile) => {

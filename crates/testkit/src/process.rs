@@ -21,6 +21,8 @@ pub enum Signal {
     Terminate,
     /// Ctrl-C.
     Interrupt,
+    /// PostgreSQL's immediate shutdown.
+    Quit,
     /// Frozen: every connection stays open, nothing moves.
     Stop,
     /// Thawed.
@@ -33,6 +35,7 @@ impl Signal {
             Self::Kill => "KILL",
             Self::Terminate => "TERM",
             Self::Interrupt => "INT",
+            Self::Quit => "QUIT",
             Self::Stop => "STOP",
             Self::Continue => "CONT",
         }

@@ -1,10 +1,11 @@
-//! Verbatim's chores, each one verb: `cargo xtask services | up | test | bench | ci | demo`.
+//! Verbatim's chores, each one verb: `cargo xtask services | up | test | bench | chaos | ci | demo`.
 //!
 //! They work on a bare Debian or Ubuntu with a Rust toolchain: what is missing is installed, servers are
 //! private processes on free ports, and nothing is left running or lying about, however a verb ends.
 
 mod bench;
 mod cargo;
+mod chaos;
 mod ci;
 mod demo;
 mod packages;
@@ -49,6 +50,9 @@ enum Verb {
     /// Measure the fleet against what is possible on this machine
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Kill, freeze and cut everything at random under load, then compare every message
+    #[command(disable_help_flag = true)]
+    Chaos(chaos::Options),
     /// Show what Verbatim does, in half a minute
     Demo(stores::Named),
 }
@@ -63,6 +67,7 @@ async fn main() -> ExitCode {
             Verb::Test(options) => test::run(&options).await,
             Verb::Ci => ci::run().await,
             Verb::Bench(bench) => bench::run(&bench).await,
+            Verb::Chaos(options) => chaos::run(&options).await,
             Verb::Demo(named) => demo::run(named).await,
         }
     };

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use testkit::environment::{DEEP, REDIS_CLUSTER, SHARED, SharedServers};
-use testkit::fleet::BUILT;
+use testkit::fleet::{self, BUILT};
 use testkit::servers::Kind;
 
 use crate::{cargo, packages, say, stores};
@@ -56,6 +56,8 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         // In one go: the binaries share their dependencies' features with the tests, so that nothing
         // is compiled twice.
         cargo::run(cargo::command(&["build", "--workspace", "--bins", "--tests"])).await?;
+        say::line("building the workers that can be made to crash");
+        fleet::build_armed().await?;
     }
 
     let servers = stores::start(&SharedServers::KINDS).await?;

@@ -6,6 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is the failure of the test")]
 
+mod crashes;
 mod deaths;
 mod life;
 mod outages;

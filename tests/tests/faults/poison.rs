@@ -85,7 +85,7 @@ async fn a_message_that_came_back_too_often_is_tried_alone_and_saved() {
 }
 
 /// Makes PostgreSQL refuse the messages whose ids are in the table `poisoned`, with this SQLSTATE.
-async fn poison(scenario: &Scenario, sqlstate: &str, ids: &str) {
+pub(crate) async fn poison(scenario: &Scenario, sqlstate: &str, ids: &str) {
     let trigger = format!(
         "CREATE TABLE poisoned AS SELECT unnest('{{{ids}}}'::text[]) AS id;
          CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -11,6 +11,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use crash_points::Step;
 use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Outcome, Refusal, Unavailable};
 use futures_util::FutureExt;
@@ -113,8 +114,12 @@ impl<I> Batch<I> {
                     }
                 },
                 Stage::Decided { copies, tally } => {
+                    let copied = !copies.is_empty();
                     match publish(copies, &shared.publisher).await {
                         Ok(()) => {
+                            if copied {
+                                crash_points::reached(Step::Copied);
+                            }
                             let tags = self.received.iter().map(|received| received.tag).collect();
                             return Ok(Finished { tags, tally });
                         }

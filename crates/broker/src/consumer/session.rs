@@ -12,6 +12,7 @@ mod phase;
 
 use std::sync::Arc;
 
+use crash_points::Step;
 use domain::failure::{Store, Unavailable};
 use futures_util::{FutureExt, StreamExt};
 use lapin::options::BasicAckOptions;
@@ -320,10 +321,12 @@ impl<H: Handler> Session<H> {
         finished.tags.iter().for_each(|tag| self.ledger.finish(*tag));
         let Some(prefix) = self.ledger.take_prefix() else { return Ok(()) };
         let options = BasicAckOptions { multiple: true };
+        crash_points::reached(Step::Settled);
         if !acknowledge(&self.channel, prefix.last, options).await {
             self.shared.observer.acks_lost(prefix.count);
             return Err(End::ChannelDied);
         }
+        crash_points::reached(Step::Acknowledged);
         self.careful_for = self.careful_for.map(|left| left.saturating_sub(prefix.count));
         if self.careful_for == Some(0) { Err(End::Relaxed) } else { Ok(()) }
     }

@@ -123,6 +123,35 @@ impl Node {
         Ok(())
     }
 
+    /// Ends PostgreSQL by its immediate shutdown: without a checkpoint, so that the next start recovers.
+    ///
+    /// # Errors
+    /// When it does not end, or is another server.
+    pub async fn crash(&self) -> Result<()> {
+        if self.kind != Kind::PostgreSql {
+            bail!("{} has no immediate shutdown", self.kind);
+        }
+        let Some(process) = self.process().take() else {
+            return Ok(());
+        };
+        process.signal(Signal::Quit)?;
+        process.wait(STOP_LIMIT).await.with_context(|| process.log_tail())?;
+        Ok(())
+    }
+
+    /// Kills one of its children (`kill -9`).
+    ///
+    /// # Errors
+    /// When it is none of its children.
+    pub fn kill_child(&self, pid: u32) -> Result<()> {
+        let process = self.process();
+        let children = process.as_ref().map(Process::children).unwrap_or_default();
+        if !children.contains(&pid) {
+            bail!("process {pid} is no child of {}", self.kind);
+        }
+        Ok(send(Signal::Kill, &[pid])?)
+    }
+
     /// Starts it again at the same address with the data it had, and waits until it answers.
     ///
     /// # Errors

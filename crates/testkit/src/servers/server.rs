@@ -120,6 +120,22 @@ impl Server {
         Ok(())
     }
 
+    /// Ends PostgreSQL by its immediate shutdown: without a checkpoint, so that the next start recovers.
+    ///
+    /// # Errors
+    /// When it does not end, or is another server.
+    pub async fn crash(&self) -> Result<()> {
+        self.nodes[0].crash().await
+    }
+
+    /// Kills one of its children (`kill -9`), such as a backend of PostgreSQL.
+    ///
+    /// # Errors
+    /// When it is none of its children.
+    pub fn kill_child(&self, pid: u32) -> Result<()> {
+        self.nodes[0].kill_child(pid)
+    }
+
     /// Starts it again at the same address with the data it had, and waits until it answers.
     ///
     /// # Errors

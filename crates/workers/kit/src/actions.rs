@@ -19,6 +19,7 @@ impl Decoder {
     /// # Errors
     /// The refusal that becomes the reason of its dead letter.
     pub fn decode(&self, delivery: &Delivery) -> Result<Action, Refusal> {
+        crash_points::shown(&delivery.body);
         let context = DecodeContext {
             received_at: delivery.received_at,
             max_body_bytes: self.max_body_bytes,

@@ -75,8 +75,10 @@ impl Handler for Keeper {
     async fn handle(&self, items: &[Item]) -> Result<Vec<Outcome>, Unavailable> {
         let dead: Vec<&Dead> = items.iter().filter_map(Item::dead).collect();
         let mut faults = self.store(&dead).await?.into_iter();
+        crash_points::reached(crash_points::Step::LetterStored);
         // Neither waits for what the other one lacks.
         let announced = self.announce(&dead).await;
+        crash_points::reached(crash_points::Step::LetterAnnounced);
         self.send_back(items).await.and(announced)?;
         let outcome = |item: &Item| match item.dead().filter(|dead| !dead.stored.is_done()) {
             Some(_) => Outcome::Retry(faults.next().unwrap_or_default()),

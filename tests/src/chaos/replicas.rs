@@ -1,0 +1,97 @@
+//! Two replicas of each worker, each behind proxies of its own, and started again when they die.
+
+use testkit::fleet::Worker;
+use testkit::proxy::Proxy;
+use testkit::servers::Kind;
+use tokio::sync::Mutex;
+
+use super::plan::{Replica, Role};
+use crate::{LIMIT, MIGRATION, SAVER, STATISTICS, Scenario};
+
+pub(super) struct Replicas(Vec<Slot>);
+
+/// The place of a replica: its ways to the servers stay when it is started anew.
+pub(super) struct Slot {
+    pub(super) replica: Replica,
+    pub(super) worker: Mutex<Worker>,
+    amqp: Proxy,
+    redis: Proxy,
+    database: Proxy,
+}
+
+impl Replicas {
+    pub(super) async fn start(scenario: &Scenario) -> Self {
+        let mut slots = Vec::new();
+        for replica in Replica::ALL {
+            slots.push(Slot::start(scenario, replica).await);
+        }
+        for slot in &slots {
+            slot.worker.lock().await.ready(LIMIT).await.expect("a worker that becomes ready");
+        }
+        Self(slots)
+    }
+
+    pub(super) fn slots(&self) -> &[Slot] {
+        &self.0
+    }
+
+    pub(super) fn slot(&self, replica: Replica) -> &Slot {
+        let found = self.0.iter().find(|slot| slot.replica == replica);
+        found.expect("there is a slot for every replica")
+    }
+
+    /// Those that have ended though nobody made them, with their last words.
+    pub(super) async fn fallen(&self) -> Vec<String> {
+        let mut fallen = Vec::new();
+        for slot in &self.0 {
+            let worker = slot.worker.lock().await;
+            if let Some(status) = worker.exited() {
+                fallen.push(format!("{}: {status}\n{}", slot.replica, worker.log_tail()));
+            }
+        }
+        fallen
+    }
+}
+
+impl Slot {
+    async fn start(scenario: &Scenario, replica: Replica) -> Self {
+        let before = async |url| Proxy::before(url).await.expect("a proxy");
+        let amqp = before(&scenario.amqp_url).await;
+        let redis = before(&scenario.redis_url).await;
+        let database = before(&scenario.database_url).await;
+        let worker = launch(scenario, replica, &amqp, &redis, &database);
+        Self { replica, worker: Mutex::new(worker), amqp, redis, database }
+    }
+
+    /// Starts it anew, in the place of one that has ended.
+    pub(super) async fn restart(&self, scenario: &Scenario) {
+        let next = launch(scenario, self.replica, &self.amqp, &self.redis, &self.database);
+        *self.worker.lock().await = next;
+    }
+
+    /// Its way to a server.
+    pub(super) fn path(&self, server: Kind) -> &Proxy {
+        match server {
+            Kind::RabbitMq => &self.amqp,
+            Kind::Redis | Kind::RedisCluster => &self.redis,
+            Kind::PostgreSql => &self.database,
+        }
+    }
+}
+
+fn launch(
+    scenario: &Scenario,
+    replica: Replica,
+    amqp: &Proxy,
+    redis: &Proxy,
+    database: &Proxy,
+) -> Worker {
+    let program = match replica.role {
+        Role::Saver => SAVER,
+        Role::Migration => MIGRATION,
+        Role::Statistics => STATISTICS,
+    };
+    let urls =
+        [("AMQP_URL", amqp.url()), ("REDIS_URL", redis.url()), ("DATABASE_URL", database.url())];
+    scenario.launch(program, &urls)
+}

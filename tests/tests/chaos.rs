@@ -1,0 +1,16 @@
+//! A short seeded run of `cargo xtask chaos`; the long one with `--deep`.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use system_tests::chaos::{self, Plan, Size};
+use testkit::environment::deep;
+
+#[tokio::test]
+async fn whatever_breaks_at_random_no_message_is_lost_or_doubled() {
+    let (messages, minutes) = if deep() { (200_000, 5) } else { (20_000, 1) };
+    let plan = Plan::new(4, Size { messages, lasts: Duration::from_secs(60 * minutes) });
+    let report = chaos::run(&plan, &(Rc::new(|line: &str| println!("{line}")) as _)).await;
+    println!("{report}");
+    assert_eq!(report.damage(), [], "{report}");
+}

@@ -1,0 +1,233 @@
+//! A process that ends at each named step of its work, and is started again: everything is as if it had
+//! not, but times and the number of events.
+//!
+//! The steps are in the crate `crash-points`; test builds of the workers end where they are told to.
+
+use std::os::unix::process::ExitStatusExt;
+
+use crash_points::{AT, ON, Step};
+use domain::ids::{ConversationKey, SessionId, TenantId};
+use serde_json::{Value, json};
+use system_tests::{
+    Agent, Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, at, closed, message,
+    opened,
+};
+use testkit::fleet::Worker;
+use testkit::wait::eventually;
+
+use crate::poison::poison;
+use crate::{SAVES, load, publish, until_stored};
+
+/// SIGABRT (signal(7)): what `abort` ends a process with.
+const ABORTED: i32 = 6;
+
+/// The steps of a message's life without an operator, and who gets there.
+const STEPS: [(Step, &str); 15] = [
+    (Step::SaveDecoded, SAVER),
+    (Step::SaveCommitted, SAVER),
+    (Step::SaveAppended, SAVER),
+    (Step::Copied, SAVER),
+    (Step::Settled, SAVER),
+    (Step::Acknowledged, SAVER),
+    (Step::Settled, MIGRATION),
+    (Step::Acknowledged, MIGRATION),
+    (Step::CloseClaimed, MIGRATION),
+    (Step::CloseCounted, MIGRATION),
+    (Step::CloseDropped, MIGRATION),
+    (Step::CloseAnnounced, MIGRATION),
+    (Step::CloseArchived, MIGRATION),
+    (Step::LetterStored, STATISTICS),
+    (Step::LetterAnnounced, STATISTICS),
+];
+
+/// Steps of commands that operators give.
+const OF_OPERATORS: [Step; 2] = [Step::ReplayConfirmed, Step::ReplayMarked];
+
+#[test]
+fn every_step_has_its_test() {
+    for step in Step::ALL {
+        let tested = STEPS.iter().map(|(step, _)| step).chain(&OF_OPERATORS);
+        assert!(tested.into_iter().any(|it| *it == step), "{}", step.name());
+    }
+}
+
+#[test]
+fn ordinary_binaries_hold_no_crash_points() {
+    let holds = |dir: &str, program: &str| {
+        let binary = testkit::place::profile_dir().join(dir).join(program);
+        let bytes = std::fs::read(&binary).unwrap_or_else(|e| panic!("{}: {e}", binary.display()));
+        bytes.windows(AT.len()).any(|window| window == AT.as_bytes())
+    };
+    for program in [SAVER, MIGRATION, STATISTICS] {
+        assert!(!holds(".", program), "{program}");
+        assert!(holds("armed", program), "the test build of {program}: this test looks wrongly");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_after_a_crash_at_any_step_ends_as_if_nothing_had_happened() {
+    let undisturbed = story(None).await;
+    for case in STEPS {
+        let (step, program) = case;
+        let disturbed = story(Some(case)).await;
+        assert_eq!(disturbed, undisturbed, "{program} crashed at {}", step.name());
+    }
+}
+
+#[tokio::test]
+async fn a_crash_between_a_retrys_confirm_and_its_acknowledgement_doubles_nothing() {
+    let scenario = Scenario::armed().await;
+    poison(&scenario, "P0001", "m00003").await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    publish(&agent, &mut ledger, &load("retry", 20, 2)).await;
+    crash(&scenario, SAVER, Step::Copied).await;
+    scenario.sql("TRUNCATE poisoned").await;
+    // The original and its retry both come.
+    let saver = scenario.start(SAVER).await;
+    ledger.reconcile(&scenario, &eyes).await;
+    let labels = [("queue", SAVES), ("outcome", "duplicate")];
+    Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
+    assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
+    scenario.rest([saver]).await;
+}
+
+#[tokio::test]
+async fn a_crash_between_a_move_to_the_suspects_and_its_acknowledgement_doubles_nothing() {
+    let scenario = Scenario::armed().await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    publish(&agent, &mut ledger, &load("suspect", 20, 2)).await;
+    for _ in 0..3 {
+        crash(&scenario, SAVER, Step::SaveDecoded).await;
+    }
+    crash(&scenario, SAVER, Step::Copied).await;
+    let saver = scenario.start(SAVER).await;
+    ledger.reconcile(&scenario, &eyes).await;
+    let labels = [("queue", SAVES), ("outcome", "suspected")];
+    Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
+    assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
+    scenario.rest([saver]).await;
+}
+
+#[tokio::test]
+async fn a_message_that_kills_its_worker_becomes_a_dead_letter_and_all_others_are_saved() {
+    const RETURNS: usize = 3 + 5 + 1;
+    let scenario = Scenario::armed().await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let mut messages = load("deadly", 500, 10);
+    messages[250]["content"] = "these words kill".into();
+    publish(&agent, &mut ledger, &messages).await;
+    let statistics = scenario.start(STATISTICS).await;
+    let mut deaths = 0;
+    let saver = loop {
+        let saver = scenario.launch(SAVER, &[(ON, "these words kill")]);
+        let ended = eventually("the saver's death, or the letter", LIMIT, async || {
+            if saver.exited().is_some() {
+                return Ok(true);
+            }
+            match scenario.sql("SELECT count(*) FROM dead_letters").await.as_str() {
+                "0" => Err("alive, and no letter".to_owned()),
+                _ => Ok(false),
+            }
+        });
+        if !ended.await {
+            break saver;
+        }
+        let signal = saver.exited().and_then(|status| status.signal());
+        assert_eq!(signal, Some(ABORTED), "{}", saver.log_tail());
+        deaths += 1;
+        assert!(deaths <= RETURNS, "{deaths} deaths");
+    };
+    until_stored(&scenario, 499).await;
+    ledger.reconcile(&scenario, &eyes).await;
+    let letter = "SELECT concat_ws('|', message_id, reason) FROM dead_letters";
+    assert_eq!(scenario.sql(letter).await, "m00250|delivery_limit");
+    scenario.rest([saver, statistics]).await;
+}
+
+/// Starts a worker that ends at a step, and waits until it has.
+async fn crash(scenario: &Scenario, program: &str, step: Step) {
+    crashed(scenario.launch(program, &[(AT, step.name())]), step).await;
+}
+
+async fn crashed(worker: Worker, step: Step) {
+    let status = worker.wait(LIMIT).await.unwrap();
+    let (name, log) = (worker.name(), worker.log_tail());
+    assert_eq!(status.signal(), Some(ABORTED), "{name} at {}: {status}\n{log}", step.name());
+}
+
+/// Three conversations, two of which end; among their messages one that comes twice, one whose id is
+/// taken, and one that nobody can read. Returns what all of it has become.
+async fn story(crash_at: Option<(Step, &str)>) -> Vec<String> {
+    let scenario = Scenario::armed().await;
+    let settings = [
+        // What a crashed closer had claimed is taken over soon.
+        ("VERBATIM_CLOSE_LEASE", "2s"),
+        // Of two messages with one id the first in the queue is the first to be saved.
+        ("VERBATIM_BATCHES_IN_FLIGHT", "1"),
+    ];
+    let mut workers = Vec::new();
+    for program in [SAVER, MIGRATION, STATISTICS] {
+        let point = crash_at.filter(|(_, victim)| *victim == program);
+        let armed = point.map(|(step, _)| (AT, step.name()));
+        let settings: Vec<_> = settings.into_iter().chain(armed).collect();
+        workers.push((program, point, scenario.launch(program, &settings)));
+    }
+    tell(&scenario.agent()).await;
+    let mut fleet = Vec::new();
+    for (program, point, worker) in workers {
+        fleet.push(match point {
+            Some((step, _)) => {
+                crashed(worker, step).await;
+                scenario.start_with(program, &settings).await
+            }
+            None => worker,
+        });
+    }
+    let end = "SELECT concat_ws(' ', (SELECT count(*) FROM messages),
+                   (SELECT count(*) FROM dead_letters),
+                   (SELECT count(*) FROM conversations WHERE status = 'archived'),
+                   (SELECT count(*) FROM conversation_stats), (SELECT sum(conversations) FROM daily_stats))";
+    scenario.until_sql(end, "90 2 2 2 2").await;
+    scenario.rest(fleet).await;
+    let mut picture: Vec<String> = Vec::new();
+    for query in PICTURE {
+        let rows = format!("SELECT coalesce(json_agg(t ORDER BY t::text), '[]') FROM ({query}) t");
+        picture.push(scenario.sql(&rows).await);
+    }
+    let eyes = scenario.eyes();
+    for session in ["s0", "s1", "s2"] {
+        let (tenant, session) = (TenantId::new("story").unwrap(), SessionId::new(session).unwrap());
+        let (read, archived) = eyes.two_ways(&ConversationKey::of_session(tenant, &session)).await;
+        assert_eq!(read.messages, archived);
+    }
+    picture
+}
+
+/// All that is kept, without times of the fleet's own clocks and without random numbers.
+const PICTURE: [&str; 6] = [
+    "SELECT tenant_id, conversation_id, id, role, content, tokens, created_at, body_hash FROM messages",
+    "SELECT tenant_id, id, session_id, status, message_count, total_tokens, last_message_at,
+         close_reason, close_token IS NULL AS released FROM conversations",
+    "SELECT tenant_id, conversation_id, session_id, open, last_event_at FROM sessions",
+    "SELECT tenant_id, conversation_id, message_count, user_messages, total_tokens,
+         duration_seconds FROM conversation_stats",
+    "SELECT tenant_id, agent_id, day, conversations, messages, tokens FROM daily_stats",
+    "SELECT queue, reason, field, error, message_id, status, attempts, replay_count FROM dead_letters",
+];
+
+async fn tell(agent: &Agent) {
+    let mut actions: Vec<Value> = load("story", 90, 3);
+    let twice = actions[5].clone();
+    let taken = json!({"content": "other words", "timestamp": at(6)});
+    let unreadable = json!({"role": "nobody"});
+    for session in ["s0", "s1", "s2"] {
+        actions.insert(0, opened("story", session, &json!({"timestamp": at(0)})));
+    }
+    agent.publish_all(&actions).await;
+    agent.publish(&twice).await;
+    agent.publish(&message("story", "s0", "m00006", &taken)).await;
+    agent.publish(&message("story", "s1", "unreadable", &unreadable)).await;
+    for session in ["s0", "s1"] {
+        agent.publish(&closed("story", session, &json!({"timestamp": at(1_000)}))).await;
+    }
+}
