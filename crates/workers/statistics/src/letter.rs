@@ -8,6 +8,7 @@ use broker::Delivery;
 use broker::journey::Journey;
 use broker::topology::WorkQueue;
 use domain::failure::DeadLetterReason;
+use domain::ids::{ConversationKey, SessionId, TenantId};
 use domain::time::Timestamp;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -49,7 +50,8 @@ impl Letter {
                 tenant_id: text("tenant_id"),
                 conversation_id: resolved
                     .map(|resolved| resolved.conversation.to_string())
-                    .or_else(|| text("conversation_id")),
+                    .or_else(|| text("conversation_id"))
+                    .or_else(|| of_session(&body)),
                 session_id: text("session_id"),
                 message_id: resolved
                     .map(|resolved| resolved.id.to_string())
@@ -117,6 +119,14 @@ fn told_by_body(body: &[u8]) -> Map<String, Value> {
     }
     fields.retain(|_, value| value.as_str().is_some_and(|text| !text.contains('\0')));
     fields
+}
+
+/// The conversation of an action that names none: its session's.
+fn of_session(body: &Map<String, Value>) -> Option<String> {
+    let text = |name: &str| body.get(name)?.as_str();
+    let tenant = TenantId::new(text("tenant_id")?).ok()?;
+    let session = SessionId::new(text("session_id")?).ok()?;
+    Some(ConversationKey::of_session(tenant, &session).conversation.to_string())
 }
 
 /// PostgreSQL's text holds no U+0000; the body, which is bytes, keeps it.
