@@ -23,7 +23,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use uuid::Uuid;
 
-pub use self::binaries::{missing, package};
+pub use self::binaries::{RABBITMQ, missing, package};
 use self::node::Launch;
 pub use self::node::Node;
 use self::postgresql::PostgreSql;

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every test, on real servers.
 
+mod newer_rabbitmq;
 mod programs;
 
 use std::io::{BufRead, BufReader};
@@ -9,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use testkit::environment::{DEEP, REDIS_CLUSTER, SHARED, SharedServers};
 use testkit::fleet::{self, BUILT};
-use testkit::servers::Kind;
+use testkit::servers::{Kind, RABBITMQ};
 
 use crate::{cargo, packages, say, stores};
 
@@ -24,6 +25,9 @@ pub(crate) struct Options {
     /// Run the tests that touch Redis, and those alone, on private Redis Clusters of three masters
     #[arg(long)]
     redis_cluster: bool,
+    /// Use RabbitMQ 4 instead of the distribution's: fetched once into `target/`; wants root
+    #[arg(long)]
+    rabbitmq_4: bool,
     /// Arguments of `cargo test`: a filter, `--package broker`, `-- --nocapture`, …
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
     arguments: Vec<String>,
@@ -49,6 +53,12 @@ struct Tally {
 pub(crate) async fn run(options: &Options) -> Result<()> {
     let began = Instant::now();
     packages::ensure_servers(&Kind::ALL).await?;
+    if options.rabbitmq_4 && std::env::var_os(RABBITMQ).is_none() {
+        // Once more, in an environment that names it: servers are started here and by the tests.
+        let mut again = Command::new(std::env::current_exe()?);
+        again.args(std::env::args_os().skip(1)).env(RABBITMQ, newer_rabbitmq::prepare().await?);
+        return cargo::run(again).await;
+    }
     let chosen = |argument: &String| ["-p", "--package"].contains(&argument.as_str());
     let everything = !options.arguments.iter().any(chosen);
     if everything {

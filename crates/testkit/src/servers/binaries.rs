@@ -30,16 +30,29 @@ fn main_program(kind: Kind) -> Result<PathBuf> {
     }
 }
 
+/// The environment variable that names a directory with programs of another RabbitMQ than the machine's.
+pub const RABBITMQ: &str = "VERBATIM_TEST_RABBITMQ";
+
 /// A program of RabbitMQ. Debian's in `/usr/sbin` are wrappers that insist on their own user and
 /// directory; the ones behind them run anywhere.
 pub(super) fn rabbitmq(program: &str) -> Result<PathBuf> {
+    if let Some(other) = other_rabbitmq() {
+        return Ok(other.join(program));
+    }
     let behind = Path::new("/usr/lib/rabbitmq/bin").join(program);
     if behind.is_file() { Ok(behind) } else { on_path(program, Kind::RabbitMq) }
 }
 
 /// Erlang's name server, which comes with RabbitMQ.
 pub(super) fn epmd() -> Result<PathBuf> {
-    on_path("epmd", Kind::RabbitMq)
+    match other_rabbitmq() {
+        Some(other) => Ok(other.join("epmd")),
+        None => on_path("epmd", Kind::RabbitMq),
+    }
+}
+
+fn other_rabbitmq() -> Option<PathBuf> {
+    std::env::var_os(RABBITMQ).map(PathBuf::from)
 }
 
 pub(super) fn redis() -> Result<PathBuf> {
