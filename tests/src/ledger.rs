@@ -87,12 +87,12 @@ impl Ledger {
                 continue;
             }
             let (read, archived) = eyes.two_ways(key).await;
+            let difference = differs(&ids(&archived), &expected);
+            findings.misread.extend(difference.map(|it| format!("{key} in PostgreSQL: {it}")));
             if read.messages != archived {
-                findings.misread.push(format!("{key}: PostgreSQL and {read:?} differ"));
-            }
-            let found = ids(&archived);
-            if found != expected {
-                findings.misread.push(format!("{key}: {found:?} instead of {expected:?}"));
+                let difference = differs(&ids(&read.messages), &expected);
+                let difference = difference.unwrap_or_else(|| "other words".to_owned());
+                findings.misread.push(format!("{key} from {:?}: {difference}", read.source));
             }
         }
         findings
@@ -135,6 +135,21 @@ fn differences(confirmed: &BTreeSet<String>, found: impl Iterator<Item = String>
     findings
 }
 
+/// Where two transcripts part, in words.
+fn differs(found: &[&str], expected: &[&str]) -> Option<String> {
+    if found == expected {
+        return None;
+    }
+    let same = found.iter().zip(expected).take_while(|(a, b)| a == b).count();
+    let (found_there, expected_there) = (found.get(same), expected.get(same));
+    let (found, expected) = (found.len(), expected.len());
+    Some(format!(
+        "{found} messages instead of {expected}; number {} is {found_there:?} instead of \
+         {expected_there:?}",
+        same + 1
+    ))
+}
+
 async fn table(scenario: &Scenario, query: &str) -> Vec<[String; 3]> {
     let (a, b, c) = ("coalesce(a, '')", "coalesce(b, '')", "coalesce(c, '')");
     let arrays = format!("json_agg(json_build_array({a}, {b}, {c}))");
@@ -149,6 +164,14 @@ fn ids(messages: &[Message]) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn transcripts_part_where_they_first_differ() {
+        assert_eq!(differs(&["a", "b"], &["a", "b"]), None);
+        let difference = differs(&["a", "c"], &["a", "b", "c"]).unwrap();
+        let expected = r#"2 messages instead of 3; number 2 is Some("c") instead of Some("b")"#;
+        assert_eq!(difference, expected);
+    }
 
     #[test]
     fn what_is_lost_doubled_or_invented_is_found() {

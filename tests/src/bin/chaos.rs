@@ -29,13 +29,16 @@ struct Options {
     /// Decides what breaks, and in which order; without it, another one each time
     #[arg(long)]
     seed: Option<u64>,
+    /// Print what would break, and end
+    #[arg(long)]
+    dry_run: bool,
     /// Answer with one JSON document; what goes on is told on standard error
     #[arg(long)]
     json: bool,
 }
 
 fn main() -> ExitCode {
-    let Options { messages, minutes, seed, json } = Options::parse();
+    let Options { messages, minutes, seed, dry_run, json } = Options::parse();
     // Short enough to be typed again.
     let seed = seed.unwrap_or_else(|| Uuid::new_v4().as_u64_pair().0 >> 44);
     let Ok(lasts) = Duration::try_from_secs_f64(minutes * 60.0) else {
@@ -48,13 +51,17 @@ fn main() -> ExitCode {
          cargo xtask chaos --messages {messages} --minutes {minutes} --seed {seed}",
         plan.faults()
     );
+    if dry_run {
+        print!("{plan}");
+        return ExitCode::SUCCESS;
+    }
     let tell: Tell = Rc::new(|line| eprintln!("{line}"));
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let report = runtime.block_on(chaos::run(&plan, &tell));
     if json {
-        println!("{:#}", report.to_json())
+        println!("{:#}", report.to_json());
     } else {
-        println!("\n{report}")
+        println!("\n{report}");
     }
     if report.damage().is_empty() && report.late().is_empty() {
         ExitCode::SUCCESS

@@ -243,6 +243,19 @@ impl Outage {
     }
 }
 
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, round) in self.rounds.iter().enumerate() {
+            writeln!(f, "round {} of {}", n + 1, self.rounds.len())?;
+            for strike in &round.storm {
+                writeln!(f, "  {:4.1} s  {strike}", strike.begins.as_secs_f64())?;
+            }
+            writeln!(f, "  alone   {}", round.alone)?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Replica {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.role.title(), self.number + 1)
