@@ -139,15 +139,13 @@ impl Round {
     fn dealt(storms: &mut Deck, singles: &mut Deck, dice: &mut Dice) -> Self {
         let (mut storm, mut begins) = (Vec::<Strike>::new(), Duration::ZERO);
         while storm.len() < STORM {
-            let fault = storms.deal(dice);
-            if storm.iter().any(|strike| strike.fault.target() == fault.target()) {
-                storms.put_back(fault);
-                continue;
-            }
+            let is_free =
+                |fault: Fault| storm.iter().all(|strike| strike.fault.target() != fault.target());
+            let fault = storms.deal(dice, is_free);
             storm.push(Strike { begins, fault, lasts: fault.lasts(dice) });
             begins += Duration::from_millis(dice.below(APART_MS));
         }
-        let fault = singles.deal(dice);
+        let fault = singles.deal(dice, |_| true);
         let alone = Strike { begins: Duration::ZERO, fault, lasts: fault.lasts(dice) };
         Self { storm, alone }
     }
@@ -309,21 +307,19 @@ impl fmt::Display for Strike {
 struct Deck(Vec<Fault>);
 
 impl Deck {
-    fn deal(&mut self, dice: &mut Dice) -> Fault {
-        if self.0.is_empty() {
-            self.0 = kinds(dice);
-            for last in (1..self.0.len()).rev() {
-                self.0.swap(last, dice.index(last + 1));
-            }
-        }
+    /// The topmost fault that suits; those above it stay for later.
+    fn deal(&mut self, dice: &mut Dice, suits: impl Fn(Fault) -> bool) -> Fault {
         let number = dice.index(2);
-        // Just filled if it was empty.
-        self.0.pop().map_or(Fault::Server(Outage::BackendKilled), |fault| fault.at(number))
-    }
-
-    /// For another storm.
-    fn put_back(&mut self, fault: Fault) {
-        self.0.insert(0, fault);
+        loop {
+            if let Some(at) = self.0.iter().rposition(|fault| suits(fault.at(number))) {
+                return self.0.remove(at).at(number);
+            }
+            let mut fresh = kinds(dice);
+            for last in (1..fresh.len()).rev() {
+                fresh.swap(last, dice.index(last + 1));
+            }
+            self.0.splice(..0, fresh);
+        }
     }
 }
 
