@@ -117,12 +117,13 @@ async fn told(people: &Webhook, status: &str, prometheus: &Monitor) -> Value {
     eventually(format!("{PRESENT} to be {status}"), LIMIT, async || {
         let calls = people.calls();
         let alerts = calls.iter().flat_map(|call| call.body["alerts"].as_array().unwrap());
-        let is_it = |alert: &&Value| {
-            alert["status"] == status && alert["labels"]["alertname"] == PRESENT
-        };
+        let is_it =
+            |alert: &&Value| alert["status"] == status && alert["labels"]["alertname"] == PRESENT;
         match alerts.rev().find(is_it) {
             Some(alert) => Ok(alert.clone()),
-            None => Err(format!("{}; Prometheus says {}", shown(&calls), alerts_of(prometheus).await)),
+            None => {
+                Err(format!("{}; Prometheus says {}", shown(&calls), alerts_of(prometheus).await))
+            }
         }
     })
     .await

@@ -9,8 +9,9 @@ use domain::failure::{DeadLetterReason, Store};
 
 use crate::definition::catalogue;
 use crate::labels::{
-    CloseCause, ConsumerRestart, Counted, DeliveryOutcome, GenerationChange, HotLoad, HotRead, Letter,
-    PublishOutcome, QueueState, RetryClass, SentBack, SessionEventKind, TaskEnd, TransactionRetry,
+    CloseCause, ConsumerRestart, Counted, DeliveryOutcome, GenerationChange, HotLoad, HotRead,
+    Letter, PublishOutcome, QueueState, RetryClass, SentBack, SessionEventKind, TaskEnd,
+    TransactionRetry,
 };
 
 /// Seconds. A batch takes some 20 ms here; lock waits and slow disks show from 0.5 s, time-outs of

@@ -41,7 +41,10 @@ fn every_alert_says_how_grave_it_is_what_it_means_and_where_its_runbook_is() {
 fn every_runbook_has_its_alert_and_every_inhibition_names_alerts() {
     let names: BTreeSet<String> = alerts().into_iter().map(|alert| alert.name).collect();
     let orphans: Vec<_> = runbooks().difference(&names).cloned().collect();
-    assert!(orphans.is_empty(), "docs/operations.md explains alerts that do not exist: {orphans:?}");
+    assert!(
+        orphans.is_empty(),
+        "docs/operations.md explains alerts that do not exist: {orphans:?}"
+    );
     let routes = std::fs::read_to_string(workspace().join("deploy/alertmanager/alertmanager.yml"));
     let routes = routes.unwrap();
     let named: BTreeSet<String> =
@@ -235,7 +238,11 @@ fn fits(alert: &str, definition: &Definition, matcher: &Matcher) {
     let Some(values) = found.values else { return };
     let wanted = if *is_pattern { value.split('|').collect() } else { vec![value.as_str()] };
     for wanted in wanted {
-        assert!(values.contains(&wanted), "{alert}: {label} of {} is never {wanted}", definition.name);
+        assert!(
+            values.contains(&wanted),
+            "{alert}: {label} of {} is never {wanted}",
+            definition.name
+        );
     }
 }
 

@@ -80,7 +80,7 @@ async fn every_variable_of_a_service_is_a_setting_of_its_process() {
         for variable in service["environment"].as_object().unwrap().keys() {
             let known = match variable.strip_suffix("_FILE") {
                 Some(_) => told.contains(&format!("{variable} may name")),
-                None => told.contains(&format!("[env: {variable}=")),
+                None => setting(&told, variable).is_some(),
             };
             assert!(known, "{name}: {variable} is no setting in\n{told}");
         }
@@ -188,7 +188,8 @@ fn secrets_are_random_agree_with_each_other_and_are_made_once() {
     ] {
         let (url, text) = (read(&one, url), read(&one, file));
         let password = url.split([':', '@']).find(|part| part.len() == 48).unwrap();
-        let told = text.lines().find_map(|line| line.strip_prefix(prefix).filter(|it| it.len() == 48));
+        let told =
+            text.lines().find_map(|line| line.strip_prefix(prefix).filter(|it| it.len() == 48));
         assert_eq!(told, Some(password), "{file}");
     }
 }
@@ -241,17 +242,18 @@ fn the_health_check_passes_on_what_the_process_says() {
         let child = command.env("VERBATIM_LISTEN", listen);
         let child = child.stdout(std::process::Stdio::piped()).spawn().unwrap();
         let (mut stream, _) = listener.accept().unwrap();
-        let mut request = String::new();
-        BufReader::new(&stream).read_line(&mut request).unwrap();
-        write!(stream, "HTTP/1.1 {status}\r\ncontent-type: application/json\r\n\r\n{body}").unwrap();
+        let head = BufReader::new(&stream).lines().map(Result::unwrap);
+        let head: Vec<_> = head.take_while(|line| !line.is_empty()).collect();
+        write!(stream, "HTTP/1.1 {status}\r\ncontent-type: application/json\r\n\r\n{body}")
+            .unwrap();
         drop(stream);
-        (child.wait_with_output().unwrap(), request)
+        (child.wait_with_output().unwrap(), head[0].clone())
     };
     let (well, request) = check("livez", "200 OK", "{\"live\":true}");
     assert!(well.status.success());
-    assert_eq!(request, "GET /livez HTTP/1.0\r\n");
+    assert_eq!(request, "GET /livez HTTP/1.0");
     let (ill, request) = check("readyz", "503 Service Unavailable", "{\"ready\":false}");
-    assert_eq!((ill.status.code(), request.as_str()), (Some(1), "GET /readyz HTTP/1.0\r\n"));
+    assert_eq!((ill.status.code(), request.as_str()), (Some(1), "GET /readyz HTTP/1.0"));
     assert!(String::from_utf8(ill.stdout).unwrap().contains("{\"ready\":false}"));
 
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -295,16 +297,20 @@ fn secrets(dir: &Path) {
 
 /// The words that follow each occurrence of a prefix.
 fn after_each<'a>(text: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a str> {
-    text.match_indices(prefix).filter_map(move |(at, _)| {
-        text[at + prefix.len()..].split_whitespace().next()
-    })
+    text.match_indices(prefix)
+        .filter_map(move |(at, _)| text[at + prefix.len()..].split_whitespace().next())
 }
 
 /// The default of a setting, as a `--help` tells it.
 fn default_of(help: &str, variable: &str) -> String {
-    let (_, after) = help.split_once(&format!("[env: {variable}=")).unwrap();
-    let (_, after) = after.split_once("[default: ").unwrap();
+    let (_, after) = setting(help, variable).unwrap().split_once("[default: ").unwrap();
     after.split_once(']').unwrap().0.to_owned()
+}
+
+/// What a `--help` says after the name of a variable.
+fn setting<'a>(help: &'a str, variable: &str) -> Option<&'a str> {
+    let after = help.split(&format!("[env: {variable}")).nth(1)?;
+    after.starts_with([']', '=']).then_some(after)
 }
 
 fn seconds(text: &str) -> u64 {
