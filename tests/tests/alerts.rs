@@ -8,6 +8,7 @@
 
 use serde_json::{Value, json};
 use std::net::SocketAddr;
+use std::time::Duration;
 use system_tests::{Agent, Counts, LIMIT, MIGRATION, SAVER, STATISTICS, Scenario, key, message};
 use testkit::fleet::Worker;
 use testkit::monitoring::Monitor;
@@ -16,10 +17,12 @@ use testkit::wait::eventually;
 use testkit::webhook::{Call, Webhook};
 
 const SAVES: &str = "conversation.save_message";
-const PRESENT: &str = "VerbatimDeadLettersPresent";
 
 /// How often everything is done that takes 15 s to 5 min in production.
 const OFTEN: &str = "1s";
+
+/// For an alert to be told: what its rule waits for, which is a minute at most here, and as much again.
+const PATIENCE: Duration = Duration::from_secs(150);
 
 #[tokio::test]
 async fn a_dead_letter_reaches_a_person_and_its_replay_ends_the_alert() {
@@ -33,20 +36,12 @@ async fn a_dead_letter_reaches_a_person_and_its_replay_ends_the_alert() {
     );
     let fleet: [Worker; 5] = fleet.into();
     let (agent, eyes) = (scenario.agent(), scenario.eyes());
-    let people = Webhook::listen().await.unwrap();
-    let alertmanager = Monitor::alertmanager(&routes(people.address())).await.unwrap();
-    let prometheus =
-        Monitor::prometheus(&scraping(&fleet, alertmanager.address()).await).await.unwrap();
-    eventually("every replica to be scraped", LIMIT, async || {
-        let up = value(&prometheus, "sum(up)").await?;
-        if up == "5" { Ok(()) } else { Err(format!("{up} are up")) }
-    })
-    .await;
+    let watch = Watch::over(&fleet).await;
 
     // A role that no contract knows.
     let mistaken = message("alerts", "s", "m1", &json!({"role": "bot"}));
     agent.publish(&mistaken).await;
-    let fired = told(&people, "firing", &prometheus).await;
+    let fired = watch.told("VerbatimDeadLettersPresent", "firing").await;
     let labels = &fired["labels"];
     assert_eq!(labels["queue"], SAVES, "{fired}");
     assert_eq!((&labels["reason"], &labels["severity"]), (&json!("schema"), &json!("warning")));
@@ -55,18 +50,55 @@ async fn a_dead_letter_reaches_a_person_and_its_replay_ends_the_alert() {
     assert_eq!(annotations["runbook_url"], "docs/operations.md#verbatimdeadletterspresent");
 
     mend_and_replay(&scenario, &agent, &mistaken).await;
-    let resolved = told(&people, "resolved", &prometheus).await;
+    let resolved = watch.told("VerbatimDeadLettersPresent", "resolved").await;
     assert_eq!(resolved["labels"], *labels);
     let saved = eyes.archived(&key(&mistaken)).await;
     assert_eq!(saved.len(), 1, "{saved:?}");
 
     // Two replicas count the letter, and it is one alert; and nothing else alarmed anybody.
-    let calls = people.calls();
-    for alert in calls.iter().flat_map(|call| call.body["alerts"].as_array().unwrap()) {
-        assert_eq!(alert["labels"], *labels, "{calls:#?}");
-    }
-    assert!(calls.iter().all(|call| call.path == "/office-hours"), "{calls:#?}");
+    watch.nothing_but(labels, "/office-hours");
     scenario.rest(fleet).await;
+}
+
+#[tokio::test]
+async fn a_missing_queue_wakes_somebody_up_until_setup_has_made_it_again() {
+    let scenario = Scenario::new().await;
+    let fleet =
+        tokio::join!(scenario.start(SAVER), scenario.start(MIGRATION), scenario.start(STATISTICS),);
+    let fleet: [Worker; 3] = fleet.into();
+    let watch = Watch::over(&fleet).await;
+    scenario.side().delete_queue("bot.state").await;
+    let fired = watch.told("VerbatimQueueMissing", "firing").await;
+    let labels = &fired["labels"];
+    assert_eq!((&labels["queue"], &labels["severity"]), (&json!("bot.state"), &json!("critical")));
+    scenario.declare().await;
+    watch.told("VerbatimQueueMissing", "resolved").await;
+    watch.nothing_but(labels, "/pager");
+    scenario.rest(fleet).await;
+}
+
+#[tokio::test]
+async fn the_health_check_of_the_image_says_what_a_worker_says() {
+    let scenario = Scenario::new().await;
+    let saver = scenario.start(SAVER).await;
+    let address = saver.address().await.unwrap().to_string();
+    let check = async |page: &str| {
+        let script = workspace().join("deploy/healthcheck.sh");
+        let mut command = std::process::Command::new(script);
+        command.arg(page).env("VERBATIM_LISTEN", &address);
+        tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap()
+    };
+    assert!(check("livez").await.status.success() && check("readyz").await.status.success());
+    scenario.redis().stop().await.unwrap();
+    eventually("a health check that fails", LIMIT, async || {
+        let output = check("readyz").await;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let fails = output.status.code() == Some(1) && said.contains("Redis is away");
+        if fails { Ok(()) } else { Err(format!("{}: {said}", output.status)) }
+    })
+    .await;
+    assert!(check("livez").await.status.success(), "a restart would not help");
+    scenario.rest([saver]).await;
 }
 
 #[tokio::test]
@@ -112,41 +144,62 @@ async fn mend_and_replay(scenario: &Scenario, agent: &Agent, mistaken: &Value) {
     scenario.sql("UPDATE dead_letters SET status = 'replayed', status_changed_at = now()").await;
 }
 
-/// Waits until somebody is told of the one alert with a status, and returns it.
-async fn told(people: &Webhook, status: &str, prometheus: &Monitor) -> Value {
-    eventually(format!("{PRESENT} to be {status}"), LIMIT, async || {
-        let calls = people.calls();
-        let alerts = calls.iter().flat_map(|call| call.body["alerts"].as_array().unwrap());
-        let is_it =
-            |alert: &&Value| alert["status"] == status && alert["labels"]["alertname"] == PRESENT;
-        match alerts.rev().find(is_it) {
-            Some(alert) => Ok(alert.clone()),
-            None => {
-                Err(format!("{}; Prometheus says {}", shown(&calls), alerts_of(prometheus).await))
+/// A Prometheus and an Alertmanager as they ship, and whom they tell.
+struct Watch {
+    prometheus: Monitor,
+    _alertmanager: Monitor,
+    people: Webhook,
+}
+
+impl Watch {
+    /// Watches over a fleet, every replica of it.
+    async fn over(fleet: &[Worker]) -> Self {
+        let people = Webhook::listen().await.unwrap();
+        let alertmanager = Monitor::alertmanager(&routes(people.address())).await.unwrap();
+        let config = scraping(fleet, alertmanager.address()).await;
+        let prometheus = Monitor::prometheus(&config).await.unwrap();
+        eventually("every replica to be scraped", LIMIT, async || {
+            let path = "/api/v1/query?query=sum(up)";
+            let answer = prometheus.get(path).await.map_err(|error| format!("{error:#}"))?;
+            let up = answer["data"]["result"][0]["value"][1].as_str().unwrap_or_default();
+            if up == fleet.len().to_string() { Ok(()) } else { Err(answer.to_string()) }
+        })
+        .await;
+        Self { prometheus, _alertmanager: alertmanager, people }
+    }
+
+    /// Waits until somebody is told that an alert has a status, and returns it.
+    async fn told(&self, name: &str, status: &str) -> Value {
+        eventually(format!("{name} to be {status}"), PATIENCE, async || {
+            let is_it =
+                |alert: &&Value| alert["status"] == status && alert["labels"]["alertname"] == name;
+            let calls = self.people.calls();
+            match calls.iter().flat_map(alerts).rfind(is_it) {
+                Some(alert) => Ok(alert.clone()),
+                None => Err(format!("{calls:?}; Prometheus says {}", self.pending().await)),
             }
+        })
+        .await
+    }
+
+    /// Makes sure that everybody was told of one alert alone, at one address.
+    fn nothing_but(&self, labels: &Value, path: &str) {
+        let calls = self.people.calls();
+        let other = calls.iter().flat_map(alerts).find(|alert| alert["labels"] != *labels);
+        assert_eq!(other, None, "{calls:#?}");
+        assert!(calls.iter().all(|call| call.path == path), "{calls:#?}");
+    }
+
+    async fn pending(&self) -> String {
+        match self.prometheus.get("/api/v1/alerts").await {
+            Ok(answer) => answer["data"]["alerts"].to_string(),
+            Err(error) => format!("{error:#}\n{}", self.prometheus.log_tail()),
         }
-    })
-    .await
-}
-
-fn shown(calls: &[Call]) -> String {
-    let bodies = calls.iter().map(|call| format!("{} {}", call.path, call.body));
-    bodies.collect::<Vec<_>>().join("; ")
-}
-
-async fn alerts_of(prometheus: &Monitor) -> String {
-    match prometheus.get("/api/v1/alerts").await {
-        Ok(answer) => answer["data"]["alerts"].to_string(),
-        Err(error) => format!("{error:#}\n{}", prometheus.log_tail()),
     }
 }
 
-/// The value of a query that has one sample without labels.
-async fn value(prometheus: &Monitor, query: &str) -> Result<String, String> {
-    let path = format!("/api/v1/query?query={query}");
-    let answer = prometheus.get(&path).await.map_err(|error| format!("{error:#}"))?;
-    let value = answer["data"]["result"][0]["value"][1].as_str();
-    value.map(str::to_owned).ok_or_else(|| answer.to_string())
+fn alerts(call: &Call) -> &[Value] {
+    call.body["alerts"].as_array().unwrap()
 }
 
 /// The shipped configuration, with the addresses of this fleet instead of those that Docker knows.
