@@ -5,8 +5,10 @@ page=${1:-livez}
 listen=${VERBATIM_LISTEN:-0.0.0.0:9464}
 port=${listen##*:}
 
+# A process that is just going away is an answer as well, not a signal.
+trap '' PIPE
 exec 3<>"/dev/tcp/127.0.0.1/$port" || exit 1
-printf 'GET /%s HTTP/1.0\r\nhost: localhost\r\n\r\n' "$page" >&3
+printf 'GET /%s HTTP/1.0\r\nhost: localhost\r\n\r\n' "$page" >&3 || exit 1
 IFS=' ' read -r _ status _ <&3
 [ "$status" = 200 ] && exit 0
 cat <&3

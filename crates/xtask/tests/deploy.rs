@@ -217,9 +217,12 @@ fn prometheus_looks_for_every_worker_under_the_name_of_its_service() {
 fn the_entrypoint_runs_the_binary_that_is_named_and_else_the_command_line() {
     let stubs = tempfile::tempdir().unwrap();
     for binary in BINARIES {
-        let stub = stubs.path().join(binary);
-        fs::write(&stub, format!("#!/bin/sh\necho {binary} \"$@\"\n")).unwrap();
-        fs::set_permissions(&stub, fs::Permissions::from_mode(0o755)).unwrap();
+        // By another process: no child of this one may hold it open for writing when it is run.
+        let write =
+            format!("printf '#!/bin/sh\necho {binary} \"$@\"\n' >{binary} && chmod 755 {binary}");
+        let mut shell = Command::new("sh");
+        let written = shell.args(["-c", &write]).current_dir(stubs.path()).status().unwrap();
+        assert!(written.success());
     }
     let run = |arguments: &[&str]| {
         let mut command = script("deploy/entrypoint.sh", arguments);
