@@ -9,8 +9,9 @@ use domain::failure::{DeadLetterReason, Store};
 
 use crate::definition::catalogue;
 use crate::labels::{
-    CloseCause, ConsumerRestart, DeliveryOutcome, GenerationChange, HotLoad, HotRead, Letter,
-    PublishOutcome, QueueState, RetryClass, SentBack, SessionEventKind, TaskEnd, TransactionRetry,
+    CloseCause, ConsumerRestart, Counted, DeliveryOutcome, GenerationChange, HotLoad, HotRead,
+    Letter, PublishOutcome, QueueState, RetryClass, SentBack, SessionEventKind, TaskEnd,
+    TransactionRetry,
 };
 
 /// Seconds. A batch takes some 20 ms here; lock waits and slow disks show from 0.5 s, time-outs of
@@ -113,6 +114,9 @@ catalogue! {
         /// this process holds (`sum by`).
         QueueMessages { queue: &'static str, state: QueueState }
             = "verbatim_queue_messages" in "messages";
+        /// 1 while the queue is there, else 0: then `verbatim setup` is due, and the other gauges of
+        /// the queue say 0.
+        QueueExists { queue: &'static str } = "verbatim_queue_exists" in "0 or 1";
         /// Consumers of a queue, over all replicas.
         QueueConsumers { queue: &'static str } = "verbatim_queue_consumers" in "consumers";
         /// Dead letters that nobody has dealt with: open rows by reason, and those that the keeper
@@ -124,6 +128,9 @@ catalogue! {
         ConversationsActive = "verbatim_conversations_active" in "conversations";
         /// How long the conversation that is most overdue has waited for its close; 0 when none is.
         CloseLag = "verbatim_close_lag_seconds" in "seconds";
+        /// When this replica last managed to count what the fleet shares, in seconds since 1970. What
+        /// it did not count since then keeps its last value.
+        CountedAt { what: Counted } = "verbatim_counted_timestamp_seconds" in "seconds";
         /// How many unacknowledged deliveries a consumer may hold.
         Prefetch { queue: &'static str } = "verbatim_prefetch" in "deliveries";
         /// 1 while the named check is ready, else 0; `/readyz` tells why.

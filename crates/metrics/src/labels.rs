@@ -154,6 +154,16 @@ label! {
 }
 
 label! {
+    /// What is counted for the whole fleet.
+    Counted {
+        /// The queues of RabbitMQ: messages and consumers.
+        Queues = "queues",
+        /// Rows of PostgreSQL: dead letters and conversations.
+        Rows = "rows",
+    }
+}
+
+label! {
     /// How a supervised task ended that should not have.
     TaskEnd {
         /// It panicked.

@@ -18,8 +18,9 @@ pub use definition::{Definition, Kind, LabelDefinition};
 pub use document::markdown;
 pub use label::Label;
 pub use labels::{
-    CloseCause, ConsumerRestart, DeliveryOutcome, GenerationChange, HotLoad, HotRead, Letter,
-    PublishOutcome, QueueState, RetryClass, SentBack, SessionEventKind, TaskEnd, TransactionRetry,
+    CloseCause, ConsumerRestart, Counted, DeliveryOutcome, GenerationChange, HotLoad, HotRead,
+    Letter, PublishOutcome, QueueState, RetryClass, SentBack, SessionEventKind, TaskEnd,
+    TransactionRetry,
 };
 pub use registry::Metrics;
 

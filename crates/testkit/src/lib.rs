@@ -9,7 +9,9 @@
 //! 2. A test that breaks a server owns it: [`servers::Servers::start`].
 //! 3. A test that breaks the network puts a [`proxy::Proxy`] between.
 //! 4. A test of whole processes starts them from a [`fleet::Fleet`].
-//! 5. Wait with [`wait::eventually`]; never with a plain sleep.
+//! 5. Alerts: [`monitoring::Monitor`] is a private Prometheus or Alertmanager, [`webhook::Webhook`] gets
+//!    what it sends.
+//! 6. Wait with [`wait::eventually`]; never with a plain sleep.
 
 pub mod cargo;
 pub mod environment;
@@ -17,6 +19,7 @@ pub mod fleet;
 pub mod guard;
 pub mod http;
 pub mod management;
+pub mod monitoring;
 pub mod place;
 pub mod ports;
 pub mod process;
@@ -24,5 +27,6 @@ pub mod proxy;
 pub mod servers;
 mod spares;
 pub mod wait;
+pub mod webhook;
 
 pub use environment::TestEnv;

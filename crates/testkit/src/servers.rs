@@ -7,7 +7,7 @@
 //! RabbitMQ decides how long a start takes (some 6 s on two cores); Redis needs 30 ms, PostgreSQL 1 s. A
 //! master of a Redis Cluster takes no command in its first 2 s, whatever it is told.
 
-mod binaries;
+pub(crate) mod binaries;
 mod node;
 pub(crate) mod postgresql;
 mod rabbitmq;

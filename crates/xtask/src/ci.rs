@@ -1,5 +1,6 @@
 //! `cargo xtask ci`: every check that a change has to pass, cheap ones first; the first failure ends it.
 
+mod alerts;
 mod tools;
 mod unused;
 
@@ -25,6 +26,7 @@ pub(crate) async fn run() -> Result<()> {
     report.step("licences, bans, sources", tools::deny(&["bans", "licenses", "sources"])).await?;
     report.step("advisories", tools::advisories()).await?;
     report.step("spelling", tools::spelling()).await?;
+    report.step("alert rules", alerts::check()).await?;
     // Among them: the layers, and that generated files are fresh.
     report.step("tests", test::run(&test::Options::default())).await?;
     report.step("tests on Redis Cluster", test::run(&test::Options::redis_cluster())).await?;

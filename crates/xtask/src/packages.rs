@@ -3,6 +3,7 @@
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use testkit::monitoring;
 use testkit::place;
 use testkit::servers::{self, Kind};
 
@@ -29,6 +30,11 @@ pub(crate) async fn ensure_servers(kinds: &[Kind]) -> Result<()> {
     let missing: Vec<_> = servers::missing().into_iter().filter(|it| kinds.contains(it)).collect();
     let packages: Vec<_> = missing.into_iter().map(servers::package).collect();
     ensure(&packages).await
+}
+
+/// Makes sure that Prometheus, Alertmanager and their tools are there.
+pub(crate) async fn ensure_monitoring() -> Result<()> {
+    ensure(&monitoring::missing_packages()).await
 }
 
 /// Installs packages, as root or through `sudo` where it asks for no password.

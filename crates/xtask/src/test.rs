@@ -53,6 +53,7 @@ struct Tally {
 pub(crate) async fn run(options: &Options) -> Result<()> {
     let began = Instant::now();
     packages::ensure_servers(&Kind::ALL).await?;
+    packages::ensure_monitoring().await?;
     if options.rabbitmq_4 && std::env::var_os(RABBITMQ).is_none() {
         // Once more, in an environment that names it: servers are started here and by the tests.
         let mut again = Command::new(std::env::current_exe()?);

@@ -6,6 +6,7 @@ use system_tests::{
     Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, closed, key, message,
 };
 use testkit::process::Signal;
+use testkit::wait::eventually;
 
 use crate::{SAVES, held, load, proxy, publish, stored, unready, until_stored};
 
@@ -80,6 +81,12 @@ async fn a_fleet_that_starts_before_its_servers_lives_says_what_is_missing_and_g
     for worker in &workers {
         unready(worker, &all).await;
         assert_eq!(worker.get("/livez").await.unwrap().status, 200);
+        eventually(format!("{} to count all three as down", worker.name()), LIMIT, async || {
+            let told = worker.get("/metrics").await.map_err(|error| error.to_string())?.body;
+            let down = told.matches("verbatim_store_up{store=").count();
+            if down == 3 { Ok(()) } else { Err(told) }
+        })
+        .await;
     }
     let two: Vec<String> = missing(&["rabbitmq", "redis"]);
     let two: Vec<&str> = two.iter().map(String::as_str).collect();

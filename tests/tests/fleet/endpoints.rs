@@ -82,6 +82,9 @@ async fn every_counter_that_a_day_in_the_fleet_should_move_has_moved() {
         ("verbatim_dead_letters", conflict, 1.0),
         ("verbatim_dead_letters", vec![save, ("reason", "malformed_json")], 1.0),
         ("verbatim_queue_consumers", vec![save], 2.0),
+        ("verbatim_queue_exists", vec![save], 1.0),
+        ("verbatim_counted_timestamp_seconds", vec![("what", "queues")], 1.0),
+        ("verbatim_counted_timestamp_seconds", vec![("what", "rows")], 1.0),
     ];
     for (name, labels, least) in of_statistics {
         Counts::reach(statistics, name, &labels, least).await;

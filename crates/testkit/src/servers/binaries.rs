@@ -40,14 +40,14 @@ pub(super) fn rabbitmq(program: &str) -> Result<PathBuf> {
         return Ok(other.join(program));
     }
     let behind = Path::new("/usr/lib/rabbitmq/bin").join(program);
-    if behind.is_file() { Ok(behind) } else { on_path(program, Kind::RabbitMq) }
+    if behind.is_file() { Ok(behind) } else { on_path(program, package(Kind::RabbitMq)) }
 }
 
 /// Erlang's name server, which comes with RabbitMQ.
 pub(super) fn epmd() -> Result<PathBuf> {
     match other_rabbitmq() {
         Some(other) => Ok(other.join("epmd")),
-        None => on_path("epmd", Kind::RabbitMq),
+        None => on_path("epmd", package(Kind::RabbitMq)),
     }
 }
 
@@ -56,7 +56,7 @@ fn other_rabbitmq() -> Option<PathBuf> {
 }
 
 pub(super) fn redis() -> Result<PathBuf> {
-    on_path("redis-server", Kind::Redis)
+    on_path("redis-server", package(Kind::Redis))
 }
 
 /// A program of the newest PostgreSQL.
@@ -73,11 +73,12 @@ pub(super) fn postgresql(program: &str) -> Result<PathBuf> {
         .max();
     match newest {
         Some((_, program)) => Ok(program),
-        None => on_path(program, Kind::PostgreSql),
+        None => on_path(program, package(Kind::PostgreSql)),
     }
 }
 
-fn on_path(program: &str, kind: Kind) -> Result<PathBuf> {
+/// A program on the path, which `package` brings.
+pub(crate) fn on_path(program: &str, package: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         // Where an ordinary user's path does not lead.
@@ -85,7 +86,6 @@ fn on_path(program: &str, kind: Kind) -> Result<PathBuf> {
         .map(|dir| dir.join(program))
         .find(|file| file.is_file())
         .with_context(|| {
-            let package = package(kind);
             format!("{program} is not installed: `apt-get install {package}` brings it, and `cargo xtask test` installs it by itself")
         })
 }

@@ -78,7 +78,7 @@ impl Stores {
 
         // Side by side: `/readyz` names every server that is away, not just the first one.
         let broker = service.check("rabbitmq");
-        tokio::try_join!(verify_schema(&archive), verify_topology(&endpoints, &broker))?;
+        tokio::try_join!(verify_schema(&archive), verify_topology(&endpoints, &broker, metrics))?;
         crate::consuming::watch_broker(service, &endpoints, broker);
         Ok(Self { archive, hot, endpoints, publisher, fresh })
     }
@@ -100,14 +100,18 @@ async fn verify_schema(archive: &Archive) -> anyhow::Result<()> {
         .map_err(Into::into)
 }
 
-async fn verify_topology(endpoints: &Endpoints, check: &Check) -> anyhow::Result<()> {
+async fn verify_topology(
+    endpoints: &Endpoints,
+    check: &Check,
+    metrics: &Metrics,
+) -> anyhow::Result<()> {
     (|| topology::verify(endpoints))
         .retry(pauses())
         .when(|error| matches!(error, TopologyError::Unavailable(_)))
         .notify(|error, pause| {
             let error = with_causes(error);
             tracing::warn!(error, ?pause, "waiting for RabbitMQ");
-            check.not_ready(error);
+            tell(check, metrics, Store::RabbitMq, Some(error));
         })
         .await
         .context("run `verbatim setup`, or see `verbatim queues`")

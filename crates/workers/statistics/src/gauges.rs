@@ -1,33 +1,43 @@
 //! Gauges of what the whole fleet shares. Every replica exports the same numbers, so that none of
 //! them must be alive: rules use `max by`.
+//!
+//! A gauge keeps its last value. So beside them stands when they were last counted: numbers that nobody
+//! could count are told from those that do not change.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use archive::Archive;
 use broker::inspect::Inspector;
 use broker::topology::WorkQueue;
 use domain::causes::with_causes;
+use domain::clock::Clock;
 use domain::failure::DeadLetterReason;
-use metrics::{Gauge, Letter, Metrics, QueueState};
+use metrics::{Counted, Gauge, Letter, Metrics, QueueState};
 use service::Service;
 use worker::Stores;
 
 /// Counts every `interval` until the process stops.
 pub(crate) fn run(service: &Service, stores: &Stores, grace: Duration, interval: Duration) {
-    let (stores, metrics) = (stores.clone(), service.metrics().clone());
+    let stores = stores.clone();
+    let (metrics, clock) = (service.metrics().clone(), service.clock().clone());
     service.supervise("gauges", move |stopping| {
-        let (archive, metrics) = (stores.archive.clone(), metrics.clone());
-        let mut inspector = Inspector::new(stores.endpoints.clone());
+        let (archive, metrics, clock) = (stores.archive.clone(), metrics.clone(), clock.clone());
+        let mut queues = Queues::of(Inspector::new(stores.endpoints.clone()));
         async move {
             while !stopping.is_cancelled() {
-                if let Err(error) = count_queues(&mut inspector, &metrics).await {
-                    tracing::warn!(error = with_causes(&error), "queues were not counted");
+                match queues.count(&metrics).await {
+                    Ok(()) => counted(Counted::Queues, &metrics, &clock),
+                    Err(error) => {
+                        tracing::warn!(error = with_causes(&error), "queues were not counted");
+                    }
                 }
-                if let Err(error) = count_rows(&archive, &metrics, grace).await {
-                    tracing::warn!(
+                match count_rows(&archive, &metrics, grace).await {
+                    Ok(()) => counted(Counted::Rows, &metrics, &clock),
+                    Err(error) => tracing::warn!(
                         error = with_causes(&error),
                         "dead letters and conversations were not counted"
-                    );
+                    ),
                 }
                 stopping.run_until_cancelled(tokio::time::sleep(interval)).await;
             }
@@ -36,18 +46,52 @@ pub(crate) fn run(service: &Service, stores: &Stores, grace: Duration, interval:
     });
 }
 
-async fn count_queues(inspector: &mut Inspector, metrics: &Metrics) -> Result<(), broker::Error> {
-    for (queue, depth) in inspector.depths().await? {
-        let (ready, consumers) = depth.map_or((0, 0), |depth| (depth.ready, depth.consumers));
-        let state = QueueState::Ready;
-        metrics.set(Gauge::QueueMessages { queue, state }, f64::from(ready));
-        metrics.set(Gauge::QueueConsumers { queue }, f64::from(consumers));
-        if let Some(home) = WorkQueue::ALL.into_iter().find(|home| home.dlq() == queue) {
-            let (queue, reason) = (home.name(), Letter::InQueue);
-            metrics.set(Gauge::DeadLetters { queue, reason }, f64::from(ready));
+/// RabbitMQ's queues, and which of them were missing at the last look.
+struct Queues {
+    inspector: Inspector,
+    missing: BTreeSet<&'static str>,
+}
+
+impl Queues {
+    fn of(inspector: Inspector) -> Self {
+        Self { inspector, missing: BTreeSet::new() }
+    }
+
+    async fn count(&mut self, metrics: &Metrics) -> Result<(), broker::Error> {
+        for (queue, depth) in self.inspector.depths().await? {
+            match depth {
+                Some(_) => self.tell_present(queue),
+                None => self.tell_missing(queue),
+            }
+            metrics.set(Gauge::QueueExists { queue }, f64::from(u8::from(depth.is_some())));
+            let (ready, consumers) = depth.map_or((0, 0), |depth| (depth.ready, depth.consumers));
+            let state = QueueState::Ready;
+            metrics.set(Gauge::QueueMessages { queue, state }, f64::from(ready));
+            metrics.set(Gauge::QueueConsumers { queue }, f64::from(consumers));
+            if let Some(home) = WorkQueue::ALL.into_iter().find(|home| home.dlq() == queue) {
+                let (queue, reason) = (home.name(), Letter::InQueue);
+                metrics.set(Gauge::DeadLetters { queue, reason }, f64::from(ready));
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_missing(&mut self, queue: &'static str) {
+        if self.missing.insert(queue) {
+            tracing::error!(queue, "the queue is missing: run `verbatim setup`");
         }
     }
-    Ok(())
+
+    fn tell_present(&mut self, queue: &'static str) {
+        if self.missing.remove(queue) {
+            tracing::info!(queue, "the queue is there again");
+        }
+    }
+}
+
+fn counted(what: Counted, metrics: &Metrics, clock: &Clock) {
+    let now = Duration::from_micros(clock.now().micros().unsigned_abs());
+    metrics.set(Gauge::CountedAt { what }, now.as_secs_f64());
 }
 
 async fn count_rows(

@@ -102,6 +102,17 @@ impl Item {
 }
 
 impl Keeper {
+    /// Makes its counters exist before there is anything to count. They bear the name of the work queue,
+    /// not of the one that is consumed; and a first letter that made its counter would be no increase.
+    pub(crate) fn count_from_zero(&self) {
+        let queue = self.queue.name();
+        for reason in DeadLetterReason::ALL {
+            self.metrics.add(Counter::DeadLettersStored { queue, reason }, 0);
+        }
+        let cause = SentBack::Expired;
+        self.metrics.add(Counter::DeadLettersSentBack { queue, cause }, 0);
+    }
+
     /// Stores the letters that are not stored yet, all at once or, if PostgreSQL refuses one of them,
     /// each by itself. One fault for each that was refused, in their order.
     async fn store(&self, letters: &[&Dead]) -> Result<Vec<String>, Unavailable> {

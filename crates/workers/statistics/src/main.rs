@@ -70,6 +70,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
             metrics: metrics.clone(),
             decoder,
         };
+        keeper.count_from_zero();
         consume(&service, &stores, Source::dead_letters(queue), pace.clone(), keeper);
     }
     let send_home =

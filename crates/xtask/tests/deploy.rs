@@ -1,0 +1,321 @@
+//! What ships in `deploy/` and `docker-compose.yml` fits the binaries and itself, as far as can be told
+//! without an engine for containers.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use testkit::fleet::Fleet;
+use testkit::place::workspace;
+
+/// Our binaries in the image.
+const BINARIES: [&str; 4] =
+    ["message-save-worker", "persistence-migration-worker", "statistics-worker", "verbatim"];
+/// Those of them that run all the time.
+const WORKERS: [&str; 3] =
+    ["message-save-worker", "persistence-migration-worker", "statistics-worker"];
+
+#[test]
+fn the_image_has_the_binaries_that_the_services_run() {
+    for (name, service) in ours() {
+        let first = service["command"][0].as_str().unwrap_or("verbatim");
+        assert!(BINARIES.contains(&first), "{name} runs {first}");
+        let image = service["image"].as_str().unwrap();
+        assert_eq!(image, concat!("verbatim:", env!("CARGO_PKG_VERSION")), "{name}");
+        let file = service["build"]["dockerfile"].as_str().unwrap();
+        assert!(workspace().join(file).is_file(), "{name} is built by {file}");
+    }
+    let dockerfile = text("deploy/Dockerfile");
+    let built: BTreeSet<&str> = after_each(&dockerfile, "--bin ").collect();
+    assert_eq!(built, BINARIES.into(), "deploy/Dockerfile builds them");
+    for binary in BINARIES {
+        let copied = dockerfile.contains(&format!("target/dist/{binary} "));
+        assert!(copied, "deploy/Dockerfile copies {binary} out of the cache");
+    }
+}
+
+#[test]
+fn what_the_image_is_built_from_is_a_whole_workspace() {
+    let dockerfile = text("deploy/Dockerfile");
+    let (build, image) = dockerfile.split_once("\nFROM debian").unwrap();
+    let context = tempfile::tempdir().unwrap();
+    let ignored = text(".dockerignore");
+    for line in build.lines().filter_map(|line| line.strip_prefix("COPY ")) {
+        let words: Vec<_> = line.split(' ').collect();
+        for source in &words[..words.len() - 1] {
+            assert!(ignored.contains(&format!("\n!{source}\n")), ".dockerignore hides {source}");
+            let link = context.path().join(source);
+            std::os::unix::fs::symlink(workspace().join(source), link).unwrap();
+        }
+    }
+    let mut metadata = testkit::cargo::command(&["metadata", "--locked", "--offline", "--no-deps"]);
+    let output = metadata.args(["--format-version", "1"]).current_dir(context.path()).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for script in after_each(image, "COPY --chmod=755 ") {
+        assert!(workspace().join(script).is_file(), "{script}");
+        assert!(ignored.contains(&format!("\n!{script}\n")), ".dockerignore hides {script}");
+    }
+}
+
+#[tokio::test]
+async fn every_variable_of_a_service_is_a_setting_of_its_process() {
+    let fleet = Fleet::new().await;
+    let help = |arguments: &[&str]| {
+        let output = fleet.command(arguments[0]).args(&arguments[1..]).arg("--help").output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    for (name, service) in ours() {
+        let told = match service["command"][0].as_str() {
+            Some(worker) if WORKERS.contains(&worker) => help(&[worker]),
+            _ => help(&["verbatim", "setup"]) + &help(&["verbatim", "conversation", "show"]),
+        };
+        for variable in service["environment"].as_object().unwrap().keys() {
+            let known = match variable.strip_suffix("_FILE") {
+                Some(_) => told.contains(&format!("{variable} may name")),
+                None => setting(&told, variable).is_some(),
+            };
+            assert!(known, "{name}: {variable} is no setting in\n{told}");
+        }
+        if WORKERS.contains(&name.as_str()) {
+            let deadline = default_of(&told, "VERBATIM_DRAIN_DEADLINE");
+            let grace = service["stop_grace_period"].as_str().unwrap();
+            assert!(seconds(grace) >= seconds(&deadline) + 5, "{name}: {grace} for {deadline}");
+            assert!(default_of(&told, "VERBATIM_LISTEN").ends_with(":9464"), "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_fleet_waits_for_setup_and_setup_for_the_servers() {
+    let compose = compose();
+    let services = &compose["services"];
+    for worker in WORKERS {
+        let condition = &services[worker]["depends_on"]["setup"]["condition"];
+        assert_eq!(condition, "service_completed_successfully", "{worker}");
+        assert!(services[worker]["deploy"]["replicas"].as_u64() >= Some(2), "{worker}");
+        assert_eq!(services[worker]["restart"], "unless-stopped", "{worker}");
+    }
+    for server in ["rabbitmq", "postgres"] {
+        let condition = &services["setup"]["depends_on"][server]["condition"];
+        assert_eq!(condition, "service_healthy", "{server}");
+    }
+    for server in ["rabbitmq", "postgres", "redis", "prometheus", "alertmanager"] {
+        assert!(services[server]["healthcheck"]["test"].is_array(), "{server}");
+    }
+}
+
+#[test]
+fn nothing_is_open_to_other_machines_and_nothing_has_more_rights_than_it_needs() {
+    let compose = compose();
+    for (name, service) in compose["services"].as_object().unwrap() {
+        for port in service["ports"].as_array().into_iter().flatten() {
+            let port = port.as_str().unwrap();
+            assert!(port.starts_with("127.0.0.1:"), "{name}: {port}");
+        }
+        for right in ["privileged", "cap_add", "network_mode", "pid", "devices"] {
+            assert!(service[right].is_null(), "{name}: {right}");
+        }
+        let (_, tag) = service["image"].as_str().unwrap().rsplit_once(':').unwrap();
+        assert!(tag.contains(|c: char| c.is_ascii_digit()), "{name}: {tag} is no version");
+    }
+    for (name, service) in ours() {
+        assert_eq!(service["read_only"], true, "{name}");
+        assert_eq!(service["cap_drop"][0], "ALL", "{name}");
+    }
+    assert!(text("deploy/Dockerfile").contains("\nUSER 10001:10001\n"));
+}
+
+#[test]
+fn every_mounted_file_is_there_and_every_secret_is_made() {
+    let made = tempfile::tempdir().unwrap();
+    let dir = made.path().join("secrets");
+    secrets(&dir);
+    let compose = compose();
+    let services = compose["services"].as_object().unwrap();
+    let declared = compose["secrets"].as_object().unwrap();
+    for (name, secret) in declared {
+        let file = Path::new(secret["file"].as_str().unwrap());
+        assert_eq!(file.parent(), Some(Path::new("./deploy/secrets")), "{name}");
+        assert!(dir.join(file.file_name().unwrap()).is_file(), "secrets.sh makes no {name}");
+    }
+    for (name, service) in services {
+        for secret in service["secrets"].as_array().into_iter().flatten() {
+            let secret = secret.as_str().or(secret["source"].as_str()).unwrap();
+            assert!(declared.contains_key(secret), "{name}: {secret}");
+        }
+        for volume in service["volumes"].as_array().into_iter().flatten() {
+            let (source, _) = volume.as_str().unwrap().split_once(':').unwrap();
+            let known = match source.strip_prefix("./") {
+                Some(path) => workspace().join(path).exists(),
+                None => compose["volumes"].as_object().unwrap().contains_key(source),
+            };
+            assert!(known, "{name} mounts {source}, which does not exist");
+        }
+    }
+    let variables = services.values().filter_map(|it| it["environment"].as_object());
+    for (variable, value) in variables.flatten() {
+        if variable.ends_with("_FILE") {
+            let secret = value.as_str().unwrap().strip_prefix("/run/secrets/").unwrap();
+            assert!(declared.contains_key(secret), "{variable}: {secret}");
+        }
+    }
+}
+
+#[test]
+fn secrets_are_random_agree_with_each_other_and_are_made_once() {
+    let made = tempfile::tempdir().unwrap();
+    let (one, two) = (made.path().join("one"), made.path().join("two"));
+    let read = |dir: &Path, file: &str| fs::read_to_string(dir.join(file)).unwrap();
+    secrets(&one);
+    let before = read(&one, "amqp_url");
+    secrets(&one);
+    secrets(&two);
+    assert_eq!(read(&one, "amqp_url"), before, "a second run changes nothing");
+    assert_ne!(read(&two, "amqp_url"), before);
+    assert_eq!(fs::metadata(&one).unwrap().permissions().mode() & 0o777, 0o700);
+    for (url, file, prefix) in [
+        ("amqp_url", "rabbitmq.conf", "default_pass = "),
+        ("redis_url", "redis.conf", "requirepass "),
+        ("database_url", "postgres_password", ""),
+    ] {
+        let (url, text) = (read(&one, url), read(&one, file));
+        let password = url.split([':', '@']).find(|part| part.len() == 48).unwrap();
+        let told =
+            text.lines().find_map(|line| line.strip_prefix(prefix).filter(|it| it.len() == 48));
+        assert_eq!(told, Some(password), "{file}");
+    }
+}
+
+#[test]
+fn prometheus_looks_for_every_worker_under_the_name_of_its_service() {
+    let config = yaml("deploy/prometheus/prometheus.yml");
+    let jobs = config["scrape_configs"].as_array().unwrap();
+    let names: BTreeSet<&str> = jobs.iter().filter_map(|job| job["job_name"].as_str()).collect();
+    assert_eq!(names, WORKERS.into());
+    let services = compose();
+    for job in jobs {
+        let discovery = &job["dns_sd_configs"][0];
+        assert_eq!(discovery["names"], serde_json::json!([job["job_name"]]));
+        assert_eq!((&discovery["type"], &discovery["port"]), (&"A".into(), &9464.into()));
+        let service = &services["services"][job["job_name"].as_str().unwrap()];
+        assert_eq!(service["command"][0], job["job_name"], "its process has its name");
+    }
+    let known = config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"][0].as_str();
+    assert_eq!(known, Some("alertmanager:9093"));
+    assert!(services["services"]["alertmanager"].is_object());
+}
+
+#[test]
+fn the_entrypoint_runs_the_binary_that_is_named_and_else_the_command_line() {
+    let stubs = tempfile::tempdir().unwrap();
+    for binary in BINARIES {
+        // By another process: no child of this one may hold it open for writing when it is run.
+        let write =
+            format!("printf '#!/bin/sh\necho {binary} \"$@\"\n' >{binary} && chmod 755 {binary}");
+        let mut shell = Command::new("sh");
+        let written = shell.args(["-c", &write]).current_dir(stubs.path()).status().unwrap();
+        assert!(written.success());
+    }
+    let run = |arguments: &[&str]| {
+        let mut command = script("deploy/entrypoint.sh", arguments);
+        String::from_utf8(command.env("PATH", stubs.path()).output().unwrap().stdout).unwrap()
+    };
+    for worker in WORKERS {
+        assert_eq!(run(&[worker, "--threads", "4"]), format!("{worker} --threads 4\n"));
+    }
+    assert_eq!(run(&["verbatim", "setup"]), "verbatim setup\n");
+    assert_eq!(run(&["queues", "--json"]), "verbatim queues --json\n");
+    assert_eq!(run(&[]), "verbatim\n");
+}
+
+#[test]
+fn the_health_check_passes_on_what_the_process_says() {
+    let check = |page: &str, status: &str, body: &str| -> (Output, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = format!("0.0.0.0:{}", listener.local_addr().unwrap().port());
+        let mut command = script("deploy/healthcheck.sh", &[page]);
+        let child = command.env("VERBATIM_LISTEN", listen);
+        let child = child.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let head = BufReader::new(&stream).lines().map(Result::unwrap);
+        let head: Vec<_> = head.take_while(|line| !line.is_empty()).collect();
+        write!(stream, "HTTP/1.1 {status}\r\ncontent-type: application/json\r\n\r\n{body}")
+            .unwrap();
+        drop(stream);
+        (child.wait_with_output().unwrap(), head[0].clone())
+    };
+    let (well, request) = check("livez", "200 OK", "{\"live\":true}");
+    assert!(well.status.success());
+    assert_eq!(request, "GET /livez HTTP/1.0");
+    let (ill, request) = check("readyz", "503 Service Unavailable", "{\"ready\":false}");
+    assert_eq!((ill.status.code(), request.as_str()), (Some(1), "GET /readyz HTTP/1.0"));
+    assert!(String::from_utf8(ill.stdout).unwrap().contains("{\"ready\":false}"));
+
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut command = script("deploy/healthcheck.sh", &[]);
+    let silent = command.env("VERBATIM_LISTEN", nobody.to_string()).output().unwrap();
+    assert_eq!(silent.status.code(), Some(1));
+}
+
+fn compose() -> Value {
+    yaml("docker-compose.yml")
+}
+
+/// The services that run our image, by name.
+fn ours() -> Vec<(String, Value)> {
+    let compose = compose();
+    let services = compose["services"].as_object().unwrap();
+    let ours = services.iter().filter(|(_, service)| service["build"].is_object());
+    let ours: Vec<_> = ours.map(|(name, service)| (name.clone(), service.clone())).collect();
+    assert!(ours.len() >= 4, "{ours:?}");
+    ours
+}
+
+fn yaml(file: &str) -> Value {
+    serde_saphyr::from_str(&text(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+fn text(file: &str) -> String {
+    fs::read_to_string(workspace().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+fn script(file: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(workspace().join(file));
+    command.args(arguments);
+    command
+}
+
+fn secrets(dir: &Path) {
+    let output = script("deploy/secrets.sh", &[dir.to_str().unwrap()]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The words that follow each occurrence of a prefix.
+fn after_each<'a>(text: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+    text.match_indices(prefix)
+        .filter_map(move |(at, _)| text[at + prefix.len()..].split_whitespace().next())
+}
+
+/// The default of a setting, as a `--help` tells it.
+fn default_of(help: &str, variable: &str) -> String {
+    let (_, after) = setting(help, variable).unwrap().split_once("[default: ").unwrap();
+    after.split_once(']').unwrap().0.to_owned()
+}
+
+/// What a `--help` says after the name of a variable.
+fn setting<'a>(help: &'a str, variable: &str) -> Option<&'a str> {
+    let after = help.split(&format!("[env: {variable}")).nth(1)?;
+    after.starts_with([']', '=']).then_some(after)
+}
+
+fn seconds(text: &str) -> u64 {
+    humantime::parse_duration(text).unwrap().as_secs()
+}
