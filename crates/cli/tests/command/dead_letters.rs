@@ -28,6 +28,7 @@ fn letter(id: u128, reason: DeadLetterReason, tenant: &str, body: &Value) -> Dea
         headers: json!({"x-verbatim-queue": "conversation.save_message"}),
         attempts: 1,
         replay_count: 0,
+        replay_of: None,
         first_failed_at: at,
         last_failed_at: at,
     }
@@ -52,7 +53,7 @@ async fn letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
 
     let count = async |arguments: &[&str]| {
         let arguments = [&["dead-letters", "list"], arguments].concat();
-        verbatim.json(&arguments).await.as_array().unwrap().len()
+        verbatim.json(&arguments).await["letters"].as_array().unwrap().len()
     };
     assert_eq!(count(&[]).await, 2, "only open ones, unless others are asked for");
     assert_eq!(count(&["--status", "all"]).await, 3);
@@ -62,7 +63,16 @@ async fn letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
     assert_eq!(count(&["--queue", "conversation.session"]).await, 0);
     assert_eq!(count(&["--limit", "1"]).await, 1);
 
+    let page = verbatim.json(&["dead-letters", "list", "--limit", "1"]).await;
+    assert_eq!((&page["total"], page["open"][0]["letters"].as_u64()), (&json!(2), Some(2)));
+    let next = page["next"].as_str().unwrap();
+    let rest = verbatim.json(&["dead-letters", "list", "--limit", "1", "--before", next]).await;
+    assert_ne!(rest["letters"][0]["id"], page["letters"][0]["id"]);
+    let last = rest["letters"][0]["id"].as_str().unwrap();
+    assert_eq!(count(&["--before", last]).await, 0);
+
     let listed = verbatim.json(&["dead-letters", "list", "--tenant", "umbrella"]).await;
+    let listed = &listed["letters"];
     assert_eq!(listed[0]["id"], letters[1].id.to_string());
     assert_eq!(listed[0]["body_bytes"], letters[1].body.len());
     assert!(listed[0].get("body").is_none(), "bodies may be large: {listed}");
@@ -86,7 +96,7 @@ async fn a_letter_is_shown_with_its_body_and_what_would_mend_it() {
     assert!(shown["suggestion"]["text"].as_str().unwrap().contains("role to \"assistant\""));
     let told = verbatim.run(&["dead-letters", "show", &id]).await.out;
     assert!(told.contains("\n    \"role\": \"bot\""), "{told}");
-    assert!(told.contains("jq -c '.role = \"assistant\"' | verbatim publish -"), "{told}");
+    assert!(told.contains(&format!("verbatim dead-letters edit {id} --apply-suggestion")), "{told}");
 }
 
 #[tokio::test]
