@@ -188,6 +188,17 @@ impl Scenario {
         process.expect("a peer that starts")
     }
 
+    /// Runs the `verbatim` command against these servers, as an operator does.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub async fn verbatim(&self, arguments: &[&str]) -> std::process::Output {
+        let mut command = self.fleet.command("verbatim");
+        command.args(arguments);
+        let output = tokio::task::spawn_blocking(move || command.output()).await;
+        output.expect("it does not panic").expect("the command")
+    }
+
     /// An agent that publishes here. Belongs to the runtime of the test that makes it.
     #[must_use]
     pub fn agent(&self) -> Agent {

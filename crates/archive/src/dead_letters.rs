@@ -245,7 +245,8 @@ const LISTED: &str = "id, queue, reason, field, error, tenant_id, conversation_i
 
 /// What errors have in common when they differ in values only: quoted texts (with what is escaped in
 /// them) and numbers.
-const PATTERN: &str = r#"regexp_replace(regexp_replace(error, '"([^"\\]|\\.)*"', '"…"', 'g'), '[0-9]+', '#', 'g')"#;
+const PATTERN: &str =
+    r#"regexp_replace(regexp_replace(error, '"([^"\\]|\\.)*"', '"…"', 'g'), '[0-9]+', '#', 'g')"#;
 
 impl Archive {
     /// Letters that match, newest first; from the letter `before` on, where a page ended with it.

@@ -8,6 +8,8 @@ mod edit;
 mod examine;
 mod pace;
 mod replay;
+#[cfg(test)]
+mod samples;
 mod suggestion;
 
 use archive::{

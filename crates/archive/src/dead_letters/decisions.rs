@@ -35,7 +35,8 @@ impl Archive {
         fields: &[String],
         by: &By,
     ) -> Result<bool> {
-        let mut query = QueryBuilder::new("WITH changed AS (UPDATE dead_letters d SET edited_body = ");
+        let mut query =
+            QueryBuilder::new("WITH changed AS (UPDATE dead_letters d SET edited_body = ");
         query.push_bind(body.map(<[u8]>::to_vec));
         let edited = if body.is_some() { "clock_timestamp()" } else { "NULL" };
         query.push(", edited_at = ").push(edited).push(", edited_by = ");
@@ -68,8 +69,9 @@ impl Archive {
             Decision::Discard { why } => ("dead_letter.discard", "discarded", Some(why)),
             Decision::Restore => ("dead_letter.restore", "open", None),
         };
-        let mut query =
-            QueryBuilder::new("WITH chosen AS (SELECT d.id, d.status FROM dead_letters d WHERE true");
+        let mut query = QueryBuilder::new(
+            "WITH chosen AS (SELECT d.id, d.status FROM dead_letters d WHERE true",
+        );
         push_status(&mut query, status);
         query.push(NOT_UNDER_WAY);
         walk.push(&mut query);

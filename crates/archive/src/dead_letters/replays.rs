@@ -62,7 +62,8 @@ impl Archive {
         lease: Duration,
         limit: u32,
     ) -> Result<Stretch<DeadLetterRow>> {
-        let mut query = QueryBuilder::new("WITH chosen AS (SELECT d.id FROM dead_letters d WHERE true");
+        let mut query =
+            QueryBuilder::new("WITH chosen AS (SELECT d.id FROM dead_letters d WHERE true");
         push_status(&mut query, &[DeadLetterStatus::Open]);
         query.push(NOT_UNDER_WAY);
         walk.push(&mut query);

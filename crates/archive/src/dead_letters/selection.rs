@@ -159,7 +159,10 @@ impl DeadLetterFilter {
             }
         }
         if let Some(text) = &self.error_contains {
-            query.push(" AND position(lower(").push_bind(text.clone()).push(") IN lower(d.error)) > 0");
+            query
+                .push(" AND position(lower(")
+                .push_bind(text.clone())
+                .push(") IN lower(d.error)) > 0");
         }
         for (condition, moment) in
             [(" AND d.last_failed_at >= ", self.since), (" AND d.last_failed_at < ", self.until)]

@@ -20,20 +20,21 @@ Examples:
   verbatim dead-letters discard ID --why 'a test of the agents team'
   verbatim dead-letters discard --tenant demo --reason schema --why 'demo data'
 
-Nothing is deleted: `verbatim dead-letters restore` opens them again. Letters that are not open, or that a replay has
-just now, stay as they are. Exit code 1: not every letter that was named is discarded.";
+Nothing is deleted: `verbatim dead-letters restore` opens them again. Letters that are not open, or
+that a replay has just now, stay as they are. Exit code 1: not every letter that was named is
+discarded.";
 
 /// Discards open dead letters, with a reason
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "verbatim dead-letters discard [OPTIONS] --why <TEXT> [ID]...")]
 pub(crate) struct DeadLettersDiscard {
-    #[command(flatten)]
-    chosen: Chosen,
-
     /// Why they may stay dead
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     why: String,
+
+    #[command(flatten)]
+    chosen: Chosen,
 
     #[command(flatten)]
     actor: Actor,

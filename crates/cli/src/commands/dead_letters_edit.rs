@@ -25,12 +25,12 @@ const EXAMPLES: &str = "\
 Examples:
   verbatim dead-letters edit ID --apply-suggestion
   verbatim dead-letters edit ID --set role=assistant --set data.satisfaction=5
-  verbatim dead-letters show ID --json | jq -r .body | sed s/bot/assistant/ | verbatim dead-letters edit ID --body -
+  verbatim dead-letters edit ID --body mended.json
   verbatim dead-letters edit ID            (on a terminal: in your editor)
   verbatim dead-letters edit ID --revert
 
-The original body stays as it came. The copy must pass the workers' own validator. Exit code 1: it does not, or the
-letter is not open.";
+The original body stays as it came. The copy must pass the workers' own validator, for otherwise it
+would come back at once. Exit code 1: it does not, or the letter is not open.";
 
 /// Edits a copy of a dead letter's body, which a replay sends instead
 #[derive(Debug, Args)]
@@ -91,7 +91,10 @@ impl DeadLettersEdit {
                 None => {
                     return Err(Failure::problem(
                         "nothing is suggested for this letter",
-                        format!("`verbatim dead-letters show {}` tells what is wrong with it", self.id),
+                        format!(
+                            "`verbatim dead-letters show {}` tells what is wrong with it",
+                            self.id
+                        ),
                     ));
                 }
             }

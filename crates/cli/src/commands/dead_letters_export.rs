@@ -22,18 +22,15 @@ Examples:
   verbatim dead-letters export --all --output letters.jsonl
   verbatim dead-letters export --reason schema --tenant acme | jq -r .body
 
-One JSON object a line, oldest first: everything that `show --json` has of the letter itself, headers and edited copy
-included. A body that is not UTF-8 stands in `body_hex`. Bodies are words of conversations: the file is readable by
-its owner alone, and the audit log says who took them out.";
+One JSON object a line, oldest first: everything that `show --json` has of the letter itself, headers
+and edited copy included. A body that is not UTF-8 stands in `body_hex`. Bodies are words of
+conversations: the file is readable by its owner alone, and the audit log says who took them out.";
 
 /// Writes dead letters as JSON lines
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "verbatim dead-letters export [OPTIONS] [ID]...")]
 pub(crate) struct DeadLettersExport {
-    #[command(flatten)]
-    chosen: Chosen,
-
     /// Only those in this state; letters that are named by their ids may be in any
     #[arg(long, value_enum, default_value = "open")]
     status: Status,
@@ -41,6 +38,9 @@ pub(crate) struct DeadLettersExport {
     /// A new file, instead of standard output
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+
+    #[command(flatten)]
+    chosen: Chosen,
 
     #[command(flatten)]
     actor: Actor,
@@ -86,9 +86,8 @@ impl DeadLettersExport {
             return Ok(Box::new(BufWriter::new(io::stdout())));
         };
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        let file = file.map_err(|error| {
-            Failure::Usage(format!("cannot make {}: {error}", path.display()))
-        })?;
+        let file = file
+            .map_err(|error| Failure::Usage(format!("cannot make {}: {error}", path.display())))?;
         Ok(Box::new(BufWriter::new(file)))
     }
 }

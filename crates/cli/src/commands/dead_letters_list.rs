@@ -20,8 +20,8 @@ Examples:
   verbatim dead-letters list --error 'must be a role' --limit 500
   verbatim dead-letters list --json | jq -r '.letters[] | \"\\(.id) \\(.field) \\(.error)\"'
 
-Reads the replica that DATABASE_READ_URL names, if it names one. A letter is here once a statistics-worker has
-taken it from its queue; `verbatim queues` shows what still waits there.";
+Reads the replica that DATABASE_READ_URL names, if it names one. A letter is here once a
+statistics-worker has taken it from its queue; `verbatim queues` shows what still waits there.";
 
 /// Lists dead letters, newest first
 ///
@@ -29,9 +29,6 @@ taken it from its queue; `verbatim queues` shows what still waits there.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, override_usage = "verbatim dead-letters list [OPTIONS]")]
 pub(crate) struct DeadLettersList {
-    #[command(flatten)]
-    filters: Filters,
-
     /// Only those in this state
     #[arg(long, value_enum, default_value = "open")]
     status: Status,
@@ -48,6 +45,9 @@ pub(crate) struct DeadLettersList {
     /// The next page: only those older than the letter with this id
     #[arg(long, value_name = "ID")]
     before: Option<Uuid>,
+
+    #[command(flatten)]
+    filters: Filters,
 
     #[command(flatten)]
     database: DatabaseSettings,
@@ -143,7 +143,9 @@ fn text(page: &Page, look: &Look) -> String {
     };
     if let Some(next) = page.next {
         let (shown, total) = (count(page.letters.len() as i128), plural(page.total, "letter"));
-        hint(&format!("{shown} of {total}; --before {next} shows the next, --group what they share"));
+        hint(&format!(
+            "{shown} of {total}; --before {next} shows the next, --group what they share"
+        ));
     }
     hint("`verbatim dead-letters show ID` tells all about one");
     out

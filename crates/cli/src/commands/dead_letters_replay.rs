@@ -4,14 +4,17 @@ mod plan;
 mod progress;
 mod text;
 
+use std::time::Duration;
+
 use broker::Publisher;
 use broker::inspect::Inspector;
 use clap::{Args, ValueEnum};
-use conversation::letters::{Ended, Examiner, ReplayReport, ReplaySettings, Replayer, StopOnReturn};
+use conversation::letters::{
+    Ended, Examiner, ReplayReport, ReplaySettings, Replayer, StopOnReturn,
+};
 use domain::failure::Store;
 use metrics::Metrics;
 use service::settings::{AmqpSettings, DatabaseSettings, duration};
-use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -29,22 +32,20 @@ Examples:
   verbatim dead-letters replay --reason attempts_exhausted --since 2h --rate 50
   verbatim dead-letters replay --all --stop-on-return never
 
-Sends open letters, oldest first, straight to their queues: 1, then 2, then 4, and so on, looking after each batch
-whether letters came back. A letter is marked replayed once RabbitMQ confirmed it; what no queue takes stays open
-and says why. One that comes back is a new letter that names the one before. Replaying twice, or at once from two
-places, is safe: effects happen once. Ctrl-C stops between letters.
+Sends open letters, oldest first, straight to their queues: 1, then 2, then 4, and so on, looking
+after each batch whether letters came back. A letter is marked replayed once RabbitMQ confirmed it;
+what no queue takes stays open and says why. One that comes back is a new letter that names the one
+before. Replaying twice, or at once from two places, is safe: effects happen once. Ctrl-C stops
+between letters.
 
-Exit codes: 0 all were sent and none came back; 1 some came back or could not be sent, or it was stopped;
-3 a server went away.";
+Exit codes: 0 all were sent and none came back; 1 some came back or could not be sent, or it was
+stopped; 3 a server went away.";
 
 /// Sends dead letters back to their queues
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "verbatim dead-letters replay [OPTIONS] [ID]...")]
 pub(crate) struct DeadLettersReplay {
-    #[command(flatten)]
-    chosen: Chosen,
-
     /// Only say what would be sent where
     #[arg(long)]
     dry_run: bool,
@@ -69,6 +70,9 @@ pub(crate) struct DeadLettersReplay {
 
     #[command(flatten)]
     limit: BodyLimit,
+
+    #[command(flatten)]
+    chosen: Chosen,
 
     #[command(flatten)]
     actor: Actor,

@@ -16,20 +16,20 @@ Examples:
   verbatim dead-letters restore ID
   verbatim dead-letters restore --status discarded --tenant acme --since 2h
 
-A letter that was replayed may be replayed again: its effect happens once. Exit code 1: not every letter that was
-named is open again.";
+A letter that was replayed may be replayed again: its effect happens once. Exit code 1: not every
+letter that was named is open again.";
 
 /// Opens discarded or replayed dead letters again
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "verbatim dead-letters restore [OPTIONS] [ID]...")]
 pub(crate) struct DeadLettersRestore {
-    #[command(flatten)]
-    chosen: Chosen,
-
     /// Only those in this state; letters that are named by their ids may be in either
     #[arg(long, value_enum)]
     status: Option<Was>,
+
+    #[command(flatten)]
+    chosen: Chosen,
 
     #[command(flatten)]
     actor: Actor,

@@ -185,7 +185,9 @@ impl When {
         match self {
             Self::At(moment) => moment,
             Self::Ago(ago) => DateTime::<Utc>::from(now)
-                .checked_sub_signed(chrono::Duration::from_std(ago).unwrap_or(chrono::Duration::MAX))
+                .checked_sub_signed(
+                    chrono::Duration::from_std(ago).unwrap_or(chrono::Duration::MAX),
+                )
                 .and_then(|moment| Timestamp::try_from(moment).ok())
                 .unwrap_or(Timestamp::EARLIEST),
         }

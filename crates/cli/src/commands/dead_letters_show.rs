@@ -141,7 +141,11 @@ fn text(story: &Story, shown: &Shown<'_>, look: &Look) -> String {
     }
     if let Some(before) = &letter.replay_of {
         let died = story.before.as_ref().map(|it| format!(", which died of {}", it.reason));
-        line("came back", Tone::Warn, &format!("from the replay of {before}{}", died.unwrap_or_default()));
+        line(
+            "came back",
+            Tone::Warn,
+            &format!("from the replay of {before}{}", died.unwrap_or_default()),
+        );
     }
     for after in &story.after {
         line("its replay", Tone::Warn, &came_back(after));
@@ -201,7 +205,9 @@ fn done(entry: &AuditEntry) -> String {
         _ => None,
     };
     let mut said = format!("{}  {what} by {}", moment(entry.at), entry.actor);
-    for (name, words) in [("to", "to"), ("fields", "of"), ("why", "because:"), ("fault", "because:")] {
+    for (name, words) in
+        [("to", "to"), ("fields", "of"), ("why", "because:"), ("fault", "because:")]
+    {
         if let Some(value) = particular(name) {
             said.push_str(&format!(" {words} {value}"));
         }

@@ -96,7 +96,10 @@ async fn a_letter_is_shown_with_its_body_and_what_would_mend_it() {
     assert!(shown["suggestion"]["text"].as_str().unwrap().contains("role to \"assistant\""));
     let told = verbatim.run(&["dead-letters", "show", &id]).await.out;
     assert!(told.contains("\n    \"role\": \"bot\""), "{told}");
-    assert!(told.contains(&format!("verbatim dead-letters edit {id} --apply-suggestion")), "{told}");
+    assert!(
+        told.contains(&format!("verbatim dead-letters edit {id} --apply-suggestion")),
+        "{told}"
+    );
 }
 
 #[tokio::test]

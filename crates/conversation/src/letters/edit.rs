@@ -147,11 +147,23 @@ mod tests {
     fn a_path_leads_into_objects_and_lists() {
         let body = r#"{"data":{"role":"bot","calls":[{"id":1},{"id":2}],"a/b":0}}"#;
         for (field, value, expected) in [
-            ("data.role", "user", r#"{"data":{"role":"user","calls":[{"id":1},{"id":2}],"a/b":0}}"#),
+            (
+                "data.role",
+                "user",
+                r#"{"data":{"role":"user","calls":[{"id":1},{"id":2}],"a/b":0}}"#,
+            ),
             // Where a payload is nested, its fields need no prefix.
             ("role", "user", r#"{"data":{"role":"user","calls":[{"id":1},{"id":2}],"a/b":0}}"#),
-            ("calls[1].id", "\"x\"", r#"{"data":{"role":"bot","calls":[{"id":1},{"id":"x"}],"a/b":0}}"#),
-            ("/data/a~1b", "true", r#"{"data":{"role":"bot","calls":[{"id":1},{"id":2}],"a/b":true}}"#),
+            (
+                "calls[1].id",
+                "\"x\"",
+                r#"{"data":{"role":"bot","calls":[{"id":1},{"id":"x"}],"a/b":0}}"#,
+            ),
+            (
+                "/data/a~1b",
+                "true",
+                r#"{"data":{"role":"bot","calls":[{"id":1},{"id":2}],"a/b":true}}"#,
+            ),
         ] {
             assert_eq!(edited(body, field, value).unwrap(), expected, "{field}");
         }
@@ -160,7 +172,10 @@ mod tests {
     #[test]
     fn a_missing_field_is_added_where_it_belongs() {
         assert_eq!(edited("{}", "role", "user").unwrap(), r#"{"role":"user"}"#);
-        assert_eq!(edited("{\"a\":{ } }\n", "a.b", "[1, 2]").unwrap(), "{\"a\":{ \"b\":[1, 2]} }\n");
+        assert_eq!(
+            edited("{\"a\":{ } }\n", "a.b", "[1, 2]").unwrap(),
+            "{\"a\":{ \"b\":[1, 2]} }\n"
+        );
         let nested = r#"{"data":{"role":"user"}}"#;
         assert_eq!(
             edited(nested, "tenant_id", "t").unwrap(),

@@ -44,7 +44,11 @@ impl Pace {
 
     /// How many of `wanted` letters go together.
     pub(super) fn slice(&self, wanted: u32) -> u32 {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is clamped")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it is clamped"
+        )]
         let slice = (self.rate / SLICES_A_SECOND).clamp(1.0, f64::from(LARGEST_SLICE)) as u32;
         wanted.min(slice)
     }

@@ -12,7 +12,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use archive::{Archive, By, DeadLetterRow, DeadLetterStatus, ReplayOutcome, Returned, Selection, Walk, Words};
+use archive::{
+    Archive, By, DeadLetterRow, DeadLetterStatus, ReplayOutcome, Returned, Selection, Walk, Words,
+};
 use broker::{PublishError, Publisher};
 use domain::causes::with_causes;
 use domain::failure::{DeadLetterReason, Store};
@@ -43,7 +45,7 @@ pub struct ReplaySettings {
     /// Letters of a batch at most.
     pub largest_batch: u32,
     /// How long a batch is watched for letters that come back. Less, where all its messages are stored
-    /// before.
+    /// before; not at all, if it is nothing.
     pub watch: Duration,
     /// When to stop because letters come back.
     pub stop: StopOnReturn,
@@ -190,7 +192,12 @@ pub struct Sent {
 impl Replayer {
     /// A replayer over the archive.
     #[must_use]
-    pub fn new(archive: Archive, publisher: Publisher, metrics: Metrics, examiner: Examiner) -> Self {
+    pub fn new(
+        archive: Archive,
+        publisher: Publisher,
+        metrics: Metrics,
+        examiner: Examiner,
+    ) -> Self {
         Self { archive, publisher, metrics, examiner }
     }
 
@@ -445,16 +452,16 @@ impl<'a> Run<'a> {
                 .filter(|(id, _)| waits(id))
                 .filter_map(|(id, words)| Some((*id, words.clone()?)))
                 .unzip();
-            let found = if words.is_empty() { Vec::new() } else { archive.stored_words(&words).await? };
+            let found =
+                if words.is_empty() { Vec::new() } else { archive.stored_words(&words).await? };
             let open = ids.len() - found.len();
             stored.extend(found.into_iter().filter_map(|n| ids.get(n).copied()));
-            let settled = batch.sent.iter().all(|(id, _)| {
-                self.back.contains_key(id) || stored.contains(id)
-            });
+            let settled =
+                batch.sent.iter().all(|(id, _)| self.back.contains_key(id) || stored.contains(id));
             if settled || Instant::now() >= end || self.stop.is_cancelled() {
                 return Ok(match self.back.len() > known_before || batch.failed > 0 {
                     true => Verdict::Bad,
-                    false if open > 0 => Verdict::Open,
+                    false if open > 0 && !self.settings.watch.is_zero() => Verdict::Open,
                     false => Verdict::Good,
                 });
             }

@@ -1,6 +1,6 @@
 //! What would mend a dead letter, where its fault is obvious.
 
-use archive::DeadLetterRow;
+use archive::{DeadLetterRow, DeadLetterStatus};
 use domain::failure::DeadLetterReason;
 
 use super::Examiner;
@@ -31,9 +31,12 @@ pub enum Step {
 }
 
 impl Examiner {
-    /// What to do about a letter, as far as it can be told from the letter alone.
+    /// What to do about an open letter, as far as it can be told from the letter alone.
     #[must_use]
     pub fn suggest(&self, letter: &DeadLetterRow) -> Option<Suggestion> {
+        if letter.status != DeadLetterStatus::Open {
+            return None;
+        }
         let reason = DeadLetterReason::parse(&letter.reason)?;
         let edited = letter.edited_body.as_deref();
         if edited.is_some_and(|body| self.decode(letter, body).is_ok()) {
@@ -115,4 +118,71 @@ fn think(text: &str) -> Option<Suggestion> {
 fn is_plain(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '[' | ']');
     !text.is_empty() && text.chars().all(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::letters::samples::letter;
+
+    fn suggested(reason: &str, body: &str) -> Option<Suggestion> {
+        let letter = DeadLetterRow { reason: reason.to_owned(), ..letter(body) };
+        Examiner { max_body_bytes: 200 }.suggest(&letter)
+    }
+
+    fn to_set(field: &str, value: &str) -> Step {
+        Step::Set { field: field.to_owned(), value: value.to_owned() }
+    }
+
+    #[test]
+    fn a_role_of_another_system_is_translated() {
+        let flat = r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"bot","content":"hi"}"#;
+        let nested = r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","data":{"role":"bot","content":"hi"}}"#;
+        for body in [flat, nested] {
+            let found = suggested("schema", body).unwrap();
+            assert!(found.text.contains("role to \"assistant\""), "{found:?}");
+            let Step::Set { field, value } = found.step else { panic!("{body}") };
+            let mended = crate::letters::set(body.as_bytes(), &field, &value).unwrap();
+            assert_eq!(String::from_utf8(mended).unwrap(), body.replace("bot", "assistant"));
+        }
+    }
+
+    #[test]
+    fn a_misspelt_action_is_recognised() {
+        let body = r#"{"action_type":"conversation.saveMessage","tenant_id":"t","session_id":"s"}"#;
+        let found = suggested("unknown_action", body).unwrap();
+        assert_eq!(found.step, to_set("action_type", "conversation.save_message"));
+    }
+
+    #[test]
+    fn what_is_accepted_today_is_replayed() {
+        let body =
+            r#"{"action_type":"conversation.session_opened","tenant_id":"t","session_id":"s"}"#;
+        assert_eq!(suggested("schema", body).unwrap().step, Step::Replay);
+        let erase = r#"{"action_type":"conversation.erase","tenant_id":"t","session_id":"s"}"#;
+        assert_eq!(suggested("unknown_action", erase).unwrap().step, Step::Think);
+        let edited = DeadLetterRow { edited_body: Some(body.into()), ..letter("{broken") };
+        let examiner = Examiner { max_body_bytes: 200 };
+        assert_eq!(examiner.suggest(&edited).unwrap().step, Step::Replay);
+        let replayed = DeadLetterRow { status: DeadLetterStatus::Replayed, ..edited };
+        assert_eq!(examiner.suggest(&replayed), None);
+    }
+
+    #[test]
+    fn nothing_is_suggested_where_nothing_is_known() {
+        assert_eq!(suggested("malformed_json", "hello"), None);
+        assert_eq!(suggested("a reason of a later version", "hello"), None);
+        for (reason, body, words) in [
+            ("malformed_json", "[{}]", "each element"),
+            ("schema", r#"{"action_type":"conversation.save_message"}"#, "add the field"),
+            ("conflict", "{}", "an id of its own"),
+            ("expired", "{}", "expiration"),
+            ("delivery_limit", "{}", "restarts"),
+            ("attempts_exhausted", "{}", "logs"),
+            ("too_large", &format!("{:300}", ""), "by reference"),
+        ] {
+            let found = suggested(reason, body).unwrap();
+            assert!(found.text.contains(words), "{reason}: {found:?}");
+        }
+    }
 }

@@ -80,7 +80,9 @@ impl Plan {
             self.letters.iter().partition(|letter| letter.refused_as.is_some());
         for letter in bad.iter().chain(&good).take(NAMED) {
             let verdict = match (&letter.refused_as, &letter.refusal) {
-                (Some(reason), Some(refusal)) => Cell::new(Tone::Bad, format!("{reason}: {refusal}")),
+                (Some(reason), Some(refusal)) => {
+                    Cell::new(Tone::Bad, format!("{reason}: {refusal}"))
+                }
                 _ => Cell::new(Tone::Good, "fine"),
             };
             letters.row([

@@ -90,7 +90,10 @@ fn hints(report: &ReplayReport) -> Vec<String> {
         )),
     }
     if let Some(first) = report.returns.first() {
-        hints.push(format!("`verbatim dead-letters show {}` tells about the first that came back", first.id));
+        hints.push(format!(
+            "`verbatim dead-letters show {}` tells about the first that came back",
+            first.id
+        ));
     }
     hints
 }
@@ -144,12 +147,16 @@ mod tests {
             ..report(Ended::Complete)
         };
         insta::assert_snapshot!(text(&mixed, 0, &look()));
-        assert_eq!(text(&report(Ended::Complete), 0, &look()), "10 000 of 10 000 letters replayed\n");
+        assert_eq!(
+            text(&report(Ended::Complete), 0, &look()),
+            "10 000 of 10 000 letters replayed\n"
+        );
     }
 
     #[test]
     fn a_run_that_ended_early_says_why_and_what_is_left() {
-        let away = Ended::Away { store: Store::RabbitMq, cause: "cannot publish: refused".to_owned() };
+        let away =
+            Ended::Away { store: Store::RabbitMq, cause: "cannot publish: refused".to_owned() };
         let told: Vec<String> =
             [Ended::Interrupted, Ended::CameBack, Ended::NothingGetsThrough, away]
                 .map(|ended| text(&ReplayReport { replayed: 12, ..report(ended) }, 2, &look()))
