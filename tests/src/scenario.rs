@@ -1,5 +1,7 @@
 //! One test's servers, prepared as `verbatim setup` does, and the processes that it starts on them.
 
+use std::process::Output;
+
 use broker::inspect::Inspector;
 use broker::topology::WorkQueue;
 use broker::{Endpoints, topology};
@@ -192,9 +194,17 @@ impl Scenario {
     ///
     /// # Panics
     /// When it cannot be started.
-    pub async fn verbatim(&self, arguments: &[&str]) -> std::process::Output {
+    pub async fn verbatim(&self, arguments: &[&str]) -> Output {
+        self.verbatim_with(arguments, &[]).await
+    }
+
+    /// [`Self::verbatim`] with more variables.
+    ///
+    /// # Panics
+    /// As [`Self::verbatim`].
+    pub async fn verbatim_with(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Output {
         let mut command = self.fleet.command("verbatim");
-        command.args(arguments);
+        command.args(arguments).envs(settings.iter().copied());
         let output = tokio::task::spawn_blocking(move || command.output()).await;
         output.expect("it does not panic").expect("the command")
     }

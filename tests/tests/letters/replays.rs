@@ -1,5 +1,6 @@
 //! Letters that operators send back: each once, and what is still bad comes back and says so.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
 use archive::{Archive, By, DeadLetterFilter, ReplayedBefore, Selection};
@@ -7,6 +8,7 @@ use broker::{Delivery, Endpoints, Publication, Publisher};
 use conversation::letters::{
     Ended, Examiner, ReplayReport, ReplaySettings, Replayer, StopOnReturn,
 };
+use crash_points::{AT, Step};
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use domain::envelope::Envelope;
 use domain::failure::{DeadLetterReason, Refusal};
@@ -18,6 +20,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{LETTERS, SAVES, anonymous};
+
+/// SIGABRT (signal(7)): what `abort` ends a process with.
+const ABORTED: i32 = 6;
 
 const EXAMINER: Examiner = Examiner { max_body_bytes: DEFAULT_MAX_BODY_BYTES };
 
@@ -112,6 +117,28 @@ async fn a_replay_that_dies_before_it_is_noted_is_repeated_and_takes_effect_once
     scenario.until_sql("SELECT count(*) FROM messages", "2").await;
     scenario.rest([saver]).await;
     assert_eq!(scenario.eyes().both(&key(&identified)).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_replay_that_is_killed_at_any_step_is_repeated_and_takes_effect_once() {
+    for step in [Step::ReplayConfirmed, Step::ReplayMarked] {
+        let scenario = Scenario::armed().await;
+        let letters: Vec<_> = (0..20).map(|n| dead(&anonymous("killed", n))).collect();
+        kept(&scenario, &letters).await;
+        let replay = ["dead-letters", "replay", "--all", "--watch", "0s", "--rate", "1000"];
+        let killed = scenario.verbatim_with(&replay, &[(AT, step.name())]).await;
+        assert_eq!(killed.status.signal(), Some(ABORTED), "{}: {killed:?}", step.name());
+        scenario.sql("UPDATE dead_letters SET replay_lease_until = clock_timestamp()").await;
+        let again = scenario.verbatim(&replay).await;
+        assert_eq!(again.status.code(), Some(0), "{}: {again:?}", step.name());
+        let saver = scenario.start(SAVER).await;
+        scenario.until_sql("SELECT count(*) FROM messages", "20").await;
+        scenario.rest([saver]).await;
+        let end = "SELECT concat_ws('|', (SELECT count(*) FROM messages), count(*), min(status),
+                       max(status), (SELECT count(DISTINCT subject) FROM audit_log
+                                     WHERE action = 'dead_letter.replay')) FROM dead_letters";
+        assert_eq!(scenario.sql(end).await, "20|20|replayed|replayed|20", "{}", step.name());
+    }
 }
 
 #[tokio::test]

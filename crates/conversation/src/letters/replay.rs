@@ -8,7 +8,8 @@
 //! the same run. After each batch it looks whether letters came back. While none does batches grow; when
 //! one does, they begin anew with a single letter.
 
-use std::collections::{HashMap, HashSet};
+mod run;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,26 +17,22 @@ use archive::{
     Archive, By, DeadLetterRow, DeadLetterStatus, ReplayOutcome, Returned, Selection, Walk, Words,
 };
 use broker::{PublishError, Publisher};
+use crash_points::Step;
 use domain::causes::with_causes;
 use domain::failure::{DeadLetterReason, Store};
 use metrics::Metrics;
 use serde::{Serialize, Serializer};
 use serde_json::json;
-use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::pace::{Growth, Pace, Verdict};
+use self::run::Run;
 use super::{Examiner, PAGE, told};
 use crate::transient::retried;
 
 /// How long a run has what it takes: far longer than it takes to publish and note some fifty letters,
 /// whose publish is given up after 10 s; short enough that nobody waits long after one that died.
 const LEASE: Duration = Duration::from_secs(60);
-/// Between two looks at what became of a batch.
-const LOOK: Duration = Duration::from_millis(50);
-/// Letters that a report names; it counts all.
-const NAMED: usize = 100;
 
 /// How a run goes about it.
 #[derive(Debug, Clone, Copy)]
@@ -239,26 +236,18 @@ impl Replayer {
     ) -> Result<ReplayReport, archive::Error> {
         let walk = self.archive.walk_dead_letters(selection).await?;
         let matched = self.archive.count_ahead(&walk, &[DeadLetterStatus::Open]).await?;
-        let mut run = Run::new(self, by, settings, stop, &walk, matched);
+        let run = Run::new(self, by, settings, stop, &walk, matched);
         if matched > 0 {
             let detail = json!({
                 "letters": matched, "selection": told(walk.selection()), "rate": settings.rate,
             });
             self.archive.note_run(by, "dead_letters.replay", &detail).await?;
-            run.report.ended = match run.all(walk, &mut progress).await {
-                Ok(ended) => ended,
-                Err(error) => {
-                    let cause = with_causes(&error);
-                    Ended::Away { store: Store::PostgreSql, cause }
-                }
-            };
-            if run.report.ended == Ended::Complete {
-                let met = run.report.replayed + run.report.failed + run.report.overtaken;
-                run.report.passed_over = matched.saturating_sub(met);
-            }
-            run.note_end().await;
         }
-        Ok(run.report)
+        let report = run.go(walk, &mut progress).await;
+        if matched > 0 {
+            self.note_end(&report, by).await;
+        }
+        Ok(report)
     }
 
     /// Takes the next open letters of a walk, at most `limit`.
@@ -278,6 +267,7 @@ impl Replayer {
         let publications =
             prepared.iter().map(|(letter, prepared)| Arc::new(prepared.publication(letter)));
         let results = self.publisher.publish_all(publications).await;
+        crash_points::reached(Step::ReplayConfirmed);
         let (mut outcomes, mut confirmed, mut away) = (Vec::new(), Vec::new(), None);
         for ((letter, prepared), result) in prepared.into_iter().zip(results) {
             let fault = result.err();
@@ -302,7 +292,23 @@ impl Replayer {
     /// # Errors
     /// PostgreSQL failed. What was sent is open, and sending it again is harmless.
     pub async fn note(&self, sent: &Sent, by: &By) -> Result<u64, archive::Error> {
-        retried(&self.metrics, || self.archive.note_replayed(&sent.outcomes, by)).await
+        let note = || self.archive.note_replayed(&sent.outcomes, by);
+        let noted = retried(&self.metrics, note).await?;
+        crash_points::reached(Step::ReplayMarked);
+        Ok(noted)
+    }
+
+    /// The letters have their own lines already: this one only sums up.
+    async fn note_end(&self, report: &ReplayReport, by: &By) {
+        let ReplayReport { replayed, failed, returned, ended, .. } = report;
+        let detail = json!({
+            "replayed": replayed, "failed": failed, "returned": returned, "ended": ended,
+        });
+        let note = self.archive.note_run(by, "dead_letters.replay_ended", &detail);
+        if let Err(error) = note.await {
+            let (run, error) = (by.run, with_causes(&error));
+            tracing::warn!(%run, error, "the end of a replay was not noted");
+        }
     }
 
     fn planned(&self, letter: &DeadLetterRow) -> Planned {
@@ -326,186 +332,6 @@ impl Replayer {
             field,
             refusal,
         }
-    }
-}
-
-/// A run under way.
-struct Run<'a> {
-    replayer: &'a Replayer,
-    by: &'a By,
-    settings: &'a ReplaySettings,
-    stop: &'a CancellationToken,
-    /// As it was at the beginning.
-    walk: Walk,
-    report: ReplayReport,
-    pace: Pace,
-    growth: Growth,
-    /// What came back, by the letter that was sent.
-    back: HashMap<Uuid, Returned>,
-}
-
-/// Letters between two looks.
-#[derive(Default)]
-struct Batch {
-    sent: Vec<(Uuid, Option<Words>)>,
-    failed: usize,
-}
-
-impl<'a> Run<'a> {
-    fn new(
-        replayer: &'a Replayer,
-        by: &'a By,
-        settings: &'a ReplaySettings,
-        stop: &'a CancellationToken,
-        walk: &Walk,
-        matched: u64,
-    ) -> Self {
-        let report = ReplayReport {
-            run: by.run,
-            matched,
-            replayed: 0,
-            failed: 0,
-            returned: 0,
-            overtaken: 0,
-            passed_over: 0,
-            ended: Ended::Complete,
-            failures: Vec::new(),
-            returns: Vec::new(),
-        };
-        let (pace, growth) = (Pace::new(settings.rate), Growth::new(settings.largest_batch));
-        let (walk, back) = (walk.clone(), HashMap::new());
-        Self { replayer, by, settings, stop, walk, report, pace, growth, back }
-    }
-
-    async fn all(
-        &mut self,
-        walk: Walk,
-        progress: &mut impl FnMut(&Progress),
-    ) -> Result<Ended, archive::Error> {
-        let mut rest = Some(walk);
-        while rest.is_some() {
-            let mut batch = Batch::default();
-            while let Some(walk) = rest.as_ref().filter(|_| batch.room(self.growth) > 0) {
-                let slice = self.pace.slice(batch.room(self.growth));
-                let turn = sleep_until(self.pace.turn(slice));
-                if self.stop.run_until_cancelled(turn).await.is_none() || self.stop.is_cancelled() {
-                    return Ok(Ended::Interrupted);
-                }
-                let mut taken = self.replayer.take(walk, self.by, slice).await?;
-                rest = taken.rest.take();
-                let sent = self.replayer.send(taken).await;
-                self.note(&sent, &mut batch).await?;
-                progress(&self.progress());
-                if let Some(cause) = sent.away {
-                    return Ok(Ended::Away { store: Store::RabbitMq, cause });
-                }
-            }
-            let verdict = self.watch(&batch).await?;
-            progress(&self.progress());
-            if let Some(ended) = self.speaks_against(&batch) {
-                return Ok(ended);
-            }
-            self.growth.follow(verdict);
-        }
-        Ok(Ended::Complete)
-    }
-
-    async fn note(&mut self, sent: &Sent, batch: &mut Batch) -> Result<(), archive::Error> {
-        let noted = self.replayer.note(sent, self.by).await?;
-        let confirmed = sent.confirmed.len() as u64;
-        let lost = (sent.outcomes.len() as u64).saturating_sub(noted);
-        self.report.replayed += confirmed.saturating_sub(lost);
-        self.report.overtaken += lost;
-        for outcome in &sent.outcomes {
-            let Some(fault) = &outcome.fault else { continue };
-            self.report.failed += 1;
-            batch.failed += 1;
-            if self.report.failures.len() < NAMED {
-                let (id, queue, fault) = (outcome.letter, outcome.queue.clone(), fault.clone());
-                self.report.failures.push(Failed { id, queue, fault });
-            }
-        }
-        batch.sent.extend(sent.confirmed.iter().cloned());
-        Ok(())
-    }
-
-    /// Looks what becomes of a batch until that is known, or until it was watched for long enough.
-    async fn watch(&mut self, batch: &Batch) -> Result<Verdict, archive::Error> {
-        let archive = &self.replayer.archive;
-        let end = Instant::now() + self.settings.watch;
-        let known_before = self.back.len();
-        let mut stored: HashSet<Uuid> = HashSet::new();
-        loop {
-            for letter in archive.returned_letters(self.by.run, &self.walk).await? {
-                if !self.back.contains_key(&letter.replay_of) {
-                    if self.report.returns.len() < NAMED {
-                        self.report.returns.push(letter.clone());
-                    }
-                    self.report.returned += 1;
-                    self.back.insert(letter.replay_of, letter);
-                }
-            }
-            let waits = |id: &Uuid| !self.back.contains_key(id) && !stored.contains(id);
-            let (ids, words): (Vec<Uuid>, Vec<Words>) = batch
-                .sent
-                .iter()
-                .filter(|(id, _)| waits(id))
-                .filter_map(|(id, words)| Some((*id, words.clone()?)))
-                .unzip();
-            let found =
-                if words.is_empty() { Vec::new() } else { archive.stored_words(&words).await? };
-            let open = ids.len() - found.len();
-            stored.extend(found.into_iter().filter_map(|n| ids.get(n).copied()));
-            let settled =
-                batch.sent.iter().all(|(id, _)| self.back.contains_key(id) || stored.contains(id));
-            if settled || Instant::now() >= end || self.stop.is_cancelled() {
-                return Ok(match self.back.len() > known_before || batch.failed > 0 {
-                    true => Verdict::Bad,
-                    false if open > 0 && !self.settings.watch.is_zero() => Verdict::Open,
-                    false => Verdict::Good,
-                });
-            }
-            // A stop ends the pause; the next look is the last.
-            self.stop.run_until_cancelled(sleep(LOOK)).await;
-        }
-    }
-
-    /// Whether what became of a batch is a reason to send no more.
-    fn speaks_against(&self, batch: &Batch) -> Option<Ended> {
-        let back = batch.sent.iter().filter(|(id, _)| self.back.contains_key(id)).count();
-        match self.settings.stop {
-            StopOnReturn::Never => None,
-            StopOnReturn::First if self.report.returned > 0 => Some(Ended::CameBack),
-            StopOnReturn::First if batch.failed > 0 => Some(Ended::NothingGetsThrough),
-            _ if batch.sent.is_empty() && batch.failed > 0 => Some(Ended::NothingGetsThrough),
-            _ if !batch.sent.is_empty() && back == batch.sent.len() => Some(Ended::CameBack),
-            _ => None,
-        }
-    }
-
-    fn progress(&self) -> Progress {
-        let ReplayReport { matched, replayed, failed, returned, .. } = self.report;
-        Progress { matched, replayed, failed, returned, batch: self.growth.size() }
-    }
-
-    /// The letters have their own lines already: this one only sums up.
-    async fn note_end(&self) {
-        let ReplayReport { replayed, failed, returned, ended, .. } = &self.report;
-        let detail = json!({
-            "replayed": replayed, "failed": failed, "returned": returned, "ended": ended,
-        });
-        let note = self.replayer.archive.note_run(self.by, "dead_letters.replay_ended", &detail);
-        if let Err(error) = note.await {
-            tracing::warn!(run = %self.by.run, error = with_causes(&error), "the end of a replay was not noted");
-        }
-    }
-}
-
-impl Batch {
-    /// How many letters it still takes.
-    fn room(&self, growth: Growth) -> u32 {
-        let taken = u32::try_from(self.sent.len() + self.failed).unwrap_or(u32::MAX);
-        growth.size().saturating_sub(taken)
     }
 }
 
