@@ -35,13 +35,12 @@ async fn an_agents_own_headers_do_no_harm() {
     let scenario = Scenario::new().await;
     let side = scenario.side();
     let (user, _) = scenario.amqp_url.trim_start_matches("amqp://").split_once(':').unwrap();
-    // What a retry queue would take for a cycle, and where a copy must not go.
+    // A message that died in a queue before is one that a retry queue does not bring back there.
     let death = |queue: &str| {
         json!({"queue": queue, "reason": "expired", "count": 1, "exchange": queue,
                "routing-keys": [SAVES], "time": 0})
     };
-    let deaths: Vec<Value> =
-        ["domain.retry.1000", "domain.retry.5000", "domain.retry.30000"].map(death).into();
+    let deaths: Vec<Value> = [SAVES, "domain.retry.1000", "domain.retry.5000"].map(death).into();
     let properties = json!({
         "delivery_mode": 2, "expiration": "600000", "user_id": user,
         "headers": {"CC": ["conversation.session"], "x-death": deaths,
