@@ -45,8 +45,8 @@ pub(crate) struct DeadLettersEdit {
     #[arg(conflicts_with_all = ["set", "apply_suggestion", "revert"])]
     body: Option<Input>,
 
-    /// Set a field, such as role=assistant, data.role=user, tool_calls[0].id=x or /data/role=user. The
-    /// value is JSON, or else a text; the rest of the body stays to the letter
+    /// Set a field, such as role=assistant, data.role=user or /tool_calls/0/id=x. The value is JSON, or
+    /// else a text; the rest of the body stays to the letter
     #[arg(long, value_name = "FIELD=VALUE", value_parser = field_and_value)]
     #[arg(conflicts_with_all = ["apply_suggestion", "revert"])]
     set: Vec<(String, String)>,

@@ -1,10 +1,13 @@
 //! Looking at dead letters.
 
+use std::time::Duration;
+
 use archive::DeadLetter;
 use domain::failure::DeadLetterReason;
 use domain::time::Timestamp;
 use serde_json::{Value, json};
 use testkit::TestEnv;
+use testkit::wait::eventually;
 use uuid::Uuid;
 
 use crate::support::{archive, body, prepared};
@@ -320,4 +323,35 @@ async fn a_replay_without_rabbitmq_fails_at_once_and_leaves_every_letter_as_it_i
     let ran = away.run(&["dead-letters", "replay", "--all"]).await;
     assert!(ran.code == 3 && ran.err.contains("RabbitMQ at amqp://***@127.0.0.1:9/v"), "{ran:?}");
     assert_eq!(env.psql(state).await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn ctrl_c_stops_a_replay_between_letters_and_it_says_how_far_it_got() {
+    let (env, verbatim) = prepared().await;
+    let ids: Vec<u128> = (1..=200).collect();
+    stored(&env, &ids, &body("s", "m-1", json!({}))).await;
+    let arguments = ["dead-letters", "replay", "--all", "--rate", "20", "--watch", "0s", "--json"];
+    let child = verbatim.command(&arguments).spawn().unwrap();
+    let replayed = "SELECT count(*) FROM dead_letters WHERE status = 'replayed'";
+    eventually("the first letters to go", Duration::from_secs(20), async || {
+        match env.psql(replayed).await.unwrap().as_str() {
+            "0" => Err("none went".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    let pid = child.id().to_string();
+    let ended = tokio::task::spawn_blocking(move || {
+        assert!(
+            std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success()
+        );
+        child.wait_with_output().unwrap()
+    });
+    let ended = ended.await.unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    let report: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    assert_eq!((&report["ended"], &report["matched"]), (&json!("interrupted"), &json!(200)));
+    let states = "SELECT concat_ws('|', count(*) FILTER (WHERE status = 'replayed'),
+                      count(replay_lease_until)) FROM dead_letters";
+    assert_eq!(env.psql(states).await.unwrap(), format!("{}|0", report["replayed"]));
 }
