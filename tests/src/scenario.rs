@@ -1,5 +1,7 @@
 //! One test's servers, prepared as `verbatim setup` does, and the processes that it starts on them.
 
+use std::process::Output;
+
 use broker::inspect::Inspector;
 use broker::topology::WorkQueue;
 use broker::{Endpoints, topology};
@@ -186,6 +188,25 @@ impl Scenario {
         let log = self.fleet.dir().join(format!("{}.log", arguments[0]));
         let process = Process::spawn(arguments[0], command.args(arguments), &log);
         process.expect("a peer that starts")
+    }
+
+    /// Runs the `verbatim` command against these servers, as an operator does.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub async fn verbatim(&self, arguments: &[&str]) -> Output {
+        self.verbatim_with(arguments, &[]).await
+    }
+
+    /// [`Self::verbatim`] with more variables.
+    ///
+    /// # Panics
+    /// As [`Self::verbatim`].
+    pub async fn verbatim_with(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Output {
+        let mut command = self.fleet.command("verbatim");
+        command.args(arguments).envs(settings.iter().copied());
+        let output = tokio::task::spawn_blocking(move || command.output()).await;
+        output.expect("it does not panic").expect("the command")
     }
 
     /// An agent that publishes here. Belongs to the runtime of the test that makes it.

@@ -89,6 +89,15 @@ impl Side {
         serde_json::from_str(&self.call("POST", &path, &request).await).expect("an array")
     }
 
+    /// Takes the first message of a queue and puts it back, as a worker that dies does.
+    ///
+    /// # Panics
+    /// When RabbitMQ refuses.
+    pub async fn bounce(&self, queue: &str) {
+        let request = json!({"count": 1, "ackmode": "reject_requeue_true", "encoding": "auto"});
+        self.call("POST", &format!("/api/queues/{}/{queue}/get", self.host), &request).await;
+    }
+
     /// Takes messages until there are as many as wanted, and returns their bodies.
     ///
     /// # Panics

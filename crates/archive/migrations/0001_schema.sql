@@ -189,12 +189,29 @@ CREATE TABLE dead_letters (
     copies            bigint NOT NULL DEFAULT 1,
     status            text NOT NULL DEFAULT 'open' CHECK (status IN ('open', 'replayed', 'discarded')),
     status_changed_at timestamptz,
-    status_reason     text
+    -- Why it was discarded.
+    status_reason     text,
+    -- What a replay sends instead of `body`, which stays as it came.
+    edited_body       bytea,
+    edited_at         timestamptz,
+    edited_by         text,
+    -- The letter whose replay came back as this one.
+    replay_of         uuid,
+    -- Which run of a replay has it, or had it last. While the lease lasts no other run takes it; a lease
+    -- that ended without a new status is that of a run that died, and the letter is open as before.
+    replay_run        uuid,
+    replay_lease_until timestamptz,
+    -- Why the last replay could not send it.
+    replay_tried_at   timestamptz,
+    replay_fault      text
 );
 
 CREATE INDEX dead_letters_open ON dead_letters (queue, reason) WHERE status = 'open';
+CREATE INDEX dead_letters_open_by_time ON dead_letters (stored_at, id) WHERE status = 'open';
 CREATE INDEX dead_letters_by_time ON dead_letters (stored_at, id);
 CREATE INDEX dead_letters_by_tenant ON dead_letters (tenant_id, stored_at);
+CREATE INDEX dead_letters_by_origin ON dead_letters (replay_of) WHERE replay_of IS NOT NULL;
+CREATE INDEX dead_letters_returned ON dead_letters (stored_at) WHERE replay_of IS NOT NULL;
 
 CREATE TABLE bot_states (
     tenant_id  text COLLATE "C" NOT NULL,
@@ -213,12 +230,14 @@ CREATE TABLE audit_log (
     actor     text NOT NULL,
     action    text NOT NULL,
     tenant_id text COLLATE "C",
+    -- What it was done to: a letter's id, or that of a run over many letters.
     subject   text,
     -- Never any words of a conversation.
     detail    json
 );
 
 CREATE INDEX audit_log_by_time ON audit_log (at);
+CREATE INDEX audit_log_by_subject ON audit_log (subject, id);
 
 -- What was erased and when: messages sent before `erased_at` are refused.
 CREATE TABLE tombstones (

@@ -7,6 +7,7 @@
 //! To add a table: a new file under `migrations/` (never edit one that was released), a file here
 //! with the statements that touch it, and a line in `docs/architecture.md` if others may query it.
 
+mod audit;
 mod close;
 mod connect;
 mod conversations;
@@ -24,10 +25,15 @@ mod sessions;
 mod statistics;
 mod tombstones;
 
+pub use audit::{AuditEntry, By};
 pub use close::{Claim, CloseCause, Closed, Due, Uncounted, UncountedPage};
 pub use connect::{Archive, Settings};
 pub use conversations::{ConversationFilter, ConversationRow};
-pub use dead_letters::{DeadLetter, DeadLetterFilter, DeadLetterRow, OpenDeadLetters};
+pub use dead_letters::{
+    DeadLetter, DeadLetterFilter, DeadLetterGroup, DeadLetterRow, DeadLetterStatus, Decision,
+    ListedDeadLetter, OpenDeadLetters, ReplayOutcome, ReplayedBefore, Returned, Selection, Stretch,
+    UnknownStatus, Walk, Words,
+};
 pub use epoch::{ConversationNumbers, EpochChange, Numbers};
 pub use error::{Error, SchemaError};
 pub use messages::{Page, Snapshot};

@@ -57,11 +57,11 @@ pub(crate) const TRACESTATE: &str = "tracestate";
 
 /// The longest `traceparent` that is taken over, in bytes. Version 00 has 55 (W3C Trace Context,
 /// 3.2.2); later versions may append to it.
-const MAX_TRACEPARENT_BYTES: usize = 128;
+pub(crate) const MAX_TRACEPARENT_BYTES: usize = 128;
 /// The longest `tracestate` that is taken over, in bytes: what W3C Trace Context (3.3.1.5) wants
 /// propagated at least. Beyond it a trace loses its vendor part, which nothing here needs; a copy
 /// that does not fit into a frame would hold up its queue.
-const MAX_TRACESTATE_BYTES: usize = 512;
+pub(crate) const MAX_TRACESTATE_BYTES: usize = 512;
 
 impl Delivery {
     /// A delivery that nobody has seen before, as an agent's publish causes it. A property that AMQP
@@ -235,10 +235,12 @@ fn told_journey(exchange: &str, headers: &FieldTable) -> Option<Journey> {
 /// Whether every exchange that the message is known to have passed is one that only the fleet
 /// publishes to: the default exchange, and those of the retry queues.
 fn came_only_through_us(exchange: &str, headers: &FieldTable) -> bool {
-    let fleet_only = |exchange: &str| {
-        exchange.is_empty() || RetryQueue::ALL.iter().any(|queue| queue.name() == exchange)
-    };
     fleet_only(exchange) && deaths(headers).iter().all(|death| fleet_only(&death.exchange))
+}
+
+/// Whether an exchange is one that only the fleet publishes to.
+pub(crate) fn fleet_only(exchange: &str) -> bool {
+    exchange.is_empty() || RetryQueue::ALL.iter().any(|queue| queue.name() == exchange)
 }
 
 /// Where a letter that RabbitMQ made was published first: its oldest death remembers.

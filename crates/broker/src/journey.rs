@@ -12,6 +12,7 @@ use domain::failure::{DeadLetterReason, Refusal};
 use domain::ids::{ConversationId, MessageId};
 use domain::time::Timestamp;
 use serde_json::{Map, Value};
+use uuid::Uuid;
 
 /// The way of a message so far. A fresh one has the [default](Journey::default) journey.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub struct Journey {
     pub validated_user: Option<String>,
     /// How often an operator sent it back from the dead letters.
     pub replay_count: u32,
+    /// The dead letter that it was, the last time that it was sent back.
+    pub replay_of: Option<Uuid>,
     /// Why it is a dead letter, if it is one.
     pub verdict: Option<Verdict>,
 }
@@ -85,6 +88,7 @@ const ROUTING_KEY: &str = "x-verbatim-routing-key";
 const ANONYMOUS: &str = "x-verbatim-anonymous";
 const USER: &str = "x-verbatim-user";
 const REPLAYS: &str = "x-verbatim-replays";
+const REPLAY_OF: &str = "x-verbatim-replay-of";
 const VERDICT_QUEUE: &str = "x-verbatim-queue";
 const VERDICT_REASON: &str = "x-verbatim-reason";
 const VERDICT_FIELD: &str = "x-verbatim-field";
@@ -99,6 +103,7 @@ pub(crate) static FRESH: Journey = Journey {
     anonymous: false,
     validated_user: None,
     replay_count: 0,
+    replay_of: None,
     verdict: None,
 };
 
@@ -115,13 +120,14 @@ impl Journey {
         header.starts_with(PREFIX)
     }
 
-    /// The journey of a message that an operator sends back: what it is stays, what befell it goes.
+    /// The journey of a dead letter that an operator sends back: what it is stays, what befell it goes.
     #[must_use]
-    pub fn replayed(self) -> Self {
+    pub fn replayed(self, letter: Uuid) -> Self {
         Self {
             attempt: 1,
             history: History::default(),
             replay_count: self.replay_count.saturating_add(1),
+            replay_of: Some(letter),
             verdict: None,
             ..self
         }
@@ -150,6 +156,7 @@ impl Journey {
         }
         headers.text(USER, self.validated_user.as_deref());
         headers.count(REPLAYS, self.replay_count, 0);
+        headers.text(REPLAY_OF, self.replay_of.map(|id| id.to_string()).as_deref());
         if let Some(Verdict { queue, refusal }) = &self.verdict {
             headers.text(VERDICT_QUEUE, Some(queue));
             headers.text(VERDICT_REASON, Some(refusal.reason.as_str()));
@@ -200,6 +207,7 @@ impl Journey {
             anonymous: headers.get(ANONYMOUS) == Some(&Value::Bool(true)),
             validated_user: owned(USER),
             replay_count: count(REPLAYS).unwrap_or(0),
+            replay_of: text(REPLAY_OF).and_then(|id| Uuid::parse_str(id).ok()),
             verdict: verdict(),
         }
     }
@@ -277,6 +285,7 @@ mod tests {
             anonymous: true,
             validated_user: Some("agent".to_owned()),
             replay_count: 2,
+            replay_of: Some(Uuid::from_u128(7)),
             verdict: Some(Verdict {
                 queue: "conversation.save_message".to_owned(),
                 refusal: Refusal {
@@ -293,6 +302,21 @@ mod tests {
         for journey in [Journey::default(), full()] {
             assert_eq!(Journey::from_headers(&journey.to_headers()), journey);
         }
+    }
+
+    #[test]
+    fn a_replayed_letter_keeps_what_it_is_and_loses_what_befell_it() {
+        let letter = Uuid::from_u128(8);
+        let replayed = full().replayed(letter);
+        let expected = Journey {
+            attempt: 1,
+            history: History::default(),
+            replay_count: 3,
+            replay_of: Some(letter),
+            verdict: None,
+            ..full()
+        };
+        assert_eq!(replayed, expected);
     }
 
     #[test]

@@ -16,6 +16,8 @@ mod setup;
 
 use std::time::Duration;
 
+use domain::action::ActionKind;
+
 pub use difference::{Difference, Kind};
 pub use setup::{TopologyError, declare, verify};
 
@@ -162,6 +164,13 @@ pub const BINDINGS: [Binding; 19] = [
     delay(RetryQueue::HalfMinute),
 ];
 
+/// The queue of an action: where [`ACTIONS`] routes it, and where it is sent past all exchanges.
+#[must_use]
+pub fn queue_of(kind: ActionKind) -> &'static str {
+    let bound = |binding: &&Binding| binding.exchange == ACTIONS && binding.key == kind.as_str();
+    BINDINGS.iter().find(bound).map_or(UNROUTED, |binding| binding.queue)
+}
+
 /// Every queue.
 #[must_use]
 pub fn queues() -> Vec<Queue> {
@@ -304,7 +313,6 @@ const fn delay(queue: RetryQueue) -> Binding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::action::ActionKind;
 
     #[test]
     fn every_queue_keeps_what_it_confirmed() {

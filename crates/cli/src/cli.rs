@@ -9,8 +9,7 @@ use service::settings::{self, Sources, Stop};
 
 use crate::commands::conversation_list::ConversationList;
 use crate::commands::conversation_show::ConversationShow;
-use crate::commands::dead_letters_list::DeadLettersList;
-use crate::commands::dead_letters_show::DeadLettersShow;
+use crate::commands::dead_letters::DeadLettersVerb;
 use crate::commands::lint::Lint;
 use crate::commands::publish::Publish;
 use crate::commands::queues::Queues;
@@ -57,7 +56,7 @@ enum Verb {
     #[command(subcommand)]
     Conversation(ConversationVerb),
     Queues(Queues),
-    /// Looks at dead letters
+    /// Looks at dead letters, edits, replays and discards them
     #[command(subcommand)]
     DeadLetters(DeadLettersVerb),
 }
@@ -66,12 +65,6 @@ enum Verb {
 enum ConversationVerb {
     List(ConversationList),
     Show(ConversationShow),
-}
-
-#[derive(Debug, Subcommand)]
-enum DeadLettersVerb {
-    List(DeadLettersList),
-    Show(DeadLettersShow),
 }
 
 /// From the command line to the exit code.
@@ -120,8 +113,7 @@ impl Verb {
             Self::Conversation(ConversationVerb::List(list)) => list.run(screen).await,
             Self::Conversation(ConversationVerb::Show(show)) => show.run(screen).await,
             Self::Queues(queues) => queues.run(screen).await,
-            Self::DeadLetters(DeadLettersVerb::List(list)) => list.run(screen).await,
-            Self::DeadLetters(DeadLettersVerb::Show(show)) => show.run(screen).await,
+            Self::DeadLetters(verb) => verb.run(screen).await,
         }
     }
 }
@@ -184,6 +176,11 @@ mod tests {
             &["queues"],
             &["dead-letters", "list"],
             &["dead-letters", "show"],
+            &["dead-letters", "edit"],
+            &["dead-letters", "replay"],
+            &["dead-letters", "discard"],
+            &["dead-letters", "restore"],
+            &["dead-letters", "export"],
         ] {
             let name = format!("help_{}", path.join("_").replace('-', "_"));
             insta::assert_snapshot!(name, help(path));

@@ -3,6 +3,7 @@
 //! To add a command: a file under `commands/` with its arguments, its work and its two outputs (text
 //! for people, JSON for machines), and a line in `cli.rs`.
 
+mod actor;
 mod cli;
 mod commands;
 mod exit;

@@ -12,6 +12,7 @@ mod background;
 mod bisection;
 mod closer;
 mod fresh;
+pub mod letters;
 mod reader;
 mod saver;
 mod sessions;

@@ -1,27 +1,27 @@
-//! `verbatim dead-letters list`: what could not be handled, and why.
+//! `verbatim dead-letters list`: what could not be handled, and why. Looking changes nothing.
 
-use archive::{DeadLetterFilter, DeadLetterRow, OpenDeadLetters};
-use broker::topology::WorkQueue;
-use chrono::{DateTime, Utc};
-use clap::{Args, ValueEnum};
-use domain::failure::DeadLetterReason;
-use domain::ids::TenantId;
+mod groups;
+
+use archive::{DeadLetterGroup, DeadLetterStatus, ListedDeadLetter, OpenDeadLetters};
+use clap::Args;
 use serde::Serialize;
 use service::settings::{DatabaseSettings, ReadReplicaSettings};
 use uuid::Uuid;
 
+use super::dead_letters_selection::{Filters, Status};
 use crate::exit::{Exit, Failure};
 use crate::look::{Cell, Look, Screen, Side, Table, Tone, ago, count, excerpt, plural};
 use crate::servers::Database;
 
 const EXAMPLES: &str = "\
 Examples:
-  verbatim dead-letters list
-  verbatim dead-letters list --reason schema --tenant acme
-  verbatim dead-letters list --json | jq -r '.[] | \"\\(.id) \\(.field) \\(.error)\"'
+  verbatim dead-letters list --group
+  verbatim dead-letters list --reason schema --tenant acme --since 2h
+  verbatim dead-letters list --error 'must be a role' --limit 500
+  verbatim dead-letters list --json | jq -r '.letters[] | \"\\(.id) \\(.field) \\(.error)\"'
 
-Reads the replica that DATABASE_READ_URL names, if it names one. A letter is here once a statistics-worker has
-taken it from its queue; `verbatim queues` shows what still waits there.";
+Reads the replica that DATABASE_READ_URL names, if it names one. A letter is here once a
+statistics-worker has taken it from its queue; `verbatim queues` shows what still waits there.";
 
 /// Lists dead letters, newest first
 ///
@@ -29,26 +29,25 @@ taken it from its queue; `verbatim queues` shows what still waits there.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, override_usage = "verbatim dead-letters list [OPTIONS]")]
 pub(crate) struct DeadLettersList {
-    /// Only of this work queue
-    #[arg(long, value_parser = queue)]
-    queue: Option<&'static str>,
-
-    /// Only with this reason: malformed_json, schema, too_large, unknown_action, conflict,
-    /// attempts_exhausted, delivery_limit or expired
-    #[arg(long, value_parser = reason)]
-    reason: Option<DeadLetterReason>,
-
-    /// Only of this tenant
-    #[arg(long, value_parser = |text: &str| TenantId::new(text))]
-    tenant: Option<TenantId>,
-
     /// Only those in this state
     #[arg(long, value_enum, default_value = "open")]
     status: Status,
 
+    /// Show what they have in common instead of each: queue, reason, field and error. Errors that
+    /// differ only in quoted values and numbers count as one
+    #[arg(long, conflicts_with = "before")]
+    group: bool,
+
     /// At most so many
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
+
+    /// The next page: only those older than the letter with this id
+    #[arg(long, value_name = "ID")]
+    before: Option<Uuid>,
+
+    #[command(flatten)]
+    filters: Filters,
 
     #[command(flatten)]
     database: DatabaseSettings,
@@ -57,126 +56,71 @@ pub(crate) struct DeadLettersList {
     replica: ReadReplicaSettings,
 }
 
-/// What became of a letter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Status {
-    /// Nobody has decided yet
-    Open,
-    /// It was sent again
-    Replayed,
-    /// Somebody decided that it may stay dead
-    Discarded,
-    /// Any of them
-    All,
+/// A page of letters.
+#[derive(Debug, Serialize)]
+struct Page {
+    /// How many match, on this page and others.
+    total: u64,
+    /// Open ones by queue and reason, whatever the filter says.
+    open: Vec<OpenDeadLetters>,
+    letters: Vec<ListedDeadLetter>,
+    /// What `--before` takes to get the next page; none on the last one.
+    next: Option<Uuid>,
 }
 
-/// A letter without its body, properties and headers.
+/// What letters have in common.
 #[derive(Debug, Serialize)]
-struct Listed<'a> {
-    id: Uuid,
-    queue: &'a str,
-    reason: &'a str,
-    field: Option<&'a str>,
-    error: &'a str,
-    tenant_id: Option<&'a str>,
-    conversation_id: Option<&'a str>,
-    session_id: Option<&'a str>,
-    message_id: Option<&'a str>,
-    action_type: Option<&'a str>,
-    routing_key: &'a str,
-    exchange: &'a str,
-    body_bytes: usize,
-    attempts: i32,
-    replay_count: i32,
-    first_failed_at: DateTime<Utc>,
-    last_failed_at: DateTime<Utc>,
-    stored_at: DateTime<Utc>,
-    copies: i64,
-    status: &'a str,
+struct Groups {
+    /// How many letters match.
+    total: u64,
+    groups: Vec<DeadLetterGroup>,
 }
 
 impl DeadLettersList {
     pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
         let database = Database::open_for_lists(&self.database, &self.replica).await?;
-        let status = match self.status {
-            Status::Open => Some("open"),
-            Status::Replayed => Some("replayed"),
-            Status::Discarded => Some("discarded"),
-            Status::All => None,
-        };
-        let filter = DeadLetterFilter {
-            queue: self.queue.map(str::to_owned),
-            reason: self.reason,
-            tenant: self.tenant.as_ref().map(ToString::to_string),
-            status: status.map(str::to_owned),
-        };
-        let (rows, open) = tokio::join!(
-            database.archive.dead_letters(&filter, self.limit),
-            database.archive.open_dead_letters()
-        );
-        let rows = rows.map_err(|error| database.failure(&error))?;
-        let mut open = open.map_err(|error| database.failure(&error))?;
-        open.retain(|group| self.queue.is_none_or(|queue| queue == group.queue));
-        open.retain(|group| self.reason.is_none_or(|reason| reason.as_str() == group.reason));
-        let listed: Vec<_> = rows.iter().map(listed).collect();
-        screen.show(&listed, |look| text(&open, &listed, self.limit, look))?;
+        let (archive, status) = (&database.archive, self.status.stored());
+        let filter = self.filters.filter(screen.look.now);
+        let failure = |error| database.failure(&error);
+        if self.group {
+            let (total, groups) = tokio::try_join!(
+                archive.count_dead_letters(&filter, status),
+                archive.dead_letter_groups(&filter, status, self.limit)
+            )
+            .map_err(failure)?;
+            let groups = Groups { total, groups };
+            screen.show(&groups, |look| groups::text(&groups, self.limit, look))?;
+            return Ok(Exit::Fine);
+        }
+        let (total, letters) = tokio::try_join!(
+            archive.count_dead_letters(&filter, status),
+            archive.dead_letters(&filter, status, self.before, self.limit)
+        )
+        .map_err(failure)?;
+        let mut open = archive.open_dead_letters().await.map_err(failure)?;
+        open.retain(|group| self.filters.queue.is_none_or(|queue| queue == group.queue));
+        open.retain(|group| self.filters.reason.is_none_or(|it| it.as_str() == group.reason));
+        let full = letters.len() as u64 == u64::from(self.limit);
+        let next = letters.last().filter(|_| full && letters.len() as u64 != total).map(|it| it.id);
+        let page = Page { total, open, letters, next };
+        screen.show(&page, |look| text(&page, look))?;
         Ok(Exit::Fine)
     }
 }
 
-fn queue(text: &str) -> Result<&'static str, String> {
-    let names = WorkQueue::ALL.map(WorkQueue::name);
-    let home = text.strip_suffix(".dlq").unwrap_or(text);
-    names
-        .into_iter()
-        .find(|name| *name == home)
-        .ok_or_else(|| format!("it must be one of {}", names.join(", ")))
-}
+/// What a list shows of an error; `show` has all of it.
+const ERROR: usize = 120;
 
-fn reason(text: &str) -> Result<DeadLetterReason, String> {
-    DeadLetterReason::parse(text).ok_or_else(|| {
-        let all = DeadLetterReason::ALL.map(DeadLetterReason::as_str).join(", ");
-        format!("it must be one of {all}")
-    })
-}
-
-fn listed(row: &DeadLetterRow) -> Listed<'_> {
-    Listed {
-        id: row.id,
-        queue: &row.queue,
-        reason: &row.reason,
-        field: row.field.as_deref(),
-        error: &row.error,
-        tenant_id: row.tenant_id.as_deref(),
-        conversation_id: row.conversation_id.as_deref(),
-        session_id: row.session_id.as_deref(),
-        message_id: row.message_id.as_deref(),
-        action_type: row.action_type.as_deref(),
-        routing_key: &row.routing_key,
-        exchange: &row.exchange,
-        body_bytes: row.body.len(),
-        attempts: row.attempts,
-        replay_count: row.replay_count,
-        first_failed_at: row.first_failed_at,
-        last_failed_at: row.last_failed_at,
-        stored_at: row.stored_at,
-        copies: row.copies,
-        status: &row.status,
-    }
-}
-
-fn text(open: &[OpenDeadLetters], rows: &[Listed<'_>], limit: u32, look: &Look) -> String {
-    /// What a list shows of an error; `show` has all of it.
-    const ERROR: usize = 120;
+fn text(page: &Page, look: &Look) -> String {
     let paint = look.paint;
     let mut out = String::new();
-    if open.is_empty() {
+    if page.open.is_empty() {
         out.push_str(&paint.text(Tone::Good, "no open dead letters"));
         out.push('\n');
     } else {
         let mut table =
             Table::new([("open", Side::Right), ("queue", Side::Left), ("reason", Side::Left)]);
-        for group in open {
+        for group in &page.open {
             table.row([
                 Cell::new(Tone::Bad, count(group.letters)),
                 (&group.queue).into(),
@@ -185,12 +129,29 @@ fn text(open: &[OpenDeadLetters], rows: &[Listed<'_>], limit: u32, look: &Look) 
         }
         out.push_str(&table.render(paint));
     }
-    if rows.is_empty() {
-        if !open.is_empty() {
+    if page.letters.is_empty() {
+        if !page.open.is_empty() {
             out.push_str("\nnone of them matches\n");
         }
         return out;
     }
+    out.push('\n');
+    out.push_str(&letters(&page.letters, look));
+    let mut hint = |text: &str| {
+        out.push_str(&paint.text(Tone::Dim, text));
+        out.push('\n');
+    };
+    if let Some(next) = page.next {
+        let (shown, total) = (count(page.letters.len() as i128), plural(page.total, "letter"));
+        hint(&format!(
+            "{shown} of {total}; --before {next} shows the next, --group what they share"
+        ));
+    }
+    hint("`verbatim dead-letters show ID` tells all about one");
+    out
+}
+
+fn letters(letters: &[ListedDeadLetter], look: &Look) -> String {
     let mut table = Table::new([
         ("id", Side::Left),
         ("died", Side::Left),
@@ -200,30 +161,39 @@ fn text(open: &[OpenDeadLetters], rows: &[Listed<'_>], limit: u32, look: &Look) 
         ("field", Side::Left),
         ("what was wrong", Side::Left),
     ]);
-    for row in rows {
-        let tone = if row.status == "open" { Tone::Warn } else { Tone::Dim };
+    for letter in letters {
+        let tone = if letter.status == DeadLetterStatus::Open { Tone::Warn } else { Tone::Dim };
         table.row([
-            row.id.to_string().into(),
-            ago(row.last_failed_at, look.now).into(),
-            Cell::new(tone, row.status),
-            Cell::optional(row.tenant_id),
-            row.reason.into(),
-            Cell::optional(row.field),
-            excerpt(row.error, ERROR).into(),
+            letter.id.to_string().into(),
+            ago(letter.last_failed_at, look.now).into(),
+            Cell::new(tone, state(letter)),
+            Cell::optional(letter.tenant_id.as_deref()),
+            (&letter.reason).into(),
+            Cell::optional(letter.field.as_deref()),
+            excerpt(&letter.error, ERROR).into(),
         ]);
     }
-    out.push('\n');
-    out.push_str(&table.render(paint));
-    if rows.len() as u64 == u64::from(limit) {
-        let newest = plural(limit, "letter");
-        out.push_str(&paint.text(Tone::Dim, &format!("the newest {newest}; --limit shows more\n")));
+    table.render(look.paint)
+}
+
+/// Its status, and what tells it apart from others with the same.
+fn state(letter: &ListedDeadLetter) -> String {
+    let mut state = letter.status.to_string();
+    if letter.edited {
+        state.push_str(", edited");
     }
-    out.push_str(&paint.text(Tone::Dim, "`verbatim dead-letters show ID` tells all about one\n"));
-    out
+    if letter.replay_count > 0 {
+        state.push_str(&format!(", came back ×{}", letter.replay_count));
+    }
+    if letter.status == DeadLetterStatus::Open && letter.replay_fault.is_some() {
+        state.push_str(", not sent");
+    }
+    state
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use archive::DeadLetterRow;
     use domain::time::Timestamp;
     use serde_json::json;
 
@@ -255,7 +225,44 @@ pub(crate) mod tests {
             last_failed_at: at("2026-11-20T11:59:00Z"),
             stored_at: at("2026-11-20T11:59:01Z"),
             copies: 1,
-            status: "open".to_owned(),
+            status: DeadLetterStatus::Open,
+            status_changed_at: None,
+            status_reason: None,
+            edited_body: None,
+            edited_at: None,
+            edited_by: None,
+            replay_of: None,
+            replay_tried_at: None,
+            replay_fault: None,
+        }
+    }
+
+    pub(crate) fn listed() -> ListedDeadLetter {
+        let row = row();
+        ListedDeadLetter {
+            id: row.id,
+            queue: row.queue,
+            reason: row.reason,
+            field: row.field,
+            error: row.error,
+            tenant_id: row.tenant_id,
+            conversation_id: row.conversation_id,
+            session_id: row.session_id,
+            message_id: row.message_id,
+            action_type: row.action_type,
+            routing_key: row.routing_key,
+            exchange: row.exchange,
+            body_bytes: 112,
+            edited: false,
+            attempts: row.attempts,
+            replay_count: row.replay_count,
+            replay_of: None,
+            first_failed_at: row.first_failed_at,
+            last_failed_at: row.last_failed_at,
+            stored_at: row.stored_at,
+            copies: row.copies,
+            status: row.status,
+            replay_fault: None,
         }
     }
 
@@ -266,30 +273,35 @@ pub(crate) mod tests {
 
     #[test]
     fn the_overview_comes_first_and_then_each_letter() {
-        let foreign = DeadLetterRow {
+        let foreign = ListedDeadLetter {
             id: Uuid::from_u128(7),
             reason: "malformed_json".to_owned(),
             error: "x".repeat(200),
             field: None,
             tenant_id: None,
-            status: "discarded".to_owned(),
-            ..row()
+            status: DeadLetterStatus::Discarded,
+            ..listed()
+        };
+        let returned = ListedDeadLetter {
+            id: Uuid::from_u128(8),
+            replay_count: 1,
+            edited: true,
+            replay_fault: Some("no queue".to_owned()),
+            ..listed()
         };
         let group = |reason: &str, letters| OpenDeadLetters {
             queue: "conversation.save_message".to_owned(),
             reason: reason.to_owned(),
             letters,
         };
-        let open = [group("malformed_json", 1), group("schema", 1_234)];
-        let rows = [row(), foreign];
-        let listed: Vec<_> = rows.iter().map(listed).collect();
-        insta::assert_snapshot!(text(&open, &listed, 2, &look()));
-        assert_eq!(text(&[], &[], 2, &look()), "no open dead letters\n");
-    }
-
-    #[test]
-    fn a_queue_may_be_named_by_its_dead_letter_queue() {
-        assert_eq!(queue("conversation.session.dlq"), Ok("conversation.session"));
-        assert!(queue("conversation").is_err_and(|error| error.contains("bot.state")));
+        let page = Page {
+            total: 1_235,
+            open: vec![group("malformed_json", 1), group("schema", 1_234)],
+            letters: vec![listed(), returned, foreign],
+            next: Some(Uuid::from_u128(7)),
+        };
+        insta::assert_snapshot!(text(&page, &look()));
+        let nothing = Page { total: 0, open: Vec::new(), letters: Vec::new(), next: None };
+        assert_eq!(text(&nothing, &look()), "no open dead letters\n");
     }
 }

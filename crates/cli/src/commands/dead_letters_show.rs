@@ -1,23 +1,24 @@
-//! `verbatim dead-letters show`: one dead letter with all that is known about it.
+//! `verbatim dead-letters show`: one dead letter with all that is known about it. Looking changes
+//! nothing.
 
-use archive::DeadLetterRow;
+use archive::{AuditEntry, DeadLetterRow, DeadLetterStatus, ListedDeadLetter};
 use clap::Args;
+use conversation::letters::{DeadLetters, Examiner, Step, Story, Suggestion};
+use metrics::Metrics;
 use serde::Serialize;
 use serde_json::Value;
 use service::settings::DatabaseSettings;
 use uuid::Uuid;
 
 use crate::commands::lint::BodyLimit;
-use crate::commands::suggestion::{Suggestion, suggest};
 use crate::exit::{Exit, Failure};
 use crate::look::{Look, Screen, Tone, ago, block, moment, one_line, plural};
 use crate::servers::Database;
-use crate::validator::Validator;
 
 const EXAMPLES: &str = "\
 Examples:
   verbatim dead-letters show 4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a
-  verbatim dead-letters show ID --json | jq -r .body > action.jsonl
+  verbatim dead-letters show ID --json | jq -r .body > action.json
 
 Exit code 1 means that there is no such letter.";
 
@@ -40,30 +41,75 @@ pub(crate) struct DeadLettersShow {
 struct Shown<'a> {
     #[serde(flatten)]
     letter: &'a DeadLetterRow,
-    suggestion: Option<Suggestion>,
+    /// The ids of the letters that its replays came back as.
+    came_back_as: Vec<Uuid>,
+    audit: &'a [AuditEntry],
+    suggestion: Option<Advice>,
+    /// Command lines that go on from here.
+    next: Vec<String>,
+}
+
+/// A suggestion with the command line that follows it, where one can.
+#[derive(Debug, Serialize)]
+struct Advice {
+    text: String,
+    command: Option<String>,
 }
 
 impl DeadLettersShow {
     pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
         let database = Database::open(&self.database).await?;
-        let found = database.archive.dead_letter(self.id).await;
-        let letter = found.map_err(|error| database.failure(&error))?.ok_or_else(|| {
-            let what = format!("there is no dead letter {}", self.id);
-            Failure::problem(
-                what,
-                "`verbatim dead-letters list --status all` shows which there are",
-            )
-        })?;
-        let validator =
-            Validator { now: screen.look.now, max_body_bytes: self.limit.max_body_bytes };
-        let shown = Shown { suggestion: suggest(&letter, &validator), letter: &letter };
-        screen.show(&shown, |look| text(&shown, look))?;
+        let examiner = Examiner { max_body_bytes: self.limit.max_body_bytes };
+        let letters = DeadLetters::new(database.archive.clone(), Metrics::new(), examiner);
+        let found = letters.story(self.id).await.map_err(|error| database.failure(&error))?;
+        let story = found.ok_or_else(|| no_such_letter(self.id))?;
+        let shown = shown(&story);
+        screen.show(&shown, |look| text(&story, &shown, look))?;
         Ok(Exit::Fine)
     }
 }
 
-fn text(shown: &Shown<'_>, look: &Look) -> String {
-    let (letter, paint) = (shown.letter, look.paint);
+/// There is no letter with this id.
+pub(super) fn no_such_letter(id: Uuid) -> Failure {
+    let what = format!("there is no dead letter {id}");
+    Failure::problem(what, "`verbatim dead-letters list --status all` shows which there are")
+}
+
+fn shown(story: &Story) -> Shown<'_> {
+    let letter = &story.letter;
+    Shown {
+        came_back_as: story.after.iter().map(|it| it.id).collect(),
+        audit: &story.audit,
+        suggestion: story.suggestion.as_ref().map(|it| advice(letter.id, it)),
+        next: next(letter),
+        letter,
+    }
+}
+
+fn advice(id: Uuid, suggestion: &Suggestion) -> Advice {
+    let command = match &suggestion.step {
+        Step::Set { .. } => Some(format!("verbatim dead-letters edit {id} --apply-suggestion")),
+        Step::Replay => Some(format!("verbatim dead-letters replay {id}")),
+        Step::Think => None,
+    };
+    Advice { text: suggestion.text.clone(), command }
+}
+
+/// What can be done with a letter.
+fn next(letter: &DeadLetterRow) -> Vec<String> {
+    let verbs: &[&str] = match letter.status {
+        DeadLetterStatus::Open => &["edit", "replay", "discard --why TEXT"],
+        DeadLetterStatus::Replayed | DeadLetterStatus::Discarded => &["restore"],
+    };
+    let command = |verb: &&str| {
+        let (verb, options) = verb.split_once(' ').unwrap_or((verb, ""));
+        format!("verbatim dead-letters {verb} {} {options}", letter.id).trim_end().to_owned()
+    };
+    verbs.iter().map(command).collect()
+}
+
+fn text(story: &Story, shown: &Shown<'_>, look: &Look) -> String {
+    let (letter, paint) = (&story.letter, look.paint);
     let id = paint.text(Tone::Strong, &letter.id.to_string());
     let mut out = format!("dead letter {id}, {}\n", letter.status);
     let mut line = |name: &str, tone: Tone, what: &str| {
@@ -88,7 +134,25 @@ fn text(shown: &Shown<'_>, look: &Look) -> String {
         if letter.exchange.is_empty() { "the default exchange" } else { &letter.exchange };
     line("published", Tone::Plain, &format!("to {exchange}, routing key {}", letter.routing_key));
     line("died in", Tone::Plain, &letter.queue);
-    line("story", Tone::Plain, &story(letter, look));
+    line("story", Tone::Plain, &self::story(letter, look));
+    if let Some(changed) = letter.status_changed_at {
+        let why = letter.status_reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+        line(letter.status.as_str(), Tone::Plain, &format!("{}{why}", moment(changed)));
+    }
+    if let Some(before) = &letter.replay_of {
+        let died = story.before.as_ref().map(|it| format!(", which died of {}", it.reason));
+        line(
+            "came back",
+            Tone::Warn,
+            &format!("from the replay of {before}{}", died.unwrap_or_default()),
+        );
+    }
+    for after in &story.after {
+        line("its replay", Tone::Warn, &came_back(after));
+    }
+    if let (Some(fault), Some(tried)) = (&letter.replay_fault, letter.replay_tried_at) {
+        line("not sent", Tone::Bad, &format!("{}: {fault}", moment(tried)));
+    }
     for (name, value) in [("properties", &letter.properties), ("headers", &letter.headers)] {
         if let Some(value) = told(value) {
             let heading = paint.text(Tone::Dim, name);
@@ -97,14 +161,58 @@ fn text(shown: &Shown<'_>, look: &Look) -> String {
     }
     let heading = paint.text(Tone::Dim, "body");
     out.push_str(&format!("\n{heading}\n{}", block(&body(&letter.body), "  ")));
-    if let Some(suggestion) = &shown.suggestion {
+    if let Some(edited) = &letter.edited_body {
+        let when = letter.edited_at.map(|at| format!(", {}", moment(at))).unwrap_or_default();
+        let who = letter.edited_by.as_deref().map(|who| format!(" by {who}")).unwrap_or_default();
+        let heading = format!("edited copy, which a replay sends{when}{}", one_line(&who));
+        let heading = paint.text(Tone::Warn, &heading);
+        out.push_str(&format!("\n{heading}\n{}", block(&body(edited), "  ")));
+    }
+    if !story.audit.is_empty() {
+        out.push_str(&format!("\n{}\n", paint.text(Tone::Dim, "what was done")));
+        for entry in &story.audit {
+            out.push_str(&format!("  {}\n", one_line(&done(entry))));
+        }
+    }
+    if let Some(advice) = &shown.suggestion {
         let heading = paint.text(Tone::Good, "suggestion");
-        out.push_str(&format!("\n{heading}\n  {}\n", one_line(&suggestion.text)));
-        if let Some(command) = &suggestion.command {
+        out.push_str(&format!("\n{heading}\n  {}\n", one_line(&advice.text)));
+        if let Some(command) = &advice.command {
             out.push_str(&format!("  {}\n", paint.text(Tone::Strong, command)));
         }
     }
+    out.push_str(&format!("\n{}\n", paint.text(Tone::Dim, "next")));
+    for command in &shown.next {
+        out.push_str(&format!("  {command}\n"));
+    }
     out
+}
+
+fn came_back(after: &ListedDeadLetter) -> String {
+    format!("came back as {} ({}, {})", after.id, after.reason, after.status)
+}
+
+/// A line of the audit log.
+fn done(entry: &AuditEntry) -> String {
+    let what = entry.action.strip_prefix("dead_letter.").unwrap_or(&entry.action);
+    let detail = entry.detail.as_ref();
+    let particular = |name: &str| match detail?.get(name)? {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(list) if list.is_empty() => None,
+        Value::Array(list) => {
+            Some(list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "))
+        }
+        _ => None,
+    };
+    let mut said = format!("{}  {what} by {}", moment(entry.at), entry.actor);
+    for (name, words) in
+        [("to", "to"), ("fields", "of"), ("why", "because:"), ("fault", "because:")]
+    {
+        if let Some(value) = particular(name) {
+            said.push_str(&format!(" {words} {value}"));
+        }
+    }
+    said
 }
 
 /// When it failed and how often.
@@ -141,7 +249,7 @@ fn told(value: &Value) -> Option<String> {
 }
 
 /// A body, over lines where it is JSON.
-fn body(bytes: &[u8]) -> String {
+pub(super) fn body(bytes: &[u8]) -> String {
     if bytes.is_empty() {
         return "(empty)".to_owned();
     }
@@ -203,19 +311,57 @@ fn laid_out(json: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use domain::time::Timestamp;
+    use serde_json::json;
 
     use super::*;
-    use crate::commands::dead_letters_list::tests::{look, row};
+    use crate::commands::conversation_list::tests::at;
+    use crate::commands::dead_letters_list::tests::{listed, look, row};
 
-    fn shown(letter: &DeadLetterRow) -> String {
-        let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes: 1_000 };
-        text(&Shown { suggestion: suggest(letter, &validator), letter }, &look())
+    fn story_of(letter: DeadLetterRow) -> Story {
+        let suggestion = Examiner { max_body_bytes: 1_000 }.suggest(&letter);
+        Story { letter, before: None, after: Vec::new(), audit: Vec::new(), suggestion }
+    }
+
+    fn told_of(story: &Story) -> String {
+        text(story, &shown(story), &look())
     }
 
     #[test]
     fn a_letter_tells_what_it_is_what_befell_it_and_what_would_mend_it() {
-        insta::assert_snapshot!(shown(&row()));
+        insta::assert_snapshot!(told_of(&story_of(row())));
+    }
+
+    #[test]
+    fn a_letter_tells_what_was_done_with_it_and_what_came_of_it() {
+        let body = String::from_utf8(row().body).unwrap().replace("bot", "assistant");
+        let letter = DeadLetterRow {
+            status: DeadLetterStatus::Replayed,
+            status_changed_at: Some(at("2026-11-20T11:59:40Z")),
+            edited_body: Some(body.into_bytes()),
+            edited_at: Some(at("2026-11-20T11:59:30Z")),
+            edited_by: Some("ops@night".to_owned()),
+            replay_count: 1,
+            replay_of: Some(Uuid::from_u128(6)),
+            replay_fault: Some("no queue takes it".to_owned()),
+            replay_tried_at: Some(at("2026-11-20T11:59:35Z")),
+            ..row()
+        };
+        let entry = |id, action: &str, detail| AuditEntry {
+            id,
+            at: at("2026-11-20T11:59:30Z"),
+            actor: "ops@night".to_owned(),
+            action: action.to_owned(),
+            tenant_id: Some("acme".to_owned()),
+            subject: Some(letter.id.to_string()),
+            detail: Some(detail),
+        };
+        let audit = vec![
+            entry(1, "dead_letter.edit", json!({"fields": ["role"], "bytes": 118})),
+            entry(2, "dead_letter.replay", json!({"to": "conversation.save_message"})),
+        ];
+        let after = vec![ListedDeadLetter { id: Uuid::from_u128(8), ..listed() }];
+        let before = Some(DeadLetterRow { id: Uuid::from_u128(6), ..row() });
+        insta::assert_snapshot!(told_of(&Story { before, after, audit, ..story_of(letter) }));
     }
 
     #[test]
@@ -231,13 +377,13 @@ mod tests {
             exchange: String::new(),
             body: b"hi \x1b[2J\xff there".to_vec(),
             properties: Value::Null,
-            headers: serde_json::json!({}),
+            headers: json!({}),
             attempts: 3,
             replay_count: 1,
             copies: 2,
             ..row()
         };
-        insta::assert_snapshot!(shown(&letter));
+        insta::assert_snapshot!(told_of(&story_of(letter)));
     }
 
     #[test]
@@ -250,9 +396,7 @@ mod tests {
 
     #[test]
     fn its_json_has_the_suggestion_beside_the_letter() {
-        let letter = row();
-        let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes: 1_000 };
-        let shown = Shown { suggestion: suggest(&letter, &validator), letter: &letter };
-        insta::assert_snapshot!(serde_json::to_string_pretty(&shown).unwrap());
+        let story = story_of(row());
+        insta::assert_snapshot!(serde_json::to_string_pretty(&shown(&story)).unwrap());
     }
 }

@@ -1,9 +1,13 @@
 //! Looking at dead letters.
 
+use std::time::Duration;
+
 use archive::DeadLetter;
 use domain::failure::DeadLetterReason;
 use domain::time::Timestamp;
 use serde_json::{Value, json};
+use testkit::TestEnv;
+use testkit::wait::eventually;
 use uuid::Uuid;
 
 use crate::support::{archive, body, prepared};
@@ -28,6 +32,7 @@ fn letter(id: u128, reason: DeadLetterReason, tenant: &str, body: &Value) -> Dea
         headers: json!({"x-verbatim-queue": "conversation.save_message"}),
         attempts: 1,
         replay_count: 0,
+        replay_of: None,
         first_failed_at: at,
         last_failed_at: at,
     }
@@ -52,7 +57,7 @@ async fn letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
 
     let count = async |arguments: &[&str]| {
         let arguments = [&["dead-letters", "list"], arguments].concat();
-        verbatim.json(&arguments).await.as_array().unwrap().len()
+        verbatim.json(&arguments).await["letters"].as_array().unwrap().len()
     };
     assert_eq!(count(&[]).await, 2, "only open ones, unless others are asked for");
     assert_eq!(count(&["--status", "all"]).await, 3);
@@ -62,7 +67,16 @@ async fn letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
     assert_eq!(count(&["--queue", "conversation.session"]).await, 0);
     assert_eq!(count(&["--limit", "1"]).await, 1);
 
+    let page = verbatim.json(&["dead-letters", "list", "--limit", "1"]).await;
+    assert_eq!((&page["total"], page["open"][0]["letters"].as_u64()), (&json!(2), Some(2)));
+    let next = page["next"].as_str().unwrap();
+    let rest = verbatim.json(&["dead-letters", "list", "--limit", "1", "--before", next]).await;
+    assert_ne!(rest["letters"][0]["id"], page["letters"][0]["id"]);
+    let last = rest["letters"][0]["id"].as_str().unwrap();
+    assert_eq!(count(&["--before", last]).await, 0);
+
     let listed = verbatim.json(&["dead-letters", "list", "--tenant", "umbrella"]).await;
+    let listed = &listed["letters"];
     assert_eq!(listed[0]["id"], letters[1].id.to_string());
     assert_eq!(listed[0]["body_bytes"], letters[1].body.len());
     assert!(listed[0].get("body").is_none(), "bodies may be large: {listed}");
@@ -86,7 +100,10 @@ async fn a_letter_is_shown_with_its_body_and_what_would_mend_it() {
     assert!(shown["suggestion"]["text"].as_str().unwrap().contains("role to \"assistant\""));
     let told = verbatim.run(&["dead-letters", "show", &id]).await.out;
     assert!(told.contains("\n    \"role\": \"bot\""), "{told}");
-    assert!(told.contains("jq -c '.role = \"assistant\"' | verbatim publish -"), "{told}");
+    assert!(
+        told.contains(&format!("verbatim dead-letters edit {id} --apply-suggestion")),
+        "{told}"
+    );
 }
 
 #[tokio::test]
@@ -97,4 +114,244 @@ async fn a_letter_that_is_not_there_makes_the_exit_code_1() {
     assert!(ran.err.contains("there is no dead letter 00000000"), "{ran:?}");
     let ran = verbatim.run(&["dead-letters", "show", "seven"]).await;
     assert_eq!(ran.code, 2, "{ran:?}");
+}
+
+/// Letters with these ids and otherwise the same, in the table.
+async fn stored(env: &TestEnv, ids: &[u128], body: &Value) {
+    let letters: Vec<_> =
+        ids.iter().map(|id| letter(*id, DeadLetterReason::Schema, "acme", body)).collect();
+    archive(env).store_dead_letters(&letters).await.unwrap();
+}
+
+fn id(n: u128) -> String {
+    Uuid::from_u128(n).to_string()
+}
+
+/// What the audit log says, a line each.
+async fn audited(env: &TestEnv) -> String {
+    let log = "SELECT string_agg(concat_ws(' ', action, actor, tenant_id,
+                   CASE WHEN action LIKE 'dead_letter.%' THEN right(subject, 2) END,
+                   (SELECT string_agg(key || '=' || value, ' ' ORDER BY key) FROM json_each_text(detail)
+                    WHERE key NOT IN ('run', 'selection'))), E'\\n' ORDER BY id) FROM audit_log";
+    env.psql(log).await.unwrap()
+}
+
+#[tokio::test]
+async fn letters_are_grouped_by_what_their_errors_have_in_common_and_found_by_it() {
+    let (env, verbatim) = prepared().await;
+    let bad = body("s", "m-1", json!({"role": "bot"}));
+    let said = |id, error: &str| DeadLetter {
+        error: error.to_owned(),
+        ..letter(id, DeadLetterReason::Schema, "acme", &bad)
+    };
+    let letters = [
+        said(1, "`role` must be a role, but is the string \"bot\""),
+        said(2, "`role` must be a role, but is the string \"a \\\" quote\""),
+        said(3, "`role` must be a role, but is the number 17"),
+        said(4, "`role` must be a role, but is the number 4"),
+        DeadLetter {
+            replay_count: 1,
+            tenant_id: None,
+            ..said(5, "`role` must be a role, but is the number 5")
+        },
+    ];
+    archive(&env).store_dead_letters(&letters).await.unwrap();
+    let found = verbatim.json(&["dead-letters", "list", "--group"]).await;
+    assert_eq!(found["total"], 5);
+    let groups = found["groups"].as_array().unwrap().iter();
+    let groups: Vec<_> = groups
+        .map(|it| (it["letters"].as_i64(), it["came_back"].as_i64(), it["error"].as_str().unwrap()))
+        .collect();
+    let expected = [
+        (Some(3), Some(1), "`role` must be a role, but is the number #"),
+        (Some(2), Some(0), "`role` must be a role, but is the string \"…\""),
+    ];
+    assert_eq!(groups, expected);
+
+    let total = async |arguments: &[&str]| {
+        let arguments = [&["dead-letters", "list"], arguments].concat();
+        verbatim.json(&arguments).await["total"].as_u64().unwrap()
+    };
+    assert_eq!(total(&["--error", "THE STRING"]).await, 2);
+    assert_eq!(total(&["--error", "100%"]).await, 0, "no pattern, a text");
+    assert_eq!(total(&["--field", "role"]).await, 5);
+    assert_eq!(total(&["--replayed-before", "yes"]).await, 1);
+    assert_eq!(total(&["--replayed-before", "no", "--tenant", "acme"]).await, 4);
+    assert_eq!(total(&["--until", "2026-11-20T10:00:00Z"]).await, 0);
+    assert_eq!(total(&["--since", "2026-11-20T10:00:00Z"]).await, 5);
+    assert_eq!(total(&["--action", "conversation.save_message", "--message", "m-1"]).await, 0);
+}
+
+#[tokio::test]
+async fn an_edit_lies_beside_the_body_and_must_pass_the_workers_validator() {
+    let (env, verbatim) = prepared().await;
+    let bad = body("s", "m-1", json!({"role": "bot", "tokens_estimate": -1}));
+    stored(&env, &[7], &bad).await;
+    let (id, verbatim) = (id(7), verbatim.with("VERBATIM_ACTOR", "ops"));
+    let edit = async |arguments: &[&str]| {
+        verbatim.run(&[&["dead-letters", "edit", &id], arguments].concat()).await
+    };
+    let ran = edit(&["--set", "role=assistant"]).await;
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.err.contains("`tokens_estimate`"), "the next fault is named: {ran:?}");
+    let ran = edit(&["--set", "role.x=1"]).await;
+    assert!(ran.code == 1 && ran.err.contains("there is no `role.x`"), "{ran:?}");
+    let ran = edit(&[]).await;
+    assert!(ran.code == 2 && ran.err.contains("what is to change?"), "{ran:?}");
+    let nothing = "SELECT concat_ws('|', edited_body, edited_at, edited_by) FROM dead_letters";
+    assert_eq!(env.psql(nothing).await.unwrap(), "");
+
+    let ran = edit(&["--set", "role=assistant", "--set", "tokens_estimate=1"]).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.out.contains("\"tokens_estimate\": 1"), "{ran:?}");
+    let shown = verbatim.json(&["dead-letters", "show", &id]).await;
+    let parsed = |name: &str| serde_json::from_str::<Value>(shown[name].as_str().unwrap()).unwrap();
+    assert_eq!((parsed("body"), &shown["edited_by"]), (bad, &json!("ops")));
+    assert_eq!(parsed("edited_body")["role"], "assistant");
+    let ran = edit(&["--set", "role=assistant"]).await;
+    assert!(ran.code == 1 && ran.err.contains("changes nothing"), "{ran:?}");
+    let whole = body("s", "m-1", json!({})).to_string();
+    let arguments = ["dead-letters", "edit", &id, "--body", "-"];
+    let ran = verbatim.run_on(&arguments, whole.as_bytes()).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(edit(&["--revert"]).await.code, 0);
+    assert_eq!(env.psql(nothing).await.unwrap(), "");
+    let expected = format!(
+        "dead_letter.edit ops acme 07 bytes={} fields=[\"role\",\"tokens_estimate\"]\n\
+         dead_letter.edit ops acme 07 bytes={} fields=[]\n\
+         dead_letter.revert ops acme 07 fields=[]",
+        shown["edited_body"].as_str().unwrap().len(),
+        whole.len()
+    );
+    assert_eq!(audited(&env).await, expected);
+}
+
+#[tokio::test]
+async fn letters_are_discarded_with_a_reason_and_opened_again() {
+    let (env, verbatim) = prepared().await;
+    stored(&env, &[1, 2, 3], &body("s", "m-1", json!({"role": "bot"}))).await;
+    let verbatim = verbatim.with("VERBATIM_ACTOR", "ops");
+    let ran = verbatim.run(&["dead-letters", "discard", "--all"]).await;
+    assert!(ran.code == 2 && ran.err.contains("--why"), "{ran:?}");
+    let ran = verbatim.run(&["dead-letters", "discard", "--why", "because"]).await;
+    assert!(ran.code == 2 && ran.err.contains("--all means every one"), "{ran:?}");
+    // One that a replay has just now.
+    let taken =
+        "UPDATE dead_letters SET replay_lease_until = now() + interval '1 min' WHERE id = '";
+    env.psql(&format!("{taken}{}'", id(3))).await.unwrap();
+    let arguments = ["dead-letters", "discard", &id(1), &id(3), &id(9), "--why", "a test"];
+    let ran = verbatim.run(&arguments).await;
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let told = "1 letter discarded; 2 letters named are not open, or a replay has them just now\n";
+    assert_eq!(ran.out, told);
+    let states = "SELECT string_agg(concat_ws(' ', status, status_reason), ',' ORDER BY id) FROM dead_letters";
+    assert_eq!(env.psql(states).await.unwrap(), "discarded a test,open,open");
+    let ran = verbatim.run(&["dead-letters", "edit", &id(1), "--apply-suggestion"]).await;
+    assert_eq!(ran.code, 1, "{ran:?}");
+
+    let all = verbatim.json(&["dead-letters", "discard", "--tenant", "acme", "--why", "all"]).await;
+    assert_eq!((&all["letters"], &all["others"]), (&json!(1), &json!(0)));
+    let ran = verbatim.run(&["dead-letters", "restore", "--all"]).await;
+    assert!(ran.code == 2 && ran.err.contains("--status discarded"), "{ran:?}");
+    let ran = verbatim.run(&["dead-letters", "restore", &id(1)]).await;
+    assert_eq!((ran.code, ran.out.as_str()), (0, "1 letter open again\n"));
+    assert_eq!(env.psql(states).await.unwrap(), "open,discarded all,open");
+    let expected = "dead_letters.discard ops letters=2 why=a test\n\
+                    dead_letter.discard ops acme 01 reason=schema was=open why=a test\n\
+                    dead_letters.discard ops letters=2 why=all\n\
+                    dead_letter.discard ops acme 02 reason=schema was=open why=all\n\
+                    dead_letters.restore ops letters=1\n\
+                    dead_letter.restore ops acme 01 reason=schema was=discarded";
+    assert_eq!(audited(&env).await, expected);
+}
+
+#[tokio::test]
+async fn an_export_has_every_letter_once_in_a_file_of_its_owners() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (env, verbatim) = prepared().await;
+    let ids: Vec<u128> = (1..=100).collect();
+    stored(&env, &ids, &body("s", "m-1", json!({"role": "bot"}))).await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("letters.jsonl");
+    let output = ["--output", file.to_str().unwrap()];
+    let arguments = [&["dead-letters", "export", "--all"][..], &output].concat();
+    let ran = verbatim.run(&arguments).await;
+    assert_eq!((ran.code, ran.out.as_str()), (0, ""), "{ran:?}");
+    let lines = std::fs::read_to_string(&file).unwrap();
+    let exported: std::collections::BTreeSet<String> = lines
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!((lines.lines().count(), exported.len()), (100, 100));
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let ran = verbatim.run(&arguments).await;
+    assert!(ran.code == 2 && ran.err.contains("cannot make"), "nothing is overwritten: {ran:?}");
+    let ran = verbatim.run(&["dead-letters", "export", &id(5)]).await;
+    assert_eq!((ran.code, ran.out.lines().count()), (0, 1));
+    let log =
+        "SELECT string_agg(action || ' ' || (detail->>'letters'), ', ' ORDER BY id) FROM audit_log";
+    assert_eq!(env.psql(log).await.unwrap(), "dead_letters.export 100, dead_letters.export 1");
+}
+
+#[tokio::test]
+async fn a_dry_run_says_what_would_go_where_and_sends_nothing() {
+    let (env, verbatim) = prepared().await;
+    stored(&env, &[1], &body("s", "m-1", json!({"role": "bot"}))).await;
+    stored(&env, &[2], &body("s", "m-2", json!({}))).await;
+    let state = "SELECT md5(string_agg(d::text, '')) || (SELECT count(*) FROM audit_log) FROM dead_letters d";
+    let before = env.psql(state).await.unwrap();
+    let plan = verbatim.json(&["dead-letters", "replay", "--all", "--dry-run"]).await;
+    assert_eq!((&plan["matched"], &plan["refused"]), (&json!(2), &json!(1)));
+    let letters = plan["letters"].as_array().unwrap();
+    let of = |n: u128| letters.iter().find(|it| it["id"] == id(n)).unwrap();
+    assert_eq!((&of(1)["refused_as"], &of(1)["field"]), (&json!("schema"), &json!("role")));
+    assert_eq!(of(2)["refused_as"], Value::Null);
+    assert_eq!(of(2)["message_id"], "m-2");
+    assert_eq!(of(2)["queue"], "conversation.save_message");
+    assert_eq!(env.psql(state).await.unwrap(), before);
+    let queues = verbatim.json(&["queues"]).await;
+    assert!(queues.as_array().unwrap().iter().all(|queue| queue["ready"] == 0), "{queues}");
+}
+
+#[tokio::test]
+async fn a_replay_without_rabbitmq_fails_at_once_and_leaves_every_letter_as_it_is() {
+    let (env, verbatim) = prepared().await;
+    stored(&env, &[1], &body("s", "m-1", json!({}))).await;
+    let state = "SELECT md5(string_agg(d::text, '')) || (SELECT count(*) FROM audit_log) FROM dead_letters d";
+    let before = env.psql(state).await.unwrap();
+    let away = verbatim.with("AMQP_URL", "amqp://user:hunter2@127.0.0.1:9/v");
+    let ran = away.run(&["dead-letters", "replay", "--all"]).await;
+    assert!(ran.code == 3 && ran.err.contains("RabbitMQ at amqp://***@127.0.0.1:9/v"), "{ran:?}");
+    assert_eq!(env.psql(state).await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn ctrl_c_stops_a_replay_between_letters_and_it_says_how_far_it_got() {
+    let (env, verbatim) = prepared().await;
+    let ids: Vec<u128> = (1..=200).collect();
+    stored(&env, &ids, &body("s", "m-1", json!({}))).await;
+    let arguments = ["dead-letters", "replay", "--all", "--rate", "20", "--watch", "0s", "--json"];
+    let child = verbatim.command(&arguments).spawn().unwrap();
+    let replayed = "SELECT count(*) FROM dead_letters WHERE status = 'replayed'";
+    eventually("the first letters to go", Duration::from_secs(20), async || {
+        match env.psql(replayed).await.unwrap().as_str() {
+            "0" => Err("none went".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    let pid = child.id().to_string();
+    let ended = tokio::task::spawn_blocking(move || {
+        assert!(
+            std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success()
+        );
+        child.wait_with_output().unwrap()
+    });
+    let ended = ended.await.unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    let report: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    assert_eq!((&report["ended"], &report["matched"]), (&json!("interrupted"), &json!(200)));
+    let states = "SELECT concat_ws('|', count(*) FILTER (WHERE status = 'replayed'),
+                      count(replay_lease_until)) FROM dead_letters";
+    assert_eq!(env.psql(states).await.unwrap(), format!("{}|0", report["replayed"]));
 }

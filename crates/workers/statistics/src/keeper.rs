@@ -118,7 +118,7 @@ impl Keeper {
     async fn store(&self, letters: &[&Dead]) -> Result<Vec<String>, Unavailable> {
         let new: Vec<&Dead> =
             letters.iter().copied().filter(|dead| !dead.stored.is_done()).collect();
-        let rows: Vec<_> = new.iter().map(|dead| dead.letter.row.clone()).collect();
+        let rows: Vec<_> = new.iter().map(|dead| &dead.letter.row).collect();
         match self.archive.store_dead_letters(&rows).await {
             Ok(()) => {
                 new.iter().for_each(|dead| self.stored(dead));
@@ -128,8 +128,8 @@ impl Keeper {
             Err(_) => {}
         }
         let mut faults = Vec::new();
-        for (dead, row) in new.iter().zip(&rows) {
-            match self.archive.store_dead_letters(std::slice::from_ref(row)).await {
+        for (dead, row) in new.iter().zip(rows) {
+            match self.archive.store_dead_letters(&[row]).await {
                 Ok(()) => self.stored(dead),
                 Err(error) if error.class() == FailureClass::Unavailable => {
                     return Err(error.into());

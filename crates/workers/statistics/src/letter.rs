@@ -67,6 +67,7 @@ impl Letter {
                 headers: Value::Object(delivery.headers()),
                 attempts: i32::try_from(journey.attempt).unwrap_or(i32::MAX),
                 replay_count: i32::try_from(journey.replay_count).unwrap_or(i32::MAX),
+                replay_of: journey.replay_of,
                 first_failed_at: journey.history.first_failed_at.unwrap_or(died_at),
                 last_failed_at: journey.history.last_failed_at.unwrap_or(died_at),
             },

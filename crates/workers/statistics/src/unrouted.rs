@@ -4,7 +4,7 @@
 //! queue, past the exchange. An action that nobody knows becomes a dead letter, so that a mistyped
 //! routing key is never confirmed and gone.
 
-use broker::topology::{QUESTIONS, WorkQueue};
+use broker::topology::{WorkQueue, queue_of};
 use broker::{Delivery, Handler, Publisher};
 use domain::action::ActionKind;
 use domain::envelope::Resolved;
@@ -33,7 +33,7 @@ impl Handler for SendHome {
                 (ActionKind::parse(&delivery.origin().routing_key).ok_or(refusal)?, None)
             }
         };
-        Ok(Homebound::new(delivery, home(kind), resolved))
+        Ok(Homebound::new(delivery, queue_of(kind), resolved))
     }
 
     fn resolved(&self, item: &Homebound) -> Option<Resolved> {
@@ -52,17 +52,5 @@ impl Handler for SendHome {
     async fn probe(&self) -> Result<(), Unavailable> {
         // Only another attempt can tell whether the queue is there again.
         Ok(())
-    }
-}
-
-fn home(kind: ActionKind) -> &'static str {
-    match kind {
-        ActionKind::SaveMessage => WorkQueue::SaveMessage.name(),
-        ActionKind::SessionOpened
-        | ActionKind::SessionClosed
-        | ActionKind::Feedback
-        | ActionKind::Erase => WorkQueue::Session.name(),
-        kind if kind.is_question() => QUESTIONS,
-        _ => WorkQueue::BotState.name(),
     }
 }

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is the failure of the test")]
 
+mod hygiene;
+mod replays;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -11,8 +14,8 @@ use system_tests::{Counts, LIMIT, Ledger, SAVER, STATISTICS, Scenario, at, key, 
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
 
-const SAVES: &str = "conversation.save_message";
-const LETTERS: &str = "conversation.save_message.dlq";
+pub(crate) const SAVES: &str = "conversation.save_message";
+pub(crate) const LETTERS: &str = "conversation.save_message.dlq";
 const STATES: &str = "bot.state";
 const STORED: &str = "verbatim_dead_letters_stored_total";
 

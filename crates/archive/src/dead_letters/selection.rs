@@ -1,0 +1,247 @@
+//! Which letters something is done to.
+//!
+//! A selection is ids, a filter, or everything, and the last one has to be said. Whatever is done to
+//! many letters *walks* over them, oldest first: each letter is met at most once, and what comes back
+//! while the walk is under way lies beyond its end.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use domain::failure::DeadLetterReason;
+use domain::time::Timestamp;
+use serde::Serialize;
+use sqlx::{Postgres, QueryBuilder};
+use uuid::Uuid;
+
+use super::{DeadLetterRow, DeadLetterStatus};
+use crate::{Archive, Result};
+
+/// What letters have in common; absent fields do not restrict.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct DeadLetterFilter {
+    /// Of this work queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue: Option<String>,
+    /// With this reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<DeadLetterReason>,
+    /// With this field at fault.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// With an error that holds this text, in capitals or not. Never told: it may quote a sender.
+    #[serde(skip)]
+    pub error_contains: Option<String>,
+    /// Of this tenant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// Of this conversation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conversation: Option<String>,
+    /// Known by this id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message_id: Option<String>,
+    /// With this `action_type`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action_type: Option<String>,
+    /// That failed last at this moment or later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// That failed last before this moment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+    /// That were replayed before, or never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replayed_before: Option<ReplayedBefore>,
+}
+
+/// Whether a letter is one that came back from a replay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplayedBefore {
+    /// It was replayed and came back.
+    CameBack,
+    /// It was never replayed.
+    Never,
+}
+
+/// The letters that an operator means.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Selection {
+    /// These.
+    Ids(Vec<Uuid>),
+    /// Those that have this in common.
+    Matching(DeadLetterFilter),
+    /// All of them.
+    All,
+}
+
+/// A way through the letters of a selection, oldest first.
+#[derive(Debug, Clone)]
+pub struct Walk {
+    selection: Arc<Selection>,
+    /// By PostgreSQL's clock: what is stored later is not met.
+    began: DateTime<Utc>,
+    after: Option<(DateTime<Utc>, Uuid)>,
+}
+
+/// A part of a walk.
+#[derive(Debug)]
+pub struct Stretch<T> {
+    /// What it met, oldest first.
+    pub letters: Vec<T>,
+    /// The way that is left; none at the end.
+    pub rest: Option<Walk>,
+}
+
+impl Archive {
+    /// Begins a walk over the letters that are there now.
+    pub async fn walk_dead_letters(&self, selection: Selection) -> Result<Walk> {
+        let began = self
+            .within(async |connection| {
+                Ok(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(connection).await?)
+            })
+            .await?;
+        Ok(Walk { selection: Arc::new(selection), began, after: None })
+    }
+
+    /// How many letters the rest of a walk leads over.
+    pub async fn count_ahead(&self, walk: &Walk, status: &[DeadLetterStatus]) -> Result<u64> {
+        let mut query = QueryBuilder::new("SELECT count(*) FROM dead_letters d WHERE true");
+        push_status(&mut query, status);
+        walk.push(&mut query);
+        let count: i64 = self
+            .within(async |connection| Ok(query.build_query_scalar().fetch_one(connection).await?))
+            .await?;
+        Ok(count.unsigned_abs())
+    }
+
+    /// The next letters of a walk, only to look at.
+    pub async fn next_dead_letters(
+        &self,
+        walk: &Walk,
+        status: &[DeadLetterStatus],
+        limit: u32,
+    ) -> Result<Stretch<DeadLetterRow>> {
+        let mut query = QueryBuilder::new("SELECT * FROM dead_letters d WHERE true");
+        push_status(&mut query, status);
+        walk.push(&mut query);
+        query.push(" ORDER BY d.stored_at, d.id LIMIT ").push_bind(i64::from(limit));
+        let rows: Vec<DeadLetterRow> = self
+            .within(async |connection| Ok(query.build_query_as().fetch_all(connection).await?))
+            .await?;
+        Ok(walk.stretch(rows, limit, |row| (row.stored_at, row.id)))
+    }
+}
+
+impl DeadLetterFilter {
+    /// Whether it restricts nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Adds its conditions on the letters `d`. Only those that are asked for: one plan serves all
+    /// values.
+    pub(super) fn push(&self, query: &mut QueryBuilder<Postgres>) {
+        let texts = [
+            (" AND d.queue = ", self.queue.as_deref()),
+            (" AND d.reason = ", self.reason.map(DeadLetterReason::as_str)),
+            (" AND d.field = ", self.field.as_deref()),
+            (" AND d.tenant_id = ", self.tenant.as_deref()),
+            (" AND d.conversation_id = ", self.conversation.as_deref()),
+            (" AND d.message_id = ", self.message_id.as_deref()),
+            (" AND d.action_type = ", self.action_type.as_deref()),
+        ];
+        for (condition, value) in texts {
+            if let Some(value) = value {
+                query.push(condition).push_bind(value.to_owned());
+            }
+        }
+        if let Some(text) = &self.error_contains {
+            query
+                .push(" AND position(lower(")
+                .push_bind(text.clone())
+                .push(") IN lower(d.error)) > 0");
+        }
+        for (condition, moment) in
+            [(" AND d.last_failed_at >= ", self.since), (" AND d.last_failed_at < ", self.until)]
+        {
+            if let Some(moment) = moment {
+                query.push(condition).push_bind(DateTime::<Utc>::from(moment));
+            }
+        }
+        query.push(match self.replayed_before {
+            None => "",
+            Some(ReplayedBefore::CameBack) => " AND d.replay_count > 0",
+            Some(ReplayedBefore::Never) => " AND d.replay_count = 0",
+        });
+    }
+}
+
+impl Walk {
+    /// What it leads over.
+    #[must_use]
+    pub fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    /// When it began, by PostgreSQL's clock.
+    pub(super) fn began(&self) -> DateTime<Utc> {
+        self.began
+    }
+
+    /// Adds the conditions of what lies ahead.
+    pub(super) fn push(&self, query: &mut QueryBuilder<Postgres>) {
+        match &*self.selection {
+            Selection::Ids(ids) => {
+                query.push(" AND d.id = ANY(").push_bind(ids.clone()).push(")");
+            }
+            Selection::Matching(filter) => filter.push(query),
+            Selection::All => {}
+        }
+        query.push(" AND d.stored_at <= ").push_bind(self.began);
+        if let Some((stored_at, id)) = self.after {
+            query.push(" AND (d.stored_at, d.id) > (").push_bind(stored_at);
+            query.push(", ").push_bind(id).push(")");
+        }
+    }
+
+    /// What a statement met that was to meet `limit` letters at most, in any order.
+    pub(super) fn stretch<T>(
+        &self,
+        mut letters: Vec<T>,
+        limit: u32,
+        place: impl Fn(&T) -> (DateTime<Utc>, Uuid),
+    ) -> Stretch<T> {
+        letters.sort_by_key(&place);
+        let rest = (letters.len() as u64 >= u64::from(limit)).then(|| {
+            let after = letters.last().map(place).or(self.after);
+            Self { after, ..self.clone() }
+        });
+        Stretch { letters, rest }
+    }
+}
+
+/// Restricts the letters `d` to these statuses; none means any. Written out, because an index of open
+/// letters serves no parameter.
+pub(super) fn push_status(query: &mut QueryBuilder<Postgres>, status: &[DeadLetterStatus]) {
+    match status {
+        [] => {}
+        [one] => {
+            query.push(" AND d.status = '").push(one.as_str()).push("'");
+        }
+        many => {
+            query.push(" AND d.status IN (");
+            let mut names = query.separated(", ");
+            for status in many {
+                names.push(format!("'{status}'"));
+            }
+            query.push(")");
+        }
+    }
+}
+
+/// Restricts the letters `d` to those that no replay has just now.
+pub(super) const NOT_UNDER_WAY: &str =
+    " AND (d.replay_lease_until IS NULL OR d.replay_lease_until < clock_timestamp())";

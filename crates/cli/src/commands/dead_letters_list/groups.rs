@@ -1,0 +1,96 @@
+//! Letters by what they have in common: what an operator looks at first when there are thousands.
+
+use super::{ERROR, Groups};
+use crate::look::{Cell, Look, Side, Table, Tone, ago, count, excerpt, plural};
+
+/// The groups as a table, and how to go on with the largest.
+pub(super) fn text(found: &Groups, limit: u32, look: &Look) -> String {
+    let paint = look.paint;
+    let Some(largest) = found.groups.first() else {
+        return format!("{}\n", paint.text(Tone::Good, "no such dead letters"));
+    };
+    let mut table = Table::new([
+        ("letters", Side::Right),
+        ("tenants", Side::Right),
+        ("came back", Side::Right),
+        ("queue", Side::Left),
+        ("reason", Side::Left),
+        ("field", Side::Left),
+        ("first died", Side::Left),
+        ("last died", Side::Left),
+        ("what was wrong", Side::Left),
+    ]);
+    for group in &found.groups {
+        table.row([
+            Cell::new(Tone::Bad, count(group.letters)),
+            count(group.tenants).into(),
+            count(group.came_back).into(),
+            (&group.queue).into(),
+            (&group.reason).into(),
+            Cell::optional(group.field.as_deref()),
+            ago(group.first_failed_at, look.now).into(),
+            ago(group.last_failed_at, look.now).into(),
+            excerpt(&group.error, ERROR).into(),
+        ]);
+    }
+    let mut out = table.render(paint);
+    let shown = found.groups.len() as u64;
+    let groups = if shown == u64::from(limit) {
+        format!("the {} largest groups; --limit shows more", count(shown))
+    } else {
+        plural(shown, "group")
+    };
+    out.push_str(&format!("\n{}, {groups}\n", plural(found.total, "letter")));
+    let field = largest.field.as_deref().filter(|field| is_plain(field));
+    let field = field.map(|field| format!(" --field {field}")).unwrap_or_default();
+    let (queue, reason) = (&largest.queue, &largest.reason);
+    for command in [
+        format!("verbatim dead-letters show {}", largest.example),
+        format!("verbatim dead-letters replay --queue {queue} --reason {reason}{field} --dry-run"),
+    ] {
+        out.push_str(&format!("  {}\n", paint.text(Tone::Dim, &command)));
+    }
+    out
+}
+
+/// Whether a shell takes it for nothing but itself.
+fn is_plain(text: &str) -> bool {
+    text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use archive::DeadLetterGroup;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::commands::conversation_list::tests::at;
+    use crate::commands::dead_letters_list::tests::look;
+
+    #[test]
+    fn groups_say_what_letters_share_and_how_to_go_on() {
+        let group = |letters, reason: &str, field: Option<&str>, error: &str| DeadLetterGroup {
+            queue: "conversation.save_message".to_owned(),
+            reason: reason.to_owned(),
+            field: field.map(str::to_owned),
+            error: error.to_owned(),
+            letters,
+            tenants: 3,
+            came_back: 1,
+            first_failed_at: at("2026-11-20T09:59:00Z"),
+            last_failed_at: at("2026-11-20T11:59:00Z"),
+            example: Uuid::from_u128(7),
+        };
+        let role = "`role` must be a role, but is the string \"…\"; did you mean `assistant`?";
+        let found = Groups {
+            total: 10_002,
+            groups: vec![
+                group(10_000, "schema", Some("role"), role),
+                group(2, "malformed_json", None, "the body is not UTF-# at byte #"),
+            ],
+        };
+        insta::assert_snapshot!(text(&found, 50, &look()));
+        let nothing = Groups { total: 0, groups: Vec::new() };
+        assert_eq!(text(&nothing, 50, &look()), "no such dead letters\n");
+    }
+}

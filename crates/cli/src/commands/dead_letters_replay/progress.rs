@@ -1,0 +1,52 @@
+//! How far a replay is: a bar on a terminal, now and then a line elsewhere.
+
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
+
+use conversation::letters::Progress;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::look::count;
+
+/// Between two lines, where there is no terminal.
+const LINES_APART: Duration = Duration::from_secs(5);
+
+/// What the user sees of it, on standard error.
+pub(super) struct Shown {
+    bar: Option<ProgressBar>,
+    told: Instant,
+}
+
+impl Shown {
+    pub(super) fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let template = "{wide_bar} {human_pos} of {human_len}, {msg}, {eta} left";
+            let style = ProgressStyle::with_template(template);
+            ProgressBar::new(0).with_style(style.unwrap_or(ProgressStyle::default_bar()))
+        });
+        Self { bar, told: Instant::now() }
+    }
+
+    pub(super) fn show(&mut self, progress: &Progress) {
+        let Progress { matched, replayed, failed, returned, batch } = *progress;
+        let state = format!(
+            "{} came back, {} not sent, batches of {batch}",
+            count(returned),
+            count(failed)
+        );
+        if let Some(bar) = &self.bar {
+            bar.set_length(matched);
+            bar.set_position(replayed + failed);
+            bar.set_message(state);
+        } else if self.told.elapsed() >= LINES_APART {
+            self.told = Instant::now();
+            eprintln!("{} of {} replayed, {state}", count(replayed), count(matched));
+        }
+    }
+
+    pub(super) fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

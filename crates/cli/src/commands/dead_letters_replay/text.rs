@@ -1,0 +1,166 @@
+//! What a replay did, in words.
+
+use conversation::letters::{Ended, ReplayReport};
+
+use crate::look::{Cell, Look, Side, Table, Tone, count, excerpt, plural};
+
+/// Letters that a text names; JSON names more.
+const NAMED: usize = 20;
+/// What is shown of an error.
+const ERROR: usize = 120;
+
+/// The report; `others` are letters that were named and are not open.
+pub(super) fn text(report: &ReplayReport, others: u64, look: &Look) -> String {
+    let paint = look.paint;
+    let mut out = String::new();
+    if !report.failures.is_empty() {
+        let mut table =
+            Table::new([("not sent", Side::Left), ("queue", Side::Left), ("why", Side::Left)]);
+        for failed in report.failures.iter().take(NAMED) {
+            let why = Cell::new(Tone::Bad, &failed.fault);
+            table.row([failed.id.to_string().into(), (&failed.queue).into(), why]);
+        }
+        out.push_str(&format!("{}\n", table.render(paint)));
+    }
+    if !report.returns.is_empty() {
+        let mut table = Table::new([
+            ("came back as", Side::Left),
+            ("reason", Side::Left),
+            ("field", Side::Left),
+            ("what was wrong", Side::Left),
+        ]);
+        for letter in report.returns.iter().take(NAMED) {
+            table.row([
+                letter.id.to_string().into(),
+                Cell::new(Tone::Bad, &letter.reason),
+                Cell::optional(letter.field.as_deref()),
+                excerpt(&letter.error, ERROR).into(),
+            ]);
+        }
+        out.push_str(&format!("{}\n", table.render(paint)));
+    }
+    let well = report.failed + report.returned == 0 && report.replayed == report.matched;
+    let tone = if well && report.matched > 0 { Tone::Good } else { Tone::Warn };
+    let replayed =
+        format!("{} of {} replayed", count(report.replayed), plural(report.matched, "letter"));
+    out.push_str(&paint.text(tone, &replayed));
+    for (n, what) in [(report.returned, "came back"), (report.failed, "not sent and open")] {
+        if n > 0 {
+            out.push_str(&paint.text(Tone::Bad, &format!(", {} {what}", count(n))));
+        }
+    }
+    for (n, what) in [
+        (report.overtaken, "sent too late to be noted: somebody else had them"),
+        (report.passed_over, "that others took or decided about"),
+        (others, "named that are not open"),
+    ] {
+        if n > 0 {
+            out.push_str(&format!(", {} {what}", count(n)));
+        }
+    }
+    out.push('\n');
+    for hint in hints(report) {
+        out.push_str(&paint.text(Tone::Dim, &hint));
+        out.push('\n');
+    }
+    out
+}
+
+fn hints(report: &ReplayReport) -> Vec<String> {
+    let left = report.matched.saturating_sub(report.replayed);
+    let mut hints = Vec::new();
+    match &report.ended {
+        Ended::Complete => {}
+        Ended::Interrupted => hints.push(format!(
+            "stopped as you asked; {} of them {} open",
+            count(left),
+            if left == 1 { "is" } else { "are" }
+        )),
+        Ended::CameBack => hints.push(format!(
+            "stopped, because what was sent last came back: the cause is still there; {} left open",
+            count(left)
+        )),
+        Ended::NothingGetsThrough => hints.push(format!(
+            "stopped, because nothing of a batch could be sent; {} left open. `verbatim queues` shows \
+             what is missing, `verbatim setup` makes it",
+            count(left)
+        )),
+        Ended::Away { store, cause } => hints.push(format!(
+            "{store} went away: {cause}. What was not noted is open; replaying it again is safe"
+        )),
+    }
+    if let Some(first) = report.returns.first() {
+        hints.push(format!(
+            "`verbatim dead-letters show {}` tells about the first that came back",
+            first.id
+        ));
+    }
+    hints
+}
+
+#[cfg(test)]
+mod tests {
+    use archive::Returned;
+    use conversation::letters::Failed;
+    use domain::failure::Store;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::commands::dead_letters_list::tests::look;
+
+    fn report(ended: Ended) -> ReplayReport {
+        ReplayReport {
+            run: Uuid::from_u128(1),
+            matched: 10_000,
+            replayed: 10_000,
+            failed: 0,
+            returned: 0,
+            overtaken: 0,
+            passed_over: 0,
+            ended,
+            failures: Vec::new(),
+            returns: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_report_says_what_was_sent_what_came_back_and_what_was_not_sent() {
+        let returned = Returned {
+            id: Uuid::from_u128(7),
+            replay_of: Uuid::from_u128(8),
+            reason: "schema".to_owned(),
+            field: Some("role".to_owned()),
+            error: "`role` must be a role".to_owned(),
+        };
+        let failed = Failed {
+            id: Uuid::from_u128(9),
+            queue: "bot.state".to_owned(),
+            fault: "no queue takes routing key `bot.state` of exchange ``".to_owned(),
+        };
+        let mixed = ReplayReport {
+            replayed: 9_998,
+            failed: 1,
+            returned: 1,
+            passed_over: 1,
+            failures: vec![failed],
+            returns: vec![returned],
+            ..report(Ended::Complete)
+        };
+        insta::assert_snapshot!(text(&mixed, 0, &look()));
+        assert_eq!(
+            text(&report(Ended::Complete), 0, &look()),
+            "10 000 of 10 000 letters replayed\n"
+        );
+    }
+
+    #[test]
+    fn a_run_that_ended_early_says_why_and_what_is_left() {
+        let away =
+            Ended::Away { store: Store::RabbitMq, cause: "cannot publish: refused".to_owned() };
+        let told: Vec<String> =
+            [Ended::Interrupted, Ended::CameBack, Ended::NothingGetsThrough, away]
+                .map(|ended| text(&ReplayReport { replayed: 12, ..report(ended) }, 2, &look()))
+                .into();
+        insta::assert_snapshot!(told.join("\n"));
+    }
+}

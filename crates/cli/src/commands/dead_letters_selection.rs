@@ -1,0 +1,262 @@
+//! Which dead letters a command is about: the same words for looking and for acting.
+
+use archive::{DeadLetterFilter, DeadLetterStatus, ReplayedBefore, Selection};
+use broker::topology::WorkQueue;
+use chrono::{DateTime, Utc};
+use clap::{Args, ValueEnum};
+use domain::failure::DeadLetterReason;
+use domain::ids::{ConversationId, TenantId};
+use domain::time::Timestamp;
+use service::settings::duration;
+use uuid::Uuid;
+
+use crate::exit::Failure;
+
+/// What letters have in common.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Which letters")]
+pub(crate) struct Filters {
+    /// Only of this work queue
+    #[arg(long, value_parser = queue)]
+    pub(crate) queue: Option<&'static str>,
+
+    /// Only with this reason: malformed_json, schema, too_large, unknown_action, conflict,
+    /// attempts_exhausted, delivery_limit or expired
+    #[arg(long, value_parser = reason)]
+    pub(crate) reason: Option<DeadLetterReason>,
+
+    /// Only with this field at fault
+    #[arg(long)]
+    field: Option<String>,
+
+    /// Only with an error that holds this text, in capitals or not
+    #[arg(long, value_name = "TEXT")]
+    error: Option<String>,
+
+    /// Only of this tenant
+    #[arg(long, value_parser = |text: &str| TenantId::new(text))]
+    tenant: Option<TenantId>,
+
+    /// Only of this conversation
+    #[arg(long, value_parser = |text: &str| ConversationId::new(text))]
+    conversation: Option<ConversationId>,
+
+    /// Only known by this id
+    #[arg(long, value_name = "ID")]
+    message: Option<String>,
+
+    /// Only with this action_type
+    #[arg(long, value_name = "TYPE")]
+    action: Option<String>,
+
+    /// Only that died since: a moment (RFC 3339) or how long ago (2h, 30min)
+    #[arg(long, value_name = "WHEN", value_parser = When::parse)]
+    since: Option<When>,
+
+    /// Only that died before: a moment (RFC 3339) or how long ago (2h, 30min)
+    #[arg(long, value_name = "WHEN", value_parser = When::parse)]
+    until: Option<When>,
+
+    /// Only those that came back from a replay, or only those that never were replayed
+    #[arg(long, value_enum, value_name = "ANSWER")]
+    replayed_before: Option<Answer>,
+}
+
+/// The letters to act upon.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Which letters")]
+pub(crate) struct Chosen {
+    /// Letters by their ids
+    #[arg(value_name = "ID", conflicts_with = "all")]
+    ids: Vec<Uuid>,
+
+    #[command(flatten)]
+    filters: Filters,
+
+    /// All of them
+    #[arg(long)]
+    all: bool,
+}
+
+/// What became of a letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Status {
+    /// Nobody has decided yet
+    Open,
+    /// It was sent again
+    Replayed,
+    /// Somebody decided that it may stay dead
+    Discarded,
+    /// Any of them
+    All,
+}
+
+/// Yes or no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Answer {
+    Yes,
+    No,
+}
+
+/// A moment, or how long ago it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    At(Timestamp),
+    Ago(std::time::Duration),
+}
+
+impl Filters {
+    /// What the archive looks for; `now` is what "2h" ago is measured from.
+    pub(crate) fn filter(&self, now: Timestamp) -> DeadLetterFilter {
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        DeadLetterFilter {
+            queue: owned(self.queue),
+            reason: self.reason,
+            field: self.field.clone(),
+            error_contains: self.error.clone(),
+            tenant: self.tenant.as_ref().map(ToString::to_string),
+            conversation: self.conversation.as_ref().map(ToString::to_string),
+            message_id: self.message.clone(),
+            action_type: self.action.clone(),
+            since: self.since.map(|when| when.before(now)),
+            until: self.until.map(|when| when.before(now)),
+            replayed_before: self.replayed_before.map(|answer| match answer {
+                Answer::Yes => ReplayedBefore::CameBack,
+                Answer::No => ReplayedBefore::Never,
+            }),
+        }
+    }
+}
+
+impl Chosen {
+    /// The letters that are meant: by ids, by what they have in common, or all.
+    pub(crate) fn selection(&self, now: Timestamp) -> Result<Selection, Failure> {
+        let filter = self.filters.filter(now);
+        match (self.ids.is_empty(), filter.is_empty(), self.all) {
+            (true, true, true) => Ok(Selection::All),
+            (true, false, false) => Ok(Selection::Matching(filter)),
+            (false, true, false) => Ok(Selection::Ids(self.ids.clone())),
+            (true, true, false) => Err(Failure::Usage(
+                "which letters? Name their ids, or what they have in common (such as --reason schema); \
+                 --all means every one"
+                    .to_owned(),
+            )),
+            _ => Err(Failure::Usage(
+                "name letters by their ids, or by what they have in common, or say --all; not two of \
+                 these at once"
+                    .to_owned(),
+            )),
+        }
+    }
+
+    /// How many letters were named one by one.
+    pub(crate) fn named(&self) -> u64 {
+        let mut ids = self.ids.clone();
+        ids.sort_unstable();
+        ids.dedup();
+        ids.len() as u64
+    }
+}
+
+impl Status {
+    /// As the archive has it; none for any.
+    pub(crate) fn stored(self) -> Option<DeadLetterStatus> {
+        match self {
+            Self::Open => Some(DeadLetterStatus::Open),
+            Self::Replayed => Some(DeadLetterStatus::Replayed),
+            Self::Discarded => Some(DeadLetterStatus::Discarded),
+            Self::All => None,
+        }
+    }
+}
+
+impl When {
+    fn parse(text: &str) -> Result<Self, String> {
+        if let Ok(moment) = Timestamp::parse(text) {
+            return Ok(Self::At(moment));
+        }
+        duration(text).map(Self::Ago).map_err(|_| {
+            "it is neither a moment such as 2026-01-31T09:30:00Z nor a time such as 2h or 30min"
+                .to_owned()
+        })
+    }
+
+    fn before(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::At(moment) => moment,
+            Self::Ago(ago) => DateTime::<Utc>::from(now)
+                .checked_sub_signed(
+                    chrono::Duration::from_std(ago).unwrap_or(chrono::Duration::MAX),
+                )
+                .and_then(|moment| Timestamp::try_from(moment).ok())
+                .unwrap_or(Timestamp::EARLIEST),
+        }
+    }
+}
+
+fn queue(text: &str) -> Result<&'static str, String> {
+    let names = WorkQueue::ALL.map(WorkQueue::name);
+    let home = text.strip_suffix(".dlq").unwrap_or(text);
+    names
+        .into_iter()
+        .find(|name| *name == home)
+        .ok_or_else(|| format!("it must be one of {}", names.join(", ")))
+}
+
+fn reason(text: &str) -> Result<DeadLetterReason, String> {
+    DeadLetterReason::parse(text).ok_or_else(|| {
+        let all = DeadLetterReason::ALL.map(DeadLetterReason::as_str).join(", ");
+        format!("it must be one of {all}")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        chosen: Chosen,
+    }
+
+    fn selection(arguments: &[&str]) -> Result<Selection, String> {
+        let arguments = [&["command"], arguments].concat();
+        let command = Command::try_parse_from(arguments).map_err(|error| error.to_string())?;
+        let now = Timestamp::parse("2026-11-20T12:00:00Z").unwrap();
+        command.chosen.selection(now).map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn everything_has_to_be_said() {
+        assert!(selection(&[]).is_err_and(|error| error.contains("--all means every one")));
+        assert_eq!(selection(&["--all"]), Ok(Selection::All));
+        let id = Uuid::from_u128(7);
+        assert_eq!(selection(&[&id.to_string()]), Ok(Selection::Ids(vec![id])));
+        for two in [&[&id.to_string(), "--all"][..], &["--all", "--tenant", "acme"]] {
+            assert!(selection(two).is_err(), "{two:?}");
+        }
+        assert!(selection(&[&id.to_string(), "--tenant", "acme"]).is_err());
+    }
+
+    #[test]
+    fn a_time_is_a_moment_or_how_long_ago_it_was() {
+        let at = |text: &str| Timestamp::parse(text).unwrap();
+        let filter = DeadLetterFilter {
+            since: Some(at("2026-11-20T09:30:00Z")),
+            until: Some(at("2026-11-20T11:00:00Z")),
+            ..DeadLetterFilter::default()
+        };
+        let arguments = ["--since", "2h 30min", "--until", "2026-11-20T11:00:00Z"];
+        assert_eq!(selection(&arguments), Ok(Selection::Matching(filter)));
+        assert!(selection(&["--since", "yesterday"]).is_err());
+    }
+
+    #[test]
+    fn a_queue_may_be_named_by_its_dead_letter_queue() {
+        assert_eq!(queue("conversation.session.dlq"), Ok("conversation.session"));
+        assert!(queue("conversation").is_err_and(|error| error.contains("bot.state")));
+    }
+}

@@ -1,0 +1,164 @@
+//! A letter as a worker would see it if it were sent now: where it goes, what it is, whether it would be
+//! refused again.
+//!
+//! Invariant: the same letter with the same copy always gives the same identity and time. So a replay
+//! that is sent twice, because somebody died before it was noted, takes effect once; also where its
+//! sender gave no id at all, for then it is known by the letter's.
+
+use archive::{DeadLetterRow, Words};
+use broker::{Letter, Publication, topology};
+use domain::action::Action;
+use domain::decode::{DecodeContext, decode};
+use domain::envelope::Resolved;
+use domain::failure::Refusal;
+use domain::time::Timestamp;
+use uuid::Uuid;
+
+/// Decodes letters as the workers do.
+#[derive(Debug, Clone, Copy)]
+pub struct Examiner {
+    /// The largest body that the workers accept, in bytes.
+    pub max_body_bytes: usize,
+}
+
+/// What a replay of a letter would be.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The queue to which it goes.
+    pub queue: String,
+    /// What it is known to be; nothing while it cannot be decoded.
+    pub resolved: Option<Resolved>,
+    /// Its words, if it is a message to save.
+    pub words: Option<Words>,
+    /// Why the workers of this version would refuse it.
+    pub refusal: Option<Refusal>,
+}
+
+impl Examiner {
+    /// What a body in the place of a letter's would ask for.
+    ///
+    /// # Errors
+    /// The refusal that the workers would answer with.
+    pub fn decode(&self, letter: &DeadLetterRow, body: &[u8]) -> Result<Action, Refusal> {
+        let kept = as_kept(letter).journey().resolved;
+        let received_at = match &kept {
+            Some(resolved) => resolved.received_at,
+            None => Timestamp::try_from(letter.first_failed_at).unwrap_or(Timestamp::EARLIEST),
+        };
+        let id = kept.and_then(|resolved| Uuid::parse_str(resolved.id.as_str()).ok());
+        let context = DecodeContext {
+            received_at,
+            max_body_bytes: self.max_body_bytes,
+            fresh_id: &|| id.unwrap_or(letter.id),
+        };
+        decode(body, &as_kept(letter).envelope(), &context)
+    }
+
+    /// What a replay of a letter would be.
+    #[must_use]
+    pub fn prepare(&self, letter: &DeadLetterRow) -> Prepared {
+        let decoded = self.decode(letter, letter.body_to_send());
+        let found = decoded.as_ref().ok().and_then(Action::resolved);
+        // An edited body says itself what it is: its id may be what was wrong.
+        let resolved = match (&letter.edited_body, as_kept(letter).journey().resolved) {
+            (None, Some(kept)) => Some(kept),
+            _ => found,
+        };
+        let queue = match &decoded {
+            Ok(action) => topology::queue_of(action.kind()).to_owned(),
+            Err(_) => letter.queue.clone(),
+        };
+        let words = match (&decoded, &resolved) {
+            (Ok(Action::SaveMessage(save)), Some(resolved)) => {
+                let mut key = save.common.key.clone();
+                key.conversation = resolved.conversation.clone();
+                let hash = save.message.body_hash();
+                Some(Words { key, id: resolved.id.clone(), hash })
+            }
+            _ => None,
+        };
+        Prepared { queue, resolved, words, refusal: decoded.err() }
+    }
+}
+
+impl Prepared {
+    /// The message that sends it.
+    #[must_use]
+    pub fn publication(&self, letter: &DeadLetterRow) -> Publication {
+        as_kept(letter).replay(letter.body_to_send().to_vec(), &self.queue, self.resolved.clone())
+    }
+}
+
+fn as_kept(letter: &DeadLetterRow) -> Letter<'_> {
+    Letter {
+        id: letter.id,
+        exchange: &letter.exchange,
+        routing_key: &letter.routing_key,
+        properties: &letter.properties,
+        headers: &letter.headers,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use archive::DeadLetterRow;
+    use domain::failure::DeadLetterReason;
+    use serde_json::json;
+
+    use super::*;
+    use crate::letters::samples::letter;
+
+    const EXAMINER: Examiner = Examiner { max_body_bytes: 1_000 };
+    const ANONYMOUS: &str = r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"user","content":"hi"}"#;
+
+    fn resolved(letter: &DeadLetterRow) -> (String, String) {
+        let resolved = EXAMINER.prepare(letter).resolved.unwrap();
+        (resolved.id.to_string(), resolved.timestamp.to_string())
+    }
+
+    #[test]
+    fn a_letter_that_nothing_identifies_is_known_by_its_own_id_and_the_time_it_died() {
+        let letter = letter(ANONYMOUS);
+        let expected = (letter.id.to_string(), "2026-11-20T11:59:00.000000Z".to_owned());
+        assert_eq!(resolved(&letter), expected);
+        assert_eq!(resolved(&letter), expected, "twice the same");
+        assert_eq!(
+            EXAMINER.prepare(&letter).publication(&letter).journey.resolved.unwrap().id.as_str(),
+            expected.0
+        );
+    }
+
+    #[test]
+    fn what_an_earlier_attempt_found_stays_unless_an_edit_says_otherwise() {
+        let first = Uuid::from_u128(9).to_string();
+        let headers = json!({
+            "x-verbatim-id": first, "x-verbatim-conversation": "c",
+            "x-verbatim-timestamp-us": 1_000_000, "x-verbatim-received-us": 1_000_000,
+        });
+        let kept = DeadLetterRow { headers, ..letter(ANONYMOUS) };
+        let moment = "1970-01-01T00:00:01.000000Z".to_owned();
+        assert_eq!(resolved(&kept), (first.clone(), moment.clone()));
+        let said = ANONYMOUS.replace("hi", "ho");
+        let edited = DeadLetterRow { edited_body: Some(said.into_bytes()), ..kept.clone() };
+        assert_eq!(resolved(&edited), (first, moment.clone()), "an edit of the words keeps the id");
+        let renamed = ANONYMOUS.replace("\"role\"", "\"message_id\":\"new\",\"role\"");
+        let edited = DeadLetterRow { edited_body: Some(renamed.into_bytes()), ..kept };
+        assert_eq!(resolved(&edited), ("new".to_owned(), moment));
+    }
+
+    #[test]
+    fn a_letter_goes_to_the_queue_of_its_action_and_what_is_none_where_it_died() {
+        let unrouted = DeadLetterRow { queue: "domain.unrouted".to_owned(), ..letter(ANONYMOUS) };
+        let prepared = EXAMINER.prepare(&unrouted);
+        assert_eq!(
+            (prepared.queue.as_str(), prepared.refusal),
+            ("conversation.save_message", None)
+        );
+        assert!(prepared.words.is_some());
+        let unknown = DeadLetterRow { body: b"what?".to_vec(), ..unrouted };
+        let prepared = EXAMINER.prepare(&unknown);
+        assert_eq!(prepared.queue, "domain.unrouted");
+        assert_eq!(prepared.refusal.unwrap().reason, DeadLetterReason::MalformedJson);
+        assert!(prepared.resolved.is_none() && prepared.words.is_none());
+    }
+}
