@@ -15,6 +15,8 @@ use crate::commands::lint::Lint;
 use crate::commands::publish::Publish;
 use crate::commands::queues::Queues;
 use crate::commands::setup::Setup;
+use crate::commands::verify::Verify;
+use crate::commands::where_is::Where;
 use crate::exit::{Exit, Failure};
 use crate::look::{self, Colour, Form, NoColor, Screen};
 
@@ -60,6 +62,8 @@ enum Verb {
     /// Looks at dead letters
     #[command(subcommand)]
     DeadLetters(DeadLettersVerb),
+    Verify(Box<Verify>),
+    Where(Box<Where>),
 }
 
 #[derive(Debug, Subcommand)]
@@ -122,6 +126,8 @@ impl Verb {
             Self::Queues(queues) => queues.run(screen).await,
             Self::DeadLetters(DeadLettersVerb::List(list)) => list.run(screen).await,
             Self::DeadLetters(DeadLettersVerb::Show(show)) => show.run(screen).await,
+            Self::Verify(verify) => verify.run(screen).await,
+            Self::Where(where_is) => where_is.run(screen).await,
         }
     }
 }
@@ -184,6 +190,8 @@ mod tests {
             &["queues"],
             &["dead-letters", "list"],
             &["dead-letters", "show"],
+            &["verify"],
+            &["where"],
         ] {
             let name = format!("help_{}", path.join("_").replace('-', "_"));
             insta::assert_snapshot!(name, help(path));

@@ -9,3 +9,5 @@ pub(crate) mod publish;
 pub(crate) mod queues;
 pub(crate) mod setup;
 pub(crate) mod suggestion;
+pub(crate) mod verify;
+pub(crate) mod where_is;
