@@ -122,11 +122,11 @@ impl Archive {
             .await?;
             // A statement of its own: its snapshot is younger than the locks.
             sqlx::query(AssertSqlSafe(COMPUTE_DAYS.as_str()))
-            .bind(dirty.iter().map(|(tenant, _, _)| tenant.as_str()).collect::<Vec<_>>())
-            .bind(dirty.iter().map(|(_, agent, _)| agent.as_str()).collect::<Vec<_>>())
-            .bind(dirty.iter().map(|(_, _, day)| *day).collect::<Vec<_>>())
-            .execute(&mut *transaction)
-            .await?;
+                .bind(dirty.iter().map(|(tenant, _, _)| tenant.as_str()).collect::<Vec<_>>())
+                .bind(dirty.iter().map(|(_, agent, _)| agent.as_str()).collect::<Vec<_>>())
+                .bind(dirty.iter().map(|(_, _, day)| *day).collect::<Vec<_>>())
+                .execute(&mut *transaction)
+                .await?;
             transaction.commit().await?;
             Ok(dirty.len())
         })

@@ -169,8 +169,7 @@ impl Verifier {
         let mut ended = Vec::with_capacity(sections.len());
         for &section in sections {
             tell(Told::Begins(section));
-            let verified =
-                Verified { section, checked: 0, found: 0, left: 0, broken_off: None };
+            let verified = Verified { section, checked: 0, found: 0, left: 0, broken_off: None };
             let mut run = Run { verifier: self, scope, began, tell, verified };
             let result = match section {
                 Section::HotCopies => run.hot_copies().await,
@@ -205,7 +204,9 @@ impl Run<'_> {
                 });
                 match self.verifier.repair(&repair, actor, &detail).await {
                     Ok(true) => Mended::Done,
-                    Ok(false) => Mended::Failed("it has changed since, or must be left alone".into()),
+                    Ok(false) => {
+                        Mended::Failed("it has changed since, or must be left alone".into())
+                    }
                     Err(cause) => Mended::Failed(cause),
                 }
             }

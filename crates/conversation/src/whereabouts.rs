@@ -167,7 +167,9 @@ impl Tracer {
             conversations.push((Matched::Conversation, row));
         }
         for row in self.archive.conversations_of_session(id, tenant).await? {
-            let known = |(_, it): &(_, ConversationTrace)| (&it.tenant_id, &it.id) == (&row.tenant_id, &row.id);
+            let known = |(_, it): &(_, ConversationTrace)| {
+                (&it.tenant_id, &it.id) == (&row.tenant_id, &row.id)
+            };
             if !conversations.iter().any(known) {
                 conversations.push((Matched::Session, row));
             }
@@ -235,8 +237,11 @@ impl Tracer {
             if !by_id && letter.message_id.as_deref() != Some(id) {
                 continue;
             }
-            let key =
-                (letter.tenant_id.clone(), letter.conversation_id.clone(), letter.message_id.clone());
+            let key = (
+                letter.tenant_id.clone(),
+                letter.conversation_id.clone(),
+                letter.message_id.clone(),
+            );
             let row = match &key {
                 (Some(tenant), Some(conversation), Some(message)) if by_id => {
                     match ConversationKey::parse(tenant, conversation) {
@@ -284,12 +289,8 @@ impl Tracer {
             (None, Some("discarded")) => State::Discarded,
             (None, _) => State::DeadLetter,
         };
-        let timeline = timeline::of(
-            found.row.as_ref(),
-            conversation.as_ref(),
-            &found.letters,
-            &audit,
-        );
+        let timeline =
+            timeline::of(found.row.as_ref(), conversation.as_ref(), &found.letters, &audit);
         let matched = if found.by_letter { Matched::DeadLetter } else { Matched::Message };
         Ok(Life { matched, tenant_id, conversation_id, message_id, state, hot, timeline })
     }
@@ -367,7 +368,9 @@ impl Tracer {
         let held = copy.messages.iter().find(|it| it.id.as_str() == message.id);
         Ok(match (held, position(message)) {
             (Some(held), _) if floor.covers(&held.position()) => HotPlace::InCopy,
-            (None, Some(position)) if floor.covers(&position) && copy.extent != Extent::CutShort => {
+            (None, Some(position))
+                if floor.covers(&position) && copy.extent != Extent::CutShort =>
+            {
                 HotPlace::Missing
             }
             _ => HotPlace::BelowCopy,

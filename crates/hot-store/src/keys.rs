@@ -37,7 +37,8 @@ fn unescape(escaped: &str) -> Option<String> {
     let mut rest = escaped.bytes();
     while let Some(byte) = rest.next() {
         if byte == b'%' {
-            let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|it| u8::try_from(it).ok());
+            let digit =
+                |byte: u8| char::from(byte).to_digit(16).and_then(|it| u8::try_from(it).ok());
             bytes.push(digit(rest.next()?)? << 4 | digit(rest.next()?)?);
         } else {
             bytes.push(byte);
@@ -79,7 +80,9 @@ mod tests {
             let key = key(tenant, conversation);
             assert_eq!(conversation_of(&messages(&key)), Some(key));
         }
-        for name in ["messages:{a/b", "messages:{a}", "messages:{a/%zz}", "messages:{a/%2f}", "x:{a/b}"] {
+        for name in
+            ["messages:{a/b", "messages:{a}", "messages:{a/%zz}", "messages:{a/%2f}", "x:{a/b}"]
+        {
             assert_eq!(conversation_of(name), None, "{name}");
         }
     }

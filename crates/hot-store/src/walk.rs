@@ -47,7 +47,9 @@ impl HotStore {
         let serial = connection.serial();
         let Bookmark { server, cursor, .. } = match from {
             Some(place) if place.serial != serial => {
-                return Err(Error::NotServing("it is not the connection that the walk began on".into()));
+                return Err(Error::NotServing(
+                    "it is not the connection that the walk began on".into(),
+                ));
             }
             Some(place) => place,
             None => Bookmark { serial, server: 0, cursor: "0".to_owned() },

@@ -190,12 +190,10 @@ fn check(row: &PgRow) -> Result<ConversationCheck> {
         },
         statistics: match (stand, fields("stored")?, fields("computed")?) {
             (Some(true), None, Some(_)) => Differences::Missing,
-            (Some(true), Some(stored), Some(computed)) => {
-                match differences(&stored, &computed) {
-                    fields if fields.is_empty() => Differences::None,
-                    fields => Differences::Fields(fields),
-                }
-            }
+            (Some(true), Some(stored), Some(computed)) => match differences(&stored, &computed) {
+                fields if fields.is_empty() => Differences::None,
+                fields => Differences::Fields(fields),
+            },
             _ => Differences::None,
         },
         without_day: row.try_get("without_day")?,

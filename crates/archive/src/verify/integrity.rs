@@ -81,12 +81,11 @@ impl Archive {
             let rows: Vec<(String, String, bool)> =
                 query.build_query_as().fetch_all(connection).await?;
             let full = rows.len() == limit as usize;
-            let key = |(tenant_id, conversation_id, _): &(String, String, bool)| {
-                OrphanedStatistics {
+            let key =
+                |(tenant_id, conversation_id, _): &(String, String, bool)| OrphanedStatistics {
                     tenant_id: tenant_id.clone(),
                     conversation_id: conversation_id.clone(),
-                }
-            };
+                };
             let last = rows.last().filter(|_| full).map(key);
             Ok((rows.iter().filter(|row| row.2).map(key).collect(), last))
         })

@@ -19,9 +19,7 @@ use domain::time::Timestamp;
 use hot_store::{Address, HotStore};
 use indicatif::{ProgressBar, ProgressStyle};
 use report::Report;
-use service::settings::{
-    AmqpSettings, ClosingSettings, DatabaseSettings, RedisSettings, duration,
-};
+use service::settings::{AmqpSettings, ClosingSettings, DatabaseSettings, RedisSettings, duration};
 
 use crate::exit::{Exit, Failure};
 use crate::look::{Form, Look, Screen, count, print};
@@ -151,7 +149,8 @@ impl Verify {
             .map_err(|error| Failure::Usage(format!("REDIS_URL: {error}")))?;
         let archive = database.archive.clone();
         let hot = HotStore::open(hot_store::Settings::new(address), visit(archive.clone()));
-        let actor = || self.actor.clone().unwrap_or_else(|| format!("verbatim {}", service::instance()));
+        let actor =
+            || self.actor.clone().unwrap_or_else(|| format!("verbatim {}", service::instance()));
         let settings = VerifyingSettings {
             closing: conversation::ClosingSettings {
                 grace: self.closing.close_grace,

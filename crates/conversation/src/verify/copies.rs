@@ -121,10 +121,8 @@ impl Run<'_> {
                         Kind::HotCopySurplus => "in the valid copy, and not committed".to_owned(),
                         _ => format!("the valid copy has another {}", fault.fields.join(", ")),
                     };
-                    let finding = Finding {
-                        id: Some(fault.id),
-                        ..Finding::of(fault.kind, key, detail)
-                    };
+                    let finding =
+                        Finding { id: Some(fault.id), ..Finding::of(fault.kind, key, detail) };
                     self.found(finding, Some(void.clone())).await;
                 }
             }
@@ -174,11 +172,7 @@ async fn look_at(
 }
 
 /// One look at one copy, from its newest message to its floor.
-async fn look(
-    archive: &Archive,
-    hot: &HotStore,
-    key: &ConversationKey,
-) -> Result<Look, BrokenOff> {
+async fn look(archive: &Archive, hot: &HotStore, key: &ConversationKey) -> Result<Look, BrokenOff> {
     let mut faults = Vec::new();
     let mut before: Option<Position> = None;
     loop {

@@ -168,14 +168,18 @@ impl Kind {
                 "the row of their conversation was deleted: restore it, with its number, from a backup"
             }
             Self::StatisticsOrphaned => "--repair removes them, and has their day recomputed",
-            Self::TopologyDiffers => "`verbatim setup` makes what is missing and says what is in its way",
+            Self::TopologyDiffers => {
+                "`verbatim setup` makes what is missing and says what is in its way"
+            }
             Self::LettersWaiting | Self::UnroutedWaiting => {
                 "is a statistics-worker running? Its log says what it cannot store or send"
             }
             Self::SuspectsWaiting => {
                 "they are tried one at a time while nothing else is under way: is a worker of the queue running?"
             }
-            Self::WorkWithoutConsumers => "start a worker of that queue; `verbatim queues` names it",
+            Self::WorkWithoutConsumers => {
+                "start a worker of that queue; `verbatim queues` names it"
+            }
         }
     }
 }

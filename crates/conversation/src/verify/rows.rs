@@ -203,7 +203,11 @@ impl Run<'_> {
                 let finding = Finding {
                     tenant_id: Some(orphan.tenant_id.clone()),
                     conversation_id: Some(orphan.conversation_id.clone()),
-                    ..Finding::about(Kind::StatisticsOrphaned, None, "there is no such conversation")
+                    ..Finding::about(
+                        Kind::StatisticsOrphaned,
+                        None,
+                        "there is no such conversation",
+                    )
                 };
                 self.found(finding, Some(Repair::DropStatistics(orphan))).await;
             }
@@ -226,8 +230,7 @@ impl Run<'_> {
                     "{} under number {}, the first is {}",
                     orphan.messages, orphan.conversation, orphan.first_id
                 );
-                let finding =
-                    Finding::about(Kind::MessagesOrphaned, Some(orphan.first_id), detail);
+                let finding = Finding::about(Kind::MessagesOrphaned, Some(orphan.first_id), detail);
                 self.found(finding, None).await;
             }
             self.checked(looked_at);

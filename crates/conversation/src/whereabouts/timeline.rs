@@ -38,16 +38,15 @@ fn saved(message: &MessageTrace, moments: &mut Vec<Moment>) {
     moments.push(moment(message.received_at, "received", "by a worker".to_owned()));
     let by = match (&message.saver, &message.saver_instance) {
         (Some(process), Some(instance)) => {
-            let since = message.saver_started_at.map(|at| format!(", which saves since {}", told(at)));
+            let since =
+                message.saver_started_at.map(|at| format!(", which saves since {}", told(at)));
             format!("by {process} {instance}{}", since.unwrap_or_default())
         }
         _ => "by a process that did not say who it is".to_owned(),
     };
     let (at, by) = match message.committed_at {
         Some(at) => (at, by),
-        None => {
-            (message.received_at, format!("{by}; right after (commit times are not tracked)"))
-        }
+        None => (message.received_at, format!("{by}; right after (commit times are not tracked)")),
     };
     moments.push(moment(at, "saved", by));
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use conversation::{Finding, Kind, Mended, Section, Verified};
+use conversation::{Finding, Mended, Section, Verified};
 use serde::Serialize;
 
 use crate::exit::Exit;
@@ -188,7 +188,7 @@ pub(super) fn summary(report: &Report, look: &Look) -> String {
 
 #[cfg(test)]
 mod tests {
-    use conversation::BrokenOff;
+    use conversation::{BrokenOff, Kind};
     use domain::failure::Store;
     use domain::time::Timestamp;
 
@@ -247,8 +247,7 @@ mod tests {
     fn what_was_repaired_and_what_could_not_be_looked_at_is_said() {
         let repaired = [finding(Kind::StatisticsDiffer, Mended::Done)];
         insta::assert_snapshot!(told(&repaired, vec![ended(Section::Conversations, 1, 0)]));
-        let broken_off =
-            Some(BrokenOff { store: Some(Store::Redis), cause: "refused".to_owned() });
+        let broken_off = Some(BrokenOff { store: Some(Store::Redis), cause: "refused".to_owned() });
         let away = Verified { broken_off, ..ended(Section::HotCopies, 0, 0) };
         insta::assert_snapshot!(told(&[], vec![away]));
     }

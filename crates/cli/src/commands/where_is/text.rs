@@ -47,11 +47,8 @@ fn of(life: &Life, look: &Look) -> String {
     if let Some((tone, hot)) = hot(&life.hot) {
         line("in Redis", tone, &hot);
     }
-    let mut table = Table::new([
-        ("  when (UTC)", Side::Left),
-        ("what", Side::Left),
-        ("", Side::Left),
-    ]);
+    let mut table =
+        Table::new([("  when (UTC)", Side::Left), ("what", Side::Left), ("", Side::Left)]);
     for moment in &life.timeline {
         let tone = match moment.what {
             "failed" | "given up" | "dead letter" => Tone::Bad,
@@ -98,7 +95,10 @@ fn unknown(id: &str, traced: &Traced, look: &Look) -> String {
     let mut out = format!("{}\n", look.paint.text(Tone::Warn, &not_known));
     match (&traced.queues_unknown, traced.waiting.as_slice()) {
         (Some(cause), _) => {
-            out.push_str(&format!("whether it is still queued is not known: {}\n", one_line(cause)));
+            out.push_str(&format!(
+                "whether it is still queued is not known: {}\n",
+                one_line(cause)
+            ));
         }
         (None, []) => out.push_str("and no message waits in any queue\n"),
         (None, waiting) => {
@@ -153,8 +153,7 @@ mod tests {
             timeline: vec![moment("2026-11-20T10:00:01Z", "given up", "schema (role)")],
             ..life()
         };
-        let traced =
-            Traced { lives: vec![life(), dead], waiting: vec![], queues_unknown: None };
+        let traced = Traced { lives: vec![life(), dead], waiting: vec![], queues_unknown: None };
         insta::assert_snapshot!(shown(&traced));
     }
 
