@@ -394,7 +394,7 @@ async fn statistics_that_nobody_computes_are_found() {
     let mut world = World::archived().await;
     world.patience = Duration::from_millis(100);
     world
-        .sql("UPDATE conversations SET stats_from = NULL; UPDATE daily_stats SET dirty = true")
+        .sql("UPDATE conversations SET stats_from = NULL, finalised_at = now() - interval '1 hour'; UPDATE daily_stats SET dirty = true")
         .await;
     let found = world.look(&[Section::Conversations, Section::Days]).await;
     let kinds: Vec<_> = found.iter().map(|it| it.kind).collect();

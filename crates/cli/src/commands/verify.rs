@@ -32,9 +32,9 @@ Examples:
   verbatim verify --repair
   verbatim verify --json | jq -r '.findings[] | \"\\(.kind) \\(.conversation_id) \\(.id)\"'
 
-It may run beside a working fleet: what the fleet is just doing is no finding. A repair marks what is
-wrong as stale, and the fleet then does its part again: readers load, sweeps close, the statistics are
-recomputed. Each repair is a line in audit_log.
+It may run beside a working fleet: what the fleet is just doing is no finding. A repair marks what
+is wrong as stale, and the fleet then does its part again: readers load, sweeps close, statistics
+are recomputed. Each repair is a line in audit_log.
 
 Exit codes: 0 all is well, or was repaired; 1 something was found, and with --repair could not be
 repaired; 3 nothing was found, but a server was away, so not everything was looked at.";
@@ -43,7 +43,8 @@ repaired; 3 nothing was found, but a server was away, so not everything was look
 ///
 /// Hot copies against committed rows; conversations that should be closed by now; totals and statistics
 /// against the messages they are of; rows that belong to nothing; queues that differ, and letters or work
-/// that nobody takes. Reads all messages' keys, so it takes some minutes for each ten million.
+/// that nobody takes. It counts every message, so on a large archive it takes its time; --tenant and
+/// --since make it shorter.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, override_usage = "verbatim verify [OPTIONS]")]
 pub(crate) struct Verify {

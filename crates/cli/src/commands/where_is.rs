@@ -22,9 +22,9 @@ Examples:
   verbatim where m-4711 --json | jq -r '.lives[].timeline[] | \"\\(.at) \\(.what) \\(.text)\"'
 
 The id may be that of a message, a conversation, a session or a dead letter; all that goes by it is
-shown, in every tenant. A message is looked for in one conversation after the other, the newest first:
-some seconds for each million. Without REDIS_URL nothing is said about hot copies, without AMQP_URL
-nothing about what may still be queued.
+shown, in every tenant. A message is looked for in one conversation after the other, the newest
+first, so in a large archive it takes its time. Without REDIS_URL nothing is said about hot copies,
+without AMQP_URL nothing about what may still be queued.
 
 Exit code 1: nothing is known under this id.";
 

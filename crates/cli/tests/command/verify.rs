@@ -89,7 +89,8 @@ async fn a_server_that_is_away_is_said_and_the_rest_is_looked_at() {
 
 #[tokio::test]
 async fn a_time_that_is_none_is_usage() {
-    let (_env, verbatim) = prepared().await;
+    let (env, verbatim) = prepared().await;
+    save(&env, &[body("s", "m-1", json!({}))]).await;
     let ran = verbatim.run(&["verify", "--since", "yesterday"]).await;
     assert_eq!(ran.code, 2, "{ran:?}");
     assert!(ran.err.contains("no duration such as 24h"), "{ran:?}");

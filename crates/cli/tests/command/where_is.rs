@@ -155,7 +155,7 @@ async fn an_id_that_several_tenants_use_is_told_of_each() {
     let life = only(&verbatim, &["m-1", "--tenant", "umbrella"]).await;
     assert_eq!(life["tenant_id"], "umbrella");
     let told = verbatim.run(&["where", "m-1"]).await.out;
-    assert!(told.starts_with("3 matches for m-1\n"), "{told}");
+    assert!(told.starts_with("3 things go by m-1\n"), "{told}");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use conversation::{Finding, Mended, Section, Verified};
+use domain::failure::Store;
 use serde::Serialize;
 
 use crate::exit::Exit;
@@ -96,16 +97,16 @@ pub(super) fn title(section: Section) -> &'static str {
     }
 }
 
+fn server(store: Store) -> &'static str {
+    match store {
+        Store::RabbitMq => "RabbitMQ",
+        Store::Redis => "Redis",
+        Store::PostgreSql => "PostgreSQL",
+    }
+}
+
 pub(super) fn begins(section: Section, look: &Look) -> String {
-    let stores: Vec<_> = section
-        .stores()
-        .iter()
-        .map(|store| match store {
-            domain::failure::Store::RabbitMq => "RabbitMQ",
-            domain::failure::Store::Redis => "Redis",
-            domain::failure::Store::PostgreSql => "PostgreSQL",
-        })
-        .collect();
+    let stores: Vec<_> = section.stores().iter().copied().map(server).collect();
     let stores = look.paint.text(Tone::Dim, &format!("({})", stores.join(", ")));
     format!("{} {stores}\n", look.paint.text(Tone::Strong, title(section)))
 }
@@ -124,28 +125,23 @@ pub(super) fn found(finding: &Finding, look: &Look) -> String {
 }
 
 pub(super) fn ends(verified: &Verified, look: &Look) -> String {
-    let noun = match verified.section {
-        Section::HotCopies => "copies",
-        Section::Conversations => "conversations",
-        Section::Days => "days",
-        Section::Integrity => "conversations' rows",
-        Section::Queues => "queues",
-    };
-    let looked_at = format!("{} {noun} looked at", count(i128::from(verified.checked)));
+    let looked_at = format!("looked at {}", count(i128::from(verified.checked)));
     let mut text = match (verified.found, verified.left) {
         (0, _) => look.paint.text(Tone::Good, &format!("  {looked_at}, nothing found")),
         (found, 0) => {
             let found = plural(i128::from(found), "finding");
-            look.paint.text(Tone::Warn, &format!("  {looked_at}, {found}, repaired"))
+            look.paint.text(Tone::Warn, &format!("  {looked_at}: {found}, repaired"))
         }
         (found, left) => {
             let (found, left) = (plural(i128::from(found), "finding"), count(i128::from(left)));
-            look.paint.text(Tone::Bad, &format!("  {looked_at}, {found}, {left} left"))
+            look.paint.text(Tone::Bad, &format!("  {looked_at}: {found}, {left} left"))
         }
     };
     if let Some(broken_off) = &verified.broken_off {
         let (tone, what) = match broken_off.store {
-            Some(store) => (Tone::Bad, format!("not to its end, {store} cannot be asked")),
+            Some(store) => {
+                (Tone::Bad, format!("not to its end, {} cannot be asked", server(store)))
+            }
             None => (Tone::Dim, "not all of it".to_owned()),
         };
         let cause = one_line(&broken_off.cause);
@@ -189,7 +185,6 @@ pub(super) fn summary(report: &Report, look: &Look) -> String {
 #[cfg(test)]
 mod tests {
     use conversation::{BrokenOff, Kind};
-    use domain::failure::Store;
     use domain::time::Timestamp;
 
     use super::*;

@@ -10,9 +10,11 @@ pub(super) fn told(id: &str, traced: &Traced, look: &Look) -> String {
     }
     let mut out = String::new();
     if traced.lives.len() > 1 {
-        let found = plural(traced.lives.len() as u64, "match");
-        let found = found.replace("matchs", "matches");
-        out.push_str(&format!("{found} for {}\n\n", one_line(id)));
+        out.push_str(&format!(
+            "{} go by {}\n\n",
+            plural(traced.lives.len() as u64, "thing"),
+            one_line(id)
+        ));
     }
     let lives: Vec<String> = traced.lives.iter().map(|life| of(life, look)).collect();
     out + &lives.join("\n")
