@@ -82,7 +82,7 @@ async fn a_fleet_under_load_verifies_clean_and_tells_who_saved_what() {
             for message in &batch[..10] {
                 let stored = "SELECT count(*) > 0 FROM messages WHERE conversation_id = '";
                 let id = key(message).conversation;
-                scenario.until_sql(&format!("{stored}{id}'"), "t").await;
+                scenario.until_sql(&format!("{stored}{id}'"), "true").await;
                 eyes.transcript(&key(message)).await;
             }
         }
