@@ -134,7 +134,7 @@ impl Verify {
             Some(_) => Section::ALL.into_iter().filter(|it| !needs_database(*it)).collect(),
         };
         if let Some(away) = away {
-            let cause = Failure::Away(away).to_string().replace('\n', "; ");
+            let cause = format!("{}: {}", away.address, away.cause);
             for section in Section::ALL.into_iter().filter(|it| needs_database(*it)) {
                 output.not_looked_at(section, &cause);
             }
