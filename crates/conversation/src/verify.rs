@@ -67,7 +67,7 @@ pub enum Section {
 }
 
 /// What happens while a fleet is verified.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub enum Told<'a> {
     /// A section begins.
     Begins(Section),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use archive::{Archive, Page, Repair};
 use domain::ids::ConversationKey;
-use domain::message::Position;
+use domain::message::{Message, Position};
 use hot_store::{Extent, Floor, HotStore, Window};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -100,7 +100,7 @@ impl Run<'_> {
             sleep(pause).await;
             let keys = suspicious.iter().map(|(key, _)| key.clone()).collect();
             let again = look_at(&self.verifier.archive, hot, keys).await?;
-            suspicious = in_both(suspicious, again);
+            suspicious = in_both(&suspicious, again);
         }
         for (key, look) in suspicious {
             self.tell_of_copy(&key, look).await;
@@ -201,7 +201,7 @@ async fn look(archive: &Archive, hot: &HotStore, key: &ConversationKey) -> Resul
         let mut messages = copy.messages;
         messages.retain(|it| conversation.erased_at.is_none_or(|erased| it.created_at > erased));
         // Each side is known from its oldest message on, or wholly if there is none before that.
-        let oldest = |of: Option<&domain::message::Message>| of.map(|it| it.position());
+        let oldest = |of: Option<&Message>| of.map(Message::position);
         let copy_from = match copy.extent {
             Extent::Exhausted => None,
             Extent::Full => oldest(messages.first()),
@@ -232,7 +232,7 @@ fn shown(faults: Vec<Fault>) -> Look {
 
 /// What two looks have in common.
 fn in_both(
-    before: Vec<(ConversationKey, Look)>,
+    before: &[(ConversationKey, Look)],
     after: Vec<(ConversationKey, Look)>,
 ) -> Vec<(ConversationKey, Look)> {
     let mut left = Vec::new();
