@@ -553,7 +553,12 @@ async fn stores_at_work_are_no_damage() {
     for round in 0..4 {
         // Half of the conversations are asked to close; savers reopen them.
         world
-            .sql("UPDATE conversations SET close_requested_at = now() WHERE status = 'active' AND number % 2 = 0")
+            .sql(
+                "UPDATE conversations c SET close_requested_at = now()
+                 FROM (SELECT number FROM conversations WHERE status = 'active' AND number % 2 = 0
+                       ORDER BY tenant_id, id FOR NO KEY UPDATE SKIP LOCKED) AS chosen
+                 WHERE c.number = chosen.number",
+            )
             .await;
         assert_eq!(world.look(&STORED).await, [], "round {round}");
     }
