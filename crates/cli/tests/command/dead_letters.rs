@@ -355,3 +355,22 @@ async fn ctrl_c_stops_a_replay_between_letters_and_it_says_how_far_it_got() {
                       count(replay_lease_until)) FROM dead_letters";
     assert_eq!(env.psql(states).await.unwrap(), format!("{}|0", report["replayed"]));
 }
+
+#[tokio::test]
+async fn a_letter_that_another_replay_has_is_left_to_it_and_that_is_said() {
+    let (env, verbatim) = prepared().await;
+    stored(&env, &[1], &body("s", "m-1", json!({}))).await;
+    let ran = verbatim.run(&["dead-letters", "replay", &id(9)]).await;
+    assert_eq!((ran.code, ran.out.as_str()), (1, "nothing was sent: no open letter matches\n"));
+    let lease = "UPDATE dead_letters SET replay_lease_until = now() + interval '1 min'";
+    env.psql(lease).await.unwrap();
+    let ran = verbatim.run(&["dead-letters", "replay", &id(1)]).await;
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.out.starts_with("0 of 1 letter replayed, 1 passed over\nanother run has"),
+        "{ran:?}"
+    );
+    env.psql("UPDATE dead_letters SET replay_lease_until = now()").await.unwrap();
+    let ran = verbatim.run(&["dead-letters", "replay", &id(1), "--watch", "0s"]).await;
+    assert_eq!((ran.code, ran.out.as_str()), (0, "1 of 1 letter replayed\n"), "{ran:?}");
+}
