@@ -374,3 +374,28 @@ async fn a_letter_that_another_replay_has_is_left_to_it_and_that_is_said() {
     let ran = verbatim.run(&["dead-letters", "replay", &id(1), "--watch", "0s"]).await;
     assert_eq!((ran.code, ran.out.as_str()), (0, "1 of 1 letter replayed\n"), "{ran:?}");
 }
+
+#[tokio::test]
+async fn many_letters_with_one_fault_are_edited_alike_and_the_others_are_named() {
+    let (env, verbatim) = prepared().await;
+    let ids: Vec<u128> = (1..=40).collect();
+    stored(&env, &ids, &body("s", "m-1", json!({"role": "bot"}))).await;
+    stored(&env, &[50], &body("s", "m-1", json!({"role": "nobody"}))).await;
+    let ran = verbatim.run(&["dead-letters", "edit", "--all"]).await;
+    assert!(ran.code == 2 && ran.err.contains("many letters are edited alike"), "{ran:?}");
+    let arguments = ["dead-letters", "edit", "--field", "role", "--apply-suggestion", "--json"];
+    let ran = verbatim.run(&arguments).await;
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let edits = ran.json();
+    assert_eq!((&edits["edited"], &edits["failed"]), (&json!(40), &json!(1)));
+    assert_eq!(edits["failures"][0]["id"], id(50));
+    let copies = "SELECT concat_ws('|', count(*), bool_and(convert_from(edited_body, 'UTF8')
+                      = replace(convert_from(body, 'UTF8'), 'bot', 'assistant')))
+                  FROM dead_letters WHERE edited_body IS NOT NULL";
+    assert_eq!(env.psql(copies).await.unwrap(), "40|t");
+    let again = verbatim.run(&["dead-letters", "edit", &id(1), &id(2), "--apply-suggestion"]).await;
+    assert_eq!((again.code, again.out.as_str()), (0, "0 letters edited, 2 as wanted already\n"));
+    let lines = "SELECT concat_ws('|', count(*), count(DISTINCT detail->>'run')) FROM audit_log
+                 WHERE action = 'dead_letter.edit'";
+    assert_eq!(env.psql(lines).await.unwrap(), "40|1");
+}
