@@ -67,6 +67,8 @@ pub enum Change {
     Set(Vec<(String, String)>),
     /// There is to be no edited copy.
     Revert,
+    /// What is suggested is to be set.
+    Suggested,
 }
 
 /// Why a letter was not edited.
@@ -87,6 +89,9 @@ pub enum EditError {
     /// The body would be what it is.
     #[error("that changes nothing")]
     Nothing,
+    /// There is no suggestion that sets a field.
+    #[error("nothing is suggested that could be set in it")]
+    NothingSuggested,
 }
 
 impl DeadLetters {
@@ -119,19 +124,18 @@ impl DeadLetters {
     pub async fn edit(
         &self,
         letter: &DeadLetterRow,
-        change: Change,
+        change: &Change,
         by: &By,
     ) -> Result<DeadLetterRow, EditError> {
         let (body, fields) = match change {
             Change::Revert => (None, Vec::new()),
-            Change::Body(body) => (Some(body), Vec::new()),
-            Change::Set(fields) => {
-                let mut body = letter.body_to_send().to_vec();
-                for (field, value) in &fields {
-                    body = set(&body, field, value)?;
-                }
-                (Some(body), fields.into_iter().map(|(field, _)| field).collect())
-            }
+            Change::Body(body) => (Some(body.clone()), Vec::new()),
+            Change::Set(fields) => mended(letter, fields)?,
+            Change::Suggested => match self.examiner.suggest(letter).map(|it| it.step) {
+                Some(Step::Set { field, value }) => mended(letter, &[(field, value)])?,
+                Some(Step::Replay) => return Err(EditError::Nothing),
+                Some(Step::Think) | None => return Err(EditError::NothingSuggested),
+            },
         };
         if body.as_deref().unwrap_or(&letter.body) == letter.body_to_send() {
             return Err(EditError::Nothing);
@@ -144,6 +148,33 @@ impl DeadLetters {
             return Err(EditError::Busy);
         }
         self.archive.dead_letter(letter.id).await?.ok_or(EditError::Busy)
+    }
+
+    /// Edits the copies of all open letters of a selection alike. `each` is told of every letter what
+    /// became of it.
+    ///
+    /// # Errors
+    /// PostgreSQL failed; what was edited until then is.
+    pub async fn edit_all(
+        &self,
+        selection: Selection,
+        change: &Change,
+        by: &By,
+        mut each: impl FnMut(Uuid, Result<(), EditError>),
+    ) -> Result<(), archive::Error> {
+        let open = [DeadLetterStatus::Open];
+        let mut rest = self.begin(selection, "dead_letters.edit", &open, None, by).await?;
+        while let Some(walk) = rest {
+            let page = self.archive.next_dead_letters(&walk, &open, PAGE).await?;
+            for letter in page.letters {
+                match self.edit(&letter, change, by).await {
+                    Err(EditError::Archive(error)) => return Err(error),
+                    edited => each(letter.id, edited.map(|_| ())),
+                }
+            }
+            rest = page.rest;
+        }
+        Ok(())
     }
 
     /// Discards the open letters of a selection; how many there were.
@@ -240,6 +271,18 @@ impl DeadLetters {
         self.archive.note_run(by, action, &detail).await?;
         Ok(Some(walk))
     }
+}
+
+/// What a replay would send with these fields set, and their names.
+fn mended(
+    letter: &DeadLetterRow,
+    fields: &[(String, String)],
+) -> Result<(Option<Vec<u8>>, Vec<String>), EditFault> {
+    let mut body = letter.body_to_send().to_vec();
+    for (field, value) in fields {
+        body = set(&body, field, value)?;
+    }
+    Ok((Some(body), fields.iter().map(|(field, _)| field.clone()).collect()))
 }
 
 /// A selection for the audit log. Ids are not repeated: each has a line of its own.

@@ -86,10 +86,10 @@ async fn replayed_with_a_retry(scenario: &Scenario, id: &str) {
     assert_eq!(scenario.sql("SELECT string_agg(status, ',') FROM dead_letters").await, "replayed");
 }
 
-/// Makes PostgreSQL refuse a message in a way that nobody classified.
-async fn poison(scenario: &Scenario, id: &str) {
+/// Makes PostgreSQL refuse messages, by ids with commas between them, in a way that nobody classified.
+pub(crate) async fn poison(scenario: &Scenario, ids: &str) {
     let trigger = format!(
-        "CREATE TABLE poisoned AS SELECT '{id}'::text AS id;
+        "CREATE TABLE poisoned AS SELECT unnest('{{{ids}}}'::text[]) AS id;
          CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
          BEGIN
              IF EXISTS (SELECT FROM poisoned WHERE id = NEW.id) THEN

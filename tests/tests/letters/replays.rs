@@ -19,6 +19,7 @@ use system_tests::{LIMIT, SAVER, STATISTICS, Scenario, at, key, message};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::hygiene::poison;
 use crate::{LETTERS, SAVES, anonymous};
 
 /// SIGABRT (signal(7)): what `abort` ends a process with.
@@ -209,6 +210,25 @@ async fn a_cause_that_is_still_there_shows_after_one_letter() {
                    FROM dead_letters GROUP BY 1, 2 ORDER BY 1, 2) AS s";
     assert_eq!(scenario.sql(states).await, "open|1|50, replayed|0|50");
     scenario.rest([saver, statistics]).await;
+}
+
+#[tokio::test]
+async fn a_cause_that_shows_only_after_its_retries_ends_a_replay_as_well() {
+    let scenario = Scenario::new().await;
+    let ids: Vec<_> = (0..100).map(|n| format!("m{n}")).collect();
+    let letter = |id: &String| dead(&message("late", "s", id, &json!({})).to_string());
+    let letters: Vec<_> = ids.iter().map(letter).collect();
+    poison(&scenario, &ids.join(",")).await;
+    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    scenario.agent().send(letters).await;
+    scenario.until_sql("SELECT count(*) FROM dead_letters", "100").await;
+    // 1 + 5 + 30 s until the first is back; meanwhile one letter at a time goes.
+    let settings =
+        ReplaySettings { watch: Duration::from_secs(3), ..settings(StopOnReturn::WholeBatch) };
+    let report = run_with(&replayer(&scenario), Selection::All, &settings).await;
+    assert_eq!(report.ended, Ended::CameBack, "{report:?}");
+    assert!(report.replayed < 50, "{report:?}");
+    drop((saver, statistics));
 }
 
 #[tokio::test]

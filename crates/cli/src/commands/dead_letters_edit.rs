@@ -1,24 +1,27 @@
-//! `verbatim dead-letters edit`: an edited copy beside the original, which a replay sends instead.
+//! `verbatim dead-letters edit`: an edited copy beside the original, which a replay sends instead. One
+//! letter in any way; many with the same fault alike.
 
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use archive::DeadLetterRow;
+use archive::{DeadLetterRow, Selection};
 use clap::Args;
-use conversation::letters::{Change, DeadLetters, EditError, Examiner, Step};
+use conversation::letters::{Change, DeadLetters, EditError, Examiner};
 use domain::causes::with_causes;
 use metrics::Metrics;
+use serde::Serialize;
 use service::settings::DatabaseSettings;
 use uuid::Uuid;
 
+use super::dead_letters_selection::Chosen;
 use super::dead_letters_show::{body, no_such_letter};
 use crate::actor::Actor;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::input::Input;
-use crate::look::{Look, Screen, Tone, block};
+use crate::look::{Cell, Look, Screen, Side, Table, Tone, block, count, plural};
 use crate::servers::Database;
 
 const EXAMPLES: &str = "\
@@ -28,18 +31,16 @@ Examples:
   verbatim dead-letters edit ID --body mended.json
   verbatim dead-letters edit ID            (on a terminal: in your editor)
   verbatim dead-letters edit ID --revert
+  verbatim dead-letters edit --field role --error '\"bot\"' --apply-suggestion    (all of these)
 
 The original body stays as it came. The copy must pass the workers' own validator, for otherwise it
-would come back at once. Exit code 1: it does not, or the letter is not open.";
+would come back at once. Exit code 1: it does not, or the letter is not open; of several letters,
+some were not edited.";
 
 /// Edits a copy of a dead letter's body, which a replay sends instead
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim dead-letters edit [OPTIONS] <ID>")]
+#[command(after_help = EXAMPLES, override_usage = "verbatim dead-letters edit [OPTIONS] [ID]...")]
 pub(crate) struct DeadLettersEdit {
-    /// Its id
-    #[arg(value_name = "ID")]
-    id: Uuid,
-
     /// The whole new body: a file, or - for standard input
     #[arg(long, value_name = "FILE", value_parser = Input::parse)]
     #[arg(conflicts_with_all = ["set", "apply_suggestion", "revert"])]
@@ -67,6 +68,9 @@ pub(crate) struct DeadLettersEdit {
     limit: BodyLimit,
 
     #[command(flatten)]
+    chosen: Chosen,
+
+    #[command(flatten)]
     actor: Actor,
 
     #[command(flatten)]
@@ -75,40 +79,76 @@ pub(crate) struct DeadLettersEdit {
 
 impl DeadLettersEdit {
     pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
+        let selection = self.chosen.selection(screen.look.now)?;
         let database = Database::open(&self.database).await?;
         let examiner = Examiner { max_body_bytes: self.limit.max_body_bytes };
         let letters = DeadLetters::new(database.archive.clone(), Metrics::new(), examiner);
-        let found = letters.story(self.id).await.map_err(|error| database.failure(&error))?;
-        let story = found.ok_or_else(|| no_such_letter(self.id))?;
-        let change = if self.revert {
-            Change::Revert
-        } else if self.apply_suggestion {
-            match story.suggestion.map(|it| (it.step, it.text)) {
-                Some((Step::Set { field, value }, _)) => Change::Set(vec![(field, value)]),
-                Some((Step::Replay | Step::Think, text)) => {
-                    return Err(Failure::problem("there is nothing to set in this letter", text));
-                }
-                None => {
-                    return Err(Failure::problem(
-                        "nothing is suggested for this letter",
-                        format!(
-                            "`verbatim dead-letters show {}` tells what is wrong with it",
-                            self.id
-                        ),
-                    ));
-                }
+        match selection {
+            Selection::Ids(ids) if ids.len() == 1 => {
+                self.one(ids[0], &letters, &database, screen).await
             }
-        } else if let Some(input) = &self.body {
-            Change::Body(read(input)?)
-        } else if !self.set.is_empty() {
-            Change::Set(self.set.clone())
-        } else {
-            Change::Body(self.in_editor(&story.letter)?)
+            selection => self.many(selection, &letters, &database, screen).await,
+        }
+    }
+
+    async fn one(
+        &self,
+        id: Uuid,
+        letters: &DeadLetters,
+        database: &Database,
+        screen: &Screen,
+    ) -> Result<Exit, Failure> {
+        let found = letters.story(id).await.map_err(|error| database.failure(&error))?;
+        let story = found.ok_or_else(|| no_such_letter(id))?;
+        let change = match (self.alike(), &self.body) {
+            (Some(change), _) => change,
+            (None, Some(input)) => Change::Body(read(input)?),
+            (None, None) => Change::Body(self.in_editor(&story.letter)?),
         };
-        let edited = letters.edit(&story.letter, change, &self.actor.by()).await;
-        let letter = edited.map_err(|error| self.failure(error, &database))?;
+        let edited = letters.edit(&story.letter, &change, &self.actor.by()).await;
+        let letter = edited.map_err(|error| {
+            let suggestion = story.suggestion.as_ref().map(|it| it.text.as_str());
+            failure(error, id, suggestion, database)
+        })?;
         screen.show(&letter, |look| text(&letter, look))?;
         Ok(Exit::Fine)
+    }
+
+    async fn many(
+        &self,
+        selection: Selection,
+        letters: &DeadLetters,
+        database: &Database,
+        screen: &Screen,
+    ) -> Result<Exit, Failure> {
+        let change = self.alike().ok_or_else(|| {
+            Failure::Usage(
+                "many letters are edited alike: with --set FIELD=VALUE, --apply-suggestion or --revert"
+                    .to_owned(),
+            )
+        })?;
+        let mut edits = Edits::default();
+        letters
+            .edit_all(selection, &change, &self.actor.by(), |id, edited| edits.add(id, edited))
+            .await
+            .map_err(|error| database.failure(&error))?;
+        let named = self.chosen.named();
+        edits.others = named.saturating_sub(edits.edited + edits.unchanged + edits.failed);
+        screen.show(&edits, |look| edits.text(look))?;
+        Ok(if edits.failed + edits.others > 0 { Exit::Problems } else { Exit::Fine })
+    }
+
+    /// A change that many letters can undergo alike.
+    fn alike(&self) -> Option<Change> {
+        if self.revert {
+            Some(Change::Revert)
+        } else if self.apply_suggestion {
+            Some(Change::Suggested)
+        } else if self.set.is_empty() {
+            None
+        } else {
+            Some(Change::Set(self.set.clone()))
+        }
     }
 
     /// Lets the user edit what a replay would send.
@@ -135,18 +175,81 @@ impl DeadLettersEdit {
         body.truncate(body.trim_ascii_end().len());
         Ok(body)
     }
+}
 
-    fn failure(&self, error: EditError, database: &Database) -> Failure {
-        let show = format!("`verbatim dead-letters show {}` tells how it stands", self.id);
-        match error {
-            EditError::Archive(error) => database.failure(&error),
-            EditError::Refused(refusal) => Failure::problem(
-                format!("the workers would refuse the edited body: {refusal}"),
-                "nothing was changed; --set FIELD=VALUE sets more than one field when it is repeated",
-            ),
-            EditError::Busy => Failure::problem(error.to_string(), show),
-            EditError::Fault(_) | EditError::Nothing => Failure::problem(with_causes(&error), show),
+/// Why one letter was not edited, and what to do about it.
+fn failure(error: EditError, id: Uuid, suggestion: Option<&str>, database: &Database) -> Failure {
+    let show = format!("`verbatim dead-letters show {id}` tells how it stands");
+    match error {
+        EditError::Archive(error) => database.failure(&error),
+        EditError::Refused(refusal) => Failure::problem(
+            format!("the workers would refuse the edited body: {refusal}"),
+            "nothing was changed; --set FIELD=VALUE sets more than one field when it is repeated",
+        ),
+        EditError::NothingSuggested | EditError::Nothing => {
+            Failure::problem(error.to_string(), suggestion.map_or(show, str::to_owned))
         }
+        EditError::Busy | EditError::Fault(_) => Failure::problem(with_causes(&error), show),
+    }
+}
+
+/// What became of many letters.
+#[derive(Debug, Default, Serialize)]
+struct Edits {
+    edited: u64,
+    /// They are as they are wanted already.
+    unchanged: u64,
+    /// They could not be edited.
+    failed: u64,
+    /// They were named and are not open.
+    others: u64,
+    failures: Vec<NotEdited>,
+}
+
+/// A letter that could not be edited.
+#[derive(Debug, Serialize)]
+struct NotEdited {
+    id: Uuid,
+    why: String,
+}
+
+/// Letters that a text names; JSON has all.
+const NAMED: usize = 20;
+
+impl Edits {
+    fn add(&mut self, id: Uuid, edited: Result<(), EditError>) {
+        match edited {
+            Ok(()) => self.edited += 1,
+            Err(EditError::Nothing) => self.unchanged += 1,
+            Err(error) => {
+                self.failed += 1;
+                self.failures.push(NotEdited { id, why: with_causes(&error) });
+            }
+        }
+    }
+
+    fn text(&self, look: &Look) -> String {
+        let mut out = String::new();
+        if !self.failures.is_empty() {
+            let mut table = Table::new([("not edited", Side::Left), ("why", Side::Left)]);
+            for failed in self.failures.iter().take(NAMED) {
+                table.row([failed.id.to_string().into(), Cell::new(Tone::Bad, &failed.why)]);
+            }
+            out.push_str(&format!("{}\n", table.render(look.paint)));
+        }
+        let tone = if self.edited > 0 { Tone::Good } else { Tone::Warn };
+        out.push_str(&look.paint.text(tone, &format!("{} edited", plural(self.edited, "letter"))));
+        for (n, what) in [
+            (self.failed, "not edited"),
+            (self.unchanged, "as wanted already"),
+            (self.others, "named that are not open"),
+        ] {
+            if n > 0 {
+                out.push_str(&format!(", {} {what}", count(n)));
+            }
+        }
+        out.push('\n');
+        out
     }
 }
 
@@ -221,6 +324,20 @@ mod tests {
     fn a_field_is_everything_before_the_first_equals_sign() {
         assert_eq!(field_and_value("a.b=c=d"), Ok(("a.b".to_owned(), "c=d".to_owned())));
         assert!(field_and_value("role").is_err() && field_and_value("=x").is_err());
+    }
+
+    #[test]
+    fn of_many_letters_it_is_told_how_many_were_edited_and_why_others_were_not() {
+        let mut edits = Edits { others: 1, ..Edits::default() };
+        for n in 0..5 {
+            let edited = match n {
+                0 => Err(EditError::NothingSuggested),
+                1 => Err(EditError::Nothing),
+                _ => Ok(()),
+            };
+            edits.add(Uuid::from_u128(n), edited);
+        }
+        insta::assert_snapshot!(edits.text(&look()));
     }
 
     #[test]

@@ -355,3 +355,47 @@ async fn ctrl_c_stops_a_replay_between_letters_and_it_says_how_far_it_got() {
                       count(replay_lease_until)) FROM dead_letters";
     assert_eq!(env.psql(states).await.unwrap(), format!("{}|0", report["replayed"]));
 }
+
+#[tokio::test]
+async fn a_letter_that_another_replay_has_is_left_to_it_and_that_is_said() {
+    let (env, verbatim) = prepared().await;
+    stored(&env, &[1], &body("s", "m-1", json!({}))).await;
+    let ran = verbatim.run(&["dead-letters", "replay", &id(9)]).await;
+    assert_eq!((ran.code, ran.out.as_str()), (1, "nothing was sent: no open letter matches\n"));
+    let lease = "UPDATE dead_letters SET replay_lease_until = now() + interval '1 min'";
+    env.psql(lease).await.unwrap();
+    let ran = verbatim.run(&["dead-letters", "replay", &id(1)]).await;
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.out.starts_with("0 of 1 letter replayed, 1 passed over\nanother run has"),
+        "{ran:?}"
+    );
+    env.psql("UPDATE dead_letters SET replay_lease_until = now()").await.unwrap();
+    let ran = verbatim.run(&["dead-letters", "replay", &id(1), "--watch", "0s"]).await;
+    assert_eq!((ran.code, ran.out.as_str()), (0, "1 of 1 letter replayed\n"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn many_letters_with_one_fault_are_edited_alike_and_the_others_are_named() {
+    let (env, verbatim) = prepared().await;
+    let ids: Vec<u128> = (1..=40).collect();
+    stored(&env, &ids, &body("s", "m-1", json!({"role": "bot"}))).await;
+    stored(&env, &[50], &body("s", "m-1", json!({"role": "nobody"}))).await;
+    let ran = verbatim.run(&["dead-letters", "edit", "--all"]).await;
+    assert!(ran.code == 2 && ran.err.contains("many letters are edited alike"), "{ran:?}");
+    let arguments = ["dead-letters", "edit", "--field", "role", "--apply-suggestion", "--json"];
+    let ran = verbatim.run(&arguments).await;
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let edits = ran.json();
+    assert_eq!((&edits["edited"], &edits["failed"]), (&json!(40), &json!(1)));
+    assert_eq!(edits["failures"][0]["id"], id(50));
+    let copies = "SELECT concat_ws('|', count(*), bool_and(convert_from(edited_body, 'UTF8')
+                      = replace(convert_from(body, 'UTF8'), 'bot', 'assistant')))
+                  FROM dead_letters WHERE edited_body IS NOT NULL";
+    assert_eq!(env.psql(copies).await.unwrap(), "40|t");
+    let again = verbatim.run(&["dead-letters", "edit", &id(1), &id(2), "--apply-suggestion"]).await;
+    assert_eq!((again.code, again.out.as_str()), (0, "0 letters edited, 2 as wanted already\n"));
+    let lines = "SELECT concat_ws('|', count(*), count(DISTINCT detail->>'run')) FROM audit_log
+                 WHERE action = 'dead_letter.edit'";
+    assert_eq!(env.psql(lines).await.unwrap(), "40|1");
+}

@@ -25,8 +25,10 @@ pub(super) struct Growth {
 pub(super) enum Verdict {
     /// Nothing is wrong with it, as far as can be told.
     Good,
-    /// Messages of it are neither stored nor back.
+    /// A few messages of it are neither stored nor back.
     Open,
+    /// Most messages of it are neither stored nor back: nobody takes them, or all are tried again.
+    Silent,
     /// Something came back, or could not be sent.
     Bad,
 }
@@ -76,7 +78,7 @@ impl Growth {
         self.size = match verdict {
             Verdict::Good => self.size.saturating_mul(2).min(self.largest),
             Verdict::Open => self.size,
-            Verdict::Bad => 1,
+            Verdict::Silent | Verdict::Bad => 1,
         };
     }
 }
@@ -97,11 +99,13 @@ mod tests {
             Verdict::Good,
             Verdict::Bad,
             Verdict::Good,
+            Verdict::Silent,
+            Verdict::Good,
         ] {
             sizes.push(growth.size());
             growth.follow(verdict);
         }
-        assert_eq!(sizes, [1, 2, 4, 4, 5, 5, 1]);
+        assert_eq!(sizes, [1, 2, 4, 4, 5, 5, 1, 2, 1]);
         assert_eq!(growth.size(), 2);
     }
 

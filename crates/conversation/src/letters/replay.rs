@@ -53,8 +53,8 @@ pub struct ReplaySettings {
 pub enum StopOnReturn {
     /// With the first one.
     First,
-    /// When a whole batch did: the cause is still there. A few among many are letters that are still bad,
-    /// and no reason to leave the others.
+    /// When a whole batch did, or everything of which anything is known: the cause is still there. A few
+    /// among many are letters that are still bad, and no reason to leave the others.
     WholeBatch,
     /// Never; only when RabbitMQ or PostgreSQL is away.
     Never,

@@ -12,6 +12,9 @@ const ERROR: usize = 120;
 /// The report; `others` are letters that were named and are not open.
 pub(super) fn text(report: &ReplayReport, others: u64, look: &Look) -> String {
     let paint = look.paint;
+    if report.matched == 0 {
+        return format!("{}\n", paint.text(Tone::Warn, "nothing was sent: no open letter matches"));
+    }
     let mut out = String::new();
     if !report.failures.is_empty() {
         let mut table =
@@ -40,7 +43,7 @@ pub(super) fn text(report: &ReplayReport, others: u64, look: &Look) -> String {
         out.push_str(&format!("{}\n", table.render(paint)));
     }
     let well = report.failed + report.returned == 0 && report.replayed == report.matched;
-    let tone = if well && report.matched > 0 { Tone::Good } else { Tone::Warn };
+    let tone = if well { Tone::Good } else { Tone::Warn };
     let replayed =
         format!("{} of {} replayed", count(report.replayed), plural(report.matched, "letter"));
     out.push_str(&paint.text(tone, &replayed));
@@ -51,7 +54,7 @@ pub(super) fn text(report: &ReplayReport, others: u64, look: &Look) -> String {
     }
     for (n, what) in [
         (report.overtaken, "sent too late to be noted: somebody else had them"),
-        (report.passed_over, "that others took or decided about"),
+        (report.passed_over, "passed over"),
         (others, "named that are not open"),
     ] {
         if n > 0 {
@@ -88,6 +91,12 @@ fn hints(report: &ReplayReport) -> Vec<String> {
         Ended::Away { store, cause } => hints.push(format!(
             "{store} went away: {cause}. What was not noted is open; replaying it again is safe"
         )),
+    }
+    if report.passed_over > 0 {
+        hints.push(
+            "another run has them just now, or it died: then they can be replayed a minute after"
+                .to_owned(),
+        );
     }
     if let Some(first) = report.returns.first() {
         hints.push(format!(

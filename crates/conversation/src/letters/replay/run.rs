@@ -31,6 +31,8 @@ pub(super) struct Run<'a> {
     growth: Growth,
     /// What came back, by the letter that was sent.
     back: HashMap<Uuid, Returned>,
+    /// How many letters took effect, as far as can be told.
+    well: usize,
 }
 
 /// Letters between two looks.
@@ -62,8 +64,8 @@ impl<'a> Run<'a> {
             returns: Vec::new(),
         };
         let (pace, growth) = (Pace::new(settings.rate), Growth::new(settings.largest_batch));
-        let (walk, back) = (walk.clone(), HashMap::new());
-        Self { replayer, by, settings, stop, walk, report, pace, growth, back }
+        let (walk, back, well) = (walk.clone(), HashMap::new(), 0);
+        Self { replayer, by, settings, stop, walk, report, pace, growth, back, well }
     }
 
     /// Sends until all are sent or something speaks against it.
@@ -140,20 +142,13 @@ impl<'a> Run<'a> {
 
     /// Looks what becomes of a batch until that is known, or until it was watched for long enough.
     async fn watch(&mut self, batch: &Batch) -> Result<Verdict, archive::Error> {
-        let archive = &self.replayer.archive;
+        let replayer = self.replayer;
         let end = Instant::now() + self.settings.watch;
+        let unwatched = self.settings.watch.is_zero();
         let known_before = self.back.len();
         let mut stored: HashSet<Uuid> = HashSet::new();
         loop {
-            for letter in archive.returned_letters(self.by.run, &self.walk).await? {
-                if !self.back.contains_key(&letter.replay_of) {
-                    if self.report.returns.len() < NAMED {
-                        self.report.returns.push(letter.clone());
-                    }
-                    self.report.returned += 1;
-                    self.back.insert(letter.replay_of, letter);
-                }
-            }
+            self.hear().await?;
             let waits = |id: &Uuid| !self.back.contains_key(id) && !stored.contains(id);
             let (ids, words): (Vec<Uuid>, Vec<Words>) = batch
                 .sent
@@ -161,22 +156,51 @@ impl<'a> Run<'a> {
                 .filter(|(id, _)| waits(id))
                 .filter_map(|(id, words)| Some((*id, words.clone()?)))
                 .unzip();
-            let found =
-                if words.is_empty() { Vec::new() } else { archive.stored_words(&words).await? };
+            let found = match words.as_slice() {
+                [] => Vec::new(),
+                words => replayer.archive.stored_words(words).await?,
+            };
             let open = ids.len() - found.len();
             stored.extend(found.into_iter().filter_map(|n| ids.get(n).copied()));
             let settled =
                 batch.sent.iter().all(|(id, _)| self.back.contains_key(id) || stored.contains(id));
             if settled || Instant::now() >= end || self.stop.is_cancelled() {
-                return Ok(match self.back.len() > known_before || batch.failed > 0 {
-                    true => Verdict::Bad,
-                    false if open > 0 && !self.settings.watch.is_zero() => Verdict::Open,
-                    false => Verdict::Good,
+                let back = self.back.len() - known_before;
+                let verdict = if back > 0 || batch.failed > 0 {
+                    Verdict::Bad
+                } else if open == 0 || unwatched {
+                    Verdict::Good
+                } else if open * 2 <= batch.sent.len() {
+                    Verdict::Open
+                } else {
+                    Verdict::Silent
+                };
+                // Silence is a good sign only where nothing else can be heard.
+                let heard = |words: &Option<Words>| words.is_some() && !unwatched;
+                let silent = batch.sent.iter().filter(|(id, words)| {
+                    !self.back.contains_key(id) && !stored.contains(id) && !heard(words)
                 });
+                self.well += stored.len() + silent.count();
+                return Ok(verdict);
             }
             // A stop ends the pause; the next look is the last.
             self.stop.run_until_cancelled(sleep(LOOK)).await;
         }
+    }
+
+    /// Learns what came back, of this batch and those before.
+    async fn hear(&mut self) -> Result<(), archive::Error> {
+        let archive = &self.replayer.archive;
+        for letter in archive.returned_letters(self.by.run, &self.walk).await? {
+            if !self.back.contains_key(&letter.replay_of) {
+                if self.report.returns.len() < NAMED {
+                    self.report.returns.push(letter.clone());
+                }
+                self.report.returned += 1;
+                self.back.insert(letter.replay_of, letter);
+            }
+        }
+        Ok(())
     }
 
     /// Whether what became of a batch is a reason to send no more.
@@ -188,6 +212,8 @@ impl<'a> Run<'a> {
             StopOnReturn::First if batch.failed > 0 => Some(Ended::NothingGetsThrough),
             _ if batch.sent.is_empty() && batch.failed > 0 => Some(Ended::NothingGetsThrough),
             _ if !batch.sent.is_empty() && back == batch.sent.len() => Some(Ended::CameBack),
+            // What is tried again for half a minute comes back long after its batch.
+            _ if self.report.returned > 0 && self.well == 0 => Some(Ended::CameBack),
             _ => None,
         }
     }
