@@ -75,7 +75,11 @@ async fn every_variable_of_a_service_is_a_setting_of_its_process() {
     for (name, service) in ours() {
         let told = match service["command"][0].as_str() {
             Some(worker) if WORKERS.contains(&worker) => help(&[worker]),
-            _ => help(&["verbatim", "setup"]) + &help(&["verbatim", "conversation", "show"]),
+            _ => {
+                let commands =
+                    [["setup"].as_slice(), &["conversation", "show"], &["dead-letters", "edit"]];
+                commands.map(|command| help(&[&["verbatim"], command].concat())).concat()
+            }
         };
         for variable in service["environment"].as_object().unwrap().keys() {
             let known = match variable.strip_suffix("_FILE") {
