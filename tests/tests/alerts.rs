@@ -9,7 +9,7 @@
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::Duration;
-use system_tests::{Agent, Counts, LIMIT, MIGRATION, SAVER, STATISTICS, Scenario, key, message};
+use system_tests::{Counts, LIMIT, MIGRATION, SAVER, STATISTICS, Scenario, key, message};
 use testkit::fleet::Worker;
 use testkit::monitoring::Monitor;
 use testkit::place::workspace;
@@ -49,7 +49,7 @@ async fn a_dead_letter_reaches_a_person_and_its_replay_ends_the_alert() {
     assert_eq!(annotations["summary"], format!("Dead letters of {SAVES}: 1 (schema)"));
     assert_eq!(annotations["runbook_url"], "docs/operations.md#verbatimdeadletterspresent");
 
-    mend_and_replay(&scenario, &agent, &mistaken).await;
+    mend_and_replay(&scenario).await;
     let resolved = watch.told("VerbatimDeadLettersPresent", "resolved").await;
     assert_eq!(resolved["labels"], *labels);
     let saved = eyes.archived(&key(&mistaken)).await;
@@ -135,13 +135,15 @@ async fn the_first_letter_of_a_keeper_is_an_increase() {
     scenario.rest([statistics]).await;
 }
 
-/// What an operator does about a letter whose fault is known: mends a copy and sends it.
-async fn mend_and_replay(scenario: &Scenario, agent: &Agent, mistaken: &Value) {
-    let mut mended = mistaken.clone();
-    mended["role"] = json!("assistant");
-    agent.publish(&mended).await;
-    scenario.until_sql("SELECT count(*) FROM messages", "1").await;
-    scenario.sql("UPDATE dead_letters SET status = 'replayed', status_changed_at = now()").await;
+/// What an operator does about a letter whose fault is known.
+async fn mend_and_replay(scenario: &Scenario) {
+    let id = scenario.sql("SELECT id FROM dead_letters").await;
+    let edit = ["dead-letters", "edit", &id, "--set", "role=assistant"];
+    for arguments in [&edit[..], &["dead-letters", "replay", &id]] {
+        let output = scenario.verbatim(arguments).await;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {}\n{said}", output.status);
+    }
 }
 
 /// A Prometheus and an Alertmanager as they ship, and whom they tell.

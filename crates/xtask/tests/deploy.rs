@@ -75,7 +75,11 @@ async fn every_variable_of_a_service_is_a_setting_of_its_process() {
     for (name, service) in ours() {
         let told = match service["command"][0].as_str() {
             Some(worker) if WORKERS.contains(&worker) => help(&[worker]),
-            _ => help(&["verbatim", "setup"]) + &help(&["verbatim", "conversation", "show"]),
+            _ => {
+                let commands =
+                    [["setup"].as_slice(), &["conversation", "show"], &["dead-letters", "edit"]];
+                commands.map(|command| help(&[&["verbatim"], command].concat())).concat()
+            }
         };
         for variable in service["environment"].as_object().unwrap().keys() {
             let known = match variable.strip_suffix("_FILE") {
@@ -247,8 +251,9 @@ fn the_health_check_passes_on_what_the_process_says() {
         let (mut stream, _) = listener.accept().unwrap();
         let head = BufReader::new(&stream).lines().map(Result::unwrap);
         let head: Vec<_> = head.take_while(|line| !line.is_empty()).collect();
-        write!(stream, "HTTP/1.1 {status}\r\ncontent-type: application/json\r\n\r\n{body}")
-            .unwrap();
+        let answer = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\n\r\n{body}");
+        // At once: who has read the status may be gone before the rest is written.
+        stream.write_all(answer.as_bytes()).unwrap();
         drop(stream);
         (child.wait_with_output().unwrap(), head[0].clone())
     };

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use testkit::fleet::Fleet;
 use testkit::place::workspace;
 
 /// The line above each list of tests.
@@ -18,6 +19,31 @@ fn every_test_that_the_loss_table_names_exists() {
     let tests = test_functions();
     let missing: Vec<_> = named.difference(&tests).collect();
     assert!(missing.is_empty(), "docs/delivery.md names tests that do not exist: {missing:#?}");
+}
+
+#[tokio::test]
+async fn every_command_that_the_runbooks_name_exists() {
+    let text = std::fs::read_to_string(workspace().join("docs/operations.md")).unwrap();
+    let named: BTreeSet<Vec<&str>> = commands(&text).collect();
+    assert!(named.len() >= 8, "the commands were found: {named:?}");
+    let fleet = Fleet::new().await;
+    for command in named {
+        let output = fleet.command("verbatim").args(&command).arg("--help").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "docs/operations.md names {command:?}: {said}");
+    }
+}
+
+/// What follows the program's name, up to the first argument or option.
+fn commands(text: &str) -> impl Iterator<Item = Vec<&str>> {
+    text.split("verbatim ").skip(1).map(|rest| {
+        let code = rest.split(['`', '\n']).next().unwrap_or_default();
+        let is_command = |word: &&str| {
+            word.starts_with(|c: char| c.is_ascii_lowercase())
+                && word.chars().all(|c| c.is_ascii_lowercase() || c == '-')
+        };
+        code.split(' ').take_while(is_command).collect()
+    })
 }
 
 /// The names in the numbered lists under [`PROVEN_BY`].
