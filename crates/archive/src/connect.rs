@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::guesses::{Calm, Doubt};
 use crate::pool::Pool;
+use crate::writers::Writer;
 use crate::{Error, Result};
 
 /// How to reach PostgreSQL.
@@ -33,6 +34,7 @@ pub struct Archive {
     pub(crate) pool: Arc<Pool>,
     pub(crate) doubt: Arc<Doubt>,
     pub(crate) calm: Arc<Calm>,
+    pub(crate) writer: Option<Arc<Writer>>,
     pub(crate) time_out: Duration,
 }
 
@@ -59,6 +61,7 @@ impl Archive {
             pool: Arc::new(Pool::new(options, settings.connections)),
             doubt: Arc::default(),
             calm: Arc::default(),
+            writer: None,
             time_out: settings.time_out,
         })
     }

@@ -93,6 +93,7 @@ impl Archive {
             "rows must be sorted and unique"
         );
         self.within(async |connection| {
+            let saved_by = self.writer(connection).await?;
             let mut saved: Vec<Option<Saved>> = rows.iter().map(|_| None).collect();
             let mut tombstones = Tombstones::default();
             let mut doubt = self.doubt.is_raised();
@@ -109,7 +110,7 @@ impl Archive {
                     let nothing = Sent::default();
                     return finish(connection, rows, saved, nothing, hot, fresh).await;
                 }
-                let sent = self.send(connection, &open, &tombstones, hot, fresh).await;
+                let sent = self.send(connection, &open, &tombstones, hot, fresh, saved_by).await;
                 match sent {
                     Ok(Some(sent)) => {
                         return finish(connection, rows, saved, sent, hot, fresh).await;
@@ -138,12 +139,13 @@ impl Archive {
         tombstones: &Tombstones<'_>,
         hot: HotWrites,
         fresh: &(dyn Fn() -> i64 + Sync),
+        saved_by: Option<i32>,
     ) -> Result<Option<Sent<'a>>> {
         let calm = hot == HotWrites::Follow && self.calm.reigns();
-        if calm && statement::save_settled(connection, rows).await? {
+        if calm && statement::save_settled(connection, rows, saved_by).await? {
             return Ok(Some(Sent::default()));
         }
-        let sent = statement::save(connection, rows, tombstones, hot, fresh).await?;
+        let sent = statement::save(connection, rows, tombstones, hot, fresh, saved_by).await?;
         let stayed = |sent: &Sent<'_>| sent.touched.is_empty() && !sent.tombstones;
         self.calm.learn(sent.as_ref().is_some_and(stayed));
         Ok(sent)

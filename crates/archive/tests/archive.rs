@@ -272,6 +272,26 @@ async fn a_message_is_stored_the_same_whether_its_conversation_was_expected_to_s
 }
 
 #[tokio::test]
+async fn every_message_names_the_process_that_saved_it() {
+    let (env, unsigned) = migrated().await;
+    let one = unsigned.clone().saving_as("saver", "host-1:7".to_owned());
+    let other = unsigned.clone().saving_as("saver", "host-2:7".to_owned());
+    // At once, and with both statements: a process is entered once.
+    let again = one.clone();
+    let (first, second) = tokio::join!(save(&one, "a1"), save(&again, "a2"));
+    assert_eq!((first.unwrap(), second.unwrap()), (vec![Saved::New], vec![Saved::New]));
+    calm(&env, &one, "b").await;
+    calm(&env, &other, "c").await;
+    assert_eq!(save(&unsigned, "d").await.unwrap(), [Saved::New]);
+    let signed = "SELECT string_agg(m.id || ' ' || coalesce(w.process || ' ' || w.instance, '-'), ', ' ORDER BY m.id)
+                  FROM message_rows m LEFT JOIN writers w ON w.id = m.saved_by";
+    let expected = "a1 saver host-1:7, a2 saver host-1:7, b1 saver host-1:7, b2 saver host-1:7, \
+                    c1 saver host-2:7, c2 saver host-2:7, d -";
+    assert_eq!(env.psql(signed).await.unwrap().trim(), expected);
+    assert_eq!(env.psql("SELECT count(*) FROM writers").await.unwrap().trim(), "2");
+}
+
+#[tokio::test]
 async fn a_conversation_that_was_expected_to_stay_and_must_change_changes() {
     let (env, archive) = migrated().await;
     let conversation = async |columns: &str| {
@@ -315,8 +335,8 @@ async fn a_conversation_that_was_expected_to_stay_and_must_change_changes() {
 async fn a_plan_that_was_made_while_the_tables_were_empty_walks_the_primary_key() {
     let (env, _archive) = migrated().await;
     let statements = [
-        (include_str!("../src/save/statement.sql"), 34),
-        (include_str!("../src/save/settled.sql"), 23),
+        (include_str!("../src/save/statement.sql"), 35),
+        (include_str!("../src/save/settled.sql"), 24),
         ("SELECT hot_generation FROM conversations WHERE tenant_id = $1 AND id = $2", 2),
     ];
     for (statement, parameters) in statements {

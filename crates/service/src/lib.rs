@@ -48,7 +48,7 @@ mod tasks;
 mod telemetry;
 
 pub use crypto::install_crypto;
-pub use process::{Process, VERSION};
+pub use process::{Process, VERSION, instance};
 pub use readiness::Check;
 pub use run::{answer, load_settings, run};
 pub use service::Service;

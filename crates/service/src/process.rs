@@ -60,3 +60,12 @@ impl Process {
 
 /// The version of everything in this repository: one number for the whole fleet.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Which one of its kind this process is: the host's name, which in a container is the container's
+/// or the pod's, and the process id. `-` where the host has no name that Linux tells (proc(5)).
+#[must_use]
+pub fn instance() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = Some(host.trim()).filter(|host| !host.is_empty()).unwrap_or("-");
+    format!("{host}:{}", std::process::id())
+}

@@ -40,13 +40,14 @@ pub(super) async fn save<'a>(
     tombstones: &Tombstones<'_>,
     hot: HotWrites,
     fresh: &(dyn Fn() -> i64 + Sync),
+    saved_by: Option<i32>,
 ) -> Result<Option<Sent<'a>>> {
     let groups: Vec<&[&SaveRow<'a>]> = rows.chunk_by(|a, b| a.key == b.key).collect();
     let query = bind_conversations(sqlx::query(SAVE), &groups, tombstones, fresh);
     let query = bind_users(query, rows, tombstones)
         .bind(f64::from(TOUCH_SECONDS))
         .bind(hot == HotWrites::KnownDown);
-    let query = bind_messages(query, &groups, rows).bind(FORMAT_PLAIN);
+    let query = bind_messages(query, &groups, rows).bind(FORMAT_PLAIN).bind(saved_by);
     let Some(row) = query.fetch_optional(connection).await? else { return Ok(None) };
     let reopened: i64 = row.try_get("reopened")?;
     let places: Option<Vec<i64>> = row.try_get("touched")?;
@@ -67,11 +68,12 @@ pub(super) async fn save<'a>(
 pub(super) async fn save_settled(
     connection: &mut PgConnection,
     rows: &[&SaveRow<'_>],
+    saved_by: Option<i32>,
 ) -> Result<bool> {
     let groups: Vec<Group<'_>> = rows.chunk_by(|a, b| a.key == b.key).collect();
     let query = bind_names(sqlx::query(SAVE_SETTLED), &groups);
     let query = bind_last_words(query, &groups).bind(f64::from(TOUCH_SECONDS));
-    let query = bind_messages(query, &groups, rows).bind(FORMAT_PLAIN);
+    let query = bind_messages(query, &groups, rows).bind(FORMAT_PLAIN).bind(saved_by);
     Ok(query.execute(connection).await?.rows_affected() > 0)
 }
 

@@ -92,10 +92,10 @@ touched AS (
 added AS (
     INSERT INTO message_rows (conversation, id, role, content, content_parts, tool_calls, tool_call_id,
                               tokens_estimate, user_id, agent_id, model_name, processing_time_ms,
-                              created_at, received_at, body_hash, metadata, format)
+                              created_at, received_at, body_hash, metadata, format, saved_by)
     SELECT ready.numbers[r.n], r.id, r.role, r.content, r.parts::json, r.calls::json, r.call,
            r.estimate, r.user_id, r.agent_id, r.model_name, r.took,
-           r.created_at, r.received_at, r.body_hash, r.metadata::json, $34
+           r.created_at, r.received_at, r.body_hash, r.metadata::json, $34, $35
     FROM ready,
          unnest($18::int[], $19::text[], $20::text[], $21::text[], $22::text[], $23::text[], $24::text[],
                 $25::bigint[], $26::text[], $27::text[], $28::text[], $29::float8[],

@@ -9,7 +9,7 @@ use broker::topology::WorkQueue;
 use broker::{Replier, Source};
 use conversation::Saver;
 use service::settings::{ConsumerSettings, StoreSettings};
-use service::{Process, Service};
+use service::{Process, Service, instance};
 use worker::{Decoder, Stores, consume, pace};
 
 use crate::handler::SaveMessages;
@@ -28,9 +28,10 @@ fn main() -> ExitCode {
 
 async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let stores = Stores::open(&service, &settings.stores).await?;
+    let archive = stores.archive.clone().saving_as(service.process().name(), instance());
     let handler = SaveMessages {
         saver: Saver::new(
-            stores.archive.clone(),
+            archive,
             stores.hot.clone(),
             service.metrics().clone(),
             stores.fresh.clone(),
