@@ -24,6 +24,9 @@ mod schema;
 mod sessions;
 mod statistics;
 mod tombstones;
+mod verify;
+mod whereabouts;
+mod writers;
 
 pub use audit::{AuditEntry, By};
 pub use close::{Claim, CloseCause, Closed, Due, Uncounted, UncountedPage};
@@ -41,6 +44,11 @@ pub use rows::SaveRow;
 pub use save::{HotWrites, Saved, SavedBatch, TOUCH_SECONDS};
 pub use sessions::{SessionChange, SessionRow, SessionUpdate};
 pub use statistics::{ConversationStats, DailyStats};
+pub use verify::{
+    ConversationCheck, DayCheck, DayKey, Difference, Differences, OrphanedRows, OrphanedStatistics,
+    Repair, Scope,
+};
+pub use whereabouts::{AuditTrace, ConversationTrace, LetterTrace, MessageTrace};
 
 /// The result of a statement.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

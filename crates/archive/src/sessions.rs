@@ -364,7 +364,9 @@ async fn follow_sessions(connection: &mut PgConnection, applied: &[&SessionUpdat
              touched_at = CASE WHEN k.opened THEN clock_timestamp() ELSE c.touched_at END,
              reopened = c.reopened OR (k.opened AND c.status <> 'active'),
              agent_id = coalesce(c.agent_id, k.agent_id),
-             user_id = coalesce(c.user_id, k.user_id)
+             user_id = coalesce(c.user_id, k.user_id),
+             -- Statistics are of an agent.
+             stats_from = CASE WHEN c.agent_id IS NULL AND k.agent_id IS NOT NULL THEN NULL ELSE c.stats_from END
          FROM (SELECT u.*, NOT EXISTS (SELECT FROM sessions s
                                        WHERE s.tenant_id = u.tenant_id AND s.conversation_id = u.id
                                          AND s.open) AS over

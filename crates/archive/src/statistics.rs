@@ -5,10 +5,12 @@
 //! but the next sweep. A bucket is locked before it is aggregated: whoever changes a conversation
 //! meanwhile waits at the bucket's row and marks it dirty again.
 
+use std::sync::LazyLock;
+
 use chrono::{DateTime, NaiveDate, Utc};
 use domain::ids::{ConversationKey, TenantId};
 use sqlx::Connection as _;
-use sqlx::{FromRow, Row};
+use sqlx::{AssertSqlSafe, FromRow, Row};
 
 use crate::{Archive, Result};
 
@@ -95,7 +97,11 @@ impl Archive {
                 return Ok(0);
             }
             // A statement of its own: its snapshot is younger than the locks.
-            sqlx::query(COMPUTE).bind(&tenants).bind(&ids).execute(&mut *transaction).await?;
+            sqlx::query(AssertSqlSafe(COMPUTE.as_str()))
+                .bind(&tenants)
+                .bind(&ids)
+                .execute(&mut *transaction)
+                .await?;
             transaction.commit().await?;
             Ok(dirty.len())
         })
@@ -115,28 +121,12 @@ impl Archive {
             .fetch_all(&mut *transaction)
             .await?;
             // A statement of its own: its snapshot is younger than the locks.
-            sqlx::query(
-                "UPDATE daily_stats d SET
-                     conversations = t.conversations, messages = t.messages, tokens = t.tokens,
-                     avg_duration_seconds = t.duration, avg_satisfaction = t.satisfaction,
-                     dirty = false
-                 FROM (SELECT k.tenant_id, k.agent_id, k.day, count(s.conversation_id) AS conversations,
-                              coalesce(sum(s.message_count), 0)::bigint AS messages,
-                              coalesce(sum(s.total_tokens), 0)::bigint AS tokens,
-                              avg(s.duration_seconds) AS duration,
-                              avg(s.satisfaction)::float8 AS satisfaction
-                       FROM unnest($1::text[], $2::text[], $3::date[]) AS k (tenant_id, agent_id, day)
-                       LEFT JOIN conversation_stats s
-                              ON s.tenant_id = k.tenant_id AND s.day = k.day
-                             AND coalesce(s.agent_id, '') = k.agent_id
-                       GROUP BY k.tenant_id, k.agent_id, k.day) AS t
-                 WHERE d.tenant_id = t.tenant_id AND d.agent_id = t.agent_id AND d.day = t.day",
-            )
-            .bind(dirty.iter().map(|(tenant, _, _)| tenant.as_str()).collect::<Vec<_>>())
-            .bind(dirty.iter().map(|(_, agent, _)| agent.as_str()).collect::<Vec<_>>())
-            .bind(dirty.iter().map(|(_, _, day)| *day).collect::<Vec<_>>())
-            .execute(&mut *transaction)
-            .await?;
+            sqlx::query(AssertSqlSafe(COMPUTE_DAYS.as_str()))
+                .bind(dirty.iter().map(|(tenant, _, _)| tenant.as_str()).collect::<Vec<_>>())
+                .bind(dirty.iter().map(|(_, agent, _)| agent.as_str()).collect::<Vec<_>>())
+                .bind(dirty.iter().map(|(_, _, day)| *day).collect::<Vec<_>>())
+                .execute(&mut *transaction)
+                .await?;
             transaction.commit().await?;
             Ok(dirty.len())
         })
@@ -175,48 +165,83 @@ impl Archive {
     }
 }
 
+/// The statistics of the conversations in `chosen`, from their messages. Those without any have none.
+pub(crate) const COMPUTED: &str = "
+    SELECT c.tenant_id, c.id AS conversation_id, c.agent_id, m.messages AS message_count,
+           m.of_users AS user_messages, m.of_assistants AS assistant_messages,
+           coalesce(c.total_tokens, 0) AS total_tokens,
+           extract(epoch FROM m.last - m.first)::float8 AS duration_seconds,
+           m.response_seconds AS avg_response_seconds, c.satisfaction,
+           c.finalised_at AS computed_from, (m.first AT TIME ZONE 'UTC')::date AS day
+    FROM chosen c
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS messages, min(created_at) AS first, max(created_at) AS last,
+               count(*) FILTER (WHERE role = 'user') AS of_users,
+               count(*) FILTER (WHERE role = 'assistant') AS of_assistants,
+               avg(extract(epoch FROM created_at - previous_at)::float8)
+                   FILTER (WHERE role = 'assistant' AND previous_role = 'user') AS response_seconds
+        FROM (SELECT role, created_at, lag(role) OVER in_order AS previous_role,
+                     lag(created_at) OVER in_order AS previous_at
+              FROM message_rows
+              WHERE conversation = c.number
+              WINDOW in_order AS (ORDER BY created_at, id)) AS listed
+        HAVING count(*) > 0) AS m";
+
+/// The days in `chosen`, from the statistics of their conversations.
+pub(crate) const COMPUTED_DAYS: &str = "
+    SELECT k.tenant_id, k.agent_id, k.day, count(s.conversation_id) AS conversations,
+           coalesce(sum(s.message_count), 0)::bigint AS messages,
+           coalesce(sum(s.total_tokens), 0)::bigint AS tokens,
+           avg(s.duration_seconds) AS avg_duration_seconds,
+           avg(s.satisfaction)::float8 AS avg_satisfaction
+    FROM chosen k
+    LEFT JOIN conversation_stats s
+           ON s.tenant_id = k.tenant_id AND s.day = k.day AND coalesce(s.agent_id, '') = k.agent_id
+    GROUP BY k.tenant_id, k.agent_id, k.day";
+
 /// Computes conversations that are locked, and marks the days that they leave and those that they enter.
-const COMPUTE: &str = "
-    WITH stale AS (
-        SELECT c.* FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
-        JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id),
-    computed AS (
-        INSERT INTO conversation_stats (tenant_id, conversation_id, agent_id, message_count,
-            user_messages, assistant_messages, total_tokens, duration_seconds,
-            avg_response_seconds, satisfaction, computed_from, computed_at, day)
-        SELECT c.tenant_id, c.id, c.agent_id, m.messages, m.of_users, m.of_assistants,
-               coalesce(c.total_tokens, 0), extract(epoch FROM m.last - m.first)::float8,
-               m.response_seconds, c.satisfaction, c.finalised_at, clock_timestamp(),
-               (m.first AT TIME ZONE 'UTC')::date
-        FROM stale c
-        CROSS JOIN LATERAL (
-            SELECT count(*) AS messages, min(created_at) AS first, max(created_at) AS last,
-                   count(*) FILTER (WHERE role = 'user') AS of_users,
-                   count(*) FILTER (WHERE role = 'assistant') AS of_assistants,
-                   avg(extract(epoch FROM created_at - previous_at)::float8)
-                       FILTER (WHERE role = 'assistant' AND previous_role = 'user') AS response_seconds
-            FROM (SELECT role, created_at, lag(role) OVER in_order AS previous_role,
-                         lag(created_at) OVER in_order AS previous_at
-                  FROM message_rows
-                  WHERE conversation = c.number
-                  WINDOW in_order AS (ORDER BY created_at, id)) AS listed
-            HAVING count(*) > 0) AS m
-        ON CONFLICT (tenant_id, conversation_id) DO UPDATE SET
-            agent_id = excluded.agent_id, message_count = excluded.message_count,
-            user_messages = excluded.user_messages,
-            assistant_messages = excluded.assistant_messages,
-            total_tokens = excluded.total_tokens, duration_seconds = excluded.duration_seconds,
-            avg_response_seconds = excluded.avg_response_seconds,
-            satisfaction = excluded.satisfaction, computed_from = excluded.computed_from,
-            computed_at = excluded.computed_at, day = excluded.day
-        RETURNING tenant_id, agent_id, day),
-    marked AS (
-        INSERT INTO daily_stats (tenant_id, agent_id, day)
-        SELECT tenant_id, coalesce(agent_id, ''), day FROM computed
-        UNION
-        SELECT s.tenant_id, coalesce(s.agent_id, ''), s.day FROM stale c
-        JOIN conversation_stats s ON s.tenant_id = c.tenant_id AND s.conversation_id = c.id
-        ORDER BY 1, 2, 3
-        ON CONFLICT (tenant_id, agent_id, day) DO UPDATE SET dirty = true)
-    UPDATE conversations c SET stats_from = c.finalised_at
-    FROM stale WHERE c.tenant_id = stale.tenant_id AND c.id = stale.id";
+static COMPUTE: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "WITH chosen AS (
+             SELECT c.* FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
+             JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id),
+         computed AS (
+             INSERT INTO conversation_stats (tenant_id, conversation_id, agent_id, message_count,
+                 user_messages, assistant_messages, total_tokens, duration_seconds,
+                 avg_response_seconds, satisfaction, computed_from, day, computed_at)
+             SELECT n.*, clock_timestamp() FROM ({COMPUTED}) AS n
+             ON CONFLICT (tenant_id, conversation_id) DO UPDATE SET
+                 agent_id = excluded.agent_id, message_count = excluded.message_count,
+                 user_messages = excluded.user_messages,
+                 assistant_messages = excluded.assistant_messages,
+                 total_tokens = excluded.total_tokens, duration_seconds = excluded.duration_seconds,
+                 avg_response_seconds = excluded.avg_response_seconds,
+                 satisfaction = excluded.satisfaction, computed_from = excluded.computed_from,
+                 computed_at = excluded.computed_at, day = excluded.day
+             RETURNING tenant_id, agent_id, day),
+         marked AS (
+             INSERT INTO daily_stats (tenant_id, agent_id, day)
+             SELECT tenant_id, coalesce(agent_id, ''), day FROM computed
+             UNION
+             SELECT s.tenant_id, coalesce(s.agent_id, ''), s.day FROM chosen c
+             JOIN conversation_stats s ON s.tenant_id = c.tenant_id AND s.conversation_id = c.id
+             ORDER BY 1, 2, 3
+             ON CONFLICT (tenant_id, agent_id, day) DO UPDATE SET dirty = true)
+         UPDATE conversations c SET stats_from = c.finalised_at
+         FROM chosen WHERE c.tenant_id = chosen.tenant_id AND c.id = chosen.id"
+    )
+});
+
+/// Computes days that are locked.
+static COMPUTE_DAYS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "WITH chosen AS (
+             SELECT * FROM unnest($1::text[], $2::text[], $3::date[]) AS k (tenant_id, agent_id, day))
+         UPDATE daily_stats d SET
+             conversations = t.conversations, messages = t.messages, tokens = t.tokens,
+             avg_duration_seconds = t.avg_duration_seconds, avg_satisfaction = t.avg_satisfaction,
+             dirty = false
+         FROM ({COMPUTED_DAYS}) AS t
+         WHERE d.tenant_id = t.tenant_id AND d.agent_id = t.agent_id AND d.day = t.day"
+    )
+});

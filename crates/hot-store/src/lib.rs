@@ -39,6 +39,7 @@ mod samples;
 mod servers;
 mod settings;
 mod slots;
+mod walk;
 
 use std::error::Error as StdError;
 
@@ -55,6 +56,7 @@ pub use load::{Intent, Loaded};
 pub use mark::{Floor, Mark, Numbers};
 pub use reign::Reign;
 pub use settings::Settings;
+pub use walk::{Bookmark, Walked};
 
 use connection::Connections;
 

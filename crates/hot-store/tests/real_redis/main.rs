@@ -9,3 +9,4 @@ mod outages;
 mod reading;
 mod slots;
 mod support;
+mod walking;

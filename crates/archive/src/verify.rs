@@ -1,0 +1,113 @@
+//! Comparing what is stored with what follows from the rows; nothing here writes but `repair.rs`.
+//!
+//! Everything is looked at in pages by key, each in one statement, so that a page is one snapshot:
+//! what another transaction changes meanwhile is seen before or after, never half. What should be
+//! stored is computed by the same SQL as when it is stored.
+
+mod conversations;
+mod days;
+mod integrity;
+mod repair;
+
+use domain::ids::{ConversationId, ConversationKey, TenantId};
+use domain::time::Timestamp;
+use serde_json::{Map, Value};
+
+pub use conversations::{ConversationCheck, Differences};
+pub use days::{DayCheck, DayKey};
+pub use integrity::{OrphanedRows, OrphanedStatistics};
+pub use repair::Repair;
+
+/// What is looked at; absent fields do not restrict.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    /// Of this tenant.
+    pub tenant: Option<TenantId>,
+    /// The conversations of this id.
+    pub conversation: Option<ConversationId>,
+    /// What was active since; of days those that began since.
+    pub since: Option<Timestamp>,
+}
+
+/// A field that is not what it should be. Both values are as PostgreSQL writes them in JSON.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Difference {
+    /// The column.
+    pub field: String,
+    /// What is stored.
+    pub is: Value,
+    /// What follows from the rows.
+    pub should_be: Value,
+}
+
+impl Scope {
+    /// The one conversation that it names in full.
+    #[must_use]
+    pub fn key(&self) -> Option<ConversationKey> {
+        let (tenant, conversation) = (self.tenant.clone()?, self.conversation.clone()?);
+        Some(ConversationKey { tenant, conversation })
+    }
+
+    /// Whether it leaves anything out.
+    #[must_use]
+    pub fn is_everything(&self) -> bool {
+        self.tenant.is_none() && self.conversation.is_none() && self.since.is_none()
+    }
+}
+
+/// The fields of `computed` whose stored value is another one. Averages are sums in some order, so
+/// fractions may differ in their last digits.
+fn differences(stored: &Map<String, Value>, computed: &Map<String, Value>) -> Vec<Difference> {
+    let is = |field: &String| stored.get(field).cloned().unwrap_or_default();
+    computed
+        .iter()
+        .map(|(field, should_be)| Difference {
+            field: field.clone(),
+            is: is(field),
+            should_be: should_be.clone(),
+        })
+        .filter(|difference| !same(&difference.is, &difference.should_be))
+        .collect()
+}
+
+fn same(a: &Value, b: &Value) -> bool {
+    /// Far above what the order of a sum costs, far below a microsecond in a year.
+    const PRECISION: f64 = 1e-12;
+    match (a, b) {
+        (Value::Number(one), Value::Number(other)) if one.is_f64() || other.is_f64() => {
+            let (Some(one), Some(other)) = (one.as_f64(), other.as_f64()) else { return false };
+            (one - other).abs() <= PRECISION * one.abs().max(other.abs()).max(1.0)
+        }
+        (a, b) => a == b,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(value: Value) -> Map<String, Value> {
+        match value {
+            Value::Object(fields) => fields,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn only_what_is_computed_and_differs_is_a_difference() {
+        let stored = object(json!({"count": 3, "average": 0.3, "tokens": null, "computed_at": 1}));
+        let computed = object(json!({"count": 4, "average": 0.1 + 0.2, "tokens": 7}));
+        let found = differences(&stored, &computed);
+        let found: Vec<_> = found.iter().map(|it| (&*it.field, &it.is, &it.should_be)).collect();
+        assert_eq!(found, [("count", &json!(3), &json!(4)), ("tokens", &json!(null), &json!(7))]);
+    }
+
+    #[test]
+    fn a_microsecond_is_a_difference() {
+        assert!(!same(&json!(86_400.000_001), &json!(86_400.000_002)));
+        assert!(same(&json!(3), &json!(3.0)));
+        assert!(!same(&json!(null), &json!(0.0)));
+    }
+}
