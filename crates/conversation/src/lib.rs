@@ -18,6 +18,8 @@ mod saver;
 mod sessions;
 mod statistics;
 mod transient;
+mod verify;
+mod whereabouts;
 
 pub use admission::{NotTheFleets, admission, visit};
 pub use background::{Background, InvalidShare};
@@ -27,3 +29,7 @@ pub use reader::{Reader, ReadingSettings, Source, Transcript};
 pub use saver::Saver;
 pub use sessions::Sessions;
 pub use statistics::Statistics;
+pub use verify::{
+    BrokenOff, Finding, Kind, Mended, Repairs, Section, Told, Verified, Verifier, VerifyingSettings,
+};
+pub use whereabouts::{HotPlace, Life, Matched, Moment, State, Traced, Tracer, Waiting};

@@ -210,7 +210,7 @@ impl Reader {
     }
 }
 
-fn marked(numbers: &Numbers, conversation: &ConversationNumbers) -> hot_store::Numbers {
+pub(crate) fn marked(numbers: &Numbers, conversation: &ConversationNumbers) -> hot_store::Numbers {
     hot_store::Numbers { epoch: numbers.hot_epoch, generation: conversation.hot_generation }
 }
 

@@ -1,0 +1,266 @@
+//! Verifying: queues, Redis and PostgreSQL compared with each other and with what follows from the rows.
+//!
+//! Everything is looked at in pages, so memory does not grow with the archive. What others are changing
+//! meanwhile must not look like damage: a page of rows is one snapshot, what the fleet does by itself is
+//! left to it for a while, and what Redis and PostgreSQL disagree on is looked at again and again before
+//! anybody hears of it.
+//!
+//! One section after the other, each with the stores that it needs. A store that is away ends its section
+//! and no other. Nothing is written unless repairs are asked for, and a repair only marks what is wrong as
+//! stale (see `archive::Repair`): the fleet then does in its ordinary way what is missing.
+
+mod compare;
+mod copies;
+mod finding;
+mod queues;
+mod rows;
+
+use std::time::Duration;
+
+use archive::{Archive, Repair, Scope};
+use broker::Endpoints;
+use domain::causes::with_causes;
+use domain::failure::Store;
+use hot_store::HotStore;
+use serde_json::json;
+use tokio::time::Instant;
+
+pub use finding::{Finding, Kind, Mended};
+
+use crate::Fresh;
+use crate::closer::ClosingSettings;
+
+/// How a fleet is verified.
+#[derive(Debug, Clone)]
+pub struct VerifyingSettings {
+    /// When conversations are due, as the closers have it.
+    pub closing: ClosingSettings,
+    /// What the fleet does by itself is a finding when it is overdue by so long.
+    pub patience: Duration,
+    /// Whether anything is repaired.
+    pub repairs: Repairs,
+}
+
+/// Whether anything is repaired.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Repairs {
+    /// Nothing is written.
+    None,
+    /// Whatever can be is, and the audit log says that this person did it.
+    By(String),
+}
+
+/// A part of verifying.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Section {
+    /// Hot copies against rows.
+    HotCopies,
+    /// Conversations against their messages: totals, statistics, and who should have closed by now.
+    Conversations,
+    /// Days against the statistics of their conversations.
+    Days,
+    /// Rows that belong to nothing.
+    Integrity,
+    /// Queues: there as they must be, and worked on.
+    Queues,
+}
+
+/// What happens while a fleet is verified.
+#[derive(Debug, Clone, Copy)]
+pub enum Told<'a> {
+    /// A section begins.
+    Begins(Section),
+    /// So much of it has been looked at.
+    Checked(u64),
+    /// Something is wrong.
+    Found(&'a Finding),
+    /// A section is over.
+    Ends(&'a Verified),
+}
+
+/// How a section ended.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Verified {
+    /// The section.
+    pub section: Section,
+    /// How many copies, conversations, days, rows or queues were looked at.
+    pub checked: u64,
+    /// How many findings there were, and how many of them were not repaired.
+    pub found: u64,
+    /// Findings that stay.
+    pub left: u64,
+    /// What kept it from being looked at to its end; `None`: nothing did.
+    pub broken_off: Option<BrokenOff>,
+}
+
+/// Why a section was not looked at, or not to its end.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct BrokenOff {
+    /// The store that could not be asked; `None`: what was asked for leaves something out.
+    #[serde(serialize_with = "store_name")]
+    pub store: Option<Store>,
+    /// Why.
+    pub cause: String,
+}
+
+/// The three servers.
+pub struct Verifier {
+    archive: Archive,
+    hot: HotStore,
+    endpoints: Endpoints,
+    fresh: Fresh,
+    settings: VerifyingSettings,
+}
+
+/// A verification under way.
+struct Run<'a> {
+    verifier: &'a Verifier,
+    scope: &'a Scope,
+    began: Instant,
+    tell: &'a mut (dyn FnMut(Told<'_>) + Send),
+    verified: Verified,
+}
+
+impl Section {
+    /// Every section, in the order in which they are looked at.
+    pub const ALL: [Self; 5] =
+        [Self::HotCopies, Self::Conversations, Self::Days, Self::Integrity, Self::Queues];
+
+    /// The stores that it looks at.
+    #[must_use]
+    pub fn stores(self) -> &'static [Store] {
+        match self {
+            Self::HotCopies => &[Store::Redis, Store::PostgreSql],
+            Self::Conversations | Self::Days | Self::Integrity => &[Store::PostgreSql],
+            Self::Queues => &[Store::RabbitMq],
+        }
+    }
+}
+
+impl Verifier {
+    /// Verifies over these stores.
+    #[must_use]
+    pub fn new(
+        archive: Archive,
+        hot: HotStore,
+        endpoints: Endpoints,
+        fresh: Fresh,
+        settings: VerifyingSettings,
+    ) -> Self {
+        Self { archive, hot, endpoints, fresh, settings }
+    }
+
+    /// Looks at everything in scope, section by section, and repairs it if that was asked for. Tells what
+    /// it finds as it finds it; returns how each section ended.
+    pub async fn run(
+        &self,
+        scope: &Scope,
+        sections: &[Section],
+        tell: &mut (dyn FnMut(Told<'_>) + Send),
+    ) -> Vec<Verified> {
+        let began = Instant::now();
+        // Which days wait to be recomputed now: whoever still waits at the end, untouched, was forgotten.
+        let waiting = if sections.contains(&Section::Days) {
+            self.archive.dirty_days(scope, rows::REMEMBERED).await.unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        let mut ended = Vec::with_capacity(sections.len());
+        for &section in sections {
+            tell(Told::Begins(section));
+            let verified = Verified { section, checked: 0, found: 0, left: 0, broken_off: None };
+            let mut run = Run { verifier: self, scope, began, tell, verified };
+            let result = match section {
+                Section::HotCopies => run.hot_copies().await,
+                Section::Conversations => run.conversations().await,
+                Section::Days => run.days(&waiting).await,
+                Section::Integrity => run.integrity().await,
+                Section::Queues => run.queues().await,
+            };
+            run.verified.broken_off = result.err();
+            let verified = run.verified;
+            tell(Told::Ends(&verified));
+            ended.push(verified);
+        }
+        ended
+    }
+}
+
+impl Run<'_> {
+    fn checked(&mut self, more: usize) {
+        self.verified.checked += more as u64;
+        (self.tell)(Told::Checked(self.verified.checked));
+    }
+
+    /// Tells a finding, repaired before if that was asked for and is possible.
+    async fn found(&mut self, mut finding: Finding, repair: Option<Repair>) {
+        finding.mended = match (&self.verifier.settings.repairs, repair) {
+            (_, None) => Mended::CannotBe,
+            (Repairs::None, Some(_)) => Mended::NotAsked,
+            (Repairs::By(actor), Some(repair)) => {
+                let detail = json!({
+                    "finding": finding.kind, "id": finding.id, "detail": finding.detail,
+                });
+                match self.verifier.repair(&repair, actor, &detail).await {
+                    Ok(true) => Mended::Done,
+                    Ok(false) => {
+                        Mended::Failed("it has changed since, or must be left alone".into())
+                    }
+                    Err(cause) => Mended::Failed(cause),
+                }
+            }
+        };
+        self.verified.found += 1;
+        self.verified.left += u64::from(finding.mended != Mended::Done);
+        (self.tell)(Told::Found(&finding));
+    }
+}
+
+impl Verifier {
+    async fn repair(
+        &self,
+        repair: &Repair,
+        actor: &str,
+        detail: &serde_json::Value,
+    ) -> Result<bool, String> {
+        let done = self.archive.repair(repair, actor, detail).await;
+        let done = done.map_err(|error| with_causes(&error))?;
+        if let Repair::VoidCopy(key, _) | Repair::DropCopy(key) = repair {
+            let dropped = self.hot.drop_copies(std::slice::from_ref(key)).await;
+            dropped.map_err(|error| with_causes(&error))?;
+        }
+        Ok(done)
+    }
+}
+
+impl BrokenOff {
+    fn skipped(cause: &str) -> Self {
+        Self { store: None, cause: cause.to_owned() }
+    }
+}
+
+impl From<archive::Error> for BrokenOff {
+    fn from(error: archive::Error) -> Self {
+        Self { store: Some(Store::PostgreSql), cause: with_causes(&error) }
+    }
+}
+
+impl From<hot_store::Error> for BrokenOff {
+    fn from(error: hot_store::Error) -> Self {
+        Self { store: Some(Store::Redis), cause: with_causes(&error) }
+    }
+}
+
+impl From<broker::Error> for BrokenOff {
+    fn from(error: broker::Error) -> Self {
+        Self { store: Some(Store::RabbitMq), cause: with_causes(&error) }
+    }
+}
+
+fn store_name<S: serde::Serializer>(store: &Option<Store>, to: S) -> Result<S::Ok, S::Error> {
+    match store {
+        Some(store) => to.serialize_some(store.as_str()),
+        None => to.serialize_none(),
+    }
+}

@@ -1,0 +1,148 @@
+//! A stretch of a hot copy against the same stretch of committed rows. Pure.
+
+use std::collections::BTreeMap;
+
+use domain::message::{Message, Position};
+
+use super::Kind;
+
+/// A message that is not in both, or not the same in both.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Fault {
+    /// Its id.
+    pub(super) id: String,
+    /// What is wrong.
+    pub(super) kind: Kind,
+    /// Which fields differ.
+    pub(super) fields: Vec<&'static str>,
+}
+
+/// Compares what stands at `from` and after it. Both are in order, and hold all that they have there.
+pub(super) fn compare(copy: &[Message], rows: &[Message], from: Option<&Position>) -> Vec<Fault> {
+    let covered = |message: &&Message| from.is_none_or(|from| message.position() >= *from);
+    let mut found: BTreeMap<&str, Fault> = BTreeMap::new();
+    let rows: BTreeMap<&str, &Message> =
+        rows.iter().filter(covered).map(|row| (row.id.as_str(), row)).collect();
+    let copy: BTreeMap<&str, &Message> =
+        copy.iter().filter(covered).map(|message| (message.id.as_str(), message)).collect();
+    let mut note = |id, kind, fields| {
+        found.insert(id, Fault { id: String::from(id), kind, fields });
+    };
+    for (id, message) in &copy {
+        match rows.get(id) {
+            None => note(id, Kind::HotCopySurplus, vec![]),
+            Some(row) if row == message => {}
+            Some(row) => note(id, Kind::HotCopyDifferent, differing(row, message)),
+        }
+    }
+    for id in rows.keys().filter(|id| !copy.contains_key(*id)) {
+        note(id, Kind::HotCopyMissing, vec![]);
+    }
+    found.into_values().collect()
+}
+
+/// The names of the fields in which two messages differ.
+fn differing(row: &Message, other: &Message) -> Vec<&'static str> {
+    // Taken apart by name, so that a new field cannot be forgotten here.
+    let Message {
+        id: _,
+        role,
+        content,
+        tool_calls,
+        tool_call_id,
+        tokens_estimate,
+        user_id,
+        agent_id,
+        model_name,
+        processing_time_ms,
+        created_at,
+        received_at,
+        metadata,
+    } = row;
+    [
+        ("role", *role == other.role),
+        ("content", *content == other.content),
+        ("tool_calls", *tool_calls == other.tool_calls),
+        ("tool_call_id", *tool_call_id == other.tool_call_id),
+        ("tokens_estimate", *tokens_estimate == other.tokens_estimate),
+        ("user_id", *user_id == other.user_id),
+        ("agent_id", *agent_id == other.agent_id),
+        ("model_name", *model_name == other.model_name),
+        ("processing_time_ms", *processing_time_ms == other.processing_time_ms),
+        ("timestamp", *created_at == other.created_at),
+        ("received_at", *received_at == other.received_at),
+        ("metadata", *metadata == other.metadata),
+    ]
+    .into_iter()
+    .filter(|(_, same)| !same)
+    .map(|(name, _)| name)
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::ids::MessageId;
+    use domain::message::{Content, Role};
+    use domain::time::Timestamp;
+
+    use super::*;
+
+    fn message(id: &str, micros: i64) -> Message {
+        let at = Timestamp::from_micros(micros).unwrap();
+        Message {
+            id: MessageId::new(id).unwrap(),
+            role: Role::User,
+            content: Content::Text(format!("words of {id}")),
+            tool_calls: None,
+            tool_call_id: None,
+            tokens_estimate: None,
+            user_id: None,
+            agent_id: None,
+            model_name: None,
+            processing_time_ms: None,
+            created_at: at,
+            received_at: at,
+            metadata: None,
+        }
+    }
+
+    fn found(copy: &[Message], rows: &[Message]) -> Vec<(String, Kind, Vec<&'static str>)> {
+        let faults = compare(copy, rows, None);
+        faults.into_iter().map(|fault| (fault.id, fault.kind, fault.fields)).collect()
+    }
+
+    #[test]
+    fn equal_stretches_have_no_fault() {
+        let all = [message("a", 1), message("b", 2)];
+        assert_eq!(found(&all, &all), []);
+        assert_eq!(found(&[], &[]), []);
+    }
+
+    #[test]
+    fn missing_surplus_and_different_messages_are_told_apart() {
+        let other = Message { role: Role::Tool, ..message("c", 3) };
+        let copy = [message("b", 2), other, message("d", 4)];
+        let rows = [message("a", 1), message("b", 2), message("c", 3)];
+        let expected = [
+            ("a".to_owned(), Kind::HotCopyMissing, vec![]),
+            ("c".to_owned(), Kind::HotCopyDifferent, vec!["role"]),
+            ("d".to_owned(), Kind::HotCopySurplus, vec![]),
+        ];
+        assert_eq!(found(&copy, &rows), expected);
+    }
+
+    #[test]
+    fn a_message_at_another_time_is_one_fault() {
+        let moved = Message { created_at: Timestamp::from_micros(9).unwrap(), ..message("a", 1) };
+        let expected = [("a".to_owned(), Kind::HotCopyDifferent, vec!["timestamp"])];
+        assert_eq!(found(&[moved], &[message("a", 1)]), expected);
+    }
+
+    #[test]
+    fn what_stands_before_the_beginning_is_not_compared() {
+        let rows = [message("a", 1), message("b", 2)];
+        let from = message("b", 2).position();
+        assert_eq!(compare(&rows[1..], &rows, Some(&from)), []);
+        assert_eq!(compare(&rows, &rows[1..], Some(&from)), []);
+    }
+}

@@ -1,0 +1,263 @@
+//! Conversations and days against what follows from the rows.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use archive::{ConversationCheck, DayCheck, DayKey, Differences, OrphanedStatistics, Repair};
+use domain::ids::ConversationKey;
+use tokio::time::{Instant, sleep_until};
+
+use super::finding::told;
+use super::{BrokenOff, Finding, Kind, Run};
+
+/// Conversations, days or numbers that one statement looks at. Conversations of many messages may need
+/// longer than a statement may take; then it is tried with fewer.
+const PAGE: u32 = 100;
+/// Numbers of conversations along which orphans are looked for at once: some milliseconds.
+const NUMBERS: u32 = 2_000;
+/// What is remembered for a second look: some megabytes.
+pub(super) const REMEMBERED: u32 = 10_000;
+/// The coarseness of the activity time, which comes on top of the idle limit.
+const TOUCH: Duration = Duration::from_secs(archive::TOUCH_SECONDS as u64);
+/// How long statistics that are due may stay as they are. They are refreshed every few seconds.
+const SETTLED: Duration = Duration::from_secs(10);
+
+impl Run<'_> {
+    /// Every conversation in scope.
+    pub(super) async fn conversations(&mut self) -> Result<(), BrokenOff> {
+        let mut due: Vec<(ConversationKey, String)> = Vec::new();
+        let mut after = None;
+        loop {
+            let archive = &self.verifier.archive;
+            let keys = archive.conversation_keys(self.scope, after.as_ref(), PAGE).await?;
+            after = keys.last().cloned();
+            let full = keys.len() == PAGE as usize;
+            let chosen = match self.scope.since {
+                Some(since) => archive.touched_since(&keys, since).await?,
+                None => keys,
+            };
+            for check in self.check(&chosen).await? {
+                let overdue = self.is_over(check.statistics_due_for, Duration::ZERO);
+                if overdue && due.len() < REMEMBERED as usize {
+                    due.push((check.key.clone(), check.version.clone()));
+                }
+                self.tell_of_conversation(check).await;
+            }
+            self.checked(chosen.len());
+            if !full {
+                break;
+            }
+        }
+        self.still_due(due).await
+    }
+
+    /// What a page of conversations shows, in smaller pages where one takes too long.
+    async fn check(
+        &mut self,
+        keys: &[ConversationKey],
+    ) -> Result<Vec<ConversationCheck>, BrokenOff> {
+        let mut found = Vec::with_capacity(keys.len());
+        let mut parts = vec![keys];
+        while let Some(part) = parts.pop() {
+            match self.verifier.archive.check_conversations(part).await {
+                Ok(checks) => found.extend(checks),
+                Err(error) if error.is_time_out() && part.len() > 1 => {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    parts.extend([second, first]);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(found)
+    }
+
+    async fn tell_of_conversation(&mut self, check: ConversationCheck) {
+        let closing = self.verifier.settings.closing;
+        let key = &check.key;
+        if self.is_over(check.lease_over_for, Duration::ZERO) {
+            let detail = format!("closing, and its lease ended {} ago", ago(check.lease_over_for));
+            let finding = Finding::of(Kind::ClosingStuck, key, detail);
+            self.found(finding, Some(Repair::CloseAgain(key.clone()))).await;
+        }
+        if self.is_over(check.requested_for, closing.grace) {
+            let detail = format!("its close was asked for {} ago", ago(check.requested_for));
+            self.found(Finding::of(Kind::CloseOverdue, key, detail), None).await;
+        }
+        if self.is_over(check.idle_for, closing.idle + TOUCH) {
+            let detail = format!("nothing came for {}", ago(check.idle_for));
+            self.found(Finding::of(Kind::CloseOverdue, key, detail), None).await;
+        }
+        if check.unreadable > 0 {
+            let detail = format!("{} of {}", check.unreadable, check.messages);
+            self.found(Finding::of(Kind::MessagesUnreadable, key, detail), None).await;
+        }
+        if !check.totals.is_empty() {
+            let detail = told(&check.totals);
+            if check.messages == 0 {
+                self.found(Finding::of(Kind::MessagesGone, key, detail), None).await;
+            } else {
+                let finding = Finding::of(Kind::TotalsDiffer, key, detail);
+                self.found(finding, Some(Repair::CloseAgain(key.clone()))).await;
+            }
+        }
+        let statistics = match &check.statistics {
+            Differences::None if check.without_day => Some("its day has no row".to_owned()),
+            Differences::None => None,
+            Differences::Missing => Some("they are missing".to_owned()),
+            Differences::Fields(fields) => Some(told(fields)),
+        };
+        // Totals that are wrong make statistics wrong; what mends those mends these.
+        if let Some(detail) = statistics.filter(|_| check.totals.is_empty()) {
+            let finding = Finding::of(Kind::StatisticsDiffer, key, detail);
+            self.found(finding, Some(Repair::Statistics(key.clone()))).await;
+        }
+    }
+
+    /// Statistics that were due at the first look and that nobody touched since.
+    async fn still_due(&mut self, due: Vec<(ConversationKey, String)>) -> Result<(), BrokenOff> {
+        if due.is_empty() {
+            return Ok(());
+        }
+        self.settle(Instant::now()).await;
+        let versions: HashMap<ConversationKey, String> = due.iter().cloned().collect();
+        let keys: Vec<ConversationKey> = due.into_iter().map(|(key, _)| key).collect();
+        for page in keys.chunks(PAGE as usize) {
+            for check in self.check(page).await? {
+                let same = versions.get(&check.key) == Some(&check.version);
+                if let Some(seconds) = check.statistics_due_for.filter(|_| same) {
+                    let detail = format!("archived {} ago", ago(Some(seconds)));
+                    let finding = Finding::of(Kind::StatisticsOverdue, &check.key, detail);
+                    self.found(finding, None).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every day in scope. `waiting` are those that were to be recomputed when verifying began.
+    pub(super) async fn days(&mut self, waiting: &[(DayKey, String)]) -> Result<(), BrokenOff> {
+        if self.scope.conversation.is_some() {
+            return Err(BrokenOff::skipped("a day is not one conversation's"));
+        }
+        let mut still: Vec<(DayKey, String)> = Vec::new();
+        let waiting: HashMap<&DayKey, &String> =
+            waiting.iter().map(|(key, version)| (key, version)).collect();
+        let mut after = None;
+        loop {
+            let archive = &self.verifier.archive;
+            let keys = archive.day_keys(self.scope, after.as_ref(), PAGE).await?;
+            after = keys.last().cloned();
+            for check in archive.check_days(&keys).await? {
+                if check.dirty && waiting.get(&check.key) == Some(&&check.version) {
+                    still.push((check.key, check.version));
+                } else if !check.differences.is_empty() {
+                    self.tell_of_day(Kind::DayDiffers, &check).await;
+                }
+            }
+            self.checked(keys.len());
+            if keys.len() < PAGE as usize {
+                break;
+            }
+        }
+        if still.is_empty() {
+            return Ok(());
+        }
+        self.settle(self.began).await;
+        let keys: Vec<DayKey> = still.iter().map(|(key, _)| key.clone()).collect();
+        let versions: HashMap<DayKey, String> = still.into_iter().collect();
+        for page in keys.chunks(PAGE as usize) {
+            for check in self.verifier.archive.check_days(page).await? {
+                if check.dirty && versions.get(&check.key) == Some(&check.version) {
+                    self.tell_of_day(Kind::DayOverdue, &check).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn tell_of_day(&mut self, kind: Kind, check: &DayCheck) {
+        let DayKey { tenant_id, agent_id, day } = &check.key;
+        let detail = match kind {
+            Kind::DayOverdue => "marked to be recomputed, and nobody does".to_owned(),
+            _ => told(&check.differences),
+        };
+        let agent = if agent_id.is_empty() { "(no agent)" } else { agent_id };
+        let finding = Finding {
+            tenant_id: Some(tenant_id.clone()),
+            ..Finding::about(kind, Some(format!("{day} {agent}")), detail)
+        };
+        let repair = (kind == Kind::DayDiffers).then(|| Repair::Day(check.key.clone()));
+        self.found(finding, repair).await;
+    }
+
+    /// Rows that belong to nothing.
+    pub(super) async fn integrity(&mut self) -> Result<(), BrokenOff> {
+        let mut after: Option<OrphanedStatistics> = None;
+        loop {
+            let (orphans, last) = self
+                .verifier
+                .archive
+                .orphaned_statistics(self.scope, after.as_ref(), NUMBERS)
+                .await?;
+            for orphan in orphans {
+                let finding = Finding {
+                    tenant_id: Some(orphan.tenant_id.clone()),
+                    conversation_id: Some(orphan.conversation_id.clone()),
+                    ..Finding::about(
+                        Kind::StatisticsOrphaned,
+                        None,
+                        "there is no such conversation",
+                    )
+                };
+                self.found(finding, Some(Repair::DropStatistics(orphan))).await;
+            }
+            match last {
+                None => break,
+                last => after = last,
+            }
+        }
+        if !self.scope.is_everything() {
+            return Err(BrokenOff::skipped(
+                "messages without a conversation have no tenant: they are looked for without filters",
+            ));
+        }
+        let mut after = Some(i64::MIN);
+        while let Some(number) = after {
+            let (orphans, looked_at, last) =
+                self.verifier.archive.orphaned_rows(number, NUMBERS).await?;
+            for orphan in orphans {
+                let detail = format!(
+                    "{} under number {}, the first is {}",
+                    orphan.messages, orphan.conversation, orphan.first_id
+                );
+                let finding = Finding::about(Kind::MessagesOrphaned, Some(orphan.first_id), detail);
+                self.found(finding, None).await;
+            }
+            self.checked(looked_at);
+            after = last;
+        }
+        Ok(())
+    }
+
+    /// Whether something that the fleet does by itself is overdue.
+    fn is_over(&self, seconds: Option<f64>, limit: Duration) -> bool {
+        let limit = limit + self.verifier.settings.patience;
+        seconds.is_some_and(|seconds| seconds > limit.as_secs_f64())
+    }
+
+    /// Waits until whoever refreshes statistics has had his turn.
+    async fn settle(&self, since: Instant) {
+        sleep_until(since + SETTLED.min(self.verifier.settings.patience)).await;
+    }
+}
+
+/// Seconds, as people say them.
+fn ago(seconds: Option<f64>) -> String {
+    let seconds = seconds.unwrap_or_default();
+    match seconds {
+        ..120.0 => format!("{seconds:.0} s"),
+        ..7_200.0 => format!("{:.0} min", seconds / 60.0),
+        ..172_800.0 => format!("{:.0} h", seconds / 3_600.0),
+        _ => format!("{:.0} days", seconds / 86_400.0),
+    }
+}

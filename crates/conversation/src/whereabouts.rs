@@ -1,0 +1,419 @@
+//! Where something is, and how it came there: the life of a message or a conversation, from what all
+//! stores remember.
+//!
+//! An id may be that of a message, a conversation, a session or a dead letter, and several tenants may
+//! use the same one. Everything that goes by it is told, each with its own timeline. What no store knows
+//! may still lie in a queue, which nobody can look into without changing it; so the depths are told.
+
+mod timeline;
+
+use std::collections::BTreeMap;
+
+use archive::{Archive, AuditTrace, ConversationTrace, LetterTrace, MessageTrace};
+use broker::Endpoints;
+use broker::inspect::Inspector;
+use chrono::{DateTime, Utc};
+use domain::causes::with_causes;
+use domain::ids::{ConversationKey, MessageId, TenantId};
+use domain::message::Position;
+use domain::time::Timestamp;
+use hot_store::{Extent, HotStore, Window};
+use serde::Serialize;
+
+use crate::reader::marked;
+
+/// Conversations in which a message is looked for by one statement: some 20 ms.
+const CONVERSATIONS: u32 = 2_000;
+/// Letters and audit lines that are told at most.
+const TOLD: u32 = 1_000;
+/// Messages that are read of a copy to find one: as many as may share a time.
+const NEAR: usize = 256;
+
+/// The stores in which something is looked for.
+pub struct Tracer {
+    archive: Archive,
+    hot: Option<HotStore>,
+    endpoints: Option<Endpoints>,
+}
+
+/// All that goes by an id.
+#[derive(Debug, Clone, Serialize)]
+pub struct Traced {
+    /// What was found, by tenant.
+    pub lives: Vec<Life>,
+    /// Where it may still be. Empty where something was found, or nothing waits.
+    pub waiting: Vec<Waiting>,
+    /// Why nobody knows what waits.
+    pub queues_unknown: Option<String>,
+}
+
+/// What an id turned out to be, and what befell it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Life {
+    /// What the id is.
+    pub matched: Matched,
+    /// The tenant, where known.
+    pub tenant_id: Option<String>,
+    /// The conversation, where known.
+    pub conversation_id: Option<String>,
+    /// The message; null where it is about a conversation.
+    pub message_id: Option<String>,
+    /// Where it is now.
+    pub state: State,
+    /// Whether it is in Redis.
+    pub hot: HotPlace,
+    /// What befell it, oldest first.
+    pub timeline: Vec<Moment>,
+}
+
+/// What an id is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Matched {
+    /// A message.
+    Message,
+    /// A conversation.
+    Conversation,
+    /// The session of a conversation.
+    Session,
+    /// A dead letter.
+    DeadLetter,
+}
+
+/// Where something is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Stored, in a conversation that is active.
+    Active,
+    /// Stored, in a conversation that is being closed.
+    Closing,
+    /// Stored, in a conversation that is archived.
+    Archived,
+    /// Not stored: a dead letter that waits for an operator.
+    DeadLetter,
+    /// Not stored: a dead letter that was replayed; on its way, or refused again.
+    Replayed,
+    /// Not stored: a dead letter that an operator discarded.
+    Discarded,
+}
+
+/// Whether something is in Redis, as a reader would find it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HotPlace {
+    /// In a valid copy.
+    InCopy,
+    /// There is a valid copy, and it begins after this.
+    BelowCopy,
+    /// There is a valid copy, and it lacks this: `verbatim verify` says more.
+    Missing,
+    /// There is no valid copy.
+    NoCopy,
+    /// Nobody looked.
+    NotAsked,
+    /// Redis could not be asked.
+    Unknown(String),
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Moment {
+    /// When.
+    pub at: DateTime<Utc>,
+    /// What, in one word.
+    pub what: &'static str,
+    /// More about it.
+    pub text: String,
+}
+
+/// A queue in which something waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Waiting {
+    /// The queue.
+    pub queue: &'static str,
+    /// How many messages are ready.
+    pub ready: u32,
+}
+
+/// A message, stored or not, and its letters.
+#[derive(Default)]
+struct Found {
+    row: Option<MessageTrace>,
+    letters: Vec<LetterTrace>,
+    by_letter: bool,
+}
+
+impl Tracer {
+    /// Looks in these stores; Redis and RabbitMQ may be left out.
+    #[must_use]
+    pub fn new(archive: Archive, hot: Option<HotStore>, endpoints: Option<Endpoints>) -> Self {
+        Self { archive, hot, endpoints }
+    }
+
+    /// All that goes by an id, of one tenant or of all. `progress` is told in how many conversations a
+    /// message was looked for.
+    ///
+    /// # Errors
+    /// PostgreSQL cannot be asked. What Redis and RabbitMQ do not tell is said in the answer.
+    pub async fn trace(
+        &self,
+        id: &str,
+        tenant: Option<&TenantId>,
+        progress: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<Traced, archive::Error> {
+        let mut conversations: Vec<(Matched, ConversationTrace)> = Vec::new();
+        for row in self.archive.conversations_named(id, tenant).await? {
+            conversations.push((Matched::Conversation, row));
+        }
+        for row in self.archive.conversations_of_session(id, tenant).await? {
+            let known = |(_, it): &(_, ConversationTrace)| {
+                (&it.tenant_id, &it.id) == (&row.tenant_id, &row.id)
+            };
+            if !conversations.iter().any(known) {
+                conversations.push((Matched::Session, row));
+            }
+        }
+        let letters = self.archive.letters_about(id, tenant, TOLD).await?;
+        let messages = self.messages(id, tenant, &letters, progress).await?;
+        let mut lives = Vec::new();
+        for ((tenant_id, conversation_id, message_id), found) in messages {
+            lives.push(self.life_of_message(tenant_id, conversation_id, message_id, found).await?);
+        }
+        for (matched, row) in conversations {
+            lives.push(self.life_of_conversation(matched, row).await?);
+        }
+        // Letters of a conversation none of whose messages could be stored.
+        let told = |letter: &LetterTrace| {
+            lives.iter().any(|life| {
+                life.tenant_id == letter.tenant_id
+                    && (life.conversation_id == letter.conversation_id
+                        || life.message_id == letter.message_id)
+            })
+        };
+        let rest: Vec<LetterTrace> = letters.into_iter().filter(|letter| !told(letter)).collect();
+        for letter in rest {
+            let key = (letter.tenant_id.clone(), letter.conversation_id.clone());
+            let message = letter.message_id.clone();
+            let found = Found { row: None, letters: vec![letter], by_letter: true };
+            lives.push(self.life_of_message(key.0, key.1, message, found).await?);
+        }
+        lives.sort_by(|a, b| (&a.tenant_id, a.matched).cmp(&(&b.tenant_id, b.matched)));
+        let (waiting, queues_unknown) =
+            if lives.is_empty() { self.waiting().await } else { (Vec::new(), None) };
+        Ok(Traced { lives, waiting, queues_unknown })
+    }
+
+    /// Messages of this id, and those of letters that have it; by tenant, conversation and id.
+    async fn messages(
+        &self,
+        id: &str,
+        tenant: Option<&TenantId>,
+        letters: &[LetterTrace],
+        progress: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<BTreeMap<MessageKey, Found>, archive::Error> {
+        let mut found: BTreeMap<MessageKey, Found> = BTreeMap::new();
+        let (mut before, mut looked_at) = (None, 0);
+        loop {
+            let (rows, next) =
+                self.archive.messages_named(id, tenant, before, CONVERSATIONS).await?;
+            for row in rows {
+                let key = (
+                    Some(row.tenant_id.clone()),
+                    Some(row.conversation_id.clone()),
+                    Some(row.id.clone()),
+                );
+                found.entry(key).or_default().row = Some(row);
+            }
+            looked_at += u64::from(CONVERSATIONS);
+            progress(looked_at);
+            match next {
+                None => break,
+                next => before = next,
+            }
+        }
+        for letter in letters {
+            let by_id = letter.id.to_string() == id.to_lowercase();
+            if !by_id && letter.message_id.as_deref() != Some(id) {
+                continue;
+            }
+            let key = (
+                letter.tenant_id.clone(),
+                letter.conversation_id.clone(),
+                letter.message_id.clone(),
+            );
+            let row = match &key {
+                (Some(tenant), Some(conversation), Some(message)) if by_id => {
+                    match ConversationKey::parse(tenant, conversation) {
+                        Ok(key) => self.archive.message_trace(&key, message).await?,
+                        Err(_) => None,
+                    }
+                }
+                _ => None,
+            };
+            let entry = found.entry(key).or_default();
+            entry.row = entry.row.take().or(row);
+            entry.by_letter |= by_id;
+            entry.letters.push(letter.clone());
+        }
+        Ok(found)
+    }
+
+    async fn life_of_message(
+        &self,
+        tenant_id: Option<String>,
+        conversation_id: Option<String>,
+        message_id: Option<String>,
+        found: Found,
+    ) -> Result<Life, archive::Error> {
+        let key = match (&tenant_id, &conversation_id) {
+            (Some(tenant), Some(conversation)) => ConversationKey::parse(tenant, conversation).ok(),
+            _ => None,
+        };
+        let conversation = match (&key, &found.row) {
+            (Some(key), Some(_)) => self.conversation(key).await?,
+            _ => None,
+        };
+        let mut subjects: Vec<String> = found.letters.iter().map(|it| it.id.to_string()).collect();
+        if conversation.is_some() {
+            subjects.extend(conversation_id.clone());
+        }
+        let audit = self.audit(&subjects, tenant_id.as_deref()).await?;
+        let hot = match (&key, &found.row) {
+            (Some(key), Some(row)) => self.hot_place(key, Some(row)).await?,
+            _ => HotPlace::NotAsked,
+        };
+        let state = match (&conversation, found.letters.last().map(|letter| &*letter.status)) {
+            (Some(conversation), _) => state(&conversation.status),
+            (None, Some("replayed")) => State::Replayed,
+            (None, Some("discarded")) => State::Discarded,
+            (None, _) => State::DeadLetter,
+        };
+        let timeline =
+            timeline::of(found.row.as_ref(), conversation.as_ref(), &found.letters, &audit);
+        let matched = if found.by_letter { Matched::DeadLetter } else { Matched::Message };
+        Ok(Life { matched, tenant_id, conversation_id, message_id, state, hot, timeline })
+    }
+
+    async fn life_of_conversation(
+        &self,
+        matched: Matched,
+        row: ConversationTrace,
+    ) -> Result<Life, archive::Error> {
+        let key = ConversationKey::parse(&row.tenant_id, &row.id).ok();
+        let hot = match &key {
+            Some(key) => self.hot_place(key, None).await?,
+            None => HotPlace::NotAsked,
+        };
+        let tenant = TenantId::new(&row.tenant_id).ok();
+        let mut letters = self.archive.letters_about(&row.id, tenant.as_ref(), TOLD).await?;
+        letters.retain(|letter| letter.conversation_id.as_deref() == Some(&*row.id));
+        let mut subjects: Vec<String> = letters.iter().map(|it| it.id.to_string()).collect();
+        subjects.push(row.id.clone());
+        let audit = self.audit(&subjects, Some(&row.tenant_id)).await?;
+        Ok(Life {
+            matched,
+            tenant_id: Some(row.tenant_id.clone()),
+            conversation_id: Some(row.id.clone()),
+            message_id: None,
+            state: state(&row.status),
+            hot,
+            timeline: timeline::of(None, Some(&row), &letters, &audit),
+        })
+    }
+
+    async fn conversation(
+        &self,
+        key: &ConversationKey,
+    ) -> Result<Option<ConversationTrace>, archive::Error> {
+        let id = key.conversation.as_str();
+        Ok(self.archive.conversations_named(id, Some(&key.tenant)).await?.pop())
+    }
+
+    /// What operators did to these in a tenant.
+    async fn audit(
+        &self,
+        subjects: &[String],
+        tenant: Option<&str>,
+    ) -> Result<Vec<AuditTrace>, archive::Error> {
+        let mut audit = self.archive.audit_about(subjects, TOLD).await?;
+        audit.retain(|line| line.tenant_id.is_none() || line.tenant_id.as_deref() == tenant);
+        Ok(audit)
+    }
+
+    /// Whether a message, or anything of a conversation, is in a copy that a reader would use.
+    async fn hot_place(
+        &self,
+        key: &ConversationKey,
+        message: Option<&MessageTrace>,
+    ) -> Result<HotPlace, archive::Error> {
+        let Some(hot) = &self.hot else { return Ok(HotPlace::NotAsked) };
+        let window = match message {
+            None => Window { newest: 1, before: None },
+            Some(message) => Window { newest: NEAR, before: just_after(message) },
+        };
+        let copy = match hot.read(key, &window).await {
+            Ok(copy) => copy,
+            Err(error) => return Ok(HotPlace::Unknown(with_causes(&error))),
+        };
+        let numbers = self.archive.numbers(key).await?;
+        let floor = numbers
+            .conversation
+            .as_ref()
+            .and_then(|conversation| copy.complete_from(marked(&numbers, conversation)));
+        let Some(floor) = floor.filter(|_| copy.damage.is_none()) else {
+            return Ok(HotPlace::NoCopy);
+        };
+        let Some(message) = message else { return Ok(HotPlace::InCopy) };
+        let held = copy.messages.iter().find(|it| it.id.as_str() == message.id);
+        Ok(match (held, position(message)) {
+            (Some(held), _) if floor.covers(&held.position()) => HotPlace::InCopy,
+            (None, Some(position))
+                if floor.covers(&position) && copy.extent != Extent::CutShort =>
+            {
+                HotPlace::Missing
+            }
+            _ => HotPlace::BelowCopy,
+        })
+    }
+
+    /// What waits in the queues, since it may be among that.
+    async fn waiting(&self) -> (Vec<Waiting>, Option<String>) {
+        let Some(endpoints) = &self.endpoints else {
+            return (Vec::new(), Some("AMQP_URL is not set".to_owned()));
+        };
+        match Inspector::new(endpoints.clone()).depths().await {
+            Ok(depths) => {
+                let waiting = |(queue, depth): (&'static str, Option<broker::inspect::Depth>)| {
+                    let ready = depth.map_or(0, |depth| depth.ready);
+                    (ready > 0).then_some(Waiting { queue, ready })
+                };
+                (depths.into_iter().filter_map(waiting).collect(), None)
+            }
+            Err(error) => (Vec::new(), Some(with_causes(&error))),
+        }
+    }
+}
+
+/// Tenant, conversation, id.
+type MessageKey = (Option<String>, Option<String>, Option<String>);
+
+fn state(status: &str) -> State {
+    match status {
+        "archived" => State::Archived,
+        "closing" => State::Closing,
+        _ => State::Active,
+    }
+}
+
+fn position(message: &MessageTrace) -> Option<Position> {
+    let created_at = Timestamp::try_from(message.created_at).ok()?;
+    Some(Position { created_at, id: MessageId::new(&message.id).ok()? })
+}
+
+/// The first position after all messages of a message's time: no id is less than a space.
+fn just_after(message: &MessageTrace) -> Option<Position> {
+    let micros = message.created_at.timestamp_micros() + 1;
+    let created_at = Timestamp::from_micros(micros).ok()?;
+    Some(Position { created_at, id: MessageId::new(" ").ok()? })
+}

@@ -1,0 +1,570 @@
+//! What verifying promises: every kind of damage is found and named, repairs end in a state in which
+//! nothing is found, and what the stores are just doing is no damage.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use archive::Scope;
+use broker::Endpoints;
+use conversation::{
+    Closer, ClosingSettings, Finding, Fresh, Kind, Mended, Repairs, Section, Told, Verified,
+    Verifier, VerifyingSettings,
+};
+use domain::failure::Store;
+use domain::ids::TenantId;
+use metrics::Metrics;
+use serde_json::json;
+use support::{Replica, at_once, closer, hot, key, message, redis, sql, stores};
+use testkit::TestEnv;
+
+/// What needs no queue: closers leave events for statistics-workers that are not there.
+const STORED: [Section; 4] =
+    [Section::HotCopies, Section::Conversations, Section::Days, Section::Integrity];
+
+struct World {
+    env: TestEnv,
+    replica: Replica,
+    closer: Closer,
+    patience: Duration,
+}
+
+impl World {
+    async fn new() -> Self {
+        let (env, replica) = stores().await;
+        let closer = closer(&env, &replica, at_once()).await;
+        Self { env, replica, closer, patience: Duration::from_secs(60) }
+    }
+
+    /// Three messages a second apart, and two in another conversation.
+    async fn with_messages() -> Self {
+        let world = Self::new().await;
+        let at = |id: &str, second: u8| {
+            message("s", id, &json!({"timestamp": format!("2026-11-20T10:00:0{second}Z")}))
+        };
+        world.replica.save(&[at("m1", 1), at("m2", 2), at("m3", 3)]).await;
+        world.replica.save(&[message("t", "t1", &json!({})), message("t", "t2", &json!({}))]).await;
+        world
+    }
+
+    /// [`Self::with_messages`], and both conversations have a hot copy that readers use.
+    async fn with_copies() -> Self {
+        let world = Self::with_messages().await;
+        world.replica.read_both(&key("s"), 10).await;
+        world.replica.read_both(&key("t"), 10).await;
+        world
+    }
+
+    /// [`Self::with_messages`], archived, with statistics.
+    async fn archived() -> Self {
+        let world = Self::with_messages().await;
+        world.sql("UPDATE conversations SET close_requested_at = now()").await;
+        world.fleet().await;
+        assert_eq!(world.sql("SELECT count(*) FROM conversation_stats").await, "2");
+        world
+    }
+
+    /// What a fleet would do by now.
+    async fn fleet(&self) {
+        self.closer.sweep().await.unwrap();
+        self.replica.statistics.refresh().await.unwrap();
+    }
+
+    async fn sql(&self, statement: &str) -> String {
+        sql(&self.env, statement).await
+    }
+
+    fn verifier(&self, repairs: Repairs) -> Verifier {
+        self.verifier_at(&self.env.redis_url, repairs)
+    }
+
+    fn verifier_at(&self, redis_url: &str, repairs: Repairs) -> Verifier {
+        let archive = self.replica.archive.clone();
+        let hot = hot(&archive, redis_url, &Metrics::new());
+        let endpoints = Endpoints::parse(&self.env.amqp_url, "test").unwrap();
+        let settings = VerifyingSettings {
+            closing: ClosingSettings::default(),
+            patience: self.patience,
+            repairs,
+        };
+        Verifier::new(archive, hot, endpoints, Fresh::random(), settings)
+    }
+
+    async fn look(&self, sections: &[Section]) -> Vec<Finding> {
+        run(&self.verifier(Repairs::None), &Scope::default(), sections).await.0
+    }
+
+    /// Finds the same without and with repairs; these are done.
+    async fn repaired(&self, sections: &[Section]) -> Vec<Finding> {
+        let mut found = self.look(sections).await;
+        let by = Repairs::By("the night shift".to_owned());
+        let repaired = run(&self.verifier(by), &Scope::default(), sections).await.0;
+        for finding in &mut found {
+            assert_eq!(finding.mended, Mended::NotAsked, "{finding:?}");
+            finding.mended = Mended::Done;
+        }
+        assert_eq!(repaired, found);
+        found
+    }
+
+    async fn is_clean(&self) {
+        assert_eq!(self.look(&STORED).await, []);
+    }
+}
+
+async fn run(
+    verifier: &Verifier,
+    scope: &Scope,
+    sections: &[Section],
+) -> (Vec<Finding>, Vec<Verified>) {
+    let mut found = Vec::new();
+    let ended = verifier
+        .run(scope, sections, &mut |told| {
+            if let Told::Found(finding) = told {
+                found.push(finding.clone());
+            }
+        })
+        .await;
+    (found, ended)
+}
+
+/// The name of a session's copy in Redis.
+fn name(session: &str) -> String {
+    format!("messages:{{{}}}", key(session))
+}
+
+/// Where a message of second `second` lies in a copy.
+fn score(second: i64) -> String {
+    let moment = domain::time::Timestamp::parse("2026-11-20T10:00:00Z").unwrap();
+    (moment.micros() + second * 1_000_000).to_string()
+}
+
+/// Exactly one finding of a kind, about a session's conversation.
+fn one(found: &[Finding], kind: Kind, session: &str) -> Finding {
+    let [finding] = found else { panic!("{found:#?}") };
+    let place = (finding.kind, finding.tenant_id.as_deref(), finding.conversation_id.as_deref());
+    assert_eq!(
+        place,
+        (kind, Some("acme"), Some(key(session).conversation.as_str())),
+        "{finding:?}"
+    );
+    finding.clone()
+}
+
+#[tokio::test]
+async fn stores_that_agree_have_no_findings() {
+    World::with_copies().await.is_clean().await;
+    World::archived().await.is_clean().await;
+}
+
+#[tokio::test]
+async fn a_message_that_a_valid_copy_lacks_is_found_and_the_copy_voided() {
+    let world = World::with_copies().await;
+    let at = score(2);
+    assert_eq!(redis(&world.env, &["ZREMRANGEBYSCORE", &name("s"), &at, &at]).await, 1);
+    let found = one(&world.repaired(&STORED).await, Kind::HotCopyMissing, "s");
+    assert_eq!(found.id.as_deref(), Some("m2"));
+    world.is_clean().await;
+    assert_eq!(support::ids(&world.replica.read_both(&key("s"), 10).await), ["m1", "m2", "m3"]);
+    world.is_clean().await;
+    let audited =
+        "SELECT concat_ws('|', actor, action, tenant_id, subject, detail->>'id') FROM audit_log";
+    let conversation = key("s").conversation;
+    let line = format!("the night shift|repair.void_hot_copy|acme|{conversation}|m2");
+    assert_eq!(world.sql(audited).await, line);
+}
+
+#[tokio::test]
+async fn a_message_that_is_in_a_valid_copy_alone_is_found() {
+    let world = World::with_copies().await;
+    world.sql("DELETE FROM message_rows WHERE id = 'm2'").await;
+    let found = one(&world.repaired(&STORED).await, Kind::HotCopySurplus, "s");
+    assert_eq!(found.id.as_deref(), Some("m2"));
+    world.is_clean().await;
+}
+
+#[tokio::test]
+async fn other_words_in_a_valid_copy_are_found_and_not_repeated() {
+    let world = World::with_copies().await;
+    world.sql("UPDATE message_rows SET content = 'secret', model_name = 'm' WHERE id = 'm2'").await;
+    let found = one(&world.repaired(&STORED).await, Kind::HotCopyDifferent, "s");
+    assert_eq!(found.id.as_deref(), Some("m2"));
+    assert_eq!(found.detail, "the valid copy has another content, model_name");
+    world.is_clean().await;
+}
+
+#[tokio::test]
+async fn every_page_of_a_long_copy_is_compared_down_to_its_floor() {
+    let world = World::new().await;
+    let at = |n: usize| format!("2026-11-20T10:{:02}:{:02}Z", n / 60, n % 60);
+    let batch: Vec<_> = (0..1_200)
+        .map(|n| message("s", &format!("m{n:04}"), &json!({"timestamp": at(n)})))
+        .collect();
+    for part in batch.chunks(400) {
+        world.replica.save(part).await;
+    }
+    world.replica.read_both(&key("s"), 10).await;
+    world.is_clean().await;
+    // The copy holds the newest 1 000: one of them, and one that it need not have.
+    world.sql("UPDATE message_rows SET content = '' WHERE id IN ('m0100', 'm0300')").await;
+    let found = one(&world.look(&[Section::HotCopies]).await, Kind::HotCopyDifferent, "s");
+    assert_eq!(found.id.as_deref(), Some("m0300"));
+}
+
+#[tokio::test]
+async fn a_copy_that_cannot_be_read_is_found_and_dropped() {
+    let world = World::with_copies().await;
+    assert_eq!(redis(&world.env, &["ZADD", &name("s"), "5", "rubbish"]).await, 1);
+    one(&world.repaired(&STORED).await, Kind::HotCopyDamaged, "s");
+    assert_eq!(redis(&world.env, &["EXISTS", &name("s")]).await, 0);
+    world.is_clean().await;
+}
+
+#[tokio::test]
+async fn a_copy_whose_conversation_is_gone_is_found_and_dropped() {
+    let world = World::with_copies().await;
+    let id = key("s").conversation;
+    world
+        .sql(&format!(
+            "DELETE FROM message_rows WHERE conversation = (SELECT number FROM conversations WHERE id = '{id}');
+             DELETE FROM conversations WHERE id = '{id}'"
+        ))
+        .await;
+    one(&world.repaired(&STORED).await, Kind::HotCopyOrphaned, "s");
+    assert_eq!(redis(&world.env, &["EXISTS", &name("s")]).await, 0);
+    world.is_clean().await;
+}
+
+#[tokio::test]
+async fn a_copy_that_no_reader_would_use_may_hold_anything() {
+    let world = World::with_copies().await;
+    let at = score(2);
+    redis(&world.env, &["ZREMRANGEBYSCORE", &name("s"), &at, &at]).await;
+    world.sql("UPDATE conversations SET hot_generation = hot_generation + 1").await;
+    world.is_clean().await;
+}
+
+#[tokio::test]
+async fn a_close_that_nobody_goes_on_with_is_found_and_given_back_to_the_sweep() {
+    for lease in ["NULL", "now() - interval '5 min'"] {
+        let world = World::with_messages().await;
+        let id = key("s").conversation;
+        world
+            .sql(&format!(
+                "UPDATE conversations SET status = 'closing', close_token = gen_random_uuid(),
+                     close_lease_until = {lease}, touched_at = now() - interval '5 min'
+                 WHERE id = '{id}'"
+            ))
+            .await;
+        one(&world.repaired(&STORED).await, Kind::ClosingStuck, "s");
+        world.fleet().await;
+        assert_eq!(
+            world.sql("SELECT count(*) FROM conversations WHERE status = 'archived'").await,
+            "1"
+        );
+        world.is_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn a_lease_that_has_just_ended_is_left_to_the_sweep() {
+    let world = World::with_messages().await;
+    world
+        .sql(
+            "UPDATE conversations SET status = 'closing', close_token = gen_random_uuid(),
+                 close_lease_until = now() - interval '20 s'",
+        )
+        .await;
+    world.is_clean().await;
+}
+
+#[tokio::test]
+async fn closes_that_are_overdue_are_found_and_left_to_the_sweep() {
+    let world = World::with_messages().await;
+    world.sql("UPDATE conversations SET close_requested_at = now() - interval '80 s'").await;
+    world.is_clean().await;
+    for overdue in [
+        "close_requested_at = now() - interval '100 s'",
+        "close_requested_at = NULL, touched_at = now() - interval '33 min'",
+    ] {
+        world.sql(&format!("UPDATE conversations SET {overdue}")).await;
+        let found = world.look(&STORED).await;
+        let kinds: Vec<_> = found.iter().map(|it| (it.kind, it.mended.clone())).collect();
+        assert_eq!(kinds, vec![(Kind::CloseOverdue, Mended::CannotBe); 2], "{found:?}");
+    }
+    world.fleet().await;
+    world.is_clean().await;
+}
+
+#[tokio::test]
+async fn totals_that_are_not_those_of_the_messages_are_found_and_counted_anew() {
+    let world = World::archived().await;
+    let id = key("s").conversation;
+    let right =
+        world.sql(&format!("SELECT total_tokens FROM conversations WHERE id = '{id}'")).await;
+    world
+        .sql(&format!(
+            "UPDATE conversations SET message_count = 7, total_tokens = 1 WHERE id = '{id}'"
+        ))
+        .await;
+    let found = one(&world.repaired(&STORED).await, Kind::TotalsDiffer, "s");
+    assert!(found.detail.contains("message_count is 7, should be 3"), "{found:?}");
+    assert!(found.detail.contains(&format!("total_tokens is 1, should be {right}")), "{found:?}");
+    world.fleet().await;
+    world.is_clean().await;
+    let totals =
+        format!("SELECT status, message_count, total_tokens FROM conversations WHERE id = '{id}'");
+    assert_eq!(world.sql(&totals).await, format!("archived|3|{right}"));
+}
+
+#[tokio::test]
+async fn an_archived_conversation_without_its_messages_is_found_and_never_dropped() {
+    let world = World::archived().await;
+    let id = key("s").conversation;
+    world
+        .sql(&format!(
+            "DELETE FROM message_rows WHERE conversation = (SELECT number FROM conversations WHERE id = '{id}')"
+        ))
+        .await;
+    let by = Repairs::By("me".to_owned());
+    let (found, _) = run(&world.verifier(by), &Scope::default(), &STORED).await;
+    assert_eq!(one(&found, Kind::MessagesGone, "s").mended, Mended::CannotBe);
+    world.fleet().await;
+    assert_eq!(world.sql("SELECT count(*) FROM conversations").await, "2");
+}
+
+#[tokio::test]
+async fn messages_that_cannot_be_read_are_found() {
+    let world = World::archived().await;
+    world.sql("UPDATE message_rows SET role = 'bard' WHERE id = 'm2'").await;
+    let found = world.look(&[Section::Conversations]).await;
+    let found: Vec<_> =
+        found.into_iter().filter(|it| it.kind == Kind::MessagesUnreadable).collect();
+    assert_eq!(one(&found, Kind::MessagesUnreadable, "s").detail, "1 of 3");
+}
+
+#[tokio::test]
+async fn statistics_of_a_conversation_that_are_wrong_or_missing_are_found_and_recomputed() {
+    let world = World::archived().await;
+    let id = key("s").conversation;
+    for (damage, told) in [
+        (
+            "UPDATE conversation_stats SET user_messages = 9, duration_seconds = 2.5",
+            "user_messages is 9, should be 3",
+        ),
+        ("DELETE FROM conversation_stats", "they are missing"),
+    ] {
+        world.sql(&format!("{damage} WHERE conversation_id = '{id}'")).await;
+        let found = world.repaired(&[Section::Conversations]).await;
+        assert!(one(&found, Kind::StatisticsDiffer, "s").detail.contains(told), "{found:?}");
+        world.fleet().await;
+        world.is_clean().await;
+    }
+    assert_eq!(world.sql("SELECT sum(user_messages) FROM conversation_stats").await, "5");
+}
+
+#[tokio::test]
+async fn a_day_that_is_wrong_or_missing_is_found_and_recomputed() {
+    let world = World::archived().await;
+    world.sql("UPDATE daily_stats SET messages = 99, avg_duration_seconds = 7").await;
+    let found = world.repaired(&STORED).await;
+    let [finding] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(
+        (finding.kind, finding.id.as_deref()),
+        (Kind::DayDiffers, Some("2026-11-20 (no agent)"))
+    );
+    assert!(finding.detail.contains("messages is 99, should be 5"), "{finding:?}");
+    world.fleet().await;
+    world.is_clean().await;
+
+    world.sql("DELETE FROM daily_stats").await;
+    let found = world.repaired(&STORED).await;
+    let details: Vec<_> = found.iter().map(|it| (it.kind, &*it.detail)).collect();
+    assert_eq!(details, [(Kind::StatisticsDiffer, "its day has no row"); 2]);
+    world.fleet().await;
+    world.is_clean().await;
+}
+
+#[tokio::test]
+async fn statistics_that_nobody_computes_are_found() {
+    let mut world = World::archived().await;
+    world.patience = Duration::from_millis(100);
+    world
+        .sql("UPDATE conversations SET stats_from = NULL, finalised_at = now() - interval '1 hour'; UPDATE daily_stats SET dirty = true")
+        .await;
+    let found = world.look(&[Section::Conversations, Section::Days]).await;
+    let kinds: Vec<_> = found.iter().map(|it| it.kind).collect();
+    assert_eq!(kinds, [Kind::StatisticsOverdue, Kind::StatisticsOverdue, Kind::DayOverdue]);
+    world.fleet().await;
+    world.is_clean().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_a_late_event_names_makes_the_statistics_stale() {
+    let world = World::archived().await;
+    let late = json!({
+        "action_type": "conversation.session_closed", "tenant_id": "acme", "session_id": "s",
+        "timestamp": "2026-11-20T11:00:00Z", "agent_id": "ada",
+    });
+    world.replica.sessions.record(&[support::action(&late)]).await.unwrap();
+    world.fleet().await;
+    world.is_clean().await;
+    assert_eq!(world.sql("SELECT max(agent_id) FROM conversation_stats").await, "ada");
+}
+
+#[tokio::test]
+async fn rows_that_belong_to_nothing_are_found() {
+    let world = World::archived().await;
+    world
+        .sql(
+            "INSERT INTO message_rows (conversation, id, role, content, created_at, received_at, body_hash)
+                 SELECT 4711, id, role, content, created_at, received_at, body_hash FROM message_rows
+                 WHERE id IN ('m1', 'm2');
+             INSERT INTO conversation_stats SELECT (jsonb_populate_record(s, '{\"conversation_id\": \"gone\"}')).*
+                 FROM conversation_stats s LIMIT 1;
+             UPDATE daily_stats SET dirty = true",
+        )
+        .await;
+    world.replica.statistics.refresh().await.unwrap();
+    let by = Repairs::By("me".to_owned());
+    let (found, _) = run(&world.verifier(by), &Scope::default(), &STORED).await;
+    let told: Vec<_> = found.iter().map(|it| (it.kind, it.id.as_deref(), &it.mended)).collect();
+    let expected = [
+        (Kind::StatisticsOrphaned, None, &Mended::Done),
+        (Kind::MessagesOrphaned, Some("m1"), &Mended::CannotBe),
+    ];
+    assert_eq!(told, expected, "{found:?}");
+    world.sql("DELETE FROM message_rows WHERE conversation = 4711").await;
+    world.fleet().await;
+    world.is_clean().await;
+    assert_eq!(world.sql("SELECT conversations FROM daily_stats").await, "2");
+}
+
+#[tokio::test]
+async fn queues_that_differ_and_work_that_nobody_takes_are_found() {
+    let world = World::new().await;
+    assert_eq!(world.look(&[Section::Queues]).await, []);
+    let (management, host) = (world.env.management(), &world.env.name);
+    let publish = async |queue: &str| {
+        let body = json!({
+            "properties": {}, "routing_key": queue, "payload": "{}", "payload_encoding": "string",
+        });
+        let path = format!("/api/exchanges/{host}/amq.default/publish");
+        let answer = management.request("POST", &path, &body.to_string()).await.unwrap();
+        assert_eq!(answer, r#"{"routed":true}"#, "{queue}");
+    };
+    for queue in [
+        "conversation.save_message",
+        "conversation.save_message.dlq",
+        "conversation.session.suspect",
+        "domain.unrouted",
+    ] {
+        publish(queue).await;
+    }
+    management.request("DELETE", &format!("/api/queues/{host}/bot.state"), "").await.unwrap();
+    let mut found = world.look(&[Section::Queues]).await;
+    found.sort_by_key(|finding| finding.kind);
+    let told: Vec<_> = found.iter().map(|it| (it.kind, it.id.as_deref().unwrap())).collect();
+    let expected = [
+        (Kind::TopologyDiffers, "bot.state"),
+        (Kind::LettersWaiting, "conversation.save_message.dlq"),
+        (Kind::UnroutedWaiting, "domain.unrouted"),
+        (Kind::SuspectsWaiting, "conversation.session.suspect"),
+        (Kind::WorkWithoutConsumers, "conversation.save_message"),
+    ];
+    assert_eq!(told, expected, "{found:?}");
+}
+
+#[tokio::test]
+async fn only_what_was_asked_for_is_looked_at() {
+    let world = World::archived().await;
+    world.sql("UPDATE conversations SET message_count = 7").await;
+    let found = async |scope: Scope| run(&world.verifier(Repairs::None), &scope, &STORED).await.0;
+    assert_eq!(found(Scope::default()).await.len(), 2);
+    let tenant =
+        |name: &str| Scope { tenant: Some(TenantId::new(name).unwrap()), ..Scope::default() };
+    assert_eq!(found(tenant("acme")).await.len(), 2);
+    assert_eq!(found(tenant("umbrella")).await, []);
+    let conversation = Some(key("t").conversation);
+    one(&found(Scope { conversation, ..Scope::default() }).await, Kind::TotalsDiffer, "t");
+    let since = Some(domain::time::Timestamp::LATEST);
+    assert_eq!(found(Scope { since, ..Scope::default() }).await, []);
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_ends_its_section_and_no_other() {
+    let world = World::archived().await;
+    world.sql("UPDATE conversations SET message_count = 7").await;
+    let verifier = world.verifier_at("redis://127.0.0.1:9/0", Repairs::None);
+    let (found, ended) = run(&verifier, &Scope::default(), &STORED).await;
+    assert_eq!(found.len(), 2, "{found:?}");
+    let stores: Vec<_> = ended
+        .iter()
+        .map(|section| section.broken_off.as_ref().and_then(|broken_off| broken_off.store))
+        .collect();
+    assert_eq!(stores, [Some(Store::Redis), None, None, None], "{ended:?}");
+    assert_eq!(ended[1].checked, 2);
+}
+
+#[tokio::test]
+async fn stores_at_work_are_no_damage() {
+    let world = World::new().await;
+    let done = Arc::new(AtomicBool::new(false));
+    let mut work = tokio::task::JoinSet::new();
+    for worker in 0..3 {
+        let (replica, done) = (Replica::of(&world.env), Arc::clone(&done));
+        work.spawn(async move {
+            let mut n = 0;
+            while !done.load(Ordering::Relaxed) {
+                let batch: Vec<_> = (0..20)
+                    .map(|i| {
+                        message(
+                            &format!("s{}", (n + i) % 40),
+                            &format!("m{worker}-{n}-{i}"),
+                            &json!({}),
+                        )
+                    })
+                    .collect();
+                replica.save(&batch).await;
+                replica
+                    .reader
+                    .read(
+                        &key(&format!("s{}", n % 40)),
+                        &hot_store::Window { newest: 50, before: None },
+                    )
+                    .await
+                    .unwrap();
+                n += 1;
+            }
+        });
+    }
+    let (closer, statistics, again) =
+        (world.closer.clone(), world.replica.statistics.clone(), Arc::clone(&done));
+    work.spawn(async move {
+        while !again.load(Ordering::Relaxed) {
+            closer.sweep().await.unwrap();
+            statistics.refresh().await.unwrap();
+        }
+    });
+    for round in 0..4 {
+        // Half of the conversations are asked to close; savers reopen them.
+        world
+            .sql(
+                "UPDATE conversations c SET close_requested_at = now()
+                 FROM (SELECT number FROM conversations WHERE status = 'active' AND number % 2 = 0
+                       ORDER BY tenant_id, id FOR NO KEY UPDATE SKIP LOCKED) AS chosen
+                 WHERE c.number = chosen.number",
+            )
+            .await;
+        assert_eq!(world.look(&STORED).await, [], "round {round}");
+    }
+    done.store(true, Ordering::Relaxed);
+    while let Some(ended) = work.join_next().await {
+        ended.unwrap();
+    }
+    assert!(world.sql("SELECT count(*) > 100 FROM messages").await == "t");
+}
