@@ -14,6 +14,8 @@ use crate::commands::lint::Lint;
 use crate::commands::publish::Publish;
 use crate::commands::queues::Queues;
 use crate::commands::setup::Setup;
+use crate::commands::verify::Verify;
+use crate::commands::where_is::Where;
 use crate::exit::{Exit, Failure};
 use crate::look::{self, Colour, Form, NoColor, Screen};
 
@@ -59,6 +61,8 @@ enum Verb {
     /// Looks at dead letters, edits, replays and discards them
     #[command(subcommand)]
     DeadLetters(DeadLettersVerb),
+    Verify(Box<Verify>),
+    Where(Box<Where>),
 }
 
 #[derive(Debug, Subcommand)]
@@ -114,6 +118,8 @@ impl Verb {
             Self::Conversation(ConversationVerb::Show(show)) => show.run(screen).await,
             Self::Queues(queues) => queues.run(screen).await,
             Self::DeadLetters(verb) => verb.run(screen).await,
+            Self::Verify(verify) => verify.run(screen).await,
+            Self::Where(where_is) => where_is.run(screen).await,
         }
     }
 }
@@ -181,6 +187,8 @@ mod tests {
             &["dead-letters", "discard"],
             &["dead-letters", "restore"],
             &["dead-letters", "export"],
+            &["verify"],
+            &["where"],
         ] {
             let name = format!("help_{}", path.join("_").replace('-', "_"));
             insta::assert_snapshot!(name, help(path));

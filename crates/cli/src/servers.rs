@@ -69,6 +69,15 @@ impl Database {
             let address = url.to_string();
             return Err(Failure::Away(Away { server: "PostgreSQL", setting, address, cause }));
         }
+        Self::made(url, setting, limit)
+    }
+
+    /// One that may not be there: for whoever has something else to look at.
+    pub(crate) fn unreached(settings: &DatabaseSettings) -> Result<Self, Failure> {
+        Self::made(&settings.database_url, "DATABASE_URL", DATABASE_TIMEOUT)
+    }
+
+    fn made(url: &ServerUrl, setting: &'static str, limit: Duration) -> Result<Self, Failure> {
         let archive = Archive::open(&archive::Settings {
             url: url.expose().to_owned(),
             application: Process::Verbatim.name().to_owned(),

@@ -8,7 +8,9 @@ async fn without_arguments_it_tells_its_commands() {
     let ran = verbatim.run(&[]).await;
     assert_eq!(ran.code, 0, "{ran:?}");
     assert_eq!(ran.out, verbatim.run(&["--help"]).await.out);
-    for command in ["setup", "publish", "lint", "conversation", "queues", "dead-letters"] {
+    for command in
+        ["setup", "publish", "lint", "conversation", "queues", "dead-letters", "verify", "where"]
+    {
         assert!(ran.out.contains(&format!("\n  {command} ")), "{command}: {ran:?}");
     }
 }

@@ -10,3 +10,5 @@ mod queues;
 mod settings;
 mod setup;
 mod support;
+mod verify;
+mod where_is;

@@ -131,9 +131,13 @@ pub(crate) fn body(session: &str, id: &str, extra: Value) -> Value {
     body
 }
 
+/// The host and process id of the worker that [`save`] says it is.
+pub(crate) const SAVER: &str = "host-1:7";
+
 /// Saves messages as a worker does.
 pub(crate) async fn save(env: &TestEnv, bodies: &[Value]) {
-    let (archive, metrics) = (archive(env), Metrics::new());
+    let archive = archive(env).saving_as("message-save-worker", SAVER.to_owned());
+    let metrics = Metrics::new();
     let settings = hot_store::Settings::new(Address::parse(&env.redis_url).unwrap());
     let admit = admission(archive.clone(), metrics.clone(), Fresh::random());
     let hot = HotStore::open(settings, admit);

@@ -1,6 +1,6 @@
 //! What befell a message or a conversation, in the order in which it did. Pure.
 
-use archive::{AuditTrace, ConversationTrace, LetterTrace, MessageTrace};
+use archive::{AuditEntry, ConversationTrace, LetterTrace, MessageTrace};
 use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::Moment;
@@ -10,7 +10,7 @@ pub(super) fn of(
     message: Option<&MessageTrace>,
     conversation: Option<&ConversationTrace>,
     letters: &[LetterTrace],
-    audit: &[AuditTrace],
+    audit: &[AuditEntry],
 ) -> Vec<Moment> {
     let mut moments = Vec::new();
     if let Some(message) = message {
@@ -123,7 +123,7 @@ fn died(letter: &LetterTrace, name_message: bool, moments: &mut Vec<Moment>) {
     moments.push(moment(at, what, format!("{of}{}{why}", letter.id)));
 }
 
-fn by_an_operator(line: &AuditTrace) -> String {
+fn by_an_operator(line: &AuditEntry) -> String {
     let detail = line.detail.as_ref().map(|detail| format!(" {detail}")).unwrap_or_default();
     format!("{} by {}{detail}", line.action, line.actor)
 }

@@ -1,0 +1,258 @@
+//! What verifying found, for people and for machines.
+
+use std::collections::BTreeMap;
+
+use conversation::{Finding, Mended, Section, Verified};
+use domain::failure::Store;
+use serde::Serialize;
+
+use crate::exit::Exit;
+use crate::look::{Look, Tone, count, one_line, plural};
+
+/// Findings of one kind that a text tells one by one.
+const TOLD: u64 = 20;
+/// Findings of one kind that JSON has: some megabytes in all.
+const KEPT: u64 = 1_000;
+
+/// What was found.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Report {
+    /// `ok`, `repaired`, `found` or `away`.
+    verdict: &'static str,
+    pub(super) sections: Vec<Verified>,
+    /// How many there are of each kind, and what to do about it.
+    kinds: BTreeMap<&'static str, OfKind>,
+    findings: Vec<Finding>,
+    /// Findings that are counted and not listed.
+    left_off: u64,
+    #[serde(skip)]
+    pub(super) section: Option<Section>,
+}
+
+#[derive(Debug, Serialize)]
+struct OfKind {
+    found: u64,
+    repaired: u64,
+    advice: &'static str,
+    #[serde(skip)]
+    can_be: bool,
+}
+
+impl Report {
+    /// Counts a finding, and keeps it for JSON; says whether a text should tell it by itself.
+    pub(super) fn add(&mut self, finding: &Finding) -> bool {
+        let kind = self.kinds.entry(finding.kind.as_str()).or_insert(OfKind {
+            found: 0,
+            repaired: 0,
+            advice: finding.kind.advice(),
+            can_be: false,
+        });
+        kind.found += 1;
+        kind.repaired += u64::from(finding.mended == Mended::Done);
+        kind.can_be |= finding.mended == Mended::NotAsked;
+        if kind.found <= KEPT {
+            self.findings.push(finding.clone());
+        } else {
+            self.left_off += 1;
+        }
+        kind.found <= TOLD
+    }
+
+    /// Settles the verdict.
+    pub(super) fn close(&mut self) {
+        let left = self.sections.iter().any(|section| section.left > 0);
+        self.verdict = match (left, self.is_incomplete(), self.kinds.is_empty()) {
+            (true, ..) => "found",
+            (false, true, _) => "away",
+            (false, false, false) => "repaired",
+            (false, false, true) => "ok",
+        };
+    }
+
+    pub(super) fn exit(&self) -> Exit {
+        match self.verdict {
+            "found" => Exit::Problems,
+            "away" => Exit::Away,
+            _ => Exit::Fine,
+        }
+    }
+
+    /// Whether a server that was to be asked did not answer.
+    fn is_incomplete(&self) -> bool {
+        let away = |section: &Verified| {
+            section.broken_off.as_ref().is_some_and(|broken_off| broken_off.store.is_some())
+        };
+        self.sections.iter().any(away)
+    }
+}
+
+/// What a section is called.
+pub(super) fn title(section: Section) -> &'static str {
+    match section {
+        Section::HotCopies => "hot copies against rows",
+        Section::Conversations => "conversations against their messages",
+        Section::Days => "days against their conversations",
+        Section::Integrity => "rows that belong to nothing",
+        Section::Queues => "queues",
+    }
+}
+
+fn server(store: Store) -> &'static str {
+    match store {
+        Store::RabbitMq => "RabbitMQ",
+        Store::Redis => "Redis",
+        Store::PostgreSql => "PostgreSQL",
+    }
+}
+
+pub(super) fn begins(section: Section, look: &Look) -> String {
+    let stores: Vec<_> = section.stores().iter().copied().map(server).collect();
+    let stores = look.paint.text(Tone::Dim, &format!("({})", stores.join(", ")));
+    format!("{} {stores}\n", look.paint.text(Tone::Strong, title(section)))
+}
+
+pub(super) fn found(finding: &Finding, look: &Look) -> String {
+    let Finding { kind, tenant_id, conversation_id, id, detail, mended } = finding;
+    let place = [tenant_id, conversation_id, id].into_iter().flatten();
+    let place = place.map(|it| one_line(it)).collect::<Vec<_>>().join(" ");
+    let (tone, end) = match mended {
+        Mended::Done => (Tone::Warn, "; repaired".to_owned()),
+        Mended::Failed(cause) => (Tone::Bad, format!("; not repaired: {}", one_line(cause))),
+        Mended::NotAsked | Mended::CannotBe => (Tone::Bad, String::new()),
+    };
+    let kind = look.paint.text(tone, kind.as_str());
+    format!("  {kind} {place}: {}{end}\n", one_line(detail))
+}
+
+pub(super) fn ends(verified: &Verified, look: &Look) -> String {
+    let looked_at = format!("looked at {}", count(i128::from(verified.checked)));
+    let mut text = match (verified.found, verified.left) {
+        (0, _) => look.paint.text(Tone::Good, &format!("  {looked_at}, nothing found")),
+        (found, 0) => {
+            let found = plural(i128::from(found), "finding");
+            look.paint.text(Tone::Warn, &format!("  {looked_at}: {found}, repaired"))
+        }
+        (found, left) => {
+            let (found, left) = (plural(i128::from(found), "finding"), count(i128::from(left)));
+            look.paint.text(Tone::Bad, &format!("  {looked_at}: {found}, {left} left"))
+        }
+    };
+    if let Some(broken_off) = &verified.broken_off {
+        let (tone, what) = match broken_off.store {
+            Some(store) => {
+                (Tone::Bad, format!("not to its end, {} cannot be asked", server(store)))
+            }
+            None => (Tone::Dim, "not all of it".to_owned()),
+        };
+        let cause = one_line(&broken_off.cause);
+        text.push_str(&format!("\n  {}", look.paint.text(tone, &format!("{what}: {cause}"))));
+    }
+    text.push('\n');
+    text
+}
+
+/// What it adds up to, and what to do.
+pub(super) fn summary(report: &Report, look: &Look) -> String {
+    let (tone, verdict) = match report.verdict {
+        "ok" => (Tone::Good, "all is well"),
+        "repaired" => (Tone::Warn, "all that was found is repaired; the fleet does the rest"),
+        "away" => (Tone::Bad, "nothing was found, but not everything could be looked at"),
+        _ => (Tone::Bad, "something is wrong"),
+    };
+    let mut out = format!("\n{}\n", look.paint.text(tone, verdict));
+    for (kind, it) in &report.kinds {
+        let mut times = count(i128::from(it.found));
+        if it.repaired > 0 {
+            times.push_str(&format!(", {} repaired", count(i128::from(it.repaired))));
+        }
+        out.push_str(&format!("  {kind} ({times})"));
+        if it.repaired < it.found {
+            out.push_str(&look.paint.text(Tone::Dim, &format!(": {}", it.advice)));
+        }
+        out.push('\n');
+    }
+    if report.kinds.values().any(|it| it.found > TOLD) {
+        let hint = format!("of each kind the first {TOLD} are told; --json has up to {KEPT}\n");
+        out.push_str(&look.paint.text(Tone::Dim, &hint));
+    }
+    if report.kinds.values().any(|it| it.can_be) {
+        let hint = "`verbatim verify --repair` repairs what can be\n";
+        out.push_str(&look.paint.text(Tone::Dim, hint));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use conversation::{BrokenOff, Kind};
+    use domain::time::Timestamp;
+
+    use super::*;
+    use crate::look::Paint;
+
+    const LOOK: Look = Look { paint: Paint::Plain, now: Timestamp::EARLIEST };
+
+    fn finding(kind: Kind, mended: Mended) -> Finding {
+        Finding {
+            kind,
+            tenant_id: Some("acme".to_owned()),
+            conversation_id: Some("c-1".to_owned()),
+            id: (kind == Kind::HotCopyMissing).then(|| "m-3".to_owned()),
+            detail: "what differs".to_owned(),
+            mended,
+        }
+    }
+
+    fn ended(section: Section, found: u64, left: u64) -> Verified {
+        Verified { section, checked: 12_345, found, left, broken_off: None }
+    }
+
+    fn told(findings: &[Finding], sections: Vec<Verified>) -> String {
+        let mut report = Report { sections, ..Report::default() };
+        let mut text = String::new();
+        for it in findings {
+            if report.add(it) {
+                text += &found(it, &LOOK);
+            }
+        }
+        for section in &report.sections {
+            text = begins(section.section, &LOOK) + &text + &ends(section, &LOOK);
+        }
+        report.close();
+        text + &summary(&report, &LOOK)
+    }
+
+    #[test]
+    fn all_is_well() {
+        insta::assert_snapshot!(told(&[], vec![ended(Section::Queues, 0, 0)]));
+    }
+
+    #[test]
+    fn findings_are_told_with_what_to_do() {
+        let findings = [
+            finding(Kind::HotCopyMissing, Mended::NotAsked),
+            finding(Kind::HotCopyDamaged, Mended::Failed("PostgreSQL is away".to_owned())),
+            finding(Kind::TotalsDiffer, Mended::Done),
+            finding(Kind::MessagesGone, Mended::CannotBe),
+        ];
+        insta::assert_snapshot!(told(&findings, vec![ended(Section::HotCopies, 4, 3)]));
+    }
+
+    #[test]
+    fn what_was_repaired_and_what_could_not_be_looked_at_is_said() {
+        let repaired = [finding(Kind::StatisticsDiffer, Mended::Done)];
+        insta::assert_snapshot!(told(&repaired, vec![ended(Section::Conversations, 1, 0)]));
+        let broken_off = Some(BrokenOff { store: Some(Store::Redis), cause: "refused".to_owned() });
+        let away = Verified { broken_off, ..ended(Section::HotCopies, 0, 0) };
+        insta::assert_snapshot!(told(&[], vec![away]));
+    }
+
+    #[test]
+    fn many_findings_of_one_kind_are_counted_and_a_few_told() {
+        let mut report = Report::default();
+        let one = finding(Kind::CloseOverdue, Mended::CannotBe);
+        let told = (0..KEPT + 5).filter(|_| report.add(&one)).count();
+        assert_eq!(told as u64, TOLD);
+        assert_eq!((report.findings.len() as u64, report.left_off), (KEPT, 5));
+    }
+}

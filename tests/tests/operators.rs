@@ -1,0 +1,136 @@
+//! What operators see of a whole fleet: that it is well while it works, and the life of what it handled.
+
+#![expect(clippy::unwrap_used, reason = "a failure here is the failure of the test")]
+
+use std::time::Duration;
+
+use archive::{Archive, Scope};
+use broker::Endpoints;
+use conversation::{
+    ClosingSettings, Finding, Fresh, Matched, Repairs, Section, State, Told, Tracer, Verifier,
+    VerifyingSettings, admission,
+};
+use domain::status::ConversationStatus;
+use hot_store::{Address, HotStore};
+use metrics::Metrics;
+use serde_json::json;
+use system_tests::{Running, Scenario, at, closed, key, message};
+
+/// Conversations of the load, and messages of each.
+const CONVERSATIONS: usize = 60;
+const MESSAGES: usize = 20;
+
+fn stores(scenario: &Scenario) -> (Archive, HotStore, Endpoints) {
+    let archive = Archive::open(&archive::Settings {
+        url: scenario.database_url.clone(),
+        application: "test".to_owned(),
+        connections: 2,
+        time_out: Duration::from_secs(30),
+        lock_time_out: Duration::from_secs(5),
+    });
+    let archive = archive.unwrap();
+    let settings = hot_store::Settings::new(Address::parse(&scenario.redis_url).unwrap());
+    let admit = admission(archive.clone(), Metrics::new(), Fresh::random());
+    let hot = HotStore::open(settings, admit);
+    (archive, hot, Endpoints::parse(&scenario.amqp_url, "test").unwrap())
+}
+
+async fn verify(scenario: &Scenario) -> Vec<Finding> {
+    let (archive, hot, endpoints) = stores(scenario);
+    let settings = VerifyingSettings {
+        closing: ClosingSettings {
+            grace: Duration::from_millis(500),
+            ..ClosingSettings::default()
+        },
+        patience: Duration::from_secs(60),
+        repairs: Repairs::None,
+    };
+    let verifier = Verifier::new(archive, hot, endpoints, Fresh::random(), settings);
+    let mut found = Vec::new();
+    let ended = verifier
+        .run(&Scope::default(), &Section::ALL, &mut |told| {
+            if let Told::Found(finding) = told {
+                found.push(finding.clone());
+            }
+        })
+        .await;
+    for section in ended {
+        assert_eq!(section.broken_off, None, "{:?}", section.section);
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_fleet_under_load_verifies_clean_and_tells_who_saved_what() {
+    let running = Running::own().await;
+    let scenario = &running.scenario;
+    let (agent, eyes) = (scenario.agent(), scenario.eyes());
+    // Messages come, readers load copies, sessions close, late messages reopen; and all the while
+    // somebody verifies.
+    let load = async {
+        for n in 0..MESSAGES {
+            let batch: Vec<_> = (0..CONVERSATIONS)
+                .map(|c| {
+                    let micros = i64::try_from(n).unwrap() * 1_000_000;
+                    let extra = json!({"timestamp": at(micros), "agent_id": format!("a{}", c % 3)});
+                    message("load", &format!("s{c}"), &format!("m{n}-{c}"), &extra)
+                })
+                .collect();
+            agent.publish_all(&batch).await;
+            let c = n % CONVERSATIONS;
+            agent.publish(&closed("load", &format!("s{c}"), &json!({"satisfaction": 4}))).await;
+            for message in &batch[..10] {
+                let stored = "SELECT count(*) > 0 FROM messages WHERE conversation_id = '";
+                let id = key(message).conversation;
+                scenario.until_sql(&format!("{stored}{id}'"), "true").await;
+                eyes.transcript(&key(message)).await;
+            }
+        }
+    };
+    let watch = async {
+        for round in 0..3 {
+            let found = verify(scenario).await;
+            assert!(found.is_empty(), "round {round}: {found:#?}");
+        }
+    };
+    tokio::join!(load, watch);
+    let all = (CONVERSATIONS * MESSAGES).to_string();
+    scenario.until_sql("SELECT count(*) FROM messages", &all).await;
+
+    // One that cannot be read, and one conversation that is archived.
+    let bad = message("load", "s-bad", "m-bad", &json!({"role": "bot"}));
+    agent.publish(&bad).await;
+    scenario.until_sql("SELECT count(*) FROM dead_letters", "1").await;
+    let good = message("load", "s-good", "m-good", &json!({"agent_id": "a"}));
+    agent.publish(&good).await;
+    scenario.until_sql("SELECT count(*) FROM messages WHERE id = 'm-good'", "1").await;
+    agent.publish(&closed("load", "s-good", &json!({"reason": "done"}))).await;
+    eyes.reaches(&key(&good), ConversationStatus::Archived).await;
+    let writers = "SELECT count(*) FROM writers w
+                   WHERE EXISTS (SELECT FROM message_rows m WHERE m.saved_by = w.id)
+                      AND process = 'message-save-worker'";
+    assert!(["1", "2"].contains(&&*scenario.sql(writers).await), "one or both of the two savers");
+    let unsigned = "SELECT count(*) FROM message_rows WHERE saved_by IS NULL";
+    assert_eq!(scenario.sql(unsigned).await, "0");
+
+    let (archive, hot, endpoints) = stores(scenario);
+    let tracer = Tracer::new(archive, Some(hot), Some(endpoints));
+    let traced = tracer.trace("m-good", None, &mut |_| {}).await.unwrap();
+    let [life] = &traced.lives[..] else { panic!("{traced:#?}") };
+    assert_eq!((life.matched, life.state), (Matched::Message, State::Archived));
+    let saved = life.timeline.iter().find(|moment| moment.what == "saved").unwrap();
+    let pids = running.savers.each_ref().map(|saver| format!(":{},", saver.pid()));
+    assert!(pids.iter().any(|pid| saved.text.contains(pid)), "{saved:?}, {pids:?}");
+    let asked = life.timeline.iter().find(|moment| moment.what == "close asked").unwrap();
+    assert_eq!(asked.text, "its last session closed; reason: done");
+    let traced = tracer.trace("m-bad", None, &mut |_| {}).await.unwrap();
+    let [life] = &traced.lives[..] else { panic!("{traced:#?}") };
+    assert_eq!(life.state, State::DeadLetter);
+    let given_up = life.timeline.iter().find(|moment| moment.what == "given up").unwrap();
+    assert!(
+        given_up.text.starts_with("schema (role) in conversation.save_message: "),
+        "{given_up:?}"
+    );
+    let found = verify(scenario).await;
+    assert!(found.is_empty(), "{found:#?}");
+}
