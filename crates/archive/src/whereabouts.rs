@@ -97,6 +97,8 @@ pub struct LetterTrace {
     pub attempts: i32,
     /// How often it was replayed before.
     pub replay_count: i32,
+    /// The letter whose replay came back as this one.
+    pub replay_of: Option<Uuid>,
     /// When it first failed.
     pub first_failed_at: DateTime<Utc>,
     /// When it last failed.

@@ -45,6 +45,7 @@ fn letter(id: u128, tenant: &str, message: &str) -> DeadLetter {
         headers: json!({}),
         attempts: 4,
         replay_count: 0,
+        replay_of: None,
         first_failed_at: at("2026-11-20T10:00:00Z"),
         last_failed_at: at("2026-11-20T10:00:36Z"),
     }

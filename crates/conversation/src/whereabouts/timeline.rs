@@ -106,7 +106,9 @@ fn died(letter: &LetterTrace, name_message: bool, moments: &mut Vec<Moment>) {
     let text = format!("{of}{reason}{field} in {queue}: {}", letter.error);
     moments.push(moment(*last_failed_at, "given up", text));
     let mut text = format!("{of}kept as {}", letter.id);
-    if letter.replay_count > 0 {
+    if let Some(origin) = letter.replay_of {
+        text += &format!(": the replay of {origin} came back");
+    } else if letter.replay_count > 0 {
         text += &format!(", after {} replays", letter.replay_count);
     }
     if letter.copies > 1 {
