@@ -1,4 +1,5 @@
-//! The audit log: who did what to which letters, and when. Never a word of a conversation.
+//! The audit log: who did what to which letters or conversations, and when. Never a word of a
+//! conversation.
 //!
 //! What changes a row writes its line in the same statement, so neither is there without the other.
 //! Lines of one run over many letters share its id (`run` in their detail); the run has a line of its
@@ -34,7 +35,7 @@ pub struct AuditEntry {
     pub action: String,
     /// Whose data it was.
     pub tenant_id: Option<String>,
-    /// To what: a letter's id, or that of a run.
+    /// To what: a letter's id, or that of a run; of repairs a conversation, or a day and its agent.
     pub subject: Option<String>,
     /// Its particulars.
     pub detail: Option<Value>,

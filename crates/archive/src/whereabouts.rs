@@ -10,7 +10,7 @@ use domain::ids::{ConversationKey, TenantId};
 use sqlx::{AssertSqlSafe, FromRow};
 use uuid::Uuid;
 
-use crate::{Archive, Result};
+use crate::{Archive, AuditEntry, Result};
 
 /// Where a conversation stands, and how it came there.
 #[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]
@@ -97,6 +97,8 @@ pub struct LetterTrace {
     pub attempts: i32,
     /// How often it was replayed before.
     pub replay_count: i32,
+    /// The letter whose replay came back as this one.
+    pub replay_of: Option<Uuid>,
     /// When it first failed.
     pub first_failed_at: DateTime<Utc>,
     /// When it last failed.
@@ -111,23 +113,6 @@ pub struct LetterTrace {
     pub status_changed_at: Option<DateTime<Utc>>,
     /// Why an operator changed it.
     pub status_reason: Option<String>,
-}
-
-/// What an operator did.
-#[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]
-pub struct AuditTrace {
-    /// When.
-    pub at: DateTime<Utc>,
-    /// Who.
-    pub actor: String,
-    /// What.
-    pub action: String,
-    /// In which tenant.
-    pub tenant_id: Option<String>,
-    /// To what: a conversation, a dead letter, a day.
-    pub subject: Option<String>,
-    /// More, without any words of a conversation.
-    pub detail: Option<serde_json::Value>,
 }
 
 /// Every tenant that has a conversation, or the one that is named ($2): one look-up for each.
@@ -294,10 +279,10 @@ impl Archive {
     }
 
     /// What operators did to these, oldest first, at most `limit`.
-    pub async fn audit_about(&self, subjects: &[String], limit: u32) -> Result<Vec<AuditTrace>> {
+    pub async fn audit_about(&self, subjects: &[String], limit: u32) -> Result<Vec<AuditEntry>> {
         self.within(async |connection| {
             Ok(sqlx::query_as(
-                "SELECT at, actor, action, tenant_id, subject, detail FROM audit_log
+                "SELECT * FROM audit_log
                  WHERE subject = ANY ($1) ORDER BY id LIMIT $2",
             )
             .bind(subjects)

@@ -9,7 +9,7 @@ mod timeline;
 
 use std::collections::BTreeMap;
 
-use archive::{Archive, AuditTrace, ConversationTrace, LetterTrace, MessageTrace};
+use archive::{Archive, AuditEntry, ConversationTrace, LetterTrace, MessageTrace};
 use broker::Endpoints;
 use broker::inspect::Inspector;
 use chrono::{DateTime, Utc};
@@ -335,7 +335,7 @@ impl Tracer {
         &self,
         subjects: &[String],
         tenant: Option<&str>,
-    ) -> Result<Vec<AuditTrace>, archive::Error> {
+    ) -> Result<Vec<AuditEntry>, archive::Error> {
         let mut audit = self.archive.audit_about(subjects, TOLD).await?;
         audit.retain(|line| line.tenant_id.is_none() || line.tenant_id.as_deref() == tenant);
         Ok(audit)

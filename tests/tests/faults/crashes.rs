@@ -77,7 +77,7 @@ async fn a_restart_after_a_crash_at_any_step_ends_as_if_nothing_had_happened() {
 }
 
 #[tokio::test]
-async fn a_crash_between_a_retrys_confirm_and_its_acknowledgement_doubles_nothing() {
+async fn a_crash_between_a_retry_and_its_acknowledgement_doubles_nothing() {
     let scenario = Scenario::armed().await;
     poison(&scenario, "P0001", "m00003").await;
     let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());

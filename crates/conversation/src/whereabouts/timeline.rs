@@ -1,6 +1,6 @@
 //! What befell a message or a conversation, in the order in which it did. Pure.
 
-use archive::{AuditTrace, ConversationTrace, LetterTrace, MessageTrace};
+use archive::{AuditEntry, ConversationTrace, LetterTrace, MessageTrace};
 use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::Moment;
@@ -10,7 +10,7 @@ pub(super) fn of(
     message: Option<&MessageTrace>,
     conversation: Option<&ConversationTrace>,
     letters: &[LetterTrace],
-    audit: &[AuditTrace],
+    audit: &[AuditEntry],
 ) -> Vec<Moment> {
     let mut moments = Vec::new();
     if let Some(message) = message {
@@ -106,7 +106,9 @@ fn died(letter: &LetterTrace, name_message: bool, moments: &mut Vec<Moment>) {
     let text = format!("{of}{reason}{field} in {queue}: {}", letter.error);
     moments.push(moment(*last_failed_at, "given up", text));
     let mut text = format!("{of}kept as {}", letter.id);
-    if letter.replay_count > 0 {
+    if let Some(origin) = letter.replay_of {
+        text += &format!(": the replay of {origin} came back");
+    } else if letter.replay_count > 0 {
         text += &format!(", after {} replays", letter.replay_count);
     }
     if letter.copies > 1 {
@@ -123,7 +125,7 @@ fn died(letter: &LetterTrace, name_message: bool, moments: &mut Vec<Moment>) {
     moments.push(moment(at, what, format!("{of}{}{why}", letter.id)));
 }
 
-fn by_an_operator(line: &AuditTrace) -> String {
+fn by_an_operator(line: &AuditEntry) -> String {
     let detail = line.detail.as_ref().map(|detail| format!(" {detail}")).unwrap_or_default();
     format!("{} by {}{detail}", line.action, line.actor)
 }
