@@ -308,6 +308,12 @@ async fn a_conversation_that_was_expected_to_stay_and_must_change_changes() {
     save(&archive, "m2").await.unwrap();
     assert_eq!(conversation("touched_at > now() - interval '1 minute'").await, "t");
 
+    // As a session's opening leaves it.
+    calm(&env, &archive, "silent").await;
+    env.psql("UPDATE conversations SET last_message_at = NULL").await.unwrap();
+    save(&archive, "first").await.unwrap();
+    assert_eq!(conversation("last_message_at IS NOT NULL").await, "t");
+
     calm(&env, &archive, "nobodys").await;
     let said = Message { agent_id: Some(AgentId::new("a").unwrap()), ..message("m3") };
     save_message(&archive, said).await.unwrap();

@@ -7,6 +7,7 @@
 WITH locked AS MATERIALIZED (
     SELECT k.n, c.number,
            c.status = 'active' AND c.close_requested_at IS NULL
+               AND c.last_message_at IS NOT NULL
                AND c.touched_at > clock_timestamp() - make_interval(secs => $6)
                AND (c.agent_id IS NOT NULL OR k.agent_id IS NULL)
                AND (c.user_id IS NOT NULL OR k.user_id IS NULL)
