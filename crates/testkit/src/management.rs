@@ -66,10 +66,6 @@ impl Management {
             _ => bail!("{method} {path}: status {status}: {body}"),
         }
     }
-
-    pub(crate) async fn probe(&self) -> Result<()> {
-        self.request("GET", "/api/vhosts", "").await.map(|_| ())
-    }
 }
 
 /// Base64 (RFC 4648), for the credentials' header alone.

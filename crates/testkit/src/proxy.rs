@@ -60,6 +60,8 @@ struct Order {
     /// A connection belongs to the epoch in which it was accepted, and ends with it.
     epoch: u64,
     end: End,
+    /// Where new connections go, if not to their route's own server.
+    detour: Option<SocketAddr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +85,8 @@ impl Proxy {
     /// # Errors
     /// When a URL has no numeric address with a port, or no port can be listened on.
     pub async fn before(url: &str) -> io::Result<Self> {
-        let (order, orders) =
-            watch::channel(Order { weather: Weather::Fair, epoch: 0, end: End::Close });
+        let order = Order { weather: Weather::Fair, epoch: 0, end: End::Close, detour: None };
+        let (order, orders) = watch::channel(order);
         let (counter, count) = watch::channel(Count::default());
         let servers = url.split(',').map(address).collect::<io::Result<Vec<_>>>()?;
         let elsewhere = another_loopback();
@@ -137,7 +139,9 @@ impl Proxy {
     /// When the proxy itself has ended.
     pub async fn cut(&self) -> io::Result<()> {
         self.order.send_modify(|order| {
-            *order = Order { weather: Weather::Down, epoch: order.epoch + 1, end: End::Close };
+            order.weather = Weather::Down;
+            order.epoch += 1;
+            order.end = End::Close;
         });
         self.settled(|count| count.listening == 0 && count.open == 0).await
     }
@@ -153,6 +157,17 @@ impl Proxy {
             order.end = End::Reset;
         });
         self.settled(|count| count.open <= count.accepted - before).await
+    }
+
+    /// Ends every connection; new ones reach another server, which a URL names: what a failover of an
+    /// address does.
+    ///
+    /// # Errors
+    /// When the URL has no numeric address with a port, or the proxy itself has ended.
+    pub async fn lead_to(&self, url: &str) -> io::Result<()> {
+        let (_, server, _) = address(url)?;
+        self.order.send_modify(|order| order.detour = Some(server));
+        self.reset().await
     }
 
     /// Keeps connections open, accepts new ones, and moves no bytes: what a broken switch does.
@@ -217,10 +232,11 @@ async fn accept(route: Route, mut orders: watch::Receiver<Order>, counter: watch
                 Ok((client, _)) = listener.accept() => {
                     let open = Open::count(&counter);
                     let orders = orders.clone();
-                    let epoch = orders.borrow().epoch;
+                    let Order { epoch, detour, .. } = *orders.borrow();
+                    let server = detour.unwrap_or(route.to);
                     connections.spawn(async move {
                         // An error ends the connection, which is what both ends then see.
-                        connect(client, route.to, orders, epoch).await.ok();
+                        connect(client, server, orders, epoch).await.ok();
                         drop(open);
                     });
                 }
@@ -404,6 +420,21 @@ mod tests {
         let reset = stream.read(&mut [0]).await.unwrap_err();
         assert_eq!(reset.kind(), io::ErrorKind::ConnectionReset);
         assert_eq!(answer(&mut client(&proxy).await).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn after_a_failover_new_connections_reach_the_other_server() {
+        let proxy = echo().await;
+        let mut stream = client(&proxy).await;
+        assert_eq!(answer(&mut stream).await.unwrap(), 7);
+        let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let url = format!("redis://:word@{}/0", other.local_addr().unwrap());
+        proxy.lead_to(&url).await.unwrap();
+        assert!(stream.read_u8().await.is_err(), "the old connection is over");
+        let mut stream = client(&proxy).await;
+        let (mut accepted, _) = other.accept().await.unwrap();
+        accepted.write_u8(9).await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), 9);
     }
 
     #[tokio::test]

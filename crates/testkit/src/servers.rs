@@ -8,6 +8,7 @@
 //! master of a Redis Cluster takes no command in its first 2 s, whatever it is told.
 
 pub(crate) mod binaries;
+mod disk;
 mod node;
 pub(crate) mod postgresql;
 mod rabbitmq;
@@ -41,6 +42,8 @@ const USER: &str = "verbatim";
 pub enum Kind {
     /// RabbitMQ with the management plugin.
     RabbitMq,
+    /// The same as a cluster of three nodes.
+    RabbitMqCluster,
     /// A single Redis.
     Redis,
     /// A Redis Cluster of three masters.
@@ -58,6 +61,7 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::RabbitMq => "rabbitmq",
+            Self::RabbitMqCluster => "rabbitmq-cluster",
             Self::Redis => "redis",
             Self::RedisCluster => "redis-cluster",
             Self::PostgreSql => "postgresql",
@@ -71,6 +75,7 @@ impl Kind {
     pub fn title(self) -> &'static str {
         match self {
             Self::RabbitMq => "RabbitMQ",
+            Self::RabbitMqCluster => "RabbitMQ cluster",
             Self::Redis => "Redis",
             Self::RedisCluster => "Redis Cluster",
             Self::PostgreSql => "PostgreSQL",
@@ -95,6 +100,14 @@ pub enum Durability {
     Durable,
 }
 
+/// What is unusual about a set of servers.
+#[derive(Debug, Clone, Copy, Default)]
+struct Shape {
+    durability: Durability,
+    replicas: Replicas,
+    postgresql_disk_mebibytes: Option<u32>,
+}
+
 /// A set of private servers.
 #[derive(Debug)]
 pub struct Servers {
@@ -117,7 +130,7 @@ impl Servers {
     /// # Errors
     /// As [`Self::start`].
     pub async fn start_with(kinds: &[Kind], durability: Durability) -> Result<Self> {
-        Self::start_all(kinds, durability, Replicas::None).await
+        Self::start_all(kinds, Shape { durability, ..Shape::default() }).await
     }
 
     /// A Redis Cluster, with replicas or without.
@@ -125,10 +138,21 @@ impl Servers {
     /// # Errors
     /// As [`Self::start`].
     pub async fn start_redis_cluster(replicas: Replicas) -> Result<Self> {
-        Self::start_all(&[Kind::RedisCluster], Durability::Fast, replicas).await
+        let shape = Shape { replicas, ..Shape::default() };
+        Self::start_all(&[Kind::RedisCluster], shape).await
     }
 
-    async fn start_all(kinds: &[Kind], durability: Durability, replicas: Replicas) -> Result<Self> {
+    /// A PostgreSQL whose data lie on a disk of so many MiB; a fresh one takes 40.
+    ///
+    /// # Errors
+    /// As [`Self::start`]; also when the machine allows no mount namespace.
+    pub async fn start_postgresql_on_a_disk_of(mebibytes: u32) -> Result<Self> {
+        let shape = Shape { postgresql_disk_mebibytes: Some(mebibytes), ..Shape::default() };
+        Self::start_all(&[Kind::PostgreSql], shape).await
+    }
+
+    async fn start_all(kinds: &[Kind], shape: Shape) -> Result<Self> {
+        let Shape { durability, replicas, postgresql_disk_mebibytes: disk } = shape;
         let as_user =
             kinds.contains(&Kind::PostgreSql).then(postgresql::user).transpose()?.flatten();
         let guard =
@@ -138,14 +162,21 @@ impl Servers {
             let dir = guard.dir().join(kind.as_str());
             std::fs::create_dir_all(&dir)?;
             let launches = match kind {
-                Kind::RabbitMq => vec![Launch::RabbitMq(RabbitMq::prepare(&guard, dir)?)],
+                Kind::RabbitMq => {
+                    RabbitMq::prepare(&guard, dir)?.into_iter().map(Launch::RabbitMq).collect()
+                }
+                Kind::RabbitMqCluster => RabbitMq::prepare_cluster(&guard, &dir)?
+                    .into_iter()
+                    .map(Launch::RabbitMq)
+                    .collect(),
                 Kind::Redis => vec![Launch::Redis(Redis::prepare(&guard, dir, durability)?)],
                 Kind::RedisCluster => cluster::prepare(&guard, &dir, durability, replicas)?
                     .into_iter()
                     .map(Launch::Redis)
                     .collect(),
                 Kind::PostgreSql => {
-                    vec![Launch::PostgreSql(PostgreSql::prepare(&guard, dir, durability, as_user)?)]
+                    let postgresql = PostgreSql::prepare(&guard, dir, durability, as_user, disk)?;
+                    vec![Launch::PostgreSql(postgresql)]
                 }
             };
             servers.push(Server::new(*kind, launches));
@@ -191,10 +222,13 @@ impl Servers {
     /// When it was not among the kinds that were started.
     #[must_use]
     pub fn get(&self, kind: Kind) -> &Server {
-        self.servers
-            .iter()
-            .find(|server| server.kind() == kind)
-            .unwrap_or_else(|| panic!("no {kind} was started in this set"))
+        self.find(kind).unwrap_or_else(|| panic!("no {kind} was started in this set"))
+    }
+
+    /// One of the servers, if it was among the kinds that were started.
+    #[must_use]
+    pub fn find(&self, kind: Kind) -> Option<&Server> {
+        self.servers.iter().find(|server| server.kind() == kind)
     }
 }
 

@@ -173,3 +173,40 @@ async fn a_killed_rabbitmq_keeps_its_virtual_hosts_and_an_emptied_one_does_not()
     server.start_empty().await.unwrap();
     server.management().get("/api/vhosts/kept").await.unwrap_err();
 }
+
+#[tokio::test]
+async fn a_disk_of_its_own_is_full_when_it_is_told_to_and_free_again() {
+    let servers = Servers::start_postgresql_on_a_disk_of(96).await.unwrap();
+    let server = servers.get(Kind::PostgreSql);
+    let node = &server.nodes()[0];
+    let fill = "INSERT INTO t SELECT repeat('x', 1000) FROM generate_series(1, 100)";
+    server.psql("postgres", "CREATE TABLE t (words text)").await.unwrap();
+    server.psql("postgres", fill).await.unwrap();
+    node.fill_disk().unwrap();
+    let error = server.psql("postgres", fill).await.unwrap_err().to_string();
+    assert!(error.contains("No space left on device"), "{error}");
+    node.free_disk().unwrap();
+    server.psql("postgres", fill).await.unwrap();
+    // It outlives the server.
+    server.stop().await.unwrap();
+    server.start().await.unwrap();
+    assert_eq!(server.psql("postgres", "SELECT count(*) FROM t").await.unwrap(), "200");
+}
+
+#[tokio::test]
+async fn three_nodes_of_rabbitmq_are_one_cluster_and_go_on_without_one() {
+    let servers = Servers::start(&[Kind::RabbitMqCluster]).await.unwrap();
+    let server = servers.get(Kind::RabbitMqCluster);
+    assert_eq!(server.url().split(',').count(), 3);
+    let management = server.management();
+    let declare = r#"{"durable": true, "arguments": {"x-queue-type": "quorum"}}"#;
+    management.request("PUT", "/api/queues/%2f/q", declare).await.unwrap();
+    let queue = management.get("/api/queues/%2f/q").await.unwrap();
+    assert_eq!(queue["members"].as_array().map(Vec::len), Some(3), "{queue}");
+    server.nodes()[1].kill().await.unwrap();
+    let message =
+        r#"{"properties": {}, "routing_key": "q", "payload": "x", "payload_encoding": "string"}"#;
+    let path = "/api/exchanges/%2f/amq.default/publish";
+    assert_eq!(management.request("POST", path, message).await.unwrap(), r#"{"routed":true}"#);
+    server.nodes()[1].start().await.unwrap();
+}

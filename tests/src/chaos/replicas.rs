@@ -72,7 +72,7 @@ impl Slot {
     /// Its way to a server.
     pub(super) fn path(&self, server: Kind) -> &Proxy {
         match server {
-            Kind::RabbitMq => &self.amqp,
+            Kind::RabbitMq | Kind::RabbitMqCluster => &self.amqp,
             Kind::Redis | Kind::RedisCluster => &self.redis,
             Kind::PostgreSql => &self.database,
         }

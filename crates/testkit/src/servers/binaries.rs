@@ -16,7 +16,7 @@ pub fn missing() -> Vec<Kind> {
 #[must_use]
 pub fn package(kind: Kind) -> &'static str {
     match kind {
-        Kind::RabbitMq => "rabbitmq-server",
+        Kind::RabbitMq | Kind::RabbitMqCluster => "rabbitmq-server",
         Kind::Redis | Kind::RedisCluster => "redis-server",
         Kind::PostgreSql => "postgresql",
     }
@@ -24,7 +24,7 @@ pub fn package(kind: Kind) -> &'static str {
 
 fn main_program(kind: Kind) -> Result<PathBuf> {
     match kind {
-        Kind::RabbitMq => rabbitmq("rabbitmq-server"),
+        Kind::RabbitMq | Kind::RabbitMqCluster => rabbitmq("rabbitmq-server"),
         Kind::Redis | Kind::RedisCluster => redis(),
         Kind::PostgreSql => postgresql("initdb"),
     }

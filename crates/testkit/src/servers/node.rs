@@ -72,6 +72,28 @@ impl Node {
         Ok(it.ask(words).await?)
     }
 
+    /// Fills the disk that a PostgreSQL has for its own, to the last byte.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn fill_disk(&self) -> Result<()> {
+        self.postgresql()?.disk()?.fill()
+    }
+
+    /// Makes room again on a disk that [`Self::fill_disk`] filled.
+    ///
+    /// # Errors
+    /// When it was not filled.
+    pub fn free_disk(&self) -> Result<()> {
+        self.postgresql()?.disk()?.free()
+    }
+
+    /// Whether its process runs: a server may end by itself.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.process().as_ref().is_some_and(|process| process.exited().is_none())
+    }
+
     /// Its process id, while it is running.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
@@ -200,7 +222,14 @@ impl Node {
     fn dependants(&self, process: &Process) -> Vec<u32> {
         match self.kind {
             Kind::PostgreSql => process.children(),
-            Kind::RabbitMq | Kind::Redis | Kind::RedisCluster => Vec::new(),
+            Kind::RabbitMq | Kind::RabbitMqCluster | Kind::Redis | Kind::RedisCluster => Vec::new(),
+        }
+    }
+
+    fn postgresql(&self) -> Result<&PostgreSql> {
+        match &self.launch {
+            Launch::PostgreSql(it) => Ok(it),
+            _ => bail!("{} is not PostgreSQL", self.kind),
         }
     }
 

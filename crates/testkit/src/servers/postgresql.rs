@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use super::disk::Disk;
 use super::{Durability, USER, binaries, remove, secret, write_secret};
 use crate::guard::{Guard, Mark};
 use crate::{place, ports};
@@ -37,7 +38,7 @@ pub(crate) async fn psql(url: &str, database: &str, sql: &str) -> Result<String>
 #[derive(Debug, Clone, Copy)]
 pub(super) struct User {
     pub(super) id: u32,
-    group: u32,
+    pub(super) group: u32,
 }
 
 /// Whom to run as; `None` is whoever runs this.
@@ -66,6 +67,8 @@ pub(super) struct PostgreSql {
     user: Option<User>,
     password: String,
     durability: Durability,
+    /// Its own, where its data is not to lie on the machine's.
+    disk: Option<Disk>,
 }
 
 impl PostgreSql {
@@ -74,13 +77,15 @@ impl PostgreSql {
         dir: PathBuf,
         durability: Durability,
         user: Option<User>,
+        disk_mebibytes: Option<u32>,
     ) -> Result<Self> {
         binaries::postgresql("initdb")?;
         if let Some(user) = user {
             chown(&dir, Some(user.id), Some(user.group))?;
         }
         let mark = guard.mark().clone();
-        Ok(Self { port: ports::free(), mark, dir, user, password: secret(), durability })
+        let disk = disk_mebibytes.map(|size| Disk::mount(&mark, &dir, user, size)).transpose()?;
+        Ok(Self { port: ports::free(), mark, dir, user, password: secret(), durability, disk })
     }
 
     pub(super) fn url(&self) -> String {
@@ -102,20 +107,37 @@ impl PostgreSql {
         if let Some(user) = self.user {
             chown(&password, Some(user.id), Some(user.group))?;
         }
-        let mut command = self.mark.command("sh");
+        let mut command = match (&self.disk, self.user) {
+            (Some(disk), user) => {
+                let mut command = disk.command(&self.mark, user)?;
+                command.arg("sh");
+                command
+            }
+            (None, None) => self.mark.command("sh"),
+            (None, Some(user)) => {
+                let mut command = self.mark.command("sh");
+                command.uid(user.id).gid(user.group);
+                command
+            }
+        };
         command.current_dir(&self.dir).args(["-c", script, "postgresql"]);
         command.arg(binaries::postgresql("initdb")?).arg(binaries::postgresql("postgres")?);
         command.arg(USER);
         for setting in self.settings() {
             command.arg("-c").arg(setting);
         }
-        if let Some(user) = self.user {
-            command.uid(user.id).gid(user.group);
-        }
         Ok((command, self.dir.join("log")))
     }
 
+    /// Its own disk.
+    pub(super) fn disk(&self) -> Result<&Disk> {
+        self.disk.as_ref().context("this PostgreSQL has no disk of its own")
+    }
+
     pub(super) fn wipe(&self) -> Result<()> {
+        if self.disk.is_some() {
+            bail!("a disk of a server's own cannot be emptied");
+        }
         remove(&self.dir.join("data"))
     }
 

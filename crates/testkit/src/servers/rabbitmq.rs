@@ -5,8 +5,9 @@
 //! ours on a port of its own. The management plugin is on: it makes a virtual host in 30 ms, where
 //! `rabbitmqctl` takes 2 s, and costs 0.3 s at boot (160 virtual hosts from a definitions file: 5 s).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,15 +19,15 @@ use crate::management::Management;
 use crate::ports;
 use crate::process::Process;
 
-/// Nodes need no different names: each has its own name server.
-const NODE: &str = "verbatim@localhost";
+/// The nodes of a cluster share a name server; of two clusters each has its own.
+const CLUSTER: usize = 3;
 
 /// No shell on standard input; distribution over loopback only; idle schedulers leave the cores to
 /// the tests.
 const ERLANG_ARGUMENTS: &str = "-noinput -kernel inet_dist_use_interface {127,0,0,1} \
                                 +sbwt none +sbwtdcpu none +sbwtdio none";
 
-/// One RabbitMQ, running or not.
+/// One node of RabbitMQ, running or not.
 #[derive(Debug)]
 pub(super) struct RabbitMq {
     pub(super) port: u16,
@@ -37,26 +38,51 @@ pub(super) struct RabbitMq {
     dir: PathBuf,
     password: String,
     cookie: String,
-    _epmd: Process,
+    /// Its name, and the names of all nodes of its cluster.
+    node: String,
+    members: Vec<String>,
+    _epmd: Arc<Process>,
 }
 
 impl RabbitMq {
-    pub(super) fn prepare(guard: &Guard, dir: PathBuf) -> Result<Self> {
+    /// A single node.
+    pub(super) fn prepare(guard: &Guard, dir: PathBuf) -> Result<Vec<Self>> {
+        Self::prepare_nodes(guard, vec![dir])
+    }
+
+    /// Three nodes that find each other.
+    pub(super) fn prepare_cluster(guard: &Guard, dir: &Path) -> Result<Vec<Self>> {
+        let dirs: Vec<_> = (0..CLUSTER).map(|node| dir.join(node.to_string())).collect();
+        for dir in &dirs {
+            std::fs::create_dir_all(dir)?;
+        }
+        Self::prepare_nodes(guard, dirs)
+    }
+
+    fn prepare_nodes(guard: &Guard, dirs: Vec<PathBuf>) -> Result<Vec<Self>> {
+        let home = guard.dir();
         binaries::rabbitmq("rabbitmq-server")?;
         let epmd_port = ports::free();
         let mut epmd = guard.mark().command(binaries::epmd()?);
-        epmd.args(["-address", "127.0.0.1", "-port", &epmd_port.to_string()]).current_dir(&dir);
-        Ok(Self {
+        epmd.args(["-address", "127.0.0.1", "-port", &epmd_port.to_string()]).current_dir(home);
+        let epmd = Arc::new(Process::spawn("epmd", &mut epmd, &home.join("epmd.log"))?);
+        let (password, cookie) = (secret(), secret());
+        let members: Vec<_> =
+            (0..dirs.len()).map(|node| format!("verbatim{node}@localhost")).collect();
+        let node = |(dir, node): (PathBuf, &String)| Self {
             port: ports::free(),
             management_port: ports::free(),
             distribution_port: ports::free(),
             epmd_port,
             mark: guard.mark().clone(),
-            _epmd: Process::spawn("epmd", &mut epmd, &dir.join("epmd.log"))?,
+            _epmd: epmd.clone(),
             dir,
-            password: secret(),
-            cookie: secret(),
-        })
+            password: password.clone(),
+            cookie: cookie.clone(),
+            node: node.clone(),
+            members: members.clone(),
+        };
+        Ok(dirs.into_iter().zip(&members).map(node).collect())
     }
 
     pub(super) fn url(&self) -> String {
@@ -88,7 +114,7 @@ impl RabbitMq {
     pub(super) fn ctl(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = self.mark.command(binaries::rabbitmq("rabbitmqctl")?);
         self.environment(&mut command);
-        command.args(["--quiet", "--node", NODE]).args(arguments);
+        command.args(["--quiet", "--node", &self.node]).args(arguments);
         Ok(command)
     }
 
@@ -105,9 +131,21 @@ impl RabbitMq {
         };
         match exchange.await {
             // A method frame: `connection.start`.
-            Ok(1) => self.management().probe().await.map_err(|error| format!("{error:#}")),
+            Ok(1) => self.meets_the_others().await,
             Ok(other) => Err(format!("it greets with a frame of type {other}")),
             Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Whether it sees every node of its cluster running.
+    async fn meets_the_others(&self) -> Result<(), String> {
+        let nodes = self.management().get("/api/nodes").await.map_err(|e| format!("{e:#}"))?;
+        let running = |nodes: &Vec<serde_json::Value>| {
+            nodes.iter().filter(|node| node["running"] == true).count()
+        };
+        match nodes.as_array().map_or(0, running) {
+            met if met >= self.members.len() => Ok(()),
+            met => Err(format!("{met} of {} nodes are running", self.members.len())),
         }
     }
 
@@ -115,7 +153,7 @@ impl RabbitMq {
         command
             .env("HOME", self.dir.join("home"))
             .env("ERL_EPMD_PORT", self.epmd_port.to_string())
-            .env("RABBITMQ_NODENAME", NODE)
+            .env("RABBITMQ_NODENAME", &self.node)
             .env("RABBITMQ_NODE_PORT", self.port.to_string())
             .env("RABBITMQ_DIST_PORT", self.distribution_port.to_string())
             .env("RABBITMQ_MNESIA_BASE", self.dir.join("data"))
@@ -128,7 +166,14 @@ impl RabbitMq {
     }
 
     fn config(&self) -> String {
-        let Self { port, management_port, password, .. } = self;
+        let Self { port, management_port, password, members, .. } = self;
+        let mut cluster = String::new();
+        if members.len() > 1 {
+            cluster += "cluster_formation.peer_discovery_backend = classic_config\n";
+            for (n, member) in members.iter().enumerate() {
+                cluster += &format!("cluster_formation.classic_config.nodes.{n} = {member}\n");
+            }
+        }
         format!(
             "listeners.tcp.1 = 127.0.0.1:{port}\n\
              management.tcp.ip = 127.0.0.1\n\
@@ -136,7 +181,8 @@ impl RabbitMq {
              management_agent.disable_metrics_collector = true\n\
              default_user = {USER}\n\
              default_pass = {password}\n\
-             log.console.level = info\n"
+             log.console.level = info\n\
+             {cluster}"
         )
     }
 }

@@ -18,9 +18,10 @@ use crate::servers::{Durability, binaries, secret};
 const SLOTS: [&str; 3] = ["0-5460", "5461-10922", "10923-16383"];
 
 /// Whether masters have replicas.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Replicas {
     /// No master has one.
+    #[default]
     None,
     /// The first master has one, which is the last node.
     OfTheFirst,
