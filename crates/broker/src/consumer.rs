@@ -44,9 +44,10 @@ use crate::backoff::Backoff;
 use crate::connection::Endpoints;
 use crate::topology::{RetryQueue, WorkQueue};
 use crate::{Handler, Publisher};
-use batch::Batch;
 use observer::Observer;
+use session::hold::Waiting;
 use session::{Care, End, Session};
+use suspects::Excuses;
 
 /// A session that lived this long was well; the next one need not wait.
 const STABLE: Duration = Duration::from_secs(10);
@@ -123,6 +124,7 @@ struct Shared<H> {
     clock: Clock,
     observer: Observer,
     state: watch::Sender<ConsumerState>,
+    excuses: Excuses,
 }
 
 impl Source {
@@ -189,8 +191,18 @@ impl<H: Handler> Consumer<H> {
         metrics.start_queue(source.queue);
         let observer = Observer::new(source.queue, metrics);
         let (state, _) = watch::channel(ConsumerState::Connecting);
-        let shared =
-            Shared { source, handler, endpoints, publisher, settings, clock, observer, state };
+        let excuses = Excuses::default();
+        let shared = Shared {
+            source,
+            handler,
+            endpoints,
+            publisher,
+            settings,
+            clock,
+            observer,
+            state,
+            excuses,
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -210,7 +222,7 @@ impl<H: Handler> Consumer<H> {
         while !shutdown.is_cancelled() {
             shared.state.send_replace(ConsumerState::Connecting);
             let began = Instant::now();
-            let (end, held) = match Session::open(shared.clone(), care).await {
+            let (end, waiting) = match Session::open(shared.clone(), care).await {
                 Ok(session) => session.run(&shutdown).await,
                 Err(error) => (End::Failed(error), None),
             };
@@ -220,10 +232,7 @@ impl<H: Handler> Consumer<H> {
             }
             match end {
                 End::Drained => break,
-                End::HeldTooLong(store) => {
-                    shared.state.send_replace(ConsumerState::Holding(store));
-                    shutdown.run_until_cancelled(self.store_is_back(store, held)).await;
-                }
+                End::HeldTooLong(_) => {}
                 End::Relaxed => care = Care::Usual,
                 // Nothing is away: each try costs the unreadable message alone, until RabbitMQ
                 // dead-letters it, and whatever is behind it waits.
@@ -234,6 +243,10 @@ impl<H: Handler> Consumer<H> {
                 }
                 _ => pause(backoff.next_pause(), &shutdown).await,
             }
+            if let Some(waiting) = waiting {
+                shared.state.send_replace(ConsumerState::Holding(waiting.store));
+                shutdown.run_until_cancelled(self.store_is_back(waiting)).await;
+            }
         }
         shared.state.send_replace(ConsumerState::Stopped);
     }
@@ -242,11 +255,12 @@ impl<H: Handler> Consumer<H> {
     ///
     /// RabbitMQ is when it takes what it did not take: its messages are back in their queue and
     /// will be settled once more, as after a crash between a confirm and an acknowledgement.
-    async fn store_is_back(&self, store: Store, mut held: Option<Batch<H::Item>>) {
+    async fn store_is_back(&self, waiting: Waiting<H::Item>) {
+        let Waiting { store, mut batch } = waiting;
         let mut backoff = Backoff::new();
         loop {
             tokio::time::sleep(backoff.next_pause()).await;
-            held = match held.filter(|_| store == Store::RabbitMq) {
+            batch = match batch.filter(|_| store == Store::RabbitMq) {
                 Some(batch) => match batch.work(&self.shared).await {
                     Ok(_) => return,
                     Err((batch, _)) => Some(batch),

@@ -7,7 +7,7 @@
 //! acknowledged. That is also what a crash does, so it needs no care.
 
 mod checks;
-mod hold;
+pub(super) mod hold;
 mod phase;
 
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use super::prefetch::Prefetch;
 use super::{ConsumerState, Shared};
 use crate::connection::{Connection, Error};
 use crate::{Delivery, Handler};
-use hold::Hold;
+use hold::{Hold, Waiting};
 use phase::{Next, Phase, consume};
 
 /// A registered consumer and everything under way.
@@ -39,6 +39,8 @@ pub(super) struct Session<H: Handler> {
     stream: lapin::Consumer,
     phase: Phase,
     prefetch: Prefetch,
+    /// The prefetch with which the consumer was registered.
+    registered: u16,
     ledger: Ledger,
     gathering: Gathering<Received>,
     /// Batches being handled, and the probe of a hold.
@@ -76,7 +78,8 @@ pub(super) enum End {
     Drained,
     /// A store stayed away for the hold limit; the deliveries went back to the queue.
     HeldTooLong(Store),
-    /// The broker cancelled the consumer: its queue was deleted or lost its leader.
+    /// The broker cancelled the consumer: its queue was deleted or lost its leader. What had come is
+    /// finished.
     StreamEnded,
     /// Messages are ready, there is room for them, and none comes.
     NoProgress,
@@ -128,6 +131,7 @@ impl<H: Handler> Session<H> {
             channel,
             stream,
             phase: Phase::Consuming,
+            registered: prefetch.current(),
             prefetch,
             ledger: Ledger::default(),
             gathering: Gathering::new(limits),
@@ -142,12 +146,12 @@ impl<H: Handler> Session<H> {
         })
     }
 
-    /// Works until the session ends, for whatever reason. A batch that was held to the end comes out
-    /// with it: its messages are back in the queue, and it can still tell when its store is back.
+    /// Works until the session ends, for whatever reason, and says what to wait for before the next
+    /// one: a store that is away. Consuming meanwhile would count returns and nothing else.
     pub(super) async fn run(
         mut self,
         shutdown: &CancellationToken,
-    ) -> (End, Option<Batch<H::Item>>) {
+    ) -> (End, Option<Waiting<H::Item>>) {
         let mut end = loop {
             if let Err(end) = self.turn(shutdown).await {
                 break end;
@@ -162,13 +166,18 @@ impl<H: Handler> Session<H> {
             self.tasks.shutdown().await;
             self.connection.close().await;
         }
-        (end, self.hold.and_then(Hold::into_batch))
+        let waiting = self.hold.map(Hold::into_waiting);
+        // Where RabbitMQ is away, a new session finds out when it is back.
+        let held_too_long = matches!(end, End::HeldTooLong(_));
+        let waiting = waiting.filter(|it| held_too_long || it.store != Store::RabbitMq);
+        (end, waiting)
     }
 
     async fn turn(&mut self, shutdown: &CancellationToken) -> Result<(), End> {
         self.take_what_is_here().await?;
         let linger_ends = self.start_what_is_due();
         self.change_prefetch_if_worthwhile();
+        let filling_ends = self.cancel_if_filled().await?;
         self.go_on_if_dry(shutdown).await?;
         let (leaving, takes_more) = (self.is_leaving(), self.takes_more());
         tokio::select! {
@@ -181,7 +190,7 @@ impl<H: Handler> Session<H> {
             // Before the stream, which may always have something under load.
             _ = self.checks.tick() => self.check().await,
             delivery = self.stream.next(), if takes_more => self.receive(delivery).await,
-            () = sleep_until(linger_ends) => Ok(()),
+            () = sleep_until(linger_ends.into_iter().chain(filling_ends).min()) => Ok(()),
         }
     }
 
@@ -197,7 +206,7 @@ impl<H: Handler> Session<H> {
 
     /// Whatever comes is taken at once: only what is known of can be limited.
     fn takes_more(&self) -> bool {
-        matches!(self.phase, Phase::Consuming | Phase::Cancelled(_))
+        !matches!(self.phase, Phase::Dry(_))
     }
 
     async fn receive(
@@ -214,6 +223,9 @@ impl<H: Handler> Session<H> {
     fn admit(&mut self, delivery: lapin::message::Delivery) -> Result<(), End> {
         let (tag, bytes) = (delivery.delivery_tag, delivery.data.len());
         self.last_progress = Instant::now();
+        if let Phase::Filling(_, filling) = &mut self.phase {
+            filling.came(self.last_progress);
+        }
         self.prefetch.observe(bytes);
         let under_way = self.ledger.bytes();
         if under_way > 0 && under_way + bytes > self.shared.settings.max_inflight_bytes {
@@ -230,11 +242,13 @@ impl<H: Handler> Session<H> {
     fn give_back(&mut self, tag: Tag) -> Result<(), End> {
         self.ledger.give_back(tag).map_err(End::Gap)?;
         self.shared.observer.given_back(1);
-        if !matches!(self.phase, Phase::Cancelled(Next::Shrink | Next::Leave)) {
+        // Before it goes back: it would only come again.
+        if self.is_leaving() {
+            self.cancel_now_for(Next::Leave);
+        } else if self.phase != Phase::Cancelled(Next::Shrink) {
             self.prefetch.overrun();
             self.shared.observer.overrun(self.prefetch.current());
-            // Before it goes back: it would only come again.
-            self.cancel_for(Next::Shrink);
+            self.cancel_now_for(Next::Shrink);
         }
         let channel = self.channel.clone();
         self.send(async move {
@@ -319,6 +333,14 @@ impl<H: Handler> Session<H> {
         self.shared.observer.settled(&finished.tally);
         self.last_progress = Instant::now();
         finished.tags.iter().for_each(|tag| self.ledger.finish(*tag));
+        match self.phase {
+            Phase::Filling(..) => Ok(()),
+            _ => self.send_acknowledgements().await,
+        }
+    }
+
+    /// Acknowledges what is finished.
+    async fn send_acknowledgements(&mut self) -> Result<(), End> {
         let Some(prefix) = self.ledger.take_prefix() else { return Ok(()) };
         let options = BasicAckOptions { multiple: true };
         crash_points::reached(Step::Settled);

@@ -5,11 +5,13 @@
 //! else of this consumer is under way and its stores are well. One that keeps coming back from here
 //! is given up.
 //!
-//! So nothing but the death of the process may send a suspect back: while a store is away it is held
-//! like any batch, and when that lasts too long, or at the shutdown, it returns as a fresh copy, whose
-//! count begins anew.
+//! So nothing but the death of the process may be held against a suspect. While a store is away it is
+//! held like any batch, and when that lasts too long, or at the shutdown, it returns as a fresh copy,
+//! whose count begins anew. And one that went back because RabbitMQ did, under a process that lives,
+//! is excused: when it comes again, it is put back as a fresh copy, too.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use domain::failure::Store;
@@ -46,15 +48,54 @@ pub(super) async fn take_turn<H: Handler>(
         let Some(message) = request("give a suspect", get).await? else { break };
         let tag = message.delivery.delivery_tag;
         let delivery = Delivery::from_amqp(message.delivery, shared.clock.now());
-        let received = Received { tag, delivery };
-        let tally = turn.settle(Batch::new(vec![received], Lane::Suspects)).await?;
+        let id = delivery.envelope().message_id.map(str::to_owned);
+        let suspect = Batch::new(vec![Received { tag, delivery }], Lane::Suspects);
+        let excused = id.as_ref().is_some_and(|id| shared.excuses.accept(id));
+        let settled = if excused && turn.put_back(&suspect).await {
+            Ok(returned())
+        } else {
+            turn.settle(suspect).await
+        };
+        let tally = settled.inspect_err(|_| shared.excuses.give(id.as_deref()))?;
         shared.observer.settled(&tally);
         if !acknowledge(&channel, tag, BasicAckOptions::default()).await {
+            shared.excuses.give(id.as_deref());
             shared.observer.acks_lost(1);
             return Err(End::ChannelDied);
         }
     }
     Ok(())
+}
+
+/// Suspects that went back while this process had them and lived, by their ids.
+#[derive(Default)]
+pub(super) struct Excuses(Mutex<HashSet<String>>);
+
+/// Excuses that are kept at most. One for each time that RabbitMQ went away: far fewer.
+const EXCUSES: usize = 1_000;
+
+impl Excuses {
+    fn give(&self, id: Option<&str>) {
+        let mut ids = self.ids();
+        if let Some(id) = id.filter(|_| ids.len() < EXCUSES) {
+            ids.insert(id.to_owned());
+        }
+    }
+
+    /// Whether a suspect has one; it counts once.
+    fn accept(&self, id: &str) -> bool {
+        self.ids().remove(id)
+    }
+
+    fn ids(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn returned() -> Tally {
+    let mut tally = Tally::default();
+    tally.add(DeliveryOutcome::Returned);
+    tally
 }
 
 struct Turn<'a, H> {
@@ -87,9 +128,7 @@ impl<H: Handler> Turn<'_, H> {
             // Where RabbitMQ does not take the copy either, nothing is better than to go on holding.
             if self.must_end(since) && self.put_back(&suspect).await {
                 self.end_hold(away, since);
-                let mut tally = Tally::default();
-                tally.add(DeliveryOutcome::Returned);
-                return Ok(tally);
+                return Ok(returned());
             }
             if shutdown.is_cancelled() {
                 return Err(End::Drained);

@@ -108,7 +108,10 @@ impl Driver {
         let limit = left.max(self.timeout / 2);
         let Settled { mut results, complete } =
             Window::new(publications).publish(&link.channel, limit).await;
-        if complete {
+        // A channel that asked a queue without a leader goes on refusing for it when there is one
+        // (RabbitMQ 3.10): the next window gets a new one.
+        let refused = results.contains(&Err(PublishError::Refused));
+        if complete && !refused {
             self.link = Some(link);
         } else if link.connection.is_blocked() {
             for result in &mut results {
@@ -151,6 +154,9 @@ impl Driver {
     }
 
     fn count(&self, results: &[Result<(), PublishError>]) {
+        if results.contains(&Err(PublishError::Blocked)) {
+            tracing::warn!("RabbitMQ blocks publishers: it has a memory or a disk alarm");
+        }
         for result in results {
             let outcome = match result {
                 Ok(()) => PublishOutcome::Confirmed,
@@ -159,7 +165,8 @@ impl Driver {
                     tracing::warn!(exchange, routing_key, "a publish came back: no queue takes it");
                     PublishOutcome::Unroutable
                 }
-                Err(PublishError::Blocked | PublishError::Unknown(_)) => PublishOutcome::Unknown,
+                Err(PublishError::Blocked) => PublishOutcome::Blocked,
+                Err(PublishError::Unknown(_)) => PublishOutcome::Unknown,
                 Err(PublishError::TooLong(_) | PublishError::Unreachable(_)) => continue,
             };
             self.metrics.add(Counter::Publishes { outcome }, 1);

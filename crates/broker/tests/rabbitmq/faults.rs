@@ -86,6 +86,25 @@ async fn a_queue_deleted_under_its_consumer_is_consumed_again_once_it_is_back() 
 }
 
 #[tokio::test]
+async fn what_a_deleted_queue_had_delivered_is_handled_to_the_end() {
+    let bench = Bench::new().await;
+    let script = Script::default();
+    let mut running = bench.run(SOURCE, &script, Settings::default());
+    bench.publish(QUEUE, ["wait", "behind it"]).await;
+    script.was_called(1).await;
+    bench.eventually_ready(QUEUE, 0).await;
+    bench.raw.queue_delete(QUEUE.into(), Default::default()).await.unwrap();
+    running.reaches(ConsumerState::Connecting).await;
+    script.open_gate();
+    script.has_handled(2).await;
+    broker::topology::declare(&bench.endpoints).await.unwrap();
+    running.reaches(ConsumerState::Consuming).await;
+    running.drain().await;
+    let lost = Counter::AcksLost { queue: QUEUE };
+    assert_eq!(bench.metrics.count(lost), 0);
+}
+
+#[tokio::test]
 async fn a_reset_connection_costs_one_rebuild() {
     let bench = Bench::new().await;
     let (proxy, endpoints) = behind_a_proxy(&bench).await;

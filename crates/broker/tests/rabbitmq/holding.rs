@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use broker::topology::WorkQueue;
-use broker::{ConsumerState, Settings, Source};
+use broker::{ConsumerState, Endpoints, Settings, Source};
 use domain::failure::Store;
 use metrics::{ConsumerRestart, Counter, DeliveryOutcome, PublishOutcome};
+use testkit::proxy::Proxy;
 use testkit::wait::eventually;
 
 use crate::support::{Bench, Probe, SOON, Script};
@@ -77,6 +78,29 @@ async fn a_hold_that_lasts_too_long_gives_the_messages_back_until_the_store_retu
     running.drain().await;
     assert_eq!(bench.metrics.count(restarts), 1, "it consumed again before the store was back");
     assert!(script.handled().iter().all(|handled| handled.attempt == 1 && handled.redelivered));
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_in_a_hold_is_built_anew_when_the_store_is_back() {
+    let bench = Bench::new().await;
+    let proxy = Proxy::before(&bench.env.amqp_url).await.unwrap();
+    let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
+    let script = Script::default();
+    script.store_is_away(true);
+    bench.publish(QUEUE, 0..5).await;
+    let mut running = bench.run_at(endpoints, SOURCE, &script, Settings::default());
+    running.reaches(HOLDING).await;
+    proxy.reset().await.unwrap();
+    bench.eventually_ready(QUEUE, 5).await;
+    // Each time that it consumed now would count as one more return of all five.
+    script.is_probed_again(3).await;
+    assert_eq!(bench.ready(QUEUE).await, 5);
+    running.reaches(HOLDING).await;
+    script.store_is_away(false);
+    script.has_handled(5).await;
+    running.drain().await;
+    let failed = Counter::ConsumerRestarts { queue: QUEUE, cause: ConsumerRestart::Error };
+    assert_eq!(bench.metrics.count(failed), 1);
 }
 
 #[tokio::test]

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use broker::topology::WorkQueue;
-use broker::{Settings, Source};
+use broker::{Endpoints, Settings, Source};
 use lapin::options::{BasicGetOptions, BasicNackOptions};
 use metrics::{Counter, DeliveryOutcome};
+use testkit::proxy::Proxy;
 use testkit::wait::eventually;
 
 use crate::support::{Bench, Probe, SOON, Script};
@@ -60,6 +61,30 @@ async fn a_suspect_that_comes_back_five_times_is_given_up() {
     let reason = headers.inner().get("x-verbatim-reason").unwrap();
     assert_eq!(*reason, lapin::types::AMQPValue::LongString("delivery_limit".into()));
     assert!(script.handled().is_empty());
+}
+
+#[tokio::test]
+async fn a_suspect_whose_connection_breaks_under_a_living_worker_is_not_given_up() {
+    let bench = Bench::new().await;
+    let proxy = Proxy::before(&bench.env.amqp_url).await.unwrap();
+    let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
+    bench.publish(SUSPECTS, ["wait"]).await;
+    let script = Script::default();
+    let running = bench.run_at(endpoints, SOURCE, &script, settings());
+    for round in 1..=7 {
+        script.was_called(round).await;
+        proxy.reset().await.unwrap();
+        script.open_gate();
+    }
+    script.was_called(8).await;
+    script.open_gate();
+    running.drain().await;
+    assert!(script.handled().len() >= 8);
+    for queue in [SUSPECTS, DLQ] {
+        bench.eventually_ready(queue, 0).await;
+    }
+    let lost = Counter::AcksLost { queue: QUEUE };
+    assert!(bench.metrics.count(lost) >= 1, "what was handled was not acknowledged");
 }
 
 #[tokio::test]

@@ -24,6 +24,14 @@ pub(super) struct Hold<I> {
     probing: bool,
 }
 
+/// What a session that ended during a hold was waiting for.
+pub(in crate::consumer) struct Waiting<I> {
+    pub(in crate::consumer) store: Store,
+    /// One of the batches that were held, if none was being tried again. Its messages are back in
+    /// their queue, and it can still tell when its store is back.
+    pub(in crate::consumer) batch: Option<Batch<I>>,
+}
+
 impl<I> Hold<I> {
     fn new(store: Store) -> Self {
         let (since, backoff) = (Instant::now(), Backoff::new());
@@ -36,9 +44,9 @@ impl<I> Hold<I> {
         self.batches.is_empty() && !self.probing && in_flight == 0
     }
 
-    /// One of the batches that wait.
-    pub(super) fn into_batch(mut self) -> Option<Batch<I>> {
-        self.batches.pop()
+    /// What a session that ends during a hold leaves behind.
+    pub(super) fn into_waiting(mut self) -> Waiting<I> {
+        Waiting { store: self.store, batch: self.batches.pop() }
     }
 }
 
@@ -87,8 +95,6 @@ impl<H: Handler> Session<H> {
     pub(super) fn end_hold(&mut self) {
         let Some(hold) = self.hold.take_if(|hold| hold.is_over(self.in_flight)) else { return };
         self.shared.observer.hold_ended(hold.store, hold.since.elapsed());
-        let leaving = self.is_leaving();
-        let state = if leaving { ConsumerState::Draining } else { ConsumerState::Consuming };
-        self.shared.state.send_replace(state);
+        self.shared.state.send_replace(self.state());
     }
 }

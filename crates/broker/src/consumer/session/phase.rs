@@ -1,8 +1,11 @@
 //! Whether deliveries come, and the ways out of that: another prefetch, suspects, leaving.
 //!
-//! All three begin with a cancel, after which the broker sends nothing new; what it had sent is
-//! received to the end. (What it was about to send goes back to the queue and counts as returned
-//! once more.)
+//! All begin with a cancel, after which the broker sends nothing new; what it had sent is received to
+//! the end. What it was *about* to send goes back to the queue, counted as returned, so that a few
+//! rollouts would make suspects of innocents. So nothing is acknowledged before a cancel, until the
+//! broker has sent all that the prefetch allows, or all that there is.
+
+use std::time::Duration;
 
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
@@ -20,10 +23,19 @@ use crate::consumer::{ConsumerState, suspects};
 pub(super) enum Phase {
     /// They do.
     Consuming,
+    /// They do until the prefetch is full, since nothing is acknowledged.
+    Filling(Next, Filling),
     /// The consumer is cancelled; what the broker had sent before is still coming in.
     Cancelled(Next),
     /// Nothing comes any more; what came is being finished.
     Dry(Next),
+}
+
+/// Since when a consumer fills.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Filling {
+    began: Instant,
+    last_came: Instant,
 }
 
 /// What a consumer is cancelled for.
@@ -37,27 +49,69 @@ pub(super) enum Next {
     Suspects,
     /// To leave.
     Leave,
+    /// To be built anew: the broker itself cancelled it. What came may be nowhere else any more.
+    Rebuild,
+}
+
+/// A consumer to which nothing came for so long, though it has room, has all that there is: much
+/// longer than a delivery takes from queue to consumer, on a busy machine too.
+const QUIET: Duration = Duration::from_millis(200);
+/// Where messages only trickle in, so much is enough: of what comes then, at most one is on its way.
+const FILLING: Duration = Duration::from_secs(1);
+
+impl Filling {
+    fn begin() -> Self {
+        let began = Instant::now();
+        Self { began, last_came: began }
+    }
+
+    pub(super) fn came(&mut self, at: Instant) {
+        self.last_came = at;
+    }
+
+    fn ends(&self) -> Instant {
+        (self.last_came + QUIET).min(self.began + FILLING)
+    }
 }
 
 impl<H: Handler> Session<H> {
-    /// Cancels the consumer. Deliveries that were under way arrive before RabbitMQ's answer, so they
-    /// are taken while it is waited for.
+    /// Cancels the consumer as soon as that gives nothing back.
     pub(super) fn cancel_for(&mut self, next: Next) {
-        match self.phase {
-            Phase::Consuming => {
-                let (channel, consumer) = (self.channel.clone(), self.stream.tag());
-                self.send(async move {
-                    let cancel = channel.basic_cancel(consumer, BasicCancelOptions::default());
-                    Report::Sent(request("cancel the consumer", cancel).await.map_err(End::Failed))
-                });
-                self.phase = Phase::Cancelled(next);
-            }
-            Phase::Cancelled(_) => self.phase = Phase::Cancelled(next),
-            Phase::Dry(_) => self.phase = Phase::Dry(next),
-        }
+        self.phase = match self.phase {
+            Phase::Consuming => Phase::Filling(next, Filling::begin()),
+            Phase::Filling(_, filling) => Phase::Filling(next, filling),
+            Phase::Cancelled(_) => Phase::Cancelled(next),
+            Phase::Dry(_) => Phase::Dry(next),
+        };
         if next == Next::Leave && self.hold.is_none() {
             self.shared.state.send_replace(ConsumerState::Draining);
         }
+    }
+
+    /// Cancels the consumer. Deliveries that were under way arrive before RabbitMQ's answer, so they
+    /// are taken while it is waited for.
+    pub(super) fn cancel_now_for(&mut self, next: Next) {
+        if matches!(self.phase, Phase::Consuming | Phase::Filling(..)) {
+            let (channel, consumer) = (self.channel.clone(), self.stream.tag());
+            self.send(async move {
+                let cancel = channel.basic_cancel(consumer, BasicCancelOptions::default());
+                Report::Sent(request("cancel the consumer", cancel).await.map_err(End::Failed))
+            });
+            self.phase = Phase::Cancelled(next);
+        }
+        self.cancel_for(next);
+    }
+
+    /// Cancels a consumer that is full or has all that there is. Says until when it waits for more.
+    pub(super) async fn cancel_if_filled(&mut self) -> Result<Option<Instant>, End> {
+        let Phase::Filling(next, filling) = self.phase else { return Ok(None) };
+        let has_room = self.ledger.len() < usize::from(self.registered);
+        if has_room && Instant::now() < filling.ends() {
+            return Ok(Some(filling.ends()));
+        }
+        self.cancel_now_for(next);
+        self.send_acknowledgements().await?;
+        Ok(None)
     }
 
     /// The stream has ended: as it should after a cancel, or because the broker ended it.
@@ -68,7 +122,18 @@ impl<H: Handler> Session<H> {
                 self.phase = Phase::Dry(next);
                 Ok(())
             }
-            Phase::Consuming | Phase::Dry(_) => Err(End::StreamEnded),
+            Phase::Filling(next, _) => {
+                self.phase = Phase::Dry(next);
+                self.send_acknowledgements().await
+            }
+            Phase::Consuming => {
+                self.phase = Phase::Dry(Next::Rebuild);
+                if self.hold.is_none() {
+                    self.shared.state.send_replace(ConsumerState::Connecting);
+                }
+                Ok(())
+            }
+            Phase::Dry(_) => Err(End::StreamEnded),
         }
     }
 
@@ -88,6 +153,7 @@ impl<H: Handler> Session<H> {
         match self.phase {
             Phase::Dry(_) if !self.ledger.is_empty() => Ok(()),
             Phase::Dry(Next::Leave) => Err(End::Drained),
+            Phase::Dry(Next::Rebuild) => Err(End::StreamEnded),
             Phase::Dry(Next::Grow | Next::Shrink) => self.consume_again().await,
             Phase::Dry(Next::Suspects) => {
                 suspects::take_turn(&self.shared, &self.connection, shutdown).await?;
@@ -97,17 +163,32 @@ impl<H: Handler> Session<H> {
                 self.last_look_at_suspects = Instant::now();
                 self.consume_again().await
             }
-            Phase::Consuming | Phase::Cancelled(_) => Ok(()),
+            Phase::Consuming | Phase::Filling(..) | Phase::Cancelled(_) => Ok(()),
+        }
+    }
+
+    /// What the consumer is doing when it holds nothing for a store.
+    pub(super) fn state(&self) -> ConsumerState {
+        match self.phase {
+            _ if self.is_leaving() => ConsumerState::Draining,
+            Phase::Dry(Next::Rebuild) => ConsumerState::Connecting,
+            _ => ConsumerState::Consuming,
         }
     }
 
     pub(super) fn is_leaving(&self) -> bool {
-        matches!(self.phase, Phase::Cancelled(Next::Leave) | Phase::Dry(Next::Leave))
+        matches!(
+            self.phase,
+            Phase::Filling(Next::Leave, _)
+                | Phase::Cancelled(Next::Leave)
+                | Phase::Dry(Next::Leave)
+        )
     }
 
     async fn consume_again(&mut self) -> Result<(), End> {
         let prefetch = self.prefetch.current();
         self.stream = consume(&self.channel, self.shared.source.queue, prefetch).await?;
+        self.registered = prefetch;
         self.phase = Phase::Consuming;
         self.last_progress = Instant::now();
         Ok(())
