@@ -54,6 +54,8 @@ label! {
         Refused = "refused",
         /// No queue took it; the broker returned it.
         Unroutable = "unroutable",
+        /// The broker has stopped reading from publishers: a memory or disk alarm. It may still arrive.
+        Blocked = "blocked",
         /// The connection died before the confirm: nobody knows.
         Unknown = "unknown",
     }
