@@ -85,7 +85,16 @@ impl Reader {
         key: &ConversationKey,
         window: &Window,
     ) -> Result<Option<Transcript>, Unavailable> {
-        let (numbers, copy) = tokio::join!(self.archive.numbers(key), self.hot.read(key, window));
+        // Before the numbers: a server that is met only now may have an older copy with its mark, and
+        // what voids that must be among them.
+        let redis = self.hot.reading().await;
+        let copy = async {
+            match redis {
+                Ok(redis) => redis.read(key, window).await,
+                Err(error) => Err(error),
+            }
+        };
+        let (numbers, copy) = tokio::join!(self.archive.numbers(key), copy);
         let numbers = match numbers {
             Ok(numbers) => numbers,
             Err(error) => return self.degraded(copy, error),

@@ -109,23 +109,74 @@ async fn a_copy_that_vanished_under_a_saver_is_not_taken_for_complete() {
 async fn a_key_that_vanishes_between_a_load_and_its_mark_gets_no_mark() {
     let (_env, replica) = stores().await;
     replica.save(&[message("s", "m1", &json!({}))]).await;
-    let intent = replica.hot.begin_load(&key("s")).await.unwrap();
-    let page = archive::Page { newest: 10, max_bytes: usize::MAX, before: None };
-    let snapshot = replica.archive.read(&key("s"), &page).await.unwrap();
+    let late = begin_load(&replica).await;
     // The key is evicted, and a message is saved and appended that the snapshot does not have.
     evict(&replica).await;
     replica.save(&[message("s", "m2", &json!({}))]).await;
-    let mark = hot_store::Mark {
-        numbers: hot_store::Numbers {
-            epoch: snapshot.numbers.hot_epoch,
-            generation: snapshot.numbers.conversation.unwrap().hot_generation,
-        },
-        floor: hot_store::Floor::Beginning,
-    };
-    let loaded = replica.hot.finish_load(intent, &mark, &snapshot.messages).await.unwrap();
+    let loaded = replica.hot.finish_load(late.intent, &late.mark, &late.messages).await.unwrap();
     assert_eq!(loaded, hot_store::Loaded::Superseded);
     let read = replica.read(&key("s"), 10).await;
     assert_eq!((read.source, ids(&read.messages)), (Source::Archive, vec!["m1", "m2"]));
+}
+
+#[tokio::test]
+async fn a_mark_that_arrives_late_vouches_for_nothing_that_happened_meanwhile() {
+    let (env, replica) = stores().await;
+    let proxy = Proxy::before(&env.redis_url).await.unwrap();
+    let cut_off = Replica::at(&env.database_url, proxy.url());
+    replica.save(&[message("s", "m1", &json!({}))]).await;
+    cut_off.save(&[message("s", "m1", &json!({}))]).await;
+    proxy.cut().await.unwrap();
+    let finds = async |source: Source, expected: &[&str]| {
+        let read = replica.read(&key("s"), 10).await;
+        assert_eq!((read.source, ids(&read.messages)), (source, expected.to_vec()));
+    };
+
+    // Between the snapshot and the mark somebody saves: the message is in the copy as well.
+    let late = begin_load(&replica).await;
+    replica.save(&[message("s", "m2", &json!({}))]).await;
+    late.finish(&replica).await;
+    finds(Source::HotCopy, &["m1", "m2"]).await;
+
+    // Somebody saves whom Redis does not hear: a new generation.
+    let late = begin_load(&replica).await;
+    assert_eq!(cut_off.save(&[message("s", "m3", &json!({}))]).await, [applied()]);
+    late.finish(&replica).await;
+    finds(Source::Archive, &["m1", "m2", "m3"]).await;
+    finds(Source::HotCopy, &["m1", "m2", "m3"]).await;
+
+    // Redis was found to be another server: a new epoch.
+    let late = begin_load(&replica).await;
+    replica.archive.enter_reign("another server", 4711).await.unwrap();
+    late.finish(&replica).await;
+    finds(Source::Archive, &["m1", "m2", "m3"]).await;
+    assert_eq!(replica.metrics.count(Counter::HotReads { result: HotRead::Stale }), 2);
+}
+
+/// A load that has taken its snapshot.
+struct Late {
+    intent: hot_store::Intent,
+    mark: hot_store::Mark,
+    messages: Vec<domain::message::Message>,
+}
+
+async fn begin_load(replica: &Replica) -> Late {
+    let intent = replica.hot.begin_load(&key("s")).await.unwrap();
+    let page = archive::Page { newest: 10, max_bytes: usize::MAX, before: None };
+    let snapshot = replica.archive.read(&key("s"), &page).await.unwrap();
+    let numbers = hot_store::Numbers {
+        epoch: snapshot.numbers.hot_epoch,
+        generation: snapshot.numbers.conversation.unwrap().hot_generation,
+    };
+    let mark = hot_store::Mark { numbers, floor: hot_store::Floor::Beginning };
+    Late { intent, mark, messages: snapshot.messages }
+}
+
+impl Late {
+    async fn finish(self, replica: &Replica) {
+        let loaded = replica.hot.finish_load(self.intent, &self.mark, &self.messages).await;
+        assert_eq!(loaded.unwrap(), hot_store::Loaded::Accepted);
+    }
 }
 
 #[tokio::test]

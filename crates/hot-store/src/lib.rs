@@ -54,6 +54,7 @@ pub use encoding::DecodeError;
 pub use error::{AppendError, Error};
 pub use load::{Intent, Loaded};
 pub use mark::{Floor, Mark, Numbers};
+pub use read::Reading;
 pub use reign::Reign;
 pub use settings::Settings;
 pub use walk::{Bookmark, Walked};

@@ -8,6 +8,7 @@ use domain::ids::ConversationKey;
 use domain::message::Message;
 use redis::Value;
 
+use crate::connection::Connection;
 use crate::copy::{Extent, HotCopy, Window, in_order};
 use crate::encoding::{DecodeError, decode};
 use crate::error::Error;
@@ -18,13 +19,28 @@ use crate::{HotStore, keys};
 /// handful is a sender without a clock; this bounds what such a one can make a reader fetch.
 const SAME_TIME: usize = 256;
 
+/// An admitted connection to read from, and no other.
+pub struct Reading(Connection);
+
 impl HotStore {
+    /// The connection to read from. Whoever compares a copy with numbers asks for these afterwards: a
+    /// new server voids the copies that it may have when it is admitted, and that is before this.
+    pub async fn reading(&self) -> Result<Reading, Error> {
+        self.connections.get().await.map(Reading)
+    }
+
+    /// [`Reading::read`], for those who know the numbers from elsewhere.
+    pub async fn read(&self, key: &ConversationKey, window: &Window) -> Result<HotCopy, Error> {
+        self.reading().await?.read(key, window).await
+    }
+}
+
+impl Reading {
     /// Reads the marks of a copy and the messages of a window. A copy that does not exist has
     /// neither. Ask [`HotCopy::usable`] before believing anything.
     pub async fn read(&self, key: &ConversationKey, window: &Window) -> Result<HotCopy, Error> {
-        let connection = self.connections.get().await?;
         let key = keys::messages(key);
-        let link = connection.of(&key);
+        let link = self.0.of(&key);
         let mut look = redis::pipe();
         look.atomic();
         look.cmd("ZRANGE").arg(&key).arg("-inf").arg("-inf").arg("BYSCORE");
