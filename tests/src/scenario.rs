@@ -49,9 +49,35 @@ pub struct Scenario {
 enum Ground {
     /// RabbitMQ and PostgreSQL are shared with other tests, which see nothing of each other.
     Shared(Box<TestEnv>),
+    /// Some of them are the test's alone, in place of those that it shares.
+    Partly(Box<TestEnv>, Servers),
     /// They are the test's alone: it may kill them.
     Own(Servers),
 }
+
+impl Ground {
+    /// A server that is the test's alone.
+    fn own(&self, kinds: &[Kind]) -> Option<&Server> {
+        match self {
+            Self::Shared(_) => None,
+            Self::Partly(_, servers) | Self::Own(servers) => {
+                kinds.iter().find_map(|kind| servers.find(*kind))
+            }
+        }
+    }
+
+    /// What is shared; a test that shares nothing has everything for its own.
+    fn shared(&self) -> &TestEnv {
+        match self {
+            Self::Shared(env) | Self::Partly(env, _) => env,
+            Self::Own(_) => panic!("this test shares no server"),
+        }
+    }
+}
+
+const RABBITMQ: [Kind; 2] = [Kind::RabbitMq, Kind::RabbitMqCluster];
+const REDIS: [Kind; 2] = [Kind::Redis, Kind::RedisCluster];
+const POSTGRESQL: [Kind; 1] = [Kind::PostgreSql];
 
 impl Scenario {
     /// Servers with schema and topology.
@@ -90,6 +116,26 @@ impl Scenario {
         scenario
     }
 
+    /// [`Self::new`] with servers of the test's own in place of those that it would share.
+    ///
+    /// # Panics
+    /// When the others cannot be had.
+    pub async fn with_own(servers: Servers) -> Self {
+        let (env, fleet) = tokio::join!(TestEnv::new(), Fleet::new());
+        let url = |kinds: &[Kind], shared: &String| {
+            let own = kinds.iter().find_map(|kind| servers.find(*kind));
+            own.map_or_else(|| shared.clone(), Server::url)
+        };
+        let urls = [
+            url(&RABBITMQ, &env.amqp_url),
+            url(&REDIS, &env.redis_url),
+            url(&POSTGRESQL, &env.database_url),
+        ];
+        let scenario = Self::on(urls, fleet, Ground::Partly(Box::new(env), servers));
+        tokio::join!(scenario.migrate(), scenario.declare());
+        scenario
+    }
+
     /// Empty servers: no schema, no queue.
     ///
     /// # Panics
@@ -115,10 +161,7 @@ impl Scenario {
     /// Its Redis, to be stopped, killed and restarted.
     #[must_use]
     pub fn redis(&self) -> &Server {
-        match &self.ground {
-            Ground::Shared(env) => env.redis(),
-            Ground::Own(servers) => servers.redis(),
-        }
+        self.ground.own(&REDIS).unwrap_or_else(|| self.ground.shared().redis())
     }
 
     /// One of its own servers, to be killed; the Redis, whatever it is.
@@ -127,10 +170,10 @@ impl Scenario {
     /// When others use it, too.
     #[must_use]
     pub fn server(&self, kind: Kind) -> &Server {
-        match &self.ground {
-            _ if kind == Kind::Redis => self.redis(),
-            Ground::Shared(_) => panic!("{kind} is not this test's to break"),
-            Ground::Own(servers) => servers.get(kind),
+        match self.ground.own(&[kind]) {
+            Some(own) => own,
+            None if kind == Kind::Redis => self.redis(),
+            None => panic!("{kind} is not this test's to break"),
         }
     }
 
@@ -224,9 +267,9 @@ impl Scenario {
     /// RabbitMQ as seen by others than the fleet.
     #[must_use]
     pub fn side(&self) -> Side {
-        let (management, host): (Management, &str) = match &self.ground {
-            Ground::Shared(env) => (env.management().clone(), &env.name),
-            Ground::Own(servers) => (servers.get(Kind::RabbitMq).management(), "%2f"),
+        let (management, host): (Management, &str) = match self.ground.own(&RABBITMQ) {
+            Some(own) => (own.management(), "%2f"),
+            None => (self.ground.shared().management().clone(), &self.ground.shared().name),
         };
         Side::of(management, host)
     }
@@ -240,9 +283,9 @@ impl Scenario {
     }
 
     async fn psql(&self, statement: &str) -> Result<String, String> {
-        let answer = match &self.ground {
-            Ground::Shared(env) => env.psql(statement).await,
-            Ground::Own(servers) => servers.get(Kind::PostgreSql).psql("postgres", statement).await,
+        let answer = match self.ground.own(&POSTGRESQL) {
+            Some(own) => own.psql("postgres", statement).await,
+            None => self.ground.shared().psql(statement).await,
         };
         answer.map_err(|error| format!("{error:#}"))
     }

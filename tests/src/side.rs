@@ -78,6 +78,25 @@ impl Side {
         self.call("DELETE", &format!("/api/queues/{}/{queue}", self.host), &Value::Null).await;
     }
 
+    /// Deletes an exchange, with its bindings.
+    ///
+    /// # Panics
+    /// When there was none.
+    pub async fn delete_exchange(&self, exchange: &str) {
+        let path = format!("/api/exchanges/{}/{exchange}", self.host);
+        self.call("DELETE", &path, &Value::Null).await;
+    }
+
+    /// Sets a policy of the queue's name for that queue, as an administrator may.
+    ///
+    /// # Panics
+    /// When RabbitMQ refuses.
+    pub async fn policy(&self, queue: &str, definition: &Value) {
+        let pattern = format!("^{}$", queue.replace('.', "\\."));
+        let request = json!({"pattern": pattern, "definition": definition, "apply-to": "queues"});
+        self.call("PUT", &format!("/api/policies/{}/{queue}", self.host), &request).await;
+    }
+
     /// Takes what is in a queue: each message as the HTTP interface tells it (`payload`, `properties`,
     /// `routing_key`).
     ///

@@ -6,11 +6,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is the failure of the test")]
 
+mod clusters;
 mod crashes;
 mod deaths;
 mod life;
+mod long;
 mod outages;
+mod patience;
 mod poison;
+mod queues;
+mod scaling;
+mod stores;
 
 use serde_json::{Value, json};
 use system_tests::{Agent, Counts, LIMIT, Ledger, Scenario, at, message};

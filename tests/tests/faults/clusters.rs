@@ -1,0 +1,94 @@
+//! Clusters that lose a member: the others do its work, and the fleet stays where it is.
+
+use std::time::Duration;
+
+use system_tests::{Counts, LIMIT, Ledger, SAVER, STATISTICS, Scenario};
+use testkit::servers::{Kind, Node, Replicas, Servers};
+use testkit::wait::eventually;
+
+use crate::{SAVES, load, publish, until_stored};
+
+#[tokio::test]
+async fn a_node_of_a_rabbitmq_cluster_killed_and_brought_back_under_load_loses_nothing() {
+    let servers = Servers::start(&[Kind::RabbitMqCluster]).await.unwrap();
+    let scenario = Scenario::with_own(servers).await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (one, two, statistics) =
+        tokio::join!(scenario.start(SAVER), scenario.start(SAVER), scenario.start(STATISTICS),);
+    let messages = load("nodes", 4_000, 20);
+    let (before, rest) = messages.split_at(1_000);
+    publish(&agent, &mut ledger, before).await;
+    until_stored(&scenario, 500).await;
+    // Everybody is connected to it, and it leads every queue: they were declared there.
+    let first = &scenario.server(Kind::RabbitMqCluster).nodes()[0];
+    let (during, after) = rest.split_at(2_000);
+    let dies = async {
+        until_stored(&scenario, 1_200).await;
+        first.kill().await.unwrap();
+    };
+    tokio::join!(insist(&agent, during), dies);
+    ledger.confirm(during);
+    until_stored(&scenario, ledger.len()).await;
+    tokio::join!(insist(&agent, after), async { first.start().await.unwrap() });
+    ledger.confirm(after);
+
+    ledger.reconcile(&scenario, &eyes).await;
+    assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
+    let failed = [("queue", SAVES), ("cause", "error")];
+    for worker in [&one, &two] {
+        worker.ready(LIMIT).await.unwrap();
+        Counts::reach(worker, "verbatim_consumer_restarts_total", &failed, 1.0).await;
+        assert!(worker.log().contains("will be built anew"), "{}", worker.log_tail());
+    }
+    scenario.rest([one, two, statistics]).await;
+}
+
+#[tokio::test]
+async fn a_master_of_a_redis_cluster_that_dies_under_load_is_followed_by_its_replica() {
+    let servers = Servers::start_redis_cluster(Replicas::OfTheFirst).await.unwrap();
+    let scenario = Scenario::with_own(servers).await;
+    let nodes = scenario.redis().nodes();
+    for node in nodes {
+        // 15 s; the replica is elected some time after.
+        assert_eq!(ask(node, &["CONFIG", "SET", "cluster-node-timeout", "2000"]).await, "+OK");
+    }
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let saver = scenario.start(SAVER).await;
+    let messages = load("masters", 2_000, 20);
+    publish(&agent, &mut ledger, &messages[..500]).await;
+    ledger.reconcile(&scenario, &eyes).await;
+    let epoch = scenario.sql("SELECT epoch FROM hot_epoch").await;
+    info(&nodes[3], "master_link_status:up").await;
+    let dies = async {
+        until_stored(&scenario, 600).await;
+        nodes[0].kill().await.unwrap();
+    };
+    tokio::join!(publish(&agent, &mut ledger, &messages[500..]), dies);
+    info(&nodes[3], "role:master").await;
+    ledger.reconcile(&scenario, &eyes).await;
+    assert_ne!(scenario.sql("SELECT epoch FROM hot_epoch").await, epoch);
+    saver.ready(LIMIT).await.unwrap();
+    let changes = "verbatim_hot_generation_changes_total";
+    Counts::reach(&saver, changes, &[], 1.0).await;
+    assert!(saver.log().contains("Redis is down"), "{}", saver.log_tail());
+    scenario.rest([saver]).await;
+}
+
+/// Publishes part by part, as the queues move to other nodes.
+async fn insist(agent: &system_tests::Agent, messages: &[serde_json::Value]) {
+    for part in messages.chunks(200) {
+        agent.insist(part).await;
+    }
+}
+
+async fn ask(node: &Node, words: &[&str]) -> String {
+    node.redis(words).await.unwrap()
+}
+
+async fn info(node: &Node, wanted: &str) {
+    eventually(wanted, Duration::from_secs(30), async || {
+        let info = ask(node, &["INFO", "replication"]).await;
+        if info.contains(wanted) { Ok(()) } else { Err(info) }
+    })
+    .await;
+}

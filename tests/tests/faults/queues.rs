@@ -1,0 +1,159 @@
+//! Queues and exchanges that are full or gone, and the messages around them.
+
+use std::time::Duration;
+
+use serde_json::json;
+use system_tests::{Counts, LIMIT, Ledger, SAVER, STATISTICS, Scenario};
+use testkit::environment::deep;
+use testkit::servers::{Kind, Servers};
+use testkit::wait::eventually;
+
+use crate::poison::poison;
+use crate::{SAVES, load, proxy, publish, stored, unready, until_stored};
+
+/// Where the letters of [`SAVES`] wait for the keeper.
+const LETTERS: &str = "conversation.save_message.dlq";
+
+#[tokio::test]
+async fn a_full_dead_letter_queue_holds_what_it_refuses_until_there_is_room() {
+    let scenario = Scenario::new().await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let messages = load("full", 120, 4);
+    let (bad, good) = messages.split_at(100);
+    let ids: Vec<&str> = bad.iter().filter_map(|it| it["message_id"].as_str()).collect();
+    poison(&scenario, "22023", &ids.join(",")).await;
+    // Nobody takes letters out of their queue.
+    scenario.side().policy(LETTERS, &json!({"max-length": 2})).await;
+    let saver = scenario.start(SAVER).await;
+    let (letters, refused) =
+        ([("queue", SAVES), ("outcome", "dead_lettered")], [("outcome", "refused")]);
+    // One by one: RabbitMQ tells a publisher that a queue is full a few messages later.
+    let mut sent = 0.0;
+    for message in bad {
+        publish(&agent, &mut ledger, std::slice::from_ref(message)).await;
+        sent += 1.0;
+        let is_refused = eventually("a verdict about the letter", LIMIT, async || {
+            let counts = Counts::of(&saver).await;
+            let refused = counts.sum("verbatim_publishes_total", &refused) > 0.0;
+            let stored = counts.sum("verbatim_deliveries_total", &letters);
+            if refused || stored == sent { Ok(refused) } else { Err(format!("{counts:?}")) }
+        });
+        if is_refused.await {
+            break;
+        }
+    }
+    publish(&agent, &mut ledger, good).await;
+    unready(&saver, &["holding: rabbitmq is away"]).await;
+    let holds = [("queue", SAVES), ("store", "rabbitmq")];
+    let counts = Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
+    assert!(counts.sum("verbatim_publishes_total", &refused) >= 1.0, "{counts:?}");
+    assert!(saver.log().contains("a queue is full"), "{}", saver.log_tail());
+
+    let statistics = scenario.start(STATISTICS).await;
+    ledger.reconcile(&scenario, &eyes).await;
+    saver.ready(LIMIT).await.unwrap();
+    let counts = Counts::of(&saver).await;
+    assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
+    scenario.rest([saver, statistics]).await;
+}
+
+#[tokio::test]
+async fn an_exchange_that_is_missing_closes_a_channel_and_what_it_was_to_carry_is_held() {
+    let scenario = Scenario::new().await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    poison(&scenario, "P0001", "m00001").await;
+    let saver = scenario.start(SAVER).await;
+    scenario.side().delete_exchange("domain.retry.1000").await;
+    publish(&agent, &mut ledger, &load("exchange", 20, 1)).await;
+    until_stored(&scenario, 19).await;
+    let holds = [("queue", SAVES), ("store", "rabbitmq")];
+    let counts = Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
+    assert!(counts.sum("verbatim_publishes_total", &[("outcome", "unknown")]) >= 1.0);
+    let log = saver.log();
+    assert!(log.contains("no exchange 'domain.retry.1000'"), "{log}");
+
+    scenario.sql("TRUNCATE poisoned").await;
+    scenario.declare().await;
+    ledger.reconcile(&scenario, &eyes).await;
+    saver.ready(LIMIT).await.unwrap();
+    scenario.rest([saver]).await;
+}
+
+#[tokio::test]
+async fn of_a_deleted_queue_what_was_delivered_is_saved_and_what_was_ready_is_lost() {
+    let scenario = Scenario::new().await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let database = proxy(&scenario.database_url).await;
+    let saver = scenario.start_with(SAVER, &[("DATABASE_URL", database.url())]).await;
+    database.cut().await.unwrap();
+    let messages = load("gone", 220, 4);
+    agent.publish_all(&messages[..200]).await;
+    // In their order, so that the first of them are delivered.
+    let ready = eventually("every message to be delivered or ready", LIMIT, async || {
+        let held = [("queue", SAVES), ("state", "unacknowledged")];
+        let held = Counts::of(&saver).await.sum("verbatim_queue_messages", &held);
+        let queued = scenario.queued().await;
+        let ready = queued.iter().find(|(queue, _)| *queue == SAVES).map_or(0, |it| it.1);
+        if ready > 0 && held + f64::from(ready) == 200.0 {
+            Ok(usize::try_from(ready).unwrap())
+        } else {
+            Err(format!("{held} held, {ready} ready"))
+        }
+    })
+    .await;
+    let (delivered, _) = messages[..200].split_at(200 - ready);
+    ledger.confirm(delivered);
+    scenario.side().delete_queue(SAVES).await;
+    database.restore().await.unwrap();
+    until_stored(&scenario, delivered.len()).await;
+    let ended = [("queue", SAVES), ("cause", "stream_ended")];
+    Counts::reach(&saver, "verbatim_consumer_restarts_total", &ended, 1.0).await;
+    assert!(saver.log().contains("the broker cancelled the consumer"), "{}", saver.log_tail());
+
+    scenario.declare().await;
+    publish(&agent, &mut ledger, &messages[200..]).await;
+    ledger.reconcile(&scenario, &eyes).await;
+    assert_eq!(stored(&scenario).await, 220 - ready);
+    saver.ready(LIMIT).await.unwrap();
+    scenario.rest([saver]).await;
+}
+
+#[tokio::test]
+async fn what_waits_for_a_retry_outlasts_its_queue() {
+    let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
+    if !deep() {
+        // How long RabbitMQ waits before it dead-letters once more what no queue took: 3 min.
+        let sooner =
+            "application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 3000).";
+        servers.get(Kind::RabbitMq).rabbitmqctl(&["eval", sooner]).await.unwrap();
+    }
+    let scenario = Scenario::with_own(servers).await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    poison(&scenario, "P0001", "m00001").await;
+    let saver = scenario.start(SAVER).await;
+    publish(&agent, &mut ledger, &load("waits", 20, 1)).await;
+    until_stored(&scenario, 19).await;
+    let retries = [("queue", SAVES), ("class", "retryable")];
+    Counts::reach(&saver, "verbatim_retries_total", &retries, 2.0).await;
+    // It waits for 5 s, and then for its queue.
+    scenario.side().delete_queue(SAVES).await;
+    scenario.sql("TRUNCATE poisoned").await;
+    eventually("the delay to end", LIMIT, async || match scenario.queued().await {
+        none if none.is_empty() => Ok(()),
+        some => Err(format!("{some:?}")),
+    })
+    .await;
+    let failed = [("queue", SAVES), ("cause", "error")];
+    Counts::reach(&saver, "verbatim_consumer_restarts_total", &failed, 1.0).await;
+    assert!(saver.log().contains("no queue 'conversation.save_message'"), "{}", saver.log_tail());
+    scenario.declare().await;
+    saver.ready(LIMIT).await.unwrap();
+    let limit = if deep() { Duration::from_secs(240) } else { LIMIT };
+    eventually("the message to return", limit, async || match stored(&scenario).await {
+        20 => Ok(()),
+        stored => Err(format!("{stored} are stored")),
+    })
+    .await;
+    ledger.reconcile(&scenario, &eyes).await;
+    scenario.rest([saver]).await;
+}

@@ -1,0 +1,78 @@
+//! More replicas under load, and new ones in place of old ones.
+
+use system_tests::{Counts, Ledger, SAVER, Scenario};
+use testkit::fleet::Worker;
+
+use crate::{load, proxy, publish, until_stored};
+
+const SAVED: &str = "verbatim_messages_saved_total";
+
+#[tokio::test]
+async fn savers_that_are_added_and_replaced_under_load_share_it_and_give_nothing_back() {
+    let scenario = Scenario::new().await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let redis = proxy(&scenario.redis_url).await;
+    let behind_it = [("REDIS_URL", redis.url())];
+    let start = async || scenario.start_with(SAVER, &behind_it).await;
+    let messages = load("scale", 16_000, 40);
+    let mut parts = messages.chunks(2_000);
+    let mut savers: Vec<Worker> = Vec::new();
+    for replicas in [1, 2, 4] {
+        while savers.len() < replicas {
+            savers.push(start().await);
+        }
+        let before = saved(&savers).await;
+        publish(&agent, &mut ledger, parts.next().unwrap()).await;
+        until_stored(&scenario, ledger.len()).await;
+        for (saver, before) in savers.iter().zip(before) {
+            Counts::reach(saver, SAVED, &[], before + 1.0).await;
+        }
+    }
+
+    // A rolling restart: each new one is there before the old one goes.
+    let mut returned = 0.0;
+    for saver in &mut savers {
+        let leaving = std::mem::replace(saver, start().await);
+        let leaves = async {
+            let before = saved([&leaving]).await[0];
+            Counts::reach(&leaving, SAVED, &[], before + 1.0).await;
+            returned += redeliveries([&leaving]).await;
+            scenario.drain([leaving]).await;
+        };
+        tokio::join!(publish(&agent, &mut ledger, parts.next().unwrap()), leaves);
+    }
+    until_stored(&scenario, ledger.len()).await;
+
+    // All of them at once, and Redis says nothing to any of them.
+    redis.freeze();
+    let before = ledger.len();
+    publish(&agent, &mut ledger, parts.next().unwrap()).await;
+    until_stored(&scenario, before + 1).await;
+    returned += redeliveries(&savers).await;
+    scenario.drain(savers).await;
+    redis.restore().await.unwrap();
+
+    let last = start().await;
+    ledger.reconcile(&scenario, &eyes).await;
+    assert_eq!(ledger.len(), 16_000);
+    returned += redeliveries([&last]).await;
+    assert_eq!(returned, 0.0, "a drain finishes what was delivered");
+    assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
+    scenario.rest([last]).await;
+}
+
+async fn saved(savers: impl IntoIterator<Item = &Worker>) -> Vec<f64> {
+    sums(savers, SAVED).await
+}
+
+async fn redeliveries(savers: impl IntoIterator<Item = &Worker>) -> f64 {
+    sums(savers, "verbatim_redeliveries_total").await.iter().sum()
+}
+
+async fn sums(savers: impl IntoIterator<Item = &Worker>, name: &str) -> Vec<f64> {
+    let mut sums = Vec::new();
+    for saver in savers {
+        sums.push(Counts::of(saver).await.sum(name, &[]));
+    }
+    sums
+}

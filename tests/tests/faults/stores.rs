@@ -1,0 +1,177 @@
+//! Stores that are full, demoted, out of date.
+
+use conversation::Source;
+use serde_json::Value;
+use system_tests::{Counts, Eyes, LIMIT, Ledger, SAVER, Scenario, key};
+use testkit::fleet::Worker;
+use testkit::servers::{Kind, Node, Servers};
+use testkit::wait::eventually;
+
+use crate::{SAVES, held, load, proxy, publish, unready, until_stored};
+
+const EPOCH: &str = "SELECT epoch FROM hot_epoch";
+
+#[tokio::test]
+async fn a_full_disk_is_an_outage_of_postgresql_and_costs_no_attempt() {
+    // A fresh PostgreSQL and its write-ahead log take 60 MiB.
+    let servers = Servers::start_postgresql_on_a_disk_of(128).await.unwrap();
+    let scenario = Scenario::with_own(servers).await;
+    let postgresql = &scenario.server(Kind::PostgreSql).nodes()[0];
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let saver = scenario.start(SAVER).await;
+    let messages = load("disk", 4_000, 20);
+    publish(&agent, &mut ledger, &messages[..500]).await;
+    until_stored(&scenario, 500).await;
+    postgresql.fill_disk().unwrap();
+    publish(&agent, &mut ledger, &messages[500..]).await;
+    held(&saver).await;
+    unready(&saver, &["holding: postgresql is away"]).await;
+    assert!(saver.log().contains("No space left on device"), "{}", saver.log_tail());
+    postgresql.free_disk().unwrap();
+    ledger.reconcile(&scenario, &eyes).await;
+    assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
+    saver.ready(LIMIT).await.unwrap();
+    let counts = Counts::of(&saver).await;
+    assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
+    scenario.rest([saver]).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_is_full_demoted_or_from_an_old_file_misleads_no_reader() {
+    // What is demoted must be a single server.
+    let servers = Servers::start(&[Kind::Redis]).await.unwrap();
+    let scenario = Scenario::with_own(servers).await;
+    let redis = &scenario.redis().nodes()[0];
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let saver = scenario.start(SAVER).await;
+    let messages = load("redis", 1_000, 4);
+    let mut parts = messages.chunks(200);
+    let mut save = async |ledger: &mut Ledger| {
+        publish(&agent, ledger, parts.next().unwrap()).await;
+        until_settled(&saver, ledger.len()).await;
+    };
+    let failed = [("cause", "append_failed")];
+    save(&mut ledger).await;
+    ledger.reconcile(&scenario, &eyes).await;
+
+    // OOM.
+    ask(redis, &["CONFIG", "SET", "maxmemory", "1"]).await;
+    let before = Counts::of(&saver).await.sum("verbatim_hot_generation_changes_total", &failed);
+    save(&mut ledger).await;
+    let changes = "verbatim_hot_generation_changes_total";
+    Counts::reach(&saver, changes, &failed, before + 1.0).await;
+    assert!(saver.log().contains("OOM"), "{}", saver.log_tail());
+    all_are_read(&eyes, &messages[..4], 100).await;
+    ask(redis, &["CONFIG", "SET", "maxmemory", "0"]).await;
+    ledger.reconcile(&scenario, &eyes).await;
+
+    // READONLY, as a replica of nobody.
+    let epoch = scenario.sql(EPOCH).await;
+    ask(redis, &["REPLICAOF", "127.0.0.1", "1"]).await;
+    let before = Counts::of(&saver).await.sum(changes, &[]);
+    save(&mut ledger).await;
+    Counts::reach(&saver, changes, &[], before + 1.0).await;
+    unready(&saver, &["\"redis\":{\"ready\":false"]).await;
+    assert!(saver.log().contains("is a replica, not a master"), "{}", saver.log_tail());
+    all_are_read(&eyes, &messages[..4], 150).await;
+    ask(redis, &["REPLICAOF", "NO", "ONE"]).await;
+    ledger.reconcile(&scenario, &eyes).await;
+    let ruled_again = scenario.sql(EPOCH).await;
+    assert_ne!(ruled_again, epoch, "it may have forgotten something");
+
+    // A file with copies and marks, all of them valid when it was written.
+    ask(redis, &["SAVE"]).await;
+    save(&mut ledger).await;
+    ledger.reconcile(&scenario, &eyes).await;
+    redis.kill().await.unwrap();
+    redis.start().await.unwrap();
+    all_are_read(&eyes, &messages[..4], 200).await;
+    save(&mut ledger).await;
+    ledger.reconcile(&scenario, &eyes).await;
+    assert_ne!(scenario.sql(EPOCH).await, ruled_again);
+    saver.ready(LIMIT).await.unwrap();
+    scenario.rest([saver]).await;
+}
+
+#[tokio::test]
+async fn a_stale_replica_that_takes_the_masters_place_misleads_no_reader() {
+    let one = || async { Servers::start(&[Kind::Redis]).await.unwrap() };
+    let (servers, others) = tokio::join!(one(), one());
+    let scenario = Scenario::with_own(servers).await;
+    let (master, replica) = (&scenario.redis().nodes()[0], &others.redis().nodes()[0]);
+    let password = password(master);
+    ask(replica, &["CONFIG", "SET", "masterauth", &password]).await;
+    ask(replica, &["REPLICAOF", "127.0.0.1", &master.port().to_string()]).await;
+    let address = proxy(&scenario.redis_url).await;
+    let (agent, mut ledger) = (scenario.agent(), Ledger::default());
+    let eyes = Eyes::of(&scenario.database_url, address.url());
+    let saver = scenario.start_with(SAVER, &[("REDIS_URL", address.url())]).await;
+    let messages = load("stale", 1_200, 4);
+    publish(&agent, &mut ledger, &messages[..400]).await;
+    until_settled(&saver, 400).await;
+    ledger.reconcile(&scenario, &eyes).await;
+    let copied = ask(master, &["DBSIZE"]).await;
+    eventually("the copies on the replica", LIMIT, async || {
+        let marks = ask(replica, &["DBSIZE"]).await;
+        let link = ask(replica, &["INFO", "replication"]).await;
+        let behind =
+            offset(master, "master_repl_offset").await - offset(replica, "slave_repl_offset").await;
+        if marks == copied && behind == 0 { Ok(()) } else { Err(format!("{marks} {link}")) }
+    })
+    .await;
+
+    // The replica hears nothing more; its marks are those of the copies that go on without it.
+    ask(replica, &["CONFIG", "SET", "masterauth", "wrong"]).await;
+    ask(master, &["CLIENT", "KILL", "TYPE", "replica"]).await;
+    publish(&agent, &mut ledger, &messages[400..800]).await;
+    until_settled(&saver, 800).await;
+    ledger.reconcile(&scenario, &eyes).await;
+    let epoch = scenario.sql(EPOCH).await;
+    ask(replica, &["ACL", "SETUSER", "default", &format!(">{password}")]).await;
+    ask(replica, &["REPLICAOF", "NO", "ONE"]).await;
+    address.lead_to(&others.redis().url()).await.unwrap();
+    for _ in 0..10 {
+        all_are_read(&eyes, &messages[..4], 200).await;
+    }
+    publish(&agent, &mut ledger, &messages[800..]).await;
+    until_settled(&saver, 1_200).await;
+    ledger.reconcile(&scenario, &eyes).await;
+    assert_ne!(scenario.sql(EPOCH).await, epoch, "no copy of the former master counts");
+    saver.ready(LIMIT).await.unwrap();
+    assert!(saver.log().contains("Redis is down"), "{}", saver.log_tail());
+    scenario.rest([saver]).await;
+}
+
+/// Waits until so many messages were acknowledged as saved.
+#[expect(clippy::cast_precision_loss, reason = "some hundreds")]
+async fn until_settled(saver: &Worker, messages: usize) {
+    let applied = [("queue", SAVES), ("outcome", "applied")];
+    Counts::reach(saver, "verbatim_deliveries_total", &applied, messages as f64).await;
+}
+
+/// Reads the conversation of each of these messages, and finds as many as were acknowledged.
+async fn all_are_read(eyes: &Eyes, of: &[Value], messages: usize) {
+    for message in of {
+        let read = eyes.transcript(&key(message)).await;
+        let found = (read.messages.len(), read.degraded);
+        assert_eq!(found, (messages, false), "from {:?}", read.source);
+        assert!(matches!(read.source, Source::Archive | Source::HotCopy));
+    }
+}
+
+/// One command; its answer must not be an error.
+async fn ask(node: &Node, words: &[&str]) -> String {
+    let answer = node.redis(words).await.unwrap();
+    assert!(!answer.starts_with('-'), "{words:?}: {answer}");
+    answer
+}
+
+async fn offset(node: &Node, field: &str) -> i64 {
+    let info = ask(node, &["INFO", "replication"]).await;
+    let value = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    value.and_then(|value| value.trim().parse().ok()).unwrap_or(-1)
+}
+
+fn password(node: &Node) -> String {
+    node.url().split([':', '@']).nth(2).unwrap().to_owned()
+}
