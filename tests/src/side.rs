@@ -39,8 +39,16 @@ impl Side {
     /// # Panics
     /// When RabbitMQ refuses.
     pub async fn queue(&self, name: &str) {
+        self.queue_with(name, &json!({})).await;
+    }
+
+    /// [`Self::queue`] with arguments.
+    ///
+    /// # Panics
+    /// When RabbitMQ refuses.
+    pub async fn queue_with(&self, name: &str, arguments: &Value) {
         let path = format!("/api/queues/{}/{name}", self.host);
-        self.call("PUT", &path, &json!({"durable": true})).await;
+        self.call("PUT", &path, &json!({"durable": true, "arguments": arguments})).await;
     }
 
     /// Listens to the fleet's events with a queue of its own.

@@ -187,6 +187,33 @@ async fn a_letter_whose_queue_is_missing_stays_open_and_says_why() {
 }
 
 #[tokio::test]
+async fn letters_that_a_full_queue_refuses_stay_open_and_say_why() {
+    let scenario = Scenario::new().await;
+    let letters: Vec<_> = (0..200)
+        .map(|n| dead(&message("full", "s", &format!("m{n}"), &json!({})).to_string()))
+        .collect();
+    kept(&scenario, &letters).await;
+    let side = scenario.side();
+    side.delete_queue(SAVES).await;
+    let small = json!({
+        "x-queue-type": "quorum", "x-overflow": "reject-publish", "x-max-length": 1,
+    });
+    side.queue_with(SAVES, &small).await;
+    // A quorum queue tells publishers that it is full a little after it is.
+    let report = run(&replayer(&scenario), Selection::All, StopOnReturn::Never).await;
+    assert!(report.failed > 0 && report.replayed > 0, "{report:?}");
+    assert_eq!((report.replayed + report.failed, &report.ended), (200, &Ended::Complete));
+    assert!(report.failures[0].fault.contains("a queue is full"), "{report:?}");
+    let states = "SELECT string_agg(concat_ws('|', status, letters, faults), ', ') FROM
+                  (SELECT status, count(*) AS letters, count(replay_fault) AS faults
+                   FROM dead_letters WHERE replay_lease_until IS NULL GROUP BY 1 ORDER BY 1) AS s";
+    let (sent, refused) = (report.replayed, report.failed);
+    let expected = format!("open|{refused}|{refused}, replayed|{sent}|0");
+    assert_eq!(scenario.sql(states).await, expected);
+    assert_eq!(scenario.queued().await, [(SAVES, u32::try_from(sent).unwrap())]);
+}
+
+#[tokio::test]
 async fn a_cause_that_is_still_there_shows_after_one_letter() {
     let scenario = Scenario::new().await;
     let bad = json!({"role": "bot"});
