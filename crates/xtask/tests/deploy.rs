@@ -29,9 +29,12 @@ fn the_image_has_the_binaries_that_the_services_run() {
         assert!(BINARIES.contains(&first), "{name} runs {first}");
         let image = service["image"].as_str().unwrap();
         assert_eq!(image, concat!("verbatim:", env!("CARGO_PKG_VERSION")), "{name}");
-        let file = service["build"]["dockerfile"].as_str().unwrap();
-        assert!(workspace().join(file).is_file(), "{name} is built by {file}");
     }
+    // Several that build one tag at once get in each other's way.
+    let builds: Vec<_> = ours().into_iter().filter(|(_, it)| it["build"].is_object()).collect();
+    let [(_, builder)] = &builds[..] else { panic!("{builds:?}") };
+    let file = builder["build"]["dockerfile"].as_str().unwrap();
+    assert!(workspace().join(file).is_file(), "{file}");
     let dockerfile = text("deploy/Dockerfile");
     let built: BTreeSet<&str> = after_each(&dockerfile, "--bin ").collect();
     assert_eq!(built, BINARIES.into(), "deploy/Dockerfile builds them");
@@ -278,7 +281,8 @@ fn compose() -> Value {
 fn ours() -> Vec<(String, Value)> {
     let compose = compose();
     let services = compose["services"].as_object().unwrap();
-    let ours = services.iter().filter(|(_, service)| service["build"].is_object());
+    let image = |service: &Value| service["image"].as_str().unwrap_or_default().to_owned();
+    let ours = services.iter().filter(|(_, service)| image(service).starts_with("verbatim:"));
     let ours: Vec<_> = ours.map(|(name, service)| (name.clone(), service.clone())).collect();
     assert!(ours.len() >= 4, "{ours:?}");
     ours
