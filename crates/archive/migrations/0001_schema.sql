@@ -196,8 +196,9 @@ CREATE TABLE dead_letters (
     first_failed_at   timestamptz NOT NULL,
     last_failed_at    timestamptz NOT NULL,
     stored_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- How often the same letter came.
+    -- How often the same letter came, and when it came last.
     copies            bigint NOT NULL DEFAULT 1,
+    last_kept_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     status            text NOT NULL DEFAULT 'open' CHECK (status IN ('open', 'replayed', 'discarded')),
     status_changed_at timestamptz,
     -- Why it was discarded.
@@ -222,7 +223,7 @@ CREATE INDEX dead_letters_open_by_time ON dead_letters (stored_at, id) WHERE sta
 CREATE INDEX dead_letters_by_time ON dead_letters (stored_at, id);
 CREATE INDEX dead_letters_by_tenant ON dead_letters (tenant_id, stored_at);
 CREATE INDEX dead_letters_by_origin ON dead_letters (replay_of) WHERE replay_of IS NOT NULL;
-CREATE INDEX dead_letters_returned ON dead_letters (stored_at) WHERE replay_of IS NOT NULL;
+CREATE INDEX dead_letters_returned ON dead_letters (last_kept_at) WHERE replay_of IS NOT NULL;
 -- The life of a message or conversation is looked up by its id alone.
 CREATE INDEX dead_letters_by_message ON dead_letters (message_id) WHERE message_id IS NOT NULL;
 CREATE INDEX dead_letters_by_conversation ON dead_letters (conversation_id) WHERE conversation_id IS NOT NULL;

@@ -142,3 +142,63 @@ async fn a_walk_meets_what_was_there_when_it_began_and_each_letter_once() {
     met.sort_unstable();
     assert_eq!(met, letters.iter().map(|letter| letter.id).collect::<Vec<_>>());
 }
+
+#[tokio::test]
+async fn a_letter_that_dies_after_it_was_decided_about_is_open_again_and_an_old_death_changes_nothing()
+ {
+    let (env, archive) = migrated().await;
+    archive.store_dead_letters(&[letter(1), letter(2), letter(3)]).await.unwrap();
+    let (by, beginning) = (by(), walk(&archive).await);
+    let taken = archive.take_dead_letters(&beginning, &by, LEASE, 1).await.unwrap();
+    let replayed = sent(taken.letters[0].id.as_u128(), None);
+    assert_eq!(archive.note_replayed(&[replayed], &by).await.unwrap(), 1);
+    let (open, discard) = ([DeadLetterStatus::Open], Decision::Discard { why: "no" });
+    archive.decide_dead_letters(&beginning, &open, discard, &by, 1).await.unwrap();
+    let states = "SELECT string_agg(concat_ws(' ', status, status_reason, copies), ', '
+                                    ORDER BY stored_at, id) FROM dead_letters";
+    assert_eq!(env.psql(states).await.unwrap(), "replayed 1, discarded no 1, open 1");
+
+    // The keeper died before it acknowledged them.
+    archive.store_dead_letters(&[letter(1), letter(2), letter(3)]).await.unwrap();
+    assert_eq!(env.psql(states).await.unwrap(), "replayed 2, discarded no 2, open 2");
+
+    let later = walk(&archive).await;
+    let now =
+        r#"SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#;
+    let now = Timestamp::parse(&env.psql(now).await.unwrap()).unwrap();
+    let again = |n| DeadLetter { last_failed_at: now, ..letter(n) };
+    archive.store_dead_letters(&[again(1), again(2), again(3), letter(2)]).await.unwrap();
+    assert_eq!(env.psql(states).await.unwrap(), "open 3, open 4, open 3");
+    // Whoever walks just now came for what was there before.
+    let met = archive.take_dead_letters(&later, &by, LEASE, 10).await.unwrap();
+    assert_eq!(met.letters.len(), 1);
+    let met = archive.take_dead_letters(&walk(&archive).await, &by, LEASE, 10).await.unwrap();
+    assert_eq!(met.letters.len(), 2);
+}
+
+#[tokio::test]
+async fn what_comes_back_once_more_is_seen_by_the_run_that_sent_it() {
+    let (_env, archive) = migrated().await;
+    let back = DeadLetter { replay_of: Some(letter(1).id), replay_count: 1, ..letter(2) };
+    archive.store_dead_letters(&[letter(1), back.clone()]).await.unwrap();
+    let (by, walk) = (by(), walk(&archive).await);
+    let _taken = archive.take_dead_letters(&walk, &by, LEASE, 1).await.unwrap();
+    assert_eq!(archive.note_replayed(&[sent(1, None)], &by).await.unwrap(), 1);
+    assert_eq!(archive.returned_letters(by.run, &walk).await.unwrap(), []);
+    archive.store_dead_letters(&[back]).await.unwrap();
+    let returned = archive.returned_letters(by.run, &walk).await.unwrap();
+    let returned: Vec<_> = returned.iter().map(|it| (it.id, it.replay_of)).collect();
+    assert_eq!(returned, [(letter(2).id, letter(1).id)]);
+}
+
+#[tokio::test]
+async fn a_run_that_sent_what_was_there_before_an_edit_does_not_mark_the_edited_letter() {
+    let (env, archive) = migrated().await;
+    archive.store_dead_letters(&[letter(1)]).await.unwrap();
+    let (frozen, other) = (by(), by());
+    let taken = archive.take_dead_letters(&walk(&archive).await, &frozen, LEASE, 1).await.unwrap();
+    env.psql("UPDATE dead_letters SET replay_lease_until = clock_timestamp()").await.unwrap();
+    assert!(archive.edit_dead_letter(&taken.letters[0], Some(b"{}"), &[], &other).await.unwrap());
+    assert_eq!(archive.note_replayed(&[sent(1, None)], &frozen).await.unwrap(), 0);
+    assert_eq!(env.psql("SELECT status FROM dead_letters").await.unwrap(), "open");
+}

@@ -41,6 +41,8 @@ impl Archive {
         let edited = if body.is_some() { "clock_timestamp()" } else { "NULL" };
         query.push(", edited_at = ").push(edited).push(", edited_by = ");
         query.push_bind(body.map(|_| by.actor.clone()));
+        // A run whose lease has ended may still be about to note what it sent, which is not this.
+        query.push(", replay_run = NULL, replay_lease_until = NULL");
         query.push(" WHERE d.id = ").push_bind(seen.id);
         query.push(" AND d.edited_at IS NOT DISTINCT FROM ").push_bind(seen.edited_at);
         push_status(&mut query, &[DeadLetterStatus::Open]);
@@ -75,6 +77,7 @@ impl Archive {
         push_status(&mut query, status);
         query.push(NOT_UNDER_WAY);
         walk.push(&mut query);
+        walk.push_decided_before(&mut query);
         query.push(" ORDER BY d.stored_at, d.id LIMIT ").push_bind(i64::from(limit));
         query.push(" FOR UPDATE), changed AS (UPDATE dead_letters d SET status = '").push(becomes);
         query.push("', status_changed_at = clock_timestamp(), status_reason = ");

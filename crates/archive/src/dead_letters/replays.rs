@@ -67,6 +67,7 @@ impl Archive {
         push_status(&mut query, &[DeadLetterStatus::Open]);
         query.push(NOT_UNDER_WAY);
         walk.push(&mut query);
+        walk.push_decided_before(&mut query);
         query.push(" ORDER BY d.stored_at, d.id LIMIT ").push_bind(i64::from(limit));
         query.push(" FOR UPDATE SKIP LOCKED) UPDATE dead_letters d SET replay_run = ");
         query.push_bind(by.run);
@@ -127,14 +128,14 @@ impl Archive {
         .await
     }
 
-    /// Letters that came back from a run over a walk, since that began.
+    /// Letters that came back from a run over a walk, since that began; for the first time or again.
     pub async fn returned_letters(&self, run: Uuid, walk: &Walk) -> Result<Vec<Returned>> {
         self.within(async |connection| {
             Ok(sqlx::query_as(
                 "SELECT r.id, r.replay_of, r.reason, r.field, r.error
                  FROM dead_letters r JOIN dead_letters o ON o.id = r.replay_of
-                 WHERE r.replay_of IS NOT NULL AND r.stored_at > $1 AND o.replay_run = $2
-                 ORDER BY r.stored_at, r.id",
+                 WHERE r.replay_of IS NOT NULL AND r.last_kept_at > $1 AND o.replay_run = $2
+                 ORDER BY r.last_kept_at, r.id",
             )
             .bind(walk.began())
             .bind(run)

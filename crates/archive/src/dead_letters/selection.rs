@@ -207,6 +207,13 @@ impl Walk {
         }
     }
 
+    /// Leaves out what was opened or decided about since the walk began: a letter that is open again
+    /// because it came back keeps its place in time, and would be met as if it had been there.
+    pub(super) fn push_decided_before(&self, query: &mut QueryBuilder<Postgres>) {
+        query.push(" AND (d.status_changed_at IS NULL OR d.status_changed_at <= ");
+        query.push_bind(self.began).push(")");
+    }
+
     /// What a statement met that was to meet `limit` letters at most, in any order.
     pub(super) fn stretch<T>(
         &self,

@@ -1,6 +1,10 @@
 //! The keeper's way in: letters are stored once, however often they come.
+//!
+//! Whoever decided about a letter did not decide about a later death of the same words. So a letter that
+//! died after the decision is open again; one whose old death only arrives twice stays as it is.
 
 use std::borrow::Borrow;
+use std::cmp::Reverse;
 
 use chrono::{DateTime, Utc};
 use sqlx::{Connection as _, PgConnection};
@@ -12,17 +16,23 @@ use crate::{Archive, Result};
 const PIECE_LETTERS: usize = 250;
 /// Bytes of bodies to one statement, about: the client holds each a second time while it is sent.
 const PIECE_BYTES: usize = 1 << 20;
+/// By how much a death may seem older than a decision and still count as later: it is told by a worker's
+/// clock or by RabbitMQ's, in whole seconds, and the decision by PostgreSQL's. A letter that is opened
+/// needlessly is seen; one that is not is lost from sight.
+const SLACK_SECONDS: f64 = 5.0;
 
 impl Archive {
-    /// Stores letters; one that is there already gains a copy. All or none.
+    /// Stores letters; one that is there already gains a copy, and is open again if it died since
+    /// somebody decided about it. All or none.
     pub async fn store_dead_letters<L: Borrow<DeadLetter> + Sync>(
         &self,
         letters: &[L],
     ) -> Result<()> {
-        // One statement may touch a row once only, so copies within the batch are counted here.
+        // One statement may touch a row once only, so copies within the batch are counted here: the
+        // latest death is told.
         let mut unique: Vec<(&DeadLetter, i64)> = Vec::with_capacity(letters.len());
         let mut sorted: Vec<&DeadLetter> = letters.iter().map(Borrow::borrow).collect();
-        sorted.sort_by_key(|letter| letter.id);
+        sorted.sort_by_key(|letter| (letter.id, Reverse(letter.last_failed_at)));
         for letter in sorted {
             match unique.last_mut() {
                 Some((last, copies)) if last.id == letter.id => *copies += 1,
@@ -76,7 +86,16 @@ async fn insert(connection: &mut PgConnection, letters: &[(&DeadLetter, i64)]) -
                     attempts, replay_count, replay_of, first_failed_at, last_failed_at, copies)
          ON CONFLICT (id) DO UPDATE SET
              copies = dead_letters.copies + excluded.copies,
-             last_failed_at = greatest(dead_letters.last_failed_at, excluded.last_failed_at)",
+             last_kept_at = clock_timestamp(),
+             last_failed_at = greatest(dead_letters.last_failed_at, excluded.last_failed_at),
+             (status, status_changed_at, status_reason, replay_lease_until) = (
+                 SELECT CASE WHEN later THEN 'open' ELSE dead_letters.status END,
+                        CASE WHEN later THEN clock_timestamp() ELSE dead_letters.status_changed_at END,
+                        CASE WHEN later THEN NULL ELSE dead_letters.status_reason END,
+                        CASE WHEN later THEN NULL ELSE dead_letters.replay_lease_until END
+                 FROM (SELECT dead_letters.status <> 'open'
+                              AND excluded.last_failed_at + interval '1 second' * $22
+                                  > dead_letters.status_changed_at) AS death (later))",
     )
     .bind(all(letters, |it| it.id))
     .bind(all(letters, |it| it.queue.as_str()))
@@ -99,6 +118,7 @@ async fn insert(connection: &mut PgConnection, letters: &[(&DeadLetter, i64)]) -
     .bind(all(letters, |it| DateTime::<Utc>::from(it.first_failed_at)))
     .bind(all(letters, |it| DateTime::<Utc>::from(it.last_failed_at)))
     .bind(letters.iter().map(|(_, copies)| *copies).collect::<Vec<_>>())
+    .bind(SLACK_SECONDS)
     .execute(connection)
     .await?;
     Ok(())
