@@ -194,15 +194,22 @@ impl Run<'_> {
     }
 
     /// Tells a finding, repaired before if that was asked for and is possible.
-    async fn found(&mut self, mut finding: Finding, repair: Option<Repair>) {
-        finding.mended = match (&self.verifier.settings.repairs, repair) {
+    async fn found(&mut self, finding: Finding, repair: Option<Repair>) {
+        self.all_found(vec![finding], repair).await;
+    }
+
+    /// Tells findings that one repair mends, all with its outcome.
+    async fn all_found(&mut self, findings: Vec<Finding>, repair: Option<Repair>) {
+        let Some(first) = findings.first() else { return };
+        let mended = match (&self.verifier.settings.repairs, repair) {
             (_, None) => Mended::CannotBe,
             (Repairs::None, Some(_)) => Mended::NotAsked,
             (Repairs::By(actor), Some(repair)) => {
                 let detail = json!({
-                    "finding": finding.kind, "id": finding.id, "detail": finding.detail,
+                    "finding": first.kind, "id": first.id, "detail": first.detail,
+                    "findings": findings.len(),
                 });
-                match self.verifier.repair(&repair, actor, &detail).await {
+                match self.verifier.repair(repair, actor, &detail).await {
                     Ok(true) => Mended::Done,
                     Ok(false) => {
                         Mended::Failed("it has changed since, or must be left alone".into())
@@ -211,23 +218,30 @@ impl Run<'_> {
                 }
             }
         };
-        self.verified.found += 1;
-        self.verified.left += u64::from(finding.mended != Mended::Done);
-        (self.tell)(Told::Found(&finding));
+        for mut finding in findings {
+            finding.mended = mended.clone();
+            self.verified.found += 1;
+            self.verified.left += u64::from(finding.mended != Mended::Done);
+            (self.tell)(Told::Found(&finding));
+        }
     }
 }
 
 impl Verifier {
     async fn repair(
         &self,
-        repair: &Repair,
+        repair: Repair,
         actor: &str,
         detail: &serde_json::Value,
     ) -> Result<bool, String> {
+        let copy = match &repair {
+            Repair::VoidCopy(key, _) | Repair::DropCopy(key) => Some(key.clone()),
+            _ => None,
+        };
         let done = self.archive.repair(repair, actor, detail).await;
         let done = done.map_err(|error| with_causes(&error))?;
-        if let Repair::VoidCopy(key, _) | Repair::DropCopy(key) = repair {
-            let dropped = self.hot.drop_copies(std::slice::from_ref(key)).await;
+        if let Some(key) = copy {
+            let dropped = self.hot.drop_copies(&[key]).await;
             dropped.map_err(|error| with_causes(&error))?;
         }
         Ok(done)

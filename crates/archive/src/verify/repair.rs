@@ -14,8 +14,9 @@ use super::{DayKey, OrphanedStatistics};
 use crate::epoch::change_generations;
 use crate::{Archive, Result};
 
-/// What is to be repaired.
-#[derive(Debug, Clone)]
+/// What is to be repaired. No clones: a generation that was drawn is given to a conversation once, since
+/// by the next time a copy may have been loaded under it and be incomplete.
+#[derive(Debug)]
 pub enum Repair {
     /// A hot copy no longer counts: the conversation has a new generation.
     VoidCopy(ConversationKey, i64),
@@ -35,10 +36,10 @@ pub enum Repair {
 impl Archive {
     /// Repairs, and writes into the audit log who did and why; `detail` holds no words of a conversation.
     /// Returns whether there was anything to repair: by now it may be gone, or have mended itself.
-    pub async fn repair(&self, repair: &Repair, actor: &str, detail: &Value) -> Result<bool> {
+    pub async fn repair(&self, repair: Repair, actor: &str, detail: &Value) -> Result<bool> {
         self.within(async |connection| {
             let mut transaction = connection.begin().await?;
-            let changed = apply(&mut transaction, repair).await?;
+            let changed = apply(&mut transaction, &repair).await?;
             if changed {
                 let (tenant, subject) = repair.subject();
                 sqlx::query(

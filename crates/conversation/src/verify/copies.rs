@@ -110,23 +110,23 @@ impl Run<'_> {
     }
 
     async fn tell_of_copy(&mut self, key: &ConversationKey, look: Look) {
-        let void = Repair::VoidCopy(key.clone(), self.verifier.fresh.draw());
+        let void = || Repair::VoidCopy(key.clone(), self.verifier.fresh.draw());
         match look {
             Look::Nothing => {}
             Look::Faults(faults) => {
-                // The first repair voids the whole copy; the others change a number once more.
-                for fault in faults {
+                let told = |fault: Fault| {
                     let detail = match fault.kind {
                         Kind::HotCopyMissing => "committed, and not in the valid copy".to_owned(),
                         Kind::HotCopySurplus => "in the valid copy, and not committed".to_owned(),
                         _ => format!("the valid copy has another {}", fault.fields.join(", ")),
                     };
-                    let finding =
-                        Finding { id: Some(fault.id), ..Finding::of(fault.kind, key, detail) };
-                    self.found(finding, Some(void.clone())).await;
-                }
+                    Finding { id: Some(fault.id), ..Finding::of(fault.kind, key, detail) }
+                };
+                let void = void();
+                self.all_found(faults.into_iter().map(told).collect(), Some(void)).await;
             }
             Look::Damaged(damage) => {
+                let void = void();
                 self.found(Finding::of(Kind::HotCopyDamaged, key, damage), Some(void)).await;
             }
             Look::Orphaned => {
