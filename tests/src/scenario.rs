@@ -9,7 +9,7 @@ use testkit::TestEnv;
 use testkit::environment::redis;
 use testkit::fleet::{Fleet, Worker};
 use testkit::management::Management;
-use testkit::process::Process;
+use testkit::process::{Process, Signal};
 use testkit::servers::{Kind, Server, Servers};
 use testkit::wait::eventually;
 
@@ -329,13 +329,17 @@ impl Scenario {
         ready.filter(|(_, ready)| *ready > 0).collect()
     }
 
-    /// Stops workers as a rollout does, and makes sure that each drains to the end.
+    /// Stops workers, all at once, and makes sure that each drains to the end.
     ///
     /// # Panics
     /// When one does not end with exit code 0.
     pub async fn drain(&self, workers: impl IntoIterator<Item = Worker>) {
+        let workers: Vec<Worker> = workers.into_iter().collect();
+        for worker in &workers {
+            worker.signal(Signal::Terminate).expect("SIGTERM");
+        }
         for worker in workers {
-            let status = worker.stop(LIMIT).await.expect("it ends");
+            let status = worker.wait(LIMIT).await.expect("it ends");
             assert_eq!(status.code(), Some(0), "{}:\n{}", worker.name(), worker.log_tail());
         }
     }

@@ -111,7 +111,8 @@ impl Ground {
 /// How long after `returned` the replica in this slot worked.
 async fn works(slot: &Slot, returned: Instant) -> Result<Duration, String> {
     let worker = slot.worker.lock().await;
-    let before = settled(&worker).await.unwrap_or(0.0);
+    let look = until(format!("{} to answer", slot.replica), LIMIT, async || settled(&worker).await);
+    let before = look.await.map_err(|timed_out| timed_out.to_string())?;
     let works = until(format!("{} to work", slot.replica), LIMIT, async || {
         let ready = worker.get("/readyz").await.map_err(|error| format!("{error:#}"))?;
         if ready.status != 200 {

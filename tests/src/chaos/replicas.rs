@@ -1,6 +1,7 @@
 //! Two replicas of each worker, each behind proxies of its own, and started again when they die.
 
 use testkit::fleet::Worker;
+use testkit::process::Signal;
 use testkit::proxy::Proxy;
 use testkit::servers::Kind;
 use tokio::sync::Mutex;
@@ -8,7 +9,11 @@ use tokio::sync::Mutex;
 use super::plan::{Replica, Role};
 use crate::{LIMIT, MIGRATION, SAVER, STATISTICS, Scenario};
 
-pub(super) struct Replicas(Vec<Slot>);
+pub(super) struct Replicas {
+    slots: Vec<Slot>,
+    /// What was said of those that had ended by themselves.
+    fallen: Mutex<Vec<String>>,
+}
 
 /// The place of a replica: its ways to the servers stay when it is started anew.
 pub(super) struct Slot {
@@ -28,27 +33,47 @@ impl Replicas {
         for slot in &slots {
             slot.worker.lock().await.ready(LIMIT).await.expect("a worker that becomes ready");
         }
-        Self(slots)
+        Self { slots, fallen: Mutex::default() }
     }
 
     pub(super) fn slots(&self) -> &[Slot] {
-        &self.0
+        &self.slots
     }
 
     pub(super) fn slot(&self, replica: Replica) -> &Slot {
-        let found = self.0.iter().find(|slot| slot.replica == replica);
+        let found = self.slots.iter().find(|slot| slot.replica == replica);
         found.expect("there is a slot for every replica")
     }
 
-    /// Those that have ended though nobody made them, with their last words.
-    pub(super) async fn fallen(&self) -> Vec<String> {
-        let mut fallen = Vec::new();
-        for slot in &self.0 {
+    /// Looks whether a replica has ended though nobody made it, before somebody does.
+    pub(super) async fn note_fallen(&self, slot: &Slot) {
+        let worker = slot.worker.lock().await;
+        if let Some(status) = worker.exited() {
+            let said = format!("{}: {status}\n{}", slot.replica, worker.log_tail());
+            self.fallen.lock().await.push(said);
+        }
+    }
+
+    /// Drains all of them at once; returns those that had ended by themselves, or do not drain to the
+    /// end, with their last words.
+    pub(super) async fn drain(&self) -> Vec<String> {
+        for slot in &self.slots {
+            self.note_fallen(slot).await;
+            slot.worker.lock().await.signal(Signal::Terminate).expect("SIGTERM");
+        }
+        let mut fallen = std::mem::take(&mut *self.fallen.lock().await);
+        for slot in &self.slots {
             let worker = slot.worker.lock().await;
-            if let Some(status) = worker.exited() {
-                fallen.push(format!("{}: {status}\n{}", slot.replica, worker.log_tail()));
+            match worker.wait(LIMIT).await {
+                Ok(status) if status.success() => {}
+                Ok(status) => {
+                    fallen.push(format!("{}: {status}\n{}", slot.replica, worker.log_tail()));
+                }
+                Err(error) => fallen.push(format!("{}: {error:#}", slot.replica)),
             }
         }
+        fallen.sort_unstable();
+        fallen.dedup();
         fallen
     }
 }

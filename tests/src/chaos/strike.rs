@@ -2,6 +2,7 @@
 
 use testkit::process::Signal;
 use testkit::servers::{Kind, Server};
+use testkit::wait::eventually;
 use tokio::time::sleep;
 
 use super::Ground;
@@ -17,6 +18,7 @@ impl Ground {
         match strike.fault {
             Fault::Worker(replica, death) => {
                 let slot = self.replicas.slot(replica);
+                self.replicas.note_fallen(slot).await;
                 match death {
                     Death::Killed => slot.worker.lock().await.kill(),
                     // However it ends: with a server away it may have to give up at its deadline.
@@ -73,10 +75,14 @@ impl Ground {
         let server = self.scenario.server(Kind::PostgreSql);
         let newest = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'
                         AND pid <> pg_backend_pid() ORDER BY state_change DESC NULLS LAST LIMIT 1";
-        let pid = server.psql("postgres", newest).await.expect("PostgreSQL answers");
-        if let Ok(pid) = pid.parse() {
-            server.kill_child(pid).expect("kill -9");
-        }
+        // One that ends by itself in between is no child any more.
+        let killed = eventually("a backend to kill", LIMIT, async || {
+            let pid =
+                server.psql("postgres", newest).await.map_err(|error| format!("{error:#}"))?;
+            let pid = pid.parse().map_err(|_| format!("no backend: {pid:?}"))?;
+            server.kill_child(pid).map_err(|error| format!("{error:#}"))
+        });
+        killed.await;
     }
 }
 

@@ -84,7 +84,13 @@ async fn of_a_deleted_queue_what_was_delivered_is_saved_and_what_was_ready_is_lo
     let scenario = Scenario::new().await;
     let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
     let database = proxy(&scenario.database_url).await;
-    let saver = scenario.start_with(SAVER, &[("DATABASE_URL", database.url())]).await;
+    // So that its prefetch stays small, and some messages stay in the queue.
+    let settings = [
+        ("DATABASE_URL", database.url()),
+        ("VERBATIM_BATCH_SIZE", "10"),
+        ("VERBATIM_BATCHES_IN_FLIGHT", "1"),
+    ];
+    let saver = scenario.start_with(SAVER, &settings).await;
     database.cut().await.unwrap();
     let messages = load("gone", 220, 4);
     agent.publish_all(&messages[..200]).await;

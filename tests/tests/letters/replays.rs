@@ -129,6 +129,10 @@ async fn a_replay_that_is_killed_at_any_step_is_repeated_and_takes_effect_once()
         let replay = ["dead-letters", "replay", "--all", "--watch", "0s", "--rate", "1000"];
         let killed = scenario.verbatim_with(&replay, &[(AT, step.name())]).await;
         assert_eq!(killed.status.signal(), Some(ABORTED), "{}: {killed:?}", step.name());
+        if step == Step::ReplayConfirmed {
+            let early = scenario.verbatim(&replay).await;
+            assert_eq!(early.status.code(), Some(1), "some are the dead run's: {early:?}");
+        }
         scenario.sql("UPDATE dead_letters SET replay_lease_until = clock_timestamp()").await;
         let again = scenario.verbatim(&replay).await;
         assert_eq!(again.status.code(), Some(0), "{}: {again:?}", step.name());
@@ -236,6 +240,40 @@ async fn a_cause_that_is_still_there_shows_after_one_letter() {
                   (SELECT status, replay_count, count(*) AS letters
                    FROM dead_letters GROUP BY 1, 2 ORDER BY 1, 2) AS s";
     assert_eq!(scenario.sql(states).await, "open|1|50, replayed|0|50");
+    scenario.rest([saver, statistics]).await;
+}
+
+#[tokio::test]
+async fn four_bad_neighbours_do_not_end_a_replay_that_went_well_and_five_do() {
+    let scenario = Scenario::new().await;
+    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    let letters = [("four", 3..7), ("five", 3..8)].map(|(tenant, bad)| {
+        (0..20).map(move |n| {
+            let role = if bad.contains(&n) { "bot" } else { "user" };
+            let extra = json!({"role": role, "timestamp": at(n)});
+            dead(&message(tenant, "s", &format!("m{n:02}"), &extra).to_string())
+        })
+    });
+    scenario.agent().send(letters.into_iter().flatten().collect()).await;
+    scenario.until_sql("SELECT count(*) FROM dead_letters", "40").await;
+    let in_order = "UPDATE dead_letters SET stored_at = stored_at - interval '1 minute' *
+                        (100 - substr(message_id, 2)::integer)";
+    scenario.sql(in_order).await;
+    let replayer = replayer(&scenario);
+    let settings =
+        ReplaySettings { largest_batch: 1, watch: LIMIT, ..settings(StopOnReturn::WholeBatch) };
+    for (tenant, counts, ended) in
+        [("four", (20, 4), Ended::Complete), ("five", (8, 5), Ended::CameBack)]
+    {
+        let filter =
+            DeadLetterFilter { tenant: Some(tenant.to_owned()), ..DeadLetterFilter::default() };
+        let report = run_with(&replayer, Selection::Matching(filter), &settings).await;
+        assert_eq!(
+            ((report.replayed, report.returned), &report.ended),
+            (counts, &ended),
+            "{tenant}"
+        );
+    }
     scenario.rest([saver, statistics]).await;
 }
 

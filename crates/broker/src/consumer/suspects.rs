@@ -10,7 +10,7 @@
 //! whose count begins anew. And one that went back because RabbitMQ did, under a process that lives,
 //! is excused: when it comes again, it is put back as a fresh copy, too.
 
-use std::collections::HashSet;
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -50,8 +50,9 @@ pub(super) async fn take_turn<H: Handler>(
         let delivery = Delivery::from_amqp(message.delivery, shared.clock.now());
         let id = delivery.envelope().message_id.map(str::to_owned);
         let suspect = Batch::new(vec![Received { tag, delivery }], Lane::Suspects);
-        let excused = id.as_ref().is_some_and(|id| shared.excuses.accept(id));
-        let settled = if excused && turn.put_back(&suspect).await {
+        let excused = id.as_deref().filter(|id| shared.excuses.holds(id));
+        let settled = if excused.is_some() && turn.put_back(&suspect).await {
+            shared.excuses.used(excused);
             Ok(returned())
         } else {
             turn.settle(suspect).await
@@ -69,25 +70,32 @@ pub(super) async fn take_turn<H: Handler>(
 
 /// Suspects that went back while this process had them and lived, by their ids.
 #[derive(Default)]
-pub(super) struct Excuses(Mutex<HashSet<String>>);
+pub(super) struct Excuses(Mutex<VecDeque<String>>);
 
-/// Excuses that are kept at most. One for each time that RabbitMQ went away: far fewer.
+/// Excuses that are kept at most, the newest. One for each time that RabbitMQ went away: far fewer.
 const EXCUSES: usize = 1_000;
 
 impl Excuses {
     fn give(&self, id: Option<&str>) {
         let mut ids = self.ids();
-        if let Some(id) = id.filter(|_| ids.len() < EXCUSES) {
-            ids.insert(id.to_owned());
+        if let Some(id) = id.filter(|id| !ids.iter().any(|it| it == id)) {
+            ids.push_back(id.to_owned());
+        }
+        if ids.len() > EXCUSES {
+            ids.pop_front();
         }
     }
 
-    /// Whether a suspect has one; it counts once.
-    fn accept(&self, id: &str) -> bool {
-        self.ids().remove(id)
+    fn holds(&self, id: &str) -> bool {
+        self.ids().iter().any(|it| it == id)
     }
 
-    fn ids(&self) -> MutexGuard<'_, HashSet<String>> {
+    /// It counts once.
+    fn used(&self, id: Option<&str>) {
+        self.ids().retain(|it| Some(it.as_str()) != id);
+    }
+
+    fn ids(&self) -> MutexGuard<'_, VecDeque<String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -136,6 +136,23 @@ async fn what_there_is_no_room_for_goes_back_and_is_handled_when_there_is() {
 }
 
 #[tokio::test]
+async fn a_body_without_room_does_not_keep_a_consumer_from_leaving() {
+    let bench = Bench::new().await;
+    let script = Script::default();
+    let settings = Settings { max_inflight_bytes: 1_000, largest_body: 100, ..Settings::default() };
+    let mut running = bench.run(SOURCE, &script, settings);
+    running.reaches(ConsumerState::Consuming).await;
+    running.shutdown.cancel();
+    running.reaches(ConsumerState::Draining).await;
+    // Finished while nothing is acknowledged; behind it there is no room for the next one.
+    bench.publish(QUEUE, ["ok"]).await;
+    script.has_handled(1).await;
+    bench.publish(QUEUE, ["x".repeat(2_000)]).await;
+    running.drain().await;
+    bench.eventually_ready(QUEUE, 1).await;
+}
+
+#[tokio::test]
 async fn the_original_routing_key_comes_through() {
     let bench = Bench::new().await;
     let action = broker::Publication::action("conversation.save_message", b"ok".to_vec());

@@ -40,8 +40,15 @@ pub(super) async fn prepare() -> Result<PathBuf> {
             fs::remove_dir_all(&half_done).context("an earlier attempt is in the way")?;
         }
         fs::create_dir_all(&half_done)?;
-        let mut command = Command::new("debootstrap");
-        command.args(["--variant=minbase", "--include=rabbitmq-server", RELEASE]);
+        // What it mounts in there must not stay if it is broken off.
+        let mut command = Command::new("unshare");
+        command.args([
+            "--mount",
+            "debootstrap",
+            "--variant=minbase",
+            "--include=rabbitmq-server",
+            RELEASE,
+        ]);
         command.arg(&half_done).arg(MIRROR);
         cargo::run(command).await?;
         fs::rename(&half_done, &root)?;

@@ -117,13 +117,11 @@ impl<H: Handler> Session<H> {
     /// The stream has ended: as it should after a cancel, or because the broker ended it.
     pub(super) async fn stream_ended(&mut self) -> Result<(), End> {
         match self.phase {
-            Phase::Cancelled(Next::Grow) => self.consume_again().await,
-            Phase::Cancelled(next) => {
+            // During a hold it takes no more than it has.
+            Phase::Cancelled(Next::Grow) if self.hold.is_none() => self.consume_again().await,
+            Phase::Cancelled(next) | Phase::Filling(next, _) => {
                 self.phase = Phase::Dry(next);
-                Ok(())
-            }
-            Phase::Filling(next, _) => {
-                self.phase = Phase::Dry(next);
+                // What was finished while it filled: nothing else would send it now.
                 self.send_acknowledgements().await
             }
             Phase::Consuming => {
