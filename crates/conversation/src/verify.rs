@@ -96,12 +96,21 @@ pub struct Verified {
 
 /// Why a section was not looked at, or not to its end.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct BrokenOff {
-    /// The store that could not be asked; `None`: what was asked for leaves something out.
-    #[serde(serialize_with = "store_name")]
-    pub store: Option<Store>,
-    /// Why.
-    pub cause: String,
+#[serde(untagged)]
+pub enum BrokenOff {
+    /// What was asked for leaves something out: nothing is amiss.
+    LeftOut {
+        /// Why.
+        cause: String,
+    },
+    /// A store could not be asked: what was asked for was not done.
+    Away {
+        /// The store.
+        #[serde(serialize_with = "store_name")]
+        store: Store,
+        /// Why.
+        cause: String,
+    },
 }
 
 /// The three servers.
@@ -249,32 +258,29 @@ impl Verifier {
 }
 
 impl BrokenOff {
-    fn skipped(cause: &str) -> Self {
-        Self { store: None, cause: cause.to_owned() }
+    fn left_out(cause: &str) -> Self {
+        Self::LeftOut { cause: cause.to_owned() }
     }
 }
 
 impl From<archive::Error> for BrokenOff {
     fn from(error: archive::Error) -> Self {
-        Self { store: Some(Store::PostgreSql), cause: with_causes(&error) }
+        Self::Away { store: Store::PostgreSql, cause: with_causes(&error) }
     }
 }
 
 impl From<hot_store::Error> for BrokenOff {
     fn from(error: hot_store::Error) -> Self {
-        Self { store: Some(Store::Redis), cause: with_causes(&error) }
+        Self::Away { store: Store::Redis, cause: with_causes(&error) }
     }
 }
 
 impl From<broker::Error> for BrokenOff {
     fn from(error: broker::Error) -> Self {
-        Self { store: Some(Store::RabbitMq), cause: with_causes(&error) }
+        Self::Away { store: Store::RabbitMq, cause: with_causes(&error) }
     }
 }
 
-fn store_name<S: serde::Serializer>(store: &Option<Store>, to: S) -> Result<S::Ok, S::Error> {
-    match store {
-        Some(store) => to.serialize_some(store.as_str()),
-        None => to.serialize_none(),
-    }
+fn store_name<S: serde::Serializer>(store: &Store, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(store.as_str())
 }

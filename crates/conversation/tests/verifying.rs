@@ -12,8 +12,8 @@ use std::time::Duration;
 use archive::Scope;
 use broker::Endpoints;
 use conversation::{
-    Closer, ClosingSettings, Finding, Fresh, Kind, Mended, Repairs, Section, Told, Verified,
-    Verifier, VerifyingSettings,
+    BrokenOff, Closer, ClosingSettings, Finding, Fresh, Kind, Mended, Repairs, Section, Told,
+    Verified, Verifier, VerifyingSettings,
 };
 use domain::failure::Store;
 use domain::ids::TenantId;
@@ -516,10 +516,11 @@ async fn a_store_that_is_away_ends_its_section_and_no_other() {
     let verifier = world.verifier_at("redis://127.0.0.1:9/0", Repairs::None);
     let (found, ended) = run(&verifier, &Scope::default(), &STORED).await;
     assert_eq!(found.len(), 2, "{found:?}");
-    let stores: Vec<_> = ended
-        .iter()
-        .map(|section| section.broken_off.as_ref().and_then(|broken_off| broken_off.store))
-        .collect();
+    let away = |section: &Verified| match section.broken_off {
+        Some(BrokenOff::Away { store, .. }) => Some(store),
+        _ => None,
+    };
+    let stores: Vec<_> = ended.iter().map(away).collect();
     assert_eq!(stores, [Some(Store::Redis), None, None, None], "{ended:?}");
     assert_eq!(ended[1].checked, 2);
 }

@@ -38,7 +38,7 @@ is wrong as stale, and the fleet then does its part again: readers load, sweeps 
 are recomputed. Each repair is a line in audit_log.
 
 Exit codes: 0 all is well, or was repaired; 1 something was found, and with --repair could not be
-repaired; 3 nothing was found, but a server was away, so not everything was looked at.";
+repaired; 3 nothing is left, but a server was away, so not everything was looked at.";
 
 /// Compares queues, Redis and PostgreSQL, and recomputes what is computed
 ///
@@ -216,7 +216,7 @@ impl<'a> Output<'a> {
     fn not_looked_at(&mut self, section: Section, cause: &str) {
         self.tell(Told::Begins(section));
         let broken_off =
-            Some(BrokenOff { store: Some(Store::PostgreSql), cause: cause.to_owned() });
+            Some(BrokenOff::Away { store: Store::PostgreSql, cause: cause.to_owned() });
         self.tell(Told::Ends(&Verified { section, checked: 0, found: 0, left: 0, broken_off }));
     }
 

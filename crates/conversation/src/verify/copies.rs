@@ -7,6 +7,7 @@
 //! differs in every look is told.
 
 use std::collections::HashSet;
+use std::panic::resume_unwind;
 use std::time::Duration;
 
 use archive::{Archive, Page, Repair};
@@ -162,12 +163,20 @@ async fn look_at(
             Ok::<_, BrokenOff>(found)
         });
     }
+    let mut found = all(shares).await?;
+    found.sort_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(found)
+}
+
+/// What all shares found. One that panicked has compared nothing, which must not pass for agreement:
+/// its panic goes on here.
+async fn all<T: 'static>(
+    mut shares: JoinSet<Result<Vec<T>, BrokenOff>>,
+) -> Result<Vec<T>, BrokenOff> {
     let mut found = Vec::new();
     while let Some(share) = shares.join_next().await {
-        let panicked = |error| BrokenOff::skipped(&format!("comparing failed: {error}"));
-        found.extend(share.map_err(panicked)??);
+        found.extend(share.unwrap_or_else(|error| resume_unwind(error.into_panic()))?);
     }
-    found.sort_by(|(a, _), (b, _)| a.cmp(b));
     Ok(found)
 }
 
@@ -251,4 +260,18 @@ fn in_both(
         }
     }
     left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    #[should_panic(expected = "comparing failed")]
+    async fn a_comparison_that_panics_is_not_passed_over() {
+        let mut shares = JoinSet::new();
+        shares.spawn(async { Ok(vec![1]) });
+        shares.spawn(async { panic!("comparing failed") });
+        drop(all(shares).await);
+    }
 }

@@ -137,7 +137,7 @@ impl Run<'_> {
     /// Every day in scope. `waiting` are those that were to be recomputed when verifying began.
     pub(super) async fn days(&mut self, waiting: &[(DayKey, String)]) -> Result<(), BrokenOff> {
         if self.scope.conversation.is_some() {
-            return Err(BrokenOff::skipped("a day is not one conversation's"));
+            return Err(BrokenOff::left_out("a day is not one conversation's"));
         }
         let mut still: Vec<(DayKey, String)> = Vec::new();
         let waiting: HashMap<&DayKey, &String> =
@@ -217,7 +217,7 @@ impl Run<'_> {
             }
         }
         if !self.scope.is_everything() {
-            return Err(BrokenOff::skipped(
+            return Err(BrokenOff::left_out(
                 "messages without a conversation have no tenant: they are looked for without filters",
             ));
         }

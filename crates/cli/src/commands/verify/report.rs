@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use conversation::{Finding, Mended, Section, Verified};
+use conversation::{BrokenOff, Finding, Mended, Section, Verified};
 use domain::failure::Store;
 use serde::Serialize;
 
@@ -58,7 +58,7 @@ impl Report {
         kind.found <= TOLD
     }
 
-    /// Settles the verdict.
+    /// Settles the verdict. Of what could not be looked at nobody knows, whatever was repaired elsewhere.
     pub(super) fn close(&mut self) {
         let left = self.sections.iter().any(|section| section.left > 0);
         self.verdict = match (left, self.is_incomplete(), self.kinds.is_empty()) {
@@ -79,10 +79,9 @@ impl Report {
 
     /// Whether a server that was to be asked did not answer.
     fn is_incomplete(&self) -> bool {
-        let away = |section: &Verified| {
-            section.broken_off.as_ref().is_some_and(|broken_off| broken_off.store.is_some())
-        };
-        self.sections.iter().any(away)
+        let is_away =
+            |section: &Verified| matches!(section.broken_off, Some(BrokenOff::Away { .. }));
+        self.sections.iter().any(is_away)
     }
 }
 
@@ -138,13 +137,13 @@ pub(super) fn ends(verified: &Verified, look: &Look) -> String {
         }
     };
     if let Some(broken_off) = &verified.broken_off {
-        let (tone, what) = match broken_off.store {
-            Some(store) => {
-                (Tone::Bad, format!("not to its end, {} cannot be asked", server(store)))
+        let (tone, what, cause) = match broken_off {
+            BrokenOff::Away { store, cause } => {
+                (Tone::Bad, format!("not to its end, {} cannot be asked", server(*store)), cause)
             }
-            None => (Tone::Dim, "not all of it".to_owned()),
+            BrokenOff::LeftOut { cause } => (Tone::Dim, "not all of it".to_owned(), cause),
         };
-        let cause = one_line(&broken_off.cause);
+        let cause = one_line(cause);
         text.push_str(&format!("\n  {}", look.paint.text(tone, &format!("{what}: {cause}"))));
     }
     text.push('\n');
@@ -156,7 +155,7 @@ pub(super) fn summary(report: &Report, look: &Look) -> String {
     let (tone, verdict) = match report.verdict {
         "ok" => (Tone::Good, "all is well"),
         "repaired" => (Tone::Warn, "all that was found is repaired; the fleet does the rest"),
-        "away" => (Tone::Bad, "nothing was found, but not everything could be looked at"),
+        "away" => (Tone::Bad, "nothing is left, but not everything could be looked at"),
         _ => (Tone::Bad, "something is wrong"),
     };
     let mut out = format!("\n{}\n", look.paint.text(tone, verdict));
@@ -184,7 +183,7 @@ pub(super) fn summary(report: &Report, look: &Look) -> String {
 
 #[cfg(test)]
 mod tests {
-    use conversation::{BrokenOff, Kind};
+    use conversation::Kind;
     use domain::time::Timestamp;
 
     use super::*;
@@ -242,9 +241,12 @@ mod tests {
     fn what_was_repaired_and_what_could_not_be_looked_at_is_said() {
         let repaired = [finding(Kind::StatisticsDiffer, Mended::Done)];
         insta::assert_snapshot!(told(&repaired, vec![ended(Section::Conversations, 1, 0)]));
-        let broken_off = Some(BrokenOff { store: Some(Store::Redis), cause: "refused".to_owned() });
+        let broken_off = Some(BrokenOff::Away { store: Store::Redis, cause: "refused".to_owned() });
         let away = Verified { broken_off, ..ended(Section::HotCopies, 0, 0) };
-        insta::assert_snapshot!(told(&[], vec![away]));
+        insta::assert_snapshot!(told(&[], vec![away.clone()]));
+        let all = told(&repaired, vec![ended(Section::Conversations, 1, 0), away]);
+        let verdict = "nothing is left, but not everything could be looked at";
+        assert!(all.contains(verdict), "{all}");
     }
 
     #[test]
