@@ -57,7 +57,14 @@ impl Examiner {
     /// What a replay of a letter would be.
     #[must_use]
     pub fn prepare(&self, letter: &DeadLetterRow) -> Prepared {
-        let decoded = self.decode(letter, letter.body_to_send());
+        let body = letter.body_to_send();
+        // What it is does not depend on how large a body may be, which each process is told for itself.
+        let decoded = Self { max_body_bytes: usize::MAX }.decode(letter, body);
+        let refusal = if body.len() > self.max_body_bytes {
+            self.decode(letter, body).err()
+        } else {
+            decoded.as_ref().err().cloned()
+        };
         let found = decoded.as_ref().ok().and_then(Action::resolved);
         // An edited body says itself what it is: its id may be what was wrong.
         let resolved = match (&letter.edited_body, as_kept(letter).journey().resolved) {
@@ -77,7 +84,7 @@ impl Examiner {
             }
             _ => None,
         };
-        Prepared { queue, resolved, words, refusal: decoded.err() }
+        Prepared { queue, resolved, words, refusal }
     }
 }
 
@@ -126,6 +133,15 @@ mod tests {
             EXAMINER.prepare(&letter).publication(&letter).journey.resolved.unwrap().id.as_str(),
             expected.0
         );
+    }
+
+    #[test]
+    fn a_letter_that_is_too_large_is_still_known_by_its_id() {
+        let large = letter(&ANONYMOUS.replace("hi", &"hi".repeat(500)));
+        let prepared = EXAMINER.prepare(&large);
+        assert_eq!(prepared.resolved.unwrap().id.as_str(), large.id.to_string());
+        assert!(prepared.words.is_some());
+        assert_eq!(prepared.refusal.unwrap().reason, DeadLetterReason::TooLarge);
     }
 
     #[test]

@@ -53,8 +53,8 @@ pub struct ReplaySettings {
 pub enum StopOnReturn {
     /// With the first one.
     First,
-    /// When a whole batch did, or everything of which anything is known: the cause is still there. A few
-    /// among many are letters that are still bad, and no reason to leave the others.
+    /// When everything did of which anything is known, or five in a row and whole batches: the cause is
+    /// still there. A few among many are letters that are still bad, and no reason to leave the others.
     WholeBatch,
     /// Never; only when RabbitMQ or PostgreSQL is away.
     Never,
@@ -85,7 +85,7 @@ pub enum Ended {
     Interrupted,
     /// Letters came back.
     CameBack,
-    /// Of a whole batch no letter could be sent.
+    /// The last letters could not be sent, and whole batches of them.
     NothingGetsThrough,
     /// A server went away.
     Away {

@@ -17,6 +17,9 @@ use crate::letters::pace::{Growth, Pace, Verdict};
 const LOOK: Duration = Duration::from_millis(50);
 /// Letters that a report names; it counts all.
 const NAMED: usize = 100;
+/// Letters in a row, in batches of which nothing took effect, that speak against sending more once others
+/// took effect: after one bad letter batches begin anew with one, and bad ones are often neighbours.
+const FRUITLESS_IN_A_ROW: usize = 5;
 
 /// A run under way.
 pub(super) struct Run<'a> {
@@ -33,6 +36,8 @@ pub(super) struct Run<'a> {
     back: HashMap<Uuid, Returned>,
     /// How many letters took effect, as far as can be told.
     well: usize,
+    /// Letters of the last batches of which nothing took effect.
+    fruitless: usize,
 }
 
 /// Letters between two looks.
@@ -64,8 +69,9 @@ impl<'a> Run<'a> {
             returns: Vec::new(),
         };
         let (pace, growth) = (Pace::new(settings.rate), Growth::new(settings.largest_batch));
-        let (walk, back, well) = (walk.clone(), HashMap::new(), 0);
-        Self { replayer, by, settings, stop, walk, report, pace, growth, back, well }
+        let (walk, back) = (walk.clone(), HashMap::new());
+        let (well, fruitless) = (0, 0);
+        Self { replayer, by, settings, stop, walk, report, pace, growth, back, well, fruitless }
     }
 
     /// Sends until all are sent or something speaks against it.
@@ -204,14 +210,17 @@ impl<'a> Run<'a> {
     }
 
     /// Whether what became of a batch is a reason to send no more.
-    fn speaks_against(&self, batch: &Batch) -> Option<Ended> {
+    fn speaks_against(&mut self, batch: &Batch) -> Option<Ended> {
         let back = batch.sent.iter().filter(|(id, _)| self.back.contains_key(id)).count();
+        let took_effect = back < batch.sent.len();
+        self.fruitless = if took_effect { 0 } else { self.fruitless + back + batch.failed };
+        let enough = if self.well == 0 { 1 } else { FRUITLESS_IN_A_ROW };
         match self.settings.stop {
             StopOnReturn::Never => None,
             StopOnReturn::First if self.report.returned > 0 => Some(Ended::CameBack),
             StopOnReturn::First if batch.failed > 0 => Some(Ended::NothingGetsThrough),
-            _ if batch.sent.is_empty() && batch.failed > 0 => Some(Ended::NothingGetsThrough),
-            _ if !batch.sent.is_empty() && back == batch.sent.len() => Some(Ended::CameBack),
+            _ if self.fruitless >= enough && back > 0 => Some(Ended::CameBack),
+            _ if self.fruitless >= enough => Some(Ended::NothingGetsThrough),
             // What is tried again for half a minute comes back long after its batch.
             _ if self.report.returned > 0 && self.well == 0 => Some(Ended::CameBack),
             _ => None,
