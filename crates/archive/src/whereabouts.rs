@@ -159,11 +159,13 @@ impl Archive {
         .await
     }
 
-    /// The conversations that a session began or is open in, of one tenant or of all.
+    /// The conversations that a session began or is open in, of one tenant or of all: the newest `limit`,
+    /// oldest first.
     pub async fn conversations_of_session(
         &self,
         session: &str,
         tenant: Option<&TenantId>,
+        limit: u32,
     ) -> Result<Vec<ConversationTrace>> {
         self.within(async |connection| {
             Ok(sqlx::query_as(AssertSqlSafe(format!(
@@ -173,13 +175,16 @@ impl Archive {
                      JOIN conversations c ON c.tenant_id = tenants.tenant_id AND c.session_id = $1
                      UNION
                      SELECT s.tenant_id, s.conversation_id FROM tenants
-                     JOIN sessions s ON s.tenant_id = tenants.tenant_id AND s.session_id = $1 AND s.open)
-                 SELECT {CONVERSATION} FROM found
-                 JOIN conversations c ON c.tenant_id = found.tenant_id AND c.id = found.id
-                 ORDER BY c.created_at, c.tenant_id, c.id"
+                     JOIN sessions s ON s.tenant_id = tenants.tenant_id AND s.session_id = $1 AND s.open),
+                 newest AS (
+                     SELECT c.* FROM found
+                     JOIN conversations c ON c.tenant_id = found.tenant_id AND c.id = found.id
+                     ORDER BY c.created_at DESC, c.tenant_id, c.id LIMIT $3)
+                 SELECT {CONVERSATION} FROM newest c ORDER BY c.created_at, c.tenant_id, c.id"
             )))
             .bind(session)
             .bind(tenant.map(TenantId::as_str))
+            .bind(i64::from(limit))
             .fetch_all(&mut *connection)
             .await?)
         })
@@ -195,19 +200,22 @@ impl Archive {
         before: Option<i64>,
         limit: u32,
     ) -> Result<(Vec<MessageTrace>, Option<i64>)> {
-        const PAGE: &str = "SELECT number, tenant_id, id FROM conversations WHERE number < $1 \
-                            ORDER BY number DESC LIMIT $2";
         let before = before.unwrap_or(i64::MAX);
         self.within(async |connection| {
-            let (oldest, looked_at): (Option<i64>, i64) = sqlx::query_as(AssertSqlSafe(format!(
-                "SELECT min(number), count(*) FROM ({PAGE}) AS page"
-            )))
+            let (oldest, looked_at): (Option<i64>, i64) = sqlx::query_as(
+                "SELECT min(number), count(*)
+                 FROM (SELECT number FROM conversations WHERE number < $1
+                       ORDER BY number DESC LIMIT $2) AS page",
+            )
             .bind(before)
             .bind(i64::from(limit))
             .fetch_one(&mut *connection)
             .await?;
+            let Some(oldest) = oldest else { return Ok((Vec::new(), None)) };
+            // By its ends, not by how many: conversations that began since would push out the oldest.
             let found = sqlx::query_as(AssertSqlSafe(format!(
-                "SELECT {MESSAGE} FROM ({PAGE}) AS c
+                "SELECT {MESSAGE} FROM (SELECT number, tenant_id, id FROM conversations
+                                        WHERE number >= $2 AND number < $1) AS c
                  CROSS JOIN LATERAL (SELECT m.*, m.xmin FROM message_rows m
                                      WHERE m.conversation = c.number AND m.id = $3 OFFSET 0) AS m
                  LEFT JOIN message_tokens t ON t.conversation = c.number AND t.id = m.id
@@ -216,12 +224,12 @@ impl Archive {
                  ORDER BY c.tenant_id, c.id"
             )))
             .bind(before)
-            .bind(i64::from(limit))
+            .bind(oldest)
             .bind(id)
             .bind(tenant.map(TenantId::as_str))
             .fetch_all(&mut *connection)
             .await?;
-            Ok((found, oldest.filter(|_| looked_at == i64::from(limit))))
+            Ok((found, (looked_at == i64::from(limit)).then_some(oldest)))
         })
         .await
     }
@@ -249,8 +257,8 @@ impl Archive {
         .await
     }
 
-    /// Dead letters that have this id, or whose message, conversation or session does; in the order in
-    /// which they were stored, at most `limit`.
+    /// Dead letters that have this id, or whose message, conversation or session does: the `limit` that
+    /// were stored last, in that order.
     pub async fn letters_about(
         &self,
         id: &str,
@@ -259,14 +267,16 @@ impl Archive {
     ) -> Result<Vec<LetterTrace>> {
         self.within(async |connection| {
             Ok(sqlx::query_as(
-                "SELECT letter.* FROM (
-                     SELECT id FROM dead_letters WHERE id = $3
-                     UNION SELECT id FROM dead_letters WHERE message_id = $1
-                     UNION SELECT id FROM dead_letters WHERE conversation_id = $1
-                     UNION SELECT id FROM dead_letters WHERE session_id = $1) AS found
-                 JOIN dead_letters letter ON letter.id = found.id
-                 WHERE $2::text IS NULL OR letter.tenant_id = $2
-                 ORDER BY letter.stored_at, letter.id LIMIT $4",
+                "SELECT * FROM (
+                     SELECT letter.* FROM (
+                         SELECT id FROM dead_letters WHERE id = $3
+                         UNION SELECT id FROM dead_letters WHERE message_id = $1
+                         UNION SELECT id FROM dead_letters WHERE conversation_id = $1
+                         UNION SELECT id FROM dead_letters WHERE session_id = $1) AS found
+                     JOIN dead_letters letter ON letter.id = found.id
+                     WHERE $2::text IS NULL OR letter.tenant_id = $2
+                     ORDER BY letter.stored_at DESC, letter.id DESC LIMIT $4) AS newest
+                 ORDER BY stored_at, id",
             )
             .bind(id)
             .bind(tenant.map(TenantId::as_str))
@@ -278,12 +288,13 @@ impl Archive {
         .await
     }
 
-    /// What operators did to these, oldest first, at most `limit`.
+    /// What operators did to these: the last `limit` deeds, oldest first.
     pub async fn audit_about(&self, subjects: &[String], limit: u32) -> Result<Vec<AuditEntry>> {
         self.within(async |connection| {
             Ok(sqlx::query_as(
-                "SELECT * FROM audit_log
-                 WHERE subject = ANY ($1) ORDER BY id LIMIT $2",
+                "SELECT * FROM (SELECT * FROM audit_log WHERE subject = ANY ($1)
+                                ORDER BY id DESC LIMIT $2) AS newest
+                 ORDER BY id",
             )
             .bind(subjects)
             .bind(i64::from(limit))

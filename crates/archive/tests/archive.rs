@@ -410,6 +410,93 @@ async fn until_somebody_waits(env: &TestEnv) {
     .await;
 }
 
+/// Does some work whose second statement finds a table locked, and is let on after `meanwhile`.
+async fn between_its_statements<T>(
+    env: &TestEnv,
+    table: &str,
+    meanwhile: &str,
+    work: impl Future<Output = T>,
+) -> T {
+    let mut other = PgConnection::connect(&env.database_url).await.unwrap();
+    let lock = format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut other).await.unwrap();
+    let change = async {
+        until_somebody_waits(env).await;
+        let change = format!("{meanwhile}; COMMIT");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(change)).execute(&mut other).await.unwrap();
+    };
+    tokio::join!(work, change).0
+}
+
+fn patient(env: &TestEnv) -> Archive {
+    Archive::open(&Settings {
+        url: env.database_url.clone(),
+        application: "test".to_owned(),
+        connections: 1,
+        time_out: Duration::from_secs(30),
+        lock_time_out: Duration::from_secs(30),
+    })
+    .unwrap()
+}
+
+#[tokio::test]
+async fn conversations_that_begin_meanwhile_push_no_message_out_of_sight() {
+    let (env, archive) = migrated().await;
+    save(&archive, "m1").await.unwrap();
+    let begin = "INSERT INTO conversations (tenant_id, id, session_id, created_at, hot_generation)
+                 SELECT 'acme', 'new-' || n, 's', now(), n FROM generate_series(1, 3) AS n";
+    let patient = patient(&env);
+    let looking = patient.messages_named("m1", None, None, 1);
+    let (found, next) = between_its_statements(&env, "message_rows", begin, looking).await.unwrap();
+    assert_eq!(found.len(), 1, "{found:?}");
+    let (found, next) = archive.messages_named("m1", None, next, 1).await.unwrap();
+    assert_eq!((found.len(), next), (0, None));
+}
+
+#[tokio::test]
+async fn messages_that_come_meanwhile_push_no_orphan_out_of_sight() {
+    let (env, archive) = migrated().await;
+    save(&archive, "m1").await.unwrap();
+    env.psql("UPDATE message_rows SET conversation = 4711").await.unwrap();
+    // Only known numbers come, below the orphan's.
+    let come = "INSERT INTO message_rows
+                    (conversation, id, role, content, created_at, received_at, body_hash)
+                SELECT (SELECT number FROM conversations), id, role, content, created_at, received_at, body_hash
+                FROM message_rows";
+    let patient = patient(&env);
+    let looking = patient.orphaned_rows(i64::MIN, 1);
+    let (found, looked_at, next) =
+        between_its_statements(&env, "conversations", come, looking).await.unwrap();
+    let found: Vec<_> = found.iter().map(|orphan| orphan.conversation).collect();
+    assert_eq!((found, looked_at, next), (vec![4711], 1, Some(4711)));
+}
+
+#[tokio::test]
+async fn of_too_many_letters_deeds_and_conversations_the_newest_are_told() {
+    let (env, archive) = migrated().await;
+    env.psql(
+        "INSERT INTO dead_letters (id, queue, reason, error, session_id, routing_key, exchange, body,
+                                   properties, headers, attempts, replay_count, first_failed_at,
+                                   last_failed_at, stored_at)
+             SELECT gen_random_uuid(), 'q', 'schema', n::text, 's', 'q', '', '', '{}', '{}', 1, 0,
+                    now(), now(), now() + n * interval '1 s'
+             FROM generate_series(1, 3) AS n;
+         INSERT INTO audit_log (actor, action, subject)
+             SELECT 'me', n::text, 's' FROM generate_series(1, 3) AS n;
+         INSERT INTO conversations (tenant_id, id, session_id, created_at, hot_generation)
+             SELECT 'acme', n::text, 's', now() + n * interval '1 s', n
+             FROM generate_series(1, 3) AS n",
+    )
+    .await
+    .unwrap();
+    let letters = archive.letters_about("s", None, 2).await.unwrap();
+    assert_eq!(letters.iter().map(|it| &*it.error).collect::<Vec<_>>(), ["2", "3"]);
+    let deeds = archive.audit_about(&["s".to_owned()], 2).await.unwrap();
+    assert_eq!(deeds.iter().map(|it| &*it.action).collect::<Vec<_>>(), ["2", "3"]);
+    let conversations = archive.conversations_of_session("s", None, 2).await.unwrap();
+    assert_eq!(conversations.iter().map(|it| &*it.id).collect::<Vec<_>>(), ["2", "3"]);
+}
+
 #[tokio::test]
 async fn of_two_replicas_that_meet_a_new_reign_one_changes_the_epoch() {
     let (_env, archive) = migrated().await;

@@ -24,7 +24,7 @@ use crate::reader::marked;
 
 /// Conversations in which a message is looked for by one statement: some 20 ms.
 const CONVERSATIONS: u32 = 2_000;
-/// Letters and audit lines that are told at most.
+/// Letters, audit lines, and conversations of a session that are told at most: the newest.
 const TOLD: u32 = 1_000;
 /// Messages that are read of a copy to find one: as many as may share a time.
 const NEAR: usize = 256;
@@ -166,7 +166,7 @@ impl Tracer {
         for row in self.archive.conversations_named(id, tenant).await? {
             conversations.push((Matched::Conversation, row));
         }
-        for row in self.archive.conversations_of_session(id, tenant).await? {
+        for row in self.archive.conversations_of_session(id, tenant, TOLD).await? {
             let known = |(_, it): &(_, ConversationTrace)| {
                 (&it.tenant_id, &it.id) == (&row.tenant_id, &row.id)
             };

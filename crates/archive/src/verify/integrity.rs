@@ -41,11 +41,8 @@ impl Archive {
                 .fetch_one(&mut *connection)
                 .await?;
             let Some(last) = last else { return Ok((Vec::new(), 0, None)) };
-            let orphans = sqlx::query_as(ORPHANS)
-                .bind(after)
-                .bind(i64::from(limit))
-                .fetch_all(&mut *connection)
-                .await?;
+            let orphans =
+                sqlx::query_as(ORPHANS).bind(after).bind(last).fetch_all(&mut *connection).await?;
             let more = (looked_at == i64::from(limit)).then_some(last);
             Ok((orphans, usize::try_from(looked_at).unwrap_or_default(), more))
         })
@@ -93,28 +90,34 @@ impl Archive {
     }
 }
 
-/// The next numbers under which there are messages, by one look-up each: $1 after, $2 how many.
+/// The numbers after $1 under which there are messages, by one look-up each, in order.
 macro_rules! numbers {
-    ($then:literal) => {
+    ($and:literal, $then:literal) => {
         concat!(
             "WITH RECURSIVE numbers AS (
-                 (SELECT conversation AS n FROM message_rows WHERE conversation > $1
-                  ORDER BY conversation LIMIT 1)
+                 (SELECT m.conversation AS n FROM message_rows m WHERE m.conversation > $1 ",
+            $and,
+            " ORDER BY m.conversation LIMIT 1)
                  UNION ALL
-                 SELECT (SELECT m.conversation FROM message_rows m WHERE m.conversation > numbers.n
-                         ORDER BY m.conversation LIMIT 1)
-                 FROM numbers WHERE numbers.n IS NOT NULL),
-             page AS (SELECT n FROM numbers WHERE n IS NOT NULL LIMIT $2) ",
+                 SELECT (SELECT m.conversation FROM message_rows m WHERE m.conversation > numbers.n ",
+            $and,
+            " ORDER BY m.conversation LIMIT 1)
+                 FROM numbers WHERE numbers.n IS NOT NULL) ",
             $then
         )
     };
 }
 
-const NUMBERS_LAST: &str = numbers!("SELECT max(n), count(*) FROM page");
+const NUMBERS_LAST: &str = numbers!(
+    "",
+    "SELECT max(n), count(*) FROM (SELECT n FROM numbers WHERE n IS NOT NULL LIMIT $2) AS page"
+);
 
+/// Up to a number, not so many: numbers that came since would push out the last.
 const ORPHANS: &str = numbers!(
+    "AND m.conversation <= $2",
     "SELECT page.n AS conversation, count(*) AS messages, min(m.id) AS first_id
-     FROM page JOIN message_rows m ON m.conversation = page.n
+     FROM numbers page JOIN message_rows m ON m.conversation = page.n
      WHERE NOT EXISTS (SELECT FROM conversations c WHERE c.number = page.n)
      GROUP BY page.n ORDER BY page.n"
 );
