@@ -102,10 +102,17 @@ pub(crate) fn run(mut sources: Sources) -> ExitCode {
 
 /// Says on standard error why a command could not do its work.
 pub(crate) fn complain(failure: &Failure) {
+    eprint!("{}", complaint(failure));
+}
+
+/// It may quote a sender or a server: no control character of theirs reaches the terminal.
+fn complaint(failure: &Failure) -> String {
+    let mut out = String::new();
     for (n, line) in failure.to_string().lines().enumerate() {
         let indent = if n == 0 { "" } else { "  " };
-        eprintln!("verbatim: {indent}{line}");
+        out.push_str(&format!("verbatim: {indent}{}\n", look::one_line(line)));
     }
+    out
 }
 
 impl Verb {
@@ -163,6 +170,13 @@ mod tests {
             command = next;
         }
         command.term_width(100).render_long_help().to_string()
+    }
+
+    #[test]
+    fn a_complaint_that_quotes_a_sender_leaves_the_terminal_alone() {
+        let failure = Failure::problem("refused: `\u{1b}[2Jbot`", "see \u{9b}below");
+        let expected = "verbatim: refused: `␛[2Jbot`\nverbatim:   see \u{fffd}below\n";
+        assert_eq!(complaint(&failure), expected);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::dead_letters_selection::Chosen;
 use super::dead_letters_show::{body, no_such_letter};
 use crate::actor::Actor;
 use crate::commands::lint::BodyLimit;
-use crate::exit::{Exit, Failure};
+use crate::exit::{Away, Exit, Failure};
 use crate::input::Input;
 use crate::look::{Cell, Look, Screen, Side, Table, Tone, block, count, plural};
 use crate::servers::Database;
@@ -100,15 +100,23 @@ impl DeadLettersEdit {
     ) -> Result<Exit, Failure> {
         let found = letters.story(id).await.map_err(|error| database.failure(&error))?;
         let story = found.ok_or_else(|| no_such_letter(id))?;
-        let change = match (self.alike(), &self.body) {
-            (Some(change), _) => change,
-            (None, Some(input)) => Change::Body(read(input)?),
-            (None, None) => Change::Body(self.in_editor(&story.letter)?),
+        let (change, copy) = match (self.alike(), &self.body) {
+            (Some(change), _) => (change, None),
+            (None, Some(input)) => (Change::Body(read(input)?), None),
+            (None, None) => {
+                let (body, copy) = self.in_editor(&story.letter)?;
+                (Change::Body(body), Some(copy))
+            }
         };
         let edited = letters.edit(&story.letter, &change, &self.actor.by()).await;
         let letter = edited.map_err(|error| {
             let suggestion = story.suggestion.as_ref().map(|it| it.text.as_str());
-            failure(error, id, suggestion, database)
+            let copy = copy.filter(|_| !matches!(error, EditError::Nothing));
+            let failure = failure(error, id, suggestion, database);
+            match copy {
+                Some(copy) => kept(failure, &copy.keep()),
+                None => failure,
+            }
         })?;
         screen.show(&letter, |look| text(&letter, look))?;
         Ok(Exit::Fine)
@@ -151,8 +159,8 @@ impl DeadLettersEdit {
         }
     }
 
-    /// Lets the user edit what a replay would send.
-    fn in_editor(&self, letter: &DeadLetterRow) -> Result<Vec<u8>, Failure> {
+    /// Lets the user edit what a replay would send, in a file.
+    fn in_editor(&self, letter: &DeadLetterRow) -> Result<(Vec<u8>, Copy), Failure> {
         let at_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
         let Some(editor) = self.editor.as_deref().filter(|it| at_terminal && !it.is_empty()) else {
             return Err(Failure::Usage(
@@ -173,7 +181,24 @@ impl DeadLettersEdit {
         let mut body = std::fs::read(&copy.0).map_err(|error| unreadable(&copy.0, &error))?;
         // Editors end a file with a line break; a body has none.
         body.truncate(body.trim_ascii_end().len());
-        Ok(body)
+        Ok((body, copy))
+    }
+}
+
+/// A failure that says where the work of a user is who would not want to do it again.
+fn kept(failure: Failure, path: &Path) -> Failure {
+    let hint = format!("what you wrote is in {0}; --body {0} tries it again", path.display());
+    match failure {
+        Failure::Problem { what, mend } => {
+            let mend = mend.map_or_else(String::new, |mend| format!("{mend}\n"));
+            Failure::Problem { what, mend: Some(mend + &hint) }
+        }
+        Failure::Usage(what) => Failure::Usage(format!("{what}\n{hint}")),
+        Failure::Away(away) => {
+            let cause = format!("{}\n{hint}", away.cause);
+            Failure::Away(Away { cause, ..away })
+        }
+        Failure::ClosedPipe => Failure::ClosedPipe,
     }
 }
 
@@ -253,7 +278,7 @@ impl Edits {
     }
 }
 
-/// A file with a body, readable by its owner alone, that goes away again.
+/// A file with a body, readable by its owner alone, that goes away again unless it is kept.
 struct Copy(PathBuf);
 
 impl Copy {
@@ -269,6 +294,13 @@ impl Copy {
                 Err(Failure::plain(format!("cannot write {}: {error}", copy.0.display())))
             }
         }
+    }
+}
+
+impl Copy {
+    /// Leaves the file where it is.
+    fn keep(self) -> PathBuf {
+        std::mem::ManuallyDrop::new(self).0.clone()
     }
 }
 
@@ -357,5 +389,17 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         drop(copy);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_was_written_in_an_editor_and_refused_is_kept_and_named() {
+        let path = Copy::of(&row()).unwrap().keep();
+        let told = kept(Failure::problem("refused", "nothing was changed"), &path).to_string();
+        let expected = format!(
+            "refused\nnothing was changed\nwhat you wrote is in {0}; --body {0} tries it again",
+            path.display()
+        );
+        assert_eq!(told, expected);
+        std::fs::remove_file(&path).unwrap();
     }
 }

@@ -92,16 +92,17 @@ impl DeadLettersList {
             screen.show(&groups, |look| groups::text(&groups, self.limit, look))?;
             return Ok(Exit::Fine);
         }
-        let (total, letters) = tokio::try_join!(
+        // One more than is shown tells whether there is a next page.
+        let (total, mut letters) = tokio::try_join!(
             archive.count_dead_letters(&filter, status),
-            archive.dead_letters(&filter, status, self.before, self.limit)
+            archive.dead_letters(&filter, status, self.before, self.limit.saturating_add(1))
         )
         .map_err(failure)?;
-        let mut open = archive.open_dead_letters().await.map_err(failure)?;
-        open.retain(|group| self.filters.queue.is_none_or(|queue| queue == group.queue));
-        open.retain(|group| self.filters.reason.is_none_or(|it| it.as_str() == group.reason));
-        let full = letters.len() as u64 == u64::from(self.limit);
-        let next = letters.last().filter(|_| full && letters.len() as u64 != total).map(|it| it.id);
+        let open = archive.open_dead_letters().await.map_err(failure)?;
+        let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
+        let more = letters.len() > limit;
+        letters.truncate(limit);
+        let next = letters.last().filter(|_| more).map(|it| it.id);
         let page = Page { total, open, letters, next };
         screen.show(&page, |look| text(&page, look))?;
         Ok(Exit::Fine)

@@ -38,8 +38,8 @@ what no queue takes stays open and says why. One that comes back is a new letter
 before. Replaying twice, or at once from two places, is safe: effects happen once. Ctrl-C stops
 between letters.
 
-Exit codes: 0 all were sent and none came back; 1 some came back or could not be sent, or it was
-stopped; 3 a server went away.";
+Exit codes: 0 all were sent and none came back; 1 some came back or were not sent by this run (no
+queue took them, or another run has them), or it was stopped; 3 a server went away.";
 
 /// Sends dead letters back to their queues
 #[derive(Debug, Args)]
@@ -89,7 +89,7 @@ pub(crate) struct DeadLettersReplay {
 enum Stop {
     /// With the first letter
     First,
-    /// With a whole batch of them
+    /// With a whole batch of them: of five at least, once some went well
     WholeBatch,
     /// Only when a server is away
     Never,
@@ -133,18 +133,19 @@ impl DeadLettersReplay {
             .await;
         shown.end();
         let report = replayed.map_err(|error| database.failure(&error))?;
-        // Of letters that were named, each is expected to be sent by this run.
-        let unsent = if self.chosen.named() > 0 { report.passed_over } else { 0 };
         let others = self.chosen.named().saturating_sub(report.matched);
         screen.show(&report, |look| text::text(&report, others, look))?;
-        Ok(exit(&report, others + unsent))
+        Ok(exit(&report, others))
     }
 }
 
-fn exit(report: &ReplayReport, unsent: u64) -> Exit {
+/// `others` are letters that were named and are not open. Whatever this run did not send, or sent too late
+/// to note, may be open still.
+fn exit(report: &ReplayReport, others: u64) -> Exit {
+    let ReplayReport { failed, returned, passed_over, overtaken, .. } = report;
     match &report.ended {
         Ended::Away { store: Store::RabbitMq | Store::PostgreSql | Store::Redis, .. } => Exit::Away,
-        Ended::Complete if report.failed + report.returned + unsent == 0 => Exit::Fine,
+        Ended::Complete if failed + returned + passed_over + overtaken + others == 0 => Exit::Fine,
         _ => Exit::Problems,
     }
 }

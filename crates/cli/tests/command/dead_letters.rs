@@ -72,8 +72,15 @@ async fn letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
     let next = page["next"].as_str().unwrap();
     let rest = verbatim.json(&["dead-letters", "list", "--limit", "1", "--before", next]).await;
     assert_ne!(rest["letters"][0]["id"], page["letters"][0]["id"]);
+    assert_eq!(rest["next"], Value::Null, "the last page is exactly full");
     let last = rest["letters"][0]["id"].as_str().unwrap();
     assert_eq!(count(&["--before", last]).await, 0);
+
+    let elsewhere =
+        ["dead-letters", "list", "--queue", "conversation.session", "--reason", "expired"];
+    let told = verbatim.run(&elsewhere).await.out;
+    assert!(told.contains("   2  conversation.save_message  schema\n"), "{told}");
+    assert!(told.ends_with("\nnone of them matches\n"), "{told}");
 
     let listed = verbatim.json(&["dead-letters", "list", "--tenant", "umbrella"]).await;
     let listed = &listed["letters"];

@@ -2,7 +2,7 @@
 
 use conversation::letters::{Ended, ReplayReport};
 
-use crate::look::{Cell, Look, Side, Table, Tone, count, excerpt, plural};
+use crate::look::{Cell, Look, Side, Table, Tone, count, excerpt, one_line, plural};
 
 /// Letters that a text names; JSON names more.
 const NAMED: usize = 20;
@@ -89,7 +89,8 @@ fn hints(report: &ReplayReport) -> Vec<String> {
             count(left)
         )),
         Ended::Away { store, cause } => hints.push(format!(
-            "{store} went away: {cause}. What was not noted is open; replaying it again is safe"
+            "{store} went away: {}. What was not noted is open; replaying it again is safe",
+            one_line(cause)
         )),
     }
     if report.passed_over > 0 {
@@ -164,8 +165,10 @@ mod tests {
 
     #[test]
     fn a_run_that_ended_early_says_why_and_what_is_left() {
-        let away =
-            Ended::Away { store: Store::RabbitMq, cause: "cannot publish: refused".to_owned() };
+        let away = Ended::Away {
+            store: Store::RabbitMq,
+            cause: "cannot publish: \u{1b}refused".to_owned(),
+        };
         let told: Vec<String> =
             [Ended::Interrupted, Ended::CameBack, Ended::NothingGetsThrough, away]
                 .map(|ended| text(&ReplayReport { replayed: 12, ..report(ended) }, 2, &look()))
