@@ -354,6 +354,11 @@ impl DeadLetterRow {
     pub fn body_to_send(&self) -> &[u8] {
         self.edited_body.as_deref().unwrap_or(&self.body)
     }
+
+    /// Bytes of its body and its edited copy.
+    fn bytes(&self) -> usize {
+        self.body.len() + self.edited_body.as_ref().map_or(0, Vec::len)
+    }
 }
 
 impl DeadLetterStatus {

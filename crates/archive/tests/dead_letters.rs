@@ -202,3 +202,24 @@ async fn a_run_that_sent_what_was_there_before_an_edit_does_not_mark_the_edited_
     assert_eq!(archive.note_replayed(&[sent(1, None)], &frozen).await.unwrap(), 0);
     assert_eq!(env.psql("SELECT status FROM dead_letters").await.unwrap(), "open");
 }
+
+#[tokio::test]
+async fn large_letters_are_met_a_few_at_a_time_and_all_of_them() {
+    let (_env, archive) = migrated().await;
+    let large = |n| DeadLetter { body: vec![b'x'; 9 << 20], ..letter(n) };
+    archive.store_dead_letters(&[large(1), large(2), large(3)]).await.unwrap();
+    let (by, beginning) = (by(), walk(&archive).await);
+    let (mut met, mut rest) = (Vec::new(), Some(beginning.clone()));
+    while let Some(walk) = rest {
+        let stretch = archive.next_dead_letters(&walk, &[], 10).await.unwrap();
+        met.push(stretch.letters.len());
+        rest = stretch.rest;
+    }
+    let (mut taken, mut rest) = (Vec::new(), Some(beginning));
+    while let Some(walk) = rest {
+        let stretch = archive.take_dead_letters(&walk, &by, LEASE, 10).await.unwrap();
+        taken.push(stretch.letters.len());
+        rest = stretch.rest;
+    }
+    assert_eq!((met, taken), (vec![2, 1], vec![2, 1]));
+}

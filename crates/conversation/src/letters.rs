@@ -32,7 +32,7 @@ use crate::transient::retried;
 
 /// Letters that are decided about in one transaction.
 const PIECE: u32 = 500;
-/// Letters that are taken out together: with their edited copies some 32 MiB at most.
+/// Letters that are taken out together; fewer, where they are large.
 const PAGE: u32 = 16;
 
 /// The dead letters of a fleet. Clones share their connections.

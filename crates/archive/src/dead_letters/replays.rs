@@ -11,7 +11,7 @@ use serde::Serialize;
 use sqlx::{FromRow, QueryBuilder};
 use uuid::Uuid;
 
-use super::selection::{NOT_UNDER_WAY, Stretch, Walk, push_status};
+use super::selection::{NOT_UNDER_WAY, SIZED, Stretch, Walk, light, push_status};
 use super::{DeadLetterRow, DeadLetterStatus};
 use crate::{Archive, By, Result};
 
@@ -53,8 +53,8 @@ pub struct Words {
 }
 
 impl Archive {
-    /// Takes the next open letters of a walk for a run, at most `limit`, for as long as `lease`. Those
-    /// that another run has are passed over.
+    /// Takes the next open letters of a walk for a run, at most `limit` and fewer where they are large, for
+    /// as long as `lease`. Those that another run has are passed over.
     pub async fn take_dead_letters(
         &self,
         walk: &Walk,
@@ -62,22 +62,24 @@ impl Archive {
         lease: Duration,
         limit: u32,
     ) -> Result<Stretch<DeadLetterRow>> {
-        let mut query =
-            QueryBuilder::new("WITH chosen AS (SELECT d.id FROM dead_letters d WHERE true");
+        let mut query = QueryBuilder::new(format!("WITH chosen AS ({SIZED}"));
         push_status(&mut query, &[DeadLetterStatus::Open]);
         query.push(NOT_UNDER_WAY);
         walk.push(&mut query);
         walk.push_decided_before(&mut query);
         query.push(" ORDER BY d.stored_at, d.id LIMIT ").push_bind(i64::from(limit));
-        query.push(" FOR UPDATE SKIP LOCKED) UPDATE dead_letters d SET replay_run = ");
+        query.push(format!(
+            " FOR UPDATE SKIP LOCKED), {} UPDATE dead_letters d SET replay_run = ",
+            light()
+        ));
         query.push_bind(by.run);
         query.push(", replay_lease_until = clock_timestamp() + interval '1 second' * ");
         query.push_bind(lease.as_secs_f64());
-        query.push(" FROM chosen WHERE d.id = chosen.id RETURNING d.*");
+        query.push(" FROM light WHERE d.id = light.id RETURNING d.*");
         let taken: Vec<DeadLetterRow> = self
             .within(async |connection| Ok(query.build_query_as().fetch_all(connection).await?))
             .await?;
-        Ok(walk.stretch(taken, limit, |row| (row.stored_at, row.id)))
+        Ok(walk.stretch_of_rows(taken, limit))
     }
 
     /// Notes what came of letters that the run has: confirmed ones are replayed, the others stay open

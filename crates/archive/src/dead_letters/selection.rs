@@ -116,21 +116,25 @@ impl Archive {
         Ok(count.unsigned_abs())
     }
 
-    /// The next letters of a walk, only to look at.
+    /// The next letters of a walk, only to look at: at most `limit`, and fewer where they are large.
     pub async fn next_dead_letters(
         &self,
         walk: &Walk,
         status: &[DeadLetterStatus],
         limit: u32,
     ) -> Result<Stretch<DeadLetterRow>> {
-        let mut query = QueryBuilder::new("SELECT * FROM dead_letters d WHERE true");
+        let mut query = QueryBuilder::new(format!("WITH chosen AS ({SIZED}"));
         push_status(&mut query, status);
         walk.push(&mut query);
         query.push(" ORDER BY d.stored_at, d.id LIMIT ").push_bind(i64::from(limit));
+        query.push(format!(
+            "), {} SELECT d.* FROM dead_letters d JOIN light ON light.id = d.id",
+            light()
+        ));
         let rows: Vec<DeadLetterRow> = self
             .within(async |connection| Ok(query.build_query_as().fetch_all(connection).await?))
             .await?;
-        Ok(walk.stretch(rows, limit, |row| (row.stored_at, row.id)))
+        Ok(walk.stretch_of_rows(rows, limit))
     }
 }
 
@@ -214,6 +218,18 @@ impl Walk {
         query.push_bind(self.began).push(")");
     }
 
+    /// What a statement met that was to meet `limit` letters at most, and only those that are [`light`].
+    pub(super) fn stretch_of_rows(
+        &self,
+        rows: Vec<DeadLetterRow>,
+        limit: u32,
+    ) -> Stretch<DeadLetterRow> {
+        let bytes: usize = rows.iter().map(DeadLetterRow::bytes).sum();
+        // Where some were left out, those before them have so many bytes.
+        let limit = if bytes < STRETCH_BYTES { limit } else { 0 };
+        self.stretch(rows, limit, |row| (row.stored_at, row.id))
+    }
+
     /// What a statement met that was to meet `limit` letters at most, in any order.
     pub(super) fn stretch<T>(
         &self,
@@ -247,6 +263,25 @@ pub(super) fn push_status(query: &mut QueryBuilder<Postgres>, status: &[DeadLett
             query.push(")");
         }
     }
+}
+
+/// Bytes of bodies and edited copies that are read together, about: a page of ordinary letters is far
+/// below, and one of those that died because they are too large would not fit into memory.
+const STRETCH_BYTES: usize = 16 << 20;
+
+/// The letters `d` with their sizes, to be restricted.
+pub(super) const SIZED: &str = "SELECT d.id, d.stored_at, octet_length(d.body)::bigint
+         + coalesce(octet_length(d.edited_body), 0) AS bytes
+     FROM dead_letters d WHERE true";
+
+/// Of `chosen`, which are [`SIZED`], the first one and as many after it as have [`STRETCH_BYTES`] together.
+pub(super) fn light() -> String {
+    format!(
+        "light AS (
+             SELECT id FROM (SELECT id, sum(bytes) OVER (ORDER BY stored_at, id) - bytes AS before
+                             FROM chosen) AS c
+             WHERE before < {STRETCH_BYTES})"
+    )
 }
 
 /// Restricts the letters `d` to those that no replay has just now.
