@@ -7,7 +7,7 @@
 
 mod timeline;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use archive::{Archive, AuditEntry, ConversationTrace, LetterTrace, MessageTrace};
 use broker::Endpoints;
@@ -19,6 +19,7 @@ use domain::message::Position;
 use domain::time::Timestamp;
 use hot_store::{Extent, HotStore, Window};
 use serde::Serialize;
+use uuid::Uuid;
 
 use crate::reader::marked;
 
@@ -177,26 +178,28 @@ impl Tracer {
         let letters = self.archive.letters_about(id, tenant, TOLD).await?;
         let messages = self.messages(id, tenant, &letters, progress).await?;
         let mut lives = Vec::new();
-        for ((tenant_id, conversation_id, message_id), found) in messages {
-            lives.push(self.life_of_message(tenant_id, conversation_id, message_id, found).await?);
+        // Letters that some life has told. What two have in common says little: many know no message.
+        let mut told: HashSet<Uuid> = HashSet::new();
+        for (key, found) in messages {
+            told.extend(found.letters.iter().map(|letter| letter.id));
+            lives.push(self.life_of_message(key, found).await?);
         }
         for (matched, row) in conversations {
-            lives.push(self.life_of_conversation(matched, row).await?);
+            lives.push(self.life_of_conversation(matched, row, &mut told).await?);
         }
-        // Letters of a conversation none of whose messages could be stored.
-        let told = |letter: &LetterTrace| {
-            lives.iter().any(|life| {
-                life.tenant_id == letter.tenant_id
-                    && (life.conversation_id == letter.conversation_id
-                        || life.message_id == letter.message_id)
-            })
-        };
-        let rest: Vec<LetterTrace> = letters.into_iter().filter(|letter| !told(letter)).collect();
-        for letter in rest {
-            let key = (letter.tenant_id.clone(), letter.conversation_id.clone());
-            let message = letter.message_id.clone();
-            let found = Found { row: None, letters: vec![letter], by_letter: true };
-            lives.push(self.life_of_message(key.0, key.1, message, found).await?);
+        // Letters of a session, or of a conversation none of whose messages could be stored.
+        let mut rest: BTreeMap<(MessageKey, Option<Uuid>), Found> = BTreeMap::new();
+        for letter in letters.into_iter().filter(|letter| !told.contains(&letter.id)) {
+            let key = key_of(&letter);
+            // Those of one message are one life; one that names none is its own.
+            let own = key.2.is_none().then_some(letter.id);
+            let entry = rest.entry((key, own)).or_default();
+            entry.by_letter = true;
+            entry.letters.push(letter);
+        }
+        for ((key, _), mut found) in rest {
+            found.row = self.row(&key).await?;
+            lives.push(self.life_of_message(key, found).await?);
         }
         lives.sort_by(|a, b| (&a.tenant_id, a.matched).cmp(&(&b.tenant_id, b.matched)));
         let (waiting, queues_unknown) =
@@ -233,24 +236,12 @@ impl Tracer {
             }
         }
         for letter in letters {
-            let by_id = letter.id.to_string() == id.to_lowercase();
+            let by_id = Uuid::parse_str(id).is_ok_and(|id| id == letter.id);
             if !by_id && letter.message_id.as_deref() != Some(id) {
                 continue;
             }
-            let key = (
-                letter.tenant_id.clone(),
-                letter.conversation_id.clone(),
-                letter.message_id.clone(),
-            );
-            let row = match &key {
-                (Some(tenant), Some(conversation), Some(message)) if by_id => {
-                    match ConversationKey::parse(tenant, conversation) {
-                        Ok(key) => self.archive.message_trace(&key, message).await?,
-                        Err(_) => None,
-                    }
-                }
-                _ => None,
-            };
+            let key = key_of(letter);
+            let row = if by_id { self.row(&key).await? } else { None };
             let entry = found.entry(key).or_default();
             entry.row = entry.row.take().or(row);
             entry.by_letter |= by_id;
@@ -259,11 +250,18 @@ impl Tracer {
         Ok(found)
     }
 
+    /// The stored message of a letter that says which it is of.
+    async fn row(&self, key: &MessageKey) -> Result<Option<MessageTrace>, archive::Error> {
+        let (Some(tenant), Some(conversation), Some(message)) = key else { return Ok(None) };
+        match ConversationKey::parse(tenant, conversation) {
+            Ok(key) => self.archive.message_trace(&key, message).await,
+            Err(_) => Ok(None),
+        }
+    }
+
     async fn life_of_message(
         &self,
-        tenant_id: Option<String>,
-        conversation_id: Option<String>,
-        message_id: Option<String>,
+        (tenant_id, conversation_id, message_id): MessageKey,
         found: Found,
     ) -> Result<Life, archive::Error> {
         let key = match (&tenant_id, &conversation_id) {
@@ -299,6 +297,7 @@ impl Tracer {
         &self,
         matched: Matched,
         row: ConversationTrace,
+        told: &mut HashSet<Uuid>,
     ) -> Result<Life, archive::Error> {
         let key = ConversationKey::parse(&row.tenant_id, &row.id).ok();
         let hot = match &key {
@@ -308,6 +307,7 @@ impl Tracer {
         let tenant = TenantId::new(&row.tenant_id).ok();
         let mut letters = self.archive.letters_about(&row.id, tenant.as_ref(), TOLD).await?;
         letters.retain(|letter| letter.conversation_id.as_deref() == Some(&*row.id));
+        told.extend(letters.iter().map(|letter| letter.id));
         let mut subjects: Vec<String> = letters.iter().map(|it| it.id.to_string()).collect();
         subjects.push(row.id.clone());
         let audit = self.audit(&subjects, Some(&row.tenant_id)).await?;
@@ -397,6 +397,10 @@ impl Tracer {
 
 /// Tenant, conversation, id.
 type MessageKey = (Option<String>, Option<String>, Option<String>);
+
+fn key_of(letter: &LetterTrace) -> MessageKey {
+    (letter.tenant_id.clone(), letter.conversation_id.clone(), letter.message_id.clone())
+}
 
 fn state(status: &str) -> State {
     match status {
