@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use super::finding::told;
 use super::{BrokenOff, Finding, Kind, Run};
 
-/// Conversations, days or numbers that one statement looks at. Conversations of many messages may need
+/// Conversations or days that one statement looks at. Those of many messages or conversations may need
 /// longer than a statement may take; then it is tried with fewer.
 const PAGE: u32 = 100;
 /// Numbers of conversations along which orphans are looked for at once: some milliseconds.
@@ -51,24 +51,17 @@ impl Run<'_> {
         self.still_due(due).await
     }
 
-    /// What a page of conversations shows, in smaller pages where one takes too long.
     async fn check(
-        &mut self,
+        &self,
         keys: &[ConversationKey],
-    ) -> Result<Vec<ConversationCheck>, BrokenOff> {
-        let mut found = Vec::with_capacity(keys.len());
-        let mut parts = vec![keys];
-        while let Some(part) = parts.pop() {
-            match self.verifier.archive.check_conversations(part).await {
-                Ok(checks) => found.extend(checks),
-                Err(error) if error.is_time_out() && part.len() > 1 => {
-                    let (first, second) = part.split_at(part.len() / 2);
-                    parts.extend([second, first]);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(found)
+    ) -> Result<Vec<ConversationCheck>, archive::Error> {
+        let archive = &self.verifier.archive;
+        in_parts(keys, async |part| archive.check_conversations(part).await).await
+    }
+
+    async fn check_days(&self, keys: &[DayKey]) -> Result<Vec<DayCheck>, archive::Error> {
+        let archive = &self.verifier.archive;
+        in_parts(keys, async |part| archive.check_days(part).await).await
     }
 
     async fn tell_of_conversation(&mut self, check: ConversationCheck) {
@@ -147,7 +140,7 @@ impl Run<'_> {
             let archive = &self.verifier.archive;
             let keys = archive.day_keys(self.scope, after.as_ref(), PAGE).await?;
             after = keys.last().cloned();
-            for check in archive.check_days(&keys).await? {
+            for check in self.check_days(&keys).await? {
                 if check.dirty && waiting.get(&check.key) == Some(&&check.version) {
                     still.push((check.key, check.version));
                 } else if !check.differences.is_empty() {
@@ -166,7 +159,7 @@ impl Run<'_> {
         let keys: Vec<DayKey> = still.iter().map(|(key, _)| key.clone()).collect();
         let versions: HashMap<DayKey, String> = still.into_iter().collect();
         for page in keys.chunks(PAGE as usize) {
-            for check in self.verifier.archive.check_days(page).await? {
+            for check in self.check_days(page).await? {
                 if check.dirty && versions.get(&check.key) == Some(&check.version) {
                     self.tell_of_day(Kind::DayOverdue, &check).await;
                 }
@@ -251,6 +244,26 @@ impl Run<'_> {
     }
 }
 
+/// What a page shows, in smaller pages where one takes too long.
+async fn in_parts<K, T>(
+    keys: &[K],
+    look: impl AsyncFn(&[K]) -> Result<Vec<T>, archive::Error>,
+) -> Result<Vec<T>, archive::Error> {
+    let mut found = Vec::with_capacity(keys.len());
+    let mut parts = vec![keys];
+    while let Some(part) = parts.pop() {
+        match look(part).await {
+            Ok(more) => found.extend(more),
+            Err(error) if error.is_time_out() && part.len() > 1 => {
+                let (first, second) = part.split_at(part.len() / 2);
+                parts.extend([second, first]);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
 /// Seconds, as people say them.
 fn ago(seconds: Option<f64>) -> String {
     let seconds = seconds.unwrap_or_default();
@@ -259,5 +272,23 @@ fn ago(seconds: Option<f64>) -> String {
         ..7_200.0 => format!("{:.0} min", seconds / 60.0),
         ..172_800.0 => format!("{:.0} h", seconds / 3_600.0),
         _ => format!("{:.0} days", seconds / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_page_that_takes_too_long_is_looked_at_in_parts_and_in_order() {
+        let at_most = |most: usize| {
+            async move |part: &[u8]| match part.len() > most {
+                true => Err(archive::Error::TimedOut(Duration::from_secs(1))),
+                false => Ok(part.to_vec()),
+            }
+        };
+        let page = [1, 2, 3, 4, 5, 6, 7];
+        assert_eq!(in_parts(&page, at_most(2)).await.unwrap(), page);
+        in_parts(&page, at_most(0)).await.unwrap_err();
     }
 }
