@@ -1,7 +1,7 @@
 //! Queues: declared as they must be, and what waits in them has somebody who takes it.
 //!
 //! What waits at one moment says nothing: it may have come just now. So queues are looked at several
-//! times, and only what waited at every look is told.
+//! times, and only what waited at every look is told. Nor is a burst that its consumers are working off.
 
 use std::time::Duration;
 
@@ -32,34 +32,31 @@ impl Run<'_> {
             }
         }
         let mut inspector = Inspector::new(endpoints);
-        let mut least = depths(&mut inspector).await?;
-        self.checked(least.len());
+        let depths_now = depths(&mut inspector).await?;
+        self.checked(depths_now.len());
+        let mut watched: Vec<Watched> = depths_now.into_iter().map(Watched::new).collect();
         for _ in 0..LOOKS {
-            least.retain(|depth| depth.ready > 0);
-            if least.is_empty() {
+            watched.retain(|queue| queue.least > 0);
+            if watched.is_empty() {
                 break;
             }
             sleep(PAUSE).await;
             let now = depths(&mut inspector).await?;
-            for depth in &mut least {
-                let seen = now.iter().find(|seen| seen.queue == depth.queue);
-                let (ready, consumers) = seen.map_or((0, 0), |seen| (seen.ready, seen.consumers));
-                depth.ready = depth.ready.min(ready);
-                // One that had a consumer once is worked on.
-                depth.consumers = depth.consumers.max(consumers);
+            for queue in &mut watched {
+                queue.look(now.iter().find(|seen| seen.queue == queue.name).copied());
             }
         }
         for queue in topology::queues() {
-            let Some(depth) = least.iter().find(|depth| depth.queue == queue.name) else {
+            let Some(seen) = watched.iter().find(|seen| seen.name == queue.name) else {
                 continue;
             };
-            if let Some(kind) = kind(queue.purpose, *depth) {
-                let consumers = match depth.consumers {
+            if let Some(kind) = kind(queue.purpose, seen) {
+                let consumers = match seen.consumers {
                     0 => "no consumer".to_owned(),
                     1 => "1 consumer".to_owned(),
                     n => format!("{n} consumers"),
                 };
-                let detail = format!("{} ready, {consumers}", depth.ready);
+                let detail = format!("{} ready, {consumers}", seen.least);
                 let name = Some(queue.name.to_owned());
                 self.found(Finding::about(kind, name, detail), None).await;
             }
@@ -68,22 +65,53 @@ impl Run<'_> {
     }
 }
 
+/// A queue over several looks.
+#[derive(Debug, Clone)]
+struct Watched {
+    name: &'static str,
+    /// The fewest messages that were ready at one look.
+    least: u32,
+    /// How many were ready at the last look.
+    last: u32,
+    /// Whether fewer were ready at each look than at the one before.
+    falls: bool,
+    /// The most consumers at one look: a queue that had one is worked on.
+    consumers: u32,
+}
+
+impl Watched {
+    fn new(depth: Depth) -> Self {
+        let Depth { queue, ready, consumers } = depth;
+        Self { name: queue, least: ready, last: ready, falls: true, consumers }
+    }
+
+    /// Looks once more. A queue that is gone has nothing in it.
+    fn look(&mut self, now: Option<Depth>) {
+        let (ready, consumers) = now.map_or((0, 0), |now| (now.ready, now.consumers));
+        self.falls &= ready < self.last;
+        self.least = self.least.min(ready);
+        self.last = ready;
+        self.consumers = self.consumers.max(consumers);
+    }
+}
+
 async fn depths(inspector: &mut Inspector) -> Result<Vec<Depth>, BrokenOff> {
     Ok(inspector.depths().await?.into_iter().filter_map(|(_, depth)| depth).collect())
 }
 
 /// What is wrong with a queue in which so much waited all the while.
-fn kind(purpose: Purpose, depth: Depth) -> Option<Kind> {
-    if depth.ready == 0 {
+fn kind(purpose: Purpose, seen: &Watched) -> Option<Kind> {
+    if seen.least == 0 {
         return None;
     }
+    let is_worked_off = seen.falls && seen.consumers > 0;
     match purpose {
-        Purpose::DeadLetters => Some(Kind::LettersWaiting),
+        Purpose::DeadLetters => (!is_worked_off).then_some(Kind::LettersWaiting),
         // Its consumer takes everything at once, and sends it home or to the dead letters.
-        Purpose::Work(WorkQueue::Unrouted) => Some(Kind::UnroutedWaiting),
+        Purpose::Work(WorkQueue::Unrouted) => (!is_worked_off).then_some(Kind::UnroutedWaiting),
         Purpose::Suspects(_) => Some(Kind::SuspectsWaiting),
         // With consumers it is a backlog, which is no damage.
-        Purpose::Work(_) => (depth.consumers == 0).then_some(Kind::WorkWithoutConsumers),
+        Purpose::Work(_) => (seen.consumers == 0).then_some(Kind::WorkWithoutConsumers),
         // Delays end by themselves, and questions expire.
         Purpose::Retry(_) | Purpose::Questions => None,
     }
@@ -93,8 +121,27 @@ fn kind(purpose: Purpose, depth: Depth) -> Option<Kind> {
 mod tests {
     use super::*;
 
+    fn over(purpose: Purpose, looks: [u32; 3], consumers: u32) -> Option<Kind> {
+        let [first, then @ ..] = looks.map(|ready| Depth { queue: "q", ready, consumers });
+        let mut seen = Watched::new(first);
+        then.into_iter().for_each(|now| seen.look(Some(now)));
+        kind(purpose, &seen)
+    }
+
     fn of(purpose: Purpose, ready: u32, consumers: u32) -> Option<Kind> {
-        kind(purpose, Depth { queue: "q", ready, consumers })
+        over(purpose, [ready; 3], consumers)
+    }
+
+    #[test]
+    fn a_burst_that_a_keeper_works_off_is_no_damage() {
+        for (purpose, found) in [
+            (Purpose::DeadLetters, Kind::LettersWaiting),
+            (Purpose::Work(WorkQueue::Unrouted), Kind::UnroutedWaiting),
+        ] {
+            assert_eq!(over(purpose, [9_000, 6_000, 3_000], 1), None);
+            assert_eq!(over(purpose, [9_000, 6_000, 3_000], 0), Some(found), "nobody takes it");
+            assert_eq!(over(purpose, [9_000, 6_000, 6_000], 1), Some(found), "it stopped");
+        }
     }
 
     #[test]
