@@ -244,6 +244,36 @@ async fn a_cause_that_is_still_there_shows_after_one_letter() {
 }
 
 #[tokio::test]
+async fn what_comes_back_as_a_letter_that_was_discarded_is_open_again_and_ends_the_replay() {
+    let scenario = Scenario::new().await;
+    let bad = json!({"role": "bot"});
+    let letters: Vec<_> =
+        (0..3).map(|n| dead(&message("again", "s", &format!("m{n}"), &bad).to_string())).collect();
+    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    scenario.agent().send(letters).await;
+    scenario.until_sql("SELECT count(*) FROM dead_letters", "3").await;
+    let replayer = replayer(&scenario);
+    let report = watched(&replayer, Selection::All, StopOnReturn::Never).await;
+    assert_eq!((report.replayed, report.returned), (3, 3));
+    // Discarded long after they died.
+    let decide = "UPDATE dead_letters SET last_failed_at = last_failed_at - interval '1 hour',
+                      status = CASE replay_count WHEN 0 THEN 'open' ELSE 'discarded' END,
+                      status_changed_at = clock_timestamp() - interval '1 minute'";
+    scenario.sql(decide).await;
+    let report = watched(&replayer, Selection::All, StopOnReturn::WholeBatch).await;
+    assert_eq!((report.replayed, report.returned, &report.ended), (1, 1, &Ended::CameBack));
+    let states =
+        "SELECT string_agg(concat_ws('|', status, replay_count, letters, copies), ', ') FROM
+                  (SELECT status, replay_count, count(*) AS letters, sum(copies) AS copies
+                   FROM dead_letters GROUP BY 1, 2 ORDER BY 2, 1) AS s";
+    assert_eq!(
+        scenario.sql(states).await,
+        "open|0|2|2, replayed|0|1|1, discarded|1|2|2, open|1|1|2"
+    );
+    scenario.rest([saver, statistics]).await;
+}
+
+#[tokio::test]
 async fn four_bad_neighbours_do_not_end_a_replay_that_went_well_and_five_do() {
     let scenario = Scenario::new().await;
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
