@@ -24,8 +24,9 @@ const STORED: &str = "verbatim_dead_letters_stored_total";
 const LINGER: (&str, &str) = ("VERBATIM_LINGER", "2s");
 const SLOW: Duration = Duration::from_millis(100);
 
-/// Returned publishes that no batch here reaches without having been tried several times.
-const SEVERAL_TRIES: f64 = 60.0;
+/// Returned publishes that no batch here reaches without having been tried again. On a busy machine what
+/// was queued may come in several batches; then one message alone is tried, every 2 s.
+const SEVERAL_TRIES: f64 = 25.0;
 
 #[tokio::test]
 async fn every_body_that_conflicts_is_kept_as_a_letter_of_its_own() {
