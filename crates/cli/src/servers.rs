@@ -19,7 +19,8 @@ use crate::exit::{Away, Failure};
 
 /// For one statement: longer than any list takes, shorter than a person's patience.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a statement waits for a row lock; only `setup` takes any.
+/// How long a statement waits for a row lock. Commands that change rows take few, and workers hold theirs
+/// for milliseconds.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// For a server to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);

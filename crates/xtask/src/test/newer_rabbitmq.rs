@@ -16,7 +16,6 @@ use crate::{cargo, packages, say};
 
 /// The release of Debian with RabbitMQ 4 (4.0.5).
 const RELEASE: &str = "trixie";
-const MIRROR: &str = "http://deb.debian.org/debian";
 
 /// What tests start, and where it lies in that release.
 const PROGRAMS: [(&str, &str); 3] = [
@@ -49,7 +48,7 @@ pub(super) async fn prepare() -> Result<PathBuf> {
             "--include=rabbitmq-server",
             RELEASE,
         ]);
-        command.arg(&half_done).arg(MIRROR);
+        command.arg(&half_done);
         cargo::run(command).await?;
         fs::rename(&half_done, &root)?;
     }
