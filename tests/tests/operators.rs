@@ -38,10 +38,8 @@ fn stores(scenario: &Scenario) -> (Archive, HotStore, Endpoints) {
 async fn verify(scenario: &Scenario) -> Vec<Finding> {
     let (archive, hot, endpoints) = stores(scenario);
     let settings = VerifyingSettings {
-        closing: ClosingSettings {
-            grace: Duration::from_millis(500),
-            ..ClosingSettings::default()
-        },
+        grace: Duration::from_millis(500),
+        idle: ClosingSettings::default().idle,
         patience: Duration::from_secs(60),
         repairs: Repairs::None,
     };

@@ -198,6 +198,10 @@ pub struct ListedDeadLetter {
     /// What became of it.
     #[sqlx(try_from = "String")]
     pub status: DeadLetterStatus,
+    /// Since when, where that changed.
+    pub status_changed_at: Option<DateTime<Utc>>,
+    /// Why an operator changed it.
+    pub status_reason: Option<String>,
     /// Why the last replay could not send it.
     pub replay_fault: Option<String>,
 }
@@ -238,10 +242,10 @@ pub struct OpenDeadLetters {
     pub letters: i64,
 }
 
-const LISTED: &str = "id, queue, reason, field, error, tenant_id, conversation_id, session_id, message_id, \
+pub(crate) const LISTED: &str = "id, queue, reason, field, error, tenant_id, conversation_id, session_id, message_id, \
      action_type, routing_key, exchange, octet_length(body) AS body_bytes, \
      edited_body IS NOT NULL AS edited, attempts, replay_count, replay_of, first_failed_at, \
-     last_failed_at, stored_at, copies, status, replay_fault";
+     last_failed_at, stored_at, copies, status, status_changed_at, status_reason, replay_fault";
 
 /// What errors have in common when they differ in values only: quoted texts (with what is escaped in
 /// them) and numbers.

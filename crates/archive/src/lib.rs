@@ -48,7 +48,7 @@ pub use verify::{
     ConversationCheck, DayCheck, DayKey, Difference, Differences, OrphanedRows, OrphanedStatistics,
     Repair, Scope,
 };
-pub use whereabouts::{ConversationTrace, LetterTrace, MessageTrace};
+pub use whereabouts::{ConversationTrace, MessageTrace};
 
 /// The result of a statement.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

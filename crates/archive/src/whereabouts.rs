@@ -10,6 +10,7 @@ use domain::ids::{ConversationKey, TenantId};
 use sqlx::{AssertSqlSafe, FromRow};
 use uuid::Uuid;
 
+use crate::dead_letters::{LISTED, ListedDeadLetter};
 use crate::{Archive, AuditEntry, Result};
 
 /// Where a conversation stands, and how it came there.
@@ -70,49 +71,6 @@ pub struct MessageTrace {
     pub saver_started_at: Option<DateTime<Utc>>,
     /// Its tokens, once its conversation was closed.
     pub tokens: Option<i64>,
-}
-
-/// A dead letter, without its words.
-#[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]
-pub struct LetterTrace {
-    /// Its id.
-    pub id: Uuid,
-    /// The work queue.
-    pub queue: String,
-    /// Why it died.
-    pub reason: String,
-    /// The field at fault.
-    pub field: Option<String>,
-    /// The error in words.
-    pub error: String,
-    /// Its tenant.
-    pub tenant_id: Option<String>,
-    /// Its conversation.
-    pub conversation_id: Option<String>,
-    /// Its session.
-    pub session_id: Option<String>,
-    /// The identity of its message.
-    pub message_id: Option<String>,
-    /// How often it was tried.
-    pub attempts: i32,
-    /// How often it was replayed before.
-    pub replay_count: i32,
-    /// The letter whose replay came back as this one.
-    pub replay_of: Option<Uuid>,
-    /// When it first failed.
-    pub first_failed_at: DateTime<Utc>,
-    /// When it last failed.
-    pub last_failed_at: DateTime<Utc>,
-    /// When the keeper stored it.
-    pub stored_at: DateTime<Utc>,
-    /// How often the same letter came.
-    pub copies: i64,
-    /// `open`, `replayed` or `discarded`.
-    pub status: String,
-    /// Since when it has this status, where that changed.
-    pub status_changed_at: Option<DateTime<Utc>>,
-    /// Why an operator changed it.
-    pub status_reason: Option<String>,
 }
 
 /// Every tenant that has a conversation, or the one that is named ($2): one look-up for each.
@@ -264,20 +222,20 @@ impl Archive {
         id: &str,
         tenant: Option<&TenantId>,
         limit: u32,
-    ) -> Result<Vec<LetterTrace>> {
+    ) -> Result<Vec<ListedDeadLetter>> {
         self.within(async |connection| {
-            Ok(sqlx::query_as(
-                "SELECT * FROM (
-                     SELECT letter.* FROM (
+            Ok(sqlx::query_as(AssertSqlSafe(format!(
+                "SELECT {LISTED} FROM (
+                     SELECT d.* FROM (
                          SELECT id FROM dead_letters WHERE id = $3
                          UNION SELECT id FROM dead_letters WHERE message_id = $1
                          UNION SELECT id FROM dead_letters WHERE conversation_id = $1
                          UNION SELECT id FROM dead_letters WHERE session_id = $1) AS found
-                     JOIN dead_letters letter ON letter.id = found.id
-                     WHERE $2::text IS NULL OR letter.tenant_id = $2
-                     ORDER BY letter.stored_at DESC, letter.id DESC LIMIT $4) AS newest
-                 ORDER BY stored_at, id",
-            )
+                     JOIN dead_letters d ON d.id = found.id
+                     WHERE $2::text IS NULL OR d.tenant_id = $2
+                     ORDER BY d.stored_at DESC, d.id DESC LIMIT $4) AS newest
+                 ORDER BY stored_at, id"
+            )))
             .bind(id)
             .bind(tenant.map(TenantId::as_str))
             .bind(Uuid::parse_str(id).ok())

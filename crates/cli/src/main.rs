@@ -11,6 +11,7 @@ mod input;
 mod look;
 mod servers;
 mod validator;
+mod when;
 
 use std::process::ExitCode;
 

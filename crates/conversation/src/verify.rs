@@ -28,13 +28,15 @@ use tokio::time::Instant;
 pub use finding::{Finding, Kind, Mended};
 
 use crate::Fresh;
-use crate::closer::ClosingSettings;
 
 /// How a fleet is verified.
 #[derive(Debug, Clone)]
 pub struct VerifyingSettings {
-    /// When conversations are due, as the closers have it.
-    pub closing: ClosingSettings,
+    /// How long a conversation whose last session closed waits for a reconnection, as the closers
+    /// have it.
+    pub grace: Duration,
+    /// After how long without a message a conversation closes by itself, as the closers have it.
+    pub idle: Duration,
     /// What the fleet does by itself is a finding when it is overdue by so long.
     pub patience: Duration,
     /// Whether anything is repaired.

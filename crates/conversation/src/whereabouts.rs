@@ -5,21 +5,24 @@
 //! use the same one. Everything that goes by it is told, each with its own timeline. What no store knows
 //! may still lie in a queue, which nobody can look into without changing it; so the depths are told.
 
+mod life;
 mod timeline;
 
 use std::collections::{BTreeMap, HashSet};
 
-use archive::{Archive, AuditEntry, ConversationTrace, LetterTrace, MessageTrace};
+use archive::{
+    Archive, AuditEntry, ConversationTrace, DeadLetterStatus, ListedDeadLetter, MessageTrace,
+};
 use broker::Endpoints;
 use broker::inspect::Inspector;
-use chrono::{DateTime, Utc};
 use domain::causes::with_causes;
 use domain::ids::{ConversationKey, MessageId, TenantId};
 use domain::message::Position;
 use domain::time::Timestamp;
 use hot_store::{Extent, HotStore, Window};
-use serde::Serialize;
 use uuid::Uuid;
+
+pub use life::{HotPlace, Life, Matched, Moment, State, Traced, Waiting};
 
 use crate::reader::marked;
 
@@ -37,111 +40,11 @@ pub struct Tracer {
     endpoints: Option<Endpoints>,
 }
 
-/// All that goes by an id.
-#[derive(Debug, Clone, Serialize)]
-pub struct Traced {
-    /// What was found, by tenant.
-    pub lives: Vec<Life>,
-    /// Where it may still be. Empty where something was found, or nothing waits.
-    pub waiting: Vec<Waiting>,
-    /// Why nobody knows what waits.
-    pub queues_unknown: Option<String>,
-}
-
-/// What an id turned out to be, and what befell it.
-#[derive(Debug, Clone, Serialize)]
-pub struct Life {
-    /// What the id is.
-    pub matched: Matched,
-    /// The tenant, where known.
-    pub tenant_id: Option<String>,
-    /// The conversation, where known.
-    pub conversation_id: Option<String>,
-    /// The message; null where it is about a conversation.
-    pub message_id: Option<String>,
-    /// Where it is now.
-    pub state: State,
-    /// Whether it is in Redis.
-    pub hot: HotPlace,
-    /// What befell it, oldest first.
-    pub timeline: Vec<Moment>,
-}
-
-/// What an id is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Matched {
-    /// A message.
-    Message,
-    /// A conversation.
-    Conversation,
-    /// The session of a conversation.
-    Session,
-    /// A dead letter.
-    DeadLetter,
-}
-
-/// Where something is now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// Stored, in a conversation that is active.
-    Active,
-    /// Stored, in a conversation that is being closed.
-    Closing,
-    /// Stored, in a conversation that is archived.
-    Archived,
-    /// Not stored: a dead letter that waits for an operator.
-    DeadLetter,
-    /// Not stored: a dead letter that was replayed; on its way, or refused again.
-    Replayed,
-    /// Not stored: a dead letter that an operator discarded.
-    Discarded,
-}
-
-/// Whether something is in Redis, as a reader would find it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HotPlace {
-    /// In a valid copy.
-    InCopy,
-    /// There is a valid copy, and it begins after this.
-    BelowCopy,
-    /// There is a valid copy, and it lacks this: `verbatim verify` says more.
-    Missing,
-    /// There is no valid copy.
-    NoCopy,
-    /// Nobody looked.
-    NotAsked,
-    /// Redis could not be asked.
-    Unknown(String),
-}
-
-/// Something that happened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Moment {
-    /// When.
-    pub at: DateTime<Utc>,
-    /// What, in one word.
-    pub what: &'static str,
-    /// More about it.
-    pub text: String,
-}
-
-/// A queue in which something waits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Waiting {
-    /// The queue.
-    pub queue: &'static str,
-    /// How many messages are ready.
-    pub ready: u32,
-}
-
 /// A message, stored or not, and its letters.
 #[derive(Default)]
 struct Found {
     row: Option<MessageTrace>,
-    letters: Vec<LetterTrace>,
+    letters: Vec<ListedDeadLetter>,
     by_letter: bool,
 }
 
@@ -212,7 +115,7 @@ impl Tracer {
         &self,
         id: &str,
         tenant: Option<&TenantId>,
-        letters: &[LetterTrace],
+        letters: &[ListedDeadLetter],
         progress: &mut (dyn FnMut(u64) + Send),
     ) -> Result<BTreeMap<MessageKey, Found>, archive::Error> {
         let mut found: BTreeMap<MessageKey, Found> = BTreeMap::new();
@@ -281,11 +184,11 @@ impl Tracer {
             (Some(key), Some(row)) => self.hot_place(key, Some(row)).await?,
             _ => HotPlace::NotAsked,
         };
-        let state = match (&conversation, found.letters.last().map(|letter| &*letter.status)) {
+        let state = match (&conversation, found.letters.last().map(|letter| letter.status)) {
             (Some(conversation), _) => state(&conversation.status),
-            (None, Some("replayed")) => State::Replayed,
-            (None, Some("discarded")) => State::Discarded,
-            (None, _) => State::DeadLetter,
+            (None, Some(DeadLetterStatus::Replayed)) => State::Replayed,
+            (None, Some(DeadLetterStatus::Discarded)) => State::Discarded,
+            (None, Some(DeadLetterStatus::Open) | None) => State::DeadLetter,
         };
         let timeline =
             timeline::of(found.row.as_ref(), conversation.as_ref(), &found.letters, &audit);
@@ -398,7 +301,7 @@ impl Tracer {
 /// Tenant, conversation, id.
 type MessageKey = (Option<String>, Option<String>, Option<String>);
 
-fn key_of(letter: &LetterTrace) -> MessageKey {
+fn key_of(letter: &ListedDeadLetter) -> MessageKey {
     (letter.tenant_id.clone(), letter.conversation_id.clone(), letter.message_id.clone())
 }
 

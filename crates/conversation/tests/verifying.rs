@@ -86,11 +86,8 @@ impl World {
         let archive = self.replica.archive.clone();
         let hot = hot(&archive, redis_url, &Metrics::new());
         let endpoints = Endpoints::parse(&self.env.amqp_url, "test").unwrap();
-        let settings = VerifyingSettings {
-            closing: ClosingSettings::default(),
-            patience: self.patience,
-            repairs,
-        };
+        let ClosingSettings { grace, idle, .. } = ClosingSettings::default();
+        let settings = VerifyingSettings { grace, idle, patience: self.patience, repairs };
         Verifier::new(archive, hot, endpoints, Fresh::random(), settings)
     }
 

@@ -263,6 +263,8 @@ pub(crate) mod tests {
             stored_at: row.stored_at,
             copies: row.copies,
             status: row.status,
+            status_changed_at: None,
+            status_reason: None,
             replay_fault: None,
         }
     }

@@ -7,13 +7,11 @@
 mod router;
 mod sending;
 
-use std::io::IsTerminal as _;
-
 use broker::Publisher;
 use broker::inspect::Inspector;
 use broker::topology;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use metrics::Metrics;
 use router::Router;
 use sending::Sending;
@@ -23,7 +21,7 @@ use service::settings::AmqpSettings;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::input::Input;
-use crate::look::{Cell, Look, Screen, Side, Table, Tone, count, plural};
+use crate::look::{Cell, Look, Screen, Side, Table, Tone, bar, count, plural, spinner};
 use crate::servers::Broker;
 use crate::validator::{Fault, Findings, Validator};
 
@@ -150,16 +148,10 @@ fn refuse(findings: Findings, screen: &Screen) -> Result<Exit, Failure> {
 }
 
 fn progress(total: Option<u64>) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
+    match total {
+        Some(total) => bar(total, "{wide_bar} {human_pos} of {human_len}, {eta} left"),
+        None => spinner("{spinner} {human_pos} published"),
     }
-    let (bar, template) = match total {
-        Some(total) => {
-            (ProgressBar::new(total), "{wide_bar} {human_pos} of {human_len}, {eta} left")
-        }
-        None => (ProgressBar::new_spinner(), "{spinner} {human_pos} published"),
-    };
-    bar.with_style(ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar()))
 }
 
 fn text(report: &Report, look: &Look) -> String {

@@ -5,7 +5,6 @@
 
 mod report;
 
-use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use broker::Endpoints;
@@ -15,16 +14,16 @@ use conversation::{
 };
 use domain::failure::Store;
 use domain::ids::{ConversationId, TenantId};
-use domain::time::Timestamp;
 use hot_store::{Address, HotStore};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use report::Report;
-use service::settings::{AmqpSettings, ClosingSettings, DatabaseSettings, RedisSettings, duration};
+use service::settings::{AmqpSettings, ClosingTimes, DatabaseSettings, RedisSettings, duration};
 
 use crate::actor::Actor;
 use crate::exit::{Exit, Failure};
-use crate::look::{Form, Look, Screen, count, print};
+use crate::look::{Form, Look, Screen, count, print, spinner};
 use crate::servers::{Broker, Database, joined};
+use crate::when::When;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -57,9 +56,9 @@ pub(crate) struct Verify {
     #[arg(long, value_parser = |text: &str| ConversationId::new(text))]
     conversation: Option<ConversationId>,
 
-    /// Only what was active since: a time, or a duration such as 24h
-    #[arg(long, value_name = "TIME", value_parser = Since::parse)]
-    since: Option<Since>,
+    /// Only what was active since: a moment (RFC 3339) or how long ago (24h, 7days)
+    #[arg(long, value_name = "WHEN", value_parser = When::parse)]
+    since: Option<When>,
 
     /// Repair what can be repaired. Without it nothing is written anywhere
     #[arg(long)]
@@ -79,38 +78,7 @@ pub(crate) struct Verify {
     #[command(flatten)]
     database: DatabaseSettings,
     #[command(flatten)]
-    closing: ClosingSettings,
-}
-
-/// Since when.
-#[derive(Debug, Clone, Copy)]
-enum Since {
-    /// A moment.
-    At(Timestamp),
-    /// So long ago.
-    Ago(Duration),
-}
-
-impl Since {
-    fn parse(text: &str) -> Result<Self, String> {
-        if let Ok(ago) = duration(text) {
-            return Ok(Self::Ago(ago));
-        }
-        Timestamp::parse(text).map(Self::At).map_err(|_| {
-            "it is no time such as 2026-01-31T09:30:00Z, and no duration such as 24h".to_owned()
-        })
-    }
-
-    fn moment(self, now: Timestamp) -> Timestamp {
-        match self {
-            Self::At(moment) => moment,
-            Self::Ago(ago) => {
-                let micros = i64::try_from(ago.as_micros()).unwrap_or(i64::MAX);
-                Timestamp::from_micros(now.micros().saturating_sub(micros))
-                    .unwrap_or(Timestamp::EARLIEST)
-            }
-        }
-    }
+    closing: ClosingTimes,
 }
 
 impl Verify {
@@ -118,7 +86,7 @@ impl Verify {
         let scope = archive::Scope {
             tenant: self.tenant.clone(),
             conversation: self.conversation.clone(),
-            since: self.since.map(|since| since.moment(screen.look.now)),
+            since: self.since.map(|since| since.before(screen.look.now)),
         };
         let mut output = Output::new(screen);
         let (database, away) = match Database::open(&self.database).await {
@@ -150,12 +118,8 @@ impl Verify {
         let archive = database.archive.clone();
         let hot = HotStore::open(hot_store::Settings::new(address), visit(archive.clone()));
         let settings = VerifyingSettings {
-            closing: conversation::ClosingSettings {
-                grace: self.closing.close_grace,
-                idle: self.closing.close_idle,
-                lease: self.closing.close_lease,
-                batch: self.closing.close_batch,
-            },
+            grace: self.closing.close_grace,
+            idle: self.closing.close_idle,
             patience: self.patience,
             repairs: if self.repair { Repairs::By(self.actor.by().actor) } else { Repairs::None },
         };
@@ -178,13 +142,12 @@ struct Output<'a> {
 
 impl<'a> Output<'a> {
     fn new(screen: &'a Screen) -> Self {
-        let progress = if std::io::stderr().is_terminal() {
-            let style = ProgressStyle::with_template("{spinner} {msg}");
-            ProgressBar::new_spinner().with_style(style.unwrap_or(ProgressStyle::default_spinner()))
-        } else {
-            ProgressBar::hidden()
-        };
-        Self { screen, progress, report: Report::default(), stopped: None }
+        Self {
+            screen,
+            progress: spinner("{spinner} {msg}"),
+            report: Report::default(),
+            stopped: None,
+        }
     }
 
     fn tell(&mut self, told: Told<'_>) {

@@ -2,17 +2,14 @@
 
 mod text;
 
-use std::io::IsTerminal as _;
-
 use clap::Args;
 use conversation::{Traced, Tracer, visit};
 use domain::ids::{MAX_ID_BYTES, TenantId};
 use hot_store::{Address, HotStore};
-use indicatif::{ProgressBar, ProgressStyle};
 use service::settings::{AmqpSettings, DatabaseSettings, ServerUrl};
 
 use crate::exit::{Exit, Failure};
-use crate::look::{Screen, count};
+use crate::look::{Screen, count, spinner};
 use crate::servers::{Broker, Database, joined};
 
 const EXAMPLES: &str = "\
@@ -76,7 +73,7 @@ impl Where {
             urls => Some(Broker::of(&AmqpSettings { amqp_url: urls.to_vec() })?.endpoints),
         };
         let tracer = Tracer::new(database.archive.clone(), hot, endpoints);
-        let progress = progress();
+        let progress = spinner("{spinner} {msg}");
         let traced = tracer
             .trace(&self.id, self.tenant.as_ref(), &mut |looked_at| {
                 let looked_at = count(i128::from(looked_at));
@@ -96,12 +93,4 @@ fn id(text: &str) -> Result<String, String> {
         1..=MAX_ID_BYTES => Ok(text.to_owned()),
         _ => Err(format!("an id has 1 to {MAX_ID_BYTES} bytes")),
     }
-}
-
-fn progress() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{spinner} {msg}");
-    ProgressBar::new_spinner().with_style(style.unwrap_or(ProgressStyle::default_spinner()))
 }

@@ -4,6 +4,7 @@
 //! message can play tricks with a terminal; JSON escapes them anyway.
 
 mod paint;
+mod progress;
 mod table;
 mod text;
 mod times;
@@ -15,6 +16,7 @@ use domain::time::Timestamp;
 use serde::Serialize;
 
 pub(crate) use paint::{Paint, Tone};
+pub(crate) use progress::{bar, spinner};
 pub(crate) use table::{Cell, Side, Table};
 pub(crate) use text::{block, count, excerpt, one_line, plural};
 pub(crate) use times::{ago, moment, precise, span};

@@ -8,7 +8,7 @@ use domain::ids::ConversationKey;
 use tokio::time::{Instant, sleep_until};
 
 use super::finding::told;
-use super::{BrokenOff, Finding, Kind, Run};
+use super::{BrokenOff, Finding, Kind, Run, VerifyingSettings};
 
 /// Conversations or days that one statement looks at. Those of many messages or conversations may need
 /// longer than a statement may take; then it is tried with fewer.
@@ -65,18 +65,18 @@ impl Run<'_> {
     }
 
     async fn tell_of_conversation(&mut self, check: ConversationCheck) {
-        let closing = self.verifier.settings.closing;
+        let VerifyingSettings { grace, idle, .. } = self.verifier.settings;
         let key = &check.key;
         if self.is_over(check.lease_over_for, Duration::ZERO) {
             let detail = format!("closing, and its lease ended {} ago", ago(check.lease_over_for));
             let finding = Finding::of(Kind::ClosingStuck, key, detail);
             self.found(finding, Some(Repair::CloseAgain(key.clone()))).await;
         }
-        if self.is_over(check.requested_for, closing.grace) {
+        if self.is_over(check.requested_for, grace) {
             let detail = format!("its close was asked for {} ago", ago(check.requested_for));
             self.found(Finding::of(Kind::CloseOverdue, key, detail), None).await;
         }
-        if self.is_over(check.idle_for, closing.idle + TOUCH) {
+        if self.is_over(check.idle_for, idle + TOUCH) {
             let detail = format!("nothing came for {}", ago(check.idle_for));
             self.found(Finding::of(Kind::CloseOverdue, key, detail), None).await;
         }

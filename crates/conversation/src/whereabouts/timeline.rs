@@ -1,6 +1,6 @@
 //! What befell a message or a conversation, in the order in which it did. Pure.
 
-use archive::{AuditEntry, ConversationTrace, LetterTrace, MessageTrace};
+use archive::{AuditEntry, ConversationTrace, DeadLetterStatus, ListedDeadLetter, MessageTrace};
 use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::Moment;
@@ -9,7 +9,7 @@ use super::Moment;
 pub(super) fn of(
     message: Option<&MessageTrace>,
     conversation: Option<&ConversationTrace>,
-    letters: &[LetterTrace],
+    letters: &[ListedDeadLetter],
     audit: &[AuditEntry],
 ) -> Vec<Moment> {
     let mut moments = Vec::new();
@@ -92,8 +92,8 @@ fn closed(conversation: &ConversationTrace, moments: &mut Vec<Moment>) {
     }
 }
 
-fn died(letter: &LetterTrace, name_message: bool, moments: &mut Vec<Moment>) {
-    let LetterTrace { first_failed_at, last_failed_at, queue, reason, .. } = letter;
+fn died(letter: &ListedDeadLetter, name_message: bool, moments: &mut Vec<Moment>) {
+    let ListedDeadLetter { first_failed_at, last_failed_at, queue, reason, .. } = letter;
     let of = match &letter.message_id {
         Some(message) if name_message => format!("message {message}: "),
         _ => String::new(),
@@ -115,14 +115,12 @@ fn died(letter: &LetterTrace, name_message: bool, moments: &mut Vec<Moment>) {
         text += &format!(", which came {} times", letter.copies);
     }
     moments.push(moment(letter.stored_at, "dead letter", text));
-    let what = match letter.status.as_str() {
-        "replayed" => "replayed",
-        "discarded" => "discarded",
-        _ => return,
-    };
+    if letter.status == DeadLetterStatus::Open {
+        return;
+    }
     let why = letter.status_reason.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
     let at = letter.status_changed_at.unwrap_or(letter.stored_at);
-    moments.push(moment(at, what, format!("{of}{}{why}", letter.id)));
+    moments.push(moment(at, letter.status.as_str(), format!("{of}{}{why}", letter.id)));
 }
 
 fn by_an_operator(line: &AuditEntry) -> String {

@@ -86,9 +86,9 @@ pub struct ConsumerSettings {
     pub stall_limit: Duration,
 }
 
-/// When conversations close.
+/// When conversations are due to close.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub struct ClosingSettings {
+pub struct ClosingTimes {
     /// How long a conversation whose last session closed waits for a reconnection
     #[arg(long, env = "VERBATIM_CLOSE_GRACE", default_value = "30s", value_name = "DURATION")]
     #[arg(value_parser = duration, help_heading = "Closing")]
@@ -99,6 +99,14 @@ pub struct ClosingSettings {
     #[arg(long, env = "VERBATIM_CLOSE_IDLE", default_value = "30m", value_name = "DURATION")]
     #[arg(value_parser = positive_duration, help_heading = "Closing")]
     pub close_idle: Duration,
+}
+
+/// When conversations close, and how.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct ClosingSettings {
+    /// When they are due.
+    #[command(flatten)]
+    pub due: ClosingTimes,
 
     /// How long a closer may be silent before another takes its conversations over
     #[arg(long, env = "VERBATIM_CLOSE_LEASE", default_value = "30s", value_name = "DURATION")]

@@ -25,7 +25,9 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args as _, Command};
 
 pub use error::{Origin, SettingsError};
-pub use fleet::{BackgroundSettings, ClosingSettings, ConsumerSettings, StoreSettings};
+pub use fleet::{
+    BackgroundSettings, ClosingSettings, ClosingTimes, ConsumerSettings, StoreSettings,
+};
 pub use groups::{
     AmqpSettings, ConnectionSettings, DatabaseSettings, ListenSettings, LogFormat, LogSettings,
     ProcessSettings, ReadReplicaSettings, RedisSettings,

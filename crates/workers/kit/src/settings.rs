@@ -24,8 +24,8 @@ pub fn pace(settings: &ConsumerSettings) -> broker::Settings {
 #[must_use]
 pub fn closing(settings: &ClosingSettings) -> conversation::ClosingSettings {
     conversation::ClosingSettings {
-        grace: settings.close_grace,
-        idle: settings.close_idle,
+        grace: settings.due.close_grace,
+        idle: settings.due.close_idle,
         lease: settings.close_lease,
         batch: settings.close_batch,
     }

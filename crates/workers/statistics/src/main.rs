@@ -15,7 +15,7 @@ use broker::Source;
 use broker::topology::WorkQueue;
 use conversation::Statistics;
 use service::settings::{
-    BackgroundSettings, ClosingSettings, ConsumerSettings, StoreSettings, positive_duration,
+    BackgroundSettings, ClosingTimes, ConsumerSettings, StoreSettings, positive_duration,
 };
 use service::{Process, Service};
 use worker::{Decoder, Stores, background, consume, pace};
@@ -31,7 +31,7 @@ struct Settings {
     #[command(flatten)]
     consuming: ConsumerSettings,
     #[command(flatten)]
-    closing: ClosingSettings,
+    closing: ClosingTimes,
     #[command(flatten)]
     background: BackgroundSettings,
 

@@ -4,9 +4,9 @@ use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use conversation::letters::Progress;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
-use crate::look::count;
+use crate::look::{self, count};
 
 /// Between two lines, where there is no terminal.
 const LINES_APART: Duration = Duration::from_secs(5);
@@ -21,8 +21,7 @@ impl Shown {
     pub(super) fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let template = "{wide_bar} {human_pos} of {human_len}, {msg}, {eta} left";
-            let style = ProgressStyle::with_template(template);
-            ProgressBar::new(0).with_style(style.unwrap_or(ProgressStyle::default_bar()))
+            look::bar(0, template)
         });
         Self { bar, told: Instant::now() }
     }

@@ -1,0 +1,54 @@
+//! When, as people say it: a moment, or how long ago.
+
+use chrono::{DateTime, Utc};
+use domain::time::Timestamp;
+use service::settings::duration;
+
+/// A moment, or how long ago it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    At(Timestamp),
+    Ago(std::time::Duration),
+}
+
+impl When {
+    /// Reads what an argument says; the error says what would be right.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        if let Ok(moment) = Timestamp::parse(text) {
+            return Ok(Self::At(moment));
+        }
+        duration(text).map(Self::Ago).map_err(|_| {
+            "it is neither a moment such as 2026-01-31T09:30:00Z nor a time such as 2h or 30min"
+                .to_owned()
+        })
+    }
+
+    /// The moment that is meant, seen from `now`; the earliest there is for what lies before it.
+    pub(crate) fn before(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::At(moment) => moment,
+            Self::Ago(ago) => DateTime::<Utc>::from(now)
+                .checked_sub_signed(
+                    chrono::Duration::from_std(ago).unwrap_or(chrono::Duration::MAX),
+                )
+                .and_then(|moment| Timestamp::try_from(moment).ok())
+                .unwrap_or(Timestamp::EARLIEST),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_a_moment_or_how_long_ago_it_was() {
+        let at = |text: &str| Timestamp::parse(text).unwrap();
+        let now = at("2026-11-20T12:00:00Z");
+        let before = |text: &str| When::parse(text).map(|when| when.before(now));
+        assert_eq!(before("2026-11-20T11:00:00Z"), Ok(at("2026-11-20T11:00:00Z")));
+        assert_eq!(before("2h 30min"), Ok(at("2026-11-20T09:30:00Z")));
+        assert_eq!(before("100000years"), Ok(Timestamp::EARLIEST));
+        assert!(before("yesterday").is_err_and(|error| error.contains("such as 2h or 30min")));
+    }
+}
