@@ -15,7 +15,7 @@ use testkit::wait::eventually;
 use crate::LIMIT;
 
 /// More than any conversation here holds, and as much as one load brings into Redis.
-const ALL: usize = 1_000;
+pub(crate) const ALL: usize = 1_000;
 
 /// A reader with its own connections to both stores.
 pub struct Eyes {

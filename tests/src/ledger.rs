@@ -6,6 +6,7 @@ use domain::ids::ConversationKey;
 use domain::message::Message;
 use serde_json::Value;
 
+use crate::eyes::ALL;
 use crate::{Eyes, Scenario, key};
 
 /// Messages whose publish was confirmed, with their place in their conversation.
@@ -86,6 +87,11 @@ impl Ledger {
             if expected.is_empty() {
                 continue;
             }
+            assert!(
+                expected.len() <= ALL,
+                "{key} is too long to be read whole: {}",
+                expected.len()
+            );
             let (read, archived) = eyes.two_ways(key).await;
             let difference = differs(&ids(&archived), &expected);
             findings.misread.extend(difference.map(|it| format!("{key} in PostgreSQL: {it}")));

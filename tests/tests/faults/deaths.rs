@@ -153,7 +153,7 @@ async fn servers_and_workers_killed_one_after_another_under_load_lose_and_double
         // A walk that visits the five in an order which repeats late.
         faults = (0..40).map(|n: usize| faults[(n * n + n / 3) % 5]).collect();
     }
-    let messages = load("killed", faults.len() * PART, 20);
+    let messages = load("killed", faults.len() * PART, faults.len() * 4);
     for (fault, part) in faults.into_iter().zip(messages.chunks(PART)) {
         let (early, late) = part.split_at(PART / 4);
         agent.insist(early).await;

@@ -3,19 +3,19 @@
 use std::time::Duration;
 
 use broker::topology::WorkQueue;
-use broker::{ConsumerState, Endpoints, Settings, Source};
+use broker::{ConsumerState, Endpoints, Publication, PublishError, Publisher, Settings, Source};
 use metrics::{ConsumerRestart, Counter};
 use testkit::proxy::Proxy;
 use testkit::servers::{Kind, Servers};
 use testkit::wait::eventually;
 
-use crate::support::{Bench, SOON, Script, raw_channel};
+use crate::support::{Bench, SOON, Script};
 
 const QUEUE: &str = WorkQueue::SaveMessage.name();
 const SOURCE: Source = Source::work(WorkQueue::SaveMessage);
 
 async fn behind_a_proxy(bench: &Bench) -> (Proxy, Endpoints) {
-    let proxy = Proxy::before(&bench.env.amqp_url).await.unwrap();
+    let proxy = Proxy::before(&bench.url).await.unwrap();
     let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
     (proxy, endpoints)
 }
@@ -25,7 +25,7 @@ async fn a_cut_connection_is_built_anew_and_unacknowledged_messages_come_again()
     let bench = Bench::new().await;
     let (proxy, endpoints) = behind_a_proxy(&bench).await;
     let script = Script::default();
-    let mut running = bench.run_at(endpoints, SOURCE, &script, Settings::default());
+    let mut running = bench.run_at(endpoints, SOURCE, script.clone(), Settings::default());
     running.reaches(ConsumerState::Consuming).await;
     bench.publish(QUEUE, ["wait"]).await;
     script.was_called(1).await;
@@ -44,12 +44,12 @@ async fn a_cut_connection_is_built_anew_and_unacknowledged_messages_come_again()
 #[tokio::test]
 async fn a_connection_that_goes_silent_is_replaced_within_twenty_five_seconds() {
     let bench = Bench::new().await;
-    let frozen = Proxy::before(&bench.env.amqp_url).await.unwrap();
-    let urls = format!("{},{}", frozen.url(), bench.env.amqp_url);
+    let frozen = Proxy::before(&bench.url).await.unwrap();
+    let urls = format!("{},{}", frozen.url(), bench.url);
     // The second address is the same broker past the proxy: a failover within a cluster.
     let endpoints = Endpoints::parse(&urls, "test").unwrap();
     let script = Script::default();
-    let mut running = bench.run_at(endpoints, SOURCE, &script, Settings::default());
+    let mut running = bench.run_at(endpoints, SOURCE, script.clone(), Settings::default());
     running.reaches(ConsumerState::Consuming).await;
     frozen.freeze();
     bench.publish(QUEUE, ["into the silence"]).await;
@@ -109,7 +109,7 @@ async fn a_reset_connection_costs_one_rebuild() {
     let bench = Bench::new().await;
     let (proxy, endpoints) = behind_a_proxy(&bench).await;
     let script = Script::default();
-    let mut running = bench.run_at(endpoints, SOURCE, &script, Settings::default());
+    let mut running = bench.run_at(endpoints, SOURCE, script.clone(), Settings::default());
     running.reaches(ConsumerState::Consuming).await;
     proxy.reset().await.unwrap();
     bench.publish(QUEUE, ["after"]).await;
@@ -125,7 +125,7 @@ async fn a_consumer_waits_for_a_broker_that_is_not_there_yet() {
     let (proxy, endpoints) = behind_a_proxy(&bench).await;
     proxy.cut().await.unwrap();
     let script = Script::default();
-    let mut running = bench.run_at(endpoints, SOURCE, &script, Settings::default());
+    let mut running = bench.run_at(endpoints, SOURCE, script.clone(), Settings::default());
     bench.publish(QUEUE, ["early"]).await;
     proxy.restore().await.unwrap();
     running.reaches(ConsumerState::Consuming).await;
@@ -137,81 +137,53 @@ async fn a_consumer_waits_for_a_broker_that_is_not_there_yet() {
 async fn a_blocked_publisher_does_not_stop_acknowledgements() {
     let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
     let server = servers.get(Kind::RabbitMq);
-    let endpoints = Endpoints::parse(&server.url(), "test").unwrap();
-    broker::topology::declare(&endpoints).await.unwrap();
-    let metrics = metrics::Metrics::new();
-    let publisher =
-        broker::Publisher::with_timeout(endpoints.clone(), metrics.clone(), Duration::from_secs(2));
-    let message = |body: &str| broker::Publication::to_queue(QUEUE, body.as_bytes().to_vec());
-    publisher.publish(message("wait")).await.unwrap();
+    let mut bench = Bench::at(server.url()).await;
+    let time_out = Duration::from_secs(2);
+    bench.publisher =
+        Publisher::with_timeout(bench.endpoints.clone(), bench.metrics.clone(), time_out);
+    bench.publish(QUEUE, ["wait"]).await;
     let script = Script::default();
-    let consumer = broker::Consumer::new(
-        SOURCE,
-        script.clone(),
-        endpoints,
-        publisher.clone(),
-        Settings::default(),
-        crate::support::clock(),
-        metrics.clone(),
-    );
-    let shutdown = tokio_util::sync::CancellationToken::new();
-    let task = tokio::spawn(consumer.run(shutdown.clone()));
+    let running = bench.run(SOURCE, &script, Settings::default());
     script.was_called(1).await;
 
     server.rabbitmqctl(&["set_vm_memory_high_watermark", "0"]).await.unwrap();
     eventually("the alarm to block publishers", SOON, async || {
-        match publisher.publish(message("blocked")).await {
-            Err(broker::PublishError::Blocked) => Ok(()),
+        let blocked = Publication::to_queue(QUEUE, b"blocked".to_vec());
+        match bench.publisher.publish(blocked).await {
+            Err(PublishError::Blocked) => Ok(()),
             other => Err(format!("{other:?}")),
         }
     })
     .await;
     script.open_gate();
     script.has_handled(1).await;
-    shutdown.cancel();
-    tokio::time::timeout(SOON, task).await.expect("the drain hangs").unwrap();
-    let (_connection, raw) = raw_channel(&server.url()).await;
-    let get = raw.basic_get(QUEUE.into(), Default::default()).await.unwrap();
+    running.drain().await;
+    let get = bench.raw.basic_get(QUEUE.into(), Default::default()).await.unwrap();
     let redelivered = get.as_ref().map(|message| message.delivery.redelivered);
     assert_ne!(redelivered, Some(true), "the acknowledgement did not arrive");
 
     server.rabbitmqctl(&["set_vm_memory_high_watermark", "0.6"]).await.unwrap();
-    publisher.publish(message("after")).await.unwrap();
+    bench.publish(QUEUE, ["after"]).await;
 }
 
 #[tokio::test]
 async fn a_broker_killed_with_deliveries_under_way_loses_none_of_them() {
     let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
     let server = servers.get(Kind::RabbitMq);
-    let endpoints = Endpoints::parse(&server.url(), "test").unwrap();
-    broker::topology::declare(&endpoints).await.unwrap();
-    let metrics = metrics::Metrics::new();
-    let publisher = broker::Publisher::new(endpoints.clone(), metrics.clone());
-    let message = |body: &str| broker::Publication::to_queue(QUEUE, body.as_bytes().to_vec());
-    publisher.publish(message("wait")).await.unwrap();
+    let bench = Bench::at(server.url()).await;
+    bench.publish(QUEUE, ["wait"]).await;
     let script = Script::default();
-    let consumer = broker::Consumer::new(
-        SOURCE,
-        script.clone(),
-        endpoints,
-        publisher.clone(),
-        Settings::default(),
-        crate::support::clock(),
-        metrics,
-    );
-    let shutdown = tokio_util::sync::CancellationToken::new();
-    let task = tokio::spawn(consumer.run(shutdown.clone()));
+    let running = bench.run(SOURCE, &script, Settings::default());
     script.was_called(1).await;
-    publisher.publish(message("behind")).await.unwrap();
+    bench.publish(QUEUE, ["behind"]).await;
 
     server.kill().await.unwrap();
     script.open_gate();
     script.open_gate();
     server.start().await.unwrap();
-    publisher.publish(message("after")).await.unwrap();
+    bench.publish(QUEUE, ["after"]).await;
     script.has_handled(3).await;
-    shutdown.cancel();
-    tokio::time::timeout(SOON, task).await.expect("the drain hangs").unwrap();
+    running.drain().await;
     let handled = script.handled();
     assert!(handled.iter().all(|handled| handled.attempt == 1), "{handled:?}");
 }

@@ -83,12 +83,12 @@ async fn a_hold_that_lasts_too_long_gives_the_messages_back_until_the_store_retu
 #[tokio::test]
 async fn a_connection_that_breaks_in_a_hold_is_built_anew_when_the_store_is_back() {
     let bench = Bench::new().await;
-    let proxy = Proxy::before(&bench.env.amqp_url).await.unwrap();
+    let proxy = Proxy::before(&bench.url).await.unwrap();
     let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
     let script = Script::default();
     script.store_is_away(true);
     bench.publish(QUEUE, 0..5).await;
-    let mut running = bench.run_at(endpoints, SOURCE, &script, Settings::default());
+    let mut running = bench.run_at(endpoints, SOURCE, script.clone(), Settings::default());
     running.reaches(HOLDING).await;
     proxy.reset().await.unwrap();
     bench.eventually_ready(QUEUE, 5).await;

@@ -90,7 +90,7 @@ async fn a_full_queue_refuses_and_keeps_what_it_confirmed() {
 #[tokio::test]
 async fn while_the_broker_is_away_publishes_fail_and_afterwards_they_succeed() {
     let bench = Bench::new().await;
-    let proxy = Proxy::before(&bench.env.amqp_url).await.unwrap();
+    let proxy = Proxy::before(&bench.url).await.unwrap();
     let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
     let limit = Duration::from_millis(500);
     let publisher = Publisher::with_timeout(endpoints, Metrics::new(), limit);
@@ -109,7 +109,7 @@ async fn while_the_broker_is_away_publishes_fail_and_afterwards_they_succeed() {
 #[tokio::test]
 async fn a_confirm_that_never_comes_is_an_error_in_time() {
     let bench = Bench::new().await;
-    let proxy = Proxy::before(&bench.env.amqp_url).await.unwrap();
+    let proxy = Proxy::before(&bench.url).await.unwrap();
     let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
     let limit = Duration::from_millis(300);
     let publisher = Publisher::with_timeout(endpoints, Metrics::new(), limit);
@@ -124,7 +124,7 @@ async fn a_confirm_that_never_comes_is_an_error_in_time() {
 async fn of_several_addresses_the_one_that_works_is_used() {
     let bench = Bench::new().await;
     // Port 9 (discard) is not served here.
-    let addresses = format!("amqp://127.0.0.1:9/x,{}", bench.env.amqp_url);
+    let addresses = format!("amqp://127.0.0.1:9/x,{}", bench.url);
     let endpoints = Endpoints::parse(&addresses, "test").unwrap();
     let publisher = Publisher::new(endpoints, Metrics::new());
     publisher.publish(Publication::to_queue(QUEUE, Vec::new())).await.unwrap();

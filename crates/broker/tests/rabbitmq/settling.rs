@@ -263,23 +263,14 @@ impl broker::Handler for Letters {
 impl Letters {
     /// The first dead letter of a queue.
     async fn read(&self, bench: &Bench, queue: WorkQueue) -> Delivery {
-        let consumer = broker::Consumer::new(
-            Source::dead_letters(queue),
-            self.clone(),
-            bench.endpoints.clone(),
-            bench.publisher.clone(),
-            Settings::default(),
-            crate::support::clock(),
-            bench.metrics.clone(),
-        );
-        let shutdown = tokio_util::sync::CancellationToken::new();
-        let task = tokio::spawn(consumer.run(shutdown.clone()));
+        let source = Source::dead_letters(queue);
+        let running =
+            bench.run_at(bench.endpoints.clone(), source, self.clone(), Settings::default());
         let letter = testkit::wait::eventually("a letter", crate::support::SOON, async || {
             self.0.lock().unwrap().first().cloned().ok_or_else(|| "none".to_owned())
         })
         .await;
-        shutdown.cancel();
-        task.await.unwrap();
+        running.drain().await;
         letter
     }
 }

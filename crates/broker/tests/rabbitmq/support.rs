@@ -32,23 +32,31 @@ pub(crate) const SECRET: &str = "byte index 3 is not a char boundary of `my secr
 
 /// A virtual host with the fleet's topology.
 pub(crate) struct Bench {
-    pub(crate) env: TestEnv,
+    pub(crate) url: String,
     pub(crate) endpoints: Endpoints,
     pub(crate) publisher: Publisher,
     pub(crate) metrics: Metrics,
     pub(crate) raw: lapin::Channel,
     _raw: lapin::Connection,
+    _env: Option<TestEnv>,
 }
 
 impl Bench {
+    /// One of its own on the server of all tests.
     pub(crate) async fn new() -> Self {
         let env = TestEnv::new().await;
-        let endpoints = Endpoints::parse(&env.amqp_url, "test").unwrap();
+        let bench = Self::at(env.amqp_url.clone()).await;
+        Self { _env: Some(env), ..bench }
+    }
+
+    /// The one behind this address: for tests that do to a server what others would feel.
+    pub(crate) async fn at(url: String) -> Self {
+        let endpoints = Endpoints::parse(&url, "test").unwrap();
         broker::topology::declare(&endpoints).await.unwrap();
         let metrics = Metrics::new();
         let publisher = Publisher::new(endpoints.clone(), metrics.clone());
-        let (connection, raw) = raw_channel(&env.amqp_url).await;
-        Self { env, endpoints, publisher, metrics, raw, _raw: connection }
+        let (connection, raw) = raw_channel(&url).await;
+        Self { url, endpoints, publisher, metrics, raw, _raw: connection, _env: None }
     }
 
     /// Publishes to a queue and waits for the confirms.
@@ -94,20 +102,20 @@ impl Bench {
 
     /// Runs a consumer of `source` with this handler.
     pub(crate) fn run(&self, source: Source, script: &Script, settings: Settings) -> Running {
-        self.run_at(self.endpoints.clone(), source, script, settings)
+        self.run_at(self.endpoints.clone(), source, script.clone(), settings)
     }
 
-    /// The same by way of other addresses.
+    /// The same by way of other addresses, or with another handler.
     pub(crate) fn run_at(
         &self,
         endpoints: Endpoints,
         source: Source,
-        script: &Script,
+        handler: impl Handler,
         settings: Settings,
     ) -> Running {
         let consumer = Consumer::new(
             source,
-            script.clone(),
+            handler,
             endpoints,
             self.publisher.clone(),
             settings,

@@ -66,11 +66,11 @@ async fn a_suspect_that_comes_back_five_times_is_given_up() {
 #[tokio::test]
 async fn a_suspect_whose_connection_breaks_under_a_living_worker_is_not_given_up() {
     let bench = Bench::new().await;
-    let proxy = Proxy::before(&bench.env.amqp_url).await.unwrap();
+    let proxy = Proxy::before(&bench.url).await.unwrap();
     let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
     bench.publish(SUSPECTS, ["wait"]).await;
     let script = Script::default();
-    let running = bench.run_at(endpoints, SOURCE, &script, settings());
+    let running = bench.run_at(endpoints, SOURCE, script.clone(), settings());
     for round in 1..=7 {
         script.was_called(round).await;
         proxy.reset().await.unwrap();

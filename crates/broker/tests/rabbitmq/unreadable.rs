@@ -14,7 +14,7 @@ const QUEUE: &str = WorkQueue::Session.name();
 async fn the_neighbours_of_an_unreadable_message_are_handled_and_not_suspected() {
     let bench = Bench::new().await;
     bench.publish(QUEUE, 0..20).await;
-    publish_unreadable(&bench.env.amqp_url, QUEUE).await;
+    publish_unreadable(&bench.url, QUEUE).await;
     bench.publish(QUEUE, 20..40).await;
     bench.eventually_ready(QUEUE, 41).await;
     let script = Script::default();
