@@ -30,10 +30,12 @@ if [ ! -e "$dir/database_url" ]; then
 fi
 if [ ! -e "$dir/amqp_url" ]; then
     password=$(random)
-    # The default limit of 50 MB is less than a burst writes between two looks at the disk.
+    # The default limit of 50 MB is less than a burst writes between two looks at the disk. And a body
+    # that no worker would save must not be larger than a worker.
     make rabbitmq.conf "default_user = verbatim
 default_pass = $password
-disk_free_limit.absolute = 2GB"
+disk_free_limit.absolute = 2GB
+max_message_size = 16777216"
     password=$(sed -n 's/^default_pass = //p' "$dir/rabbitmq.conf")
     make amqp_url "amqp://verbatim:$password@rabbitmq:5672/%2f"
 fi

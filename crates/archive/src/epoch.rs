@@ -1,7 +1,8 @@
 //! The two numbers under which a hot copy counts, and the row that remembers whose reign it is.
 //!
-//! Both numbers are random at every change. A counter could come back: from a restored backup, a
-//! failover to a lagging standby, or a conversation that is erased and made anew.
+//! Both numbers are random at every change. A counter could come to the same number a second time: after
+//! a restored backup, a failover to a lagging standby, or when a conversation is erased and made anew.
+//! What a backup brings back itself are the numbers of then; a restore has to say that it was one.
 
 use chrono::{DateTime, Utc};
 use domain::ids::ConversationKey;
@@ -10,7 +11,7 @@ use domain::time::Timestamp;
 use sqlx::postgres::PgBindIterExt as _;
 
 use crate::rows::{corrupt, status, timestamp};
-use crate::{Archive, Result};
+use crate::{Archive, By, Result};
 
 /// What decides whether a hot copy may be believed, read by primary key beside every read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +94,26 @@ impl Archive {
                 .bind(reign)
                 .fetch_one(&mut *connection)
                 .await?)
+        })
+        .await
+    }
+
+    /// Makes a new epoch, so that no hot copy counts any more, and writes that into the audit log. For a
+    /// database that went back in time: it bears the numbers of then, and living copies may bear them
+    /// too, with more or fewer messages.
+    pub async fn void_hot_copies(&self, by: &By, fresh_epoch: i64) -> Result<()> {
+        self.within(async |connection| {
+            sqlx::query(
+                "WITH changed AS (UPDATE hot_epoch SET epoch = $1 RETURNING epoch)
+                 INSERT INTO audit_log (actor, action, subject)
+                 SELECT $2, 'hot_copies.void', $3 FROM changed",
+            )
+            .bind(fresh_epoch)
+            .bind(&by.actor)
+            .bind(by.run.to_string())
+            .execute(connection)
+            .await?;
+            Ok(())
         })
         .await
     }

@@ -7,14 +7,16 @@
 //! Invariant: our headers count only on messages that never came through an exchange to which
 //! agents publish, so that an agent cannot forge an identity or a validated user.
 
+use std::borrow::Cow;
+
 use domain::envelope::Envelope;
-use domain::failure::DeadLetterReason;
+use domain::failure::{DeadLetterReason, Refusal};
 use domain::time::Timestamp;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde_json::{Map, Value};
 
-use crate::journey::{self, Journey, Origin};
+use crate::journey::{self, Journey, Origin, Verdict};
 use crate::topology::RetryQueue;
 use crate::wire;
 
@@ -146,8 +148,14 @@ impl Delivery {
 
     /// How often it came back to this queue unsettled. Connection losses and broker restarts count
     /// too, so it only ever chooses the lane.
+    ///
+    /// Of what never came back, RabbitMQ 3 leaves the header as it was published: by an agent, or with
+    /// the count of another queue.
     #[must_use]
     pub fn delivery_count(&self) -> u64 {
+        if !self.redelivered {
+            return 0;
+        }
         let count = self.table().and_then(|headers| wire::number(headers, "x-delivery-count"));
         count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0)
     }
@@ -177,17 +185,22 @@ impl Delivery {
         self.table().map(deaths).unwrap_or_default()
     }
 
-    /// Why it is a dead letter: our own verdict, or what RabbitMQ's means in our words.
+    /// Why it is a dead letter: our own verdict, or what RabbitMQ's means in our words. None where
+    /// neither of us condemned it; to expire in a retry queue is what a retry does.
     #[must_use]
-    pub fn dead_letter_reason(&self) -> Option<DeadLetterReason> {
+    pub fn verdict(&self) -> Option<Cow<'_, Verdict>> {
         if let Some(verdict) = &self.journey().verdict {
-            return Some(verdict.refusal.reason);
+            return Some(Cow::Borrowed(verdict));
         }
-        match self.deaths().first()?.reason.as_str() {
-            "expired" => Some(DeadLetterReason::Expired),
-            "delivery_limit" => Some(DeadLetterReason::DeliveryLimit),
-            _ => None,
-        }
+        let Death { queue, reason, count, .. } =
+            self.deaths().into_iter().find(|death| !is_retry_queue(&death.queue))?;
+        let detail = format!("RabbitMQ dead-lettered it from {queue} ({reason}, {count} times)");
+        let reason = match reason.as_str() {
+            "expired" => DeadLetterReason::Expired,
+            "delivery_limit" => DeadLetterReason::DeliveryLimit,
+            _ => DeadLetterReason::AttemptsExhausted,
+        };
+        Some(Cow::Owned(Verdict { queue, refusal: Refusal { reason, field: None, detail } }))
     }
 
     /// All headers, for those who store or show them.
@@ -233,14 +246,29 @@ fn told_journey(exchange: &str, headers: &FieldTable) -> Option<Journey> {
 }
 
 /// Whether every exchange that the message is known to have passed is one that only the fleet
-/// publishes to: the default exchange, and those of the retry queues.
+/// publishes to.
 fn came_only_through_us(exchange: &str, headers: &FieldTable) -> bool {
-    fleet_only(exchange) && deaths(headers).iter().all(|death| fleet_only(&death.exchange))
+    let ours = |death: &Death| dies_in_the_fleet(&death.exchange, &death.queue, &death.reason);
+    fleet_only(exchange) && deaths(headers).iter().all(ours)
 }
 
-/// Whether an exchange is one that only the fleet publishes to.
-pub(crate) fn fleet_only(exchange: &str) -> bool {
-    exchange.is_empty() || RetryQueue::ALL.iter().any(|queue| queue.name() == exchange)
+/// Whether an exchange is one that only the fleet publishes to: the default exchange, and those of the
+/// retry queues.
+fn fleet_only(exchange: &str) -> bool {
+    exchange.is_empty() || is_retry_queue(exchange)
+}
+
+/// Whether a message that died so was published by the fleet. Elsewhere than in a retry queue nothing of
+/// ours expires; and where an agent wrote down such a death beforehand, RabbitMQ 3 counts on in that
+/// entry and leaves its exchange as it was made up.
+pub(crate) fn dies_in_the_fleet(exchange: &str, queue: &str, reason: &str) -> bool {
+    fleet_only(exchange) && (reason != "expired" || is_retry_queue(queue))
+}
+
+/// Whether a queue is one of those where a message waits for its next attempt; their exchanges bear the
+/// same names.
+fn is_retry_queue(name: &str) -> bool {
+    RetryQueue::ALL.iter().any(|queue| queue.name() == name)
 }
 
 /// Where a letter that RabbitMQ made was published first: its oldest death remembers.
@@ -351,6 +379,36 @@ mod tests {
     }
 
     #[test]
+    fn a_death_that_an_agent_made_up_and_then_died_makes_no_journey_its_own() {
+        for (reason, believed) in [("expired", false), ("delivery_limit", true)] {
+            let mut headers = forged();
+            let death = died_in("conversation.save_message", reason, "", "state.clear");
+            headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![death])));
+            let letter = received("", "conversation.save_message.dlq", headers);
+            assert_eq!(letter.journey().attempt == 3, believed, "{reason}");
+        }
+    }
+
+    #[test]
+    fn to_wait_for_another_attempt_is_no_verdict() {
+        let retry = RetryQueue::HalfMinute.name();
+        let waited = died_in(retry, "expired", retry, "conversation.save_message.dlq");
+        let mut headers = FieldTable::default();
+        headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![waited])));
+        assert_eq!(received("", "conversation.save_message.dlq", headers).verdict(), None);
+    }
+
+    #[test]
+    fn the_count_of_returns_is_rabbitmqs_alone() {
+        let mut headers = FieldTable::default();
+        headers.insert("x-delivery-count".into(), AMQPValue::LongLongInt(99));
+        let mut delivery = received("domain.actions", "conversation.save_message", headers);
+        assert_eq!(delivery.delivery_count(), 0, "as its agent sent it");
+        delivery.redelivered = true;
+        assert_eq!(delivery.delivery_count(), 99);
+    }
+
+    #[test]
     fn deaths_that_an_agent_made_up_do_not_change_what_it_sent() {
         let death = died_in("conversation.session", "expired", "domain.actions", "state.clear");
         let mut headers = FieldTable::default();
@@ -387,7 +445,9 @@ mod tests {
         let mut headers = FieldTable::default();
         headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(deaths)));
         let letter = received("", "conversation.save_message.dlq", headers);
-        assert_eq!(letter.dead_letter_reason(), Some(DeadLetterReason::DeliveryLimit));
+        let refusal = &letter.verdict().unwrap().refusal;
+        assert_eq!(refusal.reason, DeadLetterReason::DeliveryLimit);
+        assert!(refusal.detail.contains(key), "{refusal:?}");
         assert_eq!(letter.deaths()[0].at_seconds, Some(1_700_000_000));
         assert_eq!(letter.origin().routing_key, key);
     }

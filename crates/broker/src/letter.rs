@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::Publication;
 use crate::delivery::{
-    MAX_TRACEPARENT_BYTES, MAX_TRACESTATE_BYTES, TRACEPARENT, TRACESTATE, fleet_only,
+    MAX_TRACEPARENT_BYTES, MAX_TRACESTATE_BYTES, TRACEPARENT, TRACESTATE, dies_in_the_fleet,
 };
 use crate::journey::{Journey, Origin};
 
@@ -36,8 +36,12 @@ impl<'a> Letter<'a> {
     pub fn journey(&self) -> Journey {
         let Some(headers) = self.headers.as_object() else { return Journey::default() };
         let deaths = headers.get("x-death").and_then(Value::as_array).into_iter().flatten();
-        let mut exchanges = deaths.map(|death| death.get("exchange").and_then(Value::as_str));
-        if !exchanges.all(|exchange| exchange.is_some_and(fleet_only)) {
+        let mut ours = deaths.map(|death| {
+            let [exchange, queue, reason] =
+                ["exchange", "queue", "reason"].map(|name| death.get(name)?.as_str());
+            dies_in_the_fleet(exchange?, queue?, reason?).then_some(())
+        });
+        if !ours.all(|it| it.is_some()) {
             return Journey::default();
         }
         let ours = headers.iter().filter(|(name, _)| Journey::owns(name));
@@ -143,7 +147,7 @@ mod tests {
     #[test]
     fn what_the_fleet_wrote_counts_also_after_a_retry() {
         let headers = json!({
-            "x-death": [{"queue": "domain.retry.1000", "exchange": "domain.retry.1000"}],
+            "x-death": [{"queue": "domain.retry.1000", "exchange": "domain.retry.1000", "reason": "expired"}],
             "x-verbatim-replays": 1, "x-verbatim-attempt": 4, "x-verbatim-reasons": ["broken"],
         });
         let publication = replayed(&json!({}), &headers);

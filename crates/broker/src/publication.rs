@@ -106,6 +106,14 @@ impl Publication {
         self
     }
 
+    /// With the reason why it is a dead letter, whoever said so: RabbitMQ's words for it do not come
+    /// with a copy.
+    #[must_use]
+    pub fn told_why(mut self, delivery: &Delivery) -> Self {
+        self.journey.verdict = delivery.verdict().map(Cow::into_owned);
+        self
+    }
+
     /// With one more failed attempt in its history.
     #[must_use]
     pub fn failed(mut self, error: &str, at: Timestamp) -> Self {

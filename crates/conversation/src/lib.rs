@@ -29,6 +29,7 @@ pub use reader::{Reader, ReadingSettings, Source, Transcript};
 pub use saver::Saver;
 pub use sessions::Sessions;
 pub use statistics::Statistics;
+pub use transient::retried;
 pub use verify::{
     BrokenOff, Finding, Kind, Mended, Repairs, Section, Told, Verified, Verifier, VerifyingSettings,
 };

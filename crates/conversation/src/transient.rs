@@ -10,24 +10,28 @@ use archive::Error;
 use backon::{ExponentialBuilder, Retryable};
 use domain::failure::FailureClass;
 use metrics::{Counter, Metrics, TransactionRetry};
+use tokio::time::Instant;
 
-/// How often a transient failure is retried: with the pauses below some 2 s in all, longer than any
-/// transaction of the fleet holds its locks.
-const TIMES: usize = 8;
+/// For how long a transient failure is retried: longer than any transaction of the fleet holds its
+/// locks. No try begins later; one that waits for a lock may take `lock_timeout` more.
+const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Runs `work`, again and again while it fails in a transient way.
-pub(crate) async fn retried<T, F>(metrics: &Metrics, work: impl FnMut() -> F) -> Result<T, Error>
+/// Runs `work`, again and again while it fails in a transient way; for some seconds.
+pub async fn retried<T, F>(metrics: &Metrics, work: impl FnMut() -> F) -> Result<T, Error>
 where
     F: Future<Output = Result<T, Error>>,
 {
     let pauses = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(10))
         .with_max_delay(Duration::from_millis(500))
-        .with_max_times(TIMES)
+        .without_max_times()
         .with_jitter();
     let class = TransactionRetry::Transient;
+    let began = Instant::now();
     work.retry(pauses)
-        .when(|error: &Error| error.class() == FailureClass::Transient)
+        .when(|error: &Error| {
+            error.class() == FailureClass::Transient && began.elapsed() < PATIENCE
+        })
         .notify(|_, _| metrics.add(Counter::TransactionRetries { class }, 1))
         .await
 }

@@ -36,10 +36,19 @@ pub(crate) fn init(process: Process, settings: &LogSettings) -> anyhow::Result<(
     tracing::subscriber::set_global_default(subscriber).context("logging was set up already")
 }
 
-/// The filter's directives. The AMQP client logs messages that come back, with their bodies, which
-/// are somebody's words: it is silent unless a directive names it. What happens is in our own lines.
+/// What clients must not log, unless a directive names them; what happens is in our own lines. The AMQP
+/// client tells messages that come back, with their bodies, which are somebody's words; the one of
+/// PostgreSQL the values of the parameters in a URL that it does not know, such as `sslpassword`.
+const HUSHED: [(&str, &str); 2] = [("lapin", "off"), ("sqlx_postgres::options", "off")];
+
+/// The filter's directives.
 fn directives(level: &str) -> String {
-    if level.contains("lapin") { level.to_owned() } else { format!("{level},lapin=off") }
+    HUSHED
+        .iter()
+        .filter(|(target, _)| !level.contains(target))
+        .fold(level.to_owned(), |directives, (target, hushed)| {
+            format!("{directives},{target}={hushed}")
+        })
 }
 
 /// Makes every panic one line with its place, and counts it.
@@ -142,9 +151,10 @@ mod tests {
     }
 
     #[test]
-    fn the_amqp_client_is_silent_unless_it_is_named() {
-        assert_eq!(directives("debug"), "debug,lapin=off");
-        assert_eq!(directives("info,lapin=warn"), "info,lapin=warn");
+    fn clients_that_tell_too_much_are_silent_unless_they_are_named() {
+        assert_eq!(directives("debug"), "debug,lapin=off,sqlx_postgres::options=off");
+        let named = "info,lapin=warn,sqlx_postgres::options=warn";
+        assert_eq!(directives(named), named);
     }
 
     #[test]

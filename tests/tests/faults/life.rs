@@ -157,4 +157,9 @@ async fn a_setting_that_makes_no_sense_is_named_and_no_secret_is() {
         assert!(log.contains(name) || name == "VERBATIM_CONFIG", "{name} is named: {log}");
         assert!(log.contains(said) && !log.contains("hidden"), "{log}");
     }
+    // What its client does not know of an address, it would tell as it stands there.
+    let address = format!("{}?sslpassword=hidden", scenario.database_url);
+    let worker = scenario.launch(SAVER, &[("DATABASE_URL", &address)]);
+    worker.wait(LIMIT).await.unwrap();
+    assert!(!worker.log().contains("hidden"), "{}", worker.log());
 }

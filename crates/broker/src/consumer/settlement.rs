@@ -65,7 +65,7 @@ pub(super) fn copy_for<H: Handler>(
             shared.observer.retried(message_id, attempt, &error);
             let longest = shared.settings.retries.last().copied();
             let retry = next_retry(&shared.settings.retries, attempt).or(longest);
-            let again = copy_to(home).failed(&error, now);
+            let again = copy_to(home).told_why(delivery).failed(&error, now);
             (again.delayed(retry.unwrap_or(RetryQueue::HalfMinute)), DeliveryOutcome::Retried)
         }
     }

@@ -69,7 +69,7 @@ async fn a_failing_message_is_tried_four_times_and_then_a_dead_letter_with_its_h
     // As the keeper will read it.
     let letters = Letters::default();
     let keeper = letters.read(&bench, WorkQueue::Session).await;
-    assert_eq!(keeper.dead_letter_reason(), Some(DeadLetterReason::AttemptsExhausted));
+    assert_eq!(keeper.verdict().unwrap().refusal.reason, DeadLetterReason::AttemptsExhausted);
     assert_eq!(keeper.journey().attempt, 4);
     assert_eq!(keeper.journey().history.reasons, ["it failed"; 4]);
     let history = &keeper.journey().history;
@@ -221,18 +221,40 @@ async fn nothing_comes_after_the_dead_letters_so_their_keeper_tries_for_ever() {
 #[tokio::test]
 async fn a_message_that_expires_becomes_a_letter_that_tells_where_it_came_from() {
     let bench = Bench::new().await;
-    let properties = BasicProperties::default().with_delivery_mode(2).with_expiration("1".into());
     let key = "conversation.session_opened";
-    bench
-        .raw
-        .basic_publish("domain.actions".into(), key.into(), Default::default(), b"ok", properties)
-        .await
-        .unwrap();
+    expire(&bench, key, "ok").await;
     let letter = Letters::default().read(&bench, WorkQueue::Session).await;
-    assert_eq!(letter.dead_letter_reason(), Some(DeadLetterReason::Expired));
+    assert_eq!(letter.verdict().unwrap().refusal.reason, DeadLetterReason::Expired);
     assert_eq!(letter.origin().routing_key, key);
     let Death { queue, exchange, .. } = letter.deaths().remove(0);
     assert_eq!((queue.as_str(), exchange.as_str()), (QUEUE, "domain.actions"));
+}
+
+#[tokio::test]
+async fn what_rabbitmq_said_of_a_letter_outlives_the_failures_of_its_keeper() {
+    let bench = Bench::new().await;
+    expire(&bench, "conversation.session_opened", "fail").await;
+    let script = Script::default();
+    let settings = Settings { retries: vec![RetryQueue::Second], ..Settings::default() };
+    let keeper = bench.run(Source::dead_letters(WorkQueue::Session), &script, settings);
+    script.has_handled(1).await;
+    keeper.drain().await;
+    let letter = Letters::default().read(&bench, WorkQueue::Session).await;
+    assert_eq!(letter.journey().attempt, 2, "it is the copy");
+    let verdict = letter.journey().verdict.clone().unwrap();
+    assert_eq!(verdict.refusal.reason, DeadLetterReason::Expired);
+    assert_eq!(verdict.queue, QUEUE);
+}
+
+/// Publishes an action that waits for longer than its sender cares.
+async fn expire(bench: &Bench, key: &str, body: &str) {
+    let properties = BasicProperties::default().with_delivery_mode(2).with_expiration("1".into());
+    let (exchange, body) = ("domain.actions".into(), body.as_bytes());
+    bench
+        .raw
+        .basic_publish(exchange, key.into(), Default::default(), body, properties)
+        .await
+        .unwrap();
 }
 
 /// A handler that keeps the deliveries it is given.

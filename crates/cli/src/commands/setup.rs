@@ -7,9 +7,11 @@ use std::time::Duration;
 use archive::SchemaError;
 use broker::topology::{self, TopologyError};
 use clap::Args;
+use conversation::Fresh;
 use serde::Serialize;
 use service::settings::{AmqpSettings, DatabaseSettings};
 
+use crate::actor::Actor;
 use crate::cli::complain;
 use crate::exit::{Exit, Failure};
 use crate::look::{Look, Screen, Tone};
@@ -19,6 +21,7 @@ const EXAMPLES: &str = "\
 Examples:
   verbatim setup
   verbatim setup --config fleet.yaml
+  verbatim setup --restored
 
 What a deployment runs first. Workers verify both when they start.";
 
@@ -35,6 +38,13 @@ const MIGRATION: Duration = Duration::from_secs(6 * 3600);
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, override_usage = "verbatim setup [OPTIONS]")]
 pub(crate) struct Setup {
+    /// PostgreSQL was restored from a backup, or failed over to a standby that lacked commits: hot
+    /// copies may hold more than it, so all are voided; readers load them anew. With the workers stopped
+    #[arg(long)]
+    restored: bool,
+
+    #[command(flatten)]
+    actor: Actor,
     #[command(flatten)]
     amqp: AmqpSettings,
     #[command(flatten)]
@@ -46,6 +56,8 @@ pub(crate) struct Setup {
 struct Report {
     schema: Option<Schema>,
     topology: Option<Topology>,
+    /// Whether no hot copy counts any more.
+    hot_copies_voided: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -72,14 +84,25 @@ impl Setup {
         let (schema, topology) = tokio::join!(schema(&self.database), topology(&self.amqp));
         let mut failures = Vec::new();
         let mut keep = |failure| failures.push(failure);
-        let report = Report {
-            schema: schema.map_err(&mut keep).ok(),
-            topology: topology.map_err(&mut keep).ok(),
-        };
+        let schema = schema.map_err(&mut keep).ok();
+        let hot_copies_voided = self.restored
+            && schema.is_some()
+            && self.void_hot_copies().await.map_err(&mut keep).is_ok();
+        let topology = topology.map_err(&mut keep).ok();
+        let report = Report { schema, topology, hot_copies_voided };
         screen.show(&report, |look| text(&report, look))?;
         let Some(last) = failures.pop() else { return Ok(Exit::Fine) };
         failures.iter().for_each(complain);
         Err(last)
+    }
+}
+
+impl Setup {
+    async fn void_hot_copies(&self) -> Result<(), Failure> {
+        let database = Database::at(&self.database.database_url, "DATABASE_URL", LOOK).await?;
+        let (by, fresh) = (self.actor.by(), Fresh::random().draw());
+        let voided = database.archive.void_hot_copies(&by, fresh).await;
+        voided.map_err(|error| database.failure(&error))
     }
 }
 
@@ -121,38 +144,37 @@ async fn topology(settings: &AmqpSettings) -> Result<Topology, Failure> {
 }
 
 fn text(report: &Report, look: &Look) -> String {
-    let mut out = String::new();
-    let mut line = |name: &str, tone: Tone, what: &str| {
-        out.push_str(&format!("{name:<20}{}\n", look.paint.text(tone, what)));
-    };
-    const NAMES: [&str; 2] = ["database schema", "RabbitMQ topology"];
-    match &report.schema {
-        None => line(NAMES[0], Tone::Bad, "not made"),
-        Some(Schema { version: None, .. }) => line(NAMES[0], Tone::Plain, "already there"),
+    let line =
+        |name: &str, tone: Tone, what: &str| format!("{name:<20}{}\n", look.paint.text(tone, what));
+    const SCHEMA: &str = "database schema";
+    let mut out = match &report.schema {
+        None => line(SCHEMA, Tone::Bad, "not made"),
+        Some(Schema { version: None, .. }) => line(SCHEMA, Tone::Plain, "already there"),
         Some(Schema { version: Some(version), from: None, .. }) => {
-            line(NAMES[0], Tone::Good, &format!("made, version {version}"));
+            line(SCHEMA, Tone::Good, &format!("made, version {version}"))
         }
         Some(Schema { version: Some(version), from: Some(from), .. }) => {
-            line(NAMES[0], Tone::Good, &format!("upgraded from version {from} to {version}"));
+            line(SCHEMA, Tone::Good, &format!("upgraded from version {from} to {version}"))
         }
-    }
-    match &report.topology {
-        None => line(NAMES[1], Tone::Bad, "not made"),
+    };
+    const TOPOLOGY: &str = "RabbitMQ topology";
+    out += &match &report.topology {
+        None => line(TOPOLOGY, Tone::Bad, "not made"),
         Some(Topology { created, .. }) if created.is_empty() => {
-            line(NAMES[1], Tone::Plain, "already there");
+            line(TOPOLOGY, Tone::Plain, "already there")
         }
         Some(Topology { created, already_there: 0 }) => {
-            let all = format!("made, {} exchanges and queues", created.len());
-            line(NAMES[1], Tone::Good, &all);
+            line(TOPOLOGY, Tone::Good, &format!("made, {} exchanges and queues", created.len()))
         }
         // A part was missing: that is worth knowing by name.
         Some(Topology { created, already_there }) => {
             let what = format!("{} made, {already_there} already there", created.len());
-            line(NAMES[1], Tone::Good, &what);
-            for name in created {
-                out.push_str(&format!("  {name}\n"));
-            }
+            let names = created.iter().map(|name| format!("  {name}\n"));
+            line(TOPOLOGY, Tone::Good, &what) + &names.collect::<String>()
         }
+    };
+    if report.hot_copies_voided {
+        out += &line("hot copies", Tone::Good, "voided; readers load them anew");
     }
     out
 }
@@ -170,6 +192,7 @@ mod tests {
         let made = Report {
             schema: Some(Schema { state: "created", version: Some(1), from: None }),
             topology: Some(Topology { created: vec![String::new(); 25], already_there: 0 }),
+            hot_copies_voided: false,
         };
         let mended = Report {
             schema: Some(Schema { state: "upgraded", version: Some(3), from: Some(1) }),
@@ -177,10 +200,12 @@ mod tests {
                 created: vec!["queue bot.state".to_owned()],
                 already_there: 24,
             }),
+            hot_copies_voided: true,
         };
         let half = Report {
             schema: None,
             topology: Some(Topology { created: Vec::new(), already_there: 25 }),
+            hot_copies_voided: false,
         };
         let told = [made, mended, half].map(|report| text(&report, &look));
         insta::assert_snapshot!(told.join("\n"), @r"
@@ -190,6 +215,7 @@ mod tests {
         database schema     upgraded from version 1 to 3
         RabbitMQ topology   1 made, 24 already there
           queue bot.state
+        hot copies          voided; readers load them anew
 
         database schema     not made
         RabbitMQ topology   already there

@@ -3,7 +3,7 @@
 use serde_json::json;
 use testkit::TestEnv;
 
-use crate::support::Verbatim;
+use crate::support::{Verbatim, body, prepared, save};
 
 #[tokio::test]
 async fn setup_says_what_it_made_and_the_second_time_that_all_is_there() {
@@ -27,7 +27,7 @@ async fn setup_says_what_it_made_and_the_second_time_that_all_is_there() {
 
 #[tokio::test]
 async fn setup_makes_the_one_queue_that_was_deleted_and_names_it() {
-    let (env, verbatim) = crate::support::prepared().await;
+    let (env, verbatim) = prepared().await;
     let queue = format!("/api/queues/{}/domain.retry.5000", env.name);
     env.management().request("DELETE", &queue, "").await.unwrap();
     let mended = verbatim.json(&["setup"]).await;
@@ -58,4 +58,25 @@ async fn setup_names_every_server_that_is_away_without_its_password() {
     assert!(ran.err.contains("PostgreSQL at postgres://***@127.0.0.1:9/d: "), "{ran:?}");
     assert_eq!(ran.err.matches("nothing listens there").count(), 2, "{ran:?}");
     assert!(!ran.err.contains("hunter2"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn after_a_restore_no_hot_copy_is_believed_until_it_is_loaded_anew() {
+    let (env, verbatim) = prepared().await;
+    save(&env, &[body("s", "m-1", json!({})), body("s", "m-2", json!({}))]).await;
+    let show = ["conversation", "show", "--tenant", "acme", "--session", "s"];
+    let source = async || verbatim.json(&show).await["source"].clone();
+    assert_eq!((source().await, source().await), (json!("postgresql"), json!("redis")));
+    // Back to a time before the second message: with the numbers of now, which were those of then.
+    env.psql("DELETE FROM message_rows WHERE id = 'm-2'").await.unwrap();
+    assert_eq!(source().await, "redis", "the copy still bears these numbers");
+
+    let ran = verbatim.run(&["setup", "--restored", "--actor", "night shift"]).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.out.contains("hot copies          voided"), "{ran:?}");
+    let shown = verbatim.json(&show).await;
+    assert_eq!((&shown["source"], &shown["messages"][1]), (&json!("postgresql"), &json!(null)));
+    assert_eq!(source().await, "redis");
+    let line = "SELECT actor FROM audit_log WHERE action = 'hot_copies.void'";
+    assert_eq!(env.psql(line).await.unwrap().trim(), "night shift");
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use archive::Archive;
 use broker::topology::WorkQueue;
 use broker::{Delivery, Handler, Publication, Publisher};
+use conversation::retried;
 use domain::causes::with_causes;
 use domain::envelope::Resolved;
 use domain::event::{DeadLettered, Event};
@@ -52,9 +53,8 @@ impl Handler for Keeper {
     type Item = Item;
 
     fn decode(&self, delivery: &Delivery) -> Result<Item, Refusal> {
-        if delivery.journey().verdict.is_none()
-            && delivery.dead_letter_reason() == Some(DeadLetterReason::Expired)
-        {
+        let by_rabbitmq = delivery.verdict().filter(|_| delivery.journey().verdict.is_none());
+        if by_rabbitmq.is_some_and(|it| it.refusal.reason == DeadLetterReason::Expired) {
             // What cannot be decoded is refused where it goes, and comes back as a dead letter.
             let resolved = self.decoder.decode(delivery).ok().and_then(|it| it.resolved());
             return Ok(Item::Expired(Homebound::new(delivery, self.queue.name(), resolved)));
@@ -119,7 +119,7 @@ impl Keeper {
         let new: Vec<&Dead> =
             letters.iter().copied().filter(|dead| !dead.stored.is_done()).collect();
         let rows: Vec<_> = new.iter().map(|dead| &dead.letter.row).collect();
-        match self.archive.store_dead_letters(&rows).await {
+        match retried(&self.metrics, || self.archive.store_dead_letters(&rows)).await {
             Ok(()) => {
                 new.iter().for_each(|dead| self.stored(dead));
                 return Ok(Vec::new());
@@ -129,7 +129,8 @@ impl Keeper {
         }
         let mut faults = Vec::new();
         for (dead, row) in new.iter().zip(rows) {
-            match self.archive.store_dead_letters(&[row]).await {
+            let alone = [row];
+            match retried(&self.metrics, || self.archive.store_dead_letters(&alone)).await {
                 Ok(()) => self.stored(dead),
                 Err(error) if error.class() == FailureClass::Unavailable => {
                     return Err(error.into());

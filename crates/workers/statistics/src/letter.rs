@@ -7,7 +7,7 @@ use archive::DeadLetter;
 use broker::Delivery;
 use broker::journey::Journey;
 use broker::topology::WorkQueue;
-use domain::failure::DeadLetterReason;
+use domain::failure::{DeadLetterReason, Refusal};
 use domain::ids::{ConversationKey, SessionId, TenantId};
 use domain::time::Timestamp;
 use serde_json::{Map, Value, json};
@@ -27,10 +27,17 @@ impl Letter {
     /// Reads a letter from the dead-letter queue of `queue`.
     pub(crate) fn read(queue: WorkQueue, delivery: &Delivery) -> Self {
         let journey = delivery.journey();
-        let verdict = journey.verdict.as_ref();
-        let deaths = delivery.deaths();
-        let reason = delivery.dead_letter_reason().unwrap_or(DeadLetterReason::AttemptsExhausted);
-        let died_at = deaths
+        let refusal = delivery.verdict().map_or_else(
+            || Refusal {
+                reason: DeadLetterReason::AttemptsExhausted,
+                field: None,
+                detail: format!("somebody published it to {} without saying why", queue.dlq()),
+            },
+            |verdict| verdict.into_owned().refusal,
+        );
+        let reason = refusal.reason;
+        let died_at = delivery
+            .deaths()
             .first()
             .and_then(|death| Timestamp::from_seconds(death.at_seconds?).ok())
             .unwrap_or(delivery.received_at);
@@ -42,11 +49,8 @@ impl Letter {
                 id: key(queue, reason, delivery),
                 queue: queue.name().to_owned(),
                 reason,
-                field: verdict.and_then(|verdict| verdict.refusal.field.clone()).map(storable),
-                error: storable(verdict.map_or_else(
-                    || by_the_broker(&deaths, queue),
-                    |verdict| verdict.refusal.detail.clone(),
-                )),
+                field: refusal.field.map(storable),
+                error: storable(refusal.detail),
                 tenant_id: text("tenant_id"),
                 conversation_id: resolved
                     .map(|resolved| resolved.conversation.to_string())
@@ -147,22 +151,11 @@ fn properties(delivery: &Delivery) -> Value {
     })
 }
 
-fn by_the_broker(deaths: &[broker::Death], queue: WorkQueue) -> String {
-    match deaths.first() {
-        Some(death) => format!(
-            "RabbitMQ dead-lettered it from {} ({}, {} times)",
-            death.queue, death.reason, death.count
-        ),
-        None => format!("somebody published it to {} without saying why", queue.dlq()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use broker::journey::Verdict;
     use domain::envelope::{Envelope, Resolved};
-    use domain::failure::Refusal;
     use domain::ids::{ConversationId, MessageId};
 
     fn at(micros: i64) -> Timestamp {
