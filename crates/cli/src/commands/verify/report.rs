@@ -1,5 +1,6 @@
 //! What verifying found, for people and for machines.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use conversation::{BrokenOff, Finding, Mended, Section, Verified};
@@ -9,9 +10,9 @@ use serde::Serialize;
 use crate::exit::Exit;
 use crate::look::{Look, Tone, count, one_line, plural};
 
-/// Findings of one kind that a text tells one by one.
+/// Findings of one kind that a text tells one by one; and conversations.
 const TOLD: u64 = 20;
-/// Findings of one kind that JSON has: some megabytes in all.
+/// Findings of one kind that JSON has: some megabytes in all; and conversations.
 const KEPT: u64 = 1_000;
 
 /// What was found.
@@ -22,9 +23,13 @@ pub(super) struct Report {
     pub(super) sections: Vec<Verified>,
     /// How many there are of each kind, and what to do about it.
     kinds: BTreeMap<&'static str, OfKind>,
+    /// The conversations with findings, those with the most first.
+    conversations: Vec<OfConversation>,
     findings: Vec<Finding>,
     /// Findings that are counted and not listed.
     left_off: u64,
+    #[serde(skip)]
+    by_conversation: BTreeMap<(String, String), OfConversation>,
     #[serde(skip)]
     pub(super) section: Option<Section>,
 }
@@ -38,9 +43,21 @@ struct OfKind {
     can_be: bool,
 }
 
+/// What was found in one conversation.
+#[derive(Debug, Clone, Serialize)]
+struct OfConversation {
+    tenant_id: String,
+    conversation_id: String,
+    found: u64,
+    repaired: u64,
+    /// How many findings there are of each kind.
+    kinds: BTreeMap<&'static str, u64>,
+}
+
 impl Report {
     /// Counts a finding, and keeps it for JSON; says whether a text should tell it by itself.
     pub(super) fn add(&mut self, finding: &Finding) -> bool {
+        self.add_to_conversation(finding);
         let kind = self.kinds.entry(finding.kind.as_str()).or_insert(OfKind {
             found: 0,
             repaired: 0,
@@ -58,8 +75,31 @@ impl Report {
         kind.found <= TOLD
     }
 
-    /// Settles the verdict. Of what could not be looked at nobody knows, whatever was repaired elsewhere.
+    fn add_to_conversation(&mut self, finding: &Finding) {
+        let (Some(tenant), Some(conversation)) = (&finding.tenant_id, &finding.conversation_id)
+        else {
+            return;
+        };
+        let key = (tenant.clone(), conversation.clone());
+        if self.by_conversation.len() as u64 >= KEPT && !self.by_conversation.contains_key(&key) {
+            return;
+        }
+        let of = self.by_conversation.entry(key).or_insert_with(|| OfConversation {
+            tenant_id: tenant.clone(),
+            conversation_id: conversation.clone(),
+            found: 0,
+            repaired: 0,
+            kinds: BTreeMap::new(),
+        });
+        of.found += 1;
+        of.repaired += u64::from(finding.mended == Mended::Done);
+        *of.kinds.entry(finding.kind.as_str()).or_default() += 1;
+    }
+
+    /// Settles the verdict and the order. Of what could not be looked at nobody knows, whatever was repaired elsewhere.
     pub(super) fn close(&mut self) {
+        self.conversations = std::mem::take(&mut self.by_conversation).into_values().collect();
+        self.conversations.sort_by_key(|of| Reverse(of.found));
         let left = self.sections.iter().any(|section| section.left > 0);
         self.verdict = match (left, self.is_incomplete(), self.kinds.is_empty()) {
             (true, ..) => "found",
@@ -170,13 +210,35 @@ pub(super) fn summary(report: &Report, look: &Look) -> String {
         }
         out.push('\n');
     }
-    if report.kinds.values().any(|it| it.found > TOLD) {
-        let hint = format!("of each kind the first {TOLD} are told; --json has up to {KEPT}\n");
+    out.push_str(&by_conversation(&report.conversations, look));
+    let conversations = report.conversations.len() as u64;
+    if report.kinds.values().map(|it| it.found).chain([conversations]).any(|it| it > TOLD) {
+        let hint = format!(
+            "of each kind, and of conversations, the first {TOLD} are told; --json has up to {KEPT}\n"
+        );
         out.push_str(&look.paint.text(Tone::Dim, &hint));
     }
     if report.kinds.values().any(|it| it.can_be) {
         let hint = "`verbatim verify --repair` repairs what can be\n";
         out.push_str(&look.paint.text(Tone::Dim, hint));
+    }
+    out
+}
+
+/// Each conversation with its findings; where a single one has some, the summary has said it all.
+fn by_conversation(conversations: &[OfConversation], look: &Look) -> String {
+    if conversations.len() < 2 {
+        return String::new();
+    }
+    let mut out = format!("in {}\n", plural(conversations.len() as i128, "conversation"));
+    for of in conversations.iter().zip(0..TOLD).map(|(of, _)| of) {
+        let kinds = of.kinds.iter().map(|(kind, found)| match found {
+            1 => (*kind).to_owned(),
+            found => format!("{kind} ({})", count(i128::from(*found))),
+        });
+        let place = format!("{} {}", one_line(&of.tenant_id), one_line(&of.conversation_id));
+        let kinds = kinds.collect::<Vec<_>>().join(", ");
+        out.push_str(&format!("  {place}: {}\n", look.paint.text(Tone::Dim, &kinds)));
     }
     out
 }
@@ -235,6 +297,25 @@ mod tests {
             finding(Kind::MessagesGone, Mended::CannotBe),
         ];
         insta::assert_snapshot!(told(&findings, vec![ended(Section::HotCopies, 4, 3)]));
+    }
+
+    #[test]
+    fn where_several_conversations_have_findings_each_is_told_with_its_own() {
+        let of = |conversation: &str, kind| Finding {
+            conversation_id: Some(conversation.to_owned()),
+            ..finding(kind, Mended::NotAsked)
+        };
+        let findings = [
+            of("c-1", Kind::TotalsDiffer),
+            of("c-2", Kind::HotCopyMissing),
+            of("c-2", Kind::TotalsDiffer),
+            of("c-2", Kind::HotCopyMissing),
+        ];
+        let text = told(&findings, vec![ended(Section::Conversations, 4, 4)]);
+        let (_, conversations) = text.split_once("in 2 conversations\n").unwrap();
+        let mut lines = conversations.lines();
+        let second = "  acme c-2: hot_copy_missing (2), totals_differ";
+        assert_eq!((lines.next(), lines.next()), (Some(second), Some("  acme c-1: totals_differ")));
     }
 
     #[test]
