@@ -33,20 +33,29 @@ pub(super) fn of(
 }
 
 fn saved(message: &MessageTrace, moments: &mut Vec<Moment>) {
-    let sent = format!("said by {}, by its sender's clock", message.role);
-    moments.push(moment(message.created_at, "published", sent));
+    let clock = match message.created_at == message.received_at {
+        true => "its sender gave no time",
+        false => "by its sender's clock",
+    };
+    moments.push(moment(
+        message.created_at,
+        "published",
+        format!("said by {}; {clock}", message.role),
+    ));
     moments.push(moment(message.received_at, "received", "by a worker".to_owned()));
     let by = match (&message.saver, &message.saver_instance) {
         (Some(process), Some(instance)) => {
-            let since =
-                message.saver_started_at.map(|at| format!(", which saves since {}", told(at)));
+            let since = message.saver_started_at.map(|at| format!(", at work since {}", told(at)));
             format!("by {process} {instance}{}", since.unwrap_or_default())
         }
         _ => "by a process that did not say who it is".to_owned(),
     };
     let (at, by) = match message.committed_at {
         Some(at) => (at, by),
-        None => (message.received_at, format!("{by}; right after (commit times are not tracked)")),
+        // The time of a replay, which comes later, is that of its letter.
+        None => {
+            (message.received_at, format!("{by}; then or later (track_commit_timestamp is off)"))
+        }
     };
     moments.push(moment(at, "saved", by));
 }

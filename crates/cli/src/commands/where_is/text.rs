@@ -134,7 +134,7 @@ mod tests {
             state: State::Active,
             hot: HotPlace::InCopy,
             timeline: vec![
-                moment("2026-11-20T10:00:00Z", "published", "said by user, by its sender's clock"),
+                moment("2026-11-20T10:00:00Z", "published", "said by user; by its sender's clock"),
                 moment("2026-11-20T10:00:00.25Z", "saved", "by message-save-worker host:7"),
             ],
         }
