@@ -2,20 +2,29 @@
 
 use std::time::Duration;
 
-use system_tests::{Counts, LIMIT, Ledger, SAVER, STATISTICS, Scenario};
+use serde_json::{Value, json};
+use system_tests::{
+    Agent, Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, closed, message,
+};
+use testkit::fleet::Worker;
 use testkit::servers::{Kind, Node, Replicas, Servers};
 use testkit::wait::eventually;
 
-use crate::{SAVES, load, publish, until_stored};
+use crate::{load, publish, until_stored};
+
+/// Sessions that close while a member is dead: enough for every third of a cluster's slots.
+const CLOSING: usize = 12;
+
+const ARCHIVED: &str = "SELECT count(*) FROM conversations WHERE status = 'archived'";
 
 #[tokio::test]
 async fn a_node_of_a_rabbitmq_cluster_killed_and_brought_back_under_load_loses_nothing() {
     let servers = Servers::start(&[Kind::RabbitMqCluster]).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
     let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
-    let (one, two, statistics) =
-        tokio::join!(scenario.start(SAVER), scenario.start(SAVER), scenario.start(STATISTICS),);
-    let messages = load("nodes", 4_000, 20);
+    let fleet = fleet(&scenario).await;
+    let mut messages = load("nodes", 4_000, 20);
+    messages.splice(..0, closing());
     let (before, rest) = messages.split_at(1_000);
     publish(&agent, &mut ledger, before).await;
     until_stored(&scenario, 500).await;
@@ -25,6 +34,7 @@ async fn a_node_of_a_rabbitmq_cluster_killed_and_brought_back_under_load_loses_n
     let dies = async {
         until_stored(&scenario, 1_200).await;
         first.kill().await.unwrap();
+        agent.insist(&closes()).await;
     };
     tokio::join!(insist(&agent, during), dies);
     ledger.confirm(during);
@@ -34,13 +44,14 @@ async fn a_node_of_a_rabbitmq_cluster_killed_and_brought_back_under_load_loses_n
 
     ledger.reconcile(&scenario, &eyes).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
-    let failed = [("queue", SAVES), ("cause", "error")];
-    for worker in [&one, &two] {
+    scenario.until_sql(ARCHIVED, &CLOSING.to_string()).await;
+    for worker in &fleet {
         worker.ready(LIMIT).await.unwrap();
+        let failed = [("cause", "error")];
         Counts::reach(worker, "verbatim_consumer_restarts_total", &failed, 1.0).await;
         assert!(worker.log().contains("will be built anew"), "{}", worker.log_tail());
     }
-    scenario.rest([one, two, statistics]).await;
+    scenario.rest(fleet).await;
 }
 
 #[tokio::test]
@@ -53,8 +64,9 @@ async fn a_master_of_a_redis_cluster_that_dies_under_load_is_followed_by_its_rep
         assert_eq!(ask(node, &["CONFIG", "SET", "cluster-node-timeout", "2000"]).await, "+OK");
     }
     let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
-    let saver = scenario.start(SAVER).await;
-    let messages = load("masters", 2_000, 20);
+    let fleet = fleet(&scenario).await;
+    let mut messages = load("masters", 2_000, 20);
+    messages.splice(..0, closing());
     publish(&agent, &mut ledger, &messages[..500]).await;
     ledger.reconcile(&scenario, &eyes).await;
     let epoch = scenario.sql("SELECT epoch FROM hot_epoch").await;
@@ -62,20 +74,46 @@ async fn a_master_of_a_redis_cluster_that_dies_under_load_is_followed_by_its_rep
     let dies = async {
         until_stored(&scenario, 600).await;
         nodes[0].kill().await.unwrap();
+        agent.publish_all(&closes()).await;
     };
     tokio::join!(publish(&agent, &mut ledger, &messages[500..]), dies);
     info(&nodes[3], "role:master").await;
     ledger.reconcile(&scenario, &eyes).await;
     assert_ne!(scenario.sql("SELECT epoch FROM hot_epoch").await, epoch);
-    saver.ready(LIMIT).await.unwrap();
-    let changes = "verbatim_hot_generation_changes_total";
-    Counts::reach(&saver, changes, &[], 1.0).await;
-    assert!(saver.log().contains("Redis is down"), "{}", saver.log_tail());
-    scenario.rest([saver]).await;
+    scenario.until_sql(ARCHIVED, &CLOSING.to_string()).await;
+    for worker in &fleet {
+        worker.ready(LIMIT).await.unwrap();
+    }
+    for saver in &fleet[..2] {
+        Counts::reach(saver, "verbatim_hot_generation_changes_total", &[], 1.0).await;
+        assert!(saver.log().contains("Redis is down"), "{}", saver.log_tail());
+    }
+    scenario.rest(fleet).await;
+}
+
+/// Two savers, a closer, a keeper. They end with their test, and not before.
+async fn fleet(scenario: &Scenario) -> [Worker; 4] {
+    let (one, two, migration, statistics) = tokio::join!(
+        scenario.start(SAVER),
+        scenario.start(SAVER),
+        scenario.start(MIGRATION),
+        scenario.start(STATISTICS),
+    );
+    [one, two, migration, statistics]
+}
+
+/// What is said in sessions that close while a member is dead.
+fn closing() -> Vec<Value> {
+    let said = |n| message("closing", &format!("s{n}"), &format!("closing{n}"), &json!({}));
+    (0..CLOSING).map(said).collect()
+}
+
+fn closes() -> Vec<Value> {
+    (0..CLOSING).map(|n| closed("closing", &format!("s{n}"), &json!({}))).collect()
 }
 
 /// Publishes part by part, as the queues move to other nodes.
-async fn insist(agent: &system_tests::Agent, messages: &[serde_json::Value]) {
+async fn insist(agent: &Agent, messages: &[Value]) {
     for part in messages.chunks(200) {
         agent.insist(part).await;
     }

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 
+use broker::Publication;
 use crash_points::{AT, ON, Step};
 use domain::ids::{ConversationKey, SessionId, TenantId};
 use serde_json::{Value, json};
@@ -23,13 +24,14 @@ use crate::{SAVES, load, publish, until_stored};
 const ABORTED: i32 = 6;
 
 /// The steps of a message's life without an operator, and who gets there.
-const STEPS: [(Step, &str); 15] = [
+const STEPS: [(Step, &str); 19] = [
     (Step::SaveDecoded, SAVER),
     (Step::SaveCommitted, SAVER),
     (Step::SaveAppended, SAVER),
     (Step::Copied, SAVER),
     (Step::Settled, SAVER),
     (Step::Acknowledged, SAVER),
+    (Step::Copied, MIGRATION),
     (Step::Settled, MIGRATION),
     (Step::Acknowledged, MIGRATION),
     (Step::CloseClaimed, MIGRATION),
@@ -39,7 +41,13 @@ const STEPS: [(Step, &str); 15] = [
     (Step::CloseArchived, MIGRATION),
     (Step::LetterStored, STATISTICS),
     (Step::LetterAnnounced, STATISTICS),
+    (Step::Copied, STATISTICS),
+    (Step::Settled, STATISTICS),
+    (Step::Acknowledged, STATISTICS),
 ];
+
+/// Steps that each worker takes with what it consumes.
+const OF_ALL: [Step; 3] = [Step::Copied, Step::Settled, Step::Acknowledged];
 
 /// Steps of commands that operators give.
 const OF_OPERATORS: [Step; 2] = [Step::ReplayConfirmed, Step::ReplayMarked];
@@ -49,6 +57,11 @@ fn every_step_has_its_test() {
     for step in Step::ALL {
         let tested = STEPS.iter().map(|(step, _)| step).chain(&OF_OPERATORS);
         assert!(tested.into_iter().any(|it| *it == step), "{}", step.name());
+    }
+    for step in OF_ALL {
+        for program in [SAVER, MIGRATION, STATISTICS] {
+            assert!(STEPS.contains(&(step, program)), "{} of {program}", step.name());
+        }
     }
 }
 
@@ -111,6 +124,24 @@ async fn a_crash_between_a_move_to_the_suspects_and_its_acknowledgement_doubles_
 }
 
 #[tokio::test]
+async fn a_crash_between_a_way_home_and_its_acknowledgement_doubles_nothing() {
+    let scenario = Scenario::armed().await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let lost = message("home", "s", "lost", &json!({}));
+    let mistyped = Publication::action("conversation.saved_message", lost.to_string().into_bytes());
+    agent.send(vec![mistyped]).await;
+    ledger.confirm([&lost]);
+    crash(&scenario, STATISTICS, Step::Settled).await;
+    // It went home, is still where it was lost, and goes home again.
+    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    let labels = [("queue", SAVES), ("outcome", "duplicate")];
+    Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
+    scenario.rest([saver, statistics]).await;
+    ledger.reconcile(&scenario, &eyes).await;
+    assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
+}
+
+#[tokio::test]
 async fn a_message_that_kills_its_worker_becomes_a_dead_letter_and_all_others_are_saved() {
     const RETURNS: usize = 3 + 5 + 1;
     let scenario = Scenario::armed().await;
@@ -157,8 +188,9 @@ async fn crashed(worker: Worker, step: Step) {
     assert_eq!(status.signal(), Some(ABORTED), "{name} at {}: {status}\n{log}", step.name());
 }
 
-/// Three conversations, two of which end; among their messages one that comes twice, one whose id is
-/// taken, and one that nobody can read. Returns what all of it has become.
+/// Three conversations, two of which end; among their messages one that comes twice, and for each
+/// worker one that it refuses: its id is taken, nobody can read it, nobody knows what it is. Returns
+/// what all of it has become.
 async fn story(crash_at: Option<(Step, &str)>) -> BTreeSet<String> {
     let scenario = Scenario::armed().await;
     // What a crashed closer had claimed is taken over soon.
@@ -191,7 +223,7 @@ async fn story(crash_at: Option<(Step, &str)>) -> BTreeSet<String> {
                    (SELECT count(*) FROM dead_letters),
                    (SELECT count(*) FROM conversations WHERE status = 'archived'),
                    (SELECT count(*) FROM conversation_stats), (SELECT sum(conversations) FROM daily_stats))";
-    scenario.until_sql(all, "90 2 2 2 2").await;
+    scenario.until_sql(all, "90 4 2 2 2").await;
     scenario.rest(fleet).await;
     let mut picture = BTreeSet::new();
     for query in PICTURE {
@@ -234,9 +266,12 @@ async fn end(agent: &Agent) {
     let twice = load("story", 6, 3).remove(5);
     let taken = json!({"content": "other words", "timestamp": at(6)});
     let unreadable = json!({"role": "nobody"});
+    let unknown = json!({"action_type": "conversation.summarise"});
     agent.publish(&twice).await;
     agent.publish(&message("story", "s0", "m00006", &taken)).await;
     agent.publish(&message("story", "s1", "unreadable", &unreadable)).await;
+    agent.publish(&closed("story", "s2", &json!({"action_id": "soon", "timestamp": "soon"}))).await;
+    agent.publish(&message("story", "s2", "unknown", &unknown)).await;
     for session in ["s0", "s1"] {
         agent.publish(&closed("story", session, &json!({"timestamp": at(1_000)}))).await;
     }

@@ -3,22 +3,30 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
-use system_tests::{Agent, Counts, LIMIT, Ledger, SAVER, STATISTICS, Scenario};
+use serde_json::{Value, json};
+use system_tests::{
+    Agent, Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, closed, message,
+};
 use testkit::environment::deep;
 use testkit::fleet::Worker;
 use testkit::servers::{Kind, Servers};
 use testkit::wait::eventually;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::{SAVES, load, proxy, stored, until_stored};
+use crate::{SAVES, load, proxy, publish, until_stored};
 
-/// What a worker's memory may grow in an outage after its first quarter: less than a second of the
-/// load, if it were kept.
+/// How large what agents say in an outage is, in bytes.
+const CONTENT_BYTES: usize = 4 << 10;
+
+/// What a worker's memory may grow in an outage after its first quarter. A saver that kept what comes
+/// in the other 90 s, half of 1 000 messages a second, would grow by ten times as much.
 const GROWTH_KIB: u64 = 16 << 10;
 
 /// How often a second messages are published.
 const PARTS: usize = 10;
+
+/// How many sessions close in each outage.
+const CLOSING: usize = 5;
 
 #[tokio::test]
 async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
@@ -34,42 +42,54 @@ async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
         [("AMQP_URL", broker.url()), ("REDIS_URL", redis.url()), ("DATABASE_URL", database.url())];
     // The second one holds for less than the outage, gives back what it has, and waits.
     let shorter: Vec<_> = urls.into_iter().chain([("VERBATIM_HOLD_LIMIT", patience)]).collect();
-    let (one, two, statistics) = tokio::join!(
+    let (one, two, migration, statistics) = tokio::join!(
         scenario.start_with(SAVER, &urls),
         scenario.start_with(SAVER, &shorter),
-        scenario.start(STATISTICS),
+        scenario.start_with(MIGRATION, &urls),
+        scenario.start_with(STATISTICS, &urls),
     );
+    let fleet = [&one, &two, &migration, &statistics];
     let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
     let in_an_outage = usize::try_from(outage.as_secs()).unwrap() * rate;
     let messages = load("long", 3 * (rate + in_an_outage), 3 * in_an_outage / 300 + 10);
-    for (server, messages) in
-        [&database, &redis, &broker].into_iter().zip(messages.chunks(rate + in_an_outage))
-    {
+    let parts = messages.chunks(rate + in_an_outage);
+    let mut letters = Vec::new();
+    for (server, messages) in [&database, &redis, &broker].into_iter().zip(parts) {
         let (before, during) = messages.split_at(rate);
+        let sessions = sessions(letters.len());
+        let one_each: Vec<_> =
+            sessions.iter().map(|it| message("long", it, it, &json!({}))).collect();
+        publish(&agent, &mut ledger, &one_each).await;
         steadily(&agent, &mut ledger, before, rate).await;
         until_stored(&scenario, ledger.len()).await;
         server.cut().await.unwrap();
-        tokio::join!(
-            steadily(&agent, &mut ledger, during, rate),
-            memory_stays(&one, outage),
-            memory_stays(&two, outage),
-        );
+        let closes = sessions.iter().map(|it| closed("long", it, &json!({})));
+        agent.publish_all(&closes.collect::<Vec<_>>()).await;
+        letters.push(nobodys(letters.len()));
+        agent.publish_all(&letters[letters.len() - 1..]).await;
+        tokio::join!(steadily(&agent, &mut ledger, during, rate), memory_stays(fleet, outage),);
         server.restore().await.unwrap();
         until_stored(&scenario, ledger.len()).await;
-        for worker in [&one, &two] {
+        for worker in fleet {
             worker.ready(LIMIT).await.unwrap();
         }
     }
+    ledger.confirm(&letters);
     ledger.reconcile(&scenario, &eyes).await;
-    assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
+    let kept = "SELECT string_agg(concat(message_id, ' ', attempts), ', ' ORDER BY message_id)
+                FROM dead_letters";
+    assert_eq!(scenario.sql(kept).await, "nobodys0 1, nobodys1 1, nobodys2 1");
+    let archived = "SELECT count(*) FROM conversations WHERE status = 'archived'
+                    AND session_id LIKE 'closing%'";
+    scenario.until_sql(archived, &(3 * CLOSING).to_string()).await;
     let of = |name| [("queue", SAVES), ("cause", name)];
     Counts::reach(&two, "verbatim_consumer_restarts_total", &of("hold"), 1.0).await;
-    for worker in [&one, &two] {
+    for worker in fleet {
         let counts = Counts::reach(worker, "verbatim_holds_total", &[], 1.0).await;
         assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
         assert_eq!(counts.sum("verbatim_deliveries_total", &[("outcome", "suspected")]), 0.0);
     }
-    scenario.rest([one, two, statistics]).await;
+    scenario.rest([one, two, migration, statistics]).await;
 }
 
 #[tokio::test]
@@ -85,97 +105,129 @@ async fn rabbitmq_killed_again_and_again_while_hands_are_full_makes_no_dead_lett
                     RETURN NULL;
                 END $$;
                 CREATE TRIGGER wait BEFORE INSERT ON message_rows
-                    FOR EACH STATEMENT EXECUTE FUNCTION wait()";
+                    FOR EACH STATEMENT EXECUTE FUNCTION wait();
+                INSERT INTO gate DEFAULT VALUES";
     scenario.sql(gate).await;
-    let slowly = [("VERBATIM_DATABASE_TIMEOUT", "1m")];
     let (one, two, statistics) = tokio::join!(
-        scenario.start_with(SAVER, &slowly),
-        scenario.start_with(SAVER, &slowly),
+        scenario.start_with(SAVER, &SMALL_HANDS),
+        scenario.start_with(SAVER, &SMALL_HANDS),
         scenario.start(STATISTICS),
     );
-    let messages = load("kills", (kills + 1) * part, 20);
-    let mut parts = messages.chunks(part);
-    let mut more = async |ledger: &mut Ledger| {
-        let part = parts.next().unwrap();
-        agent.insist(part).await;
-        ledger.confirm(part);
-    };
-    more(&mut ledger).await;
-    for kill in 0..kills {
-        scenario.sql("INSERT INTO gate DEFAULT VALUES").await;
-        // Those whose saver went away at the last kill wait at the gate as well.
-        let left_behind = saving(&scenario).await;
-        more(&mut ledger).await;
-        eventually("full hands, or a suspect alone", LIMIT, async || {
-            let (held, saving) = (in_hand(&[&one, &two]).await, saving(&scenario).await);
-            if held > 0.0 || saving > left_behind { Ok(()) } else { Err(format!("{saving} save")) }
-        })
-        .await;
+    for (kill, messages) in load("kills", kills * part, 20).chunks(part).enumerate() {
+        // Far more than both can hold: whatever was set apart, others follow.
+        agent.insist(messages).await;
+        ledger.confirm(messages);
+        tokio::join!(full_hands(&one), full_hands(&two));
         let rabbitmq = scenario.server(Kind::RabbitMq);
         rabbitmq.kill().await.unwrap();
         rabbitmq.start().await.unwrap();
-        if kill % 2 == 1 {
-            // Time enough for some.
-            let before = stored(&scenario).await;
+        // Two kills, a pause, then five between pauses: what goes back three times is set apart.
+        if kill % 5 == 1 {
             scenario.sql("DELETE FROM gate").await;
-            until_stored(&scenario, ledger.len().min(before + 1)).await;
+            until_stored(&scenario, ledger.len()).await;
+            nothing_queued(&scenario).await;
+            scenario.sql("INSERT INTO gate DEFAULT VALUES").await;
         }
     }
     scenario.sql("DELETE FROM gate").await;
     ledger.reconcile(&scenario, &eyes).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     let (one_saw, two_saw) = tokio::join!(Counts::of(&one), Counts::of(&two));
-    let redelivered = [&one_saw, &two_saw]
-        .map(|counts| counts.sum("verbatim_redeliveries_total", &[("queue", SAVES)]));
-    assert!(redelivered.iter().sum::<f64>() > 0.0, "{redelivered:?}");
+    let sum = |name, labels: &[_]| one_saw.sum(name, labels) + two_saw.sum(name, labels);
+    // Of the 40 that each kill sends back, 20 at least come to where they are looked at.
+    let redelivered = sum("verbatim_redeliveries_total", &[("queue", SAVES)]);
+    assert!(redelivered >= f64::from(20 * u16::try_from(kills).unwrap()), "{redelivered}");
+    let suspected = sum("verbatim_deliveries_total", &[("outcome", "suspected")]);
+    assert!(suspected > 0.0 || !deep(), "{suspected}");
     scenario.rest([one, two, statistics]).await;
 }
 
-/// Publishes so many messages a second, and enters them into the books.
+/// Savers that take 20 messages at most: a batch of ten under way, and the next one. They are as
+/// patient as the test.
+const SMALL_HANDS: [(&str, &str); 3] = [
+    ("VERBATIM_BATCH_SIZE", "10"),
+    ("VERBATIM_BATCHES_IN_FLIGHT", "1"),
+    ("VERBATIM_DATABASE_TIMEOUT", "2m"),
+];
+
+/// Waits until a saver holds as many deliveries as it may.
+async fn full_hands(saver: &Worker) {
+    let held = [("queue", SAVES), ("state", "unacknowledged")];
+    eventually(format!("full hands of {}", saver.name()), LIMIT, async || {
+        let counts = Counts::of(saver).await;
+        let held = counts.sum("verbatim_queue_messages", &held);
+        let prefetch = counts.sum("verbatim_prefetch", &[("queue", SAVES)]);
+        if prefetch == 20.0 && held >= prefetch {
+            Ok(())
+        } else {
+            Err(format!("{held} of {prefetch}"))
+        }
+    })
+    .await;
+}
+
+async fn nothing_queued(scenario: &Scenario) {
+    eventually("empty queues", LIMIT, async || match scenario.queued().await {
+        queued if queued.is_empty() => Ok(()),
+        queued => Err(format!("{queued:?}")),
+    })
+    .await;
+}
+
+/// The sessions that close in an outage.
+fn sessions(outage: usize) -> Vec<String> {
+    (0..CLOSING).map(|n| format!("closing{outage}-{n}")).collect()
+}
+
+/// An action that nobody knows: no saver sees it, and the keeper gets it in the middle of the outage.
+fn nobodys(outage: usize) -> Value {
+    let unknown = json!({"action_type": "conversation.summarise"});
+    message("long", "nobodys", &format!("nobodys{outage}"), &unknown)
+}
+
+/// Publishes so many messages a second, each of [`CONTENT_BYTES`], and enters them into the books.
 async fn steadily(agent: &Agent, ledger: &mut Ledger, messages: &[Value], rate: usize) {
     let mut beat = interval(Duration::from_secs(1) / u32::try_from(PARTS).unwrap());
+    let content = Value::from("w".repeat(CONTENT_BYTES));
     for part in messages.chunks(rate / PARTS) {
         beat.tick().await;
-        agent.publish_all(part).await;
-        ledger.confirm(part);
+        let mut part = part.to_vec();
+        part.iter_mut().for_each(|message| message["content"] = content.clone());
+        publish(agent, ledger, &part).await;
     }
 }
 
-/// Looks at a worker's memory for so long; from the first quarter on it is to stay what it is.
-async fn memory_stays(worker: &Worker, during: Duration) {
+/// Looks at the memory of workers for so long; from the first quarter on it is to stay what it is.
+/// Only a deep run can tell: in seconds nothing grows.
+async fn memory_stays(workers: [&Worker; 4], during: Duration) {
+    if !deep() {
+        return;
+    }
     let began = Instant::now();
     let mut looks = interval(during / 100);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut settled, mut highest) = (0, 0);
+    let (mut settled, mut highest) = ([0; 4], [0; 4]);
     while began.elapsed() < during {
         looks.tick().await;
-        let now = resident_kib(worker);
-        if began.elapsed() < during / 4 {
-            settled = settled.max(now);
+        let now = workers.map(resident_kib);
+        for (highest, now) in highest.iter_mut().zip(now) {
+            *highest = now.max(*highest);
         }
-        highest = highest.max(now);
+        if began.elapsed() < during / 4 {
+            settled = highest;
+        }
     }
-    assert!(highest <= settled + GROWTH_KIB, "{}: {settled}, then {highest} KiB", worker.name());
+    for ((worker, settled), highest) in workers.iter().zip(settled).zip(highest) {
+        assert!(
+            highest <= settled + GROWTH_KIB,
+            "{}: {settled}, then {highest} KiB",
+            worker.name()
+        );
+    }
 }
 
 fn resident_kib(worker: &Worker) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", worker.pid())).unwrap();
     let value = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     value.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
-async fn in_hand(workers: &[&Worker]) -> f64 {
-    let held = [("queue", SAVES), ("state", "unacknowledged")];
-    let mut sum = 0.0;
-    for worker in workers {
-        sum += Counts::of(worker).await.sum("verbatim_queue_messages", &held);
-    }
-    sum
-}
-
-/// How many statements are saving.
-async fn saving(scenario: &Scenario) -> usize {
-    let active = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%Saves a batch%'
-                  AND state = 'active' AND datname = current_database() AND pid <> pg_backend_pid()";
-    scenario.sql(active).await.parse().unwrap()
 }
