@@ -114,7 +114,6 @@ impl Reader {
                     }))
                 }
                 Err(miss) => {
-                    tracing::debug!(conversation = %key, miss = miss.as_str(), "hot copy not used");
                     let (result, worth_a_load) = match miss {
                         Miss::NoMark => (HotRead::Miss, true),
                         Miss::Outdated | Miss::Damaged(_) => (HotRead::Stale, true),
@@ -122,6 +121,12 @@ impl Reader {
                         // one. Loading again would empty it for nothing.
                         Miss::BelowFloor | Miss::CutShort => (HotRead::Miss, false),
                     };
+                    let why = miss.as_str();
+                    if result == HotRead::Stale {
+                        tracing::info!(conversation = %key, why, "a hot copy is stale: PostgreSQL answers");
+                    } else {
+                        tracing::debug!(conversation = %key, why, "hot copy not used");
+                    }
                     self.count(result);
                     if worth_a_load {
                         self.read_and_load(key, window, conversation.status).await

@@ -5,8 +5,9 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use conversation::{Source, admission};
 use domain::failure::{Outcome, Store};
@@ -121,6 +122,11 @@ async fn a_key_that_vanishes_between_a_load_and_its_mark_gets_no_mark() {
 
 #[tokio::test]
 async fn a_mark_that_arrives_late_vouches_for_nothing_that_happened_meanwhile() {
+    let log = Log::default();
+    let writer = log.clone();
+    let lines = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
+    // On this thread, which runs the whole test.
+    let _told = tracing::subscriber::set_default(lines.finish());
     let (env, replica) = stores().await;
     let proxy = Proxy::before(&env.redis_url).await.unwrap();
     let cut_off = Replica::at(&env.database_url, proxy.url());
@@ -151,6 +157,23 @@ async fn a_mark_that_arrives_late_vouches_for_nothing_that_happened_meanwhile() 
     late.finish(&replica).await;
     finds(Source::Archive, &["m1", "m2", "m3"]).await;
     assert_eq!(replica.metrics.count(Counter::HotReads { result: HotRead::Stale }), 2);
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let told = log.lines().filter(|line| line.contains("a hot copy is stale: PostgreSQL answers"));
+    assert_eq!(told.filter(|line| line.contains(&key("s").to_string())).count(), 2, "{log}");
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A load that has taken its snapshot.

@@ -21,6 +21,31 @@ fn every_test_that_the_loss_table_names_exists() {
     assert!(missing.is_empty(), "docs/delivery.md names tests that do not exist: {missing:#?}");
 }
 
+#[test]
+fn every_row_of_the_loss_table_names_its_proofs_and_every_proof_is_of_some_row() {
+    let text = std::fs::read_to_string(workspace().join("docs/delivery.md")).unwrap();
+    let sections: Vec<_> = text.split("\n### ").filter(|it| it.contains(PROVEN_BY)).collect();
+    assert!(sections.len() >= 6, "the loss table was found: {sections:?}");
+    for section in sections {
+        let title = section.lines().next().unwrap();
+        let (table, list) = section.split_once(PROVEN_BY).unwrap();
+        let listed: Vec<usize> =
+            list.lines().filter_map(|line| line.split_once(". `")?.0.parse().ok()).collect();
+        assert!(listed.iter().copied().eq(1..=listed.len()), "{title}: {listed:?} are in order");
+        let mut used = BTreeSet::new();
+        // Below the heading and its line.
+        for row in table.lines().filter(|line| line.starts_with('|')).skip(2) {
+            let cells: Vec<_> = row.split('|').collect();
+            let [_, _, _, _, _, _, proofs, ""] = cells[..] else { panic!("six cells: {row}") };
+            for proof in proofs.split(',') {
+                let number: Option<usize> = proof.trim().parse().ok();
+                used.insert(number.unwrap_or_else(|| panic!("proofs are numbers: {row}")));
+            }
+        }
+        assert!(used.iter().copied().eq(listed), "{title}: the rows name {used:?}");
+    }
+}
+
 #[tokio::test]
 async fn every_command_that_the_runbooks_name_exists() {
     let text = std::fs::read_to_string(workspace().join("docs/operations.md")).unwrap();

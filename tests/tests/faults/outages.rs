@@ -4,6 +4,7 @@ use conversation::Source;
 use system_tests::{Counts, LIMIT, Ledger, SAVER, STATISTICS, Scenario, key};
 use testkit::wait::eventually;
 
+use crate::stores::{another_redis_is_met, reigns};
 use crate::{SAVES, held, load, proxy, publish, stored, unready, until_stored};
 
 #[tokio::test]
@@ -101,11 +102,14 @@ async fn redis_restarted_empty_under_load_hides_no_message_from_any_reader() {
     assert_eq!(eyes.both(&key(&messages[0])).await.len(), 50);
     let epoch = "SELECT epoch FROM hot_epoch";
     let at_first = scenario.sql(epoch).await;
+    let before = reigns(&[&one, &two]).await;
     let wiped = async {
         scenario.redis().kill().await.unwrap();
         scenario.redis().start_empty().await.unwrap();
     };
     let ((), ()) = tokio::join!(publish(&agent, &mut ledger, &messages[1_000..3_000]), wiped);
+    // Nobody reads meanwhile: it is the savers that notice.
+    another_redis_is_met(&[&one, &two], before).await;
 
     // And away for a while: PostgreSQL alone goes on.
     scenario.redis().stop().await.unwrap();
@@ -151,6 +155,9 @@ async fn a_saver_alone_cut_off_from_redis_misleads_no_reader() {
     Counts::reach(&cut_off, "verbatim_hot_generation_changes_total", &[], 1.0).await;
     let counts = Counts::of(&other).await;
     assert_eq!(counts.sum("verbatim_hot_generation_changes_total", &[]), 0.0);
+    let (told, untold) = (cut_off.log(), other.log());
+    assert!(told.contains("Redis is down"), "{told}");
+    assert!(!untold.contains("Redis is down"), "{untold}");
     scenario.rest([cut_off, other]).await;
 }
 

@@ -58,6 +58,34 @@ async fn a_full_dead_letter_queue_holds_what_it_refuses_until_there_is_room() {
 }
 
 #[tokio::test]
+async fn a_letter_whose_queue_is_missing_is_held_until_the_queue_is_there() {
+    let scenario = Scenario::new().await;
+    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    poison(&scenario, "22023", "m00001").await;
+    let saver = scenario.start(SAVER).await;
+    scenario.side().delete_queue(LETTERS).await;
+    publish(&agent, &mut ledger, &load("letterless", 20, 1)).await;
+    unready(&saver, &["holding: rabbitmq is away"]).await;
+    let holds = [("queue", SAVES), ("store", "rabbitmq")];
+    let counts = Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
+    let unroutable = counts.sum("verbatim_publishes_total", &[("outcome", "unroutable")]);
+    assert!(unroutable >= 1.0, "{counts:?}");
+    let log = saver.log();
+    let told = format!("no queue takes routing key `{LETTERS}`");
+    assert!(log.contains("holding a batch") && log.contains(&told), "{log}");
+
+    scenario.declare().await;
+    let statistics = scenario.start(STATISTICS).await;
+    ledger.reconcile(&scenario, &eyes).await;
+    assert_eq!(
+        scenario.sql("SELECT string_agg(message_id, ',') FROM dead_letters").await,
+        "m00001"
+    );
+    saver.ready(LIMIT).await.unwrap();
+    scenario.rest([saver, statistics]).await;
+}
+
+#[tokio::test]
 async fn an_exchange_that_is_missing_closes_a_channel_and_what_it_was_to_carry_is_held() {
     let scenario = Scenario::new().await;
     let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());

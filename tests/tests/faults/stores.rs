@@ -129,7 +129,9 @@ async fn a_stale_replica_that_takes_the_masters_place_misleads_no_reader() {
     let epoch = scenario.sql(EPOCH).await;
     ask(replica, &["ACL", "SETUSER", "default", &format!(">{password}")]).await;
     ask(replica, &["REPLICAOF", "NO", "ONE"]).await;
+    let before = reigns(&[&saver]).await;
     address.lead_to(&others.redis().url()).await.unwrap();
+    another_redis_is_met(&[&saver], before).await;
     for _ in 0..10 {
         all_are_read(&eyes, &messages[..4], 200).await;
     }
@@ -140,6 +142,29 @@ async fn a_stale_replica_that_takes_the_masters_place_misleads_no_reader() {
     saver.ready(LIMIT).await.unwrap();
     assert!(saver.log().contains("Redis is down"), "{}", saver.log_tail());
     scenario.rest([saver]).await;
+}
+
+/// How often these workers found that Redis was another one.
+pub(crate) async fn reigns(workers: &[&Worker]) -> f64 {
+    let mut sum = 0.0;
+    for worker in workers {
+        sum += Counts::of(worker).await.sum("verbatim_hot_epoch_changes_total", &[]);
+    }
+    sum
+}
+
+/// Waits until one of these workers, and one alone, counts another Redis and tells of it.
+pub(crate) async fn another_redis_is_met(workers: &[&Worker], before: f64) {
+    let line = "Redis is not the server it was";
+    eventually("one worker to meet another Redis", LIMIT, async || {
+        let counted = reigns(workers).await;
+        // The first Redis of all was another one, too.
+        let told: usize = workers.iter().map(|worker| worker.log().matches(line).count()).sum();
+        let told = f64::from(u32::try_from(told).unwrap());
+        let met = counted == before + 1.0 && told == counted;
+        if met { Ok(()) } else { Err(format!("{before} before, {counted} counted, {told} told")) }
+    })
+    .await;
 }
 
 /// Waits until so many messages were acknowledged as saved.

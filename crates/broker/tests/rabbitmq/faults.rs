@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use broker::topology::WorkQueue;
 use broker::{ConsumerState, Endpoints, Publication, PublishError, Publisher, Settings, Source};
-use metrics::{ConsumerRestart, Counter};
+use metrics::{ConsumerRestart, Counter, Gauge, QueueState};
 use testkit::proxy::Proxy;
 use testkit::servers::{Kind, Servers};
 use testkit::wait::eventually;
@@ -18,6 +18,21 @@ async fn behind_a_proxy(bench: &Bench) -> (Proxy, Endpoints) {
     let proxy = Proxy::before(&bench.url).await.unwrap();
     let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
     (proxy, endpoints)
+}
+
+/// Waits until the consumer, which holds one message, says again how many it holds.
+async fn looks_at_itself(bench: &Bench) {
+    let holds = Gauge::QueueMessages { queue: QUEUE, state: QueueState::Unacknowledged };
+    bench.metrics.set(holds, 99.0);
+    eventually("a look of the consumer at itself", SOON, async || {
+        let text = bench.metrics.render();
+        let sample = text.lines().find(|line| line.contains("state=\"unacknowledged\""));
+        match sample.unwrap_or_default() {
+            line if line.ends_with(" 1") => Ok(()),
+            line => Err(line.to_owned()),
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -67,6 +82,60 @@ async fn a_connection_that_goes_silent_is_replaced_within_twenty_five_seconds() 
     })
     .await;
     running.drain().await;
+}
+
+#[tokio::test]
+async fn a_consumer_that_its_queue_forgot_is_built_anew_and_gets_what_is_ready() {
+    let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
+    let server = servers.get(Kind::RabbitMq);
+    let bench = Bench::at(server.url()).await;
+    let script = Script::default();
+    let settings = Settings { stall_limit: Duration::from_secs(1), ..Settings::default() };
+    let mut running = bench.run(SOURCE, &script, settings);
+    running.reaches(ConsumerState::Consuming).await;
+    // Within the queue alone: channel and connection live on, and the consumer is told nothing.
+    let forget = format!(
+        r#"{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{QUEUE}">>)),
+        [Consumer] = rabbit_amqqueue:consumers(Queue),
+        Name = {{element(2, Consumer), element(1, Consumer)}},
+        Cancel = rabbit_fifo:make_checkout(Name, cancel, #{{}}),
+        {{ok, _, _}} = ra:process_command(amqqueue:get_pid(Queue), Cancel)."#
+    );
+    server.rabbitmqctl(&["eval", &forget]).await.unwrap();
+    bench.publish(QUEUE, ["ready"]).await;
+    script.has_handled(1).await;
+    running.drain().await;
+    let stalled = Counter::ConsumerRestarts { queue: QUEUE, cause: ConsumerRestart::NoProgress };
+    assert_eq!(bench.metrics.count(stalled), 1);
+    let handled = script.handled();
+    assert!(handled.len() == 1 && !handled[0].redelivered, "{handled:?}");
+}
+
+#[tokio::test]
+async fn an_acknowledgement_that_cannot_be_sent_is_counted_and_its_message_comes_again() {
+    let bench = Bench::new().await;
+    let (proxy, endpoints) = behind_a_proxy(&bench).await;
+    let script = Script::default();
+    let running = bench.run_at(endpoints, SOURCE, script.clone(), Settings::default());
+    bench.publish(QUEUE, ["wait"]).await;
+    script.was_called(1).await;
+    // Cancelled, which takes it less than a second, it reads its stream no more: it hears of the cut
+    // by its acknowledgement, or by its own look, once a second, of which one has just been.
+    running.shutdown.cancel();
+    for _ in 0..2 {
+        looks_at_itself(&bench).await;
+    }
+    proxy.reset().await.unwrap();
+    script.open_gate();
+    running.drain().await;
+    assert_eq!(bench.metrics.count(Counter::AcksLost { queue: QUEUE }), 1);
+
+    script.open_gate();
+    let again = bench.run(SOURCE, &script, Settings::default());
+    script.was_called(2).await;
+    again.drain().await;
+    let redelivered: Vec<_> = script.handled().iter().map(|it| it.redelivered).collect();
+    assert_eq!(redelivered, [false, true]);
 }
 
 #[tokio::test]
