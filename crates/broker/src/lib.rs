@@ -13,6 +13,7 @@
 mod backoff;
 mod connection;
 mod consumer;
+mod contained;
 mod delivery;
 mod handler;
 pub mod inspect;

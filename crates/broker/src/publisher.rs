@@ -146,5 +146,5 @@ impl Publisher {
 }
 
 fn gone() -> Result<(), PublishError> {
-    Err(PublishError::Unknown("the publisher has ended".to_owned()))
+    Err(PublishError::Unknown("the publisher panicked or has ended".to_owned()))
 }

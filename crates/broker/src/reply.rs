@@ -9,6 +9,7 @@ use lapin::options::BasicPublishOptions;
 use tokio::sync::mpsc;
 
 use crate::connection::{Connection, Endpoints, Error, request};
+use crate::contained::contained;
 use crate::publication::{TooLong, short};
 
 /// Answers that wait to be sent. More than that means that the broker takes none; the rest is dropped.
@@ -55,7 +56,9 @@ async fn send_all(endpoints: Endpoints, mut waiting: mpsc::Receiver<Answer>) {
     let mut link = None;
     while let Some(answer) = waiting.recv().await {
         let reply_to = answer.reply_to.clone();
-        if let Err(error) = send(&endpoints, &mut link, answer).await {
+        // A bug costs one answer, not all that follow.
+        let sent = contained("answering", send(&endpoints, &mut link, answer)).await;
+        if let Some(Err(error)) = sent {
             tracing::debug!(reply_to, error = %error, "an answer was not sent");
         }
     }

@@ -19,7 +19,7 @@ use std::time::Duration;
 use domain::action::ActionKind;
 
 pub use difference::{Difference, Kind};
-pub use setup::{TopologyError, declare, verify};
+pub use setup::{TopologyError, declare, verify, verify_and_bind};
 
 /// Where agents publish actions: a topic exchange, routing key = `action_type`.
 pub const ACTIONS: &str = "domain.actions";

@@ -18,6 +18,7 @@ use super::window::{Room, Settled, Window};
 use crate::Publication;
 use crate::backoff::Backoff;
 use crate::connection::{Connection, Endpoints, Error, request};
+use crate::contained::contained;
 
 /// What a caller wants published, and where it waits.
 #[derive(Debug)]
@@ -59,22 +60,30 @@ impl Driver {
     /// Publishes until nobody can call any more.
     pub(super) async fn run(mut self) {
         while let Some(calls) = self.next_calls().await {
-            let publications: Vec<_> =
-                calls.iter().flat_map(|call| call.publications.iter().cloned()).collect();
-            // The calls of a window came in order: the first one has waited longest.
-            let deadline = calls[0].called + self.timeout;
-            let results = self.publish(&publications, deadline).await;
-            self.count(&results);
-            let mut results = results.into_iter();
-            for call in calls {
-                let own = results.by_ref().take(call.publications.len()).collect();
-                self.metrics.observe(Timing::Publish, call.called.elapsed());
-                // A caller that no longer waits has given up on the answer, not on the message.
-                drop(call.answer.send(own));
+            // A bug must not end publishing for the life of the process. Its callers get no answer.
+            if contained("publishing", self.serve(calls)).await.is_none() {
+                (self.link, self.opening) = (None, None);
             }
         }
         if let Some(link) = self.link {
             link.connection.close().await;
+        }
+    }
+
+    /// Publishes one window and answers its calls.
+    async fn serve(&mut self, calls: Vec<Call>) {
+        let publications: Vec<_> =
+            calls.iter().flat_map(|call| call.publications.iter().cloned()).collect();
+        // The calls of a window came in order: the first one has waited longest.
+        let deadline = calls[0].called + self.timeout;
+        let results = self.publish(&publications, deadline).await;
+        self.count(&results);
+        let mut results = results.into_iter();
+        for call in calls {
+            let own = results.by_ref().take(call.publications.len()).collect();
+            self.metrics.observe(Timing::Publish, call.called.elapsed());
+            // A caller that no longer waits has given up on the answer, not on the message.
+            drop(call.answer.send(own));
         }
     }
 
@@ -185,5 +194,40 @@ impl Link {
 
     fn is_usable(&self) -> bool {
         self.connection.is_open() && self.channel.status().connected()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So late that any time-out after it is more than a clock can tell: the driver panics.
+    fn end_of_time() -> Instant {
+        let mut end = Instant::now();
+        for power in (0..63).rev() {
+            end = end.checked_add(Duration::from_secs(1 << power)).unwrap_or(end);
+        }
+        end
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_its_callers_their_answer_and_the_next_ones_nothing() {
+        // Port 9 (discard) is not served here.
+        let endpoints = Endpoints::parse("amqp://127.0.0.1:9", "test").unwrap();
+        let (calls, waiting) = mpsc::channel(1);
+        let driver = Driver::new(endpoints, Metrics::new(), Duration::from_secs(1), waiting);
+        let task = tokio::spawn(driver.run());
+        let mut answers = Vec::new();
+        for called in [end_of_time(), Instant::now()] {
+            let publications = vec![Arc::new(Publication::to_queue("queue", Vec::new()))];
+            let (answer, answered) = oneshot::channel();
+            calls.send(Call { publications, called, answer }).await.unwrap();
+            answers.push(answered.await);
+        }
+        assert!(answers[0].is_err(), "{answers:?}");
+        let told = answers[1].as_deref();
+        assert!(matches!(told, Ok([Err(PublishError::Unreachable(_))])), "{answers:?}");
+        drop(calls);
+        task.await.unwrap();
     }
 }

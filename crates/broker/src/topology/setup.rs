@@ -9,7 +9,7 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::{AMQPValue, FieldTable};
 
 use super::difference::{Difference, Kind};
-use super::{Argument, BINDINGS, Binding, EXCHANGES, Exchange, Queue, Routing, queues};
+use super::{Argument, BINDINGS, Binding, EXCHANGES, Exchange, Queue, Routing, UNROUTED, queues};
 use crate::connection::{Connection, Endpoints, Error, request};
 
 /// The broker does not have the topology.
@@ -70,6 +70,25 @@ pub async fn verify(endpoints: &Endpoints) -> Result<(), TopologyError> {
                 break;
             }
         }
+    }
+    connection.close().await;
+    verdict(differences)
+}
+
+/// What a worker does before it works: [`verify`], and then binds once more what catches actions with
+/// a mistyped key. Of all bindings that one alone can lose what was confirmed: without it an agent that
+/// did not ask for returns hears nothing. AMQP cannot show whether it is there, and to bind again changes
+/// nothing.
+///
+/// # Errors
+/// As [`verify`]; or the broker refuses the binding.
+pub async fn verify_and_bind(endpoints: &Endpoints) -> Result<(), TopologyError> {
+    verify(endpoints).await?;
+    let connection = endpoints.connect_for_requests("verify").await?;
+    let mut differences = Vec::new();
+    for binding in BINDINGS.into_iter().filter(|binding| binding.exchange == UNROUTED) {
+        let bound = bind(&connection, binding).await;
+        note(&mut differences, Kind::Queue, binding.queue, bound)?;
     }
     connection.close().await;
     verdict(differences)

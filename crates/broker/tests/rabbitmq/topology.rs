@@ -145,6 +145,25 @@ async fn every_known_action_reaches_its_queue_and_an_unknown_one_the_unrouted() 
 }
 
 #[tokio::test]
+async fn a_worker_that_starts_binds_again_what_catches_a_mistyped_key() {
+    let bench = crate::support::Bench::new().await;
+    let name = || topology::UNROUTED.into();
+    bench.raw.queue_unbind(name(), name(), "".into(), FieldTable::default()).await.unwrap();
+    bench.raw.confirm_select(Default::default()).await.unwrap();
+    let mistyped = async |body: &[u8]| {
+        let (exchange, key) = (topology::ACTIONS.into(), "conversation.save_mesage".into());
+        let (options, properties) = Default::default();
+        let publish = bench.raw.basic_publish(exchange, key, options, body, properties);
+        let confirm = publish.await.unwrap().await.unwrap();
+        assert!(confirm.is_ack(), "{confirm:?}");
+    };
+    mistyped(b"lost").await;
+    topology::verify_and_bind(&bench.endpoints).await.unwrap();
+    mistyped(b"caught").await;
+    assert_eq!(bench.take(topology::UNROUTED).await.data, b"caught");
+}
+
+#[tokio::test]
 async fn the_depth_of_every_queue_is_told_and_a_missing_one_is_named() {
     let bench = crate::support::Bench::new().await;
     let queue = WorkQueue::SaveMessage;

@@ -105,7 +105,7 @@ async fn verify_topology(
     check: &Check,
     metrics: &Metrics,
 ) -> anyhow::Result<()> {
-    (|| topology::verify(endpoints))
+    (|| topology::verify_and_bind(endpoints))
         .retry(pauses())
         .when(|error| matches!(error, TopologyError::Unavailable(_)))
         .notify(|error, pause| {
