@@ -218,7 +218,7 @@ fn another_loopback() -> Ipv4Addr {
 async fn accept(route: Route, mut orders: watch::Receiver<Order>, counter: watch::Sender<Count>) {
     let mut connections = JoinSet::new();
     while orders.wait_for(|order| order.weather != Weather::Down).await.is_ok() {
-        let Ok(listener) = TcpListener::bind(route.from).await else {
+        let Ok(listener) = listen(route.from).await else {
             return counter.send_modify(|count| count.broken = true);
         };
         counter.send_modify(|count| count.listening += 1);
@@ -245,6 +245,20 @@ async fn accept(route: Route, mut orders: watch::Receiver<Order>, counter: watch
         drop(listener);
         counter.send_modify(|count| count.listening -= 1);
     }
+}
+
+/// Listens on a port that is ours. A child process that this one is just starting has inherited every
+/// listener there was, and keeps it until it executes its program: long enough to be met now and then.
+async fn listen(on: SocketAddrV4) -> io::Result<TcpListener> {
+    const TRIES: usize = 200;
+    const PAUSE: Duration = Duration::from_millis(10);
+    for _ in 1..TRIES {
+        match TcpListener::bind(on).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => sleep(PAUSE).await,
+            bound => return bound,
+        }
+    }
+    TcpListener::bind(on).await
 }
 
 /// One connection, until an end of it or its epoch ends.
@@ -342,6 +356,21 @@ mod tests {
             }
         });
         Proxy::before(&format!("redis://user:word@{address}/0")).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_port_that_somebody_holds_for_a_moment_is_listened_on_all_the_same() {
+        let proxy = echo().await;
+        proxy.cut().await.unwrap();
+        let held = TcpListener::bind((Ipv4Addr::LOCALHOST, proxy.port())).await.unwrap();
+        let released = async {
+            // The acceptor runs meanwhile, and finds the port taken.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            drop(held);
+        };
+        tokio::join!(async { proxy.restore().await.unwrap() }, released);
     }
 
     async fn client(proxy: &Proxy) -> TcpStream {
