@@ -4,7 +4,7 @@ mod support;
 
 use conversation::Source;
 use domain::action::Identity;
-use domain::failure::{DeadLetterReason, Done, Outcome};
+use domain::failure::{DeadLetterReason, Done, Outcome, Store};
 use domain::message::Content;
 use metrics::{Counter, TransactionRetry};
 use serde_json::json;
@@ -383,6 +383,21 @@ async fn a_batch_that_is_too_slow_for_one_transaction_is_saved_in_parts() {
     let batch: Vec<_> = (0..100).map(|i| message("s", &format!("m{i:03}"), &json!({}))).collect();
     assert_eq!(saver.save(&batch).await.unwrap(), vec![applied(); 100]);
     assert_eq!(replica.read_both(&key("s"), 1000).await.len(), 100);
+}
+
+#[tokio::test]
+async fn a_lock_that_lasts_is_an_outage_and_what_comes_before_it_is_saved() {
+    let (env, replica) = stores().await;
+    // What a statement says that waited for a lock for too long.
+    poison(&env, "55P03").await;
+    let locked = message("s", "m2", &json!({"content": "poison"}));
+    let batch = [message("s", "m1", &json!({})), locked];
+    let away = replica.saver.save(&batch).await.unwrap_err();
+    assert_eq!(away.store, Store::PostgreSql);
+    let stored = replica.read_both(&key("s"), 10).await;
+    assert_eq!(stored.iter().map(|it| it.id.as_str()).collect::<Vec<_>>(), ["m1"]);
+    let class = TransactionRetry::Transient;
+    assert!(replica.metrics.count(Counter::TransactionRetries { class }) > 1);
 }
 
 /// Makes PostgreSQL refuse messages whose content is `poison`, with this SQLSTATE.

@@ -95,9 +95,7 @@ impl Setup {
         failures.iter().for_each(complain);
         Err(last)
     }
-}
 
-impl Setup {
     async fn void_hot_copies(&self) -> Result<(), Failure> {
         let database = Database::at(&self.database.database_url, "DATABASE_URL", LOOK).await?;
         let (by, fresh) = (self.actor.by(), Fresh::random().draw());

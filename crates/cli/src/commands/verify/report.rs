@@ -96,7 +96,8 @@ impl Report {
         *of.kinds.entry(finding.kind.as_str()).or_default() += 1;
     }
 
-    /// Settles the verdict and the order. Of what could not be looked at nobody knows, whatever was repaired elsewhere.
+    /// Settles the verdict and the order. Of what could not be looked at nobody knows, whatever was
+    /// repaired elsewhere.
     pub(super) fn close(&mut self) {
         self.conversations = std::mem::take(&mut self.by_conversation).into_values().collect();
         self.conversations.sort_by_key(|of| Reverse(of.found));
