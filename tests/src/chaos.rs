@@ -77,7 +77,7 @@ async fn carry_out(plan: &Plan, tell: &Tell) -> Report {
     say("quiet; what is left is published, saved and archived".to_owned());
     let books = load.finish().await;
     ground.settle(&books).await;
-    let findings = books.ledger.audit(&ground.scenario, &ground.scenario.eyes()).await;
+    let findings = books.ledger.audit(&ground.scenario, &ground.scenario.reader()).await;
     // What was not acknowledged is ready again once nobody is there to hold it.
     let fallen = ground.replicas.drain().await;
     let unsettled = ground.unsettled(&books).await;

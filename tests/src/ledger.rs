@@ -6,8 +6,8 @@ use domain::ids::ConversationKey;
 use domain::message::Message;
 use serde_json::Value;
 
-use crate::eyes::ALL;
-use crate::{Eyes, Scenario, key};
+use crate::reader::ALL;
+use crate::{Scenario, TestReader, key};
 
 /// Messages whose publish was confirmed, with their place in their conversation.
 #[derive(Debug, Default)]
@@ -25,9 +25,9 @@ pub struct Findings {
     /// Messages that are there more than once, dead letters included.
     pub doubled: Vec<String>,
     /// Messages that nobody published, or not into that conversation.
-    pub strangers: Vec<String>,
+    pub unknown_keys: Vec<String>,
     /// Messages that are dead letters.
-    pub letters: BTreeSet<String>,
+    pub dead_letters: BTreeSet<String>,
     /// Conversations that read otherwise than they were published: how, and from where.
     pub misread: Vec<String>,
 }
@@ -59,17 +59,17 @@ impl Ledger {
         self.messages == 0
     }
 
-    /// Waits until as many messages and letters are stored as were confirmed; then [audits](Self::audit).
+    /// Waits until as many messages and dead letters are stored as were confirmed; then [audits](Self::audit).
     /// Dead letters are no fault.
     ///
     /// # Panics
     /// When anything was lost, doubled, invented or put in another order.
-    pub async fn reconcile(&self, scenario: &Scenario, eyes: &Eyes) {
+    pub async fn reconcile(&self, scenario: &Scenario, reader: &TestReader) {
         let stored = "SELECT (SELECT count(*) FROM messages) + (SELECT count(*) FROM dead_letters)";
         scenario.until_sql(stored, &self.messages.to_string()).await;
-        let findings = self.audit(scenario, eyes).await;
-        let letters = findings.letters.clone();
-        assert_eq!(findings, Findings { letters, ..Findings::default() });
+        let findings = self.audit(scenario, reader).await;
+        let dead_letters = findings.dead_letters.clone();
+        assert_eq!(findings, Findings { dead_letters, ..Findings::default() });
     }
 
     /// Compares all ids, and every transcript: what a reader gets (of an active conversation: from
@@ -77,13 +77,13 @@ impl Ledger {
     ///
     /// # Panics
     /// When a store does not answer.
-    pub async fn audit(&self, scenario: &Scenario, eyes: &Eyes) -> Findings {
+    pub async fn audit(&self, scenario: &Scenario, reader: &TestReader) -> Findings {
         let mut findings = self.compare(scenario).await;
         for (key, places) in &self.conversations {
             let name = |id: &str| name(key.tenant.as_str(), key.conversation.as_str(), id);
             let expected = places.iter().map(|(_, id)| id.as_str());
             let expected: Vec<&str> =
-                expected.filter(|id| !findings.letters.contains(&name(id))).collect();
+                expected.filter(|id| !findings.dead_letters.contains(&name(id))).collect();
             if expected.is_empty() {
                 continue;
             }
@@ -92,7 +92,7 @@ impl Ledger {
                 "{key} is too long to be read whole: {}",
                 expected.len()
             );
-            let (read, archived) = eyes.two_ways(key).await;
+            let (read, archived) = reader.two_ways(key).await;
             let difference = differs(&ids(&archived), &expected);
             findings.misread.extend(difference.map(|it| format!("{key} in PostgreSQL: {it}")));
             if read.messages != archived {
@@ -109,15 +109,15 @@ impl Ledger {
         let rows = "SELECT tenant_id, conversation_id, id FROM messages";
         let archived = table(scenario, rows).await;
         let rows = "SELECT tenant_id, conversation_id, message_id FROM dead_letters";
-        let letters = table(scenario, rows).await;
+        let dead_letters = table(scenario, rows).await;
         let confirmed = self.conversations.iter().flat_map(|(key, places)| {
             let name = |id| name(key.tenant.as_str(), key.conversation.as_str(), id);
             places.iter().map(move |(_, id)| name(id))
         });
         let named = |[tenant, conversation, id]: &[String; 3]| name(tenant, conversation, id);
-        let found = archived.iter().chain(&letters).map(named);
-        let letters = letters.iter().map(named).collect();
-        Findings { letters, ..differences(&confirmed.collect(), found) }
+        let found = archived.iter().chain(&dead_letters).map(named);
+        let dead_letters = dead_letters.iter().map(named).collect();
+        Findings { dead_letters, ..differences(&confirmed.collect(), found) }
     }
 }
 
@@ -132,7 +132,7 @@ fn differences(confirmed: &BTreeSet<String>, found: impl Iterator<Item = String>
     for id in found {
         lost.remove(&id);
         if !confirmed.contains(&id) {
-            findings.strangers.push(id);
+            findings.unknown_keys.push(id);
         } else if !seen.insert(id.clone()) {
             findings.doubled.push(id);
         }
@@ -188,7 +188,7 @@ mod tests {
         let expected = Findings {
             lost: names(&["3"]),
             doubled: names(&["2"]),
-            strangers: vec![name("t", "other", "1")],
+            unknown_keys: vec![name("t", "other", "1")],
             ..Findings::default()
         };
         let moved = [name("t", "other", "1")].into_iter().chain(names(&["1", "2", "2"]));

@@ -13,8 +13,8 @@ use testkit::process::{Process, Signal};
 use testkit::servers::{Kind, Server, Servers};
 use testkit::wait::eventually;
 
-use crate::eyes::archive;
-use crate::{Agent, Eyes, LIMIT, Side};
+use crate::reader::database;
+use crate::{Agent, LIMIT, RabbitAdmin, TestReader};
 
 /// The binary that saves messages.
 pub const SAVER: &str = "message-save-worker";
@@ -182,7 +182,7 @@ impl Scenario {
     /// # Panics
     /// When it cannot be made.
     pub async fn migrate(&self) {
-        archive(&self.database_url).migrate().await.expect("the schema");
+        database(&self.database_url).migrate().await.expect("the schema");
     }
 
     /// Declares exchanges, queues and bindings.
@@ -260,18 +260,18 @@ impl Scenario {
 
     /// A reader of both stores. Belongs to the runtime of the test that makes it.
     #[must_use]
-    pub fn eyes(&self) -> Eyes {
-        Eyes::of(&self.database_url, &self.redis_url)
+    pub fn reader(&self) -> TestReader {
+        TestReader::of(&self.database_url, &self.redis_url)
     }
 
     /// RabbitMQ as seen by others than the fleet.
     #[must_use]
-    pub fn side(&self) -> Side {
+    pub fn rabbit(&self) -> RabbitAdmin {
         let (management, host): (Management, &str) = match self.ground.own(&RABBITMQ) {
             Some(own) => (own.management(), "%2f"),
             None => (self.ground.shared().management().clone(), &self.ground.shared().name),
         };
-        Side::of(management, host)
+        RabbitAdmin::of(management, host)
     }
 
     /// The value of an SQL expression.

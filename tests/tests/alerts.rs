@@ -22,7 +22,7 @@ const SAVES: &str = "conversation.save_message";
 const OFTEN: &str = "1s";
 
 /// For an alert to be told: what its rule waits for, which is a minute at most here, and as much again.
-const PATIENCE: Duration = Duration::from_secs(150);
+const OVERDUE_AFTER: Duration = Duration::from_secs(150);
 
 #[tokio::test]
 async fn a_dead_letter_reaches_a_person_and_its_replay_ends_the_alert() {
@@ -35,7 +35,7 @@ async fn a_dead_letter_reaches_a_person_and_its_replay_ends_the_alert() {
         scenario.start(STATISTICS),
     );
     let fleet: [Worker; 5] = fleet.into();
-    let (agent, eyes) = (scenario.agent(), scenario.eyes());
+    let (agent, reader) = (scenario.agent(), scenario.reader());
     let watch = Watch::over(&fleet).await;
 
     // A role that no contract knows.
@@ -52,10 +52,10 @@ async fn a_dead_letter_reaches_a_person_and_its_replay_ends_the_alert() {
     mend_and_replay(&scenario).await;
     let resolved = watch.told("VerbatimDeadLettersPresent", "resolved").await;
     assert_eq!(resolved["labels"], *labels);
-    let saved = eyes.archived(&key(&mistaken)).await;
+    let saved = reader.archived(&key(&mistaken)).await;
     assert_eq!(saved.len(), 1, "{saved:?}");
 
-    // Two replicas count the letter, and it is one alert; and nothing else alarmed anybody.
+    // Two replicas count the dead letter, and it is one alert; and nothing else alarmed anybody.
     watch.nothing_but(labels, "/office-hours");
     scenario.rest(fleet).await;
 }
@@ -67,7 +67,7 @@ async fn a_missing_queue_wakes_somebody_up_until_setup_has_made_it_again() {
         tokio::join!(scenario.start(SAVER), scenario.start(MIGRATION), scenario.start(STATISTICS),);
     let fleet: [Worker; 3] = fleet.into();
     let watch = Watch::over(&fleet).await;
-    scenario.side().delete_queue("bot.state").await;
+    scenario.rabbit().delete_queue("bot.state").await;
     let fired = watch.told("VerbatimQueueMissing", "firing").await;
     let labels = &fired["labels"];
     assert_eq!((&labels["queue"], &labels["severity"]), (&json!("bot.state"), &json!("critical")));
@@ -107,7 +107,7 @@ async fn a_missing_queue_is_told_apart_from_an_empty_one() {
     let statistics = scenario.start(STATISTICS).await;
     let (exists, queue) = ("verbatim_queue_exists", [("queue", "bot.state")]);
     Counts::reach(&statistics, exists, &queue, 1.0).await;
-    scenario.side().delete_queue("bot.state").await;
+    scenario.rabbit().delete_queue("bot.state").await;
     eventually("a queue that is told missing", LIMIT, async || {
         match Counts::of(&statistics).await.sum(exists, &queue) {
             0.0 => Ok(()),
@@ -122,20 +122,20 @@ async fn a_missing_queue_is_told_apart_from_an_empty_one() {
 }
 
 #[tokio::test]
-async fn the_first_letter_of_a_keeper_is_an_increase() {
+async fn the_first_dead_letter_of_a_collector_is_an_increase() {
     let scenario = Scenario::new().await;
     let statistics = scenario.start(STATISTICS).await;
     let told = statistics.get("/metrics").await.unwrap().body;
     for counter in [
         r#"verbatim_dead_letters_stored_total{queue="conversation.save_message",reason="schema"} 0"#,
-        r#"verbatim_dead_letters_sent_back_total{cause="unrouted",queue="domain.unrouted"} 0"#,
+        r#"verbatim_messages_rerouted_total{cause="unrouted",queue="domain.unrouted"} 0"#,
     ] {
         assert!(told.lines().any(|line| line == counter), "no {counter} in\n{told}");
     }
     scenario.rest([statistics]).await;
 }
 
-/// What an operator does about a letter whose fault is known.
+/// What an operator does about a dead letter whose fault is known.
 async fn mend_and_replay(scenario: &Scenario) {
     let id = scenario.sql("SELECT id FROM dead_letters").await;
     let edit = ["dead-letters", "edit", &id, "--set", "role=assistant"];
@@ -172,7 +172,7 @@ impl Watch {
 
     /// Waits until somebody is told that an alert has a status, and returns it.
     async fn told(&self, name: &str, status: &str) -> Value {
-        eventually(format!("{name} to be {status}"), PATIENCE, async || {
+        eventually(format!("{name} to be {status}"), OVERDUE_AFTER, async || {
             let is_it =
                 |alert: &&Value| alert["status"] == status && alert["labels"]["alertname"] == name;
             let calls = self.people.calls();

@@ -22,16 +22,16 @@ fn of_bytes(id: &str, bytes: usize) -> (serde_json::Value, Vec<u8>) {
 async fn a_body_of_a_mebibyte_is_saved_and_one_byte_more_is_a_dead_letter() {
     assert_eq!(DEFAULT_MAX_BODY_BYTES, 1_048_576);
     let scenario = &Running::shared().await.scenario;
-    let (agent, eyes) = (scenario.agent(), scenario.eyes());
+    let (agent, reader) = (scenario.agent(), scenario.reader());
     let (largest, body) = of_bytes("largest", 1_048_576);
     let (_, larger) = of_bytes("larger", 1_048_577);
     let publish = |body| Publication::action("conversation.save_message", body);
     agent.send(vec![publish(body), publish(larger)]).await;
-    let letter = "SELECT concat_ws('|', reason, length(body), queue) FROM dead_letters
+    let dead_letter = "SELECT concat_ws('|', reason, length(body), queue) FROM dead_letters
                   WHERE reason = 'too_large' AND body LIKE '%\"tenant_id\":\"size\"%'::bytea";
-    scenario.until_sql(letter, "too_large|1048577|conversation.save_message").await;
+    scenario.until_sql(dead_letter, "too_large|1048577|conversation.save_message").await;
     scenario.until_sql("SELECT count(*) FROM messages WHERE tenant_id = 'size'", "1").await;
-    let messages = eyes.both(&key(&largest)).await;
+    let messages = reader.both(&key(&largest)).await;
     assert_eq!(messages.len(), 1);
     assert_eq!(messages[0].content.text(), largest["content"].as_str().unwrap());
 }
@@ -73,7 +73,7 @@ async fn every_malformed_body_becomes_a_dead_letter_with_its_reason_and_field() 
     }
 
     assert_eq!(scenario.sql("SELECT count(*) FROM messages WHERE tenant_id = 't'").await, "0");
-    #[expect(clippy::cast_precision_loss, reason = "some hundred letters")]
+    #[expect(clippy::cast_precision_loss, reason = "some hundred dead letters")]
     let all = bad.len() as f64;
     let labels = [("queue", "conversation.save_message")];
     Counts::reach(statistics, "verbatim_dead_letters_stored_total", &labels, all).await;

@@ -4,12 +4,12 @@
 
 use std::time::Duration;
 
-use archive::{Archive, Scope};
 use broker::Endpoints;
 use conversation::{
-    ClosingSettings, Finding, Fresh, Matched, Repairs, Section, State, Told, Tracer, Verifier,
-    VerifyingSettings, admission,
+    ClosingSettings, Finding, Matched, RandomSource, Repairs, Section, State, Tracer, Verifier,
+    VerifyProgress, VerifyingSettings, record_server,
 };
+use database::{Database, Scope};
 use domain::status::ConversationStatus;
 use hot_store::{Address, HotStore};
 use metrics::Metrics;
@@ -20,40 +20,40 @@ use system_tests::{Running, Scenario, at, closed, key, message};
 const CONVERSATIONS: usize = 60;
 const MESSAGES: usize = 20;
 
-fn stores(scenario: &Scenario) -> (Archive, HotStore, Endpoints) {
-    let archive = Archive::open(&archive::Settings {
+fn stores(scenario: &Scenario) -> (Database, HotStore, Endpoints) {
+    let database = Database::open(&database::Settings {
         url: scenario.database_url.clone(),
         application: "test".to_owned(),
         connections: 2,
         time_out: Duration::from_secs(30),
         lock_time_out: Duration::from_secs(5),
     });
-    let archive = archive.unwrap();
+    let database = database.unwrap();
     let settings = hot_store::Settings::new(Address::parse(&scenario.redis_url).unwrap());
-    let admit = admission(archive.clone(), Metrics::new(), Fresh::random());
+    let admit = record_server(database.clone(), Metrics::new(), RandomSource::random());
     let hot = HotStore::open(settings, admit);
-    (archive, hot, Endpoints::parse(&scenario.amqp_url, "test").unwrap())
+    (database, hot, Endpoints::parse(&scenario.amqp_url, "test").unwrap())
 }
 
 async fn verify(scenario: &Scenario) -> Vec<Finding> {
-    let (archive, hot, endpoints) = stores(scenario);
+    let (database, hot, endpoints) = stores(scenario);
     let settings = VerifyingSettings {
         grace: Duration::from_millis(500),
         idle: ClosingSettings::default().idle,
-        patience: Duration::from_secs(60),
+        overdue_after: Duration::from_secs(60),
         repairs: Repairs::None,
     };
-    let verifier = Verifier::new(archive, hot, endpoints, Fresh::random(), settings);
+    let verifier = Verifier::new(database, hot, endpoints, RandomSource::random(), settings);
     let mut found = Vec::new();
     let ended = verifier
         .run(&Scope::default(), &Section::ALL, &mut |told| {
-            if let Told::Found(finding) = told {
+            if let VerifyProgress::Found(finding) = told {
                 found.push(finding.clone());
             }
         })
         .await;
     for section in ended {
-        assert_eq!(section.broken_off, None, "{:?}", section.section);
+        assert_eq!(section.incomplete, None, "{:?}", section.section);
     }
     found
 }
@@ -62,7 +62,7 @@ async fn verify(scenario: &Scenario) -> Vec<Finding> {
 async fn a_fleet_under_load_verifies_clean_and_tells_who_saved_what() {
     let running = Running::own().await;
     let scenario = &running.scenario;
-    let (agent, eyes) = (scenario.agent(), scenario.eyes());
+    let (agent, reader) = (scenario.agent(), scenario.reader());
     // Messages come, readers load copies, sessions close, late messages reopen; and all the while
     // somebody verifies.
     let load = async {
@@ -81,7 +81,7 @@ async fn a_fleet_under_load_verifies_clean_and_tells_who_saved_what() {
                 let stored = "SELECT count(*) > 0 FROM messages WHERE conversation_id = '";
                 let id = key(message).conversation;
                 scenario.until_sql(&format!("{stored}{id}'"), "true").await;
-                eyes.transcript(&key(message)).await;
+                reader.transcript(&key(message)).await;
             }
         }
     };
@@ -103,7 +103,7 @@ async fn a_fleet_under_load_verifies_clean_and_tells_who_saved_what() {
     agent.publish(&good).await;
     scenario.until_sql("SELECT count(*) FROM messages WHERE id = 'm-good'", "1").await;
     agent.publish(&closed("load", "s-good", &json!({"reason": "done"}))).await;
-    eyes.reaches(&key(&good), ConversationStatus::Archived).await;
+    reader.reaches(&key(&good), ConversationStatus::Archived).await;
     let writers = "SELECT count(*) FROM writers w
                    WHERE EXISTS (SELECT FROM message_rows m WHERE m.saved_by = w.id)
                       AND process = 'message-save-worker'";
@@ -111,20 +111,20 @@ async fn a_fleet_under_load_verifies_clean_and_tells_who_saved_what() {
     let unsigned = "SELECT count(*) FROM message_rows WHERE saved_by IS NULL";
     assert_eq!(scenario.sql(unsigned).await, "0");
 
-    let (archive, hot, endpoints) = stores(scenario);
-    let tracer = Tracer::new(archive, Some(hot), Some(endpoints));
+    let (database, hot, endpoints) = stores(scenario);
+    let tracer = Tracer::new(database, Some(hot), Some(endpoints));
     let traced = tracer.trace("m-good", None, &mut |_| {}).await.unwrap();
-    let [life] = &traced.lives[..] else { panic!("{traced:#?}") };
-    assert_eq!((life.matched, life.state), (Matched::Message, State::Archived));
-    let saved = life.timeline.iter().find(|moment| moment.what == "saved").unwrap();
+    let [item] = &traced.items[..] else { panic!("{traced:#?}") };
+    assert_eq!((item.matched, item.state), (Matched::Message, State::Archived));
+    let saved = item.timeline.iter().find(|moment| moment.what == "saved").unwrap();
     let pids = running.savers.each_ref().map(|saver| format!(":{},", saver.pid()));
     assert!(pids.iter().any(|pid| saved.text.contains(pid)), "{saved:?}, {pids:?}");
-    let asked = life.timeline.iter().find(|moment| moment.what == "close asked").unwrap();
+    let asked = item.timeline.iter().find(|moment| moment.what == "close asked").unwrap();
     assert_eq!(asked.text, "its last session closed; reason: done");
     let traced = tracer.trace("m-bad", None, &mut |_| {}).await.unwrap();
-    let [life] = &traced.lives[..] else { panic!("{traced:#?}") };
-    assert_eq!(life.state, State::DeadLetter);
-    let given_up = life.timeline.iter().find(|moment| moment.what == "given up").unwrap();
+    let [item] = &traced.items[..] else { panic!("{traced:#?}") };
+    assert_eq!(item.state, State::DeadLetter);
+    let given_up = item.timeline.iter().find(|moment| moment.what == "given up").unwrap();
     assert!(
         given_up.text.starts_with("schema (role) in conversation.save_message: "),
         "{given_up:?}"

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use domain::failure::{FailureClass, Store, Unavailable};
+use domain::failure::{Dependency, FailureClass, Unavailable};
 use lapin::tcp::TLSConfig;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, ConnectionProperties};
@@ -214,7 +214,7 @@ impl Error {
 
 impl From<Error> for Unavailable {
     fn from(error: Error) -> Self {
-        Self { store: Store::RabbitMq, source: Box::new(error) }
+        Self { dependency: Dependency::RabbitMq, source: Box::new(error) }
     }
 }
 

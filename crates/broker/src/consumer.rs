@@ -9,10 +9,10 @@
 //! | file | what it decides |
 //! |---|---|
 //! | [`session`] | the loop: receive, gather, work, acknowledge, hold, drain |
-//! | [`gathering`] | when a batch is full or has waited long enough |
+//! | [`batch_builder`] | when a batch is full or has waited long enough |
 //! | [`batch`] | what becomes of each message of a batch |
 //! | [`settlement`] | what must be in a queue before a message may be acknowledged |
-//! | [`ledger`] | which acknowledgements may be sent |
+//! | [`unacked`] | which acknowledgements may be sent |
 //! | [`acknowledgement`] | whether one went out |
 //! | [`prefetch`] | how many deliveries may be under way |
 //! | [`suspects`] | messages that came back too often |
@@ -20,20 +20,20 @@
 
 mod acknowledgement;
 mod batch;
-mod gathering;
-mod ledger;
+mod batch_builder;
 mod observer;
 mod prefetch;
 mod session;
 mod settlement;
 mod suspects;
+mod unacked;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use domain::clock::Clock;
-use domain::failure::{Store, Unavailable};
+use domain::failure::{Dependency, Unavailable};
 use futures_util::FutureExt;
 use metrics::Metrics;
 use tokio::sync::watch;
@@ -46,8 +46,8 @@ use crate::topology::{RetryQueue, WorkQueue};
 use crate::{Handler, Publisher};
 use observer::Observer;
 use session::hold::Waiting;
-use session::{Care, End, Session};
-use suspects::Excuses;
+use session::{ConsumeMode, End, Session};
+use suspects::BrokerRequeues;
 
 /// A session that lived this long was well; the next one need not wait.
 const STABLE: Duration = Duration::from_secs(10);
@@ -61,7 +61,7 @@ pub struct Consumer<H: Handler> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
     queue: &'static str,
-    hopeless: Hopeless,
+    failure_policy: FailurePolicy,
 }
 
 /// How a consumer paces itself.
@@ -98,7 +98,7 @@ pub enum ConsumerState {
     /// It is registered with the queue and takes what comes.
     Consuming,
     /// It keeps what it has and waits for a store.
-    Holding(Store),
+    Holding(Dependency),
     /// It takes nothing new and finishes what it has.
     Draining,
     /// It has drained.
@@ -107,11 +107,11 @@ pub enum ConsumerState {
 
 /// What happens to messages that no further attempt can help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hopeless {
-    /// They become dead letters of this queue; suspects are set apart.
+enum FailurePolicy {
+    /// They become dead letters of this queue; suspects are quarantined.
     DeadLetter(WorkQueue),
     /// They are tried again, for ever, at the longest delay: there is no place beyond.
-    Insist,
+    RetryForever,
 }
 
 /// What the sessions of a consumer have in common.
@@ -124,21 +124,21 @@ struct Shared<H> {
     clock: Clock,
     observer: Observer,
     state: watch::Sender<ConsumerState>,
-    excuses: Excuses,
+    broker_requeues: BrokerRequeues,
 }
 
 impl Source {
     /// A work queue.
     #[must_use]
     pub const fn work(queue: WorkQueue) -> Self {
-        Self { queue: queue.name(), hopeless: Hopeless::DeadLetter(queue) }
+        Self { queue: queue.name(), failure_policy: FailurePolicy::DeadLetter(queue) }
     }
 
     /// The dead letters of a work queue. Refusals and failures are tried again for ever: nothing
     /// comes after the dead letters.
     #[must_use]
     pub const fn dead_letters(queue: WorkQueue) -> Self {
-        Self { queue: queue.dlq(), hopeless: Hopeless::Insist }
+        Self { queue: queue.dlq(), failure_policy: FailurePolicy::RetryForever }
     }
 
     /// The name of the queue.
@@ -149,9 +149,9 @@ impl Source {
 
     /// The queue of its suspects, if it has any.
     const fn suspect(&self) -> Option<&'static str> {
-        match self.hopeless {
-            Hopeless::DeadLetter(queue) => Some(queue.suspect()),
-            Hopeless::Insist => None,
+        match self.failure_policy {
+            FailurePolicy::DeadLetter(queue) => Some(queue.suspect()),
+            FailurePolicy::RetryForever => None,
         }
     }
 }
@@ -191,7 +191,7 @@ impl<H: Handler> Consumer<H> {
         metrics.start_queue(source.queue);
         let observer = Observer::new(source.queue, metrics);
         let (state, _) = watch::channel(ConsumerState::Connecting);
-        let excuses = Excuses::default();
+        let broker_requeues = BrokerRequeues::default();
         let shared = Shared {
             source,
             handler,
@@ -201,7 +201,7 @@ impl<H: Handler> Consumer<H> {
             clock,
             observer,
             state,
-            excuses,
+            broker_requeues,
         };
         Self { shared: Arc::new(shared) }
     }
@@ -218,11 +218,11 @@ impl<H: Handler> Consumer<H> {
     pub async fn run(self, shutdown: CancellationToken) {
         let shared = &self.shared;
         let mut backoff = Backoff::new();
-        let mut care = Care::Usual;
+        let mut mode = ConsumeMode::Batches;
         while !shutdown.is_cancelled() {
             shared.state.send_replace(ConsumerState::Connecting);
             let began = Instant::now();
-            let (end, waiting) = match Session::open(shared.clone(), care).await {
+            let (end, waiting) = match Session::open(shared.clone(), mode).await {
                 Ok(session) => session.run(&shutdown).await,
                 Err(error) => (End::Failed(error), None),
             };
@@ -233,19 +233,19 @@ impl<H: Handler> Consumer<H> {
             match end {
                 End::Drained => break,
                 End::HeldTooLong(_) => {}
-                End::Relaxed => care = Care::Usual,
+                End::IsolatedMessagePassed => mode = ConsumeMode::Batches,
                 // Nothing is away: each try costs the unreadable message alone, until RabbitMQ
                 // dead-letters it, and whatever is behind it waits.
                 End::Failed(error) if error.is_unreadable() => {
-                    care = Care::OneByOne;
+                    mode = ConsumeMode::Isolating;
                     backoff = Backoff::new();
                     pause(backoff.next_pause(), &shutdown).await;
                 }
                 _ => pause(backoff.next_pause(), &shutdown).await,
             }
             if let Some(waiting) = waiting {
-                shared.state.send_replace(ConsumerState::Holding(waiting.store));
-                shutdown.run_until_cancelled(self.store_is_back(waiting)).await;
+                shared.state.send_replace(ConsumerState::Holding(waiting.dependency));
+                shutdown.run_until_cancelled(self.dependency_is_back(waiting)).await;
             }
         }
         shared.state.send_replace(ConsumerState::Stopped);
@@ -255,17 +255,17 @@ impl<H: Handler> Consumer<H> {
     ///
     /// RabbitMQ is when it takes what it did not take: its messages are back in their queue and
     /// will be settled once more, as after a crash between a confirm and an acknowledgement.
-    async fn store_is_back(&self, waiting: Waiting<H::Item>) {
-        let Waiting { store, mut batch } = waiting;
+    async fn dependency_is_back(&self, waiting: Waiting<H::Item>) {
+        let Waiting { dependency, mut batch } = waiting;
         let mut backoff = Backoff::new();
         loop {
             tokio::time::sleep(backoff.next_pause()).await;
-            batch = match batch.filter(|_| store == Store::RabbitMq) {
+            batch = match batch.filter(|_| dependency == Dependency::RabbitMq) {
                 Some(batch) => match batch.work(&self.shared).await {
                     Ok(_) => return,
                     Err((batch, _)) => Some(batch),
                 },
-                None if self.shared.probe(store).await.is_ok() => return,
+                None if self.shared.probe(dependency).await.is_ok() => return,
                 None => None,
             };
         }
@@ -275,13 +275,16 @@ impl<H: Handler> Consumer<H> {
 impl<H: Handler> Shared<H> {
     /// Whether a store that was away may be back. Of RabbitMQ only another attempt can tell: what it
     /// did not take is the best probe there is.
-    async fn probe(&self, store: Store) -> Result<(), Unavailable> {
-        match store {
-            Store::RabbitMq => Ok(()),
-            Store::PostgreSql | Store::Redis => {
+    async fn probe(&self, dependency: Dependency) -> Result<(), Unavailable> {
+        match dependency {
+            Dependency::RabbitMq => Ok(()),
+            Dependency::PostgreSql | Dependency::Redis => {
                 let probe = AssertUnwindSafe(async { self.handler.probe().await });
                 probe.catch_unwind().await.unwrap_or_else(|_| {
-                    Err(Unavailable { store, source: self.observer.panicked("probing").into() })
+                    Err(Unavailable {
+                        dependency,
+                        source: self.observer.panicked("probing").into(),
+                    })
                 })
             }
         }

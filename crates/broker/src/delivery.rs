@@ -16,7 +16,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde_json::{Map, Value};
 
-use crate::journey::{self, Journey, Origin, Verdict};
+use crate::fleet_headers::{self, DeadLetterInfo, FleetHeaders, Origin};
 use crate::topology::RetryQueue;
 use crate::wire;
 
@@ -34,7 +34,7 @@ pub struct Delivery {
     routing_key: ShortString,
     properties: BasicProperties,
     /// Boxed, because hardly any message has had one.
-    journey: Option<Box<Journey>>,
+    fleet_headers: Option<Box<FleetHeaders>>,
 }
 
 /// A death of a message, in RabbitMQ's words.
@@ -69,7 +69,7 @@ impl Delivery {
     /// A delivery that nobody has seen before, as an agent's publish causes it. A property that AMQP
     /// has no room for is left out.
     #[must_use]
-    pub fn fresh(
+    pub fn published(
         action_type: &str,
         envelope: Envelope<'_>,
         body: Vec<u8>,
@@ -77,8 +77,10 @@ impl Delivery {
     ) -> Self {
         let Envelope { message_id, timestamp, correlation_id, reply_to, user_id, resolved } =
             envelope;
-        let journey = resolved
-            .map(|resolved| Journey { resolved: Some(resolved.clone()), ..Journey::default() });
+        let fleet_headers = resolved.map(|resolved| FleetHeaders {
+            resolved: Some(resolved.clone()),
+            ..FleetHeaders::default()
+        });
         let short = |text: Option<&str>| ShortString::try_new(text?).ok();
         let mut properties = BasicProperties::default();
         if let Some(id) = short(message_id) {
@@ -103,35 +105,35 @@ impl Delivery {
             exchange: crate::topology::ACTIONS.into(),
             routing_key: short(Some(action_type)).unwrap_or_default(),
             properties,
-            journey: journey.map(Box::new),
+            fleet_headers: fleet_headers.map(Box::new),
         }
     }
 
     /// The same with another journey.
     #[must_use]
-    pub fn with_journey(mut self, journey: Journey) -> Self {
-        self.journey = Some(Box::new(journey));
+    pub fn with_fleet_headers(mut self, fleet_headers: FleetHeaders) -> Self {
+        self.fleet_headers = Some(Box::new(fleet_headers));
         self
     }
 
     /// Its way so far: attempt, history, replays, verdict.
     #[must_use]
-    pub fn journey(&self) -> &Journey {
-        self.journey.as_deref().unwrap_or(&journey::FRESH)
+    pub fn fleet_headers(&self) -> &FleetHeaders {
+        self.fleet_headers.as_deref().unwrap_or(&fleet_headers::FIRST_ATTEMPT)
     }
 
     /// What the transport says about the action.
     #[must_use]
     pub fn envelope(&self) -> Envelope<'_> {
-        let (properties, journey) = (&self.properties, self.journey());
-        let validated_user = journey.validated_user.as_deref();
+        let (properties, fleet_headers) = (&self.properties, self.fleet_headers());
+        let validated_user = fleet_headers.validated_user.as_deref();
         Envelope {
-            message_id: text(properties.message_id()).filter(|_| !journey.anonymous),
+            message_id: text(properties.message_id()).filter(|_| !fleet_headers.anonymous),
             timestamp: *properties.timestamp(),
             correlation_id: text(properties.correlation_id()),
             reply_to: text(properties.reply_to()),
             user_id: text(properties.user_id()).or(validated_user),
-            resolved: journey.resolved.as_ref(),
+            resolved: fleet_headers.resolved.as_ref(),
         }
     }
 
@@ -139,7 +141,7 @@ impl Delivery {
     #[must_use]
     pub fn origin(&self) -> Origin {
         let exchange = self.exchange.as_str();
-        let known = self.journey().origin.clone();
+        let known = self.fleet_headers().origin.clone();
         known.or_else(|| first_published(exchange, self.table()?)).unwrap_or_else(|| Origin {
             exchange: exchange.to_owned(),
             routing_key: self.routing_key.to_string(),
@@ -178,19 +180,19 @@ impl Delivery {
         text(self.properties.content_type())
     }
 
-    /// The letter's deaths as RabbitMQ wrote them down, the most recent one first. Empty for
-    /// letters that we made ourselves.
+    /// The dead letter's deaths as RabbitMQ wrote them down, the most recent one first. Empty for
+    /// dead letters that we made ourselves.
     #[must_use]
     pub fn deaths(&self) -> Vec<Death> {
         self.table().map(deaths).unwrap_or_default()
     }
 
     /// Why it is a dead letter: our own verdict, or what RabbitMQ's means in our words. None where
-    /// neither of us condemned it; to expire in a retry queue is what a retry does.
+    /// neither of us dead-lettered it; to expire in a retry queue is what a retry does.
     #[must_use]
-    pub fn verdict(&self) -> Option<Cow<'_, Verdict>> {
-        if let Some(verdict) = &self.journey().verdict {
-            return Some(Cow::Borrowed(verdict));
+    pub fn dead_letter_info(&self) -> Option<Cow<'_, DeadLetterInfo>> {
+        if let Some(dead_letter_info) = &self.fleet_headers().dead_letter_info {
+            return Some(Cow::Borrowed(dead_letter_info));
         }
         let Death { queue, reason, count, .. } =
             self.deaths().into_iter().find(|death| !is_retry_queue(&death.queue))?;
@@ -200,7 +202,7 @@ impl Delivery {
             "delivery_limit" => DeadLetterReason::DeliveryLimit,
             _ => DeadLetterReason::AttemptsExhausted,
         };
-        Some(Cow::Owned(Verdict { queue, refusal: Refusal { reason, field: None, detail } }))
+        Some(Cow::Owned(DeadLetterInfo { queue, refusal: Refusal { reason, field: None, detail } }))
     }
 
     /// All headers, for those who store or show them.
@@ -221,9 +223,10 @@ impl Delivery {
         // lapin puts a large body together from frames, in memory that doubles as it grows.
         body.shrink_to_fit();
         let headers = properties.headers().as_ref();
-        let journey = headers.and_then(|headers| told_journey(exchange.as_str(), headers));
-        let journey = journey.map(Box::new);
-        Self { body, received_at, redelivered, exchange, routing_key, properties, journey }
+        let fleet_headers =
+            headers.and_then(|headers| trusted_fleet_headers(exchange.as_str(), headers));
+        let fleet_headers = fleet_headers.map(Box::new);
+        Self { body, received_at, redelivered, exchange, routing_key, properties, fleet_headers }
     }
 
     fn table(&self) -> Option<&FieldTable> {
@@ -236,12 +239,12 @@ fn text(property: &Option<ShortString>) -> Option<&str> {
 }
 
 /// The journey that our headers tell, if there are any and they count.
-fn told_journey(exchange: &str, headers: &FieldTable) -> Option<Journey> {
-    let is_ours = headers.inner().keys().any(|name| Journey::owns(name.as_str()));
+fn trusted_fleet_headers(exchange: &str, headers: &FieldTable) -> Option<FleetHeaders> {
+    let is_ours = headers.inner().keys().any(|name| FleetHeaders::owns(name.as_str()));
     (is_ours && came_only_through_us(exchange, headers)).then(|| {
         let mut headers = wire::to_json(headers);
-        headers.retain(|name, _| Journey::owns(name));
-        Journey::from_headers(&headers)
+        headers.retain(|name, _| FleetHeaders::owns(name));
+        FleetHeaders::from_headers(&headers)
     })
 }
 
@@ -271,7 +274,7 @@ fn is_retry_queue(name: &str) -> bool {
     RetryQueue::ALL.iter().any(|queue| queue.name() == name)
 }
 
-/// Where a letter that RabbitMQ made was published first: its oldest death remembers.
+/// Where a dead letter that RabbitMQ made was published first: its oldest death remembers.
 ///
 /// RabbitMQ moves the dead by the default exchange here, and nowhere else (see the arguments of the
 /// topology's queues); on a message from any other exchange its sender wrote the deaths.
@@ -356,11 +359,11 @@ mod tests {
     #[test]
     fn our_headers_count_only_on_what_the_fleet_published_itself() {
         let from_agent = received("domain.actions", "conversation.save_message", forged());
-        assert_eq!(from_agent.journey(), &Journey::default());
+        assert_eq!(from_agent.fleet_headers(), &FleetHeaders::default());
         assert_eq!(from_agent.envelope().user_id, None);
 
         let from_fleet = received("", "conversation.save_message", forged());
-        assert_eq!(from_fleet.journey().attempt, 3);
+        assert_eq!(from_fleet.fleet_headers().attempt, 3);
         assert_eq!(from_fleet.envelope().user_id, Some("somebody"));
     }
 
@@ -374,8 +377,8 @@ mod tests {
             "conversation.save_message",
         );
         headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![death])));
-        let letter = received("", "conversation.save_message.dlq", headers);
-        assert_eq!(letter.journey(), &Journey::default());
+        let dead_letter = received("", "conversation.save_message.dlq", headers);
+        assert_eq!(dead_letter.fleet_headers(), &FleetHeaders::default());
     }
 
     #[test]
@@ -384,8 +387,8 @@ mod tests {
             let mut headers = forged();
             let death = died_in("conversation.save_message", reason, "", "state.clear");
             headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![death])));
-            let letter = received("", "conversation.save_message.dlq", headers);
-            assert_eq!(letter.journey().attempt == 3, believed, "{reason}");
+            let dead_letter = received("", "conversation.save_message.dlq", headers);
+            assert_eq!(dead_letter.fleet_headers().attempt == 3, believed, "{reason}");
         }
     }
 
@@ -395,7 +398,7 @@ mod tests {
         let waited = died_in(retry, "expired", retry, "conversation.save_message.dlq");
         let mut headers = FieldTable::default();
         headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![waited])));
-        assert_eq!(received("", "conversation.save_message.dlq", headers).verdict(), None);
+        assert_eq!(received("", "conversation.save_message.dlq", headers).dead_letter_info(), None);
     }
 
     #[test]
@@ -436,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_that_the_broker_made_tells_its_story() {
+    fn a_dead_letter_that_the_broker_made_tells_its_story() {
         let key = "conversation.save_message";
         let deaths = vec![
             died_in(key, "delivery_limit", "", key),
@@ -444,11 +447,11 @@ mod tests {
         ];
         let mut headers = FieldTable::default();
         headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(deaths)));
-        let letter = received("", "conversation.save_message.dlq", headers);
-        let refusal = &letter.verdict().unwrap().refusal;
+        let dead_letter = received("", "conversation.save_message.dlq", headers);
+        let refusal = &dead_letter.dead_letter_info().unwrap().refusal;
         assert_eq!(refusal.reason, DeadLetterReason::DeliveryLimit);
         assert!(refusal.detail.contains(key), "{refusal:?}");
-        assert_eq!(letter.deaths()[0].at_seconds, Some(1_700_000_000));
-        assert_eq!(letter.origin().routing_key, key);
+        assert_eq!(dead_letter.deaths()[0].at_seconds, Some(1_700_000_000));
+        assert_eq!(dead_letter.origin().routing_key, key);
     }
 }

@@ -13,12 +13,12 @@
 mod backoff;
 mod connection;
 mod consumer;
-mod contained;
+mod dead_letter;
 mod delivery;
+pub mod fleet_headers;
 mod handler;
 pub mod inspect;
-pub mod journey;
-mod letter;
+mod panics;
 mod publication;
 mod publisher;
 mod reply;
@@ -27,9 +27,9 @@ mod wire;
 
 pub use connection::{Endpoints, Error, InvalidAddress};
 pub use consumer::{Consumer, ConsumerState, Settings, Source};
+pub use dead_letter::StoredDeadLetter;
 pub use delivery::{Death, Delivery};
 pub use handler::Handler;
-pub use letter::Letter;
 pub use publication::{Publication, TooLong};
 pub use publisher::{PublishError, Publisher};
 pub use reply::Replier;

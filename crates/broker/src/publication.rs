@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::Delivery;
 use crate::delivery::{TRACEPARENT, TRACESTATE};
-use crate::journey::{Journey, Verdict};
+use crate::fleet_headers::{DeadLetterInfo, FleetHeaders};
 use crate::topology::{ACTIONS, EVENTS, RetryQueue};
 use crate::wire;
 
@@ -43,7 +43,7 @@ pub struct Publication {
     /// The vendor part of the trace.
     pub tracestate: Option<String>,
     /// What our headers say.
-    pub journey: Journey,
+    pub fleet_headers: FleetHeaders,
 }
 
 /// The delivery mode that makes RabbitMQ write a message to disk (AMQP 0-9-1, `basic.publish`).
@@ -60,19 +60,19 @@ impl Publication {
     /// An action, as agents publish them; the message id is fresh unless the caller sets one.
     #[must_use]
     pub fn action(action_type: &str, body: Vec<u8>) -> Self {
-        Self::fresh(ACTIONS, action_type, body)
+        Self::new(ACTIONS, action_type, body)
     }
 
     /// An event of the fleet.
     #[must_use]
     pub fn event(event_type: &str, body: Vec<u8>) -> Self {
-        Self::fresh(EVENTS, event_type, body)
+        Self::new(EVENTS, event_type, body)
     }
 
     /// A message to one queue, past all exchanges.
     #[must_use]
     pub fn to_queue(queue: &str, body: Vec<u8>) -> Self {
-        Self::fresh("", queue, body)
+        Self::new("", queue, body)
     }
 
     /// A copy of a delivery for one queue, past all exchanges.
@@ -80,21 +80,21 @@ impl Publication {
     pub fn copy(delivery: &Delivery, queue: &str) -> Self {
         let envelope = delivery.envelope();
         let owned = |text: Option<&str>| text.map(str::to_owned);
-        let journey = Journey {
+        let fleet_headers = FleetHeaders {
             origin: Some(delivery.origin()),
             validated_user: owned(envelope.user_id),
             anonymous: envelope.message_id.is_none(),
-            ..delivery.journey().clone()
+            ..delivery.fleet_headers().clone()
         };
         Self {
-            message_id: owned(envelope.message_id).unwrap_or_else(fresh_message_id),
+            message_id: owned(envelope.message_id).unwrap_or_else(new_message_id),
             content_type: owned(delivery.content_type()),
             timestamp: envelope.timestamp,
             correlation_id: owned(envelope.correlation_id),
             reply_to: owned(envelope.reply_to),
             traceparent: delivery.traceparent(),
             tracestate: delivery.tracestate(),
-            journey,
+            fleet_headers,
             ..Self::to_queue(queue, delivery.body.clone())
         }
     }
@@ -102,22 +102,22 @@ impl Publication {
     /// With what an attempt made of the message, where it got so far.
     #[must_use]
     pub fn resolved(mut self, resolved: Option<Resolved>) -> Self {
-        self.journey.resolved = resolved.or(self.journey.resolved);
+        self.fleet_headers.resolved = resolved.or(self.fleet_headers.resolved);
         self
     }
 
     /// With the reason why it is a dead letter, whoever said so: RabbitMQ's words for it do not come
     /// with a copy.
     #[must_use]
-    pub fn told_why(mut self, delivery: &Delivery) -> Self {
-        self.journey.verdict = delivery.verdict().map(Cow::into_owned);
+    pub fn with_reason_of(mut self, delivery: &Delivery) -> Self {
+        self.fleet_headers.dead_letter_info = delivery.dead_letter_info().map(Cow::into_owned);
         self
     }
 
     /// With one more failed attempt in its history.
     #[must_use]
-    pub fn failed(mut self, error: &str, at: Timestamp) -> Self {
-        self.journey.history.record(error, at);
+    pub fn with_failed_attempt(mut self, error: &str, at: Timestamp) -> Self {
+        self.fleet_headers.history.record(error, at);
         self
     }
 
@@ -125,17 +125,18 @@ impl Publication {
     #[must_use]
     pub fn delayed(mut self, retry: RetryQueue) -> Self {
         retry.name().clone_into(&mut self.exchange);
-        self.journey.attempt = self.journey.attempt.saturating_add(1);
+        self.fleet_headers.attempt = self.fleet_headers.attempt.saturating_add(1);
         self
     }
 
-    /// As a dead letter of the queue `home`.
+    /// As a dead letter of the queue `own_queue`.
     #[must_use]
-    pub fn condemned(mut self, home: &str, refusal: Refusal, at: Timestamp) -> Self {
-        let history = &mut self.journey.history;
+    pub fn dead_lettered(mut self, own_queue: &str, refusal: Refusal, at: Timestamp) -> Self {
+        let history = &mut self.fleet_headers.history;
         history.first_failed_at.get_or_insert(at);
         history.last_failed_at = Some(at);
-        self.journey.verdict = Some(Verdict { queue: home.to_owned(), refusal });
+        self.fleet_headers.dead_letter_info =
+            Some(DeadLetterInfo { queue: own_queue.to_owned(), refusal });
         self
     }
 
@@ -151,8 +152,8 @@ impl Publication {
             ..self.clone()
         };
         if short("message_id", &self.message_id).is_err() {
-            minimal.message_id = fresh_message_id();
-            minimal.journey.anonymous = true;
+            minimal.message_id = new_message_id();
+            minimal.fleet_headers.anonymous = true;
         }
         minimal
     }
@@ -160,7 +161,7 @@ impl Publication {
     /// The headers on the wire. Where they would be too long, the trace goes, then the errors of the
     /// oldest attempts; the rest is bounded and stays.
     fn headers(&self) -> FieldTable {
-        let mut headers = wire::to_table(&self.journey.to_headers());
+        let mut headers = wire::to_table(&self.fleet_headers.to_headers());
         let size = wire::encoded_bytes(&headers);
         let traces = [(TRACEPARENT, &self.traceparent), (TRACESTATE, &self.tracestate)];
         let trace = traces.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?)));
@@ -172,12 +173,12 @@ impl Publication {
                 headers.insert(name.into(), AMQPValue::LongString(value.into()));
             }
         }
-        let mut journey = Cow::Borrowed(&self.journey);
+        let mut fleet_headers = Cow::Borrowed(&self.fleet_headers);
         while wire::encoded_bytes(&headers) > MAX_HEADER_BYTES
-            && !journey.history.reasons.is_empty()
+            && !fleet_headers.history.reasons.is_empty()
         {
-            journey.to_mut().history.reasons.remove(0);
-            headers = wire::to_table(&journey.to_headers());
+            fleet_headers.to_mut().history.reasons.remove(0);
+            headers = wire::to_table(&fleet_headers.to_headers());
         }
         headers
     }
@@ -206,19 +207,19 @@ impl Publication {
         Ok(properties)
     }
 
-    fn fresh(exchange: &str, routing_key: &str, body: Vec<u8>) -> Self {
+    fn new(exchange: &str, routing_key: &str, body: Vec<u8>) -> Self {
         Self {
             exchange: exchange.to_owned(),
             routing_key: routing_key.to_owned(),
             body,
-            message_id: fresh_message_id(),
+            message_id: new_message_id(),
             content_type: Some(JSON.to_owned()),
             timestamp: None,
             correlation_id: None,
             reply_to: None,
             traceparent: None,
             tracestate: None,
-            journey: Journey::default(),
+            fleet_headers: FleetHeaders::default(),
         }
     }
 }
@@ -238,7 +239,7 @@ pub(crate) fn short(what: &'static str, text: &str) -> Result<ShortString, TooLo
     ShortString::try_new(text).map_err(|_| TooLong { what, bytes: text.len() })
 }
 
-fn fresh_message_id() -> String {
+fn new_message_id() -> String {
     Uuid::now_v7().to_string()
 }
 
@@ -254,7 +255,7 @@ mod tests {
 
     fn delivery() -> Delivery {
         let envelope = Envelope { user_id: Some("agent"), ..Envelope::default() };
-        Delivery::fresh("conversation.save_message", envelope, b"{}".to_vec(), at(0))
+        Delivery::published("conversation.save_message", envelope, b"{}".to_vec(), at(0))
     }
 
     /// The delivery that a publication causes.
@@ -273,13 +274,13 @@ mod tests {
     #[test]
     fn a_retry_comes_back_as_the_same_action_one_attempt_later() {
         let retry = Publication::copy(&delivery(), "conversation.save_message")
-            .failed("broken", at(5))
+            .with_failed_attempt("broken", at(5))
             .delayed(RetryQueue::Second);
         assert_eq!(retry.exchange, "domain.retry.1000");
         let again = delivered(&retry);
         assert_eq!(again.envelope(), delivery().envelope());
-        assert_eq!(again.journey().attempt, 2);
-        assert_eq!(again.journey().history.reasons, ["broken"]);
+        assert_eq!(again.fleet_headers().attempt, 2);
+        assert_eq!(again.fleet_headers().history.reasons, ["broken"]);
         assert_eq!(again.origin(), delivery().origin());
     }
 
@@ -300,18 +301,15 @@ mod tests {
             field: Some("role".to_owned()),
             detail: "role is missing".to_owned(),
         };
-        let letter = Publication::copy(&delivery(), "conversation.save_message.dlq").condemned(
-            "conversation.save_message",
-            refusal.clone(),
-            at(7),
-        );
-        let letter = delivered(&letter);
-        let verdict = letter.journey().verdict.clone().unwrap();
+        let dead_letter = Publication::copy(&delivery(), "conversation.save_message.dlq")
+            .dead_lettered("conversation.save_message", refusal.clone(), at(7));
+        let dead_letter = delivered(&dead_letter);
+        let dead_letter_info = dead_letter.fleet_headers().dead_letter_info.clone().unwrap();
         assert_eq!(
-            (verdict.queue.as_str(), verdict.refusal),
+            (dead_letter_info.queue.as_str(), dead_letter_info.refusal),
             ("conversation.save_message", refusal)
         );
-        assert_eq!(letter.journey().history.first_failed_at, Some(at(7)));
+        assert_eq!(dead_letter.fleet_headers().history.first_failed_at, Some(at(7)));
     }
 
     #[test]
@@ -323,11 +321,11 @@ mod tests {
         assert!(headers.inner().is_empty(), "without the trace nothing is left");
 
         publication.tracestate = None;
-        publication.journey.history.reasons =
+        publication.fleet_headers.history.reasons =
             (0..100).map(|n| format!("{n} {}", "x".repeat(5_000))).collect();
         let headers = publication.headers();
         assert!(wire::encoded_bytes(&headers) <= MAX_HEADER_BYTES);
-        let kept = Journey::from_headers(&wire::to_json(&headers)).history.reasons;
+        let kept = FleetHeaders::from_headers(&wire::to_json(&headers)).history.reasons;
         assert!(kept.len() > 20 && kept.last().unwrap().starts_with("99 "), "{}", kept.len());
         assert!(!headers.inner().contains_key(TRACEPARENT));
     }
@@ -335,14 +333,15 @@ mod tests {
     #[test]
     fn a_minimal_publication_has_nothing_that_amqp_has_no_room_for() {
         let long = || Some("x".repeat(256));
-        let mut publication = Publication::copy(&delivery(), "queue").failed("broken", at(5));
+        let mut publication =
+            Publication::copy(&delivery(), "queue").with_failed_attempt("broken", at(5));
         publication.message_id = "x".repeat(256);
         publication.correlation_id = long();
         publication.reply_to = long();
         publication.content_type = long();
         let minimal = delivered(&publication.minimal());
         assert_eq!(minimal.envelope().message_id, None);
-        assert_eq!(minimal.journey().history.reasons, ["broken"]);
+        assert_eq!(minimal.fleet_headers().history.reasons, ["broken"]);
         publication.message_id = "its-id".to_owned();
         let minimal = delivered(&publication.minimal());
         assert_eq!(minimal.origin(), delivery().origin());

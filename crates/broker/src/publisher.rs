@@ -14,7 +14,7 @@ mod window;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use domain::failure::{FailureClass, Store, Unavailable};
+use domain::failure::{Dependency, FailureClass, Unavailable};
 use metrics::Metrics;
 use tokio::sync::{mpsc, oneshot};
 
@@ -80,7 +80,7 @@ impl PublishError {
 
 impl From<PublishError> for Unavailable {
     fn from(error: PublishError) -> Self {
-        Self { store: Store::RabbitMq, source: Box::new(error) }
+        Self { dependency: Dependency::RabbitMq, source: Box::new(error) }
     }
 }
 

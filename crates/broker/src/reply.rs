@@ -9,11 +9,11 @@ use lapin::options::BasicPublishOptions;
 use tokio::sync::mpsc;
 
 use crate::connection::{Connection, Endpoints, Error, request};
-use crate::contained::contained;
+use crate::panics::catch_panic;
 use crate::publication::{TooLong, short};
 
 /// Answers that wait to be sent. More than that means that the broker takes none; the rest is dropped.
-const WAITING_ANSWERS: usize = 1024;
+const WAITING_REPLIES: usize = 1024;
 
 /// Sends answers; clones share one connection.
 #[derive(Debug, Clone)]
@@ -34,7 +34,7 @@ impl Replier {
     /// Call it within a tokio runtime.
     #[must_use]
     pub fn new(endpoints: Endpoints) -> Self {
-        let (answers, waiting) = mpsc::channel(WAITING_ANSWERS);
+        let (answers, waiting) = mpsc::channel(WAITING_REPLIES);
         tokio::spawn(send_all(endpoints, waiting));
         Self { answers }
     }
@@ -57,7 +57,7 @@ async fn send_all(endpoints: Endpoints, mut waiting: mpsc::Receiver<Answer>) {
     while let Some(answer) = waiting.recv().await {
         let reply_to = answer.reply_to.clone();
         // A bug costs one answer, not all that follow.
-        let sent = contained("answering", send(&endpoints, &mut link, answer)).await;
+        let sent = catch_panic("answering", send(&endpoints, &mut link, answer)).await;
         if let Some(Err(error)) = sent {
             tracing::debug!(reply_to, error = %error, "an answer was not sent");
         }

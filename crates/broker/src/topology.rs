@@ -28,10 +28,10 @@ pub const EVENTS: &str = "conversation.events";
 /// The alternate exchange of [`ACTIONS`], and the queue behind it: what no binding matched.
 pub const UNROUTED: &str = "domain.unrouted";
 /// The queue of all questions; an answer is worth waiting for only so long.
-pub const QUESTIONS: &str = "conversation.context";
+pub const REQUESTS: &str = "conversation.context";
 
 /// How long a question waits for an answer before it expires.
-pub const QUESTION_TTL: Duration = Duration::from_secs(30);
+pub const REQUEST_TTL: Duration = Duration::from_secs(30);
 
 /// Returns to a work queue before RabbitMQ itself dead-letters a message. Far above what outages
 /// cost (each connection loss, consumer kill or broker kill adds one to every unacknowledged
@@ -79,7 +79,7 @@ pub enum Purpose {
     /// A delay, after which a message returns to the queue that its routing key names.
     Retry(RetryQueue),
     /// Questions.
-    Questions,
+    Requests,
 }
 
 /// A queue and why it exists.
@@ -148,11 +148,11 @@ pub const BINDINGS: [Binding; 19] = [
     action("conversation.session_closed", WorkQueue::Session.name()),
     action("conversation.feedback", WorkQueue::Session.name()),
     action("conversation.erase", WorkQueue::Session.name()),
-    action("conversation.get_context", QUESTIONS),
-    action("conversation.get_history", QUESTIONS),
-    action("state.load", QUESTIONS),
-    action("state.list_active", QUESTIONS),
-    action("state.stats", QUESTIONS),
+    action("conversation.get_context", REQUESTS),
+    action("conversation.get_history", REQUESTS),
+    action("state.load", REQUESTS),
+    action("state.list_active", REQUESTS),
+    action("state.stats", REQUESTS),
     action("state.save", WorkQueue::BotState.name()),
     action("state.patch", WorkQueue::BotState.name()),
     action("state.transition", WorkQueue::BotState.name()),
@@ -185,7 +185,7 @@ pub fn queues() -> Vec<Queue> {
     let retry = RetryQueue::ALL
         .into_iter()
         .map(|queue| Queue { name: queue.name(), purpose: Purpose::Retry(queue) });
-    let questions = [Queue { name: QUESTIONS, purpose: Purpose::Questions }];
+    let questions = [Queue { name: REQUESTS, purpose: Purpose::Requests }];
     work.chain(retry).chain(questions).collect()
 }
 
@@ -295,7 +295,7 @@ impl Queue {
                 arguments.extend(dead_letters);
                 arguments.push(ttl(queue.delay()));
             }
-            Purpose::Questions => arguments.push(ttl(QUESTION_TTL)),
+            Purpose::Requests => arguments.push(ttl(REQUEST_TTL)),
             Purpose::DeadLetters => {}
         }
         arguments

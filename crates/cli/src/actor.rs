@@ -2,24 +2,24 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
-use archive::By;
 use clap::Args;
+use database::Actor;
 use uuid::Uuid;
 
 /// Who does what is audited.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Actor {
+pub(crate) struct ActorArgs {
     /// Who does this, for the audit log; by default the system user and host
     #[arg(long, env = "VERBATIM_ACTOR", value_name = "NAME", help_heading = "Audit")]
     #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     actor: Option<String>,
 }
 
-impl Actor {
+impl ActorArgs {
     /// One run of the command by them.
-    pub(crate) fn by(&self) -> By {
-        let actor = self.actor.clone().unwrap_or_else(system_user);
-        By { actor, run: Uuid::now_v7() }
+    pub(crate) fn actor(&self) -> Actor {
+        let name = self.actor.clone().unwrap_or_else(system_user);
+        Actor { name, run: Uuid::now_v7() }
     }
 }
 
@@ -55,8 +55,8 @@ mod tests {
         let passwd = "root:x:0:0:root:/root:/bin/bash\nops:x:1000:1000::/home/ops:/bin/sh\n";
         assert_eq!(name_of(1000, passwd).as_deref(), Some("ops"));
         assert_eq!(name_of(10, passwd), None);
-        let actor = Actor { actor: Some("night shift".to_owned()) };
-        assert_eq!(actor.by().actor, "night shift");
+        let arguments = ActorArgs { actor: Some("night shift".to_owned()) };
+        assert_eq!(arguments.actor().name, "night shift");
         assert!(!system_user().is_empty());
     }
 }

@@ -14,10 +14,10 @@ use crate::commands::lint::Lint;
 use crate::commands::publish::Publish;
 use crate::commands::queues::Queues;
 use crate::commands::setup::Setup;
+use crate::commands::trace::Trace;
 use crate::commands::verify::Verify;
-use crate::commands::where_is::Where;
 use crate::exit::{Exit, Failure};
-use crate::look::{self, Colour, Form, NoColor, Screen};
+use crate::output::{self, Colour, Form, NoColor, Screen};
 
 const AFTER: &str = "\
 Every command needs only the servers that it uses; `verbatim COMMAND --help` names them and has
@@ -62,7 +62,8 @@ enum Verb {
     #[command(subcommand)]
     DeadLetters(DeadLettersVerb),
     Verify(Box<Verify>),
-    Where(Box<Where>),
+    #[command(visible_alias = "where")]
+    Trace(Box<Trace>),
 }
 
 #[derive(Debug, Subcommand)]
@@ -101,16 +102,16 @@ pub(crate) fn run(mut sources: Sources) -> ExitCode {
 }
 
 /// Says on standard error why a command could not do its work.
-pub(crate) fn complain(failure: &Failure) {
-    eprint!("{}", complaint(failure));
+pub(crate) fn print_error(failure: &Failure) {
+    eprint!("{}", error_text(failure));
 }
 
 /// It may quote a sender or a server: no control character of theirs reaches the terminal.
-fn complaint(failure: &Failure) -> String {
+fn error_text(failure: &Failure) -> String {
     let mut out = String::new();
     for (n, line) in failure.to_string().lines().enumerate() {
         let indent = if n == 0 { "" } else { "  " };
-        out.push_str(&format!("verbatim: {indent}{}\n", look::one_line(line)));
+        out.push_str(&format!("verbatim: {indent}{}\n", output::one_line(line)));
     }
     out
 }
@@ -126,7 +127,7 @@ impl Verb {
             Self::Queues(queues) => queues.run(screen).await,
             Self::DeadLetters(verb) => verb.run(screen).await,
             Self::Verify(verify) => verify.run(screen).await,
-            Self::Where(where_is) => where_is.run(screen).await,
+            Self::Trace(trace) => trace.run(screen).await,
         }
     }
 }
@@ -135,7 +136,7 @@ fn ended(result: Result<Exit, Failure>) -> ExitCode {
     match result {
         Ok(exit) => exit.code(),
         Err(failure) => {
-            complain(&failure);
+            print_error(&failure);
             failure.code()
         }
     }
@@ -144,11 +145,11 @@ fn ended(result: Result<Exit, Failure>) -> ExitCode {
 /// Help and version.
 fn answer(text: &clap::builder::StyledStr, no_color: NoColor) -> Result<(), Failure> {
     let screen = Screen::new(Form::Text, Colour::Auto, no_color, domain::time::Timestamp::EARLIEST);
-    let text = match screen.look.paint {
-        look::Paint::Plain => text.to_string(),
-        look::Paint::Colours => text.ansi().to_string(),
+    let text = match screen.style.paint {
+        output::Paint::Plain => text.to_string(),
+        output::Paint::Colours => text.ansi().to_string(),
     };
-    look::print(text.as_bytes())
+    output::print(text.as_bytes())
 }
 
 fn no_color(sources: &Sources) -> NoColor {
@@ -176,7 +177,7 @@ mod tests {
     fn a_complaint_that_quotes_a_sender_leaves_the_terminal_alone() {
         let failure = Failure::problem("refused: `\u{1b}[2Jbot`", "see \u{9b}below");
         let expected = "verbatim: refused: `␛[2Jbot`\nverbatim:   see \u{fffd}below\n";
-        assert_eq!(complaint(&failure), expected);
+        assert_eq!(error_text(&failure), expected);
     }
 
     #[test]
@@ -202,7 +203,7 @@ mod tests {
             &["dead-letters", "restore"],
             &["dead-letters", "export"],
             &["verify"],
-            &["where"],
+            &["trace"],
         ] {
             let name = format!("help_{}", path.join("_").replace('-', "_"));
             insta::assert_snapshot!(name, help(path));

@@ -8,7 +8,7 @@ mod cli;
 mod commands;
 mod exit;
 mod input;
-mod look;
+mod output;
 mod servers;
 mod validator;
 mod when;

@@ -6,8 +6,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use archive::{Archive, SchemaError};
 use broker::Endpoints;
+use database::{Database, SchemaError};
 use domain::causes::with_causes;
 use domain::failure::FailureClass;
 use service::Process;
@@ -26,8 +26,8 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// PostgreSQL, and where it is.
-pub(crate) struct Database {
-    pub(crate) archive: Archive,
+pub(crate) struct DatabaseServer {
+    pub(crate) database: Database,
     url: ServerUrl,
     setting: &'static str,
 }
@@ -38,12 +38,12 @@ pub(crate) struct Broker {
     address: String,
 }
 
-impl Database {
+impl DatabaseServer {
     /// Opens the database for reading and makes sure that its schema is there.
     pub(crate) async fn open(settings: &DatabaseSettings) -> Result<Self, Failure> {
-        let database = Self::at(&settings.database_url, "DATABASE_URL", DATABASE_TIMEOUT).await?;
-        database.archive.verify_schema().await.map_err(|error| database.schema_failure(&error))?;
-        Ok(database)
+        let server = Self::at(&settings.database_url, "DATABASE_URL", DATABASE_TIMEOUT).await?;
+        server.database.verify_schema().await.map_err(|error| server.schema_failure(&error))?;
+        Ok(server)
     }
 
     /// Opens the read replica, where there is one, else the database itself. For lists.
@@ -54,9 +54,9 @@ impl Database {
         let Some(url) = &replica.database_read_url else {
             return Self::open(settings).await;
         };
-        let database = Self::at(url, "DATABASE_READ_URL", DATABASE_TIMEOUT).await?;
-        database.archive.verify_schema().await.map_err(|error| database.schema_failure(&error))?;
-        Ok(database)
+        let server = Self::at(url, "DATABASE_READ_URL", DATABASE_TIMEOUT).await?;
+        server.database.verify_schema().await.map_err(|error| server.schema_failure(&error))?;
+        Ok(server)
     }
 
     /// Opens a database whose schema may not be there; one unit of work may take `limit`.
@@ -79,7 +79,7 @@ impl Database {
     }
 
     fn made(url: &ServerUrl, setting: &'static str, limit: Duration) -> Result<Self, Failure> {
-        let archive = Archive::open(&archive::Settings {
+        let database = Database::open(&database::Settings {
             url: url.expose().to_owned(),
             application: Process::Verbatim.name().to_owned(),
             connections: 2,
@@ -87,11 +87,11 @@ impl Database {
             lock_time_out: LOCK_TIMEOUT,
         })
         .map_err(|_| Failure::Usage(format!("{setting}: {url} cannot be used as an address")))?;
-        Ok(Self { archive, url: url.clone(), setting })
+        Ok(Self { database, url: url.clone(), setting })
     }
 
     /// What a failed statement means to the user.
-    pub(crate) fn failure(&self, error: &archive::Error) -> Failure {
+    pub(crate) fn failure(&self, error: &database::Error) -> Failure {
         let cause = with_causes(error);
         match error.class() {
             FailureClass::Unavailable | FailureClass::Transient => self.away(cause),
@@ -183,7 +183,7 @@ fn host_and_port(url: &ServerUrl, default: u16) -> Option<(String, u16)> {
     (!host.is_empty()).then(|| (host.to_owned(), port))
 }
 
-impl fmt::Debug for Database {
+impl fmt::Debug for DatabaseServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Database({})", self.url)
     }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::exit::Failure;
 use crate::input::{Line, Lines};
-use crate::look::{Cell, Look, Side, Table, Tone, plural};
+use crate::output::{Cell, Side, Table, TextStyle, Tone, plural};
 
 /// Decodes lines.
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +61,7 @@ impl Validator {
         let context = DecodeContext {
             received_at: self.now,
             max_body_bytes: self.max_body_bytes,
-            fresh_id: &Uuid::now_v7,
+            new_id: &Uuid::now_v7,
         };
         decode(body, &Envelope::default(), &context)
     }
@@ -102,7 +102,7 @@ impl Validator {
 
 impl Findings {
     /// The faults as a table, and what they may come from.
-    pub(crate) fn told(&self, look: &Look) -> String {
+    pub(crate) fn told(&self, style: &TextStyle) -> String {
         let mut out = String::new();
         if !self.faults.is_empty() {
             let mut table = Table::new([
@@ -119,11 +119,11 @@ impl Findings {
                     (&fault.detail).into(),
                 ]);
             }
-            out.push_str(&table.render(look.paint));
+            out.push_str(&table.render(style.paint));
             out.push('\n');
         }
         if let Some(hint) = self.hint {
-            out.push_str(&look.paint.text(Tone::Warn, hint));
+            out.push_str(&style.paint.text(Tone::Warn, hint));
             out.push('\n');
         }
         if self.without_identity > 0 {
@@ -131,7 +131,7 @@ impl Findings {
             let text = format!(
                 "{messages} without message_id, action_id and timestamp: a crash may store one twice"
             );
-            out.push_str(&look.paint.text(Tone::Warn, &text));
+            out.push_str(&style.paint.text(Tone::Warn, &text));
             out.push('\n');
         }
         out

@@ -46,19 +46,19 @@ impl Background {
 
     /// Background work that never rests.
     #[must_use]
-    pub fn restless() -> Self {
+    pub fn unthrottled() -> Self {
         Self { share: 1.0, turn: Arc::default() }
     }
 
     /// Does a piece of work when it is its turn, and rests.
-    pub(crate) async fn piece<T>(&self, work: impl Future<Output = T>) -> T {
+    pub(crate) async fn throttled<T>(&self, work: impl Future<Output = T>) -> T {
         let _turn = self.turn.lock().await;
-        self.apart(work).await
+        self.throttled_without_turn(work).await
     }
 
     /// Does a piece of work for which another server is waited for, and rests. It takes no turn, so that
     /// others go on while that server is away.
-    pub(crate) async fn apart<T>(&self, work: impl Future<Output = T>) -> T {
+    pub(crate) async fn throttled_without_turn<T>(&self, work: impl Future<Output = T>) -> T {
         let began = Instant::now();
         let done = work.await;
         let rest = self.rest(began.elapsed());
@@ -68,16 +68,16 @@ impl Background {
         done
     }
 
-    /// [`Self::piece`] in PostgreSQL, again where it failed in a transient way.
+    /// [`Self::throttled`] in PostgreSQL, again where it failed in a transient way.
     pub(crate) async fn step<T, F>(
         &self,
         metrics: &Metrics,
         work: impl FnMut() -> F,
-    ) -> Result<T, archive::Error>
+    ) -> Result<T, database::Error>
     where
-        F: Future<Output = archive::Result<T>>,
+        F: Future<Output = database::Result<T>>,
     {
-        self.piece(retried(metrics, work)).await
+        self.throttled(retried(metrics, work)).await
     }
 
     fn rest(&self, worked: Duration) -> Duration {
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn a_rest_leaves_the_others_their_share() {
         let worked = Duration::from_millis(10);
-        assert_eq!(Background::restless().rest(worked), Duration::ZERO);
+        assert_eq!(Background::unthrottled().rest(worked), Duration::ZERO);
         let quarter = Background::new(0.25).unwrap();
         assert_eq!(quarter.rest(worked), Duration::from_millis(30));
         assert_eq!(quarter.rest(Duration::from_secs(30)), LONGEST_REST);
@@ -111,15 +111,15 @@ mod tests {
     async fn pieces_take_turns_and_each_is_followed_by_its_rest() {
         let half = Background::new(0.5).unwrap();
         let began = Instant::now();
-        let piece = |background: Background| async move {
+        let throttled = |background: Background| async move {
             let work = async {
                 let from = began.elapsed();
                 sleep(Duration::from_millis(10)).await;
                 (from, began.elapsed())
             };
-            background.piece(work).await
+            background.throttled(work).await
         };
-        let (first, second) = tokio::join!(piece(half.clone()), piece(half));
+        let (first, second) = tokio::join!(throttled(half.clone()), throttled(half));
         let ms = Duration::from_millis;
         assert_eq!(first, (ms(0), ms(10)));
         assert_eq!(second, (ms(20), ms(30)));

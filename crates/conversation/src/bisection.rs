@@ -3,7 +3,7 @@
 //! A database refuses a whole statement for one bad row. Halving finds the row in about
 //! 2·log2(n) statements and saves all of its neighbours.
 
-use archive::Error;
+use database::Error;
 use domain::failure::{DeadLetterReason, FailureClass, Outcome, Refusal};
 use metrics::{Counter, Metrics, TransactionRetry};
 

@@ -15,13 +15,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use archive::{Archive, Claim, CloseCause, Closed, Due, Uncounted};
 use backon::{BackoffBuilder, ConstantBuilder};
 use broker::{Publication, PublishError, Publisher};
-use crash_points::Step;
+use database::{Claim, CloseCause, Closed, Database, Due, Uncounted};
 use domain::causes::with_causes;
 use domain::event::{Event, Migrated};
 use domain::ids::{ConversationKey, MessageId};
+use failpoints::Step;
 use hot_store::HotStore;
 use metrics::{Counter, Metrics, Timing};
 use tokens::Encoding;
@@ -91,7 +91,7 @@ pub struct Swept {
 pub enum SweepError {
     /// PostgreSQL failed.
     #[error("a sweep could not use PostgreSQL")]
-    Archive(#[from] archive::Error),
+    Database(#[from] database::Error),
     /// RabbitMQ did not confirm an event.
     #[error("a sweep could not publish an event")]
     Publish(#[from] PublishError),
@@ -106,7 +106,7 @@ pub enum SweepError {
 /// Closes conversations. Clones share their connections.
 #[derive(Clone)]
 pub struct Closer {
-    archive: Archive,
+    database: Database,
     hot: HotStore,
     publisher: Publisher,
     metrics: Metrics,
@@ -118,14 +118,14 @@ impl Closer {
     /// A closer over the stores.
     #[must_use]
     pub fn new(
-        archive: Archive,
+        database: Database,
         hot: HotStore,
         publisher: Publisher,
         metrics: Metrics,
         background: Background,
         settings: ClosingSettings,
     ) -> Self {
-        Self { archive, hot, publisher, metrics, background, settings }
+        Self { database, hot, publisher, metrics, background, settings }
     }
 
     /// One bounded sweep. Running it twice does nothing the second time; any number of replicas may
@@ -152,33 +152,33 @@ impl Closer {
             limit,
         };
         // Not retried: a claim whose answer got lost is taken over when its lease ends.
-        let mut claims = self.background.piece(self.archive.claim(&due)).await?;
+        let mut claims = self.background.throttled(self.database.claim(&due)).await?;
         swept.claimed = claims.len();
         if claims.is_empty() {
             return Ok(swept);
         }
-        crash_points::reached(Step::CloseClaimed);
+        failpoints::reached(Step::CloseClaimed);
         claims.sort_by(|a, b| a.key.cmp(&b.key));
         let mut renewed = started;
         let taken_over = claims.iter().filter(|c| c.cause == CloseCause::TakenOver).count();
         self.metrics.add(Counter::CloseTakeovers, taken_over as u64);
 
         self.count_tokens(&mut claims, &mut renewed).await?;
-        crash_points::reached(Step::CloseCounted);
+        failpoints::reached(Step::CloseCounted);
         self.keep(&mut claims, &mut renewed).await?;
-        let mut closed = self.step(|| self.archive.totals(&claims)).await?;
+        let mut closed = self.step(|| self.database.totals(&claims)).await?;
         if closed.len() < claims.len() {
             swept.dropped = self.drop_empty(&claims, &closed).await?;
         }
         self.keep(&mut closed, &mut renewed).await?;
         if !closed.is_empty() {
             self.drop_copies(&closed).await;
-            crash_points::reached(Step::CloseDropped);
+            failpoints::reached(Step::CloseDropped);
             self.publish(closed.iter().map(migrated)).await?;
-            crash_points::reached(Step::CloseAnnounced);
+            failpoints::reached(Step::CloseAnnounced);
         }
         let archived = self.write_archived(closed).await?;
-        crash_points::reached(Step::CloseArchived);
+        failpoints::reached(Step::CloseArchived);
 
         for conversation in &archived {
             let cause = match conversation.claim.cause {
@@ -206,14 +206,16 @@ impl Closer {
         let totalled: HashSet<&ConversationKey> = closed.iter().map(|it| &it.claim.key).collect();
         let others: Vec<Claim> =
             claims.iter().filter(|claim| !totalled.contains(&claim.key)).cloned().collect();
-        let dropped = self.step(|| self.archive.drop_empty(&others)).await?.len();
+        let dropped = self.step(|| self.database.drop_empty(&others)).await?.len();
         self.metrics.add(Counter::ConversationsDroppedEmpty, dropped as u64);
         Ok(dropped)
     }
 
     async fn drop_copies(&self, closed: &[Closed]) {
         let keys: Vec<ConversationKey> = closed.iter().map(|it| it.claim.key.clone()).collect();
-        if let Err(error) = self.background.apart(self.hot.drop_copies(&keys)).await {
+        if let Err(error) =
+            self.background.throttled_without_turn(self.hot.drop_copies(&keys)).await
+        {
             // They expire by themselves, and their marks keep them from being misread.
             let error = with_causes(&error);
             tracing::warn!(conversations = keys.len(), error, "hot copies could not be dropped");
@@ -238,16 +240,16 @@ impl Closer {
             };
             let rest = &claims[first..];
             let page = self
-                .step(|| self.archive.uncounted(rest, after, COUNT_MESSAGES, COUNT_BYTES))
+                .step(|| self.database.uncounted(rest, after, COUNT_MESSAGES, COUNT_BYTES))
                 .await?;
             let Some(end) = page.messages.last() else { return Ok(()) };
             last = Some((end.key.clone(), end.id.clone()));
             // Spawned within the piece: it would not wait for its turn otherwise.
             let counting = async { tokio::task::spawn_blocking(|| count(page.messages)).await };
-            let counted = self.background.piece(counting).await?;
+            let counted = self.background.throttled(counting).await?;
             let counts: Vec<(&Uncounted, i64)> =
                 counted.iter().map(|(message, tokens)| (message, *tokens)).collect();
-            self.step(|| self.archive.store_tokens(&counts)).await?;
+            self.step(|| self.database.store_tokens(&counts)).await?;
             if !page.more {
                 return Ok(());
             }
@@ -270,7 +272,7 @@ impl Closer {
 
     async fn renew<T: AsRef<Claim>>(&self, held: &mut Vec<T>) -> Result<(), SweepError> {
         let claims = || held.iter().map(AsRef::as_ref);
-        let mine = self.step(|| self.archive.renew(claims(), self.settings.lease)).await?;
+        let mine = self.step(|| self.database.renew(claims(), self.settings.lease)).await?;
         let mine: HashSet<ConversationKey> = mine.into_iter().collect();
         held.retain(|it| mine.contains(&it.as_ref().key));
         Ok(())
@@ -284,7 +286,7 @@ impl Closer {
             .with_max_times(LAST_WRITE_TRIES)
             .build();
         while !closed.is_empty() {
-            let reached = self.step(|| self.archive.archive_closed(&closed)).await?;
+            let reached = self.step(|| self.database.archive_closed(&closed)).await?;
             archived.extend(closed.extract_if(.., |it| reached.contains(&it.claim.key)));
             let Some(pause) = pauses.next().filter(|_| !closed.is_empty()) else { break };
             tokio::time::sleep(pause).await;
@@ -294,20 +296,20 @@ impl Closer {
     }
 
     /// One step in PostgreSQL and the rest after it.
-    async fn step<T, F>(&self, work: impl FnMut() -> F) -> Result<T, archive::Error>
+    async fn step<T, F>(&self, work: impl FnMut() -> F) -> Result<T, database::Error>
     where
-        F: Future<Output = archive::Result<T>>,
+        F: Future<Output = database::Result<T>>,
     {
         self.background.step(&self.metrics, work).await
     }
 
     async fn announce_reopened(&self) -> Result<usize, SweepError> {
-        let reopened = self.step(|| self.archive.unannounced(ANNOUNCED)).await?;
+        let reopened = self.step(|| self.database.unannounced(ANNOUNCED)).await?;
         if reopened.is_empty() {
             return Ok(0);
         }
         self.publish(reopened.iter().cloned().map(Event::Reopened)).await?;
-        self.step(|| self.archive.announced(&reopened)).await?;
+        self.step(|| self.database.announced(&reopened)).await?;
         Ok(reopened.len())
     }
 
@@ -318,7 +320,9 @@ impl Closer {
                 Ok(Arc::new(Publication::event(event.routing_key(), body)))
             })
             .collect::<Result<Vec<_>, serde_json::Error>>()?;
-        for result in self.background.apart(self.publisher.publish_all(publications)).await {
+        for result in
+            self.background.throttled_without_turn(self.publisher.publish_all(publications)).await
+        {
             result?;
         }
         Ok(())

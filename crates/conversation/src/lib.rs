@@ -4,33 +4,36 @@
 //! acknowledgement. Whatever fails in Redis changes a number in PostgreSQL before anything is
 //! acknowledged, so a reader never takes an incomplete copy for a complete one.
 //!
-//! To add a use case: a file here that takes the [`archive::Archive`] and, where it needs one, the
+//! To add a use case: a file here that takes the [`database::Database`] and, where it needs one, the
 //! [`hot_store::HotStore`]; what it needs of the clock or of chance is handed to it.
 
-mod admission;
 mod background;
 mod bisection;
 mod closer;
-mod fresh;
-pub mod letters;
+pub mod dead_letters;
+mod random_source;
 mod reader;
+mod redis_server;
 mod saver;
 mod sessions;
 mod statistics;
+mod trace;
 mod transient;
 mod verify;
-mod whereabouts;
 
-pub use admission::{NotTheFleets, admission, visit};
 pub use background::{Background, InvalidShare};
 pub use closer::{Closer, ClosingSettings, SweepError, Swept};
-pub use fresh::Fresh;
+pub use random_source::RandomSource;
 pub use reader::{Reader, ReadingSettings, Source, Transcript};
+pub use redis_server::{UnknownServer, check_server, record_server};
 pub use saver::Saver;
 pub use sessions::Sessions;
 pub use statistics::Statistics;
+pub use trace::{
+    HotCopyState, Matched, State, TraceEvent, TraceReport, TracedItem, Tracer, Waiting,
+};
 pub use transient::retried;
 pub use verify::{
-    BrokenOff, Finding, Kind, Mended, Repairs, Section, Told, Verified, Verifier, VerifyingSettings,
+    Finding, Incomplete, Kind, RepairOutcome, Repairs, Section, Verified, Verifier, VerifyProgress,
+    VerifyingSettings,
 };
-pub use whereabouts::{HotPlace, Life, Matched, Moment, State, Traced, Tracer, Waiting};

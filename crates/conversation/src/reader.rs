@@ -5,14 +5,14 @@
 //! numbers and rows in one snapshot, then rows and mark in one step if the intent is still there.
 //! "Unavailable" is never answered as "empty".
 
-use archive::{Archive, ConversationNumbers, Numbers, Page, Snapshot};
+use database::{ConversationNumbers, Database, Numbers, Page, Snapshot};
 use domain::causes::with_causes;
 use domain::failure::Unavailable;
 use domain::ids::ConversationKey;
 use domain::message::Message;
 use domain::status::ConversationStatus;
 use domain::time::Timestamp;
-use hot_store::{Floor, HotCopy, HotStore, Loaded, Mark, Miss, Window};
+use hot_store::{CompleteFrom, CompletenessMarker, HotCopy, HotStore, Loaded, Miss, Window};
 use metrics::{Counter, HotLoad, HotRead, Metrics};
 
 /// How much a load brings into Redis.
@@ -38,7 +38,7 @@ pub enum Source {
     /// Redis.
     HotCopy,
     /// PostgreSQL.
-    Archive,
+    Database,
 }
 
 /// What a conversation says.
@@ -57,7 +57,7 @@ pub struct Transcript {
 /// Reads conversations. Clones share their connections.
 #[derive(Clone)]
 pub struct Reader {
-    archive: Archive,
+    database: Database,
     hot: HotStore,
     metrics: Metrics,
     settings: ReadingSettings,
@@ -67,12 +67,12 @@ impl Reader {
     /// A reader over the two stores.
     #[must_use]
     pub fn new(
-        archive: Archive,
+        database: Database,
         hot: HotStore,
         metrics: Metrics,
         settings: ReadingSettings,
     ) -> Self {
-        Self { archive, hot, metrics, settings }
+        Self { database, hot, metrics, settings }
     }
 
     /// The newest messages of a conversation, or those before a position; `None` when there is no
@@ -94,7 +94,7 @@ impl Reader {
                 Err(error) => Err(error),
             }
         };
-        let (numbers, copy) = tokio::join!(self.archive.numbers(key), copy);
+        let (numbers, copy) = tokio::join!(self.database.numbers(key), copy);
         let numbers = match numbers {
             Ok(numbers) => numbers,
             Err(error) => return self.degraded(copy, error),
@@ -115,11 +115,11 @@ impl Reader {
                 }
                 Err(miss) => {
                     let (result, worth_a_load) = match miss {
-                        Miss::NoMark => (HotRead::Miss, true),
+                        Miss::NoMarker => (HotRead::Miss, true),
                         Miss::Outdated | Miss::Damaged(_) => (HotRead::Stale, true),
                         // The copy is sound and begins where another load would: at the limits of
                         // one. Loading again would empty it for nothing.
-                        Miss::BelowFloor | Miss::CutShort => (HotRead::Miss, false),
+                        Miss::BeforeCompleteFrom | Miss::CutShort => (HotRead::Miss, false),
                     };
                     let why = miss.as_str();
                     if result == HotRead::Stale {
@@ -131,14 +131,14 @@ impl Reader {
                     if worth_a_load {
                         self.read_and_load(key, window, conversation.status).await
                     } else {
-                        self.read_archive(key, window).await
+                        self.read_database(key, window).await
                     }
                 }
             },
             Err(error) => {
                 tracing::debug!(conversation = %key, error = with_causes(&error), "hot copy not read");
                 self.count(HotRead::Unavailable);
-                self.read_archive(key, window).await
+                self.read_database(key, window).await
             }
         }
     }
@@ -153,15 +153,15 @@ impl Reader {
     ) -> Result<Option<Transcript>, Unavailable> {
         let fits = window.before.is_none() && window.newest <= self.settings.load_messages;
         if !fits || status == ConversationStatus::Archived {
-            return self.read_archive(key, window).await;
+            return self.read_database(key, window).await;
         }
-        let intent = match self.hot.begin_load(key).await {
-            Ok(intent) => intent,
+        let load_token = match self.hot.begin_load(key).await {
+            Ok(load_token) => load_token,
             Err(error) => {
                 let overtaken = matches!(error, hot_store::Error::LoadUnderWay);
                 let result = if overtaken { HotLoad::Overtaken } else { HotLoad::Failed };
                 self.metrics.add(Counter::HotLoads { result }, 1);
-                return self.read_archive(key, window).await;
+                return self.read_database(key, window).await;
             }
         };
         let page = Page {
@@ -169,16 +169,17 @@ impl Reader {
             max_bytes: self.settings.load_bytes,
             before: None,
         };
-        let snapshot = self.archive.read(key, &page).await?;
+        let snapshot = self.database.read(key, &page).await?;
         let Some(conversation) = snapshot.numbers.conversation.clone() else {
             return Ok(None);
         };
-        let floor = match snapshot.messages.first() {
-            Some(oldest) if !snapshot.from_beginning => Floor::At(oldest.position()),
-            _ => Floor::Beginning,
+        let complete_from = match snapshot.messages.first() {
+            Some(oldest) if !snapshot.from_beginning => CompleteFrom::At(oldest.position()),
+            _ => CompleteFrom::Beginning,
         };
-        let mark = Mark { numbers: marked(&snapshot.numbers, &conversation), floor };
-        let result = match self.hot.finish_load(intent, &mark, &snapshot.messages).await {
+        let marker =
+            CompletenessMarker { numbers: marked(&snapshot.numbers, &conversation), complete_from };
+        let result = match self.hot.finish_load(load_token, &marker, &snapshot.messages).await {
             Ok(Loaded::Accepted) => HotLoad::Loaded,
             Ok(Loaded::Superseded) => HotLoad::Overtaken,
             Err(_) => HotLoad::Failed,
@@ -186,19 +187,19 @@ impl Reader {
         self.metrics.add(Counter::HotLoads { result }, 1);
         if snapshot.messages.len() < window.newest && !snapshot.from_beginning {
             // Large bodies cut the load short of what was asked for.
-            return self.read_archive(key, window).await;
+            return self.read_database(key, window).await;
         }
         Ok(Some(from_snapshot(snapshot, window.newest)))
     }
 
-    async fn read_archive(
+    async fn read_database(
         &self,
         key: &ConversationKey,
         window: &Window,
     ) -> Result<Option<Transcript>, Unavailable> {
         let page =
             Page { newest: window.newest, max_bytes: usize::MAX, before: window.before.clone() };
-        let snapshot = self.archive.read(key, &page).await?;
+        let snapshot = self.database.read(key, &page).await?;
         Ok(snapshot.numbers.conversation.is_some().then(|| from_snapshot(snapshot, window.newest)))
     }
 
@@ -206,7 +207,7 @@ impl Reader {
     fn degraded(
         &self,
         copy: Result<HotCopy, hot_store::Error>,
-        error: archive::Error,
+        error: database::Error,
     ) -> Result<Option<Transcript>, Unavailable> {
         match copy {
             Ok(copy) if !copy.messages.is_empty() => Ok(Some(Transcript {
@@ -241,7 +242,7 @@ fn from_snapshot(mut snapshot: Snapshot, newest: usize) -> Transcript {
     Transcript {
         status: snapshot.numbers.conversation.map(|conversation| conversation.status),
         messages: snapshot.messages,
-        source: Source::Archive,
+        source: Source::Database,
         degraded: false,
     }
 }

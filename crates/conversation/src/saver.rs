@@ -10,34 +10,34 @@
 use std::borrow::Borrow;
 use std::collections::HashSet;
 
-use archive::{Archive, HotWrites, SaveRow, Saved};
-use crash_points::Step;
+use database::{Database, HotWrites, SaveRow, Saved};
 use domain::action::{Identity, SaveMessage};
 use domain::causes::with_causes;
 use domain::failure::{DeadLetterReason, Done, FailureClass, Outcome, Refusal, Unavailable};
 use domain::ids::ConversationKey;
 use domain::message::Message;
+use failpoints::Step;
 use hot_store::HotStore;
 use metrics::{Counter, GenerationChange, Metrics};
 
-use crate::Fresh;
+use crate::RandomSource;
 use crate::bisection::{Bisection, refused};
 use crate::transient::retried;
 
 /// Saves messages. Clones share their connections.
 #[derive(Clone)]
 pub struct Saver {
-    archive: Archive,
+    database: Database,
     hot: HotStore,
     metrics: Metrics,
-    fresh: Fresh,
+    random: RandomSource,
 }
 
 impl Saver {
     /// A saver over the two stores.
     #[must_use]
-    pub fn new(archive: Archive, hot: HotStore, metrics: Metrics, fresh: Fresh) -> Self {
-        Self { archive, hot, metrics, fresh }
+    pub fn new(database: Database, hot: HotStore, metrics: Metrics, random: RandomSource) -> Self {
+        Self { database, hot, metrics, random }
     }
 
     /// Saves a batch: one outcome for each action, in their order. When this returns `Ok`, what is
@@ -49,11 +49,11 @@ impl Saver {
     pub async fn save(&self, actions: &[SaveMessage]) -> Result<Vec<Outcome>, Unavailable> {
         let hot = if self.hot.is_known_down() { HotWrites::KnownDown } else { HotWrites::Follow };
         let mut batch = Batch::new(actions);
-        crash_points::reached(Step::SaveDecoded);
+        failpoints::reached(Step::SaveDecoded);
         while let Some(round) = batch.next_round() {
             self.store(&mut batch, &round, hot).await?;
         }
-        crash_points::reached(Step::SaveCommitted);
+        failpoints::reached(Step::SaveCommitted);
         if hot == HotWrites::Follow {
             self.make_hot(&mut batch).await?;
         } else {
@@ -61,7 +61,7 @@ impl Saver {
             let cause = GenerationChange::RedisAway;
             self.metrics.add(Counter::HotGenerationChanges { cause }, voided);
         }
-        crash_points::reached(Step::SaveAppended);
+        failpoints::reached(Step::SaveAppended);
         self.count(&batch);
         Ok(batch.into_outcomes())
     }
@@ -75,22 +75,22 @@ impl Saver {
         let mut bisection = Bisection::new(round, &self.metrics);
         while let Some(part) = bisection.next() {
             let rows: Vec<SaveRow<'_>> = part.iter().map(|row| row.row).collect();
-            let fresh = || self.fresh.draw();
-            let error = match retried(&self.metrics, || self.archive.save(&rows, hot, &fresh)).await
-            {
-                Ok(saved) => {
-                    self.metrics.add(Counter::ConversationsReopened, saved.reopened as u64);
-                    batch.settle(part, saved.rows);
-                    batch.renewed.extend(saved.touched);
-                    continue;
-                }
-                Err(error) => error,
-            };
+            let random = || self.random.next();
+            let error =
+                match retried(&self.metrics, || self.database.save(&rows, hot, &random)).await {
+                    Ok(saved) => {
+                        self.metrics.add(Counter::ConversationsReopened, saved.reopened as u64);
+                        batch.settle(part, saved.rows);
+                        batch.renewed.extend(saved.touched);
+                        continue;
+                    }
+                    Err(error) => error,
+                };
             match error.class() {
                 // Too much for one transaction, or locked in part: PostgreSQL answers otherwise.
                 _ if part.len() > 1
                     && error.is_time_out()
-                    && self.archive.probe().await.is_ok() =>
+                    && self.database.probe().await.is_ok() =>
                 {
                     bisection.failed(part);
                 }
@@ -132,8 +132,8 @@ impl Saver {
             "hot copies could not be written; they are void"
         );
         let changes: Vec<(ConversationKey, i64)> =
-            error.conversations.into_iter().map(|key| (key, self.fresh.draw())).collect();
-        retried(&self.metrics, || self.archive.change_generations(&changes)).await?;
+            error.conversations.into_iter().map(|key| (key, self.random.next())).collect();
+        retried(&self.metrics, || self.database.change_generations(&changes)).await?;
         let cause = GenerationChange::AppendFailed;
         self.metrics.add(Counter::HotGenerationChanges { cause }, changes.len() as u64);
         Ok(())
@@ -280,7 +280,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn refuse(&mut self, row: &Row<'a>, class: FailureClass, error: &archive::Error) {
+    fn refuse(&mut self, row: &Row<'a>, class: FailureClass, error: &database::Error) {
         for action in row.repeated.iter().chain([&row.first]) {
             self.outcomes[*action] = Some(refused(class, error));
         }

@@ -3,12 +3,12 @@
 //! Events are applied in batches and by their own times, so it does not matter in which order or
 //! how often they arrive.
 
-use archive::{Archive, SessionChange, SessionUpdate};
+use database::{Database, SessionChange, SessionUpdate};
 use domain::action::{Action, Common, ConversationSource};
 use domain::failure::{DeadLetterReason, Done, FailureClass, Outcome, Refusal, Unavailable};
 use metrics::{Counter, Metrics, SessionEventKind};
 
-use crate::Fresh;
+use crate::RandomSource;
 use crate::background::Background;
 use crate::bisection::{Bisection, refused};
 use crate::transient::retried;
@@ -19,17 +19,22 @@ const PIECE: usize = 50;
 /// Records session events. Clones share their connections.
 #[derive(Clone)]
 pub struct Sessions {
-    archive: Archive,
+    database: Database,
     metrics: Metrics,
-    fresh: Fresh,
+    random: RandomSource,
     background: Background,
 }
 
 impl Sessions {
     /// A recorder over the archive.
     #[must_use]
-    pub fn new(archive: Archive, metrics: Metrics, fresh: Fresh, background: Background) -> Self {
-        Self { archive, metrics, fresh, background }
+    pub fn new(
+        database: Database,
+        metrics: Metrics,
+        random: RandomSource,
+        background: Background,
+    ) -> Self {
+        Self { database, metrics, random, background }
     }
 
     /// Records a batch of `session_opened`, `session_closed` and `feedback`: one outcome for each,
@@ -39,8 +44,8 @@ impl Sessions {
     /// PostgreSQL is away; recording the batch again is harmless.
     pub async fn record(&self, actions: &[Action]) -> Result<Vec<Outcome>, Unavailable> {
         let mut outcomes = Vec::with_capacity(actions.len());
-        for piece in actions.chunks(PIECE) {
-            outcomes.extend(self.background.piece(self.record_piece(piece)).await?);
+        for throttled in actions.chunks(PIECE) {
+            outcomes.extend(self.background.throttled(self.record_piece(throttled)).await?);
         }
         Ok(outcomes)
     }
@@ -57,9 +62,9 @@ impl Sessions {
         let mut bisection = Bisection::new(&updates, &self.metrics);
         while let Some(part) = bisection.next() {
             let rows: Vec<SessionUpdate> = part.iter().map(|(_, update)| update.clone()).collect();
-            let fresh = || self.fresh.draw();
+            let random = || self.random.next();
             let Err(error) =
-                retried(&self.metrics, || self.archive.apply_sessions(&rows, &fresh)).await
+                retried(&self.metrics, || self.database.apply_sessions(&rows, &random)).await
             else {
                 self.count(&rows);
                 continue;

@@ -3,7 +3,7 @@
 //! Works in bounded batches from stored marks, so it does not matter who runs it, how often, or
 //! whether an earlier run died half way.
 
-use archive::Archive;
+use database::Database;
 use domain::failure::Unavailable;
 use metrics::{Counter, Metrics};
 
@@ -18,7 +18,7 @@ const DAYS: u32 = 1;
 /// Refreshes statistics. Clones share their connections.
 #[derive(Clone)]
 pub struct Statistics {
-    archive: Archive,
+    database: Database,
     metrics: Metrics,
     background: Background,
 }
@@ -26,8 +26,8 @@ pub struct Statistics {
 impl Statistics {
     /// Statistics of an archive, recomputed in the background.
     #[must_use]
-    pub fn new(archive: Archive, metrics: Metrics, background: Background) -> Self {
-        Self { archive, metrics, background }
+    pub fn new(database: Database, metrics: Metrics, background: Background) -> Self {
+        Self { database, metrics, background }
     }
 
     /// Recomputes whatever is dirty; returns how many conversations and days that were.
@@ -55,7 +55,7 @@ impl Statistics {
     /// # Errors
     /// As [`Self::refresh`].
     pub async fn refresh_conversations(&self) -> Result<usize, Unavailable> {
-        let work = || self.archive.refresh_conversations(BATCH);
+        let work = || self.database.refresh_conversations(BATCH);
         let done = self.background.step(&self.metrics, work).await?;
         self.metrics.add(Counter::StatisticsRecomputed, done as u64);
         Ok(done)
@@ -67,7 +67,7 @@ impl Statistics {
     /// # Errors
     /// As [`Self::refresh`].
     pub async fn refresh_days(&self) -> Result<usize, Unavailable> {
-        let done = self.background.step(&self.metrics, || self.archive.refresh_days(DAYS)).await?;
+        let done = self.background.step(&self.metrics, || self.database.refresh_days(DAYS)).await?;
         self.metrics.add(Counter::DailyBucketsRecomputed, done as u64);
         Ok(done)
     }

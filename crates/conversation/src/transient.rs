@@ -6,15 +6,15 @@
 use std::future::Future;
 use std::time::Duration;
 
-use archive::Error;
 use backon::{ExponentialBuilder, Retryable};
+use database::Error;
 use domain::failure::FailureClass;
 use metrics::{Counter, Metrics, TransactionRetry};
 use tokio::time::Instant;
 
 /// For how long a transient failure is retried: longer than any transaction of the fleet holds its
 /// locks. No try begins later; one that waits for a lock may take `lock_timeout` more.
-const PATIENCE: Duration = Duration::from_secs(3);
+const OVERDUE_AFTER: Duration = Duration::from_secs(3);
 
 /// Runs `work`, again and again while it fails in a transient way; for some seconds.
 pub async fn retried<T, F>(metrics: &Metrics, work: impl FnMut() -> F) -> Result<T, Error>
@@ -30,7 +30,7 @@ where
     let began = Instant::now();
     work.retry(pauses)
         .when(|error: &Error| {
-            error.class() == FailureClass::Transient && began.elapsed() < PATIENCE
+            error.class() == FailureClass::Transient && began.elapsed() < OVERDUE_AFTER
         })
         .notify(|_, _| metrics.add(Counter::TransactionRetries { class }, 1))
         .await

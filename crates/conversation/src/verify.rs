@@ -7,7 +7,7 @@
 //!
 //! One section after the other, each with the stores that it needs. A store that is away ends its section
 //! and no other. Nothing is written unless repairs are asked for, and a repair only marks what is wrong as
-//! stale (see `archive::Repair`): the fleet then does in its ordinary way what is missing.
+//! stale (see `database::Repair`): the fleet then does in its ordinary way what is missing.
 
 mod compare;
 mod copies;
@@ -17,17 +17,17 @@ mod rows;
 
 use std::time::Duration;
 
-use archive::{Archive, Repair, Scope};
 use broker::Endpoints;
+use database::{Database, Repair, Scope};
 use domain::causes::with_causes;
-use domain::failure::Store;
+use domain::failure::Dependency;
 use hot_store::HotStore;
 use serde_json::json;
 use tokio::time::Instant;
 
-pub use finding::{Finding, Kind, Mended};
+pub use finding::{Finding, Kind, RepairOutcome};
 
-use crate::Fresh;
+use crate::RandomSource;
 
 /// How a fleet is verified.
 #[derive(Debug, Clone)]
@@ -38,7 +38,7 @@ pub struct VerifyingSettings {
     /// After how long without a message a conversation closes by itself, as the closers have it.
     pub idle: Duration,
     /// What the fleet does by itself is a finding when it is overdue by so long.
-    pub patience: Duration,
+    pub overdue_after: Duration,
     /// Whether anything is repaired.
     pub repairs: Repairs,
 }
@@ -70,7 +70,7 @@ pub enum Section {
 
 /// What happens while a fleet is verified.
 #[derive(Debug, Clone, Copy)]
-pub enum Told<'a> {
+pub enum VerifyProgress<'a> {
     /// A section begins.
     Begins(Section),
     /// So much of it has been looked at.
@@ -91,25 +91,25 @@ pub struct Verified {
     /// How many findings there were, and how many of them were not repaired.
     pub found: u64,
     /// Findings that stay.
-    pub left: u64,
+    pub unrepaired: u64,
     /// What kept it from being looked at to its end; `None`: nothing did.
-    pub broken_off: Option<BrokenOff>,
+    pub incomplete: Option<Incomplete>,
 }
 
 /// Why a section was not looked at, or not to its end.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(untagged)]
-pub enum BrokenOff {
+pub enum Incomplete {
     /// What was asked for leaves something out: nothing is amiss.
-    LeftOut {
+    Skipped {
         /// Why.
         cause: String,
     },
     /// A store could not be asked: what was asked for was not done.
-    Away {
+    Unavailable {
         /// The store.
-        #[serde(serialize_with = "store_name")]
-        store: Store,
+        #[serde(serialize_with = "dependency_name")]
+        dependency: Dependency,
         /// Why.
         cause: String,
     },
@@ -117,10 +117,10 @@ pub enum BrokenOff {
 
 /// The three servers.
 pub struct Verifier {
-    archive: Archive,
+    database: Database,
     hot: HotStore,
     endpoints: Endpoints,
-    fresh: Fresh,
+    random: RandomSource,
     settings: VerifyingSettings,
 }
 
@@ -129,7 +129,7 @@ struct Run<'a> {
     verifier: &'a Verifier,
     scope: &'a Scope,
     began: Instant,
-    tell: &'a mut (dyn FnMut(Told<'_>) + Send),
+    tell: &'a mut (dyn FnMut(VerifyProgress<'_>) + Send),
     verified: Verified,
 }
 
@@ -140,11 +140,11 @@ impl Section {
 
     /// The stores that it looks at.
     #[must_use]
-    pub fn stores(self) -> &'static [Store] {
+    pub fn stores(self) -> &'static [Dependency] {
         match self {
-            Self::HotCopies => &[Store::Redis, Store::PostgreSql],
-            Self::Conversations | Self::Days | Self::Integrity => &[Store::PostgreSql],
-            Self::Queues => &[Store::RabbitMq],
+            Self::HotCopies => &[Dependency::Redis, Dependency::PostgreSql],
+            Self::Conversations | Self::Days | Self::Integrity => &[Dependency::PostgreSql],
+            Self::Queues => &[Dependency::RabbitMq],
         }
     }
 }
@@ -153,13 +153,13 @@ impl Verifier {
     /// Verifies over these stores.
     #[must_use]
     pub fn new(
-        archive: Archive,
+        database: Database,
         hot: HotStore,
         endpoints: Endpoints,
-        fresh: Fresh,
+        random: RandomSource,
         settings: VerifyingSettings,
     ) -> Self {
-        Self { archive, hot, endpoints, fresh, settings }
+        Self { database, hot, endpoints, random, settings }
     }
 
     /// Looks at everything in scope, section by section, and repairs it if that was asked for. Tells what
@@ -168,19 +168,20 @@ impl Verifier {
         &self,
         scope: &Scope,
         sections: &[Section],
-        tell: &mut (dyn FnMut(Told<'_>) + Send),
+        tell: &mut (dyn FnMut(VerifyProgress<'_>) + Send),
     ) -> Vec<Verified> {
         let began = Instant::now();
         // Which days wait to be recomputed now: whoever still waits at the end, untouched, was forgotten.
         let waiting = if sections.contains(&Section::Days) {
-            self.archive.dirty_days(scope, rows::REMEMBERED).await.unwrap_or_default()
+            self.database.dirty_days(scope, rows::REMEMBERED).await.unwrap_or_default()
         } else {
             Vec::new()
         };
         let mut ended = Vec::with_capacity(sections.len());
         for &section in sections {
-            tell(Told::Begins(section));
-            let verified = Verified { section, checked: 0, found: 0, left: 0, broken_off: None };
+            tell(VerifyProgress::Begins(section));
+            let verified =
+                Verified { section, checked: 0, found: 0, unrepaired: 0, incomplete: None };
             let mut run = Run { verifier: self, scope, began, tell, verified };
             let result = match section {
                 Section::HotCopies => run.hot_copies().await,
@@ -189,9 +190,9 @@ impl Verifier {
                 Section::Integrity => run.integrity().await,
                 Section::Queues => run.queues().await,
             };
-            run.verified.broken_off = result.err();
+            run.verified.incomplete = result.err();
             let verified = run.verified;
-            tell(Told::Ends(&verified));
+            tell(VerifyProgress::Ends(&verified));
             ended.push(verified);
         }
         ended
@@ -201,7 +202,7 @@ impl Verifier {
 impl Run<'_> {
     fn checked(&mut self, more: usize) {
         self.verified.checked += more as u64;
-        (self.tell)(Told::Checked(self.verified.checked));
+        (self.tell)(VerifyProgress::Checked(self.verified.checked));
     }
 
     /// Tells a finding, repaired before if that was asked for and is possible.
@@ -212,28 +213,28 @@ impl Run<'_> {
     /// Tells findings that one repair mends, all with its outcome.
     async fn all_found(&mut self, findings: Vec<Finding>, repair: Option<Repair>) {
         let Some(first) = findings.first() else { return };
-        let mended = match (&self.verifier.settings.repairs, repair) {
-            (_, None) => Mended::CannotBe,
-            (Repairs::None, Some(_)) => Mended::NotAsked,
+        let repair_outcome = match (&self.verifier.settings.repairs, repair) {
+            (_, None) => RepairOutcome::NotRepairable,
+            (Repairs::None, Some(_)) => RepairOutcome::NotRequested,
             (Repairs::By(actor), Some(repair)) => {
                 let detail = json!({
                     "finding": first.kind, "id": first.id, "detail": first.detail,
                     "findings": findings.len(),
                 });
                 match self.verifier.repair(repair, actor, &detail).await {
-                    Ok(true) => Mended::Done,
+                    Ok(true) => RepairOutcome::Done,
                     Ok(false) => {
-                        Mended::Failed("it has changed since, or must be left alone".into())
+                        RepairOutcome::Failed("it has changed since, or must be left alone".into())
                     }
-                    Err(cause) => Mended::Failed(cause),
+                    Err(cause) => RepairOutcome::Failed(cause),
                 }
             }
         };
         for mut finding in findings {
-            finding.mended = mended.clone();
+            finding.repair_outcome = repair_outcome.clone();
             self.verified.found += 1;
-            self.verified.left += u64::from(finding.mended != Mended::Done);
-            (self.tell)(Told::Found(&finding));
+            self.verified.unrepaired += u64::from(finding.repair_outcome != RepairOutcome::Done);
+            (self.tell)(VerifyProgress::Found(&finding));
         }
     }
 }
@@ -249,7 +250,7 @@ impl Verifier {
             Repair::VoidCopy(key, _) | Repair::DropCopy(key) => Some(key.clone()),
             _ => None,
         };
-        let done = self.archive.repair(repair, actor, detail).await;
+        let done = self.database.repair(repair, actor, detail).await;
         let done = done.map_err(|error| with_causes(&error))?;
         if let Some(key) = copy {
             let dropped = self.hot.drop_copies(&[key]).await;
@@ -259,30 +260,30 @@ impl Verifier {
     }
 }
 
-impl BrokenOff {
-    fn left_out(cause: &str) -> Self {
-        Self::LeftOut { cause: cause.to_owned() }
+impl Incomplete {
+    fn skipped(cause: &str) -> Self {
+        Self::Skipped { cause: cause.to_owned() }
     }
 }
 
-impl From<archive::Error> for BrokenOff {
-    fn from(error: archive::Error) -> Self {
-        Self::Away { store: Store::PostgreSql, cause: with_causes(&error) }
+impl From<database::Error> for Incomplete {
+    fn from(error: database::Error) -> Self {
+        Self::Unavailable { dependency: Dependency::PostgreSql, cause: with_causes(&error) }
     }
 }
 
-impl From<hot_store::Error> for BrokenOff {
+impl From<hot_store::Error> for Incomplete {
     fn from(error: hot_store::Error) -> Self {
-        Self::Away { store: Store::Redis, cause: with_causes(&error) }
+        Self::Unavailable { dependency: Dependency::Redis, cause: with_causes(&error) }
     }
 }
 
-impl From<broker::Error> for BrokenOff {
+impl From<broker::Error> for Incomplete {
     fn from(error: broker::Error) -> Self {
-        Self::Away { store: Store::RabbitMq, cause: with_causes(&error) }
+        Self::Unavailable { dependency: Dependency::RabbitMq, cause: with_causes(&error) }
     }
 }
 
-fn store_name<S: serde::Serializer>(store: &Store, to: S) -> Result<S::Ok, S::Error> {
+fn dependency_name<S: serde::Serializer>(store: &Dependency, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(store.as_str())
 }

@@ -349,13 +349,13 @@ async fn a_message_between_the_claim_and_the_last_write_takes_the_claim_back() {
     let closer = closer(&env, &replica, settings).await;
     replica.save(&[message("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
-    let claims = replica.archive.claim(&due(settings)).await.unwrap();
+    let claims = replica.database.claim(&due(settings)).await.unwrap();
     assert_eq!(claims.len(), 1);
-    let counted = replica.archive.totals(&claims).await.unwrap();
+    let counted = replica.database.totals(&claims).await.unwrap();
     assert_eq!(counted.len(), 1);
     replica.save(&[message("s", "m2", &json!({}))]).await;
-    assert!(replica.archive.archive_closed(&counted).await.unwrap().is_empty());
-    assert!(replica.archive.totals(&claims).await.unwrap().is_empty());
+    assert!(replica.database.archive_closed(&counted).await.unwrap().is_empty());
+    assert!(replica.database.totals(&claims).await.unwrap().is_empty());
     assert_eq!(status(&env, "s").await, "active");
     assert_eq!(closer.sweep().await.unwrap().archived, 1);
     assert_eq!(sql(&env, "SELECT message_count FROM conversations").await, "2");
@@ -369,11 +369,11 @@ async fn a_closer_that_dies_after_any_step_is_followed_by_another() {
     for (step, session) in ["claimed", "counted", "dropped"].iter().enumerate() {
         replica.save(&[message(session, "m1", &json!({"content": "hello world"}))]).await;
         record(&replica, &[closed(session, "10:01:00")]).await;
-        let claims = replica.archive.claim(&due(settings)).await.unwrap();
+        let claims = replica.database.claim(&due(settings)).await.unwrap();
         assert_eq!(claims.len(), 1, "{session}");
         if step >= 1 {
-            let page = replica.archive.uncounted(&claims, None, 10, 1 << 20).await.unwrap();
-            replica.archive.store_tokens(&[(&page.messages[0], 2)]).await.unwrap();
+            let page = replica.database.uncounted(&claims, None, 10, 1 << 20).await.unwrap();
+            replica.database.store_tokens(&[(&page.messages[0], 2)]).await.unwrap();
         }
         if step >= 2 {
             replica.hot.drop_copies(&[key(session)]).await.unwrap();
@@ -400,12 +400,12 @@ async fn what_an_event_says_between_the_count_and_the_last_write_stays() {
     let (env, replica) = stores().await;
     replica.save(&[message("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
-    let claims = replica.archive.claim(&due(at_once())).await.unwrap();
-    let counted = replica.archive.totals(&claims).await.unwrap();
+    let claims = replica.database.claim(&due(at_once())).await.unwrap();
+    let counted = replica.database.totals(&claims).await.unwrap();
     assert_eq!((counted.len(), &counted[0].agent_id), (1, &None));
     let named = json!({"agent_id": "agent_xyz"});
     record(&replica, &[event("conversation.session_closed", "s", "10:01:01", &named)]).await;
-    assert_eq!(replica.archive.archive_closed(&counted).await.unwrap(), [key("s")]);
+    assert_eq!(replica.database.archive_closed(&counted).await.unwrap(), [key("s")]);
     assert_eq!(sql(&env, "SELECT status, agent_id FROM conversations").await, "archived|agent_xyz");
 }
 
@@ -495,14 +495,14 @@ async fn satisfaction_after_archiving_reaches_the_statistics_and_the_newest_word
 async fn a_conversation_that_moves_to_another_agent_and_day_leaves_its_old_bucket() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, at_once()).await;
-    let by = |id: &str, agent: &str, day: &str| {
+    let actor = |id: &str, agent: &str, day: &str| {
         message(
             "s",
             id,
             &json!({"agent_id": agent, "timestamp": format!("2026-11-{day}T10:00:00Z")}),
         )
     };
-    replica.save(&[by("m2", "first", "20")]).await;
+    replica.save(&[actor("m2", "first", "20")]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
     closer.sweep().await.unwrap();
     replica.statistics.refresh().await.unwrap();
@@ -511,14 +511,14 @@ async fn a_conversation_that_moves_to_another_agent_and_day_leaves_its_old_bucke
         "first|2026-11-20|1"
     );
 
-    replica.save(&[by("m1", "first", "19"), by("m3", "second", "20")]).await;
+    replica.save(&[actor("m1", "first", "19"), actor("m3", "second", "20")]).await;
     closer.sweep().await.unwrap();
     assert_eq!(replica.statistics.refresh().await.unwrap(), (1, 2));
     assert_eq!(
         sql(&env, "SELECT agent_id, day, conversations FROM daily_stats ORDER BY day").await,
         "second|2026-11-19|1\nfirst|2026-11-20|0"
     );
-    let days = replica.archive.daily_stats(&TenantId::new("acme").unwrap(), 10).await.unwrap();
+    let days = replica.database.daily_stats(&TenantId::new("acme").unwrap(), 10).await.unwrap();
     assert_eq!(days.len(), 2);
 }
 
@@ -533,8 +533,8 @@ async fn an_action_of_another_queue_is_refused_by_name() {
     assert!(refusal.detail.contains("conversation.get_context"), "{refusal}");
 }
 
-fn due(settings: ClosingSettings) -> archive::Due {
-    archive::Due {
+fn due(settings: ClosingSettings) -> database::Due {
+    database::Due {
         grace: settings.grace,
         idle: settings.idle,
         lease: settings.lease.max(Duration::from_secs(30)),

@@ -9,8 +9,8 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use conversation::{Source, admission};
-use domain::failure::{Outcome, Store};
+use conversation::{Source, record_server};
+use domain::failure::{Dependency, Outcome};
 use hot_store::{Health, Window};
 use metrics::{Counter, HotLoad, HotRead};
 use serde_json::json;
@@ -33,7 +33,7 @@ async fn a_conversation_that_does_not_exist_is_not_empty() {
 async fn the_first_read_loads_the_copy_and_the_next_ones_use_it() {
     let (_env, replica) = stores().await;
     replica.save(&[message("s", "m1", &json!({})), message("s", "m2", &json!({}))]).await;
-    assert_eq!(replica.read(&key("s"), 10).await.source, Source::Archive);
+    assert_eq!(replica.read(&key("s"), 10).await.source, Source::Database);
     assert_eq!(replica.read(&key("s"), 10).await.source, Source::HotCopy);
     replica.save(&[message("s", "m3", &json!({}))]).await;
     let read = replica.read(&key("s"), 2).await;
@@ -59,7 +59,7 @@ async fn a_conversation_of_10_000_messages_whose_copy_was_evicted_reads_whole_an
     assert_eq!(replica.read_both(&key("s"), 100).await, expected[9_900..]);
     evict(&replica).await;
     let read = replica.read(&key("s"), 100).await;
-    assert_eq!((read.source, &read.messages[..]), (Source::Archive, &expected[9_900..]));
+    assert_eq!((read.source, &read.messages[..]), (Source::Database, &expected[9_900..]));
     assert_eq!(replica.read_both(&key("s"), 1_000).await, expected[9_000..]);
 
     // What lies below the copy's floor comes from PostgreSQL, page by page, without a gap.
@@ -83,13 +83,13 @@ async fn a_copy_cut_short_by_large_bodies_serves_what_it_holds_and_is_not_loaded
         (0..8).map(|i| message("s", &format!("m{i}"), &json!({"content": large}))).collect();
     replica.save(&batch).await;
     let all = replica.read(&key("s"), 8).await;
-    assert_eq!((all.source, all.messages.len()), (Source::Archive, 8));
+    assert_eq!((all.source, all.messages.len()), (Source::Database, 8));
     let loaded = Counter::HotLoads { result: HotLoad::Loaded };
     assert_eq!(replica.metrics.count(loaded), 1);
     let newest = replica.read(&key("s"), 3).await;
     assert_eq!((newest.source, ids(&newest.messages)), (Source::HotCopy, vec!["m5", "m6", "m7"]));
     let again = replica.read(&key("s"), 8).await;
-    assert_eq!((again.source, again.messages.len()), (Source::Archive, 8));
+    assert_eq!((again.source, again.messages.len()), (Source::Database, 8));
     assert_eq!(replica.metrics.count(loaded), 1);
 }
 
@@ -102,26 +102,27 @@ async fn a_copy_that_vanished_under_a_saver_is_not_taken_for_complete() {
     // The saver appends to a key that has no mark now.
     replica.save(&[message("s", "m2", &json!({}))]).await;
     let read = replica.read(&key("s"), 10).await;
-    assert_eq!((read.source, ids(&read.messages)), (Source::Archive, vec!["m1", "m2"]));
+    assert_eq!((read.source, ids(&read.messages)), (Source::Database, vec!["m1", "m2"]));
     assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["m1", "m2"]);
 }
 
 #[tokio::test]
-async fn a_key_that_vanishes_between_a_load_and_its_mark_gets_no_mark() {
+async fn a_key_that_vanishes_between_a_load_and_its_marker_gets_no_marker() {
     let (_env, replica) = stores().await;
     replica.save(&[message("s", "m1", &json!({}))]).await;
     let late = begin_load(&replica).await;
     // The key is evicted, and a message is saved and appended that the snapshot does not have.
     evict(&replica).await;
     replica.save(&[message("s", "m2", &json!({}))]).await;
-    let loaded = replica.hot.finish_load(late.intent, &late.mark, &late.messages).await.unwrap();
+    let loaded =
+        replica.hot.finish_load(late.load_token, &late.marker, &late.messages).await.unwrap();
     assert_eq!(loaded, hot_store::Loaded::Superseded);
     let read = replica.read(&key("s"), 10).await;
-    assert_eq!((read.source, ids(&read.messages)), (Source::Archive, vec!["m1", "m2"]));
+    assert_eq!((read.source, ids(&read.messages)), (Source::Database, vec!["m1", "m2"]));
 }
 
 #[tokio::test]
-async fn a_mark_that_arrives_late_vouches_for_nothing_that_happened_meanwhile() {
+async fn a_marker_that_arrives_late_vouches_for_nothing_that_happened_meanwhile() {
     let log = Log::default();
     let writer = log.clone();
     let lines = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
@@ -148,14 +149,14 @@ async fn a_mark_that_arrives_late_vouches_for_nothing_that_happened_meanwhile() 
     let late = begin_load(&replica).await;
     assert_eq!(cut_off.save(&[message("s", "m3", &json!({}))]).await, [applied()]);
     late.finish(&replica).await;
-    finds(Source::Archive, &["m1", "m2", "m3"]).await;
+    finds(Source::Database, &["m1", "m2", "m3"]).await;
     finds(Source::HotCopy, &["m1", "m2", "m3"]).await;
 
     // Redis was found to be another server: a new epoch.
     let late = begin_load(&replica).await;
-    replica.archive.enter_reign("another server", 4711).await.unwrap();
+    replica.database.record_server_identity("another server", 4711).await.unwrap();
     late.finish(&replica).await;
-    finds(Source::Archive, &["m1", "m2", "m3"]).await;
+    finds(Source::Database, &["m1", "m2", "m3"]).await;
     assert_eq!(replica.metrics.count(Counter::HotReads { result: HotRead::Stale }), 2);
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     let told = log.lines().filter(|line| line.contains("a hot copy is stale: PostgreSQL answers"));
@@ -178,26 +179,29 @@ impl io::Write for Log {
 
 /// A load that has taken its snapshot.
 struct Late {
-    intent: hot_store::Intent,
-    mark: hot_store::Mark,
+    load_token: hot_store::LoadToken,
+    marker: hot_store::CompletenessMarker,
     messages: Vec<domain::message::Message>,
 }
 
 async fn begin_load(replica: &Replica) -> Late {
-    let intent = replica.hot.begin_load(&key("s")).await.unwrap();
-    let page = archive::Page { newest: 10, max_bytes: usize::MAX, before: None };
-    let snapshot = replica.archive.read(&key("s"), &page).await.unwrap();
+    let load_token = replica.hot.begin_load(&key("s")).await.unwrap();
+    let page = database::Page { newest: 10, max_bytes: usize::MAX, before: None };
+    let snapshot = replica.database.read(&key("s"), &page).await.unwrap();
     let numbers = hot_store::Numbers {
         epoch: snapshot.numbers.hot_epoch,
         generation: snapshot.numbers.conversation.unwrap().hot_generation,
     };
-    let mark = hot_store::Mark { numbers, floor: hot_store::Floor::Beginning };
-    Late { intent, mark, messages: snapshot.messages }
+    let marker = hot_store::CompletenessMarker {
+        numbers,
+        complete_from: hot_store::CompleteFrom::Beginning,
+    };
+    Late { load_token, marker, messages: snapshot.messages }
 }
 
 impl Late {
     async fn finish(self, replica: &Replica) {
-        let loaded = replica.hot.finish_load(self.intent, &self.mark, &self.messages).await;
+        let loaded = replica.hot.finish_load(self.load_token, &self.marker, &self.messages).await;
         assert_eq!(loaded.unwrap(), hot_store::Loaded::Accepted);
     }
 }
@@ -213,14 +217,14 @@ async fn a_writer_alone_cut_off_from_redis_voids_the_copy_that_others_read() {
     proxy.cut().await.unwrap();
     assert_eq!(writer.save(&[message("s", "m2", &json!({}))]).await, [applied()]);
     let read = reader.read(&key("s"), 10).await;
-    assert_eq!((read.source, ids(&read.messages)), (Source::Archive, vec!["m1", "m2"]));
+    assert_eq!((read.source, ids(&read.messages)), (Source::Database, vec!["m1", "m2"]));
 
     // Known to be down now: the save itself voids the copy.
     assert!(writer.hot.is_known_down());
     reader.read_both(&key("s"), 10).await;
     assert_eq!(writer.save(&[message("s", "m3", &json!({}))]).await, [applied()]);
     let read = reader.read(&key("s"), 10).await;
-    assert_eq!((read.source, ids(&read.messages)), (Source::Archive, vec!["m1", "m2", "m3"]));
+    assert_eq!((read.source, ids(&read.messages)), (Source::Database, vec!["m1", "m2", "m3"]));
 
     proxy.restore().await.unwrap();
     eventually("the writer to find Redis again", LIMIT, async || {
@@ -238,7 +242,7 @@ async fn without_redis_saving_and_reading_go_on_in_postgresql() {
     env.redis().kill().await.unwrap();
     assert_eq!(replica.save(&[message("s", "m2", &json!({}))]).await, [applied()]);
     let read = replica.read(&key("s"), 10).await;
-    assert_eq!((read.source, read.degraded), (Source::Archive, false));
+    assert_eq!((read.source, read.degraded), (Source::Database, false));
     assert_eq!(ids(&read.messages), ["m1", "m2"]);
 }
 
@@ -255,13 +259,13 @@ async fn without_postgresql_a_copy_is_degraded_and_nothing_is_never_empty() {
     assert!(read.degraded && read.source == Source::HotCopy, "{read:?}");
     assert_eq!(ids(&read.messages), ["m1"]);
     let error = replica.reader.read(&key("other"), &newest(10)).await.unwrap_err();
-    assert_eq!(error.store, Store::PostgreSql);
+    assert_eq!(error.dependency, Dependency::PostgreSql);
     let error = replica.saver.save(&[message("s", "m2", &json!({}))]).await.unwrap_err();
-    assert_eq!(error.store, Store::PostgreSql);
+    assert_eq!(error.dependency, Dependency::PostgreSql);
 
     proxy.restore().await.unwrap();
     eventually("PostgreSQL to answer again", LIMIT, async || {
-        replica.archive.probe().await.map_err(|error| error.to_string())
+        replica.database.probe().await.map_err(|error| error.to_string())
     })
     .await;
     assert_eq!(replica.save(&[message("s", "m2", &json!({}))]).await, [applied()]);
@@ -300,7 +304,7 @@ async fn redis_restarted_empty_under_load_makes_no_reader_miss_an_acknowledged_m
         }
     })
     .await;
-    let epoch = reader.archive.numbers(&key("s")).await.unwrap().hot_epoch;
+    let epoch = reader.database.numbers(&key("s")).await.unwrap().hot_epoch;
     env.redis().kill().await.unwrap();
     env.redis().start_empty().await.unwrap();
     restarted.store(true, Ordering::SeqCst);
@@ -313,7 +317,7 @@ async fn redis_restarted_empty_under_load_makes_no_reader_miss_an_acknowledged_m
         if healths == [Health::Up; 2] { Ok(()) } else { Err(format!("{healths:?}")) }
     })
     .await;
-    assert_ne!(reader.archive.numbers(&key("s")).await.unwrap().hot_epoch, epoch);
+    assert_ne!(reader.database.numbers(&key("s")).await.unwrap().hot_epoch, epoch);
     reader.read_both(&key("s"), 100).await;
     shutdown.cancel();
     for watch in watches {
@@ -325,16 +329,20 @@ async fn redis_restarted_empty_under_load_makes_no_reader_miss_an_acknowledged_m
 async fn replicas_that_meet_a_new_redis_at_once_make_one_new_epoch() {
     let (env, replica) = stores().await;
     let changes = metrics::Metrics::new();
-    let admit = admission(replica.archive.clone(), changes.clone(), conversation::Fresh::random());
-    let before = replica.archive.numbers(&key("s")).await.unwrap().hot_epoch;
+    let admit = record_server(
+        replica.database.clone(),
+        changes.clone(),
+        conversation::RandomSource::random(),
+    );
+    let before = replica.database.numbers(&key("s")).await.unwrap().hot_epoch;
     // The first use of Redis admits it: the database was made for none.
     replica.hot.probe().await.unwrap();
-    let admitted = replica.archive.numbers(&key("s")).await.unwrap().hot_epoch;
+    let admitted = replica.database.numbers(&key("s")).await.unwrap().hot_epoch;
     assert_ne!(admitted, before);
     for _ in 0..5 {
         Replica::of(&env).hot.probe().await.unwrap();
     }
-    assert_eq!(replica.archive.numbers(&key("s")).await.unwrap().hot_epoch, admitted);
+    assert_eq!(replica.database.numbers(&key("s")).await.unwrap().hot_epoch, admitted);
     drop(admit);
     assert_eq!(changes.count(Counter::HotEpochChanges), 0);
     assert_eq!(replica.metrics.count(Counter::HotEpochChanges), 1);

@@ -6,7 +6,7 @@ mod support;
 
 use conversation::Source;
 use serde_json::json;
-use support::{LIMIT, Replica, archive, ids, key, message};
+use support::{LIMIT, Replica, database, ids, key, message};
 use testkit::TestEnv;
 use testkit::servers::{Node, Replicas, Servers};
 use testkit::wait::eventually;
@@ -37,7 +37,7 @@ async fn session_of_the_first(nodes: &[Node]) -> (String, String) {
 
 async fn stores(cluster: &Servers) -> (TestEnv, Replica) {
     let env = TestEnv::new().await;
-    archive(&env.database_url).migrate().await.unwrap();
+    database(&env.database_url).migrate().await.unwrap();
     let replica = Replica::at(&env.database_url, &cluster.redis().url());
     (env, replica)
 }
@@ -75,10 +75,10 @@ async fn a_lagging_replica_that_is_promoted_misleads_no_reader() {
     ask(last, &["CLUSTER", "FAILOVER", "TAKEOVER"]).await;
 
     let read = replica.read(&key(&session), 10).await;
-    assert_eq!((read.source, ids(&read.messages)), (Source::Archive, vec!["m1", "m2"]));
+    assert_eq!((read.source, ids(&read.messages)), (Source::Database, vec!["m1", "m2"]));
     back_in_redis(&replica).await;
     let read = replica.read(&key(&session), 10).await;
-    assert_eq!((read.source, ids(&read.messages)), (Source::Archive, vec!["m1", "m2"]));
+    assert_eq!((read.source, ids(&read.messages)), (Source::Database, vec!["m1", "m2"]));
     assert_eq!(ids(&replica.read_both(&key(&session), 10).await), ["m1", "m2"]);
 }
 

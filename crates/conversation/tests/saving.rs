@@ -1,10 +1,10 @@
-//! What saving promises: once, in order, to the letter, in both stores.
+//! What saving promises: once, in order, byte for byte, in both stores.
 
 mod support;
 
 use conversation::Source;
 use domain::action::Identity;
-use domain::failure::{DeadLetterReason, Done, Outcome, Store};
+use domain::failure::{DeadLetterReason, Dependency, Done, Outcome};
 use domain::message::Content;
 use metrics::{Counter, TransactionRetry};
 use serde_json::json;
@@ -219,7 +219,7 @@ async fn two_tenants_with_one_explicit_conversation_id_share_nothing() {
 }
 
 #[tokio::test]
-async fn any_legal_id_is_stored_and_read_to_the_letter() {
+async fn any_legal_id_is_stored_and_read_byte_for_byte() {
     let (_env, replica) = stores().await;
     let strange: Vec<String> = [
         ":",
@@ -366,7 +366,7 @@ async fn a_batch_that_is_too_slow_for_one_transaction_is_saved_in_parts() {
          CREATE TRIGGER dawdle BEFORE INSERT ON message_rows FOR EACH ROW EXECUTE FUNCTION dawdle()",
     )
     .await;
-    let hasty = archive::Archive::open(&archive::Settings {
+    let hasty = database::Database::open(&database::Settings {
         url: env.database_url.clone(),
         application: "test".to_owned(),
         connections: 5,
@@ -378,7 +378,7 @@ async fn a_batch_that_is_too_slow_for_one_transaction_is_saved_in_parts() {
         hasty,
         replica.hot.clone(),
         replica.metrics.clone(),
-        conversation::Fresh::random(),
+        conversation::RandomSource::random(),
     );
     let batch: Vec<_> = (0..100).map(|i| message("s", &format!("m{i:03}"), &json!({}))).collect();
     assert_eq!(saver.save(&batch).await.unwrap(), vec![applied(); 100]);
@@ -393,7 +393,7 @@ async fn a_lock_that_lasts_is_an_outage_and_what_comes_before_it_is_saved() {
     let locked = message("s", "m2", &json!({"content": "poison"}));
     let batch = [message("s", "m1", &json!({})), locked];
     let away = replica.saver.save(&batch).await.unwrap_err();
-    assert_eq!(away.store, Store::PostgreSql);
+    assert_eq!(away.dependency, Dependency::PostgreSql);
     let stored = replica.read_both(&key("s"), 10).await;
     assert_eq!(stored.iter().map(|it| it.id.as_str()).collect::<Vec<_>>(), ["m1"]);
     let class = TransactionRetry::Transient;
@@ -480,14 +480,14 @@ async fn a_saver_that_died_between_commit_and_redis_is_healed_by_the_redelivery(
 
     // A replica commits and dies before it reaches Redis: nothing was acknowledged.
     let dying = message("s", "m2", &json!({"timestamp": "2026-11-20T10:00:01Z"}));
-    let row = archive::SaveRow {
+    let row = database::SaveRow {
         key: &dying.common.key,
         session: &dying.common.session,
         tenant_tier: None,
         message: &dying.message,
         body_hash: dying.message.body_hash(),
     };
-    replica.archive.save(&[row], archive::HotWrites::Follow, &|| 7).await.unwrap();
+    replica.database.save(&[row], database::HotWrites::Follow, &|| 7).await.unwrap();
     assert_eq!(sql(&env, "SELECT count(*) FROM messages").await, "2");
 
     // The broker delivers it again; another replica finds a duplicate and completes the copy.

@@ -1,15 +1,15 @@
-//! What tracing promises: every letter that goes by an id is told, and what is stored is told as stored.
+//! What tracing promises: every dead letter that goes by an id is told, and what is stored is told as stored.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 mod support;
 
-use conversation::{Matched, State, Traced, Tracer};
+use conversation::{Matched, State, TraceReport, Tracer};
 use serde_json::json;
 use support::{key, message, sql, stores};
 use testkit::TestEnv;
 
-/// Keeps a letter of session `named` as a keeper would.
+/// Keeps a dead letter of session `named` as a dead-letter collector would.
 async fn keep(env: &TestEnv, id: u128, named: &str, conversation: &str, message: &str) {
     let id = uuid::Uuid::from_u128(id);
     sql(
@@ -26,19 +26,19 @@ async fn keep(env: &TestEnv, id: u128, named: &str, conversation: &str, message:
     .await;
 }
 
-async fn trace(tracer: &Tracer, id: &str) -> Traced {
+async fn trace(tracer: &Tracer, id: &str) -> TraceReport {
     tracer.trace(id, None, &mut |_| {}).await.unwrap()
 }
 
 #[tokio::test]
-async fn letters_that_name_no_message_are_told_beside_the_conversation_of_their_session() {
+async fn dead_letters_that_name_no_message_are_told_beside_the_conversation_of_their_session() {
     let (env, replica) = stores().await;
     replica.save(&[message("s", "m1", &json!({}))]).await;
     keep(&env, 1, "s", "NULL", "NULL").await;
     keep(&env, 2, "s", "NULL", "NULL").await;
-    let tracer = Tracer::new(replica.archive.clone(), None, None);
+    let tracer = Tracer::new(replica.database.clone(), None, None);
     let traced = trace(&tracer, "s").await;
-    let matched: Vec<_> = traced.lives.iter().map(|life| life.matched).collect();
+    let matched: Vec<_> = traced.items.iter().map(|item| item.matched).collect();
     let expected = [Matched::Session, Matched::DeadLetter, Matched::DeadLetter];
     assert_eq!(matched, expected, "{traced:#?}");
 }
@@ -49,13 +49,13 @@ async fn a_message_that_a_replay_brought_home_is_stored_whichever_id_it_is_found
     replica.save(&[message("s", "m1", &json!({}))]).await;
     let conversation = format!("'{}'", key("s").conversation);
     keep(&env, 0xab, "another", &conversation, "'m1'").await;
-    let tracer = Tracer::new(replica.archive.clone(), None, None);
-    let letter = uuid::Uuid::from_u128(0xab).simple().to_string();
-    for id in ["another", "m1", &letter, &letter.to_uppercase()] {
+    let tracer = Tracer::new(replica.database.clone(), None, None);
+    let dead_letter = uuid::Uuid::from_u128(0xab).simple().to_string();
+    for id in ["another", "m1", &dead_letter, &dead_letter.to_uppercase()] {
         let traced = trace(&tracer, id).await;
-        let [life] = &traced.lives[..] else { panic!("{id}: {traced:#?}") };
-        assert_eq!(life.state, State::Active, "{id}: {life:#?}");
-        let what: Vec<_> = life.timeline.iter().map(|moment| moment.what).collect();
+        let [item] = &traced.items[..] else { panic!("{id}: {traced:#?}") };
+        assert_eq!(item.state, State::Active, "{id}: {item:#?}");
+        let what: Vec<_> = item.timeline.iter().map(|moment| moment.what).collect();
         assert!(what.contains(&"saved") && what.contains(&"replayed"), "{id}: {what:?}");
     }
 }

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use archive::Scope;
 use broker::Endpoints;
 use conversation::{
-    BrokenOff, Closer, ClosingSettings, Finding, Fresh, Kind, Mended, Repairs, Section, Told,
-    Verified, Verifier, VerifyingSettings,
+    Closer, ClosingSettings, Finding, Incomplete, Kind, RandomSource, RepairOutcome, Repairs,
+    Section, Verified, Verifier, VerifyProgress, VerifyingSettings,
 };
-use domain::failure::Store;
+use database::Scope;
+use domain::failure::Dependency;
 use domain::ids::TenantId;
 use metrics::Metrics;
 use serde_json::json;
@@ -30,14 +30,14 @@ struct World {
     env: TestEnv,
     replica: Replica,
     closer: Closer,
-    patience: Duration,
+    overdue_after: Duration,
 }
 
 impl World {
     async fn new() -> Self {
         let (env, replica) = stores().await;
         let closer = closer(&env, &replica, at_once()).await;
-        Self { env, replica, closer, patience: Duration::from_secs(60) }
+        Self { env, replica, closer, overdue_after: Duration::from_secs(60) }
     }
 
     /// Three messages a second apart, and two in another conversation.
@@ -83,12 +83,13 @@ impl World {
     }
 
     fn verifier_at(&self, redis_url: &str, repairs: Repairs) -> Verifier {
-        let archive = self.replica.archive.clone();
-        let hot = hot(&archive, redis_url, &Metrics::new());
+        let database = self.replica.database.clone();
+        let hot = hot(&database, redis_url, &Metrics::new());
         let endpoints = Endpoints::parse(&self.env.amqp_url, "test").unwrap();
         let ClosingSettings { grace, idle, .. } = ClosingSettings::default();
-        let settings = VerifyingSettings { grace, idle, patience: self.patience, repairs };
-        Verifier::new(archive, hot, endpoints, Fresh::random(), settings)
+        let settings =
+            VerifyingSettings { grace, idle, overdue_after: self.overdue_after, repairs };
+        Verifier::new(database, hot, endpoints, RandomSource::random(), settings)
     }
 
     async fn look(&self, sections: &[Section]) -> Vec<Finding> {
@@ -98,11 +99,11 @@ impl World {
     /// Finds the same without and with repairs; these are done.
     async fn repaired(&self, sections: &[Section]) -> Vec<Finding> {
         let mut found = self.look(sections).await;
-        let by = Repairs::By("the night shift".to_owned());
-        let repaired = run(&self.verifier(by), &Scope::default(), sections).await.0;
+        let actor = Repairs::By("the night shift".to_owned());
+        let repaired = run(&self.verifier(actor), &Scope::default(), sections).await.0;
         for finding in &mut found {
-            assert_eq!(finding.mended, Mended::NotAsked, "{finding:?}");
-            finding.mended = Mended::Done;
+            assert_eq!(finding.repair_outcome, RepairOutcome::NotRequested, "{finding:?}");
+            finding.repair_outcome = RepairOutcome::Done;
         }
         assert_eq!(repaired, found);
         found
@@ -121,7 +122,7 @@ async fn run(
     let mut found = Vec::new();
     let ended = verifier
         .run(scope, sections, &mut |told| {
-            if let Told::Found(finding) = told {
+            if let VerifyProgress::Found(finding) = told {
                 found.push(finding.clone());
             }
         })
@@ -304,8 +305,8 @@ async fn closes_that_are_overdue_are_found_and_left_to_the_sweep() {
     ] {
         world.sql(&format!("UPDATE conversations SET {overdue}")).await;
         let found = world.look(&STORED).await;
-        let kinds: Vec<_> = found.iter().map(|it| (it.kind, it.mended.clone())).collect();
-        assert_eq!(kinds, vec![(Kind::CloseOverdue, Mended::CannotBe); 2], "{found:?}");
+        let kinds: Vec<_> = found.iter().map(|it| (it.kind, it.repair_outcome.clone())).collect();
+        assert_eq!(kinds, vec![(Kind::CloseOverdue, RepairOutcome::NotRepairable); 2], "{found:?}");
     }
     world.fleet().await;
     world.is_clean().await;
@@ -341,9 +342,9 @@ async fn an_archived_conversation_without_its_messages_is_found_and_never_droppe
             "DELETE FROM message_rows WHERE conversation = (SELECT number FROM conversations WHERE id = '{id}')"
         ))
         .await;
-    let by = Repairs::By("me".to_owned());
-    let (found, _) = run(&world.verifier(by), &Scope::default(), &STORED).await;
-    assert_eq!(one(&found, Kind::MessagesGone, "s").mended, Mended::CannotBe);
+    let actor = Repairs::By("me".to_owned());
+    let (found, _) = run(&world.verifier(actor), &Scope::default(), &STORED).await;
+    assert_eq!(one(&found, Kind::MessagesGone, "s").repair_outcome, RepairOutcome::NotRepairable);
     world.fleet().await;
     assert_eq!(world.sql("SELECT count(*) FROM conversations").await, "2");
 }
@@ -403,7 +404,7 @@ async fn a_day_that_is_wrong_or_missing_is_found_and_recomputed() {
 #[tokio::test]
 async fn statistics_that_nobody_computes_are_found() {
     let mut world = World::archived().await;
-    world.patience = Duration::from_millis(100);
+    world.overdue_after = Duration::from_millis(100);
     world
         .sql("UPDATE conversations SET stats_from = NULL, finalised_at = now() - interval '1 hour'; UPDATE daily_stats SET dirty = true")
         .await;
@@ -441,12 +442,13 @@ async fn rows_that_belong_to_nothing_are_found() {
         )
         .await;
     world.replica.statistics.refresh().await.unwrap();
-    let by = Repairs::By("me".to_owned());
-    let (found, _) = run(&world.verifier(by), &Scope::default(), &STORED).await;
-    let told: Vec<_> = found.iter().map(|it| (it.kind, it.id.as_deref(), &it.mended)).collect();
+    let actor = Repairs::By("me".to_owned());
+    let (found, _) = run(&world.verifier(actor), &Scope::default(), &STORED).await;
+    let told: Vec<_> =
+        found.iter().map(|it| (it.kind, it.id.as_deref(), &it.repair_outcome)).collect();
     let expected = [
-        (Kind::StatisticsOrphaned, None, &Mended::Done),
-        (Kind::MessagesOrphaned, Some("m1"), &Mended::CannotBe),
+        (Kind::StatisticsOrphaned, None, &RepairOutcome::Done),
+        (Kind::MessagesOrphaned, Some("m1"), &RepairOutcome::NotRepairable),
     ];
     assert_eq!(told, expected, "{found:?}");
     world.sql("DELETE FROM message_rows WHERE conversation = 4711").await;
@@ -482,7 +484,7 @@ async fn queues_that_differ_and_work_that_nobody_takes_are_found() {
     let told: Vec<_> = found.iter().map(|it| (it.kind, it.id.as_deref().unwrap())).collect();
     let expected = [
         (Kind::TopologyDiffers, "bot.state"),
-        (Kind::LettersWaiting, "conversation.save_message.dlq"),
+        (Kind::DeadLettersWaiting, "conversation.save_message.dlq"),
         (Kind::UnroutedWaiting, "domain.unrouted"),
         (Kind::SuspectsWaiting, "conversation.session.suspect"),
         (Kind::WorkWithoutConsumers, "conversation.save_message"),
@@ -513,12 +515,12 @@ async fn a_store_that_is_away_ends_its_section_and_no_other() {
     let verifier = world.verifier_at("redis://127.0.0.1:9/0", Repairs::None);
     let (found, ended) = run(&verifier, &Scope::default(), &STORED).await;
     assert_eq!(found.len(), 2, "{found:?}");
-    let away = |section: &Verified| match section.broken_off {
-        Some(BrokenOff::Away { store, .. }) => Some(store),
+    let away = |section: &Verified| match section.incomplete {
+        Some(Incomplete::Unavailable { dependency, .. }) => Some(dependency),
         _ => None,
     };
     let stores: Vec<_> = ended.iter().map(away).collect();
-    assert_eq!(stores, [Some(Store::Redis), None, None, None], "{ended:?}");
+    assert_eq!(stores, [Some(Dependency::Redis), None, None, None], "{ended:?}");
     assert_eq!(ended[1].checked, 2);
 }
 

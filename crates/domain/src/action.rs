@@ -191,7 +191,7 @@ impl Action {
     #[must_use]
     pub fn resolved(&self) -> Option<Resolved> {
         let common = self.common();
-        (!common.kind.is_question()).then(|| common.resolved())
+        (!common.kind.is_request()).then(|| common.resolved())
     }
 }
 

@@ -6,13 +6,13 @@
 
 mod action;
 mod content;
-mod examine;
+mod diagnose;
 mod fault;
 mod fields;
 mod identity;
+mod json_fields;
+pub(crate) mod json_limits;
 mod metadata;
-mod outline;
-pub(crate) mod scan;
 mod value;
 
 pub(crate) use self::fault::excerpt;
@@ -38,7 +38,7 @@ pub struct DecodeContext<'a> {
     /// The largest body, in bytes; exactly as many are fine.
     pub max_body_bytes: usize,
     /// Makes an id for an action that has none and no time either. Called at most once.
-    pub fresh_id: &'a dyn Fn() -> Uuid,
+    pub new_id: &'a dyn Fn() -> Uuid,
 }
 
 /// Decodes one action. The refusal's reason is `too_large`, `malformed_json`, `unknown_action` or
@@ -56,9 +56,9 @@ pub fn decode(
     let text = std::str::from_utf8(body).map_err(|error| {
         malformed(format!("the body is not UTF-8 at byte {}", error.valid_up_to()))
     })?;
-    let fields = match outline::fields(text, "") {
+    let fields = match json_fields::fields(text, "") {
         Some(fields) => fields,
-        None => examine::fields(text)?,
+        None => diagnose::fields(text)?,
     };
     let kind = kind(&fields)?;
     let fields = Fields::merged(fields)?;
@@ -73,12 +73,13 @@ fn kind(body: &[Field<'_>]) -> Result<ActionKind, Refusal> {
     };
     let nested = || {
         let data = value("data")?;
-        let data = outline::fields(data, "").or_else(|| examine::strict_fields(data, "").ok())?;
+        let data =
+            json_fields::fields(data, "").or_else(|| diagnose::strict_fields(data, "").ok())?;
         data.into_iter().find(|field| field.name == FIELD).map(|field| field.value)
     };
     let value = value(FIELD).or_else(nested).ok_or_else(|| FieldError::missing(FIELD))?;
-    let name =
-        outline::string(value).ok_or_else(|| FieldError::wrong_type(FIELD, "a string", value))?;
+    let name = json_fields::string(value)
+        .ok_or_else(|| FieldError::wrong_type(FIELD, "a string", value))?;
     ActionKind::parse(&name).ok_or_else(|| {
         let hint = ActionKind::meant_by(&name)
             .map_or_else(String::new, |kind| format!("; did you mean `{kind}`?"));

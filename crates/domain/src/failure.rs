@@ -24,7 +24,7 @@ pub enum FailureClass {
 
 /// A server that the fleet depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Store {
+pub enum Dependency {
     /// RabbitMQ.
     RabbitMq,
     /// Redis.
@@ -33,7 +33,7 @@ pub enum Store {
     PostgreSql,
 }
 
-impl Store {
+impl Dependency {
     /// Every store.
     pub const ALL: [Self; 3] = [Self::RabbitMq, Self::Redis, Self::PostgreSql];
 
@@ -48,7 +48,7 @@ impl Store {
     }
 }
 
-impl fmt::Display for Store {
+impl fmt::Display for Dependency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -56,10 +56,10 @@ impl fmt::Display for Store {
 
 /// A store is away; whoever gets this holds what it has and probes.
 #[derive(Debug, thiserror::Error)]
-#[error("{store} is unavailable")]
+#[error("{dependency} is unavailable")]
 pub struct Unavailable {
     /// Which one.
-    pub store: Store,
+    pub dependency: Dependency,
     /// What the client library said.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,

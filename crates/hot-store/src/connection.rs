@@ -3,13 +3,13 @@
 //! One connection object is one server process, or one process for each master of a cluster, with
 //! the slots that each has. A client that reconnects or follows a moved slot behind our back would go
 //! on after a restart, failover or resharding as if nothing had been forgotten; here a connection of
-//! which a part broke or changed is dropped, and a new one is compared with the reign on record before
+//! which a part broke or changed is dropped, and a new one is compared with the server identity on record before
 //! anybody uses it.
 //!
 //! - While a slot is handed over, its old master answers ASK for a key that it no longer has. It is
 //!   not followed: at the other end may lie a copy from an earlier, broken-off attempt, which would be
 //!   believed there. The call fails for that one key, which costs a read of PostgreSQL. When the slot
-//!   has arrived, MOVED ends the connection, and the next reign voids every copy.
+//!   has arrived, MOVED ends the connection, and the next server identity voids every copy.
 //! - Connecting is single flight. Calls that come while Redis is known to be down fail at once,
 //!   rather than each waiting for a time-out; one attempt at a time runs, with pauses between them.
 //! - Writes rely on a comparison that is at most two intervals old. If the watcher is late (the
@@ -30,7 +30,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::Error;
 use crate::node::Node;
-use crate::reign::Reign;
+use crate::server_identity::ServerIdentity;
 use crate::servers::Servers;
 use crate::settings::Settings;
 
@@ -47,7 +47,7 @@ pub enum Health {
 
 /// How long the comparison with the record may take. It is one small transaction in PostgreSQL;
 /// without a bound one that hangs would keep all others from connecting.
-const ADMIT_TIMEOUT: Duration = Duration::from_secs(5);
+const SERVER_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The pause after the first failed attempt; it doubles up to [`Settings::longest_pause`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -57,7 +57,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const RELY_ON_INTERVALS: u32 = 2;
 
 type BoxError = Box<dyn StdError + Send + Sync>;
-type Admission = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
+type ServerCheck = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 type Attempt = watch::Receiver<Option<Result<Connection, Error>>>;
 
 /// The way to Redis, shared by all clones of the store.
@@ -66,7 +66,7 @@ pub(crate) struct Connections(Arc<Shared>);
 
 struct Shared {
     settings: Settings,
-    admit: Box<dyn Fn(Reign) -> Admission + Send + Sync>,
+    check_server: Box<dyn Fn(ServerIdentity) -> ServerCheck + Send + Sync>,
     slot: Mutex<Slot>,
     health: watch::Sender<Health>,
     serial: AtomicU64,
@@ -86,13 +86,13 @@ enum Slot {
 
 /// An admitted connection. Clones share it.
 #[derive(Clone)]
-pub(crate) struct Connection(Arc<Admitted>);
+pub(crate) struct Connection(Arc<CheckedConnection>);
 
-struct Admitted {
+struct CheckedConnection {
     /// Tells this connection from every other that this process made.
     serial: u64,
     servers: Servers,
-    reign: Reign,
+    server_identity: ServerIdentity,
     compared: Compared,
     owner: Connections,
 }
@@ -119,17 +119,17 @@ struct Compared {
 }
 
 impl Connections {
-    pub(crate) fn new<F, Fut, E>(settings: Settings, admit: F) -> Self
+    pub(crate) fn new<F, Fut, E>(settings: Settings, check_server: F) -> Self
     where
-        F: Fn(Reign) -> Fut + Send + Sync + 'static,
+        F: Fn(ServerIdentity) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<BoxError>,
     {
         Self(Arc::new(Shared {
             settings,
-            admit: Box::new(move |reign| {
-                let admission = admit(reign);
-                Box::pin(async move { admission.await.map_err(Into::into) })
+            check_server: Box::new(move |server_identity| {
+                let check_server = check_server(server_identity);
+                Box::pin(async move { check_server.await.map_err(Into::into) })
             }),
             slot: Mutex::new(Slot::Empty),
             health: watch::Sender::new(Health::Untried),
@@ -190,7 +190,7 @@ impl Connections {
                 if let Err(error) = self.compare(&connection).await {
                     tracing::warn!(
                         error = with_causes(&error),
-                        "the reign of Redis could not be compared"
+                        "the server identity of Redis could not be compared"
                     );
                 }
                 drop(turn);
@@ -241,26 +241,28 @@ impl Connections {
 
     async fn connect(&self) -> Result<Connection, Error> {
         let began = Instant::now();
-        let (servers, reign) =
+        let (servers, server_identity) =
             Servers::connect(&self.0.settings).await.map_err(Error::in_connecting)?;
-        self.admit(&reign).await?;
-        Ok(Connection(Arc::new(Admitted {
+        self.check_server(&server_identity).await?;
+        Ok(Connection(Arc::new(CheckedConnection {
             serial: self.0.serial.fetch_add(1, Ordering::Relaxed),
             servers,
-            reign,
+            server_identity,
             compared: Compared { at: Mutex::new(began), turn: tokio::sync::Mutex::new(()) },
             owner: self.clone(),
         })))
     }
 
-    /// Asks the server for its reign again and compares it with the record. A changed reign ends the
+    /// Asks the server for its server identity again and compares it with the record. A changed server identity ends the
     /// connection; a record that cannot be read does not, since PostgreSQL may be away and the copy
     /// be all that there is to read.
     async fn compare(&self, connection: &Connection) -> Result<(), Error> {
         let began = Instant::now();
-        let result = match connection.0.servers.reign().await {
-            Ok(reign) if reign == connection.0.reign => self.admit(&reign).await,
-            Ok(_) => Err(Error::NotServing("its reign has changed".into())),
+        let result = match connection.0.servers.server_identity().await {
+            Ok(server_identity) if server_identity == connection.0.server_identity => {
+                self.check_server(&server_identity).await
+            }
+            Ok(_) => Err(Error::NotServing("its server identity has changed".into())),
             Err(error) => Err(error),
         };
         match &result {
@@ -270,11 +272,11 @@ impl Connections {
         result
     }
 
-    async fn admit(&self, reign: &Reign) -> Result<(), Error> {
-        match timeout(ADMIT_TIMEOUT, (self.0.admit)(reign.clone())).await {
+    async fn check_server(&self, server_identity: &ServerIdentity) -> Result<(), Error> {
+        match timeout(SERVER_CHECK_TIMEOUT, (self.0.check_server)(server_identity.clone())).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Error::NotAdmitted(error.to_string().into())),
-            Err(_) => Err(Error::NotAdmitted("the comparison took too long".into())),
+            Ok(Err(error)) => Err(Error::ServerRejected(error.to_string().into())),
+            Err(_) => Err(Error::ServerRejected("the comparison took too long".into())),
         }
     }
 

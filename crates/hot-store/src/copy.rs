@@ -7,7 +7,7 @@
 use domain::message::{Message, Position};
 
 use crate::encoding::DecodeError;
-use crate::mark::{Floor, Mark, Numbers};
+use crate::marker::{CompleteFrom, CompletenessMarker, Numbers};
 
 /// Which messages to read: the newest ones, or the newest before a position.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct Window {
 #[derive(Debug, Clone, PartialEq)]
 pub struct HotCopy {
     /// What loads stated about the copy.
-    pub marks: Vec<Mark>,
+    pub markers: Vec<CompletenessMarker>,
     /// The messages of the window that the copy holds, oldest first, each id once.
     pub messages: Vec<Message>,
     /// Whether the window is filled, or goes on below the messages.
@@ -47,13 +47,13 @@ pub enum Extent {
 pub enum Miss {
     /// No load has vouched for the copy, or there is none.
     #[error("no mark vouches for the hot copy")]
-    NoMark,
+    NoMarker,
     /// Loads have vouched for it, under numbers that have changed since.
     #[error("the hot copy was loaded under numbers that are no longer current")]
     Outdated,
     /// The window reaches below the floor of the copy.
     #[error("the window reaches below the floor of the hot copy")]
-    BelowFloor,
+    BeforeCompleteFrom,
     /// More messages share one time than are read at once.
     #[error("too many messages of the hot copy share one time")]
     CutShort,
@@ -66,8 +66,12 @@ impl HotCopy {
     /// From where on the copy is complete under these numbers: the lowest floor among the marks that
     /// have exactly them. `None`: nothing vouches for it.
     #[must_use]
-    pub fn complete_from(&self, numbers: Numbers) -> Option<&Floor> {
-        self.marks.iter().filter(|mark| mark.numbers == numbers).map(|mark| &mark.floor).min()
+    pub fn complete_from(&self, numbers: Numbers) -> Option<&CompleteFrom> {
+        self.markers
+            .iter()
+            .filter(|marker| marker.numbers == numbers)
+            .map(|marker| &marker.complete_from)
+            .min()
     }
 
     /// The messages of the window, oldest first: exactly what PostgreSQL would answer. Or why the
@@ -76,17 +80,17 @@ impl HotCopy {
         if let Some(damage) = self.damage {
             return Err(Miss::Damaged(damage));
         }
-        let Some(floor) = self.complete_from(numbers).cloned() else {
-            return Err(if self.marks.is_empty() { Miss::NoMark } else { Miss::Outdated });
+        let Some(complete_from) = self.complete_from(numbers).cloned() else {
+            return Err(if self.markers.is_empty() { Miss::NoMarker } else { Miss::Outdated });
         };
         // A row below the floor may be there, appended late; its neighbours need not be.
         let oldest_is_covered =
-            self.messages.first().is_none_or(|message| floor.covers(&message.position()));
+            self.messages.first().is_none_or(|message| complete_from.covers(&message.position()));
         match self.extent {
             Extent::CutShort => Err(Miss::CutShort),
             Extent::Full if oldest_is_covered => Ok(self.messages),
-            Extent::Exhausted if floor == Floor::Beginning => Ok(self.messages),
-            Extent::Full | Extent::Exhausted => Err(Miss::BelowFloor),
+            Extent::Exhausted if complete_from == CompleteFrom::Beginning => Ok(self.messages),
+            Extent::Full | Extent::Exhausted => Err(Miss::BeforeCompleteFrom),
         }
     }
 }
@@ -96,9 +100,9 @@ impl Miss {
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
-            Self::NoMark => "no_mark",
+            Self::NoMarker => "no_mark",
             Self::Outdated => "outdated",
-            Self::BelowFloor => "below_floor",
+            Self::BeforeCompleteFrom => "below_floor",
             Self::CutShort => "cut_short",
             Self::Damaged(_) => "damaged",
         }
@@ -120,30 +124,30 @@ pub(crate) fn in_order(mut messages: Vec<Message>) -> Result<Vec<Message>, Decod
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::samples::{message, position};
+    use crate::fixtures::{message, position};
 
     const NOW: Numbers = Numbers { epoch: 7, generation: 8 };
 
-    fn copy(marks: Vec<Mark>, extent: Extent) -> HotCopy {
+    fn copy(markers: Vec<CompletenessMarker>, extent: Extent) -> HotCopy {
         let messages = vec![message("a", 10), message("b", 20)];
-        HotCopy { marks, messages, extent, damage: None }
+        HotCopy { markers, messages, extent, damage: None }
     }
 
-    fn mark(numbers: Numbers, floor: Floor) -> Mark {
-        Mark { numbers, floor }
+    fn marker(numbers: Numbers, complete_from: CompleteFrom) -> CompletenessMarker {
+        CompletenessMarker { numbers, complete_from }
     }
 
     #[test]
-    fn a_copy_without_a_mark_is_never_complete() {
+    fn a_copy_without_a_marker_is_never_complete() {
         for extent in [Extent::Full, Extent::Exhausted, Extent::CutShort] {
-            assert_eq!(copy(vec![], extent).usable(NOW), Err(Miss::NoMark));
+            assert_eq!(copy(vec![], extent).usable(NOW), Err(Miss::NoMarker));
         }
     }
 
     #[test]
-    fn a_mark_with_another_number_is_not_accepted() {
+    fn a_marker_with_another_number_is_not_accepted() {
         for other in [Numbers { epoch: 1, ..NOW }, Numbers { generation: 1, ..NOW }] {
-            let copy = copy(vec![mark(other, Floor::Beginning)], Extent::Full);
+            let copy = copy(vec![marker(other, CompleteFrom::Beginning)], Extent::Full);
             assert_eq!(copy.complete_from(NOW), None);
             assert_eq!(copy.usable(NOW), Err(Miss::Outdated));
         }
@@ -154,35 +158,35 @@ mod tests {
         let old = Numbers { epoch: 1, generation: 1 };
         let copy = copy(
             vec![
-                mark(NOW, Floor::At(position("b", 20))),
-                mark(NOW, Floor::At(position("a", 10))),
-                mark(old, Floor::Beginning),
+                marker(NOW, CompleteFrom::At(position("b", 20))),
+                marker(NOW, CompleteFrom::At(position("a", 10))),
+                marker(old, CompleteFrom::Beginning),
             ],
             Extent::Full,
         );
-        assert_eq!(copy.complete_from(NOW), Some(&Floor::At(position("a", 10))));
+        assert_eq!(copy.complete_from(NOW), Some(&CompleteFrom::At(position("a", 10))));
     }
 
     #[test]
     fn nothing_below_the_floor_is_used() {
-        let marks = vec![mark(NOW, Floor::At(position("b", 20)))];
-        assert_eq!(copy(marks, Extent::Full).usable(NOW), Err(Miss::BelowFloor));
-        let marks = vec![mark(NOW, Floor::At(position("a", 10)))];
-        assert_eq!(copy(marks, Extent::Full).usable(NOW).map(|all| all.len()), Ok(2));
+        let markers = vec![marker(NOW, CompleteFrom::At(position("b", 20)))];
+        assert_eq!(copy(markers, Extent::Full).usable(NOW), Err(Miss::BeforeCompleteFrom));
+        let markers = vec![marker(NOW, CompleteFrom::At(position("a", 10)))];
+        assert_eq!(copy(markers, Extent::Full).usable(NOW).map(|all| all.len()), Ok(2));
     }
 
     #[test]
     fn an_exhausted_copy_answers_only_if_it_reaches_the_beginning() {
-        let marks = vec![mark(NOW, Floor::At(position("a", 10)))];
-        assert_eq!(copy(marks, Extent::Exhausted).usable(NOW), Err(Miss::BelowFloor));
-        let marks = vec![mark(NOW, Floor::Beginning)];
-        assert_eq!(copy(marks, Extent::Exhausted).usable(NOW).map(|all| all.len()), Ok(2));
+        let markers = vec![marker(NOW, CompleteFrom::At(position("a", 10)))];
+        assert_eq!(copy(markers, Extent::Exhausted).usable(NOW), Err(Miss::BeforeCompleteFrom));
+        let markers = vec![marker(NOW, CompleteFrom::Beginning)];
+        assert_eq!(copy(markers, Extent::Exhausted).usable(NOW).map(|all| all.len()), Ok(2));
     }
 
     #[test]
-    fn an_empty_copy_with_a_mark_of_the_beginning_is_an_empty_conversation() {
+    fn an_empty_copy_with_a_marker_of_the_beginning_is_an_empty_conversation() {
         let empty = HotCopy {
-            marks: vec![mark(NOW, Floor::Beginning)],
+            markers: vec![marker(NOW, CompleteFrom::Beginning)],
             messages: vec![],
             extent: Extent::Exhausted,
             damage: None,
@@ -192,13 +196,13 @@ mod tests {
 
     #[test]
     fn a_window_that_was_cut_short_is_a_miss() {
-        let marks = vec![mark(NOW, Floor::Beginning)];
-        assert_eq!(copy(marks, Extent::CutShort).usable(NOW), Err(Miss::CutShort));
+        let markers = vec![marker(NOW, CompleteFrom::Beginning)];
+        assert_eq!(copy(markers, Extent::CutShort).usable(NOW), Err(Miss::CutShort));
     }
 
     #[test]
     fn a_damaged_copy_is_a_miss() {
-        let mut copy = copy(vec![mark(NOW, Floor::Beginning)], Extent::Full);
+        let mut copy = copy(vec![marker(NOW, CompleteFrom::Beginning)], Extent::Full);
         copy.damage = Some(DecodeError::CutOff);
         assert_eq!(copy.usable(NOW), Err(Miss::Damaged(DecodeError::CutOff)));
     }

@@ -189,7 +189,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::samples::{any_message, full_message, message};
+    use crate::fixtures::{any_message, full_message, message};
 
     fn encoded(message: &Message) -> Vec<u8> {
         let mut member = Vec::new();
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn json_keeps_the_letter_and_null_stays_null() {
+    fn json_is_kept_byte_for_byte_and_null_stays_null() {
         let mut original = message("m", 5);
         original.metadata = Some(Json::parse("null".to_owned()).unwrap());
         original.tool_calls =

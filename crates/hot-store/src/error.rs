@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use domain::failure::{FailureClass, Store, Unavailable};
+use domain::failure::{Dependency, FailureClass, Unavailable};
 use domain::ids::ConversationKey;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
@@ -30,9 +30,9 @@ pub enum Error {
     /// not permitted, or handing this key over to another.
     #[error("Redis refuses for now: {0}")]
     Refusing(Arc<str>),
-    /// The reign could not be compared with the one on record.
+    /// The server identity could not be compared with the one on record.
     #[error("Redis could not be admitted: {0}")]
-    NotAdmitted(Arc<str>),
+    ServerRejected(Arc<str>),
     /// Another reader is loading the copy, and a second load would only take its place.
     #[error("another load of the hot copy is under way")]
     LoadUnderWay,
@@ -61,7 +61,7 @@ impl Error {
             | Self::Broken(_)
             | Self::NotServing(_)
             | Self::Refusing(_)
-            | Self::NotAdmitted(_) => FailureClass::Unavailable,
+            | Self::ServerRejected(_) => FailureClass::Unavailable,
             Self::LoadUnderWay => FailureClass::Transient,
             Self::Command(_) => FailureClass::Retryable,
         }
@@ -73,7 +73,7 @@ impl Error {
             Self::Broken(_) | Self::NotConnected(_) | Self::NotMaster(_) | Self::NotServing(_) => {
                 true
             }
-            Self::Refusing(_) | Self::NotAdmitted(_) | Self::LoadUnderWay | Self::Command(_) => {
+            Self::Refusing(_) | Self::ServerRejected(_) | Self::LoadUnderWay | Self::Command(_) => {
                 false
             }
         }
@@ -88,7 +88,7 @@ impl Error {
             Self::NotServing(text) => Self::NotServing(at(text)),
             Self::Refusing(text) => Self::Refusing(at(text)),
             Self::Command(text) => Self::Command(at(text)),
-            Self::NotMaster(_) | Self::NotAdmitted(_) | Self::LoadUnderWay => self,
+            Self::NotMaster(_) | Self::ServerRejected(_) | Self::LoadUnderWay => self,
         }
     }
 
@@ -101,7 +101,7 @@ impl Error {
             | Self::Command(text) => Self::NotConnected(text),
             Self::NotConnected(_)
             | Self::NotMaster(_)
-            | Self::NotAdmitted(_)
+            | Self::ServerRejected(_)
             | Self::LoadUnderWay => self,
         }
     }
@@ -119,7 +119,7 @@ impl Error {
 
 impl From<Error> for Unavailable {
     fn from(error: Error) -> Self {
-        Self { store: Store::Redis, source: Box::new(error) }
+        Self { dependency: Dependency::Redis, source: Box::new(error) }
     }
 }
 
@@ -127,7 +127,7 @@ impl From<RedisError> for Error {
     fn from(error: RedisError) -> Self {
         let text: Arc<str> = describe(&error).into();
         match error.kind() {
-            // A demoted master must not be used again: its reign is over.
+            // A demoted master must not be used again: its server identity is over.
             ErrorKind::Server(ServerErrorKind::ReadOnly) => Self::NotMaster("replica".to_owned()),
             ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown)
             | ErrorKind::AuthenticationFailed => Self::NotServing(text),

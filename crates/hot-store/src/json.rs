@@ -29,7 +29,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// A field with JSON, to the letter, if there is any.
+    /// A field with JSON, byte for byte, if there is any.
     pub(crate) fn json(&mut self, name: &'static str, json: Option<&Json>) {
         if let Some(json) = json {
             self.name(name);

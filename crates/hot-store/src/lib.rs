@@ -1,7 +1,7 @@
 //! Redis: a copy of each conversation's newest messages, fast to read and safe to lose.
 //!
 //! The only crate that names redis. PostgreSQL holds the truth; a hot copy is filled from committed
-//! rows alone and believed only where a [`Mark`] of the current [`Numbers`] vouches for it. So
+//! rows alone and believed only where a [`CompletenessMarker`] of the current [`Numbers`] vouches for it. So
 //! eviction, expiry, a wiped server or a failover cost reads of PostgreSQL and never a message.
 //!
 //! - Savers [append](HotStore::append) without looking. If that fails, the conversations that the
@@ -10,7 +10,7 @@
 //!   PostgreSQL and may fill the copy: [`HotStore::begin_load`], then numbers and rows in one
 //!   snapshot, then [`HotStore::finish_load`].
 //! - One connection is one server process. Each is admitted before first use: whoever opened the
-//!   store compares its [`Reign`] with the one on record. See `connection.rs`.
+//!   store compares its [`ServerIdentity`] with the one on record. See `connection.rs`.
 //!
 //! - A Redis Cluster is the same with a process for each master: everything about a conversation is
 //!   one key, and no call needs two keys at once. See `servers.rs`.
@@ -26,20 +26,20 @@ mod connection;
 mod copy;
 mod encoding;
 mod error;
+#[cfg(test)]
+mod fixtures;
 mod json;
 mod keys;
 mod load;
-mod mark;
+mod marker;
 mod members;
 mod node;
 mod read;
-mod reign;
-#[cfg(test)]
-mod samples;
+mod scan;
+mod server_identity;
 mod servers;
 mod settings;
 mod slots;
-mod walk;
 
 use std::error::Error as StdError;
 
@@ -52,12 +52,12 @@ pub use connection::Health;
 pub use copy::{Extent, HotCopy, Miss, Window};
 pub use encoding::DecodeError;
 pub use error::{AppendError, Error};
-pub use load::{Intent, Loaded};
-pub use mark::{Floor, Mark, Numbers};
+pub use load::{LoadToken, Loaded};
+pub use marker::{CompleteFrom, CompletenessMarker, Numbers};
 pub use read::Reading;
-pub use reign::Reign;
+pub use scan::{ScanCursor, ScanPage};
+pub use server_identity::ServerIdentity;
 pub use settings::Settings;
-pub use walk::{Bookmark, Walked};
 
 use connection::Connections;
 
@@ -71,22 +71,22 @@ impl HotStore {
     /// Describes the store; connects at the first call, so that a process can start while Redis is
     /// away.
     ///
-    /// `admit` compares the reign of a server with the one on record and, if they differ, records
+    /// `check_server` compares the server identity of a server with the one on record and, if they differ, records
     /// this one together with a fresh epoch. It runs before a connection is first used and every
     /// [`Settings::watch_every`] after that. Its error keeps a new connection from being used; an
     /// admitted one may still be read, but not be written to once the last success is two
     /// intervals old.
     #[must_use]
-    pub fn open<F, Fut, E>(settings: Settings, admit: F) -> Self
+    pub fn open<F, Fut, E>(settings: Settings, check_server: F) -> Self
     where
-        F: Fn(Reign) -> Fut + Send + Sync + 'static,
+        F: Fn(ServerIdentity) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<Box<dyn StdError + Send + Sync>>,
     {
-        Self { connections: Connections::new(settings, admit) }
+        Self { connections: Connections::new(settings, check_server) }
     }
 
-    /// Keeps the connection alive and its reign compared, until told to stop. A process that uses
+    /// Keeps the connection alive and its server identity compared, until told to stop. A process that uses
     /// the store runs this once, supervised: it is also what finds Redis again after an outage.
     pub async fn watch(self, shutdown: CancellationToken) {
         shutdown.run_until_cancelled(self.connections.watch()).await;

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::connection::Link;
 use crate::error::Error;
-use crate::mark::Mark;
+use crate::marker::CompletenessMarker;
 use crate::members::Members;
 use crate::{HotStore, keys};
 
@@ -28,7 +28,7 @@ static FINISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("fin
 /// A load that has begun. Read the numbers and rows *after* this, in one snapshot.
 #[derive(Debug)]
 #[must_use = "a load that is not finished has emptied the copy for nothing"]
-pub struct Intent {
+pub struct LoadToken {
     key: ConversationKey,
     member: Vec<u8>,
     /// The connection on which it was left: another one may be another server.
@@ -57,7 +57,7 @@ impl HotStore {
     /// # Errors
     /// [`Error::LoadUnderWay`] when another reader has begun to load it and not finished, for at
     /// most [`Settings::longest_load`](crate::Settings::longest_load).
-    pub async fn begin_load(&self, key: &ConversationKey) -> Result<Intent, Error> {
+    pub async fn begin_load(&self, key: &ConversationKey) -> Result<LoadToken, Error> {
         let connection = self.connections.get_for_writing().await?;
         let name = keys::messages(key);
         let mut command = BEGIN.on(&name);
@@ -66,7 +66,7 @@ impl HotStore {
         command.arg(self.expiry_seconds());
         match BEGIN.run(connection.of(&name), &command).await? {
             Value::BulkString(member) => {
-                Ok(Intent { key: key.clone(), member, serial: connection.serial() })
+                Ok(LoadToken { key: key.clone(), member, serial: connection.serial() })
             }
             _ => Err(Error::LoadUnderWay),
         }
@@ -82,20 +82,20 @@ impl HotStore {
     /// copy is right.
     pub async fn finish_load<M>(
         &self,
-        intent: Intent,
-        mark: &Mark,
+        load_token: LoadToken,
+        marker: &CompletenessMarker,
         messages: &[M],
     ) -> Result<Loaded, Error>
     where
         M: Borrow<Message> + Sync,
     {
         let connection = self.connections.get_for_writing().await?;
-        if connection.serial() != intent.serial {
+        if connection.serial() != load_token.serial {
             return Ok(Loaded::Superseded);
         }
-        let name = keys::messages(&intent.key);
+        let name = keys::messages(&load_token.key);
         let mut command = FINISH.on(&name);
-        command.arg(intent.member).arg(mark.encode()).arg(self.expiry_seconds());
+        command.arg(load_token.member).arg(marker.encode()).arg(self.expiry_seconds());
         let mut members = Members::default();
         messages.iter().for_each(|message| members.push(message.borrow()));
         members.move_to(&mut command);

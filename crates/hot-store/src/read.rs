@@ -12,7 +12,7 @@ use crate::connection::Connection;
 use crate::copy::{Extent, HotCopy, Window, in_order};
 use crate::encoding::{DecodeError, decode};
 use crate::error::Error;
-use crate::mark::Mark;
+use crate::marker::CompletenessMarker;
 use crate::{HotStore, keys};
 
 /// How many messages may share the time of a window's end. With times in microseconds more than a
@@ -71,19 +71,20 @@ impl Reading {
             link.check(reply)?;
         }
         let mut replies = replies.into_iter();
-        let (marks, older) = (replies.next(), replies.next());
-        Ok(interpret(window, marks, older, replies.next()).unwrap_or_else(damaged))
+        let (markers, older) = (replies.next(), replies.next());
+        Ok(interpret(window, markers, older, replies.next()).unwrap_or_else(damaged))
     }
 }
 
 /// What the replies say about the copy. `same_time` are the members at the time of the window's end.
 fn interpret(
     window: &Window,
-    marks: Option<Value>,
+    markers: Option<Value>,
     older: Option<Value>,
     same_time: Option<Value>,
 ) -> Result<HotCopy, DecodeError> {
-    let marks = members(marks)?.iter().filter_map(|member| Mark::decode(member)).collect();
+    let markers =
+        members(markers)?.iter().filter_map(|member| CompletenessMarker::decode(member)).collect();
     let mut messages = messages_of(older)?;
     let mut extent =
         if messages.len() < window.newest { Extent::Exhausted } else { Extent::CutShort };
@@ -91,7 +92,12 @@ fn interpret(
         let same_time = messages_of(same_time)?;
         if same_time.len() == SAME_TIME {
             // There may be more of them, and of those that were not read some may belong here.
-            return Ok(HotCopy { marks, messages: vec![], extent: Extent::CutShort, damage: None });
+            return Ok(HotCopy {
+                markers,
+                messages: vec![],
+                extent: Extent::CutShort,
+                damage: None,
+            });
         }
         messages.extend(same_time.into_iter().filter(|message| message.id < before.id));
     }
@@ -100,7 +106,7 @@ fn interpret(
         messages.drain(..messages.len() - window.newest);
         extent = Extent::Full;
     }
-    Ok(HotCopy { marks, messages, extent, damage: None })
+    Ok(HotCopy { markers, messages, extent, damage: None })
 }
 
 /// The messages of a reply with scores: member, score, member, score.
@@ -128,5 +134,5 @@ fn members(reply: Option<Value>) -> Result<Vec<Vec<u8>>, DecodeError> {
 }
 
 fn damaged(damage: DecodeError) -> HotCopy {
-    HotCopy { marks: vec![], messages: vec![], extent: Extent::CutShort, damage: Some(damage) }
+    HotCopy { markers: vec![], messages: vec![], extent: Extent::CutShort, damage: Some(damage) }
 }

@@ -1,8 +1,8 @@
 //! The server processes that one connection holds: one server, or the masters of a cluster.
 //!
 //! All or nothing: it is made when every process is reached, and over when one of them is lost or a
-//! slot has moved. So what [`Servers::reign`] says is true of every key, and a new map of the slots is
-//! never used under an old reign.
+//! slot has moved. So what [`Servers::server_identity`] says is true of every key, and a new map of the slots is
+//! never used under an old server identity.
 //!
 //! A cluster's map comes from any of its named nodes, and is believed when every master in it sees
 //! the same one and has a majority behind it. One that was cut off from the others keeps its old
@@ -14,7 +14,7 @@ use redis::{ConnectionAddr, ConnectionInfo, Value, from_redis_value};
 use crate::address::Place;
 use crate::error::Error;
 use crate::node::Node;
-use crate::reign::{Master, Reign, field};
+use crate::server_identity::{Master, ServerIdentity, field};
 use crate::settings::Settings;
 use crate::slots::{Endpoint, SlotMap, slot_of};
 
@@ -35,7 +35,7 @@ struct Cluster {
 
 impl Servers {
     /// Connects to every one of them and asks who they are.
-    pub(crate) async fn connect(settings: &Settings) -> Result<(Self, Reign), Error> {
+    pub(crate) async fn connect(settings: &Settings) -> Result<(Self, ServerIdentity), Error> {
         let servers = match settings.address.place() {
             Place::Server(info) => {
                 let node = Node::connect(info, &settings.address.to_string(), settings).await?;
@@ -43,17 +43,17 @@ impl Servers {
             }
             Place::Cluster(seeds) => return Self::through_any(seeds, settings).await,
         };
-        let reign = servers.reign().await?;
-        Ok((servers, reign))
+        let server_identity = servers.server_identity().await?;
+        Ok((servers, server_identity))
     }
 
     /// Who rules the hot copies now.
     ///
     /// # Errors
     /// A server does not answer, is no master, or, in a cluster, sees another map of the slots.
-    pub(crate) async fn reign(&self) -> Result<Reign, Error> {
+    pub(crate) async fn server_identity(&self) -> Result<ServerIdentity, Error> {
         match &self.cluster {
-            None => Ok(Reign::from_iter([single(&self.nodes[0]).await?])),
+            None => Ok(ServerIdentity::from_iter([single(&self.nodes[0]).await?])),
             Some(cluster) => {
                 let masters = self.nodes.iter().zip(&cluster.ids);
                 let asked = masters.map(|(node, id)| member(node, id, &cluster.map));
@@ -79,7 +79,7 @@ impl Servers {
     async fn through_any(
         seeds: &[ConnectionInfo],
         settings: &Settings,
-    ) -> Result<(Self, Reign), Error> {
+    ) -> Result<(Self, ServerIdentity), Error> {
         let mut faults: Vec<String> = Vec::new();
         for seed in seeds {
             let fault = match Self::through(seed, settings).await.map_err(Error::in_connecting) {
@@ -94,7 +94,10 @@ impl Servers {
         Err(Error::NotConnected(faults.join("; ").into()))
     }
 
-    async fn through(seed: &ConnectionInfo, settings: &Settings) -> Result<(Self, Reign), Error> {
+    async fn through(
+        seed: &ConnectionInfo,
+        settings: &Settings,
+    ) -> Result<(Self, ServerIdentity), Error> {
         let asked = Node::connect(seed, &seed.addr().to_string(), settings).await?;
         let map = asked.ask([&["CLUSTER", "MYID"], &["CLUSTER", "SLOTS"]]).await;
         let [id, slots] = map.map_err(no_cluster)?;
@@ -112,8 +115,8 @@ impl Servers {
         let place = |owner: &str| ids.iter().position(|id| id == owner);
         let ranges = map.owners().filter_map(|(last, owner)| Some((last, place(owner)?))).collect();
         let servers = Self { nodes, cluster: Some(Cluster { map, ids, ranges }) };
-        let reign = servers.reign().await?;
-        Ok((servers, reign))
+        let server_identity = servers.server_identity().await?;
+        Ok((servers, server_identity))
     }
 }
 

@@ -17,7 +17,7 @@ pub struct Settings {
     pub response_timeout: Duration,
     /// The longest pause between two attempts to connect; calls fail at once meanwhile.
     pub longest_pause: Duration,
-    /// How often the reign is compared. A write relies on a comparison for twice as long.
+    /// How often the server identity is compared. A write relies on a comparison for twice as long.
     pub watch_every: Duration,
     /// A load that has not finished after this, by Redis's clock, is taken for abandoned, and
     /// another may begin.

@@ -5,13 +5,13 @@
 //! queue's depth, dead letters, active conversations) are exported by every statistics replica:
 //! rules use `max by`.
 
-use domain::failure::{DeadLetterReason, Store};
+use domain::failure::{DeadLetterReason, Dependency};
 
 use crate::definition::catalogue;
 use crate::labels::{
-    CloseCause, ConsumerRestart, Counted, DeliveryOutcome, GenerationChange, HotLoad, HotRead,
-    Letter, PublishOutcome, QueueState, RetryClass, SentBack, SessionEventKind, TaskEnd,
-    TransactionRetry,
+    CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome, GenerationChange,
+    HotLoad, HotRead, PublishOutcome, QueueState, RerouteCause, RetryClass, SessionEventKind,
+    TaskEnd, TransactionRetry,
 };
 
 /// Seconds. A batch takes some 20 ms here; lock waits and slow disks show from 0.5 s, time-outs of
@@ -60,7 +60,7 @@ catalogue! {
         /// Publishes, by what the broker said to them.
         Publishes { outcome: PublishOutcome } = "verbatim_publishes_total" in "messages";
         /// Batches held because a store was away.
-        Holds { queue: &'static str, store: Store } = "verbatim_holds_total" in "batches";
+        Holds { queue: &'static str, dependency: Dependency } = "verbatim_holds_total" in "batches";
         /// Consumers built anew, by cause.
         ConsumerRestarts { queue: &'static str, cause: ConsumerRestart }
             = "verbatim_consumer_restarts_total" in "restarts";
@@ -90,12 +90,12 @@ catalogue! {
         StatisticsRecomputed = "verbatim_statistics_recomputed_total" in "conversations";
         /// Daily buckets that were computed anew.
         DailyBucketsRecomputed = "verbatim_daily_buckets_recomputed_total" in "buckets";
-        /// Dead letters stored by the keeper; a repeat of a stored one counts again.
+        /// Dead letters stored by the dead-letter collector; a repeat of a stored one counts again.
         DeadLettersStored { queue: &'static str, reason: DeadLetterReason }
-            = "verbatim_dead_letters_stored_total" in "letters";
-        /// Letters that the keeper sent back to their queue, by cause.
-        DeadLettersSentBack { queue: &'static str, cause: SentBack }
-            = "verbatim_dead_letters_sent_back_total" in "letters";
+            = "verbatim_dead_letters_stored_total" in "dead letters";
+        /// Dead letters that the dead-letter collector sent back to their queue, by cause.
+        MessagesRerouted { queue: &'static str, cause: RerouteCause }
+            = "verbatim_messages_rerouted_total" in "messages";
         /// Panics of handlers that the consumer contained; the messages at fault are retried.
         HandlerPanics { queue: &'static str } = "verbatim_handler_panics_total" in "panics";
         /// Panics, contained ones included, as the process's panic hook sees them. Each is a bug.
@@ -119,11 +119,11 @@ catalogue! {
         QueueExists { queue: &'static str } = "verbatim_queue_exists" in "0 or 1";
         /// Consumers of a queue, over all replicas.
         QueueConsumers { queue: &'static str } = "verbatim_queue_consumers" in "consumers";
-        /// Dead letters that nobody has dealt with: open rows by reason, and those that the keeper
+        /// Dead letters that nobody has dealt with: open rows by reason, and those that the dead-letter collector
         /// has not read yet (`in_queue`).
-        DeadLetters { queue: &'static str, reason: Letter } = "verbatim_dead_letters" in "letters";
+        DeadLetters { queue: &'static str, reason: DeadLetterState } = "verbatim_dead_letters" in "dead letters";
         /// 1 while this process can use the store, else 0.
-        StoreUp { store: Store } = "verbatim_store_up" in "0 or 1";
+        DependencyUp { dependency: Dependency } = "verbatim_dependency_up" in "0 or 1";
         /// Conversations with status `active`.
         ConversationsActive = "verbatim_conversations_active" in "conversations";
         /// How long the conversation that is most overdue has waited for its close; 0 when none is.
@@ -146,7 +146,7 @@ catalogue! {
         /// From a batch's start to the outcomes of its messages, without holds.
         Batch { queue: &'static str } = "verbatim_batch_seconds" in "seconds", WORK_SECONDS;
         /// Holds that ended, by the store that was away.
-        Hold { queue: &'static str, store: Store }
+        Hold { queue: &'static str, dependency: Dependency }
             = "verbatim_hold_seconds" in "seconds", OUTAGE_SECONDS;
         /// From a publish to the broker's confirm.
         Publish = "verbatim_publish_seconds" in "seconds", WORK_SECONDS;

@@ -3,7 +3,7 @@
 //! There is no way to make a label from a `String`: tenants, conversations and error texts cannot
 //! become labels, so the number of time series is bounded by the source code.
 
-use domain::failure::{DeadLetterReason, FailureClass, Store};
+use domain::failure::{DeadLetterReason, Dependency, FailureClass};
 
 /// A type whose values are label values.
 pub trait Label: Copy {
@@ -23,7 +23,7 @@ impl Label for &'static str {
     }
 }
 
-impl Label for Store {
+impl Label for Dependency {
     const CLOSED: Option<&'static [&'static str]> = Some(&["rabbitmq", "redis", "postgresql"]);
 
     fn value(self) -> &'static str {
@@ -89,7 +89,7 @@ mod tests {
         fn values<L: Label>(all: impl IntoIterator<Item = L>) -> Vec<&'static str> {
             all.into_iter().map(Label::value).collect()
         }
-        assert_eq!(Store::CLOSED, Some(values(Store::ALL).as_slice()));
+        assert_eq!(Dependency::CLOSED, Some(values(Dependency::ALL).as_slice()));
         assert_eq!(DeadLetterReason::CLOSED, Some(values(DeadLetterReason::ALL).as_slice()));
     }
 }

@@ -19,9 +19,9 @@ label! {
         /// A copy became a dead letter.
         DeadLettered = "dead_lettered",
         /// A copy moved to the suspect queue: it had come back too often.
-        Suspected = "suspected",
+        Quarantined = "quarantined",
         /// It was given back to the queue unsettled: a hold or a drain ran out of time.
-        Returned = "returned",
+        Requeued = "requeued",
     }
 }
 
@@ -136,8 +136,8 @@ label! {
 }
 
 label! {
-    /// Why the keeper sent a letter back to its queue.
-    SentBack {
+    /// Why the dead-letter collector sent a dead letter back to its queue.
+    RerouteCause {
         /// It had expired in the queue by its sender's own `expiration`.
         Expired = "expired",
         /// It had been unroutable although its action is known.
@@ -177,16 +177,16 @@ label! {
     }
 }
 
-/// Where a dead letter is: stored by the keeper with its reason, or still on its way there.
+/// Where a dead letter is: stored by the dead-letter collector with its reason, or still on its way there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Letter {
+pub enum DeadLetterState {
     /// An open row of `dead_letters`.
     Stored(DeadLetterReason),
-    /// A message in the dead-letter queue. Its reason is known when the keeper has read it.
+    /// A message in the dead-letter queue. Its reason is known when the dead-letter collector has read it.
     InQueue,
 }
 
-impl Label for Letter {
+impl Label for DeadLetterState {
     const CLOSED: Option<&'static [&'static str]> = Some(&[
         "malformed_json",
         "schema",

@@ -18,9 +18,9 @@ pub use definition::{Definition, Kind, LabelDefinition};
 pub use document::markdown;
 pub use label::Label;
 pub use labels::{
-    CloseCause, ConsumerRestart, Counted, DeliveryOutcome, GenerationChange, HotLoad, HotRead,
-    Letter, PublishOutcome, QueueState, RetryClass, SentBack, SessionEventKind, TaskEnd,
-    TransactionRetry,
+    CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome, GenerationChange,
+    HotLoad, HotRead, PublishOutcome, QueueState, RerouteCause, RetryClass, SessionEventKind,
+    TaskEnd, TransactionRetry,
 };
 pub use registry::Metrics;
 

@@ -173,10 +173,10 @@ fn register(registry: &Registry, collector: impl prometheus::core::Collector + '
 #[cfg(test)]
 mod tests {
     use crate::RetryClass;
-    use domain::failure::{DeadLetterReason, Store};
+    use domain::failure::{DeadLetterReason, Dependency};
 
     use super::*;
-    use crate::{HotRead, Letter, QueueState};
+    use crate::{DeadLetterState, HotRead, QueueState};
 
     fn lines(metrics: &Metrics, prefix: &str) -> Vec<String> {
         let text = metrics.render();
@@ -218,11 +218,14 @@ mod tests {
     #[test]
     fn a_gauge_that_nobody_has_set_is_absent_rather_than_zero() {
         let metrics = Metrics::new();
-        assert_eq!(lines(&metrics, "verbatim_store_up"), Vec::<String>::new());
+        assert_eq!(lines(&metrics, "verbatim_dependency_up"), Vec::<String>::new());
         assert_eq!(lines(&metrics, "verbatim_conversations_active"), Vec::<String>::new());
-        metrics.set(Gauge::StoreUp { store: Store::Redis }, 1.0);
+        metrics.set(Gauge::DependencyUp { dependency: Dependency::Redis }, 1.0);
         metrics.set(Gauge::ConversationsActive, 7.0);
-        assert_eq!(lines(&metrics, "verbatim_store_up"), ["verbatim_store_up{store=\"redis\"} 1"]);
+        assert_eq!(
+            lines(&metrics, "verbatim_dependency_up"),
+            ["verbatim_dependency_up{dependency=\"redis\"} 1"]
+        );
         assert_eq!(
             lines(&metrics, "verbatim_conversations_active"),
             ["verbatim_conversations_active 7"]
@@ -243,7 +246,7 @@ mod tests {
         let metrics = Metrics::new();
         let state = QueueState::Ready;
         metrics.set(Gauge::QueueMessages { queue: "conversation.save_message", state }, 12.0);
-        let reason = Letter::Stored(DeadLetterReason::TooLarge);
+        let reason = DeadLetterState::Stored(DeadLetterReason::TooLarge);
         metrics.set(Gauge::DeadLetters { queue: "q", reason }, 1.0);
         assert_eq!(
             lines(&metrics, "verbatim_queue_messages"),

@@ -29,7 +29,7 @@ fn the_page_names_what_alerts_and_autoscalers_hang_on() {
         "verbatim_deliveries_total{queue,outcome}",
         "verbatim_retries_total{queue,class}",
         "verbatim_batch_seconds",
-        "verbatim_store_up{store}",
+        "verbatim_dependency_up{dependency}",
         "verbatim_conversations_active",
         "verbatim_close_lag_seconds",
         "verbatim_acks_lost_total",

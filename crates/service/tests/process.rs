@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 /// Longer than any of this takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const OVERDUE_AFTER: Duration = Duration::from_secs(30);
 
 struct Running {
     child: Child,
@@ -43,7 +43,7 @@ impl Running {
     /// Waits for a line that contains the text.
     fn wait_for(&mut self, text: &str) {
         while !self.seen.iter().any(|line| line.contains(text)) {
-            match self.lines.recv_timeout(PATIENCE) {
+            match self.lines.recv_timeout(OVERDUE_AFTER) {
                 Ok(line) => self.seen.push(line),
                 Err(error) => panic!("no line with {text:?} ({error}) after {:#?}", self.seen),
             }
@@ -57,7 +57,7 @@ impl Running {
             line.split_once("\"address\":\"")?.1.split_once('"').map(|(address, _)| address)
         });
         let mut stream = TcpStream::connect(address.expect("logged")).expect("it listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        stream.set_read_timeout(Some(OVERDUE_AFTER)).expect("a time-out");
         write!(stream, "GET {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n")
             .expect("sent");
         let mut answer = String::new();
@@ -73,7 +73,7 @@ impl Running {
 
     /// The exit code. The process's standard error ends when it does.
     fn code(mut self) -> Option<i32> {
-        while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
+        while let Ok(line) = self.lines.recv_timeout(OVERDUE_AFTER) {
             self.seen.push(line);
         }
         let status = self.child.try_wait().expect("a child");

@@ -60,7 +60,7 @@ impl Fleet {
         }
     }
 
-    /// An empty fleet of test builds, which end where their environment says (crate `crash-points`).
+    /// An empty fleet of test builds, which end where their environment says (crate `failpoints`).
     ///
     /// # Panics
     /// When the binaries cannot be built; the message has cargo's.
@@ -284,7 +284,7 @@ fn armed_dir() -> PathBuf {
 /// # Errors
 /// When they cannot be built; with cargo's words.
 pub async fn build_armed() -> Result<()> {
-    build_with(&["--features", "crash-points/armed"]).await?;
+    build_with(&["--features", "failpoints/armed"]).await?;
     let (from, to) = (place::profile_dir(), armed_dir());
     std::fs::create_dir_all(&to)?;
     for entry in std::fs::read_dir(&from)? {

@@ -56,7 +56,7 @@ pub struct Count {
 /// What the network is to do.
 #[derive(Debug, Clone, Copy)]
 struct Order {
-    weather: Weather,
+    network_fault: NetworkFault,
     /// A connection belongs to the epoch in which it was accepted, and ends with it.
     epoch: u64,
     end: End,
@@ -65,7 +65,7 @@ struct Order {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Weather {
+enum NetworkFault {
     Fair,
     Slow(Duration),
     Frozen,
@@ -85,7 +85,8 @@ impl Proxy {
     /// # Errors
     /// When a URL has no numeric address with a port, or no port can be listened on.
     pub async fn before(url: &str) -> io::Result<Self> {
-        let order = Order { weather: Weather::Fair, epoch: 0, end: End::Close, detour: None };
+        let order =
+            Order { network_fault: NetworkFault::Fair, epoch: 0, end: End::Close, detour: None };
         let (order, orders) = watch::channel(order);
         let (counter, count) = watch::channel(Count::default());
         let servers = url.split(',').map(address).collect::<io::Result<Vec<_>>>()?;
@@ -139,7 +140,7 @@ impl Proxy {
     /// When the proxy itself has ended.
     pub async fn cut(&self) -> io::Result<()> {
         self.order.send_modify(|order| {
-            order.weather = Weather::Down;
+            order.network_fault = NetworkFault::Down;
             order.epoch += 1;
             order.end = End::Close;
         });
@@ -172,12 +173,12 @@ impl Proxy {
 
     /// Keeps connections open, accepts new ones, and moves no bytes: what a broken switch does.
     pub fn freeze(&self) {
-        self.order.send_modify(|order| order.weather = Weather::Frozen);
+        self.order.send_modify(|order| order.network_fault = NetworkFault::Frozen);
     }
 
     /// Holds every chunk (16 KiB at most) for `delay`, in both directions.
     pub fn slow(&self, delay: Duration) {
-        self.order.send_modify(|order| order.weather = Weather::Slow(delay));
+        self.order.send_modify(|order| order.network_fault = NetworkFault::Slow(delay));
     }
 
     /// Fair weather again. What was frozen moves on; what was cut can connect.
@@ -185,7 +186,7 @@ impl Proxy {
     /// # Errors
     /// When the proxy itself has ended.
     pub async fn restore(&self) -> io::Result<()> {
-        self.order.send_modify(|order| order.weather = Weather::Fair);
+        self.order.send_modify(|order| order.network_fault = NetworkFault::Fair);
         self.settled(|count| count.listening == self.routes).await
     }
 
@@ -217,7 +218,7 @@ fn another_loopback() -> Ipv4Addr {
 /// Listens while the weather allows it; ends when the port cannot be had.
 async fn accept(route: Route, mut orders: watch::Receiver<Order>, counter: watch::Sender<Count>) {
     let mut connections = JoinSet::new();
-    while orders.wait_for(|order| order.weather != Weather::Down).await.is_ok() {
+    while orders.wait_for(|order| order.network_fault != NetworkFault::Down).await.is_ok() {
         let Ok(listener) = listen(route.from).await else {
             return counter.send_modify(|count| count.broken = true);
         };
@@ -227,7 +228,7 @@ async fn accept(route: Route, mut orders: watch::Receiver<Order>, counter: watch
             tokio::select! {
                 biased;
                 // A closed channel counts as down: nobody is left to give orders.
-                _ = sight.wait_for(|order| order.weather == Weather::Down) => break,
+                _ = sight.wait_for(|order| order.network_fault == NetworkFault::Down) => break,
                 Some(_) = connections.join_next() => {}
                 Ok((client, _)) = listener.accept() => {
                     let open = Open::count(&counter);
@@ -301,11 +302,11 @@ async fn pump(
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         let bytes = from.read(&mut chunk).await?;
-        let weather = orders
-            .wait_for(|order| order.weather != Weather::Frozen)
+        let network_fault = orders
+            .wait_for(|order| order.network_fault != NetworkFault::Frozen)
             .await
-            .map_or(Weather::Fair, |order| order.weather);
-        if let Weather::Slow(delay) = weather {
+            .map_or(NetworkFault::Fair, |order| order.network_fault);
+        if let NetworkFault::Slow(delay) = network_fault {
             sleep(delay).await;
         }
         if bytes == 0 {

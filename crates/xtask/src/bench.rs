@@ -2,7 +2,7 @@
 //!
 //! Machines differ and are noisy, so a number alone says little: contestants take turns, round after
 //! round, on the same servers with the same load, and what counts is their ratio within a round. The
-//! `null` and `ideal` contestants are yardsticks (`crates/xtask/peers`).
+//! `null` and `ideal` contestants are baselines (`crates/xtask/peers`).
 //!
 //! | file | what it is about |
 //! |---|---|

@@ -49,8 +49,8 @@ fn every_runbook_has_its_alert_and_every_inhibition_names_alerts() {
     let routes = routes.unwrap();
     let named: BTreeSet<String> =
         words(&routes).filter(|word| word.starts_with("Verbatim")).map(str::to_owned).collect();
-    let strangers: Vec<_> = named.iter().filter(|it| !names.contains(*it)).collect();
-    assert!(named.len() > 5 && strangers.is_empty(), "{strangers:?} of {named:?}");
+    let unknown_keys: Vec<_> = named.iter().filter(|it| !names.contains(*it)).collect();
+    assert!(named.len() > 5 && unknown_keys.is_empty(), "{unknown_keys:?} of {named:?}");
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn what_an_operator_must_hear_of_is_read_by_some_alert() {
         "verbatim_deliveries_total",
         "verbatim_publishes_total",
         "verbatim_acks_lost_total",
-        "verbatim_store_up",
+        "verbatim_dependency_up",
         "verbatim_ready",
         "verbatim_close_lag_seconds",
         "verbatim_counted_timestamp_seconds",

@@ -11,22 +11,22 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("metrics", &["domain"]),
     ("tokens", &[]),
-    ("crash-points", &[]),
-    ("broker", &["crash-points", "domain", "metrics"]),
+    ("failpoints", &[]),
+    ("broker", &["failpoints", "domain", "metrics"]),
     ("hot-store", &["domain", "metrics"]),
-    ("archive", &["domain", "metrics"]),
+    ("database", &["domain", "metrics"]),
     (
         "conversation",
-        &["archive", "broker", "crash-points", "domain", "hot-store", "metrics", "tokens"],
+        &["database", "broker", "failpoints", "domain", "hot-store", "metrics", "tokens"],
     ),
     ("service", &["domain", "metrics"]),
     (
         "worker",
         &[
-            "archive",
+            "database",
             "broker",
             "conversation",
-            "crash-points",
+            "failpoints",
             "domain",
             "hot-store",
             "metrics",
@@ -38,20 +38,20 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("statistics-worker", WORKER),
     (
         "verbatim",
-        &["archive", "broker", "conversation", "domain", "hot-store", "metrics", "service"],
+        &["database", "broker", "conversation", "domain", "hot-store", "metrics", "service"],
     ),
     ("testkit", &[]),
     ("xtask", &["testkit"]),
-    // The yardsticks of the benchmarks: the same clients, without anything of ours.
-    (YARDSTICK, &[]),
+    // The baselines of the benchmarks: the same clients, without anything of ours.
+    (BASELINE, &[]),
     // Whole-system scenarios may look at everything; nothing depends on them.
     (
         "system-tests",
         &[
-            "archive",
+            "database",
             "broker",
             "conversation",
-            "crash-points",
+            "failpoints",
             "domain",
             "hot-store",
             "metrics",
@@ -62,10 +62,10 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
 ];
 
 const WORKER: &[&str] = &[
-    "archive",
+    "database",
     "broker",
     "conversation",
-    "crash-points",
+    "failpoints",
     "domain",
     "hot-store",
     "metrics",
@@ -75,13 +75,13 @@ const WORKER: &[&str] = &[
 ];
 
 /// The package that may name every client, since it stands beside the fleet.
-const YARDSTICK: &str = "bench-peers";
+const BASELINE: &str = "bench-peers";
 
 /// Clients and registries that one crate alone may name; tests of others may, to look from outside.
 const NAMED_BY_ONE: &[(&str, &str)] = &[
     ("lapin", "broker"),
     ("redis", "hot-store"),
-    ("sqlx", "archive"),
+    ("sqlx", "database"),
     ("prometheus", "metrics"),
     ("bpe-openai", "tokens"),
 ];
@@ -136,7 +136,7 @@ fn every_crate_depends_only_on_the_layers_below_it() {
 
 #[test]
 fn each_client_is_named_by_one_crate() {
-    for package in packages().iter().filter(|package| package.name != YARDSTICK) {
+    for package in packages().iter().filter(|package| package.name != BASELINE) {
         for (client, owner) in NAMED_BY_ONE {
             assert!(
                 package.name == *owner || !package.dependencies.contains(*client),

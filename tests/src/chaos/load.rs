@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::plan::Plan;
-use crate::{Agent, Eyes, Ledger, Scenario, at, closed, key, message, opened};
+use crate::{Agent, Ledger, Scenario, TestReader, at, closed, key, message, opened};
 
 /// How long what is left may take once nothing breaks any more: a lease of a closer that was killed
 /// (30 s), and a backlog.
@@ -78,7 +78,7 @@ impl Load {
             ));
         }
         let mut reader = JoinSet::new();
-        reader.spawn_local(read(scenario.eyes(), Rc::clone(&books)));
+        reader.spawn_local(read(scenario.reader(), Rc::clone(&books)));
         Self { books, publishers, reader, over }
     }
 
@@ -165,7 +165,7 @@ fn actions(publisher: usize, n: usize) -> Vec<Value> {
 }
 
 /// Reads one conversation after the other, those of late; so there are hot copies to be missed.
-async fn read(eyes: Eyes, books: Rc<RefCell<Books>>) {
+async fn read(reader: TestReader, books: Rc<RefCell<Books>>) {
     for n in 0.. {
         sleep(GLANCE).await;
         let of_late = PUBLISHERS * SIDE_BY_SIDE;
@@ -176,7 +176,7 @@ async fn read(eyes: Eyes, books: Rc<RefCell<Books>>) {
         };
         let Some(key) = key else { continue };
         // Both stores may be away: then a reader is told so.
-        let Ok(Some(transcript)) = eyes.glance(&key).await else { continue };
+        let Ok(Some(transcript)) = reader.glance(&key).await else { continue };
         let order: Vec<_> = transcript.messages.iter().map(|it| (it.created_at, &it.id)).collect();
         if !order.is_sorted_by(|a, b| a < b) {
             books

@@ -52,7 +52,7 @@ pub(super) enum Fault {
     /// A process of the fleet.
     Worker(Replica, Death),
     /// The way from one process to one server.
-    Path(Replica, Kind, Weather),
+    Path(Replica, Kind, NetworkFault),
     /// A server.
     Server(Outage),
 }
@@ -81,7 +81,7 @@ pub(super) enum Death {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Weather {
+pub(super) enum NetworkFault {
     Cut,
     Frozen,
     Reset,
@@ -111,7 +111,7 @@ enum Target {
 const FELT_FIRST: [Fault; 3] = [
     Fault::Server(Outage::DatabaseStopped),
     Fault::Server(Outage::BrokerKilled),
-    Fault::Path(Replica { role: Role::Saver, number: 0 }, Kind::RabbitMq, Weather::Frozen),
+    Fault::Path(Replica { role: Role::Saver, number: 0 }, Kind::RabbitMq, NetworkFault::Frozen),
 ];
 /// How many faults a minute has at least.
 const FAULTS_A_MINUTE: u64 = 8;
@@ -192,7 +192,7 @@ impl Role {
 impl Fault {
     /// Whether connections fall silent by it without being closed.
     pub(super) fn is_silent(self) -> bool {
-        matches!(self, Self::Path(_, _, Weather::Frozen) | Self::Server(Outage::RedisPaused))
+        matches!(self, Self::Path(_, _, NetworkFault::Frozen) | Self::Server(Outage::RedisPaused))
     }
 
     fn target(self) -> Target {
@@ -208,12 +208,12 @@ impl Fault {
             Self::Worker(_, Death::Stopped) => return Duration::from_secs(20),
             // An orchestrator starts it again at once, or soon.
             Self::Worker(_, Death::Killed | Death::Drained) => (0, 2_000),
-            Self::Path(_, _, Weather::Reset) | Self::Server(Outage::BackendKilled) => {
+            Self::Path(_, _, NetworkFault::Reset) | Self::Server(Outage::BackendKilled) => {
                 return Duration::ZERO;
             }
-            Self::Path(_, _, Weather::Cut) => (200, 5_000),
+            Self::Path(_, _, NetworkFault::Cut) => (200, 5_000),
             // Beyond the time-outs of the stores' clients, and sometimes beyond heartbeats.
-            Self::Path(_, _, Weather::Frozen) => (2_000, 18_000),
+            Self::Path(_, _, NetworkFault::Frozen) => (2_000, 18_000),
             Self::Server(_) => (0, 4_000),
         };
         Duration::from_millis(least + dice.below(most - least))
@@ -223,8 +223,8 @@ impl Fault {
     fn at(self, number: usize) -> Self {
         match self {
             Self::Worker(replica, death) => Self::Worker(Replica { number, ..replica }, death),
-            Self::Path(replica, server, weather) => {
-                Self::Path(Replica { number, ..replica }, server, weather)
+            Self::Path(replica, server, network_fault) => {
+                Self::Path(Replica { number, ..replica }, server, network_fault)
             }
             Self::Server(outage) => Self::Server(outage),
         }
@@ -282,11 +282,11 @@ impl fmt::Display for Fault {
                     Death::Stopped => "SIGSTOP",
                 }
             ),
-            Self::Path(replica, server, weather) => {
-                let what = match weather {
-                    Weather::Cut => "cut",
-                    Weather::Frozen => "frozen",
-                    Weather::Reset => "reset",
+            Self::Path(replica, server, network_fault) => {
+                let what = match network_fault {
+                    NetworkFault::Cut => "cut",
+                    NetworkFault::Frozen => "frozen",
+                    NetworkFault::Reset => "reset",
                 };
                 write!(f, "{replica} to {}: {what}", server.title())
             }
@@ -343,9 +343,9 @@ fn kinds(dice: &mut Dice) -> Vec<Fault> {
         }
     }
     for server in Kind::ALL {
-        for weather in [Weather::Cut, Weather::Frozen, Weather::Reset] {
+        for network_fault in [NetworkFault::Cut, NetworkFault::Frozen, NetworkFault::Reset] {
             let replica = Replica { role: Role::ALL[dice.index(Role::ALL.len())], number: 0 };
-            faults.push(Fault::Path(replica, server, weather));
+            faults.push(Fault::Path(replica, server, network_fault));
         }
     }
     faults
@@ -404,7 +404,9 @@ mod tests {
     /// The same, at the first replica; of a way, at whichever process.
     fn whoever(fault: Fault) -> Fault {
         match fault.at(0) {
-            Fault::Path(_, server, weather) => Fault::Path(Replica::ALL[0], server, weather),
+            Fault::Path(_, server, network_fault) => {
+                Fault::Path(Replica::ALL[0], server, network_fault)
+            }
             fault => fault,
         }
     }

@@ -41,12 +41,12 @@ impl Report {
     /// What is wrong with the messages, by kind; empty when each was kept, once, in its place.
     #[must_use]
     pub fn damage(&self) -> Vec<(&'static str, Vec<String>)> {
-        let Findings { lost, doubled, strangers, letters, misread } = &self.findings;
+        let Findings { lost, doubled, unknown_keys, dead_letters, misread } = &self.findings;
         let kinds = [
             ("lost", lost.clone()),
             ("doubled", doubled.clone()),
-            ("never published", strangers.clone()),
-            ("dead letters", letters.iter().cloned().collect()),
+            ("never published", unknown_keys.clone()),
+            ("dead letters", dead_letters.iter().cloned().collect()),
             ("transcripts that differ", misread.clone()),
             ("transcripts in disorder while things broke", self.misread.clone()),
             ("not at rest", self.unsettled.clone()),
@@ -80,7 +80,7 @@ impl Report {
                 "kept": it.is_kept(),
             })
         });
-        let Findings { lost, doubled, strangers, letters, misread } = &self.findings;
+        let Findings { lost, doubled, unknown_keys, dead_letters, misread } = &self.findings;
         json!({
             "seed": self.seed,
             "seconds": self.took.as_secs_f64(),
@@ -90,8 +90,8 @@ impl Report {
             "recoveries": recoveries.collect::<Vec<_>>(),
             "lost": lost,
             "doubled": doubled,
-            "never_published": strangers,
-            "dead_letters": letters,
+            "never_published": unknown_keys,
+            "dead_letters": dead_letters,
             "transcripts_that_differ": misread,
             "transcripts_in_disorder": self.misread,
             "not_at_rest": self.unsettled,
@@ -125,12 +125,12 @@ impl fmt::Display for Report {
             self.confirmed,
             self.closed
         )?;
-        let Findings { lost, doubled, letters, misread, .. } = &self.findings;
-        let (lost, doubled, letters) = (lost.len(), doubled.len(), letters.len());
+        let Findings { lost, doubled, dead_letters, misread, .. } = &self.findings;
+        let (lost, doubled, dead_letters) = (lost.len(), doubled.len(), dead_letters.len());
         let misread = misread.len() + self.misread.len();
         write!(
             f,
-            "{lost} lost, {doubled} doubled, {letters} dead letters, {misread} transcripts misread"
+            "{lost} lost, {doubled} doubled, {dead_letters} dead letters, {misread} transcripts misread"
         )?;
         for (kind, names) in self.damage() {
             write!(f, "\n{kind} ({}):", names.len())?;

@@ -6,7 +6,7 @@ use testkit::wait::eventually;
 use tokio::time::sleep;
 
 use super::Ground;
-use super::plan::{Death, Fault, Outage, Strike, Weather};
+use super::plan::{Death, Fault, NetworkFault, Outage, Strike};
 use crate::LIMIT;
 
 impl Ground {
@@ -35,12 +35,12 @@ impl Ground {
                 sleep(strike.lasts).await;
                 slot.restart(&self.scenario).await;
             }
-            Fault::Path(replica, server, weather) => {
+            Fault::Path(replica, server, network_fault) => {
                 let path = self.replicas.slot(replica).path(server);
-                match weather {
-                    Weather::Reset => return path.reset().await.expect("a proxy"),
-                    Weather::Cut => path.cut().await.expect("a proxy"),
-                    Weather::Frozen => path.freeze(),
+                match network_fault {
+                    NetworkFault::Reset => return path.reset().await.expect("a proxy"),
+                    NetworkFault::Cut => path.cut().await.expect("a proxy"),
+                    NetworkFault::Frozen => path.freeze(),
                 }
                 sleep(strike.lasts).await;
                 path.restore().await.expect("a proxy");

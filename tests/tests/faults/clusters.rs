@@ -21,7 +21,7 @@ const ARCHIVED: &str = "SELECT count(*) FROM conversations WHERE status = 'archi
 async fn a_node_of_a_rabbitmq_cluster_killed_and_brought_back_under_load_loses_nothing() {
     let servers = Servers::start(&[Kind::RabbitMqCluster]).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let fleet = fleet(&scenario).await;
     let mut messages = load("nodes", 4_000, 20);
     messages.splice(..0, closing());
@@ -42,7 +42,7 @@ async fn a_node_of_a_rabbitmq_cluster_killed_and_brought_back_under_load_loses_n
     tokio::join!(insist(&agent, after), async { first.start().await.unwrap() });
     ledger.confirm(after);
 
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     scenario.until_sql(ARCHIVED, &CLOSING.to_string()).await;
     for worker in &fleet {
@@ -63,12 +63,12 @@ async fn a_master_of_a_redis_cluster_that_dies_under_load_is_followed_by_its_rep
         // 15 s; the replica is elected some time after.
         assert_eq!(ask(node, &["CONFIG", "SET", "cluster-node-timeout", "2000"]).await, "+OK");
     }
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let fleet = fleet(&scenario).await;
     let mut messages = load("masters", 2_000, 20);
     messages.splice(..0, closing());
     publish(&agent, &mut ledger, &messages[..500]).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     let epoch = scenario.sql("SELECT epoch FROM hot_epoch").await;
     info(&nodes[3], "master_link_status:up").await;
     let dies = async {
@@ -78,7 +78,7 @@ async fn a_master_of_a_redis_cluster_that_dies_under_load_is_followed_by_its_rep
     };
     tokio::join!(publish(&agent, &mut ledger, &messages[500..]), dies);
     info(&nodes[3], "role:master").await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     assert_ne!(scenario.sql("SELECT epoch FROM hot_epoch").await, epoch);
     scenario.until_sql(ARCHIVED, &CLOSING.to_string()).await;
     for worker in &fleet {
@@ -91,7 +91,7 @@ async fn a_master_of_a_redis_cluster_that_dies_under_load_is_followed_by_its_rep
     scenario.rest(fleet).await;
 }
 
-/// Two savers, a closer, a keeper. They end with their test, and not before.
+/// Two savers, a closer, a dead-letter collector. They end with their test, and not before.
 async fn fleet(scenario: &Scenario) -> [Worker; 4] {
     let (one, two, migration, statistics) = tokio::join!(
         scenario.start(SAVER),

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 
 use broker::Publication;
-use crash_points::{AT, ON, Step};
 use domain::ids::{ConversationKey, SessionId, TenantId};
+use failpoints::{AT, ON, Step};
 use serde_json::{Value, json};
 use system_tests::{
     Agent, Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, at, closed, message,
@@ -39,8 +39,8 @@ const STEPS: [(Step, &str); 19] = [
     (Step::CloseDropped, MIGRATION),
     (Step::CloseAnnounced, MIGRATION),
     (Step::CloseArchived, MIGRATION),
-    (Step::LetterStored, STATISTICS),
-    (Step::LetterAnnounced, STATISTICS),
+    (Step::DeadLetterStored, STATISTICS),
+    (Step::DeadLetterAnnounced, STATISTICS),
     (Step::Copied, STATISTICS),
     (Step::Settled, STATISTICS),
     (Step::Acknowledged, STATISTICS),
@@ -66,7 +66,7 @@ fn every_step_has_its_test() {
 }
 
 #[test]
-fn ordinary_binaries_hold_no_crash_points() {
+fn ordinary_binaries_hold_no_failpoints() {
     let holds = |dir: &str, program: &str| {
         let binary = testkit::place::profile_dir().join(dir).join(program);
         let bytes = std::fs::read(&binary).unwrap_or_else(|e| panic!("{}: {e}", binary.display()));
@@ -80,10 +80,10 @@ fn ordinary_binaries_hold_no_crash_points() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_after_a_crash_at_any_step_ends_as_if_nothing_had_happened() {
-    let undisturbed = story(None).await;
+    let undisturbed = details(None).await;
     for case in STEPS {
         let (step, program) = case;
-        let disturbed = story(Some(case)).await;
+        let disturbed = details(Some(case)).await;
         let difference: Vec<_> = disturbed.symmetric_difference(&undisturbed).collect();
         assert!(difference.is_empty(), "{program} crashed at {}: {difference:#?}", step.name());
     }
@@ -93,7 +93,7 @@ async fn a_restart_after_a_crash_at_any_step_ends_as_if_nothing_had_happened() {
 async fn a_crash_between_a_retry_and_its_acknowledgement_doubles_nothing() {
     let scenario = Scenario::armed().await;
     poison(&scenario, "P0001", "m00003").await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     publish(&agent, &mut ledger, &load("retry", 20, 2)).await;
     crash(&scenario, SAVER, Step::Copied).await;
     scenario.sql("TRUNCATE poisoned").await;
@@ -102,14 +102,14 @@ async fn a_crash_between_a_retry_and_its_acknowledgement_doubles_nothing() {
     let labels = [("queue", SAVES), ("outcome", "duplicate")];
     Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
     scenario.rest([saver]).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
 }
 
 #[tokio::test]
 async fn a_crash_between_a_move_to_the_suspects_and_its_acknowledgement_doubles_nothing() {
     let scenario = Scenario::armed().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     publish(&agent, &mut ledger, &load("suspect", 20, 2)).await;
     for _ in 0..3 {
         crash(&scenario, SAVER, Step::SaveDecoded).await;
@@ -119,14 +119,14 @@ async fn a_crash_between_a_move_to_the_suspects_and_its_acknowledgement_doubles_
     let labels = [("queue", SAVES), ("outcome", "suspected")];
     Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
     scenario.rest([saver]).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
 }
 
 #[tokio::test]
 async fn a_crash_between_a_way_home_and_its_acknowledgement_doubles_nothing() {
     let scenario = Scenario::armed().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let lost = message("home", "s", "lost", &json!({}));
     let mistyped = Publication::action("conversation.saved_message", lost.to_string().into_bytes());
     agent.send(vec![mistyped]).await;
@@ -137,7 +137,7 @@ async fn a_crash_between_a_way_home_and_its_acknowledgement_doubles_nothing() {
     let labels = [("queue", SAVES), ("outcome", "duplicate")];
     Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
     scenario.rest([saver, statistics]).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
 }
 
@@ -145,7 +145,7 @@ async fn a_crash_between_a_way_home_and_its_acknowledgement_doubles_nothing() {
 async fn a_message_that_kills_its_worker_becomes_a_dead_letter_and_all_others_are_saved() {
     const RETURNS: usize = 3 + 5 + 1;
     let scenario = Scenario::armed().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let mut messages = load("deadly", 500, 10);
     messages[250]["content"] = "these words kill".into();
     publish(&agent, &mut ledger, &messages).await;
@@ -153,12 +153,12 @@ async fn a_message_that_kills_its_worker_becomes_a_dead_letter_and_all_others_ar
     let mut deaths = 0;
     let saver = loop {
         let saver = scenario.launch(SAVER, &[(ON, "these words kill")]);
-        let ended = eventually("the saver's death, or the letter", LIMIT, async || {
+        let ended = eventually("the saver's death, or the dead letter", LIMIT, async || {
             if saver.exited().is_some() {
                 return Ok(true);
             }
             match scenario.sql("SELECT count(*) FROM dead_letters").await.as_str() {
-                "0" => Err("alive, and no letter".to_owned()),
+                "0" => Err("alive, and no dead letter".to_owned()),
                 _ => Ok(false),
             }
         });
@@ -171,9 +171,9 @@ async fn a_message_that_kills_its_worker_becomes_a_dead_letter_and_all_others_ar
         assert!(deaths <= RETURNS, "{deaths} deaths");
     };
     until_stored(&scenario, 499).await;
-    ledger.reconcile(&scenario, &eyes).await;
-    let letter = "SELECT concat_ws('|', message_id, reason) FROM dead_letters";
-    assert_eq!(scenario.sql(letter).await, "m00250|delivery_limit");
+    ledger.reconcile(&scenario, &reader).await;
+    let dead_letter = "SELECT concat_ws('|', message_id, reason) FROM dead_letters";
+    assert_eq!(scenario.sql(dead_letter).await, "m00250|delivery_limit");
     scenario.rest([saver, statistics]).await;
 }
 
@@ -191,7 +191,7 @@ async fn crashed(worker: Worker, step: Step) {
 /// Three conversations, two of which end; among their messages one that comes twice, and for each
 /// worker one that it refuses: its id is taken, nobody can read it, nobody knows what it is. Returns
 /// what all of it has become.
-async fn story(crash_at: Option<(Step, &str)>) -> BTreeSet<String> {
+async fn details(crash_at: Option<(Step, &str)>) -> BTreeSet<String> {
     let scenario = Scenario::armed().await;
     // What a crashed closer had claimed is taken over soon.
     let settings = [("VERBATIM_CLOSE_LEASE", "2s")];
@@ -230,10 +230,11 @@ async fn story(crash_at: Option<(Step, &str)>) -> BTreeSet<String> {
         let rows = scenario.sql(&format!("SELECT row_to_json(t) FROM ({query}) t")).await;
         picture.extend(rows.lines().map(|row| format!("{row} of {query}")));
     }
-    let eyes = scenario.eyes();
+    let reader = scenario.reader();
     for session in ["s0", "s1", "s2"] {
         let (tenant, session) = (TenantId::new("story").unwrap(), SessionId::new(session).unwrap());
-        let (read, archived) = eyes.two_ways(&ConversationKey::of_session(tenant, &session)).await;
+        let (read, archived) =
+            reader.two_ways(&ConversationKey::of_session(tenant, &session)).await;
         assert_eq!(read.messages, archived);
     }
     picture

@@ -10,7 +10,7 @@ use crate::{SAVES, held, load, proxy, publish, stored, unready, until_stored};
 #[tokio::test]
 async fn a_worker_killed_before_it_could_save_leaves_its_deliveries_to_the_next() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let database = proxy(&scenario.database_url).await;
     let doomed = scenario.start_with(SAVER, &[("DATABASE_URL", database.url())]).await;
     database.cut().await.unwrap();
@@ -21,7 +21,7 @@ async fn a_worker_killed_before_it_could_save_leaves_its_deliveries_to_the_next(
     assert_eq!(stored(&scenario).await, 0);
 
     let next = scenario.start(SAVER).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     Counts::reach(&next, "verbatim_redeliveries_total", &[("queue", SAVES)], 1.0).await;
     scenario.rest([next]).await;
 }
@@ -29,7 +29,7 @@ async fn a_worker_killed_before_it_could_save_leaves_its_deliveries_to_the_next(
 #[tokio::test]
 async fn a_worker_killed_after_it_saved_and_before_it_acknowledged_doubles_nothing() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let broker = proxy(&scenario.amqp_url).await;
     let database = proxy(&scenario.database_url).await;
     let settings = [("DATABASE_URL", database.url()), ("AMQP_URL", broker.url())];
@@ -47,7 +47,7 @@ async fn a_worker_killed_after_it_saved_and_before_it_acknowledged_doubles_nothi
     broker.cut().await.unwrap();
 
     let next = scenario.start(SAVER).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     let labels = [("queue", SAVES), ("outcome", "duplicate")];
     #[expect(clippy::cast_precision_loss, reason = "40 messages at most")]
     let before = before as f64;
@@ -59,7 +59,7 @@ async fn a_worker_killed_after_it_saved_and_before_it_acknowledged_doubles_nothi
 #[tokio::test]
 async fn kill_9_of_one_of_two_savers_under_a_load_of_20_000_loses_and_doubles_nothing() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let (doomed, survivor) = tokio::join!(scenario.start(SAVER), scenario.start(SAVER));
     let messages = load("twenty", 20_000, 100);
     let (first, rest) = messages.split_at(8_000);
@@ -74,7 +74,7 @@ async fn kill_9_of_one_of_two_savers_under_a_load_of_20_000_loses_and_doubles_no
     };
     let ((), at_death) = tokio::join!(publish(&agent, &mut ledger, rest), dies);
     assert!(at_death < 20_000, "it died while there was work: {at_death}");
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     assert_eq!(ledger.len(), 20_000);
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     scenario.rest([survivor]).await;
@@ -83,7 +83,7 @@ async fn kill_9_of_one_of_two_savers_under_a_load_of_20_000_loses_and_doubles_no
 #[tokio::test]
 async fn a_closer_killed_midway_is_followed_by_another_and_each_conversation_closes_once() {
     let scenario = Scenario::new().await;
-    let (agent, eyes) = (scenario.agent(), scenario.eyes());
+    let (agent, reader) = (scenario.agent(), scenario.reader());
     let settings = [("VERBATIM_CLOSE_LEASE", "2s")];
     let (saver, statistics, doomed) = tokio::join!(
         scenario.start(SAVER),
@@ -107,16 +107,16 @@ async fn a_closer_killed_midway_is_followed_by_another_and_each_conversation_clo
     let rolled_up = "SELECT concat_ws('|', sum(conversations), sum(messages)) FROM daily_stats";
     scenario.until_sql(rolled_up, "300|600").await;
     for body in &messages[..5] {
-        assert_eq!(eyes.transcript(&key(body)).await.messages.len(), 2);
+        assert_eq!(reader.transcript(&key(body)).await.messages.len(), 2);
     }
     scenario.rest([saver, other, statistics]).await;
 }
 
 #[tokio::test]
-async fn a_keeper_killed_midway_stores_every_letter_and_none_twice() {
+async fn a_collector_killed_midway_stores_every_dead_letter_and_none_twice() {
     let scenario = Scenario::new().await;
     let (saver, doomed) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
-    let bad: Vec<Value> = load("letters", 400, 4)
+    let bad: Vec<Value> = load("dead letters", 400, 4)
         .into_iter()
         .map(|mut message| {
             message["role"] = "nobody".into();
@@ -127,9 +127,9 @@ async fn a_keeper_killed_midway_stores_every_letter_and_none_twice() {
     scenario.until_sql("SELECT (count(*) > 0)::text FROM dead_letters", "true").await;
     doomed.kill();
     let next = scenario.start(STATISTICS).await;
-    let letters = "SELECT concat_ws('|', count(*), count(DISTINCT message_id), min(field))
+    let dead_letters = "SELECT concat_ws('|', count(*), count(DISTINCT message_id), min(field))
                    FROM dead_letters WHERE status = 'open'";
-    scenario.until_sql(letters, "400|400|role").await;
+    scenario.until_sql(dead_letters, "400|400|role").await;
     scenario.rest([saver, next]).await;
 }
 
@@ -137,7 +137,7 @@ async fn a_keeper_killed_midway_stores_every_letter_and_none_twice() {
 async fn servers_and_workers_killed_one_after_another_under_load_lose_and_double_nothing() {
     const PART: usize = 800;
     let scenario = Scenario::on_own_servers().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let start_all = async || {
         tokio::join!(scenario.start(SAVER), scenario.start(SAVER), scenario.start(STATISTICS))
     };
@@ -183,7 +183,7 @@ async fn servers_and_workers_killed_one_after_another_under_load_lose_and_double
         tokio::join!(agent.insist(late), strike);
         ledger.confirm(part);
     }
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     for worker in [&one, &two, &statistics] {
         worker.ready(LIMIT).await.unwrap();

@@ -13,7 +13,7 @@ use crate::{SAVES, held, load, proxy, publish, stored, unready, until_stored};
 #[tokio::test]
 async fn sigterm_under_load_drains_everything_that_was_delivered() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let leaving = scenario.start(SAVER).await;
     publish(&agent, &mut ledger, &load("drain", 3_000, 20)).await;
     Counts::reach(&leaving, "verbatim_messages_saved_total", &[], 1.0).await;
@@ -24,7 +24,7 @@ async fn sigterm_under_load_drains_everything_that_was_delivered() {
     assert_eq!(saved + queued, 3_000, "what is saved is acknowledged");
 
     let next = scenario.start(SAVER).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     let counts = Counts::of(&next).await;
     assert_eq!(counts.sum("verbatim_redeliveries_total", &[]), 0.0, "nothing came twice");
     assert_eq!(counts.sum("verbatim_messages_duplicate_total", &[]), 0.0);
@@ -34,7 +34,7 @@ async fn sigterm_under_load_drains_everything_that_was_delivered() {
 #[tokio::test]
 async fn a_drain_that_cannot_end_is_cut_by_its_deadline_or_by_a_second_signal() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let database = proxy(&scenario.database_url).await;
     let cut_off =
         |deadline| [("DATABASE_URL", database.url()), ("VERBATIM_DRAIN_DEADLINE", deadline)];
@@ -56,7 +56,7 @@ async fn a_drain_that_cannot_end_is_cut_by_its_deadline_or_by_a_second_signal() 
     assert_eq!(stored(&scenario).await, 0);
 
     let next = scenario.start(SAVER).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     scenario.rest([next]).await;
 }
 
@@ -83,7 +83,7 @@ async fn a_fleet_that_starts_before_its_servers_lives_says_what_is_missing_and_g
         assert_eq!(worker.get("/livez").await.unwrap().status, 200);
         eventually(format!("{} to count all three as down", worker.name()), LIMIT, async || {
             let told = worker.get("/metrics").await.map_err(|error| error.to_string())?.body;
-            let down = told.matches("verbatim_store_up{store=").count();
+            let down = told.matches("verbatim_dependency_up{store=").count();
             if down == 3 { Ok(()) } else { Err(told) }
         })
         .await;
@@ -106,7 +106,7 @@ async fn a_fleet_that_starts_before_its_servers_lives_says_what_is_missing_and_g
     scenario.agent().publish(&body).await;
     until_stored(&scenario, 1).await;
     scenario.agent().publish(&closed("early", "s", &json!({}))).await;
-    scenario.eyes().reaches(&key(&body), ConversationStatus::Archived).await;
+    scenario.reader().reaches(&key(&body), ConversationStatus::Archived).await;
     scenario.rest(workers).await;
 }
 
@@ -134,7 +134,7 @@ async fn a_worker_stops_at_servers_that_are_not_prepared_and_names_what_prepares
     let log = ends(&no_queues, SAVER).await;
     assert!(log.contains("verbatim setup") && log.contains("conversation.save_message"), "{log}");
     // A queue that would lose messages: not a quorum queue.
-    no_queues.side().queue(SAVES).await;
+    no_queues.rabbit().queue(SAVES).await;
     let log = ends(&no_queues, SAVER).await;
     let named = log.contains("queue `conversation.save_message`: `x-");
     assert!(named && log.contains("arguments cannot be changed"), "{log}");

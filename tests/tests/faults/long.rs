@@ -33,7 +33,7 @@ const CLOSING: usize = 5;
 
 #[tokio::test]
 async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
-    let (outage, rate, patience) = if deep() { (120, 1_000, "20s") } else { (3, 300, "500ms") };
+    let (outage, rate, hold_limit) = if deep() { (120, 1_000, "20s") } else { (3, 300, "500ms") };
     let outage = Duration::from_secs(outage);
     let scenario = Scenario::new().await;
     let (broker, redis, database) = tokio::join!(
@@ -44,7 +44,7 @@ async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
     let urls =
         [("AMQP_URL", broker.url()), ("REDIS_URL", redis.url()), ("DATABASE_URL", database.url())];
     // The second one holds for less than the outage, gives back what it has, and waits.
-    let shorter: Vec<_> = urls.into_iter().chain([("VERBATIM_HOLD_LIMIT", patience)]).collect();
+    let shorter: Vec<_> = urls.into_iter().chain([("VERBATIM_HOLD_LIMIT", hold_limit)]).collect();
     let (one, two, migration, statistics) = tokio::join!(
         scenario.start_with(SAVER, &urls),
         scenario.start_with(SAVER, &shorter),
@@ -52,15 +52,15 @@ async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
         scenario.start_with(STATISTICS, &urls),
     );
     let fleet = [&one, &two, &migration, &statistics];
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let in_an_outage = usize::try_from(outage.as_secs()).unwrap() * rate;
     let round = BEFORE * rate + in_an_outage;
     let messages = load("long", 3 * round, 3 * round / 300);
     let rounds = messages.chunks(round);
-    let mut letters = Vec::new();
+    let mut dead_letters = Vec::new();
     for (server, messages) in [&database, &redis, &broker].into_iter().zip(rounds) {
         let (before, during) = messages.split_at(BEFORE * rate);
-        let sessions = sessions(letters.len());
+        let sessions = sessions(dead_letters.len());
         let one_each: Vec<_> =
             sessions.iter().map(|it| message("long", it, it, &json!({}))).collect();
         publish(&agent, &mut ledger, &one_each).await;
@@ -69,10 +69,10 @@ async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
         server.cut().await.unwrap();
         let closes = sessions.iter().map(|it| closed("long", it, &json!({})));
         agent.publish_all(&closes.collect::<Vec<_>>()).await;
-        letters.push(nobodys(letters.len()));
-        agent.publish_all(&letters[letters.len() - 1..]).await;
+        dead_letters.push(nobodys(dead_letters.len()));
+        agent.publish_all(&dead_letters[dead_letters.len() - 1..]).await;
         tokio::join!(steadily(&agent, &mut ledger, during, rate), memory_stays(fleet, outage));
-        if deep() && letters.len() == 1 {
+        if deep() && dead_letters.len() == 1 {
             // There was more to come than it may have.
             full_hands(&one).await;
         }
@@ -82,8 +82,8 @@ async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
             worker.ready(LIMIT).await.unwrap();
         }
     }
-    ledger.confirm(&letters);
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.confirm(&dead_letters);
+    ledger.reconcile(&scenario, &reader).await;
     let kept = "SELECT string_agg(concat(message_id, ' ', attempts), ', ' ORDER BY message_id)
                 FROM dead_letters";
     assert_eq!(scenario.sql(kept).await, "nobodys0 1, nobodys1 1, nobodys2 1");
@@ -104,7 +104,7 @@ async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
 async fn rabbitmq_killed_again_and_again_while_hands_are_full_makes_no_dead_letter() {
     let (kills, part) = if deep() { (25, 200) } else { (3, 100) };
     let scenario = Scenario::with_own(Servers::start(&[Kind::RabbitMq]).await.unwrap()).await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     // While there is a gate, whoever saves waits before it.
     let gate = "CREATE TABLE gate ();
                 CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -122,14 +122,14 @@ async fn rabbitmq_killed_again_and_again_while_hands_are_full_makes_no_dead_lett
         scenario.start(STATISTICS),
     );
     for (kill, messages) in load("kills", kills * part, 20).chunks(part).enumerate() {
-        // Far more than both can hold: whatever was set apart, others follow.
+        // Far more than both can hold: whatever was quarantined, others follow.
         agent.insist(messages).await;
         ledger.confirm(messages);
         tokio::join!(full_hands(&one), full_hands(&two));
         let rabbitmq = scenario.server(Kind::RabbitMq);
         rabbitmq.kill().await.unwrap();
         rabbitmq.start().await.unwrap();
-        // Two kills, a pause, then five between pauses: what goes back three times is set apart.
+        // Two kills, a pause, then five between pauses: what goes back three times is quarantined.
         if kill % 5 == 1 {
             scenario.sql("DELETE FROM gate").await;
             until_stored(&scenario, ledger.len()).await;
@@ -138,7 +138,7 @@ async fn rabbitmq_killed_again_and_again_while_hands_are_full_makes_no_dead_lett
         }
     }
     scenario.sql("DELETE FROM gate").await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     let (one_saw, two_saw) = tokio::join!(Counts::of(&one), Counts::of(&two));
     let sum = |name, labels: &[_]| one_saw.sum(name, labels) + two_saw.sum(name, labels);
@@ -187,7 +187,7 @@ fn sessions(outage: usize) -> Vec<String> {
     (0..CLOSING).map(|n| format!("closing{outage}-{n}")).collect()
 }
 
-/// An action that nobody knows: no saver sees it, and the keeper gets it in the middle of the outage.
+/// An action that nobody knows: no saver sees it, and the dead-letter collector gets it in the middle of the outage.
 fn nobodys(outage: usize) -> Value {
     let unknown = json!({"action_type": "conversation.summarise"});
     message("long", "nobodys", &format!("nobodys{outage}"), &unknown)

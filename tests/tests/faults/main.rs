@@ -7,12 +7,12 @@
 #![expect(clippy::unwrap_used, reason = "a failure here is the failure of the test")]
 
 mod clusters;
+mod consumer_timeout;
 mod crashes;
 mod deaths;
 mod life;
 mod long;
 mod outages;
-mod patience;
 mod poison;
 mod queues;
 mod scaling;

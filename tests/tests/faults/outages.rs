@@ -4,13 +4,13 @@ use conversation::Source;
 use system_tests::{Counts, LIMIT, Ledger, SAVER, STATISTICS, Scenario, key};
 use testkit::wait::eventually;
 
-use crate::stores::{another_redis_is_met, reigns};
+use crate::stores::{another_redis_is_met, server_identities};
 use crate::{SAVES, held, load, proxy, publish, stored, unready, until_stored};
 
 #[tokio::test]
 async fn postgresql_away_under_load_costs_time_and_no_attempt() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let database = proxy(&scenario.database_url).await;
     let cut_off = [("DATABASE_URL", database.url())];
     let (one, two, statistics) = tokio::join!(
@@ -32,7 +32,7 @@ async fn postgresql_away_under_load_costs_time_and_no_attempt() {
     assert!(before < 2_000, "{before}");
     publish(&agent, &mut ledger, &messages[2_000..]).await;
     database.restore().await.unwrap();
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     for worker in [&one, &two] {
         worker.ready(LIMIT).await.unwrap();
@@ -46,7 +46,7 @@ async fn postgresql_away_under_load_costs_time_and_no_attempt() {
 #[tokio::test]
 async fn a_postgresql_that_falls_silent_in_the_middle_of_commits_doubles_nothing() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let database = proxy(&scenario.database_url).await;
     let settings = [("DATABASE_URL", database.url()), ("VERBATIM_DATABASE_TIMEOUT", "1s")];
     let saver = scenario.start_with(SAVER, &settings).await;
@@ -64,14 +64,14 @@ async fn a_postgresql_that_falls_silent_in_the_middle_of_commits_doubles_nothing
         Counts::reach(&saver, "verbatim_holds_total", &holds, least).await;
         database.restore().await.unwrap();
     }
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     scenario.rest([saver]).await;
 }
 
 #[tokio::test]
 async fn a_hold_that_lasts_too_long_gives_its_messages_back_and_takes_them_again() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let database = proxy(&scenario.database_url).await;
     let settings = [("DATABASE_URL", database.url()), ("VERBATIM_HOLD_LIMIT", "500ms")];
     let saver = scenario.start_with(SAVER, &settings).await;
@@ -85,7 +85,7 @@ async fn a_hold_that_lasts_too_long_gives_its_messages_back_and_takes_them_again
     })
     .await;
     database.restore().await.unwrap();
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     let labels = [("queue", SAVES), ("outcome", "returned")];
     Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
     scenario.rest([saver]).await;
@@ -94,15 +94,15 @@ async fn a_hold_that_lasts_too_long_gives_its_messages_back_and_takes_them_again
 #[tokio::test]
 async fn redis_restarted_empty_under_load_hides_no_message_from_any_reader() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let (one, two) = tokio::join!(scenario.start(SAVER), scenario.start(SAVER));
     let messages = load("wiped", 4_000, 20);
     publish(&agent, &mut ledger, &messages[..1_000]).await;
     until_stored(&scenario, 1_000).await;
-    assert_eq!(eyes.both(&key(&messages[0])).await.len(), 50);
+    assert_eq!(reader.both(&key(&messages[0])).await.len(), 50);
     let epoch = "SELECT epoch FROM hot_epoch";
     let at_first = scenario.sql(epoch).await;
-    let before = reigns(&[&one, &two]).await;
+    let before = server_identities(&[&one, &two]).await;
     let wiped = async {
         scenario.redis().kill().await.unwrap();
         scenario.redis().start_empty().await.unwrap();
@@ -118,11 +118,11 @@ async fn redis_restarted_empty_under_load_hides_no_message_from_any_reader() {
     for worker in [&one, &two] {
         unready(worker, &["\"redis\":{\"ready\":false", "Redis is away"]).await;
     }
-    let transcript = eyes.transcript(&key(&messages[0])).await;
-    assert_eq!((transcript.source, transcript.messages.len()), (Source::Archive, 200));
+    let transcript = reader.transcript(&key(&messages[0])).await;
+    assert_eq!((transcript.source, transcript.messages.len()), (Source::Database, 200));
     assert!(!transcript.degraded);
     scenario.redis().start().await.unwrap();
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     for worker in [&one, &two] {
         worker.ready(LIMIT).await.unwrap();
     }
@@ -136,7 +136,7 @@ async fn redis_restarted_empty_under_load_hides_no_message_from_any_reader() {
 #[tokio::test]
 async fn a_saver_alone_cut_off_from_redis_misleads_no_reader() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let redis = proxy(&scenario.redis_url).await;
     let behind_it = [("REDIS_URL", redis.url())];
     let (cut_off, other) =
@@ -145,13 +145,13 @@ async fn a_saver_alone_cut_off_from_redis_misleads_no_reader() {
     publish(&agent, &mut ledger, &messages[..100]).await;
     until_stored(&scenario, 100).await;
     for body in &messages[..4] {
-        assert_eq!(eyes.both(&key(body)).await.len(), 25, "loaded and marked as complete");
+        assert_eq!(reader.both(&key(body)).await.len(), 25, "loaded and marked as complete");
     }
     redis.cut().await.unwrap();
     for part in messages[100..].chunks(20) {
         publish(&agent, &mut ledger, part).await;
     }
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     Counts::reach(&cut_off, "verbatim_hot_generation_changes_total", &[], 1.0).await;
     let counts = Counts::of(&other).await;
     assert_eq!(counts.sum("verbatim_hot_generation_changes_total", &[]), 0.0);
@@ -164,7 +164,7 @@ async fn a_saver_alone_cut_off_from_redis_misleads_no_reader() {
 #[tokio::test]
 async fn connections_to_rabbitmq_reset_and_cut_under_load_lose_nothing() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let (first, second) = tokio::join!(proxy(&scenario.amqp_url), proxy(&scenario.amqp_url));
     let (of_one, of_two) = ([("AMQP_URL", first.url())], [("AMQP_URL", second.url())]);
     let (one, two) =
@@ -180,7 +180,7 @@ async fn connections_to_rabbitmq_reset_and_cut_under_load_lose_nothing() {
         }
     }
     second.restore().await.unwrap();
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     for worker in [&one, &two] {
         worker.ready(LIMIT).await.unwrap();
         Counts::reach(worker, "verbatim_consumer_restarts_total", &restarts, 1.0).await;
@@ -192,20 +192,20 @@ async fn connections_to_rabbitmq_reset_and_cut_under_load_lose_nothing() {
 #[tokio::test]
 async fn a_queue_deleted_under_its_consumer_is_consumed_again_once_it_is_back() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
     let messages = load("deleted", 200, 4);
     publish(&agent, &mut ledger, &messages[..100]).await;
     until_stored(&scenario, 100).await;
     let settled = [("queue", SAVES)];
     Counts::reach(&saver, "verbatim_deliveries_total", &settled, 100.0).await;
-    scenario.side().delete_queue(SAVES).await;
+    scenario.rabbit().delete_queue(SAVES).await;
     unready(&saver, &["not registered with the queue"]).await;
     // Confirmed although its queue is missing: it waits where what is unrouted waits.
     publish(&agent, &mut ledger, &messages[100..]).await;
     assert_eq!(stored(&scenario).await, 100);
     scenario.declare().await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     saver.ready(LIMIT).await.unwrap();
     scenario.rest([saver, statistics]).await;
 }

@@ -8,7 +8,7 @@ use crate::{SAVES, held, load, publish, until_stored};
 async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
     let scenario = Scenario::new().await;
     poison(&scenario, "22023", "m00321").await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     publish(&agent, &mut ledger, &load("poison", 500, 7)).await;
     // Large prefetch, one batch at a time, and patience: all that waits becomes one batch.
     let settings = [
@@ -18,11 +18,11 @@ async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
     ];
     let (saver, statistics) =
         tokio::join!(scenario.start_with(SAVER, &settings), scenario.start(STATISTICS));
-    ledger.reconcile(&scenario, &eyes).await;
-    let letter =
+    ledger.reconcile(&scenario, &reader).await;
+    let dead_letter =
         "SELECT concat_ws('|', message_id, reason, attempts, error LIKE '%poisoned by the test%')
                   FROM dead_letters";
-    assert_eq!(scenario.sql(letter).await, "m00321|schema|1|t");
+    assert_eq!(scenario.sql(dead_letter).await, "m00321|schema|1|t");
     let counts = Counts::of(&saver).await;
     let batches = counts.sum("verbatim_batch_messages_count", &[("queue", SAVES)]);
     assert!(batches <= 4.0, "{batches} batches");
@@ -33,7 +33,7 @@ async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
 async fn an_unclassified_failure_is_retried_three_times_and_then_a_dead_letter_with_its_history() {
     let scenario = Scenario::new().await;
     poison(&scenario, "P0001", "m00001,m00002").await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
     publish(&agent, &mut ledger, &load("retry", 20, 1)).await;
     // Their neighbours do not wait for them.
@@ -45,13 +45,14 @@ async fn an_unclassified_failure_is_retried_three_times_and_then_a_dead_letter_w
     until_stored(&scenario, 19).await;
 
     // 1 + 5 + 30 s.
-    ledger.reconcile(&scenario, &eyes).await;
-    let letter = "SELECT concat_ws('|', message_id, queue, reason, attempts, routing_key, exchange,
+    ledger.reconcile(&scenario, &reader).await;
+    let dead_letter =
+        "SELECT concat_ws('|', message_id, queue, reason, attempts, routing_key, exchange,
                       json_array_length(headers->'x-verbatim-reasons'),
                       last_failed_at - first_failed_at BETWEEN '35 s' AND '80 s')
                   FROM dead_letters";
     let expected = "m00001|conversation.save_message|attempts_exhausted|4|conversation.save_message|domain.actions|4|t";
-    assert_eq!(scenario.sql(letter).await, expected);
+    assert_eq!(scenario.sql(dead_letter).await, expected);
     let counts = Counts::reach(&saver, "verbatim_retries_total", &retries, 4.0).await;
     let outcome = |outcome| {
         counts.sum("verbatim_deliveries_total", &[("queue", SAVES), ("outcome", outcome)])
@@ -64,7 +65,7 @@ async fn an_unclassified_failure_is_retried_three_times_and_then_a_dead_letter_w
 #[tokio::test]
 async fn a_message_that_came_back_too_often_is_tried_alone_and_saved() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let messages = load("suspect", 10, 2);
     let ids: Vec<&str> = messages.iter().filter_map(|it| it["message_id"].as_str()).collect();
     // A full disk: whoever has these messages holds them.
@@ -77,7 +78,7 @@ async fn a_message_that_came_back_too_often_is_tried_alone_and_saved() {
     }
     scenario.sql("TRUNCATE poisoned").await;
     let saver = scenario.start(SAVER).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     let of = |outcome| [("queue", SAVES), ("outcome", outcome)];
     let counts = Counts::reach(&saver, "verbatim_deliveries_total", &of("applied"), 10.0).await;
     assert_eq!(counts.sum("verbatim_deliveries_total", &of("suspected")), 10.0);

@@ -11,31 +11,31 @@ use testkit::wait::eventually;
 use crate::poison::poison;
 use crate::{SAVES, load, proxy, publish, stored, unready, until_stored};
 
-/// Where the letters of [`SAVES`] wait for the keeper.
-const LETTERS: &str = "conversation.save_message.dlq";
+/// Where the dead letters of [`SAVES`] wait for the dead-letter collector.
+const DEAD_LETTERS: &str = "conversation.save_message.dlq";
 
 #[tokio::test]
 async fn a_full_dead_letter_queue_holds_what_it_refuses_until_there_is_room() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let messages = load("full", 120, 4);
     let (bad, good) = messages.split_at(100);
     let ids: Vec<&str> = bad.iter().filter_map(|it| it["message_id"].as_str()).collect();
     poison(&scenario, "22023", &ids.join(",")).await;
-    // Nobody takes letters out of their queue.
-    scenario.side().policy(LETTERS, &json!({"max-length": 2})).await;
+    // Nobody takes dead letters out of their queue.
+    scenario.rabbit().policy(DEAD_LETTERS, &json!({"max-length": 2})).await;
     let saver = scenario.start(SAVER).await;
-    let (letters, refused) =
+    let (dead_letters, refused) =
         ([("queue", SAVES), ("outcome", "dead_lettered")], [("outcome", "refused")]);
     // One by one: RabbitMQ tells a publisher that a queue is full a few messages later.
     let mut sent = 0.0;
     for message in bad {
         publish(&agent, &mut ledger, std::slice::from_ref(message)).await;
         sent += 1.0;
-        let is_refused = eventually("a verdict about the letter", LIMIT, async || {
+        let is_refused = eventually("a verdict about the dead letter", LIMIT, async || {
             let counts = Counts::of(&saver).await;
             let refused = counts.sum("verbatim_publishes_total", &refused) > 0.0;
-            let stored = counts.sum("verbatim_deliveries_total", &letters);
+            let stored = counts.sum("verbatim_deliveries_total", &dead_letters);
             if refused || stored == sent { Ok(refused) } else { Err(format!("{counts:?}")) }
         });
         if is_refused.await {
@@ -50,7 +50,7 @@ async fn a_full_dead_letter_queue_holds_what_it_refuses_until_there_is_room() {
     assert!(saver.log().contains("a queue is full"), "{}", saver.log_tail());
 
     let statistics = scenario.start(STATISTICS).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     saver.ready(LIMIT).await.unwrap();
     let counts = Counts::of(&saver).await;
     assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
@@ -58,12 +58,12 @@ async fn a_full_dead_letter_queue_holds_what_it_refuses_until_there_is_room() {
 }
 
 #[tokio::test]
-async fn a_letter_whose_queue_is_missing_is_held_until_the_queue_is_there() {
+async fn a_dead_letter_whose_queue_is_missing_is_held_until_the_queue_is_there() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     poison(&scenario, "22023", "m00001").await;
     let saver = scenario.start(SAVER).await;
-    scenario.side().delete_queue(LETTERS).await;
+    scenario.rabbit().delete_queue(DEAD_LETTERS).await;
     publish(&agent, &mut ledger, &load("letterless", 20, 1)).await;
     unready(&saver, &["holding: rabbitmq is away"]).await;
     let holds = [("queue", SAVES), ("store", "rabbitmq")];
@@ -71,12 +71,12 @@ async fn a_letter_whose_queue_is_missing_is_held_until_the_queue_is_there() {
     let unroutable = counts.sum("verbatim_publishes_total", &[("outcome", "unroutable")]);
     assert!(unroutable >= 1.0, "{counts:?}");
     let log = saver.log();
-    let told = format!("no queue takes routing key `{LETTERS}`");
+    let told = format!("no queue takes routing key `{DEAD_LETTERS}`");
     assert!(log.contains("holding a batch") && log.contains(&told), "{log}");
 
     scenario.declare().await;
     let statistics = scenario.start(STATISTICS).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     assert_eq!(
         scenario.sql("SELECT string_agg(message_id, ',') FROM dead_letters").await,
         "m00001"
@@ -88,10 +88,10 @@ async fn a_letter_whose_queue_is_missing_is_held_until_the_queue_is_there() {
 #[tokio::test]
 async fn an_exchange_that_is_missing_closes_a_channel_and_what_it_was_to_carry_is_held() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     poison(&scenario, "P0001", "m00001").await;
     let saver = scenario.start(SAVER).await;
-    scenario.side().delete_exchange("domain.retry.1000").await;
+    scenario.rabbit().delete_exchange("domain.retry.1000").await;
     publish(&agent, &mut ledger, &load("exchange", 20, 1)).await;
     until_stored(&scenario, 19).await;
     let holds = [("queue", SAVES), ("store", "rabbitmq")];
@@ -102,7 +102,7 @@ async fn an_exchange_that_is_missing_closes_a_channel_and_what_it_was_to_carry_i
 
     scenario.sql("TRUNCATE poisoned").await;
     scenario.declare().await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     saver.ready(LIMIT).await.unwrap();
     scenario.rest([saver]).await;
 }
@@ -110,7 +110,7 @@ async fn an_exchange_that_is_missing_closes_a_channel_and_what_it_was_to_carry_i
 #[tokio::test]
 async fn of_a_deleted_queue_what_was_delivered_is_saved_and_what_was_ready_is_lost() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let database = proxy(&scenario.database_url).await;
     // So that its prefetch stays small, and some messages stay in the queue.
     let settings = [
@@ -137,7 +137,7 @@ async fn of_a_deleted_queue_what_was_delivered_is_saved_and_what_was_ready_is_lo
     .await;
     let (delivered, _) = messages[..200].split_at(200 - ready);
     ledger.confirm(delivered);
-    scenario.side().delete_queue(SAVES).await;
+    scenario.rabbit().delete_queue(SAVES).await;
     database.restore().await.unwrap();
     until_stored(&scenario, delivered.len()).await;
     let ended = [("queue", SAVES), ("cause", "stream_ended")];
@@ -146,7 +146,7 @@ async fn of_a_deleted_queue_what_was_delivered_is_saved_and_what_was_ready_is_lo
 
     scenario.declare().await;
     publish(&agent, &mut ledger, &messages[200..]).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     assert_eq!(stored(&scenario).await, 220 - ready);
     saver.ready(LIMIT).await.unwrap();
     scenario.rest([saver]).await;
@@ -162,7 +162,7 @@ async fn what_waits_for_a_retry_outlasts_its_queue() {
         servers.get(Kind::RabbitMq).rabbitmqctl(&["eval", sooner]).await.unwrap();
     }
     let scenario = Scenario::with_own(servers).await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     poison(&scenario, "P0001", "m00001").await;
     let saver = scenario.start(SAVER).await;
     publish(&agent, &mut ledger, &load("waits", 20, 1)).await;
@@ -170,7 +170,7 @@ async fn what_waits_for_a_retry_outlasts_its_queue() {
     let retries = [("queue", SAVES), ("class", "retryable")];
     Counts::reach(&saver, "verbatim_retries_total", &retries, 2.0).await;
     // It waits for 5 s, and then for its queue.
-    scenario.side().delete_queue(SAVES).await;
+    scenario.rabbit().delete_queue(SAVES).await;
     scenario.sql("TRUNCATE poisoned").await;
     eventually("the delay to end", LIMIT, async || match scenario.queued().await {
         none if none.is_empty() => Ok(()),
@@ -188,6 +188,6 @@ async fn what_waits_for_a_retry_outlasts_its_queue() {
         stored => Err(format!("{stored} are stored")),
     })
     .await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     scenario.rest([saver]).await;
 }

@@ -10,7 +10,7 @@ const SAVED: &str = "verbatim_messages_saved_total";
 #[tokio::test]
 async fn savers_that_are_added_and_replaced_under_load_share_it_and_give_nothing_back() {
     let scenario = Scenario::new().await;
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let redis = proxy(&scenario.redis_url).await;
     let behind_it = [("REDIS_URL", redis.url())];
     let start = async || scenario.start_with(SAVER, &behind_it).await;
@@ -53,7 +53,7 @@ async fn savers_that_are_added_and_replaced_under_load_share_it_and_give_nothing
     redis.restore().await.unwrap();
 
     let last = start().await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     assert_eq!(ledger.len(), 16_000);
     returned += redeliveries([&last]).await;
     assert_eq!(returned, 0.0, "a drain finishes what was delivered");

@@ -2,7 +2,7 @@
 
 use conversation::Source;
 use serde_json::Value;
-use system_tests::{Counts, Eyes, LIMIT, Ledger, SAVER, Scenario, key};
+use system_tests::{Counts, LIMIT, Ledger, SAVER, Scenario, TestReader, key};
 use testkit::fleet::Worker;
 use testkit::servers::{Kind, Node, Servers};
 use testkit::wait::eventually;
@@ -17,7 +17,7 @@ async fn a_full_disk_is_an_outage_of_postgresql_and_costs_no_attempt() {
     let servers = Servers::start_postgresql_on_a_disk_of(128).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
     let postgresql = &scenario.server(Kind::PostgreSql).nodes()[0];
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let saver = scenario.start(SAVER).await;
     let messages = load("disk", 4_000, 20);
     publish(&agent, &mut ledger, &messages[..500]).await;
@@ -28,7 +28,7 @@ async fn a_full_disk_is_an_outage_of_postgresql_and_costs_no_attempt() {
     unready(&saver, &["holding: postgresql is away"]).await;
     assert!(saver.log().contains("No space left on device"), "{}", saver.log_tail());
     postgresql.free_disk().unwrap();
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     saver.ready(LIMIT).await.unwrap();
     let counts = Counts::of(&saver).await;
@@ -42,7 +42,7 @@ async fn a_redis_that_is_full_demoted_or_from_an_old_file_misleads_no_reader() {
     let servers = Servers::start(&[Kind::Redis]).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
     let redis = &scenario.redis().nodes()[0];
-    let (agent, eyes, mut ledger) = (scenario.agent(), scenario.eyes(), Ledger::default());
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
     let saver = scenario.start(SAVER).await;
     let messages = load("redis", 1_000, 4);
     let mut parts = messages.chunks(200);
@@ -52,7 +52,7 @@ async fn a_redis_that_is_full_demoted_or_from_an_old_file_misleads_no_reader() {
     };
     let failed = [("cause", "append_failed")];
     save(&mut ledger).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
 
     // OOM.
     ask(redis, &["CONFIG", "SET", "maxmemory", "1"]).await;
@@ -61,9 +61,9 @@ async fn a_redis_that_is_full_demoted_or_from_an_old_file_misleads_no_reader() {
     let changes = "verbatim_hot_generation_changes_total";
     Counts::reach(&saver, changes, &failed, before + 1.0).await;
     assert!(saver.log().contains("OOM"), "{}", saver.log_tail());
-    all_are_read(&eyes, &messages[..4], 100).await;
+    all_are_read(&reader, &messages[..4], 100).await;
     ask(redis, &["CONFIG", "SET", "maxmemory", "0"]).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
 
     // READONLY, as a replica of nobody.
     let epoch = scenario.sql(EPOCH).await;
@@ -73,21 +73,21 @@ async fn a_redis_that_is_full_demoted_or_from_an_old_file_misleads_no_reader() {
     Counts::reach(&saver, changes, &[], before + 1.0).await;
     unready(&saver, &["\"redis\":{\"ready\":false"]).await;
     assert!(saver.log().contains("is a replica, not a master"), "{}", saver.log_tail());
-    all_are_read(&eyes, &messages[..4], 150).await;
+    all_are_read(&reader, &messages[..4], 150).await;
     ask(redis, &["REPLICAOF", "NO", "ONE"]).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     let ruled_again = scenario.sql(EPOCH).await;
     assert_ne!(ruled_again, epoch, "it may have forgotten something");
 
     // A file with copies and marks, all of them valid when it was written.
     ask(redis, &["SAVE"]).await;
     save(&mut ledger).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     redis.kill().await.unwrap();
     redis.start().await.unwrap();
-    all_are_read(&eyes, &messages[..4], 200).await;
+    all_are_read(&reader, &messages[..4], 200).await;
     save(&mut ledger).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     assert_ne!(scenario.sql(EPOCH).await, ruled_again);
     saver.ready(LIMIT).await.unwrap();
     scenario.rest([saver]).await;
@@ -104,12 +104,12 @@ async fn a_stale_replica_that_takes_the_masters_place_misleads_no_reader() {
     ask(replica, &["REPLICAOF", "127.0.0.1", &master.port().to_string()]).await;
     let address = proxy(&scenario.redis_url).await;
     let (agent, mut ledger) = (scenario.agent(), Ledger::default());
-    let eyes = Eyes::of(&scenario.database_url, address.url());
+    let reader = TestReader::of(&scenario.database_url, address.url());
     let saver = scenario.start_with(SAVER, &[("REDIS_URL", address.url())]).await;
     let messages = load("stale", 1_200, 4);
     publish(&agent, &mut ledger, &messages[..400]).await;
     until_settled(&saver, 400).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     let copied = ask(master, &["DBSIZE"]).await;
     eventually("the copies on the replica", LIMIT, async || {
         let marks = ask(replica, &["DBSIZE"]).await;
@@ -125,19 +125,19 @@ async fn a_stale_replica_that_takes_the_masters_place_misleads_no_reader() {
     ask(master, &["CLIENT", "KILL", "TYPE", "replica"]).await;
     publish(&agent, &mut ledger, &messages[400..800]).await;
     until_settled(&saver, 800).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     let epoch = scenario.sql(EPOCH).await;
     ask(replica, &["ACL", "SETUSER", "default", &format!(">{password}")]).await;
     ask(replica, &["REPLICAOF", "NO", "ONE"]).await;
-    let before = reigns(&[&saver]).await;
+    let before = server_identities(&[&saver]).await;
     address.lead_to(&others.redis().url()).await.unwrap();
     another_redis_is_met(&[&saver], before).await;
     for _ in 0..10 {
-        all_are_read(&eyes, &messages[..4], 200).await;
+        all_are_read(&reader, &messages[..4], 200).await;
     }
     publish(&agent, &mut ledger, &messages[800..]).await;
     until_settled(&saver, 1_200).await;
-    ledger.reconcile(&scenario, &eyes).await;
+    ledger.reconcile(&scenario, &reader).await;
     assert_ne!(scenario.sql(EPOCH).await, epoch, "no copy of the former master counts");
     saver.ready(LIMIT).await.unwrap();
     assert!(saver.log().contains("Redis is down"), "{}", saver.log_tail());
@@ -145,7 +145,7 @@ async fn a_stale_replica_that_takes_the_masters_place_misleads_no_reader() {
 }
 
 /// How often these workers found that Redis was another one.
-pub(crate) async fn reigns(workers: &[&Worker]) -> f64 {
+pub(crate) async fn server_identities(workers: &[&Worker]) -> f64 {
     let mut sum = 0.0;
     for worker in workers {
         sum += Counts::of(worker).await.sum("verbatim_hot_epoch_changes_total", &[]);
@@ -157,7 +157,7 @@ pub(crate) async fn reigns(workers: &[&Worker]) -> f64 {
 pub(crate) async fn another_redis_is_met(workers: &[&Worker], before: f64) {
     let line = "Redis is not the server it was";
     eventually("one worker to meet another Redis", LIMIT, async || {
-        let counted = reigns(workers).await;
+        let counted = server_identities(workers).await;
         // The first Redis of all was another one, too.
         let told: usize = workers.iter().map(|worker| worker.log().matches(line).count()).sum();
         let told = f64::from(u32::try_from(told).unwrap());
@@ -175,12 +175,12 @@ async fn until_settled(saver: &Worker, messages: usize) {
 }
 
 /// Reads the conversation of each of these messages, and finds as many as were acknowledged.
-async fn all_are_read(eyes: &Eyes, of: &[Value], messages: usize) {
+async fn all_are_read(reader: &TestReader, of: &[Value], messages: usize) {
     for message in of {
-        let read = eyes.transcript(&key(message)).await;
+        let read = reader.transcript(&key(message)).await;
         let found = (read.messages.len(), read.degraded);
         assert_eq!(found, (messages, false), "from {:?}", read.source);
-        assert!(matches!(read.source, Source::Archive | Source::HotCopy));
+        assert!(matches!(read.source, Source::Database | Source::HotCopy));
     }
 }
 

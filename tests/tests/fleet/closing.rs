@@ -13,8 +13,8 @@ use crate::{ACTIVE, ARCHIVED, a_whole_close_later, about, ids, saved};
 #[tokio::test]
 async fn a_message_is_hot_and_durable_and_a_closed_conversation_archived_with_its_statistics() {
     let scenario = &Running::shared().await.scenario;
-    let (agent, side, eyes) = (scenario.agent(), scenario.side(), scenario.eyes());
-    side.listen("events-of-whole").await;
+    let (agent, rabbit, reader) = (scenario.agent(), scenario.rabbit(), scenario.reader());
+    rabbit.listen("events-of-whole").await;
     let of_agent = |role: &str, micros| json!({"role": role, "timestamp": at(micros), "agent_id": "ada", "model_name": "gpt-4o"});
     let messages = [
         message("whole", "s", "1", &of_agent("user", 0)),
@@ -25,17 +25,17 @@ async fn a_message_is_hot_and_durable_and_a_closed_conversation_archived_with_it
     let key = key(&messages[0]);
     agent.publish(&opened("whole", "s", &json!({}))).await;
     agent.publish_all(&messages).await;
-    saved(&eyes, &key, 4).await;
-    assert_eq!(ids(&eyes.both(&key).await), ["1", "2", "3", "4"]);
+    saved(&reader, &key, 4).await;
+    assert_eq!(ids(&reader.both(&key).await), ["1", "2", "3", "4"]);
 
     agent.publish(&closed("whole", "s", &json!({"reason": "done", "satisfaction": 5}))).await;
-    eyes.reaches(&key, ARCHIVED).await;
-    let transcript = eyes.transcript(&key).await;
+    reader.reaches(&key, ARCHIVED).await;
+    let transcript = reader.transcript(&key).await;
     assert_eq!(
         (ids(&transcript.messages), transcript.status),
         (vec!["1", "2", "3", "4"], Some(ARCHIVED))
     );
-    assert_eq!(transcript.source, Source::Archive, "the hot copy is gone");
+    assert_eq!(transcript.source, Source::Database, "the hot copy is gone");
 
     scenario
         .until_sql(
@@ -53,7 +53,7 @@ async fn a_message_is_hot_and_durable_and_a_closed_conversation_archived_with_it
             "ada|2026-11-20|1|4|t|14|5|f",
         )
         .await;
-    let events = side.bodies("events-of-whole", 1).await;
+    let events = rabbit.bodies("events-of-whole", 1).await;
     let migrated: Vec<_> = events.iter().filter(|it| it["tenant_id"] == "whole").collect();
     assert_eq!(migrated.len(), 1, "{migrated:?}");
     assert_eq!(migrated[0]["event_type"], "conversation.migrated");
@@ -61,91 +61,91 @@ async fn a_message_is_hot_and_durable_and_a_closed_conversation_archived_with_it
         (&migrated[0]["message_count"], &migrated[0]["close_reason"]),
         (&json!(4), &json!("done"))
     );
-    side.delete_queue("events-of-whole").await;
+    rabbit.delete_queue("events-of-whole").await;
 }
 
 #[tokio::test]
 async fn a_conversation_stays_open_until_its_last_session_closes() {
     let running = Running::shared().await;
-    let (agent, eyes) = (running.scenario.agent(), running.scenario.eyes());
+    let (agent, reader) = (running.scenario.agent(), running.scenario.reader());
     let one = json!({"conversation_id": "both"});
     let body = message("two-sessions", "phone", "m", &one);
     agent
         .publish_all(&[opened("two-sessions", "phone", &one), opened("two-sessions", "web", &one)])
         .await;
     agent.publish(&body).await;
-    saved(&eyes, &key(&body), 1).await;
+    saved(&reader, &key(&body), 1).await;
     agent.publish(&closed("two-sessions", "phone", &one)).await;
-    a_whole_close_later(running, &eyes, "two-sessions-witness").await;
-    eyes.reaches(&key(&body), ACTIVE).await;
+    a_whole_close_later(running, &reader, "two-sessions-witness").await;
+    reader.reaches(&key(&body), ACTIVE).await;
     agent.publish(&closed("two-sessions", "web", &one)).await;
-    eyes.reaches(&key(&body), ARCHIVED).await;
+    reader.reaches(&key(&body), ARCHIVED).await;
 }
 
 #[tokio::test]
 async fn a_repeated_close_closes_once() {
     let running = Running::shared().await;
-    let (scenario, agent, eyes) =
-        (&running.scenario, running.scenario.agent(), running.scenario.eyes());
-    scenario.side().listen("events-of-repeated").await;
+    let (scenario, agent, reader) =
+        (&running.scenario, running.scenario.agent(), running.scenario.reader());
+    scenario.rabbit().listen("events-of-repeated").await;
     let body = message("repeated", "s", "m", &json!({}));
     let close = closed("repeated", "s", &json!({"timestamp": at(60_000_000)}));
     agent.publish(&body).await;
-    saved(&eyes, &key(&body), 1).await;
+    saved(&reader, &key(&body), 1).await;
     agent.publish_all(&[close.clone(), close.clone(), close.clone()]).await;
-    eyes.reaches(&key(&body), ARCHIVED).await;
+    reader.reaches(&key(&body), ARCHIVED).await;
     agent.publish_all(&[close.clone(), close]).await;
-    a_whole_close_later(running, &eyes, "repeated-witness").await;
-    eyes.reaches(&key(&body), ARCHIVED).await;
-    let events = scenario.side().take("events-of-repeated").await;
+    a_whole_close_later(running, &reader, "repeated-witness").await;
+    reader.reaches(&key(&body), ARCHIVED).await;
+    let events = scenario.rabbit().take("events-of-repeated").await;
     let events: Vec<Value> = events
         .iter()
         .map(|it| serde_json::from_str(it["payload"].as_str().unwrap()).unwrap())
         .collect();
     assert_eq!(about(&events, &key(&body)), ["conversation.migrated"]);
-    scenario.side().delete_queue("events-of-repeated").await;
+    scenario.rabbit().delete_queue("events-of-repeated").await;
 }
 
 #[tokio::test]
 async fn a_message_after_archiving_reopens_the_conversation_and_it_is_archived_again() {
     let Running { scenario, .. } = Running::shared().await;
-    let (agent, side, eyes) = (scenario.agent(), scenario.side(), scenario.eyes());
-    side.listen("events-of-late").await;
+    let (agent, rabbit, reader) = (scenario.agent(), scenario.rabbit(), scenario.reader());
+    rabbit.listen("events-of-late").await;
     let first = message("late", "s", "1", &json!({}));
     let key = key(&first);
     agent.publish(&first).await;
-    saved(&eyes, &key, 1).await;
+    saved(&reader, &key, 1).await;
     agent.publish(&closed("late", "s", &json!({}))).await;
-    eyes.reaches(&key, ARCHIVED).await;
+    reader.reaches(&key, ARCHIVED).await;
     agent.publish(&message("late", "s", "2", &json!({"timestamp": at(1)}))).await;
     let rolled_up =
         "SELECT string_agg(messages::text, ',') FROM daily_stats WHERE tenant_id = 'late'";
     scenario.until_sql(rolled_up, "2").await;
-    eyes.reaches(&key, ARCHIVED).await;
-    assert_eq!(ids(&eyes.transcript(&key).await.messages), ["1", "2"]);
+    reader.reaches(&key, ARCHIVED).await;
+    assert_eq!(ids(&reader.transcript(&key).await.messages), ["1", "2"]);
     let mut events = Vec::new();
     let expected = ["conversation.migrated", "conversation.migrated", "conversation.reopened"];
     eventually("three events", system_tests::LIMIT, async || {
-        events.extend(side.bodies("events-of-late", 0).await);
+        events.extend(rabbit.bodies("events-of-late", 0).await);
         let mut seen = about(&events, &key);
         seen.sort_unstable();
         if seen == expected { Ok(()) } else { Err(format!("{seen:?}")) }
     })
     .await;
-    side.delete_queue("events-of-late").await;
+    rabbit.delete_queue("events-of-late").await;
 }
 
 #[tokio::test]
 async fn a_session_that_nobody_closes_ends_by_idleness() {
     let scenario = &Running::shared().await.scenario;
-    let (agent, eyes) = (scenario.agent(), scenario.eyes());
+    let (agent, reader) = (scenario.agent(), scenario.reader());
     let body = message("idle", "s", "m", &json!({}));
     agent.publish(&body).await;
-    saved(&eyes, &key(&body), 1).await;
+    saved(&reader, &key(&body), 1).await;
     scenario
         .sql("UPDATE conversations SET touched_at = now() - interval '2 hours' WHERE tenant_id = 'idle'")
         .await;
-    eyes.reaches(&key(&body), ARCHIVED).await;
+    reader.reaches(&key(&body), ARCHIVED).await;
     let reason = "SELECT close_reason FROM conversations WHERE tenant_id = 'idle'";
     assert_eq!(scenario.sql(reason).await, "idle");
 }
@@ -153,7 +153,7 @@ async fn a_session_that_nobody_closes_ends_by_idleness() {
 #[tokio::test]
 async fn a_reconnection_within_the_grace_period_withdraws_the_close() {
     let scenario = Scenario::new().await;
-    let (agent, eyes) = (scenario.agent(), scenario.eyes());
+    let (agent, reader) = (scenario.agent(), scenario.reader());
     let (saver, patient) = tokio::join!(
         scenario.start(SAVER),
         scenario.start_with(MIGRATION, &[("VERBATIM_CLOSE_GRACE", "1h")]),
@@ -174,22 +174,22 @@ async fn a_reconnection_within_the_grace_period_withdraws_the_close() {
     // For an impatient worker the grace period of both would be over.
     scenario.drain([patient]).await;
     let impatient = scenario.start_with(MIGRATION, &[("VERBATIM_CLOSE_GRACE", "0s")]).await;
-    eyes.reaches(&key(&leaving), ARCHIVED).await;
-    eyes.reaches(&key(&returning), ACTIVE).await;
+    reader.reaches(&key(&leaving), ARCHIVED).await;
+    reader.reaches(&key(&returning), ACTIVE).await;
     let late = closed("grace", "returns", &json!({"timestamp": at(3_000_000)}));
     agent.publish(&late).await;
-    eyes.reaches(&key(&returning), ARCHIVED).await;
+    reader.reaches(&key(&returning), ARCHIVED).await;
     scenario.drain([saver, impatient]).await;
 }
 
 #[tokio::test]
-async fn two_of_every_worker_close_each_conversation_and_keep_each_letter_once() {
+async fn two_of_every_worker_close_each_conversation_and_keep_each_dead_letter_once() {
     let running = Running::own().await;
     let Running { scenario, .. } = &running;
     let (other_migration, other_statistics) =
         tokio::join!(scenario.start(MIGRATION), scenario.start(STATISTICS));
-    let (agent, side) = (scenario.agent(), scenario.side());
-    side.listen("events").await;
+    let (agent, rabbit) = (scenario.agent(), scenario.rabbit());
+    rabbit.listen("events").await;
     let sessions: Vec<String> = (0..150).map(|n| format!("s{n}")).collect();
     let said = sessions.iter().flat_map(|session| {
         let reply = json!({"role": "assistant", "timestamp": at(1_000_000), "agent_id": session});
@@ -207,14 +207,14 @@ async fn two_of_every_worker_close_each_conversation_and_keep_each_letter_once()
         "SELECT concat_ws('|', count(*), sum(conversations), sum(messages)) FROM daily_stats
                      WHERE NOT dirty AND conversations > 0";
     scenario.until_sql(rolled_up, "150|150|300").await;
-    let letters = "SELECT concat_ws('|', count(*), sum(copies)) FROM dead_letters";
-    scenario.until_sql(letters, "150|150").await;
+    let dead_letters = "SELECT concat_ws('|', count(*), sum(copies)) FROM dead_letters";
+    scenario.until_sql(dead_letters, "150|150").await;
     let Running { savers: [one, two], migration, statistics, .. } = running;
     let workers = [one, two, migration, other_migration, statistics, other_statistics];
     running.scenario.rest(workers).await;
 
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
-    for event in side.bodies("events", 300).await {
+    for event in rabbit.bodies("events", 300).await {
         let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
         *seen.entry(format!("{} {}", text("event_type"), text("conversation_id"))).or_default() +=
             1;
@@ -227,11 +227,11 @@ async fn two_of_every_worker_close_each_conversation_and_keep_each_letter_once()
 #[tokio::test]
 async fn an_open_save_is_counted_by_the_close_that_meets_it() {
     let running = Running::shared().await;
-    let (scenario, agent, eyes) =
-        (&running.scenario, running.scenario.agent(), running.scenario.eyes());
+    let (scenario, agent, reader) =
+        (&running.scenario, running.scenario.agent(), running.scenario.reader());
     let body = message("open-save", "s", "1", &json!({}));
     agent.publish(&body).await;
-    saved(&eyes, &key(&body), 1).await;
+    saved(&reader, &key(&body), 1).await;
     scenario.sql("CREATE TABLE gate (open bool)").await;
     // What a saver does, stopped between its insert and its commit.
     let save = "SET statement_timeout = '60s'; BEGIN;
@@ -249,14 +249,14 @@ async fn an_open_save_is_counted_by_the_close_that_meets_it() {
                      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
         scenario.until_sql(waits, "1").await;
         agent.publish(&closed("open-save", "s", &json!({}))).await;
-        a_whole_close_later(running, &eyes, "open-save-witness").await;
+        a_whole_close_later(running, &reader, "open-save-witness").await;
         let status = "SELECT status FROM conversations WHERE tenant_id = 'open-save'";
         assert_ne!(scenario.sql(status).await, "archived", "a save is under way");
         scenario.sql("INSERT INTO gate VALUES (true)").await;
     };
     tokio::join!(scenario.sql(save), close);
-    eyes.reaches(&key(&body), ARCHIVED).await;
+    reader.reaches(&key(&body), ARCHIVED).await;
     let counted = "SELECT message_count FROM conversations WHERE tenant_id = 'open-save'";
     assert_eq!(scenario.sql(counted).await, "2");
-    assert_eq!(ids(&eyes.transcript(&key(&body)).await.messages), ["1", "2"]);
+    assert_eq!(ids(&reader.transcript(&key(&body)).await.messages), ["1", "2"]);
 }

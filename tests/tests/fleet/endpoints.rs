@@ -11,29 +11,29 @@ use crate::{ARCHIVED, saved};
 async fn every_counter_that_a_day_in_the_fleet_should_move_has_moved() {
     let running = Running::own().await;
     let Running { scenario, savers, migration, statistics } = &running;
-    let (agent, side, eyes) = (scenario.agent(), scenario.side(), scenario.eyes());
+    let (agent, rabbit, reader) = (scenario.agent(), scenario.rabbit(), scenario.reader());
     let body = |id: &str, words: &str| message("day", "s", id, &json!({"content": words}));
     agent.publish(&opened("day", "s", &json!({}))).await;
     let key = key(&body("1", ""));
     // The first, before its repetition and its contradiction: they may go to different savers.
     agent.publish(&body("1", "hi")).await;
-    saved(&eyes, &key, 1).await;
+    saved(&reader, &key, 1).await;
     agent.publish_all(&[body("1", "hi"), body("1", "ho"), body("2", "bye")]).await;
     let mut anonymous = body("", "anonymous");
     for field in ["message_id", "timestamp"] {
         anonymous.as_object_mut().unwrap().remove(field);
     }
-    side.publish("conversation.save_message", &json!({}), &anonymous.to_string()).await;
-    side.publish("conversation.save_message", &json!({}), "{").await;
-    side.publish("conversation.lost", &json!({}), &body("3", "lost").to_string()).await;
-    saved(&eyes, &key, 4).await;
+    rabbit.publish("conversation.save_message", &json!({}), &anonymous.to_string()).await;
+    rabbit.publish("conversation.save_message", &json!({}), "{").await;
+    rabbit.publish("conversation.lost", &json!({}), &body("3", "lost").to_string()).await;
+    saved(&reader, &key, 4).await;
     scenario.until_sql("SELECT count(*) FROM dead_letters", "2").await;
     agent.publish(&closed("day", "s", &json!({}))).await;
-    eyes.reaches(&key, ARCHIVED).await;
+    reader.reaches(&key, ARCHIVED).await;
     let totals = "SELECT sum(messages)::text FROM daily_stats";
     scenario.until_sql(totals, "4").await;
     agent.publish(&message("day", "s", "4", &json!({}))).await;
-    saved(&eyes, &key, 5).await;
+    saved(&reader, &key, 5).await;
     agent.publish(&closed("day", "empty", &json!({}))).await;
     let emptied = "SELECT count(*) FROM conversations WHERE status <> 'archived'";
     scenario.until_sql(totals, "5").await;
@@ -78,7 +78,7 @@ async fn every_counter_that_a_day_in_the_fleet_should_move_has_moved() {
         ("verbatim_statistics_recomputed_total", vec![], 2.0),
         ("verbatim_daily_buckets_recomputed_total", vec![], 2.0),
         ("verbatim_dead_letters_stored_total", conflict.clone(), 1.0),
-        ("verbatim_dead_letters_sent_back_total", vec![("cause", "unrouted")], 1.0),
+        ("verbatim_messages_rerouted_total", vec![("cause", "unrouted")], 1.0),
         ("verbatim_dead_letters", conflict, 1.0),
         ("verbatim_dead_letters", vec![save, ("reason", "malformed_json")], 1.0),
         ("verbatim_queue_consumers", vec![save], 2.0),

@@ -2,18 +2,18 @@
 //!
 //! The tests share one fleet, as the customers of a real one do: each has a tenant of its own.
 
+mod baselines;
 mod closing;
 mod endpoints;
 mod large;
 mod messages;
 mod ways;
-mod yardsticks;
 
 use domain::ids::ConversationKey;
 use domain::message::Message;
 use domain::status::ConversationStatus;
 use serde_json::{Value, json};
-use system_tests::{Eyes, Running, closed, key, message};
+use system_tests::{Running, TestReader, closed, key, message};
 use testkit::wait::eventually;
 use uuid::Uuid;
 
@@ -25,9 +25,13 @@ pub(crate) fn ids(messages: &[Message]) -> Vec<&str> {
 }
 
 /// Waits until a conversation holds so many messages, and returns them.
-pub(crate) async fn saved(eyes: &Eyes, key: &ConversationKey, count: usize) -> Vec<Message> {
+pub(crate) async fn saved(
+    reader: &TestReader,
+    key: &ConversationKey,
+    count: usize,
+) -> Vec<Message> {
     eventually(format!("{count} messages of {key}"), system_tests::LIMIT, async || {
-        let messages = eyes.archived(key).await;
+        let messages = reader.archived(key).await;
         if messages.len() >= count { Ok(messages) } else { Err(format!("{:?}", ids(&messages))) }
     })
     .await
@@ -35,14 +39,14 @@ pub(crate) async fn saved(eyes: &Eyes, key: &ConversationKey, count: usize) -> V
 
 /// Publishes a conversation that closes at once, and waits until it is archived: whatever was
 /// published before it and would have closed as well has had its time.
-pub(crate) async fn a_whole_close_later(running: &Running, eyes: &Eyes, tenant: &str) {
+pub(crate) async fn a_whole_close_later(running: &Running, reader: &TestReader, tenant: &str) {
     let session = Uuid::new_v4().to_string();
     let witness = message(tenant, &session, "witness", &json!({}));
     let agent = running.scenario.agent();
     agent.publish(&witness).await;
-    saved(eyes, &key(&witness), 1).await;
+    saved(reader, &key(&witness), 1).await;
     agent.publish(&closed(tenant, &session, &json!({}))).await;
-    eyes.reaches(&key(&witness), ARCHIVED).await;
+    reader.reaches(&key(&witness), ARCHIVED).await;
 }
 
 /// The events about one conversation, as a listener's queue got them.

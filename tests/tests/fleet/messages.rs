@@ -1,4 +1,4 @@
-//! Messages: once, in order, to the letter, for their own tenant.
+//! Messages: once, in order, byte for byte, for their own tenant.
 
 use domain::action::ActionKind;
 use domain::fixtures::{ACTIONS, FIRST_AGENTS, example};
@@ -13,25 +13,25 @@ use crate::{ACTIVE, ARCHIVED, a_whole_close_later, ids, saved};
 #[tokio::test]
 async fn the_three_bodies_that_agents_sent_before_the_contract_work_unchanged() {
     let Running { scenario, statistics, .. } = Running::shared().await;
-    let (side, eyes) = (scenario.side(), scenario.eyes());
+    let (rabbit, reader) = (scenario.rabbit(), scenario.reader());
     let [save, ask, close] = FIRST_AGENTS.map(|name| example(name).unwrap());
     let body: Value = serde_json::from_str(save).unwrap();
     let key = key(&body);
 
     // They set no AMQP properties at all.
     let bare = json!({});
-    side.publish("conversation.save_message", &bare, save).await;
-    let messages = saved(&eyes, &key, 1).await;
+    rabbit.publish("conversation.save_message", &bare, save).await;
+    let messages = saved(&reader, &key, 1).await;
     assert_eq!(messages[0].content.text(), body["content"].as_str().unwrap());
     assert_eq!(messages[0].agent_id.as_ref().unwrap().as_str(), "agent_xyz");
     assert_eq!(messages[0].model_name.as_deref(), Some("llama3-70b-8192"));
     assert_eq!(messages[0].tokens_estimate, Some(150));
 
-    side.publish("conversation.get_context", &bare, ask).await;
+    rabbit.publish("conversation.get_context", &bare, ask).await;
     assert!(scenario.queued().await.contains(&("conversation.context", 1)), "the question waits");
 
-    side.publish("conversation.session_closed", &bare, close).await;
-    eyes.reaches(&key, ARCHIVED).await;
+    rabbit.publish("conversation.session_closed", &bare, close).await;
+    reader.reaches(&key, ARCHIVED).await;
     let row =
         "SELECT tenant_tier, session_id, message_count, total_tokens > 0, close_reason IS NULL
                FROM conversations WHERE tenant_id = 'tenant123'";
@@ -42,13 +42,13 @@ async fn the_three_bodies_that_agents_sent_before_the_contract_work_unchanged() 
         "0"
     );
     let counts = Counts::of(statistics).await;
-    assert_eq!(counts.sum("verbatim_store_up", &[]), 3.0, "all three stores");
+    assert_eq!(counts.sum("verbatim_dependency_up", &[]), 3.0, "all three stores");
 }
 
 #[tokio::test]
 async fn every_example_of_a_message_is_saved_as_it_was_sent() {
     let scenario = &Running::shared().await.scenario;
-    let (agent, eyes) = (scenario.agent(), scenario.eyes());
+    let (agent, reader) = (scenario.agent(), scenario.reader());
     let examples =
         ACTIONS.iter().filter(|example| example.name.starts_with(ActionKind::SaveMessage.as_str()));
     let actions: Vec<Value> = examples
@@ -71,14 +71,14 @@ async fn every_example_of_a_message_is_saved_as_it_was_sent() {
     let keys = "SELECT string_agg(id, ',') FROM conversations WHERE tenant_id = 'examples'";
     for conversation in scenario.sql(keys).await.split(',') {
         let key = ConversationKey::parse("examples", conversation).unwrap();
-        assert_eq!(eyes.both(&key).await.len(), 1, "{key}");
+        assert_eq!(reader.both(&key).await.len(), 1, "{key}");
     }
 }
 
 #[tokio::test]
 async fn ten_publishes_of_one_message_before_and_after_archiving_store_it_once() {
     let running = Running::shared().await;
-    let (agent, eyes) = (running.scenario.agent(), running.scenario.eyes());
+    let (agent, reader) = (running.scenario.agent(), running.scenario.reader());
     let body = message("ten", "s", "m", &json!({}));
     // What an agent that tries again may well change.
     let again = message(
@@ -91,27 +91,27 @@ async fn ten_publishes_of_one_message_before_and_after_archiving_store_it_once()
         .publish_all(&[body.clone(), body.clone(), body.clone(), again.clone(), body.clone()])
         .await;
     let key = key(&body);
-    saved(&eyes, &key, 1).await;
-    assert_eq!(ids(&eyes.both(&key).await), ["m"]);
+    saved(&reader, &key, 1).await;
+    assert_eq!(ids(&reader.both(&key).await), ["m"]);
     agent.publish(&closed("ten", "s", &json!({}))).await;
-    eyes.reaches(&key, ARCHIVED).await;
+    reader.reaches(&key, ARCHIVED).await;
     agent.publish_all(&[again.clone(), body.clone(), body.clone(), again, body]).await;
-    a_whole_close_later(running, &eyes, "ten-witness").await;
+    a_whole_close_later(running, &reader, "ten-witness").await;
 
     let of_this = "FROM messages WHERE tenant_id = 'ten'";
     assert_eq!(running.scenario.sql(&format!("SELECT count(*) {of_this}")).await, "1");
-    assert_eq!(eyes.transcript(&key).await.messages[0].created_at.to_string(), at(0));
-    let letters = "SELECT count(*) FROM dead_letters WHERE tenant_id = 'ten'";
-    assert_eq!(running.scenario.sql(letters).await, "0");
+    assert_eq!(reader.transcript(&key).await.messages[0].created_at.to_string(), at(0));
+    let dead_letters = "SELECT count(*) FROM dead_letters WHERE tenant_id = 'ten'";
+    assert_eq!(running.scenario.sql(dead_letters).await, "0");
     let totals = "SELECT string_agg(messages::text, ',') FROM daily_stats WHERE tenant_id = 'ten'";
     running.scenario.until_sql(totals, "1").await;
-    eyes.reaches(&key, ARCHIVED).await;
+    reader.reaches(&key, ARCHIVED).await;
 }
 
 #[tokio::test]
 async fn equal_timestamps_and_late_arrivals_read_in_one_order_from_both_stores() {
     let running = Running::shared().await;
-    let (agent, eyes) = (running.scenario.agent(), running.scenario.eyes());
+    let (agent, reader) = (running.scenario.agent(), running.scenario.reader());
     // 17 and 400 have no common factor: every message once, neighbours far apart.
     let place = |n: usize| n * 17 % 400;
     let messages: Vec<Value> = (0..400)
@@ -125,7 +125,7 @@ async fn equal_timestamps_and_late_arrivals_read_in_one_order_from_both_stores()
         agent.publish_all(part).await;
     }
     let key = key(&messages[0]);
-    saved(&eyes, &key, 400).await;
+    saved(&reader, &key, 400).await;
     let mut expected: Vec<(&str, &str)> = messages
         .iter()
         .map(|it| (it["timestamp"].as_str().unwrap(), it["message_id"].as_str().unwrap()))
@@ -133,13 +133,13 @@ async fn equal_timestamps_and_late_arrivals_read_in_one_order_from_both_stores()
     // Byte order, which is Rust's order of strings.
     expected.sort_unstable();
     let expected: Vec<&str> = expected.into_iter().map(|(_, id)| id).collect();
-    assert_eq!(ids(&eyes.both(&key).await), expected);
+    assert_eq!(ids(&reader.both(&key).await), expected);
 }
 
 #[tokio::test]
 async fn of_conflicting_words_on_two_replicas_one_is_stored_and_one_a_dead_letter() {
     let scenario = &Running::shared().await.scenario;
-    let (agent, eyes) = (scenario.agent(), scenario.eyes());
+    let (agent, reader) = (scenario.agent(), scenario.reader());
     let words = |n: usize, said: &str| {
         message("conflict", "s", &format!("m{n:02}"), &json!({"content": said}))
     };
@@ -147,10 +147,10 @@ async fn of_conflicting_words_on_two_replicas_one_is_stored_and_one_a_dead_lette
         // RabbitMQ deals them out in turn: one to each replica.
         agent.publish_all(&[words(n, "one"), words(n, "other")]).await;
     }
-    let letters = "SELECT count(*) || ' ' || count(DISTINCT message_id) FROM dead_letters
+    let dead_letters = "SELECT count(*) || ' ' || count(DISTINCT message_id) FROM dead_letters
                    WHERE tenant_id = 'conflict' AND reason = 'conflict' AND status = 'open'";
-    scenario.until_sql(letters, "50 50").await;
-    let messages = eyes.both(&key(&words(0, ""))).await;
+    scenario.until_sql(dead_letters, "50 50").await;
+    let messages = reader.both(&key(&words(0, ""))).await;
     assert_eq!(messages.len(), 50);
     for message in &messages {
         let refused = format!(
@@ -167,7 +167,7 @@ async fn of_conflicting_words_on_two_replicas_one_is_stored_and_one_a_dead_lette
 #[tokio::test]
 async fn a_message_without_any_identity_is_told_by_its_time_or_saved_and_counted() {
     let Running { scenario, savers, .. } = Running::shared().await;
-    let (side, eyes) = (scenario.side(), scenario.eyes());
+    let (rabbit, reader) = (scenario.rabbit(), scenario.reader());
     let mut body = message("anonymous", "s", "", &json!({"content": "yes"}));
     body.as_object_mut().unwrap().remove("message_id");
     let key = key(&body);
@@ -181,32 +181,33 @@ async fn a_message_without_any_identity_is_told_by_its_time_or_saved_and_counted
     let before = anonymous().await;
 
     let (persistent, timed) = (json!({"delivery_mode": 2}), body.to_string());
-    side.publish("conversation.save_message", &persistent, &timed).await;
-    side.publish("conversation.save_message", &persistent, &timed).await;
+    rabbit.publish("conversation.save_message", &persistent, &timed).await;
+    rabbit.publish("conversation.save_message", &persistent, &timed).await;
     body["timestamp"] = at(500_000).into();
-    side.publish("conversation.save_message", &persistent, &body.to_string()).await;
+    rabbit.publish("conversation.save_message", &persistent, &body.to_string()).await;
     // An AMQP message id is an identity as good as any.
     body.as_object_mut().unwrap().remove("timestamp");
     let named = json!({"message_id": "by-amqp"});
-    side.publish("conversation.save_message", &named, &body.to_string()).await;
-    side.publish("conversation.save_message", &named, &body.to_string()).await;
+    rabbit.publish("conversation.save_message", &named, &body.to_string()).await;
+    rabbit.publish("conversation.save_message", &named, &body.to_string()).await;
     // Nothing at all, not even a time that is its own: two are two.
     for _ in 0..2 {
-        side.publish(
-            "conversation.save_message",
-            &json!({"timestamp": 1_795_168_800}),
-            &body.to_string(),
-        )
-        .await;
+        rabbit
+            .publish(
+                "conversation.save_message",
+                &json!({"timestamp": 1_795_168_800}),
+                &body.to_string(),
+            )
+            .await;
     }
-    assert_eq!(saved(&eyes, &key, 5).await.len(), 5);
+    assert_eq!(saved(&reader, &key, 5).await.len(), 5);
     eventually("two counted as anonymous", system_tests::LIMIT, async || {
         let counted = anonymous().await - before;
         // The other tests of this process may add to it.
         if counted >= 2.0 { Ok(()) } else { Err(counted.to_string()) }
     })
     .await;
-    let messages = eyes.both(&key).await;
+    let messages = reader.both(&key).await;
     assert_eq!(messages.iter().filter(|it| it.id.as_str() == "by-amqp").count(), 1);
     let random = messages
         .iter()
@@ -217,26 +218,26 @@ async fn a_message_without_any_identity_is_told_by_its_time_or_saved_and_counted
 #[tokio::test]
 async fn two_tenants_with_one_session_id_share_nothing() {
     let running = Running::shared().await;
-    let (agent, eyes) = (running.scenario.agent(), running.scenario.eyes());
+    let (agent, reader) = (running.scenario.agent(), running.scenario.reader());
     let ours = message("ours", "one-id", "m", &json!({"content": "ours"}));
     let theirs = message("theirs", "one-id", "m", &json!({"content": "theirs"}));
     agent.publish_all(&[ours.clone(), theirs.clone()]).await;
     for body in [&ours, &theirs] {
-        saved(&eyes, &key(body), 1).await;
-        let messages = eyes.both(&key(body)).await;
+        saved(&reader, &key(body), 1).await;
+        let messages = reader.both(&key(body)).await;
         assert_eq!(messages.len(), 1);
         assert_eq!(messages[0].content.text(), body["content"].as_str().unwrap());
     }
     agent.publish(&closed("ours", "one-id", &json!({}))).await;
-    eyes.reaches(&key(&ours), ARCHIVED).await;
-    a_whole_close_later(running, &eyes, "theirs-witness").await;
-    eyes.reaches(&key(&theirs), ACTIVE).await;
+    reader.reaches(&key(&ours), ARCHIVED).await;
+    a_whole_close_later(running, &reader, "theirs-witness").await;
+    reader.reaches(&key(&theirs), ACTIVE).await;
 }
 
 #[tokio::test]
 async fn ids_with_any_legal_characters_go_all_the_way_to_the_archive() {
     let scenario = &Running::shared().await.scenario;
-    let (agent, eyes) = (scenario.agent(), scenario.eyes());
+    let (agent, reader) = (scenario.agent(), scenario.reader());
     let odd: Vec<String> = [
         ":",
         "/",
@@ -268,28 +269,28 @@ async fn ids_with_any_legal_characters_go_all_the_way_to_the_archive() {
     let messages = all(&|id| message(id, id, id, &ids(id)));
     agent.publish_all(&messages).await;
     for (body, id) in messages.iter().zip(&odd) {
-        saved(&eyes, &key(body), 1).await;
-        let messages = eyes.both(&key(body)).await;
+        saved(&reader, &key(body), 1).await;
+        let messages = reader.both(&key(body)).await;
         assert_eq!(messages.len(), 1, "{id:?}");
         assert_eq!(messages[0].id.as_str(), id);
         assert_eq!(messages[0].agent_id.as_ref().unwrap().as_str(), id);
     }
     agent.publish_all(&all(&|id| closed(id, id, &json!({"conversation_id": id})))).await;
     for body in &messages {
-        eyes.reaches(&key(body), ARCHIVED).await;
-        assert_eq!(eyes.transcript(&key(body)).await.messages.len(), 1);
+        reader.reaches(&key(body), ARCHIVED).await;
+        assert_eq!(reader.transcript(&key(body)).await.messages.len(), 1);
     }
 }
 
 #[tokio::test]
 async fn a_message_that_asks_for_a_reply_gets_one_with_its_correlation_id() {
     let scenario = &Running::shared().await.scenario;
-    let (side, eyes) = (scenario.side(), scenario.eyes());
-    side.queue("replies").await;
+    let (rabbit, reader) = (scenario.rabbit(), scenario.reader());
+    rabbit.queue("replies").await;
     let mut body = message("reply", "s", "m", &json!({"action_id": "a-1"}));
     let properties = json!({"reply_to": "replies", "correlation_id": "c-1"});
-    side.publish("conversation.save_message", &properties, &body.to_string()).await;
-    let answer = side.bodies("replies", 1).await.remove(0);
+    rabbit.publish("conversation.save_message", &properties, &body.to_string()).await;
+    let answer = rabbit.bodies("replies", 1).await.remove(0);
     let conversation = key(&body).conversation;
     let expected = |duplicate: bool, correlation: &str| {
         json!({
@@ -298,15 +299,15 @@ async fn a_message_that_asks_for_a_reply_gets_one_with_its_correlation_id() {
         })
     };
     assert_eq!(answer, expected(false, "c-1"));
-    assert_eq!(eyes.archived(&key(&body)).await.len(), 1, "durable before the answer");
+    assert_eq!(reader.archived(&key(&body)).await.len(), 1, "durable before the answer");
 
     // The body may name the queue as well.
     body["callback_queue_name"] = "replies".into();
     body["correlation_id"] = "c-2".into();
-    side.publish("conversation.save_message", &json!({}), &body.to_string()).await;
-    assert_eq!(side.bodies("replies", 1).await, [expected(true, "c-2")]);
+    rabbit.publish("conversation.save_message", &json!({}), &body.to_string()).await;
+    assert_eq!(rabbit.bodies("replies", 1).await, [expected(true, "c-2")]);
     // A queue that is not there takes nothing away from the message.
     let lost = message("reply", "s", "unheard", &json!({"callback_queue_name": "nowhere"}));
     scenario.agent().publish(&lost).await;
-    saved(&eyes, &key(&lost), 2).await;
+    saved(&reader, &key(&lost), 2).await;
 }

@@ -9,38 +9,38 @@ use crate::saved;
 #[tokio::test]
 async fn what_no_queue_is_bound_for_goes_home_if_it_is_known_and_is_a_dead_letter_if_not() {
     let Running { scenario, statistics, .. } = Running::shared().await;
-    let (agent, side, eyes) = (scenario.agent(), scenario.side(), scenario.eyes());
+    let (agent, rabbit, reader) = (scenario.agent(), scenario.rabbit(), scenario.reader());
     let body = message("lost", "s", "m", &json!({}));
     // A mistyped routing key over a body that knows what it is.
-    side.publish("conversation.saved_message", &json!({}), &body.to_string()).await;
-    saved(&eyes, &key(&body), 1).await;
+    rabbit.publish("conversation.saved_message", &json!({}), &body.to_string()).await;
+    saved(&reader, &key(&body), 1).await;
 
     // A binding that an operator removed.
-    side.unbind("domain.actions", "conversation.session", "conversation.feedback").await;
+    rabbit.unbind("domain.actions", "conversation.session", "conversation.feedback").await;
     let feedback = json!({
         "action_type": "conversation.feedback", "tenant_id": "lost", "session_id": "s", "satisfaction": 4,
     });
     agent.publish(&feedback).await;
     let satisfaction = "SELECT satisfaction::text FROM conversations WHERE tenant_id = 'lost'";
     scenario.until_sql(satisfaction, "4").await;
-    side.bind("domain.actions", "conversation.session", "conversation.feedback").await;
+    rabbit.bind("domain.actions", "conversation.session", "conversation.feedback").await;
     let labels = [("queue", "domain.unrouted"), ("cause", "unrouted")];
-    Counts::reach(statistics, "verbatim_dead_letters_sent_back_total", &labels, 2.0).await;
+    Counts::reach(statistics, "verbatim_messages_rerouted_total", &labels, 2.0).await;
 
     let unknown =
         json!({"action_type": "conversation.summarise", "tenant_id": "lost", "session_id": "s"});
     agent.publish(&unknown).await;
-    let letter =
+    let dead_letter =
         "SELECT concat_ws('|', queue, reason, field, routing_key, exchange, tenant_id, attempts)
                   FROM dead_letters WHERE tenant_id = 'lost'";
     let expected =
         "domain.unrouted|unknown_action|action_type|conversation.summarise|domain.actions|lost|1";
-    scenario.until_sql(letter, expected).await;
-    side.publish("no.such.key", &json!({}), "what is this?").await;
-    let letter =
+    scenario.until_sql(dead_letter, expected).await;
+    rabbit.publish("no.such.key", &json!({}), "what is this?").await;
+    let dead_letter =
         "SELECT concat_ws('|', queue, reason, convert_from(body, 'UTF8')) FROM dead_letters
                   WHERE routing_key = 'no.such.key'";
-    scenario.until_sql(letter, "domain.unrouted|malformed_json|what is this?").await;
+    scenario.until_sql(dead_letter, "domain.unrouted|malformed_json|what is this?").await;
 }
 
 #[tokio::test]
@@ -50,9 +50,9 @@ async fn what_nothing_in_this_version_carries_out_is_kept_as_a_dead_letter() {
     let mut erase: Value = serde_json::from_str(erase).unwrap();
     erase["tenant_id"] = "not-yet".into();
     scenario.agent().publish(&erase).await;
-    let letter = "SELECT concat_ws('|', queue, reason, action_type) FROM dead_letters
+    let dead_letter = "SELECT concat_ws('|', queue, reason, action_type) FROM dead_letters
                   WHERE tenant_id = 'not-yet'";
-    scenario.until_sql(letter, "conversation.session|unknown_action|conversation.erase").await;
+    scenario.until_sql(dead_letter, "conversation.session|unknown_action|conversation.erase").await;
 }
 
 #[tokio::test]
@@ -60,21 +60,21 @@ async fn a_message_that_expired_by_its_own_expiration_is_sent_back_and_saved() {
     let scenario = Scenario::new().await;
     let body = message("expired", "s", "m", &json!({}));
     let impatient = json!({"expiration": "1", "delivery_mode": 2});
-    scenario.side().publish("conversation.save_message", &impatient, &body.to_string()).await;
+    scenario.rabbit().publish("conversation.save_message", &impatient, &body.to_string()).await;
     let statistics = scenario.start(STATISTICS).await;
     let labels = [("queue", "conversation.save_message"), ("cause", "expired")];
-    Counts::reach(&statistics, "verbatim_dead_letters_sent_back_total", &labels, 1.0).await;
+    Counts::reach(&statistics, "verbatim_messages_rerouted_total", &labels, 1.0).await;
     let saver = scenario.start(SAVER).await;
-    let eyes = scenario.eyes();
-    saved(&eyes, &key(&body), 1).await;
+    let reader = scenario.reader();
+    saved(&reader, &key(&body), 1).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     scenario.rest([saver, statistics]).await;
 }
 
 #[tokio::test]
-async fn a_letter_keeps_the_trace_of_its_action_and_an_agent_cannot_forge_our_headers() {
+async fn a_dead_letter_keeps_the_trace_of_its_action_and_an_agent_cannot_forge_our_headers() {
     let scenario = &Running::shared().await.scenario;
-    let (side, eyes) = (scenario.side(), scenario.eyes());
+    let (rabbit, reader) = (scenario.rabbit(), scenario.reader());
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0cc902b7-01";
     let headers = json!({
         "traceparent": trace, "x-verbatim-id": "forged", "x-verbatim-conversation": "forged",
@@ -82,12 +82,12 @@ async fn a_letter_keeps_the_trace_of_its_action_and_an_agent_cannot_forge_our_he
     });
     let body = message("forged", "s", "m", &json!({}));
     let properties = json!({"headers": headers});
-    side.publish("conversation.save_message", &properties, &body.to_string()).await;
-    let messages = saved(&eyes, &key(&body), 1).await;
+    rabbit.publish("conversation.save_message", &properties, &body.to_string()).await;
+    let messages = saved(&reader, &key(&body), 1).await;
     assert_eq!((messages[0].id.as_str(), messages[0].created_at.to_string()), ("m", at(0)));
     let bad = message("forged", "s", "m", &json!({"role": "none"}));
-    side.publish("conversation.save_message", &properties, &bad.to_string()).await;
-    let letter = "SELECT concat_ws('|', headers->>'traceparent', attempts, message_id, field)
+    rabbit.publish("conversation.save_message", &properties, &bad.to_string()).await;
+    let dead_letter = "SELECT concat_ws('|', headers->>'traceparent', attempts, message_id, field)
                   FROM dead_letters WHERE tenant_id = 'forged'";
-    scenario.until_sql(letter, &format!("{trace}|1|m|role")).await;
+    scenario.until_sql(dead_letter, &format!("{trace}|1|m|role")).await;
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 use tokio::time::sleep;
 
-use super::ledger::Tag;
+use super::unacked::Tag;
 use crate::connection::request;
 
 /// How often the channel is looked at while its acknowledgement is on the way, which takes less
@@ -26,7 +26,7 @@ pub(super) async fn acknowledge(
 }
 
 /// Gives a delivery back to its queue. `false` means the same as in [`acknowledge`].
-pub(super) async fn give_back(channel: &lapin::Channel, tag: Tag) -> bool {
+pub(super) async fn requeue(channel: &lapin::Channel, tag: Tag) -> bool {
     let options = BasicNackOptions { requeue: true, ..Default::default() };
     goes_out(channel, channel.basic_nack(tag, options)).await
 }

@@ -11,16 +11,16 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crash_points::Step;
 use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Outcome, Refusal, Unavailable};
+use failpoints::Step;
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
-use super::ledger::Tag;
-use super::observer::{Tally, outcome_of};
+use super::observer::{OutcomeCounts, outcome_of};
 use super::settlement::{Decision, copy_for, publish};
-use super::{Hopeless, Shared};
+use super::unacked::Tag;
+use super::{FailurePolicy, Shared};
 use crate::{Delivery, Handler, Publication};
 
 /// Messages that are handled together.
@@ -49,19 +49,19 @@ pub(super) enum Lane {
 #[derive(Debug)]
 pub(super) struct Finished {
     pub(super) tags: Vec<Tag>,
-    pub(super) tally: Tally,
+    pub(super) counts: OutcomeCounts,
 }
 
-/// Returns to the work queue after which a message is set apart. Counts say nothing about guilt (each
+/// Returns to the work queue after which a message is quarantined. Counts say nothing about guilt (each
 /// connection loss adds one to every message under way), so they only choose the lane.
-const SUSPICIOUS_RETURNS: u64 = 3;
+const QUARANTINE_AFTER_REDELIVERIES: u64 = 3;
 /// Returns to the suspects, where it was alone each time, after which a message is given up.
-const HOPELESS_RETURNS: u64 = 5;
+const SUSPECT_REDELIVERY_LIMIT: u64 = 5;
 
 enum Stage<I> {
     Received,
     Read(Reading<I>),
-    Decided { copies: Vec<Arc<Publication>>, tally: Tally },
+    Decided { copies: Vec<Arc<Publication>>, counts: OutcomeCounts },
 }
 
 /// Decoded messages. Where `early` has no decision, the next of `items` waits for the handler's.
@@ -77,7 +77,7 @@ impl<I> Batch<I> {
 
     /// A fresh copy of its only message for a queue, with what was found out about it: for a message
     /// that cannot be settled and must not count as returned.
-    pub(super) fn fresh_copy<H>(&self, queue: &str, shared: &Shared<H>) -> Option<Publication>
+    pub(super) fn new_copy<H>(&self, queue: &str, shared: &Shared<H>) -> Option<Publication>
     where
         H: Handler<Item = I>,
     {
@@ -85,7 +85,7 @@ impl<I> Batch<I> {
             Stage::Received => None,
             Stage::Read(reading) => reading.items.first().and_then(|item| resolved(item, shared)),
             Stage::Decided { copies, .. } => {
-                copies.first().and_then(|copy| copy.journey.resolved.clone())
+                copies.first().and_then(|copy| copy.fleet_headers.resolved.clone())
             }
         };
         let Received { delivery, .. } = self.received.first()?;
@@ -113,18 +113,18 @@ impl<I> Batch<I> {
                         return Err((self, unavailable));
                     }
                 },
-                Stage::Decided { copies, tally } => {
+                Stage::Decided { copies, counts } => {
                     let copied = !copies.is_empty();
                     match publish(copies, &shared.publisher).await {
                         Ok(()) => {
                             if copied {
-                                crash_points::reached(Step::Copied);
+                                failpoints::reached(Step::Copied);
                             }
                             let tags = self.received.iter().map(|received| received.tag).collect();
-                            return Ok(Finished { tags, tally });
+                            return Ok(Finished { tags, counts });
                         }
                         Err((copies, unavailable)) => {
-                            self.stage = Stage::Decided { copies, tally };
+                            self.stage = Stage::Decided { copies, counts };
                             return Err((self, unavailable));
                         }
                     }
@@ -137,7 +137,7 @@ impl<I> Batch<I> {
 fn read<H: Handler>(received: &[Received], lane: Lane, shared: &Shared<H>) -> Reading<H::Item> {
     let mut items = Vec::with_capacity(received.len());
     let early = received.iter().map(|Received { delivery, .. }| {
-        if let Some(decision) = decision_by_returns(delivery, lane, shared.source.hopeless) {
+        if let Some(decision) = decision_by_returns(delivery, lane, shared.source.failure_policy) {
             return Some(decision);
         }
         match catch_unwind(AssertUnwindSafe(|| shared.handler.decode(delivery))) {
@@ -154,14 +154,18 @@ fn read<H: Handler>(received: &[Received], lane: Lane, shared: &Shared<H>) -> Re
 }
 
 /// What the number of its returns alone decides about a message.
-fn decision_by_returns(delivery: &Delivery, lane: Lane, hopeless: Hopeless) -> Option<Decision> {
-    match (lane, hopeless) {
-        (Lane::Main, Hopeless::DeadLetter(_))
-            if delivery.delivery_count() >= SUSPICIOUS_RETURNS =>
+fn decision_by_returns(
+    delivery: &Delivery,
+    lane: Lane,
+    failure_policy: FailurePolicy,
+) -> Option<Decision> {
+    match (lane, failure_policy) {
+        (Lane::Main, FailurePolicy::DeadLetter(_))
+            if delivery.delivery_count() >= QUARANTINE_AFTER_REDELIVERIES =>
         {
-            Some(Decision::SetApart)
+            Some(Decision::Quarantine)
         }
-        (Lane::Suspects, _) if delivery.delivery_count() >= HOPELESS_RETURNS => {
+        (Lane::Suspects, _) if delivery.delivery_count() >= SUSPECT_REDELIVERY_LIMIT => {
             let returns = delivery.delivery_count();
             Some(Decision::DeadLetter(Refusal {
                 reason: DeadLetterReason::DeliveryLimit,
@@ -182,7 +186,7 @@ async fn decide<H: Handler>(
         return Ok(Vec::new());
     }
     let started = Instant::now();
-    let outcomes = match contained(items, shared).await? {
+    let outcomes = match call_handler(items, shared).await? {
         Ok(outcomes) => outcomes,
         Err(error) if items.len() == 1 => vec![Outcome::Retry(error)],
         Err(_) => one_by_one(items, shared).await?,
@@ -197,7 +201,7 @@ async fn one_by_one<H: Handler>(
 ) -> Result<Vec<Outcome>, Unavailable> {
     let mut outcomes = Vec::with_capacity(items.len());
     for item in items {
-        match contained(std::slice::from_ref(item), shared).await? {
+        match call_handler(std::slice::from_ref(item), shared).await? {
             Ok(outcome) => outcomes.extend(outcome),
             Err(error) => outcomes.push(Outcome::Retry(error)),
         }
@@ -206,7 +210,7 @@ async fn one_by_one<H: Handler>(
 }
 
 /// One call of the handler: as many outcomes as items, or what was wrong with the call.
-async fn contained<H: Handler>(
+async fn call_handler<H: Handler>(
     items: &[H::Item],
     shared: &Shared<H>,
 ) -> Result<Result<Vec<Outcome>, String>, Unavailable> {
@@ -240,14 +244,14 @@ fn settle<H: Handler>(
 ) -> Stage<H::Item> {
     let mut decided = reading.items.iter().zip(outcomes);
     let mut copies = Vec::new();
-    let mut tally = Tally::default();
+    let mut counts = OutcomeCounts::default();
     for (Received { delivery, .. }, early) in received.iter().zip(reading.early) {
         let (decision, item) = match early {
             Some(decision) => (decision, None),
             // There are as many outcomes as messages without an early decision.
             None => match decided.next() {
                 Some((_, Outcome::Done(done))) => {
-                    tally.add(outcome_of(done));
+                    counts.add(outcome_of(done));
                     continue;
                 }
                 Some((item, Outcome::Retry(error))) => (Decision::Retry(error), Some(item)),
@@ -260,7 +264,7 @@ fn settle<H: Handler>(
         let resolved = item.and_then(|item| resolved(item, shared));
         let (copy, outcome) = copy_for(delivery, decision, resolved, shared);
         copies.push(Arc::new(copy));
-        tally.add(outcome);
+        counts.add(outcome);
     }
-    Stage::Decided { copies, tally }
+    Stage::Decided { copies, counts }
 }

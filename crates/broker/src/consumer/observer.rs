@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use domain::causes::with_causes;
-use domain::failure::{Done, Store, Unavailable};
+use domain::failure::{Dependency, Done, Unavailable};
 use metrics::{
     ConsumerRestart, Counter, DeliveryOutcome, Gauge, Metrics, QueueState, RetryClass, Size, Timing,
 };
@@ -20,9 +20,9 @@ pub(super) struct Observer {
 
 /// How the messages of a batch ended, by outcome.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Tally(Vec<(DeliveryOutcome, u64)>);
+pub(super) struct OutcomeCounts(Vec<(DeliveryOutcome, u64)>);
 
-impl Tally {
+impl OutcomeCounts {
     pub(super) fn add(&mut self, outcome: DeliveryOutcome) {
         match self.0.iter_mut().find(|(known, _)| *known == outcome) {
             Some((_, count)) => *count += 1,
@@ -90,9 +90,9 @@ impl Observer {
         self.metrics.measure(Size::Batch { queue }, messages);
     }
 
-    pub(super) fn settled(&self, tally: &Tally) {
+    pub(super) fn settled(&self, counts: &OutcomeCounts) {
         let queue = self.queue;
-        for &(outcome, count) in &tally.0 {
+        for &(outcome, count) in &counts.0 {
             self.metrics.add(Counter::Deliveries { queue, outcome }, count);
         }
     }
@@ -119,18 +119,18 @@ impl Observer {
     }
 
     pub(super) fn held(&self, unavailable: &Unavailable) {
-        let (queue, store) = (self.queue, unavailable.store);
-        self.metrics.add(Counter::Holds { queue, store }, 1);
+        let (queue, dependency) = (self.queue, unavailable.dependency);
+        self.metrics.add(Counter::Holds { queue, dependency }, 1);
         self.metrics.add(Counter::Retries { queue, class: RetryClass::Unavailable }, 1);
         let cause = with_causes(unavailable);
-        tracing::warn!(queue, store = store.as_str(), cause, "holding a batch");
+        tracing::warn!(queue, dependency = dependency.as_str(), cause, "holding a batch");
     }
 
-    pub(super) fn hold_ended(&self, store: Store, held: Duration) {
+    pub(super) fn hold_ended(&self, dependency: Dependency, held: Duration) {
         let queue = self.queue;
-        self.metrics.observe(Timing::Hold { queue, store }, held);
+        self.metrics.observe(Timing::Hold { queue, dependency }, held);
         let held_ms = u64::try_from(held.as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(queue, store = store.as_str(), held_ms, "the store is back");
+        tracing::info!(queue, dependency = dependency.as_str(), held_ms, "the store is back");
     }
 
     pub(super) fn acks_lost(&self, count: usize) {
@@ -139,8 +139,8 @@ impl Observer {
         tracing::warn!(queue, count, "acknowledgements lost with their channel; they come again");
     }
 
-    pub(super) fn given_back(&self, count: usize) {
-        let (queue, outcome) = (self.queue, DeliveryOutcome::Returned);
+    pub(super) fn requeued(&self, count: usize) {
+        let (queue, outcome) = (self.queue, DeliveryOutcome::Requeued);
         self.metrics.add(Counter::Deliveries { queue, outcome }, count as u64);
     }
 
@@ -151,7 +151,9 @@ impl Observer {
                 tracing::info!(queue, "drained");
                 return;
             }
-            End::HeldTooLong(store) => (ConsumerRestart::Hold, format!("{store} stays away")),
+            End::HeldTooLong(dependency) => {
+                (ConsumerRestart::Hold, format!("{dependency} stays away"))
+            }
             End::StreamEnded => {
                 (ConsumerRestart::StreamEnded, "the broker cancelled the consumer".to_owned())
             }
@@ -161,7 +163,9 @@ impl Observer {
             End::Gap(gap) => (ConsumerRestart::Error, gap.to_string()),
             End::ChannelDied => (ConsumerRestart::Error, "the channel died".to_owned()),
             End::TaskDied => (ConsumerRestart::Error, "a task of the consumer died".to_owned()),
-            End::Relaxed => (ConsumerRestart::Prefetch, "messages can be read again".to_owned()),
+            End::IsolatedMessagePassed => {
+                (ConsumerRestart::Prefetch, "messages can be read again".to_owned())
+            }
             End::Failed(error) => (ConsumerRestart::Error, with_causes(error)),
         };
         self.metrics.add(Counter::ConsumerRestarts { queue, cause }, 1);

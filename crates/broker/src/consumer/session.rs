@@ -1,7 +1,7 @@
 //! One connection, one channel, one consumer, from registration to the end: the loop.
 //!
 //! A turn of the loop: take what is here, start what is due, then wait for whatever happens next.
-//! The session alone acknowledges, and only from the [`Ledger`].
+//! The session alone acknowledges, and only from the [`UnackedDeliveries`].
 //!
 //! Dropping a session drops its tasks and closes its socket: RabbitMQ delivers again what was not
 //! acknowledged. That is also what a crash does, so it needs no care.
@@ -12,24 +12,24 @@ mod phase;
 
 use std::sync::Arc;
 
-use crash_points::Step;
-use domain::failure::{Store, Unavailable};
+use domain::failure::{Dependency, Unavailable};
+use failpoints::Step;
 use futures_util::{FutureExt, StreamExt};
 use lapin::options::BasicAckOptions;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::acknowledgement::{acknowledge, give_back};
+use super::acknowledgement::{acknowledge, requeue};
 use super::batch::{Batch, Finished, Lane, Received};
-use super::gathering::{Due, Gathering, Limits};
-use super::ledger::{Gap, Ledger, Tag};
+use super::batch_builder::{BatchBuilder, BatchReady, Limits};
 use super::prefetch::Prefetch;
+use super::unacked::{Gap, Tag, UnackedDeliveries};
 use super::{ConsumerState, Shared};
 use crate::connection::{Connection, Error};
 use crate::{Delivery, Handler};
 use hold::{Hold, Waiting};
-use phase::{Next, Phase, consume};
+use phase::{AfterCancel, Phase, consume};
 
 /// A registered consumer and everything under way.
 pub(super) struct Session<H: Handler> {
@@ -41,8 +41,8 @@ pub(super) struct Session<H: Handler> {
     prefetch: Prefetch,
     /// The prefetch with which the consumer was registered.
     registered: u16,
-    ledger: Ledger,
-    gathering: Gathering<Received>,
+    unacked: UnackedDeliveries,
+    batch_builder: BatchBuilder<Received>,
     /// Batches being handled, and the probe of a hold.
     tasks: JoinSet<Report<H::Item>>,
     in_flight: usize,
@@ -50,11 +50,11 @@ pub(super) struct Session<H: Handler> {
     /// The last delivery or acknowledgement.
     last_progress: Instant,
     /// When the queue was last asked how full it is.
-    last_question: Instant,
+    last_depth_request: Instant,
     last_look_at_suspects: Instant,
     checks: tokio::time::Interval,
     /// Acknowledgements after which a [careful](Care::OneByOne) session has done its part.
-    careful_for: Option<usize>,
+    isolating_remaining: Option<usize>,
 }
 
 /// The bodies of all batches that are at work may take this part of the budget. There, a body is in
@@ -63,12 +63,12 @@ const SHARE_AT_WORK: usize = 16;
 
 /// How much a session takes at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Care {
+pub(super) enum ConsumeMode {
     /// As much as the settings allow.
-    Usual,
+    Batches,
     /// One message, because one of those that come cannot be read and takes the connection with it:
     /// alone, it comes back alone.
-    OneByOne,
+    Isolating,
 }
 
 /// Why a session ended.
@@ -77,7 +77,7 @@ pub(super) enum End {
     /// It was told to drain, and has.
     Drained,
     /// A store stayed away for the hold limit; the deliveries went back to the queue.
-    HeldTooLong(Store),
+    HeldTooLong(Dependency),
     /// The broker cancelled the consumer: its queue was deleted or lost its leader. What had come is
     /// finished.
     StreamEnded,
@@ -90,7 +90,7 @@ pub(super) enum End {
     /// A task of ours died: a bug. What it had is not acknowledged and comes again.
     TaskDied,
     /// One by one, as many messages were acknowledged as had been under way with the unreadable one.
-    Relaxed,
+    IsolatedMessagePassed,
     /// The channel or the connection failed.
     Failed(Error),
 }
@@ -105,13 +105,13 @@ enum Report<I> {
 
 impl<H: Handler> Session<H> {
     /// Connects and registers with the queue.
-    pub(super) async fn open(shared: Arc<Shared<H>>, care: Care) -> Result<Self, Error> {
+    pub(super) async fn open(shared: Arc<Shared<H>>, mode: ConsumeMode) -> Result<Self, Error> {
         let settings = &shared.settings;
         let budget = settings.max_inflight_bytes;
         let most = (settings.batches_in_flight + 1) * settings.batch_size;
-        let (ceiling, messages, careful_for) = match care {
-            Care::Usual => (most, settings.batch_size, None),
-            Care::OneByOne => (1, 1, Some(most)),
+        let (ceiling, messages, isolating_remaining) = match mode {
+            ConsumeMode::Batches => (most, settings.batch_size, None),
+            ConsumeMode::Isolating => (1, 1, Some(most)),
         };
         let prefetch = Prefetch::new(budget, settings.largest_body, ceiling);
         let bytes = budget / SHARE_AT_WORK / settings.batches_in_flight;
@@ -133,16 +133,16 @@ impl<H: Handler> Session<H> {
             phase: Phase::Consuming,
             registered: prefetch.current(),
             prefetch,
-            ledger: Ledger::default(),
-            gathering: Gathering::new(limits),
+            unacked: UnackedDeliveries::default(),
+            batch_builder: BatchBuilder::new(limits),
             tasks: JoinSet::new(),
             in_flight: 0,
             hold: None,
             last_progress: now,
-            last_question: now,
+            last_depth_request: now,
             last_look_at_suspects: now,
             checks,
-            careful_for,
+            isolating_remaining,
         })
     }
 
@@ -158,10 +158,10 @@ impl<H: Handler> Session<H> {
             }
         };
         if matches!(end, End::ChannelDied) {
-            end = self.last_words().map_or(end, End::Failed);
+            end = self.channel_error().map_or(end, End::Failed);
         }
         self.shared.observer.holds(0);
-        self.shared.observer.given_back(self.ledger.len());
+        self.shared.observer.requeued(self.unacked.len());
         if matches!(end, End::Drained | End::HeldTooLong(_)) {
             self.tasks.shutdown().await;
             self.connection.close().await;
@@ -169,34 +169,34 @@ impl<H: Handler> Session<H> {
         let waiting = self.hold.map(Hold::into_waiting);
         // Where RabbitMQ is away, a new session finds out when it is back.
         let held_too_long = matches!(end, End::HeldTooLong(_));
-        let waiting = waiting.filter(|it| held_too_long || it.store != Store::RabbitMq);
+        let waiting = waiting.filter(|it| held_too_long || it.dependency != Dependency::RabbitMq);
         (end, waiting)
     }
 
     async fn turn(&mut self, shutdown: &CancellationToken) -> Result<(), End> {
-        self.take_what_is_here().await?;
-        let linger_ends = self.start_what_is_due();
+        self.drain_ready().await?;
+        let linger_ends = self.start_ready_batches();
         self.change_prefetch_if_worthwhile();
-        let filling_ends = self.cancel_if_filled().await?;
-        self.go_on_if_dry(shutdown).await?;
-        let (leaving, takes_more) = (self.is_leaving(), self.takes_more());
+        let fill_ends = self.cancel_if_filled().await?;
+        self.act_after_cancel(shutdown).await?;
+        let (leaving, takes_more) = (self.is_shutting_down(), self.takes_more());
         tokio::select! {
             biased;
             () = shutdown.cancelled(), if !leaving => {
-                self.cancel_for(Next::Leave);
+                self.cancel_for(AfterCancel::Shutdown);
                 Ok(())
             }
-            Some(report) = self.tasks.join_next() => self.hear(report).await,
+            Some(report) = self.tasks.join_next() => self.on_report(report).await,
             // Before the stream, which may always have something under load.
             _ = self.checks.tick() => self.check().await,
             delivery = self.stream.next(), if takes_more => self.receive(delivery).await,
-            () = sleep_until(linger_ends.into_iter().chain(filling_ends).min()) => Ok(()),
+            () = sleep_until(linger_ends.into_iter().chain(fill_ends).min()) => Ok(()),
         }
     }
 
     // Receiving.
 
-    async fn take_what_is_here(&mut self) -> Result<(), End> {
+    async fn drain_ready(&mut self) -> Result<(), End> {
         while self.takes_more() {
             let Some(delivery) = self.stream.next().now_or_never() else { break };
             self.receive(delivery).await?;
@@ -206,7 +206,7 @@ impl<H: Handler> Session<H> {
 
     /// Whatever comes is taken at once: only what is known of can be limited.
     fn takes_more(&self) -> bool {
-        !matches!(self.phase, Phase::Dry(_))
+        !matches!(self.phase, Phase::Stopped(_))
     }
 
     async fn receive(
@@ -214,45 +214,45 @@ impl<H: Handler> Session<H> {
         delivery: Option<lapin::Result<lapin::message::Delivery>>,
     ) -> Result<(), End> {
         match delivery {
-            Some(Ok(delivery)) => self.admit(delivery),
+            Some(Ok(delivery)) => self.accept(delivery),
             Some(Err(source)) => Err(Error::Request { what: "keep delivering", source }.into()),
             None => self.stream_ended().await,
         }
     }
 
-    fn admit(&mut self, delivery: lapin::message::Delivery) -> Result<(), End> {
+    fn accept(&mut self, delivery: lapin::message::Delivery) -> Result<(), End> {
         let (tag, bytes) = (delivery.delivery_tag, delivery.data.len());
         self.last_progress = Instant::now();
-        if let Phase::Filling(_, filling) = &mut self.phase {
-            filling.came(self.last_progress);
+        if let Phase::FillingPrefetch(_, fill) = &mut self.phase {
+            fill.came(self.last_progress);
         }
         self.prefetch.observe(bytes);
-        let under_way = self.ledger.bytes();
+        let under_way = self.unacked.bytes();
         if under_way > 0 && under_way + bytes > self.shared.settings.max_inflight_bytes {
-            return self.give_back(tag);
+            return self.requeue(tag);
         }
-        self.ledger.deliver(tag, bytes).map_err(End::Gap)?;
+        self.unacked.deliver(tag, bytes).map_err(End::Gap)?;
         let delivery = Delivery::from_amqp(delivery, self.shared.clock.now());
-        self.gathering.push(Received { tag, delivery }, bytes, self.last_progress);
+        self.batch_builder.push(Received { tag, delivery }, bytes, self.last_progress);
         Ok(())
     }
 
     /// Sends a delivery back to its queue because there is no room for it, and takes no more until what
     /// came is finished.
-    fn give_back(&mut self, tag: Tag) -> Result<(), End> {
-        self.ledger.give_back(tag).map_err(End::Gap)?;
-        self.shared.observer.given_back(1);
+    fn requeue(&mut self, tag: Tag) -> Result<(), End> {
+        self.unacked.requeue(tag).map_err(End::Gap)?;
+        self.shared.observer.requeued(1);
         // Before it goes back: it would only come again.
-        if self.is_leaving() {
-            self.cancel_now_for(Next::Leave);
-        } else if self.phase != Phase::Cancelled(Next::Shrink) {
+        if self.is_shutting_down() {
+            self.cancel_now_for(AfterCancel::Shutdown);
+        } else if self.phase != Phase::Cancelled(AfterCancel::ShrinkPrefetch) {
             self.prefetch.overrun();
             self.shared.observer.overrun(self.prefetch.current());
-            self.cancel_now_for(Next::Shrink);
+            self.cancel_now_for(AfterCancel::ShrinkPrefetch);
         }
         let channel = self.channel.clone();
         self.send(async move {
-            let went = give_back(&channel, tag).await;
+            let went = requeue(&channel, tag).await;
             Report::Sent(if went { Ok(()) } else { Err(End::ChannelDied) })
         });
         Ok(())
@@ -270,7 +270,7 @@ impl<H: Handler> Session<H> {
     }
 
     /// What the channel died of, as its stream tells after the deliveries that it still has.
-    fn last_words(&mut self) -> Option<Error> {
+    fn channel_error(&mut self) -> Option<Error> {
         loop {
             if let Err(source) = self.stream.next().now_or_never()?? {
                 return Some(Error::Request { what: "keep delivering", source });
@@ -281,16 +281,16 @@ impl<H: Handler> Session<H> {
     // Working.
 
     /// Starts batches while there are some and room for them. Says when the next one is due.
-    fn start_what_is_due(&mut self) -> Option<Instant> {
+    fn start_ready_batches(&mut self) -> Option<Instant> {
         while self.hold.is_none() && self.in_flight < self.shared.settings.batches_in_flight {
-            match self.gathering.due(Instant::now(), self.in_flight) {
-                Due::Now => {
-                    let received = self.gathering.take();
+            match self.batch_builder.ready(Instant::now(), self.in_flight) {
+                BatchReady::Now => {
+                    let received = self.batch_builder.take();
                     self.shared.observer.received(&received);
                     self.start(Batch::new(received, Lane::Main));
                 }
-                Due::At(moment) => return Some(moment),
-                Due::Never => break,
+                BatchReady::At(moment) => return Some(moment),
+                BatchReady::Never => break,
             }
         }
         None
@@ -307,7 +307,7 @@ impl<H: Handler> Session<H> {
         });
     }
 
-    async fn hear(&mut self, report: Result<Report<H::Item>, JoinError>) -> Result<(), End> {
+    async fn on_report(&mut self, report: Result<Report<H::Item>, JoinError>) -> Result<(), End> {
         match report {
             Ok(Report::Finished(finished)) => {
                 self.in_flight -= 1;
@@ -330,27 +330,28 @@ impl<H: Handler> Session<H> {
     }
 
     async fn acknowledge(&mut self, finished: &Finished) -> Result<(), End> {
-        self.shared.observer.settled(&finished.tally);
+        self.shared.observer.settled(&finished.counts);
         self.last_progress = Instant::now();
-        finished.tags.iter().for_each(|tag| self.ledger.finish(*tag));
+        finished.tags.iter().for_each(|tag| self.unacked.finish(*tag));
         match self.phase {
-            Phase::Filling(..) => Ok(()),
+            Phase::FillingPrefetch(..) => Ok(()),
             _ => self.send_acknowledgements().await,
         }
     }
 
     /// Acknowledges what is finished.
     async fn send_acknowledgements(&mut self) -> Result<(), End> {
-        let Some(prefix) = self.ledger.take_prefix() else { return Ok(()) };
+        let Some(prefix) = self.unacked.take_prefix() else { return Ok(()) };
         let options = BasicAckOptions { multiple: true };
-        crash_points::reached(Step::Settled);
+        failpoints::reached(Step::Settled);
         if !acknowledge(&self.channel, prefix.last, options).await {
             self.shared.observer.acks_lost(prefix.count);
             return Err(End::ChannelDied);
         }
-        crash_points::reached(Step::Acknowledged);
-        self.careful_for = self.careful_for.map(|left| left.saturating_sub(prefix.count));
-        if self.careful_for == Some(0) { Err(End::Relaxed) } else { Ok(()) }
+        failpoints::reached(Step::Acknowledged);
+        self.isolating_remaining =
+            self.isolating_remaining.map(|left| left.saturating_sub(prefix.count));
+        if self.isolating_remaining == Some(0) { Err(End::IsolatedMessagePassed) } else { Ok(()) }
     }
 }
 

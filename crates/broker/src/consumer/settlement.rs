@@ -10,7 +10,7 @@ use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, FailureClass, Refusal, Unavailable};
 use metrics::DeliveryOutcome;
 
-use super::{Hopeless, Shared};
+use super::{FailurePolicy, Shared};
 use crate::topology::RetryQueue;
 use crate::{Delivery, Handler, Publication, Publisher};
 
@@ -21,7 +21,7 @@ pub(super) enum Decision {
     /// No attempt can help.
     DeadLetter(Refusal),
     /// It came back too often to be handled together with others.
-    SetApart,
+    Quarantine,
 }
 
 /// The copy that must be confirmed before the original may be acknowledged.
@@ -31,41 +31,45 @@ pub(super) fn copy_for<H: Handler>(
     resolved: Option<Resolved>,
     shared: &Shared<H>,
 ) -> (Publication, DeliveryOutcome) {
-    let home = shared.source.queue;
+    let own_queue = shared.source.queue;
     let now = shared.clock.now();
     let copy_to = |queue| Publication::copy(delivery, queue).resolved(resolved);
     let message_id = delivery.envelope().message_id;
-    let attempt = delivery.journey().attempt;
-    match (decision, shared.source.hopeless) {
-        (Decision::SetApart, Hopeless::DeadLetter(queue)) => {
-            (copy_to(queue.suspect()), DeliveryOutcome::Suspected)
+    let attempt = delivery.fleet_headers().attempt;
+    match (decision, shared.source.failure_policy) {
+        (Decision::Quarantine, FailurePolicy::DeadLetter(queue)) => {
+            (copy_to(queue.suspect()), DeliveryOutcome::Quarantined)
         }
-        (Decision::DeadLetter(refusal), Hopeless::DeadLetter(queue)) => {
-            let letter = copy_to(queue.dlq()).condemned(home, refusal, now);
-            (letter, DeliveryOutcome::DeadLettered)
+        (Decision::DeadLetter(refusal), FailurePolicy::DeadLetter(queue)) => {
+            let dead_letter = copy_to(queue.dlq()).dead_lettered(own_queue, refusal, now);
+            (dead_letter, DeliveryOutcome::DeadLettered)
         }
-        (Decision::Retry(error), Hopeless::DeadLetter(queue)) => {
+        (Decision::Retry(error), FailurePolicy::DeadLetter(queue)) => {
             match next_retry(&shared.settings.retries, attempt) {
                 Some(retry) => {
                     shared.observer.retried(message_id, attempt, &error);
-                    let again = copy_to(home).failed(&error, now).delayed(retry);
+                    let again = copy_to(own_queue).with_failed_attempt(&error, now).delayed(retry);
                     (again, DeliveryOutcome::Retried)
                 }
                 None => {
                     let exhausted = DeadLetterReason::AttemptsExhausted;
                     let refusal = Refusal { reason: exhausted, field: None, detail: error.clone() };
-                    let letter = copy_to(queue.dlq()).failed(&error, now);
-                    (letter.condemned(home, refusal, now), DeliveryOutcome::DeadLettered)
+                    let dead_letter = copy_to(queue.dlq()).with_failed_attempt(&error, now);
+                    (
+                        dead_letter.dead_lettered(own_queue, refusal, now),
+                        DeliveryOutcome::DeadLettered,
+                    )
                 }
             }
         }
         // Nothing comes after the dead letters: whatever fails there is tried again.
-        (failed, Hopeless::Insist) => {
+        (failed, FailurePolicy::RetryForever) => {
             let error = failed.to_string();
             shared.observer.retried(message_id, attempt, &error);
             let longest = shared.settings.retries.last().copied();
             let retry = next_retry(&shared.settings.retries, attempt).or(longest);
-            let again = copy_to(home).told_why(delivery).failed(&error, now);
+            let again =
+                copy_to(own_queue).with_reason_of(delivery).with_failed_attempt(&error, now);
             (again.delayed(retry.unwrap_or(RetryQueue::HalfMinute)), DeliveryOutcome::Retried)
         }
     }
@@ -113,7 +117,7 @@ impl std::fmt::Display for Decision {
         match self {
             Self::Retry(error) => f.write_str(error),
             Self::DeadLetter(refusal) => refusal.fmt(f),
-            Self::SetApart => f.write_str("came back too often"),
+            Self::Quarantine => f.write_str("came back too often"),
         }
     }
 }

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use domain::failure::Store;
+use domain::failure::Dependency;
 use lapin::options::{BasicAckOptions, BasicGetOptions};
 use metrics::DeliveryOutcome;
 use tokio::time::Instant;
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::acknowledgement::acknowledge;
 use super::batch::{Batch, Lane, Received};
-use super::observer::Tally;
+use super::observer::OutcomeCounts;
 use super::session::End;
 use super::settlement::publish;
 use super::{ConsumerState, Shared, pause};
@@ -43,24 +43,24 @@ pub(super) async fn take_turn<H: Handler>(
     let channel = connection.channel().await?;
     let turn = Turn { shared, queue, channel: &channel, shutdown };
     let began = Instant::now();
-    while began.elapsed() < TURN && turn.store_is_well(Store::PostgreSql).await {
+    while began.elapsed() < TURN && turn.dependency_is_up(Dependency::PostgreSql).await {
         let get = channel.basic_get(queue.into(), BasicGetOptions::default());
         let Some(message) = request("give a suspect", get).await? else { break };
         let tag = message.delivery.delivery_tag;
         let delivery = Delivery::from_amqp(message.delivery, shared.clock.now());
         let id = delivery.envelope().message_id.map(str::to_owned);
         let suspect = Batch::new(vec![Received { tag, delivery }], Lane::Suspects);
-        let excused = id.as_deref().filter(|id| shared.excuses.holds(id));
+        let excused = id.as_deref().filter(|id| shared.broker_requeues.holds(id));
         let settled = if excused.is_some() && turn.put_back(&suspect).await {
-            shared.excuses.used(excused);
+            shared.broker_requeues.used(excused);
             Ok(returned())
         } else {
             turn.settle(suspect).await
         };
-        let tally = settled.inspect_err(|_| shared.excuses.give(id.as_deref()))?;
-        shared.observer.settled(&tally);
+        let counts = settled.inspect_err(|_| shared.broker_requeues.give(id.as_deref()))?;
+        shared.observer.settled(&counts);
         if !acknowledge(&channel, tag, BasicAckOptions::default()).await {
-            shared.excuses.give(id.as_deref());
+            shared.broker_requeues.give(id.as_deref());
             shared.observer.acks_lost(1);
             return Err(End::ChannelDied);
         }
@@ -70,18 +70,18 @@ pub(super) async fn take_turn<H: Handler>(
 
 /// Suspects that went back while this process had them and lived, by their ids.
 #[derive(Default)]
-pub(super) struct Excuses(Mutex<VecDeque<String>>);
+pub(super) struct BrokerRequeues(Mutex<VecDeque<String>>);
 
 /// Excuses that are kept at most, the newest. One for each time that RabbitMQ went away: far fewer.
-const EXCUSES: usize = 1_000;
+const MAX_BROKER_REQUEUES: usize = 1_000;
 
-impl Excuses {
+impl BrokerRequeues {
     fn give(&self, id: Option<&str>) {
         let mut ids = self.ids();
         if let Some(id) = id.filter(|id| !ids.iter().any(|it| it == id)) {
             ids.push_back(id.to_owned());
         }
-        if ids.len() > EXCUSES {
+        if ids.len() > MAX_BROKER_REQUEUES {
             ids.pop_front();
         }
     }
@@ -100,10 +100,10 @@ impl Excuses {
     }
 }
 
-fn returned() -> Tally {
-    let mut tally = Tally::default();
-    tally.add(DeliveryOutcome::Returned);
-    tally
+fn returned() -> OutcomeCounts {
+    let mut counts = OutcomeCounts::default();
+    counts.add(DeliveryOutcome::Requeued);
+    counts
 }
 
 struct Turn<'a, H> {
@@ -115,7 +115,7 @@ struct Turn<'a, H> {
 
 impl<H: Handler> Turn<'_, H> {
     /// Settles one suspect: works, and holds it while a store is away.
-    async fn settle(&self, mut suspect: Batch<H::Item>) -> Result<Tally, End> {
+    async fn settle(&self, mut suspect: Batch<H::Item>) -> Result<OutcomeCounts, End> {
         let Self { shared, shutdown, .. } = self;
         let (since, mut backoff) = (Instant::now(), Backoff::new());
         let mut away = None;
@@ -123,14 +123,14 @@ impl<H: Handler> Turn<'_, H> {
             match suspect.work(shared).await {
                 Ok(finished) => {
                     self.end_hold(away, since);
-                    return Ok(finished.tally);
+                    return Ok(finished.counts);
                 }
                 Err((held, unavailable)) => {
                     suspect = held;
-                    away = Some(unavailable.store);
+                    away = Some(unavailable.dependency);
                     shared.observer.held(&unavailable);
-                    shared.state.send_replace(ConsumerState::Holding(unavailable.store));
-                    self.wait_for(unavailable.store, since, &mut backoff).await?;
+                    shared.state.send_replace(ConsumerState::Holding(unavailable.dependency));
+                    self.wait_for(unavailable.dependency, since, &mut backoff).await?;
                 }
             }
             // Where RabbitMQ does not take the copy either, nothing is better than to go on holding.
@@ -147,7 +147,7 @@ impl<H: Handler> Turn<'_, H> {
     /// Probes until the store answers, or the hold must end.
     async fn wait_for(
         &self,
-        store: Store,
+        dependency: Dependency,
         since: Instant,
         backoff: &mut Backoff,
     ) -> Result<(), End> {
@@ -156,7 +156,7 @@ impl<H: Handler> Turn<'_, H> {
             if !self.channel.status().connected() {
                 return Err(End::ChannelDied);
             }
-            if self.must_end(since) || self.store_is_well(store).await {
+            if self.must_end(since) || self.dependency_is_up(dependency).await {
                 return Ok(());
             }
         }
@@ -166,19 +166,19 @@ impl<H: Handler> Turn<'_, H> {
         since.elapsed() >= self.shared.settings.hold_limit || self.shutdown.is_cancelled()
     }
 
-    async fn store_is_well(&self, store: Store) -> bool {
-        let probe = self.shared.probe(store);
+    async fn dependency_is_up(&self, dependency: Dependency) -> bool {
+        let probe = self.shared.probe(dependency);
         self.shutdown.run_until_cancelled(probe).await.is_some_and(|answer| answer.is_ok())
     }
 
     async fn put_back(&self, suspect: &Batch<H::Item>) -> bool {
-        let copy = suspect.fresh_copy(self.queue, self.shared).map(Arc::new);
+        let copy = suspect.new_copy(self.queue, self.shared).map(Arc::new);
         publish(copy.into_iter().collect(), &self.shared.publisher).await.is_ok()
     }
 
-    fn end_hold(&self, away: Option<Store>, since: Instant) {
-        if let Some(store) = away {
-            self.shared.observer.hold_ended(store, since.elapsed());
+    fn end_hold(&self, away: Option<Dependency>, since: Instant) {
+        if let Some(dependency) = away {
+            self.shared.observer.hold_ended(dependency, since.elapsed());
             self.shared.state.send_replace(ConsumerState::Consuming);
         }
     }

@@ -18,7 +18,7 @@ use super::window::{Room, Settled, Window};
 use crate::Publication;
 use crate::backoff::Backoff;
 use crate::connection::{Connection, Endpoints, Error, request};
-use crate::contained::contained;
+use crate::panics::catch_panic;
 
 /// What a caller wants published, and where it waits.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Driver {
     pub(super) async fn run(mut self) {
         while let Some(calls) = self.next_calls().await {
             // A bug must not end publishing for the life of the process. Its callers get no answer.
-            if contained("publishing", self.serve(calls)).await.is_none() {
+            if catch_panic("publishing", self.serve(calls)).await.is_none() {
                 (self.link, self.opening) = (None, None);
             }
         }

@@ -45,7 +45,7 @@ pub async fn declare(endpoints: &Endpoints) -> Result<(), TopologyError> {
         }
     }
     connection.close().await;
-    verdict(differences)
+    dead_letter_info(differences)
 }
 
 /// Checks every exchange and queue, down to the last argument; creates nothing.
@@ -72,7 +72,7 @@ pub async fn verify(endpoints: &Endpoints) -> Result<(), TopologyError> {
         }
     }
     connection.close().await;
-    verdict(differences)
+    dead_letter_info(differences)
 }
 
 /// What a worker does before it works: [`verify`], and then binds once more what catches actions with
@@ -91,7 +91,7 @@ pub async fn verify_and_bind(endpoints: &Endpoints) -> Result<(), TopologyError>
         note(&mut differences, Kind::Queue, binding.queue, bound)?;
     }
     connection.close().await;
-    verdict(differences)
+    dead_letter_info(differences)
 }
 
 /// Whether a declaration may create.
@@ -174,7 +174,7 @@ fn note(
     }
 }
 
-fn verdict(differences: Vec<Difference>) -> Result<(), TopologyError> {
+fn dead_letter_info(differences: Vec<Difference>) -> Result<(), TopologyError> {
     if differences.is_empty() { Ok(()) } else { Err(TopologyError::Differs(differences)) }
 }
 

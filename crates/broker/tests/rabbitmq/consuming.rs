@@ -118,7 +118,7 @@ async fn what_there_is_no_room_for_goes_back_and_is_handled_when_there_is() {
     bench.publish(QUEUE, ["wait".to_owned()].into_iter().chain(large)).await;
     bench.eventually_ready(QUEUE, 84).await;
     prefetch_becomes(&bench, "16").await;
-    let returned = Counter::Deliveries { queue: QUEUE, outcome: DeliveryOutcome::Returned };
+    let returned = Counter::Deliveries { queue: QUEUE, outcome: DeliveryOutcome::Requeued };
     let went_back = bench.metrics.count(returned);
     assert!((1..=84).contains(&went_back), "{went_back}");
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use broker::topology::WorkQueue;
 use broker::{ConsumerState, Endpoints, Settings, Source};
-use domain::failure::Store;
+use domain::failure::Dependency;
 use metrics::{ConsumerRestart, Counter, DeliveryOutcome, PublishOutcome};
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
@@ -14,18 +14,18 @@ use crate::support::{Bench, Probe, SOON, Script};
 const QUEUE: &str = WorkQueue::BotState.name();
 const DLQ: &str = WorkQueue::BotState.dlq();
 const SOURCE: Source = Source::work(WorkQueue::BotState);
-const HOLDING: ConsumerState = ConsumerState::Holding(Store::PostgreSql);
+const HOLDING: ConsumerState = ConsumerState::Holding(Dependency::PostgreSql);
 
 #[tokio::test]
 async fn a_batch_is_held_while_its_store_is_away_and_no_attempt_is_counted() {
     let bench = Bench::new().await;
     let script = Script::default();
-    script.store_is_away(true);
+    script.dependency_unavailable(true);
     bench.publish(QUEUE, 0..100).await;
     let mut running = bench.run(SOURCE, &script, Settings::default());
     running.reaches(HOLDING).await;
     assert_eq!(bench.ready(WorkQueue::BotState.dlq()).await, 0);
-    script.store_is_away(false);
+    script.dependency_unavailable(false);
     script.has_handled(100).await;
     running.reaches(ConsumerState::Consuming).await;
     running.drain().await;
@@ -40,19 +40,19 @@ async fn a_batch_is_held_while_its_store_is_away_and_no_attempt_is_counted() {
 async fn no_new_batch_is_taken_while_one_is_held() {
     let bench = Bench::new().await;
     let script = Script::default();
-    script.store_is_away(true);
+    script.dependency_unavailable(true);
     bench.publish(QUEUE, ["first"]).await;
     let mut running = bench.run(SOURCE, &script, Settings::default());
     running.reaches(HOLDING).await;
     let calls = script.calls();
     bench.publish(QUEUE, 0..10).await;
     // The probe fails again and again, and the handler is not called for it.
-    let holds = Counter::Holds { queue: QUEUE, store: Store::PostgreSql };
+    let holds = Counter::Holds { queue: QUEUE, dependency: Dependency::PostgreSql };
     let held = bench.metrics.count(holds);
     script.is_probed_again(3).await;
     assert_eq!(script.calls(), calls);
     assert_eq!(bench.metrics.count(holds), held);
-    script.store_is_away(false);
+    script.dependency_unavailable(false);
     script.has_handled(11).await;
     running.drain().await;
 }
@@ -61,7 +61,7 @@ async fn no_new_batch_is_taken_while_one_is_held() {
 async fn a_hold_that_lasts_too_long_gives_the_messages_back_until_the_store_returns() {
     let bench = Bench::new().await;
     let script = Script::default();
-    script.store_is_away(true);
+    script.dependency_unavailable(true);
     bench.publish(QUEUE, 0..20).await;
     let settings = Settings { hold_limit: Duration::from_millis(300), ..Settings::default() };
     let running = bench.run(SOURCE, &script, settings);
@@ -73,7 +73,7 @@ async fn a_hold_that_lasts_too_long_gives_the_messages_back_until_the_store_retu
     })
     .await;
     bench.eventually_ready(QUEUE, 20).await;
-    script.store_is_away(false);
+    script.dependency_unavailable(false);
     script.has_handled(20).await;
     running.drain().await;
     assert_eq!(bench.metrics.count(restarts), 1, "it consumed again before the store was back");
@@ -86,7 +86,7 @@ async fn a_connection_that_breaks_in_a_hold_is_built_anew_when_the_store_is_back
     let proxy = Proxy::before(&bench.url).await.unwrap();
     let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
     let script = Script::default();
-    script.store_is_away(true);
+    script.dependency_unavailable(true);
     bench.publish(QUEUE, 0..5).await;
     let mut running = bench.run_at(endpoints, SOURCE, script.clone(), Settings::default());
     running.reaches(HOLDING).await;
@@ -96,7 +96,7 @@ async fn a_connection_that_breaks_in_a_hold_is_built_anew_when_the_store_is_back
     script.is_probed_again(3).await;
     assert_eq!(bench.ready(QUEUE).await, 5);
     running.reaches(HOLDING).await;
-    script.store_is_away(false);
+    script.dependency_unavailable(false);
     script.has_handled(5).await;
     running.drain().await;
     let failed = Counter::ConsumerRestarts { queue: QUEUE, cause: ConsumerRestart::Error };
@@ -107,7 +107,7 @@ async fn a_connection_that_breaks_in_a_hold_is_built_anew_when_the_store_is_back
 async fn a_probe_that_panics_is_a_store_that_is_away() {
     let bench = Bench::new().await;
     let script = Script::default();
-    script.store_is_away(true);
+    script.dependency_unavailable(true);
     script.probes(Probe::Panics);
     bench.publish(QUEUE, ["patient"]).await;
     let mut running = bench.run(SOURCE, &script, Settings::default());
@@ -118,7 +118,7 @@ async fn a_probe_that_panics_is_a_store_that_is_away() {
         count => Err(format!("{count} panics")),
     })
     .await;
-    script.store_is_away(false);
+    script.dependency_unavailable(false);
     script.probes(Probe::Honest);
     script.has_handled(1).await;
     running.drain().await;
@@ -129,12 +129,12 @@ async fn a_probe_that_panics_is_a_store_that_is_away() {
 async fn a_drain_during_a_hold_waits_for_the_store() {
     let bench = Bench::new().await;
     let script = Script::default();
-    script.store_is_away(true);
+    script.dependency_unavailable(true);
     bench.publish(QUEUE, ["only"]).await;
     let mut running = bench.run(SOURCE, &script, Settings::default());
     running.reaches(HOLDING).await;
     running.shutdown.cancel();
-    script.store_is_away(false);
+    script.dependency_unavailable(false);
     running.drain().await;
     assert_eq!(script.bodies(), ["only"]);
     bench.eventually_ready(QUEUE, 0).await;
@@ -168,7 +168,7 @@ async fn what_rabbitmq_does_not_take_costs_one_return_however_long_that_lasts() 
         count => Err(format!("{count} of {wanted}")),
     })
     .await;
-    running.reaches(ConsumerState::Holding(Store::RabbitMq)).await;
+    running.reaches(ConsumerState::Holding(Dependency::RabbitMq)).await;
     bench.eventually_ready(QUEUE, 21).await;
     broker::topology::declare(&bench.endpoints).await.unwrap();
     script.has_handled(20).await;

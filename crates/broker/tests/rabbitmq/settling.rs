@@ -31,9 +31,9 @@ async fn a_refused_message_becomes_a_dead_letter_and_its_neighbours_are_handled(
     bench.eventually_ready(DLQ, 1).await;
     script.has_handled(2).await;
     running.drain().await;
-    let letter = bench.take(DLQ).await;
-    assert_eq!(letter.data, b"refuse");
-    let headers = letter.properties.headers().clone().unwrap();
+    let dead_letter = bench.take(DLQ).await;
+    assert_eq!(dead_letter.data, b"refuse");
+    let headers = dead_letter.properties.headers().clone().unwrap();
     let text = |name: &str| match headers.inner().get(name) {
         Some(AMQPValue::LongString(text)) => text.to_string(),
         other => panic!("{name}: {other:?}"),
@@ -66,17 +66,20 @@ async fn a_failing_message_is_tried_four_times_and_then_a_dead_letter_with_its_h
     assert_eq!(settled(&bench, DeliveryOutcome::Retried), 3);
     assert_eq!(settled(&bench, DeliveryOutcome::DeadLettered), 1);
 
-    // As the keeper will read it.
-    let letters = Letters::default();
-    let keeper = letters.read(&bench, WorkQueue::Session).await;
-    assert_eq!(keeper.verdict().unwrap().refusal.reason, DeadLetterReason::AttemptsExhausted);
-    assert_eq!(keeper.journey().attempt, 4);
-    assert_eq!(keeper.journey().history.reasons, ["it failed"; 4]);
-    let history = &keeper.journey().history;
+    // As the dead-letter collector will read it.
+    let dead_letters = DeadLetters::default();
+    let collector = dead_letters.read(&bench, WorkQueue::Session).await;
+    assert_eq!(
+        collector.dead_letter_info().unwrap().refusal.reason,
+        DeadLetterReason::AttemptsExhausted
+    );
+    assert_eq!(collector.fleet_headers().attempt, 4);
+    assert_eq!(collector.fleet_headers().history.reasons, ["it failed"; 4]);
+    let history = &collector.fleet_headers().history;
     assert!(history.first_failed_at.unwrap() < history.last_failed_at.unwrap());
-    assert_eq!(keeper.origin().routing_key, "conversation.session_closed");
-    assert_eq!(keeper.traceparent().as_deref(), Some("00-trace"));
-    assert_eq!(keeper.deaths(), []);
+    assert_eq!(collector.origin().routing_key, "conversation.session_closed");
+    assert_eq!(collector.traceparent().as_deref(), Some("00-trace"));
+    assert_eq!(collector.deaths(), []);
 }
 
 #[tokio::test]
@@ -105,14 +108,17 @@ async fn copies_carry_no_header_of_the_broker_or_the_sender_but_the_trace() {
         .unwrap();
     let script = Script::default();
     let running = bench.run(SOURCE, &script, quick());
-    let letter = bench.take(DLQ).await;
+    let dead_letter = bench.take(DLQ).await;
     running.drain().await;
-    assert_eq!(*letter.properties.expiration(), None);
-    assert_eq!(*letter.properties.user_id(), None);
-    assert_eq!(letter.properties.content_type().as_ref().unwrap().as_str(), "application/json");
-    let headers = letter.properties.headers().clone().unwrap();
+    assert_eq!(*dead_letter.properties.expiration(), None);
+    assert_eq!(*dead_letter.properties.user_id(), None);
+    assert_eq!(
+        dead_letter.properties.content_type().as_ref().unwrap().as_str(),
+        "application/json"
+    );
+    let headers = dead_letter.properties.headers().clone().unwrap();
     let names: Vec<_> = headers.inner().keys().map(lapin::types::ShortString::as_str).collect();
-    // RabbitMQ counts deliveries of the letter itself.
+    // RabbitMQ counts deliveries of the dead letter itself.
     let allowed = |name: &&str| {
         name.starts_with("x-verbatim-") || name.starts_with("trace") || *name == "x-delivery-count"
     };
@@ -136,10 +142,10 @@ async fn a_trace_too_long_for_a_copy_does_not_hold_up_the_queue() {
     bench.publish(QUEUE, ["ok"]).await;
     let script = Script::default();
     let running = bench.run(SOURCE, &script, Settings::default());
-    let letter = bench.take(DLQ).await;
+    let dead_letter = bench.take(DLQ).await;
     script.has_handled(1).await;
     running.drain().await;
-    assert_eq!(letter.data, b"refuse");
+    assert_eq!(dead_letter.data, b"refuse");
     bench.eventually_ready(QUEUE, 0).await;
 }
 
@@ -181,10 +187,10 @@ async fn what_a_panic_says_stays_out_of_the_headers() {
     bench.publish(QUEUE, ["panic", "panic-decoding"]).await;
     let settings = Settings { retries: vec![RetryQueue::Second], ..Settings::default() };
     let running = bench.run(SOURCE, &Script::default(), settings);
-    let letters = [bench.take(DLQ).await, bench.take(DLQ).await];
+    let dead_letters = [bench.take(DLQ).await, bench.take(DLQ).await];
     running.drain().await;
-    for letter in letters {
-        let headers = letter.properties.headers().clone().unwrap();
+    for dead_letter in dead_letters {
+        let headers = dead_letter.properties.headers().clone().unwrap();
         let AMQPValue::FieldArray(reasons) = &headers.inner()["x-verbatim-reasons"] else {
             panic!("{headers:?}")
         };
@@ -202,7 +208,7 @@ async fn without_its_dead_letter_queue_a_refused_message_is_held_and_never_ackno
     bench.publish(QUEUE, ["refuse"]).await;
     let script = Script::default();
     let mut running = bench.run(SOURCE, &script, Settings::default());
-    running.reaches(broker::ConsumerState::Holding(domain::failure::Store::RabbitMq)).await;
+    running.reaches(broker::ConsumerState::Holding(domain::failure::Dependency::RabbitMq)).await;
     broker::topology::declare(&bench.endpoints).await.unwrap();
     bench.eventually_ready(DLQ, 1).await;
     running.drain().await;
@@ -210,7 +216,7 @@ async fn without_its_dead_letter_queue_a_refused_message_is_held_and_never_ackno
 }
 
 #[tokio::test]
-async fn nothing_comes_after_the_dead_letters_so_their_keeper_tries_for_ever() {
+async fn nothing_comes_after_the_dead_letters_so_their_collector_tries_for_ever() {
     let bench = Bench::new().await;
     bench.publish(DLQ, ["fail", "refuse"]).await;
     let script = Script::default();
@@ -226,31 +232,31 @@ async fn nothing_comes_after_the_dead_letters_so_their_keeper_tries_for_ever() {
 }
 
 #[tokio::test]
-async fn a_message_that_expires_becomes_a_letter_that_tells_where_it_came_from() {
+async fn a_message_that_expires_becomes_a_dead_letter_that_tells_where_it_came_from() {
     let bench = Bench::new().await;
     let key = "conversation.session_opened";
     expire(&bench, key, "ok").await;
-    let letter = Letters::default().read(&bench, WorkQueue::Session).await;
-    assert_eq!(letter.verdict().unwrap().refusal.reason, DeadLetterReason::Expired);
-    assert_eq!(letter.origin().routing_key, key);
-    let Death { queue, exchange, .. } = letter.deaths().remove(0);
+    let dead_letter = DeadLetters::default().read(&bench, WorkQueue::Session).await;
+    assert_eq!(dead_letter.dead_letter_info().unwrap().refusal.reason, DeadLetterReason::Expired);
+    assert_eq!(dead_letter.origin().routing_key, key);
+    let Death { queue, exchange, .. } = dead_letter.deaths().remove(0);
     assert_eq!((queue.as_str(), exchange.as_str()), (QUEUE, "domain.actions"));
 }
 
 #[tokio::test]
-async fn what_rabbitmq_said_of_a_letter_outlives_the_failures_of_its_keeper() {
+async fn what_rabbitmq_said_of_a_dead_letter_outlives_the_failures_of_its_collector() {
     let bench = Bench::new().await;
     expire(&bench, "conversation.session_opened", "fail").await;
     let script = Script::default();
     let settings = Settings { retries: vec![RetryQueue::Second], ..Settings::default() };
-    let keeper = bench.run(Source::dead_letters(WorkQueue::Session), &script, settings);
+    let collector = bench.run(Source::dead_letters(WorkQueue::Session), &script, settings);
     script.has_handled(1).await;
-    keeper.drain().await;
-    let letter = Letters::default().read(&bench, WorkQueue::Session).await;
-    assert_eq!(letter.journey().attempt, 2, "it is the copy");
-    let verdict = letter.journey().verdict.clone().unwrap();
-    assert_eq!(verdict.refusal.reason, DeadLetterReason::Expired);
-    assert_eq!(verdict.queue, QUEUE);
+    collector.drain().await;
+    let dead_letter = DeadLetters::default().read(&bench, WorkQueue::Session).await;
+    assert_eq!(dead_letter.fleet_headers().attempt, 2, "it is the copy");
+    let dead_letter_info = dead_letter.fleet_headers().dead_letter_info.clone().unwrap();
+    assert_eq!(dead_letter_info.refusal.reason, DeadLetterReason::Expired);
+    assert_eq!(dead_letter_info.queue, QUEUE);
 }
 
 /// Publishes an action that waits for longer than its sender cares.
@@ -266,9 +272,9 @@ async fn expire(bench: &Bench, key: &str, body: &str) {
 
 /// A handler that keeps the deliveries it is given.
 #[derive(Clone, Default)]
-struct Letters(std::sync::Arc<std::sync::Mutex<Vec<Delivery>>>);
+struct DeadLetters(std::sync::Arc<std::sync::Mutex<Vec<Delivery>>>);
 
-impl broker::Handler for Letters {
+impl broker::Handler for DeadLetters {
     type Item = Delivery;
 
     fn decode(&self, delivery: &Delivery) -> Result<Delivery, domain::failure::Refusal> {
@@ -289,17 +295,18 @@ impl broker::Handler for Letters {
     }
 }
 
-impl Letters {
+impl DeadLetters {
     /// The first dead letter of a queue.
     async fn read(&self, bench: &Bench, queue: WorkQueue) -> Delivery {
         let source = Source::dead_letters(queue);
         let running =
             bench.run_at(bench.endpoints.clone(), source, self.clone(), Settings::default());
-        let letter = testkit::wait::eventually("a letter", crate::support::SOON, async || {
-            self.0.lock().unwrap().first().cloned().ok_or_else(|| "none".to_owned())
-        })
-        .await;
+        let dead_letter =
+            testkit::wait::eventually("a dead letter", crate::support::SOON, async || {
+                self.0.lock().unwrap().first().cloned().ok_or_else(|| "none".to_owned())
+            })
+            .await;
         running.drain().await;
-        letter
+        dead_letter
     }
 }

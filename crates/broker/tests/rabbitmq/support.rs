@@ -13,7 +13,7 @@ use broker::{
 };
 use domain::clock::Clock;
 use domain::envelope::Resolved;
-use domain::failure::{DeadLetterReason, Done, Outcome, Refusal, Store, Unavailable};
+use domain::failure::{DeadLetterReason, Dependency, Done, Outcome, Refusal, Unavailable};
 use domain::time::Timestamp;
 use lapin::options::{BasicGetOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
@@ -259,7 +259,7 @@ impl Script {
     }
 
     /// Makes its store go away or come back.
-    pub(crate) fn store_is_away(&self, away: bool) {
+    pub(crate) fn dependency_unavailable(&self, away: bool) {
         self.inner.away.store(away, Ordering::SeqCst);
     }
 
@@ -319,7 +319,7 @@ impl Script {
 }
 
 fn away() -> Unavailable {
-    Unavailable { store: Store::PostgreSql, source: "away".into() }
+    Unavailable { dependency: Dependency::PostgreSql, source: "away".into() }
 }
 
 impl Handler for Script {
@@ -335,7 +335,7 @@ impl Handler for Script {
         }
         Ok(Handled {
             body,
-            attempt: delivery.journey().attempt,
+            attempt: delivery.fleet_headers().attempt,
             routing_key: delivery.origin().routing_key,
             message_id: delivery.envelope().message_id.map(str::to_owned),
             redelivered: delivery.redelivered,

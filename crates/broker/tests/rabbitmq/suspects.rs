@@ -21,7 +21,7 @@ fn settings() -> Settings {
 }
 
 /// Takes the one message of a queue and gives it back, so often.
-async fn give_back(bench: &Bench, queue: &str, times: usize) {
+async fn requeue(bench: &Bench, queue: &str, times: usize) {
     for _ in 0..times {
         bench.eventually_ready(queue, 1).await;
         let got = bench.raw.basic_get(queue.into(), BasicGetOptions::default()).await.unwrap();
@@ -35,13 +35,13 @@ async fn give_back(bench: &Bench, queue: &str, times: usize) {
 async fn a_message_that_came_back_three_times_is_set_apart_and_handled_alone() {
     let bench = Bench::new().await;
     bench.publish(QUEUE, ["innocent"]).await;
-    give_back(&bench, QUEUE, 3).await;
+    requeue(&bench, QUEUE, 3).await;
     let script = Script::default();
     let running = bench.run(SOURCE, &script, settings());
     script.has_handled(1).await;
     running.drain().await;
     let count = |outcome| bench.metrics.count(Counter::Deliveries { queue: QUEUE, outcome });
-    assert_eq!(count(DeliveryOutcome::Suspected), 1);
+    assert_eq!(count(DeliveryOutcome::Quarantined), 1);
     assert_eq!(count(DeliveryOutcome::Applied), 1);
     for queue in [QUEUE, SUSPECTS, DLQ] {
         bench.eventually_ready(queue, 0).await;
@@ -52,12 +52,12 @@ async fn a_message_that_came_back_three_times_is_set_apart_and_handled_alone() {
 async fn a_suspect_that_comes_back_five_times_is_given_up() {
     let bench = Bench::new().await;
     bench.publish(SUSPECTS, ["guilty"]).await;
-    give_back(&bench, SUSPECTS, 5).await;
+    requeue(&bench, SUSPECTS, 5).await;
     let script = Script::default();
     let running = bench.run(SOURCE, &script, settings());
-    let letter = bench.take(DLQ).await;
+    let dead_letter = bench.take(DLQ).await;
     running.drain().await;
-    let headers = letter.properties.headers().clone().unwrap();
+    let headers = dead_letter.properties.headers().clone().unwrap();
     let reason = headers.inner().get("x-verbatim-reason").unwrap();
     assert_eq!(*reason, lapin::types::AMQPValue::LongString("delivery_limit".into()));
     assert!(script.handled().is_empty());
@@ -105,12 +105,12 @@ async fn while_suspects_are_tried_the_queue_goes_on_being_consumed() {
 async fn suspects_wait_while_the_store_is_away() {
     let bench = Bench::new().await;
     let script = Script::default();
-    script.store_is_away(true);
+    script.dependency_unavailable(true);
     bench.publish(SUSPECTS, ["patient"]).await;
     let running = bench.run(SOURCE, &script, settings());
     script.is_probed_again(3).await;
     assert_eq!(script.calls(), 0);
-    script.store_is_away(false);
+    script.dependency_unavailable(false);
     script.has_handled(1).await;
     running.drain().await;
     assert!(!script.handled()[0].redelivered);
@@ -119,7 +119,7 @@ async fn suspects_wait_while_the_store_is_away() {
 /// A store that fails while its probe succeeds.
 fn blindly_away() -> Script {
     let script = Script::default();
-    script.store_is_away(true);
+    script.dependency_unavailable(true);
     script.probes(Probe::Blind);
     script
 }
@@ -131,7 +131,7 @@ async fn an_outage_that_no_probe_sees_is_not_held_against_a_suspect() {
     bench.publish(SUSPECTS, ["innocent"]).await;
     let running = bench.run(SOURCE, &script, settings());
     script.was_called(8).await;
-    script.store_is_away(false);
+    script.dependency_unavailable(false);
     script.has_handled(1).await;
     running.drain().await;
     assert!(!script.handled()[0].redelivered, "it went back to the queue");
@@ -146,13 +146,13 @@ async fn a_suspect_that_is_held_too_long_returns_without_a_count() {
     bench.publish(SUSPECTS, ["innocent"]).await;
     let settings = Settings { hold_limit: Duration::from_millis(200), ..settings() };
     let running = bench.run(SOURCE, &script, settings);
-    let returned = Counter::Deliveries { queue: QUEUE, outcome: DeliveryOutcome::Returned };
+    let returned = Counter::Deliveries { queue: QUEUE, outcome: DeliveryOutcome::Requeued };
     eventually("seven returns", SOON, async || match bench.metrics.count(returned) {
         7.. => Ok(()),
         count => Err(format!("{count} returns")),
     })
     .await;
-    script.store_is_away(false);
+    script.dependency_unavailable(false);
     script.has_handled(1).await;
     running.drain().await;
     assert!(!script.handled()[0].redelivered, "it went back to the queue");

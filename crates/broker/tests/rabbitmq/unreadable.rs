@@ -21,7 +21,7 @@ async fn the_neighbours_of_an_unreadable_message_are_handled_and_not_suspected()
     let running = bench.run(Source::work(WorkQueue::Session), &script, Settings::default());
     script.has_handled(40).await;
     drop(running);
-    let suspected = DeliveryOutcome::Suspected;
+    let suspected = DeliveryOutcome::Quarantined;
     let suspected = Counter::Deliveries { queue: QUEUE, outcome: suspected };
     assert_eq!(bench.metrics.count(suspected), 0);
 }

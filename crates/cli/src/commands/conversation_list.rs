@@ -1,14 +1,14 @@
 //! `verbatim conversation list`: conversations, newest first.
 
-use archive::{ConversationFilter, ConversationRow};
 use clap::Args;
+use database::{ConversationFilter, ConversationRow};
 use domain::ids::{AgentId, SessionId, TenantId};
 use domain::status::ConversationStatus;
 use service::settings::{DatabaseSettings, ReadReplicaSettings};
 
 use crate::exit::{Exit, Failure};
-use crate::look::{Cell, Look, Screen, Side, Table, Tone, ago, count, plural};
-use crate::servers::Database;
+use crate::output::{Cell, Screen, Side, Table, TextStyle, Tone, ago, count, plural};
+use crate::servers::DatabaseServer;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -51,16 +51,16 @@ pub(crate) struct ConversationList {
 
 impl ConversationList {
     pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
-        let database = Database::open_for_lists(&self.database, &self.replica).await?;
+        let server = DatabaseServer::open_for_lists(&self.database, &self.replica).await?;
         let filter = ConversationFilter {
             tenant: self.tenant.map(|id| id.to_string()),
             status: self.status,
             agent: self.agent.map(|id| id.to_string()),
             session: self.session.map(|id| id.to_string()),
         };
-        let rows = database.archive.conversations(&filter, self.limit).await;
-        let rows = rows.map_err(|error| database.failure(&error))?;
-        screen.show(&rows, |look| text(&rows, self.limit, look))?;
+        let rows = server.database.conversations(&filter, self.limit).await;
+        let rows = rows.map_err(|error| server.failure(&error))?;
+        screen.show(&rows, |style| text(&rows, self.limit, style))?;
         Ok(Exit::Fine)
     }
 }
@@ -81,7 +81,7 @@ pub(crate) fn tone(status: &str) -> Tone {
     }
 }
 
-fn text(rows: &[ConversationRow], limit: u32, look: &Look) -> String {
+fn text(rows: &[ConversationRow], limit: u32, style: &TextStyle) -> String {
     if rows.is_empty() {
         return "no conversations\n".to_owned();
     }
@@ -102,7 +102,7 @@ fn text(rows: &[ConversationRow], limit: u32, look: &Look) -> String {
             ("active", Some(_)) => Cell::new(Tone::Warn, "active, closing soon"),
             (status, _) => Cell::new(tone(status), status),
         };
-        let last = row.last_message_at.map(|at| ago(at, look.now));
+        let last = row.last_message_at.map(|at| ago(at, style.now));
         table.row([
             (&row.tenant_id).into(),
             (&row.id).into(),
@@ -110,16 +110,16 @@ fn text(rows: &[ConversationRow], limit: u32, look: &Look) -> String {
             status,
             count(row.message_count).into(),
             Cell::optional(row.total_tokens.map(count).as_deref()),
-            ago(row.created_at, look.now).into(),
+            ago(row.created_at, style.now).into(),
             Cell::optional(last.as_deref()),
             Cell::optional(row.agent_id.as_deref()),
         ]);
     }
-    let mut out = table.render(look.paint);
+    let mut out = table.render(style.paint);
     if rows.len() as u64 == u64::from(limit) {
         let newest = plural(limit, "conversation");
         out.push_str(
-            &look.paint.text(Tone::Dim, &format!("the newest {newest}; --limit shows more\n")),
+            &style.paint.text(Tone::Dim, &format!("the newest {newest}; --limit shows more\n")),
         );
     }
     out
@@ -131,7 +131,7 @@ pub(crate) mod tests {
     use domain::time::Timestamp;
 
     use super::*;
-    use crate::look::Paint;
+    use crate::output::Paint;
 
     pub(crate) fn at(text: &str) -> DateTime<Utc> {
         Timestamp::parse(text).unwrap().into()
@@ -175,9 +175,9 @@ pub(crate) mod tests {
         let soon =
             ConversationRow { status: "active".to_owned(), id: "c-3".to_owned(), ..archived() };
         let now = Timestamp::parse("2026-11-20T12:00:00Z").unwrap();
-        let look = Look { paint: Paint::Plain, now };
+        let style = TextStyle { paint: Paint::Plain, now };
         let rows = [open, soon, archived()];
-        insta::assert_snapshot!(text(&rows, 3, &look));
-        assert_eq!(text(&[], 3, &look), "no conversations\n");
+        insta::assert_snapshot!(text(&rows, 3, &style));
+        assert_eq!(text(&[], 3, &style), "no conversations\n");
     }
 }

@@ -7,9 +7,9 @@ mod answer;
 mod text;
 
 use answer::Shown;
-use archive::{Archive, ConversationFilter, Page};
 use clap::{Args, ValueEnum};
-use conversation::{Reader, ReadingSettings, Source, Transcript, visit};
+use conversation::{Reader, ReadingSettings, Source, Transcript, check_server};
+use database::{ConversationFilter, Database, Page};
 use domain::causes::with_causes;
 use domain::ids::{ConversationId, ConversationKey, SessionId, TenantId};
 use hot_store::{Address, HotStore, Window};
@@ -17,8 +17,8 @@ use metrics::Metrics;
 use service::settings::{DatabaseSettings, ServerUrl};
 
 use crate::exit::{Away, Exit, Failure};
-use crate::look::{Screen, one_line};
-use crate::servers::{Database, joined, shown};
+use crate::output::{Screen, one_line};
+use crate::servers::{DatabaseServer, joined, shown};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -90,28 +90,28 @@ struct Read {
 
 impl ConversationShow {
     pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
-        let database = Database::open(&self.database).await?;
-        let archive = &database.archive;
-        let key = self.key(&database).await?;
+        let server = DatabaseServer::open(&self.database).await?;
+        let database = &server.database;
+        let key = self.key(&server).await?;
         let missing = || {
             let what = format!("tenant {} has no conversation {}", key.tenant, key.conversation);
             Failure::problem(what, "`verbatim conversation list --tenant …` shows which there are")
         };
-        let read = self.read(&database, &key).await?.ok_or_else(missing)?;
+        let read = self.read(&server, &key).await?.ok_or_else(missing)?;
         let (row, sessions, statistics) = tokio::join!(
-            archive.conversation(&key),
-            archive.sessions(&key),
-            archive.conversation_stats(&key)
+            database.conversation(&key),
+            database.sessions(&key),
+            database.conversation_stats(&key)
         );
-        let row = row.map_err(|error| database.failure(&error))?.ok_or_else(missing)?;
-        let sessions = sessions.map_err(|error| database.failure(&error))?;
-        let statistics = statistics.map_err(|error| database.failure(&error))?;
+        let row = row.map_err(|error| server.failure(&error))?.ok_or_else(missing)?;
+        let sessions = sessions.map_err(|error| server.failure(&error))?;
+        let statistics = statistics.map_err(|error| server.failure(&error))?;
         let Read { transcript, redis_error } = read;
         let shown = Shown {
             conversation: &row,
             source: match transcript.source {
                 Source::HotCopy => "redis",
-                Source::Archive => "postgresql",
+                Source::Database => "postgresql",
             },
             degraded: transcript.degraded,
             redis_error,
@@ -119,12 +119,12 @@ impl ConversationShow {
             statistics: statistics.as_ref(),
             messages: transcript.messages.iter().map(Into::into).collect(),
         };
-        screen.show(&shown, |look| text::told(&shown, &transcript.messages, look))?;
+        screen.show(&shown, |style| text::told(&shown, &transcript.messages, style))?;
         Ok(Exit::Fine)
     }
 
     /// The conversation that was asked for: by its id, or by the session that began it.
-    async fn key(&self, database: &Database) -> Result<ConversationKey, Failure> {
+    async fn key(&self, server: &DatabaseServer) -> Result<ConversationKey, Failure> {
         let tenant = self.tenant.clone();
         let session = match (&self.conversation, &self.session) {
             (Some(conversation), _) => {
@@ -140,8 +140,8 @@ impl ConversationShow {
         };
         /// Enough to tell one from several, and to name them.
         const SOME: u32 = 20;
-        let found = database.archive.conversations(&filter, SOME).await;
-        let found = found.map_err(|error| database.failure(&error))?;
+        let found = server.database.conversations(&filter, SOME).await;
+        let found = found.map_err(|error| server.failure(&error))?;
         match found.as_slice() {
             // The conversation that its actions would have without an id of their own.
             [] => Ok(ConversationKey::of_session(tenant, session)),
@@ -157,24 +157,24 @@ impl ConversationShow {
 
     async fn read(
         &self,
-        database: &Database,
+        server: &DatabaseServer,
         key: &ConversationKey,
     ) -> Result<Option<Read>, Failure> {
         let newest = usize::try_from(self.last).unwrap_or(usize::MAX);
         match self.source {
-            From::Postgresql => from_archive(database, key, newest).await,
-            From::Auto if self.redis_url.is_empty() => from_archive(database, key, newest).await,
+            From::Postgresql => from_database(server, key, newest).await,
+            From::Auto if self.redis_url.is_empty() => from_database(server, key, newest).await,
             From::Auto => {
-                let hot = self.hot(&database.archive)?;
+                let hot = self.hot(&server.database)?;
                 let reader = Reader::new(
-                    database.archive.clone(),
+                    server.database.clone(),
                     hot.clone(),
                     Metrics::new(),
                     ReadingSettings::default(),
                 );
                 let window = Window { newest, before: None };
                 let read = reader.read(key, &window).await;
-                let read = read.map_err(|error| database.away(with_causes(&error)))?;
+                let read = read.map_err(|error| server.away(with_causes(&error)))?;
                 // A reader does not mind why Redis is silent; an operator does.
                 let redis_error = if hot.is_known_down() {
                     hot.probe().await.err().map(|error| with_causes(&error))
@@ -183,20 +183,20 @@ impl ConversationShow {
                 };
                 Ok(read.map(|transcript| Read { transcript, redis_error }))
             }
-            From::Redis => self.read_hot(database, key, newest).await,
+            From::Redis => self.read_hot(server, key, newest).await,
         }
     }
 
     async fn read_hot(
         &self,
-        database: &Database,
+        server: &DatabaseServer,
         key: &ConversationKey,
         newest: usize,
     ) -> Result<Option<Read>, Failure> {
-        let hot = self.hot(&database.archive)?;
+        let hot = self.hot(&server.database)?;
         let window = Window { newest, before: None };
-        let (numbers, copy) = tokio::join!(database.archive.numbers(key), hot.read(key, &window));
-        let numbers = numbers.map_err(|error| database.failure(&error))?;
+        let (numbers, copy) = tokio::join!(server.database.numbers(key), hot.read(key, &window));
+        let numbers = numbers.map_err(|error| server.failure(&error))?;
         let copy = copy.map_err(|error| {
             Failure::Away(Away {
                 server: "Redis",
@@ -226,7 +226,7 @@ impl ConversationShow {
         Ok(Some(Read { transcript, redis_error: None }))
     }
 
-    fn hot(&self, archive: &Archive) -> Result<HotStore, Failure> {
+    fn hot(&self, database: &Database) -> Result<HotStore, Failure> {
         let usage = |why: String| Failure::Usage(format!("REDIS_URL: {why}"));
         if self.redis_url.is_empty() {
             let example = "set it, for example to redis://:password@host:6379/0";
@@ -234,23 +234,23 @@ impl ConversationShow {
         }
         let address =
             Address::parse(&joined(&self.redis_url)).map_err(|error| usage(error.to_string()))?;
-        Ok(HotStore::open(hot_store::Settings::new(address), visit(archive.clone())))
+        Ok(HotStore::open(hot_store::Settings::new(address), check_server(database.clone())))
     }
 }
 
-async fn from_archive(
-    database: &Database,
+async fn from_database(
+    server: &DatabaseServer,
     key: &ConversationKey,
     newest: usize,
 ) -> Result<Option<Read>, Failure> {
     let page = Page { newest, max_bytes: usize::MAX, before: None };
-    let snapshot = database.archive.read(key, &page).await;
-    let snapshot = snapshot.map_err(|error| database.failure(&error))?;
+    let snapshot = server.database.read(key, &page).await;
+    let snapshot = snapshot.map_err(|error| server.failure(&error))?;
     Ok(snapshot.numbers.conversation.map(|conversation| Read {
         transcript: Transcript {
             status: Some(conversation.status),
             messages: snapshot.messages,
-            source: Source::Archive,
+            source: Source::Database,
             degraded: false,
         },
         redis_error: None,

@@ -1,4 +1,4 @@
-//! `verbatim dead-letters`: its verbs.
+//! `verbatim dead-dead_letters`: its verbs.
 
 use clap::Subcommand;
 
@@ -10,7 +10,7 @@ use super::dead_letters_replay::DeadLettersReplay;
 use super::dead_letters_restore::DeadLettersRestore;
 use super::dead_letters_show::DeadLettersShow;
 use crate::exit::{Exit, Failure};
-use crate::look::Screen;
+use crate::output::Screen;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadLettersVerb {

@@ -1,14 +1,14 @@
-//! `verbatim dead-letters edit`: an edited copy beside the original, which a replay sends instead. One
-//! letter in any way; many with the same fault alike.
+//! `verbatim dead-dead_letters edit`: an edited copy beside the original, which a replay sends instead. One
+//! dead letter in any way; many with the same fault alike.
 
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use archive::{DeadLetterRow, Selection};
 use clap::Args;
-use conversation::letters::{Change, DeadLetters, EditError, Examiner};
+use conversation::dead_letters::{Change, DeadLetterValidator, DeadLetters, EditError};
+use database::{DeadLetterRow, Selection};
 use domain::causes::with_causes;
 use metrics::Metrics;
 use serde::Serialize;
@@ -16,13 +16,13 @@ use service::settings::DatabaseSettings;
 use uuid::Uuid;
 
 use super::dead_letters_selection::Chosen;
-use super::dead_letters_show::{body, no_such_letter};
-use crate::actor::Actor;
+use super::dead_letters_show::{body, no_such_dead_letter};
+use crate::actor::ActorArgs;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Away, Exit, Failure};
 use crate::input::Input;
-use crate::look::{Cell, Look, Screen, Side, Table, Tone, block, count, plural};
-use crate::servers::Database;
+use crate::output::{Cell, Screen, Side, Table, TextStyle, Tone, block, count, plural};
+use crate::servers::DatabaseServer;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,7 +34,7 @@ Examples:
   verbatim dead-letters edit --field role --error '\"bot\"' --apply-suggestion    (all of these)
 
 The original body stays as it came. The copy must pass the workers' own validator, for otherwise it
-would come back at once. Exit code 1: it does not, or the letter is not open; of several letters,
+would come back at once. Exit code 1: it does not, or the dead letter is not open; of several dead letters,
 some were not edited.";
 
 /// Edits a copy of a dead letter's body, which a replay sends instead
@@ -47,12 +47,12 @@ pub(crate) struct DeadLettersEdit {
     body: Option<Input>,
 
     /// Set a field, such as role=assistant, data.role=user or /tool_calls/0/id=x. The value is JSON, or
-    /// else a text; the rest of the body stays to the letter
+    /// else a text; the rest of the body stays byte for byte
     #[arg(long, value_name = "FIELD=VALUE", value_parser = field_and_value)]
     #[arg(conflicts_with_all = ["apply_suggestion", "revert"])]
     set: Vec<(String, String)>,
 
-    /// Do what `dead-letters show` suggests
+    /// Do what `dead-dead_letters show` suggests
     #[arg(long, conflicts_with = "revert")]
     apply_suggestion: bool,
 
@@ -71,7 +71,7 @@ pub(crate) struct DeadLettersEdit {
     chosen: Chosen,
 
     #[command(flatten)]
-    actor: Actor,
+    actor: ActorArgs,
 
     #[command(flatten)]
     database: DatabaseSettings,
@@ -79,74 +79,74 @@ pub(crate) struct DeadLettersEdit {
 
 impl DeadLettersEdit {
     pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(screen.look.now)?;
-        let database = Database::open(&self.database).await?;
-        let examiner = Examiner { max_body_bytes: self.limit.max_body_bytes };
-        let letters = DeadLetters::new(database.archive.clone(), Metrics::new(), examiner);
+        let selection = self.chosen.selection(screen.style.now)?;
+        let server = DatabaseServer::open(&self.database).await?;
+        let validator = DeadLetterValidator { max_body_bytes: self.limit.max_body_bytes };
+        let dead_letters = DeadLetters::new(server.database.clone(), Metrics::new(), validator);
         match selection {
             Selection::Ids(ids) if ids.len() == 1 => {
-                self.one(ids[0], &letters, &database, screen).await
+                self.one(ids[0], &dead_letters, &server, screen).await
             }
-            selection => self.many(selection, &letters, &database, screen).await,
+            selection => self.many(selection, &dead_letters, &server, screen).await,
         }
     }
 
     async fn one(
         &self,
         id: Uuid,
-        letters: &DeadLetters,
-        database: &Database,
+        dead_letters: &DeadLetters,
+        server: &DatabaseServer,
         screen: &Screen,
     ) -> Result<Exit, Failure> {
-        let found = letters.story(id).await.map_err(|error| database.failure(&error))?;
-        let story = found.ok_or_else(|| no_such_letter(id))?;
+        let found = dead_letters.details(id).await.map_err(|error| server.failure(&error))?;
+        let details = found.ok_or_else(|| no_such_dead_letter(id))?;
         let (change, copy) = match (self.alike(), &self.body) {
             (Some(change), _) => (change, None),
             (None, Some(input)) => (Change::Body(read(input)?), None),
             (None, None) => {
-                let (body, copy) = self.in_editor(&story.letter)?;
+                let (body, copy) = self.in_editor(&details.dead_letter)?;
                 (Change::Body(body), Some(copy))
             }
         };
-        let edited = letters.edit(&story.letter, &change, &self.actor.by()).await;
-        let letter = edited.map_err(|error| {
-            let suggestion = story.suggestion.as_ref().map(|it| it.text.as_str());
+        let edited = dead_letters.edit(&details.dead_letter, &change, &self.actor.actor()).await;
+        let dead_letter = edited.map_err(|error| {
+            let suggestion = details.suggestion.as_ref().map(|it| it.text.as_str());
             let copy = copy.filter(|_| !matches!(error, EditError::Nothing));
-            let failure = failure(error, id, suggestion, database);
+            let failure = failure(error, id, suggestion, server);
             match copy {
                 Some(copy) => kept(failure, &copy.keep()),
                 None => failure,
             }
         })?;
-        screen.show(&letter, |look| text(&letter, look))?;
+        screen.show(&dead_letter, |style| text(&dead_letter, style))?;
         Ok(Exit::Fine)
     }
 
     async fn many(
         &self,
         selection: Selection,
-        letters: &DeadLetters,
-        database: &Database,
+        dead_letters: &DeadLetters,
+        server: &DatabaseServer,
         screen: &Screen,
     ) -> Result<Exit, Failure> {
         let change = self.alike().ok_or_else(|| {
             Failure::Usage(
-                "many letters are edited alike: with --set FIELD=VALUE, --apply-suggestion or --revert"
+                "many dead letters are edited alike: with --set FIELD=VALUE, --apply-suggestion or --revert"
                     .to_owned(),
             )
         })?;
         let mut edits = Edits::default();
-        letters
-            .edit_all(selection, &change, &self.actor.by(), |id, edited| edits.add(id, edited))
+        dead_letters
+            .edit_all(selection, &change, &self.actor.actor(), |id, edited| edits.add(id, edited))
             .await
-            .map_err(|error| database.failure(&error))?;
+            .map_err(|error| server.failure(&error))?;
         let named = self.chosen.named();
         edits.others = named.saturating_sub(edits.edited + edits.unchanged + edits.failed);
-        screen.show(&edits, |look| edits.text(look))?;
+        screen.show(&edits, |style| edits.text(style))?;
         Ok(if edits.failed + edits.others > 0 { Exit::Problems } else { Exit::Fine })
     }
 
-    /// A change that many letters can undergo alike.
+    /// A change that many dead letters can undergo alike.
     fn alike(&self) -> Option<Change> {
         if self.revert {
             Some(Change::Revert)
@@ -160,7 +160,7 @@ impl DeadLettersEdit {
     }
 
     /// Lets the user edit what a replay would send, in a file.
-    fn in_editor(&self, letter: &DeadLetterRow) -> Result<(Vec<u8>, Copy), Failure> {
+    fn in_editor(&self, dead_letter: &DeadLetterRow) -> Result<(Vec<u8>, Copy), Failure> {
         let at_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
         let Some(editor) = self.editor.as_deref().filter(|it| at_terminal && !it.is_empty()) else {
             return Err(Failure::Usage(
@@ -169,7 +169,7 @@ impl DeadLettersEdit {
                     .to_owned(),
             ));
         };
-        let copy = Copy::of(letter)?;
+        let copy = Copy::of(dead_letter)?;
         let mut words = editor.split_whitespace();
         let program = words.next().unwrap_or_default();
         let ended = std::process::Command::new(program).args(words).arg(&copy.0).status();
@@ -202,11 +202,16 @@ fn kept(failure: Failure, path: &Path) -> Failure {
     }
 }
 
-/// Why one letter was not edited, and what to do about it.
-fn failure(error: EditError, id: Uuid, suggestion: Option<&str>, database: &Database) -> Failure {
+/// Why one dead letter was not edited, and what to do about it.
+fn failure(
+    error: EditError,
+    id: Uuid,
+    suggestion: Option<&str>,
+    server: &DatabaseServer,
+) -> Failure {
     let show = format!("`verbatim dead-letters show {id}` tells how it stands");
     match error {
-        EditError::Archive(error) => database.failure(&error),
+        EditError::Database(error) => server.failure(&error),
         EditError::Refused(refusal) => Failure::problem(
             format!("the workers would refuse the edited body: {refusal}"),
             "nothing was changed; --set FIELD=VALUE sets more than one field when it is repeated",
@@ -218,7 +223,7 @@ fn failure(error: EditError, id: Uuid, suggestion: Option<&str>, database: &Data
     }
 }
 
-/// What became of many letters.
+/// What became of many dead letters.
 #[derive(Debug, Default, Serialize)]
 struct Edits {
     edited: u64,
@@ -231,14 +236,14 @@ struct Edits {
     failures: Vec<NotEdited>,
 }
 
-/// A letter that could not be edited.
+/// A dead letter that could not be edited.
 #[derive(Debug, Serialize)]
 struct NotEdited {
     id: Uuid,
     why: String,
 }
 
-/// Letters that a text names; JSON has all.
+/// Dead letters that a text names; JSON has all.
 const NAMED: usize = 20;
 
 impl Edits {
@@ -253,17 +258,19 @@ impl Edits {
         }
     }
 
-    fn text(&self, look: &Look) -> String {
+    fn text(&self, style: &TextStyle) -> String {
         let mut out = String::new();
         if !self.failures.is_empty() {
             let mut table = Table::new([("not edited", Side::Left), ("why", Side::Left)]);
             for failed in self.failures.iter().take(NAMED) {
                 table.row([failed.id.to_string().into(), Cell::new(Tone::Bad, &failed.why)]);
             }
-            out.push_str(&format!("{}\n", table.render(look.paint)));
+            out.push_str(&format!("{}\n", table.render(style.paint)));
         }
         let tone = if self.edited > 0 { Tone::Good } else { Tone::Warn };
-        out.push_str(&look.paint.text(tone, &format!("{} edited", plural(self.edited, "letter"))));
+        out.push_str(
+            &style.paint.text(tone, &format!("{} edited", plural(self.edited, "dead letter"))),
+        );
         for (n, what) in [
             (self.failed, "not edited"),
             (self.unchanged, "as wanted already"),
@@ -282,12 +289,12 @@ impl Edits {
 struct Copy(PathBuf);
 
 impl Copy {
-    fn of(letter: &DeadLetterRow) -> Result<Self, Failure> {
-        let name = format!("verbatim-{}-{}.json", letter.id, Uuid::new_v4());
+    fn of(dead_letter: &DeadLetterRow) -> Result<Self, Failure> {
+        let name = format!("verbatim-{}-{}.json", dead_letter.id, Uuid::new_v4());
         let path = std::env::temp_dir().join(name);
         let open = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let copy = Self(path);
-        let write = |mut file: File| file.write_all(letter.body_to_send());
+        let write = |mut file: File| file.write_all(dead_letter.body_to_send());
         match open.and_then(write) {
             Ok(()) => Ok(copy),
             Err(error) => {
@@ -333,13 +340,16 @@ fn field_and_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn text(letter: &DeadLetterRow, look: &Look) -> String {
-    let paint = look.paint;
-    let Some(edited) = &letter.edited_body else {
-        return format!("a replay of {} sends what came; there is no edited copy\n", letter.id);
+fn text(dead_letter: &DeadLetterRow, style: &TextStyle) -> String {
+    let paint = style.paint;
+    let Some(edited) = &dead_letter.edited_body else {
+        return format!(
+            "a replay of {} sends what came; there is no edited copy\n",
+            dead_letter.id
+        );
     };
-    let heading = paint.text(Tone::Good, &format!("a replay of {} sends now", letter.id));
-    let next = format!("verbatim dead-letters replay {}", letter.id);
+    let heading = paint.text(Tone::Good, &format!("a replay of {} sends now", dead_letter.id));
+    let next = format!("verbatim dead-letters replay {}", dead_letter.id);
     format!(
         "{heading}\n{}\nwhat came stays beside it; {}\n",
         block(&body(edited), "  "),
@@ -350,7 +360,7 @@ fn text(letter: &DeadLetterRow, look: &Look) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::dead_letters_list::tests::{look, row};
+    use crate::commands::dead_letters_list::tests::{row, style};
 
     #[test]
     fn a_field_is_everything_before_the_first_equals_sign() {
@@ -359,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_letters_it_is_told_how_many_were_edited_and_why_others_were_not() {
+    fn of_many_dead_letters_it_is_told_how_many_were_edited_and_why_others_were_not() {
         let mut edits = Edits { others: 1, ..Edits::default() };
         for n in 0..5 {
             let edited = match n {
@@ -369,15 +379,15 @@ mod tests {
             };
             edits.add(Uuid::from_u128(n), edited);
         }
-        insta::assert_snapshot!(edits.text(&look()));
+        insta::assert_snapshot!(edits.text(&style()));
     }
 
     #[test]
     fn what_a_replay_sends_now_is_shown() {
-        let letter =
+        let dead_letter =
             DeadLetterRow { edited_body: Some(br#"{"role":"assistant"}"#.to_vec()), ..row() };
-        insta::assert_snapshot!(text(&letter, &look()));
-        assert!(text(&row(), &look()).contains("sends what came"));
+        insta::assert_snapshot!(text(&dead_letter, &style()));
+        assert!(text(&row(), &style()).contains("sends what came"));
     }
 
     #[test]

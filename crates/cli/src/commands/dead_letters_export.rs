@@ -1,28 +1,28 @@
-//! `verbatim dead-letters export`: letters as JSON lines, a few in memory at a time.
+//! `verbatim dead-dead_letters export`: dead letters as JSON lines, a few in memory at a time.
 
 use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
-use archive::{DeadLetterRow, DeadLetterStatus};
 use clap::Args;
+use database::{DeadLetterRow, DeadLetterStatus};
 use serde::Serialize;
 use service::settings::DatabaseSettings;
 
-use super::dead_letters_discard::letters;
+use super::dead_letters_discard::dead_letters;
 use super::dead_letters_selection::{Chosen, Status};
-use crate::actor::Actor;
+use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
-use crate::look::{Screen, plural};
-use crate::servers::Database;
+use crate::output::{Screen, plural};
+use crate::servers::DatabaseServer;
 
 const EXAMPLES: &str = "\
 Examples:
   verbatim dead-letters export --all --output letters.jsonl
   verbatim dead-letters export --reason schema --tenant acme | jq -r .body
 
-One JSON object a line, oldest first: everything that `show --json` has of the letter itself, headers
+One JSON object a line, oldest first: everything that `show --json` has of the dead letter itself, headers
 and edited copy included. A body that is not UTF-8 stands in `body_hex`. Bodies are words of
 conversations: the file is readable by its owner alone, and the audit log says who took them out.";
 
@@ -31,7 +31,7 @@ conversations: the file is readable by its owner alone, and the audit log says w
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "verbatim dead-letters export [OPTIONS] [ID]...")]
 pub(crate) struct DeadLettersExport {
-    /// Only those in this state; letters that are named by their ids may be in any
+    /// Only those in this state; dead letters that are named by their ids may be in any
     #[arg(long, value_enum, default_value = "open")]
     status: Status,
 
@@ -43,17 +43,17 @@ pub(crate) struct DeadLettersExport {
     chosen: Chosen,
 
     #[command(flatten)]
-    actor: Actor,
+    actor: ActorArgs,
 
     #[command(flatten)]
     database: DatabaseSettings,
 }
 
-/// A letter on its line.
+/// A dead letter on its line.
 #[derive(Serialize)]
 struct Line<'a> {
     #[serde(flatten)]
-    letter: &'a DeadLetterRow,
+    dead_letter: &'a DeadLetterRow,
     /// Where the body is not UTF-8, which `body` shows only roughly.
     #[serde(skip_serializing_if = "Option::is_none")]
     body_hex: Option<String>,
@@ -61,22 +61,24 @@ struct Line<'a> {
 
 impl DeadLettersExport {
     pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(screen.look.now)?;
-        let database = Database::open(&self.database).await?;
+        let selection = self.chosen.selection(screen.style.now)?;
+        let server = DatabaseServer::open(&self.database).await?;
         let mut out = self.open()?;
         let status = if self.chosen.named() > 0 { None } else { self.status.stored() };
         let status: &[DeadLetterStatus] = status.as_slice();
-        let written = letters(&database)
-            .take_out(selection, status, &self.actor.by(), |letter| write(&letter, &mut out))
+        let written = dead_letters(&server)
+            .take_out(selection, status, &self.actor.actor(), |dead_letter| {
+                write(&dead_letter, &mut out)
+            })
             .await
             .map_err(|fault| match fault {
-                Fault::Archive(error) => database.failure(&error),
+                Fault::Database(error) => server.failure(&error),
                 Fault::Output(error) => Failure::from(error),
             })?;
         out.flush()?;
         if let Some(path) = &self.output {
-            // Standard output belongs to the letters.
-            eprintln!("{} in {}", plural(written, "letter"), path.display());
+            // Standard output belongs byte for bytes.
+            eprintln!("{} in {}", plural(written, "dead letter"), path.display());
         }
         Ok(Exit::Fine)
     }
@@ -94,19 +96,19 @@ impl DeadLettersExport {
 
 /// Why an export ended early.
 enum Fault {
-    Archive(archive::Error),
+    Database(database::Error),
     Output(io::Error),
 }
 
-impl From<archive::Error> for Fault {
-    fn from(error: archive::Error) -> Self {
-        Self::Archive(error)
+impl From<database::Error> for Fault {
+    fn from(error: database::Error) -> Self {
+        Self::Database(error)
     }
 }
 
-fn write(letter: &DeadLetterRow, out: &mut (impl Write + ?Sized)) -> Result<(), Fault> {
-    let is_text = std::str::from_utf8(&letter.body).is_ok();
-    let line = Line { letter, body_hex: (!is_text).then(|| hex(&letter.body)) };
+fn write(dead_letter: &DeadLetterRow, out: &mut (impl Write + ?Sized)) -> Result<(), Fault> {
+    let is_text = std::str::from_utf8(&dead_letter.body).is_ok();
+    let line = Line { dead_letter, body_hex: (!is_text).then(|| hex(&dead_letter.body)) };
     let written = serde_json::to_writer(&mut *out, &line).map_err(io::Error::from);
     written.and_then(|()| out.write_all(b"\n")).map_err(Fault::Output)
 }
@@ -122,15 +124,15 @@ mod tests {
     use super::*;
     use crate::commands::dead_letters_list::tests::row;
 
-    fn line(letter: &DeadLetterRow) -> Value {
+    fn line(dead_letter: &DeadLetterRow) -> Value {
         let mut out = Vec::new();
-        assert!(write(letter, &mut out).is_ok());
+        assert!(write(dead_letter, &mut out).is_ok());
         assert_eq!(out.iter().filter(|byte| **byte == b'\n').count(), 1);
         serde_json::from_slice(&out).unwrap()
     }
 
     #[test]
-    fn a_line_has_the_letter_and_a_body_that_is_no_text_in_full() {
+    fn a_line_has_the_dead_letter_and_a_body_that_is_no_text_in_full() {
         let told = line(&row());
         assert_eq!(told["body"].as_str().unwrap().as_bytes(), row().body);
         assert!(told.get("body_hex").is_none() && told["edited_body"].is_null());

@@ -1,17 +1,17 @@
-//! `verbatim dead-letters list`: what could not be handled, and why. Looking changes nothing.
+//! `verbatim dead-dead_letters list`: what could not be handled, and why. Looking changes nothing.
 
 mod groups;
 
-use archive::{DeadLetterGroup, DeadLetterStatus, ListedDeadLetter, OpenDeadLetters};
 use clap::Args;
+use database::{DeadLetterGroup, DeadLetterStatus, ListedDeadLetter, OpenDeadLetters};
 use serde::Serialize;
 use service::settings::{DatabaseSettings, ReadReplicaSettings};
 use uuid::Uuid;
 
 use super::dead_letters_selection::{Filters, Status};
 use crate::exit::{Exit, Failure};
-use crate::look::{Cell, Look, Screen, Side, Table, Tone, ago, count, excerpt, plural};
-use crate::servers::Database;
+use crate::output::{Cell, Screen, Side, Table, TextStyle, Tone, ago, count, excerpt, plural};
+use crate::servers::DatabaseServer;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,7 +20,7 @@ Examples:
   verbatim dead-letters list --error 'must be a role' --limit 500
   verbatim dead-letters list --json | jq -r '.letters[] | \"\\(.id) \\(.field) \\(.error)\"'
 
-Reads the replica that DATABASE_READ_URL names, if it names one. A letter is here once a
+Reads the replica that DATABASE_READ_URL names, if it names one. A dead letter is here once a
 statistics-worker has taken it from its queue; `verbatim queues` shows what still waits there.";
 
 /// Lists dead letters, newest first
@@ -42,7 +42,7 @@ pub(crate) struct DeadLettersList {
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
 
-    /// The next page: only those older than the letter with this id
+    /// The next page: only those older than the dead letter with this id
     #[arg(long, value_name = "ID")]
     before: Option<Uuid>,
 
@@ -56,55 +56,55 @@ pub(crate) struct DeadLettersList {
     replica: ReadReplicaSettings,
 }
 
-/// A page of letters.
+/// A page of dead letters.
 #[derive(Debug, Serialize)]
 struct Page {
     /// How many match, on this page and others.
     total: u64,
     /// Open ones by queue and reason, whatever the filter says.
     open: Vec<OpenDeadLetters>,
-    letters: Vec<ListedDeadLetter>,
+    dead_letters: Vec<ListedDeadLetter>,
     /// What `--before` takes to get the next page; none on the last one.
     next: Option<Uuid>,
 }
 
-/// What letters have in common.
+/// What dead letters have in common.
 #[derive(Debug, Serialize)]
 struct Groups {
-    /// How many letters match.
+    /// How many dead letters match.
     total: u64,
     groups: Vec<DeadLetterGroup>,
 }
 
 impl DeadLettersList {
     pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
-        let database = Database::open_for_lists(&self.database, &self.replica).await?;
-        let (archive, status) = (&database.archive, self.status.stored());
-        let filter = self.filters.filter(screen.look.now);
-        let failure = |error| database.failure(&error);
+        let server = DatabaseServer::open_for_lists(&self.database, &self.replica).await?;
+        let (database, status) = (&server.database, self.status.stored());
+        let filter = self.filters.filter(screen.style.now);
+        let failure = |error| server.failure(&error);
         if self.group {
             let (total, groups) = tokio::try_join!(
-                archive.count_dead_letters(&filter, status),
-                archive.dead_letter_groups(&filter, status, self.limit)
+                database.count_dead_letters(&filter, status),
+                database.dead_letter_groups(&filter, status, self.limit)
             )
             .map_err(failure)?;
             let groups = Groups { total, groups };
-            screen.show(&groups, |look| groups::text(&groups, self.limit, look))?;
+            screen.show(&groups, |style| groups::text(&groups, self.limit, style))?;
             return Ok(Exit::Fine);
         }
         // One more than is shown tells whether there is a next page.
-        let (total, mut letters) = tokio::try_join!(
-            archive.count_dead_letters(&filter, status),
-            archive.dead_letters(&filter, status, self.before, self.limit.saturating_add(1))
+        let (total, mut dead_letters) = tokio::try_join!(
+            database.count_dead_letters(&filter, status),
+            database.dead_letters(&filter, status, self.before, self.limit.saturating_add(1))
         )
         .map_err(failure)?;
-        let open = archive.open_dead_letters().await.map_err(failure)?;
+        let open = database.open_dead_letters().await.map_err(failure)?;
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
-        let more = letters.len() > limit;
-        letters.truncate(limit);
-        let next = letters.last().filter(|_| more).map(|it| it.id);
-        let page = Page { total, open, letters, next };
-        screen.show(&page, |look| text(&page, look))?;
+        let more = dead_letters.len() > limit;
+        dead_letters.truncate(limit);
+        let next = dead_letters.last().filter(|_| more).map(|it| it.id);
+        let page = Page { total, open, dead_letters, next };
+        screen.show(&page, |style| text(&page, style))?;
         Ok(Exit::Fine)
     }
 }
@@ -112,8 +112,8 @@ impl DeadLettersList {
 /// What a list shows of an error; `show` has all of it.
 const ERROR: usize = 120;
 
-fn text(page: &Page, look: &Look) -> String {
-    let paint = look.paint;
+fn text(page: &Page, style: &TextStyle) -> String {
+    let paint = style.paint;
     let mut out = String::new();
     if page.open.is_empty() {
         out.push_str(&paint.text(Tone::Good, "no open dead letters"));
@@ -123,27 +123,28 @@ fn text(page: &Page, look: &Look) -> String {
             Table::new([("open", Side::Right), ("queue", Side::Left), ("reason", Side::Left)]);
         for group in &page.open {
             table.row([
-                Cell::new(Tone::Bad, count(group.letters)),
+                Cell::new(Tone::Bad, count(group.dead_letters)),
                 (&group.queue).into(),
                 (&group.reason).into(),
             ]);
         }
         out.push_str(&table.render(paint));
     }
-    if page.letters.is_empty() {
+    if page.dead_letters.is_empty() {
         if !page.open.is_empty() {
             out.push_str("\nnone of them matches\n");
         }
         return out;
     }
     out.push('\n');
-    out.push_str(&letters(&page.letters, look));
+    out.push_str(&dead_letters(&page.dead_letters, style));
     let mut hint = |text: &str| {
         out.push_str(&paint.text(Tone::Dim, text));
         out.push('\n');
     };
     if let Some(next) = page.next {
-        let (shown, total) = (count(page.letters.len() as i128), plural(page.total, "letter"));
+        let (shown, total) =
+            (count(page.dead_letters.len() as i128), plural(page.total, "dead letter"));
         hint(&format!(
             "{shown} of {total}; --before {next} shows the next, --group what they share"
         ));
@@ -152,7 +153,7 @@ fn text(page: &Page, look: &Look) -> String {
     out
 }
 
-fn letters(letters: &[ListedDeadLetter], look: &Look) -> String {
+fn dead_letters(dead_letters: &[ListedDeadLetter], style: &TextStyle) -> String {
     let mut table = Table::new([
         ("id", Side::Left),
         ("died", Side::Left),
@@ -162,31 +163,32 @@ fn letters(letters: &[ListedDeadLetter], look: &Look) -> String {
         ("field", Side::Left),
         ("what was wrong", Side::Left),
     ]);
-    for letter in letters {
-        let tone = if letter.status == DeadLetterStatus::Open { Tone::Warn } else { Tone::Dim };
+    for dead_letter in dead_letters {
+        let tone =
+            if dead_letter.status == DeadLetterStatus::Open { Tone::Warn } else { Tone::Dim };
         table.row([
-            letter.id.to_string().into(),
-            ago(letter.last_failed_at, look.now).into(),
-            Cell::new(tone, state(letter)),
-            Cell::optional(letter.tenant_id.as_deref()),
-            (&letter.reason).into(),
-            Cell::optional(letter.field.as_deref()),
-            excerpt(&letter.error, ERROR).into(),
+            dead_letter.id.to_string().into(),
+            ago(dead_letter.last_failed_at, style.now).into(),
+            Cell::new(tone, state(dead_letter)),
+            Cell::optional(dead_letter.tenant_id.as_deref()),
+            (&dead_letter.reason).into(),
+            Cell::optional(dead_letter.field.as_deref()),
+            excerpt(&dead_letter.error, ERROR).into(),
         ]);
     }
-    table.render(look.paint)
+    table.render(style.paint)
 }
 
 /// Its status, and what tells it apart from others with the same.
-fn state(letter: &ListedDeadLetter) -> String {
-    let mut state = letter.status.to_string();
-    if letter.edited {
+fn state(dead_letter: &ListedDeadLetter) -> String {
+    let mut state = dead_letter.status.to_string();
+    if dead_letter.edited {
         state.push_str(", edited");
     }
-    if letter.replay_count > 0 {
-        state.push_str(&format!(", came back ×{}", letter.replay_count));
+    if dead_letter.replay_count > 0 {
+        state.push_str(&format!(", came back ×{}", dead_letter.replay_count));
     }
-    if letter.status == DeadLetterStatus::Open && letter.replay_fault.is_some() {
+    if dead_letter.status == DeadLetterStatus::Open && dead_letter.replay_fault.is_some() {
         state.push_str(", not sent");
     }
     state
@@ -194,13 +196,13 @@ fn state(letter: &ListedDeadLetter) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use archive::DeadLetterRow;
+    use database::DeadLetterRow;
     use domain::time::Timestamp;
     use serde_json::json;
 
     use super::*;
     use crate::commands::conversation_list::tests::at;
-    use crate::look::Paint;
+    use crate::output::Paint;
 
     pub(crate) fn row() -> DeadLetterRow {
         let body = r#"{"action_type":"conversation.save_message","tenant_id":"acme","session_id":"web-1","role":"bot","content":"hi"}"#;
@@ -269,13 +271,13 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) fn look() -> Look {
+    pub(crate) fn style() -> TextStyle {
         let now = Timestamp::parse("2026-11-20T12:00:00Z").unwrap();
-        Look { paint: Paint::Plain, now }
+        TextStyle { paint: Paint::Plain, now }
     }
 
     #[test]
-    fn the_overview_comes_first_and_then_each_letter() {
+    fn the_overview_comes_first_and_then_each_dead_letter() {
         let foreign = ListedDeadLetter {
             id: Uuid::from_u128(7),
             reason: "malformed_json".to_owned(),
@@ -285,26 +287,26 @@ pub(crate) mod tests {
             status: DeadLetterStatus::Discarded,
             ..listed()
         };
-        let returned = ListedDeadLetter {
+        let failed_again = ListedDeadLetter {
             id: Uuid::from_u128(8),
             replay_count: 1,
             edited: true,
             replay_fault: Some("no queue".to_owned()),
             ..listed()
         };
-        let group = |reason: &str, letters| OpenDeadLetters {
+        let group = |reason: &str, dead_letters| OpenDeadLetters {
             queue: "conversation.save_message".to_owned(),
             reason: reason.to_owned(),
-            letters,
+            dead_letters,
         };
         let page = Page {
             total: 1_235,
             open: vec![group("malformed_json", 1), group("schema", 1_234)],
-            letters: vec![listed(), returned, foreign],
+            dead_letters: vec![listed(), failed_again, foreign],
             next: Some(Uuid::from_u128(7)),
         };
-        insta::assert_snapshot!(text(&page, &look()));
-        let nothing = Page { total: 0, open: Vec::new(), letters: Vec::new(), next: None };
-        assert_eq!(text(&nothing, &look()), "no open dead letters\n");
+        insta::assert_snapshot!(text(&page, &style()));
+        let nothing = Page { total: 0, open: Vec::new(), dead_letters: Vec::new(), next: None };
+        assert_eq!(text(&nothing, &style()), "no open dead letters\n");
     }
 }

@@ -1,8 +1,8 @@
 //! Which dead letters a command is about: the same words for looking and for acting.
 
-use archive::{DeadLetterFilter, DeadLetterStatus, ReplayedBefore, Selection};
 use broker::topology::WorkQueue;
 use clap::{Args, ValueEnum};
+use database::{DeadLetterFilter, DeadLetterStatus, ReplayedBefore, Selection};
 use domain::failure::DeadLetterReason;
 use domain::ids::{ConversationId, TenantId};
 use domain::time::Timestamp;
@@ -11,9 +11,9 @@ use uuid::Uuid;
 use crate::exit::Failure;
 use crate::when::When;
 
-/// What letters have in common.
+/// What dead letters have in common.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Which letters")]
+#[command(next_help_heading = "Which dead letters")]
 pub(crate) struct Filters {
     /// Only of this work queue
     #[arg(long, value_parser = queue)]
@@ -61,11 +61,11 @@ pub(crate) struct Filters {
     replayed_before: Option<Answer>,
 }
 
-/// The letters to act upon.
+/// The dead letters to act upon.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Which letters")]
+#[command(next_help_heading = "Which dead letters")]
 pub(crate) struct Chosen {
-    /// Letters by their ids
+    /// Dead letters by their ids
     #[arg(value_name = "ID", conflicts_with = "all")]
     ids: Vec<Uuid>,
 
@@ -77,7 +77,7 @@ pub(crate) struct Chosen {
     all: bool,
 }
 
-/// What became of a letter.
+/// What became of a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Status {
     /// Nobody has decided yet
@@ -113,7 +113,7 @@ impl Filters {
             since: self.since.map(|when| when.before(now)),
             until: self.until.map(|when| when.before(now)),
             replayed_before: self.replayed_before.map(|answer| match answer {
-                Answer::Yes => ReplayedBefore::CameBack,
+                Answer::Yes => ReplayedBefore::FailedAgain,
                 Answer::No => ReplayedBefore::Never,
             }),
         }
@@ -121,7 +121,7 @@ impl Filters {
 }
 
 impl Chosen {
-    /// The letters that are meant: by ids, by what they have in common, or all.
+    /// The dead letters that are meant: by ids, by what they have in common, or all.
     pub(crate) fn selection(&self, now: Timestamp) -> Result<Selection, Failure> {
         let filter = self.filters.filter(now);
         match (self.ids.is_empty(), filter.is_empty(), self.all) {
@@ -129,19 +129,19 @@ impl Chosen {
             (true, false, false) => Ok(Selection::Matching(filter)),
             (false, true, false) => Ok(Selection::Ids(self.ids.clone())),
             (true, true, false) => Err(Failure::Usage(
-                "which letters? Name their ids, or what they have in common (such as --reason schema); \
+                "which dead letters? Name their ids, or what they have in common (such as --reason schema); \
                  --all means every one"
                     .to_owned(),
             )),
             _ => Err(Failure::Usage(
-                "name letters by their ids, or by what they have in common, or say --all; not two of \
+                "name dead letters by their ids, or by what they have in common, or say --all; not two of \
                  these at once"
                     .to_owned(),
             )),
         }
     }
 
-    /// How many letters were named one by one.
+    /// How many dead letters were named one by one.
     pub(crate) fn named(&self) -> u64 {
         let mut ids = self.ids.clone();
         ids.sort_unstable();
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_are_chosen_by_when_they_died() {
+    fn dead_letters_are_chosen_by_when_they_died() {
         let at = |text: &str| Timestamp::parse(text).unwrap();
         let filter = DeadLetterFilter {
             since: Some(at("2026-11-20T09:30:00Z")),

@@ -1,9 +1,11 @@
-//! `verbatim dead-letters show`: one dead letter with all that is known about it. Looking changes
+//! `verbatim dead-dead_letters show`: one dead letter with all that is known about it. Looking changes
 //! nothing.
 
-use archive::{AuditEntry, DeadLetterRow, DeadLetterStatus, ListedDeadLetter};
 use clap::Args;
-use conversation::letters::{DeadLetters, Examiner, Step, Story, Suggestion};
+use conversation::dead_letters::{
+    DeadLetterDetails, DeadLetterValidator, DeadLetters, Step, Suggestion,
+};
+use database::{AuditEntry, DeadLetterRow, DeadLetterStatus, ListedDeadLetter};
 use metrics::Metrics;
 use serde::Serialize;
 use serde_json::Value;
@@ -12,15 +14,15 @@ use uuid::Uuid;
 
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
-use crate::look::{Look, Screen, Tone, ago, block, moment, one_line, plural};
-use crate::servers::Database;
+use crate::output::{Screen, TextStyle, Tone, ago, block, moment, one_line, plural};
+use crate::servers::DatabaseServer;
 
 const EXAMPLES: &str = "\
 Examples:
   verbatim dead-letters show 4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a
   verbatim dead-letters show ID --json | jq -r .body > action.json
 
-Exit code 1 means that there is no such letter.";
+Exit code 1 means that there is no such dead letter.";
 
 /// Shows a dead letter: body, headers, story, and what would mend it
 #[derive(Debug, Args)]
@@ -40,9 +42,9 @@ pub(crate) struct DeadLettersShow {
 #[derive(Debug, Serialize)]
 struct Shown<'a> {
     #[serde(flatten)]
-    letter: &'a DeadLetterRow,
-    /// The ids of the letters that its replays came back as.
-    came_back_as: Vec<Uuid>,
+    dead_letter: &'a DeadLetterRow,
+    /// The ids of the dead letters that its replays came back as.
+    failed_again_as: Vec<Uuid>,
     audit: &'a [AuditEntry],
     suggestion: Option<Advice>,
     /// Command lines that go on from here.
@@ -58,31 +60,31 @@ struct Advice {
 
 impl DeadLettersShow {
     pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
-        let database = Database::open(&self.database).await?;
-        let examiner = Examiner { max_body_bytes: self.limit.max_body_bytes };
-        let letters = DeadLetters::new(database.archive.clone(), Metrics::new(), examiner);
-        let found = letters.story(self.id).await.map_err(|error| database.failure(&error))?;
-        let story = found.ok_or_else(|| no_such_letter(self.id))?;
-        let shown = shown(&story);
-        screen.show(&shown, |look| text(&story, &shown, look))?;
+        let server = DatabaseServer::open(&self.database).await?;
+        let validator = DeadLetterValidator { max_body_bytes: self.limit.max_body_bytes };
+        let dead_letters = DeadLetters::new(server.database.clone(), Metrics::new(), validator);
+        let found = dead_letters.details(self.id).await.map_err(|error| server.failure(&error))?;
+        let details = found.ok_or_else(|| no_such_dead_letter(self.id))?;
+        let shown = shown(&details);
+        screen.show(&shown, |style| text(&details, &shown, style))?;
         Ok(Exit::Fine)
     }
 }
 
-/// There is no letter with this id.
-pub(super) fn no_such_letter(id: Uuid) -> Failure {
+/// There is no dead letter with this id.
+pub(super) fn no_such_dead_letter(id: Uuid) -> Failure {
     let what = format!("there is no dead letter {id}");
     Failure::problem(what, "`verbatim dead-letters list --status all` shows which there are")
 }
 
-fn shown(story: &Story) -> Shown<'_> {
-    let letter = &story.letter;
+fn shown(details: &DeadLetterDetails) -> Shown<'_> {
+    let dead_letter = &details.dead_letter;
     Shown {
-        came_back_as: story.after.iter().map(|it| it.id).collect(),
-        audit: &story.audit,
-        suggestion: story.suggestion.as_ref().map(|it| advice(letter.id, it)),
-        next: next(letter),
-        letter,
+        failed_again_as: details.after.iter().map(|it| it.id).collect(),
+        audit: &details.audit,
+        suggestion: details.suggestion.as_ref().map(|it| advice(dead_letter.id, it)),
+        next: next(dead_letter),
+        dead_letter,
     }
 }
 
@@ -95,82 +97,93 @@ fn advice(id: Uuid, suggestion: &Suggestion) -> Advice {
     Advice { text: suggestion.text.clone(), command }
 }
 
-/// What can be done with a letter.
-fn next(letter: &DeadLetterRow) -> Vec<String> {
-    let verbs: &[&str] = match letter.status {
+/// What can be done with a dead letter.
+fn next(dead_letter: &DeadLetterRow) -> Vec<String> {
+    let verbs: &[&str] = match dead_letter.status {
         DeadLetterStatus::Open => &["edit", "replay", "discard --why TEXT"],
         DeadLetterStatus::Replayed | DeadLetterStatus::Discarded => &["restore"],
     };
     let command = |verb: &&str| {
         let (verb, options) = verb.split_once(' ').unwrap_or((verb, ""));
-        format!("verbatim dead-letters {verb} {} {options}", letter.id).trim_end().to_owned()
+        format!("verbatim dead-letters {verb} {} {options}", dead_letter.id).trim_end().to_owned()
     };
     verbs.iter().map(command).collect()
 }
 
-fn text(story: &Story, shown: &Shown<'_>, look: &Look) -> String {
-    let (letter, paint) = (&story.letter, look.paint);
-    let id = paint.text(Tone::Strong, &letter.id.to_string());
-    let mut out = format!("dead letter {id}, {}\n", letter.status);
+fn text(details: &DeadLetterDetails, shown: &Shown<'_>, style: &TextStyle) -> String {
+    let (dead_letter, paint) = (&details.dead_letter, style.paint);
+    let id = paint.text(Tone::Strong, &dead_letter.id.to_string());
+    let mut out = format!("dead letter {id}, {}\n", dead_letter.status);
     let mut line = |name: &str, tone: Tone, what: &str| {
         let name = paint.text(Tone::Dim, &format!("{name:<14}"));
         out.push_str(&format!("  {name}{}\n", paint.text(tone, &one_line(what))));
     };
-    line("reason", Tone::Bad, &letter.reason);
-    line("error", Tone::Plain, &letter.error);
+    line("reason", Tone::Bad, &dead_letter.reason);
+    line("error", Tone::Plain, &dead_letter.error);
     for (name, value) in [
-        ("field", &letter.field),
-        ("tenant", &letter.tenant_id),
-        ("conversation", &letter.conversation_id),
-        ("session", &letter.session_id),
-        ("message", &letter.message_id),
-        ("action", &letter.action_type),
+        ("field", &dead_letter.field),
+        ("tenant", &dead_letter.tenant_id),
+        ("conversation", &dead_letter.conversation_id),
+        ("session", &dead_letter.session_id),
+        ("message", &dead_letter.message_id),
+        ("action", &dead_letter.action_type),
     ] {
         if let Some(value) = value {
             line(name, Tone::Plain, value);
         }
     }
-    let exchange =
-        if letter.exchange.is_empty() { "the default exchange" } else { &letter.exchange };
-    line("published", Tone::Plain, &format!("to {exchange}, routing key {}", letter.routing_key));
-    line("died in", Tone::Plain, &letter.queue);
-    line("story", Tone::Plain, &self::story(letter, look));
-    if let Some(changed) = letter.status_changed_at {
-        let why = letter.status_reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
-        line(letter.status.as_str(), Tone::Plain, &format!("{}{why}", moment(changed)));
+    let exchange = if dead_letter.exchange.is_empty() {
+        "the default exchange"
+    } else {
+        &dead_letter.exchange
+    };
+    line(
+        "published",
+        Tone::Plain,
+        &format!("to {exchange}, routing key {}", dead_letter.routing_key),
+    );
+    line("died in", Tone::Plain, &dead_letter.queue);
+    line("story", Tone::Plain, &self::details(dead_letter, style));
+    if let Some(changed) = dead_letter.status_changed_at {
+        let why =
+            dead_letter.status_reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+        line(dead_letter.status.as_str(), Tone::Plain, &format!("{}{why}", moment(changed)));
     }
-    if let Some(before) = &letter.replay_of {
-        let died = story.before.as_ref().map(|it| format!(", which died of {}", it.reason));
+    if let Some(before) = &dead_letter.replay_of {
+        let died = details.before.as_ref().map(|it| format!(", which died of {}", it.reason));
         line(
             "came back",
             Tone::Warn,
             &format!("from the replay of {before}{}", died.unwrap_or_default()),
         );
     }
-    for after in &story.after {
-        line("its replay", Tone::Warn, &came_back(after));
+    for after in &details.after {
+        line("its replay", Tone::Warn, &failed_again(after));
     }
-    if let (Some(fault), Some(tried)) = (&letter.replay_fault, letter.replay_tried_at) {
+    if let (Some(fault), Some(tried)) = (&dead_letter.replay_fault, dead_letter.replay_tried_at) {
         line("not sent", Tone::Bad, &format!("{}: {fault}", moment(tried)));
     }
-    for (name, value) in [("properties", &letter.properties), ("headers", &letter.headers)] {
+    for (name, value) in
+        [("properties", &dead_letter.properties), ("headers", &dead_letter.headers)]
+    {
         if let Some(value) = told(value) {
             let heading = paint.text(Tone::Dim, name);
             out.push_str(&format!("\n{heading}\n{}", block(&value, "  ")));
         }
     }
     let heading = paint.text(Tone::Dim, "body");
-    out.push_str(&format!("\n{heading}\n{}", block(&body(&letter.body), "  ")));
-    if let Some(edited) = &letter.edited_body {
-        let when = letter.edited_at.map(|at| format!(", {}", moment(at))).unwrap_or_default();
-        let who = letter.edited_by.as_deref().map(|who| format!(" by {who}")).unwrap_or_default();
+    out.push_str(&format!("\n{heading}\n{}", block(&body(&dead_letter.body), "  ")));
+    if let Some(edited) = &dead_letter.edited_body {
+        let when = dead_letter.edited_at.map(|at| format!(", {}", moment(at))).unwrap_or_default();
+        let who =
+            dead_letter.edited_by.as_deref().map(|who| format!(" by {who}")).unwrap_or_default();
         let heading = format!("edited copy, which a replay sends{when}{}", one_line(&who));
         let heading = paint.text(Tone::Warn, &heading);
         out.push_str(&format!("\n{heading}\n{}", block(&body(edited), "  ")));
     }
-    if !story.audit.is_empty() {
+    if !details.audit.is_empty() {
         out.push_str(&format!("\n{}\n", paint.text(Tone::Dim, "what was done")));
-        for entry in &story.audit {
+        for entry in &details.audit {
             out.push_str(&format!("  {}\n", one_line(&done(entry))));
         }
     }
@@ -188,7 +201,7 @@ fn text(story: &Story, shown: &Shown<'_>, look: &Look) -> String {
     out
 }
 
-fn came_back(after: &ListedDeadLetter) -> String {
+fn failed_again(after: &ListedDeadLetter) -> String {
     format!("came back as {} ({}, {})", after.id, after.reason, after.status)
 }
 
@@ -216,21 +229,21 @@ fn done(entry: &AuditEntry) -> String {
 }
 
 /// When it failed and how often.
-fn story(letter: &DeadLetterRow, look: &Look) -> String {
-    let DeadLetterRow { first_failed_at: first, last_failed_at: last, .. } = letter;
-    let mut story = vec![if letter.attempts > 1 {
-        let attempts = plural(letter.attempts, "attempt");
+fn details(dead_letter: &DeadLetterRow, style: &TextStyle) -> String {
+    let DeadLetterRow { first_failed_at: first, last_failed_at: last, .. } = dead_letter;
+    let mut details = vec![if dead_letter.attempts > 1 {
+        let attempts = plural(dead_letter.attempts, "attempt");
         format!("{attempts}; first failed {}, last {}", moment(*first), moment(*last))
     } else {
-        format!("failed {}, {}", ago(*last, look.now), moment(*last))
+        format!("failed {}, {}", ago(*last, style.now), moment(*last))
     }];
-    if letter.replay_count > 0 {
-        story.push(format!("replayed {}", plural(letter.replay_count, "time")));
+    if dead_letter.replay_count > 0 {
+        details.push(format!("replayed {}", plural(dead_letter.replay_count, "time")));
     }
-    if letter.copies > 1 {
-        story.push(format!("came {}", plural(letter.copies, "time")));
+    if dead_letter.copies > 1 {
+        details.push(format!("came {}", plural(dead_letter.copies, "time")));
     }
-    story.join("; ")
+    details.join("; ")
 }
 
 /// A JSON object with what it says, over lines; nothing if it says nothing.
@@ -315,26 +328,32 @@ mod tests {
 
     use super::*;
     use crate::commands::conversation_list::tests::at;
-    use crate::commands::dead_letters_list::tests::{listed, look, row};
+    use crate::commands::dead_letters_list::tests::{listed, row, style};
 
-    fn story_of(letter: DeadLetterRow) -> Story {
-        let suggestion = Examiner { max_body_bytes: 1_000 }.suggest(&letter);
-        Story { letter, before: None, after: Vec::new(), audit: Vec::new(), suggestion }
+    fn details_of(dead_letter: DeadLetterRow) -> DeadLetterDetails {
+        let suggestion = DeadLetterValidator { max_body_bytes: 1_000 }.suggest(&dead_letter);
+        DeadLetterDetails {
+            dead_letter,
+            before: None,
+            after: Vec::new(),
+            audit: Vec::new(),
+            suggestion,
+        }
     }
 
-    fn told_of(story: &Story) -> String {
-        text(story, &shown(story), &look())
+    fn told_of(details: &DeadLetterDetails) -> String {
+        text(details, &shown(details), &style())
     }
 
     #[test]
-    fn a_letter_tells_what_it_is_what_befell_it_and_what_would_mend_it() {
-        insta::assert_snapshot!(told_of(&story_of(row())));
+    fn a_dead_letter_tells_what_it_is_what_befell_it_and_what_would_mend_it() {
+        insta::assert_snapshot!(told_of(&details_of(row())));
     }
 
     #[test]
-    fn a_letter_tells_what_was_done_with_it_and_what_came_of_it() {
+    fn a_dead_letter_tells_what_was_done_with_it_and_what_came_of_it() {
         let body = String::from_utf8(row().body).unwrap().replace("bot", "assistant");
-        let letter = DeadLetterRow {
+        let dead_letter = DeadLetterRow {
             status: DeadLetterStatus::Replayed,
             status_changed_at: Some(at("2026-11-20T11:59:40Z")),
             edited_body: Some(body.into_bytes()),
@@ -352,7 +371,7 @@ mod tests {
             actor: "ops@night".to_owned(),
             action: action.to_owned(),
             tenant_id: Some("acme".to_owned()),
-            subject: Some(letter.id.to_string()),
+            subject: Some(dead_letter.id.to_string()),
             detail: Some(detail),
         };
         let audit = vec![
@@ -361,12 +380,17 @@ mod tests {
         ];
         let after = vec![ListedDeadLetter { id: Uuid::from_u128(8), ..listed() }];
         let before = Some(DeadLetterRow { id: Uuid::from_u128(6), ..row() });
-        insta::assert_snapshot!(told_of(&Story { before, after, audit, ..story_of(letter) }));
+        insta::assert_snapshot!(told_of(&DeadLetterDetails {
+            before,
+            after,
+            audit,
+            ..details_of(dead_letter)
+        }));
     }
 
     #[test]
-    fn a_letter_that_is_no_json_is_shown_without_its_tricks() {
-        let letter = DeadLetterRow {
+    fn a_dead_letter_that_is_no_json_is_shown_without_its_tricks() {
+        let dead_letter = DeadLetterRow {
             reason: "malformed_json".to_owned(),
             error: "the body is not UTF-8 at byte 4".to_owned(),
             field: None,
@@ -383,7 +407,7 @@ mod tests {
             copies: 2,
             ..row()
         };
-        insta::assert_snapshot!(told_of(&story_of(letter)));
+        insta::assert_snapshot!(told_of(&details_of(dead_letter)));
     }
 
     #[test]
@@ -395,8 +419,8 @@ mod tests {
     }
 
     #[test]
-    fn its_json_has_the_suggestion_beside_the_letter() {
-        let story = story_of(row());
-        insta::assert_snapshot!(serde_json::to_string_pretty(&shown(&story)).unwrap());
+    fn its_json_has_the_suggestion_beside_the_dead_letter() {
+        let details = details_of(row());
+        insta::assert_snapshot!(serde_json::to_string_pretty(&shown(&details)).unwrap());
     }
 }

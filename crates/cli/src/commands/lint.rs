@@ -6,7 +6,7 @@ use service::settings::bytes;
 
 use crate::exit::{Exit, Failure};
 use crate::input::Input;
-use crate::look::{Look, Screen, Tone, plural};
+use crate::output::{Screen, TextStyle, Tone, plural};
 use crate::validator::{Findings, Validator};
 
 /// How to run it.
@@ -46,21 +46,21 @@ impl Lint {
     pub(crate) fn run(self, screen: &Screen) -> Result<Exit, Failure> {
         let max_body_bytes = self.limit.max_body_bytes;
         let findings =
-            Validator { now: screen.look.now, max_body_bytes }.check(&self.file.keep()?)?;
-        screen.show(&findings, |look| text(&findings, look))?;
+            Validator { now: screen.style.now, max_body_bytes }.check(&self.file.keep()?)?;
+        screen.show(&findings, |style| text(&findings, style))?;
         Ok(if findings.invalid == 0 { Exit::Fine } else { Exit::Problems })
     }
 }
 
-fn text(findings: &Findings, look: &Look) -> String {
-    let mut out = findings.told(look);
+fn text(findings: &Findings, style: &TextStyle) -> String {
+    let mut out = findings.told(style);
     let Findings { lines, valid, invalid, .. } = findings;
     let summary = match (lines, invalid) {
-        (0, _) => look.paint.text(Tone::Warn, "no actions: every line is blank"),
-        (_, 0) => look.paint.text(Tone::Good, &format!("{} valid", plural(*lines, "action"))),
+        (0, _) => style.paint.text(Tone::Warn, "no actions: every line is blank"),
+        (_, 0) => style.paint.text(Tone::Good, &format!("{} valid", plural(*lines, "action"))),
         _ => format!(
             "{} of {} would be refused, {valid} valid",
-            look.paint.text(Tone::Bad, &invalid.to_string()),
+            style.paint.text(Tone::Bad, &invalid.to_string()),
             plural(*lines, "action"),
         ),
     };
@@ -74,7 +74,7 @@ mod tests {
     use domain::time::Timestamp;
 
     use super::*;
-    use crate::look::Paint;
+    use crate::output::Paint;
 
     fn findings(lines: &str) -> Findings {
         let directory = tempfile::tempdir().unwrap();
@@ -85,8 +85,8 @@ mod tests {
     }
 
     fn told(lines: &str) -> String {
-        let look = Look { paint: Paint::Plain, now: Timestamp::EARLIEST };
-        text(&findings(lines), &look)
+        let style = TextStyle { paint: Paint::Plain, now: Timestamp::EARLIEST };
+        text(&findings(lines), &style)
     }
 
     #[test]

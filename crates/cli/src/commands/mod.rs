@@ -15,5 +15,5 @@ pub(crate) mod lint;
 pub(crate) mod publish;
 pub(crate) mod queues;
 pub(crate) mod setup;
+pub(crate) mod trace;
 pub(crate) mod verify;
-pub(crate) mod where_is;

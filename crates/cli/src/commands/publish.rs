@@ -21,7 +21,7 @@ use service::settings::AmqpSettings;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::input::Input;
-use crate::look::{Cell, Look, Screen, Side, Table, Tone, bar, count, plural, spinner};
+use crate::output::{Cell, Screen, Side, Table, TextStyle, Tone, bar, count, plural, spinner};
 use crate::servers::Broker;
 use crate::validator::{Fault, Findings, Validator};
 
@@ -99,7 +99,7 @@ impl Publish {
     pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
         let broker = Broker::of(&self.amqp)?;
         let validator =
-            Validator { now: screen.look.now, max_body_bytes: self.limit.max_body_bytes };
+            Validator { now: screen.style.now, max_body_bytes: self.limit.max_body_bytes };
         let (lines, total) = if self.no_lint {
             (self.file.follow(), None)
         } else {
@@ -118,7 +118,7 @@ impl Publish {
         let router = Router { validator, routing_key: self.routing_key };
         sending.all(&lines, &router).await?;
         let report = sending.finish().await;
-        screen.show(&report, |look| text(&report, look))?;
+        screen.show(&report, |style| text(&report, style))?;
         Ok(match &report {
             Report { gave_up: true, .. } => Exit::Away,
             Report { unroutable: 0, failed: 0, .. } => Exit::Fine,
@@ -129,10 +129,10 @@ impl Publish {
 
 /// Publishes nothing, and says why.
 fn refuse(findings: Findings, screen: &Screen) -> Result<Exit, Failure> {
-    let told = findings.told(&screen.look);
+    let told = findings.told(&screen.style);
     let Findings { lines, invalid, faults, .. } = findings;
     let report = Report { lines, invalid, faults, ..Report::default() };
-    screen.show(&report, |look| {
+    screen.show(&report, |style| {
         let summary = format!(
             "nothing published: {} of {} would become dead letters",
             invalid,
@@ -140,8 +140,8 @@ fn refuse(findings: Findings, screen: &Screen) -> Result<Exit, Failure> {
         );
         format!(
             "{told}{}\n{}\n",
-            look.paint.text(Tone::Bad, &summary),
-            look.paint.text(Tone::Dim, "mend them, or publish them as they are with --no-lint")
+            style.paint.text(Tone::Bad, &summary),
+            style.paint.text(Tone::Dim, "mend them, or publish them as they are with --no-lint")
         )
     })?;
     Ok(Exit::Problems)
@@ -154,7 +154,7 @@ fn progress(total: Option<u64>) -> ProgressBar {
     }
 }
 
-fn text(report: &Report, look: &Look) -> String {
+fn text(report: &Report, style: &TextStyle) -> String {
     let mut out = String::new();
     if !report.failures.is_empty() {
         let mut table =
@@ -166,7 +166,7 @@ fn text(report: &Report, look: &Look) -> String {
                 (&failure.detail).into(),
             ]);
         }
-        out.push_str(&table.render(look.paint));
+        out.push_str(&table.render(style.paint));
         if let Some(more) = report.failures.len().checked_sub(TOLD).filter(|more| *more > 0) {
             out.push_str(&format!("… and {more} more; --json tells all\n"));
         }
@@ -175,15 +175,15 @@ fn text(report: &Report, look: &Look) -> String {
     let tone = if report.confirmed == report.lines { Tone::Good } else { Tone::Warn };
     let confirmed =
         format!("{} of {} confirmed", count(report.confirmed), plural(report.lines, "action"));
-    out.push_str(&look.paint.text(tone, &confirmed));
+    out.push_str(&style.paint.text(tone, &confirmed));
     for (n, what) in [(report.unroutable, "unroutable"), (report.failed, "failed")] {
         if n > 0 {
-            out.push_str(&look.paint.text(Tone::Bad, &format!(", {} {what}", count(n))));
+            out.push_str(&style.paint.text(Tone::Bad, &format!(", {} {what}", count(n))));
         }
     }
     out.push('\n');
     let mut hint = |text: &str| {
-        out.push_str(&look.paint.text(Tone::Dim, text));
+        out.push_str(&style.paint.text(Tone::Dim, text));
         out.push('\n');
     };
     let missing = |failure: &NotConfirmed| failure.detail.contains("NOT_FOUND");
@@ -193,9 +193,9 @@ fn text(report: &Report, look: &Look) -> String {
         );
     }
     if report.unrouted > 0 {
-        let letters = plural(report.unrouted, "action");
+        let dead_letters = plural(report.unrouted, "action");
         let queue = topology::UNROUTED;
-        hint(&format!("{letters} went to {queue}: no queue is bound to the routing key"));
+        hint(&format!("{dead_letters} went to {queue}: no queue is bound to the routing key"));
     }
     if report.gave_up {
         hint(
@@ -211,7 +211,7 @@ mod tests {
     use domain::time::Timestamp;
 
     use super::*;
-    use crate::look::Paint;
+    use crate::output::Paint;
 
     #[test]
     fn a_report_names_every_line_that_is_not_confirmed() {
@@ -236,7 +236,7 @@ mod tests {
             failures,
             ..Report::default()
         };
-        let look = Look { paint: Paint::Plain, now: Timestamp::EARLIEST };
-        insta::assert_snapshot!(text(&report, &look));
+        let style = TextStyle { paint: Paint::Plain, now: Timestamp::EARLIEST };
+        insta::assert_snapshot!(text(&report, &style));
     }
 }

@@ -8,7 +8,7 @@ use service::Process;
 use service::settings::AmqpSettings;
 
 use crate::exit::{Exit, Failure};
-use crate::look::{Cell, Look, Screen, Side, Table, Tone, count, plural};
+use crate::output::{Cell, Screen, Side, Table, TextStyle, Tone, count, plural};
 use crate::servers::Broker;
 
 const EXAMPLES: &str = "\
@@ -51,18 +51,18 @@ impl Queues {
         let mut inspector = Inspector::new(broker.endpoints.clone());
         let depths = inspector.depths().await.map_err(|error| broker.failure(&error))?;
         let rows = rows(&depths);
-        screen.show(&rows, |look| text(&rows, look))?;
+        screen.show(&rows, |style| text(&rows, style))?;
         Ok(if rows.iter().all(|row| row.exists) { Exit::Fine } else { Exit::Problems })
     }
 }
 
 /// The queues in the order in which people look at them: work first, then its suspects and dead
-/// letters.
+/// dead letters.
 fn rows(depths: &[(&'static str, Option<Depth>)]) -> Vec<Row> {
     let mut queues = topology::queues();
     queues.sort_by_key(|queue| match queue.purpose {
         Purpose::Work(_) => 0,
-        Purpose::Questions => 1,
+        Purpose::Requests => 1,
         Purpose::Suspects(_) => 2,
         Purpose::DeadLetters => 3,
         Purpose::Retry(_) => 4,
@@ -91,11 +91,11 @@ fn told(queue: topology::Queue) -> (&'static str, Option<&'static str>, &'static
             ("suspects", Some(worker(work)), "came back too often: tried one at a time")
         }
         Purpose::DeadLetters => {
-            let keeper = Process::StatisticsWorker.name();
-            ("dead_letters", Some(keeper), "on their way into `verbatim dead-letters`")
+            let collector = Process::StatisticsWorker.name();
+            ("dead_letters", Some(collector), "on their way into `verbatim dead-letters`")
         }
         Purpose::Retry(_) => ("retry", None, "a delay before another attempt"),
-        Purpose::Questions => {
+        Purpose::Requests => {
             ("questions", Some(CONTEXT_WORKER), "questions, which expire after 30 s")
         }
     }
@@ -120,7 +120,7 @@ fn work_about(queue: WorkQueue) -> &'static str {
     }
 }
 
-fn text(rows: &[Row], look: &Look) -> String {
+fn text(rows: &[Row], style: &TextStyle) -> String {
     let mut table = Table::new([
         ("queue", Side::Left),
         ("ready", Side::Right),
@@ -146,13 +146,13 @@ fn text(rows: &[Row], look: &Look) -> String {
         };
         table.row([row.queue.into(), ready, consumers, Cell::new(Tone::Dim, row.about)]);
     }
-    let mut out = table.render(look.paint);
+    let mut out = table.render(style.paint);
     let hints: Vec<String> = hints(rows);
     if !hints.is_empty() {
         out.push('\n');
     }
     for hint in hints {
-        out.push_str(&look.paint.text(Tone::Warn, &hint));
+        out.push_str(&style.paint.text(Tone::Warn, &hint));
         out.push('\n');
     }
     out
@@ -187,7 +187,7 @@ mod tests {
     use domain::time::Timestamp;
 
     use super::*;
-    use crate::look::Paint;
+    use crate::output::Paint;
 
     #[test]
     fn what_is_missing_or_waits_for_nobody_is_pointed_out() {
@@ -206,8 +206,8 @@ mod tests {
                 (queue.name, depth)
             })
             .collect();
-        let look = Look { paint: Paint::Plain, now: Timestamp::EARLIEST };
-        insta::assert_snapshot!(text(&rows(&depths), &look));
+        let style = TextStyle { paint: Paint::Plain, now: Timestamp::EARLIEST };
+        insta::assert_snapshot!(text(&rows(&depths), &style));
     }
 
     #[test]

@@ -4,18 +4,18 @@
 
 use std::time::Duration;
 
-use archive::SchemaError;
 use broker::topology::{self, TopologyError};
 use clap::Args;
-use conversation::Fresh;
+use conversation::RandomSource;
+use database::SchemaError;
 use serde::Serialize;
 use service::settings::{AmqpSettings, DatabaseSettings};
 
-use crate::actor::Actor;
-use crate::cli::complain;
+use crate::actor::ActorArgs;
+use crate::cli::print_error;
 use crate::exit::{Exit, Failure};
-use crate::look::{Look, Screen, Tone};
-use crate::servers::{Broker, Database};
+use crate::output::{Screen, TextStyle, Tone};
+use crate::servers::{Broker, DatabaseServer};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,7 +44,7 @@ pub(crate) struct Setup {
     restored: bool,
 
     #[command(flatten)]
-    actor: Actor,
+    actor: ActorArgs,
     #[command(flatten)]
     amqp: AmqpSettings,
     #[command(flatten)]
@@ -90,32 +90,32 @@ impl Setup {
             && self.void_hot_copies().await.map_err(&mut keep).is_ok();
         let topology = topology.map_err(&mut keep).ok();
         let report = Report { schema, topology, hot_copies_voided };
-        screen.show(&report, |look| text(&report, look))?;
+        screen.show(&report, |style| text(&report, style))?;
         let Some(last) = failures.pop() else { return Ok(Exit::Fine) };
-        failures.iter().for_each(complain);
+        failures.iter().for_each(print_error);
         Err(last)
     }
 
     async fn void_hot_copies(&self) -> Result<(), Failure> {
-        let database = Database::at(&self.database.database_url, "DATABASE_URL", LOOK).await?;
-        let (by, fresh) = (self.actor.by(), Fresh::random().draw());
-        let voided = database.archive.void_hot_copies(&by, fresh).await;
-        voided.map_err(|error| database.failure(&error))
+        let server = DatabaseServer::at(&self.database.database_url, "DATABASE_URL", LOOK).await?;
+        let (actor, random) = (self.actor.actor(), RandomSource::random().next());
+        let voided = server.database.void_hot_copies(&actor, random).await;
+        voided.map_err(|error| server.failure(&error))
     }
 }
 
 async fn schema(settings: &DatabaseSettings) -> Result<Schema, Failure> {
     let url = &settings.database_url;
-    let database = Database::at(url, "DATABASE_URL", LOOK).await?;
-    let (state, from) = match database.archive.verify_schema().await {
+    let server = DatabaseServer::at(url, "DATABASE_URL", LOOK).await?;
+    let (state, from) = match server.database.verify_schema().await {
         Ok(()) => return Ok(Schema { state: "already_there", version: None, from: None }),
         Err(SchemaError::Missing) => ("created", None),
         Err(SchemaError::TooOld { found, .. }) => ("upgraded", Some(found)),
-        Err(error) => return Err(database.schema_failure(&error)),
+        Err(error) => return Err(server.schema_failure(&error)),
     };
-    let patient = Database::at(url, "DATABASE_URL", MIGRATION).await?;
+    let patient = DatabaseServer::at(url, "DATABASE_URL", MIGRATION).await?;
     let version =
-        patient.archive.migrate().await.map_err(|error| patient.schema_failure(&error))?;
+        patient.database.migrate().await.map_err(|error| patient.schema_failure(&error))?;
     Ok(Schema { state, version: Some(version), from })
 }
 
@@ -141,9 +141,10 @@ async fn topology(settings: &AmqpSettings) -> Result<Topology, Failure> {
     Ok(Topology { already_there: all - created.len(), created })
 }
 
-fn text(report: &Report, look: &Look) -> String {
-    let line =
-        |name: &str, tone: Tone, what: &str| format!("{name:<20}{}\n", look.paint.text(tone, what));
+fn text(report: &Report, style: &TextStyle) -> String {
+    let line = |name: &str, tone: Tone, what: &str| {
+        format!("{name:<20}{}\n", style.paint.text(tone, what))
+    };
     const SCHEMA: &str = "database schema";
     let mut out = match &report.schema {
         None => line(SCHEMA, Tone::Bad, "not made"),
@@ -182,11 +183,11 @@ mod tests {
     use domain::time::Timestamp;
 
     use super::*;
-    use crate::look::Paint;
+    use crate::output::Paint;
 
     #[test]
     fn it_says_what_it_made() {
-        let look = Look { paint: Paint::Plain, now: Timestamp::EARLIEST };
+        let style = TextStyle { paint: Paint::Plain, now: Timestamp::EARLIEST };
         let made = Report {
             schema: Some(Schema { state: "created", version: Some(1), from: None }),
             topology: Some(Topology { created: vec![String::new(); 25], already_there: 0 }),
@@ -205,7 +206,7 @@ mod tests {
             topology: Some(Topology { created: Vec::new(), already_there: 25 }),
             hot_copies_voided: false,
         };
-        let told = [made, mended, half].map(|report| text(&report, &look));
+        let told = [made, mended, half].map(|report| text(&report, &style));
         insta::assert_snapshot!(told.join("\n"), @r"
         database schema     made, version 1
         RabbitMQ topology   made, 25 exchanges and queues

@@ -10,19 +10,20 @@ use std::time::Duration;
 use broker::Endpoints;
 use clap::Args;
 use conversation::{
-    BrokenOff, Fresh, Repairs, Section, Told, Verified, Verifier, VerifyingSettings, visit,
+    Incomplete, RandomSource, Repairs, Section, Verified, Verifier, VerifyProgress,
+    VerifyingSettings, check_server,
 };
-use domain::failure::Store;
+use domain::failure::Dependency;
 use domain::ids::{ConversationId, TenantId};
 use hot_store::{Address, HotStore};
 use indicatif::ProgressBar;
 use report::Report;
 use service::settings::{AmqpSettings, ClosingTimes, DatabaseSettings, RedisSettings, duration};
 
-use crate::actor::Actor;
+use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
-use crate::look::{Form, Look, Screen, count, print, spinner};
-use crate::servers::{Broker, Database, joined};
+use crate::output::{Form, Screen, TextStyle, count, print, spinner};
+use crate::servers::{Broker, DatabaseServer, joined};
 use crate::when::When;
 
 const EXAMPLES: &str = "\
@@ -42,7 +43,7 @@ repaired; 3 nothing is left, but a server was away, so not everything was looked
 /// Compares queues, Redis and PostgreSQL, and recomputes what is computed
 ///
 /// Hot copies against committed rows; conversations that should be closed by now; totals and statistics
-/// against the messages they are of; rows that belong to nothing; queues that differ, and letters or work
+/// against the messages they are of; rows that belong to nothing; queues that differ, and dead letters or work
 /// that nobody takes. It counts every message, so on a large archive it takes its time; --tenant and
 /// --since make it shorter.
 #[derive(Debug, Args)]
@@ -65,11 +66,11 @@ pub(crate) struct Verify {
     repair: bool,
 
     #[command(flatten)]
-    actor: Actor,
+    actor: ActorArgs,
 
     /// What the fleet does by itself (closing, statistics) is a finding when it is overdue by so long
     #[arg(long, default_value = "1m", value_name = "DURATION", value_parser = duration)]
-    patience: Duration,
+    overdue_after: Duration,
 
     #[command(flatten)]
     amqp: AmqpSettings,
@@ -83,16 +84,16 @@ pub(crate) struct Verify {
 
 impl Verify {
     pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
-        let scope = archive::Scope {
+        let scope = database::Scope {
             tenant: self.tenant.clone(),
             conversation: self.conversation.clone(),
-            since: self.since.map(|since| since.before(screen.look.now)),
+            since: self.since.map(|since| since.before(screen.style.now)),
         };
         let mut output = Output::new(screen);
-        let (database, away) = match Database::open(&self.database).await {
+        let (database, away) = match DatabaseServer::open(&self.database).await {
             Ok(database) => (database, None),
             // Queues can be looked at all the same.
-            Err(Failure::Away(away)) => (Database::unreached(&self.database)?, Some(away)),
+            Err(Failure::Away(away)) => (DatabaseServer::unreached(&self.database)?, Some(away)),
             Err(failure) => return Err(failure),
         };
         let verifier = self.verifier(&database)?;
@@ -110,25 +111,25 @@ impl Verify {
         output.end()
     }
 
-    fn verifier(&self, database: &Database) -> Result<Verifier, Failure> {
+    fn verifier(&self, server: &DatabaseServer) -> Result<Verifier, Failure> {
         let broker = Broker::of(&self.amqp)?;
         let endpoints: Endpoints = broker.endpoints;
         let address = Address::parse(&joined(&self.redis.redis_url))
             .map_err(|error| Failure::Usage(format!("REDIS_URL: {error}")))?;
-        let archive = database.archive.clone();
-        let hot = HotStore::open(hot_store::Settings::new(address), visit(archive.clone()));
+        let database = server.database.clone();
+        let hot = HotStore::open(hot_store::Settings::new(address), check_server(database.clone()));
         let settings = VerifyingSettings {
             grace: self.closing.close_grace,
             idle: self.closing.close_idle,
-            patience: self.patience,
-            repairs: if self.repair { Repairs::By(self.actor.by().actor) } else { Repairs::None },
+            overdue_after: self.overdue_after,
+            repairs: if self.repair { Repairs::By(self.actor.actor().name) } else { Repairs::None },
         };
-        Ok(Verifier::new(archive, hot, endpoints, Fresh::random(), settings))
+        Ok(Verifier::new(database, hot, endpoints, RandomSource::random(), settings))
     }
 }
 
 fn needs_database(section: Section) -> bool {
-    section.stores().contains(&Store::PostgreSql)
+    section.stores().contains(&Dependency::PostgreSql)
 }
 
 /// Where findings go while they come.
@@ -150,44 +151,52 @@ impl<'a> Output<'a> {
         }
     }
 
-    fn tell(&mut self, told: Told<'_>) {
+    fn tell(&mut self, told: VerifyProgress<'_>) {
         match told {
-            Told::Begins(section) => {
+            VerifyProgress::Begins(section) => {
                 self.progress.set_message(report::title(section).to_owned());
-                self.line(|look| report::begins(section, look));
+                self.line(|style| report::begins(section, style));
             }
-            Told::Checked(checked) => {
+            VerifyProgress::Checked(checked) => {
                 let section = self.report.section.map_or("", report::title);
                 self.progress.set_message(format!("{section}: {}", count(i128::from(checked))));
                 self.progress.tick();
             }
-            Told::Found(finding) => {
+            VerifyProgress::Found(finding) => {
                 if self.report.add(finding) {
-                    self.line(|look| report::found(finding, look));
+                    self.line(|style| report::found(finding, style));
                 }
             }
-            Told::Ends(verified) => {
+            VerifyProgress::Ends(verified) => {
                 self.report.sections.push(verified.clone());
-                self.line(|look| report::ends(verified, look));
+                self.line(|style| report::ends(verified, style));
             }
         }
-        if let Told::Begins(section) = told {
+        if let VerifyProgress::Begins(section) = told {
             self.report.section = Some(section);
         }
     }
 
     fn not_looked_at(&mut self, section: Section, cause: &str) {
-        self.tell(Told::Begins(section));
-        let broken_off =
-            Some(BrokenOff::Away { store: Store::PostgreSql, cause: cause.to_owned() });
-        self.tell(Told::Ends(&Verified { section, checked: 0, found: 0, left: 0, broken_off }));
+        self.tell(VerifyProgress::Begins(section));
+        let incomplete = Some(Incomplete::Unavailable {
+            dependency: Dependency::PostgreSql,
+            cause: cause.to_owned(),
+        });
+        self.tell(VerifyProgress::Ends(&Verified {
+            section,
+            checked: 0,
+            found: 0,
+            unrepaired: 0,
+            incomplete,
+        }));
     }
 
-    fn line(&mut self, text: impl FnOnce(&Look) -> String) {
+    fn line(&mut self, text: impl FnOnce(&TextStyle) -> String) {
         if self.screen.form == Form::Json || self.stopped.is_some() {
             return;
         }
-        let text = text(&self.screen.look);
+        let text = text(&self.screen.style);
         let written = self.progress.suspend(|| print(text.as_bytes()));
         self.stopped = written.err();
     }
@@ -198,7 +207,7 @@ impl<'a> Output<'a> {
             return Err(stopped);
         }
         self.report.close();
-        self.screen.show(&self.report, |look| report::summary(&self.report, look))?;
+        self.screen.show(&self.report, |style| report::summary(&self.report, style))?;
         Ok(self.report.exit())
     }
 }

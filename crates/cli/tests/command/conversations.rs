@@ -147,9 +147,9 @@ async fn an_archived_conversation_is_shown_with_its_statistics() {
     .await
     .unwrap();
     let statistics = conversation::Statistics::new(
-        crate::support::archive(&env),
+        crate::support::database(&env),
         metrics::Metrics::new(),
-        conversation::Background::restless(),
+        conversation::Background::unthrottled(),
     );
     assert_eq!(statistics.refresh().await.unwrap(), (1, 1));
 

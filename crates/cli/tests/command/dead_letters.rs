@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use archive::DeadLetter;
+use database::DeadLetter;
 use domain::failure::DeadLetterReason;
 use domain::time::Timestamp;
 use serde_json::{Value, json};
@@ -10,9 +10,9 @@ use testkit::TestEnv;
 use testkit::wait::eventually;
 use uuid::Uuid;
 
-use crate::support::{archive, body, prepared};
+use crate::support::{body, database, prepared};
 
-fn letter(id: u128, reason: DeadLetterReason, tenant: &str, body: &Value) -> DeadLetter {
+fn dead_letter(id: u128, reason: DeadLetterReason, tenant: &str, body: &Value) -> DeadLetter {
     let at = Timestamp::parse("2026-11-20T10:00:00Z").unwrap();
     DeadLetter {
         id: Uuid::from_u128(id),
@@ -39,25 +39,25 @@ fn letter(id: u128, reason: DeadLetterReason, tenant: &str, body: &Value) -> Dea
 }
 
 #[tokio::test]
-async fn letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
+async fn dead_letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
     let (env, verbatim) = prepared().await;
     let nothing = verbatim.run(&["dead-letters", "list"]).await;
     assert_eq!((nothing.code, nothing.out.as_str()), (0, "no open dead letters\n"));
 
     let bad = body("s", "m-1", json!({"role": "bot"}));
-    let letters = [
-        letter(1, DeadLetterReason::Schema, "acme", &bad),
-        letter(2, DeadLetterReason::Schema, "umbrella", &bad),
-        letter(3, DeadLetterReason::Conflict, "acme", &bad),
+    let dead_letters = [
+        dead_letter(1, DeadLetterReason::Schema, "acme", &bad),
+        dead_letter(2, DeadLetterReason::Schema, "umbrella", &bad),
+        dead_letter(3, DeadLetterReason::Conflict, "acme", &bad),
     ];
-    archive(&env).store_dead_letters(&letters).await.unwrap();
+    database(&env).store_dead_letters(&dead_letters).await.unwrap();
     let discard =
-        format!("UPDATE dead_letters SET status = 'discarded' WHERE id = '{}'", letters[2].id);
+        format!("UPDATE dead_letters SET status = 'discarded' WHERE id = '{}'", dead_letters[2].id);
     env.psql(&discard).await.unwrap();
 
     let count = async |arguments: &[&str]| {
         let arguments = [&["dead-letters", "list"], arguments].concat();
-        verbatim.json(&arguments).await["letters"].as_array().unwrap().len()
+        verbatim.json(&arguments).await["dead_letters"].as_array().unwrap().len()
     };
     assert_eq!(count(&[]).await, 2, "only open ones, unless others are asked for");
     assert_eq!(count(&["--status", "all"]).await, 3);
@@ -68,12 +68,12 @@ async fn letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
     assert_eq!(count(&["--limit", "1"]).await, 1);
 
     let page = verbatim.json(&["dead-letters", "list", "--limit", "1"]).await;
-    assert_eq!((&page["total"], page["open"][0]["letters"].as_u64()), (&json!(2), Some(2)));
+    assert_eq!((&page["total"], page["open"][0]["dead_letters"].as_u64()), (&json!(2), Some(2)));
     let next = page["next"].as_str().unwrap();
     let rest = verbatim.json(&["dead-letters", "list", "--limit", "1", "--before", next]).await;
-    assert_ne!(rest["letters"][0]["id"], page["letters"][0]["id"]);
+    assert_ne!(rest["dead_letters"][0]["id"], page["dead_letters"][0]["id"]);
     assert_eq!(rest["next"], Value::Null, "the last page is exactly full");
-    let last = rest["letters"][0]["id"].as_str().unwrap();
+    let last = rest["dead_letters"][0]["id"].as_str().unwrap();
     assert_eq!(count(&["--before", last]).await, 0);
 
     let elsewhere =
@@ -83,27 +83,27 @@ async fn letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
     assert!(told.ends_with("\nnone of them matches\n"), "{told}");
 
     let listed = verbatim.json(&["dead-letters", "list", "--tenant", "umbrella"]).await;
-    let listed = &listed["letters"];
-    assert_eq!(listed[0]["id"], letters[1].id.to_string());
-    assert_eq!(listed[0]["body_bytes"], letters[1].body.len());
+    let listed = &listed["dead_letters"];
+    assert_eq!(listed[0]["id"], dead_letters[1].id.to_string());
+    assert_eq!(listed[0]["body_bytes"], dead_letters[1].body.len());
     assert!(listed[0].get("body").is_none(), "bodies may be large: {listed}");
     let told = verbatim.run(&["dead-letters", "list"]).await.out;
     assert!(told.contains("   2  conversation.save_message  schema\n"), "{told}");
-    assert!(told.contains(&letters[0].id.to_string()), "{told}");
+    assert!(told.contains(&dead_letters[0].id.to_string()), "{told}");
 }
 
 #[tokio::test]
-async fn a_letter_is_shown_with_its_body_and_what_would_mend_it() {
+async fn a_dead_letter_is_shown_with_its_body_and_what_would_mend_it() {
     let (env, verbatim) = prepared().await;
     let bad = body("s", "m-1", json!({"role": "bot"}));
-    let letter = letter(7, DeadLetterReason::Schema, "acme", &bad);
-    archive(&env).store_dead_letters(std::slice::from_ref(&letter)).await.unwrap();
+    let dead_letter = dead_letter(7, DeadLetterReason::Schema, "acme", &bad);
+    database(&env).store_dead_letters(std::slice::from_ref(&dead_letter)).await.unwrap();
 
-    let id = letter.id.to_string();
+    let id = dead_letter.id.to_string();
     let shown = verbatim.json(&["dead-letters", "show", &id]).await;
     let body: Value = serde_json::from_str(shown["body"].as_str().unwrap()).unwrap();
     assert_eq!(body, bad);
-    assert_eq!(shown["headers"], letter.headers);
+    assert_eq!(shown["headers"], dead_letter.headers);
     assert!(shown["suggestion"]["text"].as_str().unwrap().contains("role to \"assistant\""));
     let told = verbatim.run(&["dead-letters", "show", &id]).await.out;
     assert!(told.contains("\n    \"role\": \"bot\""), "{told}");
@@ -114,7 +114,7 @@ async fn a_letter_is_shown_with_its_body_and_what_would_mend_it() {
 }
 
 #[tokio::test]
-async fn a_letter_that_is_not_there_makes_the_exit_code_1() {
+async fn a_dead_letter_that_is_not_there_makes_the_exit_code_1() {
     let (_env, verbatim) = prepared().await;
     let ran = verbatim.run(&["dead-letters", "show", &Uuid::nil().to_string()]).await;
     assert_eq!(ran.code, 1, "{ran:?}");
@@ -123,11 +123,11 @@ async fn a_letter_that_is_not_there_makes_the_exit_code_1() {
     assert_eq!(ran.code, 2, "{ran:?}");
 }
 
-/// Letters with these ids and otherwise the same, in the table.
+/// Dead letters with these ids and otherwise the same, in the table.
 async fn stored(env: &TestEnv, ids: &[u128], body: &Value) {
-    let letters: Vec<_> =
-        ids.iter().map(|id| letter(*id, DeadLetterReason::Schema, "acme", body)).collect();
-    archive(env).store_dead_letters(&letters).await.unwrap();
+    let dead_letters: Vec<_> =
+        ids.iter().map(|id| dead_letter(*id, DeadLetterReason::Schema, "acme", body)).collect();
+    database(env).store_dead_letters(&dead_letters).await.unwrap();
 }
 
 fn id(n: u128) -> String {
@@ -144,14 +144,14 @@ async fn audited(env: &TestEnv) -> String {
 }
 
 #[tokio::test]
-async fn letters_are_grouped_by_what_their_errors_have_in_common_and_found_by_it() {
+async fn dead_letters_are_grouped_by_what_their_errors_have_in_common_and_found_by_it() {
     let (env, verbatim) = prepared().await;
     let bad = body("s", "m-1", json!({"role": "bot"}));
     let said = |id, error: &str| DeadLetter {
         error: error.to_owned(),
-        ..letter(id, DeadLetterReason::Schema, "acme", &bad)
+        ..dead_letter(id, DeadLetterReason::Schema, "acme", &bad)
     };
-    let letters = [
+    let dead_letters = [
         said(1, "`role` must be a role, but is the string \"bot\""),
         said(2, "`role` must be a role, but is the string \"a \\\" quote\""),
         said(3, "`role` must be a role, but is the number 17"),
@@ -162,12 +162,18 @@ async fn letters_are_grouped_by_what_their_errors_have_in_common_and_found_by_it
             ..said(5, "`role` must be a role, but is the number 5")
         },
     ];
-    archive(&env).store_dead_letters(&letters).await.unwrap();
+    database(&env).store_dead_letters(&dead_letters).await.unwrap();
     let found = verbatim.json(&["dead-letters", "list", "--group"]).await;
     assert_eq!(found["total"], 5);
     let groups = found["groups"].as_array().unwrap().iter();
     let groups: Vec<_> = groups
-        .map(|it| (it["letters"].as_i64(), it["came_back"].as_i64(), it["error"].as_str().unwrap()))
+        .map(|it| {
+            (
+                it["dead_letters"].as_i64(),
+                it["failed_again"].as_i64(),
+                it["error"].as_str().unwrap(),
+            )
+        })
         .collect();
     let expected = [
         (Some(3), Some(1), "`role` must be a role, but is the number #"),
@@ -234,7 +240,7 @@ async fn an_edit_lies_beside_the_body_and_must_pass_the_workers_validator() {
 }
 
 #[tokio::test]
-async fn letters_are_discarded_with_a_reason_and_opened_again() {
+async fn dead_letters_are_discarded_with_a_reason_and_opened_again() {
     let (env, verbatim) = prepared().await;
     stored(&env, &[1, 2, 3], &body("s", "m-1", json!({"role": "bot"}))).await;
     let verbatim = verbatim.with("VERBATIM_ACTOR", "ops");
@@ -249,7 +255,7 @@ async fn letters_are_discarded_with_a_reason_and_opened_again() {
     let arguments = ["dead-letters", "discard", &id(1), &id(3), &id(9), "--why", "a test"];
     let ran = verbatim.run(&arguments).await;
     assert_eq!(ran.code, 1, "{ran:?}");
-    let told = "1 letter discarded; 2 letters named are not open, or a replay has them just now\n";
+    let told = "1 dead letter discarded; 2 dead letters named are not open, or a replay has them just now\n";
     assert_eq!(ran.out, told);
     let states = "SELECT string_agg(concat_ws(' ', status, status_reason), ',' ORDER BY id) FROM dead_letters";
     assert_eq!(env.psql(states).await.unwrap(), "discarded a test,open,open");
@@ -257,23 +263,23 @@ async fn letters_are_discarded_with_a_reason_and_opened_again() {
     assert_eq!(ran.code, 1, "{ran:?}");
 
     let all = verbatim.json(&["dead-letters", "discard", "--tenant", "acme", "--why", "all"]).await;
-    assert_eq!((&all["letters"], &all["others"]), (&json!(1), &json!(0)));
+    assert_eq!((&all["dead_letters"], &all["others"]), (&json!(1), &json!(0)));
     let ran = verbatim.run(&["dead-letters", "restore", "--all"]).await;
     assert!(ran.code == 2 && ran.err.contains("--status discarded"), "{ran:?}");
     let ran = verbatim.run(&["dead-letters", "restore", &id(1)]).await;
-    assert_eq!((ran.code, ran.out.as_str()), (0, "1 letter open again\n"));
+    assert_eq!((ran.code, ran.out.as_str()), (0, "1 dead letter open again\n"));
     assert_eq!(env.psql(states).await.unwrap(), "open,discarded all,open");
-    let expected = "dead_letters.discard ops letters=2 why=a test\n\
+    let expected = "dead_letters.discard ops dead letters=2 why=a test\n\
                     dead_letter.discard ops acme 01 reason=schema was=open why=a test\n\
-                    dead_letters.discard ops letters=2 why=all\n\
+                    dead_letters.discard ops dead letters=2 why=all\n\
                     dead_letter.discard ops acme 02 reason=schema was=open why=all\n\
-                    dead_letters.restore ops letters=1\n\
+                    dead_letters.restore ops dead letters=1\n\
                     dead_letter.restore ops acme 01 reason=schema was=discarded";
     assert_eq!(audited(&env).await, expected);
 }
 
 #[tokio::test]
-async fn an_export_has_every_letter_once_in_a_file_of_its_owners() {
+async fn an_export_has_every_dead_letter_once_in_a_file_of_its_owners() {
     use std::os::unix::fs::PermissionsExt as _;
     let (env, verbatim) = prepared().await;
     let ids: Vec<u128> = (1..=100).collect();
@@ -295,8 +301,7 @@ async fn an_export_has_every_letter_once_in_a_file_of_its_owners() {
     assert!(ran.code == 2 && ran.err.contains("cannot make"), "nothing is overwritten: {ran:?}");
     let ran = verbatim.run(&["dead-letters", "export", &id(5)]).await;
     assert_eq!((ran.code, ran.out.lines().count()), (0, 1));
-    let log =
-        "SELECT string_agg(action || ' ' || (detail->>'letters'), ', ' ORDER BY id) FROM audit_log";
+    let log = "SELECT string_agg(action || ' ' || (detail->>'dead_letters'), ', ' ORDER BY id) FROM audit_log";
     assert_eq!(env.psql(log).await.unwrap(), "dead_letters.export 100, dead_letters.export 1");
 }
 
@@ -309,8 +314,8 @@ async fn a_dry_run_says_what_would_go_where_and_sends_nothing() {
     let before = env.psql(state).await.unwrap();
     let plan = verbatim.json(&["dead-letters", "replay", "--all", "--dry-run"]).await;
     assert_eq!((&plan["matched"], &plan["refused"]), (&json!(2), &json!(1)));
-    let letters = plan["letters"].as_array().unwrap();
-    let of = |n: u128| letters.iter().find(|it| it["id"] == id(n)).unwrap();
+    let dead_letters = plan["dead_letters"].as_array().unwrap();
+    let of = |n: u128| dead_letters.iter().find(|it| it["id"] == id(n)).unwrap();
     assert_eq!((&of(1)["refused_as"], &of(1)["field"]), (&json!("schema"), &json!("role")));
     assert_eq!(of(2)["refused_as"], Value::Null);
     assert_eq!(of(2)["message_id"], "m-2");
@@ -321,7 +326,7 @@ async fn a_dry_run_says_what_would_go_where_and_sends_nothing() {
 }
 
 #[tokio::test]
-async fn a_replay_without_rabbitmq_fails_at_once_and_leaves_every_letter_as_it_is() {
+async fn a_replay_without_rabbitmq_fails_at_once_and_leaves_every_dead_letter_as_it_is() {
     let (env, verbatim) = prepared().await;
     stored(&env, &[1], &body("s", "m-1", json!({}))).await;
     let state = "SELECT md5(string_agg(d::text, '')) || (SELECT count(*) FROM audit_log) FROM dead_letters d";
@@ -333,14 +338,14 @@ async fn a_replay_without_rabbitmq_fails_at_once_and_leaves_every_letter_as_it_i
 }
 
 #[tokio::test]
-async fn ctrl_c_stops_a_replay_between_letters_and_it_says_how_far_it_got() {
+async fn ctrl_c_stops_a_replay_between_dead_letters_and_it_says_how_far_it_got() {
     let (env, verbatim) = prepared().await;
     let ids: Vec<u128> = (1..=200).collect();
     stored(&env, &ids, &body("s", "m-1", json!({}))).await;
     let arguments = ["dead-letters", "replay", "--all", "--rate", "20", "--watch", "0s", "--json"];
     let child = verbatim.command(&arguments).spawn().unwrap();
     let replayed = "SELECT count(*) FROM dead_letters WHERE status = 'replayed'";
-    eventually("the first letters to go", Duration::from_secs(20), async || {
+    eventually("the first dead letters to go", Duration::from_secs(20), async || {
         match env.psql(replayed).await.unwrap().as_str() {
             "0" => Err("none went".to_owned()),
             _ => Ok(()),
@@ -364,32 +369,35 @@ async fn ctrl_c_stops_a_replay_between_letters_and_it_says_how_far_it_got() {
 }
 
 #[tokio::test]
-async fn a_letter_that_another_replay_has_is_left_to_it_and_that_is_said() {
+async fn a_dead_letter_that_another_replay_has_is_left_to_it_and_that_is_said() {
     let (env, verbatim) = prepared().await;
     stored(&env, &[1], &body("s", "m-1", json!({}))).await;
     let ran = verbatim.run(&["dead-letters", "replay", &id(9)]).await;
-    assert_eq!((ran.code, ran.out.as_str()), (1, "nothing was sent: no open letter matches\n"));
+    assert_eq!(
+        (ran.code, ran.out.as_str()),
+        (1, "nothing was sent: no open dead letter matches\n")
+    );
     let lease = "UPDATE dead_letters SET replay_lease_until = now() + interval '1 min'";
     env.psql(lease).await.unwrap();
     let ran = verbatim.run(&["dead-letters", "replay", &id(1)]).await;
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(
-        ran.out.starts_with("0 of 1 letter replayed, 1 passed over\nanother run has"),
+        ran.out.starts_with("0 of 1 dead letter replayed, 1 passed over\nanother run has"),
         "{ran:?}"
     );
     env.psql("UPDATE dead_letters SET replay_lease_until = now()").await.unwrap();
     let ran = verbatim.run(&["dead-letters", "replay", &id(1), "--watch", "0s"]).await;
-    assert_eq!((ran.code, ran.out.as_str()), (0, "1 of 1 letter replayed\n"), "{ran:?}");
+    assert_eq!((ran.code, ran.out.as_str()), (0, "1 of 1 dead letter replayed\n"), "{ran:?}");
 }
 
 #[tokio::test]
-async fn many_letters_with_one_fault_are_edited_alike_and_the_others_are_named() {
+async fn many_dead_letters_with_one_fault_are_edited_alike_and_the_others_are_named() {
     let (env, verbatim) = prepared().await;
     let ids: Vec<u128> = (1..=40).collect();
     stored(&env, &ids, &body("s", "m-1", json!({"role": "bot"}))).await;
     stored(&env, &[50], &body("s", "m-1", json!({"role": "nobody"}))).await;
     let ran = verbatim.run(&["dead-letters", "edit", "--all"]).await;
-    assert!(ran.code == 2 && ran.err.contains("many letters are edited alike"), "{ran:?}");
+    assert!(ran.code == 2 && ran.err.contains("many dead letters are edited alike"), "{ran:?}");
     let arguments = ["dead-letters", "edit", "--field", "role", "--apply-suggestion", "--json"];
     let ran = verbatim.run(&arguments).await;
     assert_eq!(ran.code, 1, "{ran:?}");
@@ -401,7 +409,10 @@ async fn many_letters_with_one_fault_are_edited_alike_and_the_others_are_named()
                   FROM dead_letters WHERE edited_body IS NOT NULL";
     assert_eq!(env.psql(copies).await.unwrap(), "40|t");
     let again = verbatim.run(&["dead-letters", "edit", &id(1), &id(2), "--apply-suggestion"]).await;
-    assert_eq!((again.code, again.out.as_str()), (0, "0 letters edited, 2 as wanted already\n"));
+    assert_eq!(
+        (again.code, again.out.as_str()),
+        (0, "0 dead letters edited, 2 as wanted already\n")
+    );
     let lines = "SELECT concat_ws('|', count(*), count(DISTINCT detail->>'run')) FROM audit_log
                  WHERE action = 'dead_letter.edit'";
     assert_eq!(env.psql(lines).await.unwrap(), "40|1");

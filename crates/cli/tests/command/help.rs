@@ -9,7 +9,7 @@ async fn without_arguments_it_tells_its_commands() {
     assert_eq!(ran.code, 0, "{ran:?}");
     assert_eq!(ran.out, verbatim.run(&["--help"]).await.out);
     for command in
-        ["setup", "publish", "lint", "conversation", "queues", "dead-letters", "verify", "where"]
+        ["setup", "publish", "lint", "conversation", "queues", "dead-letters", "verify", "trace"]
     {
         assert!(ran.out.contains(&format!("\n  {command} ")), "{command}: {ran:?}");
     }

@@ -10,5 +10,5 @@ mod queues;
 mod settings;
 mod setup;
 mod support;
+mod trace;
 mod verify;
-mod where_is;

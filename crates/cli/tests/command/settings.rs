@@ -15,7 +15,7 @@ async fn each_command_asks_only_for_the_servers_that_it_uses() {
         (&["conversation", "show", "--tenant", "t", "c"], &["DATABASE_URL"]),
         (&["dead-letters", "list"], &["DATABASE_URL"]),
         (&["verify"], &["AMQP_URL", "REDIS_URL", "DATABASE_URL"]),
-        (&["where", "m"], &["DATABASE_URL"]),
+        (&["trace", "m"], &["DATABASE_URL"]),
         (&["dead-letters", "show", "00000000-0000-0000-0000-000000000000"], &["DATABASE_URL"]),
     ] {
         let ran = verbatim.run(arguments).await;

@@ -4,8 +4,8 @@ use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use archive::Archive;
-use conversation::{Fresh, Saver, admission};
+use conversation::{RandomSource, Saver, record_server};
+use database::Database;
 use domain::action::{Action, SaveMessage};
 use domain::decode::{DEFAULT_MAX_BODY_BYTES, DecodeContext, decode};
 use domain::envelope::Envelope;
@@ -107,8 +107,8 @@ pub(crate) async fn prepared() -> (TestEnv, Verbatim) {
     (env, verbatim)
 }
 
-pub(crate) fn archive(env: &TestEnv) -> Archive {
-    Archive::open(&archive::Settings {
+pub(crate) fn database(env: &TestEnv) -> Database {
+    Database::open(&database::Settings {
         url: env.database_url.clone(),
         application: "test".to_owned(),
         connections: 2,
@@ -136,12 +136,12 @@ pub(crate) const SAVER: &str = "host-1:7";
 
 /// Saves messages as a worker does.
 pub(crate) async fn save(env: &TestEnv, bodies: &[Value]) {
-    let archive = archive(env).saving_as("message-save-worker", SAVER.to_owned());
+    let database = database(env).saving_as("message-save-worker", SAVER.to_owned());
     let metrics = Metrics::new();
     let settings = hot_store::Settings::new(Address::parse(&env.redis_url).unwrap());
-    let admit = admission(archive.clone(), metrics.clone(), Fresh::random());
+    let admit = record_server(database.clone(), metrics.clone(), RandomSource::random());
     let hot = HotStore::open(settings, admit);
-    let saver = Saver::new(archive, hot, metrics, Fresh::random());
+    let saver = Saver::new(database, hot, metrics, RandomSource::random());
     let actions: Vec<SaveMessage> = bodies.iter().map(action).collect();
     for outcome in saver.save(&actions).await.unwrap() {
         assert_eq!(outcome, Outcome::Done(Done::Applied));
@@ -152,7 +152,7 @@ fn action(body: &Value) -> SaveMessage {
     let context = DecodeContext {
         received_at: Timestamp::parse("2026-11-20T12:00:00Z").unwrap(),
         max_body_bytes: DEFAULT_MAX_BODY_BYTES,
-        fresh_id: &Uuid::new_v4,
+        new_id: &Uuid::new_v4,
     };
     match decode(body.to_string().as_bytes(), &Envelope::default(), &context).unwrap() {
         Action::SaveMessage(save) => *save,

@@ -9,10 +9,10 @@ async fn a_healthy_fleet_is_looked_at_store_by_store_and_all_is_well() {
     let (env, verbatim) = prepared().await;
     save(&env, &[body("s", "m-1", json!({})), body("s", "m-2", json!({}))]).await;
     let report = verbatim.json(&["verify"]).await;
-    assert_eq!((&report["verdict"], &report["findings"]), (&json!("ok"), &json!([])));
+    assert_eq!((&report["result"], &report["findings"]), (&json!("ok"), &json!([])));
     let sections = report["sections"].as_array().unwrap();
     let looked_at: Vec<_> =
-        sections.iter().map(|it| (it["section"].as_str().unwrap(), &it["broken_off"])).collect();
+        sections.iter().map(|it| (it["section"].as_str().unwrap(), &it["incomplete"])).collect();
     let expected = ["hot_copies", "conversations", "days", "integrity", "queues"]
         .map(|section| (section, &serde_json::Value::Null));
     assert_eq!(looked_at, expected);
@@ -33,7 +33,7 @@ async fn damage_is_named_repaired_on_request_and_gone_after() {
     assert_eq!(ran.code, 1, "{ran:?}");
     let finding = &ran.json()["findings"][0];
     assert_eq!(finding["kind"], "hot_copy_surplus");
-    assert_eq!((&finding["id"], &finding["repair"]), (&json!("m-2"), &json!("not_asked")));
+    assert_eq!((&finding["id"], &finding["repair"]), (&json!("m-2"), &json!("not_requested")));
     let ran = verbatim.run(&["verify"]).await;
     assert!(ran.out.contains("`verbatim verify --repair` repairs what can be"), "{ran:?}");
     assert_eq!(env.psql("SELECT count(*) FROM audit_log").await.unwrap().trim(), "0");
@@ -43,7 +43,7 @@ async fn damage_is_named_repaired_on_request_and_gone_after() {
     assert!(ran.out.contains("; repaired\n"), "{ran:?}");
     let audited = env.psql("SELECT actor, action FROM audit_log").await.unwrap();
     assert_eq!(audited.trim(), "ops|repair.void_hot_copy");
-    assert_eq!(verbatim.json(&["verify"]).await["verdict"], "ok");
+    assert_eq!(verbatim.json(&["verify"]).await["result"], "ok");
 }
 
 #[tokio::test]
@@ -54,9 +54,9 @@ async fn what_cannot_be_repaired_keeps_the_exit_code_1() {
         .await
         .unwrap();
     let ran = verbatim.run(&["verify", "--repair", "--json"]).await;
-    assert_eq!((ran.code, &ran.json()["verdict"]), (1, &json!("found")), "{ran:?}");
-    assert_eq!(ran.json()["findings"][0]["repair"], "cannot_be");
-    let patient = verbatim.run(&["verify", "--patience", "2h"]).await;
+    assert_eq!((ran.code, &ran.json()["result"]), (1, &json!("found")), "{ran:?}");
+    assert_eq!(ran.json()["findings"][0]["repair"], "not_repairable");
+    let patient = verbatim.run(&["verify", "--overdue-after", "2h"]).await;
     assert_eq!(patient.code, 0, "{patient:?}");
 }
 
@@ -66,10 +66,10 @@ async fn a_server_that_is_away_is_said_and_the_rest_is_looked_at() {
     save(&env, &[body("s", "m-1", json!({}))]).await;
     let away = verbatim.clone().with("REDIS_URL", "redis://127.0.0.1:9/0");
     let ran = away.run(&["verify", "--json"]).await;
-    assert_eq!((ran.code, &ran.json()["verdict"]), (3, &json!("away")), "{ran:?}");
+    assert_eq!((ran.code, &ran.json()["result"]), (3, &json!("incomplete")), "{ran:?}");
     let sections = &ran.json()["sections"];
-    assert_eq!(sections[0]["broken_off"]["store"], "redis");
-    assert_eq!((&sections[1]["checked"], &sections[1]["broken_off"]), (&json!(1), &json!(null)));
+    assert_eq!(sections[0]["incomplete"]["dependency"], "redis");
+    assert_eq!((&sections[1]["checked"], &sections[1]["incomplete"]), (&json!(1), &json!(null)));
 
     let away = verbatim.with("DATABASE_URL", "postgres://user:hunter2@127.0.0.1:9/d");
     let ran = away.run(&["verify", "--json"]).await;
@@ -77,7 +77,7 @@ async fn a_server_that_is_away_is_said_and_the_rest_is_looked_at() {
     let report = ran.json();
     let sections = report["sections"].as_array().unwrap();
     let queues = sections.iter().find(|it| it["section"] == "queues").unwrap();
-    assert_eq!(queues["broken_off"], json!(null));
+    assert_eq!(queues["incomplete"], json!(null));
     assert!(queues["checked"].as_u64().unwrap() > 10, "{queues}");
     assert!(!ran.out.contains("hunter2"), "{ran:?}");
     // An answer that is incomplete and has findings has findings.

@@ -10,15 +10,15 @@ use std::collections::HashSet;
 use std::panic::resume_unwind;
 use std::time::Duration;
 
-use archive::{Archive, Page, Repair};
+use database::{Database, Page, Repair};
 use domain::ids::ConversationKey;
 use domain::message::{Message, Position};
-use hot_store::{Extent, Floor, HotStore, Window};
+use hot_store::{CompleteFrom, Extent, HotStore, Window};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::compare::{Fault, compare};
-use super::{BrokenOff, Finding, Kind, Run};
+use super::{Finding, Incomplete, Kind, Run};
 use crate::reader::marked;
 
 /// Messages that are read of a copy and its rows at once.
@@ -51,7 +51,7 @@ enum Look {
 }
 
 impl Run<'_> {
-    pub(super) async fn hot_copies(&mut self) -> Result<(), BrokenOff> {
+    pub(super) async fn hot_copies(&mut self) -> Result<(), Incomplete> {
         let hot = self.verifier.hot.clone();
         if let Some(key) = self.scope.key() {
             return self.copies_of(&hot, vec![key]).await;
@@ -60,8 +60,8 @@ impl Run<'_> {
         let mut seen = HashSet::new();
         let mut place = None;
         loop {
-            let step = hot.walk(self.scope.tenant.as_ref(), place).await?;
-            for name in step.strangers {
+            let step = hot.scan(self.scope.tenant.as_ref(), place).await?;
+            for name in step.unknown_keys {
                 let detail = "a key among the hot copies that is no conversation's";
                 self.found(Finding::about(Kind::HotCopyOrphaned, Some(name), detail), None).await;
             }
@@ -70,7 +70,7 @@ impl Run<'_> {
                 keys.retain(|key| key.conversation == *conversation);
             }
             if let Some(since) = self.scope.since {
-                keys = self.verifier.archive.touched_since(&keys, since).await?;
+                keys = self.verifier.database.touched_since(&keys, since).await?;
             }
             keys.retain(|key| !seen.contains(key));
             let faulty = self.verified.found;
@@ -91,16 +91,16 @@ impl Run<'_> {
         &mut self,
         hot: &HotStore,
         keys: Vec<ConversationKey>,
-    ) -> Result<(), BrokenOff> {
+    ) -> Result<(), Incomplete> {
         let looked_at = keys.len();
-        let mut suspicious = look_at(&self.verifier.archive, hot, keys).await?;
+        let mut suspicious = look_at(&self.verifier.database, hot, keys).await?;
         for pause in PAUSES {
             if suspicious.is_empty() {
                 break;
             }
             sleep(pause).await;
             let keys = suspicious.iter().map(|(key, _)| key.clone()).collect();
-            let again = look_at(&self.verifier.archive, hot, keys).await?;
+            let again = look_at(&self.verifier.database, hot, keys).await?;
             suspicious = in_both(&suspicious, again);
         }
         for (key, look) in suspicious {
@@ -111,7 +111,7 @@ impl Run<'_> {
     }
 
     async fn tell_of_copy(&mut self, key: &ConversationKey, look: Look) {
-        let void = || Repair::VoidCopy(key.clone(), self.verifier.fresh.draw());
+        let void = || Repair::VoidCopy(key.clone(), self.verifier.random.next());
         match look {
             Look::Nothing => {}
             Look::Faults(faults) => {
@@ -144,23 +144,23 @@ impl Run<'_> {
 
 /// Looks at copies, some side by side; returns those that show something.
 async fn look_at(
-    archive: &Archive,
+    database: &Database,
     hot: &HotStore,
     keys: Vec<ConversationKey>,
-) -> Result<Vec<(ConversationKey, Look)>, BrokenOff> {
+) -> Result<Vec<(ConversationKey, Look)>, Incomplete> {
     let share = keys.len().div_ceil(SIDE_BY_SIDE).max(1);
     let mut shares = JoinSet::new();
     for keys in keys.chunks(share) {
-        let (archive, hot, keys) = (archive.clone(), hot.clone(), keys.to_vec());
+        let (database, hot, keys) = (database.clone(), hot.clone(), keys.to_vec());
         shares.spawn(async move {
             let mut found = Vec::new();
             for key in keys {
-                match look(&archive, &hot, &key).await? {
+                match look(&database, &hot, &key).await? {
                     Look::Nothing => {}
                     shown => found.push((key, shown)),
                 }
             }
-            Ok::<_, BrokenOff>(found)
+            Ok::<_, Incomplete>(found)
         });
     }
     let mut found = all(shares).await?;
@@ -171,8 +171,8 @@ async fn look_at(
 /// What all shares found. One that panicked has compared nothing, which must not pass for agreement:
 /// its panic goes on here.
 async fn all<T: 'static>(
-    mut shares: JoinSet<Result<Vec<T>, BrokenOff>>,
-) -> Result<Vec<T>, BrokenOff> {
+    mut shares: JoinSet<Result<Vec<T>, Incomplete>>,
+) -> Result<Vec<T>, Incomplete> {
     let mut found = Vec::new();
     while let Some(share) = shares.join_next().await {
         found.extend(share.unwrap_or_else(|error| resume_unwind(error.into_panic()))?);
@@ -181,7 +181,11 @@ async fn all<T: 'static>(
 }
 
 /// One look at one copy, from its newest message to its floor.
-async fn look(archive: &Archive, hot: &HotStore, key: &ConversationKey) -> Result<Look, BrokenOff> {
+async fn look(
+    database: &Database,
+    hot: &HotStore,
+    key: &ConversationKey,
+) -> Result<Look, Incomplete> {
     let mut faults = Vec::new();
     let mut before: Option<Position> = None;
     loop {
@@ -192,9 +196,9 @@ async fn look(archive: &Archive, hot: &HotStore, key: &ConversationKey) -> Resul
             return Ok(Look::Damaged(damage.to_string()));
         }
         let page = Page { newest: PAGE, max_bytes: PAGE_BYTES, before };
-        let snapshot = match archive.read(key, &page).await {
+        let snapshot = match database.read(key, &page).await {
             Ok(snapshot) => snapshot,
-            Err(error @ archive::Error::Corrupt { .. }) => {
+            Err(error @ database::Error::Corrupt { .. }) => {
                 return Ok(Look::Unreadable(error.to_string()));
             }
             Err(error) => return Err(error.into()),
@@ -203,7 +207,8 @@ async fn look(archive: &Archive, hot: &HotStore, key: &ConversationKey) -> Resul
             let empty = copy.messages.is_empty();
             return Ok(if empty { Look::Nothing } else { Look::Orphaned });
         };
-        let Some(floor) = copy.complete_from(marked(&snapshot.numbers, conversation)).cloned()
+        let Some(complete_from) =
+            copy.complete_from(marked(&snapshot.numbers, conversation)).cloned()
         else {
             return Ok(Look::Nothing);
         };
@@ -221,14 +226,14 @@ async fn look(archive: &Archive, hot: &HotStore, key: &ConversationKey) -> Resul
             true => None,
             false => oldest(snapshot.messages.first()),
         };
-        let floor = match floor {
-            Floor::Beginning => None,
-            Floor::At(position) => Some(position),
+        let complete_from = match complete_from {
+            CompleteFrom::Beginning => None,
+            CompleteFrom::At(position) => Some(position),
         };
         let known_from = copy_from.max(rows_from);
-        let from = known_from.clone().max(floor.clone());
+        let from = known_from.clone().max(complete_from.clone());
         faults.extend(compare(&messages, &snapshot.messages, from.as_ref()));
-        if known_from <= floor {
+        if known_from <= complete_from {
             return Ok(shown(faults));
         }
         before = known_from;

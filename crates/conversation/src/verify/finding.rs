@@ -1,6 +1,6 @@
 //! What can be wrong, and what is done about it.
 
-use archive::Difference;
+use database::Difference;
 use domain::ids::ConversationKey;
 use serde::Serialize;
 
@@ -19,7 +19,7 @@ pub struct Finding {
     pub detail: String,
     /// Whether it was repaired.
     #[serde(rename = "repair")]
-    pub mended: Mended,
+    pub repair_outcome: RepairOutcome,
 }
 
 /// What can be wrong. The names are what scripts go by.
@@ -60,8 +60,8 @@ pub enum Kind {
     StatisticsOrphaned,
     /// A queue or exchange is missing or was declared otherwise.
     TopologyDiffers,
-    /// Dead letters lie in their queue, and no keeper takes them.
-    LettersWaiting,
+    /// Dead letters lie in their queue, and no dead-letter collector takes them.
+    DeadLettersWaiting,
     /// Actions that no binding matched lie there, and nobody sends them home.
     UnroutedWaiting,
     /// Suspects wait, and nobody tries them.
@@ -73,15 +73,15 @@ pub enum Kind {
 /// Whether a finding was repaired.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Mended {
+pub enum RepairOutcome {
     /// It could be, and nobody asked for it.
-    NotAsked,
+    NotRequested,
     /// It is marked for the fleet, which does the rest.
     Done,
     /// It could be, and that failed.
     Failed(String),
     /// Not by marking anything: see [`Kind::advice`].
-    CannotBe,
+    NotRepairable,
 }
 
 impl Finding {
@@ -100,7 +100,7 @@ impl Finding {
             conversation_id: None,
             id,
             detail: detail.into(),
-            mended: Mended::CannotBe,
+            repair_outcome: RepairOutcome::NotRepairable,
         }
     }
 }
@@ -127,7 +127,7 @@ impl Kind {
             Self::MessagesOrphaned => "messages_orphaned",
             Self::StatisticsOrphaned => "statistics_orphaned",
             Self::TopologyDiffers => "topology_differs",
-            Self::LettersWaiting => "letters_waiting",
+            Self::DeadLettersWaiting => "dead_letters_waiting",
             Self::UnroutedWaiting => "unrouted_waiting",
             Self::SuspectsWaiting => "suspects_waiting",
             Self::WorkWithoutConsumers => "work_without_consumers",
@@ -171,7 +171,7 @@ impl Kind {
             Self::TopologyDiffers => {
                 "`verbatim setup` makes what is missing and says what is in its way"
             }
-            Self::LettersWaiting | Self::UnroutedWaiting => {
+            Self::DeadLettersWaiting | Self::UnroutedWaiting => {
                 "is a statistics-worker running? Its log says what it cannot store or send"
             }
             Self::SuspectsWaiting => {

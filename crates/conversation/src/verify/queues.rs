@@ -9,15 +9,15 @@ use broker::inspect::{Depth, Inspector};
 use broker::topology::{self, Purpose, TopologyError, WorkQueue};
 use tokio::time::sleep;
 
-use super::{BrokenOff, Finding, Kind, Run};
+use super::{Finding, Incomplete, Kind, Run};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Looks after the first: with the pauses, longer than a keeper needs for what is prefetched.
+/// Looks after the first: with the pauses, longer than a dead-letter collector needs for what is prefetched.
 const LOOKS: u32 = 3;
 
 impl Run<'_> {
-    pub(super) async fn queues(&mut self) -> Result<(), BrokenOff> {
+    pub(super) async fn queues(&mut self) -> Result<(), Incomplete> {
         let endpoints = self.verifier.endpoints.clone();
         match topology::verify(&endpoints).await {
             Ok(()) => {}
@@ -95,7 +95,7 @@ impl Watched {
     }
 }
 
-async fn depths(inspector: &mut Inspector) -> Result<Vec<Depth>, BrokenOff> {
+async fn depths(inspector: &mut Inspector) -> Result<Vec<Depth>, Incomplete> {
     Ok(inspector.depths().await?.into_iter().filter_map(|(_, depth)| depth).collect())
 }
 
@@ -106,14 +106,14 @@ fn kind(purpose: Purpose, seen: &Watched) -> Option<Kind> {
     }
     let is_worked_off = seen.falls && seen.consumers > 0;
     match purpose {
-        Purpose::DeadLetters => (!is_worked_off).then_some(Kind::LettersWaiting),
+        Purpose::DeadLetters => (!is_worked_off).then_some(Kind::DeadLettersWaiting),
         // Its consumer takes everything at once, and sends it home or to the dead letters.
         Purpose::Work(WorkQueue::Unrouted) => (!is_worked_off).then_some(Kind::UnroutedWaiting),
         Purpose::Suspects(_) => Some(Kind::SuspectsWaiting),
         // With consumers it is a backlog, which is no damage.
         Purpose::Work(_) => (seen.consumers == 0).then_some(Kind::WorkWithoutConsumers),
         // Delays end by themselves, and questions expire.
-        Purpose::Retry(_) | Purpose::Questions => None,
+        Purpose::Retry(_) | Purpose::Requests => None,
     }
 }
 
@@ -133,9 +133,9 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_that_a_keeper_works_off_is_no_damage() {
+    fn a_burst_that_a_collector_works_off_is_no_damage() {
         for (purpose, found) in [
-            (Purpose::DeadLetters, Kind::LettersWaiting),
+            (Purpose::DeadLetters, Kind::DeadLettersWaiting),
             (Purpose::Work(WorkQueue::Unrouted), Kind::UnroutedWaiting),
         ] {
             assert_eq!(over(purpose, [9_000, 6_000, 3_000], 1), None);
@@ -154,9 +154,9 @@ mod tests {
 
     #[test]
     fn what_must_not_wait_is_told_whoever_consumes_it() {
-        assert_eq!(of(Purpose::DeadLetters, 1, 1), Some(Kind::LettersWaiting));
+        assert_eq!(of(Purpose::DeadLetters, 1, 1), Some(Kind::DeadLettersWaiting));
         assert_eq!(of(Purpose::Suspects(WorkQueue::Session), 1, 0), Some(Kind::SuspectsWaiting));
         assert_eq!(of(Purpose::Work(WorkQueue::Unrouted), 1, 2), Some(Kind::UnroutedWaiting));
-        assert_eq!(of(Purpose::Questions, 9, 0), None);
+        assert_eq!(of(Purpose::Requests, 9, 0), None);
     }
 }

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use archive::{ConversationCheck, DayCheck, DayKey, Differences, OrphanedStatistics, Repair};
+use database::{ConversationCheck, DayCheck, DayKey, Differences, OrphanedStatistics, Repair};
 use domain::ids::ConversationKey;
 use tokio::time::{Instant, sleep_until};
 
 use super::finding::told;
-use super::{BrokenOff, Finding, Kind, Run, VerifyingSettings};
+use super::{Finding, Incomplete, Kind, Run, VerifyingSettings};
 
 /// Conversations or days that one statement looks at. Those of many messages or conversations may need
 /// longer than a statement may take; then it is tried with fewer.
@@ -18,22 +18,22 @@ const NUMBERS: u32 = 2_000;
 /// What is remembered for a second look: some megabytes.
 pub(super) const REMEMBERED: u32 = 10_000;
 /// The coarseness of the activity time, which comes on top of the idle limit.
-const TOUCH: Duration = Duration::from_secs(archive::TOUCH_SECONDS as u64);
+const TOUCH: Duration = Duration::from_secs(database::TOUCH_SECONDS as u64);
 /// How long statistics that are due may stay as they are. They are refreshed every few seconds.
 const SETTLED: Duration = Duration::from_secs(10);
 
 impl Run<'_> {
     /// Every conversation in scope.
-    pub(super) async fn conversations(&mut self) -> Result<(), BrokenOff> {
+    pub(super) async fn conversations(&mut self) -> Result<(), Incomplete> {
         let mut due: Vec<(ConversationKey, String)> = Vec::new();
         let mut after = None;
         loop {
-            let archive = &self.verifier.archive;
-            let keys = archive.conversation_keys(self.scope, after.as_ref(), PAGE).await?;
+            let database = &self.verifier.database;
+            let keys = database.conversation_keys(self.scope, after.as_ref(), PAGE).await?;
             after = keys.last().cloned();
             let full = keys.len() == PAGE as usize;
             let chosen = match self.scope.since {
-                Some(since) => archive.touched_since(&keys, since).await?,
+                Some(since) => database.touched_since(&keys, since).await?,
                 None => keys,
             };
             for check in self.check(&chosen).await? {
@@ -54,14 +54,14 @@ impl Run<'_> {
     async fn check(
         &self,
         keys: &[ConversationKey],
-    ) -> Result<Vec<ConversationCheck>, archive::Error> {
-        let archive = &self.verifier.archive;
-        in_parts(keys, async |part| archive.check_conversations(part).await).await
+    ) -> Result<Vec<ConversationCheck>, database::Error> {
+        let database = &self.verifier.database;
+        in_parts(keys, async |part| database.check_conversations(part).await).await
     }
 
-    async fn check_days(&self, keys: &[DayKey]) -> Result<Vec<DayCheck>, archive::Error> {
-        let archive = &self.verifier.archive;
-        in_parts(keys, async |part| archive.check_days(part).await).await
+    async fn check_days(&self, keys: &[DayKey]) -> Result<Vec<DayCheck>, database::Error> {
+        let database = &self.verifier.database;
+        in_parts(keys, async |part| database.check_days(part).await).await
     }
 
     async fn tell_of_conversation(&mut self, check: ConversationCheck) {
@@ -107,7 +107,7 @@ impl Run<'_> {
     }
 
     /// Statistics that were due at the first look and that nobody touched since.
-    async fn still_due(&mut self, due: Vec<(ConversationKey, String)>) -> Result<(), BrokenOff> {
+    async fn still_due(&mut self, due: Vec<(ConversationKey, String)>) -> Result<(), Incomplete> {
         if due.is_empty() {
             return Ok(());
         }
@@ -128,17 +128,17 @@ impl Run<'_> {
     }
 
     /// Every day in scope. `waiting` are those that were to be recomputed when verifying began.
-    pub(super) async fn days(&mut self, waiting: &[(DayKey, String)]) -> Result<(), BrokenOff> {
+    pub(super) async fn days(&mut self, waiting: &[(DayKey, String)]) -> Result<(), Incomplete> {
         if self.scope.conversation.is_some() {
-            return Err(BrokenOff::left_out("a day is not one conversation's"));
+            return Err(Incomplete::skipped("a day is not one conversation's"));
         }
         let mut still: Vec<(DayKey, String)> = Vec::new();
         let waiting: HashMap<&DayKey, &String> =
             waiting.iter().map(|(key, version)| (key, version)).collect();
         let mut after = None;
         loop {
-            let archive = &self.verifier.archive;
-            let keys = archive.day_keys(self.scope, after.as_ref(), PAGE).await?;
+            let database = &self.verifier.database;
+            let keys = database.day_keys(self.scope, after.as_ref(), PAGE).await?;
             after = keys.last().cloned();
             for check in self.check_days(&keys).await? {
                 if check.dirty && waiting.get(&check.key) == Some(&&check.version) {
@@ -184,12 +184,12 @@ impl Run<'_> {
     }
 
     /// Rows that belong to nothing.
-    pub(super) async fn integrity(&mut self) -> Result<(), BrokenOff> {
+    pub(super) async fn integrity(&mut self) -> Result<(), Incomplete> {
         let mut after: Option<OrphanedStatistics> = None;
         loop {
             let (orphans, last) = self
                 .verifier
-                .archive
+                .database
                 .orphaned_statistics(self.scope, after.as_ref(), NUMBERS)
                 .await?;
             for orphan in orphans {
@@ -210,14 +210,14 @@ impl Run<'_> {
             }
         }
         if !self.scope.is_everything() {
-            return Err(BrokenOff::left_out(
+            return Err(Incomplete::skipped(
                 "messages without a conversation have no tenant: they are looked for without filters",
             ));
         }
         let mut after = Some(i64::MIN);
         while let Some(number) = after {
             let (orphans, looked_at, last) =
-                self.verifier.archive.orphaned_rows(number, NUMBERS).await?;
+                self.verifier.database.orphaned_rows(number, NUMBERS).await?;
             for orphan in orphans {
                 let detail = format!(
                     "{} under number {}, the first is {}",
@@ -234,21 +234,21 @@ impl Run<'_> {
 
     /// Whether something that the fleet does by itself is overdue.
     fn is_over(&self, seconds: Option<f64>, limit: Duration) -> bool {
-        let limit = limit + self.verifier.settings.patience;
+        let limit = limit + self.verifier.settings.overdue_after;
         seconds.is_some_and(|seconds| seconds > limit.as_secs_f64())
     }
 
     /// Waits until whoever refreshes statistics has had his turn.
     async fn settle(&self, since: Instant) {
-        sleep_until(since + SETTLED.min(self.verifier.settings.patience)).await;
+        sleep_until(since + SETTLED.min(self.verifier.settings.overdue_after)).await;
     }
 }
 
 /// What a page shows, in smaller pages where one takes too long.
 async fn in_parts<K, T>(
     keys: &[K],
-    look: impl AsyncFn(&[K]) -> Result<Vec<T>, archive::Error>,
-) -> Result<Vec<T>, archive::Error> {
+    look: impl AsyncFn(&[K]) -> Result<Vec<T>, database::Error>,
+) -> Result<Vec<T>, database::Error> {
     let mut found = Vec::with_capacity(keys.len());
     let mut parts = vec![keys];
     while let Some(part) = parts.pop() {
@@ -283,7 +283,7 @@ mod tests {
     async fn a_page_that_takes_too_long_is_looked_at_in_parts_and_in_order() {
         let at_most = |most: usize| {
             async move |part: &[u8]| match part.len() > most {
-                true => Err(archive::Error::TimedOut(Duration::from_secs(1))),
+                true => Err(database::Error::TimedOut(Duration::from_secs(1))),
                 false => Ok(part.to_vec()),
             }
         };

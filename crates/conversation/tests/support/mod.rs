@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use archive::Archive;
 use broker::{Endpoints, Publisher, topology};
 use conversation::{
-    Background, Closer, ClosingSettings, Fresh, Reader, ReadingSettings, Saver, Sessions, Source,
-    Statistics, Transcript, admission,
+    Background, Closer, ClosingSettings, RandomSource, Reader, ReadingSettings, Saver, Sessions,
+    Source, Statistics, Transcript, record_server,
 };
+use database::Database;
 use domain::action::{Action, SaveMessage};
 use domain::decode::{DEFAULT_MAX_BODY_BYTES, DecodeContext, decode};
 use domain::envelope::Envelope;
@@ -31,7 +31,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// One replica: its own connections to the stores of a test.
 pub(crate) struct Replica {
-    pub(crate) archive: Archive,
+    pub(crate) database: Database,
     pub(crate) hot: HotStore,
     pub(crate) metrics: Metrics,
     pub(crate) saver: Saver,
@@ -49,24 +49,33 @@ impl Replica {
     /// A replica that reaches its stores by these URLs.
     pub(crate) fn at(database_url: &str, redis_url: &str) -> Self {
         let metrics = Metrics::new();
-        let archive = archive(database_url);
-        let hot = hot(&archive, redis_url, &metrics);
+        let database = database(database_url);
+        let hot = hot(&database, redis_url, &metrics);
         Self {
-            saver: Saver::new(archive.clone(), hot.clone(), metrics.clone(), Fresh::random()),
+            saver: Saver::new(
+                database.clone(),
+                hot.clone(),
+                metrics.clone(),
+                RandomSource::random(),
+            ),
             reader: Reader::new(
-                archive.clone(),
+                database.clone(),
                 hot.clone(),
                 metrics.clone(),
                 ReadingSettings::default(),
             ),
             sessions: Sessions::new(
-                archive.clone(),
+                database.clone(),
                 metrics.clone(),
-                Fresh::random(),
-                Background::restless(),
+                RandomSource::random(),
+                Background::unthrottled(),
             ),
-            statistics: Statistics::new(archive.clone(), metrics.clone(), Background::restless()),
-            archive,
+            statistics: Statistics::new(
+                database.clone(),
+                metrics.clone(),
+                Background::unthrottled(),
+            ),
+            database,
             hot,
             metrics,
         }
@@ -88,9 +97,9 @@ impl Replica {
         self.read(key, newest).await;
         let hot = self.read(key, newest).await;
         assert_eq!(hot.source, Source::HotCopy, "a second read is served by the copy");
-        let page = archive::Page { newest, max_bytes: usize::MAX, before: None };
-        let stored = self.archive.read(key, &page).await.unwrap().messages;
-        assert_eq!(hot.messages, stored, "Redis and PostgreSQL agree to the letter");
+        let page = database::Page { newest, max_bytes: usize::MAX, before: None };
+        let stored = self.database.read(key, &page).await.unwrap().messages;
+        assert_eq!(hot.messages, stored, "Redis and PostgreSQL agree byte for byte");
         stored
     }
 }
@@ -98,7 +107,7 @@ impl Replica {
 /// A test's servers with the schema made, and one replica.
 pub(crate) async fn stores() -> (TestEnv, Replica) {
     let env = TestEnv::new().await;
-    archive(&env.database_url).migrate().await.unwrap();
+    database(&env.database_url).migrate().await.unwrap();
     let replica = Replica::of(&env);
     (env, replica)
 }
@@ -109,11 +118,11 @@ pub(crate) async fn closer(env: &TestEnv, replica: &Replica, settings: ClosingSe
     topology::declare(&endpoints).await.unwrap();
     let publisher = Publisher::new(endpoints, replica.metrics.clone());
     Closer::new(
-        replica.archive.clone(),
+        replica.database.clone(),
         replica.hot.clone(),
         publisher,
         replica.metrics.clone(),
-        Background::restless(),
+        Background::unthrottled(),
         settings,
     )
 }
@@ -123,8 +132,8 @@ pub(crate) fn at_once() -> ClosingSettings {
     ClosingSettings { grace: Duration::ZERO, ..ClosingSettings::default() }
 }
 
-pub(crate) fn archive(database_url: &str) -> Archive {
-    Archive::open(&archive::Settings {
+pub(crate) fn database(database_url: &str) -> Database {
+    Database::open(&database::Settings {
         url: database_url.to_owned(),
         application: "test".to_owned(),
         connections: 5,
@@ -134,9 +143,12 @@ pub(crate) fn archive(database_url: &str) -> Archive {
     .unwrap()
 }
 
-pub(crate) fn hot(archive: &Archive, redis_url: &str, metrics: &Metrics) -> HotStore {
+pub(crate) fn hot(database: &Database, redis_url: &str, metrics: &Metrics) -> HotStore {
     let settings = hot_store::Settings::new(Address::parse(redis_url).unwrap());
-    HotStore::open(settings, admission(archive.clone(), metrics.clone(), Fresh::random()))
+    HotStore::open(
+        settings,
+        record_server(database.clone(), metrics.clone(), RandomSource::random()),
+    )
 }
 
 /// Decodes an action as a worker does.
@@ -149,7 +161,7 @@ pub(crate) fn action_received(body: &Value, received_at: &str) -> Action {
     let context = DecodeContext {
         received_at: Timestamp::parse(received_at).unwrap(),
         max_body_bytes: DEFAULT_MAX_BODY_BYTES,
-        fresh_id: &Uuid::new_v4,
+        new_id: &Uuid::new_v4,
     };
     decode(body.to_string().as_bytes(), &Envelope::default(), &context).unwrap()
 }

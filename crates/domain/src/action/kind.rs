@@ -100,7 +100,7 @@ impl ActionKind {
 
     /// Whether it only asks. Questions may expire, are never retried and never dead-lettered.
     #[must_use]
-    pub const fn is_question(self) -> bool {
+    pub const fn is_request(self) -> bool {
         matches!(
             self,
             Self::GetContext

@@ -4,7 +4,7 @@ use serde_json::value::RawValue;
 
 use super::fault::FieldError;
 use super::fields::Fields;
-use super::outline::{fields, string};
+use super::json_fields::{fields, string};
 use crate::message::{Content, Json};
 use crate::wire;
 

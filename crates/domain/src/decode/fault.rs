@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt::{self, Display};
 
-use super::scan::path_to;
+use super::json_limits::path_to;
 use crate::failure::{DeadLetterReason, Refusal};
 
 /// The longest piece of a value that an error repeats, in characters: enough to recognise it, too

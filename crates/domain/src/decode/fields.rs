@@ -1,7 +1,7 @@
 //! The fields of a JSON object, flat or nested under `data`, as serde reads structs from.
 //!
 //! Values stay raw text until a struct asks for them by name, so nothing is parsed that nobody
-//! wants, what nobody wants is kept to the letter, and every error knows its field.
+//! wants, what nobody wants is kept byte for byte, and every error knows its field.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor};
 
 use super::fault::FieldError;
-use super::outline;
+use super::json_fields;
 use super::value::Value;
 
 /// One field, where it was found.
@@ -46,7 +46,7 @@ impl<'a> Fields<'a> {
             let data = top.remove(at).value;
             let nested = match data {
                 "null" => Vec::new(),
-                _ => outline::fields(data, "data.")
+                _ => json_fields::fields(data, "data.")
                     .ok_or_else(|| FieldError::wrong_type("data", "an object", data))?,
             };
             if top.iter().any(|field| field.name == "data") {

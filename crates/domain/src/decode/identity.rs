@@ -89,7 +89,7 @@ pub(super) fn identify(
             let id = resolved.unwrap_or_else(|| derived(evidence.key, timestamp, evidence.body));
             (id, Identity::Derived)
         }
-        (None, None) => (resolved.unwrap_or_else(|| (context.fresh_id)().into()), Identity::Random),
+        (None, None) => (resolved.unwrap_or_else(|| (context.new_id)().into()), Identity::Random),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Nothing gets lost: a field whose name the metadata has already is kept as `extra.<name>` (with
 //! as many `extra.` as it takes), and the metadata's own entry stays as it is. Without such fields
-//! the metadata is the sender's text to the letter.
+//! the metadata is the sender's text byte for byte.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::fields::Field;
-use super::outline::{fields, string, value};
+use super::json_fields::{fields, string, value};
 use crate::message::Json;
 
 /// Adds fields to the metadata.
@@ -26,7 +26,7 @@ pub(super) fn extended<'f, 'a: 'f>(
     let mut taken: HashSet<Cow<'_, str>> =
         fields(own_text, "").unwrap_or_default().into_iter().map(|field| field.name).collect();
 
-    // The own text without its closing brace, so that it stays to the letter.
+    // The own text without its closing brace, so that it stays byte for byte.
     let mut text = own_text.strip_suffix('}').unwrap_or("{").to_owned();
     for field in extras {
         let mut name = field.name.clone();

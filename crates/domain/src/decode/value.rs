@@ -10,7 +10,7 @@ use serde::de::{Deserializer, Visitor};
 use serde::forward_to_deserialize_any;
 use serde_json::Error;
 
-use super::outline;
+use super::json_fields;
 
 /// A value on its way to whoever asks for it.
 pub(super) struct Value<'f, 'de> {
@@ -40,7 +40,7 @@ impl<'de> Deserializer<'de> for Value<'_, 'de> {
     }
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match outline::string(self.text) {
+        match json_fields::string(self.text) {
             Some(Cow::Borrowed(plain)) => visitor.visit_borrowed_str(plain),
             _ => serde_json::Deserializer::from_str(self.text).deserialize_str(visitor),
         }

@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
-use crate::decode::scan::{MAX_DEPTH, number_end, string_end};
+use crate::decode::json_limits::{MAX_DEPTH, number_end, string_end};
 
 /// The canonical form of a JSON text. A text that is no JSON, or is nested deeper than any action
 /// may be, is its own.

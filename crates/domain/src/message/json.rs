@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::canonical;
 
-/// JSON kept to the letter: key order, number format and white space are the sender's.
+/// JSON kept byte for byte: key order, number format and white space are the sender's.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Json(Box<RawValue>);

@@ -19,12 +19,12 @@ pub struct Integer<const MIN: i64, const MAX: i64>(i64);
 #[serde(transparent)]
 pub struct Amount(f64);
 
-/// A JSON object, kept to the letter.
+/// A JSON object, kept byte for byte.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct JsonObject(Json);
 
-/// A JSON array, kept to the letter.
+/// A JSON array, kept byte for byte.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct JsonArray(Json);

@@ -7,7 +7,7 @@ use domain::action::{Action, ActionKind, ConversationSource, Identity};
 use domain::fixtures::{ACTIONS, FIRST_AGENTS, example};
 use domain::message::{Json, Role};
 
-use crate::support::{FRESH_ID, decoded};
+use crate::support::{NEW_ID, decoded};
 
 #[test]
 fn every_example_decodes_to_its_snapshot() {
@@ -53,7 +53,7 @@ fn what_the_first_agents_send_works_unchanged() {
     }
     let Action::SaveMessage(save) = save else { panic!("{save:?}") };
     assert_eq!(save.identity, Identity::Random);
-    assert_eq!(save.message.id.as_str(), FRESH_ID.to_string());
+    assert_eq!(save.message.id.as_str(), NEW_ID.to_string());
     assert_eq!(save.message.role, Role::Assistant);
     assert_eq!(save.message.tokens_estimate, Some(150));
     assert_eq!(save.message.model_name.as_deref(), Some("llama3-70b-8192"));

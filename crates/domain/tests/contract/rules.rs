@@ -7,7 +7,7 @@ use domain::ids::{ConversationId, MessageId};
 use domain::message::{Content, Json};
 use domain::time::Timestamp;
 
-use crate::support::{FRESH_ID, decoded, decoded_with, received_at};
+use crate::support::{NEW_ID, decoded, decoded_with, received_at};
 
 /// Decodes a message whose body has these fields more than it must have.
 fn message_with(fields: &str, envelope: &Envelope<'_>) -> Result<SaveMessage, Refusal> {
@@ -74,7 +74,7 @@ fn without_ids_and_timestamp_the_id_is_fresh_even_if_the_broker_knows_a_time() {
     let envelope = Envelope { timestamp: Some(1_767_225_600), ..Envelope::default() };
     let save = message_with("", &envelope).expect("a good message");
     assert_eq!(save.identity, Identity::Random);
-    assert_eq!(save.message.id.as_str(), FRESH_ID.to_string());
+    assert_eq!(save.message.id.as_str(), NEW_ID.to_string());
     assert_eq!(save.message.created_at, at("2026-01-01T00:00:00Z"));
 }
 
@@ -131,7 +131,7 @@ fn a_later_attempt_decides_as_the_first_one_did() {
         let context = domain::decode::DecodeContext {
             received_at: at("2027-01-01T00:00:00Z"),
             max_body_bytes: 10_000,
-            fresh_id: &|| panic!("a later attempt needs no fresh id"),
+            new_id: &|| panic!("a later attempt needs no fresh id"),
         };
         let second = domain::decode::decode(body.as_bytes(), &retry, &context);
         assert_eq!(second, Ok(Action::SaveMessage(Box::new(first))), "{fields}");
@@ -195,7 +195,7 @@ fn a_tier_may_stand_in_the_metadata() {
 }
 
 #[test]
-fn metadata_are_kept_to_the_letter_and_nothing_beside_them_is_lost() {
+fn metadata_are_kept_byte_for_byte_and_nothing_beside_them_is_lost() {
     let metadata = |fields: &str| {
         message(fields).message.metadata.map(|metadata| metadata.as_str().to_owned())
     };

@@ -8,7 +8,7 @@ use domain::time::Timestamp;
 use uuid::Uuid;
 
 /// The id that a message gets which brings nothing to be known by.
-pub(crate) const FRESH_ID: Uuid = Uuid::from_u128(0xfeed);
+pub(crate) const NEW_ID: Uuid = Uuid::from_u128(0xfeed);
 
 pub(crate) fn received_at() -> Timestamp {
     Timestamp::parse("2026-11-20T12:00:00Z").expect("a timestamp")
@@ -18,7 +18,7 @@ pub(crate) fn decoded_with(body: &[u8], envelope: &Envelope<'_>) -> Result<Actio
     let context = DecodeContext {
         received_at: received_at(),
         max_body_bytes: DEFAULT_MAX_BODY_BYTES,
-        fresh_id: &|| FRESH_ID,
+        new_id: &|| NEW_ID,
     };
     decode(body, envelope, &context)
 }

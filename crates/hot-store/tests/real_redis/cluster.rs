@@ -74,7 +74,7 @@ async fn conversations_are_spread_over_the_masters_and_served_by_each() {
     let keys: Vec<_> = conversations().iter().map(|it| key(it)).collect();
     store.drop_copies(&keys).await.unwrap();
     assert_eq!(world.keys().await, 0);
-    assert_eq!(world.reigns(), 1, "one reign, whoever looks");
+    assert_eq!(world.server_identities(), 1, "one server identity, whoever looks");
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn any_named_node_leads_to_all_of_them() {
         assert_eq!(append_to_all(&store, &message("m", 1)).await, [""; 0]);
     }
     assert!(on_nodes(&world).await.iter().all(|on_node| on_node.len() >= 10));
-    assert_eq!(world.reigns(), 1);
+    assert_eq!(world.server_identities(), 1);
 }
 
 #[tokio::test]
@@ -175,7 +175,8 @@ async fn a_cluster_with_a_slot_that_nobody_owns_is_not_used_until_somebody_does(
 }
 
 #[tokio::test]
-async fn one_master_that_restarts_empty_is_a_new_reign_and_names_its_conversations_alone() {
+async fn one_master_that_restarts_empty_is_a_new_server_identity_and_names_its_conversations_alone()
+{
     let world = world().await;
     let store = world.store();
     let conversations = conversations();
@@ -199,7 +200,7 @@ async fn one_master_that_restarts_empty_is_a_new_reign_and_names_its_conversatio
 
     node.start_empty().await.unwrap();
     up_again(&store).await;
-    assert_eq!(world.reigns(), 2, "copies on the other masters are void as well");
+    assert_eq!(world.server_identities(), 2, "copies on the other masters are void as well");
     for conversation in &conversations {
         let copy = store.read(&key(conversation), &newest(10)).await.unwrap();
         let expected = if lost.contains(conversation) { 0 } else { 3 };
@@ -208,7 +209,8 @@ async fn one_master_that_restarts_empty_is_a_new_reign_and_names_its_conversatio
 }
 
 #[tokio::test]
-async fn a_master_that_falls_silent_ends_the_connection_and_is_the_same_reign_when_it_speaks() {
+async fn a_master_that_falls_silent_ends_the_connection_and_is_the_same_server_identity_when_it_speaks()
+ {
     let world = world().await;
     let mut settings = world.settings();
     settings.response_timeout = std::time::Duration::from_millis(200);
@@ -223,11 +225,11 @@ async fn a_master_that_falls_silent_ends_the_connection_and_is_the_same_reign_wh
     assert!(store.is_known_down());
     world.nodes()[2].thaw().unwrap();
     up_again(&store).await;
-    assert_eq!(world.reigns(), 1);
+    assert_eq!(world.server_identities(), 1);
 }
 
 #[tokio::test]
-async fn a_failover_is_a_new_reign_and_so_is_the_way_back() {
+async fn a_failover_is_a_new_server_identity_and_so_is_the_way_back() {
     let world = World::cluster(Replicas::OfTheFirst).await;
     let [first, .., replica] = world.nodes() else { panic!("four nodes") };
     let store = world.store();
@@ -256,7 +258,7 @@ async fn a_failover_is_a_new_reign_and_so_is_the_way_back() {
         assert!(!named.is_empty());
         up_again(&store).await;
         assert_eq!(append_to_all(&store, &message("m", 1)).await, [""; 0]);
-        assert_eq!(world.reigns(), round + 2);
+        assert_eq!(world.server_identities(), round + 2);
     }
     for conversation in conversations() {
         let copy = store.read(&key(&conversation), &newest(10)).await.unwrap();
@@ -265,7 +267,7 @@ async fn a_failover_is_a_new_reign_and_so_is_the_way_back() {
 }
 
 #[tokio::test]
-async fn a_lagging_replica_that_is_promoted_is_a_new_reign() {
+async fn a_lagging_replica_that_is_promoted_is_a_new_server_identity() {
     let world = World::cluster(Replicas::OfTheFirst).await;
     let [first, .., replica] = world.nodes() else { panic!("four nodes") };
     let store = world.store();
@@ -292,7 +294,7 @@ async fn a_lagging_replica_that_is_promoted_is_a_new_reign() {
     })
     .await;
     up_again(&store).await;
-    assert_eq!(world.reigns(), 2);
+    assert_eq!(world.server_identities(), 2);
     for conversation in conversations() {
         let copy = store.read(&key(&conversation), &newest(10)).await.unwrap();
         let expected = if late.contains(&conversation) { &["m"][..] } else { &["m", "late"] };

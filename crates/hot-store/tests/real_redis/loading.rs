@@ -11,7 +11,7 @@ async fn a_load_takes_the_place_of_what_was_there() {
     append(&store, "c", &[message("stale", 1)]).await;
     load(&store, "c", &messages(2)).await;
     let copy = store.read(&key("c"), &newest(10)).await.unwrap();
-    assert_eq!(copy.marks, [whole()]);
+    assert_eq!(copy.markers, [whole()]);
     assert_eq!(copy.usable(NUMBERS), Ok(messages(2)));
     assert_eq!(world.raw::<usize>(&["ZCARD", &name("c")]).await, 3, "the intent is gone");
     assert!(world.raw::<i64>(&["TTL", &name("c")]).await > 80_000);
@@ -22,9 +22,12 @@ async fn a_row_that_is_appended_during_a_load_is_in_the_copy() {
     let world = World::new().await;
     let store = world.store();
     let rows = messages(3);
-    let intent = store.begin_load(&key("c")).await.unwrap();
+    let load_token = store.begin_load(&key("c")).await.unwrap();
     append(&store, "c", &rows[2..]).await;
-    assert_eq!(store.finish_load(intent, &whole(), &rows[..2]).await.unwrap(), Loaded::Accepted);
+    assert_eq!(
+        store.finish_load(load_token, &whole(), &rows[..2]).await.unwrap(),
+        Loaded::Accepted
+    );
     let copy = store.read(&key("c"), &newest(10)).await.unwrap();
     assert_eq!(copy.usable(NUMBERS), Ok(rows));
 }
@@ -34,39 +37,39 @@ async fn a_copy_that_is_being_loaded_vouches_for_nothing() {
     let world = World::new().await;
     let store = world.store();
     load(&store, "c", &messages(2)).await;
-    let intent = store.begin_load(&key("c")).await.unwrap();
+    let load_token = store.begin_load(&key("c")).await.unwrap();
     let copy = store.read(&key("c"), &newest(10)).await.unwrap();
-    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMark));
+    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMarker));
     assert!(world.raw::<i64>(&["TTL", &name("c")]).await > 80_000, "an abandoned intent expires");
-    drop(intent);
+    drop(load_token);
 }
 
 #[tokio::test]
-async fn a_key_that_vanishes_during_a_load_gets_no_mark() {
+async fn a_key_that_vanishes_during_a_load_gets_no_marker() {
     let world = World::new().await;
     let store = world.store();
-    let intent = store.begin_load(&key("c")).await.unwrap();
+    let load_token = store.begin_load(&key("c")).await.unwrap();
     world.raw::<()>(&["DEL", &name("c")]).await;
-    let loaded = store.finish_load(intent, &whole(), &messages(2)).await.unwrap();
+    let loaded = store.finish_load(load_token, &whole(), &messages(2)).await.unwrap();
     assert_eq!(loaded, Loaded::Superseded);
     assert_eq!(world.raw::<usize>(&["EXISTS", &name("c")]).await, 0, "nothing was written");
 }
 
 #[tokio::test]
-async fn a_key_that_vanishes_after_a_saver_appended_gets_no_mark() {
+async fn a_key_that_vanishes_after_a_saver_appended_gets_no_marker() {
     let world = World::new().await;
     let store = world.store();
     let rows = messages(4);
-    let intent = store.begin_load(&key("c")).await.unwrap();
+    let load_token = store.begin_load(&key("c")).await.unwrap();
     // This row is committed after the snapshot of the load, so only the copy would have had it.
     append(&store, "c", &rows[2..3]).await;
     world.raw::<()>(&["DEL", &name("c")]).await;
     append(&store, "c", &rows[3..]).await;
-    let loaded = store.finish_load(intent, &whole(), &rows[..2]).await.unwrap();
+    let loaded = store.finish_load(load_token, &whole(), &rows[..2]).await.unwrap();
     assert_eq!(loaded, Loaded::Superseded);
     let copy = store.read(&key("c"), &newest(10)).await.unwrap();
     assert_eq!(ids(&copy.messages), ["m-000003"], "the load wrote nothing");
-    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMark));
+    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMarker));
 }
 
 #[tokio::test]
@@ -79,7 +82,7 @@ async fn a_load_that_took_too_long_is_superseded_by_the_next() {
     let second = other.begin_load(&key("c")).await.unwrap();
     assert_eq!(one.finish_load(first, &whole(), &messages(1)).await.unwrap(), Loaded::Superseded);
     let copy = one.read(&key("c"), &newest(10)).await.unwrap();
-    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMark));
+    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMarker));
     assert_eq!(other.finish_load(second, &whole(), &messages(2)).await.unwrap(), Loaded::Accepted);
     let copy = one.read(&key("c"), &newest(10)).await.unwrap();
     assert_eq!(copy.usable(NUMBERS), Ok(messages(2)));
@@ -92,43 +95,43 @@ async fn of_many_loads_at_once_one_begins_and_finishes() {
     let mut begun = Vec::new();
     for store in &stores {
         match store.begin_load(&key("c")).await {
-            Ok(intent) => begun.push(intent),
+            Ok(load_token) => begun.push(load_token),
             Err(error) => assert!(matches!(error, Error::LoadUnderWay), "{error:?}"),
         }
     }
     assert_eq!(begun.len(), 1);
-    let intent = begun.pop().unwrap();
-    let loaded = stores[0].finish_load(intent, &whole(), &messages(2)).await.unwrap();
+    let load_token = begun.pop().unwrap();
+    let loaded = stores[0].finish_load(load_token, &whole(), &messages(2)).await.unwrap();
     assert_eq!(loaded, Loaded::Accepted);
     // It is over: the next may begin.
     load(&stores[1], "c", &messages(3)).await;
 }
 
 #[tokio::test]
-async fn an_intent_that_a_dead_reader_left_does_not_stop_loads_for_ever() {
+async fn an_load_token_that_a_dead_reader_left_does_not_stop_loads_for_ever() {
     let world = World::new().await;
     // From the year 2023: written by hand, so that the test need not wait.
-    let stored = include_bytes!("../../fixtures/intent-v1.bin");
+    let stored = include_bytes!("../../fixtures/load-token-v1.bin");
     world.raw_bytes::<()>(&[b"ZADD", name("c").as_bytes(), b"-inf", stored]).await;
     load(&world.store(), "c", &messages(2)).await;
     assert_eq!(world.raw::<usize>(&["ZCARD", &name("c")]).await, 3, "the old intent is gone");
 }
 
 #[tokio::test]
-async fn an_intent_keeps_its_form() {
+async fn an_load_token_keeps_its_form() {
     let world = World::new().await;
-    let intent = world.store().begin_load(&key("c")).await.unwrap();
+    let load_token = world.store().begin_load(&key("c")).await.unwrap();
     let members: Vec<Vec<u8>> = world.raw(&["ZRANGE", &name("c"), "0", "-1"]).await;
-    let stored = include_bytes!("../../fixtures/intent-v1.bin");
+    let stored = include_bytes!("../../fixtures/load-token-v1.bin");
     assert_eq!(members.len(), 1);
     assert_eq!((members[0][0], members[0].len()), (stored[0], stored.len()));
     let milliseconds = std::str::from_utf8(&members[0][17..]).unwrap();
     assert!(milliseconds.parse::<u64>().unwrap() > 1_700_000_000_000);
-    drop(intent);
+    drop(load_token);
 }
 
 #[tokio::test]
-async fn an_evicted_copy_takes_its_mark_with_it() {
+async fn an_evicted_copy_takes_its_marker_with_it() {
     let world = World::new().await;
     let store = world.store();
     load(&store, "c", &messages(10)).await;
@@ -144,7 +147,7 @@ async fn an_evicted_copy_takes_its_mark_with_it() {
     world.configure("maxmemory", "0").await;
     append(&store, "c", &messages(1)).await;
     let copy = store.read(&key("c"), &newest(10)).await.unwrap();
-    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMark));
+    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMarker));
 }
 
 #[tokio::test]

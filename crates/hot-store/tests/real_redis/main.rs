@@ -7,6 +7,6 @@ mod cluster;
 mod loading;
 mod outages;
 mod reading;
+mod scanning;
 mod slots;
 mod support;
-mod walking;

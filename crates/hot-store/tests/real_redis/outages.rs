@@ -52,12 +52,13 @@ async fn an_absent_redis_is_unavailable_and_found_once_it_is_there() {
 }
 
 #[tokio::test]
-async fn a_redis_that_comes_back_empty_has_a_new_reign_and_the_old_connection_is_dropped() {
+async fn a_redis_that_comes_back_empty_has_a_new_server_identity_and_the_old_connection_is_dropped()
+{
     let world = World::new().await;
     let store = world.store();
     load(&store, "c", &messages(2)).await;
-    let intent = store.begin_load(&key("c")).await.unwrap();
-    assert_eq!(world.reigns(), 1);
+    let load_token = store.begin_load(&key("c")).await.unwrap();
+    assert_eq!(world.server_identities(), 1);
 
     world.server().kill().await.unwrap();
     world.server().start_empty().await.unwrap();
@@ -65,9 +66,13 @@ async fn a_redis_that_comes_back_empty_has_a_new_reign_and_the_old_connection_is
     let error = store.append(&[(key("c"), vec![&row])]).await.unwrap_err();
     assert_eq!(error.conversations, [key("c")], "no connection goes on behind our back");
     ping_until_up(&store).await;
-    assert_eq!(world.reigns(), 2, "the new server was admitted under its own reign");
     assert_eq!(
-        store.finish_load(intent, &whole(), &messages(2)).await.unwrap(),
+        world.server_identities(),
+        2,
+        "the new server was admitted under its own server identity"
+    );
+    assert_eq!(
+        store.finish_load(load_token, &whole(), &messages(2)).await.unwrap(),
         Loaded::Superseded
     );
 }
@@ -196,7 +201,7 @@ async fn a_server_that_is_not_admitted_is_not_used() {
     world.record.refuses.store(true, Ordering::SeqCst);
     let row = message("m", 1);
     let error = store.append(&[(key("c"), vec![&row])]).await.unwrap_err();
-    assert!(matches!(error.cause, Error::NotAdmitted(_)), "{:?}", error.cause);
+    assert!(matches!(error.cause, Error::ServerRejected(_)), "{:?}", error.cause);
     assert_eq!(error.cause.class(), FailureClass::Unavailable);
     assert!(store.read(&key("c"), &newest(1)).await.is_err());
     assert_eq!(world.keys().await, 0);
@@ -220,7 +225,7 @@ async fn a_late_writer_compares_first_and_a_reader_need_not() {
     })
     .await;
     assert_eq!(error.conversations, [key("c")]);
-    assert!(matches!(error.cause, Error::NotAdmitted(_)), "{:?}", error.cause);
+    assert!(matches!(error.cause, Error::ServerRejected(_)), "{:?}", error.cause);
     let copy = store.read(&key("c"), &newest(1)).await.unwrap();
     assert_eq!(ids(&copy.messages), ["m"], "what is there can still be read");
     assert!(store.is_up());
@@ -240,7 +245,7 @@ async fn the_watcher_compares_again_and_again() {
         _ => Ok(()),
     })
     .await;
-    assert_eq!(world.reigns(), 1);
+    assert_eq!(world.server_identities(), 1);
     drop(guard);
 }
 
@@ -254,7 +259,7 @@ async fn the_watcher_ends_when_told_to() {
 }
 
 #[tokio::test]
-async fn a_changed_reign_drops_the_connection_and_is_admitted_anew() {
+async fn a_changed_server_identity_drops_the_connection_and_is_admitted_anew() {
     let world = World::single().await;
     let mut settings = world.settings();
     // A write relies on a comparison for twice this; no watcher runs.
@@ -270,11 +275,11 @@ async fn a_changed_reign_drops_the_connection_and_is_admitted_anew() {
         store.append(&batch).await.err().ok_or_else(|| "appended".to_owned())
     })
     .await;
-    assert_eq!(error.cause.to_string(), "Redis does not serve: its reign has changed");
+    assert_eq!(error.cause.to_string(), "Redis does not serve: its server identity has changed");
     assert!(store.is_known_down());
-    assert_eq!(world.reigns(), 1, "not admitted on the old connection");
+    assert_eq!(world.server_identities(), 1, "not admitted on the old connection");
     store.append(&batch).await.unwrap();
-    assert_eq!(world.reigns(), 2);
+    assert_eq!(world.server_identities(), 2);
 }
 
 #[tokio::test]
@@ -289,7 +294,7 @@ async fn the_watcher_notices_a_demotion_while_nobody_calls() {
     becomes(&store, Health::Down).await;
     world.raw::<()>(&["REPLICAOF", "NO", "ONE"]).await;
     becomes(&store, Health::Up).await;
-    assert_eq!(world.reigns(), 2);
+    assert_eq!(world.server_identities(), 2);
     drop(guard);
 }
 
@@ -309,7 +314,7 @@ async fn a_demoted_master_is_refused_until_it_rules_again() {
     assert_eq!(error.class(), FailureClass::Unavailable);
     world.raw::<()>(&["REPLICAOF", "NO", "ONE"]).await;
     ping_until_up(&store).await;
-    assert_eq!(world.reigns(), 2);
+    assert_eq!(world.server_identities(), 2);
     store.append(&batch).await.unwrap();
 }
 

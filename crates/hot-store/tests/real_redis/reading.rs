@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use domain::message::Message;
-use hot_store::{DecodeError, Extent, Floor, Mark, Miss, Numbers, Window};
+use hot_store::{CompleteFrom, CompletenessMarker, DecodeError, Extent, Miss, Numbers, Window};
 
 #[tokio::test]
 async fn a_copy_that_was_only_appended_to_is_never_complete() {
@@ -12,18 +12,18 @@ async fn a_copy_that_was_only_appended_to_is_never_complete() {
     let copy = store.read(&key("c"), &newest(2)).await.unwrap();
     assert_eq!(copy.messages.len(), 2);
     assert_eq!(copy.complete_from(NUMBERS), None);
-    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMark));
+    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMarker));
 }
 
 #[tokio::test]
 async fn a_conversation_without_a_copy_is_a_miss_and_not_an_empty_one() {
     let world = World::new().await;
     let copy = world.store().read(&key("c"), &newest(2)).await.unwrap();
-    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMark));
+    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMarker));
 }
 
 #[tokio::test]
-async fn a_mark_with_other_numbers_is_not_accepted() {
+async fn a_marker_with_other_numbers_is_not_accepted() {
     let world = World::new().await;
     let store = world.store();
     load(&store, "c", &messages(3)).await;
@@ -71,15 +71,18 @@ async fn nothing_below_the_floor_is_used() {
     let world = World::new().await;
     let store = world.store();
     let rows = messages(10);
-    let mark = Mark { numbers: NUMBERS, floor: Floor::At(rows[5].position()) };
-    let intent = store.begin_load(&key("c")).await.unwrap();
-    store.finish_load(intent, &mark, &rows[5..]).await.unwrap();
+    let marker = CompletenessMarker {
+        numbers: NUMBERS,
+        complete_from: CompleteFrom::At(rows[5].position()),
+    };
+    let load_token = store.begin_load(&key("c")).await.unwrap();
+    store.finish_load(load_token, &marker, &rows[5..]).await.unwrap();
     // A late row, far below: its neighbours are not there.
     append(&store, "c", &rows[..1]).await;
     let read = async |count| store.read(&key("c"), &newest(count)).await.unwrap().usable(NUMBERS);
     assert_eq!(read(5).await, Ok(rows[5..].to_vec()));
-    assert_eq!(read(6).await, Err(Miss::BelowFloor));
-    assert_eq!(read(100).await, Err(Miss::BelowFloor));
+    assert_eq!(read(6).await, Err(Miss::BeforeCompleteFrom));
+    assert_eq!(read(100).await, Err(Miss::BeforeCompleteFrom));
 }
 
 #[tokio::test]

@@ -112,7 +112,11 @@ async fn slots_that_move_while_savers_append_cost_the_moved_conversations_and_lo
         assert_eq!(append_to_all(store, &message("first", 1)).await, [""; 0]);
     }
     let (one, two, ()) = tokio::join!(saver(&stores[0], 0), saver(&stores[1], 1), moves);
-    assert!(world.reigns() >= 5, "each move is another reign: {}", world.reigns());
+    assert!(
+        world.server_identities() >= 5,
+        "each move is another server identity: {}",
+        world.server_identities()
+    );
     for kept in [one, two] {
         for (conversation, rows) in kept {
             assert!(rows.len() >= 5, "{conversation}: {rows:?}");
@@ -146,19 +150,19 @@ async fn while_a_slot_is_handed_over_only_its_missing_keys_are_refused() {
     assert!(matches!(error, Error::Refusing(_)), "{error:?}");
     assert_eq!(world.keys().await, 1, "its neighbours are dropped all the same");
     assert!(store.is_up(), "the connection is not at fault");
-    assert_eq!(world.reigns(), 1);
+    assert_eq!(world.server_identities(), 1);
 
     slot.finish(&world).await;
     let error = store.read(&key("c-1"), &newest(10)).await.unwrap_err();
     assert!(matches!(error, Error::NotServing(_)), "{error:?}");
     up_again(&store).await;
-    assert_eq!(world.reigns(), 2);
+    assert_eq!(world.server_identities(), 2);
     let copy = store.read(&key("c-1"), &newest(10)).await.unwrap();
     assert_eq!(ids(&copy.messages), ["m-000000", "m-000001", "here"]);
 }
 
 #[tokio::test]
-async fn a_copy_that_a_broken_off_move_left_behind_is_under_another_reign() {
+async fn a_copy_that_a_broken_off_move_left_behind_is_under_another_server_identity() {
     let world = world().await;
     let store = world.store();
     load(&store, "c-1", &messages(2)).await;
@@ -172,21 +176,21 @@ async fn a_copy_that_a_broken_off_move_left_behind_is_under_another_reign() {
     up_again(&store).await;
     let copy = store.read(&key("c-1"), &newest(10)).await.unwrap();
     assert_eq!(copy.usable(NUMBERS), Ok(messages(2)), "with a mark, and without a row");
-    assert_eq!(world.reigns(), 2, "so the numbers of that mark no longer hold");
+    assert_eq!(world.server_identities(), 2, "so the numbers of that mark no longer hold");
 }
 
 #[tokio::test]
 async fn a_load_that_a_slot_leaves_behind_is_superseded() {
     let world = world().await;
     let store = world.store();
-    let intent = store.begin_load(&key("c-1")).await.unwrap();
+    let load_token = store.begin_load(&key("c-1")).await.unwrap();
     let slot = Move::begin(&world, "c-1").await;
     slot.migrate("c-1", &[]).await;
     slot.finish(&world).await;
     store.read(&key("c-1"), &newest(1)).await.unwrap_err();
     up_again(&store).await;
-    let loaded = store.finish_load(intent, &whole(), &messages(2)).await.unwrap();
+    let loaded = store.finish_load(load_token, &whole(), &messages(2)).await.unwrap();
     assert_eq!(loaded, Loaded::Superseded);
     let copy = store.read(&key("c-1"), &newest(10)).await.unwrap();
-    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMark));
+    assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMarker));
 }

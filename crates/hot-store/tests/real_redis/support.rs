@@ -10,7 +10,10 @@ use std::time::Duration;
 use domain::ids::{ConversationId, ConversationKey, MessageId, TenantId};
 use domain::message::{Content, Message, Position, Role};
 use domain::time::Timestamp;
-use hot_store::{Address, Floor, HotStore, Loaded, Mark, Numbers, Reign, Settings, Window};
+use hot_store::{
+    Address, CompleteFrom, CompletenessMarker, HotStore, Loaded, Numbers, ServerIdentity, Settings,
+    Window,
+};
 use redis::{FromRedisValue, ServerErrorKind};
 use testkit::environment::own_redis;
 use testkit::servers::{Kind, Node, Replicas, Server, Servers};
@@ -20,18 +23,18 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) const NUMBERS: Numbers = Numbers { epoch: 7, generation: -8 };
 
-/// A private Redis and a record of reigns, as PostgreSQL would keep it.
+/// A private Redis and a record of server identities, as PostgreSQL would keep it.
 pub(crate) struct World {
     servers: Servers,
     pub(crate) record: Arc<Record>,
 }
 
-/// What `admit` was asked, and what it answers.
+/// What `check_server` was asked, and what it answers.
 #[derive(Default)]
 pub(crate) struct Record {
     pub(crate) asked: AtomicUsize,
     pub(crate) refuses: AtomicBool,
-    pub(crate) reigns: Mutex<BTreeSet<String>>,
+    pub(crate) server_identities: Mutex<BTreeSet<String>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -75,14 +78,14 @@ impl World {
 
     pub(crate) fn store_with(&self, settings: Settings) -> HotStore {
         let record = self.record.clone();
-        HotStore::open(settings, move |reign: Reign| {
+        HotStore::open(settings, move |server_identity: ServerIdentity| {
             let record = record.clone();
             async move {
                 record.asked.fetch_add(1, Ordering::SeqCst);
                 if record.refuses.load(Ordering::SeqCst) {
                     return Err(RecordIsAway);
                 }
-                record.reigns.lock().unwrap().insert(reign.to_string());
+                record.server_identities.lock().unwrap().insert(server_identity.to_string());
                 Ok(())
             }
         })
@@ -125,8 +128,8 @@ impl World {
         self.record.asked.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn reigns(&self) -> usize {
-        self.record.reigns.lock().unwrap().len()
+    pub(crate) fn server_identities(&self) -> usize {
+        self.record.server_identities.lock().unwrap().len()
     }
 }
 
@@ -199,14 +202,14 @@ pub(crate) fn position(id: &str, micros: i64) -> Position {
     message(id, micros).position()
 }
 
-pub(crate) fn whole() -> Mark {
-    Mark { numbers: NUMBERS, floor: Floor::Beginning }
+pub(crate) fn whole() -> CompletenessMarker {
+    CompletenessMarker { numbers: NUMBERS, complete_from: CompleteFrom::Beginning }
 }
 
 /// Loads a whole conversation.
 pub(crate) async fn load(store: &HotStore, conversation: &str, messages: &[Message]) {
-    let intent = store.begin_load(&key(conversation)).await.unwrap();
-    let loaded = store.finish_load(intent, &whole(), messages).await.unwrap();
+    let load_token = store.begin_load(&key(conversation)).await.unwrap();
+    let loaded = store.finish_load(load_token, &whole(), messages).await.unwrap();
     assert_eq!(loaded, Loaded::Accepted);
 }
 

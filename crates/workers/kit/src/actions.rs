@@ -19,11 +19,11 @@ impl Decoder {
     /// # Errors
     /// The refusal that becomes the reason of its dead letter.
     pub fn decode(&self, delivery: &Delivery) -> Result<Action, Refusal> {
-        crash_points::shown(&delivery.body);
+        failpoints::shown(&delivery.body);
         let context = DecodeContext {
             received_at: delivery.received_at,
             max_body_bytes: self.max_body_bytes,
-            fresh_id: &Uuid::new_v4,
+            new_id: &Uuid::new_v4,
         };
         decode(&delivery.body, &delivery.envelope(), &context)
     }

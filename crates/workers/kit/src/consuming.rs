@@ -5,7 +5,7 @@ use std::time::Duration;
 use broker::inspect::Inspector;
 use broker::{Consumer, ConsumerState, Endpoints, Handler, Settings, Source};
 use domain::causes::with_causes;
-use domain::failure::Store;
+use domain::failure::Dependency;
 use service::{Check, Service};
 
 use crate::Stores;
@@ -77,7 +77,7 @@ pub(crate) fn watch_broker(service: &Service, endpoints: &Endpoints, check: Chec
         async move {
             while !stopping.is_cancelled() {
                 let fault = inspector.probe().await.err().map(|error| with_causes(&error));
-                tell(&check, &metrics, Store::RabbitMq, fault);
+                tell(&check, &metrics, Dependency::RabbitMq, fault);
                 pause(PROBE_EVERY, &stopping).await;
             }
             Ok(())

@@ -6,13 +6,13 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use archive::{Archive, SchemaError};
 use backon::{ExponentialBuilder, Retryable as _};
 use broker::topology::{self, TopologyError};
 use broker::{Endpoints, Publisher};
-use conversation::{Fresh, admission};
+use conversation::{RandomSource, record_server};
+use database::{Database, SchemaError};
 use domain::causes::with_causes;
-use domain::failure::{FailureClass, Store};
+use domain::failure::{Dependency, FailureClass};
 use hot_store::{Address, Health, HotStore};
 use metrics::{Gauge, Metrics};
 use service::settings::{ServerUrl, StoreSettings};
@@ -30,7 +30,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Stores {
     /// PostgreSQL.
-    pub archive: Archive,
+    pub database: Database,
     /// Redis.
     pub hot: HotStore,
     /// RabbitMQ's addresses.
@@ -38,7 +38,7 @@ pub struct Stores {
     /// A publisher with a connection of its own.
     pub publisher: Publisher,
     /// The source of generations and epochs.
-    pub fresh: Fresh,
+    pub random: RandomSource,
 }
 
 impl Stores {
@@ -49,7 +49,7 @@ impl Stores {
     /// A server answers and is not what the fleet needs.
     pub async fn open(service: &Service, settings: &StoreSettings) -> anyhow::Result<Self> {
         let metrics = service.metrics();
-        let archive = Archive::open(&archive::Settings {
+        let database = Database::open(&database::Settings {
             url: settings.connections.database.database_url.expose().to_owned(),
             application: service.process().name().to_owned(),
             connections: settings.database_connections,
@@ -57,9 +57,9 @@ impl Stores {
             lock_time_out: settings.database_lock_timeout,
         })
         .context("DATABASE_URL cannot be used")?;
-        watch_archive(service, &archive);
+        watch_database(service, &database);
 
-        let fresh = Fresh::random();
+        let random = RandomSource::random();
         let address = Address::parse(&joined(&settings.connections.redis.redis_url))
             .context("REDIS_URL cannot be used")?;
         let hot = HotStore::open(
@@ -68,7 +68,7 @@ impl Stores {
                 response_timeout: settings.redis_timeout,
                 ..hot_store::Settings::new(address)
             },
-            admission(archive.clone(), metrics.clone(), fresh.clone()),
+            record_server(database.clone(), metrics.clone(), random.clone()),
         );
         watch_hot(service, &hot);
 
@@ -78,9 +78,9 @@ impl Stores {
 
         // Side by side: `/readyz` names every server that is away, not just the first one.
         let broker = service.check("rabbitmq");
-        tokio::try_join!(verify_schema(&archive), verify_topology(&endpoints, &broker, metrics))?;
+        tokio::try_join!(verify_schema(&database), verify_topology(&endpoints, &broker, metrics))?;
         crate::consuming::watch_broker(service, &endpoints, broker);
-        Ok(Self { archive, hot, endpoints, publisher, fresh })
+        Ok(Self { database, hot, endpoints, publisher, random })
     }
 }
 
@@ -88,9 +88,9 @@ fn joined(urls: &[ServerUrl]) -> String {
     urls.iter().map(ServerUrl::expose).collect::<Vec<_>>().join(",")
 }
 
-async fn verify_schema(archive: &Archive) -> anyhow::Result<()> {
+async fn verify_schema(database: &Database) -> anyhow::Result<()> {
     let away = |error: &SchemaError| matches!(error, SchemaError::Database(e) if e.class() == FailureClass::Unavailable);
-    (|| archive.verify_schema())
+    (|| database.verify_schema())
         .retry(pauses())
         .when(away)
         .notify(|error, pause| {
@@ -111,7 +111,7 @@ async fn verify_topology(
         .notify(|error, pause| {
             let error = with_causes(error);
             tracing::warn!(error, ?pause, "waiting for RabbitMQ");
-            tell(check, metrics, Store::RabbitMq, Some(error));
+            tell(check, metrics, Dependency::RabbitMq, Some(error));
         })
         .await
         .context("run `verbatim setup`, or see `verbatim queues`")
@@ -126,23 +126,28 @@ fn pauses() -> ExponentialBuilder {
 }
 
 /// Says of a store whether it is there, in `/readyz` and in the metrics alike.
-pub(crate) fn tell(check: &Check, metrics: &Metrics, store: Store, fault: Option<String>) {
-    metrics.set(Gauge::StoreUp { store }, if fault.is_none() { 1.0 } else { 0.0 });
+pub(crate) fn tell(
+    check: &Check,
+    metrics: &Metrics,
+    dependency: Dependency,
+    fault: Option<String>,
+) {
+    metrics.set(Gauge::DependencyUp { dependency }, if fault.is_none() { 1.0 } else { 0.0 });
     match fault {
         None => check.ready(),
         Some(reason) => check.not_ready(reason),
     }
 }
 
-fn watch_archive(service: &Service, archive: &Archive) {
+fn watch_database(service: &Service, database: &Database) {
     let (check, metrics) = (service.check("postgresql"), service.metrics().clone());
-    let archive = archive.clone();
+    let database = database.clone();
     service.support("postgresql-check", move |stopping| {
-        let (check, metrics, archive) = (check.clone(), metrics.clone(), archive.clone());
+        let (check, metrics, database) = (check.clone(), metrics.clone(), database.clone());
         async move {
             while !stopping.is_cancelled() {
-                let fault = archive.probe().await.err().map(|error| with_causes(&error));
-                tell(&check, &metrics, Store::PostgreSql, fault);
+                let fault = database.probe().await.err().map(|error| with_causes(&error));
+                tell(&check, &metrics, Dependency::PostgreSql, fault);
                 pause(PROBE_EVERY, &stopping).await;
             }
             Ok(())
@@ -173,7 +178,7 @@ fn watch_hot(service: &Service, hot: &HotStore) {
                     Health::Untried => Some("not connected yet".to_owned()),
                     Health::Down => Some(why_down(&hot, &stopping).await),
                 };
-                tell(&check, &metrics, Store::Redis, fault);
+                tell(&check, &metrics, Dependency::Redis, fault);
                 tokio::select! {
                     // In this order: the watch above ends by the same token, and takes the channel
                     // with it; that is no failure.

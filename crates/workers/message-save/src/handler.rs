@@ -1,8 +1,8 @@
 //! The work of `conversation.save_message`.
 
-use archive::Archive;
 use broker::{Delivery, Handler, Replier};
 use conversation::Saver;
+use database::Database;
 use domain::action::{Action, SaveMessage};
 use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Done, Outcome, Refusal, Unavailable};
@@ -13,7 +13,7 @@ use worker::Decoder;
 #[derive(Clone)]
 pub(crate) struct SaveMessages {
     pub(crate) saver: Saver,
-    pub(crate) archive: Archive,
+    pub(crate) database: Database,
     pub(crate) decoder: Decoder,
     pub(crate) replier: Replier,
 }
@@ -49,7 +49,7 @@ impl Handler for SaveMessages {
     }
 
     async fn probe(&self) -> Result<(), Unavailable> {
-        self.archive.probe().await.map_err(Into::into)
+        self.database.probe().await.map_err(Into::into)
     }
 }
 

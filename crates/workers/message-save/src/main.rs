@@ -28,15 +28,15 @@ fn main() -> ExitCode {
 
 async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let stores = Stores::open(&service, &settings.stores).await?;
-    let archive = stores.archive.clone().saving_as(service.process().name(), instance());
+    let database = stores.database.clone().saving_as(service.process().name(), instance());
     let handler = SaveMessages {
         saver: Saver::new(
-            archive,
+            database,
             stores.hot.clone(),
             service.metrics().clone(),
-            stores.fresh.clone(),
+            stores.random.clone(),
         ),
-        archive: stores.archive.clone(),
+        database: stores.database.clone(),
         decoder: Decoder { max_body_bytes: settings.consuming.max_body_bytes },
         replier: Replier::new(stores.endpoints.clone()),
     };

@@ -1,8 +1,8 @@
 //! The work of `conversation.session`.
 
-use archive::Archive;
 use broker::{Delivery, Handler};
 use conversation::Sessions;
+use database::Database;
 use domain::action::Action;
 use domain::envelope::Resolved;
 use domain::failure::{Outcome, Refusal, Unavailable};
@@ -12,7 +12,7 @@ use worker::Decoder;
 #[derive(Clone)]
 pub(crate) struct RecordSessions {
     pub(crate) sessions: Sessions,
-    pub(crate) archive: Archive,
+    pub(crate) database: Database,
     pub(crate) decoder: Decoder,
 }
 
@@ -32,6 +32,6 @@ impl Handler for RecordSessions {
     }
 
     async fn probe(&self) -> Result<(), Unavailable> {
-        self.archive.probe().await.map_err(Into::into)
+        self.database.probe().await.map_err(Into::into)
     }
 }

@@ -38,16 +38,16 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let background = background(&settings.background)?;
     let handler = RecordSessions {
         sessions: Sessions::new(
-            stores.archive.clone(),
+            stores.database.clone(),
             service.metrics().clone(),
-            stores.fresh.clone(),
+            stores.random.clone(),
             background.clone(),
         ),
-        archive: stores.archive.clone(),
+        database: stores.database.clone(),
         decoder: Decoder { max_body_bytes: settings.consuming.max_body_bytes },
     };
     let closer = Closer::new(
-        stores.archive.clone(),
+        stores.database.clone(),
         stores.hot.clone(),
         stores.publisher.clone(),
         service.metrics().clone(),

@@ -7,13 +7,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use archive::Archive;
 use broker::inspect::Inspector;
 use broker::topology::WorkQueue;
+use database::Database;
 use domain::causes::with_causes;
 use domain::clock::Clock;
 use domain::failure::DeadLetterReason;
-use metrics::{Counted, Gauge, Letter, Metrics, QueueState};
+use metrics::{Counted, DeadLetterState, Gauge, Metrics, QueueState};
 use service::Service;
 use worker::Stores;
 
@@ -22,7 +22,7 @@ pub(crate) fn run(service: &Service, stores: &Stores, grace: Duration, interval:
     let stores = stores.clone();
     let (metrics, clock) = (service.metrics().clone(), service.clock().clone());
     service.supervise("gauges", move |stopping| {
-        let (archive, metrics, clock) = (stores.archive.clone(), metrics.clone(), clock.clone());
+        let (database, metrics, clock) = (stores.database.clone(), metrics.clone(), clock.clone());
         let mut queues = Queues::of(Inspector::new(stores.endpoints.clone()));
         async move {
             while !stopping.is_cancelled() {
@@ -32,7 +32,7 @@ pub(crate) fn run(service: &Service, stores: &Stores, grace: Duration, interval:
                         tracing::warn!(error = with_causes(&error), "queues were not counted");
                     }
                 }
-                match count_rows(&archive, &metrics, grace).await {
+                match count_rows(&database, &metrics, grace).await {
                     Ok(()) => counted(Counted::Rows, &metrics, &clock),
                     Err(error) => tracing::warn!(
                         error = with_causes(&error),
@@ -68,8 +68,10 @@ impl Queues {
             let state = QueueState::Ready;
             metrics.set(Gauge::QueueMessages { queue, state }, f64::from(ready));
             metrics.set(Gauge::QueueConsumers { queue }, f64::from(consumers));
-            if let Some(home) = WorkQueue::ALL.into_iter().find(|home| home.dlq() == queue) {
-                let (queue, reason) = (home.name(), Letter::InQueue);
+            if let Some(reroute_copy) =
+                WorkQueue::ALL.into_iter().find(|reroute_copy| reroute_copy.dlq() == queue)
+            {
+                let (queue, reason) = (reroute_copy.name(), DeadLetterState::InQueue);
                 metrics.set(Gauge::DeadLetters { queue, reason }, f64::from(ready));
             }
         }
@@ -95,22 +97,23 @@ fn counted(what: Counted, metrics: &Metrics, clock: &Clock) {
 }
 
 async fn count_rows(
-    archive: &Archive,
+    database: &Database,
     metrics: &Metrics,
     grace: Duration,
-) -> Result<(), archive::Error> {
-    let open = archive.open_dead_letters().await?;
+) -> Result<(), database::Error> {
+    let open = database.open_dead_letters().await?;
     for queue in WorkQueue::ALL {
         for reason in DeadLetterReason::ALL {
-            let letters = open
+            let dead_letters = open
                 .iter()
                 .find(|row| row.queue == queue.name() && row.reason == reason.as_str())
-                .map_or(0, |row| row.letters);
-            let gauge = Gauge::DeadLetters { queue: queue.name(), reason: Letter::Stored(reason) };
-            metrics.set(gauge, as_value(letters));
+                .map_or(0, |row| row.dead_letters);
+            let gauge =
+                Gauge::DeadLetters { queue: queue.name(), reason: DeadLetterState::Stored(reason) };
+            metrics.set(gauge, as_value(dead_letters));
         }
     }
-    let (active, lag) = archive.close_backlog(grace).await?;
+    let (active, lag) = database.close_backlog(grace).await?;
     metrics.set(Gauge::ConversationsActive, as_value(active));
     metrics.set(Gauge::CloseLag, lag.as_secs_f64());
     Ok(())

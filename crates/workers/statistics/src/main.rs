@@ -1,11 +1,11 @@
 //! `statistics-worker`: computes statistics, keeps dead letters, sends home what lost its way, and
 //! exports gauges of what the fleet shares.
 
+mod collector;
+mod dead_letter;
 mod gauges;
-mod hints;
-mod home;
-mod keeper;
-mod letter;
+mod refresh_triggers;
+mod reroute;
 mod unrouted;
 
 use std::process::ExitCode;
@@ -20,9 +20,9 @@ use service::settings::{
 use service::{Process, Service};
 use worker::{Decoder, Stores, background, consume, pace};
 
-use crate::hints::Hints;
-use crate::keeper::Keeper;
-use crate::unrouted::SendHome;
+use crate::collector::DeadLetterCollector;
+use crate::refresh_triggers::RefreshTriggers;
+use crate::unrouted::RerouteUnrouted;
 
 #[derive(Debug, clap::Args)]
 struct Settings {
@@ -57,25 +57,25 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let decoder = Decoder { max_body_bytes: settings.consuming.max_body_bytes };
 
     let background = background(&settings.background)?;
-    let statistics = Statistics::new(stores.archive.clone(), metrics.clone(), background);
-    let hints = Hints::new(stores.archive.clone());
-    hints.refresh_when_asked(&service, statistics, settings.statistics_interval);
-    consume(&service, &stores, Source::work(WorkQueue::Statistics), pace.clone(), hints);
+    let statistics = Statistics::new(stores.database.clone(), metrics.clone(), background);
+    let triggers = RefreshTriggers::new(stores.database.clone());
+    triggers.refresh_when_asked(&service, statistics, settings.statistics_interval);
+    consume(&service, &stores, Source::work(WorkQueue::Statistics), pace.clone(), triggers);
 
     for queue in WorkQueue::ALL {
-        let keeper = Keeper {
+        let collector = DeadLetterCollector {
             queue,
-            archive: stores.archive.clone(),
+            database: stores.database.clone(),
             publisher: stores.publisher.clone(),
             metrics: metrics.clone(),
             decoder,
         };
-        keeper.count_from_zero();
-        consume(&service, &stores, Source::dead_letters(queue), pace.clone(), keeper);
+        collector.count_from_zero();
+        consume(&service, &stores, Source::dead_letters(queue), pace.clone(), collector);
     }
-    let send_home =
-        SendHome { publisher: stores.publisher.clone(), metrics: metrics.clone(), decoder };
-    consume(&service, &stores, Source::work(WorkQueue::Unrouted), pace, send_home);
+    let reroute =
+        RerouteUnrouted { publisher: stores.publisher.clone(), metrics: metrics.clone(), decoder };
+    consume(&service, &stores, Source::work(WorkQueue::Unrouted), pace, reroute);
     gauges::run(&service, &stores, settings.closing.close_grace, settings.gauge_interval);
     Ok(())
 }

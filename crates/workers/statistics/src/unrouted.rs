@@ -9,23 +9,23 @@ use broker::{Delivery, Handler, Publisher};
 use domain::action::ActionKind;
 use domain::envelope::Resolved;
 use domain::failure::{Done, Outcome, Refusal, Unavailable};
-use metrics::{Counter, Metrics, SentBack};
+use metrics::{Counter, Metrics, RerouteCause};
 use worker::Decoder;
 
-use crate::home::{Homebound, send_home};
+use crate::reroute::{ReroutedCopy, reroute};
 
 /// Sends known actions home.
 #[derive(Clone)]
-pub(crate) struct SendHome {
+pub(crate) struct RerouteUnrouted {
     pub(crate) publisher: Publisher,
     pub(crate) metrics: Metrics,
     pub(crate) decoder: Decoder,
 }
 
-impl Handler for SendHome {
-    type Item = Homebound;
+impl Handler for RerouteUnrouted {
+    type Item = ReroutedCopy;
 
-    fn decode(&self, delivery: &Delivery) -> Result<Homebound, Refusal> {
+    fn decode(&self, delivery: &Delivery) -> Result<ReroutedCopy, Refusal> {
         // The body says what it is; the routing key is what went wrong.
         let (kind, resolved) = match self.decoder.decode(delivery) {
             Ok(action) => (action.kind(), action.resolved()),
@@ -33,19 +33,19 @@ impl Handler for SendHome {
                 (ActionKind::parse(&delivery.origin().routing_key).ok_or(refusal)?, None)
             }
         };
-        Ok(Homebound::new(delivery, queue_of(kind), resolved))
+        Ok(ReroutedCopy::new(delivery, queue_of(kind), resolved))
     }
 
-    fn resolved(&self, item: &Homebound) -> Option<Resolved> {
+    fn resolved(&self, item: &ReroutedCopy) -> Option<Resolved> {
         item.resolved()
     }
 
     /// Publishes each to its queue, once: while a queue is missing the batch is held.
-    async fn handle(&self, items: &[Homebound]) -> Result<Vec<Outcome>, Unavailable> {
-        let (queue, cause) = (WorkQueue::Unrouted.name(), SentBack::Unrouted);
-        let counter = Counter::DeadLettersSentBack { queue, cause };
+    async fn handle(&self, items: &[ReroutedCopy]) -> Result<Vec<Outcome>, Unavailable> {
+        let (queue, cause) = (WorkQueue::Unrouted.name(), RerouteCause::Unrouted);
+        let counter = Counter::MessagesRerouted { queue, cause };
         let copies: Vec<_> = items.iter().collect();
-        send_home(&copies, &self.publisher, &self.metrics, counter).await?;
+        reroute(&copies, &self.publisher, &self.metrics, counter).await?;
         Ok(vec![Outcome::Done(Done::Applied); items.len()])
     }
 

@@ -33,7 +33,7 @@ pub(crate) async fn consume(channel: &Channel) -> Result<Consumer> {
 }
 
 /// Adds what has come already, up to a batch.
-pub(crate) fn take_what_is_here(stream: &mut Consumer, batch: &mut Vec<Delivery>) -> Result<()> {
+pub(crate) fn drain_ready(stream: &mut Consumer, batch: &mut Vec<Delivery>) -> Result<()> {
     while batch.len() < BATCH {
         let Some(Some(delivery)) = stream.next().now_or_never() else { break };
         batch.push(delivery?);

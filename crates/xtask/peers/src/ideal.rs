@@ -21,7 +21,7 @@ use sqlx::{Connection as _, PgConnection, Postgres};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-use crate::broker::{Acknowledged, BATCH, IN_FLIGHT, connect, consume, take_what_is_here};
+use crate::broker::{Acknowledged, BATCH, IN_FLIGHT, connect, consume, drain_ready};
 use crate::masters::Masters;
 
 /// How long a batch waits for company while others are under way, as with the worker's default.
@@ -62,7 +62,7 @@ pub(crate) async fn run(amqp_url: &str, stores: &Stores) -> Result<()> {
         if batch.is_empty() {
             due = Instant::now() + LINGER;
         }
-        take_what_is_here(&mut stream, &mut batch)?;
+        drain_ready(&mut stream, &mut batch)?;
         let (full, room) = (batch.len() == BATCH, in_flight.len() < IN_FLIGHT);
         let waited = !batch.is_empty() && (in_flight.is_empty() || Instant::now() >= due);
         if room && (full || waited) {

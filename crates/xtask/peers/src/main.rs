@@ -2,7 +2,7 @@
 //!
 //! `null` consumes and acknowledges: the floor that RabbitMQ, the AMQP client and the kernel set.
 //! `ideal` does the least that any correct save worker must do with these three servers. Neither
-//! validates, retries, supervises or survives anything: they are yardsticks, not examples. Both go
+//! validates, retries, supervises or survives anything: they are baselines, not examples. Both go
 //! on until they are told to end (SIGTERM), and say on standard output how much they have acknowledged.
 
 mod body;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use futures_util::StreamExt;
 
-use crate::broker::{Acknowledged, connect, consume, take_what_is_here};
+use crate::broker::{Acknowledged, connect, consume, drain_ready};
 
 pub(crate) async fn run(amqp_url: &str) -> Result<()> {
     let (_connection, channel) = connect(amqp_url).await?;
@@ -11,7 +11,7 @@ pub(crate) async fn run(amqp_url: &str) -> Result<()> {
     let mut acknowledged = Acknowledged::default();
     while let Some(first) = stream.next().await {
         let mut batch = vec![first?];
-        take_what_is_here(&mut stream, &mut batch)?;
+        drain_ready(&mut stream, &mut batch)?;
         acknowledged.up_to_last_of(&batch).await?;
     }
     Ok(())

@@ -52,7 +52,7 @@ enum Before {
     /// One message of each conversation: all of them exist and are active.
     Conversations,
     /// Two million messages of other conversations.
-    FullArchive,
+    FullDatabase,
 }
 
 /// Scenes that differ in one thing, which is to change the worker's cost by 15 % at most.
@@ -94,7 +94,7 @@ fn groups(messages: u64, deep: bool) -> Vec<Group> {
         },
     ];
     if deep {
-        let full = Scene { name: "2 000 000", before: Before::FullArchive, ..usual };
+        let full = Scene { name: "2 000 000", before: Before::FullDatabase, ..usual };
         let empty = Scene { name: "0", ..usual };
         groups.push(Group { name: "messages in the archive", scenes: vec![empty, full] });
     }
@@ -142,7 +142,7 @@ async fn play(ground: &Ground, scene: &Scene, messages: u64) -> Result<Drain> {
             drain(ground, Contestant::Worker, 1, &first).await?;
             load.from = conversations;
         }
-        Before::FullArchive => fill(ground).await?,
+        Before::FullDatabase => fill(ground).await?,
     }
     drain(ground, Contestant::Worker, workers, &load).await
 }

@@ -149,7 +149,7 @@ async fn counted(stage: &Stage, session: &Session) -> Result<()> {
 async fn dead_letter(stage: &Stage, run: &str) -> Result<String> {
     let letter = until("the dead letter", LIMIT, async || {
         let letters = stage.ask(&["dead-letters", "list"]).await.map_err(|e| e.to_string())?;
-        let ours = letters["letters"].as_array().into_iter().flatten().find(|letter| {
+        let ours = letters["dead_letters"].as_array().into_iter().flatten().find(|letter| {
             letter["session_id"].as_str().is_some_and(|session| session.ends_with(run))
         });
         ours.and_then(|letter| letter["id"].as_str().map(str::to_owned))

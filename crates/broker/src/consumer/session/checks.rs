@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::phase::{Next, Phase};
+use super::phase::{AfterCancel, Phase};
 use super::{End, Session};
 use crate::Handler;
 use crate::inspect;
@@ -16,11 +16,11 @@ pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 
 impl<H: Handler> Session<H> {
     pub(super) async fn check(&mut self) -> Result<(), End> {
-        self.shared.observer.holds(self.ledger.len());
+        self.shared.observer.holds(self.unacked.len());
         if !self.channel.status().connected() || !self.connection.is_open() {
             return Err(End::ChannelDied);
         }
-        let waits = self.hold.is_some() || matches!(self.phase, Phase::Dry(_));
+        let waits = self.hold.is_some() || matches!(self.phase, Phase::Stopped(_));
         if waits {
             self.last_progress = Instant::now();
             return Ok(());
@@ -33,15 +33,15 @@ impl<H: Handler> Session<H> {
     /// no answer, and this notices it sooner than heartbeats do.
     async fn check_progress(&mut self) -> Result<(), End> {
         let limit = self.shared.settings.stall_limit;
-        let has_room = self.ledger.len() < usize::from(self.prefetch.current());
+        let has_room = self.unacked.len() < usize::from(self.prefetch.current());
         let idle = self.last_progress.elapsed();
-        if !has_room || idle < limit / 2 || self.last_question.elapsed() < limit / 2 {
+        if !has_room || idle < limit / 2 || self.last_depth_request.elapsed() < limit / 2 {
             return Ok(());
         }
         let depth = inspect::depth(&self.connection, self.shared.source.queue).await?;
-        self.last_question = Instant::now();
+        self.last_depth_request = Instant::now();
         // What came while we asked proves that it delivers.
-        self.take_what_is_here().await?;
+        self.drain_ready().await?;
         if depth.ready == 0 {
             self.last_progress = Instant::now();
         } else if self.last_progress.elapsed() >= limit {
@@ -60,7 +60,7 @@ impl<H: Handler> Session<H> {
         match inspect::depth(&self.connection, queue).await {
             Ok(depth) => {
                 if depth.ready > 0 {
-                    self.cancel_for(Next::Suspects);
+                    self.cancel_for(AfterCancel::TakeSuspects);
                 }
                 Ok(())
             }

@@ -5,7 +5,7 @@
 //! lasted too long: then the messages go back to the queue, all at once and counted once, before
 //! RabbitMQ loses patience with the channel.
 
-use domain::failure::{Store, Unavailable};
+use domain::failure::{Dependency, Unavailable};
 use tokio::time::Instant;
 
 use super::{End, Report, Session};
@@ -16,7 +16,7 @@ use crate::consumer::batch::Batch;
 
 /// The store that is away, and what waits for it.
 pub(super) struct Hold<I> {
-    store: Store,
+    dependency: Dependency,
     since: Instant,
     backoff: Backoff,
     batches: Vec<Batch<I>>,
@@ -26,16 +26,16 @@ pub(super) struct Hold<I> {
 
 /// What a session that ended during a hold was waiting for.
 pub(in crate::consumer) struct Waiting<I> {
-    pub(in crate::consumer) store: Store,
+    pub(in crate::consumer) dependency: Dependency,
     /// One of the batches that were held, if none was being tried again. Its messages are back in
     /// their queue, and it can still tell when its store is back.
     pub(in crate::consumer) batch: Option<Batch<I>>,
 }
 
 impl<I> Hold<I> {
-    fn new(store: Store) -> Self {
+    fn new(dependency: Dependency) -> Self {
         let (since, backoff) = (Instant::now(), Backoff::new());
-        Self { store, since, backoff, batches: Vec::new(), probing: false }
+        Self { dependency, since, backoff, batches: Vec::new(), probing: false }
     }
 
     /// Whether nothing waits any more, while this many batches are being handled. Those that
@@ -46,7 +46,7 @@ impl<I> Hold<I> {
 
     /// What a session that ends during a hold leaves behind.
     pub(super) fn into_waiting(mut self) -> Waiting<I> {
-        Waiting { store: self.store, batch: self.batches.pop() }
+        Waiting { dependency: self.dependency, batch: self.batches.pop() }
     }
 }
 
@@ -57,7 +57,7 @@ impl<H: Handler> Session<H> {
         unavailable: &Unavailable,
     ) -> Result<(), End> {
         self.shared.observer.held(unavailable);
-        let hold = self.hold.get_or_insert_with(|| Hold::new(unavailable.store));
+        let hold = self.hold.get_or_insert_with(|| Hold::new(unavailable.dependency));
         hold.batches.push(batch);
         if hold.probing { Ok(()) } else { self.probe_again(unavailable) }
     }
@@ -65,17 +65,17 @@ impl<H: Handler> Session<H> {
     /// Probes after a pause; gives up when the hold has lasted too long.
     pub(super) fn probe_again(&mut self, unavailable: &Unavailable) -> Result<(), End> {
         let Some(hold) = &mut self.hold else { return Ok(()) };
-        hold.store = unavailable.store;
+        hold.dependency = unavailable.dependency;
         if hold.since.elapsed() >= self.shared.settings.hold_limit {
-            return Err(End::HeldTooLong(hold.store));
+            return Err(End::HeldTooLong(hold.dependency));
         }
-        self.shared.state.send_replace(ConsumerState::Holding(hold.store));
+        self.shared.state.send_replace(ConsumerState::Holding(hold.dependency));
         hold.probing = true;
         let (shared, pause) = (self.shared.clone(), hold.backoff.next_pause());
-        let store = hold.store;
+        let dependency = hold.dependency;
         self.tasks.spawn(async move {
             tokio::time::sleep(pause).await;
-            Report::Probed(shared.probe(store).await)
+            Report::Probed(shared.probe(dependency).await)
         });
         Ok(())
     }
@@ -94,7 +94,7 @@ impl<H: Handler> Session<H> {
     /// may not.
     pub(super) fn end_hold(&mut self) {
         let Some(hold) = self.hold.take_if(|hold| hold.is_over(self.in_flight)) else { return };
-        self.shared.observer.hold_ended(hold.store, hold.since.elapsed());
+        self.shared.observer.hold_ended(hold.dependency, hold.since.elapsed());
         self.shared.state.send_replace(self.state());
     }
 }

@@ -24,42 +24,42 @@ pub(super) enum Phase {
     /// They do.
     Consuming,
     /// They do until the prefetch is full, since nothing is acknowledged.
-    Filling(Next, Filling),
+    FillingPrefetch(AfterCancel, PrefetchFill),
     /// The consumer is cancelled; what the broker had sent before is still coming in.
-    Cancelled(Next),
+    Cancelled(AfterCancel),
     /// Nothing comes any more; what came is being finished.
-    Dry(Next),
+    Stopped(AfterCancel),
 }
 
 /// Since when a consumer fills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Filling {
+pub(super) struct PrefetchFill {
     began: Instant,
     last_came: Instant,
 }
 
 /// What a consumer is cancelled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum AfterCancel {
     /// To consume with a larger prefetch.
-    Grow,
+    GrowPrefetch,
     /// To consume with a smaller one, when what came is finished: there may be no room for more.
-    Shrink,
+    ShrinkPrefetch,
     /// To take suspects, while nothing else is under way.
-    Suspects,
+    TakeSuspects,
     /// To leave.
-    Leave,
+    Shutdown,
     /// To be built anew: the broker itself cancelled it. What came may be nowhere else any more.
-    Rebuild,
+    Reconnect,
 }
 
 /// A consumer to which nothing came for so long, though it has room, has all that there is: much
 /// longer than a delivery takes from queue to consumer, on a busy machine too.
 const QUIET: Duration = Duration::from_millis(200);
 /// Where messages only trickle in, so much is enough: of what comes then, at most one is on its way.
-const FILLING: Duration = Duration::from_secs(1);
+const FILL_LIMIT: Duration = Duration::from_secs(1);
 
-impl Filling {
+impl PrefetchFill {
     fn begin() -> Self {
         let began = Instant::now();
         Self { began, last_came: began }
@@ -70,28 +70,28 @@ impl Filling {
     }
 
     fn ends(&self) -> Instant {
-        (self.last_came + QUIET).min(self.began + FILLING)
+        (self.last_came + QUIET).min(self.began + FILL_LIMIT)
     }
 }
 
 impl<H: Handler> Session<H> {
     /// Cancels the consumer as soon as that gives nothing back.
-    pub(super) fn cancel_for(&mut self, next: Next) {
+    pub(super) fn cancel_for(&mut self, next: AfterCancel) {
         self.phase = match self.phase {
-            Phase::Consuming => Phase::Filling(next, Filling::begin()),
-            Phase::Filling(_, filling) => Phase::Filling(next, filling),
+            Phase::Consuming => Phase::FillingPrefetch(next, PrefetchFill::begin()),
+            Phase::FillingPrefetch(_, fill) => Phase::FillingPrefetch(next, fill),
             Phase::Cancelled(_) => Phase::Cancelled(next),
-            Phase::Dry(_) => Phase::Dry(next),
+            Phase::Stopped(_) => Phase::Stopped(next),
         };
-        if next == Next::Leave && self.hold.is_none() {
+        if next == AfterCancel::Shutdown && self.hold.is_none() {
             self.shared.state.send_replace(ConsumerState::Draining);
         }
     }
 
     /// Cancels the consumer. Deliveries that were under way arrive before RabbitMQ's answer, so they
     /// are taken while it is waited for.
-    pub(super) fn cancel_now_for(&mut self, next: Next) {
-        if matches!(self.phase, Phase::Consuming | Phase::Filling(..)) {
+    pub(super) fn cancel_now_for(&mut self, next: AfterCancel) {
+        if matches!(self.phase, Phase::Consuming | Phase::FillingPrefetch(..)) {
             let (channel, consumer) = (self.channel.clone(), self.stream.tag());
             self.send(async move {
                 let cancel = channel.basic_cancel(consumer, BasicCancelOptions::default());
@@ -104,10 +104,10 @@ impl<H: Handler> Session<H> {
 
     /// Cancels a consumer that is full or has all that there is. Says until when it waits for more.
     pub(super) async fn cancel_if_filled(&mut self) -> Result<Option<Instant>, End> {
-        let Phase::Filling(next, filling) = self.phase else { return Ok(None) };
-        let has_room = self.ledger.len() < usize::from(self.registered);
-        if has_room && Instant::now() < filling.ends() {
-            return Ok(Some(filling.ends()));
+        let Phase::FillingPrefetch(next, fill) = self.phase else { return Ok(None) };
+        let has_room = self.unacked.len() < usize::from(self.registered);
+        if has_room && Instant::now() < fill.ends() {
+            return Ok(Some(fill.ends()));
         }
         self.cancel_now_for(next);
         self.send_acknowledgements().await?;
@@ -118,20 +118,22 @@ impl<H: Handler> Session<H> {
     pub(super) async fn stream_ended(&mut self) -> Result<(), End> {
         match self.phase {
             // During a hold it takes no more than it has.
-            Phase::Cancelled(Next::Grow) if self.hold.is_none() => self.consume_again().await,
-            Phase::Cancelled(next) | Phase::Filling(next, _) => {
-                self.phase = Phase::Dry(next);
+            Phase::Cancelled(AfterCancel::GrowPrefetch) if self.hold.is_none() => {
+                self.consume_again().await
+            }
+            Phase::Cancelled(next) | Phase::FillingPrefetch(next, _) => {
+                self.phase = Phase::Stopped(next);
                 // What was finished while it filled: nothing else would send it now.
                 self.send_acknowledgements().await
             }
             Phase::Consuming => {
-                self.phase = Phase::Dry(Next::Rebuild);
+                self.phase = Phase::Stopped(AfterCancel::Reconnect);
                 if self.hold.is_none() {
                     self.shared.state.send_replace(ConsumerState::Connecting);
                 }
                 Ok(())
             }
-            Phase::Dry(_) => Err(End::StreamEnded),
+            Phase::Stopped(_) => Err(End::StreamEnded),
         }
     }
 
@@ -140,20 +142,25 @@ impl<H: Handler> Session<H> {
         if let Some(change) = steady.then(|| self.prefetch.changes()).flatten() {
             self.shared.observer.prefetch_changes(self.prefetch.current());
             self.cancel_for(match change {
-                Change::Grows => Next::Grow,
-                Change::Shrinks => Next::Shrink,
+                Change::Grows => AfterCancel::GrowPrefetch,
+                Change::Shrinks => AfterCancel::ShrinkPrefetch,
             });
         }
     }
 
     /// Once everything that came is acknowledged, does what the consumer was cancelled for.
-    pub(super) async fn go_on_if_dry(&mut self, shutdown: &CancellationToken) -> Result<(), End> {
+    pub(super) async fn act_after_cancel(
+        &mut self,
+        shutdown: &CancellationToken,
+    ) -> Result<(), End> {
         match self.phase {
-            Phase::Dry(_) if !self.ledger.is_empty() => Ok(()),
-            Phase::Dry(Next::Leave) => Err(End::Drained),
-            Phase::Dry(Next::Rebuild) => Err(End::StreamEnded),
-            Phase::Dry(Next::Grow | Next::Shrink) => self.consume_again().await,
-            Phase::Dry(Next::Suspects) => {
+            Phase::Stopped(_) if !self.unacked.is_empty() => Ok(()),
+            Phase::Stopped(AfterCancel::Shutdown) => Err(End::Drained),
+            Phase::Stopped(AfterCancel::Reconnect) => Err(End::StreamEnded),
+            Phase::Stopped(AfterCancel::GrowPrefetch | AfterCancel::ShrinkPrefetch) => {
+                self.consume_again().await
+            }
+            Phase::Stopped(AfterCancel::TakeSuspects) => {
                 suspects::take_turn(&self.shared, &self.connection, shutdown).await?;
                 if shutdown.is_cancelled() {
                     return Err(End::Drained);
@@ -161,25 +168,25 @@ impl<H: Handler> Session<H> {
                 self.last_look_at_suspects = Instant::now();
                 self.consume_again().await
             }
-            Phase::Consuming | Phase::Filling(..) | Phase::Cancelled(_) => Ok(()),
+            Phase::Consuming | Phase::FillingPrefetch(..) | Phase::Cancelled(_) => Ok(()),
         }
     }
 
     /// What the consumer is doing when it holds nothing for a store.
     pub(super) fn state(&self) -> ConsumerState {
         match self.phase {
-            _ if self.is_leaving() => ConsumerState::Draining,
-            Phase::Dry(Next::Rebuild) => ConsumerState::Connecting,
+            _ if self.is_shutting_down() => ConsumerState::Draining,
+            Phase::Stopped(AfterCancel::Reconnect) => ConsumerState::Connecting,
             _ => ConsumerState::Consuming,
         }
     }
 
-    pub(super) fn is_leaving(&self) -> bool {
+    pub(super) fn is_shutting_down(&self) -> bool {
         matches!(
             self.phase,
-            Phase::Filling(Next::Leave, _)
-                | Phase::Cancelled(Next::Leave)
-                | Phase::Dry(Next::Leave)
+            Phase::FillingPrefetch(AfterCancel::Shutdown, _)
+                | Phase::Cancelled(AfterCancel::Shutdown)
+                | Phase::Stopped(AfterCancel::Shutdown)
         )
     }
 

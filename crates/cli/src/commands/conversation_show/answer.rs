@@ -1,6 +1,6 @@
 //! The answer as machines get it: every value as it was sent.
 
-use archive::{ConversationRow, ConversationStats, SessionRow};
+use database::{ConversationRow, ConversationStats, SessionRow};
 use domain::message::{Content, Json, Message, Role};
 use domain::time::Timestamp;
 use serde::Serialize;

@@ -1,27 +1,27 @@
 //! The answer as people get it: what the conversation is, then what was said.
 
-use archive::{ConversationRow, ConversationStats, SessionRow};
+use database::{ConversationRow, ConversationStats, SessionRow};
 use domain::message::{Message, Role};
 
 use super::answer::Shown;
 use crate::commands::conversation_list::tone;
-use crate::look::{
-    Look, Tone, ago, block, count, excerpt, moment, one_line, plural, precise, span,
+use crate::output::{
+    TextStyle, Tone, ago, block, count, excerpt, moment, one_line, plural, precise, span,
 };
 
 /// What is shown of a JSON value, in characters; JSON output has all of it.
 const EXCERPT: usize = 300;
 
-pub(super) fn told(shown: &Shown<'_>, messages: &[Message], look: &Look) -> String {
+pub(super) fn told(shown: &Shown<'_>, messages: &[Message], style: &TextStyle) -> String {
     let row = shown.conversation;
-    let paint = look.paint;
+    let paint = style.paint;
     let id = paint.text(Tone::Strong, &one_line(&row.id));
     let mut out = format!("conversation {id} of tenant {}\n", one_line(&row.tenant_id));
     let mut line = |name: &str, tone: Tone, what: &str| {
         let name = paint.text(Tone::Dim, &format!("{name:<14}"));
         out.push_str(&format!("  {name}{}\n", paint.text(tone, &one_line(what))));
     };
-    line("status", tone(&row.status), &state(row, look));
+    line("status", tone(&row.status), &state(row, style));
     line("began", Tone::Plain, &moment(row.created_at));
     if !shown.sessions.iter().any(|session| session.session_id == row.session_id) {
         line("session", Tone::Plain, &row.session_id);
@@ -61,7 +61,7 @@ pub(super) fn told(shown: &Shown<'_>, messages: &[Message], look: &Look) -> Stri
     }
     for message in messages {
         out.push('\n');
-        out.push_str(&spoken(message, look));
+        out.push_str(&spoken(message, style));
     }
     out
 }
@@ -72,14 +72,14 @@ fn connection(session: &SessionRow) -> String {
 }
 
 /// Where a conversation stands, in one line.
-fn state(row: &ConversationRow, look: &Look) -> String {
+fn state(row: &ConversationRow, style: &TextStyle) -> String {
     let reason = row.close_reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
     match (row.status.as_str(), row.finalised_at, row.close_requested_at) {
         ("archived", Some(at), _) => {
-            format!("archived {}, {}{reason}", ago(at, look.now), moment(at))
+            format!("archived {}, {}{reason}", ago(at, style.now), moment(at))
         }
         ("active", _, Some(at)) => {
-            format!("active; its close was asked for {}{reason}", ago(at, look.now))
+            format!("active; its close was asked for {}{reason}", ago(at, style.now))
         }
         ("active", Some(at), None) => format!("active again; archived before, {}", moment(at)),
         (status, ..) => format!("{status}{reason}"),
@@ -103,26 +103,26 @@ fn in_one_line(statistics: &ConversationStats) -> String {
 }
 
 /// A message as it was said.
-fn spoken(message: &Message, look: &Look) -> String {
+fn spoken(message: &Message, style: &TextStyle) -> String {
     const INDENT: &str = "  ";
-    let paint = look.paint;
+    let paint = style.paint;
     let tone = match message.role {
         Role::User => Tone::Human,
         Role::Assistant => Tone::Model,
         Role::System | Role::Tool | Role::Function => Tone::Strong,
     };
-    let by = [
+    let actor = [
         message.user_id.as_ref().map(AsRef::as_ref),
         message.agent_id.as_ref().map(AsRef::as_ref),
         message.model_name.as_deref(),
         Some(message.id.as_str()),
     ];
-    let by: Vec<String> = by.into_iter().flatten().map(one_line).collect();
+    let actor: Vec<String> = actor.into_iter().flatten().map(one_line).collect();
     let mut out = format!(
         "{}  {}  {}\n",
         precise(message.created_at.into()),
         paint.text(tone, message.role.as_str()),
-        paint.text(Tone::Dim, &by.join(" · "))
+        paint.text(Tone::Dim, &actor.join(" · "))
     );
     if let Some(call) = &message.tool_call_id {
         let answered = format!("answers {}", one_line(call));
@@ -150,7 +150,7 @@ mod tests {
 
     use super::*;
     use crate::commands::conversation_list::tests::{archived, at};
-    use crate::look::Paint;
+    use crate::output::Paint;
 
     fn message(id: &str, role: Role, content: &str, at: &str) -> Message {
         Message {
@@ -246,9 +246,9 @@ mod tests {
         }
     }
 
-    fn look() -> Look {
+    fn style() -> TextStyle {
         let now = Timestamp::parse("2026-11-20T12:00:00Z").unwrap();
-        Look { paint: Paint::Plain, now }
+        TextStyle { paint: Paint::Plain, now }
     }
 
     #[test]
@@ -256,7 +256,7 @@ mod tests {
         let (row, statistics, messages) = (archived(), statistics(), messages());
         let sessions = [session("web-1", &Connection::Closed), session("phone", &Connection::Open)];
         let shown = Shown { sessions: &sessions, ..shown(&row, Some(&statistics), &messages) };
-        insta::assert_snapshot!(told(&shown, &messages, &look()));
+        insta::assert_snapshot!(told(&shown, &messages, &style()));
     }
 
     #[test]
@@ -280,6 +280,6 @@ mod tests {
             redis_error: Some("no connection to Redis".to_owned()),
             ..shown(&row, None, &messages)
         };
-        insta::assert_snapshot!(told(&away, &messages, &look()));
+        insta::assert_snapshot!(told(&away, &messages, &style()));
     }
 }

@@ -1,16 +1,16 @@
-//! Letters by what they have in common: what an operator looks at first when there are thousands.
+//! Dead letters by what they have in common: what an operator looks at first when there are thousands.
 
 use super::{ERROR, Groups};
-use crate::look::{Cell, Look, Side, Table, Tone, ago, count, excerpt, plural};
+use crate::output::{Cell, Side, Table, TextStyle, Tone, ago, count, excerpt, plural};
 
 /// The groups as a table, and how to go on with the largest.
-pub(super) fn text(found: &Groups, limit: u32, look: &Look) -> String {
-    let paint = look.paint;
+pub(super) fn text(found: &Groups, limit: u32, style: &TextStyle) -> String {
+    let paint = style.paint;
     let Some(largest) = found.groups.first() else {
         return format!("{}\n", paint.text(Tone::Good, "no such dead letters"));
     };
     let mut table = Table::new([
-        ("letters", Side::Right),
+        ("dead letters", Side::Right),
         ("tenants", Side::Right),
         ("came back", Side::Right),
         ("queue", Side::Left),
@@ -22,14 +22,14 @@ pub(super) fn text(found: &Groups, limit: u32, look: &Look) -> String {
     ]);
     for group in &found.groups {
         table.row([
-            Cell::new(Tone::Bad, count(group.letters)),
+            Cell::new(Tone::Bad, count(group.dead_letters)),
             count(group.tenants).into(),
-            count(group.came_back).into(),
+            count(group.failed_again).into(),
             (&group.queue).into(),
             (&group.reason).into(),
             Cell::optional(group.field.as_deref()),
-            ago(group.first_failed_at, look.now).into(),
-            ago(group.last_failed_at, look.now).into(),
+            ago(group.first_failed_at, style.now).into(),
+            ago(group.last_failed_at, style.now).into(),
             excerpt(&group.error, ERROR).into(),
         ]);
     }
@@ -40,7 +40,7 @@ pub(super) fn text(found: &Groups, limit: u32, look: &Look) -> String {
     } else {
         plural(shown, "group")
     };
-    out.push_str(&format!("\n{}, {groups}\n", plural(found.total, "letter")));
+    out.push_str(&format!("\n{}, {groups}\n", plural(found.total, "dead letter")));
     let field = largest.field.as_deref().filter(|field| is_plain(field));
     let field = field.map(|field| format!(" --field {field}")).unwrap_or_default();
     let (queue, reason) = (&largest.queue, &largest.reason);
@@ -60,27 +60,28 @@ fn is_plain(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use archive::DeadLetterGroup;
+    use database::DeadLetterGroup;
     use uuid::Uuid;
 
     use super::*;
     use crate::commands::conversation_list::tests::at;
-    use crate::commands::dead_letters_list::tests::look;
+    use crate::commands::dead_letters_list::tests::style;
 
     #[test]
-    fn groups_say_what_letters_share_and_how_to_go_on() {
-        let group = |letters, reason: &str, field: Option<&str>, error: &str| DeadLetterGroup {
-            queue: "conversation.save_message".to_owned(),
-            reason: reason.to_owned(),
-            field: field.map(str::to_owned),
-            error: error.to_owned(),
-            letters,
-            tenants: 3,
-            came_back: 1,
-            first_failed_at: at("2026-11-20T09:59:00Z"),
-            last_failed_at: at("2026-11-20T11:59:00Z"),
-            example: Uuid::from_u128(7),
-        };
+    fn groups_say_what_dead_letters_share_and_how_to_go_on() {
+        let group =
+            |dead_letters, reason: &str, field: Option<&str>, error: &str| DeadLetterGroup {
+                queue: "conversation.save_message".to_owned(),
+                reason: reason.to_owned(),
+                field: field.map(str::to_owned),
+                error: error.to_owned(),
+                dead_letters,
+                tenants: 3,
+                failed_again: 1,
+                first_failed_at: at("2026-11-20T09:59:00Z"),
+                last_failed_at: at("2026-11-20T11:59:00Z"),
+                example: Uuid::from_u128(7),
+            };
         let role = "`role` must be a role, but is the string \"…\"; did you mean `assistant`?";
         let found = Groups {
             total: 10_002,
@@ -89,8 +90,8 @@ mod tests {
                 group(2, "malformed_json", None, "the body is not UTF-# at byte #"),
             ],
         };
-        insta::assert_snapshot!(text(&found, 50, &look()));
+        insta::assert_snapshot!(text(&found, 50, &style()));
         let nothing = Groups { total: 0, groups: Vec::new() };
-        assert_eq!(text(&nothing, 50, &look()), "no such dead letters\n");
+        assert_eq!(text(&nothing, 50, &style()), "no such dead letters\n");
     }
 }

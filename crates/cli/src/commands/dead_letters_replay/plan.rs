@@ -2,55 +2,55 @@
 
 use std::collections::BTreeMap;
 
-use conversation::letters::Planned;
+use conversation::dead_letters::Planned;
 use serde::Serialize;
 
-use crate::look::{Cell, Look, Side, Table, Tone, count, plural};
+use crate::output::{Cell, Side, Table, TextStyle, Tone, count, plural};
 
-/// Letters that a text names one by one; JSON has all.
+/// Dead letters that a text names one by one; JSON has all.
 const NAMED: usize = 20;
 
 /// A dry run.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Plan {
-    /// Letters that would be sent.
+    /// Dead letters that would be sent.
     matched: u64,
     /// Those of them that the workers of this version would refuse again.
     refused: u64,
     /// By the queue to which they would go.
     queues: BTreeMap<String, Queue>,
-    letters: Vec<Planned>,
+    dead_letters: Vec<Planned>,
 }
 
 /// What one queue would get.
 #[derive(Debug, Default, Serialize)]
 struct Queue {
-    letters: u64,
+    dead_letters: u64,
     edited: u64,
     bytes: u64,
     refused: u64,
 }
 
 impl Plan {
-    pub(super) fn add(&mut self, letter: Planned) {
-        let refused = u64::from(letter.refused_as.is_some());
+    pub(super) fn add(&mut self, dead_letter: Planned) {
+        let refused = u64::from(dead_letter.refused_as.is_some());
         self.matched += 1;
         self.refused += refused;
-        let queue = self.queues.entry(letter.queue.clone()).or_default();
-        queue.letters += 1;
-        queue.edited += u64::from(letter.edited);
-        queue.bytes += letter.bytes as u64;
+        let queue = self.queues.entry(dead_letter.queue.clone()).or_default();
+        queue.dead_letters += 1;
+        queue.edited += u64::from(dead_letter.edited);
+        queue.bytes += dead_letter.bytes as u64;
         queue.refused += refused;
-        self.letters.push(letter);
+        self.dead_letters.push(dead_letter);
     }
 
-    pub(super) fn text(&self, look: &Look) -> String {
-        let paint = look.paint;
+    pub(super) fn text(&self, style: &TextStyle) -> String {
+        let paint = style.paint;
         if self.matched == 0 {
-            return "nothing would be sent: no open letter matches\n".to_owned();
+            return "nothing would be sent: no open dead letter matches\n".to_owned();
         }
         let mut queues = Table::new([
-            ("letters", Side::Right),
+            ("dead letters", Side::Right),
             ("edited", Side::Right),
             ("bytes", Side::Right),
             ("refused again", Side::Right),
@@ -59,7 +59,7 @@ impl Plan {
         for (name, queue) in &self.queues {
             let tone = if queue.refused > 0 { Tone::Bad } else { Tone::Plain };
             queues.row([
-                count(queue.letters).into(),
+                count(queue.dead_letters).into(),
                 count(queue.edited).into(),
                 count(queue.bytes).into(),
                 Cell::new(tone, count(queue.refused)),
@@ -67,7 +67,7 @@ impl Plan {
             ]);
         }
         let mut out = queues.render(paint);
-        let mut letters = Table::new([
+        let mut dead_letters = Table::new([
             ("id", Side::Left),
             ("message", Side::Left),
             ("replay", Side::Right),
@@ -77,29 +77,29 @@ impl Plan {
         ]);
         // What would fail is what one wants to see.
         let (bad, good): (Vec<_>, Vec<_>) =
-            self.letters.iter().partition(|letter| letter.refused_as.is_some());
-        for letter in bad.iter().chain(&good).take(NAMED) {
-            let verdict = match (&letter.refused_as, &letter.refusal) {
+            self.dead_letters.iter().partition(|dead_letter| dead_letter.refused_as.is_some());
+        for dead_letter in bad.iter().chain(&good).take(NAMED) {
+            let verdict = match (&dead_letter.refused_as, &dead_letter.refusal) {
                 (Some(reason), Some(refusal)) => {
                     Cell::new(Tone::Bad, format!("{reason}: {refusal}"))
                 }
                 _ => Cell::new(Tone::Good, "fine"),
             };
-            letters.row([
-                letter.id.to_string().into(),
-                Cell::optional(letter.message_id.as_deref()),
-                letter.replay.to_string().into(),
-                if letter.edited { "edited" } else { "as it came" }.into(),
-                (&letter.queue).into(),
+            dead_letters.row([
+                dead_letter.id.to_string().into(),
+                Cell::optional(dead_letter.message_id.as_deref()),
+                dead_letter.replay.to_string().into(),
+                if dead_letter.edited { "edited" } else { "as it came" }.into(),
+                (&dead_letter.queue).into(),
                 verdict,
             ]);
         }
-        out.push_str(&format!("\n{}", letters.render(paint)));
-        if let Some(more) = self.letters.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        out.push_str(&format!("\n{}", dead_letters.render(paint)));
+        if let Some(more) = self.dead_letters.len().checked_sub(NAMED).filter(|more| *more > 0) {
             out.push_str(&format!("… and {} more; --json tells all\n", count(more as i128)));
         }
-        let letters = plural(self.matched, "letter");
-        out.push_str(&format!("\nnothing was sent; {letters} would be"));
+        let dead_letters = plural(self.matched, "dead letter");
+        out.push_str(&format!("\nnothing was sent; {dead_letters} would be"));
         if self.refused > 0 {
             let refused = format!(", and {} would come back at once", count(self.refused));
             out.push_str(&paint.text(Tone::Bad, &refused));
@@ -115,7 +115,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::commands::dead_letters_list::tests::look;
+    use crate::commands::dead_letters_list::tests::style;
 
     #[test]
     fn a_dry_run_says_what_would_go_where_and_what_would_come_back() {
@@ -141,6 +141,6 @@ mod tests {
             refusal: Some("no action is called \"x\"".to_owned()),
             ..planned(31)
         });
-        insta::assert_snapshot!(plan.text(&look()));
+        insta::assert_snapshot!(plan.text(&style()));
     }
 }

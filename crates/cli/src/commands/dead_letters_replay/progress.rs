@@ -3,10 +3,10 @@
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
-use conversation::letters::Progress;
+use conversation::dead_letters::Progress;
 use indicatif::ProgressBar;
 
-use crate::look::{self, count};
+use crate::output::{self, count};
 
 /// Between two lines, where there is no terminal.
 const LINES_APART: Duration = Duration::from_secs(5);
@@ -21,16 +21,16 @@ impl Shown {
     pub(super) fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let template = "{wide_bar} {human_pos} of {human_len}, {msg}, {eta} left";
-            look::bar(0, template)
+            output::bar(0, template)
         });
         Self { bar, told: Instant::now() }
     }
 
     pub(super) fn show(&mut self, progress: &Progress) {
-        let Progress { matched, replayed, failed, returned, batch } = *progress;
+        let Progress { matched, replayed, failed, failed_again, batch } = *progress;
         let state = format!(
             "{} came back, {} not sent, batches of {batch}",
-            count(returned),
+            count(failed_again),
             count(failed)
         );
         if let Some(bar) = &self.bar {

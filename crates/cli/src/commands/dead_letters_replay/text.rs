@@ -1,19 +1,22 @@
 //! What a replay did, in words.
 
-use conversation::letters::{Ended, ReplayReport};
+use conversation::dead_letters::{Ended, ReplayReport};
 
-use crate::look::{Cell, Look, Side, Table, Tone, count, excerpt, one_line, plural};
+use crate::output::{Cell, Side, Table, TextStyle, Tone, count, excerpt, one_line, plural};
 
-/// Letters that a text names; JSON names more.
+/// Dead letters that a text names; JSON names more.
 const NAMED: usize = 20;
 /// What is shown of an error.
 const ERROR: usize = 120;
 
-/// The report; `others` are letters that were named and are not open.
-pub(super) fn text(report: &ReplayReport, others: u64, look: &Look) -> String {
-    let paint = look.paint;
+/// The report; `others` are dead letters that were named and are not open.
+pub(super) fn text(report: &ReplayReport, others: u64, style: &TextStyle) -> String {
+    let paint = style.paint;
     if report.matched == 0 {
-        return format!("{}\n", paint.text(Tone::Warn, "nothing was sent: no open letter matches"));
+        return format!(
+            "{}\n",
+            paint.text(Tone::Warn, "nothing was sent: no open dead letter matches")
+        );
     }
     let mut out = String::new();
     if !report.failures.is_empty() {
@@ -25,36 +28,36 @@ pub(super) fn text(report: &ReplayReport, others: u64, look: &Look) -> String {
         }
         out.push_str(&format!("{}\n", table.render(paint)));
     }
-    if !report.returns.is_empty() {
+    if !report.failed_again_as.is_empty() {
         let mut table = Table::new([
             ("came back as", Side::Left),
             ("reason", Side::Left),
             ("field", Side::Left),
             ("what was wrong", Side::Left),
         ]);
-        for letter in report.returns.iter().take(NAMED) {
+        for dead_letter in report.failed_again_as.iter().take(NAMED) {
             table.row([
-                letter.id.to_string().into(),
-                Cell::new(Tone::Bad, &letter.reason),
-                Cell::optional(letter.field.as_deref()),
-                excerpt(&letter.error, ERROR).into(),
+                dead_letter.id.to_string().into(),
+                Cell::new(Tone::Bad, &dead_letter.reason),
+                Cell::optional(dead_letter.field.as_deref()),
+                excerpt(&dead_letter.error, ERROR).into(),
             ]);
         }
         out.push_str(&format!("{}\n", table.render(paint)));
     }
-    let well = report.failed + report.returned == 0 && report.replayed == report.matched;
+    let well = report.failed + report.failed_again == 0 && report.replayed == report.matched;
     let tone = if well { Tone::Good } else { Tone::Warn };
     let replayed =
-        format!("{} of {} replayed", count(report.replayed), plural(report.matched, "letter"));
+        format!("{} of {} replayed", count(report.replayed), plural(report.matched, "dead letter"));
     out.push_str(&paint.text(tone, &replayed));
-    for (n, what) in [(report.returned, "came back"), (report.failed, "not sent and open")] {
+    for (n, what) in [(report.failed_again, "came back"), (report.failed, "not sent and open")] {
         if n > 0 {
             out.push_str(&paint.text(Tone::Bad, &format!(", {} {what}", count(n))));
         }
     }
     for (n, what) in [
-        (report.overtaken, "sent too late to be noted: somebody else had them"),
-        (report.passed_over, "passed over"),
+        (report.decided_elsewhere, "sent too late to be noted: somebody else had them"),
+        (report.skipped, "passed over"),
         (others, "named that are not open"),
     ] {
         if n > 0 {
@@ -79,27 +82,27 @@ fn hints(report: &ReplayReport) -> Vec<String> {
             count(left),
             if left == 1 { "is" } else { "are" }
         )),
-        Ended::CameBack => hints.push(format!(
+        Ended::FailedAgain => hints.push(format!(
             "stopped, because what was sent last came back: the cause is still there; {} left open",
             count(left)
         )),
-        Ended::NothingGetsThrough => hints.push(format!(
+        Ended::NothingAccepted => hints.push(format!(
             "stopped, because nothing of a batch could be sent; {} left open. `verbatim queues` shows \
              what is missing, `verbatim setup` makes it",
             count(left)
         )),
-        Ended::Away { store, cause } => hints.push(format!(
-            "{store} went away: {}. What was not noted is open; replaying it again is safe",
+        Ended::Unavailable { dependency, cause } => hints.push(format!(
+            "{dependency} is unavailable: {}. What was not noted is open; replaying it again is safe",
             one_line(cause)
         )),
     }
-    if report.passed_over > 0 {
+    if report.skipped > 0 {
         hints.push(
             "another run has them just now, or it died: then they can be replayed a minute after"
                 .to_owned(),
         );
     }
-    if let Some(first) = report.returns.first() {
+    if let Some(first) = report.failed_again_as.first() {
         hints.push(format!(
             "`verbatim dead-letters show {}` tells about the first that came back",
             first.id
@@ -110,13 +113,13 @@ fn hints(report: &ReplayReport) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use archive::Returned;
-    use conversation::letters::Failed;
-    use domain::failure::Store;
+    use conversation::dead_letters::Failed;
+    use database::FailedAgain;
+    use domain::failure::Dependency;
     use uuid::Uuid;
 
     use super::*;
-    use crate::commands::dead_letters_list::tests::look;
+    use crate::commands::dead_letters_list::tests::style;
 
     fn report(ended: Ended) -> ReplayReport {
         ReplayReport {
@@ -124,18 +127,18 @@ mod tests {
             matched: 10_000,
             replayed: 10_000,
             failed: 0,
-            returned: 0,
-            overtaken: 0,
-            passed_over: 0,
+            failed_again: 0,
+            decided_elsewhere: 0,
+            skipped: 0,
             ended,
             failures: Vec::new(),
-            returns: Vec::new(),
+            failed_again_as: Vec::new(),
         }
     }
 
     #[test]
     fn a_report_says_what_was_sent_what_came_back_and_what_was_not_sent() {
-        let returned = Returned {
+        let returned = FailedAgain {
             id: Uuid::from_u128(7),
             replay_of: Uuid::from_u128(8),
             reason: "schema".to_owned(),
@@ -150,28 +153,28 @@ mod tests {
         let mixed = ReplayReport {
             replayed: 9_998,
             failed: 1,
-            returned: 1,
-            passed_over: 1,
+            failed_again: 1,
+            skipped: 1,
             failures: vec![failed],
-            returns: vec![returned],
+            failed_again_as: vec![returned],
             ..report(Ended::Complete)
         };
-        insta::assert_snapshot!(text(&mixed, 0, &look()));
+        insta::assert_snapshot!(text(&mixed, 0, &style()));
         assert_eq!(
-            text(&report(Ended::Complete), 0, &look()),
-            "10 000 of 10 000 letters replayed\n"
+            text(&report(Ended::Complete), 0, &style()),
+            "10 000 of 10 000 dead letters replayed\n"
         );
     }
 
     #[test]
     fn a_run_that_ended_early_says_why_and_what_is_left() {
-        let away = Ended::Away {
-            store: Store::RabbitMq,
+        let away = Ended::Unavailable {
+            dependency: Dependency::RabbitMq,
             cause: "cannot publish: \u{1b}refused".to_owned(),
         };
         let told: Vec<String> =
-            [Ended::Interrupted, Ended::CameBack, Ended::NothingGetsThrough, away]
-                .map(|ended| text(&ReplayReport { replayed: 12, ..report(ended) }, 2, &look()))
+            [Ended::Interrupted, Ended::FailedAgain, Ended::NothingAccepted, away]
+                .map(|ended| text(&ReplayReport { replayed: 12, ..report(ended) }, 2, &style()))
                 .into();
         insta::assert_snapshot!(told.join("\n"));
     }

@@ -21,7 +21,7 @@ impl Router {
                 let id = action.common().resolved_id.to_string();
                 (Some(action.kind().as_str().to_owned()), Some(id))
             }
-            Err(_) => Told::by(&body),
+            Err(_) => VerifyProgress::actor(&body),
         };
         let routing_key = self.routing_key.clone().or(action_type)?;
         let mut publication = Publication::action(&routing_key, body);
@@ -34,7 +34,7 @@ impl Router {
 
 /// What a body that cannot be decoded says of itself.
 #[derive(Deserialize)]
-struct Told<'a> {
+struct VerifyProgress<'a> {
     #[serde(borrow, default)]
     action_type: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -43,11 +43,11 @@ struct Told<'a> {
     action_id: Option<&'a RawValue>,
 }
 
-impl Told<'_> {
-    fn by(body: &[u8]) -> (Option<String>, Option<String>) {
+impl VerifyProgress<'_> {
+    fn actor(body: &[u8]) -> (Option<String>, Option<String>) {
         /// AMQP's short strings, which routing keys and message ids are.
         const LONGEST: usize = 255;
-        let Ok(told) = serde_json::from_slice::<Told<'_>>(body) else {
+        let Ok(told) = serde_json::from_slice::<VerifyProgress<'_>>(body) else {
             return (None, None);
         };
         let text = |value: &RawValue| serde_json::from_str::<String>(value.get()).ok();

@@ -3,12 +3,12 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use conversation::{BrokenOff, Finding, Mended, Section, Verified};
-use domain::failure::Store;
+use conversation::{Finding, Incomplete, RepairOutcome, Section, Verified};
+use domain::failure::Dependency;
 use serde::Serialize;
 
 use crate::exit::Exit;
-use crate::look::{Look, Tone, count, one_line, plural};
+use crate::output::{TextStyle, Tone, count, one_line, plural};
 
 /// Findings of one kind that a text tells one by one; and conversations.
 const TOLD: u64 = 20;
@@ -19,7 +19,7 @@ const KEPT: u64 = 1_000;
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Report {
     /// `ok`, `repaired`, `found` or `away`.
-    verdict: &'static str,
+    result: &'static str,
     pub(super) sections: Vec<Verified>,
     /// How many there are of each kind, and what to do about it.
     kinds: BTreeMap<&'static str, OfKind>,
@@ -27,7 +27,7 @@ pub(super) struct Report {
     conversations: Vec<OfConversation>,
     findings: Vec<Finding>,
     /// Findings that are counted and not listed.
-    left_off: u64,
+    omitted: u64,
     #[serde(skip)]
     by_conversation: BTreeMap<(String, String), OfConversation>,
     #[serde(skip)]
@@ -65,12 +65,12 @@ impl Report {
             can_be: false,
         });
         kind.found += 1;
-        kind.repaired += u64::from(finding.mended == Mended::Done);
-        kind.can_be |= finding.mended == Mended::NotAsked;
+        kind.repaired += u64::from(finding.repair_outcome == RepairOutcome::Done);
+        kind.can_be |= finding.repair_outcome == RepairOutcome::NotRequested;
         if kind.found <= KEPT {
             self.findings.push(finding.clone());
         } else {
-            self.left_off += 1;
+            self.omitted += 1;
         }
         kind.found <= TOLD
     }
@@ -92,7 +92,7 @@ impl Report {
             kinds: BTreeMap::new(),
         });
         of.found += 1;
-        of.repaired += u64::from(finding.mended == Mended::Done);
+        of.repaired += u64::from(finding.repair_outcome == RepairOutcome::Done);
         *of.kinds.entry(finding.kind.as_str()).or_default() += 1;
     }
 
@@ -101,19 +101,19 @@ impl Report {
     pub(super) fn close(&mut self) {
         self.conversations = std::mem::take(&mut self.by_conversation).into_values().collect();
         self.conversations.sort_by_key(|of| Reverse(of.found));
-        let left = self.sections.iter().any(|section| section.left > 0);
-        self.verdict = match (left, self.is_incomplete(), self.kinds.is_empty()) {
+        let left = self.sections.iter().any(|section| section.unrepaired > 0);
+        self.result = match (left, self.is_incomplete(), self.kinds.is_empty()) {
             (true, ..) => "found",
-            (false, true, _) => "away",
+            (false, true, _) => "incomplete",
             (false, false, false) => "repaired",
             (false, false, true) => "ok",
         };
     }
 
     pub(super) fn exit(&self) -> Exit {
-        match self.verdict {
+        match self.result {
             "found" => Exit::Problems,
-            "away" => Exit::Away,
+            "incomplete" => Exit::Away,
             _ => Exit::Fine,
         }
     }
@@ -121,7 +121,7 @@ impl Report {
     /// Whether a server that was to be asked did not answer.
     fn is_incomplete(&self) -> bool {
         let is_away =
-            |section: &Verified| matches!(section.broken_off, Some(BrokenOff::Away { .. }));
+            |section: &Verified| matches!(section.incomplete, Some(Incomplete::Unavailable { .. }));
         self.sections.iter().any(is_away)
     }
 }
@@ -137,69 +137,71 @@ pub(super) fn title(section: Section) -> &'static str {
     }
 }
 
-fn server(store: Store) -> &'static str {
-    match store {
-        Store::RabbitMq => "RabbitMQ",
-        Store::Redis => "Redis",
-        Store::PostgreSql => "PostgreSQL",
+fn server(dependency: Dependency) -> &'static str {
+    match dependency {
+        Dependency::RabbitMq => "RabbitMQ",
+        Dependency::Redis => "Redis",
+        Dependency::PostgreSql => "PostgreSQL",
     }
 }
 
-pub(super) fn begins(section: Section, look: &Look) -> String {
+pub(super) fn begins(section: Section, style: &TextStyle) -> String {
     let stores: Vec<_> = section.stores().iter().copied().map(server).collect();
-    let stores = look.paint.text(Tone::Dim, &format!("({})", stores.join(", ")));
-    format!("{} {stores}\n", look.paint.text(Tone::Strong, title(section)))
+    let stores = style.paint.text(Tone::Dim, &format!("({})", stores.join(", ")));
+    format!("{} {stores}\n", style.paint.text(Tone::Strong, title(section)))
 }
 
-pub(super) fn found(finding: &Finding, look: &Look) -> String {
-    let Finding { kind, tenant_id, conversation_id, id, detail, mended } = finding;
+pub(super) fn found(finding: &Finding, style: &TextStyle) -> String {
+    let Finding { kind, tenant_id, conversation_id, id, detail, repair_outcome } = finding;
     let place = [tenant_id, conversation_id, id].into_iter().flatten();
     let place = place.map(|it| one_line(it)).collect::<Vec<_>>().join(" ");
-    let (tone, end) = match mended {
-        Mended::Done => (Tone::Warn, "; repaired".to_owned()),
-        Mended::Failed(cause) => (Tone::Bad, format!("; not repaired: {}", one_line(cause))),
-        Mended::NotAsked | Mended::CannotBe => (Tone::Bad, String::new()),
+    let (tone, end) = match repair_outcome {
+        RepairOutcome::Done => (Tone::Warn, "; repaired".to_owned()),
+        RepairOutcome::Failed(cause) => (Tone::Bad, format!("; not repaired: {}", one_line(cause))),
+        RepairOutcome::NotRequested | RepairOutcome::NotRepairable => (Tone::Bad, String::new()),
     };
-    let kind = look.paint.text(tone, kind.as_str());
+    let kind = style.paint.text(tone, kind.as_str());
     format!("  {kind} {place}: {}{end}\n", one_line(detail))
 }
 
-pub(super) fn ends(verified: &Verified, look: &Look) -> String {
+pub(super) fn ends(verified: &Verified, style: &TextStyle) -> String {
     let looked_at = format!("looked at {}", count(i128::from(verified.checked)));
-    let mut text = match (verified.found, verified.left) {
-        (0, _) => look.paint.text(Tone::Good, &format!("  {looked_at}, nothing found")),
+    let mut text = match (verified.found, verified.unrepaired) {
+        (0, _) => style.paint.text(Tone::Good, &format!("  {looked_at}, nothing found")),
         (found, 0) => {
             let found = plural(i128::from(found), "finding");
-            look.paint.text(Tone::Warn, &format!("  {looked_at}: {found}, repaired"))
+            style.paint.text(Tone::Warn, &format!("  {looked_at}: {found}, repaired"))
         }
         (found, left) => {
             let (found, left) = (plural(i128::from(found), "finding"), count(i128::from(left)));
-            look.paint.text(Tone::Bad, &format!("  {looked_at}: {found}, {left} left"))
+            style.paint.text(Tone::Bad, &format!("  {looked_at}: {found}, {left} left"))
         }
     };
-    if let Some(broken_off) = &verified.broken_off {
-        let (tone, what, cause) = match broken_off {
-            BrokenOff::Away { store, cause } => {
-                (Tone::Bad, format!("not to its end, {} cannot be asked", server(*store)), cause)
-            }
-            BrokenOff::LeftOut { cause } => (Tone::Dim, "not all of it".to_owned(), cause),
+    if let Some(incomplete) = &verified.incomplete {
+        let (tone, what, cause) = match incomplete {
+            Incomplete::Unavailable { dependency, cause } => (
+                Tone::Bad,
+                format!("not to its end, {} cannot be asked", server(*dependency)),
+                cause,
+            ),
+            Incomplete::Skipped { cause } => (Tone::Dim, "not all of it".to_owned(), cause),
         };
         let cause = one_line(cause);
-        text.push_str(&format!("\n  {}", look.paint.text(tone, &format!("{what}: {cause}"))));
+        text.push_str(&format!("\n  {}", style.paint.text(tone, &format!("{what}: {cause}"))));
     }
     text.push('\n');
     text
 }
 
 /// What it adds up to, and what to do.
-pub(super) fn summary(report: &Report, look: &Look) -> String {
-    let (tone, verdict) = match report.verdict {
+pub(super) fn summary(report: &Report, style: &TextStyle) -> String {
+    let (tone, verdict) = match report.result {
         "ok" => (Tone::Good, "all is well"),
         "repaired" => (Tone::Warn, "all that was found is repaired; the fleet does the rest"),
-        "away" => (Tone::Bad, "nothing is left, but not everything could be looked at"),
+        "incomplete" => (Tone::Bad, "nothing is left, but not everything could be looked at"),
         _ => (Tone::Bad, "something is wrong"),
     };
-    let mut out = format!("\n{}\n", look.paint.text(tone, verdict));
+    let mut out = format!("\n{}\n", style.paint.text(tone, verdict));
     for (kind, it) in &report.kinds {
         let mut times = count(i128::from(it.found));
         if it.repaired > 0 {
@@ -207,27 +209,27 @@ pub(super) fn summary(report: &Report, look: &Look) -> String {
         }
         out.push_str(&format!("  {kind} ({times})"));
         if it.repaired < it.found {
-            out.push_str(&look.paint.text(Tone::Dim, &format!(": {}", it.advice)));
+            out.push_str(&style.paint.text(Tone::Dim, &format!(": {}", it.advice)));
         }
         out.push('\n');
     }
-    out.push_str(&by_conversation(&report.conversations, look));
+    out.push_str(&by_conversation(&report.conversations, style));
     let conversations = report.conversations.len() as u64;
     if report.kinds.values().map(|it| it.found).chain([conversations]).any(|it| it > TOLD) {
         let hint = format!(
             "of each kind, and of conversations, the first {TOLD} are told; --json has up to {KEPT}\n"
         );
-        out.push_str(&look.paint.text(Tone::Dim, &hint));
+        out.push_str(&style.paint.text(Tone::Dim, &hint));
     }
     if report.kinds.values().any(|it| it.can_be) {
         let hint = "`verbatim verify --repair` repairs what can be\n";
-        out.push_str(&look.paint.text(Tone::Dim, hint));
+        out.push_str(&style.paint.text(Tone::Dim, hint));
     }
     out
 }
 
 /// Each conversation with its findings; where a single one has some, the summary has said it all.
-fn by_conversation(conversations: &[OfConversation], look: &Look) -> String {
+fn by_conversation(conversations: &[OfConversation], style: &TextStyle) -> String {
     if conversations.len() < 2 {
         return String::new();
     }
@@ -239,7 +241,7 @@ fn by_conversation(conversations: &[OfConversation], look: &Look) -> String {
         });
         let place = format!("{} {}", one_line(&of.tenant_id), one_line(&of.conversation_id));
         let kinds = kinds.collect::<Vec<_>>().join(", ");
-        out.push_str(&format!("  {place}: {}\n", look.paint.text(Tone::Dim, &kinds)));
+        out.push_str(&format!("  {place}: {}\n", style.paint.text(Tone::Dim, &kinds)));
     }
     out
 }
@@ -250,23 +252,23 @@ mod tests {
     use domain::time::Timestamp;
 
     use super::*;
-    use crate::look::Paint;
+    use crate::output::Paint;
 
-    const LOOK: Look = Look { paint: Paint::Plain, now: Timestamp::EARLIEST };
+    const LOOK: TextStyle = TextStyle { paint: Paint::Plain, now: Timestamp::EARLIEST };
 
-    fn finding(kind: Kind, mended: Mended) -> Finding {
+    fn finding(kind: Kind, repair_outcome: RepairOutcome) -> Finding {
         Finding {
             kind,
             tenant_id: Some("acme".to_owned()),
             conversation_id: Some("c-1".to_owned()),
             id: (kind == Kind::HotCopyMissing).then(|| "m-3".to_owned()),
             detail: "what differs".to_owned(),
-            mended,
+            repair_outcome,
         }
     }
 
-    fn ended(section: Section, found: u64, left: u64) -> Verified {
-        Verified { section, checked: 12_345, found, left, broken_off: None }
+    fn ended(section: Section, found: u64, unrepaired: u64) -> Verified {
+        Verified { section, checked: 12_345, found, unrepaired, incomplete: None }
     }
 
     fn told(findings: &[Finding], sections: Vec<Verified>) -> String {
@@ -292,10 +294,10 @@ mod tests {
     #[test]
     fn findings_are_told_with_what_to_do() {
         let findings = [
-            finding(Kind::HotCopyMissing, Mended::NotAsked),
-            finding(Kind::HotCopyDamaged, Mended::Failed("PostgreSQL is away".to_owned())),
-            finding(Kind::TotalsDiffer, Mended::Done),
-            finding(Kind::MessagesGone, Mended::CannotBe),
+            finding(Kind::HotCopyMissing, RepairOutcome::NotRequested),
+            finding(Kind::HotCopyDamaged, RepairOutcome::Failed("PostgreSQL is away".to_owned())),
+            finding(Kind::TotalsDiffer, RepairOutcome::Done),
+            finding(Kind::MessagesGone, RepairOutcome::NotRepairable),
         ];
         insta::assert_snapshot!(told(&findings, vec![ended(Section::HotCopies, 4, 3)]));
     }
@@ -304,7 +306,7 @@ mod tests {
     fn where_several_conversations_have_findings_each_is_told_with_its_own() {
         let of = |conversation: &str, kind| Finding {
             conversation_id: Some(conversation.to_owned()),
-            ..finding(kind, Mended::NotAsked)
+            ..finding(kind, RepairOutcome::NotRequested)
         };
         let findings = [
             of("c-1", Kind::TotalsDiffer),
@@ -321,10 +323,13 @@ mod tests {
 
     #[test]
     fn what_was_repaired_and_what_could_not_be_looked_at_is_said() {
-        let repaired = [finding(Kind::StatisticsDiffer, Mended::Done)];
+        let repaired = [finding(Kind::StatisticsDiffer, RepairOutcome::Done)];
         insta::assert_snapshot!(told(&repaired, vec![ended(Section::Conversations, 1, 0)]));
-        let broken_off = Some(BrokenOff::Away { store: Store::Redis, cause: "refused".to_owned() });
-        let away = Verified { broken_off, ..ended(Section::HotCopies, 0, 0) };
+        let incomplete = Some(Incomplete::Unavailable {
+            dependency: Dependency::Redis,
+            cause: "refused".to_owned(),
+        });
+        let away = Verified { incomplete, ..ended(Section::HotCopies, 0, 0) };
         insta::assert_snapshot!(told(&[], vec![away.clone()]));
         let all = told(&repaired, vec![ended(Section::Conversations, 1, 0), away]);
         let verdict = "nothing is left, but not everything could be looked at";
@@ -334,9 +339,9 @@ mod tests {
     #[test]
     fn many_findings_of_one_kind_are_counted_and_a_few_told() {
         let mut report = Report::default();
-        let one = finding(Kind::CloseOverdue, Mended::CannotBe);
+        let one = finding(Kind::CloseOverdue, RepairOutcome::NotRepairable);
         let told = (0..KEPT + 5).filter(|_| report.add(&one)).count();
         assert_eq!(told as u64, TOLD);
-        assert_eq!((report.findings.len() as u64, report.left_off), (KEPT, 5));
+        assert_eq!((report.findings.len() as u64, report.omitted), (KEPT, 5));
     }
 }

@@ -1,0 +1,133 @@
+//! How deliveries become batches: at once while nothing is being handled, else until the batch is
+//! full or has waited long enough.
+//!
+//! So a single message never waits needlessly, and a stream of them makes large batches by itself:
+//! while one batch is handled, the next one gathers.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Deliveries that will form the next batches.
+#[derive(Debug)]
+pub(super) struct BatchBuilder<T> {
+    limits: Limits,
+    waiting: VecDeque<Waiting<T>>,
+    bytes: usize,
+}
+
+/// When a batch is full, and how long it waits otherwise.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) messages: usize,
+    pub(super) bytes: usize,
+    pub(super) linger: Duration,
+}
+
+/// When the next batch may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BatchReady {
+    /// There is nothing to send.
+    Never,
+    /// Now.
+    Now,
+    /// At this moment, if nothing else comes.
+    At(Instant),
+}
+
+#[derive(Debug)]
+struct Waiting<T> {
+    item: T,
+    bytes: usize,
+    since: Instant,
+}
+
+impl<T> BatchBuilder<T> {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self { limits, waiting: VecDeque::new(), bytes: 0 }
+    }
+
+    pub(super) fn push(&mut self, item: T, bytes: usize, now: Instant) {
+        self.waiting.push_back(Waiting { item, bytes, since: now });
+        self.bytes += bytes;
+    }
+
+    /// When the next batch may go, while others are `in_flight`.
+    pub(super) fn ready(&self, now: Instant, in_flight: usize) -> BatchReady {
+        let Some(oldest) = self.waiting.front() else { return BatchReady::Never };
+        let at = oldest.since + self.limits.linger;
+        let is_full = self.waiting.len() >= self.limits.messages || self.bytes >= self.limits.bytes;
+        if in_flight == 0 || is_full || at <= now { BatchReady::Now } else { BatchReady::At(at) }
+    }
+
+    /// Takes a batch of the oldest: as many as the limits allow, at least one.
+    pub(super) fn take(&mut self) -> Vec<T> {
+        let mut bytes = 0;
+        let fits = |(index, waiting): &(usize, &Waiting<T>)| {
+            bytes += waiting.bytes;
+            *index < self.limits.messages && (*index == 0 || bytes <= self.limits.bytes)
+        };
+        let count = self.waiting.iter().enumerate().take_while(fits).count();
+        let batch = self.waiting.drain(..count);
+        batch.inspect(|waiting| self.bytes -= waiting.bytes).map(|waiting| waiting.item).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINGER: Duration = Duration::from_millis(5);
+
+    fn batch_builder(now: Instant) -> BatchBuilder<u8> {
+        let limits = Limits { messages: 3, bytes: 100, linger: LINGER };
+        let mut batch_builder = BatchBuilder::new(limits);
+        batch_builder.push(1, 10, now);
+        batch_builder
+    }
+
+    #[test]
+    fn a_single_message_does_not_wait_while_nothing_is_being_handled() {
+        let now = Instant::now();
+        assert_eq!(batch_builder(now).ready(now, 0), BatchReady::Now);
+    }
+
+    #[test]
+    fn a_message_waits_for_company_while_others_are_handled_but_not_for_ever() {
+        let now = Instant::now();
+        let mut batch_builder = batch_builder(now);
+        batch_builder.push(2, 10, now + LINGER / 2);
+        assert_eq!(batch_builder.ready(now, 1), BatchReady::At(now + LINGER));
+        assert_eq!(batch_builder.ready(now + LINGER, 1), BatchReady::Now);
+    }
+
+    #[test]
+    fn a_batch_is_full_by_count_or_by_bytes() {
+        let now = Instant::now();
+        let mut by_count = batch_builder(now);
+        by_count.push(2, 0, now);
+        assert_eq!(by_count.ready(now, 1), BatchReady::At(now + LINGER));
+        by_count.push(3, 0, now);
+        assert_eq!(by_count.ready(now, 1), BatchReady::Now);
+        let mut by_bytes = batch_builder(now);
+        by_bytes.push(2, 90, now);
+        assert_eq!(by_bytes.ready(now, 1), BatchReady::Now);
+    }
+
+    #[test]
+    fn a_batch_is_no_larger_than_its_limits_and_the_rest_waits_its_own_time() {
+        let now = Instant::now();
+        let mut batch_builder = batch_builder(now);
+        let later = now + LINGER / 2;
+        for (item, bytes) in [(2, 80), (3, 20), (4, 500), (5, 1)] {
+            batch_builder.push(item, bytes, later);
+        }
+        assert_eq!(batch_builder.take(), [1, 2]);
+        assert_eq!(batch_builder.take(), [3]);
+        assert_eq!(batch_builder.take(), [4], "alone, however large");
+        assert_eq!(batch_builder.ready(later, 1), BatchReady::At(later + LINGER));
+        assert_eq!(batch_builder.take(), [5]);
+        assert_eq!(batch_builder.ready(later, 0), BatchReady::Never);
+    }
+}

@@ -1,0 +1,216 @@
+//! Which acknowledgements may be sent.
+//!
+//! Batches finish in any order, but one acknowledgement with `multiple` covers *everything* up to
+//! its tag. So only the contiguous finished prefix of what was delivered may be acknowledged, never
+//! over a hole: behind every hole is a message whose fate is open. A tag that never arrived here is
+//! such a hole too, so a gap in the tags ends the session.
+
+use std::collections::VecDeque;
+
+/// The number of a delivery on its channel, growing by one from 1 (AMQP 0-9-1, `delivery-tag`).
+pub(super) type Tag = u64;
+
+/// The deliveries of a channel that are not settled yet, in the order of their tags.
+#[derive(Debug, Default)]
+pub(super) struct UnackedDeliveries {
+    entries: VecDeque<Entry>,
+    /// The tag of the last delivery that was entered, settled or not.
+    last: Tag,
+    /// How many of the entries were given back.
+    requeued: usize,
+    bytes: usize,
+}
+
+/// A delivery that does not follow the one before it: something between them was lost on its way
+/// here, and an acknowledgement of this one would cover it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("delivery {came} came after delivery {last}")]
+pub(super) struct Gap {
+    pub(super) last: Tag,
+    pub(super) came: Tag,
+}
+
+/// A finished prefix: acknowledging its last delivery with `multiple` settles all of it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Prefix {
+    pub(super) last: Tag,
+    pub(super) count: usize,
+}
+
+#[derive(Debug)]
+enum Entry {
+    /// Its fate is open; its body has so many bytes.
+    Open(usize),
+    /// Nothing is left to do for it but to acknowledge it.
+    Finished(usize),
+    /// It went back to its queue. RabbitMQ knows its tag no more, and closes the channel of whoever
+    /// acknowledges it.
+    Requeued,
+}
+
+impl UnackedDeliveries {
+    /// Enters a delivery.
+    ///
+    /// # Errors
+    /// It does not follow the one before it, and was not entered.
+    pub(super) fn deliver(&mut self, tag: Tag, bytes: usize) -> Result<(), Gap> {
+        self.enter(tag, Entry::Open(bytes))?;
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Enters a delivery that goes back to its queue.
+    ///
+    /// # Errors
+    /// As [`Self::deliver`].
+    pub(super) fn requeue(&mut self, tag: Tag) -> Result<(), Gap> {
+        self.enter(tag, Entry::Requeued)?;
+        self.requeued += 1;
+        Ok(())
+    }
+
+    fn enter(&mut self, tag: Tag, entry: Entry) -> Result<(), Gap> {
+        if tag != self.last + 1 {
+            return Err(Gap { last: self.last, came: tag });
+        }
+        self.last = tag;
+        self.entries.push_back(entry);
+        Ok(())
+    }
+
+    /// Notes that nothing is left to do for a delivery. An unknown tag changes nothing.
+    pub(super) fn finish(&mut self, tag: Tag) {
+        // Tags are contiguous, so those that were settled say where this one is.
+        let index = tag.checked_sub(self.settled() + 1);
+        let index = index.and_then(|index| usize::try_from(index).ok());
+        if let Some(entry) = index.and_then(|index| self.entries.get_mut(index))
+            && let Entry::Open(bytes) = *entry
+        {
+            *entry = Entry::Finished(bytes);
+        }
+    }
+
+    /// Takes the finished prefix out, if there is one.
+    pub(super) fn take_prefix(&mut self) -> Option<Prefix> {
+        let mut prefix = None;
+        let mut count = 0;
+        while let Some(entry) = self.entries.pop_front_if(|entry| !matches!(entry, Entry::Open(_)))
+        {
+            if let Entry::Finished(bytes) = entry {
+                self.bytes -= bytes;
+                count += 1;
+                prefix = Some(Prefix { last: self.settled(), count });
+            } else {
+                self.requeued -= 1;
+            }
+        }
+        prefix
+    }
+
+    /// How many deliveries are not settled.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len() - self.requeued
+    }
+
+    /// How many bytes their bodies have.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The tag up to which everything was taken out.
+    fn settled(&self) -> Tag {
+        self.last - self.entries.len() as Tag
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn delivered(count: Tag) -> UnackedDeliveries {
+        let mut unacked = UnackedDeliveries::default();
+        (1..=count).for_each(|tag| unacked.deliver(tag, 10).unwrap());
+        unacked
+    }
+
+    #[test]
+    fn nothing_is_acknowledged_over_a_hole() {
+        let mut unacked = delivered(5);
+        [2, 3, 5].into_iter().for_each(|tag| unacked.finish(tag));
+        assert_eq!(unacked.take_prefix(), None);
+        unacked.finish(1);
+        assert_eq!(unacked.take_prefix(), Some(Prefix { last: 3, count: 3 }));
+        assert_eq!((unacked.len(), unacked.bytes()), (2, 20));
+        unacked.finish(4);
+        assert_eq!(unacked.take_prefix(), Some(Prefix { last: 5, count: 2 }));
+        assert!(unacked.is_empty());
+    }
+
+    #[test]
+    fn a_gap_in_the_tags_is_noticed_even_when_everything_before_it_is_acknowledged() {
+        let mut unacked = delivered(2);
+        assert_eq!(unacked.deliver(4, 10), Err(Gap { last: 2, came: 4 }));
+        assert_eq!(unacked.deliver(2, 10), Err(Gap { last: 2, came: 2 }));
+        [1, 2].into_iter().for_each(|tag| unacked.finish(tag));
+        assert_eq!(unacked.take_prefix(), Some(Prefix { last: 2, count: 2 }));
+        assert_eq!(unacked.deliver(4, 10), Err(Gap { last: 2, came: 4 }));
+        assert_eq!(unacked.deliver(3, 10), Ok(()));
+        // What is not there cannot be finished: acknowledged before, or not delivered yet.
+        [0, 2, 4].into_iter().for_each(|tag| unacked.finish(tag));
+        assert_eq!((unacked.take_prefix(), unacked.len()), (None, 1));
+    }
+
+    #[test]
+    fn what_was_given_back_is_never_acknowledged_and_holds_up_nothing() {
+        let mut unacked = delivered(2);
+        assert_eq!(unacked.requeue(4), Err(Gap { last: 2, came: 4 }));
+        unacked.requeue(3).unwrap();
+        unacked.deliver(4, 10).unwrap();
+        unacked.requeue(5).unwrap();
+        assert_eq!((unacked.len(), unacked.bytes()), (3, 30));
+        [1, 2, 3].into_iter().for_each(|tag| unacked.finish(tag));
+        assert_eq!(unacked.take_prefix(), Some(Prefix { last: 2, count: 2 }));
+        assert_eq!((unacked.len(), unacked.bytes()), (1, 10));
+        unacked.finish(4);
+        assert_eq!(unacked.take_prefix(), Some(Prefix { last: 4, count: 1 }));
+        assert!(unacked.is_empty());
+        assert_eq!((unacked.len(), unacked.bytes()), (0, 0));
+        unacked.requeue(6).unwrap();
+        assert_eq!(unacked.take_prefix(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn everything_is_acknowledged_once_and_only_when_all_before_it_is_finished(
+            order in Just((1..=60u64).collect::<Vec<_>>()).prop_shuffle(),
+            take_after in proptest::collection::vec(any::<bool>(), 60),
+        ) {
+            let mut unacked = delivered(60);
+            let mut finished = BTreeSet::new();
+            let mut acknowledged = 0;
+            for (tag, take) in order.into_iter().zip(take_after) {
+                unacked.finish(tag);
+                finished.insert(tag);
+                if !take {
+                    continue;
+                }
+                if let Some(prefix) = unacked.take_prefix() {
+                    prop_assert_eq!(prefix.last, acknowledged + prefix.count as u64);
+                    acknowledged = prefix.last;
+                    prop_assert!((1..=acknowledged).all(|tag| finished.contains(&tag)));
+                }
+                // Nothing that could be acknowledged is left.
+                prop_assert!(!finished.contains(&(acknowledged + 1)));
+            }
+            let rest = unacked.take_prefix().map_or(0, |prefix| prefix.count as u64);
+            prop_assert_eq!(acknowledged + rest, 60);
+            prop_assert_eq!(unacked.bytes(), 0);
+        }
+    }
+}

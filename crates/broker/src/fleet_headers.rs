@@ -1,0 +1,357 @@
+//! What a message carries about its own way through the fleet, in headers of ours.
+//!
+//! A retry, a move or a dead letter is a copy, published anew, so everything that must survive it
+//! stands here and nowhere else. Headers that others set are never copied: a copied `x-death` makes
+//! a retry queue drop the message silently (RabbitMQ takes it for a cycle), and a copied `CC` sends
+//! it to places that nobody chose.
+//!
+//! Invariant: writing a journey and reading it back gives the same journey.
+
+use domain::envelope::Resolved;
+use domain::failure::{DeadLetterReason, Refusal};
+use domain::ids::{ConversationId, MessageId};
+use domain::time::Timestamp;
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+/// The way of a message so far. A fresh one has the [default](Journey::default) journey.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FleetHeaders {
+    /// What an earlier attempt made of it.
+    pub resolved: Option<Resolved>,
+    /// Which attempt the next one is, from 1.
+    pub attempt: u32,
+    /// What went wrong so far.
+    pub history: History,
+    /// Where it was first published.
+    pub origin: Option<Origin>,
+    /// The original had no `message_id` property; the one that a copy bears is ours and gives no
+    /// identity.
+    pub anonymous: bool,
+    /// The `user_id` property of the original, which the broker checked against its connection.
+    pub validated_user: Option<String>,
+    /// How often an operator sent it back from the dead letters.
+    pub replay_count: u32,
+    /// The dead letter that it was, the last time that it was sent back.
+    pub replay_of: Option<Uuid>,
+    /// Why it is a dead letter, if it is one.
+    pub dead_letter_info: Option<DeadLetterInfo>,
+}
+
+/// What went wrong on the way.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct History {
+    /// The error of each failed attempt, the first one first.
+    pub reasons: Vec<String>,
+    /// When the first attempt failed.
+    pub first_failed_at: Option<Timestamp>,
+    /// When the last attempt failed.
+    pub last_failed_at: Option<Timestamp>,
+}
+
+/// Where a message was first published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The exchange.
+    pub exchange: String,
+    /// The routing key.
+    pub routing_key: String,
+}
+
+/// Why a message became a dead letter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetterInfo {
+    /// The queue whose worker decided.
+    pub queue: String,
+    /// The reason, the field at fault and the sentence.
+    pub refusal: Refusal,
+}
+
+/// The longest text that a header takes, in bytes. Headers travel in a single frame of at most
+/// 128 KiB (RabbitMQ's `frame_max`), together with everything else that a journey holds.
+const MAX_TEXT_BYTES: usize = 2048;
+/// How many errors a journey keeps. The ladder has three retries; more come only from queues that
+/// never give up, where the newest ones tell the story.
+const MAX_REASONS: usize = 8;
+
+const PREFIX: &str = "x-verbatim-";
+const ID: &str = "x-verbatim-id";
+const CONVERSATION: &str = "x-verbatim-conversation";
+const TIMESTAMP: &str = "x-verbatim-timestamp-us";
+const RECEIVED: &str = "x-verbatim-received-us";
+const ATTEMPT: &str = "x-verbatim-attempt";
+const REASONS: &str = "x-verbatim-reasons";
+const FIRST_FAILED: &str = "x-verbatim-first-failed-us";
+const LAST_FAILED: &str = "x-verbatim-last-failed-us";
+const EXCHANGE: &str = "x-verbatim-exchange";
+const ROUTING_KEY: &str = "x-verbatim-routing-key";
+const ANONYMOUS: &str = "x-verbatim-anonymous";
+const USER: &str = "x-verbatim-user";
+const REPLAYS: &str = "x-verbatim-replays";
+const REPLAY_OF: &str = "x-verbatim-replay-of";
+const INFO_QUEUE: &str = "x-verbatim-queue";
+const INFO_REASON: &str = "x-verbatim-reason";
+const INFO_FIELD: &str = "x-verbatim-field";
+const INFO_DETAIL: &str = "x-verbatim-detail";
+
+/// The journey of a message that nobody has had yet.
+pub(crate) static FIRST_ATTEMPT: FleetHeaders = FleetHeaders {
+    resolved: None,
+    attempt: 1,
+    history: History { reasons: Vec::new(), first_failed_at: None, last_failed_at: None },
+    origin: None,
+    anonymous: false,
+    validated_user: None,
+    replay_count: 0,
+    replay_of: None,
+    dead_letter_info: None,
+};
+
+impl Default for FleetHeaders {
+    fn default() -> Self {
+        FIRST_ATTEMPT.clone()
+    }
+}
+
+impl FleetHeaders {
+    /// Whether a header is one of ours.
+    #[must_use]
+    pub fn owns(header: &str) -> bool {
+        header.starts_with(PREFIX)
+    }
+
+    /// The journey of a dead letter that an operator sends back: what it is stays, what befell it goes.
+    #[must_use]
+    pub fn replayed(self, dead_letter: Uuid) -> Self {
+        Self {
+            attempt: 1,
+            history: History::default(),
+            replay_count: self.replay_count.saturating_add(1),
+            replay_of: Some(dead_letter),
+            dead_letter_info: None,
+            ..self
+        }
+    }
+
+    /// The headers that say it all; also the form in which dead letters are stored.
+    #[must_use]
+    pub fn to_headers(&self) -> Map<String, Value> {
+        let mut headers = Headers(Map::new());
+        if let Some(resolved) = &self.resolved {
+            headers.text(ID, Some(resolved.id.as_str()));
+            headers.text(CONVERSATION, Some(resolved.conversation.as_str()));
+            headers.time(TIMESTAMP, Some(resolved.timestamp));
+            headers.time(RECEIVED, Some(resolved.received_at));
+        }
+        headers.count(ATTEMPT, self.attempt, 1);
+        headers.texts(REASONS, &self.history.reasons);
+        headers.time(FIRST_FAILED, self.history.first_failed_at);
+        headers.time(LAST_FAILED, self.history.last_failed_at);
+        if let Some(origin) = &self.origin {
+            headers.text(EXCHANGE, Some(&origin.exchange));
+            headers.text(ROUTING_KEY, Some(&origin.routing_key));
+        }
+        if self.anonymous {
+            headers.0.insert(ANONYMOUS.to_owned(), true.into());
+        }
+        headers.text(USER, self.validated_user.as_deref());
+        headers.count(REPLAYS, self.replay_count, 0);
+        headers.text(REPLAY_OF, self.replay_of.map(|id| id.to_string()).as_deref());
+        if let Some(DeadLetterInfo { queue, refusal }) = &self.dead_letter_info {
+            headers.text(INFO_QUEUE, Some(queue));
+            headers.text(INFO_REASON, Some(refusal.reason.as_str()));
+            headers.text(INFO_FIELD, refusal.field.as_deref());
+            headers.text(INFO_DETAIL, Some(&refusal.detail));
+        }
+        headers.0
+    }
+
+    /// The journey that headers tell. A part that is missing or makes no sense counts as absent:
+    /// the message is then what it would be without that header, and nothing is lost by it.
+    #[must_use]
+    pub fn from_headers(headers: &Map<String, Value>) -> Self {
+        let text = |name: &str| headers.get(name).and_then(Value::as_str);
+        let owned = |name: &str| text(name).map(str::to_owned);
+        let count = |name: &str| {
+            headers.get(name).and_then(Value::as_u64).and_then(|count| u32::try_from(count).ok())
+        };
+        let time = |name: &str| {
+            headers.get(name).and_then(Value::as_i64).and_then(|t| Timestamp::from_micros(t).ok())
+        };
+        let resolved = || {
+            Some(Resolved {
+                id: MessageId::new(text(ID)?).ok()?,
+                conversation: ConversationId::new(text(CONVERSATION)?).ok()?,
+                timestamp: time(TIMESTAMP)?,
+                received_at: time(RECEIVED)?,
+            })
+        };
+        let origin =
+            || Some(Origin { exchange: owned(EXCHANGE)?, routing_key: owned(ROUTING_KEY)? });
+        let dead_letter_info = || {
+            let reason = DeadLetterReason::parse(text(INFO_REASON)?)?;
+            let (field, detail) = (owned(INFO_FIELD), owned(INFO_DETAIL)?);
+            let refusal = Refusal { reason, field, detail };
+            Some(DeadLetterInfo { queue: owned(INFO_QUEUE)?, refusal })
+        };
+        let reasons = headers.get(REASONS).and_then(Value::as_array).into_iter().flatten();
+        Self {
+            resolved: resolved(),
+            attempt: count(ATTEMPT).unwrap_or(1).max(1),
+            history: History {
+                reasons: reasons.filter_map(Value::as_str).map(str::to_owned).collect(),
+                first_failed_at: time(FIRST_FAILED),
+                last_failed_at: time(LAST_FAILED),
+            },
+            origin: origin(),
+            anonymous: headers.get(ANONYMOUS) == Some(&Value::Bool(true)),
+            validated_user: owned(USER),
+            replay_count: count(REPLAYS).unwrap_or(0),
+            replay_of: text(REPLAY_OF).and_then(|id| Uuid::parse_str(id).ok()),
+            dead_letter_info: dead_letter_info(),
+        }
+    }
+}
+
+impl History {
+    /// Adds a failed attempt.
+    pub fn record(&mut self, reason: &str, at: Timestamp) {
+        if self.reasons.len() >= MAX_REASONS {
+            self.reasons.remove(0);
+        }
+        self.reasons.push(shortened(reason).to_owned());
+        self.first_failed_at.get_or_insert(at);
+        self.last_failed_at = Some(at);
+    }
+}
+
+/// A header table under construction; what is absent takes no header.
+struct Headers(Map<String, Value>);
+
+impl Headers {
+    fn text(&mut self, name: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.0.insert(name.to_owned(), shortened(value).into());
+        }
+    }
+
+    fn texts(&mut self, name: &str, values: &[String]) {
+        if !values.is_empty() {
+            let values: Vec<Value> = values.iter().map(|text| shortened(text).into()).collect();
+            self.0.insert(name.to_owned(), values.into());
+        }
+    }
+
+    fn time(&mut self, name: &str, value: Option<Timestamp>) {
+        if let Some(value) = value {
+            self.0.insert(name.to_owned(), value.micros().into());
+        }
+    }
+
+    fn count(&mut self, name: &str, value: u32, usual: u32) {
+        if value != usual {
+            self.0.insert(name.to_owned(), value.into());
+        }
+    }
+}
+
+/// The text, cut off at a character boundary where it is too long for a header.
+fn shortened(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full() -> FleetHeaders {
+        let at = |micros| Timestamp::from_micros(micros).unwrap();
+        let mut history = History::default();
+        history.record("the first error", at(3_000_000));
+        history.record("the second error", at(4_000_001));
+        FleetHeaders {
+            resolved: Some(Resolved {
+                id: MessageId::new("m-1").unwrap(),
+                conversation: ConversationId::new("c:/{}1").unwrap(),
+                timestamp: at(1),
+                received_at: at(2),
+            }),
+            attempt: 3,
+            history,
+            origin: Some(Origin {
+                exchange: "domain.actions".to_owned(),
+                routing_key: "conversation.save_message".to_owned(),
+            }),
+            anonymous: true,
+            validated_user: Some("agent".to_owned()),
+            replay_count: 2,
+            replay_of: Some(Uuid::from_u128(7)),
+            dead_letter_info: Some(DeadLetterInfo {
+                queue: "conversation.save_message".to_owned(),
+                refusal: Refusal {
+                    reason: DeadLetterReason::Conflict,
+                    field: Some("message_id".to_owned()),
+                    detail: "taken".to_owned(),
+                },
+            }),
+        }
+    }
+
+    #[test]
+    fn a_journey_survives_its_headers() {
+        for fleet_headers in [FleetHeaders::default(), full()] {
+            assert_eq!(FleetHeaders::from_headers(&fleet_headers.to_headers()), fleet_headers);
+        }
+    }
+
+    #[test]
+    fn a_replayed_dead_letter_keeps_what_it_is_and_loses_what_befell_it() {
+        let dead_letter = Uuid::from_u128(8);
+        let replayed = full().replayed(dead_letter);
+        let expected = FleetHeaders {
+            attempt: 1,
+            history: History::default(),
+            replay_count: 3,
+            replay_of: Some(dead_letter),
+            dead_letter_info: None,
+            ..full()
+        };
+        assert_eq!(replayed, expected);
+    }
+
+    #[test]
+    fn a_fresh_message_needs_no_headers() {
+        assert!(FleetHeaders::default().to_headers().is_empty());
+    }
+
+    #[test]
+    fn every_header_is_recognised_as_ours() {
+        assert!(full().to_headers().keys().all(|name| FleetHeaders::owns(name)));
+        assert!(!FleetHeaders::owns("x-death") && !FleetHeaders::owns("CC"));
+    }
+
+    #[test]
+    fn nonsense_in_a_header_counts_as_absent() {
+        let mut headers = full().to_headers();
+        headers.insert(ID.to_owned(), "".into());
+        headers.insert(ATTEMPT.to_owned(), "many".into());
+        headers.insert(FIRST_FAILED.to_owned(), Value::from(-1));
+        let fleet_headers = FleetHeaders::from_headers(&headers);
+        assert_eq!((fleet_headers.resolved, fleet_headers.attempt), (None, 1));
+        assert_eq!(fleet_headers.history.first_failed_at, None);
+    }
+
+    #[test]
+    fn long_errors_fit_into_a_frame_and_old_ones_make_room() {
+        let mut history = History::default();
+        for n in 0..20 {
+            let at = Timestamp::from_micros(n).unwrap();
+            history.record(&format!("{n}{}", "ä".repeat(5_000)), at);
+        }
+        assert_eq!(history.reasons.len(), MAX_REASONS);
+        assert!(history.reasons.iter().all(|reason| reason.len() <= MAX_TEXT_BYTES));
+        assert!(history.reasons[0].starts_with("12"));
+        assert_eq!(history.first_failed_at.map(Timestamp::micros), Some(0));
+        assert_eq!(history.last_failed_at.map(Timestamp::micros), Some(19));
+    }
+}

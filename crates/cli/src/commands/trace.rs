@@ -1,0 +1,96 @@
+//! `verbatim trace`: what an id is, where it is now, and how it came there.
+
+mod text;
+
+use clap::Args;
+use conversation::{TraceReport, Tracer, check_server};
+use domain::ids::{MAX_ID_BYTES, TenantId};
+use hot_store::{Address, HotStore};
+use service::settings::{AmqpSettings, DatabaseSettings, ServerUrl};
+
+use crate::exit::{Exit, Failure};
+use crate::output::{Screen, count, spinner};
+use crate::servers::{Broker, DatabaseServer, joined};
+
+const EXAMPLES: &str = "\
+Examples:
+  verbatim trace m-4711
+  verbatim trace --tenant acme 4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a
+  verbatim trace m-4711 --json | jq -r '.items[].timeline[] | \"\\(.at) \\(.what) \\(.text)\"'
+
+The id may be that of a message, a conversation, a session or a dead letter; all that goes by it is
+shown, in every tenant. A message is looked for in one conversation after the other, the newest
+first, so in a large archive it takes its time. Without REDIS_URL nothing is said about hot copies,
+without AMQP_URL nothing about what may still be queued.
+
+Exit code 1: nothing is known under this id.";
+
+/// Shows the whole life of a message or conversation, and where it is now
+///
+/// Published, received, saved by whom; closed, archived, reopened; dead-lettered, replayed, discarded;
+/// and whether a reader finds it in Redis.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, override_usage = "verbatim trace [OPTIONS] <ID>")]
+pub(crate) struct Trace {
+    /// The id of a message, a conversation, a session or a dead letter
+    #[arg(value_name = "ID", value_parser = id)]
+    id: String,
+
+    /// Only in this tenant
+    #[arg(long, value_parser = |text: &str| TenantId::new(text))]
+    tenant: Option<TenantId>,
+
+    #[command(flatten)]
+    database: DatabaseSettings,
+
+    /// Redis; several nodes of one Redis Cluster are separated by commas.
+    /// REDIS_URL_FILE may name a file that holds it
+    #[arg(long, env = "REDIS_URL", value_name = "redis://:password@host:6379/0")]
+    #[arg(value_delimiter = ',', value_parser = ServerUrl::redis, help_heading = "Servers")]
+    redis_url: Vec<ServerUrl>,
+
+    /// RabbitMQ; several nodes of one cluster are separated by commas.
+    /// AMQP_URL_FILE may name a file that holds it
+    #[arg(long, env = "AMQP_URL", value_name = "amqp://user:password@host:5672/vhost")]
+    #[arg(value_delimiter = ',', value_parser = ServerUrl::amqp, help_heading = "Servers")]
+    amqp_url: Vec<ServerUrl>,
+}
+
+impl Trace {
+    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
+        let server = DatabaseServer::open(&self.database).await?;
+        let hot = match self.redis_url.as_slice() {
+            [] => None,
+            urls => {
+                let address = Address::parse(&joined(urls))
+                    .map_err(|error| Failure::Usage(format!("REDIS_URL: {error}")))?;
+                let admit = check_server(server.database.clone());
+                Some(HotStore::open(hot_store::Settings::new(address), admit))
+            }
+        };
+        let endpoints = match self.amqp_url.as_slice() {
+            [] => None,
+            urls => Some(Broker::of(&AmqpSettings { amqp_url: urls.to_vec() })?.endpoints),
+        };
+        let tracer = Tracer::new(server.database.clone(), hot, endpoints);
+        let progress = spinner("{spinner} {msg}");
+        let traced = tracer
+            .trace(&self.id, self.tenant.as_ref(), &mut |looked_at| {
+                let looked_at = count(i128::from(looked_at));
+                progress.set_message(format!("looked into {looked_at} conversations"));
+                progress.tick();
+            })
+            .await;
+        progress.finish_and_clear();
+        let traced: TraceReport = traced.map_err(|error| server.failure(&error))?;
+        screen.show(&traced, |style| text::told(&self.id, &traced, style))?;
+        Ok(if traced.items.is_empty() { Exit::Problems } else { Exit::Fine })
+    }
+}
+
+fn id(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=MAX_ID_BYTES => Ok(text.to_owned()),
+        _ => Err(format!("an id has 1 to {MAX_ID_BYTES} bytes")),
+    }
+}

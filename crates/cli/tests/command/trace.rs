@@ -1,0 +1,185 @@
+//! The life of a message, a conversation, a session, a dead letter.
+
+use database::DeadLetter;
+use domain::failure::DeadLetterReason;
+use domain::time::Timestamp;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::{SAVER, Verbatim, body, database, lines, prepared, save};
+
+/// What happened, in order.
+fn details(item: &Value) -> Vec<&str> {
+    item["timeline"].as_array().unwrap().iter().map(|it| it["what"].as_str().unwrap()).collect()
+}
+
+fn moment<'a>(item: &'a Value, what: &str) -> &'a str {
+    let events = item["timeline"].as_array().unwrap();
+    events.iter().find(|it| it["what"] == what).unwrap()["text"].as_str().unwrap()
+}
+
+async fn only(verbatim: &Verbatim, arguments: &[&str]) -> Value {
+    let mut traced = verbatim.json(&[&["trace"], arguments].concat()).await;
+    let items = traced["items"].as_array_mut().unwrap();
+    assert_eq!(items.len(), 1, "{items:#?}");
+    items.pop().unwrap()
+}
+
+fn dead_letter(id: u128, tenant: &str, message: &str) -> DeadLetter {
+    let at = |time: &str| Timestamp::parse(time).unwrap();
+    DeadLetter {
+        id: Uuid::from_u128(id),
+        queue: "conversation.save_message".to_owned(),
+        reason: DeadLetterReason::AttemptsExhausted,
+        field: None,
+        error: "it failed".to_owned(),
+        tenant_id: Some(tenant.to_owned()),
+        conversation_id: Some("c-dead".to_owned()),
+        session_id: Some("s-dead".to_owned()),
+        message_id: Some(message.to_owned()),
+        action_type: Some("conversation.save_message".to_owned()),
+        routing_key: "conversation.save_message".to_owned(),
+        exchange: "domain.actions".to_owned(),
+        body: b"{}".to_vec(),
+        properties: json!({}),
+        headers: json!({}),
+        attempts: 4,
+        replay_count: 0,
+        replay_of: None,
+        first_failed_at: at("2026-11-20T10:00:00Z"),
+        last_failed_at: at("2026-11-20T10:00:36Z"),
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_was_saved_and_archived_tells_by_whom_and_when() {
+    let (env, verbatim) = prepared().await;
+    save(&env, &[body("s", "m-1", json!({})), body("s", "m-2", json!({}))]).await;
+    let item = only(&verbatim, &["m-1"]).await;
+    assert_eq!((&item["matched"], &item["state"]), (&json!("message"), &json!("active")));
+    assert_eq!((&item["tenant_id"], &item["message_id"]), (&json!("acme"), &json!("m-1")));
+    assert_eq!(item["hot"], "no_hot_copy");
+    assert_eq!(details(&item), ["published", "received", "saved"]);
+    assert!(
+        moment(&item, "saved").starts_with(&format!("by message-save-worker {SAVER}, ")),
+        "{item}"
+    );
+
+    // A reader loads the copy.
+    verbatim.json(&["conversation", "show", "--tenant", "acme", "--session", "s"]).await;
+    assert_eq!(only(&verbatim, &["m-1"]).await["hot"], "in_hot_copy");
+
+    env.psql(
+        "UPDATE conversations SET status = 'archived', message_count = 2, close_reason = 'user_left',
+             close_requested_at = now(), closed_at = now(), finalised_at = now()",
+    )
+    .await
+    .unwrap();
+    let item = only(&verbatim, &["m-1"]).await;
+    assert_eq!(item["state"], "archived");
+    let expected = ["published", "received", "saved", "close asked", "close began", "archived"];
+    assert_eq!(details(&item), expected);
+    assert_eq!(moment(&item, "close asked"), "its last session closed; reason: user_left");
+
+    let id = item["conversation_id"].as_str().unwrap();
+    let by_id = only(&verbatim, &[id]).await;
+    assert_eq!((&by_id["matched"], &by_id["message_id"]), (&json!("conversation"), &json!(null)));
+    let by_session = only(&verbatim, &["s"]).await;
+    assert_eq!(by_session["matched"], "session");
+    assert_eq!(by_session["conversation_id"], id);
+    let told = verbatim.run(&["trace", "m-1"]).await.out;
+    assert!(
+        told.contains("now           stored in PostgreSQL; the conversation is archived"),
+        "{told}"
+    );
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_found_by_its_own_id_its_message_and_its_conversation() {
+    let (env, verbatim) = prepared().await;
+    database(&env).store_dead_letters(&[dead_letter(7, "acme", "m-dead")]).await.unwrap();
+    let id = Uuid::from_u128(7).to_string();
+    for (id, matched) in [(&*id, "dead_letter"), ("m-dead", "message"), ("c-dead", "dead_letter")] {
+        let item = only(&verbatim, &[id]).await;
+        assert_eq!((&item["matched"], &item["state"]), (&json!(matched), &json!("dead_letter")));
+        assert_eq!(details(&item), ["failed", "given up", "dead letter"]);
+        assert_eq!(
+            moment(&item, "failed"),
+            "the first of 4 attempts, in conversation.save_message"
+        );
+    }
+
+    env.psql(
+        "UPDATE dead_letters SET status = 'discarded', status_changed_at = now(), status_reason = 'a test';
+         INSERT INTO audit_log (actor, action, tenant_id, subject)
+             SELECT 'ops', 'dead_letter.discard', tenant_id, id::text FROM dead_letters",
+    )
+    .await
+    .unwrap();
+    let item = only(&verbatim, &["m-dead"]).await;
+    assert_eq!(item["state"], "discarded");
+    assert_eq!(details(&item)[3..], ["discarded", "operator"]);
+    assert_eq!(moment(&item, "operator"), "dead_letter.discard by ops");
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_was_replayed_and_saved_is_part_of_its_messages_life() {
+    let (env, verbatim) = prepared().await;
+    save(&env, &[body("s", "m-1", json!({"conversation_id": "c-dead"}))]).await;
+    database(&env).store_dead_letters(&[dead_letter(7, "acme", "m-1")]).await.unwrap();
+    env.psql("UPDATE dead_letters SET status = 'replayed', status_changed_at = now()")
+        .await
+        .unwrap();
+    for id in ["m-1", &Uuid::from_u128(7).to_string()] {
+        let item = only(&verbatim, &[id]).await;
+        assert_eq!(item["state"], "active");
+        let expected =
+            ["published", "failed", "given up", "received", "saved", "dead letter", "replayed"];
+        let mut sorted = details(&item);
+        sorted.sort_unstable();
+        let mut wanted = expected.to_vec();
+        wanted.sort_unstable();
+        assert_eq!(sorted, wanted);
+    }
+}
+
+#[tokio::test]
+async fn an_id_that_several_tenants_use_is_told_of_each() {
+    let (env, verbatim) = prepared().await;
+    save(&env, &[body("s", "m-1", json!({}))]).await;
+    save(&env, &[body("s", "m-1", json!({"tenant_id": "umbrella"}))]).await;
+    database(&env).store_dead_letters(&[dead_letter(7, "hooli", "m-1")]).await.unwrap();
+    let traced = verbatim.json(&["trace", "m-1"]).await;
+    let tenants: Vec<_> =
+        traced["items"].as_array().unwrap().iter().map(|it| &it["tenant_id"]).collect();
+    assert_eq!(tenants, ["acme", "hooli", "umbrella"]);
+    let item = only(&verbatim, &["m-1", "--tenant", "umbrella"]).await;
+    assert_eq!(item["tenant_id"], "umbrella");
+    let told = verbatim.run(&["trace", "m-1"]).await.out;
+    assert!(told.starts_with("3 things go by m-1\n"), "{told}");
+}
+
+#[tokio::test]
+async fn what_nobody_knows_may_still_be_queued() {
+    let (env, verbatim) = prepared().await;
+    let ran = verbatim.run(&["trace", "m-9"]).await;
+    assert_eq!(
+        (ran.code, &*ran.out),
+        (1, "m-9 is not known here\nand no message waits in any queue\n")
+    );
+    let published =
+        verbatim.run_on(&["publish", "-"], &lines(&[body("s", "m-9", json!({}))])).await;
+    assert_eq!(published.code, 0, "{published:?}");
+    let ran = verbatim.run(&["trace", "m-9"]).await;
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.out.contains("it may still be queued:\n  1 ready in conversation.save_message\n"),
+        "{ran:?}"
+    );
+    let alone = Verbatim::default().with("DATABASE_URL", &env.database_url);
+    let ran = alone.run(&["trace", "m-9"]).await;
+    assert!(
+        ran.out.contains("whether it is still queued is not known: AMQP_URL is not set"),
+        "{ran:?}"
+    );
+}

@@ -1,0 +1,196 @@
+//! Setting a field of a body, and nothing else.
+//!
+//! Reading a body as a tree and writing it again would sort its fields and round its numbers. So the
+//! value is replaced where it stands, and the rest stays byte for byte.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use serde::Deserialize;
+use serde::de::{Deserializer as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// Why a field cannot be set.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EditFault {
+    /// The body is not JSON, so it has no fields.
+    #[error("the body is not one JSON object; only a whole new body can take its place")]
+    NotAnObject,
+    /// Nothing is there.
+    #[error("there is no `{0}` in the body")]
+    Missing(String),
+    /// It is there more than once.
+    #[error("`{0}` is there twice; only a whole new body can mend that")]
+    Twice(String),
+    /// The name is no name of a field.
+    #[error("`{0}` is no field such as role, data.role, tool_calls[0].id or /data/role")]
+    Name(String),
+}
+
+/// The body with a field set to a value.
+///
+/// The field is a dotted path (`data.role`, `tool_calls[0].id`) or a JSON pointer (`/data/role`); one that
+/// is not at the top level is looked for under `data`, too. The value is JSON, or else a text. A field that
+/// is missing is added, if what it belongs to is there.
+///
+/// # Errors
+/// The body stays as it is; the variant says why.
+pub fn set(body: &[u8], field: &str, value: &str) -> Result<Vec<u8>, EditFault> {
+    let text = std::str::from_utf8(body).map_err(|_| EditFault::NotAnObject)?;
+    let mut path = path(field).ok_or_else(|| EditFault::Name(field.to_owned()))?;
+    let value = match serde_json::from_str::<&RawValue>(value) {
+        Ok(json) => Cow::from(json.get()),
+        Err(_) => serde_json::to_string(value).map_err(|_| EditFault::NotAnObject)?.into(),
+    };
+    let fields = members(text).ok_or(EditFault::NotAnObject)?;
+    let has = |fields: &[(Cow<'_, str>, Range<usize>)]| {
+        fields.iter().any(|(name, _)| path.first().is_some_and(|first| first == name))
+    };
+    if !has(&fields)
+        && let Some((_, data)) = fields.iter().find(|(name, _)| name == "data")
+        && members(&text[data.clone()]).is_some_and(|nested| has(&nested))
+    {
+        path.insert(0, "data".to_owned());
+    }
+    with(text, &path, &value, field).map(String::into_bytes)
+}
+
+/// `text` with the value at a path replaced.
+fn with(text: &str, path: &[String], value: &str, field: &str) -> Result<String, EditFault> {
+    let Some((name, rest)) = path.split_first() else { return Ok(value.to_owned()) };
+    let missing = || EditFault::Missing(field.to_owned());
+    let place = if let Some(fields) = members(text) {
+        let mut named = fields.iter().filter(|(found, _)| found == name);
+        match (named.next(), named.next()) {
+            (Some((_, place)), None) => place.clone(),
+            (Some(_), Some(_)) => return Err(EditFault::Twice(field.to_owned())),
+            (None, _) if rest.is_empty() => {
+                let end = text.rfind('}').ok_or(EditFault::NotAnObject)?;
+                let comma = if fields.is_empty() { "" } else { "," };
+                let name = serde_json::to_string(name).map_err(|_| missing())?;
+                return Ok(format!("{}{comma}{name}:{value}{}", &text[..end], &text[end..]));
+            }
+            (None, _) => return Err(missing()),
+        }
+    } else {
+        let elements = serde_json::from_str::<Vec<&RawValue>>(text).map_err(|_| missing())?;
+        let index: usize = name.parse().map_err(|_| missing())?;
+        place_of(elements.get(index).ok_or_else(missing)?.get(), text)
+    };
+    let inner = with(&text[place.clone()], rest, value, field)?;
+    Ok(format!("{}{inner}{}", &text[..place.start], &text[place.end..]))
+}
+
+/// The names along a path; none if it is not one.
+fn path(field: &str) -> Option<Vec<String>> {
+    let names: Vec<String> = match field.strip_prefix('/') {
+        Some(pointer) => {
+            // RFC 6901, section 4.
+            pointer.split('/').map(|name| name.replace("~1", "/").replace("~0", "~")).collect()
+        }
+        None => {
+            let dotted = field.replace('[', ".").replace(']', "");
+            dotted.split('.').map(str::to_owned).collect()
+        }
+    };
+    names.iter().all(|name| !name.is_empty()).then_some(names)
+}
+
+/// The fields of an object and where their values stand; none if it is no object.
+fn members(text: &str) -> Option<Vec<(Cow<'_, str>, Range<usize>)>> {
+    #[derive(Deserialize)]
+    struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+    struct Members<'a>(&'a str);
+    impl<'a> Visitor<'a> for Members<'a> {
+        type Value = Vec<(Cow<'a, str>, Range<usize>)>;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut members = Vec::new();
+            while let Some((Key(name), value)) = map.next_entry::<_, &RawValue>()? {
+                members.push((name, place_of(value.get(), self.0)));
+            }
+            Ok(members)
+        }
+    }
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let members = deserializer.deserialize_map(Members(text)).ok()?;
+    deserializer.end().ok()?;
+    Some(members)
+}
+
+/// Where a part of a text stands in it.
+fn place_of(part: &str, text: &str) -> Range<usize> {
+    let start = part.as_ptr().addr() - text.as_ptr().addr();
+    start..start + part.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn edited(body: &str, field: &str, value: &str) -> Result<String, EditFault> {
+        set(body.as_bytes(), field, value).map(|body| String::from_utf8(body).unwrap())
+    }
+
+    #[test]
+    fn a_value_is_replaced_where_it_stands_and_the_rest_stays_byte_for_byte() {
+        let body = r#"{ "z":1.50, "role" : "bot","n":1e400 , "text":"\u00e4"}"#;
+        let expected = r#"{ "z":1.50, "role" : "assistant","n":1e400 , "text":"\u00e4"}"#;
+        assert_eq!(edited(body, "role", "assistant").unwrap(), expected);
+        assert_eq!(edited(body, "/role", "\"assistant\"").unwrap(), expected);
+    }
+
+    #[test]
+    fn a_path_leads_into_objects_and_lists() {
+        let body = r#"{"data":{"role":"bot","calls":[{"id":1},{"id":2}],"a/b":0}}"#;
+        for (field, value, expected) in [
+            (
+                "data.role",
+                "user",
+                r#"{"data":{"role":"user","calls":[{"id":1},{"id":2}],"a/b":0}}"#,
+            ),
+            // Where a payload is nested, its fields need no prefix.
+            ("role", "user", r#"{"data":{"role":"user","calls":[{"id":1},{"id":2}],"a/b":0}}"#),
+            (
+                "calls[1].id",
+                "\"x\"",
+                r#"{"data":{"role":"bot","calls":[{"id":1},{"id":"x"}],"a/b":0}}"#,
+            ),
+            (
+                "/data/a~1b",
+                "true",
+                r#"{"data":{"role":"bot","calls":[{"id":1},{"id":2}],"a/b":true}}"#,
+            ),
+        ] {
+            assert_eq!(edited(body, field, value).unwrap(), expected, "{field}");
+        }
+    }
+
+    #[test]
+    fn a_missing_field_is_added_where_it_belongs() {
+        assert_eq!(edited("{}", "role", "user").unwrap(), r#"{"role":"user"}"#);
+        assert_eq!(
+            edited("{\"a\":{ } }\n", "a.b", "[1, 2]").unwrap(),
+            "{\"a\":{ \"b\":[1, 2]} }\n"
+        );
+        let nested = r#"{"data":{"role":"user"}}"#;
+        assert_eq!(
+            edited(nested, "tenant_id", "t").unwrap(),
+            r#"{"data":{"role":"user"},"tenant_id":"t"}"#
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_set_is_named() {
+        let missing = EditFault::Missing("a.b".to_owned());
+        assert_eq!(edited(r#"{"c":1}"#, "a.b", "1"), Err(missing.clone()));
+        assert_eq!(edited(r#"{"a":1}"#, "a.b", "1"), Err(missing));
+        assert_eq!(edited(r#"{"a":[1]}"#, "a[1]", "1"), Err(EditFault::Missing("a[1]".to_owned())));
+        assert_eq!(edited(r#"{"a":1,"a":2}"#, "a", "1"), Err(EditFault::Twice("a".to_owned())));
+        assert_eq!(edited("hello", "a", "1"), Err(EditFault::NotAnObject));
+        assert_eq!(edited("{}", "a..b", "1"), Err(EditFault::Name("a..b".to_owned())));
+    }
+}

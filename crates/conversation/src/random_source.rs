@@ -1,0 +1,39 @@
+//! Random numbers as a value: whoever needs one is handed the source.
+
+use std::fmt;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+/// A source of random numbers for generations and epochs. Clones draw from the same source.
+#[derive(Clone)]
+pub struct RandomSource(Arc<dyn Fn() -> i64 + Send + Sync>);
+
+impl RandomSource {
+    /// A source that answers what `next` answers.
+    pub fn new(next: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
+        Self(Arc::new(next))
+    }
+
+    /// The operating system's randomness.
+    #[must_use]
+    pub fn random() -> Self {
+        // Of a version 4 UUID all but 6 bits are random; folding spreads them over all 64.
+        Self::new(|| {
+            let (high, low) = Uuid::new_v4().as_u64_pair();
+            (high ^ low.rotate_left(32)).cast_signed()
+        })
+    }
+
+    /// One number.
+    #[must_use]
+    pub fn next(&self) -> i64 {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for RandomSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Fresh")
+    }
+}

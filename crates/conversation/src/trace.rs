@@ -1,0 +1,337 @@
+//! Where something is, and how it came there: the life of a message or a conversation, from what all
+//! stores remember.
+//!
+//! An id may be that of a message, a conversation, a session or a dead letter, and several tenants may
+//! use the same one. Everything that goes by it is told, each with its own timeline. What no store knows
+//! may still lie in a queue, which nobody can look into without changing it; so the depths are told.
+
+mod report;
+mod timeline;
+
+use std::collections::{BTreeMap, HashSet};
+
+use broker::Endpoints;
+use broker::inspect::Inspector;
+use database::{
+    AuditEntry, ConversationTrace, Database, DeadLetterStatus, ListedDeadLetter, MessageTrace,
+};
+use domain::causes::with_causes;
+use domain::ids::{ConversationKey, MessageId, TenantId};
+use domain::message::Position;
+use domain::time::Timestamp;
+use hot_store::{Extent, HotStore, Window};
+use uuid::Uuid;
+
+pub use report::{HotCopyState, Matched, State, TraceEvent, TraceReport, TracedItem, Waiting};
+
+use crate::reader::marked;
+
+/// Conversations in which a message is looked for by one statement: some 20 ms.
+const CONVERSATIONS: u32 = 2_000;
+/// Dead letters, audit lines, and conversations of a session that are told at most: the newest.
+const TOLD: u32 = 1_000;
+/// Messages that are read of a copy to find one: as many as may share a time.
+const NEAR: usize = 256;
+
+/// The stores in which something is looked for.
+pub struct Tracer {
+    database: Database,
+    hot: Option<HotStore>,
+    endpoints: Option<Endpoints>,
+}
+
+/// A message, stored or not, and its dead letters.
+#[derive(Default)]
+struct Found {
+    row: Option<MessageTrace>,
+    dead_letters: Vec<ListedDeadLetter>,
+    by_dead_letter: bool,
+}
+
+impl Tracer {
+    /// Looks in these stores; Redis and RabbitMQ may be left out.
+    #[must_use]
+    pub fn new(database: Database, hot: Option<HotStore>, endpoints: Option<Endpoints>) -> Self {
+        Self { database, hot, endpoints }
+    }
+
+    /// All that goes by an id, of one tenant or of all. `progress` is told in how many conversations a
+    /// message was looked for.
+    ///
+    /// # Errors
+    /// PostgreSQL cannot be asked. What Redis and RabbitMQ do not tell is said in the answer.
+    pub async fn trace(
+        &self,
+        id: &str,
+        tenant: Option<&TenantId>,
+        progress: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<TraceReport, database::Error> {
+        let mut conversations: Vec<(Matched, ConversationTrace)> = Vec::new();
+        for row in self.database.conversations_named(id, tenant).await? {
+            conversations.push((Matched::Conversation, row));
+        }
+        for row in self.database.conversations_of_session(id, tenant, TOLD).await? {
+            let known = |(_, it): &(_, ConversationTrace)| {
+                (&it.tenant_id, &it.id) == (&row.tenant_id, &row.id)
+            };
+            if !conversations.iter().any(known) {
+                conversations.push((Matched::Session, row));
+            }
+        }
+        let dead_letters = self.database.dead_letters_about(id, tenant, TOLD).await?;
+        let messages = self.messages(id, tenant, &dead_letters, progress).await?;
+        let mut items = Vec::new();
+        // Dead letters that some life has told. What two have in common says little: many know no message.
+        let mut told: HashSet<Uuid> = HashSet::new();
+        for (key, found) in messages {
+            told.extend(found.dead_letters.iter().map(|dead_letter| dead_letter.id));
+            items.push(self.trace_message(key, found).await?);
+        }
+        for (matched, row) in conversations {
+            items.push(self.trace_conversation(matched, row, &mut told).await?);
+        }
+        // Dead letters of a session, or of a conversation none of whose messages could be stored.
+        let mut rest: BTreeMap<(MessageKey, Option<Uuid>), Found> = BTreeMap::new();
+        for dead_letter in
+            dead_letters.into_iter().filter(|dead_letter| !told.contains(&dead_letter.id))
+        {
+            let key = key_of(&dead_letter);
+            // Those of one message are one life; one that names none is its own.
+            let own = key.2.is_none().then_some(dead_letter.id);
+            let entry = rest.entry((key, own)).or_default();
+            entry.by_dead_letter = true;
+            entry.dead_letters.push(dead_letter);
+        }
+        for ((key, _), mut found) in rest {
+            found.row = self.row(&key).await?;
+            items.push(self.trace_message(key, found).await?);
+        }
+        items.sort_by(|a, b| (&a.tenant_id, a.matched).cmp(&(&b.tenant_id, b.matched)));
+        let (waiting, queues_unknown) =
+            if items.is_empty() { self.waiting().await } else { (Vec::new(), None) };
+        Ok(TraceReport { items, waiting, queues_unknown })
+    }
+
+    /// Messages of this id, and those of dead letters that have it; by tenant, conversation and id.
+    async fn messages(
+        &self,
+        id: &str,
+        tenant: Option<&TenantId>,
+        dead_letters: &[ListedDeadLetter],
+        progress: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<BTreeMap<MessageKey, Found>, database::Error> {
+        let mut found: BTreeMap<MessageKey, Found> = BTreeMap::new();
+        let (mut before, mut looked_at) = (None, 0);
+        loop {
+            let (rows, next) =
+                self.database.messages_named(id, tenant, before, CONVERSATIONS).await?;
+            for row in rows {
+                let key = (
+                    Some(row.tenant_id.clone()),
+                    Some(row.conversation_id.clone()),
+                    Some(row.id.clone()),
+                );
+                found.entry(key).or_default().row = Some(row);
+            }
+            looked_at += u64::from(CONVERSATIONS);
+            progress(looked_at);
+            match next {
+                None => break,
+                next => before = next,
+            }
+        }
+        for dead_letter in dead_letters {
+            let by_id = Uuid::parse_str(id).is_ok_and(|id| id == dead_letter.id);
+            if !by_id && dead_letter.message_id.as_deref() != Some(id) {
+                continue;
+            }
+            let key = key_of(dead_letter);
+            let row = if by_id { self.row(&key).await? } else { None };
+            let entry = found.entry(key).or_default();
+            entry.row = entry.row.take().or(row);
+            entry.by_dead_letter |= by_id;
+            entry.dead_letters.push(dead_letter.clone());
+        }
+        Ok(found)
+    }
+
+    /// The stored message of a dead letter that says which it is of.
+    async fn row(&self, key: &MessageKey) -> Result<Option<MessageTrace>, database::Error> {
+        let (Some(tenant), Some(conversation), Some(message)) = key else { return Ok(None) };
+        match ConversationKey::parse(tenant, conversation) {
+            Ok(key) => self.database.message_trace(&key, message).await,
+            Err(_) => Ok(None),
+        }
+    }
+
+    async fn trace_message(
+        &self,
+        (tenant_id, conversation_id, message_id): MessageKey,
+        found: Found,
+    ) -> Result<TracedItem, database::Error> {
+        let key = match (&tenant_id, &conversation_id) {
+            (Some(tenant), Some(conversation)) => ConversationKey::parse(tenant, conversation).ok(),
+            _ => None,
+        };
+        let conversation = match (&key, &found.row) {
+            (Some(key), Some(_)) => self.conversation(key).await?,
+            _ => None,
+        };
+        let mut subjects: Vec<String> =
+            found.dead_letters.iter().map(|it| it.id.to_string()).collect();
+        if conversation.is_some() {
+            subjects.extend(conversation_id.clone());
+        }
+        let audit = self.audit(&subjects, tenant_id.as_deref()).await?;
+        let hot = match (&key, &found.row) {
+            (Some(key), Some(row)) => self.hot_copy_state(key, Some(row)).await?,
+            _ => HotCopyState::NotChecked,
+        };
+        let state = match (
+            &conversation,
+            found.dead_letters.last().map(|dead_letter| dead_letter.status),
+        ) {
+            (Some(conversation), _) => state(&conversation.status),
+            (None, Some(DeadLetterStatus::Replayed)) => State::Replayed,
+            (None, Some(DeadLetterStatus::Discarded)) => State::Discarded,
+            (None, Some(DeadLetterStatus::Open) | None) => State::DeadLetter,
+        };
+        let timeline =
+            timeline::of(found.row.as_ref(), conversation.as_ref(), &found.dead_letters, &audit);
+        let matched = if found.by_dead_letter { Matched::DeadLetter } else { Matched::Message };
+        Ok(TracedItem { matched, tenant_id, conversation_id, message_id, state, hot, timeline })
+    }
+
+    async fn trace_conversation(
+        &self,
+        matched: Matched,
+        row: ConversationTrace,
+        told: &mut HashSet<Uuid>,
+    ) -> Result<TracedItem, database::Error> {
+        let key = ConversationKey::parse(&row.tenant_id, &row.id).ok();
+        let hot = match &key {
+            Some(key) => self.hot_copy_state(key, None).await?,
+            None => HotCopyState::NotChecked,
+        };
+        let tenant = TenantId::new(&row.tenant_id).ok();
+        let mut dead_letters =
+            self.database.dead_letters_about(&row.id, tenant.as_ref(), TOLD).await?;
+        dead_letters.retain(|dead_letter| dead_letter.conversation_id.as_deref() == Some(&*row.id));
+        told.extend(dead_letters.iter().map(|dead_letter| dead_letter.id));
+        let mut subjects: Vec<String> = dead_letters.iter().map(|it| it.id.to_string()).collect();
+        subjects.push(row.id.clone());
+        let audit = self.audit(&subjects, Some(&row.tenant_id)).await?;
+        Ok(TracedItem {
+            matched,
+            tenant_id: Some(row.tenant_id.clone()),
+            conversation_id: Some(row.id.clone()),
+            message_id: None,
+            state: state(&row.status),
+            hot,
+            timeline: timeline::of(None, Some(&row), &dead_letters, &audit),
+        })
+    }
+
+    async fn conversation(
+        &self,
+        key: &ConversationKey,
+    ) -> Result<Option<ConversationTrace>, database::Error> {
+        let id = key.conversation.as_str();
+        Ok(self.database.conversations_named(id, Some(&key.tenant)).await?.pop())
+    }
+
+    /// What operators did to these in a tenant.
+    async fn audit(
+        &self,
+        subjects: &[String],
+        tenant: Option<&str>,
+    ) -> Result<Vec<AuditEntry>, database::Error> {
+        let mut audit = self.database.audit_about(subjects, TOLD).await?;
+        audit.retain(|line| line.tenant_id.is_none() || line.tenant_id.as_deref() == tenant);
+        Ok(audit)
+    }
+
+    /// Whether a message, or anything of a conversation, is in a copy that a reader would use.
+    async fn hot_copy_state(
+        &self,
+        key: &ConversationKey,
+        message: Option<&MessageTrace>,
+    ) -> Result<HotCopyState, database::Error> {
+        let Some(hot) = &self.hot else { return Ok(HotCopyState::NotChecked) };
+        let window = match message {
+            None => Window { newest: 1, before: None },
+            Some(message) => Window { newest: NEAR, before: just_after(message) },
+        };
+        let copy = match hot.read(key, &window).await {
+            Ok(copy) => copy,
+            Err(error) => return Ok(HotCopyState::Unknown(with_causes(&error))),
+        };
+        let numbers = self.database.numbers(key).await?;
+        let complete_from = numbers
+            .conversation
+            .as_ref()
+            .and_then(|conversation| copy.complete_from(marked(&numbers, conversation)));
+        let Some(complete_from) = complete_from.filter(|_| copy.damage.is_none()) else {
+            return Ok(HotCopyState::NoHotCopy);
+        };
+        let Some(message) = message else { return Ok(HotCopyState::InHotCopy) };
+        let held = copy.messages.iter().find(|it| it.id.as_str() == message.id);
+        Ok(match (held, position(message)) {
+            (Some(held), _) if complete_from.covers(&held.position()) => HotCopyState::InHotCopy,
+            (None, Some(position))
+                if complete_from.covers(&position) && copy.extent != Extent::CutShort =>
+            {
+                HotCopyState::Missing
+            }
+            _ => HotCopyState::OlderThanHotCopy,
+        })
+    }
+
+    /// What waits in the queues, since it may be among that.
+    async fn waiting(&self) -> (Vec<Waiting>, Option<String>) {
+        let Some(endpoints) = &self.endpoints else {
+            return (Vec::new(), Some("AMQP_URL is not set".to_owned()));
+        };
+        match Inspector::new(endpoints.clone()).depths().await {
+            Ok(depths) => {
+                let waiting = |(queue, depth): (&'static str, Option<broker::inspect::Depth>)| {
+                    let ready = depth.map_or(0, |depth| depth.ready);
+                    (ready > 0).then_some(Waiting { queue, ready })
+                };
+                (depths.into_iter().filter_map(waiting).collect(), None)
+            }
+            Err(error) => (Vec::new(), Some(with_causes(&error))),
+        }
+    }
+}
+
+/// Tenant, conversation, id.
+type MessageKey = (Option<String>, Option<String>, Option<String>);
+
+fn key_of(dead_letter: &ListedDeadLetter) -> MessageKey {
+    (
+        dead_letter.tenant_id.clone(),
+        dead_letter.conversation_id.clone(),
+        dead_letter.message_id.clone(),
+    )
+}
+
+fn state(status: &str) -> State {
+    match status {
+        "archived" => State::Archived,
+        "closing" => State::Closing,
+        _ => State::Active,
+    }
+}
+
+fn position(message: &MessageTrace) -> Option<Position> {
+    let created_at = Timestamp::try_from(message.created_at).ok()?;
+    Some(Position { created_at, id: MessageId::new(&message.id).ok()? })
+}
+
+/// The first position after all messages of a message's time: no id is less than a space.
+fn just_after(message: &MessageTrace) -> Option<Position> {
+    let micros = message.created_at.timestamp_micros() + 1;
+    let created_at = Timestamp::from_micros(micros).ok()?;
+    Some(Position { created_at, id: MessageId::new(" ").ok()? })
+}

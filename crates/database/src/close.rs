@@ -1,0 +1,503 @@
+//! Closing conversations: each step is one short transaction over a batch of claims.
+//!
+//! A claim is a random token with a lease. Every later write says `close_token = …`, and a new
+//! message or an opened session clears the token: so whoever lost the race simply misses, and what
+//! it had done so far (counting tokens, dropping a copy) was harmless. A closer that dies leaves
+//! its lease to expire; the sweep takes over.
+//!
+//! Claims and the last write take `FOR UPDATE`, which waits for nobody (`SKIP LOCKED`): a row that a
+//! saver holds `FOR KEY SHARE` is left for the next look. So no message slips between a count and
+//! the status that declares it final.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use domain::ids::{AgentId, ConversationKey, InvalidId, MessageId, SessionId, UserId};
+use domain::time::Timestamp;
+use sqlx::Connection as _;
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use uuid::Uuid;
+
+use crate::rows::{corrupt, key, timestamp};
+use crate::save::TOUCH_SECONDS;
+use crate::{Database, Result};
+
+/// Which conversations a sweep claims, and how many.
+#[derive(Debug, Clone, Copy)]
+pub struct Due {
+    /// How long a close request waits for a reconnection.
+    pub grace: Duration,
+    /// After how long without a message a conversation closes by itself.
+    pub idle: Duration,
+    /// How long a claim holds before another closer may take it over.
+    pub lease: Duration,
+    /// At most so many claims of each cause.
+    pub limit: u32,
+}
+
+/// Why a conversation is being closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CloseCause {
+    /// Its last open session closed, or a message came after archiving.
+    Requested,
+    /// Nothing happened in it for long.
+    Idle,
+    /// Another closer's lease expired.
+    TakenOver,
+}
+
+/// The right to close one conversation, until its lease ends or somebody clears the token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The conversation.
+    pub key: ConversationKey,
+    /// The token.
+    pub token: Uuid,
+    /// Why.
+    pub cause: CloseCause,
+}
+
+/// A message whose tokens nobody has counted.
+#[derive(Debug, Clone)]
+pub struct Uncounted {
+    /// Its conversation.
+    pub key: ConversationKey,
+    conversation: i64,
+    /// Its id.
+    pub id: MessageId,
+    /// Its content, and its tool calls on a line of their own where it has any.
+    pub text: String,
+    /// The model that it was for: its own, else the conversation's.
+    pub model_name: Option<String>,
+}
+
+impl AsRef<Claim> for Claim {
+    fn as_ref(&self) -> &Claim {
+        self
+    }
+}
+
+impl AsRef<Claim> for Closed {
+    fn as_ref(&self) -> &Claim {
+        &self.claim
+    }
+}
+
+/// Messages that nobody has counted.
+#[derive(Debug, Clone)]
+pub struct UncountedPage {
+    /// The first of them.
+    pub messages: Vec<Uncounted>,
+    /// Whether there may be more after these.
+    pub more: bool,
+}
+
+/// A conversation as it will stand in the archive, with the totals of its rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Closed {
+    /// The claim under which it was counted.
+    pub claim: Claim,
+    /// The session that began it.
+    pub session_id: SessionId,
+    /// The agent that spoke last.
+    pub agent_id: Option<AgentId>,
+    /// The user, where known.
+    pub user_id: Option<UserId>,
+    /// The model of the newest message that names one.
+    pub model_name: Option<String>,
+    /// How many messages it has.
+    pub message_count: i64,
+    /// Their tokens.
+    pub total_tokens: i64,
+    /// Its first message's time.
+    pub created_at: Timestamp,
+    /// Its last message's time.
+    pub last_message_at: Timestamp,
+    /// When this close began.
+    pub closed_at: Timestamp,
+    /// Why it closed.
+    pub close_reason: Option<String>,
+}
+
+impl Database {
+    /// Claims conversations whose close is due, that have been idle for long, or whose closer
+    /// vanished; at most `due.limit` of each.
+    pub async fn claim(&self, due: &Due) -> Result<Vec<Claim>> {
+        let idle = due.idle + Duration::from_secs(TOUCH_SECONDS.into());
+        self.within(async |connection| {
+            sqlx::query(CLAIM)
+                .bind(due.grace.as_secs_f64())
+                .bind(idle.as_secs_f64())
+                .bind(due.lease.as_secs_f64())
+                .bind(i64::from(due.limit))
+                .fetch_all(&mut *connection)
+                .await?
+                .iter()
+                .map(|row| {
+                    Ok(Claim {
+                        key: key(row.try_get("tenant_id")?, row.try_get("id")?)?,
+                        token: row.try_get("close_token")?,
+                        cause: cause(row.try_get("cause")?)?,
+                    })
+                })
+                .collect()
+        })
+        .await
+    }
+
+    /// Drops those claimed conversations that have no messages, with their sessions; returns them.
+    pub async fn drop_empty(&self, claims: &[Claim]) -> Result<Vec<ConversationKey>> {
+        let keys = Keys::of(claims.iter());
+        self.within(async |connection| {
+            let mut transaction = connection.begin().await?;
+            let dropped = sqlx::query(
+                "WITH empty AS (
+                     SELECT c.tenant_id, c.id
+                     FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
+                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                     WHERE c.close_token = k.token
+                       AND NOT EXISTS (SELECT FROM message_rows m WHERE m.conversation = c.number)
+                     ORDER BY c.tenant_id, c.id
+                     FOR UPDATE OF c SKIP LOCKED)
+                 DELETE FROM conversations c USING empty
+                 WHERE c.tenant_id = empty.tenant_id AND c.id = empty.id
+                 RETURNING c.tenant_id, c.id",
+            )
+            .bind(&keys.tenants)
+            .bind(&keys.ids)
+            .bind(&keys.tokens)
+            .fetch_all(&mut *transaction)
+            .await?
+            .iter()
+            .map(|row| key(row.try_get("tenant_id")?, row.try_get("id")?))
+            .collect::<Result<Vec<_>>>()?;
+            sqlx::query(
+                "DELETE FROM sessions s USING unnest($1::text[], $2::text[]) AS k (tenant_id, id)
+                 WHERE s.tenant_id = k.tenant_id AND s.conversation_id = k.id",
+            )
+            .bind(dropped.iter().map(|key| key.tenant.as_str()).collect::<Vec<_>>())
+            .bind(dropped.iter().map(|key| key.conversation.as_str()).collect::<Vec<_>>())
+            .execute(&mut *transaction)
+            .await?;
+            transaction.commit().await?;
+            Ok(dropped)
+        })
+        .await
+    }
+
+    /// Messages of the claimed conversations that have no token count yet, in the order of the claims
+    /// and then of their ids: at most `limit`, and at most `max_bytes` of text, but always one where
+    /// there is one. Of the first claim only those `after` an id, so that a long conversation is
+    /// walked once.
+    pub async fn uncounted(
+        &self,
+        claims: &[Claim],
+        after: Option<&MessageId>,
+        limit: u32,
+        max_bytes: usize,
+    ) -> Result<UncountedPage> {
+        let keys = Keys::of(claims.iter());
+        let mut after_ids = vec![""; claims.len()];
+        if let (Some(first), Some(after)) = (after_ids.first_mut(), after) {
+            *first = after.as_str();
+        }
+        self.within(async |connection| {
+            let rows = sqlx::query(
+                "SELECT n, conversation, id, found, coalesce(model_name, conversation_model) AS model_name,
+                        content || coalesce(E'\\n' || tool_calls::text, '') AS text
+                 FROM (SELECT listed.*, row_number() OVER in_order AS place,
+                              count(*) OVER () AS found,
+                              sum(octet_length(content) + coalesce(octet_length(tool_calls::text), 0))
+                                  OVER in_order AS bytes
+                       FROM (SELECT k.n, m.*, c.model_name AS conversation_model
+                             FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY
+                                  AS k (tenant_id, id, after, n)
+                             JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                             CROSS JOIN LATERAL (
+                                 SELECT * FROM message_rows m
+                                 WHERE m.conversation = c.number AND m.id > k.after COLLATE \"C\"
+                                   AND NOT EXISTS (
+                                       SELECT FROM message_tokens t
+                                       WHERE t.conversation = m.conversation AND t.id = m.id)
+                                 ORDER BY m.id LIMIT $4) AS m
+                             ORDER BY k.n, m.id LIMIT $4) AS listed
+                       WINDOW in_order AS (ORDER BY n, id)) AS m
+                 WHERE place = 1 OR bytes <= $5
+                 ORDER BY place",
+            )
+            .bind(&keys.tenants)
+            .bind(&keys.ids)
+            .bind(&after_ids)
+            .bind(i64::from(limit))
+            .bind(i64::try_from(max_bytes).unwrap_or(i64::MAX))
+            .fetch_all(&mut *connection)
+            .await?;
+            let found: i64 = rows.first().map_or(Ok(0), |row| row.try_get("found"))?;
+            let more = found == i64::from(limit) || found > rows.len() as i64;
+            let messages = rows.iter().map(|row| {
+                Ok(Uncounted {
+                    key: asked(row, claims)?.key.clone(),
+                    conversation: row.try_get("conversation")?,
+                    id: MessageId::new(row.try_get::<&str, _>("id")?)
+                        .map_err(|fault| corrupt("messages", format!("id {fault}")))?,
+                    text: row.try_get("text")?,
+                    model_name: row.try_get("model_name")?,
+                })
+            });
+            Ok(UncountedPage { messages: messages.collect::<Result<_>>()?, more })
+        })
+        .await
+    }
+
+    /// Stores token counts. A count is a fact about the words, so it needs no token; where two counted, the
+    /// first count stays.
+    pub async fn store_tokens(&self, counts: &[(&Uncounted, i64)]) -> Result<()> {
+        self.within(async |connection| {
+            sqlx::query(
+                "INSERT INTO message_tokens (conversation, id, tokens)
+                 SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[])
+                 ON CONFLICT (conversation, id) DO NOTHING",
+            )
+            .bind(counts.iter().map(|(m, _)| m.conversation).collect::<Vec<_>>())
+            .bind(counts.iter().map(|(m, _)| m.id.as_str()).collect::<Vec<_>>())
+            .bind(counts.iter().map(|(_, tokens)| *tokens).collect::<Vec<_>>())
+            .execute(&mut *connection)
+            .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Counts the claimed conversations' totals from their rows. Conversations that lost their token
+    /// are left out of the answer.
+    pub async fn totals(&self, claims: &[Claim]) -> Result<Vec<Closed>> {
+        let keys = Keys::of(claims.iter());
+        self.within(async |connection| {
+            sqlx::query(
+                "SELECT k.n, c.session_id, c.user_id, c.closed_at, c.close_reason,
+                        coalesce(agent.agent_id, c.agent_id) AS agent_id,
+                        coalesce(model.model_name, c.model_name) AS model_name,
+                        m.messages, m.first, m.last, t.tokens
+                 FROM unnest($1::text[], $2::text[], $3::uuid[]) WITH ORDINALITY
+                      AS k (tenant_id, id, token, n)
+                 JOIN conversations c
+                      ON c.tenant_id = k.tenant_id AND c.id = k.id AND c.close_token = k.token
+                 CROSS JOIN LATERAL (
+                     SELECT count(*) AS messages, min(created_at) AS first, max(created_at) AS last
+                     FROM message_rows WHERE conversation = c.number HAVING count(*) > 0) AS m
+                 CROSS JOIN LATERAL (
+                     SELECT coalesce(sum(tokens), 0)::bigint AS tokens
+                     FROM message_tokens WHERE conversation = c.number) AS t
+                 LEFT JOIN LATERAL (
+                     SELECT agent_id FROM message_rows
+                     WHERE conversation = c.number AND created_at IS NOT NULL AND agent_id IS NOT NULL
+                     ORDER BY created_at DESC, id DESC LIMIT 1) AS agent ON true
+                 LEFT JOIN LATERAL (
+                     SELECT model_name FROM message_rows
+                     WHERE conversation = c.number AND created_at IS NOT NULL AND model_name IS NOT NULL
+                     ORDER BY created_at DESC, id DESC LIMIT 1) AS model ON true",
+            )
+            .bind(&keys.tenants)
+            .bind(&keys.ids)
+            .bind(&keys.tokens)
+            .fetch_all(&mut *connection)
+            .await?
+            .iter()
+            .map(|row| closed(row, claims))
+            .collect()
+        })
+        .await
+    }
+
+    /// The last write: `archived`, with the totals. Returns the conversations that it reached; the
+    /// others lost their token or are held by a saver at this moment.
+    pub async fn archive_closed(&self, closed: &[Closed]) -> Result<Vec<ConversationKey>> {
+        let keys = Keys::of(closed.iter().map(|it| &it.claim));
+        self.within(async |connection| {
+            sqlx::query(
+                "WITH mine AS (
+                     SELECT k.*
+                     FROM unnest($1::text[], $2::text[], $3::uuid[], $4::bigint[], $5::bigint[],
+                                 $6::timestamptz[], $7::timestamptz[], $8::text[], $9::text[])
+                          AS k (tenant_id, id, token, messages, tokens, first, last, agent_id, model_name)
+                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                     WHERE c.close_token = k.token
+                     ORDER BY c.tenant_id, c.id
+                     FOR UPDATE OF c SKIP LOCKED)
+                 UPDATE conversations c SET
+                     status = 'archived', finalised_at = clock_timestamp(), close_token = NULL,
+                     close_lease_until = NULL, message_count = mine.messages,
+                     total_tokens = mine.tokens, created_at = mine.first,
+                     last_message_at = mine.last,
+                     -- An event of the session may have named one since.
+                     agent_id = coalesce(mine.agent_id, c.agent_id),
+                     model_name = coalesce(mine.model_name, c.model_name)
+                 FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
+                 RETURNING c.tenant_id, c.id",
+            )
+            .bind(&keys.tenants)
+            .bind(&keys.ids)
+            .bind(&keys.tokens)
+            .bind(closed.iter().map(|it| it.message_count).collect::<Vec<_>>())
+            .bind(closed.iter().map(|it| it.total_tokens).collect::<Vec<_>>())
+            .bind(closed.iter().map(|it| DateTime::from(it.created_at)).collect::<Vec<DateTime<Utc>>>())
+            .bind(
+                closed.iter().map(|it| DateTime::from(it.last_message_at)).collect::<Vec<DateTime<Utc>>>(),
+            )
+            .bind(closed.iter().map(|it| it.agent_id.as_ref().map(AgentId::as_str)).collect::<Vec<_>>())
+            .bind(closed.iter().map(|it| it.model_name.as_deref()).collect::<Vec<_>>())
+            .fetch_all(&mut *connection)
+            .await?
+            .iter()
+            .map(|row| key(row.try_get("tenant_id")?, row.try_get("id")?))
+            .collect()
+        })
+        .await
+    }
+
+    /// Extends the lease of the claims that still hold their token; returns those.
+    pub async fn renew<'a>(
+        &self,
+        claims: impl Iterator<Item = &'a Claim> + Clone,
+        lease: Duration,
+    ) -> Result<Vec<ConversationKey>> {
+        let keys = Keys::of(claims);
+        self.within(async |connection| {
+            sqlx::query(
+                "WITH mine AS (
+                     SELECT c.tenant_id, c.id
+                     FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
+                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                     WHERE c.close_token = k.token
+                     ORDER BY c.tenant_id, c.id
+                     FOR NO KEY UPDATE OF c)
+                 UPDATE conversations c
+                 SET close_lease_until = clock_timestamp() + make_interval(secs => $4)
+                 FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
+                 RETURNING c.tenant_id, c.id",
+            )
+            .bind(&keys.tenants)
+            .bind(&keys.ids)
+            .bind(&keys.tokens)
+            .bind(lease.as_secs_f64())
+            .fetch_all(&mut *connection)
+            .await?
+            .iter()
+            .map(|row| key(row.try_get("tenant_id")?, row.try_get("id")?))
+            .collect()
+        })
+        .await
+    }
+
+    /// How many conversations are active, and by how much the oldest close is overdue.
+    pub async fn close_backlog(&self, grace: Duration) -> Result<(i64, Duration)> {
+        self.within(async |connection| {
+            let (active, lag): (i64, f64) = sqlx::query_as(
+                // Two counts, so that each reads the partial index that holds nothing else.
+                "SELECT (SELECT count(*) FROM conversations
+                         WHERE status = 'active' AND close_requested_at IS NULL)
+                        + (SELECT count(*) FROM conversations
+                           WHERE status = 'active' AND close_requested_at IS NOT NULL),
+                        coalesce((SELECT extract(epoch FROM statement_timestamp() - close_requested_at)::float8
+                                  FROM conversations
+                                  WHERE status = 'active' AND close_requested_at IS NOT NULL
+                                  ORDER BY close_requested_at LIMIT 1), 0)",
+            )
+            .fetch_one(&mut *connection)
+            .await?;
+            let lag = Duration::try_from_secs_f64(lag).unwrap_or_default();
+            Ok((active, lag.saturating_sub(grace)))
+        })
+        .await
+    }
+}
+
+/// Three work lists, each by its own partial index. A conversation is in one of them at most.
+const CLAIM: &str = "
+    WITH requested AS (
+        SELECT tenant_id, id, 'requested' AS cause FROM conversations
+        WHERE status = 'active' AND close_requested_at <= statement_timestamp() - make_interval(secs => $1)
+        ORDER BY close_requested_at LIMIT $4 FOR UPDATE SKIP LOCKED),
+    idle AS (
+        SELECT tenant_id, id, 'idle' AS cause FROM conversations
+        WHERE status = 'active' AND close_requested_at IS NULL
+          AND touched_at <= statement_timestamp() - make_interval(secs => $2)
+        ORDER BY touched_at LIMIT $4 FOR UPDATE SKIP LOCKED),
+    lapsed AS (
+        SELECT tenant_id, id, 'taken over' AS cause FROM conversations
+        WHERE status = 'closing' AND close_lease_until <= statement_timestamp()
+        ORDER BY close_lease_until LIMIT $4 FOR UPDATE SKIP LOCKED)
+    UPDATE conversations c SET
+        status = 'closing', close_token = gen_random_uuid(),
+        close_lease_until = clock_timestamp() + make_interval(secs => $3),
+        -- It stays when a close is taken over: the event that the one before may have published is this one's.
+        closed_at = CASE due.cause WHEN 'taken over' THEN c.closed_at ELSE clock_timestamp() END,
+        close_requested_at = coalesce(c.close_requested_at, clock_timestamp()),
+        close_reason = CASE due.cause WHEN 'idle' THEN 'idle' ELSE c.close_reason END
+    FROM (TABLE requested UNION ALL TABLE idle UNION ALL TABLE lapsed) AS due
+    WHERE c.tenant_id = due.tenant_id AND c.id = due.id
+    RETURNING c.tenant_id, c.id, c.close_token, due.cause";
+
+fn cause(stored: &str) -> Result<CloseCause> {
+    match stored {
+        "requested" => Ok(CloseCause::Requested),
+        "idle" => Ok(CloseCause::Idle),
+        "taken over" => Ok(CloseCause::TakenOver),
+        other => Err(corrupt("conversations", format!("cause {other:?} of a close is unknown"))),
+    }
+}
+
+struct Keys<'a> {
+    tenants: Vec<&'a str>,
+    ids: Vec<&'a str>,
+    tokens: Vec<Uuid>,
+}
+
+impl<'a> Keys<'a> {
+    fn of(claims: impl Iterator<Item = &'a Claim> + Clone) -> Self {
+        Self {
+            tenants: claims.clone().map(|claim| claim.key.tenant.as_str()).collect(),
+            ids: claims.clone().map(|claim| claim.key.conversation.as_str()).collect(),
+            tokens: claims.map(|claim| claim.token).collect(),
+        }
+    }
+}
+
+/// The claim that a row of an answer is about, by its place `n` among those that were asked for.
+fn asked<'a>(row: &PgRow, claims: &'a [Claim]) -> Result<&'a Claim> {
+    let n: i64 = row.try_get("n")?;
+    let claim = usize::try_from(n - 1).ok().and_then(|n| claims.get(n));
+    claim.ok_or_else(|| corrupt("conversations", "one that nobody asked for".into()))
+}
+
+fn closed(row: &PgRow, claims: &[Claim]) -> Result<Closed> {
+    let time = |column: &'static str| -> Result<Timestamp> {
+        Ok(timestamp(row.try_get::<DateTime<Utc>, _>(column)?))
+    };
+    let fault = |column: &'static str| {
+        move |fault: InvalidId| corrupt("conversations", format!("{column} {fault}"))
+    };
+    Ok(Closed {
+        claim: asked(row, claims)?.clone(),
+        session_id: SessionId::new(row.try_get::<&str, _>("session_id")?)
+            .map_err(fault("session_id"))?,
+        agent_id: row
+            .try_get::<Option<&str>, _>("agent_id")?
+            .map(AgentId::new)
+            .transpose()
+            .map_err(fault("agent_id"))?,
+        user_id: row
+            .try_get::<Option<&str>, _>("user_id")?
+            .map(UserId::new)
+            .transpose()
+            .map_err(fault("user_id"))?,
+        model_name: row.try_get("model_name")?,
+        message_count: row.try_get("messages")?,
+        total_tokens: row.try_get("tokens")?,
+        created_at: time("first")?,
+        last_message_at: time("last")?,
+        closed_at: time("closed_at")?,
+        close_reason: row.try_get("close_reason")?,
+    })
+}

@@ -1,0 +1,104 @@
+//! What operators decide about dead letters: an edited copy, discarding, restoring.
+//!
+//! A dead letter that a replay has just now is left alone: what it sends must be what the row says that it
+//! sent.
+
+use chrono::{DateTime, Utc};
+use sqlx::QueryBuilder;
+use uuid::Uuid;
+
+use super::selection::{DeadLetterCursor, DeadLetterPage, NOT_UNDER_WAY, push_status};
+use super::{DeadLetterRow, DeadLetterStatus};
+use crate::{Actor, Database, Result};
+
+/// What is decided about many dead letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision<'a> {
+    /// Open ones may stay dead.
+    Discard {
+        /// Why.
+        why: &'a str,
+    },
+    /// Discarded or replayed ones are open again.
+    Restore,
+}
+
+impl Database {
+    /// Puts an edited copy beside a dead letter's body, or takes it away. False if the dead letter is not open, is
+    /// being replayed, or was edited by somebody else since `seen`.
+    ///
+    /// `fields` are the names of what was changed, for the audit log.
+    pub async fn edit_dead_letter(
+        &self,
+        seen: &DeadLetterRow,
+        body: Option<&[u8]>,
+        fields: &[String],
+        actor: &Actor,
+    ) -> Result<bool> {
+        let mut query =
+            QueryBuilder::new("WITH changed AS (UPDATE dead_letters d SET edited_body = ");
+        query.push_bind(body.map(<[u8]>::to_vec));
+        let edited = if body.is_some() { "clock_timestamp()" } else { "NULL" };
+        query.push(", edited_at = ").push(edited).push(", edited_by = ");
+        query.push_bind(body.map(|_| actor.name.clone()));
+        // A run whose lease has ended may still be about to note what it sent, which is not this.
+        query.push(", replay_run = NULL, replay_lease_until = NULL");
+        query.push(" WHERE d.id = ").push_bind(seen.id);
+        query.push(" AND d.edited_at IS NOT DISTINCT FROM ").push_bind(seen.edited_at);
+        push_status(&mut query, &[DeadLetterStatus::Open]);
+        query.push(NOT_UNDER_WAY).push(" RETURNING d.id, d.tenant_id, d.edited_body) ");
+        query.push("INSERT INTO audit_log (actor, action, tenant_id, subject, detail) SELECT ");
+        query.push_bind(actor.name.clone());
+        query.push(if body.is_some() { ", 'dead_letter.edit'" } else { ", 'dead_letter.revert'" });
+        query.push(", tenant_id, id::text, json_build_object('run', ").push_bind(actor.run);
+        query.push(", 'fields', to_json(").push_bind(fields.to_vec());
+        query.push("), 'bytes', octet_length(edited_body)) FROM changed");
+        let done =
+            self.within(async |connection| Ok(query.build().execute(connection).await?)).await?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// Decides about the next dead letters of a walk, at most `limit` of those with such a status.
+    pub async fn decide_dead_letters(
+        &self,
+        cursor: &DeadLetterCursor,
+        status: &[DeadLetterStatus],
+        decision: Decision<'_>,
+        actor: &Actor,
+        limit: u32,
+    ) -> Result<DeadLetterPage<Uuid>> {
+        let (action, becomes, why) = match decision {
+            Decision::Discard { why } => ("dead_letter.discard", "discarded", Some(why)),
+            Decision::Restore => ("dead_letter.restore", "open", None),
+        };
+        let mut query = QueryBuilder::new(
+            "WITH chosen AS (SELECT d.id, d.status FROM dead_letters d WHERE true",
+        );
+        push_status(&mut query, status);
+        query.push(NOT_UNDER_WAY);
+        cursor.push(&mut query);
+        cursor.push_decided_before(&mut query);
+        query.push(" ORDER BY d.stored_at, d.id LIMIT ").push_bind(i64::from(limit));
+        query.push(" FOR UPDATE), changed AS (UPDATE dead_letters d SET status = '").push(becomes);
+        query.push("', status_changed_at = clock_timestamp(), status_reason = ");
+        query.push_bind(why.map(str::to_owned));
+        query.push(
+            " FROM chosen WHERE d.id = chosen.id
+              RETURNING d.id, d.stored_at, d.tenant_id, d.reason, chosen.status AS was),
+              noted AS (INSERT INTO audit_log (actor, action, tenant_id, subject, detail) SELECT ",
+        );
+        query.push_bind(actor.name.clone()).push(", ").push_bind(action);
+        query.push(", tenant_id, id::text, json_strip_nulls(json_build_object('run', ");
+        query.push_bind(actor.run).push(", 'reason', reason, 'was', was, 'why', ");
+        query.push_bind(why.map(str::to_owned));
+        query.push(")) FROM changed) SELECT stored_at, id FROM changed");
+        let changed: Vec<(DateTime<Utc>, Uuid)> = self
+            .within(async |connection| Ok(query.build_query_as().fetch_all(connection).await?))
+            .await?;
+        let DeadLetterPage { dead_letters, rest } = cursor.page(changed, limit, |place| *place);
+        Ok(DeadLetterPage {
+            dead_letters: dead_letters.into_iter().map(|(_, id)| id).collect(),
+            rest,
+        })
+    }
+}

@@ -1,0 +1,183 @@
+//! Dead letters on their way back: taken under a lease, and marked once RabbitMQ has them.
+//!
+//! There is no state in between. A dead letter stays open until its publish is confirmed; the lease only
+//! keeps other replays away from it, by PostgreSQL's clock, and ends by itself where its run died.
+
+use std::time::Duration;
+
+use domain::ids::{ConversationKey, MessageId};
+use domain::message::BodyHash;
+use serde::Serialize;
+use sqlx::{FromRow, QueryBuilder};
+use uuid::Uuid;
+
+use super::selection::{
+    DeadLetterCursor, DeadLetterPage, NOT_UNDER_WAY, SIZED, light, push_status,
+};
+use super::{DeadLetterRow, DeadLetterStatus};
+use crate::{Actor, Database, Result};
+
+/// What came of a dead letter that a run had taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplayOutcome {
+    /// The dead letter.
+    pub dead_letter: Uuid,
+    /// The queue that it was for.
+    pub queue: String,
+    /// Why no queue has it; none: RabbitMQ confirmed it.
+    pub fault: Option<String>,
+}
+
+/// A dead letter that came back from a replay.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow, Serialize)]
+pub struct FailedAgain {
+    /// The new dead letter.
+    pub id: Uuid,
+    /// The one that was replayed.
+    pub replay_of: Uuid,
+    /// Why it died again.
+    pub reason: String,
+    /// The field at fault.
+    pub field: Option<String>,
+    /// The error in words.
+    pub error: String,
+}
+
+/// The words of a message, by which it is known whether they are stored.
+#[derive(Debug, Clone)]
+pub struct ContentFingerprint {
+    /// Its conversation.
+    pub key: ConversationKey,
+    /// Its id.
+    pub id: MessageId,
+    /// The hash of role, content and tool calls.
+    pub hash: BodyHash,
+}
+
+impl Database {
+    /// Takes the next open dead letters of a walk for a run, at most `limit` and fewer where they are large, for
+    /// as long as `lease`. Those that another run has are passed over.
+    pub async fn take_dead_letters(
+        &self,
+        cursor: &DeadLetterCursor,
+        actor: &Actor,
+        lease: Duration,
+        limit: u32,
+    ) -> Result<DeadLetterPage<DeadLetterRow>> {
+        let mut query = QueryBuilder::new(format!("WITH chosen AS ({SIZED}"));
+        push_status(&mut query, &[DeadLetterStatus::Open]);
+        query.push(NOT_UNDER_WAY);
+        cursor.push(&mut query);
+        cursor.push_decided_before(&mut query);
+        query.push(" ORDER BY d.stored_at, d.id LIMIT ").push_bind(i64::from(limit));
+        query.push(format!(
+            " FOR UPDATE SKIP LOCKED), {} UPDATE dead_letters d SET replay_run = ",
+            light()
+        ));
+        query.push_bind(actor.run);
+        query.push(", replay_lease_until = clock_timestamp() + interval '1 second' * ");
+        query.push_bind(lease.as_secs_f64());
+        query.push(" FROM light WHERE d.id = light.id RETURNING d.*");
+        let taken: Vec<DeadLetterRow> = self
+            .within(async |connection| Ok(query.build_query_as().fetch_all(connection).await?))
+            .await?;
+        Ok(cursor.page_of_rows(taken, limit))
+    }
+
+    /// Notes what came of dead letters that the run has: confirmed ones are replayed, the others stay open
+    /// and say why. How many of them it still had.
+    pub async fn note_replayed(&self, outcomes: &[ReplayOutcome], actor: &Actor) -> Result<u64> {
+        self.within(async |connection| {
+            let noted = sqlx::query(
+                "WITH told AS (SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[])
+                                   AS t (id, queue, fault)),
+                      held AS (SELECT d.id FROM dead_letters d JOIN told ON told.id = d.id
+                               WHERE d.replay_run = $4 AND d.status = 'open'
+                               ORDER BY d.id FOR UPDATE OF d),
+                      changed AS (
+                          UPDATE dead_letters d SET
+                              status = CASE WHEN fault IS NULL THEN 'replayed' ELSE status END,
+                              status_changed_at =
+                                  CASE WHEN fault IS NULL THEN clock_timestamp()
+                                       ELSE status_changed_at END,
+                              status_reason =
+                                  CASE WHEN fault IS NULL THEN NULL ELSE status_reason END,
+                              replay_lease_until = NULL,
+                              replay_tried_at =
+                                  CASE WHEN fault IS NULL THEN NULL ELSE clock_timestamp() END,
+                              replay_fault = fault
+                          FROM told JOIN held ON held.id = told.id
+                          WHERE d.id = told.id
+                          RETURNING d.id, d.tenant_id, d.reason, d.replay_count, told.queue AS sent_to,
+                                    told.fault, d.edited_body IS NOT NULL AS edited)
+                 INSERT INTO audit_log (actor, action, tenant_id, subject, detail)
+                 SELECT $5,
+                        CASE WHEN fault IS NULL THEN 'dead_letter.replay'
+                             ELSE 'dead_letter.replay_failed' END,
+                        tenant_id, id::text,
+                        json_strip_nulls(json_build_object(
+                            'run', $4::uuid, 'reason', reason, 'to', sent_to,
+                            'replay', replay_count + 1, 'edited', edited, 'fault', fault))
+                 FROM changed",
+            )
+            .bind(outcomes.iter().map(|it| it.dead_letter).collect::<Vec<_>>())
+            .bind(outcomes.iter().map(|it| it.queue.as_str()).collect::<Vec<_>>())
+            .bind(outcomes.iter().map(|it| it.fault.as_deref()).collect::<Vec<_>>())
+            .bind(actor.run)
+            .bind(&actor.name)
+            .execute(connection)
+            .await?;
+            Ok(noted.rows_affected())
+        })
+        .await
+    }
+
+    /// Dead letters that came back from a run over a walk, since that began; for the first time or again.
+    pub async fn failed_again_in(
+        &self,
+        run: Uuid,
+        cursor: &DeadLetterCursor,
+    ) -> Result<Vec<FailedAgain>> {
+        self.within(async |connection| {
+            Ok(sqlx::query_as(
+                "SELECT r.id, r.replay_of, r.reason, r.field, r.error
+                 FROM dead_letters r JOIN dead_letters o ON o.id = r.replay_of
+                 WHERE r.replay_of IS NOT NULL AND r.last_seen_at > $1 AND o.replay_run = $2
+                 ORDER BY r.last_seen_at, r.id",
+            )
+            .bind(cursor.began())
+            .bind(run)
+            .fetch_all(connection)
+            .await?)
+        })
+        .await
+    }
+
+    /// Which of these words are stored: their places in the list.
+    pub async fn stored_fingerprints(
+        &self,
+        fingerprints: &[ContentFingerprint],
+    ) -> Result<Vec<usize>> {
+        let places: Vec<i64> = self
+            .within(async |connection| {
+                Ok(sqlx::query_scalar(
+                    "SELECT k.n
+                     FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[])
+                          WITH ORDINALITY AS k (tenant_id, conversation_id, id, hash, n)
+                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.conversation_id
+                     JOIN message_rows m ON m.conversation = c.number AND m.id = k.id
+                     WHERE m.body_hash = k.hash",
+                )
+                .bind(fingerprints.iter().map(|it| it.key.tenant.as_str()).collect::<Vec<_>>())
+                .bind(
+                    fingerprints.iter().map(|it| it.key.conversation.as_str()).collect::<Vec<_>>(),
+                )
+                .bind(fingerprints.iter().map(|it| it.id.as_str()).collect::<Vec<_>>())
+                .bind(fingerprints.iter().map(|it| &it.hash.0[..]).collect::<Vec<_>>())
+                .fetch_all(connection)
+                .await?)
+            })
+            .await?;
+        Ok(places.into_iter().filter_map(|n| usize::try_from(n - 1).ok()).collect())
+    }
+}

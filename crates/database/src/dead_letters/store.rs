@@ -1,0 +1,125 @@
+//! The dead-letter collector's way in: dead letters are stored once, however often they come.
+//!
+//! Whoever decided about a dead letter did not decide about a later death of the same words. So a dead letter that
+//! died after the decision is open again; one whose old death only arrives twice stays as it is.
+
+use std::borrow::Borrow;
+use std::cmp::Reverse;
+
+use chrono::{DateTime, Utc};
+use sqlx::{Connection as _, PgConnection};
+
+use super::DeadLetter;
+use crate::{Database, Result};
+
+/// Dead letters to one statement at most: beyond a few hundred it does not get faster.
+const CHUNK_DEAD_LETTERS: usize = 250;
+/// Bytes of bodies to one statement, about: the client holds each a second time while it is sent.
+const CHUNK_BYTES: usize = 1 << 20;
+/// By how much a death may seem older than a decision and still count as later: it is told by a worker's
+/// clock or by RabbitMQ's, in whole seconds, and the decision by PostgreSQL's. A dead letter that is opened
+/// needlessly is seen; one that is not is lost from sight.
+const SLACK_SECONDS: f64 = 5.0;
+
+impl Database {
+    /// Stores dead letters; one that is there already gains a copy, and is open again if it died since
+    /// somebody decided about it. All or none.
+    pub async fn store_dead_letters<L: Borrow<DeadLetter> + Sync>(
+        &self,
+        dead_letters: &[L],
+    ) -> Result<()> {
+        // One statement may touch a row once only, so copies within the batch are counted here: the
+        // latest death is told.
+        let mut unique: Vec<(&DeadLetter, i64)> = Vec::with_capacity(dead_letters.len());
+        let mut sorted: Vec<&DeadLetter> = dead_letters.iter().map(Borrow::borrow).collect();
+        sorted.sort_by_key(|dead_letter| (dead_letter.id, Reverse(dead_letter.last_failed_at)));
+        for dead_letter in sorted {
+            match unique.last_mut() {
+                Some((last, copies)) if last.id == dead_letter.id => *copies += 1,
+                _ => unique.push((dead_letter, 1)),
+            }
+        }
+        self.within(async |connection| {
+            let mut transaction = connection.begin().await?;
+            let mut rest = unique.as_slice();
+            while !rest.is_empty() {
+                let (piece, others) = rest.split_at(piece(rest));
+                insert(&mut transaction, piece).await?;
+                rest = others;
+            }
+            transaction.commit().await?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// How many of the dead letters go into the next statement: one at least.
+fn piece(dead_letters: &[(&DeadLetter, i64)]) -> usize {
+    let mut bytes = 0;
+    let fits = dead_letters.iter().take(CHUNK_DEAD_LETTERS).take_while(|(dead_letter, _)| {
+        let fits = bytes < CHUNK_BYTES;
+        bytes += dead_letter.body.len();
+        fits
+    });
+    fits.count().max(1)
+}
+
+async fn insert(connection: &mut PgConnection, dead_letters: &[(&DeadLetter, i64)]) -> Result<()> {
+    fn all<'a, T>(dead_letters: &[(&'a DeadLetter, i64)], of: fn(&'a DeadLetter) -> T) -> Vec<T> {
+        dead_letters.iter().map(|(dead_letter, _)| of(dead_letter)).collect()
+    }
+    // As text: `jsonb`, which the client would send, refuses what a sender's headers may hold.
+    sqlx::query(
+        "INSERT INTO dead_letters (id, queue, reason, field, error, tenant_id, conversation_id,
+             session_id, message_id, action_type, routing_key, exchange, body, properties, headers,
+             attempts, replay_count, replay_of, first_failed_at, last_failed_at, copies)
+         SELECT id, queue, reason, field, error, tenant_id, conversation_id, session_id, message_id,
+                action_type, routing_key, exchange, body, properties::json, headers::json, attempts,
+                replay_count, replay_of, first_failed_at, last_failed_at, copies
+         FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+                     $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
+                     $13::bytea[], $14::text[], $15::text[], $16::integer[], $17::integer[],
+                     $18::uuid[], $19::timestamptz[], $20::timestamptz[], $21::bigint[])
+              AS l (id, queue, reason, field, error, tenant_id, conversation_id, session_id,
+                    message_id, action_type, routing_key, exchange, body, properties, headers,
+                    attempts, replay_count, replay_of, first_failed_at, last_failed_at, copies)
+         ON CONFLICT (id) DO UPDATE SET
+             copies = dead_letters.copies + excluded.copies,
+             last_seen_at = clock_timestamp(),
+             last_failed_at = greatest(dead_letters.last_failed_at, excluded.last_failed_at),
+             (status, status_changed_at, status_reason, replay_lease_until) = (
+                 SELECT CASE WHEN later THEN 'open' ELSE dead_letters.status END,
+                        CASE WHEN later THEN clock_timestamp() ELSE dead_letters.status_changed_at END,
+                        CASE WHEN later THEN NULL ELSE dead_letters.status_reason END,
+                        CASE WHEN later THEN NULL ELSE dead_letters.replay_lease_until END
+                 FROM (SELECT dead_letters.status <> 'open'
+                              AND excluded.last_failed_at + interval '1 second' * $22
+                                  > dead_letters.status_changed_at) AS death (later))",
+    )
+    .bind(all(dead_letters, |it| it.id))
+    .bind(all(dead_letters, |it| it.queue.as_str()))
+    .bind(all(dead_letters, |it| it.reason.as_str()))
+    .bind(all(dead_letters, |it| it.field.as_deref()))
+    .bind(all(dead_letters, |it| it.error.as_str()))
+    .bind(all(dead_letters, |it| it.tenant_id.as_deref()))
+    .bind(all(dead_letters, |it| it.conversation_id.as_deref()))
+    .bind(all(dead_letters, |it| it.session_id.as_deref()))
+    .bind(all(dead_letters, |it| it.message_id.as_deref()))
+    .bind(all(dead_letters, |it| it.action_type.as_deref()))
+    .bind(all(dead_letters, |it| it.routing_key.as_str()))
+    .bind(all(dead_letters, |it| it.exchange.as_str()))
+    .bind(all(dead_letters, |it| it.body.as_slice()))
+    .bind(all(dead_letters, |it| it.properties.to_string()))
+    .bind(all(dead_letters, |it| it.headers.to_string()))
+    .bind(all(dead_letters, |it| it.attempts))
+    .bind(all(dead_letters, |it| it.replay_count))
+    .bind(all(dead_letters, |it| it.replay_of))
+    .bind(all(dead_letters, |it| DateTime::<Utc>::from(it.first_failed_at)))
+    .bind(all(dead_letters, |it| DateTime::<Utc>::from(it.last_failed_at)))
+    .bind(dead_letters.iter().map(|(_, copies)| *copies).collect::<Vec<_>>())
+    .bind(SLACK_SECONDS)
+    .execute(connection)
+    .await?;
+    Ok(())
+}

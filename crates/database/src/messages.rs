@@ -1,0 +1,119 @@
+//! Reading messages: newest windows, in one snapshot with the numbers that judge hot copies.
+
+use chrono::{DateTime, Utc};
+use domain::ids::ConversationKey;
+use domain::message::{Message, Position};
+use sqlx::Connection as _;
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use crate::epoch::{Numbers, read_numbers};
+use crate::rows::{MESSAGE_COLUMNS, MessageRow};
+use crate::{Database, Result};
+
+/// Which messages to read: the newest ones before a position.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// At most so many messages.
+    pub newest: usize,
+    /// At most so many bytes of content, but always one message.
+    pub max_bytes: usize,
+    /// Only what stands before this position; `None` reads from the end.
+    pub before: Option<Position>,
+}
+
+/// What a page holds, with the numbers of the same snapshot: what the messages show is exactly
+/// what the numbers stand for.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The conversation's numbers.
+    pub numbers: Numbers,
+    /// The messages, oldest first.
+    pub messages: Vec<Message>,
+    /// Whether no message stands before these.
+    pub from_beginning: bool,
+}
+
+impl Database {
+    /// The newest messages before a position, in one snapshot with the conversation's numbers.
+    pub async fn read(&self, key: &ConversationKey, page: &Page) -> Result<Snapshot> {
+        self.within(async |connection| {
+            let mut transaction =
+                connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+            let numbers = read_numbers(&mut transaction, key).await?;
+            let mut snapshot = Snapshot { numbers, messages: Vec::new(), from_beginning: true };
+            if let Some(conversation) = &snapshot.numbers.conversation {
+                let erased_at = conversation.erased_at.map(DateTime::<Utc>::from);
+                snapshot.messages = read_page(&mut transaction, key, page, erased_at).await?;
+                if let Some(oldest) = snapshot.messages.first() {
+                    snapshot.from_beginning =
+                        !any_before(&mut transaction, key, &oldest.position(), erased_at).await?;
+                }
+            }
+            transaction.commit().await?;
+            Ok(snapshot)
+        })
+        .await
+    }
+}
+
+async fn read_page(
+    connection: &mut PgConnection,
+    key: &ConversationKey,
+    page: &Page,
+    erased_at: Option<DateTime<Utc>>,
+) -> Result<Vec<Message>> {
+    let before = page.before.as_ref();
+    // The innermost query walks the index backwards and stops at the limit, or where the last time ends;
+    // only these rows are sorted by id too. The running sum over them cuts a window of large bodies
+    // short. The bounds stand alone, without an `OR`, so that they are bounds of the index.
+    let rows: Vec<MessageRow> = sqlx::query_as(AssertSqlSafe(format!(
+        "SELECT * FROM (
+             SELECT {MESSAGE_COLUMNS},
+                    row_number() OVER newest_first AS n,
+                    sum(octet_length(m.content) + coalesce(octet_length(m.content_parts::text), 0)
+                        + coalesce(octet_length(m.tool_calls::text), 0)
+                        + coalesce(octet_length(m.metadata::text), 0)) OVER newest_first AS bytes
+             FROM (SELECT * FROM message_rows
+                   WHERE conversation = (SELECT number FROM conversations WHERE tenant_id = $1 AND id = $2)
+                     AND created_at <= coalesce($3, 'infinity'::timestamptz)
+                     AND ($3 IS NULL OR created_at < $3 OR id < $4 COLLATE \"C\")
+                     AND created_at > coalesce($5, '-infinity'::timestamptz)
+                   ORDER BY created_at DESC FETCH FIRST ($6) ROWS WITH TIES) AS m
+             WINDOW newest_first AS (ORDER BY m.created_at DESC, m.id DESC)) AS page
+         WHERE n <= $6 AND (n = 1 OR bytes <= $7)
+         ORDER BY created_at, id"
+    )))
+    .bind(key.tenant.as_str())
+    .bind(key.conversation.as_str())
+    .bind(before.map(|position| DateTime::<Utc>::from(position.created_at)))
+    .bind(before.map(|position| position.id.as_str()))
+    .bind(erased_at)
+    .bind(i64::try_from(page.newest).unwrap_or(i64::MAX))
+    .bind(i64::try_from(page.max_bytes).unwrap_or(i64::MAX))
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|row| row.0).collect())
+}
+
+async fn any_before(
+    connection: &mut PgConnection,
+    key: &ConversationKey,
+    position: &Position,
+    erased_at: Option<DateTime<Utc>>,
+) -> Result<bool> {
+    Ok(sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM message_rows
+                        WHERE conversation = (SELECT number FROM conversations
+                                              WHERE tenant_id = $1 AND id = $2)
+                          AND created_at <= $3
+                          AND (created_at < $3 OR id < $4 COLLATE \"C\")
+                          AND created_at > coalesce($5, '-infinity'::timestamptz))",
+    )
+    .bind(key.tenant.as_str())
+    .bind(key.conversation.as_str())
+    .bind(DateTime::<Utc>::from(position.created_at))
+    .bind(position.id.as_str())
+    .bind(erased_at)
+    .fetch_one(connection)
+    .await?)
+}

@@ -1,0 +1,264 @@
+//! What is known under an id: conversations, messages, dead letters, and what operators did to them.
+//!
+//! An id alone says neither its kind nor its tenant, and no index begins with it but those of dead
+//! dead letters and the audit log. Conversations are looked up in one tenant after the other. A message is
+//! looked up in one conversation after the other, the newest first and in pages, by the primary key:
+//! some microseconds for each, and nothing that saving would have to pay for.
+
+use chrono::{DateTime, Utc};
+use domain::ids::{ConversationKey, TenantId};
+use sqlx::{AssertSqlSafe, FromRow};
+use uuid::Uuid;
+
+use crate::dead_letters::{LISTED, ListedDeadLetter};
+use crate::{AuditEntry, Database, Result};
+
+/// Where a conversation stands, and how it came there.
+#[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]
+pub struct ConversationTrace {
+    /// Its tenant.
+    pub tenant_id: String,
+    /// Its id.
+    pub id: String,
+    /// The session that began it.
+    pub session_id: String,
+    /// `active`, `closing` or `archived`.
+    pub status: String,
+    /// How many messages it has.
+    pub messages: i64,
+    /// Its first message's time; of an active one the first that was saved.
+    pub created_at: DateTime<Utc>,
+    /// When its last message was said; it may lag while the conversation is active.
+    pub last_message_at: Option<DateTime<Utc>>,
+    /// When a message last arrived, to a minute.
+    pub touched_at: DateTime<Utc>,
+    /// When its close was asked for.
+    pub close_requested_at: Option<DateTime<Utc>>,
+    /// Why it closed, or will.
+    pub close_reason: Option<String>,
+    /// When its last close began.
+    pub closed_at: Option<DateTime<Utc>>,
+    /// When it was last archived.
+    pub finalised_at: Option<DateTime<Utc>>,
+    /// When its statistics were last computed.
+    pub statistics_at: Option<DateTime<Utc>>,
+    /// Nothing before this moment is read.
+    pub erased_at: Option<DateTime<Utc>>,
+}
+
+/// A stored message, without its words.
+#[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]
+pub struct MessageTrace {
+    /// Its tenant.
+    pub tenant_id: String,
+    /// Its conversation.
+    pub conversation_id: String,
+    /// Its id.
+    pub id: String,
+    /// Who spoke.
+    pub role: String,
+    /// When it was sent, by its sender's clock.
+    pub created_at: DateTime<Utc>,
+    /// When a worker first received it.
+    pub received_at: DateTime<Utc>,
+    /// When it was committed, where PostgreSQL keeps that (`track_commit_timestamp`).
+    pub committed_at: Option<DateTime<Utc>>,
+    /// The program that saved it; null where it did not say.
+    pub saver: Option<String>,
+    /// Host and process id of that program.
+    pub saver_instance: Option<String>,
+    /// When that program first saved.
+    pub saver_started_at: Option<DateTime<Utc>>,
+    /// Its tokens, once its conversation was closed.
+    pub tokens: Option<i64>,
+}
+
+/// Every tenant that has a conversation, or the one that is named ($2): one look-up for each.
+const TENANTS: &str = "
+    WITH RECURSIVE every AS (
+        (SELECT tenant_id FROM conversations WHERE $2::text IS NULL ORDER BY tenant_id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT c.tenant_id FROM conversations c WHERE c.tenant_id > every.tenant_id
+                ORDER BY c.tenant_id LIMIT 1)
+        FROM every WHERE every.tenant_id IS NOT NULL),
+    tenants AS (SELECT tenant_id FROM every WHERE tenant_id IS NOT NULL
+                UNION ALL SELECT $2 WHERE $2 IS NOT NULL)";
+
+const CONVERSATION: &str = "c.tenant_id, c.id, c.session_id, c.status, \
+     (SELECT count(*) FROM message_rows m WHERE m.conversation = c.number) AS messages, \
+     c.created_at, c.last_message_at, c.touched_at, c.close_requested_at, c.close_reason, c.closed_at, \
+     c.finalised_at, c.erased_at, \
+     (SELECT computed_at FROM conversation_stats s \
+      WHERE s.tenant_id = c.tenant_id AND s.conversation_id = c.id) AS statistics_at";
+
+const MESSAGE: &str = "c.tenant_id, c.id AS conversation_id, m.id, m.role, m.created_at, m.received_at, \
+     CASE WHEN current_setting('track_commit_timestamp') = 'on' \
+          THEN pg_xact_commit_timestamp(m.xmin) END AS committed_at, \
+     w.process AS saver, w.instance AS saver_instance, w.started_at AS saver_started_at, t.tokens";
+
+impl Database {
+    /// The conversations of an id, of one tenant or of all.
+    pub async fn conversations_named(
+        &self,
+        id: &str,
+        tenant: Option<&TenantId>,
+    ) -> Result<Vec<ConversationTrace>> {
+        self.within(async |connection| {
+            Ok(sqlx::query_as(AssertSqlSafe(format!(
+                "{TENANTS} SELECT {CONVERSATION} FROM tenants
+                 JOIN conversations c ON c.tenant_id = tenants.tenant_id AND c.id = $1
+                 ORDER BY c.tenant_id"
+            )))
+            .bind(id)
+            .bind(tenant.map(TenantId::as_str))
+            .fetch_all(&mut *connection)
+            .await?)
+        })
+        .await
+    }
+
+    /// The conversations that a session began or is open in, of one tenant or of all: the newest `limit`,
+    /// oldest first.
+    pub async fn conversations_of_session(
+        &self,
+        session: &str,
+        tenant: Option<&TenantId>,
+        limit: u32,
+    ) -> Result<Vec<ConversationTrace>> {
+        self.within(async |connection| {
+            Ok(sqlx::query_as(AssertSqlSafe(format!(
+                "{TENANTS},
+                 found AS (
+                     SELECT c.tenant_id, c.id FROM tenants
+                     JOIN conversations c ON c.tenant_id = tenants.tenant_id AND c.session_id = $1
+                     UNION
+                     SELECT s.tenant_id, s.conversation_id FROM tenants
+                     JOIN sessions s ON s.tenant_id = tenants.tenant_id AND s.session_id = $1 AND s.open),
+                 newest AS (
+                     SELECT c.* FROM found
+                     JOIN conversations c ON c.tenant_id = found.tenant_id AND c.id = found.id
+                     ORDER BY c.created_at DESC, c.tenant_id, c.id LIMIT $3)
+                 SELECT {CONVERSATION} FROM newest c ORDER BY c.created_at, c.tenant_id, c.id"
+            )))
+            .bind(session)
+            .bind(tenant.map(TenantId::as_str))
+            .bind(i64::from(limit))
+            .fetch_all(&mut *connection)
+            .await?)
+        })
+        .await
+    }
+
+    /// The messages of an id in the newest `limit` conversations that were made `before` another, and
+    /// where to go on, if there are more. Numbers of conversations grow as they are made.
+    pub async fn messages_named(
+        &self,
+        id: &str,
+        tenant: Option<&TenantId>,
+        before: Option<i64>,
+        limit: u32,
+    ) -> Result<(Vec<MessageTrace>, Option<i64>)> {
+        let before = before.unwrap_or(i64::MAX);
+        self.within(async |connection| {
+            let (oldest, looked_at): (Option<i64>, i64) = sqlx::query_as(
+                "SELECT min(number), count(*)
+                 FROM (SELECT number FROM conversations WHERE number < $1
+                       ORDER BY number DESC LIMIT $2) AS page",
+            )
+            .bind(before)
+            .bind(i64::from(limit))
+            .fetch_one(&mut *connection)
+            .await?;
+            let Some(oldest) = oldest else { return Ok((Vec::new(), None)) };
+            // By its ends, not by how many: conversations that began since would push out the oldest.
+            let found = sqlx::query_as(AssertSqlSafe(format!(
+                "SELECT {MESSAGE} FROM (SELECT number, tenant_id, id FROM conversations
+                                        WHERE number >= $2 AND number < $1) AS c
+                 CROSS JOIN LATERAL (SELECT m.*, m.xmin FROM message_rows m
+                                     WHERE m.conversation = c.number AND m.id = $3 OFFSET 0) AS m
+                 LEFT JOIN message_tokens t ON t.conversation = c.number AND t.id = m.id
+                 LEFT JOIN writers w ON w.id = m.saved_by
+                 WHERE $4::text IS NULL OR c.tenant_id = $4
+                 ORDER BY c.tenant_id, c.id"
+            )))
+            .bind(before)
+            .bind(oldest)
+            .bind(id)
+            .bind(tenant.map(TenantId::as_str))
+            .fetch_all(&mut *connection)
+            .await?;
+            Ok((found, (looked_at == i64::from(limit)).then_some(oldest)))
+        })
+        .await
+    }
+
+    /// One message of a conversation.
+    pub async fn message_trace(
+        &self,
+        key: &ConversationKey,
+        id: &str,
+    ) -> Result<Option<MessageTrace>> {
+        self.within(async |connection| {
+            Ok(sqlx::query_as(AssertSqlSafe(format!(
+                "SELECT {MESSAGE} FROM conversations c
+                 JOIN message_rows m ON m.conversation = c.number AND m.id = $3
+                 LEFT JOIN message_tokens t ON t.conversation = c.number AND t.id = m.id
+                 LEFT JOIN writers w ON w.id = m.saved_by
+                 WHERE c.tenant_id = $1 AND c.id = $2"
+            )))
+            .bind(key.tenant.as_str())
+            .bind(key.conversation.as_str())
+            .bind(id)
+            .fetch_optional(&mut *connection)
+            .await?)
+        })
+        .await
+    }
+
+    /// Dead letters that have this id, or whose message, conversation or session does: the `limit` that
+    /// were stored last, in that order.
+    pub async fn dead_letters_about(
+        &self,
+        id: &str,
+        tenant: Option<&TenantId>,
+        limit: u32,
+    ) -> Result<Vec<ListedDeadLetter>> {
+        self.within(async |connection| {
+            Ok(sqlx::query_as(AssertSqlSafe(format!(
+                "SELECT {LISTED} FROM (
+                     SELECT d.* FROM (
+                         SELECT id FROM dead_letters WHERE id = $3
+                         UNION SELECT id FROM dead_letters WHERE message_id = $1
+                         UNION SELECT id FROM dead_letters WHERE conversation_id = $1
+                         UNION SELECT id FROM dead_letters WHERE session_id = $1) AS found
+                     JOIN dead_letters d ON d.id = found.id
+                     WHERE $2::text IS NULL OR d.tenant_id = $2
+                     ORDER BY d.stored_at DESC, d.id DESC LIMIT $4) AS newest
+                 ORDER BY stored_at, id"
+            )))
+            .bind(id)
+            .bind(tenant.map(TenantId::as_str))
+            .bind(Uuid::parse_str(id).ok())
+            .bind(i64::from(limit))
+            .fetch_all(&mut *connection)
+            .await?)
+        })
+        .await
+    }
+
+    /// What operators did to these: the last `limit` deeds, oldest first.
+    pub async fn audit_about(&self, subjects: &[String], limit: u32) -> Result<Vec<AuditEntry>> {
+        self.within(async |connection| {
+            Ok(sqlx::query_as(
+                "SELECT * FROM (SELECT * FROM audit_log WHERE subject = ANY ($1)
+                                ORDER BY id DESC LIMIT $2) AS newest
+                 ORDER BY id",
+            )
+            .bind(subjects)
+            .bind(i64::from(limit))
+            .fetch_all(&mut *connection)
+            .await?)
+        })
+        .await
+    }
+}

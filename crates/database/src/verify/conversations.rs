@@ -1,0 +1,201 @@
+//! Conversations against their messages: totals, statistics, and whose turn it is.
+
+use domain::ids::ConversationKey;
+use serde_json::{Map, Value};
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, QueryBuilder, Row};
+
+use super::{Difference, Scope, differences};
+use crate::rows::key;
+use crate::statistics::COMPUTED;
+use crate::{Database, Result};
+
+/// What was found out about one conversation.
+#[derive(Debug, Clone)]
+pub struct ConversationCheck {
+    /// The conversation.
+    pub key: ConversationKey,
+    /// Changes whenever the row is written: equal at two looks means that nobody touched it.
+    pub version: String,
+    /// It is `closing`, and its lease ended so many seconds ago; it never had one: since it was touched.
+    pub lease_over_for: Option<f64>,
+    /// It is `active`, and its close was asked for so many seconds ago.
+    pub requested_for: Option<f64>,
+    /// It is `active`, nobody asked for its close, and nothing came for so many seconds.
+    pub idle_for: Option<f64>,
+    /// It is `archived`, and its statistics are due since so many seconds.
+    pub statistics_due_for: Option<f64>,
+    /// How many messages it has.
+    pub messages: i64,
+    /// Messages that this program could not read: of no known role or format, or without their hash.
+    pub unreadable: i64,
+    /// What its row says and its messages do not; of those that are archived.
+    pub totals: Vec<Difference>,
+    /// Its statistics against what follows from its messages; of those that are archived, and whose
+    /// statistics are said to be up to date.
+    pub statistics: Differences,
+    /// Whether the day that its statistics count towards is missing.
+    pub without_day: bool,
+}
+
+/// How stored statistics differ from computed ones.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Differences {
+    /// In nothing, or they are not compared.
+    None,
+    /// There are none.
+    Missing,
+    /// In these fields.
+    Fields(Vec<Difference>),
+}
+
+impl Database {
+    /// The next conversations in the order of their keys, at most `limit`.
+    pub async fn conversation_keys(
+        &self,
+        scope: &Scope,
+        after: Option<&ConversationKey>,
+        limit: u32,
+    ) -> Result<Vec<ConversationKey>> {
+        // Only the conditions that are asked for, so that each is a bound of the index.
+        let mut query = QueryBuilder::new("SELECT tenant_id, id FROM conversations WHERE true");
+        if let Some(after) = after {
+            query.push(" AND (tenant_id, id) > (").push_bind(after.tenant.as_str());
+            query.push(", ").push_bind(after.conversation.as_str()).push(")");
+        }
+        if let Some(tenant) = &scope.tenant {
+            query.push(" AND tenant_id = ").push_bind(tenant.as_str());
+        }
+        if let Some(conversation) = &scope.conversation {
+            query.push(" AND id = ").push_bind(conversation.as_str());
+        }
+        query.push(" ORDER BY tenant_id, id LIMIT ").push_bind(i64::from(limit));
+        self.within(async |connection| {
+            let rows = query.build().fetch_all(connection).await?;
+            rows.iter().map(|row| key(row.try_get("tenant_id")?, row.try_get("id")?)).collect()
+        })
+        .await
+    }
+
+    /// Those of some conversations that exist and were touched since a moment.
+    pub async fn touched_since(
+        &self,
+        keys: &[ConversationKey],
+        since: domain::time::Timestamp,
+    ) -> Result<Vec<ConversationKey>> {
+        self.within(async |connection| {
+            sqlx::query(
+                "SELECT c.tenant_id, c.id FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
+                 JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                 WHERE c.touched_at >= $3 ORDER BY c.tenant_id, c.id",
+            )
+            .bind(keys.iter().map(|key| key.tenant.as_str()).collect::<Vec<_>>())
+            .bind(keys.iter().map(|key| key.conversation.as_str()).collect::<Vec<_>>())
+            .bind(chrono::DateTime::<chrono::Utc>::from(since))
+            .fetch_all(&mut *connection)
+            .await?
+            .iter()
+            .map(|row| key(row.try_get("tenant_id")?, row.try_get("id")?))
+            .collect()
+        })
+        .await
+    }
+
+    /// Looks at conversations, in one snapshot. Those that are gone are left out.
+    pub async fn check_conversations(
+        &self,
+        keys: &[ConversationKey],
+    ) -> Result<Vec<ConversationCheck>> {
+        self.within(async |connection| {
+            sqlx::query(AssertSqlSafe(format!(
+                "WITH chosen AS MATERIALIZED (
+                     SELECT c.*, c.xmin::text AS version
+                     FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
+                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id),
+                 computed AS MATERIALIZED ({COMPUTED})
+                 SELECT c.tenant_id, c.id, c.version, c.status, m.messages, m.unreadable,
+                        extract(epoch FROM statement_timestamp() - CASE c.status
+                            WHEN 'closing' THEN coalesce(c.close_lease_until, c.touched_at)
+                            END)::float8 AS lease_over_for,
+                        CASE c.status WHEN 'active' THEN
+                            extract(epoch FROM statement_timestamp() - c.close_requested_at)::float8
+                            END AS requested_for,
+                        CASE WHEN c.status = 'active' AND c.close_requested_at IS NULL THEN
+                            extract(epoch FROM statement_timestamp() - c.touched_at)::float8
+                            END AS idle_for,
+                        CASE WHEN c.status = 'archived' AND c.finalised_at IS DISTINCT FROM c.stats_from THEN
+                            extract(epoch FROM statement_timestamp() - c.finalised_at)::float8
+                            END AS statistics_due_for,
+                        c.status = 'archived' AND c.finalised_at = c.stats_from AS statistics_stand,
+                        jsonb_build_object('message_count', c.message_count, 'total_tokens', c.total_tokens,
+                            'created_at', c.created_at, 'last_message_at', c.last_message_at,
+                            'finalised', c.finalised_at IS NOT NULL) AS row_says,
+                        jsonb_build_object('message_count', m.messages, 'total_tokens', t.tokens,
+                            'created_at', coalesce(m.first, c.created_at), 'last_message_at', m.last,
+                            'finalised', true) AS messages_say,
+                        to_jsonb(s) - 'computed_at' AS stored,
+                        (SELECT to_jsonb(n) FROM computed AS n
+                         WHERE n.tenant_id = c.tenant_id AND n.conversation_id = c.id) AS computed,
+                        s.day IS NOT NULL AND NOT EXISTS (
+                            SELECT FROM daily_stats d
+                            WHERE d.tenant_id = s.tenant_id AND d.agent_id = coalesce(s.agent_id, '')
+                              AND d.day = s.day) AS without_day
+                 FROM chosen c
+                 CROSS JOIN LATERAL (
+                     SELECT count(*) AS messages, min(created_at) AS first, max(created_at) AS last,
+                            count(*) FILTER (WHERE format <> 1 OR octet_length(body_hash) <> 16
+                                OR role NOT IN ('user', 'assistant', 'system', 'tool', 'function'))
+                                AS unreadable
+                     FROM message_rows WHERE conversation = c.number) AS m
+                 CROSS JOIN LATERAL (
+                     SELECT coalesce(sum(tokens), 0)::bigint AS tokens
+                     FROM message_tokens WHERE conversation = c.number) AS t
+                 LEFT JOIN conversation_stats s ON s.tenant_id = c.tenant_id AND s.conversation_id = c.id
+                 ORDER BY c.tenant_id, c.id"
+            )))
+            .bind(keys.iter().map(|key| key.tenant.as_str()).collect::<Vec<_>>())
+            .bind(keys.iter().map(|key| key.conversation.as_str()).collect::<Vec<_>>())
+            .fetch_all(&mut *connection)
+            .await?
+            .iter()
+            .map(check)
+            .collect()
+        })
+        .await
+    }
+}
+
+type Fields = Option<Json<Map<String, Value>>>;
+
+fn check(row: &PgRow) -> Result<ConversationCheck> {
+    let archived = row.try_get::<&str, _>("status")? == "archived";
+    let fields = |column: &str| -> Result<Option<Map<String, Value>>> {
+        Ok(row.try_get::<Fields, _>(column)?.map(|Json(fields)| fields))
+    };
+    let (says, should) = (fields("row_says")?, fields("messages_say")?);
+    let stand: Option<bool> = row.try_get("statistics_stand")?;
+    Ok(ConversationCheck {
+        key: key(row.try_get("tenant_id")?, row.try_get("id")?)?,
+        version: row.try_get("version")?,
+        lease_over_for: row.try_get("lease_over_for")?,
+        requested_for: row.try_get("requested_for")?,
+        idle_for: row.try_get("idle_for")?,
+        statistics_due_for: row.try_get("statistics_due_for")?,
+        messages: row.try_get("messages")?,
+        unreadable: row.try_get("unreadable")?,
+        totals: match (says, should) {
+            (Some(says), Some(should)) if archived => differences(&says, &should),
+            _ => Vec::new(),
+        },
+        statistics: match (stand, fields("stored")?, fields("computed")?) {
+            (Some(true), None, Some(_)) => Differences::Missing,
+            (Some(true), Some(stored), Some(computed)) => match differences(&stored, &computed) {
+                fields if fields.is_empty() => Differences::None,
+                fields => Differences::Fields(fields),
+            },
+            _ => Differences::None,
+        },
+        without_day: row.try_get("without_day")?,
+    })
+}

@@ -1,0 +1,115 @@
+//! Days against the statistics of their conversations.
+
+use chrono::{DateTime, NaiveDate, Utc};
+use serde_json::{Map, Value};
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, FromRow, QueryBuilder, Row};
+
+use super::{Difference, Scope, differences};
+use crate::statistics::COMPUTED_DAYS;
+use crate::{Database, Result};
+
+/// An agent's day. Sorts as the days are walked.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, FromRow)]
+pub struct DayKey {
+    /// The tenant.
+    pub tenant_id: String,
+    /// The agent; empty for conversations without one.
+    pub agent_id: String,
+    /// The UTC day on which the conversations began.
+    pub day: NaiveDate,
+}
+
+/// What was found out about one day.
+#[derive(Debug, Clone)]
+pub struct DayCheck {
+    /// The day.
+    pub key: DayKey,
+    /// Changes whenever the row is written: equal at two looks means that nobody touched it.
+    pub version: String,
+    /// It is to be recomputed, so its numbers say nothing.
+    pub dirty: bool,
+    /// What its row says and the statistics of its conversations do not; where it is not dirty.
+    pub differences: Vec<Difference>,
+}
+
+impl Database {
+    /// The next days in the order of their keys, at most `limit`.
+    pub async fn day_keys(
+        &self,
+        scope: &Scope,
+        after: Option<&DayKey>,
+        limit: u32,
+    ) -> Result<Vec<DayKey>> {
+        let mut query =
+            QueryBuilder::new("SELECT tenant_id, agent_id, day FROM daily_stats WHERE true");
+        if let Some(after) = after {
+            query.push(" AND (tenant_id, agent_id, day) > (").push_bind(&after.tenant_id);
+            query.push(", ").push_bind(&after.agent_id);
+            query.push(", ").push_bind(after.day).push(")");
+        }
+        if let Some(tenant) = &scope.tenant {
+            query.push(" AND tenant_id = ").push_bind(tenant.as_str());
+        }
+        if let Some(since) = scope.since {
+            query.push(" AND day >= ").push_bind(DateTime::<Utc>::from(since).date_naive());
+        }
+        query.push(" ORDER BY tenant_id, agent_id, day LIMIT ").push_bind(i64::from(limit));
+        self.within(async |connection| Ok(query.build_query_as().fetch_all(connection).await?))
+            .await
+    }
+
+    /// Looks at days, in one snapshot. Those that are gone are left out.
+    pub async fn check_days(&self, keys: &[DayKey]) -> Result<Vec<DayCheck>> {
+        self.within(async |connection| {
+            sqlx::query(AssertSqlSafe(format!(
+                "WITH chosen AS MATERIALIZED (
+                     SELECT d.*, d.xmin::text AS version
+                     FROM unnest($1::text[], $2::text[], $3::date[]) AS k (tenant_id, agent_id, day)
+                     JOIN daily_stats d
+                          ON d.tenant_id = k.tenant_id AND d.agent_id = k.agent_id AND d.day = k.day),
+                 computed AS MATERIALIZED ({COMPUTED_DAYS})
+                 SELECT d.tenant_id, d.agent_id, d.day, d.version, d.dirty, to_jsonb(d) AS stored,
+                        (SELECT to_jsonb(n) FROM computed n
+                         WHERE n.tenant_id = d.tenant_id AND n.agent_id = d.agent_id AND n.day = d.day)
+                            AS computed
+                 FROM chosen d ORDER BY d.tenant_id, d.agent_id, d.day"
+            )))
+            .bind(keys.iter().map(|key| key.tenant_id.as_str()).collect::<Vec<_>>())
+            .bind(keys.iter().map(|key| key.agent_id.as_str()).collect::<Vec<_>>())
+            .bind(keys.iter().map(|key| key.day).collect::<Vec<_>>())
+            .fetch_all(&mut *connection)
+            .await?
+            .iter()
+            .map(|row| {
+                let Json(stored): Json<Map<String, Value>> = row.try_get("stored")?;
+                let Json(computed): Json<Map<String, Value>> = row.try_get("computed")?;
+                let dirty = row.try_get("dirty")?;
+                Ok(DayCheck {
+                    key: DayKey::from_row(row)?,
+                    version: row.try_get("version")?,
+                    dirty,
+                    differences: if dirty { Vec::new() } else { differences(&stored, &computed) },
+                })
+            })
+            .collect()
+        })
+        .await
+    }
+
+    /// Days that are to be recomputed, with their versions; at most `limit`.
+    pub async fn dirty_days(&self, scope: &Scope, limit: u32) -> Result<Vec<(DayKey, String)>> {
+        let mut query = QueryBuilder::new(
+            "SELECT tenant_id, agent_id, day, xmin::text AS version FROM daily_stats WHERE dirty",
+        );
+        if let Some(tenant) = &scope.tenant {
+            query.push(" AND tenant_id = ").push_bind(tenant.as_str());
+        }
+        query.push(" ORDER BY tenant_id, agent_id, day LIMIT ").push_bind(i64::from(limit));
+        self.within(async |connection| {
+            let rows = query.build().fetch_all(connection).await?;
+            rows.iter().map(|row| Ok((DayKey::from_row(row)?, row.try_get("version")?))).collect()
+        })
+        .await
+    }
+}

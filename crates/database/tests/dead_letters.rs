@@ -1,0 +1,233 @@
+//! Dead letters in PostgreSQL: stored once, taken by one run, and never met twice on a walk.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::time::Duration;
+
+use database::{
+    Actor, Database, DeadLetter, DeadLetterCursor, DeadLetterStatus, Decision, ReplayOutcome,
+    Selection, Settings,
+};
+use domain::failure::DeadLetterReason;
+use domain::time::Timestamp;
+use serde_json::json;
+use testkit::TestEnv;
+use uuid::Uuid;
+
+const LEASE: Duration = Duration::from_secs(60);
+
+async fn migrated() -> (TestEnv, Database) {
+    let env = TestEnv::new().await;
+    let database = Database::open(&Settings {
+        url: env.database_url.clone(),
+        application: "test".to_owned(),
+        connections: 5,
+        time_out: Duration::from_secs(10),
+        lock_time_out: Duration::from_millis(200),
+    })
+    .unwrap();
+    database.migrate().await.unwrap();
+    (env, database)
+}
+
+fn dead_letter(n: u128) -> DeadLetter {
+    let at = Timestamp::parse("2026-11-20T10:00:00Z").unwrap();
+    DeadLetter {
+        id: Uuid::from_u128(n),
+        queue: "conversation.save_message".to_owned(),
+        reason: DeadLetterReason::Schema,
+        field: Some("role".to_owned()),
+        error: "`role` must be a role".to_owned(),
+        tenant_id: Some("acme".to_owned()),
+        conversation_id: None,
+        session_id: None,
+        message_id: None,
+        action_type: None,
+        routing_key: "conversation.save_message".to_owned(),
+        exchange: "domain.actions".to_owned(),
+        body: b"{\"role\":\"bot\"}".to_vec(),
+        properties: json!({"message_id": "m"}),
+        headers: json!({"b": 1, "a": "\u{0}"}),
+        attempts: 1,
+        replay_count: 0,
+        replay_of: None,
+        first_failed_at: at,
+        last_failed_at: at,
+    }
+}
+
+fn actor() -> Actor {
+    Actor { name: "ops".to_owned(), run: Uuid::new_v4() }
+}
+
+async fn cursor(database: &Database) -> DeadLetterCursor {
+    database.dead_letter_cursor(Selection::All).await.unwrap()
+}
+
+fn sent(n: u128, fault: Option<&str>) -> ReplayOutcome {
+    ReplayOutcome {
+        dead_letter: Uuid::from_u128(n),
+        queue: "conversation.save_message".to_owned(),
+        fault: fault.map(str::to_owned),
+    }
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_comes_again_gains_a_copy_within_a_batch_and_across_batches() {
+    let (env, database) = migrated().await;
+    // More than one statement takes, in any order, and some of them twice.
+    let mut dead_letters: Vec<_> = (0..600).rev().map(dead_letter).collect();
+    dead_letters.extend((0..10).map(dead_letter));
+    dead_letters[0].body = vec![0xff; 3 << 20];
+    database.store_dead_letters(&dead_letters).await.unwrap();
+    database.store_dead_letters(&[&dead_letters[0], &dead_letters[1]]).await.unwrap();
+    let counts =
+        "SELECT concat_ws('|', count(*), sum(copies), max(octet_length(body))) FROM dead_letters";
+    assert_eq!(env.psql(counts).await.unwrap(), "600|612|3145728");
+    let stored = database.dead_letter(Uuid::from_u128(5)).await.unwrap().unwrap();
+    assert_eq!((stored.headers, stored.copies), (dead_letter(5).headers, 2));
+}
+
+#[tokio::test]
+async fn what_one_run_has_no_other_gets_until_its_lease_has_ended() {
+    let (env, database) = migrated().await;
+    database.store_dead_letters(&[dead_letter(1), dead_letter(2)]).await.unwrap();
+    let (one, other, cursor) = (actor(), actor(), cursor(&database).await);
+    let taken = database.take_dead_letters(&cursor, &one, LEASE, 1).await.unwrap();
+    assert_eq!(taken.dead_letters.len(), 1);
+    let left = database.take_dead_letters(&cursor, &other, LEASE, 10).await.unwrap();
+    assert_eq!(left.dead_letters.len(), 1);
+    assert_ne!(left.dead_letters[0].id, taken.dead_letters[0].id);
+    // Nor does anybody decide about it meanwhile.
+    let discard = Decision::Discard { why: "no" };
+    let open = [DeadLetterStatus::Open];
+    let discarded =
+        database.decide_dead_letters(&cursor, &open, discard, &other, 10).await.unwrap();
+    assert!(discarded.dead_letters.is_empty());
+    assert!(
+        !database.edit_dead_letter(&taken.dead_letters[0], Some(b"{}"), &[], &other).await.unwrap()
+    );
+
+    env.psql("UPDATE dead_letters SET replay_lease_until = clock_timestamp()").await.unwrap();
+    let late = database.take_dead_letters(&cursor, &other, LEASE, 10).await.unwrap();
+    assert_eq!(late.dead_letters.len(), 2);
+    // The first run comes back from wherever it was: its dead letters are not its any more.
+    let lost = sent(taken.dead_letters[0].id.as_u128(), None);
+    assert_eq!(database.note_replayed(&[lost], &one).await.unwrap(), 0);
+    let noted = [sent(1, None), sent(2, Some("no queue"))];
+    assert_eq!(database.note_replayed(&noted, &other).await.unwrap(), 2);
+    let states = "SELECT string_agg(concat_ws(' ', status, replay_fault, replay_lease_until), ',' ORDER BY id)
+                  FROM dead_letters";
+    assert_eq!(env.psql(states).await.unwrap(), "replayed,open no queue");
+    let audit = "SELECT string_agg(action || ' ' || actor, ',' ORDER BY action) FROM audit_log";
+    let expected = "dead_letter.replay ops,dead_letter.replay_failed ops";
+    assert_eq!(env.psql(audit).await.unwrap(), expected);
+    assert_eq!(
+        database.note_replayed(&noted, &other).await.unwrap(),
+        1,
+        "what is open it may note again"
+    );
+}
+
+#[tokio::test]
+async fn a_walk_meets_what_was_there_when_it_began_and_each_dead_letter_once() {
+    let (_env, database) = migrated().await;
+    let dead_letters: Vec<_> = (0..25).map(dead_letter).collect();
+    database.store_dead_letters(&dead_letters).await.unwrap();
+    let beginning = cursor(&database).await;
+    database.store_dead_letters(&[dead_letter(100)]).await.unwrap();
+    assert_eq!(database.count_ahead(&beginning, &[]).await.unwrap(), 25);
+    let (mut met, mut rest) = (Vec::new(), Some(beginning));
+    while let Some(cursor) = rest {
+        let page = database.next_dead_letters(&cursor, &[], 10).await.unwrap();
+        met.extend(page.dead_letters.iter().map(|dead_letter| dead_letter.id));
+        rest = page.rest;
+    }
+    met.sort_unstable();
+    assert_eq!(met, dead_letters.iter().map(|dead_letter| dead_letter.id).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_dies_after_it_was_decided_about_is_open_again_and_an_old_death_changes_nothing()
+ {
+    let (env, database) = migrated().await;
+    database.store_dead_letters(&[dead_letter(1), dead_letter(2), dead_letter(3)]).await.unwrap();
+    let (actor, beginning) = (actor(), cursor(&database).await);
+    let taken = database.take_dead_letters(&beginning, &actor, LEASE, 1).await.unwrap();
+    let replayed = sent(taken.dead_letters[0].id.as_u128(), None);
+    assert_eq!(database.note_replayed(&[replayed], &actor).await.unwrap(), 1);
+    let (open, discard) = ([DeadLetterStatus::Open], Decision::Discard { why: "no" });
+    database.decide_dead_letters(&beginning, &open, discard, &actor, 1).await.unwrap();
+    let states = "SELECT string_agg(concat_ws(' ', status, status_reason, copies), ', '
+                                    ORDER BY stored_at, id) FROM dead_letters";
+    assert_eq!(env.psql(states).await.unwrap(), "replayed 1, discarded no 1, open 1");
+
+    // The dead-letter collector died before it acknowledged them.
+    database.store_dead_letters(&[dead_letter(1), dead_letter(2), dead_letter(3)]).await.unwrap();
+    assert_eq!(env.psql(states).await.unwrap(), "replayed 2, discarded no 2, open 2");
+
+    let later = cursor(&database).await;
+    let now =
+        r#"SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#;
+    let now = Timestamp::parse(&env.psql(now).await.unwrap()).unwrap();
+    let again = |n| DeadLetter { last_failed_at: now, ..dead_letter(n) };
+    database.store_dead_letters(&[again(1), again(2), again(3), dead_letter(2)]).await.unwrap();
+    assert_eq!(env.psql(states).await.unwrap(), "open 3, open 4, open 3");
+    // Whoever walks just now came for what was there before.
+    let met = database.take_dead_letters(&later, &actor, LEASE, 10).await.unwrap();
+    assert_eq!(met.dead_letters.len(), 1);
+    let met =
+        database.take_dead_letters(&cursor(&database).await, &actor, LEASE, 10).await.unwrap();
+    assert_eq!(met.dead_letters.len(), 2);
+}
+
+#[tokio::test]
+async fn what_comes_back_once_more_is_seen_by_the_run_that_sent_it() {
+    let (_env, database) = migrated().await;
+    let back = DeadLetter { replay_of: Some(dead_letter(1).id), replay_count: 1, ..dead_letter(2) };
+    database.store_dead_letters(&[dead_letter(1), back.clone()]).await.unwrap();
+    let (actor, cursor) = (actor(), cursor(&database).await);
+    let _taken = database.take_dead_letters(&cursor, &actor, LEASE, 1).await.unwrap();
+    assert_eq!(database.note_replayed(&[sent(1, None)], &actor).await.unwrap(), 1);
+    assert_eq!(database.failed_again_in(actor.run, &cursor).await.unwrap(), []);
+    database.store_dead_letters(&[back]).await.unwrap();
+    let returned = database.failed_again_in(actor.run, &cursor).await.unwrap();
+    let returned: Vec<_> = returned.iter().map(|it| (it.id, it.replay_of)).collect();
+    assert_eq!(returned, [(dead_letter(2).id, dead_letter(1).id)]);
+}
+
+#[tokio::test]
+async fn a_run_that_sent_what_was_there_before_an_edit_does_not_marker_the_edited_dead_letter() {
+    let (env, database) = migrated().await;
+    database.store_dead_letters(&[dead_letter(1)]).await.unwrap();
+    let (frozen, other) = (actor(), actor());
+    let taken =
+        database.take_dead_letters(&cursor(&database).await, &frozen, LEASE, 1).await.unwrap();
+    env.psql("UPDATE dead_letters SET replay_lease_until = clock_timestamp()").await.unwrap();
+    assert!(
+        database.edit_dead_letter(&taken.dead_letters[0], Some(b"{}"), &[], &other).await.unwrap()
+    );
+    assert_eq!(database.note_replayed(&[sent(1, None)], &frozen).await.unwrap(), 0);
+    assert_eq!(env.psql("SELECT status FROM dead_letters").await.unwrap(), "open");
+}
+
+#[tokio::test]
+async fn large_dead_letters_are_met_a_few_at_a_time_and_all_of_them() {
+    let (_env, database) = migrated().await;
+    let large = |n| DeadLetter { body: vec![b'x'; 9 << 20], ..dead_letter(n) };
+    database.store_dead_letters(&[large(1), large(2), large(3)]).await.unwrap();
+    let (actor, beginning) = (actor(), cursor(&database).await);
+    let (mut met, mut rest) = (Vec::new(), Some(beginning.clone()));
+    while let Some(cursor) = rest {
+        let page = database.next_dead_letters(&cursor, &[], 10).await.unwrap();
+        met.push(page.dead_letters.len());
+        rest = page.rest;
+    }
+    let (mut taken, mut rest) = (Vec::new(), Some(beginning));
+    while let Some(cursor) = rest {
+        let page = database.take_dead_letters(&cursor, &actor, LEASE, 10).await.unwrap();
+        taken.push(page.dead_letters.len());
+        rest = page.rest;
+    }
+    assert_eq!((met, taken), (vec![2, 1], vec![2, 1]));
+}

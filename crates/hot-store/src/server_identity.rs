@@ -1,0 +1,128 @@
+//! Which server process we talk to, as it says itself.
+//!
+//! A server that restarts has a new run id; a replica that is promoted, or a server that took over
+//! another's data, has a new replication id. Either may have forgotten writes that were
+//! acknowledged, so either is a new server identity, under which no older mark holds.
+//!
+//! In a cluster so is a slot that has another owner. A copy that was handed over, or that an earlier
+//! handing-over left behind, may lack what was appended elsewhere meanwhile; only the server that had
+//! it all along vouches for it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::error::Error;
+
+/// The processes that rule the hot copies: one master, or each master of a cluster with its slots. Its
+/// text is what is kept in PostgreSQL and compared there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ServerIdentity(BTreeSet<Master>);
+
+/// One master.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Master {
+    run_id: String,
+    replication_id: String,
+    /// In a cluster.
+    slots: Option<String>,
+}
+
+impl FromIterator<Master> for ServerIdentity {
+    fn from_iter<I: IntoIterator<Item = Master>>(masters: I) -> Self {
+        Self(masters.into_iter().collect())
+    }
+}
+
+impl Master {
+    /// Reads the replies of `INFO server` and `INFO replication`. A server that is not a master is
+    /// refused: it would refuse writes, or lose them when its master comes back.
+    pub(crate) fn of(server: &str, replication: &str) -> Result<Self, Error> {
+        let role = field(replication, "role")?;
+        if role != "master" {
+            return Err(Error::NotMaster(
+                if role == "slave" { "replica" } else { role }.to_owned(),
+            ));
+        }
+        Ok(Self {
+            run_id: field(server, "run_id")?.to_owned(),
+            replication_id: field(replication, "master_replid")?.to_owned(),
+            slots: None,
+        })
+    }
+
+    /// The same, as the owner of these slots of a cluster.
+    pub(crate) fn of_slots(self, slots: String) -> Self {
+        Self { slots: Some(slots), ..self }
+    }
+}
+
+impl fmt::Display for ServerIdentity {
+    /// `run id:replication id`, in a cluster `run id:replication id:slots` of each master, in byte
+    /// order with commas between them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, master) in self.0.iter().enumerate() {
+            let comma = if i == 0 { "" } else { "," };
+            write!(f, "{comma}{}:{}", master.run_id, master.replication_id)?;
+            if let Some(slots) = &master.slots {
+                write!(f, ":{slots}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A field of what INFO or CLUSTER INFO answered.
+pub(crate) fn field<'a>(info: &'a str, name: &str) -> Result<&'a str, Error> {
+    info.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .map(str::trim)
+        .filter(|value| !value.is_empty())
+        .ok_or_else(|| Error::NotServing(format!("its INFO has no {name}").into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVER: &str = "# Server\r\nredis_version:7.0.15\r\nrun_id:aaaa\r\n";
+
+    #[test]
+    fn a_master_has_a_server_identity() {
+        let replication =
+            "# Replication\r\nrole:master\r\nmaster_replid:bbbb\r\nmaster_replid2:0\r\n";
+        let master = Master::of(SERVER, replication).unwrap();
+        assert_eq!(ServerIdentity::from_iter([master]).to_string(), "aaaa:bbbb");
+    }
+
+    #[test]
+    fn a_replica_is_refused() {
+        let error = Master::of(SERVER, "role:slave\r\nmaster_replid:bbbb\r\n").unwrap_err();
+        assert_eq!(error.to_string(), "the Redis server is a replica, not a master");
+    }
+
+    #[test]
+    fn an_answer_without_ids_is_refused() {
+        assert!(Master::of("", "role:master\r\nmaster_replid:bbbb\r\n").is_err());
+        assert!(Master::of(SERVER, "role:master\r\nmaster_replid:\r\n").is_err());
+    }
+
+    #[test]
+    fn a_cluster_has_one_server_identity_whatever_the_order_and_another_when_a_slot_moves() {
+        let master = |run_id: &str, slots: &str| {
+            let server = format!("run_id:{run_id}\r\n");
+            let master = Master::of(&server, "role:master\r\nmaster_replid:r\r\n").unwrap();
+            master.of_slots(slots.to_owned())
+        };
+        let server_identity =
+            ServerIdentity::from_iter([master("b", "10-16383"), master("a", "0-9")]);
+        assert_eq!(server_identity.to_string(), "a:r:0-9,b:r:10-16383");
+        assert_eq!(
+            server_identity,
+            ServerIdentity::from_iter([master("a", "0-9"), master("b", "10-16383")])
+        );
+        assert_ne!(
+            server_identity,
+            ServerIdentity::from_iter([master("a", "0-8"), master("b", "9-16383")])
+        );
+    }
+}

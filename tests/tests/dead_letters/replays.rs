@@ -1,0 +1,450 @@
+//! Dead letters that operators send back: each once, and what is still bad comes back and says so.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::time::Duration;
+
+use broker::{Delivery, Endpoints, Publication, Publisher};
+use conversation::dead_letters::{
+    DeadLetterValidator, Ended, ReplayReport, ReplaySettings, Replayer, StopOnFailure,
+};
+use database::{Actor, Database, DeadLetterFilter, ReplayedBefore, Selection};
+use domain::decode::DEFAULT_MAX_BODY_BYTES;
+use domain::envelope::Envelope;
+use domain::failure::{DeadLetterReason, Refusal};
+use domain::time::Timestamp;
+use failpoints::{AT, Step};
+use metrics::Metrics;
+use serde_json::{Value, json};
+use system_tests::{LIMIT, SAVER, STATISTICS, Scenario, at, key, message};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::hygiene::poison;
+use crate::{DEAD_LETTERS, SAVES, anonymous};
+
+/// SIGABRT (signal(7)): what `abort` ends a process with.
+const ABORTED: i32 = 6;
+
+const VALIDATOR: DeadLetterValidator =
+    DeadLetterValidator { max_body_bytes: DEFAULT_MAX_BODY_BYTES };
+
+#[tokio::test]
+async fn of_10_000_replayed_dead_letters_9_999_are_saved_once_and_the_bad_one_is_back() {
+    const MANY: i64 = 10_000;
+    const BAD: i64 = 6_543;
+    let scenario = Scenario::new().await;
+    let dead_letters = (0..MANY).map(|n| {
+        let role = if n == BAD { "bot" } else { "user" };
+        let session = format!("s{}", n % 100);
+        let extra = json!({"role": role, "timestamp": at(n)});
+        dead(&message("many", &session, &format!("m{n:05}"), &extra).to_string())
+    });
+    let statistics = scenario.start(STATISTICS).await;
+    scenario.agent().send(dead_letters.collect()).await;
+    scenario.until_sql("SELECT count(*) FROM dead_letters", "10000").await;
+
+    let state =
+        "SELECT md5(string_agg(d::text, '' ORDER BY id)) || (SELECT count(*) FROM audit_log)
+                 FROM dead_letters d";
+    let (before, queued) = (scenario.sql(state).await, scenario.queued().await);
+    let bad = "SELECT id FROM dead_letters WHERE message_id = 'm06543' AND replay_count = ";
+    let bad_one = scenario.sql(&format!("{bad} 0")).await;
+    for look in 0..30 {
+        let arguments: &[&str] = match look % 3 {
+            0 => &["dead-letters", "list"],
+            1 => &["dead-letters", "list", "--group", "--status", "all"],
+            _ => &["dead-letters", "show", &bad_one],
+        };
+        let looked = scenario.verbatim(arguments).await;
+        assert_eq!(looked.status.code(), Some(0), "{looked:?}");
+    }
+    assert_eq!((scenario.sql(state).await, scenario.queued().await), (before, queued));
+
+    let saver = scenario.start(SAVER).await;
+    let arguments = ["dead-letters", "replay", "--all", "--rate", "1500", "--json"];
+    let replay = scenario.verbatim(&arguments).await;
+    assert_eq!(replay.status.code(), Some(1), "one came back: {replay:?}");
+    let report: Value = serde_json::from_slice(&replay.stdout).unwrap();
+    let counts = ["matched", "replayed", "failed", "failed_again"].map(|name| report[name].clone());
+    assert_eq!(counts.map(|count| count.as_i64()), [MANY, MANY, 0, 1].map(Some), "{report}");
+    assert_eq!(report["ended"], "complete");
+
+    scenario.until_sql("SELECT count(*) FROM messages", "9999").await;
+    let again = scenario.sql(&format!("{bad} 1")).await;
+    assert_eq!(report["failed_again_as"][0]["id"], again);
+    let states =
+        "SELECT string_agg(concat_ws('|', status, replay_count, dead letters, copies), ', ') FROM
+                  (SELECT status, replay_count, count(*) AS dead_letters, sum(copies) AS copies
+                   FROM dead_letters GROUP BY 1, 2 ORDER BY 1, 2) AS s";
+    assert_eq!(scenario.sql(states).await, "open|1|1|1, replayed|0|10000|10000");
+    let noted = "SELECT concat_ws('|', count(*), count(DISTINCT subject), count(DISTINCT actor))
+                 FROM audit_log WHERE action = 'dead_letter.replay'";
+    assert_eq!(scenario.sql(noted).await, "10000|10000|1");
+    // Each of the two names the other.
+    let shown = |id: String| {
+        let scenario = &scenario;
+        async move {
+            let shown = scenario.verbatim(&["dead-letters", "show", &id, "--json"]).await;
+            serde_json::from_slice::<Value>(&shown.stdout).unwrap()
+        }
+    };
+    assert_eq!(shown(again.clone()).await["replay_of"], bad_one);
+    assert_eq!(shown(bad_one).await["failed_again_as"], json!([again]));
+    scenario.rest([saver, statistics]).await;
+}
+
+#[tokio::test]
+async fn a_replay_that_dies_before_it_is_noted_is_repeated_and_takes_effect_once() {
+    let scenario = Scenario::new().await;
+    let identified = message("crash", "s", "m1", &json!({}));
+    kept(&scenario, &[dead(&identified.to_string()), dead(&anonymous("crash", 1))]).await;
+    let (database, replayer) = (database(&scenario), replayer(&scenario));
+    let cursor = database.dead_letter_cursor(Selection::All).await.unwrap();
+    let taken = replayer.take(&cursor, &actor(), 10).await.unwrap();
+    // Confirmed, and then its process dies.
+    drop(replayer.send(taken).await);
+    assert_eq!(scenario.queued().await, [(SAVES, 2)]);
+    let state = "SELECT string_agg(DISTINCT status, ',') FROM dead_letters";
+    assert_eq!(scenario.sql(state).await, "open");
+
+    let meanwhile = run(&replayer, Selection::All, StopOnFailure::WholeBatch).await;
+    assert_eq!((meanwhile.matched, meanwhile.replayed, meanwhile.skipped), (2, 0, 2));
+    scenario.sql("UPDATE dead_letters SET replay_lease_until = clock_timestamp()").await;
+    let again = run(&replayer, Selection::All, StopOnFailure::WholeBatch).await;
+    assert_eq!((again.replayed, &again.ended), (2, &Ended::Complete));
+    assert_eq!(scenario.queued().await, [(SAVES, 4)]);
+    assert_eq!(scenario.sql(state).await, "replayed");
+
+    let saver = scenario.start(SAVER).await;
+    scenario.until_sql("SELECT count(*) FROM messages", "2").await;
+    scenario.rest([saver]).await;
+    assert_eq!(scenario.reader().both(&key(&identified)).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_replay_that_is_killed_at_any_step_is_repeated_and_takes_effect_once() {
+    for step in [Step::ReplayConfirmed, Step::ReplayMarked] {
+        let scenario = Scenario::armed().await;
+        let dead_letters: Vec<_> = (0..20).map(|n| dead(&anonymous("killed", n))).collect();
+        kept(&scenario, &dead_letters).await;
+        let replay = ["dead-letters", "replay", "--all", "--watch", "0s", "--rate", "1000"];
+        let killed = scenario.verbatim_with(&replay, &[(AT, step.name())]).await;
+        assert_eq!(killed.status.signal(), Some(ABORTED), "{}: {killed:?}", step.name());
+        if step == Step::ReplayConfirmed {
+            let early = scenario.verbatim(&replay).await;
+            assert_eq!(early.status.code(), Some(1), "some are the dead run's: {early:?}");
+        }
+        scenario.sql("UPDATE dead_letters SET replay_lease_until = clock_timestamp()").await;
+        let again = scenario.verbatim(&replay).await;
+        assert_eq!(again.status.code(), Some(0), "{}: {again:?}", step.name());
+        let saver = scenario.start(SAVER).await;
+        scenario.until_sql("SELECT count(*) FROM messages", "20").await;
+        scenario.rest([saver]).await;
+        let end = "SELECT concat_ws('|', (SELECT count(*) FROM messages), count(*), min(status),
+                       max(status), (SELECT count(DISTINCT subject) FROM audit_log
+                                     WHERE action = 'dead_letter.replay')) FROM dead_letters";
+        assert_eq!(scenario.sql(end).await, "20|20|replayed|replayed|20", "{}", step.name());
+    }
+}
+
+#[tokio::test]
+async fn two_replays_at_once_send_each_dead_letter_once() {
+    let scenario = Scenario::new().await;
+    let dead_letters: Vec<_> = (0..300)
+        .map(|n| dead(&message("twice", "s", &format!("m{n}"), &json!({})).to_string()))
+        .collect();
+    kept(&scenario, &dead_letters).await;
+    let (one, other) = (replayer(&scenario), replayer(&scenario));
+    let (one, other) = tokio::join!(
+        run(&one, Selection::All, StopOnFailure::Never),
+        run(&other, Selection::All, StopOnFailure::Never)
+    );
+    assert_eq!(one.replayed + other.replayed, 300, "{one:?} {other:?}");
+    assert_eq!(scenario.queued().await, [(SAVES, 300)]);
+    let states = "SELECT concat_ws('|', count(*), min(status), count(DISTINCT replay_run) <= 2)
+                  FROM dead_letters WHERE replay_lease_until IS NULL";
+    assert_eq!(scenario.sql(states).await, "300|replayed|t");
+}
+
+#[tokio::test]
+async fn a_dead_letter_whose_queue_is_missing_stays_open_and_says_why() {
+    let scenario = Scenario::new().await;
+    let dead_letters: Vec<_> = (0..20)
+        .map(|n| dead(&message("missing", "s", &format!("m{n}"), &json!({})).to_string()))
+        .collect();
+    kept(&scenario, &dead_letters).await;
+    scenario.rabbit().delete_queue(SAVES).await;
+    let replayer = replayer(&scenario);
+    let report = run(&replayer, Selection::All, StopOnFailure::WholeBatch).await;
+    // One is enough to see it.
+    assert_eq!((report.matched, report.replayed, report.failed), (20, 0, 1));
+    assert_eq!(report.ended, Ended::NothingAccepted);
+    assert!(report.failures[0].fault.contains("no queue takes"), "{report:?}");
+    let states = "SELECT string_agg(concat_ws('|', status, dead letters, faults), ', ') FROM
+                  (SELECT status, count(*) AS dead_letters, count(replay_fault) AS faults
+                   FROM dead_letters WHERE replay_lease_until IS NULL GROUP BY 1) AS s";
+    assert_eq!(scenario.sql(states).await, "open|20|1");
+
+    scenario.declare().await;
+    let report = run(&replayer, Selection::All, StopOnFailure::WholeBatch).await;
+    assert_eq!((report.replayed, report.ended), (20, Ended::Complete));
+    assert_eq!(scenario.sql(states).await, "replayed|20|0");
+}
+
+#[tokio::test]
+async fn dead_letters_that_a_full_queue_refuses_stay_open_and_say_why() {
+    let scenario = Scenario::new().await;
+    let dead_letters: Vec<_> = (0..200)
+        .map(|n| dead(&message("full", "s", &format!("m{n}"), &json!({})).to_string()))
+        .collect();
+    kept(&scenario, &dead_letters).await;
+    let rabbit = scenario.rabbit();
+    rabbit.delete_queue(SAVES).await;
+    let small = json!({
+        "x-queue-type": "quorum", "x-overflow": "reject-publish", "x-max-length": 1,
+    });
+    rabbit.queue_with(SAVES, &small).await;
+    // A quorum queue tells publishers that it is full a little after it is.
+    let report = run(&replayer(&scenario), Selection::All, StopOnFailure::Never).await;
+    assert!(report.failed > 0 && report.replayed > 0, "{report:?}");
+    assert_eq!((report.replayed + report.failed, &report.ended), (200, &Ended::Complete));
+    assert!(report.failures[0].fault.contains("a queue is full"), "{report:?}");
+    let states = "SELECT string_agg(concat_ws('|', status, dead letters, faults), ', ') FROM
+                  (SELECT status, count(*) AS dead_letters, count(replay_fault) AS faults
+                   FROM dead_letters WHERE replay_lease_until IS NULL GROUP BY 1 ORDER BY 1) AS s";
+    let (sent, refused) = (report.replayed, report.failed);
+    let expected = format!("open|{refused}|{refused}, replayed|{sent}|0");
+    assert_eq!(scenario.sql(states).await, expected);
+    assert_eq!(scenario.queued().await, [(SAVES, u32::try_from(sent).unwrap())]);
+}
+
+#[tokio::test]
+async fn a_cause_that_is_still_there_shows_after_one_dead_letter() {
+    let scenario = Scenario::new().await;
+    let bad = json!({"role": "bot"});
+    let dead_letters: Vec<_> =
+        (0..50).map(|n| dead(&message("still", "s", &format!("m{n}"), &bad).to_string())).collect();
+    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    scenario.agent().send(dead_letters).await;
+    scenario.until_sql("SELECT count(*) FROM dead_letters", "50").await;
+    let replayer = replayer(&scenario);
+    let report = watched(&replayer, Selection::All, StopOnFailure::WholeBatch).await;
+    assert_eq!((report.replayed, report.failed_again, &report.ended), (1, 1, &Ended::FailedAgain));
+    // Whoever insists gets all of them back, and none a second time.
+    let first_time = DeadLetterFilter {
+        replayed_before: Some(ReplayedBefore::Never),
+        ..DeadLetterFilter::default()
+    };
+    let report = watched(&replayer, Selection::Matching(first_time), StopOnFailure::Never).await;
+    assert_eq!((report.matched, report.replayed, report.failed_again), (49, 49, 49));
+    let states = "SELECT string_agg(concat_ws('|', status, replay_count, dead letters), ', ') FROM
+                  (SELECT status, replay_count, count(*) AS dead_letters
+                   FROM dead_letters GROUP BY 1, 2 ORDER BY 1, 2) AS s";
+    assert_eq!(scenario.sql(states).await, "open|1|50, replayed|0|50");
+    scenario.rest([saver, statistics]).await;
+}
+
+#[tokio::test]
+async fn what_comes_back_as_a_dead_letter_that_was_discarded_is_open_again_and_ends_the_replay() {
+    let scenario = Scenario::new().await;
+    let bad = json!({"role": "bot"});
+    let dead_letters: Vec<_> =
+        (0..3).map(|n| dead(&message("again", "s", &format!("m{n}"), &bad).to_string())).collect();
+    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    scenario.agent().send(dead_letters).await;
+    scenario.until_sql("SELECT count(*) FROM dead_letters", "3").await;
+    let replayer = replayer(&scenario);
+    let report = watched(&replayer, Selection::All, StopOnFailure::Never).await;
+    assert_eq!((report.replayed, report.failed_again), (3, 3));
+    // Discarded long after they died.
+    let decide = "UPDATE dead_letters SET last_failed_at = last_failed_at - interval '1 hour',
+                      status = CASE replay_count WHEN 0 THEN 'open' ELSE 'discarded' END,
+                      status_changed_at = clock_timestamp() - interval '1 minute'";
+    scenario.sql(decide).await;
+    let report = watched(&replayer, Selection::All, StopOnFailure::WholeBatch).await;
+    assert_eq!((report.replayed, report.failed_again, &report.ended), (1, 1, &Ended::FailedAgain));
+    let states =
+        "SELECT string_agg(concat_ws('|', status, replay_count, dead letters, copies), ', ') FROM
+                  (SELECT status, replay_count, count(*) AS dead_letters, sum(copies) AS copies
+                   FROM dead_letters GROUP BY 1, 2 ORDER BY 2, 1) AS s";
+    assert_eq!(
+        scenario.sql(states).await,
+        "open|0|2|2, replayed|0|1|1, discarded|1|2|2, open|1|1|2"
+    );
+    scenario.rest([saver, statistics]).await;
+}
+
+#[tokio::test]
+async fn four_bad_neighbours_do_not_end_a_replay_that_went_well_and_five_do() {
+    let scenario = Scenario::new().await;
+    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    let dead_letters = [("four", 3..7), ("five", 3..8)].map(|(tenant, bad)| {
+        (0..20).map(move |n| {
+            let role = if bad.contains(&n) { "bot" } else { "user" };
+            let extra = json!({"role": role, "timestamp": at(n)});
+            dead(&message(tenant, "s", &format!("m{n:02}"), &extra).to_string())
+        })
+    });
+    scenario.agent().send(dead_letters.into_iter().flatten().collect()).await;
+    scenario.until_sql("SELECT count(*) FROM dead_letters", "40").await;
+    let in_order = "UPDATE dead_letters SET stored_at = stored_at - interval '1 minute' *
+                        (100 - substr(message_id, 2)::integer)";
+    scenario.sql(in_order).await;
+    let replayer = replayer(&scenario);
+    let settings =
+        ReplaySettings { largest_batch: 1, watch: LIMIT, ..settings(StopOnFailure::WholeBatch) };
+    for (tenant, counts, ended) in
+        [("four", (20, 4), Ended::Complete), ("five", (8, 5), Ended::FailedAgain)]
+    {
+        let filter =
+            DeadLetterFilter { tenant: Some(tenant.to_owned()), ..DeadLetterFilter::default() };
+        let report = run_with(&replayer, Selection::Matching(filter), &settings).await;
+        assert_eq!(
+            ((report.replayed, report.failed_again), &report.ended),
+            (counts, &ended),
+            "{tenant}"
+        );
+    }
+    scenario.rest([saver, statistics]).await;
+}
+
+#[tokio::test]
+async fn a_cause_that_shows_only_after_its_retries_ends_a_replay_as_well() {
+    let scenario = Scenario::new().await;
+    let ids: Vec<_> = (0..100).map(|n| format!("m{n}")).collect();
+    let dead_letter = |id: &String| dead(&message("late", "s", id, &json!({})).to_string());
+    let dead_letters: Vec<_> = ids.iter().map(dead_letter).collect();
+    poison(&scenario, &ids.join(",")).await;
+    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    scenario.agent().send(dead_letters).await;
+    scenario.until_sql("SELECT count(*) FROM dead_letters", "100").await;
+    // 1 + 5 + 30 s until the first is back; meanwhile one dead letter at a time goes.
+    let settings =
+        ReplaySettings { watch: Duration::from_secs(3), ..settings(StopOnFailure::WholeBatch) };
+    let report = run_with(&replayer(&scenario), Selection::All, &settings).await;
+    assert_eq!(report.ended, Ended::FailedAgain, "{report:?}");
+    assert!(report.replayed < 50, "{report:?}");
+    drop((saver, statistics));
+}
+
+#[tokio::test]
+async fn a_replay_that_is_told_to_stop_leaves_nothing_half_done() {
+    let scenario = Scenario::new().await;
+    let dead_letters: Vec<_> = (0..40)
+        .map(|n| dead(&message("stop", "s", &format!("m{n}"), &json!({})).to_string()))
+        .collect();
+    kept(&scenario, &dead_letters).await;
+    let (replayer, stop, actor) = (replayer(&scenario), CancellationToken::new(), actor());
+    let settings = ReplaySettings { rate: 20.0, ..settings(StopOnFailure::WholeBatch) };
+    let report = replayer
+        .run(Selection::All, &actor, &settings, &stop, |progress| {
+            if progress.replayed >= 5 {
+                stop.cancel();
+            }
+        })
+        .await
+        .unwrap();
+    assert_eq!(report.ended, Ended::Interrupted);
+    let sent = report.replayed;
+    assert!((5..40).contains(&sent), "{report:?}");
+    let states = "SELECT concat_ws('|', count(*) FILTER (WHERE status = 'replayed'),
+                      count(replay_lease_until)) FROM dead_letters";
+    assert_eq!(scenario.sql(states).await, format!("{sent}|0"));
+    assert_eq!(scenario.queued().await, [(SAVES, u32::try_from(sent).unwrap())]);
+    let ended = "SELECT concat_ws('|', actor, detail->>'replayed', detail->>'ended') FROM audit_log
+                 WHERE action = 'dead_letters.replay_ended'";
+    assert_eq!(scenario.sql(ended).await, format!("a test|{sent}|interrupted"));
+}
+
+#[tokio::test]
+async fn an_edited_copy_is_what_is_saved_and_what_came_stays() {
+    let scenario = Scenario::new().await;
+    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    let bad = message("edited", "s", "m1", &json!({"role": "bot"}));
+    scenario.agent().publish(&bad).await;
+    scenario.until_sql("SELECT count(*) FROM dead_letters", "1").await;
+    let id = scenario.sql("SELECT id FROM dead_letters").await;
+    for arguments in [
+        &["dead-letters", "edit", &id, "--apply-suggestion", "--actor", "night shift"][..],
+        &["dead-letters", "replay", &id, "--actor", "night shift"],
+    ] {
+        let ran = scenario.verbatim(arguments).await;
+        assert_eq!(ran.status.code(), Some(0), "{ran:?}");
+    }
+    let saved =
+        "SELECT concat_ws('|', id, role, created_at = '2026-11-20T10:00:00Z') FROM messages";
+    scenario.until_sql(saved, "m1|assistant|t").await;
+    let kept = "SELECT concat_ws('|', status, convert_from(body, 'UTF8')::json->>'role',
+                    convert_from(edited_body, 'UTF8')::json->>'role', edited_by) FROM dead_letters";
+    assert_eq!(scenario.sql(kept).await, "replayed|bot|assistant|night shift");
+    scenario.rest([saver, statistics]).await;
+}
+
+/// A dead letter as a worker makes it that gave up on a message.
+pub(crate) fn dead(body: &str) -> Publication {
+    let at = Timestamp::parse("2026-11-20T10:00:01Z").unwrap();
+    let delivery = Delivery::published(SAVES, Envelope::default(), body.as_bytes().to_vec(), at);
+    let refusal = Refusal {
+        reason: DeadLetterReason::AttemptsExhausted,
+        field: None,
+        detail: "something was broken".to_owned(),
+    };
+    Publication::copy(&delivery, DEAD_LETTERS).dead_lettered(SAVES, refusal, at)
+}
+
+/// Brings dead letters into the table, and lets the dead-letter collector go again.
+async fn kept(scenario: &Scenario, dead_letters: &[Publication]) {
+    let statistics = scenario.start(STATISTICS).await;
+    scenario.agent().send(dead_letters.to_vec()).await;
+    let stored = "SELECT count(*) FROM dead_letters";
+    scenario.until_sql(stored, &dead_letters.len().to_string()).await;
+    scenario.rest([statistics]).await;
+    // Events to the statistics are nobody's concern here.
+    scenario.rabbit().take("conversation.statistics").await;
+}
+
+fn database(scenario: &Scenario) -> Database {
+    Database::open(&database::Settings {
+        url: scenario.database_url.clone(),
+        application: "test".to_owned(),
+        connections: 2,
+        time_out: Duration::from_secs(10),
+        lock_time_out: Duration::from_secs(2),
+    })
+    .unwrap()
+}
+
+fn replayer(scenario: &Scenario) -> Replayer {
+    let (endpoints, metrics) =
+        (Endpoints::parse(&scenario.amqp_url, "test").unwrap(), Metrics::new());
+    let publisher = Publisher::new(endpoints, metrics.clone());
+    Replayer::new(database(scenario), publisher, metrics, VALIDATOR)
+}
+
+fn actor() -> Actor {
+    Actor { name: "a test".to_owned(), run: Uuid::now_v7() }
+}
+
+/// For runs whose dead letters nobody takes: looking longer would show nothing.
+fn settings(stop: StopOnFailure) -> ReplaySettings {
+    ReplaySettings { rate: 1_000.0, largest_batch: 100, watch: Duration::ZERO, stop }
+}
+
+async fn run(replayer: &Replayer, selection: Selection, stop: StopOnFailure) -> ReplayReport {
+    run_with(replayer, selection, &settings(stop)).await
+}
+
+/// A run that waits until it knows what became of each dead letter.
+async fn watched(replayer: &Replayer, selection: Selection, stop: StopOnFailure) -> ReplayReport {
+    let settings = ReplaySettings { watch: LIMIT, ..settings(stop) };
+    run_with(replayer, selection, &settings).await
+}
+
+async fn run_with(
+    replayer: &Replayer,
+    selection: Selection,
+    settings: &ReplaySettings,
+) -> ReplayReport {
+    let never = CancellationToken::new();
+    replayer.run(selection, &actor(), settings, &never, |_| {}).await.unwrap()
+}

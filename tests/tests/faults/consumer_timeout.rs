@@ -1,0 +1,120 @@
+//! RabbitMQ loses patience: with publishers when its memory is full, with a consumer that is slow.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use broker::{Endpoints, Publication, PublishError, Publisher};
+use domain::status::ConversationStatus;
+use metrics::Metrics;
+use serde_json::json;
+use system_tests::{
+    Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, closed, key, message,
+};
+use testkit::servers::{Kind, Servers};
+use testkit::wait::eventually;
+
+use crate::poison::poison;
+use crate::{SAVES, held, load, proxy, publish, stored, until_stored};
+
+#[tokio::test]
+async fn while_a_memory_alarm_blocks_publishers_saving_goes_on_and_all_else_waits() {
+    let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
+    let scenario = Scenario::with_own(servers).await;
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let database = proxy(&scenario.database_url).await;
+    let cut_off = [("DATABASE_URL", database.url())];
+    let (saver, migration, statistics) = tokio::join!(
+        scenario.start_with(SAVER, &cut_off),
+        scenario.start(MIGRATION),
+        scenario.start(STATISTICS),
+    );
+    poison(&scenario, "22023", "m00150").await;
+    let closing = message("alarm", "closing", "closing", &json!({}));
+    agent.publish(&closing).await;
+    until_stored(&scenario, 1).await;
+    database.cut().await.unwrap();
+    publish(&agent, &mut ledger, &load("alarm", 300, 4)).await;
+    held(&saver).await;
+    agent.publish(&closed("alarm", "closing", &json!({}))).await;
+    let server = scenario.server(Kind::RabbitMq);
+    server.rabbitmqctl(&["set_vm_memory_high_watermark", "0"]).await.unwrap();
+    let endpoints = Endpoints::parse(&scenario.amqp_url, "test").unwrap();
+    let publisher = Publisher::with_timeout(endpoints, Metrics::new(), Duration::from_secs(2));
+    eventually("publishers to be blocked", LIMIT, async || {
+        let event = Arc::new(Publication::event("conversation.test", b"{}".to_vec()));
+        match publisher.publish_all([event]).await.remove(0) {
+            Err(PublishError::Blocked) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+
+    database.restore().await.unwrap();
+    until_stored(&scenario, 300).await;
+    // The one dead letter waits, and says why.
+    let blocked = [("outcome", "blocked")];
+    Counts::reach(&saver, "verbatim_publishes_total", &blocked, 1.0).await;
+    let holds = [("queue", SAVES), ("store", "rabbitmq")];
+    Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
+    assert!(saver.log().contains("RabbitMQ blocks publishers"), "{}", saver.log_tail());
+    assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
+
+    server.rabbitmqctl(&["set_vm_memory_high_watermark", "0.6"]).await.unwrap();
+    reader.reaches(&key(&closing), ConversationStatus::Archived).await;
+    ledger.confirm(&[closing]);
+    scenario.until_sql("SELECT count(*) FROM dead_letters", "1").await;
+    assert_eq!(stored(&scenario).await, 300);
+    for worker in [&saver, &migration, &statistics] {
+        worker.ready(LIMIT).await.unwrap();
+    }
+    let counts = Counts::of(&saver).await;
+    assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
+    scenario.rest([saver, migration, statistics]).await;
+}
+
+#[tokio::test]
+async fn a_consumer_timeout_in_an_outage_costs_one_return_however_long_that_lasts() {
+    /// Several of RabbitMQ's time-outs.
+    const OUTAGE: Duration = Duration::from_secs(8);
+    let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
+    // 30 min, looked at every minute; here 3 s, looked at every half of a second.
+    let impatient = "application:set_env(rabbit, consumer_timeout, 3000), \
+                     application:set_env(rabbit, channel_tick_interval, 500).";
+    servers.get(Kind::RabbitMq).rabbitmqctl(&["eval", impatient]).await.unwrap();
+    let scenario = Scenario::with_own(servers).await;
+    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let database = proxy(&scenario.database_url).await;
+    // The second one gives back what it has before the time-out can strike, as in production.
+    let cut_off = [("DATABASE_URL", database.url())];
+    let in_time = [("DATABASE_URL", database.url()), ("VERBATIM_HOLD_LIMIT", "500ms")];
+    let (saver, timely) =
+        tokio::join!(scenario.start_with(SAVER, &cut_off), scenario.start_with(SAVER, &in_time));
+    database.cut().await.unwrap();
+    publish(&agent, &mut ledger, &load("impatient", 50, 4)).await;
+    tokio::join!(held(&saver), held(&timely));
+    let cause = |cause| [("queue", SAVES), ("cause", cause)];
+    let restarts = "verbatim_consumer_restarts_total";
+    Counts::reach(&saver, restarts, &cause("error"), 1.0).await;
+    let log = saver.log();
+    assert!(log.contains("PRECONDITION_FAILED") && log.contains("timed out"), "{log}");
+    tokio::time::sleep(OUTAGE).await;
+    // Whoever consumed during the outage was struck; what is saved now may take its time.
+    let patient = "application:set_env(rabbit, consumer_timeout, 1800000).";
+    scenario.server(Kind::RabbitMq).rabbitmqctl(&["eval", patient]).await.unwrap();
+    database.restore().await.unwrap();
+    ledger.reconcile(&scenario, &reader).await;
+    let applied = [("queue", SAVES), ("outcome", "applied")];
+    let (one, two) = eventually("both to have acknowledged everything", LIMIT, async || {
+        let (one, two) = tokio::join!(Counts::of(&saver), Counts::of(&timely));
+        let [first, second] = [&one, &two].map(|it| it.sum("verbatim_deliveries_total", &applied));
+        if first + second == 50.0 { Ok((one, two)) } else { Err(format!("{first} and {second}")) }
+    })
+    .await;
+    assert_eq!(one.sum(restarts, &cause("error")), 1.0);
+    assert_eq!((two.sum(restarts, &cause("hold")), two.sum(restarts, &cause("error"))), (1.0, 0.0));
+    let sum = |name, labels: &[_]| one.sum(name, labels) + two.sum(name, labels);
+    assert_eq!(sum("verbatim_redeliveries_total", &[("queue", SAVES)]), 50.0);
+    assert_eq!(sum("verbatim_deliveries_total", &[("outcome", "suspected")]), 0.0);
+    assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
+    scenario.rest([saver, timely]).await;
+}
