@@ -101,14 +101,14 @@ mod tests {
     fn columns_line_up_in_any_script() {
         let mut table = Table::new([
             ("tenant", Side::Left),
-            ("dead letters", Side::Right),
+            ("count", Side::Right),
             ("error", Side::Left),
         ]);
         table.row(["acme".into(), "7".into(), "a long text that runs on".into()]);
         table.row(["日本".into(), "12345678".into(), Cell::optional(None)]);
         table.row(["two\nlines".into(), "1".into(), "\u{1b}[2J".into()]);
         insta::assert_snapshot!(table.render(Paint::Plain), @"
-        tenant      dead letters  error
+        tenant        count  error
         acme              7  a long text that runs on
         日本       12345678  -
         two⏎lines         1  ␛[2J
