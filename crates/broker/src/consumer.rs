@@ -1,22 +1,21 @@
 //! The supervised batch consumer.
 //!
-//! [`Consumer::run`] is the supervisor: it keeps one [`session`] alive, builds a new one when
-//! the old one ends, and leaves only when it is told to drain. A session owns one connection, one
-//! channel and one consumer; when any of them fails, all of it is dropped and RabbitMQ delivers
-//! again what was not acknowledged. That is the only recovery there is, and it is always safe,
-//! because handlers are idempotent.
+//! [`Consumer::run`] is the supervisor: it runs one [`session`] at a time, opens a new one when the
+//! old one ends, and returns after a shutdown. A session owns one connection, one channel and one
+//! AMQP consumer. When one of them fails, all of them are dropped, and RabbitMQ redelivers what was
+//! not acknowledged. This is the only recovery. It is always safe, because handlers are idempotent.
 //!
 //! | file | what it decides |
 //! |---|---|
-//! | [`session`] | the loop: receive, gather, work, acknowledge, hold, drain |
-//! | [`batch_builder`] | when a batch is full or has waited long enough |
-//! | [`batch`] | what becomes of each message of a batch |
-//! | [`settlement`] | what must be in a queue before a message may be acknowledged |
+//! | [`session`] | the loop: receive, build batches, handle, acknowledge, hold, drain |
+//! | [`batch_builder`] | when a batch is ready: full, or the oldest message has lingered |
+//! | [`batch`] | the outcome of each message of a batch |
+//! | [`settlement`] | which copy must be confirmed before a message may be acknowledged |
 //! | [`unacked`] | which acknowledgements may be sent |
-//! | [`acknowledgement`] | whether one went out |
-//! | [`prefetch`] | how many deliveries may be under way |
-//! | [`suspects`] | messages that came back too often |
-//! | [`observer`] | what is counted and logged |
+//! | [`acknowledgement`] | whether an acknowledgement was sent |
+//! | [`prefetch`] | how many deliveries may be unacknowledged |
+//! | [`suspects`] | messages that were redelivered too often, one at a time |
+//! | [`observer`] | metrics and log lines |
 
 mod acknowledgement;
 mod batch;
@@ -45,12 +44,12 @@ use crate::connection::Endpoints;
 use crate::topology::{RetryQueue, WorkQueue};
 use crate::{Handler, Publisher};
 use observer::Observer;
-use session::hold::Waiting;
-use session::{ConsumeMode, End, Session};
+use session::hold::Outage;
+use session::{ConsumeMode, End, Ended, Session};
 use suspects::BrokerRequeues;
 
-/// A session that lived this long was well; the next one need not wait.
-const STABLE: Duration = Duration::from_secs(10);
+/// After a session that lasted this long, the pauses before reconnecting start again from the shortest.
+const STABLE_SESSION: Duration = Duration::from_secs(10);
 
 /// Consumes one queue for ever, in batches.
 pub struct Consumer<H: Handler> {
@@ -67,54 +66,55 @@ pub struct Source {
 /// How a consumer paces itself.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Messages in a batch at most.
+    /// The most messages in a batch.
     pub batch_size: usize,
-    /// How long a batch waits for more messages while others are being handled. When none is, it
-    /// does not wait.
+    /// How long a batch waits for more messages while other batches are being handled. While none
+    /// is being handled, it does not wait.
     pub linger: Duration,
-    /// Batches that are handled at the same time.
+    /// The most batches that are handled at the same time.
     pub batches_in_flight: usize,
-    /// Bytes of bodies that may be under way in this process.
+    /// The most bytes of unacknowledged bodies in this process.
     pub max_inflight_bytes: usize,
-    /// The largest body that is expected, in bytes; the prefetch starts from it.
+    /// The largest expected body, in bytes. The first prefetch is `max_inflight_bytes` divided by it.
     pub largest_body: usize,
-    /// How long a batch is held for a store that is away, before its messages go back to the queue.
-    /// Well below RabbitMQ's `consumer_timeout` of 30 min.
+    /// How long a batch is held while a dependency is unavailable. After that its messages are
+    /// requeued. Must be well below RabbitMQ's `consumer_timeout` of 30 min.
     pub hold_limit: Duration,
-    /// How long nothing may come while messages are ready and there is room for them.
+    /// How long there may be no delivery although messages are ready and the prefetch is not full.
+    /// After that the consumer reconnects.
     pub stall_limit: Duration,
-    /// The delays between attempts, the first one first. After the last one a message that fails
-    /// again is a dead letter.
+    /// The delays before the second and later attempts, in order. A message that fails after the last
+    /// of them becomes a dead letter.
     pub retries: Vec<RetryQueue>,
-    /// How often the suspects are looked at.
+    /// How often the suspect queue is checked.
     pub suspect_interval: Duration,
 }
 
-/// What a consumer is doing; readiness follows it.
+/// What a consumer is doing. The readiness probe of a worker reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConsumerState {
-    /// It has no consumer on the queue, and tries to get one.
+    /// It connects and registers with the queue.
     Connecting,
-    /// It is registered with the queue and takes what comes.
+    /// It is registered with the queue and handles deliveries.
     Consuming,
-    /// It keeps what it has and waits for a store.
+    /// This dependency is unavailable: no new batch is started until it is available again.
     Holding(Dependency),
-    /// It takes nothing new and finishes what it has.
+    /// It is cancelled for a shutdown and finishes what was delivered.
     Draining,
-    /// It has drained.
+    /// The shutdown is finished.
     Stopped,
 }
 
-/// What happens to messages that no further attempt can help.
+/// What happens to messages that are refused or that fail their last attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FailurePolicy {
     /// They become dead letters of this queue; suspects are quarantined.
     DeadLetter(WorkQueue),
-    /// They are tried again, for ever, at the longest delay: there is no place beyond.
+    /// They are retried for ever, at the longest delay. This is the policy of dead-letter queues.
     RetryForever,
 }
 
-/// What the sessions of a consumer have in common.
+/// What all sessions of a consumer share.
 struct Shared<H> {
     source: Source,
     handler: H,
@@ -134,8 +134,8 @@ impl Source {
         Self { queue: queue.name(), failure_policy: FailurePolicy::DeadLetter(queue) }
     }
 
-    /// The dead letters of a work queue. Refusals and failures are tried again for ever: nothing
-    /// comes after the dead letters.
+    /// The dead-letter queue of a work queue. Refused and failed messages are retried for ever,
+    /// because a dead letter has no further queue.
     #[must_use]
     pub const fn dead_letters(queue: WorkQueue) -> Self {
         Self { queue: queue.dlq(), failure_policy: FailurePolicy::RetryForever }
@@ -147,7 +147,7 @@ impl Source {
         self.queue
     }
 
-    /// The queue of its suspects, if it has any.
+    /// The queue of its suspects; `None` for a dead-letter queue.
     const fn suspect(&self) -> Option<&'static str> {
         match self.failure_policy {
             FailurePolicy::DeadLetter(queue) => Some(queue.suspect()),
@@ -173,8 +173,8 @@ impl Default for Settings {
 }
 
 impl<H: Handler> Consumer<H> {
-    /// A consumer that has not started. Copies go out through `publisher`, so that a blocked
-    /// publishing connection never delays an acknowledgement.
+    /// A consumer that has not started. Copies are published through `publisher`, which has its own
+    /// connection: when RabbitMQ blocks publishers, acknowledgements are still sent.
     #[must_use]
     pub fn new(
         source: Source,
@@ -185,7 +185,7 @@ impl<H: Handler> Consumer<H> {
         clock: Clock,
         metrics: Metrics,
     ) -> Self {
-        // None at all would be a consumer that never does anything.
+        // With 0 the consumer would never handle a message.
         settings.batch_size = settings.batch_size.max(1);
         settings.batches_in_flight = settings.batches_in_flight.max(1);
         metrics.start_queue(source.queue);
@@ -206,36 +206,42 @@ impl<H: Handler> Consumer<H> {
         Self { shared: Arc::new(shared) }
     }
 
-    /// What the consumer is doing, from now on.
+    /// A receiver of the current state and of every later one.
     #[must_use]
     pub fn state(&self) -> watch::Receiver<ConsumerState> {
         self.shared.state.subscribe()
     }
 
-    /// Consumes until `shutdown`, then takes nothing new, finishes and acknowledges what was
-    /// delivered, and returns. A deadline for that is the caller's: dropping the future gives back
-    /// to the queue whatever is not finished.
+    /// Consumes until `shutdown`. Then it cancels the AMQP consumer, finishes and acknowledges what was
+    /// delivered, and returns. The caller sets a deadline: when the future is dropped, RabbitMQ
+    /// requeues what is not acknowledged.
     pub async fn run(self, shutdown: CancellationToken) {
         let shared = &self.shared;
         let mut backoff = Backoff::new();
         let mut mode = ConsumeMode::Batches;
+        let mut down_since = None;
         while !shutdown.is_cancelled() {
             shared.state.send_replace(ConsumerState::Connecting);
             let began = Instant::now();
-            let (end, waiting) = match Session::open(shared.clone(), mode).await {
-                Ok(session) => session.run(&shutdown).await,
-                Err(error) => (End::Failed(error), None),
-            };
-            shared.observer.session_ended(&end);
-            if began.elapsed() > STABLE {
+            let Ended { end, requeued, outage } =
+                match Session::open(shared.clone(), mode, down_since).await {
+                    Ok(session) => {
+                        down_since = None;
+                        session.run(&shutdown).await
+                    }
+                    Err(error) => Ended::without_session(error),
+                };
+            down_since.get_or_insert_with(Instant::now);
+            shared.observer.session_ended(&end, requeued, &shared.settings);
+            if began.elapsed() > STABLE_SESSION {
                 backoff = Backoff::new();
             }
             match end {
                 End::Drained => break,
-                End::HeldTooLong(_) => {}
+                End::HoldLimitReached(_) => {}
                 End::IsolatedMessagePassed => mode = ConsumeMode::Batches,
-                // Nothing is away: each try costs the unreadable message alone, until RabbitMQ
-                // dead-letters it, and whatever is behind it waits.
+                // In isolating mode each failed session adds one redelivery to the unreadable message
+                // alone. RabbitMQ dead-letters it at its delivery limit.
                 End::Failed(error) if error.is_unreadable() => {
                     mode = ConsumeMode::Isolating;
                     backoff = Backoff::new();
@@ -243,20 +249,21 @@ impl<H: Handler> Consumer<H> {
                 }
                 _ => pause(backoff.next_pause(), &shutdown).await,
             }
-            if let Some(waiting) = waiting {
-                shared.state.send_replace(ConsumerState::Holding(waiting.dependency));
-                shutdown.run_until_cancelled(self.dependency_is_back(waiting)).await;
+            if let Some(outage) = outage {
+                shared.state.send_replace(ConsumerState::Holding(outage.dependency));
+                shutdown.run_until_cancelled(self.wait_until_available(outage)).await;
             }
         }
         shared.state.send_replace(ConsumerState::Stopped);
     }
 
-    /// Waits until a store that stayed away is back.
+    /// Waits until an unavailable dependency is available again.
     ///
-    /// RabbitMQ is when it takes what it did not take: its messages are back in their queue and
-    /// will be settled once more, as after a crash between a confirm and an acknowledgement.
-    async fn dependency_is_back(&self, waiting: Waiting<H::Item>) {
-        let Waiting { dependency, mut batch } = waiting;
+    /// RabbitMQ is available when it confirms the copies that it did not confirm before. The originals
+    /// were requeued and will be handled again, as after a crash between a confirm and an
+    /// acknowledgement.
+    async fn wait_until_available(&self, outage: Outage<H::Item>) {
+        let Outage { dependency, mut batch } = outage;
         let mut backoff = Backoff::new();
         loop {
             tokio::time::sleep(backoff.next_pause()).await;
@@ -273,8 +280,8 @@ impl<H: Handler> Consumer<H> {
 }
 
 impl<H: Handler> Shared<H> {
-    /// Whether a store that was away may be back. Of RabbitMQ only another attempt can tell: what it
-    /// did not take is the best probe there is.
+    /// Checks whether a dependency is available again. For RabbitMQ this always succeeds: the next
+    /// attempt to publish the unconfirmed copies is the check.
     async fn probe(&self, dependency: Dependency) -> Result<(), Unavailable> {
         match dependency {
             Dependency::RabbitMq => Ok(()),

@@ -1,14 +1,14 @@
-//! RabbitMQ: the topology as data, a publisher that means it, and the supervised batch consumer.
+//! RabbitMQ: the topology as data, a publisher with confirms, and the supervised batch consumer.
 //!
-//! The promise of this crate: a message that a queue of ours confirmed is acknowledged only after
-//! its handler said what became of it, and after whatever must outlive it (a retry, a dead letter) is
-//! confirmed itself. Everything that goes wrong in between costs time, never a message.
+//! The guarantee of this crate: a delivery is acknowledged only after its handler returned an outcome
+//! and after RabbitMQ confirmed the copy that the outcome asks for (a retry, a dead letter). A failure
+//! before that leads to a redelivery. No message is lost.
 //!
 //! To consume one more queue: add it to [`topology`], implement [`Handler`], and run a [`Consumer`]
 //! with its [`Source`].
 //!
-//! The only crate that names lapin. Nothing here reconnects behind anybody's back, and nothing waits
-//! without a limit.
+//! This is the only crate that uses lapin. lapin's automatic recovery is off: the owner of a
+//! connection replaces it. Every wait has a limit.
 
 mod backoff;
 mod connection;

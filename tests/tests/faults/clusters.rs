@@ -49,7 +49,7 @@ async fn a_node_of_a_rabbitmq_cluster_killed_and_brought_back_under_load_loses_n
         worker.ready(LIMIT).await.unwrap();
         let failed = [("cause", "error")];
         Counts::reach(worker, "verbatim_consumer_restarts_total", &failed, 1.0).await;
-        assert!(worker.log().contains("will be built anew"), "{}", worker.log_tail());
+        assert!(worker.log().contains("consumer restarting"), "{}", worker.log_tail());
     }
     scenario.rest(fleet).await;
 }

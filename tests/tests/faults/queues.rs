@@ -72,7 +72,7 @@ async fn a_dead_letter_whose_queue_is_missing_is_held_until_the_queue_is_there()
     assert!(unroutable >= 1.0, "{counts:?}");
     let log = saver.log();
     let told = format!("no queue takes routing key `{DEAD_LETTERS}`");
-    assert!(log.contains("holding a batch") && log.contains(&told), "{log}");
+    assert!(log.contains("consumption paused") && log.contains(&told), "{log}");
 
     scenario.declare().await;
     let statistics = scenario.start(STATISTICS).await;
@@ -142,7 +142,7 @@ async fn of_a_deleted_queue_what_was_delivered_is_saved_and_what_was_ready_is_lo
     until_stored(&scenario, delivered.len()).await;
     let ended = [("queue", SAVES), ("cause", "stream_ended")];
     Counts::reach(&saver, "verbatim_consumer_restarts_total", &ended, 1.0).await;
-    assert!(saver.log().contains("the broker cancelled the consumer"), "{}", saver.log_tail());
+    assert!(saver.log().contains("RabbitMQ cancelled the consumer"), "{}", saver.log_tail());
 
     scenario.declare().await;
     publish(&agent, &mut ledger, &messages[200..]).await;

@@ -1,8 +1,8 @@
-//! Sending acknowledgements, and knowing whether they went out.
+//! Sending acknowledgements, and finding out whether they were sent.
 //!
-//! lapin answers when it has written the acknowledgement, with an error when the channel had died
-//! before, and perhaps not at all when the connection dies in between: what is handed over while its
-//! task ends stays where it is (lapin 4.12.3, `frames.rs`). So the channel is watched beside it.
+//! lapin's future completes when the acknowledgement is written, and fails when the channel was closed
+//! before. When the connection fails in between, the future may never complete (lapin 4.12.3,
+//! `frames.rs`). So the channel's status is polled beside it.
 
 use std::time::Duration;
 
@@ -12,42 +12,43 @@ use tokio::time::sleep;
 use super::unacked::Tag;
 use crate::connection::request;
 
-/// How often the channel is looked at while its acknowledgement is on the way, which takes less
-/// than a millisecond when all is well.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often the channel's status is polled while an acknowledgement is being sent. Sending normally
+/// takes less than a millisecond.
+const CHANNEL_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Sends an acknowledgement. `false`: it did not go out, or nobody knows; the channel is useless.
+/// Sends an acknowledgement. `false`: it was not sent, or this is unknown. The channel must not be
+/// used any more.
 pub(super) async fn acknowledge(
     channel: &lapin::Channel,
     tag: Tag,
     options: BasicAckOptions,
 ) -> bool {
-    goes_out(channel, channel.basic_ack(tag, options)).await
+    is_sent(channel, channel.basic_ack(tag, options)).await
 }
 
-/// Gives a delivery back to its queue. `false` means the same as in [`acknowledge`].
+/// Requeues a delivery. `false` means the same as in [`acknowledge`].
 pub(super) async fn requeue(channel: &lapin::Channel, tag: Tag) -> bool {
     let options = BasicNackOptions { requeue: true, ..Default::default() };
-    goes_out(channel, channel.basic_nack(tag, options)).await
+    is_sent(channel, channel.basic_nack(tag, options)).await
 }
 
-async fn goes_out(
+async fn is_sent(
     channel: &lapin::Channel,
     sending: impl Future<Output = lapin::Result<()>>,
 ) -> bool {
-    let died = async {
+    let closed = async {
         while channel.status().connected() {
-            sleep(LOOK).await;
+            sleep(CHANNEL_POLL_INTERVAL).await;
         }
-        // Whatever lapin still has to say about it comes at once.
-        sleep(LOOK).await;
+        // A result that lapin still has is delivered within this time.
+        sleep(CHANNEL_POLL_INTERVAL).await;
     };
     let sent = async {
         tokio::select! {
             biased;
             sent = sending => sent.map(|()| true),
-            () = died => Ok(false),
+            () = closed => Ok(false),
         }
     };
-    matches!(request("take an acknowledgement", sent).await, Ok(true))
+    matches!(request("send an acknowledgement", sent).await, Ok(true))
 }

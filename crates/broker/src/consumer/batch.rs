@@ -1,12 +1,16 @@
-//! What becomes of each message of a batch.
+//! The outcome of each message of a batch.
 //!
-//! A batch goes through three stages and remembers which one it has reached, so that an outage in the
-//! middle repeats nothing that was decided: *read* (decoding may draw a random id, so it happens
-//! once), *decided* (the handler said what became of each), and *copied* (retries, dead letters and
-//! suspects are confirmed in their queues). Only then is the batch done.
+//! A batch passes three stages and keeps the stage that it has reached. So nothing is repeated after an
+//! outage.
 //!
-//! A panic costs the guilty message an attempt and its neighbours nothing: the batch is handled
-//! again one by one. What a panic says is thrown away here: it may quote the message.
+//! | stage | what is done |
+//! |---|---|
+//! | *read* | each delivery is decoded once, because decoding may generate a random id |
+//! | *decided* | the handler returned an outcome for each message |
+//! | *copied* | retries, dead letters and suspects are confirmed in their queues; the batch is done |
+//!
+//! When the handler panics, the messages are handled again one at a time. Only the message that panics
+//! again loses an attempt. The panic message is dropped here, because it may quote a body.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -23,39 +27,41 @@ use super::unacked::Tag;
 use super::{FailurePolicy, Shared};
 use crate::{Delivery, Handler, Publication};
 
-/// Messages that are handled together.
+/// Deliveries that are handled together.
 pub(super) struct Batch<I> {
     received: Vec<Received>,
     lane: Lane,
     stage: Stage<I>,
 }
 
-/// A delivery and its number on the channel.
+/// A delivery and its tag.
 pub(super) struct Received {
     pub(super) tag: Tag,
     pub(super) delivery: Delivery,
 }
 
-/// Where a message is on its way through the consumer.
+/// The queue from which a message was taken, and how it is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// The queue itself, in batches.
+    /// The work queue, in batches.
     Main,
-    /// Its suspects, one at a time.
+    /// The suspect queue, one message at a time.
     Suspects,
 }
 
-/// A batch of which nothing is left to do.
+/// A batch whose deliveries may be acknowledged.
 #[derive(Debug)]
 pub(super) struct Finished {
     pub(super) tags: Vec<Tag>,
     pub(super) counts: OutcomeCounts,
 }
 
-/// Returns to the work queue after which a message is quarantined. Counts say nothing about guilt (each
-/// connection loss adds one to every message under way), so they only choose the lane.
+/// The redelivery count at which a message of a work queue is quarantined. Each connection loss adds one
+/// to every unacknowledged message. So this count alone never dead-letters a message; it only chooses
+/// the lane.
 const QUARANTINE_AFTER_REDELIVERIES: u64 = 3;
-/// Returns to the suspects, where it was alone each time, after which a message is given up.
+/// The redelivery count at which a suspect is dead-lettered. Suspects are handled one at a time, so each
+/// of these redeliveries was caused while this message alone was being handled.
 const SUSPECT_REDELIVERY_LIMIT: u64 = 5;
 
 enum Stage<I> {
@@ -64,7 +70,8 @@ enum Stage<I> {
     Decided { copies: Vec<Arc<Publication>>, counts: OutcomeCounts },
 }
 
-/// Decoded messages. Where `early` has no decision, the next of `items` waits for the handler's.
+/// Decoded messages. `early` has one entry per delivery; for each `None`, the next of `items` still
+/// needs the handler's outcome.
 struct Reading<I> {
     items: Vec<I>,
     early: Vec<Option<Decision>>,
@@ -75,8 +82,8 @@ impl<I> Batch<I> {
         Self { received, lane, stage: Stage::Received }
     }
 
-    /// A fresh copy of its only message for a queue, with what was found out about it: for a message
-    /// that cannot be settled and must not count as returned.
+    /// A new copy of its only message for a queue, with the identity resolved so far. The copy has no
+    /// redelivery count.
     pub(super) fn new_copy<H>(&self, queue: &str, shared: &Shared<H>) -> Option<Publication>
     where
         H: Handler<Item = I>,
@@ -92,10 +99,11 @@ impl<I> Batch<I> {
         Some(Publication::copy(delivery, queue).resolved(resolved))
     }
 
-    /// Takes the batch as far as it goes.
+    /// Runs all stages that are left.
     ///
     /// # Errors
-    /// A store is away. The batch comes back as far as it got, to be continued later.
+    /// A dependency is unavailable. The error contains the batch with its current stage; call again
+    /// later.
     pub(super) async fn work<H>(
         mut self,
         shared: &Shared<H>,
@@ -137,7 +145,9 @@ impl<I> Batch<I> {
 fn read<H: Handler>(received: &[Received], lane: Lane, shared: &Shared<H>) -> Reading<H::Item> {
     let mut items = Vec::with_capacity(received.len());
     let early = received.iter().map(|Received { delivery, .. }| {
-        if let Some(decision) = decision_by_returns(delivery, lane, shared.source.failure_policy) {
+        if let Some(decision) =
+            decision_by_delivery_count(delivery, lane, shared.source.failure_policy)
+        {
             return Some(decision);
         }
         match catch_unwind(AssertUnwindSafe(|| shared.handler.decode(delivery))) {
@@ -153,8 +163,8 @@ fn read<H: Handler>(received: &[Received], lane: Lane, shared: &Shared<H>) -> Re
     Reading { items, early }
 }
 
-/// What the number of its returns alone decides about a message.
-fn decision_by_returns(
+/// The decision that follows from the redelivery count alone, if any.
+fn decision_by_delivery_count(
     delivery: &Delivery,
     lane: Lane,
     failure_policy: FailurePolicy,
@@ -166,18 +176,20 @@ fn decision_by_returns(
             Some(Decision::Quarantine)
         }
         (Lane::Suspects, _) if delivery.delivery_count() >= SUSPECT_REDELIVERY_LIMIT => {
-            let returns = delivery.delivery_count();
+            let redeliveries = delivery.delivery_count();
             Some(Decision::DeadLetter(Refusal {
                 reason: DeadLetterReason::DeliveryLimit,
                 field: None,
-                detail: format!("handled alone, it came back unsettled {returns} times"),
+                detail: format!(
+                    "handled one at a time, it was redelivered {redeliveries} times without an outcome"
+                ),
             }))
         }
         _ => None,
     }
 }
 
-/// Asks the handler. A panic, or an answer of the wrong length, is narrowed down to its message.
+/// Calls the handler. After a panic or a wrong number of outcomes, it is called once per message.
 async fn decide<H: Handler>(
     items: &[H::Item],
     shared: &Shared<H>,
@@ -209,7 +221,7 @@ async fn one_by_one<H: Handler>(
     Ok(outcomes)
 }
 
-/// One call of the handler: as many outcomes as items, or what was wrong with the call.
+/// One call of the handler. The inner error is the text of a panic or of a wrong number of outcomes.
 async fn call_handler<H: Handler>(
     items: &[H::Item],
     shared: &Shared<H>,
@@ -218,18 +230,18 @@ async fn call_handler<H: Handler>(
     match call.catch_unwind().await {
         Ok(Ok(outcomes)) if outcomes.len() == items.len() => Ok(Ok(outcomes)),
         Ok(Ok(outcomes)) => {
-            shared.observer.answered_wrongly(items.len(), outcomes.len());
-            Ok(Err("the handler gave no outcome".to_owned()))
+            shared.observer.wrong_outcome_count(items.len(), outcomes.len());
+            Ok(Err("the handler returned a wrong number of outcomes".to_owned()))
         }
         Ok(Err(unavailable)) => Err(unavailable),
         Err(_) => Ok(Err(shared.observer.panicked("handling"))),
     }
 }
 
-/// What a copy of the message must carry; nothing where asking for it panics.
+/// The resolved identity that a copy of the message must carry; `None` when the handler panics.
 fn resolved<H: Handler>(item: &H::Item, shared: &Shared<H>) -> Option<Resolved> {
-    let ask = AssertUnwindSafe(|| shared.handler.resolved(item));
-    catch_unwind(ask).unwrap_or_else(|_| {
+    let call = AssertUnwindSafe(|| shared.handler.resolved(item));
+    catch_unwind(call).unwrap_or_else(|_| {
         shared.observer.panicked("resolving");
         None
     })
@@ -258,7 +270,7 @@ fn settle<H: Handler>(
                 Some((item, Outcome::DeadLetter(refusal))) => {
                     (Decision::DeadLetter(refusal), Some(item))
                 }
-                None => (Decision::Retry("the handler gave no outcome".to_owned()), None),
+                None => (Decision::Retry("the handler returned no outcome".to_owned()), None),
             },
         };
         let resolved = item.and_then(|item| resolved(item, shared));

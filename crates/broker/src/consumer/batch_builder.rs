@@ -1,8 +1,8 @@
-//! How deliveries become batches: at once while nothing is being handled, else until the batch is
-//! full or has waited long enough.
+//! When deliveries become a batch: at once while no batch is being handled; otherwise when the batch
+//! is full or its oldest message has waited for `linger`.
 //!
-//! So a single message never waits needlessly, and a stream of them makes large batches by itself:
-//! while one batch is handled, the next one gathers.
+//! So a single message is handled at once, and under load batches grow: deliveries collect while
+//! another batch is being handled.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub(super) struct BatchBuilder<T> {
     limits: Limits,
-    waiting: VecDeque<Waiting<T>>,
+    pending: VecDeque<Pending<T>>,
     bytes: usize,
 }
 
-/// When a batch is full, and how long it waits otherwise.
+/// When a batch is full, and how long its oldest message waits otherwise.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) messages: usize,
@@ -25,19 +25,19 @@ pub(super) struct Limits {
     pub(super) linger: Duration,
 }
 
-/// When the next batch may go.
+/// When the next batch is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BatchReady {
-    /// There is nothing to send.
+    /// There are no messages.
     Never,
     /// Now.
     Now,
-    /// At this moment, if nothing else comes.
+    /// At this time, if no further message makes the batch full before.
     At(Instant),
 }
 
 #[derive(Debug)]
-struct Waiting<T> {
+struct Pending<T> {
     item: T,
     bytes: usize,
     since: Instant,
@@ -45,32 +45,32 @@ struct Waiting<T> {
 
 impl<T> BatchBuilder<T> {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, waiting: VecDeque::new(), bytes: 0 }
+        Self { limits, pending: VecDeque::new(), bytes: 0 }
     }
 
     pub(super) fn push(&mut self, item: T, bytes: usize, now: Instant) {
-        self.waiting.push_back(Waiting { item, bytes, since: now });
+        self.pending.push_back(Pending { item, bytes, since: now });
         self.bytes += bytes;
     }
 
-    /// When the next batch may go, while others are `in_flight`.
+    /// When the next batch is ready, while `in_flight` batches are being handled.
     pub(super) fn ready(&self, now: Instant, in_flight: usize) -> BatchReady {
-        let Some(oldest) = self.waiting.front() else { return BatchReady::Never };
+        let Some(oldest) = self.pending.front() else { return BatchReady::Never };
         let at = oldest.since + self.limits.linger;
-        let is_full = self.waiting.len() >= self.limits.messages || self.bytes >= self.limits.bytes;
+        let is_full = self.pending.len() >= self.limits.messages || self.bytes >= self.limits.bytes;
         if in_flight == 0 || is_full || at <= now { BatchReady::Now } else { BatchReady::At(at) }
     }
 
-    /// Takes a batch of the oldest: as many as the limits allow, at least one.
+    /// Takes the oldest messages: as many as the limits allow, at least one.
     pub(super) fn take(&mut self) -> Vec<T> {
         let mut bytes = 0;
-        let fits = |(index, waiting): &(usize, &Waiting<T>)| {
-            bytes += waiting.bytes;
+        let fits = |(index, pending): &(usize, &Pending<T>)| {
+            bytes += pending.bytes;
             *index < self.limits.messages && (*index == 0 || bytes <= self.limits.bytes)
         };
-        let count = self.waiting.iter().enumerate().take_while(fits).count();
-        let batch = self.waiting.drain(..count);
-        batch.inspect(|waiting| self.bytes -= waiting.bytes).map(|waiting| waiting.item).collect()
+        let count = self.pending.iter().enumerate().take_while(fits).count();
+        let batch = self.pending.drain(..count);
+        batch.inspect(|pending| self.bytes -= pending.bytes).map(|pending| pending.item).collect()
     }
 }
 
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_waits_for_company_while_others_are_handled_but_not_for_ever() {
+    fn while_others_are_handled_a_message_waits_for_linger_at_most() {
         let now = Instant::now();
         let mut batch_builder = batch_builder(now);
         batch_builder.push(2, 10, now + LINGER / 2);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_no_larger_than_its_limits_and_the_rest_waits_its_own_time() {
+    fn a_batch_respects_its_limits_and_later_messages_linger_from_their_own_arrival() {
         let now = Instant::now();
         let mut batch_builder = batch_builder(now);
         let later = now + LINGER / 2;
@@ -125,7 +125,7 @@ mod tests {
         }
         assert_eq!(batch_builder.take(), [1, 2]);
         assert_eq!(batch_builder.take(), [3]);
-        assert_eq!(batch_builder.take(), [4], "alone, however large");
+        assert_eq!(batch_builder.take(), [4], "a message above the byte limit forms a batch alone");
         assert_eq!(batch_builder.ready(later, 1), BatchReady::At(later + LINGER));
         assert_eq!(batch_builder.take(), [5]);
         assert_eq!(batch_builder.ready(later, 0), BatchReady::Never);

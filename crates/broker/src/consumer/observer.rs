@@ -1,4 +1,4 @@
-//! What a consumer counts and logs: each event in one place, its log line and its metric together.
+//! The metrics and log lines of a consumer: one function per event, with its metric and its log line.
 
 use std::time::Duration;
 
@@ -8,17 +8,19 @@ use metrics::{
     ConsumerRestart, Counter, DeliveryOutcome, Gauge, Metrics, QueueState, RetryClass, Size, Timing,
 };
 
+use super::Settings;
 use super::batch::Received;
 use super::session::End;
 use crate::connection::Error;
+use crate::topology::RetryQueue;
 
-/// The consumer's voice; knows its queue.
+/// Counts and logs the events of one queue's consumer.
 pub(super) struct Observer {
     queue: &'static str,
     metrics: Metrics,
 }
 
-/// How the messages of a batch ended, by outcome.
+/// How many messages of a batch had each outcome.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct OutcomeCounts(Vec<(DeliveryOutcome, u64)>);
 
@@ -31,7 +33,7 @@ impl OutcomeCounts {
     }
 }
 
-/// The label of a final and good outcome.
+/// The metric label of a successful outcome.
 pub(super) fn outcome_of(done: Done) -> DeliveryOutcome {
     match done {
         Done::Applied => DeliveryOutcome::Applied,
@@ -45,36 +47,79 @@ impl Observer {
         Self { queue, metrics }
     }
 
-    pub(super) fn consuming(&self, prefetch: u16) {
+    /// A session is registered with the queue, after an interruption of `down`; `None` at the start of
+    /// the process.
+    pub(super) fn consuming(&self, prefetch: u16, down: Option<Duration>) {
         let queue = self.queue;
         self.metrics.add(Counter::BrokerConnections, 1);
         self.metrics.set(Gauge::Prefetch { queue }, f64::from(prefetch));
-        tracing::info!(queue, prefetch, "consuming");
+        match down.map(seconds) {
+            None => tracing::info!(queue, prefetch, "consuming with prefetch {prefetch}"),
+            Some(after) => tracing::info!(
+                queue,
+                prefetch,
+                "consuming again after {after}, with prefetch {prefetch}"
+            ),
+        }
     }
 
-    /// How many deliveries this process has not acknowledged: what AMQP tells nobody else.
-    pub(super) fn holds(&self, deliveries: usize) {
+    /// How many deliveries this process has not acknowledged. AMQP does not report this number.
+    pub(super) fn unacknowledged(&self, deliveries: usize) {
         let (queue, state) = (self.queue, QueueState::Unacknowledged);
         let deliveries = u32::try_from(deliveries).unwrap_or(u32::MAX);
         self.metrics.set(Gauge::QueueMessages { queue, state }, f64::from(deliveries));
     }
 
-    pub(super) fn prefetch_changes(&self, prefetch: u16) {
+    /// The measured sizes of bodies allow or require another prefetch.
+    pub(super) fn prefetch_changed(&self, from: u16, to: u16, settings: &Settings) {
+        self.count_prefetch_change(to);
+        tracing::info!(
+            queue = self.queue,
+            prefetch = to,
+            max_inflight_bytes = settings.max_inflight_bytes,
+            "prefetch changes from {from} to {to}, by the measured body sizes (max_inflight_bytes)"
+        );
+    }
+
+    /// The prefetch is lowered because a delivery exceeded the byte limit.
+    pub(super) fn byte_limit_reached(&self, prefetch: u16) {
+        self.count_prefetch_change(prefetch);
+    }
+
+    /// The deliveries that exceeded the byte limit are all received and requeued.
+    pub(super) fn requeued_over_byte_limit(
+        &self,
+        requeued: usize,
+        prefetch: u16,
+        settings: &Settings,
+    ) {
+        let (queue, max_inflight_bytes) = (self.queue, settings.max_inflight_bytes);
+        let deliveries = count(requeued, "delivery", "deliveries");
+        tracing::warn!(
+            queue,
+            requeued,
+            prefetch,
+            max_inflight_bytes,
+            "in-flight byte limit reached (max_inflight_bytes); requeueing {deliveries} and \
+             lowering prefetch to {prefetch}"
+        );
+    }
+
+    fn count_prefetch_change(&self, prefetch: u16) {
         let (queue, cause) = (self.queue, ConsumerRestart::Prefetch);
         self.metrics.add(Counter::ConsumerRestarts { queue, cause }, 1);
         self.metrics.set(Gauge::Prefetch { queue }, f64::from(prefetch));
-        tracing::info!(queue, prefetch, "prefetch changes to what bodies measure");
-    }
-
-    pub(super) fn overrun(&self, prefetch: u16) {
-        self.prefetch_changes(prefetch);
-        let queue = self.queue;
-        tracing::warn!(queue, "no room for all that comes; what there is none for goes back");
     }
 
     pub(super) fn suspects_unreadable(&self, suspects: &'static str, error: &Error) {
         let error = with_causes(error);
-        tracing::error!(queue = self.queue, suspects, error, "cannot read the suspects");
+        tracing::error!(
+            queue = self.queue,
+            suspects,
+            error,
+            "cannot read the suspect queue {suspects}; its messages are not handled; if it is \
+             missing, run `verbatim setup`"
+        );
     }
 
     pub(super) fn received(&self, messages: &[Received]) {
@@ -97,46 +142,127 @@ impl Observer {
         }
     }
 
-    pub(super) fn retried(&self, message_id: Option<&str>, attempt: u32, error: &str) {
+    /// An attempt failed and another one follows after `retry`. Without `max_attempts` messages of this
+    /// queue are retried for ever.
+    pub(super) fn retried(
+        &self,
+        message_id: Option<&str>,
+        attempt: u32,
+        max_attempts: Option<usize>,
+        retry: RetryQueue,
+        error: &str,
+    ) {
         let (queue, class) = (self.queue, RetryClass::Retryable);
         self.metrics.add(Counter::Retries { queue, class }, 1);
-        tracing::warn!(queue, message_id, attempt, error, "an attempt failed; another one follows");
+        let delay = retry.delay().as_secs();
+        match max_attempts {
+            Some(max_attempts) => tracing::warn!(
+                queue,
+                message_id,
+                attempt,
+                error,
+                "message failed (attempt {attempt} of {max_attempts}); retrying in {delay} s"
+            ),
+            None => tracing::warn!(
+                queue,
+                message_id,
+                attempt,
+                error,
+                "message failed (attempt {attempt}, no limit); retrying in {delay} s"
+            ),
+        }
     }
 
-    /// Says that a panic of the handler was contained, and gives the sentence for the message's
-    /// history. The panic's own words are not in it: they may quote the message's. Its place is in
-    /// the line of the process's panic hook, which also counts panics of every kind.
+    /// Counts and logs a caught panic of the handler. Returns the text for the message's history. The
+    /// panic message is left out, because it may quote a body. The location is in the log line of the
+    /// process's panic hook, which also counts panics of every kind.
     pub(super) fn panicked(&self, what: &'static str) -> String {
         let queue = self.queue;
         self.metrics.add(Counter::HandlerPanics { queue }, 1);
-        tracing::error!(queue, what, "a panic was contained; the line before says where it was");
-        format!("{what} panicked; the worker's log says where")
+        tracing::error!(
+            queue,
+            what,
+            "the handler panicked while {what}; the log line of the panic hook before this one names \
+             the location"
+        );
+        format!("the handler panicked while {what}; the worker's log names the location")
     }
 
-    pub(super) fn answered_wrongly(&self, items: usize, outcomes: usize) {
+    pub(super) fn wrong_outcome_count(&self, items: usize, outcomes: usize) {
         let queue = self.queue;
-        tracing::error!(queue, items, outcomes, "the handler must give one outcome per item");
+        tracing::error!(
+            queue,
+            items,
+            outcomes,
+            "the handler returned {outcomes} outcomes for {items} messages; it must return one for each"
+        );
     }
 
-    pub(super) fn held(&self, unavailable: &Unavailable) {
+    /// A batch or a suspect is held. `unacked` counts all unacknowledged deliveries of this process.
+    pub(super) fn held(&self, unavailable: &Unavailable, unacked: usize, settings: &Settings) {
         let (queue, dependency) = (self.queue, unavailable.dependency);
         self.metrics.add(Counter::Holds { queue, dependency }, 1);
         self.metrics.add(Counter::Retries { queue, class: RetryClass::Unavailable }, 1);
         let cause = with_causes(unavailable);
-        tracing::warn!(queue, dependency = dependency.as_str(), cause, "holding a batch");
+        let (name, limit) = (name(dependency), seconds(settings.hold_limit));
+        let messages = count(unacked, "message", "messages");
+        tracing::warn!(
+            queue,
+            dependency = dependency.as_str(),
+            unacked,
+            cause,
+            "{name} unavailable; consumption paused, {messages} unacknowledged; they are requeued \
+             after {limit} (hold_limit)"
+        );
     }
 
     pub(super) fn hold_ended(&self, dependency: Dependency, held: Duration) {
-        let queue = self.queue;
-        self.metrics.observe(Timing::Hold { queue, dependency }, held);
-        let held_ms = u64::try_from(held.as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(queue, dependency = dependency.as_str(), held_ms, "the store is back");
+        let held_ms = self.observe_hold(dependency, held);
+        let (name, after) = (name(dependency), seconds(held));
+        tracing::info!(
+            queue = self.queue,
+            dependency = dependency.as_str(),
+            held_ms,
+            "{name} available again after {after}; consumption resumed"
+        );
+    }
+
+    /// A held suspect is requeued as a new copy, because of a shutdown or of the hold limit.
+    pub(super) fn suspect_requeued(&self, dependency: Dependency, held: Duration, shutdown: bool) {
+        let held_ms = self.observe_hold(dependency, held);
+        let (queue, name, after) = (self.queue, name(dependency), seconds(held));
+        let dependency = dependency.as_str();
+        if shutdown {
+            tracing::info!(
+                queue,
+                dependency,
+                held_ms,
+                "shutdown while {name} is unavailable; 1 suspect requeued as a new copy"
+            );
+        } else {
+            tracing::warn!(
+                queue,
+                dependency,
+                held_ms,
+                "{name} unavailable for {after} (hold_limit); 1 suspect requeued as a new copy"
+            );
+        }
+    }
+
+    /// Measures a hold that is over; its duration in milliseconds.
+    fn observe_hold(&self, dependency: Dependency, held: Duration) -> u64 {
+        self.metrics.observe(Timing::Hold { queue: self.queue, dependency }, held);
+        u64::try_from(held.as_millis()).unwrap_or(u64::MAX)
     }
 
     pub(super) fn acks_lost(&self, count: usize) {
         let queue = self.queue;
         self.metrics.add(Counter::AcksLost { queue }, count as u64);
-        tracing::warn!(queue, count, "acknowledgements lost with their channel; they come again");
+        tracing::warn!(
+            queue,
+            count,
+            "acknowledgements lost with their channel: {count}; RabbitMQ redelivers the messages"
+        );
     }
 
     pub(super) fn requeued(&self, count: usize) {
@@ -144,31 +270,103 @@ impl Observer {
         self.metrics.add(Counter::Deliveries { queue, outcome }, count as u64);
     }
 
-    pub(super) fn session_ended(&self, end: &End) {
+    /// A session ended, and RabbitMQ requeues this many unacknowledged messages.
+    pub(super) fn session_ended(&self, end: &End, requeued: usize, settings: &Settings) {
         let queue = self.queue;
-        let (cause, error) = match end {
+        let messages = count(requeued, "message", "messages");
+        if let Some(cause) = restart_cause(end) {
+            self.metrics.add(Counter::ConsumerRestarts { queue, cause }, 1);
+        }
+        let (hold, stall) = (seconds(settings.hold_limit), seconds(settings.stall_limit));
+        let error = match end {
             End::Drained => {
-                tracing::info!(queue, "drained");
+                tracing::info!(queue, requeued, "consumer drained; {messages} requeued");
                 return;
             }
-            End::HeldTooLong(dependency) => {
-                (ConsumerRestart::Hold, format!("{dependency} stays away"))
+            End::IsolatedMessagePassed => {
+                tracing::info!(queue, "isolated message passed; consuming in batches again");
+                return;
+            }
+            End::HoldLimitReached(dependency) => {
+                let name = name(*dependency);
+                tracing::warn!(
+                    queue,
+                    dependency = dependency.as_str(),
+                    requeued,
+                    "{name} unavailable for {hold} (hold_limit); {messages} requeued; consumption \
+                     resumes when {name} is available"
+                );
+                return;
+            }
+            End::Failed(error) if error.is_unreadable() => {
+                let error = with_causes(error);
+                tracing::warn!(
+                    queue,
+                    requeued,
+                    error,
+                    "unreadable message received; {messages} requeued; consumer restarting with one \
+                     message at a time until RabbitMQ dead-letters the unreadable one"
+                );
+                return;
             }
             End::StreamEnded => {
-                (ConsumerRestart::StreamEnded, "the broker cancelled the consumer".to_owned())
+                "RabbitMQ cancelled the consumer: its queue was deleted or lost its leader"
+                    .to_owned()
             }
             End::NoProgress => {
-                (ConsumerRestart::NoProgress, "messages are ready and none comes".to_owned())
+                format!("no delivery for {stall} (stall_limit) although messages are ready")
             }
-            End::Gap(gap) => (ConsumerRestart::Error, gap.to_string()),
-            End::ChannelDied => (ConsumerRestart::Error, "the channel died".to_owned()),
-            End::TaskDied => (ConsumerRestart::Error, "a task of the consumer died".to_owned()),
-            End::IsolatedMessagePassed => {
-                (ConsumerRestart::Prefetch, "messages can be read again".to_owned())
-            }
-            End::Failed(error) => (ConsumerRestart::Error, with_causes(error)),
+            End::Gap(gap) => gap.to_string(),
+            End::ChannelClosed => "the channel closed".to_owned(),
+            End::TaskPanicked => "a task of the consumer panicked".to_owned(),
+            End::Failed(error) => with_causes(error),
         };
-        self.metrics.add(Counter::ConsumerRestarts { queue, cause }, 1);
-        tracing::warn!(queue, error, "the consumer ended and will be built anew");
+        tracing::warn!(queue, requeued, error, "consumer restarting; {messages} requeued");
+    }
+}
+
+/// The metric label of a restart; `None` where the consumer does not restart.
+fn restart_cause(end: &End) -> Option<ConsumerRestart> {
+    match end {
+        End::Drained => None,
+        End::HoldLimitReached(_) => Some(ConsumerRestart::Hold),
+        End::StreamEnded => Some(ConsumerRestart::StreamEnded),
+        End::NoProgress => Some(ConsumerRestart::NoProgress),
+        End::IsolatedMessagePassed => Some(ConsumerRestart::Prefetch),
+        End::Gap(_) | End::ChannelClosed | End::TaskPanicked | End::Failed(_) => {
+            Some(ConsumerRestart::Error)
+        }
+    }
+}
+
+/// The name of a dependency in a log line.
+fn name(dependency: Dependency) -> &'static str {
+    match dependency {
+        Dependency::RabbitMq => "RabbitMQ",
+        Dependency::Redis => "Redis",
+        Dependency::PostgreSql => "PostgreSQL",
+    }
+}
+
+/// A number with its noun.
+fn count(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+/// A duration in seconds, to the tenth.
+fn seconds(duration: Duration) -> String {
+    format!("{} s", (duration.as_secs_f64() * 10.0).round() / 10.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_in_log_lines_have_their_unit() {
+        assert_eq!(count(1, "message", "messages"), "1 message");
+        assert_eq!(count(0, "message", "messages"), "0 messages");
+        assert_eq!(seconds(Duration::from_millis(12_340)), "12.3 s");
+        assert_eq!(seconds(Duration::from_mins(5)), "300 s");
     }
 }

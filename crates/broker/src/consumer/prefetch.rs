@@ -1,25 +1,25 @@
-//! How many deliveries may be under way: a budget of bytes, expressed in messages.
+//! How many deliveries may be unacknowledged: a byte limit (`max_inflight_bytes`), expressed in messages.
 //!
-//! RabbitMQ limits deliveries by count alone, and lapin buffers whatever comes, so the count must
-//! follow the bodies. It starts where even the largest bodies fit, grows with what bodies really
-//! measure, and shrinks when larger ones come. A change costs a cancel and a new consumer
-//! (`basic.qos` leaves a live one as it was), so small changes are not made.
+//! RabbitMQ limits deliveries by count alone, and lapin buffers every delivery. So the prefetch follows
+//! the sizes of the bodies. It starts at a value where the largest bodies fit, grows when the measured
+//! bodies are smaller, and shrinks when larger ones arrive. A change costs a cancel and a new consumer
+//! (`basic.qos` does not change an existing one), so small changes are not made.
 //!
-//! What RabbitMQ had sent before it heard of a change comes all the same: see
-//! [`overrun`](Prefetch::overrun).
+//! Deliveries that RabbitMQ sent before a change still arrive: see [`overrun`](Prefetch::overrun).
 
 use std::collections::VecDeque;
 
-/// The policy and what it has seen.
+/// The current prefetch, its limits and the measured body sizes.
 #[derive(Debug)]
 pub(super) struct Prefetch {
     budget_bytes: usize,
     largest_body: usize,
-    floor: usize,
-    ceiling: usize,
+    min: usize,
+    max: usize,
     current: usize,
     window: Window,
-    /// Mean sizes of the last windows. The largest of them counts: growth waits until all agree.
+    /// The mean body sizes of the last windows. The largest of them counts, so the prefetch grows only
+    /// when all of them allow it.
     means: VecDeque<usize>,
 }
 
@@ -36,41 +36,42 @@ struct Window {
     bytes: usize,
 }
 
-/// Bodies that are measured together. Fewer than any prefetch it starts with, so that the first
-/// window ends before the first prefetch is used up.
+/// The bodies of one window. Fewer than the usual first prefetch (64), so that the first window is
+/// complete before the first prefetch is full.
 const WINDOW_BODIES: usize = 32;
-/// Windows whose means are remembered.
+/// The number of windows whose means are kept.
 const REMEMBERED_WINDOWS: usize = 4;
-/// A body is taken for this much larger than the mean: sizes vary.
+/// Bodies are assumed to be this many times larger than the mean, because sizes vary.
 const HEADROOM: usize = 2;
-/// What a message costs in memory beside its body, in bytes: properties, bookkeeping.
+/// The memory of a message beside its body, in bytes: properties and bookkeeping.
 const OVERHEAD_BYTES: usize = 1024;
-/// A change is made when the prefetch would at least double or halve.
-const WORTHWHILE: usize = 2;
+/// The prefetch changes when it would grow or shrink by at least this factor.
+const MIN_CHANGE_FACTOR: usize = 2;
 
 impl Prefetch {
-    /// A budget in bytes, the largest body expected, and the most that could be used.
-    pub(super) fn new(budget_bytes: usize, largest_body: usize, ceiling: usize) -> Self {
-        // 0 would mean "without limit", and AMQP has 16 bits for it.
-        let ceiling = ceiling.clamp(1, usize::from(u16::MAX));
-        let floor = (budget_bytes / largest_body.max(1)).clamp(1, ceiling);
+    /// `budget_bytes` is the byte limit, `largest_body` the largest expected body in bytes, `max` the
+    /// largest useful prefetch.
+    pub(super) fn new(budget_bytes: usize, largest_body: usize, max: usize) -> Self {
+        // In AMQP 0 means "without limit", and the field has 16 bits.
+        let max = max.clamp(1, usize::from(u16::MAX));
+        let min = (budget_bytes / largest_body.max(1)).clamp(1, max);
         Self {
             budget_bytes,
             largest_body,
-            floor,
-            ceiling,
-            current: floor,
+            min,
+            max,
+            current: min,
             window: Window::default(),
             means: VecDeque::with_capacity(REMEMBERED_WINDOWS + 1),
         }
     }
 
-    /// How many deliveries may be under way now.
+    /// The current prefetch.
     pub(super) fn current(&self) -> u16 {
         u16::try_from(self.current).unwrap_or(u16::MAX)
     }
 
-    /// Takes note of a body that came.
+    /// Measures the body of a delivery.
     pub(super) fn observe(&mut self, body_bytes: usize) {
         self.window.bodies += 1;
         self.window.bytes += body_bytes;
@@ -83,13 +84,13 @@ impl Prefetch {
         }
     }
 
-    /// Decides whether to change; [`current`](Self::current) is then the new value. To be followed by
-    /// a new consumer.
-    pub(super) fn changes(&mut self) -> Option<Change> {
+    /// Decides whether to change; [`current`](Self::current) is then the new value. The caller must
+    /// register a new consumer.
+    pub(super) fn change(&mut self) -> Option<Change> {
         let target = self.target();
-        let grows = target >= self.current * WORTHWHILE
-            || (target == self.ceiling && target > self.current);
-        let shrinks = target * WORTHWHILE <= self.current;
+        let grows = target >= self.current * MIN_CHANGE_FACTOR
+            || (target == self.max && target > self.current);
+        let shrinks = target * MIN_CHANGE_FACTOR <= self.current;
         if grows || shrinks {
             self.current = target;
         }
@@ -100,10 +101,10 @@ impl Prefetch {
         }
     }
 
-    /// There was no room for what came: as in the beginning, and as if the largest bodies had come.
-    /// To be followed by a new consumer.
+    /// The byte limit was exceeded: sets the first prefetch again and assumes the largest bodies. The
+    /// caller must register a new consumer.
     pub(super) fn overrun(&mut self) {
-        self.current = self.floor;
+        self.current = self.min;
         self.window = Window::default();
         self.means = VecDeque::from([self.largest_body; REMEMBERED_WINDOWS]);
     }
@@ -113,7 +114,7 @@ impl Prefetch {
             return self.current;
         };
         let expected = largest_mean * HEADROOM + OVERHEAD_BYTES;
-        (self.budget_bytes / expected).clamp(self.floor, self.ceiling)
+        (self.budget_bytes / expected).clamp(self.min, self.max)
     }
 }
 
@@ -124,79 +125,79 @@ mod tests {
 
     const MIB: usize = 1 << 20;
 
-    fn usual() -> Prefetch {
+    fn usual_prefetch() -> Prefetch {
         Prefetch::new(64 * MIB, MIB, 2500)
     }
 
-    fn seen(prefetch: &mut Prefetch, body_bytes: usize, bodies: usize) {
+    fn observe_many(prefetch: &mut Prefetch, body_bytes: usize, bodies: usize) {
         (0..bodies).for_each(|_| prefetch.observe(body_bytes));
     }
 
     #[test]
-    fn it_starts_where_even_the_largest_bodies_fit() {
-        assert_eq!(usual().current(), 64);
+    fn the_first_prefetch_fits_the_largest_bodies() {
+        assert_eq!(usual_prefetch().current(), 64);
         assert_eq!(Prefetch::new(MIB, 10 * MIB, 2500).current(), 1, "never 0");
-        assert_eq!(Prefetch::new(64 * MIB, 1, 3).current(), 3, "never above what can be used");
+        assert_eq!(Prefetch::new(64 * MIB, 1, 3).current(), 3, "never above the maximum");
     }
 
     #[test]
-    fn small_bodies_let_it_grow_to_the_ceiling() {
-        let mut prefetch = usual();
-        assert_eq!(prefetch.changes(), None, "nothing was measured yet");
-        seen(&mut prefetch, 500, WINDOW_BODIES);
-        assert_eq!(prefetch.changes(), Some(Change::Grows));
+    fn small_bodies_let_it_grow_to_its_maximum() {
+        let mut prefetch = usual_prefetch();
+        assert_eq!(prefetch.change(), None, "no window is complete");
+        observe_many(&mut prefetch, 500, WINDOW_BODIES);
+        assert_eq!(prefetch.change(), Some(Change::Grows));
         assert_eq!(prefetch.current(), 2500);
-        assert_eq!(prefetch.changes(), None, "it settles");
+        assert_eq!(prefetch.change(), None, "it is stable");
     }
 
     #[test]
-    fn large_bodies_shrink_it_at_once_and_growth_waits_until_they_are_gone() {
-        let mut prefetch = usual();
-        seen(&mut prefetch, 500, WINDOW_BODIES);
-        assert_eq!(prefetch.changes(), Some(Change::Grows));
-        seen(&mut prefetch, MIB, WINDOW_BODIES);
-        assert_eq!(prefetch.changes(), Some(Change::Shrinks));
+    fn large_bodies_shrink_it_at_once_and_it_grows_after_four_windows_of_small_ones() {
+        let mut prefetch = usual_prefetch();
+        observe_many(&mut prefetch, 500, WINDOW_BODIES);
+        assert_eq!(prefetch.change(), Some(Change::Grows));
+        observe_many(&mut prefetch, MIB, WINDOW_BODIES);
+        assert_eq!(prefetch.change(), Some(Change::Shrinks));
         assert_eq!(prefetch.current(), 64);
-        grows_when_small_ones_have_come_for_a_while(prefetch);
+        it_grows_after_four_windows_of_small_bodies(prefetch);
     }
 
     #[test]
-    fn where_there_was_no_room_it_begins_anew_and_growth_waits() {
-        let mut prefetch = usual();
-        seen(&mut prefetch, 500, WINDOW_BODIES);
-        assert_eq!(prefetch.changes(), Some(Change::Grows));
+    fn after_an_overrun_the_first_prefetch_applies_and_growth_waits() {
+        let mut prefetch = usual_prefetch();
+        observe_many(&mut prefetch, 500, WINDOW_BODIES);
+        assert_eq!(prefetch.change(), Some(Change::Grows));
         prefetch.overrun();
         assert_eq!(prefetch.current(), 64);
-        grows_when_small_ones_have_come_for_a_while(prefetch);
+        it_grows_after_four_windows_of_small_bodies(prefetch);
     }
 
-    fn grows_when_small_ones_have_come_for_a_while(mut prefetch: Prefetch) {
-        seen(&mut prefetch, 500, WINDOW_BODIES * (REMEMBERED_WINDOWS - 1));
-        assert_eq!(prefetch.changes(), None);
-        seen(&mut prefetch, 500, WINDOW_BODIES);
-        assert_eq!(prefetch.changes(), Some(Change::Grows));
+    fn it_grows_after_four_windows_of_small_bodies(mut prefetch: Prefetch) {
+        observe_many(&mut prefetch, 500, WINDOW_BODIES * (REMEMBERED_WINDOWS - 1));
+        assert_eq!(prefetch.change(), None);
+        observe_many(&mut prefetch, 500, WINDOW_BODIES);
+        assert_eq!(prefetch.change(), Some(Change::Grows));
         assert_eq!(prefetch.current(), 2500);
     }
 
     proptest! {
         #[test]
-        fn it_is_never_zero_never_too_large_and_does_not_flutter(
+        fn it_stays_between_one_and_its_maximum_and_makes_no_small_changes(
             budget in 0..256 * MIB,
             largest in 0..4 * MIB,
-            ceiling in 0..100_000usize,
+            max in 0..100_000usize,
             bodies in proptest::collection::vec(0..2 * MIB, 1..400),
         ) {
-            let mut prefetch = Prefetch::new(budget, largest, ceiling);
+            let mut prefetch = Prefetch::new(budget, largest, max);
             for body in bodies {
                 prefetch.observe(body);
                 let before = usize::from(prefetch.current());
-                if prefetch.changes().is_some() {
+                if prefetch.change().is_some() {
                     let after = usize::from(prefetch.current());
-                    let capped = after == ceiling.clamp(1, 65_535);
+                    let capped = after == max.clamp(1, 65_535);
                     prop_assert!(after >= 2 * before || 2 * after <= before || capped);
                 }
                 prop_assert!(prefetch.current() >= 1);
-                prop_assert!(usize::from(prefetch.current()) <= ceiling.max(1));
+                prop_assert!(usize::from(prefetch.current()) <= max.max(1));
             }
         }
     }

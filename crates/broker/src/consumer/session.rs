@@ -1,10 +1,11 @@
-//! One connection, one channel, one consumer, from registration to the end: the loop.
+//! The loop of one session: one connection, one channel and one AMQP consumer.
 //!
-//! A turn of the loop: take what is here, start what is due, then wait for whatever happens next.
-//! The session alone acknowledges, and only from the [`UnackedDeliveries`].
+//! A step of the loop receives the deliveries that are there, starts the batches that are ready, and
+//! then waits for the next event. Only the session acknowledges, and only the finished prefix of
+//! [`UnackedDeliveries`].
 //!
-//! Dropping a session drops its tasks and closes its socket: RabbitMQ delivers again what was not
-//! acknowledged. That is also what a crash does, so it needs no care.
+//! Dropping a session drops its tasks and closes its socket. RabbitMQ then redelivers what was not
+//! acknowledged, as after a crash.
 
 mod checks;
 pub(super) mod hold;
@@ -28,10 +29,10 @@ use super::unacked::{Gap, Tag, UnackedDeliveries};
 use super::{ConsumerState, Shared};
 use crate::connection::{Connection, Error};
 use crate::{Delivery, Handler};
-use hold::{Hold, Waiting};
+use hold::{Hold, Outage};
 use phase::{AfterCancel, Phase, consume};
 
-/// A registered consumer and everything under way.
+/// A registered consumer, its deliveries and its tasks.
 pub(super) struct Session<H: Handler> {
     shared: Arc<Shared<H>>,
     connection: Connection,
@@ -42,70 +43,94 @@ pub(super) struct Session<H: Handler> {
     /// The prefetch with which the consumer was registered.
     registered: u16,
     unacked: UnackedDeliveries,
+    /// Deliveries that were requeued over the byte limit and are not logged yet.
+    over_byte_limit: usize,
     batch_builder: BatchBuilder<Received>,
     /// Batches being handled, and the probe of a hold.
     tasks: JoinSet<Report<H::Item>>,
     in_flight: usize,
     hold: Option<Hold<H::Item>>,
-    /// The last delivery or acknowledgement.
+    /// When the last delivery was received or the last batch finished.
     last_progress: Instant,
-    /// When the queue was last asked how full it is.
+    /// When the depth of the queue was last requested.
     last_depth_request: Instant,
-    last_look_at_suspects: Instant,
+    last_suspect_check: Instant,
     checks: tokio::time::Interval,
-    /// Acknowledgements after which a [careful](Care::OneByOne) session has done its part.
+    /// In [isolating mode](ConsumeMode::Isolating): acknowledgements until the session ends.
     isolating_remaining: Option<usize>,
 }
 
-/// The bodies of all batches that are at work may take this part of the budget. There, a body is in
-/// memory several times over: as it came, decoded, and encoded for each store on its way there.
-const SHARE_AT_WORK: usize = 16;
+/// The bodies of all batches that are being handled may take 1/16 of `max_inflight_bytes`. While a batch
+/// is handled, a body is in memory several times: as received, decoded, and encoded for each store.
+const BATCH_BYTES_DIVISOR: usize = 16;
 
-/// How much a session takes at a time.
+/// How many messages a session has at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ConsumeMode {
     /// As much as the settings allow.
     Batches,
-    /// One message, because one of those that come cannot be read and takes the connection with it:
-    /// alone, it comes back alone.
+    /// One message, because lapin cannot read one of the messages and closes the connection for it. One
+    /// at a time, only that message is redelivered.
     Isolating,
 }
 
 /// Why a session ended.
 #[derive(Debug)]
 pub(super) enum End {
-    /// It was told to drain, and has.
+    /// Shutdown: everything delivered is finished.
     Drained,
-    /// A store stayed away for the hold limit; the deliveries went back to the queue.
-    HeldTooLong(Dependency),
-    /// The broker cancelled the consumer: its queue was deleted or lost its leader. What had come is
-    /// finished.
+    /// A dependency was unavailable for the hold limit; the deliveries are requeued.
+    HoldLimitReached(Dependency),
+    /// RabbitMQ cancelled the consumer: its queue was deleted or lost its leader. Everything delivered
+    /// is finished.
     StreamEnded,
-    /// Messages are ready, there is room for them, and none comes.
+    /// Messages are ready and the prefetch is not full, but there was no delivery for the stall limit.
     NoProgress,
-    /// A delivery was lost between the broker and here; it comes again.
+    /// A delivery tag is missing; the session ends so that RabbitMQ redelivers the message.
     Gap(Gap),
-    /// The channel died; an acknowledgement may have died with it.
-    ChannelDied,
-    /// A task of ours died: a bug. What it had is not acknowledged and comes again.
-    TaskDied,
-    /// One by one, as many messages were acknowledged as had been under way with the unreadable one.
+    /// The channel closed; an acknowledgement may be lost.
+    ChannelClosed,
+    /// A task of this crate panicked: a bug. Its messages are not acknowledged and are redelivered.
+    TaskPanicked,
+    /// Isolating mode is over: one at a time, as many messages were acknowledged as may be
+    /// unacknowledged in batches.
     IsolatedMessagePassed,
     /// The channel or the connection failed.
     Failed(Error),
 }
 
-/// What a task of the session has to say.
+/// How a session ended, and what follows from it.
+pub(super) struct Ended<I> {
+    pub(super) end: End,
+    /// How many unacknowledged messages RabbitMQ requeues.
+    pub(super) requeued: usize,
+    /// What to wait for before the next session: while a dependency is unavailable, consuming would only
+    /// add to the redelivery counts.
+    pub(super) outage: Option<Outage<I>>,
+}
+
+impl<I> Ended<I> {
+    /// There was no session: it could not be opened.
+    pub(super) fn without_session(error: Error) -> Self {
+        Self { end: End::Failed(error), requeued: 0, outage: None }
+    }
+}
+
+/// The result of a task of the session.
 enum Report<I> {
     Finished(Finished),
     Held(Batch<I>, Unavailable),
     Probed(Result<(), Unavailable>),
-    Sent(Result<(), End>),
+    RequestSent(Result<(), End>),
 }
 
 impl<H: Handler> Session<H> {
-    /// Connects and registers with the queue.
-    pub(super) async fn open(shared: Arc<Shared<H>>, mode: ConsumeMode) -> Result<Self, Error> {
+    /// Connects and registers with the queue. `down_since` is when the previous session ended.
+    pub(super) async fn open(
+        shared: Arc<Shared<H>>,
+        mode: ConsumeMode,
+        down_since: Option<Instant>,
+    ) -> Result<Self, Error> {
         let settings = &shared.settings;
         let budget = settings.max_inflight_bytes;
         let most = (settings.batches_in_flight + 1) * settings.batch_size;
@@ -114,13 +139,14 @@ impl<H: Handler> Session<H> {
             ConsumeMode::Isolating => (1, 1, Some(most)),
         };
         let prefetch = Prefetch::new(budget, settings.largest_body, ceiling);
-        let bytes = budget / SHARE_AT_WORK / settings.batches_in_flight;
+        let bytes = budget / BATCH_BYTES_DIVISOR / settings.batches_in_flight;
         let limits = Limits { messages, bytes, linger: settings.linger };
         let queue = shared.source.queue;
         let connection = shared.endpoints.connect(queue).await?;
         let channel = connection.channel().await?;
         let stream = consume(&channel, queue, prefetch.current()).await?;
-        shared.observer.consuming(prefetch.current());
+        let down = down_since.map(|since| since.elapsed());
+        shared.observer.consuming(prefetch.current(), down);
         shared.state.send_replace(ConsumerState::Consuming);
         let now = Instant::now();
         let mut checks = tokio::time::interval(checks::INTERVAL);
@@ -134,52 +160,52 @@ impl<H: Handler> Session<H> {
             registered: prefetch.current(),
             prefetch,
             unacked: UnackedDeliveries::default(),
+            over_byte_limit: 0,
             batch_builder: BatchBuilder::new(limits),
             tasks: JoinSet::new(),
             in_flight: 0,
             hold: None,
             last_progress: now,
             last_depth_request: now,
-            last_look_at_suspects: now,
+            last_suspect_check: now,
             checks,
             isolating_remaining,
         })
     }
 
-    /// Works until the session ends, for whatever reason, and says what to wait for before the next
-    /// one: a store that is away. Consuming meanwhile would count returns and nothing else.
-    pub(super) async fn run(
-        mut self,
-        shutdown: &CancellationToken,
-    ) -> (End, Option<Waiting<H::Item>>) {
+    /// Consumes until the session ends.
+    pub(super) async fn run(mut self, shutdown: &CancellationToken) -> Ended<H::Item> {
         let mut end = loop {
-            if let Err(end) = self.turn(shutdown).await {
+            if let Err(end) = self.step(shutdown).await {
                 break end;
             }
         };
-        if matches!(end, End::ChannelDied) {
+        if matches!(end, End::ChannelClosed) {
             end = self.channel_error().map_or(end, End::Failed);
         }
-        self.shared.observer.holds(0);
-        self.shared.observer.requeued(self.unacked.len());
-        if matches!(end, End::Drained | End::HeldTooLong(_)) {
+        self.log_requeued_over_byte_limit();
+        let requeued = self.unacked.len();
+        self.shared.observer.unacknowledged(0);
+        self.shared.observer.requeued(requeued);
+        if matches!(end, End::Drained | End::HoldLimitReached(_)) {
             self.tasks.shutdown().await;
             self.connection.close().await;
         }
-        let waiting = self.hold.map(Hold::into_waiting);
-        // Where RabbitMQ is away, a new session finds out when it is back.
-        let held_too_long = matches!(end, End::HeldTooLong(_));
-        let waiting = waiting.filter(|it| held_too_long || it.dependency != Dependency::RabbitMq);
-        (end, waiting)
+        let outage = self.hold.map(Hold::into_outage);
+        // When RabbitMQ is unavailable, opening the next session is the probe. But after the hold limit
+        // RabbitMQ accepts sessions and does not confirm copies.
+        let limit_reached = matches!(end, End::HoldLimitReached(_));
+        let outage = outage.filter(|it| limit_reached || it.dependency != Dependency::RabbitMq);
+        Ended { end, requeued, outage }
     }
 
-    async fn turn(&mut self, shutdown: &CancellationToken) -> Result<(), End> {
-        self.drain_ready().await?;
+    async fn step(&mut self, shutdown: &CancellationToken) -> Result<(), End> {
+        self.receive_ready().await?;
         let linger_ends = self.start_ready_batches();
         self.change_prefetch_if_worthwhile();
         let fill_ends = self.cancel_if_filled().await?;
         self.act_after_cancel(shutdown).await?;
-        let (leaving, takes_more) = (self.is_shutting_down(), self.takes_more());
+        let (leaving, accepting) = (self.is_shutting_down(), self.accepts_deliveries());
         tokio::select! {
             biased;
             () = shutdown.cancelled(), if !leaving => {
@@ -187,25 +213,26 @@ impl<H: Handler> Session<H> {
                 Ok(())
             }
             Some(report) = self.tasks.join_next() => self.on_report(report).await,
-            // Before the stream, which may always have something under load.
+            // Before the stream: under load it always has a delivery.
             _ = self.checks.tick() => self.check().await,
-            delivery = self.stream.next(), if takes_more => self.receive(delivery).await,
+            delivery = self.stream.next(), if accepting => self.receive(delivery).await,
             () = sleep_until(linger_ends.into_iter().chain(fill_ends).min()) => Ok(()),
         }
     }
 
     // Receiving.
 
-    async fn drain_ready(&mut self) -> Result<(), End> {
-        while self.takes_more() {
+    async fn receive_ready(&mut self) -> Result<(), End> {
+        while self.accepts_deliveries() {
             let Some(delivery) = self.stream.next().now_or_never() else { break };
             self.receive(delivery).await?;
         }
         Ok(())
     }
 
-    /// Whatever comes is taken at once: only what is known of can be limited.
-    fn takes_more(&self) -> bool {
+    /// Every delivery is received at once, because the byte limit needs its size. Only a stopped
+    /// consumer has no stream to read.
+    fn accepts_deliveries(&self) -> bool {
         !matches!(self.phase, Phase::Stopped(_))
     }
 
@@ -215,7 +242,7 @@ impl<H: Handler> Session<H> {
     ) -> Result<(), End> {
         match delivery {
             Some(Ok(delivery)) => self.accept(delivery),
-            Some(Err(source)) => Err(Error::Request { what: "keep delivering", source }.into()),
+            Some(Err(source)) => Err(Error::Request { what: "deliver messages", source }.into()),
             None => self.stream_ended().await,
         }
     }
@@ -224,11 +251,11 @@ impl<H: Handler> Session<H> {
         let (tag, bytes) = (delivery.delivery_tag, delivery.data.len());
         self.last_progress = Instant::now();
         if let Phase::FillingPrefetch(_, fill) = &mut self.phase {
-            fill.came(self.last_progress);
+            fill.on_delivery(self.last_progress);
         }
         self.prefetch.observe(bytes);
-        let under_way = self.unacked.bytes();
-        if under_way > 0 && under_way + bytes > self.shared.settings.max_inflight_bytes {
+        let unacked_bytes = self.unacked.bytes();
+        if unacked_bytes > 0 && unacked_bytes + bytes > self.shared.settings.max_inflight_bytes {
             return self.requeue(tag);
         }
         self.unacked.deliver(tag, bytes).map_err(End::Gap)?;
@@ -237,50 +264,62 @@ impl<H: Handler> Session<H> {
         Ok(())
     }
 
-    /// Sends a delivery back to its queue because there is no room for it, and takes no more until what
-    /// came is finished.
+    /// Requeues a delivery over the byte limit, and cancels the consumer until what was delivered is
+    /// finished.
     fn requeue(&mut self, tag: Tag) -> Result<(), End> {
         self.unacked.requeue(tag).map_err(End::Gap)?;
         self.shared.observer.requeued(1);
-        // Before it goes back: it would only come again.
+        // The cancel is sent before the requeue. Otherwise RabbitMQ would deliver the message again.
         if self.is_shutting_down() {
             self.cancel_now_for(AfterCancel::Shutdown);
-        } else if self.phase != Phase::Cancelled(AfterCancel::ShrinkPrefetch) {
-            self.prefetch.overrun();
-            self.shared.observer.overrun(self.prefetch.current());
-            self.cancel_now_for(AfterCancel::ShrinkPrefetch);
+        } else {
+            self.over_byte_limit += 1;
+            if self.phase != Phase::Cancelled(AfterCancel::ShrinkPrefetch) {
+                self.prefetch.overrun();
+                self.shared.observer.byte_limit_reached(self.prefetch.current());
+                self.cancel_now_for(AfterCancel::ShrinkPrefetch);
+            }
         }
         let channel = self.channel.clone();
-        self.send(async move {
-            let went = requeue(&channel, tag).await;
-            Report::Sent(if went { Ok(()) } else { Err(End::ChannelDied) })
+        self.send_request(async move {
+            let sent = requeue(&channel, tag).await;
+            Report::RequestSent(if sent { Ok(()) } else { Err(End::ChannelClosed) })
         });
         Ok(())
     }
 
-    /// Sends something over the channel, after all that was sent before, and hears of it later:
-    /// RabbitMQ may send a great deal before it answers, which is to be taken meanwhile.
-    fn send(&mut self, request: impl Future<Output = Report<H::Item>> + Send + 'static) {
+    /// Logs the deliveries that were requeued over the byte limit, once all of them are known.
+    fn log_requeued_over_byte_limit(&mut self) {
+        let requeued = std::mem::take(&mut self.over_byte_limit);
+        if requeued > 0 {
+            let (prefetch, settings) = (self.prefetch.current(), &self.shared.settings);
+            self.shared.observer.requeued_over_byte_limit(requeued, prefetch, settings);
+        }
+    }
+
+    /// Sends a request over the channel, after everything sent before, and waits for the reply in a
+    /// task: RabbitMQ may send many deliveries before its reply, and they are received meanwhile.
+    fn send_request(&mut self, request: impl Future<Output = Report<H::Item>> + Send + 'static) {
         let mut request = Box::pin(request);
-        // lapin has it from the first poll on.
+        // lapin queues the frames at the first poll.
         match (&mut request).now_or_never() {
             Some(report) => self.tasks.spawn(std::future::ready(report)),
             None => self.tasks.spawn(request),
         };
     }
 
-    /// What the channel died of, as its stream tells after the deliveries that it still has.
+    /// Why the channel closed: the stream reports it after its remaining deliveries.
     fn channel_error(&mut self) -> Option<Error> {
         loop {
             if let Err(source) = self.stream.next().now_or_never()?? {
-                return Some(Error::Request { what: "keep delivering", source });
+                return Some(Error::Request { what: "deliver messages", source });
             }
         }
     }
 
-    // Working.
+    // Handling.
 
-    /// Starts batches while there are some and room for them. Says when the next one is due.
+    /// Starts the batches that are ready, up to `batches_in_flight`. Returns when the next one is ready.
     fn start_ready_batches(&mut self) -> Option<Instant> {
         while self.hold.is_none() && self.in_flight < self.shared.settings.batches_in_flight {
             match self.batch_builder.ready(Instant::now(), self.in_flight) {
@@ -323,9 +362,10 @@ impl<H: Handler> Session<H> {
                 Ok(())
             }
             Ok(Report::Probed(Err(unavailable))) => self.probe_again(&unavailable),
-            Ok(Report::Sent(outcome)) => outcome,
-            // A bug of ours: a handler's panics are contained. What it says may quote a message.
-            Err(_) => Err(End::TaskDied),
+            Ok(Report::RequestSent(outcome)) => outcome,
+            // A bug of this crate: panics of the handler are caught. The panic message may quote a
+            // body, so it is dropped.
+            Err(_) => Err(End::TaskPanicked),
         }
     }
 
@@ -339,18 +379,18 @@ impl<H: Handler> Session<H> {
         }
     }
 
-    /// Acknowledges what is finished.
+    /// Acknowledges the finished prefix.
     async fn send_acknowledgements(&mut self) -> Result<(), End> {
         let Some(prefix) = self.unacked.take_prefix() else { return Ok(()) };
         let options = BasicAckOptions { multiple: true };
         failpoints::reached(Step::Settled);
         if !acknowledge(&self.channel, prefix.last, options).await {
             self.shared.observer.acks_lost(prefix.count);
-            return Err(End::ChannelDied);
+            return Err(End::ChannelClosed);
         }
         failpoints::reached(Step::Acknowledged);
         self.isolating_remaining =
-            self.isolating_remaining.map(|left| left.saturating_sub(prefix.count));
+            self.isolating_remaining.map(|remaining| remaining.saturating_sub(prefix.count));
         if self.isolating_remaining == Some(0) { Err(End::IsolatedMessagePassed) } else { Ok(()) }
     }
 }
@@ -361,7 +401,7 @@ impl From<Error> for End {
     }
 }
 
-/// Sleeps until the moment, or for ever if there is none.
+/// Sleeps until this time, or for ever when it is `None`.
 async fn sleep_until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,

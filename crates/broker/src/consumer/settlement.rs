@@ -1,8 +1,8 @@
-//! From a decision to what must be in a queue before the original may be acknowledged.
+//! From a decision to the copy that must be confirmed before the original may be acknowledged.
 //!
-//! A retry, a dead letter and a suspect are copies, published with confirms. A crash between the
-//! confirm and the acknowledgement doubles the envelope, never the effect: the copy carries the
-//! identity that the first attempt found.
+//! A retry, a dead letter and a suspect are copies, published with confirms. After a crash between the
+//! confirm and the acknowledgement both the copy and the original exist. The message still takes
+//! effect once, because the copy carries the identity that the first attempt resolved.
 
 use std::sync::Arc;
 
@@ -14,13 +14,13 @@ use super::{FailurePolicy, Shared};
 use crate::topology::RetryQueue;
 use crate::{Delivery, Handler, Publication, Publisher};
 
-/// What becomes of a message that is not simply done.
+/// The decision about a message that is not done.
 pub(super) enum Decision {
-    /// Another attempt, later, because of this error.
+    /// Another attempt after a delay, because of this error.
     Retry(String),
-    /// No attempt can help.
+    /// No further attempt can succeed.
     DeadLetter(Refusal),
-    /// It came back too often to be handled together with others.
+    /// It was redelivered too often to be handled in a batch: to the suspect queue.
     Quarantine,
 }
 
@@ -47,7 +47,8 @@ pub(super) fn copy_for<H: Handler>(
         (Decision::Retry(error), FailurePolicy::DeadLetter(queue)) => {
             match next_retry(&shared.settings.retries, attempt) {
                 Some(retry) => {
-                    shared.observer.retried(message_id, attempt, &error);
+                    let max_attempts = Some(shared.settings.retries.len() + 1);
+                    shared.observer.retried(message_id, attempt, max_attempts, retry, &error);
                     let again = copy_to(own_queue).with_failed_attempt(&error, now).delayed(retry);
                     (again, DeliveryOutcome::Retried)
                 }
@@ -62,28 +63,33 @@ pub(super) fn copy_for<H: Handler>(
                 }
             }
         }
-        // Nothing comes after the dead letters: whatever fails there is tried again.
+        // A dead letter has no further queue, so it is retried for ever.
         (failed, FailurePolicy::RetryForever) => {
             let error = failed.to_string();
-            shared.observer.retried(message_id, attempt, &error);
             let longest = shared.settings.retries.last().copied();
             let retry = next_retry(&shared.settings.retries, attempt).or(longest);
+            let retry = retry.unwrap_or(RetryQueue::HalfMinute);
+            shared.observer.retried(message_id, attempt, None, retry, &error);
             let again =
                 copy_to(own_queue).with_reason_of(delivery).with_failed_attempt(&error, now);
-            (again.delayed(retry.unwrap_or(RetryQueue::HalfMinute)), DeliveryOutcome::Retried)
+            (again.delayed(retry), DeliveryOutcome::Retried)
         }
     }
 }
 
-/// The delay after the attempt with this number, from 1; none after the last.
+/// The delay after this attempt (the first is 1); `None` after the last.
 fn next_retry(retries: &[RetryQueue], attempt: u32) -> Option<RetryQueue> {
     let index = usize::try_from(attempt).ok()?.checked_sub(1)?;
     retries.get(index).copied()
 }
 
-/// Publishes the copies. Those that are not confirmed come back.
+/// Publishes the copies.
 ///
-/// A copy that AMQP has no words for goes out as a minimal one: waiting would not make it shorter.
+/// A copy that does not fit into AMQP's limits is published as a minimal copy, because it would never
+/// fit.
+///
+/// # Errors
+/// RabbitMQ did not confirm some of the copies; the error contains these.
 pub(super) async fn publish(
     copies: Vec<Arc<Publication>>,
     publisher: &Publisher,
@@ -117,7 +123,7 @@ impl std::fmt::Display for Decision {
         match self {
             Self::Retry(error) => f.write_str(error),
             Self::DeadLetter(refusal) => refusal.fmt(f),
-            Self::Quarantine => f.write_str("came back too often"),
+            Self::Quarantine => f.write_str("redelivered too often"),
         }
     }
 }
@@ -129,7 +135,7 @@ mod tests {
     use crate::topology::{self, WorkQueue};
 
     #[tokio::test]
-    async fn a_copy_that_amqp_has_no_words_for_goes_out_without_what_is_too_long() {
+    async fn a_copy_with_a_property_too_long_for_amqp_is_published_without_it() {
         let env = testkit::TestEnv::new().await;
         let endpoints = Endpoints::parse(&env.amqp_url, "test").unwrap();
         topology::declare(&endpoints).await.unwrap();
@@ -139,7 +145,7 @@ mod tests {
         let mut long = Publication::to_queue(queue, b"long".to_vec());
         long.correlation_id = Some("x".repeat(256));
         publish(vec![Arc::new(long), Arc::new(fits)], &publisher).await.unwrap();
-        let connection = endpoints.connect("look").await.unwrap();
+        let connection = endpoints.connect("inspect").await.unwrap();
         assert_eq!(crate::inspect::depth(&connection, queue).await.unwrap().ready, 2);
     }
 }

@@ -1,14 +1,17 @@
-//! Suspects: messages that came back to their queue too often, tried one at a time.
+//! Suspects: messages that were redelivered to their queue too often, handled one at a time.
 //!
-//! A message that crashes the process takes the count of everything under way up with its own. Alone
-//! it can only incriminate itself: so suspects are taken one by one, with `basic.get`, while nothing
-//! else of this consumer is under way and its stores are well. One that keeps coming back from here
-//! is given up.
+//! A message that crashes the process adds one to the redelivery count of every unacknowledged message,
+//! not only to its own. In the suspect queue only the message at fault gets redeliveries: suspects are
+//! taken one at a time with `basic.get`, while this consumer handles nothing else and its dependencies
+//! are available. A suspect that is redelivered too often is dead-lettered.
 //!
-//! So nothing but the death of the process may be held against a suspect. While a store is away it is
-//! held like any batch, and when that lasts too long, or at the shutdown, it returns as a fresh copy,
-//! whose count begins anew. And one that went back because RabbitMQ did, under a process that lives,
-//! is excused: when it comes again, it is put back as a fresh copy, too.
+//! So only a crash of the process may add to a suspect's count:
+//!
+//! | what happens | what is done with the suspect |
+//! |---|---|
+//! | a dependency is unavailable | held like a batch |
+//! | the hold reaches `hold_limit`, or a shutdown | requeued as a new copy, whose count starts at 0 |
+//! | RabbitMQ requeued it (a lost connection) while this process lived | at its next delivery requeued as a new copy |
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,53 +33,60 @@ use crate::backoff::Backoff;
 use crate::connection::{Connection, request};
 use crate::{Delivery, Handler};
 
-/// How long suspects may keep the queue itself waiting at a time, while the stores are well.
-const TURN: Duration = Duration::from_secs(2);
+/// How long suspects may be handled at a time, while the dependencies are available. The work queue is not
+/// consumed meanwhile.
+const MAX_SUSPECT_DURATION: Duration = Duration::from_secs(2);
 
-/// Takes suspects until there is none, the turn is over, a store is away, or for the shutdown.
-pub(super) async fn take_turn<H: Handler>(
+/// Handles suspects until there are none, [`MAX_SUSPECT_DURATION`] is over, a dependency is unavailable, or
+/// the shutdown begins.
+pub(super) async fn handle_suspects<H: Handler>(
     shared: &Shared<H>,
     connection: &Connection,
     shutdown: &CancellationToken,
 ) -> Result<(), End> {
     let Some(queue) = shared.source.suspect() else { return Ok(()) };
     let channel = connection.channel().await?;
-    let turn = Turn { shared, queue, channel: &channel, shutdown };
+    let suspects = Suspects { shared, queue, channel: &channel, shutdown };
     let began = Instant::now();
-    while began.elapsed() < TURN && turn.dependency_is_up(Dependency::PostgreSql).await {
+    while began.elapsed() < MAX_SUSPECT_DURATION
+        && suspects.is_available(Dependency::PostgreSql).await
+    {
         let get = channel.basic_get(queue.into(), BasicGetOptions::default());
-        let Some(message) = request("give a suspect", get).await? else { break };
+        let Some(message) = request("get a suspect", get).await? else { break };
         let tag = message.delivery.delivery_tag;
         let delivery = Delivery::from_amqp(message.delivery, shared.clock.now());
         let id = delivery.envelope().message_id.map(str::to_owned);
         let suspect = Batch::new(vec![Received { tag, delivery }], Lane::Suspects);
-        let excused = id.as_deref().filter(|id| shared.broker_requeues.holds(id));
-        let settled = if excused.is_some() && turn.put_back(&suspect).await {
-            shared.broker_requeues.used(excused);
-            Ok(returned())
+        let recorded = id.as_deref().filter(|id| shared.broker_requeues.contains(id));
+        let settled = if recorded.is_some() && suspects.requeue_as_new_copy(&suspect).await {
+            shared.broker_requeues.remove(recorded);
+            Ok(one_requeued())
         } else {
-            turn.settle(suspect).await
+            suspects.settle(suspect).await
         };
-        let counts = settled.inspect_err(|_| shared.broker_requeues.give(id.as_deref()))?;
+        let counts = settled.inspect_err(|_| shared.broker_requeues.record(id.as_deref()))?;
         shared.observer.settled(&counts);
         if !acknowledge(&channel, tag, BasicAckOptions::default()).await {
-            shared.broker_requeues.give(id.as_deref());
+            shared.broker_requeues.record(id.as_deref());
             shared.observer.acks_lost(1);
-            return Err(End::ChannelDied);
+            return Err(End::ChannelClosed);
         }
     }
     Ok(())
 }
 
-/// Suspects that went back while this process had them and lived, by their ids.
+/// The ids of suspects that RabbitMQ requeues without a crash of this process: their channel closed before
+/// they were acknowledged.
 #[derive(Default)]
 pub(super) struct BrokerRequeues(Mutex<VecDeque<String>>);
 
-/// Excuses that are kept at most, the newest. One for each time that RabbitMQ went away: far fewer.
+/// The most ids that are kept; the oldest are dropped. There is one per lost connection, so far fewer are
+/// expected.
 const MAX_BROKER_REQUEUES: usize = 1_000;
 
 impl BrokerRequeues {
-    fn give(&self, id: Option<&str>) {
+    /// Adds an id, once.
+    fn record(&self, id: Option<&str>) {
         let mut ids = self.ids();
         if let Some(id) = id.filter(|id| !ids.iter().any(|it| it == id)) {
             ids.push_back(id.to_owned());
@@ -86,12 +96,11 @@ impl BrokerRequeues {
         }
     }
 
-    fn holds(&self, id: &str) -> bool {
+    fn contains(&self, id: &str) -> bool {
         self.ids().iter().any(|it| it == id)
     }
 
-    /// It counts once.
-    fn used(&self, id: Option<&str>) {
+    fn remove(&self, id: Option<&str>) {
         self.ids().retain(|it| Some(it.as_str()) != id);
     }
 
@@ -100,43 +109,50 @@ impl BrokerRequeues {
     }
 }
 
-fn returned() -> OutcomeCounts {
+fn one_requeued() -> OutcomeCounts {
     let mut counts = OutcomeCounts::default();
     counts.add(DeliveryOutcome::Requeued);
     counts
 }
 
-struct Turn<'a, H> {
+/// A suspect queue and the channel on which its messages are taken.
+struct Suspects<'a, H> {
     shared: &'a Shared<H>,
     queue: &'static str,
     channel: &'a lapin::Channel,
     shutdown: &'a CancellationToken,
 }
 
-impl<H: Handler> Turn<'_, H> {
-    /// Settles one suspect: works, and holds it while a store is away.
+impl<H: Handler> Suspects<'_, H> {
+    /// Handles one suspect, and holds it while a dependency is unavailable.
     async fn settle(&self, mut suspect: Batch<H::Item>) -> Result<OutcomeCounts, End> {
         let Self { shared, shutdown, .. } = self;
         let (since, mut backoff) = (Instant::now(), Backoff::new());
-        let mut away = None;
+        let mut held_for = None;
         loop {
-            match suspect.work(shared).await {
+            let dependency = match suspect.work(shared).await {
                 Ok(finished) => {
-                    self.end_hold(away, since);
+                    if let Some(dependency) = held_for {
+                        shared.observer.hold_ended(dependency, since.elapsed());
+                        shared.state.send_replace(ConsumerState::Consuming);
+                    }
                     return Ok(finished.counts);
                 }
                 Err((held, unavailable)) => {
                     suspect = held;
-                    away = Some(unavailable.dependency);
-                    shared.observer.held(&unavailable);
-                    shared.state.send_replace(ConsumerState::Holding(unavailable.dependency));
-                    self.wait_for(unavailable.dependency, since, &mut backoff).await?;
+                    shared.observer.held(&unavailable, 1, &shared.settings);
+                    unavailable.dependency
                 }
-            }
-            // Where RabbitMQ does not take the copy either, nothing is better than to go on holding.
-            if self.must_end(since) && self.put_back(&suspect).await {
-                self.end_hold(away, since);
-                return Ok(returned());
+            };
+            held_for = Some(dependency);
+            shared.state.send_replace(ConsumerState::Holding(dependency));
+            self.wait_for(dependency, since, &mut backoff).await?;
+            // When RabbitMQ does not confirm the copy either, the suspect is held further.
+            if self.hold_must_end(since) && self.requeue_as_new_copy(&suspect).await {
+                let shutdown = shutdown.is_cancelled();
+                shared.observer.suspect_requeued(dependency, since.elapsed(), shutdown);
+                shared.state.send_replace(ConsumerState::Consuming);
+                return Ok(one_requeued());
             }
             if shutdown.is_cancelled() {
                 return Err(End::Drained);
@@ -144,7 +160,7 @@ impl<H: Handler> Turn<'_, H> {
         }
     }
 
-    /// Probes until the store answers, or the hold must end.
+    /// Probes until the dependency is available, or the hold must end.
     async fn wait_for(
         &self,
         dependency: Dependency,
@@ -154,32 +170,25 @@ impl<H: Handler> Turn<'_, H> {
         loop {
             pause(backoff.next_pause(), self.shutdown).await;
             if !self.channel.status().connected() {
-                return Err(End::ChannelDied);
+                return Err(End::ChannelClosed);
             }
-            if self.must_end(since) || self.dependency_is_up(dependency).await {
+            if self.hold_must_end(since) || self.is_available(dependency).await {
                 return Ok(());
             }
         }
     }
 
-    fn must_end(&self, since: Instant) -> bool {
+    fn hold_must_end(&self, since: Instant) -> bool {
         since.elapsed() >= self.shared.settings.hold_limit || self.shutdown.is_cancelled()
     }
 
-    async fn dependency_is_up(&self, dependency: Dependency) -> bool {
+    async fn is_available(&self, dependency: Dependency) -> bool {
         let probe = self.shared.probe(dependency);
-        self.shutdown.run_until_cancelled(probe).await.is_some_and(|answer| answer.is_ok())
+        self.shutdown.run_until_cancelled(probe).await.is_some_and(|result| result.is_ok())
     }
 
-    async fn put_back(&self, suspect: &Batch<H::Item>) -> bool {
+    async fn requeue_as_new_copy(&self, suspect: &Batch<H::Item>) -> bool {
         let copy = suspect.new_copy(self.queue, self.shared).map(Arc::new);
         publish(copy.into_iter().collect(), &self.shared.publisher).await.is_ok()
-    }
-
-    fn end_hold(&self, away: Option<Dependency>, since: Instant) {
-        if let Some(dependency) = away {
-            self.shared.observer.hold_ended(dependency, since.elapsed());
-            self.shared.state.send_replace(ConsumerState::Consuming);
-        }
     }
 }

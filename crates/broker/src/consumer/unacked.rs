@@ -1,33 +1,33 @@
 //! Which acknowledgements may be sent.
 //!
-//! Batches finish in any order, but one acknowledgement with `multiple` covers *everything* up to
-//! its tag. So only the contiguous finished prefix of what was delivered may be acknowledged, never
-//! over a hole: behind every hole is a message whose fate is open. A tag that never arrived here is
-//! such a hole too, so a gap in the tags ends the session.
+//! Batches finish in any order, but an acknowledgement with `multiple` covers *every* delivery up to
+//! its tag. So only the contiguous prefix of finished deliveries may be acknowledged. A delivery that is
+//! still being handled ends the prefix. A tag that never arrived here would be acknowledged unhandled,
+//! so a gap in the tags ends the session.
 
 use std::collections::VecDeque;
 
 /// The number of a delivery on its channel, growing by one from 1 (AMQP 0-9-1, `delivery-tag`).
 pub(super) type Tag = u64;
 
-/// The deliveries of a channel that are not settled yet, in the order of their tags.
+/// The deliveries of a channel that are not acknowledged, in the order of their tags.
 #[derive(Debug, Default)]
 pub(super) struct UnackedDeliveries {
     entries: VecDeque<Entry>,
-    /// The tag of the last delivery that was entered, settled or not.
+    /// The tag of the last recorded delivery.
     last: Tag,
-    /// How many of the entries were given back.
+    /// How many of the entries were requeued.
     requeued: usize,
     bytes: usize,
 }
 
-/// A delivery that does not follow the one before it: something between them was lost on its way
-/// here, and an acknowledgement of this one would cover it.
+/// A delivery tag that does not follow the previous one. A delivery between them did not arrive here,
+/// and an acknowledgement with `multiple` would cover it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("delivery {came} came after delivery {last}")]
+#[error("delivery tag {received} received after {last}; at least one delivery is missing")]
 pub(super) struct Gap {
     pub(super) last: Tag,
-    pub(super) came: Tag,
+    pub(super) received: Tag,
 }
 
 /// A finished prefix: acknowledging its last delivery with `multiple` settles all of it.
@@ -39,48 +39,48 @@ pub(super) struct Prefix {
 
 #[derive(Debug)]
 enum Entry {
-    /// Its fate is open; its body has so many bytes.
+    /// It is being handled; the size of its body in bytes.
     Open(usize),
-    /// Nothing is left to do for it but to acknowledge it.
+    /// It may be acknowledged; the size of its body in bytes.
     Finished(usize),
-    /// It went back to its queue. RabbitMQ knows its tag no more, and closes the channel of whoever
-    /// acknowledges it.
+    /// It was requeued. RabbitMQ closes the channel when its tag is acknowledged (`PRECONDITION_FAILED -
+    /// unknown delivery tag`).
     Requeued,
 }
 
 impl UnackedDeliveries {
-    /// Enters a delivery.
+    /// Records a delivery with the size of its body.
     ///
     /// # Errors
-    /// It does not follow the one before it, and was not entered.
+    /// Its tag does not follow the previous one. It is not recorded.
     pub(super) fn deliver(&mut self, tag: Tag, bytes: usize) -> Result<(), Gap> {
-        self.enter(tag, Entry::Open(bytes))?;
+        self.record(tag, Entry::Open(bytes))?;
         self.bytes += bytes;
         Ok(())
     }
 
-    /// Enters a delivery that goes back to its queue.
+    /// Records a delivery that is requeued.
     ///
     /// # Errors
     /// As [`Self::deliver`].
     pub(super) fn requeue(&mut self, tag: Tag) -> Result<(), Gap> {
-        self.enter(tag, Entry::Requeued)?;
+        self.record(tag, Entry::Requeued)?;
         self.requeued += 1;
         Ok(())
     }
 
-    fn enter(&mut self, tag: Tag, entry: Entry) -> Result<(), Gap> {
+    fn record(&mut self, tag: Tag, entry: Entry) -> Result<(), Gap> {
         if tag != self.last + 1 {
-            return Err(Gap { last: self.last, came: tag });
+            return Err(Gap { last: self.last, received: tag });
         }
         self.last = tag;
         self.entries.push_back(entry);
         Ok(())
     }
 
-    /// Notes that nothing is left to do for a delivery. An unknown tag changes nothing.
+    /// Marks a delivery as finished. An unknown tag changes nothing.
     pub(super) fn finish(&mut self, tag: Tag) {
-        // Tags are contiguous, so those that were settled say where this one is.
+        // Tags are contiguous, so the number of acknowledged tags gives the index.
         let index = tag.checked_sub(self.settled() + 1);
         let index = index.and_then(|index| usize::try_from(index).ok());
         if let Some(entry) = index.and_then(|index| self.entries.get_mut(index))
@@ -90,7 +90,7 @@ impl UnackedDeliveries {
         }
     }
 
-    /// Takes the finished prefix out, if there is one.
+    /// Removes and returns the finished prefix, if there is one.
     pub(super) fn take_prefix(&mut self) -> Option<Prefix> {
         let mut prefix = None;
         let mut count = 0;
@@ -107,12 +107,12 @@ impl UnackedDeliveries {
         prefix
     }
 
-    /// How many deliveries are not settled.
+    /// How many deliveries are not acknowledged.
     pub(super) fn len(&self) -> usize {
         self.entries.len() - self.requeued
     }
 
-    /// How many bytes their bodies have.
+    /// The size of their bodies, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -121,7 +121,7 @@ impl UnackedDeliveries {
         self.entries.is_empty()
     }
 
-    /// The tag up to which everything was taken out.
+    /// The last tag that was removed.
     fn settled(&self) -> Tag {
         self.last - self.entries.len() as Tag
     }
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_acknowledged_over_a_hole() {
+    fn an_unfinished_delivery_ends_the_acknowledged_prefix() {
         let mut unacked = delivered(5);
         [2, 3, 5].into_iter().for_each(|tag| unacked.finish(tag));
         assert_eq!(unacked.take_prefix(), None);
@@ -153,23 +153,23 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_in_the_tags_is_noticed_even_when_everything_before_it_is_acknowledged() {
+    fn a_gap_in_the_tags_is_an_error_even_when_everything_before_it_is_acknowledged() {
         let mut unacked = delivered(2);
-        assert_eq!(unacked.deliver(4, 10), Err(Gap { last: 2, came: 4 }));
-        assert_eq!(unacked.deliver(2, 10), Err(Gap { last: 2, came: 2 }));
+        assert_eq!(unacked.deliver(4, 10), Err(Gap { last: 2, received: 4 }));
+        assert_eq!(unacked.deliver(2, 10), Err(Gap { last: 2, received: 2 }));
         [1, 2].into_iter().for_each(|tag| unacked.finish(tag));
         assert_eq!(unacked.take_prefix(), Some(Prefix { last: 2, count: 2 }));
-        assert_eq!(unacked.deliver(4, 10), Err(Gap { last: 2, came: 4 }));
+        assert_eq!(unacked.deliver(4, 10), Err(Gap { last: 2, received: 4 }));
         assert_eq!(unacked.deliver(3, 10), Ok(()));
-        // What is not there cannot be finished: acknowledged before, or not delivered yet.
+        // Unknown tags: acknowledged before, or not delivered yet.
         [0, 2, 4].into_iter().for_each(|tag| unacked.finish(tag));
         assert_eq!((unacked.take_prefix(), unacked.len()), (None, 1));
     }
 
     #[test]
-    fn what_was_given_back_is_never_acknowledged_and_holds_up_nothing() {
+    fn a_requeued_delivery_is_never_acknowledged_and_delays_no_other() {
         let mut unacked = delivered(2);
-        assert_eq!(unacked.requeue(4), Err(Gap { last: 2, came: 4 }));
+        assert_eq!(unacked.requeue(4), Err(Gap { last: 2, received: 4 }));
         unacked.requeue(3).unwrap();
         unacked.deliver(4, 10).unwrap();
         unacked.requeue(5).unwrap();

@@ -1,6 +1,5 @@
-//! What a session asks itself every second, because a consumer can be dead while everything looks
-//! alive: the channel that failed unnoticed, the connection that went silent, the queue that has
-//! messages and delivers none.
+//! The checks of a session, once a second. They find failures that cause no event: a closed channel or
+//! connection, a connection without traffic, a queue that has messages and delivers none.
 
 use std::time::Duration;
 
@@ -11,26 +10,26 @@ use super::{End, Session};
 use crate::Handler;
 use crate::inspect;
 
-/// How often the session looks after itself.
+/// How often the checks run.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 
 impl<H: Handler> Session<H> {
     pub(super) async fn check(&mut self) -> Result<(), End> {
-        self.shared.observer.holds(self.unacked.len());
+        self.shared.observer.unacknowledged(self.unacked.len());
         if !self.channel.status().connected() || !self.connection.is_open() {
-            return Err(End::ChannelDied);
+            return Err(End::ChannelClosed);
         }
-        let waits = self.hold.is_some() || matches!(self.phase, Phase::Stopped(_));
-        if waits {
+        let paused = self.hold.is_some() || matches!(self.phase, Phase::Stopped(_));
+        if paused {
             self.last_progress = Instant::now();
             return Ok(());
         }
         self.check_progress().await?;
-        self.look_for_suspects().await
+        self.check_suspects().await
     }
 
-    /// Asks the queue when nothing has come for a while. On a connection that went silent there is
-    /// no answer, and this notices it sooner than heartbeats do.
+    /// Requests the depth of the queue when there was no delivery for half of `stall_limit`. On a
+    /// connection without traffic the request times out, which is sooner than the heartbeat timeout.
     async fn check_progress(&mut self) -> Result<(), End> {
         let limit = self.shared.settings.stall_limit;
         let has_room = self.unacked.len() < usize::from(self.prefetch.current());
@@ -40,8 +39,8 @@ impl<H: Handler> Session<H> {
         }
         let depth = inspect::depth(&self.connection, self.shared.source.queue).await?;
         self.last_depth_request = Instant::now();
-        // What came while we asked proves that it delivers.
-        self.drain_ready().await?;
+        // A delivery received meanwhile proves that the consumer works.
+        self.receive_ready().await?;
         if depth.ready == 0 {
             self.last_progress = Instant::now();
         } else if self.last_progress.elapsed() >= limit {
@@ -50,21 +49,22 @@ impl<H: Handler> Session<H> {
         Ok(())
     }
 
-    async fn look_for_suspects(&mut self) -> Result<(), End> {
+    /// Cancels the consumer to handle suspects, if there are any.
+    async fn check_suspects(&mut self) -> Result<(), End> {
         let Some(queue) = self.shared.source.suspect() else { return Ok(()) };
         let interval = self.shared.settings.suspect_interval;
-        if self.phase != Phase::Consuming || self.last_look_at_suspects.elapsed() < interval {
+        if self.phase != Phase::Consuming || self.last_suspect_check.elapsed() < interval {
             return Ok(());
         }
-        self.last_look_at_suspects = Instant::now();
+        self.last_suspect_check = Instant::now();
         match inspect::depth(&self.connection, queue).await {
             Ok(depth) => {
                 if depth.ready > 0 {
-                    self.cancel_for(AfterCancel::TakeSuspects);
+                    self.cancel_for(AfterCancel::HandleSuspects);
                 }
                 Ok(())
             }
-            // The queue itself goes on without its suspects.
+            // The work queue is still consumed when its suspect queue cannot be read.
             Err(error) if error.reply().is_some() => {
                 self.shared.observer.suspects_unreadable(queue, &error);
                 Ok(())

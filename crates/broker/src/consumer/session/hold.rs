@@ -1,9 +1,8 @@
-//! Waiting for a store that is away: batches are kept, unacknowledged, until it answers again.
+//! Holding: while a dependency is unavailable, batches are kept unacknowledged and no new batch starts.
 //!
-//! Nothing new is begun meanwhile. The hold ends when everything under way is through, not when a
-//! probe succeeds: a store that answers probes and nothing else is not well. It also ends when it has
-//! lasted too long: then the messages go back to the queue, all at once and counted once, before
-//! RabbitMQ loses patience with the channel.
+//! The hold ends when all batches are finished, not when a probe succeeds: a dependency may answer probes
+//! and still fail requests. It also ends after `hold_limit`. Then all messages are requeued together,
+//! with one more redelivery each, before RabbitMQ's `consumer_timeout` closes the channel.
 
 use domain::failure::{Dependency, Unavailable};
 use tokio::time::Instant;
@@ -14,21 +13,21 @@ use crate::backoff::Backoff;
 use crate::consumer::ConsumerState;
 use crate::consumer::batch::Batch;
 
-/// The store that is away, and what waits for it.
+/// The unavailable dependency, and the batches that are held for it.
 pub(super) struct Hold<I> {
     dependency: Dependency,
     since: Instant,
     backoff: Backoff,
     batches: Vec<Batch<I>>,
-    /// A probe is under way.
+    /// A probe is running.
     probing: bool,
 }
 
-/// What a session that ended during a hold was waiting for.
-pub(in crate::consumer) struct Waiting<I> {
+/// The unavailable dependency of a session that ended during a hold.
+pub(in crate::consumer) struct Outage<I> {
     pub(in crate::consumer) dependency: Dependency,
-    /// One of the batches that were held, if none was being tried again. Its messages are back in
-    /// their queue, and it can still tell when its store is back.
+    /// One of the held batches; `None` if all of them were being handled again. Its messages were
+    /// requeued. Handling it again shows whether the dependency is available.
     pub(in crate::consumer) batch: Option<Batch<I>>,
 }
 
@@ -38,15 +37,15 @@ impl<I> Hold<I> {
         Self { dependency, since, backoff, batches: Vec::new(), probing: false }
     }
 
-    /// Whether nothing waits any more, while this many batches are being handled. Those that
-    /// resumed are among them, and may come back.
+    /// Whether no batch is held, probed for or being handled. A batch that is handled again after a
+    /// probe may be held once more.
     fn is_over(&self, in_flight: usize) -> bool {
         self.batches.is_empty() && !self.probing && in_flight == 0
     }
 
-    /// What a session that ends during a hold leaves behind.
-    pub(super) fn into_waiting(mut self) -> Waiting<I> {
-        Waiting { dependency: self.dependency, batch: self.batches.pop() }
+    /// The outage to wait for after the session.
+    pub(super) fn into_outage(mut self) -> Outage<I> {
+        Outage { dependency: self.dependency, batch: self.batches.pop() }
     }
 }
 
@@ -56,18 +55,18 @@ impl<H: Handler> Session<H> {
         batch: Batch<H::Item>,
         unavailable: &Unavailable,
     ) -> Result<(), End> {
-        self.shared.observer.held(unavailable);
+        self.shared.observer.held(unavailable, self.unacked.len(), &self.shared.settings);
         let hold = self.hold.get_or_insert_with(|| Hold::new(unavailable.dependency));
         hold.batches.push(batch);
         if hold.probing { Ok(()) } else { self.probe_again(unavailable) }
     }
 
-    /// Probes after a pause; gives up when the hold has lasted too long.
+    /// Probes after a pause; ends the session when the hold has lasted for `hold_limit`.
     pub(super) fn probe_again(&mut self, unavailable: &Unavailable) -> Result<(), End> {
         let Some(hold) = &mut self.hold else { return Ok(()) };
         hold.dependency = unavailable.dependency;
         if hold.since.elapsed() >= self.shared.settings.hold_limit {
-            return Err(End::HeldTooLong(hold.dependency));
+            return Err(End::HoldLimitReached(hold.dependency));
         }
         self.shared.state.send_replace(ConsumerState::Holding(hold.dependency));
         hold.probing = true;
@@ -80,7 +79,7 @@ impl<H: Handler> Session<H> {
         Ok(())
     }
 
-    /// The probe succeeded: what was held tries again.
+    /// The probe succeeded: the held batches are handled again.
     pub(super) fn resume(&mut self) {
         let Some(hold) = &mut self.hold else { return };
         hold.probing = false;
@@ -89,9 +88,9 @@ impl<H: Handler> Session<H> {
         }
     }
 
-    /// A batch is through. That ends the hold, unless others still wait or try again: batches that
-    /// had been started before may succeed while the store is away, and of those that resumed some
-    /// may not.
+    /// A batch is finished. This ends the hold unless other batches are held or being handled: a batch
+    /// that was started before may succeed during the outage, and a batch that is handled again may
+    /// fail again.
     pub(super) fn end_hold(&mut self) {
         let Some(hold) = self.hold.take_if(|hold| hold.is_over(self.in_flight)) else { return };
         self.shared.observer.hold_ended(hold.dependency, hold.since.elapsed());

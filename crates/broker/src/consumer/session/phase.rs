@@ -1,9 +1,10 @@
-//! Whether deliveries come, and the ways out of that: another prefetch, suspects, leaving.
+//! The phases of a session: consuming, filling the prefetch, cancelled, stopped; and what follows a
+//! cancel: another prefetch, suspects, shutdown.
 //!
-//! All begin with a cancel, after which the broker sends nothing new; what it had sent is received to
-//! the end. What it was *about* to send goes back to the queue, counted as returned, so that a few
-//! rollouts would make suspects of innocents. So nothing is acknowledged before a cancel, until the
-//! broker has sent all that the prefetch allows, or all that there is.
+//! After a cancel RabbitMQ sends no new deliveries, and those already sent are received. Deliveries that
+//! RabbitMQ has assigned to the consumer and not sent yet are requeued with one more redelivery. A few
+//! rollouts would then make suspects of ordinary messages. So before a cancel nothing is acknowledged
+//! until the prefetch is full or the queue is empty: then no such delivery exists.
 
 use std::time::Duration;
 
@@ -18,64 +19,67 @@ use crate::connection::{Error, request};
 use crate::consumer::prefetch::Change;
 use crate::consumer::{ConsumerState, suspects};
 
-/// Whether deliveries come.
+/// Whether the consumer gets deliveries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// They do.
+    /// It is registered; finished deliveries are acknowledged.
     Consuming,
-    /// They do until the prefetch is full, since nothing is acknowledged.
+    /// It is registered; nothing is acknowledged, until the prefetch is full or the queue is empty.
     FillingPrefetch(AfterCancel, PrefetchFill),
-    /// The consumer is cancelled; what the broker had sent before is still coming in.
+    /// It is cancelled; deliveries that RabbitMQ sent before are still received.
     Cancelled(AfterCancel),
-    /// Nothing comes any more; what came is being finished.
+    /// Its stream has ended; received deliveries are being finished.
     Stopped(AfterCancel),
 }
 
-/// Since when a consumer fills.
+/// Since when the prefetch is being filled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PrefetchFill {
     began: Instant,
-    last_came: Instant,
+    last_delivery: Instant,
 }
 
 /// What a consumer is cancelled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AfterCancel {
-    /// To consume with a larger prefetch.
+    /// To register with a larger prefetch.
     GrowPrefetch,
-    /// To consume with a smaller one, when what came is finished: there may be no room for more.
+    /// To register with a smaller prefetch, once all received deliveries are finished: with them the
+    /// byte limit may be reached.
     ShrinkPrefetch,
-    /// To take suspects, while nothing else is under way.
-    TakeSuspects,
-    /// To leave.
+    /// To handle suspects, while nothing else is being handled.
+    HandleSuspects,
+    /// To drain for a shutdown.
     Shutdown,
-    /// To be built anew: the broker itself cancelled it. What came may be nowhere else any more.
+    /// To reconnect: RabbitMQ cancelled the consumer. Received deliveries are finished first, because
+    /// with a deleted queue RabbitMQ has no other copy of them.
     Reconnect,
 }
 
-/// A consumer to which nothing came for so long, though it has room, has all that there is: much
-/// longer than a delivery takes from queue to consumer, on a busy machine too.
-const QUIET: Duration = Duration::from_millis(200);
-/// Where messages only trickle in, so much is enough: of what comes then, at most one is on its way.
+/// After this time without a delivery, while the prefetch is not full, the queue is taken as empty. A
+/// delivery takes much less from queue to consumer, also on a busy machine.
+const IDLE_LIMIT: Duration = Duration::from_millis(200);
+/// The most time for filling the prefetch. It applies when single messages arrive more often than
+/// [`IDLE_LIMIT`]; then at most one of them is being sent at the cancel.
 const FILL_LIMIT: Duration = Duration::from_secs(1);
 
 impl PrefetchFill {
     fn begin() -> Self {
         let began = Instant::now();
-        Self { began, last_came: began }
+        Self { began, last_delivery: began }
     }
 
-    pub(super) fn came(&mut self, at: Instant) {
-        self.last_came = at;
+    pub(super) fn on_delivery(&mut self, at: Instant) {
+        self.last_delivery = at;
     }
 
     fn ends(&self) -> Instant {
-        (self.last_came + QUIET).min(self.began + FILL_LIMIT)
+        (self.last_delivery + IDLE_LIMIT).min(self.began + FILL_LIMIT)
     }
 }
 
 impl<H: Handler> Session<H> {
-    /// Cancels the consumer as soon as that gives nothing back.
+    /// Cancels the consumer once no delivery would be requeued by it.
     pub(super) fn cancel_for(&mut self, next: AfterCancel) {
         self.phase = match self.phase {
             Phase::Consuming => Phase::FillingPrefetch(next, PrefetchFill::begin()),
@@ -88,21 +92,24 @@ impl<H: Handler> Session<H> {
         }
     }
 
-    /// Cancels the consumer. Deliveries that were under way arrive before RabbitMQ's answer, so they
-    /// are taken while it is waited for.
+    /// Cancels the consumer at once. Deliveries that RabbitMQ sent before its reply are received while
+    /// the reply is awaited.
     pub(super) fn cancel_now_for(&mut self, next: AfterCancel) {
         if matches!(self.phase, Phase::Consuming | Phase::FillingPrefetch(..)) {
             let (channel, consumer) = (self.channel.clone(), self.stream.tag());
-            self.send(async move {
+            self.send_request(async move {
                 let cancel = channel.basic_cancel(consumer, BasicCancelOptions::default());
-                Report::Sent(request("cancel the consumer", cancel).await.map_err(End::Failed))
+                Report::RequestSent(
+                    request("cancel the consumer", cancel).await.map_err(End::Failed),
+                )
             });
             self.phase = Phase::Cancelled(next);
         }
         self.cancel_for(next);
     }
 
-    /// Cancels a consumer that is full or has all that there is. Says until when it waits for more.
+    /// Cancels the consumer if the prefetch is full or the queue is empty. Otherwise returns when it is
+    /// cancelled at the latest.
     pub(super) async fn cancel_if_filled(&mut self) -> Result<Option<Instant>, End> {
         let Phase::FillingPrefetch(next, fill) = self.phase else { return Ok(None) };
         let has_room = self.unacked.len() < usize::from(self.registered);
@@ -114,16 +121,17 @@ impl<H: Handler> Session<H> {
         Ok(None)
     }
 
-    /// The stream has ended: as it should after a cancel, or because the broker ended it.
+    /// The stream has ended: after a cancel of this session, or because RabbitMQ cancelled the consumer.
     pub(super) async fn stream_ended(&mut self) -> Result<(), End> {
+        self.log_requeued_over_byte_limit();
         match self.phase {
-            // During a hold it takes no more than it has.
+            // During a hold no new consumer is registered.
             Phase::Cancelled(AfterCancel::GrowPrefetch) if self.hold.is_none() => {
                 self.consume_again().await
             }
             Phase::Cancelled(next) | Phase::FillingPrefetch(next, _) => {
                 self.phase = Phase::Stopped(next);
-                // What was finished while it filled: nothing else would send it now.
+                // The deliveries that were finished while the prefetch was being filled.
                 self.send_acknowledgements().await
             }
             Phase::Consuming => {
@@ -138,9 +146,10 @@ impl<H: Handler> Session<H> {
     }
 
     pub(super) fn change_prefetch_if_worthwhile(&mut self) {
-        let steady = self.phase == Phase::Consuming && self.hold.is_none();
-        if let Some(change) = steady.then(|| self.prefetch.changes()).flatten() {
-            self.shared.observer.prefetch_changes(self.prefetch.current());
+        let may_change = self.phase == Phase::Consuming && self.hold.is_none();
+        if let Some(change) = may_change.then(|| self.prefetch.change()).flatten() {
+            let (from, to) = (self.registered, self.prefetch.current());
+            self.shared.observer.prefetch_changed(from, to, &self.shared.settings);
             self.cancel_for(match change {
                 Change::Grows => AfterCancel::GrowPrefetch,
                 Change::Shrinks => AfterCancel::ShrinkPrefetch,
@@ -148,7 +157,7 @@ impl<H: Handler> Session<H> {
         }
     }
 
-    /// Once everything that came is acknowledged, does what the consumer was cancelled for.
+    /// Once all received deliveries are acknowledged, does what the consumer was cancelled for.
     pub(super) async fn act_after_cancel(
         &mut self,
         shutdown: &CancellationToken,
@@ -160,19 +169,19 @@ impl<H: Handler> Session<H> {
             Phase::Stopped(AfterCancel::GrowPrefetch | AfterCancel::ShrinkPrefetch) => {
                 self.consume_again().await
             }
-            Phase::Stopped(AfterCancel::TakeSuspects) => {
-                suspects::take_turn(&self.shared, &self.connection, shutdown).await?;
+            Phase::Stopped(AfterCancel::HandleSuspects) => {
+                suspects::handle_suspects(&self.shared, &self.connection, shutdown).await?;
                 if shutdown.is_cancelled() {
                     return Err(End::Drained);
                 }
-                self.last_look_at_suspects = Instant::now();
+                self.last_suspect_check = Instant::now();
                 self.consume_again().await
             }
             Phase::Consuming | Phase::FillingPrefetch(..) | Phase::Cancelled(_) => Ok(()),
         }
     }
 
-    /// What the consumer is doing when it holds nothing for a store.
+    /// The state of the consumer outside a hold.
     pub(super) fn state(&self) -> ConsumerState {
         match self.phase {
             _ if self.is_shutting_down() => ConsumerState::Draining,
@@ -200,7 +209,8 @@ impl<H: Handler> Session<H> {
     }
 }
 
-/// Registers a consumer. The prefetch counts for it alone, and cannot be changed while it lives.
+/// Registers a consumer. The prefetch applies to this consumer and cannot be changed later
+/// (`basic.qos` with `global: false`).
 pub(super) async fn consume(
     channel: &lapin::Channel,
     queue: &'static str,
