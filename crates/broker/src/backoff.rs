@@ -1,14 +1,14 @@
-//! How long to wait between tries while something is away: growing, jittered, never above two
-//! seconds, never giving up.
+//! The pauses between tries while something is unavailable: growing, with jitter, at most 2 s, without an
+//! end.
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 
-/// The first pause. Shorter than a restart of anything, long enough not to hammer.
+/// The first pause: shorter than the restart of a server, long enough to cause little load.
 const FIRST: Duration = Duration::from_millis(50);
-/// The longest pause before jitter, which adds up to as much again: so at most 2 s. Whatever comes
-/// back is noticed well within 5 s.
+/// The longest pause without jitter. Jitter adds up to the same amount, so a pause is at most 2 s, and a
+/// recovery is noticed within 5 s.
 const LONGEST: Duration = Duration::from_secs(1);
 
 /// An endless sequence of pauses.

@@ -1,11 +1,10 @@
-//! Connections to RabbitMQ: several addresses, bounded waiting, and a name that operators recognise.
+//! Connections to RabbitMQ: several addresses, bounded waits, and a connection name for operators.
 //!
-//! Nothing here reconnects behind anybody's back: a connection that is gone stays gone, and whoever
-//! owned it builds a new one, because only the owner knows what was in flight. Every wait has a
-//! limit, the handshake's too: a server that accepts and then says nothing would otherwise keep a
-//! thread and a socket for ever.
+//! A closed connection is not recovered. Its owner opens a new one, because only the owner knows what
+//! was in flight. Every wait has a limit, also the handshake: a server that accepts a connection and
+//! sends nothing would otherwise occupy a thread and a socket for ever.
 //!
-//! Passwords never leave this file: errors and log lines know an address by host and port.
+//! Errors and log lines name an address by host and port, never with its credentials.
 
 use std::fmt;
 use std::io;
@@ -20,25 +19,25 @@ use lapin::tcp::TLSConfig;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, ConnectionProperties};
 
-/// How often each side says that it is alive. RabbitMQ gives a silent connection up after two to
-/// three of these, 16 to 24 s, and only then delivers its messages to somebody else: a fleet is
-/// to be whole 25 s after a silent cut.
+/// The heartbeat interval. RabbitMQ closes a connection without traffic after two to three intervals, 16
+/// to 24 s, and only then requeues its messages. The goal is a working fleet 25 s after a network
+/// failure.
 const HEARTBEAT_SECONDS: u16 = 8;
-/// For one address to accept and finish TLS. A node that is up does it in milliseconds.
+/// The limit for TCP and TLS to one address. A node that is up needs milliseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// For one address to get through the whole AMQP handshake.
+/// The limit for the whole AMQP handshake with one address.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// For an answer to any request on an open connection. A node under load takes less than a second;
-/// a queue that elects its leader takes a few.
+/// The limit for the reply to a request on an open connection. A node under load needs less than a
+/// second; a queue that elects its leader needs a few seconds.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// The largest frame on a connection that carries no messages, in bytes: the least that there may be
-/// (RabbitMQ 4.1, `initial_frame_max`). lapin keeps memory for 64 frames of each connection, 8 MiB
-/// with RabbitMQ's default.
+/// The largest frame on a connection that carries no messages, in bytes: the smallest allowed value
+/// (RabbitMQ 4.1, `initial_frame_max`). lapin allocates 64 frames per connection, which is 8 MiB with
+/// RabbitMQ's default.
 const REQUEST_FRAME_BYTES: u32 = 8192;
-/// For a polite goodbye before the socket is closed anyway.
+/// The limit for the closing handshake. After it the socket is closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The nodes of one RabbitMQ cluster, and as whom this process connects.
+/// The addresses of one RabbitMQ cluster, and the connection name of this process.
 #[derive(Clone)]
 pub struct Endpoints {
     inner: Arc<Inner>,
@@ -47,72 +46,73 @@ pub struct Endpoints {
 struct Inner {
     addresses: Vec<AMQPUri>,
     process: String,
-    /// The address that worked last.
+    /// The index of the address that was connected last.
     preferred: AtomicUsize,
 }
 
-/// Why a list of addresses cannot be used. Does not repeat the text, which may hold a password.
+/// Why a list of addresses is invalid. It does not contain the text, which may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAddress {
     /// The list is empty.
-    #[error("no RabbitMQ address given; one looks like amqp://user:password@host:5672/vhost")]
+    #[error("no RabbitMQ address given; the form is amqp://user:password@host:5672/vhost")]
     Empty,
     /// An address is not an AMQP URL.
     #[error(
         "address {position} of the RabbitMQ addresses is not an amqp:// or amqps:// URL: {why}"
     )]
     Malformed {
-        /// Which one, from 1.
+        /// Its position in the list, from 1.
         position: usize,
         /// What is wrong with it.
         why: String,
     },
 }
 
-/// Something went wrong between this process and RabbitMQ.
+/// A failed connection or request to RabbitMQ.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// None of the addresses let us in.
+    /// No address accepted the connection.
     #[error("cannot connect to RabbitMQ at {tried}")]
     Connect {
         /// The addresses, without credentials.
         tried: String,
-        /// What the last one said.
+        /// The error of the last address.
         #[source]
         source: lapin::Error,
     },
     /// A request failed, or the connection under it.
-    #[error("RabbitMQ failed to {what}")]
+    #[error("RabbitMQ request failed: {what}")]
     Request {
-        /// What was asked for.
+        /// What was requested, such as `open a channel`.
         what: &'static str,
-        /// What the client library said.
+        /// The error of the client library.
         #[source]
         source: lapin::Error,
     },
-    /// No answer came in time.
-    #[error("RabbitMQ did not {what} within {} s", limit.as_secs())]
+    /// There was no reply within the limit.
+    #[error("RabbitMQ request timed out after {} s: {what}", limit.as_secs_f64())]
     TimedOut {
-        /// What was asked for.
+        /// What was requested.
         what: &'static str,
-        /// How long we waited.
+        /// The limit.
         limit: Duration,
     },
 }
 
-/// An open connection. Dropping it closes the socket at once: the broker then requeues what was not
-/// acknowledged, instead of waiting for heartbeats that still come.
+/// An open connection. Dropping it closes the socket at once, and RabbitMQ requeues what was not
+/// acknowledged. Otherwise lapin would keep
+/// sending heartbeats, and the messages would stay unacknowledged.
 pub struct Connection {
     amqp: lapin::Connection,
     socket: Socket,
 }
 
 impl Endpoints {
-    /// Parses one URL, or several with commas between them (the nodes of one cluster). `process` is
-    /// the name under which operators see the connections.
+    /// Parses one URL, or several separated by commas (the nodes of one cluster). `process` is the first
+    /// part of the connection name.
     ///
     /// # Errors
-    /// There is no address, or one is malformed.
+    /// There is no address, or one is not an AMQP URL.
     pub fn parse(urls: &str, process: &str) -> Result<Self, InvalidAddress> {
         let urls = urls.split(',').map(str::trim).filter(|url| !url.is_empty());
         let addresses = urls.enumerate().map(|(at, url)| {
@@ -129,17 +129,17 @@ impl Endpoints {
         Ok(Self { inner: Arc::new(Inner { addresses, process: process.to_owned(), preferred }) })
     }
 
-    /// Connects to the first address that lets us in, beginning with the one that did so last.
-    /// `purpose` distinguishes the connections of one process.
+    /// Connects to the first address that accepts the connection. The address that was connected last is
+    /// tried first. `purpose` is the second part of the connection name.
     ///
     /// # Errors
-    /// No address did.
+    /// No address accepted the connection.
     pub async fn connect(&self, purpose: &str) -> Result<Connection, Error> {
         self.connect_to(&self.inner.addresses, purpose).await
     }
 
-    /// [`Self::connect`] for requests alone: nothing may be consumed or published mandatory on this
-    /// connection, since the headers of a message may need a larger frame.
+    /// [`Self::connect`] with small frames, for requests alone. Do not consume or publish on this
+    /// connection: the headers of a message may need a larger frame.
     pub(crate) async fn connect_for_requests(&self, purpose: &str) -> Result<Connection, Error> {
         let mut addresses = self.inner.addresses.clone();
         for address in &mut addresses {
@@ -183,14 +183,14 @@ impl fmt::Debug for Endpoints {
 }
 
 impl Error {
-    /// How it is to be treated: whatever RabbitMQ fails at is the weather, never a message's fault.
+    /// How the failure is treated: always as unavailable, because no message is at fault.
     #[must_use]
     pub fn class(&self) -> FailureClass {
         FailureClass::Unavailable
     }
 
-    /// Whether the client library could not read what the broker sent: a property of a message that
-    /// is not UTF-8, most likely. It gives the whole connection up for that.
+    /// Whether the client library could not parse what RabbitMQ sent, most likely a message property that
+    /// is not UTF-8. It closes the connection for that.
     pub(crate) fn is_unreadable(&self) -> bool {
         let (Self::Connect { source, .. } | Self::Request { source, .. }) = self else {
             return false;
@@ -198,7 +198,7 @@ impl Error {
         matches!(source.kind(), lapin::ErrorKind::ParsingError(_))
     }
 
-    /// The broker's own words, where it sent some: a code such as 404 or 406 and a text.
+    /// RabbitMQ's reply code (such as 404 or 406) and reply text, if it sent them.
     pub(crate) fn reply(&self) -> Option<(u16, String)> {
         let (Self::Connect { source, .. } | Self::Request { source, .. }) = self else {
             return None;
@@ -219,116 +219,116 @@ impl From<Error> for Unavailable {
 }
 
 impl Connection {
-    /// A fresh channel.
+    /// Opens a channel.
     pub(crate) async fn channel(&self) -> Result<lapin::Channel, Error> {
         request("open a channel", self.open_channel()).await
     }
 
-    /// A fresh channel, for those who limit the wait themselves.
+    /// Opens a channel without a limit; the caller limits the wait.
     pub(crate) fn open_channel(&self) -> impl Future<Output = lapin::Result<lapin::Channel>> {
         self.amqp.create_channel()
     }
 
-    /// Whether the broker stopped reading from this connection (memory or disk alarm).
+    /// Whether RabbitMQ blocks this connection (memory or disk alarm).
     pub(crate) fn is_blocked(&self) -> bool {
         self.amqp.status().blocked()
     }
 
-    /// Whether it can still be used, as far as is known here.
+    /// Whether the connection is open, as far as lapin knows.
     pub(crate) fn is_open(&self) -> bool {
         self.amqp.status().connected()
     }
 
-    /// Says goodbye, waits for the answer a moment, and closes the socket.
+    /// Closes the connection with the AMQP handshake, for at most 2 s, and then the socket.
     pub(crate) async fn close(self) {
-        let goodbye = self.amqp.close(200, "goodbye".into());
-        if let Ok(Err(error)) = tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await {
-            tracing::debug!(error = %error, "the connection to RabbitMQ was gone before its goodbye");
+        let close = self.amqp.close(200, "closed by client".into());
+        if let Ok(Err(error)) = tokio::time::timeout(CLOSE_TIMEOUT, close).await {
+            tracing::debug!(error = %error, "the connection to RabbitMQ failed before it was closed");
         }
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.socket.shut();
+        self.socket.close();
     }
 }
 
-/// Waits for an answer, but not for ever.
+/// Waits for a reply, for at most 10 s.
 pub(crate) async fn request<T>(
     what: &'static str,
-    answer: impl Future<Output = lapin::Result<T>>,
+    reply: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, Error> {
-    request_within(REQUEST_TIMEOUT, what, answer).await
+    request_within(REQUEST_TIMEOUT, what, reply).await
 }
 
-/// Waits for an answer, but no longer than this.
+/// Waits for a reply, for at most `limit`.
 pub(crate) async fn request_within<T>(
     limit: Duration,
     what: &'static str,
-    answer: impl Future<Output = lapin::Result<T>>,
+    reply: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, Error> {
-    match tokio::time::timeout(limit, answer).await {
-        Ok(Ok(answer)) => Ok(answer),
+    match tokio::time::timeout(limit, reply).await {
+        Ok(Ok(reply)) => Ok(reply),
         Ok(Err(source)) => Err(Error::Request { what, source }),
         Err(_) => Err(Error::TimedOut { what, limit }),
     }
 }
 
-/// A second handle on the socket that lapin owns, to close it when lapin would wait.
+/// A second handle of the socket that lapin owns, to close it without waiting for lapin.
 #[derive(Clone, Default)]
 struct Socket(Arc<Mutex<Option<std::net::TcpStream>>>);
 
 impl Socket {
-    fn keep(&self, socket: std::net::TcpStream) {
+    fn set(&self, socket: std::net::TcpStream) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
     }
 
-    fn shut(&self) {
+    fn close(&self) {
         if let Some(socket) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // Fails only where the other side closed it first.
+            // Shutting down fails only when the other side closed the socket first.
             drop(socket.shutdown(Shutdown::Both));
         }
     }
 }
 
 async fn open(address: AMQPUri, name: String) -> lapin::Result<Connection> {
-    // Recovery stays off (lapin's default): it gives up after 16 tries and cannot know what was in
+    // lapin's recovery stays off (its default): it stops after 16 tries and does not know what was in
     // flight.
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let socket = Socket::default();
-    let kept = socket.clone();
+    let shared = socket.clone();
     let runtime = lapin::runtime::default_runtime()?;
-    // The closure runs on lapin's own thread, once: without recovery there is no second time.
+    // The closure runs once, on lapin's own thread: without recovery it is not called again.
     let handshake = lapin::Connection::connector(
         address,
         runtime,
         async move |address: AMQPUri, runtime| {
             let (host, port) = (address.authority.host.as_str(), address.authority.port);
-            let dial = async {
+            let connect = async {
                 let found: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
                 let stream = AsyncTcpStream::connect(&runtime, found.as_slice()).await?;
                 if let AsyncTcpStream::Plain(plain) = &stream {
-                    kept.keep(plain.get_ref().as_fd().try_clone_to_owned()?.into());
+                    shared.set(plain.get_ref().as_fd().try_clone_to_owned()?.into());
                 }
                 match address.scheme {
                     AMQPScheme::AMQP => Ok(stream),
                     AMQPScheme::AMQPS => stream.into_tls(host, TLSConfig::default()).await,
                 }
             };
-            let dialled = tokio::time::timeout(CONNECT_TIMEOUT, dial).await;
-            dialled.unwrap_or_else(|_| Err(timed_out())).map_err(lapin::Error::from)
+            let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect).await;
+            connected.unwrap_or_else(|_| Err(timed_out())).map_err(lapin::Error::from)
         },
         properties,
     );
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
         Ok(Ok(amqp)) => Ok(Connection { amqp, socket }),
         Ok(Err(error)) => {
-            socket.shut();
+            socket.close();
             Err(error)
         }
         Err(_) => {
-            socket.shut();
+            socket.close();
             Err(timed_out().into())
         }
     }
@@ -343,7 +343,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn several_addresses_are_one_cluster() {
+    fn addresses_separated_by_commas_are_one_cluster() {
         let endpoints =
             Endpoints::parse("amqp://a:1/x, amqps://u:p@b/y ,", "message-save-worker").unwrap();
         assert_eq!(endpoints.to_string(), "a:1, b:5671");
@@ -358,17 +358,17 @@ mod tests {
     }
 
     #[test]
-    fn nothing_printable_holds_a_password() {
+    fn neither_display_nor_debug_contains_a_password() {
         let endpoints = Endpoints::parse("amqp://user:hunter2@host:5672/v", "p").unwrap();
         assert_eq!(format!("{endpoints} {endpoints:?}"), "host:5672 Endpoints(host:5672)");
     }
 
     #[tokio::test]
-    async fn nobody_listening_is_an_error_that_names_the_addresses() {
-        // Port 9 (discard) is not served here; the connection is refused at once.
+    async fn a_refused_connection_is_an_error_that_names_the_addresses() {
+        // Nothing listens on port 9 (discard); the connection is refused at once.
         let endpoints = Endpoints::parse("amqp://user:hunter2@127.0.0.1:9", "p").unwrap();
         let Err(error) = endpoints.connect("test").await else {
-            panic!("something answered on port 9");
+            panic!("something listens on port 9");
         };
         assert_eq!(error.to_string(), "cannot connect to RabbitMQ at 127.0.0.1:9");
         assert_eq!(error.class(), FailureClass::Unavailable);

@@ -1,9 +1,9 @@
-//! A dead letter that was kept: what its properties and headers say once they are JSON, and the message
-//! that sends it back.
+//! A stored dead letter: its properties and headers, read from JSON, and the message that replays it.
 //!
-//! The headers were kept as they came, so the same rule holds as for a delivery: ours count only where
-//! the message never came through an exchange to which agents publish. Nothing of what RabbitMQ or an
-//! agent wrote goes back with it; a copied `x-death` would make a retry queue drop the message.
+//! The headers are stored as they were received. So the rule for deliveries applies: our headers are
+//! trusted only if the message never passed an exchange to which agents publish. A replay carries no
+//! header of RabbitMQ or of an agent except the trace; a copied `x-death` would make a retry queue drop
+//! the message.
 
 use domain::envelope::{Envelope, Resolved};
 use serde_json::{Map, Value};
@@ -11,11 +11,11 @@ use uuid::Uuid;
 
 use crate::Publication;
 use crate::delivery::{
-    MAX_TRACEPARENT_BYTES, MAX_TRACESTATE_BYTES, TRACEPARENT, TRACESTATE, dies_in_the_fleet,
+    MAX_TRACEPARENT_BYTES, MAX_TRACESTATE_BYTES, TRACEPARENT, TRACESTATE, is_fleet_death,
 };
 use crate::fleet_headers::{FleetHeaders, Origin};
 
-/// A kept dead letter.
+/// A stored dead letter.
 #[derive(Debug, Clone, Copy)]
 pub struct StoredDeadLetter<'a> {
     /// Its id.
@@ -24,24 +24,24 @@ pub struct StoredDeadLetter<'a> {
     pub exchange: &'a str,
     /// The routing key with which it was first published.
     pub routing_key: &'a str,
-    /// Its AMQP properties, by their names.
+    /// Its AMQP properties, as a JSON object by their names.
     pub properties: &'a Value,
-    /// All its headers.
+    /// All its headers, as a JSON object.
     pub headers: &'a Value,
 }
 
 impl<'a> StoredDeadLetter<'a> {
-    /// Its way so far, as far as that is believed.
+    /// Its fleet headers; the default when they are not trusted.
     #[must_use]
     pub fn fleet_headers(&self) -> FleetHeaders {
         let Some(headers) = self.headers.as_object() else { return FleetHeaders::default() };
         let deaths = headers.get("x-death").and_then(Value::as_array).into_iter().flatten();
-        let mut ours = deaths.map(|death| {
+        let mut by_fleet = deaths.map(|death| {
             let [exchange, queue, reason] =
                 ["exchange", "queue", "reason"].map(|name| death.get(name)?.as_str());
-            dies_in_the_fleet(exchange?, queue?, reason?).then_some(())
+            is_fleet_death(exchange?, queue?, reason?).then_some(())
         });
-        if !ours.all(|it| it.is_some()) {
+        if !by_fleet.all(|it| it.is_some()) {
             return FleetHeaders::default();
         }
         let ours = headers.iter().filter(|(name, _)| FleetHeaders::owns(name));
@@ -49,7 +49,7 @@ impl<'a> StoredDeadLetter<'a> {
         FleetHeaders::from_headers(&ours)
     }
 
-    /// What its transport says about the action, without what an earlier attempt made of it.
+    /// Its AMQP properties as an envelope, without the identity resolved by an earlier attempt.
     #[must_use]
     pub fn envelope(&self) -> Envelope<'a> {
         Envelope {
@@ -62,7 +62,7 @@ impl<'a> StoredDeadLetter<'a> {
         }
     }
 
-    /// The message that sends it back to a queue, past all exchanges, as what it is resolved to.
+    /// The message that replays it to a queue through the default exchange, with the resolved identity.
     #[must_use]
     pub fn replay(&self, body: Vec<u8>, queue: &str, resolved: Option<Resolved>) -> Publication {
         let envelope = self.envelope();
@@ -80,9 +80,9 @@ impl<'a> StoredDeadLetter<'a> {
             anonymous: envelope.message_id.is_none(),
             ..self.fleet_headers().replayed(self.id)
         };
-        let fresh = Publication::to_queue(queue, body);
+        let new = Publication::to_queue(queue, body);
         Publication {
-            message_id: owned(envelope.message_id).unwrap_or_else(|| fresh.message_id.clone()),
+            message_id: owned(envelope.message_id).unwrap_or_else(|| new.message_id.clone()),
             content_type: owned(self.property("content_type")),
             timestamp: envelope.timestamp,
             correlation_id: owned(envelope.correlation_id),
@@ -90,7 +90,7 @@ impl<'a> StoredDeadLetter<'a> {
             traceparent: trace(TRACEPARENT, MAX_TRACEPARENT_BYTES),
             tracestate: trace(TRACESTATE, MAX_TRACESTATE_BYTES),
             fleet_headers,
-            ..fresh
+            ..new
         }
     }
 
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// A dead letter that RabbitMQ made of what an agent had published with headers of its own.
+    /// The replay of a dead letter with these properties and headers.
     fn replayed(properties: &Value, headers: &Value) -> Publication {
         let dead_letter = StoredDeadLetter {
             id: Uuid::from_u128(7),
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_others_wrote_goes_back_but_the_trace() {
+    fn a_replay_carries_no_foreign_header_but_the_trace() {
         let headers = json!({
             "x-death": [{"queue": "q", "exchange": "domain.actions", "reason": "delivery_limit"}],
             "x-first-death-queue": "q", "x-delivery-count": 100, "CC": ["elsewhere"],
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_fleet_wrote_counts_also_after_a_retry() {
+    fn fleet_headers_are_trusted_after_a_retry() {
         let headers = json!({
             "x-death": [{"queue": "domain.retry.1000", "exchange": "domain.retry.1000", "reason": "expired"}],
             "x-verbatim-replays": 1, "x-verbatim-attempt": 4, "x-verbatim-reasons": ["broken"],

@@ -1,11 +1,11 @@
-//! A message as it came from a queue, in the fleet's own terms.
+//! A message as delivered by a queue.
 //!
-//! The routing key of a delivery is not always that of its action: a retry comes back with its home
-//! queue as routing key, a dead letter with the name of its queue. What it was first published with
-//! is in our headers, or in the `x-death` that RabbitMQ wrote.
+//! The routing key of a delivery is not always that of its action: a retry has the name of its own queue
+//! as routing key, a dead letter the name of its dead-letter queue. The first exchange and routing key
+//! are in our headers, or in the `x-death` header that RabbitMQ wrote.
 //!
-//! Invariant: our headers count only on messages that never came through an exchange to which
-//! agents publish, so that an agent cannot forge an identity or a validated user.
+//! Invariant: our headers are trusted only on messages that never passed an exchange to which agents
+//! publish, so that an agent cannot forge an identity or a validated user.
 
 use std::borrow::Cow;
 
@@ -20,54 +20,55 @@ use crate::fleet_headers::{self, DeadLetterInfo, FleetHeaders, Origin};
 use crate::topology::RetryQueue;
 use crate::wire;
 
-/// A message that was delivered and not yet settled. What its properties and headers say is read when
-/// somebody asks: of most messages nobody wants to know more than the identifying ones.
+/// A message that was delivered and is not settled. Its properties and headers are read on demand, because
+/// for most messages only the identifying properties are needed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Delivery {
-    /// The body, as it was sent.
+    /// The body, as published.
     pub body: Vec<u8>,
-    /// When this delivery arrived here. What a first attempt saw is in its journey.
+    /// When this delivery was received. The time of the first attempt is in
+    /// [`FleetHeaders::resolved`].
     pub received_at: Timestamp,
-    /// Whether the broker says that it was delivered before.
+    /// The `redelivered` flag of AMQP: RabbitMQ may have delivered it before.
     pub redelivered: bool,
     exchange: ShortString,
     routing_key: ShortString,
     properties: BasicProperties,
-    /// Boxed, because hardly any message has had one.
+    /// Boxed, because few messages have our headers.
     fleet_headers: Option<Box<FleetHeaders>>,
 }
 
-/// A death of a message, in RabbitMQ's words.
+/// An entry of RabbitMQ's `x-death` header: one dead-lettering of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Death {
-    /// The queue in which it died.
+    /// The queue that dead-lettered it.
     pub queue: String,
     /// `rejected`, `expired`, `maxlen` or `delivery_limit`.
     pub reason: String,
-    /// How often it died there for that reason.
+    /// How often this queue dead-lettered it for this reason.
     pub count: u64,
     /// The exchange to which it had been published.
     pub exchange: String,
     /// The routing key with which it had been published.
     pub routing_key: String,
-    /// When it died there first, in seconds since 1970.
+    /// When this queue first dead-lettered it for this reason, in seconds since 1970.
     pub at_seconds: Option<u64>,
 }
 
 pub(crate) const TRACEPARENT: &str = "traceparent";
 pub(crate) const TRACESTATE: &str = "tracestate";
 
-/// The longest `traceparent` that is taken over, in bytes. Version 00 has 55 (W3C Trace Context,
+/// The longest `traceparent` that is copied, in bytes. Version 00 has 55 (W3C Trace Context,
 /// 3.2.2); later versions may append to it.
 pub(crate) const MAX_TRACEPARENT_BYTES: usize = 128;
-/// The longest `tracestate` that is taken over, in bytes: what W3C Trace Context (3.3.1.5) wants
-/// propagated at least. Beyond it a trace loses its vendor part, which nothing here needs; a copy
-/// that does not fit into a frame would hold up its queue.
+/// The longest `tracestate` that is copied, in bytes: the least that W3C Trace Context (3.3.1.5) wants
+/// propagated. A longer one is dropped, because nothing here needs it, and a copy whose headers do not
+/// fit into a frame could not be published.
 pub(crate) const MAX_TRACESTATE_BYTES: usize = 512;
 
 impl Delivery {
-    /// A delivery that nobody has seen before, as an agent's publish causes it. A property that AMQP
-    /// has no room for is left out.
+    /// A first delivery, as after an agent's publish to [`ACTIONS`](crate::topology::ACTIONS). A property
+    /// that is too long for AMQP is left out.
     #[must_use]
     pub fn published(
         action_type: &str,
@@ -109,20 +110,21 @@ impl Delivery {
         }
     }
 
-    /// The same with another journey.
+    /// The same delivery with these fleet headers.
     #[must_use]
     pub fn with_fleet_headers(mut self, fleet_headers: FleetHeaders) -> Self {
         self.fleet_headers = Some(Box::new(fleet_headers));
         self
     }
 
-    /// Its way so far: attempt, history, replays, verdict.
+    /// Its fleet headers: attempt, history, replays, dead-letter info. The default if it has none that
+    /// are trusted.
     #[must_use]
     pub fn fleet_headers(&self) -> &FleetHeaders {
         self.fleet_headers.as_deref().unwrap_or(&fleet_headers::FIRST_ATTEMPT)
     }
 
-    /// What the transport says about the action.
+    /// Its AMQP properties and fleet headers as an envelope.
     #[must_use]
     pub fn envelope(&self) -> Envelope<'_> {
         let (properties, fleet_headers) = (&self.properties, self.fleet_headers());
@@ -137,7 +139,7 @@ impl Delivery {
         }
     }
 
-    /// Where it was first published.
+    /// The exchange and routing key of the first publish.
     #[must_use]
     pub fn origin(&self) -> Origin {
         let exchange = self.exchange.as_str();
@@ -148,11 +150,11 @@ impl Delivery {
         })
     }
 
-    /// How often it came back to this queue unsettled. Connection losses and broker restarts count
-    /// too, so it only ever chooses the lane.
+    /// How often this queue requeued it without an acknowledgement. Connection losses and broker restarts
+    /// count too, so in a work queue it only chooses the lane.
     ///
-    /// Of what never came back, RabbitMQ 3 leaves the header as it was published: by an agent, or with
-    /// the count of another queue.
+    /// 0 for a message that was not redelivered: there RabbitMQ 3 leaves the header as published, set by
+    /// an agent or with the count of another queue.
     #[must_use]
     pub fn delivery_count(&self) -> u64 {
         if !self.redelivered {
@@ -162,13 +164,13 @@ impl Delivery {
         count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0)
     }
 
-    /// The W3C trace that it belongs to; absent where it is too long to be one.
+    /// The W3C `traceparent`; `None` if it is longer than 128 bytes.
     #[must_use]
     pub fn traceparent(&self) -> Option<String> {
         wire::text(self.table()?, TRACEPARENT).filter(|text| text.len() <= MAX_TRACEPARENT_BYTES)
     }
 
-    /// The vendor part of the trace, up to the length that is propagated.
+    /// The W3C `tracestate`; `None` if it is longer than 512 bytes.
     #[must_use]
     pub fn tracestate(&self) -> Option<String> {
         wire::text(self.table()?, TRACESTATE).filter(|text| text.len() <= MAX_TRACESTATE_BYTES)
@@ -180,15 +182,15 @@ impl Delivery {
         text(self.properties.content_type())
     }
 
-    /// The dead letter's deaths as RabbitMQ wrote them down, the most recent one first. Empty for
-    /// dead letters that we made ourselves.
+    /// The entries of `x-death`, the most recent one first. Empty for dead letters that Verbatim itself
+    /// published.
     #[must_use]
     pub fn deaths(&self) -> Vec<Death> {
         self.table().map(deaths).unwrap_or_default()
     }
 
-    /// Why it is a dead letter: our own verdict, or what RabbitMQ's means in our words. None where
-    /// neither of us dead-lettered it; to expire in a retry queue is what a retry does.
+    /// Why it is a dead letter: from our headers, or derived from RabbitMQ's `x-death`. `None` if neither
+    /// says so. An expiration in a retry queue does not count: that is how a retry works.
     #[must_use]
     pub fn dead_letter_info(&self) -> Option<Cow<'_, DeadLetterInfo>> {
         if let Some(dead_letter_info) = &self.fleet_headers().dead_letter_info {
@@ -196,7 +198,8 @@ impl Delivery {
         }
         let Death { queue, reason, count, .. } =
             self.deaths().into_iter().find(|death| !is_retry_queue(&death.queue))?;
-        let detail = format!("RabbitMQ dead-lettered it from {queue} ({reason}, {count} times)");
+        let detail =
+            format!("dead-lettered by RabbitMQ from queue {queue} ({reason}, {count} times)");
         let reason = match reason.as_str() {
             "expired" => DeadLetterReason::Expired,
             "delivery_limit" => DeadLetterReason::DeliveryLimit,
@@ -205,7 +208,7 @@ impl Delivery {
         Some(Cow::Owned(DeadLetterInfo { queue, refusal: Refusal { reason, field: None, detail } }))
     }
 
-    /// All headers, for those who store or show them.
+    /// All headers as JSON, for storing and displaying.
     #[must_use]
     pub fn headers(&self) -> Map<String, Value> {
         self.table().map(wire::to_json).unwrap_or_default()
@@ -220,7 +223,7 @@ impl Delivery {
             data: mut body,
             ..
         } = delivery;
-        // lapin puts a large body together from frames, in memory that doubles as it grows.
+        // lapin appends the frames of a large body to a buffer that doubles its capacity.
         body.shrink_to_fit();
         let headers = properties.headers().as_ref();
         let fleet_headers =
@@ -238,46 +241,44 @@ fn text(property: &Option<ShortString>) -> Option<&str> {
     property.as_ref().map(ShortString::as_str)
 }
 
-/// The journey that our headers tell, if there are any and they count.
+/// Our headers, if there are any and they are trusted.
 fn trusted_fleet_headers(exchange: &str, headers: &FieldTable) -> Option<FleetHeaders> {
     let is_ours = headers.inner().keys().any(|name| FleetHeaders::owns(name.as_str()));
-    (is_ours && came_only_through_us(exchange, headers)).then(|| {
+    (is_ours && passed_only_fleet_exchanges(exchange, headers)).then(|| {
         let mut headers = wire::to_json(headers);
         headers.retain(|name, _| FleetHeaders::owns(name));
         FleetHeaders::from_headers(&headers)
     })
 }
 
-/// Whether every exchange that the message is known to have passed is one that only the fleet
-/// publishes to.
-fn came_only_through_us(exchange: &str, headers: &FieldTable) -> bool {
-    let ours = |death: &Death| dies_in_the_fleet(&death.exchange, &death.queue, &death.reason);
-    fleet_only(exchange) && deaths(headers).iter().all(ours)
+/// Whether only the fleet publishes to every exchange that the message is known to have passed.
+fn passed_only_fleet_exchanges(exchange: &str, headers: &FieldTable) -> bool {
+    let by_fleet = |death: &Death| is_fleet_death(&death.exchange, &death.queue, &death.reason);
+    fleet_only(exchange) && deaths(headers).iter().all(by_fleet)
 }
 
-/// Whether an exchange is one that only the fleet publishes to: the default exchange, and those of the
-/// retry queues.
+/// Whether only the fleet publishes to this exchange: the default exchange and those of the retry
+/// queues.
 fn fleet_only(exchange: &str) -> bool {
     exchange.is_empty() || is_retry_queue(exchange)
 }
 
-/// Whether a message that died so was published by the fleet. Elsewhere than in a retry queue nothing of
-/// ours expires; and where an agent wrote down such a death beforehand, RabbitMQ 3 counts on in that
-/// entry and leaves its exchange as it was made up.
-pub(crate) fn dies_in_the_fleet(exchange: &str, queue: &str, reason: &str) -> bool {
+/// Whether an `x-death` entry is of a message that the fleet published. Messages of the fleet expire only
+/// in retry queues. If an agent publishes a forged entry for its queue and `expired`, RabbitMQ 3
+/// increments that entry and keeps its forged exchange.
+pub(crate) fn is_fleet_death(exchange: &str, queue: &str, reason: &str) -> bool {
     fleet_only(exchange) && (reason != "expired" || is_retry_queue(queue))
 }
 
-/// Whether a queue is one of those where a message waits for its next attempt; their exchanges bear the
-/// same names.
+/// Whether this is the name of a retry queue, which is also the name of its exchange.
 fn is_retry_queue(name: &str) -> bool {
     RetryQueue::ALL.iter().any(|queue| queue.name() == name)
 }
 
-/// Where a dead letter that RabbitMQ made was published first: its oldest death remembers.
+/// Where a message that RabbitMQ dead-lettered was first published: the oldest entry of `x-death`.
 ///
-/// RabbitMQ moves the dead by the default exchange here, and nowhere else (see the arguments of the
-/// topology's queues); on a message from any other exchange its sender wrote the deaths.
+/// RabbitMQ dead-letters through the default exchange here (see the arguments of the topology's queues).
+/// On a message from any other exchange its sender wrote `x-death`.
 fn first_published(exchange: &str, headers: &FieldTable) -> Option<Origin> {
     if !exchange.is_empty() {
         return None;
@@ -357,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn our_headers_count_only_on_what_the_fleet_published_itself() {
+    fn fleet_headers_are_trusted_only_on_what_the_fleet_published() {
         let from_agent = received("domain.actions", "conversation.save_message", forged());
         assert_eq!(from_agent.fleet_headers(), &FleetHeaders::default());
         assert_eq!(from_agent.envelope().user_id, None);
@@ -368,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn forged_headers_stay_forged_when_the_broker_moves_the_message() {
+    fn forged_headers_stay_untrusted_after_rabbitmq_dead_letters_the_message() {
         let mut headers = forged();
         let death = died_in(
             "conversation.save_message",
@@ -382,18 +383,18 @@ mod tests {
     }
 
     #[test]
-    fn a_death_that_an_agent_made_up_and_then_died_makes_no_journey_its_own() {
-        for (reason, believed) in [("expired", false), ("delivery_limit", true)] {
+    fn a_forged_expiration_does_not_make_forged_headers_trusted() {
+        for (reason, trusted) in [("expired", false), ("delivery_limit", true)] {
             let mut headers = forged();
             let death = died_in("conversation.save_message", reason, "", "state.clear");
             headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![death])));
             let dead_letter = received("", "conversation.save_message.dlq", headers);
-            assert_eq!(dead_letter.fleet_headers().attempt == 3, believed, "{reason}");
+            assert_eq!(dead_letter.fleet_headers().attempt == 3, trusted, "{reason}");
         }
     }
 
     #[test]
-    fn to_wait_for_another_attempt_is_no_verdict() {
+    fn an_expiration_in_a_retry_queue_is_no_dead_letter_info() {
         let retry = RetryQueue::HalfMinute.name();
         let waited = died_in(retry, "expired", retry, "conversation.save_message.dlq");
         let mut headers = FieldTable::default();
@@ -402,17 +403,17 @@ mod tests {
     }
 
     #[test]
-    fn the_count_of_returns_is_rabbitmqs_alone() {
+    fn a_delivery_count_is_read_only_from_redelivered_messages() {
         let mut headers = FieldTable::default();
         headers.insert("x-delivery-count".into(), AMQPValue::LongLongInt(99));
         let mut delivery = received("domain.actions", "conversation.save_message", headers);
-        assert_eq!(delivery.delivery_count(), 0, "as its agent sent it");
+        assert_eq!(delivery.delivery_count(), 0, "the header was set by its agent");
         delivery.redelivered = true;
         assert_eq!(delivery.delivery_count(), 99);
     }
 
     #[test]
-    fn deaths_that_an_agent_made_up_do_not_change_what_it_sent() {
+    fn forged_deaths_do_not_change_the_origin() {
         let death = died_in("conversation.session", "expired", "domain.actions", "state.clear");
         let mut headers = FieldTable::default();
         headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![death])));
@@ -425,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_is_taken_over_up_to_what_must_be_propagated() {
+    fn a_trace_is_copied_up_to_its_length_limits() {
         let traced = |parent: usize, state: usize| {
             let mut headers = FieldTable::default();
             let text = |bytes| AMQPValue::LongString("x".repeat(bytes).into());
@@ -439,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_letter_that_the_broker_made_tells_its_story() {
+    fn a_dead_letter_by_rabbitmq_has_its_reason_and_origin() {
         let key = "conversation.save_message";
         let deaths = vec![
             died_in(key, "delivery_limit", "", key),

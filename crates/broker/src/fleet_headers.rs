@@ -1,11 +1,10 @@
-//! What a message carries about its own way through the fleet, in headers of ours.
+//! The fleet headers: the `x-verbatim-*` headers, which carry the state of a message from copy to copy.
 //!
-//! A retry, a move or a dead letter is a copy, published anew, so everything that must survive it
-//! stands here and nowhere else. Headers that others set are never copied: a copied `x-death` makes
-//! a retry queue drop the message silently (RabbitMQ takes it for a cycle), and a copied `CC` sends
-//! it to places that nobody chose.
+//! A retry, a suspect, a dead letter and a replay are copies. Everything that a copy must keep is in these
+//! headers. Headers that others set are never copied: a copied `x-death` makes a retry queue drop the
+//! message silently (RabbitMQ takes it for a cycle), and a copied `CC` routes it to further queues.
 //!
-//! Invariant: writing a journey and reading it back gives the same journey.
+//! Invariant: fleet headers that are written and read back are equal.
 
 use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Refusal};
@@ -14,34 +13,35 @@ use domain::time::Timestamp;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-/// The way of a message so far. A fresh one has the [default](Journey::default) journey.
+/// The state that a message carries from copy to copy. A first attempt has the
+/// [default](FleetHeaders::default).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FleetHeaders {
-    /// What an earlier attempt made of it.
+    /// The identity that an earlier attempt resolved.
     pub resolved: Option<Resolved>,
-    /// Which attempt the next one is, from 1.
+    /// The number of the next attempt, from 1.
     pub attempt: u32,
-    /// What went wrong so far.
+    /// The failed attempts so far.
     pub history: History,
-    /// Where it was first published.
+    /// The exchange and routing key of the first publish.
     pub origin: Option<Origin>,
-    /// The original had no `message_id` property; the one that a copy bears is ours and gives no
-    /// identity.
+    /// The original had no `message_id` property. That of the copy was generated and does not identify
+    /// the message.
     pub anonymous: bool,
-    /// The `user_id` property of the original, which the broker checked against its connection.
+    /// The `user_id` property of the original, which RabbitMQ validated against the connection's user.
     pub validated_user: Option<String>,
-    /// How often an operator sent it back from the dead letters.
+    /// How often an operator replayed it from the dead letters.
     pub replay_count: u32,
-    /// The dead letter that it was, the last time that it was sent back.
+    /// The id of the dead letter that was last replayed.
     pub replay_of: Option<Uuid>,
     /// Why it is a dead letter, if it is one.
     pub dead_letter_info: Option<DeadLetterInfo>,
 }
 
-/// What went wrong on the way.
+/// The failed attempts of a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
-    /// The error of each failed attempt, the first one first.
+    /// The errors of the last eight failed attempts, the oldest first.
     pub reasons: Vec<String>,
     /// When the first attempt failed.
     pub first_failed_at: Option<Timestamp>,
@@ -49,7 +49,7 @@ pub struct History {
     pub last_failed_at: Option<Timestamp>,
 }
 
-/// Where a message was first published.
+/// The exchange and routing key to which a message was first published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     /// The exchange.
@@ -61,17 +61,17 @@ pub struct Origin {
 /// Why a message became a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetterInfo {
-    /// The queue whose worker decided.
+    /// The queue from which it was dead-lettered.
     pub queue: String,
-    /// The reason, the field at fault and the sentence.
+    /// The reason, the field at fault and the detail.
     pub refusal: Refusal,
 }
 
 /// The longest text that a header takes, in bytes. Headers travel in a single frame of at most
-/// 128 KiB (RabbitMQ's `frame_max`), together with everything else that a journey holds.
+/// 128 KiB (RabbitMQ's `frame_max`), together with all other fleet headers.
 const MAX_TEXT_BYTES: usize = 2048;
-/// How many errors a journey keeps. The ladder has three retries; more come only from queues that
-/// never give up, where the newest ones tell the story.
+/// How many errors the history keeps, the newest. There are three retries by default; only queues that
+/// retry for ever reach this limit.
 const MAX_REASONS: usize = 8;
 
 const PREFIX: &str = "x-verbatim-";
@@ -94,7 +94,7 @@ const INFO_REASON: &str = "x-verbatim-reason";
 const INFO_FIELD: &str = "x-verbatim-field";
 const INFO_DETAIL: &str = "x-verbatim-detail";
 
-/// The journey of a message that nobody has had yet.
+/// The fleet headers of a first attempt.
 pub(crate) static FIRST_ATTEMPT: FleetHeaders = FleetHeaders {
     resolved: None,
     attempt: 1,
@@ -120,7 +120,8 @@ impl FleetHeaders {
         header.starts_with(PREFIX)
     }
 
-    /// The journey of a dead letter that an operator sends back: what it is stays, what befell it goes.
+    /// The fleet headers of a replay of this dead letter: identity and origin stay; attempts, history and
+    /// dead-letter info are reset.
     #[must_use]
     pub fn replayed(self, dead_letter: Uuid) -> Self {
         Self {
@@ -133,7 +134,7 @@ impl FleetHeaders {
         }
     }
 
-    /// The headers that say it all; also the form in which dead letters are stored.
+    /// The headers as JSON; this is also the form in which dead letters are stored.
     #[must_use]
     pub fn to_headers(&self) -> Map<String, Value> {
         let mut headers = Headers(Map::new());
@@ -166,8 +167,8 @@ impl FleetHeaders {
         headers.0
     }
 
-    /// The journey that headers tell. A part that is missing or makes no sense counts as absent:
-    /// the message is then what it would be without that header, and nothing is lost by it.
+    /// Reads fleet headers. A header that is missing or invalid counts as absent: the message is then
+    /// handled as without that header.
     #[must_use]
     pub fn from_headers(headers: &Map<String, Value>) -> Self {
         let text = |name: &str| headers.get(name).and_then(Value::as_str);
@@ -214,7 +215,7 @@ impl FleetHeaders {
 }
 
 impl History {
-    /// Adds a failed attempt.
+    /// Adds a failed attempt, and drops the oldest error when there are eight.
     pub fn record(&mut self, reason: &str, at: Timestamp) {
         if self.reasons.len() >= MAX_REASONS {
             self.reasons.remove(0);
@@ -225,7 +226,7 @@ impl History {
     }
 }
 
-/// A header table under construction; what is absent takes no header.
+/// Headers under construction; an absent value writes no header.
 struct Headers(Map<String, Value>);
 
 impl Headers {
@@ -255,7 +256,7 @@ impl Headers {
     }
 }
 
-/// The text, cut off at a character boundary where it is too long for a header.
+/// The text, cut at a character boundary to at most 2048 bytes.
 fn shortened(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]
 }
@@ -298,14 +299,14 @@ mod tests {
     }
 
     #[test]
-    fn a_journey_survives_its_headers() {
+    fn fleet_headers_are_read_back_as_written() {
         for fleet_headers in [FleetHeaders::default(), full()] {
             assert_eq!(FleetHeaders::from_headers(&fleet_headers.to_headers()), fleet_headers);
         }
     }
 
     #[test]
-    fn a_replayed_dead_letter_keeps_what_it_is_and_loses_what_befell_it() {
+    fn a_replay_keeps_the_identity_and_resets_the_history() {
         let dead_letter = Uuid::from_u128(8);
         let replayed = full().replayed(dead_letter);
         let expected = FleetHeaders {
@@ -320,18 +321,18 @@ mod tests {
     }
 
     #[test]
-    fn a_fresh_message_needs_no_headers() {
+    fn a_first_attempt_needs_no_headers() {
         assert!(FleetHeaders::default().to_headers().is_empty());
     }
 
     #[test]
-    fn every_header_is_recognised_as_ours() {
+    fn every_fleet_header_is_recognised() {
         assert!(full().to_headers().keys().all(|name| FleetHeaders::owns(name)));
         assert!(!FleetHeaders::owns("x-death") && !FleetHeaders::owns("CC"));
     }
 
     #[test]
-    fn nonsense_in_a_header_counts_as_absent() {
+    fn an_invalid_header_counts_as_absent() {
         let mut headers = full().to_headers();
         headers.insert(ID.to_owned(), "".into());
         headers.insert(ATTEMPT.to_owned(), "many".into());
@@ -342,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn long_errors_fit_into_a_frame_and_old_ones_make_room() {
+    fn long_errors_are_cut_and_the_oldest_are_dropped() {
         let mut history = History::default();
         for n in 0..20 {
             let at = Timestamp::from_micros(n).unwrap();

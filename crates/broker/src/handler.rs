@@ -1,8 +1,8 @@
-//! What a worker supplies to the [`Consumer`](crate::Consumer): how to read a delivery and what to do
-//! with a batch of them.
+//! What a worker supplies to the [`Consumer`](crate::Consumer): how to decode a delivery and how to handle
+//! a batch.
 //!
-//! The handler decides, the loop obeys: no handler ever sees an acknowledgement, a retry queue or a
-//! dead letter, so none can settle a message before the step that makes it safe.
+//! A handler returns outcomes. The consumer acknowledges, retries and dead-letters. So a handler cannot
+//! acknowledge a message too early.
 
 use std::future::Future;
 
@@ -13,34 +13,36 @@ use crate::Delivery;
 
 /// The work of one queue.
 pub trait Handler: Send + Sync + 'static {
-    /// What a delivery means, decoded.
+    /// A decoded delivery.
     type Item: Send + Sync + 'static;
 
-    /// Reads a delivery. Pure: no I/O. A refusal becomes a dead letter; the rest of the batch goes on.
+    /// Decodes a delivery, without I/O. A refused message becomes a dead letter; the rest of the batch is
+    /// handled.
     fn decode(&self, delivery: &Delivery) -> Result<Self::Item, Refusal>;
 
-    /// What a retry or dead letter of the item must carry, so that a later attempt decides the same:
-    /// its id, its conversation and its times.
+    /// The id, conversation and times of the item, which a retry or dead letter carries, so that a later
+    /// attempt resolves the same identity.
     fn resolved(&self, _item: &Self::Item) -> Option<Resolved> {
         None
     }
 
-    /// Does the work: one outcome per item, in their order.
+    /// Handles the items. Returns one outcome per item, in their order.
     ///
-    /// May be called again with the same items: after an outage, or one by one after a panic. So
-    /// it must be idempotent for items that it has handled before.
+    /// Is called again with the same items after an outage, and with single items after a panic. So it
+    /// must be idempotent.
     ///
     /// # Errors
-    /// A store is away, and nothing can be said about any of the items. The loop keeps the batch
+    /// A dependency is unavailable, and no item has an outcome. The consumer keeps the batch
     /// unacknowledged, waits until [`probe`](Self::probe) succeeds, and calls again.
     fn handle(
         &self,
         items: &[Self::Item],
     ) -> impl Future<Output = Result<Vec<Outcome>, Unavailable>> + Send;
 
-    /// Checks cheaply whether what made [`handle`](Self::handle) fail is back.
+    /// Checks with a cheap request whether the dependency that made [`handle`](Self::handle) fail is
+    /// available again.
     ///
     /// # Errors
-    /// It is not.
+    /// It is still unavailable.
     fn probe(&self) -> impl Future<Output = Result<(), Unavailable>> + Send;
 }

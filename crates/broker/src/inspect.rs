@@ -1,4 +1,4 @@
-//! How full the queues are, as far as AMQP tells: messages ready for delivery, and consumers.
+//! The depth of the queues, as far as AMQP reports it: ready messages and consumers.
 
 use std::time::Duration;
 
@@ -8,18 +8,18 @@ use lapin::types::FieldTable;
 use crate::connection::{Connection, Endpoints, Error, request, request_within};
 use crate::topology;
 
-/// What a queue holds.
+/// The depth of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Depth {
     /// The queue.
     pub queue: &'static str,
-    /// Messages that wait for a consumer; those under way do not count.
+    /// Messages ready for delivery; unacknowledged ones do not count.
     pub ready: u32,
     /// Consumers that are registered with it.
     pub consumers: u32,
 }
 
-/// Looks at queues over one connection that it keeps.
+/// Reads the depth of queues. Keeps one connection open.
 pub struct Inspector {
     endpoints: Endpoints,
     connection: Option<Connection>,
@@ -32,10 +32,10 @@ impl Inspector {
         Self { endpoints, connection: None }
     }
 
-    /// Asks the broker whether it is there.
+    /// Checks that RabbitMQ replies to a request.
     ///
     /// # Errors
-    /// It is away.
+    /// RabbitMQ is unavailable.
     pub async fn probe(&mut self) -> Result<(), Error> {
         let connection = self.connection().await?;
         let channel = connection.channel().await?;
@@ -48,14 +48,14 @@ impl Inspector {
     /// `None`.
     ///
     /// # Errors
-    /// The broker is away.
+    /// RabbitMQ is unavailable.
     pub async fn depths(&mut self) -> Result<Vec<(&'static str, Option<Depth>)>, Error> {
         let connection = self.connection().await?;
         let mut depths = Vec::new();
         for queue in topology::queues() {
             let depth = match depth(&connection, queue.name).await {
                 Ok(depth) => Some(depth),
-                // The broker answered, and the answer was no.
+                // RabbitMQ replied with an error, such as 404: the queue does not exist.
                 Err(error) if error.reply().is_some() => None,
                 Err(error) => return Err(error),
             };
@@ -65,7 +65,8 @@ impl Inspector {
         Ok(depths)
     }
 
-    /// The connection of the last time, taken: whoever fails with it leaves none behind.
+    /// Takes the open connection, or opens one. The caller puts it back after success, so a failed one
+    /// is not used again.
     async fn connection(&mut self) -> Result<Connection, Error> {
         match self.connection.take().filter(Connection::is_open) {
             Some(connection) => Ok(connection),
@@ -74,18 +75,18 @@ impl Inspector {
     }
 }
 
-/// For a node to say how full a queue is; who is slower is as good as silent.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The limit for the reply with the depth of a queue.
+const DEPTH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The depth of one queue. Has a channel of its own, because asking for a queue that does not exist
-/// closes the channel.
+/// The depth of one queue. Opens its own channel, because RabbitMQ closes the channel when the queue does
+/// not exist.
 pub(crate) async fn depth(connection: &Connection, queue: &'static str) -> Result<Depth, Error> {
-    let ask = async {
+    let declare = async {
         let channel = connection.open_channel().await?;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let answer = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
+        let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
         channel.close(200, "done".into()).await?;
-        Ok(Depth { queue, ready: answer.message_count(), consumers: answer.consumer_count() })
+        Ok(Depth { queue, ready: declared.message_count(), consumers: declared.consumer_count() })
     };
-    request_within(ANSWER_TIMEOUT, "tell a queue's depth", ask).await
+    request_within(DEPTH_TIMEOUT, "read the depth of a queue", declare).await
 }

@@ -81,11 +81,6 @@ impl Observer {
         );
     }
 
-    /// The prefetch is lowered because a delivery exceeded the byte limit.
-    pub(super) fn byte_limit_reached(&self, prefetch: u16) {
-        self.count_prefetch_change(prefetch);
-    }
-
     /// The deliveries that exceeded the byte limit are all received and requeued.
     pub(super) fn requeued_over_byte_limit(
         &self,
@@ -105,7 +100,8 @@ impl Observer {
         );
     }
 
-    fn count_prefetch_change(&self, prefetch: u16) {
+    /// Counts a change of the prefetch, which restarts the consumer.
+    pub(super) fn count_prefetch_change(&self, prefetch: u16) {
         let (queue, cause) = (self.queue, ConsumerRestart::Prefetch);
         self.metrics.add(Counter::ConsumerRestarts { queue, cause }, 1);
         self.metrics.set(Gauge::Prefetch { queue }, f64::from(prefetch));

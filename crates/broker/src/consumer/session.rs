@@ -276,7 +276,7 @@ impl<H: Handler> Session<H> {
             self.over_byte_limit += 1;
             if self.phase != Phase::Cancelled(AfterCancel::ShrinkPrefetch) {
                 self.prefetch.overrun();
-                self.shared.observer.byte_limit_reached(self.prefetch.current());
+                self.shared.observer.count_prefetch_change(self.prefetch.current());
                 self.cancel_now_for(AfterCancel::ShrinkPrefetch);
             }
         }
