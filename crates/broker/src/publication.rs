@@ -1,8 +1,8 @@
-//! What is to be published: actions, events, and copies of deliveries.
+//! Messages to publish: actions, events, and copies of deliveries.
 //!
-//! A copy carries an allow-list: the body, its content type, the properties that identify it, our own
-//! headers and the trace. Never the broker's own headers, `CC`, `BCC`, `expiration` or `user_id`
-//! (RabbitMQ refuses a `user_id` that is not the publisher's).
+//! A copy carries the body, its content type, the identifying properties, the fleet headers and the trace.
+//! It never carries RabbitMQ's own headers, `CC`, `BCC`, `expiration` or `user_id` (RabbitMQ refuses a
+//! `user_id` that is not the publisher's).
 
 use std::borrow::Cow;
 
@@ -22,7 +22,8 @@ use crate::wire;
 /// A message to publish: always persistent, mandatory and with a message id.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Publication {
-    /// The exchange; empty for the one that routes to the queue that the routing key names.
+    /// The exchange. The empty name is the default exchange: it routes to the queue that the routing key
+    /// names.
     pub exchange: String,
     /// The routing key.
     pub routing_key: String,
@@ -38,26 +39,25 @@ pub struct Publication {
     pub correlation_id: Option<String>,
     /// The `reply_to` property.
     pub reply_to: Option<String>,
-    /// The W3C trace.
+    /// The W3C `traceparent`.
     pub traceparent: Option<String>,
-    /// The vendor part of the trace.
+    /// The W3C `tracestate`.
     pub tracestate: Option<String>,
-    /// What our headers say.
+    /// The fleet headers.
     pub fleet_headers: FleetHeaders,
 }
 
 /// The delivery mode that makes RabbitMQ write a message to disk (AMQP 0-9-1, `basic.publish`).
 const PERSISTENT: u8 = 2;
 
-/// What the headers of a message take at most, in bytes: half of RabbitMQ's default `frame_max`
-/// (128 KiB). All properties travel in one frame, and the broker closes a connection that sends a
-/// longer one, whoever else publishes on it.
+/// The largest headers of a message, in bytes: half of RabbitMQ's default `frame_max` (128 KiB). All
+/// properties are sent in one frame, and RabbitMQ closes the whole connection when a frame is longer.
 const MAX_HEADER_BYTES: usize = 64 << 10;
 
 const JSON: &str = "application/json";
 
 impl Publication {
-    /// An action, as agents publish them; the message id is fresh unless the caller sets one.
+    /// An action, as agents publish it. The message id is generated unless the caller sets one.
     #[must_use]
     pub fn action(action_type: &str, body: Vec<u8>) -> Self {
         Self::new(ACTIONS, action_type, body)
@@ -69,13 +69,13 @@ impl Publication {
         Self::new(EVENTS, event_type, body)
     }
 
-    /// A message to one queue, past all exchanges.
+    /// A message to one queue, through the default exchange.
     #[must_use]
     pub fn to_queue(queue: &str, body: Vec<u8>) -> Self {
         Self::new("", queue, body)
     }
 
-    /// A copy of a delivery for one queue, past all exchanges.
+    /// A copy of a delivery to one queue, through the default exchange.
     #[must_use]
     pub fn copy(delivery: &Delivery, queue: &str) -> Self {
         let envelope = delivery.envelope();
@@ -99,15 +99,15 @@ impl Publication {
         }
     }
 
-    /// With what an attempt made of the message, where it got so far.
+    /// With the identity that an attempt resolved; `None` keeps an earlier one.
     #[must_use]
     pub fn resolved(mut self, resolved: Option<Resolved>) -> Self {
         self.fleet_headers.resolved = resolved.or(self.fleet_headers.resolved);
         self
     }
 
-    /// With the reason why it is a dead letter, whoever said so: RabbitMQ's words for it do not come
-    /// with a copy.
+    /// With the reason of the delivery's dead-letter info. A reason that RabbitMQ gave is in `x-death`,
+    /// which is not copied.
     #[must_use]
     pub fn with_reason_of(mut self, delivery: &Delivery) -> Self {
         self.fleet_headers.dead_letter_info = delivery.dead_letter_info().map(Cow::into_owned);
@@ -121,7 +121,7 @@ impl Publication {
         self
     }
 
-    /// For another attempt: comes to its queue after the delay of `retry`.
+    /// As the next attempt: routed to its own queue after the delay of `retry`.
     #[must_use]
     pub fn delayed(mut self, retry: RetryQueue) -> Self {
         retry.name().clone_into(&mut self.exchange);
@@ -140,8 +140,8 @@ impl Publication {
         self
     }
 
-    /// The same without what its receiver can do without, so that nothing in it is too long for
-    /// AMQP. An id that is too long came from no AMQP client and identifies nothing.
+    /// The same message without optional properties, so that no property is too long for AMQP. A message
+    /// id that is too long was set by no AMQP client; it is replaced.
     pub(crate) fn minimal(&self) -> Self {
         let mut minimal = Self {
             correlation_id: None,
@@ -158,14 +158,14 @@ impl Publication {
         minimal
     }
 
-    /// The headers on the wire. Where they would be too long, the trace goes, then the errors of the
-    /// oldest attempts; the rest is bounded and stays.
+    /// The headers as sent. If they are too long, the trace is left out, then the errors of the oldest
+    /// attempts. All other headers are bounded.
     fn headers(&self) -> FieldTable {
         let mut headers = wire::to_table(&self.fleet_headers.to_headers());
         let size = wire::encoded_bytes(&headers);
         let traces = [(TRACEPARENT, &self.traceparent), (TRACESTATE, &self.tracestate)];
         let trace = traces.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?)));
-        // The octets are those of the lengths and the type.
+        // One octet for the length of the name, one for the type, four for the length of the value.
         let trace_bytes: usize =
             trace.clone().map(|(name, value)| 1 + name.len() + 1 + 4 + value.len()).sum();
         if size + trace_bytes <= MAX_HEADER_BYTES {
@@ -183,10 +183,10 @@ impl Publication {
         headers
     }
 
-    /// The properties on the wire.
+    /// The properties as sent.
     ///
     /// # Errors
-    /// A property is longer than AMQP's 255 bytes.
+    /// A property is longer than 255 bytes, AMQP's limit.
     pub(crate) fn properties(&self) -> Result<BasicProperties, TooLong> {
         let mut properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
@@ -224,13 +224,13 @@ impl Publication {
     }
 }
 
-/// A text that AMQP has no room for.
+/// A text that is longer than 255 bytes, AMQP's limit for a short string.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} is {bytes} bytes long; AMQP takes at most 255")]
+#[error("{what} is {bytes} bytes long; AMQP allows at most 255")]
 pub struct TooLong {
-    /// Which one.
+    /// The name of the property.
     pub what: &'static str,
-    /// Its length.
+    /// Its length in bytes.
     pub bytes: usize,
 }
 
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_comes_back_as_the_same_action_one_attempt_later() {
+    fn a_retry_is_the_same_action_with_the_next_attempt_number() {
         let retry = Publication::copy(&delivery(), "conversation.save_message")
             .with_failed_attempt("broken", at(5))
             .delayed(RetryQueue::Second);
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_without_an_id_does_not_gain_one_by_being_copied() {
+    fn a_copy_of_a_message_without_an_id_has_no_id() {
         let copy = Publication::copy(&delivery(), "conversation.save_message.suspect");
         assert!(!copy.message_id.is_empty());
         let moved = delivered(&copy);
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_letter_says_why_and_when() {
+    fn a_dead_letter_carries_its_reason_and_time() {
         let refusal = Refusal {
             reason: DeadLetterReason::Schema,
             field: Some("role".to_owned()),
@@ -313,12 +313,12 @@ mod tests {
     }
 
     #[test]
-    fn headers_fit_into_a_frame_whatever_is_put_into_them() {
+    fn headers_are_cut_to_fit_into_a_frame() {
         let mut publication = Publication::to_queue("queue", Vec::new());
         publication.traceparent = Some("00-trace".to_owned());
         publication.tracestate = Some("x".repeat(200_000));
         let headers = publication.headers();
-        assert!(headers.inner().is_empty(), "without the trace nothing is left");
+        assert!(headers.inner().is_empty(), "the trace is left out");
 
         publication.tracestate = None;
         publication.fleet_headers.history.reasons =
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minimal_publication_has_nothing_that_amqp_has_no_room_for() {
+    fn a_minimal_publication_has_no_property_too_long_for_amqp() {
         let long = || Some("x".repeat(256));
         let mut publication =
             Publication::copy(&delivery(), "queue").with_failed_attempt("broken", at(5));
@@ -348,10 +348,10 @@ mod tests {
     }
 
     #[test]
-    fn a_property_that_amqp_has_no_room_for_is_refused_by_name() {
+    fn a_property_too_long_for_amqp_is_an_error_that_names_it() {
         let mut publication = Publication::action("conversation.save_message", Vec::new());
         publication.correlation_id = Some("x".repeat(256));
         let error = publication.properties().unwrap_err();
-        assert_eq!(error.to_string(), "correlation_id is 256 bytes long; AMQP takes at most 255");
+        assert_eq!(error.to_string(), "correlation_id is 256 bytes long; AMQP allows at most 255");
     }
 }

@@ -1,12 +1,12 @@
-//! The confirmed publisher: a publish has succeeded when the broker said so, and not before.
+//! The publisher with confirms: a publish succeeds when RabbitMQ confirmed it.
 //!
-//! One task owns one connection of its own, because a memory alarm stops the broker from reading a
-//! publishing connection, and acknowledgements on it would starve. Publishes that arrive together
-//! travel together: a *window* is sent without waiting in between, then all its confirms are awaited,
-//! then the next window goes. Between windows nothing is pending, which is what makes it possible to
-//! say of every returned message whose it was (see [`window`]).
+//! One task owns a connection of its own, because RabbitMQ stops reading a publishing connection during a
+//! memory alarm, and acknowledgements on it would not be sent. Publishes that wait at the same time form a
+//! *window*: all of them are sent, then all confirms are awaited, then the next window starts. Between
+//! windows no publish is pending. So each returned message can be matched to its publish (see
+//! [`window`]).
 //!
-//! Invariant: `Ok` means confirmed and in a queue. Every doubt is an error.
+//! Invariant: `Ok` means confirmed and in a queue. If this is not certain, the result is an error.
 
 mod driver;
 mod window;
@@ -21,33 +21,33 @@ use tokio::sync::{mpsc, oneshot};
 use crate::connection::Endpoints;
 use crate::publication::{Publication, TooLong};
 use driver::{Call, Driver};
-use window::Room;
+use window::WindowSize;
 
-/// Callers whose windows wait at most; the next ones wait to be let in.
-const WAITING_CALLERS: usize = 4096;
-/// From the call to the answer. A queue that elects a new leader takes a few seconds.
+/// The most calls that are queued for the task; further callers wait.
+const QUEUED_CALLS: usize = 4096;
+/// The limit from the call to its result. A queue that elects a new leader needs a few seconds.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Publishes with confirms; clones share one connection.
+/// Publishes with confirms. Clones share one connection.
 #[derive(Debug, Clone)]
 pub struct Publisher {
     calls: mpsc::Sender<Call>,
 }
 
-/// Why a publish did not succeed. In every case the message may be published again; in the unknown
-/// ones it may then exist twice.
+/// Why a publish failed. The message may be published again. After [`Blocked`](Self::Blocked) or
+/// [`Unknown`](Self::Unknown) it may then exist twice.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// It cannot be put into AMQP's terms. It was not sent.
+    /// A property is too long for AMQP. The message was not sent.
     #[error(transparent)]
     TooLong(#[from] TooLong),
-    /// RabbitMQ cannot be reached. It was not sent.
+    /// RabbitMQ is unreachable. The message was not sent.
     #[error("cannot publish: {0}")]
     Unreachable(String),
-    /// The broker stopped reading from publishers: a memory or disk alarm. It may still arrive.
+    /// RabbitMQ blocks publishers: a memory or disk alarm. The message may still be queued later.
     #[error("RabbitMQ blocks publishers (a memory or disk alarm)")]
     Blocked,
-    /// No queue took it.
+    /// RabbitMQ returned it: no queue is bound for its routing key.
     #[error("no queue takes routing key `{routing_key}` of exchange `{exchange}`")]
     Unroutable {
         /// The exchange.
@@ -55,16 +55,16 @@ pub enum PublishError {
         /// The routing key.
         routing_key: String,
     },
-    /// The broker refused it: a queue is full or has no leader.
+    /// RabbitMQ refused it (`basic.nack`): a queue is full or has no leader.
     #[error("RabbitMQ refused the message (a queue is full or without a leader)")]
     Refused,
-    /// Nobody knows whether it arrived.
+    /// There was no confirm: the message may be in a queue or not.
     #[error("unknown whether the message was published: {0}")]
     Unknown(String),
 }
 
 impl PublishError {
-    /// How it is to be treated. Only a message that AMQP has no words for is at fault itself.
+    /// How the failure is treated. Only [`TooLong`](Self::TooLong) is the message's own fault.
     #[must_use]
     pub fn class(&self) -> FailureClass {
         match self {
@@ -85,46 +85,47 @@ impl From<PublishError> for Unavailable {
 }
 
 impl Publisher {
-    /// A publisher that connects when it is first used, and again whenever it must. Its task ends
-    /// when the last clone is gone. Call it within a tokio runtime.
+    /// A publisher that connects at its first use, and reconnects when needed. Its task ends when the last
+    /// clone is dropped. Call it within a tokio runtime.
     #[must_use]
     pub fn new(endpoints: Endpoints, metrics: Metrics) -> Self {
         Self::with_timeout(endpoints, metrics, PUBLISH_TIMEOUT)
     }
 
-    /// The same with another limit from a call to its answer.
+    /// The same with this limit from a call to its result.
     #[must_use]
     pub fn with_timeout(endpoints: Endpoints, metrics: Metrics, timeout: Duration) -> Self {
-        let (calls, waiting) = mpsc::channel(WAITING_CALLERS);
-        tokio::spawn(Driver::new(endpoints, metrics, timeout, waiting).run());
+        let (calls, queued) = mpsc::channel(QUEUED_CALLS);
+        tokio::spawn(Driver::new(endpoints, metrics, timeout, queued).run());
         Self { calls }
     }
 
-    /// Publishes one message and waits until the broker has it.
+    /// Publishes one message and waits for its confirm.
     ///
     /// # Errors
-    /// It is not certain that a queue has it; each variant says what is known.
+    /// It is not certain that a queue has the message; see the variants.
     pub async fn publish(
         &self,
         publication: impl Into<Arc<Publication>>,
     ) -> Result<(), PublishError> {
-        let [result] = self.call([publication.into()].into()).await.try_into().unwrap_or([gone()]);
+        let [result] =
+            self.call([publication.into()].into()).await.try_into().unwrap_or([publisher_ended()]);
         result
     }
 
-    /// Publishes many, pipelined: one result per message, in their order.
+    /// Publishes many messages in windows. Returns one result per message, in their order.
     pub async fn publish_all(
         &self,
         publications: impl IntoIterator<Item = Arc<Publication>>,
     ) -> Vec<Result<(), PublishError>> {
         let mut results = Vec::new();
-        let (mut window, mut room) = (Vec::new(), Room::default());
+        let (mut window, mut size) = (Vec::new(), WindowSize::default());
         for publication in publications {
-            room.take(&publication);
+            size.add(&publication);
             window.push(publication);
-            if room.is_full() {
+            if size.is_full() {
                 results.extend(self.call(std::mem::take(&mut window)).await);
-                room = Room::default();
+                size = WindowSize::default();
             }
         }
         if !window.is_empty() {
@@ -135,16 +136,16 @@ impl Publisher {
 
     async fn call(&self, publications: Vec<Arc<Publication>>) -> Vec<Result<(), PublishError>> {
         let count = publications.len();
-        let (answer, answered) = oneshot::channel();
+        let (results, received) = oneshot::channel();
         let called = Instant::now();
-        let sent = self.calls.send(Call { publications, called, answer }).await;
-        match (sent, answered.await) {
+        let sent = self.calls.send(Call { publications, called, results }).await;
+        match (sent, received.await) {
             (Ok(()), Ok(results)) => results,
-            _ => vec![gone(); count],
+            _ => vec![publisher_ended(); count],
         }
     }
 }
 
-fn gone() -> Result<(), PublishError> {
+fn publisher_ended() -> Result<(), PublishError> {
     Err(PublishError::Unknown("the publisher panicked or has ended".to_owned()))
 }

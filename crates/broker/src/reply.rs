@@ -1,8 +1,8 @@
-//! Answers to those who asked, at most once.
+//! Replies to requests, at most once.
 //!
-//! An answer is a courtesy: the effect of an action does not depend on it, so nobody waits for its
-//! confirm and no acknowledgement is held for it. Who gets none asks again. Works with direct
-//! reply-to (`amq.rabbitmq.reply-to`) as with a queue of the asker's own.
+//! The effect of an action does not depend on its reply. So replies are published without confirms, and no
+//! acknowledgement waits for a reply. A requester without a reply repeats its request. Replies work with
+//! direct reply-to (`amq.rabbitmq.reply-to`) and with reply queues.
 
 use lapin::BasicProperties;
 use lapin::options::BasicPublishOptions;
@@ -12,61 +12,62 @@ use crate::connection::{Connection, Endpoints, Error, request};
 use crate::panics::catch_panic;
 use crate::publication::{TooLong, short};
 
-/// Answers that wait to be sent. More than that means that the broker takes none; the rest is dropped.
+/// The most replies that wait to be sent. When RabbitMQ is unavailable and more wait, further replies are
+/// dropped.
 const WAITING_REPLIES: usize = 1024;
 
-/// Sends answers; clones share one connection.
+/// Sends replies. Clones share one connection.
 #[derive(Debug, Clone)]
 pub struct Replier {
-    answers: mpsc::Sender<Answer>,
+    replies: mpsc::Sender<Reply>,
 }
 
-/// An answer on its way.
+/// A reply that waits to be sent.
 #[derive(Debug)]
-struct Answer {
+struct Reply {
     reply_to: String,
     correlation_id: Option<String>,
     body: Vec<u8>,
 }
 
 impl Replier {
-    /// A replier that connects when it has something to say. Its task ends with the last clone.
-    /// Call it within a tokio runtime.
+    /// A replier that connects for its first reply. Its task ends when the last clone is dropped. Call it
+    /// within a tokio runtime.
     #[must_use]
     pub fn new(endpoints: Endpoints) -> Self {
-        let (answers, waiting) = mpsc::channel(WAITING_REPLIES);
-        tokio::spawn(send_all(endpoints, waiting));
-        Self { answers }
+        let (replies, queued) = mpsc::channel(WAITING_REPLIES);
+        tokio::spawn(send_all(endpoints, queued));
+        Self { replies }
     }
 
-    /// Sends an answer to the queue `reply_to`, if that is possible now. Never waits.
+    /// Queues a reply to `reply_to`. Never waits; when too many replies are queued, it is dropped.
     pub fn reply(&self, reply_to: &str, correlation_id: Option<&str>, body: Vec<u8>) {
-        let answer = Answer {
+        let reply = Reply {
             reply_to: reply_to.to_owned(),
             correlation_id: correlation_id.map(str::to_owned),
             body,
         };
-        if self.answers.try_send(answer).is_err() {
-            tracing::debug!(reply_to, "too many answers wait; this one is dropped");
+        if self.replies.try_send(reply).is_err() {
+            tracing::debug!(reply_to, "reply dropped: {WAITING_REPLIES} replies wait to be sent");
         }
     }
 }
 
-async fn send_all(endpoints: Endpoints, mut waiting: mpsc::Receiver<Answer>) {
+async fn send_all(endpoints: Endpoints, mut queued: mpsc::Receiver<Reply>) {
     let mut link = None;
-    while let Some(answer) = waiting.recv().await {
-        let reply_to = answer.reply_to.clone();
-        // A bug costs one answer, not all that follow.
-        let sent = catch_panic("answering", send(&endpoints, &mut link, answer)).await;
+    while let Some(reply) = queued.recv().await {
+        let reply_to = reply.reply_to.clone();
+        // A panic loses one reply, not the following ones.
+        let sent = catch_panic("replying", send(&endpoints, &mut link, reply)).await;
         if let Some(Err(error)) = sent {
-            tracing::debug!(reply_to, error = %error, "an answer was not sent");
+            tracing::debug!(reply_to, error = %error, "reply not sent");
         }
     }
 }
 
-/// Why an answer was not sent.
+/// Why a reply was not sent.
 #[derive(Debug, thiserror::Error)]
-enum Unsent {
+enum ReplyError {
     #[error(transparent)]
     TooLong(#[from] TooLong),
     #[error(transparent)]
@@ -76,15 +77,15 @@ enum Unsent {
 async fn send(
     endpoints: &Endpoints,
     link: &mut Option<(Connection, lapin::Channel)>,
-    answer: Answer,
-) -> Result<(), Unsent> {
-    let reply_to = short("reply_to", &answer.reply_to)?;
+    reply: Reply,
+) -> Result<(), ReplyError> {
+    let reply_to = short("reply_to", &reply.reply_to)?;
     let mut properties = BasicProperties::default().with_content_type("application/json".into());
-    if let Some(id) = &answer.correlation_id {
+    if let Some(id) = &reply.correlation_id {
         properties = properties.with_correlation_id(short("correlation_id", id)?);
     }
-    // A reply queue that does not exist is no error with the default exchange, but a broken
-    // `amq.rabbitmq.reply-to` closes the channel.
+    // Publishing to a reply queue that does not exist is no error, but an invalid
+    // `amq.rabbitmq.reply-to` address closes the channel.
     let (connection, channel) = match link.take() {
         Some((connection, channel)) if connection.is_open() && channel.status().connected() => {
             (connection, channel)
@@ -96,8 +97,8 @@ async fn send(
         }
     };
     let options = BasicPublishOptions::default();
-    let publish = channel.basic_publish("".into(), reply_to, options, &answer.body, properties);
-    request("take an answer", publish).await?;
+    let publish = channel.basic_publish("".into(), reply_to, options, &reply.body, properties);
+    request("publish a reply", publish).await?;
     *link = Some((connection, channel));
     Ok(())
 }

@@ -1,13 +1,13 @@
 //! Every exchange, queue and binding of the fleet, as data, in one place.
 //!
-//! Setup declares exactly this and every process verifies exactly this, so that no two parts of the
-//! fleet can disagree about an argument. The arguments are what keeps messages alive:
+//! `verbatim setup` declares this topology and every process verifies it. The arguments prevent the loss of
+//! messages:
 //!
 //! - *quorum* queues only, because a classic queue loses confirmed messages with its node;
-//! - *reject-publish*, because `drop-head`, the default, throws away confirmed messages, and because
+//! - *reject-publish*, because `drop-head`, the default, drops confirmed messages, and because
 //!   at-least-once dead-lettering needs it;
-//! - a delivery limit that is always written out: absent, it means none on RabbitMQ 3.10 to 3.13 but
-//!   "20, then drop" on 4.0 and later, and `-1` on 3.10.8 deletes messages at their first return.
+//! - an explicit delivery limit: without one RabbitMQ 3.10 to 3.13 has no limit, 4.0 and later drop a
+//!   message after 20 redeliveries, and `-1` on 3.10.8 deletes messages at their first requeue.
 //!
 //! To add a queue, add it here; [`declare`], [`verify`] and [`crate::inspect`] follow.
 
@@ -23,31 +23,32 @@ pub use setup::{TopologyError, declare, verify, verify_and_bind};
 
 /// Where agents publish actions: a topic exchange, routing key = `action_type`.
 pub const ACTIONS: &str = "domain.actions";
-/// Where the fleet publishes what happened: a topic exchange.
+/// Where the fleet publishes events: a topic exchange.
 pub const EVENTS: &str = "conversation.events";
-/// The alternate exchange of [`ACTIONS`], and the queue behind it: what no binding matched.
+/// The alternate exchange of [`ACTIONS`], and the queue bound to it: actions that no binding matched.
 pub const UNROUTED: &str = "domain.unrouted";
-/// The queue of all questions; an answer is worth waiting for only so long.
+/// The queue of all requests. Requests expire after [`REQUEST_TTL`].
 pub const REQUESTS: &str = "conversation.context";
 
-/// How long a question waits for an answer before it expires.
+/// How long a request waits in its queue before it expires.
 pub const REQUEST_TTL: Duration = Duration::from_secs(30);
 
-/// Returns to a work queue before RabbitMQ itself dead-letters a message. Far above what outages
-/// cost (each connection loss, consumer kill or broker kill adds one to every unacknowledged
-/// message), far below a poison message that crashes the fleet for ever.
+/// The redeliveries from a work queue after which RabbitMQ itself dead-letters a message. Far more than
+/// outages cause: each crash of a connection, consumer or node adds one to every unacknowledged message.
+/// Yet it ends the redelivery of a message that crashes every consumer.
 pub const WORK_DELIVERY_LIMIT: i64 = 100;
-/// The limit of every queue that must never give up on a message: out of reach, but positive.
+/// The delivery limit of every queue that must not dead-letter by count: practically unreachable, but
+/// positive.
 pub const UNREACHABLE_DELIVERY_LIMIT: i64 = 1_000_000;
 
-/// A queue whose messages must each end in a decision.
+/// A queue whose every message gets an outcome: done, retried or dead-lettered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WorkQueue {
     /// Messages to save.
     SaveMessage,
     /// Sessions that open and close, feedback, erasure.
     Session,
-    /// What happened to conversations: hints for the statistics.
+    /// Events of conversations: refresh triggers for the statistics.
     Statistics,
     /// Writes of bot state.
     BotState,
@@ -55,8 +56,8 @@ pub enum WorkQueue {
     Unrouted,
 }
 
-/// A queue of delayed retries that the whole fleet shares. The delay is part of the name because the
-/// time to live of a queue cannot change.
+/// A queue of delayed retries, shared by all work queues. The delay is part of the name, because the TTL of a
+/// queue cannot be changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RetryQueue {
     /// One second.
@@ -67,22 +68,23 @@ pub enum RetryQueue {
     HalfMinute,
 }
 
-/// What a queue is for; all its arguments follow from that.
+/// What a queue is for. It determines the queue's arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Work, and where RabbitMQ puts what exceeds the delivery limit or its own expiration.
+    /// A work queue. RabbitMQ dead-letters messages that reach the delivery limit or expire to its
+    /// dead-letter queue.
     Work(WorkQueue),
-    /// Messages that came back too often, to be tried one at a time.
+    /// Messages that were redelivered too often, to be handled one at a time.
     Suspects(WorkQueue),
-    /// Dead letters on their way to the archive.
+    /// Dead letters that wait to be stored in PostgreSQL.
     DeadLetters,
-    /// A delay, after which a message returns to the queue that its routing key names.
+    /// A delay, after which a message is routed to its own queue, which its routing key names.
     Retry(RetryQueue),
-    /// Questions.
+    /// Requests.
     Requests,
 }
 
-/// A queue and why it exists.
+/// A queue and its purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Queue {
     /// Its name.
@@ -107,11 +109,11 @@ pub struct Exchange {
     pub name: &'static str,
     /// How it routes.
     pub routing: Routing,
-    /// Where messages go that no binding matches; without one they are returned or dropped.
+    /// The exchange for messages that no binding matches. Without one they are returned or dropped.
     pub alternate: Option<&'static str>,
 }
 
-/// A queue's interest in what an exchange routes.
+/// A binding of a queue to an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Binding {
     /// The exchange.
@@ -131,7 +133,7 @@ pub enum Argument {
     Number(i64),
 }
 
-/// Every exchange. [`ACTIONS`] needs its alternate declared first.
+/// Every exchange. The alternate exchange of [`ACTIONS`] is declared before it.
 pub const EXCHANGES: [Exchange; 6] = [
     Exchange { name: UNROUTED, routing: Routing::Fanout, alternate: None },
     Exchange { name: ACTIONS, routing: Routing::Topic, alternate: Some(UNROUTED) },
@@ -164,7 +166,7 @@ pub const BINDINGS: [Binding; 19] = [
     delay(RetryQueue::HalfMinute),
 ];
 
-/// The queue of an action: where [`ACTIONS`] routes it, and where it is sent past all exchanges.
+/// The queue to which [`ACTIONS`] routes this action.
 #[must_use]
 pub fn queue_of(kind: ActionKind) -> &'static str {
     let bound = |binding: &&Binding| binding.exchange == ACTIONS && binding.key == kind.as_str();
@@ -176,7 +178,7 @@ pub fn queue_of(kind: ActionKind) -> &'static str {
 pub fn queues() -> Vec<Queue> {
     let work = WorkQueue::ALL.into_iter().flat_map(|queue| {
         [
-            // Dead letters first: no work queue is ever without a place for them.
+            // The dead-letter queue first, so that no work queue exists without it.
             Queue { name: queue.dlq(), purpose: Purpose::DeadLetters },
             Queue { name: queue.suspect(), purpose: Purpose::Suspects(queue) },
             Queue { name: queue.name(), purpose: Purpose::Work(queue) },
@@ -185,8 +187,8 @@ pub fn queues() -> Vec<Queue> {
     let retry = RetryQueue::ALL
         .into_iter()
         .map(|queue| Queue { name: queue.name(), purpose: Purpose::Retry(queue) });
-    let questions = [Queue { name: REQUESTS, purpose: Purpose::Requests }];
-    work.chain(retry).chain(questions).collect()
+    let requests = [Queue { name: REQUESTS, purpose: Purpose::Requests }];
+    work.chain(retry).chain(requests).collect()
 }
 
 impl WorkQueue {
@@ -200,19 +202,19 @@ impl WorkQueue {
         self.names()[0]
     }
 
-    /// The queue of its dead letters.
+    /// The name of its dead-letter queue.
     #[must_use]
     pub const fn dlq(self) -> &'static str {
         self.names()[1]
     }
 
-    /// The queue of its suspects: messages that came back too often to be taken in batches.
+    /// The name of its suspect queue: messages that were redelivered too often to be handled in batches.
     #[must_use]
     pub const fn suspect(self) -> &'static str {
         self.names()[2]
     }
 
-    // Written out, so that a search for any queue's name ends here.
+    // Written in full, so that a text search for a queue's name finds it.
     const fn names(self) -> [&'static str; 3] {
         match self {
             Self::SaveMessage => [
@@ -238,7 +240,7 @@ impl RetryQueue {
     /// Every retry queue, the shortest delay first.
     pub const ALL: [Self; 3] = [Self::Second, Self::FiveSeconds, Self::HalfMinute];
 
-    /// The name of the queue and of the fanout exchange before it.
+    /// The name of the queue and of its fanout exchange.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -248,7 +250,7 @@ impl RetryQueue {
         }
     }
 
-    /// How long a message stays.
+    /// How long a message is delayed.
     #[must_use]
     pub const fn delay(self) -> Duration {
         match self {
@@ -272,7 +274,7 @@ impl Queue {
             ("x-overflow", Argument::Text("reject-publish")),
             ("x-delivery-limit", Argument::Number(limit)),
         ];
-        // The exchange named "" routes to the queue that the routing key names.
+        // "" is the default exchange: it routes to the queue that the routing key names.
         let dead_letters = [
             ("x-dead-letter-exchange", Argument::Text("")),
             ("x-dead-letter-strategy", Argument::Text("at-least-once")),
@@ -289,8 +291,8 @@ impl Queue {
                 arguments.extend(dead_letters);
                 arguments.push(("x-dead-letter-routing-key", Argument::Text(queue.dlq())));
             }
-            // Without a routing key of its own, the message keeps the one it was published with:
-            // its home queue.
+            // Without `x-dead-letter-routing-key` the message keeps the routing key with which it was
+            // published: the name of its own queue.
             Purpose::Retry(queue) => {
                 arguments.extend(dead_letters);
                 arguments.push(ttl(queue.delay()));
@@ -315,7 +317,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_queue_keeps_what_it_confirmed() {
+    fn every_queue_is_quorum_with_reject_publish_and_a_delivery_limit() {
         for queue in queues() {
             let arguments = queue.arguments();
             let has = |name, value| assert!(arguments.contains(&(name, value)), "{queue:?}");
@@ -327,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn every_work_queue_has_dead_letters_and_suspects() {
+    fn every_work_queue_has_a_dead_letter_and_a_suspect_queue() {
         let names: Vec<_> = queues().iter().map(|queue| queue.name).collect();
         for queue in WorkQueue::ALL {
             assert_eq!(queue.dlq(), format!("{}.dlq", queue.name()));
@@ -337,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn every_binding_joins_a_declared_exchange_and_a_declared_queue() {
+    fn every_binding_has_a_declared_exchange_and_a_declared_queue() {
         let queues = queues();
         for binding in BINDINGS {
             assert!(EXCHANGES.iter().any(|e| e.name == binding.exchange), "{binding:?}");
@@ -357,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_queue_says_its_delay_in_its_name() {
+    fn the_name_of_a_retry_queue_contains_its_delay() {
         for queue in RetryQueue::ALL {
             assert_eq!(queue.name(), format!("domain.retry.{}", queue.delay().as_millis()));
         }

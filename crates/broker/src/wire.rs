@@ -1,21 +1,21 @@
-//! Between AMQP's typed tables and JSON: how headers are read, stored and written.
+//! Conversion between AMQP field tables and JSON, for reading, storing and writing headers.
 //!
-//! Only what our own headers are made of is written (texts, numbers, lists of texts); everything that
-//! RabbitMQ and agents write can be read.
+//! Every AMQP type can be read. Only the types of our own headers are written: texts, numbers, booleans and
+//! lists.
 
 use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 use serde_json::{Map, Value};
 
-/// How AMQP writes the length of a table, a list or a long text.
+/// The size of the length of a table, a list or a long string, in bytes.
 const LENGTH_BYTES: usize = 4;
 
-/// A table as JSON. Bytes that are no UTF-8 are replaced, times are seconds since 1970.
+/// A table as JSON. Bytes that are not UTF-8 are replaced; timestamps become seconds since 1970.
 pub(crate) fn to_json(table: &FieldTable) -> Map<String, Value> {
     table.into_iter().map(|(name, value)| (name.to_string(), value_to_json(value))).collect()
 }
 
-/// JSON as a table. Null and nested objects have no use in our headers and are left out; so is a
-/// name longer than AMQP allows (255 bytes).
+/// JSON as a table. Null, nested objects and names longer than 255 bytes (AMQP's limit) are left out; our
+/// headers contain none of them.
 pub(crate) fn to_table(headers: &Map<String, Value>) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in headers {
@@ -26,7 +26,7 @@ pub(crate) fn to_table(headers: &Map<String, Value>) -> FieldTable {
     table
 }
 
-/// A header that is a text.
+/// A header that is a string.
 pub(crate) fn text(table: &FieldTable, name: &str) -> Option<String> {
     match table.inner().get(name)? {
         AMQPValue::LongString(text) => Some(text.to_string()),
@@ -35,20 +35,20 @@ pub(crate) fn text(table: &FieldTable, name: &str) -> Option<String> {
     }
 }
 
-/// What a table takes on the wire, in bytes (AMQP 0-9-1, 4.2.5.5), at least: values other than those
-/// that our own headers are made of count as nothing.
+/// The encoded size of a table in bytes (AMQP 0-9-1, 4.2.5.5). Values of types that our own headers do not
+/// have count as 0.
 pub(crate) fn encoded_bytes(table: &FieldTable) -> usize {
     let fields =
         table.into_iter().map(|(name, value)| 1 + name.as_str().len() + value_bytes(value));
     LENGTH_BYTES + fields.sum::<usize>()
 }
 
-/// A header that is a number, whichever of AMQP's integers it came as.
+/// A header that is an integer, of any of AMQP's integer types.
 pub(crate) fn number(table: &FieldTable, name: &str) -> Option<i64> {
     value_to_json(table.inner().get(name)?).as_i64()
 }
 
-/// A value with the octet that names its type.
+/// The encoded size of a value with its type octet, in bytes.
 fn value_bytes(value: &AMQPValue) -> usize {
     1 + match value {
         AMQPValue::Boolean(_) => 1,
@@ -106,7 +106,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_our_headers_are_made_of_survives_the_wire() {
+    fn the_types_of_our_headers_are_read_back_as_written() {
         let Value::Object(headers) = json!({"text": "ä", "number": -7, "list": ["a", "b"]}) else {
             unreachable!()
         };
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_encoded_size_is_that_of_the_wire() {
+    fn the_encoded_size_follows_the_amqp_encoding() {
         let Value::Object(headers) =
             json!({"text": "ä", "number": -7, "list": ["a", "b"], "flag": true})
         else {

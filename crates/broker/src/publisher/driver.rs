@@ -1,7 +1,7 @@
-//! The task behind a publisher: one connection, one window at a time.
+//! The task of a publisher: one connection, one window at a time.
 //!
-//! A link is used only while nothing is in doubt on it: a window that did not come to its end takes
-//! the link with it, so that a late confirm or return can never be taken for the next window's.
+//! After a window without all its confirms the connection is closed. So a late confirm or return is never
+//! matched to a publish of the next window.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,30 +14,30 @@ use metrics::{Counter, Metrics, PublishOutcome, Timing};
 use tokio::sync::{mpsc, oneshot};
 
 use super::PublishError;
-use super::window::{Room, Settled, Window};
+use super::window::{Settled, Window, WindowSize};
 use crate::Publication;
 use crate::backoff::Backoff;
 use crate::connection::{Connection, Endpoints, Error, request};
 use crate::panics::catch_panic;
 
-/// What a caller wants published, and where it waits.
+/// The publishes of one caller, and the channel for their results.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) publications: Vec<Arc<Publication>>,
     pub(super) called: Instant,
-    pub(super) answer: oneshot::Sender<Vec<Result<(), PublishError>>>,
+    pub(super) results: oneshot::Sender<Vec<Result<(), PublishError>>>,
 }
 
-/// The task.
+/// The state of the task.
 pub(super) struct Driver {
     endpoints: Endpoints,
     metrics: Metrics,
     timeout: Duration,
-    waiting: mpsc::Receiver<Call>,
+    calls: mpsc::Receiver<Call>,
     link: Option<Link>,
-    /// A link that is being opened. It may take longer than the call that asked for it has time, and
-    /// then it goes on for the next one: otherwise addresses that do not answer would keep every
-    /// call from reaching those that do.
+    /// A link that is being opened. It is kept when the call times out before it is open, and the next
+    /// call continues with it. Otherwise unresponsive addresses at the start of the list would use up the
+    /// time of every call.
     opening: Option<BoxFuture<'static, Result<Link, Error>>>,
 }
 
@@ -52,15 +52,15 @@ impl Driver {
         endpoints: Endpoints,
         metrics: Metrics,
         timeout: Duration,
-        waiting: mpsc::Receiver<Call>,
+        calls: mpsc::Receiver<Call>,
     ) -> Self {
-        Self { endpoints, metrics, timeout, waiting, link: None, opening: None }
+        Self { endpoints, metrics, timeout, calls, link: None, opening: None }
     }
 
-    /// Publishes until nobody can call any more.
+    /// Publishes until the last publisher is dropped.
     pub(super) async fn run(mut self) {
         while let Some(calls) = self.next_calls().await {
-            // A bug must not end publishing for the life of the process. Its callers get no answer.
+            // A panic must not end publishing for the whole process. Its callers get an error.
             if catch_panic("publishing", self.serve(calls)).await.is_none() {
                 (self.link, self.opening) = (None, None);
             }
@@ -70,11 +70,11 @@ impl Driver {
         }
     }
 
-    /// Publishes one window and answers its calls.
+    /// Publishes one window and sends the results to its callers.
     async fn serve(&mut self, calls: Vec<Call>) {
         let publications: Vec<_> =
             calls.iter().flat_map(|call| call.publications.iter().cloned()).collect();
-        // The calls of a window came in order: the first one has waited longest.
+        // The calls are in order, so the first one has waited longest.
         let deadline = calls[0].called + self.timeout;
         let results = self.publish(&publications, deadline).await;
         self.count(&results);
@@ -82,19 +82,19 @@ impl Driver {
         for call in calls {
             let own = results.by_ref().take(call.publications.len()).collect();
             self.metrics.observe(Timing::Publish, call.called.elapsed());
-            // A caller that no longer waits has given up on the answer, not on the message.
-            drop(call.answer.send(own));
+            // Fails when the caller stopped waiting. Its messages are published nevertheless.
+            drop(call.results.send(own));
         }
     }
 
-    /// The calls of the next window: all that wait, as far as there is room.
+    /// The calls of the next window: all that are queued, until the window is full.
     async fn next_calls(&mut self) -> Option<Vec<Call>> {
-        let mut calls = vec![self.waiting.recv().await?];
-        let mut room = Room::default();
-        calls[0].publications.iter().for_each(|publication| room.take(publication));
-        while !room.is_full() {
-            let Ok(call) = self.waiting.try_recv() else { break };
-            call.publications.iter().for_each(|publication| room.take(publication));
+        let mut calls = vec![self.calls.recv().await?];
+        let mut size = WindowSize::default();
+        calls[0].publications.iter().for_each(|publication| size.add(publication));
+        while !size.is_full() {
+            let Ok(call) = self.calls.try_recv() else { break };
+            call.publications.iter().for_each(|publication| size.add(publication));
             calls.push(call);
         }
         Some(calls)
@@ -112,13 +112,13 @@ impl Driver {
                 return vec![Err(error); publications.len()];
             }
         };
-        // Who waited long for a connection still gets some time for the confirms.
-        let left = deadline.saturating_duration_since(Instant::now());
-        let limit = left.max(self.timeout / 2);
+        // A call that waited long for the connection still gets half of the timeout for the confirms.
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let limit = remaining.max(self.timeout / 2);
         let Settled { mut results, complete } =
             Window::new(publications).publish(&link.channel, limit).await;
-        // A channel that asked a queue without a leader goes on refusing for it when there is one
-        // (RabbitMQ 3.10): the next window gets a new one.
+        // A channel that published to a queue without a leader refuses publishes also after the queue has
+        // a leader again (RabbitMQ 3.10). The next window gets a new channel.
         let refused = results.contains(&Err(PublishError::Refused));
         if complete && !refused {
             self.link = Some(link);
@@ -132,7 +132,7 @@ impl Driver {
         results
     }
 
-    /// The link of the last window, or a new one, tried for until the deadline.
+    /// The link of the last window, or a new one. Retries until the deadline.
     async fn take_link(&mut self, deadline: Instant) -> Result<Link, Error> {
         if let Some(link) = self.link.take().filter(Link::is_usable) {
             return Ok(link);
@@ -142,7 +142,10 @@ impl Driver {
             let endpoints = &self.endpoints;
             let opening = self.opening.get_or_insert_with(|| Link::open(endpoints.clone()).boxed());
             let Ok(opened) = tokio::time::timeout_at(deadline.into(), opening).await else {
-                return Err(Error::TimedOut { what: "let us in", limit: self.timeout });
+                return Err(Error::TimedOut {
+                    what: "open a connection for publishing",
+                    limit: self.timeout,
+                });
             };
             self.opening = None;
             match opened {
@@ -164,14 +167,22 @@ impl Driver {
 
     fn count(&self, results: &[Result<(), PublishError>]) {
         if results.contains(&Err(PublishError::Blocked)) {
-            tracing::warn!("RabbitMQ blocks publishers: it has a memory or a disk alarm");
+            let blocked = results.iter().filter(|it| **it == Err(PublishError::Blocked)).count();
+            tracing::warn!(
+                blocked,
+                "RabbitMQ blocks publishers (a memory or disk alarm); {blocked} messages not confirmed"
+            );
         }
         for result in results {
             let outcome = match result {
                 Ok(()) => PublishOutcome::Confirmed,
                 Err(PublishError::Refused) => PublishOutcome::Refused,
                 Err(PublishError::Unroutable { exchange, routing_key }) => {
-                    tracing::warn!(exchange, routing_key, "a publish came back: no queue takes it");
+                    tracing::warn!(
+                        exchange,
+                        routing_key,
+                        "message returned as unroutable: no queue is bound for its routing key"
+                    );
                     PublishOutcome::Unroutable
                 }
                 Err(PublishError::Blocked) => PublishOutcome::Blocked,
@@ -188,7 +199,7 @@ impl Link {
         let connection = endpoints.connect("publish").await?;
         let channel = connection.channel().await?;
         let confirm = channel.confirm_select(ConfirmSelectOptions::default());
-        request("confirm publishes", confirm).await?;
+        request("enable publisher confirms", confirm).await?;
         Ok(Self { connection, channel })
     }
 
@@ -201,8 +212,8 @@ impl Link {
 mod tests {
     use super::*;
 
-    /// So late that any time-out after it is more than a clock can tell: the driver panics.
-    fn end_of_time() -> Instant {
+    /// The latest instant. Adding a timeout to it overflows, so the driver panics.
+    fn latest_instant() -> Instant {
         let mut end = Instant::now();
         for power in (0..63).rev() {
             end = end.checked_add(Duration::from_secs(1 << power)).unwrap_or(end);
@@ -211,22 +222,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_costs_its_callers_their_answer_and_the_next_ones_nothing() {
-        // Port 9 (discard) is not served here.
+    async fn after_a_panic_the_next_call_is_served() {
+        // Nothing listens on port 9 (discard).
         let endpoints = Endpoints::parse("amqp://127.0.0.1:9", "test").unwrap();
-        let (calls, waiting) = mpsc::channel(1);
-        let driver = Driver::new(endpoints, Metrics::new(), Duration::from_secs(1), waiting);
+        let (calls, queued) = mpsc::channel(1);
+        let driver = Driver::new(endpoints, Metrics::new(), Duration::from_secs(1), queued);
         let task = tokio::spawn(driver.run());
-        let mut answers = Vec::new();
-        for called in [end_of_time(), Instant::now()] {
+        let mut outcomes = Vec::new();
+        for called in [latest_instant(), Instant::now()] {
             let publications = vec![Arc::new(Publication::to_queue("queue", Vec::new()))];
-            let (answer, answered) = oneshot::channel();
-            calls.send(Call { publications, called, answer }).await.unwrap();
-            answers.push(answered.await);
+            let (results, received) = oneshot::channel();
+            calls.send(Call { publications, called, results }).await.unwrap();
+            outcomes.push(received.await);
         }
-        assert!(answers[0].is_err(), "{answers:?}");
-        let told = answers[1].as_deref();
-        assert!(matches!(told, Ok([Err(PublishError::Unreachable(_))])), "{answers:?}");
+        assert!(outcomes[0].is_err(), "{outcomes:?}");
+        let second = outcomes[1].as_deref();
+        assert!(matches!(second, Ok([Err(PublishError::Unreachable(_))])), "{outcomes:?}");
         drop(calls);
         task.await.unwrap();
     }

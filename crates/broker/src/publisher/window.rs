@@ -1,9 +1,9 @@
-//! One window of publishes, and who of them failed.
+//! One window of publishes, and the result of each.
 //!
-//! RabbitMQ confirms a mandatory message that no queue took, after returning it; and lapin hands a
-//! returned message to whichever confirm completes next, which may be another publish's. What is
-//! reliable: a return comes before the confirm of its own publish. So when every confirm of a window
-//! is in, every return of it has been handed to someone, and the message ids tell whose they were.
+//! RabbitMQ returns an unroutable mandatory message and then confirms it. lapin attaches a returned message
+//! to the confirm that completes next, which may belong to another publish. But a return always precedes
+//! the confirm of its own publish. So when all confirms of a window are received, all its returns are
+//! received too, and their message ids identify the publishes.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,110 +20,113 @@ use crate::publication::{Publication, TooLong, short};
 /// Publishes that were sent together, in their order.
 pub(super) struct Window<'a> {
     publications: &'a [Arc<Publication>],
-    answers: Vec<Answer>,
+    confirms: Vec<ConfirmResult>,
 }
 
-/// What is known when a window has ended.
+/// The results of a window.
 pub(super) struct Settled {
     /// One for each publish, in their order.
     pub(super) results: Vec<Result<(), PublishError>>,
-    /// The broker can say nothing more about any of them, so the channel may serve the next window.
+    /// No confirm or return is pending, so the channel may be used for the next window.
     pub(super) complete: bool,
 }
 
-/// How much of a window is taken.
+/// How many messages and bytes a window has.
 #[derive(Debug, Default)]
-pub(super) struct Room {
+pub(super) struct WindowSize {
     messages: usize,
     bytes: usize,
 }
 
-/// Publishes that travel together at most. A window of 1024 reaches 90 % of what one channel can do
-/// (23 000 to 37 000 messages per second on two shared cores).
+/// The most messages of a window. A window of 1024 reaches 90 % of the throughput of one channel (23 000 to
+/// 37 000 messages per second on two shared cores).
 const WINDOW_MESSAGES: usize = 1024;
-/// Bytes of bodies that travel together, about: lapin keeps a copy of each until it is sent.
+/// The most bytes of bodies in a window, about: lapin keeps a copy of each body until it is sent.
 const WINDOW_BYTES: usize = 16 << 20;
 
-/// What came back for one publish.
+/// What is known about one publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Answer {
-    /// Nothing, so far.
+enum ConfirmResult {
+    /// No confirm so far.
     Pending,
-    /// It could not be sent.
+    /// A property is too long. It was not sent.
     TooLong(TooLong),
-    /// The channel failed first.
+    /// The channel failed before the confirm.
     Failed(String),
-    /// It was confirmed, and some publish's return came along: the message id in it, if any.
+    /// Confirmed (`basic.ack`), with the return that lapin attached, if any. It may be of another publish.
     Ack(Option<Returned>),
-    /// It was refused; the same.
+    /// Refused (`basic.nack`), with the return that lapin attached, if any.
     Nack(Option<Returned>),
 }
 
-/// A message that came back, by its id.
+/// A returned message: its message id, if it has one.
 type Returned = Option<String>;
 
 impl<'a> Window<'a> {
     pub(super) fn new(publications: &'a [Arc<Publication>]) -> Self {
-        Self { publications, answers: vec![Answer::Pending; publications.len()] }
+        Self { publications, confirms: vec![ConfirmResult::Pending; publications.len()] }
     }
 
     /// Sends all of them and waits for their confirms.
     pub(super) async fn publish(mut self, channel: &Channel, limit: Duration) -> Settled {
-        // Each future is polled for the first time in this order, and then its frames are queued:
-        // so they leave in this order, all of them before any confirm is awaited.
-        let mut answers: FuturesUnordered<_> = self
+        // At its first poll each future queues its frames. The first polls are in this order, so the
+        // messages are sent in this order, all of them before a confirm is awaited.
+        let mut sending: FuturesUnordered<_> = self
             .publications
             .iter()
             .enumerate()
             .map(|(n, publication)| async move { (n, send(channel, publication).await) })
             .collect();
         let all = async {
-            while let Some((n, answer)) = answers.next().await {
-                self.answers[n] = answer;
+            while let Some((n, result)) = sending.next().await {
+                self.confirms[n] = result;
             }
         };
-        // What is unanswered when the time is up stays pending.
+        // Publishes without a confirm within the limit stay pending.
         drop(tokio::time::timeout(limit, all).await);
-        drop(answers);
+        drop(sending);
         self.settle()
     }
 
     fn settle(self) -> Settled {
-        let returned: Vec<&Returned> = self.answers.iter().filter_map(Answer::returned).collect();
+        let returned: Vec<&Returned> =
+            self.confirms.iter().filter_map(ConfirmResult::returned).collect();
         let returned_ids: HashSet<&str> = returned.iter().filter_map(|id| id.as_deref()).collect();
         let own_ids: HashSet<&str> =
             self.publications.iter().map(|publication| publication.message_id.as_str()).collect();
-        let complete = self.answers.iter().all(Answer::is_final);
+        let complete = self.confirms.iter().all(ConfirmResult::is_final);
         let all_matched =
             returned.iter().all(|id| id.as_deref().is_some_and(|id| own_ids.contains(id)));
-        // A return whose owner is not known may be anybody's; and before the last confirm is in, a
-        // return may still be waiting to be handed over.
+        // A return without a known id may belong to any publish. Before the last confirm is received, a
+        // further return may be pending in lapin.
         let certain = returned.is_empty() || (complete && all_matched);
 
-        let results = self.publications.iter().zip(&self.answers).map(|(publication, answer)| {
-            // Two publishes with one id in one window: both count as returned.
+        let results = self.publications.iter().zip(&self.confirms).map(|(publication, confirm)| {
+            // Two publishes with the same id in one window both count as returned.
             if returned_ids.contains(publication.message_id.as_str()) {
                 let (exchange, routing_key) =
                     (publication.exchange.clone(), publication.routing_key.clone());
                 return Err(PublishError::Unroutable { exchange, routing_key });
             }
-            match answer {
-                Answer::Ack(_) if !certain => {
-                    Err(PublishError::Unknown("a message was returned without its id".to_owned()))
+            match confirm {
+                ConfirmResult::Ack(_) if !certain => Err(PublishError::Unknown(
+                    "a returned message could not be matched to its publish".to_owned(),
+                )),
+                ConfirmResult::Ack(_) => Ok(()),
+                ConfirmResult::Nack(_) => Err(PublishError::Refused),
+                ConfirmResult::TooLong(error) => Err(PublishError::TooLong(error.clone())),
+                ConfirmResult::Failed(error) => Err(PublishError::Unknown(error.clone())),
+                ConfirmResult::Pending => {
+                    Err(PublishError::Unknown("no confirm within the timeout".to_owned()))
                 }
-                Answer::Ack(_) => Ok(()),
-                Answer::Nack(_) => Err(PublishError::Refused),
-                Answer::TooLong(error) => Err(PublishError::TooLong(error.clone())),
-                Answer::Failed(error) => Err(PublishError::Unknown(error.clone())),
-                Answer::Pending => Err(PublishError::Unknown("no confirm in time".to_owned())),
             }
         });
         Settled { results: results.collect(), complete }
     }
 }
 
-impl Room {
-    pub(super) fn take(&mut self, publication: &Publication) {
+impl WindowSize {
+    pub(super) fn add(&mut self, publication: &Publication) {
         self.messages += 1;
         self.bytes += publication.body.len();
     }
@@ -133,7 +136,7 @@ impl Room {
     }
 }
 
-impl Answer {
+impl ConfirmResult {
     fn returned(&self) -> Option<&Returned> {
         match self {
             Self::Ack(returned) | Self::Nack(returned) => returned.as_ref(),
@@ -141,20 +144,20 @@ impl Answer {
         }
     }
 
-    /// Whether the broker can say nothing more about it.
+    /// Whether no confirm or return of it can follow.
     fn is_final(&self) -> bool {
         matches!(self, Self::Ack(_) | Self::Nack(_) | Self::TooLong(_))
     }
 }
 
-async fn send(channel: &Channel, publication: &Publication) -> Answer {
+async fn send(channel: &Channel, publication: &Publication) -> ConfirmResult {
     let encoded = || {
         let exchange = short("exchange", &publication.exchange)?;
         Ok((exchange, short("routing key", &publication.routing_key)?, publication.properties()?))
     };
     let (exchange, routing_key, properties) = match encoded() {
         Ok(encoded) => encoded,
-        Err(error) => return Answer::TooLong(error),
+        Err(error) => return ConfirmResult::TooLong(error),
     };
     let options = BasicPublishOptions { mandatory: true, immediate: false };
     let sent =
@@ -167,10 +170,12 @@ async fn send(channel: &Channel, publication: &Publication) -> Answer {
         returned.delivery.properties.message_id().as_ref().map(ToString::to_string)
     };
     match confirmation {
-        Ok(Confirmation::Ack(returned)) => Answer::Ack(returned.map(id)),
-        Ok(Confirmation::Nack(returned)) => Answer::Nack(returned.map(id)),
-        Ok(Confirmation::NotRequested) => Answer::Failed("the channel does not confirm".to_owned()),
-        Err(error) => Answer::Failed(error.to_string()),
+        Ok(Confirmation::Ack(returned)) => ConfirmResult::Ack(returned.map(id)),
+        Ok(Confirmation::Nack(returned)) => ConfirmResult::Nack(returned.map(id)),
+        Ok(Confirmation::NotRequested) => {
+            ConfirmResult::Failed("the channel is not in confirm mode".to_owned())
+        }
+        Err(error) => ConfirmResult::Failed(error.to_string()),
     }
 }
 
@@ -187,9 +192,9 @@ mod tests {
         ids.iter().map(publication).collect()
     }
 
-    fn settled(ids: &[&str], answers: Vec<Answer>) -> Vec<&'static str> {
+    fn settled(ids: &[&str], confirms: Vec<ConfirmResult>) -> Vec<&'static str> {
         let publications = publications(ids);
-        let results = Window { publications: &publications, answers }.settle().results;
+        let results = Window { publications: &publications, confirms }.settle().results;
         let name = |result: &Result<(), PublishError>| match result {
             Ok(()) => "ok",
             Err(PublishError::Unroutable { .. }) => "unroutable",
@@ -199,49 +204,52 @@ mod tests {
         results.iter().map(name).collect()
     }
 
-    fn ack_with(id: &str) -> Answer {
-        Answer::Ack(Some(Some(id.to_owned())))
+    fn ack_with(id: &str) -> ConfirmResult {
+        ConfirmResult::Ack(Some(Some(id.to_owned())))
     }
 
     #[test]
-    fn a_return_belongs_to_the_publish_whose_id_it_bears() {
-        let answers = vec![ack_with("b"), Answer::Ack(None), Answer::Ack(None)];
-        assert_eq!(settled(&["a", "b", "c"], answers), ["ok", "unroutable", "ok"]);
+    fn a_return_is_matched_to_its_publish_by_message_id() {
+        let confirms = vec![ack_with("b"), ConfirmResult::Ack(None), ConfirmResult::Ack(None)];
+        assert_eq!(settled(&["a", "b", "c"], confirms), ["ok", "unroutable", "ok"]);
     }
 
     #[test]
-    fn a_return_that_nobody_owns_puts_every_confirm_in_doubt() {
-        let answers = vec![ack_with("somebody else"), Answer::Ack(None)];
-        assert_eq!(settled(&["a", "b"], answers), ["unknown", "unknown"]);
-        let answers = vec![Answer::Ack(Some(None)), Answer::Nack(None)];
-        assert_eq!(settled(&["a", "b"], answers), ["unknown", "refused"]);
+    fn with_an_unmatched_return_every_confirm_is_unknown() {
+        let confirms = vec![ack_with("unknown"), ConfirmResult::Ack(None)];
+        assert_eq!(settled(&["a", "b"], confirms), ["unknown", "unknown"]);
+        let confirms = vec![ConfirmResult::Ack(Some(None)), ConfirmResult::Nack(None)];
+        assert_eq!(settled(&["a", "b"], confirms), ["unknown", "refused"]);
     }
 
     #[test]
-    fn while_a_confirm_is_missing_a_return_may_still_be_on_its_way() {
-        let answers = vec![ack_with("b"), Answer::Ack(None), Answer::Pending];
-        assert_eq!(settled(&["a", "b", "c"], answers), ["unknown", "unroutable", "unknown"]);
+    fn with_a_return_and_a_missing_confirm_the_other_confirms_are_unknown() {
+        let confirms = vec![ack_with("b"), ConfirmResult::Ack(None), ConfirmResult::Pending];
+        assert_eq!(settled(&["a", "b", "c"], confirms), ["unknown", "unroutable", "unknown"]);
     }
 
     #[test]
-    fn without_any_return_a_missing_confirm_harms_nobody_else() {
-        let answers =
-            vec![Answer::Ack(None), Answer::Pending, Answer::Failed("the channel died".to_owned())];
-        assert_eq!(settled(&["a", "b", "c"], answers), ["ok", "unknown", "unknown"]);
+    fn without_a_return_a_missing_confirm_affects_no_other_publish() {
+        let confirms = vec![
+            ConfirmResult::Ack(None),
+            ConfirmResult::Pending,
+            ConfirmResult::Failed("the channel closed".to_owned()),
+        ];
+        assert_eq!(settled(&["a", "b", "c"], confirms), ["ok", "unknown", "unknown"]);
     }
 
     #[test]
-    fn a_return_without_its_confirm_leaves_the_channel_unfit_for_another_window() {
+    fn a_window_with_a_missing_confirm_is_incomplete() {
         let publications = publications(&["a", "b"]);
-        let answers = vec![ack_with("b"), Answer::Pending];
-        let settled = Window { publications: &publications, answers }.settle();
+        let confirms = vec![ack_with("b"), ConfirmResult::Pending];
+        let settled = Window { publications: &publications, confirms }.settle();
         assert!(!settled.complete);
         assert!(settled.results.iter().all(Result::is_err));
     }
 
     #[test]
-    fn two_publishes_with_one_id_share_their_return() {
-        let answers = vec![ack_with("a"), Answer::Ack(None)];
-        assert_eq!(settled(&["a", "a"], answers), ["unroutable", "unroutable"]);
+    fn two_publishes_with_one_id_are_both_unroutable() {
+        let confirms = vec![ack_with("a"), ConfirmResult::Ack(None)];
+        assert_eq!(settled(&["a", "a"], confirms), ["unroutable", "unroutable"]);
     }
 }

@@ -1,11 +1,11 @@
-//! How the topology that is differs from the one that should be, in words that say what to do.
+//! The differences between RabbitMQ's topology and the expected one, with the remedy.
 //!
-//! RabbitMQ tells it in the text of its 406 answer, and only there: AMQP has no way to ask for a
-//! queue's arguments.
+//! They are parsed from the text of RabbitMQ's 406 reply, because AMQP has no request for a queue's
+//! arguments.
 
 use std::fmt;
 
-/// What differs.
+/// The kind of object that differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// An exchange.
@@ -14,18 +14,18 @@ pub enum Kind {
     Queue,
 }
 
-/// An exchange or queue that is not as the fleet needs it.
+/// An exchange or queue that differs from the expected topology.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
-    /// What it is.
+    /// Exchange or queue.
     pub kind: Kind,
     /// Its name.
     pub name: String,
-    /// What is wrong with it.
+    /// How it differs.
     pub fault: Fault,
 }
 
-/// What is wrong with an exchange or queue.
+/// How an exchange or queue differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// It does not exist.
@@ -34,17 +34,17 @@ pub enum Fault {
     Argument {
         /// The argument's name.
         name: String,
-        /// What it is; absent if it was not given.
+        /// Its value; `None` if it was not given.
         is: Option<String>,
-        /// What it should be; absent if it must not be given.
+        /// The expected value; `None` if it must not be given.
         should_be: Option<String>,
     },
-    /// RabbitMQ refused to say more than this.
+    /// RabbitMQ refused the declaration with this text, which names no argument.
     Refused(String),
 }
 
 impl Difference {
-    /// Reads RabbitMQ's answer to a declaration: its reply code and text.
+    /// Parses RabbitMQ's reply to a declaration: its code and text.
     pub(crate) fn from_reply(kind: Kind, name: &str, code: u16, text: &str) -> Self {
         const NOT_FOUND: u16 = 404;
         let fault = if code == NOT_FOUND {
@@ -68,7 +68,7 @@ impl fmt::Display for Kind {
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, name, fault } = self;
-        let said = |value: &Option<String>| match value {
+        let quoted = |value: &Option<String>| match value {
             Some(value) => format!("`{value}`"),
             None => "absent".to_owned(),
         };
@@ -78,15 +78,15 @@ impl fmt::Display for Difference {
                 f,
                 "{kind} `{name}`: `{argument}` is {}, but must be {}; arguments cannot be changed \
                  in place: empty and delete the {kind}, then run `verbatim setup`",
-                said(is),
-                said(should_be),
+                quoted(is),
+                quoted(should_be),
             ),
-            Fault::Refused(text) => write!(f, "{kind} `{name}`: RabbitMQ says: {text}"),
+            Fault::Refused(text) => write!(f, "{kind} `{name}`: RabbitMQ replied: {text}"),
         }
     }
 }
 
-/// Takes apart texts such as `PRECONDITION_FAILED - inequivalent arg 'x-overflow' for queue 'q' in
+/// Parses texts such as `PRECONDITION_FAILED - inequivalent arg 'x-overflow' for queue 'q' in
 /// vhost '/': received the value 'reject-publish' of type 'longstr' but current is none`.
 fn argument(text: &str) -> Option<Fault> {
     let (_, rest) = text.split_once("inequivalent arg '")?;
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_becomes_a_sentence_that_says_what_to_do() {
+    fn a_difference_names_the_argument_and_the_remedy() {
         let text = "PRECONDITION_FAILED - inequivalent arg 'x-dead-letter-exchange' for queue 'q' \
                     in vhost '/': received the value '' of type 'longstr' but current is none";
         let difference = Difference::from_reply(Kind::Queue, "q", 406, text);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_read_in_each_of_their_forms() {
+    fn values_are_parsed_in_each_of_their_forms() {
         let text = "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'e' in vhost '/': \
                     received 'topic' but current is 'fanout'";
         assert_eq!(
@@ -137,9 +137,9 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_passed_on() {
+    fn an_unknown_reply_is_reported_unchanged() {
         let difference = Difference::from_reply(Kind::Queue, "q", 403, "ACCESS_REFUSED - no");
-        assert_eq!(difference.to_string(), "queue `q`: RabbitMQ says: ACCESS_REFUSED - no");
+        assert_eq!(difference.to_string(), "queue `q`: RabbitMQ replied: ACCESS_REFUSED - no");
         assert_eq!(Difference::from_reply(Kind::Queue, "q", 404, "x").fault, Fault::Missing);
     }
 }

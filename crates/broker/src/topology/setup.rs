@@ -1,8 +1,8 @@
-//! Declaring the topology, and checking that a broker has it.
+//! Declaring the topology, and verifying that RabbitMQ has it.
 //!
-//! Checking redeclares what exists, because AMQP offers no other way to see an argument: RabbitMQ
-//! answers 406 if anything differs, and closes the channel. Policies, which can weaken a queue
-//! without touching its arguments, do not show over AMQP.
+//! Verifying redeclares what exists, because AMQP has no request for arguments: RabbitMQ replies 406 if an
+//! argument differs, and closes the channel. Policies, which can weaken a queue without changing its
+//! arguments, are not visible over AMQP.
 
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
@@ -12,32 +12,32 @@ use super::difference::{Difference, Kind};
 use super::{Argument, BINDINGS, Binding, EXCHANGES, Exchange, Queue, Routing, UNROUTED, queues};
 use crate::connection::{Connection, Endpoints, Error, request};
 
-/// The broker does not have the topology.
+/// Why the topology could not be declared or verified.
 #[derive(Debug, thiserror::Error)]
 pub enum TopologyError {
-    /// The broker could not be asked.
+    /// RabbitMQ is unavailable.
     #[error(transparent)]
     Unavailable(#[from] Error),
-    /// It has other exchanges or queues than the fleet needs. Nobody may work on them: they would
-    /// lose messages.
-    #[error("RabbitMQ's topology is not the fleet's: {}", listed(.0))]
+    /// Exchanges or queues are missing or have other arguments. The fleet must not run on them, because
+    /// messages could be lost.
+    #[error("RabbitMQ's topology differs from the expected one: {}", listed(.0))]
     Differs(Vec<Difference>),
 }
 
-/// Creates what is missing. Idempotent; changes nothing that exists.
+/// Creates missing exchanges, queues and bindings. Idempotent; changes nothing that exists.
 ///
 /// # Errors
-/// The broker is away, or something exists with other arguments.
+/// RabbitMQ is unavailable, or something exists with other arguments.
 pub async fn declare(endpoints: &Endpoints) -> Result<(), TopologyError> {
     let connection = endpoints.connect_for_requests("setup").await?;
     let mut differences = Vec::new();
     for exchange in EXCHANGES {
         let declared = declare_exchange(&connection, &exchange, Mode::Create).await;
-        note(&mut differences, Kind::Exchange, exchange.name, declared)?;
+        record(&mut differences, Kind::Exchange, exchange.name, declared)?;
     }
     for queue in queues() {
         let declared = declare_queue(&connection, &queue, Mode::Create).await;
-        note(&mut differences, Kind::Queue, queue.name, declared)?;
+        record(&mut differences, Kind::Queue, queue.name, declared)?;
     }
     if differences.is_empty() {
         for binding in BINDINGS {
@@ -45,61 +45,61 @@ pub async fn declare(endpoints: &Endpoints) -> Result<(), TopologyError> {
         }
     }
     connection.close().await;
-    dead_letter_info(differences)
+    into_result(differences)
 }
 
-/// Checks every exchange and queue, down to the last argument; creates nothing.
+/// Verifies every exchange and queue with all arguments. Creates nothing.
 ///
 /// # Errors
-/// The broker is away, or something is missing or has other arguments. All of it is reported.
+/// RabbitMQ is unavailable, or something is missing or has other arguments. All differences are reported.
 pub async fn verify(endpoints: &Endpoints) -> Result<(), TopologyError> {
     let connection = endpoints.connect_for_requests("verify").await?;
     let mut differences = Vec::new();
     for exchange in EXCHANGES {
-        for mode in [Mode::Look, Mode::Create] {
+        for mode in [Mode::Passive, Mode::Create] {
             let found = declare_exchange(&connection, &exchange, mode).await;
-            if !note(&mut differences, Kind::Exchange, exchange.name, found)? {
+            if !record(&mut differences, Kind::Exchange, exchange.name, found)? {
                 break;
             }
         }
     }
     for queue in queues() {
-        for mode in [Mode::Look, Mode::Create] {
+        for mode in [Mode::Passive, Mode::Create] {
             let found = declare_queue(&connection, &queue, mode).await;
-            if !note(&mut differences, Kind::Queue, queue.name, found)? {
+            if !record(&mut differences, Kind::Queue, queue.name, found)? {
                 break;
             }
         }
     }
     connection.close().await;
-    dead_letter_info(differences)
+    into_result(differences)
 }
 
-/// What a worker does before it works: [`verify`], and then binds once more what catches actions with
-/// a mistyped key. Of all bindings that one alone can lose what was confirmed: without it an agent that
-/// did not ask for returns hears nothing. AMQP cannot show whether it is there, and to bind again changes
-/// nothing.
+/// What a worker does at its start: [`verify`], then binds the queue [`UNROUTED`] again, which receives
+/// actions with an unknown routing key. Without this binding RabbitMQ confirms such an action and drops it,
+/// unless the agent published it as mandatory. AMQP cannot show whether a binding exists, and binding again
+/// changes nothing.
 ///
 /// # Errors
-/// As [`verify`]; or the broker refuses the binding.
+/// As [`verify`]; or RabbitMQ refuses the binding.
 pub async fn verify_and_bind(endpoints: &Endpoints) -> Result<(), TopologyError> {
     verify(endpoints).await?;
     let connection = endpoints.connect_for_requests("verify").await?;
     let mut differences = Vec::new();
     for binding in BINDINGS.into_iter().filter(|binding| binding.exchange == UNROUTED) {
         let bound = bind(&connection, binding).await;
-        note(&mut differences, Kind::Queue, binding.queue, bound)?;
+        record(&mut differences, Kind::Queue, binding.queue, bound)?;
     }
     connection.close().await;
-    dead_letter_info(differences)
+    into_result(differences)
 }
 
-/// Whether a declaration may create.
+/// How to declare.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
-    /// It only asks whether the name exists; arguments are not compared.
-    Look,
-    /// It creates what is missing and compares what exists.
+    /// A passive declaration: checks whether the name exists; arguments are not compared.
+    Passive,
+    /// Creates what is missing; compares the arguments of what exists.
     Create,
 }
 
@@ -116,16 +116,16 @@ async fn declare_exchange(
     if let Some(alternate) = exchange.alternate {
         arguments.insert("alternate-exchange".into(), AMQPValue::LongString(alternate.into()));
     }
-    let passive = mode == Mode::Look;
+    let passive = mode == Mode::Passive;
     let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
-    // A refusal closes the channel, so each declaration has its own.
+    // RabbitMQ closes the channel when it refuses, so each declaration opens its own.
     let channel = connection.channel().await?;
     let declare = channel.exchange_declare(exchange.name.into(), kind, options, arguments);
     request("declare an exchange", declare).await
 }
 
 async fn declare_queue(connection: &Connection, queue: &Queue, mode: Mode) -> Result<(), Error> {
-    let passive = mode == Mode::Look;
+    let passive = mode == Mode::Passive;
     let options = QueueDeclareOptions { passive, durable: true, ..Default::default() };
     let channel = connection.channel().await?;
     let declare = channel.queue_declare(queue.name.into(), options, table(queue));
@@ -156,9 +156,8 @@ fn table(queue: &Queue) -> FieldTable {
     table
 }
 
-/// Turns the broker's refusal into a difference and keeps every other error. Says whether it was
-/// as it should be.
-fn note(
+/// Records a refusal by RabbitMQ as a difference; returns other errors. `false`: there is a difference.
+fn record(
     differences: &mut Vec<Difference>,
     kind: Kind,
     name: &str,
@@ -174,7 +173,7 @@ fn note(
     }
 }
 
-fn dead_letter_info(differences: Vec<Difference>) -> Result<(), TopologyError> {
+fn into_result(differences: Vec<Difference>) -> Result<(), TopologyError> {
     if differences.is_empty() { Ok(()) } else { Err(TopologyError::Differs(differences)) }
 }
 
