@@ -1,11 +1,11 @@
-//! The ordinary way: batches, acknowledgements, drain, prefetch.
+//! Consuming without failures: batches, acknowledgements, drain, prefetch.
 
 use broker::topology::WorkQueue;
 use broker::{ConsumerState, Settings, Source};
 use metrics::{Counter, DeliveryOutcome};
 use testkit::wait::eventually;
 
-use crate::support::{Bench, SOON, Script};
+use crate::support::{Bench, LIMIT, Script};
 
 const QUEUE: &str = WorkQueue::SaveMessage.name();
 const SOURCE: Source = Source::work(WorkQueue::SaveMessage);
@@ -26,7 +26,7 @@ async fn everything_is_handled_once_in_batches_and_acknowledged() {
 }
 
 #[tokio::test]
-async fn a_slow_batch_holds_back_the_acknowledgements_of_later_ones() {
+async fn a_slow_batch_delays_the_acknowledgements_of_later_ones() {
     let bench = Bench::new().await;
     let script = Script::default();
     let mut running = bench.run(SOURCE, &script, Settings::default());
@@ -36,13 +36,13 @@ async fn a_slow_batch_holds_back_the_acknowledgements_of_later_ones() {
     bench.publish(QUEUE, 0..50).await;
     script.has_handled(50).await;
 
-    // A crash: what was handled behind the slow batch was not acknowledged, and comes again.
+    // A crash: the messages handled after the slow batch were not acknowledged and are redelivered.
     drop(running);
     bench.eventually_ready(QUEUE, 51).await;
 }
 
 #[tokio::test]
-async fn once_the_slow_batch_is_through_all_of_them_are_acknowledged() {
+async fn once_the_slow_batch_is_finished_all_are_acknowledged() {
     let bench = Bench::new().await;
     let script = Script::default();
     let mut running = bench.run(SOURCE, &script, Settings::default());
@@ -54,7 +54,7 @@ async fn once_the_slow_batch_is_through_all_of_them_are_acknowledged() {
     script.open_gate();
     script.has_handled(51).await;
     let applied = Counter::Deliveries { queue: QUEUE, outcome: DeliveryOutcome::Applied };
-    eventually("the acknowledgement", SOON, async || match bench.metrics.count(applied) {
+    eventually("the acknowledgement", LIMIT, async || match bench.metrics.count(applied) {
         51 => Ok(()),
         count => Err(format!("{count} settled")),
     })
@@ -67,7 +67,7 @@ async fn once_the_slow_batch_is_through_all_of_them_are_acknowledged() {
 async fn a_drain_finishes_what_was_delivered_and_takes_nothing_new() {
     let bench = Bench::new().await;
     let script = Script::default();
-    // It takes 20: a batch, and the next one.
+    // The prefetch is 20: the batch being handled and the next one.
     let settings = Settings { batch_size: 10, batches_in_flight: 1, ..Settings::default() };
     let mut running = bench.run(SOURCE, &script, settings);
     running.reaches(ConsumerState::Consuming).await;
@@ -82,11 +82,11 @@ async fn a_drain_finishes_what_was_delivered_and_takes_nothing_new() {
     assert_eq!(script.bodies().len(), 20);
     bench.eventually_ready(QUEUE, 31).await;
     let redelivered = bench.take(QUEUE).await.redelivered;
-    assert!(!redelivered, "it gave nothing back");
+    assert!(!redelivered, "the drain requeued nothing");
 }
 
 #[tokio::test]
-async fn the_prefetch_starts_small_and_grows_with_what_bodies_measure() {
+async fn the_prefetch_starts_small_and_grows_when_bodies_are_small() {
     let bench = Bench::new().await;
     let script = Script::default();
     let mut running = bench.run(SOURCE, &script, Settings::default());
@@ -102,7 +102,7 @@ async fn the_prefetch_starts_small_and_grows_with_what_bodies_measure() {
 }
 
 #[tokio::test]
-async fn what_there_is_no_room_for_goes_back_and_is_handled_when_there_is() {
+async fn deliveries_over_the_byte_limit_are_requeued_and_handled_later() {
     let bench = Bench::new().await;
     let script = Script::default();
     let (max_inflight_bytes, largest_body) = (1 << 20, 64 << 10);
@@ -110,28 +110,28 @@ async fn what_there_is_no_room_for_goes_back_and_is_handled_when_there_is() {
     let running = bench.run(SOURCE, &script, settings);
     bench.publish(QUEUE, 0..200).await;
     script.has_handled(200).await;
-    // What a small message takes is reckoned as a little more than 1 KiB.
+    // A small message counts as a little more than 1 KiB.
     prefetch_becomes(&bench, "1022").await;
 
-    // RabbitMQ may send all of it, and nothing is acknowledged before the first is through.
+    // RabbitMQ may send all of them, and nothing is acknowledged before the first one is finished.
     let large = (0..100).map(|n| format!("ok {n} {}", "x".repeat(largest_body - 8)));
     bench.publish(QUEUE, ["wait".to_owned()].into_iter().chain(large)).await;
     bench.eventually_ready(QUEUE, 84).await;
     prefetch_becomes(&bench, "16").await;
-    let returned = Counter::Deliveries { queue: QUEUE, outcome: DeliveryOutcome::Requeued };
-    let went_back = bench.metrics.count(returned);
-    assert!((1..=84).contains(&went_back), "{went_back}");
+    let requeued = Counter::Deliveries { queue: QUEUE, outcome: DeliveryOutcome::Requeued };
+    let count = bench.metrics.count(requeued);
+    assert!((1..=84).contains(&count), "{count}");
 
     script.open_gate();
     script.has_handled(301).await;
     running.drain().await;
     assert_eq!(script.handled().len(), 301);
     bench.eventually_ready(QUEUE, 0).await;
-    assert_eq!(bench.metrics.count(returned), went_back, "there was room from then on");
+    assert_eq!(bench.metrics.count(requeued), count, "the byte limit was reached again");
 }
 
 #[tokio::test]
-async fn a_body_without_room_does_not_keep_a_consumer_from_leaving() {
+async fn a_body_over_the_byte_limit_does_not_delay_a_shutdown() {
     let bench = Bench::new().await;
     let script = Script::default();
     let settings = Settings { max_inflight_bytes: 1_000, largest_body: 100, ..Settings::default() };
@@ -139,7 +139,7 @@ async fn a_body_without_room_does_not_keep_a_consumer_from_leaving() {
     running.reaches(ConsumerState::Consuming).await;
     running.shutdown.cancel();
     running.reaches(ConsumerState::Draining).await;
-    // Finished while nothing is acknowledged; behind it there is no room for the next one.
+    // This one is finished and not acknowledged yet. The next one exceeds the byte limit.
     bench.publish(QUEUE, ["ok"]).await;
     script.has_handled(1).await;
     bench.publish(QUEUE, ["x".repeat(2_000)]).await;
@@ -148,7 +148,7 @@ async fn a_body_without_room_does_not_keep_a_consumer_from_leaving() {
 }
 
 #[tokio::test]
-async fn the_original_routing_key_comes_through() {
+async fn a_handler_gets_the_original_routing_key() {
     let bench = Bench::new().await;
     let action = broker::Publication::action("conversation.save_message", b"ok".to_vec());
     bench.publisher.publish(action).await.unwrap();
@@ -167,7 +167,7 @@ fn prefetch(bench: &Bench) -> String {
 }
 
 async fn prefetch_becomes(bench: &Bench, wanted: &str) {
-    eventually(format!("a prefetch of {wanted}"), SOON, async || match prefetch(bench) {
+    eventually(format!("a prefetch of {wanted}"), LIMIT, async || match prefetch(bench) {
         value if value == wanted => Ok(()),
         value => Err(value),
     })

@@ -1,4 +1,4 @@
-//! Broken connections, dead channels, vanished queues: the consumer is built anew and nothing is lost.
+//! Lost connections, closed channels, deleted queues: the consumer restarts and no message is lost.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use testkit::proxy::Proxy;
 use testkit::servers::{Kind, Servers};
 use testkit::wait::eventually;
 
-use crate::support::{Bench, SOON, Script};
+use crate::support::{Bench, LIMIT, Script};
 
 const QUEUE: &str = WorkQueue::SaveMessage.name();
 const SOURCE: Source = Source::work(WorkQueue::SaveMessage);
@@ -20,11 +20,11 @@ async fn behind_a_proxy(bench: &Bench) -> (Proxy, Endpoints) {
     (proxy, endpoints)
 }
 
-/// Waits until the consumer, which holds one message, says again how many it holds.
-async fn looks_at_itself(bench: &Bench) {
-    let holds = Gauge::QueueMessages { queue: QUEUE, state: QueueState::Unacknowledged };
-    bench.metrics.set(holds, 99.0);
-    eventually("a look of the consumer at itself", SOON, async || {
+/// Waits for the next check of a consumer with one unacknowledged message: it sets the gauge again.
+async fn next_check(bench: &Bench) {
+    let unacked = Gauge::QueueMessages { queue: QUEUE, state: QueueState::Unacknowledged };
+    bench.metrics.set(unacked, 99.0);
+    eventually("the next check of the consumer", LIMIT, async || {
         let text = bench.metrics.render();
         let sample = text.lines().find(|line| line.contains("state=\"unacknowledged\""));
         match sample.unwrap_or_default() {
@@ -36,7 +36,7 @@ async fn looks_at_itself(bench: &Bench) {
 }
 
 #[tokio::test]
-async fn a_cut_connection_is_built_anew_and_unacknowledged_messages_come_again() {
+async fn after_a_cut_connection_unacknowledged_messages_are_redelivered() {
     let bench = Bench::new().await;
     let (proxy, endpoints) = behind_a_proxy(&bench).await;
     let script = Script::default();
@@ -57,7 +57,7 @@ async fn a_cut_connection_is_built_anew_and_unacknowledged_messages_come_again()
 }
 
 #[tokio::test]
-async fn a_connection_that_goes_silent_is_replaced_within_twenty_five_seconds() {
+async fn a_connection_without_traffic_is_replaced_within_25_s() {
     let bench = Bench::new().await;
     let frozen = Proxy::before(&bench.url).await.unwrap();
     let urls = format!("{},{}", frozen.url(), bench.url);
@@ -67,7 +67,7 @@ async fn a_connection_that_goes_silent_is_replaced_within_twenty_five_seconds() 
     let mut running = bench.run_at(endpoints, SOURCE, script.clone(), Settings::default());
     running.reaches(ConsumerState::Consuming).await;
     frozen.freeze();
-    bench.publish(QUEUE, ["into the silence"]).await;
+    bench.publish(QUEUE, ["while frozen"]).await;
     let failed = Counter::ConsumerRestarts { queue: QUEUE, cause: ConsumerRestart::Error };
     eventually("a new consumer", Duration::from_secs(25), async || {
         match (bench.metrics.count(failed), *running.state.borrow()) {
@@ -76,8 +76,8 @@ async fn a_connection_that_goes_silent_is_replaced_within_twenty_five_seconds() 
         }
     })
     .await;
-    // RabbitMQ gives back what it sent into the silence when two to three heartbeats are missing.
-    eventually("the message to come again", Duration::from_secs(20), async || {
+    // RabbitMQ requeues what it sent meanwhile when two to three heartbeats are missing.
+    eventually("the redelivery", Duration::from_secs(20), async || {
         if script.bodies().is_empty() { Err("not yet".to_owned()) } else { Ok(()) }
     })
     .await;
@@ -85,7 +85,7 @@ async fn a_connection_that_goes_silent_is_replaced_within_twenty_five_seconds() 
 }
 
 #[tokio::test]
-async fn a_consumer_that_its_queue_forgot_is_built_anew_and_gets_what_is_ready() {
+async fn a_consumer_that_its_queue_lost_restarts_and_gets_the_ready_messages() {
     let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
     let server = servers.get(Kind::RabbitMq);
     let bench = Bench::at(server.url()).await;
@@ -93,7 +93,7 @@ async fn a_consumer_that_its_queue_forgot_is_built_anew_and_gets_what_is_ready()
     let settings = Settings { stall_limit: Duration::from_secs(1), ..Settings::default() };
     let mut running = bench.run(SOURCE, &script, settings);
     running.reaches(ConsumerState::Consuming).await;
-    // Within the queue alone: channel and connection live on, and the consumer is told nothing.
+    // Only in the queue: channel and connection stay open, and the consumer is not notified.
     let forget = format!(
         r#"{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{QUEUE}">>)),
         [Consumer] = rabbit_amqqueue:consumers(Queue),
@@ -112,18 +112,19 @@ async fn a_consumer_that_its_queue_forgot_is_built_anew_and_gets_what_is_ready()
 }
 
 #[tokio::test]
-async fn an_acknowledgement_that_cannot_be_sent_is_counted_and_its_message_comes_again() {
+async fn a_lost_acknowledgement_is_counted_and_its_message_is_redelivered() {
     let bench = Bench::new().await;
     let (proxy, endpoints) = behind_a_proxy(&bench).await;
     let script = Script::default();
     let running = bench.run_at(endpoints, SOURCE, script.clone(), Settings::default());
     bench.publish(QUEUE, ["wait"]).await;
     script.was_called(1).await;
-    // Cancelled, which takes it less than a second, it reads its stream no more: it hears of the cut
-    // by its acknowledgement, or by its own look, once a second, of which one has just been.
+    // After its cancel, which takes less than a second, the consumer does not read its stream. It notices
+    // the reset by its acknowledgement or by its check once a second. Resetting right after a check leaves
+    // time for the acknowledgement.
     running.shutdown.cancel();
     for _ in 0..2 {
-        looks_at_itself(&bench).await;
+        next_check(&bench).await;
     }
     proxy.reset().await.unwrap();
     script.open_gate();
@@ -139,7 +140,7 @@ async fn an_acknowledgement_that_cannot_be_sent_is_counted_and_its_message_comes
 }
 
 #[tokio::test]
-async fn a_queue_deleted_under_its_consumer_is_consumed_again_once_it_is_back() {
+async fn a_deleted_queue_is_consumed_again_once_it_is_declared() {
     let bench = Bench::new().await;
     let script = Script::default();
     let mut running = bench.run(SOURCE, &script, Settings::default());
@@ -155,7 +156,7 @@ async fn a_queue_deleted_under_its_consumer_is_consumed_again_once_it_is_back() 
 }
 
 #[tokio::test]
-async fn what_a_deleted_queue_had_delivered_is_handled_to_the_end() {
+async fn messages_of_a_deleted_queue_that_were_delivered_are_handled() {
     let bench = Bench::new().await;
     let script = Script::default();
     let mut running = bench.run(SOURCE, &script, Settings::default());
@@ -174,7 +175,7 @@ async fn what_a_deleted_queue_had_delivered_is_handled_to_the_end() {
 }
 
 #[tokio::test]
-async fn a_reset_connection_costs_one_rebuild() {
+async fn a_reset_connection_costs_one_restart() {
     let bench = Bench::new().await;
     let (proxy, endpoints) = behind_a_proxy(&bench).await;
     let script = Script::default();
@@ -189,7 +190,7 @@ async fn a_reset_connection_costs_one_rebuild() {
 }
 
 #[tokio::test]
-async fn a_consumer_waits_for_a_broker_that_is_not_there_yet() {
+async fn a_consumer_waits_for_a_broker_that_is_not_started_yet() {
     let bench = Bench::new().await;
     let (proxy, endpoints) = behind_a_proxy(&bench).await;
     proxy.cut().await.unwrap();
@@ -207,16 +208,16 @@ async fn a_blocked_publisher_does_not_stop_acknowledgements() {
     let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
     let server = servers.get(Kind::RabbitMq);
     let mut bench = Bench::at(server.url()).await;
-    let time_out = Duration::from_secs(2);
+    let timeout = Duration::from_secs(2);
     bench.publisher =
-        Publisher::with_timeout(bench.endpoints.clone(), bench.metrics.clone(), time_out);
+        Publisher::with_timeout(bench.endpoints.clone(), bench.metrics.clone(), timeout);
     bench.publish(QUEUE, ["wait"]).await;
     let script = Script::default();
     let running = bench.run(SOURCE, &script, Settings::default());
     script.was_called(1).await;
 
     server.rabbitmqctl(&["set_vm_memory_high_watermark", "0"]).await.unwrap();
-    eventually("the alarm to block publishers", SOON, async || {
+    eventually("the alarm to block publishers", LIMIT, async || {
         let blocked = Publication::to_queue(QUEUE, b"blocked".to_vec());
         match bench.publisher.publish(blocked).await {
             Err(PublishError::Blocked) => Ok(()),
@@ -236,7 +237,7 @@ async fn a_blocked_publisher_does_not_stop_acknowledgements() {
 }
 
 #[tokio::test]
-async fn a_broker_killed_with_deliveries_under_way_loses_none_of_them() {
+async fn a_broker_killed_with_unacknowledged_deliveries_loses_none() {
     let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
     let server = servers.get(Kind::RabbitMq);
     let bench = Bench::at(server.url()).await;

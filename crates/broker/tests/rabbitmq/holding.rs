@@ -1,4 +1,4 @@
-//! Stores that are away: outages cost time, not messages and not attempts.
+//! Holding while a dependency is unavailable: an outage costs time, no message and no attempt.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use metrics::{ConsumerRestart, Counter, DeliveryOutcome, PublishOutcome};
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
 
-use crate::support::{Bench, Probe, SOON, Script};
+use crate::support::{Bench, LIMIT, Probe, Script};
 
 const QUEUE: &str = WorkQueue::BotState.name();
 const DLQ: &str = WorkQueue::BotState.dlq();
@@ -17,7 +17,7 @@ const SOURCE: Source = Source::work(WorkQueue::BotState);
 const HOLDING: ConsumerState = ConsumerState::Holding(Dependency::PostgreSql);
 
 #[tokio::test]
-async fn a_batch_is_held_while_its_store_is_away_and_no_attempt_is_counted() {
+async fn a_batch_is_held_during_an_outage_and_no_attempt_is_counted() {
     let bench = Bench::new().await;
     let script = Script::default();
     script.dependency_unavailable(true);
@@ -31,13 +31,13 @@ async fn a_batch_is_held_while_its_store_is_away_and_no_attempt_is_counted() {
     running.drain().await;
     assert!(script.handled().iter().all(|handled| handled.attempt == 1));
     assert_eq!(script.handled().len(), 100);
-    // Decoding may draw a random id, and the store may have taken the message under it.
+    // Decoding may generate a random id, under which the message may be stored already.
     assert_eq!(script.decoded(), 100);
     bench.eventually_ready(QUEUE, 0).await;
 }
 
 #[tokio::test]
-async fn no_new_batch_is_taken_while_one_is_held() {
+async fn no_new_batch_starts_while_one_is_held() {
     let bench = Bench::new().await;
     let script = Script::default();
     script.dependency_unavailable(true);
@@ -46,7 +46,7 @@ async fn no_new_batch_is_taken_while_one_is_held() {
     running.reaches(HOLDING).await;
     let calls = script.calls();
     bench.publish(QUEUE, 0..10).await;
-    // The probe fails again and again, and the handler is not called for it.
+    // The probe fails repeatedly, and the handler is not called meanwhile.
     let holds = Counter::Holds { queue: QUEUE, dependency: Dependency::PostgreSql };
     let held = bench.metrics.count(holds);
     script.is_probed_again(3).await;
@@ -58,7 +58,7 @@ async fn no_new_batch_is_taken_while_one_is_held() {
 }
 
 #[tokio::test]
-async fn a_hold_that_lasts_too_long_gives_the_messages_back_until_the_store_returns() {
+async fn at_the_hold_limit_messages_are_requeued_until_the_dependency_is_available() {
     let bench = Bench::new().await;
     let script = Script::default();
     script.dependency_unavailable(true);
@@ -67,7 +67,7 @@ async fn a_hold_that_lasts_too_long_gives_the_messages_back_until_the_store_retu
     let running = bench.run(SOURCE, &script, settings);
     bench.eventually_ready(QUEUE, 20).await;
     let restarts = Counter::ConsumerRestarts { queue: QUEUE, cause: ConsumerRestart::Hold };
-    eventually("the end of the hold", SOON, async || match bench.metrics.count(restarts) {
+    eventually("the end of the hold", LIMIT, async || match bench.metrics.count(restarts) {
         1 => Ok(()),
         count => Err(format!("{count} restarts")),
     })
@@ -76,12 +76,12 @@ async fn a_hold_that_lasts_too_long_gives_the_messages_back_until_the_store_retu
     script.dependency_unavailable(false);
     script.has_handled(20).await;
     running.drain().await;
-    assert_eq!(bench.metrics.count(restarts), 1, "it consumed again before the store was back");
+    assert_eq!(bench.metrics.count(restarts), 1, "it consumed before the dependency was available");
     assert!(script.handled().iter().all(|handled| handled.attempt == 1 && handled.redelivered));
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_in_a_hold_is_built_anew_when_the_store_is_back() {
+async fn a_connection_lost_in_a_hold_is_replaced_when_the_dependency_is_available() {
     let bench = Bench::new().await;
     let proxy = Proxy::before(&bench.url).await.unwrap();
     let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
@@ -92,7 +92,7 @@ async fn a_connection_that_breaks_in_a_hold_is_built_anew_when_the_store_is_back
     running.reaches(HOLDING).await;
     proxy.reset().await.unwrap();
     bench.eventually_ready(QUEUE, 5).await;
-    // Each time that it consumed now would count as one more return of all five.
+    // Consuming now would add one redelivery to all five.
     script.is_probed_again(3).await;
     assert_eq!(bench.ready(QUEUE).await, 5);
     running.reaches(HOLDING).await;
@@ -104,29 +104,29 @@ async fn a_connection_that_breaks_in_a_hold_is_built_anew_when_the_store_is_back
 }
 
 #[tokio::test]
-async fn a_probe_that_panics_is_a_store_that_is_away() {
+async fn a_probe_that_panics_counts_as_unavailable() {
     let bench = Bench::new().await;
     let script = Script::default();
     script.dependency_unavailable(true);
-    script.probes(Probe::Panics);
-    bench.publish(QUEUE, ["patient"]).await;
+    script.set_probe(Probe::Panics);
+    bench.publish(QUEUE, ["ok"]).await;
     let mut running = bench.run(SOURCE, &script, Settings::default());
     running.reaches(HOLDING).await;
     let panics = Counter::HandlerPanics { queue: QUEUE };
-    eventually("a panic", SOON, async || match bench.metrics.count(panics) {
+    eventually("a panic", LIMIT, async || match bench.metrics.count(panics) {
         2.. => Ok(()),
         count => Err(format!("{count} panics")),
     })
     .await;
     script.dependency_unavailable(false);
-    script.probes(Probe::Honest);
+    script.set_probe(Probe::FollowsDependency);
     script.has_handled(1).await;
     running.drain().await;
     assert!(!script.handled()[0].redelivered);
 }
 
 #[tokio::test]
-async fn a_drain_during_a_hold_waits_for_the_store() {
+async fn a_drain_during_a_hold_waits_for_the_dependency() {
     let bench = Bench::new().await;
     let script = Script::default();
     script.dependency_unavailable(true);
@@ -141,11 +141,11 @@ async fn a_drain_during_a_hold_waits_for_the_store() {
 }
 
 #[tokio::test]
-async fn what_rabbitmq_does_not_take_costs_one_return_however_long_that_lasts() {
+async fn a_copy_that_rabbitmq_does_not_confirm_costs_one_redelivery_however_long_that_lasts() {
     let bench = Bench::new().await;
     bench.raw.queue_delete(DLQ.into(), Default::default()).await.unwrap();
     bench.publish(QUEUE, ["refuse"]).await;
-    bench.publish(QUEUE, (0..20).map(|n| format!("innocent {n}"))).await;
+    bench.publish(QUEUE, (0..20).map(|n| format!("ok {n}"))).await;
     let script = Script::default();
     let settings = Settings {
         batch_size: 1,
@@ -155,15 +155,15 @@ async fn what_rabbitmq_does_not_take_costs_one_return_however_long_that_lasts() 
     };
     let mut running = bench.run(SOURCE, &script, settings);
     let restarts = Counter::ConsumerRestarts { queue: QUEUE, cause: ConsumerRestart::Hold };
-    eventually("the end of the hold", SOON, async || match bench.metrics.count(restarts) {
+    eventually("the end of the hold", LIMIT, async || match bench.metrics.count(restarts) {
         1.. => Ok(()),
         count => Err(format!("{count} restarts")),
     })
     .await;
-    // Many hold limits later it still waits for what it could not publish.
-    let returned = Counter::Publishes { outcome: PublishOutcome::Unroutable };
-    let wanted = bench.metrics.count(returned) + 4;
-    eventually("more attempts to publish", SOON, async || match bench.metrics.count(returned) {
+    // After many times the hold limit it still waits for the unconfirmed copy.
+    let unroutable = Counter::Publishes { outcome: PublishOutcome::Unroutable };
+    let wanted = bench.metrics.count(unroutable) + 4;
+    eventually("more attempts to publish", LIMIT, async || match bench.metrics.count(unroutable) {
         count if count >= wanted => Ok(()),
         count => Err(format!("{count} of {wanted}")),
     })
@@ -179,7 +179,7 @@ async fn what_rabbitmq_does_not_take_costs_one_return_however_long_that_lasts() 
 }
 
 #[tokio::test]
-async fn a_drain_does_not_wait_for_what_rabbitmq_does_not_take() {
+async fn a_drain_does_not_wait_for_a_copy_that_rabbitmq_does_not_confirm() {
     let bench = Bench::new().await;
     bench.raw.queue_delete(DLQ.into(), Default::default()).await.unwrap();
     bench.publish(QUEUE, ["refuse"]).await;
@@ -187,7 +187,7 @@ async fn a_drain_does_not_wait_for_what_rabbitmq_does_not_take() {
     let settings = Settings { hold_limit: Duration::from_millis(300), ..Settings::default() };
     let running = bench.run(SOURCE, &script, settings);
     let restarts = Counter::ConsumerRestarts { queue: QUEUE, cause: ConsumerRestart::Hold };
-    eventually("the end of the hold", SOON, async || match bench.metrics.count(restarts) {
+    eventually("the end of the hold", LIMIT, async || match bench.metrics.count(restarts) {
         1.. => Ok(()),
         count => Err(format!("{count} restarts")),
     })
@@ -197,19 +197,19 @@ async fn a_drain_does_not_wait_for_what_rabbitmq_does_not_take() {
 }
 
 #[tokio::test]
-async fn a_hold_lasts_until_everything_that_was_held_is_through() {
+async fn a_hold_lasts_until_every_held_batch_is_finished() {
     let bench = Bench::new().await;
     let script = Script::default();
     let settings = Settings { batch_size: 1, batches_in_flight: 2, ..Settings::default() };
     let running = bench.run(SOURCE, &script, settings);
     bench.publish(QUEUE, ["wait"]).await;
     script.was_called(1).await;
-    bench.publish(QUEUE, ["stubborn"]).await;
+    bench.publish(QUEUE, ["unavailable-then-hang"]).await;
     script.was_called(3).await;
     script.open_gate();
-    // One of the two is through; the one that was held has resumed and still tries.
+    // One of the two is finished; the one that was held is being handled again.
     let applied = Counter::Deliveries { queue: QUEUE, outcome: DeliveryOutcome::Applied };
-    eventually("one to be through", SOON, async || match bench.metrics.count(applied) {
+    eventually("one to be finished", LIMIT, async || match bench.metrics.count(applied) {
         1 => Ok(()),
         count => Err(format!("{count} are")),
     })

@@ -1,4 +1,4 @@
-//! The broker crate against a RabbitMQ that runs. The names of the tests are its promises.
+//! Tests of the broker crate against a running RabbitMQ. Each test name states a guarantee.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a helper that fails fails its test")]
 

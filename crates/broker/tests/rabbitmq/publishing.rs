@@ -1,4 +1,4 @@
-//! What `Ok` of a publish means, and what each error.
+//! The results of a publish: `Ok` and each error.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use testkit::TestEnv;
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
 
-use crate::support::{Bench, SOON};
+use crate::support::{Bench, LIMIT};
 
 const QUEUE: &str = WorkQueue::SaveMessage.name();
 
@@ -29,7 +29,7 @@ async fn an_unroutable_publish_is_an_error_although_the_broker_confirms_it() {
 }
 
 #[tokio::test]
-async fn two_hundred_callers_at_once_each_learn_the_truth_about_their_own_message() {
+async fn two_hundred_concurrent_callers_get_the_result_of_their_own_message() {
     let bench = Bench::new().await;
     let calls = (0..200).map(|n| {
         let publisher = bench.publisher.clone();
@@ -44,7 +44,7 @@ async fn two_hundred_callers_at_once_each_learn_the_truth_about_their_own_messag
 }
 
 #[tokio::test]
-async fn many_are_published_in_their_order() {
+async fn many_messages_are_published_in_order() {
     let bench = Bench::new().await;
     bench.publish(QUEUE, 0..3000).await;
     for n in 0..3000 {
@@ -71,9 +71,9 @@ async fn a_full_queue_refuses_and_keeps_what_it_confirmed() {
     arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(1));
     let options = QueueDeclareOptions { durable: true, ..Default::default() };
     bench.raw.queue_declare("small".into(), options, arguments).await.unwrap();
-    // A quorum queue tells publishers that it is full a little after it is.
+    // A quorum queue refuses publishes only a moment after it is full.
     let mut confirmed = 0;
-    eventually("a refusal", SOON, async || {
+    eventually("a refusal", LIMIT, async || {
         match bench.publisher.publish(Publication::to_queue("small", b"more".to_vec())).await {
             Err(PublishError::Refused) => Ok(()),
             Ok(()) => {
@@ -88,7 +88,7 @@ async fn a_full_queue_refuses_and_keeps_what_it_confirmed() {
 }
 
 #[tokio::test]
-async fn while_the_broker_is_away_publishes_fail_and_afterwards_they_succeed() {
+async fn publishes_fail_during_an_outage_and_succeed_after_it() {
     let bench = Bench::new().await;
     let proxy = Proxy::before(&bench.url).await.unwrap();
     let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
@@ -97,17 +97,17 @@ async fn while_the_broker_is_away_publishes_fail_and_afterwards_they_succeed() {
     publisher.publish(Publication::to_queue(QUEUE, b"before".to_vec())).await.unwrap();
 
     proxy.cut().await.unwrap();
-    let away = publisher.publish(Publication::to_queue(QUEUE, b"meanwhile".to_vec())).await;
+    let result = publisher.publish(Publication::to_queue(QUEUE, b"meanwhile".to_vec())).await;
     assert!(
-        matches!(away, Err(PublishError::Unreachable(_) | PublishError::Unknown(_))),
-        "{away:?}"
+        matches!(result, Err(PublishError::Unreachable(_) | PublishError::Unknown(_))),
+        "{result:?}"
     );
     proxy.restore().await.unwrap();
     publisher.publish(Publication::to_queue(QUEUE, b"after".to_vec())).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_confirm_that_never_comes_is_an_error_in_time() {
+async fn a_missing_confirm_is_an_error_after_the_timeout() {
     let bench = Bench::new().await;
     let proxy = Proxy::before(&bench.url).await.unwrap();
     let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
@@ -116,14 +116,14 @@ async fn a_confirm_that_never_comes_is_an_error_in_time() {
     publisher.publish(Publication::to_queue(QUEUE, b"before".to_vec())).await.unwrap();
     proxy.freeze();
     let frozen = publisher.publish(Publication::to_queue(QUEUE, b"frozen".to_vec()));
-    let frozen = tokio::time::timeout(SOON, frozen).await.unwrap();
+    let frozen = tokio::time::timeout(LIMIT, frozen).await.unwrap();
     assert!(matches!(frozen, Err(PublishError::Unknown(_))), "{frozen:?}");
 }
 
 #[tokio::test]
-async fn of_several_addresses_the_one_that_works_is_used() {
+async fn of_several_addresses_a_reachable_one_is_used() {
     let bench = Bench::new().await;
-    // Port 9 (discard) is not served here.
+    // Nothing listens on port 9 (discard).
     let addresses = format!("amqp://127.0.0.1:9/x,{}", bench.url);
     let endpoints = Endpoints::parse(&addresses, "test").unwrap();
     let publisher = Publisher::new(endpoints, Metrics::new());
@@ -131,11 +131,11 @@ async fn of_several_addresses_the_one_that_works_is_used() {
 }
 
 #[tokio::test]
-async fn an_answer_reaches_who_asked_by_direct_reply_to() {
+async fn a_reply_reaches_the_requester_by_direct_reply_to() {
     let bench = Bench::new().await;
     let pseudo_queue = "amq.rabbitmq.reply-to";
     let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-    let mut answers = bench
+    let mut replies = bench
         .raw
         .basic_consume(pseudo_queue.into(), "".into(), options, FieldTable::default())
         .await
@@ -148,32 +148,32 @@ async fn an_answer_reaches_who_asked_by_direct_reply_to() {
         .basic_publish("".into(), QUEUE.into(), Default::default(), b"?", properties)
         .await
         .unwrap();
-    let question = bench.take(QUEUE).await.properties;
-    let reply_to = question.reply_to().as_ref().unwrap().to_string();
+    let request = bench.take(QUEUE).await.properties;
+    let reply_to = request.reply_to().as_ref().unwrap().to_string();
 
     let replier = Replier::new(bench.endpoints.clone());
     replier.reply("nobody.listens.here", None, b"lost".to_vec());
     replier.reply(&reply_to, Some("7"), b"!".to_vec());
-    let answer = tokio::time::timeout(SOON, answers.next()).await.unwrap().unwrap().unwrap();
-    assert_eq!(answer.data, b"!");
+    let reply = tokio::time::timeout(LIMIT, replies.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(reply.data, b"!");
     assert_eq!(
-        answer.properties.correlation_id().as_ref().map(ToString::to_string),
+        reply.properties.correlation_id().as_ref().map(ToString::to_string),
         Some("7".to_owned())
     );
 }
 
 #[tokio::test]
-async fn a_server_that_accepts_and_says_nothing_does_not_keep_a_caller_past_its_time() {
+async fn a_server_that_accepts_and_sends_nothing_does_not_delay_a_caller_beyond_its_timeout() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("amqp://127.0.0.1:{}", silent.local_addr().unwrap().port());
     let endpoints = Endpoints::parse(&url, "test").unwrap();
     let limit = Duration::from_millis(500);
     let publisher = Publisher::with_timeout(endpoints, Metrics::new(), limit);
-    let asked = tokio::time::Instant::now();
+    let called = tokio::time::Instant::now();
     let error = publisher.publish(Publication::to_queue("queue", Vec::new())).await.unwrap_err();
     assert!(matches!(error, PublishError::Unreachable(_)), "{error}");
-    // The handshake alone is given five seconds.
-    assert!(asked.elapsed() < 6 * limit, "{:?}", asked.elapsed());
+    // The limit of the handshake alone is 5 s.
+    assert!(called.elapsed() < 6 * limit, "{:?}", called.elapsed());
 }
 
 #[tokio::test]
@@ -181,13 +181,13 @@ async fn a_connection_that_takes_longer_than_one_call_serves_the_next() {
     let env = TestEnv::new().await;
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = silent.local_addr().unwrap().port();
-    // The handshake with the first address fails after five seconds, then comes the one that works.
+    // The handshake with the first address fails after 5 s. Then the second address is tried.
     let urls = format!("amqp://127.0.0.1:{port},{}", env.amqp_url);
     let endpoints = Endpoints::parse(&urls, "test").unwrap();
     topology::declare(&Endpoints::parse(&env.amqp_url, "test").unwrap()).await.unwrap();
     let limit = Duration::from_secs(1);
     let publisher = Publisher::with_timeout(endpoints, Metrics::new(), limit);
-    eventually("a publish", SOON, async || {
+    eventually("a publish", LIMIT, async || {
         let publication = Publication::to_queue(WorkQueue::Session.dlq(), Vec::new());
         publisher.publish(publication).await.map_err(|error| error.to_string())
     })

@@ -1,4 +1,4 @@
-//! What becomes of messages that are refused, that fail, and that panic.
+//! The outcomes of messages that are refused, that fail, and whose handler panics.
 
 use broker::topology::{RetryQueue, WorkQueue};
 use broker::{Death, Delivery, Publication, Settings, Source};
@@ -13,7 +13,7 @@ const QUEUE: &str = WorkQueue::Session.name();
 const DLQ: &str = WorkQueue::Session.dlq();
 const SOURCE: Source = Source::work(WorkQueue::Session);
 
-/// Three retries of a second each: the names of the delays are fixed, so tests take the shortest.
+/// Three retries of a second each, the shortest delay that has a queue.
 fn quick() -> Settings {
     Settings { retries: vec![RetryQueue::Second; 3], ..Settings::default() }
 }
@@ -23,7 +23,7 @@ fn settled(bench: &Bench, outcome: DeliveryOutcome) -> u64 {
 }
 
 #[tokio::test]
-async fn a_refused_message_becomes_a_dead_letter_and_its_neighbours_are_handled() {
+async fn a_refused_message_becomes_a_dead_letter_and_the_others_are_handled() {
     let bench = Bench::new().await;
     bench.publish(QUEUE, ["ok 1", "refuse", "ok 2"]).await;
     let script = Script::default();
@@ -39,13 +39,13 @@ async fn a_refused_message_becomes_a_dead_letter_and_its_neighbours_are_handled(
         other => panic!("{name}: {other:?}"),
     };
     assert_eq!(text("x-verbatim-reason"), "schema");
-    assert_eq!(text("x-verbatim-detail"), "the script says so");
+    assert_eq!(text("x-verbatim-detail"), "refused by the test");
     assert_eq!(text("x-verbatim-queue"), QUEUE);
     bench.eventually_ready(QUEUE, 0).await;
 }
 
 #[tokio::test]
-async fn a_failing_message_is_tried_four_times_and_then_a_dead_letter_with_its_history() {
+async fn a_failing_message_has_four_attempts_and_becomes_a_dead_letter_with_its_history() {
     let bench = Bench::new().await;
     let mut action = Publication::action("conversation.session_closed", b"fail".to_vec());
     action.traceparent = Some("00-trace".to_owned());
@@ -66,7 +66,7 @@ async fn a_failing_message_is_tried_four_times_and_then_a_dead_letter_with_its_h
     assert_eq!(settled(&bench, DeliveryOutcome::Retried), 3);
     assert_eq!(settled(&bench, DeliveryOutcome::DeadLettered), 1);
 
-    // As the dead-letter collector will read it.
+    // As the dead-letter collector reads it.
     let dead_letters = DeadLetters::default();
     let collector = dead_letters.read(&bench, WorkQueue::Session).await;
     assert_eq!(
@@ -85,7 +85,7 @@ async fn a_failing_message_is_tried_four_times_and_then_a_dead_letter_with_its_h
 #[tokio::test]
 async fn copies_carry_no_header_of_the_broker_or_the_sender_but_the_trace() {
     let bench = Bench::new().await;
-    // RabbitMQ takes no other user than the publisher's own.
+    // RabbitMQ accepts no other `user_id` than the publisher's own.
     let user = bench.url["amqp://".len()..].split(':').next().unwrap();
     let mut headers = lapin::types::FieldTable::default();
     let also = AMQPValue::LongString("conversation.session_closed".into());
@@ -124,15 +124,15 @@ async fn copies_carry_no_header_of_the_broker_or_the_sender_but_the_trace() {
     };
     assert!(names.iter().all(allowed), "{names:?}");
     assert!(names.contains(&"traceparent") && names.contains(&"tracestate"), "{names:?}");
-    // Who published it, as RabbitMQ said; not as the publisher did.
+    // The user that RabbitMQ validated, not the one in the publisher's header.
     assert_eq!(headers.inner()["x-verbatim-user"], AMQPValue::LongString(user.into()));
 }
 
 #[tokio::test]
-async fn a_trace_too_long_for_a_copy_does_not_hold_up_the_queue() {
+async fn a_trace_too_long_for_a_copy_does_not_block_the_queue() {
     let bench = Bench::new().await;
     let mut headers = lapin::types::FieldTable::default();
-    // Almost a whole frame: with our own headers beside it there is no room.
+    // Almost a whole frame: together with the fleet headers it would not fit.
     let tracestate = AMQPValue::LongString("x".repeat(130_850).into());
     headers.insert("tracestate".into(), tracestate);
     let properties = BasicProperties::default().with_headers(headers).with_delivery_mode(2);
@@ -150,7 +150,7 @@ async fn a_trace_too_long_for_a_copy_does_not_hold_up_the_queue() {
 }
 
 #[tokio::test]
-async fn a_panic_costs_the_guilty_message_an_attempt_and_its_neighbours_nothing() {
+async fn a_panic_costs_the_message_at_fault_an_attempt_and_other_messages_nothing() {
     let bench = Bench::new().await;
     bench.publish(QUEUE, ["ok 1", "panic", "panic-decoding", "ok 2"]).await;
     let script = Script::default();
@@ -162,14 +162,14 @@ async fn a_panic_costs_the_guilty_message_an_attempt_and_its_neighbours_nothing(
     assert_eq!(settled(&bench, DeliveryOutcome::Retried), 2);
     assert_eq!(settled(&bench, DeliveryOutcome::DeadLettered), 2);
     assert!(bench.metrics.count(Counter::HandlerPanics { queue: QUEUE }) >= 4);
-    // Those are the panic hook's to count.
+    // This metric is counted by the panic hook, which the test does not install.
     assert_eq!(bench.metrics.count(Counter::Panics), 0);
     let bodies = script.handled();
     assert!(bodies.iter().all(|handled| handled.attempt == 1), "{bodies:?}");
 }
 
 #[tokio::test]
-async fn a_panic_before_a_copy_is_published_does_not_hold_up_the_queue() {
+async fn a_panic_before_a_copy_is_published_does_not_block_the_queue() {
     let bench = Bench::new().await;
     bench.publish(QUEUE, ["fail unresolvable", "ok"]).await;
     let script = Script::default();
@@ -182,7 +182,7 @@ async fn a_panic_before_a_copy_is_published_does_not_hold_up_the_queue() {
 }
 
 #[tokio::test]
-async fn what_a_panic_says_stays_out_of_the_headers() {
+async fn a_panic_message_is_not_in_the_headers() {
     let bench = Bench::new().await;
     bench.publish(QUEUE, ["panic", "panic-decoding"]).await;
     let settings = Settings { retries: vec![RetryQueue::Second], ..Settings::default() };
@@ -219,14 +219,14 @@ async fn without_its_dead_letter_queue_a_refused_message_is_held_and_never_ackno
 }
 
 #[tokio::test]
-async fn nothing_comes_after_the_dead_letters_so_their_collector_tries_for_ever() {
+async fn a_failing_dead_letter_is_retried_for_ever() {
     let bench = Bench::new().await;
     bench.publish(DLQ, ["fail", "refuse"]).await;
     let script = Script::default();
     let settings = Settings { retries: vec![RetryQueue::Second], ..Settings::default() };
     let source = Source::dead_letters(WorkQueue::Session);
     let running = bench.run(source, &script, settings);
-    testkit::wait::eventually("a third attempt", crate::support::SOON, async || {
+    testkit::wait::eventually("a third attempt", crate::support::LIMIT, async || {
         let attempts: Vec<_> = script.handled().iter().map(|h| h.attempt).collect();
         if attempts.contains(&3) { Ok(()) } else { Err(format!("{attempts:?}")) }
     })
@@ -235,7 +235,7 @@ async fn nothing_comes_after_the_dead_letters_so_their_collector_tries_for_ever(
 }
 
 #[tokio::test]
-async fn a_message_that_expires_becomes_a_dead_letter_that_tells_where_it_came_from() {
+async fn a_message_that_expires_becomes_a_dead_letter_with_its_origin() {
     let bench = Bench::new().await;
     let key = "conversation.session_opened";
     expire(&bench, key, "ok").await;
@@ -247,7 +247,7 @@ async fn a_message_that_expires_becomes_a_dead_letter_that_tells_where_it_came_f
 }
 
 #[tokio::test]
-async fn what_rabbitmq_said_of_a_dead_letter_outlives_the_failures_of_its_collector() {
+async fn the_reason_by_rabbitmq_is_kept_when_the_collector_retries_a_dead_letter() {
     let bench = Bench::new().await;
     expire(&bench, "conversation.session_opened", "fail").await;
     let script = Script::default();
@@ -262,7 +262,7 @@ async fn what_rabbitmq_said_of_a_dead_letter_outlives_the_failures_of_its_collec
     assert_eq!(dead_letter_info.queue, QUEUE);
 }
 
-/// Publishes an action that waits for longer than its sender cares.
+/// Publishes an action that expires after 1 ms.
 async fn expire(bench: &Bench, key: &str, body: &str) {
     let properties = BasicProperties::default().with_delivery_mode(2).with_expiration("1".into());
     let (exchange, body) = ("domain.actions".into(), body.as_bytes());
@@ -273,7 +273,7 @@ async fn expire(bench: &Bench, key: &str, body: &str) {
         .unwrap();
 }
 
-/// A handler that keeps the deliveries it is given.
+/// A handler that collects its deliveries.
 #[derive(Clone, Default)]
 struct DeadLetters(std::sync::Arc<std::sync::Mutex<Vec<Delivery>>>);
 
@@ -305,7 +305,7 @@ impl DeadLetters {
         let running =
             bench.run_at(bench.endpoints.clone(), source, self.clone(), Settings::default());
         let dead_letter =
-            testkit::wait::eventually("a dead letter", crate::support::SOON, async || {
+            testkit::wait::eventually("a dead letter", crate::support::LIMIT, async || {
                 self.0.lock().unwrap().first().cloned().ok_or_else(|| "none".to_owned())
             })
             .await;

@@ -1,5 +1,5 @@
-//! What the tests share: a virtual host with the topology, a raw channel to look behind the scenes, and
-//! a handler that does what message bodies tell it.
+//! What the tests share: a virtual host with the topology, a raw channel without code of this crate, and a
+//! handler that message bodies control.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -24,13 +24,13 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// Anything on a machine that is busy with other tests.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+/// The limit of every wait, on a machine that is busy with other tests.
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
-/// What the script's panics say, as slicing a text says it: somebody's words.
+/// The panic message of [`Script`]. Like the message of a failed string slice it quotes a body.
 pub(crate) const SECRET: &str = "byte index 3 is not a char boundary of `my secret`";
 
-/// A virtual host with the fleet's topology.
+/// A virtual host with the fleet's topology, a publisher and a raw channel.
 pub(crate) struct Bench {
     pub(crate) url: String,
     pub(crate) endpoints: Endpoints,
@@ -42,14 +42,14 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// One of its own on the server of all tests.
+    /// A virtual host of its own on the server that all tests share.
     pub(crate) async fn new() -> Self {
         let env = TestEnv::new().await;
         let bench = Self::at(env.amqp_url.clone()).await;
         Self { _env: Some(env), ..bench }
     }
 
-    /// The one behind this address: for tests that do to a server what others would feel.
+    /// The virtual host at this address, for tests that need a server of their own.
     pub(crate) async fn at(url: String) -> Self {
         let endpoints = Endpoints::parse(&url, "test").unwrap();
         broker::topology::declare(&endpoints).await.unwrap();
@@ -76,12 +76,12 @@ impl Bench {
     /// How many messages of a queue are ready.
     pub(crate) async fn ready(&self, queue: &str) -> u32 {
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let answer = self.raw.queue_declare(queue.into(), options, FieldTable::default()).await;
-        answer.unwrap().message_count()
+        let declared = self.raw.queue_declare(queue.into(), options, FieldTable::default()).await;
+        declared.unwrap().message_count()
     }
 
     pub(crate) async fn eventually_ready(&self, queue: &str, count: u32) {
-        eventually(format!("{count} messages in {queue}"), SOON, async || {
+        eventually(format!("{count} messages in {queue}"), LIMIT, async || {
             match self.ready(queue).await {
                 ready if ready == count => Ok(()),
                 ready => Err(format!("{ready} are ready")),
@@ -90,9 +90,9 @@ impl Bench {
         .await;
     }
 
-    /// Takes a message out of a queue, as a raw client sees it.
+    /// Takes a message out of a queue with the raw channel.
     pub(crate) async fn take(&self, queue: &str) -> lapin::message::Delivery {
-        eventually(format!("a message in {queue}"), SOON, async || {
+        eventually(format!("a message in {queue}"), LIMIT, async || {
             let options = BasicGetOptions { no_ack: true };
             let message = self.raw.basic_get(queue.into(), options).await.unwrap();
             message.map(|message| message.delivery).ok_or_else(|| "it is empty".to_owned())
@@ -101,18 +101,23 @@ impl Bench {
     }
 
     /// Runs a consumer of `source` with this handler.
-    pub(crate) fn run(&self, source: Source, script: &Script, settings: Settings) -> Running {
+    pub(crate) fn run(
+        &self,
+        source: Source,
+        script: &Script,
+        settings: Settings,
+    ) -> RunningConsumer {
         self.run_at(self.endpoints.clone(), source, script.clone(), settings)
     }
 
-    /// The same by way of other addresses, or with another handler.
+    /// The same through other addresses, or with another handler.
     pub(crate) fn run_at(
         &self,
         endpoints: Endpoints,
         source: Source,
         handler: impl Handler,
         settings: Settings,
-    ) -> Running {
+    ) -> RunningConsumer {
         let consumer = Consumer::new(
             source,
             handler,
@@ -125,17 +130,17 @@ impl Bench {
         let state = consumer.state();
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(consumer.run(shutdown.clone()));
-        Running { shutdown, state, task }
+        RunningConsumer { shutdown, state, task }
     }
 }
 
-/// A clock that goes on by a millisecond whenever it is looked at.
+/// A clock that advances by a millisecond at every reading.
 pub(crate) fn clock() -> Clock {
     let micros = AtomicI64::new(1_800_000_000_000_000);
     Clock::new(move || Timestamp::from_micros(micros.fetch_add(1000, Ordering::SeqCst)).unwrap())
 }
 
-/// A connection and a channel without any of our code.
+/// A connection and a channel without code of this crate.
 pub(crate) async fn raw_channel(url: &str) -> (lapin::Connection, lapin::Channel) {
     let properties = lapin::ConnectionProperties::default();
     let connection = lapin::Connection::connect(url, properties).await.unwrap();
@@ -143,17 +148,17 @@ pub(crate) async fn raw_channel(url: &str) -> (lapin::Connection, lapin::Channel
     (connection, channel)
 }
 
-/// A consumer that runs. Dropping it is a crash.
-pub(crate) struct Running {
+/// A running consumer. Dropping it is like a crash of its process.
+pub(crate) struct RunningConsumer {
     pub(crate) shutdown: CancellationToken,
     pub(crate) state: watch::Receiver<ConsumerState>,
     pub(crate) task: JoinHandle<()>,
 }
 
-impl Running {
+impl RunningConsumer {
     pub(crate) async fn reaches(&mut self, state: ConsumerState) {
         let mut seen = self.state.clone();
-        let reached = tokio::time::timeout(SOON, seen.wait_for(|now| *now == state)).await;
+        let reached = tokio::time::timeout(LIMIT, seen.wait_for(|now| *now == state)).await;
         assert!(
             reached.is_ok_and(|r| r.is_ok()),
             "waited for {state:?}, is {:?}",
@@ -161,23 +166,31 @@ impl Running {
         );
     }
 
-    /// Asks it to drain and waits until it has.
+    /// Starts the shutdown and waits until the consumer has drained.
     pub(crate) async fn drain(mut self) {
         self.shutdown.cancel();
-        tokio::time::timeout(SOON, &mut self.task).await.expect("it did not drain").unwrap();
+        tokio::time::timeout(LIMIT, &mut self.task).await.expect("it did not drain").unwrap();
         assert_eq!(*self.state.borrow(), ConsumerState::Stopped);
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningConsumer {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-/// A handler that does what the first word of a body says: `ok`, `fail`, `panic`, `panic-decoding`,
-/// `refuse`, `wait` (until the test lets it go on), `stubborn` (its store is away at
-/// first, and later gives no answer). Everything else is `ok`.
+/// A handler that the first word of a body controls. Every other body is `ok`.
+///
+/// | first word | what happens |
+/// |---|---|
+/// | `ok` | applied |
+/// | `fail` | a failed attempt |
+/// | `panic` | a panic while handling |
+/// | `panic-decoding` | a panic while decoding |
+/// | `refuse` | refused while decoding |
+/// | `wait` | applied after [`Script::open_gate`] |
+/// | `unavailable-then-hang` | the first call: dependency unavailable; later calls never return |
 #[derive(Clone, Default)]
 pub(crate) struct Script {
     inner: Arc<Inner>,
@@ -186,28 +199,28 @@ pub(crate) struct Script {
 struct Inner {
     handled: Mutex<Vec<Handled>>,
     batches: Mutex<Vec<usize>>,
-    away: AtomicBool,
+    unavailable: AtomicBool,
     probe: Mutex<Probe>,
-    refused_stubborn: AtomicBool,
+    hanging: AtomicBool,
     calls: AtomicUsize,
     probes: AtomicUsize,
     decoded: AtomicUsize,
     gate: Semaphore,
 }
 
-/// What a probe does.
+/// The behaviour of the probe.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) enum Probe {
-    /// It fails while the store is away.
+    /// It fails while the dependency is unavailable.
     #[default]
-    Honest,
-    /// It succeeds whatever the store does, as it does while a disk is full.
-    Blind,
+    FollowsDependency,
+    /// It succeeds also while the dependency is unavailable, as with a full disk.
+    AlwaysSucceeds,
     /// It panics.
     Panics,
 }
 
-/// A message that a handler was given.
+/// A message that the handler handled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Handled {
     pub(crate) body: String,
@@ -222,9 +235,9 @@ impl Default for Inner {
         Self {
             handled: Mutex::default(),
             batches: Mutex::default(),
-            away: AtomicBool::new(false),
+            unavailable: AtomicBool::new(false),
             probe: Mutex::default(),
-            refused_stubborn: AtomicBool::new(false),
+            hanging: AtomicBool::new(false),
             calls: AtomicUsize::new(0),
             probes: AtomicUsize::new(0),
             decoded: AtomicUsize::new(0),
@@ -234,7 +247,7 @@ impl Default for Inner {
 }
 
 impl Script {
-    /// What was handled to the end, in that order.
+    /// The handled messages, in order.
     pub(crate) fn handled(&self) -> Vec<Handled> {
         self.inner.handled.lock().unwrap().clone()
     }
@@ -243,12 +256,12 @@ impl Script {
         self.handled().into_iter().map(|handled| handled.body).collect()
     }
 
-    /// How large the batches were.
+    /// The sizes of the batches.
     pub(crate) fn batches(&self) -> Vec<usize> {
         self.inner.batches.lock().unwrap().clone()
     }
 
-    /// How often it was called.
+    /// How often `handle` was called.
     pub(crate) fn calls(&self) -> usize {
         self.inner.calls.load(Ordering::SeqCst)
     }
@@ -258,23 +271,23 @@ impl Script {
         self.inner.decoded.load(Ordering::SeqCst)
     }
 
-    /// Makes its store go away or come back.
-    pub(crate) fn dependency_unavailable(&self, away: bool) {
-        self.inner.away.store(away, Ordering::SeqCst);
+    /// Makes its dependency unavailable or available.
+    pub(crate) fn dependency_unavailable(&self, unavailable: bool) {
+        self.inner.unavailable.store(unavailable, Ordering::SeqCst);
     }
 
-    /// Makes its probe behave like this from now on.
-    pub(crate) fn probes(&self, probe: Probe) {
+    /// Sets the behaviour of the probe.
+    pub(crate) fn set_probe(&self, probe: Probe) {
         *self.inner.probe.lock().unwrap() = probe;
     }
 
-    /// Lets one `wait` go on.
+    /// Ends one `wait`.
     pub(crate) fn open_gate(&self) {
         self.inner.gate.add_permits(1);
     }
 
     pub(crate) async fn has_handled(&self, distinct: usize) {
-        eventually(format!("{distinct} messages to be handled"), SOON, async || {
+        eventually(format!("{distinct} messages to be handled"), LIMIT, async || {
             let bodies: HashSet<_> = self.bodies().into_iter().collect();
             if bodies.len() >= distinct { Ok(()) } else { Err(format!("{} are", bodies.len())) }
         })
@@ -282,17 +295,17 @@ impl Script {
     }
 
     pub(crate) async fn was_called(&self, times: usize) {
-        eventually(format!("{times} calls"), SOON, async || {
+        eventually(format!("{times} calls"), LIMIT, async || {
             if self.calls() >= times { Ok(()) } else { Err(format!("{} so far", self.calls())) }
         })
         .await;
     }
 
-    /// Waits until it was probed so many times more.
+    /// Waits for this many further probes.
     pub(crate) async fn is_probed_again(&self, times: usize) {
         let probes = || self.inner.probes.load(Ordering::SeqCst);
         let wanted = probes() + times;
-        eventually(format!("{wanted} probes"), SOON, async || {
+        eventually(format!("{wanted} probes"), LIMIT, async || {
             if probes() >= wanted { Ok(()) } else { Err(format!("{} so far", probes())) }
         })
         .await;
@@ -311,15 +324,15 @@ impl Script {
     }
 
     fn check(&self) -> Result<(), Unavailable> {
-        if self.inner.away.load(Ordering::SeqCst) {
-            return Err(away());
+        if self.inner.unavailable.load(Ordering::SeqCst) {
+            return Err(unavailable());
         }
         Ok(())
     }
 }
 
-fn away() -> Unavailable {
-    Unavailable { dependency: Dependency::PostgreSql, source: "away".into() }
+fn unavailable() -> Unavailable {
+    Unavailable { dependency: Dependency::PostgreSql, source: "set by the test".into() }
 }
 
 impl Handler for Script {
@@ -330,7 +343,7 @@ impl Handler for Script {
         let body = String::from_utf8(delivery.body.clone()).unwrap();
         assert!(!body.starts_with("panic-decoding"), "{SECRET}");
         if body.starts_with("refuse") {
-            let detail = "the script says so".to_owned();
+            let detail = "refused by the test".to_owned();
             return Err(Refusal { reason: DeadLetterReason::Schema, field: None, detail });
         }
         Ok(Handled {
@@ -351,11 +364,11 @@ impl Handler for Script {
         self.inner.calls.fetch_add(1, Ordering::SeqCst);
         self.check()?;
         self.inner.batches.lock().unwrap().push(items.len());
-        if items.iter().any(|item| item.body == "stubborn") {
-            if self.inner.refused_stubborn.swap(true, Ordering::SeqCst) {
+        if items.iter().any(|item| item.body == "unavailable-then-hang") {
+            if self.inner.hanging.swap(true, Ordering::SeqCst) {
                 std::future::pending::<()>().await;
             }
-            return Err(away());
+            return Err(unavailable());
         }
         let mut outcomes = Vec::new();
         for item in items {
@@ -369,8 +382,8 @@ impl Handler for Script {
         self.inner.probes.fetch_add(1, Ordering::SeqCst);
         let probe = *self.inner.probe.lock().unwrap();
         std::future::ready(match probe {
-            Probe::Honest => self.check(),
-            Probe::Blind => Ok(()),
+            Probe::FollowsDependency => self.check(),
+            Probe::AlwaysSucceeds => Ok(()),
             Probe::Panics => panic!("{SECRET}"),
         })
     }

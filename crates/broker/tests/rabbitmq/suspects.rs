@@ -1,4 +1,5 @@
-//! Messages that come back too often are tried alone, and given up only if they come back from there.
+//! Messages that are redelivered too often are handled one at a time, and dead-lettered only when they are
+//! redelivered there, too.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use metrics::{Counter, DeliveryOutcome};
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
 
-use crate::support::{Bench, Probe, SOON, Script};
+use crate::support::{Bench, LIMIT, Probe, Script};
 
 const QUEUE: &str = WorkQueue::SaveMessage.name();
 const SUSPECTS: &str = WorkQueue::SaveMessage.suspect();
@@ -20,7 +21,7 @@ fn settings() -> Settings {
     Settings { suspect_interval: Duration::from_millis(100), ..Settings::default() }
 }
 
-/// Takes the one message of a queue and gives it back, so often.
+/// Takes the one message of a queue and requeues it, this many times.
 async fn requeue(bench: &Bench, queue: &str, times: usize) {
     for _ in 0..times {
         bench.eventually_ready(queue, 1).await;
@@ -32,9 +33,9 @@ async fn requeue(bench: &Bench, queue: &str, times: usize) {
 }
 
 #[tokio::test]
-async fn a_message_that_came_back_three_times_is_set_apart_and_handled_alone() {
+async fn a_message_redelivered_three_times_is_quarantined_and_handled_alone() {
     let bench = Bench::new().await;
-    bench.publish(QUEUE, ["innocent"]).await;
+    bench.publish(QUEUE, ["ok"]).await;
     requeue(&bench, QUEUE, 3).await;
     let script = Script::default();
     let running = bench.run(SOURCE, &script, settings());
@@ -49,9 +50,9 @@ async fn a_message_that_came_back_three_times_is_set_apart_and_handled_alone() {
 }
 
 #[tokio::test]
-async fn a_suspect_that_comes_back_five_times_is_given_up() {
+async fn a_suspect_redelivered_five_times_is_dead_lettered() {
     let bench = Bench::new().await;
-    bench.publish(SUSPECTS, ["guilty"]).await;
+    bench.publish(SUSPECTS, ["ok"]).await;
     requeue(&bench, SUSPECTS, 5).await;
     let script = Script::default();
     let running = bench.run(SOURCE, &script, settings());
@@ -64,7 +65,7 @@ async fn a_suspect_that_comes_back_five_times_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_suspect_whose_connection_breaks_under_a_living_worker_is_not_given_up() {
+async fn a_suspect_whose_connection_is_lost_without_a_crash_is_not_dead_lettered() {
     let bench = Bench::new().await;
     let proxy = Proxy::before(&bench.url).await.unwrap();
     let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
@@ -84,11 +85,11 @@ async fn a_suspect_whose_connection_breaks_under_a_living_worker_is_not_given_up
         bench.eventually_ready(queue, 0).await;
     }
     let lost = Counter::AcksLost { queue: QUEUE };
-    assert!(bench.metrics.count(lost) >= 1, "what was handled was not acknowledged");
+    assert!(bench.metrics.count(lost) >= 1, "no acknowledgement was lost");
 }
 
 #[tokio::test]
-async fn while_suspects_are_tried_the_queue_goes_on_being_consumed() {
+async fn while_suspects_are_handled_the_queue_is_still_consumed() {
     let bench = Bench::new().await;
     bench.publish(SUSPECTS, (0..5).map(|n| format!("suspect {n}"))).await;
     bench.publish(QUEUE, 0..500).await;
@@ -102,11 +103,11 @@ async fn while_suspects_are_tried_the_queue_goes_on_being_consumed() {
 }
 
 #[tokio::test]
-async fn suspects_wait_while_the_store_is_away() {
+async fn suspects_wait_while_the_dependency_is_unavailable() {
     let bench = Bench::new().await;
     let script = Script::default();
     script.dependency_unavailable(true);
-    bench.publish(SUSPECTS, ["patient"]).await;
+    bench.publish(SUSPECTS, ["ok"]).await;
     let running = bench.run(SOURCE, &script, settings());
     script.is_probed_again(3).await;
     assert_eq!(script.calls(), 0);
@@ -116,54 +117,54 @@ async fn suspects_wait_while_the_store_is_away() {
     assert!(!script.handled()[0].redelivered);
 }
 
-/// A store that fails while its probe succeeds.
-fn blindly_away() -> Script {
+/// A handler whose dependency is unavailable while its probe succeeds.
+fn unavailable_with_successful_probe() -> Script {
     let script = Script::default();
     script.dependency_unavailable(true);
-    script.probes(Probe::Blind);
+    script.set_probe(Probe::AlwaysSucceeds);
     script
 }
 
 #[tokio::test]
-async fn an_outage_that_no_probe_sees_is_not_held_against_a_suspect() {
+async fn an_outage_that_the_probe_does_not_see_adds_no_redelivery_to_a_suspect() {
     let bench = Bench::new().await;
-    let script = blindly_away();
-    bench.publish(SUSPECTS, ["innocent"]).await;
+    let script = unavailable_with_successful_probe();
+    bench.publish(SUSPECTS, ["ok"]).await;
     let running = bench.run(SOURCE, &script, settings());
     script.was_called(8).await;
     script.dependency_unavailable(false);
     script.has_handled(1).await;
     running.drain().await;
-    assert!(!script.handled()[0].redelivered, "it went back to the queue");
+    assert!(!script.handled()[0].redelivered, "it was redelivered");
     assert_eq!(script.decoded(), 1);
     bench.eventually_ready(DLQ, 0).await;
 }
 
 #[tokio::test]
-async fn a_suspect_that_is_held_too_long_returns_without_a_count() {
+async fn a_suspect_held_for_the_hold_limit_is_requeued_with_count_0() {
     let bench = Bench::new().await;
-    let script = blindly_away();
-    bench.publish(SUSPECTS, ["innocent"]).await;
+    let script = unavailable_with_successful_probe();
+    bench.publish(SUSPECTS, ["ok"]).await;
     let settings = Settings { hold_limit: Duration::from_millis(200), ..settings() };
     let running = bench.run(SOURCE, &script, settings);
-    let returned = Counter::Deliveries { queue: QUEUE, outcome: DeliveryOutcome::Requeued };
-    eventually("seven returns", SOON, async || match bench.metrics.count(returned) {
+    let requeued = Counter::Deliveries { queue: QUEUE, outcome: DeliveryOutcome::Requeued };
+    eventually("seven requeues", LIMIT, async || match bench.metrics.count(requeued) {
         7.. => Ok(()),
-        count => Err(format!("{count} returns")),
+        count => Err(format!("{count} requeues")),
     })
     .await;
     script.dependency_unavailable(false);
     script.has_handled(1).await;
     running.drain().await;
-    assert!(!script.handled()[0].redelivered, "it went back to the queue");
+    assert!(!script.handled()[0].redelivered, "it was redelivered");
     bench.eventually_ready(DLQ, 0).await;
 }
 
 #[tokio::test]
-async fn a_drain_puts_a_held_suspect_back_without_a_count() {
+async fn a_drain_requeues_a_held_suspect_with_count_0() {
     let bench = Bench::new().await;
-    let script = blindly_away();
-    bench.publish(SUSPECTS, ["innocent"]).await;
+    let script = unavailable_with_successful_probe();
+    bench.publish(SUSPECTS, ["ok"]).await;
     let running = bench.run(SOURCE, &script, settings());
     script.was_called(1).await;
     running.drain().await;

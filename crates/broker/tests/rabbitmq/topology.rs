@@ -1,4 +1,4 @@
-//! Declaring the topology, and refusing one that would lose messages.
+//! Declaring and verifying the topology.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +16,8 @@ async fn empty() -> (TestEnv, Endpoints) {
     (env, endpoints)
 }
 
-/// Declares a queue of ours, but with something about its arguments changed.
-async fn declare_but(env: &TestEnv, queue: Queue, change: impl FnOnce(&mut FieldTable)) {
+/// Declares a queue of the fleet with changed arguments.
+async fn declare_changed(env: &TestEnv, queue: Queue, change: impl FnOnce(&mut FieldTable)) {
     let mut arguments = FieldTable::default();
     for (name, argument) in queue.arguments() {
         let value = match argument {
@@ -37,7 +37,7 @@ fn work_queue() -> Queue {
     Queue { name: save.name(), purpose: Purpose::Work(save) }
 }
 
-/// Leaves arguments out.
+/// Removes these arguments.
 fn without(names: &'static [&str]) -> impl FnOnce(&mut FieldTable) {
     move |arguments| {
         let kept = arguments.inner().iter().filter(|(name, _)| !names.contains(&name.as_str()));
@@ -57,7 +57,7 @@ async fn differences(endpoints: &Endpoints) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn declaring_twice_changes_nothing_and_verifies() {
+async fn declaring_twice_changes_nothing_and_passes_verify() {
     let (_env, endpoints) = empty().await;
     topology::declare(&endpoints).await.unwrap();
     topology::declare(&endpoints).await.unwrap();
@@ -65,7 +65,7 @@ async fn declaring_twice_changes_nothing_and_verifies() {
 }
 
 #[tokio::test]
-async fn an_empty_broker_is_missing_everything_and_verifying_creates_nothing() {
+async fn verify_reports_everything_missing_on_an_empty_broker_and_creates_nothing() {
     let (_env, endpoints) = empty().await;
     for _ in 0..2 {
         let differences = differences(&endpoints).await;
@@ -79,7 +79,7 @@ async fn a_queue_without_dead_letters_is_refused_by_name() {
     let (env, endpoints) = empty().await;
     // The routing key cannot be given without the exchange.
     let names = &["x-dead-letter-exchange", "x-dead-letter-routing-key"];
-    declare_but(&env, work_queue(), without(names)).await;
+    declare_changed(&env, work_queue(), without(names)).await;
     let error = topology::declare(&endpoints).await.unwrap_err().to_string();
     assert!(
         error.contains("queue `conversation.save_message`: `x-dead-letter-exchange` is absent"),
@@ -90,8 +90,9 @@ async fn a_queue_without_dead_letters_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn every_argument_that_keeps_messages_is_verified() {
-    // What is left out, the difference first; the rest cannot be given without it.
+async fn every_argument_against_the_loss_of_messages_is_verified() {
+    // The arguments that are left out: first the one to be reported, then those that RabbitMQ does not
+    // accept without it.
     let cases: [&'static [&str]; 5] = [
         &["x-queue-type", "x-delivery-limit", "x-dead-letter-strategy"],
         &["x-overflow"],
@@ -101,7 +102,7 @@ async fn every_argument_that_keeps_messages_is_verified() {
     ];
     for names in cases {
         let (env, endpoints) = empty().await;
-        declare_but(&env, work_queue(), without(names)).await;
+        declare_changed(&env, work_queue(), without(names)).await;
         let differences = differences(&endpoints).await;
         let queue = "queue `conversation.save_message`";
         let named = |text: &String| text.starts_with(queue) && text.contains("must be `");
@@ -126,7 +127,7 @@ async fn an_exchange_without_its_alternate_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn every_known_action_reaches_its_queue_and_an_unknown_one_the_unrouted() {
+async fn every_known_action_reaches_its_queue_and_an_unknown_one_the_unrouted_queue() {
     let bench = crate::support::Bench::new().await;
     let mut expected = BTreeMap::<&str, u32>::new();
     for binding in topology::BINDINGS {
@@ -145,7 +146,7 @@ async fn every_known_action_reaches_its_queue_and_an_unknown_one_the_unrouted() 
 }
 
 #[tokio::test]
-async fn a_worker_that_starts_binds_again_what_catches_a_mistyped_key() {
+async fn a_worker_binds_the_unrouted_queue_again_at_its_start() {
     let bench = crate::support::Bench::new().await;
     let name = || topology::UNROUTED.into();
     bench.raw.queue_unbind(name(), name(), "".into(), FieldTable::default()).await.unwrap();
@@ -164,7 +165,7 @@ async fn a_worker_that_starts_binds_again_what_catches_a_mistyped_key() {
 }
 
 #[tokio::test]
-async fn the_depth_of_every_queue_is_told_and_a_missing_one_is_named() {
+async fn the_depth_of_every_queue_is_reported_and_a_missing_one_is_named() {
     let bench = crate::support::Bench::new().await;
     let queue = WorkQueue::SaveMessage;
     bench.publish(queue.name(), 0..3).await;
@@ -185,7 +186,7 @@ async fn the_depth_of_every_queue_is_told_and_a_missing_one_is_named() {
 }
 
 #[tokio::test]
-async fn a_refusal_to_let_us_in_is_told_in_the_brokers_words_and_without_the_password() {
+async fn a_refused_login_reports_the_brokers_reply_without_the_password() {
     let env = TestEnv::new().await;
     let (server, _) = env.amqp_url.rsplit_once('/').unwrap();
     let (scheme, rest) = server.split_once("://").unwrap();
@@ -197,7 +198,7 @@ async fn a_refusal_to_let_us_in_is_told_in_the_brokers_words_and_without_the_pas
     for (url, expected) in urls {
         let endpoints = Endpoints::parse(&url, "test").unwrap();
         let error = topology::verify(&endpoints).await.unwrap_err();
-        let told = domain::causes::with_causes(&error);
-        assert!(told.contains(expected) && !told.contains("hunter2"), "{told}");
+        let text = domain::causes::with_causes(&error);
+        assert!(text.contains(expected) && !text.contains("hunter2"), "{text}");
     }
 }

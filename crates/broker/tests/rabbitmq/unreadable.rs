@@ -1,4 +1,5 @@
-//! A message that the client library cannot read takes its connection down, and nobody else with it.
+//! The client library closes its connection at a message that it cannot parse. Other messages are handled
+//! nevertheless.
 
 use broker::topology::WorkQueue;
 use broker::{Settings, Source};
@@ -11,7 +12,7 @@ use crate::support::{Bench, Script};
 const QUEUE: &str = WorkQueue::Session.name();
 
 #[tokio::test]
-async fn the_neighbours_of_an_unreadable_message_are_handled_and_not_suspected() {
+async fn messages_beside_an_unreadable_one_are_handled_and_not_quarantined() {
     let bench = Bench::new().await;
     bench.publish(QUEUE, 0..20).await;
     publish_unreadable(&bench.url, QUEUE).await;
@@ -21,12 +22,12 @@ async fn the_neighbours_of_an_unreadable_message_are_handled_and_not_suspected()
     let running = bench.run(Source::work(WorkQueue::Session), &script, Settings::default());
     script.has_handled(40).await;
     drop(running);
-    let suspected = DeliveryOutcome::Quarantined;
-    let suspected = Counter::Deliveries { queue: QUEUE, outcome: suspected };
-    assert_eq!(bench.metrics.count(suspected), 0);
+    let outcome = DeliveryOutcome::Quarantined;
+    let quarantined = Counter::Deliveries { queue: QUEUE, outcome };
+    assert_eq!(bench.metrics.count(quarantined), 0);
 }
 
-/// Publishes a message whose id is not UTF-8, frame by frame: no client library does.
+/// Publishes a message whose id is not UTF-8, frame by frame, because no client library can.
 async fn publish_unreadable(url: &str, queue: &str) {
     let (credentials, rest) = url.strip_prefix("amqp://").unwrap().split_once('@').unwrap();
     let (address, vhost) = rest.split_once('/').unwrap();
@@ -57,7 +58,7 @@ async fn publish_unreadable(url: &str, queue: &str) {
             .concat();
     frame(&mut broker, 2, 1, &header).await;
     frame(&mut broker, 3, 1, body).await;
-    // The answer to this one says that the publish went through.
+    // The reply to `channel.close` shows that the publish was received.
     let close = [&200u16.to_be_bytes()[..], &short(b"done"), &[0; 4]].concat();
     method(&mut broker, 1, (20, 40), &close).await;
     expect(&mut broker, (20, 41)).await;
