@@ -207,8 +207,8 @@ impl Observer {
             dependency = dependency.as_str(),
             unacked,
             cause,
-            "{name} unavailable; consumption paused, {messages} unacknowledged; they are requeued \
-             after {limit} (hold_limit)"
+            "{name} unavailable; consumption paused, {messages} unacknowledged, requeued after \
+             {limit} (hold_limit)"
         );
     }
 

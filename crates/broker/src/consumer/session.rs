@@ -242,7 +242,7 @@ impl<H: Handler> Session<H> {
     ) -> Result<(), End> {
         match delivery {
             Some(Ok(delivery)) => self.accept(delivery),
-            Some(Err(source)) => Err(Error::Request { what: "deliver messages", source }.into()),
+            Some(Err(source)) => Err(Error::Request { what: "receive deliveries", source }.into()),
             None => self.stream_ended().await,
         }
     }
@@ -312,7 +312,7 @@ impl<H: Handler> Session<H> {
     fn channel_error(&mut self) -> Option<Error> {
         loop {
             if let Err(source) = self.stream.next().now_or_never()?? {
-                return Some(Error::Request { what: "deliver messages", source });
+                return Some(Error::Request { what: "receive deliveries", source });
             }
         }
     }
