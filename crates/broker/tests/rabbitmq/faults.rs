@@ -140,7 +140,7 @@ async fn a_lost_acknowledgement_is_counted_and_its_message_is_redelivered() {
 }
 
 #[tokio::test]
-async fn a_deleted_queue_is_consumed_again_once_it_is_declared() {
+async fn a_queue_deleted_under_its_consumer_is_consumed_again_once_it_is_back() {
     let bench = Bench::new().await;
     let script = Script::default();
     let mut running = bench.run(SOURCE, &script, Settings::default());
