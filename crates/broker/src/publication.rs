@@ -298,6 +298,7 @@ mod tests {
     fn a_dead_letter_says_why_and_when() {
         let refusal = Refusal {
             reason: DeadLetterReason::Schema,
+            hint: None,
             field: Some("role".to_owned()),
             detail: "role is missing".to_owned(),
         };

@@ -169,6 +169,7 @@ fn decision_by_returns(
             let returns = delivery.delivery_count();
             Some(Decision::DeadLetter(Refusal {
                 reason: DeadLetterReason::DeliveryLimit,
+                hint: None,
                 field: None,
                 detail: format!("handled alone, it came back unsettled {returns} times"),
             }))
