@@ -1,4 +1,4 @@
-//! JSON that is carried, not understood.
+//! JSON text that is stored and forwarded without being interpreted.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -25,7 +25,7 @@ impl Json {
         RawValue::from_string(text).map(Self)
     }
 
-    /// The same value in one form: see [`canonical`].
+    /// The [canonical form](canonical) of the value.
     pub(super) fn canonical(&self) -> Cow<'_, str> {
         canonical::canonical(self.as_str())
     }
