@@ -224,7 +224,7 @@ impl fmt::Display for ConversationKey {
     }
 }
 
-/// Percent-encodes every byte that is not unreserved in a URL (RFC 3986, section 2.3: letters,
+/// Percent-encodes every byte that is not unreserved in a URL (RFC 3986, section 2.3: A-Z, a-z,
 /// digits, `-`, `.`, `_`, `~`), so that an id can be part of a Redis key or a path, and different ids
 /// stay different there.
 #[must_use]
