@@ -205,7 +205,7 @@ impl Delivery {
             "delivery_limit" => DeadLetterReason::DeliveryLimit,
             _ => DeadLetterReason::AttemptsExhausted,
         };
-        Some(Cow::Owned(DeadLetterInfo { queue, refusal: Refusal { reason, field: None, detail } }))
+        Some(Cow::Owned(DeadLetterInfo { queue, refusal: Refusal::new(reason, detail) }))
     }
 
     /// All headers as JSON, for storing and displaying.

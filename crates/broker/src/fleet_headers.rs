@@ -192,7 +192,7 @@ impl FleetHeaders {
         let dead_letter_info = || {
             let reason = DeadLetterReason::parse(text(INFO_REASON)?)?;
             let (field, detail) = (owned(INFO_FIELD), owned(INFO_DETAIL)?);
-            let refusal = Refusal { reason, field, detail };
+            let refusal = Refusal { reason, hint: None, field, detail };
             Some(DeadLetterInfo { queue: owned(INFO_QUEUE)?, refusal })
         };
         let reasons = headers.get(REASONS).and_then(Value::as_array).into_iter().flatten();
@@ -291,6 +291,7 @@ mod tests {
                 queue: "conversation.save_message".to_owned(),
                 refusal: Refusal {
                     reason: DeadLetterReason::Conflict,
+                    hint: None,
                     field: Some("message_id".to_owned()),
                     detail: "taken".to_owned(),
                 },

@@ -298,6 +298,7 @@ mod tests {
     fn a_dead_letter_carries_its_reason_and_time() {
         let refusal = Refusal {
             reason: DeadLetterReason::Schema,
+            hint: None,
             field: Some("role".to_owned()),
             detail: "role is missing".to_owned(),
         };

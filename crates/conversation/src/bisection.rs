@@ -12,7 +12,7 @@ use metrics::{Counter, Metrics, TransactionRetry};
 pub(crate) fn refused(class: FailureClass, error: &Error) -> Outcome {
     let detail = format!("PostgreSQL refused it: {error}");
     if class == FailureClass::Data {
-        Outcome::DeadLetter(Refusal { reason: DeadLetterReason::Schema, field: None, detail })
+        Outcome::DeadLetter(Refusal::new(DeadLetterReason::Schema, detail))
     } else {
         Outcome::Retry(detail)
     }

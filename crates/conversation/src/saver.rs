@@ -318,6 +318,7 @@ fn place_of<'a>(row: &SaveRow<'a>) -> (&'a ConversationKey, &'a str) {
 fn conflict(row: &Row<'_>) -> Outcome {
     Outcome::DeadLetter(Refusal {
         reason: DeadLetterReason::Conflict,
+        hint: None,
         field: Some("message_id".to_owned()),
         detail: format!(
             "message_id {:?} is taken by a message with another role, content, tool_calls or \

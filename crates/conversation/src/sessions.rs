@@ -130,6 +130,7 @@ fn not_ours(action: &Action) -> Outcome {
     let kind = action.kind().as_str();
     Outcome::DeadLetter(Refusal {
         reason: DeadLetterReason::UnknownAction,
+        hint: None,
         field: Some("action_type".to_owned()),
         detail: format!("nothing in this version of the fleet carries out {kind}"),
     })

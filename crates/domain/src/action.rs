@@ -1,7 +1,7 @@
-//! What an agent asked for, decoded: every field checked, every default applied.
+//! Decoded actions: every field checked, every default applied.
 //!
-//! These types are what handlers work with. How a body becomes one of them is `decode`'s business,
-//! what bodies may look like is said by the types in [`crate::wire`].
+//! Handlers work with these types. [`crate::decode`] makes them from bodies; [`crate::wire`] defines
+//! the bodies.
 
 mod kind;
 pub mod state;
@@ -16,62 +16,61 @@ use crate::time::Timestamp;
 /// An action of any kind.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Keep a message.
+    /// Save a message.
     SaveMessage(Box<SaveMessage>),
-    /// A connection began.
+    /// A session began.
     SessionOpened(SessionOpened),
-    /// A connection ended.
+    /// A session ended.
     SessionClosed(SessionClosed),
-    /// Which messages should a model see?
+    /// Request the messages that a model should see.
     GetContext(GetContext),
-    /// What was said?
+    /// Request the messages of a conversation.
     GetHistory(GetHistory),
-    /// How content was the human?
+    /// Rate a conversation.
     Feedback(Feedback),
-    /// Forget a conversation, or all of a user's.
+    /// Erase a conversation, or all conversations of a user.
     Erase(Erase),
-    /// Work on a bot's state.
+    /// Read or change the state of a bot.
     State(state::StateAction),
 }
 
-/// What every action carries.
+/// The fields of every action.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Common {
     /// Which action it is.
     pub kind: ActionKind,
     /// Tenant and conversation.
     pub key: ConversationKey,
-    /// Whether the sender named the conversation.
+    /// Where the conversation's id comes from.
     pub conversation_is_explicit: ConversationSource,
-    /// The connection.
+    /// The session: the connection over which the conversation runs.
     pub session: SessionId,
     /// The idempotency key: the body's `action_id`, else the AMQP `message_id`.
     pub action_id: Option<ActionId>,
-    /// The id under which retries and dead letters know this action. For a message it is the
-    /// message's own.
+    /// The id of this action in retries and dead letters. For a message it is the message's id.
     pub resolved_id: MessageId,
-    /// When it happened, as far as the sender said: the body's `timestamp`, else the AMQP one.
+    /// When it happened, if the sender says so: the body's `timestamp`, else the AMQP property.
     pub sent_at: Option<Timestamp>,
     /// When the first attempt received it.
     pub received_at: Timestamp,
-    /// The human on the other side.
+    /// The end user.
     pub user_id: Option<UserId>,
     /// The agent.
     pub agent_id: Option<AgentId>,
     /// The model.
     pub model_name: Option<String>,
-    /// What the tenant pays for: `tenant_tier`, else `metadata.tenant_tier`.
+    /// The tenant's price plan: `tenant_tier`, else `metadata.tenant_tier`.
     pub tenant_tier: Option<String>,
     /// The sender's task.
     pub task_id: Option<String>,
-    /// The sender's name for itself.
+    /// The name of the sending service.
     pub origin_service: Option<String>,
-    /// What the reply must carry: the AMQP `correlation_id`, else the body's.
+    /// The correlation id of the reply: the AMQP `correlation_id`, else the body's.
     pub correlation_id: Option<String>,
-    /// Where the reply goes: the AMQP `reply_to`, else the body's `callback_queue_name`.
+    /// The queue for the reply: the AMQP `reply_to`, else the body's `callback_queue_name`.
     pub reply_to: Option<String>,
-    /// `metadata` with the fields that the contract does not know. `None` in a
-    /// [`SaveMessage`], whose message carries it.
+    /// `metadata` with the fields that the contract does not define. `None` in a [`SaveMessage`]:
+    /// there the message has it.
     pub metadata: Option<Json>,
 }
 
@@ -87,18 +86,19 @@ pub enum ConversationSource {
 /// How a message got its id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Identity {
-    /// The sender gave one. Its effects happen once.
+    /// The sender gave one. A redelivered message is stored once.
     Sent,
-    /// Derived from conversation, timestamp and body. Its effects happen once.
+    /// Derived from conversation, timestamp and body. A redelivered message is stored once.
     Derived,
-    /// Made up, for want of anything better: a crash may store the message twice.
+    /// Random, because the sender gave neither an id nor a timestamp: after a crash the message may be
+    /// stored twice.
     Random,
 }
 
 /// `conversation.save_message`
 #[derive(Debug, Clone, PartialEq)]
 pub struct SaveMessage {
-    /// What every action carries.
+    /// The fields of every action.
     pub common: Common,
     /// The message, complete.
     pub message: Message,
@@ -109,63 +109,63 @@ pub struct SaveMessage {
 /// `conversation.session_opened`
 #[derive(Debug, Clone, PartialEq)]
 pub struct SessionOpened {
-    /// What every action carries.
+    /// The fields of every action.
     pub common: Common,
 }
 
 /// `conversation.session_closed`
 #[derive(Debug, Clone, PartialEq)]
 pub struct SessionClosed {
-    /// What every action carries.
+    /// The fields of every action.
     pub common: Common,
-    /// Why it ended, in the sender's words.
+    /// Why it ended, as the sender says.
     pub reason: Option<String>,
-    /// How content the human was, 1 to 5.
+    /// How satisfied the user was, from 1 (bad) to 5 (good).
     pub satisfaction: Option<u8>,
 }
 
 /// `conversation.get_context`
 #[derive(Debug, Clone, PartialEq)]
 pub struct GetContext {
-    /// What every action carries; the model is in its `model_name`.
+    /// The fields of every action; `model_name` is the model.
     pub common: Common,
     /// The budget, in tokens; by default the model's.
     pub max_tokens: Option<u32>,
-    /// Tokens that the caller keeps for its reply or tools.
+    /// Tokens of the budget that the caller needs for its reply or tools.
     pub reserve_tokens: u32,
 }
 
 /// `conversation.get_history`
 #[derive(Debug, Clone, PartialEq)]
 pub struct GetHistory {
-    /// What every action carries.
+    /// The fields of every action.
     pub common: Common,
-    /// At most so many messages, the newest ones.
+    /// The largest number of messages; the newest ones are returned.
     pub limit: u32,
-    /// Only messages that stand before the one with this id.
+    /// Only messages before the one with this id.
     pub before: Option<MessageId>,
 }
 
 /// `conversation.feedback`
 #[derive(Debug, Clone, PartialEq)]
 pub struct Feedback {
-    /// What every action carries.
+    /// The fields of every action.
     pub common: Common,
-    /// How content the human was, 1 to 5.
+    /// How satisfied the user was, from 1 (bad) to 5 (good).
     pub satisfaction: u8,
 }
 
 /// `conversation.erase`
 #[derive(Debug, Clone, PartialEq)]
 pub struct Erase {
-    /// What every action carries.
+    /// The fields of every action.
     pub common: Common,
     /// Erase all of this user's conversations instead of one.
     pub user_id: Option<UserId>,
 }
 
 impl Action {
-    /// What every action carries.
+    /// The fields of every action.
     #[must_use]
     pub fn common(&self) -> &Common {
         match self {
@@ -186,8 +186,8 @@ impl Action {
         self.common().kind
     }
 
-    /// What a retry or dead letter must carry so that a later attempt decides the same; nothing
-    /// for a question, which is never tried again.
+    /// What a retry or dead letter carries so that a later attempt gets the same id and time. `None`
+    /// for a request, which is never retried.
     #[must_use]
     pub fn resolved(&self) -> Option<Resolved> {
         let common = self.common();
@@ -196,13 +196,13 @@ impl Action {
 }
 
 impl Common {
-    /// When it happened, as well as anybody knows.
+    /// When it happened: the sender's time, else the time of receipt.
     #[must_use]
     pub fn happened_at(&self) -> Timestamp {
         self.sent_at.unwrap_or(self.received_at)
     }
 
-    /// What a retry or dead letter must carry so that a later attempt decides the same.
+    /// What a retry or dead letter carries so that a later attempt gets the same id and time.
     #[must_use]
     pub fn resolved(&self) -> Resolved {
         Resolved {

@@ -1,19 +1,19 @@
-//! The clock as a value: whoever needs the time gets one, nobody reads the ambient clock.
+//! The clock as an argument: code that needs the time gets a [`Clock`]; nothing reads the system clock
+//! directly.
 //!
-//! Pure: this file knows what a clock is, not what time it is. The system's clock is made by the
-//! process kit; tests make one that stands still or moves when told to.
+//! The `service` crate makes the system clock; tests make one that stands still or is set by hand.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::time::Timestamp;
 
-/// Tells the time. Clones tell the same time.
+/// A clock. Clones share it.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
 
 impl Clock {
-    /// A clock that answers what `now` answers.
+    /// A clock that returns what `now` returns.
     pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
         Self(Arc::new(now))
     }
@@ -24,7 +24,7 @@ impl Clock {
         Self::new(move || moment)
     }
 
-    /// The time.
+    /// The current time of this clock.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         (self.0)()
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clones_of_a_clock_tell_the_same_time() {
+    fn clones_of_a_clock_have_the_same_time() {
         let micros = Arc::new(AtomicI64::new(1_000_000));
         let hand = Arc::clone(&micros);
         let clock = Clock::new(move || {

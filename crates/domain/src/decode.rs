@@ -1,8 +1,8 @@
-//! From bytes to an action, or to a refusal that tells the sender what to mend.
+//! Decodes bytes to an action, or to a refusal that names the field, its fault and the remedy.
 //!
 //! The order of the checks is part of the contract: size, JSON, `action_type`, fields. Decoding is
-//! pure: the same bytes, envelope and context give the same action on every replica. On the way of
-//! a good message no JSON tree is built; values stay text until a field wants them.
+//! pure: the same bytes, envelope and context give the same action on every replica. No JSON tree is
+//! built for a valid message; values stay text until a field is read.
 
 mod action;
 mod content;
@@ -23,21 +23,21 @@ use self::fault::FieldError;
 use self::fields::{Field, Fields};
 use crate::action::{Action, ActionKind};
 use crate::envelope::Envelope;
-use crate::failure::{DeadLetterReason, Refusal};
+use crate::failure::{DeadLetterReason, Hint, Refusal};
 use crate::time::Timestamp;
 
-/// The largest body, in bytes, unless a setting says otherwise: 1 MiB holds a long model answer
-/// with its tool calls many times over, and 64 of them fit a worker's prefetch.
+/// The default limit for the size of a body, in bytes. 1 MiB is many times the size of a long model
+/// answer with its tool calls, and 64 such bodies fit a worker's prefetch.
 pub const DEFAULT_MAX_BODY_BYTES: usize = 1_048_576;
 
-/// What decoding needs from outside: a clock's reading, a limit, a source of ids.
+/// The inputs of decoding beside the message: the time of receipt, the size limit, a source of ids.
 #[derive(Clone, Copy)]
 pub struct DecodeContext<'a> {
     /// When the delivery was received: the last fallback of an action's time.
     pub received_at: Timestamp,
-    /// The largest body, in bytes; exactly as many are fine.
+    /// The largest accepted body, in bytes.
     pub max_body_bytes: usize,
-    /// Makes an id for an action that has none and no time either. Called at most once.
+    /// Makes an id for an action that has neither an id nor a time. Called at most once.
     pub new_id: &'a dyn Fn() -> Uuid,
 }
 
@@ -50,11 +50,14 @@ pub fn decode(
 ) -> Result<Action, Refusal> {
     let limit = context.max_body_bytes;
     if body.len() > limit {
-        let detail = format!("the body has {} bytes; at most {limit} are accepted", body.len());
-        return Err(refusal(DeadLetterReason::TooLarge, detail));
+        let detail = format!(
+            "the body has {} bytes, but at most {limit} are accepted; send large content by reference",
+            body.len()
+        );
+        return Err(Refusal::new(DeadLetterReason::TooLarge, detail));
     }
     let text = std::str::from_utf8(body).map_err(|error| {
-        malformed(format!("the body is not UTF-8 at byte {}", error.valid_up_to()))
+        malformed(format!("the body must be UTF-8, but byte {} is not", error.valid_up_to()))
     })?;
     let fields = match json_fields::fields(text, "") {
         Some(fields) => fields,
@@ -65,7 +68,7 @@ pub fn decode(
     Ok(action::read(action::Received { kind, fields, body, envelope, context })?)
 }
 
-/// Which action a body is.
+/// The action that a body's `action_type` names.
 fn kind(body: &[Field<'_>]) -> Result<ActionKind, Refusal> {
     const FIELD: &str = "action_type";
     let value = |name: &str| {
@@ -81,20 +84,23 @@ fn kind(body: &[Field<'_>]) -> Result<ActionKind, Refusal> {
     let name = json_fields::string(value)
         .ok_or_else(|| FieldError::wrong_type(FIELD, "a string", value))?;
     ActionKind::parse(&name).ok_or_else(|| {
-        let hint = ActionKind::meant_by(&name)
-            .map_or_else(String::new, |kind| format!("; did you mean `{kind}`?"));
+        let sent = excerpt(&name, 80);
+        let (remedy, hint) = match ActionKind::meant_by(&name) {
+            Some(kind) => (
+                format!("did you mean `{kind}`?"),
+                Some(Hint::DidYouMean(kind.as_str().to_owned())),
+            ),
+            None => ("see the wire contract for all actions".to_owned(), None),
+        };
         Refusal {
             reason: DeadLetterReason::UnknownAction,
             field: Some(FIELD.to_owned()),
-            detail: format!("no action is called {:?}{hint}", excerpt(&name, 80)),
+            detail: format!("`{FIELD}` must be a known action, but is {sent:?}; {remedy}"),
+            hint,
         }
     })
 }
 
 fn malformed(detail: String) -> Refusal {
-    refusal(DeadLetterReason::MalformedJson, detail)
-}
-
-fn refusal(reason: DeadLetterReason, detail: String) -> Refusal {
-    Refusal { reason, field: None, detail }
+    Refusal::new(DeadLetterReason::MalformedJson, detail)
 }

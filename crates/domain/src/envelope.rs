@@ -1,30 +1,31 @@
-//! What the transport says about an action, beside its body; free of any transport's types.
+//! The AMQP properties of an action that matter for decoding, without types of an AMQP client.
 
 use crate::ids::{ConversationId, MessageId};
 use crate::time::Timestamp;
 
-/// The parts of an AMQP message that give an action its meaning.
+/// The AMQP properties and fleet headers that decoding uses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Envelope<'a> {
-    /// The `message_id` property: the last fallback of an action's identity.
+    /// The `message_id` property: the action's id where the body has none.
     pub message_id: Option<&'a str>,
     /// The `timestamp` property, in whole seconds.
     pub timestamp: Option<u64>,
-    /// The `correlation_id` property; wins over the body's.
+    /// The `correlation_id` property; takes precedence over the body's.
     pub correlation_id: Option<&'a str>,
-    /// The `reply_to` property; wins over the body's `callback_queue_name`.
+    /// The `reply_to` property; takes precedence over the body's `callback_queue_name`.
     pub reply_to: Option<&'a str>,
-    /// The `user_id` property, which the broker has checked against the connection's user.
+    /// The `user_id` property, which RabbitMQ has validated against the connection's user.
     pub user_id: Option<&'a str>,
-    /// What an earlier attempt made of it. Later attempts must not decide anew: a random id or a
-    /// time of receipt would differ, and the message be stored twice.
+    /// The id and times from the first attempt. A later attempt must use them: its own random id or
+    /// time of receipt would differ, and the message would be stored twice.
     pub resolved: Option<&'a Resolved>,
 }
 
-/// The identity that the first attempt gave to an action; travels in our own headers.
+/// The id and times that the first attempt gave to an action. A retry or dead letter carries them in
+/// the fleet headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
-    /// The id, given or made.
+    /// The id, from the sender or generated.
     pub id: MessageId,
     /// The conversation it belongs to.
     pub conversation: ConversationId,

@@ -1,7 +1,7 @@
-//! What the fleet tells the world on `conversation.events`.
+//! The events that the fleet publishes on the exchange `conversation.events`.
 //!
-//! An event may come twice (a crash between its publication and the step after it repeats both);
-//! consumers compare ids or tokens, or recompute.
+//! An event may be published twice: after a crash between its publication and the next step, both are
+//! repeated. Consumers compare ids or tokens, or recompute.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use crate::time::Timestamp;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event_type")]
 pub enum Event {
-    /// A conversation was closed and is in the archive.
+    /// A conversation was closed and archived.
     #[serde(rename = "conversation.migrated")]
     Migrated(Migrated),
     /// A message arrived for an archived conversation, which is active again.
@@ -24,29 +24,29 @@ pub enum Event {
     /// An action became a dead letter.
     #[serde(rename = "conversation.dead_lettered")]
     DeadLettered(DeadLettered),
-    /// A conversation, or all of a user's, was erased.
+    /// A conversation, or all conversations of a user, were erased.
     #[serde(rename = "conversation.erased")]
     Erased(Erased),
 }
 
-/// A conversation was closed and is in the archive.
+/// A conversation was closed and archived.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Migrated {
-    /// Who owns it.
+    /// The tenant.
     pub tenant_id: TenantId,
     /// The conversation.
     pub conversation_id: ConversationId,
-    /// The session that began it.
+    /// Its first session.
     pub session_id: SessionId,
-    /// The agent, where known.
+    /// The agent, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_id: Option<AgentId>,
-    /// The human, where known.
+    /// The end user, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<UserId>,
-    /// How many messages it holds.
+    /// How many messages it has.
     pub message_count: i64,
-    /// How many tokens they are.
+    /// How many tokens its messages have.
     pub total_tokens: i64,
     /// When its first message happened.
     pub created_at: Timestamp,
@@ -54,18 +54,19 @@ pub struct Migrated {
     pub last_message_at: Timestamp,
     /// When it was closed.
     pub closed_at: Timestamp,
-    /// Why: the reason given by `session_closed`, or `idle`.
+    /// Why it was closed: the `reason` of `session_closed`, or `idle`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_reason: Option<String>,
-    /// The claim under which it was counted. A close that another worker had to finish may be told
-    /// twice, with two tokens: the conversation and `closed_at` name the close.
+    /// The claim of the worker that closed it. If another worker had to finish the close, the event
+    /// may be published twice with different tokens; `conversation_id` and `closed_at` identify the
+    /// close.
     pub close_token: Uuid,
 }
 
 /// A message arrived for an archived conversation, which is active again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Reopened {
-    /// Who owns it.
+    /// The tenant.
     pub tenant_id: TenantId,
     /// The conversation.
     pub conversation_id: ConversationId,
@@ -78,26 +79,26 @@ pub struct Reopened {
 /// An action became a dead letter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeadLettered {
-    /// Names the dead letter.
+    /// The id of the dead letter.
     pub dead_letter_id: Uuid,
-    /// Why.
+    /// Why it became a dead letter.
     pub reason: DeadLetterReason,
-    /// A sentence that names the field and its fault.
+    /// A sentence for people that names the field, its fault and the remedy.
     pub detail: String,
-    /// The field at fault, where there is one.
+    /// The field at fault, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
     /// The queue in which it failed.
     pub queue: String,
-    /// The routing key with which it was first published.
+    /// The routing key with which it was published first.
     pub routing_key: String,
-    /// Who owns it, as far as the body could be read.
+    /// The tenant, if the body could be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant_id: Option<TenantId>,
-    /// The conversation, as far as the body could be read.
+    /// The conversation, if the body could be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
-    /// How often it was tried.
+    /// The number of attempts.
     pub attempts: u32,
     /// When it failed first.
     pub first_failed_at: Timestamp,
@@ -105,22 +106,22 @@ pub struct DeadLettered {
     pub last_failed_at: Timestamp,
 }
 
-/// A conversation, or all of a user's, was erased.
+/// A conversation, or all conversations of a user, were erased.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Erased {
-    /// Who owned it.
+    /// The tenant.
     pub tenant_id: TenantId,
-    /// The conversation, where one was erased.
+    /// The conversation, if a single one was erased.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
-    /// The user, where all of a user's was erased.
+    /// The user, if all conversations of a user were erased.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<UserId>,
-    /// Messages sent before this moment are gone and stay away.
+    /// Messages that were sent before this time are erased, even if they arrive later.
     pub erased_at: Timestamp,
-    /// How many conversations went.
+    /// How many conversations were erased.
     pub conversations: i64,
-    /// How many messages went.
+    /// How many messages were erased.
     pub messages: i64,
 }
 

@@ -1,24 +1,26 @@
-//! What can become of a delivery: the handler names one outcome for each, the loop settles it.
+//! The outcomes of a delivery: the handler returns one for each, the consumer loop settles it.
 //!
-//! The classes keep one question out of every `catch`: is it the message's fault, or the weather's?
-//! Weather (a store that is away) never counts an attempt; a message's own fault never holds up its
-//! neighbours.
+//! Every error has a class that separates infrastructure failures from faults of a message. An
+//! infrastructure failure (PostgreSQL, Redis or RabbitMQ unavailable) never counts as an attempt. A
+//! fault of one message never delays other messages.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// How a failure is to be treated. Every infrastructure error names its class.
+/// How a failure is treated. Every error of a client library is mapped to one class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FailureClass {
-    /// A store or the broker is away (refused, timed out, failing over, read-only, disk full):
-    /// hold the batch, probe, count no attempt.
+    /// A dependency is unavailable (connection refused, timeout, failover, read-only, disk full):
+    /// the batch is held, the dependency is probed, no attempt is counted.
     Unavailable,
-    /// A serialisation failure, deadlock or lock time-out: retried in place, uncounted, bounded.
+    /// A serialisation failure, a deadlock or a lock timeout: retried at once, a limited number of
+    /// times; no attempt is counted.
     Transient,
-    /// The data of some message in the batch was refused: bisect down to it.
+    /// The data of some message in the batch was refused: the batch is bisected to find it.
     Data,
-    /// Nobody classified it: attempt + 1, delayed retry, and after the last one a dead letter.
+    /// Any other error: one attempt is counted and the message is retried after a delay. After the
+    /// last attempt it becomes a dead letter.
     Retryable,
 }
 
@@ -34,7 +36,7 @@ pub enum Dependency {
 }
 
 impl Dependency {
-    /// Every store.
+    /// Every dependency.
     pub const ALL: [Self; 3] = [Self::RabbitMq, Self::Redis, Self::PostgreSql];
 
     /// The label in metrics and log lines.
@@ -54,13 +56,14 @@ impl fmt::Display for Dependency {
     }
 }
 
-/// A store is away; whoever gets this holds what it has and probes.
+/// A dependency is unavailable. The caller holds its batch and probes the dependency until it is
+/// available again.
 #[derive(Debug, thiserror::Error)]
 #[error("{dependency} is unavailable")]
 pub struct Unavailable {
     /// Which one.
     pub dependency: Dependency,
-    /// What the client library said.
+    /// The error of the client library.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
@@ -68,26 +71,26 @@ pub struct Unavailable {
 /// What a handler decided about one delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing is left to do: acknowledge.
+    /// It is processed: the delivery is acknowledged.
     Done(Done),
-    /// It failed in a way that nobody classified; the text says how. Another attempt, later.
+    /// It failed with the error of this text: the message is retried after a delay.
     Retry(String),
-    /// It can never succeed.
+    /// It can never succeed: the message becomes a dead letter.
     DeadLetter(Refusal),
 }
 
-/// Why an outcome is final and good.
+/// Why a delivery needs no further work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Done {
     /// It took effect.
     Applied,
     /// It had taken effect before; nothing changed.
     Duplicate,
-    /// A tombstone newer than it forbids its effect.
+    /// The conversation was erased after the action was sent (a newer tombstone); nothing changed.
     Erased,
 }
 
-/// Why an action was refused, in the words that its sender needs to mend it.
+/// Why an action was refused, so that its sender can correct it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}: {detail}")]
 pub struct Refusal {
@@ -95,8 +98,28 @@ pub struct Refusal {
     pub reason: DeadLetterReason,
     /// The field at fault, as a path such as `data.tool_calls[0].id`, where there is one.
     pub field: Option<String>,
-    /// A sentence that names the field and its fault.
+    /// A sentence for people that names the field, its fault and the remedy.
     pub detail: String,
+    /// The remedy for programs, if the decoder finds one. It is neither sent nor stored: for a stored
+    /// refusal the body must be decoded again.
+    pub hint: Option<Hint>,
+}
+
+/// What corrects a refused field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hint {
+    /// The field probably means this value.
+    DidYouMean(String),
+    /// The field is missing: add it.
+    AddField,
+}
+
+impl Refusal {
+    /// A refusal that is about no single field.
+    #[must_use]
+    pub fn new(reason: DeadLetterReason, detail: String) -> Self {
+        Self { reason, field: None, detail, hint: None }
+    }
 }
 
 /// Why something became a dead letter. The names are stored and published: they never change.
@@ -111,13 +134,13 @@ pub enum DeadLetterReason {
     TooLarge,
     /// No action has this `action_type`.
     UnknownAction,
-    /// The id is taken by a message with other words.
+    /// Another message with different content has this id.
     Conflict,
-    /// Every retry failed.
+    /// Every attempt failed.
     AttemptsExhausted,
-    /// It came back to the queue too often without being settled.
+    /// It was requeued too often without being settled.
     DeliveryLimit,
-    /// It waited longer than its own `expiration`.
+    /// It waited in a queue longer than its own `expiration`.
     Expired,
 }
 

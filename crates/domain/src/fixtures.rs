@@ -1,13 +1,13 @@
-//! Bodies for tests: examples of every action, and bodies with everything that can be wrong.
+//! Bodies for tests: examples of every action, and bodies with every kind of fault.
 //!
-//! Data that this crate's tests decode and others publish to a real broker. Whoever adds a file to
-//! `fixtures/actions` adds it to [`ACTIONS`]; a test compares the two.
+//! This crate's tests decode them; other crates' tests publish them to RabbitMQ. Every file in
+//! `fixtures/actions` must be listed in [`ACTIONS`]; a test compares the two.
 
 use std::borrow::Cow;
 
 use crate::failure::DeadLetterReason;
 
-/// A good body.
+/// A valid body.
 #[derive(Debug, Clone, Copy)]
 pub struct Example {
     /// Its file's name without `.json`; it begins with the `action_type`.
@@ -16,16 +16,16 @@ pub struct Example {
     pub body: &'static str,
 }
 
-/// A bad body, and what must be said about it.
+/// An invalid body and its expected refusal.
 #[derive(Debug, Clone)]
 pub struct Malformed {
-    /// What is wrong with it, in words.
+    /// The fault, in words.
     pub name: &'static str,
     /// The body.
     pub body: Cow<'static, [u8]>,
     /// Why it is refused.
     pub reason: DeadLetterReason,
-    /// The field at fault, where there is one.
+    /// The field at fault, if there is one.
     pub field: Option<&'static str>,
 }
 
@@ -76,17 +76,17 @@ pub const ACTIONS: &[Example] = examples![
     "state.transition.nested",
 ];
 
-/// The three bodies that agents sent before this contract was written down.
+/// The three bodies that agents sent before the contract was written.
 pub const FIRST_AGENTS: [&str; 3] =
     ["conversation.save_message", "conversation.get_context", "conversation.session_closed"];
 
-/// The example of a name.
+/// The body of the example of this name.
 #[must_use]
 pub fn example(name: &str) -> Option<&'static str> {
     ACTIONS.iter().find(|example| example.name == name).map(|example| example.body)
 }
 
-/// Every bad body; one of them has one byte more than `max_body_bytes`.
+/// Every invalid body; one of them has one byte more than `max_body_bytes`.
 #[must_use]
 pub fn malformed(max_body_bytes: usize) -> Vec<Malformed> {
     let mut all = as_text();
@@ -94,8 +94,8 @@ pub fn malformed(max_body_bytes: usize) -> Vec<Malformed> {
     all
 }
 
-/// The bad bodies that can be written down. Each begins with `=== name`, then a line with reason
-/// and field; the body follows up to the line break before the next one.
+/// The invalid bodies in the text file. Each begins with a line `=== name`, then a line with reason and
+/// field; then the body, up to the line break before the next one.
 fn as_text() -> Vec<Malformed> {
     let text = include_str!("../fixtures/malformed/bodies.txt");
     let entry = |entry: &'static str| {
@@ -111,7 +111,7 @@ fn as_text() -> Vec<Malformed> {
     text.split("=== ").filter_map(entry).collect()
 }
 
-/// The bad bodies that a text file would hide, spoil or not hold at all.
+/// The invalid bodies that a text file cannot contain.
 fn not_as_text(max_body_bytes: usize) -> Vec<Malformed> {
     const OPEN: &[u8] = br#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"user","content":""#;
     let malformed = |name, body: &[u8]| Malformed {
@@ -127,7 +127,7 @@ fn not_as_text(max_body_bytes: usize) -> Vec<Malformed> {
         malformed("only white space", b" \t\r\n"),
         malformed("a byte order mark", &[b"\xEF\xBB\xBF", &*with_content(b"hi")].concat()),
         malformed("Latin-1", &with_content(b"ma\xF1ana")),
-        malformed("half a letter", &with_content(b"ma\xC3")),
+        malformed("half a character", &with_content(b"ma\xC3")),
         malformed("a surrogate in UTF-8", &with_content(b"\xED\xA0\x80")),
         malformed("UTF-16", &with_content(b"hi").iter().flat_map(|b| [*b, 0]).collect::<Vec<_>>()),
         malformed("a raw U+0000", &with_content(b"a\0b")),

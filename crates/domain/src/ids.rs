@@ -1,8 +1,8 @@
 //! Identifiers as they arrive on the wire: 1 to 128 bytes of UTF-8 without control characters.
 //!
-//! Each kind of id is its own type, so that a session can never be passed where a conversation is
-//! meant. Ids compare by bytes, which is what `COLLATE "C"` does in PostgreSQL and what Redis does
-//! with members of equal score: one order everywhere.
+//! Each kind of id is its own type, so that a session cannot be passed for a conversation. Ids compare
+//! by bytes, as `COLLATE "C"` does in PostgreSQL and as Redis does for members of equal score. So the
+//! order is the same everywhere.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,17 +15,17 @@ use uuid::Uuid;
 /// The longest id, in bytes of UTF-8.
 pub const MAX_ID_BYTES: usize = 128;
 
-/// Why a string is not an id.
+/// Why a string is not a valid id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidId {
-    /// The string has no bytes at all.
-    #[error("is empty; an id has 1 to {MAX_ID_BYTES} bytes")]
+    /// The string is empty.
+    #[error("is empty; it must have 1 to {MAX_ID_BYTES} bytes")]
     Empty,
     /// The string has more than [`MAX_ID_BYTES`] bytes.
-    #[error("is {0} bytes long; an id has 1 to {MAX_ID_BYTES} bytes")]
+    #[error("is {0} bytes long; it must have 1 to {MAX_ID_BYTES} bytes")]
     TooLong(usize),
-    /// The string holds a control character (Unicode category Cc).
-    #[error("holds the control character U+{:04X} at byte {at}", *character as u32)]
+    /// The string contains a control character (Unicode category Cc).
+    #[error("contains the control character U+{:04X} at byte {at}; remove it", *character as u32)]
     Control {
         /// The character.
         character: char,
@@ -41,7 +41,7 @@ fn check(text: &str) -> Result<(), InvalidId> {
     if text.len() > MAX_ID_BYTES {
         return Err(InvalidId::TooLong(text.len()));
     }
-    // Printable ASCII, as nearly every id is; without an early end it is looked at 16 bytes at a time.
+    // Nearly every id is printable ASCII. A loop without an early exit is vectorised: 16 bytes at once.
     if text.bytes().fold(true, |good, byte| good & (b' '..=b'~').contains(&byte)) {
         return Ok(());
     }
@@ -139,19 +139,20 @@ macro_rules! id {
 }
 
 id!(
-    /// Who owns the data. Every read and write names one.
+    /// The tenant: the owner of the data. Every read and write names one.
     TenantId
 );
 id!(
-    /// The connection over which a conversation runs: a WebSocket, a phone number, a thread.
+    /// The session: the connection over which a conversation runs, such as a WebSocket, a phone number
+    /// or a thread.
     SessionId
 );
 id!(
-    /// A conversation within its tenant.
+    /// A conversation, unique within its tenant.
     ConversationId
 );
 id!(
-    /// The identity of a message within its conversation: the key of its idempotency.
+    /// The id of a message, unique within its conversation: the message's idempotency key.
     MessageId
 );
 id!(
@@ -159,15 +160,15 @@ id!(
     ActionId
 );
 id!(
-    /// The human on the other side.
+    /// The end user.
     UserId
 );
 id!(
-    /// The agent that speaks.
+    /// The agent.
     AgentId
 );
 id!(
-    /// A kind of bot state: how it is keyed, stored, expired and protected.
+    /// The kind of a bot state: it defines the state's key, storage, expiry and allowed transitions.
     ProfileName
 );
 id!(
@@ -176,19 +177,18 @@ id!(
 );
 
 impl From<ActionId> for MessageId {
-    /// The idempotency key of the action that saves a message is the message's identity, where it
-    /// has none of its own.
+    /// A message without a `message_id` has the `action_id` as its id.
     fn from(id: ActionId) -> Self {
         Self(id.0)
     }
 }
 
-/// The name space of conversation ids that are derived from sessions. Fixed for ever: another value
-/// would give every session another conversation.
+/// The name space of conversation ids that are derived from sessions. It must never change: another
+/// value would give every session another conversation.
 const CONVERSATION_NAMESPACE: Uuid = Uuid::from_u128(0x7e4b_1f0a_93c5_5d1e_8a6f_2c0d_51b7_e4a9);
 
-/// A conversation and its tenant: the key under which everything is stored. Sorts by tenant, then
-/// by conversation, in byte order; whoever locks several conversations locks them in this order.
+/// A conversation and its tenant: the key of all stored data. Sorts by tenant, then by conversation, in
+/// byte order. Code that locks several conversations locks them in this order, to avoid deadlocks.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConversationKey {
     /// The tenant.
@@ -198,7 +198,7 @@ pub struct ConversationKey {
 }
 
 impl ConversationKey {
-    /// The key of two ids as they are stored.
+    /// The key of these two stored ids.
     pub fn parse(tenant: &str, conversation: &str) -> Result<Self, InvalidId> {
         Ok(Self {
             tenant: TenantId::new(tenant)?,
@@ -206,11 +206,11 @@ impl ConversationKey {
         })
     }
 
-    /// The conversation of a session whose actions carry no `conversation_id`: UUIDv5 of tenant and
-    /// session, a pure function, so that every replica derives the same one without asking anybody.
+    /// The conversation of a session whose actions have no `conversation_id`: UUIDv5 of tenant and
+    /// session. It is a pure function, so every replica derives the same id without a lookup.
     #[must_use]
     pub fn of_session(tenant: TenantId, session: &SessionId) -> Self {
-        // Ids hold no control characters, so NUL separates the two unambiguously.
+        // Ids contain no control characters, so NUL separates the two unambiguously.
         let name = [tenant.as_str(), "\0", session.as_str()].concat();
         let conversation = Uuid::new_v5(&CONVERSATION_NAMESPACE, name.as_bytes()).into();
         Self { tenant, conversation }
@@ -218,15 +218,15 @@ impl ConversationKey {
 }
 
 impl fmt::Display for ConversationKey {
-    /// `tenant/conversation`, each [escaped](escape): two different keys never print alike.
+    /// `tenant/conversation`, each [escaped](escape), so different keys have different texts.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", escape(self.tenant.as_str()), escape(self.conversation.as_str()))
     }
 }
 
-/// Percent-encodes every byte that is not unreserved in a URL (RFC 3986, section 2.3: letters,
-/// digits, `-`, `.`, `_`, `~`), so that an id may stand in a Redis key or a path segment and two
-/// different ids never look alike there.
+/// Percent-encodes every byte that is not unreserved in a URL (RFC 3986, section 2.3: A-Z, a-z,
+/// digits, `-`, `.`, `_`, `~`), so that an id can be part of a Redis key or a path, and different ids
+/// stay different there.
 #[must_use]
 pub fn escape(id: &str) -> Cow<'_, str> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');

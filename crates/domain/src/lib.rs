@@ -1,7 +1,7 @@
-//! The meaning of everything that travels through the fleet: ids, actions, messages, outcomes.
+//! The types of everything that the fleet sends, stores and decides: ids, actions, messages, outcomes.
 //!
-//! Pure: nothing here does I/O, reads a clock or draws a random number. Whatever needs one gets it
-//! as an argument, so that the same bytes give the same result on every replica.
+//! Pure: nothing here does I/O, reads a clock or generates a random number. These are arguments, so
+//! that the same bytes give the same result on every replica.
 
 pub mod action;
 pub mod causes;

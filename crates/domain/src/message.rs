@@ -1,4 +1,4 @@
-//! A message of a conversation, as every store and reader knows it.
+//! A message of a conversation, as it is stored and read.
 
 mod canonical;
 mod json;
@@ -12,52 +12,52 @@ use sha2::{Digest, Sha256};
 use crate::ids::{AgentId, MessageId, UserId};
 use crate::time::Timestamp;
 
-/// What was said.
+/// The content of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     /// Plain text.
     Text(String),
-    /// An array of parts (text, images, …), kept as it was sent.
+    /// An array of parts (text, images, …), stored as it was sent.
     Parts {
         /// The array.
         json: Json,
-        /// The text of its text parts, one to a line: what people search and models count.
+        /// The text of its text parts, one to a line: for search and token counts.
         text: String,
     },
 }
 
-/// A message, complete: what a saver writes and a reader gets back.
+/// A complete message.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
-    /// Its identity within the conversation.
+    /// Its id, unique within the conversation.
     pub id: MessageId,
     /// Who speaks.
     pub role: Role,
-    /// What was said; empty beside `tool_calls` is usual.
+    /// The content; usually empty if there are `tool_calls`.
     pub content: Content,
-    /// The calls that the model wants made, as it sent them.
+    /// The tool calls that the model requests, as they were sent.
     pub tool_calls: Option<Json>,
-    /// The call that this message answers.
+    /// The tool call to which this message is the result.
     pub tool_call_id: Option<String>,
-    /// The sender's own count; kept, never trusted for budgets.
+    /// The sender's own token count; stored, never used for budgets.
     pub tokens_estimate: Option<i64>,
-    /// The human on the other side.
+    /// The end user.
     pub user_id: Option<UserId>,
     /// The agent that speaks.
     pub agent_id: Option<AgentId>,
-    /// The model that answers.
+    /// The model.
     pub model_name: Option<String>,
     /// How long the agent worked on it, in milliseconds.
     pub processing_time_ms: Option<f64>,
-    /// When it happened: with the id, its place in the conversation.
+    /// When it happened. Together with the id it is the position in the conversation.
     pub created_at: Timestamp,
-    /// When the first attempt to save it received it.
+    /// When the first attempt to save it received the message.
     pub received_at: Timestamp,
-    /// Whatever else came with it.
+    /// Further data of the sender.
     pub metadata: Option<Json>,
 }
 
-/// Where a message stands in its conversation: by time, then by id in byte order.
+/// The position of a message in its conversation. Sorts by time, then by id in byte order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     /// When it happened.
@@ -66,13 +66,13 @@ pub struct Position {
     pub id: MessageId,
 }
 
-/// The words of a message in 16 bytes: two messages with one id are the same message exactly if
-/// their hashes are equal.
+/// A 16-byte hash of a message's content: two messages with the same id are the same message if and
+/// only if their hashes are equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BodyHash(pub [u8; 16]);
 
 impl Content {
-    /// What people read: the text itself, or the text parts of an array of parts.
+    /// The text, or the text of the text parts.
     #[must_use]
     pub fn text(&self) -> &str {
         match self {
@@ -80,7 +80,7 @@ impl Content {
         }
     }
 
-    /// The array of parts, where the content is one.
+    /// The array of parts, if the content is one.
     #[must_use]
     pub fn parts(&self) -> Option<&Json> {
         match self {
@@ -91,18 +91,18 @@ impl Content {
 }
 
 impl Message {
-    /// Its place in the conversation.
+    /// Its position in the conversation.
     #[must_use]
     pub fn position(&self) -> Position {
         Position { created_at: self.created_at, id: self.id.clone() }
     }
 
-    /// The hash of role, content, tool calls and tool call id: what makes a second message with the
-    /// same id a duplicate rather than a conflict.
+    /// The hash of role, content, tool calls and tool call id. A second message with the same id and
+    /// the same hash is a duplicate; one with another hash is a conflict.
     #[must_use]
     pub fn body_hash(&self) -> BodyHash {
         let mut hasher = Sha256::new();
-        // Each part goes in with a tag and its length, so that no two bodies share an encoding.
+        // Each part is hashed with a tag and its length, so that no two messages share an encoding.
         let mut part = |tag: u8, bytes: &[u8]| {
             hasher.update([tag]);
             hasher.update((bytes.len() as u64).to_be_bytes());

@@ -1,7 +1,7 @@
-//! What an agent gets back when it asks, or when it wants to know what became of a write.
+//! Replies to agents: to requests, and to writes with `reply_to`.
 //!
 //! On the wire: `{action_id, correlation_id, success: true, data}` or
-//! `{action_id, correlation_id, success: false, error}`; never both, never neither.
+//! `{action_id, correlation_id, success: false, error}`.
 
 mod data;
 
@@ -20,25 +20,25 @@ use crate::failure::{DeadLetterReason, Refusal};
 use crate::ids::ActionId;
 use crate::message::Json;
 
-/// The answer to an action; `T` is what the action promises.
+/// The reply to an action; `T` is the data of a success.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reply<T> {
-    /// The action that is answered.
+    /// The `action_id` of the action.
     pub action_id: Option<ActionId>,
-    /// What the asker gave to recognise the answer by.
+    /// The `correlation_id` of the action.
     pub correlation_id: Option<String>,
-    /// What was asked for, or why not.
+    /// The data, or the error.
     pub result: Result<T, ReplyError>,
 }
 
-/// Why an action was not done.
+/// Why an action failed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ReplyError {
-    /// The class, for programs.
+    /// The class of the error, for programs.
     pub error_type: ErrorType,
-    /// A sentence, for people.
+    /// A sentence for people.
     pub message: String,
-    /// More, for programs: for example `{"field": "role"}`.
+    /// Further data for programs, such as `{"field": "role"}`.
     #[schemars(with = "Option<serde_json::Value>")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<Json>,
@@ -56,39 +56,39 @@ pub enum ErrorType {
     TooLarge,
     /// No action has this `action_type`.
     UnknownAction,
-    /// The id is taken by a message with other words.
+    /// Another message with different content has this id.
     Conflict,
     /// The stored version is not the expected one.
     VersionMismatch,
-    /// The state's profile does not allow this transition; `details` names those that it allows.
+    /// The state's profile does not allow this transition; `details` lists the allowed ones.
     TransitionRefused,
-    /// There is no such thing for this tenant.
+    /// The tenant has no such conversation or state.
     NotFound,
-    /// What it concerns was erased after the action was sent.
+    /// The conversation was erased after the action was sent.
     Erased,
     /// The sender may not do this.
     Forbidden,
-    /// A store is away; try again later.
+    /// A dependency is unavailable; try again later.
     Unavailable,
-    /// It failed in a way that nobody foresaw.
+    /// An unexpected error.
     Internal,
 }
 
 impl<T> Reply<T> {
-    /// The answer to `asked` that did what it should.
-    pub fn success(asked: &Common, data: T) -> Self {
+    /// The reply to a successful action.
+    pub fn success(requested: &Common, data: T) -> Self {
         Self {
-            action_id: asked.action_id.clone(),
-            correlation_id: asked.correlation_id.clone(),
+            action_id: requested.action_id.clone(),
+            correlation_id: requested.correlation_id.clone(),
             result: Ok(data),
         }
     }
 
-    /// The answer to `asked` that could not be done.
-    pub fn failure(asked: &Common, error: ReplyError) -> Self {
+    /// The reply to a failed action.
+    pub fn failure(requested: &Common, error: ReplyError) -> Self {
         Self {
-            action_id: asked.action_id.clone(),
-            correlation_id: asked.correlation_id.clone(),
+            action_id: requested.action_id.clone(),
+            correlation_id: requested.correlation_id.clone(),
             result: Err(error),
         }
     }
@@ -154,7 +154,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Reply<T> {
             (false, None, Some(error)) => Err(error),
             _ => {
                 return Err(serde::de::Error::custom(
-                    "a reply has `data` exactly if it is a success, and `error` exactly if not",
+                    "a reply must have `data` and no `error` if `success` is true, else `error` and no `data`",
                 ));
             }
         };

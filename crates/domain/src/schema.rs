@@ -1,9 +1,9 @@
-//! The contract as JSON Schemas (2020-12), generated from the very types that decode and encode.
+//! The contract as JSON Schemas (2020-12), generated from the types that decode and encode.
 //!
-//! One document for each action, each reply and each event. What no schema can say is said by the
-//! descriptions: that a field must not have two values, that U+0000 is no text. Bodies that these
-//! schemas accept and decoding refuses are thus possible, the reverse is not, but for one: null
-//! beside a value in the other place.
+//! One document for each action, each reply and each event. Rules that a schema cannot express are in
+//! the descriptions: a field must not have two different values, text must not contain U+0000. So
+//! decoding may refuse a body that its schema accepts. The reverse occurs in one case: a field that is
+//! null in one place and has a value in the other.
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -53,7 +53,7 @@ fn action(kind: ActionKind) -> Schema {
     }
 }
 
-/// The schema of an action with the payload `P`, of whose fields `one_of` at least one is needed.
+/// The schema of an action with the payload `P`. Of the fields `one_of` at least one is required.
 fn action_with<P: JsonSchema>(kind: ActionKind, one_of: &[&str]) -> Schema {
     let mut generator = generator();
     let common = wire::Common::<'_>::json_schema(&mut generator);
@@ -86,8 +86,8 @@ fn action_with<P: JsonSchema>(kind: ActionKind, one_of: &[&str]) -> Schema {
             "$ref": "#/$defs/Fields",
             "properties": {
                 "data": {
-                    "description": "Any field may stand here instead of at the top; in both places \
-                        only with one value.",
+                    "description": "Any field may be here instead of at the top level. A field in both \
+                        places must have the same value in both.",
                     "anyOf": [{ "$ref": "#/$defs/Fields" }, { "type": "null" }],
                 },
             },
@@ -96,7 +96,7 @@ fn action_with<P: JsonSchema>(kind: ActionKind, one_of: &[&str]) -> Schema {
     )
 }
 
-/// At least one of these fields, at the top or under `data`.
+/// At least one of these fields, at the top level or under `data`.
 fn somewhere(names: &[&str]) -> Value {
     let at_top = names.iter().map(|name| json!({ "required": [name] }));
     let nested = names.iter().map(|name| {
@@ -145,7 +145,7 @@ fn event<T: JsonSchema>(event_type: &str) -> Schema {
     body.ensure_object();
     if let Some(Value::Object(properties)) = body.get_mut("properties") {
         let schema = json!({
-            "description": "Which event this is; also the routing key.",
+            "description": "The type of the event; also its routing key.",
             "const": event_type,
         });
         properties.insert("event_type".to_owned(), schema);
@@ -183,7 +183,7 @@ fn document(
     document
 }
 
-/// Docstrings are wrapped at the margin of their source; descriptions are not.
+/// Joins the lines of descriptions: doc comments are wrapped at the margin of their source.
 fn unwrap_lines<'a>(values: impl Iterator<Item = &'a mut Value>) {
     for value in values {
         match value {

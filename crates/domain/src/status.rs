@@ -1,18 +1,18 @@
-//! Where a conversation stands between its first message and the archive.
+//! The status of a conversation.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The state of a conversation. The names are stored and published: they never change.
+/// The status of a conversation. The names are stored and published: they never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ConversationStatus {
-    /// Messages come, or may come.
+    /// Open for messages.
     Active,
-    /// A close is under way: somebody counts, drops the hot copy and tells the world.
+    /// A close is in progress: tokens are counted, the hot copy is dropped, the event is published.
     Closing,
-    /// Closed. A late message makes it active again.
+    /// Closed. A later message makes it active again.
     Archived,
 }
 

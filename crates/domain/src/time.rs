@@ -1,7 +1,7 @@
 //! Time as it is stored: whole microseconds since 1970, UTC.
 //!
-//! Microseconds are what PostgreSQL's `timestamptz` holds, and every value up to the year 2200 is an
-//! exact double, which a Redis score is. So a time is equal in both stores, or it is not valid.
+//! PostgreSQL's `timestamptz` has microseconds. A Redis score is a double, which holds every microsecond
+//! up to the year 2200 exactly. So a valid time is equal in both.
 
 use std::fmt;
 
@@ -13,27 +13,27 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
-/// 2200-01-01T00:00:00Z in microseconds: the first moment that is too late.
+/// 2200-01-01T00:00:00Z in microseconds: the end of the range, not included.
 const END: i64 = 7_258_118_400_000_000;
 
-/// Why a text or number is no timestamp.
+/// Why a text or number is not a timestamp.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTimestamp {
     /// The text is not RFC 3339.
     #[error("is not an RFC 3339 date and time such as 2026-01-31T09:30:00.250Z: {0:?}")]
     Format(String),
-    /// The moment lies outside of 1970 to 2200.
-    #[error("lies outside of the years 1970 to 2199: {0}")]
+    /// The time is before 1970 or after 2199.
+    #[error("is outside of the years 1970 to 2199: {0}")]
     Range(String),
 }
 
 impl Timestamp {
-    /// The first moment that can be stored.
+    /// The earliest valid time.
     pub const EARLIEST: Self = Self(0);
-    /// The last moment that can be stored.
+    /// The latest valid time.
     pub const LATEST: Self = Self(END - 1);
 
-    /// A moment from microseconds since 1970.
+    /// A time in microseconds since 1970.
     pub fn from_micros(micros: i64) -> Result<Self, InvalidTimestamp> {
         if (0..END).contains(&micros) {
             Ok(Self(micros))
@@ -42,14 +42,14 @@ impl Timestamp {
         }
     }
 
-    /// A moment from seconds since 1970, as AMQP's `timestamp` property has it.
+    /// A time in seconds since 1970, the unit of AMQP's `timestamp` property.
     pub fn from_seconds(seconds: u64) -> Result<Self, InvalidTimestamp> {
         let range = || InvalidTimestamp::Range(format!("{seconds} s"));
         let micros = i64::try_from(seconds).ok().and_then(|s| s.checked_mul(1_000_000));
         Self::from_micros(micros.ok_or_else(range)?).map_err(|_| range())
     }
 
-    /// Parses RFC 3339. Without an offset it is UTC; finer digits than microseconds are cut off.
+    /// Parses RFC 3339. A text without an offset is UTC; digits after the microseconds are cut off.
     pub fn parse(text: &str) -> Result<Self, InvalidTimestamp> {
         let moment = DateTime::parse_from_rfc3339(text)
             .or_else(|_| DateTime::parse_from_rfc3339(&format!("{text}Z")))
@@ -65,7 +65,7 @@ impl Timestamp {
     }
 }
 
-/// What an error repeats of a text: no date is longer.
+/// The part of a text that an error repeats: 40 characters, more than any date has.
 fn excerpt(text: &str) -> String {
     crate::decode::excerpt(text, 40).into_owned()
 }
@@ -128,7 +128,7 @@ impl schemars::JsonSchema for Timestamp {
             "type": "string",
             // Not `"format": "date-time"`, which demands an offset.
             "pattern": "^\\d{4}-\\d{2}-\\d{2}[Tt ]\\d{2}:\\d{2}:\\d{2}(\\.\\d+)?([Zz]|[+-]\\d{2}:\\d{2})?$",
-            "description": "RFC 3339, 1970 to 2199. Without an offset it is UTC; microseconds are kept.",
+            "description": "RFC 3339, from 1970 to 2199. Without an offset it is UTC. Digits after the microseconds are cut off.",
         })
     }
 }

@@ -1,8 +1,8 @@
-//! What bodies look like on the wire, version 1 of the contract.
+//! The bodies of actions, version 1 of the contract.
 //!
-//! Bodies are decoded into these very types and the JSON Schemas are generated from them, so the
-//! published contract cannot say anything else than the code does. Docstrings here are read by
-//! agent developers: they become the descriptions in the schemas.
+//! Bodies are decoded into these types, and the JSON Schemas are generated from them, so the published
+//! contract cannot differ from the code. The doc comments of fields become the descriptions in the
+//! schemas, which agent developers read.
 
 mod value;
 
@@ -21,136 +21,136 @@ use crate::time::Timestamp;
 /// The fields that every action may carry.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct Common<'a> {
-    /// Which action this is; the routing key with which it is first published.
+    /// The action; also the routing key with which it is published.
     #[serde(borrow)]
     pub action_type: Cow<'a, str>,
-    /// Who owns the data.
+    /// The tenant: the owner of the data.
     pub tenant_id: TenantId,
-    /// The connection: a WebSocket, a phone number, a thread.
+    /// The session: the connection, such as a WebSocket, a phone number or a thread.
     pub session_id: SessionId,
-    /// The idempotency key of the action. Recommended; else the AMQP `message_id` property is it.
+    /// The idempotency key of the action. Recommended; by default the AMQP property `message_id`.
     pub action_id: Option<ActionId>,
-    /// The conversation. By default it is derived from tenant and session. Whoever names
-    /// conversations names them in every action.
+    /// The conversation. By default it is derived from tenant and session. An agent that sends it
+    /// must send it in every action.
     pub conversation_id: Option<ConversationId>,
-    /// When it happened. Recommended; else the AMQP `timestamp` property, then the time of receipt.
+    /// When it happened. Recommended; by default the AMQP property `timestamp`, then the time of
+    /// receipt.
     pub timestamp: Option<Timestamp>,
-    /// The human on the other side. In `conversation.erase`: erase all of this user's
-    /// conversations.
+    /// The end user. In `conversation.erase`: erase all conversations of this user.
     pub user_id: Option<UserId>,
     /// The agent.
     pub agent_id: Option<AgentId>,
     /// The model.
     pub model_name: Option<String>,
-    /// What the tenant pays for; else `metadata.tenant_tier` is it.
+    /// The tenant's price plan; by default `metadata.tenant_tier`.
     pub tenant_tier: Option<String>,
     /// The sender's task.
     pub task_id: Option<String>,
-    /// The sender's name for itself.
+    /// The name of the sending service.
     pub origin_service: Option<String>,
-    /// What the reply must carry. The AMQP property `correlation_id` wins.
+    /// The correlation id of the reply. The AMQP property `correlation_id` takes precedence.
     pub correlation_id: Option<String>,
-    /// The queue that wants the reply. The AMQP property `reply_to` wins.
+    /// The queue for the reply. The AMQP property `reply_to` takes precedence.
     pub callback_queue_name: Option<String>,
-    /// Whatever else belongs to it; kept as it is. Fields that the contract does not know are
-    /// added to it, and in `conversation.save_message` also `task_id` and `origin_service`; one
-    /// whose name is there already is added as `extra.` and its name.
+    /// Further data of the sender; stored unchanged. Fields that the contract does not define are
+    /// added to it, and in `conversation.save_message` also `task_id` and `origin_service`. A field
+    /// whose name is already taken is added as `extra.` and its name.
     pub metadata: Option<JsonObject>,
 }
 
-/// Keep a message of a conversation.
+/// Save a message of a conversation.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct SaveMessage<'a> {
-    /// Who speaks.
+    /// The role of the message.
     pub role: Role,
-    /// What was said: a string or an array of parts. May be null or absent beside `tool_calls`.
+    /// The content: a string or an array of parts. May be null or absent if there are `tool_calls`.
     #[serde(borrow)]
     #[schemars(with = "Option<Content<'_>>")]
     pub content: Option<&'a RawValue>,
-    /// The identity of the message within its conversation. Recommended; else `action_id`, then
-    /// the AMQP `message_id` property is it.
+    /// The id of the message, unique within its conversation. Recommended; by default `action_id`,
+    /// then the AMQP property `message_id`.
     pub message_id: Option<MessageId>,
     /// The sender's own count of tokens.
     pub tokens_estimate: Option<Integer<0, { i64::MAX }>>,
     /// How long the agent worked on it, in milliseconds.
     pub processing_time_ms: Option<Amount>,
-    /// The tool call that this message answers.
+    /// The tool call to which this message is the result.
     pub tool_call_id: Option<String>,
-    /// The tool calls that the model wants made.
+    /// The tool calls that the model requests.
     pub tool_calls: Option<JsonArray>,
 }
 
-/// What was said.
+/// The content of a message.
 #[derive(Debug, JsonSchema)]
 #[schemars(untagged)]
 pub enum Content<'a> {
     /// Plain text; may be empty.
     Text(String),
-    /// Text, images and whatever else a model takes.
+    /// Text, images and other parts that a model accepts.
     Parts(Vec<Part<'a>>),
 }
 
-/// A part of a content; fields beyond these are kept as they are.
+/// A part of the content; other fields are stored unchanged.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct Part<'a> {
-    /// What kind of part it is, such as `text` or `image_url`.
+    /// The type of the part, such as `text` or `image_url`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// A string in a part of type `text`.
+    /// The text; required in a part of type `text`.
     #[serde(borrow)]
     #[schemars(with = "Option<serde_json::Value>")]
     pub text: Option<&'a RawValue>,
 }
 
-/// A connection began.
+/// A session began.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct SessionOpened {}
 
-/// A connection ended. When the last open one of a conversation has, the conversation is archived
+/// A session ended. When the last open session of a conversation has ended, the conversation is archived
 /// after a grace period.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct SessionClosed {
-    /// Why it ended, in the sender's words.
+    /// Why it ended.
     pub reason: Option<String>,
-    /// How content the human was.
+    /// How satisfied the user was, from 1 (bad) to 5 (good).
     pub satisfaction: Option<Satisfaction>,
 }
 
-/// Ask which messages a model should see; the model is named by `model_name`.
+/// Request the messages that a model should see. `model_name` is the model.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct GetContext {
-    /// The budget for the history, in tokens; by default the model's.
+    /// The budget for the messages, in tokens; by default the model's.
     pub max_tokens: Option<Integer<1, { u32::MAX as i64 }>>,
-    /// Tokens that the caller keeps for its reply or tools.
+    /// Tokens of the budget that the caller needs for its reply or tools.
     pub reserve_tokens: Option<Integer<0, { u32::MAX as i64 }>>,
 }
 
-/// Ask for what was said, oldest first.
+/// Request the newest messages of a conversation; they are returned oldest first.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct GetHistory {
-    /// At most so many messages, the newest ones; 100 by default.
+    /// The largest number of messages; 100 by default.
     pub limit: Option<PageSize>,
-    /// Only messages that stand before the one with this id.
+    /// Only messages before the one with this id.
     pub before: Option<MessageId>,
 }
 
-/// Tell how content the human was.
+/// Rate a conversation.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct Feedback {
-    /// 1 is bad, 5 is good.
+    /// How satisfied the user was, from 1 (bad) to 5 (good).
     pub satisfaction: Satisfaction,
 }
 
-/// Forget the conversation; or, where `user_id` is given and `conversation_id` is not, all
-/// conversations of that user.
+/// Erase the conversation; with `user_id` and without `conversation_id`, all conversations of that
+/// user.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct Erase {}
 
-/// How content the human was, from 1 (bad) to 5 (good).
+/// A rating, from 1 (bad) to 5 (good).
 pub type Satisfaction = Integer<1, 5>;
 
-/// How many entries one answer may hold.
+/// The number of entries in one reply.
 pub type PageSize = Integer<1, 1000>;
 
-/// Entries in an answer where the question does not say how many.
+/// The number of entries in a reply where the request has no `limit`.
 pub const DEFAULT_PAGE_SIZE: u32 = 100;

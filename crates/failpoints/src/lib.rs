@@ -1,53 +1,53 @@
-//! The named steps at which a test build can be made to end, as a crash would end it.
+//! Failpoints: the named steps at which a test build can be made to abort, as in a crash.
 //!
-//! "Whatever dies, at whichever step, nothing is lost" is a claim about every gap between two effects
-//! of one piece of work. So each gap has a name here, the code says when it has [`reached`] one, and a
-//! test kills a real process exactly there.
+//! The claim "a crash at any step loses no message" concerns every gap between two effects of one piece
+//! of work. So each gap is a step with a name. The code calls [`reached`] at it, and a test aborts a real
+//! process exactly there.
 //!
-//! Invariant: without the feature `armed`, which only test builds have, nothing of this is left in a
-//! binary (a test looks).
+//! Invariant: without the feature `armed`, which only test builds have, no binary contains a failpoint (a
+//! test checks this).
 //!
-//! To add a step: a line in [`Step`] and one in [`Step::name`], a call where it is reached, and its
-//! case in the test of all steps (`tests/tests/faults/crashes.rs`), which fails until it has one.
+//! To add a step: add it to [`Step`], [`Step::ALL`] and [`Step::name`], call [`reached`] at it, and add a
+//! case to the test of all steps (`tests/tests/faults/crashes.rs`), which fails until it has one.
 
-/// A gap between two effects.
+/// A gap between two effects of one piece of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// A batch of messages is decoded, nothing is stored.
+    /// A batch of messages is decoded; nothing is stored.
     SaveDecoded,
-    /// PostgreSQL has committed the messages, Redis has heard nothing.
+    /// The messages are committed in PostgreSQL; nothing is written to Redis.
     SaveCommitted,
-    /// Redis has them too, or their copies are void; nothing is acknowledged.
+    /// The messages are in Redis too, or their hot copies are invalidated; nothing is acknowledged.
     SaveAppended,
-    /// The copies of a batch (retries, suspects, dead letters) are confirmed, their originals are not
-    /// acknowledged.
+    /// RabbitMQ has confirmed the copies of a batch (retries, suspects, dead letters); the originals are
+    /// not acknowledged.
     Copied,
-    /// Nothing is left to do for some deliveries but to acknowledge them.
+    /// Some deliveries are settled; they are not acknowledged.
     Settled,
-    /// They are acknowledged.
+    /// These deliveries are acknowledged.
     Acknowledged,
-    /// A closer has claimed conversations.
+    /// A worker has claimed conversations to close.
     CloseClaimed,
     /// Their tokens are counted.
     CloseCounted,
     /// Their hot copies are dropped.
     CloseDropped,
-    /// Their ends are published.
+    /// Their events are published.
     CloseAnnounced,
     /// They are archived.
     CloseArchived,
-    /// The dead-letter collector has stored dead letters and announced none.
+    /// The dead-letter collector has stored dead letters; their events are not published.
     DeadLetterStored,
-    /// They are announced.
+    /// Their events are published.
     DeadLetterAnnounced,
-    /// Dead letters that an operator sends again are confirmed, their rows do not say so.
+    /// RabbitMQ has confirmed replayed dead letters; their rows are not marked as replayed.
     ReplayConfirmed,
-    /// Their rows say so.
+    /// Their rows are marked as replayed.
     ReplayMarked,
 }
 
 impl Step {
-    /// All of them.
+    /// Every step.
     pub const ALL: [Self; 15] = [
         Self::SaveDecoded,
         Self::SaveCommitted,
@@ -66,7 +66,7 @@ impl Step {
         Self::ReplayMarked,
     ];
 
-    /// How the environment names it.
+    /// The name of the step in the variable [`AT`].
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -81,25 +81,26 @@ impl Step {
             Self::CloseDropped => "close.dropped",
             Self::CloseAnnounced => "close.announced",
             Self::CloseArchived => "close.archived",
-            Self::DeadLetterStored => "dead letter.stored",
-            Self::DeadLetterAnnounced => "dead letter.announced",
+            Self::DeadLetterStored => "dead_letter.stored",
+            Self::DeadLetterAnnounced => "dead_letter.announced",
             Self::ReplayConfirmed => "replay.confirmed",
             Self::ReplayMarked => "replay.marked",
         }
     }
 }
 
-/// The variable that names the step at which a test build ends.
+/// The environment variable with the name of the step at which a test build aborts.
 pub const AT: &str = "VERBATIM_CRASH_AT";
-/// The variable with the words at whose sight a test build ends: a message that kills its worker.
+/// The environment variable with a text: a test build aborts when it decodes a body that contains it.
+/// Such a message crashes every worker that receives it.
 pub const ON: &str = "VERBATIM_CRASH_ON";
 
-/// Says that a step is reached. In an ordinary build it does nothing.
+/// Marks a step as reached. In an ordinary build it does nothing.
 #[cfg(not(feature = "armed"))]
 #[inline(always)]
 pub fn reached(_: Step) {}
 
-/// Shows a body that is to be decoded. In an ordinary build it does nothing.
+/// Passes a body that is about to be decoded. In an ordinary build it does nothing.
 #[cfg(not(feature = "armed"))]
 #[inline(always)]
 pub fn shown(_: &[u8]) {}
@@ -114,25 +115,25 @@ mod armed {
     use super::{AT, ON, Step};
 
     static STEP: LazyLock<Option<String>> = LazyLock::new(|| variable(AT));
-    static WORDS: LazyLock<Option<String>> = LazyLock::new(|| variable(ON));
+    static TEXT: LazyLock<Option<String>> = LazyLock::new(|| variable(ON));
 
-    /// Ends the process if this is the step that its environment names.
+    /// Aborts the process if this is the step in [`AT`].
     pub fn reached(step: Step) {
         if STEP.as_deref() == Some(step.name()) {
-            // No destructor, no goodbye: what a power cut leaves.
+            // Runs no destructor and closes no connection, as in a power failure.
             std::process::abort();
         }
     }
 
-    /// Ends the process if the body holds the words that its environment names.
+    /// Aborts the process if the body contains the text in [`ON`].
     pub fn shown(body: &[u8]) {
-        let Some(words) = WORDS.as_deref() else { return };
-        if body.windows(words.len()).any(|window| window == words.as_bytes()) {
+        let Some(text) = TEXT.as_deref() else { return };
+        if body.windows(text.len()).any(|window| window == text.as_bytes()) {
             std::process::abort();
         }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "a test build's own, past all settings")]
+    #[expect(clippy::disallowed_methods, reason = "only test builds read it; it is no setting")]
     fn variable(name: &str) -> Option<String> {
         std::env::var(name).ok().filter(|value| !value.is_empty())
     }

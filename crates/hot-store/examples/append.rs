@@ -1,8 +1,8 @@
-//! Appends batches to a Redis, to count what that costs: `append URL BATCHES CONVERSATIONS`.
+//! Appends batches to Redis, to measure the cost of an append: `append URL BATCHES CONVERSATIONS`.
 //!
-//! Each batch has 500 messages of some 500 bytes over so many conversations. Run it under
-//! `valgrind --tool=callgrind` with two numbers of batches: the difference between the two counts of
-//! instructions, divided by that of the messages, is the price of one, without start and end.
+//! Each batch has 500 messages of about 500 bytes, spread over CONVERSATIONS. Run it under
+//! `valgrind --tool=callgrind` with two numbers of batches. The difference of the instruction counts
+//! divided by the difference of the message counts is the cost of one message, without start and end.
 
 use std::error::Error;
 
@@ -11,7 +11,7 @@ use domain::message::{Content, Message, Role};
 use domain::time::Timestamp;
 use hot_store::{Address, HotStore, Settings};
 
-/// As the workers have them by default.
+/// The default batch size of the workers.
 const BATCH: usize = 500;
 
 #[tokio::main(flavor = "current_thread")]

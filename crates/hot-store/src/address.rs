@@ -1,7 +1,7 @@
-//! Where Redis is: one server, or some nodes of a cluster.
+//! The address of Redis: one server, or some nodes of a cluster.
 //!
-//! An address may hold a password, so it prints as hosts and ports alone. Whatever cannot be right is
-//! refused here, where its setting can still be named.
+//! An address may contain a password, so only hosts and ports are printed. An invalid address is
+//! refused here, where the caller can still name its setting.
 
 use std::fmt;
 
@@ -10,34 +10,36 @@ use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Protocol
 
 /// The address of one Redis server or of a Redis Cluster, without a way to print its password.
 #[derive(Clone)]
-pub struct Address(Place);
+pub struct Address(Target);
 
-/// What an address names.
+/// What an address leads to.
 #[derive(Clone)]
-pub(crate) enum Place {
+pub(crate) enum Target {
     /// One server.
     Server(Box<ConnectionInfo>),
-    /// Some nodes of a cluster; the others are found through them.
+    /// Some nodes of a cluster; the other nodes are discovered through them.
     Cluster(Vec<ConnectionInfo>),
 }
 
-/// Why a text is no address. The text is not shown, since it may hold a password.
+/// Why a text is not an address. The text is not shown, since it may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAddress {
-    /// A URL that is no Redis URL.
-    #[error("the Redis URL is not of the form redis://[user:password@]host[:port][/database]: {0}")]
+    /// A URL that is not a Redis URL.
+    #[error("the Redis URL must have the form redis://[user:password@]host[:port][/database]: {0}")]
     Malformed(&'static str),
     /// Nodes of one cluster, with TLS and without.
-    #[error("several Redis URLs mean Redis Cluster: they are all redis:// or all rediss://")]
+    #[error("several Redis URLs mean Redis Cluster: all must be redis:// or all rediss://")]
     MixedTls,
     /// A cluster's nodes find each other by host and port.
-    #[error("several Redis URLs mean Redis Cluster: its nodes have hosts and ports, not sockets")]
+    #[error(
+        "several Redis URLs mean Redis Cluster: each must have a host and a port, not a socket"
+    )]
     Socket,
     /// A cluster has one database.
-    #[error("several Redis URLs mean Redis Cluster: it has database 0 alone, and {0} is named")]
+    #[error("several Redis URLs mean Redis Cluster: it has only database 0, so remove /{0}")]
     Database(i64),
-    /// The nodes that are found through these ones are asked with the same credentials.
-    #[error("several Redis URLs mean Redis Cluster: all have the same user and password")]
+    /// The discovered nodes get the same credentials as the named ones.
+    #[error("several Redis URLs mean Redis Cluster: all must have the same user and password")]
     Credentials,
 }
 
@@ -45,21 +47,21 @@ impl Address {
     /// Parses `redis://…`, `rediss://…` (TLS) or `unix://…`. Several URLs, separated by commas, are
     /// nodes of one Redis Cluster.
     pub fn parse(urls: &str) -> Result<Self, InvalidAddress> {
-        // A comma inside of a password is written %2C in a URL, so it cannot be mistaken.
+        // A comma within a password is written %2C in a URL, so the separator is unambiguous.
         let urls = urls.split(',').map(str::trim).filter(|url| !url.is_empty());
         let mut nodes = urls.map(node).collect::<Result<Vec<_>, _>>()?;
         match (nodes.pop(), nodes.is_empty()) {
             (None, _) => Err(InvalidAddress::Malformed("it is empty")),
-            (Some(server), true) => Ok(Self(Place::Server(Box::new(server)))),
+            (Some(server), true) => Ok(Self(Target::Server(Box::new(server)))),
             (Some(last), false) => {
                 nodes.push(last);
                 cluster(&nodes)?;
-                Ok(Self(Place::Cluster(nodes)))
+                Ok(Self(Target::Cluster(nodes)))
             }
         }
     }
 
-    pub(crate) fn place(&self) -> &Place {
+    pub(crate) fn target(&self) -> &Target {
         &self.0
     }
 }
@@ -75,15 +77,15 @@ fn node(url: &str) -> Result<ConnectionInfo, InvalidAddress> {
     if matches!(info.addr(), ConnectionAddr::TcpTls { insecure: true, .. }) {
         return Err(InvalidAddress::Malformed("TLS without verification is not supported"));
     }
-    // The replies are read as RESP2 has them, whatever the URL says. CLIENT SETINFO would cost a
-    // round trip and is unknown before Redis 7.2.
+    // This crate reads RESP2 replies, so the protocol of the URL is ignored. CLIENT SETINFO would cost
+    // a round trip, and Redis before 7.2 does not know it.
     let redis = info.redis_settings().clone();
     let redis = redis.set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
-    // Off by default in the client: Nagle would hold small pipelines back for up to 40 ms.
+    // Off by default in the client: Nagle's algorithm would delay small pipelines by up to 40 ms.
     let tcp = TcpSettings::default().set_nodelay(true);
     let info = info.set_redis_settings(redis).set_tcp_settings(tcp);
     Client::open(info.clone())
-        .map_err(|_| InvalidAddress::Malformed("the client does not accept it"))?;
+        .map_err(|_| InvalidAddress::Malformed("the client library does not accept it"))?;
     Ok(info)
 }
 
@@ -113,10 +115,10 @@ impl fmt::Display for Address {
     /// `host:port/database`, or each node's `host:port`; never a user or password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Place::Server(server) => {
+            Target::Server(server) => {
                 write!(f, "{}/{}", server.addr(), server.redis_settings().db())
             }
-            Place::Cluster(nodes) => {
+            Target::Cluster(nodes) => {
                 for (i, node) in nodes.iter().enumerate() {
                     let comma = if i == 0 { "" } else { ", " };
                     write!(f, "{comma}{}", node.addr())?;
@@ -171,12 +173,12 @@ mod tests {
 
     #[test]
     fn one_url_is_a_server_and_several_are_a_cluster() {
-        let place = |urls| Address::parse(urls).unwrap().0;
-        assert!(matches!(place("redis://a:1,"), Place::Server(_)));
-        let three = place("redis://a:1, redis://b:1/0,redis://c:1");
-        assert!(matches!(three, Place::Cluster(nodes) if nodes.len() == 3));
-        // The one node that somebody knows of a cluster is named twice.
-        assert!(matches!(place("rediss://a,rediss://a"), Place::Cluster(_)));
+        let target = |urls| Address::parse(urls).unwrap().0;
+        assert!(matches!(target("redis://a:1,"), Target::Server(_)));
+        let three = target("redis://a:1, redis://b:1/0,redis://c:1");
+        assert!(matches!(three, Target::Cluster(nodes) if nodes.len() == 3));
+        // A cluster of which only one node is known: its URL is given twice.
+        assert!(matches!(target("rediss://a,rediss://a"), Target::Cluster(_)));
     }
 
     #[test]

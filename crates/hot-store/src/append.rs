@@ -1,13 +1,13 @@
-//! Adding committed rows to hot copies: plain commands, pipelined, without looking.
+//! Appends committed rows to hot copies with plain pipelined commands, without reading first.
 //!
-//! A row is one member, whoever appends it and however often. Nothing is read and nothing is
-//! decided here, so any number of savers may append to one conversation at once. A copy that does not
-//! exist begins to, without a mark, and so vouches for nothing.
+//! - A row always becomes the same member, so appending it again changes nothing. Nothing is read and
+//!   nothing is decided here, so any number of savers may append to one conversation at once.
+//! - An append to a copy that does not exist creates it without a marker. Such a copy is never used,
+//!   because nothing proves that it is complete.
+//! - Each Redis server gets the rows of its own conversations; all servers are written to at the same
+//!   time. A failure of one server does not affect the rows on the others.
 //!
-//! Each server process gets its own conversations, all processes at once. What one of them does not
-//! take says nothing about the others'.
-//!
-//! This runs for every message that is saved. Commands are made with all the room that they need.
+//! This runs for every saved message, so commands are allocated with their full size.
 
 use std::borrow::Borrow;
 
@@ -21,23 +21,23 @@ use crate::error::{AppendError, Error};
 use crate::members::Members;
 use crate::{HotStore, keys};
 
-/// A write is sent once it holds so many bytes. Large enough that a batch is usually one round trip;
-/// small enough that Redis answers each well within the response time-out, and that the memory for
-/// it is bounded.
+/// The size in bytes at which a write is sent. Large enough that a batch is usually one round trip; small
+/// enough that Redis replies well within the response timeout and that memory stays bounded.
 const WRITE_BYTES: usize = 1024 * 1024;
 
-/// The digits of an expiry, at most.
+/// The maximum number of digits of an expiry.
 const EXPIRY_BYTES: usize = 20;
 
-/// Members to one ZADD: Redis serves nobody else meanwhile, some 2 ms at 5 µs each.
+/// The largest number of members in one ZADD. Redis runs no other command meanwhile: about 2 ms at
+/// 5 µs for each member.
 const ADD_MEMBERS: usize = 400;
 
 impl HotStore {
     /// Adds committed rows to the copies of their conversations and renews the copies' expiry.
     ///
-    /// The error names every conversation whose copy may now lack a row. When a connection broke
-    /// that is every one that its server has, also those that had been answered: a server that dies
-    /// may have forgotten them.
+    /// The error names every conversation whose copy may now lack a row. If a connection was lost,
+    /// these are all conversations of its server, including those whose commands had succeeded: a
+    /// server that crashes may lose acknowledged writes.
     pub async fn append<M>(&self, batch: &[(ConversationKey, Vec<M>)]) -> Result<(), AppendError>
     where
         M: Borrow<Message> + Sync,
@@ -45,9 +45,9 @@ impl HotStore {
         self.append_renewing(batch, |_| true).await
     }
 
-    /// [`Self::append`] that renews the expiry of some copies only: an expiry costs Redis nearly as
-    /// much as a message does. The caller vouches for the others: that their expiry was renewed not
-    /// long ago, or that somebody drops them in the end.
+    /// Like [`Self::append`], but renews the expiry only of the copies for which `renewed` is true: an
+    /// EXPIRE costs Redis nearly as much as a message. For every other copy the caller guarantees that
+    /// its expiry was renewed recently or that the copy will be dropped.
     pub async fn append_renewing<M>(
         &self,
         batch: &[(ConversationKey, Vec<M>)],
@@ -83,13 +83,13 @@ impl HotStore {
         }
     }
 
-    /// The expiry in whole seconds, at least one: zero would remove the copy.
+    /// The expiry in whole seconds, at least 1: EXPIRE with 0 would remove the copy.
     pub(crate) fn expiry_seconds(&self) -> u64 {
         self.connections.settings().expiry.as_secs().max(1)
     }
 }
 
-/// Appends what one server has. An error means that nothing about any of it is certain.
+/// Appends the rows of one server. After an error it is unknown which rows were appended.
 async fn append<'a, M>(
     share: &Share<'_, &'a (ConversationKey, Vec<M>)>,
     expiry: u64,
@@ -132,7 +132,7 @@ impl<'a> Failed<'a> {
     }
 
     fn note(&mut self, key: &'a ConversationKey, cause: Error) {
-        // Commands of one conversation stand beside each other.
+        // The commands of one conversation are adjacent.
         if self.conversations.last() != Some(&key) {
             self.conversations.push(key);
         }
@@ -146,16 +146,16 @@ struct Write<'l, 'a> {
     pipeline: Pipeline,
     /// The conversation of each command.
     owners: Vec<&'a ConversationKey>,
-    /// What the next ZADD is to hold.
+    /// The members of the next ZADD.
     adding: Members,
-    /// What the members in the pipeline take.
+    /// The size of the members in the pipeline.
     bytes: usize,
     failed: Failed<'a>,
 }
 
 impl<'l, 'a> Write<'l, 'a> {
     fn new(link: Link<'l>, conversations: usize) -> Self {
-        // For most conversations that is all: one ZADD, one EXPIRE.
+        // Most conversations need one ZADD and one EXPIRE.
         let commands = 2 * conversations;
         Self {
             link,
@@ -171,22 +171,22 @@ impl<'l, 'a> Write<'l, 'a> {
         self.bytes + self.adding.bytes() >= WRITE_BYTES
     }
 
-    /// A ZADD of what there is to add.
+    /// Adds a ZADD of the collected members to the pipeline.
     fn add(&mut self, key: &'a ConversationKey, name: &str) {
         if self.adding.len() == 0 {
             return;
         }
         self.bytes += self.adding.bytes();
-        let words = 2 + 2 * self.adding.len();
+        let arguments = 2 + 2 * self.adding.len();
         let mut command =
-            Cmd::with_capacity(words, "ZADD".len() + name.len() + self.adding.space());
+            Cmd::with_capacity(arguments, "ZADD".len() + name.len() + self.adding.space());
         command.arg("ZADD").arg(name);
         self.adding.move_to(&mut command);
         self.pipeline.add_command(command);
         self.owners.push(key);
     }
 
-    /// Says when a copy expires. Nobody knows whether the append has just made it.
+    /// Adds an EXPIRE to the pipeline. It is always needed: the append may have created the copy.
     fn renew(&mut self, key: &'a ConversationKey, name: &str, expiry: u64) {
         let mut command = Cmd::with_capacity(3, "EXPIRE".len() + name.len() + EXPIRY_BYTES);
         command.arg("EXPIRE").arg(name).arg(expiry);
@@ -194,7 +194,7 @@ impl<'l, 'a> Write<'l, 'a> {
         self.owners.push(key);
     }
 
-    /// Sends what there is.
+    /// Sends the pipeline.
     async fn send(&mut self) -> Result<(), Error> {
         if self.owners.is_empty() {
             return Ok(());

@@ -1,10 +1,10 @@
--- Empties a hot copy and leaves an intent in it, unless another load is under way.
+-- Empties a hot copy and puts a load token into it, unless another load is running.
 -- KEYS[1] the copy; ARGV: nonce of 16 bytes, longest load in milliseconds, expiry in seconds.
--- An intent is byte 2, the nonce, and the milliseconds of Redis's clock: the one clock that all
--- readers share.
+-- A load token is byte 2, the nonce, and the time of Redis's clock in milliseconds: all readers share
+-- this clock.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
--- A key of another type is an error here and is emptied below.
+-- A key of another type is an error here and is removed below.
 local members = redis.pcall('ZRANGE', KEYS[1], '-inf', '-inf', 'BYSCORE')
 for _, member in ipairs(members) do
     if string.byte(member) == 2 then
@@ -15,7 +15,7 @@ for _, member in ipairs(members) do
     end
 end
 redis.call('UNLINK', KEYS[1])
-local intent = '\2' .. ARGV[1] .. string.format('%.0f', now)
-redis.call('ZADD', KEYS[1], '-inf', intent)
+local load_token = '\2' .. ARGV[1] .. string.format('%.0f', now)
+redis.call('ZADD', KEYS[1], '-inf', load_token)
 redis.call('EXPIRE', KEYS[1], ARGV[3])
-return intent
+return load_token

@@ -1,20 +1,21 @@
-//! One connection at a time, made on demand, admitted before use, dropped for good when it breaks.
+//! One connection at a time: made on demand, checked before use, discarded when it is lost.
 //!
-//! One connection object is one server process, or one process for each master of a cluster, with
-//! the slots that each has. A client that reconnects or follows a moved slot behind our back would go
-//! on after a restart, failover or resharding as if nothing had been forgotten; here a connection of
-//! which a part broke or changed is dropped, and a new one is compared with the server identity on record before
-//! anybody uses it.
+//! One connection object is one Redis server process, or one process for each master of a cluster with
+//! its slots. A client that reconnects by itself, or follows a moved slot, would continue after a
+//! restart, failover or resharding as if the server had lost nothing. So a connection that is lost or
+//! whose server identity changed is discarded. The identity of a new connection is compared with the
+//! recorded one before its first use.
 //!
-//! - While a slot is handed over, its old master answers ASK for a key that it no longer has. It is
-//!   not followed: at the other end may lie a copy from an earlier, broken-off attempt, which would be
-//!   believed there. The call fails for that one key, which costs a read of PostgreSQL. When the slot
-//!   has arrived, MOVED ends the connection, and the next server identity voids every copy.
-//! - Connecting is single flight. Calls that come while Redis is known to be down fail at once,
-//!   rather than each waiting for a time-out; one attempt at a time runs, with pauses between them.
-//! - Writes rely on a comparison that is at most two intervals old. If the watcher is late (the
-//!   process was frozen, say), the next write compares first. Reads need not: what they find is
-//!   checked against PostgreSQL's numbers.
+//! - While a slot migrates, its old master replies ASK for a key that it no longer has. ASK is not
+//!   followed: the new master may have a copy from an earlier migration that was aborted, and that copy
+//!   would be accepted there. Instead the call fails for this one key, which costs a read of PostgreSQL.
+//!   When the migration is complete, MOVED ends the connection, and the next server identity
+//!   invalidates every copy.
+//! - Only one attempt to connect runs at a time, with pauses between attempts. Calls that come while
+//!   Redis is known to be unavailable fail at once instead of waiting for a timeout.
+//! - A write requires an identity check that is at most two intervals old. If the watcher is late (for
+//!   example because the process was suspended), the next write checks first. A read requires no check:
+//!   what it finds is compared with the epoch and generation in PostgreSQL.
 
 use std::error::Error as StdError;
 use std::pin::Pin;
@@ -34,88 +35,89 @@ use crate::server_identity::ServerIdentity;
 use crate::servers::Servers;
 use crate::settings::Settings;
 
-/// What is known of Redis.
+/// The last known state of Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
-    /// Nobody has tried yet.
+    /// No attempt to connect has ended yet.
     Untried,
-    /// There is an admitted connection.
+    /// There is a checked connection.
     Up,
-    /// The connection broke, or the last attempt to make one failed.
+    /// The connection was lost, or the last attempt to connect failed.
     Down,
 }
 
-/// How long the comparison with the record may take. It is one small transaction in PostgreSQL;
-/// without a bound one that hangs would keep all others from connecting.
+/// The timeout of an identity check. A check is one small transaction in PostgreSQL; without a timeout
+/// one that hangs would prevent every further attempt to connect.
 const SERVER_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The pause after the first failed attempt; it doubles up to [`Settings::longest_pause`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
-/// For how many intervals of the watcher a write relies on a comparison. With the defaults that is
-/// 2 s, and with 1 s for the reply no write goes unnoticed to a deposed server for more than 3 s.
-const RELY_ON_INTERVALS: u32 = 2;
+/// For how many intervals of the watcher an identity check is valid for writes. With the defaults that
+/// is 2 s. Together with 1 s for the reply, a server that is no longer the master is written to for at
+/// most 3 s.
+const CHECK_VALID_INTERVALS: u32 = 2;
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 type ServerCheck = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 type Attempt = watch::Receiver<Option<Result<Connection, Error>>>;
 
-/// The way to Redis, shared by all clones of the store.
+/// The current connection to Redis, shared by all clones of the store.
 #[derive(Clone)]
 pub(crate) struct Connections(Arc<Shared>);
 
 struct Shared {
     settings: Settings,
     check_server: Box<dyn Fn(ServerIdentity) -> ServerCheck + Send + Sync>,
-    slot: Mutex<Slot>,
+    state: Mutex<State>,
     health: watch::Sender<Health>,
     serial: AtomicU64,
 }
 
-/// Where the current connection is. Never held across an await.
-enum Slot {
-    /// None, and nothing speaks against making one at once.
+/// The state of the connection. Its lock is never held across an await.
+enum State {
+    /// There is no connection; the next call connects at once.
     Empty,
-    /// One attempt is under way. `down` holds why, if Redis was known to be down before it.
+    /// An attempt to connect is running. `down` is the last error if Redis was known to be unavailable.
     Connecting { attempt: Attempt, down: Option<Error> },
-    /// Admitted and in use.
+    /// Checked and in use.
     Live(Connection),
-    /// The last attempt failed; the next is not due before `retry_at`.
+    /// The last attempt failed; the next one may start at `retry_at`.
     Down { cause: Error, retry_at: Instant, pauses: ExponentialBackoff },
 }
 
-/// An admitted connection. Clones share it.
+/// A connection whose server identity was checked. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Connection(Arc<CheckedConnection>);
 
 struct CheckedConnection {
-    /// Tells this connection from every other that this process made.
+    /// The number of this connection within the process.
     serial: u64,
     servers: Servers,
     server_identity: ServerIdentity,
-    compared: Compared,
+    last_check: LastCheck,
     owner: Connections,
 }
 
-/// One server process of a connection: the one that has a key.
+/// One server process of a connection.
 #[derive(Clone, Copy)]
 pub(crate) struct Link<'a> {
     connection: &'a Connection,
     node: &'a Node,
 }
 
-/// What one server process is to do of a larger piece of work.
+/// The part of some work that concerns one server process.
 pub(crate) struct Share<'a, T> {
     pub(crate) link: Link<'a>,
-    /// Keys that it has, each with what belongs to it.
+    /// The keys of this server, each with its part of the work.
     pub(crate) items: Vec<(String, T)>,
 }
 
-struct Compared {
-    /// When the last comparison that succeeded began.
+struct LastCheck {
+    /// When the last successful identity check began.
     at: Mutex<Instant>,
-    /// Held while one is under way, so that many late writers compare once.
-    turn: tokio::sync::Mutex<()>,
+    /// Held during a check, so that many waiting writers cause one check.
+    running: tokio::sync::Mutex<()>,
 }
 
 impl Connections {
@@ -131,7 +133,7 @@ impl Connections {
                 let check_server = check_server(server_identity);
                 Box::pin(async move { check_server.await.map_err(Into::into) })
             }),
-            slot: Mutex::new(Slot::Empty),
+            state: Mutex::new(State::Empty),
             health: watch::Sender::new(Health::Untried),
             serial: AtomicU64::new(0),
         }))
@@ -145,95 +147,101 @@ impl Connections {
         self.0.health.subscribe()
     }
 
-    /// The current connection, or a new one; fails at once while Redis is known to be down.
+    /// The current connection, or a new one. Fails at once while Redis is known to be unavailable.
     pub(crate) async fn get(&self) -> Result<Connection, Error> {
         let mut attempt = {
-            let mut slot = self.slot();
-            match &mut *slot {
-                Slot::Live(connection) => return Ok(connection.clone()),
-                Slot::Down { cause, retry_at, .. } if Instant::now() < *retry_at => {
+            let mut state = self.state();
+            match &mut *state {
+                State::Live(connection) => return Ok(connection.clone()),
+                State::Down { cause, retry_at, .. } if Instant::now() < *retry_at => {
                     return Err(cause.clone());
                 }
-                // An attempt whose sender is gone has panicked; it must not block the next one.
-                Slot::Connecting { attempt, down } if attempt.has_changed().is_ok() => match down {
-                    Some(cause) => return Err(cause.clone()),
-                    None => attempt.clone(),
-                },
-                Slot::Empty | Slot::Connecting { .. } | Slot::Down { .. } => self.start(&mut slot),
+                // An attempt whose sender was dropped has panicked; the next one may start.
+                State::Connecting { attempt, down } if attempt.has_changed().is_ok() => {
+                    match down {
+                        Some(cause) => return Err(cause.clone()),
+                        None => attempt.clone(),
+                    }
+                }
+                State::Empty | State::Connecting { .. } | State::Down { .. } => {
+                    self.start(&mut state)
+                }
             }
         };
         match attempt.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(outcome)) => outcome.clone(),
-            Ok(None) | Err(_) => Err(Error::NotConnected("the attempt was given up".into())),
+            Ok(None) | Err(_) => Err(Error::NotConnected("the attempt to connect panicked".into())),
         }
     }
 
-    /// A connection that may be written to: compared with the record not long ago.
+    /// A connection for writes: its server identity was checked recently.
     pub(crate) async fn get_for_writing(&self) -> Result<Connection, Error> {
         let connection = self.get().await?;
-        if !connection.is_compared() {
-            let turn = connection.0.compared.turn.lock().await;
-            if !connection.is_compared() {
-                self.compare(&connection).await?;
+        if !connection.has_valid_check() {
+            let running = connection.0.last_check.running.lock().await;
+            if !connection.has_valid_check() {
+                self.check_again(&connection).await?;
             }
-            drop(turn);
+            drop(running);
         }
         Ok(connection)
     }
 
-    /// Connects whenever there is no connection and compares the one that there is, for ever.
+    /// Runs for ever: connects when there is no connection, and checks the server identity at every
+    /// interval.
     pub(crate) async fn watch(&self) {
         loop {
-            // That there is none was logged when the health changed.
+            // A failed attempt was logged when the health changed.
             if let Ok(connection) = self.get().await {
-                let turn = connection.0.compared.turn.lock().await;
-                if let Err(error) = self.compare(&connection).await {
+                let running = connection.0.last_check.running.lock().await;
+                if let Err(error) = self.check_again(&connection).await {
                     tracing::warn!(
                         error = with_causes(&error),
-                        "the server identity of Redis could not be compared"
+                        "Redis server identity check failed; hot copies are written only after a \
+                         successful check"
                     );
                 }
-                drop(turn);
+                drop(running);
             }
             sleep(self.pause()).await;
         }
     }
 
-    /// Takes a connection out of use, if it is still in use.
+    /// Discards a connection if it is the current one.
     pub(crate) fn lost(&self, serial: u64, cause: &Error) {
-        let mut slot = self.slot();
-        if matches!(&*slot, Slot::Live(connection) if connection.serial() == serial) {
-            *slot = Slot::Empty;
-            self.tell(Health::Down, Some(cause));
+        let mut state = self.state();
+        if matches!(&*state, State::Live(connection) if connection.serial() == serial) {
+            *state = State::Empty;
+            self.publish(Health::Down, Some(cause));
         }
     }
 
-    /// Starts an attempt in a task of its own, so that a caller who gives up does not end it.
-    fn start(&self, slot: &mut Slot) -> Attempt {
+    /// Starts an attempt in its own task, so that it continues when its caller is cancelled.
+    fn start(&self, state: &mut State) -> Attempt {
         let (outcome, attempt) = watch::channel(None);
-        let started = Slot::Connecting { attempt: attempt.clone(), down: None };
-        let (mut pauses, down) = match std::mem::replace(slot, started) {
-            Slot::Down { pauses, cause, .. } => (pauses, Some(cause)),
-            Slot::Empty | Slot::Connecting { .. } | Slot::Live(_) => (self.pauses(), None),
+        let started = State::Connecting { attempt: attempt.clone(), down: None };
+        let (mut pauses, down) = match std::mem::replace(state, started) {
+            State::Down { pauses, cause, .. } => (pauses, Some(cause)),
+            State::Empty | State::Connecting { .. } | State::Live(_) => (self.pauses(), None),
         };
-        *slot = Slot::Connecting { attempt: attempt.clone(), down };
+        *state = State::Connecting { attempt: attempt.clone(), down };
         let this = self.clone();
         tokio::spawn(async move {
             let result = this.connect().await;
-            let mut slot = this.slot();
+            let mut state = this.state();
             match &result {
                 Ok(connection) => {
-                    *slot = Slot::Live(connection.clone());
-                    this.tell(Health::Up, None);
+                    *state = State::Live(connection.clone());
+                    this.publish(Health::Up, None);
                 }
                 Err(cause) => {
                     let pause = pauses.next().unwrap_or(this.0.settings.longest_pause);
                     let retry_at = Instant::now() + pause;
-                    *slot = Slot::Down { cause: cause.clone(), retry_at, pauses };
-                    this.tell(Health::Down, Some(cause));
+                    *state = State::Down { cause: cause.clone(), retry_at, pauses };
+                    this.publish(Health::Down, Some(cause));
                 }
             }
-            drop(slot);
+            drop(state);
             outcome.send_replace(Some(result));
         });
         attempt
@@ -242,31 +250,31 @@ impl Connections {
     async fn connect(&self) -> Result<Connection, Error> {
         let began = Instant::now();
         let (servers, server_identity) =
-            Servers::connect(&self.0.settings).await.map_err(Error::in_connecting)?;
+            Servers::connect(&self.0.settings).await.map_err(Error::while_connecting)?;
         self.check_server(&server_identity).await?;
         Ok(Connection(Arc::new(CheckedConnection {
             serial: self.0.serial.fetch_add(1, Ordering::Relaxed),
             servers,
             server_identity,
-            compared: Compared { at: Mutex::new(began), turn: tokio::sync::Mutex::new(()) },
+            last_check: LastCheck { at: Mutex::new(began), running: tokio::sync::Mutex::new(()) },
             owner: self.clone(),
         })))
     }
 
-    /// Asks the server for its server identity again and compares it with the record. A changed server identity ends the
-    /// connection; a record that cannot be read does not, since PostgreSQL may be away and the copy
-    /// be all that there is to read.
-    async fn compare(&self, connection: &Connection) -> Result<(), Error> {
+    /// Reads the server identity again and checks it. A changed identity ends the connection. A check
+    /// that fails does not: PostgreSQL may be unavailable, and then the hot copy is the only thing that
+    /// can be read.
+    async fn check_again(&self, connection: &Connection) -> Result<(), Error> {
         let began = Instant::now();
         let result = match connection.0.servers.server_identity().await {
             Ok(server_identity) if server_identity == connection.0.server_identity => {
                 self.check_server(&server_identity).await
             }
-            Ok(_) => Err(Error::NotServing("its server identity has changed".into())),
+            Ok(_) => Err(Error::NotServing("its server identity changed; reconnecting".into())),
             Err(error) => Err(error),
         };
         match &result {
-            Ok(()) => *lock(&connection.0.compared.at) = began,
+            Ok(()) => *lock(&connection.0.last_check.at) = began,
             Err(error) => connection.note(error),
         }
         result
@@ -276,49 +284,54 @@ impl Connections {
         match timeout(SERVER_CHECK_TIMEOUT, (self.0.check_server)(server_identity.clone())).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Error::ServerRejected(error.to_string().into())),
-            Err(_) => Err(Error::ServerRejected("the comparison took too long".into())),
+            Err(_) => {
+                let limit = SERVER_CHECK_TIMEOUT.as_secs();
+                Err(Error::ServerRejected(format!("no result within {limit} s").into()))
+            }
         }
     }
 
-    /// How long the watcher rests: until the next attempt is due, or one interval.
+    /// The pause of the watcher: until the next attempt may start, or one interval.
     fn pause(&self) -> Duration {
-        match &*self.slot() {
-            Slot::Down { retry_at, .. } => retry_at.saturating_duration_since(Instant::now()),
-            Slot::Empty => Duration::ZERO,
-            Slot::Connecting { .. } | Slot::Live(_) => self.0.settings.watch_every,
+        match &*self.state() {
+            State::Down { retry_at, .. } => retry_at.saturating_duration_since(Instant::now()),
+            State::Empty => Duration::ZERO,
+            State::Connecting { .. } | State::Live(_) => self.0.settings.watch_every,
         }
     }
 
     fn pauses(&self) -> ExponentialBackoff {
         ExponentialBuilder::new()
             .with_min_delay(FIRST_PAUSE)
-            // The jitter adds up to as much again.
+            // The jitter adds up to 100 %.
             .with_max_delay(self.0.settings.longest_pause / 2)
             .without_max_times()
             .with_jitter()
             .build()
     }
 
-    /// Publishes the health, and logs it if it changed. Called with the slot locked, so that the
-    /// order of what is told is the order of what happened.
-    fn tell(&self, health: Health, cause: Option<&Error>) {
+    /// Publishes the health, and logs it if it changed. Called with the state locked, so that changes
+    /// are published and logged in the order in which they happened.
+    fn publish(&self, health: Health, cause: Option<&Error>) {
         let changed =
             self.0.health.send_if_modified(|old| std::mem::replace(old, health) != health);
         let server = &self.0.settings.address;
         match cause {
             _ if !changed => {}
-            Some(cause) => tracing::warn!(%server, %cause, "Redis is down"),
-            None => tracing::info!(%server, "Redis is up"),
+            Some(cause) => {
+                tracing::warn!(%server, %cause, "Redis unavailable; using PostgreSQL, reconnecting");
+            }
+            None => tracing::info!(%server, "connected to Redis"),
         }
     }
 
-    fn slot(&self) -> MutexGuard<'_, Slot> {
-        lock(&self.0.slot)
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.0.state)
     }
 }
 
 impl Connection {
-    /// Which of this process's connections it is.
+    /// The number of this connection within the process.
     pub(crate) fn serial(&self) -> u64 {
         self.0.serial
     }
@@ -328,13 +341,13 @@ impl Connection {
         self.0.servers.nodes().iter().map(|node| Link { connection: self, node })
     }
 
-    /// The server process that has a key.
+    /// The server process of a key.
     pub(crate) fn of(&self, key: &str) -> Link<'_> {
         let node = &self.0.servers.nodes()[self.0.servers.index_of(key)];
         Link { connection: self, node }
     }
 
-    /// Work, by the server process that has the key; without those that have none.
+    /// Splits work by the server process of each key. Servers without work are left out.
     pub(crate) fn shares<T>(&self, work: impl Iterator<Item = (String, T)>) -> Vec<Share<'_, T>> {
         let mut shares: Vec<_> =
             self.links().map(|link| Share { link, items: Vec::new() }).collect();
@@ -351,27 +364,27 @@ impl Connection {
         }
     }
 
-    fn is_compared(&self) -> bool {
-        let rely_on = self.0.owner.0.settings.watch_every * RELY_ON_INTERVALS;
-        lock(&self.0.compared.at).elapsed() < rely_on
+    fn has_valid_check(&self) -> bool {
+        let valid_for = self.0.owner.0.settings.watch_every * CHECK_VALID_INTERVALS;
+        lock(&self.0.last_check.at).elapsed() < valid_for
     }
 }
 
 impl Link<'_> {
-    /// Sends a pipeline in one write and returns one reply for each command; an error among them is
-    /// for [`Link::check`]. A transaction has one reply for all.
+    /// Sends a pipeline in one write and returns one reply for each command; a transaction has one
+    /// reply. A reply may be an error: use [`Link::check`].
     pub(crate) async fn run(&self, pipeline: &redis::Pipeline) -> Result<Vec<Value>, Error> {
         self.node.run(pipeline).await.map_err(|error| self.noted(error))
     }
 
-    /// Sends one command; an error that the server answers is an error here.
+    /// Sends one command. An error reply is returned as an error.
     pub(crate) async fn call(&self, command: &redis::Cmd) -> Result<Value, redis::RedisError> {
         self.node.call(command).await.inspect_err(|error| {
             self.noted(error.clone());
         })
     }
 
-    /// Whether a reply is an error; takes the connection out of use if the error says so.
+    /// Returns an error reply as an error, and discards the connection if the error requires it.
     pub(crate) fn check(&self, reply: &Value) -> Result<(), Error> {
         match reply {
             Value::ServerError(error) => Err(self.noted(error.clone().into())),
@@ -380,13 +393,13 @@ impl Link<'_> {
     }
 
     fn noted(&self, error: redis::RedisError) -> Error {
-        let error = Error::from(error).at(self.node.place());
+        let error = Error::from(error).at(self.node.name());
         self.connection.note(&error);
         error
     }
 }
 
-/// A panic while the lock was held leaves nothing half done: every critical section is one store.
+/// Ignores poisoning: every critical section is one assignment, so a panic leaves no partial change.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

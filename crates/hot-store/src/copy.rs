@@ -1,8 +1,8 @@
-//! What was read from a hot copy, and whether it may be believed.
+//! A hot copy as it was read, and the decision whether it may be used.
 //!
-//! Pure: the same members and numbers give the same verdict on every replica. A copy is believed
-//! only where a mark of exactly the current numbers vouches for the whole window that was asked for.
-//! All else is a miss, which costs a read of PostgreSQL and never a message.
+//! Pure: the same members and numbers give the same decision on every replica. A copy is used only if a
+//! marker with exactly the current epoch and generation proves that it has the whole requested window.
+//! Everything else is a miss, which costs a read of PostgreSQL and never a message.
 
 use domain::message::{Message, Position};
 
@@ -12,59 +12,59 @@ use crate::marker::{CompleteFrom, CompletenessMarker, Numbers};
 /// Which messages to read: the newest ones, or the newest before a position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Window {
-    /// At most so many.
+    /// The largest number of messages.
     pub newest: usize,
     /// Only those before this position.
     pub before: Option<Position>,
 }
 
-/// One atomic look at a hot copy.
+/// The result of one atomic read of a hot copy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HotCopy {
-    /// What loads stated about the copy.
+    /// The completeness markers that loads wrote.
     pub markers: Vec<CompletenessMarker>,
-    /// The messages of the window that the copy holds, oldest first, each id once.
+    /// The messages of the window that the copy has, oldest first, each id once.
     pub messages: Vec<Message>,
-    /// Whether the window is filled, or goes on below the messages.
+    /// Whether the messages fill the window.
     pub extent: Extent,
-    /// Why the copy cannot be used whatever its marks say.
+    /// Why the copy cannot be used, regardless of its markers.
     pub damage: Option<DecodeError>,
 }
 
-/// How a look at a copy ended.
+/// How much of the requested window was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
-    /// As many messages as were asked for.
+    /// As many messages as were requested.
     Full,
-    /// Fewer: the copy holds no older ones.
+    /// Fewer: the copy has no older ones.
     Exhausted,
-    /// Fewer, although the copy may hold more: too many messages share one time to page by it.
+    /// Fewer, although the copy may have more: too many messages have the same time to page by time.
     CutShort,
 }
 
-/// Why a copy was not used. Names a metric's label.
+/// Why a copy was not used. [`Miss::as_str`] is the label in metrics.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Miss {
-    /// No load has vouched for the copy, or there is none.
-    #[error("no mark vouches for the hot copy")]
+    /// The copy has no marker, or there is no copy.
+    #[error("the hot copy has no completeness marker")]
     NoMarker,
-    /// Loads have vouched for it, under numbers that have changed since.
-    #[error("the hot copy was loaded under numbers that are no longer current")]
+    /// It has markers, but none with the current epoch and generation.
+    #[error("the hot copy was loaded under an epoch or generation that is no longer current")]
     Outdated,
-    /// The window reaches below the floor of the copy.
-    #[error("the window reaches below the floor of the hot copy")]
+    /// The window begins before the position from which the copy is complete.
+    #[error("the window begins before the position from which the hot copy is complete")]
     BeforeCompleteFrom,
-    /// More messages share one time than are read at once.
-    #[error("too many messages of the hot copy share one time")]
+    /// More messages have the same time than are read at once.
+    #[error("too many messages of the hot copy have the same time")]
     CutShort,
-    /// The copy cannot be read.
+    /// The copy cannot be decoded.
     #[error(transparent)]
     Damaged(#[from] DecodeError),
 }
 
 impl HotCopy {
-    /// From where on the copy is complete under these numbers: the lowest floor among the marks that
-    /// have exactly them. `None`: nothing vouches for it.
+    /// The position from which the copy is complete: the earliest one of the markers with exactly these
+    /// numbers. `None` if there is no such marker.
     #[must_use]
     pub fn complete_from(&self, numbers: Numbers) -> Option<&CompleteFrom> {
         self.markers
@@ -74,8 +74,10 @@ impl HotCopy {
             .min()
     }
 
-    /// The messages of the window, oldest first: exactly what PostgreSQL would answer. Or why the
-    /// copy cannot say.
+    /// The messages of the window, oldest first: exactly what PostgreSQL would return.
+    ///
+    /// # Errors
+    /// Why the copy must not be used.
     pub fn usable(self, numbers: Numbers) -> Result<Vec<Message>, Miss> {
         if let Some(damage) = self.damage {
             return Err(Miss::Damaged(damage));
@@ -83,7 +85,8 @@ impl HotCopy {
         let Some(complete_from) = self.complete_from(numbers).cloned() else {
             return Err(if self.markers.is_empty() { Miss::NoMarker } else { Miss::Outdated });
         };
-        // A row below the floor may be there, appended late; its neighbours need not be.
+        // The copy may contain a row before `complete_from` that was appended late; the rows around it may
+        // be missing.
         let oldest_is_covered =
             self.messages.first().is_none_or(|message| complete_from.covers(&message.position()));
         match self.extent {
@@ -100,17 +103,17 @@ impl Miss {
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
-            Self::NoMarker => "no_mark",
+            Self::NoMarker => "no_marker",
             Self::Outdated => "outdated",
-            Self::BeforeCompleteFrom => "below_floor",
+            Self::BeforeCompleteFrom => "before_complete_from",
             Self::CutShort => "cut_short",
             Self::Damaged(_) => "damaged",
         }
     }
 }
 
-/// Puts messages in order and leaves one of each id. Two messages of one id that differ are damage:
-/// both claim to be the committed row.
+/// Sorts messages and removes repetitions. Two different messages with the same id are an error: only
+/// one of them can be the committed row.
 pub(crate) fn in_order(mut messages: Vec<Message>) -> Result<Vec<Message>, DecodeError> {
     messages.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
     messages.dedup();
@@ -154,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lowest_floor_among_current_marks_counts() {
+    fn the_earliest_complete_from_of_the_current_markers_counts() {
         let old = Numbers { epoch: 1, generation: 1 };
         let copy = copy(
             vec![
@@ -168,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_below_the_floor_is_used() {
+    fn nothing_before_complete_from_is_used() {
         let markers = vec![marker(NOW, CompleteFrom::At(position("b", 20)))];
         assert_eq!(copy(markers, Extent::Full).usable(NOW), Err(Miss::BeforeCompleteFrom));
         let markers = vec![marker(NOW, CompleteFrom::At(position("a", 10)))];
@@ -176,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exhausted_copy_answers_only_if_it_reaches_the_beginning() {
+    fn an_exhausted_copy_is_used_only_if_it_is_complete_from_the_beginning() {
         let markers = vec![marker(NOW, CompleteFrom::At(position("a", 10)))];
         assert_eq!(copy(markers, Extent::Exhausted).usable(NOW), Err(Miss::BeforeCompleteFrom));
         let markers = vec![marker(NOW, CompleteFrom::Beginning)];

@@ -1,11 +1,11 @@
-//! How a message lies in Redis: id, NUL, format, JSON.
+//! The encoding of a message in Redis: id, NUL, format byte, JSON.
 //!
-//! Members of equal score sort by their bytes. The id stands first and NUL, the lowest byte, ends
-//! it, so the order of members is the order of ids even where one id begins with another.
+//! Redis sorts members of equal score by their bytes. The id comes first and ends with NUL, the lowest
+//! byte. So the order of members is the order of ids, even if one id is a prefix of another.
 //!
-//! The bytes are a pure function of the committed row: appending a row twice, from any process, is
-//! one member. Formats that were ever written decode for ever (`fixtures/`); a new format gets a new
-//! byte.
+//! The bytes are a pure function of the committed row: appending a row twice, from any process, gives
+//! one member. Every format that was ever written must be decoded for ever (see `fixtures/`); a new
+//! format gets a new byte.
 
 use domain::ids::{AgentId, InvalidId, MessageId, UserId};
 use domain::message::{Content, Json, Message, Role};
@@ -19,43 +19,43 @@ use crate::json::Object;
 /// The format that this code writes: JSON of [`Stored`].
 const FORMAT: u8 = 1;
 
-/// Why a member is no message. The copy that holds it is not used.
+/// Why a member is not a message. A copy with such a member is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// There is no NUL after the id, or nothing after the NUL.
-    #[error("a member of the hot copy is cut off")]
+    #[error("a member of the hot copy is truncated")]
     CutOff,
-    /// The id is not one.
+    /// The id is invalid.
     #[error("a member of the hot copy has an id that {0}")]
     Id(#[from] InvalidId),
     /// The id is not UTF-8.
     #[error("a member of the hot copy has an id that is not UTF-8")]
     IdNotText,
-    /// The score is no time.
-    #[error("a member of the hot copy has a score that is no time: {0}")]
+    /// The score is not a valid time.
+    #[error("a member of the hot copy has a score that is not a valid time: {0}")]
     Score(String),
-    /// A stored time is none.
-    #[error("a member of the hot copy has a bad time: {0}")]
+    /// A stored time is invalid.
+    #[error("a member of the hot copy has an invalid time: {0}")]
     Time(#[from] InvalidTimestamp),
     /// A later version of this code wrote it.
     #[error("a member of the hot copy has the unknown format {0}")]
     Format(u8),
-    /// The JSON is not what the format says. The text itself is not shown: it may hold words.
-    #[error("a member of the hot copy has bad JSON at column {column}")]
+    /// The JSON does not match the format. The text is not shown: it may contain message content.
+    #[error("a member of the hot copy has invalid JSON at column {column}")]
     Json {
-        /// Where the reader gave up.
+        /// The column at which the parser stopped.
         column: usize,
     },
-    /// The key does not hold a sorted set of members with scores.
+    /// The key is not a sorted set.
     #[error("the hot copy is not a sorted set")]
     NotASortedSet,
     /// Two members have one id and differ.
-    #[error("the hot copy holds two different messages with one id")]
+    #[error("the hot copy has two different messages with the same id")]
     TwoOfOneId,
 }
 
-/// Format 1, with short names, since they are stored with every message. A field more would be
-/// another format: a reader that ignored it would hand out less than was saved.
+/// Format 1. Names are short because they are stored with every message. An additional field requires
+/// a new format: a reader that ignores it would return less than was saved.
 ///
 /// [`encode`] writes the fields in this order.
 #[derive(Deserialize)]
@@ -63,7 +63,7 @@ pub enum DecodeError {
 struct Stored {
     #[serde(rename = "r")]
     role: Role,
-    /// The text; beside parts, the text of the parts.
+    /// The text; if there are parts, the text of the text parts.
     #[serde(rename = "c")]
     text: String,
     #[serde(rename = "p", default, deserialize_with = "present")]
@@ -89,10 +89,10 @@ struct Stored {
     metadata: Option<Json>,
 }
 
-/// Appends the member of a message to a buffer. A processing time that is not finite, which no JSON
-/// can have brought, is left out.
+/// Appends the member of a message to a buffer. A processing time that is not finite is left out; no
+/// decoded message has one.
 pub(crate) fn encode(message: &Message, member: &mut Vec<u8>) {
-    // Taken apart by name, so that a new field of a message cannot be forgotten here.
+    // Destructured, so that a new field of a message causes a compile error here.
     let Message {
         id,
         role,
@@ -163,7 +163,7 @@ fn decode_json(id: MessageId, created_at: Timestamp, json: &[u8]) -> Result<Mess
     })
 }
 
-/// The time in a score. Every valid time is a whole number that a double holds exactly.
+/// The time of a score. Every valid time is a whole number that fits a double exactly.
 fn time_of(score: f64) -> Result<Timestamp, DecodeError> {
     let bad = || DecodeError::Score(score.to_string());
     if score.fract() != 0.0 {
@@ -173,12 +173,12 @@ fn time_of(score: f64) -> Result<Timestamp, DecodeError> {
     Timestamp::from_micros(score as i64).map_err(|_| bad())
 }
 
-/// A field that is there has a value, be it `null`: `Option` alone would read `null` as absent.
+/// A present field with the value `null` stays `null`: `Option` alone would read it as absent.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Json>, D::Error> {
     Json::deserialize(deserializer).map(Some)
 }
 
-/// A double to its last bit: serde_json's own reading may be off by one unit in the last place.
+/// Reads a double exactly: serde_json may differ by one unit in the last place.
 fn exact<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     let text = <&RawValue>::deserialize(deserializer)?;
     text.get().parse().map(Some).map_err(D::Error::custom)
@@ -264,7 +264,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_message_comes_back_and_encodes_to_the_same_bytes(original in any_message()) {
+        fn any_message_is_decoded_as_it_was_and_encoded_to_the_same_bytes(original in any_message()) {
             let member = encoded(&original);
             let back = decode(&member, score(&original)).unwrap();
             prop_assert_eq!(&back, &original);

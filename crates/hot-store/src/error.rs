@@ -1,7 +1,8 @@
-//! What can go wrong with Redis, each with its failure class.
+//! The errors of Redis with their failure classes.
 //!
-//! Redis accelerates; it holds no truth. So nearly every fault is [`FailureClass::Unavailable`]: the
-//! caller goes on with PostgreSQL. No error repeats a URL, an argument or a message's words.
+//! Redis is a cache; PostgreSQL has all data. So nearly every error is [`FailureClass::Unavailable`]: the
+//! caller continues with PostgreSQL. No error contains a URL, an argument of a command or message
+//! content.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,49 +11,50 @@ use domain::failure::{Dependency, FailureClass, Unavailable};
 use domain::ids::ConversationKey;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
-/// Why a call to Redis failed. Cheap to clone: while Redis is down many calls share one cause.
+/// Why a call to Redis failed. Cheap to clone: while Redis is unavailable, many calls return the same
+/// error.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// No connection could be made, or its server is not ours to use; the next attempt is due soon.
+    /// The attempt to connect failed; the next attempt follows after a pause.
     #[error("no connection to Redis: {0}")]
     NotConnected(Arc<str>),
-    /// The server is no master, so it would refuse writes or forget them.
-    #[error("the Redis server is a {0}, not a master")]
+    /// The server is not a master: it would refuse writes, or lose them when it synchronises.
+    #[error("the Redis server is a {0}, not a master; the Redis URL must lead to a master")]
     NotMaster(String),
-    /// The connection broke or the reply did not come in time: whether the command ran is unknown.
-    #[error("the connection to Redis broke: {0}")]
+    /// The connection was lost or the reply timed out: it is unknown whether the command ran.
+    #[error("the connection to Redis was lost: {0}")]
     Broken(Arc<str>),
-    /// The server is there and serves us nothing now: loading, failing over, not letting us in; or a
-    /// cluster of which a part is not what it was.
-    #[error("Redis does not serve: {0}")]
+    /// The server is reachable but cannot be used: it is loading, fails over or refuses the
+    /// credentials; its identity changed; or a cluster's slots moved.
+    #[error("Redis cannot be used: {0}")]
     NotServing(Arc<str>),
-    /// The server serves, but not this command now: out of memory, unable to write its disk, busy,
-    /// not permitted, or handing this key over to another.
-    #[error("Redis refuses for now: {0}")]
+    /// The server works but does not run this command now: out of memory, cannot write to its disk,
+    /// busy, no permission, or the slot of the key is being migrated.
+    #[error("Redis does not run this command now: {0}")]
     Refusing(Arc<str>),
-    /// The server identity could not be compared with the one on record.
-    #[error("Redis could not be admitted: {0}")]
+    /// The server identity could not be compared with the recorded one.
+    #[error("the Redis server identity could not be checked: {0}")]
     ServerRejected(Arc<str>),
-    /// Another reader is loading the copy, and a second load would only take its place.
-    #[error("another load of the hot copy is under way")]
+    /// Another reader is loading the copy; a second load would only cancel the first.
+    #[error("another reader is loading the hot copy")]
     LoadUnderWay,
-    /// The server answered with an error that nobody foresaw.
-    #[error("Redis refused a command: {0}")]
+    /// Any other error reply.
+    #[error("Redis replied with an error: {0}")]
     Command(Arc<str>),
 }
 
-/// An append that did not wholly succeed. Whoever gets this gives the conversations a new
-/// `hot_generation` before acknowledging anything.
+/// An append that failed completely or in part. Before the caller acknowledges the messages, it must
+/// give each of these conversations a new `hot_generation`.
 #[derive(Debug, Clone)]
 pub struct AppendError {
-    /// The conversations whose rows are missing or may be missing from their copies.
+    /// The conversations whose copies lack or may lack rows.
     pub conversations: Vec<ConversationKey>,
-    /// What happened first.
+    /// The first error.
     pub cause: Error,
 }
 
 impl Error {
-    /// How it is to be treated.
+    /// How the error is treated.
     #[must_use]
     pub fn class(&self) -> FailureClass {
         match self {
@@ -67,7 +69,7 @@ impl Error {
         }
     }
 
-    /// Whether the connection must not be used again.
+    /// Whether the connection must be discarded.
     pub(crate) fn ends_the_connection(&self) -> bool {
         match self {
             Self::Broken(_) | Self::NotConnected(_) | Self::NotMaster(_) | Self::NotServing(_) => {
@@ -79,9 +81,9 @@ impl Error {
         }
     }
 
-    /// The same, with the name of the server at fault.
-    pub(crate) fn at(self, place: &str) -> Self {
-        let at = |text: &str| -> Arc<str> { format!("{place}: {text}").into() };
+    /// The same error with the name of its server.
+    pub(crate) fn at(self, server: &str) -> Self {
+        let at = |text: &str| -> Arc<str> { format!("{server}: {text}").into() };
         match &self {
             Self::NotConnected(text) => Self::NotConnected(at(text)),
             Self::Broken(text) => Self::Broken(at(text)),
@@ -92,8 +94,8 @@ impl Error {
         }
     }
 
-    /// The same, as the reason why there is no connection.
-    pub(crate) fn in_connecting(self) -> Self {
+    /// The same error as the reason of a failed attempt to connect.
+    pub(crate) fn while_connecting(self) -> Self {
         match self {
             Self::Broken(text)
             | Self::NotServing(text)
@@ -106,7 +108,8 @@ impl Error {
         }
     }
 
-    /// Why a transaction did not run; what ends the connection before all else.
+    /// The error that aborted a transaction: one that ends the connection if there is one, else the
+    /// first.
     fn aborted(error: RedisError, text: Arc<str>) -> Self {
         let causes = error.into_server_errors();
         let causes = causes.iter().flat_map(|causes| causes.iter());
@@ -127,20 +130,20 @@ impl From<RedisError> for Error {
     fn from(error: RedisError) -> Self {
         let text: Arc<str> = describe(&error).into();
         match error.kind() {
-            // A demoted master must not be used again: its server identity is over.
+            // A demoted master must not be used again: it has a new server identity.
             ErrorKind::Server(ServerErrorKind::ReadOnly) => Self::NotMaster("replica".to_owned()),
             ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown)
             | ErrorKind::AuthenticationFailed => Self::NotServing(text),
-            // The map of the slots is no longer the one under which this connection was admitted.
+            // The slot map is no longer the one with which this connection was checked.
             ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::ClusterDown) => {
                 Self::NotServing(text)
             }
-            // A new connection would be admitted and refused again, so this one is kept. ASK: the key's
-            // slot is being handed over, and not to be followed (see `connection.rs`).
+            // A new connection would get the same error, so this one is kept. ASK: the slot of the key is
+            // being migrated; ASK is not followed (see `connection.rs`).
             ErrorKind::Server(
                 ServerErrorKind::Ask | ServerErrorKind::TryAgain | ServerErrorKind::NoPerm,
             ) => Self::Refusing(text),
-            // Nothing of a transaction ran, because of what is said of its commands.
+            // No command of the transaction ran; the error has the errors of its commands.
             ErrorKind::Server(ServerErrorKind::ExecAbort) => Self::aborted(error, text),
             _ => match error.code() {
                 Some("NOAUTH" | "WRONGPASS") => Self::NotServing(text),
@@ -152,8 +155,8 @@ impl From<RedisError> for Error {
     }
 }
 
-/// The error's text without what Redis repeats of our arguments ("…, with args beginning with: …"),
-/// which could be somebody's words.
+/// The error's text without the arguments that Redis repeats ("…, with args beginning with: …"): they
+/// may be message content.
 fn describe(error: &RedisError) -> String {
     let mut text = error.to_string();
     if let Some(at) = text.find(", with args") {
@@ -164,7 +167,7 @@ fn describe(error: &RedisError) -> String {
 
 impl fmt::Display for AppendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} conversations may lack rows in their hot copies", self.conversations.len())
+        write!(f, "the hot copies of {} conversations may lack messages", self.conversations.len())
     }
 }
 
@@ -184,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_cannot_serve_is_unavailable() {
+    fn a_server_that_cannot_be_used_is_unavailable() {
         for line in [
             "LOADING Redis is loading the dataset in memory",
             "READONLY You can't write against a read only replica.",
@@ -220,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unforeseen_reply_is_retryable() {
+    fn any_other_error_reply_is_retryable() {
         let error = reply("WRONGTYPE Operation against a key holding the wrong kind of value");
         assert_eq!(error.class(), FailureClass::Retryable);
     }
@@ -233,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_connection_or_a_time_out_is_unavailable() {
+    fn a_lost_connection_or_a_timeout_is_unavailable() {
         for kind in [std::io::ErrorKind::BrokenPipe, std::io::ErrorKind::TimedOut] {
             let error = Error::from(RedisError::from(std::io::Error::from(kind)));
             assert_eq!(error.class(), FailureClass::Unavailable, "{kind}");

@@ -14,7 +14,7 @@ pub(crate) fn position(id: &str, micros: i64) -> Position {
     Position { created_at: time(micros), id: MessageId::new(id).unwrap() }
 }
 
-/// A plain message with no more than it must have.
+/// A message with the required fields only.
 pub(crate) fn message(id: &str, micros: i64) -> Message {
     Message {
         id: MessageId::new(id).unwrap(),
@@ -95,7 +95,7 @@ fn any_content() -> impl Strategy<Value = Content> {
     ]
 }
 
-/// Any message that can be: every field present or absent, every Unicode string, every finite time.
+/// Any valid message: every field present or absent, any Unicode string, any valid time.
 pub(crate) fn any_message() -> impl Strategy<Value = Message> {
     let who = (
         option::of(any_id().prop_map(|id| UserId::new(id).unwrap())),

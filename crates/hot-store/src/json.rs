@@ -1,12 +1,12 @@
-//! Writing JSON objects: the bytes that serde_json would write, for half of its instructions.
+//! Writes JSON objects: the same bytes as serde_json, with half of its instructions.
 //!
-//! Every message that is saved passes here. What costs is looking for characters to escape, byte by
-//! byte; this looks at 32 bytes at once, and most pieces of a text have none.
+//! Every saved message passes here. The expensive part is the search for characters to escape. This
+//! code searches 32 bytes at once; most pieces of a text need no escape.
 
 use domain::message::Json;
 use serde::Serialize;
 
-/// How much is looked at together: what the compiler turns into a few vector instructions.
+/// The number of bytes that are searched at once; the compiler makes a few vector instructions of it.
 const PIECE: usize = 32;
 
 /// An object that is being written, field by field.
@@ -64,7 +64,7 @@ fn write_string(text: &str, out: &mut Vec<u8>) {
     let text = text.as_bytes();
     out.reserve(text.len() + 2);
     out.push(b'"');
-    // What lies before `copied` is written, what lies before `seen` needs no escaping or has it.
+    // Bytes before `copied` are written. Bytes from `copied` to `seen` need no escape.
     let (mut copied, mut seen) = (0, 0);
     while seen < text.len() {
         if text[seen..].first_chunk::<PIECE>().is_some_and(is_plain) {
@@ -85,7 +85,7 @@ fn write_string(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-/// Whether nothing of it needs to be escaped. No early exit: that would keep it from being vectorised.
+/// Whether no byte needs an escape. Without an early exit, which would prevent vectorisation.
 fn is_plain<const N: usize>(piece: &[u8; N]) -> bool {
     piece
         .iter()

@@ -1,21 +1,20 @@
 //! Every Redis key that this crate uses.
 //!
-//! One file, so that "what do we keep in Redis?" has one answer, and so that no two uses can meet in
-//! one key. Tenant and conversation are escaped, so two conversations never share a key, whatever
-//! their ids hold; the braces are the hash tag of Redis Cluster, so everything about a conversation
-//! lies in one slot.
+//! All keys are defined in this file, so that no two uses share a key. Tenant and conversation are
+//! escaped, so different conversations have different keys, whatever characters their ids contain. The
+//! braces are the hash tag of Redis Cluster, so all keys of a conversation are in one slot.
 
 use domain::ids::{ConversationKey, TenantId, escape};
 
 /// The hot copy of a conversation: `messages:{tenant/conversation}`, a sorted set.
 pub(crate) fn messages(key: &ConversationKey) -> String {
     let (tenant, conversation) = (escape(key.tenant.as_str()), escape(key.conversation.as_str()));
-    // Made for every conversation of every batch, for half of what `format!` costs.
+    // Runs for every conversation of every batch; `format!` would take twice as long.
     ["messages:{", &tenant, "/", &conversation, "}"].concat()
 }
 
-/// What `SCAN … MATCH` takes for the hot copies of one tenant or of all. No character of an escaped id
-/// means anything there.
+/// The pattern of `SCAN … MATCH` for the hot copies of one tenant or of all. An escaped id contains no
+/// special character of patterns.
 pub(crate) fn pattern(tenant: Option<&TenantId>) -> String {
     match tenant {
         Some(tenant) => format!("messages:{{{}/*", escape(tenant.as_str())),
@@ -23,7 +22,7 @@ pub(crate) fn pattern(tenant: Option<&TenantId>) -> String {
     }
 }
 
-/// The conversation whose hot copy has this key; `None` for a key that [`messages`] makes for none.
+/// The conversation of the hot copy with this key; `None` if [`messages`] never returns this key.
 pub(crate) fn conversation_of(name: &str) -> Option<ConversationKey> {
     let pair = name.strip_prefix("messages:{")?.strip_suffix('}')?;
     let (tenant, conversation) = pair.split_once('/')?;
@@ -31,7 +30,7 @@ pub(crate) fn conversation_of(name: &str) -> Option<ConversationKey> {
     (messages(&key) == name).then_some(key)
 }
 
-/// The id that [`escape`] made this of.
+/// The inverse of [`escape`].
 fn unescape(escaped: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(escaped.len());
     let mut rest = escaped.bytes();
@@ -75,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_leads_back_to_its_conversation_and_no_other_does() {
+    fn the_conversation_of_a_key_is_found_and_other_keys_have_none() {
         for (tenant, conversation) in [("acme", "c-1"), ("a/b", "c}d"), ("größe", "*?[x]%2F")] {
             let key = key(tenant, conversation);
             assert_eq!(conversation_of(&messages(&key)), Some(key));

@@ -1,24 +1,24 @@
-//! Redis: a copy of each conversation's newest messages, fast to read and safe to lose.
+//! Hot copies: a Redis copy of each conversation's newest messages, fast to read and safe to lose.
 //!
-//! The only crate that names redis. PostgreSQL holds the truth; a hot copy is filled from committed
-//! rows alone and believed only where a [`CompletenessMarker`] of the current [`Numbers`] vouches for it. So
-//! eviction, expiry, a wiped server or a failover cost reads of PostgreSQL and never a message.
+//! This is the only crate that uses the Redis client. PostgreSQL has all data. A hot copy contains only
+//! committed rows. It is used only if a [`CompletenessMarker`] with the current [`Numbers`] proves that
+//! it is complete. So eviction, expiry, an emptied server or a failover cost reads of PostgreSQL and
+//! never a message.
 //!
-//! - Savers [append](HotStore::append) without looking. If that fails, the conversations that the
-//!   [error](AppendError) names need a new generation before anything is acknowledged.
-//! - Readers [read](HotStore::read) a window and ask [`HotCopy::usable`]. On a [`Miss`] they read
-//!   PostgreSQL and may fill the copy: [`HotStore::begin_load`], then numbers and rows in one
-//!   snapshot, then [`HotStore::finish_load`].
-//! - One connection is one server process. Each is admitted before first use: whoever opened the
-//!   store compares its [`ServerIdentity`] with the one on record. See `connection.rs`.
+//! - Savers [append](HotStore::append) without reading first. If an append fails, the conversations of
+//!   its [error](AppendError) must get a new generation before the messages are acknowledged.
+//! - Readers [read](HotStore::read) a window and call [`HotCopy::usable`]. On a [`Miss`] they read
+//!   PostgreSQL and may load the copy: [`HotStore::begin_load`], then numbers and rows in one snapshot,
+//!   then [`HotStore::finish_load`].
+//! - One connection is one server process. Before its first use its [`ServerIdentity`] is compared with
+//!   the recorded one. See `connection.rs`.
+//! - A Redis Cluster has one server process for each master. Each conversation is one key, and no call
+//!   needs two keys at once. See `servers.rs`.
 //!
-//! - A Redis Cluster is the same with a process for each master: everything about a conversation is
-//!   one key, and no call needs two keys at once. See `servers.rs`.
+//! Requires Redis 6.2 (`ZRANGE … BYSCORE REV`).
 //!
-//! Needs Redis 6.2 (`ZRANGE … BYSCORE REV`).
-//!
-//! To store another kind of thing: its key in `keys.rs`, its format with a version byte and golden
-//! fixtures beside `encoding.rs`, its calls in a file of their own.
+//! To store another kind of data: add its key to `keys.rs`, its format with a version byte and golden
+//! fixtures beside `encoding.rs`, and its calls in a new file.
 
 mod address;
 mod append;
@@ -68,13 +68,13 @@ pub struct HotStore {
 }
 
 impl HotStore {
-    /// Describes the store; connects at the first call, so that a process can start while Redis is
-    /// away.
+    /// Makes a store that connects at the first call, so that a process can start while Redis is
+    /// unavailable.
     ///
-    /// `check_server` compares the server identity of a server with the one on record and, if they differ, records
-    /// this one together with a fresh epoch. It runs before a connection is first used and every
-    /// [`Settings::watch_every`] after that. Its error keeps a new connection from being used; an
-    /// admitted one may still be read, but not be written to once the last success is two
+    /// `check_server` compares a server identity with the recorded one and, if they differ, records the
+    /// new one together with a new epoch. It runs before the first use of a connection and every
+    /// [`Settings::watch_every`] after that. After an error a new connection is not used. An existing
+    /// connection can still be read; it cannot be written to once the last successful check is two
     /// intervals old.
     #[must_use]
     pub fn open<F, Fut, E>(settings: Settings, check_server: F) -> Self
@@ -86,38 +86,38 @@ impl HotStore {
         Self { connections: Connections::new(settings, check_server) }
     }
 
-    /// Keeps the connection alive and its server identity compared, until told to stop. A process that uses
-    /// the store runs this once, supervised: it is also what finds Redis again after an outage.
+    /// Checks the server identity at every interval and reconnects after an outage, until `shutdown`. A
+    /// process that uses the store runs this once, supervised.
     pub async fn watch(self, shutdown: CancellationToken) {
         shutdown.run_until_cancelled(self.connections.watch()).await;
     }
 
-    /// Whether Redis was there when it was last asked.
+    /// The last known state of Redis.
     #[must_use]
     pub fn health(&self) -> Health {
         *self.connections.health().borrow()
     }
 
-    /// Whether there is an admitted connection.
+    /// Whether there is a checked connection.
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.health() == Health::Up
     }
 
-    /// Whether the last use of Redis, or the last attempt to reach it, failed. A saver then gives
-    /// its conversations new generations within its own transaction and need not append.
+    /// Whether the connection was lost or the last attempt to connect failed. Then a saver gives its
+    /// conversations new generations within its own transaction and does not append.
     #[must_use]
     pub fn is_known_down(&self) -> bool {
         self.health() == Health::Down
     }
 
-    /// Follows [`HotStore::health`], for readiness and metrics.
+    /// The changes of [`HotStore::health`], for readiness and metrics.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Health> {
         self.connections.health()
     }
 
-    /// Asks every server whether it serves.
+    /// Sends PING to every server.
     pub async fn probe(&self) -> Result<(), Error> {
         let connection = self.connections.get().await?;
         let mut ping = redis::pipe();
@@ -128,10 +128,12 @@ impl HotStore {
         Ok(())
     }
 
-    /// Removes the copies of conversations, with their marks and intents. An error says that some may
-    /// be left.
+    /// Removes the copies of conversations, with their markers and load tokens.
+    ///
+    /// # Errors
+    /// Some of the copies may still exist.
     pub async fn drop_copies(&self, keys: &[ConversationKey]) -> Result<(), Error> {
-        /// Keys to a write: some 100 KiB at most.
+        /// The number of keys in one write: about 100 KiB at most.
         const KEYS: usize = 200;
         let connection = self.connections.get().await?;
         let mut fault = None;
@@ -142,7 +144,7 @@ impl HotStore {
                     pipeline.cmd("UNLINK").arg(key);
                 }
                 for reply in share.link.run(&pipeline).await? {
-                    // One that is refused does not keep the others.
+                    // A failed command does not prevent the others.
                     fault = fault.or(share.link.check(&reply).err());
                 }
             }

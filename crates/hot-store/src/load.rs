@@ -1,12 +1,12 @@
-//! Filling a hot copy from PostgreSQL, for a reader that missed it.
+//! Loads a hot copy from PostgreSQL, after a reader has missed it.
 //!
-//! Between reading the rows and writing the mark, a saver may append, the key may be evicted, another
-//! reader may load. So a load first empties the key and leaves an *intent* in it, and its rows and
-//! mark are accepted only while that intent is there. Without it, a key that vanishes after a saver
-//! appended would come back with a valid mark and without that row.
+//! Between the read of the rows and the write of the marker, a saver may append, the key may be evicted
+//! and another reader may load. So a load first empties the key and puts a *load token* into it. Its
+//! rows and marker are accepted only while that token is there. Without the token, a key that is evicted
+//! after a saver appended would be loaded again with a valid marker but without that row.
 //!
-//! Many readers may miss one copy at once. One loads; the others are told so and read PostgreSQL
-//! alone. If each took the place of the one before, none would ever finish.
+//! Many readers may miss one copy at once. One of them loads; the others get [`Error::LoadUnderWay`] and
+//! read PostgreSQL only. If each load cancelled the one before, none would finish.
 
 use std::borrow::Borrow;
 use std::sync::LazyLock;
@@ -25,38 +25,39 @@ use crate::{HotStore, keys};
 static BEGIN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("begin_load.lua")));
 static FINISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("finish_load.lua")));
 
-/// A load that has begun. Read the numbers and rows *after* this, in one snapshot.
+/// The token of a load that has begun. Read the numbers and rows *after* [`HotStore::begin_load`], in one
+/// snapshot.
 #[derive(Debug)]
 #[must_use = "a load that is not finished has emptied the copy for nothing"]
 pub struct LoadToken {
     key: ConversationKey,
     member: Vec<u8>,
-    /// The connection on which it was left: another one may be another server.
+    /// The connection on which it was written: another connection may be another server.
     serial: u64,
 }
 
-/// What became of a load.
+/// The result of a load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loaded {
-    /// The rows and the mark are in the copy.
+    /// The rows and the marker are in the copy.
     Accepted,
-    /// The intent is gone: the key vanished, the load took too long and another began, or Redis was
-    /// replaced. Nothing was written, and nothing is wrong: a later read loads again.
+    /// The load token is gone: the key was removed, the load took too long and another one began, or
+    /// the connection changed. Nothing was written. This is no error: a later read loads again.
     Superseded,
 }
 
-/// A Lua script and the name by which Redis remembers it.
+/// A Lua script and its SHA-1, by which Redis caches it.
 struct Script {
     source: &'static str,
     hash: String,
 }
 
 impl HotStore {
-    /// Empties a copy and leaves an intent in it.
+    /// Empties a copy and puts a load token into it.
     ///
     /// # Errors
-    /// [`Error::LoadUnderWay`] when another reader has begun to load it and not finished, for at
-    /// most [`Settings::longest_load`](crate::Settings::longest_load).
+    /// [`Error::LoadUnderWay`] if another reader has begun a load and not finished it, for at most
+    /// [`Settings::longest_load`](crate::Settings::longest_load).
     pub async fn begin_load(&self, key: &ConversationKey) -> Result<LoadToken, Error> {
         let connection = self.connections.get_for_writing().await?;
         let name = keys::messages(key);
@@ -72,14 +73,14 @@ impl HotStore {
         }
     }
 
-    /// Adds the rows and the mark, if the intent is still there, and renews the copy's expiry.
+    /// Adds the rows and the marker if the load token is still there, and renews the copy's expiry.
     ///
-    /// All rows go in one script, during which Redis serves nobody else (some 5 ms for 1 000 rows):
-    /// the caller bounds how many and how large they are.
+    /// All rows are written by one script, during which Redis runs no other command (about 5 ms for
+    /// 1 000 rows): the caller limits their number and size.
     ///
     /// # Errors
-    /// Redis is away, or was too slow. Then it is unknown whether the rows went in; either way the
-    /// copy is right.
+    /// Redis is unavailable or the reply timed out. Then it is unknown whether the rows were written; the
+    /// copy is correct in both cases.
     pub async fn finish_load<M>(
         &self,
         load_token: LoadToken,
@@ -111,15 +112,15 @@ impl Script {
         Self { source, hash: redis::Script::new(source).get_hash().to_owned() }
     }
 
-    /// The command that runs it on a key, still without arguments.
+    /// The command that runs it on a key, without arguments.
     fn on(&self, key: &str) -> redis::Cmd {
         let mut command = redis::cmd("EVALSHA");
         command.arg(&self.hash).arg(1).arg(key);
         command
     }
 
-    /// Runs the command; a server that does not know the script is taught. Servers forget scripts
-    /// when they restart, and on `SCRIPT FLUSH`.
+    /// Runs the command. If the server does not have the script, loads it first: servers lose scripts at
+    /// a restart and at `SCRIPT FLUSH`.
     async fn run(&self, link: Link<'_>, command: &redis::Cmd) -> Result<Value, Error> {
         let reply = link.call(command).await;
         let unknown = ErrorKind::Server(ServerErrorKind::NoScript);

@@ -1,49 +1,52 @@
-//! What lies at score −∞ in a hot copy: marks and intents.
+//! The members with score −∞ in a hot copy: completeness markers and load tokens.
 //!
-//! A mark says "complete from this position on, as loaded under these two numbers". An intent (made in
-//! `begin_load.lua`: byte 2, a nonce of 16 bytes, milliseconds in decimal) says "a load is under way".
-//! Being members, they go when the key goes, so no mark can outlive its rows. They begin with a
-//! control character, which no id holds, so they never equal a message.
+//! | member | meaning | bytes |
+//! |---|---|---|
+//! | completeness marker (short: marker) | the copy is complete from this position on, loaded under these two numbers | see [`CompletenessMarker::encode`] |
+//! | load token | a load is running | byte 2, a nonce of 16 bytes, milliseconds in decimal; written by `begin_load.lua` |
+//!
+//! They are members of the same key as the rows, so they are removed with it: no marker can outlive its
+//! rows. They begin with a control character, which no id contains, so they never equal a message.
 
 use domain::ids::MessageId;
 use domain::message::Position;
 use domain::time::Timestamp;
 
-/// First byte of a mark; the second is its format.
+/// The first byte of a marker; the second is its format.
 const MARKER: u8 = 1;
-/// The format of marks that this code writes.
+/// The format of markers that this code writes.
 const FORMAT: u8 = 1;
 
-/// The two random numbers under which a copy was loaded. PostgreSQL changes one of them whenever a
-/// copy may have missed a row; a copy is as good as its numbers are current.
+/// The two random numbers under which a copy was loaded. One of them is changed in PostgreSQL whenever a
+/// copy may lack a row. A copy is valid only while both are current.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Numbers {
-    /// `hot_epoch`: one for all conversations.
+    /// `hot_epoch`: one for all conversations; changed when the Redis server changes.
     pub epoch: i64,
-    /// `hot_generation`: one for each conversation.
+    /// `hot_generation`: one for each conversation; changed when an append to its copy may have failed.
     pub generation: i64,
 }
 
-/// From where on a copy is complete. Sorts by how far back that is.
+/// The position from which a copy is complete. The beginning sorts first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CompleteFrom {
-    /// The whole conversation is there.
+    /// The copy has the whole conversation.
     Beginning,
-    /// Everything at this position and after it is there.
+    /// The copy has every message at this position and after it.
     At(Position),
 }
 
-/// A statement about a copy, made by the load that filled it.
+/// Proof that a copy is complete, written by the load that filled it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CompletenessMarker {
     /// The numbers as they were when the rows were read.
     pub numbers: Numbers,
-    /// From where on the copy is complete.
+    /// The position from which the copy is complete.
     pub complete_from: CompleteFrom,
 }
 
 impl CompleteFrom {
-    /// Whether a position lies at or above the floor.
+    /// Whether a position is in the complete part of the copy.
     #[must_use]
     pub fn covers(&self, position: &Position) -> bool {
         match self {
@@ -54,8 +57,8 @@ impl CompleteFrom {
 }
 
 impl CompletenessMarker {
-    /// The member: tag, format, epoch, generation (big endian), then nothing or the floor's
-    /// microseconds and id.
+    /// The member: byte 1, format, epoch, generation (big endian); then nothing for the beginning, else
+    /// the position's microseconds (big endian) and id.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut member = vec![MARKER, FORMAT];
         member.extend_from_slice(&self.numbers.epoch.to_be_bytes());
@@ -67,8 +70,8 @@ impl CompletenessMarker {
         member
     }
 
-    /// The mark in a member, or `None` for whatever this code does not know: an intent, a mark of a
-    /// later format, rubbish. What is not understood vouches for nothing, which is always safe.
+    /// The marker in a member, or `None` for a load token, a marker of a later format or any other bytes.
+    /// Ignoring an unknown member is always safe: it only makes the copy unusable.
     pub(crate) fn decode(member: &[u8]) -> Option<Self> {
         let rest = member.strip_prefix(&[MARKER, FORMAT])?;
         let (epoch, rest) = rest.split_first_chunk::<8>()?;
@@ -101,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_stored_marks_decode_for_ever() {
+    fn the_stored_markers_decode_for_ever() {
         let numbers = Numbers { epoch: 0x0102_0304_0506_0708, generation: -2 };
         for (bytes, complete_from) in [
             (&include_bytes!("../fixtures/marker-v1-beginning.bin")[..], CompleteFrom::Beginning),
@@ -117,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn an_load_token_vouches_for_nothing() {
+    fn a_load_token_is_not_a_marker() {
         assert_eq!(
             CompletenessMarker::decode(include_bytes!("../fixtures/load-token-v1.bin")),
             None
@@ -125,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_marker_of_an_unknown_format_vouches_for_nothing() {
+    fn a_marker_of_an_unknown_format_is_ignored() {
         let mut member = CompletenessMarker {
             numbers: Numbers { epoch: 1, generation: 2 },
             complete_from: CompleteFrom::Beginning,
@@ -136,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_beginning_lies_below_every_position() {
+    fn the_beginning_is_before_every_position() {
         assert!(CompleteFrom::Beginning < at(0, " "));
         assert!(at(1, "a") < at(1, "b"));
         assert!(at(1, "b") < at(2, "a"));
@@ -144,7 +147,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_mark_comes_back(
+        fn any_marker_is_decoded_as_it_was_encoded(
             epoch: i64, generation: i64,
             complete_from in proptest::option::of((0..7_258_118_400_000_000i64, "[^\\p{Cc}]{1,32}")),
         ) {

@@ -1,21 +1,21 @@
-//! Messages on their way into a command: encoded into one buffer, then copied once, with their scores.
+//! Encodes messages into one buffer, which is then copied into a command with the scores.
 //!
-//! redis-rs could also be written to directly, without the buffer. But a message is some fifty small
-//! writes, and each of them into a command costs what a hundred bytes cost to copy.
+//! Writing to the redis-rs command directly would be slower: a message takes about fifty small writes,
+//! and each write to a command costs as much as copying a hundred bytes.
 
 use domain::message::Message;
 use redis::Cmd;
 
 use crate::encoding;
 
-/// The digits of a score, at most.
+/// The maximum number of digits of a score.
 const SCORE_BYTES: usize = 20;
 
-/// Members and their scores. Empty again after [`Members::move_to`], with the memory that it has.
+/// Members and their scores. [`Members::move_to`] empties it and keeps its memory.
 #[derive(Default)]
 pub(crate) struct Members {
     buffer: Vec<u8>,
-    /// The score of each, and where it ends.
+    /// The score of each member and the offset of its end.
     entries: Vec<(i64, usize)>,
 }
 
@@ -29,17 +29,17 @@ impl Members {
         self.entries.len()
     }
 
-    /// What the members take, without their scores.
+    /// The size of the members, without their scores.
     pub(crate) fn bytes(&self) -> usize {
         self.buffer.len()
     }
 
-    /// The room that they need in a command, scores included.
+    /// The size of the members in a command, with their scores.
     pub(crate) fn space(&self) -> usize {
         self.bytes() + SCORE_BYTES * self.len()
     }
 
-    /// Adds score and member of each to a command, which should have room for them.
+    /// Adds score and member of each to a command, which should have the capacity for them.
     pub(crate) fn move_to(&mut self, command: &mut Cmd) {
         let mut begin = 0;
         for (score, end) in self.entries.drain(..) {

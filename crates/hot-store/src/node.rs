@@ -1,4 +1,4 @@
-//! A connection to one server process. It never reconnects: when it breaks, it is over.
+//! A connection to one server process. It never reconnects.
 
 use std::sync::Arc;
 
@@ -12,15 +12,15 @@ use crate::settings::Settings;
 #[derive(Clone)]
 pub(crate) struct Node {
     redis: MultiplexedConnection,
-    /// How the server is called in errors.
-    place: Arc<str>,
+    /// The name of the server in errors.
+    name: Arc<str>,
 }
 
 impl Node {
     /// Connects, TLS and authentication included.
     pub(crate) async fn connect(
         info: &ConnectionInfo,
-        place: &str,
+        name: &str,
         settings: &Settings,
     ) -> Result<Self, Error> {
         let config = AsyncConnectionConfig::new()
@@ -30,13 +30,13 @@ impl Node {
             let client = Client::open(info.clone())?;
             client.get_multiplexed_async_connection_with_config(&config).await
         };
-        let redis = connect.await.map_err(|error| Error::from(error).at(place))?;
-        Ok(Self { redis, place: place.into() })
+        let redis = connect.await.map_err(|error| Error::from(error).at(name))?;
+        Ok(Self { redis, name: name.into() })
     }
 
-    /// How the server is called in errors.
-    pub(crate) fn place(&self) -> &str {
-        &self.place
+    /// The name of the server in errors.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Sends a pipeline in one write and returns one reply for each command. A transaction has one
@@ -47,28 +47,33 @@ impl Node {
         self.redis.clone().send_packed_commands(pipeline, skipped, awaited).await
     }
 
-    /// Sends one command; an error that the server answers is an error here.
+    /// Sends one command. An error reply is returned as an error.
     pub(crate) async fn call(&self, command: &redis::Cmd) -> Result<Value, RedisError> {
         let reply = self.redis.clone().send_packed_command(command).await;
         reply.and_then(Value::extract_error)
     }
 
-    /// [`Node::run`] for questions, each of which must be answered.
-    pub(crate) async fn ask<const N: usize>(
+    /// Sends commands in one write and returns their replies.
+    ///
+    /// # Errors
+    /// The connection was lost, or one of the replies is an error.
+    pub(crate) async fn send<const N: usize>(
         &self,
-        questions: [&[&str]; N],
+        commands: [&[&str]; N],
     ) -> Result<[Value; N], Error> {
         let mut pipeline = redis::pipe();
-        for words in questions {
+        for arguments in commands {
             let mut command = redis::Cmd::new();
-            command.arg(words);
+            command.arg(arguments);
             pipeline.add_command(command);
         }
-        let asked = async {
+        let replies = async {
             let replies = self.run(&pipeline).await?;
             replies.into_iter().map(Value::extract_error).collect::<Result<Vec<_>, _>>()
         };
-        let replies = asked.await.map_err(|error| Error::from(error).at(&self.place))?;
-        replies.try_into().map_err(|_| Error::NotServing("it left questions unanswered".into()))
+        let replies = replies.await.map_err(|error| Error::from(error).at(&self.name))?;
+        replies
+            .try_into()
+            .map_err(|_| Error::NotServing("it sent fewer replies than commands".into()))
     }
 }

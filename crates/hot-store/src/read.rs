@@ -1,8 +1,8 @@
-//! Reading the newest window of a hot copy: marks and members in one atomic look.
+//! Reads the newest window of a hot copy: markers and members in one transaction.
 //!
-//! What is read is bounded by the window, not by the conversation. A window before a position needs
-//! the members that share that position's time, which Redis cannot cut by id; they are few, or the
-//! copy is passed over.
+//! The amount of data is limited by the window, not by the size of the conversation. A window before a
+//! position also needs the members with exactly that position's time, because Redis cannot select by id.
+//! They are normally few; if there are too many, the read is a miss.
 
 use domain::ids::ConversationKey;
 use domain::message::Message;
@@ -15,53 +15,54 @@ use crate::error::Error;
 use crate::marker::CompletenessMarker;
 use crate::{HotStore, keys};
 
-/// How many messages may share the time of a window's end. With times in microseconds more than a
-/// handful is a sender without a clock; this bounds what such a one can make a reader fetch.
+/// The largest number of messages that may have the time of a window's end. Times are in microseconds, so
+/// more than a few means a sender without a precise clock; this limits what a reader must fetch then.
 const SAME_TIME: usize = 256;
 
-/// An admitted connection to read from, and no other.
+/// A checked connection to read from. It stays the same connection for all its reads.
 pub struct Reading(Connection);
 
 impl HotStore {
-    /// The connection to read from. Whoever compares a copy with numbers asks for these afterwards: a
-    /// new server voids the copies that it may have when it is admitted, and that is before this.
+    /// The connection to read from. Read the numbers from PostgreSQL *after* this call: the check of a
+    /// new server changes the epoch, which invalidates the copies of that server, and the check is
+    /// complete when this call returns.
     pub async fn reading(&self) -> Result<Reading, Error> {
         self.connections.get().await.map(Reading)
     }
 
-    /// [`Reading::read`], for those who know the numbers from elsewhere.
+    /// [`Reading::read`] on the current connection.
     pub async fn read(&self, key: &ConversationKey, window: &Window) -> Result<HotCopy, Error> {
         self.reading().await?.read(key, window).await
     }
 }
 
 impl Reading {
-    /// Reads the marks of a copy and the messages of a window. A copy that does not exist has
-    /// neither. Ask [`HotCopy::usable`] before believing anything.
+    /// Reads the markers of a copy and the messages of a window. A copy that does not exist has
+    /// neither. [`HotCopy::usable`] decides whether the result may be used.
     pub async fn read(&self, key: &ConversationKey, window: &Window) -> Result<HotCopy, Error> {
         let key = keys::messages(key);
         let link = self.0.of(&key);
-        let mut look = redis::pipe();
-        look.atomic();
-        look.cmd("ZRANGE").arg(&key).arg("-inf").arg("-inf").arg("BYSCORE");
-        let newest_first = look.cmd("ZRANGE").arg(&key);
+        let mut transaction = redis::pipe();
+        transaction.atomic();
+        transaction.cmd("ZRANGE").arg(&key).arg("-inf").arg("-inf").arg("BYSCORE");
+        let newest_first = transaction.cmd("ZRANGE").arg(&key);
         match &window.before {
             None => newest_first.arg("+inf"),
             Some(before) => newest_first.arg(format!("({}", before.created_at.micros())),
         };
-        // `(-inf` leaves out the marks and intents, which have no time.
+        // `(-inf` leaves out markers and load tokens, which have no time.
         newest_first.arg("(-inf").arg("BYSCORE").arg("REV");
         newest_first.arg("LIMIT").arg(0).arg(window.newest).arg("WITHSCORES");
         if let Some(before) = &window.before {
             let time = before.created_at.micros();
-            look.cmd("ZRANGE").arg(&key).arg(time).arg(time).arg("BYSCORE");
-            look.arg("LIMIT").arg(0).arg(SAME_TIME).arg("WITHSCORES");
+            transaction.cmd("ZRANGE").arg(&key).arg(time).arg(time).arg("BYSCORE");
+            transaction.arg("LIMIT").arg(0).arg(SAME_TIME).arg("WITHSCORES");
         }
-        let replies = match link.run(&look).await?.pop() {
+        let replies = match link.run(&transaction).await?.pop() {
             Some(Value::Array(replies)) => replies,
             other => {
                 link.check(&other.unwrap_or(Value::Nil))?;
-                return Err(Error::Command("it did not run a transaction".into()));
+                return Err(Error::Command("the reply to EXEC is not an array".into()));
             }
         };
         for reply in &replies {
@@ -76,7 +77,7 @@ impl Reading {
     }
 }
 
-/// What the replies say about the copy. `same_time` are the members at the time of the window's end.
+/// Makes a copy of the replies. `same_time` are the members with the time of the window's end.
 fn interpret(
     window: &Window,
     markers: Option<Value>,
@@ -91,7 +92,7 @@ fn interpret(
     if let Some(before) = &window.before {
         let same_time = messages_of(same_time)?;
         if same_time.len() == SAME_TIME {
-            // There may be more of them, and of those that were not read some may belong here.
+            // There may be more of them, and some of these may belong to the window.
             return Ok(HotCopy {
                 markers,
                 messages: vec![],

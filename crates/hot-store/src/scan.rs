@@ -1,8 +1,8 @@
-//! Walking over all hot copies, for whoever compares them with PostgreSQL.
+//! Scans all hot copies, to compare them with PostgreSQL.
 //!
-//! By `SCAN`, one server after the other, so Redis serves others in between. A copy that is there
-//! all the while is told at least once; it may be told twice, and one that comes or goes may be told
-//! or not (Redis manual, SCAN).
+//! It uses `SCAN`, one server after the other, so Redis runs other commands in between. A copy that
+//! exists during the whole scan is returned at least once and possibly twice. A copy that is created or
+//! removed during the scan may be returned or not (Redis manual, SCAN).
 
 use domain::ids::{ConversationKey, TenantId};
 use redis::{Value, from_redis_value};
@@ -10,34 +10,37 @@ use redis::{Value, from_redis_value};
 use crate::error::Error;
 use crate::{HotStore, keys};
 
-/// Keys that Redis looks at for one step: some tens of microseconds.
-const STEP: usize = 500;
+/// The number of keys that Redis examines for one page: some tens of microseconds.
+const PAGE: usize = 500;
 
-/// Where a walk has come to. Another connection may be another server, so it does not outlive one.
+/// The position of a scan. It is valid only for the connection on which the scan began: another
+/// connection may be another server.
 #[derive(Debug, Clone)]
 pub struct ScanCursor {
     serial: u64,
-    /// Which of the connection's servers.
+    /// The index of the server within the connection.
     server: usize,
     cursor: String,
 }
 
-/// A step of a walk.
+/// A page of a scan.
 #[derive(Debug)]
 pub struct ScanPage {
-    /// Conversations that have a copy, whatever it holds.
+    /// Conversations that have a copy, whether usable or not.
     pub keys: Vec<ConversationKey>,
-    /// Keys among the copies that are no conversation's. This program writes none.
+    /// Keys that match the pattern of hot copies but are not the key of any conversation. This program
+    /// writes no such key.
     pub unknown_keys: Vec<String>,
-    /// Where it goes on; `None` at the end.
+    /// The cursor of the next page; `None` at the end.
     pub next: Option<ScanCursor>,
 }
 
 impl HotStore {
-    /// One step: the copies of one tenant or of all, from the beginning or from where the last step ended.
+    /// One page of the copies of one tenant or of all, from the beginning or from a cursor.
     ///
     /// # Errors
-    /// Redis is away, or was between two steps: then the walk begins anew.
+    /// Redis is unavailable, or the connection changed since the last page. Then the scan must be
+    /// started again.
     pub async fn scan(
         &self,
         tenant: Option<&TenantId>,
@@ -46,19 +49,19 @@ impl HotStore {
         let connection = self.connections.get().await?;
         let serial = connection.serial();
         let ScanCursor { server, cursor, .. } = match from {
-            Some(place) if place.serial != serial => {
+            Some(cursor) if cursor.serial != serial => {
                 return Err(Error::NotServing(
-                    "it is not the connection that the walk began on".into(),
+                    "the connection changed during the scan; start the scan again".into(),
                 ));
             }
-            Some(place) => place,
+            Some(cursor) => cursor,
             None => ScanCursor { serial, server: 0, cursor: "0".to_owned() },
         };
         let Some(link) = connection.links().nth(server) else {
             return Ok(ScanPage { keys: vec![], unknown_keys: vec![], next: None });
         };
         let mut scan = redis::cmd("SCAN");
-        scan.arg(&cursor).arg("MATCH").arg(keys::pattern(tenant)).arg("COUNT").arg(STEP);
+        scan.arg(&cursor).arg("MATCH").arg(keys::pattern(tenant)).arg("COUNT").arg(PAGE);
         let reply = link.call(&scan).await?;
         let (cursor, names) = read(reply)?;
         let next = match cursor.as_str() {
@@ -66,15 +69,15 @@ impl HotStore {
             "0" => Some(ScanCursor { serial, server: server + 1, cursor }),
             _ => Some(ScanCursor { serial, server, cursor }),
         };
-        let mut step =
+        let mut page =
             ScanPage { keys: Vec::with_capacity(names.len()), unknown_keys: vec![], next };
         for name in names {
             match keys::conversation_of(&name) {
-                Some(key) => step.keys.push(key),
-                None => step.unknown_keys.push(name),
+                Some(key) => page.keys.push(key),
+                None => page.unknown_keys.push(name),
             }
         }
-        Ok(step)
+        Ok(page)
     }
 }
 

@@ -1,20 +1,20 @@
-//! Which server process we talk to, as it says itself.
+//! The identity of the Redis server: its run id and replication id (`INFO server`, `INFO replication`).
 //!
-//! A server that restarts has a new run id; a replica that is promoted, or a server that took over
-//! another's data, has a new replication id. Either may have forgotten writes that were
-//! acknowledged, so either is a new server identity, under which no older mark holds.
+//! A server that restarts has a new run id. A replica that is promoted, or a server that loaded another
+//! server's data, has a new replication id. In both cases acknowledged writes may be lost, so both give
+//! a new server identity, which invalidates every older marker.
 //!
-//! In a cluster so is a slot that has another owner. A copy that was handed over, or that an earlier
-//! handing-over left behind, may lack what was appended elsewhere meanwhile; only the server that had
-//! it all along vouches for it.
+//! In a cluster a slot with a new owner also gives a new server identity. A copy that was migrated, or
+//! that an aborted migration left behind, may lack rows that were appended on the other server
+//! meanwhile. Only a copy that stayed on one server is known to have all rows.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::error::Error;
 
-/// The processes that rule the hot copies: one master, or each master of a cluster with its slots. Its
-/// text is what is kept in PostgreSQL and compared there.
+/// The identity of the server processes that have the hot copies: one master, or each master of a cluster
+/// with its slots. Its text is stored in PostgreSQL and compared there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServerIdentity(BTreeSet<Master>);
 
@@ -23,7 +23,7 @@ pub struct ServerIdentity(BTreeSet<Master>);
 pub(crate) struct Master {
     run_id: String,
     replication_id: String,
-    /// In a cluster.
+    /// Its slots in a cluster; `None` for a single server.
     slots: Option<String>,
 }
 
@@ -34,8 +34,8 @@ impl FromIterator<Master> for ServerIdentity {
 }
 
 impl Master {
-    /// Reads the replies of `INFO server` and `INFO replication`. A server that is not a master is
-    /// refused: it would refuse writes, or lose them when its master comes back.
+    /// Reads the replies to `INFO server` and `INFO replication`. A server that is not a master is
+    /// refused: it would refuse writes, or lose them when it synchronises with its master.
     pub(crate) fn of(server: &str, replication: &str) -> Result<Self, Error> {
         let role = field(replication, "role")?;
         if role != "master" {
@@ -50,15 +50,15 @@ impl Master {
         })
     }
 
-    /// The same, as the owner of these slots of a cluster.
+    /// The same master with its slots in a cluster.
     pub(crate) fn of_slots(self, slots: String) -> Self {
         Self { slots: Some(slots), ..self }
     }
 }
 
 impl fmt::Display for ServerIdentity {
-    /// `run id:replication id`, in a cluster `run id:replication id:slots` of each master, in byte
-    /// order with commas between them.
+    /// `run id:replication id`; in a cluster `run id:replication id:slots` of each master, in byte order,
+    /// separated by commas.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, master) in self.0.iter().enumerate() {
             let comma = if i == 0 { "" } else { "," };
@@ -71,13 +71,13 @@ impl fmt::Display for ServerIdentity {
     }
 }
 
-/// A field of what INFO or CLUSTER INFO answered.
+/// A field of the reply to INFO or CLUSTER INFO.
 pub(crate) fn field<'a>(info: &'a str, name: &str) -> Result<&'a str, Error> {
     info.lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
         .map(str::trim)
         .filter(|value| !value.is_empty())
-        .ok_or_else(|| Error::NotServing(format!("its INFO has no {name}").into()))
+        .ok_or_else(|| Error::NotServing(format!("its reply to INFO has no field {name}").into()))
 }
 
 #[cfg(test)]
@@ -97,11 +97,14 @@ mod tests {
     #[test]
     fn a_replica_is_refused() {
         let error = Master::of(SERVER, "role:slave\r\nmaster_replid:bbbb\r\n").unwrap_err();
-        assert_eq!(error.to_string(), "the Redis server is a replica, not a master");
+        assert_eq!(
+            error.to_string(),
+            "the Redis server is a replica, not a master; the Redis URL must lead to a master"
+        );
     }
 
     #[test]
-    fn an_answer_without_ids_is_refused() {
+    fn a_reply_without_ids_is_refused() {
         assert!(Master::of("", "role:master\r\nmaster_replid:bbbb\r\n").is_err());
         assert!(Master::of(SERVER, "role:master\r\nmaster_replid:\r\n").is_err());
     }

@@ -1,17 +1,17 @@
-//! The server processes that one connection holds: one server, or the masters of a cluster.
+//! The server processes of one connection: one server, or all masters of a cluster.
 //!
-//! All or nothing: it is made when every process is reached, and over when one of them is lost or a
-//! slot has moved. So what [`Servers::server_identity`] says is true of every key, and a new map of the slots is
-//! never used under an old server identity.
+//! A connection is made only if every process is reached, and ends when one of them is lost or a slot
+//! moves. So [`Servers::server_identity`] is valid for every key, and a new slot map is never used under
+//! an old server identity.
 //!
-//! A cluster's map comes from any of its named nodes, and is believed when every master in it sees
-//! the same one and has a majority behind it. One that was cut off from the others keeps its old
-//! map, and so is found out.
+//! The slot map of a cluster comes from any of the named nodes. It is accepted only if every master in it
+//! reports the same map and the cluster state `ok` (it reaches a majority). A master that is separated
+//! from the others by a network partition keeps its old map, and so is detected.
 
 use futures_util::future::try_join_all;
 use redis::{ConnectionAddr, ConnectionInfo, Value, from_redis_value};
 
-use crate::address::Place;
+use crate::address::Target;
 use crate::error::Error;
 use crate::node::Node;
 use crate::server_identity::{Master, ServerIdentity, field};
@@ -34,30 +34,30 @@ struct Cluster {
 }
 
 impl Servers {
-    /// Connects to every one of them and asks who they are.
+    /// Connects to every server process and reads the server identity.
     pub(crate) async fn connect(settings: &Settings) -> Result<(Self, ServerIdentity), Error> {
-        let servers = match settings.address.place() {
-            Place::Server(info) => {
+        let servers = match settings.address.target() {
+            Target::Server(info) => {
                 let node = Node::connect(info, &settings.address.to_string(), settings).await?;
                 Self { nodes: vec![node], cluster: None }
             }
-            Place::Cluster(seeds) => return Self::through_any(seeds, settings).await,
+            Target::Cluster(seeds) => return Self::discover_through_any(seeds, settings).await,
         };
         let server_identity = servers.server_identity().await?;
         Ok((servers, server_identity))
     }
 
-    /// Who rules the hot copies now.
+    /// Reads the current server identity.
     ///
     /// # Errors
-    /// A server does not answer, is no master, or, in a cluster, sees another map of the slots.
+    /// A server does not reply, is not a master or, in a cluster, reports another slot map.
     pub(crate) async fn server_identity(&self) -> Result<ServerIdentity, Error> {
         match &self.cluster {
             None => Ok(ServerIdentity::from_iter([single(&self.nodes[0]).await?])),
             Some(cluster) => {
                 let masters = self.nodes.iter().zip(&cluster.ids);
-                let asked = masters.map(|(node, id)| member(node, id, &cluster.map));
-                Ok(try_join_all(asked).await?.into_iter().collect())
+                let identities = masters.map(|(node, id)| member(node, id, &cluster.map));
+                Ok(try_join_all(identities).await?.into_iter().collect())
             }
         }
     }
@@ -67,22 +67,23 @@ impl Servers {
         &self.nodes
     }
 
-    /// Which of [`Servers::nodes`] has a key.
+    /// The index within [`Servers::nodes`] of the server that has a key.
     pub(crate) fn index_of(&self, key: &str) -> usize {
         let Some(Cluster { ranges, .. }) = &self.cluster else { return 0 };
         let slot = slot_of(key);
         ranges.get(ranges.partition_point(|(last, _)| *last < slot)).map_or(0, |(_, node)| *node)
     }
 
-    /// The first of the named nodes through which a whole cluster is found. What kept the others from
-    /// it is told together, each fault once.
-    async fn through_any(
+    /// Discovers the cluster through the first named node for which this succeeds. If it fails for all of
+    /// them, the error lists every different fault once.
+    async fn discover_through_any(
         seeds: &[ConnectionInfo],
         settings: &Settings,
     ) -> Result<(Self, ServerIdentity), Error> {
         let mut faults: Vec<String> = Vec::new();
         for seed in seeds {
-            let fault = match Self::through(seed, settings).await.map_err(Error::in_connecting) {
+            let fault = match Self::discover(seed, settings).await.map_err(Error::while_connecting)
+            {
                 Ok(found) => return Ok(found),
                 Err(Error::NotConnected(reason)) => reason.to_string(),
                 Err(other) => other.to_string(),
@@ -94,49 +95,50 @@ impl Servers {
         Err(Error::NotConnected(faults.join("; ").into()))
     }
 
-    async fn through(
+    async fn discover(
         seed: &ConnectionInfo,
         settings: &Settings,
     ) -> Result<(Self, ServerIdentity), Error> {
-        let asked = Node::connect(seed, &seed.addr().to_string(), settings).await?;
-        let map = asked.ask([&["CLUSTER", "MYID"], &["CLUSTER", "SLOTS"]]).await;
-        let [id, slots] = map.map_err(no_cluster)?;
+        let named = Node::connect(seed, &seed.addr().to_string(), settings).await?;
+        let map = named.send([&["CLUSTER", "MYID"], &["CLUSTER", "SLOTS"]]).await;
+        let [id, slots] = map.map_err(explain_single_server)?;
         let own_id: String = from_redis_value(id).map_err(redis::RedisError::from)?;
-        let (map, masters) = SlotMap::read(&slots).map_err(|error| error.at(asked.place()))?;
+        let (map, masters) = SlotMap::read(&slots).map_err(|error| error.at(named.name()))?;
         let ids: Vec<String> = masters.keys().cloned().collect();
         let nodes = try_join_all(masters.iter().map(async |(id, endpoint)| {
             if *id == own_id {
-                return Ok(asked.clone());
+                return Ok(named.clone());
             }
-            let info = neighbour(seed, endpoint);
+            let info = other_node(seed, endpoint);
             Node::connect(&info, &info.addr().to_string(), settings).await
         }))
         .await?;
-        let place = |owner: &str| ids.iter().position(|id| id == owner);
-        let ranges = map.owners().filter_map(|(last, owner)| Some((last, place(owner)?))).collect();
+        let index = |owner: &str| ids.iter().position(|id| id == owner);
+        let ranges = map.owners().filter_map(|(last, owner)| Some((last, index(owner)?))).collect();
         let servers = Self { nodes, cluster: Some(Cluster { map, ids, ranges }) };
         let server_identity = servers.server_identity().await?;
         Ok((servers, server_identity))
     }
 }
 
-/// A server of its own. INFO alone is answered while it loads; PING is not.
+/// The identity of a single server. PING detects a server that is still loading, which INFO alone does
+/// not.
 async fn single(node: &Node) -> Result<Master, Error> {
     let [_, server, replication] =
-        node.ask([&["PING"], &["INFO", "server"], &["INFO", "replication"]]).await?;
+        node.send([&["PING"], &["INFO", "server"], &["INFO", "replication"]]).await?;
     let server = text(server)?;
     if field(&server, "redis_mode").is_ok_and(|mode| mode == "cluster") {
-        let fault = "it is a node of a Redis Cluster: name several nodes, with commas between their \
-                     URLs (or this one twice)";
-        return Err(Error::NotServing(fault.into()).at(node.place()));
+        let fault = "it is a node of a Redis Cluster; set the URLs of several nodes, separated by \
+                     commas (or this URL twice)";
+        return Err(Error::NotServing(fault.into()).at(node.name()));
     }
-    Master::of(&server, &text(replication)?).map_err(|error| error.at(node.place()))
+    Master::of(&server, &text(replication)?).map_err(|error| error.at(node.name()))
 }
 
-/// A master of a cluster that must see the map that we have.
+/// The identity of a master of a cluster. Its slot map must equal `map`.
 async fn member(node: &Node, id: &str, map: &SlotMap) -> Result<Master, Error> {
     let [_, server, replication, info, slots] = node
-        .ask([
+        .send([
             &["PING"],
             &["INFO", "server"],
             &["INFO", "replication"],
@@ -149,25 +151,25 @@ async fn member(node: &Node, id: &str, map: &SlotMap) -> Result<Master, Error> {
         let state = text(info)?;
         let state = field(&state, "cluster_state")?;
         if state != "ok" {
-            return Err(Error::NotServing(format!("the state of the cluster is {state}").into()));
+            return Err(Error::NotServing(format!("the cluster state is {state}, not ok").into()));
         }
         let (seen, _) = SlotMap::read(&slots)?;
         if seen != *map {
             return Err(Error::NotServing(
-                "slots have moved, or the nodes do not agree on who owns which".into(),
+                "slots have moved, or the nodes report different owners of slots".into(),
             ));
         }
         Ok(master.of_slots(map.of(id)))
     };
-    checked().map_err(|error| error.at(node.place()))
+    checked().map_err(|error| error.at(node.name()))
 }
 
 fn text(reply: Value) -> Result<String, Error> {
     Ok(from_redis_value(reply).map_err(redis::RedisError::from)?)
 }
 
-/// How to reach another node of the cluster that `seed` belongs to.
-fn neighbour(seed: &ConnectionInfo, endpoint: &Endpoint) -> ConnectionInfo {
+/// The connection settings for another node of the cluster of `seed`.
+fn other_node(seed: &ConnectionInfo, endpoint: &Endpoint) -> ConnectionInfo {
     let addr = match (seed.addr().clone(), endpoint.host.clone(), endpoint.port) {
         (ConnectionAddr::Tcp(same, _), host, port) => {
             ConnectionAddr::Tcp(host.unwrap_or(same), port)
@@ -181,12 +183,14 @@ fn neighbour(seed: &ConnectionInfo, endpoint: &Endpoint) -> ConnectionInfo {
     seed.clone().set_addr(addr)
 }
 
-/// Says what it means that a server knows no cluster.
-fn no_cluster(error: Error) -> Error {
+/// Adds the remedy to the error of a server that is not in cluster mode.
+fn explain_single_server(error: Error) -> Error {
     match error {
         Error::Command(text) if text.contains("cluster support disabled") => Error::NotServing(
-            format!("{text}; several Redis URLs mean Redis Cluster, and a single server has one")
-                .into(),
+            format!(
+                "{text}; several Redis URLs mean Redis Cluster, so set one URL for a single server"
+            )
+            .into(),
         ),
         other => other,
     }

@@ -1,4 +1,4 @@
-//! How long we wait for Redis, and how long a hot copy lives.
+//! The settings of the store: address, timeouts, intervals and the expiry of hot copies.
 
 use std::time::Duration;
 
@@ -7,26 +7,25 @@ use crate::address::Address;
 /// How to reach Redis, and the times that bound every call. [`Settings::new`] fills in the defaults.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where the server is, or the cluster.
+    /// The address of the server or the cluster.
     pub address: Address,
-    /// How long a hot copy lives after the last append or load. Nothing is lost when it goes.
+    /// The expiry of a hot copy after the last append or load. No message is lost when it expires.
     pub expiry: Duration,
-    /// How long a connection may take to be made, TLS and authentication included.
+    /// The timeout of an attempt to connect, TLS and authentication included.
     pub connect_timeout: Duration,
-    /// How long a reply may take before the call fails and the connection is given up.
+    /// The timeout of a reply. After it the call fails and the connection is discarded.
     pub response_timeout: Duration,
-    /// The longest pause between two attempts to connect; calls fail at once meanwhile.
+    /// The longest pause between two attempts to connect. During a pause calls fail at once.
     pub longest_pause: Duration,
-    /// How often the server identity is compared. A write relies on a comparison for twice as long.
+    /// The interval of server identity checks. A check is valid for writes for two intervals.
     pub watch_every: Duration,
-    /// A load that has not finished after this, by Redis's clock, is taken for abandoned, and
-    /// another may begin.
+    /// The longest duration of a load, by Redis's clock. After it another load may begin.
     pub longest_load: Duration,
 }
 
 impl Settings {
-    /// The defaults: 24 h of life, 2 s to connect, 1 s to reply, pauses of at most 1 s, a comparison
-    /// every second, 5 s for a load.
+    /// The defaults: expiry 24 h, connect timeout 2 s, response timeout 1 s, pauses of at most 1 s, an
+    /// identity check every second, 5 s for a load.
     #[must_use]
     pub fn new(address: Address) -> Self {
         Self {

@@ -1,8 +1,7 @@
-//! Which master of a cluster has which keys: slots, and the map of them that a node tells.
+//! The slots of a Redis Cluster: the slot of a key, and the map from slots to masters.
 //!
-//! Pure. A key's slot is the CRC-16 of its hash tag, as the [specification] has it. A map counts only
-//! if every slot has an owner: with a part of the keys, nobody could say what is a miss and what is
-//! an outage.
+//! Pure. A key's slot is the CRC-16 of its hash tag, as in the [specification]. A map is accepted only if
+//! every slot has exactly one owner: otherwise a missing key could be a miss or an outage.
 //!
 //! [specification]: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/
 
@@ -13,13 +12,13 @@ use redis::Value;
 
 use crate::error::Error;
 
-/// The number of slots, which no cluster can change.
+/// The number of slots, the same in every cluster.
 const SLOTS: u16 = 16_384;
 
-/// Which master owns which slots. Two nodes that see the same have equal maps.
+/// The owner of every slot. Equal assignments have equal maps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SlotMap {
-    /// In order, without a hole; neighbours have different owners.
+    /// In order and without gaps; adjacent ranges have different owners.
     ranges: Vec<Range>,
 }
 
@@ -27,25 +26,25 @@ pub(crate) struct SlotMap {
 struct Range {
     first: u16,
     last: u16,
-    /// The id of a node, which it keeps for life.
+    /// The node id of the owner, which never changes.
     owner: String,
 }
 
-/// Where a node wants to be reached.
+/// The address that a node announces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
-    /// `None`: wherever the node is reached that was asked.
+    /// `None`: the host of the node that sent the map.
     pub(crate) host: Option<String>,
     pub(crate) port: u16,
 }
 
 impl SlotMap {
-    /// Reads the reply of `CLUSTER SLOTS`: the map, and the masters in it by their ids.
+    /// Reads the reply to `CLUSTER SLOTS`: the map, and the addresses of its masters by node id.
     ///
     /// # Errors
-    /// The reply is none, or a slot has no owner.
+    /// The reply cannot be read, or a slot has no owner or more than one.
     pub(crate) fn read(reply: &Value) -> Result<(Self, BTreeMap<String, Endpoint>), Error> {
-        let unread = || Error::NotServing("its CLUSTER SLOTS cannot be read".into());
+        let unread = || Error::NotServing("its reply to CLUSTER SLOTS cannot be read".into());
         let Value::Array(rows) = reply else { return Err(unread()) };
         let mut found = Vec::with_capacity(rows.len());
         let mut masters = BTreeMap::new();
@@ -75,7 +74,7 @@ impl SlotMap {
         self.ranges.iter().map(|range| (range.last, range.owner.as_str()))
     }
 
-    /// The slots of one master, for people and for comparison: `0-99+5461-10922`.
+    /// The slots of one master as text, such as `0-99+5461-10922`.
     pub(crate) fn of(&self, owner: &str) -> String {
         let own = self.ranges.iter().filter(|range| range.owner == owner);
         own.map(Range::to_string).collect::<Vec<_>>().join("+")
@@ -93,13 +92,13 @@ pub(crate) fn slot_of(key: &str) -> u16 {
     crc16(hash_tag(key).as_bytes()) % SLOTS
 }
 
-/// What stands between the first `{` and the first `}` after it, if that is anything; else the key.
+/// The text between the first `{` and the next `}` if it is not empty, else the key.
 fn hash_tag(key: &str) -> &str {
     let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
     tag.map(|(tag, _)| tag).filter(|tag| !tag.is_empty()).unwrap_or(key)
 }
 
-/// CRC-16/XMODEM: polynomial 0x1021, nothing reflected, starting from zero.
+/// CRC-16/XMODEM: polynomial 0x1021, not reflected, initial value 0.
 fn crc16(bytes: &[u8]) -> u16 {
     const TABLE: [u16; 256] = table();
     bytes.iter().fold(0, |crc, byte| {
@@ -124,7 +123,7 @@ const fn table() -> [u16; 256] {
     table
 }
 
-/// One row: first slot, last slot, the master, then its replicas. A node is host, port, id, more.
+/// Reads a row: first slot, last slot, the master, then its replicas. A node is host, port, id and more.
 fn read_row(row: &Value) -> Option<(Range, Endpoint)> {
     let Value::Array(row) = row else { return None };
     let [Value::Int(first), Value::Int(last), Value::Array(master), ..] = row.as_slice() else {
@@ -133,7 +132,7 @@ fn read_row(row: &Value) -> Option<(Range, Endpoint)> {
     let [host, Value::Int(port), id, ..] = master.as_slice() else { return None };
     let host = match host {
         Value::Nil => None,
-        // A node that does not know its own address says so with nothing.
+        // A node that does not know its own address sends an empty host.
         other => text(other).filter(|host| !host.is_empty()),
     };
     let [first, last] = [first, last].map(|slot| u16::try_from(*slot).ok());
@@ -151,7 +150,7 @@ fn text(value: &Value) -> Option<String> {
 }
 
 fn uncovered(slot: u16) -> Error {
-    Error::NotServing(format!("slot {slot} of the cluster has no owner, or two").into())
+    Error::NotServing(format!("slot {slot} of the cluster has no owner or more than one").into())
 }
 
 #[cfg(test)]
@@ -198,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_is_read_whatever_the_order_and_the_pieces_of_its_rows() {
+    fn a_map_is_read_from_rows_in_any_order_and_any_split() {
         let whole = vec![
             row(8_000, 16_383, at("10.0.0.2"), 6380, "b"),
             row(0, 99, at("10.0.0.1"), 6379, "a"),
@@ -210,11 +209,11 @@ mod tests {
         assert_eq!(masters.len(), 2);
         assert_eq!(masters["b"], Endpoint { host: Some("10.0.0.2".to_owned()), port: 6380 });
         let other = vec![row(0, 7_999, at("x"), 1, "a"), row(8_000, 16_383, at("y"), 2, "b")];
-        assert_eq!(read(other), Ok(map), "where the nodes are is not who owns what");
+        assert_eq!(read(other), Ok(map), "addresses are not part of the map");
     }
 
     #[test]
-    fn a_node_without_an_address_of_its_own_is_where_it_was_reached() {
+    fn a_node_without_a_host_has_the_host_at_which_it_was_reached() {
         for nowhere in [Value::Nil, at("")] {
             let rows = Value::Array(vec![row(0, 16_383, nowhere, 7, "a")]);
             let (_, masters) = SlotMap::read(&rows).unwrap();
@@ -223,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn the_slots_of_a_master_are_told_in_order() {
+    fn the_slots_of_a_master_are_listed_in_order() {
         let rows = vec![
             row(10, 16_383, at("h"), 1, "a"),
             row(5, 9, at("h"), 1, "b"),
@@ -233,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_with_a_hole_an_overlap_or_an_open_end_is_refused() {
+    fn a_map_with_a_gap_an_overlap_or_a_missing_end_is_refused() {
         for (rows, slot) in [
             (vec![], 0),
             (vec![row(1, 16_383, at("h"), 1, "a")], 0),
@@ -244,7 +243,9 @@ mod tests {
             let error = read(rows).unwrap_err();
             assert_eq!(
                 error,
-                format!("Redis does not serve: slot {slot} of the cluster has no owner, or two")
+                format!(
+                    "Redis cannot be used: slot {slot} of the cluster has no owner or more than one"
+                )
             );
         }
     }

@@ -1,18 +1,18 @@
-//! How many tokens a text costs a model: byte-pair encoding counts, pure functions.
+//! Counts the tokens of a text for a model by byte-pair encoding. Pure functions.
 //!
-//! Counting takes about a second for 20 MB on one core, so it stays off the path of a save: the first
-//! reader counts, or the close does.
+//! Counting takes about a second for 20 MB on one core, so it is not part of a save: the first read or
+//! the close counts.
 //!
 //! # Which counts are exact
 //!
 //! Exact for the text of OpenAI's models: `o200k_base` (gpt-4o, gpt-4.1, gpt-4.5, gpt-5, chatgpt-4o,
 //! o1, o3, o4) and `cl100k_base` (gpt-4, gpt-3.5, the text-embedding models). Every other model has an
-//! encoding of its own, which is not public or not here; its count is an *estimate* by the encoding
-//! that is named in [`Encoding::for_model`]. Exact or not, a count is of the text alone: what a
-//! provider adds around each message is the caller's to add.
+//! encoding that is not public or not included here; its count is an *estimate* by the encoding that
+//! [`Encoding::for_model`] returns. A count is of the text alone: the caller adds the tokens that a
+//! provider adds to each message.
 //!
-//! Text that looks like a special token (`<|endoftext|>`) is counted as the plain text that it is: in
-//! a conversation it is somebody's words, not a command.
+//! Text that looks like a special token (`<|endoftext|>`) is counted as plain text: in a conversation it
+//! is content, not a control token.
 
 mod models;
 
@@ -29,12 +29,12 @@ pub enum Encoding {
     Cl100k,
 }
 
-/// Whether a count is the model's own.
+/// Whether a count is exact for the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Exactness {
     /// The model uses this encoding.
     Exact,
-    /// The model uses another one; this is the nearest that we have.
+    /// The model uses another encoding; this is the closest available one.
     Estimate,
 }
 
@@ -90,15 +90,15 @@ impl Exactness {
     }
 }
 
-/// The number of tokens of a text. Takes time in proportion to its length, whatever it holds: some
-/// 50 ms for 1 MB.
+/// The number of tokens of a text. The time is proportional to the length, for any content: about 50 ms
+/// for 1 MB.
 #[must_use]
 pub fn count(encoding: Encoding, text: &str) -> usize {
     encoding.tokenizer().count(text)
 }
 
-/// Loads all encodings, which the first count would otherwise wait for (some 100 ms together). Blocks:
-/// call it while a process starts.
+/// Loads all encodings (about 100 ms together); otherwise the first count loads them. Blocks: call it at
+/// the start of a process.
 pub fn warm() {
     for encoding in Encoding::ALL {
         encoding.tokenizer();
@@ -110,7 +110,7 @@ mod tests {
     use super::Encoding::{Cl100k, O200k};
     use super::*;
 
-    /// Counts as tiktoken gives them. The first four are printed in OpenAI's cookbook,
+    /// The counts of tiktoken. The first four are printed in OpenAI's cookbook,
     /// "How to count tokens with tiktoken".
     #[test]
     fn known_texts_have_their_known_counts() {
@@ -133,7 +133,7 @@ mod tests {
             for text in ["<|endoftext|>", "<|im_start|>", "<|fim_prefix|>", "<|endofprompt|>"] {
                 assert!(count(encoding, text) > 1, "{encoding} {text}");
             }
-            // As the tokenizer splits it: `<`, `|`, …; the marker is no token of its own.
+            // The tokenizer splits it into `<`, `|`, …; it is not one token.
             assert_eq!(count(encoding, "<|endoftext|>"), 7, "{encoding}");
         }
     }

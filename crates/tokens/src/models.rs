@@ -1,13 +1,14 @@
 //! Which encoding counts for which model.
 //!
-//! One table, first match wins. Only what OpenAI has published is exact (tiktoken's `model.py`);
-//! the rest is a named guess, so that two replicas guess alike and a receipt can say so.
+//! One table; the first match is used. Only the models that OpenAI has published are exact (tiktoken's
+//! `model.py`). For the others the table fixes an encoding, so that every replica estimates with the same
+//! one, and a receipt says that the count is an estimate.
 
 use crate::Encoding::{self, Cl100k, O200k};
 use crate::Exactness::{self, Estimate, Exact};
 
-/// A name, or with `*` the beginning of one; its encoding; and whether that is its own. Versions that
-/// nobody has published yet are left to be unknown, except within a family that has kept one encoding.
+/// A name, or with `*` a prefix; its encoding; and whether the model uses it. Versions that are not
+/// published yet are unknown, except within a family that has always used one encoding.
 const MODELS: &[(&str, Encoding, Exactness)] = &[
     ("gpt-4o*", O200k, Exact),
     ("gpt-4.1*", O200k, Exact),
@@ -22,18 +23,18 @@ const MODELS: &[(&str, Encoding, Exactness)] = &[
     ("gpt-4", Cl100k, Exact),
     ("gpt-4-*", Cl100k, Exact),
     ("gpt-3.5*", Cl100k, Exact),
-    ("gpt-35-*", Cl100k, Exact), // as Azure spells it
+    ("gpt-35-*", Cl100k, Exact), // the name in Azure
     ("text-embedding-3*", Cl100k, Exact),
     ("text-embedding-ada-002", Cl100k, Exact),
-    // Llama 3's encoding was grown from cl100k, which it holds nearly whole; Qwen's likewise.
+    // The encodings of Llama 3 and Qwen extend cl100k and contain nearly all of it.
     ("llama3*", Cl100k, Estimate),
     ("llama-3*", Cl100k, Estimate),
     ("meta-llama-3*", Cl100k, Estimate),
     ("qwen*", Cl100k, Estimate),
 ];
 
-/// What an unlisted model is counted with: of the two, the one with the larger and more multilingual
-/// vocabulary, as recent models have.
+/// The encoding for a model that is not listed: the one with the larger and more multilingual vocabulary,
+/// as in recent models.
 const UNKNOWN: (Encoding, Exactness) = (O200k, Estimate);
 
 pub(crate) fn encoding_of(model: &str) -> (Encoding, Exactness) {

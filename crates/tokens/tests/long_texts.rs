@@ -1,13 +1,13 @@
-//! Texts that are long and strange still have the right count, and have one at all: a tokenizer that
-//! is quadratic in a run of one character would not come back from these.
+//! Long and unusual texts are counted correctly and in time: a tokenizer whose time is quadratic in a run
+//! of one character would take hours for these.
 
 use tokens::{Encoding, count};
 
-/// The longest body that the product takes by default.
+/// The default limit for the size of a body.
 const MIB: usize = 1024 * 1024;
 
-/// Texts without a rule to them, the same on every run: a linear congruential generator (Knuth's
-/// constants for 64 bits) picks from `alphabet`.
+/// Pseudorandom texts, the same in every run: a linear congruential generator (Knuth's constants for 64
+/// bits) picks from `alphabet`.
 fn random(bytes: usize, alphabet: &[char]) -> String {
     let mut state = 0x5eed_u64;
     let mut text = String::with_capacity(bytes + 4);
@@ -38,7 +38,7 @@ fn a_run_of_one_character_counts_as_its_parts_do() {
 
 #[test]
 fn random_text_has_at_most_a_token_for_each_byte_and_at_least_one_for_each_word() {
-    let letters: Vec<char> = ('a'..='z').chain('A'..='Z').collect();
+    let alphabetic: Vec<char> = ('a'..='z').chain('A'..='Z').collect();
     let everything: Vec<char> = (' '..='~')
         .chain('à'..='ÿ')
         .chain('Ա'..='Ֆ')
@@ -46,7 +46,7 @@ fn random_text_has_at_most_a_token_for_each_byte_and_at_least_one_for_each_word(
         .chain(['😀', '\n'])
         .collect();
     for encoding in Encoding::ALL {
-        for alphabet in [&letters, &everything] {
+        for alphabet in [&alphabetic, &everything] {
             let text = random(MIB, alphabet);
             let tokens = count(encoding, &text);
             assert!(tokens <= text.len(), "{encoding}: {tokens}");
@@ -56,9 +56,9 @@ fn random_text_has_at_most_a_token_for_each_byte_and_at_least_one_for_each_word(
 }
 
 #[test]
-fn texts_that_meet_at_a_line_break_count_as_their_sum() {
-    // Letters, then a line break, then letters: nothing merges across it, so counts add up. This
-    // checks the long text against short ones.
+fn the_count_of_texts_joined_by_line_breaks_is_the_sum_of_their_counts() {
+    // No token spans a line break between words, so the counts add up. This checks a long text against
+    // short ones.
     let line = "The quick brown fox jumps over the lazy dog.\n";
     for encoding in Encoding::ALL {
         let one = count(encoding, line);

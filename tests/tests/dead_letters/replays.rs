@@ -386,6 +386,7 @@ pub(crate) fn dead(body: &str) -> Publication {
     let delivery = Delivery::published(SAVES, Envelope::default(), body.as_bytes().to_vec(), at);
     let refusal = Refusal {
         reason: DeadLetterReason::AttemptsExhausted,
+        hint: None,
         field: None,
         detail: "something was broken".to_owned(),
     };

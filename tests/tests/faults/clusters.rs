@@ -86,7 +86,7 @@ async fn a_master_of_a_redis_cluster_that_dies_under_load_is_followed_by_its_rep
     }
     for saver in &fleet[..2] {
         Counts::reach(saver, "verbatim_hot_generation_changes_total", &[], 1.0).await;
-        assert!(saver.log().contains("Redis is down"), "{}", saver.log_tail());
+        assert!(saver.log().contains("Redis unavailable"), "{}", saver.log_tail());
     }
     scenario.rest(fleet).await;
 }

@@ -179,6 +179,7 @@ fn decision_by_delivery_count(
             let redeliveries = delivery.delivery_count();
             Some(Decision::DeadLetter(Refusal {
                 reason: DeadLetterReason::DeliveryLimit,
+                hint: None,
                 field: None,
                 detail: format!(
                     "handled one at a time, it was redelivered {redeliveries} times without an outcome"

@@ -54,7 +54,7 @@ pub(super) fn copy_for<H: Handler>(
                 }
                 None => {
                     let exhausted = DeadLetterReason::AttemptsExhausted;
-                    let refusal = Refusal { reason: exhausted, field: None, detail: error.clone() };
+                    let refusal = Refusal::new(exhausted, error.clone());
                     let dead_letter = copy_to(queue.dlq()).with_failed_attempt(&error, now);
                     (
                         dead_letter.dead_lettered(own_queue, refusal, now),

@@ -344,7 +344,7 @@ impl Handler for Script {
         assert!(!body.starts_with("panic-decoding"), "{SECRET}");
         if body.starts_with("refuse") {
             let detail = "refused by the test".to_owned();
-            return Err(Refusal { reason: DeadLetterReason::Schema, field: None, detail });
+            return Err(Refusal::new(DeadLetterReason::Schema, detail));
         }
         Ok(Handled {
             body,

@@ -1,7 +1,7 @@
 //! What would mend a dead letter, where its fault is obvious.
 
 use database::{DeadLetterRow, DeadLetterStatus};
-use domain::failure::DeadLetterReason;
+use domain::failure::{DeadLetterReason, Hint};
 
 use super::DeadLetterValidator;
 
@@ -82,14 +82,15 @@ impl DeadLetterValidator {
                 suggestion("the workers of this version accept it: replay it", Step::Replay)
             };
         };
-        let meant = refusal.detail.rsplit_once("did you mean `").and_then(|(_, rest)| {
-            // It becomes part of a command line: whatever a sender wrote must not.
-            let meant = rest.strip_suffix("`?").filter(|meant| is_plain(meant))?;
-            Some((refusal.field.as_deref().filter(|field| is_plain(field))?, meant))
-        });
+        let field = refusal.field.as_deref().filter(|field| is_plain(field));
+        let meant = match &refusal.hint {
+            // It becomes part of a command line, where quotes and spaces would be dangerous.
+            Some(Hint::DidYouMean(meant)) if is_plain(meant) => field.zip(Some(meant)),
+            _ => None,
+        };
         if let Some((field, meant)) = meant {
             let text = format!("set {field} to {meant:?}, and mend the sender");
-            let step = Step::Set { field: field.to_owned(), value: meant.to_owned() };
+            let step = Step::Set { field: field.to_owned(), value: meant.clone() };
             return suggestion(&text, step);
         }
         match refusal.reason {
@@ -104,7 +105,7 @@ impl DeadLetterValidator {
             DeadLetterReason::MalformedJson if dead_letter.body.starts_with(b"\xEF\xBB\xBF") => {
                 think("send UTF-8 without a byte order mark")
             }
-            DeadLetterReason::Schema if refusal.detail.ends_with(" is missing") => {
+            DeadLetterReason::Schema if refusal.hint == Some(Hint::AddField) => {
                 think("add the field; the wire contract has an example of every action")
             }
             _ => None,

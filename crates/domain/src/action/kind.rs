@@ -1,8 +1,8 @@
-//! The names of all actions: the one list from which routing, decoding and schemas follow.
+//! The names of all actions. Routing, decoding and schemas use this one list.
 
 use std::fmt;
 
-/// Which action a body is. The name is its `action_type` and the routing key it is published with.
+/// The kind of an action. Its name is the body's `action_type` and the routing key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ActionKind {
     /// `conversation.save_message`
@@ -75,30 +75,31 @@ impl ActionKind {
         }
     }
 
-    /// The action of an `action_type`.
+    /// The action of this `action_type`.
     #[must_use]
     pub fn parse(action_type: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == action_type)
     }
 
-    /// The action that a misspelt `action_type` may mean, for a hint: one that differs in case or
-    /// punctuation, or lacks the part before the dot.
+    /// The action that a misspelt `action_type` probably means, for a hint: one that differs in case or
+    /// punctuation only, or lacks the part before the dot.
     pub(crate) fn meant_by(action_type: &str) -> Option<Self> {
-        let letters = |name: &str| -> String {
+        let normalised = |name: &str| -> String {
             name.chars()
                 .filter(char::is_ascii_alphanumeric)
                 .collect::<String>()
                 .to_ascii_lowercase()
         };
-        let meant = letters(action_type);
-        let is_meant = |name: &str| letters(name) == meant;
+        let meant = normalised(action_type);
+        let is_meant = |name: &str| normalised(name) == meant;
         Self::ALL.into_iter().find(|kind| {
             let name = kind.as_str();
             is_meant(name) || name.split_once('.').is_some_and(|(_, short)| is_meant(short))
         })
     }
 
-    /// Whether it only asks. Questions may expire, are never retried and never dead-lettered.
+    /// Whether it is a request, which only reads. Requests may expire, are never retried and never
+    /// dead-lettered.
     #[must_use]
     pub const fn is_request(self) -> bool {
         matches!(

@@ -1,7 +1,7 @@
-//! The actions on bot state: what a bot keeps of its work, by profile and key.
+//! The actions on bot state: JSON objects that a bot stores by profile and key.
 //!
-//! Their payloads are wire types themselves. What a profile makes of them (its fields, statuses,
-//! lifetimes) is not decided here.
+//! Their payloads are wire types. The rules of a profile (its fields, statuses, lifetimes) are not
+//! checked here.
 
 use std::collections::BTreeMap;
 
@@ -16,13 +16,13 @@ use crate::wire::{Integer, JsonObject, PageSize};
 /// An action on bot state.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StateAction {
-    /// What every action carries.
+    /// The fields of every action.
     pub common: Common,
-    /// What is to be done.
+    /// The operation and its payload.
     pub operation: Operation,
 }
 
-/// What is to be done with state.
+/// An operation on state.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Operation {
     /// `state.load`
@@ -41,8 +41,8 @@ pub enum Operation {
     Stats(Stats),
 }
 
-/// Whose state: one string where the profile's key has one part, else an object with the parts by
-/// name, such as `{"company": "17", "phone": "+79001234567"}`.
+/// The key of a state: a string where the profile's key has one part, else an object with the parts
+/// by name, such as `{"company": "17", "phone": "+79001234567"}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(
     untagged,
@@ -63,7 +63,7 @@ pub type Version = Integer<0, { i64::MAX }>;
 pub struct Load {
     /// The kind of state.
     pub profile: ProfileName,
-    /// Whose state.
+    /// The key of the state.
     pub key: StateKey,
 }
 
@@ -72,7 +72,7 @@ pub struct Load {
 pub struct Save {
     /// The kind of state.
     pub profile: ProfileName,
-    /// Whose state.
+    /// The key of the state.
     pub key: StateKey,
     /// The new state, an object.
     pub value: JsonObject,
@@ -82,17 +82,17 @@ pub struct Save {
     /// Write only if the stored version is this one; 0 means that there must be no state yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expected_version: Option<Version>,
-    /// How long to keep it, in seconds, instead of the profile's lifetime.
+    /// The lifetime in seconds; by default the profile's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<Integer<1, { u32::MAX as i64 }>>,
 }
 
-/// Change parts of a state, atomically. At least one of `patch`, `append` and `increment`.
+/// Change parts of a state atomically. At least one of `patch`, `append` and `increment` is required.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Patch {
     /// The kind of state.
     pub profile: ProfileName,
-    /// Whose state.
+    /// The key of the state.
     pub key: StateKey,
     /// A JSON Merge Patch (RFC 7396): `null` removes a field.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -114,7 +114,7 @@ pub struct Patch {
 pub struct Transition {
     /// The kind of state.
     pub profile: ProfileName,
-    /// Whose state.
+    /// The key of the state.
     pub key: StateKey,
     /// The status to move to.
     #[schemars(length(min = 1))]
@@ -132,9 +132,9 @@ pub struct Transition {
 pub struct Clear {
     /// The kind of state.
     pub profile: ProfileName,
-    /// Whose state.
+    /// The key of the state.
     pub key: StateKey,
-    /// The namespace to remove; everything where absent.
+    /// The namespace to remove; if absent, the whole state is removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
     /// Remove only if the stored version is this one.
@@ -154,13 +154,13 @@ pub struct ListActive {
     /// The field to sort by, such as `activity`; by default the profile's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sort: Option<String>,
-    /// Which way to sort.
+    /// The sort order.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order: Option<SortOrder>,
-    /// At most so many entries; 100 by default.
+    /// The largest number of entries; 100 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<PageSize>,
-    /// Where the previous page ended, as that page said.
+    /// The `next_cursor` of the previous page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
@@ -172,7 +172,7 @@ pub struct Stats {
     pub profile: ProfileName,
 }
 
-/// Which way to sort.
+/// The sort order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SortOrder {
@@ -183,7 +183,7 @@ pub enum SortOrder {
 }
 
 impl Operation {
-    /// The profile it works on.
+    /// The profile of the state.
     #[must_use]
     pub fn profile(&self) -> &ProfileName {
         match self {

@@ -1,4 +1,4 @@
-//! Puts an action together from its fields: defaults, fallbacks and the rules that span fields.
+//! Builds an action from its fields: defaults, fallbacks and the rules that span fields.
 
 use super::fault::FieldError;
 use super::fields::Fields;
@@ -73,11 +73,11 @@ impl<'a> Received<'a> {
             (Some(value), _) => content::read(value, || self.fields.path("content"))?,
             (None, Some(_)) => Content::Text(String::new()),
             (None, None) => {
-                let fault = "is missing or null; only beside `tool_calls` may it be";
+                let fault = "is missing or null; add it, or add `tool_calls`";
                 return Err(self.fields.error("content", fault));
             }
         };
-        // No column of a message keeps these two, so its metadata does.
+        // A message has no column for these two, so they are added to its metadata.
         self.fields.forget(&["task_id", "origin_service"]);
         let (mut common, identity) = self.common(sent, payload.message_id.as_ref())?;
         let message = Message {
@@ -101,9 +101,9 @@ impl<'a> Received<'a> {
     fn erase(&mut self) -> Result<Action, FieldError> {
         let (common, wire::Erase {}) = self.common_and()?;
         let user_id = common.user_id.clone();
-        // Whoever carries both along in every action may mean either; guessing would destroy.
+        // A sender that puts both into every action may mean either; a wrong choice would destroy data.
         if user_id.is_some() && common.conversation_is_explicit == ConversationSource::Explicit {
-            let fault = "stands beside `conversation_id`; send the one that is to be erased";
+            let fault = "must not be sent together with `conversation_id`; send only what to erase";
             return Err(self.fields.error("user_id", fault));
         }
         Ok(Action::Erase(Erase { common, user_id }))
@@ -112,7 +112,8 @@ impl<'a> Received<'a> {
     fn patch(&mut self) -> Result<Action, FieldError> {
         let (common, patch): (Common, Patch) = self.common_and()?;
         if patch.patch.is_none() && patch.append.is_none() && patch.increment.is_none() {
-            let fault = "is missing, and so are `append` and `increment`; at least one is needed";
+            let fault =
+                "is missing, as are `append` and `increment`; send at least one of the three";
             return Err(self.fields.error("patch", fault));
         }
         Ok(Action::State(StateAction { common, operation: Operation::Patch(patch) }))
@@ -126,7 +127,7 @@ impl<'a> Received<'a> {
         Ok(Action::State(StateAction { common, operation: operation(payload) }))
     }
 
-    /// What every action carries, and the payload of this one.
+    /// The fields of every action, and the payload of this one.
     fn common_and<T: serde::Deserialize<'a>>(&mut self) -> Result<(Common, T), FieldError> {
         let sent: wire::Common<'a> = self.fields.read()?;
         let payload = self.fields.read()?;
@@ -134,7 +135,8 @@ impl<'a> Received<'a> {
         Ok((common, payload))
     }
 
-    /// Call it when everything that is known of the fields has been read: the rest is metadata.
+    /// The fields of every action. Called after the payload is read: fields that are still unknown then
+    /// become metadata.
     fn common(
         &self,
         sent: wire::Common<'_>,

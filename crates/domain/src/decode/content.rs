@@ -1,4 +1,4 @@
-//! What was said: plain text, an array of parts, or nothing beside tool calls.
+//! The content of a message: plain text or an array of parts.
 
 use serde_json::value::RawValue;
 
@@ -8,7 +8,7 @@ use super::json_fields::{fields, string};
 use crate::message::{Content, Json};
 use crate::wire;
 
-/// Reads the content of a message; `path` says where it stands in the body.
+/// Reads the content of a message; `path` is its path in the body.
 pub(super) fn read(value: &RawValue, path: impl Fn() -> String) -> Result<Content, FieldError> {
     match value.get().as_bytes().first() {
         Some(b'[') => parts(value, &path()),

@@ -1,13 +1,15 @@
-//! What is wrong with a field, in words that its sender can act on.
+//! Refusals of single fields: a sentence with field, fault and remedy, and the remedy as a typed hint.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display};
 
+use super::json_fields::string;
 use super::json_limits::path_to;
-use crate::failure::{DeadLetterReason, Refusal};
+use crate::failure::{DeadLetterReason, Hint, Refusal};
+use crate::message::Role;
 
-/// The longest piece of a value that an error repeats, in characters: enough to recognise it, too
-/// little to leak a conversation into a log.
+/// The longest piece of a value that an error repeats, in characters: enough to recognise the value,
+/// too little to copy a conversation into a log.
 const EXCERPT_CHARS: usize = 60;
 
 /// A field that cannot be accepted, and why.
@@ -15,33 +17,45 @@ const EXCERPT_CHARS: usize = 60;
 pub(super) struct FieldError {
     field: Option<String>,
     detail: String,
+    hint: Option<Hint>,
 }
 
 impl FieldError {
-    /// `fault` completes a sentence that begins with the field's name.
+    /// `fault` completes a sentence that begins with the field's path.
     pub(super) fn new(field: &str, fault: &str) -> Self {
         let field = excerpt(field, 2 * EXCERPT_CHARS).into_owned();
         let detail = format!("`{field}` {fault}");
-        Self { field: Some(field), detail }
+        Self { field: Some(field), detail, hint: None }
     }
 
     pub(super) fn missing(field: &str) -> Self {
-        Self::new(field, "is missing")
+        Self { hint: Some(Hint::AddField), ..Self::new(field, "is missing") }
     }
 
-    /// Names the field by its path, where only its name within an object at `place` was known.
+    /// The refusal of a role that another system uses, with the role of the contract that it means.
+    /// `None` for every other field and value.
+    pub(super) fn role_of_another_system(name: &str, path: &str, value: &str) -> Option<Self> {
+        let sent = (name == "role").then(|| string(value))??;
+        let meant = Role::meant_by(&sent)?.as_str();
+        let fault = format!("must be a role, but is {sent:?}; did you mean `{meant}`?");
+        Some(Self { hint: Some(Hint::DidYouMean(meant.to_owned())), ..Self::new(path, &fault) })
+    }
+
+    /// Completes the field's name to its path, where only the name within the object at `place` was
+    /// known.
     pub(super) fn inside(self, place: &str) -> Self {
         match &self.field {
             Some(name) if !name.starts_with(place) => Self {
                 detail: self.detail.replacen(name, &format!("{place}{name}"), 1),
                 field: Some(format!("{place}{name}")),
+                hint: self.hint,
             },
             _ => self,
         }
     }
 
     pub(super) fn repeated(field: &str) -> Self {
-        Self::new(field, "is there twice; send it once")
+        Self::new(field, "occurs twice; send it once")
     }
 
     pub(super) fn wrong_type(field: &str, expected: &str, value: &str) -> Self {
@@ -49,11 +63,11 @@ impl FieldError {
         Self::new(field, &fault)
     }
 
-    /// What serde said about the value of a field.
+    /// The refusal of a value that serde could not read.
     pub(super) fn value(field: &str, value: &str, error: &serde_json::Error) -> Self {
         let said = error.to_string();
-        // serde_json appends where in the value it was, if it knows; here that becomes a part of the
-        // path.
+        // serde_json appends the position within the value, if it has one. Here the position becomes
+        // part of the path.
         let said = match error.line() {
             0 => said.as_str(),
             _ => said.rsplit_once(" at line ").map_or(said.as_str(), |(message, _)| message),
@@ -74,7 +88,8 @@ impl FieldError {
 
 impl From<FieldError> for Refusal {
     fn from(error: FieldError) -> Self {
-        Self { reason: DeadLetterReason::Schema, field: error.field, detail: error.detail }
+        let FieldError { field, detail, hint } = error;
+        Self { reason: DeadLetterReason::Schema, field, detail, hint }
     }
 }
 
@@ -88,7 +103,7 @@ impl std::error::Error for FieldError {}
 
 impl serde::de::Error for FieldError {
     fn custom<T: Display>(message: T) -> Self {
-        Self { field: None, detail: message.to_string() }
+        Self { field: None, detail: message.to_string(), hint: None }
     }
 
     fn missing_field(field: &'static str) -> Self {
@@ -96,7 +111,7 @@ impl serde::de::Error for FieldError {
     }
 }
 
-/// A value in a few words: its type and, where it is short, itself.
+/// The type of a value and, where it is a scalar, the beginning of the value.
 pub(super) fn describe(text: &str) -> String {
     match text.as_bytes().first() {
         Some(b'{') => "an object".to_owned(),
@@ -108,7 +123,7 @@ pub(super) fn describe(text: &str) -> String {
     }
 }
 
-/// At most so many characters of a text, with an ellipsis where something is cut.
+/// At most `chars` characters of a text; an ellipsis stands for the rest.
 pub(crate) fn excerpt(text: &str, chars: usize) -> Cow<'_, str> {
     match text.char_indices().nth(chars) {
         Some((end, _)) => format!("{}…", &text[..end]).into(),
@@ -116,7 +131,7 @@ pub(crate) fn excerpt(text: &str, chars: usize) -> Cow<'_, str> {
     }
 }
 
-/// The offset in bytes at which serde_json stopped, or 0 where it does not say.
+/// The offset in bytes at which serde_json stopped, or 0 where its error has none.
 fn offset(text: &str, error: &serde_json::Error) -> usize {
     let lines = text.split_inclusive('\n').take(error.line().saturating_sub(1));
     let offset = lines.map(str::len).sum::<usize>() + error.column();
@@ -131,7 +146,7 @@ fn joined<'a>(field: &'a str, inner: &str) -> Cow<'a, str> {
     }
 }
 
-/// A Rust type in the words of JSON.
+/// The JSON name of a type that serde named.
 fn plain_type(expected: &str) -> &str {
     match expected {
         "str" | "string" => "a string",

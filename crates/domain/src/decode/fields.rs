@@ -1,7 +1,7 @@
-//! The fields of a JSON object, flat or nested under `data`, as serde reads structs from.
+//! The fields of a JSON object, flat or nested under `data`, from which serde reads structs.
 //!
-//! Values stay raw text until a struct asks for them by name, so nothing is parsed that nobody
-//! wants, what nobody wants is kept byte for byte, and every error knows its field.
+//! Values stay raw text until a struct asks for them by name. So unknown fields are never parsed and
+//! stay byte for byte as they were sent, and every error names its field.
 
 use std::borrow::Cow;
 
@@ -12,13 +12,13 @@ use super::fault::FieldError;
 use super::json_fields;
 use super::value::Value;
 
-/// One field, where it was found.
+/// One field and the place where it stands.
 #[derive(Debug, PartialEq)]
 pub(super) struct Field<'a> {
     pub(super) name: Cow<'a, str>,
     /// The text of its value.
     pub(super) value: &'a str,
-    /// What its path begins with: nothing, or `data.`.
+    /// The beginning of its path: empty, or `data.`.
     place: &'a str,
     /// Whether a struct has asked for it.
     known: bool,
@@ -28,8 +28,8 @@ pub(super) struct Field<'a> {
 #[derive(Debug)]
 pub(super) struct Fields<'a>(Vec<Field<'a>>);
 
-/// Up to so many fields each is compared with each other to find repetitions: quicker than to put
-/// them in order.
+/// Up to this number of fields, repetitions are found by comparing each field with each other one:
+/// that is faster than sorting.
 const FEW: usize = 32;
 
 impl<'a> Fields<'a> {
@@ -67,14 +67,14 @@ impl<'a> Fields<'a> {
         self.0.iter().filter(|field| !field.known)
     }
 
-    /// Counts fields that say something among the unknown ones again.
+    /// Moves fields whose value is not null back to the unknown ones.
     pub(super) fn forget(&mut self, names: &[&str]) {
         for field in &mut self.0 {
             field.known &= field.value == "null" || !names.contains(&&*field.name);
         }
     }
 
-    /// Where a field stands in the body, or would.
+    /// The path of a field in the body; for an absent field, its name.
     pub(super) fn path(&self, name: &str) -> String {
         let field = self.0.iter().find(|field| field.name == name);
         field.map_or_else(|| name.to_owned(), Field::path)
@@ -85,15 +85,15 @@ impl<'a> Fields<'a> {
         FieldError::new(&self.path(name), fault)
     }
 
-    /// Keeps one field of each name. Null says nothing, so any value beats it; a name twice in one
-    /// object, or with two values, is the sender's mistake.
+    /// Keeps one field of each name. A value takes precedence over null. A name that occurs twice in
+    /// one object, or with two different values, is refused.
     fn settle_repetitions(&mut self) -> Result<(), FieldError> {
         if !self.may_repeat() {
             return Ok(());
         }
         let mut by_name: Vec<usize> = (0..self.0.len()).collect();
         by_name.sort_by(|a, b| self.0[*a].name.cmp(&self.0[*b].name));
-        let mut superfluous = Vec::new();
+        let mut redundant = Vec::new();
         for pair in by_name.windows(2) {
             let (a, b) = (&self.0[pair[0]], &self.0[pair[1]]);
             if a.name != b.name {
@@ -103,19 +103,19 @@ impl<'a> Fields<'a> {
                 return Err(FieldError::repeated(&a.path()));
             }
             if a.value == "null" {
-                superfluous.push(pair[0]);
+                redundant.push(pair[0]);
             } else if b.value == "null" || same_value(a.value, b.value) {
-                superfluous.push(pair[1]);
+                redundant.push(pair[1]);
             } else {
-                let fault = format!("has another value than `{}`; send it once", b.path());
+                let fault = format!("differs from `{}`; send only one of them", b.path());
                 return Err(FieldError::new(&a.path(), &fault));
             }
         }
-        superfluous.sort_unstable();
+        redundant.sort_unstable();
         let mut at = 0;
         self.0.retain(|_| {
             at += 1;
-            superfluous.binary_search(&(at - 1)).is_err()
+            redundant.binary_search(&(at - 1)).is_err()
         });
         Ok(())
     }
@@ -131,7 +131,7 @@ impl<'a> Field<'a> {
         Self { name, value, place, known: false }
     }
 
-    /// Where it stands in the body.
+    /// Its path in the body.
     pub(super) fn path(&self) -> String {
         format!("{}{}", self.place, self.name)
     }
@@ -142,7 +142,7 @@ fn same_value(a: &str, b: &str) -> bool {
     a == b || value(a).is_some_and(|a| value(b) == Some(a))
 }
 
-/// Hands a struct all fields; it takes those that it has.
+/// Offers all fields to a struct, which reads those that it declares.
 struct StructReader<'f, 'de>(&'f mut [Field<'de>]);
 
 impl<'de> Deserializer<'de> for StructReader<'_, 'de> {
@@ -180,6 +180,10 @@ impl<'a> MapAccess<'a> for Offered<'_, 'a> {
         let mut wanted = true;
         let value = seed.deserialize(Value { text: field.value, wanted: &mut wanted });
         field.known |= wanted;
-        value.map_err(|error| FieldError::value(&field.path(), field.value, &error))
+        value.map_err(|error| {
+            let path = field.path();
+            FieldError::role_of_another_system(&field.name, &path, field.value)
+                .unwrap_or_else(|| FieldError::value(&path, field.value, &error))
+        })
     }
 }

@@ -1,7 +1,7 @@
-//! By which id and at which time an action is known, from whatever its sender gave.
+//! The id and the time of an action, from what its sender gave.
 //!
-//! The same delivery decides the same on every replica. What cannot be decided twice alike (a random
-//! id, a time of receipt) travels with a retry as [`Resolved`] and wins there.
+//! The same delivery gives the same result on every replica. A random id and the time of receipt would
+//! differ at the next attempt. So a retry carries them as [`Resolved`], which takes precedence there.
 
 use uuid::Uuid;
 
@@ -12,11 +12,11 @@ use crate::envelope::{Envelope, Resolved};
 use crate::ids::{ActionId, ConversationKey, MessageId};
 use crate::time::Timestamp;
 
-/// The name space of ids that are derived from conversation, timestamp and body. Fixed for ever:
-/// another value would store a redelivered message twice.
+/// The name space of ids that are derived from conversation, timestamp and body. It must never
+/// change: with another value a redelivered message would be stored twice.
 const MESSAGE_NAMESPACE: Uuid = Uuid::from_u128(0x2c9d_6a71_e05b_5f3c_b1d4_0f86_97a2_3e58);
 
-/// When an action happened and when it came.
+/// When an action was sent and when it was first received.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Times {
     pub(super) sent_at: Option<Timestamp>,
@@ -37,7 +37,7 @@ pub(super) fn action_id(
     }
 }
 
-/// The times of an action whose body says `sent`.
+/// The times of an action whose body has the `timestamp` `sent`.
 pub(super) fn times(
     sent: Option<Timestamp>,
     envelope: &Envelope<'_>,
@@ -45,14 +45,14 @@ pub(super) fn times(
 ) -> Result<Times, FieldError> {
     let sent_at = match (sent, envelope.timestamp) {
         (None, Some(seconds)) => Some(Timestamp::from_seconds(seconds).map_err(|invalid| {
-            let fault = format!("{invalid}; it counts seconds");
+            let fault = format!("{invalid}; send whole seconds since 1970");
             FieldError::new("AMQP timestamp", &fault)
         })?),
         (sent, _) => sent,
     };
     Ok(match envelope.resolved {
         None => Times { sent_at, received_at: context.received_at },
-        // An earlier attempt that had no sent time took the time of receipt.
+        // Where the sender gave no time, the first attempt used the time of receipt.
         Some(Resolved { timestamp, received_at, .. }) => Times {
             sent_at: (sent_at.is_some() || timestamp != received_at).then_some(*timestamp),
             received_at: *received_at,
@@ -60,19 +60,20 @@ pub(super) fn times(
     })
 }
 
-/// What an id is made from.
+/// The inputs of an action's id.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Evidence<'a> {
     /// The body's `message_id`, in a message.
     pub(super) message_id: Option<&'a MessageId>,
     pub(super) action_id: Option<&'a ActionId>,
-    /// The body's `timestamp`. The AMQP one has whole seconds: two honest "yes" would become one.
+    /// The body's `timestamp`. The AMQP property is not used: it has whole seconds, so two messages
+    /// "yes" of one second would get the same id.
     pub(super) timestamp: Option<Timestamp>,
     pub(super) key: &'a ConversationKey,
     pub(super) body: &'a [u8],
 }
 
-/// The id under which an action is known: given, derived or, for want of anything else, fresh.
+/// The id of an action: given by the sender, else derived, else new.
 pub(super) fn identify(
     evidence: Evidence<'_>,
     envelope: &Envelope<'_>,
@@ -96,7 +97,7 @@ pub(super) fn identify(
 /// UUIDv5 of conversation, timestamp and raw body.
 fn derived(key: &ConversationKey, timestamp: Timestamp, body: &[u8]) -> MessageId {
     let ConversationKey { tenant, conversation } = key;
-    // Neither ids nor timestamps hold NUL, so the parts are unambiguous.
+    // Ids and timestamps contain no NUL, so the parts are unambiguous.
     let mut name = format!("{tenant}\0{conversation}\0{}\0", timestamp.micros()).into_bytes();
     name.extend_from_slice(body);
     Uuid::new_v5(&MESSAGE_NAMESPACE, &name).into()

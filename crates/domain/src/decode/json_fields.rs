@@ -1,22 +1,22 @@
-//! The fields of an object, in one pass over a text that is good.
+//! Reads the fields of a valid JSON object in one pass: the fast path of decoding.
 //!
-//! Nearly every body is, and is walked through once. What is read here is just what a strict parser
-//! takes (RFC 8259) and what can be kept (see [`json_limits`](super::json_limits)). Of any other text this says
-//! nothing but `None`: whoever wants to tell its sender why looks again, with more care.
+//! It accepts exactly the texts that a strict parser accepts (RFC 8259) and that can be stored (see
+//! [`json_limits`](super::json_limits)). For any other text it returns `None`; then
+//! [`diagnose`](super::diagnose) reads the text again and finds the fault.
 
 use std::borrow::Cow;
 
 use super::fields::Field;
 use super::json_limits::{MAX_DEPTH, number_end, number_fault, unit};
 
-/// The fields of a text that is one object, in order, repetitions included. `place` is what their
-/// paths begin with.
+/// The fields of a text that is one object, in order, repetitions included. `place` is the beginning
+/// of their paths.
 pub(super) fn fields<'a>(text: &'a str, place: &'a str) -> Option<Vec<Field<'a>>> {
     // Most actions have fewer than 16.
     let mut fields = Vec::with_capacity(16);
     let mut reader = Reader { text, at: 0 };
     reader.object(1, |name, value| fields.push(Field::new(name, value, place)))?;
-    reader.skip_blanks();
+    reader.skip_white_space();
     (reader.at == text.len()).then_some(fields)
 }
 
@@ -32,7 +32,7 @@ pub(super) fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     found
 }
 
-/// What a JSON string says; `None` where the text is no string.
+/// The decoded value of a JSON string; `None` where the text is not a string.
 pub(super) fn string(text: &str) -> Option<Cow<'_, str>> {
     let plain = text.strip_prefix('"')?.strip_suffix('"')?;
     if memchr::memchr(b'\\', plain.as_bytes()).is_some() {
@@ -42,14 +42,14 @@ pub(super) fn string(text: &str) -> Option<Cow<'_, str>> {
     }
 }
 
-/// Whatever it reads next, it skips the blanks before it.
+/// A position in a text. Every read skips the white space before it.
 struct Reader<'a> {
     text: &'a str,
     at: usize,
 }
 
 impl<'a> Reader<'a> {
-    /// Reads an object, the `depth`th thing that is open, and hands out names and texts of values.
+    /// Reads an object at nesting level `depth`; calls `member` with each name and the text of its value.
     fn object(
         &mut self,
         depth: usize,
@@ -85,9 +85,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The name of a member. Hardly any has an escape.
+    /// The name of a member. Names without escapes are borrowed.
     fn name(&mut self) -> Option<Cow<'a, str>> {
-        self.skip_blanks();
+        self.skip_white_space();
         let inside = self.text[self.at..].strip_prefix('"')?;
         let plain = plain_bytes(inside.as_bytes());
         if inside.as_bytes().get(plain) == Some(&b'"') {
@@ -97,16 +97,16 @@ impl<'a> Reader<'a> {
         string(self.token(Self::string)?)
     }
 
-    /// The text of what is read.
+    /// The text that `read` consumes.
     fn token(&mut self, read: impl FnOnce(&mut Self) -> Option<()>) -> Option<&'a str> {
-        self.skip_blanks();
+        self.skip_white_space();
         let start = self.at;
         read(self)?;
         Some(&self.text[start..self.at])
     }
 
     fn takes(&mut self, byte: u8) -> bool {
-        self.skip_blanks();
+        self.skip_white_space();
         let is_next = self.peek() == Some(byte);
         self.at += usize::from(is_next);
         is_next
@@ -167,7 +167,7 @@ impl<'a> Reader<'a> {
         self.text[self.at..].starts_with(word).then(|| self.at += word.len())
     }
 
-    fn skip_blanks(&mut self) {
+    fn skip_white_space(&mut self) {
         while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
             self.at += 1;
         }
@@ -178,8 +178,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// How many bytes stand for themselves before a quote, a backslash or a control character: eight at
-/// a time, since this is where nearly all of a body passes by.
+/// The number of bytes before the first quote, backslash or control character. It reads eight bytes at
+/// a time, because nearly all bytes of a body pass here.
 fn plain_bytes(bytes: &[u8]) -> usize {
     let (words, rest) = bytes.as_chunks::<8>();
     for (n, word) in words.iter().enumerate() {
@@ -192,8 +192,8 @@ fn plain_bytes(bytes: &[u8]) -> usize {
     8 * words.len() + rest.iter().position(special).unwrap_or(rest.len())
 }
 
-/// The high bit of each byte that is special. Those above the lowest one may be set without reason:
-/// a subtraction borrows from them.
+/// Sets the high bit of each special byte. Only the lowest set bit is reliable: the subtraction borrows
+/// from the bytes above it.
 fn specials(word: u64) -> u64 {
     const ONES: u64 = u64::MAX / 0xFF;
     let below = |word: u64, limit: u8| word.wrapping_sub(ONES * u64::from(limit)) & !word;
@@ -201,7 +201,8 @@ fn specials(word: u64) -> u64 {
     (equal(b'"') | equal(b'\\') | below(word, b' ')) & (ONES << 7)
 }
 
-/// How long the escape at a place is, if it is one and what it stands for can be kept.
+/// The length in bytes of the escape at `at`; `None` for an invalid escape or a character that cannot
+/// be stored.
 fn escape(bytes: &[u8], at: usize) -> Option<usize> {
     match (bytes.get(at + 1)?, unit(bytes, at)) {
         (b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', _) => Some(2),
@@ -221,8 +222,8 @@ mod tests {
     use super::super::json_limits::first_fault;
     use super::*;
 
-    /// What the careful way makes of a text.
-    fn carefully(text: &str) -> Option<Vec<Field<'_>>> {
+    /// The fields by the slow path.
+    fn by_slow_path(text: &str) -> Option<Vec<Field<'_>>> {
         strict_fields(text, "").ok().filter(|_| first_fault(text).is_none())
     }
 
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn of_members_name_and_text_are_kept_byte_for_byte() {
+    fn names_and_values_are_kept_byte_for_byte() {
         let text = " {\"a\" : [ 1 , {\"b\":2} ] ,\n\"\\u00e9\\n\":\"x\\\"y\",\"a\":null}\r\t";
         let found = members(text).unwrap();
         let expected = [("a", "[ 1 , {\"b\":2} ]"), ("é\n", "\"x\\\"y\""), ("a", "null")];
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_or_cannot_be_kept_is_not_read() {
+    fn a_text_that_is_no_object_or_cannot_be_stored_is_not_read() {
         let deep =
             |levels: usize| format!("{{\"a\":{}{}}}", "[".repeat(levels), "]".repeat(levels));
         assert!(members(&deep(MAX_DEPTH - 1)).is_some());
@@ -282,14 +283,14 @@ mod tests {
         ] {
             let text = format!("{{\"a\":{value}}}");
             assert_eq!(members(&text), None, "{text}");
-            assert_eq!(carefully(&text), None, "{text}");
+            assert_eq!(by_slow_path(&text), None, "{text}");
         }
         for text in ["", " ", "[]", "{", "{}{}", "{} x", "\u{feff}{}", "{\"a\":1}}", "\"{}\""] {
             assert_eq!(members(text), None, "{text}");
         }
     }
 
-    /// Texts that are JSON more often than not: pieces of it, one after the other.
+    /// Pieces of JSON one after the other: often valid, often not.
     fn pieces() -> impl Strategy<Value = String> {
         let piece = prop::sample::select(vec![
             "{",
@@ -352,14 +353,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_json_is_read_as_the_careful_way_reads_it(
+        fn any_json_is_read_as_the_slow_path_reads_it(
             value in json(),
             cut in any::<prop::sample::Index>(),
             put in prop::option::of(any::<char>()),
         ) {
             for text in [value.to_string(), format!("{{ \"k\" : {value:#} }}")] {
-                prop_assert_eq!(members(&text), carefully(&text));
-                // With a character more, or one less.
+                prop_assert_eq!(members(&text), by_slow_path(&text));
+                // With one character added or removed.
                 let mut changed: Vec<char> = text.chars().collect();
                 let at = cut.index(changed.len());
                 match put {
@@ -367,17 +368,17 @@ mod tests {
                     None => drop(changed.remove(at)),
                 }
                 let changed: String = changed.into_iter().collect();
-                prop_assert_eq!(members(&changed), carefully(&changed), "{}", changed);
+                prop_assert_eq!(members(&changed), by_slow_path(&changed), "{}", changed);
             }
         }
 
         #[test]
-        fn anything_like_json_is_read_as_the_careful_way_reads_it(
+        fn pieces_of_json_are_read_as_the_slow_path_reads_them(
             open in pieces(),
             closed in prop::sample::select(vec!["", "}", "\"}", "]}"]),
         ) {
             let text = open + closed;
-            prop_assert_eq!(members(&text), carefully(&text));
+            prop_assert_eq!(members(&text), by_slow_path(&text));
         }
 
         #[test]

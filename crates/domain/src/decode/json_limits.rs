@@ -1,18 +1,18 @@
-//! Finds what is legal JSON but cannot be kept.
+//! Finds valid JSON that cannot be stored.
 //!
-//! A parser would see some of these only where it happens to build a value, and call others syntax
-//! errors. What passes here can be stored as PostgreSQL's `json`, read back by any parser and held
-//! in a double or an i64. Text that is not JSON at all is none of this module's business: whatever
-//! it finds there is overruled by the parser.
+//! serde_json checks some of these limits only for values that it builds, and reports others as syntax
+//! errors. A text that passes here can be stored as PostgreSQL's `json` and read by any parser; its
+//! numbers fit a double or an i64. For text that is not JSON the result is meaningless: the caller
+//! reports the syntax error instead.
 
 use std::fmt;
 
 use memchr::memchr2;
 
-/// The deepest nesting: what serde_json's parser, and so every reader of ours, can follow.
+/// The deepest nesting that is accepted: the limit of serde_json, which all readers use.
 pub(crate) const MAX_DEPTH: usize = 127;
 
-/// A value that cannot be kept.
+/// A value that cannot be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) kind: FaultKind,
@@ -32,11 +32,19 @@ pub(super) enum FaultKind {
 impl fmt::Display for FaultKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Nul => f.write_str("holds U+0000, which no store of text can keep"),
-            Self::Surrogate => f.write_str("holds half of a surrogate pair, which is no character"),
-            Self::Integer => f.write_str("is an integer that 64 bits cannot hold"),
-            Self::Number => f.write_str("is a number that a double cannot hold"),
-            Self::Depth => write!(f, "is nested deeper than {MAX_DEPTH} levels"),
+            Self::Nul => f.write_str("contains U+0000, which PostgreSQL cannot store; remove it"),
+            Self::Surrogate => f.write_str(
+                "contains one half of a UTF-16 surrogate pair; send both halves or remove it",
+            ),
+            Self::Integer => f.write_str(
+                "is an integer that does not fit into 64 bits; send one from -2^63 to 2^63 - 1",
+            ),
+            Self::Number => f.write_str(
+                "is a number that does not fit into a double; send one from -1.7e308 to 1.7e308",
+            ),
+            Self::Depth => {
+                write!(f, "is nested deeper than {MAX_DEPTH} levels; send it with fewer levels")
+            }
         }
     }
 }
@@ -76,8 +84,8 @@ pub(super) fn first_fault(text: &str) -> Option<Fault> {
     None
 }
 
-/// The path to an offset in a JSON text, such as `metadata.a[3].b`. An offset within a key names
-/// that key, as it is written.
+/// The path to an offset in a JSON text, such as `metadata.a[3].b`. For an offset within a key the
+/// path ends with that key, as it is written.
 pub(super) fn path_to(text: &str, offset: usize) -> String {
     enum Frame<'a> {
         Object { key: &'a str, expects_key: bool },
@@ -145,7 +153,7 @@ pub(crate) fn number_end(bytes: &[u8], start: usize) -> usize {
     bytes[start..].iter().position(|b| !part(b)).map_or(bytes.len(), |len| start + len)
 }
 
-/// Like [`string_end`], but stops at an escape that is no character or no storable one.
+/// Like [`string_end`], but fails at an escape that is not a character or cannot be stored.
 fn string_fault(bytes: &[u8], start: usize) -> Result<usize, Fault> {
     let mut at = start + 1;
     while let Some(skip) = bytes.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
@@ -167,7 +175,7 @@ fn string_fault(bytes: &[u8], start: usize) -> Result<usize, Fault> {
     Ok(bytes.len())
 }
 
-/// The UTF-16 unit of an escape such as `\u00e9`, if there is one at that place.
+/// The UTF-16 unit of the escape at `at`, such as `\u00e9`; `None` if there is none.
 pub(super) fn unit(bytes: &[u8], at: usize) -> Option<u16> {
     let escape = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
     escape.iter().try_fold(0_u16, |unit, digit| {
@@ -176,7 +184,7 @@ pub(super) fn unit(bytes: &[u8], at: usize) -> Option<u16> {
     })
 }
 
-/// Why a number cannot be kept, if it cannot.
+/// Why a number cannot be stored; `None` if it can.
 pub(super) fn number_fault(token: &str) -> Option<FaultKind> {
     if token.bytes().all(|b| b.is_ascii_digit() || b == b'-') {
         // 18 digits and a sign always fit.
@@ -216,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_kept_is_no_fault() {
+    fn what_can_be_stored_is_no_fault() {
         for text in [
             r#"{"a":"\\u0000","b":"\u0001","c":"\ud83d\ude00","d":"\u00e9\n\"\\"}"#,
             r#"{"a":[9223372036854775807,-9223372036854775808,1e308,1e-999,-0,0.1]}"#,
@@ -235,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_not_json_is_survived() {
+    fn text_that_is_not_json_causes_no_panic() {
         for text in ["\"", "\"\\", "\"\\u", "\"\\ud800", "\"\\ud800\\", "-", "}]", "1e", "\"é\\"] {
             if let Some(fault) = first_fault(text) {
                 path_to(text, fault.at);

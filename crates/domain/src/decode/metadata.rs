@@ -1,8 +1,9 @@
-//! The `metadata` of an action: the sender's own, with the fields that the contract does not know.
+//! The `metadata` of an action: the sender's own metadata and the fields that the contract does not
+//! define.
 //!
-//! Nothing gets lost: a field whose name the metadata has already is kept as `extra.<name>` (with
-//! as many `extra.` as it takes), and the metadata's own entry stays as it is. Without such fields
-//! the metadata is the sender's text byte for byte.
+//! Nothing is lost: a field whose name the metadata already has is stored as `extra.<name>`, with as
+//! many `extra.` as make it unique; the metadata's own entry stays unchanged. Without such fields the
+//! metadata is the sender's text byte for byte.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -42,11 +43,11 @@ pub(super) fn extended<'f, 'a: 'f>(
         taken.insert(name);
     }
     text.push('}');
-    // Put together from valid pieces; were it not, the sender's own metadata is what counts.
+    // Made of valid pieces, so it parses; if it did not, the sender's own metadata would be used.
     Json::parse(text).ok().or(own)
 }
 
-/// What the metadata says under a name, if that is a string.
+/// The metadata's entry of a name, if it is a string.
 pub(super) fn string_entry(metadata: &Json, name: &str) -> Option<String> {
     string(value(metadata.as_str(), name)?).map(Cow::into_owned)
 }

@@ -1,8 +1,8 @@
-//! The value of a field as serde reads it, straight from its text.
+//! Lets serde read the value of a field directly from its text.
 //!
-//! A string without escapes is handed over as it stands; all else is left to serde_json. Here it also
-//! shows which fields nobody wants: a derived reader passes over a field that its struct does not
-//! have by reading its value as *ignored*.
+//! A string without escapes is borrowed; every other value is read by serde_json. This also detects
+//! unknown fields: a derived `Deserialize` reads the value of a field that its struct does not declare
+//! as *ignored*.
 
 use std::borrow::Cow;
 
@@ -12,10 +12,10 @@ use serde_json::Error;
 
 use super::json_fields;
 
-/// A value on its way to whoever asks for it.
+/// The text of a value, as a deserializer.
 pub(super) struct Value<'f, 'de> {
     pub(super) text: &'de str,
-    /// Becomes false if nobody does.
+    /// Set to false if the struct does not declare the field.
     pub(super) wanted: &'f mut bool,
 }
 

@@ -1,8 +1,7 @@
-//! One form for all JSON texts that mean the same, so that their hashes are equal.
+//! A canonical form of JSON: texts of equal meaning have equal forms and so equal hashes.
 //!
-//! Hashes of this form are stored and compared for as long as the archive lasts: it must never
-//! change. So it is written here, where no feature or version of a library can change it:
-//! no white space; members sorted by key in byte order; strings with the fewest escapes; numbers by
+//! Hashes of this form are stored in PostgreSQL and compared for ever: the form must never change. So
+//! it is written here, where no feature or version of a library can change it: no white space; members sorted by key in byte order; strings with the fewest escapes; numbers by
 //! value (`1`, `1.0` and `10e-1` are one); integers of 64 bits exact.
 
 use std::borrow::Cow;
@@ -10,8 +9,8 @@ use std::fmt::Write;
 
 use crate::decode::json_limits::{MAX_DEPTH, number_end, string_end};
 
-/// The canonical form of a JSON text. A text that is no JSON, or is nested deeper than any action
-/// may be, is its own.
+/// The canonical form of a JSON text. A text that is not JSON, or is nested deeper than any action
+/// may be, is returned unchanged.
 pub(super) fn canonical(text: &str) -> Cow<'_, str> {
     let mut writer = Writer { text, at: 0, depth: 0, out: String::with_capacity(text.len()) };
     match writer.value() {
@@ -73,7 +72,7 @@ impl<'a> Writer<'a> {
 
     fn object(&mut self) -> Option<()> {
         let mut members: Vec<(Cow<'a, str>, String)> = Vec::new();
-        // Members go to a text of their own each, to be put in order.
+        // Each member is written to its own text, to be sorted afterwards.
         let outer = std::mem::take(&mut self.out);
         if !self.took(b'}') {
             loop {
@@ -89,7 +88,7 @@ impl<'a> Writer<'a> {
             }
         }
         self.out = outer;
-        // Stable: a repeated key keeps its order, as its readers may take the first or the last.
+        // Stable: repeated keys keep their order, because readers may use the first or the last.
         members.sort_by(|(a, _), (b, _)| a.cmp(b));
         self.out.push('{');
         for (index, (key, value)) in members.iter().enumerate() {
@@ -200,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_is_no_json_or_too_deep_is_its_own_form() {
+    fn a_text_that_is_no_json_or_too_deep_is_unchanged() {
         let deep = "[".repeat(500) + &"]".repeat(500);
         for text in ["", "{", "[1 2]", "{\"a\" 1}", "nul", "\"\\", deep.as_str()] {
             assert_eq!(canonical(text), text);

@@ -1,4 +1,4 @@
-//! JSON that is carried, not understood.
+//! JSON text that is stored and forwarded without being interpreted.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::canonical;
 
-/// JSON kept byte for byte: key order, number format and white space are the sender's.
+/// JSON text stored byte for byte: key order, number format and white space are the sender's.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Json(Box<RawValue>);
@@ -20,12 +20,12 @@ impl Json {
         self.0.get()
     }
 
-    /// Parses and keeps a text.
+    /// Parses a text and stores it unchanged.
     pub fn parse(text: String) -> Result<Self, serde_json::Error> {
         RawValue::from_string(text).map(Self)
     }
 
-    /// The same value in one form: see [`canonical`].
+    /// The [canonical form](canonical) of the value.
     pub(super) fn canonical(&self) -> Cow<'_, str> {
         canonical::canonical(self.as_str())
     }

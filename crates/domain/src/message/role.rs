@@ -1,15 +1,15 @@
-//! Who may speak in a conversation.
+//! The roles of messages.
 
 use std::fmt;
 
 use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Who speaks.
+/// The role of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// The human.
+    /// The end user.
     User,
     /// The model.
     Assistant,
@@ -17,7 +17,7 @@ pub enum Role {
     System,
     /// The result of a tool call.
     Tool,
-    /// The result of a function call, the older form of `tool`.
+    /// The result of a function call; the older form of `tool`.
     Function,
 }
 
@@ -44,8 +44,8 @@ impl Role {
         Self::ALL.into_iter().find(|role| role.as_str() == name)
     }
 
-    /// The role behind a name that other systems use, for a hint.
-    fn meant_by(name: &str) -> Option<Self> {
+    /// The role that another system's name means, for a hint.
+    pub(crate) fn meant_by(name: &str) -> Option<Self> {
         match name.to_ascii_lowercase().as_str() {
             "human" | "customer" | "client" | "contact" => Some(Self::User),
             "ai" | "bot" | "agent" | "model" => Some(Self::Assistant),
@@ -64,13 +64,7 @@ impl<'de> Deserialize<'de> for Role {
                 f.write_str("one of `user`, `assistant`, `system`, `tool`, `function`")
             }
             fn visit_str<E: de::Error>(self, name: &str) -> Result<Role, E> {
-                Role::parse(name).ok_or_else(|| match Role::meant_by(name) {
-                    Some(role) => E::custom(format_args!(
-                        "must be a role, but is {name:?}; did you mean `{}`?",
-                        role.as_str()
-                    )),
-                    None => E::invalid_value(Unexpected::Str(name), &self),
-                })
+                Role::parse(name).ok_or_else(|| E::invalid_value(Unexpected::Str(name), &self))
             }
         }
         deserializer.deserialize_str(Name)

@@ -1,4 +1,4 @@
-//! What each action promises to answer: the `data` of its reply.
+//! The `data` of the reply to each action.
 
 use std::collections::BTreeMap;
 
@@ -10,136 +10,137 @@ use crate::ids::{ConversationId, MessageId};
 use crate::message::{Json, Role};
 use crate::time::Timestamp;
 
-/// The answer to `conversation.save_message`: the message is durable.
+/// The reply to `conversation.save_message`: the message is stored durably.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SaveMessageData {
-    /// The conversation, given or derived.
+    /// The conversation, from the action or derived.
     pub conversation_id: ConversationId,
-    /// The message, given or made.
+    /// The message, from the action or generated.
     pub message_id: MessageId,
-    /// Whether it had been saved before.
+    /// Whether the message had been saved before.
     pub duplicate: bool,
 }
 
-/// The answer to `conversation.get_context`: what a model should see.
+/// The reply to `conversation.get_context`: the messages that a model should see.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ContextData {
     /// The conversation.
     pub conversation_id: ConversationId,
     /// The messages, in the conversation's order.
     pub messages: Vec<ContextMessage>,
-    /// What they cost, with the overhead of the model's chat format.
+    /// The number of tokens, with the overhead of the model's chat format.
     pub total_tokens: u64,
-    /// Whether anything was left out or cut.
+    /// Whether messages were left out or shortened.
     pub truncation_applied: bool,
-    /// What is verbatim, summarised or left out, how it was counted, and where it came from.
+    /// Which messages are verbatim, summarised or left out, how tokens were counted, and where the
+    /// messages were read from.
     #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     pub receipt: Json,
-    /// Whether a store was away, so that more may exist than is told.
+    /// Whether a dependency was unavailable, so that messages may be missing.
     pub degraded: bool,
 }
 
-/// A message as a model sees it.
+/// A message for a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ContextMessage {
     /// Its id.
     pub id: MessageId,
-    /// Who speaks.
+    /// The role of the message.
     pub role: Role,
-    /// What was said: a string, or the array of parts.
+    /// The content: a string, or the array of parts.
     #[schemars(with = "serde_json::Value")]
     pub content: Json,
-    /// What it costs.
+    /// The number of tokens.
     pub tokens: u64,
-    /// The calls that the model wanted made.
+    /// The tool calls that the model requested.
     #[schemars(with = "Option<serde_json::Value>")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<Json>,
-    /// The call that it answers.
+    /// The tool call to which this message is the result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
 }
 
-/// The answer to `conversation.get_history`.
+/// The reply to `conversation.get_history`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HistoryData {
     /// The conversation.
     pub conversation_id: ConversationId,
     /// The messages, oldest first.
     pub messages: Vec<HistoryMessage>,
-    /// Whether a store was away, so that more may exist than is told.
+    /// Whether a dependency was unavailable, so that messages may be missing.
     pub degraded: bool,
 }
 
-/// A message as it was said.
+/// A stored message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HistoryMessage {
     /// Its id.
     pub id: MessageId,
-    /// Who speaks.
+    /// The role of the message.
     pub role: Role,
-    /// What was said: a string, or the array of parts.
+    /// The content: a string, or the array of parts.
     #[schemars(with = "serde_json::Value")]
     pub content: Json,
     /// When it happened.
     pub created_at: Timestamp,
-    /// The calls that the model wanted made.
+    /// The tool calls that the model requested.
     #[schemars(with = "Option<serde_json::Value>")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<Json>,
-    /// The call that it answers.
+    /// The tool call to which this message is the result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
-    /// Whatever else came with it.
+    /// Further data of the sender.
     #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Json>,
 }
 
-/// The answer to `conversation.erase`: what was erased.
+/// The reply to `conversation.erase`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EraseData {
-    /// Messages sent before this moment are gone and stay away.
+    /// Messages that were sent before this time are erased, even if they arrive later.
     pub erased_at: Timestamp,
-    /// How many conversations went.
+    /// How many conversations were erased.
     pub conversations: u64,
-    /// How many messages went.
+    /// How many messages were erased.
     pub messages: u64,
 }
 
-/// The answer to `state.load`, `.save`, `.patch`, `.transition` and `.clear`: the state as it is
+/// The reply to `state.load`, `.save`, `.patch`, `.transition` and `.clear`: the state as it is
 /// now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StateData {
-    /// The state; null where there is none.
+    /// The state; null if there is none.
     #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
     pub value: Option<Json>,
-    /// Its version; 0 where there has never been one.
+    /// Its version; 0 if there has never been a state.
     pub version: i64,
-    /// When it expires, where it does.
+    /// When it expires; null if it does not.
     pub expires_at: Option<Timestamp>,
-    /// Whether a write was stored; absent in the answer to a load.
+    /// Whether a write was stored; absent in the reply to a load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saved: Option<bool>,
-    /// Whether a store was away, so that a newer state may exist.
+    /// Whether a dependency was unavailable, so that a newer state may exist.
     pub degraded: bool,
 }
 
-/// The answer to `state.list_active`: one page.
+/// The reply to `state.list_active`: one page.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StateListData {
     /// The states of this page.
     pub states: Vec<StateListEntry>,
-    /// What to send as `cursor` for the next page; null on the last one.
+    /// The `cursor` for the next page; null on the last page.
     pub next_cursor: Option<String>,
 }
 
 /// One state in a listing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StateListEntry {
-    /// Whose state.
+    /// The key of the state.
     pub key: StateKey,
-    /// The fields that the profile lists.
+    /// The fields of the state that its profile lists.
     #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     pub value: Json,
     /// Its version.
@@ -148,11 +149,11 @@ pub struct StateListEntry {
     pub updated_at: Timestamp,
 }
 
-/// The answer to `state.stats`.
+/// The reply to `state.stats`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StateStatsData {
     /// How many states have not expired.
     pub active: u64,
-    /// How many of them stand in each status or stage, for profiles that have one.
+    /// How many of them have each status or stage, for profiles that have one.
     pub by_status: BTreeMap<String, u64>,
 }

@@ -1,4 +1,4 @@
-//! Values with bounds: what they accept when read is what their schema says.
+//! Values with bounds. Decoding and the JSON Schema use the same bounds.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -19,18 +19,18 @@ pub struct Integer<const MIN: i64, const MAX: i64>(i64);
 #[serde(transparent)]
 pub struct Amount(f64);
 
-/// A JSON object, kept byte for byte.
+/// A JSON object, stored byte for byte.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct JsonObject(Json);
 
-/// A JSON array, kept byte for byte.
+/// A JSON array, stored byte for byte.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct JsonArray(Json);
 
 impl<const MIN: i64, const MAX: i64> Integer<MIN, MAX> {
-    /// The number, if it lies within the bounds.
+    /// The number, if it is within the bounds.
     #[must_use]
     pub fn new(number: i64) -> Option<Self> {
         (MIN..=MAX).contains(&number).then_some(Self(number))
@@ -54,7 +54,7 @@ impl Amount {
 macro_rules! saturating {
     ($($to:ty),*) => {$(
         impl<const MIN: i64, const MAX: i64> From<Integer<MIN, MAX>> for $to {
-            /// Bounds that do not fit the target are cut to it.
+            /// A number outside of the target's range becomes the nearest one within it.
             fn from(integer: Integer<MIN, MAX>) -> Self {
                 Self::try_from(integer.0.max(0)).unwrap_or(Self::MAX)
             }
@@ -70,7 +70,7 @@ impl<'de, const MIN: i64, const MAX: i64> Deserialize<'de> for Integer<MIN, MAX>
             type Value = Integer<MIN, MAX>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 if MAX == i64::MAX {
-                    write!(f, "an integer from {MIN}")
+                    write!(f, "an integer of at least {MIN}")
                 } else {
                     write!(f, "an integer from {MIN} to {MAX}")
                 }
@@ -96,13 +96,13 @@ impl<'de> Deserialize<'de> for Amount {
         if number.is_finite() && number >= 0.0 {
             Ok(Self(number))
         } else {
-            Err(de::Error::invalid_value(Unexpected::Float(number), &"a number from 0"))
+            Err(de::Error::invalid_value(Unexpected::Float(number), &"a number of at least 0"))
         }
     }
 }
 
 /// Implements reading of JSON that starts with `$first`.
-macro_rules! kept {
+macro_rules! json_text {
     ($name:ident, $first:literal, $expected:literal, $type:literal) => {
         impl $name {
             /// The text, as it was sent.
@@ -142,8 +142,8 @@ macro_rules! kept {
         }
     };
 }
-kept!(JsonObject, '{', "an object", "object");
-kept!(JsonArray, '[', "an array", "array");
+json_text!(JsonObject, '{', "an object", "object");
+json_text!(JsonArray, '[', "an array", "array");
 
 impl<const MIN: i64, const MAX: i64> JsonSchema for Integer<MIN, MAX> {
     fn schema_name() -> Cow<'static, str> {

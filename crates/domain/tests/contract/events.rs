@@ -1,4 +1,4 @@
-//! Events survive the wire and are what their schemas say.
+//! Events are encoded and decoded without loss and match their schemas.
 
 use domain::event::{DeadLettered, Erased, Event, Migrated, Reopened};
 use domain::failure::DeadLetterReason;
@@ -61,7 +61,7 @@ fn events() -> [Event; 4] {
 }
 
 #[test]
-fn events_survive_the_wire_and_name_their_routing_key() {
+fn events_are_decoded_as_they_were_encoded_and_have_their_routing_key() {
     for event in events() {
         let text = serde_json::to_string(&event).expect("an event");
         let wire: Value = serde_json::from_str(&text).expect("JSON");
@@ -71,7 +71,7 @@ fn events_survive_the_wire_and_name_their_routing_key() {
 }
 
 #[test]
-fn events_are_what_their_schemas_say() {
+fn events_match_their_schemas() {
     for event in events() {
         let name = format!("event.{}.json", event.routing_key());
         let (_, schema) = documents().into_iter().find(|(file, _)| *file == name).expect(&name);

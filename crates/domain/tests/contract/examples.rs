@@ -1,4 +1,4 @@
-//! Every example of an action decodes to what its snapshot says.
+//! Every example of an action decodes to its snapshot.
 
 use std::collections::BTreeSet;
 use std::path::Path;

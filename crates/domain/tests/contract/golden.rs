@@ -1,7 +1,7 @@
 //! Values that are stored and compared for years: they must never change.
 //!
 //! A failure here means that redelivered messages would be stored twice, or that duplicates would
-//! become conflicts. Mend the code, never the values.
+//! become conflicts. Fix the code, never the values.
 
 use domain::action::{Action, SaveMessage};
 use domain::fixtures::example;

@@ -1,6 +1,6 @@
-//! The contract, as its readers see it: examples, refusals, rules, schemas.
+//! Tests of the wire contract: examples, refusals, rules, schemas.
 
-#![expect(clippy::expect_used, reason = "tests say what they expected")]
+#![expect(clippy::expect_used, reason = "the text of expect is the test's failure message")]
 
 mod events;
 mod examples;

@@ -1,10 +1,10 @@
-//! Every bad body is refused for its reason, and the refusal names the field.
+//! Every invalid body is refused for its reason; the refusal names the field, the fault and the remedy.
 
 use std::fmt::Write;
 
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use domain::envelope::Envelope;
-use domain::failure::DeadLetterReason;
+use domain::failure::{DeadLetterReason, Hint};
 use domain::fixtures::malformed;
 
 use crate::support::decoded_with;
@@ -26,17 +26,38 @@ fn every_bad_body_is_refused_for_its_reason_and_names_its_field() {
 }
 
 #[test]
-fn what_senders_are_told_is_worth_reading() {
-    let mut told = String::new();
+fn a_refusal_names_the_field_the_fault_and_the_remedy() {
+    let mut refusals = String::new();
     for bad in malformed(DEFAULT_MAX_BODY_BYTES) {
         let refusal = decoded_with(&bad.body, &Envelope::default()).expect_err(bad.name);
-        writeln!(told, "{}\n    {refusal}", bad.name).unwrap();
+        writeln!(refusals, "{}\n    {refusal}", bad.name).unwrap();
     }
-    insta::assert_snapshot!(told);
+    insta::assert_snapshot!(refusals);
 }
 
 #[test]
-fn no_refusal_repeats_more_than_a_little_of_a_value() {
+fn a_refusal_has_a_typed_hint_where_its_sentence_has_a_suggestion() {
+    let mut meant = 0;
+    for bad in malformed(DEFAULT_MAX_BODY_BYTES) {
+        let refusal = decoded_with(&bad.body, &Envelope::default()).expect_err(bad.name);
+        match &refusal.hint {
+            Some(Hint::DidYouMean(value)) => {
+                meant += 1;
+                assert!(
+                    refusal.detail.ends_with(&format!("; did you mean `{value}`?")),
+                    "{refusal}"
+                );
+                assert!(refusal.field.is_some(), "{refusal}");
+            }
+            Some(Hint::AddField) => assert!(refusal.detail.ends_with("` is missing"), "{refusal}"),
+            None => assert!(!refusal.detail.contains("did you mean"), "{refusal}"),
+        }
+    }
+    assert!(meant >= 5, "only {meant} suggestions");
+}
+
+#[test]
+fn no_refusal_repeats_more_than_the_beginning_of_a_value() {
     let long = "x".repeat(5_000);
     for field in ["role", "timestamp", "tokens_estimate", "action_type", "metadata", "tool_calls"] {
         let body = format!(
@@ -44,7 +65,7 @@ fn no_refusal_repeats_more_than_a_little_of_a_value() {
                 "role":"user","content":"hi","{field}":"{long}"}}"#
         );
         let duplicate = format!("\"{field}\":\"{long}\"");
-        // The field may be there already; then only the long one stays.
+        // Where the body already has the field, only the long value stays.
         let body = match field {
             "role" => body.replace(r#""role":"user","#, ""),
             "action_type" => body.replace(r#""action_type":"conversation.save_message","#, ""),
@@ -59,7 +80,7 @@ fn no_refusal_repeats_more_than_a_little_of_a_value() {
 }
 
 #[test]
-fn the_largest_body_is_fine_and_one_byte_more_is_too_large() {
+fn the_largest_body_is_accepted_and_one_byte_more_is_too_large() {
     let body = |bytes: usize| {
         let open = r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"user","content":""#;
         let close = "\"}";

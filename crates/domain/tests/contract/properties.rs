@@ -1,4 +1,4 @@
-//! What holds for every input, not only for those that somebody thought of.
+//! Properties that hold for every input.
 
 use std::collections::HashSet;
 
@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::support::{decoded, decoded_with};
 
-/// Ids, many of them made of what escaping and separators are made of.
+/// Ids, many of them made of separators and characters of escapes.
 fn id() -> impl Strategy<Value = String> {
     prop_oneof!["[a-c/:%{}\\-.2F]{1,6}", "[^\\p{Cc}]{1,32}"]
 }
@@ -50,17 +50,18 @@ fn json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// A JSON text that means the same as a value: members in another order, white space, escapes.
-fn reworded(value: &Value) -> String {
+/// A JSON text of equal meaning: members in another order, white space, escapes.
+fn same_meaning(value: &Value) -> String {
     match value {
         Value::Object(members) => {
             let members = members.iter().rev();
-            let members = members
-                .map(|(k, v)| format!("\n {} :\t{}", reworded(&k.as_str().into()), reworded(v)));
+            let members = members.map(|(k, v)| {
+                format!("\n {} :\t{}", same_meaning(&k.as_str().into()), same_meaning(v))
+            });
             format!("{{{} }}", members.collect::<Vec<_>>().join(" ,"))
         }
         Value::Array(elements) => {
-            format!("[ {}\r\n]", elements.iter().map(reworded).collect::<Vec<_>>().join(" , "))
+            format!("[ {}\r\n]", elements.iter().map(same_meaning).collect::<Vec<_>>().join(" , "))
         }
         Value::String(text) => {
             let escaped = text.encode_utf16().map(|unit| format!("\\u{unit:04X}"));
@@ -86,7 +87,7 @@ fn saved(role: &str, content: &str, rest: &str) -> SaveMessage {
 }
 
 proptest! {
-    // The same cases in every run: a failure is the change's, not the weather's.
+    // The same cases in every run: a new failure is caused by the change under test, not by chance.
     #![proptest_config(ProptestConfig {
         cases: 512,
         rng_seed: RngSeed::Fixed(0x5eed),
@@ -147,12 +148,12 @@ proptest! {
     }
 
     #[test]
-    fn decoding_survives_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn decoding_refuses_random_bytes_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         prop_assert!(decoded_with(&bytes, &Envelope::default()).is_err());
     }
 
     #[test]
-    fn decoding_survives_every_mutation_of_a_body(
+    fn decoding_a_mutated_body_does_not_panic(
         which in any::<prop::sample::Index>(),
         cuts in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..4_u8), 1..6),
     ) {
@@ -172,12 +173,12 @@ proptest! {
                 _ => body.truncate(at),
             }
         }
-        // Whatever comes out, it came out.
+        // Any result is right; a panic is not.
         drop(decoded_with(&body, &Envelope::default()));
     }
 
     #[test]
-    fn where_a_field_stands_makes_no_difference(
+    fn a_field_under_data_is_equal_to_one_at_the_top(
         which in any::<prop::sample::Index>(),
         nested in prop::collection::vec(any::<bool>(), 24),
         twice in prop::collection::vec(any::<bool>(), 24),
@@ -206,7 +207,7 @@ proptest! {
     }
 
     #[test]
-    fn a_body_hash_ignores_all_but_the_words(
+    fn a_body_hash_ignores_all_but_role_content_and_tool_calls(
         text in "[^\0]{0,20}",
         at in timestamp(),
         metadata in json(),
@@ -226,13 +227,13 @@ proptest! {
     #[test]
     fn a_body_hash_is_of_what_tool_calls_mean(one in json(), other in json()) {
         let hash = |calls: &str| saved("assistant", "", &format!(r#","tool_calls":[{calls}]"#)).message.body_hash();
-        prop_assert_eq!(hash(&one.to_string()), hash(&reworded(&one)));
+        prop_assert_eq!(hash(&one.to_string()), hash(&same_meaning(&one)));
         let alike = one == other;
         prop_assert_eq!(hash(&one.to_string()) == hash(&other.to_string()), alike, "{} {}", one, other);
     }
 }
 
-/// An action without what depends on the place of its fields: the order of the metadata.
+/// An action as text, without the order of its metadata, which depends on the place of the fields.
 fn comparable(action: Result<Action, domain::failure::Refusal>) -> String {
     let mut action = action.expect("a good action");
     let mut metadata = None;

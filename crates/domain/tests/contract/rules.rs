@@ -1,4 +1,4 @@
-//! The rules that span fields: identity, conversation, time, and what the transport says.
+//! The rules that span fields: ids, conversation, times and AMQP properties.
 
 use domain::action::{Action, ConversationSource, Identity, SaveMessage};
 use domain::envelope::{Envelope, Resolved};
@@ -9,7 +9,7 @@ use domain::time::Timestamp;
 
 use crate::support::{NEW_ID, decoded, decoded_with, received_at};
 
-/// Decodes a message whose body has these fields more than it must have.
+/// Decodes a message whose body has these fields beside the required ones.
 fn message_with(fields: &str, envelope: &Envelope<'_>) -> Result<SaveMessage, Refusal> {
     let body = body(&format!(r#""content":"hi",{fields}"#));
     match decoded_with(body.as_bytes(), envelope)? {
@@ -33,13 +33,13 @@ fn at(text: &str) -> Timestamp {
     Timestamp::parse(text).expect("a timestamp")
 }
 
-fn from_broker(message_id: &str) -> Envelope<'_> {
+fn with_message_id(message_id: &str) -> Envelope<'_> {
     Envelope { message_id: Some(message_id), ..Envelope::default() }
 }
 
 #[test]
-fn a_message_is_known_by_the_first_of_its_ids() {
-    let envelope = from_broker("amqp");
+fn the_id_of_a_message_is_the_first_of_its_ids() {
+    let envelope = with_message_id("amqp");
     let known = |fields: &str| {
         let save = message_with(fields, &envelope).expect("a good message");
         assert_eq!(save.identity, Identity::Sent);
@@ -55,7 +55,7 @@ fn a_message_is_known_by_the_first_of_its_ids() {
 }
 
 #[test]
-fn without_ids_conversation_timestamp_and_body_make_the_id() {
+fn without_ids_the_id_is_derived_from_conversation_timestamp_and_body() {
     let one = message(r#""timestamp":"2026-01-01T00:00:00Z""#);
     assert_eq!(one.identity, Identity::Derived);
     let again = message(r#""timestamp":"2026-01-01T00:00:00Z""#);
@@ -70,7 +70,7 @@ fn without_ids_conversation_timestamp_and_body_make_the_id() {
 }
 
 #[test]
-fn without_ids_and_timestamp_the_id_is_fresh_even_if_the_broker_knows_a_time() {
+fn without_ids_and_timestamp_the_id_is_new_even_if_amqp_has_a_timestamp() {
     let envelope = Envelope { timestamp: Some(1_767_225_600), ..Envelope::default() };
     let save = message_with("", &envelope).expect("a good message");
     assert_eq!(save.identity, Identity::Random);
@@ -79,8 +79,8 @@ fn without_ids_and_timestamp_the_id_is_fresh_even_if_the_broker_knows_a_time() {
 }
 
 #[test]
-fn a_message_id_of_the_broker_that_is_no_id_is_refused_only_where_it_counts() {
-    let envelope = from_broker("");
+fn an_invalid_amqp_message_id_is_refused_only_where_it_is_used() {
+    let envelope = with_message_id("");
     let refusal = message_with("", &envelope).expect_err("an empty id");
     assert_eq!(refusal.field.as_deref(), Some("AMQP message_id"));
     let save = message_with(r#""action_id":"a""#, &envelope).expect("a good message");
@@ -88,7 +88,7 @@ fn a_message_id_of_the_broker_that_is_no_id_is_refused_only_where_it_counts() {
 }
 
 #[test]
-fn a_conversation_is_the_named_one_or_a_function_of_tenant_and_session() {
+fn a_conversation_is_the_sent_one_or_derived_from_tenant_and_session() {
     let derived = message("").common;
     assert_eq!(derived.conversation_is_explicit, ConversationSource::FromSession);
     assert_eq!(derived.key, message(r#""agent_id":"another""#).common.key);
@@ -98,22 +98,22 @@ fn a_conversation_is_the_named_one_or_a_function_of_tenant_and_session() {
 }
 
 #[test]
-fn time_is_the_bodys_then_the_brokers_then_the_receipt() {
+fn the_time_is_the_bodys_then_the_amqp_timestamp_then_the_receipt() {
     let broker = Envelope { timestamp: Some(1_767_225_600), ..Envelope::default() };
     let body = r#""timestamp":"2026-02-03T04:05:06.7890129+02:00""#;
     let sent = message_with(body, &broker).expect("a good message");
     assert_eq!(sent.message.created_at, at("2026-02-03T02:05:06.789012Z"));
     assert_eq!(sent.message.received_at, received_at());
-    let by_broker = message_with("", &broker).expect("a good message");
-    assert_eq!(by_broker.message.created_at, at("2026-01-01T00:00:00Z"));
-    assert_eq!(by_broker.common.sent_at, Some(by_broker.message.created_at));
+    let by_amqp = message_with("", &broker).expect("a good message");
+    assert_eq!(by_amqp.message.created_at, at("2026-01-01T00:00:00Z"));
+    assert_eq!(by_amqp.common.sent_at, Some(by_amqp.message.created_at));
     let by_receipt = message("");
     assert_eq!(by_receipt.message.created_at, received_at());
     assert_eq!(by_receipt.common.sent_at, None);
 }
 
 #[test]
-fn a_broker_timestamp_in_milliseconds_is_refused_unless_the_body_has_one() {
+fn an_amqp_timestamp_in_milliseconds_is_refused_unless_the_body_has_one() {
     let envelope = Envelope { timestamp: Some(1_767_225_600_000), ..Envelope::default() };
     let refusal = message_with("", &envelope).expect_err("the year 57971");
     assert_eq!(refusal.field.as_deref(), Some("AMQP timestamp"));
@@ -121,7 +121,7 @@ fn a_broker_timestamp_in_milliseconds_is_refused_unless_the_body_has_one() {
 }
 
 #[test]
-fn a_later_attempt_decides_as_the_first_one_did() {
+fn a_later_attempt_gets_the_same_action_as_the_first() {
     for fields in ["", r#""timestamp":"2026-01-01T00:00:00Z""#, r#""message_id":"m""#] {
         let first = message(fields);
         let resolved = Action::SaveMessage(Box::new(first.clone())).resolved();
@@ -131,7 +131,7 @@ fn a_later_attempt_decides_as_the_first_one_did() {
         let context = domain::decode::DecodeContext {
             received_at: at("2027-01-01T00:00:00Z"),
             max_body_bytes: 10_000,
-            new_id: &|| panic!("a later attempt needs no fresh id"),
+            new_id: &|| panic!("a later attempt needs no new id"),
         };
         let second = domain::decode::decode(body.as_bytes(), &retry, &context);
         assert_eq!(second, Ok(Action::SaveMessage(Box::new(first))), "{fields}");
@@ -139,14 +139,14 @@ fn a_later_attempt_decides_as_the_first_one_did() {
 }
 
 #[test]
-fn what_an_earlier_attempt_resolved_wins() {
+fn what_an_earlier_attempt_resolved_takes_precedence() {
     let resolved = Resolved {
         id: MessageId::new("id").expect("an id"),
         conversation: ConversationId::new("conversation").expect("an id"),
         timestamp: at("2026-03-01T00:00:00Z"),
         received_at: at("2026-03-02T00:00:00Z"),
     };
-    let envelope = Envelope { resolved: Some(&resolved), ..from_broker("copy") };
+    let envelope = Envelope { resolved: Some(&resolved), ..with_message_id("copy") };
     let fields = r#""message_id":"m","conversation_id":"c","timestamp":"2026-01-01T00:00:00Z""#;
     let save = message_with(fields, &envelope).expect("a good message");
     assert_eq!(save.common.resolved(), resolved);
@@ -156,10 +156,10 @@ fn what_an_earlier_attempt_resolved_wins() {
 }
 
 #[test]
-fn only_what_may_be_tried_again_is_resolved() {
-    let question =
+fn only_what_may_be_retried_is_resolved() {
+    let request =
         decoded(r#"{"action_type":"conversation.get_context","tenant_id":"t","session_id":"s"}"#);
-    assert_eq!(question.expect("a question").resolved(), None);
+    assert_eq!(request.expect("a request").resolved(), None);
     let event = decoded(
         r#"{"action_type":"conversation.session_closed","tenant_id":"t","session_id":"s","action_id":"a"}"#,
     );
@@ -169,7 +169,7 @@ fn only_what_may_be_tried_again_is_resolved() {
 }
 
 #[test]
-fn the_brokers_word_on_replies_wins() {
+fn amqp_properties_of_replies_take_precedence() {
     let fields = r#""correlation_id":"body","callback_queue_name":"body.replies""#;
     let common = message(fields).common;
     assert_eq!(common.correlation_id.as_deref(), Some("body"));
@@ -185,7 +185,7 @@ fn the_brokers_word_on_replies_wins() {
 }
 
 #[test]
-fn a_tier_may_stand_in_the_metadata() {
+fn a_tier_may_be_in_the_metadata() {
     let tier = |fields: &str| message(fields).common.tenant_tier;
     assert_eq!(tier(r#""metadata":{"tenant_tier":"free"}"#).as_deref(), Some("free"));
     assert_eq!(tier(r#""metadata":{"tenant_tier":3}"#), None);
@@ -216,7 +216,7 @@ fn metadata_are_kept_byte_for_byte_and_nothing_beside_them_is_lost() {
 }
 
 #[test]
-fn one_value_in_both_places_is_fine_and_null_says_nothing() {
+fn an_equal_value_in_both_places_is_accepted_and_null_is_ignored() {
     assert_eq!(message(r#""data":{"content":"hi","role":"assistant"}"#).common.metadata, None);
     let json = r#""metadata":{"a":1,"b":[2]},"data":{"metadata":{"b":[2],"a":1}}"#;
     assert!(message(json).message.metadata.is_some());
@@ -227,7 +227,7 @@ fn one_value_in_both_places_is_fine_and_null_says_nothing() {
 }
 
 #[test]
-fn content_may_be_absent_beside_tool_calls_alone() {
+fn content_may_be_absent_only_if_there_are_tool_calls() {
     for content in ["", r#""content":null,"#, r#""content":"","#] {
         let body = body(&format!(r#"{content}"tool_calls":[]"#));
         let Ok(Action::SaveMessage(save)) = decoded(&body) else { panic!("{body}") };

@@ -1,4 +1,4 @@
-//! The published schemas are those of the types, and agree with decoding.
+//! The published schemas are generated from the types and agree with decoding.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ fn stored() -> BTreeMap<String, String> {
 }
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "whoever runs the test says whether to write")]
+#[expect(clippy::disallowed_methods, reason = "UPDATE_SCHEMAS is an argument of the test run")]
 fn the_stored_schemas_are_fresh() {
     let fresh: BTreeMap<String, String> =
         generated().into_iter().map(|(name, schema)| (name, format!("{schema:#}\n"))).collect();
@@ -64,9 +64,9 @@ fn every_example_is_valid_under_its_schema() {
     }
 }
 
-/// What decoding refuses and a schema cannot: text, as opposed to its form.
+/// Bodies that decoding refuses and a schema cannot refuse.
 const BEYOND_SCHEMAS: [&str; 18] = [
-    "a tenant of 65 letters of two bytes",
+    "a tenant of 65 characters of two bytes",
     "null content without tool calls",
     "a text part without text",
     "a text part whose text is a number",
@@ -87,11 +87,11 @@ const BEYOND_SCHEMAS: [&str; 18] = [
 ];
 
 #[test]
-fn what_decoding_refuses_is_invalid_under_the_schema_as_far_as_one_can_say_it() {
+fn what_decoding_refuses_is_invalid_under_the_schema_where_a_schema_can_express_it() {
     let schemas = generated();
     let mut accepted = Vec::new();
     for bad in malformed(1_000) {
-        // Half characters and infinite numbers do not outlive a parser.
+        // serde_json cannot parse half characters and infinite numbers.
         let Ok(body) = serde_json::from_slice::<Value>(&bad.body) else { continue };
         let kind = body["action_type"].as_str().and_then(ActionKind::parse);
         let Some(kind) = kind else { continue };
@@ -116,7 +116,7 @@ fn every_schema_has_a_title_and_every_field_a_description() {
 }
 
 #[test]
-fn replies_are_what_their_schema_says() {
+fn replies_match_their_schema() {
     let schema = &generated()["reply.conversation.save_message.json"];
     let reply = |result| Reply { action_id: None, correlation_id: Some("c".to_owned()), result };
     let id = |text: &str| domain::ids::MessageId::new(text).expect("an id");

@@ -1,4 +1,4 @@
-//! What every test of decoding needs: a fixed time, a recognisable fresh id.
+//! The inputs of every test of decoding: a fixed time of receipt and a fixed new id.
 
 use domain::action::Action;
 use domain::decode::{DEFAULT_MAX_BODY_BYTES, DecodeContext, decode};
@@ -7,7 +7,7 @@ use domain::failure::Refusal;
 use domain::time::Timestamp;
 use uuid::Uuid;
 
-/// The id that a message gets which brings nothing to be known by.
+/// The id of a message that has neither an id nor a timestamp.
 pub(crate) const NEW_ID: Uuid = Uuid::from_u128(0xfeed);
 
 pub(crate) fn received_at() -> Timestamp {

@@ -1,9 +1,9 @@
-//! A validator for the part of JSON Schema that our generator uses; it panics at any other keyword,
-//! so that nothing is accepted because nobody looked.
+//! A validator for the part of JSON Schema that our generator uses. It panics at any other keyword, so
+//! that no unchecked keyword makes a document valid.
 
 use serde_json::{Map, Value};
 
-/// What is wrong with a value, each with its path; empty if it is valid.
+/// The faults of a value with their paths; empty if it is valid.
 pub(crate) fn faults(document: &Value, value: &Value) -> Vec<String> {
     let mut faults = Vec::new();
     Validator { document, faults: &mut faults }.check(document, value, "");
@@ -100,7 +100,7 @@ impl Validator<'_> {
     }
 }
 
-/// The pattern of timestamps, by hand: digits where digits are due, then a fraction, then an offset.
+/// Matches the pattern of timestamps: date and time, then a fraction, then an offset.
 fn looks_like_a_date(text: &str) -> bool {
     let form: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
     let Some(rest) = form

@@ -1,4 +1,4 @@
-//! Savers append committed rows without looking.
+//! Savers append committed rows without reading first.
 
 use crate::support::*;
 use domain::failure::FailureClass;
@@ -14,7 +14,7 @@ async fn a_row_that_is_appended_again_is_one_member() {
     append(&world.store(), "c", &rows[1..]).await;
     let copy = store.read(&key("c"), &newest(10)).await.unwrap();
     assert_eq!(copy.usable(NUMBERS), Ok(rows));
-    assert_eq!(world.raw::<usize>(&["ZCARD", &name("c")]).await, 4, "three rows and a mark");
+    assert_eq!(world.raw::<usize>(&["ZCARD", &name("c")]).await, 4, "three rows and a marker");
 }
 
 #[tokio::test]
@@ -35,7 +35,7 @@ async fn order_is_by_time_and_then_by_id_in_bytes() {
     expected.extend(ids);
     expected.push(" ");
     assert_eq!(crate::support::ids(&read), expected);
-    // Redis itself has them in this order, which is what a bounded window relies on.
+    // Redis itself has this order, on which the read of a limited window depends.
     let range: Vec<Vec<u8>> = world.raw(&["ZRANGE", &name("c"), "1", "-1"]).await;
     let stored: Vec<_> =
         range.iter().map(|member| member.split(|byte| *byte == 0).next().unwrap()).collect();
@@ -43,7 +43,7 @@ async fn order_is_by_time_and_then_by_id_in_bytes() {
 }
 
 #[tokio::test]
-async fn conversations_whose_ids_hold_separators_do_not_meet() {
+async fn conversations_whose_ids_contain_separators_have_different_keys() {
     let world = World::new().await;
     let store = world.store();
     let conversations = ["a/b", "a:b", "{a}", "}{", "a%2Fb", "größe 😀"];
@@ -59,7 +59,7 @@ async fn conversations_whose_ids_hold_separators_do_not_meet() {
 }
 
 #[tokio::test]
-async fn a_batch_of_many_conversations_and_several_writes_arrives_whole() {
+async fn a_batch_of_many_conversations_and_several_writes_is_appended_completely() {
     let world = World::new().await;
     let store = world.store();
     // 5 MiB: one conversation of 3 MiB, one of 1 200 rows, and many small ones.
@@ -76,7 +76,7 @@ async fn a_batch_of_many_conversations_and_several_writes_arrives_whole() {
 
     assert_eq!(world.raw::<usize>(&["ZCARD", &name("large")]).await, 3);
     assert_eq!(world.raw::<usize>(&["ZCARD", &name("many")]).await, 1_200);
-    assert_eq!(world.keys().await, 102, "none for the empty one");
+    assert_eq!(world.keys().await, 102, "no key for the empty one");
     for conversation in names.iter().map(String::as_str).chain(["large", "many"]) {
         let ttl: i64 = world.raw(&["TTL", &name(conversation)]).await;
         assert!((86_000..=86_400).contains(&ttl), "{conversation}: {ttl}");
@@ -108,7 +108,7 @@ async fn the_expiry_is_a_setting() {
 }
 
 #[tokio::test]
-async fn a_refused_conversation_is_named_and_its_neighbours_are_appended() {
+async fn a_refused_conversation_is_named_and_the_others_are_appended() {
     let world = World::new().await;
     let store = world.store();
     world.raw::<()>(&["SET", &name("bad"), "not a sorted set"]).await;
@@ -125,7 +125,7 @@ async fn a_refused_conversation_is_named_and_its_neighbours_are_appended() {
 }
 
 #[tokio::test]
-async fn a_full_memory_is_unavailable_but_not_down() {
+async fn a_redis_without_free_memory_is_unavailable_but_stays_connected() {
     let world = World::new().await;
     let store = world.store();
     store.probe().await.unwrap();
@@ -141,18 +141,18 @@ async fn a_full_memory_is_unavailable_but_not_down() {
 }
 
 #[tokio::test]
-async fn dropped_copies_are_gone_and_their_neighbours_stay() {
+async fn dropped_copies_are_removed_and_the_others_stay() {
     let world = World::new().await;
     let store = world.store();
     let names: Vec<_> = (0..450).map(|i| format!("c-{i}")).collect();
     let row = message("m", 1);
     let batch: Vec<_> = names.iter().map(|name| (key(name), vec![&row])).collect();
     store.append(&batch).await.unwrap();
-    let mut gone: Vec<_> = names[1..].iter().map(|name| key(name)).collect();
-    gone.push(key("never there"));
-    store.drop_copies(&gone).await.unwrap();
+    let mut dropped: Vec<_> = names[1..].iter().map(|name| key(name)).collect();
+    dropped.push(key("without a copy"));
+    store.drop_copies(&dropped).await.unwrap();
     let left = world.raw_each::<Vec<String>>(&["KEYS", "*"]).await.concat();
     assert_eq!(left, [name("c-0")]);
-    store.drop_copies(&gone).await.unwrap();
+    store.drop_copies(&dropped).await.unwrap();
     store.drop_copies(&[]).await.unwrap();
 }

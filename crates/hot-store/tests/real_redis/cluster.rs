@@ -1,4 +1,4 @@
-//! What only a Redis Cluster does: several masters, which go away and fail over one by one.
+//! Redis Cluster: several masters, which fail and fail over one by one.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use hot_store::{Error, HotStore};
 use testkit::servers::{Node, Replicas};
 use testkit::wait::eventually;
 
-/// A replica becomes the master, whatever the others say.
+/// Makes a replica the master without the votes of the other masters.
 const TAKEOVER: [&str; 3] = ["CLUSTER", "FAILOVER", "TAKEOVER"];
 
 /// Enough conversations for every master to have some.
@@ -22,7 +22,7 @@ pub(crate) fn conversations() -> Vec<String> {
     (0..MANY).map(|i| format!("c-{i}")).collect()
 }
 
-/// The conversations that each node has a key of.
+/// The conversations of the keys on each node.
 async fn on_nodes(world: &World) -> Vec<BTreeSet<String>> {
     let keys = world.raw_each::<BTreeSet<String>>(&["KEYS", "*"]).await;
     let of = |keys: BTreeSet<String>| {
@@ -31,7 +31,7 @@ async fn on_nodes(world: &World) -> Vec<BTreeSet<String>> {
     keys.into_iter().map(of).collect()
 }
 
-/// Appends a row to every conversation. Returns those that may lack it.
+/// Appends a row to every conversation. Returns the conversations that may lack it.
 pub(crate) async fn append_to_all(store: &HotStore, row: &Message) -> Vec<String> {
     let names = conversations();
     let batch: Vec<_> = names.iter().map(|it| (key(it), vec![row])).collect();
@@ -43,8 +43,8 @@ pub(crate) async fn append_to_all(store: &HotStore, row: &Message) -> Vec<String
     }
 }
 
-pub(crate) async fn up_again(store: &HotStore) {
-    eventually("the cluster to serve again", SOON, async || {
+pub(crate) async fn until_available(store: &HotStore) {
+    eventually("the cluster to be available again", SOON, async || {
         store.probe().await.map_err(|error| error.to_string())
     })
     .await;
@@ -74,7 +74,7 @@ async fn conversations_are_spread_over_the_masters_and_served_by_each() {
     let keys: Vec<_> = conversations().iter().map(|it| key(it)).collect();
     store.drop_copies(&keys).await.unwrap();
     assert_eq!(world.keys().await, 0);
-    assert_eq!(world.server_identities(), 1, "one server identity, whoever looks");
+    assert_eq!(world.server_identities(), 1, "every store sees the same server identity");
 }
 
 #[tokio::test]
@@ -102,13 +102,13 @@ async fn many_reads_and_appends_at_once_share_one_connection_to_each_master() {
 }
 
 #[tokio::test]
-async fn any_named_node_leads_to_all_of_them() {
+async fn the_cluster_is_discovered_through_any_named_node() {
     let world = world().await;
     let urls: Vec<_> = world.nodes().iter().map(Node::url).collect();
-    let gone = format!("redis://:{}@127.0.0.1:1/0", password(&world.nodes()[0]));
+    let unreachable = format!("redis://:{}@127.0.0.1:1/0", password(&world.nodes()[0]));
     for seeds in [
         [urls[2].clone(), urls[2].clone()].join(","),
-        [gone, urls[1].clone()].join(","),
+        [unreachable, urls[1].clone()].join(","),
         [urls[0].clone(), urls[1].clone()].join(","),
     ] {
         let store = world.store_with(settings(&seeds));
@@ -119,7 +119,7 @@ async fn any_named_node_leads_to_all_of_them() {
 }
 
 #[tokio::test]
-async fn nodes_that_tell_their_addresses_are_reached_there() {
+async fn nodes_are_reached_at_the_addresses_that_they_announce() {
     let world = world().await;
     world.configure("cluster-preferred-endpoint-type", "ip").await;
     let store = world.store();
@@ -140,15 +140,15 @@ async fn several_urls_of_a_single_server_and_one_url_of_a_cluster_are_refused_wi
     let error = cluster.store_with(settings(&node.url())).probe().await.unwrap_err();
     let port = node.port();
     let expected = format!(
-        "no connection to Redis: 127.0.0.1:{port}/0: it is a node of a Redis Cluster: name several \
-         nodes, with commas between their URLs (or this one twice)"
+        "no connection to Redis: 127.0.0.1:{port}/0: it is a node of a Redis Cluster; set the URLs \
+         of several nodes, separated by commas (or this URL twice)"
     );
     assert_eq!(error.to_string(), expected);
-    assert_eq!((single.asked(), cluster.asked()), (0, 0), "nobody was admitted");
+    assert_eq!((single.checks(), cluster.checks()), (0, 0), "no server identity was checked");
 }
 
 #[tokio::test]
-async fn a_cluster_with_a_slot_that_nobody_owns_is_not_used_until_somebody_does() {
+async fn a_cluster_with_a_slot_without_owner_is_not_used_until_it_has_one() {
     let world = world().await;
     let store = world.store();
     assert_eq!(append_to_all(&store, &message("m", 1)).await, [""; 0]);
@@ -163,20 +163,20 @@ async fn a_cluster_with_a_slot_that_nobody_owns_is_not_used_until_somebody_does(
     })
     .await;
     let error = eventually("the fault", SOON, async || {
-        store.probe().await.err().ok_or_else(|| "it serves".to_owned())
+        store.probe().await.err().ok_or_else(|| "it is available".to_owned())
     })
     .await;
     let fault = error.to_string();
     assert!(fault.contains("slot 0 of the cluster has no owner"), "{fault}");
     let owner = &world.nodes()[0];
     raw_on::<()>(owner, &["CLUSTER", "ADDSLOTS", "0"]).await;
-    up_again(&store).await;
+    until_available(&store).await;
     assert_eq!(append_to_all(&store, &message("m", 1)).await, [""; 0]);
 }
 
 #[tokio::test]
-async fn one_master_that_restarts_empty_is_a_new_server_identity_and_names_its_conversations_alone()
-{
+async fn a_master_that_restarts_empty_is_a_new_server_identity_and_only_its_conversations_are_named()
+ {
     let world = world().await;
     let store = world.store();
     let conversations = conversations();
@@ -188,9 +188,13 @@ async fn one_master_that_restarts_empty_is_a_new_server_identity_and_names_its_c
     node.kill().await.unwrap();
     let row = message("later", 9_000);
     let named: BTreeSet<_> = append_to_all(&store, &row).await.into_iter().collect();
-    assert_eq!(named, lost, "the other masters took what is theirs");
+    assert_eq!(named, lost, "the other masters appended their rows");
     assert!(store.is_known_down());
-    assert_eq!(append_to_all(&store, &row).await.len(), MANY, "all or nothing");
+    assert_eq!(
+        append_to_all(&store, &row).await.len(),
+        MANY,
+        "no row is appended without a connection to every master"
+    );
     let error = eventually("the fault", SOON, async || match store.probe().await {
         Err(error) if error.to_string().contains(&node.port().to_string()) => Ok(error),
         other => Err(format!("{other:?}")),
@@ -199,8 +203,8 @@ async fn one_master_that_restarts_empty_is_a_new_server_identity_and_names_its_c
     assert!(matches!(error, Error::NotConnected(_)), "{error:?}");
 
     node.start_empty().await.unwrap();
-    up_again(&store).await;
-    assert_eq!(world.server_identities(), 2, "copies on the other masters are void as well");
+    until_available(&store).await;
+    assert_eq!(world.server_identities(), 2, "copies on the other masters are invalidated too");
     for conversation in &conversations {
         let copy = store.read(&key(conversation), &newest(10)).await.unwrap();
         let expected = if lost.contains(conversation) { 0 } else { 3 };
@@ -209,27 +213,26 @@ async fn one_master_that_restarts_empty_is_a_new_server_identity_and_names_its_c
 }
 
 #[tokio::test]
-async fn a_master_that_falls_silent_ends_the_connection_and_is_the_same_server_identity_when_it_speaks()
- {
+async fn a_suspended_master_ends_the_connection_and_has_the_same_server_identity_when_it_resumes() {
     let world = world().await;
     let mut settings = world.settings();
     settings.response_timeout = std::time::Duration::from_millis(200);
     settings.connect_timeout = std::time::Duration::from_millis(200);
     let store = world.store_with(settings);
     assert_eq!(append_to_all(&store, &message("m", 1)).await, [""; 0]);
-    let silent = on_nodes(&world).await.swap_remove(2);
+    let suspended = on_nodes(&world).await.swap_remove(2);
     world.nodes()[2].freeze().unwrap();
     let named: BTreeSet<_> =
         append_to_all(&store, &message("later", 2)).await.into_iter().collect();
-    assert_eq!(named, silent);
+    assert_eq!(named, suspended);
     assert!(store.is_known_down());
     world.nodes()[2].thaw().unwrap();
-    up_again(&store).await;
+    until_available(&store).await;
     assert_eq!(world.server_identities(), 1);
 }
 
 #[tokio::test]
-async fn a_failover_is_a_new_server_identity_and_so_is_the_way_back() {
+async fn a_failover_is_a_new_server_identity_and_so_is_a_failback() {
     let world = World::cluster(Replicas::OfTheFirst).await;
     let [first, .., replica] = world.nodes() else { panic!("four nodes") };
     let store = world.store();
@@ -237,7 +240,7 @@ async fn a_failover_is_a_new_server_identity_and_so_is_the_way_back() {
     // The others vote again only half a minute after the first failover; a takeover needs no votes.
     let turns: [(_, _, &[&str]); 2] =
         [(replica, first, &["CLUSTER", "FAILOVER"]), (first, replica, &TAKEOVER)];
-    for (round, (candidate, deposed, command)) in turns.into_iter().enumerate() {
+    for (round, (candidate, former, command)) in turns.into_iter().enumerate() {
         eventually("a replica that can take over", SOON, async || {
             match raw_on::<String>(candidate, &["INFO", "replication"]).await {
                 info if info.contains("master_link_status:up") => Ok(()),
@@ -247,16 +250,16 @@ async fn a_failover_is_a_new_server_identity_and_so_is_the_way_back() {
         .await;
         raw_on::<()>(candidate, command).await;
         eventually("the failover", SOON, async || {
-            match raw_on::<String>(deposed, &["INFO", "replication"]).await {
+            match raw_on::<String>(former, &["INFO", "replication"]).await {
                 info if info.contains("role:slave") => Ok(()),
                 info => Err(info),
             }
         })
         .await;
-        // The deposed master is alive and answers; nothing is taken from it or given to it.
+        // The former master is running and replies; it must be neither read nor written.
         let named = append_to_all(&store, &message("m", 1)).await;
         assert!(!named.is_empty());
-        up_again(&store).await;
+        until_available(&store).await;
         assert_eq!(append_to_all(&store, &message("m", 1)).await, [""; 0]);
         assert_eq!(world.server_identities(), round + 2);
     }
@@ -279,7 +282,7 @@ async fn a_lagging_replica_that_is_promoted_is_a_new_server_identity() {
         }
     })
     .await;
-    // The replica can no longer follow.
+    // The replica can no longer synchronise.
     raw_on::<()>(replica, &["CONFIG", "SET", "masterauth", "wrong"]).await;
     raw_on::<()>(first, &["CLIENT", "KILL", "TYPE", "replica"]).await;
     assert_eq!(append_to_all(&store, &message("late", 2)).await, [""; 0]);
@@ -293,7 +296,7 @@ async fn a_lagging_replica_that_is_promoted_is_a_new_server_identity() {
         }
     })
     .await;
-    up_again(&store).await;
+    until_available(&store).await;
     assert_eq!(world.server_identities(), 2);
     for conversation in conversations() {
         let copy = store.read(&key(&conversation), &newest(10)).await.unwrap();

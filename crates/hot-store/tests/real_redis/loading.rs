@@ -1,11 +1,11 @@
-//! A load counts only if nothing came between its beginning and its end.
+//! A load is accepted only if nothing interfered between its beginning and its end.
 
 use crate::support::*;
 use hot_store::{Error, Loaded, Miss};
 use std::time::Duration;
 
 #[tokio::test]
-async fn a_load_takes_the_place_of_what_was_there() {
+async fn a_load_replaces_the_copy() {
     let world = World::new().await;
     let store = world.store();
     append(&store, "c", &[message("stale", 1)]).await;
@@ -13,7 +13,7 @@ async fn a_load_takes_the_place_of_what_was_there() {
     let copy = store.read(&key("c"), &newest(10)).await.unwrap();
     assert_eq!(copy.markers, [whole()]);
     assert_eq!(copy.usable(NUMBERS), Ok(messages(2)));
-    assert_eq!(world.raw::<usize>(&["ZCARD", &name("c")]).await, 3, "the intent is gone");
+    assert_eq!(world.raw::<usize>(&["ZCARD", &name("c")]).await, 3, "the load token was removed");
     assert!(world.raw::<i64>(&["TTL", &name("c")]).await > 80_000);
 }
 
@@ -33,19 +33,22 @@ async fn a_row_that_is_appended_during_a_load_is_in_the_copy() {
 }
 
 #[tokio::test]
-async fn a_copy_that_is_being_loaded_vouches_for_nothing() {
+async fn a_copy_that_is_being_loaded_is_a_miss() {
     let world = World::new().await;
     let store = world.store();
     load(&store, "c", &messages(2)).await;
     let load_token = store.begin_load(&key("c")).await.unwrap();
     let copy = store.read(&key("c"), &newest(10)).await.unwrap();
     assert_eq!(copy.usable(NUMBERS), Err(Miss::NoMarker));
-    assert!(world.raw::<i64>(&["TTL", &name("c")]).await > 80_000, "an abandoned intent expires");
+    assert!(
+        world.raw::<i64>(&["TTL", &name("c")]).await > 80_000,
+        "an abandoned load token expires"
+    );
     drop(load_token);
 }
 
 #[tokio::test]
-async fn a_key_that_vanishes_during_a_load_gets_no_marker() {
+async fn a_key_that_is_removed_during_a_load_gets_no_marker() {
     let world = World::new().await;
     let store = world.store();
     let load_token = store.begin_load(&key("c")).await.unwrap();
@@ -56,12 +59,12 @@ async fn a_key_that_vanishes_during_a_load_gets_no_marker() {
 }
 
 #[tokio::test]
-async fn a_key_that_vanishes_after_a_saver_appended_gets_no_marker() {
+async fn a_key_that_is_removed_after_a_saver_appended_gets_no_marker() {
     let world = World::new().await;
     let store = world.store();
     let rows = messages(4);
     let load_token = store.begin_load(&key("c")).await.unwrap();
-    // This row is committed after the snapshot of the load, so only the copy would have had it.
+    // This row is committed after the snapshot of the load, so only the append could put it into the copy.
     append(&store, "c", &rows[2..3]).await;
     world.raw::<()>(&["DEL", &name("c")]).await;
     append(&store, "c", &rows[3..]).await;
@@ -75,9 +78,9 @@ async fn a_key_that_vanishes_after_a_saver_appended_gets_no_marker() {
 #[tokio::test]
 async fn a_load_that_took_too_long_is_superseded_by_the_next() {
     let world = World::new().await;
-    let mut impatient = world.settings();
-    impatient.longest_load = Duration::ZERO;
-    let (one, other) = (world.store(), world.store_with(impatient));
+    let mut without_wait = world.settings();
+    without_wait.longest_load = Duration::ZERO;
+    let (one, other) = (world.store(), world.store_with(without_wait));
     let first = one.begin_load(&key("c")).await.unwrap();
     let second = other.begin_load(&key("c")).await.unwrap();
     assert_eq!(one.finish_load(first, &whole(), &messages(1)).await.unwrap(), Loaded::Superseded);
@@ -103,22 +106,26 @@ async fn of_many_loads_at_once_one_begins_and_finishes() {
     let load_token = begun.pop().unwrap();
     let loaded = stores[0].finish_load(load_token, &whole(), &messages(2)).await.unwrap();
     assert_eq!(loaded, Loaded::Accepted);
-    // It is over: the next may begin.
+    // The load has ended: the next one may begin.
     load(&stores[1], "c", &messages(3)).await;
 }
 
 #[tokio::test]
-async fn an_load_token_that_a_dead_reader_left_does_not_stop_loads_for_ever() {
+async fn a_load_token_of_a_crashed_reader_does_not_prevent_later_loads() {
     let world = World::new().await;
-    // From the year 2023: written by hand, so that the test need not wait.
+    // A load token of the year 2023, so that the test need not wait.
     let stored = include_bytes!("../../fixtures/load-token-v1.bin");
     world.raw_bytes::<()>(&[b"ZADD", name("c").as_bytes(), b"-inf", stored]).await;
     load(&world.store(), "c", &messages(2)).await;
-    assert_eq!(world.raw::<usize>(&["ZCARD", &name("c")]).await, 3, "the old intent is gone");
+    assert_eq!(
+        world.raw::<usize>(&["ZCARD", &name("c")]).await,
+        3,
+        "the old load token was removed"
+    );
 }
 
 #[tokio::test]
-async fn an_load_token_keeps_its_form() {
+async fn a_load_token_has_the_stored_format() {
     let world = World::new().await;
     let load_token = world.store().begin_load(&key("c")).await.unwrap();
     let members: Vec<Vec<u8>> = world.raw(&["ZRANGE", &name("c"), "0", "-1"]).await;
@@ -131,7 +138,7 @@ async fn an_load_token_keeps_its_form() {
 }
 
 #[tokio::test]
-async fn an_evicted_copy_takes_its_marker_with_it() {
+async fn an_evicted_copy_has_no_marker_afterwards() {
     let world = World::new().await;
     let store = world.store();
     load(&store, "c", &messages(10)).await;
@@ -161,7 +168,7 @@ async fn a_load_of_ten_thousand_rows_is_accepted() {
 }
 
 #[tokio::test]
-async fn a_load_of_no_rows_makes_an_empty_conversation() {
+async fn a_load_without_rows_is_an_empty_conversation() {
     let world = World::new().await;
     let store = world.store();
     load(&store, "c", &[]).await;
@@ -170,7 +177,7 @@ async fn a_load_of_no_rows_makes_an_empty_conversation() {
 }
 
 #[tokio::test]
-async fn a_server_that_forgot_the_script_is_taught_again() {
+async fn a_server_without_the_script_gets_it_again() {
     let world = World::new().await;
     let store = world.store();
     for _ in 0..2 {

@@ -1,4 +1,4 @@
-//! Redis goes away, comes back, and is another one.
+//! Redis becomes unavailable, becomes available again, and may be another server.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use testkit::servers::Node;
 use testkit::wait::eventually;
 use tokio_util::sync::CancellationToken;
 
-/// What a call takes that fails without waiting for the network, on two busy cores.
+/// The duration of a call that fails without waiting for the network, on two busy cores.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 async fn becomes(store: &HotStore, health: Health) {
@@ -27,19 +27,19 @@ fn watched(store: &HotStore) -> tokio_util::sync::DropGuard {
     shutdown.drop_guard()
 }
 
-async fn ping_until_up(store: &HotStore) {
-    eventually("Redis to serve again", SOON, async || {
+async fn until_available(store: &HotStore) {
+    eventually("Redis to be available again", SOON, async || {
         store.probe().await.map_err(|error| error.to_string())
     })
     .await;
 }
 
 #[tokio::test]
-async fn an_absent_redis_is_unavailable_and_found_once_it_is_there() {
+async fn a_stopped_redis_is_unavailable_and_connected_to_once_it_runs() {
     let world = World::new().await;
     let store = world.store();
     assert_eq!(store.health(), Health::Untried);
-    assert!(!store.is_known_down(), "nobody has tried");
+    assert!(!store.is_known_down(), "no attempt has been made");
     world.server().kill().await.unwrap();
     let error = store.probe().await.unwrap_err();
     assert_eq!(error.class(), FailureClass::Unavailable);
@@ -52,8 +52,7 @@ async fn an_absent_redis_is_unavailable_and_found_once_it_is_there() {
 }
 
 #[tokio::test]
-async fn a_redis_that_comes_back_empty_has_a_new_server_identity_and_the_old_connection_is_dropped()
-{
+async fn a_redis_that_restarts_empty_has_a_new_server_identity_and_the_old_connection_is_dropped() {
     let world = World::new().await;
     let store = world.store();
     load(&store, "c", &messages(2)).await;
@@ -64,12 +63,12 @@ async fn a_redis_that_comes_back_empty_has_a_new_server_identity_and_the_old_con
     world.server().start_empty().await.unwrap();
     let row = message("m", 1);
     let error = store.append(&[(key("c"), vec![&row])]).await.unwrap_err();
-    assert_eq!(error.conversations, [key("c")], "no connection goes on behind our back");
-    ping_until_up(&store).await;
+    assert_eq!(error.conversations, [key("c")], "the client does not reconnect by itself");
+    until_available(&store).await;
     assert_eq!(
         world.server_identities(),
         2,
-        "the new server was admitted under its own server identity"
+        "the new server was checked with its own server identity"
     );
     assert_eq!(
         store.finish_load(load_token, &whole(), &messages(2)).await.unwrap(),
@@ -78,7 +77,7 @@ async fn a_redis_that_comes_back_empty_has_a_new_server_identity_and_the_old_con
 }
 
 #[tokio::test]
-async fn a_connection_that_is_cut_in_mid_pipeline_names_every_conversation() {
+async fn after_a_connection_is_lost_within_a_pipeline_every_conversation_is_named() {
     let world = World::new().await;
     let proxy = Proxy::before(&world.server().url()).await.unwrap();
     let mut settings = settings(proxy.url());
@@ -131,7 +130,7 @@ async fn a_frozen_redis_times_out_and_the_connection_is_not_used_again() {
     assert!(store.is_known_down());
     store.read(&key("c"), &newest(1)).await.unwrap_err();
     proxy.restore().await.unwrap();
-    ping_until_up(&store).await;
+    until_available(&store).await;
     assert!(proxy.count().accepted > world.nodes().len(), "a new connection was made");
 }
 
@@ -150,7 +149,7 @@ async fn many_first_calls_make_one_connection() {
         call.await.unwrap().unwrap();
     }
     assert_eq!(proxy.count().accepted, world.nodes().len(), "one to each server");
-    assert_eq!(world.asked(), 1);
+    assert_eq!(world.checks(), 1);
 }
 
 #[tokio::test]
@@ -163,13 +162,13 @@ async fn while_redis_is_known_to_be_down_calls_fail_at_once() {
     let store = world.store_with(settings);
     proxy.cut().await.unwrap();
     store.probe().await.unwrap_err();
-    // From here on a connection is accepted and nothing answers: an attempt hangs for minutes.
+    // From here on connections are accepted without a reply: an attempt hangs for minutes.
     proxy.restore().await.unwrap();
     proxy.freeze();
     let hanging = tokio::spawn({
         let store = store.clone();
         async move {
-            // Within the pause after the failure calls fail at once; then one becomes the attempt.
+            // During the pause after the failure calls fail at once; then one call starts the attempt.
             loop {
                 if store.probe().await.is_ok() {
                     break;
@@ -187,7 +186,7 @@ async fn while_redis_is_known_to_be_down_calls_fail_at_once() {
         let row = message("m", 1);
         let batch = [(key("c"), vec![&row])];
         let call = tokio::time::timeout(AT_ONCE, store.append(&batch));
-        assert!(call.await.expect("it fails without waiting").is_err());
+        assert!(call.await.expect("the call fails without waiting").is_err());
     }
     assert_eq!(proxy.count().accepted, 1, "one attempt at a time");
     proxy.restore().await.unwrap();
@@ -195,7 +194,7 @@ async fn while_redis_is_known_to_be_down_calls_fail_at_once() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_admitted_is_not_used() {
+async fn a_server_whose_check_fails_is_not_used() {
     let world = World::new().await;
     let store = world.store();
     world.record.refuses.store(true, Ordering::SeqCst);
@@ -206,42 +205,42 @@ async fn a_server_that_is_not_admitted_is_not_used() {
     assert!(store.read(&key("c"), &newest(1)).await.is_err());
     assert_eq!(world.keys().await, 0);
     world.record.refuses.store(false, Ordering::SeqCst);
-    ping_until_up(&store).await;
+    until_available(&store).await;
 }
 
 #[tokio::test]
-async fn a_late_writer_compares_first_and_a_reader_need_not() {
+async fn a_write_after_a_late_watcher_checks_first_and_a_read_does_not() {
     let world = World::new().await;
     let mut settings = world.settings();
-    // Writes rely on a comparison for three times this; no watcher runs.
+    // A check is valid for writes for twice this; no watcher runs.
     settings.watch_every = Duration::from_millis(5);
     let store = world.store_with(settings);
     let row = message("m", 1);
     let batch = [(key("c"), vec![&row])];
     store.append(&batch).await.unwrap();
     world.record.refuses.store(true, Ordering::SeqCst);
-    let error = eventually("the comparison to be too old", SOON, async || {
+    let error = eventually("the check to be too old", SOON, async || {
         store.append(&batch).await.err().ok_or_else(|| "appended".to_owned())
     })
     .await;
     assert_eq!(error.conversations, [key("c")]);
     assert!(matches!(error.cause, Error::ServerRejected(_)), "{:?}", error.cause);
     let copy = store.read(&key("c"), &newest(1)).await.unwrap();
-    assert_eq!(ids(&copy.messages), ["m"], "what is there can still be read");
+    assert_eq!(ids(&copy.messages), ["m"], "the copy can still be read");
     assert!(store.is_up());
     world.record.refuses.store(false, Ordering::SeqCst);
     store.append(&batch).await.unwrap();
 }
 
 #[tokio::test]
-async fn the_watcher_compares_again_and_again() {
+async fn the_watcher_checks_at_every_interval() {
     let world = World::new().await;
     let mut settings = world.settings();
     settings.watch_every = Duration::from_millis(10);
     let store = world.store_with(settings);
     let guard = watched(&store);
-    eventually("ten comparisons", SOON, async || match world.asked() {
-        asked @ ..10 => Err(format!("{asked}")),
+    eventually("ten checks", SOON, async || match world.checks() {
+        checks @ ..10 => Err(format!("{checks}")),
         _ => Ok(()),
     })
     .await;
@@ -250,7 +249,7 @@ async fn the_watcher_compares_again_and_again() {
 }
 
 #[tokio::test]
-async fn the_watcher_ends_when_told_to() {
+async fn the_watcher_ends_at_shutdown() {
     let world = World::new().await;
     let shutdown = CancellationToken::new();
     let watching = tokio::spawn(world.store().watch(shutdown.clone()));
@@ -259,31 +258,34 @@ async fn the_watcher_ends_when_told_to() {
 }
 
 #[tokio::test]
-async fn a_changed_server_identity_drops_the_connection_and_is_admitted_anew() {
+async fn a_changed_server_identity_drops_the_connection_and_is_checked_on_a_new_one() {
     let world = World::single().await;
     let mut settings = world.settings();
-    // A write relies on a comparison for twice this; no watcher runs.
+    // A check is valid for writes for twice this; no watcher runs.
     settings.watch_every = Duration::from_millis(1);
     let store = world.store_with(settings);
     store.probe().await.unwrap();
-    // A demotion and promotion between two looks: the same process, another history.
+    // A demotion and a promotion between two checks: the same process with another replication id.
     world.raw::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
     world.raw::<()>(&["REPLICAOF", "NO", "ONE"]).await;
     let row = message("m", 1);
     let batch = [(key("c"), vec![&row])];
-    let error = eventually("a comparison", SOON, async || {
+    let error = eventually("a check", SOON, async || {
         store.append(&batch).await.err().ok_or_else(|| "appended".to_owned())
     })
     .await;
-    assert_eq!(error.cause.to_string(), "Redis does not serve: its server identity has changed");
+    assert_eq!(
+        error.cause.to_string(),
+        "Redis cannot be used: its server identity changed; reconnecting"
+    );
     assert!(store.is_known_down());
-    assert_eq!(world.server_identities(), 1, "not admitted on the old connection");
+    assert_eq!(world.server_identities(), 1, "not checked on the old connection");
     store.append(&batch).await.unwrap();
     assert_eq!(world.server_identities(), 2);
 }
 
 #[tokio::test]
-async fn the_watcher_notices_a_demotion_while_nobody_calls() {
+async fn the_watcher_detects_a_demotion_without_any_call() {
     let world = World::single().await;
     let mut settings = world.settings();
     settings.watch_every = Duration::from_millis(10);
@@ -299,7 +301,7 @@ async fn the_watcher_notices_a_demotion_while_nobody_calls() {
 }
 
 #[tokio::test]
-async fn a_demoted_master_is_refused_until_it_rules_again() {
+async fn a_demoted_master_is_refused_until_it_is_the_master_again() {
     let world = World::single().await;
     let store = world.store();
     append(&store, "c", &messages(1)).await;
@@ -310,10 +312,13 @@ async fn a_demoted_master_is_refused_until_it_rules_again() {
     assert!(matches!(error.cause, Error::NotMaster(_)), "{:?}", error.cause);
     assert!(store.is_known_down());
     let error = store.probe().await.unwrap_err();
-    assert_eq!(error.to_string(), "the Redis server is a replica, not a master");
+    assert_eq!(
+        error.to_string(),
+        "the Redis server is a replica, not a master; the Redis URL must lead to a master"
+    );
     assert_eq!(error.class(), FailureClass::Unavailable);
     world.raw::<()>(&["REPLICAOF", "NO", "ONE"]).await;
-    ping_until_up(&store).await;
+    until_available(&store).await;
     assert_eq!(world.server_identities(), 2);
     store.append(&batch).await.unwrap();
 }
@@ -344,7 +349,7 @@ async fn tls_to_a_server_without_tls_is_unavailable() {
 }
 
 #[tokio::test]
-async fn a_comparison_that_panics_does_not_block_the_next() {
+async fn a_check_that_panics_does_not_block_the_next() {
     let world = World::new().await;
     let panics = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
     let store = HotStore::open(world.settings(), {
@@ -356,5 +361,5 @@ async fn a_comparison_that_panics_does_not_block_the_next() {
     });
     assert!(matches!(store.probe().await, Err(Error::NotConnected(_))));
     panics.store(false, Ordering::SeqCst);
-    ping_until_up(&store).await;
+    until_available(&store).await;
 }

@@ -1,4 +1,4 @@
-//! Readers take from a hot copy exactly what PostgreSQL would answer, or nothing.
+//! Readers get from a hot copy exactly what PostgreSQL would return, or a miss.
 
 use crate::support::*;
 use domain::message::Message;
@@ -36,10 +36,10 @@ async fn a_marker_with_other_numbers_is_not_accepted() {
 }
 
 #[tokio::test]
-async fn every_window_of_a_loaded_copy_is_what_the_rows_say() {
+async fn every_window_of_a_loaded_copy_has_exactly_its_rows() {
     let world = World::new().await;
     let store = world.store();
-    // Five times, six ids each, so that windows end in the middle of a time.
+    // Five times with six ids each, so that windows end between messages of the same time.
     let mut rows: Vec<Message> = (0..30)
         .map(|i| message(["a", "ab", "b", "é", "z", "😀"][i % 6], 0))
         .zip(0..)
@@ -67,7 +67,7 @@ async fn every_window_of_a_loaded_copy_is_what_the_rows_say() {
 }
 
 #[tokio::test]
-async fn nothing_below_the_floor_is_used() {
+async fn nothing_before_complete_from_is_used() {
     let world = World::new().await;
     let store = world.store();
     let rows = messages(10);
@@ -77,7 +77,7 @@ async fn nothing_below_the_floor_is_used() {
     };
     let load_token = store.begin_load(&key("c")).await.unwrap();
     store.finish_load(load_token, &marker, &rows[5..]).await.unwrap();
-    // A late row, far below: its neighbours are not there.
+    // A late row far before it: the rows around it are missing.
     append(&store, "c", &rows[..1]).await;
     let read = async |count| store.read(&key("c"), &newest(count)).await.unwrap().usable(NUMBERS);
     assert_eq!(read(5).await, Ok(rows[5..].to_vec()));
@@ -86,7 +86,7 @@ async fn nothing_below_the_floor_is_used() {
 }
 
 #[tokio::test]
-async fn the_newest_hundred_of_ten_thousand_do_not_read_the_rest() {
+async fn a_read_of_the_newest_hundred_of_ten_thousand_does_not_read_the_rest() {
     let world = World::new().await;
     let store = world.store();
     let rows = messages(10_000);
@@ -111,7 +111,7 @@ async fn the_newest_hundred_of_ten_thousand_do_not_read_the_rest() {
 }
 
 #[tokio::test]
-async fn more_messages_of_one_time_than_are_read_at_once_are_a_miss() {
+async fn too_many_messages_of_one_time_are_a_miss() {
     let world = World::new().await;
     let store = world.store();
     let rows: Vec<_> = (0..300).map(|i| message(&format!("m-{i:03}"), 1_000)).collect();
@@ -121,7 +121,7 @@ async fn more_messages_of_one_time_than_are_read_at_once_are_a_miss() {
     assert_eq!(copy.extent, Extent::CutShort);
     assert_eq!(copy.usable(NUMBERS), Err(Miss::CutShort));
     let copy = store.read(&key("c"), &newest(10)).await.unwrap();
-    assert_eq!(copy.usable(NUMBERS), Ok(rows[290..].to_vec()), "the newest need no cut");
+    assert_eq!(copy.usable(NUMBERS), Ok(rows[290..].to_vec()), "the newest window needs no id");
 }
 
 #[tokio::test]
@@ -151,7 +151,7 @@ async fn two_different_messages_of_one_id_make_the_copy_unusable() {
 }
 
 #[tokio::test]
-async fn a_key_of_another_type_is_a_miss_and_a_load_heals_it() {
+async fn a_key_of_another_type_is_a_miss_and_a_load_replaces_it() {
     let world = World::new().await;
     let store = world.store();
     world.raw::<()>(&["SET", &name("c"), "not a sorted set"]).await;

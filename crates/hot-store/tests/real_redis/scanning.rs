@@ -1,4 +1,4 @@
-//! Walking over all copies, on however many servers.
+//! Scans of all copies, on one server or several.
 
 use std::collections::BTreeSet;
 
@@ -6,26 +6,26 @@ use crate::support::*;
 use domain::ids::{ConversationKey, TenantId};
 use hot_store::{Error, HotStore, ScanPage};
 
-/// All that a walk tells, step by step to its end.
+/// Everything that a scan returns, page by page to its end.
 async fn scan(
     store: &HotStore,
     tenant: Option<&TenantId>,
 ) -> (BTreeSet<ConversationKey>, Vec<String>) {
-    let (mut keys, mut unknown_keys, mut place) = (BTreeSet::new(), Vec::new(), None);
+    let (mut keys, mut unknown_keys, mut cursor) = (BTreeSet::new(), Vec::new(), None);
     loop {
         let ScanPage { keys: some, unknown_keys: others, next } =
-            store.scan(tenant, place).await.unwrap();
+            store.scan(tenant, cursor).await.unwrap();
         keys.extend(some);
         unknown_keys.extend(others);
         match next {
             None => return (keys, unknown_keys),
-            next => place = next,
+            next => cursor = next,
         }
     }
 }
 
 #[tokio::test]
-async fn every_copy_is_told_and_strangers_are_told_apart() {
+async fn every_copy_is_returned_and_unknown_keys_are_separate() {
     let world = World::new().await;
     let store = world.store();
     assert_eq!(scan(&store, None).await, (BTreeSet::new(), vec![]));
@@ -49,19 +49,19 @@ async fn every_copy_is_told_and_strangers_are_told_apart() {
 }
 
 #[tokio::test]
-async fn a_walk_does_not_go_on_over_another_connection() {
+async fn a_scan_does_not_continue_on_another_connection() {
     let world = World::new().await;
     let store = world.store();
     for n in 0..1_500 {
         append(&store, &format!("c{n}"), &messages(1)).await;
     }
-    let place = store.scan(None, None).await.unwrap().next.unwrap();
+    let cursor = store.scan(None, None).await.unwrap().next.unwrap();
     world.server().stop().await.unwrap();
     world.server().start().await.unwrap();
     testkit::wait::eventually("a connection to Redis", SOON, async || {
         store.probe().await.map_err(|error| error.to_string())
     })
     .await;
-    let error = store.scan(None, Some(place)).await.unwrap_err();
+    let error = store.scan(None, Some(cursor)).await.unwrap_err();
     assert!(matches!(error, Error::NotServing(_)), "{error}");
 }

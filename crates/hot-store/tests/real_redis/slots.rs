@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::cluster::{append_to_all, conversations, password, up_again, world};
+use crate::cluster::{append_to_all, conversations, password, until_available, world};
 use crate::support::*;
 use hot_store::{Error, HotStore, Loaded, Miss};
 use testkit::servers::Node;
 use testkit::wait::eventually;
 
-/// A slot on its way from one master to another.
+/// A slot that migrates from one master to another.
 struct Move<'a> {
     slot: String,
     from: &'a Node,
@@ -17,7 +17,7 @@ struct Move<'a> {
 }
 
 impl<'a> Move<'a> {
-    /// Opens the slot of a conversation for its way to the next master.
+    /// Starts the migration of the slot of a conversation to another master.
     async fn begin(world: &'a World, conversation: &str) -> Self {
         let from = owner(world, conversation).await;
         let to = world.nodes().iter().find(|node| node.port() != from.port()).unwrap();
@@ -28,7 +28,7 @@ impl<'a> Move<'a> {
         Self { slot, from, to }
     }
 
-    /// Moves a conversation's key, or copies it there.
+    /// Moves a conversation's key to the new master, or copies it.
     async fn migrate(&self, conversation: &str, options: &[&str]) {
         let (port, password) = (self.to.port().to_string(), password(self.to));
         let key = name(conversation);
@@ -37,7 +37,7 @@ impl<'a> Move<'a> {
         assert_eq!(raw_on::<String>(self.from, &command).await, "OK");
     }
 
-    /// The slot has arrived, and every node knows.
+    /// Completes the migration on every node.
     async fn finish(self, world: &World) {
         let to_id = id(self.to).await;
         for node in [self.to, self.from] {
@@ -49,10 +49,10 @@ impl<'a> Move<'a> {
     }
 }
 
-/// Which node has a conversation's key, or would have it.
+/// The node of a conversation's key at the start of the test.
 async fn owner<'a>(world: &'a World, conversation: &str) -> &'a Node {
     let slot: i64 = slot(world, conversation).await.parse().unwrap();
-    // As the cluster begins: a third of the slots each.
+    // At the start each master has a third of the slots.
     &world.nodes()[usize::try_from((slot * 3) / 16_384).unwrap()]
 }
 
@@ -66,21 +66,21 @@ async fn id(node: &Node) -> String {
 }
 
 #[tokio::test]
-async fn slots_that_move_while_savers_append_cost_the_moved_conversations_and_lose_no_other() {
+async fn slots_that_move_while_savers_append_lose_no_row_of_a_conversation_that_is_not_named() {
     let world = world().await;
     let stores = [world.store(), world.store()];
     let done = AtomicBool::new(false);
-    // What was appended and not named since: it must be in the copy.
+    // The rows that were appended since the conversation was last named: they must be in the copy.
     let saver = async |store: &HotStore, saver: usize| {
-        let mut kept: BTreeMap<String, Vec<String>> =
+        let mut expected: BTreeMap<String, Vec<String>> =
             conversations().into_iter().map(|it| (it, Vec::new())).collect();
         let (mut round, mut after) = (0, 0);
         while after < 5 {
             let row = message(&format!("m-{saver}-{round:05}"), 1_000 + round);
             let named = append_to_all(store, &row).await;
-            for (conversation, rows) in &mut kept {
+            for (conversation, rows) in &mut expected {
                 if named.contains(conversation) {
-                    // A new generation would void whatever was there.
+                    // A new generation would invalidate the copy.
                     rows.clear();
                 } else {
                     rows.push(row.id.to_string());
@@ -90,7 +90,7 @@ async fn slots_that_move_while_savers_append_cost_the_moved_conversations_and_lo
             after += usize::from(done.load(Ordering::SeqCst) && named.is_empty());
             tokio::task::yield_now().await;
         }
-        kept
+        expected
     };
     let moves = async {
         for conversation in ["c-1", "c-2", "c-3", "c-4"] {
@@ -107,7 +107,7 @@ async fn slots_that_move_while_savers_append_cost_the_moved_conversations_and_lo
         }
         done.store(true, Ordering::SeqCst);
     };
-    // The first append makes the keys that are going to be moved.
+    // The first append creates the keys that are moved later.
     for store in &stores {
         assert_eq!(append_to_all(store, &message("first", 1)).await, [""; 0]);
     }
@@ -117,8 +117,8 @@ async fn slots_that_move_while_savers_append_cost_the_moved_conversations_and_lo
         "each move is another server identity: {}",
         world.server_identities()
     );
-    for kept in [one, two] {
-        for (conversation, rows) in kept {
+    for expected in [one, two] {
+        for (conversation, rows) in expected {
             assert!(rows.len() >= 5, "{conversation}: {rows:?}");
             let copy = stores[0].read(&key(&conversation), &newest(100_000)).await.unwrap();
             let there: BTreeSet<_> = copy.messages.iter().map(|row| row.id.to_string()).collect();
@@ -129,7 +129,7 @@ async fn slots_that_move_while_savers_append_cost_the_moved_conversations_and_lo
 }
 
 #[tokio::test]
-async fn while_a_slot_is_handed_over_only_its_missing_keys_are_refused() {
+async fn while_a_slot_migrates_only_its_moved_keys_are_refused() {
     let world = world().await;
     let store = world.store();
     load(&store, "c-1", &messages(2)).await;
@@ -148,39 +148,39 @@ async fn while_a_slot_is_handed_over_only_its_missing_keys_are_refused() {
     let keys: Vec<_> = conversations().iter().map(|it| key(it)).collect();
     let error = store.drop_copies(&keys).await.unwrap_err();
     assert!(matches!(error, Error::Refusing(_)), "{error:?}");
-    assert_eq!(world.keys().await, 1, "its neighbours are dropped all the same");
+    assert_eq!(world.keys().await, 1, "the other copies are dropped");
     assert!(store.is_up(), "the connection is not at fault");
     assert_eq!(world.server_identities(), 1);
 
     slot.finish(&world).await;
     let error = store.read(&key("c-1"), &newest(10)).await.unwrap_err();
     assert!(matches!(error, Error::NotServing(_)), "{error:?}");
-    up_again(&store).await;
+    until_available(&store).await;
     assert_eq!(world.server_identities(), 2);
     let copy = store.read(&key("c-1"), &newest(10)).await.unwrap();
     assert_eq!(ids(&copy.messages), ["m-000000", "m-000001", "here"]);
 }
 
 #[tokio::test]
-async fn a_copy_that_a_broken_off_move_left_behind_is_under_another_server_identity() {
+async fn a_copy_that_an_aborted_migration_left_behind_is_under_another_server_identity() {
     let world = world().await;
     let store = world.store();
     load(&store, "c-1", &messages(2)).await;
     let slot = Move::begin(&world, "c-1").await;
-    // The new master has the copy and its mark, but the old one never heard so and goes on.
+    // The new master has the copy and its marker, while the old one is still the owner of the slot.
     slot.migrate("c-1", &["COPY"]).await;
     append(&store, "c-1", &[message("acknowledged", 9_000)]).await;
     world.raw::<()>(&["UNLINK", &name("c-1")]).await;
     slot.finish(&world).await;
     store.read(&key("c-1"), &newest(10)).await.unwrap_err();
-    up_again(&store).await;
+    until_available(&store).await;
     let copy = store.read(&key("c-1"), &newest(10)).await.unwrap();
-    assert_eq!(copy.usable(NUMBERS), Ok(messages(2)), "with a mark, and without a row");
-    assert_eq!(world.server_identities(), 2, "so the numbers of that mark no longer hold");
+    assert_eq!(copy.usable(NUMBERS), Ok(messages(2)), "with a marker, and without a row");
+    assert_eq!(world.server_identities(), 2, "so the epoch of that marker is no longer current");
 }
 
 #[tokio::test]
-async fn a_load_that_a_slot_leaves_behind_is_superseded() {
+async fn a_load_whose_slot_migrates_is_superseded() {
     let world = world().await;
     let store = world.store();
     let load_token = store.begin_load(&key("c-1")).await.unwrap();
@@ -188,7 +188,7 @@ async fn a_load_that_a_slot_leaves_behind_is_superseded() {
     slot.migrate("c-1", &[]).await;
     slot.finish(&world).await;
     store.read(&key("c-1"), &newest(1)).await.unwrap_err();
-    up_again(&store).await;
+    until_available(&store).await;
     let loaded = store.finish_load(load_token, &whole(), &messages(2)).await.unwrap();
     assert_eq!(loaded, Loaded::Superseded);
     let copy = store.read(&key("c-1"), &newest(10)).await.unwrap();

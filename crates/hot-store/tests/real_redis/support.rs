@@ -1,6 +1,6 @@
-//! One test's own Redis, the store that is tested, and a plain client that looks behind its back.
+//! A test's own Redis, the store under test, and a plain client beside the store.
 //!
-//! The Redis is a single server, or a cluster where the tests are told to run on one.
+//! The Redis is a single server, or a cluster if the tests are configured to use one.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,35 +18,35 @@ use redis::{FromRedisValue, ServerErrorKind};
 use testkit::environment::own_redis;
 use testkit::servers::{Kind, Node, Replicas, Server, Servers};
 
-/// More than anything here takes, on two busy cores.
+/// A timeout that is longer than any step of these tests on two busy cores.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) const NUMBERS: Numbers = Numbers { epoch: 7, generation: -8 };
 
-/// A private Redis and a record of server identities, as PostgreSQL would keep it.
+/// A private Redis and a record of server identities, which is in PostgreSQL in production.
 pub(crate) struct World {
     servers: Servers,
     pub(crate) record: Arc<Record>,
 }
 
-/// What `check_server` was asked, and what it answers.
+/// The calls of `check_server` and its result.
 #[derive(Default)]
 pub(crate) struct Record {
-    pub(crate) asked: AtomicUsize,
+    pub(crate) checks: AtomicUsize,
     pub(crate) refuses: AtomicBool,
     pub(crate) server_identities: Mutex<BTreeSet<String>>,
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("the record cannot be read")]
-pub(crate) struct RecordIsAway;
+pub(crate) struct RecordUnavailable;
 
 impl World {
     pub(crate) async fn new() -> Self {
         Self::of(own_redis().await.expect("a private Redis"))
     }
 
-    /// A single server, for what a cluster does otherwise.
+    /// A single server, for tests that do not apply to a cluster.
     pub(crate) async fn single() -> Self {
         Self::of(Servers::start(&[Kind::Redis]).await.expect("a private Redis"))
     }
@@ -63,7 +63,7 @@ impl World {
         self.servers.redis()
     }
 
-    /// The processes that a store connects to.
+    /// The server processes that a store connects to.
     pub(crate) fn nodes(&self) -> &[Node] {
         self.server().nodes()
     }
@@ -81,9 +81,9 @@ impl World {
         HotStore::open(settings, move |server_identity: ServerIdentity| {
             let record = record.clone();
             async move {
-                record.asked.fetch_add(1, Ordering::SeqCst);
+                record.checks.fetch_add(1, Ordering::SeqCst);
                 if record.refuses.load(Ordering::SeqCst) {
-                    return Err(RecordIsAway);
+                    return Err(RecordUnavailable);
                 }
                 record.server_identities.lock().unwrap().insert(server_identity.to_string());
                 Ok(())
@@ -91,7 +91,7 @@ impl World {
         })
     }
 
-    /// Runs a command on the server that has its key, beside the store.
+    /// Runs a command on the server that has its key, without the store.
     pub(crate) async fn raw<T: FromRedisValue>(&self, command: &[&str]) -> T {
         self.raw_bytes(&command.iter().map(|arg| arg.as_bytes()).collect::<Vec<_>>()).await
     }
@@ -124,8 +124,8 @@ impl World {
         self.raw_each::<()>(&["CONFIG", "SET", setting, value]).await;
     }
 
-    pub(crate) fn asked(&self) -> usize {
-        self.record.asked.load(Ordering::SeqCst)
+    pub(crate) fn checks(&self) -> usize {
+        self.record.checks.load(Ordering::SeqCst)
     }
 
     pub(crate) fn server_identities(&self) -> usize {
@@ -157,7 +157,7 @@ pub(crate) fn key(conversation: &str) -> ConversationKey {
     }
 }
 
-/// The name of a conversation's key, spelt out here so that it cannot change unnoticed.
+/// The name of a conversation's key, written out here so that a change of the format fails tests.
 pub(crate) fn name(conversation: &str) -> String {
     format!("messages:{{tenant%3A1%2F%7Bx%7D/{conversation}}}")
 }
@@ -166,7 +166,7 @@ pub(crate) fn message(id: &str, micros: i64) -> Message {
     Message {
         id: MessageId::new(id).unwrap(),
         role: Role::User,
-        content: Content::Text(format!("words of {id}")),
+        content: Content::Text(format!("content of {id}")),
         tool_calls: None,
         tool_call_id: None,
         tokens_estimate: None,
@@ -185,7 +185,7 @@ pub(crate) fn large_message(id: &str, micros: i64, bytes: usize) -> Message {
     Message { content: Content::Text("x".repeat(bytes)), ..message(id, micros) }
 }
 
-/// So many messages, one to a microsecond, oldest first.
+/// `count` messages, one for each microsecond, oldest first.
 pub(crate) fn messages(count: usize) -> Vec<Message> {
     (0..count).map(|i| message(&format!("m-{i:06}"), 1_000 + i64::try_from(i).unwrap())).collect()
 }

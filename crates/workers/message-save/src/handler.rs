@@ -26,6 +26,7 @@ impl Handler for SaveMessages {
             Action::SaveMessage(save) => Ok(*save),
             other => Err(Refusal {
                 reason: DeadLetterReason::UnknownAction,
+                hint: None,
                 field: Some("action_type".to_owned()),
                 detail: format!("{} is not a message to save", other.kind().as_str()),
             }),

@@ -30,6 +30,7 @@ impl ReceivedDeadLetter {
         let refusal = delivery.dead_letter_info().map_or_else(
             || Refusal {
                 reason: DeadLetterReason::AttemptsExhausted,
+                hint: None,
                 field: None,
                 detail: format!("somebody published it to {} without saying why", queue.dlq()),
             },
@@ -174,6 +175,7 @@ mod tests {
             queue: WorkQueue::SaveMessage.name().to_owned(),
             refusal: Refusal {
                 reason: DeadLetterReason::Conflict,
+                hint: None,
                 field: None,
                 detail: "taken".to_owned(),
             },

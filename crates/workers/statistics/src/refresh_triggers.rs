@@ -112,6 +112,7 @@ impl Handler for RefreshTriggers {
     fn decode(&self, delivery: &Delivery) -> Result<Event, Refusal> {
         serde_json::from_slice(&delivery.body).map_err(|error| Refusal {
             reason: DeadLetterReason::Schema,
+            hint: None,
             field: None,
             detail: format!("the body is no event of the fleet: {error}"),
         })
