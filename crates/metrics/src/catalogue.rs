@@ -38,8 +38,8 @@ catalogue! {
         MessagesConflict = "verbatim_messages_conflict_total" in "messages";
         /// Messages dropped because their conversation or user was erased after they were sent.
         MessagesErased = "verbatim_messages_erased_total" in "messages";
-        /// Messages without an id and a timestamp. A redelivery after a crash may store such a message
-        /// twice: the publisher should send a `message_id`.
+        /// Messages with neither an id nor a timestamp. A redelivery after a crash may store such a
+        /// message twice: the publisher should send a `message_id`.
         MessagesWithoutIdentity = "verbatim_messages_without_identity_total" in "messages";
         /// Deliveries settled, by outcome.
         Deliveries { queue: &'static str, outcome: DeliveryOutcome }

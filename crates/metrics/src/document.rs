@@ -11,9 +11,9 @@ pub fn markdown() -> String {
          Every process serves these metrics at `/metrics` of its `VERBATIM_LISTEN` address, and the operating\n\
          system's metrics of the process (`process_cpu_seconds_total`, `process_resident_memory_bytes`,\n\
          `process_open_fds`, …). No metric has a tenant or a conversation as a label.\n\n\
-         Every replica of the statistics worker exports the gauges of what the fleet shares (queues, dead\n\
-         letters, active conversations, close lag), all with the same values: rules use `max by (…)`, never\n\
-         `sum`.\n",
+         Every replica of the statistics worker exports the gauges of what the fleet shares (queues,\n\
+         dead letters, active conversations, close lag), all with the same values: rules use\n\
+         `max by (…)`, never `sum`.\n",
     );
     let kinds = [
         (
