@@ -290,6 +290,6 @@ pub(super) fn light() -> String {
     )
 }
 
-/// Restricts the dead letters `d` to those that no replay run has taken.
+/// Restricts the dead letters `d` to those that are not under the lease of a replay run.
 pub(super) const NOT_UNDER_WAY: &str =
     " AND (d.replay_lease_until IS NULL OR d.replay_lease_until < clock_timestamp())";
