@@ -25,7 +25,7 @@ use crate::{Database, Result};
 
 /// Which conversations a sweep claims, and how many.
 #[derive(Debug, Clone, Copy)]
-pub struct Due {
+pub struct ClaimCriteria {
     /// The grace period: how long a close request waits for a session to reconnect.
     pub grace: Duration,
     /// How long a conversation without a message stays open.
@@ -123,7 +123,7 @@ pub struct Closed {
 impl Database {
     /// Claims conversations whose close request is older than the grace period, that are idle, or whose
     /// earlier claim ended without a result; at most `criteria.limit` of each.
-    pub async fn claim(&self, criteria: &Due) -> Result<Vec<Claim>> {
+    pub async fn claim(&self, criteria: &ClaimCriteria) -> Result<Vec<Claim>> {
         let idle = criteria.idle + Duration::from_secs(TOUCH_SECONDS.into());
         self.within(async |connection| {
             sqlx::query(CLAIM)

@@ -110,12 +110,12 @@ impl Database {
     /// Sets a new epoch, which invalidates all hot copies, and writes an audit entry. Needed after a
     /// backup was restored: the database then has old numbers, and hot copies with the same numbers may
     /// have more or fewer messages.
-    pub async fn void_hot_copies(&self, actor: &Actor, new_epoch: i64) -> Result<()> {
+    pub async fn invalidate_hot_copies(&self, actor: &Actor, new_epoch: i64) -> Result<()> {
         self.within(async |connection| {
             sqlx::query(
                 "WITH changed AS (UPDATE hot_epoch SET epoch = $1 RETURNING epoch)
                  INSERT INTO audit_log (actor, action, subject)
-                 SELECT $2, 'hot_copies.void', $3 FROM changed",
+                 SELECT $2, 'hot_copies.invalidate', $3 FROM changed",
             )
             .bind(new_epoch)
             .bind(&actor.name)

@@ -29,7 +29,7 @@ mod verify;
 mod writers;
 
 pub use audit::{Actor, AuditEntry};
-pub use close::{Claim, CloseCause, Closed, Due, Uncounted, UncountedPage};
+pub use close::{Claim, ClaimCriteria, CloseCause, Closed, Uncounted, UncountedPage};
 pub use connect::{Database, Settings};
 pub use conversations::{ConversationFilter, ConversationRow};
 pub use dead_letters::{

@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use database::{Database, Due, EpochChange, HotWrites, SaveRow, Saved, SchemaError, Settings};
+use database::{
+    ClaimCriteria, Database, EpochChange, HotWrites, SaveRow, Saved, SchemaError, Settings,
+};
 use domain::failure::FailureClass;
 use domain::ids::{AgentId, ConversationKey, MessageId, SessionId, TenantId, UserId};
 use domain::message::{Content, Json, Message, Role};
@@ -69,8 +71,8 @@ async fn save_message(database: &Database, message: Message) -> database::Result
     Ok(database.save(&[row], HotWrites::Follow, &|| 7).await?.rows)
 }
 
-fn due() -> Due {
-    Due {
+fn due() -> ClaimCriteria {
+    ClaimCriteria {
         grace: Duration::ZERO,
         idle: Duration::from_secs(1800),
         lease: Duration::from_secs(30),

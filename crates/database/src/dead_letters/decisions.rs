@@ -90,7 +90,9 @@ impl Database {
         );
         query.push_bind(actor.name.clone()).push(", ").push_bind(action);
         query.push(", tenant_id, id::text, json_strip_nulls(json_build_object('run', ");
-        query.push_bind(actor.run).push(", 'reason', reason, 'previous_status', previous_status, 'why', ");
+        query
+            .push_bind(actor.run)
+            .push(", 'reason', reason, 'previous_status', previous_status, 'why', ");
         query.push_bind(why.map(str::to_owned));
         query.push(")) FROM changed) SELECT stored_at, id FROM changed");
         let changed: Vec<(DateTime<Utc>, Uuid)> = self

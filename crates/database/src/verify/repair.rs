@@ -19,7 +19,7 @@ use crate::{Database, Result};
 #[derive(Debug)]
 pub enum Repair {
     /// Invalidates a hot copy: sets this new generation of the conversation.
-    VoidCopy(ConversationKey, i64),
+    InvalidateCopy(ConversationKey, i64),
     /// Records that a hot copy is deleted whose conversation does not exist. The caller deletes it in Redis.
     DropCopy(ConversationKey),
     /// Closes a conversation again that is stuck in `closing`, or whose totals are wrong. An archived
@@ -66,7 +66,7 @@ impl Repair {
     #[must_use]
     pub fn action(&self) -> &'static str {
         match self {
-            Self::VoidCopy(..) => "repair.void_hot_copy",
+            Self::InvalidateCopy(..) => "repair.invalidate_hot_copy",
             Self::DropCopy(_) => "repair.drop_hot_copy",
             Self::CloseAgain(_) => "repair.close_again",
             Self::Statistics(_) => "repair.recompute_statistics",
@@ -78,7 +78,7 @@ impl Repair {
     /// The tenant, and the conversation or the day.
     fn subject(&self) -> (&str, String) {
         match self {
-            Self::VoidCopy(key, _)
+            Self::InvalidateCopy(key, _)
             | Self::DropCopy(key)
             | Self::CloseAgain(key)
             | Self::Statistics(key) => (key.tenant.as_str(), key.conversation.to_string()),
@@ -90,7 +90,7 @@ impl Repair {
 
 async fn apply(connection: &mut PgConnection, repair: &Repair) -> Result<bool> {
     let changed = match repair {
-        Repair::VoidCopy(key, generation) => {
+        Repair::InvalidateCopy(key, generation) => {
             change_generations(connection, &[(key.clone(), *generation)]).await?;
             return Ok(true);
         }
