@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ConstantBuilder};
 use broker::{Publication, PublishError, Publisher};
-use database::{Claim, CloseCause, Closed, Database, Due, Uncounted};
+use database::{Claim, ClaimCriteria, CloseCause, Closed, Database, Uncounted};
 use domain::causes::with_causes;
 use domain::event::{Event, Migrated};
 use domain::ids::{ConversationKey, MessageId};
@@ -145,7 +145,7 @@ impl Closer {
     pub async fn sweep_at_most(&self, limit: u32) -> Result<Swept, SweepError> {
         let mut swept = Swept { reopened: self.announce_reopened().await?, ..Swept::default() };
         let started = Instant::now();
-        let due = Due {
+        let due = ClaimCriteria {
             grace: self.settings.grace,
             idle: self.settings.idle,
             lease: self.settings.lease,

@@ -158,8 +158,8 @@ impl Reader {
         let load_token = match self.hot.begin_load(key).await {
             Ok(load_token) => load_token,
             Err(error) => {
-                let overtaken = matches!(error, hot_store::Error::LoadUnderWay);
-                let result = if overtaken { HotLoad::Overtaken } else { HotLoad::Failed };
+                let superseded = matches!(error, hot_store::Error::LoadUnderWay);
+                let result = if superseded { HotLoad::Superseded } else { HotLoad::Failed };
                 self.metrics.add(Counter::HotLoads { result }, 1);
                 return self.read_database(key, window).await;
             }
@@ -181,7 +181,7 @@ impl Reader {
             CompletenessMarker { numbers: marked(&snapshot.numbers, &conversation), complete_from };
         let result = match self.hot.finish_load(load_token, &marker, &snapshot.messages).await {
             Ok(Loaded::Accepted) => HotLoad::Loaded,
-            Ok(Loaded::Superseded) => HotLoad::Overtaken,
+            Ok(Loaded::Superseded) => HotLoad::Superseded,
             Err(_) => HotLoad::Failed,
         };
         self.metrics.add(Counter::HotLoads { result }, 1);

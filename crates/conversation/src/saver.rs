@@ -58,7 +58,7 @@ impl Saver {
             self.make_hot(&mut batch).await?;
         } else {
             let voided = batch.by_conversation().len() as u64;
-            let cause = GenerationChange::RedisAway;
+            let cause = GenerationChange::RedisUnavailable;
             self.metrics.add(Counter::HotGenerationChanges { cause }, voided);
         }
         failpoints::reached(Step::SaveAppended);

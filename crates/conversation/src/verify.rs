@@ -247,7 +247,7 @@ impl Verifier {
         detail: &serde_json::Value,
     ) -> Result<bool, String> {
         let copy = match &repair {
-            Repair::VoidCopy(key, _) | Repair::DropCopy(key) => Some(key.clone()),
+            Repair::InvalidateCopy(key, _) | Repair::DropCopy(key) => Some(key.clone()),
             _ => None,
         };
         let done = self.database.repair(repair, actor, detail).await;

@@ -533,8 +533,8 @@ async fn an_action_of_another_queue_is_refused_by_name() {
     assert!(refusal.detail.contains("conversation.get_context"), "{refusal}");
 }
 
-fn due(settings: ClosingSettings) -> database::Due {
-    database::Due {
+fn due(settings: ClosingSettings) -> database::ClaimCriteria {
+    database::ClaimCriteria {
         grace: settings.grace,
         idle: settings.idle,
         lease: settings.lease.max(Duration::from_secs(30)),

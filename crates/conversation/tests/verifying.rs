@@ -172,7 +172,7 @@ async fn a_message_that_a_valid_copy_lacks_is_found_and_the_copy_voided() {
     let audited =
         "SELECT concat_ws('|', actor, action, tenant_id, subject, detail->>'id') FROM audit_log";
     let conversation = key("s").conversation;
-    let line = format!("the night shift|repair.void_hot_copy|acme|{conversation}|m2");
+    let line = format!("the night shift|repair.invalidate_hot_copy|acme|{conversation}|m2");
     assert_eq!(world.sql(audited).await, line);
 }
 
@@ -186,7 +186,7 @@ async fn a_copy_with_many_faults_is_voided_once() {
     // One line for one generation: were it set a second time, a copy that was loaded under it, and
     // voided since, would count again.
     let lines = "SELECT concat_ws('|', action, detail->>'id', detail->>'findings') FROM audit_log";
-    assert_eq!(world.sql(lines).await, "repair.void_hot_copy|m1|2");
+    assert_eq!(world.sql(lines).await, "repair.invalidate_hot_copy|m1|2");
     world.is_clean().await;
 }
 

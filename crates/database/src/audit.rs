@@ -1,9 +1,9 @@
-//! The audit log: who did what to which dead letters or conversations, and when. Never a word of a
-//! conversation.
+//! The audit log: who did what to which dead letters or conversations, and when. It never holds content
+//! of a conversation.
 //!
-//! What changes a row writes its line in the same statement, so neither is there without the other.
-//! Lines of one run over many dead letters share its id (`run` in their detail); the run has a line of its
-//! own, whose subject is that id.
+//! A statement that changes a row also inserts the audit entry, so neither exists without the other.
+//! The entries of one run over many dead letters share the run's id (`run` in their detail). The run
+//! has an entry of its own, whose subject is that id.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{Database, Result};
 
-/// Who does something, and in the course of what.
+/// Who changes something, and in which run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Actor {
     /// The operator, as the audit log names them.
@@ -22,27 +22,28 @@ pub struct Actor {
     pub run: Uuid,
 }
 
-/// A line of the audit log.
+/// An entry of the audit log.
 #[derive(Debug, Clone, PartialEq, FromRow, Serialize)]
 pub struct AuditEntry {
-    /// Its number.
+    /// Its number; later entries have higher ones.
     pub id: i64,
     /// When it was done.
     pub at: DateTime<Utc>,
-    /// By whom.
+    /// Who did it.
     pub actor: String,
-    /// What, such as `dead_letter.discard`.
+    /// What was done, such as `dead_letter.discard`.
     pub action: String,
-    /// Whose data it was.
+    /// The tenant whose data was changed.
     pub tenant_id: Option<String>,
-    /// To what: a dead letter's id, or that of a run; of repairs a conversation, or a day and its agent.
+    /// What it was done to: the id of a dead letter or of a run; for a repair the conversation, or the day
+    /// and its agent.
     pub subject: Option<String>,
-    /// Its particulars.
+    /// Details, as JSON.
     pub detail: Option<Value>,
 }
 
 impl Database {
-    /// Notes what a run as a whole is about, or what came of it.
+    /// Records the start or the result of a run. `detail` must hold no content of a conversation.
     pub async fn record_run(&self, actor: &Actor, action: &str, detail: &Value) -> Result<()> {
         self.within(async |connection| {
             sqlx::query(
@@ -59,7 +60,7 @@ impl Database {
         .await
     }
 
-    /// What was done to a subject, the first line first.
+    /// The entries about a subject, oldest first.
     pub async fn audit_of(&self, subject: &str) -> Result<Vec<AuditEntry>> {
         self.within(async |connection| {
             Ok(sqlx::query_as("SELECT * FROM audit_log WHERE subject = $1 ORDER BY id")

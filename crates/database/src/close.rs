@@ -1,13 +1,13 @@
 //! Closing conversations: each step is one short transaction over a batch of claims.
 //!
-//! A claim is a random token with a lease. Every later write says `close_token = …`, and a new
-//! message or an opened session clears the token: so whoever lost the race simply misses, and what
-//! it had done so far (counting tokens, dropping a copy) was harmless. A closer that dies leaves
-//! its lease to expire; the sweep takes over.
+//! A claim is a random token with a lease. Every later write of the close requires that token
+//! (`close_token = …`), and a new message or an opened session clears it. After that the writes of the
+//! close change nothing, and its earlier steps (counting tokens, dropping a hot copy) did no harm. If
+//! the closing process crashes, its lease ends and the sweep claims the conversation again.
 //!
-//! Claims and the last write take `FOR UPDATE`, which waits for nobody (`SKIP LOCKED`): a row that a
-//! saver holds `FOR KEY SHARE` is left for the next look. So no message slips between a count and
-//! the status that declares it final.
+//! Claims and the last write use `FOR UPDATE SKIP LOCKED`: they do not wait, and skip a row that a save
+//! holds `FOR KEY SHARE`; the next sweep takes it. So no message is saved between the count of the
+//! messages and the change to `archived`.
 
 use std::time::Duration;
 
@@ -25,40 +25,40 @@ use crate::{Database, Result};
 
 /// Which conversations a sweep claims, and how many.
 #[derive(Debug, Clone, Copy)]
-pub struct Due {
-    /// How long a close request waits for a reconnection.
+pub struct ClaimCriteria {
+    /// The grace period: how long a close request waits for a session to reconnect.
     pub grace: Duration,
-    /// After how long without a message a conversation closes by itself.
+    /// How long a conversation without a message stays open.
     pub idle: Duration,
-    /// How long a claim holds before another closer may take it over.
+    /// How long a claim is valid before another process may take it over.
     pub lease: Duration,
-    /// At most so many claims of each cause.
+    /// The most claims of each cause.
     pub limit: u32,
 }
 
 /// Why a conversation is being closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CloseCause {
-    /// Its last open session closed, or a message came after archiving.
+    /// Its last open session closed, or a message arrived after it was archived.
     Requested,
-    /// Nothing happened in it for long.
+    /// No message arrived for the idle time.
     Idle,
-    /// Another closer's lease expired.
+    /// Another process claimed it, and that lease ended.
     TakenOver,
 }
 
-/// The right to close one conversation, until its lease ends or somebody clears the token.
+/// The right to close one conversation, until the lease ends or the token is cleared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// The conversation.
     pub key: ConversationKey,
-    /// The token.
+    /// The token that every later write requires.
     pub token: Uuid,
-    /// Why.
+    /// Why it is closed.
     pub cause: CloseCause,
 }
 
-/// A message whose tokens nobody has counted.
+/// A message whose tokens are not counted yet.
 #[derive(Debug, Clone)]
 pub struct Uncounted {
     /// Its conversation.
@@ -66,9 +66,9 @@ pub struct Uncounted {
     conversation: i64,
     /// Its id.
     pub id: MessageId,
-    /// Its content, and its tool calls on a line of their own where it has any.
+    /// Its content; its tool calls, if any, follow on a new line.
     pub text: String,
-    /// The model that it was for: its own, else the conversation's.
+    /// The message's model, else the conversation's.
     pub model_name: Option<String>,
 }
 
@@ -84,25 +84,25 @@ impl AsRef<Claim> for Closed {
     }
 }
 
-/// Messages that nobody has counted.
+/// A page of messages whose tokens are not counted yet.
 #[derive(Debug, Clone)]
 pub struct UncountedPage {
-    /// The first of them.
+    /// The messages.
     pub messages: Vec<Uncounted>,
-    /// Whether there may be more after these.
+    /// Whether there may be more after this page.
     pub more: bool,
 }
 
-/// A conversation as it will stand in the archive, with the totals of its rows.
+/// A conversation that is about to be archived, with the totals of its messages.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Closed {
     /// The claim under which it was counted.
     pub claim: Claim,
     /// The session that began it.
     pub session_id: SessionId,
-    /// The agent that spoke last.
+    /// The agent of the newest message that names one.
     pub agent_id: Option<AgentId>,
-    /// The user, where known.
+    /// The user, if known.
     pub user_id: Option<UserId>,
     /// The model of the newest message that names one.
     pub model_name: Option<String>,
@@ -121,16 +121,16 @@ pub struct Closed {
 }
 
 impl Database {
-    /// Claims conversations whose close is due, that have been idle for long, or whose closer
-    /// vanished; at most `due.limit` of each.
-    pub async fn claim(&self, due: &Due) -> Result<Vec<Claim>> {
-        let idle = due.idle + Duration::from_secs(TOUCH_SECONDS.into());
+    /// Claims conversations whose close request is older than the grace period, that are idle, or whose
+    /// earlier claim ended without a result; at most `criteria.limit` of each.
+    pub async fn claim(&self, criteria: &ClaimCriteria) -> Result<Vec<Claim>> {
+        let idle = criteria.idle + Duration::from_secs(TOUCH_SECONDS.into());
         self.within(async |connection| {
             sqlx::query(CLAIM)
-                .bind(due.grace.as_secs_f64())
+                .bind(criteria.grace.as_secs_f64())
                 .bind(idle.as_secs_f64())
-                .bind(due.lease.as_secs_f64())
-                .bind(i64::from(due.limit))
+                .bind(criteria.lease.as_secs_f64())
+                .bind(i64::from(criteria.limit))
                 .fetch_all(&mut *connection)
                 .await?
                 .iter()
@@ -146,7 +146,7 @@ impl Database {
         .await
     }
 
-    /// Drops those claimed conversations that have no messages, with their sessions; returns them.
+    /// Deletes the claimed conversations that have no messages, with their sessions. Returns their keys.
     pub async fn drop_empty(&self, claims: &[Claim]) -> Result<Vec<ConversationKey>> {
         let keys = Keys::of(claims.iter());
         self.within(async |connection| {
@@ -186,10 +186,10 @@ impl Database {
         .await
     }
 
-    /// Messages of the claimed conversations that have no token count yet, in the order of the claims
-    /// and then of their ids: at most `limit`, and at most `max_bytes` of text, but always one where
-    /// there is one. Of the first claim only those `after` an id, so that a long conversation is
-    /// walked once.
+    /// Messages of the claimed conversations whose tokens are not counted yet, in the order of the claims
+    /// and then of their ids. At most `limit` messages and `max_bytes` of text, but at least one message
+    /// if there is one. In the first claim's conversation only messages `after` that id, so that a long
+    /// conversation is read page by page.
     pub async fn uncounted(
         &self,
         claims: &[Claim],
@@ -237,7 +237,7 @@ impl Database {
             let more = found == i64::from(limit) || found > rows.len() as i64;
             let messages = rows.iter().map(|row| {
                 Ok(Uncounted {
-                    key: asked(row, claims)?.key.clone(),
+                    key: claim_of(row, claims)?.key.clone(),
                     conversation: row.try_get("conversation")?,
                     id: MessageId::new(row.try_get::<&str, _>("id")?)
                         .map_err(|fault| corrupt("messages", format!("id {fault}")))?,
@@ -250,8 +250,8 @@ impl Database {
         .await
     }
 
-    /// Stores token counts. A count is a fact about the words, so it needs no token; where two counted, the
-    /// first count stays.
+    /// Stores token counts. The count depends on the content alone, so no close token is required. If two
+    /// processes count the same message, the first count stays.
     pub async fn store_tokens(&self, counts: &[(&Uncounted, i64)]) -> Result<()> {
         self.within(async |connection| {
             sqlx::query(
@@ -269,8 +269,8 @@ impl Database {
         .await
     }
 
-    /// Counts the claimed conversations' totals from their rows. Conversations that lost their token
-    /// are left out of the answer.
+    /// Counts the totals of the claimed conversations from their messages. Conversations whose token was
+    /// cleared are left out.
     pub async fn totals(&self, claims: &[Claim]) -> Result<Vec<Closed>> {
         let keys = Keys::of(claims.iter());
         self.within(async |connection| {
@@ -310,8 +310,8 @@ impl Database {
         .await
     }
 
-    /// The last write: `archived`, with the totals. Returns the conversations that it reached; the
-    /// others lost their token or are held by a saver at this moment.
+    /// The last write: sets the status `archived` and the totals. Returns the conversations that it
+    /// changed; of the others the token was cleared, or a save holds the row at the moment.
     pub async fn archive_closed(&self, closed: &[Closed]) -> Result<Vec<ConversationKey>> {
         let keys = Keys::of(closed.iter().map(|it| &it.claim));
         self.within(async |connection| {
@@ -330,7 +330,7 @@ impl Database {
                      close_lease_until = NULL, message_count = mine.messages,
                      total_tokens = mine.tokens, created_at = mine.first,
                      last_message_at = mine.last,
-                     -- An event of the session may have named one since.
+                     -- A session event may have set them since the totals were read.
                      agent_id = coalesce(mine.agent_id, c.agent_id),
                      model_name = coalesce(mine.model_name, c.model_name)
                  FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
@@ -356,7 +356,7 @@ impl Database {
         .await
     }
 
-    /// Extends the lease of the claims that still hold their token; returns those.
+    /// Extends the lease of the claims whose token is still valid; returns their conversations.
     pub async fn renew<'a>(
         &self,
         claims: impl Iterator<Item = &'a Claim> + Clone,
@@ -390,7 +390,7 @@ impl Database {
         .await
     }
 
-    /// How many conversations are active, and by how much the oldest close is overdue.
+    /// How many conversations are active, and by how much the oldest close is overdue (0 if none is).
     pub async fn close_backlog(&self, grace: Duration) -> Result<(i64, Duration)> {
         self.within(async |connection| {
             let (active, lag): (i64, f64) = sqlx::query_as(
@@ -413,7 +413,7 @@ impl Database {
     }
 }
 
-/// Three work lists, each by its own partial index. A conversation is in one of them at most.
+/// Three work lists, each read by its own partial index. A conversation is in at most one of them.
 const CLAIM: &str = "
     WITH requested AS (
         SELECT tenant_id, id, 'requested' AS cause FROM conversations
@@ -431,7 +431,7 @@ const CLAIM: &str = "
     UPDATE conversations c SET
         status = 'closing', close_token = gen_random_uuid(),
         close_lease_until = clock_timestamp() + make_interval(secs => $3),
-        -- It stays when a close is taken over: the event that the one before may have published is this one's.
+        -- It stays when a close is taken over: the earlier process may have published its event already.
         closed_at = CASE due.cause WHEN 'taken over' THEN c.closed_at ELSE clock_timestamp() END,
         close_requested_at = coalesce(c.close_requested_at, clock_timestamp()),
         close_reason = CASE due.cause WHEN 'idle' THEN 'idle' ELSE c.close_reason END
@@ -444,7 +444,7 @@ fn cause(stored: &str) -> Result<CloseCause> {
         "requested" => Ok(CloseCause::Requested),
         "idle" => Ok(CloseCause::Idle),
         "taken over" => Ok(CloseCause::TakenOver),
-        other => Err(corrupt("conversations", format!("cause {other:?} of a close is unknown"))),
+        other => Err(corrupt("conversations", format!("unknown close cause {other:?}"))),
     }
 }
 
@@ -464,11 +464,13 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// The claim that a row of an answer is about, by its place `n` among those that were asked for.
-fn asked<'a>(row: &PgRow, claims: &'a [Claim]) -> Result<&'a Claim> {
+/// The claim that a result row belongs to, by its position `n` among the claims of the query.
+fn claim_of<'a>(row: &PgRow, claims: &'a [Claim]) -> Result<&'a Claim> {
     let n: i64 = row.try_get("n")?;
     let claim = usize::try_from(n - 1).ok().and_then(|n| claims.get(n));
-    claim.ok_or_else(|| corrupt("conversations", "one that nobody asked for".into()))
+    claim.ok_or_else(|| {
+        corrupt("conversations", "the result has a row that was not requested".into())
+    })
 }
 
 fn closed(row: &PgRow, claims: &[Claim]) -> Result<Closed> {
@@ -479,7 +481,7 @@ fn closed(row: &PgRow, claims: &[Claim]) -> Result<Closed> {
         move |fault: InvalidId| corrupt("conversations", format!("{column} {fault}"))
     };
     Ok(Closed {
-        claim: asked(row, claims)?.clone(),
+        claim: claim_of(row, claims)?.clone(),
         session_id: SessionId::new(row.try_get::<&str, _>("session_id")?)
             .map_err(fault("session_id"))?,
         agent_id: row

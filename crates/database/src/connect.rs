@@ -1,4 +1,4 @@
-//! How to reach PostgreSQL, and the time-out around every unit of work.
+//! Connection settings of PostgreSQL, and the timeout around every unit of work.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::save_heuristics::{ExpectDuplicates, ExpectSettled};
 use crate::writers::Writer;
 use crate::{Error, Result};
 
-/// How to reach PostgreSQL.
+/// Connection settings of PostgreSQL.
 #[derive(Clone)]
 pub struct Settings {
     /// `postgres://user:password@host:port/database`. Holds a secret: never logged.
@@ -21,14 +21,14 @@ pub struct Settings {
     pub application: String,
     /// The most connections that this process opens.
     pub connections: u32,
-    /// How long one unit of work may take, waiting for a connection included; a server that is
-    /// silent for longer counts as away.
+    /// The timeout of one unit of work, waiting for a connection included. A server that does not answer
+    /// within it counts as unavailable.
     pub time_out: Duration,
     /// How long a statement waits for a row lock before it gives up and is retried.
     pub lock_time_out: Duration,
 }
 
-/// The archive: a pool of connections to PostgreSQL. Cheap to clone.
+/// A pool of connections to PostgreSQL. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Database {
     pub(crate) pool: Arc<Pool>,
@@ -39,20 +39,20 @@ pub struct Database {
 }
 
 impl Database {
-    /// Makes the pool; connects on first use, so that a server that is away delays and does not
-    /// stop the start. Fails only on a URL that cannot be parsed.
+    /// Creates the pool. It connects on first use, so that a process can start while PostgreSQL is
+    /// unavailable. Fails only on a URL that cannot be parsed.
     pub fn open(settings: &Settings) -> Result<Self> {
         let options = PgConnectOptions::from_str(&settings.url)?
             .application_name(&settings.application)
             .options([
                 ("lock_timeout", format!("{}ms", settings.lock_time_out.as_millis())),
                 ("statement_timeout", format!("{}ms", settings.time_out.as_millis())),
-                // A worker that was frozen or cut off must not keep row locks for ever.
+                // A worker that is frozen or lost its network must not hold row locks for ever.
                 ("idle_in_transaction_session_timeout", "30s".to_owned()),
                 ("TimeZone", "UTC".to_owned()),
-                // One plan for each statement, whatever its values and however much or little was in
-                // the tables when it was made: by index. A statement of ours that has no index to walk
-                // is a mistake, and a batch of one message is not worth a plan of its own.
+                // One plan for each statement, always by index, whatever its values and however many
+                // rows the tables had when it was planned. Every statement of this crate has an index to
+                // use, and planning again would cost more than it gains.
                 ("plan_cache_mode", "force_generic_plan".to_owned()),
                 ("enable_seqscan", "off".to_owned()),
                 ("jit", "off".to_owned()),
@@ -66,7 +66,7 @@ impl Database {
         })
     }
 
-    /// Whether PostgreSQL answers and would accept a write.
+    /// Checks that PostgreSQL answers and accepts writes.
     pub async fn probe(&self) -> Result<()> {
         self.within(async |connection| {
             let read_only: bool = sqlx::query_scalar(
@@ -84,22 +84,22 @@ impl Database {
         .await
     }
 
-    /// Closes every connection; what is under way finishes first.
+    /// Waits for the units of work that are running, then closes every connection.
     pub async fn close(&self) {
         self.pool.close().await;
     }
 
-    /// Runs one unit of work on a connection of its own, all of it under the time-out.
+    /// Runs one unit of work on a connection of its own, within the timeout.
     ///
-    /// Work that succeeds has ended its transactions. Where it fails or falls silent, the connection
-    /// is taken care of in [`Pool`]; the caller never waits for that.
+    /// Work that succeeds must have ended its transactions. If it fails or times out, [`Pool`] rolls back
+    /// or closes the connection in the background; the caller does not wait for that.
     pub(crate) async fn within<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>,
     ) -> Result<T> {
         let deadline = Instant::now() + self.time_out;
-        let silent = |_| Error::TimedOut(self.time_out);
-        let mut lease = timeout_at(deadline, self.pool.lease()).await.map_err(silent)??;
+        let timed_out = |_| Error::TimedOut(self.time_out);
+        let mut lease = timeout_at(deadline, self.pool.lease()).await.map_err(timed_out)??;
         match timeout_at(deadline, work(&mut lease.connection)).await {
             Ok(Ok(done)) => {
                 lease.release();
@@ -110,8 +110,8 @@ impl Database {
                 Err(error)
             }
             Err(elapsed) => {
-                lease.lose();
-                Err(silent(elapsed))
+                lease.discard();
+                Err(timed_out(elapsed))
             }
         }
     }

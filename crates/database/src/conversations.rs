@@ -1,4 +1,4 @@
-//! Conversations as people look them up: lists and single rows.
+//! Reading conversations for operators: lists and single rows.
 
 use chrono::{DateTime, Utc};
 use domain::ids::ConversationKey;
@@ -7,7 +7,7 @@ use sqlx::{FromRow, QueryBuilder};
 
 use crate::{Database, Result};
 
-/// Which conversations to list; absent fields do not restrict.
+/// Which conversations to list. An absent field does not restrict the list.
 #[derive(Debug, Clone, Default)]
 pub struct ConversationFilter {
     /// Of this tenant.
@@ -37,15 +37,15 @@ pub struct ConversationRow {
     pub model_name: Option<String>,
     /// `active`, `closing` or `archived`.
     pub status: String,
-    /// How many messages it has: counted now.
+    /// How many messages it has, counted by this query.
     pub message_count: i64,
-    /// Their tokens, once it was closed.
+    /// Their tokens; present once it was closed.
     pub total_tokens: Option<i64>,
     /// When it began.
     pub created_at: DateTime<Utc>,
-    /// When its last message came; exact once archived.
+    /// When its last message was sent; exact once it is archived.
     pub last_message_at: Option<DateTime<Utc>>,
-    /// When its close was asked for.
+    /// When its close was requested.
     pub close_requested_at: Option<DateTime<Utc>>,
     /// When it was last closed.
     pub closed_at: Option<DateTime<Utc>>,
@@ -69,8 +69,8 @@ impl Database {
         filter: &ConversationFilter,
         limit: u32,
     ) -> Result<Vec<ConversationRow>> {
-        // Only the conditions that are asked for: one plan serves all values. The first one says that
-        // the index by date may be walked.
+        // Only the conditions of the filter: one plan serves all values. The first condition allows
+        // PostgreSQL to use the index by date.
         let mut query = QueryBuilder::new(format!(
             "SELECT {COLUMNS} FROM conversations c WHERE c.created_at IS NOT NULL"
         ));

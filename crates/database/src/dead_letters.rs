@@ -1,9 +1,8 @@
-//! Dead letters: kept with body, headers, reason and times, so that they can be understood, mended
-//! and sent again. The queues are only their transport.
+//! Dead letters: stored with body, headers, reason and times, so that operators can inspect, edit and
+//! replay them. The dead-letter queues only transport them here.
 //!
-//! Here is what a dead letter is and how it is looked at, which changes nothing. `store` is the dead-letter collector's way
-//! in, `decisions` and `replays` are what operators do; each of these writes the audit log in the same
-//! statement.
+//! This file has the types and the queries that only read. `store` is used by the dead-letter collector.
+//! `decisions` and `replays` are used by operators; their statements also write the audit log.
 
 mod decisions;
 mod replays;
@@ -27,44 +26,44 @@ pub use selection::{
 
 use crate::{Database, Result};
 
-/// A dead letter as the dead-letter collector found it.
+/// A dead letter as the dead-letter collector read it from its queue.
 #[derive(Debug, Clone)]
 pub struct DeadLetter {
-    /// What makes it the same dead letter when it comes again.
+    /// Its id, a UUIDv5: if the same dead letter arrives again, it has the same id.
     pub id: Uuid,
-    /// The work queue that it could not leave in the ordinary way.
+    /// The work queue in which it failed.
     pub queue: String,
-    /// Why it died.
+    /// Why it was dead-lettered.
     pub reason: DeadLetterReason,
-    /// The field at fault, where one is.
+    /// The field at fault, if there is one.
     pub field: Option<String>,
-    /// The error in words.
+    /// The error message.
     pub error: String,
-    /// Its tenant, where the body tells.
+    /// Its tenant, if the body names it.
     pub tenant_id: Option<String>,
-    /// Its conversation, where the body tells.
+    /// Its conversation, if the body names it.
     pub conversation_id: Option<String>,
-    /// Its session, where the body tells.
+    /// Its session, if the body names it.
     pub session_id: Option<String>,
-    /// The identity that the first attempt gave it.
+    /// The message id: the publisher's, or the one that the first attempt derived.
     pub message_id: Option<String>,
-    /// The body's `action_type`, where it has one.
+    /// The body's `action_type`, if it has one.
     pub action_type: Option<String>,
     /// The routing key with which it was first published.
     pub routing_key: String,
     /// The exchange to which it was first published.
     pub exchange: String,
-    /// The body, untouched.
+    /// The body, unchanged.
     pub body: Vec<u8>,
     /// Its AMQP properties, as JSON.
     pub properties: serde_json::Value,
     /// Its headers, as JSON.
     pub headers: serde_json::Value,
-    /// How often it was tried.
+    /// How many attempts were made.
     pub attempts: i32,
     /// How often it was replayed before.
     pub replay_count: i32,
-    /// The dead letter whose replay came back as this one.
+    /// The dead letter whose replay failed again and became this one.
     pub replay_of: Option<Uuid>,
     /// When it first failed.
     pub first_failed_at: Timestamp,
@@ -72,30 +71,30 @@ pub struct DeadLetter {
     pub last_failed_at: Timestamp,
 }
 
-/// What became of a dead letter.
+/// The status of a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeadLetterStatus {
-    /// Nobody has decided yet.
+    /// No operator has decided about it.
     Open,
-    /// It was sent again, and RabbitMQ confirmed that.
+    /// It was published again, and RabbitMQ confirmed that.
     Replayed,
-    /// Somebody decided that it may stay dead.
+    /// An operator discarded it.
     Discarded,
 }
 
-/// A stored dead letter with all that is known about it.
+/// A stored dead letter, complete.
 #[derive(Debug, Clone, PartialEq, FromRow, Serialize)]
 pub struct DeadLetterRow {
     /// Its id.
     pub id: Uuid,
     /// The work queue.
     pub queue: String,
-    /// Why it died; a text, because a later version may know more reasons.
+    /// Why it was dead-lettered. A text, because a later version may have more reasons.
     pub reason: String,
     /// The field at fault.
     pub field: Option<String>,
-    /// The error in words.
+    /// The error message.
     pub error: String,
     /// Its tenant.
     pub tenant_id: Option<String>,
@@ -103,7 +102,7 @@ pub struct DeadLetterRow {
     pub conversation_id: Option<String>,
     /// Its session.
     pub session_id: Option<String>,
-    /// The identity that the first attempt gave it.
+    /// The message id: the publisher's, or the one that the first attempt derived.
     pub message_id: Option<String>,
     /// The body's `action_type`.
     pub action_type: Option<String>,
@@ -111,14 +110,14 @@ pub struct DeadLetterRow {
     pub routing_key: String,
     /// The original exchange.
     pub exchange: String,
-    /// The body as it came; shown as text where it is UTF-8.
+    /// The body as it arrived; serialised as text, with replacement characters if it is not UTF-8.
     #[serde(serialize_with = "body_as_text")]
     pub body: Vec<u8>,
     /// Its AMQP properties.
     pub properties: serde_json::Value,
     /// Its headers.
     pub headers: serde_json::Value,
-    /// How often it was tried.
+    /// How many attempts were made.
     pub attempts: i32,
     /// How often it was replayed before.
     pub replay_count: i32,
@@ -128,27 +127,27 @@ pub struct DeadLetterRow {
     pub last_failed_at: DateTime<Utc>,
     /// When the dead-letter collector stored it.
     pub stored_at: DateTime<Utc>,
-    /// How often the same dead letter came.
+    /// How often the same dead letter arrived.
     pub copies: i64,
-    /// What became of it.
+    /// Its status.
     #[sqlx(try_from = "String")]
     pub status: DeadLetterStatus,
-    /// Since when.
+    /// When the status changed.
     pub status_changed_at: Option<DateTime<Utc>>,
     /// Why it was discarded.
     pub status_reason: Option<String>,
-    /// What a replay sends instead of the body.
+    /// The edited body, which a replay publishes instead of the body.
     #[serde(serialize_with = "edited_as_text")]
     pub edited_body: Option<Vec<u8>>,
-    /// When it was edited last.
+    /// When it was last edited.
     pub edited_at: Option<DateTime<Utc>>,
-    /// By whom.
+    /// Who edited it last.
     pub edited_by: Option<String>,
-    /// The dead letter whose replay came back as this one.
+    /// The dead letter whose replay failed again and became this one.
     pub replay_of: Option<Uuid>,
-    /// When a replay last failed to send it.
+    /// When a replay last failed to publish it.
     pub replay_tried_at: Option<DateTime<Utc>>,
-    /// Why it failed.
+    /// Why that replay failed to publish it.
     pub replay_fault: Option<String>,
 }
 
@@ -159,11 +158,11 @@ pub struct ListedDeadLetter {
     pub id: Uuid,
     /// The work queue.
     pub queue: String,
-    /// Why it died.
+    /// Why it was dead-lettered.
     pub reason: String,
     /// The field at fault.
     pub field: Option<String>,
-    /// The error in words.
+    /// The error message.
     pub error: String,
     /// Its tenant.
     pub tenant_id: Option<String>,
@@ -171,7 +170,7 @@ pub struct ListedDeadLetter {
     pub conversation_id: Option<String>,
     /// Its session.
     pub session_id: Option<String>,
-    /// The identity that the first attempt gave it.
+    /// The message id: the publisher's, or the one that the first attempt derived.
     pub message_id: Option<String>,
     /// The body's `action_type`.
     pub action_type: Option<String>,
@@ -181,13 +180,13 @@ pub struct ListedDeadLetter {
     pub exchange: String,
     /// How long the body is, in bytes.
     pub body_bytes: i32,
-    /// Whether an edited copy lies beside the body.
+    /// Whether it has an edited body.
     pub edited: bool,
-    /// How often it was tried.
+    /// How many attempts were made.
     pub attempts: i32,
     /// How often it was replayed before.
     pub replay_count: i32,
-    /// The dead letter whose replay came back as this one.
+    /// The dead letter whose replay failed again and became this one.
     pub replay_of: Option<Uuid>,
     /// When it first failed.
     pub first_failed_at: DateTime<Utc>,
@@ -195,52 +194,52 @@ pub struct ListedDeadLetter {
     pub last_failed_at: DateTime<Utc>,
     /// When the dead-letter collector stored it.
     pub stored_at: DateTime<Utc>,
-    /// How often the same dead letter came.
+    /// How often the same dead letter arrived.
     pub copies: i64,
-    /// What became of it.
+    /// Its status.
     #[sqlx(try_from = "String")]
     pub status: DeadLetterStatus,
-    /// Since when, where that changed.
+    /// When the status changed, if it did.
     pub status_changed_at: Option<DateTime<Utc>>,
-    /// Why an operator changed it.
+    /// Why it was discarded.
     pub status_reason: Option<String>,
-    /// Why the last replay could not send it.
+    /// Why the last replay failed to publish it.
     pub replay_fault: Option<String>,
 }
 
-/// Dead letters that died alike.
+/// Dead letters with the same queue, reason, field and error pattern.
 #[derive(Debug, Clone, PartialEq, FromRow, Serialize)]
 pub struct DeadLetterGroup {
     /// The work queue.
     pub queue: String,
-    /// Why they died.
+    /// Why they were dead-lettered.
     pub reason: String,
     /// The field at fault.
     pub field: Option<String>,
-    /// What their errors have in common: quoted values are `"…"`, numbers are `#`.
+    /// The error message that they share: quoted values are `"…"`, numbers are `#`.
     pub error: String,
-    /// How many they are.
+    /// How many there are.
     pub dead_letters: i64,
-    /// Of how many tenants.
+    /// How many tenants they belong to.
     pub tenants: i64,
-    /// How many of them were replayed before and came back.
+    /// How many of them were replayed and failed again.
     pub failed_again: i64,
-    /// When the first of them failed first.
+    /// The earliest first failure.
     pub first_failed_at: DateTime<Utc>,
-    /// When the last of them failed last.
+    /// The latest last failure.
     pub last_failed_at: DateTime<Utc>,
-    /// The newest of them.
+    /// The id of the newest of them.
     pub example: Uuid,
 }
 
-/// How many dead letters wait for an operator, by queue and reason.
+/// The number of open dead letters of a queue and reason.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow, Serialize)]
 pub struct OpenDeadLetters {
     /// The work queue.
     pub queue: String,
-    /// Why they died.
+    /// Why they were dead-lettered.
     pub reason: String,
-    /// How many.
+    /// How many there are.
     pub dead_letters: i64,
 }
 
@@ -255,7 +254,8 @@ const PATTERN: &str =
     r#"regexp_replace(regexp_replace(error, '"([^"\\]|\\.)*"', '"…"', 'g'), '[0-9]+', '#', 'g')"#;
 
 impl Database {
-    /// Dead letters that match, newest first; from the dead letter `before` on, where a page ended with it.
+    /// Dead letters that match, newest first; only those older than `before`, the last one of the page
+    /// before.
     pub async fn dead_letters(
         &self,
         filter: &DeadLetterFilter,
@@ -293,7 +293,7 @@ impl Database {
         Ok(count.unsigned_abs())
     }
 
-    /// Dead letters that match, by what they have in common, the largest group first.
+    /// Groups of dead letters that match, the largest group first.
     pub async fn dead_letter_groups(
         &self,
         filter: &DeadLetterFilter,
@@ -327,7 +327,7 @@ impl Database {
         .await
     }
 
-    /// What a dead letter's replays came back as, the first one first.
+    /// The dead letters that replays of this one became when they failed again, oldest first.
     pub async fn failed_again_as(&self, id: Uuid) -> Result<Vec<ListedDeadLetter>> {
         self.within(async |connection| {
             Ok(sqlx::query_as(sqlx::AssertSqlSafe(format!(
@@ -355,13 +355,13 @@ impl Database {
 }
 
 impl DeadLetterRow {
-    /// What a replay sends: the edited copy where there is one.
+    /// The body that a replay publishes: the edited one if there is one.
     #[must_use]
     pub fn body_to_send(&self) -> &[u8] {
         self.edited_body.as_deref().unwrap_or(&self.body)
     }
 
-    /// Bytes of its body and its edited copy.
+    /// Bytes of its body and its edited body.
     fn bytes(&self) -> usize {
         self.body.len() + self.edited_body.as_ref().map_or(0, Vec::len)
     }
@@ -371,7 +371,7 @@ impl DeadLetterStatus {
     /// Every status.
     pub const ALL: [Self; 3] = [Self::Open, Self::Replayed, Self::Discarded];
 
-    /// The stored name.
+    /// The name in the database.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -388,9 +388,9 @@ impl fmt::Display for DeadLetterStatus {
     }
 }
 
-/// A stored status that no version has written.
+/// A stored status that this version does not know.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no status of a dead letter")]
+#[error("unknown dead-letter status {0:?}")]
 pub struct UnknownStatus(String);
 
 impl TryFrom<String> for DeadLetterStatus {

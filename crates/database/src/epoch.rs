@@ -1,8 +1,10 @@
-//! The two numbers under which a hot copy counts, and the row that remembers whose server identity it is.
+//! The two numbers that a valid hot copy must have, and the server identity of the Redis that holds the
+//! copies.
 //!
-//! Both numbers are random at every change. A counter could come to the same number a second time: after
-//! a restored backup, a failover to a lagging standby, or when a conversation is erased and made anew.
-//! What a backup brings back itself are the numbers of then; a restore has to say that it was one.
+//! The numbers are the epoch (one for all copies) and the generation (one for each conversation). Each
+//! change sets a new random number. A counter could reach the same number twice: after a restored backup,
+//! after a failover to a lagging standby, or when a conversation is erased and created again. A restored
+//! backup also restores old numbers, so the operator must invalidate the copies after a restore.
 
 use chrono::{DateTime, Utc};
 use domain::ids::ConversationKey;
@@ -13,49 +15,49 @@ use sqlx::postgres::PgBindIterExt as _;
 use crate::rows::{corrupt, status, timestamp};
 use crate::{Actor, Database, Result};
 
-/// What decides whether a hot copy may be believed, read by primary key beside every read.
+/// The numbers that a hot copy must have to be valid, read by primary key with every read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Numbers {
-    /// Changes when Redis may have forgotten writes.
+    /// Changes when Redis may have lost writes.
     pub hot_epoch: i64,
-    /// The conversation's own part; `None` when there is no such conversation.
+    /// The numbers of the conversation; `None` if it does not exist.
     pub conversation: Option<ConversationNumbers>,
 }
 
-/// The conversation's own part of the [`Numbers`].
+/// The part of [`Numbers`] that belongs to the conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConversationNumbers {
     /// Its state.
     pub status: ConversationStatus,
     /// Changes when a write to its hot copy failed.
     pub hot_generation: i64,
-    /// Nothing at or before this moment is to be read.
+    /// Messages at or before this time are erased and must not be read.
     pub erased_at: Option<Timestamp>,
 }
 
-/// What comparing Redis's server identity with the stored one led to.
+/// The result of comparing Redis's server identity with the stored one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EpochChange {
-    /// The stored server identity is this one.
+    /// The stored server identity is the same.
     Same,
-    /// It was another: every hot copy made before is void.
+    /// It was different: all hot copies made before are invalidated.
     Changed,
 }
 
-/// How often the comparison is repeated because another process changed the row in between.
+/// How often the comparison is made at most, if another process changes the row meanwhile.
 const IDENTITY_ROUNDS: usize = 5;
 
 type NumbersRow = (i64, Option<String>, Option<i64>, Option<DateTime<Utc>>);
 
 impl Database {
-    /// The numbers of a conversation: one read by primary key.
+    /// The numbers of a conversation, read by primary key.
     pub async fn numbers(&self, key: &ConversationKey) -> Result<Numbers> {
         self.within(async |connection| read_numbers(connection, key).await).await
     }
 
-    /// Compares the server identity of the Redis that this process speaks to with the stored one, and makes
-    /// a new epoch when they differ. Replicas may race: the comparison is part of the update, so
-    /// one of them changes the epoch and the others find theirs stored.
+    /// Compares the server identity of the Redis that this process is connected to with the stored one.
+    /// If they differ, stores it and sets `new_epoch`, which invalidates all hot copies. Replicas may do
+    /// this at the same time: the update includes the comparison, so only one of them changes the epoch.
     pub async fn record_server_identity(
         &self,
         server_identity: &str,
@@ -80,18 +82,21 @@ impl Database {
                 if changed == 1 {
                     return Ok(EpochChange::Changed);
                 }
-                // Somebody was faster; perhaps with this server identity, perhaps with another.
+                // Another process changed the row first, to this server identity or to another.
             }
             Err(corrupt(
                 "hot_epoch",
-                "the server identity keeps changing: processes see different Redis".into(),
+                format!(
+                    "the server identity changed during each of {IDENTITY_ROUNDS} attempts; \
+                     check that all processes use the same Redis"
+                ),
             ))
         })
         .await
     }
 
-    /// Whether the hot copies live in the Redis of this server identity. For those who only look: they must
-    /// not change the epoch, since they may have been sent to the wrong server.
+    /// Whether this is the stored server identity. For tools that only read: they must not change the
+    /// epoch, because their Redis URL may name the wrong server.
     pub async fn is_recorded_server_identity(&self, server_identity: &str) -> Result<bool> {
         self.within(async |connection| {
             Ok(sqlx::query_scalar("SELECT server_identity = $1 FROM hot_epoch")
@@ -102,15 +107,15 @@ impl Database {
         .await
     }
 
-    /// Makes a new epoch, so that no hot copy counts any more, and writes that into the audit log. For a
-    /// database that went back in time: it bears the numbers of then, and living copies may bear them
-    /// too, with more or fewer messages.
-    pub async fn void_hot_copies(&self, actor: &Actor, new_epoch: i64) -> Result<()> {
+    /// Sets a new epoch, which invalidates all hot copies, and writes an audit entry. Needed after a
+    /// backup was restored: the database then has old numbers, and hot copies with the same numbers may
+    /// have more or fewer messages.
+    pub async fn invalidate_hot_copies(&self, actor: &Actor, new_epoch: i64) -> Result<()> {
         self.within(async |connection| {
             sqlx::query(
                 "WITH changed AS (UPDATE hot_epoch SET epoch = $1 RETURNING epoch)
                  INSERT INTO audit_log (actor, action, subject)
-                 SELECT $2, 'hot_copies.void', $3 FROM changed",
+                 SELECT $2, 'hot_copies.invalidate', $3 FROM changed",
             )
             .bind(new_epoch)
             .bind(&actor.name)
@@ -122,8 +127,8 @@ impl Database {
         .await
     }
 
-    /// Gives conversations a new generation: whatever their hot copies hold no longer counts. To be
-    /// called before anything is acknowledged whose write to Redis failed or is unknown.
+    /// Sets new generations, which invalidates the hot copies of these conversations. Must be called
+    /// before the acknowledgement of a message whose write to Redis failed or has an unknown result.
     pub async fn change_generations(&self, changes: &[(ConversationKey, i64)]) -> Result<()> {
         self.within(async |connection| change_generations(connection, changes).await).await
     }

@@ -1,38 +1,38 @@
-//! Errors of the archive, each with its failure class.
+//! Errors of PostgreSQL, each with its failure class.
 //!
-//! The class comes from the SQLSTATE (PostgreSQL's manual, appendix A) and decides everything that
-//! follows, so this is the one place where it is derived.
+//! The failure class decides how a failure is handled. Only this file derives it, from the SQLSTATE
+//! (PostgreSQL's manual, appendix A).
 
 use std::time::Duration;
 
 use domain::failure::{Dependency, FailureClass, Unavailable};
 
-/// What went wrong in PostgreSQL.
+/// Why a unit of work failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The database or the way to it failed.
+    /// PostgreSQL or the connection to it failed.
     #[error("{0}")]
     Database(#[from] sqlx::Error),
-    /// No answer within the time-out; whether a commit took effect is unknown.
+    /// No answer within the timeout. Whether a commit took effect is unknown.
     #[error("PostgreSQL did not answer within {0:?}")]
     TimedOut(Duration),
-    /// A stored row cannot be what this program wrote.
-    #[error("a row of {table} cannot be read: {fault}")]
+    /// A table holds or returned data that this program does not expect.
+    #[error("unexpected data in table {table}: {fault}")]
     Corrupt {
         /// The table.
         table: &'static str,
-        /// What is wrong with it.
+        /// What is unexpected.
         fault: String,
     },
 }
 
-/// Why the schema cannot be worked with. Every text says how to mend it.
+/// Why the schema cannot be used. The messages name the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
-    /// PostgreSQL could not be asked.
+    /// The query of the schema version failed.
     #[error("the schema could not be checked")]
     Database(#[from] Error),
-    /// The schema was never made.
+    /// The database has no schema.
     #[error("the database has no Verbatim schema; run `verbatim setup`")]
     Missing,
     /// The schema is older than this program.
@@ -51,7 +51,7 @@ pub enum SchemaError {
 }
 
 impl Error {
-    /// How the failure is to be treated.
+    /// The failure class, which decides how the failure is handled.
     #[must_use]
     pub fn class(&self) -> FailureClass {
         match self {
@@ -75,8 +75,7 @@ impl Error {
 }
 
 impl Error {
-    /// Whether it was time that ran out, waiting for an answer or for a lock: less at once may
-    /// succeed.
+    /// Whether a timeout expired, while waiting for an answer or for a lock. A smaller batch may succeed.
     #[must_use]
     pub fn is_time_out(&self) -> bool {
         match self {
@@ -98,13 +97,13 @@ impl From<Error> for Unavailable {
 fn class_of(sqlstate: &str) -> FailureClass {
     match (sqlstate.get(..2).unwrap_or_default(), sqlstate) {
         // Serialisation failure, deadlock, lock not available, statement cancelled; and a unique
-        // violation: somebody else was faster, which the next attempt sees.
+        // violation: another transaction inserted the row first, which the next attempt sees.
         (_, "40001" | "40P01" | "55P03" | "57014" | "23505") => FailureClass::Transient,
         // Data exception, integrity constraint violation: some row of the statement is at fault.
         ("22" | "23", _) => FailureClass::Data,
         // Connection, read-only or aborted transaction, resources (disk full, too many connections),
-        // operator intervention, system error, and what an operator must mend before anything can
-        // be saved: credentials, a missing database, a schema that is not there.
+        // operator intervention, system error; and what an operator must fix before anything can be
+        // saved: wrong credentials, a missing database, a missing schema.
         ("08" | "25" | "53" | "57" | "58" | "28" | "3D" | "3F" | "42", _) => {
             FailureClass::Unavailable
         }
@@ -117,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_weather_and_a_bad_value_is_data() {
+    fn a_full_disk_is_unavailable_and_a_bad_value_is_data() {
         for (code, class) in [
             ("53100", FailureClass::Unavailable),
             ("25006", FailureClass::Unavailable),

@@ -1,11 +1,11 @@
-//! PostgreSQL: where every message is durable and every conversation's state is true.
+//! PostgreSQL: the durable store of all messages, and the authoritative state of all conversations.
 //!
-//! The only crate that names sqlx. One file per table or concern; every write is a batch, and
-//! everything that locks several rows locks them in key order, so that no two batches wait for each
-//! other in a circle.
+//! This is the only crate that uses sqlx. There is one file per table or concern. Every write is a
+//! batch. A statement that locks several rows locks them in key order, so that two batches cannot
+//! deadlock.
 //!
-//! To add a table: a new file under `migrations/` (never edit one that was released), a file here
-//! with the statements that touch it, and a line in `docs/architecture.md` if others may query it.
+//! To add a table: add a file under `migrations/` (never edit one that was released), a file here with
+//! the statements that use the table, and a line in `docs/architecture.md` if others may query it.
 
 mod audit;
 mod close;
@@ -29,7 +29,7 @@ mod verify;
 mod writers;
 
 pub use audit::{Actor, AuditEntry};
-pub use close::{Claim, CloseCause, Closed, Due, Uncounted, UncountedPage};
+pub use close::{Claim, ClaimCriteria, CloseCause, Closed, Uncounted, UncountedPage};
 pub use connect::{Database, Settings};
 pub use conversations::{ConversationFilter, ConversationRow};
 pub use dead_letters::{

@@ -1,4 +1,4 @@
-//! Reading messages: newest windows, in one snapshot with the numbers that judge hot copies.
+//! Reading the newest messages, in one snapshot with the numbers that decide whether a hot copy is valid.
 
 use chrono::{DateTime, Utc};
 use domain::ids::ConversationKey;
@@ -13,23 +13,22 @@ use crate::{Database, Result};
 /// Which messages to read: the newest ones before a position.
 #[derive(Debug, Clone)]
 pub struct Page {
-    /// At most so many messages.
+    /// The most messages to read.
     pub newest: usize,
-    /// At most so many bytes of content, but always one message.
+    /// The most bytes of content to read; one message is read even if it is larger.
     pub max_bytes: usize,
-    /// Only what stands before this position; `None` reads from the end.
+    /// Only messages before this position; `None` reads from the end.
     pub before: Option<Position>,
 }
 
-/// What a page holds, with the numbers of the same snapshot: what the messages show is exactly
-/// what the numbers stand for.
+/// A page of messages, with the numbers of the same database snapshot.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     /// The conversation's numbers.
     pub numbers: Numbers,
     /// The messages, oldest first.
     pub messages: Vec<Message>,
-    /// Whether no message stands before these.
+    /// Whether these include the first message of the conversation.
     pub from_beginning: bool,
 }
 
@@ -63,9 +62,10 @@ async fn read_page(
     erased_at: Option<DateTime<Utc>>,
 ) -> Result<Vec<Message>> {
     let before = page.before.as_ref();
-    // The innermost query walks the index backwards and stops at the limit, or where the last time ends;
-    // only these rows are sorted by id too. The running sum over them cuts a window of large bodies
-    // short. The bounds stand alone, without an `OR`, so that they are bounds of the index.
+    // The innermost query reads the index backwards and stops at the limit, but includes all rows of
+    // the last time; only these rows are sorted by id too. The running sum of bytes ends a page of large
+    // messages early. The bounds of `created_at` are conditions of their own, without an `OR`, so that
+    // PostgreSQL uses them as bounds of the index.
     let rows: Vec<MessageRow> = sqlx::query_as(AssertSqlSafe(format!(
         "SELECT * FROM (
              SELECT {MESSAGE_COLUMNS},

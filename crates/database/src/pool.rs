@@ -1,11 +1,11 @@
-//! The connections to PostgreSQL that a process keeps.
+//! The pool of connections to PostgreSQL.
 //!
-//! sqlx's own pool asks every connection that comes back whether it lives: one more round trip for
-//! each unit of work. This one asks only after a failure, where a rollback is still to be sent. And a
-//! connection that broke or fell silent takes the resting ones with it: they lead to the same server,
-//! and each would cost a failed unit of work to find out.
+//! sqlx's own pool pings every connection that is released: one more round trip for each unit of work.
+//! This pool pings only after a failed unit of work, which also rolls back its transaction. When a
+//! connection breaks or times out, all idle connections are closed too: they lead to the same server,
+//! and each would fail another unit of work before it is replaced.
 //!
-//! Invariant: a permit is held for every connection that is in use, and for none that rests.
+//! Invariant: every connection in use holds a permit; idle connections hold none.
 
 use std::fmt::{self, Debug, Formatter};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,31 +19,32 @@ use tokio::time::{Instant, timeout};
 
 use crate::{Error, Result};
 
-/// How long a connection may rest before it is closed: less than what firewalls forget (commonly an
-/// hour; Azure's load balancers after 4 minutes, AWS's after 350 s).
-const REST: Duration = Duration::from_secs(200);
+/// How long a connection may be idle before it is closed: less than the idle timeouts of firewalls
+/// (commonly an hour; Azure's load balancers 4 minutes, AWS's 350 s).
+const MAX_IDLE: Duration = Duration::from_secs(200);
 
-/// How old a connection grows. A server process keeps what it cached, so it should end some time.
-const AGE: Duration = Duration::from_secs(30 * 60);
+/// The age at which a connection is closed. A PostgreSQL backend never frees its caches, so it is
+/// replaced now and then.
+const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 
 pub(crate) struct Pool {
     options: PgConnectOptions,
     connections: u32,
     permits: Arc<Semaphore>,
-    resting: Mutex<Vec<Resting>>,
+    idle: Mutex<Vec<Idle>>,
 }
 
-struct Resting {
+struct Idle {
     connection: PgConnection,
-    born: Instant,
-    since: Instant,
+    opened_at: Instant,
+    idle_since: Instant,
 }
 
-/// A connection in use. Dropping it, as a cancelled unit of work does, closes it: nobody knows what
-/// it was in the middle of.
+/// A connection in use. Dropping it, as a cancelled unit of work does, closes it, because a statement may
+/// still be running on it.
 pub(crate) struct Lease {
     pub(crate) connection: PgConnection,
-    born: Instant,
+    opened_at: Instant,
     pool: Arc<Pool>,
     permit: OwnedSemaphorePermit,
 }
@@ -51,82 +52,83 @@ pub(crate) struct Lease {
 impl Pool {
     pub(crate) fn new(options: PgConnectOptions, connections: u32) -> Self {
         let permits = Arc::new(Semaphore::new(connections as usize));
-        Self { options, connections, permits, resting: Mutex::default() }
+        Self { options, connections, permits, idle: Mutex::default() }
     }
 
-    /// The connection that rested last, or a new one; waits while all are in use.
+    /// The connection that was released last, or a new one; waits while all are in use.
     pub(crate) async fn lease(self: &Arc<Self>) -> Result<Lease> {
         let closed = |_| sqlx::Error::PoolClosed;
         let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(closed)?;
-        let rested = self.resting().pop();
-        let (connection, born) = match rested {
-            Some(rested) if rested.is_fresh() => (rested.connection, rested.born),
+        let released = self.idle().pop();
+        let (connection, opened_at) = match released {
+            Some(released) if released.is_reusable() => (released.connection, released.opened_at),
             _ => (self.options.connect().await?, Instant::now()),
         };
-        Ok(Lease { connection, born, pool: Arc::clone(self), permit })
+        Ok(Lease { connection, opened_at, pool: Arc::clone(self), permit })
     }
 
-    /// Closes every connection, once nobody uses one any more.
+    /// Closes every connection, once none is in use.
     pub(crate) async fn close(&self) {
-        // All permits at once: whoever asked before still gets his turn.
+        // All permits at once: units of work that already wait for one run first.
         drop(self.permits.acquire_many(self.connections).await);
         self.permits.close();
-        let resting = std::mem::take(&mut *self.resting());
-        for rested in resting {
-            // The server ends the connection by itself where the farewell does not reach it.
-            drop(timeout(Duration::from_secs(1), rested.connection.close()).await);
+        let idle = std::mem::take(&mut *self.idle());
+        for released in idle {
+            // If the close does not reach the server, the server ends the connection by itself.
+            drop(timeout(Duration::from_secs(1), released.connection.close()).await);
         }
     }
 
-    fn resting(&self) -> MutexGuard<'_, Vec<Resting>> {
-        self.resting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Lease {
-    /// After work that succeeded: the connection is ready for the next.
+    /// After work that succeeded: the connection becomes idle.
     pub(crate) fn release(self) {
-        let Self { connection, born, pool, permit } = self;
-        let mut resting = pool.resting();
-        resting.retain(Resting::is_fresh);
-        resting.push(Resting { connection, born, since: Instant::now() });
-        drop(resting);
+        let Self { connection, opened_at, pool, permit } = self;
+        let mut idle = pool.idle();
+        idle.retain(Idle::is_reusable);
+        idle.push(Idle { connection, opened_at, idle_since: Instant::now() });
+        drop(idle);
         drop(permit);
     }
 
-    /// After work that failed: an open transaction is rolled back first, in the background and
-    /// within `limit`. A connection that the error says is gone is not kept.
+    /// After work that failed: rolls back an open transaction first, in the background and within
+    /// `limit`. If the error means that the connection is broken, discards it.
     pub(crate) fn release_after(mut self, error: &Error, limit: Duration) {
         if is_broken(error) {
-            self.lose();
+            self.discard();
             return;
         }
         drop(tokio::spawn(async move {
             match timeout(limit, self.connection.ping()).await {
                 Ok(Ok(())) => self.release(),
-                Ok(Err(_)) | Err(_) => self.lose(),
+                Ok(Err(_)) | Err(_) => self.discard(),
             }
         }));
     }
 
-    /// The connection is gone or silent. So are, most likely, those that rest.
-    pub(crate) fn lose(self) {
-        self.pool.resting().clear();
+    /// Closes this connection, which is broken or timed out, and all idle ones, which most likely are too.
+    pub(crate) fn discard(self) {
+        self.pool.idle().clear();
     }
 }
 
-impl Resting {
-    fn is_fresh(&self) -> bool {
-        self.since.elapsed() < REST && self.born.elapsed() < AGE
+impl Idle {
+    /// Whether it is neither idle for too long nor too old.
+    fn is_reusable(&self) -> bool {
+        self.idle_since.elapsed() < MAX_IDLE && self.opened_at.elapsed() < MAX_AGE
     }
 }
 
-/// Whether nothing more can be said over the connection that this error came from.
+/// Whether the connection that this error came from is unusable.
 fn is_broken(error: &Error) -> bool {
     match error {
         Error::TimedOut(_) => true,
         Error::Corrupt { .. } => false,
-        // The server said farewell: connection exception, shutdown, crash, starting up.
+        // The server ended the connection: connection exception (08), shutdown, crash, startup (57P).
         Error::Database(sqlx::Error::Database(error)) => {
             error.code().is_some_and(|code| code.starts_with("08") || code.starts_with("57P"))
         }

@@ -1,7 +1,7 @@
-//! Conversations that came back from the archive and whose `conversation.reopened` event is due.
+//! Reopened conversations whose `conversation.reopened` event is not published yet.
 //!
-//! The saver only marks the row; whoever sweeps publishes. So a crash of either repeats an event at
-//! worst, and the save path never waits for a publish.
+//! The save transaction only sets `reopened`; the sweep publishes the event. So the save path never waits
+//! for a publish, and a crash of either process at worst repeats an event.
 
 use chrono::{DateTime, Utc};
 use domain::event::Reopened;
@@ -12,7 +12,7 @@ use crate::rows::{corrupt, key, timestamp};
 use crate::{Database, Result};
 
 impl Database {
-    /// Conversations whose return has not been announced; at most `limit`.
+    /// Reopened conversations whose event is not published yet; at most `limit`.
     pub async fn unannounced(&self, limit: u32) -> Result<Vec<Reopened>> {
         self.within(async |connection| {
             sqlx::query(
@@ -38,12 +38,12 @@ impl Database {
         .await
     }
 
-    /// Notes that these events were published and confirmed. A conversation that was touched since
-    /// stays due: it may have come back a second time.
-    pub async fn announced(&self, told: &[Reopened]) -> Result<()> {
+    /// Records that these events were published and confirmed. A conversation whose `touched_at` changed
+    /// since then stays in the list: it may have been reopened a second time.
+    pub async fn announced(&self, events: &[Reopened]) -> Result<()> {
         self.within(async |connection| {
             sqlx::query(
-                "WITH told AS (
+                "WITH published AS (
                      SELECT c.tenant_id, c.id
                      FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS k (tenant_id, id, at)
                      JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
@@ -51,11 +51,11 @@ impl Database {
                      ORDER BY c.tenant_id, c.id
                      FOR NO KEY UPDATE OF c)
                  UPDATE conversations c SET reopened = false
-                 FROM told WHERE c.tenant_id = told.tenant_id AND c.id = told.id",
+                 FROM published p WHERE c.tenant_id = p.tenant_id AND c.id = p.id",
             )
-            .bind(told.iter().map(|it| it.tenant_id.as_str()).collect::<Vec<_>>())
-            .bind(told.iter().map(|it| it.conversation_id.as_str()).collect::<Vec<_>>())
-            .bind(told.iter().map(|it| DateTime::<Utc>::from(it.reopened_at)).collect::<Vec<_>>())
+            .bind(events.iter().map(|it| it.tenant_id.as_str()).collect::<Vec<_>>())
+            .bind(events.iter().map(|it| it.conversation_id.as_str()).collect::<Vec<_>>())
+            .bind(events.iter().map(|it| DateTime::<Utc>::from(it.reopened_at)).collect::<Vec<_>>())
             .execute(&mut *connection)
             .await?;
             Ok(())

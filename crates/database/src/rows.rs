@@ -1,4 +1,4 @@
-//! Between rows and the types of `domain`.
+//! Conversions between rows and the types of `domain`.
 
 use chrono::{DateTime, Utc};
 use domain::ids::{AgentId, ConversationKey, MessageId, SessionId, UserId};
@@ -10,26 +10,26 @@ use sqlx::{FromRow, Row};
 
 use crate::{Error, Result};
 
-/// How the content of a row is stored: as it is.
+/// The value of `format` for content that is stored unchanged.
 pub(crate) const FORMAT_PLAIN: i16 = 1;
 
-/// A message to be saved, with what its conversation needs should this be its first.
+/// A message to save, with the data for its conversation if this is the first message.
 #[derive(Debug, Clone, Copy)]
 pub struct SaveRow<'a> {
     /// The conversation.
     pub key: &'a ConversationKey,
-    /// The session over which it came.
+    /// The session that sent it.
     pub session: &'a SessionId,
-    /// The tenant's tier, where the sender named it.
+    /// The tenant's tier, if the sender named it.
     pub tenant_tier: Option<&'a str>,
     /// The message.
     pub message: &'a Message,
-    /// The hash of its words.
+    /// The hash of its role, content and tool calls.
     pub body_hash: BodyHash,
 }
 
-/// The columns of a message, in the form in which [`message`] reads them. `json` columns are read
-/// as text, which keeps them byte for byte.
+/// The columns of a message as [`message`] reads them. `json` columns are read as text, which keeps them
+/// byte for byte.
 pub(crate) const MESSAGE_COLUMNS: &str = "m.id, m.role, m.content, m.content_parts::text AS content_parts, \
      m.tool_calls::text AS tool_calls, m.tool_call_id, m.tokens_estimate, m.user_id, m.agent_id, \
      m.model_name, m.processing_time_ms, m.created_at, m.received_at, m.metadata::text AS metadata, m.format";
@@ -48,7 +48,10 @@ impl<'r> FromRow<'r, PgRow> for MessageRow {
 fn message(row: &PgRow) -> Result<Message> {
     let format: i16 = row.try_get("format")?;
     if format != FORMAT_PLAIN {
-        return Err(corrupt("messages", format!("format {format} is unknown to this program")));
+        return Err(corrupt(
+            "messages",
+            format!("unknown format {format}; a newer version of Verbatim wrote it"),
+        ));
     }
     let content: String = row.try_get("content")?;
     let id = |name: &'static str, fault: domain::ids::InvalidId| {
@@ -59,7 +62,7 @@ fn message(row: &PgRow) -> Result<Message> {
         role: row
             .try_get::<&str, _>("role")
             .map(Role::parse)?
-            .ok_or_else(|| corrupt("messages", "role is none of the known ones".to_owned()))?,
+            .ok_or_else(|| corrupt("messages", "unknown role".to_owned()))?,
         content: match json(row, "content_parts")? {
             Some(json) => Content::Parts { json, text: content },
             None => Content::Text(content),
@@ -92,8 +95,8 @@ fn json(row: &PgRow, column: &'static str) -> Result<Option<Json>> {
         .map_err(|error| corrupt("messages", format!("{column}: {error}")))
 }
 
-/// A stored time. Every time that this program stores is in range; a foreign one is clamped rather
-/// than making its row unreadable.
+/// A stored time. This program stores only times in range. A time that something else stored is clamped,
+/// so that its row stays readable.
 pub(crate) fn timestamp(stored: DateTime<Utc>) -> Timestamp {
     let earliest = Timestamp::EARLIEST;
     Timestamp::try_from(stored).unwrap_or(if stored < DateTime::<Utc>::from(earliest) {
@@ -105,7 +108,7 @@ pub(crate) fn timestamp(stored: DateTime<Utc>) -> Timestamp {
 
 pub(crate) fn status(stored: &str) -> Result<ConversationStatus> {
     ConversationStatus::parse(stored)
-        .ok_or_else(|| corrupt("conversations", format!("status {stored:?} is unknown")))
+        .ok_or_else(|| corrupt("conversations", format!("unknown status {stored:?}")))
 }
 
 pub(crate) fn key(tenant: &str, conversation: &str) -> Result<ConversationKey> {

@@ -1,24 +1,30 @@
-//! One batch of messages, one transaction, and nearly always one statement.
+//! Saving messages: one batch, one transaction, and nearly always one statement.
 //!
-//! What that statement (`save/statement.sql`) does, in this order, is the guarantee:
+//! The guarantees of a save follow from what that statement (`save/statement.sql`) does, in this order:
 //!
-//! 1. tombstones are looked up, so that nothing that was erased comes back;
-//! 2. the conversations are locked `FOR KEY SHARE`, missing ones inserted: whoever closes or erases
-//!    takes `FOR UPDATE` and therefore waits for this transaction, or this one for it;
-//! 3. conversations that were closing, archived, asked to close or long untouched are updated. No
-//!    counters: they would serialise the savers of one conversation;
-//! 4. the messages are inserted.
+//! 1. It looks up tombstones, so that erased messages are not stored again.
+//! 2. It locks the conversations `FOR KEY SHARE` and inserts missing ones. A close or an erasure takes
+//!    `FOR UPDATE`, so it waits for this transaction, or this transaction waits for it.
+//! 3. It updates conversations that are closing, archived or asked to close, or whose `touched_at` is
+//!    old. It keeps no counters: they would serialise the saves of one conversation.
+//! 4. It inserts the messages.
 //!
-//! Where the batch before changed no conversation, a smaller statement is tried first
-//! (`save/settled.sql`): it does the same for conversations that stay as they are, and nothing for others.
+//! If the batch before changed no conversation, a smaller statement is tried first
+//! (`save/settled.sql`). It does the same for conversations that need no change, and stores nothing if
+//! one needs a change.
 //!
-//! It takes all or nothing. It takes nothing when it meets what it cannot see: a conversation that
-//! another transaction inserted since the statement began yields neither row nor lock; or what only
-//! the sender can decide: which messages a tombstone forbids. Then it is sent again. A message that
-//! is stored already fails it; then what is stored is read and compared first, and left out. So a
-//! batch takes one round trip when all is new, and three or four when not.
+//! The statement saves the whole batch or nothing:
 //!
-//! Rows come sorted by key, so two batches never wait for each other in a circle.
+//! | case | result | before it is sent again |
+//! |---|---|---|
+//! | all messages are new | saved | |
+//! | another transaction inserted or deleted a conversation meanwhile | nothing saved | |
+//! | a tombstone covers a message | nothing saved | tombstones are read, erased messages left out |
+//! | a message is already stored | error | stored messages are read, compared and left out |
+//!
+//! A batch takes one round trip if all its messages are new, else three or four.
+//!
+//! The rows are sorted by key, so two batches cannot deadlock.
 
 mod statement;
 
@@ -33,55 +39,55 @@ use crate::save::statement::Sent;
 use crate::tombstones::Tombstones;
 use crate::{Database, Error, Result};
 
-/// How coarse `touched_at` is, in seconds: a busy conversation's row is written at most this often.
-/// The idle sweep adds it to its limit.
+/// The precision of `touched_at`, in seconds: new messages update their conversation's row at most this
+/// often. The idle sweep adds it to the idle time.
 pub const TOUCH_SECONDS: u32 = 60;
 
-/// How often the statement is sent. Each repetition has its own cause: a stored message, a tombstone,
-/// or a conversation that was made or dropped meanwhile, which can happen more than once.
+/// How often the statement is sent at most. Each repetition has its own cause: a stored message, a
+/// tombstone, or a conversation that was inserted or deleted meanwhile, which can happen more than once.
 const ROUNDS: usize = 6;
 
-/// What the save transaction must know about Redis.
+/// Whether Redis is usable, as far as the save transaction needs to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HotWrites {
-    /// The hot copies will be written after the commit.
+    /// The hot copies are updated after the commit.
     Follow,
-    /// Redis is known to be down: the hot copies of these conversations are void from the commit
-    /// on.
+    /// Redis is known to be down: the commit invalidates the hot copies of these conversations.
     KnownDown,
 }
 
-/// What became of one row.
+/// The outcome of one row.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Saved {
-    /// It is stored now.
+    /// This batch stored it.
     New,
-    /// It was stored before: this is the committed message, whose timestamp is the only one.
+    /// It was stored before. This is the stored message; its timestamps are the valid ones.
     Duplicate(Box<Message>),
-    /// The id is taken by other words.
+    /// A message with the same id and different content is stored.
     Conflict,
-    /// A tombstone forbids it.
+    /// It is not stored, because its conversation or user was erased after it was sent.
     Erased,
 }
 
-/// What became of a batch.
+/// The outcome of a batch.
 #[derive(Debug, Default)]
 pub struct SavedBatch<'a> {
-    /// One for each row, in the order of the rows.
+    /// One outcome for each row, in the order of the rows.
     pub rows: Vec<Saved>,
-    /// How many archived or closing conversations came back to life.
+    /// How many archived or closing conversations were reopened.
     pub reopened: usize,
-    /// Conversations that were made, or whose row was changed: of those that gain messages every one
-    /// at its first, when its state changes, and at least once in [`TOUCH_SECONDS`], whoever saves.
+    /// Conversations that were inserted or whose row was updated. For a conversation that receives
+    /// messages this happens with the first message, when its state changes, and once per
+    /// [`TOUCH_SECONDS`], counted over all processes.
     pub touched: Vec<&'a ConversationKey>,
 }
 
 impl Database {
-    /// Saves a batch: all that is new in it is stored in one transaction, and durable when this
+    /// Saves a batch: stores all its new messages in one transaction, which is committed when this
     /// returns.
     ///
-    /// `rows` must be sorted by (tenant, conversation, message id) and hold each of them once.
-    /// `random` gives random numbers for new generations.
+    /// `rows` must be sorted by (tenant, conversation, message id), without repetitions. `random` returns
+    /// random numbers for new generations.
     pub async fn save<'a>(
         &self,
         rows: &[SaveRow<'a>],
@@ -100,9 +106,9 @@ impl Database {
             for _ in 0..ROUNDS {
                 if expect_duplicates {
                     tombstones = Tombstones::read(connection, rows).await?;
-                    refuse(rows, &tombstones, &mut saved);
+                    mark_erased(rows, &tombstones, &mut saved);
                     let stored = compare(connection, rows, &mut saved).await?;
-                    self.expect_duplicates.learn(stored);
+                    self.expect_duplicates.record_batch(stored);
                 }
                 let open: Vec<&SaveRow<'a>> =
                     rows.iter().zip(&saved).filter(|it| it.1.is_none()).map(|it| it.0).collect();
@@ -117,21 +123,24 @@ impl Database {
                     }
                     Ok(None) => {
                         tombstones = Tombstones::read(connection, rows).await?;
-                        refuse(rows, &tombstones, &mut saved);
+                        mark_erased(rows, &tombstones, &mut saved);
                     }
                     Err(error) if is_stored_already(&error) => {
-                        self.expect_duplicates.learn(1);
+                        self.expect_duplicates.record_batch(1);
                         expect_duplicates = true;
                     }
                     Err(error) => return Err(error),
                 }
             }
-            Err(corrupt("conversations", "they keep changing under a batch".into()))
+            Err(corrupt(
+                "conversations",
+                format!("they changed during each of {ROUNDS} attempts to save a batch"),
+            ))
         })
         .await
     }
 
-    /// Saves rows of which none is expected to be stored; `None` when nothing was stored.
+    /// Saves rows that are expected to be new; `None` if nothing was stored.
     async fn send<'a>(
         &self,
         connection: &mut PgConnection,
@@ -146,13 +155,13 @@ impl Database {
             return Ok(Some(Sent::default()));
         }
         let sent = statement::save(connection, rows, tombstones, hot, random, saved_by).await?;
-        let stayed = |sent: &Sent<'_>| sent.touched.is_empty() && !sent.tombstones;
-        self.expect_settled.learn(sent.as_ref().is_some_and(stayed));
+        let settled = |sent: &Sent<'_>| sent.touched.is_empty() && !sent.tombstones;
+        self.expect_settled.record_batch(sent.as_ref().is_some_and(settled));
         Ok(sent)
     }
 }
 
-/// The outcome of a batch whose open rows have just been stored.
+/// The outcome of a batch whose last rows have just been stored.
 async fn finish<'a>(
     connection: &mut PgConnection,
     rows: &[SaveRow<'a>],
@@ -162,13 +171,13 @@ async fn finish<'a>(
     random: &(dyn Fn() -> i64 + Sync),
 ) -> Result<SavedBatch<'a>> {
     if hot == HotWrites::KnownDown {
-        // The statement saw to the conversations that gained a message. A saver that died may have
-        // kept the others' messages from Redis too.
-        let known = |saved: &Option<Saved>| !matches!(saved, None | Some(Saved::Erased));
+        // The statement has already changed the generation of conversations with new messages. Duplicates
+        // need it too: the process that stored them may have crashed before it updated Redis.
+        let needs_change = |saved: &Option<Saved>| !matches!(saved, None | Some(Saved::Erased));
         let mut changes: Vec<(ConversationKey, i64)> = rows
             .iter()
             .zip(&saved)
-            .filter(|(_, saved)| known(saved))
+            .filter(|(_, saved)| needs_change(saved))
             .map(|(row, _)| (row.key.clone(), random()))
             .collect();
         changes.dedup_by(|a, b| a.0 == b.0);
@@ -180,7 +189,8 @@ async fn finish<'a>(
     Ok(SavedBatch { rows, reopened, touched })
 }
 
-fn refuse(rows: &[SaveRow<'_>], tombstones: &Tombstones<'_>, saved: &mut [Option<Saved>]) {
+/// Marks the rows that a tombstone covers as erased.
+fn mark_erased(rows: &[SaveRow<'_>], tombstones: &Tombstones<'_>, saved: &mut [Option<Saved>]) {
     for (row, saved) in rows.iter().zip(saved) {
         if tombstones.forbid(row) {
             *saved = Some(Saved::Erased);
@@ -188,15 +198,16 @@ fn refuse(rows: &[SaveRow<'_>], tombstones: &Tombstones<'_>, saved: &mut [Option
     }
 }
 
-/// Settles those open rows whose ids are stored; returns how many that were.
+/// Compares the rows without an outcome with the stored messages of the same ids. Sets the outcome of those
+/// that are stored; returns how many that were.
 async fn compare(
     connection: &mut PgConnection,
     rows: &[SaveRow<'_>],
     saved: &mut [Option<Saved>],
 ) -> Result<usize> {
     let open: Vec<usize> = (0..rows.len()).filter(|n| saved[*n].is_none()).collect();
-    let asked = || open.iter().map(|n| &rows[*n]);
-    // LATERAL, so that there is one plan whatever the statistics say: two look-ups for each row.
+    let compared = || open.iter().map(|n| &rows[*n]);
+    // LATERAL, so that the plan does not depend on table statistics: two look-ups for each row.
     let found = sqlx::query(AssertSqlSafe(format!(
         "SELECT k.n, m.* FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY
              AS k (tenant_id, conversation_id, id, n)
@@ -207,15 +218,17 @@ async fn compare(
                  WHERE c.tenant_id = k.tenant_id AND c.id = k.conversation_id)
              OFFSET 0) AS m"
     )))
-    .bind(asked().map(|row| row.key.tenant.as_str()).bind_iter())
-    .bind(asked().map(|row| row.key.conversation.as_str()).bind_iter())
-    .bind(asked().map(|row| row.message.id.as_str()).bind_iter())
+    .bind(compared().map(|row| row.key.tenant.as_str()).bind_iter())
+    .bind(compared().map(|row| row.key.conversation.as_str()).bind_iter())
+    .bind(compared().map(|row| row.message.id.as_str()).bind_iter())
     .fetch_all(connection)
     .await?;
     for stored in &found {
         let n: i64 = stored.try_get("n")?;
         let n = usize::try_from(n - 1).ok().and_then(|n| open.get(n)).copied();
-        let n = n.ok_or_else(|| corrupt("messages", "one that nobody asked for".into()))?;
+        let n = n.ok_or_else(|| {
+            corrupt("messages", "the result has a row that was not requested".into())
+        })?;
         let hash = <[u8; 16]>::try_from(stored.try_get::<&[u8], _>("body_hash")?)
             .map_err(|_| corrupt("messages", "body_hash is not 16 bytes long".into()))?;
         let MessageRow(message) = sqlx::FromRow::from_row(stored)?;

@@ -1,20 +1,21 @@
-//! What a saver expects of a batch, after those before it.
+//! What a save expects of a batch, based on the batches before it.
 //!
-//! All savers of a process share their guesses. A wrong one costs time and nothing else.
+//! All saves of a process share these expectations. A wrong one costs time and changes no result.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-/// How many batches without any stored message end the doubt: at most every 65th batch is done twice
-/// for nothing, and a crash's redeliveries (some batches) are over within the first dozens.
+/// How many batches without a stored message are compared first after one with a stored message. A
+/// crash's redeliveries (some batches) are over within this number. In the worst case one batch in 65
+/// is sent twice.
 const BATCHES: u32 = 64;
 
-/// Whether messages that are to be saved may be stored already.
+/// Whether the messages of the next batch may already be stored.
 ///
-/// Nearly all messages are new, and inserting them plainly is a quarter cheaper for PostgreSQL than
-/// `ON CONFLICT DO NOTHING`, which looks up and confirms each row. A batch that holds a stored one
-/// fails as a whole and is done again, with a question first. So that publishers who send everything
-/// twice do not make every batch run twice, doubt stays for a while: the next batches are asked about
-/// at once.
+/// Nearly all messages are new. A plain insert of them costs PostgreSQL a quarter less than
+/// `ON CONFLICT DO NOTHING`, which looks up and confirms each row. A batch that holds a stored message
+/// fails as a whole and is repeated: the stored messages are read and left out first. The next
+/// [`BATCHES`] batches are then compared with the stored messages before they are sent, so that a
+/// publisher that sends everything twice does not make every batch run twice.
 #[derive(Debug, Default)]
 pub(crate) struct ExpectDuplicates(AtomicU32);
 
@@ -23,8 +24,8 @@ impl ExpectDuplicates {
         self.0.load(Ordering::Relaxed) > 0
     }
 
-    /// A batch was asked about, or failed: so many of its messages were stored.
-    pub(crate) fn learn(&self, stored: usize) {
+    /// Records a batch that was compared, or that failed: how many of its messages were stored before.
+    pub(crate) fn record_batch(&self, stored: usize) {
         if stored > 0 {
             self.0.store(BATCHES, Ordering::Relaxed);
         } else {
@@ -33,9 +34,9 @@ impl ExpectDuplicates {
     }
 }
 
-/// Whether conversations stay as they are when messages come, as those of the last batch did.
+/// Whether the next batch is expected to change no conversation row, as the last one did not.
 ///
-/// Then a smaller statement is enough, which PostgreSQL begins in half the time.
+/// Then a smaller statement is enough, which PostgreSQL starts in half the time.
 #[derive(Debug, Default)]
 pub(crate) struct ExpectSettled(AtomicBool);
 
@@ -44,9 +45,10 @@ impl ExpectSettled {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// A batch went through: whether all conversations stayed as they were, and nothing was ever erased.
-    pub(crate) fn learn(&self, stayed: bool) {
-        self.0.store(stayed, Ordering::Relaxed);
+    /// Records a batch that was sent with the full statement. `settled`: it changed no conversation, and
+    /// there are no tombstones.
+    pub(crate) fn record_batch(&self, settled: bool) {
+        self.0.store(settled, Ordering::Relaxed);
     }
 }
 
@@ -55,16 +57,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn doubt_ends_after_enough_batches_of_new_messages() {
+    fn duplicates_are_expected_until_enough_batches_held_only_new_messages() {
         let expect_duplicates = ExpectDuplicates::default();
         assert!(!expect_duplicates.is_set());
-        expect_duplicates.learn(3);
+        expect_duplicates.record_batch(3);
         for _ in 0..BATCHES {
             assert!(expect_duplicates.is_set());
-            expect_duplicates.learn(0);
+            expect_duplicates.record_batch(0);
         }
         assert!(!expect_duplicates.is_set());
-        expect_duplicates.learn(0);
+        expect_duplicates.record_batch(0);
         assert!(!expect_duplicates.is_set());
     }
 }

@@ -1,4 +1,4 @@
-//! The schema: made by `verbatim setup`, checked by every worker at start.
+//! The schema: `verbatim setup` creates it, and every worker checks it when it starts.
 
 use sqlx::migrate::Migrator;
 use tokio::time::timeout;
@@ -8,29 +8,29 @@ use crate::{Database, Error, SchemaError};
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
 impl Database {
-    /// Creates the schema or upgrades it to this program's version; idempotent, and safe to run
-    /// from several places at once. Returns the version.
+    /// Creates the schema or upgrades it to this program's version. Idempotent; several processes may run
+    /// it at once. Returns the version.
     pub async fn migrate(&self) -> Result<i64, SchemaError> {
         let mut lease = timeout(self.time_out, self.pool.lease())
             .await
             .map_err(|_| Error::TimedOut(self.time_out))
             .flatten()?;
-        // Without a limit: it waits for whoever else is migrating.
+        // Without a timeout: it waits for other processes that run migrations.
         MIGRATIONS.run(&mut lease.connection).await?;
         lease.release();
         Ok(newest())
     }
 
-    /// Refuses a database whose schema is missing or older than this program. A newer one is fine:
+    /// Fails if the schema is missing or older than this program. A newer schema is accepted, because
     /// migrations only add.
     pub async fn verify_schema(&self) -> Result<(), SchemaError> {
         let applied = self
             .within(async |connection| {
-                let made: Option<String> =
+                let table: Option<String> =
                     sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations')::text")
                         .fetch_one(&mut *connection)
                         .await?;
-                if made.is_none() {
+                if table.is_none() {
                     return Ok(None);
                 }
                 sqlx::query_scalar::<_, Option<i64>>(

@@ -1,8 +1,8 @@
-//! Session events: which sessions of a conversation are open, and when its close was asked for.
+//! Session events: which sessions of a conversation are open, and when its close was requested.
 //!
-//! Events are ordered per session by the time at which they were sent, so a delayed `closed` never
-//! overrules a later `opened`. A conversation has a close request from the moment at which its last
-//! open session closed; an open session withdraws it.
+//! Events of a session are ordered by the time at which they were sent, so a delayed `closed` event does not
+//! override a later `opened`. When the last open session of a conversation closes, its close is requested.
+//! When a session opens, the request is withdrawn.
 
 use std::collections::HashSet;
 
@@ -14,40 +14,40 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 use crate::rows::{corrupt, timestamp};
 use crate::{Database, Result};
 
-/// What happened to a session.
+/// Whether a session opened or closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionChange {
     /// It is connected.
     Opened,
-    /// It is gone.
+    /// It is disconnected.
     Closed,
 }
 
-/// One session event or feedback, as it is to be recorded.
+/// One session event or feedback to record.
 #[derive(Debug, Clone)]
 pub struct SessionUpdate {
-    /// The conversation that the event names or that follows from its session.
+    /// The conversation that the event names, else the one that is derived from its session.
     pub key: ConversationKey,
     /// The session.
     pub session: SessionId,
-    /// What happened to it; `None` for feedback, which concerns the conversation alone.
+    /// Whether it opened or closed; `None` for feedback, which concerns only the conversation.
     pub change: Option<SessionChange>,
-    /// Whether the event says nothing about the conversation: then a close concerns the session
-    /// wherever it is open.
+    /// Whether the event names no conversation. Then a close closes the session in every conversation in
+    /// which it is open.
     pub everywhere: bool,
-    /// When it was sent, or received where it does not say.
+    /// When it was sent, else when it was received.
     pub at: Timestamp,
     /// Why the session closed.
     pub reason: Option<String>,
-    /// How content the user was, 1 to 5.
+    /// The user's satisfaction, 1 to 5.
     pub satisfaction: Option<u8>,
-    /// The agent, where the event names it.
+    /// The agent, if the event names it.
     pub agent_id: Option<String>,
-    /// The user, where the event names one.
+    /// The user, if the event names one.
     pub user_id: Option<String>,
-    /// The model, where the event names it.
+    /// The model, if the event names it.
     pub model_name: Option<String>,
-    /// The tenant's tier, where the event names it.
+    /// The tenant's tier, if the event names it.
     pub tenant_tier: Option<String>,
 }
 
@@ -63,7 +63,7 @@ pub struct SessionRow {
 }
 
 impl Database {
-    /// The sessions of a conversation that opened or closed, in the order of their last event.
+    /// The sessions of a conversation, in the order of their last event.
     pub async fn sessions(&self, key: &ConversationKey) -> Result<Vec<SessionRow>> {
         self.within(async |connection| {
             Ok(sqlx::query_as(
@@ -79,9 +79,9 @@ impl Database {
         .await
     }
 
-    /// Records a batch of session events in one transaction. Repeating it changes nothing.
+    /// Records a batch of session events in one transaction. Recording it again changes nothing.
     ///
-    /// `random` gives random numbers for the generations of conversations that are new.
+    /// `random` returns random numbers for the generations of new conversations.
     pub async fn apply_sessions(
         &self,
         updates: &[SessionUpdate],
@@ -89,15 +89,15 @@ impl Database {
     ) -> Result<()> {
         self.within(async |connection| {
             let mut transaction = connection.begin().await?;
-            take_turns(&mut transaction, updates).await?;
-            let mut updates = spread(&mut transaction, updates).await?;
-            end_what_is_over(&mut transaction, &mut updates).await?;
+            lock_sessions(&mut transaction, updates).await?;
+            let mut updates = expand_closes(&mut transaction, updates).await?;
+            close_outdated_opens(&mut transaction, &mut updates).await?;
             updates.sort_by(|a, b| {
                 (&a.key, &a.session, a.rank()).cmp(&(&b.key, &b.session, b.rank()))
             });
             lock_conversations(&mut transaction, &updates, random).await?;
             let applied = upsert_sessions(&mut transaction, &updates).await?;
-            follow_sessions(&mut transaction, &applied).await?;
+            update_close_requests(&mut transaction, &applied).await?;
             record_satisfaction(&mut transaction, &updates).await?;
             transaction.commit().await?;
             Ok(())
@@ -107,19 +107,19 @@ impl Database {
 }
 
 impl SessionUpdate {
-    /// Events of one session are ordered by their times; of two at the same time the open one wins,
-    /// so that a page that reloads within a second stays connected.
+    /// The order of the events of one session: by time, and `opened` after `closed` at the same time, so
+    /// that a page that reloads within a second stays connected.
     fn rank(&self) -> (Timestamp, bool) {
         (self.at, self.change == Some(SessionChange::Opened))
     }
 }
 
-/// The first key of our advisory locks, an arbitrary number; the second is a session's bucket.
+/// The first key of the advisory locks, an arbitrary number. The second key is a session's bucket.
 const SESSION_LOCKS: i32 = 7_301;
 
-/// Locks the sessions of a batch, by buckets: a close that names no conversation and the open that it
-/// ends may be in two transactions, and one of them must see the other.
-async fn take_turns(connection: &mut PgConnection, updates: &[SessionUpdate]) -> Result<()> {
+/// Locks the sessions of a batch, by hash buckets. A close that names no conversation and an earlier open of
+/// the session may be in two transactions, and one of them must see the other.
+async fn lock_sessions(connection: &mut PgConnection, updates: &[SessionUpdate]) -> Result<()> {
     sqlx::query(
         "SELECT pg_advisory_xact_lock($3, bucket)
          FROM (SELECT DISTINCT hashtext(tenant_id || E'\\x01' || session_id) & 63 AS bucket
@@ -134,16 +134,16 @@ async fn take_turns(connection: &mut PgConnection, updates: &[SessionUpdate]) ->
     Ok(())
 }
 
-/// A close that names no conversation concerns its session in every conversation where it is open,
-/// in the archive or by an event of this batch, and the session's own conversation where that exists
-/// or nothing else is meant.
-async fn spread(
+/// Replaces each close that names no conversation by one close for each conversation that it concerns: those
+/// in which the session is open, in the database or by an event of this batch, and the conversation that is
+/// derived from the session, if it exists or there is no other.
+async fn expand_closes(
     connection: &mut PgConnection,
     updates: &[SessionUpdate],
 ) -> Result<Vec<SessionUpdate>> {
-    let is_everywhere =
+    let closes_everywhere =
         |u: &&SessionUpdate| u.everywhere && u.change == Some(SessionChange::Closed);
-    let closes: Vec<&SessionUpdate> = updates.iter().filter(is_everywhere).collect();
+    let closes: Vec<&SessionUpdate> = updates.iter().filter(closes_everywhere).collect();
     if closes.is_empty() {
         return Ok(updates.to_vec());
     }
@@ -160,10 +160,10 @@ async fn spread(
     .bind(closes.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
-    let mut spread: Vec<SessionUpdate> =
-        updates.iter().filter(|u| !is_everywhere(u)).cloned().collect();
+    let mut expanded: Vec<SessionUpdate> =
+        updates.iter().filter(|u| !closes_everywhere(u)).cloned().collect();
     let opens: Vec<SessionUpdate> =
-        spread.iter().filter(|u| u.change == Some(SessionChange::Opened)).cloned().collect();
+        expanded.iter().filter(|u| u.change == Some(SessionChange::Opened)).cloned().collect();
     for (n, close) in (1..).zip(closes) {
         let mut conversations: Vec<ConversationKey> = opens
             .iter()
@@ -182,14 +182,14 @@ async fn spread(
         }
         conversations.sort();
         conversations.dedup();
-        spread.extend(conversations.into_iter().map(|key| SessionUpdate { key, ..close.clone() }));
+        expanded
+            .extend(conversations.into_iter().map(|key| SessionUpdate { key, ..close.clone() }));
     }
-    Ok(spread)
+    Ok(expanded)
 }
 
-/// An open that arrives after the close that ended it, where that close named no conversation, is
-/// over already.
-async fn end_what_is_over(
+/// Turns an open into a close if a later close of the session that named no conversation is already stored.
+async fn close_outdated_opens(
     connection: &mut PgConnection,
     updates: &mut [SessionUpdate],
 ) -> Result<()> {
@@ -198,7 +198,7 @@ async fn end_what_is_over(
     if opens.is_empty() {
         return Ok(());
     }
-    let over: Vec<(i64, DateTime<Utc>)> = sqlx::query_as(
+    let closes: Vec<(i64, DateTime<Utc>)> = sqlx::query_as(
         "SELECT k.n, max(s.last_event_at)
          FROM unnest($1::text[], $2::text[], $3::timestamptz[]) WITH ORDINALITY AS k (tenant_id, session_id, at, n)
          JOIN sessions s ON s.tenant_id = k.tenant_id AND s.session_id = k.session_id
@@ -210,7 +210,7 @@ async fn end_what_is_over(
     .bind(opens.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
-    for (n, closed_at) in over {
+    for (n, closed_at) in closes {
         if let Some(open) = usize::try_from(n - 1).ok().and_then(|n| opens.get_mut(n)) {
             open.change = Some(SessionChange::Closed);
             open.at = timestamp(closed_at);
@@ -219,8 +219,8 @@ async fn end_what_is_over(
     Ok(())
 }
 
-/// How often the lock is tried again because a conversation vanished between insert and lock: the
-/// sweep would have to drop the same empty conversation each time.
+/// How often insert and lock are tried at most. They are repeated if a sweep deletes an empty conversation
+/// in between.
 const LOCK_ROUNDS: usize = 5;
 
 /// Inserts the conversations that are missing and locks all of them, in key order.
@@ -229,36 +229,41 @@ async fn lock_conversations(
     updates: &[SessionUpdate],
     random: &(dyn Fn() -> i64 + Sync),
 ) -> Result<()> {
-    let mut firsts: Vec<&SessionUpdate> = updates.iter().collect();
-    firsts.dedup_by_key(|update| &update.key);
+    // The first update of each conversation.
+    let mut conversations: Vec<&SessionUpdate> = updates.iter().collect();
+    conversations.dedup_by_key(|update| &update.key);
     for _ in 0..LOCK_ROUNDS {
-        insert_conversations(connection, &firsts, random).await?;
+        insert_conversations(connection, &conversations, random).await?;
         let locked = sqlx::query(
             "SELECT FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
              JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
              ORDER BY c.tenant_id, c.id
              FOR NO KEY UPDATE OF c",
         )
-        .bind(firsts.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
-        .bind(firsts.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
+        .bind(conversations.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
+        .bind(conversations.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
         .execute(&mut *connection)
         .await?
         .rows_affected();
-        if locked == firsts.len() as u64 {
+        if locked == conversations.len() as u64 {
             return Ok(());
         }
     }
-    Err(corrupt("conversations", "a row keeps vanishing between insert and lock".into()))
+    Err(corrupt(
+        "conversations",
+        format!("a row was deleted between insert and lock in each of {LOCK_ROUNDS} attempts"),
+    ))
 }
 
 async fn insert_conversations(
     connection: &mut PgConnection,
-    firsts: &[&SessionUpdate],
+    conversations: &[&SessionUpdate],
     random: &(dyn Fn() -> i64 + Sync),
 ) -> Result<()> {
-    let text = |of: fn(&SessionUpdate) -> &str| firsts.iter().map(|u| of(u)).collect::<Vec<_>>();
+    let text =
+        |of: fn(&SessionUpdate) -> &str| conversations.iter().map(|u| of(u)).collect::<Vec<_>>();
     let optional = |of: fn(&SessionUpdate) -> &Option<String>| {
-        firsts.iter().map(|u| of(u).as_deref()).collect::<Vec<_>>()
+        conversations.iter().map(|u| of(u).as_deref()).collect::<Vec<_>>()
     };
     sqlx::query(
         "INSERT INTO conversations (tenant_id, id, session_id, agent_id, user_id, model_name,
@@ -274,15 +279,15 @@ async fn insert_conversations(
     .bind(optional(|u| &u.user_id))
     .bind(optional(|u| &u.model_name))
     .bind(optional(|u| &u.tenant_tier))
-    .bind(firsts.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
-    .bind(firsts.iter().map(|_| random()).collect::<Vec<_>>())
+    .bind(conversations.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
+    .bind(conversations.iter().map(|_| random()).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())
 }
 
-/// Records the newest event of each session, where it is newer than what is known; returns those
-/// that were.
+/// Records the newest event of each session if it is newer than the stored one; returns the events that were
+/// recorded.
 async fn upsert_sessions<'a>(
     connection: &mut PgConnection,
     updates: &'a [SessionUpdate],
@@ -330,11 +335,14 @@ async fn upsert_sessions<'a>(
     Ok(newest)
 }
 
-/// Makes each conversation's close request follow from what changed. A session that opened withdraws
-/// it; the last open one that closed makes it. A request that stands already keeps its time:
-/// repeating a close does not postpone it.
-async fn follow_sessions(connection: &mut PgConnection, applied: &[&SessionUpdate]) -> Result<()> {
-    // Of each conversation whether a session opened, and the newest event, whose reason counts.
+/// Updates the close requests of conversations whose sessions changed: a session that opened withdraws the
+/// request, the last open session that closed makes it. An existing request keeps its time, so that a
+/// repeated close does not postpone it.
+async fn update_close_requests(
+    connection: &mut PgConnection,
+    applied: &[&SessionUpdate],
+) -> Result<()> {
+    // For each conversation the newest event, which gives the reason, and whether a session opened.
     let mut changed: Vec<(&SessionUpdate, bool)> = Vec::with_capacity(applied.len());
     for update in applied {
         let opened = update.change == Some(SessionChange::Opened);
@@ -365,7 +373,7 @@ async fn follow_sessions(connection: &mut PgConnection, applied: &[&SessionUpdat
              reopened = c.reopened OR (k.opened AND c.status <> 'active'),
              agent_id = coalesce(c.agent_id, k.agent_id),
              user_id = coalesce(c.user_id, k.user_id),
-             -- Statistics are of an agent.
+             -- Statistics are grouped by agent, so they change with it.
              stats_from = CASE WHEN c.agent_id IS NULL AND k.agent_id IS NOT NULL THEN NULL ELSE c.stats_from END
          FROM (SELECT u.*, NOT EXISTS (SELECT FROM sessions s
                                        WHERE s.tenant_id = u.tenant_id AND s.conversation_id = u.id
@@ -385,20 +393,21 @@ async fn follow_sessions(connection: &mut PgConnection, applied: &[&SessionUpdat
     Ok(())
 }
 
-/// The newest word on satisfaction wins, whenever it arrives; it makes the statistics stale.
+/// Records the newest satisfaction of each conversation, by the time at which it was sent, and marks the
+/// statistics of the conversation as out of date.
 async fn record_satisfaction(
     connection: &mut PgConnection,
     updates: &[SessionUpdate],
 ) -> Result<()> {
-    let mut said: Vec<(&SessionUpdate, i16)> = updates
+    let mut ratings: Vec<(&SessionUpdate, i16)> = updates
         .iter()
         .filter_map(|u| u.satisfaction.map(|satisfaction| (u, i16::from(satisfaction))))
         .collect();
-    if said.is_empty() {
+    if ratings.is_empty() {
         return Ok(());
     }
-    said.sort_by(|(a, _), (b, _)| (&a.key, b.at).cmp(&(&b.key, a.at)));
-    said.dedup_by_key(|(update, _)| &update.key);
+    ratings.sort_by(|(a, _), (b, _)| (&a.key, b.at).cmp(&(&b.key, a.at)));
+    ratings.dedup_by_key(|(update, _)| &update.key);
     sqlx::query(
         "UPDATE conversations c
          SET satisfaction = k.satisfaction, satisfaction_at = k.at, stats_from = NULL
@@ -407,10 +416,10 @@ async fn record_satisfaction(
          WHERE c.tenant_id = k.tenant_id AND c.id = k.id
            AND (c.satisfaction_at IS NULL OR c.satisfaction_at < k.at)",
     )
-    .bind(said.iter().map(|(u, _)| u.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(said.iter().map(|(u, _)| u.key.conversation.as_str()).collect::<Vec<_>>())
-    .bind(said.iter().map(|(_, satisfaction)| *satisfaction).collect::<Vec<_>>())
-    .bind(said.iter().map(|(u, _)| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
+    .bind(ratings.iter().map(|(u, _)| u.key.tenant.as_str()).collect::<Vec<_>>())
+    .bind(ratings.iter().map(|(u, _)| u.key.conversation.as_str()).collect::<Vec<_>>())
+    .bind(ratings.iter().map(|(_, satisfaction)| *satisfaction).collect::<Vec<_>>())
+    .bind(ratings.iter().map(|(u, _)| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())

@@ -1,9 +1,9 @@
-//! Statistics, recomputed from the rows and never incremented. Tokens are those that the close counted.
+//! Statistics: always recomputed from the rows, never incremented. Tokens are those that the close counted.
 //!
-//! A conversation is dirty while `finalised_at` differs from `stats_from`; a day is dirty when a
-//! conversation of it changed. Both marks are stored, so an event that gets lost delays nothing
-//! but the next sweep. A bucket is locked before it is aggregated: whoever changes a conversation
-//! meanwhile waits at the bucket's row and marks it dirty again.
+//! A conversation is dirty while `finalised_at` differs from `stats_from`. A day is dirty when a
+//! conversation of it changed. Both are stored, so after a lost event the next sweep still finds the work.
+//! A day's row is locked before it is computed: a transaction that changes one of its conversations
+//! meanwhile waits for that row and marks it dirty again.
 
 use std::sync::LazyLock;
 
@@ -14,14 +14,14 @@ use sqlx::{AssertSqlSafe, FromRow, Row};
 
 use crate::{Database, Result};
 
-/// Messages that one transaction reads at most, unless a single conversation has more: some
-/// milliseconds, during which a saver that reopens one of the conversations waits.
+/// The most messages that one transaction reads, unless a single conversation has more. It takes some
+/// milliseconds, during which a save that reopens one of the conversations waits.
 const MESSAGES: i64 = 1_000;
 
 /// The statistics of one conversation.
 #[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]
 pub struct ConversationStats {
-    /// The agent that spoke last.
+    /// The agent of the newest message that names one.
     pub agent_id: Option<String>,
     /// How many messages it has.
     pub message_count: i64,
@@ -33,17 +33,17 @@ pub struct ConversationStats {
     pub total_tokens: i64,
     /// From the first message to the last, in seconds.
     pub duration_seconds: f64,
-    /// From a user's message to the assistant's that follows it directly, on average, in seconds.
+    /// Average time from a user message to the assistant message that directly follows it, in seconds.
     pub avg_response_seconds: Option<f64>,
-    /// How content the user was, 1 to 5.
+    /// The user's satisfaction, 1 to 5.
     pub satisfaction: Option<i16>,
-    /// The close that these numbers are of.
+    /// The conversation's `finalised_at` when they were computed.
     pub computed_from: DateTime<Utc>,
     /// When they were computed.
     pub computed_at: DateTime<Utc>,
 }
 
-/// One agent's day.
+/// The statistics of one agent and day.
 #[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]
 pub struct DailyStats {
     /// The agent; empty for conversations without one.
@@ -64,11 +64,11 @@ pub struct DailyStats {
 
 impl Database {
     /// Recomputes the statistics of up to `limit` dirty conversations; returns how many there were.
-    /// Any number of replicas may run it at once.
+    /// Several replicas may run it at once.
     pub async fn refresh_conversations(&self, limit: u32) -> Result<usize> {
         self.within(async |connection| {
             let mut transaction = connection.begin().await?;
-            // Chosen first and locked after: how much work there is follows from the counts.
+            // Chosen first and locked after: the message counts decide how many conversations are taken.
             let dirty = sqlx::query(
                 "SELECT c.tenant_id, c.id
                  FROM (SELECT tenant_id, id, row_number() OVER by_close AS place,
@@ -96,7 +96,7 @@ impl Database {
             if dirty.is_empty() {
                 return Ok(0);
             }
-            // A statement of its own: its snapshot is younger than the locks.
+            // A separate statement, so that its snapshot is taken after the locks.
             sqlx::query(AssertSqlSafe(COMPUTE.as_str()))
                 .bind(&tenants)
                 .bind(&ids)
@@ -120,7 +120,7 @@ impl Database {
             .bind(i64::from(limit))
             .fetch_all(&mut *transaction)
             .await?;
-            // A statement of its own: its snapshot is younger than the locks.
+            // A separate statement, so that its snapshot is taken after the locks.
             sqlx::query(AssertSqlSafe(COMPUTE_DAYS.as_str()))
                 .bind(dirty.iter().map(|(tenant, _, _)| tenant.as_str()).collect::<Vec<_>>())
                 .bind(dirty.iter().map(|(_, agent, _)| agent.as_str()).collect::<Vec<_>>())
@@ -133,7 +133,7 @@ impl Database {
         .await
     }
 
-    /// The statistics of a conversation, once it has any.
+    /// The statistics of a conversation; `None` if there are none yet.
     pub async fn conversation_stats(
         &self,
         key: &ConversationKey,
@@ -150,7 +150,7 @@ impl Database {
         .await
     }
 
-    /// A tenant's days, newest first; days that are about to be recomputed included.
+    /// A tenant's days, newest first, dirty ones included.
     pub async fn daily_stats(&self, tenant: &TenantId, limit: u32) -> Result<Vec<DailyStats>> {
         self.within(async |connection| {
             Ok(sqlx::query_as(
@@ -165,7 +165,8 @@ impl Database {
     }
 }
 
-/// The statistics of the conversations in `chosen`, from their messages. Those without any have none.
+/// The statistics of the conversations in `chosen`, from their messages. Conversations without messages have
+/// none.
 pub(crate) const COMPUTED: &str = "
     SELECT c.tenant_id, c.id AS conversation_id, c.agent_id, m.messages AS message_count,
            m.of_users AS user_messages, m.of_assistants AS assistant_messages,
@@ -199,7 +200,8 @@ pub(crate) const COMPUTED_DAYS: &str = "
            ON s.tenant_id = k.tenant_id AND s.day = k.day AND coalesce(s.agent_id, '') = k.agent_id
     GROUP BY k.tenant_id, k.agent_id, k.day";
 
-/// Computes conversations that are locked, and marks the days that they leave and those that they enter.
+/// Computes the statistics of locked conversations. Marks as dirty the days that they counted towards before
+/// and those that they count towards now.
 static COMPUTE: LazyLock<String> = LazyLock::new(|| {
     format!(
         "WITH chosen AS (
@@ -219,7 +221,7 @@ static COMPUTE: LazyLock<String> = LazyLock::new(|| {
                  satisfaction = excluded.satisfaction, computed_from = excluded.computed_from,
                  computed_at = excluded.computed_at, day = excluded.day
              RETURNING tenant_id, agent_id, day),
-         marked AS (
+         dirty_days AS (
              INSERT INTO daily_stats (tenant_id, agent_id, day)
              SELECT tenant_id, coalesce(agent_id, ''), day FROM computed
              UNION
@@ -232,7 +234,7 @@ static COMPUTE: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Computes days that are locked.
+/// Computes the statistics of locked days.
 static COMPUTE_DAYS: LazyLock<String> = LazyLock::new(|| {
     format!(
         "WITH chosen AS (

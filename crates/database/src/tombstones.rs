@@ -1,4 +1,4 @@
-//! What was erased and when: messages sent before are refused.
+//! Erased conversations and users. A message that was sent before the erasure is dropped.
 
 use std::collections::HashMap;
 
@@ -10,10 +10,10 @@ use sqlx::{PgConnection, Row};
 use crate::Result;
 use crate::rows::{SaveRow, corrupt, timestamp};
 
-/// A tenant, and the id of a conversation or user of his.
+/// A tenant, and the id of one of its conversations or users.
 pub(crate) type Subject<'a> = (&'a str, &'a str);
 
-/// The erasures that concern a batch, as far as they are known.
+/// The known erasures that concern a batch.
 #[derive(Debug, Default)]
 pub(crate) struct Tombstones<'a> {
     conversations: HashMap<Subject<'a>, Timestamp>,
@@ -21,7 +21,7 @@ pub(crate) struct Tombstones<'a> {
 }
 
 impl<'a> Tombstones<'a> {
-    /// Those of the conversations and users of these rows.
+    /// Reads the erasures of the conversations and users of these rows.
     pub(crate) async fn read(connection: &mut PgConnection, rows: &[SaveRow<'a>]) -> Result<Self> {
         let conversations = rows.iter().map(conversation).collect();
         Ok(Self {
@@ -82,8 +82,9 @@ async fn find<'a>(
     .map(|row| {
         let n: i64 = row.try_get("n")?;
         let subject = usize::try_from(n - 1).ok().and_then(|n| subjects.get(n)).copied();
-        let subject =
-            subject.ok_or_else(|| corrupt("tombstones", "one that nobody asked for".into()))?;
+        let subject = subject.ok_or_else(|| {
+            corrupt("tombstones", "the result has a row that was not requested".into())
+        })?;
         Ok((subject, timestamp(row.try_get::<DateTime<Utc>, _>("erased_at")?)))
     })
     .collect()

@@ -1,9 +1,9 @@
-//! What is known under an id: conversations, messages, dead letters, and what operators did to them.
+//! Finding everything about an id: conversations, messages, dead letters, and what operators did to them.
 //!
-//! An id alone says neither its kind nor its tenant, and no index begins with it but those of dead
-//! dead letters and the audit log. Conversations are looked up in one tenant after the other. A message is
-//! looked up in one conversation after the other, the newest first and in pages, by the primary key:
-//! some microseconds for each, and nothing that saving would have to pay for.
+//! An id alone gives neither its kind nor its tenant. Only the indexes of dead letters and the audit log
+//! start with an id. Conversations are looked up in one tenant after the other, and messages in one
+//! conversation after the other, newest first and page by page. Each look-up by primary key takes some
+//! microseconds, and no additional index slows down saving.
 
 use chrono::{DateTime, Utc};
 use domain::ids::{ConversationKey, TenantId};
@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::dead_letters::{LISTED, ListedDeadLetter};
 use crate::{AuditEntry, Database, Result};
 
-/// Where a conversation stands, and how it came there.
+/// A conversation's status and the times of its changes.
 #[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]
 pub struct ConversationTrace {
     /// Its tenant.
@@ -26,15 +26,15 @@ pub struct ConversationTrace {
     pub status: String,
     /// How many messages it has.
     pub messages: i64,
-    /// Its first message's time; of an active one the first that was saved.
+    /// Its first message's time; while it is active, the time of the message that was saved first.
     pub created_at: DateTime<Utc>,
-    /// When its last message was said; it may lag while the conversation is active.
+    /// When its last message was sent; up to a minute old while the conversation is active.
     pub last_message_at: Option<DateTime<Utc>>,
-    /// When a message last arrived, to a minute.
+    /// When a message last arrived; up to a minute old.
     pub touched_at: DateTime<Utc>,
-    /// When its close was asked for.
+    /// When its close was requested.
     pub close_requested_at: Option<DateTime<Utc>>,
-    /// Why it closed, or will.
+    /// Why it closed or is about to close.
     pub close_reason: Option<String>,
     /// When its last close began.
     pub closed_at: Option<DateTime<Utc>>,
@@ -42,11 +42,11 @@ pub struct ConversationTrace {
     pub finalised_at: Option<DateTime<Utc>>,
     /// When its statistics were last computed.
     pub statistics_at: Option<DateTime<Utc>>,
-    /// Nothing before this moment is read.
+    /// When it was erased: messages at or before this time are not read.
     pub erased_at: Option<DateTime<Utc>>,
 }
 
-/// A stored message, without its words.
+/// A stored message, without its content.
 #[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]
 pub struct MessageTrace {
     /// Its tenant.
@@ -55,25 +55,25 @@ pub struct MessageTrace {
     pub conversation_id: String,
     /// Its id.
     pub id: String,
-    /// Who spoke.
+    /// The role of its author.
     pub role: String,
     /// When it was sent, by its sender's clock.
     pub created_at: DateTime<Utc>,
     /// When a worker first received it.
     pub received_at: DateTime<Utc>,
-    /// When it was committed, where PostgreSQL keeps that (`track_commit_timestamp`).
+    /// When it was committed, if PostgreSQL records that (`track_commit_timestamp`).
     pub committed_at: Option<DateTime<Utc>>,
-    /// The program that saved it; null where it did not say.
+    /// The process that saved it; null if it did not identify itself.
     pub saver: Option<String>,
-    /// Host and process id of that program.
+    /// Host and process id of that process.
     pub saver_instance: Option<String>,
-    /// When that program first saved.
+    /// When that process saved its first batch.
     pub saver_started_at: Option<DateTime<Utc>>,
-    /// Its tokens, once its conversation was closed.
+    /// Its tokens; present once its conversation was closed.
     pub tokens: Option<i64>,
 }
 
-/// Every tenant that has a conversation, or the one that is named ($2): one look-up for each.
+/// Every tenant that has a conversation, by one index look-up each; or only the tenant $2.
 const TENANTS: &str = "
     WITH RECURSIVE every AS (
         (SELECT tenant_id FROM conversations WHERE $2::text IS NULL ORDER BY tenant_id LIMIT 1)
@@ -97,7 +97,7 @@ const MESSAGE: &str = "c.tenant_id, c.id AS conversation_id, m.id, m.role, m.cre
      w.process AS saver, w.instance AS saver_instance, w.started_at AS saver_started_at, t.tokens";
 
 impl Database {
-    /// The conversations of an id, of one tenant or of all.
+    /// The conversations with this id, of one tenant or of all.
     pub async fn conversations_named(
         &self,
         id: &str,
@@ -117,8 +117,8 @@ impl Database {
         .await
     }
 
-    /// The conversations that a session began or is open in, of one tenant or of all: the newest `limit`,
-    /// oldest first.
+    /// The conversations that a session began or is open in, of one tenant or of all: the newest `limit`, in
+    /// ascending order of time.
     pub async fn conversations_of_session(
         &self,
         session: &str,
@@ -149,8 +149,8 @@ impl Database {
         .await
     }
 
-    /// The messages of an id in the newest `limit` conversations that were made `before` another, and
-    /// where to go on, if there are more. Numbers of conversations grow as they are made.
+    /// The messages with this id in the newest `limit` conversations whose number is below `before`, and the
+    /// `before` of the next page if there may be more. New conversations get higher numbers.
     pub async fn messages_named(
         &self,
         id: &str,
@@ -170,7 +170,8 @@ impl Database {
             .fetch_one(&mut *connection)
             .await?;
             let Some(oldest) = oldest else { return Ok((Vec::new(), None)) };
-            // By its ends, not by how many: conversations that began since would push out the oldest.
+            // Limited by the first and last number, not by a count: with a count, conversations that began
+            // meanwhile would displace the oldest ones.
             let found = sqlx::query_as(AssertSqlSafe(format!(
                 "SELECT {MESSAGE} FROM (SELECT number, tenant_id, id FROM conversations
                                         WHERE number >= $2 AND number < $1) AS c
@@ -215,8 +216,8 @@ impl Database {
         .await
     }
 
-    /// Dead letters that have this id, or whose message, conversation or session does: the `limit` that
-    /// were stored last, in that order.
+    /// Dead letters with this id, or with this message, conversation or session: the `limit` that were
+    /// stored last, in ascending order of time.
     pub async fn dead_letters_about(
         &self,
         id: &str,
@@ -246,7 +247,7 @@ impl Database {
         .await
     }
 
-    /// What operators did to these: the last `limit` deeds, oldest first.
+    /// The audit entries about these subjects: the last `limit`, oldest first.
     pub async fn audit_about(&self, subjects: &[String], limit: u32) -> Result<Vec<AuditEntry>> {
         self.within(async |connection| {
             Ok(sqlx::query_as(

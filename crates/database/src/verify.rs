@@ -1,8 +1,8 @@
-//! Comparing what is stored with what follows from the rows; nothing here writes but `repair.rs`.
+//! Checks of stored totals and statistics against the rows they are computed from. Only `repair.rs` writes.
 //!
-//! Everything is looked at in pages by key, each in one statement, so that a page is one snapshot:
-//! what another transaction changes meanwhile is seen before or after, never half. What should be
-//! stored is computed by the same SQL as when it is stored.
+//! Everything is checked in pages by key, each page in one statement and so in one snapshot: a change by
+//! another transaction is visible completely or not at all. The expected values are computed by the same
+//! SQL that computes the stored ones.
 
 mod conversations;
 mod days;
@@ -18,45 +18,45 @@ pub use days::{DayCheck, DayKey};
 pub use integrity::{OrphanedRows, OrphanedStatistics};
 pub use repair::Repair;
 
-/// What is looked at; absent fields do not restrict.
+/// What is checked. An absent field does not restrict it.
 #[derive(Debug, Clone, Default)]
 pub struct Scope {
     /// Of this tenant.
     pub tenant: Option<TenantId>,
-    /// The conversations of this id.
+    /// Conversations with this id.
     pub conversation: Option<ConversationId>,
-    /// What was active since; of days those that began since.
+    /// Conversations that were active since this time, and days from then on.
     pub since: Option<Timestamp>,
 }
 
-/// A field that is not what it should be. Both values are as PostgreSQL writes them in JSON.
+/// A column whose stored value is wrong. Both values are in PostgreSQL's JSON form.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Difference {
     /// The column.
     pub field: String,
-    /// What is stored.
+    /// The stored value.
     pub is: Value,
-    /// What follows from the rows.
+    /// The value computed from the rows.
     pub should_be: Value,
 }
 
 impl Scope {
-    /// The one conversation that it names in full.
+    /// The conversation, if it names both tenant and conversation.
     #[must_use]
     pub fn key(&self) -> Option<ConversationKey> {
         let (tenant, conversation) = (self.tenant.clone()?, self.conversation.clone()?);
         Some(ConversationKey { tenant, conversation })
     }
 
-    /// Whether it leaves anything out.
+    /// Whether it restricts nothing.
     #[must_use]
     pub fn is_everything(&self) -> bool {
         self.tenant.is_none() && self.conversation.is_none() && self.since.is_none()
     }
 }
 
-/// The fields of `computed` whose stored value is another one. Averages are sums in some order, so
-/// fractions may differ in their last digits.
+/// The fields of `computed` whose stored value differs. The last digits of a fraction may differ, because an
+/// average depends on the order of its sum.
 fn differences(stored: &Map<String, Value>, computed: &Map<String, Value>) -> Vec<Difference> {
     let is = |field: &String| stored.get(field).cloned().unwrap_or_default();
     computed
@@ -71,7 +71,7 @@ fn differences(stored: &Map<String, Value>, computed: &Map<String, Value>) -> Ve
 }
 
 fn same(a: &Value, b: &Value) -> bool {
-    /// Far above what the order of a sum costs, far below a microsecond in a year.
+    /// Far above the rounding error of a sum, far below a microsecond in a year.
     const PRECISION: f64 = 1e-12;
     match (a, b) {
         (Value::Number(one), Value::Number(other)) if one.is_f64() || other.is_f64() => {

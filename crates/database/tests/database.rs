@@ -1,10 +1,12 @@
-//! What only PostgreSQL itself can show: locks, snapshots, migrations, errors.
+//! Behaviour that needs a real PostgreSQL: locks, snapshots, migrations, errors.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::time::Duration;
 
-use database::{Database, Due, EpochChange, HotWrites, SaveRow, Saved, SchemaError, Settings};
+use database::{
+    ClaimCriteria, Database, EpochChange, HotWrites, SaveRow, Saved, SchemaError, Settings,
+};
 use domain::failure::FailureClass;
 use domain::ids::{AgentId, ConversationKey, MessageId, SessionId, TenantId, UserId};
 use domain::message::{Content, Json, Message, Role};
@@ -39,7 +41,7 @@ fn message(id: &str) -> Message {
     Message {
         id: MessageId::new(id).unwrap(),
         role: Role::User,
-        content: Content::Text(format!("words of {id}")),
+        content: Content::Text(format!("content of {id}")),
         tool_calls: None,
         tool_call_id: None,
         tokens_estimate: None,
@@ -69,8 +71,8 @@ async fn save_message(database: &Database, message: Message) -> database::Result
     Ok(database.save(&[row], HotWrites::Follow, &|| 7).await?.rows)
 }
 
-fn due() -> Due {
-    Due {
+fn due() -> ClaimCriteria {
+    ClaimCriteria {
         grace: Duration::ZERO,
         idle: Duration::from_secs(1800),
         lease: Duration::from_secs(30),
@@ -78,12 +80,12 @@ fn due() -> Due {
     }
 }
 
-async fn ask_to_close(env: &TestEnv) {
+async fn request_close(env: &TestEnv) {
     env.psql("UPDATE conversations SET close_requested_at = now()").await.unwrap();
 }
 
 #[tokio::test]
-async fn the_schema_is_made_once_and_a_missing_one_is_named() {
+async fn the_schema_is_created_once_and_a_missing_or_old_one_is_reported() {
     let env = TestEnv::new().await;
     let database = open(&env.database_url);
     let missing = database.verify_schema().await.unwrap_err();
@@ -102,22 +104,22 @@ async fn the_schema_is_made_once_and_a_missing_one_is_named() {
 async fn a_close_waits_for_an_open_save_transaction() {
     let (env, database) = migrated().await;
     save(&database, "m1").await.unwrap();
-    ask_to_close(&env).await;
+    request_close(&env).await;
 
-    // A saver that has its lock and has not committed yet.
-    let mut saver = PgConnection::connect(&env.database_url).await.unwrap();
-    let mut transaction = saver.begin().await.unwrap();
+    // A save that holds its lock and has not committed yet.
+    let mut saving = PgConnection::connect(&env.database_url).await.unwrap();
+    let mut transaction = saving.begin().await.unwrap();
     sqlx::query("SELECT FROM conversations WHERE id = 'c' FOR KEY SHARE")
         .execute(&mut *transaction)
         .await
         .unwrap();
-    assert!(database.claim(&due()).await.unwrap().is_empty(), "the row is left for the next look");
+    assert!(database.claim(&due()).await.unwrap().is_empty(), "the next sweep takes the row");
     transaction.commit().await.unwrap();
 
     let claims = database.claim(&due()).await.unwrap();
     assert_eq!(claims.len(), 1);
-    // The same between the count and the last write.
-    let mut transaction = saver.begin().await.unwrap();
+    // A save between the count and the last write has the same effect.
+    let mut transaction = saving.begin().await.unwrap();
     sqlx::query("SELECT FROM conversations WHERE id = 'c' FOR KEY SHARE")
         .execute(&mut *transaction)
         .await
@@ -130,10 +132,10 @@ async fn a_close_waits_for_an_open_save_transaction() {
 }
 
 #[tokio::test]
-async fn a_saver_waits_for_a_close_and_then_reopens() {
+async fn a_save_waits_for_a_close_and_then_reopens_the_conversation() {
     let (env, database) = migrated().await;
     save(&database, "m1").await.unwrap();
-    ask_to_close(&env).await;
+    request_close(&env).await;
     let claims = database.claim(&due()).await.unwrap();
     let closed = database.totals(&claims).await.unwrap();
     assert_eq!(closed.len(), 1);
@@ -149,13 +151,16 @@ async fn a_saver_waits_for_a_close_and_then_reopens() {
     transaction.commit().await.unwrap();
 
     assert_eq!(save(&database, "m2").await.unwrap(), [Saved::New]);
-    assert!(database.archive_closed(&closed).await.unwrap().is_empty(), "the claim is gone");
+    assert!(
+        database.archive_closed(&closed).await.unwrap().is_empty(),
+        "the claim is no longer valid"
+    );
     let status = env.psql("SELECT status, close_token IS NULL FROM conversations").await.unwrap();
     assert_eq!(status.trim(), "active|t");
 }
 
 #[tokio::test]
-async fn a_conversation_that_is_dropped_under_a_saver_is_made_again() {
+async fn a_conversation_that_is_deleted_during_a_save_is_inserted_again() {
     let (env, database) = migrated().await;
     env.psql(
         "INSERT INTO conversations (tenant_id, id, session_id, created_at, hot_generation)
@@ -170,14 +175,14 @@ async fn a_conversation_that_is_dropped_under_a_saver_is_made_again() {
         let database = database.clone();
         async move { save(&database, "m1").await }
     });
-    until_somebody_waits(&env).await;
+    until_one_waits_for_a_lock(&env).await;
     transaction.commit().await.unwrap();
     assert_eq!(saving.await.unwrap().unwrap(), [Saved::New]);
     assert_eq!(env.psql("SELECT count(*) FROM conversations").await.unwrap().trim(), "1");
 }
 
 #[tokio::test]
-async fn a_conversation_that_another_transaction_makes_meanwhile_is_shared() {
+async fn a_conversation_that_another_transaction_inserts_during_a_save_is_used() {
     let (env, database) = migrated().await;
     let mut other = PgConnection::connect(&env.database_url).await.unwrap();
     let mut transaction = other.begin().await.unwrap();
@@ -192,7 +197,7 @@ async fn a_conversation_that_another_transaction_makes_meanwhile_is_shared() {
         let database = database.clone();
         async move { save(&database, "m1").await }
     });
-    until_somebody_waits(&env).await;
+    until_one_waits_for_a_lock(&env).await;
     transaction.commit().await.unwrap();
     assert_eq!(saving.await.unwrap().unwrap(), [Saved::New]);
     let stored = "SELECT c.hot_generation, m.id FROM conversations c
@@ -201,15 +206,15 @@ async fn a_conversation_that_another_transaction_makes_meanwhile_is_shared() {
 }
 
 #[tokio::test]
-async fn a_message_that_two_savers_bring_at_once_is_stored_by_one() {
+async fn a_message_that_two_processes_save_at_once_is_stored_once() {
     let (env, database) = migrated().await;
     save(&database, "m1").await.unwrap();
-    // The other saver, between its insert and its commit.
+    // The other process, between its insert and its commit.
     let mut other = PgConnection::connect(&env.database_url).await.unwrap();
     let mut transaction = other.begin().await.unwrap();
     sqlx::query(
         "INSERT INTO message_rows (conversation, id, role, content, created_at, received_at, body_hash)
-         SELECT conversation, 'm2', role, 'words of m2', created_at, received_at, $1 FROM message_rows",
+         SELECT conversation, 'm2', role, 'content of m2', created_at, received_at, $1 FROM message_rows",
     )
     .bind(message("m2").body_hash().0)
     .execute(&mut *transaction)
@@ -219,19 +224,19 @@ async fn a_message_that_two_savers_bring_at_once_is_stored_by_one() {
         let database = database.clone();
         async move { save(&database, "m2").await }
     });
-    until_somebody_waits(&env).await;
+    until_one_waits_for_a_lock(&env).await;
     transaction.commit().await.unwrap();
     let saved = saving.await.unwrap().unwrap();
     assert!(
         matches!(&saved[..], [Saved::Duplicate(stored)] if **stored == message("m2")),
         "{saved:?}"
     );
-    // What the doubt that stays does to a batch of new ones: nothing.
+    // The next batch is compared with the stored messages first; new messages are stored all the same.
     assert_eq!(save(&database, "m3").await.unwrap(), [Saved::New]);
 }
 
-/// After this the archive expects that the conversation stays as it is. One that came back is asked to
-/// close again, and would be changed by every message.
+/// Saves two batches, so that the next one is expected to change no conversation. Removes the close request of
+/// a reopened conversation first, because every message would update it.
 async fn expect_settled(env: &TestEnv, database: &Database, names: &str) {
     env.psql("UPDATE conversations SET close_requested_at = NULL").await.unwrap();
     for n in 1..=2 {
@@ -240,7 +245,7 @@ async fn expect_settled(env: &TestEnv, database: &Database, names: &str) {
 }
 
 #[tokio::test]
-async fn a_message_is_stored_the_same_whether_its_conversation_was_expected_to_stay_or_not() {
+async fn both_save_statements_store_a_message_the_same_way() {
     let (env, database) = migrated().await;
     let json = |text: &str| Json::parse(text.to_owned()).unwrap();
     let rich = |id| Message {
@@ -258,12 +263,13 @@ async fn a_message_is_stored_the_same_whether_its_conversation_was_expected_to_s
         metadata: Some(json(r#"{"k": "v"}"#)),
         ..message(id)
     };
-    // The first makes the conversation, the second leaves it as it is, the third was expected to.
+    // The first inserts the conversation, the second does not change it, the third is sent with the smaller
+    // statement.
     for id in ["m1", "m2", "m3"] {
         assert_eq!(save_message(&database, rich(id)).await.unwrap(), [Saved::New]);
     }
-    let kinds = "SELECT count(DISTINCT (to_jsonb(m) - 'id')), count(*) FROM message_rows m";
-    assert_eq!(env.psql(kinds).await.unwrap().trim(), "1|3");
+    let distinct = "SELECT count(DISTINCT (to_jsonb(m) - 'id')), count(*) FROM message_rows m";
+    assert_eq!(env.psql(distinct).await.unwrap().trim(), "1|3");
     let again = save_message(&database, rich("m3")).await.unwrap();
     assert!(
         matches!(&again[..], [Saved::Duplicate(stored)] if **stored == rich("m3")),
@@ -276,7 +282,7 @@ async fn every_message_names_the_process_that_saved_it() {
     let (env, unsigned) = migrated().await;
     let one = unsigned.clone().saving_as("saver", "host-1:7".to_owned());
     let other = unsigned.clone().saving_as("saver", "host-2:7".to_owned());
-    // At once, and with both statements: a process is entered once.
+    // Two batches at once, and later both statements: the process is inserted once.
     let again = one.clone();
     let (first, second) = tokio::join!(save(&one, "a1"), save(&again, "a2"));
     assert_eq!((first.unwrap(), second.unwrap()), (vec![Saved::New], vec![Saved::New]));
@@ -292,7 +298,7 @@ async fn every_message_names_the_process_that_saved_it() {
 }
 
 #[tokio::test]
-async fn a_conversation_that_was_expected_to_stay_and_must_change_changes() {
+async fn a_conversation_that_was_expected_to_be_settled_is_updated_if_it_must_change() {
     let (env, database) = migrated().await;
     let conversation = async |columns: &str| {
         let query = format!("SELECT {columns} FROM conversations");
@@ -308,19 +314,19 @@ async fn a_conversation_that_was_expected_to_stay_and_must_change_changes() {
     save(&database, "m2").await.unwrap();
     assert_eq!(conversation("touched_at > now() - interval '1 minute'").await, "t");
 
-    // As a session's opening leaves it.
+    // As a session event leaves it.
     expect_settled(&env, &database, "silent").await;
     env.psql("UPDATE conversations SET last_message_at = NULL").await.unwrap();
     save(&database, "first").await.unwrap();
     assert_eq!(conversation("last_message_at IS NOT NULL").await, "t");
 
-    expect_settled(&env, &database, "nobodys").await;
-    let said = Message { agent_id: Some(AgentId::new("a").unwrap()), ..message("m3") };
-    save_message(&database, said).await.unwrap();
+    expect_settled(&env, &database, "no-agent").await;
+    let with_agent = Message { agent_id: Some(AgentId::new("a").unwrap()), ..message("m3") };
+    save_message(&database, with_agent).await.unwrap();
     assert_eq!(conversation("agent_id").await, "a");
 
     expect_settled(&env, &database, "known").await;
-    // Its user is known, so nothing but the tombstone stands in the way.
+    // Its user is set, so only the tombstone excludes the smaller statement.
     env.psql(
         "UPDATE conversations SET user_id = 'u';
          INSERT INTO tombstones VALUES ('acme', 'user', 'u', now())",
@@ -331,14 +337,14 @@ async fn a_conversation_that_was_expected_to_stay_and_must_change_changes() {
     assert_eq!(save_message(&database, erased).await.unwrap(), [Saved::Erased]);
     env.psql("DELETE FROM tombstones").await.unwrap();
 
-    expect_settled(&env, &database, "there").await;
+    expect_settled(&env, &database, "deleted").await;
     env.psql("DELETE FROM message_rows; DELETE FROM conversations").await.unwrap();
     assert_eq!(save(&database, "m5").await.unwrap(), [Saved::New]);
     assert_eq!(conversation("count(*)").await, "1");
 }
 
 #[tokio::test]
-async fn a_plan_that_was_made_while_the_tables_were_empty_walks_the_primary_key() {
+async fn a_plan_that_was_made_while_the_tables_were_empty_uses_the_primary_key() {
     let (env, _database) = migrated().await;
     let statements = [
         (include_str!("../src/save/statement.sql"), 35),
@@ -380,9 +386,9 @@ async fn connections_that_the_server_ended_cost_one_failure() {
 async fn work_that_failed_leaves_no_transaction_open() {
     let (env, database) = migrated().await;
     save(&database, "m1").await.unwrap();
-    ask_to_close(&env).await;
+    request_close(&env).await;
     let claims = database.claim(&due()).await.unwrap();
-    // The first statement of the transaction takes a row; the second one finds a table gone.
+    // The first statement of the transaction deletes a row; the second one finds its table missing.
     env.psql("ALTER TABLE sessions RENAME TO gone; DELETE FROM message_rows").await.unwrap();
     let error = database.drop_empty(&claims).await.unwrap_err();
     assert_eq!(error.class(), FailureClass::Unavailable, "{error}");
@@ -396,21 +402,26 @@ async fn work_that_failed_leaves_no_transaction_open() {
     .await;
 }
 
-async fn until_somebody_waits(env: &TestEnv) {
-    testkit::wait::eventually("the saver to wait", Duration::from_secs(10), async || {
-        let waiting = env
-            .psql(
-                "SELECT count(*) FROM pg_stat_activity
+async fn until_one_waits_for_a_lock(env: &TestEnv) {
+    testkit::wait::eventually(
+        "one session to wait for a lock",
+        Duration::from_secs(10),
+        async || {
+            let waiting = env
+                .psql(
+                    "SELECT count(*) FROM pg_stat_activity
                  WHERE wait_event_type = 'Lock' AND datname = current_database()",
-            )
-            .await
-            .unwrap();
-        if waiting.trim() == "1" { Ok(()) } else { Err(waiting) }
-    })
+                )
+                .await
+                .unwrap();
+            if waiting.trim() == "1" { Ok(()) } else { Err(waiting) }
+        },
+    )
     .await;
 }
 
-/// Does some work whose second statement finds a table locked, and is let on after `meanwhile`.
+/// Runs `work`, whose second statement waits for a lock on `table`; releases the lock after running
+/// `meanwhile`.
 async fn between_its_statements<T>(
     env: &TestEnv,
     table: &str,
@@ -421,14 +432,15 @@ async fn between_its_statements<T>(
     let lock = format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE");
     sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut other).await.unwrap();
     let change = async {
-        until_somebody_waits(env).await;
+        until_one_waits_for_a_lock(env).await;
         let change = format!("{meanwhile}; COMMIT");
         sqlx::raw_sql(sqlx::AssertSqlSafe(change)).execute(&mut other).await.unwrap();
     };
     tokio::join!(work, change).0
 }
 
-fn patient(env: &TestEnv) -> Database {
+/// A database whose lock timeout is longer than the test.
+fn with_long_timeouts(env: &TestEnv) -> Database {
     Database::open(&Settings {
         url: env.database_url.clone(),
         application: "test".to_owned(),
@@ -440,39 +452,39 @@ fn patient(env: &TestEnv) -> Database {
 }
 
 #[tokio::test]
-async fn conversations_that_begin_meanwhile_push_no_message_out_of_sight() {
+async fn conversations_that_begin_during_a_page_hide_no_message() {
     let (env, database) = migrated().await;
     save(&database, "m1").await.unwrap();
     let begin = "INSERT INTO conversations (tenant_id, id, session_id, created_at, hot_generation)
                  SELECT 'acme', 'new-' || n, 's', now(), n FROM generate_series(1, 3) AS n";
-    let patient = patient(&env);
-    let looking = patient.messages_named("m1", None, None, 1);
-    let (found, next) = between_its_statements(&env, "message_rows", begin, looking).await.unwrap();
+    let slow = with_long_timeouts(&env);
+    let reading = slow.messages_named("m1", None, None, 1);
+    let (found, next) = between_its_statements(&env, "message_rows", begin, reading).await.unwrap();
     assert_eq!(found.len(), 1, "{found:?}");
     let (found, next) = database.messages_named("m1", None, next, 1).await.unwrap();
     assert_eq!((found.len(), next), (0, None));
 }
 
 #[tokio::test]
-async fn messages_that_come_meanwhile_push_no_orphan_out_of_sight() {
+async fn messages_that_arrive_during_a_page_hide_no_orphan() {
     let (env, database) = migrated().await;
     save(&database, "m1").await.unwrap();
     env.psql("UPDATE message_rows SET conversation = 4711").await.unwrap();
-    // Only known numbers come, below the orphan's.
-    let come = "INSERT INTO message_rows
+    // The new messages have a number that exists, below the orphan's.
+    let insert = "INSERT INTO message_rows
                     (conversation, id, role, content, created_at, received_at, body_hash)
                 SELECT (SELECT number FROM conversations), id, role, content, created_at, received_at, body_hash
                 FROM message_rows";
-    let patient = patient(&env);
-    let looking = patient.orphaned_rows(i64::MIN, 1);
-    let (found, looked_at, next) =
-        between_its_statements(&env, "conversations", come, looking).await.unwrap();
+    let slow = with_long_timeouts(&env);
+    let reading = slow.orphaned_rows(i64::MIN, 1);
+    let (found, checked, next) =
+        between_its_statements(&env, "conversations", insert, reading).await.unwrap();
     let found: Vec<_> = found.iter().map(|orphan| orphan.conversation).collect();
-    assert_eq!((found, looked_at, next), (vec![4711], 1, Some(4711)));
+    assert_eq!((found, checked, next), (vec![4711], 1, Some(4711)));
 }
 
 #[tokio::test]
-async fn of_too_many_dead_letters_deeds_and_conversations_the_newest_are_told() {
+async fn a_limit_selects_the_newest_dead_letters_audit_entries_and_conversations() {
     let (env, database) = migrated().await;
     env.psql(
         "INSERT INTO dead_letters (id, queue, reason, error, session_id, routing_key, exchange, body,
@@ -491,14 +503,14 @@ async fn of_too_many_dead_letters_deeds_and_conversations_the_newest_are_told() 
     .unwrap();
     let dead_letters = database.dead_letters_about("s", None, 2).await.unwrap();
     assert_eq!(dead_letters.iter().map(|it| &*it.error).collect::<Vec<_>>(), ["2", "3"]);
-    let deeds = database.audit_about(&["s".to_owned()], 2).await.unwrap();
-    assert_eq!(deeds.iter().map(|it| &*it.action).collect::<Vec<_>>(), ["2", "3"]);
+    let entries = database.audit_about(&["s".to_owned()], 2).await.unwrap();
+    assert_eq!(entries.iter().map(|it| &*it.action).collect::<Vec<_>>(), ["2", "3"]);
     let conversations = database.conversations_of_session("s", None, 2).await.unwrap();
     assert_eq!(conversations.iter().map(|it| &*it.id).collect::<Vec<_>>(), ["2", "3"]);
 }
 
 #[tokio::test]
-async fn of_two_replicas_that_meet_a_new_server_identity_one_changes_the_epoch() {
+async fn when_two_replicas_record_a_new_server_identity_one_changes_the_epoch() {
     let (_env, database) = migrated().await;
     assert_eq!(database.record_server_identity("a:1", 10).await.unwrap(), EpochChange::Changed);
     assert_eq!(database.record_server_identity("a:1", 11).await.unwrap(), EpochChange::Same);
@@ -537,7 +549,7 @@ async fn a_read_only_server_and_a_frozen_one_are_unavailable() {
     proxy.freeze();
     let error = frozen.numbers(&key()).await.unwrap_err();
     assert_eq!(error.class(), FailureClass::Unavailable, "{error}");
-    // The silent connection no longer counts: a pool of one tries to make another.
+    // The connection that timed out is discarded: a pool of one opens another.
     let error = frozen.numbers(&key()).await.unwrap_err();
     assert_eq!(error.class(), FailureClass::Unavailable, "{error}");
     assert!(proxy.count().accepted >= 2, "{:?} {error}", proxy.count());
@@ -559,14 +571,14 @@ async fn an_error_never_shows_the_password() {
     })
     .unwrap_err();
     assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
-    let away = open("postgres://me:s3cret@127.0.0.1:1/db");
-    let error = away.numbers(&key()).await.unwrap_err();
+    let unreachable = open("postgres://me:s3cret@127.0.0.1:1/db");
+    let error = unreachable.numbers(&key()).await.unwrap_err();
     assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
-    assert!(!format!("{away:?}").contains("s3cret"), "{away:?}");
+    assert!(!format!("{unreachable:?}").contains("s3cret"), "{unreachable:?}");
 }
 
 #[tokio::test]
-async fn a_row_without_a_tenant_of_that_name_is_nobodys() {
+async fn a_conversation_is_not_found_under_another_tenant() {
     let (_env, database) = migrated().await;
     save(&database, "m1").await.unwrap();
     let other = ConversationKey {

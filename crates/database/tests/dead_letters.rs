@@ -1,4 +1,4 @@
-//! Dead letters in PostgreSQL: stored once, taken by one run, and never met twice on a walk.
+//! Dead letters in PostgreSQL: stored once, taken by one run at a time, and read once by a cursor.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -73,9 +73,9 @@ fn sent(n: u128, fault: Option<&str>) -> ReplayOutcome {
 }
 
 #[tokio::test]
-async fn a_dead_letter_that_comes_again_gains_a_copy_within_a_batch_and_across_batches() {
+async fn a_dead_letter_that_arrives_again_counts_as_a_copy_within_a_batch_and_across_batches() {
     let (env, database) = migrated().await;
-    // More than one statement takes, in any order, and some of them twice.
+    // More than one statement inserts, unordered, and some of them twice.
     let mut dead_letters: Vec<_> = (0..600).rev().map(dead_letter).collect();
     dead_letters.extend((0..10).map(dead_letter));
     dead_letters[0].body = vec![0xff; 3 << 20];
@@ -89,7 +89,7 @@ async fn a_dead_letter_that_comes_again_gains_a_copy_within_a_batch_and_across_b
 }
 
 #[tokio::test]
-async fn what_one_run_has_no_other_gets_until_its_lease_has_ended() {
+async fn a_dead_letter_taken_by_one_run_is_not_taken_by_another_until_the_lease_ends() {
     let (env, database) = migrated().await;
     database.store_dead_letters(&[dead_letter(1), dead_letter(2)]).await.unwrap();
     let (one, other, cursor) = (actor(), actor(), cursor(&database).await);
@@ -98,7 +98,7 @@ async fn what_one_run_has_no_other_gets_until_its_lease_has_ended() {
     let left = database.take_dead_letters(&cursor, &other, LEASE, 10).await.unwrap();
     assert_eq!(left.dead_letters.len(), 1);
     assert_ne!(left.dead_letters[0].id, taken.dead_letters[0].id);
-    // Nor does anybody decide about it meanwhile.
+    // No decision or edit applies to it during the lease.
     let discard = Decision::Discard { why: "no" };
     let open = [DeadLetterStatus::Open];
     let discarded =
@@ -111,7 +111,7 @@ async fn what_one_run_has_no_other_gets_until_its_lease_has_ended() {
     env.psql("UPDATE dead_letters SET replay_lease_until = clock_timestamp()").await.unwrap();
     let late = database.take_dead_letters(&cursor, &other, LEASE, 10).await.unwrap();
     assert_eq!(late.dead_letters.len(), 2);
-    // The first run comes back from wherever it was: its dead letters are not its any more.
+    // The first run records an outcome after its lease ended: the dead letters belong to the other run.
     let lost = sent(taken.dead_letters[0].id.as_u128(), None);
     assert_eq!(database.note_replayed(&[lost], &one).await.unwrap(), 0);
     let noted = [sent(1, None), sent(2, Some("no queue"))];
@@ -125,44 +125,44 @@ async fn what_one_run_has_no_other_gets_until_its_lease_has_ended() {
     assert_eq!(
         database.note_replayed(&noted, &other).await.unwrap(),
         1,
-        "what is open it may note again"
+        "the run may record the open one again"
     );
 }
 
 #[tokio::test]
-async fn a_walk_meets_what_was_there_when_it_began_and_each_dead_letter_once() {
+async fn a_cursor_reads_each_dead_letter_stored_before_it_once() {
     let (_env, database) = migrated().await;
     let dead_letters: Vec<_> = (0..25).map(dead_letter).collect();
     database.store_dead_letters(&dead_letters).await.unwrap();
-    let beginning = cursor(&database).await;
+    let start = cursor(&database).await;
     database.store_dead_letters(&[dead_letter(100)]).await.unwrap();
-    assert_eq!(database.count_ahead(&beginning, &[]).await.unwrap(), 25);
-    let (mut met, mut rest) = (Vec::new(), Some(beginning));
+    assert_eq!(database.count_ahead(&start, &[]).await.unwrap(), 25);
+    let (mut read, mut rest) = (Vec::new(), Some(start));
     while let Some(cursor) = rest {
         let page = database.next_dead_letters(&cursor, &[], 10).await.unwrap();
-        met.extend(page.dead_letters.iter().map(|dead_letter| dead_letter.id));
+        read.extend(page.dead_letters.iter().map(|dead_letter| dead_letter.id));
         rest = page.rest;
     }
-    met.sort_unstable();
-    assert_eq!(met, dead_letters.iter().map(|dead_letter| dead_letter.id).collect::<Vec<_>>());
+    read.sort_unstable();
+    assert_eq!(read, dead_letters.iter().map(|dead_letter| dead_letter.id).collect::<Vec<_>>());
 }
 
 #[tokio::test]
-async fn a_dead_letter_that_dies_after_it_was_decided_about_is_open_again_and_an_old_death_changes_nothing()
+async fn a_dead_letter_that_fails_after_a_decision_is_opened_again_and_an_earlier_failure_changes_nothing()
  {
     let (env, database) = migrated().await;
     database.store_dead_letters(&[dead_letter(1), dead_letter(2), dead_letter(3)]).await.unwrap();
-    let (actor, beginning) = (actor(), cursor(&database).await);
-    let taken = database.take_dead_letters(&beginning, &actor, LEASE, 1).await.unwrap();
+    let (actor, start) = (actor(), cursor(&database).await);
+    let taken = database.take_dead_letters(&start, &actor, LEASE, 1).await.unwrap();
     let replayed = sent(taken.dead_letters[0].id.as_u128(), None);
     assert_eq!(database.note_replayed(&[replayed], &actor).await.unwrap(), 1);
     let (open, discard) = ([DeadLetterStatus::Open], Decision::Discard { why: "no" });
-    database.decide_dead_letters(&beginning, &open, discard, &actor, 1).await.unwrap();
+    database.decide_dead_letters(&start, &open, discard, &actor, 1).await.unwrap();
     let states = "SELECT string_agg(concat_ws(' ', status, status_reason, copies), ', '
                                     ORDER BY stored_at, id) FROM dead_letters";
     assert_eq!(env.psql(states).await.unwrap(), "replayed 1, discarded no 1, open 1");
 
-    // The dead-letter collector died before it acknowledged them.
+    // The dead-letter collector crashed before it acknowledged them.
     database.store_dead_letters(&[dead_letter(1), dead_letter(2), dead_letter(3)]).await.unwrap();
     assert_eq!(env.psql(states).await.unwrap(), "replayed 2, discarded no 2, open 2");
 
@@ -173,31 +173,33 @@ async fn a_dead_letter_that_dies_after_it_was_decided_about_is_open_again_and_an
     let again = |n| DeadLetter { last_failed_at: now, ..dead_letter(n) };
     database.store_dead_letters(&[again(1), again(2), again(3), dead_letter(2)]).await.unwrap();
     assert_eq!(env.psql(states).await.unwrap(), "open 3, open 4, open 3");
-    // Whoever walks just now came for what was there before.
-    let met = database.take_dead_letters(&later, &actor, LEASE, 10).await.unwrap();
-    assert_eq!(met.dead_letters.len(), 1);
-    let met =
+    // A cursor that was created before leaves out dead letters that were opened again since.
+    let read = database.take_dead_letters(&later, &actor, LEASE, 10).await.unwrap();
+    assert_eq!(read.dead_letters.len(), 1);
+    let read =
         database.take_dead_letters(&cursor(&database).await, &actor, LEASE, 10).await.unwrap();
-    assert_eq!(met.dead_letters.len(), 2);
+    assert_eq!(read.dead_letters.len(), 2);
 }
 
 #[tokio::test]
-async fn what_comes_back_once_more_is_seen_by_the_run_that_sent_it() {
+async fn a_dead_letter_that_fails_again_is_reported_to_the_run_that_replayed_it() {
     let (_env, database) = migrated().await;
-    let back = DeadLetter { replay_of: Some(dead_letter(1).id), replay_count: 1, ..dead_letter(2) };
-    database.store_dead_letters(&[dead_letter(1), back.clone()]).await.unwrap();
+    let failed_copy =
+        DeadLetter { replay_of: Some(dead_letter(1).id), replay_count: 1, ..dead_letter(2) };
+    database.store_dead_letters(&[dead_letter(1), failed_copy.clone()]).await.unwrap();
     let (actor, cursor) = (actor(), cursor(&database).await);
     let _taken = database.take_dead_letters(&cursor, &actor, LEASE, 1).await.unwrap();
     assert_eq!(database.note_replayed(&[sent(1, None)], &actor).await.unwrap(), 1);
     assert_eq!(database.failed_again_in(actor.run, &cursor).await.unwrap(), []);
-    database.store_dead_letters(&[back]).await.unwrap();
-    let returned = database.failed_again_in(actor.run, &cursor).await.unwrap();
-    let returned: Vec<_> = returned.iter().map(|it| (it.id, it.replay_of)).collect();
-    assert_eq!(returned, [(dead_letter(2).id, dead_letter(1).id)]);
+    database.store_dead_letters(&[failed_copy]).await.unwrap();
+    let failed_again = database.failed_again_in(actor.run, &cursor).await.unwrap();
+    let failed_again: Vec<_> = failed_again.iter().map(|it| (it.id, it.replay_of)).collect();
+    assert_eq!(failed_again, [(dead_letter(2).id, dead_letter(1).id)]);
 }
 
 #[tokio::test]
-async fn a_run_that_sent_what_was_there_before_an_edit_does_not_marker_the_edited_dead_letter() {
+async fn a_run_that_published_the_body_before_an_edit_does_not_mark_the_edited_dead_letter_as_replayed()
+ {
     let (env, database) = migrated().await;
     database.store_dead_letters(&[dead_letter(1)]).await.unwrap();
     let (frozen, other) = (actor(), actor());
@@ -212,22 +214,22 @@ async fn a_run_that_sent_what_was_there_before_an_edit_does_not_marker_the_edite
 }
 
 #[tokio::test]
-async fn large_dead_letters_are_met_a_few_at_a_time_and_all_of_them() {
+async fn large_dead_letters_are_read_in_small_pages_and_all_of_them() {
     let (_env, database) = migrated().await;
     let large = |n| DeadLetter { body: vec![b'x'; 9 << 20], ..dead_letter(n) };
     database.store_dead_letters(&[large(1), large(2), large(3)]).await.unwrap();
-    let (actor, beginning) = (actor(), cursor(&database).await);
-    let (mut met, mut rest) = (Vec::new(), Some(beginning.clone()));
+    let (actor, start) = (actor(), cursor(&database).await);
+    let (mut read, mut rest) = (Vec::new(), Some(start.clone()));
     while let Some(cursor) = rest {
         let page = database.next_dead_letters(&cursor, &[], 10).await.unwrap();
-        met.push(page.dead_letters.len());
+        read.push(page.dead_letters.len());
         rest = page.rest;
     }
-    let (mut taken, mut rest) = (Vec::new(), Some(beginning));
+    let (mut taken, mut rest) = (Vec::new(), Some(start));
     while let Some(cursor) = rest {
         let page = database.take_dead_letters(&cursor, &actor, LEASE, 10).await.unwrap();
         taken.push(page.dead_letters.len());
         rest = page.rest;
     }
-    assert_eq!((met, taken), (vec![2, 1], vec![2, 1]));
+    assert_eq!((read, taken), (vec![2, 1], vec![2, 1]));
 }

@@ -1,4 +1,4 @@
-//! What is known about a metric beside its value, and the macro that turns a catalogue into types.
+//! The definition of a metric, and the macro that turns a catalogue of them into types.
 
 /// How a metric behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -16,7 +16,7 @@ pub enum Kind {
 pub struct LabelDefinition {
     /// Its name.
     pub name: &'static str,
-    /// Its values, where the set is closed.
+    /// Its values, if the set is closed.
     pub values: Option<&'static [&'static str]>,
 }
 
@@ -27,17 +27,17 @@ pub struct Definition {
     pub name: &'static str,
     /// Counter, gauge or histogram.
     pub kind: Kind,
-    /// What one unit of it is.
+    /// What it counts or measures, such as `seconds`.
     pub unit: &'static str,
     /// The labels, in order.
     pub labels: &'static [LabelDefinition],
     /// The inclusive upper bounds of a histogram's buckets; empty for others.
     pub buckets: &'static [f64],
-    /// One sentence or two.
+    /// The help text: one sentence or more.
     pub help: &'static str,
 }
 
-/// The buckets that a metric names, or none.
+/// The buckets of a metric, or none.
 pub(crate) const fn first(buckets: &[&'static [f64]]) -> &'static [f64] {
     match buckets {
         [buckets, ..] => buckets,
@@ -46,7 +46,7 @@ pub(crate) const fn first(buckets: &[&'static [f64]]) -> &'static [f64] {
 }
 
 /// Turns a list of metrics into an enum, its definitions and its label values. The doc comment of a
-/// variant is the help text: there is nothing to keep in step.
+/// variant is the help text, so the two cannot differ.
 macro_rules! catalogue {
     (
         $(#[$doc:meta])* $kind:ident $name:ident, $families:ident {

@@ -8,25 +8,26 @@ pub fn markdown() -> String {
     let mut page = String::from(
         "# Metrics\n\n\
          <!-- Generated from crates/metrics/src/catalogue.rs by `UPDATE_DOCS=1 cargo test -p metrics`. -->\n\n\
-         Every process serves these at `/metrics` of its `VERBATIM_LISTEN` address, together with the\n\
-         operating system's view of it (`process_cpu_seconds_total`, `process_resident_memory_bytes`,\n\
+         Every process serves these metrics at `/metrics` of its `VERBATIM_LISTEN` address, and the operating\n\
+         system's metrics of the process (`process_cpu_seconds_total`, `process_resident_memory_bytes`,\n\
          `process_open_fds`, …). No metric has a tenant or a conversation as a label.\n\n\
-         Gauges of shared things (queues, dead letters, active conversations, close lag) are exported\n\
-         by every replica of the statistics worker alike: rules use `max by (…)`, never `sum`.\n",
+         Every replica of the statistics worker exports the gauges of what the fleet shares (queues,\n\
+         dead letters, active conversations, close lag), all with the same values: rules use\n\
+         `max by (…)`, never `sum`.\n",
     );
     let kinds = [
         (
             "Counters",
-            "They start at 0 with the process and only grow: use `rate()` or `increase()`.\nThose of a queue exist from the moment at which the process consumes it.",
+            "Counters start at 0 with the process and only grow: use `rate()` or `increase()`.\nA queue's counters exist once the process consumes the queue.",
             Counter::DEFINITIONS,
         ),
         (
             "Gauges",
-            "The last value that was set. One that was never set is absent, not 0.",
+            "The last value that was set. A gauge that was never set is absent, not 0.",
             Gauge::DEFINITIONS,
         ),
         ("Histograms of durations", "In seconds.", Timing::DEFINITIONS),
-        ("Histograms of sizes", "How many there were at once.", Size::DEFINITIONS),
+        ("Histograms of sizes", "Numbers of things handled together.", Size::DEFINITIONS),
     ];
     for (title, note, definitions) in kinds {
         page.push_str(&format!("\n## {title}\n\n{note}\n"));

@@ -1,13 +1,13 @@
-//! What may be the value of a label: a word of a closed set, or a name fixed at compile time.
+//! What may be a label value: a member of a closed set, or a name fixed at compile time.
 //!
-//! There is no way to make a label from a `String`: tenants, conversations and error texts cannot
-//! become labels, so the number of time series is bounded by the source code.
+//! No `String` is a label: tenants, conversations and error texts cannot become labels, so the source
+//! code bounds the number of time series.
 
 use domain::failure::{DeadLetterReason, Dependency, FailureClass};
 
 /// A type whose values are label values.
 pub trait Label: Copy {
-    /// Every value, where the set is closed. Counters over closed sets exist at 0 from the start.
+    /// Every value, if the set is closed. Counters over closed sets exist at 0 from the start.
     const CLOSED: Option<&'static [&'static str]>;
 
     /// The label value.

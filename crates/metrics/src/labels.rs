@@ -1,4 +1,4 @@
-//! The closed label sets that belong to metrics alone; those of the domain stay in the domain.
+//! The closed label sets that only metrics use; the `domain` crate defines the others.
 
 use domain::failure::DeadLetterReason;
 
@@ -8,83 +8,83 @@ use crate::label::label;
 label! {
     /// How a delivery was settled.
     DeliveryOutcome {
-        /// It took effect.
+        /// It was applied.
         Applied = "applied",
-        /// It had taken effect before.
+        /// It had been applied before.
         Duplicate = "duplicate",
-        /// A tombstone forbids its effect.
+        /// It was dropped: its conversation or user was erased after it was sent.
         Erased = "erased",
-        /// A copy waits in a retry queue.
+        /// A copy was published to a retry queue.
         Retried = "retried",
-        /// A copy became a dead letter.
+        /// A copy was published as a dead letter.
         DeadLettered = "dead_lettered",
-        /// A copy moved to the suspect queue: it had come back too often.
+        /// A copy was published to the suspect queue: it had been redelivered too often.
         Quarantined = "quarantined",
-        /// It was given back to the queue unsettled: a hold or a drain ran out of time.
+        /// It was requeued without an outcome: a hold or a drain reached its time limit.
         Requeued = "requeued",
     }
 }
 
 label! {
-    /// Why an attempt is made again.
+    /// Why an attempt is retried.
     RetryClass {
-        /// A store was away.
+        /// A dependency was unavailable.
         Unavailable = "unavailable",
-        /// One message failed in a way that nobody classified.
+        /// One message failed with an error of no known class.
         Retryable = "retryable",
     }
 }
 
 label! {
-    /// Why a transaction was done again in place.
+    /// Why a transaction was retried at once.
     TransactionRetry {
-        /// A deadlock, a serialisation failure or a lock time-out.
+        /// A deadlock, a serialisation failure or a lock timeout.
         Transient = "transient",
-        /// One of its rows was refused, or it took too long as a whole: it was halved.
+        /// PostgreSQL rejected one of its rows, or it timed out: it was split in halves.
         Split = "split",
     }
 }
 
 label! {
-    /// What became of a publish.
+    /// How a publish ended.
     PublishOutcome {
-        /// The broker confirmed it, and it reached a queue.
+        /// RabbitMQ confirmed it, and it reached a queue.
         Confirmed = "confirmed",
-        /// The broker refused it (`basic.nack`): a queue is full or has no leader.
+        /// RabbitMQ refused it (`basic.nack`): a queue is full or has no leader.
         Refused = "refused",
-        /// No queue took it; the broker returned it.
+        /// No queue is bound to its routing key; RabbitMQ returned it.
         Unroutable = "unroutable",
-        /// The broker has stopped reading from publishers: a memory or disk alarm. It may still arrive.
+        /// RabbitMQ blocks publishers (a memory or disk alarm). The message may still arrive.
         Blocked = "blocked",
-        /// The connection died before the confirm: nobody knows.
+        /// The connection failed before the confirm. The message may have arrived.
         Unknown = "unknown",
     }
 }
 
 label! {
-    /// Why a consumer was built anew.
+    /// Why a consumer was restarted.
     ConsumerRestart {
-        /// Its stream ended: the queue was deleted, or the broker cancelled it.
+        /// RabbitMQ cancelled it: the queue was deleted or lost its leader.
         StreamEnded = "stream_ended",
         /// The channel or the connection failed.
         Error = "error",
-        /// Messages were ready, room was free, and nothing came.
+        /// Messages were ready and the prefetch was not full, but nothing was delivered.
         NoProgress = "no_progress",
-        /// A hold lasted so long that the channel was closed for its duration.
+        /// A hold lasted so long that the channel was closed until its end.
         Hold = "hold",
-        /// The prefetch changed, which takes effect for new consumers only.
+        /// The prefetch changed, which only a new consumer applies.
         Prefetch = "prefetch",
     }
 }
 
 label! {
-    /// What a reader found in Redis.
+    /// The result of reading a hot copy.
     HotRead {
         /// A complete copy; it was used.
         Hit = "hit",
         /// No copy.
         Miss = "miss",
-        /// A copy whose mark carries other numbers than PostgreSQL; it was not used.
+        /// A copy whose epoch or generation differs from PostgreSQL's; it was not used.
         Stale = "stale",
         /// Redis did not answer.
         Unavailable = "unavailable",
@@ -94,11 +94,12 @@ label! {
 label! {
     /// How the load of a hot copy ended.
     HotLoad {
-        /// The copy is there and marked.
+        /// The copy is stored and marked as complete.
         Loaded = "loaded",
-        /// The key vanished or another load took over; nothing was marked.
-        Overtaken = "overtaken",
-        /// Redis or PostgreSQL failed meanwhile.
+        /// Another load was under way or replaced this one, or the key was deleted; this load stored
+        /// no complete copy.
+        Superseded = "superseded",
+        /// Redis or PostgreSQL failed during the load.
         Failed = "failed",
     }
 }
@@ -108,9 +109,9 @@ label! {
     GenerationChange {
         /// An append failed or its result is unknown.
         AppendFailed = "append_failed",
-        /// Redis was known to be away when the messages were saved.
-        RedisAway = "redis_away",
-        /// Its rows changed behind the copy: erased or repaired.
+        /// Redis was known to be unavailable when the messages were saved.
+        RedisUnavailable = "redis_unavailable",
+        /// Its rows were erased or repaired.
         Rewritten = "rewritten",
     }
 }
@@ -130,23 +131,23 @@ label! {
     CloseCause {
         /// Its last open session closed and the grace period passed.
         SessionClosed = "session_closed",
-        /// Nothing happened in it for the idle time.
+        /// It was idle for the idle time.
         Idle = "idle",
     }
 }
 
 label! {
-    /// Why the dead-letter collector sent a dead letter back to its queue.
+    /// Why a message was rerouted to its own queue.
     RerouteCause {
-        /// It had expired in the queue by its sender's own `expiration`.
+        /// It expired in its queue by the `expiration` that its publisher set.
         Expired = "expired",
-        /// It had been unroutable although its action is known.
+        /// It was in `domain.unrouted` although its action is known.
         Unrouted = "unrouted",
     }
 }
 
 label! {
-    /// The state of a message in a queue, in RabbitMQ's words.
+    /// The state of a message in a queue, by RabbitMQ's names.
     QueueState {
         /// Waiting for a consumer.
         Ready = "ready",
@@ -158,31 +159,31 @@ label! {
 label! {
     /// What is counted for the whole fleet.
     Counted {
-        /// The queues of RabbitMQ: messages and consumers.
+        /// RabbitMQ's queues: messages and consumers.
         Queues = "queues",
-        /// Rows of PostgreSQL: dead letters and conversations.
+        /// PostgreSQL's rows: dead letters and conversations.
         Rows = "rows",
     }
 }
 
 label! {
-    /// How a supervised task ended that should not have.
+    /// How a supervised task ended without a shutdown.
     TaskEnd {
         /// It panicked.
         Panicked = "panicked",
         /// It returned an error.
         Failed = "failed",
-        /// It returned as if it were done.
+        /// It returned without an error.
         Returned = "returned",
     }
 }
 
-/// Where a dead letter is: stored by the dead-letter collector with its reason, or still on its way there.
+/// Where an open dead letter is: stored with its reason, or still in its queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeadLetterState {
     /// An open row of `dead_letters`.
     Stored(DeadLetterReason),
-    /// A message in the dead-letter queue. Its reason is known when the dead-letter collector has read it.
+    /// A message in the dead-letter queue. Its reason is unknown until the dead-letter collector reads it.
     InQueue,
 }
 

@@ -1,10 +1,10 @@
-//! Everything that the fleet counts, and the registry that renders it for Prometheus.
+//! The metrics of the fleet, and the registry that renders them for Prometheus.
 //!
-//! [`catalogue`] is the one place where a metric gets its name, help text, labels and unit; nobody
-//! can count under a name that is not there, and `docs/metrics.md` is generated from it. No globals:
-//! whoever counts holds a [`Metrics`], so two of them in one test never mix.
+//! [`catalogue`] is the one place that defines a metric's name, help text, labels and unit. The types
+//! admit no other metric, and `docs/metrics.md` is generated from it. There are no globals: code that
+//! counts holds a [`Metrics`], so two of them in one test do not mix.
 //!
-//! To add a metric: one more variant in `catalogue.rs`, then `UPDATE_DOCS=1 cargo test -p metrics`.
+//! To add a metric: add a variant in `catalogue.rs`, then `UPDATE_DOCS=1 cargo test -p metrics`.
 
 mod catalogue;
 mod definition;

@@ -1,7 +1,7 @@
-//! The live values of one process.
+//! The metric values of one process.
 //!
 //! Recording never fails and never blocks for long: a look-up under a read lock, then an atomic add.
-//! Loops record once a batch with a number, not once a message.
+//! Hot loops record once per batch with a number, not once per message.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use prometheus::{
 
 use crate::{Counter, Definition, Gauge, LabelDefinition, Size, Timing};
 
-/// Counts for one process. Clones share their values.
+/// The metrics of one process. Clones share their values.
 #[derive(Clone)]
 pub struct Metrics(Arc<Families>);
 
@@ -29,8 +29,8 @@ impl Metrics {
     /// The content type of [`Self::render`]'s text.
     pub const CONTENT_TYPE: &'static str = "text/plain; version=0.0.4; charset=utf-8";
 
-    /// A registry of its own with every metric of the catalogue and the operating system's view of
-    /// this process (`process_*`). Counters whose labels form a closed set stand at 0.
+    /// A new registry with every metric of the catalogue and the operating system's metrics of this
+    /// process (`process_*`). Counters whose labels form a closed set start at 0.
     #[must_use]
     pub fn new() -> Self {
         let registry = Registry::new();
@@ -52,7 +52,7 @@ impl Metrics {
         metrics
     }
 
-    /// Makes the counters of a queue exist at 0, so that their first increase is seen as one. Every
+    /// Creates the counters of a queue at 0, so that Prometheus sees their first increase. Every
     /// consumer of a queue calls it once.
     pub fn start_queue(&self, queue: &'static str) {
         self.start_at_zero(Some(queue));
@@ -78,21 +78,21 @@ impl Metrics {
         });
     }
 
-    /// Records how many there were at once.
+    /// Records a number of things handled together.
     pub fn measure(&self, size: Size, n: usize) {
         let family = &self.0.sizes[size.family()];
         // Exact up to 2^53, far above any batch.
         size.with_labels(|labels| family.with_label_values(labels).observe(n as f64));
     }
 
-    /// The value of a counter, for tests and for summaries at a process's end.
+    /// The value of a counter, for tests and for the summary when a process ends.
     #[must_use]
     pub fn count(&self, counter: Counter) -> u64 {
         let family = &self.0.counters[counter.family()];
         counter.with_labels(|labels| family.with_label_values(labels).get())
     }
 
-    /// Everything in Prometheus' text exposition format, version 0.0.4.
+    /// All metrics in Prometheus' text exposition format, version 0.0.4.
     #[must_use]
     pub fn render(&self) -> String {
         let mut text = String::new();
@@ -130,7 +130,7 @@ impl std::fmt::Debug for Metrics {
     }
 }
 
-/// Every combination of label values, or none where a set is open. `queue` closes that label's set.
+/// Every combination of label values, or none if a set is open. `queue` is the one value of that label.
 fn combinations(labels: &[LabelDefinition], queue: Option<&'static str>) -> Vec<Vec<&'static str>> {
     labels.iter().fold(vec![Vec::new()], |rows, label| {
         let queue = queue.as_slice();
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gauge_that_nobody_has_set_is_absent_rather_than_zero() {
+    fn a_gauge_that_was_never_set_is_absent_rather_than_zero() {
         let metrics = Metrics::new();
         assert_eq!(lines(&metrics, "verbatim_dependency_up"), Vec::<String>::new());
         assert_eq!(lines(&metrics, "verbatim_conversations_active"), Vec::<String>::new());
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn clones_count_together_and_two_registries_apart() {
+    fn clones_share_their_counts_and_two_registries_do_not() {
         let (one, other) = (Metrics::new(), Metrics::new());
         let counter = Counter::Retries { queue: "q", class: RetryClass::Retryable };
         one.clone().add(counter, 2);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn histograms_keep_seconds_and_messages() {
+    fn histograms_record_seconds_and_messages() {
         let metrics = Metrics::new();
         metrics.observe(Timing::Batch { queue: "q" }, Duration::from_millis(20));
         metrics.measure(Size::Batch { queue: "q" }, 500);
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn the_process_tells_its_memory_and_descriptors() {
+    fn the_process_exports_its_memory_and_descriptors() {
         let text = Metrics::new().render();
         assert!(text.contains("process_resident_memory_bytes"), "{text}");
         assert!(text.contains("process_open_fds"), "{text}");

@@ -1,25 +1,28 @@
-//! The page that operators read is the catalogue that the code uses.
+//! `docs/metrics.md` is generated from the catalogue that the code uses.
 
 use std::path::Path;
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "the switch of whoever runs the test")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the variable is a switch for the person who runs the test"
+)]
 fn the_documentation_page_is_what_the_catalogue_says() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/metrics.md");
-    let fresh = metrics::markdown();
+    let generated = metrics::markdown();
     if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(&path, fresh).expect("docs/metrics.md is writable");
+        std::fs::write(&path, generated).expect("docs/metrics.md is writable");
         return;
     }
     let found = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
-        found == fresh,
-        "docs/metrics.md is stale: run `UPDATE_DOCS=1 cargo test -p metrics` and commit it"
+        found == generated,
+        "docs/metrics.md is out of date: run `UPDATE_DOCS=1 cargo test -p metrics` and commit it"
     );
 }
 
 #[test]
-fn the_page_names_what_alerts_and_autoscalers_hang_on() {
+fn the_page_names_the_metrics_that_alerts_and_autoscalers_use() {
     let page = metrics::markdown();
     for name in [
         "verbatim_queue_messages{queue,state}",

@@ -137,7 +137,7 @@ async fn done(worker: &Worker, role: Role) -> Result<Vec<f64>, String> {
     let counted = |what| counts.sum("verbatim_counted_timestamp_seconds", &[("what", what)]);
     Ok(match role {
         Role::Saver | Role::Migration => {
-            vec![settled(&[]) - settled(&[("outcome", "returned")])]
+            vec![settled(&[]) - settled(&[("outcome", "requeued")])]
         }
         // One of two may get no event for a while: conversations are closed by whoever sweeps.
         Role::Statistics => vec![counted("queues"), counted("rows")],

@@ -114,7 +114,7 @@ async fn a_consumer_timeout_in_an_outage_costs_one_return_however_long_that_last
     assert_eq!((two.sum(restarts, &cause("hold")), two.sum(restarts, &cause("error"))), (1.0, 0.0));
     let sum = |name, labels: &[_]| one.sum(name, labels) + two.sum(name, labels);
     assert_eq!(sum("verbatim_redeliveries_total", &[("queue", SAVES)]), 50.0);
-    assert_eq!(sum("verbatim_deliveries_total", &[("outcome", "suspected")]), 0.0);
+    assert_eq!(sum("verbatim_deliveries_total", &[("outcome", "quarantined")]), 0.0);
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     scenario.rest([saver, timely]).await;
 }

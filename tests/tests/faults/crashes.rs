@@ -116,7 +116,7 @@ async fn a_crash_between_a_move_to_the_suspects_and_its_acknowledgement_doubles_
     }
     crash(&scenario, SAVER, Step::Copied).await;
     let saver = scenario.start(SAVER).await;
-    let labels = [("queue", SAVES), ("outcome", "suspected")];
+    let labels = [("queue", SAVES), ("outcome", "quarantined")];
     Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
     scenario.rest([saver]).await;
     ledger.reconcile(&scenario, &reader).await;

@@ -95,7 +95,7 @@ async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
     for worker in fleet {
         let counts = Counts::reach(worker, "verbatim_holds_total", &[], 1.0).await;
         assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
-        assert_eq!(counts.sum("verbatim_deliveries_total", &[("outcome", "suspected")]), 0.0);
+        assert_eq!(counts.sum("verbatim_deliveries_total", &[("outcome", "quarantined")]), 0.0);
     }
     scenario.rest([one, two, migration, statistics]).await;
 }
@@ -145,7 +145,7 @@ async fn rabbitmq_killed_again_and_again_while_hands_are_full_makes_no_dead_lett
     // Of the 40 that each kill sends back, 20 at least come to where they are looked at.
     let redelivered = sum("verbatim_redeliveries_total", &[("queue", SAVES)]);
     assert!(redelivered >= f64::from(20 * u16::try_from(kills).unwrap()), "{redelivered}");
-    let suspected = sum("verbatim_deliveries_total", &[("outcome", "suspected")]);
+    let suspected = sum("verbatim_deliveries_total", &[("outcome", "quarantined")]);
     assert!(suspected > 0.0 || !deep(), "{suspected}");
     scenario.rest([one, two, statistics]).await;
 }

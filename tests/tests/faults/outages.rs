@@ -86,7 +86,7 @@ async fn a_hold_that_lasts_too_long_gives_its_messages_back_and_takes_them_again
     .await;
     database.restore().await.unwrap();
     ledger.reconcile(&scenario, &reader).await;
-    let labels = [("queue", SAVES), ("outcome", "returned")];
+    let labels = [("queue", SAVES), ("outcome", "requeued")];
     Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
     scenario.rest([saver]).await;
 }

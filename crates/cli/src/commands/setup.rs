@@ -87,7 +87,7 @@ impl Setup {
         let schema = schema.map_err(&mut keep).ok();
         let hot_copies_voided = self.restored
             && schema.is_some()
-            && self.void_hot_copies().await.map_err(&mut keep).is_ok();
+            && self.invalidate_hot_copies().await.map_err(&mut keep).is_ok();
         let topology = topology.map_err(&mut keep).ok();
         let report = Report { schema, topology, hot_copies_voided };
         screen.show(&report, |style| text(&report, style))?;
@@ -96,10 +96,10 @@ impl Setup {
         Err(last)
     }
 
-    async fn void_hot_copies(&self) -> Result<(), Failure> {
+    async fn invalidate_hot_copies(&self) -> Result<(), Failure> {
         let server = DatabaseServer::at(&self.database.database_url, "DATABASE_URL", LOOK).await?;
         let (actor, random) = (self.actor.actor(), RandomSource::random().next());
-        let voided = server.database.void_hot_copies(&actor, random).await;
+        let voided = server.database.invalidate_hot_copies(&actor, random).await;
         voided.map_err(|error| server.failure(&error))
     }
 }

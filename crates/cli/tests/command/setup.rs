@@ -77,6 +77,6 @@ async fn after_a_restore_no_hot_copy_is_believed_until_it_is_loaded_anew() {
     let shown = verbatim.json(&show).await;
     assert_eq!((&shown["source"], &shown["messages"][1]), (&json!("postgresql"), &json!(null)));
     assert_eq!(source().await, "redis");
-    let line = "SELECT actor FROM audit_log WHERE action = 'hot_copies.void'";
+    let line = "SELECT actor FROM audit_log WHERE action = 'hot_copies.invalidate'";
     assert_eq!(env.psql(line).await.unwrap().trim(), "night shift");
 }

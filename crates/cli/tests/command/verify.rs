@@ -42,7 +42,7 @@ async fn damage_is_named_repaired_on_request_and_gone_after() {
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(ran.out.contains("; repaired\n"), "{ran:?}");
     let audited = env.psql("SELECT actor, action FROM audit_log").await.unwrap();
-    assert_eq!(audited.trim(), "ops|repair.void_hot_copy");
+    assert_eq!(audited.trim(), "ops|repair.invalidate_hot_copy");
     assert_eq!(verbatim.json(&["verify"]).await["result"], "ok");
 }
 

@@ -111,7 +111,7 @@ impl Run<'_> {
     }
 
     async fn tell_of_copy(&mut self, key: &ConversationKey, look: Look) {
-        let void = || Repair::VoidCopy(key.clone(), self.verifier.random.next());
+        let void = || Repair::InvalidateCopy(key.clone(), self.verifier.random.next());
         match look {
             Look::Nothing => {}
             Look::Faults(faults) => {

@@ -1,7 +1,6 @@
-//! What operators decide about dead letters: an edited copy, discarding, restoring.
+//! What operators do with dead letters besides replays: edit, discard, restore.
 //!
-//! A dead letter that a replay has just now is left alone: what it sends must be what the row says that it
-//! sent.
+//! A dead letter that is being replayed is not changed: the row must match what the replay publishes.
 
 use chrono::{DateTime, Utc};
 use sqlx::QueryBuilder;
@@ -11,23 +10,23 @@ use super::selection::{DeadLetterCursor, DeadLetterPage, NOT_UNDER_WAY, push_sta
 use super::{DeadLetterRow, DeadLetterStatus};
 use crate::{Actor, Database, Result};
 
-/// What is decided about many dead letters.
+/// A decision about many dead letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision<'a> {
-    /// Open ones may stay dead.
+    /// Discards open dead letters.
     Discard {
-        /// Why.
+        /// The reason that the operator gave.
         why: &'a str,
     },
-    /// Discarded or replayed ones are open again.
+    /// Opens discarded or replayed dead letters again.
     Restore,
 }
 
 impl Database {
-    /// Puts an edited copy beside a dead letter's body, or takes it away. False if the dead letter is not open, is
-    /// being replayed, or was edited by somebody else since `seen`.
+    /// Stores an edited body of a dead letter, or removes it (`None`). False if the dead letter is not
+    /// open, is being replayed, or was edited since `seen` was read.
     ///
-    /// `fields` are the names of what was changed, for the audit log.
+    /// `fields` are the names of the changed fields, for the audit log.
     pub async fn edit_dead_letter(
         &self,
         seen: &DeadLetterRow,
@@ -41,7 +40,8 @@ impl Database {
         let edited = if body.is_some() { "clock_timestamp()" } else { "NULL" };
         query.push(", edited_at = ").push(edited).push(", edited_by = ");
         query.push_bind(body.map(|_| actor.name.clone()));
-        // A run whose lease has ended may still be about to note what it sent, which is not this.
+        // A run whose lease has ended may still record that it published the earlier body. It must not mark
+        // this one as replayed.
         query.push(", replay_run = NULL, replay_lease_until = NULL");
         query.push(" WHERE d.id = ").push_bind(seen.id);
         query.push(" AND d.edited_at IS NOT DISTINCT FROM ").push_bind(seen.edited_at);
@@ -58,7 +58,8 @@ impl Database {
         Ok(done.rows_affected() > 0)
     }
 
-    /// Decides about the next dead letters of a walk, at most `limit` of those with such a status.
+    /// Applies a decision to the next dead letters of the cursor with one of these statuses, at most `limit`.
+    /// Returns their ids.
     pub async fn decide_dead_letters(
         &self,
         cursor: &DeadLetterCursor,
@@ -84,12 +85,14 @@ impl Database {
         query.push_bind(why.map(str::to_owned));
         query.push(
             " FROM chosen WHERE d.id = chosen.id
-              RETURNING d.id, d.stored_at, d.tenant_id, d.reason, chosen.status AS was),
-              noted AS (INSERT INTO audit_log (actor, action, tenant_id, subject, detail) SELECT ",
+              RETURNING d.id, d.stored_at, d.tenant_id, d.reason, chosen.status AS previous_status),
+              audited AS (INSERT INTO audit_log (actor, action, tenant_id, subject, detail) SELECT ",
         );
         query.push_bind(actor.name.clone()).push(", ").push_bind(action);
         query.push(", tenant_id, id::text, json_strip_nulls(json_build_object('run', ");
-        query.push_bind(actor.run).push(", 'reason', reason, 'was', was, 'why', ");
+        query
+            .push_bind(actor.run)
+            .push(", 'reason', reason, 'previous_status', previous_status, 'why', ");
         query.push_bind(why.map(str::to_owned));
         query.push(")) FROM changed) SELECT stored_at, id FROM changed");
         let changed: Vec<(DateTime<Utc>, Uuid)> = self

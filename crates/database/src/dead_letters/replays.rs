@@ -1,7 +1,7 @@
-//! Dead letters on their way back: taken under a lease, and marked once RabbitMQ has them.
+//! Replays of dead letters: each is taken under a lease, and marked once RabbitMQ confirms its publish.
 //!
-//! There is no state in between. A dead letter stays open until its publish is confirmed; the lease only
-//! keeps other replays away from it, by PostgreSQL's clock, and ends by itself where its run died.
+//! There is no status in between. A dead letter stays open until its publish is confirmed. The lease only
+//! excludes other runs; it is measured by PostgreSQL's clock and ends by itself if its run crashed.
 
 use std::time::Duration;
 
@@ -17,33 +17,33 @@ use super::selection::{
 use super::{DeadLetterRow, DeadLetterStatus};
 use crate::{Actor, Database, Result};
 
-/// What came of a dead letter that a run had taken.
+/// The outcome of a dead letter that a run has taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplayOutcome {
     /// The dead letter.
     pub dead_letter: Uuid,
-    /// The queue that it was for.
+    /// The queue to which it was published.
     pub queue: String,
-    /// Why no queue has it; none: RabbitMQ confirmed it.
+    /// Why the publish failed; `None` if RabbitMQ confirmed it.
     pub fault: Option<String>,
 }
 
-/// A dead letter that came back from a replay.
+/// A dead letter that was replayed and failed again.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow, Serialize)]
 pub struct FailedAgain {
     /// The new dead letter.
     pub id: Uuid,
     /// The one that was replayed.
     pub replay_of: Uuid,
-    /// Why it died again.
+    /// Why it was dead-lettered again.
     pub reason: String,
     /// The field at fault.
     pub field: Option<String>,
-    /// The error in words.
+    /// The error message.
     pub error: String,
 }
 
-/// The words of a message, by which it is known whether they are stored.
+/// The identity and content hash of a message: whether it is stored with the same content.
 #[derive(Debug, Clone)]
 pub struct ContentFingerprint {
     /// Its conversation.
@@ -55,8 +55,8 @@ pub struct ContentFingerprint {
 }
 
 impl Database {
-    /// Takes the next open dead letters of a walk for a run, at most `limit` and fewer where they are large, for
-    /// as long as `lease`. Those that another run has are passed over.
+    /// Takes the next open dead letters of the cursor for a run, for the duration of `lease`: at most
+    /// `limit`, and fewer if they are large. Those that another run has taken are skipped.
     pub async fn take_dead_letters(
         &self,
         cursor: &DeadLetterCursor,
@@ -84,14 +84,14 @@ impl Database {
         Ok(cursor.page_of_rows(taken, limit))
     }
 
-    /// Notes what came of dead letters that the run has: confirmed ones are replayed, the others stay open
-    /// and say why. How many of them it still had.
+    /// Records the outcomes of dead letters that the run has taken: confirmed ones become replayed, the
+    /// others stay open with the fault. Returns how many of them the run still had.
     pub async fn note_replayed(&self, outcomes: &[ReplayOutcome], actor: &Actor) -> Result<u64> {
         self.within(async |connection| {
-            let noted = sqlx::query(
-                "WITH told AS (SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[])
-                                   AS t (id, queue, fault)),
-                      held AS (SELECT d.id FROM dead_letters d JOIN told ON told.id = d.id
+            let recorded = sqlx::query(
+                "WITH outcomes AS (SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[])
+                                       AS t (id, queue, fault)),
+                      held AS (SELECT d.id FROM dead_letters d JOIN outcomes o ON o.id = d.id
                                WHERE d.replay_run = $4 AND d.status = 'open'
                                ORDER BY d.id FOR UPDATE OF d),
                       changed AS (
@@ -106,10 +106,10 @@ impl Database {
                               replay_tried_at =
                                   CASE WHEN fault IS NULL THEN NULL ELSE clock_timestamp() END,
                               replay_fault = fault
-                          FROM told JOIN held ON held.id = told.id
-                          WHERE d.id = told.id
-                          RETURNING d.id, d.tenant_id, d.reason, d.replay_count, told.queue AS sent_to,
-                                    told.fault, d.edited_body IS NOT NULL AS edited)
+                          FROM outcomes o JOIN held ON held.id = o.id
+                          WHERE d.id = o.id
+                          RETURNING d.id, d.tenant_id, d.reason, d.replay_count, o.queue AS sent_to,
+                                    o.fault, d.edited_body IS NOT NULL AS edited)
                  INSERT INTO audit_log (actor, action, tenant_id, subject, detail)
                  SELECT $5,
                         CASE WHEN fault IS NULL THEN 'dead_letter.replay'
@@ -117,7 +117,7 @@ impl Database {
                         tenant_id, id::text,
                         json_strip_nulls(json_build_object(
                             'run', $4::uuid, 'reason', reason, 'to', sent_to,
-                            'replay', replay_count + 1, 'edited', edited, 'fault', fault))
+                            'replay_count', replay_count + 1, 'edited', edited, 'fault', fault))
                  FROM changed",
             )
             .bind(outcomes.iter().map(|it| it.dead_letter).collect::<Vec<_>>())
@@ -127,12 +127,12 @@ impl Database {
             .bind(&actor.name)
             .execute(connection)
             .await?;
-            Ok(noted.rows_affected())
+            Ok(recorded.rows_affected())
         })
         .await
     }
 
-    /// Dead letters that came back from a run over a walk, since that began; for the first time or again.
+    /// Dead letters that the run replayed and that failed again since the cursor was created.
     pub async fn failed_again_in(
         &self,
         run: Uuid,
@@ -145,7 +145,7 @@ impl Database {
                  WHERE r.replay_of IS NOT NULL AND r.last_seen_at > $1 AND o.replay_run = $2
                  ORDER BY r.last_seen_at, r.id",
             )
-            .bind(cursor.began())
+            .bind(cursor.created_at())
             .bind(run)
             .fetch_all(connection)
             .await?)
@@ -153,7 +153,7 @@ impl Database {
         .await
     }
 
-    /// Which of these words are stored: their places in the list.
+    /// Which of these messages are stored with the same content: their positions in the list.
     pub async fn stored_fingerprints(
         &self,
         fingerprints: &[ContentFingerprint],

@@ -1,8 +1,8 @@
-//! Which dead letters something is done to.
+//! Selections of dead letters, and the cursor that pages through one.
 //!
-//! A selection is ids, a filter, or everything, and the last one has to be said. Whatever is done to
-//! many dead letters *walks* over them, oldest first: each dead letter is met at most once, and what comes back
-//! while the walk is under way lies beyond its end.
+//! A selection is a list of ids, a filter, or explicitly everything. A command over many dead letters
+//! reads them page by page through a [`DeadLetterCursor`], oldest first. It sees each dead letter at most
+//! once, and none that was stored after the cursor was created, such as one that failed again meanwhile.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{DeadLetterRow, DeadLetterStatus};
 use crate::{Database, Result};
 
-/// What dead letters have in common; absent fields do not restrict.
+/// A filter for dead letters. An absent field does not restrict the result.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct DeadLetterFilter {
     /// Of this work queue.
@@ -28,7 +28,7 @@ pub struct DeadLetterFilter {
     /// With this field at fault.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
-    /// With an error that holds this text, in capitals or not. Never told: it may quote a sender.
+    /// With an error that contains this text, case-insensitive. Not serialised: it may quote content.
     #[serde(skip)]
     pub error_contains: Option<String>,
     /// Of this tenant.
@@ -37,75 +37,75 @@ pub struct DeadLetterFilter {
     /// Of this conversation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conversation: Option<String>,
-    /// Known by this id.
+    /// With this message id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message_id: Option<String>,
     /// With this `action_type`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub action_type: Option<String>,
-    /// That failed last at this moment or later.
+    /// Whose last failure was at this time or later.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
-    /// That failed last before this moment.
+    /// Whose last failure was before this time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
-    /// That were replayed before, or never.
+    /// Whether it was replayed before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replayed_before: Option<ReplayedBefore>,
 }
 
-/// Whether a dead letter is one that came back from a replay.
+/// Whether a dead letter was replayed before it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReplayedBefore {
-    /// It was replayed and came back.
+    /// It was replayed and failed again.
     FailedAgain,
     /// It was never replayed.
     Never,
 }
 
-/// The dead letters that an operator means.
+/// The dead letters that an operator selected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Selection {
-    /// These.
+    /// The dead letters with these ids.
     Ids(Vec<Uuid>),
-    /// Those that have this in common.
+    /// The dead letters that match the filter.
     Matching(DeadLetterFilter),
-    /// All of them.
+    /// All dead letters.
     All,
 }
 
-/// A way through the dead letters of a selection, oldest first.
+/// A position in the dead letters of a selection, oldest first.
 #[derive(Debug, Clone)]
 pub struct DeadLetterCursor {
     selection: Arc<Selection>,
-    /// By PostgreSQL's clock: what is stored later is not met.
-    began: DateTime<Utc>,
+    /// When the cursor was created, by PostgreSQL's clock. Dead letters that are stored later are left out.
+    created_at: DateTime<Utc>,
     after: Option<(DateTime<Utc>, Uuid)>,
 }
 
-/// A part of a walk.
+/// A page of dead letters.
 #[derive(Debug)]
 pub struct DeadLetterPage<T> {
-    /// What it met, oldest first.
+    /// The dead letters, oldest first.
     pub dead_letters: Vec<T>,
-    /// The way that is left; none at the end.
+    /// The cursor for the next page; `None` at the end.
     pub rest: Option<DeadLetterCursor>,
 }
 
 impl Database {
-    /// Begins a walk over the dead letters that are there now.
+    /// Creates a cursor over the dead letters that are stored now.
     pub async fn dead_letter_cursor(&self, selection: Selection) -> Result<DeadLetterCursor> {
-        let began = self
+        let created_at = self
             .within(async |connection| {
                 Ok(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(connection).await?)
             })
             .await?;
-        Ok(DeadLetterCursor { selection: Arc::new(selection), began, after: None })
+        Ok(DeadLetterCursor { selection: Arc::new(selection), created_at, after: None })
     }
 
-    /// How many dead letters the rest of a walk leads over.
+    /// How many dead letters with one of these statuses are after the cursor.
     pub async fn count_ahead(
         &self,
         cursor: &DeadLetterCursor,
@@ -120,7 +120,8 @@ impl Database {
         Ok(count.unsigned_abs())
     }
 
-    /// The next dead letters of a walk, only to look at: at most `limit`, and fewer where they are large.
+    /// The next dead letters of the cursor, without taking them: at most `limit`, and fewer if they are
+    /// large.
     pub async fn next_dead_letters(
         &self,
         cursor: &DeadLetterCursor,
@@ -149,7 +150,7 @@ impl DeadLetterFilter {
         *self == Self::default()
     }
 
-    /// Adds its conditions on the dead letters `d`. Only those that are asked for: one plan serves all
+    /// Adds its conditions on the dead letters `d` to a query. Absent fields add none: one plan serves all
     /// values.
     pub(super) fn push(&self, query: &mut QueryBuilder<Postgres>) {
         let texts = [
@@ -188,18 +189,18 @@ impl DeadLetterFilter {
 }
 
 impl DeadLetterCursor {
-    /// What it leads over.
+    /// The selection that it pages through.
     #[must_use]
     pub fn selection(&self) -> &Selection {
         &self.selection
     }
 
-    /// When it began, by PostgreSQL's clock.
-    pub(super) fn began(&self) -> DateTime<Utc> {
-        self.began
+    /// When it was created, by PostgreSQL's clock.
+    pub(super) fn created_at(&self) -> DateTime<Utc> {
+        self.created_at
     }
 
-    /// Adds the conditions of what lies ahead.
+    /// Adds the conditions for the dead letters after the cursor to a query.
     pub(super) fn push(&self, query: &mut QueryBuilder<Postgres>) {
         match &*self.selection {
             Selection::Ids(ids) => {
@@ -208,50 +209,50 @@ impl DeadLetterCursor {
             Selection::Matching(filter) => filter.push(query),
             Selection::All => {}
         }
-        query.push(" AND d.stored_at <= ").push_bind(self.began);
+        query.push(" AND d.stored_at <= ").push_bind(self.created_at);
         if let Some((stored_at, id)) = self.after {
             query.push(" AND (d.stored_at, d.id) > (").push_bind(stored_at);
             query.push(", ").push_bind(id).push(")");
         }
     }
 
-    /// Leaves out what was opened or decided about since the walk began: a dead letter that is open again
-    /// because it came back keeps its place in time, and would be met as if it had been there.
+    /// Leaves out dead letters whose status changed after the cursor was created. A dead letter that is open
+    /// again because it failed again keeps its `stored_at`, so the cursor would otherwise include it.
     pub(super) fn push_decided_before(&self, query: &mut QueryBuilder<Postgres>) {
         query.push(" AND (d.status_changed_at IS NULL OR d.status_changed_at <= ");
-        query.push_bind(self.began).push(")");
+        query.push_bind(self.created_at).push(")");
     }
 
-    /// What a statement met that was to meet `limit` dead letters at most, and only those that are [`light`].
+    /// The page for the result of a query with this `limit` that is restricted to [`light`].
     pub(super) fn page_of_rows(
         &self,
         rows: Vec<DeadLetterRow>,
         limit: u32,
     ) -> DeadLetterPage<DeadLetterRow> {
         let bytes: usize = rows.iter().map(DeadLetterRow::bytes).sum();
-        // Where some were left out, those before them have so many bytes.
+        // If the query left some out because of their size, the others have at least so many bytes.
         let limit = if bytes < PAGE_BYTES { limit } else { 0 };
         self.page(rows, limit, |row| (row.stored_at, row.id))
     }
 
-    /// What a statement met that was to meet `limit` dead letters at most, in any order.
+    /// The page for the result of a query with this `limit`, in any order.
     pub(super) fn page<T>(
         &self,
         mut dead_letters: Vec<T>,
         limit: u32,
-        place: impl Fn(&T) -> (DateTime<Utc>, Uuid),
+        position: impl Fn(&T) -> (DateTime<Utc>, Uuid),
     ) -> DeadLetterPage<T> {
-        dead_letters.sort_by_key(&place);
+        dead_letters.sort_by_key(&position);
         let rest = (dead_letters.len() as u64 >= u64::from(limit)).then(|| {
-            let after = dead_letters.last().map(place).or(self.after);
+            let after = dead_letters.last().map(position).or(self.after);
             Self { after, ..self.clone() }
         });
         DeadLetterPage { dead_letters, rest }
     }
 }
 
-/// Restricts the dead letters `d` to these statuses; none means any. Written out, because an index of open
-/// dead letters serves no parameter.
+/// Restricts the dead letters `d` to these statuses; an empty list means any. The status is a literal,
+/// because PostgreSQL does not use the index of open dead letters for a parameter.
 pub(super) fn push_status(query: &mut QueryBuilder<Postgres>, status: &[DeadLetterStatus]) {
     match status {
         [] => {}
@@ -269,16 +270,17 @@ pub(super) fn push_status(query: &mut QueryBuilder<Postgres>, status: &[DeadLett
     }
 }
 
-/// Bytes of bodies and edited copies that are read together, about: a page of ordinary dead letters is far
-/// below, and one of those that died because they are too large would not fit into memory.
+/// About how many bytes of bodies and edited bodies one page has at most. A usual page is far below. A full
+/// page of messages that were dead-lettered as too large would not fit into memory.
 const PAGE_BYTES: usize = 16 << 20;
 
-/// The dead letters `d` with their sizes, to be restricted.
+/// The dead letters `d` with their sizes; conditions are appended.
 pub(super) const SIZED: &str = "SELECT d.id, d.stored_at, octet_length(d.body)::bigint
          + coalesce(octet_length(d.edited_body), 0) AS bytes
      FROM dead_letters d WHERE true";
 
-/// Of `chosen`, which are [`SIZED`], the first one and as many after it as have [`PAGE_BYTES`] together.
+/// Of the rows of `chosen`, which come from [`SIZED`]: the first one, and those after it until they have
+/// [`PAGE_BYTES`] together.
 pub(super) fn light() -> String {
     format!(
         "light AS (
@@ -288,6 +290,6 @@ pub(super) fn light() -> String {
     )
 }
 
-/// Restricts the dead letters `d` to those that no replay has just now.
+/// Restricts the dead letters `d` to those that are not under the lease of a replay run.
 pub(super) const NOT_UNDER_WAY: &str =
     " AND (d.replay_lease_until IS NULL OR d.replay_lease_until < clock_timestamp())";

@@ -1,7 +1,8 @@
-//! The dead-letter collector's way in: dead letters are stored once, however often they come.
+//! Storing dead letters for the dead-letter collector: once, however often they arrive.
 //!
-//! Whoever decided about a dead letter did not decide about a later death of the same words. So a dead letter that
-//! died after the decision is open again; one whose old death only arrives twice stays as it is.
+//! An operator's decision about a dead letter does not cover later failures of the same message. So it is
+//! opened again if it failed after the decision. If the same failure only arrives twice, its status does
+//! not change.
 
 use std::borrow::Borrow;
 use std::cmp::Reverse;
@@ -12,24 +13,26 @@ use sqlx::{Connection as _, PgConnection};
 use super::DeadLetter;
 use crate::{Database, Result};
 
-/// Dead letters to one statement at most: beyond a few hundred it does not get faster.
+/// The most dead letters in one statement: beyond a few hundred it does not get faster.
 const CHUNK_DEAD_LETTERS: usize = 250;
-/// Bytes of bodies to one statement, about: the client holds each a second time while it is sent.
+/// About how many bytes of bodies one statement has at most: the client holds a second copy of each body
+/// while it is sent.
 const CHUNK_BYTES: usize = 1 << 20;
-/// By how much a death may seem older than a decision and still count as later: it is told by a worker's
-/// clock or by RabbitMQ's, in whole seconds, and the decision by PostgreSQL's. A dead letter that is opened
-/// needlessly is seen; one that is not is lost from sight.
+/// Seconds. A failure counts as later than a decision even if its time is up to this much earlier. The
+/// failure has the time of a worker's or RabbitMQ's clock, in whole seconds; the decision has the time of
+/// PostgreSQL's clock. An operator sees a dead letter that was opened needlessly, but not one that wrongly
+/// stayed closed.
 const SLACK_SECONDS: f64 = 5.0;
 
 impl Database {
-    /// Stores dead letters; one that is there already gains a copy, and is open again if it died since
-    /// somebody decided about it. All or none.
+    /// Stores dead letters, all or none. One that is already stored counts one more copy, and is opened
+    /// again if it failed after an operator's decision about it.
     pub async fn store_dead_letters<L: Borrow<DeadLetter> + Sync>(
         &self,
         dead_letters: &[L],
     ) -> Result<()> {
-        // One statement may touch a row once only, so copies within the batch are counted here: the
-        // latest death is told.
+        // One statement may change a row only once, so copies within the batch are counted here. The copy
+        // with the latest failure is stored.
         let mut unique: Vec<(&DeadLetter, i64)> = Vec::with_capacity(dead_letters.len());
         let mut sorted: Vec<&DeadLetter> = dead_letters.iter().map(Borrow::borrow).collect();
         sorted.sort_by_key(|dead_letter| (dead_letter.id, Reverse(dead_letter.last_failed_at)));
@@ -43,8 +46,8 @@ impl Database {
             let mut transaction = connection.begin().await?;
             let mut rest = unique.as_slice();
             while !rest.is_empty() {
-                let (piece, others) = rest.split_at(piece(rest));
-                insert(&mut transaction, piece).await?;
+                let (chunk, others) = rest.split_at(chunk_len(rest));
+                insert(&mut transaction, chunk).await?;
                 rest = others;
             }
             transaction.commit().await?;
@@ -54,8 +57,8 @@ impl Database {
     }
 }
 
-/// How many of the dead letters go into the next statement: one at least.
-fn piece(dead_letters: &[(&DeadLetter, i64)]) -> usize {
+/// How many of the dead letters the next statement inserts: at least one.
+fn chunk_len(dead_letters: &[(&DeadLetter, i64)]) -> usize {
     let mut bytes = 0;
     let fits = dead_letters.iter().take(CHUNK_DEAD_LETTERS).take_while(|(dead_letter, _)| {
         let fits = bytes < CHUNK_BYTES;
@@ -69,7 +72,7 @@ async fn insert(connection: &mut PgConnection, dead_letters: &[(&DeadLetter, i64
     fn all<'a, T>(dead_letters: &[(&'a DeadLetter, i64)], of: fn(&'a DeadLetter) -> T) -> Vec<T> {
         dead_letters.iter().map(|(dead_letter, _)| of(dead_letter)).collect()
     }
-    // As text: `jsonb`, which the client would send, refuses what a sender's headers may hold.
+    // As text: sqlx would send `jsonb`, which rejects values that headers may contain, such as NUL.
     sqlx::query(
         "INSERT INTO dead_letters (id, queue, reason, field, error, tenant_id, conversation_id,
              session_id, message_id, action_type, routing_key, exchange, body, properties, headers,
@@ -95,7 +98,7 @@ async fn insert(connection: &mut PgConnection, dead_letters: &[(&DeadLetter, i64
                         CASE WHEN later THEN NULL ELSE dead_letters.replay_lease_until END
                  FROM (SELECT dead_letters.status <> 'open'
                               AND excluded.last_failed_at + interval '1 second' * $22
-                                  > dead_letters.status_changed_at) AS death (later))",
+                                  > dead_letters.status_changed_at) AS failure (later))",
     )
     .bind(all(dead_letters, |it| it.id))
     .bind(all(dead_letters, |it| it.queue.as_str()))

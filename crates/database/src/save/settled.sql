@@ -1,7 +1,7 @@
--- Saves a batch of messages whose conversations need no change, all of them or none; see `save.rs`.
+-- Saves a batch of messages whose conversations need no change: the whole batch or nothing; see `save.rs`.
 --
--- As many rows are inserted as there are messages, or none: a conversation is missing or must be changed,
--- or there are tombstones. A message that is stored already is a unique violation.
+-- Inserts nothing if a conversation is missing or must be changed, or if there are tombstones. A message
+-- that is already stored causes a unique violation.
 --
 -- $1 to $5 are arrays of the conversations, $7 to $22 of the messages; $7 is each message's conversation.
 WITH locked AS MATERIALIZED (

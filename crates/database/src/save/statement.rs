@@ -1,10 +1,11 @@
-//! The statements of a save, with their arguments.
+//! The two statements of a save, with their arguments.
 //!
-//! One does everything. A smaller one adds messages to conversations that stay as they are.
+//! `statement.sql` handles every case. `settled.sql` is smaller and only inserts messages into
+//! conversations that need no change.
 //!
-//! Conversations are sent as one set of arrays and messages as another that refers to them by their
-//! places: a batch has fewer conversations than messages, and their names are long. A column in which
-//! the whole batch says nothing is one null instead of an array.
+//! Conversations are sent as one set of arrays. Messages are sent as another set, which refers to the
+//! conversations by position: a batch has fewer conversations than messages, and their ids are long. A
+//! column without any value in the batch is sent as one null instead of an array.
 
 use chrono::{DateTime, Utc};
 use domain::ids::ConversationKey;
@@ -22,18 +23,18 @@ use crate::tombstones::{Subject, Tombstones, user};
 const SAVE: &str = include_str!("statement.sql");
 const SAVE_SETTLED: &str = include_str!("settled.sql");
 
-/// What a save did with conversations.
+/// What a save changed in `conversations`.
 #[derive(Default)]
 pub(super) struct Sent<'a> {
-    /// How many came back from closing or the archive.
+    /// How many closing or archived ones were reopened.
     pub(super) reopened: usize,
-    /// Those that were made or changed.
+    /// Those that were inserted or updated.
     pub(super) touched: Vec<&'a ConversationKey>,
-    /// Whether anything was ever erased.
+    /// Whether there are any tombstones.
     pub(super) tombstones: bool,
 }
 
-/// Saves the rows; `None` when nothing was stored.
+/// Saves the rows; `None` if nothing was stored.
 pub(super) async fn save<'a>(
     connection: &mut PgConnection,
     rows: &[&SaveRow<'a>],
@@ -58,13 +59,14 @@ pub(super) async fn save<'a>(
     let touched = places.into_iter().flatten().map(key).collect::<Option<_>>();
     Ok(Some(Sent {
         reopened: usize::try_from(reopened).unwrap_or_default(),
-        touched: touched
-            .ok_or_else(|| corrupt("conversations", "one that nobody asked for".into()))?,
+        touched: touched.ok_or_else(|| {
+            corrupt("conversations", "the result has a row that was not requested".into())
+        })?,
         tombstones: row.try_get("tombstones")?,
     }))
 }
 
-/// Saves the rows if their conversations need no change. `false` when nothing was stored.
+/// Saves the rows if their conversations need no change; `false` if nothing was stored.
 pub(super) async fn save_settled(
     connection: &mut PgConnection,
     rows: &[&SaveRow<'_>],
@@ -82,7 +84,8 @@ type Statement = Query<'static, Postgres, PgArguments>;
 /// The rows of one conversation.
 type Group<'a> = &'a [&'a SaveRow<'a>];
 
-fn firsts<'a>(groups: &[Group<'a>]) -> impl Iterator<Item = &'a SaveRow<'a>> + Clone {
+/// The first row of each conversation.
+fn first_rows<'a>(groups: &[Group<'a>]) -> impl Iterator<Item = &'a SaveRow<'a>> + Clone {
     groups.iter().filter_map(|group| group.first().copied())
 }
 
@@ -92,22 +95,22 @@ fn bind_conversations(
     tombstones: &Tombstones<'_>,
     random: &(dyn Fn() -> i64 + Sync),
 ) -> Statement {
-    let query =
-        bind_names(query, groups).bind(firsts(groups).map(|row| row.session.as_str()).bind_iter());
-    let query = bind_sparse(query, firsts(groups).map(|row| row.tenant_tier));
+    let query = bind_names(query, groups)
+        .bind(first_rows(groups).map(|row| row.session.as_str()).bind_iter());
+    let query = bind_sparse(query, first_rows(groups).map(|row| row.tenant_tier));
     let query = bind_newest_values(query, groups)
         .bind(groups.iter().map(|group| times(group).min().map(utc)).bind_iter())
         .bind(groups.iter().map(|group| times(group).max().map(utc)).bind_iter());
-    let known = firsts(groups).map(|row| tombstones.of_conversation(row).map(utc));
-    let erased = firsts(groups).map(|row| tombstones.of(row).map(utc));
+    let known = first_rows(groups).map(|row| tombstones.of_conversation(row).map(utc));
+    let erased = first_rows(groups).map(|row| tombstones.of(row).map(utc));
     bind_sparse(bind_sparse(query, known), erased)
-        .bind(firsts(groups).map(|_| random()).bind_iter())
+        .bind(first_rows(groups).map(|_| random()).bind_iter())
 }
 
 fn bind_names(query: Statement, groups: &[Group<'_>]) -> Statement {
     query
-        .bind(firsts(groups).map(|row| row.key.tenant.as_str()).bind_iter())
-        .bind(firsts(groups).map(|row| row.key.conversation.as_str()).bind_iter())
+        .bind(first_rows(groups).map(|row| row.key.tenant.as_str()).bind_iter())
+        .bind(first_rows(groups).map(|row| row.key.conversation.as_str()).bind_iter())
 }
 
 fn bind_newest_values(query: Statement, groups: &[Group<'_>]) -> Statement {
@@ -118,7 +121,7 @@ fn bind_newest_values(query: Statement, groups: &[Group<'_>]) -> Statement {
 
 fn bind_users(query: Statement, rows: &[&SaveRow<'_>], tombstones: &Tombstones<'_>) -> Statement {
     let mut users: Vec<Subject<'_>> = Vec::with_capacity(rows.len());
-    // A conversation has one user, so repetitions stand together; the others do no harm.
+    // A conversation usually has one user, so repetitions are adjacent. Other repetitions do no harm.
     for user in rows.iter().filter_map(|row| user(row)) {
         if users.last() != Some(&user) {
             users.push(user);
@@ -152,7 +155,7 @@ fn bind_messages(query: Statement, groups: &[Group<'_>], rows: &[&SaveRow<'_>]) 
     bind_sparse(query, messages().map(|it| it.metadata.as_ref().map(Json::as_str)))
 }
 
-/// A column in which most batches say little: null as a whole where it has no value.
+/// Binds a column that is often empty: one null if no row has a value.
 fn bind_sparse<T>(query: Statement, column: impl Iterator<Item = Option<T>> + Clone) -> Statement
 where
     T: for<'q> Encode<'q, Postgres> + Type<Postgres> + PgHasArrayType,
@@ -168,13 +171,13 @@ fn times(group: Group<'_>) -> impl Iterator<Item = Timestamp> {
     group.iter().map(|row| row.message.created_at)
 }
 
-/// What the newest message that says anything says.
+/// The value of the newest message that has one.
 fn newest_value<'a>(group: Group<'a>, of: fn(&'a Message) -> Option<&'a str>) -> Option<&'a str> {
-    let said = group.iter().filter_map(|row| {
+    let values = group.iter().filter_map(|row| {
         let message = row.message;
         Some(((message.created_at, message.id.as_str()), of(message)?))
     });
-    said.max_by_key(|(place, _)| *place).map(|(_, word)| word)
+    values.max_by_key(|(position, _)| *position).map(|(_, value)| value)
 }
 
 fn agent(message: &Message) -> Option<&str> {

@@ -1,28 +1,27 @@
--- Saves a batch of messages, all of them or none; see `save.rs`.
+-- Saves a batch of messages: the whole batch or nothing; see `save.rs`.
 --
--- One row comes back when all were saved: how many conversations came back to life, the places of those
--- that were made or changed, and whether there is any tombstone. None comes back when nothing was saved: a
--- tombstone that the sender does not know, or a conversation that another transaction
--- made or dropped since this statement began. A message that is stored already is a unique violation.
+-- If the batch was saved, the result is one row: how many conversations were reopened, the positions of
+-- those that were inserted or updated, and whether there is any tombstone. If nothing was saved, the result
+-- is empty: there is a tombstone that the caller does not know, or another transaction inserted or deleted
+-- a conversation since this statement began. A message that is already stored causes a unique violation.
 --
--- The order of effects is the order in which each part needs the ones before it: locks, new conversations,
--- changed conversations, messages. Every part goes through the conversations in the order of the arrays,
--- which is that of the keys.
+-- The parts depend on each other and run in this order: locks, new conversations, changed conversations,
+-- messages. Each handles the conversations in the order of the arrays, which is the order of the keys.
 --
 -- $1 to $12 are arrays of the conversations, $18 to $33 of the messages; $18 is each message's conversation.
 WITH forbidden AS MATERIALIZED (
-    SELECT exist,
-           exist AND (EXISTS (
+    SELECT any_exist,
+           any_exist AND (EXISTS (
                SELECT FROM unnest($1::text[], $2::text[], $10::timestamptz[]) AS k (tenant_id, id, known_erasure)
                JOIN tombstones t ON t.tenant_id = k.tenant_id AND t.kind = 'conversation' AND t.subject = k.id
                WHERE k.known_erasure IS NULL OR k.known_erasure < t.erased_at)
            OR EXISTS (
                SELECT FROM unnest($13::text[], $14::text[], $15::timestamptz[]) AS u (tenant_id, id, known_erasure)
                JOIN tombstones t ON t.tenant_id = u.tenant_id AND t.kind = 'user' AND t.subject = u.id
-               WHERE u.known_erasure IS NULL OR u.known_erasure < t.erased_at)) AS something
-    FROM (SELECT EXISTS (SELECT FROM tombstones) AS exist) AS tombstones),
+               WHERE u.known_erasure IS NULL OR u.known_erasure < t.erased_at)) AS any_message
+    FROM (SELECT EXISTS (SELECT FROM tombstones) AS any_exist) AS tombstones),
 
--- LATERAL, so that there is one plan whatever the statistics say: one look-up for each, in this order.
+-- LATERAL, so that the plan does not depend on table statistics: one look-up for each, in this order.
 locked AS MATERIALIZED (
     SELECT k.n, c.number,
            c.status = 'active' AND c.close_requested_at IS NULL
@@ -46,11 +45,11 @@ missing AS MATERIALIZED (
          AS k (tenant_id, id, session_id, tenant_tier, agent_id, user_id, model_name,
                oldest, newest, erased_at, generation, n)
     WHERE (SELECT count(*) FROM locked) < cardinality($1)
-      AND NOT (SELECT something FROM forbidden)
+      AND NOT (SELECT any_message FROM forbidden)
       AND k.n NOT IN (SELECT n FROM locked)),
 
--- What this makes nobody else sees before the commit, so it needs no lock.
-made AS (
+-- Other transactions do not see these rows before the commit, so they need no lock.
+inserted AS (
     INSERT INTO conversations (number, tenant_id, id, session_id, tenant_tier, agent_id, user_id, model_name,
                                created_at, last_message_at, erased_at, hot_generation)
     SELECT number, tenant_id, id, session_id, tenant_tier, agent_id, user_id, model_name,
@@ -59,15 +58,15 @@ made AS (
     ON CONFLICT DO NOTHING
     RETURNING number),
 
--- The numbers of all conversations, or no row.
+-- The numbers of all conversations; no row if the batch cannot be saved.
 ready AS MATERIALIZED (
     SELECT array_agg(number ORDER BY n) AS numbers
     FROM (SELECT n, number FROM locked UNION ALL SELECT n, number FROM missing) AS known
     HAVING count(*) = cardinality($1)
-       AND (SELECT count(*) FROM made) = (SELECT count(*) FROM missing)
-       AND NOT (SELECT something FROM forbidden)),
+       AND (SELECT count(*) FROM inserted) = (SELECT count(*) FROM missing)
+       AND NOT (SELECT any_message FROM forbidden)),
 
--- Those alone that need it. No counters: they would serialise the savers of one conversation.
+-- Only conversations that need an update. No counters: they would serialise the saves of one conversation.
 touched AS (
     UPDATE conversations c SET
         hot_generation = CASE WHEN $17 THEN ($12::bigint[])[gained.n] ELSE c.hot_generation END,
@@ -88,7 +87,7 @@ touched AS (
           ORDER BY l.n
           FOR NO KEY UPDATE OF c) AS gained
     WHERE c.number = gained.number
-    RETURNING gained.was <> 'active' AS came_back),
+    RETURNING gained.was <> 'active' AS was_reopened),
 
 added AS (
     INSERT INTO message_rows (conversation, id, role, content, content_parts, tool_calls, tool_call_id,
@@ -104,8 +103,8 @@ added AS (
          AS r (n, id, role, content, parts, calls, call, estimate, user_id, agent_id, model_name, took,
                created_at, received_at, body_hash, metadata))
 
-SELECT (SELECT count(*) FROM touched WHERE came_back) AS reopened,
+SELECT (SELECT count(*) FROM touched WHERE was_reopened) AS reopened,
        (SELECT array_agg(n) FROM (SELECT n FROM missing UNION ALL SELECT n FROM locked WHERE NOT settled) AS it)
            AS touched,
-       (SELECT exist FROM forbidden) AS tombstones
+       (SELECT any_exist FROM forbidden) AS tombstones
 FROM ready

@@ -1,4 +1,4 @@
-//! Conversations against their messages: totals, statistics, and whose turn it is.
+//! Checks of conversations against their messages: totals, statistics, and overdue steps.
 
 use domain::ids::ConversationKey;
 use serde_json::{Map, Value};
@@ -11,54 +11,54 @@ use crate::rows::key;
 use crate::statistics::COMPUTED;
 use crate::{Database, Result};
 
-/// What was found out about one conversation.
+/// The result of checking one conversation.
 #[derive(Debug, Clone)]
 pub struct ConversationCheck {
     /// The conversation.
     pub key: ConversationKey,
-    /// Changes whenever the row is written: equal at two looks means that nobody touched it.
+    /// Changes with every write of the row: if two checks have the same version, the row did not change.
     pub version: String,
-    /// It is `closing`, and its lease ended so many seconds ago; it never had one: since it was touched.
+    /// Seconds since its lease ended, if it is `closing`; without a lease, since `touched_at`.
     pub lease_over_for: Option<f64>,
-    /// It is `active`, and its close was asked for so many seconds ago.
+    /// Seconds since its close was requested, if it is `active`.
     pub requested_for: Option<f64>,
-    /// It is `active`, nobody asked for its close, and nothing came for so many seconds.
+    /// Seconds since the last message arrived, if it is `active` and no close is requested.
     pub idle_for: Option<f64>,
-    /// It is `archived`, and its statistics are due since so many seconds.
+    /// Seconds since it was archived, if it is `archived` and its statistics are out of date.
     pub statistics_due_for: Option<f64>,
     /// How many messages it has.
     pub messages: i64,
-    /// Messages that this program could not read: of no known role or format, or without their hash.
+    /// Messages that this program cannot read: unknown role or format, or no valid hash.
     pub unreadable: i64,
-    /// What its row says and its messages do not; of those that are archived.
+    /// Totals in its row that differ from its messages, if it is `archived`.
     pub totals: Vec<Difference>,
-    /// Its statistics against what follows from its messages; of those that are archived, and whose
-    /// statistics are said to be up to date.
+    /// How its statistics differ from its messages, if it is `archived` and its statistics are marked as up
+    /// to date.
     pub statistics: Differences,
-    /// Whether the day that its statistics count towards is missing.
+    /// Whether `daily_stats` has no row for the day of its statistics.
     pub without_day: bool,
 }
 
 /// How stored statistics differ from computed ones.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Differences {
-    /// In nothing, or they are not compared.
+    /// No differences, or not compared.
     None,
-    /// There are none.
+    /// There are no stored statistics.
     Missing,
-    /// In these fields.
+    /// These fields differ.
     Fields(Vec<Difference>),
 }
 
 impl Database {
-    /// The next conversations in the order of their keys, at most `limit`.
+    /// The next conversations in key order, at most `limit`.
     pub async fn conversation_keys(
         &self,
         scope: &Scope,
         after: Option<&ConversationKey>,
         limit: u32,
     ) -> Result<Vec<ConversationKey>> {
-        // Only the conditions that are asked for, so that each is a bound of the index.
+        // Only the conditions of the scope, so that PostgreSQL uses each as a bound of the index.
         let mut query = QueryBuilder::new("SELECT tenant_id, id FROM conversations WHERE true");
         if let Some(after) = after {
             query.push(" AND (tenant_id, id) > (").push_bind(after.tenant.as_str());
@@ -78,7 +78,7 @@ impl Database {
         .await
     }
 
-    /// Those of some conversations that exist and were touched since a moment.
+    /// Those of these conversations that exist and whose `touched_at` is at or after `since`.
     pub async fn touched_since(
         &self,
         keys: &[ConversationKey],
@@ -102,7 +102,7 @@ impl Database {
         .await
     }
 
-    /// Looks at conversations, in one snapshot. Those that are gone are left out.
+    /// Checks conversations, in one snapshot. Those that no longer exist are left out.
     pub async fn check_conversations(
         &self,
         keys: &[ConversationKey],
@@ -127,13 +127,13 @@ impl Database {
                         CASE WHEN c.status = 'archived' AND c.finalised_at IS DISTINCT FROM c.stats_from THEN
                             extract(epoch FROM statement_timestamp() - c.finalised_at)::float8
                             END AS statistics_due_for,
-                        c.status = 'archived' AND c.finalised_at = c.stats_from AS statistics_stand,
+                        c.status = 'archived' AND c.finalised_at = c.stats_from AS statistics_current,
                         jsonb_build_object('message_count', c.message_count, 'total_tokens', c.total_tokens,
                             'created_at', c.created_at, 'last_message_at', c.last_message_at,
-                            'finalised', c.finalised_at IS NOT NULL) AS row_says,
+                            'finalised', c.finalised_at IS NOT NULL) AS row_totals,
                         jsonb_build_object('message_count', m.messages, 'total_tokens', t.tokens,
                             'created_at', coalesce(m.first, c.created_at), 'last_message_at', m.last,
-                            'finalised', true) AS messages_say,
+                            'finalised', true) AS message_totals,
                         to_jsonb(s) - 'computed_at' AS stored,
                         (SELECT to_jsonb(n) FROM computed AS n
                          WHERE n.tenant_id = c.tenant_id AND n.conversation_id = c.id) AS computed,
@@ -173,8 +173,8 @@ fn check(row: &PgRow) -> Result<ConversationCheck> {
     let fields = |column: &str| -> Result<Option<Map<String, Value>>> {
         Ok(row.try_get::<Fields, _>(column)?.map(|Json(fields)| fields))
     };
-    let (says, should) = (fields("row_says")?, fields("messages_say")?);
-    let stand: Option<bool> = row.try_get("statistics_stand")?;
+    let (stored, computed) = (fields("row_totals")?, fields("message_totals")?);
+    let current: Option<bool> = row.try_get("statistics_current")?;
     Ok(ConversationCheck {
         key: key(row.try_get("tenant_id")?, row.try_get("id")?)?,
         version: row.try_get("version")?,
@@ -184,11 +184,11 @@ fn check(row: &PgRow) -> Result<ConversationCheck> {
         statistics_due_for: row.try_get("statistics_due_for")?,
         messages: row.try_get("messages")?,
         unreadable: row.try_get("unreadable")?,
-        totals: match (says, should) {
-            (Some(says), Some(should)) if archived => differences(&says, &should),
+        totals: match (stored, computed) {
+            (Some(stored), Some(computed)) if archived => differences(&stored, &computed),
             _ => Vec::new(),
         },
-        statistics: match (stand, fields("stored")?, fields("computed")?) {
+        statistics: match (current, fields("stored")?, fields("computed")?) {
             (Some(true), None, Some(_)) => Differences::Missing,
             (Some(true), Some(stored), Some(computed)) => match differences(&stored, &computed) {
                 fields if fields.is_empty() => Differences::None,

@@ -1,4 +1,4 @@
-//! Days against the statistics of their conversations.
+//! Checks of daily statistics against the statistics of their conversations.
 
 use chrono::{DateTime, NaiveDate, Utc};
 use serde_json::{Map, Value};
@@ -9,7 +9,7 @@ use super::{Difference, Scope, differences};
 use crate::statistics::COMPUTED_DAYS;
 use crate::{Database, Result};
 
-/// An agent's day. Sorts as the days are walked.
+/// The key of a row of `daily_stats`. Its order is the order in which the days are checked.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, FromRow)]
 pub struct DayKey {
     /// The tenant.
@@ -20,21 +20,21 @@ pub struct DayKey {
     pub day: NaiveDate,
 }
 
-/// What was found out about one day.
+/// The result of checking one day.
 #[derive(Debug, Clone)]
 pub struct DayCheck {
     /// The day.
     pub key: DayKey,
-    /// Changes whenever the row is written: equal at two looks means that nobody touched it.
+    /// Changes with every write of the row: if two checks have the same version, the row did not change.
     pub version: String,
-    /// It is to be recomputed, so its numbers say nothing.
+    /// Whether it is marked for recomputation; then its numbers are not compared.
     pub dirty: bool,
-    /// What its row says and the statistics of its conversations do not; where it is not dirty.
+    /// Values in its row that differ from the statistics of its conversations; empty if it is dirty.
     pub differences: Vec<Difference>,
 }
 
 impl Database {
-    /// The next days in the order of their keys, at most `limit`.
+    /// The next days in key order, at most `limit`.
     pub async fn day_keys(
         &self,
         scope: &Scope,
@@ -59,7 +59,7 @@ impl Database {
             .await
     }
 
-    /// Looks at days, in one snapshot. Those that are gone are left out.
+    /// Checks days, in one snapshot. Those that no longer exist are left out.
     pub async fn check_days(&self, keys: &[DayKey]) -> Result<Vec<DayCheck>> {
         self.within(async |connection| {
             sqlx::query(AssertSqlSafe(format!(
@@ -97,7 +97,7 @@ impl Database {
         .await
     }
 
-    /// Days that are to be recomputed, with their versions; at most `limit`.
+    /// Dirty days, with their versions; at most `limit`.
     pub async fn dirty_days(&self, scope: &Scope, limit: u32) -> Result<Vec<(DayKey, String)>> {
         let mut query = QueryBuilder::new(
             "SELECT tenant_id, agent_id, day, xmin::text AS version FROM daily_stats WHERE dirty",

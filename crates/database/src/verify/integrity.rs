@@ -1,22 +1,22 @@
-//! What no foreign key holds together: rows whose conversation is not there.
+//! Orphaned rows, which no foreign key prevents: their conversation does not exist.
 
 use sqlx::{FromRow, QueryBuilder};
 
 use super::Scope;
 use crate::{Database, Result};
 
-/// Messages under a number that no conversation has. Nobody can read them.
+/// Messages whose conversation number does not exist. No reader finds them.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct OrphanedRows {
-    /// The number.
+    /// The conversation number.
     pub conversation: i64,
     /// How many there are.
     pub messages: i64,
-    /// The first of their ids.
+    /// The lowest of their ids.
     pub first_id: String,
 }
 
-/// Statistics of a conversation that is not there.
+/// Statistics of a conversation that does not exist.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct OrphanedStatistics {
     /// Its tenant.
@@ -26,16 +26,16 @@ pub struct OrphanedStatistics {
 }
 
 impl Database {
-    /// Of the next `limit` numbers under which there are messages, those that no conversation has; how
-    /// many numbers were looked at; and the last one, where there may be more behind it.
+    /// Checks the next `limit` conversation numbers of `message_rows` after `after`. Returns those that no
+    /// conversation has, how many numbers were checked, and the last one if there may be more after it.
     pub async fn orphaned_rows(
         &self,
         after: i64,
         limit: u32,
     ) -> Result<(Vec<OrphanedRows>, usize, Option<i64>)> {
         self.within(async |connection| {
-            // From number to number along the primary key, one look-up for each.
-            let (last, looked_at): (Option<i64>, i64) = sqlx::query_as(NUMBERS_LAST)
+            // Goes from number to number by the primary key, one look-up for each.
+            let (last, checked): (Option<i64>, i64) = sqlx::query_as(NUMBERS_LAST)
                 .bind(after)
                 .bind(i64::from(limit))
                 .fetch_one(&mut *connection)
@@ -43,14 +43,14 @@ impl Database {
             let Some(last) = last else { return Ok((Vec::new(), 0, None)) };
             let orphans =
                 sqlx::query_as(ORPHANS).bind(after).bind(last).fetch_all(&mut *connection).await?;
-            let more = (looked_at == i64::from(limit)).then_some(last);
-            Ok((orphans, usize::try_from(looked_at).unwrap_or_default(), more))
+            let more = (checked == i64::from(limit)).then_some(last);
+            Ok((orphans, usize::try_from(checked).unwrap_or_default(), more))
         })
         .await
     }
 
-    /// Of the next `limit` statistics those whose conversation is not there; and the last of all that were
-    /// looked at, where there may be more behind it.
+    /// Checks the next `limit` rows of `conversation_stats` after `after`. Returns those whose conversation
+    /// does not exist, and the last row that was checked if there may be more after it.
     pub async fn orphaned_statistics(
         &self,
         scope: &Scope,
@@ -90,7 +90,7 @@ impl Database {
     }
 }
 
-/// The numbers after $1 under which there are messages, by one look-up each, in order.
+/// The conversation numbers of `message_rows` after $1 in order, by one look-up each.
 macro_rules! numbers {
     ($and:literal, $then:literal) => {
         concat!(
@@ -113,7 +113,8 @@ const NUMBERS_LAST: &str = numbers!(
     "SELECT max(n), count(*) FROM (SELECT n FROM numbers WHERE n IS NOT NULL LIMIT $2) AS page"
 );
 
-/// Up to a number, not so many: numbers that came since would push out the last.
+/// Limited by the last number, not by a count: with a count, numbers that were added meanwhile would
+/// displace the last ones.
 const ORPHANS: &str = numbers!(
     "AND m.conversation <= $2",
     "SELECT page.n AS conversation, count(*) AS messages, min(m.id) AS first_id

@@ -1,8 +1,8 @@
-//! Repairs: each one transaction with its line in `audit_log`, and each one that the fleet finishes.
+//! Repairs: each is one transaction with an entry in `audit_log`.
 //!
-//! A repair never computes anything itself. It says of what is wrong that it is stale, and whoever
-//! computes it in the ordinary way does so again: a reader loads a copy anew, a sweep closes again, the
-//! statistics are recomputed. So a repair that is repeated, or that was not needed, does no harm.
+//! A repair computes nothing itself. It only marks the wrong data as out of date, and the process that
+//! normally computes it does so again: a reader reloads a hot copy, a sweep closes the conversation again,
+//! the statistics are recomputed. So a repair that is repeated, or was not needed, does no harm.
 
 use domain::ids::ConversationKey;
 use serde_json::Value;
@@ -14,28 +14,28 @@ use super::{DayKey, OrphanedStatistics};
 use crate::epoch::change_generations;
 use crate::{Database, Result};
 
-/// What is to be repaired. No clones: a generation that was drawn is given to a conversation once, since
-/// by the next time a copy may have been loaded under it and be incomplete.
+/// A repair. It cannot be cloned: its new generation must be used only once, because a hot copy may be loaded
+/// under it after the first use and become incomplete.
 #[derive(Debug)]
 pub enum Repair {
-    /// A hot copy no longer counts: the conversation has a new generation.
-    VoidCopy(ConversationKey, i64),
-    /// A hot copy of a conversation that is not there was dropped.
+    /// Invalidates a hot copy: sets this new generation of the conversation.
+    InvalidateCopy(ConversationKey, i64),
+    /// Records that a hot copy is deleted whose conversation does not exist. The caller deletes it in Redis.
     DropCopy(ConversationKey),
-    /// A close is begun anew: of a conversation that is stuck in one, or whose totals are wrong. One
-    /// that was archived and has no messages any more is left alone, because a close would drop it.
+    /// Closes a conversation again that is stuck in `closing`, or whose totals are wrong. An archived
+    /// conversation without messages is not changed, because a close would delete it.
     CloseAgain(ConversationKey),
-    /// The statistics of a conversation are stale.
+    /// Recomputes the statistics of a conversation.
     Statistics(ConversationKey),
-    /// A day is stale.
+    /// Recomputes a day.
     Day(DayKey),
-    /// Statistics without a conversation go, and their day is stale.
+    /// Deletes statistics without a conversation, and recomputes their day.
     DropStatistics(OrphanedStatistics),
 }
 
 impl Database {
-    /// Repairs, and writes into the audit log who did and why; `detail` holds no words of a conversation.
-    /// Returns whether there was anything to repair: by now it may be gone, or have mended itself.
+    /// Applies a repair and writes an audit entry; `detail` must hold no content of a conversation. Returns
+    /// false if there was nothing to repair any more, because the row was deleted or repaired meanwhile.
     pub async fn repair(&self, repair: Repair, actor: &str, detail: &Value) -> Result<bool> {
         self.within(async |connection| {
             let mut transaction = connection.begin().await?;
@@ -66,7 +66,7 @@ impl Repair {
     #[must_use]
     pub fn action(&self) -> &'static str {
         match self {
-            Self::VoidCopy(..) => "repair.void_hot_copy",
+            Self::InvalidateCopy(..) => "repair.invalidate_hot_copy",
             Self::DropCopy(_) => "repair.drop_hot_copy",
             Self::CloseAgain(_) => "repair.close_again",
             Self::Statistics(_) => "repair.recompute_statistics",
@@ -75,10 +75,10 @@ impl Repair {
         }
     }
 
-    /// Tenant, and the conversation or the day.
+    /// The tenant, and the conversation or the day.
     fn subject(&self) -> (&str, String) {
         match self {
-            Self::VoidCopy(key, _)
+            Self::InvalidateCopy(key, _)
             | Self::DropCopy(key)
             | Self::CloseAgain(key)
             | Self::Statistics(key) => (key.tenant.as_str(), key.conversation.to_string()),
@@ -90,15 +90,15 @@ impl Repair {
 
 async fn apply(connection: &mut PgConnection, repair: &Repair) -> Result<bool> {
     let changed = match repair {
-        Repair::VoidCopy(key, generation) => {
+        Repair::InvalidateCopy(key, generation) => {
             change_generations(connection, &[(key.clone(), *generation)]).await?;
             return Ok(true);
         }
-        // Redis does the rest.
+        // Nothing changes in PostgreSQL except the audit log.
         Repair::DropCopy(_) => return Ok(true),
         Repair::CloseAgain(key) => {
-            // As when a message comes after archiving; but nothing came, so nobody hears of a return.
-            // An old request is due at once.
+            // The same change as when a message arrives after archiving, but without `reopened`: no event is
+            // published. An existing close request keeps its time, so it is due at once.
             sqlx::query(
                 "UPDATE conversations c SET
                      status = 'active', close_token = NULL, close_lease_until = NULL,
@@ -124,13 +124,13 @@ async fn apply(connection: &mut PgConnection, repair: &Repair) -> Result<bool> {
         .bind(&key.agent_id)
         .bind(key.day),
         Repair::DropStatistics(key) => sqlx::query(
-            "WITH gone AS (
+            "WITH deleted AS (
                  DELETE FROM conversation_stats s
                  WHERE s.tenant_id = $1 AND s.conversation_id = $2
                    AND NOT EXISTS (SELECT FROM conversations c
                                    WHERE c.tenant_id = s.tenant_id AND c.id = s.conversation_id)
                  RETURNING s.tenant_id, coalesce(s.agent_id, '') AS agent_id, s.day)
-             INSERT INTO daily_stats (tenant_id, agent_id, day) SELECT * FROM gone
+             INSERT INTO daily_stats (tenant_id, agent_id, day) SELECT * FROM deleted
              ON CONFLICT (tenant_id, agent_id, day) DO UPDATE SET dirty = true",
         )
         .bind(&key.tenant_id)
