@@ -99,11 +99,8 @@ mod tests {
 
     #[test]
     fn columns_line_up_in_any_script() {
-        let mut table = Table::new([
-            ("tenant", Side::Left),
-            ("count", Side::Right),
-            ("error", Side::Left),
-        ]);
+        let mut table =
+            Table::new([("tenant", Side::Left), ("count", Side::Right), ("error", Side::Left)]);
         table.row(["acme".into(), "7".into(), "a long text that runs on".into()]);
         table.row(["日本".into(), "12345678".into(), Cell::optional(None)]);
         table.row(["two\nlines".into(), "1".into(), "\u{1b}[2J".into()]);

@@ -196,6 +196,36 @@ async fn dead_letters_are_grouped_by_what_their_errors_have_in_common_and_found_
 }
 
 #[tokio::test]
+async fn a_grouped_error_keeps_names_with_numbers_and_replaces_numbers_and_ids() {
+    let (env, verbatim) = prepared().await;
+    let uuid = Uuid::from_u128(0x4d1e_6f3a_0d2b_5c8e_9b1a_7f1e_2d3c_4b5a);
+    let errors = [
+        ("the body is not UTF-8 at byte 4", "the body is not UTF-8 at byte #"),
+        ("UTF-16 and SHA-256 of format v1.2, x86_64", "UTF-16 and SHA-256 of format v1.2, x86_64"),
+        ("`tool_calls[0].id` is -1.5, not 7e3 or 1-5", "`tool_calls[#].id` is #, not # or #-#"),
+        (&*format!("{uuid} (os error 111)"), "# (os error #)"),
+        ("10.0.0.5:5432 since 2026-11-20T10:00:00.5Z", "#:# since #"),
+        ("the string \"UTF-8 17\"", "the string \"…\""),
+    ];
+    let bad = body("s", "m-1", json!({"role": "bot"}));
+    let dead_letters: Vec<_> = (1..)
+        .zip(errors)
+        .map(|(id, (error, _))| DeadLetter {
+            error: error.to_owned(),
+            ..dead_letter(id, DeadLetterReason::Schema, "acme", &bad)
+        })
+        .collect();
+    database(&env).store_dead_letters(&dead_letters).await.unwrap();
+    let found = verbatim.json(&["dead-letters", "list", "--group"]).await;
+    let groups = found["groups"].as_array().unwrap().iter();
+    let mut groups: Vec<_> = groups.map(|it| it["error"].as_str().unwrap()).collect();
+    groups.sort_unstable();
+    let mut expected = errors.map(|(_, pattern)| pattern);
+    expected.sort_unstable();
+    assert_eq!(groups, expected);
+}
+
+#[tokio::test]
 async fn an_edit_lies_beside_the_body_and_must_pass_the_workers_validator() {
     let (env, verbatim) = prepared().await;
     let bad = body("s", "m-1", json!({"role": "bot", "tokens_estimate": -1}));
@@ -269,11 +299,11 @@ async fn dead_letters_are_discarded_with_a_reason_and_opened_again() {
     let ran = verbatim.run(&["dead-letters", "restore", &id(1)]).await;
     assert_eq!((ran.code, ran.out.as_str()), (0, "1 dead letter open again\n"));
     assert_eq!(env.psql(states).await.unwrap(), "open,discarded all,open");
-    let expected = "dead_letters.discard ops dead letters=2 why=a test\n\
+    let expected = "dead_letters.discard ops dead_letters=2 why=a test\n\
                     dead_letter.discard ops acme 01 reason=schema was=open why=a test\n\
-                    dead_letters.discard ops dead letters=2 why=all\n\
+                    dead_letters.discard ops dead_letters=2 why=all\n\
                     dead_letter.discard ops acme 02 reason=schema was=open why=all\n\
-                    dead_letters.restore ops dead letters=1\n\
+                    dead_letters.restore ops dead_letters=1\n\
                     dead_letter.restore ops acme 01 reason=schema was=discarded";
     assert_eq!(audited(&env).await, expected);
 }

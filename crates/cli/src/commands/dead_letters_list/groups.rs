@@ -87,7 +87,7 @@ mod tests {
             total: 10_002,
             groups: vec![
                 group(10_000, "schema", Some("role"), role),
-                group(2, "malformed_json", None, "the body is not UTF-# at byte #"),
+                group(2, "malformed_json", None, "the body is not UTF-8 at byte #"),
             ],
         };
         insta::assert_snapshot!(text(&found, 50, &style()));
