@@ -23,8 +23,8 @@ const AFTER: &str = "\
 Each command needs only the servers that it uses; `verbatim COMMAND --help` names them and gives
 examples.
 
-Exit codes: 0 success; 1 a problem was found, or something could not be done; 2 the command line or
-a setting is wrong; 3 a server is unreachable, or authentication failed.";
+Exit codes: 0 success; 1 a problem was found, or something could not be done; 2 the command line
+or a setting is wrong; 3 a server is unreachable, or authentication failed.";
 
 /// Sets up, publishes to and inspects a Verbatim fleet
 #[derive(Debug, Parser)]

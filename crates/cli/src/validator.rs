@@ -48,7 +48,7 @@ pub(crate) struct Findings {
     pub(crate) invalid: u64,
     /// Valid messages without `message_id`, `action_id` and `timestamp`: no idempotency key can be
     /// derived, so a redelivery may store one twice.
-    pub(crate) without_idempotency_key: u64,
+    pub(crate) without_identity: u64,
     /// What is wrong with each invalid line.
     pub(crate) faults: Vec<Fault>,
     /// A likely cause of all faults: a file that is JSON, but not JSON lines.
@@ -82,7 +82,7 @@ impl Validator {
             Ok(action) => {
                 findings.valid += 1;
                 if matches!(&action, Action::SaveMessage(m) if m.identity == Identity::Random) {
-                    findings.without_idempotency_key += 1;
+                    findings.without_identity += 1;
                 }
             }
             Err(refusal) => {
@@ -127,8 +127,8 @@ impl Findings {
             out.push_str(&style.paint.text(Tone::Warn, hint));
             out.push('\n');
         }
-        if self.without_idempotency_key > 0 {
-            let messages = plural(self.without_idempotency_key, "message");
+        if self.without_identity > 0 {
+            let messages = plural(self.without_identity, "message");
             let text = format!(
                 "{messages} without message_id, action_id and timestamp: a redelivery may store one twice"
             );

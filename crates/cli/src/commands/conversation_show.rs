@@ -26,8 +26,8 @@ Examples:
   verbatim conversation show --tenant acme 4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a --last 10
   verbatim conversation show --tenant acme --session web-1 --source postgresql --json
 
-Without REDIS_URL it reads PostgreSQL. Exit code 1: there is no such conversation; or, with --source
-redis, Redis has no complete and current hot copy of it.";
+Without REDIS_URL it reads PostgreSQL. Exit code 1: there is no such conversation; or, with
+--source redis, Redis has no complete and current hot copy of it.";
 
 /// Shows a conversation: its messages, status and statistics
 ///

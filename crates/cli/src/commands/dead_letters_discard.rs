@@ -20,9 +20,9 @@ Examples:
   verbatim dead-letters discard ID --why 'a test of the agents team'
   verbatim dead-letters discard --tenant demo --reason schema --why 'demo data'
 
-Nothing is deleted: `verbatim dead-letters restore` opens them again. Dead letters that are not open,
-or that a running replay has claimed, are skipped. Exit code 1: a dead letter that was given by its id
-was skipped.";
+Nothing is deleted: `verbatim dead-letters restore` opens them again. Dead letters that are not
+open, or that a running replay has claimed, are skipped. Exit code 1: a dead letter that was
+given by its id was skipped.";
 
 /// Discards open dead letters, with a reason
 #[derive(Debug, Args)]
@@ -54,6 +54,16 @@ pub(super) struct Done {
     pub(super) skipped: u64,
 }
 
+/// What the text of a command says.
+pub(super) struct Texts {
+    /// What was done to the dead letters.
+    pub(super) done: &'static str,
+    /// The status that they needed.
+    pub(super) required: &'static str,
+    /// The next command.
+    pub(super) next: &'static str,
+}
+
 impl DeadLettersDiscard {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let selection = self.chosen.selection(output.style.now)?;
@@ -63,7 +73,12 @@ impl DeadLettersDiscard {
         let dead_letters = discarded.map_err(|error| server.failure(&error))?;
         let skipped = self.chosen.named().saturating_sub(dead_letters);
         let done = Done { run: actor.run, dead_letters, skipped };
-        output.show(&done, |style| done.text("discarded", "open", style))?;
+        let texts = Texts {
+            done: "discarded",
+            required: "open",
+            next: "undo: `verbatim dead-letters restore`",
+        };
+        output.show(&done, |style| done.text(&texts, style))?;
         Ok(done.exit())
     }
 }
@@ -75,7 +90,8 @@ pub(super) fn dead_letters(server: &DatabaseServer) -> DeadLetters {
 }
 
 impl Done {
-    pub(super) fn text(&self, done: &str, required: &str, style: &TextStyle) -> String {
+    pub(super) fn text(&self, texts: &Texts, style: &TextStyle) -> String {
+        let Texts { done, required, next } = texts;
         let tone = if self.dead_letters > 0 { Tone::Good } else { Tone::Warn };
         let mut out =
             style.paint.text(tone, &format!("{} {done}", plural(self.dead_letters, "dead letter")));
@@ -87,6 +103,10 @@ impl Done {
             out.push_str(&style.paint.text(Tone::Warn, &skipped));
         }
         out.push('\n');
+        if self.dead_letters > 0 {
+            out.push_str(&style.paint.text(Tone::Dim, next));
+            out.push('\n');
+        }
         out
     }
 

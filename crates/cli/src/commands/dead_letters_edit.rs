@@ -33,9 +33,9 @@ Examples:
   verbatim dead-letters edit ID --revert
   verbatim dead-letters edit --field role --error '\"bot\"' --apply-suggestion    (all that match)
 
-The original body is kept. The edited copy must pass the workers' validator; otherwise it would fail
-again. Exit code 1: it does not pass, or the dead letter is not open; of several dead letters, some were
-not edited.";
+The original body is kept. The edited copy must pass the workers' validator; otherwise it would
+fail again. Exit code 1: it does not pass, or the dead letter is not open; of several dead
+letters, some were not edited.";
 
 /// Edits a copy of a dead letter's body, which a replay publishes instead
 #[derive(Debug, Args)]
@@ -281,6 +281,10 @@ impl Edits {
             }
         }
         out.push('\n');
+        if self.edited > 0 {
+            out.push_str(&style.paint.text(Tone::Dim, "next: `verbatim dead-letters replay`"));
+            out.push('\n');
+        }
         out
     }
 }

@@ -22,9 +22,9 @@ Examples:
   verbatim dead-letters export --all --output dead-letters.jsonl
   verbatim dead-letters export --reason schema --tenant acme | jq -r .body
 
-One JSON object per line, oldest first: the fields of the dead letter in `show --json`, with headers
-and edited copy. A body that is not UTF-8 is also in `body_hex`. Bodies contain conversations: the file
-is readable by its owner only, and the audit log records the export.";
+One JSON object per line, oldest first: the fields of the dead letter in `show --json`, with
+headers and edited copy. A body that is not UTF-8 is also in `body_hex`. Bodies contain
+conversations: the file is readable by its owner only, and the audit log records the export.";
 
 /// Writes dead letters as JSON lines
 #[derive(Debug, Args)]

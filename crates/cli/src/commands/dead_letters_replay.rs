@@ -32,15 +32,16 @@ Examples:
   verbatim dead-letters replay --reason attempts_exhausted --since 2h --rate 50
   verbatim dead-letters replay --all --stop-on-failure never
 
-Publishes open dead letters, oldest first, directly to their queues: in batches of 1, 2, 4 and so on,
-and checks after each batch whether dead letters failed again. A dead letter is marked replayed once
-RabbitMQ confirmed it; if it is unroutable or refused, it stays open with the error. One that fails
-again is a new dead letter with a reference to the replayed one. Replaying twice, or two replays at the
-same time, is safe: effects happen once. Ctrl-C stops between dead letters.
+Publishes open dead letters, oldest first, directly to their queues: in batches of 1, 2, 4 and
+so on, and checks after each batch whether dead letters failed again. A dead letter is marked
+replayed once RabbitMQ confirmed it; if it is unroutable or refused, it stays open with the
+error. One that fails again is a new dead letter with a reference to the replayed one. Replaying
+twice, or two replays at the same time, is safe: effects happen once. Ctrl-C stops between dead
+letters.
 
-Exit codes: 0 all were replayed and none failed again; 1 some failed again, or were not replayed by
-this run (unroutable, refused, or claimed by another run), or it was stopped; 3 a server became
-unreachable.";
+Exit codes: 0 all were replayed and none failed again; 1 some failed again, or were not replayed
+by this run (unroutable, refused, or claimed by another run), or it was stopped; 3 a server
+became unreachable.";
 
 /// Publishes dead letters to their queues again
 #[derive(Debug, Args)]

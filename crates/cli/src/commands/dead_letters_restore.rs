@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 use database::DeadLetterStatus;
 use service::settings::DatabaseSettings;
 
-use super::dead_letters_discard::{Done, dead_letters};
+use super::dead_letters_discard::{Done, Texts, dead_letters};
 use super::dead_letters_selection::Chosen;
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
@@ -16,8 +16,8 @@ Examples:
   verbatim dead-letters restore ID
   verbatim dead-letters restore --status discarded --tenant acme --since 2h
 
-Replaying a dead letter again is safe: its effect happens once. Exit code 1: a dead letter that was
-given by its id was skipped.";
+Replaying a dead letter again is safe: its effect happens once. Exit code 1: a dead letter that
+was given by its id was skipped.";
 
 /// Opens discarded or replayed dead letters again
 #[derive(Debug, Args)]
@@ -43,7 +43,7 @@ pub(crate) struct DeadLettersRestore {
 enum RestoreFrom {
     /// Discarded by an operator
     Discarded,
-    /// Replayed: published again
+    /// Published again by a replay
     Replayed,
 }
 
@@ -68,7 +68,12 @@ impl DeadLettersRestore {
         let dead_letters = restored.map_err(|error| server.failure(&error))?;
         let skipped = self.chosen.named().saturating_sub(dead_letters);
         let done = Done { run: actor.run, dead_letters, skipped };
-        output.show(&done, |style| done.text("open again", "discarded or replayed", style))?;
+        let texts = Texts {
+            done: "open again",
+            required: "discarded or replayed",
+            next: "next: `verbatim dead-letters replay`",
+        };
+        output.show(&done, |style| done.text(&texts, style))?;
         Ok(done.exit())
     }
 }

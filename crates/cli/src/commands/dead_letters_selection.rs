@@ -28,7 +28,7 @@ pub(crate) struct Filters {
     #[arg(long)]
     field: Option<String>,
 
-    /// Only with an error that contains this text, in upper or lower case
+    /// Only with an error that contains this text (case-insensitive)
     #[arg(long, value_name = "TEXT")]
     error: Option<String>,
 
@@ -48,11 +48,11 @@ pub(crate) struct Filters {
     #[arg(long, value_name = "TYPE")]
     action: Option<String>,
 
-    /// Only those that failed at this moment (RFC 3339) or later; or since so long ago (2h, 30min)
+    /// Only those that failed at or after this time: RFC 3339, or how long ago (2h, 30min)
     #[arg(long, value_name = "WHEN", value_parser = When::parse)]
     since: Option<When>,
 
-    /// Only those that failed before this moment (RFC 3339), or before so long ago (2h, 30min)
+    /// Only those that failed before this time: RFC 3339, or how long ago (2h, 30min)
     #[arg(long, value_name = "WHEN", value_parser = When::parse)]
     until: Option<When>,
 
@@ -82,7 +82,7 @@ pub(crate) struct Chosen {
 pub(crate) enum Status {
     /// Neither replayed nor discarded
     Open,
-    /// Replayed: published again
+    /// Published again by a replay
     Replayed,
     /// Discarded by an operator
     Discarded,

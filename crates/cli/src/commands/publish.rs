@@ -32,8 +32,8 @@ Examples:
   echo hello | verbatim publish - --no-lint --routing-key conversation.save_message
 
 Exit codes: 0 every action was confirmed; 1 a line is invalid, or an action was refused or
-unroutable; 3 RabbitMQ became unreachable. Publishing again is safe for every action that carries an
-id or a timestamp.";
+unroutable; 3 RabbitMQ became unreachable. Publishing again is safe for every action that
+carries an id or a timestamp.";
 
 /// Failures that text lists; JSON lists all.
 const LISTED: usize = 20;

@@ -174,6 +174,9 @@ fn text(report: &Report, style: &TextStyle) -> String {
     if report.hot_copies_invalidated {
         out += &line("hot copies", Tone::Good, "invalidated; readers load them again");
     }
+    if let (Some(_), Some(_)) = (&report.schema, &report.topology) {
+        out += &line("next", Tone::Dim, "start the workers");
+    }
     out
 }
 
@@ -209,11 +212,13 @@ mod tests {
         insta::assert_snapshot!(texts.join("\n"), @r"
         database schema     created, version 1
         RabbitMQ topology   created, 25 exchanges and queues
+        next                start the workers
 
         database schema     upgraded from version 1 to 3
         RabbitMQ topology   1 created, 24 already there
           queue bot.state
         hot copies          invalidated; readers load them again
+        next                start the workers
 
         database schema     failed
         RabbitMQ topology   already there

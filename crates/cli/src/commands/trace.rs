@@ -19,9 +19,9 @@ Examples:
   verbatim trace m-4711 --json | jq -r '.items[].timeline[] | \"\\(.at) \\(.what) \\(.text)\"'
 
 The id may be that of a message, a conversation, a session or a dead letter; all matches of all
-tenants are shown. A message id is searched in one conversation after another, newest first, which
-takes long in a large database. Without REDIS_URL hot copies are not checked; without AMQP_URL queues
-are not checked.
+tenants are shown. A message id is searched in one conversation after another, newest first,
+which takes long in a large database. Without REDIS_URL hot copies are not checked; without
+AMQP_URL queues are not checked.
 
 Exit code 1: nothing has this id.";
 

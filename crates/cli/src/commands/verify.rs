@@ -34,12 +34,12 @@ Examples:
   verbatim verify --repair
   verbatim verify --json | jq -r '.findings[] | \"\\(.kind) \\(.conversation_id) \\(.id)\"'
 
-It may run while the workers run: work in progress is not a finding. --repair marks what is wrong as
-stale, and the rest happens as in normal operation: readers load hot copies again, the sweep closes
-conversations, statistics are recomputed. Each repair is recorded in audit_log.
+It may run while the workers run: work in progress is not a finding. --repair marks what is
+wrong as stale, and the rest happens as in normal operation: readers load hot copies again, the
+sweep closes conversations, statistics are recomputed. Each repair is recorded in audit_log.
 
-Exit codes: 0 no findings, or all are repaired; 1 unrepaired findings; 3 no unrepaired findings, but
-incomplete because a server was unreachable.";
+Exit codes: 0 no findings, or all are repaired; 1 unrepaired findings; 3 no unrepaired findings,
+but incomplete because a server was unreachable.";
 
 /// Compares queues, Redis and PostgreSQL, and recomputes totals and statistics
 ///
@@ -57,11 +57,11 @@ pub(crate) struct Verify {
     #[arg(long, value_parser = |text: &str| ConversationId::new(text))]
     conversation: Option<ConversationId>,
 
-    /// Only what was active since this moment (RFC 3339), or since so long ago (24h, 7days)
+    /// Only what was active at or after this time: RFC 3339, or how long ago (24h, 7days)
     #[arg(long, value_name = "WHEN", value_parser = When::parse)]
     since: Option<When>,
 
-    /// Repair the repairable findings. Without it nothing is written anywhere
+    /// Repair the repairable findings. Without it nothing is written
     #[arg(long)]
     repair: bool,
 

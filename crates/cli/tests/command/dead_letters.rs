@@ -285,8 +285,7 @@ async fn dead_letters_are_discarded_with_a_reason_and_restored() {
     let arguments = ["dead-letters", "discard", &id(1), &id(3), &id(9), "--why", "a test"];
     let ran = verbatim.run(&arguments).await;
     assert_eq!(ran.code, 1, "{ran:?}");
-    let expected =
-        "1 dead letter discarded, 2 skipped (not open, unknown, or claimed by a running replay)\n";
+    let expected = "1 dead letter discarded, 2 skipped (not open, unknown, or claimed by a running replay)\nundo: `verbatim dead-letters restore`\n";
     assert_eq!(ran.out, expected);
     let states = "SELECT string_agg(concat_ws(' ', status, status_reason), ',' ORDER BY id) FROM dead_letters";
     assert_eq!(env.psql(states).await.unwrap(), "discarded a test,open,open");
@@ -298,7 +297,10 @@ async fn dead_letters_are_discarded_with_a_reason_and_restored() {
     let ran = verbatim.run(&["dead-letters", "restore", "--all"]).await;
     assert!(ran.code == 2 && ran.err.contains("--status discarded"), "{ran:?}");
     let ran = verbatim.run(&["dead-letters", "restore", &id(1)]).await;
-    assert_eq!((ran.code, ran.out.as_str()), (0, "1 dead letter open again\n"));
+    assert_eq!(
+        (ran.code, ran.out.as_str()),
+        (0, "1 dead letter open again\nnext: `verbatim dead-letters replay`\n")
+    );
     assert_eq!(env.psql(states).await.unwrap(), "open,discarded all,open");
     let expected = "dead_letters.discard ops dead_letters=2 why=a test\n\
                     dead_letter.discard ops acme 01 reason=schema was=open why=a test\n\

@@ -57,7 +57,7 @@ pub(super) fn render(shown: &Shown<'_>, messages: &[Message], style: &TextStyle)
     };
     line("read", tone, &format!("{messages_shown}, {source}; times are UTC"));
     if let Some(error) = &shown.redis_error {
-        line("Redis", Tone::Warn, error);
+        line("Redis error", Tone::Warn, error);
     }
     for message in messages {
         out.push('\n');

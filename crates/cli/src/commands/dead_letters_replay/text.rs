@@ -3,6 +3,7 @@
 use conversation::dead_letters::{Ended, ReplayReport};
 
 use crate::output::{Cell, Side, Table, TextStyle, Tone, count, excerpt, one_line, plural};
+use crate::servers::server_name;
 
 /// Dead letters that each table lists; JSON lists more.
 const LISTED: usize = 20;
@@ -93,7 +94,8 @@ fn hints(report: &ReplayReport) -> Vec<String> {
             count(still_open)
         )),
         Ended::Unavailable { dependency, cause } => hints.push(format!(
-            "{dependency} is unavailable: {}. {} still open; replaying again is safe",
+            "{} unavailable: {}. {} still open; replaying again is safe",
+            server_name(*dependency),
             one_line(cause),
             count(still_open)
         )),

@@ -4,11 +4,11 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use conversation::{Finding, Incomplete, RepairOutcome, Section, Verified};
-use domain::failure::Dependency;
 use serde::Serialize;
 
 use crate::exit::Exit;
 use crate::output::{TextStyle, Tone, count, one_line, plural};
+use crate::servers::server_name;
 
 /// Findings of one kind that text lists; conversations likewise.
 const LISTED: u64 = 20;
@@ -130,7 +130,7 @@ impl Report {
         let mut servers = Vec::new();
         for section in &self.sections {
             if let Some(Incomplete::Unavailable { dependency, .. }) = &section.incomplete {
-                let name = server(*dependency);
+                let name = server_name(*dependency);
                 if !servers.contains(&name) {
                     servers.push(name);
                 }
@@ -151,16 +151,8 @@ pub(super) fn title(section: Section) -> &'static str {
     }
 }
 
-fn server(dependency: Dependency) -> &'static str {
-    match dependency {
-        Dependency::RabbitMq => "RabbitMQ",
-        Dependency::Redis => "Redis",
-        Dependency::PostgreSql => "PostgreSQL",
-    }
-}
-
 pub(super) fn begins(section: Section, style: &TextStyle) -> String {
-    let servers: Vec<_> = section.stores().iter().copied().map(server).collect();
+    let servers: Vec<_> = section.stores().iter().copied().map(server_name).collect();
     let servers = style.paint.text(Tone::Dim, &format!("({})", servers.join(", ")));
     format!("{} {servers}\n", style.paint.text(Tone::Strong, title(section)))
 }
@@ -195,7 +187,7 @@ pub(super) fn ends(verified: &Verified, style: &TextStyle) -> String {
     if let Some(incomplete) = &verified.incomplete {
         let (tone, what, cause) = match incomplete {
             Incomplete::Unavailable { dependency, cause } => {
-                (Tone::Bad, format!("incomplete, {} unreachable", server(*dependency)), cause)
+                (Tone::Bad, format!("incomplete, {} unreachable", server_name(*dependency)), cause)
             }
             Incomplete::Skipped { cause } => (Tone::Dim, "partly skipped".to_owned(), cause),
         };
@@ -269,6 +261,7 @@ fn by_conversation(conversations: &[ConversationSummary], style: &TextStyle) -> 
 #[cfg(test)]
 mod tests {
     use conversation::Kind;
+    use domain::failure::Dependency;
     use domain::time::Timestamp;
 
     use super::*;
