@@ -84,7 +84,9 @@ pub(crate) fn run(mut sources: Sources) -> ExitCode {
     });
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(Stop::Answer(text)) => return ended(answer(&text, no_color).map(|()| Exit::Success)),
+        Err(Stop::Answer(text)) => {
+            return exit_code(print_help(&text, no_color).map(|()| Exit::Success));
+        }
         Err(stop @ Stop::Invalid(_)) => return service::answer(Process::Verbatim, &stop),
     };
     service::install_crypto();
@@ -94,13 +96,15 @@ pub(crate) fn run(mut sources: Sources) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            return ended(Err(Failure::plain(format!("cannot start the async runtime: {error}"))));
+            return exit_code(Err(Failure::plain(format!(
+                "cannot start the async runtime: {error}"
+            ))));
         }
     };
-    let end = ended(runtime.block_on(cli.command.run(&output)));
+    let code = exit_code(runtime.block_on(cli.command.run(&output)));
     // Connections that are still closing are dropped.
     runtime.shutdown_background();
-    end
+    code
 }
 
 /// Prints on standard error why a command could not do its work.
@@ -134,7 +138,7 @@ impl Verb {
     }
 }
 
-fn ended(result: Result<Exit, Failure>) -> ExitCode {
+fn exit_code(result: Result<Exit, Failure>) -> ExitCode {
     match result {
         Ok(exit) => exit.code(),
         Err(failure) => {
@@ -144,8 +148,8 @@ fn ended(result: Result<Exit, Failure>) -> ExitCode {
     }
 }
 
-/// Help and version.
-fn answer(text: &clap::builder::StyledStr, no_color: NoColor) -> Result<(), Failure> {
+/// Prints help or version.
+fn print_help(text: &clap::builder::StyledStr, no_color: NoColor) -> Result<(), Failure> {
     let output = Output::new(Form::Text, Colour::Auto, no_color, domain::time::Timestamp::EARLIEST);
     let text = match output.style.paint {
         output::Paint::Plain => text.to_string(),

@@ -74,7 +74,7 @@ async fn without_lint_bad_lines_are_routed_by_action_type_or_routing_key() {
 #[tokio::test]
 async fn a_routing_key_without_a_binding_is_reported() {
     let (_env, verbatim) = prepared().await;
-    let arguments = ["publish", "-", "--no-lint", "--routing-key", "nobody.listens"];
+    let arguments = ["publish", "-", "--no-lint", "--routing-key", "no.binding"];
     let ran = verbatim.run_on(&arguments, b"hello\n").await;
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(ran.out.contains("1 action went to domain.unrouted"), "{ran:?}");

@@ -53,7 +53,7 @@ fn render_item(item: &TracedItem, style: &TextStyle) -> String {
         Table::new([("  when (UTC)", Side::Left), ("what", Side::Left), ("", Side::Left)]);
     for moment in &item.timeline {
         let tone = match moment.what {
-            "failed" | "given up" | "dead letter" => Tone::Bad,
+            "failed" | "dead-lettered" | "dead letter stored" => Tone::Bad,
             "saved" | "archived" => Tone::Good,
             "replayed" | "discarded" | "operator" | "reopened" => Tone::Warn,
             _ => Tone::Plain,
@@ -131,7 +131,11 @@ mod tests {
             state: State::Active,
             hot: HotCopyState::InHotCopy,
             timeline: vec![
-                moment("2026-11-20T10:00:00Z", "published", "said by user; by its sender's clock"),
+                moment(
+                    "2026-11-20T10:00:00Z",
+                    "published",
+                    "role user; time of the sender's clock",
+                ),
                 moment("2026-11-20T10:00:00.25Z", "saved", "by message-save-worker host:7"),
             ],
         }
@@ -149,7 +153,7 @@ mod tests {
             conversation_id: None,
             state: State::DeadLetter,
             hot: HotCopyState::NotChecked,
-            timeline: vec![moment("2026-11-20T10:00:01Z", "given up", "schema (role)")],
+            timeline: vec![moment("2026-11-20T10:00:01Z", "dead-lettered", "schema (role)")],
             ..item()
         };
         let traced =
