@@ -249,14 +249,13 @@ pub(crate) const LISTED: &str = "id, queue, reason, field, error, tenant_id, con
      edited_body IS NOT NULL AS edited, attempts, replay_count, replay_of, first_failed_at, \
      last_failed_at, stored_at, copies, status, status_changed_at, status_reason, replay_fault";
 
-/// An error without its values: quoted texts (with what is escaped in them) become "…"; UUIDs, times
-/// (RFC 3339) and numbers become #. Numbers that belong to a name, as in UTF-8, v1.2 and x86_64, stay.
+/// An error without its values: quoted texts (with what is escaped in them) become "…"; UUIDs, numbers
+/// and words that begin with a digit become #. Numbers in names, such as UTF-8 and v1.2, stay.
 const PATTERN: &str = r#"regexp_replace(
     regexp_replace(error, '"([^"\\]|\\.)*"', '"…"', 'g'),
-    '\m[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\M'
-    '|\m[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9.]+)?(Z|[+-][0-9]{2}:?[0-9]{2})?'
-    '|(?<![[:alpha:]_][0-9.]*-?)(?<![0-9])-?[0-9]+([.][0-9]+)*(e[+-]?[0-9]+)?(?![[:alnum:]_])',
-    '#', 'gi')"#;
+    '\m[0-9a-f]+-[0-9a-f]+-[0-9a-f]+-[0-9a-f]+-[0-9a-f]+\M'
+    '|(?<![a-zA-Z_][0-9]?[0-9]?[-.])\m[0-9][[:alnum:]_]*([.][0-9]+)*\M',
+    '#', 'g')"#;
 
 impl Database {
     /// Dead letters that match, newest first; from the dead letter `before` on, where a page ended with it.
