@@ -1,4 +1,4 @@
-//! The command line: what it takes, and from there to an exit code.
+//! The command line: parses the arguments, runs the command, returns the exit code.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,16 +17,16 @@ use crate::commands::setup::Setup;
 use crate::commands::trace::Trace;
 use crate::commands::verify::Verify;
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Colour, Form, NoColor, Screen};
+use crate::output::{self, Colour, Form, NoColor, Output};
 
 const AFTER: &str = "\
-Every command needs only the servers that it uses; `verbatim COMMAND --help` names them and has
+Each command needs only the servers that it uses; `verbatim COMMAND --help` names them and gives
 examples.
 
-Exit codes: 0 all is well; 1 something was found or could not be done; 2 the command line or a
-setting is wrong; 3 a server is away or does not let us in.";
+Exit codes: 0 success; 1 a problem was found, or something could not be done; 2 the command line
+or a setting is wrong; 3 a server is unreachable, or authentication failed.";
 
-/// Sets up, publishes to and looks into a Verbatim fleet
+/// Sets up, publishes to and inspects a Verbatim fleet
 #[derive(Debug, Parser)]
 #[command(name = "verbatim", version, after_help = AFTER, max_term_width = 100)]
 #[command(subcommand_required = true, disable_help_subcommand = true)]
@@ -34,16 +34,16 @@ struct Cli {
     #[command(subcommand)]
     command: Verb,
 
-    /// Answer with one JSON document instead of text
+    /// Print one JSON document instead of text
     #[arg(long, global = true, help_heading = "Output")]
     json: bool,
 
-    /// Colours in texts
+    /// When to colour text
     #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
     #[arg(help_heading = "Output")]
     color: Colour,
 
-    /// YAML file with settings, as the workers read it; environment and flags win over it
+    /// YAML file with settings, the same as for the workers; environment variables and flags override it
     #[arg(long, global = true, env = "VERBATIM_CONFIG", value_name = "PATH")]
     #[arg(help_heading = "Servers")]
     config: Option<PathBuf>,
@@ -54,11 +54,11 @@ enum Verb {
     Setup(Setup),
     Publish(Publish),
     Lint(Lint),
-    /// Looks at conversations
+    /// Lists and shows conversations
     #[command(subcommand)]
     Conversation(ConversationVerb),
     Queues(Queues),
-    /// Looks at dead letters, edits, replays and discards them
+    /// Lists, shows, edits, replays, discards, restores and exports dead letters
     #[command(subcommand)]
     DeadLetters(DeadLettersVerb),
     Verify(Box<Verify>),
@@ -72,7 +72,7 @@ enum ConversationVerb {
     Show(ConversationShow),
 }
 
-/// From the command line to the exit code.
+/// Runs the command that the arguments name, and returns its exit code.
 pub(crate) fn run(mut sources: Sources) -> ExitCode {
     if sources.arguments.len() <= 1 {
         sources.arguments.push("--help".into());
@@ -84,29 +84,35 @@ pub(crate) fn run(mut sources: Sources) -> ExitCode {
     });
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(Stop::Answer(text)) => return ended(answer(&text, no_color).map(|()| Exit::Fine)),
+        Err(Stop::Answer(text)) => {
+            return exit_code(print_help(&text, no_color).map(|()| Exit::Success));
+        }
         Err(stop @ Stop::Invalid(_)) => return service::answer(Process::Verbatim, &stop),
     };
     service::install_crypto();
     let form = if cli.json { Form::Json } else { Form::Text };
     let now = service::clock::system().now();
-    let screen = Screen::new(form, cli.color, no_color, now);
+    let output = Output::new(form, cli.color, no_color, now);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return ended(Err(Failure::plain(format!("cannot start: {error}")))),
+        Err(error) => {
+            return exit_code(Err(Failure::plain(format!(
+                "cannot start the async runtime: {error}"
+            ))));
+        }
     };
-    let end = ended(runtime.block_on(cli.command.run(&screen)));
-    // What is unfinished now (a goodbye to a server) may stay so.
+    let code = exit_code(runtime.block_on(cli.command.run(&output)));
+    // Connections that are still closing are dropped.
     runtime.shutdown_background();
-    end
+    code
 }
 
-/// Says on standard error why a command could not do its work.
+/// Prints on standard error why a command could not do its work.
 pub(crate) fn print_error(failure: &Failure) {
     eprint!("{}", error_text(failure));
 }
 
-/// It may quote a sender or a server: no control character of theirs reaches the terminal.
+/// The message may quote a sender or a server, so its control characters are made visible.
 fn error_text(failure: &Failure) -> String {
     let mut out = String::new();
     for (n, line) in failure.to_string().lines().enumerate() {
@@ -117,22 +123,22 @@ fn error_text(failure: &Failure) -> String {
 }
 
 impl Verb {
-    async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
+    async fn run(self, output: &Output) -> Result<Exit, Failure> {
         match self {
-            Self::Setup(setup) => setup.run(screen).await,
-            Self::Publish(publish) => publish.run(screen).await,
-            Self::Lint(lint) => lint.run(screen),
-            Self::Conversation(ConversationVerb::List(list)) => list.run(screen).await,
-            Self::Conversation(ConversationVerb::Show(show)) => show.run(screen).await,
-            Self::Queues(queues) => queues.run(screen).await,
-            Self::DeadLetters(verb) => verb.run(screen).await,
-            Self::Verify(verify) => verify.run(screen).await,
-            Self::Trace(trace) => trace.run(screen).await,
+            Self::Setup(setup) => setup.run(output).await,
+            Self::Publish(publish) => publish.run(output).await,
+            Self::Lint(lint) => lint.run(output),
+            Self::Conversation(ConversationVerb::List(list)) => list.run(output).await,
+            Self::Conversation(ConversationVerb::Show(show)) => show.run(output).await,
+            Self::Queues(queues) => queues.run(output).await,
+            Self::DeadLetters(verb) => verb.run(output).await,
+            Self::Verify(verify) => verify.run(output).await,
+            Self::Trace(trace) => trace.run(output).await,
         }
     }
 }
 
-fn ended(result: Result<Exit, Failure>) -> ExitCode {
+fn exit_code(result: Result<Exit, Failure>) -> ExitCode {
     match result {
         Ok(exit) => exit.code(),
         Err(failure) => {
@@ -142,10 +148,10 @@ fn ended(result: Result<Exit, Failure>) -> ExitCode {
     }
 }
 
-/// Help and version.
-fn answer(text: &clap::builder::StyledStr, no_color: NoColor) -> Result<(), Failure> {
-    let screen = Screen::new(Form::Text, Colour::Auto, no_color, domain::time::Timestamp::EARLIEST);
-    let text = match screen.style.paint {
+/// Prints help or version.
+fn print_help(text: &clap::builder::StyledStr, no_color: NoColor) -> Result<(), Failure> {
+    let output = Output::new(Form::Text, Colour::Auto, no_color, domain::time::Timestamp::EARLIEST);
+    let text = match output.style.paint {
         output::Paint::Plain => text.to_string(),
         output::Paint::Colours => text.ansi().to_string(),
     };
@@ -174,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_complaint_that_quotes_a_sender_leaves_the_terminal_alone() {
+    fn control_characters_in_a_quoted_message_do_not_reach_the_terminal() {
         let failure = Failure::problem("refused: `\u{1b}[2Jbot`", "see \u{9b}below");
         let expected = "verbatim: refused: `␛[2Jbot`\nverbatim:   see \u{fffd}below\n";
         assert_eq!(error_text(&failure), expected);
@@ -186,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn help_says_what_each_command_does_needs_and_answers() {
+    fn help_describes_each_command_its_options_and_its_exit_codes() {
         for path in [
             &[][..],
             &["setup"],

@@ -1,7 +1,8 @@
-//! JSON lines from a file or from standard input, read twice where something must be checked before
-//! anything is done.
+//! JSON lines from a file or from standard input. A command that checks all lines before it acts reads
+//! them twice.
 //!
-//! A file is read line by line each time. Standard input cannot be read twice, so it is kept.
+//! A file is read line by line each time. Standard input cannot be read twice, so it is buffered in
+//! memory.
 
 use std::fmt;
 use std::fs::File;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 
 use crate::exit::Failure;
 
-/// What the user named.
+/// What the user named: a file or standard input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Input {
     /// `-`
@@ -20,11 +21,11 @@ pub(crate) enum Input {
     File(PathBuf),
 }
 
-/// Lines that can be read from the beginning as often as is needed.
+/// Lines that can be read from the beginning again.
 #[derive(Debug)]
 pub(crate) struct Lines {
     input: Input,
-    kept: Option<Arc<[u8]>>,
+    buffer: Option<Arc<[u8]>>,
 }
 
 /// A line that is not blank.
@@ -32,36 +33,36 @@ pub(crate) struct Lines {
 pub(crate) struct Line {
     /// Its number, from 1; blank lines count.
     pub(crate) number: u64,
-    /// What stands on it, without the line break.
+    /// Its bytes, without the line break.
     pub(crate) body: Vec<u8>,
 }
 
 impl Input {
-    /// For clap: any text is a path, except `-`.
+    /// Value parser for clap: `-` is standard input, anything else a path.
     pub(crate) fn parse(text: &str) -> Result<Self, std::convert::Infallible> {
         Ok(if text == "-" { Self::Standard } else { Self::File(text.into()) })
     }
 
-    /// Opens it for reading it more than once.
-    pub(crate) fn keep(self) -> Result<Lines, Failure> {
-        let kept = match &self {
+    /// Prepares it for being read more than once: buffers standard input.
+    pub(crate) fn buffered(self) -> Result<Lines, Failure> {
+        let buffer = match &self {
             Self::File(_) => None,
             Self::Standard => {
-                tell_who_waits();
+                announce_standard_input();
                 let mut bytes = Vec::new();
                 io::stdin().lock().read_to_end(&mut bytes).map_err(|e| self.unreadable(&e))?;
                 Some(bytes.into())
             }
         };
-        Ok(Lines { input: self, kept })
+        Ok(Lines { input: self, buffer })
     }
 
-    /// Opens it for reading it once, as it comes.
-    pub(crate) fn follow(self) -> Lines {
+    /// Prepares it for being read once, line by line as they arrive.
+    pub(crate) fn streamed(self) -> Lines {
         if self == Self::Standard {
-            tell_who_waits();
+            announce_standard_input();
         }
-        Lines { input: self, kept: None }
+        Lines { input: self, buffer: None }
     }
 
     fn unreadable(&self, error: &io::Error) -> Failure {
@@ -69,10 +70,10 @@ impl Input {
     }
 }
 
-/// Somebody who typed `-` by mistake would wait for the program that waits for them.
-fn tell_who_waits() {
+/// Says on a terminal what the program waits for; `-` may have been typed by mistake.
+fn announce_standard_input() {
     if io::stdin().is_terminal() {
-        eprintln!("reading actions from standard input, one a line; Ctrl-D ends them");
+        eprintln!("reading actions from standard input, one JSON object per line; end with Ctrl-D");
     }
 }
 
@@ -88,7 +89,7 @@ impl fmt::Display for Input {
 impl Lines {
     /// The lines, from the beginning.
     pub(crate) fn read(&self) -> Result<impl Iterator<Item = Result<Line, Failure>>, Failure> {
-        let reader: Box<dyn BufRead> = match (&self.input, &self.kept) {
+        let reader: Box<dyn BufRead> = match (&self.input, &self.buffer) {
             (_, Some(bytes)) => Box::new(Cursor::new(Arc::clone(bytes))),
             (Input::Standard, None) => Box::new(BufReader::new(io::stdin())),
             (Input::File(path), None) => {
@@ -125,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blank_lines_count_and_say_nothing() {
+    fn blank_lines_are_counted_and_skipped() {
         let found: Vec<_> = lines(&b"\n{\"a\":1}\r\n  \n b"[..]).map(Result::unwrap).collect();
         assert_eq!(
             found,
@@ -137,10 +138,10 @@ mod tests {
     }
 
     #[test]
-    fn a_dash_is_standard_input_and_all_else_a_file() {
+    fn a_dash_is_standard_input_and_anything_else_a_file() {
         assert_eq!(Input::parse("-"), Ok(Input::Standard));
         assert_eq!(Input::parse("-x"), Ok(Input::File("-x".into())));
-        let missing = Input::File("/nowhere/at/all".into()).keep().unwrap();
+        let missing = Input::File("/nowhere/at/all".into()).buffered().unwrap();
         let failure = missing.read().err().unwrap().to_string();
         assert!(failure.starts_with("cannot read /nowhere/at/all: "), "{failure}");
     }

@@ -1,7 +1,7 @@
-//! `verbatim`: sets up, publishes to and looks into a fleet.
+//! `verbatim`: sets up, publishes to and inspects a fleet.
 //!
 //! To add a command: a file under `commands/` with its arguments, its work and its two outputs (text
-//! for people, JSON for machines), and a line in `cli.rs`.
+//! and JSON), and a line in `cli.rs`.
 
 mod actor;
 mod cli;

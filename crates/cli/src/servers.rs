@@ -1,7 +1,6 @@
-//! The servers of a command: opened when it needs them, with errors that say where they were looked
-//! for.
+//! The servers of a command: opened when it needs them, with errors that name the address.
 //!
-//! A command line does not wait for servers that are away: a person would rather be told.
+//! A command does not wait for an unreachable server: it fails within seconds and names it.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,44 +8,44 @@ use std::time::Duration;
 use broker::Endpoints;
 use database::{Database, SchemaError};
 use domain::causes::with_causes;
-use domain::failure::FailureClass;
+use domain::failure::{Dependency, FailureClass};
 use service::Process;
 use service::settings::{AmqpSettings, DatabaseSettings, ReadReplicaSettings, ServerUrl};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::exit::{Away, Failure};
+use crate::exit::{Failure, Unavailable};
 
-/// For one statement: longer than any list takes, shorter than a person's patience.
+/// Time limit of one statement: longer than any list needs.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a statement waits for a row lock. Commands that change rows take few, and workers hold theirs
-/// for milliseconds.
+/// How long a statement waits for a row lock. Commands take few locks, and workers hold theirs for
+/// milliseconds.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
-/// For a server to accept a connection.
+/// How long a server may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// PostgreSQL, and where it is.
+/// PostgreSQL, with the address for error messages.
 pub(crate) struct DatabaseServer {
     pub(crate) database: Database,
     url: ServerUrl,
     setting: &'static str,
 }
 
-/// RabbitMQ, and where it is.
+/// RabbitMQ, with the address for error messages.
 pub(crate) struct Broker {
     pub(crate) endpoints: Endpoints,
     address: String,
 }
 
 impl DatabaseServer {
-    /// Opens the database for reading and makes sure that its schema is there.
+    /// Opens the database and verifies its schema.
     pub(crate) async fn open(settings: &DatabaseSettings) -> Result<Self, Failure> {
         let server = Self::at(&settings.database_url, "DATABASE_URL", DATABASE_TIMEOUT).await?;
         server.database.verify_schema().await.map_err(|error| server.schema_failure(&error))?;
         Ok(server)
     }
 
-    /// Opens the read replica, where there is one, else the database itself. For lists.
+    /// For lists: opens the read replica where `DATABASE_READ_URL` names one, else the database itself.
     pub(crate) async fn open_for_lists(
         settings: &DatabaseSettings,
         replica: &ReadReplicaSettings,
@@ -59,26 +58,35 @@ impl DatabaseServer {
         Ok(server)
     }
 
-    /// Opens a database whose schema may not be there; one unit of work may take `limit`.
+    /// Opens a database without verifying its schema; `limit` is the time limit of a unit of work.
     pub(crate) async fn at(
         url: &ServerUrl,
         setting: &'static str,
         limit: Duration,
     ) -> Result<Self, Failure> {
-        // Whether anybody is there shows at once; a statement would wait for its whole limit.
-        if let Err(cause) = reach(url).await {
+        // A connection attempt fails at once; a statement would wait for its whole limit.
+        if let Err(cause) = probe(url).await {
             let address = url.to_string();
-            return Err(Failure::Away(Away { server: "PostgreSQL", setting, address, cause }));
+            return Err(Failure::Unavailable(Unavailable {
+                server: "PostgreSQL",
+                setting,
+                address,
+                cause,
+            }));
         }
-        Self::made(url, setting, limit)
+        Self::unprobed_at(url, setting, limit)
     }
 
-    /// One that may not be there: for whoever has something else to look at.
-    pub(crate) fn unreached(settings: &DatabaseSettings) -> Result<Self, Failure> {
-        Self::made(&settings.database_url, "DATABASE_URL", DATABASE_TIMEOUT)
+    /// One that may be unreachable, for a command that also checks other servers.
+    pub(crate) fn unprobed(settings: &DatabaseSettings) -> Result<Self, Failure> {
+        Self::unprobed_at(&settings.database_url, "DATABASE_URL", DATABASE_TIMEOUT)
     }
 
-    fn made(url: &ServerUrl, setting: &'static str, limit: Duration) -> Result<Self, Failure> {
+    fn unprobed_at(
+        url: &ServerUrl,
+        setting: &'static str,
+        limit: Duration,
+    ) -> Result<Self, Failure> {
         let database = Database::open(&database::Settings {
             url: url.expose().to_owned(),
             application: Process::Verbatim.name().to_owned(),
@@ -86,22 +94,22 @@ impl DatabaseServer {
             time_out: limit,
             lock_time_out: LOCK_TIMEOUT,
         })
-        .map_err(|_| Failure::Usage(format!("{setting}: {url} cannot be used as an address")))?;
+        .map_err(|_| Failure::Usage(format!("{setting}: {url} is not a valid PostgreSQL URL")))?;
         Ok(Self { database, url: url.clone(), setting })
     }
 
-    /// What a failed statement means to the user.
+    /// The failure for a failed statement.
     pub(crate) fn failure(&self, error: &database::Error) -> Failure {
         let cause = with_causes(error);
         match error.class() {
-            FailureClass::Unavailable | FailureClass::Transient => self.away(cause),
+            FailureClass::Unavailable | FailureClass::Transient => self.unavailable(cause),
             FailureClass::Data | FailureClass::Retryable => {
                 Failure::plain(format!("PostgreSQL at {}: {cause}", self.url))
             }
         }
     }
 
-    /// What a schema that is not there means to the user.
+    /// The failure for a schema that is missing or too old.
     pub(crate) fn schema_failure(&self, error: &SchemaError) -> Failure {
         match error {
             SchemaError::Database(error) => self.failure(error),
@@ -113,48 +121,57 @@ impl DatabaseServer {
         }
     }
 
-    pub(crate) fn away(&self, cause: String) -> Failure {
+    pub(crate) fn unavailable(&self, cause: String) -> Failure {
         let (setting, address) = (self.setting, self.url.to_string());
-        Failure::Away(Away { server: "PostgreSQL", setting, address, cause })
+        Failure::Unavailable(Unavailable { server: "PostgreSQL", setting, address, cause })
     }
 }
 
 impl Broker {
-    /// Knows where RabbitMQ is; nothing is connected yet.
+    /// Parses the address; does not connect.
     pub(crate) fn of(settings: &AmqpSettings) -> Result<Self, Failure> {
         let endpoints = Endpoints::parse(&joined(&settings.amqp_url), Process::Verbatim.name())
             .map_err(|error| Failure::Usage(format!("AMQP_URL: {error}")))?;
-        Ok(Self { endpoints, address: shown(&settings.amqp_url) })
+        Ok(Self { endpoints, address: without_secrets(&settings.amqp_url) })
     }
 
-    /// What a failed request means to the user.
+    /// The failure for a failed request.
     pub(crate) fn failure(&self, error: &broker::Error) -> Failure {
-        self.away(match error {
-            // It names the address, which is said anyway.
+        self.unavailable(match error {
+            // Its text repeats the address, which the failure names already.
             broker::Error::Connect { source, .. } => with_causes(source),
             other => with_causes(other),
         })
     }
 
-    fn away(&self, cause: String) -> Failure {
+    fn unavailable(&self, cause: String) -> Failure {
         let (server, setting, address) = ("RabbitMQ", "AMQP_URL", self.address.clone());
-        Failure::Away(Away { server, setting, address, cause })
+        Failure::Unavailable(Unavailable { server, setting, address, cause })
     }
 }
 
-/// Addresses as their client takes them.
+/// The name of a server in text.
+pub(crate) fn server_name(dependency: Dependency) -> &'static str {
+    match dependency {
+        Dependency::RabbitMq => "RabbitMQ",
+        Dependency::Redis => "Redis",
+        Dependency::PostgreSql => "PostgreSQL",
+    }
+}
+
+/// URLs with their secrets, separated by commas, for a client.
 pub(crate) fn joined(urls: &[ServerUrl]) -> String {
     urls.iter().map(ServerUrl::expose).collect::<Vec<_>>().join(",")
 }
 
-/// Addresses as they may be shown.
-pub(crate) fn shown(urls: &[ServerUrl]) -> String {
+/// URLs without their secrets, separated by commas, for a message.
+pub(crate) fn without_secrets(urls: &[ServerUrl]) -> String {
     urls.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
-/// Whether anybody listens at an address. One that names a socket directory is left to its client.
-async fn reach(url: &ServerUrl) -> Result<(), String> {
-    /// PostgreSQL's own port (IANA).
+/// Checks that a server listens at an address. A socket directory is not checked.
+async fn probe(url: &ServerUrl) -> Result<(), String> {
+    /// PostgreSQL's port (IANA).
     const POSTGRESQL: u16 = 5432;
     let Some((host, port)) = host_and_port(url, POSTGRESQL) else {
         return Ok(());
@@ -167,7 +184,7 @@ async fn reach(url: &ServerUrl) -> Result<(), String> {
 }
 
 fn host_and_port(url: &ServerUrl, default: u16) -> Option<(String, u16)> {
-    // libpq lets the query name another host.
+    // As in libpq, the query may name the host.
     if url.expose().contains("host=") {
         return None;
     }

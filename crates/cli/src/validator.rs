@@ -1,7 +1,7 @@
-//! The workers' own validator, over lines of a file.
+//! The workers' validator, applied to the lines of a file.
 //!
-//! A line is decoded exactly as a worker decodes the body of a delivery, so what passes here is never
-//! dead-lettered for its form.
+//! A line is decoded exactly as a worker decodes the body of a delivery, so a line that passes is never
+//! dead-lettered as malformed_json, schema, too_large or unknown_action.
 
 use domain::action::{Action, Identity};
 use domain::decode::{DecodeContext, decode};
@@ -15,16 +15,16 @@ use crate::exit::Failure;
 use crate::input::{Line, Lines};
 use crate::output::{Cell, Side, Table, TextStyle, Tone, plural};
 
-/// Decodes lines.
+/// Decodes lines as the workers decode bodies.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Validator {
-    /// Stands in for the time of receipt.
+    /// Used as the time of receipt.
     pub(crate) now: Timestamp,
     /// The largest body, in bytes.
     pub(crate) max_body_bytes: usize,
 }
 
-/// A line that the workers would refuse.
+/// A line that the workers would refuse, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Fault {
     /// Its number, from 1.
@@ -37,26 +37,27 @@ pub(crate) struct Fault {
     pub(crate) detail: String,
 }
 
-/// What a whole file is like.
+/// The result for a whole file.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Findings {
     /// Lines that are not blank.
     pub(crate) lines: u64,
-    /// Those that the workers accept.
+    /// Lines that the workers accept.
     pub(crate) valid: u64,
-    /// Those that they refuse.
+    /// Lines that the workers would refuse.
     pub(crate) invalid: u64,
-    /// Messages that are valid but carry neither an id nor a time: a crash may double them.
+    /// Valid messages without `message_id`, `action_id` and `timestamp`: no idempotency key can be
+    /// derived, so a redelivery may store one twice.
     pub(crate) without_identity: u64,
-    /// What is wrong with those that they refuse.
+    /// What is wrong with each invalid line.
     pub(crate) faults: Vec<Fault>,
-    /// What all of it may come from.
+    /// A likely cause of all faults: a file that is JSON, but not JSON lines.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) hint: Option<&'static str>,
 }
 
 impl Validator {
-    /// What a body asks for.
+    /// The action in a body, or why a worker would refuse it.
     pub(crate) fn decode(&self, body: &[u8]) -> Result<Action, Refusal> {
         let context = DecodeContext {
             received_at: self.now,
@@ -66,16 +67,16 @@ impl Validator {
         decode(body, &Envelope::default(), &context)
     }
 
-    /// Looks at every line.
+    /// Checks every line.
     pub(crate) fn check(&self, lines: &Lines) -> Result<Findings, Failure> {
         let mut findings = Findings::default();
         for line in lines.read()? {
-            self.note(&line?, &mut findings);
+            self.check_line(&line?, &mut findings);
         }
         Ok(findings)
     }
 
-    fn note(&self, line: &Line, findings: &mut Findings) {
+    fn check_line(&self, line: &Line, findings: &mut Findings) {
         findings.lines += 1;
         match self.decode(&line.body) {
             Ok(action) => {
@@ -87,7 +88,7 @@ impl Validator {
             Err(refusal) => {
                 findings.invalid += 1;
                 if findings.lines == 1 {
-                    findings.hint = spread_out(&line.body);
+                    findings.hint = not_json_lines(&line.body);
                 }
                 findings.faults.push(Fault {
                     line: line.number,
@@ -101,15 +102,15 @@ impl Validator {
 }
 
 impl Findings {
-    /// The faults as a table, and what they may come from.
-    pub(crate) fn told(&self, style: &TextStyle) -> String {
+    /// The faults as a table, with hints.
+    pub(crate) fn render(&self, style: &TextStyle) -> String {
         let mut out = String::new();
         if !self.faults.is_empty() {
             let mut table = Table::new([
                 ("line", Side::Right),
                 ("reason", Side::Left),
                 ("field", Side::Left),
-                ("what is wrong", Side::Left),
+                ("error", Side::Left),
             ]);
             for fault in &self.faults {
                 table.row([
@@ -129,7 +130,7 @@ impl Findings {
         if self.without_identity > 0 {
             let messages = plural(self.without_identity, "message");
             let text = format!(
-                "{messages} without message_id, action_id and timestamp: a crash may store one twice"
+                "{messages} without message_id, action_id and timestamp: a redelivery may store one twice"
             );
             out.push_str(&style.paint.text(Tone::Warn, &text));
             out.push('\n');
@@ -138,13 +139,11 @@ impl Findings {
     }
 }
 
-/// A hint at a file that is JSON, but not JSON lines.
-fn spread_out(first_line: &[u8]) -> Option<&'static str> {
+/// A hint for a file that is JSON, but not JSON lines.
+fn not_json_lines(first_line: &[u8]) -> Option<&'static str> {
     match first_line.trim_ascii_start() {
-        b"{" => {
-            Some("this looks like JSON spread over lines; `jq -c . FILE` makes it one line each")
-        }
-        [b'[', ..] => Some("this looks like a JSON array; `jq -c '.[]' FILE` makes it lines"),
+        b"{" => Some("this looks like JSON over several lines; convert it with `jq -c . FILE`"),
+        [b'[', ..] => Some("this looks like a JSON array; convert it with `jq -c '.[]' FILE`"),
         _ => None,
     }
 }

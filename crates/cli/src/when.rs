@@ -1,10 +1,10 @@
-//! When, as people say it: a moment, or how long ago.
+//! A point in time in an argument: a moment, or how long ago.
 
 use chrono::{DateTime, Utc};
 use domain::time::Timestamp;
 use service::settings::duration;
 
-/// A moment, or how long ago it was.
+/// A moment, or a duration before now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum When {
     At(Timestamp),
@@ -12,18 +12,18 @@ pub(crate) enum When {
 }
 
 impl When {
-    /// Reads what an argument says; the error says what would be right.
+    /// Value parser for clap.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if let Ok(moment) = Timestamp::parse(text) {
             return Ok(Self::At(moment));
         }
         duration(text).map(Self::Ago).map_err(|_| {
-            "it is neither a moment such as 2026-01-31T09:30:00Z nor a time such as 2h or 30min"
+            "it must be a moment such as 2026-01-31T09:30:00Z, or a duration such as 2h or 30min"
                 .to_owned()
         })
     }
 
-    /// The moment that is meant, seen from `now`; the earliest there is for what lies before it.
+    /// The moment, counted back from `now`; [`Timestamp::EARLIEST`] where it would lie before that.
     pub(crate) fn before(self, now: Timestamp) -> Timestamp {
         match self {
             Self::At(moment) => moment,

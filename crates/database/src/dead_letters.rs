@@ -248,10 +248,13 @@ pub(crate) const LISTED: &str = "id, queue, reason, field, error, tenant_id, con
      edited_body IS NOT NULL AS edited, attempts, replay_count, replay_of, first_failed_at, \
      last_failed_at, stored_at, copies, status, status_changed_at, status_reason, replay_fault";
 
-/// What errors have in common when they differ in values only: quoted texts (with what is escaped in
-/// them) and numbers.
-const PATTERN: &str =
-    r#"regexp_replace(regexp_replace(error, '"([^"\\]|\\.)*"', '"…"', 'g'), '[0-9]+', '#', 'g')"#;
+/// An error without its values: quoted texts (with what is escaped in them) become "…"; UUIDs, numbers
+/// and words that begin with a digit become #. Numbers in names, such as UTF-8 and v1.2, stay.
+const PATTERN: &str = r#"regexp_replace(
+    regexp_replace(error, '"([^"\\]|\\.)*"', '"…"', 'g'),
+    '\m[0-9a-f]+-[0-9a-f]+-[0-9a-f]+-[0-9a-f]+-[0-9a-f]+\M'
+    '|(?<![a-zA-Z_][0-9]?[0-9]?[-.])\m[0-9][[:alnum:]_]*([.][0-9]+)*\M',
+    '#', 'g')"#;
 
 impl Database {
     /// Dead letters that match, newest first; only those older than `before`, the last one of the page

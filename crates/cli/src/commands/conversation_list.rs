@@ -7,7 +7,7 @@ use domain::status::ConversationStatus;
 use service::settings::{DatabaseSettings, ReadReplicaSettings};
 
 use crate::exit::{Exit, Failure};
-use crate::output::{Cell, Screen, Side, Table, TextStyle, Tone, ago, count, plural};
+use crate::output::{Cell, Output, Side, Table, TextStyle, Tone, ago, count, plural};
 use crate::servers::DatabaseServer;
 
 const EXAMPLES: &str = "\
@@ -16,29 +16,29 @@ Examples:
   verbatim conversation list --status active --agent agent_xyz --limit 10
   verbatim conversation list --tenant acme --json | jq -r '.[].id'
 
-Reads the replica that DATABASE_READ_URL names, if it names one.";
+Reads the replica at DATABASE_READ_URL, if that is set.";
 
 /// Lists conversations, newest first
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, override_usage = "verbatim conversation list [OPTIONS]")]
 pub(crate) struct ConversationList {
-    /// Only of this tenant
+    /// Only conversations of this tenant
     #[arg(long, value_parser = |text: &str| TenantId::new(text))]
     tenant: Option<TenantId>,
 
-    /// Only those that are active, closing or archived
+    /// Only conversations in this status: active, closing or archived
     #[arg(long, value_parser = status)]
     status: Option<ConversationStatus>,
 
-    /// Only with this agent
+    /// Only conversations with this agent
     #[arg(long, value_parser = |text: &str| AgentId::new(text))]
     agent: Option<AgentId>,
 
-    /// Only those that began with this session
+    /// Only conversations that this session began
     #[arg(long, value_parser = |text: &str| SessionId::new(text))]
     session: Option<SessionId>,
 
-    /// At most so many
+    /// Number of conversations, at most
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
 
@@ -50,7 +50,7 @@ pub(crate) struct ConversationList {
 }
 
 impl ConversationList {
-    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
+    pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let server = DatabaseServer::open_for_lists(&self.database, &self.replica).await?;
         let filter = ConversationFilter {
             tenant: self.tenant.map(|id| id.to_string()),
@@ -60,8 +60,8 @@ impl ConversationList {
         };
         let rows = server.database.conversations(&filter, self.limit).await;
         let rows = rows.map_err(|error| server.failure(&error))?;
-        screen.show(&rows, |style| text(&rows, self.limit, style))?;
-        Ok(Exit::Fine)
+        output.show(&rows, |style| text(&rows, self.limit, style))?;
+        Ok(Exit::Success)
     }
 }
 
@@ -72,7 +72,7 @@ fn status(text: &str) -> Result<ConversationStatus, String> {
     })
 }
 
-/// The colour of a conversation's state.
+/// The colour of a conversation's status.
 pub(crate) fn tone(status: &str) -> Tone {
     match ConversationStatus::parse(status) {
         Some(ConversationStatus::Active) => Tone::Good,
@@ -97,7 +97,7 @@ fn text(rows: &[ConversationRow], limit: u32, style: &TextStyle) -> String {
         ("agent", Side::Left),
     ]);
     for row in rows {
-        // While it is open, only a close request tells more than the status does.
+        // A close request of an active conversation is not part of its status.
         let status = match (row.status.as_str(), row.close_requested_at) {
             ("active", Some(_)) => Cell::new(Tone::Warn, "active, closing soon"),
             (status, _) => Cell::new(tone(status), status),
@@ -159,7 +159,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn conversations_are_listed_with_what_tells_them_apart() {
+    fn conversations_are_listed_with_status_counts_and_times() {
         let open = ConversationRow {
             tenant_id: "日本".to_owned(),
             id: "4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a".to_owned(),

@@ -1,24 +1,24 @@
 //! `verbatim conversation show`: one conversation, as a reader gets it.
 //!
-//! It says which store answered, so that an operator can compare the two: what Redis serves must be
-//! exactly what PostgreSQL holds.
+//! It names the server that the messages came from, so that an operator can compare both: the hot copy
+//! in Redis must hold exactly the messages in PostgreSQL.
 
-mod answer;
+mod document;
 mod text;
 
-use answer::Shown;
 use clap::{Args, ValueEnum};
 use conversation::{Reader, ReadingSettings, Source, Transcript, check_server};
 use database::{ConversationFilter, Database, Page};
+use document::Shown;
 use domain::causes::with_causes;
 use domain::ids::{ConversationId, ConversationKey, SessionId, TenantId};
 use hot_store::{Address, HotStore, Window};
 use metrics::Metrics;
 use service::settings::{DatabaseSettings, ServerUrl};
 
-use crate::exit::{Away, Exit, Failure};
-use crate::output::{Screen, one_line};
-use crate::servers::{DatabaseServer, joined, shown};
+use crate::exit::{Exit, Failure, Unavailable};
+use crate::output::{Output, one_line};
+use crate::servers::{DatabaseServer, joined, without_secrets};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,40 +26,40 @@ Examples:
   verbatim conversation show --tenant acme 4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a --last 10
   verbatim conversation show --tenant acme --session web-1 --source postgresql --json
 
-Without REDIS_URL it reads PostgreSQL. Exit code 1: there is no such conversation, or Redis cannot
-vouch for its copy where --source redis asks for that one.";
+Without REDIS_URL it reads PostgreSQL. Exit code 1: there is no such conversation; or, with
+--source redis, Redis has no complete and current hot copy of it.";
 
-/// Shows a conversation: its messages, state and statistics
+/// Shows a conversation: its messages, status and statistics
 ///
-/// The transcript is what a reader gets: from the hot copy in Redis where that is complete, else from
-/// PostgreSQL.
+/// The messages are those that a reader gets: from the hot copy in Redis if that is complete and
+/// current, else from PostgreSQL.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[command(
     override_usage = "verbatim conversation show [OPTIONS] --tenant <TENANT> <CONVERSATION|--session <SESSION>>"
 )]
 pub(crate) struct ConversationShow {
-    /// Its tenant
+    /// Tenant of the conversation
     #[arg(long, value_parser = |text: &str| TenantId::new(text))]
     tenant: TenantId,
 
-    /// Its id
+    /// Id of the conversation
     #[arg(value_parser = |text: &str| ConversationId::new(text))]
     #[arg(required_unless_present = "session", conflicts_with = "session")]
     conversation: Option<ConversationId>,
 
-    /// Its session, instead of its id
+    /// Session that began the conversation, instead of its id
     #[arg(long, value_parser = |text: &str| SessionId::new(text))]
     session: Option<SessionId>,
 
-    /// The newest messages, at most so many
+    /// Number of messages, at most; the newest
     #[arg(long, value_name = "N", default_value_t = 100)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     last: u32,
 
-    /// Where to read the messages
+    /// Where to read the messages from
     #[arg(long, value_enum, default_value = "auto")]
-    source: From,
+    source: ReadFrom,
 
     #[command(flatten)]
     database: DatabaseSettings,
@@ -71,31 +71,34 @@ pub(crate) struct ConversationShow {
     redis_url: Vec<ServerUrl>,
 }
 
-/// Where to read.
+/// Where to read the messages from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum From {
-    /// As a reader does: Redis if its copy is complete, else PostgreSQL
+enum ReadFrom {
+    /// As readers do: Redis if its hot copy is complete and current, else PostgreSQL
     Auto,
-    /// Only the hot copy
+    /// Only the hot copy in Redis
     Redis,
-    /// Only the archive
+    /// Only PostgreSQL
     Postgresql,
 }
 
-/// What was read, and what Redis said where it was asked in vain.
+/// The messages, and the error of Redis if it did not answer.
 struct Read {
     transcript: Transcript,
     redis_error: Option<String>,
 }
 
 impl ConversationShow {
-    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
+    pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let server = DatabaseServer::open(&self.database).await?;
         let database = &server.database;
         let key = self.key(&server).await?;
         let missing = || {
             let what = format!("tenant {} has no conversation {}", key.tenant, key.conversation);
-            Failure::problem(what, "`verbatim conversation list --tenant …` shows which there are")
+            Failure::problem(
+                what,
+                "`verbatim conversation list --tenant …` lists the conversations of a tenant",
+            )
         };
         let read = self.read(&server, &key).await?.ok_or_else(missing)?;
         let (row, sessions, statistics) = tokio::join!(
@@ -119,11 +122,11 @@ impl ConversationShow {
             statistics: statistics.as_ref(),
             messages: transcript.messages.iter().map(Into::into).collect(),
         };
-        screen.show(&shown, |style| text::told(&shown, &transcript.messages, style))?;
-        Ok(Exit::Fine)
+        output.show(&shown, |style| text::render(&shown, &transcript.messages, style))?;
+        Ok(Exit::Success)
     }
 
-    /// The conversation that was asked for: by its id, or by the session that began it.
+    /// The key of the conversation: by its id, or by the session that began it.
     async fn key(&self, server: &DatabaseServer) -> Result<ConversationKey, Failure> {
         let tenant = self.tenant.clone();
         let session = match (&self.conversation, &self.session) {
@@ -131,26 +134,32 @@ impl ConversationShow {
                 return Ok(ConversationKey { tenant, conversation: conversation.clone() });
             }
             (None, Some(session)) => session,
-            (None, None) => return Err(Failure::Usage("name a conversation or a session".into())),
+            (None, None) => {
+                return Err(Failure::Usage("give the id of a conversation, or --session".into()));
+            }
         };
         let filter = ConversationFilter {
             tenant: Some(tenant.to_string()),
             session: Some(session.to_string()),
             ..ConversationFilter::default()
         };
-        /// Enough to tell one from several, and to name them.
-        const SOME: u32 = 20;
-        let found = server.database.conversations(&filter, SOME).await;
+        /// Conversations that an ambiguous session lists.
+        const LISTED: u32 = 20;
+        let found = server.database.conversations(&filter, LISTED).await;
         let found = found.map_err(|error| server.failure(&error))?;
         match found.as_slice() {
-            // The conversation that its actions would have without an id of their own.
+            // The id that is derived from the session, for actions without conversation_id.
             [] => Ok(ConversationKey::of_session(tenant, session)),
-            [one] => ConversationKey::parse(&one.tenant_id, &one.id)
-                .map_err(|error| Failure::plain(format!("a stored id cannot be read: {error}"))),
+            [one] => ConversationKey::parse(&one.tenant_id, &one.id).map_err(|error| {
+                Failure::plain(format!("the id of a stored conversation is invalid: {error}"))
+            }),
             several => {
                 let ids: Vec<_> = several.iter().map(|row| one_line(&row.id)).collect();
                 let what = format!("session {session} began {} conversations", several.len());
-                Err(Failure::problem(what, format!("name one of {}", ids.join(", "))))
+                Err(Failure::problem(
+                    what,
+                    format!("give one of these ids instead: {}", ids.join(", ")),
+                ))
             }
         }
     }
@@ -162,9 +171,9 @@ impl ConversationShow {
     ) -> Result<Option<Read>, Failure> {
         let newest = usize::try_from(self.last).unwrap_or(usize::MAX);
         match self.source {
-            From::Postgresql => from_database(server, key, newest).await,
-            From::Auto if self.redis_url.is_empty() => from_database(server, key, newest).await,
-            From::Auto => {
+            ReadFrom::Postgresql => from_database(server, key, newest).await,
+            ReadFrom::Auto if self.redis_url.is_empty() => from_database(server, key, newest).await,
+            ReadFrom::Auto => {
                 let hot = self.hot(&server.database)?;
                 let reader = Reader::new(
                     server.database.clone(),
@@ -174,8 +183,8 @@ impl ConversationShow {
                 );
                 let window = Window { newest, before: None };
                 let read = reader.read(key, &window).await;
-                let read = read.map_err(|error| server.away(with_causes(&error)))?;
-                // A reader does not mind why Redis is silent; an operator does.
+                let read = read.map_err(|error| server.unavailable(with_causes(&error)))?;
+                // The reader does not return the error of Redis.
                 let redis_error = if hot.is_known_down() {
                     hot.probe().await.err().map(|error| with_causes(&error))
                 } else {
@@ -183,7 +192,7 @@ impl ConversationShow {
                 };
                 Ok(read.map(|transcript| Read { transcript, redis_error }))
             }
-            From::Redis => self.read_hot(server, key, newest).await,
+            ReadFrom::Redis => self.read_hot(server, key, newest).await,
         }
     }
 
@@ -198,10 +207,10 @@ impl ConversationShow {
         let (numbers, copy) = tokio::join!(server.database.numbers(key), hot.read(key, &window));
         let numbers = numbers.map_err(|error| server.failure(&error))?;
         let copy = copy.map_err(|error| {
-            Failure::Away(Away {
+            Failure::Unavailable(Unavailable {
                 server: "Redis",
                 setting: "REDIS_URL",
-                address: shown(&self.redis_url),
+                address: without_secrets(&self.redis_url),
                 cause: with_causes(&error),
             })
         })?;
@@ -211,9 +220,9 @@ impl ConversationShow {
             generation: conversation.hot_generation,
         };
         let mut messages = copy.usable(current).map_err(|miss| {
-            let mend = "the messages are in PostgreSQL: --source auto reads them there, and loads \
-                        the copy of a conversation that is not archived";
-            Failure::problem(format!("Redis cannot answer: {miss}"), mend)
+            let remedy = "use --source auto: it reads PostgreSQL, and loads the hot copy of a \
+                          conversation that is not archived";
+            Failure::problem(format!("Redis has no usable hot copy: {miss}"), remedy)
         })?;
         messages
             .retain(|m| conversation.erased_at.is_none_or(|erased_at| m.created_at > erased_at));
@@ -230,7 +239,7 @@ impl ConversationShow {
         let usage = |why: String| Failure::Usage(format!("REDIS_URL: {why}"));
         if self.redis_url.is_empty() {
             let example = "set it, for example to redis://:password@host:6379/0";
-            return Err(usage(format!("it is not set, and --source redis reads there; {example}")));
+            return Err(usage(format!("it is not set, but --source redis needs it; {example}")));
         }
         let address =
             Address::parse(&joined(&self.redis_url)).map_err(|error| usage(error.to_string()))?;

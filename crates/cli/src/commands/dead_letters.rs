@@ -1,4 +1,4 @@
-//! `verbatim dead-dead_letters`: its verbs.
+//! `verbatim dead-letters`: its subcommands.
 
 use clap::Subcommand;
 
@@ -10,7 +10,7 @@ use super::dead_letters_replay::DeadLettersReplay;
 use super::dead_letters_restore::DeadLettersRestore;
 use super::dead_letters_show::DeadLettersShow;
 use crate::exit::{Exit, Failure};
-use crate::output::Screen;
+use crate::output::Output;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadLettersVerb {
@@ -24,15 +24,15 @@ pub(crate) enum DeadLettersVerb {
 }
 
 impl DeadLettersVerb {
-    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
+    pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         match self {
-            Self::List(list) => list.run(screen).await,
-            Self::Show(show) => show.run(screen).await,
-            Self::Edit(edit) => edit.run(screen).await,
-            Self::Replay(replay) => replay.run(screen).await,
-            Self::Discard(discard) => discard.run(screen).await,
-            Self::Restore(restore) => restore.run(screen).await,
-            Self::Export(export) => export.run(screen).await,
+            Self::List(list) => list.run(output).await,
+            Self::Show(show) => show.run(output).await,
+            Self::Edit(edit) => edit.run(output).await,
+            Self::Replay(replay) => replay.run(output).await,
+            Self::Discard(discard) => discard.run(output).await,
+            Self::Restore(restore) => restore.run(output).await,
+            Self::Export(export) => export.run(output).await,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `verbatim dead-dead_letters discard`: dead letters that may stay dead, and why.
+//! `verbatim dead-letters discard`: discards open dead letters, with a reason.
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::dead_letters_selection::Chosen;
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
-use crate::output::{Screen, TextStyle, Tone, plural};
+use crate::output::{Output, TextStyle, Tone, count, plural};
 use crate::servers::DatabaseServer;
 
 const EXAMPLES: &str = "\
@@ -20,16 +20,16 @@ Examples:
   verbatim dead-letters discard ID --why 'a test of the agents team'
   verbatim dead-letters discard --tenant demo --reason schema --why 'demo data'
 
-Nothing is deleted: `verbatim dead-letters restore` opens them again. Dead letters that are not open, or
-that a replay has just now, stay as they are. Exit code 1: not every dead letter that was named is
-discarded.";
+Nothing is deleted: `verbatim dead-letters restore` opens them again. Dead letters that are not
+open, or that a running replay has claimed, are skipped. Exit code 1: a dead letter that was
+given by its id was skipped.";
 
 /// Discards open dead letters, with a reason
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "verbatim dead-letters discard [OPTIONS] --why <TEXT> [ID]...")]
 pub(crate) struct DeadLettersDiscard {
-    /// Why they may stay dead
+    /// Why they are discarded; recorded in the audit log
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     why: String,
 
@@ -43,51 +43,74 @@ pub(crate) struct DeadLettersDiscard {
     database: DatabaseSettings,
 }
 
-/// What was done to how many dead letters.
+/// The result of discarding or restoring.
 #[derive(Debug, Serialize)]
 pub(super) struct Done {
-    /// The id under which the audit log knows all of it.
+    /// The run id in the audit log.
     pub(super) run: Uuid,
+    /// Dead letters that were changed.
     pub(super) dead_letters: u64,
-    /// Dead letters that were named one by one and to which it was not done.
-    pub(super) others: u64,
+    /// Dead letters that were given by their ids and not changed.
+    pub(super) skipped: u64,
+}
+
+/// What the text of a command says.
+pub(super) struct Texts {
+    /// What was done to the dead letters.
+    pub(super) done: &'static str,
+    /// The status that they needed.
+    pub(super) required: &'static str,
+    /// The next command.
+    pub(super) next: &'static str,
 }
 
 impl DeadLettersDiscard {
-    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(screen.style.now)?;
+    pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
+        let selection = self.chosen.selection(output.style.now)?;
         let server = DatabaseServer::open(&self.database).await?;
         let actor = self.actor.actor();
         let discarded = dead_letters(&server).discard(selection, &self.why, &actor).await;
         let dead_letters = discarded.map_err(|error| server.failure(&error))?;
-        let others = self.chosen.named().saturating_sub(dead_letters);
-        let done = Done { run: actor.run, dead_letters, others };
-        screen.show(&done, |style| done.text("discarded", "open", style))?;
+        let skipped = self.chosen.named().saturating_sub(dead_letters);
+        let done = Done { run: actor.run, dead_letters, skipped };
+        let texts = Texts {
+            done: "discarded",
+            required: "open",
+            next: "undo: `verbatim dead-letters restore`",
+        };
+        output.show(&done, |style| done.text(&texts, style))?;
         Ok(done.exit())
     }
 }
 
-/// The dead letters of a database, for what needs no look at their bodies.
+/// The dead letters of a database, for commands that do not validate bodies.
 pub(super) fn dead_letters(server: &DatabaseServer) -> DeadLetters {
     let validator = DeadLetterValidator { max_body_bytes: DEFAULT_MAX_BODY_BYTES };
     DeadLetters::new(server.database.clone(), Metrics::new(), validator)
 }
 
 impl Done {
-    pub(super) fn text(&self, done: &str, what: &str, style: &TextStyle) -> String {
+    pub(super) fn text(&self, texts: &Texts, style: &TextStyle) -> String {
+        let Texts { done, required, next } = texts;
         let tone = if self.dead_letters > 0 { Tone::Good } else { Tone::Warn };
         let mut out =
             style.paint.text(tone, &format!("{} {done}", plural(self.dead_letters, "dead letter")));
-        if self.others > 0 {
-            let others = plural(self.others, "dead letter");
-            let told = format!("; {others} named are not {what}, or a replay has them just now");
-            out.push_str(&style.paint.text(Tone::Warn, &told));
+        if self.skipped > 0 {
+            let skipped = format!(
+                ", {} skipped (not {required}, unknown, or claimed by a running replay)",
+                count(self.skipped)
+            );
+            out.push_str(&style.paint.text(Tone::Warn, &skipped));
         }
         out.push('\n');
+        if self.dead_letters > 0 {
+            out.push_str(&style.paint.text(Tone::Dim, next));
+            out.push('\n');
+        }
         out
     }
 
     pub(super) fn exit(&self) -> Exit {
-        if self.others > 0 { Exit::Problems } else { Exit::Fine }
+        if self.skipped > 0 { Exit::Problems } else { Exit::Success }
     }
 }

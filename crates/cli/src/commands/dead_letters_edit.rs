@@ -1,5 +1,5 @@
-//! `verbatim dead-dead_letters edit`: an edited copy beside the original, which a replay sends instead. One
-//! dead letter in any way; many with the same fault alike.
+//! `verbatim dead-letters edit`: stores an edited copy of the body, which a replay publishes instead of
+//! the original. One dead letter can be changed in any way, several only with the same change.
 
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal as _, Read as _, Write as _};
@@ -19,25 +19,25 @@ use super::dead_letters_selection::Chosen;
 use super::dead_letters_show::{body, no_such_dead_letter};
 use crate::actor::ActorArgs;
 use crate::commands::lint::BodyLimit;
-use crate::exit::{Away, Exit, Failure};
+use crate::exit::{Exit, Failure, Unavailable};
 use crate::input::Input;
-use crate::output::{Cell, Screen, Side, Table, TextStyle, Tone, block, count, plural};
+use crate::output::{Cell, Output, Side, Table, TextStyle, Tone, block, count, plural};
 use crate::servers::DatabaseServer;
 
 const EXAMPLES: &str = "\
 Examples:
   verbatim dead-letters edit ID --apply-suggestion
   verbatim dead-letters edit ID --set role=assistant --set data.satisfaction=5
-  verbatim dead-letters edit ID --body mended.json
+  verbatim dead-letters edit ID --body corrected.json
   verbatim dead-letters edit ID            (on a terminal: in your editor)
   verbatim dead-letters edit ID --revert
-  verbatim dead-letters edit --field role --error '\"bot\"' --apply-suggestion    (all of these)
+  verbatim dead-letters edit --field role --error '\"bot\"' --apply-suggestion    (all that match)
 
-The original body stays as it came. The copy must pass the workers' own validator, for otherwise it
-would come back at once. Exit code 1: it does not, or the dead letter is not open; of several dead letters,
-some were not edited.";
+The original body is kept. The edited copy must pass the workers' validator; otherwise it would
+fail again. Exit code 1: it does not pass, or the dead letter is not open; of several dead
+letters, some were not edited.";
 
-/// Edits a copy of a dead letter's body, which a replay sends instead
+/// Edits a copy of a dead letter's body, which a replay publishes instead
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, override_usage = "verbatim dead-letters edit [OPTIONS] [ID]...")]
 pub(crate) struct DeadLettersEdit {
@@ -46,21 +46,21 @@ pub(crate) struct DeadLettersEdit {
     #[arg(conflicts_with_all = ["set", "apply_suggestion", "revert"])]
     body: Option<Input>,
 
-    /// Set a field, such as role=assistant, data.role=user or /tool_calls/0/id=x. The value is JSON, or
-    /// else a text; the rest of the body stays byte for byte
+    /// Set a field, such as role=assistant, data.role=user or /tool_calls/0/id=x. A value that is not
+    /// valid JSON is a string. The rest of the body stays byte for byte
     #[arg(long, value_name = "FIELD=VALUE", value_parser = field_and_value)]
     #[arg(conflicts_with_all = ["apply_suggestion", "revert"])]
     set: Vec<(String, String)>,
 
-    /// Do what `dead-dead_letters show` suggests
+    /// Apply the suggestion of `dead-letters show`
     #[arg(long, conflicts_with = "revert")]
     apply_suggestion: bool,
 
-    /// Drop the edited copy
+    /// Delete the edited copy
     #[arg(long)]
     revert: bool,
 
-    /// The editor, for when nothing else says what to change
+    /// Editor, used on a terminal when no other option says what to change
     #[arg(long, env = "EDITOR", value_name = "COMMAND")]
     editor: Option<String>,
 
@@ -78,16 +78,16 @@ pub(crate) struct DeadLettersEdit {
 }
 
 impl DeadLettersEdit {
-    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(screen.style.now)?;
+    pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
+        let selection = self.chosen.selection(output.style.now)?;
         let server = DatabaseServer::open(&self.database).await?;
         let validator = DeadLetterValidator { max_body_bytes: self.limit.max_body_bytes };
         let dead_letters = DeadLetters::new(server.database.clone(), Metrics::new(), validator);
         match selection {
             Selection::Ids(ids) if ids.len() == 1 => {
-                self.one(ids[0], &dead_letters, &server, screen).await
+                self.one(ids[0], &dead_letters, &server, output).await
             }
-            selection => self.many(selection, &dead_letters, &server, screen).await,
+            selection => self.many(selection, &dead_letters, &server, output).await,
         }
     }
 
@@ -96,11 +96,11 @@ impl DeadLettersEdit {
         id: Uuid,
         dead_letters: &DeadLetters,
         server: &DatabaseServer,
-        screen: &Screen,
+        output: &Output,
     ) -> Result<Exit, Failure> {
         let found = dead_letters.details(id).await.map_err(|error| server.failure(&error))?;
         let details = found.ok_or_else(|| no_such_dead_letter(id))?;
-        let (change, copy) = match (self.alike(), &self.body) {
+        let (change, copy) = match (self.common_change(), &self.body) {
             (Some(change), _) => (change, None),
             (None, Some(input)) => (Change::Body(read(input)?), None),
             (None, None) => {
@@ -114,12 +114,12 @@ impl DeadLettersEdit {
             let copy = copy.filter(|_| !matches!(error, EditError::Nothing));
             let failure = failure(error, id, suggestion, server);
             match copy {
-                Some(copy) => kept(failure, &copy.keep()),
+                Some(copy) => with_saved_edit(failure, &copy.keep()),
                 None => failure,
             }
         })?;
-        screen.show(&dead_letter, |style| text(&dead_letter, style))?;
-        Ok(Exit::Fine)
+        output.show(&dead_letter, |style| text(&dead_letter, style))?;
+        Ok(Exit::Success)
     }
 
     async fn many(
@@ -127,11 +127,11 @@ impl DeadLettersEdit {
         selection: Selection,
         dead_letters: &DeadLetters,
         server: &DatabaseServer,
-        screen: &Screen,
+        output: &Output,
     ) -> Result<Exit, Failure> {
-        let change = self.alike().ok_or_else(|| {
+        let change = self.common_change().ok_or_else(|| {
             Failure::Usage(
-                "many dead letters are edited alike: with --set FIELD=VALUE, --apply-suggestion or --revert"
+                "several dead letters need one of --set FIELD=VALUE, --apply-suggestion or --revert"
                     .to_owned(),
             )
         })?;
@@ -141,13 +141,13 @@ impl DeadLettersEdit {
             .await
             .map_err(|error| server.failure(&error))?;
         let named = self.chosen.named();
-        edits.others = named.saturating_sub(edits.edited + edits.unchanged + edits.failed);
-        screen.show(&edits, |style| edits.text(style))?;
-        Ok(if edits.failed + edits.others > 0 { Exit::Problems } else { Exit::Fine })
+        edits.skipped = named.saturating_sub(edits.edited + edits.unchanged + edits.failed);
+        output.show(&edits, |style| edits.text(style))?;
+        Ok(if edits.failed + edits.skipped > 0 { Exit::Problems } else { Exit::Success })
     }
 
-    /// A change that many dead letters can undergo alike.
-    fn alike(&self) -> Option<Change> {
+    /// The change that can be applied to several dead letters.
+    fn common_change(&self) -> Option<Change> {
         if self.revert {
             Some(Change::Revert)
         } else if self.apply_suggestion {
@@ -159,44 +159,44 @@ impl DeadLettersEdit {
         }
     }
 
-    /// Lets the user edit what a replay would send, in a file.
+    /// Opens the body that a replay would publish in the user's editor.
     fn in_editor(&self, dead_letter: &DeadLetterRow) -> Result<(Vec<u8>, Copy), Failure> {
         let at_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
         let Some(editor) = self.editor.as_deref().filter(|it| at_terminal && !it.is_empty()) else {
             return Err(Failure::Usage(
-                "what is to change? --set FIELD=VALUE, --body FILE or --apply-suggestion says it; on a \
-                 terminal EDITOR names your editor"
+                "no change given: use --set FIELD=VALUE, --body FILE or --apply-suggestion; on a \
+                 terminal, set EDITOR to edit the body"
                     .to_owned(),
             ));
         };
         let copy = Copy::of(dead_letter)?;
-        let mut words = editor.split_whitespace();
-        let program = words.next().unwrap_or_default();
-        let ended = std::process::Command::new(program).args(words).arg(&copy.0).status();
+        let mut command_line = editor.split_whitespace();
+        let program = command_line.next().unwrap_or_default();
+        let ended = std::process::Command::new(program).args(command_line).arg(&copy.0).status();
         match ended {
             Ok(status) if status.success() => {}
             Ok(status) => return Err(Failure::plain(format!("{program} ended with {status}"))),
             Err(error) => return Err(Failure::Usage(format!("cannot start {program}: {error}"))),
         }
         let mut body = std::fs::read(&copy.0).map_err(|error| unreadable(&copy.0, &error))?;
-        // Editors end a file with a line break; a body has none.
+        // Editors append a line break; a body has none.
         body.truncate(body.trim_ascii_end().len());
         Ok((body, copy))
     }
 }
 
-/// A failure that says where the work of a user is who would not want to do it again.
-fn kept(failure: Failure, path: &Path) -> Failure {
-    let hint = format!("what you wrote is in {0}; --body {0} tries it again", path.display());
+/// The failure, with the path of the file that holds the user's edit.
+fn with_saved_edit(failure: Failure, path: &Path) -> Failure {
+    let hint = format!("your edit is saved in {0}; try again with --body {0}", path.display());
     match failure {
-        Failure::Problem { what, mend } => {
-            let mend = mend.map_or_else(String::new, |mend| format!("{mend}\n"));
-            Failure::Problem { what, mend: Some(mend + &hint) }
+        Failure::Problem { what, remedy } => {
+            let remedy = remedy.map_or_else(String::new, |remedy| format!("{remedy}\n"));
+            Failure::Problem { what, remedy: Some(remedy + &hint) }
         }
         Failure::Usage(what) => Failure::Usage(format!("{what}\n{hint}")),
-        Failure::Away(away) => {
-            let cause = format!("{}\n{hint}", away.cause);
-            Failure::Away(Away { cause, ..away })
+        Failure::Unavailable(unavailable) => {
+            let cause = format!("{}\n{hint}", unavailable.cause);
+            Failure::Unavailable(Unavailable { cause, ..unavailable })
         }
         Failure::ClosedPipe => Failure::ClosedPipe,
     }
@@ -209,12 +209,12 @@ fn failure(
     suggestion: Option<&str>,
     server: &DatabaseServer,
 ) -> Failure {
-    let show = format!("`verbatim dead-letters show {id}` tells how it stands");
+    let show = format!("see `verbatim dead-letters show {id}`");
     match error {
         EditError::Database(error) => server.failure(&error),
         EditError::Refused(refusal) => Failure::problem(
             format!("the workers would refuse the edited body: {refusal}"),
-            "nothing was changed; --set FIELD=VALUE sets more than one field when it is repeated",
+            "nothing was changed; repeat --set FIELD=VALUE to set several fields",
         ),
         EditError::NothingSuggested | EditError::Nothing => {
             Failure::problem(error.to_string(), suggestion.map_or(show, str::to_owned))
@@ -223,16 +223,16 @@ fn failure(
     }
 }
 
-/// What became of many dead letters.
+/// The result of editing several dead letters.
 #[derive(Debug, Default, Serialize)]
 struct Edits {
     edited: u64,
-    /// They are as they are wanted already.
+    /// The change would change nothing.
     unchanged: u64,
-    /// They could not be edited.
+    /// Could not be edited; see `failures`.
     failed: u64,
-    /// They were named and are not open.
-    others: u64,
+    /// Given by their ids, and not open or unknown.
+    skipped: u64,
     failures: Vec<NotEdited>,
 }
 
@@ -243,8 +243,8 @@ struct NotEdited {
     why: String,
 }
 
-/// Dead letters that a text names; JSON has all.
-const NAMED: usize = 20;
+/// Failures that text lists; JSON lists all.
+const LISTED: usize = 20;
 
 impl Edits {
     fn add(&mut self, id: Uuid, edited: Result<(), EditError>) {
@@ -261,8 +261,8 @@ impl Edits {
     fn text(&self, style: &TextStyle) -> String {
         let mut out = String::new();
         if !self.failures.is_empty() {
-            let mut table = Table::new([("not edited", Side::Left), ("why", Side::Left)]);
-            for failed in self.failures.iter().take(NAMED) {
+            let mut table = Table::new([("not edited", Side::Left), ("error", Side::Left)]);
+            for failed in self.failures.iter().take(LISTED) {
                 table.row([failed.id.to_string().into(), Cell::new(Tone::Bad, &failed.why)]);
             }
             out.push_str(&format!("{}\n", table.render(style.paint)));
@@ -273,19 +273,23 @@ impl Edits {
         );
         for (n, what) in [
             (self.failed, "not edited"),
-            (self.unchanged, "as wanted already"),
-            (self.others, "named that are not open"),
+            (self.unchanged, "unchanged"),
+            (self.skipped, "skipped (not open)"),
         ] {
             if n > 0 {
                 out.push_str(&format!(", {} {what}", count(n)));
             }
         }
         out.push('\n');
+        if self.edited > 0 {
+            out.push_str(&style.paint.text(Tone::Dim, "next: `verbatim dead-letters replay`"));
+            out.push('\n');
+        }
         out
     }
 }
 
-/// A file with a body, readable by its owner alone, that goes away again unless it is kept.
+/// A temporary file with a body, readable by its owner only; deleted when dropped.
 struct Copy(PathBuf);
 
 impl Copy {
@@ -305,7 +309,7 @@ impl Copy {
 }
 
 impl Copy {
-    /// Leaves the file where it is.
+    /// Leaves the file in place and returns its path.
     fn keep(self) -> PathBuf {
         std::mem::ManuallyDrop::new(self).0.clone()
     }
@@ -313,7 +317,7 @@ impl Copy {
 
 impl Drop for Copy {
     fn drop(&mut self) {
-        // Whoever cleans the directory up was faster.
+        // The file may be deleted already.
         std::fs::remove_file(&self.0).ok();
     }
 }
@@ -344,14 +348,15 @@ fn text(dead_letter: &DeadLetterRow, style: &TextStyle) -> String {
     let paint = style.paint;
     let Some(edited) = &dead_letter.edited_body else {
         return format!(
-            "a replay of {} sends what came; there is no edited copy\n",
+            "edited copy deleted; a replay of {} publishes the original body\n",
             dead_letter.id
         );
     };
-    let heading = paint.text(Tone::Good, &format!("a replay of {} sends now", dead_letter.id));
+    let heading =
+        paint.text(Tone::Good, &format!("edited; a replay of {} now publishes", dead_letter.id));
     let next = format!("verbatim dead-letters replay {}", dead_letter.id);
     format!(
-        "{heading}\n{}\nwhat came stays beside it; {}\n",
+        "{heading}\n{}\nthe original body is kept; next: {}\n",
         block(&body(edited), "  "),
         paint.text(Tone::Strong, &next)
     )
@@ -369,8 +374,8 @@ mod tests {
     }
 
     #[test]
-    fn of_many_dead_letters_it_is_told_how_many_were_edited_and_why_others_were_not() {
-        let mut edits = Edits { others: 1, ..Edits::default() };
+    fn editing_several_dead_letters_reports_counts_and_failures() {
+        let mut edits = Edits { skipped: 1, ..Edits::default() };
         for n in 0..5 {
             let edited = match n {
                 0 => Err(EditError::NothingSuggested),
@@ -383,15 +388,15 @@ mod tests {
     }
 
     #[test]
-    fn what_a_replay_sends_now_is_shown() {
+    fn the_body_that_a_replay_now_publishes_is_shown() {
         let dead_letter =
             DeadLetterRow { edited_body: Some(br#"{"role":"assistant"}"#.to_vec()), ..row() };
         insta::assert_snapshot!(text(&dead_letter, &style()));
-        assert!(text(&row(), &style()).contains("sends what came"));
+        assert!(text(&row(), &style()).contains("publishes the original body"));
     }
 
     #[test]
-    fn an_edited_file_is_readable_by_its_owner_alone_and_goes_away() {
+    fn the_file_for_the_editor_is_readable_by_its_owner_only_and_deleted() {
         use std::os::unix::fs::PermissionsExt as _;
         let copy = Copy::of(&row()).unwrap();
         let path = copy.0.clone();
@@ -402,14 +407,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_in_an_editor_and_refused_is_kept_and_named() {
+    fn a_refused_edit_stays_in_its_file_and_the_file_is_named() {
         let path = Copy::of(&row()).unwrap().keep();
-        let told = kept(Failure::problem("refused", "nothing was changed"), &path).to_string();
+        let failure = with_saved_edit(Failure::problem("refused", "nothing was changed"), &path);
         let expected = format!(
-            "refused\nnothing was changed\nwhat you wrote is in {0}; --body {0} tries it again",
+            "refused\nnothing was changed\nyour edit is saved in {0}; try again with --body {0}",
             path.display()
         );
-        assert_eq!(told, expected);
+        assert_eq!(failure.to_string(), expected);
         std::fs::remove_file(&path).unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! `verbatim dead-dead_letters export`: dead letters as JSON lines, a few in memory at a time.
+//! `verbatim dead-letters export`: writes dead letters as JSON lines, page by page.
 
 use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Write};
@@ -14,28 +14,28 @@ use super::dead_letters_discard::dead_letters;
 use super::dead_letters_selection::{Chosen, Status};
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
-use crate::output::{Screen, plural};
+use crate::output::{Output, plural};
 use crate::servers::DatabaseServer;
 
 const EXAMPLES: &str = "\
 Examples:
-  verbatim dead-letters export --all --output letters.jsonl
+  verbatim dead-letters export --all --output dead-letters.jsonl
   verbatim dead-letters export --reason schema --tenant acme | jq -r .body
 
-One JSON object a line, oldest first: everything that `show --json` has of the dead letter itself, headers
-and edited copy included. A body that is not UTF-8 stands in `body_hex`. Bodies are words of
-conversations: the file is readable by its owner alone, and the audit log says who took them out.";
+One JSON object per line, oldest first: the fields of the dead letter in `show --json`, with
+headers and edited copy. A body that is not UTF-8 is also in `body_hex`. Bodies contain
+conversations: the file is readable by its owner only, and the audit log records the export.";
 
 /// Writes dead letters as JSON lines
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "verbatim dead-letters export [OPTIONS] [ID]...")]
 pub(crate) struct DeadLettersExport {
-    /// Only those in this state; dead letters that are named by their ids may be in any
+    /// Only those with this status; ignored for dead letters that are given by their ids
     #[arg(long, value_enum, default_value = "open")]
     status: Status,
 
-    /// A new file, instead of standard output
+    /// Write to this new file instead of standard output
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 
@@ -49,19 +49,19 @@ pub(crate) struct DeadLettersExport {
     database: DatabaseSettings,
 }
 
-/// A dead letter on its line.
+/// A line of the export.
 #[derive(Serialize)]
 struct Line<'a> {
     #[serde(flatten)]
     dead_letter: &'a DeadLetterRow,
-    /// Where the body is not UTF-8, which `body` shows only roughly.
+    /// The body, if it is not UTF-8 and `body` therefore lossy.
     #[serde(skip_serializing_if = "Option::is_none")]
     body_hex: Option<String>,
 }
 
 impl DeadLettersExport {
-    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(screen.style.now)?;
+    pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
+        let selection = self.chosen.selection(output.style.now)?;
         let server = DatabaseServer::open(&self.database).await?;
         let mut out = self.open()?;
         let status = if self.chosen.named() > 0 { None } else { self.status.stored() };
@@ -77,10 +77,9 @@ impl DeadLettersExport {
             })?;
         out.flush()?;
         if let Some(path) = &self.output {
-            // Standard output belongs byte for bytes.
-            eprintln!("{} in {}", plural(written, "dead letter"), path.display());
+            eprintln!("exported {} to {}", plural(written, "dead letter"), path.display());
         }
-        Ok(Exit::Fine)
+        Ok(Exit::Success)
     }
 
     fn open(&self) -> Result<Box<dyn Write + Send>, Failure> {
@@ -88,8 +87,9 @@ impl DeadLettersExport {
             return Ok(Box::new(BufWriter::new(io::stdout())));
         };
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        let file = file
-            .map_err(|error| Failure::Usage(format!("cannot make {}: {error}", path.display())))?;
+        let file = file.map_err(|error| {
+            Failure::Usage(format!("cannot create {}: {error}", path.display()))
+        })?;
         Ok(Box::new(BufWriter::new(file)))
     }
 }
@@ -132,11 +132,11 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_the_dead_letter_and_a_body_that_is_no_text_in_full() {
-        let told = line(&row());
-        assert_eq!(told["body"].as_str().unwrap().as_bytes(), row().body);
-        assert!(told.get("body_hex").is_none() && told["edited_body"].is_null());
-        let told = line(&DeadLetterRow { body: b"a\n\xff".to_vec(), ..row() });
-        assert_eq!(told["body_hex"], "610aff");
+    fn a_line_has_the_dead_letter_and_the_bytes_of_a_binary_body() {
+        let exported = line(&row());
+        assert_eq!(exported["body"].as_str().unwrap().as_bytes(), row().body);
+        assert!(exported.get("body_hex").is_none() && exported["edited_body"].is_null());
+        let exported = line(&DeadLetterRow { body: b"a\n\xff".to_vec(), ..row() });
+        assert_eq!(exported["body_hex"], "610aff");
     }
 }

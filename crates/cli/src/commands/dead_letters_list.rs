@@ -1,4 +1,4 @@
-//! `verbatim dead-dead_letters list`: what could not be handled, and why. Looking changes nothing.
+//! `verbatim dead-letters list`: lists or groups dead letters. Read-only.
 
 mod groups;
 
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::dead_letters_selection::{Filters, Status};
 use crate::exit::{Exit, Failure};
-use crate::output::{Cell, Screen, Side, Table, TextStyle, Tone, ago, count, excerpt, plural};
+use crate::output::{Cell, Output, Side, Table, TextStyle, Tone, ago, count, excerpt, plural};
 use crate::servers::DatabaseServer;
 
 const EXAMPLES: &str = "\
@@ -18,31 +18,31 @@ Examples:
   verbatim dead-letters list --group
   verbatim dead-letters list --reason schema --tenant acme --since 2h
   verbatim dead-letters list --error 'must be a role' --limit 500
-  verbatim dead-letters list --json | jq -r '.letters[] | \"\\(.id) \\(.field) \\(.error)\"'
+  verbatim dead-letters list --json | jq -r '.dead_letters[] | \"\\(.id) \\(.field) \\(.error)\"'
 
-Reads the replica that DATABASE_READ_URL names, if it names one. A dead letter is here once a
-statistics-worker has taken it from its queue; `verbatim queues` shows what still waits there.";
+Reads the replica at DATABASE_READ_URL, if that is set. A dead letter is listed once a
+statistics-worker has stored it; `verbatim queues` shows how many are still in their queues.";
 
 /// Lists dead letters, newest first
 ///
-/// Begins with how many are open by queue and reason.
+/// First prints the number of open dead letters by queue and reason.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, override_usage = "verbatim dead-letters list [OPTIONS]")]
 pub(crate) struct DeadLettersList {
-    /// Only those in this state
+    /// Only those with this status
     #[arg(long, value_enum, default_value = "open")]
     status: Status,
 
-    /// Show what they have in common instead of each: queue, reason, field and error. Errors that
-    /// differ only in quoted values and numbers count as one
+    /// List groups with the same queue, reason, field and error instead of each dead letter. Errors that
+    /// differ only in quoted values, ids and numbers are the same
     #[arg(long, conflicts_with = "before")]
     group: bool,
 
-    /// At most so many
+    /// Number of rows, at most
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
 
-    /// The next page: only those older than the dead letter with this id
+    /// Next page: only those older than the dead letter with this id
     #[arg(long, value_name = "ID")]
     before: Option<Uuid>,
 
@@ -59,28 +59,28 @@ pub(crate) struct DeadLettersList {
 /// A page of dead letters.
 #[derive(Debug, Serialize)]
 struct Page {
-    /// How many match, on this page and others.
+    /// Dead letters that match, on this and other pages.
     total: u64,
-    /// Open ones by queue and reason, whatever the filter says.
+    /// All open dead letters by queue and reason, without the filters.
     open: Vec<OpenDeadLetters>,
     dead_letters: Vec<ListedDeadLetter>,
-    /// What `--before` takes to get the next page; none on the last one.
+    /// The value of `--before` for the next page; `None` on the last page.
     next: Option<Uuid>,
 }
 
-/// What dead letters have in common.
+/// Dead letters grouped by queue, reason, field and error.
 #[derive(Debug, Serialize)]
 struct Groups {
-    /// How many dead letters match.
+    /// Dead letters that match.
     total: u64,
     groups: Vec<DeadLetterGroup>,
 }
 
 impl DeadLettersList {
-    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
+    pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let server = DatabaseServer::open_for_lists(&self.database, &self.replica).await?;
         let (database, status) = (&server.database, self.status.stored());
-        let filter = self.filters.filter(screen.style.now);
+        let filter = self.filters.filter(output.style.now);
         let failure = |error| server.failure(&error);
         if self.group {
             let (total, groups) = tokio::try_join!(
@@ -89,10 +89,10 @@ impl DeadLettersList {
             )
             .map_err(failure)?;
             let groups = Groups { total, groups };
-            screen.show(&groups, |style| groups::text(&groups, self.limit, style))?;
-            return Ok(Exit::Fine);
+            output.show(&groups, |style| groups::text(&groups, self.limit, style))?;
+            return Ok(Exit::Success);
         }
-        // One more than is shown tells whether there is a next page.
+        // One more row than the limit shows that there is a next page.
         let (total, mut dead_letters) = tokio::try_join!(
             database.count_dead_letters(&filter, status),
             database.dead_letters(&filter, status, self.before, self.limit.saturating_add(1))
@@ -104,12 +104,12 @@ impl DeadLettersList {
         dead_letters.truncate(limit);
         let next = dead_letters.last().filter(|_| more).map(|it| it.id);
         let page = Page { total, open, dead_letters, next };
-        screen.show(&page, |style| text(&page, style))?;
-        Ok(Exit::Fine)
+        output.show(&page, |style| text(&page, style))?;
+        Ok(Exit::Success)
     }
 }
 
-/// What a list shows of an error; `show` has all of it.
+/// Characters of an error that a list shows; `show` has all of it.
 const ERROR: usize = 120;
 
 fn text(page: &Page, style: &TextStyle) -> String {
@@ -132,7 +132,7 @@ fn text(page: &Page, style: &TextStyle) -> String {
     }
     if page.dead_letters.is_empty() {
         if !page.open.is_empty() {
-            out.push_str("\nnone of them matches\n");
+            out.push_str("\nno dead letter matches the filters\n");
         }
         return out;
     }
@@ -145,23 +145,21 @@ fn text(page: &Page, style: &TextStyle) -> String {
     if let Some(next) = page.next {
         let (shown, total) =
             (count(page.dead_letters.len() as i128), plural(page.total, "dead letter"));
-        hint(&format!(
-            "{shown} of {total}; --before {next} shows the next, --group what they share"
-        ));
+        hint(&format!("{shown} of {total}; next page: --before {next}; groups: --group"));
     }
-    hint("`verbatim dead-letters show ID` tells all about one");
+    hint("details: `verbatim dead-letters show ID`");
     out
 }
 
 fn dead_letters(dead_letters: &[ListedDeadLetter], style: &TextStyle) -> String {
     let mut table = Table::new([
         ("id", Side::Left),
-        ("died", Side::Left),
+        ("failed", Side::Left),
         ("status", Side::Left),
         ("tenant", Side::Left),
         ("reason", Side::Left),
         ("field", Side::Left),
-        ("what was wrong", Side::Left),
+        ("error", Side::Left),
     ]);
     for dead_letter in dead_letters {
         let tone =
@@ -169,7 +167,7 @@ fn dead_letters(dead_letters: &[ListedDeadLetter], style: &TextStyle) -> String 
         table.row([
             dead_letter.id.to_string().into(),
             ago(dead_letter.last_failed_at, style.now).into(),
-            Cell::new(tone, state(dead_letter)),
+            Cell::new(tone, status(dead_letter)),
             Cell::optional(dead_letter.tenant_id.as_deref()),
             (&dead_letter.reason).into(),
             Cell::optional(dead_letter.field.as_deref()),
@@ -179,19 +177,19 @@ fn dead_letters(dead_letters: &[ListedDeadLetter], style: &TextStyle) -> String 
     table.render(style.paint)
 }
 
-/// Its status, and what tells it apart from others with the same.
-fn state(dead_letter: &ListedDeadLetter) -> String {
-    let mut state = dead_letter.status.to_string();
+/// Its status, whether it is edited, how often it failed again, and whether a replay failed.
+fn status(dead_letter: &ListedDeadLetter) -> String {
+    let mut status = dead_letter.status.to_string();
     if dead_letter.edited {
-        state.push_str(", edited");
+        status.push_str(", edited");
     }
     if dead_letter.replay_count > 0 {
-        state.push_str(&format!(", came back ×{}", dead_letter.replay_count));
+        status.push_str(&format!(", failed again ×{}", dead_letter.replay_count));
     }
     if dead_letter.status == DeadLetterStatus::Open && dead_letter.replay_fault.is_some() {
-        state.push_str(", not sent");
+        status.push_str(", replay failed");
     }
-    state
+    status
 }
 
 #[cfg(test)]
@@ -277,7 +275,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_overview_comes_first_and_then_each_dead_letter() {
+    fn open_counts_come_first_and_then_each_dead_letter() {
         let foreign = ListedDeadLetter {
             id: Uuid::from_u128(7),
             reason: "malformed_json".to_owned(),

@@ -1,4 +1,4 @@
-//! `verbatim dead-dead_letters replay`: dead letters back into their queues, slowly at first.
+//! `verbatim dead-letters replay`: publishes dead letters to their queues again, in growing batches.
 
 mod plan;
 mod progress;
@@ -22,7 +22,7 @@ use super::dead_letters_selection::Chosen;
 use crate::actor::ActorArgs;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
-use crate::output::Screen;
+use crate::output::Output;
 use crate::servers::{Broker, DatabaseServer};
 
 const EXAMPLES: &str = "\
@@ -30,43 +30,46 @@ Examples:
   verbatim dead-letters replay ID
   verbatim dead-letters replay --queue conversation.save_message --reason schema --dry-run
   verbatim dead-letters replay --reason attempts_exhausted --since 2h --rate 50
-  verbatim dead-letters replay --all --stop-on-return never
+  verbatim dead-letters replay --all --stop-on-failure never
 
-Sends open dead letters, oldest first, straight to their queues: 1, then 2, then 4, and so on, looking
-after each batch whether dead letters came back. A dead letter is marked replayed once RabbitMQ confirmed it;
-what no queue takes stays open and says why. One that comes back is a new dead letter that names the one
-before. Replaying twice, or at once from two places, is safe: effects happen once. Ctrl-C stops
-between dead letters.
+Publishes open dead letters, oldest first, directly to their queues: in batches of 1, 2, 4 and
+so on, and checks after each batch whether dead letters failed again. A dead letter is marked
+replayed once RabbitMQ confirmed it; if it is unroutable or refused, it stays open with the
+error. One that fails again is a new dead letter with a reference to the replayed one. Replaying
+twice, or two replays at the same time, is safe: effects happen once. Ctrl-C stops between dead
+letters.
 
-Exit codes: 0 all were sent and none came back; 1 some came back or were not sent by this run (no
-queue took them, or another run has them), or it was stopped; 3 a server went away.";
+Exit codes: 0 all were replayed and none failed again; 1 some failed again, or were not replayed
+by this run (unroutable, refused, or claimed by another run), or it was stopped; 3 a server
+became unreachable.";
 
-/// Sends dead letters back to their queues
+/// Publishes dead letters to their queues again
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "verbatim dead-letters replay [OPTIONS] [ID]...")]
 pub(crate) struct DeadLettersReplay {
-    /// Only say what would be sent where
+    /// Print what would be published to which queue, and publish nothing
     #[arg(long)]
     dry_run: bool,
 
-    /// Dead letters a second at most. The default leaves nearly all of a fleet to live messages
-    #[arg(long, default_value = "200", value_name = "LETTERS", value_parser = rate)]
+    /// Dead letters per second, at most. The default leaves most capacity to live messages
+    #[arg(long, default_value = "200", value_name = "N", value_parser = rate)]
     rate: f64,
 
-    /// Dead letters of a batch at most: what is sent between two looks at what came back
-    #[arg(long, default_value_t = 500, value_name = "LETTERS")]
+    /// Dead letters per batch, at most: published between two checks for failures
+    #[arg(long, default_value_t = 500, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
     max_batch: u32,
 
-    /// How long to look after each batch; it ends sooner where every message of it is saved
+    /// How long to watch for failures after each batch; ends sooner once all its messages are saved
     #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration)]
     watch: Duration,
 
-    /// When to stop because dead letters come back or no queue takes them. A whole batch means that the cause
-    /// is still there; a few among many are dead letters that are still bad
+    /// When to stop because dead letters fail again, or are unroutable or refused. If a whole batch
+    /// fails, the cause probably persists; single failures are probably bad messages
     #[arg(long, value_enum, default_value = "whole-batch", value_name = "WHEN")]
-    stop_on_return: Stop,
+    #[arg(alias = "stop-on-return")]
+    stop_on_failure: Stop,
 
     #[command(flatten)]
     limit: BodyLimit,
@@ -87,17 +90,17 @@ pub(crate) struct DeadLettersReplay {
 /// When to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Stop {
-    /// With the first dead letter
+    /// At the first failure
     First,
-    /// With a whole batch of them: of five at least, once some went well
+    /// When a whole batch fails; after the first success, only a batch of at least five
     WholeBatch,
-    /// Only when a server is away
+    /// Never; only when a server is unreachable
     Never,
 }
 
 impl DeadLettersReplay {
-    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(screen.style.now)?;
+    pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
+        let selection = self.chosen.selection(output.style.now)?;
         let broker = Broker::of(&self.amqp)?;
         let server = DatabaseServer::open(&self.database).await?;
         let metrics = Metrics::new();
@@ -111,8 +114,8 @@ impl DeadLettersReplay {
             let mut plan = plan::Plan::default();
             let planned = replayer.plan(selection, |dead_letter| plan.add(dead_letter)).await;
             planned.map_err(|error| server.failure(&error))?;
-            screen.show(&plan, |style| plan.text(style))?;
-            return Ok(Exit::Fine);
+            output.show(&plan, |style| plan.text(style))?;
+            return Ok(Exit::Success);
         }
         let mut inspector = Inspector::new(broker.endpoints.clone());
         inspector.probe().await.map_err(|error| broker.failure(&error))?;
@@ -120,36 +123,36 @@ impl DeadLettersReplay {
             rate: self.rate,
             largest_batch: self.max_batch,
             watch: self.watch,
-            stop: match self.stop_on_return {
+            stop: match self.stop_on_failure {
                 Stop::First => StopOnFailure::First,
                 Stop::WholeBatch => StopOnFailure::WholeBatch,
                 Stop::Never => StopOnFailure::Never,
             },
         };
-        let mut shown = progress::Shown::new();
+        let mut display = progress::ReplayProgress::new();
         let actor = self.actor.actor();
         let replayed = replayer
-            .run(selection, &actor, &settings, &stop_by_signal(), |progress| shown.show(progress))
+            .run(selection, &actor, &settings, &stop_by_signal(), |progress| display.show(progress))
             .await;
-        shown.end();
+        display.end();
         let report = replayed.map_err(|error| server.failure(&error))?;
-        let others = self.chosen.named().saturating_sub(report.matched);
-        screen.show(&report, |style| text::text(&report, others, style))?;
-        Ok(exit(&report, others))
+        let not_open = self.chosen.named().saturating_sub(report.matched);
+        output.show(&report, |style| text::text(&report, not_open, style))?;
+        Ok(exit(&report, not_open))
     }
 }
 
-/// `others` are dead letters that were named and are not open. Whatever this run did not send, or sent too late
-/// to note, may be open still.
-fn exit(report: &ReplayReport, others: u64) -> Exit {
+/// `not_open` counts dead letters that were given by their ids and are not open. Dead letters that this
+/// run skipped, or published too late to record, may still be open.
+fn exit(report: &ReplayReport, not_open: u64) -> Exit {
     let ReplayReport { failed, failed_again, skipped, decided_elsewhere, .. } = report;
     match &report.ended {
         Ended::Unavailable {
             dependency: Dependency::RabbitMq | Dependency::PostgreSql | Dependency::Redis,
             ..
-        } => Exit::Away,
-        Ended::Complete if failed + failed_again + skipped + decided_elsewhere + others == 0 => {
-            Exit::Fine
+        } => Exit::Unavailable,
+        Ended::Complete if failed + failed_again + skipped + decided_elsewhere + not_open == 0 => {
+            Exit::Success
         }
         _ => Exit::Problems,
     }
@@ -158,7 +161,7 @@ fn exit(report: &ReplayReport, others: u64) -> Exit {
 /// Cancelled by the first Ctrl-C or SIGTERM; the second one ends the process.
 fn stop_by_signal() -> CancellationToken {
     let stop = CancellationToken::new();
-    let told = stop.clone();
+    let signalled = stop.clone();
     tokio::spawn(async move {
         let (Ok(mut interrupt), Ok(mut terminate)) =
             (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
@@ -171,10 +174,13 @@ fn stop_by_signal() -> CancellationToken {
                 _ = terminate.recv() => {}
             }
             if first {
-                eprintln!("stopping once the dead letters that are on their way are noted");
-                told.cancel();
+                eprintln!(
+                    "stopping after the dead letters in flight are confirmed and recorded; Ctrl-C again \
+                     stops at once"
+                );
+                signalled.cancel();
             } else {
-                // What is not noted stays open, and its lease ends.
+                // Dead letters that are not recorded stay open, and their lease expires.
                 std::process::exit(1);
             }
         }
@@ -185,7 +191,7 @@ fn stop_by_signal() -> CancellationToken {
 fn rate(text: &str) -> Result<f64, String> {
     match text.trim().parse::<f64>() {
         Ok(rate) if (0.01..=100_000.0).contains(&rate) => Ok(rate),
-        _ => Err("it must be a number of dead letters a second, 0.01 to 100000".to_owned()),
+        _ => Err("it must be a number of dead letters per second, 0.01 to 100000".to_owned()),
     }
 }
 
@@ -194,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_is_more_than_nothing() {
+    fn a_rate_is_a_positive_number() {
         assert_eq!(rate("0.5"), Ok(0.5));
         for nonsense in ["0", "-1", "NaN", "inf", "many"] {
             assert!(rate(nonsense).is_err(), "{nonsense}");

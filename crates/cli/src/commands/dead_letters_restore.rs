@@ -1,14 +1,14 @@
-//! `verbatim dead-dead_letters restore`: dead letters that were discarded or replayed are open again.
+//! `verbatim dead-letters restore`: opens discarded or replayed dead letters again.
 
 use clap::{Args, ValueEnum};
 use database::DeadLetterStatus;
 use service::settings::DatabaseSettings;
 
-use super::dead_letters_discard::{Done, dead_letters};
+use super::dead_letters_discard::{Done, Texts, dead_letters};
 use super::dead_letters_selection::Chosen;
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
-use crate::output::Screen;
+use crate::output::Output;
 use crate::servers::DatabaseServer;
 
 const EXAMPLES: &str = "\
@@ -16,17 +16,17 @@ Examples:
   verbatim dead-letters restore ID
   verbatim dead-letters restore --status discarded --tenant acme --since 2h
 
-A dead letter that was replayed may be replayed again: its effect happens once. Exit code 1: not every
-dead letter that was named is open again.";
+Replaying a dead letter again is safe: its effect happens once. Exit code 1: a dead letter that
+was given by its id was skipped.";
 
 /// Opens discarded or replayed dead letters again
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "verbatim dead-letters restore [OPTIONS] [ID]...")]
 pub(crate) struct DeadLettersRestore {
-    /// Only those in this state; dead letters that are named by their ids may be in either
+    /// Only those with this status; required unless dead letters are given by their ids
     #[arg(long, value_enum)]
-    status: Option<Was>,
+    status: Option<RestoreFrom>,
 
     #[command(flatten)]
     chosen: Chosen,
@@ -38,26 +38,26 @@ pub(crate) struct DeadLettersRestore {
     database: DatabaseSettings,
 }
 
-/// What became of a dead letter.
+/// The status to restore from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Was {
-    /// Somebody decided that it may stay dead
+enum RestoreFrom {
+    /// Discarded by an operator
     Discarded,
-    /// It was sent again
+    /// Published again by a replay
     Replayed,
 }
 
 impl DeadLettersRestore {
-    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(screen.style.now)?;
+    pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
+        let selection = self.chosen.selection(output.style.now)?;
         let status: &[DeadLetterStatus] = match (self.status, self.chosen.named()) {
-            (Some(Was::Discarded), _) => &[DeadLetterStatus::Discarded],
-            (Some(Was::Replayed), _) => &[DeadLetterStatus::Replayed],
+            (Some(RestoreFrom::Discarded), _) => &[DeadLetterStatus::Discarded],
+            (Some(RestoreFrom::Replayed), _) => &[DeadLetterStatus::Replayed],
             (None, 1..) => &[DeadLetterStatus::Discarded, DeadLetterStatus::Replayed],
-            // What was replayed is most likely well.
+            // Most replayed dead letters succeeded, so opening them is not a default.
             (None, 0) => {
                 return Err(Failure::Usage(
-                    "--status discarded or --status replayed: which of them are to be open again?"
+                    "give --status discarded or --status replayed: which dead letters to open again"
                         .to_owned(),
                 ));
             }
@@ -66,9 +66,14 @@ impl DeadLettersRestore {
         let actor = self.actor.actor();
         let restored = dead_letters(&server).restore(selection, status, &actor).await;
         let dead_letters = restored.map_err(|error| server.failure(&error))?;
-        let others = self.chosen.named().saturating_sub(dead_letters);
-        let done = Done { run: actor.run, dead_letters, others };
-        screen.show(&done, |style| done.text("open again", "discarded or replayed", style))?;
+        let skipped = self.chosen.named().saturating_sub(dead_letters);
+        let done = Done { run: actor.run, dead_letters, skipped };
+        let texts = Texts {
+            done: "open again",
+            required: "discarded or replayed",
+            next: "next: `verbatim dead-letters replay`",
+        };
+        output.show(&done, |style| done.text(&texts, style))?;
         Ok(done.exit())
     }
 }

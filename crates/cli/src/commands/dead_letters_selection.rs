@@ -1,4 +1,4 @@
-//! Which dead letters a command is about: the same words for looking and for acting.
+//! The selection of dead letters: the same filters for all subcommands.
 
 use broker::topology::WorkQueue;
 use clap::{Args, ValueEnum};
@@ -11,11 +11,11 @@ use uuid::Uuid;
 use crate::exit::Failure;
 use crate::when::When;
 
-/// What dead letters have in common.
+/// Filters. A dead letter must match all of them.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Which dead letters")]
 pub(crate) struct Filters {
-    /// Only of this work queue
+    /// Only from this work queue
     #[arg(long, value_parser = queue)]
     pub(crate) queue: Option<&'static str>,
 
@@ -28,7 +28,7 @@ pub(crate) struct Filters {
     #[arg(long)]
     field: Option<String>,
 
-    /// Only with an error that holds this text, in capitals or not
+    /// Only with an error that contains this text (case-insensitive)
     #[arg(long, value_name = "TEXT")]
     error: Option<String>,
 
@@ -40,7 +40,7 @@ pub(crate) struct Filters {
     #[arg(long, value_parser = |text: &str| ConversationId::new(text))]
     conversation: Option<ConversationId>,
 
-    /// Only known by this id
+    /// Only of the message with this id
     #[arg(long, value_name = "ID")]
     message: Option<String>,
 
@@ -48,57 +48,57 @@ pub(crate) struct Filters {
     #[arg(long, value_name = "TYPE")]
     action: Option<String>,
 
-    /// Only that died since: a moment (RFC 3339) or how long ago (2h, 30min)
+    /// Only those that failed at or after this time: RFC 3339, or how long ago (2h, 30min)
     #[arg(long, value_name = "WHEN", value_parser = When::parse)]
     since: Option<When>,
 
-    /// Only that died before: a moment (RFC 3339) or how long ago (2h, 30min)
+    /// Only those that failed before this time: RFC 3339, or how long ago (2h, 30min)
     #[arg(long, value_name = "WHEN", value_parser = When::parse)]
     until: Option<When>,
 
-    /// Only those that came back from a replay, or only those that never were replayed
-    #[arg(long, value_enum, value_name = "ANSWER")]
-    replayed_before: Option<Answer>,
+    /// yes: only those that failed again after a replay; no: only those that were never replayed
+    #[arg(long, value_enum, value_name = "YES|NO")]
+    replayed_before: Option<YesNo>,
 }
 
 /// The dead letters to act upon.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Which dead letters")]
 pub(crate) struct Chosen {
-    /// Dead letters by their ids
+    /// Ids of dead letters
     #[arg(value_name = "ID", conflicts_with = "all")]
     ids: Vec<Uuid>,
 
     #[command(flatten)]
     filters: Filters,
 
-    /// All of them
+    /// All dead letters
     #[arg(long)]
     all: bool,
 }
 
-/// What became of a dead letter.
+/// The status of a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Status {
-    /// Nobody has decided yet
+    /// Neither replayed nor discarded
     Open,
-    /// It was sent again
+    /// Published again by a replay
     Replayed,
-    /// Somebody decided that it may stay dead
+    /// Discarded by an operator
     Discarded,
-    /// Any of them
+    /// Any status
     All,
 }
 
 /// Yes or no.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Answer {
+enum YesNo {
     Yes,
     No,
 }
 
 impl Filters {
-    /// What the archive looks for; `now` is what "2h" ago is measured from.
+    /// The filter for the database; durations are counted back from `now`.
     pub(crate) fn filter(&self, now: Timestamp) -> DeadLetterFilter {
         let owned = |text: Option<&str>| text.map(str::to_owned);
         DeadLetterFilter {
@@ -113,15 +113,15 @@ impl Filters {
             since: self.since.map(|when| when.before(now)),
             until: self.until.map(|when| when.before(now)),
             replayed_before: self.replayed_before.map(|answer| match answer {
-                Answer::Yes => ReplayedBefore::FailedAgain,
-                Answer::No => ReplayedBefore::Never,
+                YesNo::Yes => ReplayedBefore::FailedAgain,
+                YesNo::No => ReplayedBefore::Never,
             }),
         }
     }
 }
 
 impl Chosen {
-    /// The dead letters that are meant: by ids, by what they have in common, or all.
+    /// The selection: by ids, by filters, or all; exactly one of these.
     pub(crate) fn selection(&self, now: Timestamp) -> Result<Selection, Failure> {
         let filter = self.filters.filter(now);
         match (self.ids.is_empty(), filter.is_empty(), self.all) {
@@ -129,19 +129,17 @@ impl Chosen {
             (true, false, false) => Ok(Selection::Matching(filter)),
             (false, true, false) => Ok(Selection::Ids(self.ids.clone())),
             (true, true, false) => Err(Failure::Usage(
-                "which dead letters? Name their ids, or what they have in common (such as --reason schema); \
-                 --all means every one"
+                "no dead letters selected: give ids, filters (such as --reason schema) or --all"
                     .to_owned(),
             )),
             _ => Err(Failure::Usage(
-                "name dead letters by their ids, or by what they have in common, or say --all; not two of \
-                 these at once"
+                "select dead letters either by ids, or by filters, or with --all; not by several of these"
                     .to_owned(),
             )),
         }
     }
 
-    /// How many dead letters were named one by one.
+    /// The number of different ids that were given.
     pub(crate) fn named(&self) -> u64 {
         let mut ids = self.ids.clone();
         ids.sort_unstable();
@@ -151,7 +149,7 @@ impl Chosen {
 }
 
 impl Status {
-    /// As the archive has it; none for any.
+    /// The status in the database; `None` for any.
     pub(crate) fn stored(self) -> Option<DeadLetterStatus> {
         match self {
             Self::Open => Some(DeadLetterStatus::Open),
@@ -164,10 +162,10 @@ impl Status {
 
 fn queue(text: &str) -> Result<&'static str, String> {
     let names = WorkQueue::ALL.map(WorkQueue::name);
-    let home = text.strip_suffix(".dlq").unwrap_or(text);
+    let work_queue = text.strip_suffix(".dlq").unwrap_or(text);
     names
         .into_iter()
-        .find(|name| *name == home)
+        .find(|name| *name == work_queue)
         .ok_or_else(|| format!("it must be one of {}", names.join(", ")))
 }
 
@@ -198,8 +196,8 @@ mod tests {
     }
 
     #[test]
-    fn everything_has_to_be_said() {
-        assert!(selection(&[]).is_err_and(|error| error.contains("--all means every one")));
+    fn all_dead_letters_are_selected_only_with_all() {
+        assert!(selection(&[]).is_err_and(|error| error.contains("no dead letters selected")));
         assert_eq!(selection(&["--all"]), Ok(Selection::All));
         let id = Uuid::from_u128(7);
         assert_eq!(selection(&[&id.to_string()]), Ok(Selection::Ids(vec![id])));
@@ -210,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn dead_letters_are_chosen_by_when_they_died() {
+    fn dead_letters_are_selected_by_when_they_failed() {
         let at = |text: &str| Timestamp::parse(text).unwrap();
         let filter = DeadLetterFilter {
             since: Some(at("2026-11-20T09:30:00Z")),

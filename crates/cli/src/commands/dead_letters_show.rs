@@ -1,5 +1,4 @@
-//! `verbatim dead-dead_letters show`: one dead letter with all that is known about it. Looking changes
-//! nothing.
+//! `verbatim dead-letters show`: one dead letter with its history and a suggested fix. Read-only.
 
 use clap::Args;
 use conversation::dead_letters::{
@@ -14,7 +13,7 @@ use uuid::Uuid;
 
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
-use crate::output::{Screen, TextStyle, Tone, ago, block, moment, one_line, plural};
+use crate::output::{Output, TextStyle, Tone, ago, block, moment, one_line, plural};
 use crate::servers::DatabaseServer;
 
 const EXAMPLES: &str = "\
@@ -22,13 +21,13 @@ Examples:
   verbatim dead-letters show 4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a
   verbatim dead-letters show ID --json | jq -r .body > action.json
 
-Exit code 1 means that there is no such dead letter.";
+Exit code 1: there is no such dead letter.";
 
-/// Shows a dead letter: body, headers, story, and what would mend it
+/// Shows a dead letter: body, headers, history and a suggested fix
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, override_usage = "verbatim dead-letters show [OPTIONS] <ID>")]
 pub(crate) struct DeadLettersShow {
-    /// Its id
+    /// Id of the dead letter
     #[arg(value_name = "ID")]
     id: Uuid,
 
@@ -43,15 +42,15 @@ pub(crate) struct DeadLettersShow {
 struct Shown<'a> {
     #[serde(flatten)]
     dead_letter: &'a DeadLetterRow,
-    /// The ids of the dead letters that its replays came back as.
+    /// The dead letters as which its replays failed again.
     failed_again_as: Vec<Uuid>,
     audit: &'a [AuditEntry],
     suggestion: Option<Advice>,
-    /// Command lines that go on from here.
+    /// The next commands for this dead letter.
     next: Vec<String>,
 }
 
-/// A suggestion with the command line that follows it, where one can.
+/// A suggested fix, with the command that applies it, if there is one.
 #[derive(Debug, Serialize)]
 struct Advice {
     text: String,
@@ -59,22 +58,22 @@ struct Advice {
 }
 
 impl DeadLettersShow {
-    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
+    pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let server = DatabaseServer::open(&self.database).await?;
         let validator = DeadLetterValidator { max_body_bytes: self.limit.max_body_bytes };
         let dead_letters = DeadLetters::new(server.database.clone(), Metrics::new(), validator);
         let found = dead_letters.details(self.id).await.map_err(|error| server.failure(&error))?;
         let details = found.ok_or_else(|| no_such_dead_letter(self.id))?;
         let shown = shown(&details);
-        screen.show(&shown, |style| text(&details, &shown, style))?;
-        Ok(Exit::Fine)
+        output.show(&shown, |style| text(&details, &shown, style))?;
+        Ok(Exit::Success)
     }
 }
 
 /// There is no dead letter with this id.
 pub(super) fn no_such_dead_letter(id: Uuid) -> Failure {
     let what = format!("there is no dead letter {id}");
-    Failure::problem(what, "`verbatim dead-letters list --status all` shows which there are")
+    Failure::problem(what, "`verbatim dead-letters list --status all` lists all dead letters")
 }
 
 fn shown(details: &DeadLetterDetails) -> Shown<'_> {
@@ -97,7 +96,7 @@ fn advice(id: Uuid, suggestion: &Suggestion) -> Advice {
     Advice { text: suggestion.text.clone(), command }
 }
 
-/// What can be done with a dead letter.
+/// The commands for a dead letter in its status.
 fn next(dead_letter: &DeadLetterRow) -> Vec<String> {
     let verbs: &[&str] = match dead_letter.status {
         DeadLetterStatus::Open => &["edit", "replay", "discard --why TEXT"],
@@ -142,31 +141,27 @@ fn text(details: &DeadLetterDetails, shown: &Shown<'_>, style: &TextStyle) -> St
         Tone::Plain,
         &format!("to {exchange}, routing key {}", dead_letter.routing_key),
     );
-    line("died in", Tone::Plain, &dead_letter.queue);
-    line("story", Tone::Plain, &self::details(dead_letter, style));
+    line("failed in", Tone::Plain, &dead_letter.queue);
+    line("history", Tone::Plain, &history(dead_letter, style));
     if let Some(changed) = dead_letter.status_changed_at {
         let why =
             dead_letter.status_reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
         line(dead_letter.status.as_str(), Tone::Plain, &format!("{}{why}", moment(changed)));
     }
     if let Some(before) = &dead_letter.replay_of {
-        let died = details.before.as_ref().map(|it| format!(", which died of {}", it.reason));
-        line(
-            "came back",
-            Tone::Warn,
-            &format!("from the replay of {before}{}", died.unwrap_or_default()),
-        );
+        let reason = details.before.as_ref().map(|it| format!(" ({})", it.reason));
+        line("replay of", Tone::Warn, &format!("{before}{}", reason.unwrap_or_default()));
     }
     for after in &details.after {
-        line("its replay", Tone::Warn, &failed_again(after));
+        line("failed again", Tone::Warn, &failed_again(after));
     }
     if let (Some(fault), Some(tried)) = (&dead_letter.replay_fault, dead_letter.replay_tried_at) {
-        line("not sent", Tone::Bad, &format!("{}: {fault}", moment(tried)));
+        line("replay failed", Tone::Bad, &format!("{}: {fault}", moment(tried)));
     }
     for (name, value) in
         [("properties", &dead_letter.properties), ("headers", &dead_letter.headers)]
     {
-        if let Some(value) = told(value) {
+        if let Some(value) = non_null_fields(value) {
             let heading = paint.text(Tone::Dim, name);
             out.push_str(&format!("\n{heading}\n{}", block(&value, "  ")));
         }
@@ -177,14 +172,14 @@ fn text(details: &DeadLetterDetails, shown: &Shown<'_>, style: &TextStyle) -> St
         let when = dead_letter.edited_at.map(|at| format!(", {}", moment(at))).unwrap_or_default();
         let who =
             dead_letter.edited_by.as_deref().map(|who| format!(" by {who}")).unwrap_or_default();
-        let heading = format!("edited copy, which a replay sends{when}{}", one_line(&who));
+        let heading = format!("edited copy, which a replay publishes{when}{}", one_line(&who));
         let heading = paint.text(Tone::Warn, &heading);
         out.push_str(&format!("\n{heading}\n{}", block(&body(edited), "  ")));
     }
     if !details.audit.is_empty() {
-        out.push_str(&format!("\n{}\n", paint.text(Tone::Dim, "what was done")));
+        out.push_str(&format!("\n{}\n", paint.text(Tone::Dim, "audit log")));
         for entry in &details.audit {
-            out.push_str(&format!("  {}\n", one_line(&done(entry))));
+            out.push_str(&format!("  {}\n", one_line(&audit_line(entry))));
         }
     }
     if let Some(advice) = &shown.suggestion {
@@ -202,14 +197,14 @@ fn text(details: &DeadLetterDetails, shown: &Shown<'_>, style: &TextStyle) -> St
 }
 
 fn failed_again(after: &ListedDeadLetter) -> String {
-    format!("came back as {} ({}, {})", after.id, after.reason, after.status)
+    format!("as {} ({}, {})", after.id, after.reason, after.status)
 }
 
 /// A line of the audit log.
-fn done(entry: &AuditEntry) -> String {
+fn audit_line(entry: &AuditEntry) -> String {
     let what = entry.action.strip_prefix("dead_letter.").unwrap_or(&entry.action);
     let detail = entry.detail.as_ref();
-    let particular = |name: &str| match detail?.get(name)? {
+    let value_of = |name: &str| match detail?.get(name)? {
         Value::String(text) => Some(text.clone()),
         Value::Array(list) if list.is_empty() => None,
         Value::Array(list) => {
@@ -217,48 +212,47 @@ fn done(entry: &AuditEntry) -> String {
         }
         _ => None,
     };
-    let mut said = format!("{}  {what} by {}", moment(entry.at), entry.actor);
-    for (name, words) in
-        [("to", "to"), ("fields", "of"), ("why", "because:"), ("fault", "because:")]
+    let mut line = format!("{}  {what} by {}", moment(entry.at), entry.actor);
+    for (name, label) in [("to", "to"), ("fields", "fields:"), ("why", "why:"), ("fault", "error:")]
     {
-        if let Some(value) = particular(name) {
-            said.push_str(&format!(" {words} {value}"));
+        if let Some(value) = value_of(name) {
+            line.push_str(&format!(", {label} {value}"));
         }
     }
-    said
+    line
 }
 
-/// When it failed and how often.
-fn details(dead_letter: &DeadLetterRow, style: &TextStyle) -> String {
+/// When and how often it failed, was replayed and was received.
+fn history(dead_letter: &DeadLetterRow, style: &TextStyle) -> String {
     let DeadLetterRow { first_failed_at: first, last_failed_at: last, .. } = dead_letter;
-    let mut details = vec![if dead_letter.attempts > 1 {
+    let mut parts = vec![if dead_letter.attempts > 1 {
         let attempts = plural(dead_letter.attempts, "attempt");
         format!("{attempts}; first failed {}, last {}", moment(*first), moment(*last))
     } else {
         format!("failed {}, {}", ago(*last, style.now), moment(*last))
     }];
     if dead_letter.replay_count > 0 {
-        details.push(format!("replayed {}", plural(dead_letter.replay_count, "time")));
+        parts.push(format!("replayed {}", plural(dead_letter.replay_count, "time")));
     }
     if dead_letter.copies > 1 {
-        details.push(format!("came {}", plural(dead_letter.copies, "time")));
+        parts.push(format!("received {}", plural(dead_letter.copies, "time")));
     }
-    details.join("; ")
+    parts.join("; ")
 }
 
-/// A JSON object with what it says, over lines; nothing if it says nothing.
-fn told(value: &Value) -> Option<String> {
+/// A JSON object without its null fields, over lines; `None` if nothing remains.
+fn non_null_fields(value: &Value) -> Option<String> {
     let fields = match value {
         Value::Object(fields) => fields,
         Value::Null => return None,
         other => return serde_json::to_string_pretty(other).ok(),
     };
-    let said: serde_json::Map<_, _> =
+    let present: serde_json::Map<_, _> =
         fields.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect();
-    if said.is_empty() {
+    if present.is_empty() {
         return None;
     }
-    serde_json::to_string_pretty(&said).ok()
+    serde_json::to_string_pretty(&present).ok()
 }
 
 /// A body, over lines where it is JSON.
@@ -267,15 +261,15 @@ pub(super) fn body(bytes: &[u8]) -> String {
         return "(empty)".to_owned();
     }
     match std::str::from_utf8(bytes) {
-        // Reading it as a tree would sort keys and round numbers, so it is only laid out.
-        Ok(text) if serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() => laid_out(text),
+        // Parsing it into a tree would sort keys and round numbers, so only whitespace is changed.
+        Ok(text) if serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() => indented(text),
         Ok(text) => text.to_owned(),
         Err(_) => String::from_utf8_lossy(bytes).into_owned(),
     }
 }
 
-/// JSON with each value on a line of its own; every name and value stays as it was sent.
-fn laid_out(json: &str) -> String {
+/// JSON with each value on its own line; names and values stay byte for byte.
+fn indented(json: &str) -> String {
     let mut out = String::with_capacity(json.len() * 2);
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
     let mut characters = json.chars().peekable();
@@ -341,17 +335,17 @@ mod tests {
         }
     }
 
-    fn told_of(details: &DeadLetterDetails) -> String {
+    fn rendered(details: &DeadLetterDetails) -> String {
         text(details, &shown(details), &style())
     }
 
     #[test]
-    fn a_dead_letter_tells_what_it_is_what_befell_it_and_what_would_mend_it() {
-        insta::assert_snapshot!(told_of(&details_of(row())));
+    fn a_dead_letter_is_shown_with_its_history_and_a_suggested_fix() {
+        insta::assert_snapshot!(rendered(&details_of(row())));
     }
 
     #[test]
-    fn a_dead_letter_tells_what_was_done_with_it_and_what_came_of_it() {
+    fn a_replayed_dead_letter_is_shown_with_its_edit_audit_log_and_failures() {
         let body = String::from_utf8(row().body).unwrap().replace("bot", "assistant");
         let dead_letter = DeadLetterRow {
             status: DeadLetterStatus::Replayed,
@@ -380,7 +374,7 @@ mod tests {
         ];
         let after = vec![ListedDeadLetter { id: Uuid::from_u128(8), ..listed() }];
         let before = Some(DeadLetterRow { id: Uuid::from_u128(6), ..row() });
-        insta::assert_snapshot!(told_of(&DeadLetterDetails {
+        insta::assert_snapshot!(rendered(&DeadLetterDetails {
             before,
             after,
             audit,
@@ -389,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_letter_that_is_no_json_is_shown_without_its_tricks() {
+    fn a_binary_body_is_shown_without_its_control_characters() {
         let dead_letter = DeadLetterRow {
             reason: "malformed_json".to_owned(),
             error: "the body is not UTF-8 at byte 4".to_owned(),
@@ -407,13 +401,13 @@ mod tests {
             copies: 2,
             ..row()
         };
-        insta::assert_snapshot!(told_of(&details_of(dead_letter)));
+        insta::assert_snapshot!(rendered(&details_of(dead_letter)));
     }
 
     #[test]
-    fn a_body_is_laid_out_and_otherwise_untouched() {
+    fn a_body_is_indented_and_otherwise_unchanged() {
         let sent = r#"{"z":1.50,"a":{ },"text":"a \"quoted\\\" {,}: text","list":[1, [ ], 1e400],"a":"twice"}"#;
-        insta::assert_snapshot!(laid_out(sent));
+        insta::assert_snapshot!(indented(sent));
         assert_eq!(body(b""), "(empty)");
         assert_eq!(body(b"{\"broken\": "), "{\"broken\": ");
     }

@@ -1,4 +1,4 @@
-//! `verbatim lint`: would the workers accept these actions?
+//! `verbatim lint`: checks actions with the workers' validator.
 
 use clap::Args;
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
@@ -6,26 +6,25 @@ use service::settings::bytes;
 
 use crate::exit::{Exit, Failure};
 use crate::input::Input;
-use crate::output::{Screen, TextStyle, Tone, plural};
+use crate::output::{Output, TextStyle, Tone, plural};
 use crate::validator::{Findings, Validator};
 
-/// How to run it.
-pub(crate) const EXAMPLES: &str = "\
+const EXAMPLES: &str = "\
 Examples:
   verbatim lint actions.jsonl
   jq -c '.[]' actions.json | verbatim lint -
   verbatim lint actions.jsonl --json | jq -r '.faults[] | \"\\(.line): \\(.detail)\"'
 
-Exit code 1 means that the workers would refuse a line. Needs no server.";
+Exit code 1: the workers would refuse a line. Needs no server.";
 
-/// Checks actions with the workers' own validator
+/// Checks actions with the workers' validator
 ///
-/// One JSON object a line; blank lines are skipped. For each line that the workers would refuse it
-/// tells the reason of the dead letter, the field at fault and what is wrong with it.
+/// One JSON object per line; blank lines are skipped. For each line that the workers would refuse, it
+/// prints the reason of the dead letter, the field at fault and the error.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Lint {
-    /// A file with one action a line, or - for standard input
+    /// File with one action per line, or - for standard input
     #[arg(value_parser = Input::parse)]
     file: Input,
 
@@ -33,27 +32,27 @@ pub(crate) struct Lint {
     pub(crate) limit: BodyLimit,
 }
 
-/// How large an action may be.
+/// The limit on the size of an action.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct BodyLimit {
-    /// The largest body that the workers accept
+    /// Largest body that the workers accept, in bytes
     #[arg(long, env = "VERBATIM_MAX_BODY_BYTES", value_name = "BYTES")]
     #[arg(default_value_t = DEFAULT_MAX_BODY_BYTES, value_parser = bytes)]
     pub(crate) max_body_bytes: usize,
 }
 
 impl Lint {
-    pub(crate) fn run(self, screen: &Screen) -> Result<Exit, Failure> {
+    pub(crate) fn run(self, output: &Output) -> Result<Exit, Failure> {
         let max_body_bytes = self.limit.max_body_bytes;
         let findings =
-            Validator { now: screen.style.now, max_body_bytes }.check(&self.file.keep()?)?;
-        screen.show(&findings, |style| text(&findings, style))?;
-        Ok(if findings.invalid == 0 { Exit::Fine } else { Exit::Problems })
+            Validator { now: output.style.now, max_body_bytes }.check(&self.file.buffered()?)?;
+        output.show(&findings, |style| text(&findings, style))?;
+        Ok(if findings.invalid == 0 { Exit::Success } else { Exit::Problems })
     }
 }
 
 fn text(findings: &Findings, style: &TextStyle) -> String {
-    let mut out = findings.told(style);
+    let mut out = findings.render(style);
     let Findings { lines, valid, invalid, .. } = findings;
     let summary = match (lines, invalid) {
         (0, _) => style.paint.text(Tone::Warn, "no actions: every line is blank"),
@@ -81,16 +80,16 @@ mod tests {
         let path = directory.path().join("actions.jsonl");
         std::fs::write(&path, lines).unwrap();
         let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes: 1_000 };
-        validator.check(&Input::File(path).keep().unwrap()).unwrap()
+        validator.check(&Input::File(path).buffered().unwrap()).unwrap()
     }
 
-    fn told(lines: &str) -> String {
+    fn rendered(lines: &str) -> String {
         let style = TextStyle { paint: Paint::Plain, now: Timestamp::EARLIEST };
         text(&findings(lines), &style)
     }
 
     #[test]
-    fn each_refused_line_is_told_with_its_field_and_its_fault() {
+    fn each_refused_line_is_listed_with_its_field_and_error() {
         let lines = concat!(
             r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"bot","content":"hi"}"#,
             "\n\nhello\n",
@@ -100,26 +99,26 @@ mod tests {
             "\n",
             r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"user","content":"hi"}"#,
         );
-        insta::assert_snapshot!(told(lines));
+        insta::assert_snapshot!(rendered(lines));
     }
 
     #[test]
-    fn good_lines_need_one_word() {
+    fn valid_lines_are_only_counted() {
         let line =
             r#"{"action_type":"conversation.session_closed","tenant_id":"t","session_id":"s"}"#;
-        assert_eq!(told(line), "1 action valid\n");
-        assert_eq!(told("\n \n"), "no actions: every line is blank\n");
+        assert_eq!(rendered(line), "1 action valid\n");
+        assert_eq!(rendered("\n \n"), "no actions: every line is blank\n");
     }
 
     #[test]
-    fn a_file_that_is_json_but_not_lines_is_recognised() {
-        assert!(told("[{\"action_type\":\"x\"}]").contains("jq -c '.[]'"));
-        assert!(told("{\n  \"action_type\": \"x\"\n}").contains("jq -c . FILE"));
+    fn a_file_that_is_json_but_not_json_lines_is_recognised() {
+        assert!(rendered("[{\"action_type\":\"x\"}]").contains("jq -c '.[]'"));
+        assert!(rendered("{\n  \"action_type\": \"x\"\n}").contains("`jq -c . FILE`"));
         assert_eq!(findings("hello\n{\n").hint, None);
     }
 
     #[test]
-    fn every_example_is_accepted_and_every_malformed_body_refused_for_its_reason() {
+    fn every_fixture_is_accepted_and_every_malformed_body_refused_with_its_reason() {
         let max_body_bytes = 10_000;
         let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes };
         for example in domain::fixtures::ACTIONS {

@@ -1,8 +1,8 @@
-//! `verbatim publish`: actions into the fleet, each confirmed or named.
+//! `verbatim publish`: publishes actions; each is confirmed, or listed with its error.
 //!
-//! What would become a dead letter is refused before anything is sent, so that a mended file can
-//! simply be published again. Every action goes out under the id that the workers know it by, so
-//! publishing a file twice saves it once (all but messages that carry neither id nor time).
+//! If a line would become a dead letter, nothing is published, so that the corrected file can be
+//! published as a whole. Each action is published with the id that the workers derive for it, so
+//! publishing a file twice saves its messages once (except messages without id and timestamp).
 
 mod router;
 mod sending;
@@ -21,7 +21,7 @@ use service::settings::AmqpSettings;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::input::Input;
-use crate::output::{Cell, Screen, Side, Table, TextStyle, Tone, bar, count, plural, spinner};
+use crate::output::{Cell, Output, Side, Table, TextStyle, Tone, bar, count, plural, spinner};
 use crate::servers::Broker;
 use crate::validator::{Fault, Findings, Validator};
 
@@ -31,25 +31,25 @@ Examples:
   my-agent --dry-run | verbatim publish -
   echo hello | verbatim publish - --no-lint --routing-key conversation.save_message
 
-Exit codes: 0 every action was confirmed; 1 something was refused or no queue took it;
-3 RabbitMQ went away. Publishing again is safe for every action that carries an id or a timestamp.";
+Exit codes: 0 every action was confirmed; 1 a line is invalid, or an action was refused or
+unroutable; 3 RabbitMQ became unreachable. Publishing again is safe for every action that
+carries an id or a timestamp.";
 
-/// Failures that a text tells one by one; JSON tells all.
-const TOLD: usize = 20;
+/// Failures that text lists; JSON lists all.
+const LISTED: usize = 20;
 
 /// Publishes actions and waits for RabbitMQ's confirms
 ///
-/// One JSON object a line. All lines are checked first, and nothing is published if the workers would
-/// refuse one of them. Each action is published persistent and mandatory, with its `action_type` as
-/// routing key.
+/// One JSON object per line. All lines are checked first; if the workers would refuse one, nothing is
+/// published. Each action is published persistent and mandatory, with its `action_type` as routing key.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, override_usage = "verbatim publish [OPTIONS] <FILE>")]
 pub(crate) struct Publish {
-    /// A file with one action a line, or - for standard input
+    /// File with one action per line, or - for standard input
     #[arg(value_parser = Input::parse)]
     file: Input,
 
-    /// Publish every line as it is: those that the workers refuse become dead letters
+    /// Publish without checking; lines that the workers refuse become dead letters
     #[arg(long)]
     no_lint: bool,
 
@@ -64,30 +64,30 @@ pub(crate) struct Publish {
     amqp: AmqpSettings,
 }
 
-/// What became of the actions.
+/// The outcome of a run.
 #[derive(Debug, Default, Serialize)]
 struct Report {
     /// Lines that are not blank.
     lines: u64,
-    /// In a queue: RabbitMQ said so.
+    /// Actions that RabbitMQ confirmed.
     confirmed: u64,
-    /// Returned: no queue takes them.
+    /// Actions that RabbitMQ returned as unroutable.
     unroutable: u64,
-    /// Refused by RabbitMQ, or nobody knows.
+    /// Actions that RabbitMQ refused, that were not sent, or whose outcome is unknown.
     failed: u64,
-    /// Not sent, because the workers would refuse them.
+    /// Lines that the workers would refuse. If there is one, nothing was published.
     invalid: u64,
-    /// What is wrong with the invalid ones.
+    /// What is wrong with each invalid line.
     faults: Vec<Fault>,
-    /// What became of the unroutable and the failed ones.
+    /// The unroutable and the failed actions.
     failures: Vec<NotConfirmed>,
-    /// Confirmed ones whose routing key no queue of the fleet is bound to: dead letters soon.
+    /// Confirmed actions that are in `domain.unrouted`, because no queue is bound to their routing key.
     unrouted: u64,
-    /// Whether RabbitMQ went away, so that the rest was not tried.
-    gave_up: bool,
+    /// Whether RabbitMQ became unreachable; the remaining lines were not sent.
+    rabbitmq_unavailable: bool,
 }
 
-/// An action that is not known to be in a queue.
+/// An action that RabbitMQ did not confirm.
 #[derive(Debug, Serialize)]
 struct NotConfirmed {
     line: u64,
@@ -96,17 +96,17 @@ struct NotConfirmed {
 }
 
 impl Publish {
-    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
+    pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let broker = Broker::of(&self.amqp)?;
         let validator =
-            Validator { now: screen.style.now, max_body_bytes: self.limit.max_body_bytes };
+            Validator { now: output.style.now, max_body_bytes: self.limit.max_body_bytes };
         let (lines, total) = if self.no_lint {
-            (self.file.follow(), None)
+            (self.file.streamed(), None)
         } else {
-            let lines = self.file.keep()?;
+            let lines = self.file.buffered()?;
             let findings = validator.check(&lines)?;
             if findings.invalid > 0 {
-                return refuse(findings, screen);
+                return refuse(findings, output);
             }
             (lines, Some(findings.lines))
         };
@@ -118,30 +118,32 @@ impl Publish {
         let router = Router { validator, routing_key: self.routing_key };
         sending.all(&lines, &router).await?;
         let report = sending.finish().await;
-        screen.show(&report, |style| text(&report, style))?;
+        output.show(&report, |style| text(&report, style))?;
         Ok(match &report {
-            Report { gave_up: true, .. } => Exit::Away,
-            Report { unroutable: 0, failed: 0, .. } => Exit::Fine,
+            Report { rabbitmq_unavailable: true, .. } => Exit::Unavailable,
+            Report { unroutable: 0, failed: 0, .. } => Exit::Success,
             _ => Exit::Problems,
         })
     }
 }
 
-/// Publishes nothing, and says why.
-fn refuse(findings: Findings, screen: &Screen) -> Result<Exit, Failure> {
-    let told = findings.told(&screen.style);
+/// Reports the invalid lines; nothing is published.
+fn refuse(findings: Findings, output: &Output) -> Result<Exit, Failure> {
+    let faults_text = findings.render(&output.style);
     let Findings { lines, invalid, faults, .. } = findings;
     let report = Report { lines, invalid, faults, ..Report::default() };
-    screen.show(&report, |style| {
+    output.show(&report, |style| {
         let summary = format!(
             "nothing published: {} of {} would become dead letters",
             invalid,
             plural(lines, "action")
         );
         format!(
-            "{told}{}\n{}\n",
+            "{faults_text}{}\n{}\n",
             style.paint.text(Tone::Bad, &summary),
-            style.paint.text(Tone::Dim, "mend them, or publish them as they are with --no-lint")
+            style
+                .paint
+                .text(Tone::Dim, "correct these lines, or publish them as they are with --no-lint")
         )
     })?;
     Ok(Exit::Problems)
@@ -158,8 +160,8 @@ fn text(report: &Report, style: &TextStyle) -> String {
     let mut out = String::new();
     if !report.failures.is_empty() {
         let mut table =
-            Table::new([("line", Side::Right), ("outcome", Side::Left), ("why", Side::Left)]);
-        for failure in report.failures.iter().take(TOLD) {
+            Table::new([("line", Side::Right), ("outcome", Side::Left), ("error", Side::Left)]);
+        for failure in report.failures.iter().take(LISTED) {
             table.row([
                 failure.line.to_string().into(),
                 Cell::new(Tone::Bad, failure.outcome),
@@ -167,8 +169,8 @@ fn text(report: &Report, style: &TextStyle) -> String {
             ]);
         }
         out.push_str(&table.render(style.paint));
-        if let Some(more) = report.failures.len().checked_sub(TOLD).filter(|more| *more > 0) {
-            out.push_str(&format!("… and {more} more; --json tells all\n"));
+        if let Some(more) = report.failures.len().checked_sub(LISTED).filter(|more| *more > 0) {
+            out.push_str(&format!("… and {more} more; --json lists all\n"));
         }
         out.push('\n');
     }
@@ -189,17 +191,17 @@ fn text(report: &Report, style: &TextStyle) -> String {
     let missing = |failure: &NotConfirmed| failure.detail.contains("NOT_FOUND");
     if report.unroutable > 0 || report.failures.iter().any(missing) {
         hint(
-            "exchange, queues or bindings are missing: `verbatim queues` shows which, `verbatim setup` makes them",
+            "exchange, queues or bindings are missing: `verbatim queues` shows which, `verbatim setup` creates them",
         );
     }
     if report.unrouted > 0 {
-        let dead_letters = plural(report.unrouted, "action");
+        let actions = plural(report.unrouted, "action");
         let queue = topology::UNROUTED;
-        hint(&format!("{dead_letters} went to {queue}: no queue is bound to the routing key"));
+        hint(&format!("{actions} went to {queue}: no queue is bound to the routing key"));
     }
-    if report.gave_up {
+    if report.rabbitmq_unavailable {
         hint(
-            "RabbitMQ went away; publish the file again: what carries an id or a time is saved once",
+            "RabbitMQ became unreachable; publish the file again: actions with an id or a timestamp are saved once",
         );
     }
     out

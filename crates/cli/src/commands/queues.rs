@@ -1,4 +1,4 @@
-//! `verbatim queues`: every queue of the fleet, how full it is, and who should be working on it.
+//! `verbatim queues`: every queue of the fleet, its depth, its consumers and its worker.
 
 use broker::inspect::{Depth, Inspector};
 use broker::topology::{self, Purpose, WorkQueue};
@@ -8,7 +8,7 @@ use service::Process;
 use service::settings::AmqpSettings;
 
 use crate::exit::{Exit, Failure};
-use crate::output::{Cell, Screen, Side, Table, TextStyle, Tone, count, plural};
+use crate::output::{Cell, Output, Side, Table, TextStyle, Tone, count, plural};
 use crate::servers::Broker;
 
 const EXAMPLES: &str = "\
@@ -17,11 +17,11 @@ Examples:
   verbatim queues --json | jq '.[] | select(.ready > 0)'
   watch --color verbatim queues --color always
 
-Exit code 1 means that a queue is missing.";
+Exit code 1: a queue is missing.";
 
-/// Shows every queue: what waits in it and how many consumers it has
+/// Shows every queue with its ready messages and consumers
 ///
-/// `ready` counts messages that wait for a consumer; those that a worker holds do not count.
+/// `ready` counts messages that wait for a consumer, without those that are delivered and unacknowledged.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, override_usage = "verbatim queues [OPTIONS]")]
 pub(crate) struct Queues {
@@ -37,27 +37,26 @@ struct Row {
     exists: bool,
     ready: Option<u32>,
     consumers: Option<u32>,
-    /// The process that works on it; null for queues that only delay.
+    /// The process that consumes it; null for retry queues.
     worker: Option<&'static str>,
     about: &'static str,
 }
 
-/// The process that answers questions and keeps bot state. Not part of this version.
+/// The process that replies to context requests and stores bot state. Not part of this version.
 const CONTEXT_WORKER: &str = "context-worker";
 
 impl Queues {
-    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
+    pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let broker = Broker::of(&self.amqp)?;
         let mut inspector = Inspector::new(broker.endpoints.clone());
         let depths = inspector.depths().await.map_err(|error| broker.failure(&error))?;
         let rows = rows(&depths);
-        screen.show(&rows, |style| text(&rows, style))?;
-        Ok(if rows.iter().all(|row| row.exists) { Exit::Fine } else { Exit::Problems })
+        output.show(&rows, |style| text(&rows, style))?;
+        Ok(if rows.iter().all(|row| row.exists) { Exit::Success } else { Exit::Problems })
     }
 }
 
-/// The queues in the order in which people look at them: work first, then its suspects and dead
-/// dead letters.
+/// The queues: work first, then requests, suspects, dead letters and retries.
 fn rows(depths: &[(&'static str, Option<Depth>)]) -> Vec<Row> {
     let mut queues = topology::queues();
     queues.sort_by_key(|queue| match queue.purpose {
@@ -70,7 +69,7 @@ fn rows(depths: &[(&'static str, Option<Depth>)]) -> Vec<Row> {
     let row = |queue: topology::Queue| {
         let depth = depths.iter().find(|(name, _)| *name == queue.name);
         let depth = depth.and_then(|(_, depth)| *depth);
-        let (purpose, worker, about) = told(queue);
+        let (purpose, worker, about) = describe(queue);
         Row {
             queue: queue.name,
             purpose,
@@ -84,19 +83,19 @@ fn rows(depths: &[(&'static str, Option<Depth>)]) -> Vec<Row> {
     queues.into_iter().map(row).collect()
 }
 
-fn told(queue: topology::Queue) -> (&'static str, Option<&'static str>, &'static str) {
+fn describe(queue: topology::Queue) -> (&'static str, Option<&'static str>, &'static str) {
     match queue.purpose {
         Purpose::Work(work) => ("work", Some(worker(work)), work_about(work)),
         Purpose::Suspects(work) => {
-            ("suspects", Some(worker(work)), "came back too often: tried one at a time")
+            ("suspects", Some(worker(work)), "redelivered too often; handled one at a time")
         }
         Purpose::DeadLetters => {
             let collector = Process::StatisticsWorker.name();
-            ("dead_letters", Some(collector), "on their way into `verbatim dead-letters`")
+            ("dead_letters", Some(collector), "dead letters that are not stored yet")
         }
-        Purpose::Retry(_) => ("retry", None, "a delay before another attempt"),
+        Purpose::Retry(_) => ("retry", None, "messages that wait for their next attempt"),
         Purpose::Requests => {
-            ("questions", Some(CONTEXT_WORKER), "questions, which expire after 30 s")
+            ("requests", Some(CONTEXT_WORKER), "requests for context; expire after 30 s")
         }
     }
 }
@@ -113,10 +112,10 @@ fn worker(queue: WorkQueue) -> &'static str {
 fn work_about(queue: WorkQueue) -> &'static str {
     match queue {
         WorkQueue::SaveMessage => "messages to save",
-        WorkQueue::Session => "sessions that open and close, feedback, erasure",
-        WorkQueue::Statistics => "what happened to conversations",
-        WorkQueue::BotState => "writes of bot state",
-        WorkQueue::Unrouted => "actions whose routing key no queue is bound to",
+        WorkQueue::Session => "sessions opened and closed, feedback, erasure",
+        WorkQueue::Statistics => "events of conversations, for statistics",
+        WorkQueue::BotState => "bot state to store",
+        WorkQueue::Unrouted => "actions with a routing key that no queue is bound to",
     }
 }
 
@@ -125,7 +124,7 @@ fn text(rows: &[Row], style: &TextStyle) -> String {
         ("queue", Side::Left),
         ("ready", Side::Right),
         ("consumers", Side::Right),
-        ("what it is for", Side::Left),
+        ("contents", Side::Left),
     ]);
     for row in rows {
         let number = |number: Option<u32>| match number {
@@ -140,7 +139,7 @@ fn text(rows: &[Row], style: &TextStyle) -> String {
             ready => number(ready),
         };
         let consumers = match (row.purpose, row.consumers) {
-            // Nobody ever consumes from them.
+            // These have no permanent consumer.
             ("suspects" | "retry", Some(0)) => Cell::new(Tone::Dim, "-"),
             (_, consumers) => number(consumers),
         };
@@ -158,7 +157,7 @@ fn text(rows: &[Row], style: &TextStyle) -> String {
     out
 }
 
-/// Whether messages wait in a queue that nobody consumes from, although somebody should.
+/// Whether messages are ready in a queue that should have a consumer and has none.
 fn is_stuck(row: &Row) -> bool {
     let consumed = !matches!(row.purpose, "suspects" | "retry");
     consumed && row.ready.is_some_and(|ready| ready > 0) && row.consumers == Some(0)
@@ -173,11 +172,11 @@ fn hints(rows: &[Row]) -> Vec<String> {
     }
     for row in rows.iter().filter(|row| is_stuck(row)) {
         let ready = plural(row.ready.unwrap_or_default(), "message");
-        let who = match row.worker {
-            Some(worker) if Process::named(worker).is_some() => format!("is a {worker} running?"),
-            _ => "no worker of this version handles them".to_owned(),
+        let remedy = match row.worker {
+            Some(worker) if Process::named(worker).is_some() => format!("start a {worker}"),
+            _ => "this version has no worker for it".to_owned(),
         };
-        hints.push(format!("{ready} in {} and no consumer: {who}", row.queue));
+        hints.push(format!("{ready} ready in {}, but no consumer: {remedy}", row.queue));
     }
     hints
 }
@@ -190,7 +189,7 @@ mod tests {
     use crate::output::Paint;
 
     #[test]
-    fn what_is_missing_or_waits_for_nobody_is_pointed_out() {
+    fn missing_queues_and_queues_without_consumers_are_named() {
         let depths: Vec<_> = topology::queues()
             .iter()
             .map(|queue| {

@@ -1,4 +1,4 @@
-//! `verbatim trace`: what an id is, where it is now, and how it came there.
+//! `verbatim trace`: what an id belongs to, where that is now, and what happened to it.
 
 mod text;
 
@@ -9,7 +9,7 @@ use hot_store::{Address, HotStore};
 use service::settings::{AmqpSettings, DatabaseSettings, ServerUrl};
 
 use crate::exit::{Exit, Failure};
-use crate::output::{Screen, count, spinner};
+use crate::output::{Output, count, spinner};
 use crate::servers::{Broker, DatabaseServer, joined};
 
 const EXAMPLES: &str = "\
@@ -18,17 +18,17 @@ Examples:
   verbatim trace --tenant acme 4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a
   verbatim trace m-4711 --json | jq -r '.items[].timeline[] | \"\\(.at) \\(.what) \\(.text)\"'
 
-The id may be that of a message, a conversation, a session or a dead letter; all that goes by it is
-shown, in every tenant. A message is looked for in one conversation after the other, the newest
-first, so in a large archive it takes its time. Without REDIS_URL nothing is said about hot copies,
-without AMQP_URL nothing about what may still be queued.
+The id may be that of a message, a conversation, a session or a dead letter; all matches of all
+tenants are shown. A message id is searched in one conversation after another, newest first,
+which takes long in a large database. Without REDIS_URL hot copies are not checked; without
+AMQP_URL queues are not checked.
 
-Exit code 1: nothing is known under this id.";
+Exit code 1: nothing has this id.";
 
-/// Shows the whole life of a message or conversation, and where it is now
+/// Traces a message or conversation: what happened to it, and where it is now
 ///
-/// Published, received, saved by whom; closed, archived, reopened; dead-lettered, replayed, discarded;
-/// and whether a reader finds it in Redis.
+/// When it was published, received and saved, and by which worker; closed, archived, reopened;
+/// dead-lettered, replayed, discarded; and whether readers find it in Redis.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, override_usage = "verbatim trace [OPTIONS] <ID>")]
 pub(crate) struct Trace {
@@ -36,7 +36,7 @@ pub(crate) struct Trace {
     #[arg(value_name = "ID", value_parser = id)]
     id: String,
 
-    /// Only in this tenant
+    /// Only of this tenant
     #[arg(long, value_parser = |text: &str| TenantId::new(text))]
     tenant: Option<TenantId>,
 
@@ -57,15 +57,15 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
+    pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let server = DatabaseServer::open(&self.database).await?;
         let hot = match self.redis_url.as_slice() {
             [] => None,
             urls => {
                 let address = Address::parse(&joined(urls))
                     .map_err(|error| Failure::Usage(format!("REDIS_URL: {error}")))?;
-                let admit = check_server(server.database.clone());
-                Some(HotStore::open(hot_store::Settings::new(address), admit))
+                let check = check_server(server.database.clone());
+                Some(HotStore::open(hot_store::Settings::new(address), check))
             }
         };
         let endpoints = match self.amqp_url.as_slice() {
@@ -75,16 +75,16 @@ impl Trace {
         let tracer = Tracer::new(server.database.clone(), hot, endpoints);
         let progress = spinner("{spinner} {msg}");
         let traced = tracer
-            .trace(&self.id, self.tenant.as_ref(), &mut |looked_at| {
-                let looked_at = count(i128::from(looked_at));
-                progress.set_message(format!("looked into {looked_at} conversations"));
+            .trace(&self.id, self.tenant.as_ref(), &mut |searched| {
+                let searched = count(i128::from(searched));
+                progress.set_message(format!("searched {searched} conversations"));
                 progress.tick();
             })
             .await;
         progress.finish_and_clear();
         let traced: TraceReport = traced.map_err(|error| server.failure(&error))?;
-        screen.show(&traced, |style| text::told(&self.id, &traced, style))?;
-        Ok(if traced.items.is_empty() { Exit::Problems } else { Exit::Fine })
+        output.show(&traced, |style| text::render(&self.id, &traced, style))?;
+        Ok(if traced.items.is_empty() { Exit::Problems } else { Exit::Success })
     }
 }
 

@@ -1,7 +1,8 @@
-//! `verbatim verify`: do queues, Redis and PostgreSQL agree with each other, and with themselves?
+//! `verbatim verify`: checks that queues, Redis and PostgreSQL are consistent with each other, and each
+//! in itself.
 //!
-//! Findings are told as they come, since looking at everything may take long; what they add up to, and
-//! what to do, comes last.
+//! Findings are printed as they are found, because a full check may take long. The summary, with advice
+//! for each kind of finding, comes last.
 
 mod report;
 
@@ -22,7 +23,7 @@ use service::settings::{AmqpSettings, ClosingTimes, DatabaseSettings, RedisSetti
 
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
-use crate::output::{Form, Screen, TextStyle, count, print, spinner};
+use crate::output::{Form, Output, TextStyle, count, print, spinner};
 use crate::servers::{Broker, DatabaseServer, joined};
 use crate::when::When;
 
@@ -33,19 +34,18 @@ Examples:
   verbatim verify --repair
   verbatim verify --json | jq -r '.findings[] | \"\\(.kind) \\(.conversation_id) \\(.id)\"'
 
-It may run beside a working fleet: what the fleet is just doing is no finding. A repair marks what
-is wrong as stale, and the fleet then does its part again: readers load, sweeps close, statistics
-are recomputed. Each repair is a line in audit_log.
+It may run while the workers run: work in progress is not a finding. --repair marks what is
+wrong as stale, and the rest happens as in normal operation: readers load hot copies again, the
+sweep closes conversations, statistics are recomputed. Each repair is recorded in audit_log.
 
-Exit codes: 0 all is well, or was repaired; 1 something was found, and with --repair could not be
-repaired; 3 nothing is left, but a server was away, so not everything was looked at.";
+Exit codes: 0 no findings, or all are repaired; 1 unrepaired findings; 3 no unrepaired findings,
+but incomplete because a server was unreachable.";
 
-/// Compares queues, Redis and PostgreSQL, and recomputes what is computed
+/// Compares queues, Redis and PostgreSQL, and recomputes totals and statistics
 ///
-/// Hot copies against committed rows; conversations that should be closed by now; totals and statistics
-/// against the messages they are of; rows that belong to nothing; queues that differ, and dead letters or work
-/// that nobody takes. It counts every message, so on a large archive it takes its time; --tenant and
-/// --since make it shorter.
+/// Checks hot copies against committed rows; conversations whose close is overdue; totals and statistics
+/// against their messages; orphaned rows; missing or different queues; and dead letters or work without
+/// consumers. It reads every message, which takes long in a large database; --tenant and --since limit it.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, override_usage = "verbatim verify [OPTIONS]")]
 pub(crate) struct Verify {
@@ -53,22 +53,22 @@ pub(crate) struct Verify {
     #[arg(long, value_parser = |text: &str| TenantId::new(text))]
     tenant: Option<TenantId>,
 
-    /// Only conversations of this id
+    /// Only conversations with this id
     #[arg(long, value_parser = |text: &str| ConversationId::new(text))]
     conversation: Option<ConversationId>,
 
-    /// Only what was active since: a moment (RFC 3339) or how long ago (24h, 7days)
+    /// Only what was active at or after this time: RFC 3339, or how long ago (24h, 7days)
     #[arg(long, value_name = "WHEN", value_parser = When::parse)]
     since: Option<When>,
 
-    /// Repair what can be repaired. Without it nothing is written anywhere
+    /// Repair the repairable findings. Without it nothing is written
     #[arg(long)]
     repair: bool,
 
     #[command(flatten)]
     actor: ActorArgs,
 
-    /// What the fleet does by itself (closing, statistics) is a finding when it is overdue by so long
+    /// How late closing and statistics may be before that is a finding
     #[arg(long, default_value = "1m", value_name = "DURATION", value_parser = duration)]
     overdue_after: Duration,
 
@@ -83,32 +83,34 @@ pub(crate) struct Verify {
 }
 
 impl Verify {
-    pub(crate) async fn run(self, screen: &Screen) -> Result<Exit, Failure> {
+    pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let scope = database::Scope {
             tenant: self.tenant.clone(),
             conversation: self.conversation.clone(),
-            since: self.since.map(|since| since.before(screen.style.now)),
+            since: self.since.map(|since| since.before(output.style.now)),
         };
-        let mut output = Output::new(screen);
-        let (database, away) = match DatabaseServer::open(&self.database).await {
+        let mut printer = FindingPrinter::new(output);
+        let (database, unavailable) = match DatabaseServer::open(&self.database).await {
             Ok(database) => (database, None),
-            // Queues can be looked at all the same.
-            Err(Failure::Away(away)) => (DatabaseServer::unreached(&self.database)?, Some(away)),
+            // Queues can be checked without PostgreSQL.
+            Err(Failure::Unavailable(cause)) => {
+                (DatabaseServer::unprobed(&self.database)?, Some(cause))
+            }
             Err(failure) => return Err(failure),
         };
         let verifier = self.verifier(&database)?;
-        let sections: Vec<Section> = match &away {
+        let sections: Vec<Section> = match &unavailable {
             None => Section::ALL.to_vec(),
             Some(_) => Section::ALL.into_iter().filter(|it| !needs_database(*it)).collect(),
         };
-        if let Some(away) = away {
-            let cause = format!("{}: {}", away.address, away.cause);
+        if let Some(unavailable) = unavailable {
+            let cause = format!("{}: {}", unavailable.address, unavailable.cause);
             for section in Section::ALL.into_iter().filter(|it| needs_database(*it)) {
-                output.not_looked_at(section, &cause);
+                printer.skip(section, &cause);
             }
         }
-        verifier.run(&scope, &sections, &mut |told| output.tell(told)).await;
-        output.end()
+        verifier.run(&scope, &sections, &mut |progress| printer.on_progress(progress)).await;
+        printer.end()
     }
 
     fn verifier(&self, server: &DatabaseServer) -> Result<Verifier, Failure> {
@@ -132,35 +134,35 @@ fn needs_database(section: Section) -> bool {
     section.stores().contains(&Dependency::PostgreSql)
 }
 
-/// Where findings go while they come.
-struct Output<'a> {
-    screen: &'a Screen,
-    progress: ProgressBar,
+/// Prints progress and findings as they are reported, and collects them for the summary.
+struct FindingPrinter<'a> {
+    output: &'a Output,
+    spinner: ProgressBar,
     report: Report,
-    /// What kept the output from being written; nothing more is.
-    stopped: Option<Failure>,
+    /// The first write error; nothing more is printed after it.
+    write_error: Option<Failure>,
 }
 
-impl<'a> Output<'a> {
-    fn new(screen: &'a Screen) -> Self {
+impl<'a> FindingPrinter<'a> {
+    fn new(output: &'a Output) -> Self {
         Self {
-            screen,
-            progress: spinner("{spinner} {msg}"),
+            output,
+            spinner: spinner("{spinner} {msg}"),
             report: Report::default(),
-            stopped: None,
+            write_error: None,
         }
     }
 
-    fn tell(&mut self, told: VerifyProgress<'_>) {
-        match told {
+    fn on_progress(&mut self, progress: VerifyProgress<'_>) {
+        match progress {
             VerifyProgress::Begins(section) => {
-                self.progress.set_message(report::title(section).to_owned());
+                self.spinner.set_message(report::title(section).to_owned());
                 self.line(|style| report::begins(section, style));
             }
             VerifyProgress::Checked(checked) => {
                 let section = self.report.section.map_or("", report::title);
-                self.progress.set_message(format!("{section}: {}", count(i128::from(checked))));
-                self.progress.tick();
+                self.spinner.set_message(format!("{section}: {}", count(i128::from(checked))));
+                self.spinner.tick();
             }
             VerifyProgress::Found(finding) => {
                 if self.report.add(finding) {
@@ -172,18 +174,18 @@ impl<'a> Output<'a> {
                 self.line(|style| report::ends(verified, style));
             }
         }
-        if let VerifyProgress::Begins(section) = told {
+        if let VerifyProgress::Begins(section) = progress {
             self.report.section = Some(section);
         }
     }
 
-    fn not_looked_at(&mut self, section: Section, cause: &str) {
-        self.tell(VerifyProgress::Begins(section));
+    fn skip(&mut self, section: Section, cause: &str) {
+        self.on_progress(VerifyProgress::Begins(section));
         let incomplete = Some(Incomplete::Unavailable {
             dependency: Dependency::PostgreSql,
             cause: cause.to_owned(),
         });
-        self.tell(VerifyProgress::Ends(&Verified {
+        self.on_progress(VerifyProgress::Ends(&Verified {
             section,
             checked: 0,
             found: 0,
@@ -193,21 +195,21 @@ impl<'a> Output<'a> {
     }
 
     fn line(&mut self, text: impl FnOnce(&TextStyle) -> String) {
-        if self.screen.form == Form::Json || self.stopped.is_some() {
+        if self.output.form == Form::Json || self.write_error.is_some() {
             return;
         }
-        let text = text(&self.screen.style);
-        let written = self.progress.suspend(|| print(text.as_bytes()));
-        self.stopped = written.err();
+        let text = text(&self.output.style);
+        let written = self.spinner.suspend(|| print(text.as_bytes()));
+        self.write_error = written.err();
     }
 
     fn end(mut self) -> Result<Exit, Failure> {
-        self.progress.finish_and_clear();
-        if let Some(stopped) = self.stopped.take() {
-            return Err(stopped);
+        self.spinner.finish_and_clear();
+        if let Some(error) = self.write_error.take() {
+            return Err(error);
         }
         self.report.close();
-        self.screen.show(&self.report, |style| report::summary(&self.report, style))?;
+        self.output.show(&self.report, |style| report::summary(&self.report, style))?;
         Ok(self.report.exit())
     }
 }

@@ -1,7 +1,7 @@
-//! How output looks: text in columns for people, JSON for machines.
+//! Output of commands: text in columns, or one JSON document.
 //!
-//! What is shown was written by others. In text every control character is made visible, so that no
-//! message can play tricks with a terminal; JSON escapes them anyway.
+//! Output quotes messages of others. In text every control character is made visible, so that no message
+//! can send escape sequences to the terminal; JSON escapes them anyway.
 
 mod paint;
 mod progress;
@@ -34,32 +34,32 @@ pub(crate) enum Colour {
     Never,
 }
 
-/// What the output is for.
+/// Text or JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// People.
+    /// For people.
     Text,
-    /// Machines: one document.
+    /// For scripts: one document.
     Json,
 }
 
-/// What a text needs to know of the world around it.
+/// How text is rendered.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TextStyle {
     /// With colours or without.
     pub(crate) paint: Paint,
-    /// What "3 min ago" is measured from.
+    /// The current time, from which "3 min ago" is computed.
     pub(crate) now: Timestamp,
 }
 
-/// Standard output, in the form that was asked for.
+/// Standard output, in the requested form.
 #[derive(Debug)]
-pub(crate) struct Screen {
+pub(crate) struct Output {
     pub(crate) form: Form,
     pub(crate) style: TextStyle,
 }
 
-impl Screen {
+impl Output {
     pub(crate) fn new(form: Form, colour: Colour, no_color: NoColor, now: Timestamp) -> Self {
         let colours = match colour {
             Colour::Always => true,
@@ -72,10 +72,10 @@ impl Screen {
         }
     }
 
-    /// Shows a result: as JSON, or as the text that `text` makes of it.
+    /// Prints a result: as JSON, or as the text that `text` renders.
     ///
     /// # Errors
-    /// It cannot be written; [`Failure::ClosedPipe`] if nobody reads any more.
+    /// Writing failed; [`Failure::ClosedPipe`] if the reader closed the pipe.
     pub(crate) fn show<T: Serialize>(
         &self,
         value: &T,
@@ -84,8 +84,9 @@ impl Screen {
         match self.form {
             Form::Text => print(text(&self.style).as_bytes()),
             Form::Json => {
-                let mut json = serde_json::to_vec_pretty(value)
-                    .map_err(|error| Failure::plain(format!("cannot be told as JSON: {error}")))?;
+                let mut json = serde_json::to_vec_pretty(value).map_err(|error| {
+                    Failure::plain(format!("cannot serialise the result as JSON: {error}"))
+                })?;
                 json.push(b'\n');
                 print(&json)
             }
@@ -93,16 +94,16 @@ impl Screen {
     }
 }
 
-/// Whether the user wants no colours anywhere (<https://no-color.org>).
+/// Whether the environment turns colours off (<https://no-color.org>).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoColor {
     /// `NO_COLOR` is not set, or empty.
     Unset,
-    /// `NO_COLOR` is set, or the terminal knows no colours.
+    /// `NO_COLOR` is set, or `TERM` is `dumb`.
     Set,
 }
 
-/// Writes to standard output, whose reader may go away at any time.
+/// Writes to standard output and flushes it.
 pub(crate) fn print(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     out.write_all(bytes)?;

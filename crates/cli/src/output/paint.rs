@@ -1,4 +1,4 @@
-//! Colours: few, each with a meaning, and never the only carrier of it.
+//! Colours. Each has a meaning that the text states too.
 
 use clap::builder::styling::{AnsiColor, Style};
 
@@ -16,19 +16,19 @@ pub(crate) enum Paint {
 pub(crate) enum Tone {
     /// Nothing special.
     Plain,
-    /// What the eye should find first.
+    /// Most important.
     Strong,
-    /// What it may skip.
+    /// Less important.
     Dim,
-    /// All is well.
+    /// As it should be.
     Good,
-    /// Somebody should look.
+    /// Needs attention.
     Warn,
     /// Something is wrong.
     Bad,
-    /// A human speaks.
+    /// A message of a user.
     Human,
-    /// A model speaks.
+    /// A message of a model.
     Model,
 }
 

@@ -1,21 +1,20 @@
-//! How far something is, on standard error, where that is a terminal. The templates are those of
-//! `indicatif`.
+//! Progress on standard error, if that is a terminal. Templates are those of `indicatif`.
 
 use std::io::IsTerminal as _;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Something turns, for work of which nobody knows how much there is.
+/// A spinner, for work of unknown size.
 pub(crate) fn spinner(template: &str) -> ProgressBar {
-    shown(ProgressBar::new_spinner(), template)
+    styled(ProgressBar::new_spinner(), template)
 }
 
-/// A bar that fills.
+/// A progress bar, for work of known size.
 pub(crate) fn bar(total: u64, template: &str) -> ProgressBar {
-    shown(ProgressBar::new(total), template)
+    styled(ProgressBar::new(total), template)
 }
 
-fn shown(bar: ProgressBar, template: &str) -> ProgressBar {
+fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

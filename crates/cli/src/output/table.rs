@@ -1,16 +1,16 @@
-//! Columns that line up, also with names in scripts whose dead letters are two cells wide.
+//! Tables whose columns line up, also with characters that are two cells wide.
 
 use unicode_width::UnicodeWidthStr as _;
 
 use super::text::one_line;
 use super::{Paint, Tone};
 
-/// On which side of its column a value stands.
+/// Alignment of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// Texts.
+    /// For text.
     Left,
-    /// Numbers.
+    /// For numbers.
     Right,
 }
 
@@ -21,14 +21,14 @@ pub(crate) struct Cell {
     tone: Tone,
 }
 
-/// Rows under titles. The last column runs on.
+/// Rows under column titles. The last column is not padded.
 #[derive(Debug)]
 pub(crate) struct Table {
     columns: Vec<(&'static str, Side)>,
     rows: Vec<Vec<Cell>>,
 }
 
-/// Between two columns, in cells.
+/// Between two columns.
 const GAP: &str = "  ";
 
 impl Cell {
@@ -37,7 +37,7 @@ impl Cell {
         Self { text: one_line(text.as_ref()), tone }
     }
 
-    /// A value that may not be there.
+    /// A value, or `-` if there is none.
     pub(crate) fn optional(text: Option<&str>) -> Self {
         text.map_or_else(|| Self::new(Tone::Dim, "-"), Self::from)
     }
@@ -99,11 +99,8 @@ mod tests {
 
     #[test]
     fn columns_line_up_in_any_script() {
-        let mut table = Table::new([
-            ("tenant", Side::Left),
-            ("count", Side::Right),
-            ("error", Side::Left),
-        ]);
+        let mut table =
+            Table::new([("tenant", Side::Left), ("count", Side::Right), ("error", Side::Left)]);
         table.row(["acme".into(), "7".into(), "a long text that runs on".into()]);
         table.row(["日本".into(), "12345678".into(), Cell::optional(None)]);
         table.row(["two\nlines".into(), "1".into(), "\u{1b}[2J".into()]);

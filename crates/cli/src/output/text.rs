@@ -1,4 +1,4 @@
-//! Texts of others, made safe and short enough to print.
+//! Text of others, made safe to print, and shortened.
 
 use std::borrow::Cow;
 
@@ -43,7 +43,7 @@ pub(crate) fn plural(count: impl Into<i128>, noun: &str) -> String {
     format!("{} {noun}{s}", self::count(count))
 }
 
-/// A number with its thousands apart: `12 345`.
+/// A number with its thousands separated: `12 345`.
 pub(crate) fn count(count: impl Into<i128>) -> String {
     let digits = count.into().to_string();
     let (sign, digits) = digits.strip_prefix('-').map_or(("", digits.as_str()), |rest| ("-", rest));
@@ -63,7 +63,7 @@ fn visible(c: char) -> char {
         '\0'..='\u{1f}' => char::from_u32(0x2400 + u32::from(c)).unwrap_or('\u{fffd}'),
         '\u{7f}' => '␡',
         '\u{80}'..='\u{9f}' => '\u{fffd}',
-        // They reorder what follows on the line, of others' texts too.
+        // Bidirectional controls: they reorder the rest of the line.
         '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
         c => c,
     }
@@ -74,14 +74,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_text_can_move_the_cursor() {
+    fn no_text_moves_the_cursor() {
         assert_eq!(one_line("a\u{1b}[2J\r\nb\u{9b}c\u{202e}d"), "a␛[2J␍⏎b\u{fffd}c\u{fffd}d");
         assert_eq!(block("a\u{7}\r\n\n\tb", "  "), "  a␇\n\n  \tb\n");
         assert_eq!(block("", "  "), "\n");
     }
 
     #[test]
-    fn numbers_have_their_thousands_apart() {
+    fn thousands_are_separated() {
         assert_eq!(count(7), "7");
         assert_eq!(count(1_234_567), "1 234 567");
         assert_eq!(count(-1_000), "-1 000");

@@ -1,4 +1,4 @@
-//! Times for people: how long ago, and the moment in UTC. JSON has RFC 3339 instead.
+//! Times in text: how long ago, or the moment in UTC. JSON has RFC 3339 instead.
 
 use chrono::{DateTime, Utc};
 use domain::time::Timestamp;
@@ -8,8 +8,8 @@ const MINUTE: i64 = 60 * SECOND;
 const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
 
-/// How long ago a moment was, or its date if that is easier to grasp. A moment to come, as clocks
-/// that differ make them, is told as it is.
+/// How long ago a moment was; its date if that is more than a day. A moment in the future (clocks
+/// differ) is shown as it is.
 pub(crate) fn ago(then: DateTime<Utc>, now: Timestamp) -> String {
     let passed = now.micros() - then.timestamp_micros();
     match passed {
@@ -27,14 +27,14 @@ pub(crate) fn moment(then: DateTime<Utc>) -> String {
     then.format("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
-/// A moment to the millisecond, in UTC, which is left out: for lists whose heading says it.
+/// A moment to the millisecond, in UTC, without the zone: for lists whose heading names it.
 pub(crate) fn precise(then: DateTime<Utc>) -> String {
     then.format("%Y-%m-%d %H:%M:%S%.3f").to_string()
 }
 
-/// A length of time in its two largest units.
+/// A duration in its two largest units.
 pub(crate) fn span(seconds: f64) -> String {
-    // Ten thousand years and nonsense such as NaN alike: no conversation is that long.
+    // NaN, negative and more than ten thousand years count as 0.
     #[expect(clippy::cast_possible_truncation, reason = "the range was checked")]
     let whole = if (0.0..3e11).contains(&seconds) { seconds.round() as i64 } else { 0 };
     match whole {
@@ -46,7 +46,7 @@ pub(crate) fn span(seconds: f64) -> String {
     }
 }
 
-/// A larger unit and what is left in a smaller one, unless that is nothing.
+/// A value in two units; the smaller one is omitted if it is 0.
 fn two((large, large_unit): (i64, &str), (small, small_unit): (i64, &str)) -> String {
     match small {
         0 => format!("{large} {large_unit}"),
@@ -63,9 +63,9 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_is_as_far_away_as_people_say_it() {
+    fn a_moment_is_shown_as_time_ago_or_as_a_date() {
         let now = Timestamp::parse("2026-11-20T12:00:00Z").unwrap();
-        for (then, told) in [
+        for (then, expected) in [
             ("2026-11-20T12:00:00.9Z", "now"),
             ("2026-11-20T11:59:48Z", "12 s ago"),
             ("2026-11-20T11:57:00Z", "3 min ago"),
@@ -73,14 +73,14 @@ mod tests {
             ("2026-11-18T09:59:00Z", "2026-11-18"),
             ("2026-11-20T12:01:00Z", "2026-11-20 12:01:00 UTC"),
         ] {
-            assert_eq!(ago(at(then), now), told);
+            assert_eq!(ago(at(then), now), expected);
         }
         assert_eq!(precise(at("2026-11-20T12:01:00.2509Z")), "2026-11-20 12:01:00.250");
     }
 
     #[test]
-    fn a_length_of_time_has_its_two_largest_units() {
-        for (seconds, told) in [
+    fn a_duration_has_its_two_largest_units() {
+        for (seconds, expected) in [
             (0.0, "0.0 s"),
             (1.26, "1.3 s"),
             (59.2, "59 s"),
@@ -89,7 +89,7 @@ mod tests {
             (7_260.0, "2 h 1 min"),
             (180_000.0, "2 d 2 h"),
         ] {
-            assert_eq!(span(seconds), told);
+            assert_eq!(span(seconds), expected);
         }
     }
 }

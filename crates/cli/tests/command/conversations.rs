@@ -1,4 +1,4 @@
-//! Looking at conversations.
+//! `verbatim conversation`.
 
 use domain::ids::{ConversationKey, SessionId, TenantId};
 use serde_json::{Value, json};
@@ -39,8 +39,8 @@ async fn conversations_are_listed_by_tenant_status_agent_and_session() {
     assert_eq!(of(&["--tenant", "acme", "--session", "s"]).await, [r#""acme"/"s""#]);
     assert_eq!(of(&["--status", "archived"]).await, [""; 0]);
     assert_eq!(of(&["--limit", "2"]).await.len(), 2);
-    let told = verbatim.run(&["conversation", "list", "--limit", "1"]).await.out;
-    assert!(told.contains("the newest 1 conversation; --limit shows more"), "{told}");
+    let text = verbatim.run(&["conversation", "list", "--limit", "1"]).await.out;
+    assert!(text.contains("the newest 1 conversation; --limit shows more"), "{text}");
 }
 
 #[tokio::test]
@@ -59,7 +59,7 @@ async fn a_transcript_comes_from_redis_once_loaded_and_is_the_same_from_postgres
     let first = verbatim.json(&of_session).await;
     assert_eq!((&first["source"], &first["degraded"]), (&json!("postgresql"), &json!(false)));
     let second = verbatim.json(&of_session).await;
-    assert_eq!(second["source"], "redis", "the first look loaded the copy");
+    assert_eq!(second["source"], "redis", "the first read loaded the hot copy");
     assert_eq!(first["messages"], second["messages"]);
     assert_eq!(ids(&second), ["m-0", "m-1", "m-2", "m-3", "m-4"]);
     assert_eq!(second["messages"][3]["metadata"], json!({"n": 3}));
@@ -73,9 +73,9 @@ async fn a_transcript_comes_from_redis_once_loaded_and_is_the_same_from_postgres
         assert_eq!(shown["source"], source);
         assert_eq!(ids(&shown), ["m-3", "m-4"]);
     }
-    let told = verbatim.run(&[&of_session[..], &["--last", "2"]].concat()).await.out;
-    assert!(told.contains("the newest 2 of 5 messages, from the hot copy in Redis"), "{told}");
-    assert!(told.contains("2026-11-20 10:00:04.000  user  m-4\n  words of m-4\n"), "{told}");
+    let text = verbatim.run(&[&of_session[..], &["--last", "2"]].concat()).await.out;
+    assert!(text.contains("the newest 2 of 5 messages, from the hot copy in Redis"), "{text}");
+    assert!(text.contains("2026-11-20 10:00:04.000  user  m-4\n  content of m-4\n"), "{text}");
 }
 
 #[tokio::test]
@@ -94,7 +94,7 @@ async fn a_conversation_with_an_id_of_its_own_is_found_by_its_session() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_said_and_makes_the_exit_code_1() {
+async fn a_missing_conversation_or_hot_copy_is_named_and_exits_with_1() {
     let (env, verbatim) = prepared().await;
     let ran = verbatim.run(&["conversation", "show", "--tenant", "acme", "c-1"]).await;
     assert_eq!(ran.code, 1, "{ran:?}");
@@ -105,22 +105,22 @@ async fn what_is_not_there_is_said_and_makes_the_exit_code_1() {
     let show = ["conversation", "show", "--tenant", "acme", "--session", "s", "--source", "redis"];
     let ran = verbatim.run(&show).await;
     assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(ran.err.contains("Redis cannot answer: no mark"), "{ran:?}");
+    assert!(ran.err.contains("Redis has no usable hot copy: "), "{ran:?}");
 }
 
 #[tokio::test]
-async fn with_redis_away_the_transcript_comes_from_postgresql_and_says_why() {
+async fn with_redis_unreachable_the_transcript_comes_from_postgresql_with_the_error() {
     let (env, verbatim) = prepared().await;
     save(&env, &[body("s", "m-1", json!({}))]).await;
     let show = ["conversation", "show", "--tenant", "acme", "--session", "s"];
-    let away = Verbatim::default()
+    let without_redis = Verbatim::default()
         .with("DATABASE_URL", &env.database_url)
         .with("REDIS_URL", "redis://127.0.0.1:9/0");
-    let shown = away.json(&show).await;
+    let shown = without_redis.json(&show).await;
     assert_eq!(shown["source"], "postgresql");
     assert!(shown["redis_error"].is_string(), "{shown}");
     assert_eq!(ids(&shown), ["m-1"]);
-    let ran = away.run(&[&show[..], &["--source", "redis"]].concat()).await;
+    let ran = without_redis.run(&[&show[..], &["--source", "redis"]].concat()).await;
     assert_eq!(ran.code, 3, "{ran:?}");
     assert!(ran.err.contains("Redis at redis://127.0.0.1:9/0"), "{ran:?}");
 
@@ -138,7 +138,7 @@ async fn an_archived_conversation_is_shown_with_its_statistics() {
     let (env, verbatim) = prepared().await;
     let answer = json!({"role": "assistant", "timestamp": "2026-11-20T10:00:02Z"});
     save(&env, &[body("s", "m-1", json!({})), body("s", "m-2", answer)]).await;
-    // As a closer leaves it.
+    // The state after a close.
     env.psql(
         "INSERT INTO message_tokens SELECT conversation, id, 5 FROM message_rows;
          UPDATE conversations SET status = 'archived', message_count = 2, total_tokens = 10,
@@ -158,7 +158,7 @@ async fn an_archived_conversation_is_shown_with_its_statistics() {
     assert_eq!(shown["statistics"]["total_tokens"], 10);
     assert_eq!(shown["statistics"]["avg_response_seconds"], 2.0);
     assert_eq!(shown["conversation"]["close_reason"], "user_left");
-    let told = verbatim.run(&show).await.out;
-    assert!(told.contains("2 messages (1 of the user, 1 of the assistant), 10 tokens"), "{told}");
-    assert!(told.contains("(user_left)") && told.contains("4 of 5"), "{told}");
+    let text = verbatim.run(&show).await.out;
+    assert!(text.contains("2 messages (1 user, 1 assistant), 10 tokens"), "{text}");
+    assert!(text.contains("(user_left)") && text.contains("4 of 5"), "{text}");
 }

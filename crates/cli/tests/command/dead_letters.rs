@@ -1,4 +1,4 @@
-//! Looking at dead letters.
+//! `verbatim dead-letters`.
 
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ async fn dead_letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
         let arguments = [&["dead-letters", "list"], arguments].concat();
         verbatim.json(&arguments).await["dead_letters"].as_array().unwrap().len()
     };
-    assert_eq!(count(&[]).await, 2, "only open ones, unless others are asked for");
+    assert_eq!(count(&[]).await, 2, "only open ones by default");
     assert_eq!(count(&["--status", "all"]).await, 3);
     assert_eq!(count(&["--status", "discarded"]).await, 1);
     assert_eq!(count(&["--tenant", "acme"]).await, 1);
@@ -78,22 +78,22 @@ async fn dead_letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
 
     let elsewhere =
         ["dead-letters", "list", "--queue", "conversation.session", "--reason", "expired"];
-    let told = verbatim.run(&elsewhere).await.out;
-    assert!(told.contains("   2  conversation.save_message  schema\n"), "{told}");
-    assert!(told.ends_with("\nnone of them matches\n"), "{told}");
+    let text = verbatim.run(&elsewhere).await.out;
+    assert!(text.contains("   2  conversation.save_message  schema\n"), "{text}");
+    assert!(text.ends_with("\nno dead letter matches the filters\n"), "{text}");
 
     let listed = verbatim.json(&["dead-letters", "list", "--tenant", "umbrella"]).await;
     let listed = &listed["dead_letters"];
     assert_eq!(listed[0]["id"], dead_letters[1].id.to_string());
     assert_eq!(listed[0]["body_bytes"], dead_letters[1].body.len());
     assert!(listed[0].get("body").is_none(), "bodies may be large: {listed}");
-    let told = verbatim.run(&["dead-letters", "list"]).await.out;
-    assert!(told.contains("   2  conversation.save_message  schema\n"), "{told}");
-    assert!(told.contains(&dead_letters[0].id.to_string()), "{told}");
+    let text = verbatim.run(&["dead-letters", "list"]).await.out;
+    assert!(text.contains("   2  conversation.save_message  schema\n"), "{text}");
+    assert!(text.contains(&dead_letters[0].id.to_string()), "{text}");
 }
 
 #[tokio::test]
-async fn a_dead_letter_is_shown_with_its_body_and_what_would_mend_it() {
+async fn a_dead_letter_is_shown_with_its_body_and_a_suggested_fix() {
     let (env, verbatim) = prepared().await;
     let bad = body("s", "m-1", json!({"role": "bot"}));
     let dead_letter = dead_letter(7, DeadLetterReason::Schema, "acme", &bad);
@@ -105,16 +105,16 @@ async fn a_dead_letter_is_shown_with_its_body_and_what_would_mend_it() {
     assert_eq!(body, bad);
     assert_eq!(shown["headers"], dead_letter.headers);
     assert!(shown["suggestion"]["text"].as_str().unwrap().contains("role to \"assistant\""));
-    let told = verbatim.run(&["dead-letters", "show", &id]).await.out;
-    assert!(told.contains("\n    \"role\": \"bot\""), "{told}");
+    let text = verbatim.run(&["dead-letters", "show", &id]).await.out;
+    assert!(text.contains("\n    \"role\": \"bot\""), "{text}");
     assert!(
-        told.contains(&format!("verbatim dead-letters edit {id} --apply-suggestion")),
-        "{told}"
+        text.contains(&format!("verbatim dead-letters edit {id} --apply-suggestion")),
+        "{text}"
     );
 }
 
 #[tokio::test]
-async fn a_dead_letter_that_is_not_there_makes_the_exit_code_1() {
+async fn an_unknown_dead_letter_exits_with_1() {
     let (_env, verbatim) = prepared().await;
     let ran = verbatim.run(&["dead-letters", "show", &Uuid::nil().to_string()]).await;
     assert_eq!(ran.code, 1, "{ran:?}");
@@ -134,7 +134,7 @@ fn id(n: u128) -> String {
     Uuid::from_u128(n).to_string()
 }
 
-/// What the audit log says, a line each.
+/// The audit log, one line per entry.
 async fn audited(env: &TestEnv) -> String {
     let log = "SELECT string_agg(concat_ws(' ', action, actor, tenant_id,
                    CASE WHEN action LIKE 'dead_letter.%' THEN right(subject, 2) END,
@@ -144,22 +144,22 @@ async fn audited(env: &TestEnv) -> String {
 }
 
 #[tokio::test]
-async fn dead_letters_are_grouped_by_what_their_errors_have_in_common_and_found_by_it() {
+async fn dead_letters_are_grouped_by_error_without_values_and_filtered() {
     let (env, verbatim) = prepared().await;
     let bad = body("s", "m-1", json!({"role": "bot"}));
-    let said = |id, error: &str| DeadLetter {
+    let with_error = |id, error: &str| DeadLetter {
         error: error.to_owned(),
         ..dead_letter(id, DeadLetterReason::Schema, "acme", &bad)
     };
     let dead_letters = [
-        said(1, "`role` must be a role, but is the string \"bot\""),
-        said(2, "`role` must be a role, but is the string \"a \\\" quote\""),
-        said(3, "`role` must be a role, but is the number 17"),
-        said(4, "`role` must be a role, but is the number 4"),
+        with_error(1, "`role` must be a role, but is the string \"bot\""),
+        with_error(2, "`role` must be a role, but is the string \"a \\\" quote\""),
+        with_error(3, "`role` must be a role, but is the number 17"),
+        with_error(4, "`role` must be a role, but is the number 4"),
         DeadLetter {
             replay_count: 1,
             tenant_id: None,
-            ..said(5, "`role` must be a role, but is the number 5")
+            ..with_error(5, "`role` must be a role, but is the number 5")
         },
     ];
     database(&env).store_dead_letters(&dead_letters).await.unwrap();
@@ -186,7 +186,7 @@ async fn dead_letters_are_grouped_by_what_their_errors_have_in_common_and_found_
         verbatim.json(&arguments).await["total"].as_u64().unwrap()
     };
     assert_eq!(total(&["--error", "THE STRING"]).await, 2);
-    assert_eq!(total(&["--error", "100%"]).await, 0, "no pattern, a text");
+    assert_eq!(total(&["--error", "100%"]).await, 0, "a text, not a pattern");
     assert_eq!(total(&["--field", "role"]).await, 5);
     assert_eq!(total(&["--replayed-before", "yes"]).await, 1);
     assert_eq!(total(&["--replayed-before", "no", "--tenant", "acme"]).await, 4);
@@ -196,7 +196,37 @@ async fn dead_letters_are_grouped_by_what_their_errors_have_in_common_and_found_
 }
 
 #[tokio::test]
-async fn an_edit_lies_beside_the_body_and_must_pass_the_workers_validator() {
+async fn a_grouped_error_keeps_names_with_numbers_and_replaces_numbers_and_ids() {
+    let (env, verbatim) = prepared().await;
+    let uuid = Uuid::from_u128(0x4d1e_6f3a_0d2b_5c8e_9b1a_7f1e_2d3c_4b5a);
+    let errors = [
+        ("the body is not UTF-8 at byte 4", "the body is not UTF-8 at byte #"),
+        ("UTF-16 and SHA-256 of format v1.2, x86_64", "UTF-16 and SHA-256 of format v1.2, x86_64"),
+        ("`tool_calls[0].id` is -1.5, not 7e3 or 1-5", "`tool_calls[#].id` is -#, not # or #-#"),
+        (&*format!("{uuid} (os error 111)"), "# (os error #)"),
+        ("10.0.0.5:5432 since 2026-11-20T10:00:00Z", "#:# since #-#-#:#:#"),
+        ("the string \"UTF-8 17\"", "the string \"…\""),
+    ];
+    let bad = body("s", "m-1", json!({"role": "bot"}));
+    let dead_letters: Vec<_> = (1..)
+        .zip(errors)
+        .map(|(id, (error, _))| DeadLetter {
+            error: error.to_owned(),
+            ..dead_letter(id, DeadLetterReason::Schema, "acme", &bad)
+        })
+        .collect();
+    database(&env).store_dead_letters(&dead_letters).await.unwrap();
+    let found = verbatim.json(&["dead-letters", "list", "--group"]).await;
+    let groups = found["groups"].as_array().unwrap().iter();
+    let mut groups: Vec<_> = groups.map(|it| it["error"].as_str().unwrap()).collect();
+    groups.sort_unstable();
+    let mut expected = errors.map(|(_, pattern)| pattern);
+    expected.sort_unstable();
+    assert_eq!(groups, expected);
+}
+
+#[tokio::test]
+async fn an_edit_keeps_the_original_body_and_must_pass_the_workers_validator() {
     let (env, verbatim) = prepared().await;
     let bad = body("s", "m-1", json!({"role": "bot", "tokens_estimate": -1}));
     stored(&env, &[7], &bad).await;
@@ -206,11 +236,11 @@ async fn an_edit_lies_beside_the_body_and_must_pass_the_workers_validator() {
     };
     let ran = edit(&["--set", "role=assistant"]).await;
     assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(ran.err.contains("`tokens_estimate`"), "the next fault is named: {ran:?}");
+    assert!(ran.err.contains("`tokens_estimate`"), "the next fault is reported: {ran:?}");
     let ran = edit(&["--set", "role.x=1"]).await;
     assert!(ran.code == 1 && ran.err.contains("there is no `role.x`"), "{ran:?}");
     let ran = edit(&[]).await;
-    assert!(ran.code == 2 && ran.err.contains("what is to change?"), "{ran:?}");
+    assert!(ran.code == 2 && ran.err.contains("no change given"), "{ran:?}");
     let nothing = "SELECT concat_ws('|', edited_body, edited_at, edited_by) FROM dead_letters";
     assert_eq!(env.psql(nothing).await.unwrap(), "");
 
@@ -240,52 +270,55 @@ async fn an_edit_lies_beside_the_body_and_must_pass_the_workers_validator() {
 }
 
 #[tokio::test]
-async fn dead_letters_are_discarded_with_a_reason_and_opened_again() {
+async fn dead_letters_are_discarded_with_a_reason_and_restored() {
     let (env, verbatim) = prepared().await;
     stored(&env, &[1, 2, 3], &body("s", "m-1", json!({"role": "bot"}))).await;
     let verbatim = verbatim.with("VERBATIM_ACTOR", "ops");
     let ran = verbatim.run(&["dead-letters", "discard", "--all"]).await;
     assert!(ran.code == 2 && ran.err.contains("--why"), "{ran:?}");
     let ran = verbatim.run(&["dead-letters", "discard", "--why", "because"]).await;
-    assert!(ran.code == 2 && ran.err.contains("--all means every one"), "{ran:?}");
-    // One that a replay has just now.
-    let taken =
+    assert!(ran.code == 2 && ran.err.contains("no dead letters selected"), "{ran:?}");
+    // One is claimed by a running replay.
+    let claim =
         "UPDATE dead_letters SET replay_lease_until = now() + interval '1 min' WHERE id = '";
-    env.psql(&format!("{taken}{}'", id(3))).await.unwrap();
+    env.psql(&format!("{claim}{}'", id(3))).await.unwrap();
     let arguments = ["dead-letters", "discard", &id(1), &id(3), &id(9), "--why", "a test"];
     let ran = verbatim.run(&arguments).await;
     assert_eq!(ran.code, 1, "{ran:?}");
-    let told = "1 dead letter discarded; 2 dead letters named are not open, or a replay has them just now\n";
-    assert_eq!(ran.out, told);
+    let expected = "1 dead letter discarded, 2 skipped (not open, unknown, or claimed by a running replay)\nundo: `verbatim dead-letters restore`\n";
+    assert_eq!(ran.out, expected);
     let states = "SELECT string_agg(concat_ws(' ', status, status_reason), ',' ORDER BY id) FROM dead_letters";
     assert_eq!(env.psql(states).await.unwrap(), "discarded a test,open,open");
     let ran = verbatim.run(&["dead-letters", "edit", &id(1), "--apply-suggestion"]).await;
     assert_eq!(ran.code, 1, "{ran:?}");
 
     let all = verbatim.json(&["dead-letters", "discard", "--tenant", "acme", "--why", "all"]).await;
-    assert_eq!((&all["dead_letters"], &all["others"]), (&json!(1), &json!(0)));
+    assert_eq!((&all["dead_letters"], &all["skipped"]), (&json!(1), &json!(0)));
     let ran = verbatim.run(&["dead-letters", "restore", "--all"]).await;
     assert!(ran.code == 2 && ran.err.contains("--status discarded"), "{ran:?}");
     let ran = verbatim.run(&["dead-letters", "restore", &id(1)]).await;
-    assert_eq!((ran.code, ran.out.as_str()), (0, "1 dead letter open again\n"));
+    assert_eq!(
+        (ran.code, ran.out.as_str()),
+        (0, "1 dead letter open again\nnext: `verbatim dead-letters replay`\n")
+    );
     assert_eq!(env.psql(states).await.unwrap(), "open,discarded all,open");
-    let expected = "dead_letters.discard ops dead letters=2 why=a test\n\
+    let expected = "dead_letters.discard ops dead_letters=2 why=a test\n\
                     dead_letter.discard ops acme 01 reason=schema was=open why=a test\n\
-                    dead_letters.discard ops dead letters=2 why=all\n\
+                    dead_letters.discard ops dead_letters=2 why=all\n\
                     dead_letter.discard ops acme 02 reason=schema was=open why=all\n\
-                    dead_letters.restore ops dead letters=1\n\
+                    dead_letters.restore ops dead_letters=1\n\
                     dead_letter.restore ops acme 01 reason=schema was=discarded";
     assert_eq!(audited(&env).await, expected);
 }
 
 #[tokio::test]
-async fn an_export_has_every_dead_letter_once_in_a_file_of_its_owners() {
+async fn an_export_has_every_dead_letter_once_in_a_file_for_its_owner_only() {
     use std::os::unix::fs::PermissionsExt as _;
     let (env, verbatim) = prepared().await;
     let ids: Vec<u128> = (1..=100).collect();
     stored(&env, &ids, &body("s", "m-1", json!({"role": "bot"}))).await;
     let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("letters.jsonl");
+    let file = directory.path().join("dead-letters.jsonl");
     let output = ["--output", file.to_str().unwrap()];
     let arguments = [&["dead-letters", "export", "--all"][..], &output].concat();
     let ran = verbatim.run(&arguments).await;
@@ -298,7 +331,7 @@ async fn an_export_has_every_dead_letter_once_in_a_file_of_its_owners() {
     assert_eq!((lines.lines().count(), exported.len()), (100, 100));
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     let ran = verbatim.run(&arguments).await;
-    assert!(ran.code == 2 && ran.err.contains("cannot make"), "nothing is overwritten: {ran:?}");
+    assert!(ran.code == 2 && ran.err.contains("cannot create"), "nothing is overwritten: {ran:?}");
     let ran = verbatim.run(&["dead-letters", "export", &id(5)]).await;
     assert_eq!((ran.code, ran.out.lines().count()), (0, 1));
     let log = "SELECT string_agg(action || ' ' || (detail->>'dead_letters'), ', ' ORDER BY id) FROM audit_log";
@@ -306,7 +339,7 @@ async fn an_export_has_every_dead_letter_once_in_a_file_of_its_owners() {
 }
 
 #[tokio::test]
-async fn a_dry_run_says_what_would_go_where_and_sends_nothing() {
+async fn a_dry_run_reports_what_would_be_published_and_publishes_nothing() {
     let (env, verbatim) = prepared().await;
     stored(&env, &[1], &body("s", "m-1", json!({"role": "bot"}))).await;
     stored(&env, &[2], &body("s", "m-2", json!({}))).await;
@@ -326,31 +359,33 @@ async fn a_dry_run_says_what_would_go_where_and_sends_nothing() {
 }
 
 #[tokio::test]
-async fn a_replay_without_rabbitmq_fails_at_once_and_leaves_every_dead_letter_as_it_is() {
+async fn a_replay_without_rabbitmq_fails_at_once_and_changes_no_dead_letter() {
     let (env, verbatim) = prepared().await;
     stored(&env, &[1], &body("s", "m-1", json!({}))).await;
     let state = "SELECT md5(string_agg(d::text, '')) || (SELECT count(*) FROM audit_log) FROM dead_letters d";
     let before = env.psql(state).await.unwrap();
-    let away = verbatim.with("AMQP_URL", "amqp://user:hunter2@127.0.0.1:9/v");
-    let ran = away.run(&["dead-letters", "replay", "--all"]).await;
+    let unreachable = verbatim.with("AMQP_URL", "amqp://user:hunter2@127.0.0.1:9/v");
+    let ran = unreachable.run(&["dead-letters", "replay", "--all"]).await;
     assert!(ran.code == 3 && ran.err.contains("RabbitMQ at amqp://***@127.0.0.1:9/v"), "{ran:?}");
     assert_eq!(env.psql(state).await.unwrap(), before);
 }
 
 #[tokio::test]
-async fn ctrl_c_stops_a_replay_between_dead_letters_and_it_says_how_far_it_got() {
+async fn ctrl_c_stops_a_replay_between_dead_letters_with_a_report() {
     let (env, verbatim) = prepared().await;
     let ids: Vec<u128> = (1..=200).collect();
     stored(&env, &ids, &body("s", "m-1", json!({}))).await;
     let arguments = ["dead-letters", "replay", "--all", "--rate", "20", "--watch", "0s", "--json"];
     let child = verbatim.command(&arguments).spawn().unwrap();
     let replayed = "SELECT count(*) FROM dead_letters WHERE status = 'replayed'";
-    eventually("the first dead letters to go", Duration::from_secs(20), async || {
-        match env.psql(replayed).await.unwrap().as_str() {
-            "0" => Err("none went".to_owned()),
+    eventually(
+        "the first dead letters to be replayed",
+        Duration::from_secs(20),
+        async || match env.psql(replayed).await.unwrap().as_str() {
+            "0" => Err("none is replayed".to_owned()),
             _ => Ok(()),
-        }
-    })
+        },
+    )
     .await;
     let pid = child.id().to_string();
     let ended = tokio::task::spawn_blocking(move || {
@@ -369,20 +404,22 @@ async fn ctrl_c_stops_a_replay_between_dead_letters_and_it_says_how_far_it_got()
 }
 
 #[tokio::test]
-async fn a_dead_letter_that_another_replay_has_is_left_to_it_and_that_is_said() {
+async fn a_dead_letter_that_another_replay_has_claimed_is_skipped() {
     let (env, verbatim) = prepared().await;
     stored(&env, &[1], &body("s", "m-1", json!({}))).await;
     let ran = verbatim.run(&["dead-letters", "replay", &id(9)]).await;
     assert_eq!(
         (ran.code, ran.out.as_str()),
-        (1, "nothing was sent: no open dead letter matches\n")
+        (1, "nothing was replayed: no open dead letter matches\n")
     );
     let lease = "UPDATE dead_letters SET replay_lease_until = now() + interval '1 min'";
     env.psql(lease).await.unwrap();
     let ran = verbatim.run(&["dead-letters", "replay", &id(1)]).await;
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(
-        ran.out.starts_with("0 of 1 dead letter replayed, 1 passed over\nanother run has"),
+        ran.out.starts_with(
+            "0 of 1 dead letter replayed, 1 skipped\nskipped dead letters are claimed"
+        ),
         "{ran:?}"
     );
     env.psql("UPDATE dead_letters SET replay_lease_until = now()").await.unwrap();
@@ -391,13 +428,13 @@ async fn a_dead_letter_that_another_replay_has_is_left_to_it_and_that_is_said() 
 }
 
 #[tokio::test]
-async fn many_dead_letters_with_one_fault_are_edited_alike_and_the_others_are_named() {
+async fn many_dead_letters_with_one_fault_are_edited_together_and_failures_are_listed() {
     let (env, verbatim) = prepared().await;
     let ids: Vec<u128> = (1..=40).collect();
     stored(&env, &ids, &body("s", "m-1", json!({"role": "bot"}))).await;
     stored(&env, &[50], &body("s", "m-1", json!({"role": "nobody"}))).await;
     let ran = verbatim.run(&["dead-letters", "edit", "--all"]).await;
-    assert!(ran.code == 2 && ran.err.contains("many dead letters are edited alike"), "{ran:?}");
+    assert!(ran.code == 2 && ran.err.contains("several dead letters need one of"), "{ran:?}");
     let arguments = ["dead-letters", "edit", "--field", "role", "--apply-suggestion", "--json"];
     let ran = verbatim.run(&arguments).await;
     assert_eq!(ran.code, 1, "{ran:?}");
@@ -409,10 +446,7 @@ async fn many_dead_letters_with_one_fault_are_edited_alike_and_the_others_are_na
                   FROM dead_letters WHERE edited_body IS NOT NULL";
     assert_eq!(env.psql(copies).await.unwrap(), "40|t");
     let again = verbatim.run(&["dead-letters", "edit", &id(1), &id(2), "--apply-suggestion"]).await;
-    assert_eq!(
-        (again.code, again.out.as_str()),
-        (0, "0 dead letters edited, 2 as wanted already\n")
-    );
+    assert_eq!((again.code, again.out.as_str()), (0, "0 dead letters edited, 2 unchanged\n"));
     let lines = "SELECT concat_ws('|', count(*), count(DISTINCT detail->>'run')) FROM audit_log
                  WHERE action = 'dead_letter.edit'";
     assert_eq!(env.psql(lines).await.unwrap(), "40|1");

@@ -1,9 +1,9 @@
-//! What the command says about itself.
+//! `--help` and errors of the command line.
 
 use crate::support::Verbatim;
 
 #[tokio::test]
-async fn without_arguments_it_tells_its_commands() {
+async fn without_arguments_it_lists_its_commands() {
     let verbatim = Verbatim::default();
     let ran = verbatim.run(&[]).await;
     assert_eq!(ran.code, 0, "{ran:?}");
@@ -16,7 +16,7 @@ async fn without_arguments_it_tells_its_commands() {
 }
 
 #[tokio::test]
-async fn a_mistyped_command_or_flag_is_usage_and_hints_at_the_right_one() {
+async fn a_mistyped_command_or_flag_exits_with_2_and_suggests_the_right_one() {
     let verbatim = Verbatim::default();
     let ran = verbatim.run(&["queue"]).await;
     assert_eq!(ran.code, 2, "{ran:?}");

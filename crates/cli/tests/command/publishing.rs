@@ -1,4 +1,4 @@
-//! Checking and publishing actions.
+//! `verbatim lint` and `verbatim publish`.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use testkit::wait::eventually;
 
 use crate::support::{Verbatim, body, lines, prepared};
 
-/// How many messages wait in a queue, as `verbatim queues` has it.
+/// Ready messages of a queue, according to `verbatim queues`.
 async fn ready(verbatim: &Verbatim, queue: &str) -> Value {
     let queues = verbatim.json(&["queues"]).await;
     let row = queues.as_array().unwrap().iter().find(|row| row["queue"] == queue).unwrap();
@@ -18,7 +18,7 @@ async fn ready(verbatim: &Verbatim, queue: &str) -> Value {
 }
 
 #[tokio::test]
-async fn published_actions_are_confirmed_and_wait_in_their_queues() {
+async fn published_actions_are_confirmed_and_ready_in_their_queues() {
     let (_env, verbatim) = prepared().await;
     let mut actions: Vec<Value> =
         (0..1_500).map(|n| body("s", &format!("m-{n}"), json!({}))).collect();
@@ -31,7 +31,7 @@ async fn published_actions_are_confirmed_and_wait_in_their_queues() {
     let report = verbatim.json(&["publish", file.to_str().unwrap()]).await;
     let expected = json!({
         "lines": 1_501, "confirmed": 1_501, "unroutable": 0, "failed": 0, "invalid": 0,
-        "unrouted": 0, "gave_up": false, "faults": [], "failures": [],
+        "unrouted": 0, "rabbitmq_unavailable": false, "faults": [], "failures": [],
     });
     assert_eq!(report, expected);
     assert_eq!(ready(&verbatim, WorkQueue::SaveMessage.name()).await, 1_500);
@@ -48,13 +48,13 @@ async fn a_file_with_one_bad_line_is_refused_as_a_whole_and_names_it() {
     assert_eq!((&report["confirmed"], &report["invalid"]), (&json!(0), &json!(1)));
     assert_eq!(report["faults"][0]["line"], 2);
     assert_eq!(report["faults"][0]["field"], "role");
-    let told = verbatim.run_on(&["publish", "-"], &actions).await.out;
-    assert!(told.contains("nothing published: 1 of 2 actions"), "{told}");
+    let text = verbatim.run_on(&["publish", "-"], &actions).await.out;
+    assert!(text.contains("nothing published: 1 of 2 actions"), "{text}");
     assert_eq!(ready(&verbatim, WorkQueue::SaveMessage.name()).await, 0);
 }
 
 #[tokio::test]
-async fn without_lint_bad_lines_go_where_they_say_or_where_they_are_sent() {
+async fn without_lint_bad_lines_are_routed_by_action_type_or_routing_key() {
     let (_env, verbatim) = prepared().await;
     let bad = lines(&[body("s", "m-1", json!({"role": "bot"})), json!("hello")]);
     let ran = verbatim.run_on(&["publish", "-", "--no-lint", "--json"], &bad).await;
@@ -72,9 +72,9 @@ async fn without_lint_bad_lines_go_where_they_say_or_where_they_are_sent() {
 }
 
 #[tokio::test]
-async fn a_routing_key_that_nobody_is_bound_to_is_pointed_out() {
+async fn a_routing_key_without_a_binding_is_reported() {
     let (_env, verbatim) = prepared().await;
-    let arguments = ["publish", "-", "--no-lint", "--routing-key", "nobody.listens"];
+    let arguments = ["publish", "-", "--no-lint", "--routing-key", "no.binding"];
     let ran = verbatim.run_on(&arguments, b"hello\n").await;
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(ran.out.contains("1 action went to domain.unrouted"), "{ran:?}");
@@ -82,7 +82,7 @@ async fn a_routing_key_that_nobody_is_bound_to_is_pointed_out() {
 }
 
 #[tokio::test]
-async fn what_no_queue_takes_is_unroutable_by_its_line() {
+async fn an_unroutable_action_is_reported_with_its_line() {
     let (env, verbatim) = prepared().await;
     for queue in ["conversation.session", "domain.unrouted"] {
         let path = format!("/api/queues/{}/{queue}", env.name);
@@ -97,22 +97,22 @@ async fn what_no_queue_takes_is_unroutable_by_its_line() {
     let report = ran.json();
     assert_eq!((&report["confirmed"], &report["unroutable"]), (&json!(2), &json!(1)));
     assert_eq!(report["failures"][0]["line"], 2);
-    let told = verbatim.run_on(&["publish", "-"], &actions).await.out;
-    assert!(told.contains("`verbatim setup` makes them"), "{told}");
+    let text = verbatim.run_on(&["publish", "-"], &actions).await.out;
+    assert!(text.contains("`verbatim setup` creates them"), "{text}");
 }
 
 #[tokio::test]
-async fn publishing_before_setup_says_so() {
+async fn publishing_before_setup_suggests_setup() {
     let env = testkit::TestEnv::new().await;
     let actions = lines(&[body("s", "m-1", json!({}))]);
     let ran = Verbatim::of(&env).run_on(&["publish", "-"], &actions).await;
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(ran.out.contains("0 of 1 action confirmed, 1 failed"), "{ran:?}");
-    assert!(ran.out.contains("`verbatim setup` makes them"), "{ran:?}");
+    assert!(ran.out.contains("`verbatim setup` creates them"), "{ran:?}");
 }
 
 #[tokio::test]
-async fn publishing_to_a_broker_that_is_away_fails_at_once_and_names_it() {
+async fn publishing_to_an_unreachable_broker_fails_at_once_and_names_it() {
     let verbatim = Verbatim::default().with("AMQP_URL", "amqp://user:hunter2@127.0.0.1:9/v");
     let actions = lines(&[body("s", "m-1", json!({}))]);
     let ran = verbatim.run_on(&["publish", "-"], &actions).await;
@@ -122,7 +122,7 @@ async fn publishing_to_a_broker_that_is_away_fails_at_once_and_names_it() {
 }
 
 #[tokio::test]
-async fn a_broker_that_goes_away_in_the_middle_leaves_no_line_unaccounted_for() {
+async fn a_broker_that_becomes_unreachable_leaves_no_line_without_an_outcome() {
     let (env, verbatim) = prepared().await;
     let proxy = Proxy::before(&env.amqp_url).await.unwrap();
     let through = verbatim.clone().with("AMQP_URL", proxy.url());
@@ -156,9 +156,9 @@ async fn a_broker_that_goes_away_in_the_middle_leaves_no_line_unaccounted_for() 
     let number = |name: &str| report[name].as_u64().unwrap();
     assert_eq!((number("lines"), number("unroutable")), (4_000, 0));
     assert_eq!(number("confirmed") + number("failed"), 4_000);
-    assert!(number("confirmed") >= 512 && report["gave_up"] == true);
+    assert!(number("confirmed") >= 512 && report["rabbitmq_unavailable"] == true);
     assert_eq!(report["failures"].as_array().unwrap().len() as u64, number("failed"));
-    // What is said to be confirmed is in the queue; what is unknown may be.
+    // Confirmed actions are in the queue; those with an unknown outcome may be.
     let stored = ready(&verbatim, WorkQueue::SaveMessage.name()).await;
     assert!(stored.as_u64().unwrap() >= number("confirmed"), "{stored}");
 }

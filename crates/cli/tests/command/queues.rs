@@ -1,4 +1,4 @@
-//! Looking at the queues.
+//! `verbatim queues`.
 
 use broker::topology;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use testkit::TestEnv;
 use crate::support::{Verbatim, body, lines, prepared};
 
 #[tokio::test]
-async fn every_queue_is_shown_and_work_without_consumers_is_pointed_out() {
+async fn every_queue_is_shown_and_work_without_consumers_is_named() {
     let (_env, verbatim) = prepared().await;
     let ran = verbatim.run_on(&["publish", "-"], &lines(&[body("s", "m-1", json!({}))])).await;
     assert_eq!(ran.code, 0, "{ran:?}");
@@ -20,19 +20,18 @@ async fn every_queue_is_shown_and_work_without_consumers_is_pointed_out() {
         "consumers": 0, "worker": "message-save-worker", "about": "messages to save",
     });
     assert_eq!(queues[0], expected);
-    let told = verbatim.run(&["queues"]).await.out;
-    let hint =
-        "1 message in conversation.save_message and no consumer: is a message-save-worker running?";
-    assert!(told.contains(hint), "{told}");
+    let text = verbatim.run(&["queues"]).await.out;
+    let hint = "1 message ready in conversation.save_message, but no consumer: start a message-save-worker";
+    assert!(text.contains(hint), "{text}");
 }
 
 #[tokio::test]
-async fn missing_queues_are_marked_and_make_the_exit_code_1() {
+async fn missing_queues_are_marked_and_exit_with_1() {
     let env = TestEnv::new().await;
     let ran = Verbatim::of(&env).run(&["queues", "--json"]).await;
     assert_eq!(ran.code, 1, "{ran:?}");
     let missing = |row: &Value| row["exists"] == false && row["ready"].is_null();
     assert!(ran.json().as_array().unwrap().iter().all(missing), "{ran:?}");
-    let told = Verbatim::of(&env).run(&["queues"]).await.out;
-    assert!(told.contains("queues missing: run `verbatim setup`"), "{told}");
+    let text = Verbatim::of(&env).run(&["queues"]).await.out;
+    assert!(text.contains("queues missing: run `verbatim setup`"), "{text}");
 }

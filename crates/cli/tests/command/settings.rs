@@ -1,13 +1,13 @@
-//! Where a command's settings come from, and what is said when they do not fit.
+//! Where settings come from, and the errors for settings that are missing or wrong.
 
 use testkit::TestEnv;
 
 use crate::support::{Verbatim, prepared};
 
 #[tokio::test]
-async fn each_command_asks_only_for_the_servers_that_it_uses() {
+async fn each_command_needs_only_the_servers_that_it_uses() {
     let verbatim = Verbatim::default();
-    for (arguments, asked) in [
+    for (arguments, needed) in [
         (&["setup"][..], &["AMQP_URL", "DATABASE_URL"][..]),
         (&["publish", "-"], &["AMQP_URL"]),
         (&["queues"], &["AMQP_URL"]),
@@ -24,7 +24,7 @@ async fn each_command_asks_only_for_the_servers_that_it_uses() {
             .into_iter()
             .filter(|name| ran.err.contains(&format!("{name} is not set")))
             .collect();
-        assert_eq!(named, asked, "{arguments:?}: {ran:?}");
+        assert_eq!(named, needed, "{arguments:?}: {ran:?}");
     }
 }
 
@@ -46,7 +46,7 @@ async fn the_fleets_yaml_file_serves_the_command_line_too() {
 }
 
 #[tokio::test]
-async fn a_database_without_a_schema_is_said_to_need_setup() {
+async fn a_database_without_a_schema_is_reported_to_need_setup() {
     let env = TestEnv::new().await;
     for arguments in [["conversation", "list"], ["dead-letters", "list"]] {
         let ran = Verbatim::of(&env).run(&arguments).await;
@@ -66,7 +66,7 @@ async fn a_database_that_does_not_exist_is_named() {
 }
 
 #[tokio::test]
-async fn a_reader_that_stops_reading_is_no_error() {
+async fn a_closed_pipe_is_not_an_error() {
     let (_env, verbatim) = prepared().await;
     let mut child = verbatim.command(&["queues"]).spawn().unwrap();
     drop(child.stdout.take());
@@ -77,7 +77,7 @@ async fn a_reader_that_stops_reading_is_no_error() {
 }
 
 #[tokio::test]
-async fn colours_come_only_where_they_are_wanted() {
+async fn colours_are_used_only_where_requested() {
     let (_env, verbatim) = prepared().await;
     let colours = |out: &str| out.contains('\u{1b}');
     assert!(!colours(&verbatim.run(&["queues"]).await.out), "a pipe has none");

@@ -1,4 +1,4 @@
-//! Making the schema and the topology.
+//! `verbatim setup`.
 
 use serde_json::json;
 use testkit::TestEnv;
@@ -6,7 +6,7 @@ use testkit::TestEnv;
 use crate::support::{Verbatim, body, prepared, save};
 
 #[tokio::test]
-async fn setup_says_what_it_made_and_the_second_time_that_all_is_there() {
+async fn setup_reports_what_it_created_and_the_second_time_that_all_is_there() {
     let env = TestEnv::new().await;
     let verbatim = Verbatim::of(&env);
     let first = verbatim.json(&["setup"]).await;
@@ -21,21 +21,21 @@ async fn setup_says_what_it_made_and_the_second_time_that_all_is_there() {
     assert_eq!(second["schema"]["state"], "already_there");
     assert_eq!(second["topology"]["created"], json!([]));
     assert_eq!(second["topology"]["already_there"], created.len());
-    let told = verbatim.run(&["setup"]).await.out;
-    assert_eq!(told.matches("already there").count(), 2, "{told}");
+    let text = verbatim.run(&["setup"]).await.out;
+    assert_eq!(text.matches("already there").count(), 2, "{text}");
 }
 
 #[tokio::test]
-async fn setup_makes_the_one_queue_that_was_deleted_and_names_it() {
+async fn setup_creates_a_deleted_queue_and_names_it() {
     let (env, verbatim) = prepared().await;
     let queue = format!("/api/queues/{}/domain.retry.5000", env.name);
     env.management().request("DELETE", &queue, "").await.unwrap();
-    let mended = verbatim.json(&["setup"]).await;
-    assert_eq!(mended["topology"]["created"], json!(["queue domain.retry.5000"]));
+    let report = verbatim.json(&["setup"]).await;
+    assert_eq!(report["topology"]["created"], json!(["queue domain.retry.5000"]));
 }
 
 #[tokio::test]
-async fn setup_reports_a_queue_that_would_lose_messages_and_makes_the_schema_all_the_same() {
+async fn setup_reports_a_queue_with_other_arguments_and_still_creates_the_schema() {
     let env = TestEnv::new().await;
     let queue = format!("/api/queues/{}/conversation.session", env.name);
     let other = r#"{"durable":true,"arguments":{"x-queue-type":"quorum"}}"#;
@@ -48,7 +48,7 @@ async fn setup_reports_a_queue_that_would_lose_messages_and_makes_the_schema_all
 }
 
 #[tokio::test]
-async fn setup_names_every_server_that_is_away_without_its_password() {
+async fn setup_names_every_unreachable_server_without_its_password() {
     let verbatim = Verbatim::default()
         .with("AMQP_URL", "amqp://user:hunter2@127.0.0.1:9/v")
         .with("DATABASE_URL", "postgres://user:hunter2@127.0.0.1:9/d");
@@ -56,24 +56,24 @@ async fn setup_names_every_server_that_is_away_without_its_password() {
     assert_eq!(ran.code, 3, "{ran:?}");
     assert!(ran.err.contains("RabbitMQ at amqp://***@127.0.0.1:9/v: "), "{ran:?}");
     assert!(ran.err.contains("PostgreSQL at postgres://***@127.0.0.1:9/d: "), "{ran:?}");
-    assert_eq!(ran.err.matches("nothing listens there").count(), 2, "{ran:?}");
+    assert_eq!(ran.err.matches("nothing listens at this address").count(), 2, "{ran:?}");
     assert!(!ran.err.contains("hunter2"), "{ran:?}");
 }
 
 #[tokio::test]
-async fn after_a_restore_no_hot_copy_is_believed_until_it_is_loaded_anew() {
+async fn after_a_restore_every_hot_copy_is_invalid_until_it_is_loaded_again() {
     let (env, verbatim) = prepared().await;
     save(&env, &[body("s", "m-1", json!({})), body("s", "m-2", json!({}))]).await;
     let show = ["conversation", "show", "--tenant", "acme", "--session", "s"];
     let source = async || verbatim.json(&show).await["source"].clone();
     assert_eq!((source().await, source().await), (json!("postgresql"), json!("redis")));
-    // Back to a time before the second message: with the numbers of now, which were those of then.
+    // A restore to before the second message, with the same epoch and generation.
     env.psql("DELETE FROM message_rows WHERE id = 'm-2'").await.unwrap();
-    assert_eq!(source().await, "redis", "the copy still bears these numbers");
+    assert_eq!(source().await, "redis", "the hot copy still has the current epoch and generation");
 
     let ran = verbatim.run(&["setup", "--restored", "--actor", "night shift"]).await;
     assert_eq!(ran.code, 0, "{ran:?}");
-    assert!(ran.out.contains("hot copies          voided"), "{ran:?}");
+    assert!(ran.out.contains("hot copies          invalidated"), "{ran:?}");
     let shown = verbatim.json(&show).await;
     assert_eq!((&shown["source"], &shown["messages"][1]), (&json!("postgresql"), &json!(null)));
     assert_eq!(source().await, "redis");

@@ -1,4 +1,4 @@
-//! Running the built binary in an environment of the test's own.
+//! Runs the built binary with an environment of its own.
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use testkit::TestEnv;
 use uuid::Uuid;
 
-/// What a run of the command answered.
+/// The exit code and output of a run.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: i32,
@@ -25,14 +25,14 @@ pub(crate) struct Ran {
     pub(crate) err: String,
 }
 
-/// The command with the servers of a test, or with none, and nothing else in its environment.
+/// The command with the servers of a test, or with none. Its environment has nothing else.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Verbatim {
     variables: Vec<(String, String)>,
 }
 
 impl Verbatim {
-    /// With a test's servers.
+    /// With the servers of a test.
     pub(crate) fn of(env: &TestEnv) -> Self {
         Self::default()
             .with("AMQP_URL", &env.amqp_url)
@@ -58,7 +58,7 @@ impl Verbatim {
         let output = tokio::task::spawn_blocking(move || {
             let mut child = command.spawn().unwrap();
             let mut stdin = child.stdin.take().unwrap();
-            // A command that fails early does not read it.
+            // A command that fails early does not read its input.
             stdin.write_all(&input).ok();
             drop(stdin);
             child.wait_with_output().unwrap()
@@ -92,7 +92,7 @@ impl Ran {
         }
     }
 
-    /// What it printed, as JSON.
+    /// Its standard output, as JSON.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
@@ -118,11 +118,11 @@ pub(crate) fn database(env: &TestEnv) -> Database {
     .unwrap()
 }
 
-/// The body of a message to save: the usual fields, and whatever `extra` adds or replaces.
+/// The body of a message to save; `extra` adds or replaces fields.
 pub(crate) fn body(session: &str, id: &str, extra: Value) -> Value {
     let mut body = json!({
         "action_type": "conversation.save_message", "tenant_id": "acme", "session_id": session,
-        "message_id": id, "role": "user", "content": format!("words of {id}"),
+        "message_id": id, "role": "user", "content": format!("content of {id}"),
         "timestamp": "2026-11-20T10:00:00Z",
     });
     if let (Value::Object(body), Value::Object(extra)) = (&mut body, extra) {
@@ -131,7 +131,7 @@ pub(crate) fn body(session: &str, id: &str, extra: Value) -> Value {
     body
 }
 
-/// The host and process id of the worker that [`save`] says it is.
+/// The host and process id under which [`save`] saves.
 pub(crate) const SAVER: &str = "host-1:7";
 
 /// Saves messages as a worker does.
@@ -139,8 +139,8 @@ pub(crate) async fn save(env: &TestEnv, bodies: &[Value]) {
     let database = database(env).saving_as("message-save-worker", SAVER.to_owned());
     let metrics = Metrics::new();
     let settings = hot_store::Settings::new(Address::parse(&env.redis_url).unwrap());
-    let admit = record_server(database.clone(), metrics.clone(), RandomSource::random());
-    let hot = HotStore::open(settings, admit);
+    let record = record_server(database.clone(), metrics.clone(), RandomSource::random());
+    let hot = HotStore::open(settings, record);
     let saver = Saver::new(database, hot, metrics, RandomSource::random());
     let actions: Vec<SaveMessage> = bodies.iter().map(action).collect();
     for outcome in saver.save(&actions).await.unwrap() {

@@ -1,4 +1,4 @@
-//! The life of a message, a conversation, a session, a dead letter.
+//! `verbatim trace`.
 
 use database::DeadLetter;
 use domain::failure::DeadLetterReason;
@@ -8,14 +8,14 @@ use uuid::Uuid;
 
 use crate::support::{SAVER, Verbatim, body, database, lines, prepared, save};
 
-/// What happened, in order.
-fn details(item: &Value) -> Vec<&str> {
+/// The events of a timeline, in order.
+fn events(item: &Value) -> Vec<&str> {
     item["timeline"].as_array().unwrap().iter().map(|it| it["what"].as_str().unwrap()).collect()
 }
 
 fn moment<'a>(item: &'a Value, what: &str) -> &'a str {
-    let events = item["timeline"].as_array().unwrap();
-    events.iter().find(|it| it["what"] == what).unwrap()["text"].as_str().unwrap()
+    let timeline = item["timeline"].as_array().unwrap();
+    timeline.iter().find(|it| it["what"] == what).unwrap()["text"].as_str().unwrap()
 }
 
 async fn only(verbatim: &Verbatim, arguments: &[&str]) -> Value {
@@ -52,14 +52,14 @@ fn dead_letter(id: u128, tenant: &str, message: &str) -> DeadLetter {
 }
 
 #[tokio::test]
-async fn a_message_that_was_saved_and_archived_tells_by_whom_and_when() {
+async fn a_saved_and_archived_message_is_traced_with_worker_and_times() {
     let (env, verbatim) = prepared().await;
     save(&env, &[body("s", "m-1", json!({})), body("s", "m-2", json!({}))]).await;
     let item = only(&verbatim, &["m-1"]).await;
     assert_eq!((&item["matched"], &item["state"]), (&json!("message"), &json!("active")));
     assert_eq!((&item["tenant_id"], &item["message_id"]), (&json!("acme"), &json!("m-1")));
     assert_eq!(item["hot"], "no_hot_copy");
-    assert_eq!(details(&item), ["published", "received", "saved"]);
+    assert_eq!(events(&item), ["published", "received", "saved"]);
     assert!(
         moment(&item, "saved").starts_with(&format!("by message-save-worker {SAVER}, ")),
         "{item}"
@@ -78,7 +78,7 @@ async fn a_message_that_was_saved_and_archived_tells_by_whom_and_when() {
     let item = only(&verbatim, &["m-1"]).await;
     assert_eq!(item["state"], "archived");
     let expected = ["published", "received", "saved", "close asked", "close began", "archived"];
-    assert_eq!(details(&item), expected);
+    assert_eq!(events(&item), expected);
     assert_eq!(moment(&item, "close asked"), "its last session closed; reason: user_left");
 
     let id = item["conversation_id"].as_str().unwrap();
@@ -87,10 +87,10 @@ async fn a_message_that_was_saved_and_archived_tells_by_whom_and_when() {
     let by_session = only(&verbatim, &["s"]).await;
     assert_eq!(by_session["matched"], "session");
     assert_eq!(by_session["conversation_id"], id);
-    let told = verbatim.run(&["trace", "m-1"]).await.out;
+    let text = verbatim.run(&["trace", "m-1"]).await.out;
     assert!(
-        told.contains("now           stored in PostgreSQL; the conversation is archived"),
-        "{told}"
+        text.contains("now           stored in PostgreSQL; the conversation is archived"),
+        "{text}"
     );
 }
 
@@ -102,7 +102,7 @@ async fn a_dead_letter_is_found_by_its_own_id_its_message_and_its_conversation()
     for (id, matched) in [(&*id, "dead_letter"), ("m-dead", "message"), ("c-dead", "dead_letter")] {
         let item = only(&verbatim, &[id]).await;
         assert_eq!((&item["matched"], &item["state"]), (&json!(matched), &json!("dead_letter")));
-        assert_eq!(details(&item), ["failed", "given up", "dead letter"]);
+        assert_eq!(events(&item), ["failed", "given up", "dead letter"]);
         assert_eq!(
             moment(&item, "failed"),
             "the first of 4 attempts, in conversation.save_message"
@@ -118,12 +118,12 @@ async fn a_dead_letter_is_found_by_its_own_id_its_message_and_its_conversation()
     .unwrap();
     let item = only(&verbatim, &["m-dead"]).await;
     assert_eq!(item["state"], "discarded");
-    assert_eq!(details(&item)[3..], ["discarded", "operator"]);
+    assert_eq!(events(&item)[3..], ["discarded", "operator"]);
     assert_eq!(moment(&item, "operator"), "dead_letter.discard by ops");
 }
 
 #[tokio::test]
-async fn a_dead_letter_that_was_replayed_and_saved_is_part_of_its_messages_life() {
+async fn a_replayed_dead_letter_is_part_of_the_timeline_of_its_saved_message() {
     let (env, verbatim) = prepared().await;
     save(&env, &[body("s", "m-1", json!({"conversation_id": "c-dead"}))]).await;
     database(&env).store_dead_letters(&[dead_letter(7, "acme", "m-1")]).await.unwrap();
@@ -135,7 +135,7 @@ async fn a_dead_letter_that_was_replayed_and_saved_is_part_of_its_messages_life(
         assert_eq!(item["state"], "active");
         let expected =
             ["published", "failed", "given up", "received", "saved", "dead letter", "replayed"];
-        let mut sorted = details(&item);
+        let mut sorted = events(&item);
         sorted.sort_unstable();
         let mut wanted = expected.to_vec();
         wanted.sort_unstable();
@@ -144,7 +144,7 @@ async fn a_dead_letter_that_was_replayed_and_saved_is_part_of_its_messages_life(
 }
 
 #[tokio::test]
-async fn an_id_that_several_tenants_use_is_told_of_each() {
+async fn an_id_that_several_tenants_use_is_shown_for_each() {
     let (env, verbatim) = prepared().await;
     save(&env, &[body("s", "m-1", json!({}))]).await;
     save(&env, &[body("s", "m-1", json!({"tenant_id": "umbrella"}))]).await;
@@ -155,17 +155,17 @@ async fn an_id_that_several_tenants_use_is_told_of_each() {
     assert_eq!(tenants, ["acme", "hooli", "umbrella"]);
     let item = only(&verbatim, &["m-1", "--tenant", "umbrella"]).await;
     assert_eq!(item["tenant_id"], "umbrella");
-    let told = verbatim.run(&["trace", "m-1"]).await.out;
-    assert!(told.starts_with("3 things go by m-1\n"), "{told}");
+    let text = verbatim.run(&["trace", "m-1"]).await.out;
+    assert!(text.starts_with("3 items have the id m-1\n"), "{text}");
 }
 
 #[tokio::test]
-async fn what_nobody_knows_may_still_be_queued() {
+async fn an_unknown_id_is_reported_with_the_ready_messages() {
     let (env, verbatim) = prepared().await;
     let ran = verbatim.run(&["trace", "m-9"]).await;
     assert_eq!(
         (ran.code, &*ran.out),
-        (1, "m-9 is not known here\nand no message waits in any queue\n")
+        (1, "nothing in PostgreSQL has the id m-9\nno message is ready in any queue\n")
     );
     let published =
         verbatim.run_on(&["publish", "-"], &lines(&[body("s", "m-9", json!({}))])).await;
@@ -173,13 +173,10 @@ async fn what_nobody_knows_may_still_be_queued() {
     let ran = verbatim.run(&["trace", "m-9"]).await;
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(
-        ran.out.contains("it may still be queued:\n  1 ready in conversation.save_message\n"),
+        ran.out.contains("it may still be in a queue:\n  1 ready in conversation.save_message\n"),
         "{ran:?}"
     );
     let alone = Verbatim::default().with("DATABASE_URL", &env.database_url);
     let ran = alone.run(&["trace", "m-9"]).await;
-    assert!(
-        ran.out.contains("whether it is still queued is not known: AMQP_URL is not set"),
-        "{ran:?}"
-    );
+    assert!(ran.out.contains("queues not checked: AMQP_URL is not set"), "{ran:?}");
 }

@@ -1,28 +1,28 @@
-//! Verifying a fleet.
+//! `verbatim verify`.
 
 use serde_json::json;
 
 use crate::support::{Verbatim, body, prepared, save};
 
 #[tokio::test]
-async fn a_healthy_fleet_is_looked_at_store_by_store_and_all_is_well() {
+async fn a_healthy_fleet_is_checked_section_by_section_without_findings() {
     let (env, verbatim) = prepared().await;
     save(&env, &[body("s", "m-1", json!({})), body("s", "m-2", json!({}))]).await;
     let report = verbatim.json(&["verify"]).await;
     assert_eq!((&report["result"], &report["findings"]), (&json!("ok"), &json!([])));
     let sections = report["sections"].as_array().unwrap();
-    let looked_at: Vec<_> =
+    let checked: Vec<_> =
         sections.iter().map(|it| (it["section"].as_str().unwrap(), &it["incomplete"])).collect();
     let expected = ["hot_copies", "conversations", "days", "integrity", "queues"]
         .map(|section| (section, &serde_json::Value::Null));
-    assert_eq!(looked_at, expected);
-    let told = verbatim.run(&["verify"]).await;
-    assert!(told.out.contains("hot copies against rows (Redis, PostgreSQL)\n"), "{told:?}");
-    assert!(told.out.ends_with("\nall is well\n"), "{told:?}");
+    assert_eq!(checked, expected);
+    let ran = verbatim.run(&["verify"]).await;
+    assert!(ran.out.contains("hot copies against rows (Redis, PostgreSQL)\n"), "{ran:?}");
+    assert!(ran.out.ends_with("\nno findings\n"), "{ran:?}");
 }
 
 #[tokio::test]
-async fn damage_is_named_repaired_on_request_and_gone_after() {
+async fn damage_is_found_repaired_on_request_and_not_found_again() {
     let (env, verbatim) = prepared().await;
     save(&env, &[body("s", "m-1", json!({})), body("s", "m-2", json!({}))]).await;
     // A reader loads the copy.
@@ -35,7 +35,10 @@ async fn damage_is_named_repaired_on_request_and_gone_after() {
     assert_eq!(finding["kind"], "hot_copy_surplus");
     assert_eq!((&finding["id"], &finding["repair"]), (&json!("m-2"), &json!("not_requested")));
     let ran = verbatim.run(&["verify"]).await;
-    assert!(ran.out.contains("`verbatim verify --repair` repairs what can be"), "{ran:?}");
+    assert!(
+        ran.out.contains("`verbatim verify --repair` repairs the repairable findings"),
+        "{ran:?}"
+    );
     assert_eq!(env.psql("SELECT count(*) FROM audit_log").await.unwrap().trim(), "0");
 
     let ran = verbatim.run(&["verify", "--repair", "--actor", "ops"]).await;
@@ -47,7 +50,7 @@ async fn damage_is_named_repaired_on_request_and_gone_after() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_repaired_keeps_the_exit_code_1() {
+async fn a_finding_that_is_not_repairable_exits_with_1() {
     let (env, verbatim) = prepared().await;
     save(&env, &[body("s", "m-1", json!({}))]).await;
     env.psql("UPDATE conversations SET close_requested_at = now() - interval '1 hour'")
@@ -56,23 +59,23 @@ async fn what_cannot_be_repaired_keeps_the_exit_code_1() {
     let ran = verbatim.run(&["verify", "--repair", "--json"]).await;
     assert_eq!((ran.code, &ran.json()["result"]), (1, &json!("found")), "{ran:?}");
     assert_eq!(ran.json()["findings"][0]["repair"], "not_repairable");
-    let patient = verbatim.run(&["verify", "--overdue-after", "2h"]).await;
-    assert_eq!(patient.code, 0, "{patient:?}");
+    let later = verbatim.run(&["verify", "--overdue-after", "2h"]).await;
+    assert_eq!(later.code, 0, "{later:?}");
 }
 
 #[tokio::test]
-async fn a_server_that_is_away_is_said_and_the_rest_is_looked_at() {
+async fn an_unreachable_server_is_named_and_the_rest_is_checked() {
     let (env, verbatim) = prepared().await;
     save(&env, &[body("s", "m-1", json!({}))]).await;
-    let away = verbatim.clone().with("REDIS_URL", "redis://127.0.0.1:9/0");
-    let ran = away.run(&["verify", "--json"]).await;
+    let through = verbatim.clone().with("REDIS_URL", "redis://127.0.0.1:9/0");
+    let ran = through.run(&["verify", "--json"]).await;
     assert_eq!((ran.code, &ran.json()["result"]), (3, &json!("incomplete")), "{ran:?}");
     let sections = &ran.json()["sections"];
     assert_eq!(sections[0]["incomplete"]["dependency"], "redis");
     assert_eq!((&sections[1]["checked"], &sections[1]["incomplete"]), (&json!(1), &json!(null)));
 
-    let away = verbatim.with("DATABASE_URL", "postgres://user:hunter2@127.0.0.1:9/d");
-    let ran = away.run(&["verify", "--json"]).await;
+    let through = verbatim.with("DATABASE_URL", "postgres://user:hunter2@127.0.0.1:9/d");
+    let ran = through.run(&["verify", "--json"]).await;
     assert_eq!(ran.code, 3, "{ran:?}");
     let report = ran.json();
     let sections = report["sections"].as_array().unwrap();
@@ -80,7 +83,7 @@ async fn a_server_that_is_away_is_said_and_the_rest_is_looked_at() {
     assert_eq!(queues["incomplete"], json!(null));
     assert!(queues["checked"].as_u64().unwrap() > 10, "{queues}");
     assert!(!ran.out.contains("hunter2"), "{ran:?}");
-    // An answer that is incomplete and has findings has findings.
+    // Unrepaired findings outrank an incomplete check.
     let queue = format!("/api/queues/{}/bot.state", env.name);
     env.management().request("DELETE", &queue, "").await.unwrap();
     let ran = Verbatim::of(&env).with("REDIS_URL", "redis://127.0.0.1:9/0").run(&["verify"]).await;
@@ -88,7 +91,7 @@ async fn a_server_that_is_away_is_said_and_the_rest_is_looked_at() {
 }
 
 #[tokio::test]
-async fn a_time_that_is_none_is_usage() {
+async fn an_invalid_time_exits_with_2() {
     let (env, verbatim) = prepared().await;
     save(&env, &[body("s", "m-1", json!({}))]).await;
     let ran = verbatim.run(&["verify", "--since", "yesterday"]).await;

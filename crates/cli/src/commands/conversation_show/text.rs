@@ -1,18 +1,18 @@
-//! The answer as people get it: what the conversation is, then what was said.
+//! The conversation as text: its attributes, then its messages.
 
 use database::{ConversationRow, ConversationStats, SessionRow};
 use domain::message::{Message, Role};
 
-use super::answer::Shown;
+use super::document::Shown;
 use crate::commands::conversation_list::tone;
 use crate::output::{
     TextStyle, Tone, ago, block, count, excerpt, moment, one_line, plural, precise, span,
 };
 
-/// What is shown of a JSON value, in characters; JSON output has all of it.
+/// Characters of a JSON value that text shows; JSON output has all of it.
 const EXCERPT: usize = 300;
 
-pub(super) fn told(shown: &Shown<'_>, messages: &[Message], style: &TextStyle) -> String {
+pub(super) fn render(shown: &Shown<'_>, messages: &[Message], style: &TextStyle) -> String {
     let row = shown.conversation;
     let paint = style.paint;
     let id = paint.text(Tone::Strong, &one_line(&row.id));
@@ -21,7 +21,7 @@ pub(super) fn told(shown: &Shown<'_>, messages: &[Message], style: &TextStyle) -
         let name = paint.text(Tone::Dim, &format!("{name:<14}"));
         out.push_str(&format!("  {name}{}\n", paint.text(tone, &one_line(what))));
     };
-    line("status", tone(&row.status), &state(row, style));
+    line("status", tone(&row.status), &status(row, style));
     line("began", Tone::Plain, &moment(row.created_at));
     if !shown.sessions.iter().any(|session| session.session_id == row.session_id) {
         line("session", Tone::Plain, &row.session_id);
@@ -45,23 +45,23 @@ pub(super) fn told(shown: &Shown<'_>, messages: &[Message], style: &TextStyle) -
         line("statistics", Tone::Plain, &in_one_line(statistics));
     }
     let all = plural(row.message_count, "message");
-    let messages_told = match i64::try_from(messages.len()) {
+    let messages_shown = match i64::try_from(messages.len()) {
         Ok(n) if n < row.message_count => format!("the newest {} of {all}", count(n)),
         _ => all,
     };
     let (source, tone) = match (&shown.redis_error, shown.degraded, shown.source) {
-        (_, true, _) => ("from Redis; PostgreSQL is silent, some may be missing", Tone::Bad),
-        (Some(_), ..) => ("from PostgreSQL, since Redis is away", Tone::Warn),
+        (_, true, _) => ("from Redis, may be incomplete: PostgreSQL unreachable", Tone::Bad),
+        (Some(_), ..) => ("from PostgreSQL: Redis unreachable", Tone::Warn),
         (None, false, "redis") => ("from the hot copy in Redis", Tone::Plain),
         (None, false, _) => ("from PostgreSQL", Tone::Plain),
     };
-    line("read", tone, &format!("{messages_told}, {source}; times are UTC"));
+    line("read", tone, &format!("{messages_shown}, {source}; times are UTC"));
     if let Some(error) = &shown.redis_error {
-        line("Redis", Tone::Warn, error);
+        line("Redis error", Tone::Warn, error);
     }
     for message in messages {
         out.push('\n');
-        out.push_str(&spoken(message, style));
+        out.push_str(&transcript_entry(message, style));
     }
     out
 }
@@ -71,39 +71,39 @@ fn connection(session: &SessionRow) -> String {
     format!("{}, {state} {}", session.session_id, moment(session.last_event_at))
 }
 
-/// Where a conversation stands, in one line.
-fn state(row: &ConversationRow, style: &TextStyle) -> String {
+/// Status with its times and close reason.
+fn status(row: &ConversationRow, style: &TextStyle) -> String {
     let reason = row.close_reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
     match (row.status.as_str(), row.finalised_at, row.close_requested_at) {
         ("archived", Some(at), _) => {
             format!("archived {}, {}{reason}", ago(at, style.now), moment(at))
         }
         ("active", _, Some(at)) => {
-            format!("active; its close was asked for {}{reason}", ago(at, style.now))
+            format!("active; close requested {}{reason}", ago(at, style.now))
         }
-        ("active", Some(at), None) => format!("active again; archived before, {}", moment(at)),
+        ("active", Some(at), None) => format!("active again; was archived {}", moment(at)),
         (status, ..) => format!("{status}{reason}"),
     }
 }
 
 fn in_one_line(statistics: &ConversationStats) -> String {
     let ConversationStats { message_count, user_messages, assistant_messages, .. } = statistics;
-    let mut told = vec![
+    let mut parts = vec![
         format!(
-            "{} ({user_messages} of the user, {assistant_messages} of the assistant)",
+            "{} ({user_messages} user, {assistant_messages} assistant)",
             plural(*message_count, "message")
         ),
         plural(statistics.total_tokens, "token"),
-        span(statistics.duration_seconds),
+        format!("duration {}", span(statistics.duration_seconds)),
     ];
     if let Some(seconds) = statistics.avg_response_seconds {
-        told.push(format!("answered within {} on average", span(seconds)));
+        parts.push(format!("average response time {}", span(seconds)));
     }
-    told.join(", ")
+    parts.join(", ")
 }
 
-/// A message as it was said.
-fn spoken(message: &Message, style: &TextStyle) -> String {
+/// One message: a heading, then its content.
+fn transcript_entry(message: &Message, style: &TextStyle) -> String {
     const INDENT: &str = "  ";
     let paint = style.paint;
     let tone = match message.role {
@@ -111,32 +111,32 @@ fn spoken(message: &Message, style: &TextStyle) -> String {
         Role::Assistant => Tone::Model,
         Role::System | Role::Tool | Role::Function => Tone::Strong,
     };
-    let actor = [
+    let attributes = [
         message.user_id.as_ref().map(AsRef::as_ref),
         message.agent_id.as_ref().map(AsRef::as_ref),
         message.model_name.as_deref(),
         Some(message.id.as_str()),
     ];
-    let actor: Vec<String> = actor.into_iter().flatten().map(one_line).collect();
+    let attributes: Vec<String> = attributes.into_iter().flatten().map(one_line).collect();
     let mut out = format!(
         "{}  {}  {}\n",
         precise(message.created_at.into()),
         paint.text(tone, message.role.as_str()),
-        paint.text(Tone::Dim, &actor.join(" · "))
+        paint.text(Tone::Dim, &attributes.join(" · "))
     );
     if let Some(call) = &message.tool_call_id {
-        let answered = format!("answers {}", one_line(call));
-        out.push_str(&format!("{INDENT}{}\n", paint.text(Tone::Dim, &answered)));
+        let result = format!("result of tool call {}", one_line(call));
+        out.push_str(&format!("{INDENT}{}\n", paint.text(Tone::Dim, &result)));
     }
     if !message.content.text().is_empty() {
         out.push_str(&block(message.content.text(), INDENT));
     }
     if let Some(parts) = message.content.parts() {
-        let parts = format!("parts {}", one_line(&excerpt(parts.as_str(), EXCERPT)));
+        let parts = format!("content parts {}", one_line(&excerpt(parts.as_str(), EXCERPT)));
         out.push_str(&format!("{INDENT}{}\n", paint.text(Tone::Dim, &parts)));
     }
     if let Some(calls) = &message.tool_calls {
-        let calls = format!("calls {}", one_line(&excerpt(calls.as_str(), EXCERPT)));
+        let calls = format!("tool calls {}", one_line(&excerpt(calls.as_str(), EXCERPT)));
         out.push_str(&format!("{INDENT}{}\n", paint.text(Tone::Dim, &calls)));
     }
     out
@@ -252,22 +252,22 @@ mod tests {
     }
 
     #[test]
-    fn a_transcript_reads_as_it_was_said() {
+    fn a_transcript_shows_each_message_with_its_sender_and_tool_calls() {
         let (row, statistics, messages) = (archived(), statistics(), messages());
         let sessions = [session("web-1", &Connection::Closed), session("phone", &Connection::Open)];
         let shown = Shown { sessions: &sessions, ..shown(&row, Some(&statistics), &messages) };
-        insta::assert_snapshot!(told(&shown, &messages, &style()));
+        insta::assert_snapshot!(render(&shown, &messages, &style()));
     }
 
     #[test]
-    fn its_json_keeps_every_value_as_it_was_sent() {
+    fn its_json_keeps_every_value_as_sent() {
         let (row, statistics, messages) = (archived(), statistics(), messages());
         let shown = shown(&row, Some(&statistics), &messages);
         insta::assert_snapshot!(serde_json::to_string_pretty(&shown).unwrap());
     }
 
     #[test]
-    fn what_is_left_out_and_who_is_away_is_said() {
+    fn omitted_messages_and_an_unreachable_redis_are_named() {
         let row = ConversationRow {
             status: "active".to_owned(),
             message_count: 10_000,
@@ -276,10 +276,10 @@ mod tests {
             ..archived()
         };
         let messages = [];
-        let away = Shown {
+        let without_redis = Shown {
             redis_error: Some("no connection to Redis".to_owned()),
             ..shown(&row, None, &messages)
         };
-        insta::assert_snapshot!(told(&away, &messages, &style()));
+        insta::assert_snapshot!(render(&without_redis, &messages, &style()));
     }
 }

@@ -1,24 +1,24 @@
-//! Dead letters by what they have in common: what an operator looks at first when there are thousands.
+//! Groups of dead letters with the same queue, reason, field and error.
 
 use super::{ERROR, Groups};
 use crate::output::{Cell, Side, Table, TextStyle, Tone, ago, count, excerpt, plural};
 
-/// The groups as a table, and how to go on with the largest.
+/// The groups as a table, and the next commands for the largest.
 pub(super) fn text(found: &Groups, limit: u32, style: &TextStyle) -> String {
     let paint = style.paint;
     let Some(largest) = found.groups.first() else {
-        return format!("{}\n", paint.text(Tone::Good, "no such dead letters"));
+        return format!("{}\n", paint.text(Tone::Good, "no dead letters match"));
     };
     let mut table = Table::new([
         ("dead letters", Side::Right),
         ("tenants", Side::Right),
-        ("came back", Side::Right),
+        ("failed again", Side::Right),
         ("queue", Side::Left),
         ("reason", Side::Left),
         ("field", Side::Left),
-        ("first died", Side::Left),
-        ("last died", Side::Left),
-        ("what was wrong", Side::Left),
+        ("first failed", Side::Left),
+        ("last failed", Side::Left),
+        ("error", Side::Left),
     ]);
     for group in &found.groups {
         table.row([
@@ -53,7 +53,7 @@ pub(super) fn text(found: &Groups, limit: u32, style: &TextStyle) -> String {
     out
 }
 
-/// Whether a shell takes it for nothing but itself.
+/// Whether a shell needs no quotes for it.
 fn is_plain(text: &str) -> bool {
     text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.'))
 }
@@ -68,7 +68,7 @@ mod tests {
     use crate::commands::dead_letters_list::tests::style;
 
     #[test]
-    fn groups_say_what_dead_letters_share_and_how_to_go_on() {
+    fn groups_are_listed_with_counts_and_next_commands() {
         let group =
             |dead_letters, reason: &str, field: Option<&str>, error: &str| DeadLetterGroup {
                 queue: "conversation.save_message".to_owned(),
@@ -87,11 +87,11 @@ mod tests {
             total: 10_002,
             groups: vec![
                 group(10_000, "schema", Some("role"), role),
-                group(2, "malformed_json", None, "the body is not UTF-# at byte #"),
+                group(2, "malformed_json", None, "the body is not UTF-8 at byte #"),
             ],
         };
         insta::assert_snapshot!(text(&found, 50, &style()));
         let nothing = Groups { total: 0, groups: Vec::new() };
-        assert_eq!(text(&nothing, 50, &style()), "no such dead letters\n");
+        assert_eq!(text(&nothing, 50, &style()), "no dead letters match\n");
     }
 }

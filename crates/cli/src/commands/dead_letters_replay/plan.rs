@@ -1,4 +1,4 @@
-//! What a replay would send where.
+//! The dry run of a replay: what it would publish to which queue.
 
 use std::collections::BTreeMap;
 
@@ -7,22 +7,22 @@ use serde::Serialize;
 
 use crate::output::{Cell, Side, Table, TextStyle, Tone, count, plural};
 
-/// Dead letters that a text names one by one; JSON has all.
-const NAMED: usize = 20;
+/// Dead letters that text lists; JSON lists all.
+const LISTED: usize = 20;
 
-/// A dry run.
+/// The result of a dry run.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Plan {
-    /// Dead letters that would be sent.
+    /// Dead letters that would be published.
     matched: u64,
     /// Those of them that the workers of this version would refuse again.
     refused: u64,
-    /// By the queue to which they would go.
+    /// Counts by queue.
     queues: BTreeMap<String, Queue>,
     dead_letters: Vec<Planned>,
 }
 
-/// What one queue would get.
+/// What would be published to one queue.
 #[derive(Debug, Default, Serialize)]
 struct Queue {
     dead_letters: u64,
@@ -47,14 +47,14 @@ impl Plan {
     pub(super) fn text(&self, style: &TextStyle) -> String {
         let paint = style.paint;
         if self.matched == 0 {
-            return "nothing would be sent: no open dead letter matches\n".to_owned();
+            return "nothing to replay: no open dead letter matches\n".to_owned();
         }
         let mut queues = Table::new([
             ("dead letters", Side::Right),
             ("edited", Side::Right),
             ("bytes", Side::Right),
-            ("refused again", Side::Right),
-            ("to the queue", Side::Left),
+            ("would fail again", Side::Right),
+            ("queue", Side::Left),
         ]);
         for (name, queue) in &self.queues {
             let tone = if queue.refused > 0 { Tone::Bad } else { Tone::Plain };
@@ -72,36 +72,38 @@ impl Plan {
             ("message", Side::Left),
             ("replay", Side::Right),
             ("body", Side::Left),
-            ("to the queue", Side::Left),
-            ("what the workers would say", Side::Left),
+            ("queue", Side::Left),
+            ("validation", Side::Left),
         ]);
-        // What would fail is what one wants to see.
+        // Those that would fail again come first.
         let (bad, good): (Vec<_>, Vec<_>) =
             self.dead_letters.iter().partition(|dead_letter| dead_letter.refused_as.is_some());
-        for dead_letter in bad.iter().chain(&good).take(NAMED) {
-            let verdict = match (&dead_letter.refused_as, &dead_letter.refusal) {
+        for dead_letter in bad.iter().chain(&good).take(LISTED) {
+            let validation = match (&dead_letter.refused_as, &dead_letter.refusal) {
                 (Some(reason), Some(refusal)) => {
                     Cell::new(Tone::Bad, format!("{reason}: {refusal}"))
                 }
-                _ => Cell::new(Tone::Good, "fine"),
+                _ => Cell::new(Tone::Good, "valid"),
             };
             dead_letters.row([
                 dead_letter.id.to_string().into(),
                 Cell::optional(dead_letter.message_id.as_deref()),
                 dead_letter.replay.to_string().into(),
-                if dead_letter.edited { "edited" } else { "as it came" }.into(),
+                if dead_letter.edited { "edited" } else { "original" }.into(),
                 (&dead_letter.queue).into(),
-                verdict,
+                validation,
             ]);
         }
         out.push_str(&format!("\n{}", dead_letters.render(paint)));
-        if let Some(more) = self.dead_letters.len().checked_sub(NAMED).filter(|more| *more > 0) {
-            out.push_str(&format!("… and {} more; --json tells all\n", count(more as i128)));
+        if let Some(more) = self.dead_letters.len().checked_sub(LISTED).filter(|more| *more > 0) {
+            out.push_str(&format!("… and {} more; --json lists all\n", count(more as i128)));
         }
         let dead_letters = plural(self.matched, "dead letter");
-        out.push_str(&format!("\nnothing was sent; {dead_letters} would be"));
+        out.push_str(&format!(
+            "\ndry run, nothing was published; {dead_letters} would be replayed"
+        ));
         if self.refused > 0 {
-            let refused = format!(", and {} would come back at once", count(self.refused));
+            let refused = format!(", {} would fail again", count(self.refused));
             out.push_str(&paint.text(Tone::Bad, &refused));
         }
         out.push('\n');
@@ -118,7 +120,7 @@ mod tests {
     use crate::commands::dead_letters_list::tests::style;
 
     #[test]
-    fn a_dry_run_says_what_would_go_where_and_what_would_come_back() {
+    fn a_dry_run_lists_queues_dead_letters_and_expected_failures() {
         let planned = |n| Planned {
             id: Uuid::from_u128(n),
             queue: "conversation.save_message".to_owned(),

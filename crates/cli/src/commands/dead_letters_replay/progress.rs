@@ -1,4 +1,4 @@
-//! How far a replay is: a bar on a terminal, now and then a line elsewhere.
+//! The progress of a replay on standard error: a bar on a terminal, else a line every few seconds.
 
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
@@ -8,28 +8,28 @@ use indicatif::ProgressBar;
 
 use crate::output::{self, count};
 
-/// Between two lines, where there is no terminal.
-const LINES_APART: Duration = Duration::from_secs(5);
+/// Time between two lines, without a terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the user sees of it, on standard error.
-pub(super) struct Shown {
+/// The bar, or the time of the last line.
+pub(super) struct ReplayProgress {
     bar: Option<ProgressBar>,
-    told: Instant,
+    last_line: Instant,
 }
 
-impl Shown {
+impl ReplayProgress {
     pub(super) fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let template = "{wide_bar} {human_pos} of {human_len}, {msg}, {eta} left";
             output::bar(0, template)
         });
-        Self { bar, told: Instant::now() }
+        Self { bar, last_line: Instant::now() }
     }
 
     pub(super) fn show(&mut self, progress: &Progress) {
         let Progress { matched, replayed, failed, failed_again, batch } = *progress;
         let state = format!(
-            "{} came back, {} not sent, batches of {batch}",
+            "{} failed again, {} not sent, batches of up to {batch}",
             count(failed_again),
             count(failed)
         );
@@ -37,8 +37,8 @@ impl Shown {
             bar.set_length(matched);
             bar.set_position(replayed + failed);
             bar.set_message(state);
-        } else if self.told.elapsed() >= LINES_APART {
-            self.told = Instant::now();
+        } else if self.last_line.elapsed() >= LINE_INTERVAL {
+            self.last_line = Instant::now();
             eprintln!("{} of {} replayed, {state}", count(replayed), count(matched));
         }
     }

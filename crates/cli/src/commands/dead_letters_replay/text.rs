@@ -1,41 +1,42 @@
-//! What a replay did, in words.
+//! The report of a replay as text.
 
 use conversation::dead_letters::{Ended, ReplayReport};
 
 use crate::output::{Cell, Side, Table, TextStyle, Tone, count, excerpt, one_line, plural};
+use crate::servers::server_name;
 
-/// Dead letters that a text names; JSON names more.
-const NAMED: usize = 20;
-/// What is shown of an error.
+/// Dead letters that each table lists; JSON lists more.
+const LISTED: usize = 20;
+/// Characters of an error that are shown.
 const ERROR: usize = 120;
 
-/// The report; `others` are dead letters that were named and are not open.
-pub(super) fn text(report: &ReplayReport, others: u64, style: &TextStyle) -> String {
+/// The report; `not_open` counts dead letters that were given by their ids and are not open.
+pub(super) fn text(report: &ReplayReport, not_open: u64, style: &TextStyle) -> String {
     let paint = style.paint;
     if report.matched == 0 {
         return format!(
             "{}\n",
-            paint.text(Tone::Warn, "nothing was sent: no open dead letter matches")
+            paint.text(Tone::Warn, "nothing was replayed: no open dead letter matches")
         );
     }
     let mut out = String::new();
     if !report.failures.is_empty() {
         let mut table =
-            Table::new([("not sent", Side::Left), ("queue", Side::Left), ("why", Side::Left)]);
-        for failed in report.failures.iter().take(NAMED) {
-            let why = Cell::new(Tone::Bad, &failed.fault);
-            table.row([failed.id.to_string().into(), (&failed.queue).into(), why]);
+            Table::new([("not sent", Side::Left), ("queue", Side::Left), ("error", Side::Left)]);
+        for failed in report.failures.iter().take(LISTED) {
+            let error = Cell::new(Tone::Bad, &failed.fault);
+            table.row([failed.id.to_string().into(), (&failed.queue).into(), error]);
         }
         out.push_str(&format!("{}\n", table.render(paint)));
     }
     if !report.failed_again_as.is_empty() {
         let mut table = Table::new([
-            ("came back as", Side::Left),
+            ("failed again as", Side::Left),
             ("reason", Side::Left),
             ("field", Side::Left),
-            ("what was wrong", Side::Left),
+            ("error", Side::Left),
         ]);
-        for dead_letter in report.failed_again_as.iter().take(NAMED) {
+        for dead_letter in report.failed_again_as.iter().take(LISTED) {
             table.row([
                 dead_letter.id.to_string().into(),
                 Cell::new(Tone::Bad, &dead_letter.reason),
@@ -45,20 +46,22 @@ pub(super) fn text(report: &ReplayReport, others: u64, style: &TextStyle) -> Str
         }
         out.push_str(&format!("{}\n", table.render(paint)));
     }
-    let well = report.failed + report.failed_again == 0 && report.replayed == report.matched;
-    let tone = if well { Tone::Good } else { Tone::Warn };
+    let succeeded = report.failed + report.failed_again == 0 && report.replayed == report.matched;
+    let tone = if succeeded { Tone::Good } else { Tone::Warn };
     let replayed =
         format!("{} of {} replayed", count(report.replayed), plural(report.matched, "dead letter"));
     out.push_str(&paint.text(tone, &replayed));
-    for (n, what) in [(report.failed_again, "came back"), (report.failed, "not sent and open")] {
+    for (n, what) in
+        [(report.failed_again, "failed again"), (report.failed, "not sent (still open)")]
+    {
         if n > 0 {
             out.push_str(&paint.text(Tone::Bad, &format!(", {} {what}", count(n))));
         }
     }
     for (n, what) in [
-        (report.decided_elsewhere, "sent too late to be noted: somebody else had them"),
-        (report.skipped, "passed over"),
-        (others, "named that are not open"),
+        (report.decided_elsewhere, "published but decided elsewhere meanwhile"),
+        (report.skipped, "skipped"),
+        (not_open, "not open"),
     ] {
         if n > 0 {
             out.push_str(&format!(", {} {what}", count(n)));
@@ -73,38 +76,39 @@ pub(super) fn text(report: &ReplayReport, others: u64, style: &TextStyle) -> Str
 }
 
 fn hints(report: &ReplayReport) -> Vec<String> {
-    let left = report.matched.saturating_sub(report.replayed);
+    let still_open = report.matched.saturating_sub(report.replayed);
     let mut hints = Vec::new();
     match &report.ended {
         Ended::Complete => {}
         Ended::Interrupted => hints.push(format!(
-            "stopped as you asked; {} of them {} open",
-            count(left),
-            if left == 1 { "is" } else { "are" }
+            "stopped by a signal; {} still open",
+            count(still_open)
         )),
         Ended::FailedAgain => hints.push(format!(
-            "stopped, because what was sent last came back: the cause is still there; {} left open",
-            count(left)
+            "stopped because the last dead letters failed again: the cause persists; {} still open",
+            count(still_open)
         )),
         Ended::NothingAccepted => hints.push(format!(
-            "stopped, because nothing of a batch could be sent; {} left open. `verbatim queues` shows \
-             what is missing, `verbatim setup` makes it",
-            count(left)
+            "stopped because no queue accepted the last batch; {} still open. `verbatim queues` shows \
+             what is missing, `verbatim setup` creates it",
+            count(still_open)
         )),
         Ended::Unavailable { dependency, cause } => hints.push(format!(
-            "{dependency} is unavailable: {}. What was not noted is open; replaying it again is safe",
-            one_line(cause)
+            "{} unavailable: {}. {} still open; replaying again is safe",
+            server_name(*dependency),
+            one_line(cause),
+            count(still_open)
         )),
     }
     if report.skipped > 0 {
         hints.push(
-            "another run has them just now, or it died: then they can be replayed a minute after"
+            "skipped dead letters are claimed by another run; if that run has ended, replay them in a minute"
                 .to_owned(),
         );
     }
     if let Some(first) = report.failed_again_as.first() {
         hints.push(format!(
-            "`verbatim dead-letters show {}` tells about the first that came back",
+            "the first that failed again: `verbatim dead-letters show {}`",
             first.id
         ));
     }
@@ -137,8 +141,8 @@ mod tests {
     }
 
     #[test]
-    fn a_report_says_what_was_sent_what_came_back_and_what_was_not_sent() {
-        let returned = FailedAgain {
+    fn a_report_lists_dead_letters_that_failed_again_or_were_not_sent() {
+        let failed_again = FailedAgain {
             id: Uuid::from_u128(7),
             replay_of: Uuid::from_u128(8),
             reason: "schema".to_owned(),
@@ -156,7 +160,7 @@ mod tests {
             failed_again: 1,
             skipped: 1,
             failures: vec![failed],
-            failed_again_as: vec![returned],
+            failed_again_as: vec![failed_again],
             ..report(Ended::Complete)
         };
         insta::assert_snapshot!(text(&mixed, 0, &style()));
@@ -167,15 +171,15 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_ended_early_says_why_and_what_is_left() {
-        let away = Ended::Unavailable {
+    fn a_run_that_ended_early_says_why_and_how_many_are_open() {
+        let unavailable = Ended::Unavailable {
             dependency: Dependency::RabbitMq,
             cause: "cannot publish: \u{1b}refused".to_owned(),
         };
-        let told: Vec<String> =
-            [Ended::Interrupted, Ended::FailedAgain, Ended::NothingAccepted, away]
+        let texts: Vec<String> =
+            [Ended::Interrupted, Ended::FailedAgain, Ended::NothingAccepted, unavailable]
                 .map(|ended| text(&ReplayReport { replayed: 12, ..report(ended) }, 2, &style()))
                 .into();
-        insta::assert_snapshot!(told.join("\n"));
+        insta::assert_snapshot!(texts.join("\n"));
     }
 }

@@ -1,4 +1,4 @@
-//! From a line to what is published: where it goes, and under which id.
+//! The publication of a line: its routing key and its message id.
 
 use broker::Publication;
 use serde::Deserialize;
@@ -6,22 +6,22 @@ use serde_json::value::RawValue;
 
 use crate::validator::Validator;
 
-/// Makes publications of lines.
+/// Builds publications from lines.
 pub(super) struct Router {
     pub(super) validator: Validator,
-    /// For every line, instead of its `action_type`.
+    /// The routing key of every line, instead of its `action_type`.
     pub(super) routing_key: Option<String>,
 }
 
 impl Router {
-    /// The publication of a line; `None` if nothing says where it goes.
+    /// The publication of a line; `None` without a routing key.
     pub(super) fn publication(&self, body: Vec<u8>) -> Option<Publication> {
         let (action_type, id) = match self.validator.decode(&body) {
             Ok(action) => {
                 let id = action.common().resolved_id.to_string();
                 (Some(action.kind().as_str().to_owned()), Some(id))
             }
-            Err(_) => VerifyProgress::actor(&body),
+            Err(_) => RawFields::read(&body),
         };
         let routing_key = self.routing_key.clone().or(action_type)?;
         let mut publication = Publication::action(&routing_key, body);
@@ -32,9 +32,9 @@ impl Router {
     }
 }
 
-/// What a body that cannot be decoded says of itself.
+/// Routing key and id of a body that cannot be decoded as an action.
 #[derive(Deserialize)]
-struct VerifyProgress<'a> {
+struct RawFields<'a> {
     #[serde(borrow, default)]
     action_type: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -43,17 +43,17 @@ struct VerifyProgress<'a> {
     action_id: Option<&'a RawValue>,
 }
 
-impl VerifyProgress<'_> {
-    fn actor(body: &[u8]) -> (Option<String>, Option<String>) {
-        /// AMQP's short strings, which routing keys and message ids are.
-        const LONGEST: usize = 255;
-        let Ok(told) = serde_json::from_slice::<VerifyProgress<'_>>(body) else {
+impl RawFields<'_> {
+    fn read(body: &[u8]) -> (Option<String>, Option<String>) {
+        /// Bytes of an AMQP short string, such as a routing key or a message id.
+        const SHORT_STRING_MAX: usize = 255;
+        let Ok(fields) = serde_json::from_slice::<RawFields<'_>>(body) else {
             return (None, None);
         };
         let text = |value: &RawValue| serde_json::from_str::<String>(value.get()).ok();
-        let short = |text: &String| (1..=LONGEST).contains(&text.len());
-        let id = told.message_id.and_then(text).or_else(|| told.action_id.and_then(text));
-        (told.action_type.and_then(text).filter(short), id.filter(short))
+        let short = |text: &String| (1..=SHORT_STRING_MAX).contains(&text.len());
+        let id = fields.message_id.and_then(text).or_else(|| fields.action_id.and_then(text));
+        (fields.action_type.and_then(text).filter(short), id.filter(short))
     }
 }
 
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn an_action_goes_out_under_the_id_that_the_workers_know_it_by() {
+    fn an_action_is_published_with_the_id_that_the_workers_derive() {
         let id = |extra: &str| router().publication(message(extra)).unwrap().message_id;
         assert_eq!(id(r#","message_id":"m-1","action_id":"a-1""#), "m-1");
         assert_eq!(id(r#","action_id":"a-1""#), "a-1");
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_decoded_still_goes_where_it_says() {
+    fn a_body_that_cannot_be_decoded_is_routed_by_its_action_type() {
         let body = br#"{"action_type":"conversation.save_message","role":"bot","action_id":"a-1"}"#;
         let publication = router().publication(body.to_vec()).unwrap();
         assert_eq!(publication.routing_key, "conversation.save_message");

@@ -1,4 +1,4 @@
-//! Lines on their way to RabbitMQ: in chunks, several in flight, each with one result.
+//! Publishes lines in chunks; several chunks are in flight, and each line gets one result.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use super::{NotConfirmed, Report};
 use crate::exit::Failure;
 use crate::input::{Line, Lines};
 
-/// Actions that are handed to the publisher together.
+/// Actions of a chunk, at most.
 const CHUNK_ACTIONS: usize = 512;
-/// Bytes of bodies that are handed over together at most; with the chunks in flight, what this
-/// command holds in memory.
+/// Bytes of the bodies of a chunk, at most; times the chunks in flight, the memory of this command.
 const CHUNK_BYTES: usize = 8 * 1024 * 1024;
-/// Chunks in flight: one travels, one waits, one is read.
+/// Chunks in memory: one being published, one queued, one being read.
 const CHUNKS_IN_FLIGHT: usize = 3;
-/// Chunks on their way.
+
+/// The state of a run.
 pub(super) struct Sending {
     publisher: Publisher,
     progress: ProgressBar,
@@ -28,7 +28,7 @@ pub(super) struct Sending {
     report: Report,
 }
 
-/// Actions that were handed to the publisher together, by their lines.
+/// Actions that are published together: line number, and whether a queue is bound to the routing key.
 struct Chunk {
     lines: Vec<(u64, bool)>,
     results: JoinHandle<Vec<Result<(), PublishError>>>,
@@ -44,13 +44,13 @@ impl Sending {
         for line in lines.read()? {
             let Line { number, body } = line?;
             self.report.lines += 1;
-            if self.report.gave_up {
-                self.note(number, "not_sent", "RabbitMQ went away before".to_owned());
+            if self.report.rabbitmq_unavailable {
+                self.note(number, "not_sent", "RabbitMQ was unreachable".to_owned());
                 continue;
             }
             let size = body.len();
             let Some(publication) = router.publication(body) else {
-                let detail = "it has no action_type to route it by; give --routing-key".to_owned();
+                let detail = "the line has no action_type; set --routing-key".to_owned();
                 self.note(number, "no_routing_key", detail);
                 continue;
             };
@@ -83,12 +83,12 @@ impl Sending {
     async fn settle_next(&mut self) {
         let Some(chunk) = self.in_flight.pop_front() else { return };
         let count = chunk.lines.len();
-        let gone = || PublishError::Unknown("the publisher has ended".to_owned());
-        let results = chunk.results.await.unwrap_or_else(|_| vec![Err(gone()); count]);
+        let ended = || PublishError::Unknown("the publisher ended".to_owned());
+        let results = chunk.results.await.unwrap_or_else(|_| vec![Err(ended()); count]);
         let unreachable =
             |result: &Result<_, _>| matches!(result, Err(PublishError::Unreachable(_)));
-        // The publisher tried for as long as it is given; what comes after would wait as long.
-        self.report.gave_up |= results.iter().all(unreachable);
+        // The publisher has retried for its time limit; the remaining chunks would take as long each.
+        self.report.rabbitmq_unavailable |= results.iter().all(unreachable);
         for ((line, bound), result) in chunk.lines.into_iter().zip(results) {
             match result {
                 Ok(()) => {
@@ -130,7 +130,7 @@ fn outcome(error: &PublishError) -> &'static str {
     }
 }
 
-/// Whether a queue of the fleet is bound to a routing key; the keys of actions have no patterns.
+/// Whether a queue of the topology is bound to a routing key. Keys of actions have no wildcards.
 fn is_bound(routing_key: &str) -> bool {
     BINDINGS.iter().any(|binding| binding.exchange == ACTIONS && binding.key == routing_key)
 }

@@ -1,31 +1,31 @@
-//! The answer as people get it: what it is, where it is now, then its life.
+//! The trace as text: what it is, where it is now, then its timeline.
 
 use conversation::{HotCopyState, Matched, State, TraceReport, TracedItem};
 
 use crate::output::{Cell, Side, Table, TextStyle, Tone, count, one_line, plural, precise};
 
-pub(super) fn told(id: &str, traced: &TraceReport, style: &TextStyle) -> String {
+pub(super) fn render(id: &str, traced: &TraceReport, style: &TextStyle) -> String {
     if traced.items.is_empty() {
-        return unknown(id, traced, style);
+        return not_found(id, traced, style);
     }
     let mut out = String::new();
     if traced.items.len() > 1 {
         out.push_str(&format!(
-            "{} go by {}\n\n",
-            plural(traced.items.len() as u64, "thing"),
+            "{} have the id {}\n\n",
+            plural(traced.items.len() as u64, "item"),
             one_line(id)
         ));
     }
-    let items: Vec<String> = traced.items.iter().map(|item| of(item, style)).collect();
+    let items: Vec<String> = traced.items.iter().map(|item| render_item(item, style)).collect();
     out + &items.join("\n")
 }
 
-fn of(item: &TracedItem, style: &TextStyle) -> String {
+fn render_item(item: &TracedItem, style: &TextStyle) -> String {
     let paint = style.paint;
     let name = |id: &Option<String>| one_line(id.as_deref().unwrap_or("(unknown)"));
     let heading = match (item.matched, &item.message_id) {
         (Matched::DeadLetter, Some(_)) => "dead letter of message",
-        (Matched::DeadLetter, None) => "dead letter of a message without a known id",
+        (Matched::DeadLetter, None) => "dead letter of a message with unknown id",
         (Matched::Message, _) => "message",
         (Matched::Conversation, _) => "conversation",
         (Matched::Session, _) => "session of conversation",
@@ -44,16 +44,16 @@ fn of(item: &TracedItem, style: &TextStyle) -> String {
     if item.message_id.is_some() || item.matched == Matched::DeadLetter {
         line("conversation", Tone::Plain, &name(&item.conversation_id));
     }
-    let (tone, now) = state(item.state);
+    let (tone, now) = describe(item.state);
     line("now", tone, now);
-    if let Some((tone, hot)) = hot(&item.hot) {
+    if let Some((tone, hot)) = hot_copy(&item.hot) {
         line("in Redis", tone, &hot);
     }
     let mut table =
         Table::new([("  when (UTC)", Side::Left), ("what", Side::Left), ("", Side::Left)]);
     for moment in &item.timeline {
         let tone = match moment.what {
-            "failed" | "given up" | "dead letter" => Tone::Bad,
+            "failed" | "dead-lettered" | "dead letter stored" => Tone::Bad,
             "saved" | "archived" => Tone::Good,
             "replayed" | "discarded" | "operator" | "reopened" => Tone::Warn,
             _ => Tone::Plain,
@@ -65,28 +65,26 @@ fn of(item: &TracedItem, style: &TextStyle) -> String {
     out + &table.render(paint)
 }
 
-fn state(state: State) -> (Tone, &'static str) {
+fn describe(state: State) -> (Tone, &'static str) {
     match state {
         State::Active => (Tone::Good, "stored in PostgreSQL; the conversation is active"),
         State::Closing => (Tone::Good, "stored in PostgreSQL; the conversation is being closed"),
         State::Archived => (Tone::Good, "stored in PostgreSQL; the conversation is archived"),
         State::DeadLetter => {
-            (Tone::Bad, "not stored: a dead letter, which waits for `verbatim dead-letters`")
+            (Tone::Bad, "not stored: open dead letter, see `verbatim dead-letters show`")
         }
         State::Replayed => (Tone::Warn, "not stored: its dead letter was replayed"),
         State::Discarded => (Tone::Warn, "not stored: its dead letter was discarded"),
     }
 }
 
-fn hot(place: &HotCopyState) -> Option<(Tone, String)> {
-    let (tone, text) = match place {
+fn hot_copy(state: &HotCopyState) -> Option<(Tone, String)> {
+    let (tone, text) = match state {
         HotCopyState::InHotCopy => (Tone::Plain, "in the hot copy".to_owned()),
-        HotCopyState::OlderThanHotCopy => {
-            (Tone::Plain, "no: the hot copy begins after it".to_owned())
-        }
-        HotCopyState::NoHotCopy => (Tone::Plain, "no: there is no valid hot copy".to_owned()),
+        HotCopyState::OlderThanHotCopy => (Tone::Plain, "no: older than the hot copy".to_owned()),
+        HotCopyState::NoHotCopy => (Tone::Plain, "no: no valid hot copy".to_owned()),
         HotCopyState::Missing => {
-            (Tone::Bad, "no, although the hot copy is valid: see `verbatim verify`".to_owned())
+            (Tone::Bad, "missing, although the hot copy is valid: run `verbatim verify`".to_owned())
         }
         HotCopyState::Unknown(cause) => (Tone::Warn, format!("unknown: {}", one_line(cause))),
         HotCopyState::NotChecked => return None,
@@ -94,19 +92,16 @@ fn hot(place: &HotCopyState) -> Option<(Tone, String)> {
     Some((tone, text))
 }
 
-fn unknown(id: &str, traced: &TraceReport, style: &TextStyle) -> String {
-    let not_known = format!("{} is not known here", one_line(id));
-    let mut out = format!("{}\n", style.paint.text(Tone::Warn, &not_known));
+fn not_found(id: &str, traced: &TraceReport, style: &TextStyle) -> String {
+    let not_found = format!("nothing in PostgreSQL has the id {}", one_line(id));
+    let mut out = format!("{}\n", style.paint.text(Tone::Warn, &not_found));
     match (&traced.queues_unknown, traced.waiting.as_slice()) {
         (Some(cause), _) => {
-            out.push_str(&format!(
-                "whether it is still queued is not known: {}\n",
-                one_line(cause)
-            ));
+            out.push_str(&format!("queues not checked: {}\n", one_line(cause)));
         }
-        (None, []) => out.push_str("and no message waits in any queue\n"),
+        (None, []) => out.push_str("no message is ready in any queue\n"),
         (None, waiting) => {
-            out.push_str("it may still be queued:\n");
+            out.push_str("it may still be in a queue:\n");
             for it in waiting {
                 out.push_str(&format!("  {} ready in {}\n", count(it.ready), it.queue));
             }
@@ -136,25 +131,29 @@ mod tests {
             state: State::Active,
             hot: HotCopyState::InHotCopy,
             timeline: vec![
-                moment("2026-11-20T10:00:00Z", "published", "said by user; by its sender's clock"),
+                moment(
+                    "2026-11-20T10:00:00Z",
+                    "published",
+                    "role user; time of the sender's clock",
+                ),
                 moment("2026-11-20T10:00:00.25Z", "saved", "by message-save-worker host:7"),
             ],
         }
     }
 
     fn shown(traced: &TraceReport) -> String {
-        told("m-1", traced, &TextStyle { paint: Paint::Plain, now: Timestamp::EARLIEST })
+        render("m-1", traced, &TextStyle { paint: Paint::Plain, now: Timestamp::EARLIEST })
     }
 
     #[test]
-    fn a_life_is_told_in_order_and_each_match_by_itself() {
+    fn each_match_is_shown_with_its_own_timeline() {
         let dead = TracedItem {
             matched: Matched::DeadLetter,
             tenant_id: Some("umbrella".to_owned()),
             conversation_id: None,
             state: State::DeadLetter,
             hot: HotCopyState::NotChecked,
-            timeline: vec![moment("2026-11-20T10:00:01Z", "given up", "schema (role)")],
+            timeline: vec![moment("2026-11-20T10:00:01Z", "dead-lettered", "schema (role)")],
             ..item()
         };
         let traced =
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_knows_may_be_queued() {
+    fn an_unknown_id_is_reported_with_the_ready_messages() {
         let waiting = vec![Waiting { queue: "conversation.save_message", ready: 1_234 }];
         let traced = TraceReport { items: vec![], waiting, queues_unknown: None };
         insta::assert_snapshot!(shown(&traced));

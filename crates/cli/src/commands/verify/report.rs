@@ -1,78 +1,78 @@
-//! What verifying found, for people and for machines.
+//! The report of `verbatim verify`, as JSON and as text.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use conversation::{Finding, Incomplete, RepairOutcome, Section, Verified};
-use domain::failure::Dependency;
 use serde::Serialize;
 
 use crate::exit::Exit;
 use crate::output::{TextStyle, Tone, count, one_line, plural};
+use crate::servers::server_name;
 
-/// Findings of one kind that a text tells one by one; and conversations.
-const TOLD: u64 = 20;
-/// Findings of one kind that JSON has: some megabytes in all; and conversations.
-const KEPT: u64 = 1_000;
+/// Findings of one kind that text lists; conversations likewise.
+const LISTED: u64 = 20;
+/// Findings of one kind that JSON lists (some megabytes in all); conversations likewise.
+const LISTED_IN_JSON: u64 = 1_000;
 
-/// What was found.
+/// All findings, with counts.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Report {
-    /// `ok`, `repaired`, `found` or `away`.
+    /// `ok`, `repaired`, `found` or `incomplete`.
     result: &'static str,
     pub(super) sections: Vec<Verified>,
-    /// How many there are of each kind, and what to do about it.
-    kinds: BTreeMap<&'static str, OfKind>,
-    /// The conversations with findings, those with the most first.
-    conversations: Vec<OfConversation>,
+    /// The number of findings of each kind, with advice.
+    kinds: BTreeMap<&'static str, KindSummary>,
+    /// Conversations with findings, those with the most first.
+    conversations: Vec<ConversationSummary>,
     findings: Vec<Finding>,
-    /// Findings that are counted and not listed.
+    /// Findings that are counted but not listed.
     omitted: u64,
     #[serde(skip)]
-    by_conversation: BTreeMap<(String, String), OfConversation>,
+    by_conversation: BTreeMap<(String, String), ConversationSummary>,
     #[serde(skip)]
     pub(super) section: Option<Section>,
 }
 
 #[derive(Debug, Serialize)]
-struct OfKind {
+struct KindSummary {
     found: u64,
     repaired: u64,
     advice: &'static str,
     #[serde(skip)]
-    can_be: bool,
+    repairable: bool,
 }
 
-/// What was found in one conversation.
+/// The number of findings in one conversation.
 #[derive(Debug, Clone, Serialize)]
-struct OfConversation {
+struct ConversationSummary {
     tenant_id: String,
     conversation_id: String,
     found: u64,
     repaired: u64,
-    /// How many findings there are of each kind.
+    /// The number of findings of each kind.
     kinds: BTreeMap<&'static str, u64>,
 }
 
 impl Report {
-    /// Counts a finding, and keeps it for JSON; says whether a text should tell it by itself.
+    /// Counts a finding and stores it for JSON; returns whether text lists it.
     pub(super) fn add(&mut self, finding: &Finding) -> bool {
         self.add_to_conversation(finding);
-        let kind = self.kinds.entry(finding.kind.as_str()).or_insert(OfKind {
+        let kind = self.kinds.entry(finding.kind.as_str()).or_insert(KindSummary {
             found: 0,
             repaired: 0,
             advice: finding.kind.advice(),
-            can_be: false,
+            repairable: false,
         });
         kind.found += 1;
         kind.repaired += u64::from(finding.repair_outcome == RepairOutcome::Done);
-        kind.can_be |= finding.repair_outcome == RepairOutcome::NotRequested;
-        if kind.found <= KEPT {
+        kind.repairable |= finding.repair_outcome == RepairOutcome::NotRequested;
+        if kind.found <= LISTED_IN_JSON {
             self.findings.push(finding.clone());
         } else {
             self.omitted += 1;
         }
-        kind.found <= TOLD
+        kind.found <= LISTED
     }
 
     fn add_to_conversation(&mut self, finding: &Finding) {
@@ -81,10 +81,12 @@ impl Report {
             return;
         };
         let key = (tenant.clone(), conversation.clone());
-        if self.by_conversation.len() as u64 >= KEPT && !self.by_conversation.contains_key(&key) {
+        if self.by_conversation.len() as u64 >= LISTED_IN_JSON
+            && !self.by_conversation.contains_key(&key)
+        {
             return;
         }
-        let of = self.by_conversation.entry(key).or_insert_with(|| OfConversation {
+        let of = self.by_conversation.entry(key).or_insert_with(|| ConversationSummary {
             tenant_id: tenant.clone(),
             conversation_id: conversation.clone(),
             found: 0,
@@ -96,13 +98,13 @@ impl Report {
         *of.kinds.entry(finding.kind.as_str()).or_default() += 1;
     }
 
-    /// Settles the verdict and the order. Of what could not be looked at nobody knows, whatever was
-    /// repaired elsewhere.
+    /// Sets the result and sorts the conversations. A server that was unavailable makes the result
+    /// `incomplete`, even if all findings elsewhere are repaired.
     pub(super) fn close(&mut self) {
         self.conversations = std::mem::take(&mut self.by_conversation).into_values().collect();
         self.conversations.sort_by_key(|of| Reverse(of.found));
-        let left = self.sections.iter().any(|section| section.unrepaired > 0);
-        self.result = match (left, self.is_incomplete(), self.kinds.is_empty()) {
+        let incomplete = !self.unavailable().is_empty();
+        self.result = match (self.unrepaired() > 0, incomplete, self.kinds.is_empty()) {
             (true, ..) => "found",
             (false, true, _) => "incomplete",
             (false, false, false) => "repaired",
@@ -113,42 +115,46 @@ impl Report {
     pub(super) fn exit(&self) -> Exit {
         match self.result {
             "found" => Exit::Problems,
-            "incomplete" => Exit::Away,
-            _ => Exit::Fine,
+            "incomplete" => Exit::Unavailable,
+            _ => Exit::Success,
         }
     }
 
-    /// Whether a server that was to be asked did not answer.
-    fn is_incomplete(&self) -> bool {
-        let is_away =
-            |section: &Verified| matches!(section.incomplete, Some(Incomplete::Unavailable { .. }));
-        self.sections.iter().any(is_away)
+    /// Findings that are not repaired, in all sections.
+    fn unrepaired(&self) -> u64 {
+        self.sections.iter().map(|section| section.unrepaired).sum()
+    }
+
+    /// The servers that were unavailable, each once.
+    fn unavailable(&self) -> Vec<&'static str> {
+        let mut servers = Vec::new();
+        for section in &self.sections {
+            if let Some(Incomplete::Unavailable { dependency, .. }) = &section.incomplete {
+                let name = server_name(*dependency);
+                if !servers.contains(&name) {
+                    servers.push(name);
+                }
+            }
+        }
+        servers
     }
 }
 
-/// What a section is called.
+/// The heading of a section.
 pub(super) fn title(section: Section) -> &'static str {
     match section {
         Section::HotCopies => "hot copies against rows",
         Section::Conversations => "conversations against their messages",
-        Section::Days => "days against their conversations",
-        Section::Integrity => "rows that belong to nothing",
+        Section::Days => "daily statistics against their conversations",
+        Section::Integrity => "orphaned rows",
         Section::Queues => "queues",
     }
 }
 
-fn server(dependency: Dependency) -> &'static str {
-    match dependency {
-        Dependency::RabbitMq => "RabbitMQ",
-        Dependency::Redis => "Redis",
-        Dependency::PostgreSql => "PostgreSQL",
-    }
-}
-
 pub(super) fn begins(section: Section, style: &TextStyle) -> String {
-    let stores: Vec<_> = section.stores().iter().copied().map(server).collect();
-    let stores = style.paint.text(Tone::Dim, &format!("({})", stores.join(", ")));
-    format!("{} {stores}\n", style.paint.text(Tone::Strong, title(section)))
+    let servers: Vec<_> = section.stores().iter().copied().map(server_name).collect();
+    let servers = style.paint.text(Tone::Dim, &format!("({})", servers.join(", ")));
+    format!("{} {servers}\n", style.paint.text(Tone::Strong, title(section)))
 }
 
 pub(super) fn found(finding: &Finding, style: &TextStyle) -> String {
@@ -165,26 +171,25 @@ pub(super) fn found(finding: &Finding, style: &TextStyle) -> String {
 }
 
 pub(super) fn ends(verified: &Verified, style: &TextStyle) -> String {
-    let looked_at = format!("looked at {}", count(i128::from(verified.checked)));
+    let checked = format!("{} checked", count(i128::from(verified.checked)));
     let mut text = match (verified.found, verified.unrepaired) {
-        (0, _) => style.paint.text(Tone::Good, &format!("  {looked_at}, nothing found")),
+        (0, _) => style.paint.text(Tone::Good, &format!("  {checked}, no findings")),
         (found, 0) => {
             let found = plural(i128::from(found), "finding");
-            style.paint.text(Tone::Warn, &format!("  {looked_at}: {found}, repaired"))
+            style.paint.text(Tone::Warn, &format!("  {checked}, {found}, repaired"))
         }
-        (found, left) => {
-            let (found, left) = (plural(i128::from(found), "finding"), count(i128::from(left)));
-            style.paint.text(Tone::Bad, &format!("  {looked_at}: {found}, {left} left"))
+        (found, unrepaired) => {
+            let found = plural(i128::from(found), "finding");
+            let unrepaired = count(i128::from(unrepaired));
+            style.paint.text(Tone::Bad, &format!("  {checked}, {found}, {unrepaired} unrepaired"))
         }
     };
     if let Some(incomplete) = &verified.incomplete {
         let (tone, what, cause) = match incomplete {
-            Incomplete::Unavailable { dependency, cause } => (
-                Tone::Bad,
-                format!("not to its end, {} cannot be asked", server(*dependency)),
-                cause,
-            ),
-            Incomplete::Skipped { cause } => (Tone::Dim, "not all of it".to_owned(), cause),
+            Incomplete::Unavailable { dependency, cause } => {
+                (Tone::Bad, format!("incomplete, {} unreachable", server_name(*dependency)), cause)
+            }
+            Incomplete::Skipped { cause } => (Tone::Dim, "partly skipped".to_owned(), cause),
         };
         let cause = one_line(cause);
         text.push_str(&format!("\n  {}", style.paint.text(tone, &format!("{what}: {cause}"))));
@@ -193,15 +198,21 @@ pub(super) fn ends(verified: &Verified, style: &TextStyle) -> String {
     text
 }
 
-/// What it adds up to, and what to do.
+/// The result, the number of findings of each kind, and what to do about them.
 pub(super) fn summary(report: &Report, style: &TextStyle) -> String {
-    let (tone, verdict) = match report.result {
-        "ok" => (Tone::Good, "all is well"),
-        "repaired" => (Tone::Warn, "all that was found is repaired; the fleet does the rest"),
-        "incomplete" => (Tone::Bad, "nothing is left, but not everything could be looked at"),
-        _ => (Tone::Bad, "something is wrong"),
+    let (tone, mut result) = match report.result {
+        "ok" => (Tone::Good, "no findings".to_owned()),
+        "repaired" => {
+            (Tone::Warn, "all findings are repaired; verify again in a minute".to_owned())
+        }
+        "incomplete" => (Tone::Bad, "no unrepaired findings".to_owned()),
+        _ => (Tone::Bad, plural(i128::from(report.unrepaired()), "unrepaired finding")),
     };
-    let mut out = format!("\n{}\n", style.paint.text(tone, verdict));
+    let unavailable = report.unavailable();
+    if !unavailable.is_empty() {
+        result.push_str(&format!(", but incomplete: {} unreachable", unavailable.join(", ")));
+    }
+    let mut out = format!("\n{}\n", style.paint.text(tone, &result));
     for (kind, it) in &report.kinds {
         let mut times = count(i128::from(it.found));
         if it.repaired > 0 {
@@ -215,26 +226,27 @@ pub(super) fn summary(report: &Report, style: &TextStyle) -> String {
     }
     out.push_str(&by_conversation(&report.conversations, style));
     let conversations = report.conversations.len() as u64;
-    if report.kinds.values().map(|it| it.found).chain([conversations]).any(|it| it > TOLD) {
+    if report.kinds.values().map(|it| it.found).chain([conversations]).any(|it| it > LISTED) {
         let hint = format!(
-            "of each kind, and of conversations, the first {TOLD} are told; --json has up to {KEPT}\n"
+            "the first {LISTED} findings of each kind and the first {LISTED} conversations are listed; \
+             --json lists up to {LISTED_IN_JSON}\n"
         );
         out.push_str(&style.paint.text(Tone::Dim, &hint));
     }
-    if report.kinds.values().any(|it| it.can_be) {
-        let hint = "`verbatim verify --repair` repairs what can be\n";
+    if report.kinds.values().any(|it| it.repairable) {
+        let hint = "`verbatim verify --repair` repairs the repairable findings\n";
         out.push_str(&style.paint.text(Tone::Dim, hint));
     }
     out
 }
 
-/// Each conversation with its findings; where a single one has some, the summary has said it all.
-fn by_conversation(conversations: &[OfConversation], style: &TextStyle) -> String {
+/// Each conversation with its findings; nothing for a single one, which adds nothing to the summary.
+fn by_conversation(conversations: &[ConversationSummary], style: &TextStyle) -> String {
     if conversations.len() < 2 {
         return String::new();
     }
     let mut out = format!("in {}\n", plural(conversations.len() as i128, "conversation"));
-    for of in conversations.iter().zip(0..TOLD).map(|(of, _)| of) {
+    for of in conversations.iter().zip(0..LISTED).map(|(of, _)| of) {
         let kinds = of.kinds.iter().map(|(kind, found)| match found {
             1 => (*kind).to_owned(),
             found => format!("{kind} ({})", count(i128::from(*found))),
@@ -249,12 +261,13 @@ fn by_conversation(conversations: &[OfConversation], style: &TextStyle) -> Strin
 #[cfg(test)]
 mod tests {
     use conversation::Kind;
+    use domain::failure::Dependency;
     use domain::time::Timestamp;
 
     use super::*;
     use crate::output::Paint;
 
-    const LOOK: TextStyle = TextStyle { paint: Paint::Plain, now: Timestamp::EARLIEST };
+    const STYLE: TextStyle = TextStyle { paint: Paint::Plain, now: Timestamp::EARLIEST };
 
     fn finding(kind: Kind, repair_outcome: RepairOutcome) -> Finding {
         Finding {
@@ -271,39 +284,42 @@ mod tests {
         Verified { section, checked: 12_345, found, unrepaired, incomplete: None }
     }
 
-    fn told(findings: &[Finding], sections: Vec<Verified>) -> String {
+    fn rendered(findings: &[Finding], sections: Vec<Verified>) -> String {
         let mut report = Report { sections, ..Report::default() };
         let mut text = String::new();
         for it in findings {
             if report.add(it) {
-                text += &found(it, &LOOK);
+                text += &found(it, &STYLE);
             }
         }
         for section in &report.sections {
-            text = begins(section.section, &LOOK) + &text + &ends(section, &LOOK);
+            text = begins(section.section, &STYLE) + &text + &ends(section, &STYLE);
         }
         report.close();
-        text + &summary(&report, &LOOK)
+        text + &summary(&report, &STYLE)
     }
 
     #[test]
-    fn all_is_well() {
-        insta::assert_snapshot!(told(&[], vec![ended(Section::Queues, 0, 0)]));
+    fn a_run_without_findings_says_so() {
+        insta::assert_snapshot!(rendered(&[], vec![ended(Section::Queues, 0, 0)]));
     }
 
     #[test]
-    fn findings_are_told_with_what_to_do() {
+    fn findings_are_listed_with_advice() {
         let findings = [
             finding(Kind::HotCopyMissing, RepairOutcome::NotRequested),
-            finding(Kind::HotCopyDamaged, RepairOutcome::Failed("PostgreSQL is away".to_owned())),
+            finding(
+                Kind::HotCopyDamaged,
+                RepairOutcome::Failed("PostgreSQL is unavailable".to_owned()),
+            ),
             finding(Kind::TotalsDiffer, RepairOutcome::Done),
             finding(Kind::MessagesGone, RepairOutcome::NotRepairable),
         ];
-        insta::assert_snapshot!(told(&findings, vec![ended(Section::HotCopies, 4, 3)]));
+        insta::assert_snapshot!(rendered(&findings, vec![ended(Section::HotCopies, 4, 3)]));
     }
 
     #[test]
-    fn where_several_conversations_have_findings_each_is_told_with_its_own() {
+    fn several_conversations_are_listed_each_with_its_findings() {
         let of = |conversation: &str, kind| Finding {
             conversation_id: Some(conversation.to_owned()),
             ..finding(kind, RepairOutcome::NotRequested)
@@ -314,7 +330,7 @@ mod tests {
             of("c-2", Kind::TotalsDiffer),
             of("c-2", Kind::HotCopyMissing),
         ];
-        let text = told(&findings, vec![ended(Section::Conversations, 4, 4)]);
+        let text = rendered(&findings, vec![ended(Section::Conversations, 4, 4)]);
         let (_, conversations) = text.split_once("in 2 conversations\n").unwrap();
         let mut lines = conversations.lines();
         let second = "  acme c-2: hot_copy_missing (2), totals_differ";
@@ -322,26 +338,26 @@ mod tests {
     }
 
     #[test]
-    fn what_was_repaired_and_what_could_not_be_looked_at_is_said() {
+    fn repaired_findings_and_an_unreachable_server_are_named() {
         let repaired = [finding(Kind::StatisticsDiffer, RepairOutcome::Done)];
-        insta::assert_snapshot!(told(&repaired, vec![ended(Section::Conversations, 1, 0)]));
+        insta::assert_snapshot!(rendered(&repaired, vec![ended(Section::Conversations, 1, 0)]));
         let incomplete = Some(Incomplete::Unavailable {
             dependency: Dependency::Redis,
             cause: "refused".to_owned(),
         });
-        let away = Verified { incomplete, ..ended(Section::HotCopies, 0, 0) };
-        insta::assert_snapshot!(told(&[], vec![away.clone()]));
-        let all = told(&repaired, vec![ended(Section::Conversations, 1, 0), away]);
-        let verdict = "nothing is left, but not everything could be looked at";
-        assert!(all.contains(verdict), "{all}");
+        let without_redis = Verified { incomplete, ..ended(Section::HotCopies, 0, 0) };
+        insta::assert_snapshot!(rendered(&[], vec![without_redis.clone()]));
+        let all = rendered(&repaired, vec![ended(Section::Conversations, 1, 0), without_redis]);
+        let result = "no unrepaired findings, but incomplete: Redis unreachable";
+        assert!(all.contains(result), "{all}");
     }
 
     #[test]
-    fn many_findings_of_one_kind_are_counted_and_a_few_told() {
+    fn many_findings_of_one_kind_are_counted_and_some_listed() {
         let mut report = Report::default();
         let one = finding(Kind::CloseOverdue, RepairOutcome::NotRepairable);
-        let told = (0..KEPT + 5).filter(|_| report.add(&one)).count();
-        assert_eq!(told as u64, TOLD);
-        assert_eq!((report.findings.len() as u64, report.omitted), (KEPT, 5));
+        let listed = (0..LISTED_IN_JSON + 5).filter(|_| report.add(&one)).count();
+        assert_eq!(listed as u64, LISTED);
+        assert_eq!((report.findings.len() as u64, report.omitted), (LISTED_IN_JSON, 5));
     }
 }

@@ -1,21 +1,21 @@
-//! The answer as machines get it: every value as it was sent.
+//! The conversation as a JSON document: every value as it was sent.
 
 use database::{ConversationRow, ConversationStats, SessionRow};
 use domain::message::{Content, Json, Message, Role};
 use domain::time::Timestamp;
 use serde::Serialize;
 
-/// The whole answer.
+/// The whole document.
 #[derive(Debug, Serialize)]
 pub(super) struct Shown<'a> {
     pub(super) conversation: &'a ConversationRow,
     /// `redis` or `postgresql`.
     pub(super) source: &'static str,
-    /// Whether messages may be missing because PostgreSQL did not answer.
+    /// Whether messages may be missing, because PostgreSQL did not answer.
     pub(super) degraded: bool,
-    /// Why Redis did not answer, where it was asked.
+    /// The error of Redis, if it did not answer.
     pub(super) redis_error: Option<String>,
-    /// Its sessions that opened or closed; one that only carried messages is not among them.
+    /// Sessions with an opened or closed event, without those that only carried messages.
     pub(super) sessions: &'a [SessionRow],
     pub(super) statistics: Option<&'a ConversationStats>,
     pub(super) messages: Vec<MessageShown<'a>>,
