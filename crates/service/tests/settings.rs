@@ -154,7 +154,7 @@ fn one_file_serves_the_fleet() {
 }
 
 #[test]
-fn a_processs_section_beats_the_top_level() {
+fn the_section_of_a_process_beats_the_top_level() {
     let start = Start::new().file("message-save-worker:\n  log_level: debug\nlog_level: warn\n");
     assert_eq!(start.kit().log.log_level, "debug");
 }
