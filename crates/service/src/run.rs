@@ -35,12 +35,12 @@ where
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
     let sources = Sources::of_this_process();
-    let (kit, own) = match load_settings::<S>(process, &sources) {
+    let (common, own) = match load_settings::<S>(process, &sources) {
         Ok(settings) => settings,
         Err(stop) => return answer(process, &stop),
     };
     crypto::install_crypto();
-    if let Err(error) = telemetry::init(process, &kit.log) {
+    if let Err(error) = telemetry::init(process, &common.log) {
         eprintln!("{}: {error:#}", process.name());
         return End::Failed.into();
     }
@@ -50,7 +50,7 @@ where
             "environment variable {name} is unknown and ignored; did you mean {known}?"
         );
     }
-    let end = start(process, &kit, own, build).unwrap_or_else(|error| {
+    let end = start(process, &common, own, build).unwrap_or_else(|error| {
         let reason = format!("{error:#}");
         tracing::error!(reason, "cannot start: {reason}");
         End::Failed
@@ -106,7 +106,12 @@ pub fn answer(process: Process, stop: &Stop) -> ExitCode {
     }
 }
 
-fn start<S, B, F>(process: Process, kit: &ProcessSettings, own: S, build: B) -> anyhow::Result<End>
+fn start<S, B, F>(
+    process: Process,
+    common: &ProcessSettings,
+    own: S,
+    build: B,
+) -> anyhow::Result<End>
 where
     S: Debug + Send + 'static,
     B: FnOnce(Service, S) -> F + Send + 'static,
@@ -115,13 +120,13 @@ where
     let metrics = Metrics::new();
     telemetry::catch_panics(metrics.clone());
     metrics.set(Gauge::BuildInfo { process: process.name(), version: VERSION }, 1.0);
-    let threads = usize::from(kit.threads);
+    let threads = usize::from(common.threads);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     let end = runtime.block_on(async {
         let mut signals = lifecycle::signals()?;
-        tracing::info!(settings = ?own, process_settings = ?kit, "starting");
-        let listener = health::bind(&kit.listen).await?;
+        tracing::info!(settings = ?own, process_settings = ?common, "starting");
+        let listener = health::bind(&common.listen).await?;
         let service = Service {
             process,
             readiness: Readiness::new(metrics.clone()),
@@ -135,7 +140,7 @@ where
         drop(tokio::spawn(health::serve(listener, health)));
         let check = readiness.check("process");
         let build = async move { build(service, own).await };
-        Ok(lifecycle::live(&tasks, &check, build, &mut signals, kit.drain_deadline).await)
+        Ok(lifecycle::live(&tasks, &check, build, &mut signals, common.drain_deadline).await)
     });
     // Aborts the tasks that have not finished by now, without waiting for them.
     runtime.shutdown_background();

@@ -16,8 +16,8 @@ use crate::{cargo, packages, say, servers};
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, Default, clap::Args)]
-#[command(after_help = "Tests always run on private servers, whatever AMQP_URL, REDIS_URL and \
-                        DATABASE_URL say: fault tests kill, freeze and empty them.")]
+#[command(after_help = "Tests always run on private servers, not on AMQP_URL, REDIS_URL and \
+                        DATABASE_URL: fault tests kill, freeze and empty their servers.")]
 pub(crate) struct Options {
     /// Use larger loads and more rounds in the fault tests; takes much longer
     #[arg(long)]

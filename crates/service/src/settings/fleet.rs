@@ -109,7 +109,8 @@ pub struct ClosingSettings {
     #[command(flatten)]
     pub due: ClosingTimes,
 
-    /// How long a process may take to finish closing a conversation before another takes it over
+    /// Lease on the conversations that a process is closing. If the process does not extend it in time,
+    /// another one takes them over
     #[arg(long, env = "VERBATIM_CLOSE_LEASE", default_value = "30s", value_name = "DURATION")]
     #[arg(value_parser = positive_duration, help_heading = "Closing")]
     pub close_lease: Duration,

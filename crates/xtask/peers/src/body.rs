@@ -30,7 +30,7 @@ impl std::str::FromStr for RunName {
         if text.len() > 8
             || !text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
         {
-            return Err("must be at most 8 lower-case letters and digits".to_owned());
+            return Err("must be at most 8 characters of a-z and 0-9".to_owned());
         }
         let mut name = [b'0'; 8];
         name[..text.len()].copy_from_slice(text.as_bytes());

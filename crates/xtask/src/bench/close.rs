@@ -111,9 +111,9 @@ async fn run_round(environment: &Environment, options: &Options) -> Result<Round
     let load = |messages, conversations| Load { messages, conversations, body_bytes: 515, from: 0 };
     let closed_load = load(conversations * messages, conversations);
     environment.clear().await?;
-    let savers = [Program::Worker.start(environment)?];
+    let save_workers = [Program::Worker.start(environment)?];
     environment.preload(&closed_load).await?;
-    acknowledged(environment, &savers, closed_load.messages).await?;
+    acknowledged(environment, &save_workers, closed_load.messages).await?;
     let grace = format!("{}s", GRACE.as_secs());
     let others: Vec<Worker> = ["persistence-migration-worker", "statistics-worker"]
         .into_iter()
@@ -124,9 +124,9 @@ async fn run_round(environment: &Environment, options: &Options) -> Result<Round
     }
     environment.settle().await?;
 
-    let quiet = load(rate * UNDISTURBED.as_secs(), 500);
-    let quiet = Steady::start(environment, "quiet000", rate, &quiet).await?;
-    let undisturbed = Phase::of(&quiet.finish(environment, LIMIT).await?.warm());
+    let undisturbed_load = load(rate * UNDISTURBED.as_secs(), 500);
+    let steady = Steady::start(environment, "quiet000", rate, &undisturbed_load).await?;
+    let undisturbed = Phase::of(&steady.finish(environment, LIMIT).await?.warm());
 
     let steady = load(rate * DISTURBED.as_secs(), 500);
     let steady = Steady::start(environment, "close000", rate, &steady).await?;
@@ -154,7 +154,7 @@ async fn run_round(environment: &Environment, options: &Options) -> Result<Round
     let closing = Phase::of(&timeline.within(due..ended));
     let disturbed = Phase::of(&timeline.within(began..ended));
 
-    for one in savers {
+    for one in save_workers {
         one.stop().await?;
     }
     for worker in others {

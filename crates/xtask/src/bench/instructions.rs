@@ -57,7 +57,7 @@ async fn count(environment: &Environment, program: Program, load: &Load) -> Resu
     command.arg(environment.fleet.program(binary)).args(Some(role).filter(|role| !role.is_empty()));
     command.env("VERBATIM_LISTEN", "127.0.0.1:0");
     let process = Process::spawn("callgrind", &mut command, &log)?;
-    let running = RunningProgram::Peer(process);
+    let running = RunningProgram::Baseline(process);
     let all = load.messages.to_string();
     let done = until("all messages to be stored", LIMIT, async || {
         let stored = environment.sql("SELECT count(*) FROM message_rows").await;

@@ -38,7 +38,7 @@ pub(crate) struct Options {
 /// Messages of the warm-up, in which connections are opened and statements prepared.
 const WARM_UP: u64 = 500;
 
-/// A rate at which each message is handled alone, in messages per second.
+/// A rate at which each message is handled by itself, in messages per second.
 const IDLE_RATE: u64 = 20;
 
 /// Additional time for the publisher to end.
@@ -50,7 +50,7 @@ struct Summary {
     goals: Vec<Goal>,
 }
 
-/// Both contestants at one rate, in milliseconds.
+/// Both programs at one rate, in milliseconds.
 #[derive(Debug, Serialize)]
 struct Pair {
     rate: u64,

@@ -27,7 +27,7 @@ pub(crate) enum Program {
 /// A started program.
 #[derive(Debug)]
 pub(crate) enum RunningProgram {
-    Peer(Process),
+    Baseline(Process),
     Worker(Worker),
 }
 
@@ -49,7 +49,7 @@ impl Program {
         Ok(match self {
             Self::Worker => RunningProgram::Worker(environment.fleet.start("message-save-worker")?),
             Self::Null | Self::Ideal => {
-                RunningProgram::Peer(environment.peer(self.as_str(), |_| {})?)
+                RunningProgram::Baseline(environment.peer(self.as_str(), |_| {})?)
             }
         })
     }
@@ -64,7 +64,7 @@ impl fmt::Display for Program {
 impl RunningProgram {
     pub(crate) fn pid(&self) -> u32 {
         match self {
-            Self::Peer(peer) => peer.pid(),
+            Self::Baseline(baseline) => baseline.pid(),
             Self::Worker(worker) => worker.pid(),
         }
     }
@@ -72,14 +72,14 @@ impl RunningProgram {
     /// The number of messages it has acknowledged.
     pub(crate) async fn acknowledged(&self) -> Result<u64> {
         let (exited, log_tail) = match self {
-            Self::Peer(peer) => (peer.exited(), peer.log_tail()),
+            Self::Baseline(baseline) => (baseline.exited(), baseline.log_tail()),
             Self::Worker(worker) => (worker.exited(), String::new()),
         };
         if let Some(status) = exited {
             bail!("the program ended: {status}\n{}", self.log_tail());
         }
         match self {
-            Self::Peer(_) => {
+            Self::Baseline(_) => {
                 let lines = log_tail.lines().rev();
                 let counts = lines.filter_map(|line| line.strip_prefix("acknowledged "));
                 // The last line may be incomplete.
@@ -92,9 +92,9 @@ impl RunningProgram {
     /// Sends SIGTERM, and waits until it has ended.
     pub(crate) async fn stop(self) -> Result<()> {
         let status = match &self {
-            Self::Peer(peer) => {
-                peer.signal(Signal::Terminate)?;
-                peer.wait(DRAIN_LIMIT).await?
+            Self::Baseline(baseline) => {
+                baseline.signal(Signal::Terminate)?;
+                baseline.wait(DRAIN_LIMIT).await?
             }
             Self::Worker(worker) => worker.stop(DRAIN_LIMIT).await?,
         };
@@ -106,7 +106,7 @@ impl RunningProgram {
 
     pub(crate) fn log_tail(&self) -> String {
         match self {
-            Self::Peer(peer) => peer.log_tail(),
+            Self::Baseline(baseline) => baseline.log_tail(),
             Self::Worker(worker) => worker.log_tail(),
         }
     }
