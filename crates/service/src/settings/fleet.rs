@@ -13,7 +13,7 @@ pub struct StoreSettings {
     #[command(flatten)]
     pub connections: ConnectionSettings,
 
-    /// Maximum number of connections to PostgreSQL: one for each batch in flight, and two more
+    /// Maximum number of connections to PostgreSQL. At least one for each batch in flight and two more
     #[arg(long, env = "VERBATIM_DATABASE_CONNECTIONS", default_value_t = 8)]
     #[arg(value_parser = clap::value_parser!(u32).range(2..), help_heading = "Servers")]
     pub database_connections: u32,

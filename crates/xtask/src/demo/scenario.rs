@@ -78,7 +78,7 @@ pub(super) async fn run(system: &mut LocalSystem) -> Result<()> {
     say::line("  the reconnection cancelled the close: that conversation is still active");
 
     say::heading(
-        "\n5. That session sends a last message and closes; all three conversations are archived, with statistics",
+        "\n5. The reconnected session ends too: all three conversations are archived, with statistics",
     );
     publish(system, vec![support.last_message(), support.closed()]).await?;
     status(system, &support, "archived").await?;
