@@ -1,6 +1,6 @@
-# Each verb is one line, and each works without `just` as well.
+# Each recipe is one command that works without `just` as well.
 
-# List the verbs.
+# List the recipes.
 default:
     @just --list --unsorted
 
@@ -8,23 +8,23 @@ default:
 demo:
     cargo demo
 
-# Keep servers and fleet up until Ctrl-C.
+# Run servers and fleet until Ctrl-C.
 up:
     cargo xtask up
 
-# Keep private RabbitMQ, Redis and PostgreSQL up until Ctrl-C.
+# Run private RabbitMQ, Redis and PostgreSQL servers until Ctrl-C.
 services:
     cargo xtask services
 
-# Run every test on real servers; arguments go to `cargo test`.
+# Run every test on real servers; arguments are passed to `cargo test`.
 test *arguments:
     cargo xtask test {{ arguments }}
 
-# The same with larger loads and more rounds in the fault tests.
+# Run every test with larger loads and more rounds in the fault tests.
 test-deep *arguments:
     cargo xtask test --deep {{ arguments }}
 
-# The tests that touch Redis, on private Redis Clusters.
+# Run the tests that use Redis, on private Redis Clusters.
 test-redis-cluster *arguments:
     cargo xtask test --redis-cluster {{ arguments }}
 
@@ -40,10 +40,10 @@ lint:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
-# Measure: save, latency, close, scale or start
+# Run a benchmark: save, latency, close, scale or start.
 bench what="save" *arguments:
     cargo xtask bench {{ what }} {{ arguments }}
 
-# Every check that a change has to pass.
+# Run every check that a change has to pass.
 ci:
     cargo xtask ci

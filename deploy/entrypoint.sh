@@ -1,5 +1,5 @@
 #!/bin/sh
-# The first argument names the binary; anything else is for the command line tool.
+# The first argument names the binary to run. Any other first argument is an argument of `verbatim`.
 case "${1-}" in
 message-save-worker | persistence-migration-worker | statistics-worker | verbatim)
     exec "$@"

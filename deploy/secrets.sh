@@ -1,9 +1,9 @@
 #!/bin/sh
-# Makes random passwords, and the files that docker-compose.yml hands to the services as secrets.
+# Makes random passwords, and the secret files that docker-compose.yml mounts into the services.
 #
 #   deploy/secrets.sh [DIRECTORY]      the default is deploy/secrets
 #
-# What is there already stays: servers keep the password that they were first started with.
+# Existing files are kept: a server keeps the password of its first start.
 set -eu
 dir=${1:-$(dirname "$0")/secrets}
 
@@ -11,7 +11,7 @@ random() {
     od -An -N24 -tx1 /dev/urandom | tr -d ' \n'
 }
 
-# Readable by the services' own users, whose numbers differ; the directory keeps everybody else out.
+# The files are readable for the services' users, whose ids differ; the mode of the directory excludes other users.
 umask 022
 mkdir -p "$dir"
 chmod 700 "$dir"
@@ -30,8 +30,8 @@ if [ ! -e "$dir/database_url" ]; then
 fi
 if [ ! -e "$dir/amqp_url" ]; then
     password=$(random)
-    # The default limit of 50 MB is less than a burst writes between two looks at the disk. And a body
-    # that no worker would save must not be larger than a worker.
+    # disk_free_limit: a burst writes more than the default of 50 MB between two checks of the disk.
+    # max_message_size: a body larger than a worker's memory would crash the worker before it can reject it.
     make rabbitmq.conf "default_user = verbatim
 default_pass = $password
 disk_free_limit.absolute = 2GB

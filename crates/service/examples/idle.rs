@@ -1,4 +1,4 @@
-//! A worker that does nothing: the frame alone, for the tests that send it real signals.
+//! A worker with one idle task, for the tests that send it real signals.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use service::{Process, Service};
 
 #[derive(Debug, clap::Args)]
 struct Settings {
-    /// How long it takes to finish after being asked to
+    /// How long the task takes to finish during a shutdown
     #[arg(long, default_value = "0s", value_parser = service::settings::duration)]
     work: Duration,
 
@@ -27,7 +27,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     service.supervise("idle", move |stopping| {
         let first = first.swap(false, std::sync::atomic::Ordering::Relaxed);
         async move {
-            assert!(!(first && settings.first == First::Panic), "asked to panic");
+            assert!(!(first && settings.first == First::Panic), "requested by --first=panic");
             tracing::info!("idle");
             stopping.cancelled().await;
             tokio::time::sleep(settings.work).await;

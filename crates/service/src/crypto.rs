@@ -1,10 +1,10 @@
-//! TLS: every client of the fleet speaks it through rustls with ring.
+//! TLS: every client of the fleet uses rustls with the crypto provider ring.
 
-/// Makes ring the provider of cryptography for this process. Must come before the first connection;
-/// [`crate::run()`] does it, other binaries and tests call it themselves. Harmless when repeated.
+/// Installs ring as the crypto provider of this process. Call it before the first connection:
+/// [`crate::run()`] does, other binaries and tests call it themselves. Repeated calls have no effect.
 pub fn install_crypto() {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // The only way to fail is that another thread was faster, with the same provider.
+        // Fails only if another thread has just installed the same provider.
         rustls::crypto::ring::default_provider().install_default().unwrap_or_default();
     }
 }

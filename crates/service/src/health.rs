@@ -1,7 +1,7 @@
-//! The small HTTP server beside the work: `/livez`, `/readyz`, `/metrics`.
+//! The HTTP server of each process: `/livez`, `/readyz`, `/metrics`.
 //!
-//! It is bound before anything else happens and answers until the process ends, so that a probe can
-//! tell "starting" and "stopping" from "dead".
+//! It is bound first and serves until the process ends, so that a probe can distinguish a process that
+//! starts or stops from one that does not run.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,7 +23,7 @@ use crate::readiness::{self, Readiness};
 use crate::settings::ListenSettings;
 use crate::tasks::{TaskState, Tasks};
 
-/// What the endpoints look at.
+/// The state that the endpoints report.
 #[derive(Clone)]
 pub(crate) struct Health {
     pub(crate) process: Process,
@@ -32,12 +32,12 @@ pub(crate) struct Health {
     pub(crate) tasks: Tasks,
 }
 
-/// Takes the address, and tells it to whoever waits for the file.
+/// Binds the address, and writes it to the listen file if that is set.
 pub(crate) async fn bind(settings: &ListenSettings) -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind(settings.listen).await.map_err(|error| {
         let in_use = error.kind() == io::ErrorKind::AddrInUse;
         let hint = if in_use {
-            "; each process on a host needs its own VERBATIM_LISTEN (port 0 takes a free one)"
+            "; set VERBATIM_LISTEN to another port: each process on a host needs its own (port 0 takes a free one)"
         } else {
             ""
         };
@@ -46,7 +46,7 @@ pub(crate) async fn bind(settings: &ListenSettings) -> anyhow::Result<TcpListene
     let address = listener.local_addr()?;
     if let Some(path) = &settings.listen_file {
         write_whole(path, address)
-            .with_context(|| format!("cannot write the address to {}", path.display()))?;
+            .with_context(|| format!("cannot write VERBATIM_LISTEN_FILE {}", path.display()))?;
     }
     tracing::info!(%address, "serving /livez, /readyz and /metrics on {address}");
     Ok(listener)
@@ -88,9 +88,9 @@ struct Readyz {
 async fn index(State(health): State<Health>) -> String {
     format!(
         "{} {VERSION}\n\n\
-         /livez    whether it makes sense to let this process run on\n\
-         /readyz   whether it can do its work now, and what is missing\n\
-         /metrics  for Prometheus\n",
+         /livez    200, or 503 if a task fails again and again: restart the process\n\
+         /readyz   200 if every check is ready, or 503 with the reasons\n\
+         /metrics  metrics for Prometheus\n",
         health.process.name()
     )
 }
@@ -112,16 +112,16 @@ async fn metrics_text(State(health): State<Health>) -> Response {
     ([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], health.metrics.render()).into_response()
 }
 
-/// 200 if all is well, else 503; the body says what is wrong either way.
-fn json(well: bool, body: &impl Serialize) -> Response {
-    let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+/// Status 200 if `ok`, else 503, with a JSON body in both cases.
+fn json(ok: bool, body: &impl Serialize) -> Response {
+    let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     match serde_json::to_string(body) {
         Ok(text) => (status, [(header::CONTENT_TYPE, "application/json")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 
-/// Whoever sees the file sees all of it.
+/// Writes a temporary file and renames it: a reader never sees a partial address.
 fn write_whole(path: &Path, address: SocketAddr) -> io::Result<()> {
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readyz_is_200_only_when_every_check_is_ready_and_says_what_is_missing() {
+    async fn readyz_is_200_only_when_every_check_is_ready_and_else_lists_the_reasons() {
         let (address, health) = started().await;
         assert_eq!(fetch(address, "/readyz").await, (503, r#"{"ready":false,"checks":{}}"#.into()));
         let broker = health.readiness.check("broker");

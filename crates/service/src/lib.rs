@@ -1,6 +1,6 @@
-//! The kit that every process of the fleet is made with: settings, logs, health, metrics, drain.
+//! The framework of every process of the fleet: settings, logs, health, metrics, shutdown.
 //!
-//! A worker's `main` says what it is called, which settings it has, and what it builds from them:
+//! A worker's `main` names its process, its settings, and the function that builds its tasks from them:
 //!
 //! ```no_run
 //! use std::process::ExitCode;
@@ -12,7 +12,7 @@
 //! struct Settings {
 //!     #[command(flatten)]
 //!     amqp: AmqpSettings,
-//!     /// Messages of a batch at most
+//!     /// Maximum number of messages in a batch
 //!     #[arg(long, default_value_t = 500)]
 //!     batch_size: usize,
 //! }
@@ -31,9 +31,9 @@
 //! }
 //! ```
 //!
-//! Everything else is the same in all of them: precedence and errors of settings ([`settings`]), log
-//! lines, `/livez`, `/readyz` and `/metrics`, supervised tasks ([`Service::supervise`]), the drain
-//! with its deadline, and the exit code ([`run()`]).
+//! The rest is the same in every process: precedence and errors of settings ([`settings`]), log lines,
+//! `/livez`, `/readyz` and `/metrics`, supervised tasks ([`Service::supervise`]), the drain with its
+//! deadline, and the exit code ([`run()`]).
 
 pub mod clock;
 mod crypto;

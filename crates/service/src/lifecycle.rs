@@ -1,7 +1,7 @@
-//! From the start to the exit code: build, run, drain, and the ways in which that can go wrong.
+//! From the start to the exit code: build, run, drain, and their failures.
 //!
-//! The first signal begins the drain; the second, or the deadline, ends it. Signals come through a
-//! channel, so that all of this is a state machine which a test can drive without a process.
+//! The first signal starts the drain; the second signal, or the deadline, ends it. Signals arrive through
+//! a channel, so that a test can drive this state machine without a process.
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -17,28 +17,37 @@ use crate::tasks::Tasks;
 /// A request to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Signal {
-    /// SIGTERM, from whatever manages the process.
+    /// SIGTERM, as Docker, Kubernetes and systemd send it.
     Terminate,
     /// SIGINT: Ctrl-C.
     Interrupt,
 }
 
-/// How a process ended. Scripts read the codes: they never change.
+/// The name of a signal; none only if the channel of the signals is closed.
+fn name(signal: Option<Signal>) -> &'static str {
+    match signal {
+        Some(Signal::Terminate) => "SIGTERM",
+        Some(Signal::Interrupt) => "SIGINT",
+        None => "no signal",
+    }
+}
+
+/// How a process ended. The exit codes are stable: scripts depend on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// All work was finished after a signal.
+    /// A signal was received and every task finished.
     Drained,
-    /// It could not be built, or a task failed while stopping.
+    /// The process could not start, or a task failed while stopping.
     Failed,
-    /// The deadline came before all work was finished.
+    /// The drain deadline passed before every task had finished.
     Deadline,
-    /// A second signal came before all work was finished.
+    /// A second signal was received before every task had finished.
     Aborted,
 }
 
 impl End {
-    /// 0 after a clean drain, 1 after a failure, 3 after the deadline, 4 after a second signal
-    /// (2 is the code for bad settings, given before any of this begins).
+    /// 0 after a clean drain, 1 after a failure, 3 after the deadline, 4 after a second signal.
+    /// (2 means invalid settings; the process then ends before it starts anything.)
     pub(crate) fn code(self) -> u8 {
         match self {
             Self::Drained => 0,
@@ -55,7 +64,7 @@ impl From<End> for ExitCode {
     }
 }
 
-/// Runs `build`, then whatever tasks it has spawned, until a signal; then drains.
+/// Runs `build` and the tasks that it has spawned until a signal; then drains.
 pub(crate) async fn live(
     tasks: &Tasks,
     check: &Check,
@@ -63,7 +72,7 @@ pub(crate) async fn live(
     signals: &mut mpsc::Receiver<Signal>,
     deadline: Duration,
 ) -> End {
-    // A task of its own, so that a panic in it is contained and an endless one can be cut.
+    // A separate task: its panic is caught, and a signal can abort it.
     let build = AbortOnDropHandle::new(tokio::spawn(build));
     let built = tokio::select! {
         built = build => match built {
@@ -71,19 +80,26 @@ pub(crate) async fn live(
             Err(error) => Err(anyhow::anyhow!(error)),
         },
         signal = signals.recv() => {
-            tracing::info!(?signal, "stopping before the start was complete");
+            let signal = name(signal);
+            tracing::info!(signal, "received {signal} during startup; shutting down");
             return drain(tasks, check, signals, deadline).await;
         }
     };
     if let Err(error) = built {
-        tracing::error!(reason = format!("{error:#}"), "cannot start");
+        let reason = format!("{error:#}");
+        tracing::error!(reason, "cannot start: {reason}");
         drain(tasks, check, signals, deadline).await;
         return End::Failed;
     }
     check.ready();
     tracing::info!("started");
-    let signal = signals.recv().await;
-    tracing::info!(?signal, "stopping");
+    let signal = name(signals.recv().await);
+    let limit_s = deadline.as_secs_f64();
+    tracing::info!(
+        signal,
+        limit_s,
+        "received {signal}; shutting down within {limit_s} s (drain_deadline)"
+    );
     drain(tasks, check, signals, deadline).await
 }
 
@@ -97,31 +113,37 @@ async fn drain(
     check.stopping();
     let second = async {
         if signals.recv().await.is_none() {
-            // No more signals can come; the deadline remains.
+            // The channel is closed: only the deadline can end the drain now.
             std::future::pending::<()>().await;
         }
     };
     let end = tokio::select! {
-        // In this order: work that is finished at the deadline is finished.
+        // In this order: a drain that completes exactly at the deadline counts as complete.
         biased;
         clean = tasks.drain() => if clean { End::Drained } else { End::Failed },
         () = second => End::Aborted,
         () = tokio::time::sleep(deadline) => End::Deadline,
     };
     let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let unfinished = tasks.running().join(", ");
+    let (failed, unfinished) = (tasks.failed().join(", "), tasks.running().join(", "));
     match end {
-        End::Drained => tracing::info!(took_ms, "drained in {took_ms} ms"),
-        End::Failed => tracing::error!(took_ms, "stopped after {took_ms} ms; not all went well"),
+        End::Drained => tracing::info!(took_ms, "shutdown complete after {took_ms} ms"),
+        End::Failed => tracing::error!(
+            took_ms,
+            failed,
+            "shutdown finished with errors after {took_ms} ms; failed tasks: {failed}"
+        ),
         End::Deadline => tracing::error!(
             took_ms,
             unfinished,
-            "stopped at the drain deadline with work unfinished: it will be delivered again"
+            "shutdown aborted by the drain deadline (drain_deadline) after {took_ms} ms; unfinished \
+             tasks: {unfinished}; their unacknowledged messages will be redelivered"
         ),
         End::Aborted => tracing::error!(
             took_ms,
             unfinished,
-            "stopped by a second signal with work unfinished: it will be delivered again"
+            "shutdown aborted by a second signal after {took_ms} ms; unfinished tasks: {unfinished}; \
+             their unacknowledged messages will be redelivered"
         ),
     }
     end
@@ -132,7 +154,7 @@ pub(crate) fn signals() -> std::io::Result<mpsc::Receiver<Signal>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // Two are all that matter.
+    // The first starts the drain, the second ends it; further ones have no effect.
     let (sender, receiver) = mpsc::channel(2);
     drop(tokio::spawn(async move {
         loop {
@@ -159,17 +181,17 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(25);
 
-    struct Stand {
+    struct Fixture {
         tasks: Tasks,
         readiness: Readiness,
         send: mpsc::Sender<Signal>,
         receive: mpsc::Receiver<Signal>,
     }
 
-    fn stand() -> Stand {
+    fn fixture() -> Fixture {
         let metrics = Metrics::new();
         let (send, receive) = mpsc::channel(2);
-        Stand {
+        Fixture {
             tasks: Tasks::new(metrics.clone()),
             readiness: Readiness::new(metrics),
             send,
@@ -177,9 +199,9 @@ mod tests {
         }
     }
 
-    /// Runs the state machine over a task that needs `work` to finish once it is asked to.
+    /// Runs the state machine with a task that takes `work` to finish after its token is cancelled.
     async fn run_with_work(work: Duration, signals: &[Signal]) -> (End, Duration) {
-        let Stand { tasks, readiness, send, mut receive } = stand();
+        let Fixture { tasks, readiness, send, mut receive } = fixture();
         tasks.spawn(Stage::Work, "batch", move |stopping| async move {
             stopping.cancelled().await;
             tokio::time::sleep(work).await;
@@ -196,7 +218,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_signal_lets_work_finish_and_exits_with_zero() {
+    async fn after_a_signal_tasks_finish_and_the_exit_code_is_0() {
         let work = Duration::from_secs(24);
         let (end, took) = run_with_work(work, &[Signal::Terminate]).await;
         assert_eq!((end, end.code()), (End::Drained, 0));
@@ -219,8 +241,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_signal_cuts_a_start_that_waits_for_a_server() {
-        let Stand { tasks, readiness, send, mut receive } = stand();
+    async fn a_signal_aborts_a_start_that_waits_for_a_server() {
+        let Fixture { tasks, readiness, send, mut receive } = fixture();
         send.send(Signal::Interrupt).await.expect("room for two");
         let check = readiness.check("process");
         let build = std::future::pending();
@@ -229,8 +251,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_start_that_fails_or_panics_is_a_failure() {
-        for build in [|| anyhow::bail!("the queue would lose messages"), || panic!("a bug")] {
-            let Stand { tasks, readiness, send: _send, mut receive } = stand();
+        for build in [|| anyhow::bail!("the queue is not durable"), || panic!("a bug")] {
+            let Fixture { tasks, readiness, send: _send, mut receive } = fixture();
             let check = readiness.check("process");
             let end = live(&tasks, &check, async move { build() }, &mut receive, DEADLINE).await;
             assert_eq!((end, end.code()), (End::Failed, 1));
@@ -239,7 +261,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_process_is_ready_only_between_its_start_and_its_stop() {
-        let Stand { tasks, readiness, send, mut receive } = stand();
+        let Fixture { tasks, readiness, send, mut receive } = fixture();
         let check = readiness.check("process");
         assert!(!readiness.states()["process"].ready);
         let (observe, seen) = tokio::sync::oneshot::channel();

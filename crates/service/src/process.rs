@@ -1,16 +1,16 @@
-//! The processes of the fleet: their names are those of binaries, of sections in the file, and of
-//! the `process` field in log lines.
+//! The processes of the fleet. A process's name is the name of its binary, of its section in the
+//! configuration file, and the value of `process` in log lines.
 
 /// A process of the fleet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Process {
-    /// Saves messages.
+    /// Stores messages in PostgreSQL and Redis.
     MessageSaveWorker,
     /// Closes and archives conversations.
     PersistenceMigrationWorker,
-    /// Computes statistics, keeps dead letters.
+    /// Computes statistics, stores dead letters, exports fleet-wide gauges.
     StatisticsWorker,
-    /// The command line.
+    /// The command-line tool.
     Verbatim,
 }
 
@@ -34,35 +34,35 @@ impl Process {
         }
     }
 
-    /// What it does, in one sentence for `--help`.
+    /// One sentence about the process, for `--help`.
     #[must_use]
     pub fn about(self) -> &'static str {
         match self {
             Self::MessageSaveWorker => {
-                "Saves the messages of conversation.save_message in PostgreSQL, then in Redis"
+                "Consumes conversation.save_message and stores the messages in PostgreSQL, then in Redis"
             }
             Self::PersistenceMigrationWorker => {
-                "Follows sessions; closes and archives conversations"
+                "Consumes session events; closes and archives conversations"
             }
             Self::StatisticsWorker => {
-                "Computes statistics, keeps dead letters, exports gauges of shared things"
+                "Computes statistics, stores dead letters, exports gauges of queues and tables"
             }
-            Self::Verbatim => "Sets up, publishes to and looks into a Verbatim fleet",
+            Self::Verbatim => "Sets up, publishes to and inspects a Verbatim fleet",
         }
     }
 
-    /// The process of a name.
+    /// The process with this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|process| process.name() == name)
     }
 }
 
-/// The version of everything in this repository: one number for the whole fleet.
+/// The version of the fleet: all crates of this repository share it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Which one of its kind this process is: the host's name, which in a container is the container's
-/// or the pod's, and the process id. `-` where the host has no name that Linux tells (proc(5)).
+/// The identity of this process among the replicas: `HOST:PID`. In a container the host name is the
+/// container's or the pod's. The host is `-` if `/proc/sys/kernel/hostname` (proc(5)) is unreadable.
 #[must_use]
 pub fn instance() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();

@@ -1,7 +1,7 @@
-//! Whether this process can do its work: named checks, each ready or with a reason why not.
+//! Whether this process can do its work: named checks, each ready or not ready with a reason.
 //!
-//! Whoever owns a part of the work holds its [`Check`] for as long as the part lives. A dropped check
-//! is not ready, so a consumer that panicked cannot leave "ready" behind.
+//! Each component holds its [`Check`] while it runs. A dropped check becomes not ready, so the check of a
+//! consumer that panicked cannot stay ready.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use metrics::{Gauge, Metrics};
 
-/// The checks of a process. Clones share them.
+/// The checks of a process. Clones share the same checks.
 #[derive(Clone)]
 pub struct Readiness(Arc<Inner>);
 
@@ -20,7 +20,7 @@ struct Inner {
 }
 
 struct Slot {
-    /// Which handle may write: the latest that was registered under the name.
+    /// The id of the only handle that may write: the latest registered under the name.
     owner: u64,
     state: State,
 }
@@ -28,16 +28,16 @@ struct Slot {
 /// The state of one check.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct State {
-    /// Whether this part can do its work.
+    /// Whether the component can do its work.
     pub ready: bool,
-    /// Why not, for operators.
+    /// Why it is not ready; for operators.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// The handle of one check. When its last clone is dropped the check is not ready any more.
+/// The handle of one check. When its last clone is dropped, the check becomes not ready.
 #[derive(Clone)]
-#[must_use = "a dropped check is not ready: its owner keeps it"]
+#[must_use = "a dropped check becomes not ready: keep it while the component runs"]
 pub struct Check(Arc<Handle>);
 
 struct Handle {
@@ -53,8 +53,8 @@ impl Readiness {
         Self(Arc::new(Inner { checks: Mutex::default(), next: AtomicU64::new(0), metrics }))
     }
 
-    /// Registers a check, not ready at first. A second one of the same name replaces the first, as
-    /// when a task is started again.
+    /// Registers a check, which is not ready at first. A second check with the same name replaces the
+    /// first, as when a task restarts.
     pub fn check(&self, name: &'static str) -> Check {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let state = State { ready: false, reason: Some("starting".to_owned()) };
@@ -63,13 +63,13 @@ impl Readiness {
         Check(Arc::new(Handle { readiness: self.clone(), name, id }))
     }
 
-    /// Every check with its state, by name.
+    /// The state of every check, by name.
     #[must_use]
     pub fn states(&self) -> BTreeMap<&'static str, State> {
         self.lock().iter().map(|(name, slot)| (*name, slot.state.clone())).collect()
     }
 
-    /// Writes a state; true if readiness changed by it.
+    /// Sets the state of a check; true if `ready` changed.
     fn set(&self, handle: &Handle, reason: Option<String>) -> bool {
         let state = State { ready: reason.is_none(), reason };
         let ready = f64::from(u8::from(state.ready));
@@ -90,29 +90,29 @@ impl Readiness {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Slot>> {
-        // Every change is a single assignment: a panic elsewhere leaves nothing half done.
+        // Every change is a single assignment, so a poisoned lock protects consistent data.
         self.0.checks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Check {
-    /// This part can do its work.
+    /// Sets the check ready.
     pub fn ready(&self) {
         let Handle { readiness, name, .. } = &*self.0;
         if readiness.set(&self.0, None) {
-            tracing::info!(check = name, "{name} is ready");
+            tracing::info!(check = name, "readiness check {name}: ready");
         }
     }
 
-    /// This part cannot do its work, and why, in words for operators. No secrets: it is served.
+    /// Sets the check not ready, with a reason for operators. `/readyz` serves the reason: no secrets.
     pub fn not_ready(&self, reason: impl Into<String>) {
         let (Handle { readiness, name, .. }, reason) = (&*self.0, reason.into());
         if readiness.set(&self.0, Some(reason.clone())) {
-            tracing::warn!(check = name, reason, "{name} is not ready");
+            tracing::warn!(check = name, reason, "readiness check {name}: not ready: {reason}");
         }
     }
 
-    /// This part ends because it was asked to: nothing to warn of.
+    /// Sets the check not ready because the process shuts down; logs nothing.
     pub(crate) fn stopping(&self) {
         self.0.readiness.set(&self.0, Some("stopping".to_owned()));
     }
@@ -120,7 +120,7 @@ impl Check {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // Whoever dropped it says why: the supervisor of a task that failed, or the drain.
+        // No log line: the supervisor of the failed task, or the drain, has logged the cause.
         self.readiness.set(self, Some("stopped".to_owned()));
     }
 }
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_is_not_ready_until_its_owner_says_so() {
+    fn a_check_is_not_ready_until_its_owner_sets_it_ready() {
         let readiness = Readiness::new(Metrics::new());
         let check = readiness.check("redis");
         assert_eq!(reason(&readiness, "redis").as_deref(), Some("starting"));
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_whose_owner_is_gone_is_not_ready() {
+    fn a_check_without_an_owner_is_not_ready() {
         let readiness = Readiness::new(Metrics::new());
         let check = readiness.check("consumer");
         check.ready();
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_word_of_a_former_owner_does_not_count() {
+    fn a_former_owner_cannot_change_a_check() {
         let readiness = Readiness::new(Metrics::new());
         let former = readiness.check("consumer");
         let present = readiness.check("consumer");

@@ -1,4 +1,4 @@
-//! The frame of every worker: settings, logs, health, tasks, drain, exit code.
+//! The `main` of every worker: settings, logs, health, tasks, drain, exit code.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -17,17 +17,17 @@ use crate::settings::{self, ProcessSettings, SettingsError, Sources, Stop};
 use crate::tasks::Tasks;
 use crate::{clock, crypto, telemetry};
 
-/// The exit code for settings that a process cannot start with.
+/// The exit code for invalid settings.
 const BAD_SETTINGS: u8 = 2;
 
 /// Runs a worker from its settings to its exit code.
 ///
-/// `build` connects and spawns tasks with [`Service::supervise`]; it may wait for servers that are
-/// away, and a signal cuts it. It returns once everything runs; an error means that the process
-/// cannot work at all, as with a queue that would lose messages.
+/// `build` connects and spawns tasks with [`Service::supervise`]. It may wait for unavailable servers; a
+/// signal aborts it. It returns once every task runs. An error means that the process cannot work at
+/// all, for example because a queue is declared with arguments under which it would lose messages.
 ///
-/// Exit codes: 0 after a clean drain, 1 after a failure, 2 for bad settings, 3 when the drain
-/// deadline passed, 4 after a second signal.
+/// Exit codes: 0 after a clean drain, 1 after a failure, 2 for invalid settings, 3 after the drain
+/// deadline, 4 after a second signal.
 pub fn run<S, B, F>(process: Process, build: B) -> ExitCode
 where
     S: Args + Debug + Send + 'static,
@@ -35,27 +35,31 @@ where
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
     let sources = Sources::of_this_process();
-    let (kit, own) = match load_settings::<S>(process, &sources) {
+    let (common, own) = match load_settings::<S>(process, &sources) {
         Ok(settings) => settings,
         Err(stop) => return answer(process, &stop),
     };
     crypto::install_crypto();
-    if let Err(error) = telemetry::init(process, &kit.log) {
+    if let Err(error) = telemetry::init(process, &common.log) {
         eprintln!("{}: {error:#}", process.name());
         return End::Failed.into();
     }
     for (name, known) in settings::mistyped_variables(&command::<S>(process), &sources) {
-        tracing::warn!(name, "nobody reads {name}; did you mean {known}?");
+        tracing::warn!(
+            name,
+            "environment variable {name} is unknown and ignored; did you mean {known}?"
+        );
     }
-    let end = start(process, &kit, own, build).unwrap_or_else(|error| {
-        tracing::error!(reason = format!("{error:#}"), "cannot start");
+    let end = start(process, &common, own, build).unwrap_or_else(|error| {
+        let reason = format!("{error:#}");
+        tracing::error!(reason, "cannot start: {reason}");
         End::Failed
     });
     end.into()
 }
 
-/// The settings of a worker: those of every process, and its own. For tests of a worker's settings;
-/// [`run()`] does it by itself.
+/// Loads the settings of a worker: those of every process, and its own. For tests of a worker's
+/// settings; [`run()`] calls it.
 pub fn load_settings<S: Args>(
     process: Process,
     sources: &Sources,
@@ -71,12 +75,13 @@ pub fn load_settings<S: Args>(
 fn command<S: Args>(process: Process) -> Command {
     let command = Command::new(process.name()).version(VERSION);
     let command = S::augment_args(ProcessSettings::augment_args(command));
-    // After the settings, whose own doc comments clap would take for what the process does.
+    // After the settings: clap takes the doc comment of a flattened struct as the about text.
     let command = command.about(process.about()).long_about(None::<&str>);
     settings::with_variables(command)
 }
 
-/// Tells why there is nothing to run. Help goes to standard output, all else to standard error.
+/// Prints help or version to standard output, or a settings error to standard error; returns the exit
+/// code.
 pub fn answer(process: Process, stop: &Stop) -> ExitCode {
     match stop {
         Stop::Answer(text) => {
@@ -86,7 +91,7 @@ pub fn answer(process: Process, stop: &Stop) -> ExitCode {
             } else {
                 write!(stdout, "{text}")
             };
-            // Whoever closed the pipe has read enough.
+            // A closed pipe, as of `--help | head`, is not an error.
             printed.ok();
             ExitCode::SUCCESS
         }
@@ -101,7 +106,12 @@ pub fn answer(process: Process, stop: &Stop) -> ExitCode {
     }
 }
 
-fn start<S, B, F>(process: Process, kit: &ProcessSettings, own: S, build: B) -> anyhow::Result<End>
+fn start<S, B, F>(
+    process: Process,
+    common: &ProcessSettings,
+    own: S,
+    build: B,
+) -> anyhow::Result<End>
 where
     S: Debug + Send + 'static,
     B: FnOnce(Service, S) -> F + Send + 'static,
@@ -110,13 +120,13 @@ where
     let metrics = Metrics::new();
     telemetry::catch_panics(metrics.clone());
     metrics.set(Gauge::BuildInfo { process: process.name(), version: VERSION }, 1.0);
-    let threads = usize::from(kit.threads);
+    let threads = usize::from(common.threads);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     let end = runtime.block_on(async {
         let mut signals = lifecycle::signals()?;
-        tracing::info!(settings = ?own, process_settings = ?kit, "starting");
-        let listener = health::bind(&kit.listen).await?;
+        tracing::info!(settings = ?own, process_settings = ?common, "starting");
+        let listener = health::bind(&common.listen).await?;
         let service = Service {
             process,
             readiness: Readiness::new(metrics.clone()),
@@ -130,9 +140,9 @@ where
         drop(tokio::spawn(health::serve(listener, health)));
         let check = readiness.check("process");
         let build = async move { build(service, own).await };
-        Ok(lifecycle::live(&tasks, &check, build, &mut signals, kit.drain_deadline).await)
+        Ok(lifecycle::live(&tasks, &check, build, &mut signals, common.drain_deadline).await)
     });
-    // Work that is unfinished now stays unfinished: nobody waits for it.
+    // Aborts the tasks that have not finished by now, without waiting for them.
     runtime.shutdown_background();
     end
 }

@@ -1,4 +1,4 @@
-//! What a worker gets from the kit: the handle that it builds itself with.
+//! [`Service`]: the handle with which a worker spawns its tasks.
 
 use std::future::Future;
 
@@ -10,7 +10,7 @@ use crate::process::Process;
 use crate::readiness::{Check, Readiness};
 use crate::tasks::{Stage, Tasks};
 
-/// The running process. Clones are the same one.
+/// The running process. Clones refer to the same process.
 #[derive(Clone)]
 pub struct Service {
     pub(crate) process: Process,
@@ -21,11 +21,11 @@ pub struct Service {
 }
 
 impl Service {
-    /// Runs what `factory` makes until the process stops, and again whenever it ends before that: a
-    /// panic is contained, counted and logged.
+    /// Spawns the future that `factory` returns, and restarts it whenever it ends before the process
+    /// stops. Panics are caught, counted and logged.
     ///
-    /// The token is cancelled when the process begins to stop. The task then finishes what it has
-    /// begun and returns; the drain deadline waits for it.
+    /// The token is cancelled when the shutdown begins. The task then finishes its current work and
+    /// returns; the process waits for it until the drain deadline.
     pub fn supervise<F, T>(&self, name: &'static str, factory: F)
     where
         F: Fn(CancellationToken) -> T + Send + Sync + 'static,
@@ -34,8 +34,8 @@ impl Service {
         self.tasks.spawn(Stage::Work, name, factory);
     }
 
-    /// Like [`Self::supervise`], for what the others lean on (a watcher, a publisher): its token is
-    /// cancelled only when everything under [`Self::supervise`] has finished.
+    /// Like [`Self::supervise`], for tasks that other tasks depend on (a watcher, a publisher): the token
+    /// is cancelled only after every task of [`Self::supervise`] has finished.
     pub fn support<F, T>(&self, name: &'static str, factory: F)
     where
         F: Fn(CancellationToken) -> T + Send + Sync + 'static,
@@ -44,18 +44,18 @@ impl Service {
         self.tasks.spawn(Stage::Support, name, factory);
     }
 
-    /// Registers a check of `/readyz`. Its owner keeps the handle: a dropped check is not ready.
+    /// Registers a check of `/readyz`. Keep the handle: a dropped check becomes not ready.
     pub fn check(&self, name: &'static str) -> Check {
         self.readiness.check(name)
     }
 
-    /// Cancelled when the process begins to stop.
+    /// A token that is cancelled when the shutdown begins.
     #[must_use]
     pub fn stopping(&self) -> CancellationToken {
         self.tasks.stopping(Stage::Work)
     }
 
-    /// Where this process counts.
+    /// The metrics of this process.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.metrics

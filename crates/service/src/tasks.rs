@@ -1,8 +1,9 @@
-//! Supervised tasks: what ends on its own, by a panic or otherwise, is started again.
+//! Supervised tasks: a task that ends before the shutdown is restarted.
 //!
-//! A process consists of tasks that run for ever. One that ends before it is asked to is a failure,
-//! however politely it ended: it is counted, logged and restarted with a growing pause, and its
-//! neighbours do not notice. Once stopping has begun nothing is started again.
+//! A process consists of tasks that run until the shutdown. A task that ends earlier, by a panic, an error
+//! or a plain return, has failed: the failure is counted and logged, and the task is restarted after a
+//! pause that grows with each failure. Other tasks are not affected. During the shutdown no task is
+//! restarted.
 
 use std::any::Any;
 use std::future::Future;
@@ -14,29 +15,29 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-/// The first pause before a task is started again; it doubles with each failure in a row.
+/// The pause before the first restart; it doubles with each consecutive failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// The longest pause: the fleet promises to work again 5 s after what stopped it is gone.
+/// The longest pause: the fleet has to work again within 5 s after the cause of a failure has ended.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// A task that ran this long was healthy: its next failure is the first of a new row.
+/// A task that ran this long was healthy: its next failure counts as the first again.
 const STEADY: Duration = Duration::from_secs(60);
 
-/// So many failures in a row, about half a minute of them, and the process is not live: perhaps a
-/// fresh one does better.
-const HOPELESS: u32 = 20;
+/// After this many consecutive failures of a task, about half a minute of them, `/livez` fails: a restart
+/// of the process may help.
+const MAX_FAILURES: u32 = 20;
 
-/// In which order tasks stop.
+/// The order in which tasks stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// Does the work: asked to finish first.
+    /// Consumers and jobs: stopped first.
     Work,
-    /// The work leans on it: asked to end when all work is finished.
+    /// Tasks that [`Self::Work`] depends on: stopped after every task of that stage has finished.
     Support,
 }
 
-/// The tasks of a process. Clones share them.
+/// The tasks of a process. Clones share the same tasks.
 #[derive(Clone)]
 pub(crate) struct Tasks(Arc<Inner>);
 
@@ -57,17 +58,17 @@ struct Group {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub(crate) enum TaskState {
-    /// It runs.
+    /// Running.
     Running,
-    /// It failed and is about to be started again.
+    /// Failed; it will be restarted after a pause.
     Failed {
-        /// Failures in a row.
+        /// Consecutive failures.
         failures: u32,
     },
-    /// It was asked to end and did.
+    /// Ended as requested during the shutdown.
     Finished,
-    /// It was asked to end, and failed while ending.
-    Unfinished,
+    /// Failed during the shutdown.
+    FailedWhileStopping,
 }
 
 impl Tasks {
@@ -80,31 +81,32 @@ impl Tasks {
         }))
     }
 
-    /// Runs what `factory` makes, again and again, until the stage stops. The token tells when.
+    /// Runs the future that `factory` returns, and restarts it until the stage stops; then the token is
+    /// cancelled.
     pub(crate) fn spawn<F, T>(&self, stage: Stage, name: &'static str, factory: F)
     where
         F: Fn(CancellationToken) -> T + Send + Sync + 'static,
         T: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
         let group = self.group(stage);
-        let place = {
+        let index = {
             let mut states = self.lock();
             states.push((name, TaskState::Running));
             states.len() - 1
         };
-        let task = Task { tasks: self.clone(), name, place, stopping: group.stopping.clone() };
+        let task = Task { tasks: self.clone(), name, index, stopping: group.stopping.clone() };
         let supervisor = task.supervise(Arc::new(factory));
-        // What is lost with the handle is only the way to abort it; the runtime's end does that.
+        // The handle is not needed: the end of the runtime aborts the task.
         drop(group.tracker.spawn(supervisor));
     }
 
-    /// Cancelled when a stage is asked to stop.
+    /// A token that is cancelled when the stage stops.
     pub(crate) fn stopping(&self, stage: Stage) -> CancellationToken {
         self.group(stage).stopping.clone()
     }
 
-    /// Stops the work, waits for it, then does the same with what it leaned on. True if every task
-    /// finished well.
+    /// Stops the tasks of [`Stage::Work`], waits for them, then does the same for [`Stage::Support`]. True
+    /// if no task failed.
     pub(crate) async fn drain(&self) -> bool {
         for stage in [Stage::Work, Stage::Support] {
             let group = self.group(stage);
@@ -115,22 +117,29 @@ impl Tasks {
         self.lock().iter().all(|(_, state)| *state == TaskState::Finished)
     }
 
-    /// The names of tasks that have not ended.
+    /// The names of the tasks that have not ended.
     pub(crate) fn running(&self) -> Vec<&'static str> {
         let running =
             |state: &TaskState| matches!(state, TaskState::Running | TaskState::Failed { .. });
         self.lock().iter().filter(|(_, state)| running(state)).map(|(name, _)| *name).collect()
     }
 
-    /// Every task with its state, in the order of their starts.
+    /// The names of the tasks that failed during the shutdown.
+    pub(crate) fn failed(&self) -> Vec<&'static str> {
+        let states = self.lock();
+        let failed = states.iter().filter(|(_, state)| *state == TaskState::FailedWhileStopping);
+        failed.map(|(name, _)| *name).collect()
+    }
+
+    /// Every task with its state, in the order of the starts.
     pub(crate) fn states(&self) -> Vec<(&'static str, TaskState)> {
         self.lock().clone()
     }
 
-    /// False when some task fails again and again.
+    /// False if a task has failed [`MAX_FAILURES`] times in a row.
     pub(crate) fn live(&self) -> bool {
-        let hopeless = |state: &TaskState| matches!(state, TaskState::Failed { failures } if *failures >= HOPELESS);
-        !self.lock().iter().any(|(_, state)| hopeless(state))
+        let exceeded = |state: &TaskState| matches!(state, TaskState::Failed { failures } if *failures >= MAX_FAILURES);
+        !self.lock().iter().any(|(_, state)| exceeded(state))
     }
 
     fn group(&self, stage: Stage) -> &Group {
@@ -149,8 +158,8 @@ impl Tasks {
 struct Task {
     tasks: Tasks,
     name: &'static str,
-    /// Where its state is; two tasks may have one name.
-    place: usize,
+    /// The index of its state: two tasks may have the same name.
+    index: usize,
     stopping: CancellationToken,
 }
 
@@ -163,11 +172,14 @@ impl Task {
         let Self { name, ref stopping, .. } = self;
         let mut failures = 0;
         loop {
+            if failures > 0 {
+                tracing::info!(task = name, failures, "task {name} restarted");
+            }
             self.set(TaskState::Running);
             let began = Instant::now();
             let attempt = {
                 let (factory, stopping) = (Arc::clone(&factory), stopping.clone());
-                // The factory runs inside the task: its panics are contained as well.
+                // The factory runs inside the task, so that its panics are caught too.
                 async move { factory(stopping).await }
             };
             let (cause, reason) = match AbortOnDropHandle::new(tokio::spawn(attempt)).await {
@@ -175,25 +187,30 @@ impl Task {
                     self.set(TaskState::Finished);
                     return;
                 }
-                Ok(Ok(())) => (TaskEnd::Returned, "it returned although it should run".to_owned()),
+                Ok(Ok(())) => (TaskEnd::Returned, "returned before the shutdown".to_owned()),
                 Ok(Err(error)) => (TaskEnd::Failed, format!("{error:#}")),
                 Err(error) => (TaskEnd::Panicked, panic_text(error)),
             };
             if stopping.is_cancelled() {
-                tracing::error!(task = name, reason, "task {name} failed while stopping");
-                self.set(TaskState::Unfinished);
+                tracing::error!(
+                    task = name,
+                    reason,
+                    "task {name} failed during the shutdown: {reason}"
+                );
+                self.set(TaskState::FailedWhileStopping);
                 return;
             }
             failures = if began.elapsed() >= STEADY { 1 } else { failures + 1 };
             let pause = pause(failures);
             self.tasks.0.metrics.add(Counter::TaskRestarts { task: name, cause }, 1);
             self.set(TaskState::Failed { failures });
+            let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
             tracing::error!(
                 task = name,
                 reason,
                 failures,
-                pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
-                "task {name} ended and will be started again"
+                pause_ms,
+                "task {name} failed: {reason}; restarting in {pause_ms} ms"
             );
             let cancelled = stopping.run_until_cancelled(tokio::time::sleep(pause)).await.is_none();
             if cancelled {
@@ -204,21 +221,24 @@ impl Task {
     }
 
     fn set(&self, state: TaskState) {
-        if let Some(entry) = self.tasks.lock().get_mut(self.place) {
+        if let Some(entry) = self.tasks.lock().get_mut(self.index) {
             entry.1 = state;
         }
     }
 }
 
-/// The text of a panic's payload, where it is one that stands in the code. A formatted one may quote
-/// what somebody said (slicing inside of a character quotes the whole string): the place tells enough.
+/// The message of a panic if it is a literal of the code. A formatted message is omitted, because it may
+/// contain the content of a message: slicing a string inside a character quotes the whole string.
 pub(crate) fn payload_text(payload: &(dyn Any + Send)) -> &'static str {
-    payload.downcast_ref::<&'static str>().copied().unwrap_or("its text may quote data")
+    payload
+        .downcast_ref::<&'static str>()
+        .copied()
+        .unwrap_or("panic message omitted: it may contain data")
 }
 
 fn panic_text(error: tokio::task::JoinError) -> String {
     match error.try_into_panic() {
-        Ok(payload) => format!("it panicked: {}", payload_text(&*payload)),
+        Ok(payload) => format!("panicked: {}", payload_text(&*payload)),
         Err(error) => error.to_string(),
     }
 }
@@ -236,8 +256,8 @@ mod tests {
 
     use super::*;
 
-    /// A task that ends in a given way at first and then runs until it is stopped. Each start is
-    /// reported.
+    /// A task whose first runs end as `ends` says and whose later runs last until it is stopped. Each
+    /// start is reported.
     fn recovering(
         ends: fn(u32) -> Option<anyhow::Result<()>>,
     ) -> (
@@ -270,7 +290,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_panicking_task_is_counted_and_started_again() {
+    async fn a_panicking_task_is_counted_and_restarted() {
         let metrics = Metrics::new();
         let tasks = Tasks::new(metrics.clone());
         let (mut starts, factory) = recovering(|start| match start {
@@ -286,7 +306,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_returns_or_fails_before_its_time_is_started_again() {
+    async fn a_task_that_returns_or_fails_before_the_shutdown_is_restarted() {
         let metrics = Metrics::new();
         let tasks = Tasks::new(metrics.clone());
         let (mut starts, factory) = recovering(|start| match start {
@@ -303,7 +323,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_panicking_task_does_not_disturb_its_neighbour() {
+    async fn a_panicking_task_does_not_affect_another_task() {
         let tasks = Tasks::new(Metrics::new());
         let (mut bad, factory) = recovering(|start| (start < 3).then(|| panic!("bad")));
         tasks.spawn(Stage::Work, "bad", factory);
@@ -311,7 +331,7 @@ mod tests {
         tasks.spawn(Stage::Work, "good", factory);
         while bad.recv().await != Some(3) {}
         assert_eq!(good.recv().await, Some(0));
-        assert!(good.try_recv().is_err(), "the neighbour was started twice");
+        assert!(good.try_recv().is_err(), "the other task was started twice");
     }
 
     #[tokio::test(start_paused = true)]
@@ -321,16 +341,16 @@ mod tests {
         tasks.spawn(Stage::Work, "t", factory);
         assert_eq!(starts.recv().await, Some(0));
         assert!(tasks.live());
-        while starts.recv().await != Some(HOPELESS) {}
-        // The start after the last failure is reported while the state says "running"; the next
-        // failure follows at once, in paused time before anything else.
+        while starts.recv().await != Some(MAX_FAILURES) {}
+        // The start after the last failure is reported while the state is still "running". The next
+        // failure follows immediately: time is paused, so it comes before the sleep ends.
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert!(!tasks.live());
         assert!(tasks.drain().await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn support_ends_only_after_all_work_has_finished() {
+    async fn support_tasks_stop_only_after_all_work_tasks_have_finished() {
         let tasks = Tasks::new(Metrics::new());
         let (finish, finished) = tokio::sync::watch::channel(false);
         tasks.spawn(Stage::Work, "consumer", move |stopping| {
@@ -358,14 +378,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failure_while_stopping_is_not_a_clean_drain() {
+    async fn a_failure_during_the_shutdown_is_not_a_clean_drain() {
         let tasks = Tasks::new(Metrics::new());
         tasks.spawn(Stage::Work, "t", |stopping| async move {
             stopping.cancelled().await;
-            anyhow::bail!("the last batch was lost")
+            anyhow::bail!("the last batch failed")
         });
         assert!(!tasks.drain().await);
-        assert_eq!(tasks.states(), [("t", TaskState::Unfinished)]);
+        assert_eq!(tasks.states(), [("t", TaskState::FailedWhileStopping)]);
+        assert_eq!(tasks.failed(), ["t"]);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Log lines on standard error: JSON for machines, one line of text for people.
 //!
-//! Every line says which process and version wrote it, so that it can be read alone. Panics are
-//! lines like any other, and counted.
+//! Every line contains the process and its version. A panic is logged as a line too, and counted.
 
 use std::fmt;
 use std::io::IsTerminal as _;
@@ -19,7 +18,7 @@ use crate::process::{Process, VERSION};
 use crate::settings::{LogFormat, LogSettings};
 use crate::tasks::payload_text;
 
-/// Sends the log lines of this process to standard error. Once per process.
+/// Sends the log lines of this process to standard error. Call it once per process: a second call fails.
 pub(crate) fn init(process: Process, settings: &LogSettings) -> anyhow::Result<()> {
     let terminal = std::io::stderr().is_terminal();
     let pretty = match settings.log_format {
@@ -33,25 +32,24 @@ pub(crate) fn init(process: Process, settings: &LogSettings) -> anyhow::Result<(
     } else {
         Box::new(json_lines(process, filter, std::io::stderr))
     };
-    tracing::subscriber::set_global_default(subscriber).context("logging was set up already")
+    tracing::subscriber::set_global_default(subscriber).context("logging is already set up")
 }
 
-/// What clients must not log, unless a directive names them; what happens is in our own lines. The AMQP
-/// client tells messages that come back, with their bodies, which are somebody's words; the one of
-/// PostgreSQL the values of the parameters in a URL that it does not know, such as `sslpassword`.
-const HUSHED: [(&str, &str); 2] = [("lapin", "off"), ("sqlx_postgres::options", "off")];
+/// Log targets of clients that are off unless a directive names them, because their lines contain secrets
+/// or message bodies: the AMQP client logs returned messages with their bodies, and the PostgreSQL
+/// client logs the values of unknown URL parameters, such as `sslpassword`. The fleet's own lines report
+/// the same events.
+const OFF_BY_DEFAULT: [(&str, &str); 2] = [("lapin", "off"), ("sqlx_postgres::options", "off")];
 
 /// The filter's directives.
 fn directives(level: &str) -> String {
-    HUSHED
+    OFF_BY_DEFAULT
         .iter()
         .filter(|(target, _)| !level.contains(target))
-        .fold(level.to_owned(), |directives, (target, hushed)| {
-            format!("{directives},{target}={hushed}")
-        })
+        .fold(level.to_owned(), |directives, (target, off)| format!("{directives},{target}={off}"))
 }
 
-/// Makes every panic one line with its place, and counts it.
+/// Logs every panic as one line with its location, and counts it.
 pub(crate) fn catch_panics(metrics: Metrics) {
     std::panic::set_hook(Box::new(move |panic| {
         metrics.add(Counter::Panics, 1);
@@ -63,7 +61,7 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     let location = panic.location().map_or_else(|| "unknown".to_owned(), ToString::to_string);
     let reason = payload_text(panic.payload());
     let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
-    tracing::error!(location, thread, reason, "panic at {location}");
+    tracing::error!(location, thread, reason, "panic at {location}: {reason}");
 }
 
 fn json_lines<W>(process: Process, filter: EnvFilter, writer: W) -> impl Subscriber + Send + Sync
@@ -71,7 +69,7 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let json = tracing_subscriber::fmt::format().json().flatten_event(true);
-    // Names and versions of ours need no escaping in JSON.
+    // Process names and versions contain no character that JSON escapes.
     let stamp = format!(r#"{{"process":"{}","version":"{VERSION}","#, process.name());
     let lines = tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(writer);
     lines.event_format(Stamped { inner: json, replaces: "{", stamp }).finish()
@@ -92,10 +90,10 @@ where
     lines.with_writer(writer).event_format(Stamped { inner: text, replaces: "", stamp }).finish()
 }
 
-/// A format whose lines begin with who wrote them.
+/// A format whose lines begin with process and version.
 struct Stamped<F> {
     inner: F,
-    /// What the inner format's lines begin with, and the stamp does too.
+    /// The beginning of the inner format's lines, which the stamp replaces.
     replaces: &'static str,
     stamp: String,
 }
@@ -151,14 +149,14 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_tell_too_much_are_silent_unless_they_are_named() {
+    fn clients_that_log_secrets_or_bodies_are_off_unless_a_directive_names_them() {
         assert_eq!(directives("debug"), "debug,lapin=off,sqlx_postgres::options=off");
         let named = "info,lapin=warn,sqlx_postgres::options=warn";
         assert_eq!(directives(named), named);
     }
 
     #[test]
-    fn a_json_line_tells_process_version_level_message_and_fields() {
+    fn a_json_line_contains_process_version_level_message_and_fields() {
         let captured = Captured::default();
         let writer = captured.clone();
         let subscriber = json_lines(Process::StatisticsWorker, filter(), move || writer.clone());
@@ -166,7 +164,7 @@ mod tests {
             let span = tracing::info_span!("batch", queue = "q");
             let _inside = span.enter();
             tracing::warn!(messages = 3, "held \"back\"");
-            tracing::debug!("too fine");
+            tracing::debug!("below the level");
         });
         let text = captured.text();
         assert_eq!(text.lines().count(), 1, "{text}");
@@ -181,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pretty_line_starts_with_the_process_and_has_no_colours_off_a_terminal() {
+    fn a_pretty_line_starts_with_the_process_and_has_colours_only_on_a_terminal() {
         let captured = Captured::default();
         let writer = captured.clone();
         let subscriber = pretty_lines(Process::Verbatim, filter(), false, move || writer.clone());

@@ -1,4 +1,4 @@
-//! A real process, real signals, real exit codes.
+//! Signals, exit codes and log lines of a real process.
 
 #![expect(clippy::expect_used, reason = "helpers of tests, outside of the tests themselves")]
 
@@ -9,18 +9,18 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-/// Longer than any of this takes on a busy machine.
+/// Longer than any step takes on a busy machine.
 const OVERDUE_AFTER: Duration = Duration::from_secs(30);
 
-struct Running {
+struct TestProcess {
     child: Child,
     lines: Receiver<String>,
     seen: Vec<String>,
 }
 
-impl Running {
+impl TestProcess {
     fn start(flags: &[&str]) -> Self {
-        // Beside the tests' own directory; cargo builds examples together with tests.
+        // Cargo builds examples together with tests, into a sibling of the tests' directory.
         let mut path: PathBuf = std::env::current_exe().expect("this test");
         path.pop();
         path.pop();
@@ -31,7 +31,7 @@ impl Running {
             .env("VERBATIM_LISTEN", "127.0.0.1:0")
             .stderr(Stdio::piped())
             .spawn()
-            .expect("the example is built");
+            .expect("the example starts");
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
         let (send, lines) = channel();
         std::thread::spawn(move || {
@@ -50,19 +50,19 @@ impl Running {
         }
     }
 
-    /// What the process serves, headers included.
+    /// The response of the process, headers included.
     fn fetch(&mut self, path: &str) -> String {
         self.wait_for("\"address\"");
         let address = self.seen.iter().find_map(|line| {
             line.split_once("\"address\":\"")?.1.split_once('"').map(|(address, _)| address)
         });
         let mut stream = TcpStream::connect(address.expect("logged")).expect("it listens");
-        stream.set_read_timeout(Some(OVERDUE_AFTER)).expect("a time-out");
+        stream.set_read_timeout(Some(OVERDUE_AFTER)).expect("a timeout");
         write!(stream, "GET {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n")
             .expect("sent");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        answer
+        let mut response = String::new();
+        stream.read_to_string(&mut response).expect("a response");
+        response
     }
 
     fn signal(&self, name: &str) {
@@ -71,7 +71,7 @@ impl Running {
         assert!(status.success());
     }
 
-    /// The exit code. The process's standard error ends when it does.
+    /// The exit code, after the end of standard error.
     fn code(mut self) -> Option<i32> {
         while let Ok(line) = self.lines.recv_timeout(OVERDUE_AFTER) {
             self.seen.push(line);
@@ -86,38 +86,39 @@ impl Running {
 
 #[test]
 fn sigterm_drains_and_exits_with_zero() {
-    let mut process = Running::start(&["--work=50ms"]);
+    let mut process = TestProcess::start(&["--work=50ms"]);
     process.wait_for("\"started\"");
     process.signal("TERM");
-    process.wait_for("drained in");
+    process.wait_for("shutdown complete after");
     assert_eq!(process.code(), Some(0));
 }
 
 #[test]
-fn work_beyond_the_deadline_ends_with_code_3() {
-    let mut process = Running::start(&["--work=1h", "--drain-deadline=50ms"]);
+fn a_task_beyond_the_drain_deadline_ends_with_code_3() {
+    let mut process = TestProcess::start(&["--work=1h", "--drain-deadline=50ms"]);
     process.wait_for("\"started\"");
     process.signal("INT");
-    process.wait_for("stopped at the drain deadline");
+    process.wait_for("shutdown aborted by the drain deadline");
     assert_eq!(process.code(), Some(3));
 }
 
 #[test]
 fn a_second_signal_ends_with_code_4() {
-    let mut process = Running::start(&["--work=1h"]);
+    let mut process = TestProcess::start(&["--work=1h"]);
     process.wait_for("\"started\"");
     process.signal("TERM");
-    process.wait_for("\"stopping\"");
+    process.wait_for("received SIGTERM; shutting down");
     process.signal("TERM");
-    process.wait_for("stopped by a second signal");
+    process.wait_for("shutdown aborted by a second signal");
     assert_eq!(process.code(), Some(4));
 }
 
 #[test]
-fn a_panic_is_a_log_line_with_its_place_and_the_task_runs_again() {
-    let mut process = Running::start(&["--first=panic"]);
+fn a_panic_is_logged_with_its_location_and_the_task_restarts() {
+    let mut process = TestProcess::start(&["--first=panic"]);
     process.wait_for("panic at crates/service/examples/idle.rs:");
-    process.wait_for("will be started again");
+    process.wait_for("restarting in 100 ms");
+    process.wait_for("task idle restarted");
     process.wait_for("\"started\"");
     process.wait_for("\"idle\"");
     let metrics = process.fetch("/metrics");
@@ -137,8 +138,8 @@ fn a_panic_is_a_log_line_with_its_place_and_the_task_runs_again() {
 }
 
 #[test]
-fn bad_settings_end_with_code_2_and_one_line() {
-    let mut process = Running::start(&["--work=soon"]);
+fn invalid_settings_end_with_code_2_and_one_line() {
+    let mut process = TestProcess::start(&["--work=soon"]);
     process.wait_for("flag --work");
     assert_eq!(process.seen.len(), 1, "{:?}", process.seen);
     assert!(process.seen[0].starts_with("message-save-worker: flag --work: \"soon\": "));
@@ -149,7 +150,7 @@ fn bad_settings_end_with_code_2_and_one_line() {
 fn a_taken_address_ends_with_code_1_and_a_line_that_names_the_setting() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = taken.local_addr().expect("bound");
-    let mut process = Running::start(&[&format!("--listen={address}")]);
+    let mut process = TestProcess::start(&[&format!("--listen={address}")]);
     process.wait_for(&format!("cannot listen on {address}"));
     process.wait_for("VERBATIM_LISTEN");
     assert_eq!(process.code(), Some(1));

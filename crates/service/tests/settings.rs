@@ -1,4 +1,4 @@
-//! Where a setting's value comes from, and what is said when it does not fit.
+//! The sources of a setting's value, and the errors for invalid values.
 
 #![expect(clippy::expect_used, reason = "helpers of tests, outside of the tests themselves")]
 
@@ -15,15 +15,15 @@ struct Settings {
     #[command(flatten)]
     servers: ConnectionSettings,
 
-    /// Messages of a batch at most
+    /// Maximum number of messages in a batch
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=5000))]
     batch_size: u32,
 
-    /// How long a batch waits for more messages
+    /// How long an incomplete batch waits for more messages
     #[arg(long, default_value = "5ms", value_parser = service::settings::duration)]
     linger: Duration,
 
-    /// How many bytes of messages may be unacknowledged
+    /// Maximum total size of unacknowledged bodies
     #[arg(long, default_value = "64MiB", value_parser = service::settings::bytes)]
     max_inflight_bytes: usize,
 
@@ -36,7 +36,7 @@ const AMQP: &str = "amqp://guest:s3cret@rabbit:5672/%2f";
 const REDIS: &str = "redis://:s3cret@redis:6379/0";
 const DATABASE: &str = "postgres://verbatim:s3cret@db:5432/verbatim";
 
-/// A process about to start, with the servers in its environment.
+/// The sources of a process's settings, with the three URLs in the environment.
 struct Start {
     directory: TempDir,
     sources: Sources,
@@ -87,11 +87,11 @@ impl Start {
         self.load().unwrap_or_else(|stop| panic!("{stop}")).1
     }
 
-    fn kit(&self) -> ProcessSettings {
+    fn process(&self) -> ProcessSettings {
         self.load().unwrap_or_else(|stop| panic!("{stop}")).0
     }
 
-    /// The error, with the directory's name taken out.
+    /// The error, without the directory's name.
     fn error(&self) -> String {
         match self.load() {
             Err(Stop::Invalid(error)) => {
@@ -99,7 +99,7 @@ impl Start {
                 assert!(!text.contains("s3cret"), "a secret in: {text}");
                 text.replace(&format!("{}/", self.directory.path().display()), "")
             }
-            other => panic!("no error but {other:?}"),
+            other => panic!("expected an error, got {other:?}"),
         }
     }
 }
@@ -107,13 +107,13 @@ impl Start {
 #[test]
 fn defaults_are_in_the_binary() {
     let start = Start::new();
-    let (own, kit) = (start.own(), start.kit());
+    let (own, process) = (start.own(), start.process());
     assert_eq!(own.batch_size, 500);
     assert_eq!(own.linger, Duration::from_millis(5));
     assert_eq!(own.max_inflight_bytes, 64 << 20);
-    assert_eq!(kit.listen.listen.to_string(), "0.0.0.0:9464");
-    assert_eq!((kit.drain_deadline, kit.threads), (Duration::from_secs(25), 2));
-    assert_eq!((kit.log.log_level.as_str(), kit.log.log_format), ("info", LogFormat::Auto));
+    assert_eq!(process.listen.listen.to_string(), "0.0.0.0:9464");
+    assert_eq!((process.drain_deadline, process.threads), (Duration::from_secs(25), 2));
+    assert_eq!((process.log.log_level.as_str(), process.log.log_format), ("info", LogFormat::Auto));
 }
 
 #[test]
@@ -133,30 +133,33 @@ fn an_empty_variable_is_not_set() {
 }
 
 #[test]
-fn the_file_named_by_the_flag_is_read_instead_of_the_variables() {
+fn the_config_flag_beats_the_config_variable() {
     let start = Start::new().file("log_level: warn\n");
     let other = start.write("other.yaml", "log_level: debug\n");
     let start = start.flags(&["--config", other.to_str().expect("UTF-8")]);
-    assert_eq!(start.kit().log.log_level, "debug");
+    assert_eq!(start.process().log.log_level, "debug");
 }
 
 #[test]
-fn one_file_serves_the_fleet() {
+fn one_file_holds_the_settings_of_every_process() {
     let start = Start::new().file(
         "log_format: json\n\
          message-save-worker:\n  batch_size: 7\n  log_level: debug\n\
-         statistics-worker:\n  retention: whatever that worker takes\n\
+         statistics-worker:\n  retention: any value\n\
          persistence-migration-worker:\n",
     );
     assert_eq!(start.own().batch_size, 7);
-    let kit = start.kit();
-    assert_eq!((kit.log.log_format, kit.log.log_level.as_str()), (LogFormat::Json, "debug"));
+    let process = start.process();
+    assert_eq!(
+        (process.log.log_format, process.log.log_level.as_str()),
+        (LogFormat::Json, "debug")
+    );
 }
 
 #[test]
-fn a_processs_section_beats_the_top_level() {
+fn the_section_of_a_process_beats_the_top_level() {
     let start = Start::new().file("message-save-worker:\n  log_level: debug\nlog_level: warn\n");
-    assert_eq!(start.kit().log.log_level, "debug");
+    assert_eq!(start.process().log.log_level, "debug");
 }
 
 #[test]
@@ -186,34 +189,34 @@ fn a_secret_that_is_given_twice_is_refused() {
     assert_eq!(
         start.error(),
         "both environment variable DATABASE_URL and environment variable DATABASE_URL_FILE are \
-         set: set one of them"
+         set: set only one of them"
     );
     let start = Start::new().without("REDIS_URL");
     let secret = start.write("redis", REDIS);
     let yaml = format!("redis_url: {REDIS}\nredis_url_file: {}\n", secret.display());
     assert_eq!(
         start.file(&yaml).error(),
-        "both fleet.yaml:1: redis_url and fleet.yaml:2: redis_url_file are set: set one of them"
+        "both fleet.yaml:1: redis_url and fleet.yaml:2: redis_url_file are set: set only one of them"
     );
 }
 
 #[test]
-fn a_secrets_file_that_is_not_there_is_named() {
+fn a_missing_file_of_a_secret_is_named() {
     let start = Start::new().without("REDIS_URL").env("REDIS_URL_FILE", "/nowhere/redis");
     assert_eq!(start.error(), "environment variable REDIS_URL_FILE: cannot read /nowhere/redis");
 }
 
 #[test]
-fn missing_servers_are_all_named_with_examples() {
+fn every_missing_url_is_named_with_an_example() {
     let start = Start::new().without("AMQP_URL").without("DATABASE_URL");
     insta::assert_snapshot!(start.error(), @r#"
-    AMQP_URL is not set. Set it, for example to amqp://user:password@host:5672/vhost (or AMQP_URL_FILE to a file that holds it, or amqp_url in the YAML file, or --amqp-url)
-    DATABASE_URL is not set. Set it, for example to postgres://user:password@host:5432/verbatim (or DATABASE_URL_FILE to a file that holds it, or database_url in the YAML file, or --database-url)
+    AMQP_URL is not set. Set it, for example to amqp://user:password@host:5672/vhost (or AMQP_URL_FILE to the path of a file that holds it, or amqp_url in the YAML file, or --amqp-url)
+    DATABASE_URL is not set. Set it, for example to postgres://user:password@host:5432/verbatim (or DATABASE_URL_FILE to the path of a file that holds it, or database_url in the YAML file, or --database-url)
     "#);
 }
 
 #[test]
-fn a_bad_value_is_named_with_its_place() {
+fn an_invalid_value_is_named_with_its_source() {
     let cases = [
         Start::new().env("VERBATIM_BATCH_SIZE", "many"),
         Start::new().flags(&["--batch-size", "5001"]),
@@ -234,17 +237,17 @@ fn a_bad_value_is_named_with_its_place() {
     fleet.yaml:2: batch_size: "0": 0 is not in 1..=5000
     environment variable VERBATIM_LINGER: "30": a duration needs a unit, such as 30s or 30ms
     fleet.yaml:1: log_format: "xml": it must be one of auto, json, pretty
-    flag --log-level: "inof": "inof" is no level; off, error, warn, info, debug, trace are
+    flag --log-level: "inof": "inof" is not a level; use one of off, error, warn, info, debug, trace
     environment variable VERBATIM_LISTEN: "9464": invalid socket address syntax
     fleet.yaml:1: log_level: it takes one value, not a list
     fleet.yaml:1: log_level: it takes a value, not a section or list
-    fleet.yaml:1: message-save-worker: it is a section: put settings below it, indented
-    flag --max-inflight-bytes: "64MB": MB is no unit of size; B, KiB, MiB and GiB are
+    fleet.yaml:1: message-save-worker: it is a section: put the settings below it, indented
+    flag --max-inflight-bytes: "64MB": unknown unit MB; use B, KiB, MiB or GiB
     "#);
 }
 
 #[test]
-fn a_bad_url_is_named_but_not_shown() {
+fn an_invalid_url_is_named_but_not_shown() {
     let cases = [
         Start::new().env("DATABASE_URL", "mysql://u:s3cret@h/d"),
         Start::new().env("REDIS_URL", "redis://:s3@s3cret@h"),
@@ -255,7 +258,7 @@ fn a_bad_url_is_named_but_not_shown() {
     let errors: Vec<String> = cases.iter().map(Start::error).collect();
     insta::assert_snapshot!(errors.join("\n"), @r#"
     environment variable DATABASE_URL: it must start with postgres:// or postgresql://
-    environment variable REDIS_URL: an @ stands after the host: in a password, @ is written %40, / %2F, ? %3F, # %23, : %3A, , %2C
+    environment variable REDIS_URL: it has an @ after the host: percent-encode user name and password (@ as %40, / %2F, ? %3F, # %23, : %3A, comma %2C)
     fleet.yaml:1: amqp_url: it must start with amqp:// or amqps://
     flag --amqp-url: it must start with amqp:// or amqps://
     flag --database-url: it must start with postgres:// or postgresql://
@@ -280,13 +283,13 @@ fn an_unknown_name_is_refused_with_the_nearest_known_one() {
     fleet.yaml:1: message-saver: unknown setting; did you mean message-save-worker?
     fleet.yaml:1: own_number: unknown setting at the top level: put it into the section message-save-worker
     fleet.yaml:1: xyzzy: unknown setting
-    fleet.yaml:1: config: unknown setting in a file: a file cannot name another one
+    fleet.yaml:1: config: unknown setting in a file: use the flag --config or VERBATIM_CONFIG
     unexpected argument '--batchsize' found; a similar argument exists: '--batch-size'
     "#);
 }
 
 #[test]
-fn a_file_that_is_not_there_or_no_yaml_is_refused() {
+fn a_missing_or_invalid_yaml_file_is_refused() {
     let start = Start::new().env("VERBATIM_CONFIG", "/nowhere/fleet.yaml");
     assert_eq!(start.error(), "cannot read the configuration file /nowhere/fleet.yaml");
     let start = Start::new().file("database_url: postgres://u:s3cret@h/d\nlog_level: [info\n");
@@ -296,7 +299,7 @@ fn a_file_that_is_not_there_or_no_yaml_is_refused() {
 #[test]
 fn settings_can_be_logged_without_their_secrets() {
     let start = Start::new().env("DATABASE_URL", "postgres://u:s3cret@primary/d");
-    let text = format!("{:?} {:?}", start.own(), start.kit());
+    let text = format!("{:?} {:?}", start.own(), start.process());
     assert!(!text.contains("s3cret"), "{text}");
     assert!(text.contains("amqp://***@rabbit:5672") && text.contains("primary"), "{text}");
 }
@@ -308,7 +311,7 @@ fn help_shows_every_setting_with_default_and_variable_and_no_secret() {
     let Err(Stop::Answer(help)) = start.load() else { panic!("no help") };
     let help = help.to_string();
     assert!(!help.contains("s3cret") && !help.contains("77"), "{help}");
-    assert!(help.starts_with("Saves the messages"), "{help}");
+    assert!(help.starts_with("Consumes conversation.save_message"), "{help}");
     for text in [
         "--amqp-url",
         "AMQP_URL",

@@ -1,12 +1,11 @@
-//! What one test owns: a virtual host, a database and a Redis, all empty and all its own.
+//! The environment of one test: an empty virtual host, database and Redis that no other test uses.
 //!
-//! RabbitMQ and PostgreSQL take their time to start, so tests share one of each: the ones that
-//! `cargo xtask test` started and described in a file, else, under plain `cargo test`, one pair for each
-//! test process. A Redis starts in 30 ms, so each test has its own: it may flush it, stop it, or look
-//! at everything in it. With [`REDIS_CLUSTER`] that is a Redis Cluster, which starts in 2 s, mostly
-//! waiting.
+//! RabbitMQ and PostgreSQL start slowly, so tests share one server of each: those that `cargo xtask test`
+//! has started and described in a file, or, under plain `cargo test`, one pair for each test process. A
+//! Redis starts in 30 ms, so each test has its own and may flush it, stop it, or read all of its keys.
+//! With [`REDIS_CLUSTER`] it is a Redis Cluster, which starts in 2 s.
 //!
-//! A test that breaks RabbitMQ or PostgreSQL starts its own: [`crate::servers::Servers`].
+//! A test that breaks RabbitMQ or PostgreSQL starts its own server: [`crate::servers::Servers`].
 
 use std::path::Path;
 use std::thread;
@@ -29,19 +28,19 @@ pub const DEEP: &str = "VERBATIM_TEST_DEEP";
 /// The environment variable that `cargo xtask test --redis-cluster` sets.
 pub const REDIS_CLUSTER: &str = "VERBATIM_TEST_REDIS_CLUSTER";
 
-/// What tests that say just "Redis" run on: a single server, or with [`REDIS_CLUSTER`] a cluster.
+/// The kind of Redis that tests use by default: a single server, or with [`REDIS_CLUSTER`] a cluster.
 #[must_use]
 pub fn redis() -> Kind {
     if std::env::var_os(REDIS_CLUSTER).is_some() { Kind::RedisCluster } else { Kind::Redis }
 }
 
-/// Whether tests should use larger loads and more rounds, at the price of minutes.
+/// Whether tests should use larger loads and more rounds, which takes minutes.
 #[must_use]
 pub fn deep() -> bool {
     std::env::var_os(DEEP).is_some()
 }
 
-/// The servers that many tests use at once.
+/// The servers that tests share.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SharedServers {
     amqp_url: String,
@@ -53,7 +52,7 @@ impl SharedServers {
     /// The kinds of server that are shared.
     pub const KINDS: [Kind; 2] = [Kind::RabbitMq, Kind::PostgreSql];
 
-    /// Describes servers that are running.
+    /// The description of running servers.
     #[must_use]
     pub fn of(servers: &Servers) -> Self {
         let rabbitmq = servers.get(Kind::RabbitMq);
@@ -64,7 +63,7 @@ impl SharedServers {
         }
     }
 
-    /// Writes the description to a file, for the test processes to come.
+    /// Writes the description to a file, which test processes read ([`SHARED`]).
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -78,7 +77,7 @@ impl SharedServers {
     }
 }
 
-/// One test's own virtual host, database and Redis. They are removed when it is dropped.
+/// One test's virtual host, database and Redis. They are removed when this is dropped.
 #[derive(Debug)]
 pub struct TestEnv {
     /// The URL of its virtual host on the shared RabbitMQ.
@@ -94,10 +93,10 @@ pub struct TestEnv {
 }
 
 impl TestEnv {
-    /// Makes an environment: 100 ms, and the first of a process under plain `cargo test` some 6 s.
+    /// Creates an environment. Takes 100 ms; under plain `cargo test` the first of a process takes some 6 s.
     ///
     /// # Panics
-    /// When the servers are not to be had; the message says why.
+    /// When the servers cannot be started or reached; with the reason.
     pub async fn new() -> Self {
         match Self::try_new().await {
             Ok(env) => env,
@@ -126,19 +125,19 @@ impl TestEnv {
         })
     }
 
-    /// Its Redis, to be stopped, frozen and restarted at will.
+    /// Its Redis, which the test may stop, freeze and restart.
     #[must_use]
     pub fn redis(&self) -> &Server {
         self.redis.redis()
     }
 
-    /// The shared RabbitMQ's HTTP interface. A test keeps to its own virtual host.
+    /// The HTTP interface of the shared RabbitMQ. Use it for the test's own virtual host only.
     #[must_use]
     pub fn management(&self) -> &Management {
         &self.shared.management
     }
 
-    /// Runs SQL on its database, from outside of the product; unaligned text, a line for each row.
+    /// Runs SQL on its database with `psql`; returns unaligned text, one line per row.
     ///
     /// # Errors
     /// When the statement fails; with its message.
@@ -150,7 +149,7 @@ impl TestEnv {
 impl Drop for TestEnv {
     fn drop(&mut self) {
         let (shared, name) = (self.shared.clone(), self.name.clone());
-        // Beside the test, not in its way. Whatever goes wrong here, the servers' end mends.
+        // In the background. An error is ignored: the data is removed with the server anyway.
         drop(thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
@@ -165,7 +164,7 @@ impl Drop for TestEnv {
 }
 
 async fn shared() -> Result<SharedServers> {
-    // Never dropped: the guard notices the end of this process.
+    // Never dropped: the guard ends the servers with this process.
     static OWN: OnceCell<Servers> = OnceCell::const_new();
     if let Some(file) = std::env::var_os(SHARED) {
         return SharedServers::load(Path::new(&file));

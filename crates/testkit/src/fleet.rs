@@ -1,7 +1,7 @@
-//! The product's own binaries as child processes, for whole-system and fault tests and for the demo.
+//! The product's binaries as child processes, for whole-system tests, fault tests and the demo.
 //!
-//! A process gets a clean environment: only what its test gives it, so that no developer's variable
-//! changes what is tested. It listens on a free port of 127.0.0.1 and says which in a file.
+//! A process gets a clean environment with the test's variables only, so that a developer's variables do not
+//! affect tests. It listens on a free port of 127.0.0.1, which it writes to a file.
 
 use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
@@ -22,17 +22,17 @@ use crate::wait::until;
 /// The environment variable that `cargo xtask test` sets once it has built every binary.
 pub const BUILT: &str = "VERBATIM_FLEET_BUILT";
 
-/// A process that does not listen within this time is broken; it takes milliseconds.
+/// Timeout for a process to listen, which normally takes milliseconds.
 const LISTEN_LIMIT: Duration = Duration::from_secs(20);
 
-/// What a process keeps of its parent's environment.
-const KEPT: [&str; 5] = ["PATH", "HOME", "TMPDIR", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"];
+/// The variables that a process inherits.
+const INHERITED: [&str; 5] = ["PATH", "HOME", "TMPDIR", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"];
 
-/// Where a process listens, and where it writes that.
+/// The variables for the address that a process listens on, and for the file that it writes it to.
 const LISTEN: &str = "VERBATIM_LISTEN";
 const LISTEN_FILE: &str = "VERBATIM_LISTEN_FILE";
 
-/// A family of processes, with a directory for their logs. Dropping it ends them all.
+/// A group of processes with a directory for their logs. Dropping it ends all of them.
 #[derive(Debug)]
 pub struct Fleet {
     guard: Guard,
@@ -42,10 +42,10 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// An empty fleet. The first of a process builds the binaries, unless `cargo xtask test` has.
+    /// An empty fleet. The first call in a process builds the binaries, unless `cargo xtask test` has.
     ///
     /// # Panics
-    /// When the binaries cannot be built; the message has cargo's.
+    /// When the binaries cannot be built; with cargo's output.
     pub async fn new() -> Self {
         static ONCE: OnceCell<()> = OnceCell::const_new();
         let built = async {
@@ -60,10 +60,11 @@ impl Fleet {
         }
     }
 
-    /// An empty fleet of test builds, which end where their environment says (crate `failpoints`).
+    /// An empty fleet of test builds, which crash at the failpoint that their environment names (crate
+    /// `failpoints`).
     ///
     /// # Panics
-    /// When the binaries cannot be built; the message has cargo's.
+    /// When the binaries cannot be built; with cargo's output.
     pub async fn armed() -> Self {
         static ONCE: OnceCell<()> = OnceCell::const_new();
         let built = async {
@@ -78,10 +79,10 @@ impl Fleet {
         }
     }
 
-    /// An empty fleet of binaries that are known to be built.
+    /// An empty fleet of binaries that are already built.
     ///
     /// # Errors
-    /// When its directory cannot be made.
+    /// When its directory cannot be created.
     pub fn of_built() -> Result<Self> {
         Self::in_dir(place::profile_dir())
     }
@@ -89,26 +90,26 @@ impl Fleet {
     /// An empty fleet of the binaries in a directory, such as those of another profile.
     ///
     /// # Errors
-    /// When its directory cannot be made.
+    /// When its directory cannot be created.
     pub fn in_dir(programs: PathBuf) -> Result<Self> {
-        let guard = Guard::new(None).context("no directory for the fleet's logs")?;
+        let guard = Guard::new(None).context("cannot create a directory for the fleet's logs")?;
         Ok(Self { guard, programs, environment: Vec::new(), started: AtomicUsize::new(0) })
     }
 
-    /// Sets a variable for every process to come.
+    /// Sets a variable for every process started later.
     #[must_use]
     pub fn with(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
 
-    /// The directory of its logs, which goes away with it.
+    /// The directory of its logs, which is removed with it.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.guard.dir()
     }
 
-    /// Where one of its binaries lies.
+    /// The path of one of its binaries.
     #[must_use]
     pub fn program(&self, program: &str) -> PathBuf {
         self.programs.join(program)
@@ -118,8 +119,8 @@ impl Fleet {
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
         let mut command = self.guard.mark().command(self.program(program));
-        let kept = KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
-        command.env_clear().envs(kept);
+        let inherited = INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+        command.env_clear().envs(inherited);
         self.guard.mark().put_on(&mut command);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
@@ -133,7 +134,7 @@ impl Fleet {
         self.start_with(program, &[])
     }
 
-    /// Starts a binary with more variables, which win over the fleet's.
+    /// Starts a binary with further variables, which override the fleet's.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -157,16 +158,16 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Its name: the program's, and a number.
+    /// Its name: the program and a number.
     #[must_use]
     pub fn name(&self) -> &str {
         self.process.name()
     }
 
-    /// Where it serves `/livez`, `/readyz` and `/metrics`; waits until it does.
+    /// The address of its `/livez`, `/readyz` and `/metrics`; waits until it listens.
     ///
     /// # Errors
-    /// When it ends or does not listen; with the end of its log.
+    /// When it ends, or does not listen in time; with the end of its log.
     pub async fn address(&self) -> Result<SocketAddr> {
         let address = until(format!("{} to listen", self.name()), LISTEN_LIMIT, async || {
             if let Some(status) = self.process.exited() {
@@ -187,15 +188,15 @@ impl Worker {
     /// Gets one of its pages, such as `/metrics`.
     ///
     /// # Errors
-    /// When it does not listen or does not answer, whatever the status.
+    /// When it does not listen or does not respond. Every status counts as a response.
     pub async fn get(&self, path: &str) -> Result<Response> {
         http::get(self.address().await?, path).await
     }
 
-    /// Waits until `/readyz` says yes.
+    /// Waits until `/readyz` has status 200.
     ///
     /// # Errors
-    /// When it does not within `limit`; with what it says, and the end of its log.
+    /// When it has not within `limit`; with the last response, and the end of its log.
     pub async fn ready(&self, limit: Duration) -> Result<()> {
         let address = self.address().await?;
         let ready =
@@ -209,7 +210,7 @@ impl Worker {
         ready.await.with_context(|| format!("the end of its log:\n{}", self.log_tail()))
     }
 
-    /// Ends it without any chance to react (`kill -9`), and reaps it.
+    /// Kills it (`kill -9`) and reaps it.
     pub fn kill(&self) {
         self.process.kill();
     }
@@ -222,10 +223,10 @@ impl Worker {
         Ok(self.process.signal(signal)?)
     }
 
-    /// Asks it to drain and go (SIGTERM), and waits until it has gone.
+    /// Sends SIGTERM, and waits until it has drained and ended.
     ///
     /// # Errors
-    /// When it is still there after `limit`; with the end of its log.
+    /// When it still runs after `limit`; with the end of its log.
     pub async fn stop(&self, limit: Duration) -> Result<ExitStatus> {
         self.signal(Signal::Terminate)?;
         self.wait(limit).await
@@ -234,12 +235,12 @@ impl Worker {
     /// Waits until it has ended.
     ///
     /// # Errors
-    /// When it is still there after `limit`; with the end of its log.
+    /// When it still runs after `limit`; with the end of its log.
     pub async fn wait(&self, limit: Duration) -> Result<ExitStatus> {
         self.process.wait(limit).await.with_context(|| self.log_tail())
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     #[must_use]
     pub fn exited(&self) -> Option<ExitStatus> {
         self.process.exited()
@@ -251,13 +252,13 @@ impl Worker {
         self.process.pid()
     }
 
-    /// All that it has logged.
+    /// Its complete log.
     #[must_use]
     pub fn log(&self) -> String {
         self.process.log()
     }
 
-    /// The last lines that it has logged.
+    /// The last lines of its log.
     #[must_use]
     pub fn log_tail(&self) -> String {
         self.process.log_tail()
@@ -266,23 +267,23 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // The logs go away with the fleet: this is the last chance to see why a test failed.
+        // The logs are removed with the fleet: show why the test failed.
         if std::thread::panicking() {
             eprintln!("--- the end of {}'s log:\n{}", self.name(), self.log_tail());
         }
     }
 }
 
-/// Where the test builds lie.
+/// The directory of the test builds.
 fn armed_dir() -> PathBuf {
     place::profile_dir().join("armed")
 }
 
-/// Builds the workers as test builds, puts them aside, and the ordinary ones back into their place.
-/// Both kinds share all that is compiled of other crates.
+/// Builds the workers with failpoints, copies them to their own directory, and rebuilds the ordinary ones.
+/// Both builds share their compiled dependencies.
 ///
 /// # Errors
-/// When they cannot be built; with cargo's words.
+/// When they cannot be built; with cargo's output.
 pub async fn build_armed() -> Result<()> {
     build_with(&["--features", "failpoints/armed"]).await?;
     let (from, to) = (place::profile_dir(), armed_dir());
@@ -291,16 +292,16 @@ pub async fn build_armed() -> Result<()> {
         let entry = entry?;
         let name = entry.file_name();
         if name.to_string_lossy().ends_with("-worker") || name == "verbatim" {
-            // Another file first: one that runs cannot be written.
-            let fresh = to.join("fresh");
-            std::fs::copy(entry.path(), &fresh)?;
-            std::fs::rename(fresh, to.join(name))?;
+            // Copy and rename: the file of a running program cannot be overwritten.
+            let copy = to.join("copy");
+            std::fs::copy(entry.path(), &copy)?;
+            std::fs::rename(copy, to.join(name))?;
         }
     }
     build().await
 }
 
-/// Builds every binary of the workspace in the profile of the program that runs.
+/// Builds every binary of the workspace in the profile of the running program.
 async fn build() -> Result<()> {
     build_with(&[]).await
 }
@@ -327,7 +328,7 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(5);
 
-    /// A stand-in on the path of the binaries would have to be built; the shell shows the same.
+    /// A shell in place of a worker.
     fn shell(fleet: &Fleet, script: &str) -> Worker {
         let mut command = fleet.command("/bin/sh");
         let listen_file = fleet.dir().join("sh.listen");
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_worker_says_where_it_listens_and_ends_when_asked() {
+    async fn a_worker_reports_its_address_and_ends_after_sigterm() {
         let fleet = Fleet::of_built().unwrap();
         let script = "trap 'exit 7' TERM; echo 127.0.0.1:4711 > $VERBATIM_LISTEN_FILE; \
                       while :; do sleep 0.01; done";
@@ -349,9 +350,9 @@ mod tests {
     #[tokio::test]
     async fn a_worker_that_ends_instead_of_listening_shows_its_log() {
         let fleet = Fleet::of_built().unwrap();
-        let worker = shell(&fleet, "echo no luck; exit 3");
+        let worker = shell(&fleet, "echo test output; exit 3");
         let failure = worker.address().await.unwrap_err().to_string();
-        assert!(failure.contains("exit status: 3") && failure.contains("no luck"), "{failure}");
+        assert!(failure.contains("exit status: 3") && failure.contains("test output"), "{failure}");
     }
 
     #[tokio::test]

@@ -1,13 +1,13 @@
-//! A directory and a family of processes that never outlive their owner.
+//! A directory and a group of processes that never outlive their owner.
 //!
-//! Tests and the demo start real servers; whatever happens to the owner (a panic, Ctrl-C,
-//! `kill -9`), nothing may stay behind. So the owner holds a pipe to a small shell process. When the
-//! pipe closes, and the kernel closes it for a dead owner too, the shell ends every process that
-//! carries the owner's mark in its environment, and then removes the directory.
+//! Tests and the demo start real servers. However the owner ends (normally, by a panic, Ctrl-C or
+//! `kill -9`), no process and no file may remain. So the owner holds a pipe to a small shell process. When
+//! the pipe closes (the kernel closes it when the owner dies), the shell ends every process that has the
+//! owner's mark in its environment, and then removes the directory.
 //!
-//! Invariant: there is one way to clean up, and a normal end takes it as well, so it is always tested.
-//! A mark is random and inherited: it finds the servers' own children, and never a stranger that was
-//! given a recycled process id.
+//! There is one clean-up path, which a normal end uses too, so it is always tested. The mark is a random
+//! value in the environment, which children inherit: the servers' children are found too, and an unrelated
+//! process with a recycled process id is not.
 
 use std::ffi::OsStr;
 use std::io;
@@ -19,19 +19,19 @@ use uuid::Uuid;
 
 use crate::place;
 
-/// The environment variable that marks a process as ours.
+/// The environment variable that marks a process.
 const MARK: &str = "VERBATIM_GUARD";
 
-/// What the shell runs.
+/// The script of the shell.
 const SCRIPT: &str = include_str!("guard.sh");
 
-/// What the processes of one guard have in common: an entry of their environment.
+/// The value of [`MARK`] that all processes of one guard have.
 #[derive(Debug, Clone)]
 pub struct Mark(String);
 
 impl Mark {
-    /// A command whose process, with all its children, ends with the guard. It is its own process
-    /// group, so a Ctrl-C in the terminal does not reach it before its owner has reacted.
+    /// A command whose process, with all its children, ends with the guard. It has its own process
+    /// group, so that Ctrl-C in the terminal signals the owner only.
     #[must_use]
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
@@ -40,13 +40,13 @@ impl Mark {
         command
     }
 
-    /// Marks a command that is built elsewhere.
+    /// Adds the mark to a command.
     pub fn put_on(&self, command: &mut Command) {
         command.env(MARK, &self.0);
     }
 }
 
-/// Owns a directory and all processes that carry its mark.
+/// Owns a directory and all processes that have its mark.
 #[derive(Debug)]
 pub struct Guard {
     mark: Mark,
@@ -55,19 +55,19 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// A guard with a fresh directory under `target/servers`, or under the system's temporary
-    /// directory where the user `reachable_for` (a user id) could not reach that one.
+    /// A guard with a new directory under `target/servers`, or under the system's temporary directory if
+    /// the user id `reachable_for` has no access to the former.
     ///
     /// # Errors
-    /// When the directory or the shell cannot be made.
+    /// When the directory cannot be created or the shell not started.
     pub fn new(reachable_for: Option<u32>) -> io::Result<Self> {
         let mark = Uuid::new_v4().simple().to_string();
         // 48 random bits: enough for a name.
-        let dir = place::fresh_dir(&mark[..12], reachable_for)?;
+        let dir = place::new_dir(&mark[..12], reachable_for)?;
         let shell = Command::new("sh")
             .args(["-c", SCRIPT, "verbatim-guard", &format!("{MARK}={mark}")])
             .arg(&dir)
-            // An outer guard must not end this one before its work is done.
+            // An outer guard must not kill this shell before it has cleaned up.
             .env_remove(MARK)
             .process_group(0)
             .current_dir("/")
@@ -94,7 +94,7 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         drop(self.shell.stdin.take());
-        // An error here means that the shell is already reaped: nothing is left to wait for.
+        // Fails only if the shell is already reaped.
         self.shell.wait().ok();
     }
 }

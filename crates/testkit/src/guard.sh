@@ -1,5 +1,5 @@
-# Waits until its owner lets go of standard input, by intention or by dying, and then ends every
-# process that carries the owner's mark and removes the owner's directory.
+# Waits until its owner closes standard input or dies, then ends every process that has the owner's mark and
+# removes the owner's directory.
 # Arguments: the mark (NAME=value, an environment entry), the directory.
 trap '' HUP INT TERM
 while read -r _; do :; done
@@ -13,8 +13,8 @@ while pids=$(marked "$1") && [ -n "$pids" ]; do
     for pid in $pids; do
         name=
         { read -r name </proc/"$pid"/comm; } 2>/dev/null
-        # PostgreSQL is asked first: killed, it would leave its shared memory behind. Its frozen
-        # children must wake up to obey. 60 rounds of 50 ms are patience enough.
+        # PostgreSQL gets SIGQUIT first: killed, it would leave its shared memory behind. Stopped children
+        # need SIGCONT to react. After 60 rounds of 50 ms it is killed.
         if [ "$name" = postgres ] && [ "$round" -lt 60 ]; then
             { read -r children </proc/"$pid"/task/"$pid"/children; } 2>/dev/null
             [ "$round" -eq 0 ] && kill -QUIT "$pid" 2>/dev/null
@@ -28,7 +28,7 @@ while pids=$(marked "$1") && [ -n "$pids" ]; do
     sleep 0.05
 done
 
-# What a killed PostgreSQL could not remove: the seventh line of its pid file begins with the key.
+# Remove the shared memory of a killed PostgreSQL: line 7 of its pid file begins with the key.
 for file in "$2"/*/data/postmaster.pid; do
     [ -f "$file" ] && ipcrm -M "$(sed -n '7s/^ *\([0-9]*\).*/\1/p' "$file")" 2>/dev/null
 done

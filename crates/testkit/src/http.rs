@@ -1,4 +1,4 @@
-//! One HTTP request over loopback, for management interfaces and health pages.
+//! HTTP requests over loopback, for management interfaces and health endpoints.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -9,10 +9,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Loopback answers in milliseconds; deleting a virtual host with many queues takes a second.
+/// Timeout of a request. Most take milliseconds; deleting a virtual host with many queues takes a second.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// An answer.
+/// A response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     /// The status code.
@@ -21,18 +21,18 @@ pub struct Response {
     pub body: String,
 }
 
-/// Gets a page.
+/// Sends a GET request.
 ///
 /// # Errors
-/// When there is no answer, whatever its status.
+/// When there is no response. Every status counts as a response.
 pub async fn get(address: SocketAddr, path: &str) -> Result<Response> {
     request(address, "GET", path, &[], "").await
 }
 
-/// Sends any request.
+/// Sends a request.
 ///
 /// # Errors
-/// When there is no answer, whatever its status.
+/// When there is no response. Every status counts as a response.
 pub async fn request(
     address: SocketAddr,
     method: &str,
@@ -40,7 +40,7 @@ pub async fn request(
     headers: &[(&str, &str)],
     body: &str,
 ) -> Result<Response> {
-    // HTTP/1.0: the answer is not chunked, and ends with the connection.
+    // HTTP/1.0: the response is not chunked, and ends with the connection.
     let mut request = format!("{method} {path} HTTP/1.0\r\nhost: {address}\r\n");
     for (name, value) in headers {
         write!(request, "{name}: {value}\r\n")?;
@@ -49,16 +49,17 @@ pub async fn request(
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        std::io::Result::Ok(answer)
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await?;
+        std::io::Result::Ok(response)
     };
-    let answer = timeout(LIMIT, exchange)
+    let response = timeout(LIMIT, exchange)
         .await
-        .with_context(|| format!("{method} {path}: no answer within {LIMIT:?}"))?
+        .with_context(|| format!("{method} {path}: no response within {LIMIT:?}"))?
         .with_context(|| format!("{method} {path}"))?;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let (head, body) = response.split_once("\r\n\r\n").unwrap_or((&response, ""));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    let status = status.with_context(|| format!("{method} {path}: not HTTP: {head:?}"))?;
+    let status =
+        status.with_context(|| format!("{method} {path}: the response is not HTTP: {head:?}"))?;
     Ok(Response { status, body: body.to_owned() })
 }

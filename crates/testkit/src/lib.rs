@@ -1,17 +1,17 @@
 //! Real servers, faults and bounded waiting for tests; the same servers for `cargo xtask`.
 //!
-//! Nothing is mocked: what a test says about RabbitMQ, Redis or PostgreSQL, it says to one that runs.
+//! No server is mocked: tests use a running RabbitMQ, Redis and PostgreSQL.
 //!
 //! How to write a test that needs servers:
 //!
-//! 1. `let env = TestEnv::new().await;` gives it a virtual host, a database and a Redis of its own, as
-//!    URLs. They go away with `env`.
-//! 2. A test that breaks a server owns it: [`servers::Servers::start`].
-//! 3. A test that breaks the network puts a [`proxy::Proxy`] between.
+//! 1. `let env = TestEnv::new().await;` gives the URLs of a virtual host, a database and a Redis of its
+//!    own. They are removed with `env`.
+//! 2. A test that breaks a server starts its own: [`servers::Servers::start`].
+//! 3. A test that breaks the network connects through a [`proxy::Proxy`].
 //! 4. A test of whole processes starts them from a [`fleet::Fleet`].
-//! 5. Alerts: [`monitoring::Monitor`] is a private Prometheus or Alertmanager, [`webhook::Webhook`] gets
-//!    what it sends.
-//! 6. Wait with [`wait::eventually`]; never with a plain sleep.
+//! 5. A test of alerts uses [`monitoring::Monitor`], a private Prometheus or Alertmanager, and
+//!    [`webhook::Webhook`], which receives the notifications.
+//! 6. Wait with [`wait::eventually`], never with a plain sleep.
 
 pub mod cargo;
 pub mod environment;

@@ -1,4 +1,4 @@
-//! The few calls of RabbitMQ's HTTP interface that tests need.
+//! Calls of RabbitMQ's HTTP interface that tests need.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -20,10 +20,10 @@ impl Management {
         Self { port, user: user.to_owned(), password: password.to_owned() }
     }
 
-    /// Creates a virtual host; the private server's user may do everything in it.
+    /// Creates a virtual host, in which the private server's user has all permissions.
     ///
     /// # Errors
-    /// When RabbitMQ does not answer, or refuses.
+    /// When RabbitMQ does not respond, or rejects the request.
     pub async fn create_virtual_host(&self, name: &str) -> Result<()> {
         self.request("PUT", &format!("/api/vhosts/{name}"), "{}").await.map(|_| ())
     }
@@ -31,26 +31,26 @@ impl Management {
     /// Deletes a virtual host with all that is in it, and closes its connections.
     ///
     /// # Errors
-    /// When RabbitMQ does not answer, or refuses.
+    /// When RabbitMQ does not respond, or rejects the request.
     pub async fn delete_virtual_host(&self, name: &str) -> Result<()> {
         self.request("DELETE", &format!("/api/vhosts/{name}"), "").await.map(|_| ())
     }
 
-    /// The JSON at a path such as `/api/queues/vhost?disable_stats=true&enable_queue_totals=true`. Counts
-    /// of messages are up to 5 s old.
+    /// The JSON at a path such as `/api/queues/vhost?disable_stats=true&enable_queue_totals=true`. Message
+    /// counts are up to 5 s old.
     ///
     /// # Errors
-    /// When RabbitMQ does not answer, refuses, or answers with something else.
+    /// When RabbitMQ does not respond, rejects the request, or responds with something other than JSON.
     pub async fn get(&self, path: &str) -> Result<serde_json::Value> {
         let body = self.request("GET", path, "").await?;
-        serde_json::from_str(&body).with_context(|| format!("GET {path} answered {body:?}"))
+        serde_json::from_str(&body).with_context(|| format!("GET {path} returned {body:?}"))
     }
 
-    /// Sends any request, such as the `DELETE` of a connection or the `PUT` of a policy, and returns the
-    /// answer's body.
+    /// Sends a request, such as the `DELETE` of a connection or the `PUT` of a policy, and returns the body
+    /// of the response.
     ///
     /// # Errors
-    /// When RabbitMQ does not answer, or answers with an error's status.
+    /// When RabbitMQ does not respond, or responds with an error status.
     pub async fn request(&self, method: &str, path: &str, body: &str) -> Result<String> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
         let credentials = base64(format!("{}:{}", self.user, self.password).as_bytes());
@@ -68,7 +68,7 @@ impl Management {
     }
 }
 
-/// Base64 (RFC 4648), for the credentials' header alone.
+/// Base64 (RFC 4648), for the header with the credentials.
 fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();

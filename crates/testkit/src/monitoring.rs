@@ -1,7 +1,7 @@
 //! Private Prometheus and Alertmanager servers, as Debian packages them, for tests of alerts.
 //!
-//! On free ports of 127.0.0.1, with their data under `target/`; never the distribution's own service units.
-//! They end with their [`Monitor`], and with the process that owns it (see [`crate::guard`]).
+//! They use free ports of 127.0.0.1 and keep their data under `target/`; the distribution's service units are
+//! not used. They end with their [`Monitor`], and with the process that owns it (see [`crate::guard`]).
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -18,19 +18,19 @@ use crate::process::Process;
 use crate::servers::binaries::on_path;
 use crate::wait::until;
 
-/// Both are up within a second; a busy machine may take ten times that.
+/// Both start within a second; a busy machine may take ten times as long.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
-/// A program of theirs.
+/// A program of Prometheus or Alertmanager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
     /// The server that scrapes and evaluates rules.
     Prometheus,
-    /// Its tool, which checks and tests rules.
+    /// The tool that checks and tests rules.
     Promtool,
-    /// The server that tells people.
+    /// The server that sends notifications.
     Alertmanager,
-    /// Its tool, which checks configurations and routes.
+    /// The tool that checks configurations and routes.
     Amtool,
 }
 
@@ -42,7 +42,7 @@ pub struct Monitor {
     _guard: Guard,
 }
 
-/// The packages of Debian and Ubuntu that would bring what is not on this machine.
+/// The packages of Debian and Ubuntu with the programs that are missing on this machine.
 #[must_use]
 pub fn missing_packages() -> Vec<&'static str> {
     let missing = Program::ALL.into_iter().filter(|program| program.path().is_err());
@@ -55,7 +55,7 @@ impl Program {
     /// All of them, by package.
     pub const ALL: [Self; 4] = [Self::Prometheus, Self::Promtool, Self::Alertmanager, Self::Amtool];
 
-    /// The package of Debian and Ubuntu that brings it.
+    /// The package of Debian and Ubuntu that contains it.
     #[must_use]
     pub fn package(self) -> &'static str {
         match self {
@@ -64,16 +64,16 @@ impl Program {
         }
     }
 
-    /// Where it lies.
+    /// Its path.
     ///
     /// # Errors
-    /// When it is not installed; with the package that brings it.
+    /// When it is not installed; with the package that contains it.
     pub fn path(self) -> Result<PathBuf> {
         let package = self.package();
         match self {
             Self::Prometheus => on_path("prometheus", package),
             Self::Promtool => on_path("promtool", package),
-            // Debian's name, then the one that its authors gave it.
+            // Debian's name, then the upstream name.
             Self::Alertmanager => on_path("prometheus-alertmanager", package)
                 .or_else(|error| on_path("alertmanager", package).map_err(|_| error)),
             Self::Amtool => on_path("amtool", package),
@@ -85,7 +85,7 @@ impl Monitor {
     /// Starts a Prometheus with a configuration, and waits until it is ready.
     ///
     /// # Errors
-    /// When it is not installed or does not come up; then with its log's last lines.
+    /// When it is not installed or does not start; then with the last lines of its log.
     pub async fn prometheus(config: &Value) -> Result<Self> {
         Self::start(Program::Prometheus, config, |command, data| {
             command.arg(option("--storage.tsdb.path", data));
@@ -99,7 +99,7 @@ impl Monitor {
     /// As [`Self::prometheus`].
     pub async fn alertmanager(config: &Value) -> Result<Self> {
         Self::start(Program::Alertmanager, config, |command, data| {
-            // Alone: no port for peers, which it would otherwise look for a private address for.
+            // No cluster: otherwise it would search for a private address to listen on.
             command.arg("--cluster.listen-address=").arg(option("--storage.path", data));
         })
         .await
@@ -114,13 +114,13 @@ impl Monitor {
     /// The JSON at a path of its API.
     ///
     /// # Errors
-    /// When it does not answer, or with an error.
+    /// When it does not respond, or responds with an error.
     pub async fn get(&self, path: &str) -> Result<Value> {
         let Response { status, body } = http::get(self.address, path).await?;
         if status != 200 {
             bail!("GET {path}: status {status}: {body}");
         }
-        serde_json::from_str(&body).with_context(|| format!("GET {path} answered {body:?}"))
+        serde_json::from_str(&body).with_context(|| format!("GET {path} returned {body:?}"))
     }
 
     /// The last lines of its log.
@@ -134,9 +134,9 @@ impl Monitor {
         config: &Value,
         options: impl FnOnce(&mut Command, &Path),
     ) -> Result<Self> {
-        let guard = Guard::new(None).context("no directory for a monitor")?;
+        let guard = Guard::new(None).context("cannot create a directory for the monitor")?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free()));
-        // JSON is YAML.
+        // JSON is valid YAML.
         let file = guard.dir().join("config.yml");
         std::fs::write(&file, serde_json::to_vec_pretty(config)?)?;
         let mut command = guard.mark().command(program.path()?);
@@ -150,7 +150,7 @@ impl Monitor {
         let monitor = Self { process, address, _guard: guard };
         let ready = until(format!("{name} to be ready"), READY_LIMIT, async || {
             if let Some(status) = monitor.process.exited() {
-                return Ok(Err(anyhow::anyhow!("{name} ended at once: {status}")));
+                return Ok(Err(anyhow::anyhow!("{name} ended: {status}")));
             }
             match http::get(address, "/-/ready").await {
                 Ok(Response { status: 200, .. }) => Ok(Ok(())),
@@ -159,7 +159,7 @@ impl Monitor {
             }
         });
         ready.await.map_err(anyhow::Error::from).flatten().with_context(|| {
-            format!("{name} did not come up; the end of its log:\n{}", monitor.log_tail())
+            format!("{name} did not start; the end of its log:\n{}", monitor.log_tail())
         })?;
         Ok(monitor)
     }

@@ -1,11 +1,11 @@
-//! Where things lie: the target directory, the product's binaries, the servers' data.
+//! Paths: the target directory, the product's binaries, the servers' data.
 
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// `target/debug` or its like: where cargo put the program that runs, or would have put it.
+/// `target/debug` or the directory of another profile: where cargo has put the running program.
 #[must_use]
 pub fn profile_dir() -> PathBuf {
     let beside = std::env::current_exe().ok().and_then(|exe| {
@@ -23,7 +23,7 @@ pub fn workspace() -> PathBuf {
     here.ancestors().nth(2).unwrap_or(here).to_owned()
 }
 
-/// The id of the user that this runs as; 0 is root.
+/// The user id of this process; 0 is root.
 ///
 /// # Errors
 /// When there is no `/proc`.
@@ -31,9 +31,9 @@ pub fn user_id() -> io::Result<u32> {
     Ok(fs::metadata("/proc/self")?.uid())
 }
 
-/// A fresh directory with an unguessable name: under `target/servers`, or directly under the system's
-/// temporary directory where the user `reachable_for` could not reach that one.
-pub(crate) fn fresh_dir(name: &str, reachable_for: Option<u32>) -> io::Result<PathBuf> {
+/// Creates a directory with a random name under `target/servers`, or under the system's temporary directory
+/// if the user id `reachable_for` has no access to the former.
+pub(crate) fn new_dir(name: &str, reachable_for: Option<u32>) -> io::Result<PathBuf> {
     let profile = profile_dir();
     let target = profile.parent().unwrap_or(&profile);
     let dir = match reachable_for {
@@ -43,7 +43,7 @@ pub(crate) fn fresh_dir(name: &str, reachable_for: Option<u32>) -> io::Result<Pa
         _ => target.join("servers").join(name),
     };
     fs::create_dir_all(&dir)?;
-    // Whatever the umask: passable for the servers' own users, and listed by nobody else.
+    // Independent of the umask: the servers' users can enter it, and only its owner can list it.
     fs::set_permissions(&dir, Permissions::from_mode(0o711))?;
     if let Some(parent) = dir.parent().filter(|parent| parent.ends_with("servers")) {
         fs::set_permissions(parent, Permissions::from_mode(0o711))?;
@@ -51,8 +51,8 @@ pub(crate) fn fresh_dir(name: &str, reachable_for: Option<u32>) -> io::Result<Pa
     Ok(dir)
 }
 
-/// Whether `user` may pass through every directory down to `dir`. Judged by owner and others alone: a
-/// group that happens to fit only costs the detour by the temporary directory.
+/// Whether `user` may enter every directory down to `dir`, by the modes of owner and others. Groups are
+/// ignored: access through a group only means that the temporary directory is used without need.
 fn reachable(dir: &Path, user: u32) -> bool {
     dir.ancestors().all(|dir| {
         fs::metadata(dir).is_ok_and(|it| {
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_below_a_private_one_is_out_of_reach_for_others() {
+    fn a_directory_below_a_private_one_is_not_reachable_for_others() {
         let dir = std::env::temp_dir().join(format!("verbatim-place-{}", std::process::id()));
         let inner = dir.join("inner");
         fs::create_dir_all(&inner).unwrap();

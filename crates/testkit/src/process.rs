@@ -1,4 +1,4 @@
-//! A child process that is signalled by its own id alone, writes to a log file and is always reaped.
+//! A child process that writes to a log file, is signalled by its process id, and is always reaped.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -9,23 +9,23 @@ use std::time::Duration;
 
 use crate::wait::{TimedOut, until};
 
-/// How much of a log a failure shows, in lines.
+/// Lines of a log that an error shows.
 const TAIL_LINES: usize = 25;
 
 /// The signals that tests send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// The end without any chance to react: `kill -9`.
+    /// `kill -9`.
     Kill,
-    /// The request to drain and go.
+    /// A graceful shutdown.
     Terminate,
     /// Ctrl-C.
     Interrupt,
     /// PostgreSQL's immediate shutdown.
     Quit,
-    /// Frozen: every connection stays open, nothing moves.
+    /// Freezes the process: its connections stay open, and it does nothing.
     Stop,
-    /// Thawed.
+    /// Continues after [`Self::Stop`].
     Continue,
 }
 
@@ -42,7 +42,7 @@ impl Signal {
     }
 }
 
-/// A running, or ended, child process. Dropping it kills and reaps it.
+/// A child process, running or ended. Dropping it kills and reaps it.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -55,7 +55,7 @@ impl Process {
     /// Starts `command` with both of its outputs appended to `log`.
     ///
     /// # Errors
-    /// When the log cannot be opened or the program not started.
+    /// When the log cannot be opened or the program cannot be started.
     pub fn spawn(name: impl Into<String>, command: &mut Command, log: &Path) -> io::Result<Self> {
         let name = name.into();
         let output = OpenOptions::new().create(true).append(true).open(log)?;
@@ -82,18 +82,18 @@ impl Process {
         self.pid
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     #[must_use]
     pub fn exited(&self) -> Option<ExitStatus> {
         self.child().try_wait().ok().flatten()
     }
 
-    /// Sends a signal; nothing happens when the process has ended.
+    /// Sends a signal. Does nothing if the process has ended.
     ///
     /// # Errors
     /// When the signal cannot be sent.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        // Until this lock is released nobody can reap the child, so its id is still its own.
+        // While the lock is held the child is not reaped, so its process id is not reused.
         let mut child = self.child();
         if child.try_wait()?.is_some() {
             return Ok(());
@@ -118,12 +118,12 @@ impl Process {
     /// Kills it (`kill -9`) and reaps it.
     pub fn kill(&self) {
         let mut child = self.child();
-        // Both fail only for a process that was reaped before: then there is nothing to do.
+        // Both fail only for a process that is already reaped.
         child.kill().ok();
         child.wait().ok();
     }
 
-    /// All that it has written so far.
+    /// Its complete output so far.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read(&self.log).map_or_else(
@@ -132,7 +132,7 @@ impl Process {
         )
     }
 
-    /// The last lines that it has written, for a failure's report.
+    /// The last lines of its output.
     #[must_use]
     pub fn log_tail(&self) -> String {
         let log = self.log();
@@ -140,7 +140,7 @@ impl Process {
         lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
     }
 
-    /// The ids of its children.
+    /// The process ids of its children.
     #[must_use]
     pub fn children(&self) -> Vec<u32> {
         let file = format!("/proc/{0}/task/{0}/children", self.pid);
@@ -159,7 +159,8 @@ impl Drop for Process {
     }
 }
 
-/// Sends a signal to each of `pids`. They are gone or ours: the caller knows that none was reaped.
+/// Sends a signal to each of `pids`. The caller ensures that none of them is reaped, so that no id is
+/// reused.
 ///
 /// # Errors
 /// When the shell cannot be started. A process that has ended meanwhile is no error.
@@ -167,7 +168,7 @@ pub(crate) fn send(signal: Signal, pids: &[u32]) -> io::Result<()> {
     if pids.is_empty() {
         return Ok(());
     }
-    // The standard library sends nothing but KILL, and `unsafe` is forbidden here.
+    // The standard library sends SIGKILL only, and `unsafe` is forbidden here.
     Command::new("sh")
         .args(["-c", "kill -s \"$@\" 2>/dev/null", "kill", signal.name()])
         .args(pids.iter().map(u32::to_string))
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stopped_process_continues_and_ends_when_it_is_told_to() {
+    async fn a_stopped_process_continues_and_ends_after_sigterm() {
         let guard = Guard::new(None).unwrap();
         let process = sleeper(&guard);
         process.signal(Signal::Stop).unwrap();

@@ -1,10 +1,10 @@
-//! A TCP proxy that breaks the network on command: cut, freeze, slow down, reset.
+//! A TCP proxy that simulates network faults: cut, freeze, slow down, reset.
 //!
-//! It stands between one client and one server, so that a fault hits that one path and leaves the
-//! server to everybody else. Every command returns when it has taken effect.
+//! It is placed between one client and one server, so that a fault affects that client only. Every method
+//! returns when the fault has taken effect.
 //!
-//! Before a cluster it stands before every node, on the nodes' own ports at another loopback address:
-//! the private clusters tell no host, so a client that came by the proxy finds all nodes behind it.
+//! For a cluster it proxies every node, on the nodes' ports at another loopback address. The private
+//! clusters announce no host, so a client that connects through the proxy reaches all nodes through it.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::ports;
 
-/// What is moved at once, and what [`Proxy::slow`] delays.
+/// The most bytes that are forwarded at once; [`Proxy::slow`] delays each such chunk.
 const CHUNK_BYTES: usize = 16 * 1024;
 
 /// A proxy in front of one server, or of all nodes of a cluster. Dropping it closes its connections.
@@ -28,20 +28,20 @@ const CHUNK_BYTES: usize = 16 * 1024;
 pub struct Proxy {
     port: u16,
     url: String,
-    order: watch::Sender<Order>,
+    state: watch::Sender<State>,
     count: watch::Receiver<Count>,
     routes: usize,
     _acceptors: JoinSet<()>,
 }
 
-/// From where to where connections go.
+/// A listening address, and the server that its connections are forwarded to.
 #[derive(Debug, Clone, Copy)]
 struct Route {
     from: SocketAddrV4,
     to: SocketAddr,
 }
 
-/// How many connections there are and were.
+/// Numbers of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Count {
     /// Open now.
@@ -49,26 +49,31 @@ pub struct Count {
     /// Accepted since the start.
     pub accepted: usize,
     listening: usize,
-    /// A port could not be had.
+    /// A port could not be bound.
     broken: bool,
 }
 
-/// What the network is to do.
+/// The state that the network is to have.
 #[derive(Debug, Clone, Copy)]
-struct Order {
+struct State {
     network_fault: NetworkFault,
-    /// A connection belongs to the epoch in which it was accepted, and ends with it.
+    /// A connection ends when the epoch in which it was accepted ends.
     epoch: u64,
+    /// How connections of earlier epochs end.
     end: End,
-    /// Where new connections go, if not to their route's own server.
-    detour: Option<SocketAddr>,
+    /// Where new connections are forwarded to, if not to the server of their route.
+    redirect: Option<SocketAddr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum NetworkFault {
-    Fair,
+    /// Bytes are forwarded at once.
+    None,
+    /// Each chunk is delayed.
     Slow(Duration),
+    /// Connections stay open, and no bytes are forwarded.
     Frozen,
+    /// Connections are closed, and new ones are refused.
     Down,
 }
 
@@ -79,15 +84,15 @@ enum End {
 }
 
 impl Proxy {
-    /// Starts a proxy in front of the server that a URL names by address and port, or of the nodes
-    /// that several URLs name, separated by commas.
+    /// Starts a proxy in front of the server of a URL, or of the nodes of several URLs, separated by
+    /// commas.
     ///
     /// # Errors
     /// When a URL has no numeric address with a port, or no port can be listened on.
     pub async fn before(url: &str) -> io::Result<Self> {
-        let order =
-            Order { network_fault: NetworkFault::Fair, epoch: 0, end: End::Close, detour: None };
-        let (order, orders) = watch::channel(order);
+        let state =
+            State { network_fault: NetworkFault::None, epoch: 0, end: End::Close, redirect: None };
+        let (state, states) = watch::channel(state);
         let (counter, count) = watch::channel(Count::default());
         let servers = url.split(',').map(address).collect::<io::Result<Vec<_>>>()?;
         let elsewhere = another_loopback();
@@ -102,12 +107,12 @@ impl Proxy {
         }
         let mut acceptors = JoinSet::new();
         for route in &routes {
-            acceptors.spawn(accept(*route, orders.clone(), counter.clone()));
+            acceptors.spawn(accept(*route, states.clone(), counter.clone()));
         }
         let proxy = Self {
             port: routes[0].from.port(),
             url: urls.join(","),
-            order,
+            state,
             count,
             routes: routes.len(),
             _acceptors: acceptors,
@@ -116,77 +121,77 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// The server's URL by way of the proxy.
+    /// The server's URL with the address of the proxy.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// The port that the proxy listens on; before a cluster, the first one.
+    /// The port that the proxy listens on; for a cluster, that of the first node.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its connections.
+    /// The numbers of its connections.
     #[must_use]
     pub fn count(&self) -> Count {
         *self.count.borrow()
     }
 
-    /// Closes every connection and refuses new ones, as if the server were gone.
+    /// Closes every connection and refuses new ones, as if the server did not run.
     ///
     /// # Errors
     /// When the proxy itself has ended.
     pub async fn cut(&self) -> io::Result<()> {
-        self.order.send_modify(|order| {
-            order.network_fault = NetworkFault::Down;
-            order.epoch += 1;
-            order.end = End::Close;
+        self.state.send_modify(|state| {
+            state.network_fault = NetworkFault::Down;
+            state.epoch += 1;
+            state.end = End::Close;
         });
         self.settled(|count| count.listening == 0 && count.open == 0).await
     }
 
-    /// Ends every connection with a reset (RST); new ones are welcome.
+    /// Ends every connection with a reset (RST); new ones are accepted.
     ///
     /// # Errors
     /// When the proxy itself has ended.
     pub async fn reset(&self) -> io::Result<()> {
         let before = self.count().accepted;
-        self.order.send_modify(|order| {
-            order.epoch += 1;
-            order.end = End::Reset;
+        self.state.send_modify(|state| {
+            state.epoch += 1;
+            state.end = End::Reset;
         });
         self.settled(|count| count.open <= count.accepted - before).await
     }
 
-    /// Ends every connection; new ones reach another server, which a URL names: what a failover of an
-    /// address does.
+    /// Resets every connection and forwards new ones to the server of another URL, as after a failover of
+    /// an address.
     ///
     /// # Errors
     /// When the URL has no numeric address with a port, or the proxy itself has ended.
     pub async fn lead_to(&self, url: &str) -> io::Result<()> {
         let (_, server, _) = address(url)?;
-        self.order.send_modify(|order| order.detour = Some(server));
+        self.state.send_modify(|state| state.redirect = Some(server));
         self.reset().await
     }
 
-    /// Keeps connections open, accepts new ones, and moves no bytes: what a broken switch does.
+    /// Keeps connections open, accepts new ones, and forwards no bytes, like a broken switch.
     pub fn freeze(&self) {
-        self.order.send_modify(|order| order.network_fault = NetworkFault::Frozen);
+        self.state.send_modify(|state| state.network_fault = NetworkFault::Frozen);
     }
 
-    /// Holds every chunk (16 KiB at most) for `delay`, in both directions.
+    /// Delays every chunk (16 KiB at most) by `delay`, in both directions.
     pub fn slow(&self, delay: Duration) {
-        self.order.send_modify(|order| order.network_fault = NetworkFault::Slow(delay));
+        self.state.send_modify(|state| state.network_fault = NetworkFault::Slow(delay));
     }
 
-    /// Fair weather again. What was frozen moves on; what was cut can connect.
+    /// Ends the fault: frozen bytes are forwarded, and connections are accepted.
     ///
     /// # Errors
     /// When the proxy itself has ended.
     pub async fn restore(&self) -> io::Result<()> {
-        self.order.send_modify(|order| order.network_fault = NetworkFault::Fair);
+        self.state.send_modify(|state| state.network_fault = NetworkFault::None);
         self.settled(|count| count.listening == self.routes).await
     }
 
@@ -194,14 +199,16 @@ impl Proxy {
         let mut count = self.count.clone();
         match count.wait_for(|count| count.broken || reached(count)).await {
             Ok(count) if !count.broken => Ok(()),
-            _ => Err(io::Error::other("the proxy has ended: its port was taken")),
+            _ => Err(io::Error::other("the proxy has ended: it could not bind its port")),
         }
     }
 }
 
-/// A URL in three parts: what stands before the address, the address, and the rest.
+/// A URL in three parts: the text before the address, the address, and the rest.
 fn address(url: &str) -> io::Result<(&str, SocketAddr, &str)> {
-    let malformed = || io::Error::new(io::ErrorKind::InvalidInput, "no address in the URL");
+    let malformed = || {
+        io::Error::new(io::ErrorKind::InvalidInput, "the URL has no numeric address with a port")
+    };
     let start = url.find("://").ok_or_else(malformed)? + 3;
     let end = url[start..].find('/').map_or(url.len(), |at| start + at);
     let start = url[start..end].rfind('@').map_or(start, |at| start + at + 1);
@@ -209,35 +216,35 @@ fn address(url: &str) -> io::Result<(&str, SocketAddr, &str)> {
     Ok((&url[..start], server, &url[end..]))
 }
 
-/// One of the 16 million addresses of this machine, so that two proxies do not want the same.
+/// A random address of 127.0.0.0/8, so that two proxies do not use the same.
 fn another_loopback() -> Ipv4Addr {
     let [a, b, c, ..] = *Uuid::new_v4().as_bytes();
     Ipv4Addr::new(127, a.max(1), b, c.clamp(1, 254))
 }
 
-/// Listens while the weather allows it; ends when the port cannot be had.
-async fn accept(route: Route, mut orders: watch::Receiver<Order>, counter: watch::Sender<Count>) {
+/// Accepts connections unless the network is down; ends if the port cannot be bound.
+async fn accept(route: Route, mut states: watch::Receiver<State>, counter: watch::Sender<Count>) {
     let mut connections = JoinSet::new();
-    while orders.wait_for(|order| order.network_fault != NetworkFault::Down).await.is_ok() {
+    while states.wait_for(|state| state.network_fault != NetworkFault::Down).await.is_ok() {
         let Ok(listener) = listen(route.from).await else {
             return counter.send_modify(|count| count.broken = true);
         };
         counter.send_modify(|count| count.listening += 1);
         loop {
-            let mut sight = orders.clone();
+            let mut watcher = states.clone();
             tokio::select! {
                 biased;
-                // A closed channel counts as down: nobody is left to give orders.
-                _ = sight.wait_for(|order| order.network_fault == NetworkFault::Down) => break,
+                // A closed channel counts as down: the proxy was dropped.
+                _ = watcher.wait_for(|state| state.network_fault == NetworkFault::Down) => break,
                 Some(_) = connections.join_next() => {}
                 Ok((client, _)) = listener.accept() => {
                     let open = Open::count(&counter);
-                    let orders = orders.clone();
-                    let Order { epoch, detour, .. } = *orders.borrow();
-                    let server = detour.unwrap_or(route.to);
+                    let states = states.clone();
+                    let State { epoch, redirect, .. } = *states.borrow();
+                    let server = redirect.unwrap_or(route.to);
                     connections.spawn(async move {
-                        // An error ends the connection, which is what both ends then see.
-                        connect(client, server, orders, epoch).await.ok();
+                        // An error closes the connection, which both ends notice.
+                        connect(client, server, states, epoch).await.ok();
                         drop(open);
                     });
                 }
@@ -248,8 +255,8 @@ async fn accept(route: Route, mut orders: watch::Receiver<Order>, counter: watch
     }
 }
 
-/// Listens on a port that is ours. A child process that this one is just starting has inherited every
-/// listener there was, and keeps it until it executes its program: long enough to be met now and then.
+/// Listens on the proxy's port, with retries: a child process that is being started inherits the closed
+/// listener and keeps the port bound until it executes its program.
 async fn listen(on: SocketAddrV4) -> io::Result<TcpListener> {
     const TRIES: usize = 200;
     const PAUSE: Duration = Duration::from_millis(10);
@@ -262,27 +269,27 @@ async fn listen(on: SocketAddrV4) -> io::Result<TcpListener> {
     TcpListener::bind(on).await
 }
 
-/// One connection, until an end of it or its epoch ends.
+/// Forwards one connection until either side closes it or its epoch ends.
 async fn connect(
     mut client: TcpStream,
     upstream: SocketAddr,
-    orders: watch::Receiver<Order>,
+    states: watch::Receiver<State>,
     epoch: u64,
 ) -> io::Result<()> {
     let mut server = TcpStream::connect(upstream).await?;
-    // The proxy must not add a delay that nobody ordered.
+    // Without this Nagle's algorithm would add a delay.
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
-    let mut sight = orders.clone();
+    let mut watcher = states.clone();
     let end = tokio::select! {
         biased;
-        order = sight.wait_for(|order| order.epoch > epoch) => order.map_or(End::Close, |order| order.end),
+        state = watcher.wait_for(|state| state.epoch > epoch) => state.map_or(End::Close, |state| state.end),
         moved = async {
             tokio::try_join!(
-                pump(from_client, to_server, orders.clone()),
-                pump(from_server, to_client, orders),
+                pump(from_client, to_server, states.clone()),
+                pump(from_server, to_client, states),
             )
         } => return moved.map(|_| ()),
     };
@@ -293,19 +300,19 @@ async fn connect(
     Ok(())
 }
 
-/// Moves bytes one way.
+/// Forwards bytes in one direction.
 async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
-    mut orders: watch::Receiver<Order>,
+    mut states: watch::Receiver<State>,
 ) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         let bytes = from.read(&mut chunk).await?;
-        let network_fault = orders
-            .wait_for(|order| order.network_fault != NetworkFault::Frozen)
+        let network_fault = states
+            .wait_for(|state| state.network_fault != NetworkFault::Frozen)
             .await
-            .map_or(NetworkFault::Fair, |order| order.network_fault);
+            .map_or(NetworkFault::None, |state| state.network_fault);
         if let NetworkFault::Slow(delay) = network_fault {
             sleep(delay).await;
         }
@@ -316,7 +323,7 @@ async fn pump(
     }
 }
 
-/// Counts a connection for as long as it lives.
+/// Counts a connection while it exists.
 struct Open(watch::Sender<Count>);
 
 impl Open {
@@ -341,10 +348,10 @@ mod tests {
     use crate::wait::eventually;
 
     const SOON: Duration = Duration::from_secs(5);
-    /// Long enough to show that nothing comes, on a connection that answers in microseconds.
-    const SILENCE: Duration = Duration::from_millis(100);
+    /// Long enough to show that no byte arrives: the connection responds in microseconds.
+    const NO_RESPONSE: Duration = Duration::from_millis(100);
 
-    /// A server that sends back what it gets, and a proxy before it.
+    /// An echo server behind a proxy.
     async fn echo() -> Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -360,12 +367,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_port_that_somebody_holds_for_a_moment_is_listened_on_all_the_same() {
+    async fn a_port_that_is_in_use_for_a_moment_is_bound_afterwards() {
         let proxy = echo().await;
         proxy.cut().await.unwrap();
         let held = TcpListener::bind((Ipv4Addr::LOCALHOST, proxy.port())).await.unwrap();
         let released = async {
-            // The acceptor runs meanwhile, and finds the port taken.
+            // Meanwhile the acceptor runs and finds the port in use.
             for _ in 0..100 {
                 tokio::task::yield_now().await;
             }
@@ -378,13 +385,13 @@ mod tests {
         TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).await.unwrap()
     }
 
-    async fn answer(stream: &mut TcpStream) -> io::Result<u8> {
+    async fn echoed(stream: &mut TcpStream) -> io::Result<u8> {
         stream.write_u8(7).await?;
         stream.read_u8().await
     }
 
     #[tokio::test]
-    async fn the_url_differs_in_address_alone() {
+    async fn the_url_differs_only_in_the_address() {
         let proxy = echo().await;
         assert_eq!(proxy.url(), format!("redis://user:word@127.0.0.1:{}/0", proxy.port()));
     }
@@ -404,7 +411,7 @@ mod tests {
         let mut streams = Vec::new();
         for address in &addresses {
             let mut stream = TcpStream::connect(address).await.unwrap();
-            assert_eq!(answer(&mut stream).await.unwrap(), 7);
+            assert_eq!(echoed(&mut stream).await.unwrap(), 7);
             streams.push(stream);
         }
         proxy.cut().await.unwrap();
@@ -420,47 +427,47 @@ mod tests {
     async fn cut_closes_and_refuses_until_restored() {
         let proxy = echo().await;
         let mut stream = client(&proxy).await;
-        assert_eq!(answer(&mut stream).await.unwrap(), 7);
+        assert_eq!(echoed(&mut stream).await.unwrap(), 7);
         proxy.cut().await.unwrap();
         assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "closed");
         let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).await.unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
         proxy.restore().await.unwrap();
-        assert_eq!(answer(&mut client(&proxy).await).await.unwrap(), 7);
+        assert_eq!(echoed(&mut client(&proxy).await).await.unwrap(), 7);
         assert_eq!(proxy.count().accepted, 2);
     }
 
     #[tokio::test]
-    async fn frozen_bytes_arrive_after_the_thaw() {
+    async fn frozen_bytes_arrive_after_the_restore() {
         let proxy = echo().await;
         let mut stream = client(&proxy).await;
-        assert_eq!(answer(&mut stream).await.unwrap(), 7);
+        assert_eq!(echoed(&mut stream).await.unwrap(), 7);
         proxy.freeze();
-        tokio::time::timeout(SILENCE, answer(&mut stream)).await.unwrap_err();
+        tokio::time::timeout(NO_RESPONSE, echoed(&mut stream)).await.unwrap_err();
         proxy.restore().await.unwrap();
         assert_eq!(stream.read_u8().await.unwrap(), 7);
     }
 
     #[tokio::test]
-    async fn a_reset_ends_old_connections_with_an_error_and_lets_new_ones_in() {
+    async fn a_reset_ends_old_connections_with_an_error_and_new_ones_are_accepted() {
         let proxy = echo().await;
         let mut stream = client(&proxy).await;
-        assert_eq!(answer(&mut stream).await.unwrap(), 7);
+        assert_eq!(echoed(&mut stream).await.unwrap(), 7);
         proxy.reset().await.unwrap();
         let reset = stream.read(&mut [0]).await.unwrap_err();
         assert_eq!(reset.kind(), io::ErrorKind::ConnectionReset);
-        assert_eq!(answer(&mut client(&proxy).await).await.unwrap(), 7);
+        assert_eq!(echoed(&mut client(&proxy).await).await.unwrap(), 7);
     }
 
     #[tokio::test]
     async fn after_a_failover_new_connections_reach_the_other_server() {
         let proxy = echo().await;
         let mut stream = client(&proxy).await;
-        assert_eq!(answer(&mut stream).await.unwrap(), 7);
+        assert_eq!(echoed(&mut stream).await.unwrap(), 7);
         let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let url = format!("redis://:word@{}/0", other.local_addr().unwrap());
         proxy.lead_to(&url).await.unwrap();
-        assert!(stream.read_u8().await.is_err(), "the old connection is over");
+        assert!(stream.read_u8().await.is_err(), "the old connection has ended");
         let mut stream = client(&proxy).await;
         let (mut accepted, _) = other.accept().await.unwrap();
         accepted.write_u8(9).await.unwrap();
@@ -468,17 +475,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn slow_weather_delays_both_ways() {
+    async fn a_slow_network_delays_both_directions() {
         let proxy = echo().await;
         let mut stream = client(&proxy).await;
         proxy.slow(Duration::from_millis(50));
         let began = tokio::time::Instant::now();
-        assert_eq!(answer(&mut stream).await.unwrap(), 7);
+        assert_eq!(echoed(&mut stream).await.unwrap(), 7);
         assert!(began.elapsed() >= Duration::from_millis(100), "{:?}", began.elapsed());
     }
 
     #[tokio::test]
-    async fn a_server_that_is_away_closes_its_clients() {
+    async fn clients_of_an_unreachable_server_are_closed() {
         let proxy = Proxy::before(&format!("redis://127.0.0.1:{}/0", ports::free())).await.unwrap();
         let mut stream = client(&proxy).await;
         let closed = tokio::time::timeout(SOON, stream.read(&mut [0])).await.unwrap();

@@ -1,11 +1,11 @@
 //! Private RabbitMQ, Redis and PostgreSQL servers: on free ports, with their data under `target/`.
 //!
-//! Fault tests kill, freeze, stop and restart them; the demo and ordinary tests just use them. They
-//! never listen on a standard port, take connections from this machine only, and want a random
-//! password. None of them outlives its [`Servers`], nor the process that owns it (see [`crate::guard`]).
+//! Fault tests kill, freeze, stop and restart them; the demo and ordinary tests only use them. They never
+//! listen on a standard port, accept connections from this machine only, and require a random password.
+//! None of them outlives its [`Servers`], nor the process that owns it (see [`crate::guard`]).
 //!
-//! RabbitMQ decides how long a start takes (some 6 s on two cores); Redis needs 30 ms, PostgreSQL 1 s. A
-//! master of a Redis Cluster takes no command in its first 2 s, whatever it is told.
+//! RabbitMQ starts in some 6 s on two cores, Redis in 30 ms, PostgreSQL in 1 s. A master of a Redis Cluster
+//! accepts no command in its first 2 s.
 
 pub(crate) mod binaries;
 mod disk;
@@ -34,15 +34,15 @@ use self::redis::{Redis, cluster};
 pub use self::server::Server;
 use crate::guard::{Guard, Mark};
 
-/// The user whom every private server knows.
+/// The user name on every private server.
 const USER: &str = "verbatim";
 
-/// Which server.
+/// A kind of server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// RabbitMQ with the management plugin.
     RabbitMq,
-    /// The same as a cluster of three nodes.
+    /// RabbitMQ with the management plugin, as a cluster of three nodes.
     RabbitMqCluster,
     /// A single Redis.
     Redis,
@@ -53,10 +53,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What a fleet needs.
+    /// The servers that a fleet needs.
     pub const ALL: [Self; 3] = [Self::RabbitMq, Self::Redis, Self::PostgreSql];
 
-    /// Its name in file names and messages.
+    /// Its name in file names and error messages.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -70,7 +70,7 @@ impl Kind {
 }
 
 impl Kind {
-    /// Its name as people write it.
+    /// Its usual spelling.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {
@@ -89,18 +89,18 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What a server's data must survive.
+/// Which failures a server's data survives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
-    /// The server's own end, `kill -9` included, but not the machine's: PostgreSQL writes without
-    /// `fsync`, and Redis writes nothing. What most tests want.
+    /// PostgreSQL survives its own end, including `kill -9`, but not that of the machine: it runs without
+    /// `fsync`. Redis writes nothing to disk. The choice of most tests.
     #[default]
     Fast,
     /// As in production: PostgreSQL with `fsync`, Redis with an append-only file.
     Durable,
 }
 
-/// What is unusual about a set of servers.
+/// Options of a set of servers.
 #[derive(Debug, Clone, Copy, Default)]
 struct Shape {
     durability: Durability,
@@ -111,7 +111,7 @@ struct Shape {
 /// A set of private servers.
 #[derive(Debug)]
 pub struct Servers {
-    // Dropped first: it ends the processes gently enough; the servers then only reap them.
+    // Dropped first: it ends the processes, which the servers then reap.
     guard: Guard,
     servers: Vec<Server>,
 }
@@ -120,12 +120,12 @@ impl Servers {
     /// Starts one server of each of `kinds`, all at once, and waits until each answers.
     ///
     /// # Errors
-    /// When a program is not installed, or a server does not come up: then with its log's last lines.
+    /// When a program is not installed, or a server does not start: then with the last lines of its log.
     pub async fn start(kinds: &[Kind]) -> Result<Self> {
         Self::start_with(kinds, Durability::Fast).await
     }
 
-    /// [`Self::start`] with a choice of durability.
+    /// [`Self::start`] with a durability.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -133,7 +133,7 @@ impl Servers {
         Self::start_all(kinds, Shape { durability, ..Shape::default() }).await
     }
 
-    /// A Redis Cluster, with replicas or without.
+    /// Starts a Redis Cluster, with or without replicas.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -142,10 +142,10 @@ impl Servers {
         Self::start_all(&[Kind::RedisCluster], shape).await
     }
 
-    /// A PostgreSQL whose data lie on a disk of so many MiB; a fresh one takes 40.
+    /// Starts a PostgreSQL whose data is on its own disk of this size in MiB; an empty database needs 40.
     ///
     /// # Errors
-    /// As [`Self::start`]; also when the machine allows no mount namespace.
+    /// As [`Self::start`]; also when the machine does not allow mount namespaces.
     pub async fn start_postgresql_on_a_disk_of(mebibytes: u32) -> Result<Self> {
         let shape = Shape { postgresql_disk_mebibytes: Some(mebibytes), ..Shape::default() };
         Self::start_all(&[Kind::PostgreSql], shape).await
@@ -155,8 +155,8 @@ impl Servers {
         let Shape { durability, replicas, postgresql_disk_mebibytes: disk } = shape;
         let as_user =
             kinds.contains(&Kind::PostgreSql).then(postgresql::user).transpose()?.flatten();
-        let guard =
-            Guard::new(as_user.map(|user| user.id)).context("no directory for the servers")?;
+        let guard = Guard::new(as_user.map(|user| user.id))
+            .context("cannot create a directory for the servers")?;
         let mut servers = Vec::new();
         for kind in kinds {
             let dir = guard.dir().join(kind.as_str());
@@ -191,13 +191,13 @@ impl Servers {
         Ok(Self { guard, servers })
     }
 
-    /// Their directory, which goes away with them.
+    /// Their directory, which is removed with them.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.guard.dir()
     }
 
-    /// The mark of their processes; another process that carries it ends with them.
+    /// The mark of their processes. Another process with this mark ends with them.
     #[must_use]
     pub fn mark(&self) -> &Mark {
         self.guard.mark()
@@ -232,12 +232,13 @@ impl Servers {
     }
 }
 
-/// A password that no other user of this machine can guess.
+/// A random password.
 fn secret() -> String {
     Uuid::new_v4().simple().to_string()
 }
 
-/// Writes a file that its owner alone can read. (A process's arguments everybody can read.)
+/// Writes a file that only its owner can read. Secrets go into files because every user can read the
+/// arguments of a process.
 fn write_secret(file: &Path, text: &str) -> Result<()> {
     let write = || {
         let mut options = OpenOptions::new();
@@ -252,7 +253,7 @@ fn write_secret(file: &Path, text: &str) -> Result<()> {
     write().with_context(|| format!("{} cannot be written", file.display()))
 }
 
-/// Removes a directory that may not be there.
+/// Removes a directory if it exists.
 fn remove(dir: &Path) -> Result<()> {
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -1,7 +1,7 @@
-//! A Redis for each test, started before the test asks for it where starting takes long.
+//! A Redis for each test. Clusters are started in advance.
 //!
-//! The masters of a cluster refuse commands in their first 2 s and are idle meanwhile. So while a test
-//! runs, the clusters of the next ones are started beside it.
+//! The masters of a cluster reject commands in their first 2 s. So the clusters for the next tests are started
+//! while a test runs.
 
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, mpsc};
 use std::thread;
@@ -11,12 +11,12 @@ use anyhow::{Result, anyhow};
 use crate::environment::redis;
 use crate::servers::{Kind, Servers};
 
-/// So many are on their way at once: two tests at a time that last a second each do not wait for them.
+/// Clusters started in advance: enough for two concurrent tests of one second each not to wait.
 const SPARES: usize = 4;
 
 type Receiver = mpsc::Receiver<Result<Servers>>;
 
-/// A fresh Redis that nobody else uses: a single server, or a cluster where tests run on one.
+/// A new Redis for one test: a single server, or a cluster if tests run on clusters.
 ///
 /// # Errors
 /// As [`Servers::start`].
@@ -24,7 +24,7 @@ pub async fn own_redis() -> Result<Servers> {
     static FIRST: Mutex<bool> = Mutex::new(true);
     let is_first =
         std::mem::replace(&mut *FIRST.lock().unwrap_or_else(PoisonError::into_inner), false);
-    // A process may well ask for one alone.
+    // A process may need only one: the first is not started in advance.
     if redis() == Kind::Redis || is_first {
         return Servers::start(&[redis()]).await;
     }
@@ -32,10 +32,12 @@ pub async fn own_redis() -> Result<Servers> {
         LazyLock::new(|| Arc::new(Mutex::new(start_ahead())));
     let waiting = Arc::clone(&WAITING);
     let next = move || waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
-    tokio::task::spawn_blocking(next).await?.map_err(|_| anyhow!("nobody starts Redis any more"))?
+    tokio::task::spawn_blocking(next)
+        .await?
+        .map_err(|_| anyhow!("the threads that start Redis have ended"))?
 }
 
-/// Threads that each keep one ready. Those that nobody takes end with the process.
+/// Starts threads that each keep one cluster ready. Unused clusters end with the process.
 fn start_ahead() -> Receiver {
     let (ready, waiting) = mpsc::sync_channel(0);
     for _ in 0..SPARES {

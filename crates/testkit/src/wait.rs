@@ -1,14 +1,14 @@
-//! Bounded waiting that tells the last state it saw, so that a failure explains itself.
+//! Waiting with a limit. The error contains the last state that was seen.
 
 use std::fmt::Display;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// Between two attempts: short against what is waited for, long against a busy core.
+/// The pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What was waited for did not come.
+/// The limit was reached.
 #[derive(Debug)]
 pub struct TimedOut {
     what: String,
@@ -19,23 +19,23 @@ pub struct TimedOut {
 impl Display for TimedOut {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { what, limit, last } = self;
-        write!(f, "waited {limit:?} for {what}; last seen: {last}")
+        write!(f, "waited {limit:?} for {what}; last state: {last}")
     }
 }
 
 impl std::error::Error for TimedOut {}
 
-/// Tries again and again until `attempt` is `Ok`; its `Err` is the state it saw instead.
+/// Repeats `attempt` until it returns `Ok`. Its `Err` describes the state that it saw instead.
 ///
 /// # Errors
-/// [`TimedOut`] after `limit`, also when one attempt hangs.
+/// [`TimedOut`] after `limit`, also if a single attempt takes longer.
 pub async fn until<T>(
     what: impl Into<String>,
     limit: Duration,
     mut attempt: impl AsyncFnMut() -> Result<T, String>,
 ) -> Result<T, TimedOut> {
     let deadline = Instant::now() + limit;
-    let mut last = "nothing".to_owned();
+    let mut last = "none".to_owned();
     loop {
         match timeout_at(deadline, attempt()).await {
             Ok(Ok(value)) => return Ok(value),
@@ -44,7 +44,7 @@ pub async fn until<T>(
                 return Err(TimedOut {
                     what: what.into(),
                     limit,
-                    last: format!("{last}; then an attempt hung"),
+                    last: format!("{last}; then an attempt did not return"),
                 });
             }
         }
@@ -55,7 +55,7 @@ pub async fn until<T>(
     }
 }
 
-/// [`until`] for tests: the failure is the test's.
+/// [`until`] for tests: panics instead of returning an error.
 ///
 /// # Panics
 /// When the limit is reached.
@@ -86,19 +86,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_time_out_names_the_last_state() {
-        let failure = until::<()>("rain", Duration::from_millis(30), async || Err("sun".into()))
-            .await
-            .unwrap_err();
-        assert_eq!(failure.to_string(), "waited 30ms for rain; last seen: sun");
+    async fn a_timeout_names_the_last_state() {
+        let failure =
+            until::<()>("state b", Duration::from_millis(30), async || Err("state a".into()))
+                .await
+                .unwrap_err();
+        assert_eq!(failure.to_string(), "waited 30ms for state b; last state: state a");
     }
 
     #[tokio::test]
-    async fn an_attempt_that_hangs_is_cut_off() {
-        let failure =
-            until::<()>("rain", Duration::from_millis(30), async || std::future::pending().await)
-                .await
-                .unwrap_err();
-        assert!(failure.to_string().ends_with("last seen: nothing; then an attempt hung"));
+    async fn an_attempt_that_does_not_return_is_aborted() {
+        let failure = until::<()>("state b", Duration::from_millis(30), async || {
+            std::future::pending().await
+        })
+        .await
+        .unwrap_err();
+        assert!(failure.to_string().ends_with("last state: none; then an attempt did not return"));
     }
 }

@@ -1,4 +1,4 @@
-//! Somebody who is told: a small HTTP server that keeps whatever is posted to it, for tests of alerts.
+//! A small HTTP server that records requests: the receiver of notifications in tests of alerts.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,12 +9,12 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// One request, as it came.
+/// A received request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Call {
-    /// The path, with its slash.
+    /// The path, with its leading slash.
     pub path: String,
-    /// The body, which is JSON.
+    /// The JSON body.
     pub body: Value,
 }
 
@@ -27,21 +27,21 @@ pub struct Webhook {
 }
 
 impl Webhook {
-    /// Listens. Belongs to the runtime that calls it.
+    /// Starts to listen, in a task of the current runtime.
     ///
     /// # Errors
-    /// When no port is to be had.
+    /// When no port can be bound.
     pub async fn listen() -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let calls: Arc<Mutex<Vec<Call>>> = Arc::default();
-        let kept = Arc::clone(&calls);
+        let recorded = Arc::clone(&calls);
         let server = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let kept = Arc::clone(&kept);
+                let recorded = Arc::clone(&recorded);
                 tokio::spawn(async move {
-                    // Whoever says nonsense gets no answer, and tries again.
-                    take(stream, &kept).await.ok();
+                    // An invalid request gets no response.
+                    take(stream, &recorded).await.ok();
                 });
             }
         });
@@ -54,7 +54,7 @@ impl Webhook {
         self.address
     }
 
-    /// All that came so far, in its order.
+    /// The requests received so far, in order.
     #[must_use]
     pub fn calls(&self) -> Vec<Call> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -67,8 +67,8 @@ impl Drop for Webhook {
     }
 }
 
-/// Reads one request, keeps it, and then answers.
-async fn take(stream: TcpStream, kept: &Mutex<Vec<Call>>) -> Result<()> {
+/// Reads one request, records it, and then responds.
+async fn take(stream: TcpStream, recorded: &Mutex<Vec<Call>>) -> Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     stream.read_line(&mut line).await?;
@@ -77,7 +77,7 @@ async fn take(stream: TcpStream, kept: &Mutex<Vec<Call>>) -> Result<()> {
     loop {
         line.clear();
         if stream.read_line(&mut line).await? == 0 {
-            bail!("it ended within the headers");
+            bail!("the request ended within its headers");
         }
         let Some((name, value)) = line.trim_end().split_once(':') else { break };
         if name.eq_ignore_ascii_case("content-length") {
@@ -87,9 +87,9 @@ async fn take(stream: TcpStream, kept: &Mutex<Vec<Call>>) -> Result<()> {
     let mut body = vec![0; length.context("no content-length")?];
     stream.read_exact(&mut body).await?;
     let body = serde_json::from_slice(&body)?;
-    kept.lock().unwrap_or_else(PoisonError::into_inner).push(Call { path, body });
-    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-    stream.write_all(answer.as_bytes()).await?;
+    recorded.lock().unwrap_or_else(PoisonError::into_inner).push(Call { path, body });
+    let response = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    stream.write_all(response.as_bytes()).await?;
     Ok(stream.flush().await?)
 }
 
@@ -101,12 +101,12 @@ mod tests {
     use crate::http;
 
     #[tokio::test]
-    async fn what_is_posted_is_kept_in_its_order() {
+    async fn posted_requests_are_recorded_in_order() {
         let webhook = Webhook::listen().await.unwrap();
         for n in 1..=2 {
             let body = json!({ "n": n }).to_string();
-            let answer = http::request(webhook.address(), "POST", "/here", &[], &body).await;
-            assert_eq!(answer.unwrap().status, 200);
+            let response = http::request(webhook.address(), "POST", "/here", &[], &body).await;
+            assert_eq!(response.unwrap().status, 200);
         }
         let call = |n: i32| Call { path: "/here".to_owned(), body: json!({ "n": n }) };
         assert_eq!(webhook.calls(), [call(1), call(2)]);

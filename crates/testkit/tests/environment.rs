@@ -1,4 +1,4 @@
-//! Two tests never see each other's queues, rows or keys; and an owner that dies leaves nothing.
+//! Test environments are isolated from each other, and leave nothing behind when their owner dies.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -29,32 +29,32 @@ async fn two_environments_share_nothing() {
 
 #[tokio::test]
 async fn a_dropped_environment_removes_its_virtual_host_and_database() {
-    let (gone, kept) = tokio::join!(TestEnv::new(), TestEnv::new());
-    let name = gone.name.clone();
-    drop(gone);
+    let (dropped, other) = tokio::join!(TestEnv::new(), TestEnv::new());
+    let name = dropped.name.clone();
+    drop(dropped);
     eventually("the end of the virtual host and the database", SOON, async || {
-        let hosts = kept.management().get("/api/vhosts").await.map_err(|e| e.to_string())?;
+        let hosts = other.management().get("/api/vhosts").await.map_err(|e| e.to_string())?;
         let databases =
-            kept.psql("SELECT datname FROM pg_database").await.map_err(|e| e.to_string())?;
+            other.psql("SELECT datname FROM pg_database").await.map_err(|e| e.to_string())?;
         let seen = format!("{hosts} {databases}");
         if seen.contains(&name) { Err(seen) } else { Ok(()) }
     })
     .await;
 }
 
-/// The role in which a test of this file starts itself again: as an owner that will die.
+/// The variable with which a test of this file starts itself as an owner that will die.
 const ROLE: &str = "VERBATIM_TEST_ROLE";
 
-/// In the role of the owner: starts servers, says where, and then ends as `ending` says.
+/// The owner: starts servers, prints their process ids, and ends as `ending` says.
 async fn be_an_owner(ending: &str) {
     let servers = Servers::start(&[Kind::Redis, Kind::PostgreSql]).await.unwrap();
     let pids = [Kind::Redis, Kind::PostgreSql].map(|kind| servers.get(kind).pid().unwrap());
     println!("owns {} {}", pids[0], pids[1]);
-    assert_ne!(ending, "panic", "on purpose");
+    assert_ne!(ending, "panic", "intended by the test");
     std::future::pending::<()>().await;
 }
 
-/// Starts this test again as an owner, and returns it with the directory and processes that it owns.
+/// Starts this test as an owner; returns it with the directory and processes that it owns.
 fn owner(test: &str, ending: &str) -> (Child, PathBuf, Vec<PathBuf>) {
     let mut owner = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
@@ -68,7 +68,7 @@ fn owner(test: &str, ending: &str) -> (Child, PathBuf, Vec<PathBuf>) {
         lines.find_map(|line| line.unwrap().split_once("owns ").map(|(_, pids)| pids.to_owned()));
     let pids: Vec<_> =
         line.unwrap().split(' ').map(|pid| PathBuf::from(format!("/proc/{pid}"))).collect();
-    // A panicking owner may be gone already: then its directory is found to be gone as well.
+    // A panicking owner may have ended already: then its directory is removed as well.
     let dir = fs::read_link(pids[0].join("cwd")).unwrap_or_default();
     (owner, dir, pids)
 }

@@ -1,4 +1,4 @@
-//! The private servers come up, obey, and leave nothing behind.
+//! The private servers start, can be broken and restarted, and leave nothing behind.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -26,7 +26,7 @@ fn processes_naming(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// One command to Redis, as it answers.
+/// The raw reply of Redis to one command.
 async fn redis(server: &Server, command: &str) -> Result<String, String> {
     redis_node(&server.nodes()[0], command).await
 }
@@ -35,12 +35,12 @@ async fn redis_node(node: &Node, command: &str) -> Result<String, String> {
     let words: Vec<_> = command.split(' ').collect();
     tokio::time::timeout(Duration::from_millis(500), node.redis(&words))
         .await
-        .map_err(|_| "no answer".to_owned())?
+        .map_err(|_| "no reply".to_owned())?
         .map_err(|error| error.to_string())
 }
 
 #[tokio::test]
-async fn all_three_come_up_and_leave_no_process_and_no_file_behind() {
+async fn all_three_start_and_leave_no_process_and_no_file_behind() {
     let began = Instant::now();
     let servers = Servers::start(&Kind::ALL).await.unwrap();
     println!("ready after {:?}", began.elapsed());
@@ -95,7 +95,7 @@ async fn redis_restarts_with_its_data_or_empty_at_the_same_address() {
 const KEYS: [&str; 3] = ["{b}", "{c}", "{a}"];
 
 #[tokio::test]
-async fn a_redis_cluster_has_three_masters_which_keep_their_data_or_start_empty() {
+async fn a_redis_cluster_has_three_masters_that_keep_their_data_or_start_empty() {
     let servers = Servers::start_with(&[Kind::RedisCluster], Durability::Durable).await.unwrap();
     let cluster = servers.redis();
     assert_eq!((cluster.nodes().len(), cluster.url().split(',').count()), (3, 3));
@@ -134,17 +134,17 @@ async fn a_replica_follows_the_first_master_of_a_redis_cluster() {
 }
 
 #[tokio::test]
-async fn a_frozen_redis_is_silent_until_it_is_thawed() {
+async fn a_frozen_redis_does_not_reply_until_it_is_thawed() {
     let servers = Servers::start(&[Kind::Redis]).await.unwrap();
     let server = servers.get(Kind::Redis);
     server.freeze().unwrap();
-    assert_eq!(redis(server, "PING").await.unwrap_err(), "no answer");
+    assert_eq!(redis(server, "PING").await.unwrap_err(), "no reply");
     server.thaw().unwrap();
-    eventually("an answer", SOON, async || redis(server, "PING").await).await;
+    eventually("a reply", SOON, async || redis(server, "PING").await).await;
 }
 
 #[tokio::test]
-async fn a_killed_postgresql_has_what_it_had_committed() {
+async fn a_killed_postgresql_keeps_committed_data() {
     let servers = Servers::start_with(&[Kind::PostgreSql], Durability::Durable).await.unwrap();
     let server = servers.get(Kind::PostgreSql);
     let sql = "CREATE TABLE words (word text); INSERT INTO words VALUES ('kept')";
@@ -175,7 +175,7 @@ async fn a_killed_rabbitmq_keeps_its_virtual_hosts_and_an_emptied_one_does_not()
 }
 
 #[tokio::test]
-async fn a_disk_of_its_own_is_full_when_it_is_told_to_and_free_again() {
+async fn an_own_disk_can_be_filled_and_freed() {
     let servers = Servers::start_postgresql_on_a_disk_of(96).await.unwrap();
     let server = servers.get(Kind::PostgreSql);
     let node = &server.nodes()[0];
@@ -187,14 +187,14 @@ async fn a_disk_of_its_own_is_full_when_it_is_told_to_and_free_again() {
     assert!(error.contains("No space left on device"), "{error}");
     node.free_disk().unwrap();
     server.psql("postgres", fill).await.unwrap();
-    // It outlives the server.
+    // The disk outlives the server.
     server.stop().await.unwrap();
     server.start().await.unwrap();
     assert_eq!(server.psql("postgres", "SELECT count(*) FROM t").await.unwrap(), "200");
 }
 
 #[tokio::test]
-async fn three_nodes_of_rabbitmq_are_one_cluster_and_go_on_without_one() {
+async fn three_nodes_of_rabbitmq_form_a_cluster_and_two_continue_without_the_third() {
     let servers = Servers::start(&[Kind::RabbitMqCluster]).await.unwrap();
     let server = servers.get(Kind::RabbitMqCluster);
     assert_eq!(server.url().split(',').count(), 3);

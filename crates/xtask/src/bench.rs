@@ -1,26 +1,26 @@
-//! `cargo xtask bench`: the fleet against what is possible on this machine, in one run.
+//! `cargo xtask bench`: compares the fleet with baselines on the same machine in one run.
 //!
-//! Machines differ and are noisy, so a number alone says little: contestants take turns, round after
-//! round, on the same servers with the same load, and what counts is their ratio within a round. The
-//! `null` and `ideal` contestants are baselines (`crates/xtask/peers`).
+//! Absolute numbers depend on the machine and its load. So the programs run in turn, round after round, on the
+//! same servers with the same load, and the result is the ratio of their numbers within a round. The baselines
+//! are `null` and `ideal` (`crates/xtask/peers`).
 //!
-//! | file | what it is about |
+//! | file | contents |
 //! |---|---|
-//! | [`ground`] | servers, release binaries, and one state from which every run begins |
-//! | [`contestant`] | who runs, and how much it has acknowledged |
+//! | [`environment`] | servers, release binaries, and resetting the servers before a run |
+//! | [`program`] | the measured programs, and how many messages they have acknowledged |
 //! | [`usage`] | CPU time and memory of processes |
-//! | [`drain`] | one contestant emptying a full queue |
-//! | [`instructions`] | instructions a message, which no neighbour can disturb |
+//! | [`drain`] | one program that drains a full queue |
+//! | [`instructions`] | instructions per message, which other processes on the machine do not affect |
 //! | [`timeline`] | when each message of a steady load was confirmed, durable and hot |
-//! | [`save`], [`latency`], [`close`], [`scale`], [`start`] | the contests |
+//! | [`save`], [`latency`], [`close`], [`scale`], [`start`] | the benchmarks |
 //! | [`report`] | medians, ratios, tables and JSON |
 
 mod close;
-mod contestant;
 mod drain;
-mod ground;
+mod environment;
 mod instructions;
 mod latency;
+mod program;
 mod report;
 mod save;
 mod scale;
@@ -31,18 +31,18 @@ mod usage;
 use anyhow::Result;
 use clap::Subcommand;
 
-/// What to measure.
+/// The benchmarks.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
-    /// A full queue drained by null, ideal and the save worker: messages a second, CPU, memory
+    /// Drain a full queue with the save worker and the baselines null and ideal: throughput, CPU, memory
     Save(save::Options),
-    /// From a message's confirm to durable and to hot, under steady loads and alone
+    /// Time from a message's confirm until it is in PostgreSQL and in Redis, at several rates
     Latency(latency::Options),
-    /// Thousands of conversations closing at once, and what the save path feels of it
+    /// Close thousands of conversations at once, and measure how that slows down saving
     Close(close::Options),
-    /// What a message costs with more workers, longer or more conversations, a full archive
+    /// Cost of a message with more workers, longer or more conversations, a full database
     Scale(scale::Options),
-    /// From the start of a worker to its first message saved; the sizes of the binaries
+    /// Time from the start of a worker to its first saved message; sizes of the binaries
     Start(start::Options),
 }
 

@@ -1,4 +1,4 @@
-//! Cargo, called from within.
+//! Runs cargo and other commands.
 
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -7,14 +7,14 @@ use anyhow::{Context, Result, bail};
 pub(crate) use testkit::cargo::command;
 use tokio::time::sleep;
 
-/// How soon the end of a command is noticed.
+/// How often a command is checked for its end.
 const POLL: Duration = Duration::from_millis(20);
 
-/// The processes of a fleet, and the command line.
+/// The workers and the command-line tool.
 const FLEET: [&str; 4] =
     ["message-save-worker", "persistence-migration-worker", "statistics-worker", "verbatim"];
 
-/// Builds what the demo and `up` start; cargo's own progress is visible.
+/// Builds the binaries that the demo and `up` start, with cargo's progress visible.
 pub(crate) async fn build_fleet() -> Result<()> {
     let mut arguments = vec!["build"];
     for binary in FLEET {
@@ -24,7 +24,7 @@ pub(crate) async fn build_fleet() -> Result<()> {
     run(command(&arguments)).await
 }
 
-/// Builds binaries with the optimisations that a release has.
+/// Builds binaries in the release profile.
 pub(crate) async fn build_release(binaries: &[&str]) -> Result<()> {
     let mut arguments = vec!["build", "--release"];
     for binary in binaries {
@@ -33,9 +33,9 @@ pub(crate) async fn build_release(binaries: &[&str]) -> Result<()> {
     run(command(&arguments)).await
 }
 
-/// Runs a command with its output visible. Dropping the future ends the command.
+/// Runs a command with its output visible. Dropping the future kills the command.
 pub(crate) async fn run(mut command: Command) -> Result<()> {
-    let mut child = Running(command.spawn().with_context(|| format!("{command:?}"))?);
+    let mut child = RunningChild(command.spawn().with_context(|| format!("{command:?}"))?);
     let status = loop {
         match child.0.try_wait()? {
             Some(status) => break status,
@@ -48,12 +48,12 @@ pub(crate) async fn run(mut command: Command) -> Result<()> {
     Ok(())
 }
 
-/// A child that does not outlive its interest.
-struct Running(Child);
+/// A child process that is killed when this is dropped.
+struct RunningChild(Child);
 
-impl Drop for Running {
+impl Drop for RunningChild {
     fn drop(&mut self) {
-        // Both fail only for a child that has been reaped already.
+        // Both fail only for a child that is already reaped.
         self.0.kill().ok();
         self.0.wait().ok();
     }

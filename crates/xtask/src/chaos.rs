@@ -1,4 +1,5 @@
-//! `cargo xtask chaos`: the proof that nothing is lost, run by a program of the system tests.
+//! `cargo xtask chaos`: random faults under load, and a check that no message is lost. The program `chaos`
+//! of the system tests does the work.
 
 use anyhow::Result;
 use testkit::fleet::BUILT;
@@ -7,15 +8,15 @@ use testkit::servers::Kind;
 
 use crate::{cargo, packages};
 
-/// What is passed on.
+/// The options of `cargo xtask chaos`, which are passed to `chaos`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// `--messages N`, `--minutes M`, `--seed S`, `--json`; `--help` tells more
+    /// Arguments of the program `chaos`: `--messages N`, `--minutes M`, `--seed S`, `--json`; see `--help`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTIONS")]
     arguments: Vec<String>,
 }
 
-/// Builds the fleet, and lets the program break it.
+/// Builds the fleet, and runs the program.
 pub(crate) async fn run(options: &Options) -> Result<()> {
     packages::ensure_servers(&Kind::ALL).await?;
     cargo::run(cargo::command(&["build", "--workspace", "--bins"])).await?;

@@ -1,4 +1,4 @@
-//! `cargo xtask ci`: every check that a change has to pass, cheap ones first; the first failure ends it.
+//! `cargo xtask ci`: every check that a change has to pass, fast ones first. It ends at the first failure.
 
 mod alerts;
 mod tools;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::stores::Named;
+use crate::servers::ServerOptions;
 use crate::{cargo, demo, say, test};
 
 /// Runs all checks.
@@ -27,20 +27,20 @@ pub(crate) async fn run() -> Result<()> {
     report.step("advisories", tools::advisories()).await?;
     report.step("spelling", tools::spelling()).await?;
     report.step("alert rules", alerts::check()).await?;
-    // Among them: the layers, and that generated files are fresh.
+    // These include the allowed dependencies between crates, and that generated files are up to date.
     report.step("tests", test::run(&test::Options::default())).await?;
     report.step("tests on Redis Cluster", test::run(&test::Options::redis_cluster())).await?;
-    report.step("demo", demo::run(Named::default())).await?;
+    report.step("demo", demo::run(ServerOptions::default())).await?;
 
     say::heading("\nall checks passed");
     for (name, took) in report.steps {
         say::line(&format!("  {name:<26} {:>6.1} s", took.as_secs_f64()));
     }
-    say::line(&format!("  {:<26} {:>6.1} s", "together", began.elapsed().as_secs_f64()));
+    say::line(&format!("  {:<26} {:>6.1} s", "total", began.elapsed().as_secs_f64()));
     Ok(())
 }
 
-/// What has passed, and how long it took.
+/// The steps that have passed, with their durations.
 #[derive(Debug, Default)]
 struct Report {
     steps: Vec<(&'static str, Duration)>,

@@ -1,7 +1,6 @@
-//! `cargo demo`: what Verbatim does, told by running it on real servers.
+//! `cargo demo`: shows what Verbatim does, on real servers.
 //!
-//! The stage (servers, fleet, command line) is set and struck here; what is played on it is the
-//! [`scenario`]'s.
+//! This module starts and stops the system (servers, workers, command-line tool); [`scenario`] has the steps.
 
 mod agents;
 mod scenario;
@@ -10,21 +9,22 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::local_system::LocalSystem;
 use crate::say;
-use crate::stage::Stage;
-use crate::stores::Named;
+use crate::servers::ServerOptions;
 
-/// Sets the stage, plays the scenario, strikes the stage.
-pub(crate) async fn run(named: Named) -> Result<()> {
-    let mut stage = Stage::open(named, &scenario::SETTINGS).await?;
+/// Starts the system, runs the scenario, stops the system.
+pub(crate) async fn run(options: ServerOptions) -> Result<()> {
+    let mut system = LocalSystem::open(options, &scenario::SETTINGS).await?;
     let began = Instant::now();
-    let played = scenario::play(&mut stage).await;
-    // Outside of the stage nobody could see why.
-    played
-        .with_context(|| format!("the demo failed; the workers' last words:\n{}", stage.logs()))?;
-    stage.close().await?;
+    let result = scenario::run(&mut system).await;
+    // The logs are removed with the system.
+    result.with_context(|| {
+        format!("the demo failed; the end of the workers' logs:\n{}", system.logs())
+    })?;
+    system.close().await?;
     say::aside(&format!(
-        "\nThe whole demo took {:.0} s. Every process has drained and ended; nothing is left running.",
+        "\nThe demo took {:.0} s. All workers have shut down.",
         began.elapsed().as_secs_f64()
     ));
     Ok(())

@@ -1,18 +1,18 @@
-//! Verbatim's chores, each one verb: `cargo xtask services | up | test | bench | chaos | ci | demo`.
+//! Development commands: `cargo xtask services | up | test | bench | chaos | ci | demo`.
 //!
-//! They work on a bare Debian or Ubuntu with a Rust toolchain: what is missing is installed, servers are
-//! private processes on free ports, and nothing is left running or lying about, however a verb ends.
+//! They run on a bare Debian or Ubuntu with a Rust toolchain. Missing packages are installed. Servers are
+//! private processes on free ports; they end, and their data is removed, however a command ends.
 
 mod bench;
 mod cargo;
 mod chaos;
 mod ci;
 mod demo;
+mod local_system;
 mod packages;
 mod say;
+mod servers;
 mod services;
-mod stage;
-mod stores;
 mod test;
 mod up;
 
@@ -22,56 +22,56 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The status of a process that was interrupted, by the shells' convention: 128 + SIGINT.
+/// The exit code after an interrupt, by the convention of shells: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
 
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo xtask",
     bin_name = "cargo xtask",
-    about = "Verbatim's chores",
+    about = "Verbatim's development commands",
     disable_help_subcommand = true
 )]
 struct Cli {
     #[command(subcommand)]
-    verb: Verb,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
-    /// Start private RabbitMQ, Redis and PostgreSQL, print their URLs, and keep them until Ctrl-C
-    Services(stores::Named),
-    /// Start the servers and the whole fleet, print their addresses, and keep them until Ctrl-C
-    Up(stores::Named),
+enum Command {
+    /// Run private RabbitMQ, Redis and PostgreSQL servers until Ctrl-C, and print their URLs
+    Services(servers::ServerOptions),
+    /// Run the servers and the whole fleet until Ctrl-C, and print their addresses
+    Up(servers::ServerOptions),
     /// Run every test on real servers
     Test(test::Options),
     /// Run every check that a change has to pass
     Ci,
-    /// Measure the fleet against what is possible on this machine
+    /// Measure the fleet, and compare it with baselines on this machine
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Kill, freeze and cut everything at random under load, then compare every message
+    /// Break processes, servers and connections at random under load, then check that no message is lost
     #[command(disable_help_flag = true)]
     Chaos(chaos::Options),
     /// Show what Verbatim does, in half a minute
-    Demo(stores::Named),
+    Demo(servers::ServerOptions),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let verb = Cli::parse().verb;
+    let command = Cli::parse().command;
     let work = async {
-        match verb {
-            Verb::Services(named) => services::run(named).await,
-            Verb::Up(named) => up::run(named).await,
-            Verb::Test(options) => test::run(&options).await,
-            Verb::Ci => ci::run().await,
-            Verb::Bench(bench) => bench::run(&bench).await,
-            Verb::Chaos(options) => chaos::run(&options).await,
-            Verb::Demo(named) => demo::run(named).await,
+        match command {
+            Command::Services(options) => services::run(options).await,
+            Command::Up(options) => up::run(options).await,
+            Command::Test(options) => test::run(&options).await,
+            Command::Ci => ci::run().await,
+            Command::Bench(bench) => bench::run(&bench).await,
+            Command::Chaos(options) => chaos::run(&options).await,
+            Command::Demo(options) => demo::run(options).await,
         }
     };
-    // Whichever ends first: dropping the work stops and removes all that it has started.
+    // After a signal the work is dropped, which stops and removes everything that it has started.
     tokio::select! {
         result = work => match result {
             Ok(()) => ExitCode::SUCCESS,
@@ -87,8 +87,8 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Resolves at Ctrl-C and at a polite kill. A hang-up, like `kill -9`, ends this process at once; the
-/// servers' guard sees it.
+/// Resolves at SIGINT (Ctrl-C) and SIGTERM. SIGHUP and SIGKILL end this process at once; then the guard of
+/// the servers ends them.
 async fn interrupted() -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;

@@ -1,4 +1,4 @@
-//! Installs the distribution's packages that a bare machine lacks.
+//! Installs missing packages of the distribution.
 
 use std::process::{Command, Stdio};
 
@@ -9,14 +9,14 @@ use testkit::servers::{self, Kind};
 
 use crate::say;
 
-/// As root: keeps freshly installed services from starting (the standard ports are not ours to take),
-/// and installs. A machine that has such a policy already, as containers do, keeps its own.
+/// Runs as root: installs packages without starting their services, which would take standard ports
+/// (`policy-rc.d`). An existing policy, as containers have, is kept.
 const SCRIPT: &str = r#"
     policy=/usr/sbin/policy-rc.d
     if [ ! -e "$policy" ]; then
         trap 'rm -f "$policy"' EXIT
         trap 'exit 130' HUP INT TERM
-        printf '#!/bin/sh\n# Of "cargo xtask", while it installs packages. Safe to remove.\nexit 101\n' >"$policy"
+        printf '#!/bin/sh\n# Created by "cargo xtask" while it installs packages. Safe to remove.\nexit 101\n' >"$policy"
         chmod +x "$policy"
     fi
     export DEBIAN_FRONTEND=noninteractive
@@ -25,37 +25,37 @@ const SCRIPT: &str = r#"
         apt-get "$wait" -qq -y --no-install-recommends install "$@"
 "#;
 
-/// Makes sure that the programs of these servers are there.
+/// Installs these servers if they are missing.
 pub(crate) async fn ensure_servers(kinds: &[Kind]) -> Result<()> {
     let missing: Vec<_> = servers::missing().into_iter().filter(|it| kinds.contains(it)).collect();
     let packages: Vec<_> = missing.into_iter().map(servers::package).collect();
     ensure(&packages).await
 }
 
-/// Makes sure that Prometheus, Alertmanager and their tools are there.
+/// Installs Prometheus, Alertmanager and their tools if they are missing.
 pub(crate) async fn ensure_monitoring() -> Result<()> {
     ensure(&monitoring::missing_packages()).await
 }
 
-/// Installs packages, as root or through `sudo` where it asks for no password.
+/// Installs packages, as root or through `sudo` without a password.
 pub(crate) async fn ensure(packages: &[&str]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
     let list = packages.join(" ");
-    let by_hand = || format!("install these packages, then try again: {list}");
+    let by_hand = || format!("install these packages, then run the command again: {list}");
     let mut command = as_root().with_context(by_hand)?;
-    say::line(&format!("installing {list} (once; about a minute)"));
+    say::line(&format!("installing {list} (once; takes about a minute)"));
     command.args(["sh", "-c", SCRIPT, "install"]).args(packages).stdin(Stdio::null());
     let output = tokio::task::spawn_blocking(move || command.output()).await??;
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    bail!("apt-get failed; {}\n{}", by_hand(), said.trim_end())
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    bail!("apt-get failed; {}\n{}", by_hand(), stderr.trim_end())
 }
 
-/// The beginning of a command that runs as root. `env` stands for "nothing in front".
+/// A command that runs its arguments as root: `env` if this process is root, otherwise `sudo -n`.
 fn as_root() -> Result<Command> {
     if !succeeds("apt-get", &["--version"]) {
         bail!("this machine has no apt-get");
@@ -64,7 +64,7 @@ fn as_root() -> Result<Command> {
         return Ok(Command::new("env"));
     }
     if !succeeds("sudo", &["-n", "true"]) {
-        bail!("packages can be installed only by root or with a sudo that asks for no password");
+        bail!("installing packages needs root, or sudo without a password");
     }
     let mut command = Command::new("sudo");
     command.arg("-n");

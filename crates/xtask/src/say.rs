@@ -1,28 +1,28 @@
-//! What the chores print: plain lines, bold headings where a terminal can show them.
+//! Output of the commands: plain lines, and bold headings on terminals.
 
 use std::io::{IsTerminal, Write};
 
-/// A heading.
+/// Prints a heading.
 pub(crate) fn heading(text: &str) {
     line(&styled("1", text));
 }
 
-/// An ordinary line. A closed pipe is not worth an error: the work goes on.
+/// Prints a line. A closed pipe is ignored: the work continues.
 pub(crate) fn line(text: &str) {
     writeln!(std::io::stdout(), "{text}").ok();
 }
 
-/// A line for something that stands beside the main thing.
+/// Prints a line of secondary information, dimmed on terminals.
 pub(crate) fn aside(text: &str) {
     line(&styled("2", text));
 }
 
-/// A line about what is going on, beside the result: it goes to standard error.
+/// Prints a line about the progress to standard error.
 pub(crate) fn note(text: &str) {
     writeln!(std::io::stderr(), "{text}").ok();
 }
 
-/// What went wrong, with its causes.
+/// Prints an error with its causes to standard error.
 pub(crate) fn failure(error: &anyhow::Error) {
     writeln!(std::io::stderr(), "{} {error:#}", styled("1;31", "error:")).ok();
 }

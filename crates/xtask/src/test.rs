@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every test, on real servers.
+//! `cargo xtask test`: runs every test on real servers.
 
 mod newer_rabbitmq;
 mod programs;
@@ -12,20 +12,20 @@ use testkit::environment::{DEEP, REDIS_CLUSTER, SHARED, SharedServers};
 use testkit::fleet::{self, BUILT};
 use testkit::servers::{Kind, RABBITMQ};
 
-use crate::{cargo, packages, say, stores};
+use crate::{cargo, packages, say, servers};
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, Default, clap::Args)]
-#[command(after_help = "Tests always run on private servers, whatever AMQP_URL, REDIS_URL and \
-                        DATABASE_URL say: fault tests kill, freeze and empty them.")]
+#[command(after_help = "Tests always run on private servers, not on AMQP_URL, REDIS_URL and \
+                        DATABASE_URL: fault tests kill, freeze and empty their servers.")]
 pub(crate) struct Options {
-    /// Larger loads and more rounds in the fault tests; takes much longer
+    /// Use larger loads and more rounds in the fault tests; takes much longer
     #[arg(long)]
     deep: bool,
-    /// Run the tests that touch Redis, and those alone, on private Redis Clusters of three masters
+    /// Run only the tests that use Redis, on private Redis Clusters of three masters
     #[arg(long)]
     redis_cluster: bool,
-    /// Use RabbitMQ 4 instead of the distribution's: fetched once into `target/`; wants root
+    /// Use RabbitMQ 4 instead of the distribution's version: downloaded once into `target/`; needs root
     #[arg(long)]
     rabbitmq_4: bool,
     /// Arguments of `cargo test`: a filter, `--package broker`, `-- --nocapture`, …
@@ -34,28 +34,28 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Those of `--redis-cluster`.
+    /// The options of `cargo xtask test --redis-cluster`.
     pub(crate) fn redis_cluster() -> Self {
         Self { redis_cluster: true, ..Self::default() }
     }
 }
 
-/// Sums over the test binaries.
+/// Numbers of tests, summed over the test programs.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Tally {
-    binaries: usize,
+struct TestCounts {
+    programs: usize,
     passed: usize,
     failed: usize,
     ignored: usize,
 }
 
-/// Builds everything, starts the shared servers once, runs `cargo test`, and sums up.
+/// Builds the workspace, starts the shared servers, runs `cargo test`, and prints the totals.
 pub(crate) async fn run(options: &Options) -> Result<()> {
     let began = Instant::now();
     packages::ensure_servers(&Kind::ALL).await?;
     packages::ensure_monitoring().await?;
     if options.rabbitmq_4 && std::env::var_os(RABBITMQ).is_none() {
-        // Once more, in an environment that names it: servers are started here and by the tests.
+        // Run this command again with the variable set, which this process and the tests read.
         let mut again = Command::new(std::env::current_exe()?);
         again.args(std::env::args_os().skip(1)).env(RABBITMQ, newer_rabbitmq::prepare().await?);
         return cargo::run(again).await;
@@ -64,14 +64,14 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     let everything = !options.arguments.iter().any(chosen);
     if everything {
         say::line("building the fleet and the tests");
-        // In one go: the binaries share their dependencies' features with the tests, so that nothing
+        // In one build: then binaries and tests use the same features of their dependencies, and nothing
         // is compiled twice.
         cargo::run(cargo::command(&["build", "--workspace", "--bins", "--tests"])).await?;
-        say::line("building the workers that can be made to crash");
+        say::line("building the workers with failpoints");
         fleet::build_armed().await?;
     }
 
-    let servers = stores::start(&SharedServers::KINDS).await?;
+    let servers = servers::start(&SharedServers::KINDS).await?;
     let description = servers.dir().join("shared.json");
     SharedServers::of(&servers).save(&description)?;
 
@@ -79,7 +79,7 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     if everything {
         command.arg("--workspace").env(BUILT, "1");
         if options.redis_cluster {
-            // Not by package: cargo would then take other features, and compile everything again.
+            // Not by package: cargo would then select other features, and recompile everything.
             for program in programs::that_link("hot-store").await? {
                 command.args(["--test", &program]);
             }
@@ -92,41 +92,41 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     if options.redis_cluster {
         command.env(REDIS_CLUSTER, "1");
     }
-    // If this process is killed, cargo and the tests go as well.
+    // If this process is killed, the guard ends cargo and the tests too.
     servers.mark().put_on(&mut command);
-    let (tally, success) = tokio::task::spawn_blocking(move || watch(command)).await??;
+    let (counts, success) = tokio::task::spawn_blocking(move || watch(command)).await??;
 
-    let Tally { binaries, passed, failed, ignored } = tally;
+    let TestCounts { programs, passed, failed, ignored } = counts;
     let seconds = began.elapsed().as_secs();
     say::heading(&format!(
-        "\n{passed} passed, {failed} failed, {ignored} ignored in {binaries} test programs ({} min {:02} s)",
+        "\n{passed} passed, {failed} failed, {ignored} ignored in {programs} test programs ({} min {:02} s)",
         seconds / 60,
         seconds % 60
     ));
     if !success {
-        bail!("there are failed tests; see above");
+        bail!("tests failed; see above");
     }
     Ok(())
 }
 
-/// Passes the output through and counts the results in it.
-fn watch(mut command: Command) -> Result<(Tally, bool)> {
+/// Prints the output of cargo and counts the test results in it.
+fn watch(mut command: Command) -> Result<(TestCounts, bool)> {
     let mut cargo = command.stdout(Stdio::piped()).spawn().context("cargo test")?;
-    let mut tally = Tally::default();
+    let mut counts = TestCounts::default();
     if let Some(output) = cargo.stdout.take() {
         for line in BufReader::new(output).split(b'\n') {
             let line = String::from_utf8_lossy(&line?).into_owned();
-            tally.count(&line);
+            counts.count(&line);
             say::line(&line);
         }
     }
-    Ok((tally, cargo.wait()?.success()))
+    Ok((counts, cargo.wait()?.success()))
 }
 
-impl Tally {
+impl TestCounts {
     fn count(&mut self, line: &str) {
         let Some(result) = line.strip_prefix("test result: ") else { return };
-        self.binaries += 1;
+        self.programs += 1;
         for part in result.split([';', '.']) {
             let mut words = part.split_whitespace();
             let Some(Ok(number)) = words.next().map(str::parse::<usize>) else { continue };
@@ -146,10 +146,10 @@ mod tests {
 
     #[test]
     fn results_are_summed_over_the_test_programs() {
-        let mut tally = Tally::default();
-        tally.count("running 3 tests");
-        tally.count("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.24s");
-        tally.count("test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 9 filtered out; finished in 2s");
-        assert_eq!(tally, Tally { binaries: 2, passed: 5, failed: 1, ignored: 1 });
+        let mut counts = TestCounts::default();
+        counts.count("running 3 tests");
+        counts.count("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.24s");
+        counts.count("test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 9 filtered out; finished in 2s");
+        assert_eq!(counts, TestCounts { programs: 2, passed: 5, failed: 1, ignored: 1 });
     }
 }

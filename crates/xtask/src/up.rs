@@ -1,12 +1,12 @@
-//! `cargo xtask up`: the servers and a small fleet, to play with.
+//! `cargo xtask up`: the servers and a small fleet, for trying out.
 
 use anyhow::Result;
 
+use crate::local_system::LocalSystem;
 use crate::say;
-use crate::stage::Stage;
-use crate::stores::Named;
+use crate::servers::ServerOptions;
 
-/// Two savers, because one would hide what replicas do to each other.
+/// Two save workers, so that effects between replicas are visible.
 const WORKERS: [&str; 4] = [
     "message-save-worker",
     "message-save-worker",
@@ -14,21 +14,21 @@ const WORKERS: [&str; 4] = [
     "statistics-worker",
 ];
 
-/// Keeps servers and fleet until it is interrupted.
-pub(crate) async fn run(named: Named) -> Result<()> {
-    let mut stage = Stage::open(named, &[]).await?;
-    stage.start(&WORKERS).await?;
-    say::heading("\nthe fleet is up");
-    for worker in stage.workers() {
+/// Runs servers and fleet until it is interrupted.
+pub(crate) async fn run(options: ServerOptions) -> Result<()> {
+    let mut system = LocalSystem::open(options, &[]).await?;
+    system.start(&WORKERS).await?;
+    say::heading("\nThe fleet is running:");
+    for worker in system.workers() {
         let address = worker.address().await?;
         say::line(&format!("{:<32} http://{address}/metrics", worker.name()));
     }
-    say::heading("\nfor another terminal:");
-    say::line(&format!("export AMQP_URL='{}'", stage.stores.amqp_url));
-    say::line(&format!("export REDIS_URL='{}'", stage.stores.redis_url));
-    say::line(&format!("export DATABASE_URL='{}'", stage.stores.database_url));
+    say::heading("\nIn another terminal:");
+    say::line(&format!("export AMQP_URL='{}'", system.servers.amqp_url));
+    say::line(&format!("export REDIS_URL='{}'", system.servers.redis_url));
+    say::line(&format!("export DATABASE_URL='{}'", system.servers.database_url));
     say::line(&format!("export PATH=\"{}:$PATH\"", testkit::place::profile_dir().display()));
     say::line("verbatim queues");
-    say::aside("\nCtrl-C stops everything and removes the data of private servers.");
-    stage.watch().await
+    say::aside("\nCtrl-C stops all processes and removes the data of private servers.");
+    system.watch().await
 }

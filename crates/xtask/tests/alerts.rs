@@ -1,7 +1,6 @@
-//! The alerts, their tests, their runbooks and the metrics that they read fit together.
+//! Alerts, their tests, their runbooks and the metrics that they read are consistent.
 //!
-//! What Prometheus itself can check (syntax, and when each rule fires) is checked by `promtool`, in
-//! `cargo xtask ci`.
+//! Syntax, and when each rule fires, is checked by `promtool` in `cargo xtask ci`.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -12,10 +11,10 @@ use metrics::{Definition, Kind, definitions};
 use serde_json::Value;
 use testkit::place::workspace;
 
-/// What Prometheus adds to every sample, by `prometheus.yml`.
+/// The labels that Prometheus adds to every sample (`prometheus.yml`).
 const TARGET_LABELS: [&str; 2] = ["job", "instance"];
-/// Series that are not ours: of Prometheus, and of the process collector.
-const OTHERS: [&str; 2] = ["up", "process_start_time_seconds"];
+/// Series that are not in the catalogue: one of Prometheus, one of the process collector.
+const FOREIGN: [&str; 2] = ["up", "process_start_time_seconds"];
 
 struct Alert {
     name: String,
@@ -24,7 +23,7 @@ struct Alert {
 }
 
 #[test]
-fn every_alert_says_how_grave_it_is_what_it_means_and_where_its_runbook_is() {
+fn every_alert_has_a_severity_a_summary_a_description_and_a_runbook() {
     let sections = runbooks();
     for Alert { name, rule, .. } in alerts() {
         let text = |path: &str| rule.pointer(path).and_then(Value::as_str).unwrap_or_default();
@@ -38,7 +37,7 @@ fn every_alert_says_how_grave_it_is_what_it_means_and_where_its_runbook_is() {
 }
 
 #[test]
-fn every_runbook_has_its_alert_and_every_inhibition_names_alerts() {
+fn every_runbook_and_every_inhibition_names_an_existing_alert() {
     let names: BTreeSet<String> = alerts().into_iter().map(|alert| alert.name).collect();
     let orphans: Vec<_> = runbooks().difference(&names).cloned().collect();
     assert!(
@@ -68,7 +67,11 @@ fn every_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not() {
     }
     for Alert { name, .. } in alerts() {
         let both = BTreeSet::from([true, false]);
-        assert_eq!(seen.remove(&name), Some(both), "{name}: fires in one test, and not in another");
+        assert_eq!(
+            seen.remove(&name),
+            Some(both),
+            "{name} needs a test in which it fires and one in which it does not"
+        );
     }
     assert!(seen.is_empty(), "tests of alerts that do not exist: {seen:?}");
 }
@@ -81,20 +84,23 @@ fn every_metric_and_label_of_a_rule_is_in_the_catalogue() {
         .chain(TARGET_LABELS)
         .collect();
     for Alert { name, expression, .. } in alerts() {
-        let mut ours = 0;
+        let mut catalogued = 0;
         for (metric, selector) in selectors(&expression) {
-            if OTHERS.contains(&metric) {
+            if FOREIGN.contains(&metric) {
                 continue;
             }
             let definition = definition(metric)
-                .unwrap_or_else(|| panic!("{name} reads {metric}, which nobody exports"));
-            ours += 1;
+                .unwrap_or_else(|| panic!("{name} reads {metric}, which no process exports"));
+            catalogued += 1;
             for matcher in selector.into_iter().flat_map(matchers) {
-                fits(&name, definition, &matcher);
+                assert_can_match(&name, definition, &matcher);
             }
         }
         let alive = expression.contains("up{");
-        assert!(ours > 0 || alive || expression.contains(OTHERS[1]), "{name} reads nothing");
+        assert!(
+            catalogued > 0 || alive || expression.contains(FOREIGN[1]),
+            "{name} reads no metric"
+        );
         for label in grouped_by(&expression) {
             assert!(labels.contains(label), "{name} groups by {label}, which no metric has");
         }
@@ -102,7 +108,7 @@ fn every_metric_and_label_of_a_rule_is_in_the_catalogue() {
 }
 
 #[test]
-fn what_an_operator_must_hear_of_is_read_by_some_alert() {
+fn every_essential_metric_is_read_by_an_alert() {
     let read: BTreeSet<String> = alerts()
         .iter()
         .flat_map(|alert| selectors(&alert.expression).into_iter().map(|(it, _)| it.to_owned()))
@@ -139,7 +145,7 @@ fn alerts() -> Vec<Alert> {
             }
         }
     }
-    assert!(alerts.len() > 15, "the rules were found");
+    assert!(alerts.len() > 15, "only {} rules were found", alerts.len());
     alerts
 }
 
@@ -154,7 +160,7 @@ fn read_yaml(file: &Path) -> Value {
     serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
 }
 
-/// The alerts that have a section of the runbook.
+/// The alerts that have a section in the runbook.
 fn runbooks() -> BTreeSet<String> {
     let text = std::fs::read_to_string(workspace().join("docs/operations.md")).unwrap();
     let sections = text.lines().filter_map(|line| line.strip_prefix("### Verbatim"));
@@ -165,11 +171,11 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':')
 }
 
-/// Every series that an expression reads, with what stands in its braces.
+/// Every series that an expression reads, with its selector.
 fn selectors(expression: &str) -> Vec<(&str, Option<&str>)> {
     let mut found = Vec::new();
     let mut rest = expression;
-    // Names in strings are values of labels.
+    // Strings are label values: skipped.
     while let Some(start) = rest.find(|c: char| c.is_ascii_alphabetic() || c == '"') {
         rest = &rest[start..];
         if let Some(string) = rest.strip_prefix('"') {
@@ -179,7 +185,7 @@ fn selectors(expression: &str) -> Vec<(&str, Option<&str>)> {
         let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
         let (word, after) = rest.split_at(end);
         rest = after;
-        if word.starts_with("verbatim_") || OTHERS.contains(&word) {
+        if word.starts_with("verbatim_") || FOREIGN.contains(&word) {
             let braces = after.strip_prefix('{').map(|inner| &inner[..closing(inner)]);
             rest = &after[braces.map_or(0, |braces| braces.len() + 2)..];
             found.push((word, braces));
@@ -188,7 +194,7 @@ fn selectors(expression: &str) -> Vec<(&str, Option<&str>)> {
     found
 }
 
-/// Where the braces end that a text stands in; a brace in a string is a character.
+/// The index of the closing brace; braces in strings are skipped.
 fn closing(text: &str) -> usize {
     let mut in_string = false;
     let end = text.find(|c: char| {
@@ -205,7 +211,7 @@ struct Matcher {
 }
 
 fn matchers(braces: &str) -> Vec<Matcher> {
-    // `label="value"`: no value of ours holds a quotation mark.
+    // `label="value"`: no value contains a quotation mark.
     let parts: Vec<&str> = braces.split('"').collect();
     let pairs = parts.chunks_exact(2);
     pairs
@@ -227,8 +233,8 @@ fn definition(metric: &str) -> Option<&'static Definition> {
     })
 }
 
-/// A matcher can match something: the label is there, and so are its values.
-fn fits(alert: &str, definition: &Definition, matcher: &Matcher) {
+/// Checks that the label exists, and that its values can occur.
+fn assert_can_match(alert: &str, definition: &Definition, matcher: &Matcher) {
     let Matcher { label, is_pattern, value } = matcher;
     if TARGET_LABELS.contains(&label.as_str()) {
         return;

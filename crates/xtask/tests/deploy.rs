@@ -1,5 +1,5 @@
-//! What ships in `deploy/` and `docker-compose.yml` fits the binaries and itself, as far as can be told
-//! without an engine for containers.
+//! `deploy/` and `docker-compose.yml` are consistent with each other and with the binaries. Tested without a
+//! container engine.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -15,23 +15,24 @@ use serde_json::Value;
 use testkit::fleet::Fleet;
 use testkit::place::workspace;
 
-/// Our binaries in the image.
+/// The product's binaries in the image.
 const BINARIES: [&str; 4] =
     ["message-save-worker", "persistence-migration-worker", "statistics-worker", "verbatim"];
-/// Those of them that run all the time.
+/// The workers among them.
 const WORKERS: [&str; 3] =
     ["message-save-worker", "persistence-migration-worker", "statistics-worker"];
 
 #[test]
-fn the_image_has_the_binaries_that_the_services_run() {
-    for (name, service) in ours() {
+fn the_image_contains_the_binaries_that_the_services_run() {
+    for (name, service) in product_services() {
         let first = service["command"][0].as_str().unwrap_or("verbatim");
         assert!(BINARIES.contains(&first), "{name} runs {first}");
         let image = service["image"].as_str().unwrap();
         assert_eq!(image, concat!("verbatim:", env!("CARGO_PKG_VERSION")), "{name}");
     }
-    // Several that build one tag at once get in each other's way.
-    let builds: Vec<_> = ours().into_iter().filter(|(_, it)| it["build"].is_object()).collect();
+    // Concurrent builds of the same tag would conflict.
+    let builds: Vec<_> =
+        product_services().into_iter().filter(|(_, it)| it["build"].is_object()).collect();
     let [(_, builder)] = &builds[..] else { panic!("{builds:?}") };
     let file = builder["build"]["dockerfile"].as_str().unwrap();
     assert!(workspace().join(file).is_file(), "{file}");
@@ -45,7 +46,7 @@ fn the_image_has_the_binaries_that_the_services_run() {
 }
 
 #[test]
-fn what_the_image_is_built_from_is_a_whole_workspace() {
+fn the_build_context_of_the_image_is_a_complete_workspace() {
     let dockerfile = text("deploy/Dockerfile");
     let (build, image) = dockerfile.split_once("\nFROM debian").unwrap();
     let context = tempfile::tempdir().unwrap();
@@ -75,8 +76,8 @@ async fn every_variable_of_a_service_is_a_setting_of_its_process() {
         let output = fleet.command(arguments[0]).args(&arguments[1..]).arg("--help").output();
         String::from_utf8(output.unwrap().stdout).unwrap()
     };
-    for (name, service) in ours() {
-        let told = match service["command"][0].as_str() {
+    for (name, service) in product_services() {
+        let help_text = match service["command"][0].as_str() {
             Some(worker) if WORKERS.contains(&worker) => help(&[worker]),
             _ => {
                 let commands =
@@ -86,16 +87,16 @@ async fn every_variable_of_a_service_is_a_setting_of_its_process() {
         };
         for variable in service["environment"].as_object().unwrap().keys() {
             let known = match variable.strip_suffix("_FILE") {
-                Some(_) => told.contains(&format!("{variable} may name")),
-                None => setting(&told, variable).is_some(),
+                Some(_) => help_text.contains(&format!("{variable} may name")),
+                None => setting(&help_text, variable).is_some(),
             };
-            assert!(known, "{name}: {variable} is no setting in\n{told}");
+            assert!(known, "{name}: {variable} is not a setting in\n{help_text}");
         }
         if WORKERS.contains(&name.as_str()) {
-            let deadline = default_of(&told, "VERBATIM_DRAIN_DEADLINE");
+            let deadline = default_of(&help_text, "VERBATIM_DRAIN_DEADLINE");
             let grace = service["stop_grace_period"].as_str().unwrap();
             assert!(seconds(grace) >= seconds(&deadline) + 5, "{name}: {grace} for {deadline}");
-            assert!(default_of(&told, "VERBATIM_LISTEN").ends_with(":9464"), "{name}");
+            assert!(default_of(&help_text, "VERBATIM_LISTEN").ends_with(":9464"), "{name}");
         }
     }
 }
@@ -120,7 +121,7 @@ fn the_fleet_waits_for_setup_and_setup_for_the_servers() {
 }
 
 #[test]
-fn nothing_is_open_to_other_machines_and_nothing_has_more_rights_than_it_needs() {
+fn every_port_is_bound_to_loopback_and_every_container_is_restricted() {
     let compose = compose();
     for (name, service) in compose["services"].as_object().unwrap() {
         for port in service["ports"].as_array().into_iter().flatten() {
@@ -131,9 +132,9 @@ fn nothing_is_open_to_other_machines_and_nothing_has_more_rights_than_it_needs()
             assert!(service[right].is_null(), "{name}: {right}");
         }
         let (_, tag) = service["image"].as_str().unwrap().rsplit_once(':').unwrap();
-        assert!(tag.contains(|c: char| c.is_ascii_digit()), "{name}: {tag} is no version");
+        assert!(tag.contains(|c: char| c.is_ascii_digit()), "{name}: {tag} is not a version");
     }
-    for (name, service) in ours() {
+    for (name, service) in product_services() {
         assert_eq!(service["read_only"], true, "{name}");
         assert_eq!(service["cap_drop"][0], "ALL", "{name}");
     }
@@ -141,7 +142,7 @@ fn nothing_is_open_to_other_machines_and_nothing_has_more_rights_than_it_needs()
 }
 
 #[test]
-fn every_mounted_file_is_there_and_every_secret_is_made() {
+fn every_mounted_file_exists_and_every_secret_is_created() {
     let made = tempfile::tempdir().unwrap();
     let dir = made.path().join("secrets");
     secrets(&dir);
@@ -151,7 +152,7 @@ fn every_mounted_file_is_there_and_every_secret_is_made() {
     for (name, secret) in declared {
         let file = Path::new(secret["file"].as_str().unwrap());
         assert_eq!(file.parent(), Some(Path::new("./deploy/secrets")), "{name}");
-        assert!(dir.join(file.file_name().unwrap()).is_file(), "secrets.sh makes no {name}");
+        assert!(dir.join(file.file_name().unwrap()).is_file(), "secrets.sh does not create {name}");
     }
     for (name, service) in services {
         for secret in service["secrets"].as_array().into_iter().flatten() {
@@ -177,7 +178,7 @@ fn every_mounted_file_is_there_and_every_secret_is_made() {
 }
 
 #[test]
-fn secrets_are_random_agree_with_each_other_and_are_made_once() {
+fn secrets_are_random_consistent_and_created_once() {
     let made = tempfile::tempdir().unwrap();
     let (one, two) = (made.path().join("one"), made.path().join("two"));
     let read = |dir: &Path, file: &str| fs::read_to_string(dir.join(file)).unwrap();
@@ -195,14 +196,14 @@ fn secrets_are_random_agree_with_each_other_and_are_made_once() {
     ] {
         let (url, text) = (read(&one, url), read(&one, file));
         let password = url.split([':', '@']).find(|part| part.len() == 48).unwrap();
-        let told =
+        let found =
             text.lines().find_map(|line| line.strip_prefix(prefix).filter(|it| it.len() == 48));
-        assert_eq!(told, Some(password), "{file}");
+        assert_eq!(found, Some(password), "{file}");
     }
 }
 
 #[test]
-fn prometheus_looks_for_every_worker_under_the_name_of_its_service() {
+fn prometheus_discovers_every_worker_by_the_name_of_its_service() {
     let config = yaml("deploy/prometheus/prometheus.yml");
     let jobs = config["scrape_configs"].as_array().unwrap();
     let names: BTreeSet<&str> = jobs.iter().filter_map(|job| job["job_name"].as_str()).collect();
@@ -213,7 +214,10 @@ fn prometheus_looks_for_every_worker_under_the_name_of_its_service() {
         assert_eq!(discovery["names"], serde_json::json!([job["job_name"]]));
         assert_eq!((&discovery["type"], &discovery["port"]), (&"A".into(), &9464.into()));
         let service = &services["services"][job["job_name"].as_str().unwrap()];
-        assert_eq!(service["command"][0], job["job_name"], "its process has its name");
+        assert_eq!(
+            service["command"][0], job["job_name"],
+            "job, service and process have the same name"
+        );
     }
     let known = config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"][0].as_str();
     assert_eq!(known, Some("alertmanager:9093"));
@@ -221,10 +225,11 @@ fn prometheus_looks_for_every_worker_under_the_name_of_its_service() {
 }
 
 #[test]
-fn the_entrypoint_runs_the_binary_that_is_named_and_else_the_command_line() {
+fn the_entrypoint_runs_the_named_binary_or_else_the_command_line_tool() {
     let stubs = tempfile::tempdir().unwrap();
     for binary in BINARIES {
-        // By another process: no child of this one may hold it open for writing when it is run.
+        // Written by another process: a child of this process could still have the file open for writing
+        // when it is executed (ETXTBSY).
         let write =
             format!("printf '#!/bin/sh\necho {binary} \"$@\"\n' >{binary} && chmod 755 {binary}");
         let mut shell = Command::new("sh");
@@ -244,7 +249,7 @@ fn the_entrypoint_runs_the_binary_that_is_named_and_else_the_command_line() {
 }
 
 #[test]
-fn the_health_check_passes_on_what_the_process_says() {
+fn the_health_check_reports_the_status_of_the_process() {
     let check = |page: &str, status: &str, body: &str| -> (Output, String) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let listen = format!("0.0.0.0:{}", listener.local_addr().unwrap().port());
@@ -254,38 +259,38 @@ fn the_health_check_passes_on_what_the_process_says() {
         let (mut stream, _) = listener.accept().unwrap();
         let head = BufReader::new(&stream).lines().map(Result::unwrap);
         let head: Vec<_> = head.take_while(|line| !line.is_empty()).collect();
-        let answer = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\n\r\n{body}");
-        // At once: who has read the status may be gone before the rest is written.
-        stream.write_all(answer.as_bytes()).unwrap();
+        let response = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\n\r\n{body}");
+        // In one write: the client may close the connection after it has read the status.
+        stream.write_all(response.as_bytes()).unwrap();
         drop(stream);
         (child.wait_with_output().unwrap(), head[0].clone())
     };
-    let (well, request) = check("livez", "200 OK", "{\"live\":true}");
-    assert!(well.status.success());
+    let (healthy, request) = check("livez", "200 OK", "{\"live\":true}");
+    assert!(healthy.status.success());
     assert_eq!(request, "GET /livez HTTP/1.0");
-    let (ill, request) = check("readyz", "503 Service Unavailable", "{\"ready\":false}");
-    assert_eq!((ill.status.code(), request.as_str()), (Some(1), "GET /readyz HTTP/1.0"));
-    assert!(String::from_utf8(ill.stdout).unwrap().contains("{\"ready\":false}"));
+    let (unhealthy, request) = check("readyz", "503 Service Unavailable", "{\"ready\":false}");
+    assert_eq!((unhealthy.status.code(), request.as_str()), (Some(1), "GET /readyz HTTP/1.0"));
+    assert!(String::from_utf8(unhealthy.stdout).unwrap().contains("{\"ready\":false}"));
 
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut command = script("deploy/healthcheck.sh", &[]);
-    let silent = command.env("VERBATIM_LISTEN", nobody.to_string()).output().unwrap();
-    assert_eq!(silent.status.code(), Some(1));
+    let unreachable = command.env("VERBATIM_LISTEN", unused.to_string()).output().unwrap();
+    assert_eq!(unreachable.status.code(), Some(1));
 }
 
 fn compose() -> Value {
     yaml("docker-compose.yml")
 }
 
-/// The services that run our image, by name.
-fn ours() -> Vec<(String, Value)> {
+/// The services that run the product's image, by name.
+fn product_services() -> Vec<(String, Value)> {
     let compose = compose();
     let services = compose["services"].as_object().unwrap();
     let image = |service: &Value| service["image"].as_str().unwrap_or_default().to_owned();
-    let ours = services.iter().filter(|(_, service)| image(service).starts_with("verbatim:"));
-    let ours: Vec<_> = ours.map(|(name, service)| (name.clone(), service.clone())).collect();
-    assert!(ours.len() >= 4, "{ours:?}");
-    ours
+    let found = services.iter().filter(|(_, service)| image(service).starts_with("verbatim:"));
+    let found: Vec<_> = found.map(|(name, service)| (name.clone(), service.clone())).collect();
+    assert!(found.len() >= 4, "{found:?}");
+    found
 }
 
 fn yaml(file: &str) -> Value {
@@ -313,13 +318,13 @@ fn after_each<'a>(text: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a st
         .filter_map(move |(at, _)| text[at + prefix.len()..].split_whitespace().next())
 }
 
-/// The default of a setting, as a `--help` tells it.
+/// The default of a setting in the text of `--help`.
 fn default_of(help: &str, variable: &str) -> String {
     let (_, after) = setting(help, variable).unwrap().split_once("[default: ").unwrap();
     after.split_once(']').unwrap().0.to_owned()
 }
 
-/// What a `--help` says after the name of a variable.
+/// The text of `--help` after the name of a variable.
 fn setting<'a>(help: &'a str, variable: &str) -> Option<&'a str> {
     let after = help.split(&format!("[env: {variable}")).nth(1)?;
     after.starts_with([']', '=']).then_some(after)

@@ -1,4 +1,4 @@
-//! What the documents say of the tree is true of the tree.
+//! Tests and commands that the documents name exist.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -8,38 +8,43 @@ use std::path::{Path, PathBuf};
 use testkit::fleet::Fleet;
 use testkit::place::workspace;
 
-/// The line above each list of tests.
+/// The line before each list of tests.
 const PROVEN_BY: &str = "Proven by";
 
 #[test]
 fn every_test_that_the_loss_table_names_exists() {
     let text = std::fs::read_to_string(workspace().join("docs/delivery.md")).unwrap();
     let named = proofs(&text);
-    assert!(named.len() >= 30, "the loss table was found: {named:?}");
+    assert!(named.len() >= 30, "the loss table names only {named:?}");
     let tests = test_functions();
     let missing: Vec<_> = named.difference(&tests).collect();
     assert!(missing.is_empty(), "docs/delivery.md names tests that do not exist: {missing:#?}");
 }
 
 #[test]
-fn every_row_of_the_loss_table_names_its_proofs_and_every_proof_is_of_some_row() {
+fn every_row_of_the_loss_table_names_tests_and_every_listed_test_belongs_to_a_row() {
     let text = std::fs::read_to_string(workspace().join("docs/delivery.md")).unwrap();
     let sections: Vec<_> = text.split("\n### ").filter(|it| it.contains(PROVEN_BY)).collect();
-    assert!(sections.len() >= 6, "the loss table was found: {sections:?}");
+    assert!(sections.len() >= 6, "the loss table has only the sections {sections:?}");
     for section in sections {
         let title = section.lines().next().unwrap();
         let (table, list) = section.split_once(PROVEN_BY).unwrap();
         let listed: Vec<usize> =
             list.lines().filter_map(|line| line.split_once(". `")?.0.parse().ok()).collect();
-        assert!(listed.iter().copied().eq(1..=listed.len()), "{title}: {listed:?} are in order");
+        assert!(
+            listed.iter().copied().eq(1..=listed.len()),
+            "{title}: the list is numbered {listed:?}"
+        );
         let mut used = BTreeSet::new();
-        // Below the heading and its line.
+        // The rows after the heading and the separator.
         for row in table.lines().filter(|line| line.starts_with('|')).skip(2) {
             let cells: Vec<_> = row.split('|').collect();
             let [_, _, _, _, _, _, proofs, ""] = cells[..] else { panic!("six cells: {row}") };
             for proof in proofs.split(',') {
                 let number: Option<usize> = proof.trim().parse().ok();
-                used.insert(number.unwrap_or_else(|| panic!("proofs are numbers: {row}")));
+                used.insert(number.unwrap_or_else(|| {
+                    panic!("the last cell must have numbers of the list: {row}")
+                }));
             }
         }
         assert!(used.iter().copied().eq(listed), "{title}: the rows name {used:?}");
@@ -50,16 +55,16 @@ fn every_row_of_the_loss_table_names_its_proofs_and_every_proof_is_of_some_row()
 async fn every_command_that_the_runbooks_name_exists() {
     let text = std::fs::read_to_string(workspace().join("docs/operations.md")).unwrap();
     let named: BTreeSet<Vec<&str>> = commands(&text).collect();
-    assert!(named.len() >= 8, "the commands were found: {named:?}");
+    assert!(named.len() >= 8, "only these commands were found: {named:?}");
     let fleet = Fleet::new().await;
     for command in named {
         let output = fleet.command("verbatim").args(&command).arg("--help").output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "docs/operations.md names {command:?}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "docs/operations.md names {command:?}: {stderr}");
     }
 }
 
-/// What follows the program's name, up to the first argument or option.
+/// The words after `verbatim`, up to the first argument or option.
 fn commands(text: &str) -> impl Iterator<Item = Vec<&str>> {
     text.split("verbatim ").skip(1).map(|rest| {
         let code = rest.split(['`', '\n']).next().unwrap_or_default();
@@ -87,7 +92,7 @@ fn proofs(text: &str) -> BTreeSet<String> {
     proofs
 }
 
-/// The names of all functions that bear a test attribute.
+/// The names of all functions with a test attribute.
 fn test_functions() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for file in rust_files() {

@@ -1,4 +1,4 @@
-//! The layers of the house, held by a test: who may depend on whom, and who may name which client.
+//! The layers of the workspace: which crate may depend on which, and which one may use which client.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-/// What each crate may depend on within the workspace. A crate that is not here is not in the house.
+/// The workspace crates that each crate may depend on. Every crate must be listed.
 const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("metrics", &["domain"]),
@@ -42,9 +42,9 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ),
     ("testkit", &[]),
     ("xtask", &["testkit"]),
-    // The baselines of the benchmarks: the same clients, without anything of ours.
+    // The baselines of the benchmarks: the same clients, without crates of the product.
     (BASELINE, &[]),
-    // Whole-system scenarios may look at everything; nothing depends on them.
+    // Whole-system tests may use every crate; no crate depends on them.
     (
         "system-tests",
         &[
@@ -74,11 +74,12 @@ const WORKER: &[&str] = &[
     "worker",
 ];
 
-/// The package that may name every client, since it stands beside the fleet.
+/// The package that may use every client, because it is not part of the product.
 const BASELINE: &str = "bench-peers";
 
-/// Clients and registries that one crate alone may name; tests of others may, to look from outside.
-const NAMED_BY_ONE: &[(&str, &str)] = &[
+/// Clients and registries that only one crate may depend on. Tests of other crates may use them as
+/// dev-dependencies.
+const USED_BY_ONE: &[(&str, &str)] = &[
     ("lapin", "broker"),
     ("redis", "hot-store"),
     ("sqlx", "database"),
@@ -121,7 +122,11 @@ fn every_crate_depends_only_on_the_layers_below_it() {
     let allowed: BTreeMap<&str, &[&str]> = MAY_DEPEND_ON.iter().copied().collect();
     let packages = packages();
     let ours: BTreeSet<&str> = packages.iter().map(|package| package.name.as_str()).collect();
-    assert_eq!(ours, allowed.keys().copied().collect(), "the table lists every crate of the house");
+    assert_eq!(
+        ours,
+        allowed.keys().copied().collect(),
+        "MAY_DEPEND_ON must list every crate of the workspace"
+    );
     for package in &packages {
         let own = package.dependencies.iter().filter(|name| ours.contains(name.as_str()));
         for dependency in own {
@@ -135,12 +140,12 @@ fn every_crate_depends_only_on_the_layers_below_it() {
 }
 
 #[test]
-fn each_client_is_named_by_one_crate() {
+fn each_client_is_used_by_one_crate() {
     for package in packages().iter().filter(|package| package.name != BASELINE) {
-        for (client, owner) in NAMED_BY_ONE {
+        for (client, owner) in USED_BY_ONE {
             assert!(
                 package.name == *owner || !package.dependencies.contains(*client),
-                "only {owner} names {client}, not {}",
+                "only {owner} may depend on {client}, not {}",
                 package.name
             );
         }
@@ -155,12 +160,16 @@ fn no_crate_depends_on_a_binary_or_on_the_testkit() {
     assert!(binaries.contains(&"message-save-worker"), "{binaries:?}");
     for package in &packages {
         for binary in &binaries {
-            assert!(!package.dependencies.contains(*binary), "{} on {binary}", package.name);
+            assert!(
+                !package.dependencies.contains(*binary),
+                "{} must not depend on the binary {binary}",
+                package.name
+            );
         }
         let may_test = ["xtask", "system-tests"].contains(&package.name.as_str());
         assert!(
             may_test || !package.dependencies.contains("testkit"),
-            "testkit is a dev-dependency of {}",
+            "{} may use testkit only as a dev-dependency",
             package.name
         );
     }

@@ -1,12 +1,12 @@
-//! Why a process does not start with the settings it was given, in words that name what to change.
+//! Errors of settings. Each names the setting, where its value came from, and what to change.
 //!
-//! The text of a secret never appears; neither do excerpts of the file, whose next line may be one.
+//! No error contains a secret, nor an excerpt of the file: an excerpt may include the line of a secret.
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// Where a value came from.
+/// The source of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// A key of the YAML file.
@@ -34,7 +34,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Settings that a process cannot start with.
+/// Why the settings are invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The file cannot be read.
@@ -42,7 +42,7 @@ pub enum SettingsError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of the file system.
         source: io::Error,
     },
     /// The file is not YAML, or not a map.
@@ -55,41 +55,41 @@ pub enum SettingsError {
         /// What is wrong there.
         reason: String,
     },
-    /// Nobody knows this key.
+    /// The key is not a setting.
     #[error("{origin}: unknown setting{hint}")]
     Unknown {
-        /// Where it stands.
+        /// Where the key is.
         origin: Origin,
-        /// What was probably meant; starts with a separator, or is empty.
+        /// The probable correction; starts with a separator, or is empty.
         hint: String,
     },
-    /// The value does not fit.
+    /// The value is invalid.
     #[error("{origin}: {}{reason}", .value.as_ref().map(|v| format!("{v:?}: ")).unwrap_or_default())]
     Value {
-        /// Where it came from.
+        /// The source of the value.
         origin: Origin,
         /// The value; none for secrets.
         value: Option<String>,
-        /// What would fit.
+        /// What is wrong, and which values are valid.
         reason: String,
     },
-    /// A secret is given as itself and as a file.
-    #[error("both {0} and {1} are set: set one of them")]
+    /// A secret is set both directly and as the path of a file.
+    #[error("both {0} and {1} are set: set only one of them")]
     Both(Origin, Origin),
-    /// The file that should hold a secret cannot be read.
+    /// The file of a secret cannot be read.
     #[error("{origin}: cannot read {}", path.display())]
     Secret {
-        /// Who names the file.
+        /// The setting that names the file.
         origin: Origin,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of the file system.
         source: io::Error,
     },
-    /// Settings without a default that nobody gave.
+    /// Required settings are not set: a line for each.
     #[error("{}", .0.join("\n"))]
     Missing(Vec<String>),
-    /// The command line itself is wrong.
+    /// The command line cannot be parsed.
     #[error("{0}")]
     Usage(String),
 }

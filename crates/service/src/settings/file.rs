@@ -1,4 +1,4 @@
-//! The one YAML file of the fleet, read into text: clap alone decides what a value means.
+//! Reads the YAML configuration file. Values are kept as text: clap parses them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use super::error::SettingsError;
 /// A map of the file.
 pub(super) type Map = BTreeMap<String, Entry>;
 
-/// What a key of the file says. A key that is there twice is an error of the YAML reader.
+/// The value of a key. The YAML parser rejects duplicate keys.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Entry {
     /// The key's line, from 1.
@@ -21,20 +21,20 @@ pub(super) struct Entry {
     pub(super) value: Node,
 }
 
-/// What a key may hold.
+/// A value of the file.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Node {
-    /// No value: as if the key were not there.
+    /// No value: the key counts as absent.
     Nothing,
-    /// A text, number or truth value, as text.
+    /// A string, number or boolean, as text.
     Scalar(String),
-    /// Several of them.
+    /// A list of scalars.
     List(Vec<String>),
     /// A section.
     Map(Map),
 }
 
-/// Reads a file.
+/// Reads and parses a file.
 pub(super) fn read(path: &Path) -> Result<Map, SettingsError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| SettingsError::Unreadable { path: path.to_owned(), source })?;
@@ -44,9 +44,9 @@ pub(super) fn read(path: &Path) -> Result<Map, SettingsError> {
 pub(super) fn parse(path: &Path, text: &str) -> Result<Map, SettingsError> {
     let syntax = |line, reason| SettingsError::Syntax { path: path.to_owned(), line, reason };
     let options = serde_saphyr::options! {
-        // A snippet would show the neighbouring lines, which may hold passwords.
+        // A snippet in an error would show neighbouring lines, which may contain passwords.
         with_snippet: false,
-        // `on` and `no` are words, as YAML 1.2 has it.
+        // `on` and `no` are strings, as in YAML 1.2.
         strict_booleans: true,
     };
     if text.trim().is_empty() {
@@ -118,7 +118,7 @@ impl<'de> Visitor<'de> for NodeVisitor {
             match item {
                 Node::Scalar(text) => list.push(text),
                 Node::Nothing | Node::List(_) | Node::Map(_) => {
-                    return Err(A::Error::custom("a list holds plain values only"));
+                    return Err(A::Error::custom("a list may contain plain values only"));
                 }
             }
         }
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_names_the_line_and_shows_no_neighbouring_secret() {
+    fn a_syntax_error_names_the_line_and_shows_no_neighbouring_secret() {
         let error =
             read("database_url: postgres://u:s3cret@h/d\nbroken: [1,\n").expect_err("broken");
         assert!(error.starts_with("fleet.yaml:"), "{error}");

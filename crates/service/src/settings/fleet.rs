@@ -1,65 +1,66 @@
-//! Settings of the fleet's workers: their stores, the pace of a consumer, closing, background work. They
-//! may stand at the top level of the file.
+//! Settings of the workers: servers, consumers, closing, background work. They are allowed at the top level
+//! of the file.
 
 use std::time::Duration;
 
 use super::groups::ConnectionSettings;
-use super::values::{bytes, duration, part, positive_duration};
+use super::values::{bytes, duration, positive_duration, share};
 
-/// The three servers and how long to wait for them.
+/// The connections to the three servers, and their timeouts.
 #[derive(Debug, Clone, clap::Args)]
 pub struct StoreSettings {
-    /// Where they are.
+    /// Their URLs.
     #[command(flatten)]
     pub connections: ConnectionSettings,
 
-    /// Connections to PostgreSQL at most: one for each batch in flight, and two to spare
+    /// Maximum number of connections to PostgreSQL. At least one for each batch in flight and two more
     #[arg(long, env = "VERBATIM_DATABASE_CONNECTIONS", default_value_t = 8)]
     #[arg(value_parser = clap::value_parser!(u32).range(2..), help_heading = "Servers")]
     pub database_connections: u32,
 
-    /// How long one transaction may take, waiting for a connection included, before PostgreSQL
-    /// counts as away
+    /// Timeout of one transaction, including the wait for a connection. After it PostgreSQL counts as
+    /// unavailable
     #[arg(long, env = "VERBATIM_DATABASE_TIMEOUT", default_value = "10s", value_name = "DURATION")]
     #[arg(value_parser = positive_duration, help_heading = "Servers")]
     pub database_timeout: Duration,
 
-    /// How long a statement waits for a row lock before it is retried
+    /// Timeout of a statement that waits for a row lock. After it the statement is retried
     #[arg(long, env = "VERBATIM_DATABASE_LOCK_TIMEOUT", default_value = "2s")]
     #[arg(value_name = "DURATION", value_parser = positive_duration, help_heading = "Servers")]
     pub database_lock_timeout: Duration,
 
-    /// How long Redis may take to answer before it counts as away
+    /// Timeout of a Redis reply. After it Redis counts as unavailable
     #[arg(long, env = "VERBATIM_REDIS_TIMEOUT", default_value = "1s", value_name = "DURATION")]
     #[arg(value_parser = positive_duration, help_heading = "Servers")]
     pub redis_timeout: Duration,
 
-    /// How long a hot copy lives after the last message or load; nothing is lost when it goes
+    /// How long a hot copy stays in Redis after its last message or load. PostgreSQL keeps its messages
     #[arg(long, env = "VERBATIM_HOT_EXPIRY", default_value = "24h", value_name = "DURATION")]
     #[arg(value_parser = positive_duration, help_heading = "Servers")]
     pub hot_expiry: Duration,
 }
 
-/// The pace of a consumer.
+/// Batches, limits and timeouts of a consumer.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ConsumerSettings {
-    /// Messages of a batch at most
+    /// Maximum number of messages in a batch
     #[arg(long, env = "VERBATIM_BATCH_SIZE", default_value_t = 500)]
     #[arg(value_parser = size, help_heading = "Consuming")]
     pub batch_size: usize,
 
-    /// How long a batch waits for more messages while others are being handled; when none is, it
-    /// does not wait
+    /// How long an incomplete batch waits for more messages while other batches are in flight. While
+    /// none is, it does not wait
     #[arg(long, env = "VERBATIM_LINGER", default_value = "5ms", value_name = "DURATION")]
     #[arg(value_parser = duration, help_heading = "Consuming")]
     pub linger: Duration,
 
-    /// Batches handled at the same time
+    /// Maximum number of batches in flight
     #[arg(long, env = "VERBATIM_BATCHES_IN_FLIGHT", default_value_t = 4)]
     #[arg(value_parser = size, help_heading = "Consuming")]
     pub batches_in_flight: usize,
 
-    /// Bytes of bodies under way in this process at most; the prefetch follows it
+    /// Maximum total size of the bodies that a consumer holds unacknowledged. The prefetch is adjusted
+    /// to it
     #[arg(
         long,
         env = "VERBATIM_MAX_INFLIGHT_BYTES",
@@ -69,76 +70,77 @@ pub struct ConsumerSettings {
     #[arg(value_parser = bytes, help_heading = "Consuming")]
     pub max_inflight_bytes: usize,
 
-    /// The largest body; one byte more is a dead letter with reason too_large
+    /// Maximum size of a body. A message with a larger one becomes a dead letter, reason too_large
     #[arg(long, env = "VERBATIM_MAX_BODY_BYTES", default_value = "1MiB", value_name = "BYTES")]
     #[arg(value_parser = bytes, help_heading = "Consuming")]
     pub max_body_bytes: usize,
 
-    /// How long a batch is held for a store that is away before it goes back to the queue. Keep it
-    /// well below RabbitMQ's consumer_timeout (30 min)
+    /// How long a batch is held unacknowledged while a server is unavailable, before it is requeued.
+    /// Keep it well below RabbitMQ's consumer_timeout (30 min)
     #[arg(long, env = "VERBATIM_HOLD_LIMIT", default_value = "5m", value_name = "DURATION")]
     #[arg(value_parser = positive_duration, help_heading = "Consuming")]
     pub hold_limit: Duration,
 
-    /// How long nothing may come while messages are ready before the consumer is built anew
+    /// How long a consumer may receive nothing while messages are ready. After that it is restarted
     #[arg(long, env = "VERBATIM_STALL_LIMIT", default_value = "20s", value_name = "DURATION")]
     #[arg(value_parser = positive_duration, help_heading = "Consuming")]
     pub stall_limit: Duration,
 }
 
-/// When conversations are due to close.
+/// After which times conversations are closed.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct ClosingTimes {
-    /// How long a conversation whose last session closed waits for a reconnection
+    /// How long a conversation waits for a reconnection after its last session has closed
     #[arg(long, env = "VERBATIM_CLOSE_GRACE", default_value = "30s", value_name = "DURATION")]
     #[arg(value_parser = duration, help_heading = "Closing")]
     pub close_grace: Duration,
 
-    /// After how long without a message a conversation closes by itself; the coarseness of the
-    /// activity time, one minute, comes on top
+    /// How long a conversation may be without a message before it is closed. Activity is recorded to the
+    /// minute, so this may take a minute longer
     #[arg(long, env = "VERBATIM_CLOSE_IDLE", default_value = "30m", value_name = "DURATION")]
     #[arg(value_parser = positive_duration, help_heading = "Closing")]
     pub close_idle: Duration,
 }
 
-/// When conversations close, and how.
+/// How conversations are closed.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct ClosingSettings {
-    /// When they are due.
+    /// When they are due to close.
     #[command(flatten)]
     pub due: ClosingTimes,
 
-    /// How long a closer may be silent before another takes its conversations over
+    /// Lease on the conversations that a process is closing. If the process does not extend it in time,
+    /// another one takes them over
     #[arg(long, env = "VERBATIM_CLOSE_LEASE", default_value = "30s", value_name = "DURATION")]
     #[arg(value_parser = positive_duration, help_heading = "Closing")]
     pub close_lease: Duration,
 
-    /// How often due conversations are looked for
+    /// Interval between two sweeps for conversations that are due to close
     #[arg(long, env = "VERBATIM_CLOSE_INTERVAL", default_value = "1s", value_name = "DURATION")]
     #[arg(value_parser = positive_duration, help_heading = "Closing")]
     pub close_interval: Duration,
 
-    /// Conversations closed together at most, of each kind: asked for, idle, taken over. Larger sweeps
-    /// cost less in all, and disturb saving more
+    /// Maximum number of conversations that one sweep closes, of each kind: close requested, idle, taken
+    /// over. Larger sweeps cost less in total, and slow down saving more
     #[arg(long, env = "VERBATIM_CLOSE_BATCH", default_value_t = 20)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..), help_heading = "Closing")]
     pub close_batch: u32,
 }
 
-/// What nobody waits for.
+/// Work that may be delayed.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct BackgroundSettings {
-    /// What part of its time a process spends on session events, closing or statistics, 0.01 to 1. It
-    /// rests after each step, for a second at most, so that saving stays fast; with 1 it never rests
-    #[arg(long, env = "VERBATIM_BACKGROUND_SHARE", default_value_t = 0.33, value_name = "PART")]
-    #[arg(value_parser = part, help_heading = "Background")]
+    /// Share of the time in which a process handles session events, closing or statistics, 0.01 to 1. It
+    /// pauses after each step, for one second at most, so that saving stays fast. With 1 it never pauses
+    #[arg(long, env = "VERBATIM_BACKGROUND_SHARE", default_value_t = 0.33, value_name = "SHARE")]
+    #[arg(value_parser = share, help_heading = "Background")]
     pub background_share: f64,
 }
 
 fn size(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(size @ 1..=100_000) => Ok(size),
-        Ok(_) => Err("must be 1 to 100000".to_owned()),
-        Err(_) => Err("is not a whole number".to_owned()),
+        Ok(_) => Err("it must be 1 to 100000".to_owned()),
+        Err(_) => Err("it is not a whole number".to_owned()),
     }
 }

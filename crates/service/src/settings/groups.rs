@@ -1,7 +1,7 @@
-//! Settings that several processes share. They may stand at the top level of the file.
+//! Settings that several processes share. They are allowed at the top level of the file.
 //!
-//! A worker flattens those that it uses into its own settings and adds its own. A URL's `value_name`
-//! is an example of one: the error for a missing URL shows it.
+//! A worker flattens the groups that it uses into its own settings struct. The `value_name` of a URL is an
+//! example URL, which the error for a missing URL shows.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 use super::url::ServerUrl;
 use super::values;
 
-/// Where RabbitMQ is.
+/// The URL of RabbitMQ.
 #[derive(Debug, Clone, clap::Args)]
 pub struct AmqpSettings {
     /// RabbitMQ; several nodes of one cluster are separated by commas.
@@ -24,18 +24,18 @@ pub struct AmqpSettings {
     pub amqp_url: Vec<ServerUrl>,
 }
 
-/// Where Redis is.
+/// The URL of Redis.
 #[derive(Debug, Clone, clap::Args)]
 pub struct RedisSettings {
-    /// Redis; several URLs, separated by commas, are nodes of one Redis Cluster, which the others are
-    /// found through. REDIS_URL_FILE may name a file that holds it
+    /// Redis; several URLs, separated by commas, are nodes of one Redis Cluster, from which the other
+    /// nodes are discovered. REDIS_URL_FILE may name a file that holds it
     #[arg(long, env = "REDIS_URL", value_name = "redis://:password@host:6379/0")]
     #[arg(required = true, value_delimiter = ',', value_parser = ServerUrl::redis)]
     #[arg(help_heading = "Servers")]
     pub redis_url: Vec<ServerUrl>,
 }
 
-/// Where PostgreSQL is.
+/// The URL of PostgreSQL.
 #[derive(Debug, Clone, clap::Args)]
 pub struct DatabaseSettings {
     /// PostgreSQL. DATABASE_URL_FILE may name a file that holds it
@@ -44,10 +44,10 @@ pub struct DatabaseSettings {
     pub database_url: ServerUrl,
 }
 
-/// A copy of the archive for those who only look.
+/// A read replica for queries that tolerate its lag.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ReadReplicaSettings {
-    /// A read replica of PostgreSQL for lists; without it they read DATABASE_URL.
+    /// A read replica of PostgreSQL for lists; without it lists read from DATABASE_URL.
     /// DATABASE_READ_URL_FILE may name a file that holds it
     #[arg(long, env = "DATABASE_READ_URL")]
     #[arg(value_name = "postgres://user:password@replica:5432/verbatim")]
@@ -55,7 +55,7 @@ pub struct ReadReplicaSettings {
     pub database_read_url: Option<ServerUrl>,
 }
 
-/// All three servers.
+/// The URLs of all three servers.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ConnectionSettings {
     /// RabbitMQ.
@@ -69,11 +69,11 @@ pub struct ConnectionSettings {
     pub database: DatabaseSettings,
 }
 
-/// Where a process serves its health and metrics.
+/// The address on which a process serves health and metrics.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ListenSettings {
-    /// Address of /livez, /readyz and /metrics. Two processes on one host need two; port 0 takes a
-    /// free one
+    /// Address of /livez, /readyz and /metrics. Each process on a host needs its own; port 0 takes a
+    /// free port
     #[arg(
         long,
         env = "VERBATIM_LISTEN",
@@ -83,30 +83,30 @@ pub struct ListenSettings {
     #[arg(help_heading = "Process")]
     pub listen: SocketAddr,
 
-    /// File into which the address is written once it is bound (useful with port 0)
+    /// File to which the bound address is written (useful with port 0)
     #[arg(long, env = "VERBATIM_LISTEN_FILE", value_name = "PATH", help_heading = "Process")]
     pub listen_file: Option<PathBuf>,
 }
 
-/// What a process logs, and how.
+/// Level and format of the log lines.
 #[derive(Debug, Clone, clap::Args)]
 pub struct LogSettings {
-    /// error, warn, info, debug or trace; may be refined by module, as in info,broker=debug
+    /// off, error, warn, info, debug or trace; also for single modules, as in info,broker=debug
     #[arg(long, env = "VERBATIM_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
     #[arg(value_parser = log_level, help_heading = "Process")]
     pub log_level: String,
 
-    /// Form of the lines on standard error
+    /// Format of the log lines on standard error
     #[arg(long, env = "VERBATIM_LOG_FORMAT", default_value = "auto", help_heading = "Process")]
     pub log_format: LogFormat,
 }
 
-/// The form of log lines.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// pretty on a terminal, else json
     Auto,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
     /// One line of text for people
     Pretty,
@@ -115,8 +115,8 @@ pub enum LogFormat {
 /// Settings that every process has.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ProcessSettings {
-    /// YAML file with settings: names as the flags', with underscores. Shared ones at the top level,
-    /// a process's own in a section with its name. Environment and flags win over it
+    /// YAML file with settings. Keys are the flags' names with underscores: shared settings at the top
+    /// level, those of one process in a section with its name. Environment and flags override it
     #[arg(long, env = "VERBATIM_CONFIG", value_name = "PATH", help_heading = "Process")]
     pub config: Option<PathBuf>,
 
@@ -128,14 +128,14 @@ pub struct ProcessSettings {
     #[command(flatten)]
     pub log: LogSettings,
 
-    /// How long a stopping process may take to finish what it has begun; what is unfinished then is
-    /// delivered again. Keep it below the grace period of whatever sends SIGKILL
+    /// How long a shutdown may take. Messages that are unacknowledged after it are redelivered. Keep it
+    /// below the grace period after which SIGKILL is sent
     #[arg(long, env = "VERBATIM_DRAIN_DEADLINE", default_value = "25s", value_name = "DURATION")]
     #[arg(value_parser = values::positive_duration, help_heading = "Process")]
     pub drain_deadline: Duration,
 
-    /// Threads that do the work. Two do all that one process has to do; each one more keeps memory of
-    /// its own. For more work run more processes
+    /// Threads of the async runtime. Two are enough for one process, and each further one costs memory.
+    /// For more throughput run more processes
     #[arg(long, env = "VERBATIM_THREADS", default_value_t = 2, value_name = "NUMBER")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Process")]
     pub threads: u16,
@@ -151,12 +151,12 @@ impl fmt::Display for LogFormat {
     }
 }
 
-/// A directive without a module must be a level: the filter would take `inof` for a module's name.
+/// Checks log directives. One without a module must be a level: the filter would accept `inof` as a module.
 fn log_level(text: &str) -> Result<String, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     for directive in text.split(',').map(str::trim) {
         if !directive.contains('=') && !LEVELS.contains(&directive.to_lowercase().as_str()) {
-            return Err(format!("{directive:?} is no level; {} are", LEVELS.join(", ")));
+            return Err(format!("{directive:?} is not a level; use one of {}", LEVELS.join(", ")));
         }
     }
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
@@ -167,8 +167,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mistyped_level_is_not_taken_for_a_module() {
-        assert!(log_level("inof").is_err_and(|error| error.contains("\"inof\" is no level")));
+    fn a_mistyped_level_is_not_accepted_as_a_module() {
+        assert!(log_level("inof").is_err_and(|error| error.contains("\"inof\" is not a level")));
         assert!(log_level("info,broker=loud").is_err());
         assert!(log_level("WARN").is_ok());
         assert!(log_level("info,broker=debug,lapin=off").is_ok());

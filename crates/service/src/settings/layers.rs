@@ -1,4 +1,4 @@
-//! From the file and the environment to defaults of clap's arguments, each value checked first.
+//! Checks the values of the file and the environment and makes them the defaults of clap's arguments.
 
 use std::any::TypeId;
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use super::file::{Map, Node};
 use super::{Layer, ServerUrl};
 use crate::Process;
 
-/// What is known about a setting from its clap argument.
+/// A setting, as its clap argument defines it.
 pub(super) struct Known {
     /// The field's name, which is also the key in the file.
     id: String,
@@ -22,25 +22,25 @@ pub(super) struct Known {
     pub(super) long: String,
     /// The environment variable.
     variable: Option<String>,
-    /// Whether errors and help must not show its value, and a file may hold it.
+    /// Whether it is a secret: errors and help do not show its value, and its value may come from a file.
     pub(super) secret: bool,
-    /// The name of its value, which for URLs is an example.
+    /// The name of its value; for a URL, an example.
     example: Option<String>,
     parser: ValueParser,
     delimiter: Option<char>,
     repeatable: bool,
 }
 
-/// The values of one setting, from one place.
+/// The values of one setting from one source.
 pub(super) struct Given {
     values: Vec<String>,
 }
 
-/// What the key of a secret ends in when its value is the path of a file.
+/// The suffixes of a key and of a variable whose value is the path of a file with the secret.
 const FILE_KEY: &str = "_file";
 const FILE_VARIABLE: &str = "_FILE";
 
-/// What our own variables begin with.
+/// The prefix of the environment variables of settings.
 pub(super) const PREFIX: &str = "VERBATIM_";
 
 impl Known {
@@ -51,13 +51,13 @@ impl Known {
         known
     }
 
-    /// The line for a setting that nobody gave.
+    /// The error line for a required setting that is not set.
     pub(super) fn missing(&self) -> String {
         let name = self.variable.as_ref().unwrap_or(&self.id);
         let example = self.example.as_ref().filter(|example| example.contains("://"));
         let example = example.map(|text| format!(", for example to {text}")).unwrap_or_default();
         let file = if self.secret {
-            format!("{name}_FILE to a file that holds it, or ")
+            format!("{name}_FILE to the path of a file that holds it, or ")
         } else {
             String::new()
         };
@@ -65,7 +65,7 @@ impl Known {
         format!("{name} is not set. Set it{example} (or {file}{id} in the YAML file, or --{long})")
     }
 
-    /// Reads the values as clap would, to find out whether it will.
+    /// Checks the values with the parser that clap will use.
     fn check(&self, origin: &Origin, values: Vec<String>) -> Result<Given, SettingsError> {
         let values: Vec<String> = match self.delimiter {
             Some(delimiter) => {
@@ -102,7 +102,7 @@ impl Known {
     }
 }
 
-/// What the environment says.
+/// The settings of the environment.
 pub(super) fn of_environment(
     known: &BTreeMap<String, Known>,
     environment: &BTreeMap<OsString, OsString>,
@@ -138,13 +138,13 @@ pub(super) fn of_environment(
     Ok(layer)
 }
 
-/// Variables that look like settings of this process and are none: most likely mistyped. They cannot
-/// be errors: the environment is shared with other processes and with whatever sets `VERBATIM_…`.
+/// Variables that are not settings but resemble one of this process: probably mistyped, paired with
+/// that setting's variable. They are not errors, because other programs may set `VERBATIM_…` too.
 pub(super) fn mistyped(
     known: &BTreeMap<String, Known>,
     environment: &BTreeMap<OsString, OsString>,
 ) -> Vec<(String, String)> {
-    // Far above "similar": a warning that cries wolf is not read.
+    // Far above "similar", to avoid false warnings.
     const MISTYPED: f64 = 0.95;
     let variables = || known.values().filter_map(|setting| setting.variable.as_deref());
     let names = environment.keys().filter_map(|name| name.to_str());
@@ -160,7 +160,7 @@ pub(super) fn mistyped(
         .collect()
 }
 
-/// What the file says to this process: its top level, and over it the process's own section.
+/// The settings of the file for this process: the top level, overridden by the process's section.
 pub(super) fn of_file(
     path: &Path,
     file: Map,
@@ -182,7 +182,7 @@ pub(super) fn of_file(
                     return Err(SettingsError::Value {
                         origin: origin(path, node.line, &key),
                         value: None,
-                        reason: "it is a section: put settings below it, indented".to_owned(),
+                        reason: "it is a section: put the settings below it, indented".to_owned(),
                     });
                 }
             },
@@ -206,10 +206,10 @@ pub(super) fn of_file(
     Ok(layer)
 }
 
-/// Gives each setting that a layer has its new default.
+/// Makes the values of a layer the defaults of their arguments.
 pub(super) fn apply(command: Command, layer: &Layer) -> Command {
     let command = command.mut_args(|arg| match layer.get(arg.get_id().as_str()) {
-        // clap must not look into the environment by itself: what it says is in the layer.
+        // clap must not read the environment itself: the layer contains its values already.
         None => arg.env(None::<&'static str>),
         Some(given) => arg
             .env(None::<&'static str>)
@@ -219,19 +219,19 @@ pub(super) fn apply(command: Command, layer: &Layer) -> Command {
     command.mut_subcommands(|command| apply(command, layer))
 }
 
-/// The command with nothing required.
+/// The command without required arguments.
 pub(super) fn without_requirements(command: Command) -> Command {
     command
         .mut_args(|arg| arg.required(false).env(None::<&'static str>))
         .mut_subcommands(without_requirements)
 }
 
-/// The command whose help names variables but never shows what they hold.
+/// The command whose help shows the names of environment variables, but not their values.
 pub(super) fn hide_values(command: Command) -> Command {
     command.mut_args(|arg| arg.hide_env_values(true)).mut_subcommands(hide_values)
 }
 
-/// Why clap refused a value, without the value.
+/// The reason why clap rejected a value, without the value.
 pub(super) fn reason(error: &clap::Error) -> String {
     let strings = |kind| match error.get(kind) {
         Some(ContextValue::Strings(values)) => values.join(", "),
@@ -258,14 +258,14 @@ fn of_map(
     for (key, node) in map {
         let origin = origin(path, node.line, &key);
         if key == "config" {
-            let hint = " in a file: a file cannot name another one".to_owned();
+            let hint = " in a file: use the flag --config or VERBATIM_CONFIG".to_owned();
             return Err(SettingsError::Unknown { origin, hint });
         }
         if let Some(hint) = unknown(&key) {
             return Err(SettingsError::Unknown { origin, hint });
         }
         let id = base(&key, known);
-        // A common setting that this process has no use for.
+        // A shared setting that this process does not use.
         let Some(setting) = known.get(id) else {
             continue;
         };
@@ -309,7 +309,7 @@ fn collect(command: &Command, known: &mut BTreeMap<String, Known>) {
     }
 }
 
-/// The setting that a key is about: for `amqp_url_file` it is `amqp_url`.
+/// The setting of a key: `amqp_url` for `amqp_url_file`.
 fn base<'a>(key: &'a str, known: &BTreeMap<String, Known>) -> &'a str {
     let secret = |id: &&str| known.get(*id).is_some_and(|setting| setting.secret);
     key.strip_suffix(FILE_KEY).filter(secret).unwrap_or(key)
@@ -319,9 +319,9 @@ fn origin(path: &Path, line: u64, key: &str) -> Origin {
     Origin::File { path: path.to_owned(), line, key: key.to_owned() }
 }
 
-/// A hint at the known name that looks most like an unknown one, if any looks like it at all.
+/// A hint with the most similar known name, or an empty text if none is similar.
 fn nearest<'a>(key: &str, names: impl Iterator<Item = &'a str>) -> String {
-    // Jaro-Winkler's usual bound for "probably the same word"; clap uses 0.7 too.
+    // clap uses the same threshold for its suggestions.
     const SIMILAR: f64 = 0.7;
     names
         .map(|name| (strsim::jaro_winkler(key, name), name))

@@ -1,13 +1,14 @@
 //! Settings: defaults in the binary, then one YAML file, then the environment, then flags.
 //!
-//! clap's arguments are the one truth about names, types, ranges and help. The file and the
-//! environment only replace an argument's default before the command line is parsed, after each
-//! value has been checked on its own, so that an error can name the place it came from. An empty
-//! environment variable counts as not set. Nothing outside of this module reads the environment.
+//! clap's arguments define names, types, ranges and help. Values of the file and the environment replace
+//! the defaults of the arguments before the command line is parsed. Each is checked first, so that an
+//! error can name its source. An empty environment variable counts as not set. Only this module reads the
+//! environment.
 //!
-//! To add a setting: a field with a doc comment and `#[arg(long)]` in the settings of the worker;
-//! its variable is `VERBATIM_` and the field's name unless `env` says otherwise. A setting that
-//! several processes share belongs in `groups.rs` or `fleet.rs`: only those may stand at the file's top level.
+//! To add a setting, add a field with a doc comment and `#[arg(long)]` to the settings of the worker. Its
+//! environment variable is `VERBATIM_` and the field's name, unless `env` names another. A setting that
+//! several processes share belongs in `groups.rs` or `fleet.rs`: only those are allowed at the top level
+//! of the file.
 
 mod error;
 mod file;
@@ -38,17 +39,17 @@ pub use values::{bytes, duration, positive_duration};
 use crate::Process;
 use layers::{Given, Known};
 
-/// What a process was started with.
+/// The command line and environment of a process.
 #[derive(Clone, Default)]
 pub struct Sources {
-    /// The command line, the program's own name first.
+    /// The command line; the first entry is the program's name.
     pub arguments: Vec<OsString>,
     /// The environment.
     pub environment: BTreeMap<OsString, OsString>,
 }
 
 impl Sources {
-    /// What this process was started with.
+    /// Those of the running process.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     pub fn of_this_process() -> Self {
@@ -59,20 +60,20 @@ impl Sources {
     }
 }
 
-/// Why there are no settings to go on with.
+/// Why a process ends instead of running with its settings.
 #[derive(Debug, thiserror::Error)]
 pub enum Stop {
-    /// `--help` or `--version`: the text belongs on standard output, and all is well.
+    /// `--help` or `--version`: print the text to standard output; exit code 0.
     #[error("{0}")]
     Answer(clap::builder::StyledStr),
-    /// The settings are wrong: exit code 2.
+    /// The settings are invalid: exit code 2.
     #[error(transparent)]
     Invalid(#[from] SettingsError),
 }
 
-/// Parses the command line over environment and file.
+/// Parses the command line, with the values of environment and file as defaults.
 ///
-/// Works for commands with subcommands too: a setting keeps its name wherever it stands in the tree.
+/// Commands with subcommands work too: a setting has the same name in every subcommand.
 pub fn load(command: Command, process: Process, sources: &Sources) -> Result<ArgMatches, Stop> {
     let command = layers::hide_values(command);
     let known = Known::of(&command);
@@ -89,7 +90,7 @@ pub fn load(command: Command, process: Process, sources: &Sources) -> Result<Arg
     layered.try_get_matches_from(&sources.arguments).map_err(|error| explain(&error, &known).into())
 }
 
-/// The command with a variable for every setting that names none: `VERBATIM_` and its name.
+/// The command with an environment variable for every setting: `VERBATIM_` and its name where it has none.
 pub(crate) fn with_variables(command: Command) -> Command {
     command.mut_args(|arg| match arg.get_env() {
         Some(_) => arg,
@@ -100,12 +101,12 @@ pub(crate) fn with_variables(command: Command) -> Command {
     })
 }
 
-/// Variables that nobody reads and that look like a setting of the command, with that setting's.
+/// Environment variables that are probably mistyped, each with the variable of the setting it resembles.
 pub(crate) fn mistyped_variables(command: &Command, sources: &Sources) -> Vec<(String, String)> {
     layers::mistyped(&Known::of(command), &sources.environment)
 }
 
-/// The settings that may stand at the file's top level.
+/// The settings that are allowed at the top level of the file.
 fn common_settings() -> Command {
     let common = ProcessSettings::augment_args(Command::new("common"));
     let common = ConsumerSettings::augment_args(StoreSettings::augment_args(common));
@@ -113,8 +114,8 @@ fn common_settings() -> Command {
     ReadReplicaSettings::augment_args(common)
 }
 
-/// The file that flags or environment name. Help and version are answered here, before anything can
-/// be wrong with the settings, and with the defaults of the binary.
+/// The path of the file, from the flag or the environment. Help and version are handled here: before
+/// the settings are checked, and with the defaults of the binary.
 fn configuration_file(command: &Command, sources: &Sources) -> Result<Option<PathBuf>, Stop> {
     match command.clone().try_get_matches_from(&sources.arguments) {
         Err(error) if !error.use_stderr() => return Err(Stop::Answer(error.render())),
@@ -130,7 +131,7 @@ fn configuration_file(command: &Command, sources: &Sources) -> Result<Option<Pat
     Ok(flag.or_else(variable))
 }
 
-/// What clap found wrong with the command line, in our words where they say more.
+/// Converts an error of clap; adds the setting's name and source where they are known.
 fn explain(error: &clap::Error, known: &BTreeMap<String, Known>) -> SettingsError {
     let context = |kind| error.get(kind);
     let of_flag = |text: &str| {
@@ -164,17 +165,17 @@ fn explain(error: &clap::Error, known: &BTreeMap<String, Known>) -> SettingsErro
     }
 }
 
-/// clap's own words, without its decoration.
+/// The text of an error of clap in one line, without usage and prefixes.
 pub(crate) fn one_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
-    let told = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
-    let told = told.filter(|line| !line.is_empty());
+    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let lines = lines.filter(|line| !line.is_empty());
     let bare =
         |line: &str| line.trim_start_matches("error: ").trim_start_matches("tip: ").to_owned();
-    told.map(bare).collect::<Vec<_>>().join("; ")
+    lines.map(bare).collect::<Vec<_>>().join("; ")
 }
 
-/// One layer: what it says about each setting.
+/// The values of one source, by setting.
 type Layer = BTreeMap<String, Given>;
 
 #[cfg(test)]
@@ -244,13 +245,13 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_that_is_almost_a_setting_is_noticed() {
+    fn a_mistyped_variable_is_paired_with_its_setting() {
         let command = with_variables(ProcessSettings::augment_args(Command::new("p")));
         let environment = [
             ("VERBATIM_DRAIN_DEADLIN", "1s"),
             ("VERBATIM_LISTEN", "127.0.0.1:1"),
             ("VERBATIM_BATCH_SIZE", "of another process"),
-            ("VERBATIM_API_SERVICE_HOST", "Kubernetes says where a service is"),
+            ("VERBATIM_API_SERVICE_HOST", "set by Kubernetes"),
         ];
         let environment = environment.iter().map(|(name, value)| (name.into(), value.into()));
         let sources = Sources { environment: environment.collect(), ..Sources::default() };

@@ -1,7 +1,7 @@
-//! The address of a server, whose password no log line and no error shows.
+//! The URL of a server. No log line and no error shows its password.
 //!
-//! Strict on purpose: an `@` may stand only before the host. Whoever has one elsewhere has a password
-//! that is not percent-encoded, and then nobody could say where the password ends.
+//! An `@` is allowed only before the host. Elsewhere it indicates a password that is not percent-encoded,
+//! whose end cannot be determined.
 
 use std::fmt;
 
@@ -9,44 +9,44 @@ use std::fmt;
 #[derive(Clone, PartialEq, Eq)]
 pub struct ServerUrl(String);
 
-/// Why a text is no address of the wanted kind. Does not contain the text: it may hold a password.
+/// Why a text is not a valid URL. The error does not contain the text, which may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidUrl {
-    /// It starts with something else.
+    /// The scheme is another one.
     #[error("it must start with {0}")]
     Scheme(&'static str),
-    /// Nothing where the host should be.
-    #[error("it names no host")]
+    /// The host is empty.
+    #[error("the host is missing")]
     Host,
-    /// A reserved character in the user name or password.
+    /// A reserved character in the user name or password is not percent-encoded.
     #[error(
-        "an @ stands after the host: in a password, @ is written %40, / %2F, ? %3F, # %23, : %3A, , %2C"
+        "it has an @ after the host: percent-encode user name and password (@ as %40, / %2F, ? %3F, # %23, : %3A, comma %2C)"
     )]
     Encoding,
-    /// White space, often a line break at the end of a secret.
+    /// White space or a control character.
     #[error("it contains white space or a control character")]
     Space,
 }
 
 impl ServerUrl {
-    /// The address of a RabbitMQ node: `amqp://` or `amqps://`.
+    /// The URL of a RabbitMQ node: `amqp://` or `amqps://`.
     pub fn amqp(text: &str) -> Result<Self, InvalidUrl> {
         Self::parse(text, &["amqp://", "amqps://"], "amqp:// or amqps://")
     }
 
-    /// The address of a Redis server: `redis://` or `rediss://`.
+    /// The URL of a Redis server: `redis://` or `rediss://`.
     pub fn redis(text: &str) -> Result<Self, InvalidUrl> {
         Self::parse(text, &["redis://", "rediss://"], "redis:// or rediss://")
     }
 
-    /// The address of a PostgreSQL database: `postgres://` or `postgresql://`. The host may be empty:
-    /// that is libpq's way to name a socket directory in the query.
+    /// The URL of a PostgreSQL database: `postgres://` or `postgresql://`. As with libpq, the host may be
+    /// empty if the query names a socket directory (`?host=`).
     pub fn postgresql(text: &str) -> Result<Self, InvalidUrl> {
         let schemes = ["postgres://", "postgresql://"];
         Self::parse(text, &schemes, "postgres:// or postgresql://")
     }
 
-    /// The whole address, password included, for the client that connects and for nobody else.
+    /// The complete URL, password included. Only for the client that connects.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -75,7 +75,7 @@ impl fmt::Display for ServerUrl {
         let (scheme, rest) = self.0.split_once("://").unwrap_or_default();
         let (authority, tail) = split(rest);
         let secret = if authority.contains('@') { "***@" } else { "" };
-        // A query may hold a password too.
+        // The query may contain a password too.
         let path = tail.split(['?', '#']).next().unwrap_or_default();
         write!(f, "{scheme}://{secret}{}{path}", host(authority))
     }
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_another_kind_or_without_a_host_is_refused() {
+    fn a_url_with_another_scheme_or_without_a_host_is_refused() {
         let other = InvalidUrl::Scheme("amqp:// or amqps://");
         assert_eq!(ServerUrl::amqp("redis://host"), Err(other));
         assert_eq!(ServerUrl::amqp("amqp://"), Err(InvalidUrl::Host));
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_directory_and_a_trailing_line_break_are_fine() {
+    fn a_socket_directory_and_a_trailing_line_break_are_accepted() {
         assert!(ServerUrl::postgresql("postgres:///db?host=/run/postgresql").is_ok());
         assert_eq!(ServerUrl::redis("redis://host\n").expect("trimmed").expose(), "redis://host");
     }

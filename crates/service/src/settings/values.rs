@@ -1,4 +1,4 @@
-//! Durations, sizes and parts as people write them.
+//! Parsers of durations, sizes and shares.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         if text.parse::<f64>().is_ok() {
             format!("a duration needs a unit, such as {text}s or {text}ms")
         } else {
-            "it is no duration such as 250ms, 30s, 5min or 1h".to_owned()
+            "it is not a duration, such as 250ms, 30s, 5min or 1h".to_owned()
         }
     })
 }
 
-/// A duration of at least one millisecond: for intervals, where 0 would be a busy loop.
+/// A duration of at least one millisecond: for intervals, for which 0 would be a busy loop.
 pub fn positive_duration(text: &str) -> Result<Duration, String> {
     let duration = duration(text)?;
     if duration < Duration::from_millis(1) {
@@ -23,12 +23,12 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
-/// A part of a whole: 0.01 to 1.
-pub(super) fn part(text: &str) -> Result<f64, String> {
+/// A share: 0.01 to 1.
+pub(super) fn share(text: &str) -> Result<f64, String> {
     match text.trim().parse() {
-        Ok(part) if (0.01..=1.0).contains(&part) => Ok(part),
+        Ok(share) if (0.01..=1.0).contains(&share) => Ok(share),
         Ok(_) => Err("it must be 0.01 to 1".to_owned()),
-        Err(_) => Err("it is no number such as 0.25 or 1".to_owned()),
+        Err(_) => Err("it is not a number, such as 0.25 or 1".to_owned()),
     }
 }
 
@@ -42,13 +42,13 @@ pub fn bytes(text: &str) -> Result<usize, String> {
         "MiB" => 1 << 20,
         "GiB" => 1 << 30,
         other => {
-            return Err(format!("{other} is no unit of size; B, KiB, MiB and GiB are"));
+            return Err(format!("unknown unit {other}; use B, KiB, MiB or GiB"));
         }
     };
     let number: usize = digits
         .trim_end()
         .parse()
-        .map_err(|_| "it is no size such as 1048576, 512KiB or 64MiB".to_owned())?;
+        .map_err(|_| "it is not a size, such as 1048576, 512KiB or 64MiB".to_owned())?;
     number.checked_mul(unit).ok_or_else(|| "it is larger than this machine can address".to_owned())
 }
 
@@ -62,18 +62,18 @@ mod tests {
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("1h 30min"), Ok(Duration::from_secs(5_400)));
         assert_eq!(duration("30"), Err("a duration needs a unit, such as 30s or 30ms".to_owned()));
-        assert!(duration("soon").is_err_and(|error| error.contains("no duration")));
+        assert!(duration("soon").is_err_and(|error| error.contains("not a duration")));
         assert!(positive_duration("0s").is_err());
     }
 
     #[test]
-    fn parts_are_a_hundredth_to_all() {
-        assert_eq!(part("0.25"), Ok(0.25));
-        assert_eq!(part("1"), Ok(1.0));
+    fn shares_are_0_01_to_1() {
+        assert_eq!(share("0.25"), Ok(0.25));
+        assert_eq!(share("1"), Ok(1.0));
         for text in ["0", "0.009", "-0.1", "1.01", "NaN"] {
-            assert!(part(text).is_err_and(|error| error.contains("0.01 to 1")), "{text}");
+            assert!(share(text).is_err_and(|error| error.contains("0.01 to 1")), "{text}");
         }
-        assert!(part("25%").is_err_and(|error| error.contains("0.25")));
+        assert!(share("25%").is_err_and(|error| error.contains("0.25")));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Where the servers' programs are: as Debian lays them out, else on the path.
+//! The paths of the servers' programs: where Debian installs them, or else on `PATH`.
 
 use std::path::{Path, PathBuf};
 
@@ -6,13 +6,13 @@ use anyhow::{Context, Result};
 
 use super::Kind;
 
-/// The kinds of server whose programs are not on this machine.
+/// The kinds of server whose programs are not installed on this machine.
 #[must_use]
 pub fn missing() -> Vec<Kind> {
     Kind::ALL.into_iter().filter(|kind| main_program(*kind).is_err()).collect()
 }
 
-/// The package of Debian and Ubuntu that brings a server.
+/// The package of Debian and Ubuntu that contains a server.
 #[must_use]
 pub fn package(kind: Kind) -> &'static str {
     match kind {
@@ -30,28 +30,28 @@ fn main_program(kind: Kind) -> Result<PathBuf> {
     }
 }
 
-/// The environment variable that names a directory with programs of another RabbitMQ than the machine's.
+/// The environment variable with a directory of RabbitMQ programs to use instead of the installed ones.
 pub const RABBITMQ: &str = "VERBATIM_TEST_RABBITMQ";
 
-/// A program of RabbitMQ. Debian's in `/usr/sbin` are wrappers that insist on their own user and
-/// directory; the ones behind them run anywhere.
+/// A program of RabbitMQ. Those in Debian's `/usr/sbin` are wrappers that require a certain user and
+/// directory; this returns the programs that they call.
 pub(super) fn rabbitmq(program: &str) -> Result<PathBuf> {
-    if let Some(other) = other_rabbitmq() {
+    if let Some(other) = chosen_rabbitmq() {
         return Ok(other.join(program));
     }
-    let behind = Path::new("/usr/lib/rabbitmq/bin").join(program);
-    if behind.is_file() { Ok(behind) } else { on_path(program, package(Kind::RabbitMq)) }
+    let wrapped = Path::new("/usr/lib/rabbitmq/bin").join(program);
+    if wrapped.is_file() { Ok(wrapped) } else { on_path(program, package(Kind::RabbitMq)) }
 }
 
-/// Erlang's name server, which comes with RabbitMQ.
+/// Erlang's port mapper daemon, which is installed with RabbitMQ.
 pub(super) fn epmd() -> Result<PathBuf> {
-    match other_rabbitmq() {
+    match chosen_rabbitmq() {
         Some(other) => Ok(other.join("epmd")),
         None => on_path("epmd", package(Kind::RabbitMq)),
     }
 }
 
-fn other_rabbitmq() -> Option<PathBuf> {
+fn chosen_rabbitmq() -> Option<PathBuf> {
     std::env::var_os(RABBITMQ).map(PathBuf::from)
 }
 
@@ -59,7 +59,7 @@ pub(super) fn redis() -> Result<PathBuf> {
     on_path("redis-server", package(Kind::Redis))
 }
 
-/// A program of the newest PostgreSQL.
+/// A program of the newest installed PostgreSQL.
 pub(super) fn postgresql(program: &str) -> Result<PathBuf> {
     let newest = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -77,15 +77,15 @@ pub(super) fn postgresql(program: &str) -> Result<PathBuf> {
     }
 }
 
-/// A program on the path, which `package` brings.
+/// A program on `PATH`; `package` contains it.
 pub(crate) fn on_path(program: &str, package: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        // Where an ordinary user's path does not lead.
+        // Not on the PATH of ordinary users.
         .chain(["/usr/sbin", "/usr/local/sbin", "/usr/local/bin"].map(PathBuf::from))
         .map(|dir| dir.join(program))
         .find(|file| file.is_file())
         .with_context(|| {
-            format!("{program} is not installed: `apt-get install {package}` brings it, and `cargo xtask test` installs it by itself")
+            format!("{program} is not installed: run `apt-get install {package}`, or `cargo xtask test`, which installs it")
         })
 }

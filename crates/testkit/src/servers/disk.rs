@@ -1,8 +1,7 @@
-//! A disk of a few MiB for one server, which a test can fill to the last byte.
+//! A disk of a few MiB for one server, which a test can fill completely.
 //!
-//! It is a tmpfs in a mount namespace of its own that one process holds: nobody else sees it, and it
-//! goes away with that process, whatever becomes of the owner. Whoever is not root gets a user
-//! namespace around it.
+//! It is a tmpfs in its own mount namespace. One process holds the namespace: no other process sees the disk,
+//! and it ends with that process. Without root it is inside a user namespace.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -16,10 +15,10 @@ use super::postgresql::User;
 use crate::guard::Mark;
 use crate::process::Process;
 
-/// What a test puts on the disk to fill it.
-const BALLAST: &str = "ballast";
+/// The name of the file that fills the disk.
+const FILLER: &str = "filler";
 
-/// A small disk at `data` below a server's directory.
+/// A small disk, mounted at `data` in a server's directory.
 #[derive(Debug)]
 pub(super) struct Disk {
     dir: PathBuf,
@@ -27,7 +26,7 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// Mounts a disk of so many MiB, for this user, else for whoever runs this.
+    /// Mounts a disk of this size in MiB, owned by `user`, or by the user of this process.
     pub(super) fn mount(
         mark: &Mark,
         dir: &Path,
@@ -51,7 +50,7 @@ impl Disk {
         Ok(Self { dir: dir.to_owned(), holder })
     }
 
-    /// A command that runs the program in its arguments where the disk can be seen, as this user.
+    /// A command that runs the program in its arguments in the namespace of the disk, as this user.
     pub(super) fn command(&self, mark: &Mark, user: Option<User>) -> Result<Command> {
         let script = r#"
             until [ -e mounted ]; do
@@ -77,14 +76,14 @@ impl Disk {
                 command.arg(format!("--map-group={}", own.gid()));
             }
         }
-        // Entering leads to the root directory.
+        // nsenter changes to the root directory.
         command.args(["sh", "-c", "cd \"$0\" && exec \"$@\""]).arg(&self.dir);
         Ok(command)
     }
 
-    /// Leaves no free byte.
+    /// Fills the disk completely.
     pub(super) fn fill(&self) -> Result<()> {
-        let path = self.ballast();
+        let path = self.filler();
         let mut file = File::create(&path).with_context(|| path.display().to_string())?;
         let zeros = [0; 4096];
         loop {
@@ -96,16 +95,16 @@ impl Disk {
         }
     }
 
-    /// Takes away what [`Self::fill`] put there.
+    /// Removes the file of [`Self::fill`].
     pub(super) fn free(&self) -> Result<()> {
-        let path = self.ballast();
+        let path = self.filler();
         fs::remove_file(&path).with_context(|| path.display().to_string())
     }
 
-    /// As it is seen from outside of the namespace.
-    fn ballast(&self) -> PathBuf {
+    /// The path of the file as seen from outside the namespace.
+    fn filler(&self) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.holder.pid()));
         let dir = self.dir.strip_prefix("/").unwrap_or(&self.dir);
-        root.join(dir).join("data").join(BALLAST)
+        root.join(dir).join("data").join(FILLER)
     }
 }

@@ -1,4 +1,4 @@
-//! One process of a server: started, broken and restarted by itself.
+//! One process of a server, which can be started, broken and restarted.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,13 +12,13 @@ use super::redis::Redis;
 use crate::process::{Process, Signal, send};
 use crate::wait::until;
 
-/// A server that takes longer than this to come up is broken: ten times what it takes on two busy cores.
+/// Timeout of a start: ten times what it takes on two busy cores.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 
-/// A graceful stop: RabbitMQ with its management plugin takes 6 s.
+/// Timeout of a graceful stop; RabbitMQ with its management plugin takes 6 s.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
-/// One process, at one address for all its restarts.
+/// One process, with the same address after every restart.
 #[derive(Debug)]
 pub struct Node {
     kind: Kind,
@@ -26,7 +26,7 @@ pub struct Node {
     process: Mutex<Option<Process>>,
 }
 
-/// How it is started and asked.
+/// How a kind of server is started and queried.
 #[derive(Debug)]
 pub(super) enum Launch {
     RabbitMq(RabbitMq),
@@ -63,24 +63,24 @@ impl Node {
         }
     }
 
-    /// Runs a command on a Redis; the answer is as Redis writes it (RESP 2), without the last line break.
+    /// Runs a command on a Redis; returns the raw reply (RESP 2) without the last line break.
     ///
     /// # Errors
-    /// When it is another server, or does not answer. An error that it answers is an answer.
-    pub async fn redis(&self, words: &[&str]) -> Result<String> {
+    /// When it is another kind of server, or does not reply. An error reply is returned as a reply.
+    pub async fn redis(&self, command: &[&str]) -> Result<String> {
         let Launch::Redis(it) = &self.launch else { bail!("{} is not Redis", self.kind) };
-        Ok(it.ask(words).await?)
+        Ok(it.execute(command).await?)
     }
 
-    /// Fills the disk that a PostgreSQL has for its own, to the last byte.
+    /// Fills the own disk of a PostgreSQL completely.
     ///
     /// # Errors
-    /// When it has none.
+    /// When it has no own disk.
     pub fn fill_disk(&self) -> Result<()> {
         self.postgresql()?.disk()?.fill()
     }
 
-    /// Makes room again on a disk that [`Self::fill_disk`] filled.
+    /// Frees the space that [`Self::fill_disk`] has filled.
     ///
     /// # Errors
     /// When it was not filled.
@@ -88,13 +88,13 @@ impl Node {
         self.postgresql()?.disk()?.free()
     }
 
-    /// Whether its process runs: a server may end by itself.
+    /// Whether its process runs. A server may also end by itself.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.process().as_ref().is_some_and(|process| process.exited().is_none())
     }
 
-    /// Its process id, while it is running.
+    /// Its process id while it is running.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.process().as_ref().map(Process::pid)
@@ -106,16 +106,15 @@ impl Node {
         self.process().as_ref().map_or_else(|| "(not running)".to_owned(), Process::log_tail)
     }
 
-    /// Ends it without any chance to react (`kill -9`), children included, and returns when all of
-    /// them are gone.
+    /// Kills it and its children (`kill -9`), and returns when all of them have ended.
     ///
     /// # Errors
-    /// When the signal cannot be sent, or a child stays.
+    /// When the signal cannot be sent, or a child does not end.
     pub async fn kill(&self) -> Result<()> {
         let Some(process) = self.process().take() else {
             return Ok(());
         };
-        let children = self.dependants(&process);
+        let children = self.signalled_children(&process);
         process.kill();
         send(Signal::Kill, &children)?;
         until(format!("the end of {}'s children", self.kind), STOP_LIMIT, async || match children
@@ -145,10 +144,10 @@ impl Node {
         Ok(())
     }
 
-    /// Ends PostgreSQL by its immediate shutdown: without a checkpoint, so that the next start recovers.
+    /// Ends PostgreSQL by its immediate shutdown, without a checkpoint: the next start has to recover.
     ///
     /// # Errors
-    /// When it does not end, or is another server.
+    /// When it does not end, or is another kind of server.
     pub async fn crash(&self) -> Result<()> {
         if self.kind != Kind::PostgreSql {
             bail!("{} has no immediate shutdown", self.kind);
@@ -164,26 +163,26 @@ impl Node {
     /// Kills one of its children (`kill -9`).
     ///
     /// # Errors
-    /// When it is none of its children.
+    /// When `pid` is not one of its children.
     pub fn kill_child(&self, pid: u32) -> Result<()> {
         let process = self.process();
         let children = process.as_ref().map(Process::children).unwrap_or_default();
         if !children.contains(&pid) {
-            bail!("process {pid} is no child of {}", self.kind);
+            bail!("process {pid} is not a child of {}", self.kind);
         }
         Ok(send(Signal::Kill, &[pid])?)
     }
 
-    /// Starts it again at the same address with the data it had, and waits until it answers.
+    /// Restarts it at the same address with its data, and waits until it responds.
     ///
     /// # Errors
-    /// When it is running, or does not come up.
+    /// When it is running, or does not start.
     pub async fn start(&self) -> Result<()> {
         self.spawn()?;
         self.ready().await
     }
 
-    /// Starts it again at the same address, but empty, as after the loss of its disk.
+    /// Restarts it at the same address without its data, as after the loss of its disk.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -192,34 +191,34 @@ impl Node {
         self.start().await
     }
 
-    /// Freezes it, children included: connections stay open, and nothing answers.
+    /// Freezes it and its children: connections stay open, and it does not respond.
     ///
     /// # Errors
     /// When it is not running.
     pub fn freeze(&self) -> Result<()> {
         let process = self.process();
         let process = process.as_ref().ok_or_else(|| anyhow!("{} is not running", self.kind))?;
-        // The parent first, so that it has no new child in between.
+        // The parent first, so that it starts no further child.
         process.signal(Signal::Stop)?;
-        send(Signal::Stop, &self.dependants(process))?;
+        send(Signal::Stop, &self.signalled_children(process))?;
         Ok(())
     }
 
-    /// Thaws what [`Self::freeze`] froze.
+    /// Ends [`Self::freeze`].
     ///
     /// # Errors
     /// When it is not running.
     pub fn thaw(&self) -> Result<()> {
         let process = self.process();
         let process = process.as_ref().ok_or_else(|| anyhow!("{} is not running", self.kind))?;
-        send(Signal::Continue, &self.dependants(process))?;
+        send(Signal::Continue, &self.signalled_children(process))?;
         process.signal(Signal::Continue)?;
         Ok(())
     }
 
-    /// The children that do a server's work: PostgreSQL has one for each connection. RabbitMQ's are
-    /// helpers that end with it.
-    fn dependants(&self, process: &Process) -> Vec<u32> {
+    /// The children that have to be signalled too: PostgreSQL has one for each connection. RabbitMQ's
+    /// children end with it.
+    fn signalled_children(&self, process: &Process) -> Vec<u32> {
         match self.kind {
             Kind::PostgreSql => process.children(),
             Kind::RabbitMq | Kind::RabbitMqCluster | Kind::Redis | Kind::RedisCluster => Vec::new(),
@@ -247,7 +246,7 @@ impl Node {
     pub(super) fn spawn(&self) -> Result<()> {
         let mut slot = self.process();
         if slot.is_some() {
-            bail!("{} is running already", self.kind);
+            bail!("{} is already running", self.kind);
         }
         let (mut command, log) = match &self.launch {
             Launch::RabbitMq(it) => it.command()?,
@@ -259,10 +258,10 @@ impl Node {
     }
 
     pub(super) async fn ready(&self) -> Result<()> {
-        let ready = until(format!("{} to answer", self.kind), READY_LIMIT, async || {
+        let ready = until(format!("{} to respond", self.kind), READY_LIMIT, async || {
             if let Some(status) = self.process().as_ref().and_then(Process::exited) {
-                // Nothing will change any more: no reason to wait on.
-                return Ok(Err(anyhow!("{} ended at once: {status}", self.kind)));
+                // Ends the wait with an error.
+                return Ok(Err(anyhow!("{} ended: {status}", self.kind)));
             }
             match &self.launch {
                 Launch::RabbitMq(it) => it.probe().await,
@@ -273,7 +272,7 @@ impl Node {
         })
         .await;
         ready.map_err(anyhow::Error::from).flatten().with_context(|| {
-            format!("{} did not come up; the end of its log:\n{}", self.kind, self.log_tail())
+            format!("{} did not start; the end of its log:\n{}", self.kind, self.log_tail())
         })
     }
 
@@ -283,6 +282,6 @@ impl Node {
 }
 
 fn alive(pid: u32) -> bool {
-    // A zombie has no open directory any more.
+    // A zombie has no working directory.
     std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok()
 }

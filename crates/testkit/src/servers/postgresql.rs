@@ -1,5 +1,5 @@
-//! How a private PostgreSQL is started and asked. It refuses to run as root, so then it runs as the
-//! user `postgres`, whom its package creates.
+//! Starts and queries a private PostgreSQL. It refuses to run as root; root starts it as the user
+//! `postgres`, which its package creates.
 
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
@@ -15,7 +15,7 @@ use crate::{place, ports};
 
 /// Runs SQL through `psql` on a database of the server that `url` names.
 pub(crate) async fn psql(url: &str, database: &str, sql: &str) -> Result<String> {
-    // Through the environment: arguments can be read by every user of the machine.
+    // The password is passed in the environment: every user can read the arguments of a process.
     let address = url.strip_prefix("postgres://").unwrap_or(url);
     let (address, _) = address.rsplit_once('/').unwrap_or((address, ""));
     let (credentials, host) = address.rsplit_once('@').context("the URL has no user")?;
@@ -41,7 +41,7 @@ pub(super) struct User {
     pub(super) group: u32,
 }
 
-/// Whom to run as; `None` is whoever runs this.
+/// The user to run as; `None` is the user of this process.
 pub(super) fn user() -> Result<Option<User>> {
     if place::user_id()? != 0 {
         return Ok(None);
@@ -58,7 +58,7 @@ pub(super) fn user() -> Result<Option<User>> {
     }
 }
 
-/// One PostgreSQL, running or not.
+/// One PostgreSQL server, running or stopped.
 #[derive(Debug)]
 pub(super) struct PostgreSql {
     pub(super) port: u16,
@@ -67,7 +67,7 @@ pub(super) struct PostgreSql {
     user: Option<User>,
     password: String,
     durability: Durability,
-    /// Its own, where its data is not to lie on the machine's.
+    /// The own disk for its data, if it has one.
     disk: Option<Disk>,
 }
 
@@ -93,8 +93,8 @@ impl PostgreSql {
     }
 
     pub(super) fn command(&self) -> Result<(Command, PathBuf)> {
-        // One shell for both steps, so that a first start costs its caller no waiting in between: the
-        // three servers come up side by side.
+        // One shell runs both initdb and the server, so that the caller does not wait for initdb and the
+        // servers start in parallel.
         let script = r#"
             if [ ! -s data/PG_VERSION ]; then
                 "$1" --no-sync --username="$3" --pwfile=password --auth=password \
@@ -131,12 +131,12 @@ impl PostgreSql {
 
     /// Its own disk.
     pub(super) fn disk(&self) -> Result<&Disk> {
-        self.disk.as_ref().context("this PostgreSQL has no disk of its own")
+        self.disk.as_ref().context("this PostgreSQL has no own disk")
     }
 
     pub(super) fn wipe(&self) -> Result<()> {
         if self.disk.is_some() {
-            bail!("a disk of a server's own cannot be emptied");
+            bail!("a PostgreSQL with an own disk cannot be started empty");
         }
         remove(&self.dir.join("data"))
     }
@@ -145,14 +145,14 @@ impl PostgreSql {
         self.psql("postgres", "SELECT 1").await.map(|_| ()).map_err(|error| error.to_string())
     }
 
-    /// Runs SQL as the superuser; the answer is unaligned text, a line for each row.
+    /// Runs SQL as the superuser; returns unaligned text, one line per row.
     pub(super) async fn psql(&self, database: &str, sql: &str) -> Result<String> {
         psql(&self.url(), database, sql).await
     }
 
     fn settings(&self) -> Vec<String> {
         let (synced, vacuumed) = match self.durability {
-            // The databases live for seconds: vacuuming them only disturbs the neighbours.
+            // The databases exist for seconds: vacuuming them only slows down other tests.
             Durability::Fast => ("off", "off"),
             Durability::Durable => ("on", "on"),
         };
@@ -160,9 +160,9 @@ impl PostgreSql {
             format!("port={}", self.port),
             "listen_addresses=127.0.0.1".to_owned(),
             "unix_socket_directories=".to_owned(),
-            // Many pools of many tests at once; the default is 100.
+            // Many tests with a pool each run concurrently; the default is 100.
             "max_connections=400".to_owned(),
-            // Files of its own directory, which nobody has to clean up after a kill.
+            // Files in its own directory, which need no clean-up after a kill.
             "dynamic_shared_memory_type=mmap".to_owned(),
             format!("fsync={synced}"),
             format!("full_page_writes={synced}"),

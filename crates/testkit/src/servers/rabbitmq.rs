@@ -1,9 +1,10 @@
-//! How a private RabbitMQ is started and asked.
+//! Starts and queries a private RabbitMQ.
 //!
-//! It runs as whoever starts it, root included, without the distribution's wrappers. Its name server
-//! (`epmd`), which RabbitMQ would start as a daemon for the whole machine and leave behind, is a child of
-//! ours on a port of its own. The management plugin is on: it makes a virtual host in 30 ms, where
-//! `rabbitmqctl` takes 2 s, and costs 0.3 s at boot (160 virtual hosts from a definitions file: 5 s).
+//! It runs as the user of this process, root included, without the distribution's wrappers. RabbitMQ would
+//! start Erlang's port mapper (`epmd`) as a daemon of the machine and leave it running, so this module starts
+//! it as a child process on its own port. The management plugin is enabled: it creates a virtual host in
+//! 30 ms, where `rabbitmqctl` takes 2 s, and adds 0.3 s to the boot (160 virtual hosts from a definitions
+//! file: 5 s).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,15 +20,14 @@ use crate::management::Management;
 use crate::ports;
 use crate::process::Process;
 
-/// The nodes of a cluster share a name server; of two clusters each has its own.
+/// Nodes of a cluster. They share an `epmd`.
 const CLUSTER: usize = 3;
 
-/// No shell on standard input; distribution over loopback only; idle schedulers leave the cores to
-/// the tests.
+/// No shell on standard input; distribution over loopback only; schedulers do not spin when idle.
 const ERLANG_ARGUMENTS: &str = "-noinput -kernel inet_dist_use_interface {127,0,0,1} \
                                 +sbwt none +sbwtdcpu none +sbwtdio none";
 
-/// One node of RabbitMQ, running or not.
+/// One node of RabbitMQ, running or stopped.
 #[derive(Debug)]
 pub(super) struct RabbitMq {
     pub(super) port: u16,
@@ -50,7 +50,7 @@ impl RabbitMq {
         Self::prepare_nodes(guard, vec![dir])
     }
 
-    /// Three nodes that find each other.
+    /// Three nodes that form a cluster.
     pub(super) fn prepare_cluster(guard: &Guard, dir: &Path) -> Result<Vec<Self>> {
         let dirs: Vec<_> = (0..CLUSTER).map(|node| dir.join(node.to_string())).collect();
         for dir in &dirs {
@@ -99,13 +99,13 @@ impl RabbitMq {
         }
         std::fs::write(self.dir.join("enabled_plugins"), "[rabbitmq_management].\n")?;
         write_secret(&self.dir.join("rabbitmq.conf"), &self.config())?;
-        // Erlang takes the cookie from here, and insists that nobody else can read it.
+        // Erlang reads the cookie from this file, which only its owner may be able to read.
         write_secret(&self.dir.join("home/.erlang.cookie"), &self.cookie)?;
         let mut command = self.mark.command(binaries::rabbitmq("rabbitmq-server")?);
         self.environment(&mut command);
         command
             .current_dir(&self.dir)
-            // Without a supervising shell in between, the process that we know is the server.
+            // Without a supervising shell, so that the started process is the server.
             .env("RABBITMQ_ALLOW_INPUT", "1")
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", ERLANG_ARGUMENTS);
         Ok((command, self.dir.join("log")))
@@ -122,7 +122,7 @@ impl RabbitMq {
         remove(&self.dir.join("data"))
     }
 
-    /// The protocol's greeting comes only after the boot, plugins included.
+    /// Checks that RabbitMQ replies to a protocol header, which it does only after the boot and plugins.
     pub(super) async fn probe(&self) -> Result<(), String> {
         let exchange = async {
             let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
@@ -131,21 +131,21 @@ impl RabbitMq {
         };
         match exchange.await {
             // A method frame: `connection.start`.
-            Ok(1) => self.meets_the_others().await,
-            Ok(other) => Err(format!("it greets with a frame of type {other}")),
+            Ok(1) => self.sees_every_node().await,
+            Ok(other) => Err(format!("the first frame has type {other}, not 1 (method)")),
             Err(error) => Err(error.to_string()),
         }
     }
 
     /// Whether it sees every node of its cluster running.
-    async fn meets_the_others(&self) -> Result<(), String> {
+    async fn sees_every_node(&self) -> Result<(), String> {
         let nodes = self.management().get("/api/nodes").await.map_err(|e| format!("{e:#}"))?;
         let running = |nodes: &Vec<serde_json::Value>| {
             nodes.iter().filter(|node| node["running"] == true).count()
         };
         match nodes.as_array().map_or(0, running) {
-            met if met >= self.members.len() => Ok(()),
-            met => Err(format!("{met} of {} nodes are running", self.members.len())),
+            count if count >= self.members.len() => Ok(()),
+            count => Err(format!("{count} of {} nodes are running", self.members.len())),
         }
     }
 
@@ -161,7 +161,7 @@ impl RabbitMq {
             .env("RABBITMQ_LOGS", "-")
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", self.dir.join("enabled_plugins"))
             .env("RABBITMQ_CONFIG_FILE", self.dir.join("rabbitmq.conf"))
-            // The machine's own settings are for the machine's own server.
+            // Ignore the settings of the installed server.
             .env("RABBITMQ_CONF_ENV_FILE", "/dev/null");
     }
 

@@ -1,4 +1,4 @@
-//! How a private Redis is started and asked.
+//! Starts and queries a private Redis.
 
 pub(super) mod cluster;
 
@@ -15,7 +15,7 @@ use super::{Durability, binaries, remove, secret, write_secret};
 use crate::guard::{Guard, Mark};
 use crate::ports;
 
-/// One Redis, running or not.
+/// One Redis server, running or stopped.
 #[derive(Debug)]
 pub(super) struct Redis {
     pub(super) port: u16,
@@ -23,7 +23,7 @@ pub(super) struct Redis {
     dir: PathBuf,
     password: String,
     durability: Durability,
-    /// What it is in a cluster.
+    /// Its role in a cluster.
     membership: Option<Membership>,
 }
 
@@ -59,7 +59,7 @@ impl Redis {
              masterauth {password}\n\
              save \"\"\n\
              appendonly {append_only}\n\
-             # A changed title would overwrite the environment, and the guard's mark in it.\n\
+             # Changing the process title would overwrite the environment with the guard's mark.\n\
              set-proc-title no\n\
              {cluster}"
         );
@@ -69,37 +69,38 @@ impl Redis {
         Ok((command, self.dir.join("log")))
     }
 
-    /// Forgets all data, in a cluster also all that has happened there since its beginning.
+    /// Removes all data; in a cluster also the state of the cluster.
     pub(super) fn wipe(&self) -> Result<()> {
         remove(&self.dir.join("data"))
     }
 
     pub(super) async fn probe(&self) -> Result<(), String> {
-        let answer = async |words: &[&str]| self.ask(words).await.map_err(|e| e.to_string());
-        let pong = answer(&["PING"]).await?;
+        let reply = async |command: &[&str]| self.execute(command).await.map_err(|e| e.to_string());
+        let pong = reply(&["PING"]).await?;
         if pong != "+PONG" {
-            return Err(format!("it says {pong:?}"));
+            return Err(format!("the reply to PING is {pong:?}"));
         }
         match &self.membership {
             None => Ok(()),
-            Some(_) => match answer(&["CLUSTER", "INFO"]).await? {
+            Some(_) => match reply(&["CLUSTER", "INFO"]).await? {
                 info if info.contains("cluster_state:ok\r\n") => Ok(()),
-                other => Err(format!("it says {other:?}")),
+                other => Err(format!("the cluster is not ready: {other:?}")),
             },
         }
     }
 
-    /// Runs one command; the answer is as Redis writes it (RESP 2), without the last line break.
-    pub(super) async fn ask(&self, words: &[&str]) -> std::io::Result<String> {
+    /// Runs one command; returns the raw reply (RESP 2) without the last line break.
+    pub(super) async fn execute(&self, words: &[&str]) -> std::io::Result<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
         let words = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len()));
         let command = format!("*{}\r\n{}", words.len(), words.collect::<String>());
         let request = format!("AUTH {}\r\n{command}QUIT\r\n", self.password);
         stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await?;
-        let answer = String::from_utf8_lossy(&answer);
-        let own = answer.strip_prefix("+OK\r\n").and_then(|it| it.strip_suffix("\r\n+OK\r\n"));
-        own.map(str::to_owned).ok_or_else(|| std::io::Error::other(format!("it says {answer:?}")))
+        let mut reply = Vec::new();
+        stream.read_to_end(&mut reply).await?;
+        let reply = String::from_utf8_lossy(&reply);
+        let own = reply.strip_prefix("+OK\r\n").and_then(|it| it.strip_suffix("\r\n+OK\r\n"));
+        own.map(str::to_owned)
+            .ok_or_else(|| std::io::Error::other(format!("unexpected reply {reply:?}")))
     }
 }

@@ -1,4 +1,4 @@
-//! One private server as its users see it: one process, or the nodes of a cluster taken together.
+//! One private server: a single process, or all nodes of a cluster.
 
 use anyhow::{Result, bail};
 
@@ -6,7 +6,7 @@ use super::Kind;
 use super::node::{Launch, Node};
 use crate::management::Management;
 
-/// One private server, at one address for all its restarts. What it is told, all its nodes are told.
+/// One private server, with the same address after every restart. Methods apply to all its nodes.
 #[derive(Debug)]
 pub struct Server {
     kind: Kind,
@@ -19,26 +19,26 @@ impl Server {
         Self { kind, nodes }
     }
 
-    /// Which one it is.
+    /// Its kind.
     #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// Its processes: the nodes of a cluster, masters first; else just the one.
+    /// Its processes: the nodes of a cluster, masters first; otherwise a single one.
     #[must_use]
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// Its URL, with the password: virtual host `/`, database 0, or database `postgres`. Of a cluster,
-    /// the URLs of all nodes, separated by commas.
+    /// Its URL with the password, for virtual host `/`, Redis database 0, or database `postgres`. For a
+    /// cluster, the URLs of all nodes, separated by commas.
     #[must_use]
     pub fn url(&self) -> String {
         self.nodes.iter().map(Node::url).collect::<Vec<_>>().join(",")
     }
 
-    /// Its port on 127.0.0.1; of a cluster, the first node's.
+    /// Its port on 127.0.0.1; for a cluster, that of the first node.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.nodes[0].port()
@@ -47,7 +47,7 @@ impl Server {
     /// RabbitMQ's HTTP interface.
     ///
     /// # Panics
-    /// For another server.
+    /// For another kind of server.
     #[must_use]
     pub fn management(&self) -> Management {
         match self.nodes[0].launch() {
@@ -56,8 +56,8 @@ impl Server {
         }
     }
 
-    /// Runs `rabbitmqctl` against it (`stop_app`, `set_vm_memory_high_watermark`, …), which takes about
-    /// 2 s, and returns what it printed.
+    /// Runs `rabbitmqctl` (`stop_app`, `set_vm_memory_high_watermark`, …) on its first node, which takes
+    /// about 2 s, and returns the output.
     ///
     /// # Errors
     /// When the command fails; with its output.
@@ -74,10 +74,10 @@ impl Server {
         bail!("rabbitmqctl {arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr))
     }
 
-    /// Runs SQL on one of PostgreSQL's databases; the answer is unaligned text, a line for each row.
+    /// Runs SQL on a database of PostgreSQL; returns unaligned text, one line per row.
     ///
     /// # Errors
-    /// When the server is another, or the statement fails; with its message.
+    /// When it is another kind of server, or the statement fails; with PostgreSQL's message.
     pub async fn psql(&self, database: &str, sql: &str) -> Result<String> {
         let Launch::PostgreSql(it) = self.nodes[0].launch() else {
             bail!("{} is not PostgreSQL", self.kind)
@@ -85,23 +85,22 @@ impl Server {
         it.psql(database, sql).await
     }
 
-    /// Its process id, while it is running; of a cluster, the first node's.
+    /// Its process id while it is running; for a cluster, that of the first node.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.nodes[0].pid()
     }
 
-    /// The last lines of its log, of each node's.
+    /// The last lines of its log; for a cluster, of every node's.
     #[must_use]
     pub fn log_tail(&self) -> String {
         self.nodes.iter().map(Node::log_tail).collect::<Vec<_>>().join("\n")
     }
 
-    /// Ends it without any chance to react (`kill -9`), children included, and returns when all of
-    /// them are gone.
+    /// Kills it and its children (`kill -9`), and returns when all of them have ended.
     ///
     /// # Errors
-    /// When the signal cannot be sent, or a child stays.
+    /// When the signal cannot be sent, or a child does not end.
     pub async fn kill(&self) -> Result<()> {
         for node in &self.nodes {
             node.kill().await?;
@@ -120,10 +119,10 @@ impl Server {
         Ok(())
     }
 
-    /// Ends PostgreSQL by its immediate shutdown: without a checkpoint, so that the next start recovers.
+    /// Ends PostgreSQL by its immediate shutdown, without a checkpoint: the next start has to recover.
     ///
     /// # Errors
-    /// When it does not end, or is another server.
+    /// When it does not end, or is another kind of server.
     pub async fn crash(&self) -> Result<()> {
         self.nodes[0].crash().await
     }
@@ -131,21 +130,21 @@ impl Server {
     /// Kills one of its children (`kill -9`), such as a backend of PostgreSQL.
     ///
     /// # Errors
-    /// When it is none of its children.
+    /// When `pid` is not one of its children.
     pub fn kill_child(&self, pid: u32) -> Result<()> {
         self.nodes[0].kill_child(pid)
     }
 
-    /// Starts it again at the same address with the data it had, and waits until it answers.
+    /// Restarts it at the same address with its data, and waits until it responds.
     ///
     /// # Errors
-    /// When it is running, or does not come up.
+    /// When it is running, or does not start.
     pub async fn start(&self) -> Result<()> {
         self.spawn()?;
         self.ready().await
     }
 
-    /// Starts it again at the same address, but empty, as after the loss of its disk.
+    /// Restarts it at the same address without its data, as after the loss of its disk.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -156,7 +155,7 @@ impl Server {
         self.start().await
     }
 
-    /// Freezes it, children included: connections stay open, and nothing answers.
+    /// Freezes it and its children: connections stay open, and it does not respond.
     ///
     /// # Errors
     /// When it is not running.
@@ -164,7 +163,7 @@ impl Server {
         self.nodes.iter().try_for_each(Node::freeze)
     }
 
-    /// Thaws what [`Self::freeze`] froze.
+    /// Ends [`Self::freeze`].
     ///
     /// # Errors
     /// When it is not running.

@@ -1,25 +1,25 @@
-//! The actions that the benchmarks publish: a conversation's message as an agent sends it.
+//! The messages that the benchmarks publish, in the format that agents send.
 //!
-//! Message `n` of a shape is always the same bytes but for its identity, so that two contestants are
-//! given the same work.
+//! Apart from the name of the run, message `n` of a shape is always the same, so that every program gets the
+//! same input.
 
 use std::fmt::Write;
 
-/// What the messages look like.
+/// Number of conversations, size and ids of the messages.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct Shape {
-    /// Conversations that the messages belong to, in turn
+    /// Number of conversations that the messages are distributed over
     #[arg(long, default_value_t = 500)]
     pub(crate) conversations: u64,
     /// Size of a body in bytes, at least 400
     #[arg(long, default_value_t = 515)]
     pub(crate) body_bytes: usize,
-    /// What the ids of this run's conversations and messages begin with
+    /// The name of the run, which is part of its conversation and message ids
     #[arg(long, default_value = "bench")]
     pub(crate) run: RunName,
 }
 
-/// The name of a run: short enough to fit into an id of 36 characters.
+/// The name of a run: at most 8 characters, so that a message id has 36.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RunName([u8; 8]);
 
@@ -30,7 +30,7 @@ impl std::str::FromStr for RunName {
         if text.len() > 8
             || !text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
         {
-            return Err("must be at most 8 lower-case letters and digits".to_owned());
+            return Err("must be at most 8 characters of a-z and 0-9".to_owned());
         }
         let mut name = [b'0'; 8];
         name[..text.len()].copy_from_slice(text.as_bytes());
@@ -44,13 +44,13 @@ impl std::fmt::Display for RunName {
     }
 }
 
-/// Words to fill a message with.
-const WORDS: &str = "The flat near the river has two bedrooms, a balcony and an open kitchen; the owner \
+/// The content of a message, repeated up to its size.
+const TEXT: &str = "The flat near the river has two bedrooms, a balcony and an open kitchen; the owner \
                      asks for a viewing on Thursday after five and would like to know whether the price \
                      includes the garage. ";
 
 impl Shape {
-    /// The id of message `n`: as long as a UUID, and scattered as random ones are.
+    /// The id of message `n`: as long as a UUID, and distributed as randomly.
     pub(crate) fn message_id(&self, n: u64) -> String {
         // Multiplying by an odd constant permutes the 64-bit numbers (Fibonacci hashing).
         let scattered = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -73,12 +73,12 @@ impl Shape {
             conversation % 11,
         );
         let rest = self.body_bytes.saturating_sub(body.len() + 2);
-        body.extend(WORDS.chars().cycle().take(rest));
+        body.extend(TEXT.chars().cycle().take(rest));
         body.push_str("\"}");
         body
     }
 
-    /// The close of the session that conversation `n` has.
+    /// The action that closes the session of conversation `n`.
     pub(crate) fn close(&self, n: u64) -> String {
         let (run, conversation) = (self.run, n % self.conversations);
         format!(
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_has_the_size_that_was_asked_for_and_is_json() {
+    fn a_body_is_json_of_the_requested_size() {
         let shape = Shape { conversations: 500, body_bytes: 515, run: "r1".parse().unwrap() };
         for n in [0, 1, 499, 500, 99_999_999] {
             let body = shape.body(n);

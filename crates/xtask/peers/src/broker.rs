@@ -1,4 +1,4 @@
-//! RabbitMQ, plainly: one connection, one channel.
+//! RabbitMQ: one connection and one channel.
 
 use std::io::Write;
 
@@ -9,13 +9,13 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties, Consumer};
 
-/// The queue that save workers drain.
+/// The queue that the save worker consumes.
 const QUEUE: &str = "conversation.save_message";
 
-/// Messages of a batch at most, as with the worker's default.
+/// Maximum number of messages in a batch, as the worker's default.
 pub(crate) const BATCH: usize = 500;
 
-/// Batches under way at most, as with the worker's default.
+/// Maximum number of batches in flight, as the worker's default.
 pub(crate) const IN_FLIGHT: usize = 4;
 
 pub(crate) async fn connect(url: &str) -> Result<(Connection, Channel)> {
@@ -24,7 +24,7 @@ pub(crate) async fn connect(url: &str) -> Result<(Connection, Channel)> {
     Ok((connection, channel))
 }
 
-/// Starts a consumer that may hold one batch more than are under way.
+/// Starts a consumer with a prefetch of one batch more than are in flight.
 pub(crate) async fn consume(channel: &Channel) -> Result<Consumer> {
     let prefetch = u16::try_from(BATCH * (IN_FLIGHT + 1))?;
     channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
@@ -32,7 +32,7 @@ pub(crate) async fn consume(channel: &Channel) -> Result<Consumer> {
     Ok(channel.basic_consume(QUEUE.into(), "".into(), options, FieldTable::default()).await?)
 }
 
-/// Adds what has come already, up to a batch.
+/// Adds the deliveries that have already arrived, up to a full batch.
 pub(crate) fn drain_ready(stream: &mut Consumer, batch: &mut Vec<Delivery>) -> Result<()> {
     while batch.len() < BATCH {
         let Some(Some(delivery)) = stream.next().now_or_never() else { break };
@@ -41,12 +41,12 @@ pub(crate) fn drain_ready(stream: &mut Consumer, batch: &mut Vec<Delivery>) -> R
     Ok(())
 }
 
-/// What was acknowledged so far; each change is told on standard output.
+/// The number of acknowledged messages; each change is printed to standard output.
 #[derive(Default)]
 pub(crate) struct Acknowledged(u64);
 
 impl Acknowledged {
-    /// Acknowledges everything up to the last delivery of a batch.
+    /// Acknowledges all deliveries up to the last one of a batch.
     pub(crate) async fn up_to_last_of(&mut self, batch: &[Delivery]) -> Result<()> {
         if let Some(last) = batch.last() {
             last.acker.ack(BasicAckOptions { multiple: true }).await?;

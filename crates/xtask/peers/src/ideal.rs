@@ -1,9 +1,8 @@
-//! The least that any correct save worker must do with these servers, written plainly.
+//! The baseline `ideal`: the least work of any correct save worker with these servers.
 //!
-//! Parse; lock the conversations, insert those that are missing and the messages, in the product's own
-//! tables and in one statement; append to the hot copies; acknowledge. Batches of 500, four in flight.
-//! It trusts its input, compares no duplicates, reads no tombstones, measures nothing and dies of any
-//! error.
+//! It parses a batch; locks its conversations and inserts missing ones and the messages, into the product's
+//! tables and in one statement; appends to the hot copies; and acknowledges. Batches of 500, four in flight.
+//! It does not validate, compare duplicates, check tombstones or measure, and it ends at the first error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,13 +23,13 @@ use tokio::time::{Instant, sleep_until};
 use crate::broker::{Acknowledged, BATCH, IN_FLIGHT, connect, consume, drain_ready};
 use crate::masters::Masters;
 
-/// How long a batch waits for company while others are under way, as with the worker's default.
+/// How long an incomplete batch waits while others are in flight, as the worker's default.
 const LINGER: Duration = Duration::from_millis(5);
 
-/// Where the messages go.
+/// The servers that store the messages.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Stores {
-    /// Redis; several, separated by commas: every master of a cluster
+pub(crate) struct Servers {
+    /// Redis; for a cluster, the URLs of all masters, separated by commas
     #[arg(long, env = "REDIS_URL", hide_env_values = true)]
     redis_url: String,
     /// PostgreSQL
@@ -51,8 +50,8 @@ struct Action<'a> {
     agent_id: Option<&'a str>,
 }
 
-pub(crate) async fn run(amqp_url: &str, stores: &Stores) -> Result<()> {
-    let saver = Arc::new(Saver::open(stores).await?);
+pub(crate) async fn run(amqp_url: &str, servers: &Servers) -> Result<()> {
+    let saver = Arc::new(Saver::open(servers).await?);
     let (_connection, channel) = connect(amqp_url).await?;
     let mut stream = consume(&channel).await?;
     let mut acknowledged = Acknowledged::default();
@@ -76,26 +75,26 @@ pub(crate) async fn run(amqp_url: &str, stores: &Stores) -> Result<()> {
                 if batch.is_empty() {
                     due = Instant::now() + LINGER;
                 }
-                batch.push(delivery.context("the queue is gone")??);
+                batch.push(delivery.context("the consumer was cancelled")??);
             }
             () = sleep_until(due), if room && !batch.is_empty() => {}
         }
     }
 }
 
-/// A connection to PostgreSQL for each batch in flight, and one to each Redis for all.
+/// A connection to PostgreSQL for each batch in flight, and one shared connection to each Redis.
 struct Saver {
     postgresql: Mutex<Vec<PgConnection>>,
     redis: Masters,
 }
 
 impl Saver {
-    async fn open(stores: &Stores) -> Result<Self> {
+    async fn open(servers: &Servers) -> Result<Self> {
         let mut postgresql = Vec::new();
         for _ in 0..IN_FLIGHT {
-            postgresql.push(PgConnection::connect(&stores.database_url).await?);
+            postgresql.push(PgConnection::connect(&servers.database_url).await?);
         }
-        let redis = Masters::open(&stores.redis_url).await?;
+        let redis = Masters::open(&servers.redis_url).await?;
         Ok(Self { postgresql: Mutex::new(postgresql), redis })
     }
 
@@ -106,7 +105,7 @@ impl Saver {
         }
         actions.sort_unstable_by_key(|a| (a.tenant_id, a.conversation_id, a.message_id));
         let mut connection =
-            self.postgresql.lock().await.pop().context("a connection for each batch")?;
+            self.postgresql.lock().await.pop().context("no free connection to PostgreSQL")?;
         store(&mut connection, &actions).await?;
         self.postgresql.lock().await.push(connection);
         self.append(&actions).await?;
@@ -135,20 +134,20 @@ impl Saver {
     }
 }
 
-/// One statement, one commit. It stores nothing when another batch made one of the conversations since
-/// it began; then it is sent again.
+/// One statement in one transaction. It inserts nothing and returns no row if a concurrent batch has inserted
+/// one of the conversations; then it is repeated.
 const STORE: &str = "
-    WITH asked AS MATERIALIZED (
+    WITH requested AS MATERIALIZED (
         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[])
              WITH ORDINALITY AS k (tenant_id, id, session_id, agent_id, user_id, at, n)),
     locked AS MATERIALIZED (
-        SELECT k.n, c.number FROM asked k
+        SELECT k.n, c.number FROM requested k
         CROSS JOIN LATERAL (SELECT number FROM conversations c
                             WHERE c.tenant_id = k.tenant_id AND c.id = k.id FOR KEY SHARE) AS c),
     missing AS MATERIALIZED (
-        SELECT k.*, nextval('conversations_number_seq') AS number FROM asked k
+        SELECT k.*, nextval('conversations_number_seq') AS number FROM requested k
         WHERE (SELECT count(*) FROM locked) < cardinality($1) AND k.n NOT IN (SELECT n FROM locked)),
-    made AS (
+    inserted AS (
         INSERT INTO conversations (number, tenant_id, id, session_id, agent_id, user_id, created_at,
                                    last_message_at, hot_generation)
         SELECT number, tenant_id, id, session_id, agent_id, user_id, at, at, 1 FROM missing ORDER BY n
@@ -157,7 +156,7 @@ const STORE: &str = "
         SELECT array_agg(number ORDER BY n) AS numbers
         FROM (SELECT n, number FROM locked UNION ALL SELECT n, number FROM missing) AS known
         HAVING count(*) = cardinality($1)
-           AND (SELECT count(*) FROM made) = (SELECT count(*) FROM missing)),
+           AND (SELECT count(*) FROM inserted) = (SELECT count(*) FROM missing)),
     added AS (
         INSERT INTO message_rows (conversation, id, role, content, user_id, agent_id, created_at,
                                   received_at, body_hash)

@@ -1,4 +1,4 @@
-//! The load: messages published with confirms, as agents publish them.
+//! The load: messages published with confirms, as agents do.
 
 use std::io::Write;
 use std::path::Path;
@@ -19,35 +19,35 @@ const EXCHANGE: &str = "domain.actions";
 const SAVE: &str = "conversation.save_message";
 const CLOSE: &str = "conversation.session_closed";
 
-/// Publishes that may wait for their confirm at once.
+/// Maximum number of unconfirmed publishes.
 const WINDOW: usize = 1024;
 
-/// How often a steady publisher looks at the clock. What is due by then goes out together.
+/// The interval of the steady publisher. Messages that are due by then are published together.
 const TICK: Duration = Duration::from_millis(1);
 
-/// As many messages as there are, as fast as they are confirmed.
+/// Publishes a number of messages as fast as they are confirmed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Preload {
-    /// Messages to publish
+    /// Number of messages to publish
     #[arg(long)]
     count: u64,
-    /// The first message's number
+    /// Number of the first message
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// Close each conversation's session instead: the count is one of conversations
+    /// Publish session ends instead of messages; the count is the number of conversations
     #[arg(long)]
     close: bool,
     #[command(flatten)]
     shape: Shape,
 }
 
-/// As many messages a second as were asked for, whatever becomes of them.
+/// Publishes at a constant rate, independent of confirms.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Steady {
-    /// Messages a second
+    /// Messages per second
     #[arg(long)]
     rate: u64,
-    /// Messages to publish
+    /// Number of messages to publish
     #[arg(long)]
     count: u64,
     #[command(flatten)]
@@ -116,9 +116,9 @@ async fn publish(channel: &Channel, key: &'static str, body: String) -> Result<(
         .basic_publish(EXCHANGE.into(), key.into(), options, body.as_bytes(), properties)
         .await?;
     let confirmation = sent.await?;
-    let taken = confirmation.is_ack();
-    if !taken || confirmation.take_message().is_some() {
-        bail!("RabbitMQ did not take a message; has `verbatim setup` run?");
+    let accepted = confirmation.is_ack();
+    if !accepted || confirmation.take_message().is_some() {
+        bail!("RabbitMQ refused or returned a message; run `verbatim setup` first");
     }
     Ok(())
 }

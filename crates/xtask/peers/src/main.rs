@@ -1,9 +1,14 @@
-//! What `cargo xtask bench` measures the fleet against, and the load that it runs under.
+//! The baselines that `cargo xtask bench` compares the save worker with, and the load for all of them.
 //!
-//! `null` consumes and acknowledges: the floor that RabbitMQ, the AMQP client and the kernel set.
-//! `ideal` does the least that any correct save worker must do with these three servers. Neither
-//! validates, retries, supervises or survives anything: they are baselines, not examples. Both go
-//! on until they are told to end (SIGTERM), and say on standard output how much they have acknowledged.
+//! | role | what it does |
+//! |---|---|
+//! | `null` | consumes and acknowledges: the cost of RabbitMQ, the AMQP client and the kernel alone |
+//! | `ideal` | the least work of any correct save worker with these three servers |
+//! | `preload`, `steady` | publish messages |
+//! | `watch` | records when Redis receives messages |
+//!
+//! The baselines do not validate, retry or handle errors: they are not examples of a worker. They run until
+//! SIGTERM, and print the number of acknowledged messages to standard output.
 
 mod body;
 mod broker;
@@ -20,7 +25,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Debug, Parser)]
-#[command(name = "bench-peers", about = "The peers and the load of `cargo xtask bench`")]
+#[command(name = "bench-peers", about = "The baselines and the load of `cargo xtask bench`")]
 struct Cli {
     /// RabbitMQ
     #[arg(long, env = "AMQP_URL", hide_env_values = true)]
@@ -31,21 +36,21 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Role {
-    /// Consume and acknowledge, nothing else
+    /// Baseline: consume and acknowledge
     Null,
-    /// Consume, parse, store in PostgreSQL, store in Redis, acknowledge
-    Ideal(ideal::Stores),
+    /// Baseline: consume, parse, store in PostgreSQL, store in Redis, acknowledge
+    Ideal(ideal::Servers),
     /// Publish messages as fast as they are confirmed
     Preload(load::Preload),
-    /// Publish messages at a steady rate and write down when each was confirmed
+    /// Publish messages at a constant rate and record when each was confirmed
     Steady {
         #[command(flatten)]
-        pace: load::Steady,
-        /// Where to write the messages' ids and the times of their confirms
+        load: load::Steady,
+        /// File for the message ids and the times of their confirms
         #[arg(long)]
         out: PathBuf,
     },
-    /// Write down when Redis took each message of a run
+    /// Record when Redis received each message of a run
     Watch(watch::Watch),
 }
 
@@ -53,18 +58,18 @@ enum Role {
 async fn main() -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
-        done = play(Cli::parse()) => done,
-        // An end with all that an end brings: what counts instructions writes them down then.
+        result = run(Cli::parse()) => result,
+        // A regular exit: valgrind writes its counts then.
         _ = terminate.recv() => Ok(()),
     }
 }
 
-async fn play(Cli { amqp_url, role }: Cli) -> Result<()> {
+async fn run(Cli { amqp_url, role }: Cli) -> Result<()> {
     match role {
         Role::Null => null::run(&amqp_url).await,
-        Role::Ideal(stores) => ideal::run(&amqp_url, &stores).await,
+        Role::Ideal(servers) => ideal::run(&amqp_url, &servers).await,
         Role::Preload(preload) => load::preload(&amqp_url, &preload).await,
-        Role::Steady { pace, out } => load::steady(&amqp_url, &pace, &out).await,
+        Role::Steady { load, out } => load::steady(&amqp_url, &load, &out).await,
         Role::Watch(watch) => watch::run(&watch).await,
     }
 }

@@ -1,11 +1,11 @@
-//! Redis, plainly: one connection, or one to each master of a cluster and a pipeline for each.
+//! Redis: one connection, or one connection and one pipeline for each master of a cluster.
 
 use anyhow::{Context, Result};
 use futures_util::future::try_join_all;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Pipeline};
 
-/// The masters, by the last slot of each of their ranges.
+/// Connections to the masters. `ranges` has the last slot of each slot range, and its master.
 pub(crate) struct Masters {
     connections: Vec<MultiplexedConnection>,
     ranges: Vec<(u16, usize)>,
@@ -16,10 +16,10 @@ impl Masters {
         let (mut connections, mut ranges) = (Vec::new(), Vec::new());
         for (n, url) in urls.split(',').enumerate() {
             let client = redis::Client::open(url)?;
-            // The client's default of 500 ms is short for a run whose instructions are counted.
-            let patient = AsyncConnectionConfig::new().set_response_timeout(None);
+            // No timeout: the default of 500 ms is too short under valgrind.
+            let config = AsyncConnectionConfig::new().set_response_timeout(None);
             let mut connection =
-                client.get_multiplexed_async_connection_with_config(&patient).await?;
+                client.get_multiplexed_async_connection_with_config(&config).await?;
             if urls.contains(',') {
                 let nodes: String =
                     redis::cmd("CLUSTER").arg("NODES").query_async(&mut connection).await?;
@@ -41,14 +41,14 @@ impl Masters {
         self.connections.iter().map(|_| redis::pipe()).collect()
     }
 
-    /// The number of the master that has the keys with a hash tag.
+    /// The index of the master of the keys with this hash tag.
     pub(crate) fn of(&self, tag: &str) -> usize {
         let slot = crc16(tag.as_bytes()) % 16_384;
         let range = self.ranges.partition_point(|(last, _)| *last < slot);
         self.ranges.get(range).map_or(0, |(_, master)| *master)
     }
 
-    /// Runs the pipelines that are not empty, all at once.
+    /// Runs the pipelines that are not empty, concurrently.
     pub(crate) async fn run(&self, pipelines: &[Pipeline]) -> Result<()> {
         let filled = self.connections.iter().zip(pipelines).filter(|(_, it)| !it.is_empty());
         try_join_all(filled.map(async |(connection, pipeline)| {
@@ -59,7 +59,7 @@ impl Masters {
     }
 }
 
-/// CRC-16/XMODEM, by which Redis Cluster finds a key's slot (its specification, appendix A).
+/// CRC-16/XMODEM, with which Redis Cluster computes the slot of a key (its specification, appendix A).
 fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |mut crc: u16, byte| {
         crc ^= u16::from(*byte) << 8;
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_checksum_is_the_specifications() {
+    fn the_checksum_matches_the_specification() {
         assert_eq!(crc16(b"123456789"), 0x31c3);
     }
 }

@@ -1,4 +1,4 @@
-//! The floor: consume and acknowledge.
+//! The baseline `null`: consumes and acknowledges, and does nothing else. The upper limit of throughput.
 
 use anyhow::Result;
 use futures_util::StreamExt;

@@ -1,4 +1,4 @@
-//! When Redis took each message of a run, by Redis's clock: it says what it executes (`MONITOR`).
+//! Records when Redis received each message of a run, by Redis's clock (`MONITOR`).
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -10,25 +10,25 @@ use tokio::net::TcpStream;
 
 use crate::body::RunName;
 
-/// Characters of a message's id.
+/// Length of a message id.
 const ID: usize = 36;
 
-/// What follows an id in a member of a hot copy, as `MONITOR` writes it: NUL, and the format byte.
+/// The bytes after the id in a member of a hot copy, as `MONITOR` escapes them: NUL and the format byte.
 const AFTER_ID: &[u8] = b"\\x00\\x01";
 
-/// Which messages to wait for, and where to write when they came.
+/// The messages to wait for, and the file for their times.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Watch {
-    /// Redis
+    /// URL of Redis
     #[arg(long, env = "REDIS_URL", hide_env_values = true)]
     redis_url: String,
-    /// The run that the messages belong to
+    /// The run of the messages
     #[arg(long)]
     run: RunName,
-    /// Messages to wait for
+    /// Number of messages to wait for
     #[arg(long)]
     count: usize,
-    /// Where to write their ids and times
+    /// File for the message ids and their times
     #[arg(long)]
     out: PathBuf,
 }
@@ -36,7 +36,9 @@ pub(crate) struct Watch {
 pub(crate) async fn run(watch: &Watch) -> Result<()> {
     let client = redis::Client::open(watch.redis_url.as_str())?;
     let info = client.get_connection_info();
-    let redis::ConnectionAddr::Tcp(host, port) = info.addr() else { bail!("only plain TCP") };
+    let redis::ConnectionAddr::Tcp(host, port) = info.addr() else {
+        bail!("REDIS_URL must use plain TCP (redis://)")
+    };
     let password = info.redis_settings().password().unwrap_or_default();
     let mut stream = TcpStream::connect((host.as_str(), *port)).await?;
     stream.write_all(format!("AUTH {password}\r\nMONITOR\r\n").as_bytes()).await?;
@@ -45,7 +47,11 @@ pub(crate) async fn run(watch: &Watch) -> Result<()> {
     for _ in 0..2 {
         line.clear();
         lines.read_until(b'\n', &mut line).await?;
-        ensure!(line == b"+OK\r\n", "Redis says {:?}", String::from_utf8_lossy(&line));
+        ensure!(
+            line == b"+OK\r\n",
+            "unexpected reply of Redis: {:?}",
+            String::from_utf8_lossy(&line)
+        );
     }
     println!("watching");
     let run = format!("-{}-", watch.run);
@@ -53,9 +59,10 @@ pub(crate) async fn run(watch: &Watch) -> Result<()> {
     while times.len() < watch.count {
         line.clear();
         if lines.read_until(b'\n', &mut line).await? == 0 {
-            bail!("Redis ended the watch");
+            bail!("Redis closed the connection");
         }
-        note(&line, &run, &mut times).context("a line that is not MONITOR's")?;
+        record(&line, &run, &mut times)
+            .context("Redis sent a line that is not output of MONITOR")?;
     }
     let mut text = String::with_capacity(times.len() * 64);
     for (id, at) in times {
@@ -64,9 +71,9 @@ pub(crate) async fn run(watch: &Watch) -> Result<()> {
     Ok(std::fs::write(&watch.out, text)?)
 }
 
-/// Takes the first append of each message of a run from a line such as
+/// Records the first append of each message of a run from a line such as
 /// `+1700000000.123456 [0 127.0.0.1:5000] "ZADD" "messages:{a/b}" "17…" "id\x00\x01{…}"`.
-fn note(line: &[u8], run: &str, times: &mut HashMap<String, i64>) -> Option<()> {
+fn record(line: &[u8], run: &str, times: &mut HashMap<String, i64>) -> Option<()> {
     let at = std::str::from_utf8(line.get(1..18)?).ok()?.replace('.', "").parse().ok()?;
     let marks = line.windows(AFTER_ID.len()).enumerate();
     for (end, _) in marks.filter(|(_, bytes)| *bytes == AFTER_ID) {
@@ -92,7 +99,7 @@ mod tests {
             let members: String = ids.iter().map(member).collect();
             let line =
                 format!("+17000000{second}.000001 [0 127.0.0.1:1] \"ZADD\" \"k\"{members}\r\n");
-            note(line.as_bytes(), "-run00001-", &mut times).unwrap();
+            record(line.as_bytes(), "-run00001-", &mut times).unwrap();
         }
         assert_eq!(times, HashMap::from([(ours, 1_700_000_011_000_001)]));
     }

@@ -1,4 +1,4 @@
-//! `bench close`: many conversations closing at once, and what the save path feels of it.
+//! `bench close`: many conversations close at once, and how that slows down saving.
 
 use std::time::Duration;
 
@@ -7,26 +7,26 @@ use serde::Serialize;
 use testkit::fleet::Worker;
 use tokio::time::sleep;
 
-use super::contestant::Contestant;
 use super::drain::acknowledged;
-use super::ground::{Ground, Load};
+use super::environment::{Environment, Load};
+use super::program::Program;
 use super::report::{Goal, Table, goals, median};
 use super::timeline::{Latency, Micros, Steady, Timeline, prepare};
 use crate::say;
 
-/// The load.
+/// The options of `bench close`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Conversations that close at once
+    /// Number of conversations that close at once
     #[arg(long, default_value_t = 5000)]
     conversations: u64,
-    /// Messages of each
+    /// Messages per conversation
     #[arg(long, default_value_t = 20)]
     messages: u64,
-    /// Messages a second of other conversations meanwhile
+    /// Messages per second for other conversations at the same time
     #[arg(long, default_value_t = 1000)]
     rate: u64,
-    /// Rounds
+    /// Number of rounds
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Print the result as JSON
@@ -34,20 +34,19 @@ pub(crate) struct Options {
     json: bool,
 }
 
-/// How long the save path is watched undisturbed.
+/// How long the save path is measured without closing.
 const UNDISTURBED: Duration = Duration::from_secs(8);
-/// How long it is watched while sessions end and conversations close: they take a part of this.
+/// How long it is measured with closing. Ending the sessions and closing takes a part of this time.
 const DISTURBED: Duration = Duration::from_secs(50);
-/// How long it runs before the sessions end: its conversations are made, its plans are warm.
+/// Warm-up before the sessions end, in which conversations are created and plans are cached.
 const WARM: Duration = Duration::from_secs(2);
-/// How long a conversation waits for a reconnection: the sessions' ends, which all agents tell at once,
-/// are over before the first conversation closes.
+/// The grace period: long enough for all session ends to arrive before the first conversation closes.
 const GRACE: Duration = Duration::from_secs(3);
-/// Nothing takes as long.
+/// Timeout of each step.
 const LIMIT: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Serialize)]
-struct Contest {
+struct Summary {
     rounds: Vec<Round>,
     goals: Vec<Goal>,
 }
@@ -56,22 +55,22 @@ struct Contest {
 struct Round {
     conversations_per_second: f64,
     undisturbed: Phase,
-    /// While the sessions' ends arrive.
+    /// While the session ends arrive.
     ending: Phase,
     /// While the conversations close.
     closing: Phase,
-    /// From the first session's end to the last conversation's.
-    meanwhile: Phase,
+    /// From the first session end to the last close.
+    disturbed: Phase,
 }
 
-/// A part of the load.
+/// The latencies in one part of a round.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct Phase {
     durable: Latency,
     hot: Latency,
 }
 
-/// One part of a round.
+/// Selects a part of a round.
 type Of = fn(&Round) -> Phase;
 
 impl Phase {
@@ -81,79 +80,81 @@ impl Phase {
 }
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
-    let ground = Ground::open().await?;
-    prepare(&ground).await?;
+    let environment = Environment::open().await?;
+    prepare(&environment).await?;
     let mut rounds = Vec::new();
     for number in 1..=options.rounds {
-        let round = play(&ground, options).await?;
+        let round = run_round(&environment, options).await?;
         say::note(&format!(
-            "round {number} of {}  {:.0} conversations/s  save p99 {:.1} ms, undisturbed {:.1} ms",
+            "round {number} of {}: {:.0} conversations/s closed; save p99 {:.1} ms, without closing {:.1} ms",
             options.rounds,
             round.conversations_per_second,
-            round.meanwhile.durable.p99,
+            round.disturbed.durable.p99,
             round.undisturbed.durable.p99
         ));
         rounds.push(round);
     }
     let ratio =
-        median(rounds.iter().map(|it| it.meanwhile.durable.p99 / it.undisturbed.durable.p99));
-    let goals = vec![Goal::at_most("durable p99 meanwhile, to undisturbed", ratio, 2.0)];
-    let contest = Contest { rounds, goals };
+        median(rounds.iter().map(|it| it.disturbed.durable.p99 / it.undisturbed.durable.p99));
+    let goals = vec![Goal::at_most("durable p99, while closing / without closing", ratio, 2.0)];
+    let summary = Summary { rounds, goals };
     if options.json {
-        say::line(&serde_json::to_string_pretty(&contest)?);
+        say::line(&serde_json::to_string_pretty(&summary)?);
     } else {
-        contest.print(options);
+        summary.print(options);
     }
     Ok(())
 }
 
-async fn play(ground: &Ground, options: &Options) -> Result<Round> {
+async fn run_round(environment: &Environment, options: &Options) -> Result<Round> {
     let Options { conversations, messages, rate, .. } = *options;
     let load = |messages, conversations| Load { messages, conversations, body_bytes: 515, from: 0 };
-    let spoken = load(conversations * messages, conversations);
-    ground.clear().await?;
-    let savers = [Contestant::Worker.start(ground)?];
-    ground.preload(&spoken).await?;
-    acknowledged(ground, &savers, spoken.messages).await?;
+    let closed_load = load(conversations * messages, conversations);
+    environment.clear().await?;
+    let save_workers = [Program::Worker.start(environment)?];
+    environment.preload(&closed_load).await?;
+    acknowledged(environment, &save_workers, closed_load.messages).await?;
     let grace = format!("{}s", GRACE.as_secs());
     let others: Vec<Worker> = ["persistence-migration-worker", "statistics-worker"]
         .into_iter()
-        .map(|program| ground.fleet.start_with(program, &[("VERBATIM_CLOSE_GRACE", &grace)]))
+        .map(|program| environment.fleet.start_with(program, &[("VERBATIM_CLOSE_GRACE", &grace)]))
         .collect::<Result<_>>()?;
     for worker in &others {
         worker.ready(LIMIT).await?;
     }
-    ground.settle().await?;
+    environment.settle().await?;
 
-    let quiet = load(rate * UNDISTURBED.as_secs(), 500);
-    let quiet = Steady::start(ground, "quiet000", rate, &quiet).await?;
-    let undisturbed = Phase::of(&quiet.finish(ground, LIMIT).await?.warm());
+    let undisturbed_load = load(rate * UNDISTURBED.as_secs(), 500);
+    let steady = Steady::start(environment, "quiet000", rate, &undisturbed_load).await?;
+    let undisturbed = Phase::of(&steady.finish(environment, LIMIT).await?.warm());
 
     let steady = load(rate * DISTURBED.as_secs(), 500);
-    let steady = Steady::start(ground, "close000", rate, &steady).await?;
+    let steady = Steady::start(environment, "close000", rate, &steady).await?;
     sleep(WARM).await;
-    let began = micros(ground, "clock_timestamp()").await?;
-    ground.close_all(&spoken).await?;
+    let began = micros(environment, "clock_timestamp()").await?;
+    environment.close_all(&closed_load).await?;
     let due = began + i64::try_from(GRACE.as_micros())?;
-    let timeline = steady.finish(ground, LIMIT).await?;
+    let timeline = steady.finish(environment, LIMIT).await?;
     let archived = "SELECT count(*) FROM conversations WHERE status = 'archived'";
-    let archived: u64 = ground.sql(archived).await?.parse()?;
-    let ended = micros(ground, "max(finalised_at) FROM conversations").await?;
+    let archived: u64 = environment.sql(archived).await?.parse()?;
+    let ended = micros(environment, "max(finalised_at) FROM conversations").await?;
     if archived < conversations || timeline.ended() < ended {
         bail!(
             "{archived} of {conversations} conversations were archived while messages were published \
-             for {DISTURBED:?}; close fewer (--conversations)"
+             for {DISTURBED:?}; reduce --conversations"
         );
     }
-    let requested = micros(ground, "max(close_requested_at) FROM conversations").await?;
+    let requested = micros(environment, "max(close_requested_at) FROM conversations").await?;
     if requested > due {
-        bail!("the sessions' ends were still arriving when the first conversations were due");
+        bail!(
+            "session ends still arrived when the first conversations were due; reduce --conversations"
+        );
     }
     let ending = Phase::of(&timeline.within(began..due));
     let closing = Phase::of(&timeline.within(due..ended));
-    let meanwhile = Phase::of(&timeline.within(began..ended));
+    let disturbed = Phase::of(&timeline.within(began..ended));
 
-    for one in savers {
+    for one in save_workers {
         one.stop().await?;
     }
     for worker in others {
@@ -164,23 +165,23 @@ async fn play(ground: &Ground, options: &Options) -> Result<Round> {
     }
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
     let conversations_per_second = conversations as f64 / ((ended - due) as f64 / 1e6);
-    Ok(Round { conversations_per_second, undisturbed, ending, closing, meanwhile })
+    Ok(Round { conversations_per_second, undisturbed, ending, closing, disturbed })
 }
 
-/// A time of PostgreSQL.
-async fn micros(ground: &Ground, time: &str) -> Result<Micros> {
+/// The value of an SQL expression that returns a time.
+async fn micros(environment: &Environment, time: &str) -> Result<Micros> {
     let sql =
         format!("SELECT (extract(epoch FROM at) * 1000000)::bigint FROM (SELECT {time}) AS t (at)");
-    let micros = ground.sql(&sql).await?;
-    micros.parse().with_context(|| format!("{micros:?} is no time"))
+    let micros = environment.sql(&sql).await?;
+    micros.parse().with_context(|| format!("{micros:?} is not a time"))
 }
 
-impl Contest {
+impl Summary {
     fn print(&self, options: &Options) {
         let Options { conversations, messages, rate, .. } = options;
         say::heading(&format!(
-            "{conversations} conversations of {messages} messages closing at once, {rate} messages/s \
-             meanwhile, median of {} rounds",
+            "{conversations} conversations of {messages} messages close at once while {rate} messages/s \
+             are saved; median of {} rounds",
             self.rounds.len()
         ));
         goals(&self.goals);
@@ -188,10 +189,10 @@ impl Contest {
         say::line(&format!("  closed and archived: {rate:.0} conversations/s"));
         let mut table = Table::new(["", "durable p50", "p99", "p99.9", "hot p50", "p99", "p99.9"]);
         let phases: [(&str, Of); 4] = [
-            ("undisturbed", |it| it.undisturbed),
+            ("without closing", |it| it.undisturbed),
             ("while sessions end", |it| it.ending),
             ("while conversations close", |it| it.closing),
-            ("from first to last", |it| it.meanwhile),
+            ("both phases together", |it| it.disturbed),
         ];
         for (name, phase) in phases {
             let ms = |of: fn(Phase) -> f64| {
@@ -209,7 +210,7 @@ impl Contest {
         }
         table.print();
         say::aside(&format!(
-            "Milliseconds from the confirm. All sessions end at once; {} s later their conversations are due.",
+            "Milliseconds from the confirm. All sessions end at once; their conversations are due to close {} s later.",
             GRACE.as_secs()
         ));
     }

@@ -1,4 +1,4 @@
-//! One contestant emptying a full queue.
+//! One program drains a full queue.
 
 use std::time::Duration;
 
@@ -6,16 +6,16 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
-use super::contestant::{Contestant, Running};
-use super::ground::{Ground, Load};
+use super::environment::{Environment, Load};
+use super::program::{Program, RunningProgram};
 use super::usage;
 
-/// How often a contestant is asked how far it is: a worker renders its whole page for that, some 0.3 ms.
-const LOOK: Duration = Duration::from_millis(20);
-/// Nobody takes as long.
+/// How often the progress is read. A worker needs some 0.3 ms to render its metrics for that.
+const POLL: Duration = Duration::from_millis(20);
+/// Timeout of a drain.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// What a drain cost. Times are of CPU, in microseconds a message.
+/// The cost of a drain. CPU times are in microseconds per message.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Drain {
     pub(crate) messages_per_second: f64,
@@ -23,22 +23,22 @@ pub(crate) struct Drain {
     pub(crate) rabbitmq_cpu: f64,
     pub(crate) redis_cpu: f64,
     pub(crate) postgresql_cpu: f64,
-    /// Bytes that PostgreSQL wrote ahead, a message.
+    /// Bytes of PostgreSQL's WAL per message.
     pub(crate) wal_bytes: f64,
-    /// Of the process that had the most, in megabytes.
+    /// Peak memory of the replica that used the most, in megabytes.
     pub(crate) peak_memory_mb: f64,
 }
 
 impl Drain {
-    /// What the columns of [`Self::cells`] mean.
+    /// The legend of the columns of [`Self::cells`].
     pub(crate) const LEGEND: &str =
-        "CPU in µs and WAL in bytes a message; CPU of the contestant, then of the servers.";
+        "CPU in µs and WAL in bytes per message. CPU of the program, then of each server.";
 
-    /// The titles of [`Self::cells`].
+    /// The headings of [`Self::cells`].
     pub(crate) const TITLES: [&str; 8] =
         ["", "messages/s", "CPU µs", "RabbitMQ", "Redis", "PostgreSQL", "WAL bytes", "peak MB"];
 
-    /// A row of a table, from some value for every column.
+    /// A row of a table; `value` gives the number of each column.
     pub(crate) fn cells(name: String, value: impl Fn(fn(&Self) -> f64) -> f64) -> [String; 8] {
         [
             name,
@@ -53,37 +53,38 @@ impl Drain {
     }
 }
 
-/// Where everything stands at one moment.
+/// Progress and CPU times at one moment.
 struct Moment {
     at: Instant,
     acknowledged: u64,
     cpu: Duration,
-    /// In the order of [`Ground::kinds`].
+    /// In the order of [`Environment::kinds`].
     servers: [Duration; 3],
 }
 
-/// Fills the queue, lets one or several replicas of a contestant drain it, and checks that everything
-/// arrived. The stores keep what they had.
+/// Fills the queue, drains it with one or more replicas of a program, and checks that every message was
+/// stored. Existing data is kept.
 pub(crate) async fn drain(
-    ground: &Ground,
-    contestant: Contestant,
+    environment: &Environment,
+    program: Program,
     replicas: usize,
     load: &Load,
 ) -> Result<Drain> {
-    let before = stored(ground).await?;
-    ground.preload(load).await?;
-    ground.settle().await?;
-    let wal = wal_position(ground).await?;
+    let before = stored(environment).await?;
+    environment.preload(load).await?;
+    environment.settle().await?;
+    let wal = wal_position(environment).await?;
     let mut running = Vec::new();
     for _ in 0..replicas {
-        running.push(contestant.start(ground)?);
+        running.push(program.start(environment)?);
     }
-    // Starting costs the same for a few messages and for many, so it is over before the clock starts.
+    // The measurement begins after the start, whose cost does not depend on the number of messages.
     let all_began = |each: &[u64]| each.iter().all(|count| *count > 0);
     let half_way = |each: &[u64]| each.iter().sum::<u64>() >= load.messages / 2;
-    let first = reach(ground, &running, |each| all_began(each) || half_way(each)).await?;
-    let last = reach(ground, &running, |each| each.iter().sum::<u64>() >= load.messages).await?;
-    let wal = wal_position(ground).await? - wal;
+    let first = reach(environment, &running, |each| all_began(each) || half_way(each)).await?;
+    let last =
+        reach(environment, &running, |each| each.iter().sum::<u64>() >= load.messages).await?;
+    let wal = wal_position(environment).await? - wal;
     let mut peak_memory = 0;
     for one in &running {
         peak_memory = usage::peak_memory(one.pid())?.max(peak_memory);
@@ -91,8 +92,8 @@ pub(crate) async fn drain(
     for one in running {
         one.stop().await?;
     }
-    if contestant.stores() {
-        verify(ground, load, before).await?;
+    if program.stores() {
+        verify(environment, load, before).await?;
     }
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
     let [between, all, peak_memory] =
@@ -113,19 +114,19 @@ pub(crate) async fn drain(
     })
 }
 
-/// Waits until so many messages were acknowledged.
+/// Waits until this many messages are acknowledged.
 pub(crate) async fn acknowledged(
-    ground: &Ground,
-    running: &[Running],
+    environment: &Environment,
+    running: &[RunningProgram],
     messages: u64,
 ) -> Result<()> {
-    reach(ground, running, |each| each.iter().sum::<u64>() >= messages).await.map(drop)
+    reach(environment, running, |each| each.iter().sum::<u64>() >= messages).await.map(drop)
 }
 
-/// The first moment at which enough messages were acknowledged by each.
+/// The first moment at which `enough` accepts the counts of the replicas.
 async fn reach(
-    ground: &Ground,
-    running: &[Running],
+    environment: &Environment,
+    running: &[RunningProgram],
     enough: impl Fn(&[u64]) -> bool,
 ) -> Result<Moment> {
     let deadline = Instant::now() + LIMIT;
@@ -142,37 +143,37 @@ async fn reach(
             }
             let at = Instant::now();
             let mut servers = [Duration::ZERO; 3];
-            for (used, kind) in servers.iter_mut().zip(ground.kinds) {
-                *used = ground.cpu(kind)?;
+            for (used, kind) in servers.iter_mut().zip(environment.kinds) {
+                *used = environment.cpu(kind)?;
             }
             return Ok(Moment { at, acknowledged, cpu, servers });
         }
         if Instant::now() > deadline {
-            let tails: String = running.iter().map(Running::log_tail).collect();
-            bail!("only {acknowledged} were acknowledged after {LIMIT:?}\n{tails}");
+            let tails: String = running.iter().map(RunningProgram::log_tail).collect();
+            bail!("only {acknowledged} messages were acknowledged within {LIMIT:?}\n{tails}");
         }
-        sleep(LOOK).await;
+        sleep(POLL).await;
     }
 }
 
-async fn wal_position(ground: &Ground) -> Result<f64> {
-    let position = ground.sql("SELECT pg_current_wal_lsn() - '0/0'").await?;
-    position.parse().with_context(|| format!("{position:?} is no position"))
+async fn wal_position(environment: &Environment) -> Result<f64> {
+    let position = environment.sql("SELECT pg_current_wal_lsn() - '0/0'").await?;
+    position.parse().with_context(|| format!("{position:?} is not a WAL position"))
 }
 
-/// How many messages PostgreSQL and Redis hold.
-async fn stored(ground: &Ground) -> Result<[u64; 2]> {
-    let rows = ground.sql("SELECT count(*) FROM message_rows").await?;
-    let rows = rows.parse().with_context(|| format!("{rows:?} is no count"))?;
-    Ok([rows, ground.hot_messages().await?])
+/// The number of messages in PostgreSQL and in Redis.
+async fn stored(environment: &Environment) -> Result<[u64; 2]> {
+    let rows = environment.sql("SELECT count(*) FROM message_rows").await?;
+    let rows = rows.parse().with_context(|| format!("{rows:?} is not a count"))?;
+    Ok([rows, environment.hot_messages().await?])
 }
 
-/// A contestant that is fast because it loses messages has not won.
-async fn verify(ground: &Ground, load: &Load, before: [u64; 2]) -> Result<()> {
-    let after = stored(ground).await?;
+/// Checks that the program has stored every message.
+async fn verify(environment: &Environment, load: &Load, before: [u64; 2]) -> Result<()> {
+    let after = stored(environment).await?;
     let [rows, hot] = std::array::from_fn(|n| after[n] - before[n]);
     if rows != load.messages || hot != load.messages {
-        bail!("of {} messages {rows} are stored and {hot} are hot", load.messages);
+        bail!("of {} messages {rows} are in PostgreSQL and {hot} in Redis", load.messages);
     }
     Ok(())
 }

@@ -4,12 +4,12 @@ use serde::Serialize;
 
 use crate::say;
 
-/// The median of some numbers; NaN of none.
+/// The median of the numbers; NaN without numbers.
 pub(crate) fn median(numbers: impl Iterator<Item = f64>) -> f64 {
     quantile(&mut numbers.collect::<Vec<_>>(), 0.5)
 }
 
-/// The number below which this share of them lies, interpolated; NaN of none.
+/// The quantile `share` (0 to 1) of the numbers, interpolated; NaN without numbers.
 pub(crate) fn quantile(numbers: &mut [f64], share: f64) -> f64 {
     numbers.sort_by(f64::total_cmp);
     let Some(last) = numbers.len().checked_sub(1) else { return f64::NAN };
@@ -20,7 +20,7 @@ pub(crate) fn quantile(numbers: &mut [f64], share: f64) -> f64 {
     numbers[below] + (numbers[above] - numbers[below]) * place.fract()
 }
 
-/// A measured number, and what it is to reach.
+/// A measured number and its limit.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Goal {
     pub(crate) what: String,
@@ -52,7 +52,7 @@ impl Goal {
     }
 }
 
-/// Prints goals and whether they were reached.
+/// Prints the goals and whether they were reached.
 pub(crate) fn goals(goals: &[Goal]) {
     for Goal { what, measured, least, most, reached } in goals {
         let bound = match (least, most) {
@@ -60,12 +60,12 @@ pub(crate) fn goals(goals: &[Goal]) {
             (None, Some(most)) => format!("at most {most}"),
             (None, None) => String::new(),
         };
-        let verdict = if *reached { "reached" } else { "MISSED" };
-        say::line(&format!("  {what:<56} {measured:>7.2}  {bound:<14} {verdict}"));
+        let result = if *reached { "reached" } else { "MISSED" };
+        say::line(&format!("  {what:<56} {measured:>7.2}  {bound:<14} {result}"));
     }
 }
 
-/// Columns that line up: names on the left, numbers on the right.
+/// A table with aligned columns: names left-aligned, numbers right-aligned.
 #[derive(Debug)]
 pub(crate) struct Table<const N: usize> {
     rows: Vec<[String; N]>,

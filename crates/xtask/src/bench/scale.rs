@@ -1,24 +1,24 @@
-//! `bench scale`: what a message costs with more workers, longer or more conversations, and a full archive.
+//! `bench scale`: the cost of a message with more workers, longer or more conversations, and a full database.
 
 use anyhow::Result;
 use serde::Serialize;
 
-use super::contestant::Contestant;
 use super::drain::{Drain, drain};
-use super::ground::{Ground, Load};
+use super::environment::{Environment, Load};
+use super::program::Program;
 use super::report::{Goal, Table, goals, median};
 use crate::say;
 
-/// The contest.
+/// The options of `bench scale`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Messages of each run
+    /// Number of messages of each run
     #[arg(long, default_value_t = 100_000)]
     messages: u64,
-    /// Rounds; in each every scene is played once
+    /// Number of rounds; in each round every case runs once
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Also with two million messages in the archive
+    /// Also measure with two million messages in the database
     #[arg(long)]
     deep: bool,
     /// Print the result as JSON
@@ -26,94 +26,94 @@ pub(crate) struct Options {
     json: bool,
 }
 
-/// Messages in the full archive.
+/// Messages in the full database.
 const FULL: u64 = 2_000_000;
 
-/// How far the cost of a message may move with the scale.
-const MOST_CHANGE: f64 = 1.15;
+/// The limit of the ratio of the highest to the lowest cost of a message within a group.
+const MAX_RATIO: f64 = 1.15;
 
-/// Messages of a body's size in every scene, in bytes.
+/// Size of a body in every case, in bytes.
 const BODY_BYTES: usize = 515;
 
-/// One run: so many workers drain messages of so many conversations.
+/// One run: the number of workers, the number of conversations, and the data before the run.
 #[derive(Debug, Clone, Copy, Serialize)]
-struct Scene {
+struct Case {
     name: &'static str,
     workers: usize,
     conversations: u64,
     before: Before,
 }
 
-/// What is in the stores before a run.
+/// The data in PostgreSQL and Redis before a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Before {
     Nothing,
-    /// One message of each conversation: all of them exist and are active.
+    /// One message of each conversation: all conversations exist and are active.
     Conversations,
     /// Two million messages of other conversations.
     FullDatabase,
 }
 
-/// Scenes that differ in one thing, which is to change the worker's cost by 15 % at most.
+/// Cases that differ in one parameter, which may change the worker's cost by 15 % at most.
 #[derive(Debug, Clone, Serialize)]
 struct Group {
     name: &'static str,
-    scenes: Vec<Scene>,
+    cases: Vec<Case>,
 }
 
 #[derive(Debug, Serialize)]
-struct Contest {
+struct Summary {
     groups: Vec<Group>,
-    /// By round, group and scene.
+    /// By round, group and case.
     rounds: Vec<Vec<Vec<Drain>>>,
     goals: Vec<Goal>,
 }
 
 fn groups(messages: u64, deep: bool) -> Vec<Group> {
-    let usual = Scene { name: "1", workers: 1, conversations: 500, before: Before::Nothing };
-    let long = |name, length| Scene { name, conversations: messages / length, ..usual };
+    let usual = Case { name: "1", workers: 1, conversations: 500, before: Before::Nothing };
+    let long = |name, length| Case { name, conversations: messages / length, ..usual };
     let active =
-        |name, conversations| Scene { name, conversations, before: Before::Conversations, ..usual };
+        |name, conversations| Case { name, conversations, before: Before::Conversations, ..usual };
     let mut groups = vec![
         Group {
             name: "workers",
-            scenes: vec![
+            cases: vec![
                 usual,
-                Scene { name: "2", workers: 2, ..usual },
-                Scene { name: "4", workers: 4, ..usual },
+                Case { name: "2", workers: 2, ..usual },
+                Case { name: "4", workers: 4, ..usual },
             ],
         },
         Group {
-            name: "messages of a conversation",
-            scenes: vec![long("10", 10), long("1 000", 1000), long("100 000", messages)],
+            name: "messages per conversation",
+            cases: vec![long("10", 10), long("1 000", 1000), long("100 000", messages)],
         },
         Group {
             name: "active conversations",
-            scenes: vec![active("1", 1), active("1 000", 1000), active("100 000", 100_000)],
+            cases: vec![active("1", 1), active("1 000", 1000), active("100 000", 100_000)],
         },
     ];
     if deep {
-        let full = Scene { name: "2 000 000", before: Before::FullDatabase, ..usual };
-        let empty = Scene { name: "0", ..usual };
-        groups.push(Group { name: "messages in the archive", scenes: vec![empty, full] });
+        let full = Case { name: "2 000 000", before: Before::FullDatabase, ..usual };
+        let empty = Case { name: "0", ..usual };
+        groups.push(Group { name: "messages in the database", cases: vec![empty, full] });
     }
     groups
 }
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
-    let ground = Ground::open().await?;
+    let environment = Environment::open().await?;
     let groups = groups(options.messages, options.deep);
     let mut rounds = Vec::new();
     for number in 1..=options.rounds {
         let mut round = Vec::new();
         for group in &groups {
             let mut drains = Vec::new();
-            for scene in &group.scenes {
-                let drain = play(&ground, scene, options.messages).await?;
+            for case in &group.cases {
+                let drain = run_case(&environment, case, options.messages).await?;
                 say::note(&format!(
-                    "round {number} of {}  {}: {}  {:.0} messages/s  {:.1} µs",
-                    options.rounds, group.name, scene.name, drain.messages_per_second, drain.cpu
+                    "round {number} of {}: {} = {}: {:.0} messages/s, {:.1} µs CPU per message",
+                    options.rounds, group.name, case.name, drain.messages_per_second, drain.cpu
                 ));
                 drains.push(drain);
             }
@@ -121,61 +121,61 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         }
         rounds.push(round);
     }
-    let mut contest = Contest { groups, rounds, goals: Vec::new() };
-    contest.goals = contest.goals();
+    let mut summary = Summary { groups, rounds, goals: Vec::new() };
+    summary.goals = summary.goals();
     if options.json {
-        say::line(&serde_json::to_string_pretty(&contest)?);
+        say::line(&serde_json::to_string_pretty(&summary)?);
     } else {
-        contest.print(options.messages);
+        summary.print(options.messages);
     }
     Ok(())
 }
 
-async fn play(ground: &Ground, scene: &Scene, messages: u64) -> Result<Drain> {
-    let Scene { conversations, workers, before, .. } = *scene;
-    ground.clear().await?;
+async fn run_case(environment: &Environment, case: &Case, messages: u64) -> Result<Drain> {
+    let Case { conversations, workers, before, .. } = *case;
+    environment.clear().await?;
     let mut load = Load { messages, conversations, body_bytes: BODY_BYTES, from: 0 };
     match before {
         Before::Nothing => {}
         Before::Conversations => {
             let first = Load { messages: conversations, ..load };
-            drain(ground, Contestant::Worker, 1, &first).await?;
+            drain(environment, Program::Worker, 1, &first).await?;
             load.from = conversations;
         }
-        Before::FullDatabase => fill(ground).await?,
+        Before::FullDatabase => fill(environment).await?,
     }
-    drain(ground, Contestant::Worker, workers, &load).await
+    drain(environment, Program::Worker, workers, &load).await
 }
 
-/// Fills the archive, in parts that the queue and Redis hold with ease.
-async fn fill(ground: &Ground) -> Result<()> {
+/// Fills the database, in parts that fit into the queue and into Redis.
+async fn fill(environment: &Environment) -> Result<()> {
     const PART: u64 = 250_000;
-    /// Messages of a conversation.
+    /// Messages per conversation.
     const LENGTH: u64 = 50;
     for part in 1..=FULL / PART {
-        // Other numbers than those of the run that follows.
+        // Message numbers that the measured run does not use.
         let from = 1_000_000_000 + part * PART;
         let part =
             Load { messages: PART, conversations: FULL / LENGTH, body_bytes: BODY_BYTES, from };
-        drain(ground, Contestant::Worker, 2, &part).await?;
+        drain(environment, Program::Worker, 2, &part).await?;
     }
     Ok(())
 }
 
-impl Contest {
-    fn median(&self, group: usize, scene: usize, of: impl Fn(&Drain) -> f64) -> f64 {
-        median(self.rounds.iter().map(|round| of(&round[group][scene])))
+impl Summary {
+    fn median(&self, group: usize, case: usize, of: impl Fn(&Drain) -> f64) -> f64 {
+        median(self.rounds.iter().map(|round| of(&round[group][case])))
     }
 
-    /// How far the dearest scene of each group lies above the cheapest, by the worker's CPU.
+    /// A goal per group: the ratio of the highest to the lowest CPU time of its cases.
     fn goals(&self) -> Vec<Goal> {
         let spread = |(n, group): (usize, &Group)| {
             let costs = |round: &Vec<Vec<Drain>>| {
                 let costs = round[n].iter().map(|drain| drain.cpu);
                 costs.clone().fold(f64::MIN, f64::max) / costs.fold(f64::MAX, f64::min)
             };
-            let what = format!("worker's CPU, dearest to cheapest by {}", group.name);
-            Goal::at_most(what, median(self.rounds.iter().map(costs)), MOST_CHANGE)
+            let what = format!("worker CPU, highest / lowest by {}", group.name);
+            Goal::at_most(what, median(self.rounds.iter().map(costs)), MAX_RATIO)
         };
         self.groups.iter().enumerate().map(spread).collect()
     }
@@ -188,9 +188,9 @@ impl Contest {
         goals(&self.goals);
         let mut table = Table::new(Drain::TITLES);
         for (n, group) in self.groups.iter().enumerate() {
-            for (m, scene) in group.scenes.iter().enumerate() {
+            for (m, case) in group.cases.iter().enumerate() {
                 let median = |of: fn(&Drain) -> f64| self.median(n, m, of);
-                table.row(Drain::cells(format!("{}: {}", group.name, scene.name), median));
+                table.row(Drain::cells(format!("{}: {}", group.name, case.name), median));
             }
         }
         table.print();

@@ -1,21 +1,21 @@
-//! `bench start`: from the start of a save worker to its first message saved; and what the binaries weigh.
+//! `bench start`: the time from the start of a save worker to its first saved message; the sizes of the binaries.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use serde::Serialize;
 
-use super::contestant::Contestant;
 use super::drain::acknowledged;
-use super::ground::{Ground, Load, PRODUCTS};
+use super::environment::{Environment, Load, PRODUCTS};
+use super::program::Program;
 use super::report::{Goal, Table, goals, median};
 use super::timeline::{Micros, prepare};
 use crate::say;
 
-/// How often.
+/// The options of `bench start`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Starts
+    /// Number of starts
     #[arg(long, default_value_t = 10)]
     rounds: usize,
     /// Print the result as JSON
@@ -25,28 +25,28 @@ pub(crate) struct Options {
 
 #[derive(Debug, Serialize)]
 struct Measured {
-    /// From the start of the process to the commit of the message that waited for it.
+    /// From the start of the process to the commit of a message that was in the queue.
     milliseconds: Vec<f64>,
-    /// Name and bytes of each binary, as built for release.
+    /// Name and size in bytes of each release binary.
     binaries: Vec<(&'static str, u64)>,
     goals: Vec<Goal>,
 }
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
-    let ground = Ground::open().await?;
-    prepare(&ground).await?;
+    let environment = Environment::open().await?;
+    prepare(&environment).await?;
     let mut milliseconds = Vec::new();
     for number in 1..=options.rounds {
-        milliseconds.push(first_message(&ground).await?);
+        milliseconds.push(first_message(&environment).await?);
         let last = milliseconds.last().copied().unwrap_or_default();
-        say::note(&format!("start {number} of {}  {last:.0} ms", options.rounds));
+        say::note(&format!("start {number} of {}: {last:.0} ms", options.rounds));
     }
     let mut binaries = Vec::new();
     for name in PRODUCTS {
-        binaries.push((name, std::fs::metadata(ground.fleet.program(name))?.len()));
+        binaries.push((name, std::fs::metadata(environment.fleet.program(name))?.len()));
     }
     let median = median(milliseconds.iter().copied());
-    let goals = vec![Goal::at_most("from start to the first message saved, ms", median, 500.0)];
+    let goals = vec![Goal::at_most("start to first saved message, ms", median, 500.0)];
     let measured = Measured { milliseconds, binaries, goals };
     if options.json {
         say::line(&serde_json::to_string_pretty(&measured)?);
@@ -56,15 +56,15 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-async fn first_message(ground: &Ground) -> Result<f64> {
-    ground.clear().await?;
+async fn first_message(environment: &Environment) -> Result<f64> {
+    environment.clear().await?;
     let one = Load { messages: 1, conversations: 1, body_bytes: 515, from: 0 };
-    ground.preload(&one).await?;
-    ground.settle().await?;
+    environment.preload(&one).await?;
+    environment.settle().await?;
     let started = SystemTime::now().duration_since(UNIX_EPOCH)?;
-    let running = [Contestant::Worker.start(ground)?];
-    acknowledged(ground, &running, 1).await?;
-    let committed: Micros = ground
+    let running = [Program::Worker.start(environment)?];
+    acknowledged(environment, &running, 1).await?;
+    let committed: Micros = environment
         .sql(
             "SELECT (extract(epoch FROM pg_xact_commit_timestamp(xmin)) * 1000000)::bigint
              FROM message_rows",

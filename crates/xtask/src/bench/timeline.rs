@@ -1,10 +1,12 @@
-//! When each message of a steady load was confirmed, durable and readable hot, by one machine's clock.
+//! When each message of a steady load was confirmed, durable, and in Redis, by the clock of one machine.
 //!
-//! Nobody polls, so nothing that is measured is slowed down by it. The publisher writes down when its
-//! confirms came. Redis says what it executes and when (`MONITOR`). PostgreSQL remembers when each
-//! transaction committed (`track_commit_timestamp`); it takes that time just before the flush of the
-//! log, so the mean time of a flush is added, up to the moment at which Redis got the message: by then
-//! it was durable.
+//! The measurement does not poll, so it does not slow down the servers:
+//!
+//! | time | source |
+//! |---|---|
+//! | confirmed | the publisher records the time of each confirm |
+//! | durable | PostgreSQL's `track_commit_timestamp`, taken just before the flush of the WAL, plus the mean time of a flush; at most the hot time, because the worker appends to Redis after the commit |
+//! | hot | Redis's `MONITOR` |
 
 use std::collections::HashMap;
 use std::ops::RangeBounds;
@@ -17,20 +19,20 @@ use testkit::process::Process;
 use testkit::servers::Kind;
 use testkit::wait::until;
 
-use super::ground::{Ground, Load};
+use super::environment::{Environment, Load};
 use super::report::quantile;
 
 /// Microseconds since 1970.
 pub(crate) type Micros = i64;
 
-/// How long the last messages may take after the publisher has ended.
+/// Timeout for the last messages after the publisher has ended.
 const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 
-/// When the transaction of each message committed.
+/// The commit time of each message's transaction.
 const COMMITTED: &str = "SELECT id || E'\\t' || \
      (extract(epoch FROM pg_xact_commit_timestamp(xmin)) * 1000000)::bigint FROM message_rows";
 
-/// A steady load that is being published and watched.
+/// A steady load that is being published and measured.
 #[derive(Debug)]
 pub(crate) struct Steady {
     publisher: Process,
@@ -39,15 +41,15 @@ pub(crate) struct Steady {
     appends: PathBuf,
 }
 
-/// What became of a steady load, message by message, in the order of the confirms.
+/// The times of each message of a steady load, in the order of the confirms.
 #[derive(Debug)]
 pub(crate) struct Timeline {
     messages: Vec<Moments>,
-    /// The mean flush of PostgreSQL's log, in microseconds.
+    /// The mean flush of PostgreSQL's WAL, in microseconds.
     flush: f64,
 }
 
-/// When a message was confirmed, committed, and appended to its hot copy.
+/// When a message was confirmed, committed, and appended to its hot copy in Redis.
 #[derive(Debug, Clone, Copy)]
 struct Moments {
     confirmed: Micros,
@@ -55,7 +57,7 @@ struct Moments {
     hot: Micros,
 }
 
-/// Times from a confirm to an event, in milliseconds.
+/// Quantiles of the time from the confirm to an event, in milliseconds.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Latency {
     pub(crate) p50: f64,
@@ -63,45 +65,54 @@ pub(crate) struct Latency {
     pub(crate) p999: f64,
 }
 
-/// Makes PostgreSQL remember what a timeline needs. That takes a restart, so it comes first.
-pub(crate) async fn prepare(ground: &Ground) -> Result<()> {
-    ground.sql("ALTER SYSTEM SET track_commit_timestamp = on").await?;
-    ground.sql("ALTER SYSTEM SET track_wal_io_timing = on").await?;
-    let postgresql = ground.server(Kind::PostgreSql);
+/// Configures PostgreSQL to record commit and flush times, and restarts it.
+pub(crate) async fn prepare(environment: &Environment) -> Result<()> {
+    environment.sql("ALTER SYSTEM SET track_commit_timestamp = on").await?;
+    environment.sql("ALTER SYSTEM SET track_wal_io_timing = on").await?;
+    let postgresql = environment.server(Kind::PostgreSql);
     postgresql.stop().await?;
     postgresql.start().await
 }
 
 impl Steady {
-    /// Starts to publish a load at so many messages a second, under a name of its own.
-    pub(crate) async fn start(ground: &Ground, run: &str, rate: u64, load: &Load) -> Result<Self> {
-        ground.sql("SELECT pg_stat_reset_shared('wal')").await?;
-        let file = |what: &str| ground.fleet.dir().join(format!("{run}.{what}"));
+    /// Starts to publish a load at `rate` messages per second. The ids of its messages contain `run`.
+    pub(crate) async fn start(
+        environment: &Environment,
+        run: &str,
+        rate: u64,
+        load: &Load,
+    ) -> Result<Self> {
+        environment.sql("SELECT pg_stat_reset_shared('wal')").await?;
+        let file = |what: &str| environment.fleet.dir().join(format!("{run}.{what}"));
         let (confirms, appends) = (file("confirms"), file("appends"));
         let count = load.messages.to_string();
-        let watcher = ground.peer("watch", |command| {
+        let watcher = environment.peer("watch", |command| {
             command.args(["--run", run, "--count", &count, "--out"]).arg(&appends);
         })?;
         until("the watcher of Redis", SETTLE_LIMIT, async || {
             if watcher.log().contains("watching") { Ok(()) } else { Err(watcher.log_tail()) }
         })
         .await?;
-        let publisher = ground.peer("steady", |command| {
+        let publisher = environment.peer("steady", |command| {
             command.args(["--rate", &rate.to_string(), "--count", &count, "--run", run]);
             command.args(load.shape()).arg("--out").arg(&confirms);
         })?;
         Ok(Self { publisher, watcher, confirms, appends })
     }
 
-    /// Waits until all is published and has arrived.
-    pub(crate) async fn finish(self, ground: &Ground, limit: Duration) -> Result<Timeline> {
+    /// Waits until every message is published, stored and appended.
+    pub(crate) async fn finish(
+        self,
+        environment: &Environment,
+        limit: Duration,
+    ) -> Result<Timeline> {
         ended(&self.publisher, limit).await?;
         ended(&self.watcher, SETTLE_LIMIT).await?;
-        let flush = ground
+        let flush = environment
             .sql("SELECT coalesce(wal_sync_time * 1000 / nullif(wal_sync, 0), 0) FROM pg_stat_wal")
             .await?
             .parse()?;
-        let committed = ground.sql(COMMITTED).await?;
+        let committed = environment.sql(COMMITTED).await?;
         let committed = times(&committed)?;
         let appends = read(&self.appends)?;
         let hot = times(&appends)?;
@@ -110,8 +121,12 @@ impl Steady {
             let (id, confirmed) = entry(line)?;
             messages.push(Moments {
                 confirmed,
-                committed: *committed.get(id).with_context(|| format!("{id} was not stored"))?,
-                hot: *hot.get(id).with_context(|| format!("{id} was not appended"))?,
+                committed: *committed
+                    .get(id)
+                    .with_context(|| format!("message {id} is not in PostgreSQL"))?,
+                hot: *hot
+                    .get(id)
+                    .with_context(|| format!("message {id} was not appended in Redis"))?,
             });
         }
         messages.sort_unstable_by_key(|message| message.confirmed);
@@ -120,7 +135,7 @@ impl Steady {
 }
 
 impl Timeline {
-    /// The messages that were confirmed at certain moments.
+    /// The messages that were confirmed within these times.
     pub(crate) fn within(&self, moments: impl RangeBounds<Micros>) -> Self {
         let within = |message: &&Moments| moments.contains(&message.confirmed);
         let messages = self.messages.iter().filter(within).copied().collect();
@@ -132,13 +147,13 @@ impl Timeline {
         self.messages.last().map_or(0, |message| message.confirmed)
     }
 
-    /// The messages after the first second, in which connections and plans warm up.
+    /// The messages after the first second, which is the warm-up of connections and plans.
     pub(crate) fn warm(&self) -> Self {
         let began = self.messages.first().map_or(0, |message| message.confirmed);
         self.within(began + 1_000_000..)
     }
 
-    /// From the publisher's confirm to the commit, its flush included.
+    /// From the confirm to the commit, including the flush.
     pub(crate) fn durable(&self) -> Latency {
         self.latency(|it| {
             let flushed = micros(it.committed - it.confirmed) + self.flush;
@@ -146,7 +161,7 @@ impl Timeline {
         })
     }
 
-    /// From the publisher's confirm to the append to the hot copy.
+    /// From the confirm to the append to the hot copy.
     pub(crate) fn hot(&self) -> Latency {
         self.latency(|it| micros(it.hot - it.confirmed))
     }
@@ -175,7 +190,8 @@ fn times(text: &str) -> Result<HashMap<&str, Micros>> {
 }
 
 fn entry(line: &str) -> Result<(&str, Micros)> {
-    let (id, at) = line.split_once('\t').with_context(|| format!("no time in {line:?}"))?;
+    let (id, at) =
+        line.split_once('\t').with_context(|| format!("the line {line:?} has no time"))?;
     Ok((id, at.parse()?))
 }
 

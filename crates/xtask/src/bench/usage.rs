@@ -1,4 +1,4 @@
-//! What a process has used: CPU time and memory, as Linux counts them.
+//! CPU time and memory of processes, from `/proc`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -6,21 +6,21 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// What `/proc` counts CPU time in: a hundredth of a second, on every architecture that this runs on
-/// (`proc(5)`, `sysconf(_SC_CLK_TCK)`).
+/// The unit of CPU time in `/proc`: a hundredth of a second on all supported architectures (`proc(5)`,
+/// `sysconf(_SC_CLK_TCK)`).
 const TICK: Duration = Duration::from_millis(10);
 
-/// The CPU time of a process, its threads together.
+/// The CPU time of all threads of a process.
 pub(crate) fn cpu(pid: u32) -> Result<Duration> {
     Ok(TICK * Stat::of(pid)?.ticks)
 }
 
-/// The CPU time of a process and of everything that it started, ended or not.
+/// The CPU time of a process and of all its descendants, including ended ones.
 pub(crate) fn cpu_of_tree(root: u32) -> Result<Duration> {
     let mut children: HashMap<u32, Vec<Stat>> = HashMap::new();
     for entry in fs::read_dir("/proc")? {
         let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok());
-        // A process that ends meanwhile has been counted with its parent, or will be.
+        // The time of a process that ends meanwhile is counted with its parent.
         if let Some(stat) = pid.and_then(|pid| Stat::of(pid).ok()) {
             children.entry(stat.parent).or_default().push(stat);
         }
@@ -34,14 +34,14 @@ pub(crate) fn cpu_of_tree(root: u32) -> Result<Duration> {
     Ok(TICK * ticks)
 }
 
-/// The most memory that a process has had resident so far, in bytes.
+/// The peak resident memory of a process so far, in bytes.
 pub(crate) fn peak_memory(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let kib = status
         .lines()
         .find_map(|line| line.strip_prefix("VmHWM:"))
         .map(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>());
-    Ok(kib.context("no VmHWM")?? * 1024)
+    Ok(kib.context("/proc/PID/status has no VmHWM")?? * 1024)
 }
 
 #[derive(Debug)]
@@ -55,12 +55,15 @@ struct Stat {
 impl Stat {
     fn of(pid: u32) -> Result<Self> {
         let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // The second field is the program's name, which may hold anything; the last bracket ends it.
-        let (_, rest) = text.rsplit_once(')').context("no name")?;
+        // The second field is the program's name, which may contain spaces and brackets; the last `)` ends it.
+        let (_, rest) = text.rsplit_once(')').context("/proc/PID/stat has no program name")?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-        // Numbered as in proc(5), less the two before.
+        // Numbered as in proc(5); the first two fields are cut off.
         let field = |number: usize| {
-            fields.get(number - 3).and_then(|text| text.parse::<u32>().ok()).context("too short")
+            fields
+                .get(number - 3)
+                .and_then(|text| text.parse::<u32>().ok())
+                .context("/proc/PID/stat is too short")
         };
         Ok(Self {
             pid,

@@ -1,4 +1,4 @@
-//! What Prometheus' and Alertmanager's own tools say of the rules and configurations that ship.
+//! Checks the shipped rules and configurations with `promtool` and `amtool`.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use testkit::place;
 
 use crate::{cargo, packages};
 
-/// Where each severity must end: the routes of the shipped configuration.
+/// The receiver that each severity must be routed to by the shipped configuration.
 const ROUTES: [(&str, &str); 2] = [("critical", "pager"), ("warning", "office-hours")];
 
-/// Checks the configurations and the rules, and runs the rules' own tests.
+/// Checks the configurations, the rules and the routes, and runs the tests of the rules.
 pub(super) async fn check() -> Result<()> {
     packages::ensure_monitoring().await?;
     let deploy = place::workspace().join("deploy");
@@ -41,7 +41,7 @@ async fn tool(program: Program, arguments: &[&str], files: &[PathBuf]) -> Result
     cargo::run(command).await
 }
 
-/// The YAML files of a folder, by name.
+/// The YAML files of a folder, sorted by name.
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder)? {

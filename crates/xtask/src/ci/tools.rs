@@ -1,4 +1,4 @@
-//! Tools that a toolchain does not bring: installed once, under `target/tools`, at fixed versions.
+//! Tools that are not part of the toolchain: installed once, under `target/tools`, in fixed versions.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,14 +18,14 @@ struct Tool {
 const DENY: Tool = Tool { package: "cargo-deny", program: "cargo-deny", version: "0.20.2" };
 const TYPOS: Tool = Tool { package: "typos-cli", program: "typos", version: "1.52.0" };
 
-/// `cargo deny check` for some of its checks.
+/// Runs `cargo deny check` with these checks.
 pub(super) async fn deny(checks: &[&str]) -> Result<()> {
     let mut command = Command::new(DENY.ensure().await?);
     command.arg("check").args(checks).current_dir(place::workspace());
     cargo::run(command).await
 }
 
-/// Known vulnerabilities; without the database's host this checks nothing, and says so.
+/// Checks for known vulnerabilities. Skipped with a message if the advisory database cannot be fetched.
 pub(super) async fn advisories() -> Result<()> {
     let mut fetch = Command::new(DENY.ensure().await?);
     fetch.args(["fetch", "db"]).current_dir(place::workspace()).stdin(Stdio::null());
@@ -33,18 +33,18 @@ pub(super) async fn advisories() -> Result<()> {
     if fetched.status.success() {
         return deny(&["advisories"]).await;
     }
-    say::line("NOT CHECKED: the advisory database cannot be fetched from here");
+    say::line("NOT CHECKED: the advisory database cannot be fetched");
     Ok(())
 }
 
-/// Spelling, of code and prose.
+/// Checks the spelling of code and text.
 pub(super) async fn spelling() -> Result<()> {
     let mut command = Command::new(TYPOS.ensure().await?);
     command.current_dir(place::workspace());
     cargo::run(command).await
 }
 
-/// `rustfmt` and `clippy`, which a minimal toolchain lacks.
+/// Installs `rustfmt` and `clippy` if they are missing, as in a minimal toolchain.
 pub(super) async fn ensure_components() -> Result<()> {
     for (component, program) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
         let mut probe = cargo::command(&[program, "--version"]);
@@ -59,7 +59,7 @@ pub(super) async fn ensure_components() -> Result<()> {
 }
 
 impl Tool {
-    /// Where the program is, after installing it if needed.
+    /// The path of the program, which is installed if it is missing.
     async fn ensure(&self) -> Result<PathBuf> {
         let profile = place::profile_dir();
         let root = profile
@@ -70,18 +70,22 @@ impl Tool {
         let program = root.join("bin").join(self.program);
         if !program.is_file() {
             say::line(&format!(
-                "installing {} {} (once; a minute or two)",
+                "installing {} {} (once; takes a minute or two)",
                 self.package, self.version
             ));
             cargo::run(self.install(&root)).await?;
         }
         if !program.is_file() {
-            bail!("{} was installed without a program {}", self.package, self.program);
+            bail!(
+                "the package {} was installed, but contains no program {}",
+                self.package,
+                self.program
+            );
         }
         Ok(program)
     }
 
-    /// Unoptimised: these tools run for seconds, and optimising them takes minutes.
+    /// In the debug profile: the tools run for seconds, and a release build takes minutes.
     fn install(&self, root: &Path) -> Command {
         let Self { package, version, .. } = self;
         let mut command = cargo::command(&["install", "--quiet", "--locked", "--debug", package]);

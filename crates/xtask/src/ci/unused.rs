@@ -1,4 +1,4 @@
-//! Dependencies that a crate lists and never names: each costs every newcomer compile time.
+//! Finds dependencies that a crate declares but does not use.
 
 use std::fs;
 use std::path::Path;
@@ -17,23 +17,28 @@ pub(super) async fn check() -> Result<()> {
     for package in metadata["packages"].as_array().into_iter().flatten() {
         let manifest = Path::new(package["manifest_path"].as_str().context("manifest_path")?);
         let mut sources = String::new();
-        read_sources(manifest.parent().context("a manifest in no directory")?, &mut sources)?;
+        read_sources(
+            manifest.parent().context("the manifest has no parent directory")?,
+            &mut sources,
+        )?;
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             let name =
                 dependency["rename"].as_str().or(dependency["name"].as_str()).unwrap_or_default();
             if !names(&sources, &name.replace('-', "_")) {
-                unused
-                    .push(format!("{} lists {name}", package["name"].as_str().unwrap_or_default()));
+                unused.push(format!(
+                    "{} declares {name}",
+                    package["name"].as_str().unwrap_or_default()
+                ));
             }
         }
     }
     if unused.is_empty() {
         return Ok(());
     }
-    bail!("listed, but never named:\n{}", unused.join("\n"))
+    bail!("unused dependencies; remove them from Cargo.toml:\n{}", unused.join("\n"))
 }
 
-/// Appends all Rust sources below a directory, but not those of another package in it.
+/// Appends the Rust sources in a directory, except those of other packages inside it.
 fn read_sources(dir: &Path, sources: &mut String) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
@@ -46,7 +51,7 @@ fn read_sources(dir: &Path, sources: &mut String) -> Result<()> {
     Ok(())
 }
 
-/// Whether the sources hold a path or an import of the crate.
+/// Whether the sources contain the name of the crate as a whole word.
 fn names(sources: &str, name: &str) -> bool {
     sources.match_indices(name).any(|(at, _)| {
         let before = sources[..at].chars().next_back();
@@ -61,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_crate_is_named_by_whole_words_alone() {
+    fn a_crate_is_named_by_whole_words_only() {
         assert!(names("use serde_json::Value;", "serde_json"));
         assert!(!names("use serde_json::Value;", "serde"));
         assert!(names("#[derive(serde::Serialize)]", "serde"));

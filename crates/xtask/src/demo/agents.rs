@@ -1,38 +1,38 @@
-//! The agents of the demo and what they say.
+//! The agents of the demo and their messages.
 
 use std::cell::Cell;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-/// A session of an agent with somebody.
+/// A session of an agent with a user.
 pub(super) struct Session {
     pub(super) tenant: &'static str,
     pub(super) session: String,
     agent: &'static str,
     model: &'static str,
-    words: Vec<Value>,
-    /// When the next action happens: each a few seconds after the one before.
+    messages: Vec<Value>,
+    /// The time of the last action; each action is a few seconds after the previous one.
     clock: Cell<SystemTime>,
 }
 
 impl Session {
-    /// The opening and every message, as actions.
+    /// The actions of the session: its opening and every message.
     pub(super) fn conversation(&self) -> Vec<Value> {
         self.clock.set(SystemTime::now() - Duration::from_secs(120));
         let mut actions = vec![self.opened()];
-        for (n, words) in self.words.iter().enumerate() {
-            actions.push(self.message(n + 1, words));
+        for (n, message) in self.messages.iter().enumerate() {
+            actions.push(self.message(n + 1, message));
         }
         actions
     }
 
-    /// The session is connected.
+    /// The action that opens the session.
     pub(super) fn opened(&self) -> Value {
         self.action("conversation.session_opened", &json!({}))
     }
 
-    /// The session is gone.
+    /// The action that closes the session.
     pub(super) fn closed(&self) -> Value {
         self.action(
             "conversation.session_closed",
@@ -40,14 +40,14 @@ impl Session {
         )
     }
 
-    /// One more word.
-    pub(super) fn goodbye(&self) -> Value {
-        let words = json!({"role": "user", "content": "One more thing: thank you!"});
-        self.message(self.words.len() + 1, &words)
+    /// One more message.
+    pub(super) fn last_message(&self) -> Value {
+        let message = json!({"role": "user", "content": "One more thing: thank you!"});
+        self.message(self.messages.len() + 1, &message)
     }
 
-    fn message(&self, number: usize, words: &Value) -> Value {
-        let mut fields = words.clone();
+    fn message(&self, number: usize, message: &Value) -> Value {
+        let mut fields = message.clone();
         if let Some(fields) = fields.as_object_mut() {
             fields.insert("message_id".into(), json!(format!("m{number}")));
             fields.insert("agent_id".into(), json!(self.agent));
@@ -79,9 +79,9 @@ fn session(
     session: String,
     agent: &'static str,
     model: &'static str,
-    words: Vec<Value>,
+    messages: Vec<Value>,
 ) -> Session {
-    Session { tenant, session, agent, model, words, clock: Cell::new(SystemTime::now()) }
+    Session { tenant, session, agent, model, messages, clock: Cell::new(SystemTime::now()) }
 }
 
 /// A booking agent that calls a tool.

@@ -1,7 +1,6 @@
-//! What the demo plays: three conversations, from the first word to the archive.
+//! The steps of the demo: three conversations, from the first message until they are archived.
 //!
-//! Everything goes through the public doors: actions are published to RabbitMQ with the `verbatim`
-//! command, and looked at with it. What is printed is what it printed.
+//! Actions are published and results are read with the `verbatim` command; the demo prints its output.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,22 +9,22 @@ use serde_json::{Value, json};
 use testkit::wait::until;
 
 use super::agents::{self, Session};
+use crate::local_system::LocalSystem;
 use crate::say;
-use crate::stage::Stage;
 
-/// Settings of every process in the demo: half a minute of grace is too long to watch.
+/// Settings of every process in the demo: shorter intervals, so that the demo takes half a minute.
 pub(super) const SETTINGS: [(&str, &str); 3] = [
     ("VERBATIM_CLOSE_GRACE", "3s"),
     ("VERBATIM_CLOSE_INTERVAL", "250ms"),
     ("VERBATIM_STATISTICS_INTERVAL", "500ms"),
 ];
 
-/// Longer than any step takes on a busy machine.
+/// Timeout of a step; on a busy machine steps take seconds.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Plays it.
-pub(super) async fn play(stage: &mut Stage) -> Result<()> {
-    stage
+/// Runs all steps.
+pub(super) async fn run(system: &mut LocalSystem) -> Result<()> {
+    system
         .start(&[
             "message-save-worker",
             "message-save-worker",
@@ -36,88 +35,88 @@ pub(super) async fn play(stage: &mut Stage) -> Result<()> {
     say::line(
         "two message-save-workers, a persistence-migration-worker and a statistics-worker are ready",
     );
-    // Unique to this run: the servers may be somebody's, and have seen a demo before.
+    // Unique per run: the servers may contain the data of an earlier demo.
     let run = run_id();
     let booking = agents::booking(&run);
     let support = agents::support(&run);
     let meals = agents::meals(&run);
     let sessions = [&booking, &support, &meals];
 
-    say::heading("\n1. Three agents of two tenants publish what is said");
-    publish(stage, sessions.iter().flat_map(|session| session.conversation()).collect()).await?;
+    say::heading("\n1. Three agents of two tenants publish their messages to RabbitMQ");
+    publish(system, sessions.iter().flat_map(|session| session.conversation()).collect()).await?;
     for session in sessions {
-        saved(stage, session).await?;
+        saved(system, session).await?;
     }
-    list(stage, &sessions).await?;
+    list(system, &sessions).await?;
 
-    say::heading("\n2. Durable in PostgreSQL, hot in Redis: a reader is served by the copy");
-    // The first reader loads the copy; everybody after is served by it.
-    show(stage, &booking, &[]).await?;
-    show_to_all(stage, &booking, &["--source", "redis"]).await?;
+    say::heading("\n2. The messages are in PostgreSQL; a reader gets the hot copy from Redis");
+    // The first read loads the hot copy into Redis; later reads use it.
+    show(system, &booking, &[]).await?;
+    print_conversation(system, &booking, &["--source", "redis"]).await?;
 
     say::heading(
-        "\n3. A fourth agent calls its role `bot`: refused by name, kept as a dead letter",
+        "\n3. A fourth agent sends the invalid role `bot`: its message becomes a dead letter with the reason",
     );
-    publish_unchecked(stage, agents::malformed(&run)).await?;
-    let letter = dead_letter(stage, &run).await?;
-    let show = ["dead-letters", "show", &letter];
-    indented(&first_paragraph(&stage.verbatim(&show, "").await?));
-    say::line(&format!("  (body, headers and a remedy: verbatim {})", show.join(" ")));
+    publish_unchecked(system, agents::malformed(&run)).await?;
+    let id = dead_letter(system, &run).await?;
+    let show = ["dead-letters", "show", &id];
+    indented(&first_paragraph(&system.verbatim(&show, "").await?));
+    say::line(&format!("  (verbatim {} also shows body, headers and remedy)", show.join(" ")));
 
     say::heading("\n4. All three sessions close; each conversation waits 3 s for a reconnection");
-    publish(stage, sessions.iter().map(|session| session.closed()).collect()).await?;
-    closing(stage, &sessions).await?;
-    say::line(&format!("  {} reconnects within the grace period", support.session));
-    publish(stage, vec![support.opened()]).await?;
-    status(stage, &booking, "archived").await?;
-    status(stage, &meals, "archived").await?;
-    let still = look(stage, &support).await?;
+    publish(system, sessions.iter().map(|session| session.closed()).collect()).await?;
+    closing(system, &sessions).await?;
+    say::line(&format!("  session {} reconnects within these 3 s", support.session));
+    publish(system, vec![support.opened()]).await?;
+    status(system, &booking, "archived").await?;
+    status(system, &meals, "archived").await?;
+    let still = conversation(system, &support).await?;
     if still["status"] != "active" {
-        bail!("the reconnection did not withdraw the close: {still}");
+        bail!("the reconnection did not cancel the close: {still}");
     }
-    list(stage, &sessions).await?;
-    say::line("  the reconnection withdrew its close: that conversation is still active");
+    list(system, &sessions).await?;
+    say::line("  the reconnection cancelled the close: that conversation is still active");
 
     say::heading(
-        "\n5. It says goodbye and closes for good; the archive has all three, with statistics",
+        "\n5. The reconnected session ends too: all three conversations are archived, with statistics",
     );
-    publish(stage, vec![support.goodbye(), support.closed()]).await?;
-    status(stage, &support, "archived").await?;
+    publish(system, vec![support.last_message(), support.closed()]).await?;
+    status(system, &support, "archived").await?;
     for session in sessions {
-        counted(stage, session).await?;
+        counted(system, session).await?;
     }
-    list(stage, &sessions).await?;
-    show_to_all(stage, &support, &["--source", "postgresql"]).await
+    list(system, &sessions).await?;
+    print_conversation(system, &support, &["--source", "postgresql"]).await
 }
 
-async fn publish(stage: &Stage, actions: Vec<Value>) -> Result<()> {
+async fn publish(system: &LocalSystem, actions: Vec<Value>) -> Result<()> {
     let lines: String = actions.iter().map(|action| format!("{action}\n")).collect();
-    indented(&stage.verbatim(&["publish", "-"], &lines).await?);
+    indented(&system.verbatim(&["publish", "-"], &lines).await?);
     Ok(())
 }
 
-async fn publish_unchecked(stage: &Stage, action: Value) -> Result<()> {
-    let said = stage.verbatim(&["publish", "--no-lint", "-"], &format!("{action}\n")).await?;
-    indented(&said);
+async fn publish_unchecked(system: &LocalSystem, action: Value) -> Result<()> {
+    let output = system.verbatim(&["publish", "--no-lint", "-"], &format!("{action}\n")).await?;
+    indented(&output);
     Ok(())
 }
 
 /// Waits until every message of a session is stored.
-async fn saved(stage: &Stage, session: &Session) -> Result<()> {
+async fn saved(system: &LocalSystem, session: &Session) -> Result<()> {
     let wanted = session.conversation().len() - 1;
     until(format!("{wanted} messages of {}", session.session), LIMIT, async || {
-        let found = look(stage, session).await.map_err(|error| error.to_string())?;
+        let found = conversation(system, session).await.map_err(|error| error.to_string())?;
         if found["message_count"] == json!(wanted) { Ok(()) } else { Err(found.to_string()) }
     })
     .await?;
     Ok(())
 }
 
-/// Waits until all have been asked to close.
-async fn closing(stage: &Stage, sessions: &[&Session]) -> Result<()> {
+/// Waits until every conversation has a close request.
+async fn closing(system: &LocalSystem, sessions: &[&Session]) -> Result<()> {
     for session in sessions {
         until(format!("a close request of {}", session.session), LIMIT, async || {
-            let found = look(stage, session).await.map_err(|error| error.to_string())?;
+            let found = conversation(system, session).await.map_err(|error| error.to_string())?;
             if found["close_requested_at"].is_null() { Err(found.to_string()) } else { Ok(()) }
         })
         .await?;
@@ -125,10 +124,10 @@ async fn closing(stage: &Stage, sessions: &[&Session]) -> Result<()> {
     Ok(())
 }
 
-/// Waits for a status.
-async fn status(stage: &Stage, session: &Session, wanted: &str) -> Result<()> {
+/// Waits until a session's conversation has a status.
+async fn status(system: &LocalSystem, session: &Session, wanted: &str) -> Result<()> {
     until(format!("{} to be {wanted}", session.session), LIMIT, async || {
-        let found = look(stage, session).await.map_err(|error| error.to_string())?;
+        let found = conversation(system, session).await.map_err(|error| error.to_string())?;
         if found["status"] == wanted { Ok(()) } else { Err(found.to_string()) }
     })
     .await?;
@@ -136,56 +135,58 @@ async fn status(stage: &Stage, session: &Session, wanted: &str) -> Result<()> {
 }
 
 /// Waits for the statistics of a session's conversation.
-async fn counted(stage: &Stage, session: &Session) -> Result<()> {
+async fn counted(system: &LocalSystem, session: &Session) -> Result<()> {
     until(format!("statistics of {}", session.session), LIMIT, async || {
-        let shown = show(stage, session, &[]).await.map_err(|error| error.to_string())?;
+        let shown = show(system, session, &[]).await.map_err(|error| error.to_string())?;
         if shown["statistics"].is_null() { Err(shown["status"].to_string()) } else { Ok(()) }
     })
     .await?;
     Ok(())
 }
 
-/// Waits for this run's dead letter; its id.
-async fn dead_letter(stage: &Stage, run: &str) -> Result<String> {
-    let letter = until("the dead letter", LIMIT, async || {
-        let letters = stage.ask(&["dead-letters", "list"]).await.map_err(|e| e.to_string())?;
-        let ours = letters["dead_letters"].as_array().into_iter().flatten().find(|letter| {
-            letter["session_id"].as_str().is_some_and(|session| session.ends_with(run))
-        });
-        ours.and_then(|letter| letter["id"].as_str().map(str::to_owned))
-            .ok_or_else(|| letters.to_string())
+/// Waits for this run's dead letter; returns its id.
+async fn dead_letter(system: &LocalSystem, run: &str) -> Result<String> {
+    let id = until("the dead letter", LIMIT, async || {
+        let list = system.json(&["dead-letters", "list"]).await.map_err(|e| e.to_string())?;
+        let of_this_run =
+            list["dead_letters"].as_array().into_iter().flatten().find(|dead_letter| {
+                dead_letter["session_id"].as_str().is_some_and(|session| session.ends_with(run))
+            });
+        of_this_run
+            .and_then(|dead_letter| dead_letter["id"].as_str().map(str::to_owned))
+            .ok_or_else(|| list.to_string())
     })
     .await?;
-    Ok(letter)
+    Ok(id)
 }
 
-/// The row of a session's conversation.
-async fn look(stage: &Stage, session: &Session) -> Result<Value> {
+/// A session's conversation, as `conversation list` returns it.
+async fn conversation(system: &LocalSystem, session: &Session) -> Result<Value> {
     let arguments =
         ["conversation", "list", "--tenant", session.tenant, "--session", &session.session];
-    let rows = stage.ask(&arguments).await?;
+    let rows = system.json(&arguments).await?;
     match rows.as_array().map(Vec::as_slice) {
         Some([row]) => Ok(row.clone()),
-        _ => bail!("no conversation of {} yet", session.session),
+        _ => bail!("session {} has no conversation yet", session.session),
     }
 }
 
-async fn show(stage: &Stage, session: &Session, more: &[&str]) -> Result<Value> {
+async fn show(system: &LocalSystem, session: &Session, more: &[&str]) -> Result<Value> {
     let arguments =
         ["conversation", "show", "--tenant", session.tenant, "--session", &session.session];
-    stage.ask(&[&arguments, more].concat()).await
+    system.json(&[&arguments, more].concat()).await
 }
 
-async fn show_to_all(stage: &Stage, session: &Session, more: &[&str]) -> Result<()> {
+async fn print_conversation(system: &LocalSystem, session: &Session, more: &[&str]) -> Result<()> {
     let arguments =
         ["conversation", "show", "--tenant", session.tenant, "--session", &session.session];
-    indented(&stage.verbatim(&[&arguments, more].concat(), "").await?);
+    indented(&system.verbatim(&[&arguments, more].concat(), "").await?);
     Ok(())
 }
 
-async fn list(stage: &Stage, sessions: &[&Session]) -> Result<()> {
+async fn list(system: &LocalSystem, sessions: &[&Session]) -> Result<()> {
     for session in sessions {
-        let row = look(stage, session).await?;
+        let row = conversation(system, session).await?;
         let line = format!(
             "  {:<8} {:<14} {:<20} {:<14} {:>2} messages  {}",
             row["status"].as_str().unwrap_or_default(),

@@ -1,8 +1,8 @@
-//! Another RabbitMQ than the distribution's: that of Debian 13, in a folder of its own.
+//! RabbitMQ 4 of Debian 13, for a machine whose distribution has an older version.
 //!
-//! Nothing of it is installed: its packages lie under `target/rabbitmq-4`, and its programs run with that
-//! folder as their root. What they mount for that, the test's own folders among it, is in a name space of
-//! theirs and ends with them.
+//! It is not installed on the machine: its packages are under `target/rabbitmq-4`, and its programs run in a
+//! chroot there. The mounts of the chroot (`/proc`, `/dev`, `target`, the temporary directory) are in their own
+//! mount namespace and end with the programs.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,32 +14,32 @@ use testkit::place;
 
 use crate::{cargo, packages, say};
 
-/// The release of Debian with RabbitMQ 4 (4.0.5).
+/// The release of Debian that has RabbitMQ 4 (4.0.5).
 const RELEASE: &str = "trixie";
 
-/// What tests start, and where it lies in that release.
+/// The programs that tests start, and their paths in that release.
 const PROGRAMS: [(&str, &str); 3] = [
     ("rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmq-server"),
     ("rabbitmqctl", "/usr/lib/rabbitmq/bin/rabbitmqctl"),
     ("epmd", "/usr/bin/epmd"),
 ];
 
-/// Makes sure that it is there, and returns the directory of its programs.
+/// Downloads it if it is missing, and returns the directory of its programs.
 pub(super) async fn prepare() -> Result<PathBuf> {
     if place::user_id()? != 0 {
-        bail!("RabbitMQ 4 runs in a folder as its root, which only root may do");
+        bail!("--rabbitmq-4 needs root: RabbitMQ 4 runs in a chroot");
     }
     let base = place::workspace().join("target/rabbitmq-4");
     let root = base.join("root");
     if !root.is_dir() {
         packages::ensure(&["debootstrap"]).await?;
-        say::line("fetching RabbitMQ 4 and what it runs on (once; some minutes, 400 MB)");
-        let half_done = base.join("half-done");
-        if half_done.exists() {
-            fs::remove_dir_all(&half_done).context("an earlier attempt is in the way")?;
+        say::line("downloading RabbitMQ 4 and its dependencies (once; some minutes, 400 MB)");
+        let incomplete = base.join("incomplete");
+        if incomplete.exists() {
+            fs::remove_dir_all(&incomplete).context("cannot remove the incomplete download")?;
         }
-        fs::create_dir_all(&half_done)?;
-        // What it mounts in there must not stay if it is broken off.
+        fs::create_dir_all(&incomplete)?;
+        // In a mount namespace: its mounts end with it even if it is interrupted.
         let mut command = Command::new("unshare");
         command.args([
             "--mount",
@@ -48,11 +48,11 @@ pub(super) async fn prepare() -> Result<PathBuf> {
             "--include=rabbitmq-server",
             RELEASE,
         ]);
-        command.arg(&half_done);
+        command.arg(&incomplete);
         cargo::run(command).await?;
-        fs::rename(&half_done, &root)?;
+        fs::rename(&incomplete, &root)?;
     }
-    // Node names end in `localhost`.
+    // RabbitMQ resolves `localhost`, the host of its node names.
     fs::copy("/etc/hosts", root.join("etc/hosts")).context("/etc/hosts")?;
     let programs = base.join("bin");
     fs::create_dir_all(&programs)?;
@@ -64,7 +64,7 @@ pub(super) async fn prepare() -> Result<PathBuf> {
     Ok(programs)
 }
 
-/// A script that becomes the program: the process that was started is the server itself.
+/// A script that executes the program in the chroot, so that the started process is the server.
 fn wrapper(root: &Path, program: &str) -> String {
     let (root, target) = (root.display(), place::workspace().join("target"));
     let (target, temporary) = (target.display(), std::env::temp_dir());

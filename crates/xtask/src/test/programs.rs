@@ -1,4 +1,4 @@
-//! Which test programs concern a crate: those of every package that depends on it.
+//! Finds the test programs of all packages that depend on a crate.
 
 use std::collections::BTreeSet;
 
@@ -7,8 +7,7 @@ use serde_json::Value;
 
 use crate::cargo;
 
-/// The names of the test programs that link a crate, found in what cargo knows of the workspace, so that
-/// a new one cannot be forgotten.
+/// The names of the test programs that link a crate, from `cargo metadata`, so that new ones are included.
 pub(super) async fn that_link(name: &str) -> Result<Vec<String>> {
     let mut command = cargo::command(&["metadata", "--format-version=1", "--no-deps"]);
     let output = tokio::task::spawn_blocking(move || command.output()).await??;
@@ -48,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_programs_of_all_who_depend_on_a_crate_are_found() {
+    fn the_test_programs_of_all_dependants_of_a_crate_are_found() {
         let package = |name: &str, needs: &[&str], tests: &[&str]| {
             let needs: Vec<_> = needs.iter().map(|it| json!({ "name": it })).collect();
             let mut targets: Vec<_> =

@@ -1,8 +1,8 @@
-//! A Redis Cluster of three masters that know each other and their slots from the first moment.
+//! A Redis Cluster of three masters that is complete from the start.
 //!
-//! Each finds on its disk what it would have written there after being introduced (`nodes.conf`), so
-//! nobody has to introduce them. They tell clients no host, only ports: a client then reaches every
-//! node at the host by which it reached the first one, which may be that of a proxy. Needs Redis 7.
+//! Each node gets a prepared `nodes.conf` with all nodes and slots, so no `CLUSTER MEET` is needed. The nodes
+//! announce only ports to clients, no host: a client connects to every node at the host at which it reached
+//! the first one, which may be that of a proxy. Requires Redis 7.
 
 use std::path::Path;
 
@@ -20,18 +20,18 @@ const SLOTS: [&str; 3] = ["0-5460", "5461-10922", "10923-16383"];
 /// Whether masters have replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Replicas {
-    /// No master has one.
+    /// No replicas.
     #[default]
     None,
-    /// The first master has one, which is the last node.
+    /// One replica of the first master; it is the last node.
     OfTheFirst,
 }
 
-/// What a node is in its cluster.
+/// The role of a node in its cluster.
 #[derive(Debug)]
 pub(super) struct Membership {
     bus_port: u16,
-    /// `nodes.conf` at the beginning.
+    /// The initial `nodes.conf`.
     nodes: String,
 }
 
@@ -54,7 +54,7 @@ pub(in crate::servers) fn prepare(
     if replicas == Replicas::OfTheFirst {
         members.push(member(format!("slave {}", members[0].id), ""));
     }
-    // Whoever asks one node with a password asks the others with the same.
+    // Clients use the same password for all nodes.
     let password = secret();
     (0..members.len())
         .map(|own| {
@@ -75,7 +75,7 @@ pub(in crate::servers) fn prepare(
 }
 
 impl Membership {
-    /// The settings of a node; where it starts for the first time, with its view of the cluster.
+    /// The settings of a node. At the first start this also writes its `nodes.conf`.
     pub(super) fn settings(&self, dir: &Path) -> Result<String> {
         let file = dir.join("data/nodes.conf");
         if !file.exists() {
@@ -86,7 +86,7 @@ impl Membership {
              cluster-port {}\n\
              cluster-config-file {}\n\
              cluster-preferred-endpoint-type unknown-endpoint\n\
-             # A replica follows at once.\n\
+             # A replica synchronizes without delay.\n\
              repl-diskless-sync-delay 0\n",
             self.bus_port,
             file.display()

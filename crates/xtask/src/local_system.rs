@@ -1,4 +1,4 @@
-//! Servers, a fleet of the real binaries, and the `verbatim` command to look at them.
+//! A local system: servers, workers, and the `verbatim` command.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -8,46 +8,46 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use testkit::fleet::{Fleet, Worker};
 
-use crate::stores::{Named, Stores};
+use crate::servers::{LocalServers, ServerOptions};
 use crate::{cargo, say};
 
-/// A worker connects to its servers in a second; a busy machine may take ten times that.
+/// Timeout for a worker to become ready, which takes a second on an idle machine.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
-/// The workers' own deadline for a drain is shorter.
+/// Timeout of a shutdown; longer than the workers' drain deadline.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
-/// How soon the end of a worker is noticed.
+/// How often workers are checked for their end.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
-/// All that `up` and the demo run on. Fields are dropped in order: workers, their logs, servers.
+/// The system that `up` and the demo use. Fields are dropped in this order: workers, logs, servers.
 #[derive(Debug)]
-pub(crate) struct Stage {
+pub(crate) struct LocalSystem {
     workers: Vec<Worker>,
     fleet: Fleet,
-    pub(crate) stores: Stores,
+    pub(crate) servers: LocalServers,
 }
 
-impl Stage {
-    /// Builds the fleet, opens the servers, and creates schema and topology with `verbatim setup`.
+impl LocalSystem {
+    /// Builds the fleet, starts the servers, and creates schema and topology with `verbatim setup`.
     /// `settings` are environment variables for every process.
-    pub(crate) async fn open(named: Named, settings: &[(&str, &str)]) -> Result<Self> {
+    pub(crate) async fn open(options: ServerOptions, settings: &[(&str, &str)]) -> Result<Self> {
         say::line("building the fleet");
         cargo::build_fleet().await?;
-        let stores = Stores::open(named).await?;
+        let servers = LocalServers::open(options).await?;
         let mut fleet = Fleet::of_built()?
-            .with("AMQP_URL", &stores.amqp_url)
-            .with("REDIS_URL", &stores.redis_url)
-            .with("DATABASE_URL", &stores.database_url);
+            .with("AMQP_URL", &servers.amqp_url)
+            .with("REDIS_URL", &servers.redis_url)
+            .with("DATABASE_URL", &servers.database_url);
         for (name, value) in settings {
             fleet = fleet.with(name, value);
         }
-        let stage = Self { workers: Vec::new(), fleet, stores };
-        stage.verbatim(&["setup"], "").await?;
-        Ok(stage)
+        let system = Self { workers: Vec::new(), fleet, servers };
+        system.verbatim(&["setup"], "").await?;
+        Ok(system)
     }
 
-    /// Starts workers by their programs' names and waits until all are ready.
+    /// Starts these programs and waits until all of them are ready.
     pub(crate) async fn start(&mut self, programs: &[&str]) -> Result<()> {
         let first = self.workers.len();
         for program in programs {
@@ -59,12 +59,12 @@ impl Stage {
         Ok(())
     }
 
-    /// The workers, in the order of their start.
+    /// The workers, in the order of their starts.
     pub(crate) fn workers(&self) -> &[Worker] {
         &self.workers
     }
 
-    /// Runs the `verbatim` command with some input, and returns what it printed.
+    /// Runs the `verbatim` command with this input; returns its output.
     pub(crate) async fn verbatim(&self, arguments: &[&str], input: &str) -> Result<String> {
         let mut command = self.fleet.command("verbatim");
         command.args(arguments);
@@ -73,7 +73,7 @@ impl Stage {
         let output = tokio::task::spawn_blocking(move || {
             let mut child = command.spawn()?;
             let mut stdin = child.stdin.take();
-            // A command that ends without reading its input says why on its standard error.
+            // Fails if the command ends without reading its input; then standard error has the reason.
             stdin.as_mut().map(|stdin| stdin.write_all(input.as_bytes()).ok());
             drop(stdin);
             child.wait_with_output()
@@ -82,18 +82,19 @@ impl Stage {
         if output.status.success() {
             return Ok(String::from_utf8(output.stdout)?);
         }
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("verbatim {}: {}\n{said}", arguments.join(" "), output.status)
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("verbatim {}: {}\n{stderr}", arguments.join(" "), output.status)
     }
 
-    /// [`Self::verbatim`] with `--json`.
-    pub(crate) async fn ask(&self, arguments: &[&str]) -> Result<Value> {
+    /// [`Self::verbatim`] with `--json`; returns the parsed output.
+    pub(crate) async fn json(&self, arguments: &[&str]) -> Result<Value> {
         let arguments = [arguments, &["--json"]].concat();
         let text = self.verbatim(&arguments, "").await?;
-        serde_json::from_str(&text).with_context(|| format!("verbatim {arguments:?} said {text:?}"))
+        serde_json::from_str(&text)
+            .with_context(|| format!("verbatim {arguments:?} printed {text:?}, which is not JSON"))
     }
 
-    /// Lets every worker drain; then all is gone.
+    /// Shuts down every worker with SIGTERM, then stops private servers.
     pub(crate) async fn close(self) -> Result<()> {
         for worker in &self.workers {
             worker.signal(testkit::process::Signal::Terminate)?;
@@ -107,7 +108,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Resolves only when a worker ends, which is a failure.
+    /// Returns an error when a worker ends.
     pub(crate) async fn watch(&self) -> Result<()> {
         loop {
             if let Some(worker) = self.workers.iter().find(|worker| worker.exited().is_some()) {
@@ -117,7 +118,7 @@ impl Stage {
         }
     }
 
-    /// The ends of the workers' logs, for the report of a failure.
+    /// The ends of the workers' logs.
     pub(crate) fn logs(&self) -> String {
         let tails = self.workers.iter().map(|it| format!("--- {}\n{}\n", it.name(), it.log_tail()));
         tails.collect()

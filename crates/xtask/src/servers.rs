@@ -1,4 +1,4 @@
-//! The three servers that the fleet needs: named by URL, or private ones.
+//! The three servers that the fleet needs: existing ones, given by URL, or private ones.
 
 use std::time::Instant;
 
@@ -7,55 +7,57 @@ use testkit::servers::{Durability, Kind, Servers};
 
 use crate::{packages, say};
 
-/// Servers that are running already. The ones that are not named are started, privately.
+/// URLs of existing servers. Servers without a URL are started as private ones.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub(crate) struct Named {
-    /// RabbitMQ that is running already; without it, a private one is started
+pub(crate) struct ServerOptions {
+    /// URL of an existing RabbitMQ; without it a private one is started
     #[arg(long, env = "AMQP_URL", hide_env_values = true, value_name = "URL")]
     amqp_url: Option<String>,
-    /// Redis that is running already; without it, a private one is started
+    /// URL of an existing Redis; without it a private one is started
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
     redis_url: Option<String>,
-    /// PostgreSQL that is running already; without it, a private one is started
+    /// URL of an existing PostgreSQL; without it a private one is started
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
 }
 
-/// Where the three are. Private ones stop when this is dropped.
+/// The URLs of the three servers. Private servers stop when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Stores {
+pub(crate) struct LocalServers {
     pub(crate) amqp_url: String,
     pub(crate) redis_url: String,
     pub(crate) database_url: String,
     _private: Option<Servers>,
 }
 
-impl Stores {
-    /// Starts those that are not named, after installing their packages if they are missing.
-    pub(crate) async fn open(named: Named) -> Result<Self> {
+impl LocalServers {
+    /// Starts the servers without a URL; installs their packages if they are missing.
+    pub(crate) async fn open(options: ServerOptions) -> Result<Self> {
         let wanted = [
-            (Kind::RabbitMq, named.amqp_url.is_none()),
-            (Kind::Redis, named.redis_url.is_none()),
-            (Kind::PostgreSql, named.database_url.is_none()),
+            (Kind::RabbitMq, options.amqp_url.is_none()),
+            (Kind::Redis, options.redis_url.is_none()),
+            (Kind::PostgreSql, options.database_url.is_none()),
         ];
-        let kinds: Vec<_> =
-            wanted.into_iter().filter_map(|(kind, it)| it.then_some(kind)).collect();
+        let kinds: Vec<_> = wanted
+            .into_iter()
+            .filter_map(|(kind, is_private)| is_private.then_some(kind))
+            .collect();
         let private = if kinds.is_empty() { None } else { Some(start(&kinds).await?) };
-        let url = |kind, named: Option<String>| match (named, &private) {
+        let url = |kind, given: Option<String>| match (given, &private) {
             (Some(url), _) => url,
             (None, Some(servers)) => servers.get(kind).url(),
             (None, None) => String::new(),
         };
         Ok(Self {
-            amqp_url: url(Kind::RabbitMq, named.amqp_url),
-            redis_url: url(Kind::Redis, named.redis_url),
-            database_url: url(Kind::PostgreSql, named.database_url),
+            amqp_url: url(Kind::RabbitMq, options.amqp_url),
+            redis_url: url(Kind::Redis, options.redis_url),
+            database_url: url(Kind::PostgreSql, options.database_url),
             _private: private,
         })
     }
 }
 
-/// Starts private servers, and says so.
+/// Starts private servers, and prints their names and ports.
 pub(crate) async fn start(kinds: &[Kind]) -> Result<Servers> {
     packages::ensure_servers(kinds).await?;
     let names: Vec<_> = kinds.iter().map(|kind| kind.title()).collect();

@@ -1,4 +1,4 @@
-//! Who takes part, and how far it is.
+//! The programs that are measured, and how many messages they have acknowledged.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,31 +7,31 @@ use anyhow::{Context, Result, bail};
 use testkit::fleet::Worker;
 use testkit::process::{Process, Signal};
 
-use super::ground::Ground;
+use super::environment::Environment;
 
-/// How long a contestant may take to drain and end once it is told to.
+/// Timeout of a shutdown.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
 /// A program that drains `conversation.save_message`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Contestant {
-    /// Consumes and acknowledges.
+pub(crate) enum Program {
+    /// Baseline: consumes and acknowledges, stores nothing. The upper limit of throughput.
     Null,
-    /// Does the least that is correct.
+    /// Baseline: the least work of a correct save worker.
     Ideal,
-    /// `message-save-worker`.
+    /// The product: `message-save-worker`.
     Worker,
 }
 
-/// A contestant that has started.
+/// A started program.
 #[derive(Debug)]
-pub(crate) enum Running {
-    Peer(Process),
+pub(crate) enum RunningProgram {
+    Baseline(Process),
     Worker(Worker),
 }
 
-impl Contestant {
+impl Program {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -40,77 +40,79 @@ impl Contestant {
         }
     }
 
-    /// Whether messages end in the stores.
+    /// Whether it stores messages in PostgreSQL and Redis.
     pub(crate) fn stores(self) -> bool {
         self != Self::Null
     }
 
-    pub(crate) fn start(self, ground: &Ground) -> Result<Running> {
+    pub(crate) fn start(self, environment: &Environment) -> Result<RunningProgram> {
         Ok(match self {
-            Self::Worker => Running::Worker(ground.fleet.start("message-save-worker")?),
-            Self::Null | Self::Ideal => Running::Peer(ground.peer(self.as_str(), |_| {})?),
+            Self::Worker => RunningProgram::Worker(environment.fleet.start("message-save-worker")?),
+            Self::Null | Self::Ideal => {
+                RunningProgram::Baseline(environment.peer(self.as_str(), |_| {})?)
+            }
         })
     }
 }
 
-impl fmt::Display for Contestant {
+impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }
 }
 
-impl Running {
+impl RunningProgram {
     pub(crate) fn pid(&self) -> u32 {
         match self {
-            Self::Peer(peer) => peer.pid(),
+            Self::Baseline(baseline) => baseline.pid(),
             Self::Worker(worker) => worker.pid(),
         }
     }
 
-    /// How many messages it has acknowledged.
+    /// The number of messages it has acknowledged.
     pub(crate) async fn acknowledged(&self) -> Result<u64> {
         let (exited, log_tail) = match self {
-            Self::Peer(peer) => (peer.exited(), peer.log_tail()),
+            Self::Baseline(baseline) => (baseline.exited(), baseline.log_tail()),
             Self::Worker(worker) => (worker.exited(), String::new()),
         };
         if let Some(status) = exited {
-            bail!("it ended: {status}\n{}", self.log_tail());
+            bail!("the program ended: {status}\n{}", self.log_tail());
         }
         match self {
-            Self::Peer(_) => {
+            Self::Baseline(_) => {
                 let lines = log_tail.lines().rev();
-                let told = lines.filter_map(|line| line.strip_prefix("acknowledged "));
-                // The last line may be half written.
-                Ok(told.filter_map(|count| count.parse().ok()).max().unwrap_or(0))
+                let counts = lines.filter_map(|line| line.strip_prefix("acknowledged "));
+                // The last line may be incomplete.
+                Ok(counts.filter_map(|count| count.parse().ok()).max().unwrap_or(0))
             }
             Self::Worker(worker) => applied(&worker.get("/metrics").await?.body),
         }
     }
 
-    /// Tells it to end, and waits until it has.
+    /// Sends SIGTERM, and waits until it has ended.
     pub(crate) async fn stop(self) -> Result<()> {
         let status = match &self {
-            Self::Peer(peer) => {
-                peer.signal(Signal::Terminate)?;
-                peer.wait(DRAIN_LIMIT).await?
+            Self::Baseline(baseline) => {
+                baseline.signal(Signal::Terminate)?;
+                baseline.wait(DRAIN_LIMIT).await?
             }
             Self::Worker(worker) => worker.stop(DRAIN_LIMIT).await?,
         };
         if !status.success() {
-            bail!("it ended with {status}:\n{}", self.log_tail());
+            bail!("the program ended with {status}:\n{}", self.log_tail());
         }
         Ok(())
     }
 
     pub(crate) fn log_tail(&self) -> String {
         match self {
-            Self::Peer(peer) => peer.log_tail(),
+            Self::Baseline(baseline) => baseline.log_tail(),
             Self::Worker(worker) => worker.log_tail(),
         }
     }
 }
 
-/// The deliveries that a worker says it has applied and acknowledged.
+/// The number of deliveries with the outcome `applied`, from the metrics of a worker.
 fn applied(metrics: &str) -> Result<u64> {
     let series = metrics.lines().find(|line| {
         line.starts_with("verbatim_deliveries_total{")
@@ -118,7 +120,7 @@ fn applied(metrics: &str) -> Result<u64> {
             && line.contains("queue=\"conversation.save_message\"")
     });
     match series.and_then(|line| line.rsplit_once(' ')) {
-        Some((_, count)) => count.parse().with_context(|| format!("{count:?} is no count")),
+        Some((_, count)) => count.parse().with_context(|| format!("{count:?} is not a count")),
         None => Ok(0),
     }
 }

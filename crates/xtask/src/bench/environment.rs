@@ -1,5 +1,5 @@
-//! Where the contests take place: private servers with real durability, release binaries, and one
-//! state from which every run begins.
+//! The environment of the benchmarks: private servers with production durability, release binaries, and
+//! methods that reset the servers before a run.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -15,18 +15,18 @@ use tokio::time::sleep;
 use super::usage::cpu_of_tree;
 use crate::{cargo, packages, say};
 
-/// What users run.
+/// The binaries of the product.
 pub(crate) const PRODUCTS: [&str; 4] =
     ["message-save-worker", "persistence-migration-worker", "statistics-worker", "verbatim"];
 
-/// The servers' own work after a load (segments, checkpoints) is over within seconds.
-const QUIET_LIMIT: Duration = Duration::from_secs(60);
-/// Servers are quiet when they use less than a tenth of a core for this long.
-const QUIET: Duration = Duration::from_millis(500);
+/// Timeout for the servers to finish background work after a load (segments, checkpoints).
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
+/// Servers are idle if they use less than a tenth of a core for this long.
+const IDLE: Duration = Duration::from_millis(500);
 
-/// Servers, binaries, and ways to bring them into a state. Dropping it ends all of it.
+/// Servers and binaries. Dropping it ends all of them.
 #[derive(Debug)]
-pub(crate) struct Ground {
+pub(crate) struct Environment {
     pub(crate) fleet: Fleet,
     servers: Servers,
     /// RabbitMQ, Redis or Redis Cluster, PostgreSQL.
@@ -34,13 +34,13 @@ pub(crate) struct Ground {
     redis_url: String,
 }
 
-/// What the messages of a run look like.
+/// The messages of a run.
 #[derive(Debug, Clone, Copy, clap::Args, serde::Serialize)]
 pub(crate) struct Load {
-    /// Messages in the queue
+    /// Number of messages in the queue
     #[arg(long, default_value_t = 100_000)]
     pub(crate) messages: u64,
-    /// Conversations that they belong to, in turn
+    /// Number of conversations that the messages are distributed over
     #[arg(long, default_value_t = 500)]
     pub(crate) conversations: u64,
     /// Size of a body in bytes
@@ -51,8 +51,8 @@ pub(crate) struct Load {
     pub(crate) from: u64,
 }
 
-impl Ground {
-    /// Builds the binaries, starts the servers, creates schema and topology.
+impl Environment {
+    /// Builds the binaries, starts the servers, and creates schema and topology.
     pub(crate) async fn open() -> Result<Self> {
         Self::with(Kind::Redis).await
     }
@@ -67,16 +67,16 @@ impl Ground {
         cargo::build_release(&[&PRODUCTS[..], &["bench-peers"]].concat()).await?;
         let kinds = [Kind::RabbitMq, redis, Kind::PostgreSql];
         packages::ensure_servers(&Kind::ALL).await?;
-        say::note("starting private servers, durable as in production");
+        say::note("starting private servers with production durability");
         let servers = Servers::start_with(&kinds, Durability::Durable).await?;
         let redis_url = servers.redis().url();
         let fleet = Fleet::in_dir(place::profile_dir().with_file_name("release"))?
             .with("AMQP_URL", servers.get(Kind::RabbitMq).url())
             .with("REDIS_URL", &redis_url)
             .with("DATABASE_URL", servers.get(Kind::PostgreSql).url());
-        let ground = Self { fleet, servers, kinds, redis_url };
-        ground.command("verbatim", &["setup"]).await?;
-        Ok(ground)
+        let environment = Self { fleet, servers, kinds, redis_url };
+        environment.command("verbatim", &["setup"]).await?;
+        Ok(environment)
     }
 
     /// A server.
@@ -87,15 +87,15 @@ impl Ground {
     /// The CPU time that a server has used so far.
     pub(crate) fn cpu(&self, kind: Kind) -> Result<Duration> {
         let nodes = self.server(kind).nodes().iter();
-        nodes.map(|node| cpu_of_tree(node.pid().context("the server has ended")?)).sum()
+        nodes.map(|node| cpu_of_tree(node.pid().context("the server is not running")?)).sum()
     }
 
-    /// Runs SQL; the answer is unaligned text.
+    /// Runs SQL; returns unaligned text.
     pub(crate) async fn sql(&self, sql: &str) -> Result<String> {
         self.server(Kind::PostgreSql).psql("postgres", sql).await
     }
 
-    /// Empties both stores. The queue is emptied by whoever drains it.
+    /// Deletes all data in PostgreSQL and Redis. The queue is empty after a drain.
     pub(crate) async fn clear(&self) -> Result<()> {
         self.sql(
             "DO $$ BEGIN EXECUTE (
@@ -107,29 +107,30 @@ impl Ground {
         self.redis(&["FLUSHALL"]).await.map(drop)
     }
 
-    /// How many messages Redis holds.
+    /// The number of messages in Redis.
     pub(crate) async fn hot_messages(&self) -> Result<u64> {
         const COUNT: &str = "local n = 0 for _, key in ipairs(redis.call('KEYS', 'messages:*')) do \
                              n = n + redis.call('ZCARD', key) end return n";
         let mut messages = 0;
-        for answer in self.redis(&["EVAL", COUNT, "0"]).await? {
-            messages += answer.parse::<u64>().with_context(|| format!("{answer:?} is no count"))?;
+        for reply in self.redis(&["EVAL", COUNT, "0"]).await? {
+            messages +=
+                reply.parse::<u64>().with_context(|| format!("{reply:?} is not a count"))?;
         }
         Ok(messages)
     }
 
     /// Runs a command on each Redis server.
     async fn redis(&self, command: &[&str]) -> Result<Vec<String>> {
-        let mut answers = Vec::new();
+        let mut replies = Vec::new();
         for url in self.redis_url.split(',') {
             let mut cli = Command::new("redis-cli");
-            // The password through the environment: every user can read arguments.
+            // The password is passed in the environment: every user can read arguments.
             let (password, port) =
-                password_and_port(url).context("a Redis URL without password")?;
+                password_and_port(url).context("the Redis URL has no password")?;
             cli.env("REDISCLI_AUTH", password).args(["-e", "-p", port]).args(command);
-            answers.push(finish(cli).await?.trim_end().to_owned());
+            replies.push(finish(cli).await?.trim_end().to_owned());
         }
-        Ok(answers)
+        Ok(replies)
     }
 
     /// Publishes a load and waits until every message is confirmed.
@@ -140,7 +141,7 @@ impl Ground {
         finish(command).await.map(drop)
     }
 
-    /// Closes the session of every conversation of a load.
+    /// Publishes the end of the session of every conversation of a load.
     pub(crate) async fn close_all(&self, load: &Load) -> Result<()> {
         let mut command = self.fleet.command("bench-peers");
         command.args(["preload", "--close", "--count", &load.conversations.to_string()]);
@@ -148,32 +149,32 @@ impl Ground {
         finish(command).await.map(drop)
     }
 
-    /// Waits until the servers have done what a load left them to do.
+    /// Waits until the servers have finished the background work of a load.
     pub(crate) async fn settle(&self) -> Result<()> {
         self.sql("CHECKPOINT").await?;
         let used = || -> Result<Duration> { self.kinds.iter().map(|kind| self.cpu(*kind)).sum() };
-        until("quiet servers", QUIET_LIMIT, async || {
+        until("idle servers", IDLE_LIMIT, async || {
             let before = used().map_err(|error| error.to_string())?;
-            sleep(QUIET).await;
+            sleep(IDLE).await;
             let busy = used().map_err(|error| error.to_string())?.saturating_sub(before);
-            if busy < QUIET / 10 { Ok(()) } else { Err(format!("{busy:?} of CPU in {QUIET:?}")) }
+            if busy < IDLE / 10 { Ok(()) } else { Err(format!("{busy:?} of CPU in {IDLE:?}")) }
         })
         .await?;
         Ok(())
     }
 
-    /// Starts a peer in one of its roles.
+    /// Starts `bench-peers` in one of its roles.
     pub(crate) fn peer(&self, role: &str, arguments: impl FnOnce(&mut Command)) -> Result<Process> {
         let mut command = self.fleet.command("bench-peers");
         command.arg(role);
         arguments(&mut command);
         let log = self.fleet.dir().join(format!("{role}.log"));
-        // What an earlier one of its kind said is not this one's.
+        // An earlier process of this role has written to the same file.
         std::fs::remove_file(&log).ok();
         Ok(Process::spawn(role, &mut command, &log)?)
     }
 
-    /// Runs one of the binaries to its end; what it printed.
+    /// Runs one of the binaries to its end; returns its output.
     pub(crate) async fn command(&self, program: &str, arguments: &[&str]) -> Result<String> {
         let mut command = self.fleet.command(program);
         command.args(arguments);
@@ -181,7 +182,7 @@ impl Ground {
     }
 }
 
-/// Runs a command to its end; what it printed.
+/// Runs a command to its end; returns its standard output.
 async fn finish(mut command: Command) -> Result<String> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let program = command.get_program().display().to_string();
@@ -190,8 +191,8 @@ async fn finish(mut command: Command) -> Result<String> {
     let what = format!("{program} {}", arguments.join(" "));
     let output = tokio::task::spawn_blocking(move || command.output()).await??;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("{what}: {}\n{said}", output.status);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("{what}: {}\n{stderr}", output.status);
     }
     Ok(String::from_utf8(output.stdout)?)
 }
@@ -204,7 +205,7 @@ fn password_and_port(url: &str) -> Option<(&str, &str)> {
 }
 
 impl Load {
-    /// The arguments that tell a peer what the messages look like.
+    /// The arguments for `bench-peers` that describe the messages.
     pub(crate) fn shape(&self) -> [String; 4] {
         let Self { conversations, body_bytes, .. } = self;
         let (conversations, body_bytes) = (conversations.to_string(), body_bytes.to_string());
