@@ -1,7 +1,7 @@
 //! Decoded actions: every field checked, every default applied.
 //!
-//! Handlers work with these types. [`crate::decode`] makes them from bodies; [`crate::wire`] defines
-//! the bodies.
+//! Handlers work with these types. [`crate::decode`] makes them from bodies; [`crate::wire`]
+//! defines the bodies.
 
 mod kind;
 pub mod state;
@@ -90,8 +90,8 @@ pub enum Identity {
     Sent,
     /// Derived from conversation, timestamp and body. A redelivered message is stored once.
     Derived,
-    /// Random, because the sender gave neither an id nor a timestamp: after a crash the message may be
-    /// stored twice.
+    /// Random, because the sender gave neither an id nor a timestamp: after a crash the message may
+    /// be stored twice.
     Random,
 }
 
@@ -186,8 +186,8 @@ impl Action {
         self.common().kind
     }
 
-    /// What a retry or dead letter carries so that a later attempt gets the same id and time. `None`
-    /// for a request, which is never retried.
+    /// What a retry or dead letter carries so that a later attempt gets the same id and time.
+    /// `None` for a request, which is never retried.
     #[must_use]
     pub fn resolved(&self) -> Option<Resolved> {
         let common = self.common();

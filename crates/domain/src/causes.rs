@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-/// The error's text and the texts of its causes, outermost first. A cause whose text the error already
-/// contains is left out. No error of this project contains credentials, nor do its causes.
+/// The error's text and the texts of its causes, outermost first. A cause whose text the error
+/// already contains is left out. No error of this project contains credentials, nor do its causes.
 #[must_use]
 pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();

@@ -1,5 +1,5 @@
-//! The clock as an argument: code that needs the time gets a [`Clock`]; nothing reads the system clock
-//! directly.
+//! The clock as an argument: code that needs the time gets a [`Clock`]; nothing reads the system
+//! clock directly.
 //!
 //! The `service` crate makes the system clock; tests make one that stands still or is set by hand.
 

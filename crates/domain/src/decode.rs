@@ -1,8 +1,8 @@
 //! Decodes bytes to an action, or to a refusal that names the field, its fault and the remedy.
 //!
 //! The order of the checks is part of the contract: size, JSON, `action_type`, fields. Decoding is
-//! pure: the same bytes, envelope and context give the same action on every replica. No JSON tree is
-//! built for a valid message; values stay text until a field is read.
+//! pure: the same bytes, envelope and context give the same action on every replica. No JSON tree
+//! is built for a valid message; values stay text until a field is read.
 
 mod action;
 mod content;

@@ -21,8 +21,8 @@ pub struct Envelope<'a> {
     pub resolved: Option<&'a Resolved>,
 }
 
-/// The id and times that the first attempt gave to an action. A retry or dead letter carries them in
-/// the fleet headers.
+/// The id and times that the first attempt gave to an action. A retry or dead letter carries them
+/// in the fleet headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
     /// The id, from the sender or generated.

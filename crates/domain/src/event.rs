@@ -1,7 +1,7 @@
 //! The events that the fleet publishes on the exchange `conversation.events`.
 //!
-//! An event may be published twice: after a crash between its publication and the next step, both are
-//! repeated. Consumers compare ids or tokens, or recompute.
+//! An event may be published twice: after a crash between its publication and the next step, both
+//! are repeated. Consumers compare ids or tokens, or recompute.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -100,8 +100,8 @@ pub struct Refusal {
     pub field: Option<String>,
     /// A sentence for people that names the field, its fault and the remedy.
     pub detail: String,
-    /// The remedy for programs, if the decoder finds one. It is neither sent nor stored: for a stored
-    /// refusal the body must be decoded again.
+    /// The remedy for programs, if the decoder finds one. It is neither sent nor stored: for a
+    /// stored refusal the body must be decoded again.
     pub hint: Option<Hint>,
 }
 

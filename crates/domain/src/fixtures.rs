@@ -94,8 +94,8 @@ pub fn malformed(max_body_bytes: usize) -> Vec<Malformed> {
     all
 }
 
-/// The invalid bodies in the text file. Each begins with a line `=== name`, then a line with reason and
-/// field; then the body, up to the line break before the next one.
+/// The invalid bodies in the text file. Each begins with a line `=== name`, then a line with reason
+/// and field; then the body, up to the line break before the next one.
 fn as_text() -> Vec<Malformed> {
     let text = include_str!("../fixtures/malformed/bodies.txt");
     let entry = |entry: &'static str| {

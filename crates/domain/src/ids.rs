@@ -1,8 +1,8 @@
 //! Identifiers as they arrive on the wire: 1 to 128 bytes of UTF-8 without control characters.
 //!
-//! Each kind of id is its own type, so that a session cannot be passed for a conversation. Ids compare
-//! by bytes, as `COLLATE "C"` does in PostgreSQL and as Redis does for members of equal score. So the
-//! order is the same everywhere.
+//! Each kind of id is its own type, so that a session cannot be passed for a conversation. Ids
+//! compare by bytes, as `COLLATE "C"` does in PostgreSQL and as Redis does for members of equal
+//! score. So the order is the same everywhere.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -41,7 +41,8 @@ fn check(text: &str) -> Result<(), InvalidId> {
     if text.len() > MAX_ID_BYTES {
         return Err(InvalidId::TooLong(text.len()));
     }
-    // Nearly every id is printable ASCII. A loop without an early exit is vectorised: 16 bytes at once.
+    // Nearly every id is printable ASCII. A loop without an early exit is vectorised: 16 bytes at
+    // once.
     if text.bytes().fold(true, |good, byte| good & (b' '..=b'~').contains(&byte)) {
         return Ok(());
     }
@@ -143,8 +144,8 @@ id!(
     TenantId
 );
 id!(
-    /// The session: the connection over which a conversation runs, such as a WebSocket, a phone number
-    /// or a thread.
+    /// The session: the connection over which a conversation runs, such as a WebSocket, a phone
+    /// number or a thread.
     SessionId
 );
 id!(
@@ -168,7 +169,8 @@ id!(
     AgentId
 );
 id!(
-    /// The kind of a bot state: it defines the state's key, storage, expiry and allowed transitions.
+    /// The kind of a bot state: it defines the state's key, storage, expiry and allowed
+    /// transitions.
     ProfileName
 );
 id!(
@@ -187,8 +189,9 @@ impl From<ActionId> for MessageId {
 /// value would give every session another conversation.
 const CONVERSATION_NAMESPACE: Uuid = Uuid::from_u128(0x7e4b_1f0a_93c5_5d1e_8a6f_2c0d_51b7_e4a9);
 
-/// A conversation and its tenant: the key of all stored data. Sorts by tenant, then by conversation, in
-/// byte order. Code that locks several conversations locks them in this order, to avoid deadlocks.
+/// A conversation and its tenant: the key of all stored data. Sorts by tenant, then by
+/// conversation, in byte order. Code that locks several conversations locks them in this order, to
+/// avoid deadlocks.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConversationKey {
     /// The tenant.
@@ -225,8 +228,8 @@ impl fmt::Display for ConversationKey {
 }
 
 /// Percent-encodes every byte that is not unreserved in a URL (RFC 3986, section 2.3: A-Z, a-z,
-/// digits, `-`, `.`, `_`, `~`), so that an id can be part of a Redis key or a path, and different ids
-/// stay different there.
+/// digits, `-`, `.`, `_`, `~`), so that an id can be part of a Redis key or a path, and different
+/// ids stay different there.
 #[must_use]
 pub fn escape(id: &str) -> Cow<'_, str> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');

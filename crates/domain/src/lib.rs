@@ -1,4 +1,5 @@
-//! The types of everything that the fleet sends, stores and decides: ids, actions, messages, outcomes.
+//! The types of everything that the fleet sends, stores and decides: ids, actions, messages,
+//! outcomes.
 //!
 //! Pure: nothing here does I/O, reads a clock or generates a random number. These are arguments, so
 //! that the same bytes give the same result on every replica.

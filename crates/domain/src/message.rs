@@ -97,8 +97,8 @@ impl Message {
         Position { created_at: self.created_at, id: self.id.clone() }
     }
 
-    /// The hash of role, content, tool calls and tool call id. A second message with the same id and
-    /// the same hash is a duplicate; one with another hash is a conflict.
+    /// The hash of role, content, tool calls and tool call id. A second message with the same id
+    /// and the same hash is a duplicate; one with another hash is a conflict.
     #[must_use]
     pub fn body_hash(&self) -> BodyHash {
         let mut hasher = Sha256::new();

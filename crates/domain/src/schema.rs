@@ -1,9 +1,9 @@
 //! The contract as JSON Schemas (2020-12), generated from the types that decode and encode.
 //!
-//! One document for each action, each reply and each event. Rules that a schema cannot express are in
-//! the descriptions: a field must not have two different values, text must not contain U+0000. So
-//! decoding may refuse a body that its schema accepts. The reverse occurs in one case: a field that is
-//! null in one place and has a value in the other.
+//! One document for each action, each reply and each event. Rules that a schema cannot express are
+//! in the descriptions: a field must not have two different values, text must not contain U+0000.
+//! So decoding may refuse a body that its schema accepts. The reverse occurs in one case: a field
+//! that is null in one place and has a value in the other.
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};

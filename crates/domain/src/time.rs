@@ -1,7 +1,7 @@
 //! Time as it is stored: whole microseconds since 1970, UTC.
 //!
-//! PostgreSQL's `timestamptz` has microseconds. A Redis score is a double, which holds every microsecond
-//! up to the year 2200 exactly. So a valid time is equal in both.
+//! PostgreSQL's `timestamptz` has microseconds. A Redis score is a double, which holds every
+//! microsecond up to the year 2200 exactly. So a valid time is equal in both.
 
 use std::fmt;
 

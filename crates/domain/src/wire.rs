@@ -1,8 +1,8 @@
 //! The bodies of actions, version 1 of the contract.
 //!
-//! Bodies are decoded into these types, and the JSON Schemas are generated from them, so the published
-//! contract cannot differ from the code. The doc comments of fields become the descriptions in the
-//! schemas, which agent developers read.
+//! Bodies are decoded into these types, and the JSON Schemas are generated from them, so the
+//! published contract cannot differ from the code. The doc comments of fields become the
+//! descriptions in the schemas, which agent developers read.
 
 mod value;
 
@@ -106,8 +106,8 @@ pub struct Part<'a> {
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct SessionOpened {}
 
-/// A session ended. When the last open session of a conversation has ended, the conversation is archived
-/// after a grace period.
+/// A session ended. When the last open session of a conversation has ended, the conversation is
+/// archived after a grace period.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct SessionClosed {
     /// Why it ended.

@@ -1,14 +1,15 @@
 //! Failpoints: the named steps at which a test build can be made to abort, as in a crash.
 //!
-//! The claim "a crash at any step loses no message" concerns every gap between two effects of one piece
-//! of work. So each gap is a step with a name. The code calls [`reached`] at it, and a test aborts a real
-//! process exactly there.
+//! The claim "a crash at any step loses no message" concerns every gap between two effects of one
+//! piece of work. So each gap is a step with a name. The code calls [`reached`] at it, and a test
+//! aborts a real process exactly there.
 //!
-//! Invariant: without the feature `armed`, which only test builds have, no binary contains a failpoint (a
-//! test checks this).
+//! Invariant: without the feature `armed`, which only test builds have, no binary contains a
+//! failpoint (a test checks this).
 //!
-//! To add a step: add it to [`Step`], [`Step::ALL`] and [`Step::name`], call [`reached`] at it, and add a
-//! case to the test of all steps (`tests/tests/faults/crashes.rs`), which fails until it has one.
+//! To add a step: add it to [`Step`], [`Step::ALL`] and [`Step::name`], call [`reached`] at it, and
+//! add a case to the test of all steps (`tests/tests/faults/crashes.rs`), which fails until it has
+//! one.
 
 /// A gap between two effects of one piece of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,8 +20,8 @@ pub enum Step {
     SaveCommitted,
     /// The messages are in Redis too, or their hot copies are invalidated; nothing is acknowledged.
     SaveAppended,
-    /// RabbitMQ has confirmed the copies of a batch (retries, suspects, dead letters); the originals are
-    /// not acknowledged.
+    /// RabbitMQ has confirmed the copies of a batch (retries, suspects, dead letters); the
+    /// originals are not acknowledged.
     Copied,
     /// Some deliveries are settled; they are not acknowledged.
     Settled,
@@ -91,8 +92,8 @@ impl Step {
 
 /// The environment variable with the name of the step at which a test build aborts.
 pub const AT: &str = "VERBATIM_CRASH_AT";
-/// The environment variable with a text: a test build aborts when it decodes a body that contains it.
-/// Such a message crashes every worker that receives it.
+/// The environment variable with a text: a test build aborts when it decodes a body that contains
+/// it. Such a message crashes every worker that receives it.
 pub const ON: &str = "VERBATIM_CRASH_ON";
 
 /// Marks a step as reached. In an ordinary build it does nothing.

@@ -1,8 +1,9 @@
 //! Appends batches to Redis, to measure the cost of an append: `append URL BATCHES CONVERSATIONS`.
 //!
 //! Each batch has 500 messages of about 500 bytes, spread over CONVERSATIONS. Run it under
-//! `valgrind --tool=callgrind` with two numbers of batches. The difference of the instruction counts
-//! divided by the difference of the message counts is the cost of one message, without start and end.
+//! `valgrind --tool=callgrind` with two numbers of batches. The difference of the instruction
+//! counts divided by the difference of the message counts is the cost of one message, without start
+//! and end.
 
 use std::error::Error;
 

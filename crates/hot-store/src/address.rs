@@ -77,8 +77,8 @@ fn node(url: &str) -> Result<ConnectionInfo, InvalidAddress> {
     if matches!(info.addr(), ConnectionAddr::TcpTls { insecure: true, .. }) {
         return Err(InvalidAddress::Malformed("TLS without verification is not supported"));
     }
-    // This crate reads RESP2 replies, so the protocol of the URL is ignored. CLIENT SETINFO would cost
-    // a round trip, and Redis before 7.2 does not know it.
+    // This crate reads RESP2 replies, so the protocol of the URL is ignored. CLIENT SETINFO would
+    // cost a round trip, and Redis before 7.2 does not know it.
     let redis = info.redis_settings().clone();
     let redis = redis.set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
     // Off by default in the client: Nagle's algorithm would delay small pipelines by up to 40 ms.

@@ -1,11 +1,11 @@
 //! Appends committed rows to hot copies with plain pipelined commands, without reading first.
 //!
-//! - A row always becomes the same member, so appending it again changes nothing. Nothing is read and
-//!   nothing is decided here, so any number of savers may append to one conversation at once.
-//! - An append to a copy that does not exist creates it without a marker. Such a copy is never used,
-//!   because nothing proves that it is complete.
-//! - Each Redis server gets the rows of its own conversations; all servers are written to at the same
-//!   time. A failure of one server does not affect the rows on the others.
+//! - A row always becomes the same member, so appending it again changes nothing. Nothing is read
+//!   and nothing is decided here, so any number of savers may append to one conversation at once.
+//! - An append to a copy that does not exist creates it without a marker. Such a copy is never
+//!   used, because nothing proves that it is complete.
+//! - Each Redis server gets the rows of its own conversations; all servers are written to at the
+//!   same time. A failure of one server does not affect the rows on the others.
 //!
 //! This runs for every saved message, so commands are allocated with their full size.
 
@@ -21,8 +21,8 @@ use crate::error::{AppendError, Error};
 use crate::members::Members;
 use crate::{HotStore, keys};
 
-/// The size in bytes at which a write is sent. Large enough that a batch is usually one round trip; small
-/// enough that Redis replies well within the response timeout and that memory stays bounded.
+/// The size in bytes at which a write is sent. Large enough that a batch is usually one round trip;
+/// small enough that Redis replies well within the response timeout and that memory stays bounded.
 const WRITE_BYTES: usize = 1024 * 1024;
 
 /// The maximum number of digits of an expiry.
@@ -45,9 +45,9 @@ impl HotStore {
         self.append_renewing(batch, |_| true).await
     }
 
-    /// Like [`Self::append`], but renews the expiry only of the copies for which `renewed` is true: an
-    /// EXPIRE costs Redis nearly as much as a message. For every other copy the caller guarantees that
-    /// its expiry was renewed recently or that the copy will be dropped.
+    /// Like [`Self::append`], but renews the expiry only of the copies for which `renewed` is true:
+    /// an EXPIRE costs Redis nearly as much as a message. For every other copy the caller
+    /// guarantees that its expiry was renewed recently or that the copy will be dropped.
     pub async fn append_renewing<M>(
         &self,
         batch: &[(ConversationKey, Vec<M>)],

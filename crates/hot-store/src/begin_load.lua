@@ -1,7 +1,6 @@
--- Empties a hot copy and puts a load token into it, unless another load is running.
--- KEYS[1] the copy; ARGV: nonce of 16 bytes, longest load in milliseconds, expiry in seconds.
--- A load token is byte 2, the nonce, and the time of Redis's clock in milliseconds: all readers share
--- this clock.
+-- Empties a hot copy and puts a load token into it, unless another load is running. KEYS[1] the
+-- copy; ARGV: nonce of 16 bytes, longest load in milliseconds, expiry in seconds. A load token is
+-- byte 2, the nonce, and the time of Redis's clock in milliseconds: all readers share this clock.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- A key of another type is an error here and is removed below.

@@ -1,21 +1,21 @@
 //! One connection at a time: made on demand, checked before use, discarded when it is lost.
 //!
-//! One connection object is one Redis server process, or one process for each master of a cluster with
-//! its slots. A client that reconnects by itself, or follows a moved slot, would continue after a
-//! restart, failover or resharding as if the server had lost nothing. So a connection that is lost or
-//! whose server identity changed is discarded. The identity of a new connection is compared with the
-//! recorded one before its first use.
+//! One connection object is one Redis server process, or one process for each master of a cluster
+//! with its slots. A client that reconnects by itself, or follows a moved slot, would continue
+//! after a restart, failover or resharding as if the server had lost nothing. So a connection that
+//! is lost or whose server identity changed is discarded. The identity of a new connection is
+//! compared with the recorded one before its first use.
 //!
 //! - While a slot migrates, its old master replies ASK for a key that it no longer has. ASK is not
-//!   followed: the new master may have a copy from an earlier migration that was aborted, and that copy
-//!   would be accepted there. Instead the call fails for this one key, which costs a read of PostgreSQL.
-//!   When the migration is complete, MOVED ends the connection, and the next server identity
-//!   invalidates every copy.
-//! - Only one attempt to connect runs at a time, with pauses between attempts. Calls that come while
-//!   Redis is known to be unavailable fail at once instead of waiting for a timeout.
-//! - A write requires an identity check that is at most two intervals old. If the watcher is late (for
-//!   example because the process was suspended), the next write checks first. A read requires no check:
-//!   what it finds is compared with the epoch and generation in PostgreSQL.
+//!   followed: the new master may have a copy from an earlier migration that was aborted, and that
+//!   copy would be accepted there. Instead the call fails for this one key, which costs a read of
+//!   PostgreSQL. When the migration is complete, MOVED ends the connection, and the next server
+//!   identity invalidates every copy.
+//! - Only one attempt to connect runs at a time, with pauses between attempts. Calls that come
+//!   while Redis is known to be unavailable fail at once instead of waiting for a timeout.
+//! - A write requires an identity check that is at most two intervals old. If the watcher is late
+//!   (for example because the process was suspended), the next write checks first. A read requires
+//!   no check: what it finds is compared with the epoch and generation in PostgreSQL.
 
 use std::error::Error as StdError;
 use std::pin::Pin;
@@ -46,16 +46,16 @@ pub enum Health {
     Down,
 }
 
-/// The timeout of an identity check. A check is one small transaction in PostgreSQL; without a timeout
-/// one that hangs would prevent every further attempt to connect.
+/// The timeout of an identity check. A check is one small transaction in PostgreSQL; without a
+/// timeout one that hangs would prevent every further attempt to connect.
 const SERVER_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The pause after the first failed attempt; it doubles up to [`Settings::longest_pause`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
-/// For how many intervals of the watcher an identity check is valid for writes. With the defaults that
-/// is 2 s. Together with 1 s for the reply, a server that is no longer the master is written to for at
-/// most 3 s.
+/// For how many intervals of the watcher an identity check is valid for writes. With the defaults
+/// that is 2 s. Together with 1 s for the reply, a server that is no longer the master is written
+/// to for at most 3 s.
 const CHECK_VALID_INTERVALS: u32 = 2;
 
 type BoxError = Box<dyn StdError + Send + Sync>;
@@ -78,7 +78,8 @@ struct Shared {
 enum State {
     /// There is no connection; the next call connects at once.
     Empty,
-    /// An attempt to connect is running. `down` is the last error if Redis was known to be unavailable.
+    /// An attempt to connect is running. `down` is the last error if Redis was known to be
+    /// unavailable.
     Connecting { attempt: Attempt, down: Option<Error> },
     /// Checked and in use.
     Live(Connection),
@@ -261,9 +262,9 @@ impl Connections {
         })))
     }
 
-    /// Reads the server identity again and checks it. A changed identity ends the connection. A check
-    /// that fails does not: PostgreSQL may be unavailable, and then the hot copy is the only thing that
-    /// can be read.
+    /// Reads the server identity again and checks it. A changed identity ends the connection. A
+    /// check that fails does not: PostgreSQL may be unavailable, and then the hot copy is the only
+    /// thing that can be read.
     async fn check_again(&self, connection: &Connection) -> Result<(), Error> {
         let began = Instant::now();
         let result = match connection.0.servers.server_identity().await {
@@ -310,8 +311,8 @@ impl Connections {
             .build()
     }
 
-    /// Publishes the health, and logs it if it changed. Called with the state locked, so that changes
-    /// are published and logged in the order in which they happened.
+    /// Publishes the health, and logs it if it changed. Called with the state locked, so that
+    /// changes are published and logged in the order in which they happened.
     fn publish(&self, health: Health, cause: Option<&Error>) {
         let changed =
             self.0.health.send_if_modified(|old| std::mem::replace(old, health) != health);
@@ -399,7 +400,8 @@ impl Link<'_> {
     }
 }
 
-/// Ignores poisoning: every critical section is one assignment, so a panic leaves no partial change.
+/// Ignores poisoning: every critical section is one assignment, so a panic leaves no partial
+/// change.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

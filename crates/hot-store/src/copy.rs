@@ -1,8 +1,8 @@
 //! A hot copy as it was read, and the decision whether it may be used.
 //!
-//! Pure: the same members and numbers give the same decision on every replica. A copy is used only if a
-//! marker with exactly the current epoch and generation proves that it has the whole requested window.
-//! Everything else is a miss, which costs a read of PostgreSQL and never a message.
+//! Pure: the same members and numbers give the same decision on every replica. A copy is used only
+//! if a marker with exactly the current epoch and generation proves that it has the whole requested
+//! window. Everything else is a miss, which costs a read of PostgreSQL and never a message.
 
 use domain::message::{Message, Position};
 
@@ -38,7 +38,8 @@ pub enum Extent {
     Full,
     /// Fewer: the copy has no older ones.
     Exhausted,
-    /// Fewer, although the copy may have more: too many messages have the same time to page by time.
+    /// Fewer, although the copy may have more: too many messages have the same time to page by
+    /// time.
     CutShort,
 }
 
@@ -63,8 +64,8 @@ pub enum Miss {
 }
 
 impl HotCopy {
-    /// The position from which the copy is complete: the earliest one of the markers with exactly these
-    /// numbers. `None` if there is no such marker.
+    /// The position from which the copy is complete: the earliest one of the markers with exactly
+    /// these numbers. `None` if there is no such marker.
     #[must_use]
     pub fn complete_from(&self, numbers: Numbers) -> Option<&CompleteFrom> {
         self.markers
@@ -85,8 +86,8 @@ impl HotCopy {
         let Some(complete_from) = self.complete_from(numbers).cloned() else {
             return Err(if self.markers.is_empty() { Miss::NoMarker } else { Miss::Outdated });
         };
-        // The copy may contain a row before `complete_from` that was appended late; the rows around it may
-        // be missing.
+        // The copy may contain a row before `complete_from` that was appended late; the rows around
+        // it may be missing.
         let oldest_is_covered =
             self.messages.first().is_none_or(|message| complete_from.covers(&message.position()));
         match self.extent {
@@ -112,8 +113,8 @@ impl Miss {
     }
 }
 
-/// Sorts messages and removes repetitions. Two different messages with the same id are an error: only
-/// one of them can be the committed row.
+/// Sorts messages and removes repetitions. Two different messages with the same id are an error:
+/// only one of them can be the committed row.
 pub(crate) fn in_order(mut messages: Vec<Message>) -> Result<Vec<Message>, DecodeError> {
     messages.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
     messages.dedup();

@@ -1,11 +1,11 @@
 //! The encoding of a message in Redis: id, NUL, format byte, JSON.
 //!
-//! Redis sorts members of equal score by their bytes. The id comes first and ends with NUL, the lowest
-//! byte. So the order of members is the order of ids, even if one id is a prefix of another.
+//! Redis sorts members of equal score by their bytes. The id comes first and ends with NUL, the
+//! lowest byte. So the order of members is the order of ids, even if one id is a prefix of another.
 //!
-//! The bytes are a pure function of the committed row: appending a row twice, from any process, gives
-//! one member. Every format that was ever written must be decoded for ever (see `fixtures/`); a new
-//! format gets a new byte.
+//! The bytes are a pure function of the committed row: appending a row twice, from any process,
+//! gives one member. Every format that was ever written must be decoded for ever (see `fixtures/`);
+//! a new format gets a new byte.
 
 use domain::ids::{AgentId, InvalidId, MessageId, UserId};
 use domain::message::{Content, Json, Message, Role};
@@ -54,8 +54,8 @@ pub enum DecodeError {
     TwoOfOneId,
 }
 
-/// Format 1. Names are short because they are stored with every message. An additional field requires
-/// a new format: a reader that ignores it would return less than was saved.
+/// Format 1. Names are short because they are stored with every message. An additional field
+/// requires a new format: a reader that ignores it would return less than was saved.
 ///
 /// [`encode`] writes the fields in this order.
 #[derive(Deserialize)]
@@ -89,8 +89,8 @@ struct Stored {
     metadata: Option<Json>,
 }
 
-/// Appends the member of a message to a buffer. A processing time that is not finite is left out; no
-/// decoded message has one.
+/// Appends the member of a message to a buffer. A processing time that is not finite is left out;
+/// no decoded message has one.
 pub(crate) fn encode(message: &Message, member: &mut Vec<u8>) {
     // Destructured, so that a new field of a message causes a compile error here.
     let Message {

@@ -1,8 +1,8 @@
 //! The errors of Redis with their failure classes.
 //!
-//! Redis is a cache; PostgreSQL has all data. So nearly every error is [`FailureClass::Unavailable`]: the
-//! caller continues with PostgreSQL. No error contains a URL, an argument of a command or message
-//! content.
+//! Redis is a cache; PostgreSQL has all data. So nearly every error is
+//! [`FailureClass::Unavailable`]: the caller continues with PostgreSQL. No error contains a URL, an
+//! argument of a command or message content.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use domain::failure::{Dependency, FailureClass, Unavailable};
 use domain::ids::ConversationKey;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
-/// Why a call to Redis failed. Cheap to clone: while Redis is unavailable, many calls return the same
-/// error.
+/// Why a call to Redis failed. Cheap to clone: while Redis is unavailable, many calls return the
+/// same error.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The attempt to connect failed; the next attempt follows after a pause.
@@ -43,8 +43,8 @@ pub enum Error {
     Command(Arc<str>),
 }
 
-/// An append that failed completely or in part. Before the caller acknowledges the messages, it must
-/// give each of these conversations a new `hot_generation`.
+/// An append that failed completely or in part. Before the caller acknowledges the messages, it
+/// must give each of these conversations a new `hot_generation`.
 #[derive(Debug, Clone)]
 pub struct AppendError {
     /// The conversations whose copies lack or may lack rows.
@@ -138,8 +138,8 @@ impl From<RedisError> for Error {
             ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::ClusterDown) => {
                 Self::NotServing(text)
             }
-            // A new connection would get the same error, so this one is kept. ASK: the slot of the key is
-            // being migrated; ASK is not followed (see `connection.rs`).
+            // A new connection would get the same error, so this one is kept. ASK: the slot of the
+            // key is being migrated; ASK is not followed (see `connection.rs`).
             ErrorKind::Server(
                 ServerErrorKind::Ask | ServerErrorKind::TryAgain | ServerErrorKind::NoPerm,
             ) => Self::Refusing(text),
@@ -155,8 +155,8 @@ impl From<RedisError> for Error {
     }
 }
 
-/// The error's text without the arguments that Redis repeats ("…, with args beginning with: …"): they
-/// may be message content.
+/// The error's text without the arguments that Redis repeats ("…, with args beginning with: …"):
+/// they may be message content.
 fn describe(error: &RedisError) -> String {
     let mut text = error.to_string();
     if let Some(at) = text.find(", with args") {

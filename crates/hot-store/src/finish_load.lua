@@ -1,6 +1,6 @@
--- Fills a hot copy if its load token is still there. The token is gone if the key was removed, or if
--- another load has begun.
--- KEYS[1] the copy; ARGV: load token, marker, expiry in seconds, then score and member of each row.
+-- Fills a hot copy if its load token is still there. The token is gone if the key was removed, or
+-- if another load has begun. KEYS[1] the copy; ARGV: load token, marker, expiry in seconds, then
+-- score and member of each row.
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
     return 0
 end

@@ -6,7 +6,8 @@
 use domain::message::Json;
 use serde::Serialize;
 
-/// The number of bytes that are searched at once; the compiler makes a few vector instructions of it.
+/// The number of bytes that are searched at once; the compiler makes a few vector instructions of
+/// it.
 const PIECE: usize = 32;
 
 /// An object that is being written, field by field.

@@ -1,8 +1,8 @@
 //! Every Redis key that this crate uses.
 //!
 //! All keys are defined in this file, so that no two uses share a key. Tenant and conversation are
-//! escaped, so different conversations have different keys, whatever characters their ids contain. The
-//! braces are the hash tag of Redis Cluster, so all keys of a conversation are in one slot.
+//! escaped, so different conversations have different keys, whatever characters their ids contain.
+//! The braces are the hash tag of Redis Cluster, so all keys of a conversation are in one slot.
 
 use domain::ids::{ConversationKey, TenantId, escape};
 
@@ -13,8 +13,8 @@ pub(crate) fn messages(key: &ConversationKey) -> String {
     ["messages:{", &tenant, "/", &conversation, "}"].concat()
 }
 
-/// The pattern of `SCAN … MATCH` for the hot copies of one tenant or of all. An escaped id contains no
-/// special character of patterns.
+/// The pattern of `SCAN … MATCH` for the hot copies of one tenant or of all. An escaped id contains
+/// no special character of patterns.
 pub(crate) fn pattern(tenant: Option<&TenantId>) -> String {
     match tenant {
         Some(tenant) => format!("messages:{{{}/*", escape(tenant.as_str())),

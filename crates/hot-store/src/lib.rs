@@ -1,24 +1,24 @@
 //! Hot copies: a Redis copy of each conversation's newest messages, fast to read and safe to lose.
 //!
-//! This is the only crate that uses the Redis client. PostgreSQL has all data. A hot copy contains only
-//! committed rows. It is used only if a [`CompletenessMarker`] with the current [`Numbers`] proves that
-//! it is complete. So eviction, expiry, an emptied server or a failover cost reads of PostgreSQL and
-//! never a message.
+//! This is the only crate that uses the Redis client. PostgreSQL has all data. A hot copy contains
+//! only committed rows. It is used only if a [`CompletenessMarker`] with the current [`Numbers`]
+//! proves that it is complete. So eviction, expiry, an emptied server or a failover cost reads of
+//! PostgreSQL and never a message.
 //!
-//! - Savers [append](HotStore::append) without reading first. If an append fails, the conversations of
-//!   its [error](AppendError) must get a new generation before the messages are acknowledged.
+//! - Savers [append](HotStore::append) without reading first. If an append fails, the conversations
+//!   of its [error](AppendError) must get a new generation before the messages are acknowledged.
 //! - Readers [read](HotStore::read) a window and call [`HotCopy::usable`]. On a [`Miss`] they read
-//!   PostgreSQL and may load the copy: [`HotStore::begin_load`], then numbers and rows in one snapshot,
-//!   then [`HotStore::finish_load`].
-//! - One connection is one server process. Before its first use its [`ServerIdentity`] is compared with
-//!   the recorded one. See `connection.rs`.
-//! - A Redis Cluster has one server process for each master. Each conversation is one key, and no call
-//!   needs two keys at once. See `servers.rs`.
+//!   PostgreSQL and may load the copy: [`HotStore::begin_load`], then numbers and rows in one
+//!   snapshot, then [`HotStore::finish_load`].
+//! - One connection is one server process. Before its first use its [`ServerIdentity`] is compared
+//!   with the recorded one. See `connection.rs`.
+//! - A Redis Cluster has one server process for each master. Each conversation is one key, and no
+//!   call needs two keys at once. See `servers.rs`.
 //!
 //! Requires Redis 6.2 (`ZRANGE … BYSCORE REV`).
 //!
-//! To store another kind of data: add its key to `keys.rs`, its format with a version byte and golden
-//! fixtures beside `encoding.rs`, and its calls in a new file.
+//! To store another kind of data: add its key to `keys.rs`, its format with a version byte and
+//! golden fixtures beside `encoding.rs`, and its calls in a new file.
 
 mod address;
 mod append;
@@ -71,11 +71,11 @@ impl HotStore {
     /// Makes a store that connects at the first call, so that a process can start while Redis is
     /// unavailable.
     ///
-    /// `check_server` compares a server identity with the recorded one and, if they differ, records the
-    /// new one together with a new epoch. It runs before the first use of a connection and every
-    /// [`Settings::watch_every`] after that. After an error a new connection is not used. An existing
-    /// connection can still be read; it cannot be written to once the last successful check is two
-    /// intervals old.
+    /// `check_server` compares a server identity with the recorded one and, if they differ, records
+    /// the new one together with a new epoch. It runs before the first use of a connection and
+    /// every [`Settings::watch_every`] after that. After an error a new connection is not used. An
+    /// existing connection can still be read; it cannot be written to once the last successful
+    /// check is two intervals old.
     #[must_use]
     pub fn open<F, Fut, E>(settings: Settings, check_server: F) -> Self
     where
@@ -86,8 +86,8 @@ impl HotStore {
         Self { connections: Connections::new(settings, check_server) }
     }
 
-    /// Checks the server identity at every interval and reconnects after an outage, until `shutdown`. A
-    /// process that uses the store runs this once, supervised.
+    /// Checks the server identity at every interval and reconnects after an outage, until
+    /// `shutdown`. A process that uses the store runs this once, supervised.
     pub async fn watch(self, shutdown: CancellationToken) {
         shutdown.run_until_cancelled(self.connections.watch()).await;
     }
@@ -104,8 +104,8 @@ impl HotStore {
         self.health() == Health::Up
     }
 
-    /// Whether the connection was lost or the last attempt to connect failed. Then a saver gives its
-    /// conversations new generations within its own transaction and does not append.
+    /// Whether the connection was lost or the last attempt to connect failed. Then a saver gives
+    /// its conversations new generations within its own transaction and does not append.
     #[must_use]
     pub fn is_known_down(&self) -> bool {
         self.health() == Health::Down

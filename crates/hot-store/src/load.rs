@@ -1,12 +1,14 @@
 //! Loads a hot copy from PostgreSQL, after a reader has missed it.
 //!
-//! Between the read of the rows and the write of the marker, a saver may append, the key may be evicted
-//! and another reader may load. So a load first empties the key and puts a *load token* into it. Its
-//! rows and marker are accepted only while that token is there. Without the token, a key that is evicted
-//! after a saver appended would be loaded again with a valid marker but without that row.
+//! Between the read of the rows and the write of the marker, a saver may append, the key may be
+//! evicted and another reader may load. So a load first empties the key and puts a *load token*
+//! into it. Its rows and marker are accepted only while that token is there. Without the token, a
+//! key that is evicted after a saver appended would be loaded again with a valid marker but without
+//! that row.
 //!
-//! Many readers may miss one copy at once. One of them loads; the others get [`Error::LoadUnderWay`] and
-//! read PostgreSQL only. If each load cancelled the one before, none would finish.
+//! Many readers may miss one copy at once. One of them loads; the others get
+//! [`Error::LoadUnderWay`] and read PostgreSQL only. If each load cancelled the one before, none
+//! would finish.
 
 use std::borrow::Borrow;
 use std::sync::LazyLock;
@@ -25,8 +27,8 @@ use crate::{HotStore, keys};
 static BEGIN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("begin_load.lua")));
 static FINISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("finish_load.lua")));
 
-/// The token of a load that has begun. Read the numbers and rows *after* [`HotStore::begin_load`], in one
-/// snapshot.
+/// The token of a load that has begun. Read the numbers and rows *after* [`HotStore::begin_load`],
+/// in one snapshot.
 #[derive(Debug)]
 #[must_use = "a load that is not finished has emptied the copy for nothing"]
 pub struct LoadToken {
@@ -41,8 +43,8 @@ pub struct LoadToken {
 pub enum Loaded {
     /// The rows and the marker are in the copy.
     Accepted,
-    /// The load token is gone: the key was removed, the load took too long and another one began, or
-    /// the connection changed. Nothing was written. This is no error: a later read loads again.
+    /// The load token is gone: the key was removed, the load took too long and another one began,
+    /// or the connection changed. Nothing was written. This is no error: a later read loads again.
     Superseded,
 }
 
@@ -79,8 +81,8 @@ impl HotStore {
     /// 1 000 rows): the caller limits their number and size.
     ///
     /// # Errors
-    /// Redis is unavailable or the reply timed out. Then it is unknown whether the rows were written; the
-    /// copy is correct in both cases.
+    /// Redis is unavailable or the reply timed out. Then it is unknown whether the rows were
+    /// written; the copy is correct in both cases.
     pub async fn finish_load<M>(
         &self,
         load_token: LoadToken,
@@ -119,8 +121,8 @@ impl Script {
         command
     }
 
-    /// Runs the command. If the server does not have the script, loads it first: servers lose scripts at
-    /// a restart and at `SCRIPT FLUSH`.
+    /// Runs the command. If the server does not have the script, loads it first: servers lose
+    /// scripts at a restart and at `SCRIPT FLUSH`.
     async fn run(&self, link: Link<'_>, command: &redis::Cmd) -> Result<Value, Error> {
         let reply = link.call(command).await;
         let unknown = ErrorKind::Server(ServerErrorKind::NoScript);

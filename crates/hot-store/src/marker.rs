@@ -5,8 +5,9 @@
 //! | completeness marker (short: marker) | the copy is complete from this position on, loaded under these two numbers | see [`CompletenessMarker::encode`] |
 //! | load token | a load is running | byte 2, a nonce of 16 bytes, milliseconds in decimal; written by `begin_load.lua` |
 //!
-//! They are members of the same key as the rows, so they are removed with it: no marker can outlive its
-//! rows. They begin with a control character, which no id contains, so they never equal a message.
+//! They are members of the same key as the rows, so they are removed with it: no marker can outlive
+//! its rows. They begin with a control character, which no id contains, so they never equal a
+//! message.
 
 use domain::ids::MessageId;
 use domain::message::Position;
@@ -17,13 +18,14 @@ const MARKER: u8 = 1;
 /// The format of markers that this code writes.
 const FORMAT: u8 = 1;
 
-/// The two random numbers under which a copy was loaded. One of them is changed in PostgreSQL whenever a
-/// copy may lack a row. A copy is valid only while both are current.
+/// The two random numbers under which a copy was loaded. One of them is changed in PostgreSQL
+/// whenever a copy may lack a row. A copy is valid only while both are current.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Numbers {
     /// `hot_epoch`: one for all conversations; changed when the Redis server changes.
     pub epoch: i64,
-    /// `hot_generation`: one for each conversation; changed when an append to its copy may have failed.
+    /// `hot_generation`: one for each conversation; changed when an append to its copy may have
+    /// failed.
     pub generation: i64,
 }
 
@@ -57,8 +59,8 @@ impl CompleteFrom {
 }
 
 impl CompletenessMarker {
-    /// The member: byte 1, format, epoch, generation (big endian); then nothing for the beginning, else
-    /// the position's microseconds (big endian) and id.
+    /// The member: byte 1, format, epoch, generation (big endian); then nothing for the beginning,
+    /// else the position's microseconds (big endian) and id.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut member = vec![MARKER, FORMAT];
         member.extend_from_slice(&self.numbers.epoch.to_be_bytes());
@@ -70,8 +72,8 @@ impl CompletenessMarker {
         member
     }
 
-    /// The marker in a member, or `None` for a load token, a marker of a later format or any other bytes.
-    /// Ignoring an unknown member is always safe: it only makes the copy unusable.
+    /// The marker in a member, or `None` for a load token, a marker of a later format or any other
+    /// bytes. Ignoring an unknown member is always safe: it only makes the copy unusable.
     pub(crate) fn decode(member: &[u8]) -> Option<Self> {
         let rest = member.strip_prefix(&[MARKER, FORMAT])?;
         let (epoch, rest) = rest.split_first_chunk::<8>()?;

@@ -1,7 +1,7 @@
 //! Encodes messages into one buffer, which is then copied into a command with the scores.
 //!
-//! Writing to the redis-rs command directly would be slower: a message takes about fifty small writes,
-//! and each write to a command costs as much as copying a hundred bytes.
+//! Writing to the redis-rs command directly would be slower: a message takes about fifty small
+//! writes, and each write to a command costs as much as copying a hundred bytes.
 
 use domain::message::Message;
 use redis::Cmd;

@@ -1,8 +1,8 @@
 //! Reads the newest window of a hot copy: markers and members in one transaction.
 //!
-//! The amount of data is limited by the window, not by the size of the conversation. A window before a
-//! position also needs the members with exactly that position's time, because Redis cannot select by id.
-//! They are normally few; if there are too many, the read is a miss.
+//! The amount of data is limited by the window, not by the size of the conversation. A window
+//! before a position also needs the members with exactly that position's time, because Redis cannot
+//! select by id. They are normally few; if there are too many, the read is a miss.
 
 use domain::ids::ConversationKey;
 use domain::message::Message;
@@ -15,17 +15,18 @@ use crate::error::Error;
 use crate::marker::CompletenessMarker;
 use crate::{HotStore, keys};
 
-/// The largest number of messages that may have the time of a window's end. Times are in microseconds, so
-/// more than a few means a sender without a precise clock; this limits what a reader must fetch then.
+/// The largest number of messages that may have the time of a window's end. Times are in
+/// microseconds, so more than a few means a sender without a precise clock; this limits what a
+/// reader must fetch then.
 const SAME_TIME: usize = 256;
 
 /// A checked connection to read from. It stays the same connection for all its reads.
 pub struct Reading(Connection);
 
 impl HotStore {
-    /// The connection to read from. Read the numbers from PostgreSQL *after* this call: the check of a
-    /// new server changes the epoch, which invalidates the copies of that server, and the check is
-    /// complete when this call returns.
+    /// The connection to read from. Read the numbers from PostgreSQL *after* this call: the check
+    /// of a new server changes the epoch, which invalidates the copies of that server, and the
+    /// check is complete when this call returns.
     pub async fn reading(&self) -> Result<Reading, Error> {
         self.connections.get().await.map(Reading)
     }

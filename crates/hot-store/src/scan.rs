@@ -1,8 +1,8 @@
 //! Scans all hot copies, to compare them with PostgreSQL.
 //!
 //! It uses `SCAN`, one server after the other, so Redis runs other commands in between. A copy that
-//! exists during the whole scan is returned at least once and possibly twice. A copy that is created or
-//! removed during the scan may be returned or not (Redis manual, SCAN).
+//! exists during the whole scan is returned at least once and possibly twice. A copy that is
+//! created or removed during the scan may be returned or not (Redis manual, SCAN).
 
 use domain::ids::{ConversationKey, TenantId};
 use redis::{Value, from_redis_value};
@@ -28,8 +28,8 @@ pub struct ScanCursor {
 pub struct ScanPage {
     /// Conversations that have a copy, whether usable or not.
     pub keys: Vec<ConversationKey>,
-    /// Keys that match the pattern of hot copies but are not the key of any conversation. This program
-    /// writes no such key.
+    /// Keys that match the pattern of hot copies but are not the key of any conversation. This
+    /// program writes no such key.
     pub unknown_keys: Vec<String>,
     /// The cursor of the next page; `None` at the end.
     pub next: Option<ScanCursor>,

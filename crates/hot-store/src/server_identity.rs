@@ -1,11 +1,12 @@
-//! The identity of the Redis server: its run id and replication id (`INFO server`, `INFO replication`).
+//! The identity of the Redis server: its run id and replication id (`INFO server`, `INFO
+//! replication`).
 //!
-//! A server that restarts has a new run id. A replica that is promoted, or a server that loaded another
-//! server's data, has a new replication id. In both cases acknowledged writes may be lost, so both give
-//! a new server identity, which invalidates every older marker.
+//! A server that restarts has a new run id. A replica that is promoted, or a server that loaded
+//! another server's data, has a new replication id. In both cases acknowledged writes may be lost,
+//! so both give a new server identity, which invalidates every older marker.
 //!
-//! In a cluster a slot with a new owner also gives a new server identity. A copy that was migrated, or
-//! that an aborted migration left behind, may lack rows that were appended on the other server
+//! In a cluster a slot with a new owner also gives a new server identity. A copy that was migrated,
+//! or that an aborted migration left behind, may lack rows that were appended on the other server
 //! meanwhile. Only a copy that stayed on one server is known to have all rows.
 
 use std::collections::BTreeSet;
@@ -13,8 +14,8 @@ use std::fmt;
 
 use crate::error::Error;
 
-/// The identity of the server processes that have the hot copies: one master, or each master of a cluster
-/// with its slots. Its text is stored in PostgreSQL and compared there.
+/// The identity of the server processes that have the hot copies: one master, or each master of a
+/// cluster with its slots. Its text is stored in PostgreSQL and compared there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServerIdentity(BTreeSet<Master>);
 
@@ -57,8 +58,8 @@ impl Master {
 }
 
 impl fmt::Display for ServerIdentity {
-    /// `run id:replication id`; in a cluster `run id:replication id:slots` of each master, in byte order,
-    /// separated by commas.
+    /// `run id:replication id`; in a cluster `run id:replication id:slots` of each master, in byte
+    /// order, separated by commas.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, master) in self.0.iter().enumerate() {
             let comma = if i == 0 { "" } else { "," };

@@ -1,12 +1,12 @@
 //! The server processes of one connection: one server, or all masters of a cluster.
 //!
-//! A connection is made only if every process is reached, and ends when one of them is lost or a slot
-//! moves. So [`Servers::server_identity`] is valid for every key, and a new slot map is never used under
-//! an old server identity.
+//! A connection is made only if every process is reached, and ends when one of them is lost or a
+//! slot moves. So [`Servers::server_identity`] is valid for every key, and a new slot map is never
+//! used under an old server identity.
 //!
-//! The slot map of a cluster comes from any of the named nodes. It is accepted only if every master in it
-//! reports the same map and the cluster state `ok` (it reaches a majority). A master that is separated
-//! from the others by a network partition keeps its old map, and so is detected.
+//! The slot map of a cluster comes from any of the named nodes. It is accepted only if every master
+//! in it reports the same map and the cluster state `ok` (it reaches a majority). A master that is
+//! separated from the others by a network partition keeps its old map, and so is detected.
 
 use futures_util::future::try_join_all;
 use redis::{ConnectionAddr, ConnectionInfo, Value, from_redis_value};
@@ -74,8 +74,8 @@ impl Servers {
         ranges.get(ranges.partition_point(|(last, _)| *last < slot)).map_or(0, |(_, node)| *node)
     }
 
-    /// Discovers the cluster through the first named node for which this succeeds. If it fails for all of
-    /// them, the error lists every different fault once.
+    /// Discovers the cluster through the first named node for which this succeeds. If it fails for
+    /// all of them, the error lists every different fault once.
     async fn discover_through_any(
         seeds: &[ConnectionInfo],
         settings: &Settings,
@@ -121,8 +121,8 @@ impl Servers {
     }
 }
 
-/// The identity of a single server. PING detects a server that is still loading, which INFO alone does
-/// not.
+/// The identity of a single server. PING detects a server that is still loading, which INFO alone
+/// does not.
 async fn single(node: &Node) -> Result<Master, Error> {
     let [_, server, replication] =
         node.send([&["PING"], &["INFO", "server"], &["INFO", "replication"]]).await?;

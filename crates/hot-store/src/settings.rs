@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::address::Address;
 
-/// How to reach Redis, and the times that bound every call. [`Settings::new`] fills in the defaults.
+/// How to reach Redis, and the times that bound every call. [`Settings::new`] fills in the
+/// defaults.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The address of the server or the cluster.
@@ -24,8 +25,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The defaults: expiry 24 h, connect timeout 2 s, response timeout 1 s, pauses of at most 1 s, an
-    /// identity check every second, 5 s for a load.
+    /// The defaults: expiry 24 h, connect timeout 2 s, response timeout 1 s, pauses of at most 1 s,
+    /// an identity check every second, 5 s for a load.
     #[must_use]
     pub fn new(address: Address) -> Self {
         Self {

@@ -1,7 +1,7 @@
 //! The slots of a Redis Cluster: the slot of a key, and the map from slots to masters.
 //!
-//! Pure. A key's slot is the CRC-16 of its hash tag, as in the [specification]. A map is accepted only if
-//! every slot has exactly one owner: otherwise a missing key could be a miss or an outage.
+//! Pure. A key's slot is the CRC-16 of its hash tag, as in the [specification]. A map is accepted
+//! only if every slot has exactly one owner: otherwise a missing key could be a miss or an outage.
 //!
 //! [specification]: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/
 
@@ -123,7 +123,8 @@ const fn table() -> [u16; 256] {
     table
 }
 
-/// Reads a row: first slot, last slot, the master, then its replicas. A node is host, port, id and more.
+/// Reads a row: first slot, last slot, the master, then its replicas. A node is host, port, id and
+/// more.
 fn read_row(row: &Value) -> Option<(Range, Endpoint)> {
     let Value::Array(row) = row else { return None };
     let [Value::Int(first), Value::Int(last), Value::Array(master), ..] = row.as_slice() else {

@@ -1,18 +1,18 @@
 //! Counts the tokens of a text for a model by byte-pair encoding. Pure functions.
 //!
-//! Counting takes about a second for 20 MB on one core, so it is not part of a save: the first read or
-//! the close counts.
+//! Counting takes about a second for 20 MB on one core, so it is not part of a save: the first read
+//! or the close counts.
 //!
 //! # Which counts are exact
 //!
-//! Exact for the text of OpenAI's models: `o200k_base` (gpt-4o, gpt-4.1, gpt-4.5, gpt-5, chatgpt-4o,
-//! o1, o3, o4) and `cl100k_base` (gpt-4, gpt-3.5, the text-embedding models). Every other model has an
-//! encoding that is not public or not included here; its count is an *estimate* by the encoding that
-//! [`Encoding::for_model`] returns. A count is of the text alone: the caller adds the tokens that a
-//! provider adds to each message.
+//! Exact for the text of OpenAI's models: `o200k_base` (gpt-4o, gpt-4.1, gpt-4.5, gpt-5,
+//! chatgpt-4o, o1, o3, o4) and `cl100k_base` (gpt-4, gpt-3.5, the text-embedding models). Every
+//! other model has an encoding that is not public or not included here; its count is an *estimate*
+//! by the encoding that [`Encoding::for_model`] returns. A count is of the text alone: the caller
+//! adds the tokens that a provider adds to each message.
 //!
-//! Text that looks like a special token (`<|endoftext|>`) is counted as plain text: in a conversation it
-//! is content, not a control token.
+//! Text that looks like a special token (`<|endoftext|>`) is counted as plain text: in a
+//! conversation it is content, not a control token.
 
 mod models;
 
@@ -42,9 +42,10 @@ impl Encoding {
     /// Every encoding.
     pub const ALL: [Self; 2] = [Self::O200k, Self::Cl100k];
 
-    /// The encoding to count with for a model, and whether it is the model's own. Names are compared
-    /// without regard to case; a provider's prefix (`openai/gpt-4o`) and the prefix of a fine-tuned
-    /// model (`ft:gpt-4o:…`) are skipped. An unknown model is an estimate by [`Encoding::O200k`].
+    /// The encoding to count with for a model, and whether it is the model's own. Names are
+    /// compared without regard to case; a provider's prefix (`openai/gpt-4o`) and the prefix of a
+    /// fine-tuned model (`ft:gpt-4o:…`) are skipped. An unknown model is an estimate by
+    /// [`Encoding::O200k`].
     #[must_use]
     pub fn for_model(model: &str) -> (Self, Exactness) {
         models::encoding_of(model)
@@ -90,15 +91,15 @@ impl Exactness {
     }
 }
 
-/// The number of tokens of a text. The time is proportional to the length, for any content: about 50 ms
-/// for 1 MB.
+/// The number of tokens of a text. The time is proportional to the length, for any content: about
+/// 50 ms for 1 MB.
 #[must_use]
 pub fn count(encoding: Encoding, text: &str) -> usize {
     encoding.tokenizer().count(text)
 }
 
-/// Loads all encodings (about 100 ms together); otherwise the first count loads them. Blocks: call it at
-/// the start of a process.
+/// Loads all encodings (about 100 ms together); otherwise the first count loads them. Blocks: call
+/// it at the start of a process.
 pub fn warm() {
     for encoding in Encoding::ALL {
         encoding.tokenizer();

@@ -1,8 +1,8 @@
 //! Which encoding counts for which model.
 //!
-//! One table; the first match is used. Only the models that OpenAI has published are exact (tiktoken's
-//! `model.py`). For the others the table fixes an encoding, so that every replica estimates with the same
-//! one, and a receipt says that the count is an estimate.
+//! One table; the first match is used. Only the models that OpenAI has published are exact
+//! (tiktoken's `model.py`). For the others the table fixes an encoding, so that every replica
+//! estimates with the same one, and a receipt says that the count is an estimate.
 
 use crate::Encoding::{self, Cl100k, O200k};
 use crate::Exactness::{self, Estimate, Exact};
@@ -33,8 +33,8 @@ const MODELS: &[(&str, Encoding, Exactness)] = &[
     ("qwen*", Cl100k, Estimate),
 ];
 
-/// The encoding for a model that is not listed: the one with the larger and more multilingual vocabulary,
-/// as in recent models.
+/// The encoding for a model that is not listed: the one with the larger and more multilingual
+/// vocabulary, as in recent models.
 const UNKNOWN: (Encoding, Exactness) = (O200k, Estimate);
 
 pub(crate) fn encoding_of(model: &str) -> (Encoding, Exactness) {

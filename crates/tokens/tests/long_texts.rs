@@ -1,13 +1,13 @@
-//! Long and unusual texts are counted correctly and in time: a tokenizer whose time is quadratic in a run
-//! of one character would take hours for these.
+//! Long and unusual texts are counted correctly and in time: a tokenizer whose time is quadratic in
+//! a run of one character would take hours for these.
 
 use tokens::{Encoding, count};
 
 /// The default limit for the size of a body.
 const MIB: usize = 1024 * 1024;
 
-/// Pseudorandom texts, the same in every run: a linear congruential generator (Knuth's constants for 64
-/// bits) picks from `alphabet`.
+/// Pseudorandom texts, the same in every run: a linear congruential generator (Knuth's constants
+/// for 64 bits) picks from `alphabet`.
 fn random(bytes: usize, alphabet: &[char]) -> String {
     let mut state = 0x5eed_u64;
     let mut text = String::with_capacity(bytes + 4);
@@ -57,8 +57,8 @@ fn random_text_has_at_most_a_token_for_each_byte_and_at_least_one_for_each_word(
 
 #[test]
 fn the_count_of_texts_joined_by_line_breaks_is_the_sum_of_their_counts() {
-    // No token spans a line break between words, so the counts add up. This checks a long text against
-    // short ones.
+    // No token spans a line break between words, so the counts add up. This checks a long text
+    // against short ones.
     let line = "The quick brown fox jumps over the lazy dog.\n";
     for encoding in Encoding::ALL {
         let one = count(encoding, line);

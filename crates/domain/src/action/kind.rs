@@ -81,8 +81,8 @@ impl ActionKind {
         Self::ALL.into_iter().find(|kind| kind.as_str() == action_type)
     }
 
-    /// The action that a misspelt `action_type` probably means, for a hint: one that differs in case or
-    /// punctuation only, or lacks the part before the dot.
+    /// The action that a misspelt `action_type` probably means, for a hint: one that differs in
+    /// case or punctuation only, or lacks the part before the dot.
     pub(crate) fn meant_by(action_type: &str) -> Option<Self> {
         let normalised = |name: &str| -> String {
             name.chars()

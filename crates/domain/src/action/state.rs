@@ -87,7 +87,8 @@ pub struct Save {
     pub ttl_seconds: Option<Integer<1, { u32::MAX as i64 }>>,
 }
 
-/// Change parts of a state atomically. At least one of `patch`, `append` and `increment` is required.
+/// Change parts of a state atomically. At least one of `patch`, `append` and `increment` is
+/// required.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Patch {
     /// The kind of state.

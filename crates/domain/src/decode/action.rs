@@ -101,7 +101,8 @@ impl<'a> Received<'a> {
     fn erase(&mut self) -> Result<Action, FieldError> {
         let (common, wire::Erase {}) = self.common_and()?;
         let user_id = common.user_id.clone();
-        // A sender that puts both into every action may mean either; a wrong choice would destroy data.
+        // A sender that puts both into every action may mean either; a wrong choice would destroy
+        // data.
         if user_id.is_some() && common.conversation_is_explicit == ConversationSource::Explicit {
             let fault = "must not be sent together with `conversation_id`; send only what to erase";
             return Err(self.fields.error("user_id", fault));
@@ -135,8 +136,8 @@ impl<'a> Received<'a> {
         Ok((common, payload))
     }
 
-    /// The fields of every action. Called after the payload is read: fields that are still unknown then
-    /// become metadata.
+    /// The fields of every action. Called after the payload is read: fields that are still unknown
+    /// then become metadata.
     fn common(
         &self,
         sent: wire::Common<'_>,

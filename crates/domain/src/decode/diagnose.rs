@@ -1,11 +1,11 @@
-//! Finds the fault of a body that [`json_fields`](super::json_fields) could not read, in the order of
-//! the contract:
+//! Finds the fault of a body that [`json_fields`](super::json_fields) could not read, in the order
+//! of the contract:
 //!
 //! 1. Text that is not one JSON object: `malformed_json`.
 //! 2. An unknown `action_type`: `unknown_action`.
-//! 3. Valid JSON that cannot be stored: `schema`. serde_json reports these limits only for values that
-//!    it builds, and reports some of them as syntax errors, so [`json_limits`](super::json_limits) finds
-//!    them.
+//! 3. Valid JSON that cannot be stored: `schema`. serde_json reports these limits only for values
+//!    that it builds, and reports some of them as syntax errors, so
+//!    [`json_limits`](super::json_limits) finds them.
 
 use std::borrow::Cow;
 

@@ -1,4 +1,5 @@
-//! Refusals of single fields: a sentence with field, fault and remedy, and the remedy as a typed hint.
+//! Refusals of single fields: a sentence with field, fault and remedy, and the remedy as a typed
+//! hint.
 
 use std::borrow::Cow;
 use std::fmt::{self, Display};
@@ -8,8 +9,8 @@ use super::json_limits::path_to;
 use crate::failure::{DeadLetterReason, Hint, Refusal};
 use crate::message::Role;
 
-/// The longest piece of a value that an error repeats, in characters: enough to recognise the value,
-/// too little to copy a conversation into a log.
+/// The longest piece of a value that an error repeats, in characters: enough to recognise the
+/// value, too little to copy a conversation into a log.
 const EXCERPT_CHARS: usize = 60;
 
 /// A field that cannot be accepted, and why.
@@ -66,8 +67,8 @@ impl FieldError {
     /// The refusal of a value that serde could not read.
     pub(super) fn value(field: &str, value: &str, error: &serde_json::Error) -> Self {
         let said = error.to_string();
-        // serde_json appends the position within the value, if it has one. Here the position becomes
-        // part of the path.
+        // serde_json appends the position within the value, if it has one. Here the position
+        // becomes part of the path.
         let said = match error.line() {
             0 => said.as_str(),
             _ => said.rsplit_once(" at line ").map_or(said.as_str(), |(message, _)| message),

@@ -1,7 +1,7 @@
 //! The fields of a JSON object, flat or nested under `data`, from which serde reads structs.
 //!
-//! Values stay raw text until a struct asks for them by name. So unknown fields are never parsed and
-//! stay byte for byte as they were sent, and every error names its field.
+//! Values stay raw text until a struct asks for them by name. So unknown fields are never parsed
+//! and stay byte for byte as they were sent, and every error names its field.
 
 use std::borrow::Cow;
 
@@ -85,8 +85,8 @@ impl<'a> Fields<'a> {
         FieldError::new(&self.path(name), fault)
     }
 
-    /// Keeps one field of each name. A value takes precedence over null. A name that occurs twice in
-    /// one object, or with two different values, is refused.
+    /// Keeps one field of each name. A value takes precedence over null. A name that occurs twice
+    /// in one object, or with two different values, is refused.
     fn settle_repetitions(&mut self) -> Result<(), FieldError> {
         if !self.may_repeat() {
             return Ok(());

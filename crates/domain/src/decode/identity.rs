@@ -1,7 +1,8 @@
 //! The id and the time of an action, from what its sender gave.
 //!
-//! The same delivery gives the same result on every replica. A random id and the time of receipt would
-//! differ at the next attempt. So a retry carries them as [`Resolved`], which takes precedence there.
+//! The same delivery gives the same result on every replica. A random id and the time of receipt
+//! would differ at the next attempt. So a retry carries them as [`Resolved`], which takes
+//! precedence there.
 
 use uuid::Uuid;
 

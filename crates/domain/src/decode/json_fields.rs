@@ -9,8 +9,8 @@ use std::borrow::Cow;
 use super::fields::Field;
 use super::json_limits::{MAX_DEPTH, number_end, number_fault, unit};
 
-/// The fields of a text that is one object, in order, repetitions included. `place` is the beginning
-/// of their paths.
+/// The fields of a text that is one object, in order, repetitions included. `place` is the
+/// beginning of their paths.
 pub(super) fn fields<'a>(text: &'a str, place: &'a str) -> Option<Vec<Field<'a>>> {
     // Most actions have fewer than 16.
     let mut fields = Vec::with_capacity(16);
@@ -49,7 +49,8 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Reads an object at nesting level `depth`; calls `member` with each name and the text of its value.
+    /// Reads an object at nesting level `depth`; calls `member` with each name and the text of its
+    /// value.
     fn object(
         &mut self,
         depth: usize,
@@ -178,8 +179,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The number of bytes before the first quote, backslash or control character. It reads eight bytes at
-/// a time, because nearly all bytes of a body pass here.
+/// The number of bytes before the first quote, backslash or control character. It reads eight bytes
+/// at a time, because nearly all bytes of a body pass here.
 fn plain_bytes(bytes: &[u8]) -> usize {
     let (words, rest) = bytes.as_chunks::<8>();
     for (n, word) in words.iter().enumerate() {
@@ -192,8 +193,8 @@ fn plain_bytes(bytes: &[u8]) -> usize {
     8 * words.len() + rest.iter().position(special).unwrap_or(rest.len())
 }
 
-/// Sets the high bit of each special byte. Only the lowest set bit is reliable: the subtraction borrows
-/// from the bytes above it.
+/// Sets the high bit of each special byte. Only the lowest set bit is reliable: the subtraction
+/// borrows from the bytes above it.
 fn specials(word: u64) -> u64 {
     const ONES: u64 = u64::MAX / 0xFF;
     let below = |word: u64, limit: u8| word.wrapping_sub(ONES * u64::from(limit)) & !word;
@@ -201,8 +202,8 @@ fn specials(word: u64) -> u64 {
     (equal(b'"') | equal(b'\\') | below(word, b' ')) & (ONES << 7)
 }
 
-/// The length in bytes of the escape at `at`; `None` for an invalid escape or a character that cannot
-/// be stored.
+/// The length in bytes of the escape at `at`; `None` for an invalid escape or a character that
+/// cannot be stored.
 fn escape(bytes: &[u8], at: usize) -> Option<usize> {
     match (bytes.get(at + 1)?, unit(bytes, at)) {
         (b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', _) => Some(2),

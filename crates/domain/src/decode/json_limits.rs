@@ -1,9 +1,9 @@
 //! Finds valid JSON that cannot be stored.
 //!
-//! serde_json checks some of these limits only for values that it builds, and reports others as syntax
-//! errors. A text that passes here can be stored as PostgreSQL's `json` and read by any parser; its
-//! numbers fit a double or an i64. For text that is not JSON the result is meaningless: the caller
-//! reports the syntax error instead.
+//! serde_json checks some of these limits only for values that it builds, and reports others as
+//! syntax errors. A text that passes here can be stored as PostgreSQL's `json` and read by any
+//! parser; its numbers fit a double or an i64. For text that is not JSON the result is meaningless:
+//! the caller reports the syntax error instead.
 
 use std::fmt;
 

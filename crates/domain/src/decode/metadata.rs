@@ -1,9 +1,9 @@
 //! The `metadata` of an action: the sender's own metadata and the fields that the contract does not
 //! define.
 //!
-//! Nothing is lost: a field whose name the metadata already has is stored as `extra.<name>`, with as
-//! many `extra.` as make it unique; the metadata's own entry stays unchanged. Without such fields the
-//! metadata is the sender's text byte for byte.
+//! Nothing is lost: a field whose name the metadata already has is stored as `extra.<name>`, with
+//! as many `extra.` as make it unique; the metadata's own entry stays unchanged. Without such
+//! fields the metadata is the sender's text byte for byte.
 
 use std::borrow::Cow;
 use std::collections::HashSet;

@@ -1,8 +1,8 @@
 //! Lets serde read the value of a field directly from its text.
 //!
 //! A string without escapes is borrowed; every other value is read by serde_json. This also detects
-//! unknown fields: a derived `Deserialize` reads the value of a field that its struct does not declare
-//! as *ignored*.
+//! unknown fields: a derived `Deserialize` reads the value of a field that its struct does not
+//! declare as *ignored*.
 
 use std::borrow::Cow;
 

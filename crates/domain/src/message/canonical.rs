@@ -1,8 +1,9 @@
 //! A canonical form of JSON: texts of equal meaning have equal forms and so equal hashes.
 //!
-//! Hashes of this form are stored in PostgreSQL and compared for ever: the form must never change. So
-//! it is written here, where no feature or version of a library can change it: no white space; members sorted by key in byte order; strings with the fewest escapes; numbers by
-//! value (`1`, `1.0` and `10e-1` are one); integers of 64 bits exact.
+//! Hashes of this form are stored in PostgreSQL and compared for ever: the form must never change.
+//! So it is written here, where no feature or version of a library can change it: no white space;
+//! members sorted by key in byte order; strings with the fewest escapes; numbers by value (`1`,
+//! `1.0` and `10e-1` are one); integers of 64 bits exact.
 
 use std::borrow::Cow;
 use std::fmt::Write;

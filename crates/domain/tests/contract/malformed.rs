@@ -1,4 +1,5 @@
-//! Every invalid body is refused for its reason; the refusal names the field, the fault and the remedy.
+//! Every invalid body is refused for its reason; the refusal names the field, the fault and the
+//! remedy.
 
 use std::fmt::Write;
 

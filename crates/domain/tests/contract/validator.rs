@@ -1,5 +1,5 @@
-//! A validator for the part of JSON Schema that our generator uses. It panics at any other keyword, so
-//! that no unchecked keyword makes a document valid.
+//! A validator for the part of JSON Schema that our generator uses. It panics at any other keyword,
+//! so that no unchecked keyword makes a document valid.
 
 use serde_json::{Map, Value};
 

@@ -64,7 +64,8 @@ async fn a_key_that_is_removed_after_a_saver_appended_gets_no_marker() {
     let store = world.store();
     let rows = messages(4);
     let load_token = store.begin_load(&key("c")).await.unwrap();
-    // This row is committed after the snapshot of the load, so only the append could put it into the copy.
+    // This row is committed after the snapshot of the load, so only the append could put it into
+    // the copy.
     append(&store, "c", &rows[2..3]).await;
     world.raw::<()>(&["DEL", &name("c")]).await;
     append(&store, "c", &rows[3..]).await;

@@ -168,7 +168,8 @@ async fn while_redis_is_known_to_be_down_calls_fail_at_once() {
     let hanging = tokio::spawn({
         let store = store.clone();
         async move {
-            // During the pause after the failure calls fail at once; then one call starts the attempt.
+            // During the pause after the failure calls fail at once; then one call starts the
+            // attempt.
             loop {
                 if store.probe().await.is_ok() {
                     break;
