@@ -1,6 +1,6 @@
 //! The answer as people get it: what it is, where it is now, then its life.
 
-use conversation::{HotCopyState, Matched, State, TraceReport, TracedItem};
+use conversation::{HotCopyState, MatchKind, State, TraceReport, TracedItem};
 
 use crate::output::{Cell, Side, Table, TextStyle, Tone, count, one_line, plural, precise};
 
@@ -24,14 +24,14 @@ fn of(item: &TracedItem, style: &TextStyle) -> String {
     let paint = style.paint;
     let name = |id: &Option<String>| one_line(id.as_deref().unwrap_or("(unknown)"));
     let heading = match (item.matched, &item.message_id) {
-        (Matched::DeadLetter, Some(_)) => "dead letter of message",
-        (Matched::DeadLetter, None) => "dead letter of a message without a known id",
-        (Matched::Message, _) => "message",
-        (Matched::Conversation, _) => "conversation",
-        (Matched::Session, _) => "session of conversation",
+        (MatchKind::DeadLetter, Some(_)) => "dead letter of message",
+        (MatchKind::DeadLetter, None) => "dead letter of a message without a known id",
+        (MatchKind::Message, _) => "message",
+        (MatchKind::Conversation, _) => "conversation",
+        (MatchKind::Session, _) => "session of conversation",
     };
     let id = match (item.matched, &item.message_id) {
-        (Matched::Conversation | Matched::Session, _) => name(&item.conversation_id),
+        (MatchKind::Conversation | MatchKind::Session, _) => name(&item.conversation_id),
         (_, Some(_)) => name(&item.message_id),
         (_, None) => String::new(),
     };
@@ -41,7 +41,7 @@ fn of(item: &TracedItem, style: &TextStyle) -> String {
         out.push_str(&format!("  {name}{}\n", paint.text(tone, what)));
     };
     line("tenant", Tone::Plain, &name(&item.tenant_id));
-    if item.message_id.is_some() || item.matched == Matched::DeadLetter {
+    if item.message_id.is_some() || item.matched == MatchKind::DeadLetter {
         line("conversation", Tone::Plain, &name(&item.conversation_id));
     }
     let (tone, now) = state(item.state);
@@ -53,7 +53,7 @@ fn of(item: &TracedItem, style: &TextStyle) -> String {
         Table::new([("  when (UTC)", Side::Left), ("what", Side::Left), ("", Side::Left)]);
     for moment in &item.timeline {
         let tone = match moment.what {
-            "failed" | "given up" | "dead letter" => Tone::Bad,
+            "failed" | "dead-lettered" | "dead letter stored" => Tone::Bad,
             "saved" | "archived" => Tone::Good,
             "replayed" | "discarded" | "operator" | "reopened" => Tone::Warn,
             _ => Tone::Plain,
@@ -117,7 +117,7 @@ fn unknown(id: &str, traced: &TraceReport, style: &TextStyle) -> String {
 
 #[cfg(test)]
 mod tests {
-    use conversation::{TraceEvent, Waiting};
+    use conversation::{QueueBacklog, TraceEvent};
     use domain::time::Timestamp;
 
     use super::*;
@@ -129,7 +129,7 @@ mod tests {
 
     fn item() -> TracedItem {
         TracedItem {
-            matched: Matched::Message,
+            matched: MatchKind::Message,
             tenant_id: Some("acme".to_owned()),
             conversation_id: Some("c-1".to_owned()),
             message_id: Some("m-1".to_owned()),
@@ -149,12 +149,12 @@ mod tests {
     #[test]
     fn a_life_is_told_in_order_and_each_match_by_itself() {
         let dead = TracedItem {
-            matched: Matched::DeadLetter,
+            matched: MatchKind::DeadLetter,
             tenant_id: Some("umbrella".to_owned()),
             conversation_id: None,
             state: State::DeadLetter,
             hot: HotCopyState::NotChecked,
-            timeline: vec![moment("2026-11-20T10:00:01Z", "given up", "schema (role)")],
+            timeline: vec![moment("2026-11-20T10:00:01Z", "dead-lettered", "schema (role)")],
             ..item()
         };
         let traced =
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn what_nobody_knows_may_be_queued() {
-        let waiting = vec![Waiting { queue: "conversation.save_message", ready: 1_234 }];
+        let waiting = vec![QueueBacklog { queue: "conversation.save_message", ready: 1_234 }];
         let traced = TraceReport { items: vec![], waiting, queues_unknown: None };
         insta::assert_snapshot!(shown(&traced));
         let traced = TraceReport {
