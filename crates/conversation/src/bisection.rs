@@ -1,7 +1,7 @@
 //! Halving a batch until a failing item is isolated.
 //!
 //! A database refuses a whole statement for one bad row. Halving finds the row in about
-//! 2·log2(n) statements and saves all of its neighbours.
+//! 2·log2(n) statements and saves all other rows.
 
 use database::Error;
 use domain::failure::{DeadLetterReason, FailureClass, Outcome, Refusal};

@@ -26,7 +26,7 @@ fn newest(newest: usize) -> Window {
 #[tokio::test]
 async fn a_conversation_that_does_not_exist_is_not_empty() {
     let (_env, replica) = stores().await;
-    assert!(replica.reader.read(&key("nobody"), &newest(10)).await.unwrap().is_none());
+    assert!(replica.reader.read(&key("missing"), &newest(10)).await.unwrap().is_none());
 }
 
 #[tokio::test]

@@ -444,7 +444,7 @@ async fn an_id_that_is_missing_is_derived_from_the_timestamp_or_else_random() {
 }
 
 #[tokio::test]
-async fn messages_from_before_an_erasure_are_dropped_and_later_ones_are_saved() {
+async fn messages_sent_before_an_erasure_are_not_saved_and_later_ones_are() {
     let (env, replica) = stores().await;
     let conversation = key("s").conversation;
     sql(
