@@ -21,7 +21,7 @@ pub enum UnknownServer {
     /// The workers use another server, or this one restarted and no worker has recorded that yet.
     #[error(
         "its identity (run id, replication id) is not the one that the workers recorded: REDIS_URL names \
-         another server than theirs, or it just restarted"
+         another server than theirs, or the server just restarted"
     )]
     NotRecorded,
     /// The recorded identity could not be read from PostgreSQL.

@@ -66,7 +66,7 @@ fn report_state(check: &Check, state: ConsumerState) {
             "holding: {dependency} unavailable; deliveries stay unacknowledged"
         )),
         ConsumerState::Draining => {
-            check.not_ready("draining: finishing deliveries before the stop")
+            check.not_ready("draining: finishing deliveries before the stop");
         }
         ConsumerState::Stopped => check.not_ready("stopped consuming"),
     }

@@ -61,7 +61,7 @@ impl SaveMessages {
         match serde_json::to_vec(reply) {
             Ok(body) => self.replier.reply(reply_to, save.common.correlation_id.as_deref(), body),
             Err(error) => {
-                tracing::error!(%error, "a reply could not be encoded as JSON; it is not sent")
+                tracing::error!(%error, "a reply could not be encoded as JSON; it is not sent");
             }
         }
     }
