@@ -85,10 +85,7 @@ pub enum EditError {
     #[error("the workers would refuse the edited body: {0}")]
     Refused(Refusal),
     /// The dead letter is not open, is being replayed, or was changed since it was read.
-    #[error(
-        "the dead letter is not open, is being replayed, or was changed meanwhile; look at it again with \
-         `verbatim dead-letters show`"
-    )]
+    #[error("the dead letter is not open, is being replayed, or was changed meanwhile")]
     Busy,
     /// The body would stay as it is.
     #[error("the edit changes nothing")]

@@ -17,7 +17,7 @@ pub enum EditFault {
     #[error("the body is not a JSON object; replace the whole body")]
     NotAnObject,
     /// What the path leads to does not exist.
-    #[error("`{0}` does not exist in the body")]
+    #[error("there is no `{0}` in the body")]
     Missing(String),
     /// The field occurs more than once.
     #[error("`{0}` occurs twice in the body; replace the whole body")]
