@@ -269,11 +269,11 @@ async fn dead_letters_are_discarded_with_a_reason_and_opened_again() {
     let ran = verbatim.run(&["dead-letters", "restore", &id(1)]).await;
     assert_eq!((ran.code, ran.out.as_str()), (0, "1 dead letter open again\n"));
     assert_eq!(env.psql(states).await.unwrap(), "open,discarded all,open");
-    let expected = "dead_letters.discard ops dead letters=2 why=a test\n\
+    let expected = "dead_letters.discard ops dead_letters=2 why=a test\n\
                     dead_letter.discard ops acme 01 reason=schema was=open why=a test\n\
-                    dead_letters.discard ops dead letters=2 why=all\n\
+                    dead_letters.discard ops dead_letters=2 why=all\n\
                     dead_letter.discard ops acme 02 reason=schema was=open why=all\n\
-                    dead_letters.restore ops dead letters=1\n\
+                    dead_letters.restore ops dead_letters=1\n\
                     dead_letter.restore ops acme 01 reason=schema was=discarded";
     assert_eq!(audited(&env).await, expected);
 }

@@ -83,7 +83,7 @@ impl Queues {
 
     fn report_missing(&mut self, queue: &'static str) {
         if self.missing.insert(queue) {
-            tracing::error!(queue, "queue missing; run `verbatim setup`");
+            tracing::error!(queue, "the queue is missing: run `verbatim setup`");
         }
     }
 
