@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use broker::Endpoints;
 use conversation::{
-    ClosingSettings, Finding, Matched, RandomSource, Repairs, Section, State, Tracer, Verifier,
+    ClosingSettings, Finding, MatchKind, RandomSource, Repairs, Section, State, Tracer, Verifier,
     VerifyProgress, VerifyingSettings, record_server,
 };
 use database::{Database, Scope};
@@ -115,16 +115,16 @@ async fn a_fleet_under_load_verifies_clean_and_tells_who_saved_what() {
     let tracer = Tracer::new(database, Some(hot), Some(endpoints));
     let traced = tracer.trace("m-good", None, &mut |_| {}).await.unwrap();
     let [item] = &traced.items[..] else { panic!("{traced:#?}") };
-    assert_eq!((item.matched, item.state), (Matched::Message, State::Archived));
+    assert_eq!((item.matched, item.state), (MatchKind::Message, State::Archived));
     let saved = item.timeline.iter().find(|moment| moment.what == "saved").unwrap();
     let pids = running.savers.each_ref().map(|saver| format!(":{},", saver.pid()));
     assert!(pids.iter().any(|pid| saved.text.contains(pid)), "{saved:?}, {pids:?}");
-    let asked = item.timeline.iter().find(|moment| moment.what == "close asked").unwrap();
+    let asked = item.timeline.iter().find(|moment| moment.what == "close requested").unwrap();
     assert_eq!(asked.text, "its last session closed; reason: done");
     let traced = tracer.trace("m-bad", None, &mut |_| {}).await.unwrap();
     let [item] = &traced.items[..] else { panic!("{traced:#?}") };
     assert_eq!(item.state, State::DeadLetter);
-    let given_up = item.timeline.iter().find(|moment| moment.what == "given up").unwrap();
+    let given_up = item.timeline.iter().find(|moment| moment.what == "dead-lettered").unwrap();
     assert!(
         given_up.text.starts_with("schema (role) in conversation.save_message: "),
         "{given_up:?}"

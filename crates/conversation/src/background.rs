@@ -1,8 +1,8 @@
-//! Work that nobody waits for: closing, session events, statistics.
+//! Background work: closing, session events, statistics.
 //!
-//! It shares its servers with the save path, which somebody does wait for. So a process does it in small
-//! pieces, one at a time, and rests after each in proportion to what it took: on slow or busy servers the
-//! pieces take longer, and so do the rests.
+//! It shares its servers with the save path, which has priority. So a process does background work in
+//! small steps, one at a time, and pauses after each step in proportion to the time it took: on slow or
+//! busy servers the steps take longer, and so do the pauses.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,64 +11,65 @@ use metrics::Metrics;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
-use crate::transient::retried;
+use crate::transient::retry_transient;
 
-/// Below this a process rests for almost all of the time, and holds its claims meanwhile.
-const LEAST_SHARE: f64 = 0.01;
+/// With a smaller share a process pauses for almost all of the time, and holds its claims meanwhile.
+const MIN_SHARE: f64 = 0.01;
 
-/// The longest rest. A piece that took longer waited for a server that was away.
-const LONGEST_REST: Duration = Duration::from_secs(1);
+/// The longest pause. A step that took longer waited for an unavailable server.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 
-/// The part of a process's time in which it does background work. Clones take turns.
+/// The share of a process's time that background work may use. Clones share one turn: at most one of
+/// them works at a time.
 #[derive(Debug, Clone)]
 pub struct Background {
     share: f64,
     turn: Arc<Mutex<()>>,
 }
 
-/// A number that is no part of the time.
+/// A share outside 0.01 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
-#[error("the share of background work is 0.01 to 1; {0} is not")]
+#[error("the share of background work (VERBATIM_BACKGROUND_SHARE) must be 0.01 to 1, but is {0}")]
 pub struct InvalidShare(f64);
 
 impl Background {
-    /// Background work in a share of the time; with 1 it never rests.
+    /// Throttled background work: `share` of the time it works, the rest it pauses. 1 means no pauses.
     ///
     /// # Errors
     /// The share is less than 0.01, or more than 1.
     pub fn new(share: f64) -> Result<Self, InvalidShare> {
-        if (LEAST_SHARE..=1.0).contains(&share) {
+        if (MIN_SHARE..=1.0).contains(&share) {
             Ok(Self { share, turn: Arc::default() })
         } else {
             Err(InvalidShare(share))
         }
     }
 
-    /// Background work that never rests.
+    /// Background work without pauses (a share of 1).
     #[must_use]
     pub fn unthrottled() -> Self {
         Self { share: 1.0, turn: Arc::default() }
     }
 
-    /// Does a piece of work when it is its turn, and rests.
+    /// Waits for its turn, does one step of work, then pauses while it still has the turn.
     pub(crate) async fn throttled<T>(&self, work: impl Future<Output = T>) -> T {
         let _turn = self.turn.lock().await;
         self.throttled_without_turn(work).await
     }
 
-    /// Does a piece of work for which another server is waited for, and rests. It takes no turn, so that
-    /// others go on while that server is away.
+    /// Does one step of work on a server other than PostgreSQL, then pauses. It takes no turn, so other
+    /// background work continues while that server is unavailable.
     pub(crate) async fn throttled_without_turn<T>(&self, work: impl Future<Output = T>) -> T {
         let began = Instant::now();
         let done = work.await;
-        let rest = self.rest(began.elapsed());
-        if !rest.is_zero() {
-            sleep(rest).await;
+        let pause = self.pause(began.elapsed());
+        if !pause.is_zero() {
+            sleep(pause).await;
         }
         done
     }
 
-    /// [`Self::throttled`] in PostgreSQL, again where it failed in a transient way.
+    /// One throttled step in PostgreSQL. Transient failures are retried.
     pub(crate) async fn step<T, F>(
         &self,
         metrics: &Metrics,
@@ -77,11 +78,12 @@ impl Background {
     where
         F: Future<Output = database::Result<T>>,
     {
-        self.throttled(retried(metrics, work)).await
+        self.throttled(retry_transient(metrics, work)).await
     }
 
-    fn rest(&self, worked: Duration) -> Duration {
-        worked.min(LONGEST_REST).mul_f64(1.0 / self.share - 1.0).min(LONGEST_REST)
+    /// How long to pause after a step that took this long.
+    fn pause(&self, worked: Duration) -> Duration {
+        worked.min(MAX_PAUSE).mul_f64(1.0 / self.share - 1.0).min(MAX_PAUSE)
     }
 }
 
@@ -90,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_is_a_part() {
+    fn a_share_outside_its_range_is_refused() {
         for share in [0.0, 0.009, -0.5, 1.1, f64::NAN, f64::INFINITY] {
             let refused = Background::new(share).unwrap_err();
             assert!(refused.to_string().contains(&share.to_string()), "{refused}");
@@ -99,16 +101,16 @@ mod tests {
     }
 
     #[test]
-    fn a_rest_leaves_the_others_their_share() {
+    fn a_pause_is_proportional_to_the_work_before_it() {
         let worked = Duration::from_millis(10);
-        assert_eq!(Background::unthrottled().rest(worked), Duration::ZERO);
+        assert_eq!(Background::unthrottled().pause(worked), Duration::ZERO);
         let quarter = Background::new(0.25).unwrap();
-        assert_eq!(quarter.rest(worked), Duration::from_millis(30));
-        assert_eq!(quarter.rest(Duration::from_secs(30)), LONGEST_REST);
+        assert_eq!(quarter.pause(worked), Duration::from_millis(30));
+        assert_eq!(quarter.pause(Duration::from_secs(30)), MAX_PAUSE);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn pieces_take_turns_and_each_is_followed_by_its_rest() {
+    async fn steps_take_turns_and_each_is_followed_by_its_pause() {
         let half = Background::new(0.5).unwrap();
         let began = Instant::now();
         let throttled = |background: Background| async move {

@@ -1,16 +1,16 @@
-//! Splitting a batch until what fails stands alone.
+//! Halving a batch until a failing item is isolated.
 //!
 //! A database refuses a whole statement for one bad row. Halving finds the row in about
-//! 2·log2(n) statements and saves all of its neighbours.
+//! 2·log2(n) statements and saves all other rows.
 
 use database::Error;
 use domain::failure::{DeadLetterReason, FailureClass, Outcome, Refusal};
 use metrics::{Counter, Metrics, TransactionRetry};
 
-/// What becomes of the one item that PostgreSQL refused. Data that it does not take it will not take
-/// later either; anything else may pass.
+/// The outcome of the one item that PostgreSQL refused. Invalid data fails again on every attempt, so it
+/// becomes a dead letter; any other failure is retried.
 pub(crate) fn refused(class: FailureClass, error: &Error) -> Outcome {
-    let detail = format!("PostgreSQL refused it: {error}");
+    let detail = format!("PostgreSQL refused the action: {error}");
     if class == FailureClass::Data {
         Outcome::DeadLetter(Refusal::new(DeadLetterReason::Schema, detail))
     } else {
@@ -25,7 +25,7 @@ pub(crate) struct Bisection<'a, T> {
 }
 
 impl<'a, T> Bisection<'a, T> {
-    /// All of it in one part.
+    /// Starts with the whole batch as one part.
     pub(crate) fn new(batch: &'a [T], metrics: &'a Metrics) -> Self {
         Self { parts: vec![batch], metrics }
     }
@@ -35,11 +35,11 @@ impl<'a, T> Bisection<'a, T> {
         self.parts.pop().filter(|part| !part.is_empty())
     }
 
-    /// Notes that a part failed. Its halves come next, or, where it was a single item, that item is
-    /// the one at fault.
+    /// Records that a part failed. Its halves are tried next. A part of one item is not split: that item is
+    /// at fault and is returned.
     pub(crate) fn failed(&mut self, part: &'a [T]) -> Option<&'a T> {
-        if let [culprit] = part {
-            return Some(culprit);
+        if let [at_fault] = part {
+            return Some(at_fault);
         }
         self.metrics.add(Counter::TransactionRetries { class: TransactionRetry::Split }, 1);
         let (left, right) = part.split_at(part.len() / 2);
@@ -54,33 +54,33 @@ mod tests {
     use super::*;
 
     fn run(batch: &[u32], bad: impl Fn(u32) -> bool) -> (Vec<u32>, Vec<u32>, usize) {
-        let (mut saved, mut culprits, mut tries) = (Vec::new(), Vec::new(), 0);
+        let (mut saved, mut at_fault, mut tries) = (Vec::new(), Vec::new(), 0);
         let metrics = Metrics::new();
         let mut bisection = Bisection::new(batch, &metrics);
         while let Some(part) = bisection.next() {
             tries += 1;
             if part.iter().any(|item| bad(*item)) {
-                culprits.extend(bisection.failed(part).copied());
+                at_fault.extend(bisection.failed(part).copied());
             } else {
                 saved.extend_from_slice(part);
             }
         }
-        (saved, culprits, tries)
+        (saved, at_fault, tries)
     }
 
     #[test]
     fn one_bad_row_of_500_leaves_499_in_order() {
         let batch: Vec<u32> = (0..500).collect();
-        let (saved, culprits, tries) = run(&batch, |item| item == 321);
-        assert_eq!(culprits, [321]);
+        let (saved, at_fault, tries) = run(&batch, |item| item == 321);
+        assert_eq!(at_fault, [321]);
         assert_eq!(saved, batch.iter().copied().filter(|i| *i != 321).collect::<Vec<_>>());
         assert!(tries <= 19, "{tries} tries");
     }
 
     #[test]
-    fn a_batch_of_bad_rows_has_only_culprits() {
-        let (saved, culprits, _) = run(&[1, 2, 3, 4, 5], |_| true);
-        assert_eq!((saved.len(), culprits.as_slice()), (0, &[1, 2, 3, 4, 5][..]));
+    fn in_a_batch_of_bad_rows_every_row_is_at_fault() {
+        let (saved, at_fault, _) = run(&[1, 2, 3, 4, 5], |_| true);
+        assert_eq!((saved.len(), at_fault.as_slice()), (0, &[1, 2, 3, 4, 5][..]));
     }
 
     #[test]

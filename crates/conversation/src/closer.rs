@@ -1,15 +1,14 @@
-//! Closing: conversations whose grace period ended, or that fell idle, become archived.
+//! Closing: conversations whose grace period ended, or that became idle, are archived.
 //!
-//! Event-hinted, timer-guaranteed: session events leave a close request in PostgreSQL, and this
-//! sweep finds it by PostgreSQL's clock. A batch of claims goes through the steps together, each a
-//! short transaction of its own:
+//! Session events store a close request in PostgreSQL, and this sweep finds it by PostgreSQL's clock. A batch
+//! of claims goes through these steps together, each a short transaction of its own:
 //!
-//! claim → count tokens → sum up, and drop those without messages → drop hot copies → publish
-//! `conversation.migrated`, confirmed → `archived`, with the totals
+//! claim → count tokens → compute the totals, drop conversations without messages → drop hot copies →
+//! publish `conversation.migrated`, confirmed → set `archived` with the totals
 //!
-//! Every step may be the last one of a process. What it did is harmless to repeat, and the lease
-//! lets another closer repeat it. A message that arrives meanwhile takes the claim away, and the
-//! conversation closes again later.
+//! A process may crash after any step. Repeating a step is harmless, and another closer repeats it when the
+//! lease has expired. A message that arrives meanwhile cancels the claim; the conversation closes again
+//! later.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -28,22 +27,22 @@ use tokens::Encoding;
 
 use crate::background::Background;
 
-/// How a closer works.
+/// The settings of a closer.
 #[derive(Debug, Clone, Copy)]
 pub struct ClosingSettings {
-    /// How long a close request waits for a reconnection.
+    /// How long a close request waits, in case the session reconnects.
     pub grace: Duration,
-    /// After how long without a message a conversation closes by itself; the coarseness of the
-    /// activity time (a minute) comes on top.
+    /// After how long without a message a conversation is closed. The time of the last activity is stored
+    /// once a minute, so it may take a minute more.
     pub idle: Duration,
-    /// How long a closer may be silent before another takes its claims over.
+    /// How long a claim is held without renewal before another closer takes it over.
     pub lease: Duration,
-    /// At most so many conversations of each kind to a sweep.
+    /// The most conversations of each kind in one sweep.
     pub batch: u32,
 }
 
 impl Default for ClosingSettings {
-    /// 30 s of grace, 30 min of idleness, leases of 30 s, 20 conversations to a sweep.
+    /// 30 s of grace, 30 min of idleness, leases of 30 s, 20 conversations in one sweep.
     fn default() -> Self {
         Self {
             grace: Duration::from_secs(30),
@@ -54,22 +53,21 @@ impl Default for ClosingSettings {
     }
 }
 
-/// Messages whose tokens are counted between two statements, and their bytes: a millisecond or a few of
-/// counting at 20 MB/s, and as much in PostgreSQL. Whoever saves meanwhile waits no longer than that for a
-/// core.
+/// The most messages, and bytes, whose tokens are counted between two statements: a few milliseconds of
+/// counting at 20 MB/s, and as much in PostgreSQL. A saver waits no longer than that for a core.
 const COUNT_MESSAGES: u32 = 100;
 const COUNT_BYTES: usize = 64 * 1024;
 
-/// How often a lease is renewed while its claims are worked on. Rarely, because it rewrites a row of each.
-const RENEWALS_IN_A_LEASE: u32 = 3;
+/// Renewals during one lease. Few, because each rewrites a row of every claim.
+const RENEWALS_PER_LEASE: u32 = 3;
 
-/// How often, and after which pause, the last write is tried for rows that a saver holds at that
-/// moment. Longer than an ordinary save; what is held longer is taken over later.
+/// How often, and after which pause, the last write is tried for rows that a saver has locked. Together
+/// longer than an ordinary save; rows that stay locked are taken over by a later sweep.
 const LAST_WRITE_TRIES: usize = 10;
 const LAST_WRITE_PAUSE: Duration = Duration::from_millis(50);
 
-/// Reopened conversations announced at once.
-const ANNOUNCED: u32 = 50;
+/// Reopened conversations announced in one sweep.
+const REOPENED_BATCH: u32 = 50;
 
 /// What one sweep did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -80,26 +78,26 @@ pub struct Swept {
     pub dropped: usize,
     /// Claims archived.
     pub archived: usize,
-    /// Claims that a message or an opened session took back, or that a saver still held.
+    /// Claims that a new message or an opened session cancelled, or whose rows a saver had locked.
     pub withdrawn: usize,
-    /// Conversations whose return from the archive was announced.
+    /// Archived conversations that were reopened, and announced as `conversation.reopened`.
     pub reopened: usize,
 }
 
-/// Why a sweep stopped. What it did is stored; the next one goes on.
+/// Why a sweep stopped. What it did so far is stored; the next sweep continues.
 #[derive(Debug, thiserror::Error)]
 pub enum SweepError {
     /// PostgreSQL failed.
-    #[error("a sweep could not use PostgreSQL")]
+    #[error("closing sweep: PostgreSQL failed")]
     Database(#[from] database::Error),
     /// RabbitMQ did not confirm an event.
-    #[error("a sweep could not publish an event")]
+    #[error("closing sweep: RabbitMQ did not confirm an event")]
     Publish(#[from] PublishError),
-    /// An event could not be written down.
-    #[error("an event could not be encoded")]
+    /// An event could not be encoded as JSON.
+    #[error("closing sweep: an event could not be encoded as JSON")]
     Encode(#[from] serde_json::Error),
     /// Counting tokens panicked.
-    #[error("tokens could not be counted")]
+    #[error("closing sweep: counting tokens failed")]
     Count(#[from] tokio::task::JoinError),
 }
 
@@ -115,7 +113,7 @@ pub struct Closer {
 }
 
 impl Closer {
-    /// A closer over the stores.
+    /// A closer that uses these servers.
     #[must_use]
     pub fn new(
         database: Database,
@@ -128,17 +126,16 @@ impl Closer {
         Self { database, hot, publisher, metrics, background, settings }
     }
 
-    /// One bounded sweep. Running it twice does nothing the second time; any number of replicas may
-    /// run it at once.
+    /// One bounded sweep. Repeating it has no further effect, and any number of replicas may run it at once.
     ///
     /// # Errors
-    /// A store failed. Claims that were not finished are taken over when their lease ends.
+    /// A server failed. Unfinished claims are taken over when their lease expires.
     pub async fn sweep(&self) -> Result<Swept, SweepError> {
         self.sweep_at_most(self.settings.batch).await
     }
 
-    /// [`Self::sweep`] with at most `limit` conversations of each kind: after a failure, smaller
-    /// sweeps keep what fails apart from what does not.
+    /// [`Self::sweep`] with at most `limit` conversations of each kind. After a failure, smaller sweeps keep a
+    /// conversation that fails from stopping the others.
     ///
     /// # Errors
     /// As [`Self::sweep`].
@@ -151,7 +148,7 @@ impl Closer {
             lease: self.settings.lease,
             limit,
         };
-        // Not retried: a claim whose answer got lost is taken over when its lease ends.
+        // Not retried: if the reply is lost, the claim is taken over when its lease expires.
         let mut claims = self.background.throttled(self.database.claim(&due)).await?;
         swept.claimed = claims.len();
         if claims.is_empty() {
@@ -165,12 +162,12 @@ impl Closer {
 
         self.count_tokens(&mut claims, &mut renewed).await?;
         failpoints::reached(Step::CloseCounted);
-        self.keep(&mut claims, &mut renewed).await?;
+        self.renew_if_due(&mut claims, &mut renewed).await?;
         let mut closed = self.step(|| self.database.totals(&claims)).await?;
         if closed.len() < claims.len() {
             swept.dropped = self.drop_empty(&claims, &closed).await?;
         }
-        self.keep(&mut closed, &mut renewed).await?;
+        self.renew_if_due(&mut closed, &mut renewed).await?;
         if !closed.is_empty() {
             self.drop_copies(&closed).await;
             failpoints::reached(Step::CloseDropped);
@@ -200,8 +197,8 @@ impl Closer {
         Ok(swept)
     }
 
-    /// Drops the claims that have no messages; returns how many there were. They are among those that
-    /// have no totals, which may also be lost.
+    /// Drops the claimed conversations without messages; returns how many there were. A claim without totals
+    /// has no messages or was lost; the statement drops only the former.
     async fn drop_empty(&self, claims: &[Claim], closed: &[Closed]) -> Result<usize, SweepError> {
         let totalled: HashSet<&ConversationKey> = closed.iter().map(|it| &it.claim.key).collect();
         let others: Vec<Claim> =
@@ -216,13 +213,19 @@ impl Closer {
         if let Err(error) =
             self.background.throttled_without_turn(self.hot.drop_copies(&keys)).await
         {
-            // They expire by themselves, and their marks keep them from being misread.
+            // Until they expire, their completeness markers keep readers from trusting outdated ones.
             let error = with_causes(&error);
-            tracing::warn!(conversations = keys.len(), error, "hot copies could not be dropped");
+            tracing::warn!(
+                conversations = keys.len(),
+                error,
+                "hot copies of {} closing conversations could not be dropped; they expire later \
+                 (VERBATIM_HOT_EXPIRY)",
+                keys.len()
+            );
         }
     }
 
-    /// Counts what nobody has counted; claims that were lost meanwhile are let go.
+    /// Counts the tokens of messages that have no count yet. Claims that were lost meanwhile are removed.
     async fn count_tokens(
         &self,
         claims: &mut Vec<Claim>,
@@ -244,7 +247,7 @@ impl Closer {
                 .await?;
             let Some(end) = page.messages.last() else { return Ok(()) };
             last = Some((end.key.clone(), end.id.clone()));
-            // Spawned within the piece: it would not wait for its turn otherwise.
+            // Spawned inside the throttled step: outside it would start before its turn.
             let counting = async { tokio::task::spawn_blocking(|| count(page.messages)).await };
             let counted = self.background.throttled(counting).await?;
             let counts: Vec<(&Uncounted, i64)> =
@@ -253,17 +256,17 @@ impl Closer {
             if !page.more {
                 return Ok(());
             }
-            self.keep(claims, renewed).await?;
+            self.renew_if_due(claims, renewed).await?;
         }
     }
 
-    /// Renews the lease of what is held when it is time, and lets go of what is lost.
-    async fn keep<T: AsRef<Claim>>(
+    /// Renews the leases when a third of their time has passed, and removes the claims that were lost.
+    async fn renew_if_due<T: AsRef<Claim>>(
         &self,
         held: &mut Vec<T>,
         renewed: &mut Instant,
     ) -> Result<(), SweepError> {
-        if renewed.elapsed() < self.settings.lease / RENEWALS_IN_A_LEASE {
+        if renewed.elapsed() < self.settings.lease / RENEWALS_PER_LEASE {
             return Ok(());
         }
         *renewed = Instant::now();
@@ -278,7 +281,7 @@ impl Closer {
         Ok(())
     }
 
-    /// The last write, again for those that a saver holds at that moment; returns what is archived.
+    /// The last write, repeated for rows that a saver has locked; returns what was archived.
     async fn write_archived(&self, mut closed: Vec<Closed>) -> Result<Vec<Closed>, SweepError> {
         let mut archived = Vec::with_capacity(closed.len());
         let mut pauses = ConstantBuilder::default()
@@ -286,8 +289,8 @@ impl Closer {
             .with_max_times(LAST_WRITE_TRIES)
             .build();
         while !closed.is_empty() {
-            let reached = self.step(|| self.database.archive_closed(&closed)).await?;
-            archived.extend(closed.extract_if(.., |it| reached.contains(&it.claim.key)));
+            let written = self.step(|| self.database.archive_closed(&closed)).await?;
+            archived.extend(closed.extract_if(.., |it| written.contains(&it.claim.key)));
             let Some(pause) = pauses.next().filter(|_| !closed.is_empty()) else { break };
             tokio::time::sleep(pause).await;
             self.renew(&mut closed).await?;
@@ -295,7 +298,7 @@ impl Closer {
         Ok(archived)
     }
 
-    /// One step in PostgreSQL and the rest after it.
+    /// One throttled step in PostgreSQL.
     async fn step<T, F>(&self, work: impl FnMut() -> F) -> Result<T, database::Error>
     where
         F: Future<Output = database::Result<T>>,
@@ -304,7 +307,7 @@ impl Closer {
     }
 
     async fn announce_reopened(&self) -> Result<usize, SweepError> {
-        let reopened = self.step(|| self.database.unannounced(ANNOUNCED)).await?;
+        let reopened = self.step(|| self.database.unannounced(REOPENED_BATCH)).await?;
         if reopened.is_empty() {
             return Ok(0);
         }
@@ -329,7 +332,7 @@ impl Closer {
     }
 }
 
-/// Real counts by each message's model; where no model is named, the default encoding's.
+/// Token counts with the encoding of each message's model; without a model, with the default encoding.
 fn count(uncounted: Vec<Uncounted>) -> Vec<(Uncounted, i64)> {
     uncounted
         .into_iter()

@@ -1,13 +1,13 @@
-//! What operators do with dead letters: understand, edit a copy, replay, discard, restore, take out.
+//! What operators do with dead letters: show, edit a copy, replay, discard, restore, export.
 //!
-//! All of it is work on the table; the queues only carry. What came stays as it came: an edit lies beside
-//! the body, a replay that comes back is a dead letter of its own. Every action writes the audit log in the
-//! statement that changes the row.
+//! All of it works on the table `dead_letters`; the queues only transport. The received body is never changed:
+//! an edited copy is stored beside it, and a replay that fails again is a new dead letter. Every change of a
+//! row writes the audit log in the same statement.
 
 mod edit;
 #[cfg(test)]
 mod fixtures;
-mod pace;
+mod rate;
 mod replay;
 mod suggestion;
 mod validator;
@@ -29,11 +29,11 @@ pub use self::replay::{
 pub use self::suggestion::{Step, Suggestion};
 pub use self::validator::{DeadLetterValidator, ReplayPlan};
 
-use crate::transient::retried;
+use crate::transient::retry_transient;
 
-/// Dead letters that are decided about in one transaction.
-const PIECE: u32 = 500;
-/// Dead letters that are taken out together; fewer, where they are large.
+/// Dead letters that are discarded or restored in one transaction.
+const BATCH: u32 = 500;
+/// Dead letters read in one page; fewer if their bodies are large.
 const PAGE: u32 = 16;
 
 /// The dead letters of a fleet. Clones share their connections.
@@ -44,31 +44,31 @@ pub struct DeadLetters {
     validator: DeadLetterValidator,
 }
 
-/// A dead letter with all that is told about it elsewhere.
+/// A dead letter with its replays, its audit log and a suggestion.
 #[derive(Debug)]
 pub struct DeadLetterDetails {
     /// The dead letter.
     pub dead_letter: DeadLetterRow,
-    /// The dead letter whose replay came back as this one.
+    /// The dead letter whose replay failed again as this one.
     pub before: Option<DeadLetterRow>,
-    /// What its own replays came back as.
+    /// The dead letters as which its own replays failed again.
     pub after: Vec<ListedDeadLetter>,
-    /// What was done to it.
+    /// Its lines of the audit log.
     pub audit: Vec<database::AuditEntry>,
-    /// What would mend it, where that is obvious.
+    /// How to fix it, where that is obvious.
     pub suggestion: Option<Suggestion>,
 }
 
-/// What is to become of a dead letter's copy.
+/// How the edited copy of a dead letter is to change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// This is the whole new body.
+    /// The whole new body.
     Body(Vec<u8>),
-    /// These fields get these values, as in [`set`].
+    /// Fields and their new values, as in [`set`].
     Set(Vec<(String, String)>),
-    /// There is to be no edited copy.
+    /// Delete the edited copy.
     Revert,
-    /// What is suggested is to be set.
+    /// Apply the suggestion.
     Suggested,
 }
 
@@ -84,27 +84,25 @@ pub enum EditError {
     /// The workers would refuse the edited body as well.
     #[error("the workers would refuse the edited body: {0}")]
     Refused(Refusal),
-    /// The dead letter is replayed, discarded, under way, or was edited meanwhile.
-    #[error(
-        "the dead letter is not open, is being replayed, or was edited by somebody else just now"
-    )]
+    /// The dead letter is not open, is being replayed, or was changed since it was read.
+    #[error("the dead letter is not open, is being replayed, or was changed meanwhile")]
     Busy,
-    /// The body would be what it is.
-    #[error("that changes nothing")]
+    /// The body would stay as it is.
+    #[error("the edit changes nothing")]
     Nothing,
     /// There is no suggestion that sets a field.
-    #[error("nothing is suggested that could be set in it")]
+    #[error("there is no suggestion that sets a field")]
     NothingSuggested,
 }
 
 impl DeadLetters {
-    /// The dead letters of an archive, looked at as workers with this limit of a body would.
+    /// The dead letters in this database, checked by this validator.
     #[must_use]
     pub fn new(database: Database, metrics: Metrics, validator: DeadLetterValidator) -> Self {
         Self { database, metrics, validator }
     }
 
-    /// Everything about one dead letter. Looking changes nothing.
+    /// Everything about one dead letter; `None` if there is none with this id. Changes nothing.
     ///
     /// # Errors
     /// PostgreSQL failed.
@@ -133,11 +131,11 @@ impl DeadLetters {
         let (body, fields) = match change {
             Change::Revert => (None, Vec::new()),
             Change::Body(body) => (Some(body.clone()), Vec::new()),
-            Change::Set(fields) => mended(dead_letter, fields)?,
+            Change::Set(fields) => with_fields(dead_letter, fields)?,
             Change::Suggested => match self.validator.suggest(dead_letter).map(|it| it.step) {
-                Some(Step::Set { field, value }) => mended(dead_letter, &[(field, value)])?,
+                Some(Step::Set { field, value }) => with_fields(dead_letter, &[(field, value)])?,
                 Some(Step::Replay) => return Err(EditError::Nothing),
-                Some(Step::Think) | None => return Err(EditError::NothingSuggested),
+                Some(Step::Manual) | None => return Err(EditError::NothingSuggested),
             },
         };
         if body.as_deref().unwrap_or(&dead_letter.body) == dead_letter.body_to_send() {
@@ -147,17 +145,17 @@ impl DeadLetters {
             self.validator.decode(dead_letter, body).map_err(EditError::Refused)?;
         }
         let edit = || self.database.edit_dead_letter(dead_letter, body.as_deref(), &fields, actor);
-        if !retried(&self.metrics, edit).await? {
+        if !retry_transient(&self.metrics, edit).await? {
             return Err(EditError::Busy);
         }
         self.database.dead_letter(dead_letter.id).await?.ok_or(EditError::Busy)
     }
 
-    /// Edits the copies of all open dead letters of a selection alike. `each` is told of every dead letter what
-    /// became of it.
+    /// Makes the same edit to all open dead letters of a selection. `each` is called with the result of every
+    /// dead letter.
     ///
     /// # Errors
-    /// PostgreSQL failed; what was edited until then is.
+    /// PostgreSQL failed; edits made before that stay.
     pub async fn edit_all(
         &self,
         selection: Selection,
@@ -180,10 +178,10 @@ impl DeadLetters {
         Ok(())
     }
 
-    /// Discards the open dead letters of a selection; how many there were.
+    /// Discards the open dead letters of a selection; returns how many.
     ///
     /// # Errors
-    /// PostgreSQL failed; what was discarded until then is.
+    /// PostgreSQL failed; those discarded before that stay discarded.
     pub async fn discard(
         &self,
         selection: Selection,
@@ -193,10 +191,10 @@ impl DeadLetters {
         self.decide(selection, &[DeadLetterStatus::Open], Decision::Discard { why }, actor).await
     }
 
-    /// Opens dead letters of a selection again that have one of these statuses; how many there were.
+    /// Sets the dead letters of a selection that have one of these statuses back to open; returns how many.
     ///
     /// # Errors
-    /// PostgreSQL failed; what was opened until then is.
+    /// PostgreSQL failed; those opened before that stay open.
     pub async fn restore(
         &self,
         selection: Selection,
@@ -206,12 +204,12 @@ impl DeadLetters {
         self.decide(selection, status, Decision::Restore, actor).await
     }
 
-    /// Hands out all dead letters of a selection, oldest first, with everything that is stored of them; a
-    /// few at a time, so that memory stays small. `each` may stop it with an error of its own.
+    /// Calls `each` with every dead letter of a selection, oldest first, including its body; returns how many.
+    /// Reads small pages, so memory use stays small.
     ///
     /// # Errors
-    /// PostgreSQL failed, or `each` said so.
-    pub async fn take_out<E: From<database::Error>>(
+    /// PostgreSQL failed, or `each` returned an error, which ends the export.
+    pub async fn export<E: From<database::Error>>(
         &self,
         selection: Selection,
         status: &[DeadLetterStatus],
@@ -246,15 +244,15 @@ impl DeadLetters {
         let mut count = 0;
         while let Some(cursor) = rest {
             let decide =
-                || self.database.decide_dead_letters(&cursor, status, decision, actor, PIECE);
-            let throttled = retried(&self.metrics, decide).await?;
-            count += throttled.dead_letters.len() as u64;
-            rest = throttled.rest;
+                || self.database.decide_dead_letters(&cursor, status, decision, actor, BATCH);
+            let decided = retry_transient(&self.metrics, decide).await?;
+            count += decided.dead_letters.len() as u64;
+            rest = decided.rest;
         }
         Ok(count)
     }
 
-    /// Begins a walk and says so in the audit log; none if it leads over nothing.
+    /// Starts iterating over a selection and records that in the audit log; `None` if nothing matches.
     async fn begin(
         &self,
         selection: Selection,
@@ -268,8 +266,7 @@ impl DeadLetters {
         if dead_letters == 0 {
             return Ok(None);
         }
-        let mut detail =
-            json!({"dead_letters": dead_letters, "selection": told(cursor.selection())});
+        let mut detail = json!({"dead_letters": dead_letters, "selection": describe_selection(cursor.selection())});
         if let Some(why) = why {
             detail["why"] = why.into();
         }
@@ -278,8 +275,8 @@ impl DeadLetters {
     }
 }
 
-/// What a replay would send with these fields set, and their names.
-fn mended(
+/// The body that a replay would send with these fields set, and the names of the fields.
+fn with_fields(
     dead_letter: &DeadLetterRow,
     fields: &[(String, String)],
 ) -> Result<(Option<Vec<u8>>, Vec<String>), EditFault> {
@@ -290,16 +287,16 @@ fn mended(
     Ok((Some(body), fields.iter().map(|(field, _)| field.clone()).collect()))
 }
 
-/// A selection for the audit log. Ids are not repeated: each has a line of its own.
-fn told(selection: &Selection) -> Value {
+/// A selection as JSON for the audit log. Ids are only counted: each has its own line in the audit log.
+fn describe_selection(selection: &Selection) -> Value {
     match selection {
         Selection::Ids(ids) => json!({"ids": ids.len()}),
         Selection::Matching(filter) => {
-            let mut told = serde_json::to_value(filter).unwrap_or_default();
+            let mut described = serde_json::to_value(filter).unwrap_or_default();
             if filter.error_contains.is_some() {
-                told["error_contains"] = true.into();
+                described["error_contains"] = true.into();
             }
-            told
+            described
         }
         Selection::All => json!("all"),
     }

@@ -1,11 +1,11 @@
-//! The use cases of a conversation, over the archive and its hot copies: save, read, close.
+//! The use cases of a conversation, over PostgreSQL and the hot copies in Redis: save, read, close.
 //!
-//! One sentence rules them all: PostgreSQL first, Redis only from committed rows, then the
-//! acknowledgement. Whatever fails in Redis changes a number in PostgreSQL before anything is
-//! acknowledged, so a reader never takes an incomplete copy for a complete one.
+//! All of them follow one order: PostgreSQL first, then Redis from committed rows, then the acknowledgement.
+//! A failure in Redis changes the conversation's generation in PostgreSQL before anything is acknowledged,
+//! so a reader never takes an incomplete copy for a complete one.
 //!
 //! To add a use case: a file here that takes the [`database::Database`] and, where it needs one, the
-//! [`hot_store::HotStore`]; what it needs of the clock or of chance is handed to it.
+//! [`hot_store::HotStore`]. Clock and randomness are passed in.
 
 mod background;
 mod bisection;
@@ -30,9 +30,9 @@ pub use saver::Saver;
 pub use sessions::Sessions;
 pub use statistics::Statistics;
 pub use trace::{
-    HotCopyState, Matched, State, TraceEvent, TraceReport, TracedItem, Tracer, Waiting,
+    HotCopyState, MatchKind, QueueBacklog, State, TraceEvent, TraceReport, TracedItem, Tracer,
 };
-pub use transient::retried;
+pub use transient::retry_transient;
 pub use verify::{
     Finding, Incomplete, Kind, RepairOutcome, Repairs, Section, Verified, Verifier, VerifyProgress,
     VerifyingSettings,

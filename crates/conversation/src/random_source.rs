@@ -1,16 +1,16 @@
-//! Random numbers as a value: whoever needs one is handed the source.
+//! A source of random numbers that is passed to whatever needs one, so that tests can choose the numbers.
 
 use std::fmt;
 use std::sync::Arc;
 
 use uuid::Uuid;
 
-/// A source of random numbers for generations and epochs. Clones draw from the same source.
+/// A source of random numbers for generations and epochs. Clones share it.
 #[derive(Clone)]
 pub struct RandomSource(Arc<dyn Fn() -> i64 + Send + Sync>);
 
 impl RandomSource {
-    /// A source that answers what `next` answers.
+    /// A source that returns what `next` returns.
     pub fn new(next: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
         Self(Arc::new(next))
     }
@@ -25,7 +25,7 @@ impl RandomSource {
         })
     }
 
-    /// One number.
+    /// The next number.
     #[must_use]
     pub fn next(&self) -> i64 {
         (self.0)()
@@ -34,6 +34,6 @@ impl RandomSource {
 
 impl fmt::Debug for RandomSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Fresh")
+        f.write_str("RandomSource")
     }
 }

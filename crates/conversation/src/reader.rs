@@ -1,9 +1,9 @@
-//! Reading: from the hot copy where it is complete, else from PostgreSQL; never a guess.
+//! Reading: from the hot copy where it is proven complete, else from PostgreSQL.
 //!
-//! The numbers that judge a copy are read from PostgreSQL beside every read of Redis, so a copy
-//! that missed a message is not believed even a moment later. A miss loads: intent first, then
-//! numbers and rows in one snapshot, then rows and mark in one step if the intent is still there.
-//! "Unavailable" is never answered as "empty".
+//! Epoch and generation are read from PostgreSQL together with every read of Redis. So a copy that missed a
+//! message is not used, even a moment later. A miss loads the copy: first the load token, then epoch,
+//! generation and rows in one snapshot, then rows and completeness marker in one step, if the load token is
+//! still there. An unavailable server is an error, never an empty conversation.
 
 use database::{ConversationNumbers, Database, Numbers, Page, Snapshot};
 use domain::causes::with_causes;
@@ -15,24 +15,24 @@ use domain::time::Timestamp;
 use hot_store::{CompleteFrom, CompletenessMarker, HotCopy, HotStore, Loaded, Miss, Window};
 use metrics::{Counter, HotLoad, HotRead, Metrics};
 
-/// How much a load brings into Redis.
+/// How much a load writes to Redis.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadingSettings {
-    /// At most so many of the newest messages.
+    /// The most messages, newest first.
     pub load_messages: usize,
-    /// At most so many bytes of content.
+    /// The most bytes of content.
     pub load_bytes: usize,
 }
 
 impl Default for ReadingSettings {
-    /// 1 000 messages or 4 MiB: more than any model's window of ordinary messages, and a few
+    /// 1 000 messages or 4 MiB: more than the context window of any model in ordinary messages, and a few
     /// milliseconds of Redis.
     fn default() -> Self {
         Self { load_messages: 1_000, load_bytes: 4 * 1024 * 1024 }
     }
 }
 
-/// Where an answer came from.
+/// Which server the messages came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// Redis.
@@ -41,16 +41,16 @@ pub enum Source {
     Database,
 }
 
-/// What a conversation says.
+/// The messages of a conversation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Transcript {
-    /// Its state; `None` when PostgreSQL did not answer.
+    /// Its state; `None` if PostgreSQL was unavailable.
     pub status: Option<ConversationStatus>,
     /// The messages of the window, oldest first.
     pub messages: Vec<Message>,
-    /// Where they came from.
+    /// Which server they came from.
     pub source: Source,
-    /// Whether the answer may lack messages, because PostgreSQL did not answer.
+    /// Whether messages may be missing, because PostgreSQL was unavailable.
     pub degraded: bool,
 }
 
@@ -64,7 +64,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A reader over the two stores.
+    /// A reader of these two servers.
     #[must_use]
     pub fn new(
         database: Database,
@@ -75,18 +75,18 @@ impl Reader {
         Self { database, hot, metrics, settings }
     }
 
-    /// The newest messages of a conversation, or those before a position; `None` when there is no
-    /// such conversation.
+    /// The newest messages of a conversation, or those before a position; `None` if the conversation does not
+    /// exist.
     ///
     /// # Errors
-    /// PostgreSQL does not answer, and Redis holds nothing of the conversation.
+    /// PostgreSQL is unavailable, and Redis has no message of the conversation.
     pub async fn read(
         &self,
         key: &ConversationKey,
         window: &Window,
     ) -> Result<Option<Transcript>, Unavailable> {
-        // Before the numbers: a server that is met only now may have an older copy with its mark, and
-        // what voids that must be among them.
+        // Before the numbers: a server that is connected only now may hold an old copy with its marker. Its
+        // connection changes the epoch, and the numbers must include that change.
         let redis = self.hot.reading().await;
         let copy = async {
             match redis {
@@ -97,38 +97,38 @@ impl Reader {
         let (numbers, copy) = tokio::join!(self.database.numbers(key), copy);
         let numbers = match numbers {
             Ok(numbers) => numbers,
-            Err(error) => return self.degraded(copy, error),
+            Err(error) => return Self::degraded(copy, error),
         };
         let Some(conversation) = numbers.conversation.clone() else {
             return Ok(None);
         };
         match copy {
-            Ok(copy) => match copy.usable(marked(&numbers, &conversation)) {
+            Ok(copy) => match copy.usable(current(&numbers, &conversation)) {
                 Ok(messages) => {
                     self.count(HotRead::Hit);
                     Ok(Some(Transcript {
                         status: Some(conversation.status),
-                        messages: above(messages, conversation.erased_at),
+                        messages: after_erasure(messages, conversation.erased_at),
                         source: Source::HotCopy,
                         degraded: false,
                     }))
                 }
                 Err(miss) => {
-                    let (result, worth_a_load) = match miss {
+                    let (result, load) = match miss {
                         Miss::NoMarker => (HotRead::Miss, true),
                         Miss::Outdated | Miss::Damaged(_) => (HotRead::Stale, true),
-                        // The copy is sound and begins where another load would: at the limits of
-                        // one. Loading again would empty it for nothing.
+                        // The copy is valid and begins where another load would begin: at the limits of a
+                        // load. Loading again would empty it and gain nothing.
                         Miss::BeforeCompleteFrom | Miss::CutShort => (HotRead::Miss, false),
                     };
                     let why = miss.as_str();
                     if result == HotRead::Stale {
-                        tracing::info!(conversation = %key, why, "a hot copy is stale: PostgreSQL answers");
+                        tracing::info!(conversation = %key, why, "outdated hot copy; reading from PostgreSQL");
                     } else {
-                        tracing::debug!(conversation = %key, why, "hot copy not used");
+                        tracing::debug!(conversation = %key, why, "hot copy not usable; reading from PostgreSQL");
                     }
                     self.count(result);
-                    if worth_a_load {
+                    if load {
                         self.read_and_load(key, window, conversation.status).await
                     } else {
                         self.read_database(key, window).await
@@ -136,15 +136,19 @@ impl Reader {
                 }
             },
             Err(error) => {
-                tracing::debug!(conversation = %key, error = with_causes(&error), "hot copy not read");
+                tracing::debug!(
+                    conversation = %key,
+                    error = with_causes(&error),
+                    "hot copy could not be read; reading from PostgreSQL"
+                );
                 self.count(HotRead::Unavailable);
                 self.read_database(key, window).await
             }
         }
     }
 
-    /// Reads from PostgreSQL and fills the copy, where the window is one that a copy can serve and
-    /// the conversation is one that is likely to be read again.
+    /// Reads from PostgreSQL. Also loads the copy, if a copy can serve this window and the conversation is not
+    /// archived, so that it is likely to be read again.
     async fn read_and_load(
         &self,
         key: &ConversationKey,
@@ -177,8 +181,10 @@ impl Reader {
             Some(oldest) if !snapshot.from_beginning => CompleteFrom::At(oldest.position()),
             _ => CompleteFrom::Beginning,
         };
-        let marker =
-            CompletenessMarker { numbers: marked(&snapshot.numbers, &conversation), complete_from };
+        let marker = CompletenessMarker {
+            numbers: current(&snapshot.numbers, &conversation),
+            complete_from,
+        };
         let result = match self.hot.finish_load(load_token, &marker, &snapshot.messages).await {
             Ok(Loaded::Accepted) => HotLoad::Loaded,
             Ok(Loaded::Superseded) => HotLoad::Superseded,
@@ -186,7 +192,7 @@ impl Reader {
         };
         self.metrics.add(Counter::HotLoads { result }, 1);
         if snapshot.messages.len() < window.newest && !snapshot.from_beginning {
-            // Large bodies cut the load short of what was asked for.
+            // Large messages reached the byte limit of the load before the window was filled.
             return self.read_database(key, window).await;
         }
         Ok(Some(from_snapshot(snapshot, window.newest)))
@@ -203,9 +209,8 @@ impl Reader {
         Ok(snapshot.numbers.conversation.is_some().then(|| from_snapshot(snapshot, window.newest)))
     }
 
-    /// PostgreSQL is silent: what Redis holds, said to be degraded, or nothing but the error.
+    /// PostgreSQL is unavailable: returns what Redis holds, marked as degraded, or the error.
     fn degraded(
-        &self,
         copy: Result<HotCopy, hot_store::Error>,
         error: database::Error,
     ) -> Result<Option<Transcript>, Unavailable> {
@@ -225,11 +230,12 @@ impl Reader {
     }
 }
 
-pub(crate) fn marked(numbers: &Numbers, conversation: &ConversationNumbers) -> hot_store::Numbers {
+/// The numbers that a completeness marker must have to be current.
+pub(crate) fn current(numbers: &Numbers, conversation: &ConversationNumbers) -> hot_store::Numbers {
     hot_store::Numbers { epoch: numbers.hot_epoch, generation: conversation.hot_generation }
 }
 
-fn above(mut messages: Vec<Message>, erased_at: Option<Timestamp>) -> Vec<Message> {
+fn after_erasure(mut messages: Vec<Message>, erased_at: Option<Timestamp>) -> Vec<Message> {
     if let Some(erased_at) = erased_at {
         messages.retain(|message| message.created_at > erased_at);
     }

@@ -1,7 +1,8 @@
-//! Admitting a Redis server: its server identity is compared with the one that PostgreSQL remembers.
+//! Checking which Redis server is connected: its identity (run id and replication id) is compared with
+//! the one recorded in PostgreSQL.
 //!
-//! A server that restarted or was promoted may have forgotten writes, so every hot copy made
-//! before is void: a new epoch says so before the connection is used.
+//! A server that restarted or was promoted may have lost writes. So when the identity changes, a new epoch
+//! invalidates all hot copies made before, and only then is the connection used.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,25 +13,30 @@ use metrics::{Counter, Metrics};
 
 use crate::RandomSource;
 
-type Admitted = Pin<Box<dyn Future<Output = Result<(), database::Error>> + Send>>;
+type Recorded = Pin<Box<dyn Future<Output = Result<(), database::Error>> + Send>>;
 
-/// Why a visitor may not use a Redis.
+/// Why a program that only reads must not use this Redis server.
 #[derive(Debug, thiserror::Error)]
 pub enum UnknownServer {
-    /// The workers use another one, or it has restarted and none of them has noticed yet.
-    #[error("it is not the Redis that the fleet uses")]
+    /// The workers use another server, or this one restarted and no worker has recorded that yet.
+    #[error(
+        "its identity (run id, replication id) is not the one that the workers recorded: REDIS_URL names \
+         another server than theirs, or the server just restarted"
+    )]
     NotRecorded,
-    /// PostgreSQL, which knows, could not be asked.
+    /// The recorded identity could not be read from PostgreSQL.
     #[error(transparent)]
     Database(#[from] database::Error),
 }
 
-/// What [`hot_store::HotStore::open`] asks before it uses a connection, and every second after.
+/// The check of a worker. [`hot_store::HotStore::open`] calls it before it uses a connection, and every
+/// second after. It records the identity of the server in PostgreSQL; if that changed, the epoch changes with
+/// it, which invalidates all hot copies.
 pub fn record_server(
     database: Database,
     metrics: Metrics,
     random: RandomSource,
-) -> impl Fn(ServerIdentity) -> Admitted + Send + Sync + 'static {
+) -> impl Fn(ServerIdentity) -> Recorded + Send + Sync + 'static {
     move |server_identity| {
         let (database, metrics, random) = (database.clone(), metrics.clone(), random.clone());
         Box::pin(async move {
@@ -38,15 +44,18 @@ pub fn record_server(
                 == EpochChange::Changed
             {
                 metrics.add(Counter::HotEpochChanges, 1);
-                tracing::warn!(%server_identity, "Redis is not the server it was: every hot copy is void");
+                tracing::warn!(
+                    %server_identity,
+                    "Redis server changed (run id, replication id); all hot copies invalidated"
+                );
             }
             Ok(())
         })
     }
 }
 
-/// The admission of those who only look: it compares and changes nothing, so that a mistyped URL does
-/// not void the fleet's hot copies.
+/// The check of a program that only reads: it compares the identity with the recorded one and changes
+/// nothing, so that a mistyped URL does not invalidate the fleet's hot copies.
 pub fn check_server(
     database: Database,
 ) -> impl Fn(ServerIdentity) -> Pin<Box<dyn Future<Output = Result<(), UnknownServer>> + Send>>

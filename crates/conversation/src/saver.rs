@@ -1,11 +1,11 @@
-//! Saving: a batch of messages becomes durable, then hot, and only then may be acknowledged.
+//! Saving: a batch of messages is committed in PostgreSQL, then appended to Redis, and only then acknowledged.
 //!
-//! 1. One PostgreSQL transaction stores what is new and compares what is not. A message that the
-//!    database refuses is bisected out; its neighbours are saved.
-//! 2. The committed rows go to Redis, duplicates included: that heals a saver that died between
-//!    the two stores.
-//! 3. If Redis failed, or nobody knows, the conversations get new generations in PostgreSQL, so no
-//!    reader believes their copies. Only then does [`Saver::save`] return.
+//! 1. One PostgreSQL transaction stores new messages and compares the others with their stored rows. A
+//!    message that PostgreSQL refuses is isolated by bisection; the rest of the batch is saved.
+//! 2. The committed rows are appended in Redis, duplicates included: a redelivery completes what a saver
+//!    left that crashed between the two servers.
+//! 3. If Redis failed, or its reply was lost, the conversations get new generations in PostgreSQL, which
+//!    invalidates their copies. Only then does [`Saver::save`] return.
 
 use std::borrow::Borrow;
 use std::collections::HashSet;
@@ -22,7 +22,7 @@ use metrics::{Counter, GenerationChange, Metrics};
 
 use crate::RandomSource;
 use crate::bisection::{Bisection, refused};
-use crate::transient::retried;
+use crate::transient::retry_transient;
 
 /// Saves messages. Clones share their connections.
 #[derive(Clone)]
@@ -34,18 +34,17 @@ pub struct Saver {
 }
 
 impl Saver {
-    /// A saver over the two stores.
+    /// A saver to these two servers.
     #[must_use]
     pub fn new(database: Database, hot: HotStore, metrics: Metrics, random: RandomSource) -> Self {
         Self { database, hot, metrics, random }
     }
 
-    /// Saves a batch: one outcome for each action, in their order. When this returns `Ok`, what is
-    /// [`Outcome::Done`] is durable, and readers either see it or know that they must look in
-    /// PostgreSQL.
+    /// Saves a batch: one outcome for each action, in their order. When this returns `Ok`, every
+    /// [`Outcome::Done`] is committed in PostgreSQL, and each hot copy has it or is invalidated.
     ///
     /// # Errors
-    /// PostgreSQL is away. Part of the batch may be stored; saving it again is harmless.
+    /// PostgreSQL is unavailable. Part of the batch may be stored; saving it again is harmless.
     pub async fn save(&self, actions: &[SaveMessage]) -> Result<Vec<Outcome>, Unavailable> {
         let hot = if self.hot.is_known_down() { HotWrites::KnownDown } else { HotWrites::Follow };
         let mut batch = Batch::new(actions);
@@ -55,11 +54,11 @@ impl Saver {
         }
         failpoints::reached(Step::SaveCommitted);
         if hot == HotWrites::Follow {
-            self.make_hot(&mut batch).await?;
+            self.append_to_copies(&mut batch).await?;
         } else {
-            let voided = batch.by_conversation().len() as u64;
+            let invalidated = batch.by_conversation().len() as u64;
             let cause = GenerationChange::RedisUnavailable;
-            self.metrics.add(Counter::HotGenerationChanges { cause }, voided);
+            self.metrics.add(Counter::HotGenerationChanges { cause }, invalidated);
         }
         failpoints::reached(Step::SaveAppended);
         self.count(&batch);
@@ -77,7 +76,9 @@ impl Saver {
             let rows: Vec<SaveRow<'_>> = part.iter().map(|row| row.row).collect();
             let random = || self.random.next();
             let error =
-                match retried(&self.metrics, || self.database.save(&rows, hot, &random)).await {
+                match retry_transient(&self.metrics, || self.database.save(&rows, hot, &random))
+                    .await
+                {
                     Ok(saved) => {
                         self.metrics.add(Counter::ConversationsReopened, saved.reopened as u64);
                         batch.settle(part, saved.rows);
@@ -87,7 +88,7 @@ impl Saver {
                     Err(error) => error,
                 };
             match error.class() {
-                // Too much for one transaction, or locked in part: PostgreSQL answers otherwise.
+                // PostgreSQL is available, so the part is too large for one transaction, or a row in it is locked.
                 _ if part.len() > 1
                     && error.is_time_out()
                     && self.database.probe().await.is_ok() =>
@@ -96,14 +97,14 @@ impl Saver {
                 }
                 FailureClass::Unavailable | FailureClass::Transient => return Err(error.into()),
                 class @ (FailureClass::Data | FailureClass::Retryable) => {
-                    if let Some(culprit) = bisection.failed(part) {
+                    if let Some(at_fault) = bisection.failed(part) {
                         tracing::warn!(
-                            conversation = %culprit.row.key,
-                            message_id = %culprit.row.message.id,
+                            conversation = %at_fault.row.key,
+                            message_id = %at_fault.row.message.id,
                             class = ?class,
-                            "PostgreSQL refused a message; its neighbours are saved"
+                            "PostgreSQL refused a message; the other messages of its batch are saved"
                         );
-                        batch.refuse(culprit, class, &error);
+                        batch.refuse(at_fault, class, &error);
                     }
                 }
             }
@@ -111,12 +112,12 @@ impl Saver {
         Ok(())
     }
 
-    /// Appends the committed rows to their hot copies, or voids the copies.
+    /// Appends the committed rows to their hot copies, or invalidates the copies.
     ///
-    /// A copy's expiry is renewed with the first message of a conversation, after a quiet minute, and
-    /// whenever it was closing or closed. Should a copy vanish in between and begin anew without an
-    /// expiry, the next minute's message gives it one, and a close drops it.
-    async fn make_hot(&self, batch: &mut Batch<'_>) -> Result<(), Unavailable> {
+    /// A copy's expiry is renewed with the first message of a conversation, with the first after a minute
+    /// without one, and when the conversation was closing or archived. A copy that was evicted in between
+    /// starts without an expiry; a message in a later minute sets one, and a close drops the copy.
+    async fn append_to_copies(&self, batch: &mut Batch<'_>) -> Result<(), Unavailable> {
         let renewed = std::mem::take(&mut batch.renewed);
         let committed = batch.by_conversation();
         if committed.is_empty() {
@@ -129,11 +130,12 @@ impl Saver {
         tracing::warn!(
             conversations = error.conversations.len(),
             error = with_causes(&error.cause),
-            "hot copies could not be written; they are void"
+            "hot copies of {} conversations could not be written; invalidating them in PostgreSQL",
+            error.conversations.len()
         );
         let changes: Vec<(ConversationKey, i64)> =
             error.conversations.into_iter().map(|key| (key, self.random.next())).collect();
-        retried(&self.metrics, || self.database.change_generations(&changes)).await?;
+        retry_transient(&self.metrics, || self.database.change_generations(&changes)).await?;
         let cause = GenerationChange::AppendFailed;
         self.metrics.add(Counter::HotGenerationChanges { cause }, changes.len() as u64);
         Ok(())
@@ -169,26 +171,26 @@ impl Saver {
     }
 }
 
-/// A row and the actions that it stands for.
+/// A row to save, and the actions of the batch that it represents.
 struct Row<'a> {
     row: SaveRow<'a>,
     first: usize,
-    /// Later ones that say the same.
+    /// Later actions with the same id and the same content.
     repeated: Vec<usize>,
 }
 
-/// A batch on its way to its outcomes.
+/// A batch that is being saved.
 struct Batch<'a> {
     actions: &'a [SaveMessage],
-    /// One for each action; none while it waits.
+    /// One for each action; `None` until it is decided.
     outcomes: Vec<Option<Outcome>>,
-    /// Rows that are not stored yet, in key order. One transaction takes each id once, so rows that
-    /// give one id different words go in rounds: the first committed stays.
-    waiting: Vec<Row<'a>>,
-    /// What Redis is to hold.
+    /// Rows that are not stored yet, in key order. A transaction takes each id once, so rows with the same
+    /// id and different content are saved in successive rounds: the first one committed stays.
+    pending: Vec<Row<'a>>,
+    /// The committed messages, to be appended to the hot copies.
     committed: Vec<(&'a ConversationKey, Committed<'a>)>,
-    /// The conversations whose copies' expiry is to be renewed: their rows were made or changed, or a
-    /// saver died, perhaps before it had renewed it.
+    /// The conversations whose copies' expiry is to be renewed: their rows were created or changed, or the
+    /// message is a duplicate, whose first saver may have crashed before it renewed it.
     renewed: HashSet<&'a ConversationKey>,
 }
 
@@ -208,10 +210,10 @@ impl Borrow<Message> for Committed<'_> {
 
 impl<'a> Batch<'a> {
     fn new(actions: &'a [SaveMessage]) -> Self {
-        let mut waiting: Vec<Row<'a>> = Vec::with_capacity(actions.len());
+        let mut pending: Vec<Row<'a>> = Vec::with_capacity(actions.len());
         let mut order: Vec<usize> = (0..actions.len()).collect();
-        // A stable sort: of several actions with one id the first to arrive comes first.
-        order.sort_by(|a, b| place(&actions[*a]).cmp(&place(&actions[*b])));
+        // A stable sort: actions with the same id stay in order of arrival.
+        order.sort_by(|a, b| row_key(&actions[*a]).cmp(&row_key(&actions[*b])));
         for index in order {
             let action = &actions[index];
             let row = SaveRow {
@@ -221,35 +223,35 @@ impl<'a> Batch<'a> {
                 message: &action.message,
                 body_hash: action.message.body_hash(),
             };
-            let same = waiting
+            let same = pending
                 .iter_mut()
                 .rev()
-                .take_while(|known| place_of(&known.row) == place_of(&row))
+                .take_while(|known| row_key_of(&known.row) == row_key_of(&row))
                 .find(|known| known.row.body_hash == row.body_hash);
             match same {
                 Some(known) => known.repeated.push(index),
-                None => waiting.push(Row { row, first: index, repeated: Vec::new() }),
+                None => pending.push(Row { row, first: index, repeated: Vec::new() }),
             }
         }
         let outcomes = actions.iter().map(|_| None).collect();
         Self {
             actions,
             outcomes,
-            waiting,
+            pending,
             committed: Vec::with_capacity(actions.len()),
             renewed: HashSet::new(),
         }
     }
 
-    /// The first waiting row of every id, or `None` when all are settled.
+    /// The first pending row of every id, or `None` if no row is pending.
     fn next_round(&mut self) -> Option<Vec<Row<'a>>> {
-        let mut round = std::mem::take(&mut self.waiting);
+        let mut round = std::mem::take(&mut self.pending);
         let mut last = None;
         let repeats_id = |row: &mut Row<'a>| {
-            let place = place_of(&row.row);
-            last.replace(place) == Some(place)
+            let key = row_key_of(&row.row);
+            last.replace(key) == Some(key)
         };
-        self.waiting = round.extract_if(.., repeats_id).collect();
+        self.pending = round.extract_if(.., repeats_id).collect();
         (!round.is_empty()).then_some(round)
     }
 
@@ -288,7 +290,7 @@ impl<'a> Batch<'a> {
 
     /// The committed messages of each conversation, in key order.
     fn by_conversation(&mut self) -> Vec<(ConversationKey, Vec<&Message>)> {
-        // Each round and part came in order, so there is little to sort.
+        // Each round and each part is in order already, so there is little to sort.
         self.committed.sort_by_key(|(key, _)| *key);
         let conversations = self.committed.chunk_by(|(one, _), (other, _)| one == other);
         conversations
@@ -301,17 +303,18 @@ impl<'a> Batch<'a> {
     }
 
     fn into_outcomes(self) -> Vec<Outcome> {
-        // Every action is settled by some round.
-        let left = || Outcome::Retry("the batch was left before this message".to_owned());
-        self.outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(left)).collect()
+        // Every action is decided in some round.
+        let undecided =
+            || Outcome::Retry("the batch ended without an outcome for this message".to_owned());
+        self.outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(undecided)).collect()
     }
 }
 
-fn place(action: &SaveMessage) -> (&ConversationKey, &str) {
+fn row_key(action: &SaveMessage) -> (&ConversationKey, &str) {
     (&action.common.key, action.message.id.as_str())
 }
 
-fn place_of<'a>(row: &SaveRow<'a>) -> (&'a ConversationKey, &'a str) {
+fn row_key_of<'a>(row: &SaveRow<'a>) -> (&'a ConversationKey, &'a str) {
     (row.key, row.message.id.as_str())
 }
 
@@ -321,8 +324,8 @@ fn conflict(row: &Row<'_>) -> Outcome {
         hint: None,
         field: Some("message_id".to_owned()),
         detail: format!(
-            "message_id {:?} is taken by a message with another role, content, tool_calls or \
-             tool_call_id in this conversation; the first one stays",
+            "message_id {:?} is already stored in this conversation with a different role, content, \
+             tool_calls or tool_call_id; the stored message stays as it is",
             row.row.message.id
         ),
     })

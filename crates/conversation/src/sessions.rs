@@ -11,10 +11,10 @@ use metrics::{Counter, Metrics, SessionEventKind};
 use crate::RandomSource;
 use crate::background::Background;
 use crate::bisection::{Bisection, refused};
-use crate::transient::retried;
+use crate::transient::retry_transient;
 
-/// Events to one transaction: a few milliseconds of work.
-const PIECE: usize = 50;
+/// Events in one transaction: a few milliseconds of work.
+const CHUNK: usize = 50;
 
 /// Records session events. Clones share their connections.
 #[derive(Clone)]
@@ -26,7 +26,7 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// A recorder over the archive.
+    /// Records into this database.
     #[must_use]
     pub fn new(
         database: Database,
@@ -41,22 +41,22 @@ impl Sessions {
     /// in their order. Recording one again changes nothing.
     ///
     /// # Errors
-    /// PostgreSQL is away; recording the batch again is harmless.
+    /// PostgreSQL is unavailable; recording the batch again is harmless.
     pub async fn record(&self, actions: &[Action]) -> Result<Vec<Outcome>, Unavailable> {
         let mut outcomes = Vec::with_capacity(actions.len());
-        for throttled in actions.chunks(PIECE) {
-            outcomes.extend(self.background.throttled(self.record_piece(throttled)).await?);
+        for chunk in actions.chunks(CHUNK) {
+            outcomes.extend(self.background.throttled(self.record_chunk(chunk)).await?);
         }
         Ok(outcomes)
     }
 
-    async fn record_piece(&self, actions: &[Action]) -> Result<Vec<Outcome>, Unavailable> {
+    async fn record_chunk(&self, actions: &[Action]) -> Result<Vec<Outcome>, Unavailable> {
         let mut outcomes = vec![Outcome::Done(Done::Applied); actions.len()];
         let mut updates = Vec::with_capacity(actions.len());
         for (index, action) in actions.iter().enumerate() {
             match update(action) {
                 Some(update) => updates.push((index, update)),
-                None => outcomes[index] = not_ours(action),
+                None => outcomes[index] = unhandled(action),
             }
         }
         let mut bisection = Bisection::new(&updates, &self.metrics);
@@ -64,7 +64,8 @@ impl Sessions {
             let rows: Vec<SessionUpdate> = part.iter().map(|(_, update)| update.clone()).collect();
             let random = || self.random.next();
             let Err(error) =
-                retried(&self.metrics, || self.database.apply_sessions(&rows, &random)).await
+                retry_transient(&self.metrics, || self.database.apply_sessions(&rows, &random))
+                    .await
             else {
                 self.count(&rows);
                 continue;
@@ -124,14 +125,14 @@ fn of(common: &Common, change: Option<SessionChange>) -> SessionUpdate {
     }
 }
 
-/// An action that this version does not carry out. As a dead letter it is kept, and can be replayed
-/// to one that does.
-fn not_ours(action: &Action) -> Outcome {
+/// An action that no worker of this version handles. It becomes a dead letter, which can be replayed to a
+/// version that handles it.
+fn unhandled(action: &Action) -> Outcome {
     let kind = action.kind().as_str();
     Outcome::DeadLetter(Refusal {
         reason: DeadLetterReason::UnknownAction,
         hint: None,
         field: Some("action_type".to_owned()),
-        detail: format!("nothing in this version of the fleet carries out {kind}"),
+        detail: format!("no worker of this version handles {kind}"),
     })
 }

@@ -1,7 +1,7 @@
 //! Bringing statistics up to date: conversations first, then the days that they fall on.
 //!
-//! Works in bounded batches from stored marks, so it does not matter who runs it, how often, or
-//! whether an earlier run died half way.
+//! What to recompute is stored in PostgreSQL and worked off in bounded batches. So it does not matter which
+//! process runs this, how often, or whether an earlier run was cut off.
 
 use database::Database;
 use domain::failure::Unavailable;
@@ -9,10 +9,10 @@ use metrics::{Counter, Metrics};
 
 use crate::background::Background;
 
-/// Conversations to one transaction: a few milliseconds of work.
+/// Conversations in one transaction: a few milliseconds of work.
 const BATCH: u32 = 10;
 
-/// Days to one transaction. Each reads all conversations of its day.
+/// Days in one transaction. Each reads all conversations of its day.
 const DAYS: u32 = 1;
 
 /// Refreshes statistics. Clones share their connections.
@@ -24,13 +24,13 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Statistics of an archive, recomputed in the background.
+    /// Statistics in this database, recomputed in the background.
     #[must_use]
     pub fn new(database: Database, metrics: Metrics, background: Background) -> Self {
         Self { database, metrics, background }
     }
 
-    /// Recomputes whatever is dirty; returns how many conversations and days that were.
+    /// Recomputes everything that is marked dirty; returns the number of conversations and of days.
     ///
     /// # Errors
     /// PostgreSQL failed; what was recomputed before is stored.
@@ -50,7 +50,7 @@ impl Statistics {
         }
     }
 
-    /// Recomputes the statistics of some dirty conversations; returns how many there were.
+    /// Recomputes the statistics of at most 10 dirty conversations; returns how many there were.
     ///
     /// # Errors
     /// As [`Self::refresh`].
@@ -61,8 +61,8 @@ impl Statistics {
         Ok(done)
     }
 
-    /// Recomputes some dirty days; returns how many there were. Each reads all conversations of its day, so
-    /// this is for every interval, not for every event.
+    /// Recomputes one dirty day; returns 1, or 0 if there is none. It reads all conversations of that day, so
+    /// it is meant for every interval, not for every event.
     ///
     /// # Errors
     /// As [`Self::refresh`].

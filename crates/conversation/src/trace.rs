@@ -1,9 +1,8 @@
-//! Where something is, and how it came there: the life of a message or a conversation, from what all
-//! stores remember.
+//! Tracing: where a message or a conversation is now, and what happened to it, as PostgreSQL and Redis have it.
 //!
-//! An id may be that of a message, a conversation, a session or a dead letter, and several tenants may
-//! use the same one. Everything that goes by it is told, each with its own timeline. What no store knows
-//! may still lie in a queue, which nobody can look into without changing it; so the depths are told.
+//! An id may be that of a message, a conversation, a session or a dead letter, and several tenants may use the
+//! same one. Everything with that id is reported, each with its own timeline. What is in neither server may
+//! still be in a queue. A queue cannot be read without changing it, so only the queue depths are reported.
 
 mod report;
 mod timeline;
@@ -22,81 +21,85 @@ use domain::time::Timestamp;
 use hot_store::{Extent, HotStore, Window};
 use uuid::Uuid;
 
-pub use report::{HotCopyState, Matched, State, TraceEvent, TraceReport, TracedItem, Waiting};
+pub use report::{
+    HotCopyState, MatchKind, QueueBacklog, State, TraceEvent, TraceReport, TracedItem,
+};
 
-use crate::reader::marked;
+use crate::reader::current;
 
-/// Conversations in which a message is looked for by one statement: some 20 ms.
+/// Conversations that one statement searches for a message: some 20 ms.
 const CONVERSATIONS: u32 = 2_000;
-/// Dead letters, audit lines, and conversations of a session that are told at most: the newest.
-const TOLD: u32 = 1_000;
-/// Messages that are read of a copy to find one: as many as may share a time.
-const NEAR: usize = 256;
+/// The most dead letters, audit lines, and conversations of a session that are reported: the newest.
+const LIMIT: u32 = 1_000;
+/// Messages that are read of a copy to find one: as many as may have the same time.
+const SAME_TIME: usize = 256;
 
-/// The stores in which something is looked for.
+/// Traces messages and conversations in these servers.
 pub struct Tracer {
     database: Database,
     hot: Option<HotStore>,
     endpoints: Option<Endpoints>,
 }
 
-/// A message, stored or not, and its dead letters.
+/// A message, stored or not, with its dead letters.
 #[derive(Default)]
 struct Found {
+    /// Its row, if it is stored.
     row: Option<MessageTrace>,
     dead_letters: Vec<ListedDeadLetter>,
+    /// Whether the id is that of one of its dead letters.
     by_dead_letter: bool,
 }
 
 impl Tracer {
-    /// Looks in these stores; Redis and RabbitMQ may be left out.
+    /// A tracer; Redis and RabbitMQ are optional.
     #[must_use]
     pub fn new(database: Database, hot: Option<HotStore>, endpoints: Option<Endpoints>) -> Self {
         Self { database, hot, endpoints }
     }
 
-    /// All that goes by an id, of one tenant or of all. `progress` is told in how many conversations a
-    /// message was looked for.
+    /// Everything with this id, of one tenant or of all. `progress` is called with the number of conversations
+    /// that were searched for a message.
     ///
     /// # Errors
-    /// PostgreSQL cannot be asked. What Redis and RabbitMQ do not tell is said in the answer.
+    /// PostgreSQL failed. A failure of Redis or RabbitMQ is part of the report.
     pub async fn trace(
         &self,
         id: &str,
         tenant: Option<&TenantId>,
         progress: &mut (dyn FnMut(u64) + Send),
     ) -> Result<TraceReport, database::Error> {
-        let mut conversations: Vec<(Matched, ConversationTrace)> = Vec::new();
+        let mut conversations: Vec<(MatchKind, ConversationTrace)> = Vec::new();
         for row in self.database.conversations_named(id, tenant).await? {
-            conversations.push((Matched::Conversation, row));
+            conversations.push((MatchKind::Conversation, row));
         }
-        for row in self.database.conversations_of_session(id, tenant, TOLD).await? {
+        for row in self.database.conversations_of_session(id, tenant, LIMIT).await? {
             let known = |(_, it): &(_, ConversationTrace)| {
                 (&it.tenant_id, &it.id) == (&row.tenant_id, &row.id)
             };
             if !conversations.iter().any(known) {
-                conversations.push((Matched::Session, row));
+                conversations.push((MatchKind::Session, row));
             }
         }
-        let dead_letters = self.database.dead_letters_about(id, tenant, TOLD).await?;
+        let dead_letters = self.database.dead_letters_about(id, tenant, LIMIT).await?;
         let messages = self.messages(id, tenant, &dead_letters, progress).await?;
         let mut items = Vec::new();
-        // Dead letters that some life has told. What two have in common says little: many know no message.
-        let mut told: HashSet<Uuid> = HashSet::new();
+        // Dead letters that an item reports already. Compared by id, because many name no message.
+        let mut reported: HashSet<Uuid> = HashSet::new();
         for (key, found) in messages {
-            told.extend(found.dead_letters.iter().map(|dead_letter| dead_letter.id));
+            reported.extend(found.dead_letters.iter().map(|dead_letter| dead_letter.id));
             items.push(self.trace_message(key, found).await?);
         }
         for (matched, row) in conversations {
-            items.push(self.trace_conversation(matched, row, &mut told).await?);
+            items.push(self.trace_conversation(matched, row, &mut reported).await?);
         }
-        // Dead letters of a session, or of a conversation none of whose messages could be stored.
+        // Dead letters of a session, or of a conversation without a stored message.
         let mut rest: BTreeMap<(MessageKey, Option<Uuid>), Found> = BTreeMap::new();
         for dead_letter in
-            dead_letters.into_iter().filter(|dead_letter| !told.contains(&dead_letter.id))
+            dead_letters.into_iter().filter(|dead_letter| !reported.contains(&dead_letter.id))
         {
             let key = key_of(&dead_letter);
-            // Those of one message are one life; one that names none is its own.
+            // Those of one message are one item; one that names no message is an item of its own.
             let own = key.2.is_none().then_some(dead_letter.id);
             let entry = rest.entry((key, own)).or_default();
             entry.by_dead_letter = true;
@@ -108,11 +111,11 @@ impl Tracer {
         }
         items.sort_by(|a, b| (&a.tenant_id, a.matched).cmp(&(&b.tenant_id, b.matched)));
         let (waiting, queues_unknown) =
-            if items.is_empty() { self.waiting().await } else { (Vec::new(), None) };
+            if items.is_empty() { self.backlog().await } else { (Vec::new(), None) };
         Ok(TraceReport { items, waiting, queues_unknown })
     }
 
-    /// Messages of this id, and those of dead letters that have it; by tenant, conversation and id.
+    /// Messages with this id, and those whose dead letters have it; by tenant, conversation and id.
     async fn messages(
         &self,
         id: &str,
@@ -121,7 +124,7 @@ impl Tracer {
         progress: &mut (dyn FnMut(u64) + Send),
     ) -> Result<BTreeMap<MessageKey, Found>, database::Error> {
         let mut found: BTreeMap<MessageKey, Found> = BTreeMap::new();
-        let (mut before, mut looked_at) = (None, 0);
+        let (mut before, mut searched) = (None, 0);
         loop {
             let (rows, next) =
                 self.database.messages_named(id, tenant, before, CONVERSATIONS).await?;
@@ -133,8 +136,8 @@ impl Tracer {
                 );
                 found.entry(key).or_default().row = Some(row);
             }
-            looked_at += u64::from(CONVERSATIONS);
-            progress(looked_at);
+            searched += u64::from(CONVERSATIONS);
+            progress(searched);
             match next {
                 None => break,
                 next => before = next,
@@ -155,7 +158,7 @@ impl Tracer {
         Ok(found)
     }
 
-    /// The stored message of a dead letter that says which it is of.
+    /// The stored message that a dead letter names.
     async fn row(&self, key: &MessageKey) -> Result<Option<MessageTrace>, database::Error> {
         let (Some(tenant), Some(conversation), Some(message)) = key else { return Ok(None) };
         match ConversationKey::parse(tenant, conversation) {
@@ -198,15 +201,15 @@ impl Tracer {
         };
         let timeline =
             timeline::of(found.row.as_ref(), conversation.as_ref(), &found.dead_letters, &audit);
-        let matched = if found.by_dead_letter { Matched::DeadLetter } else { Matched::Message };
+        let matched = if found.by_dead_letter { MatchKind::DeadLetter } else { MatchKind::Message };
         Ok(TracedItem { matched, tenant_id, conversation_id, message_id, state, hot, timeline })
     }
 
     async fn trace_conversation(
         &self,
-        matched: Matched,
+        matched: MatchKind,
         row: ConversationTrace,
-        told: &mut HashSet<Uuid>,
+        reported: &mut HashSet<Uuid>,
     ) -> Result<TracedItem, database::Error> {
         let key = ConversationKey::parse(&row.tenant_id, &row.id).ok();
         let hot = match &key {
@@ -215,9 +218,9 @@ impl Tracer {
         };
         let tenant = TenantId::new(&row.tenant_id).ok();
         let mut dead_letters =
-            self.database.dead_letters_about(&row.id, tenant.as_ref(), TOLD).await?;
+            self.database.dead_letters_about(&row.id, tenant.as_ref(), LIMIT).await?;
         dead_letters.retain(|dead_letter| dead_letter.conversation_id.as_deref() == Some(&*row.id));
-        told.extend(dead_letters.iter().map(|dead_letter| dead_letter.id));
+        reported.extend(dead_letters.iter().map(|dead_letter| dead_letter.id));
         let mut subjects: Vec<String> = dead_letters.iter().map(|it| it.id.to_string()).collect();
         subjects.push(row.id.clone());
         let audit = self.audit(&subjects, Some(&row.tenant_id)).await?;
@@ -240,18 +243,18 @@ impl Tracer {
         Ok(self.database.conversations_named(id, Some(&key.tenant)).await?.pop())
     }
 
-    /// What operators did to these in a tenant.
+    /// The audit log of these conversations and dead letters, in a tenant.
     async fn audit(
         &self,
         subjects: &[String],
         tenant: Option<&str>,
     ) -> Result<Vec<AuditEntry>, database::Error> {
-        let mut audit = self.database.audit_about(subjects, TOLD).await?;
+        let mut audit = self.database.audit_about(subjects, LIMIT).await?;
         audit.retain(|line| line.tenant_id.is_none() || line.tenant_id.as_deref() == tenant);
         Ok(audit)
     }
 
-    /// Whether a message, or anything of a conversation, is in a copy that a reader would use.
+    /// Whether a message, or any message of a conversation, is in a hot copy that readers use.
     async fn hot_copy_state(
         &self,
         key: &ConversationKey,
@@ -260,7 +263,7 @@ impl Tracer {
         let Some(hot) = &self.hot else { return Ok(HotCopyState::NotChecked) };
         let window = match message {
             None => Window { newest: 1, before: None },
-            Some(message) => Window { newest: NEAR, before: just_after(message) },
+            Some(message) => Window { newest: SAME_TIME, before: just_after(message) },
         };
         let copy = match hot.read(key, &window).await {
             Ok(copy) => copy,
@@ -270,7 +273,7 @@ impl Tracer {
         let complete_from = numbers
             .conversation
             .as_ref()
-            .and_then(|conversation| copy.complete_from(marked(&numbers, conversation)));
+            .and_then(|conversation| copy.complete_from(current(&numbers, conversation)));
         let Some(complete_from) = complete_from.filter(|_| copy.damage.is_none()) else {
             return Ok(HotCopyState::NoHotCopy);
         };
@@ -287,25 +290,25 @@ impl Tracer {
         })
     }
 
-    /// What waits in the queues, since it may be among that.
-    async fn waiting(&self) -> (Vec<Waiting>, Option<String>) {
+    /// The queues that have messages, or why that is unknown. What is traced may be among those messages.
+    async fn backlog(&self) -> (Vec<QueueBacklog>, Option<String>) {
         let Some(endpoints) = &self.endpoints else {
             return (Vec::new(), Some("AMQP_URL is not set".to_owned()));
         };
         match Inspector::new(endpoints.clone()).depths().await {
             Ok(depths) => {
-                let waiting = |(queue, depth): (&'static str, Option<broker::inspect::Depth>)| {
+                let backlog = |(queue, depth): (&'static str, Option<broker::inspect::Depth>)| {
                     let ready = depth.map_or(0, |depth| depth.ready);
-                    (ready > 0).then_some(Waiting { queue, ready })
+                    (ready > 0).then_some(QueueBacklog { queue, ready })
                 };
-                (depths.into_iter().filter_map(waiting).collect(), None)
+                (depths.into_iter().filter_map(backlog).collect(), None)
             }
             Err(error) => (Vec::new(), Some(with_causes(&error))),
         }
     }
 }
 
-/// Tenant, conversation, id.
+/// Tenant, conversation and message id, as far as known.
 type MessageKey = (Option<String>, Option<String>, Option<String>);
 
 fn key_of(dead_letter: &ListedDeadLetter) -> MessageKey {
@@ -329,7 +332,7 @@ fn position(message: &MessageTrace) -> Option<Position> {
     Some(Position { created_at, id: MessageId::new(&message.id).ok()? })
 }
 
-/// The first position after all messages of a message's time: no id is less than a space.
+/// The first position after all messages with this message's time: no id sorts before a space.
 fn just_after(message: &MessageTrace) -> Option<Position> {
     let micros = message.created_at.timestamp_micros() + 1;
     let created_at = Timestamp::from_micros(micros).ok()?;

@@ -1,7 +1,7 @@
-//! Retrying in place what two transactions did to each other.
+//! Retrying transactions that collided with another one.
 //!
-//! A deadlock or lock time-out is nobody's fault: the same statement succeeds a moment later. It
-//! costs a message none of its attempts. Bounded: what stays locked for so long is an outage.
+//! After a deadlock or a lock timeout the same statement usually succeeds a moment later. Such a retry does
+//! not count as an attempt of a message. It is bounded: a lock that lasts longer is treated as an outage.
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,12 +12,15 @@ use domain::failure::FailureClass;
 use metrics::{Counter, Metrics, TransactionRetry};
 use tokio::time::Instant;
 
-/// For how long a transient failure is retried: longer than any transaction of the fleet holds its
-/// locks. No try begins later; one that waits for a lock may take `lock_timeout` more.
-const OVERDUE_AFTER: Duration = Duration::from_secs(3);
+/// How long a transient failure is retried: longer than any transaction of the fleet holds its locks. No
+/// try begins later; one that waits for a lock may take `lock_timeout` more.
+const RETRY_FOR: Duration = Duration::from_secs(3);
 
-/// Runs `work`, again and again while it fails in a transient way; for some seconds.
-pub async fn retried<T, F>(metrics: &Metrics, work: impl FnMut() -> F) -> Result<T, Error>
+/// Runs `work` and repeats it, with pauses, while it fails with [`FailureClass::Transient`]; for at most 3 s.
+///
+/// # Errors
+/// `work` failed in another way, or still failed in a transient way after 3 s.
+pub async fn retry_transient<T, F>(metrics: &Metrics, work: impl FnMut() -> F) -> Result<T, Error>
 where
     F: Future<Output = Result<T, Error>>,
 {
@@ -30,7 +33,7 @@ where
     let began = Instant::now();
     work.retry(pauses)
         .when(|error: &Error| {
-            error.class() == FailureClass::Transient && began.elapsed() < OVERDUE_AFTER
+            error.class() == FailureClass::Transient && began.elapsed() < RETRY_FOR
         })
         .notify(|_, _| metrics.add(Counter::TransactionRetries { class }, 1))
         .await

@@ -1,13 +1,12 @@
-//! Verifying: queues, Redis and PostgreSQL compared with each other and with what follows from the rows.
+//! Verifying: compares queues, Redis and PostgreSQL with each other, and derived rows with the messages.
 //!
-//! Everything is looked at in pages, so memory does not grow with the archive. What others are changing
-//! meanwhile must not look like damage: a page of rows is one snapshot, what the fleet does by itself is
-//! left to it for a while, and what Redis and PostgreSQL disagree on is looked at again and again before
-//! anybody hears of it.
+//! Everything is read in pages, so memory use does not grow with the database. Changes by the running fleet
+//! must not appear as findings: a page of rows is one snapshot, work of the fleet is a finding only when it is
+//! overdue, and a difference between Redis and PostgreSQL is reported only if several checks show it.
 //!
-//! One section after the other, each with the stores that it needs. A store that is away ends its section
-//! and no other. Nothing is written unless repairs are asked for, and a repair only marks what is wrong as
-//! stale (see `database::Repair`): the fleet then does in its ordinary way what is missing.
+//! The sections run one after the other, each with the servers that it needs. An unavailable server ends its
+//! section and no other. Nothing is written unless repairs are requested. A repair only marks what is wrong as
+//! stale (see `database::Repair`); the fleet then corrects it in its ordinary way.
 
 mod compare;
 mod copies;
@@ -32,12 +31,12 @@ use crate::RandomSource;
 /// How a fleet is verified.
 #[derive(Debug, Clone)]
 pub struct VerifyingSettings {
-    /// How long a conversation whose last session closed waits for a reconnection, as the closers
+    /// The grace period between the close of the last session and the close of its conversation, as the closers
     /// have it.
     pub grace: Duration,
-    /// After how long without a message a conversation closes by itself, as the closers have it.
+    /// After how long without a message a conversation is closed, as the closers have it.
     pub idle: Duration,
-    /// What the fleet does by itself is a finding when it is overdue by so long.
+    /// Work of the fleet, such as a close, is a finding when it is overdue by more than this.
     pub overdue_after: Duration,
     /// Whether anything is repaired.
     pub repairs: Repairs,
@@ -48,7 +47,7 @@ pub struct VerifyingSettings {
 pub enum Repairs {
     /// Nothing is written.
     None,
-    /// Whatever can be is, and the audit log says that this person did it.
+    /// Everything repairable is repaired; the audit log names this person.
     By(String),
 }
 
@@ -58,24 +57,24 @@ pub enum Repairs {
 pub enum Section {
     /// Hot copies against rows.
     HotCopies,
-    /// Conversations against their messages: totals, statistics, and who should have closed by now.
+    /// Conversations against their messages: totals, statistics, overdue closes.
     Conversations,
     /// Days against the statistics of their conversations.
     Days,
-    /// Rows that belong to nothing.
+    /// Rows without the row that they belong to.
     Integrity,
-    /// Queues: there as they must be, and worked on.
+    /// Queues: declared as they must be, and consumed.
     Queues,
 }
 
-/// What happens while a fleet is verified.
+/// Progress of a verification.
 #[derive(Debug, Clone, Copy)]
 pub enum VerifyProgress<'a> {
     /// A section begins.
     Begins(Section),
-    /// So much of it has been looked at.
+    /// How much of it has been checked so far.
     Checked(u64),
-    /// Something is wrong.
+    /// A finding.
     Found(&'a Finding),
     /// A section is over.
     Ends(&'a Verified),
@@ -86,28 +85,28 @@ pub enum VerifyProgress<'a> {
 pub struct Verified {
     /// The section.
     pub section: Section,
-    /// How many copies, conversations, days, rows or queues were looked at.
+    /// How many copies, conversations, days, rows or queues were checked.
     pub checked: u64,
-    /// How many findings there were, and how many of them were not repaired.
+    /// How many findings there were.
     pub found: u64,
-    /// Findings that stay.
+    /// How many of them were not repaired.
     pub unrepaired: u64,
-    /// What kept it from being looked at to its end; `None`: nothing did.
+    /// Why it was not checked to its end; `None`: it was.
     pub incomplete: Option<Incomplete>,
 }
 
-/// Why a section was not looked at, or not to its end.
+/// Why a section was not checked, or not to its end.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(untagged)]
 pub enum Incomplete {
-    /// What was asked for leaves something out: nothing is amiss.
+    /// The given filters exclude it. This is no failure.
     Skipped {
         /// Why.
         cause: String,
     },
-    /// A store could not be asked: what was asked for was not done.
+    /// A server was unavailable, so the check was not finished.
     Unavailable {
-        /// The store.
+        /// The server.
         #[serde(serialize_with = "dependency_name")]
         dependency: Dependency,
         /// Why.
@@ -115,7 +114,7 @@ pub enum Incomplete {
     },
 }
 
-/// The three servers.
+/// Verifies a fleet by its three servers.
 pub struct Verifier {
     database: Database,
     hot: HotStore,
@@ -129,16 +128,16 @@ struct Run<'a> {
     verifier: &'a Verifier,
     scope: &'a Scope,
     began: Instant,
-    tell: &'a mut (dyn FnMut(VerifyProgress<'_>) + Send),
+    report: &'a mut (dyn FnMut(VerifyProgress<'_>) + Send),
     verified: Verified,
 }
 
 impl Section {
-    /// Every section, in the order in which they are looked at.
+    /// Every section, in the order in which they run.
     pub const ALL: [Self; 5] =
         [Self::HotCopies, Self::Conversations, Self::Days, Self::Integrity, Self::Queues];
 
-    /// The stores that it looks at.
+    /// The servers that it needs.
     #[must_use]
     pub fn stores(self) -> &'static [Dependency] {
         match self {
@@ -150,7 +149,7 @@ impl Section {
 }
 
 impl Verifier {
-    /// Verifies over these stores.
+    /// A verifier of these servers.
     #[must_use]
     pub fn new(
         database: Database,
@@ -162,37 +161,37 @@ impl Verifier {
         Self { database, hot, endpoints, random, settings }
     }
 
-    /// Looks at everything in scope, section by section, and repairs it if that was asked for. Tells what
-    /// it finds as it finds it; returns how each section ended.
+    /// Checks everything in scope, section by section, and repairs it if that was requested. Calls `report` with
+    /// progress and findings; returns how each section ended.
     pub async fn run(
         &self,
         scope: &Scope,
         sections: &[Section],
-        tell: &mut (dyn FnMut(VerifyProgress<'_>) + Send),
+        report: &mut (dyn FnMut(VerifyProgress<'_>) + Send),
     ) -> Vec<Verified> {
         let began = Instant::now();
-        // Which days wait to be recomputed now: whoever still waits at the end, untouched, was forgotten.
-        let waiting = if sections.contains(&Section::Days) {
+        // The days that are marked dirty now. One that is still dirty and unchanged at the end is overdue.
+        let dirty = if sections.contains(&Section::Days) {
             self.database.dirty_days(scope, rows::REMEMBERED).await.unwrap_or_default()
         } else {
             Vec::new()
         };
         let mut ended = Vec::with_capacity(sections.len());
         for &section in sections {
-            tell(VerifyProgress::Begins(section));
+            report(VerifyProgress::Begins(section));
             let verified =
                 Verified { section, checked: 0, found: 0, unrepaired: 0, incomplete: None };
-            let mut run = Run { verifier: self, scope, began, tell, verified };
+            let mut run = Run { verifier: self, scope, began, report, verified };
             let result = match section {
                 Section::HotCopies => run.hot_copies().await,
                 Section::Conversations => run.conversations().await,
-                Section::Days => run.days(&waiting).await,
+                Section::Days => run.days(&dirty).await,
                 Section::Integrity => run.integrity().await,
                 Section::Queues => run.queues().await,
             };
             run.verified.incomplete = result.err();
             let verified = run.verified;
-            tell(VerifyProgress::Ends(&verified));
+            report(VerifyProgress::Ends(&verified));
             ended.push(verified);
         }
         ended
@@ -202,15 +201,15 @@ impl Verifier {
 impl Run<'_> {
     fn checked(&mut self, more: usize) {
         self.verified.checked += more as u64;
-        (self.tell)(VerifyProgress::Checked(self.verified.checked));
+        (self.report)(VerifyProgress::Checked(self.verified.checked));
     }
 
-    /// Tells a finding, repaired before if that was asked for and is possible.
+    /// Reports a finding, after its repair if that was requested and is possible.
     async fn found(&mut self, finding: Finding, repair: Option<Repair>) {
         self.all_found(vec![finding], repair).await;
     }
 
-    /// Tells findings that one repair mends, all with its outcome.
+    /// Reports findings that one repair corrects, all with its outcome.
     async fn all_found(&mut self, findings: Vec<Finding>, repair: Option<Repair>) {
         let Some(first) = findings.first() else { return };
         let repair_outcome = match (&self.verifier.settings.repairs, repair) {
@@ -223,9 +222,10 @@ impl Run<'_> {
                 });
                 match self.verifier.repair(repair, actor, &detail).await {
                     Ok(true) => RepairOutcome::Done,
-                    Ok(false) => {
-                        RepairOutcome::Failed("it has changed since, or must be left alone".into())
-                    }
+                    Ok(false) => RepairOutcome::Failed(
+                        "not changed: it was modified since the check, or must not be repaired"
+                            .into(),
+                    ),
                     Err(cause) => RepairOutcome::Failed(cause),
                 }
             }
@@ -234,7 +234,7 @@ impl Run<'_> {
             finding.repair_outcome = repair_outcome.clone();
             self.verified.found += 1;
             self.verified.unrepaired += u64::from(finding.repair_outcome != RepairOutcome::Done);
-            (self.tell)(VerifyProgress::Found(&finding));
+            (self.report)(VerifyProgress::Found(&finding));
         }
     }
 }
@@ -284,6 +284,9 @@ impl From<broker::Error> for Incomplete {
     }
 }
 
-fn dependency_name<S: serde::Serializer>(store: &Dependency, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_str(store.as_str())
+fn dependency_name<S: serde::Serializer>(
+    dependency: &Dependency,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    to.serialize_str(dependency.as_str())
 }

@@ -72,8 +72,8 @@ async fn a_closed_conversation_is_archived_with_its_totals_and_statistics() {
         ])
         .await;
     replica.read_both(&key("s"), 10).await;
-    let bye = json!({"reason": "user left", "satisfaction": 4});
-    record(&replica, &[event("conversation.session_closed", "s", "10:02:00", &bye)]).await;
+    let reason = json!({"reason": "user left", "satisfaction": 4});
+    record(&replica, &[event("conversation.session_closed", "s", "10:02:00", &reason)]).await;
     let swept = closer.sweep().await.unwrap();
     assert_eq!(swept, Swept { claimed: 1, archived: 1, ..Swept::default() });
     assert_eq!(
@@ -107,9 +107,9 @@ async fn a_closed_conversation_is_archived_with_its_totals_and_statistics() {
         .await,
         "agent_xyz|2026-11-20|1|5|10|90|4"
     );
-    // The copy is gone, and the conversation reads the same.
+    // The copy was dropped, and readers get the same messages.
     assert_eq!(ids(&replica.read(&key("s"), 10).await.messages), ["1", "2", "3", "4", "5"]);
-    // Nothing is left to do for anybody.
+    // Another sweep and another refresh find nothing to do.
     assert_eq!(closer.sweep().await.unwrap(), Swept::default());
     assert_eq!(replica.statistics.refresh().await.unwrap(), (0, 0));
 }
@@ -168,7 +168,7 @@ async fn a_conversation_stays_open_until_its_last_session_closes() {
     record(&replica, &[closed("web", "10:02:00")]).await;
     let swept = closer.sweep().await.unwrap();
     assert_eq!(swept.archived, 1, "{swept:?}");
-    // And makes no other conversation up.
+    // It creates no other conversation.
     assert_eq!(sql(&env, "SELECT id, status FROM conversations").await, "c1|archived");
 }
 
@@ -256,8 +256,8 @@ async fn repeating_an_event_after_an_idle_close_revives_nothing() {
 async fn a_conversation_that_a_session_opened_learns_its_agent_from_its_messages() {
     let (env, replica) = stores().await;
     record(&replica, &[opened("s", "10:00:00")]).await;
-    let said = json!({"agent_id": "agent_xyz", "user_id": "u1", "model_name": "gpt-4o"});
-    replica.save(&[message("s", "m1", &json!({})), message("s", "m2", &said)]).await;
+    let named = json!({"agent_id": "agent_xyz", "user_id": "u1", "model_name": "gpt-4o"});
+    replica.save(&[message("s", "m1", &json!({})), message("s", "m2", &named)]).await;
     assert_eq!(
         sql(&env, "SELECT agent_id, user_id, model_name FROM conversations").await,
         "agent_xyz|u1|gpt-4o"
@@ -305,7 +305,7 @@ async fn a_message_after_archiving_reopens_and_the_same_close_follows() {
 }
 
 #[tokio::test]
-async fn a_message_during_the_grace_period_starts_it_anew() {
+async fn a_message_during_the_grace_period_restarts_it() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, ClosingSettings::default()).await;
     replica.save(&[message("s", "m1", &json!({}))]).await;
@@ -343,7 +343,7 @@ async fn a_conversation_without_messages_is_dropped_when_its_close_is_due() {
 }
 
 #[tokio::test]
-async fn a_message_between_the_claim_and_the_last_write_takes_the_claim_back() {
+async fn a_message_between_the_claim_and_the_last_write_cancels_the_claim() {
     let (env, replica) = stores().await;
     let settings = at_once();
     let closer = closer(&env, &replica, settings).await;
@@ -362,7 +362,7 @@ async fn a_message_between_the_claim_and_the_last_write_takes_the_claim_back() {
 }
 
 #[tokio::test]
-async fn a_closer_that_dies_after_any_step_is_followed_by_another() {
+async fn the_close_of_a_closer_that_crashed_after_any_step_is_finished_by_another() {
     let (env, replica) = stores().await;
     let settings = at_once();
     let closer = closer(&env, &replica, settings).await;
@@ -381,7 +381,7 @@ async fn a_closer_that_dies_after_any_step_is_followed_by_another() {
         let closed_at =
             format!("SELECT closed_at FROM conversations WHERE session_id = '{session}'");
         let began = sql(&env, &closed_at).await;
-        // It died. While its lease lasts nobody interferes; then the sweep takes over.
+        // It crashed. While its lease lasts no other closer takes the claim; then the sweep takes it over.
         assert_eq!(closer.sweep().await.unwrap(), Swept::default(), "{session}");
         sql(&env, "UPDATE conversations SET close_lease_until = now() WHERE status = 'closing'")
             .await;
@@ -396,7 +396,7 @@ async fn a_closer_that_dies_after_any_step_is_followed_by_another() {
 }
 
 #[tokio::test]
-async fn what_an_event_says_between_the_count_and_the_last_write_stays() {
+async fn a_change_by_an_event_between_the_count_and_the_last_write_stays() {
     let (env, replica) = stores().await;
     replica.save(&[message("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
@@ -422,12 +422,13 @@ async fn a_lease_is_renewed_while_tokens_are_counted() {
              WHEN (NEW.close_lease_until IS NOT NULL) EXECUTE FUNCTION note()",
     )
     .await;
-    // Three pages of counts. A lease of no length is due for renewal after each of them, one of an hour never.
-    let words = json!({"content": "hello world"});
+    // Three pages of counts. A lease of zero is due for renewal after each of them, a lease of an hour never.
+    let content = json!({"content": "hello world"});
     for (session, lease, taken) in
         [("short", Duration::ZERO, "5"), ("long", Duration::from_secs(3_600), "1")]
     {
-        let batch: Vec<_> = (0..250).map(|i| message(session, &format!("m{i}"), &words)).collect();
+        let batch: Vec<_> =
+            (0..250).map(|i| message(session, &format!("m{i}"), &content)).collect();
         replica.save(&batch).await;
         record(&replica, &[closed(session, "10:01:00")]).await;
         sql(&env, "TRUNCATE leases").await;
@@ -473,7 +474,7 @@ async fn two_closers_at_once_close_each_conversation_once() {
 }
 
 #[tokio::test]
-async fn satisfaction_after_archiving_reaches_the_statistics_and_the_newest_word_wins() {
+async fn satisfaction_after_archiving_reaches_the_statistics_and_the_newest_wins() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, at_once()).await;
     replica.save(&[message("s", "m1", &json!({}))]).await;

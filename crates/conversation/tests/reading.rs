@@ -26,7 +26,7 @@ fn newest(newest: usize) -> Window {
 #[tokio::test]
 async fn a_conversation_that_does_not_exist_is_not_empty() {
     let (_env, replica) = stores().await;
-    assert!(replica.reader.read(&key("nobody"), &newest(10)).await.unwrap().is_none());
+    assert!(replica.reader.read(&key("missing"), &newest(10)).await.unwrap().is_none());
 }
 
 #[tokio::test]
@@ -62,7 +62,7 @@ async fn a_conversation_of_10_000_messages_whose_copy_was_evicted_reads_whole_an
     assert_eq!((read.source, &read.messages[..]), (Source::Database, &expected[9_900..]));
     assert_eq!(replica.read_both(&key("s"), 1_000).await, expected[9_000..]);
 
-    // What lies below the copy's floor comes from PostgreSQL, page by page, without a gap.
+    // Messages older than the copy's `complete_from` come from PostgreSQL, page by page, without a gap.
     let mut pages = Vec::new();
     let mut before = None;
     loop {
@@ -99,7 +99,7 @@ async fn a_copy_that_vanished_under_a_saver_is_not_taken_for_complete() {
     replica.save(&[message("s", "m1", &json!({}))]).await;
     replica.read_both(&key("s"), 10).await;
     evict(&replica).await;
-    // The saver appends to a key that has no mark now.
+    // The saver appends to a key that has no marker now.
     replica.save(&[message("s", "m2", &json!({}))]).await;
     let read = replica.read(&key("s"), 10).await;
     assert_eq!((read.source, ids(&read.messages)), (Source::Database, vec!["m1", "m2"]));
@@ -122,12 +122,12 @@ async fn a_key_that_vanishes_between_a_load_and_its_marker_gets_no_marker() {
 }
 
 #[tokio::test]
-async fn a_marker_that_arrives_late_vouches_for_nothing_that_happened_meanwhile() {
+async fn a_marker_that_arrives_late_does_not_cover_changes_made_meanwhile() {
     let log = Log::default();
     let writer = log.clone();
     let lines = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
     // On this thread, which runs the whole test.
-    let _told = tracing::subscriber::set_default(lines.finish());
+    let _subscriber = tracing::subscriber::set_default(lines.finish());
     let (env, replica) = stores().await;
     let proxy = Proxy::before(&env.redis_url).await.unwrap();
     let cut_off = Replica::at(&env.database_url, proxy.url());
@@ -139,28 +139,29 @@ async fn a_marker_that_arrives_late_vouches_for_nothing_that_happened_meanwhile(
         assert_eq!((read.source, ids(&read.messages)), (source, expected.to_vec()));
     };
 
-    // Between the snapshot and the mark somebody saves: the message is in the copy as well.
+    // A message is saved between the snapshot and the marker: the message is in the copy as well.
     let late = begin_load(&replica).await;
     replica.save(&[message("s", "m2", &json!({}))]).await;
     late.finish(&replica).await;
     finds(Source::HotCopy, &["m1", "m2"]).await;
 
-    // Somebody saves whom Redis does not hear: a new generation.
+    // A saver without a connection to Redis saves: a new generation.
     let late = begin_load(&replica).await;
     assert_eq!(cut_off.save(&[message("s", "m3", &json!({}))]).await, [applied()]);
     late.finish(&replica).await;
     finds(Source::Database, &["m1", "m2", "m3"]).await;
     finds(Source::HotCopy, &["m1", "m2", "m3"]).await;
 
-    // Redis was found to be another server: a new epoch.
+    // The Redis server changed: a new epoch.
     let late = begin_load(&replica).await;
     replica.database.record_server_identity("another server", 4711).await.unwrap();
     late.finish(&replica).await;
     finds(Source::Database, &["m1", "m2", "m3"]).await;
     assert_eq!(replica.metrics.count(Counter::HotReads { result: HotRead::Stale }), 2);
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let told = log.lines().filter(|line| line.contains("a hot copy is stale: PostgreSQL answers"));
-    assert_eq!(told.filter(|line| line.contains(&key("s").to_string())).count(), 2, "{log}");
+    let logged =
+        log.lines().filter(|line| line.contains("outdated hot copy; reading from PostgreSQL"));
+    assert_eq!(logged.filter(|line| line.contains(&key("s").to_string())).count(), 2, "{log}");
 }
 
 /// What was logged.
@@ -207,7 +208,7 @@ impl Late {
 }
 
 #[tokio::test]
-async fn a_writer_alone_cut_off_from_redis_voids_the_copy_that_others_read() {
+async fn a_writer_that_cannot_reach_redis_invalidates_the_copy_that_others_read() {
     let (env, reader) = stores().await;
     let proxy = Proxy::before(&env.redis_url).await.unwrap();
     let writer = Replica::at(&env.database_url, proxy.url());
@@ -219,7 +220,7 @@ async fn a_writer_alone_cut_off_from_redis_voids_the_copy_that_others_read() {
     let read = reader.read(&key("s"), 10).await;
     assert_eq!((read.source, ids(&read.messages)), (Source::Database, vec!["m1", "m2"]));
 
-    // Known to be down now: the save itself voids the copy.
+    // Known to be down now: the save itself invalidates the copy.
     assert!(writer.hot.is_known_down());
     reader.read_both(&key("s"), 10).await;
     assert_eq!(writer.save(&[message("s", "m3", &json!({}))]).await, [applied()]);
@@ -236,7 +237,7 @@ async fn a_writer_alone_cut_off_from_redis_voids_the_copy_that_others_read() {
 }
 
 #[tokio::test]
-async fn without_redis_saving_and_reading_go_on_in_postgresql() {
+async fn without_redis_saving_and_reading_continue_in_postgresql() {
     let (env, replica) = stores().await;
     replica.save(&[message("s", "m1", &json!({}))]).await;
     env.redis().kill().await.unwrap();
@@ -247,7 +248,7 @@ async fn without_redis_saving_and_reading_go_on_in_postgresql() {
 }
 
 #[tokio::test]
-async fn without_postgresql_a_copy_is_degraded_and_nothing_is_never_empty() {
+async fn without_postgresql_a_copy_is_degraded_and_no_copy_is_an_error() {
     let (env, direct) = stores().await;
     let proxy = Proxy::before(&env.database_url).await.unwrap();
     let replica = Replica::at(proxy.url(), &env.redis_url);
@@ -329,26 +330,26 @@ async fn redis_restarted_empty_under_load_makes_no_reader_miss_an_acknowledged_m
 async fn replicas_that_meet_a_new_redis_at_once_make_one_new_epoch() {
     let (env, replica) = stores().await;
     let changes = metrics::Metrics::new();
-    let admit = record_server(
+    let record = record_server(
         replica.database.clone(),
         changes.clone(),
         conversation::RandomSource::random(),
     );
     let before = replica.database.numbers(&key("s")).await.unwrap().hot_epoch;
-    // The first use of Redis admits it: the database was made for none.
+    // The first use of Redis records its identity: a new database has none.
     replica.hot.probe().await.unwrap();
-    let admitted = replica.database.numbers(&key("s")).await.unwrap().hot_epoch;
-    assert_ne!(admitted, before);
+    let recorded = replica.database.numbers(&key("s")).await.unwrap().hot_epoch;
+    assert_ne!(recorded, before);
     for _ in 0..5 {
         Replica::of(&env).hot.probe().await.unwrap();
     }
-    assert_eq!(replica.database.numbers(&key("s")).await.unwrap().hot_epoch, admitted);
-    drop(admit);
+    assert_eq!(replica.database.numbers(&key("s")).await.unwrap().hot_epoch, recorded);
+    drop(record);
     assert_eq!(changes.count(Counter::HotEpochChanges), 0);
     assert_eq!(replica.metrics.count(Counter::HotEpochChanges), 1);
 }
 
-/// Redis forgets the copy, as if it had evicted it.
+/// Deletes the copy, as if Redis had evicted it.
 async fn evict(replica: &Replica) {
     replica.hot.drop_copies(&[key("s")]).await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! What a Redis Cluster does to copies misleads no reader.
+//! Failovers and moved slots of a Redis Cluster mislead no reader.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -11,11 +11,11 @@ use testkit::TestEnv;
 use testkit::servers::{Node, Replicas, Servers};
 use testkit::wait::eventually;
 
-/// One command; its answer must not be an error.
-async fn ask(node: &Node, words: &[&str]) -> String {
-    let answer = node.redis(words).await.unwrap();
-    assert!(!answer.starts_with('-'), "{words:?}: {answer}");
-    answer.lines().last().unwrap_or_default().to_owned()
+/// Runs one command; its reply must not be an error.
+async fn run(node: &Node, command: &[&str]) -> String {
+    let reply = node.redis(command).await.unwrap();
+    assert!(!reply.starts_with('-'), "{command:?}: {reply}");
+    reply.lines().last().unwrap_or_default().to_owned()
 }
 
 /// The Redis key of a session's conversation.
@@ -26,7 +26,7 @@ fn name(session: &str) -> String {
 /// A session whose conversation lies on the first master, and its slot.
 async fn session_of_the_first(nodes: &[Node]) -> (String, String) {
     for session in (0..).map(|n| format!("s{n}")) {
-        let slot = ask(&nodes[0], &["CLUSTER", "KEYSLOT", &name(&session)]).await;
+        let slot = run(&nodes[0], &["CLUSTER", "KEYSLOT", &name(&session)]).await;
         let slot = slot.strip_prefix(':').unwrap().to_owned();
         if slot.parse::<u16>().unwrap() <= 5_460 {
             return (session, slot);
@@ -59,20 +59,23 @@ async fn a_lagging_replica_that_is_promoted_misleads_no_reader() {
     replica.save(&[message(&session, "m1", &json!({}))]).await;
     assert_eq!(ids(&replica.read_both(&key(&session), 10).await), ["m1"]);
     eventually("the copy on the replica", LIMIT, async || {
-        let keys = ask(last, &["DBSIZE"]).await;
+        let keys = run(last, &["DBSIZE"]).await;
         if keys == ":1" { Ok(()) } else { Err(keys) }
     })
     .await;
-    let copied = ask(first, &["ZCARD", &name(&session)]).await;
-    assert_eq!(copied, ":2", "a message, and a mark that stays valid while nobody knows better");
+    let copied = run(first, &["ZCARD", &name(&session)]).await;
+    assert_eq!(
+        copied, ":2",
+        "a message, and a marker that stays valid until the epoch or generation changes"
+    );
 
-    // The replica cannot follow any more, and is promoted without what it has not seen.
-    ask(last, &["CONFIG", "SET", "masterauth", "wrong"]).await;
-    ask(first, &["CLIENT", "KILL", "TYPE", "replica"]).await;
+    // The replica can no longer replicate, and is promoted without the latest writes.
+    run(last, &["CONFIG", "SET", "masterauth", "wrong"]).await;
+    run(first, &["CLIENT", "KILL", "TYPE", "replica"]).await;
     replica.save(&[message(&session, "m2", &json!({}))]).await;
     assert_eq!(replica.read(&key(&session), 10).await.source, Source::HotCopy);
     first.kill().await.unwrap();
-    ask(last, &["CLUSTER", "FAILOVER", "TAKEOVER"]).await;
+    run(last, &["CLUSTER", "FAILOVER", "TAKEOVER"]).await;
 
     let read = replica.read(&key(&session), 10).await;
     assert_eq!((read.source, ids(&read.messages)), (Source::Database, vec!["m1", "m2"]));
@@ -83,7 +86,7 @@ async fn a_lagging_replica_that_is_promoted_misleads_no_reader() {
 }
 
 #[tokio::test]
-async fn a_copy_that_a_broken_off_move_left_behind_is_not_believed() {
+async fn a_copy_that_an_aborted_slot_migration_left_behind_is_not_used() {
     let cluster = Servers::start_redis_cluster(Replicas::None).await.unwrap();
     let nodes = cluster.redis().nodes();
     let (from, to) = (&nodes[0], &nodes[1]);
@@ -92,20 +95,20 @@ async fn a_copy_that_a_broken_off_move_left_behind_is_not_believed() {
     replica.save(&[message(&session, "m1", &json!({}))]).await;
     assert_eq!(ids(&replica.read_both(&key(&session), 10).await), ["m1"]);
 
-    // The copy arrives, and the old master does not hear so: it goes on with its own.
+    // The copy is sent to the new master, while the old one still owns the slot and keeps using its own.
     let (from_id, to_id) =
-        (ask(from, &["CLUSTER", "MYID"]).await, ask(to, &["CLUSTER", "MYID"]).await);
-    ask(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]).await;
-    ask(from, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]).await;
+        (run(from, &["CLUSTER", "MYID"]).await, run(to, &["CLUSTER", "MYID"]).await);
+    run(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]).await;
+    run(from, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]).await;
     let (port, url) = (to.port().to_string(), to.url());
     let password = url.split([':', '@']).nth(2).unwrap();
     let name = name(&session);
-    ask(from, &["MIGRATE", "127.0.0.1", &port, &name, "0", "5000", "COPY", "AUTH", password]).await;
+    run(from, &["MIGRATE", "127.0.0.1", &port, &name, "0", "5000", "COPY", "AUTH", password]).await;
     replica.save(&[message(&session, "m2", &json!({}))]).await;
     assert_eq!(replica.read(&key(&session), 10).await.source, Source::HotCopy);
-    ask(from, &["UNLINK", &name]).await;
+    run(from, &["UNLINK", &name]).await;
     for node in [to, from, &nodes[2]] {
-        ask(node, &["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]).await;
+        run(node, &["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]).await;
     }
 
     back_in_redis(&replica).await;

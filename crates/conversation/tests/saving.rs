@@ -25,7 +25,7 @@ async fn a_saved_message_is_durable_and_hot() {
     assert_eq!(sql(&env, "SELECT count(*) FROM messages").await, "1");
     let messages = replica.read_both(&key("s"), 10).await;
     assert_eq!(ids(&messages), ["m1"]);
-    assert_eq!(messages[0].content.text(), "words of m1");
+    assert_eq!(messages[0].content.text(), "content of m1");
     assert_eq!(replica.metrics.count(Counter::MessagesSaved), 1);
 }
 
@@ -41,13 +41,13 @@ async fn the_expiry_of_a_hot_copy_is_renewed_at_the_first_message_after_a_minute
     assert!(expires().await, "at the first message");
     never_again().await;
     replica.save(&[message("s", "m2", &json!({}))]).await;
-    assert!(!expires().await, "that was just said");
+    assert!(!expires().await, "less than a minute later");
     sql(&env, "UPDATE conversations SET touched_at = touched_at - interval '61 s'").await;
     replica.save(&[message("s", "m3", &json!({}))]).await;
     assert!(expires().await, "a minute later");
     never_again().await;
     replica.save(&[message("s", "m3", &json!({}))]).await;
-    assert!(expires().await, "its saver may have died before it had said so");
+    assert!(expires().await, "the first saver may have crashed before it renewed the expiry");
     assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["m1", "m2", "m3"]);
 }
 
@@ -86,26 +86,26 @@ async fn a_duplicate_that_differs_in_timestamp_or_metadata_changes_nothing() {
 }
 
 #[tokio::test]
-async fn the_same_id_with_other_words_is_a_conflict_and_the_first_stays() {
+async fn the_same_id_with_different_content_is_a_conflict_and_the_first_stays() {
     let (_env, replica) = stores().await;
     replica.save(&[message("s", "m1", &json!({}))]).await;
     for extra in [
-        json!({"content": "other words"}),
+        json!({"content": "different content"}),
         json!({"role": "assistant"}),
         json!({"tool_calls": [{"id": "c1"}]}),
         json!({"tool_call_id": "c1"}),
-        json!({"content": [{"type": "text", "text": "words of m1"}]}),
+        json!({"content": [{"type": "text", "text": "content of m1"}]}),
     ] {
         let saved = replica.save(&[message("s", "m1", &extra.clone())]).await;
         assert!(is_conflict(&saved[0]), "{extra}: {saved:?}");
     }
     let messages = replica.read_both(&key("s"), 10).await;
     assert_eq!(ids(&messages), ["m1"]);
-    assert_eq!(messages[0].content.text(), "words of m1");
+    assert_eq!(messages[0].content.text(), "content of m1");
 }
 
 #[tokio::test]
-async fn conflicting_words_in_one_batch_leave_the_first_and_its_duplicates() {
+async fn conflicting_content_in_one_batch_leaves_the_first_and_its_duplicates() {
     let (_env, replica) = stores().await;
     let first = message("s", "m1", &json!({"content": "first"}));
     let second = message("s", "m1", &json!({"content": "second"}));
@@ -118,7 +118,7 @@ async fn conflicting_words_in_one_batch_leave_the_first_and_its_duplicates() {
 }
 
 #[tokio::test]
-async fn two_replicas_with_conflicting_words_at_once_store_exactly_one() {
+async fn two_replicas_with_conflicting_content_at_once_store_exactly_one() {
     let (env, one) = stores().await;
     let two = Replica::of(&env);
     for round in 0..20 {
@@ -181,10 +181,10 @@ async fn two_tenants_with_one_session_id_share_nothing() {
     let theirs = message("s", "m1", &json!({"tenant_id": "other", "content": "theirs"}));
     assert_eq!(replica.save(&[ours.clone(), theirs.clone()]).await, [applied(), applied()]);
     assert_ne!(ours.common.key, theirs.common.key);
-    for (save, words) in [(ours, "ours"), (theirs, "theirs")] {
+    for (save, content) in [(ours, "ours"), (theirs, "theirs")] {
         let messages = replica.read_both(&save.common.key, 10).await;
         assert_eq!(messages.len(), 1);
-        assert_eq!(messages[0].content.text(), words);
+        assert_eq!(messages[0].content.text(), content);
     }
 }
 
@@ -309,8 +309,8 @@ async fn empty_content_tool_calls_and_parts_come_back_as_they_were_sent() {
 #[tokio::test]
 async fn a_message_of_a_mebibyte_is_stored_whole() {
     let (_env, replica) = stores().await;
-    let words = "a".repeat(1_000_000);
-    let save = message("s", "big", &json!({"content": words}));
+    let content = "a".repeat(1_000_000);
+    let save = message("s", "big", &json!({"content": content}));
     assert_eq!(replica.save(std::slice::from_ref(&save)).await, [applied()]);
     assert_eq!(replica.read_both(&key("s"), 10).await, [save.message]);
 }
@@ -342,7 +342,7 @@ async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
 }
 
 #[tokio::test]
-async fn an_error_that_nobody_classified_is_retried_for_its_own_message_alone() {
+async fn an_unclassified_error_is_retried_for_its_own_message_alone() {
     let (env, replica) = stores().await;
     poison(&env, "P0001").await;
     let batch = [
@@ -388,12 +388,12 @@ async fn a_batch_that_is_too_slow_for_one_transaction_is_saved_in_parts() {
 #[tokio::test]
 async fn a_lock_that_lasts_is_an_outage_and_what_comes_before_it_is_saved() {
     let (env, replica) = stores().await;
-    // What a statement says that waited for a lock for too long.
+    // lock_not_available, as after lock_timeout.
     poison(&env, "55P03").await;
     let locked = message("s", "m2", &json!({"content": "poison"}));
     let batch = [message("s", "m1", &json!({})), locked];
-    let away = replica.saver.save(&batch).await.unwrap_err();
-    assert_eq!(away.dependency, Dependency::PostgreSql);
+    let unavailable = replica.saver.save(&batch).await.unwrap_err();
+    assert_eq!(unavailable.dependency, Dependency::PostgreSql);
     let stored = replica.read_both(&key("s"), 10).await;
     assert_eq!(stored.iter().map(|it| it.id.as_str()).collect::<Vec<_>>(), ["m1"]);
     let class = TransactionRetry::Transient;
@@ -419,7 +419,7 @@ async fn poison(env: &testkit::TestEnv, sqlstate: &str) {
 }
 
 #[tokio::test]
-async fn messages_without_any_id_are_derived_from_their_timestamp_or_made_up() {
+async fn an_id_that_is_missing_is_derived_from_the_timestamp_or_else_random() {
     let (env, replica) = stores().await;
     let body = |extra: serde_json::Value| {
         let mut body = json!({
@@ -444,7 +444,7 @@ async fn messages_without_any_id_are_derived_from_their_timestamp_or_made_up() {
 }
 
 #[tokio::test]
-async fn what_was_sent_before_an_erasure_is_refused_and_what_comes_after_starts_afresh() {
+async fn messages_sent_before_an_erasure_are_not_saved_and_later_ones_are() {
     let (env, replica) = stores().await;
     let conversation = key("s").conversation;
     sql(
@@ -473,26 +473,26 @@ async fn what_was_sent_before_an_erasure_is_refused_and_what_comes_after_starts_
 }
 
 #[tokio::test]
-async fn a_saver_that_died_between_commit_and_redis_is_healed_by_the_redelivery() {
+async fn a_redelivery_appends_what_a_saver_that_crashed_after_its_commit_did_not() {
     let (env, replica) = stores().await;
     replica.save(&[message("s", "m1", &json!({}))]).await;
     assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["m1"]);
 
-    // A replica commits and dies before it reaches Redis: nothing was acknowledged.
-    let dying = message("s", "m2", &json!({"timestamp": "2026-11-20T10:00:01Z"}));
+    // A replica commits and crashes before it appends in Redis: nothing was acknowledged.
+    let unappended = message("s", "m2", &json!({"timestamp": "2026-11-20T10:00:01Z"}));
     let row = database::SaveRow {
-        key: &dying.common.key,
-        session: &dying.common.session,
+        key: &unappended.common.key,
+        session: &unappended.common.session,
         tenant_tier: None,
-        message: &dying.message,
-        body_hash: dying.message.body_hash(),
+        message: &unappended.message,
+        body_hash: unappended.message.body_hash(),
     };
     replica.database.save(&[row], database::HotWrites::Follow, &|| 7).await.unwrap();
     assert_eq!(sql(&env, "SELECT count(*) FROM messages").await, "2");
 
     // The broker delivers it again; another replica finds a duplicate and completes the copy.
     let other = Replica::of(&env);
-    assert_eq!(other.save(&[dying]).await, [duplicate()]);
+    assert_eq!(other.save(&[unappended]).await, [duplicate()]);
     let read = replica.read(&key("s"), 10).await;
     assert_eq!((read.source, ids(&read.messages)), (Source::HotCopy, vec!["m1", "m2"]));
 }

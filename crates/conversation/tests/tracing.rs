@@ -1,16 +1,22 @@
-//! What tracing promises: every dead letter that goes by an id is told, and what is stored is told as stored.
+//! What tracing promises: every dead letter with the id is reported, and a stored message is reported as stored.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 mod support;
 
-use conversation::{Matched, State, TraceReport, Tracer};
+use conversation::{MatchKind, State, TraceReport, Tracer};
 use serde_json::json;
 use support::{key, message, sql, stores};
 use testkit::TestEnv;
 
-/// Keeps a dead letter of session `named` as a dead-letter collector would.
-async fn keep(env: &TestEnv, id: u128, named: &str, conversation: &str, message: &str) {
+/// Stores a dead letter as a dead-letter collector would.
+async fn store_dead_letter(
+    env: &TestEnv,
+    id: u128,
+    session: &str,
+    conversation: &str,
+    message: &str,
+) {
     let id = uuid::Uuid::from_u128(id);
     sql(
         env,
@@ -18,7 +24,7 @@ async fn keep(env: &TestEnv, id: u128, named: &str, conversation: &str, message:
             "INSERT INTO dead_letters (id, queue, reason, error, tenant_id, session_id,
                  conversation_id, message_id, routing_key, exchange, body, properties, headers,
                  attempts, replay_count, first_failed_at, last_failed_at, status)
-             VALUES ('{id}', 'conversation.save_message', 'schema', 'no role', 'acme', '{named}',
+             VALUES ('{id}', 'conversation.save_message', 'schema', 'no role', 'acme', '{session}',
                  {conversation}, {message}, 'r', 'x', '', '{{}}', '{{}}', 1, 0, now(), now(),
                  'replayed')"
         ),
@@ -31,31 +37,31 @@ async fn trace(tracer: &Tracer, id: &str) -> TraceReport {
 }
 
 #[tokio::test]
-async fn dead_letters_that_name_no_message_are_told_beside_the_conversation_of_their_session() {
+async fn dead_letters_that_name_no_message_are_reported_beside_the_conversation_of_their_session() {
     let (env, replica) = stores().await;
     replica.save(&[message("s", "m1", &json!({}))]).await;
-    keep(&env, 1, "s", "NULL", "NULL").await;
-    keep(&env, 2, "s", "NULL", "NULL").await;
+    store_dead_letter(&env, 1, "s", "NULL", "NULL").await;
+    store_dead_letter(&env, 2, "s", "NULL", "NULL").await;
     let tracer = Tracer::new(replica.database.clone(), None, None);
     let traced = trace(&tracer, "s").await;
     let matched: Vec<_> = traced.items.iter().map(|item| item.matched).collect();
-    let expected = [Matched::Session, Matched::DeadLetter, Matched::DeadLetter];
+    let expected = [MatchKind::Session, MatchKind::DeadLetter, MatchKind::DeadLetter];
     assert_eq!(matched, expected, "{traced:#?}");
 }
 
 #[tokio::test]
-async fn a_message_that_a_replay_brought_home_is_stored_whichever_id_it_is_found_by() {
+async fn a_message_that_a_replay_saved_is_stored_whichever_id_it_is_found_by() {
     let (env, replica) = stores().await;
     replica.save(&[message("s", "m1", &json!({}))]).await;
     let conversation = format!("'{}'", key("s").conversation);
-    keep(&env, 0xab, "another", &conversation, "'m1'").await;
+    store_dead_letter(&env, 0xab, "another", &conversation, "'m1'").await;
     let tracer = Tracer::new(replica.database.clone(), None, None);
     let dead_letter = uuid::Uuid::from_u128(0xab).simple().to_string();
     for id in ["another", "m1", &dead_letter, &dead_letter.to_uppercase()] {
         let traced = trace(&tracer, id).await;
         let [item] = &traced.items[..] else { panic!("{id}: {traced:#?}") };
         assert_eq!(item.state, State::Active, "{id}: {item:#?}");
-        let what: Vec<_> = item.timeline.iter().map(|moment| moment.what).collect();
+        let what: Vec<_> = item.timeline.iter().map(|event| event.what).collect();
         assert!(what.contains(&"saved") && what.contains(&"replayed"), "{id}: {what:?}");
     }
 }

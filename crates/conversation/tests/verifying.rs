@@ -1,5 +1,5 @@
-//! What verifying promises: every kind of damage is found and named, repairs end in a state in which
-//! nothing is found, and what the stores are just doing is no damage.
+//! What verifying promises: every kind of damage is found and named, nothing is found after a repair, and work
+//! in progress is not reported as damage.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -22,7 +22,7 @@ use serde_json::json;
 use support::{Replica, at_once, closer, hot, key, message, redis, sql, stores};
 use testkit::TestEnv;
 
-/// What needs no queue: closers leave events for statistics-workers that are not there.
+/// All sections but queues: no statistics-worker runs here, so the closers' events stay queued.
 const STORED: [Section; 4] =
     [Section::HotCopies, Section::Conversations, Section::Days, Section::Integrity];
 
@@ -68,7 +68,7 @@ impl World {
         world
     }
 
-    /// What a fleet would do by now.
+    /// Does what a fleet would have done by now.
     async fn fleet(&self) {
         self.closer.sweep().await.unwrap();
         self.replica.statistics.refresh().await.unwrap();
@@ -92,13 +92,13 @@ impl World {
         Verifier::new(database, hot, endpoints, RandomSource::random(), settings)
     }
 
-    async fn look(&self, sections: &[Section]) -> Vec<Finding> {
+    async fn findings(&self, sections: &[Section]) -> Vec<Finding> {
         run(&self.verifier(Repairs::None), &Scope::default(), sections).await.0
     }
 
-    /// Finds the same without and with repairs; these are done.
+    /// Asserts that the same is found without and with repairs, and that all is repaired.
     async fn repaired(&self, sections: &[Section]) -> Vec<Finding> {
-        let mut found = self.look(sections).await;
+        let mut found = self.findings(sections).await;
         let actor = Repairs::By("the night shift".to_owned());
         let repaired = run(&self.verifier(actor), &Scope::default(), sections).await.0;
         for finding in &mut found {
@@ -110,7 +110,7 @@ impl World {
     }
 
     async fn is_clean(&self) {
-        assert_eq!(self.look(&STORED).await, []);
+        assert_eq!(self.findings(&STORED).await, []);
     }
 }
 
@@ -121,8 +121,8 @@ async fn run(
 ) -> (Vec<Finding>, Vec<Verified>) {
     let mut found = Vec::new();
     let ended = verifier
-        .run(scope, sections, &mut |told| {
-            if let VerifyProgress::Found(finding) = told {
+        .run(scope, sections, &mut |progress| {
+            if let VerifyProgress::Found(finding) = progress {
                 found.push(finding.clone());
             }
         })
@@ -135,7 +135,7 @@ fn name(session: &str) -> String {
     format!("messages:{{{}}}", key(session))
 }
 
-/// Where a message of second `second` lies in a copy.
+/// The score of the message of second `second` in a copy.
 fn score(second: i64) -> String {
     let moment = domain::time::Timestamp::parse("2026-11-20T10:00:00Z").unwrap();
     (moment.micros() + second * 1_000_000).to_string()
@@ -154,13 +154,13 @@ fn one(found: &[Finding], kind: Kind, session: &str) -> Finding {
 }
 
 #[tokio::test]
-async fn stores_that_agree_have_no_findings() {
+async fn servers_that_agree_have_no_findings() {
     World::with_copies().await.is_clean().await;
     World::archived().await.is_clean().await;
 }
 
 #[tokio::test]
-async fn a_message_that_a_valid_copy_lacks_is_found_and_the_copy_voided() {
+async fn a_message_that_a_valid_copy_lacks_is_found_and_the_copy_invalidated() {
     let world = World::with_copies().await;
     let at = score(2);
     assert_eq!(redis(&world.env, &["ZREMRANGEBYSCORE", &name("s"), &at, &at]).await, 1);
@@ -177,21 +177,21 @@ async fn a_message_that_a_valid_copy_lacks_is_found_and_the_copy_voided() {
 }
 
 #[tokio::test]
-async fn a_copy_with_many_faults_is_voided_once() {
+async fn a_copy_with_many_mismatches_is_invalidated_once() {
     let world = World::with_copies().await;
     world.sql("UPDATE message_rows SET content = 'secret' WHERE id IN ('m1', 'm2')").await;
     let found = world.repaired(&[Section::HotCopies]).await;
     let ids: Vec<_> = found.iter().map(|it| it.id.as_deref().unwrap()).collect();
     assert_eq!(ids, ["m1", "m2"]);
-    // One line for one generation: were it set a second time, a copy that was loaded under it, and
-    // voided since, would count again.
+    // One line for one generation: if it were set a second time, a copy that was loaded under it, and
+    // invalidated since, would be valid again.
     let lines = "SELECT concat_ws('|', action, detail->>'id', detail->>'findings') FROM audit_log";
     assert_eq!(world.sql(lines).await, "repair.invalidate_hot_copy|m1|2");
     world.is_clean().await;
 }
 
 #[tokio::test]
-async fn a_message_that_is_in_a_valid_copy_alone_is_found() {
+async fn a_message_that_only_a_valid_copy_has_is_found() {
     let world = World::with_copies().await;
     world.sql("DELETE FROM message_rows WHERE id = 'm2'").await;
     let found = one(&world.repaired(&STORED).await, Kind::HotCopySurplus, "s");
@@ -200,17 +200,17 @@ async fn a_message_that_is_in_a_valid_copy_alone_is_found() {
 }
 
 #[tokio::test]
-async fn other_words_in_a_valid_copy_are_found_and_not_repeated() {
+async fn different_content_in_a_valid_copy_is_found_and_not_shown() {
     let world = World::with_copies().await;
     world.sql("UPDATE message_rows SET content = 'secret', model_name = 'm' WHERE id = 'm2'").await;
     let found = one(&world.repaired(&STORED).await, Kind::HotCopyDifferent, "s");
     assert_eq!(found.id.as_deref(), Some("m2"));
-    assert_eq!(found.detail, "the valid copy has another content, model_name");
+    assert_eq!(found.detail, "the valid hot copy differs in content, model_name");
     world.is_clean().await;
 }
 
 #[tokio::test]
-async fn every_page_of_a_long_copy_is_compared_down_to_its_floor() {
+async fn every_page_of_a_long_copy_is_compared_back_to_its_beginning() {
     let world = World::new().await;
     let at = |n: usize| format!("2026-11-20T10:{:02}:{:02}Z", n / 60, n % 60);
     let batch: Vec<_> = (0..1_200)
@@ -223,7 +223,7 @@ async fn every_page_of_a_long_copy_is_compared_down_to_its_floor() {
     world.is_clean().await;
     // The copy holds the newest 1 000: one of them, and one that it need not have.
     world.sql("UPDATE message_rows SET content = '' WHERE id IN ('m0100', 'm0300')").await;
-    let found = one(&world.look(&[Section::HotCopies]).await, Kind::HotCopyDifferent, "s");
+    let found = one(&world.findings(&[Section::HotCopies]).await, Kind::HotCopyDifferent, "s");
     assert_eq!(found.id.as_deref(), Some("m0300"));
 }
 
@@ -237,7 +237,7 @@ async fn a_copy_that_cannot_be_read_is_found_and_dropped() {
 }
 
 #[tokio::test]
-async fn a_copy_whose_conversation_is_gone_is_found_and_dropped() {
+async fn a_copy_without_a_conversation_is_found_and_dropped() {
     let world = World::with_copies().await;
     let id = key("s").conversation;
     world
@@ -252,7 +252,7 @@ async fn a_copy_whose_conversation_is_gone_is_found_and_dropped() {
 }
 
 #[tokio::test]
-async fn a_copy_that_no_reader_would_use_may_hold_anything() {
+async fn a_copy_that_readers_do_not_use_is_not_compared() {
     let world = World::with_copies().await;
     let at = score(2);
     redis(&world.env, &["ZREMRANGEBYSCORE", &name("s"), &at, &at]).await;
@@ -261,7 +261,7 @@ async fn a_copy_that_no_reader_would_use_may_hold_anything() {
 }
 
 #[tokio::test]
-async fn a_close_that_nobody_goes_on_with_is_found_and_given_back_to_the_sweep() {
+async fn a_close_that_no_closer_continues_is_found_and_made_due_again() {
     for lease in ["NULL", "now() - interval '5 min'"] {
         let world = World::with_messages().await;
         let id = key("s").conversation;
@@ -304,7 +304,7 @@ async fn closes_that_are_overdue_are_found_and_left_to_the_sweep() {
         "close_requested_at = NULL, touched_at = now() - interval '33 min'",
     ] {
         world.sql(&format!("UPDATE conversations SET {overdue}")).await;
-        let found = world.look(&STORED).await;
+        let found = world.findings(&STORED).await;
         let kinds: Vec<_> = found.iter().map(|it| (it.kind, it.repair_outcome.clone())).collect();
         assert_eq!(kinds, vec![(Kind::CloseOverdue, RepairOutcome::NotRepairable); 2], "{found:?}");
     }
@@ -313,7 +313,7 @@ async fn closes_that_are_overdue_are_found_and_left_to_the_sweep() {
 }
 
 #[tokio::test]
-async fn totals_that_are_not_those_of_the_messages_are_found_and_counted_anew() {
+async fn totals_that_differ_from_the_messages_are_found_and_recounted() {
     let world = World::archived().await;
     let id = key("s").conversation;
     let right =
@@ -353,26 +353,26 @@ async fn an_archived_conversation_without_its_messages_is_found_and_never_droppe
 async fn messages_that_cannot_be_read_are_found() {
     let world = World::archived().await;
     world.sql("UPDATE message_rows SET role = 'bard' WHERE id = 'm2'").await;
-    let found = world.look(&[Section::Conversations]).await;
+    let found = world.findings(&[Section::Conversations]).await;
     let found: Vec<_> =
         found.into_iter().filter(|it| it.kind == Kind::MessagesUnreadable).collect();
-    assert_eq!(one(&found, Kind::MessagesUnreadable, "s").detail, "1 of 3");
+    assert_eq!(one(&found, Kind::MessagesUnreadable, "s").detail, "1 of 3 messages");
 }
 
 #[tokio::test]
 async fn statistics_of_a_conversation_that_are_wrong_or_missing_are_found_and_recomputed() {
     let world = World::archived().await;
     let id = key("s").conversation;
-    for (damage, told) in [
+    for (damage, detail) in [
         (
             "UPDATE conversation_stats SET user_messages = 9, duration_seconds = 2.5",
             "user_messages is 9, should be 3",
         ),
-        ("DELETE FROM conversation_stats", "they are missing"),
+        ("DELETE FROM conversation_stats", "no row in conversation_stats"),
     ] {
         world.sql(&format!("{damage} WHERE conversation_id = '{id}'")).await;
         let found = world.repaired(&[Section::Conversations]).await;
-        assert!(one(&found, Kind::StatisticsDiffer, "s").detail.contains(told), "{found:?}");
+        assert!(one(&found, Kind::StatisticsDiffer, "s").detail.contains(detail), "{found:?}");
         world.fleet().await;
         world.is_clean().await;
     }
@@ -396,19 +396,19 @@ async fn a_day_that_is_wrong_or_missing_is_found_and_recomputed() {
     world.sql("DELETE FROM daily_stats").await;
     let found = world.repaired(&STORED).await;
     let details: Vec<_> = found.iter().map(|it| (it.kind, &*it.detail)).collect();
-    assert_eq!(details, [(Kind::StatisticsDiffer, "its day has no row"); 2]);
+    assert_eq!(details, [(Kind::StatisticsDiffer, "no row of its day in daily_stats"); 2]);
     world.fleet().await;
     world.is_clean().await;
 }
 
 #[tokio::test]
-async fn statistics_that_nobody_computes_are_found() {
+async fn statistics_that_are_not_computed_are_found() {
     let mut world = World::archived().await;
     world.overdue_after = Duration::from_millis(100);
     world
         .sql("UPDATE conversations SET stats_from = NULL, finalised_at = now() - interval '1 hour'; UPDATE daily_stats SET dirty = true")
         .await;
-    let found = world.look(&[Section::Conversations, Section::Days]).await;
+    let found = world.findings(&[Section::Conversations, Section::Days]).await;
     let kinds: Vec<_> = found.iter().map(|it| it.kind).collect();
     assert_eq!(kinds, [Kind::StatisticsOverdue, Kind::StatisticsOverdue, Kind::DayOverdue]);
     world.fleet().await;
@@ -429,7 +429,7 @@ async fn an_agent_that_a_late_event_names_makes_the_statistics_stale() {
 }
 
 #[tokio::test]
-async fn rows_that_belong_to_nothing_are_found() {
+async fn orphaned_rows_are_found() {
     let world = World::archived().await;
     world
         .sql(
@@ -444,13 +444,13 @@ async fn rows_that_belong_to_nothing_are_found() {
     world.replica.statistics.refresh().await.unwrap();
     let actor = Repairs::By("me".to_owned());
     let (found, _) = run(&world.verifier(actor), &Scope::default(), &STORED).await;
-    let told: Vec<_> =
+    let kinds: Vec<_> =
         found.iter().map(|it| (it.kind, it.id.as_deref(), &it.repair_outcome)).collect();
     let expected = [
         (Kind::StatisticsOrphaned, None, &RepairOutcome::Done),
         (Kind::MessagesOrphaned, Some("m1"), &RepairOutcome::NotRepairable),
     ];
-    assert_eq!(told, expected, "{found:?}");
+    assert_eq!(kinds, expected, "{found:?}");
     world.sql("DELETE FROM message_rows WHERE conversation = 4711").await;
     world.fleet().await;
     world.is_clean().await;
@@ -458,17 +458,17 @@ async fn rows_that_belong_to_nothing_are_found() {
 }
 
 #[tokio::test]
-async fn queues_that_differ_and_work_that_nobody_takes_are_found() {
+async fn queues_that_differ_and_messages_without_a_consumer_are_found() {
     let world = World::new().await;
-    assert_eq!(world.look(&[Section::Queues]).await, []);
+    assert_eq!(world.findings(&[Section::Queues]).await, []);
     let (management, host) = (world.env.management(), &world.env.name);
     let publish = async |queue: &str| {
         let body = json!({
             "properties": {}, "routing_key": queue, "payload": "{}", "payload_encoding": "string",
         });
         let path = format!("/api/exchanges/{host}/amq.default/publish");
-        let answer = management.request("POST", &path, &body.to_string()).await.unwrap();
-        assert_eq!(answer, r#"{"routed":true}"#, "{queue}");
+        let reply = management.request("POST", &path, &body.to_string()).await.unwrap();
+        assert_eq!(reply, r#"{"routed":true}"#, "{queue}");
     };
     for queue in [
         "conversation.save_message",
@@ -479,9 +479,9 @@ async fn queues_that_differ_and_work_that_nobody_takes_are_found() {
         publish(queue).await;
     }
     management.request("DELETE", &format!("/api/queues/{host}/bot.state"), "").await.unwrap();
-    let mut found = world.look(&[Section::Queues]).await;
+    let mut found = world.findings(&[Section::Queues]).await;
     found.sort_by_key(|finding| finding.kind);
-    let told: Vec<_> = found.iter().map(|it| (it.kind, it.id.as_deref().unwrap())).collect();
+    let kinds: Vec<_> = found.iter().map(|it| (it.kind, it.id.as_deref().unwrap())).collect();
     let expected = [
         (Kind::TopologyDiffers, "bot.state"),
         (Kind::DeadLettersWaiting, "conversation.save_message.dlq"),
@@ -489,11 +489,11 @@ async fn queues_that_differ_and_work_that_nobody_takes_are_found() {
         (Kind::SuspectsWaiting, "conversation.session.suspect"),
         (Kind::WorkWithoutConsumers, "conversation.save_message"),
     ];
-    assert_eq!(told, expected, "{found:?}");
+    assert_eq!(kinds, expected, "{found:?}");
 }
 
 #[tokio::test]
-async fn only_what_was_asked_for_is_looked_at() {
+async fn only_what_the_filters_select_is_checked() {
     let world = World::archived().await;
     world.sql("UPDATE conversations SET message_count = 7").await;
     let found = async |scope: Scope| run(&world.verifier(Repairs::None), &scope, &STORED).await.0;
@@ -509,23 +509,23 @@ async fn only_what_was_asked_for_is_looked_at() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_away_ends_its_section_and_no_other() {
+async fn an_unavailable_server_ends_its_section_and_no_other() {
     let world = World::archived().await;
     world.sql("UPDATE conversations SET message_count = 7").await;
     let verifier = world.verifier_at("redis://127.0.0.1:9/0", Repairs::None);
     let (found, ended) = run(&verifier, &Scope::default(), &STORED).await;
     assert_eq!(found.len(), 2, "{found:?}");
-    let away = |section: &Verified| match section.incomplete {
+    let unavailable = |section: &Verified| match section.incomplete {
         Some(Incomplete::Unavailable { dependency, .. }) => Some(dependency),
         _ => None,
     };
-    let stores: Vec<_> = ended.iter().map(away).collect();
-    assert_eq!(stores, [Some(Dependency::Redis), None, None, None], "{ended:?}");
+    let dependencies: Vec<_> = ended.iter().map(unavailable).collect();
+    assert_eq!(dependencies, [Some(Dependency::Redis), None, None, None], "{ended:?}");
     assert_eq!(ended[1].checked, 2);
 }
 
 #[tokio::test]
-async fn stores_at_work_are_no_damage() {
+async fn work_in_progress_is_not_reported_as_damage() {
     let world = World::new().await;
     let done = Arc::new(AtomicBool::new(false));
     let mut work = tokio::task::JoinSet::new();
@@ -565,7 +565,7 @@ async fn stores_at_work_are_no_damage() {
         }
     });
     for round in 0..4 {
-        // Half of the conversations are asked to close; savers reopen them.
+        // The close of half of the conversations is requested; savers reopen them.
         world
             .sql(
                 "UPDATE conversations c SET close_requested_at = now()
@@ -574,7 +574,7 @@ async fn stores_at_work_are_no_damage() {
                  WHERE c.number = chosen.number",
             )
             .await;
-        assert_eq!(world.look(&STORED).await, [], "round {round}");
+        assert_eq!(world.findings(&STORED).await, [], "round {round}");
     }
     done.store(true, Ordering::Relaxed);
     while let Some(ended) = work.join_next().await {

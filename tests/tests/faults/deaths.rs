@@ -16,7 +16,7 @@ async fn a_worker_killed_before_it_could_save_leaves_its_deliveries_to_the_next(
     database.cut().await.unwrap();
     publish(&agent, &mut ledger, &load("before", 300, 10)).await;
     held(&doomed).await;
-    unready(&doomed, &["holding: postgresql is away"]).await;
+    unready(&doomed, &["holding: postgresql unavailable"]).await;
     doomed.kill();
     assert_eq!(stored(&scenario).await, 0);
 

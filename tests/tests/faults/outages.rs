@@ -25,7 +25,8 @@ async fn postgresql_away_under_load_costs_time_and_no_attempt() {
     publish(&agent, &mut ledger, &messages[1_000..2_000]).await;
     tokio::join!(held(&one), held(&two));
     for worker in [&one, &two] {
-        unready(worker, &["holding: postgresql is away", "\"postgresql\":{\"ready\":false"]).await;
+        unready(worker, &["holding: postgresql unavailable", "\"postgresql\":{\"ready\":false"])
+            .await;
         assert_eq!(worker.get("/livez").await.unwrap().status, 200);
     }
     let before = stored(&scenario).await;
@@ -116,7 +117,7 @@ async fn redis_restarted_empty_under_load_hides_no_message_from_any_reader() {
     publish(&agent, &mut ledger, &messages[3_000..]).await;
     until_stored(&scenario, 4_000).await;
     for worker in [&one, &two] {
-        unready(worker, &["\"redis\":{\"ready\":false", "Redis is away"]).await;
+        unready(worker, &["\"redis\":{\"ready\":false", "Redis unavailable"]).await;
     }
     let transcript = reader.transcript(&key(&messages[0])).await;
     assert_eq!((transcript.source, transcript.messages.len()), (Source::Database, 200));

@@ -43,7 +43,7 @@ async fn a_full_dead_letter_queue_holds_what_it_refuses_until_there_is_room() {
         }
     }
     publish(&agent, &mut ledger, good).await;
-    unready(&saver, &["holding: rabbitmq is away"]).await;
+    unready(&saver, &["holding: rabbitmq unavailable"]).await;
     let holds = [("queue", SAVES), ("store", "rabbitmq")];
     let counts = Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
     assert!(counts.sum("verbatim_publishes_total", &refused) >= 1.0, "{counts:?}");
@@ -65,7 +65,7 @@ async fn a_dead_letter_whose_queue_is_missing_is_held_until_the_queue_is_there()
     let saver = scenario.start(SAVER).await;
     scenario.rabbit().delete_queue(DEAD_LETTERS).await;
     publish(&agent, &mut ledger, &load("letterless", 20, 1)).await;
-    unready(&saver, &["holding: rabbitmq is away"]).await;
+    unready(&saver, &["holding: rabbitmq unavailable"]).await;
     let holds = [("queue", SAVES), ("store", "rabbitmq")];
     let counts = Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
     let unroutable = counts.sum("verbatim_publishes_total", &[("outcome", "unroutable")]);

@@ -25,7 +25,7 @@ async fn a_full_disk_is_an_outage_of_postgresql_and_costs_no_attempt() {
     postgresql.fill_disk().unwrap();
     publish(&agent, &mut ledger, &messages[500..]).await;
     held(&saver).await;
-    unready(&saver, &["holding: postgresql is away"]).await;
+    unready(&saver, &["holding: postgresql unavailable"]).await;
     assert!(saver.log().contains("No space left on device"), "{}", saver.log_tail());
     postgresql.free_disk().unwrap();
     ledger.reconcile(&scenario, &reader).await;

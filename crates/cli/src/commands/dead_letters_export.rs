@@ -67,7 +67,7 @@ impl DeadLettersExport {
         let status = if self.chosen.named() > 0 { None } else { self.status.stored() };
         let status: &[DeadLetterStatus] = status.as_slice();
         let written = dead_letters(&server)
-            .take_out(selection, status, &self.actor.actor(), |dead_letter| {
+            .export(selection, status, &self.actor.actor(), |dead_letter| {
                 write(&dead_letter, &mut out)
             })
             .await

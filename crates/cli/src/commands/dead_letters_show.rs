@@ -91,7 +91,7 @@ fn advice(id: Uuid, suggestion: &Suggestion) -> Advice {
     let command = match &suggestion.step {
         Step::Set { .. } => Some(format!("verbatim dead-letters edit {id} --apply-suggestion")),
         Step::Replay => Some(format!("verbatim dead-letters replay {id}")),
-        Step::Think => None,
+        Step::Manual => None,
     };
     Advice { text: suggestion.text.clone(), command }
 }

@@ -77,9 +77,10 @@ async fn a_saved_and_archived_message_is_traced_with_worker_and_times() {
     .unwrap();
     let item = only(&verbatim, &["m-1"]).await;
     assert_eq!(item["state"], "archived");
-    let expected = ["published", "received", "saved", "close asked", "close began", "archived"];
+    let expected =
+        ["published", "received", "saved", "close requested", "close started", "archived"];
     assert_eq!(events(&item), expected);
-    assert_eq!(moment(&item, "close asked"), "its last session closed; reason: user_left");
+    assert_eq!(moment(&item, "close requested"), "its last session closed; reason: user_left");
 
     let id = item["conversation_id"].as_str().unwrap();
     let by_id = only(&verbatim, &[id]).await;
@@ -102,7 +103,7 @@ async fn a_dead_letter_is_found_by_its_own_id_its_message_and_its_conversation()
     for (id, matched) in [(&*id, "dead_letter"), ("m-dead", "message"), ("c-dead", "dead_letter")] {
         let item = only(&verbatim, &[id]).await;
         assert_eq!((&item["matched"], &item["state"]), (&json!(matched), &json!("dead_letter")));
-        assert_eq!(events(&item), ["failed", "given up", "dead letter"]);
+        assert_eq!(events(&item), ["failed", "dead-lettered", "dead letter stored"]);
         assert_eq!(
             moment(&item, "failed"),
             "the first of 4 attempts, in conversation.save_message"
@@ -133,8 +134,15 @@ async fn a_replayed_dead_letter_is_part_of_the_timeline_of_its_saved_message() {
     for id in ["m-1", &Uuid::from_u128(7).to_string()] {
         let item = only(&verbatim, &[id]).await;
         assert_eq!(item["state"], "active");
-        let expected =
-            ["published", "failed", "given up", "received", "saved", "dead letter", "replayed"];
+        let expected = [
+            "published",
+            "failed",
+            "dead-lettered",
+            "received",
+            "saved",
+            "dead letter stored",
+            "replayed",
+        ];
         let mut sorted = events(&item);
         sorted.sort_unstable();
         let mut wanted = expected.to_vec();

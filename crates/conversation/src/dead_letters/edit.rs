@@ -1,7 +1,7 @@
-//! Setting a field of a body, and nothing else.
+//! Setting a field of a JSON body without changing the rest.
 //!
-//! Reading a body as a tree and writing it again would sort its fields and round its numbers. So the
-//! value is replaced where it stands, and the rest stays byte for byte.
+//! Parsing a body and serialising it again would sort its fields and round its numbers. So the value is
+//! replaced in place, and the rest stays byte for byte.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -13,28 +13,30 @@ use serde_json::value::RawValue;
 /// Why a field cannot be set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EditFault {
-    /// The body is not JSON, so it has no fields.
-    #[error("the body is not one JSON object; only a whole new body can take its place")]
+    /// The body is not a JSON object, so it has no fields.
+    #[error("the body is not a JSON object; replace the whole body")]
     NotAnObject,
-    /// Nothing is there.
+    /// What the path leads to does not exist.
     #[error("there is no `{0}` in the body")]
     Missing(String),
-    /// It is there more than once.
-    #[error("`{0}` is there twice; only a whole new body can mend that")]
+    /// The field occurs more than once.
+    #[error("`{0}` occurs twice in the body; replace the whole body")]
     Twice(String),
-    /// The name is no name of a field.
-    #[error("`{0}` is no field such as role, data.role, tool_calls[0].id or /data/role")]
+    /// The path is invalid.
+    #[error(
+        "`{0}` is not the path of a field; examples: role, data.role, tool_calls[0].id, /data/role"
+    )]
     Name(String),
 }
 
 /// The body with a field set to a value.
 ///
 /// The field is a dotted path (`data.role`, `tool_calls[0].id`) or a JSON pointer (`/data/role`); one that
-/// is not at the top level is looked for under `data`, too. The value is JSON, or else a text. A field that
-/// is missing is added, if what it belongs to is there.
+/// is not at the top level is also looked for under `data`. The value is JSON, or else a text. A missing field
+/// is added, if the object that it belongs to exists.
 ///
 /// # Errors
-/// The body stays as it is; the variant says why.
+/// The field cannot be set; the variant says why.
 pub fn set(body: &[u8], field: &str, value: &str) -> Result<Vec<u8>, EditFault> {
     let text = std::str::from_utf8(body).map_err(|_| EditFault::NotAnObject)?;
     let mut path = path(field).ok_or_else(|| EditFault::Name(field.to_owned()))?;
@@ -81,7 +83,7 @@ fn with(text: &str, path: &[String], value: &str, field: &str) -> Result<String,
     Ok(format!("{}{inner}{}", &text[..place.start], &text[place.end..]))
 }
 
-/// The names along a path; none if it is not one.
+/// The names along a path; `None` if it is invalid.
 fn path(field: &str) -> Option<Vec<String>> {
     let names: Vec<String> = match field.strip_prefix('/') {
         Some(pointer) => {
@@ -96,7 +98,7 @@ fn path(field: &str) -> Option<Vec<String>> {
     names.iter().all(|name| !name.is_empty()).then_some(names)
 }
 
-/// The fields of an object and where their values stand; none if it is no object.
+/// The fields of an object with the byte ranges of their values; `None` if it is not an object.
 fn members(text: &str) -> Option<Vec<(Cow<'_, str>, Range<usize>)>> {
     #[derive(Deserialize)]
     struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -121,7 +123,7 @@ fn members(text: &str) -> Option<Vec<(Cow<'_, str>, Range<usize>)>> {
     Some(members)
 }
 
-/// Where a part of a text stands in it.
+/// The byte range of a part within its text.
 fn place_of(part: &str, text: &str) -> Range<usize> {
     let start = part.as_ptr().addr() - text.as_ptr().addr();
     start..start + part.len()
@@ -136,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_replaced_where_it_stands_and_the_rest_stays_byte_for_byte() {
+    fn a_value_is_replaced_in_place_and_the_rest_stays_byte_for_byte() {
         let body = r#"{ "z":1.50, "role" : "bot","n":1e400 , "text":"\u00e4"}"#;
         let expected = r#"{ "z":1.50, "role" : "assistant","n":1e400 , "text":"\u00e4"}"#;
         assert_eq!(edited(body, "role", "assistant").unwrap(), expected);

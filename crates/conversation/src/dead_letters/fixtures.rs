@@ -5,9 +5,9 @@ use domain::time::Timestamp;
 use serde_json::json;
 use uuid::Uuid;
 
-/// An open dead letter of `conversation.save_message` with this body and nothing else that identifies it.
+/// An open dead letter of `conversation.save_message` with this body and without any id.
 pub(super) fn dead_letter(body: &str) -> DeadLetterRow {
-    let died = Timestamp::parse("2026-11-20T11:59:00Z").unwrap().into();
+    let failed_at = Timestamp::parse("2026-11-20T11:59:00Z").unwrap().into();
     DeadLetterRow {
         id: Uuid::from_u128(7),
         queue: "conversation.save_message".to_owned(),
@@ -26,9 +26,9 @@ pub(super) fn dead_letter(body: &str) -> DeadLetterRow {
         headers: json!({}),
         attempts: 1,
         replay_count: 0,
-        first_failed_at: died,
-        last_failed_at: died,
-        stored_at: died,
+        first_failed_at: failed_at,
+        last_failed_at: failed_at,
+        stored_at: failed_at,
         copies: 1,
         status: DeadLetterStatus::Open,
         status_changed_at: None,

@@ -1,12 +1,12 @@
-//! Sending dead letters back, so that a cause that is still there shows early and nothing is sent twice.
+//! Replaying dead letters, so that a cause that is not fixed yet shows early and nothing takes effect twice.
 //!
-//! take (under a lease) → publish, confirmed → note, in this order; the types allow no other. A dead letter is
-//! `replayed` only once RabbitMQ confirmed it; whoever dies before that is noted leaves it open, and
-//! another replay sends it again as the same action, whose effect happens once.
+//! take (under a lease) → publish, confirmed → record, in this order; the types allow no other. A dead letter
+//! becomes `replayed` only after RabbitMQ confirmed it. If a run crashes before it recorded that, it stays open,
+//! and another replay sends it again as the same action, which takes effect once.
 //!
-//! A run walks over the dead letters that were there when it began, so what comes back is never sent again by
-//! the same run. After each batch it looks whether dead letters came back. While none does batches grow; when
-//! one does, they begin anew with a single dead letter.
+//! A run covers the dead letters that existed when it began, so it never replays one that failed again because
+//! of it. After each batch it checks which replays failed again. While none does, batches grow; after one,
+//! they start again with a single dead letter.
 
 mod run;
 
@@ -28,51 +28,51 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::run::Run;
-use super::{DeadLetterValidator, PAGE, told};
-use crate::transient::retried;
+use super::{DeadLetterValidator, PAGE, describe_selection};
+use crate::transient::retry_transient;
 
-/// How long a run has what it takes: far longer than it takes to publish and note some fifty dead letters,
-/// whose publish is given up after 10 s; short enough that nobody waits long after one that died.
+/// How long a run holds the dead letters that it takes: far longer than publishing and recording some fifty of
+/// them, which times out after 10 s; short enough that another run need not wait long after a crash.
 const LEASE: Duration = Duration::from_secs(60);
 
-/// How a run goes about it.
+/// The settings of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct ReplaySettings {
-    /// Dead letters a second at most; more than 0.
+    /// The most dead letters per second; more than 0.
     pub rate: f64,
-    /// Dead letters of a batch at most.
+    /// The most dead letters in a batch.
     pub largest_batch: u32,
-    /// How long a batch is watched for dead letters that come back. Less, where all its messages are stored
-    /// before; not at all, if it is nothing.
+    /// How long a batch is watched for replays that fail again. The watch ends earlier when all its messages
+    /// are stored; zero turns it off.
     pub watch: Duration,
-    /// When to stop because dead letters come back.
+    /// When to stop because replays fail.
     pub stop: StopOnFailure,
 }
 
-/// When a run stops because dead letters come back or cannot be sent.
+/// When a run stops because replays fail again or cannot be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopOnFailure {
-    /// With the first one.
+    /// At the first failure.
     First,
-    /// When everything did of which anything is known, or five in a row and whole batches: the cause is
-    /// still there. A few among many are dead letters that are still bad, and no reason to leave the others.
+    /// When every replay with a known result failed, or when at least five in a row failed, as whole batches:
+    /// the cause is not fixed. A few failures among many successes do not stop the run.
     WholeBatch,
-    /// Never; only when RabbitMQ or PostgreSQL is away.
+    /// Never; only when RabbitMQ or PostgreSQL is unavailable.
     Never,
 }
 
 /// How far a run is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Dead letters that it is about.
+    /// Dead letters that match the selection.
     pub matched: u64,
-    /// Sent, and confirmed.
+    /// Sent and confirmed.
     pub replayed: u64,
-    /// Not sent: no queue took them.
+    /// Not sent: RabbitMQ did not accept them.
     pub failed: u64,
-    /// Sent, and back.
+    /// Sent, and failed again.
     pub failed_again: u64,
-    /// Dead letters of the present batch at most.
+    /// The size of the current batch, in dead letters.
     pub batch: u32,
 }
 
@@ -80,20 +80,20 @@ pub struct Progress {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ended {
-    /// It went all the way.
+    /// All dead letters of the selection were processed.
     Complete,
-    /// It was told to stop.
+    /// It was asked to stop.
     Interrupted,
-    /// Dead letters came back.
+    /// Replays failed again.
     FailedAgain,
-    /// The last dead letters could not be sent, and whole batches of them.
+    /// RabbitMQ accepted none of the last dead letters.
     NothingAccepted,
-    /// A server went away.
+    /// A server became unavailable.
     Unavailable {
         /// Which one.
         #[serde(serialize_with = "dependency_name")]
         dependency: Dependency,
-        /// What it said.
+        /// The error.
         cause: String,
     },
 }
@@ -103,34 +103,35 @@ pub enum Ended {
 pub struct Failed {
     /// Its id.
     pub id: Uuid,
-    /// Where it was to go.
+    /// The queue that it was to be sent to.
     pub queue: String,
-    /// Why no queue has it.
+    /// Why it could not be sent.
     pub fault: String,
 }
 
 /// What a run did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ReplayReport {
-    /// Its id, by which the audit log knows it.
+    /// Its id, as in the audit log.
     pub run: Uuid,
-    /// Open dead letters that were there when it began.
+    /// Open dead letters that matched when it began.
     pub matched: u64,
-    /// Sent, confirmed and noted.
+    /// Sent, confirmed and recorded.
     pub replayed: u64,
     /// Not sent; they are open.
     pub failed: u64,
-    /// Sent, and back by now, each as a dead letter of its own.
+    /// Sent, and failed again by now, each as a new dead letter.
     pub failed_again: u64,
-    /// Sent, but somebody else had taken or decided about them meanwhile, since this run was very slow.
+    /// Sent, but no longer this run's when recorded: its lease had expired, and another run took them or an
+    /// operator decided about them.
     pub decided_elsewhere: u64,
-    /// Of a complete run: met by no batch, because another run had them or somebody decided about them.
+    /// Of a complete run: in no batch, because another run held them or an operator decided about them.
     pub skipped: u64,
     /// Why it ended.
     pub ended: Ended,
     /// The first of those that failed.
     pub failures: Vec<Failed>,
-    /// The first of those that came back.
+    /// The first of those that failed again.
     pub failed_again_as: Vec<FailedAgain>,
 }
 
@@ -139,23 +140,23 @@ pub struct ReplayReport {
 pub struct Planned {
     /// The dead letter.
     pub id: Uuid,
-    /// The queue to which it would go.
+    /// The queue that it would be sent to.
     pub queue: String,
-    /// The id under which it is known.
+    /// The id of its message.
     pub message_id: Option<String>,
     /// Its conversation.
     pub conversation_id: Option<String>,
-    /// Whether the edited copy would go.
+    /// Whether the edited copy would be sent.
     pub edited: bool,
     /// Bytes of the body.
     pub bytes: usize,
-    /// How often it would have been replayed then.
+    /// How often it would then have been replayed.
     pub replay: i32,
-    /// Why the workers of this version would refuse it again.
+    /// Why the workers of this version would refuse it again; `None`: they would accept it.
     pub refused_as: Option<DeadLetterReason>,
-    /// The field at fault then.
+    /// The field at fault, if it would be refused.
     pub field: Option<String>,
-    /// And the fault.
+    /// What is wrong with it, if it would be refused.
     pub refusal: Option<String>,
 }
 
@@ -168,27 +169,28 @@ pub struct Replayer {
     validator: DeadLetterValidator,
 }
 
-/// Dead letters that a run has, for as long as its lease.
+/// Dead letters that a run has leased.
 #[derive(Debug)]
-#[must_use = "they wait for their lease to end unless they are sent"]
+#[must_use = "unless they are sent, no run can take them until their lease expires"]
 pub struct Taken {
     dead_letters: Vec<DeadLetterRow>,
-    /// The way that is left.
+    /// The rest of the selection.
     pub rest: Option<DeadLetterCursor>,
 }
 
-/// Dead letters that were published, and what RabbitMQ said.
+/// Dead letters that were published, with RabbitMQ's replies.
 #[derive(Debug)]
-#[must_use = "they are open until this is noted"]
+#[must_use = "they stay open until this is recorded"]
 pub struct Sent {
     outcomes: Vec<ReplayOutcome>,
-    /// What is known of each that was confirmed.
+    /// Each one that was confirmed, with the content fingerprint of its message.
     confirmed: Vec<(Uuid, Option<ContentFingerprint>)>,
-    away: Option<String>,
+    /// Why RabbitMQ was unavailable, if it was.
+    unavailable: Option<String>,
 }
 
 impl Replayer {
-    /// A replayer over the archive.
+    /// A replayer of the dead letters in this database.
     #[must_use]
     pub fn new(
         database: Database,
@@ -199,8 +201,8 @@ impl Replayer {
         Self { database, publisher, metrics, validator }
     }
 
-    /// Says what a run over a selection would send where, oldest first; how many dead letters that is. Changes
-    /// nothing.
+    /// Calls `each` with what a run would send, and to which queue, oldest first; returns how many dead letters
+    /// that are. Changes nothing.
     ///
     /// # Errors
     /// PostgreSQL failed.
@@ -222,11 +224,11 @@ impl Replayer {
         Ok(count)
     }
 
-    /// Sends the open dead letters of a selection back, until all are sent or something speaks against it.
-    /// `stop` ends it between two slices of a batch.
+    /// Replays the open dead letters of a selection, until all are sent or `settings.stop` ends the run. `stop`
+    /// interrupts it between two slices of a batch.
     ///
     /// # Errors
-    /// PostgreSQL failed before anything was sent. What fails later is told in the report.
+    /// PostgreSQL failed before anything was sent. A later failure is in the report.
     pub async fn run(
         &self,
         selection: Selection,
@@ -240,18 +242,19 @@ impl Replayer {
         let run = Run::new(self, actor, settings, stop, &cursor, matched);
         if matched > 0 {
             let detail = json!({
-                "dead_letters": matched, "selection": told(cursor.selection()), "rate": settings.rate,
+                "dead_letters": matched, "selection": describe_selection(cursor.selection()),
+                "rate": settings.rate,
             });
             self.database.record_run(actor, "dead_letters.replay", &detail).await?;
         }
-        let report = run.go(cursor, &mut progress).await;
+        let report = run.run(cursor, &mut progress).await;
         if matched > 0 {
-            self.note_end(&report, actor).await;
+            self.record_end(&report, actor).await;
         }
         Ok(report)
     }
 
-    /// Takes the next open dead letters of a walk, at most `limit`.
+    /// Leases the next open dead letters after the cursor, at most `limit`.
     ///
     /// # Errors
     /// PostgreSQL failed.
@@ -262,7 +265,7 @@ impl Replayer {
         limit: u32,
     ) -> Result<Taken, database::Error> {
         let take = || self.database.take_dead_letters(cursor, actor, LEASE, limit);
-        let taken = retried(&self.metrics, take).await?;
+        let taken = retry_transient(&self.metrics, take).await?;
         Ok(Taken { dead_letters: taken.dead_letters, rest: taken.rest })
     }
 
@@ -271,19 +274,19 @@ impl Replayer {
         let plan: Vec<_> = taken
             .dead_letters
             .iter()
-            .map(|dead_letter| (dead_letter, self.validator.prepare(dead_letter)))
+            .map(|dead_letter| (dead_letter, self.validator.plan(dead_letter)))
             .collect();
         let publications =
             plan.iter().map(|(dead_letter, plan)| Arc::new(plan.publication(dead_letter)));
         let results = self.publisher.publish_all(publications).await;
         failpoints::reached(Step::ReplayConfirmed);
-        let (mut outcomes, mut confirmed, mut away) = (Vec::new(), Vec::new(), None);
+        let (mut outcomes, mut confirmed, mut unavailable) = (Vec::new(), Vec::new(), None);
         for ((dead_letter, plan), result) in plan.into_iter().zip(results) {
             let fault = result.err();
             match &fault {
                 None => confirmed.push((dead_letter.id, plan.fingerprint)),
                 Some(error @ (PublishError::Unreachable(_) | PublishError::Blocked)) => {
-                    away = Some(error.to_string());
+                    unavailable = Some(error.to_string());
                 }
                 Some(_) => {}
             }
@@ -293,35 +296,35 @@ impl Replayer {
                 fault: fault.map(|error| error.to_string()),
             });
         }
-        Sent { outcomes, confirmed, away }
+        Sent { outcomes, confirmed, unavailable }
     }
 
-    /// Notes what came of dead letters: how many of them the run still had.
+    /// Records the result of each dead letter; returns how many of them the run still held.
     ///
     /// # Errors
-    /// PostgreSQL failed. What was sent is open, and sending it again is harmless.
-    pub async fn note(&self, sent: &Sent, actor: &Actor) -> Result<u64, database::Error> {
-        let note = || self.database.note_replayed(&sent.outcomes, actor);
-        let noted = retried(&self.metrics, note).await?;
+    /// PostgreSQL failed. What was sent stays open; sending it again is harmless.
+    pub async fn record(&self, sent: &Sent, actor: &Actor) -> Result<u64, database::Error> {
+        let record = || self.database.note_replayed(&sent.outcomes, actor);
+        let recorded = retry_transient(&self.metrics, record).await?;
         failpoints::reached(Step::ReplayMarked);
-        Ok(noted)
+        Ok(recorded)
     }
 
-    /// The dead letters have their own lines already: this one only sums up.
-    async fn note_end(&self, report: &ReplayReport, actor: &Actor) {
+    /// Writes a summary to the audit log. Each dead letter has its own line already.
+    async fn record_end(&self, report: &ReplayReport, actor: &Actor) {
         let ReplayReport { replayed, failed, failed_again, ended, .. } = report;
         let detail = json!({
             "replayed": replayed, "failed": failed, "failed_again": failed_again, "ended": ended,
         });
-        let note = self.database.record_run(actor, "dead_letters.replay_ended", &detail);
-        if let Err(error) = note.await {
+        let record = self.database.record_run(actor, "dead_letters.replay_ended", &detail);
+        if let Err(error) = record.await {
             let (run, error) = (actor.run, with_causes(&error));
-            tracing::warn!(%run, error, "the end of a replay was not noted");
+            tracing::warn!(%run, error, "the summary of a replay run could not be written to the audit log");
         }
     }
 
     fn planned(&self, dead_letter: &DeadLetterRow) -> Planned {
-        let plan = self.validator.prepare(dead_letter);
+        let plan = self.validator.plan(dead_letter);
         let resolved = plan.resolved.as_ref();
         let (refused_as, field, refusal) = match plan.refusal {
             Some(refusal) => (Some(refusal.reason), refusal.field, Some(refusal.detail)),
@@ -346,7 +349,10 @@ impl Replayer {
     }
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
-fn dependency_name<S: Serializer>(store: &Dependency, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(store.as_str())
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn dependency_name<S: Serializer>(
+    dependency: &Dependency,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(dependency.as_str())
 }

@@ -1,4 +1,4 @@
-//! What would mend a dead letter, where its fault is obvious.
+//! How to fix a dead letter, where its fault is obvious.
 
 use database::{DeadLetterRow, DeadLetterStatus};
 use domain::failure::{DeadLetterReason, Hint};
@@ -8,9 +8,9 @@ use super::DeadLetterValidator;
 /// What to do about a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Suggestion {
-    /// In words.
+    /// The advice, as text.
     pub text: String,
-    /// What does it.
+    /// The step that carries it out.
     pub step: Step,
 }
 
@@ -26,12 +26,12 @@ pub enum Step {
     },
     /// Replay it as it is.
     Replay,
-    /// Nothing with the dead letter alone.
-    Think,
+    /// Something that no command does, such as changing the sender.
+    Manual,
 }
 
 impl DeadLetterValidator {
-    /// What to do about an open dead letter, as far as it can be told from the dead letter alone.
+    /// What to do about an open dead letter, as far as the dead letter alone shows it.
     #[must_use]
     pub fn suggest(&self, dead_letter: &DeadLetterRow) -> Option<Suggestion> {
         if dead_letter.status != DeadLetterStatus::Open {
@@ -46,36 +46,37 @@ impl DeadLetterValidator {
             DeadLetterReason::Schema
             | DeadLetterReason::UnknownAction
             | DeadLetterReason::MalformedJson
-            | DeadLetterReason::TooLarge => self.of_its_form(dead_letter, reason),
-            DeadLetterReason::Conflict => think(
-                "another message has this id and other words; the first one stays. Its sender must \
-                 give each message an id of its own. To keep these words too, edit message_id",
+            | DeadLetterReason::TooLarge => self.for_body(dead_letter, reason),
+            DeadLetterReason::Conflict => manual(
+                "another message with this id and different content is stored, and stays. The sender \
+                 must give each message its own id. To store this content too, edit message_id and replay",
             ),
             DeadLetterReason::AttemptsExhausted => suggestion(
-                "nobody foresaw this failure: the workers' logs of that time say more. Once its \
-                 cause is gone, replay it",
+                "this failure has no known class: see the workers' logs of that time. When its cause \
+                 is fixed, replay the dead letter",
                 Step::Replay,
             ),
-            DeadLetterReason::DeliveryLimit => think(
-                "workers gave it back or died with it again and again: look for restarts in their \
-                 logs of that time before you replay it",
+            DeadLetterReason::DeliveryLimit => manual(
+                "it was redelivered too often, because workers requeued it or crashed: look for restarts in \
+                 their logs of that time before you replay it",
             ),
-            DeadLetterReason::Expired => {
-                think("its sender sets the AMQP property `expiration`; a replay goes without it")
-            }
+            DeadLetterReason::Expired => manual(
+                "its sender sets the AMQP property `expiration`; a replay is sent without it",
+            ),
         }
     }
 
-    /// A dead letter whose body is at fault: the validator of this version says whether it still is.
-    fn of_its_form(
+    /// For a dead letter that was refused because of its body: whether this version still refuses it, and how
+    /// to fix it.
+    fn for_body(
         &self,
         dead_letter: &DeadLetterRow,
         reason: DeadLetterReason,
     ) -> Option<Suggestion> {
         let Err(refusal) = self.decode(dead_letter, dead_letter.body_to_send()) else {
             return if reason == DeadLetterReason::UnknownAction {
-                think(
-                    "the action is known, but no worker handles it in this version; keep the dead letter \
+                manual(
+                    "the action is known, but no worker of this version handles it; leave the dead letter open \
                      until one does",
                 )
             } else {
@@ -89,24 +90,24 @@ impl DeadLetterValidator {
             _ => None,
         };
         if let Some((field, meant)) = meant {
-            let text = format!("set {field} to {meant:?}, and mend the sender");
+            let text = format!("set {field} to {meant:?}, and fix the sender");
             let step = Step::Set { field: field.to_owned(), value: meant.clone() };
             return suggestion(&text, step);
         }
         match refusal.reason {
-            DeadLetterReason::TooLarge => think(
+            DeadLetterReason::TooLarge => manual(
                 "send large contents by reference, or raise VERBATIM_MAX_BODY_BYTES for all workers",
             ),
             DeadLetterReason::MalformedJson
                 if dead_letter.body.trim_ascii_start().starts_with(b"[") =>
             {
-                think("publish each element of the array as an action of its own")
+                manual("publish each element of the array as an action of its own")
             }
             DeadLetterReason::MalformedJson if dead_letter.body.starts_with(b"\xEF\xBB\xBF") => {
-                think("send UTF-8 without a byte order mark")
+                manual("send UTF-8 without a byte order mark")
             }
             DeadLetterReason::Schema if refusal.hint == Some(Hint::AddField) => {
-                think("add the field; the wire contract has an example of every action")
+                manual("add the field; the wire contract has an example of every action")
             }
             _ => None,
         }
@@ -117,11 +118,11 @@ fn suggestion(text: &str, step: Step) -> Option<Suggestion> {
     Some(Suggestion { text: text.to_owned(), step })
 }
 
-fn think(text: &str) -> Option<Suggestion> {
-    suggestion(text, Step::Think)
+fn manual(text: &str) -> Option<Suggestion> {
+    suggestion(text, Step::Manual)
 }
 
-/// Whether a shell takes it for nothing but itself, within single quotes.
+/// Whether the text has only characters that a shell takes literally.
 fn is_plain(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '[' | ']');
     !text.is_empty() && text.chars().all(plain)
@@ -142,32 +143,32 @@ mod tests {
     }
 
     #[test]
-    fn a_role_of_another_system_is_translated() {
+    fn for_a_role_of_another_system_the_right_role_is_suggested() {
         let flat = r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"bot","content":"hi"}"#;
         let nested = r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","data":{"role":"bot","content":"hi"}}"#;
         for body in [flat, nested] {
             let found = suggested("schema", body).unwrap();
             assert!(found.text.contains("role to \"assistant\""), "{found:?}");
             let Step::Set { field, value } = found.step else { panic!("{body}") };
-            let mended = crate::dead_letters::set(body.as_bytes(), &field, &value).unwrap();
-            assert_eq!(String::from_utf8(mended).unwrap(), body.replace("bot", "assistant"));
+            let edited = crate::dead_letters::set(body.as_bytes(), &field, &value).unwrap();
+            assert_eq!(String::from_utf8(edited).unwrap(), body.replace("bot", "assistant"));
         }
     }
 
     #[test]
-    fn a_misspelt_action_is_recognised() {
+    fn for_a_misspelt_action_the_right_name_is_suggested() {
         let body = r#"{"action_type":"conversation.saveMessage","tenant_id":"t","session_id":"s"}"#;
         let found = suggested("unknown_action", body).unwrap();
         assert_eq!(found.step, to_set("action_type", "conversation.save_message"));
     }
 
     #[test]
-    fn what_is_accepted_today_is_replayed() {
+    fn for_a_body_that_is_accepted_now_a_replay_is_suggested() {
         let body =
             r#"{"action_type":"conversation.session_opened","tenant_id":"t","session_id":"s"}"#;
         assert_eq!(suggested("schema", body).unwrap().step, Step::Replay);
         let erase = r#"{"action_type":"conversation.erase","tenant_id":"t","session_id":"s"}"#;
-        assert_eq!(suggested("unknown_action", erase).unwrap().step, Step::Think);
+        assert_eq!(suggested("unknown_action", erase).unwrap().step, Step::Manual);
         let edited = DeadLetterRow { edited_body: Some(body.into()), ..dead_letter("{broken") };
         let validator = DeadLetterValidator { max_body_bytes: 200 };
         assert_eq!(validator.suggest(&edited).unwrap().step, Step::Replay);
@@ -176,20 +177,20 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_suggested_where_nothing_is_known() {
+    fn a_suggestion_is_made_only_for_known_faults() {
         assert_eq!(suggested("malformed_json", "hello"), None);
         assert_eq!(suggested("a reason of a later version", "hello"), None);
-        for (reason, body, words) in [
+        for (reason, body, text) in [
             ("malformed_json", "[{}]", "each element"),
             ("schema", r#"{"action_type":"conversation.save_message"}"#, "add the field"),
-            ("conflict", "{}", "an id of its own"),
+            ("conflict", "{}", "its own id"),
             ("expired", "{}", "expiration"),
             ("delivery_limit", "{}", "restarts"),
             ("attempts_exhausted", "{}", "logs"),
             ("too_large", &format!("{:300}", ""), "by reference"),
         ] {
             let found = suggested(reason, body).unwrap();
-            assert!(found.text.contains(words), "{reason}: {found:?}");
+            assert!(found.text.contains(text), "{reason}: {found:?}");
         }
     }
 }

@@ -1,42 +1,42 @@
-//! What a tracer answers.
+//! The report of a trace.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-/// All that goes by an id.
+/// Everything with one id.
 #[derive(Debug, Clone, Serialize)]
 pub struct TraceReport {
     /// What was found, by tenant.
     pub items: Vec<TracedItem>,
-    /// Where it may still be. Empty where something was found, or nothing waits.
-    pub waiting: Vec<Waiting>,
-    /// Why nobody knows what waits.
+    /// The queues that have messages, if nothing was found: what is traced may be in one of them.
+    pub waiting: Vec<QueueBacklog>,
+    /// Why the queues could not be inspected, if so.
     pub queues_unknown: Option<String>,
 }
 
-/// What an id turned out to be, and what befell it.
+/// Something with the traced id, and what happened to it.
 #[derive(Debug, Clone, Serialize)]
 pub struct TracedItem {
-    /// What the id is.
-    pub matched: Matched,
-    /// The tenant, where known.
+    /// What the id identifies.
+    pub matched: MatchKind,
+    /// The tenant, if known.
     pub tenant_id: Option<String>,
-    /// The conversation, where known.
+    /// The conversation, if known.
     pub conversation_id: Option<String>,
-    /// The message; null where it is about a conversation.
+    /// The message; null for a conversation.
     pub message_id: Option<String>,
-    /// Where it is now.
+    /// Its present state.
     pub state: State,
     /// Whether it is in Redis.
     pub hot: HotCopyState,
-    /// What befell it, oldest first.
+    /// What happened to it, oldest first.
     pub timeline: Vec<TraceEvent>,
 }
 
-/// What an id is.
+/// What an id identifies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Matched {
+pub enum MatchKind {
     /// A message.
     Message,
     /// A conversation.
@@ -47,7 +47,7 @@ pub enum Matched {
     DeadLetter,
 }
 
-/// Where something is now.
+/// The present state of a message or conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
@@ -57,29 +57,29 @@ pub enum State {
     Closing,
     /// Stored, in a conversation that is archived.
     Archived,
-    /// Not stored: a dead letter that waits for an operator.
+    /// Not stored: an open dead letter, which an operator has to decide about.
     DeadLetter,
-    /// Not stored: a dead letter that was replayed; on its way, or refused again.
+    /// Not stored: a dead letter that was replayed, and is not processed yet or was refused again.
     Replayed,
     /// Not stored: a dead letter that an operator discarded.
     Discarded,
 }
 
-/// Whether something is in Redis, as a reader would find it.
+/// Whether something is in a hot copy that readers use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HotCopyState {
     /// In a valid copy.
     InHotCopy,
-    /// There is a valid copy, and it begins after this.
+    /// There is a valid copy, which begins after it.
     OlderThanHotCopy,
-    /// There is a valid copy, and it lacks this: `verbatim verify` says more.
+    /// There is a valid copy, which should have it and does not: run `verbatim verify`.
     Missing,
     /// There is no valid copy.
     NoHotCopy,
-    /// Nobody looked.
+    /// Redis was not asked.
     NotChecked,
-    /// Redis could not be asked.
+    /// Redis failed; the error.
     Unknown(String),
 }
 
@@ -88,15 +88,15 @@ pub enum HotCopyState {
 pub struct TraceEvent {
     /// When.
     pub at: DateTime<Utc>,
-    /// What, in one word.
+    /// What happened: one of a fixed set of names.
     pub what: &'static str,
-    /// More about it.
+    /// Details.
     pub text: String,
 }
 
-/// A queue in which something waits.
+/// A queue that has messages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Waiting {
+pub struct QueueBacklog {
     /// The queue.
     pub queue: &'static str,
     /// How many messages are ready.

@@ -1,4 +1,4 @@
-//! A stretch of a hot copy against the same stretch of committed rows. Pure.
+//! Compares a range of a hot copy with the same range of committed rows. Pure.
 
 use std::collections::BTreeMap;
 
@@ -6,9 +6,9 @@ use domain::message::{Message, Position};
 
 use super::Kind;
 
-/// A message that is not in both, or not the same in both.
+/// A message that is only in one of the two, or differs between them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Fault {
+pub(super) struct Mismatch {
     /// Its id.
     pub(super) id: String,
     /// What is wrong.
@@ -17,33 +17,37 @@ pub(super) struct Fault {
     pub(super) fields: Vec<&'static str>,
 }
 
-/// Compares what stands at `from` and after it. Both are in order, and hold all that they have there.
-pub(super) fn compare(copy: &[Message], rows: &[Message], from: Option<&Position>) -> Vec<Fault> {
+/// Compares the messages at `from` and after it. Both slices are in order, and complete from there on.
+pub(super) fn compare(
+    copy: &[Message],
+    rows: &[Message],
+    from: Option<&Position>,
+) -> Vec<Mismatch> {
     let covered = |message: &&Message| from.is_none_or(|from| message.position() >= *from);
-    let mut found: BTreeMap<&str, Fault> = BTreeMap::new();
+    let mut found: BTreeMap<&str, Mismatch> = BTreeMap::new();
     let rows: BTreeMap<&str, &Message> =
         rows.iter().filter(covered).map(|row| (row.id.as_str(), row)).collect();
     let copy: BTreeMap<&str, &Message> =
         copy.iter().filter(covered).map(|message| (message.id.as_str(), message)).collect();
-    let mut note = |id, kind, fields| {
-        found.insert(id, Fault { id: String::from(id), kind, fields });
+    let mut add = |id, kind, fields| {
+        found.insert(id, Mismatch { id: String::from(id), kind, fields });
     };
     for (id, message) in &copy {
         match rows.get(id) {
-            None => note(id, Kind::HotCopySurplus, vec![]),
+            None => add(id, Kind::HotCopySurplus, vec![]),
             Some(row) if row == message => {}
-            Some(row) => note(id, Kind::HotCopyDifferent, differing(row, message)),
+            Some(row) => add(id, Kind::HotCopyDifferent, differing(row, message)),
         }
     }
     for id in rows.keys().filter(|id| !copy.contains_key(*id)) {
-        note(id, Kind::HotCopyMissing, vec![]);
+        add(id, Kind::HotCopyMissing, vec![]);
     }
     found.into_values().collect()
 }
 
 /// The names of the fields in which two messages differ.
 fn differing(row: &Message, other: &Message) -> Vec<&'static str> {
-    // Taken apart by name, so that a new field cannot be forgotten here.
+    // Destructured without `..`, so that a new field is a compile error here.
     let Message {
         id: _,
         role,
@@ -92,7 +96,7 @@ mod tests {
         Message {
             id: MessageId::new(id).unwrap(),
             role: Role::User,
-            content: Content::Text(format!("words of {id}")),
+            content: Content::Text(format!("content of {id}")),
             tool_calls: None,
             tool_call_id: None,
             tokens_estimate: None,
@@ -107,19 +111,19 @@ mod tests {
     }
 
     fn found(copy: &[Message], rows: &[Message]) -> Vec<(String, Kind, Vec<&'static str>)> {
-        let faults = compare(copy, rows, None);
-        faults.into_iter().map(|fault| (fault.id, fault.kind, fault.fields)).collect()
+        let mismatches = compare(copy, rows, None);
+        mismatches.into_iter().map(|it| (it.id, it.kind, it.fields)).collect()
     }
 
     #[test]
-    fn equal_stretches_have_no_fault() {
+    fn equal_ranges_have_no_mismatch() {
         let all = [message("a", 1), message("b", 2)];
         assert_eq!(found(&all, &all), []);
         assert_eq!(found(&[], &[]), []);
     }
 
     #[test]
-    fn missing_surplus_and_different_messages_are_told_apart() {
+    fn missing_surplus_and_different_messages_are_distinguished() {
         let other = Message { role: Role::Tool, ..message("c", 3) };
         let copy = [message("b", 2), other, message("d", 4)];
         let rows = [message("a", 1), message("b", 2), message("c", 3)];
@@ -132,14 +136,14 @@ mod tests {
     }
 
     #[test]
-    fn a_message_at_another_time_is_one_fault() {
+    fn a_message_at_another_time_is_one_mismatch() {
         let moved = Message { created_at: Timestamp::from_micros(9).unwrap(), ..message("a", 1) };
         let expected = [("a".to_owned(), Kind::HotCopyDifferent, vec!["timestamp"])];
         assert_eq!(found(&[moved], &[message("a", 1)]), expected);
     }
 
     #[test]
-    fn what_stands_before_the_beginning_is_not_compared() {
+    fn messages_before_the_start_are_not_compared() {
         let rows = [message("a", 1), message("b", 2)];
         let from = message("b", 2).position();
         assert_eq!(compare(&rows[1..], &rows, Some(&from)), []);

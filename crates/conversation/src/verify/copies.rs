@@ -1,10 +1,10 @@
-//! Hot copies against committed rows.
+//! Checks hot copies against committed rows.
 //!
-//! A copy counts only as a reader would let it count: under a mark of the current numbers, from its
-//! floor on. There it must hold exactly the committed rows. A saver commits before it appends, so a row
-//! may be missing for a moment; a saver that was frozen or died in between has not acknowledged it, and
-//! the redelivery will bring it. So what differs is looked at again, numbers and all, and only what
-//! differs in every look is told.
+//! A copy is checked as readers use it: only if a completeness marker has the current epoch and generation, and
+//! only from the marker's `complete_from` on. There it must hold exactly the committed rows. A saver commits
+//! before it appends, so a row may be missing for a moment; a saver that stalled or crashed in between has not
+//! acknowledged the message, and its redelivery appends it. So a copy that differs is checked again, with epoch
+//! and generation read again, and only what differs in every check is reported.
 
 use std::collections::HashSet;
 use std::panic::resume_unwind;
@@ -17,17 +17,17 @@ use hot_store::{CompleteFrom, Extent, HotStore, Window};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::compare::{Fault, compare};
+use super::compare::{Mismatch, compare};
 use super::{Finding, Incomplete, Kind, Run};
-use crate::reader::marked;
+use crate::reader::current;
 
-/// Messages that are read of a copy and its rows at once.
+/// Messages of a copy, and rows, that are read at once.
 const PAGE: usize = 200;
-/// Bytes of rows that are read at once, at most, but always one row.
+/// The most bytes of rows that are read at once; at least one row is read.
 const PAGE_BYTES: usize = 16 * 1024 * 1024;
-/// Copies that are looked at side by side: what the connections of a command line carry.
-const SIDE_BY_SIDE: usize = 4;
-/// Before each look after the first: in all five times longer than Redis may take to answer a saver.
+/// Copies that are checked concurrently: no more than the connections of the command line.
+const CONCURRENCY: usize = 4;
+/// The pause before each further check: together five times the timeout of a saver's Redis command.
 const PAUSES: [Duration; 4] = [
     Duration::from_millis(200),
     Duration::from_millis(800),
@@ -35,18 +35,18 @@ const PAUSES: [Duration; 4] = [
     Duration::from_secs(2),
 ];
 
-/// What one look at a copy showed.
+/// The result of one check of a copy.
 #[derive(Debug, Clone, PartialEq)]
-enum Look {
-    /// No reader would use it, or it is as it should be.
-    Nothing,
-    /// A reader would use it, and gets something else than from PostgreSQL.
-    Faults(Vec<Fault>),
-    /// It cannot be read.
+enum CheckResult {
+    /// It equals the rows, or readers do not use it.
+    Consistent,
+    /// Readers use it, and it differs from PostgreSQL.
+    Mismatches(Vec<Mismatch>),
+    /// It cannot be decoded.
     Damaged(String),
-    /// It holds messages of a conversation that is not there.
+    /// It holds messages of a conversation that does not exist.
     Orphaned,
-    /// The rows cannot be read.
+    /// The rows in PostgreSQL cannot be decoded.
     Unreadable(String),
 }
 
@@ -56,13 +56,13 @@ impl Run<'_> {
         if let Some(key) = self.scope.key() {
             return self.copies_of(&hot, vec![key]).await;
         }
-        // A copy may come twice in a walk.
+        // SCAN may return a key twice.
         let mut seen = HashSet::new();
-        let mut place = None;
+        let mut cursor = None;
         loop {
-            let step = hot.scan(self.scope.tenant.as_ref(), place).await?;
+            let step = hot.scan(self.scope.tenant.as_ref(), cursor).await?;
             for name in step.unknown_keys {
-                let detail = "a key among the hot copies that is no conversation's";
+                let detail = "not the key of a conversation; verbatim does not drop it";
                 self.found(Finding::about(Kind::HotCopyOrphaned, Some(name), detail), None).await;
             }
             let mut keys = step.keys;
@@ -73,16 +73,16 @@ impl Run<'_> {
                 keys = self.verifier.database.touched_since(&keys, since).await?;
             }
             keys.retain(|key| !seen.contains(key));
-            let faulty = self.verified.found;
-            let told = keys.clone();
+            let found_before = self.verified.found;
+            let checked = keys.clone();
             self.copies_of(&hot, keys).await?;
-            if self.verified.found > faulty {
-                // Only these would be told a second time.
-                seen.extend(told);
+            if self.verified.found > found_before {
+                // Only these would be reported a second time.
+                seen.extend(checked);
             }
             match step.next {
                 None => return Ok(()),
-                next => place = next,
+                next => cursor = next,
             }
         }
     }
@@ -92,72 +92,78 @@ impl Run<'_> {
         hot: &HotStore,
         keys: Vec<ConversationKey>,
     ) -> Result<(), Incomplete> {
-        let looked_at = keys.len();
-        let mut suspicious = look_at(&self.verifier.database, hot, keys).await?;
+        let checked = keys.len();
+        let mut differing = check_all(&self.verifier.database, hot, keys).await?;
         for pause in PAUSES {
-            if suspicious.is_empty() {
+            if differing.is_empty() {
                 break;
             }
             sleep(pause).await;
-            let keys = suspicious.iter().map(|(key, _)| key.clone()).collect();
-            let again = look_at(&self.verifier.database, hot, keys).await?;
-            suspicious = in_both(&suspicious, again);
+            let keys = differing.iter().map(|(key, _)| key.clone()).collect();
+            let again = check_all(&self.verifier.database, hot, keys).await?;
+            differing = in_both(&differing, again);
         }
-        for (key, look) in suspicious {
-            self.tell_of_copy(&key, look).await;
+        for (key, result) in differing {
+            self.report_copy(&key, result).await;
         }
-        self.checked(looked_at);
+        self.checked(checked);
         Ok(())
     }
 
-    async fn tell_of_copy(&mut self, key: &ConversationKey, look: Look) {
-        let void = || Repair::InvalidateCopy(key.clone(), self.verifier.random.next());
-        match look {
-            Look::Nothing => {}
-            Look::Faults(faults) => {
-                let told = |fault: Fault| {
-                    let detail = match fault.kind {
-                        Kind::HotCopyMissing => "committed, and not in the valid copy".to_owned(),
-                        Kind::HotCopySurplus => "in the valid copy, and not committed".to_owned(),
-                        _ => format!("the valid copy has another {}", fault.fields.join(", ")),
+    async fn report_copy(&mut self, key: &ConversationKey, result: CheckResult) {
+        let invalidate = || Repair::InvalidateCopy(key.clone(), self.verifier.random.next());
+        match result {
+            CheckResult::Consistent => {}
+            CheckResult::Mismatches(mismatches) => {
+                let finding = |mismatch: Mismatch| {
+                    let detail = match mismatch.kind {
+                        Kind::HotCopyMissing => {
+                            "committed in PostgreSQL, missing in the valid hot copy".to_owned()
+                        }
+                        Kind::HotCopySurplus => {
+                            "in the valid hot copy, not committed in PostgreSQL".to_owned()
+                        }
+                        _ => {
+                            format!("the valid hot copy differs in {}", mismatch.fields.join(", "))
+                        }
                     };
-                    Finding { id: Some(fault.id), ..Finding::of(fault.kind, key, detail) }
+                    Finding { id: Some(mismatch.id), ..Finding::of(mismatch.kind, key, detail) }
                 };
-                let void = void();
-                self.all_found(faults.into_iter().map(told).collect(), Some(void)).await;
+                let repair = invalidate();
+                self.all_found(mismatches.into_iter().map(finding).collect(), Some(repair)).await;
             }
-            Look::Damaged(damage) => {
-                let void = void();
-                self.found(Finding::of(Kind::HotCopyDamaged, key, damage), Some(void)).await;
+            CheckResult::Damaged(damage) => {
+                let repair = invalidate();
+                self.found(Finding::of(Kind::HotCopyDamaged, key, damage), Some(repair)).await;
             }
-            Look::Orphaned => {
-                let detail = "it holds messages, and there is no such conversation";
+            CheckResult::Orphaned => {
+                let detail = "the copy holds messages, but the conversation does not exist";
                 let finding = Finding::of(Kind::HotCopyOrphaned, key, detail);
                 self.found(finding, Some(Repair::DropCopy(key.clone()))).await;
             }
-            Look::Unreadable(fault) => {
+            CheckResult::Unreadable(fault) => {
                 self.found(Finding::of(Kind::MessagesUnreadable, key, fault), None).await;
             }
         }
     }
 }
 
-/// Looks at copies, some side by side; returns those that show something.
-async fn look_at(
+/// Checks copies, several at the same time; returns those that are not consistent.
+async fn check_all(
     database: &Database,
     hot: &HotStore,
     keys: Vec<ConversationKey>,
-) -> Result<Vec<(ConversationKey, Look)>, Incomplete> {
-    let share = keys.len().div_ceil(SIDE_BY_SIDE).max(1);
+) -> Result<Vec<(ConversationKey, CheckResult)>, Incomplete> {
+    let share = keys.len().div_ceil(CONCURRENCY).max(1);
     let mut shares = JoinSet::new();
     for keys in keys.chunks(share) {
         let (database, hot, keys) = (database.clone(), hot.clone(), keys.to_vec());
         shares.spawn(async move {
             let mut found = Vec::new();
             for key in keys {
-                match look(&database, &hot, &key).await? {
-                    Look::Nothing => {}
-                    shown => found.push((key, shown)),
+                match check_copy(&database, &hot, &key).await? {
+                    CheckResult::Consistent => {}
+                    other => found.push((key, other)),
                 }
             }
             Ok::<_, Incomplete>(found)
@@ -168,8 +174,8 @@ async fn look_at(
     Ok(found)
 }
 
-/// What all shares found. One that panicked has compared nothing, which must not pass for agreement:
-/// its panic goes on here.
+/// The results of all shares. A share that panicked has compared nothing, which must not count as consistent:
+/// the panic is resumed here.
 async fn all<T: 'static>(
     mut shares: JoinSet<Result<Vec<T>, Incomplete>>,
 ) -> Result<Vec<T>, Incomplete> {
@@ -180,47 +186,47 @@ async fn all<T: 'static>(
     Ok(found)
 }
 
-/// One look at one copy, from its newest message to its floor.
-async fn look(
+/// One check of one copy, from its newest message back to `complete_from`.
+async fn check_copy(
     database: &Database,
     hot: &HotStore,
     key: &ConversationKey,
-) -> Result<Look, Incomplete> {
-    let mut faults = Vec::new();
+) -> Result<CheckResult, Incomplete> {
+    let mut mismatches = Vec::new();
     let mut before: Option<Position> = None;
     loop {
-        // The copy first: what it holds was committed before, so the rows have it.
+        // The copy before the rows: what it holds is committed already, so the rows include it.
         let window = Window { newest: PAGE, before: before.clone() };
         let copy = hot.read(key, &window).await?;
         if let Some(damage) = copy.damage {
-            return Ok(Look::Damaged(damage.to_string()));
+            return Ok(CheckResult::Damaged(damage.to_string()));
         }
         let page = Page { newest: PAGE, max_bytes: PAGE_BYTES, before };
         let snapshot = match database.read(key, &page).await {
             Ok(snapshot) => snapshot,
             Err(error @ database::Error::Corrupt { .. }) => {
-                return Ok(Look::Unreadable(error.to_string()));
+                return Ok(CheckResult::Unreadable(error.to_string()));
             }
             Err(error) => return Err(error.into()),
         };
         let Some(conversation) = &snapshot.numbers.conversation else {
             let empty = copy.messages.is_empty();
-            return Ok(if empty { Look::Nothing } else { Look::Orphaned });
+            return Ok(if empty { CheckResult::Consistent } else { CheckResult::Orphaned });
         };
         let Some(complete_from) =
-            copy.complete_from(marked(&snapshot.numbers, conversation)).cloned()
+            copy.complete_from(current(&snapshot.numbers, conversation)).cloned()
         else {
-            return Ok(Look::Nothing);
+            return Ok(CheckResult::Consistent);
         };
         let mut messages = copy.messages;
         messages.retain(|it| conversation.erased_at.is_none_or(|erased| it.created_at > erased));
-        // Each side is known from its oldest message on, or wholly if there is none before that.
+        // Each side is known from its oldest message on, or entirely if there is no older message.
         let oldest = |of: Option<&Message>| of.map(Message::position);
         let copy_from = match copy.extent {
             Extent::Exhausted => None,
             Extent::Full => oldest(messages.first()),
-            // No reader gets past this, so no reader is misled by what is below.
-            Extent::CutShort => return Ok(shown(faults)),
+            // Readers cannot read past this either, so older messages cannot mislead them.
+            Extent::CutShort => return Ok(result_of(mismatches)),
         };
         let rows_from = match snapshot.from_beginning {
             true => None,
@@ -232,39 +238,43 @@ async fn look(
         };
         let known_from = copy_from.max(rows_from);
         let from = known_from.clone().max(complete_from.clone());
-        faults.extend(compare(&messages, &snapshot.messages, from.as_ref()));
+        mismatches.extend(compare(&messages, &snapshot.messages, from.as_ref()));
         if known_from <= complete_from {
-            return Ok(shown(faults));
+            return Ok(result_of(mismatches));
         }
         before = known_from;
     }
 }
 
-fn shown(faults: Vec<Fault>) -> Look {
-    if faults.is_empty() { Look::Nothing } else { Look::Faults(faults) }
+fn result_of(mismatches: Vec<Mismatch>) -> CheckResult {
+    if mismatches.is_empty() {
+        CheckResult::Consistent
+    } else {
+        CheckResult::Mismatches(mismatches)
+    }
 }
 
-/// What two looks have in common.
+/// What two checks have in common.
 fn in_both(
-    before: &[(ConversationKey, Look)],
-    after: Vec<(ConversationKey, Look)>,
-) -> Vec<(ConversationKey, Look)> {
-    let mut left = Vec::new();
-    for (key, look) in after {
-        let same = before.iter().find(|(before, _)| *before == key).map(|(_, look)| look);
-        let look = match (same, look) {
-            (Some(Look::Faults(before)), Look::Faults(mut after)) => {
-                after.retain(|fault| before.contains(fault));
-                shown(after)
+    before: &[(ConversationKey, CheckResult)],
+    after: Vec<(ConversationKey, CheckResult)>,
+) -> Vec<(ConversationKey, CheckResult)> {
+    let mut common = Vec::new();
+    for (key, result) in after {
+        let earlier = before.iter().find(|(before, _)| *before == key).map(|(_, result)| result);
+        let result = match (earlier, result) {
+            (Some(CheckResult::Mismatches(before)), CheckResult::Mismatches(mut after)) => {
+                after.retain(|mismatch| before.contains(mismatch));
+                result_of(after)
             }
             (Some(before), after) if *before == after => after,
-            _ => Look::Nothing,
+            _ => CheckResult::Consistent,
         };
-        if look != Look::Nothing {
-            left.push((key, look));
+        if result != CheckResult::Consistent {
+            common.push((key, result));
         }
     }
-    left
+    common
 }
 
 #[cfg(test)]
@@ -273,7 +283,7 @@ mod tests {
 
     #[tokio::test]
     #[should_panic(expected = "comparing failed")]
-    async fn a_comparison_that_panics_is_not_passed_over() {
+    async fn a_comparison_that_panics_fails_the_check() {
         let mut shares = JoinSet::new();
         shares.spawn(async { Ok(vec![1]) });
         shares.spawn(async { panic!("comparing failed") });

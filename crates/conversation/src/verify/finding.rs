@@ -1,28 +1,28 @@
-//! What can be wrong, and what is done about it.
+//! Findings: what can be wrong, and what to run about it.
 
 use database::Difference;
 use domain::ids::ConversationKey;
 use serde::Serialize;
 
-/// Something that is not as it should be.
+/// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Finding {
     /// What it is.
     pub kind: Kind,
-    /// The tenant, where it is about one.
+    /// The tenant, if it concerns one.
     pub tenant_id: Option<String>,
-    /// The conversation, where it is about one.
+    /// The conversation, if it concerns one.
     pub conversation_id: Option<String>,
     /// The message, the day with its agent, or the queue.
     pub id: Option<String>,
-    /// What differs, in words; never those of a conversation.
+    /// What is wrong, as text; never the content of a message.
     pub detail: String,
     /// Whether it was repaired.
     #[serde(rename = "repair")]
     pub repair_outcome: RepairOutcome,
 }
 
-/// What can be wrong. The names are what scripts go by.
+/// What can be wrong. The JSON names are stable, for scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -30,21 +30,21 @@ pub enum Kind {
     HotCopyMissing,
     /// A valid hot copy holds a message that is not committed.
     HotCopySurplus,
-    /// A valid hot copy holds other words, or another time, than the committed row.
+    /// A valid hot copy holds a message that differs from its committed row.
     HotCopyDifferent,
-    /// A hot copy cannot be read. Readers pass over it.
+    /// A hot copy cannot be decoded. Readers do not use it.
     HotCopyDamaged,
-    /// A hot copy with messages, of a conversation that does not exist; or of none at all.
+    /// A hot copy with messages of a conversation that does not exist, or a key of no conversation.
     HotCopyOrphaned,
-    /// Nobody goes on with a close.
+    /// A close has stopped: its lease expired, and no closer took it over.
     ClosingStuck,
     /// A conversation should be closed by now.
     CloseOverdue,
     /// An archived conversation's totals are not those of its messages.
     TotalsDiffer,
-    /// An archived conversation has no messages any more.
+    /// An archived conversation no longer has messages.
     MessagesGone,
-    /// Messages cannot be read by this program.
+    /// Messages cannot be decoded by this program.
     MessagesUnreadable,
     /// A conversation's statistics are not what follows from its messages.
     StatisticsDiffer,
@@ -54,19 +54,19 @@ pub enum Kind {
     DayDiffers,
     /// A day's statistics should be computed by now.
     DayOverdue,
-    /// There are messages whose conversation is not there.
+    /// There are messages whose conversation does not exist.
     MessagesOrphaned,
-    /// There are statistics whose conversation is not there.
+    /// There are statistics whose conversation does not exist.
     StatisticsOrphaned,
-    /// A queue or exchange is missing or was declared otherwise.
+    /// A queue or exchange is missing or was declared with other arguments.
     TopologyDiffers,
-    /// Dead letters lie in their queue, and no dead-letter collector takes them.
+    /// Dead letters are in their queue, and no dead-letter collector consumes them.
     DeadLettersWaiting,
-    /// Actions that no binding matched lie there, and nobody sends them home.
+    /// Unroutable actions are in `domain.unrouted`, and no statistics-worker reroutes them.
     UnroutedWaiting,
-    /// Suspects wait, and nobody tries them.
+    /// Suspects are in their queue, and no worker handles them.
     SuspectsWaiting,
-    /// Work waits, and nobody consumes it.
+    /// Messages are in a work queue, and it has no consumer.
     WorkWithoutConsumers,
 }
 
@@ -74,13 +74,13 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RepairOutcome {
-    /// It could be, and nobody asked for it.
+    /// It can be repaired, and that was not requested.
     NotRequested,
-    /// It is marked for the fleet, which does the rest.
+    /// It was marked as stale; the fleet corrects it.
     Done,
-    /// It could be, and that failed.
+    /// The repair failed; why.
     Failed(String),
-    /// Not by marking anything: see [`Kind::advice`].
+    /// No repair exists: see [`Kind::advice`].
     NotRepairable,
 }
 
@@ -134,58 +134,73 @@ impl Kind {
         }
     }
 
-    /// What to do about it, in one sentence.
+    /// What to do about it, and which command to run.
     #[must_use]
     pub fn advice(self) -> &'static str {
         match self {
             Self::HotCopyMissing | Self::HotCopySurplus | Self::HotCopyDifferent => {
-                "readers believe this copy: --repair voids it, and the next reader loads it anew"
+                "readers use this copy: run `verbatim verify --repair`, which invalidates it; the next reader \
+                 loads it again"
             }
-            Self::HotCopyDamaged | Self::HotCopyOrphaned => {
-                "readers pass over this copy: --repair drops it"
+            Self::HotCopyDamaged => {
+                "readers do not use it: run `verbatim verify --repair`, which drops it"
+            }
+            Self::HotCopyOrphaned => {
+                "readers do not use it: run `verbatim verify --repair`, which drops the copy of a \
+                 conversation; delete any other key yourself"
             }
             Self::ClosingStuck => {
-                "--repair gives it back to the sweep; is a persistence-migration-worker running?"
+                "run `verbatim verify --repair`, which makes it due for the closing sweep again; check that a \
+                 persistence-migration-worker is running"
             }
             Self::CloseOverdue => {
-                "is a persistence-migration-worker running, and does it keep up? See verbatim_close_lag_seconds"
+                "check that a persistence-migration-worker is running and keeps up (metric \
+                 verbatim_close_lag_seconds)"
             }
             Self::TotalsDiffer => {
-                "--repair has it closed again, which counts anew and publishes conversation.migrated again"
+                "run `verbatim verify --repair`, which closes it again: that recounts its messages and publishes \
+                 conversation.migrated once more"
             }
             Self::MessagesGone => {
-                "its rows were deleted: restore them from a backup; a repair would drop what is left of it"
+                "its message rows were deleted: restore them from a backup; there is no repair, because \
+                 closing it again would delete the conversation"
             }
             Self::MessagesUnreadable => {
-                "a newer version wrote these rows, or a hand did: upgrade, or restore them from a backup"
+                "a newer version wrote these rows, or they were changed by hand: upgrade, or restore them from a \
+                 backup"
             }
-            Self::StatisticsDiffer => "--repair has them recomputed",
-            Self::DayDiffers => "--repair has the day recomputed",
+            Self::StatisticsDiffer => "run `verbatim verify --repair`, which has them recomputed",
+            Self::DayDiffers => "run `verbatim verify --repair`, which has the day recomputed",
             Self::StatisticsOverdue | Self::DayOverdue => {
-                "is a statistics-worker running, and does it keep up?"
+                "check that a statistics-worker is running and keeps up; its log says \"statistics not refreshed\" \
+                 with the error when it cannot"
             }
             Self::MessagesOrphaned => {
-                "the row of their conversation was deleted: restore it, with its number, from a backup"
+                "the row of their conversation was deleted: restore it from a backup, with its `number`"
             }
-            Self::StatisticsOrphaned => "--repair removes them, and has their day recomputed",
+            Self::StatisticsOrphaned => {
+                "run `verbatim verify --repair`, which deletes them and has their day recomputed"
+            }
             Self::TopologyDiffers => {
-                "`verbatim setup` makes what is missing and says what is in its way"
+                "run `verbatim setup`, which creates what is missing and reports what it cannot change"
             }
             Self::DeadLettersWaiting | Self::UnroutedWaiting => {
-                "is a statistics-worker running? Its log says what it cannot store or send"
+                "check that a statistics-worker is running (`verbatim queues` shows consumers); its log says what \
+                 it cannot store or reroute"
             }
             Self::SuspectsWaiting => {
-                "they are tried one at a time while nothing else is under way: is a worker of the queue running?"
+                "suspects are handled one at a time, while their consumer has no other delivery: check that a \
+                 worker of the queue is running (`verbatim queues` shows consumers)"
             }
             Self::WorkWithoutConsumers => {
-                "start a worker of that queue; `verbatim queues` names it"
+                "start a worker that consumes the queue; `verbatim queues` names it"
             }
         }
     }
 }
 
-/// Differences in one line.
-pub(super) fn told(differences: &[Difference]) -> String {
+/// Differences as one line of text.
+pub(super) fn describe(differences: &[Difference]) -> String {
     let one = |it: &Difference| format!("{} is {}, should be {}", it.field, it.is, it.should_be);
     differences.iter().map(one).collect::<Vec<_>>().join("; ")
 }

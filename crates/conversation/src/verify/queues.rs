@@ -1,7 +1,8 @@
-//! Queues: declared as they must be, and what waits in them has somebody who takes it.
+//! Checks queues: declared as they must be, and their messages are consumed.
 //!
-//! What waits at one moment says nothing: it may have come just now. So queues are looked at several
-//! times, and only what waited at every look is told. Nor is a burst that its consumers are working off.
+//! Messages in a queue at one moment are no damage: they may have arrived just now. So the depths are sampled
+//! several times, and a queue is reported only if it had messages in every sample. Dead-letter queues and
+//! `domain.unrouted` are not reported while they have a consumer and their depth falls with every sample.
 
 use std::time::Duration;
 
@@ -11,10 +12,10 @@ use tokio::time::sleep;
 
 use super::{Finding, Incomplete, Kind, Run};
 
-/// Between two looks.
+/// The pause between two samples.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Looks after the first: with the pauses, longer than a dead-letter collector needs for what is prefetched.
-const LOOKS: u32 = 3;
+/// Samples after the first: together longer than a dead-letter collector needs for its prefetched messages.
+const SAMPLES: u32 = 3;
 
 impl Run<'_> {
     pub(super) async fn queues(&mut self) -> Result<(), Incomplete> {
@@ -34,8 +35,8 @@ impl Run<'_> {
         let mut inspector = Inspector::new(endpoints);
         let depths_now = depths(&mut inspector).await?;
         self.checked(depths_now.len());
-        let mut watched: Vec<Watched> = depths_now.into_iter().map(Watched::new).collect();
-        for _ in 0..LOOKS {
+        let mut watched: Vec<Sampled> = depths_now.into_iter().map(Sampled::new).collect();
+        for _ in 0..SAMPLES {
             watched.retain(|queue| queue.least > 0);
             if watched.is_empty() {
                 break;
@@ -43,20 +44,20 @@ impl Run<'_> {
             sleep(PAUSE).await;
             let now = depths(&mut inspector).await?;
             for queue in &mut watched {
-                queue.look(now.iter().find(|seen| seen.queue == queue.name).copied());
+                queue.sample(now.iter().find(|depth| depth.queue == queue.name).copied());
             }
         }
         for queue in topology::queues() {
-            let Some(seen) = watched.iter().find(|seen| seen.name == queue.name) else {
+            let Some(sampled) = watched.iter().find(|it| it.name == queue.name) else {
                 continue;
             };
-            if let Some(kind) = kind(queue.purpose, seen) {
-                let consumers = match seen.consumers {
+            if let Some(kind) = kind(queue.purpose, sampled) {
+                let consumers = match sampled.consumers {
                     0 => "no consumer".to_owned(),
                     1 => "1 consumer".to_owned(),
                     n => format!("{n} consumers"),
                 };
-                let detail = format!("{} ready, {consumers}", seen.least);
+                let detail = format!("{} messages ready, {consumers}", sampled.least);
                 let name = Some(queue.name.to_owned());
                 self.found(Finding::about(kind, name, detail), None).await;
             }
@@ -65,30 +66,30 @@ impl Run<'_> {
     }
 }
 
-/// A queue over several looks.
+/// A queue over several samples.
 #[derive(Debug, Clone)]
-struct Watched {
+struct Sampled {
     name: &'static str,
-    /// The fewest messages that were ready at one look.
+    /// The fewest messages that were ready in a sample.
     least: u32,
-    /// How many were ready at the last look.
+    /// How many were ready in the last sample.
     last: u32,
-    /// Whether fewer were ready at each look than at the one before.
-    falls: bool,
-    /// The most consumers at one look: a queue that had one is worked on.
+    /// Whether fewer were ready in each sample than in the one before.
+    falling: bool,
+    /// The most consumers in a sample.
     consumers: u32,
 }
 
-impl Watched {
+impl Sampled {
     fn new(depth: Depth) -> Self {
         let Depth { queue, ready, consumers } = depth;
-        Self { name: queue, least: ready, last: ready, falls: true, consumers }
+        Self { name: queue, least: ready, last: ready, falling: true, consumers }
     }
 
-    /// Looks once more. A queue that is gone has nothing in it.
-    fn look(&mut self, now: Option<Depth>) {
+    /// Adds a sample. A missing queue counts as empty.
+    fn sample(&mut self, now: Option<Depth>) {
         let (ready, consumers) = now.map_or((0, 0), |now| (now.ready, now.consumers));
-        self.falls &= ready < self.last;
+        self.falling &= ready < self.last;
         self.least = self.least.min(ready);
         self.last = ready;
         self.consumers = self.consumers.max(consumers);
@@ -99,20 +100,20 @@ async fn depths(inspector: &mut Inspector) -> Result<Vec<Depth>, Incomplete> {
     Ok(inspector.depths().await?.into_iter().filter_map(|(_, depth)| depth).collect())
 }
 
-/// What is wrong with a queue in which so much waited all the while.
-fn kind(purpose: Purpose, seen: &Watched) -> Option<Kind> {
-    if seen.least == 0 {
+/// What is wrong with a queue after all samples.
+fn kind(purpose: Purpose, sampled: &Sampled) -> Option<Kind> {
+    if sampled.least == 0 {
         return None;
     }
-    let is_worked_off = seen.falls && seen.consumers > 0;
+    let is_consumed = sampled.falling && sampled.consumers > 0;
     match purpose {
-        Purpose::DeadLetters => (!is_worked_off).then_some(Kind::DeadLettersWaiting),
-        // Its consumer takes everything at once, and sends it home or to the dead letters.
-        Purpose::Work(WorkQueue::Unrouted) => (!is_worked_off).then_some(Kind::UnroutedWaiting),
+        Purpose::DeadLetters => (!is_consumed).then_some(Kind::DeadLettersWaiting),
+        // Its consumer reroutes every message at once, or makes it a dead letter.
+        Purpose::Work(WorkQueue::Unrouted) => (!is_consumed).then_some(Kind::UnroutedWaiting),
         Purpose::Suspects(_) => Some(Kind::SuspectsWaiting),
-        // With consumers it is a backlog, which is no damage.
-        Purpose::Work(_) => (seen.consumers == 0).then_some(Kind::WorkWithoutConsumers),
-        // Delays end by themselves, and questions expire.
+        // With a consumer it is a backlog, which is no damage.
+        Purpose::Work(_) => (sampled.consumers == 0).then_some(Kind::WorkWithoutConsumers),
+        // Delayed retries are delivered by RabbitMQ, and requests expire.
         Purpose::Retry(_) | Purpose::Requests => None,
     }
 }
@@ -121,11 +122,11 @@ fn kind(purpose: Purpose, seen: &Watched) -> Option<Kind> {
 mod tests {
     use super::*;
 
-    fn over(purpose: Purpose, looks: [u32; 3], consumers: u32) -> Option<Kind> {
-        let [first, then @ ..] = looks.map(|ready| Depth { queue: "q", ready, consumers });
-        let mut seen = Watched::new(first);
-        then.into_iter().for_each(|now| seen.look(Some(now)));
-        kind(purpose, &seen)
+    fn over(purpose: Purpose, samples: [u32; 3], consumers: u32) -> Option<Kind> {
+        let [first, then @ ..] = samples.map(|ready| Depth { queue: "q", ready, consumers });
+        let mut sampled = Sampled::new(first);
+        then.into_iter().for_each(|now| sampled.sample(Some(now)));
+        kind(purpose, &sampled)
     }
 
     fn of(purpose: Purpose, ready: u32, consumers: u32) -> Option<Kind> {
@@ -133,19 +134,19 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_that_a_collector_works_off_is_no_damage() {
+    fn a_burst_that_a_collector_is_consuming_is_no_damage() {
         for (purpose, found) in [
             (Purpose::DeadLetters, Kind::DeadLettersWaiting),
             (Purpose::Work(WorkQueue::Unrouted), Kind::UnroutedWaiting),
         ] {
             assert_eq!(over(purpose, [9_000, 6_000, 3_000], 1), None);
-            assert_eq!(over(purpose, [9_000, 6_000, 3_000], 0), Some(found), "nobody takes it");
+            assert_eq!(over(purpose, [9_000, 6_000, 3_000], 0), Some(found), "no consumer");
             assert_eq!(over(purpose, [9_000, 6_000, 6_000], 1), Some(found), "it stopped");
         }
     }
 
     #[test]
-    fn a_backlog_that_is_worked_on_is_no_damage() {
+    fn a_backlog_that_a_consumer_works_on_is_no_damage() {
         let work = Purpose::Work(WorkQueue::SaveMessage);
         assert_eq!(of(work, 1_000, 1), None);
         assert_eq!(of(work, 0, 0), None);
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_not_wait_is_told_whoever_consumes_it() {
+    fn a_queue_that_must_be_empty_is_reported_although_it_has_consumers() {
         assert_eq!(of(Purpose::DeadLetters, 1, 1), Some(Kind::DeadLettersWaiting));
         assert_eq!(of(Purpose::Suspects(WorkQueue::Session), 1, 0), Some(Kind::SuspectsWaiting));
         assert_eq!(of(Purpose::Work(WorkQueue::Unrouted), 1, 2), Some(Kind::UnroutedWaiting));

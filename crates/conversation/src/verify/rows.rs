@@ -1,4 +1,4 @@
-//! Conversations and days against what follows from the rows.
+//! Checks conversations and days against the rows that they are derived from.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,20 +7,20 @@ use database::{ConversationCheck, DayCheck, DayKey, Differences, OrphanedStatist
 use domain::ids::ConversationKey;
 use tokio::time::{Instant, sleep_until};
 
-use super::finding::told;
+use super::finding::describe;
 use super::{Finding, Incomplete, Kind, Run, VerifyingSettings};
 
-/// Conversations or days that one statement looks at. Those of many messages or conversations may need
-/// longer than a statement may take; then it is tried with fewer.
+/// Conversations or days that one statement checks. Those with many messages or conversations may exceed the
+/// statement timeout; then fewer are checked at once.
 const PAGE: u32 = 100;
-/// Numbers of conversations along which orphans are looked for at once: some milliseconds.
+/// Conversation numbers that one statement searches for orphaned rows: some milliseconds.
 const NUMBERS: u32 = 2_000;
-/// What is remembered for a second look: some megabytes.
+/// The most conversations or days that are remembered for a second check: some megabytes.
 pub(super) const REMEMBERED: u32 = 10_000;
-/// The coarseness of the activity time, which comes on top of the idle limit.
+/// The precision of the activity time, which is added to the idle limit.
 const TOUCH: Duration = Duration::from_secs(database::TOUCH_SECONDS as u64);
-/// How long statistics that are due may stay as they are. They are refreshed every few seconds.
-const SETTLED: Duration = Duration::from_secs(10);
+/// How long to wait before statistics that are due count as overdue. They are refreshed every few seconds.
+const SETTLE: Duration = Duration::from_secs(10);
 
 impl Run<'_> {
     /// Every conversation in scope.
@@ -37,11 +37,11 @@ impl Run<'_> {
                 None => keys,
             };
             for check in self.check(&chosen).await? {
-                let overdue = self.is_over(check.statistics_due_for, Duration::ZERO);
+                let overdue = self.is_overdue(check.statistics_due_for, Duration::ZERO);
                 if overdue && due.len() < REMEMBERED as usize {
                     due.push((check.key.clone(), check.version.clone()));
                 }
-                self.tell_of_conversation(check).await;
+                self.report_conversation(check).await;
             }
             self.checked(chosen.len());
             if !full {
@@ -64,28 +64,30 @@ impl Run<'_> {
         in_parts(keys, async |part| database.check_days(part).await).await
     }
 
-    async fn tell_of_conversation(&mut self, check: ConversationCheck) {
+    async fn report_conversation(&mut self, check: ConversationCheck) {
         let VerifyingSettings { grace, idle, .. } = self.verifier.settings;
         let key = &check.key;
-        if self.is_over(check.lease_over_for, Duration::ZERO) {
-            let detail = format!("closing, and its lease ended {} ago", ago(check.lease_over_for));
+        if self.is_overdue(check.lease_over_for, Duration::ZERO) {
+            let detail =
+                format!("status closing, lease expired {} ago", duration(check.lease_over_for));
             let finding = Finding::of(Kind::ClosingStuck, key, detail);
             self.found(finding, Some(Repair::CloseAgain(key.clone()))).await;
         }
-        if self.is_over(check.requested_for, grace) {
-            let detail = format!("its close was asked for {} ago", ago(check.requested_for));
+        if self.is_overdue(check.requested_for, grace) {
+            let detail =
+                format!("close requested {} ago, not closed yet", duration(check.requested_for));
             self.found(Finding::of(Kind::CloseOverdue, key, detail), None).await;
         }
-        if self.is_over(check.idle_for, idle + TOUCH) {
-            let detail = format!("nothing came for {}", ago(check.idle_for));
+        if self.is_overdue(check.idle_for, idle + TOUCH) {
+            let detail = format!("no message for {}, not closed yet", duration(check.idle_for));
             self.found(Finding::of(Kind::CloseOverdue, key, detail), None).await;
         }
         if check.unreadable > 0 {
-            let detail = format!("{} of {}", check.unreadable, check.messages);
+            let detail = format!("{} of {} messages", check.unreadable, check.messages);
             self.found(Finding::of(Kind::MessagesUnreadable, key, detail), None).await;
         }
         if !check.totals.is_empty() {
-            let detail = told(&check.totals);
+            let detail = describe(&check.totals);
             if check.messages == 0 {
                 self.found(Finding::of(Kind::MessagesGone, key, detail), None).await;
             } else {
@@ -94,19 +96,21 @@ impl Run<'_> {
             }
         }
         let statistics = match &check.statistics {
-            Differences::None if check.without_day => Some("its day has no row".to_owned()),
+            Differences::None if check.without_day => {
+                Some("no row of its day in daily_stats".to_owned())
+            }
             Differences::None => None,
-            Differences::Missing => Some("they are missing".to_owned()),
-            Differences::Fields(fields) => Some(told(fields)),
+            Differences::Missing => Some("no row in conversation_stats".to_owned()),
+            Differences::Fields(fields) => Some(describe(fields)),
         };
-        // Totals that are wrong make statistics wrong; what mends those mends these.
+        // Wrong totals make the statistics wrong; the repair of the totals corrects both.
         if let Some(detail) = statistics.filter(|_| check.totals.is_empty()) {
             let finding = Finding::of(Kind::StatisticsDiffer, key, detail);
             self.found(finding, Some(Repair::Statistics(key.clone()))).await;
         }
     }
 
-    /// Statistics that were due at the first look and that nobody touched since.
+    /// Reports statistics that were due at the first check and are unchanged since.
     async fn still_due(&mut self, due: Vec<(ConversationKey, String)>) -> Result<(), Incomplete> {
         if due.is_empty() {
             return Ok(());
@@ -118,7 +122,8 @@ impl Run<'_> {
             for check in self.check(page).await? {
                 let same = versions.get(&check.key) == Some(&check.version);
                 if let Some(seconds) = check.statistics_due_for.filter(|_| same) {
-                    let detail = format!("archived {} ago", ago(Some(seconds)));
+                    let detail =
+                        format!("archived {} ago, not computed yet", duration(Some(seconds)));
                     let finding = Finding::of(Kind::StatisticsOverdue, &check.key, detail);
                     self.found(finding, None).await;
                 }
@@ -127,24 +132,26 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Every day in scope. `waiting` are those that were to be recomputed when verifying began.
-    pub(super) async fn days(&mut self, waiting: &[(DayKey, String)]) -> Result<(), Incomplete> {
+    /// Every day in scope. `dirty` are those that were marked dirty when verifying began.
+    pub(super) async fn days(&mut self, dirty: &[(DayKey, String)]) -> Result<(), Incomplete> {
         if self.scope.conversation.is_some() {
-            return Err(Incomplete::skipped("a day is not one conversation's"));
+            return Err(Incomplete::skipped(
+                "days cover many conversations; they are checked only without --conversation",
+            ));
         }
         let mut still: Vec<(DayKey, String)> = Vec::new();
-        let waiting: HashMap<&DayKey, &String> =
-            waiting.iter().map(|(key, version)| (key, version)).collect();
+        let dirty: HashMap<&DayKey, &String> =
+            dirty.iter().map(|(key, version)| (key, version)).collect();
         let mut after = None;
         loop {
             let database = &self.verifier.database;
             let keys = database.day_keys(self.scope, after.as_ref(), PAGE).await?;
             after = keys.last().cloned();
             for check in self.check_days(&keys).await? {
-                if check.dirty && waiting.get(&check.key) == Some(&&check.version) {
+                if check.dirty && dirty.get(&check.key) == Some(&&check.version) {
                     still.push((check.key, check.version));
                 } else if !check.differences.is_empty() {
-                    self.tell_of_day(Kind::DayDiffers, &check).await;
+                    self.report_day(Kind::DayDiffers, &check).await;
                 }
             }
             self.checked(keys.len());
@@ -161,18 +168,18 @@ impl Run<'_> {
         for page in keys.chunks(PAGE as usize) {
             for check in self.check_days(page).await? {
                 if check.dirty && versions.get(&check.key) == Some(&check.version) {
-                    self.tell_of_day(Kind::DayOverdue, &check).await;
+                    self.report_day(Kind::DayOverdue, &check).await;
                 }
             }
         }
         Ok(())
     }
 
-    async fn tell_of_day(&mut self, kind: Kind, check: &DayCheck) {
+    async fn report_day(&mut self, kind: Kind, check: &DayCheck) {
         let DayKey { tenant_id, agent_id, day } = &check.key;
         let detail = match kind {
-            Kind::DayOverdue => "marked to be recomputed, and nobody does".to_owned(),
-            _ => told(&check.differences),
+            Kind::DayOverdue => "marked dirty, not recomputed yet".to_owned(),
+            _ => describe(&check.differences),
         };
         let agent = if agent_id.is_empty() { "(no agent)" } else { agent_id };
         let finding = Finding {
@@ -183,7 +190,7 @@ impl Run<'_> {
         self.found(finding, repair).await;
     }
 
-    /// Rows that belong to nothing.
+    /// Rows without the row that they belong to.
     pub(super) async fn integrity(&mut self) -> Result<(), Incomplete> {
         let mut after: Option<OrphanedStatistics> = None;
         loop {
@@ -199,7 +206,7 @@ impl Run<'_> {
                     ..Finding::about(
                         Kind::StatisticsOrphaned,
                         None,
-                        "there is no such conversation",
+                        "the conversation does not exist",
                     )
                 };
                 self.found(finding, Some(Repair::DropStatistics(orphan))).await;
@@ -211,48 +218,48 @@ impl Run<'_> {
         }
         if !self.scope.is_everything() {
             return Err(Incomplete::skipped(
-                "messages without a conversation have no tenant: they are looked for without filters",
+                "messages without a conversation have no tenant; they are checked only without filters",
             ));
         }
         let mut after = Some(i64::MIN);
         while let Some(number) = after {
-            let (orphans, looked_at, last) =
+            let (orphans, checked, last) =
                 self.verifier.database.orphaned_rows(number, NUMBERS).await?;
             for orphan in orphans {
                 let detail = format!(
-                    "{} under number {}, the first is {}",
+                    "{} messages with conversation number {}; the first is {}",
                     orphan.messages, orphan.conversation, orphan.first_id
                 );
                 let finding = Finding::about(Kind::MessagesOrphaned, Some(orphan.first_id), detail);
                 self.found(finding, None).await;
             }
-            self.checked(looked_at);
+            self.checked(checked);
             after = last;
         }
         Ok(())
     }
 
-    /// Whether something that the fleet does by itself is overdue.
-    fn is_over(&self, seconds: Option<f64>, limit: Duration) -> bool {
+    /// Whether work of the fleet is overdue.
+    fn is_overdue(&self, seconds: Option<f64>, limit: Duration) -> bool {
         let limit = limit + self.verifier.settings.overdue_after;
         seconds.is_some_and(|seconds| seconds > limit.as_secs_f64())
     }
 
-    /// Waits until whoever refreshes statistics has had his turn.
+    /// Waits long enough for a statistics-worker to refresh what is due.
     async fn settle(&self, since: Instant) {
-        sleep_until(since + SETTLED.min(self.verifier.settings.overdue_after)).await;
+        sleep_until(since + SETTLE.min(self.verifier.settings.overdue_after)).await;
     }
 }
 
-/// What a page shows, in smaller pages where one takes too long.
+/// Checks a page; in smaller parts if the statement times out.
 async fn in_parts<K, T>(
     keys: &[K],
-    look: impl AsyncFn(&[K]) -> Result<Vec<T>, database::Error>,
+    check: impl AsyncFn(&[K]) -> Result<Vec<T>, database::Error>,
 ) -> Result<Vec<T>, database::Error> {
     let mut found = Vec::with_capacity(keys.len());
     let mut parts = vec![keys];
     while let Some(part) = parts.pop() {
-        match look(part).await {
+        match check(part).await {
             Ok(more) => found.extend(more),
             Err(error) if error.is_time_out() && part.len() > 1 => {
                 let (first, second) = part.split_at(part.len() / 2);
@@ -264,8 +271,8 @@ async fn in_parts<K, T>(
     Ok(found)
 }
 
-/// Seconds, as people say them.
-fn ago(seconds: Option<f64>) -> String {
+/// Seconds as text, in the unit that fits.
+fn duration(seconds: Option<f64>) -> String {
     let seconds = seconds.unwrap_or_default();
     match seconds {
         ..120.0 => format!("{seconds:.0} s"),
@@ -280,7 +287,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_page_that_takes_too_long_is_looked_at_in_parts_and_in_order() {
+    async fn a_page_that_times_out_is_checked_in_parts_and_in_order() {
         let at_most = |most: usize| {
             async move |part: &[u8]| match part.len() > most {
                 true => Err(database::Error::TimedOut(Duration::from_secs(1))),

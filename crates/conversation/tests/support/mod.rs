@@ -1,4 +1,4 @@
-//! Stores of one test and the actions that it saves.
+//! The servers of one test, a replica, and actions to save.
 
 #![expect(dead_code, reason = "each test file uses its own part")]
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
@@ -29,7 +29,7 @@ use uuid::Uuid;
 /// Longer than anything here takes on two busy cores.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
-/// One replica: its own connections to the stores of a test.
+/// One replica: its own connections to the servers of a test.
 pub(crate) struct Replica {
     pub(crate) database: Database,
     pub(crate) hot: HotStore,
@@ -41,12 +41,12 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    /// A replica whose stores are those of the test.
+    /// A replica that uses the servers of the test directly.
     pub(crate) fn of(env: &TestEnv) -> Self {
         Self::at(&env.database_url, &env.redis_url)
     }
 
-    /// A replica that reaches its stores by these URLs.
+    /// A replica that uses the servers at these URLs.
     pub(crate) fn at(database_url: &str, redis_url: &str) -> Self {
         let metrics = Metrics::new();
         let database = database(database_url);
@@ -86,13 +86,13 @@ impl Replica {
         self.saver.save(actions).await.unwrap()
     }
 
-    /// The newest messages, wherever they come from.
+    /// The newest messages, from whichever server.
     pub(crate) async fn read(&self, key: &ConversationKey, newest: usize) -> Transcript {
         let window = Window { newest, before: None };
         self.reader.read(key, &window).await.unwrap().expect("the conversation exists")
     }
 
-    /// What a reader gets with Redis and what PostgreSQL says: they must be the same.
+    /// The messages from the hot copy, after asserting that PostgreSQL has the same.
     pub(crate) async fn read_both(&self, key: &ConversationKey, newest: usize) -> Vec<Message> {
         self.read(key, newest).await;
         let hot = self.read(key, newest).await;
@@ -104,7 +104,7 @@ impl Replica {
     }
 }
 
-/// A test's servers with the schema made, and one replica.
+/// A test's servers with the schema created, and one replica.
 pub(crate) async fn stores() -> (TestEnv, Replica) {
     let env = TestEnv::new().await;
     database(&env.database_url).migrate().await.unwrap();
@@ -127,7 +127,7 @@ pub(crate) async fn closer(env: &TestEnv, replica: &Replica, settings: ClosingSe
     )
 }
 
-/// Settings under which a close is due at once and idleness after the usual time.
+/// Settings without a grace period, and otherwise the defaults.
 pub(crate) fn at_once() -> ClosingSettings {
     ClosingSettings { grace: Duration::ZERO, ..ClosingSettings::default() }
 }
@@ -170,7 +170,7 @@ pub(crate) fn action_received(body: &Value, received_at: &str) -> Action {
 pub(crate) fn message(session: &str, id: &str, extra: &Value) -> SaveMessage {
     let mut body = json!({
         "action_type": "conversation.save_message", "tenant_id": "acme", "session_id": session,
-        "message_id": id, "role": "user", "content": format!("words of {id}"),
+        "message_id": id, "role": "user", "content": format!("content of {id}"),
         "timestamp": "2026-11-20T10:00:00Z",
     });
     let extra = extra.as_object().unwrap().clone();
@@ -204,13 +204,13 @@ pub(crate) fn duplicate() -> Outcome {
 /// Runs a command on the Redis that has its key, and expects a number.
 pub(crate) async fn redis(env: &TestEnv, command: &[&str]) -> i64 {
     for node in env.redis().nodes() {
-        let answer = node.redis(command).await.unwrap();
-        if !answer.starts_with("-MOVED") {
-            let number = answer.strip_prefix(':').and_then(|number| number.parse().ok());
-            return number.unwrap_or_else(|| panic!("{command:?}: {answer}"));
+        let reply = node.redis(command).await.unwrap();
+        if !reply.starts_with("-MOVED") {
+            let number = reply.strip_prefix(':').and_then(|number| number.parse().ok());
+            return number.unwrap_or_else(|| panic!("{command:?}: {reply}"));
         }
     }
-    panic!("no server has the key of {command:?}");
+    panic!("no node owns the key of {command:?}");
 }
 
 /// Runs SQL on the test's database and expects a value.

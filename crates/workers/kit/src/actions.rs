@@ -14,10 +14,10 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// What a delivery asks for.
+    /// The action of a delivery.
     ///
     /// # Errors
-    /// The refusal that becomes the reason of its dead letter.
+    /// Why it is refused: the reason of its dead letter.
     pub fn decode(&self, delivery: &Delivery) -> Result<Action, Refusal> {
         failpoints::shown(&delivery.body);
         let context = DecodeContext {

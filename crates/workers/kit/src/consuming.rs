@@ -1,4 +1,4 @@
-//! Running a consumer under the supervision of the process kit.
+//! Runs a consumer under the supervision of its process.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use domain::failure::Dependency;
 use service::{Check, Service};
 
 use crate::Stores;
-use crate::stores::{pause, tell};
+use crate::stores::{pause, set_state};
 
-/// How often RabbitMQ is asked whether it is there.
+/// How often RabbitMQ is probed.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
-/// Consumes a queue until the process stops. The check of `/readyz` has the queue's name, and is
-/// ready while the consumer is registered.
+/// Consumes a queue until the process stops. The check in `/readyz` has the queue's name; it is ready while the
+/// consumer is registered with the queue.
 pub fn consume<H>(
     service: &Service,
     stores: &Stores,
@@ -41,9 +41,9 @@ pub fn consume<H>(
         let check = check.clone();
         async move {
             let mut state = consumer.state();
-            let told = async {
+            let report = async {
                 loop {
-                    tell_state(&check, *state.borrow_and_update());
+                    report_state(&check, *state.borrow_and_update());
                     if state.changed().await.is_err() {
                         return;
                     }
@@ -51,24 +51,28 @@ pub fn consume<H>(
             };
             tokio::select! {
                 () = consumer.run(stopping) => {}
-                () = told => {}
+                () = report => {}
             }
             Ok(())
         }
     });
 }
 
-fn tell_state(check: &Check, state: ConsumerState) {
+fn report_state(check: &Check, state: ConsumerState) {
     match state {
         ConsumerState::Consuming => check.ready(),
         ConsumerState::Connecting => check.not_ready("not registered with the queue"),
-        ConsumerState::Holding(store) => check.not_ready(format!("holding: {store} is away")),
-        ConsumerState::Draining => check.not_ready("draining"),
-        ConsumerState::Stopped => check.not_ready("stopped"),
+        ConsumerState::Holding(dependency) => check.not_ready(format!(
+            "holding: {dependency} unavailable; deliveries stay unacknowledged"
+        )),
+        ConsumerState::Draining => {
+            check.not_ready("draining: finishing deliveries before the stop");
+        }
+        ConsumerState::Stopped => check.not_ready("stopped consuming"),
     }
 }
 
-/// Keeps the check `rabbitmq`: whether the broker answers, on a connection of its own.
+/// Maintains the check `rabbitmq`: probes RabbitMQ on a connection of its own.
 pub(crate) fn watch_broker(service: &Service, endpoints: &Endpoints, check: Check) {
     let (endpoints, metrics) = (endpoints.clone(), service.metrics().clone());
     service.support("rabbitmq-check", move |stopping| {
@@ -77,7 +81,7 @@ pub(crate) fn watch_broker(service: &Service, endpoints: &Endpoints, check: Chec
         async move {
             while !stopping.is_cancelled() {
                 let fault = inspector.probe().await.err().map(|error| with_causes(&error));
-                tell(&check, &metrics, Dependency::RabbitMq, fault);
+                set_state(&check, &metrics, Dependency::RabbitMq, fault);
                 pause(PROBE_EVERY, &stopping).await;
             }
             Ok(())

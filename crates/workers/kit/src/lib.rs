@@ -1,9 +1,8 @@
-//! What the workers have in common beyond the process kit: opening the stores, and consuming a queue
-//! under supervision.
+//! What the workers share beyond the crate `service`: connecting to the servers, and consuming a queue under
+//! supervision.
 //!
-//! Protects two rules that no worker may forget: nothing is consumed before the schema and the
-//! topology have been verified, and `/readyz` always tells what the stores and consumers say of
-//! themselves.
+//! It enforces two rules for every worker: nothing is consumed before schema and topology have been verified,
+//! and `/readyz` always shows the state of the servers and consumers.
 //!
 //! A new worker is a folder beside this one: settings that flatten
 //! [`StoreSettings`](service::settings::StoreSettings) and
@@ -17,5 +16,5 @@ mod stores;
 
 pub use actions::Decoder;
 pub use consuming::consume;
-pub use settings::{background, closing, pace};
+pub use settings::{background, closing, consumer_settings};
 pub use stores::Stores;

@@ -1,12 +1,12 @@
-//! Settings in the terms of those who work by them.
+//! Converts a worker's settings into those of the crates that use them.
 
 use broker::topology::RetryQueue;
 use conversation::{Background, InvalidShare};
 use service::settings::{BackgroundSettings, ClosingSettings, ConsumerSettings};
 
-/// How a consumer paces itself.
+/// The settings of a consumer.
 #[must_use]
-pub fn pace(settings: &ConsumerSettings) -> broker::Settings {
+pub fn consumer_settings(settings: &ConsumerSettings) -> broker::Settings {
     broker::Settings {
         batch_size: settings.batch_size,
         linger: settings.linger,
@@ -20,7 +20,7 @@ pub fn pace(settings: &ConsumerSettings) -> broker::Settings {
     }
 }
 
-/// When conversations close.
+/// The settings of a closer.
 #[must_use]
 pub fn closing(settings: &ClosingSettings) -> conversation::ClosingSettings {
     conversation::ClosingSettings {
@@ -31,10 +31,10 @@ pub fn closing(settings: &ClosingSettings) -> conversation::ClosingSettings {
     }
 }
 
-/// The work of a process that nobody waits for.
+/// The background work of a process, throttled by `VERBATIM_BACKGROUND_SHARE`.
 ///
 /// # Errors
-/// Its share of the time is not 0.01 to 1.
+/// The share is not 0.01 to 1.
 pub fn background(settings: &BackgroundSettings) -> Result<Background, InvalidShare> {
     Background::new(settings.background_share)
 }

@@ -1,7 +1,7 @@
-//! Opening the three servers: connections, checks, verification.
+//! Connecting to the three servers at start: connections, readiness checks, verification.
 //!
-//! A server that is away delays the start and shows in `/readyz`; one that answers and is not what
-//! the fleet needs (no schema, other queues) stops it, with a message that says how to mend it.
+//! An unavailable server delays the start and shows in `/readyz`. A server that is available but not set up
+//! (no schema, queues that differ) stops the process, with a message that says what to run.
 
 use std::time::Duration;
 
@@ -19,11 +19,11 @@ use service::settings::{ServerUrl, StoreSettings};
 use service::{Check, Service};
 use tokio_util::sync::CancellationToken;
 
-/// How often PostgreSQL is asked whether it is there, and Redis why it is not.
+/// How often PostgreSQL is probed, and Redis while it is unavailable.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
-/// The longest pause between two attempts to reach a server at start, before jitter, which adds up
-/// to as much again: so at most 2 s.
+/// The longest pause between two attempts to reach a server at start. Jitter at most doubles it: so at most
+/// 2 s.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The three servers, verified. Clones share their connections.
@@ -46,7 +46,7 @@ impl Stores {
     /// and topology have been verified.
     ///
     /// # Errors
-    /// A server answers and is not what the fleet needs.
+    /// A URL is invalid, or a server is available but not set up for the fleet.
     pub async fn open(service: &Service, settings: &StoreSettings) -> anyhow::Result<Self> {
         let metrics = service.metrics();
         let database = Database::open(&database::Settings {
@@ -76,7 +76,7 @@ impl Stores {
         let endpoints = Endpoints::parse(&urls, service.process().name())?;
         let publisher = Publisher::new(endpoints.clone(), metrics.clone());
 
-        // Side by side: `/readyz` names every server that is away, not just the first one.
+        // Concurrently, so that `/readyz` names every unavailable server, not only the first.
         let broker = service.check("rabbitmq");
         tokio::try_join!(verify_schema(&database), verify_topology(&endpoints, &broker, metrics))?;
         crate::consuming::watch_broker(service, &endpoints, broker);
@@ -89,12 +89,16 @@ fn joined(urls: &[ServerUrl]) -> String {
 }
 
 async fn verify_schema(database: &Database) -> anyhow::Result<()> {
-    let away = |error: &SchemaError| matches!(error, SchemaError::Database(e) if e.class() == FailureClass::Unavailable);
+    let unavailable = |error: &SchemaError| matches!(error, SchemaError::Database(e) if e.class() == FailureClass::Unavailable);
     (|| database.verify_schema())
         .retry(pauses())
-        .when(away)
+        .when(unavailable)
         .notify(|error, pause| {
-            tracing::warn!(error = with_causes(error), ?pause, "waiting for PostgreSQL");
+            tracing::warn!(
+                error = with_causes(error),
+                "PostgreSQL (DATABASE_URL) unavailable at start; trying again in {} ms",
+                pause.as_millis()
+            );
         })
         .await
         .map_err(Into::into)
@@ -110,11 +114,18 @@ async fn verify_topology(
         .when(|error| matches!(error, TopologyError::Unavailable(_)))
         .notify(|error, pause| {
             let error = with_causes(error);
-            tracing::warn!(error, ?pause, "waiting for RabbitMQ");
-            tell(check, metrics, Dependency::RabbitMq, Some(error));
+            tracing::warn!(
+                error,
+                "RabbitMQ (AMQP_URL) unavailable at start; trying again in {} ms",
+                pause.as_millis()
+            );
+            set_state(check, metrics, Dependency::RabbitMq, Some(error));
         })
         .await
-        .context("run `verbatim setup`, or see `verbatim queues`")
+        .context(
+            "RabbitMQ is not set up for this version: run `verbatim setup`; `verbatim queues` shows what is \
+             missing",
+        )
 }
 
 fn pauses() -> ExponentialBuilder {
@@ -125,8 +136,8 @@ fn pauses() -> ExponentialBuilder {
         .without_max_times()
 }
 
-/// Says of a store whether it is there, in `/readyz` and in the metrics alike.
-pub(crate) fn tell(
+/// Sets whether a server is available, in `/readyz` and in the metrics. `fault`: why it is not.
+pub(crate) fn set_state(
     check: &Check,
     metrics: &Metrics,
     dependency: Dependency,
@@ -147,7 +158,7 @@ fn watch_database(service: &Service, database: &Database) {
         async move {
             while !stopping.is_cancelled() {
                 let fault = database.probe().await.err().map(|error| with_causes(&error));
-                tell(&check, &metrics, Dependency::PostgreSql, fault);
+                set_state(&check, &metrics, Dependency::PostgreSql, fault);
                 pause(PROBE_EVERY, &stopping).await;
             }
             Ok(())
@@ -178,14 +189,14 @@ fn watch_hot(service: &Service, hot: &HotStore) {
                     Health::Untried => Some("not connected yet".to_owned()),
                     Health::Down => Some(why_down(&hot, &stopping).await),
                 };
-                tell(&check, &metrics, Dependency::Redis, fault);
+                set_state(&check, &metrics, Dependency::Redis, fault);
                 tokio::select! {
-                    // In this order: the watch above ends by the same token, and takes the channel
-                    // with it; that is no failure.
+                    // First, because the watch above stops on the same token and closes the channel; that is
+                    // no failure.
                     biased;
                     () = stopping.cancelled() => return Ok(()),
                     changed = health.changed() => changed?,
-                    // What keeps it away may change while it is.
+                    // The cause may change while it stays unavailable.
                     () = tokio::time::sleep(PROBE_EVERY), if seen == Health::Down => {}
                 }
             }
@@ -196,10 +207,10 @@ fn watch_hot(service: &Service, hot: &HotStore) {
 async fn why_down(hot: &HotStore, stopping: &CancellationToken) -> String {
     let cause = match stopping.run_until_cancelled(hot.probe()).await {
         Some(Err(error)) => format!(": {}", with_causes(&error)),
-        // It is just coming back, or the process is leaving.
+        // It has just become available, or the process is stopping.
         Some(Ok(())) | None => String::new(),
     };
-    format!("Redis is away; PostgreSQL serves alone{cause}")
+    format!("Redis unavailable; messages are saved to and read from PostgreSQL only{cause}")
 }
 
 pub(crate) async fn pause(duration: Duration, stopping: &CancellationToken) {

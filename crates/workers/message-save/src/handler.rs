@@ -9,7 +9,7 @@ use domain::failure::{DeadLetterReason, Done, Outcome, Refusal, Unavailable};
 use domain::reply::{ErrorType, Reply, ReplyError, SaveMessageData};
 use worker::Decoder;
 
-/// Saves the messages of a batch and answers those who asked.
+/// Saves the messages of a batch and replies where a reply was requested.
 #[derive(Clone)]
 pub(crate) struct SaveMessages {
     pub(crate) saver: Saver,
@@ -28,7 +28,10 @@ impl Handler for SaveMessages {
                 reason: DeadLetterReason::UnknownAction,
                 hint: None,
                 field: Some("action_type".to_owned()),
-                detail: format!("{} is not a message to save", other.kind().as_str()),
+                detail: format!(
+                    "{} is not conversation.save_message, the only action of this queue",
+                    other.kind().as_str()
+                ),
             }),
         }
     }
@@ -58,12 +61,14 @@ impl SaveMessages {
     fn send(&self, reply_to: &str, save: &SaveMessage, reply: &Reply<SaveMessageData>) {
         match serde_json::to_vec(reply) {
             Ok(body) => self.replier.reply(reply_to, save.common.correlation_id.as_deref(), body),
-            Err(error) => tracing::error!(%error, "a reply could not be encoded"),
+            Err(error) => {
+                tracing::error!(%error, "a reply could not be encoded as JSON; it is not sent");
+            }
         }
     }
 }
 
-/// What the sender is told; nothing while another attempt is to come.
+/// The reply to the sender; `None` while another attempt follows.
 fn reply(save: &SaveMessage, outcome: &Outcome) -> Option<Reply<SaveMessageData>> {
     match outcome {
         Outcome::Done(done @ (Done::Applied | Done::Duplicate)) => {
@@ -78,7 +83,8 @@ fn reply(save: &SaveMessage, outcome: &Outcome) -> Option<Reply<SaveMessageData>
             &save.common,
             ReplyError {
                 error_type: ErrorType::Erased,
-                message: "the conversation or its user was erased after this was sent".to_owned(),
+                message: "the conversation or its user was erased after this message was sent"
+                    .to_owned(),
                 details: None,
             },
         )),

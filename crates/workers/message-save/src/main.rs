@@ -1,5 +1,5 @@
-//! `message-save-worker`: takes messages from `conversation.save_message`, makes them durable in
-//! PostgreSQL and hot in Redis, and only then has them acknowledged.
+//! `message-save-worker`: consumes messages from `conversation.save_message`, commits them in PostgreSQL, appends
+//! them in Redis, and only then acknowledges them.
 
 mod handler;
 
@@ -10,7 +10,7 @@ use broker::{Replier, Source};
 use conversation::Saver;
 use service::settings::{ConsumerSettings, StoreSettings};
 use service::{Process, Service, instance};
-use worker::{Decoder, Stores, consume, pace};
+use worker::{Decoder, Stores, consume, consumer_settings};
 
 use crate::handler::SaveMessages;
 
@@ -40,7 +40,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
         decoder: Decoder { max_body_bytes: settings.consuming.max_body_bytes },
         replier: Replier::new(stores.endpoints.clone()),
     };
-    let pace = pace(&settings.consuming);
-    consume(&service, &stores, Source::work(WorkQueue::SaveMessage), pace, handler);
+    let consuming = consumer_settings(&settings.consuming);
+    consume(&service, &stores, Source::work(WorkQueue::SaveMessage), consuming, handler);
     Ok(())
 }

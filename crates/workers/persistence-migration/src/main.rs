@@ -1,5 +1,5 @@
-//! `persistence-migration-worker`: follows sessions, and archives conversations when their grace
-//! period ends or they fall idle.
+//! `persistence-migration-worker`: records session events, and archives conversations when their grace period
+//! ends or they become idle.
 
 mod handler;
 mod sweep;
@@ -11,7 +11,7 @@ use broker::topology::WorkQueue;
 use conversation::{Closer, Sessions};
 use service::settings::{BackgroundSettings, ClosingSettings, ConsumerSettings, StoreSettings};
 use service::{Process, Service};
-use worker::{Decoder, Stores, background, closing, consume, pace};
+use worker::{Decoder, Stores, background, closing, consume, consumer_settings};
 
 use crate::handler::RecordSessions;
 
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
 }
 
 async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
-    // The encodings take some 100 ms to unfold; the first close must not wait for them.
+    // Loading the encodings takes some 100 ms; the first close must not wait for it.
     tokio::task::spawn_blocking(tokens::warm);
     let stores = Stores::open(&service, &settings.stores).await?;
     let background = background(&settings.background)?;
@@ -54,8 +54,8 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
         background,
         closing(&settings.closing),
     );
-    let pace = pace(&settings.consuming);
-    consume(&service, &stores, Source::work(WorkQueue::Session), pace, handler);
+    let consuming = consumer_settings(&settings.consuming);
+    consume(&service, &stores, Source::work(WorkQueue::Session), consuming, handler);
     let ClosingSettings { close_interval, close_batch, .. } = settings.closing;
     sweep::run(&service, closer, close_interval, close_batch);
     Ok(())

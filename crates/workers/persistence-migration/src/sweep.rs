@@ -1,7 +1,7 @@
 //! The closing sweep: every second, until nothing is due.
 //!
-//! A sweep that fails is followed by one of a single conversation, and then by larger ones again: so
-//! one conversation that cannot be closed does not hold up the others.
+//! A sweep that fails is followed by one of a single conversation, and then by larger ones again. So one
+//! conversation that cannot be closed does not delay the others.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use domain::causes::with_causes;
 use service::Service;
 use tokio_util::sync::CancellationToken;
 
-/// How long a sweep may go on while the process stops: long enough for any but the longest conversations.
-const LAST_CALL: Duration = Duration::from_secs(5);
+/// How long a running sweep may continue while the process stops: enough for all but the longest conversations.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sweeps until the process stops.
 pub(crate) fn run(service: &Service, closer: Closer, interval: Duration, batch: u32) {
@@ -22,8 +22,8 @@ pub(crate) fn run(service: &Service, closer: Closer, interval: Duration, batch: 
             while !stopping.is_cancelled() {
                 let sweep = tokio::select! {
                     swept = closer.sweep_at_most(limit) => swept,
-                    // Another closer takes over what it leaves, as if this one had died.
-                    () = last_call(&stopping) => break,
+                    // Another closer takes over its claims when their lease expires.
+                    () = stop_timeout(&stopping) => break,
                 };
                 match sweep {
                     Ok(swept) => {
@@ -36,7 +36,11 @@ pub(crate) fn run(service: &Service, closer: Closer, interval: Duration, batch: 
                     Err(error) => {
                         limit = 1;
                         let error = with_causes(&error);
-                        tracing::warn!(error, "a closing sweep stopped; the next one goes on");
+                        tracing::warn!(
+                            error,
+                            "closing sweep failed; the next one, in {interval:?} \
+                             (VERBATIM_CLOSE_INTERVAL), takes 1 conversation"
+                        );
                     }
                 }
                 stopping.run_until_cancelled(tokio::time::sleep(interval)).await;
@@ -46,7 +50,7 @@ pub(crate) fn run(service: &Service, closer: Closer, interval: Duration, batch: 
     });
 }
 
-async fn last_call(stopping: &CancellationToken) {
+async fn stop_timeout(stopping: &CancellationToken) {
     stopping.cancelled().await;
-    tokio::time::sleep(LAST_CALL).await;
+    tokio::time::sleep(STOP_TIMEOUT).await;
 }

@@ -1,18 +1,18 @@
 //! The dead-letter collector: moves dead letters from the queues into the table `dead_letters`.
 //!
-//! Commit, then tell the world, then acknowledge. A dead letter that comes twice is stored once, under a
-//! key that follows from what it is. An action that merely expired while it waited, by its sender's
-//! own `expiration`, is no failure: it goes back to its queue without one.
+//! Commit, then publish the event, then acknowledge. A dead letter that is delivered twice is stored once, under
+//! a key derived from its content. An action that RabbitMQ dead-lettered only because of its sender's own
+//! `expiration` is no failure: it is sent to its own queue again, without an `expiration`.
 //!
-//! Invariant: what stands in the way of one step (a queue that is missing) keeps no dead letter from being
-//! stored, and what was done is not done again when the batch is.
+//! Invariant: a missing queue prevents no dead letter from being stored, and when a batch is handled again, the
+//! steps that succeeded are not repeated.
 
 use std::sync::Arc;
 
 use broker::topology::WorkQueue;
 use broker::{Delivery, Handler, Publication, Publisher};
-use conversation::retried;
-use database::Database;
+use conversation::retry_transient;
+use database::{Database, DeadLetter};
 use domain::causes::with_causes;
 use domain::envelope::Resolved;
 use domain::event::{DeadLettered, Event};
@@ -23,10 +23,10 @@ use domain::ids::{ConversationId, TenantId};
 use metrics::{Counter, Metrics, RerouteCause};
 use worker::Decoder;
 
-use crate::dead_letter::ReceivedDeadLetter;
-use crate::reroute::{ReroutedCopy, Step, publish_once, reroute};
+use crate::dead_letter::read_dead_letter;
+use crate::reroute::{Once, Rerouted, publish_once, reroute};
 
-/// Keeps the dead letters of one work queue.
+/// Stores the dead letters of one work queue, and publishes an event for each.
 #[derive(Clone)]
 pub(crate) struct DeadLetterCollector {
     pub(crate) queue: WorkQueue,
@@ -36,19 +36,19 @@ pub(crate) struct DeadLetterCollector {
     pub(crate) decoder: Decoder,
 }
 
-/// A dead letter read.
+/// A delivery from a dead-letter queue.
 pub(crate) enum Item {
-    /// It only waited too long: home with it.
-    Expired(ReroutedCopy),
-    /// It is to be kept.
-    Dead(Box<Dead>),
+    /// An expired action, to be sent to its own queue.
+    Expired(Rerouted),
+    /// A dead letter to store.
+    DeadLetter(Box<Collected>),
 }
 
-/// A dead letter that is to be kept, and how far that got.
-pub(crate) struct Dead {
-    dead_letter: ReceivedDeadLetter,
-    stored: Step,
-    announced: Step,
+/// A dead letter, and which steps have succeeded.
+pub(crate) struct Collected {
+    row: DeadLetter,
+    stored: Once,
+    announced: Once,
 }
 
 impl Handler for DeadLetterCollector {
@@ -59,32 +59,32 @@ impl Handler for DeadLetterCollector {
             .dead_letter_info()
             .filter(|_| delivery.fleet_headers().dead_letter_info.is_none());
         if by_rabbitmq.is_some_and(|it| it.refusal.reason == DeadLetterReason::Expired) {
-            // What cannot be decoded is refused where it goes, and comes back as a dead letter.
+            // One that cannot be decoded is refused by the worker of its queue, and is a dead letter then.
             let resolved = self.decoder.decode(delivery).ok().and_then(|it| it.resolved());
-            return Ok(Item::Expired(ReroutedCopy::new(delivery, self.queue.name(), resolved)));
+            return Ok(Item::Expired(Rerouted::new(delivery, self.queue.name(), resolved)));
         }
-        let dead_letter = ReceivedDeadLetter::read(self.queue, delivery);
-        let (stored, announced) = (Step::default(), Step::default());
-        Ok(Item::Dead(Box::new(Dead { dead_letter, stored, announced })))
+        let row = read_dead_letter(self.queue, delivery);
+        let (stored, announced) = (Once::default(), Once::default());
+        Ok(Item::DeadLetter(Box::new(Collected { row, stored, announced })))
     }
 
     fn resolved(&self, item: &Item) -> Option<Resolved> {
         match item {
-            Item::Expired(reroute_copy) => reroute_copy.resolved(),
-            // A dead letter carries what the worker that gave it up had found.
-            Item::Dead(_) => None,
+            Item::Expired(rerouted) => rerouted.resolved(),
+            // A dead letter has the resolution by the worker that dead-lettered it in its headers.
+            Item::DeadLetter(_) => None,
         }
     }
 
     async fn handle(&self, items: &[Item]) -> Result<Vec<Outcome>, Unavailable> {
-        let dead: Vec<&Dead> = items.iter().filter_map(Item::dead).collect();
-        let mut faults = self.store(&dead).await?.into_iter();
+        let dead_letters: Vec<&Collected> = items.iter().filter_map(Item::dead_letter).collect();
+        let mut faults = self.store(&dead_letters).await?.into_iter();
         failpoints::reached(failpoints::Step::DeadLetterStored);
-        // Neither waits for what the other one lacks.
-        let announced = self.announce(&dead).await;
+        // Both are tried: a missing queue for one does not delay the other.
+        let announced = self.announce(&dead_letters).await;
         failpoints::reached(failpoints::Step::DeadLetterAnnounced);
-        self.send_back(items).await.and(announced)?;
-        let outcome = |item: &Item| match item.dead().filter(|dead| !dead.stored.is_done()) {
+        self.reroute_expired(items).await.and(announced)?;
+        let outcome = |item: &Item| match item.dead_letter().filter(|it| !it.stored.is_done()) {
             Some(_) => Outcome::Retry(faults.next().unwrap_or_default()),
             None => Outcome::Done(Done::Applied),
         };
@@ -97,18 +97,18 @@ impl Handler for DeadLetterCollector {
 }
 
 impl Item {
-    fn dead(&self) -> Option<&Dead> {
+    fn dead_letter(&self) -> Option<&Collected> {
         match self {
-            Self::Dead(dead) => Some(dead),
+            Self::DeadLetter(dead_letter) => Some(dead_letter),
             Self::Expired(_) => None,
         }
     }
 }
 
 impl DeadLetterCollector {
-    /// Makes its counters exist before there is anything to count. They bear the name of the work queue,
-    /// not of the one that is consumed; and a first dead letter that made its counter would be no increase.
-    pub(crate) fn count_from_zero(&self) {
+    /// Creates its counters with the value 0, under the name of the work queue. A counter that first appeared with
+    /// its first dead letter would show no increase to Prometheus.
+    pub(crate) fn create_counters(&self) {
         let queue = self.queue.name();
         for reason in DeadLetterReason::ALL {
             self.metrics.add(Counter::DeadLettersStored { queue, reason }, 0);
@@ -117,31 +117,37 @@ impl DeadLetterCollector {
         self.metrics.add(Counter::MessagesRerouted { queue, cause }, 0);
     }
 
-    /// Stores the dead letters that are not stored yet, all at once or, if PostgreSQL refuses one of them,
-    /// each by itself. One fault for each that was refused, in their order.
-    async fn store(&self, dead_letters: &[&Dead]) -> Result<Vec<String>, Unavailable> {
-        let new: Vec<&Dead> =
-            dead_letters.iter().copied().filter(|dead| !dead.stored.is_done()).collect();
-        let rows: Vec<_> = new.iter().map(|dead| &dead.dead_letter.row).collect();
-        match retried(&self.metrics, || self.database.store_dead_letters(&rows)).await {
+    /// Stores the dead letters that are not stored yet: all at once or, if PostgreSQL refuses that, one at a time.
+    /// Returns the error of each that was refused, in their order.
+    async fn store(&self, dead_letters: &[&Collected]) -> Result<Vec<String>, Unavailable> {
+        let new: Vec<&Collected> =
+            dead_letters.iter().copied().filter(|it| !it.stored.is_done()).collect();
+        let rows: Vec<_> = new.iter().map(|it| &it.row).collect();
+        match retry_transient(&self.metrics, || self.database.store_dead_letters(&rows)).await {
             Ok(()) => {
-                new.iter().for_each(|dead| self.stored(dead));
+                new.iter().for_each(|it| self.mark_stored(it));
                 return Ok(Vec::new());
             }
             Err(error) if error.class() == FailureClass::Unavailable => return Err(error.into()),
             Err(_) => {}
         }
         let mut faults = Vec::new();
-        for (dead, row) in new.iter().zip(rows) {
+        for (dead_letter, row) in new.iter().zip(rows) {
             let alone = [row];
-            match retried(&self.metrics, || self.database.store_dead_letters(&alone)).await {
-                Ok(()) => self.stored(dead),
+            match retry_transient(&self.metrics, || self.database.store_dead_letters(&alone)).await
+            {
+                Ok(()) => self.mark_stored(dead_letter),
                 Err(error) if error.class() == FailureClass::Unavailable => {
                     return Err(error.into());
                 }
                 Err(error) => {
                     let error = with_causes(&error);
-                    tracing::error!(dead_letter = %row.id, error, "a dead letter stays queued");
+                    tracing::error!(
+                        queue = self.queue.dlq(),
+                        dead_letter = %row.id,
+                        error,
+                        "PostgreSQL refused a dead letter; it stays in its dead-letter queue and is retried"
+                    );
                     faults.push(error);
                 }
             }
@@ -149,9 +155,9 @@ impl DeadLetterCollector {
         Ok(faults)
     }
 
-    fn stored(&self, dead: &Dead) {
-        dead.stored.mark_done();
-        let row = &dead.dead_letter.row;
+    fn mark_stored(&self, dead_letter: &Collected) {
+        dead_letter.stored.mark_done();
+        let row = &dead_letter.row;
         let (queue, reason) = (self.queue.name(), row.reason);
         self.metrics.add(Counter::DeadLettersStored { queue, reason }, 1);
         tracing::warn!(
@@ -164,10 +170,10 @@ impl DeadLetterCollector {
         );
     }
 
-    async fn send_back(&self, items: &[Item]) -> Result<(), Unavailable> {
+    async fn reroute_expired(&self, items: &[Item]) -> Result<(), Unavailable> {
         let expired = items.iter().filter_map(|item| match item {
-            Item::Expired(reroute_copy) => Some(reroute_copy),
-            Item::Dead(_) => None,
+            Item::Expired(rerouted) => Some(rerouted),
+            Item::DeadLetter(_) => None,
         });
         let expired: Vec<_> = expired.collect();
         let (queue, cause) = (self.queue.name(), RerouteCause::Expired);
@@ -175,24 +181,23 @@ impl DeadLetterCollector {
         reroute(&expired, &self.publisher, &self.metrics, counter).await
     }
 
-    async fn announce(&self, dead_letters: &[&Dead]) -> Result<(), Unavailable> {
+    async fn announce(&self, dead_letters: &[&Collected]) -> Result<(), Unavailable> {
         let mut events = Vec::with_capacity(dead_letters.len());
-        let new = |dead: &&&Dead| dead.stored.is_done() && !dead.announced.is_done();
-        for dead in dead_letters.iter().filter(new) {
-            let event = Event::DeadLettered(event(&dead.dead_letter));
+        let new = |it: &&&Collected| it.stored.is_done() && !it.announced.is_done();
+        for dead_letter in dead_letters.iter().filter(new) {
+            let event = Event::DeadLettered(event(&dead_letter.row));
             let body = serde_json::to_vec(&event).map_err(|error| Unavailable {
                 dependency: Dependency::RabbitMq,
                 source: Box::new(error),
             })?;
             let event = Publication::event(event.routing_key(), body);
-            events.push((&dead.announced, Arc::new(event)));
+            events.push((&dead_letter.announced, Arc::new(event)));
         }
         publish_once(events, &self.publisher).await.1
     }
 }
 
-fn event(dead_letter: &ReceivedDeadLetter) -> DeadLettered {
-    let row = &dead_letter.row;
+fn event(row: &DeadLetter) -> DeadLettered {
     DeadLettered {
         dead_letter_id: row.id,
         reason: row.reason,

@@ -1,7 +1,7 @@
-//! Reading a dead letter: what died, where, why, and after how many attempts.
+//! Reading a dead letter: which action failed, in which queue, why, and after how many attempts.
 //!
-//! Our own dead letters carry it in their headers. Those that RabbitMQ made (a delivery limit, an
-//! expiration) get their story from its `x-death` header.
+//! A dead letter from a worker has this in the fleet headers. For one from RabbitMQ (delivery limit, expiration)
+//! it comes from the header `x-death`.
 
 use broker::Delivery;
 use broker::fleet_headers::FleetHeaders;
@@ -13,83 +13,73 @@ use domain::time::Timestamp;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-/// The name space of dead letter keys. Fixed for ever: with another one a dead letter that comes again would be
-/// stored a second time.
+/// The UUID namespace of dead letter ids. Never change it: a dead letter that is delivered again would get another
+/// id and be stored a second time.
 const NAMESPACE: Uuid = Uuid::from_u128(0x2d9c_6f0b_4a1e_5c37_9b82_e05f_7d14_c6a8);
 
-/// A dead letter, read.
-pub(crate) struct ReceivedDeadLetter {
-    /// As it is stored.
-    pub(crate) row: DeadLetter,
-}
-
-impl ReceivedDeadLetter {
-    /// Reads a dead letter from the dead-letter queue of `queue`.
-    pub(crate) fn read(queue: WorkQueue, delivery: &Delivery) -> Self {
-        let fleet_headers = delivery.fleet_headers();
-        let refusal = delivery.dead_letter_info().map_or_else(
-            || Refusal {
-                reason: DeadLetterReason::AttemptsExhausted,
-                hint: None,
-                field: None,
-                detail: format!("somebody published it to {} without saying why", queue.dlq()),
-            },
-            |dead_letter_info| dead_letter_info.into_owned().refusal,
-        );
-        let reason = refusal.reason;
-        let died_at = delivery
-            .deaths()
-            .first()
-            .and_then(|death| Timestamp::from_seconds(death.at_seconds?).ok())
-            .unwrap_or(delivery.received_at);
-        let body = told_by_body(&delivery.body);
-        let text = |name: &str| body.get(name).and_then(Value::as_str).map(str::to_owned);
-        let (origin, resolved) = (delivery.origin(), fleet_headers.resolved.as_ref());
-        Self {
-            row: DeadLetter {
-                id: key(queue, reason, delivery),
-                queue: queue.name().to_owned(),
-                reason,
-                field: refusal.field.map(storable),
-                error: storable(refusal.detail),
-                tenant_id: text("tenant_id"),
-                conversation_id: resolved
-                    .map(|resolved| resolved.conversation.to_string())
-                    .or_else(|| text("conversation_id"))
-                    .or_else(|| of_session(&body)),
-                session_id: text("session_id"),
-                message_id: resolved
-                    .map(|resolved| resolved.id.to_string())
-                    .or_else(|| text("message_id"))
-                    .or_else(|| text("action_id"))
-                    .or_else(|| delivery.envelope().message_id.map(str::to_owned))
-                    .map(storable),
-                action_type: text("action_type"),
-                routing_key: storable(origin.routing_key),
-                exchange: storable(origin.exchange),
-                body: delivery.body.clone(),
-                properties: properties(delivery),
-                headers: Value::Object(delivery.headers()),
-                attempts: i32::try_from(fleet_headers.attempt).unwrap_or(i32::MAX),
-                replay_count: i32::try_from(fleet_headers.replay_count).unwrap_or(i32::MAX),
-                replay_of: fleet_headers.replay_of,
-                first_failed_at: fleet_headers.history.first_failed_at.unwrap_or(died_at),
-                last_failed_at: fleet_headers.history.last_failed_at.unwrap_or(died_at),
-            },
-        }
+/// Reads a dead letter from the dead-letter queue of `queue`, as it is to be stored.
+pub(crate) fn read_dead_letter(queue: WorkQueue, delivery: &Delivery) -> DeadLetter {
+    let fleet_headers = delivery.fleet_headers();
+    let refusal = delivery.dead_letter_info().map_or_else(
+        || Refusal {
+            reason: DeadLetterReason::AttemptsExhausted,
+            hint: None,
+            field: None,
+            detail: format!("published to {} without the headers that give a reason", queue.dlq()),
+        },
+        |dead_letter_info| dead_letter_info.into_owned().refusal,
+    );
+    let reason = refusal.reason;
+    let failed_at = delivery
+        .deaths()
+        .first()
+        .and_then(|death| Timestamp::from_seconds(death.at_seconds?).ok())
+        .unwrap_or(delivery.received_at);
+    let body = body_fields(&delivery.body);
+    let text = |name: &str| body.get(name).and_then(Value::as_str).map(str::to_owned);
+    let (origin, resolved) = (delivery.origin(), fleet_headers.resolved.as_ref());
+    DeadLetter {
+        id: id(queue, reason, delivery),
+        queue: queue.name().to_owned(),
+        reason,
+        field: refusal.field.map(storable),
+        error: storable(refusal.detail),
+        tenant_id: text("tenant_id"),
+        conversation_id: resolved
+            .map(|resolved| resolved.conversation.to_string())
+            .or_else(|| text("conversation_id"))
+            .or_else(|| conversation_of_session(&body)),
+        session_id: text("session_id"),
+        message_id: resolved
+            .map(|resolved| resolved.id.to_string())
+            .or_else(|| text("message_id"))
+            .or_else(|| text("action_id"))
+            .or_else(|| delivery.envelope().message_id.map(str::to_owned))
+            .map(storable),
+        action_type: text("action_type"),
+        routing_key: storable(origin.routing_key),
+        exchange: storable(origin.exchange),
+        body: delivery.body.clone(),
+        properties: properties(delivery),
+        headers: Value::Object(delivery.headers()),
+        attempts: i32::try_from(fleet_headers.attempt).unwrap_or(i32::MAX),
+        replay_count: i32::try_from(fleet_headers.replay_count).unwrap_or(i32::MAX),
+        replay_of: fleet_headers.replay_of,
+        first_failed_at: fleet_headers.history.first_failed_at.unwrap_or(failed_at),
+        last_failed_at: fleet_headers.history.last_failed_at.unwrap_or(failed_at),
     }
 }
 
-/// What makes it the same dead letter when it comes again: queue, resolved id, reason, replay count and
-/// body; for dead letters without a resolved id, everything that was sent.
+/// The id of a dead letter, the same whenever it is delivered again. Derived from queue, resolved id, reason,
+/// replay count and body; without a resolved id, from everything that was sent.
 ///
-/// The body always counts: two senders may give one id to different words, and each of these dead letters is
-/// then the only place where its words are. True copies have the same bytes.
-fn key(queue: WorkQueue, reason: DeadLetterReason, delivery: &Delivery) -> Uuid {
+/// It always includes the body: two senders may give one id to different content, and then each dead letter is
+/// the only place that has its content. Redelivered copies have the same bytes.
+fn id(queue: WorkQueue, reason: DeadLetterReason, delivery: &Delivery) -> Uuid {
     let replays = delivery.fleet_headers().replay_count;
     let mut name = format!("{}\0{reason}\0{replays}\0", queue.name()).into_bytes();
     if let Some(resolved) = &delivery.fleet_headers().resolved {
-        let tenant = told_by_body(&delivery.body);
+        let tenant = body_fields(&delivery.body);
         let tenant = tenant.get("tenant_id").and_then(Value::as_str).unwrap_or_default();
         for part in ["resolved", tenant, resolved.conversation.as_str(), resolved.id.as_str()] {
             name.extend_from_slice(part.as_bytes());
@@ -97,8 +87,8 @@ fn key(queue: WorkQueue, reason: DeadLetterReason, delivery: &Delivery) -> Uuid 
         }
     } else {
         let mut headers = delivery.headers();
-        // What differs between two copies of one dead letter: the broker's counts, and our own headers,
-        // which tell when it failed.
+        // These differ between copies of one dead letter: RabbitMQ's counts, and the fleet headers, which have
+        // the times of failures.
         headers.remove("x-delivery-count");
         headers.remove("x-acquired-count");
         headers.retain(|header, _| !FleetHeaders::owns(header));
@@ -107,14 +97,14 @@ fn key(queue: WorkQueue, reason: DeadLetterReason, delivery: &Delivery) -> Uuid 
         name.extend_from_slice(Value::Object(headers).to_string().as_bytes());
         name.push(0);
     }
-    // Last, because it is the only part that may hold NUL.
+    // Last, because it is the only part that may contain NUL.
     name.extend_from_slice(&delivery.body);
     Uuid::new_v5(&NAMESPACE, &name)
 }
 
-/// The fields of the body, flat ones and those under `data`, as far as it can be read. It is
-/// somebody's broken action: whatever cannot be stored as text is left out.
-fn told_by_body(body: &[u8]) -> Map<String, Value> {
+/// The text fields of the body, at the top level and under `data`. The body may be invalid; what cannot be stored
+/// as text is left out.
+fn body_fields(body: &[u8]) -> Map<String, Value> {
     let Ok(Value::Object(mut fields)) = serde_json::from_slice(body) else {
         return Map::new();
     };
@@ -127,15 +117,15 @@ fn told_by_body(body: &[u8]) -> Map<String, Value> {
     fields
 }
 
-/// The conversation of an action that names none: its session's.
-fn of_session(body: &Map<String, Value>) -> Option<String> {
+/// The conversation of an action that names none: that of its session.
+fn conversation_of_session(body: &Map<String, Value>) -> Option<String> {
     let text = |name: &str| body.get(name)?.as_str();
     let tenant = TenantId::new(text("tenant_id")?).ok()?;
     let session = SessionId::new(text("session_id")?).ok()?;
     Some(ConversationKey::of_session(tenant, &session).conversation.to_string())
 }
 
-/// PostgreSQL's text holds no U+0000; the body, which is bytes, keeps it.
+/// PostgreSQL's type `text` cannot hold U+0000, so it is replaced. The body is stored as bytes, unchanged.
 fn storable(text: String) -> String {
     if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
 }
@@ -163,7 +153,7 @@ mod tests {
         Timestamp::from_micros(micros).unwrap()
     }
 
-    /// A dead letter as a worker makes it of a message whose id it knows.
+    /// A dead letter as a worker publishes it for a message with a resolved id.
     fn resolved(id: &str, body: &str, received_at: Timestamp) -> Delivery {
         let resolved = Resolved {
             id: MessageId::new(id).unwrap(),
@@ -189,36 +179,37 @@ mod tests {
             .with_fleet_headers(fleet_headers)
     }
 
-    fn id(delivery: &Delivery) -> Uuid {
-        ReceivedDeadLetter::read(WorkQueue::SaveMessage, delivery).row.id
+    fn id_of(delivery: &Delivery) -> Uuid {
+        read_dead_letter(WorkQueue::SaveMessage, delivery).id
     }
 
     #[test]
-    fn other_words_under_one_id_are_another_dead_letter_and_the_same_words_are_the_same() {
-        let said = |said: &str, received_at| {
-            let body = json!({"tenant_id": "t", "message_id": "m", "content": said});
-            id(&resolved("m", &body.to_string(), received_at))
+    fn different_content_under_one_id_is_another_dead_letter_and_the_same_content_is_not() {
+        let dead_letter = |content: &str, received_at| {
+            let body = json!({"tenant_id": "t", "message_id": "m", "content": content});
+            id_of(&resolved("m", &body.to_string(), received_at))
         };
-        assert_ne!(said("second", at(2)), said("third", at(2)));
-        assert_eq!(said("third", at(2)), said("third", at(3)));
+        assert_ne!(dead_letter("second", at(2)), dead_letter("third", at(2)));
+        assert_eq!(dead_letter("third", at(2)), dead_letter("third", at(3)));
     }
 
     #[test]
-    fn one_body_is_a_dead_letter_for_each_id_queue_and_replay() {
+    fn one_body_is_another_dead_letter_for_each_id_queue_and_replay() {
         let dead_letter = resolved("m", "{}", at(2));
         let replayed = FleetHeaders { replay_count: 1, ..dead_letter.fleet_headers().clone() };
         let replayed = dead_letter.clone().with_fleet_headers(replayed);
-        let elsewhere = ReceivedDeadLetter::read(WorkQueue::Session, &dead_letter).row.id;
-        let ids = [id(&dead_letter), id(&resolved("n", "{}", at(2))), id(&replayed), elsewhere];
+        let elsewhere = read_dead_letter(WorkQueue::Session, &dead_letter).id;
+        let ids =
+            [id_of(&dead_letter), id_of(&resolved("n", "{}", at(2))), id_of(&replayed), elsewhere];
         let distinct: std::collections::BTreeSet<_> = ids.iter().collect();
         assert_eq!(distinct.len(), ids.len(), "{ids:?}");
     }
 
     #[test]
-    fn without_an_id_all_that_was_sent_makes_the_dead_letter() {
+    fn without_a_resolved_id_all_that_was_sent_identifies_the_dead_letter() {
         let sent = |message_id: &str, body: &[u8]| {
             let envelope = Envelope { message_id: Some(message_id), ..Envelope::default() };
-            id(&Delivery::published("", envelope, body.to_vec(), at(2)))
+            id_of(&Delivery::published("", envelope, body.to_vec(), at(2)))
         };
         assert_eq!(sent("m", b"what"), sent("m", b"what"));
         assert_ne!(sent("m", b"what"), sent("m", b"who"));

@@ -1,8 +1,8 @@
-//! Gauges of what the whole fleet shares. Every replica exports the same numbers, so that none of
-//! them must be alive: rules use `max by`.
+//! Gauges of queues, dead letters and conversations of the whole fleet. Every replica exports the same values, so
+//! that no single replica is needed: alert rules use `max by`.
 //!
-//! A gauge keeps its last value. So beside them stands when they were last counted: numbers that nobody
-//! could count are told from those that do not change.
+//! A gauge keeps its last value. So the time of the last count is exported too: it distinguishes a value that
+//! could not be counted from one that did not change.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -23,20 +23,25 @@ pub(crate) fn run(service: &Service, stores: &Stores, grace: Duration, interval:
     let (metrics, clock) = (service.metrics().clone(), service.clock().clone());
     service.supervise("gauges", move |stopping| {
         let (database, metrics, clock) = (stores.database.clone(), metrics.clone(), clock.clone());
-        let mut queues = Queues::of(Inspector::new(stores.endpoints.clone()));
+        let mut queues = Queues::new(Inspector::new(stores.endpoints.clone()));
         async move {
             while !stopping.is_cancelled() {
                 match queues.count(&metrics).await {
                     Ok(()) => counted(Counted::Queues, &metrics, &clock),
                     Err(error) => {
-                        tracing::warn!(error = with_causes(&error), "queues were not counted");
+                        tracing::warn!(
+                            error = with_causes(&error),
+                            "queues not counted, their gauges keep the last values; next count in \
+                             {interval:?} (VERBATIM_GAUGE_INTERVAL)"
+                        );
                     }
                 }
                 match count_rows(&database, &metrics, grace).await {
                     Ok(()) => counted(Counted::Rows, &metrics, &clock),
                     Err(error) => tracing::warn!(
                         error = with_causes(&error),
-                        "dead letters and conversations were not counted"
+                        "dead letters and conversations not counted, their gauges keep the last values; \
+                         next count in {interval:?} (VERBATIM_GAUGE_INTERVAL)"
                     ),
                 }
                 stopping.run_until_cancelled(tokio::time::sleep(interval)).await;
@@ -46,51 +51,50 @@ pub(crate) fn run(service: &Service, stores: &Stores, grace: Duration, interval:
     });
 }
 
-/// RabbitMQ's queues, and which of them were missing at the last look.
+/// RabbitMQ's queues, and which of them were missing at the last count.
 struct Queues {
     inspector: Inspector,
     missing: BTreeSet<&'static str>,
 }
 
 impl Queues {
-    fn of(inspector: Inspector) -> Self {
+    fn new(inspector: Inspector) -> Self {
         Self { inspector, missing: BTreeSet::new() }
     }
 
     async fn count(&mut self, metrics: &Metrics) -> Result<(), broker::Error> {
         for (queue, depth) in self.inspector.depths().await? {
             match depth {
-                Some(_) => self.tell_present(queue),
-                None => self.tell_missing(queue),
+                Some(_) => self.report_present(queue),
+                None => self.report_missing(queue),
             }
             metrics.set(Gauge::QueueExists { queue }, f64::from(u8::from(depth.is_some())));
             let (ready, consumers) = depth.map_or((0, 0), |depth| (depth.ready, depth.consumers));
             let state = QueueState::Ready;
             metrics.set(Gauge::QueueMessages { queue, state }, f64::from(ready));
             metrics.set(Gauge::QueueConsumers { queue }, f64::from(consumers));
-            if let Some(reroute_copy) =
-                WorkQueue::ALL.into_iter().find(|reroute_copy| reroute_copy.dlq() == queue)
-            {
-                let (queue, reason) = (reroute_copy.name(), DeadLetterState::InQueue);
+            if let Some(work_queue) = WorkQueue::ALL.into_iter().find(|it| it.dlq() == queue) {
+                let (queue, reason) = (work_queue.name(), DeadLetterState::InQueue);
                 metrics.set(Gauge::DeadLetters { queue, reason }, f64::from(ready));
             }
         }
         Ok(())
     }
 
-    fn tell_missing(&mut self, queue: &'static str) {
+    fn report_missing(&mut self, queue: &'static str) {
         if self.missing.insert(queue) {
             tracing::error!(queue, "the queue is missing: run `verbatim setup`");
         }
     }
 
-    fn tell_present(&mut self, queue: &'static str) {
+    fn report_present(&mut self, queue: &'static str) {
         if self.missing.remove(queue) {
-            tracing::info!(queue, "the queue is there again");
+            tracing::info!(queue, "queue exists again");
         }
     }
 }
 
+/// Records the time of a successful count.
 fn counted(what: Counted, metrics: &Metrics, clock: &Clock) {
     let now = Duration::from_micros(clock.now().micros().unsigned_abs());
     metrics.set(Gauge::CountedAt { what }, now.as_secs_f64());

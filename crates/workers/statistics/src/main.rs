@@ -1,5 +1,5 @@
-//! `statistics-worker`: computes statistics, keeps dead letters, sends home what lost its way, and
-//! exports gauges of what the fleet shares.
+//! `statistics-worker`: computes statistics, stores dead letters, reroutes unroutable actions to their own queue,
+//! and exports gauges of queues, dead letters and conversations.
 
 mod collector;
 mod dead_letter;
@@ -18,7 +18,7 @@ use service::settings::{
     BackgroundSettings, ClosingTimes, ConsumerSettings, StoreSettings, positive_duration,
 };
 use service::{Process, Service};
-use worker::{Decoder, Stores, background, consume, pace};
+use worker::{Decoder, Stores, background, consume, consumer_settings};
 
 use crate::collector::DeadLetterCollector;
 use crate::refresh_triggers::RefreshTriggers;
@@ -35,7 +35,7 @@ struct Settings {
     #[command(flatten)]
     background: BackgroundSettings,
 
-    /// How often statistics are brought up to date when no event asks for it earlier
+    /// How often statistics are refreshed, if no event triggers it earlier
     #[arg(long, env = "VERBATIM_STATISTICS_INTERVAL", default_value = "2s")]
     #[arg(value_name = "DURATION", value_parser = positive_duration, help_heading = "Statistics")]
     statistics_interval: Duration,
@@ -52,15 +52,15 @@ fn main() -> ExitCode {
 
 async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let stores = Stores::open(&service, &settings.stores).await?;
-    let pace = pace(&settings.consuming);
+    let consuming = consumer_settings(&settings.consuming);
     let metrics = service.metrics().clone();
     let decoder = Decoder { max_body_bytes: settings.consuming.max_body_bytes };
 
     let background = background(&settings.background)?;
     let statistics = Statistics::new(stores.database.clone(), metrics.clone(), background);
     let triggers = RefreshTriggers::new(stores.database.clone());
-    triggers.refresh_when_asked(&service, statistics, settings.statistics_interval);
-    consume(&service, &stores, Source::work(WorkQueue::Statistics), pace.clone(), triggers);
+    triggers.refresh_when_triggered(&service, statistics, settings.statistics_interval);
+    consume(&service, &stores, Source::work(WorkQueue::Statistics), consuming.clone(), triggers);
 
     for queue in WorkQueue::ALL {
         let collector = DeadLetterCollector {
@@ -70,12 +70,12 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
             metrics: metrics.clone(),
             decoder,
         };
-        collector.count_from_zero();
-        consume(&service, &stores, Source::dead_letters(queue), pace.clone(), collector);
+        collector.create_counters();
+        consume(&service, &stores, Source::dead_letters(queue), consuming.clone(), collector);
     }
     let reroute =
         RerouteUnrouted { publisher: stores.publisher.clone(), metrics: metrics.clone(), decoder };
-    consume(&service, &stores, Source::work(WorkQueue::Unrouted), pace, reroute);
+    consume(&service, &stores, Source::work(WorkQueue::Unrouted), consuming, reroute);
     gauges::run(&service, &stores, settings.closing.close_grace, settings.gauge_interval);
     Ok(())
 }

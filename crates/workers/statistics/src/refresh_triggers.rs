@@ -1,7 +1,7 @@
-//! The work of `conversation.statistics`: events say that statistics may be stale.
+//! The handler of `conversation.statistics`: events trigger a refresh of the statistics.
 //!
-//! What is stale is stored in the archive; an event only makes the next look come sooner. So it is
-//! acknowledged at once, and losing one delays the numbers by one interval.
+//! Which statistics are stale is stored in PostgreSQL; an event only triggers the refresh earlier. So an event is
+//! acknowledged at once, and losing one delays the statistics by one interval.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,54 +17,55 @@ use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-/// Takes events as hints.
+/// Consumes events as refresh triggers.
 #[derive(Clone)]
 pub(crate) struct RefreshTriggers {
     database: Database,
-    asked: Arc<Notify>,
+    triggered: Arc<Notify>,
 }
 
-/// Transactions of one refresh at most, of each kind.
-const PIECES: usize = 100;
+/// The most transactions of one refresh, of each kind.
+const TRANSACTIONS: usize = 100;
 
-/// After a hint, how long others may join it: a burst of closes is one refresh.
-const GATHER: Duration = Duration::from_millis(50);
+/// How long after an event the refresh starts, so that a burst of closes causes one refresh.
+const DEBOUNCE: Duration = Duration::from_millis(50);
 
 impl RefreshTriggers {
     pub(crate) fn new(database: Database) -> Self {
-        Self { database, asked: Arc::new(Notify::new()) }
+        Self { database, triggered: Arc::new(Notify::new()) }
     }
 
-    /// Brings statistics up to date when an event asks for it, and every `interval` anyway.
-    pub(crate) fn refresh_when_asked(
+    /// Refreshes statistics when an event triggers it, and every `interval`.
+    pub(crate) fn refresh_when_triggered(
         &self,
         service: &Service,
         statistics: Statistics,
         interval: Duration,
     ) {
-        let asked = Arc::clone(&self.asked);
+        let triggered = Arc::clone(&self.triggered);
         service.supervise("statistics", move |stopping| {
-            let (statistics, asked) = (statistics.clone(), Arc::clone(&asked));
+            let (statistics, triggered) = (statistics.clone(), Arc::clone(&triggered));
             async move {
                 let mut ticks = tokio::time::interval(interval);
                 ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
                 while !stopping.is_cancelled() {
                     let days = tokio::select! {
                         _ = ticks.tick() => true,
-                        () = asked.notified() => {
-                            tokio::time::sleep(GATHER).await;
+                        () = triggered.notified() => {
+                            tokio::time::sleep(DEBOUNCE).await;
                             false
                         }
                         () = stopping.cancelled() => break,
                     };
                     match refresh(&statistics, days, &stopping).await {
-                        Ok(Left::Nothing) => {}
-                        Ok(Left::Some) => asked.notify_one(),
+                        Ok(Remaining::Nothing) => {}
+                        Ok(Remaining::Some) => triggered.notify_one(),
                         Err(error) => {
                             let error = with_causes(&error);
                             tracing::warn!(
                                 error,
-                                "statistics were not refreshed; the next look will"
+                                "statistics not refreshed; trying again within {interval:?} \
+                                 (VERBATIM_STATISTICS_INTERVAL)"
                             );
                         }
                     }
@@ -75,35 +76,35 @@ impl RefreshTriggers {
     }
 }
 
-/// What one refresh leaves to the next.
-enum Left {
+/// Whether a refresh left stale statistics to the next one.
+enum Remaining {
     Nothing,
     Some,
 }
 
-/// Brings conversations up to date, then the days if asked to. Both in bounded number: while conversations
-/// close faster than they are computed, days have their turn all the same.
+/// Refreshes conversations, then the days if `days` is set. Both are bounded, so that days are refreshed although
+/// conversations close faster than they are computed.
 async fn refresh(
     statistics: &Statistics,
     days: bool,
     stopping: &CancellationToken,
-) -> Result<Left, Unavailable> {
-    let mut left = Left::Some;
-    for _ in 0..PIECES {
+) -> Result<Remaining, Unavailable> {
+    let mut remaining = Remaining::Some;
+    for _ in 0..TRANSACTIONS {
         if stopping.is_cancelled() {
-            return Ok(left);
+            return Ok(remaining);
         }
         if statistics.refresh_conversations().await? == 0 {
-            left = Left::Nothing;
+            remaining = Remaining::Nothing;
             break;
         }
     }
-    for _ in 0..PIECES {
+    for _ in 0..TRANSACTIONS {
         if !days || stopping.is_cancelled() || statistics.refresh_days().await? == 0 {
             break;
         }
     }
-    Ok(left)
+    Ok(remaining)
 }
 
 impl Handler for RefreshTriggers {
@@ -114,12 +115,12 @@ impl Handler for RefreshTriggers {
             reason: DeadLetterReason::Schema,
             hint: None,
             field: None,
-            detail: format!("the body is no event of the fleet: {error}"),
+            detail: format!("the body is not an event of the fleet: {error}"),
         })
     }
 
     async fn handle(&self, events: &[Event]) -> Result<Vec<Outcome>, Unavailable> {
-        self.asked.notify_one();
+        self.triggered.notify_one();
         Ok(vec![Outcome::Done(Done::Applied); events.len()])
     }
 

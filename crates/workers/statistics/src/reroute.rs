@@ -1,8 +1,8 @@
-//! Copies of deliveries on their way to their queue, each sent once.
+//! Rerouting: publishes copies of deliveries to their own queue, each once.
 //!
-//! A batch in which one publish fails is handled again, whole. Invariant: whatever was confirmed is not
-//! published again by the next try, and whatever nobody knows about goes again as the same message:
-//! it carries the identity that was found when it was decoded.
+//! A batch in which one publish fails is handled again as a whole. Invariant: a copy that was confirmed is not
+//! published again by the next try. A copy whose confirm was lost is published again as the same message: it
+//! carries the resolved id from its decoding.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,71 +12,70 @@ use domain::envelope::Resolved;
 use domain::failure::Unavailable;
 use metrics::{Counter, Metrics};
 
-/// A step that is not to be repeated once it is certain that it was taken.
+/// Whether a step has succeeded, so that it is not repeated.
 #[derive(Debug, Default)]
-pub(crate) struct Step(AtomicBool);
+pub(crate) struct Once(AtomicBool);
 
-/// A delivery that goes home.
+/// A copy of a delivery for its own queue.
 #[derive(Debug)]
-pub(crate) struct ReroutedCopy {
+pub(crate) struct Rerouted {
     copy: Arc<Publication>,
-    sent: Step,
+    sent: Once,
 }
 
-impl Step {
-    /// It was taken.
+impl Once {
+    /// Records that it has succeeded.
     pub(crate) fn mark_done(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was taken.
+    /// Whether it has succeeded.
     pub(crate) fn is_done(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-impl ReroutedCopy {
-    /// Sends a delivery to a queue, past all exchanges, as what it was resolved to where it could be
-    /// decoded.
+impl Rerouted {
+    /// A copy of `delivery` for the queue `queue`, by the default exchange. It carries `resolved`, if the
+    /// delivery could be decoded.
     pub(crate) fn new(delivery: &Delivery, queue: &str, resolved: Option<Resolved>) -> Self {
         let copy = Publication::copy(delivery, queue).resolved(resolved);
-        Self { copy: Arc::new(copy), sent: Step::default() }
+        Self { copy: Arc::new(copy), sent: Once::default() }
     }
 
-    /// What a retry must carry, too.
+    /// The resolved id and times, which a retry must carry too.
     pub(crate) fn resolved(&self) -> Option<Resolved> {
         self.copy.fleet_headers.resolved.clone()
     }
 }
 
-/// Sends home what was not sent yet, mandatory: while a queue is missing the batch is held. Counts
-/// each once, when it is confirmed.
+/// Publishes the copies that were not sent yet, with the AMQP flag `mandatory`: while a queue is missing the
+/// batch is held. Counts each copy once, when it is confirmed.
 pub(crate) async fn reroute(
-    copies: &[&ReroutedCopy],
+    copies: &[&Rerouted],
     publisher: &Publisher,
     metrics: &Metrics,
     counter: Counter,
 ) -> Result<(), Unavailable> {
-    let waiting =
-        copies.iter().map(|reroute_copy| (&reroute_copy.sent, Arc::clone(&reroute_copy.copy)));
-    let (confirmed, result) = publish_once(waiting.collect(), publisher).await;
+    let messages = copies.iter().map(|it| (&it.sent, Arc::clone(&it.copy))).collect();
+    let (confirmed, result) = publish_once(messages, publisher).await;
     metrics.add(counter, confirmed);
     result
 }
 
-/// Publishes the message of each step that is not done, and marks those that are confirmed: how many
-/// they are, and what kept the others.
+/// Publishes the messages that are not marked as done, and marks those that are confirmed. Returns how many were
+/// confirmed, and the error of a publish that failed.
 pub(crate) async fn publish_once(
-    messages: Vec<(&Step, Arc<Publication>)>,
+    messages: Vec<(&Once, Arc<Publication>)>,
     publisher: &Publisher,
 ) -> (u64, Result<(), Unavailable>) {
-    let new = messages.into_iter().filter(|(step, _)| !step.is_done());
-    let (steps, messages): (Vec<&Step>, Vec<_>) = new.unzip();
+    let new = messages.into_iter().filter(|(once, _)| !once.is_done());
+    let (flags, messages): (Vec<&Once>, Vec<_>) = new.unzip();
     let (mut confirmed, mut outcome) = (0, Ok(()));
-    for (step, result) in steps.into_iter().zip(publisher.publish_all(messages).await) {
+    for (once, result) in flags.into_iter().zip(publisher.publish_all(messages).await) {
         match result {
             Ok(()) => {
-                step.mark_done();
+                once.mark_done();
                 confirmed += 1;
             }
             Err(error) => outcome = Err(error.into()),

@@ -1,8 +1,8 @@
-//! The work of `domain.unrouted`: actions that no queue was bound for.
+//! The handler of `domain.unrouted`, the queue of unroutable actions.
 //!
-//! A known action lost its way because a queue or binding was missing for a while: it goes to its
-//! queue, past the exchange. An action that nobody knows becomes a dead letter, so that a mistyped
-//! routing key is never confirmed and gone.
+//! A known action was unroutable because its queue or binding was missing: it is rerouted to its own queue by the
+//! default exchange. An unknown action becomes a dead letter, so a message with a mistyped routing key is not
+//! lost.
 
 use broker::topology::{WorkQueue, queue_of};
 use broker::{Delivery, Handler, Publisher};
@@ -12,9 +12,9 @@ use domain::failure::{Done, Outcome, Refusal, Unavailable};
 use metrics::{Counter, Metrics, RerouteCause};
 use worker::Decoder;
 
-use crate::reroute::{ReroutedCopy, reroute};
+use crate::reroute::{Rerouted, reroute};
 
-/// Sends known actions home.
+/// Reroutes known actions to their own queue.
 #[derive(Clone)]
 pub(crate) struct RerouteUnrouted {
     pub(crate) publisher: Publisher,
@@ -23,25 +23,25 @@ pub(crate) struct RerouteUnrouted {
 }
 
 impl Handler for RerouteUnrouted {
-    type Item = ReroutedCopy;
+    type Item = Rerouted;
 
-    fn decode(&self, delivery: &Delivery) -> Result<ReroutedCopy, Refusal> {
-        // The body says what it is; the routing key is what went wrong.
+    fn decode(&self, delivery: &Delivery) -> Result<Rerouted, Refusal> {
+        // By its body first, because the routing key may be wrong.
         let (kind, resolved) = match self.decoder.decode(delivery) {
             Ok(action) => (action.kind(), action.resolved()),
             Err(refusal) => {
                 (ActionKind::parse(&delivery.origin().routing_key).ok_or(refusal)?, None)
             }
         };
-        Ok(ReroutedCopy::new(delivery, queue_of(kind), resolved))
+        Ok(Rerouted::new(delivery, queue_of(kind), resolved))
     }
 
-    fn resolved(&self, item: &ReroutedCopy) -> Option<Resolved> {
+    fn resolved(&self, item: &Rerouted) -> Option<Resolved> {
         item.resolved()
     }
 
-    /// Publishes each to its queue, once: while a queue is missing the batch is held.
-    async fn handle(&self, items: &[ReroutedCopy]) -> Result<Vec<Outcome>, Unavailable> {
+    /// Publishes each once to its own queue. While a queue is missing the batch is held.
+    async fn handle(&self, items: &[Rerouted]) -> Result<Vec<Outcome>, Unavailable> {
         let (queue, cause) = (WorkQueue::Unrouted.name(), RerouteCause::Unrouted);
         let counter = Counter::MessagesRerouted { queue, cause };
         let copies: Vec<_> = items.iter().collect();
@@ -50,7 +50,7 @@ impl Handler for RerouteUnrouted {
     }
 
     async fn probe(&self) -> Result<(), Unavailable> {
-        // Only another attempt can tell whether the queue is there again.
+        // Whether the missing queue exists again shows only the next publish.
         Ok(())
     }
 }

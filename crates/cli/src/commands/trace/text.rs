@@ -1,6 +1,6 @@
 //! The trace as text: what it is, where it is now, then its timeline.
 
-use conversation::{HotCopyState, Matched, State, TraceReport, TracedItem};
+use conversation::{HotCopyState, MatchKind, State, TraceReport, TracedItem};
 
 use crate::output::{Cell, Side, Table, TextStyle, Tone, count, one_line, plural, precise};
 
@@ -24,14 +24,14 @@ fn render_item(item: &TracedItem, style: &TextStyle) -> String {
     let paint = style.paint;
     let name = |id: &Option<String>| one_line(id.as_deref().unwrap_or("(unknown)"));
     let heading = match (item.matched, &item.message_id) {
-        (Matched::DeadLetter, Some(_)) => "dead letter of message",
-        (Matched::DeadLetter, None) => "dead letter of a message with unknown id",
-        (Matched::Message, _) => "message",
-        (Matched::Conversation, _) => "conversation",
-        (Matched::Session, _) => "session of conversation",
+        (MatchKind::DeadLetter, Some(_)) => "dead letter of message",
+        (MatchKind::DeadLetter, None) => "dead letter of a message with unknown id",
+        (MatchKind::Message, _) => "message",
+        (MatchKind::Conversation, _) => "conversation",
+        (MatchKind::Session, _) => "session of conversation",
     };
     let id = match (item.matched, &item.message_id) {
-        (Matched::Conversation | Matched::Session, _) => name(&item.conversation_id),
+        (MatchKind::Conversation | MatchKind::Session, _) => name(&item.conversation_id),
         (_, Some(_)) => name(&item.message_id),
         (_, None) => String::new(),
     };
@@ -41,7 +41,7 @@ fn render_item(item: &TracedItem, style: &TextStyle) -> String {
         out.push_str(&format!("  {name}{}\n", paint.text(tone, what)));
     };
     line("tenant", Tone::Plain, &name(&item.tenant_id));
-    if item.message_id.is_some() || item.matched == Matched::DeadLetter {
+    if item.message_id.is_some() || item.matched == MatchKind::DeadLetter {
         line("conversation", Tone::Plain, &name(&item.conversation_id));
     }
     let (tone, now) = describe(item.state);
@@ -112,7 +112,7 @@ fn not_found(id: &str, traced: &TraceReport, style: &TextStyle) -> String {
 
 #[cfg(test)]
 mod tests {
-    use conversation::{TraceEvent, Waiting};
+    use conversation::{QueueBacklog, TraceEvent};
     use domain::time::Timestamp;
 
     use super::*;
@@ -124,7 +124,7 @@ mod tests {
 
     fn item() -> TracedItem {
         TracedItem {
-            matched: Matched::Message,
+            matched: MatchKind::Message,
             tenant_id: Some("acme".to_owned()),
             conversation_id: Some("c-1".to_owned()),
             message_id: Some("m-1".to_owned()),
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn each_match_is_shown_with_its_own_timeline() {
         let dead = TracedItem {
-            matched: Matched::DeadLetter,
+            matched: MatchKind::DeadLetter,
             tenant_id: Some("umbrella".to_owned()),
             conversation_id: None,
             state: State::DeadLetter,
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn an_unknown_id_is_reported_with_the_ready_messages() {
-        let waiting = vec![Waiting { queue: "conversation.save_message", ready: 1_234 }];
+        let waiting = vec![QueueBacklog { queue: "conversation.save_message", ready: 1_234 }];
         let traced = TraceReport { items: vec![], waiting, queues_unknown: None };
         insta::assert_snapshot!(shown(&traced));
         let traced = TraceReport {

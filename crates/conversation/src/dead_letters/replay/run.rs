@@ -1,4 +1,4 @@
-//! One run: slice by slice, batch by batch, with a look at what came back after each.
+//! One run: batches of slices; after each batch it checks which replays failed again.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -11,15 +11,16 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Ended, Failed, Progress, ReplayReport, ReplaySettings, Replayer, Sent, StopOnFailure};
-use crate::dead_letters::pace::{BatchResult, Growth, Pace};
+use crate::dead_letters::rate::{BatchResult, BatchSize, RateLimit};
 
-/// Between two looks at what became of a batch.
-const LOOK: Duration = Duration::from_millis(50);
-/// Dead letters that a report names; it counts all.
-const NAMED: usize = 100;
-/// Dead letters in a row, in batches of which nothing took effect, that speak against sending more once others
-/// took effect: after one bad dead letter batches begin anew with one, and bad ones are often neighbours.
-const FRUITLESS_IN_A_ROW: usize = 5;
+/// The pause between two checks of what became of a batch.
+const POLL: Duration = Duration::from_millis(50);
+/// The most dead letters that a report lists; it counts all.
+const LISTED: usize = 100;
+/// After how many consecutive failures, in batches without any success, a run stops although earlier replays
+/// succeeded. More than one, because batches start again with one dead letter after a failure, and dead letters
+/// with the same fault are often adjacent.
+const MAX_FAILURES_IN_A_ROW: usize = 5;
 
 /// A run under way.
 pub(super) struct Run<'a> {
@@ -27,20 +28,20 @@ pub(super) struct Run<'a> {
     actor: &'a Actor,
     settings: &'a ReplaySettings,
     stop: &'a CancellationToken,
-    /// As it was at the beginning.
+    /// The start of the selection.
     cursor: DeadLetterCursor,
     report: ReplayReport,
-    pace: Pace,
-    growth: Growth,
-    /// What came back, by the dead letter that was sent.
-    back: HashMap<Uuid, FailedAgain>,
-    /// How many dead letters took effect, as far as can be told.
-    well: usize,
-    /// Dead letters of the last batches of which nothing took effect.
-    fruitless: usize,
+    rate_limit: RateLimit,
+    batch_size: BatchSize,
+    /// The replays that failed again, by the dead letter that was sent.
+    failed_again: HashMap<Uuid, FailedAgain>,
+    /// How many replays succeeded, as far as is known.
+    succeeded: usize,
+    /// Failures in the last batches, all of them without any success.
+    failures_in_a_row: usize,
 }
 
-/// Dead letters between two looks.
+/// What was sent between two checks.
 #[derive(Default)]
 struct Batch {
     sent: Vec<(Uuid, Option<ContentFingerprint>)>,
@@ -68,31 +69,28 @@ impl<'a> Run<'a> {
             failures: Vec::new(),
             failed_again_as: Vec::new(),
         };
-        let (pace, growth) = (Pace::new(settings.rate), Growth::new(settings.largest_batch));
-        let (cursor, back) = (cursor.clone(), HashMap::new());
-        let (well, fruitless) = (0, 0);
         Self {
             replayer,
             actor,
             settings,
             stop,
-            cursor,
+            cursor: cursor.clone(),
             report,
-            pace,
-            growth,
-            back,
-            well,
-            fruitless,
+            rate_limit: RateLimit::new(settings.rate),
+            batch_size: BatchSize::new(settings.largest_batch),
+            failed_again: HashMap::new(),
+            succeeded: 0,
+            failures_in_a_row: 0,
         }
     }
 
-    /// Sends until all are sent or something speaks against it.
-    pub(super) async fn go(
+    /// Sends until all are sent or there is a reason to stop.
+    pub(super) async fn run(
         mut self,
         cursor: DeadLetterCursor,
         progress: &mut impl FnMut(&Progress),
     ) -> ReplayReport {
-        self.report.ended = match self.all(cursor, progress).await {
+        self.report.ended = match self.send_all(cursor, progress).await {
             Ok(ended) => ended,
             Err(error) => {
                 let cause = with_causes(&error);
@@ -100,13 +98,14 @@ impl<'a> Run<'a> {
             }
         };
         if self.report.ended == Ended::Complete {
-            let met = self.report.replayed + self.report.failed + self.report.decided_elsewhere;
-            self.report.skipped = self.report.matched.saturating_sub(met);
+            let processed =
+                self.report.replayed + self.report.failed + self.report.decided_elsewhere;
+            self.report.skipped = self.report.matched.saturating_sub(processed);
         }
         self.report
     }
 
-    async fn all(
+    async fn send_all(
         &mut self,
         cursor: DeadLetterCursor,
         progress: &mut impl FnMut(&Progress),
@@ -114,42 +113,42 @@ impl<'a> Run<'a> {
         let mut rest = Some(cursor);
         while rest.is_some() {
             let mut batch = Batch::default();
-            while let Some(cursor) = rest.as_ref().filter(|_| batch.room(self.growth) > 0) {
-                let slice = self.pace.slice(batch.room(self.growth));
-                let turn = sleep_until(self.pace.turn(slice));
-                if self.stop.run_until_cancelled(turn).await.is_none() || self.stop.is_cancelled() {
+            while let Some(cursor) = rest.as_ref().filter(|_| batch.room(self.batch_size) > 0) {
+                let slice = self.rate_limit.slice(batch.room(self.batch_size));
+                let wait = sleep_until(self.rate_limit.reserve(slice));
+                if self.stop.run_until_cancelled(wait).await.is_none() || self.stop.is_cancelled() {
                     return Ok(Ended::Interrupted);
                 }
                 let mut taken = self.replayer.take(cursor, self.actor, slice).await?;
                 rest = taken.rest.take();
                 let sent = self.replayer.send(taken).await;
-                self.note(&sent, &mut batch).await?;
+                self.record(&sent, &mut batch).await?;
                 progress(&self.progress());
-                if let Some(cause) = sent.away {
+                if let Some(cause) = sent.unavailable {
                     return Ok(Ended::Unavailable { dependency: Dependency::RabbitMq, cause });
                 }
             }
-            let verdict = self.watch(&batch).await?;
+            let result = self.watch(&batch).await?;
             progress(&self.progress());
-            if let Some(ended) = self.speaks_against(&batch) {
+            if let Some(ended) = self.reason_to_stop(&batch) {
                 return Ok(ended);
             }
-            self.growth.follow(verdict);
+            self.batch_size.update(result);
         }
         Ok(Ended::Complete)
     }
 
-    async fn note(&mut self, sent: &Sent, batch: &mut Batch) -> Result<(), database::Error> {
-        let noted = self.replayer.note(sent, self.actor).await?;
+    async fn record(&mut self, sent: &Sent, batch: &mut Batch) -> Result<(), database::Error> {
+        let recorded = self.replayer.record(sent, self.actor).await?;
         let confirmed = sent.confirmed.len() as u64;
-        let lost = (sent.outcomes.len() as u64).saturating_sub(noted);
+        let lost = (sent.outcomes.len() as u64).saturating_sub(recorded);
         self.report.replayed += confirmed.saturating_sub(lost);
         self.report.decided_elsewhere += lost;
         for outcome in &sent.outcomes {
             let Some(fault) = &outcome.fault else { continue };
             self.report.failed += 1;
             batch.failed += 1;
-            if self.report.failures.len() < NAMED {
+            if self.report.failures.len() < LISTED {
                 let (id, queue, fault) =
                     (outcome.dead_letter, outcome.queue.clone(), fault.clone());
                 self.report.failures.push(Failed { id, queue, fault });
@@ -159,98 +158,104 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Looks what becomes of a batch until that is known, or until it was watched for long enough.
+    /// Polls until the result of every replay of a batch is known, or the time to watch it is over.
     async fn watch(&mut self, batch: &Batch) -> Result<BatchResult, database::Error> {
         let replayer = self.replayer;
         let end = Instant::now() + self.settings.watch;
         let unwatched = self.settings.watch.is_zero();
-        let known_before = self.back.len();
+        let failed_before = self.failed_again.len();
         let mut stored: HashSet<Uuid> = HashSet::new();
         loop {
             self.refresh_failed_again().await?;
-            let waits = |id: &Uuid| !self.back.contains_key(id) && !stored.contains(id);
-            let (ids, fingerprint): (Vec<Uuid>, Vec<ContentFingerprint>) = batch
+            let pending = |id: &Uuid| !self.failed_again.contains_key(id) && !stored.contains(id);
+            let (ids, fingerprints): (Vec<Uuid>, Vec<ContentFingerprint>) = batch
                 .sent
                 .iter()
-                .filter(|(id, _)| waits(id))
+                .filter(|(id, _)| pending(id))
                 .filter_map(|(id, fingerprint)| Some((*id, fingerprint.clone()?)))
                 .unzip();
-            let found = match fingerprint.as_slice() {
+            let found = match fingerprints.as_slice() {
                 [] => Vec::new(),
-                fingerprint => replayer.database.stored_fingerprints(fingerprint).await?,
+                fingerprints => replayer.database.stored_fingerprints(fingerprints).await?,
             };
-            let open = ids.len() - found.len();
+            let unknown = ids.len() - found.len();
             stored.extend(found.into_iter().filter_map(|n| ids.get(n).copied()));
-            let settled =
-                batch.sent.iter().all(|(id, _)| self.back.contains_key(id) || stored.contains(id));
+            let settled = batch
+                .sent
+                .iter()
+                .all(|(id, _)| self.failed_again.contains_key(id) || stored.contains(id));
             if settled || Instant::now() >= end || self.stop.is_cancelled() {
-                let back = self.back.len() - known_before;
-                let verdict = if back > 0 || batch.failed > 0 {
-                    BatchResult::Bad
-                } else if open == 0 || unwatched {
-                    BatchResult::Good
-                } else if open * 2 <= batch.sent.len() {
-                    BatchResult::Open
+                let failed_again = self.failed_again.len() - failed_before;
+                let result = if failed_again > 0 || batch.failed > 0 {
+                    BatchResult::Failed
+                } else if unknown == 0 || unwatched {
+                    BatchResult::Succeeded
+                } else if unknown * 2 <= batch.sent.len() {
+                    BatchResult::PartlyPending
                 } else {
-                    BatchResult::Silent
+                    BatchResult::MostlyPending
                 };
-                // Silence is a good sign only where nothing else can be heard.
-                let heard =
-                    |fingerprint: &Option<ContentFingerprint>| fingerprint.is_some() && !unwatched;
-                let silent = batch.sent.iter().filter(|(id, fingerprint)| {
-                    !self.back.contains_key(id) && !stored.contains(id) && !heard(fingerprint)
+                // A replay that did not fail again counts as a success only if its message cannot be looked up.
+                let assumed = batch.sent.iter().filter(|(id, fingerprint)| {
+                    let can_be_checked = fingerprint.is_some() && !unwatched;
+                    !self.failed_again.contains_key(id) && !stored.contains(id) && !can_be_checked
                 });
-                self.well += stored.len() + silent.count();
-                return Ok(verdict);
+                self.succeeded += stored.len() + assumed.count();
+                return Ok(result);
             }
-            // A stop ends the pause; the next look is the last.
-            self.stop.run_until_cancelled(sleep(LOOK)).await;
+            // A stop ends the pause; the next check is the last.
+            self.stop.run_until_cancelled(sleep(POLL)).await;
         }
     }
 
-    /// Learns what came back, of this batch and those before.
+    /// Reads which replays failed again, of this batch and those before.
     async fn refresh_failed_again(&mut self) -> Result<(), database::Error> {
         let database = &self.replayer.database;
         for dead_letter in database.failed_again_in(self.actor.run, &self.cursor).await? {
-            if !self.back.contains_key(&dead_letter.replay_of) {
-                if self.report.failed_again_as.len() < NAMED {
+            if !self.failed_again.contains_key(&dead_letter.replay_of) {
+                if self.report.failed_again_as.len() < LISTED {
                     self.report.failed_again_as.push(dead_letter.clone());
                 }
                 self.report.failed_again += 1;
-                self.back.insert(dead_letter.replay_of, dead_letter);
+                self.failed_again.insert(dead_letter.replay_of, dead_letter);
             }
         }
         Ok(())
     }
 
-    /// Whether what became of a batch is a reason to send no more.
-    fn speaks_against(&mut self, batch: &Batch) -> Option<Ended> {
-        let back = batch.sent.iter().filter(|(id, _)| self.back.contains_key(id)).count();
-        let took_effect = back < batch.sent.len();
-        self.fruitless = if took_effect { 0 } else { self.fruitless + back + batch.failed };
-        let enough = if self.well == 0 { 1 } else { FRUITLESS_IN_A_ROW };
+    /// Why the run stops after this batch, if it does.
+    fn reason_to_stop(&mut self, batch: &Batch) -> Option<Ended> {
+        let failed_again =
+            batch.sent.iter().filter(|(id, _)| self.failed_again.contains_key(id)).count();
+        if failed_again < batch.sent.len() {
+            self.failures_in_a_row = 0;
+        } else {
+            self.failures_in_a_row += failed_again + batch.failed;
+        }
+        let limit = if self.succeeded == 0 { 1 } else { MAX_FAILURES_IN_A_ROW };
+        let limit_reached = self.failures_in_a_row >= limit;
         match self.settings.stop {
             StopOnFailure::Never => None,
             StopOnFailure::First if self.report.failed_again > 0 => Some(Ended::FailedAgain),
             StopOnFailure::First if batch.failed > 0 => Some(Ended::NothingAccepted),
-            _ if self.fruitless >= enough && back > 0 => Some(Ended::FailedAgain),
-            _ if self.fruitless >= enough => Some(Ended::NothingAccepted),
-            // What is tried again for half a minute comes back long after its batch.
-            _ if self.report.failed_again > 0 && self.well == 0 => Some(Ended::FailedAgain),
+            _ if limit_reached && failed_again > 0 => Some(Ended::FailedAgain),
+            _ if limit_reached => Some(Ended::NothingAccepted),
+            // A message that is retried for half a minute fails again long after its batch.
+            _ if self.report.failed_again > 0 && self.succeeded == 0 => Some(Ended::FailedAgain),
             _ => None,
         }
     }
 
     fn progress(&self) -> Progress {
         let ReplayReport { matched, replayed, failed, failed_again, .. } = self.report;
-        Progress { matched, replayed, failed, failed_again, batch: self.growth.size() }
+        Progress { matched, replayed, failed, failed_again, batch: self.batch_size.get() }
     }
 }
 
 impl Batch {
-    /// How many dead letters it still takes.
-    fn room(&self, growth: Growth) -> u32 {
+    /// How many dead letters are missing to its full size.
+    fn room(&self, size: BatchSize) -> u32 {
         let taken = u32::try_from(self.sent.len() + self.failed).unwrap_or(u32::MAX);
-        growth.size().saturating_sub(taken)
+        size.get().saturating_sub(taken)
     }
 }
