@@ -1,28 +1,28 @@
-//! What a worker says of itself on `/metrics`.
+//! A worker's metrics, as read from `/metrics`.
 
 use testkit::fleet::Worker;
 use testkit::wait::eventually;
 
 use crate::LIMIT;
 
-/// The samples of one look at a worker.
+/// The samples of one response of `/metrics`.
 #[derive(Debug)]
 pub struct Counts(String);
 
 impl Counts {
-    /// Looks.
+    /// Reads the metrics of a worker.
     ///
     /// # Panics
-    /// When the worker does not answer.
+    /// When the worker does not respond with status 200.
     pub async fn of(worker: &Worker) -> Self {
-        Self::look(worker).await.expect("/metrics")
+        Self::try_of(worker).await.expect("/metrics")
     }
 
-    /// Looks at a worker that may not answer.
+    /// Reads the metrics of a worker that may not respond.
     ///
     /// # Errors
-    /// What it answers instead, or why it does not.
-    pub async fn look(worker: &Worker) -> Result<Self, String> {
+    /// The body of a response with another status, or the connection's error.
+    pub async fn try_of(worker: &Worker) -> Result<Self, String> {
         match worker.get("/metrics").await {
             Ok(response) if response.status == 200 => Ok(Self(response.body)),
             Ok(response) => Err(response.body),
@@ -30,10 +30,10 @@ impl Counts {
         }
     }
 
-    /// The sum of all samples of a metric that carry these labels; 0 where there is none.
+    /// The sum of all samples of a metric that have these labels; 0 without any.
     ///
     /// # Panics
-    /// When a sample is no number.
+    /// When a sample is not a number.
     #[must_use]
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let carries = |sample: &str| {
@@ -48,7 +48,7 @@ impl Counts {
         samples.sum()
     }
 
-    /// Whether the metric is described, with samples or without.
+    /// Whether the metric has samples.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.0
@@ -56,7 +56,7 @@ impl Counts {
             .any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
     }
 
-    /// Waits until a sum reaches `least`, and returns the look that showed it.
+    /// Waits until a sum is at least `least`, and returns the samples that show it.
     ///
     /// # Panics
     /// When it does not within [`LIMIT`].

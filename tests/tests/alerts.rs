@@ -25,7 +25,7 @@ const OFTEN: &str = "1s";
 const OVERDUE_AFTER: Duration = Duration::from_secs(150);
 
 #[tokio::test]
-async fn a_dead_letter_reaches_a_person_and_its_replay_ends_the_alert() {
+async fn a_dead_letter_raises_an_alert_and_its_replay_resolves_it() {
     let scenario = Scenario::new().await;
     let fleet = tokio::join!(
         scenario.start(SAVER),
@@ -49,19 +49,19 @@ async fn a_dead_letter_reaches_a_person_and_its_replay_ends_the_alert() {
     assert_eq!(annotations["summary"], format!("Dead letters of {SAVES}: 1 (schema)"));
     assert_eq!(annotations["runbook_url"], "docs/operations.md#verbatimdeadletterspresent");
 
-    mend_and_replay(&scenario).await;
+    edit_and_replay(&scenario).await;
     let resolved = watch.told("VerbatimDeadLettersPresent", "resolved").await;
     assert_eq!(resolved["labels"], *labels);
-    let saved = reader.archived(&key(&mistaken)).await;
+    let saved = reader.stored(&key(&mistaken)).await;
     assert_eq!(saved.len(), 1, "{saved:?}");
 
     // Two replicas count the dead letter, and it is one alert; and nothing else alarmed anybody.
-    watch.nothing_but(labels, "/office-hours");
-    scenario.rest(fleet).await;
+    watch.assert_only(labels, "/office-hours");
+    scenario.finish(fleet).await;
 }
 
 #[tokio::test]
-async fn a_missing_queue_wakes_somebody_up_until_setup_has_made_it_again() {
+async fn a_missing_queue_raises_a_critical_alert_until_setup_declares_it() {
     let scenario = Scenario::new().await;
     let fleet =
         tokio::join!(scenario.start(SAVER), scenario.start(MIGRATION), scenario.start(STATISTICS),);
@@ -73,12 +73,12 @@ async fn a_missing_queue_wakes_somebody_up_until_setup_has_made_it_again() {
     assert_eq!((&labels["queue"], &labels["severity"]), (&json!("bot.state"), &json!("critical")));
     scenario.declare().await;
     watch.told("VerbatimQueueMissing", "resolved").await;
-    watch.nothing_but(labels, "/pager");
-    scenario.rest(fleet).await;
+    watch.assert_only(labels, "/pager");
+    scenario.finish(fleet).await;
 }
 
 #[tokio::test]
-async fn the_health_check_of_the_image_says_what_a_worker_says() {
+async fn the_health_check_of_the_image_reports_the_workers_status() {
     let scenario = Scenario::new().await;
     let saver = scenario.start(SAVER).await;
     let address = saver.address().await.unwrap().to_string();
@@ -98,11 +98,11 @@ async fn the_health_check_of_the_image_says_what_a_worker_says() {
     })
     .await;
     assert!(check("livez").await.status.success(), "a restart would not help");
-    scenario.rest([saver]).await;
+    scenario.finish([saver]).await;
 }
 
 #[tokio::test]
-async fn a_missing_queue_is_told_apart_from_an_empty_one() {
+async fn a_missing_queue_is_distinguished_from_an_empty_one() {
     let scenario = Scenario::new().await;
     let statistics = scenario.start(STATISTICS).await;
     let (exists, queue) = ("verbatim_queue_exists", [("queue", "bot.state")]);
@@ -118,11 +118,11 @@ async fn a_missing_queue_is_told_apart_from_an_empty_one() {
     assert!(statistics.log().contains("the queue is missing"), "{}", statistics.log_tail());
     scenario.declare().await;
     Counts::reach(&statistics, exists, &queue, 1.0).await;
-    scenario.rest([statistics]).await;
+    scenario.finish([statistics]).await;
 }
 
 #[tokio::test]
-async fn the_first_dead_letter_of_a_collector_is_an_increase() {
+async fn dead_letter_counters_start_at_zero() {
     let scenario = Scenario::new().await;
     let statistics = scenario.start(STATISTICS).await;
     let told = statistics.get("/metrics").await.unwrap().body;
@@ -132,11 +132,11 @@ async fn the_first_dead_letter_of_a_collector_is_an_increase() {
     ] {
         assert!(told.lines().any(|line| line == counter), "no {counter} in\n{told}");
     }
-    scenario.rest([statistics]).await;
+    scenario.finish([statistics]).await;
 }
 
 /// What an operator does about a dead letter whose fault is known.
-async fn mend_and_replay(scenario: &Scenario) {
+async fn edit_and_replay(scenario: &Scenario) {
     let id = scenario.sql("SELECT id FROM dead_letters").await;
     let edit = ["dead-letters", "edit", &id, "--set", "role=assistant"];
     for arguments in [&edit[..], &["dead-letters", "replay", &id]] {
@@ -185,7 +185,7 @@ impl Watch {
     }
 
     /// Makes sure that everybody was told of one alert alone, at one address.
-    fn nothing_but(&self, labels: &Value, path: &str) {
+    fn assert_only(&self, labels: &Value, path: &str) {
         let calls = self.people.calls();
         let other = calls.iter().flat_map(alerts).find(|alert| alert["labels"] != *labels);
         assert_eq!(other, None, "{calls:#?}");

@@ -3,7 +3,7 @@
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use domain::fixtures::malformed;
 use serde_json::json;
-use system_tests::{Counts, Running, key, message};
+use system_tests::{Counts, ServerSet, key, message};
 use testkit::wait::eventually;
 
 use broker::Publication;
@@ -21,7 +21,7 @@ fn of_bytes(id: &str, bytes: usize) -> (serde_json::Value, Vec<u8>) {
 #[tokio::test]
 async fn a_body_of_a_mebibyte_is_saved_and_one_byte_more_is_a_dead_letter() {
     assert_eq!(DEFAULT_MAX_BODY_BYTES, 1_048_576);
-    let scenario = &Running::shared().await.scenario;
+    let scenario = &ServerSet::shared().await.scenario;
     let (agent, reader) = (scenario.agent(), scenario.reader());
     let (largest, body) = of_bytes("largest", 1_048_576);
     let (_, larger) = of_bytes("larger", 1_048_577);
@@ -38,7 +38,7 @@ async fn a_body_of_a_mebibyte_is_saved_and_one_byte_more_is_a_dead_letter() {
 
 #[tokio::test]
 async fn every_malformed_body_becomes_a_dead_letter_with_its_reason_and_field() {
-    let Running { scenario, savers, statistics, .. } = Running::shared().await;
+    let ServerSet { scenario, savers, statistics, .. } = ServerSet::shared().await;
     let bad = malformed(DEFAULT_MAX_BODY_BYTES);
     assert!(bad.len() >= 40, "{}", bad.len());
     let name = |n: usize| format!("malformed-{n}");

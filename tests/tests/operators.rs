@@ -14,7 +14,7 @@ use domain::status::ConversationStatus;
 use hot_store::{Address, HotStore};
 use metrics::Metrics;
 use serde_json::json;
-use system_tests::{Running, Scenario, at, closed, key, message};
+use system_tests::{Scenario, ServerSet, at, closed, key, message};
 
 /// Conversations of the load, and messages of each.
 const CONVERSATIONS: usize = 60;
@@ -59,9 +59,9 @@ async fn verify(scenario: &Scenario) -> Vec<Finding> {
 }
 
 #[tokio::test]
-async fn a_fleet_under_load_verifies_clean_and_tells_who_saved_what() {
-    let running = Running::own().await;
-    let scenario = &running.scenario;
+async fn a_fleet_under_load_has_no_findings_and_a_trace_names_who_saved_a_message() {
+    let servers = ServerSet::own().await;
+    let scenario = &servers.scenario;
     let (agent, reader) = (scenario.agent(), scenario.reader());
     // Messages come, readers load copies, sessions close, late messages reopen; and all the while
     // somebody verifies.
@@ -117,7 +117,7 @@ async fn a_fleet_under_load_verifies_clean_and_tells_who_saved_what() {
     let [item] = &traced.items[..] else { panic!("{traced:#?}") };
     assert_eq!((item.matched, item.state), (Matched::Message, State::Archived));
     let saved = item.timeline.iter().find(|moment| moment.what == "saved").unwrap();
-    let pids = running.savers.each_ref().map(|saver| format!(":{},", saver.pid()));
+    let pids = servers.savers.each_ref().map(|saver| format!(":{},", saver.pid()));
     assert!(pids.iter().any(|pid| saved.text.contains(pid)), "{saved:?}, {pids:?}");
     let asked = item.timeline.iter().find(|moment| moment.what == "close asked").unwrap();
     assert_eq!(asked.text, "its last session closed; reason: done");

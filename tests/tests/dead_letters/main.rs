@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is the failure of the test")]
 
-mod hygiene;
+mod headers;
 mod replays;
 
 use std::collections::BTreeSet;
@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use broker::Publication;
 use serde_json::{Value, json};
-use system_tests::{Counts, LIMIT, Ledger, SAVER, STATISTICS, Scenario, at, key, message};
+use system_tests::{
+    Counts, LIMIT, PublishedMessages, SAVER, STATISTICS, Scenario, at, key, message,
+};
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
 
@@ -29,7 +31,7 @@ const SLOW: Duration = Duration::from_millis(100);
 const SEVERAL_TRIES: f64 = 25.0;
 
 #[tokio::test]
-async fn every_body_that_conflicts_is_kept_as_a_dead_letter_of_its_own() {
+async fn each_conflicting_body_is_stored_as_a_separate_dead_letter() {
     let scenario = Scenario::new().await;
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
     let (agent, reader) = (scenario.agent(), scenario.reader());
@@ -44,17 +46,17 @@ async fn every_body_that_conflicts_is_kept_as_a_dead_letter_of_its_own() {
                    FROM dead_letters";
     let kept = "SELECT sum(copies) FROM dead_letters";
     scenario.until_sql(kept, "3").await;
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
     let seen = scenario.sql(dead_letters).await;
     let seen: BTreeSet<&str> = seen.split(", ").collect();
     assert_eq!(seen, BTreeSet::from(["second 1 conflict m1", "third 2 conflict m1"]));
-    let archived = reader.archived(&key(&says("first"))).await;
+    let archived = reader.stored(&key(&says("first"))).await;
     let archived: Vec<_> = archived.iter().map(|message| message.content.text()).collect();
     assert_eq!(archived, ["first"]);
 }
 
 #[tokio::test]
-async fn a_body_without_an_id_that_dies_twice_is_one_dead_letter() {
+async fn a_body_without_an_id_that_is_dead_lettered_twice_is_one_dead_letter() {
     let scenario = Scenario::new().await;
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
     let rabbit = scenario.rabbit();
@@ -67,11 +69,11 @@ async fn a_body_without_an_id_that_dies_twice_is_one_dead_letter() {
         scenario.sql("SELECT count(*), max(reason) FROM dead_letters").await,
         "1|malformed_json"
     );
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
 #[tokio::test]
-async fn what_is_sent_home_arrives_once_though_its_neighbour_has_no_queue_for_a_while() {
+async fn rerouted_messages_arrive_once_while_the_queue_of_others_is_missing() {
     let scenario = Scenario::new().await;
     let (agent, rabbit, reader) = (scenario.agent(), scenario.rabbit(), scenario.reader());
     let broker = Proxy::before(&scenario.amqp_url).await.unwrap();
@@ -79,7 +81,7 @@ async fn what_is_sent_home_arrives_once_though_its_neighbour_has_no_queue_for_a_
     let statistics = scenario.start_with(STATISTICS, &settings).await;
     broker.cut().await.unwrap();
     rabbit.delete_queue(SAVES).await;
-    let mut ledger = Ledger::default();
+    let mut published = PublishedMessages::default();
     for n in 0..5 {
         // A queue that is there, under a routing key that nobody knows.
         let state = json!({
@@ -89,7 +91,7 @@ async fn what_is_sent_home_arrives_once_though_its_neighbour_has_no_queue_for_a_
         rabbit.publish("state.saved", &json!({}), &state.to_string()).await;
         let identified = message("home", "s", &format!("m{n}"), &json!({"timestamp": at(n)}));
         agent.publish(&identified).await;
-        ledger.confirm(&[identified]);
+        published.add_confirmed(&[identified]);
         rabbit.publish(SAVES, &json!({}), &anonymous("home", n)).await;
     }
     queued(&scenario, "domain.unrouted", 15).await;
@@ -111,7 +113,7 @@ async fn what_is_sent_home_arrives_once_though_its_neighbour_has_no_queue_for_a_
     let id = |state: &Value| state["properties"]["headers"]["x-verbatim-id"].to_string();
     let ids: BTreeSet<_> = states.iter().map(id).filter(|id| id != "null").collect();
     assert_eq!((states.len(), ids.len()), (5, 5));
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
     arrived(&scenario, 10, 0).await;
     let conversation = key(&json!({"tenant_id": "home", "session_id": "s"}));
     assert_eq!(reader.both(&conversation).await.len(), 10);
@@ -152,7 +154,7 @@ async fn dead_letters_are_stored_once_while_an_expired_action_waits_for_its_queu
     scenario.until_sql("SELECT count(*) FROM messages", "10").await;
     let counts = Counts::reach(&statistics, STORED, &[("queue", SAVES)], 5.0).await;
     assert_eq!(counts.sum(STORED, &[("queue", SAVES)]), 5.0);
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
     arrived(&scenario, 10, 5).await;
 }
 
@@ -173,7 +175,7 @@ async fn dead_letters_that_cannot_be_announced_for_a_while_are_stored_and_announ
     let dead_letters: BTreeSet<_> =
         told.iter().map(|it| it["dead_letter_id"].to_string()).collect();
     assert_eq!((told.len(), dead_letters.len()), (3, 3), "{told:?}");
-    scenario.rest([statistics]).await;
+    scenario.finish([statistics]).await;
     assert_eq!(rabbit.take("events").await, Vec::<Value>::new());
     arrived(&scenario, 0, 3).await;
 }

@@ -19,7 +19,7 @@ use system_tests::{LIMIT, SAVER, STATISTICS, Scenario, at, key, message};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::hygiene::poison;
+use crate::headers::poison;
 use crate::{DEAD_LETTERS, SAVES, anonymous};
 
 /// SIGABRT (signal(7)): what `abort` ends a process with.
@@ -29,7 +29,7 @@ const VALIDATOR: DeadLetterValidator =
     DeadLetterValidator { max_body_bytes: DEFAULT_MAX_BODY_BYTES };
 
 #[tokio::test]
-async fn of_10_000_replayed_dead_letters_9_999_are_saved_once_and_the_bad_one_is_back() {
+async fn of_10_000_replayed_dead_letters_9_999_are_saved_once_and_the_bad_one_fails_again() {
     const MANY: i64 = 10_000;
     const BAD: i64 = 6_543;
     let scenario = Scenario::new().await;
@@ -90,11 +90,11 @@ async fn of_10_000_replayed_dead_letters_9_999_are_saved_once_and_the_bad_one_is
     };
     assert_eq!(shown(again.clone()).await["replay_of"], bad_one);
     assert_eq!(shown(bad_one).await["failed_again_as"], json!([again]));
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
 #[tokio::test]
-async fn a_replay_that_dies_before_it_is_noted_is_repeated_and_takes_effect_once() {
+async fn a_replay_that_ends_before_it_is_recorded_is_repeated_and_takes_effect_once() {
     let scenario = Scenario::new().await;
     let identified = message("crash", "s", "m1", &json!({}));
     kept(&scenario, &[dead(&identified.to_string()), dead(&anonymous("crash", 1))]).await;
@@ -117,14 +117,14 @@ async fn a_replay_that_dies_before_it_is_noted_is_repeated_and_takes_effect_once
 
     let saver = scenario.start(SAVER).await;
     scenario.until_sql("SELECT count(*) FROM messages", "2").await;
-    scenario.rest([saver]).await;
+    scenario.finish([saver]).await;
     assert_eq!(scenario.reader().both(&key(&identified)).await.len(), 2);
 }
 
 #[tokio::test]
 async fn a_replay_that_is_killed_at_any_step_is_repeated_and_takes_effect_once() {
     for step in [Step::ReplayConfirmed, Step::ReplayMarked] {
-        let scenario = Scenario::armed().await;
+        let scenario = Scenario::with_failpoints().await;
         let dead_letters: Vec<_> = (0..20).map(|n| dead(&anonymous("killed", n))).collect();
         kept(&scenario, &dead_letters).await;
         let replay = ["dead-letters", "replay", "--all", "--watch", "0s", "--rate", "1000"];
@@ -139,7 +139,7 @@ async fn a_replay_that_is_killed_at_any_step_is_repeated_and_takes_effect_once()
         assert_eq!(again.status.code(), Some(0), "{}: {again:?}", step.name());
         let saver = scenario.start(SAVER).await;
         scenario.until_sql("SELECT count(*) FROM messages", "20").await;
-        scenario.rest([saver]).await;
+        scenario.finish([saver]).await;
         let end = "SELECT concat_ws('|', (SELECT count(*) FROM messages), count(*), min(status),
                        max(status), (SELECT count(DISTINCT subject) FROM audit_log
                                      WHERE action = 'dead_letter.replay')) FROM dead_letters";
@@ -148,7 +148,7 @@ async fn a_replay_that_is_killed_at_any_step_is_repeated_and_takes_effect_once()
 }
 
 #[tokio::test]
-async fn two_replays_at_once_send_each_dead_letter_once() {
+async fn two_concurrent_replays_publish_each_dead_letter_once() {
     let scenario = Scenario::new().await;
     let dead_letters: Vec<_> = (0..300)
         .map(|n| dead(&message("twice", "s", &format!("m{n}"), &json!({})).to_string()))
@@ -167,7 +167,7 @@ async fn two_replays_at_once_send_each_dead_letter_once() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_whose_queue_is_missing_stays_open_and_says_why() {
+async fn a_replayed_dead_letter_whose_queue_is_missing_stays_open_with_the_error() {
     let scenario = Scenario::new().await;
     let dead_letters: Vec<_> = (0..20)
         .map(|n| dead(&message("missing", "s", &format!("m{n}"), &json!({})).to_string()))
@@ -192,7 +192,7 @@ async fn a_dead_letter_whose_queue_is_missing_stays_open_and_says_why() {
 }
 
 #[tokio::test]
-async fn dead_letters_that_a_full_queue_refuses_stay_open_and_say_why() {
+async fn dead_letters_refused_by_a_full_queue_stay_open_with_the_error() {
     let scenario = Scenario::new().await;
     let dead_letters: Vec<_> = (0..200)
         .map(|n| dead(&message("full", "s", &format!("m{n}"), &json!({})).to_string()))
@@ -219,7 +219,7 @@ async fn dead_letters_that_a_full_queue_refuses_stay_open_and_say_why() {
 }
 
 #[tokio::test]
-async fn a_cause_that_is_still_there_shows_after_one_dead_letter() {
+async fn a_replay_ends_after_one_dead_letter_if_the_cause_persists() {
     let scenario = Scenario::new().await;
     let bad = json!({"role": "bot"});
     let dead_letters: Vec<_> =
@@ -241,11 +241,11 @@ async fn a_cause_that_is_still_there_shows_after_one_dead_letter() {
                   (SELECT status, replay_count, count(*) AS dead_letters
                    FROM dead_letters GROUP BY 1, 2 ORDER BY 1, 2) AS s";
     assert_eq!(scenario.sql(states).await, "open|1|50, replayed|0|50");
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
 #[tokio::test]
-async fn what_comes_back_as_a_dead_letter_that_was_discarded_is_open_again_and_ends_the_replay() {
+async fn a_replay_that_fails_as_a_discarded_dead_letter_reopens_it_and_ends() {
     let scenario = Scenario::new().await;
     let bad = json!({"role": "bot"});
     let dead_letters: Vec<_> =
@@ -271,11 +271,11 @@ async fn what_comes_back_as_a_dead_letter_that_was_discarded_is_open_again_and_e
         scenario.sql(states).await,
         "open|0|2|2, replayed|0|1|1, discarded|1|2|2, open|1|1|2"
     );
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
 #[tokio::test]
-async fn four_bad_neighbours_do_not_end_a_replay_that_went_well_and_five_do() {
+async fn four_failures_in_a_row_do_not_end_a_successful_replay_and_five_do() {
     let scenario = Scenario::new().await;
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
     let dead_letters = [("four", 3..7), ("five", 3..8)].map(|(tenant, bad)| {
@@ -305,11 +305,11 @@ async fn four_bad_neighbours_do_not_end_a_replay_that_went_well_and_five_do() {
             "{tenant}"
         );
     }
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
 #[tokio::test]
-async fn a_cause_that_shows_only_after_its_retries_ends_a_replay_as_well() {
+async fn a_failure_that_shows_only_after_retries_ends_a_replay() {
     let scenario = Scenario::new().await;
     let ids: Vec<_> = (0..100).map(|n| format!("m{n}")).collect();
     let dead_letter = |id: &String| dead(&message("late", "s", id, &json!({})).to_string());
@@ -328,7 +328,7 @@ async fn a_cause_that_shows_only_after_its_retries_ends_a_replay_as_well() {
 }
 
 #[tokio::test]
-async fn a_replay_that_is_told_to_stop_leaves_nothing_half_done() {
+async fn a_cancelled_replay_releases_its_claims_and_records_what_it_published() {
     let scenario = Scenario::new().await;
     let dead_letters: Vec<_> = (0..40)
         .map(|n| dead(&message("stop", "s", &format!("m{n}"), &json!({})).to_string()))
@@ -357,7 +357,7 @@ async fn a_replay_that_is_told_to_stop_leaves_nothing_half_done() {
 }
 
 #[tokio::test]
-async fn an_edited_copy_is_what_is_saved_and_what_came_stays() {
+async fn a_replay_saves_the_edited_copy_and_keeps_the_original_body() {
     let scenario = Scenario::new().await;
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
     let bad = message("edited", "s", "m1", &json!({"role": "bot"}));
@@ -377,7 +377,7 @@ async fn an_edited_copy_is_what_is_saved_and_what_came_stays() {
     let kept = "SELECT concat_ws('|', status, convert_from(body, 'UTF8')::json->>'role',
                     convert_from(edited_body, 'UTF8')::json->>'role', edited_by) FROM dead_letters";
     assert_eq!(scenario.sql(kept).await, "replayed|bot|assistant|night shift");
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
 /// A dead letter as a worker makes it that gave up on a message.
@@ -398,7 +398,7 @@ async fn kept(scenario: &Scenario, dead_letters: &[Publication]) {
     scenario.agent().send(dead_letters.to_vec()).await;
     let stored = "SELECT count(*) FROM dead_letters";
     scenario.until_sql(stored, &dead_letters.len().to_string()).await;
-    scenario.rest([statistics]).await;
+    scenario.finish([statistics]).await;
     // Events to the statistics are nobody's concern here.
     scenario.rabbit().take("conversation.statistics").await;
 }

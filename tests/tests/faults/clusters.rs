@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use system_tests::{
-    Agent, Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, closed, message,
+    Agent, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, closed,
+    message,
 };
 use testkit::fleet::Worker;
 use testkit::servers::{Kind, Node, Replicas, Servers};
@@ -21,12 +22,13 @@ const ARCHIVED: &str = "SELECT count(*) FROM conversations WHERE status = 'archi
 async fn a_node_of_a_rabbitmq_cluster_killed_and_brought_back_under_load_loses_nothing() {
     let servers = Servers::start(&[Kind::RabbitMqCluster]).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let fleet = fleet(&scenario).await;
     let mut messages = load("nodes", 4_000, 20);
     messages.splice(..0, closing());
     let (before, rest) = messages.split_at(1_000);
-    publish(&agent, &mut ledger, before).await;
+    publish(&agent, &mut published, before).await;
     until_stored(&scenario, 500).await;
     // Everybody is connected to it, and it leads every queue: they were declared there.
     let first = &scenario.server(Kind::RabbitMqCluster).nodes()[0];
@@ -34,15 +36,15 @@ async fn a_node_of_a_rabbitmq_cluster_killed_and_brought_back_under_load_loses_n
     let dies = async {
         until_stored(&scenario, 1_200).await;
         first.kill().await.unwrap();
-        agent.insist(&closes()).await;
+        agent.publish_until_confirmed(&closes()).await;
     };
-    tokio::join!(insist(&agent, during), dies);
-    ledger.confirm(during);
-    until_stored(&scenario, ledger.len()).await;
-    tokio::join!(insist(&agent, after), async { first.start().await.unwrap() });
-    ledger.confirm(after);
+    tokio::join!(publish_until_confirmed(&agent, during), dies);
+    published.add_confirmed(during);
+    until_stored(&scenario, published.len()).await;
+    tokio::join!(publish_until_confirmed(&agent, after), async { first.start().await.unwrap() });
+    published.add_confirmed(after);
 
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     scenario.until_sql(ARCHIVED, &CLOSING.to_string()).await;
     for worker in &fleet {
@@ -51,11 +53,11 @@ async fn a_node_of_a_rabbitmq_cluster_killed_and_brought_back_under_load_loses_n
         Counts::reach(worker, "verbatim_consumer_restarts_total", &failed, 1.0).await;
         assert!(worker.log().contains("will be built anew"), "{}", worker.log_tail());
     }
-    scenario.rest(fleet).await;
+    scenario.finish(fleet).await;
 }
 
 #[tokio::test]
-async fn a_master_of_a_redis_cluster_that_dies_under_load_is_followed_by_its_replica() {
+async fn a_redis_cluster_master_that_dies_under_load_is_replaced_by_its_replica() {
     let servers = Servers::start_redis_cluster(Replicas::OfTheFirst).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
     let nodes = scenario.redis().nodes();
@@ -63,12 +65,13 @@ async fn a_master_of_a_redis_cluster_that_dies_under_load_is_followed_by_its_rep
         // 15 s; the replica is elected some time after.
         assert_eq!(ask(node, &["CONFIG", "SET", "cluster-node-timeout", "2000"]).await, "+OK");
     }
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let fleet = fleet(&scenario).await;
     let mut messages = load("masters", 2_000, 20);
     messages.splice(..0, closing());
-    publish(&agent, &mut ledger, &messages[..500]).await;
-    ledger.reconcile(&scenario, &reader).await;
+    publish(&agent, &mut published, &messages[..500]).await;
+    published.reconcile(&scenario, &reader).await;
     let epoch = scenario.sql("SELECT epoch FROM hot_epoch").await;
     info(&nodes[3], "master_link_status:up").await;
     let dies = async {
@@ -76,9 +79,9 @@ async fn a_master_of_a_redis_cluster_that_dies_under_load_is_followed_by_its_rep
         nodes[0].kill().await.unwrap();
         agent.publish_all(&closes()).await;
     };
-    tokio::join!(publish(&agent, &mut ledger, &messages[500..]), dies);
+    tokio::join!(publish(&agent, &mut published, &messages[500..]), dies);
     info(&nodes[3], "role:master").await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     assert_ne!(scenario.sql("SELECT epoch FROM hot_epoch").await, epoch);
     scenario.until_sql(ARCHIVED, &CLOSING.to_string()).await;
     for worker in &fleet {
@@ -88,7 +91,7 @@ async fn a_master_of_a_redis_cluster_that_dies_under_load_is_followed_by_its_rep
         Counts::reach(saver, "verbatim_hot_generation_changes_total", &[], 1.0).await;
         assert!(saver.log().contains("Redis is down"), "{}", saver.log_tail());
     }
-    scenario.rest(fleet).await;
+    scenario.finish(fleet).await;
 }
 
 /// Two savers, a closer, a dead-letter collector. They end with their test, and not before.
@@ -113,9 +116,9 @@ fn closes() -> Vec<Value> {
 }
 
 /// Publishes part by part, as the queues move to other nodes.
-async fn insist(agent: &Agent, messages: &[Value]) {
+async fn publish_until_confirmed(agent: &Agent, messages: &[Value]) {
     for part in messages.chunks(200) {
-        agent.insist(part).await;
+        agent.publish_until_confirmed(part).await;
     }
 }
 

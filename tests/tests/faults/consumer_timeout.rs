@@ -8,7 +8,7 @@ use domain::status::ConversationStatus;
 use metrics::Metrics;
 use serde_json::json;
 use system_tests::{
-    Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, closed, key, message,
+    Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, closed, key, message,
 };
 use testkit::servers::{Kind, Servers};
 use testkit::wait::eventually;
@@ -17,10 +17,11 @@ use crate::poison::poison;
 use crate::{SAVES, held, load, proxy, publish, stored, until_stored};
 
 #[tokio::test]
-async fn while_a_memory_alarm_blocks_publishers_saving_goes_on_and_all_else_waits() {
+async fn while_a_memory_alarm_blocks_publishers_saving_continues_and_publishes_wait() {
     let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let database = proxy(&scenario.database_url).await;
     let cut_off = [("DATABASE_URL", database.url())];
     let (saver, migration, statistics) = tokio::join!(
@@ -33,7 +34,7 @@ async fn while_a_memory_alarm_blocks_publishers_saving_goes_on_and_all_else_wait
     agent.publish(&closing).await;
     until_stored(&scenario, 1).await;
     database.cut().await.unwrap();
-    publish(&agent, &mut ledger, &load("alarm", 300, 4)).await;
+    publish(&agent, &mut published, &load("alarm", 300, 4)).await;
     held(&saver).await;
     agent.publish(&closed("alarm", "closing", &json!({}))).await;
     let server = scenario.server(Kind::RabbitMq);
@@ -61,7 +62,7 @@ async fn while_a_memory_alarm_blocks_publishers_saving_goes_on_and_all_else_wait
 
     server.rabbitmqctl(&["set_vm_memory_high_watermark", "0.6"]).await.unwrap();
     reader.reaches(&key(&closing), ConversationStatus::Archived).await;
-    ledger.confirm(&[closing]);
+    published.add_confirmed(&[closing]);
     scenario.until_sql("SELECT count(*) FROM dead_letters", "1").await;
     assert_eq!(stored(&scenario).await, 300);
     for worker in [&saver, &migration, &statistics] {
@@ -69,11 +70,11 @@ async fn while_a_memory_alarm_blocks_publishers_saving_goes_on_and_all_else_wait
     }
     let counts = Counts::of(&saver).await;
     assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
-    scenario.rest([saver, migration, statistics]).await;
+    scenario.finish([saver, migration, statistics]).await;
 }
 
 #[tokio::test]
-async fn a_consumer_timeout_in_an_outage_costs_one_return_however_long_that_lasts() {
+async fn a_consumer_timeout_in_an_outage_costs_one_redelivery_however_long_the_outage_lasts() {
     /// Several of RabbitMQ's time-outs.
     const OUTAGE: Duration = Duration::from_secs(8);
     let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
@@ -82,7 +83,8 @@ async fn a_consumer_timeout_in_an_outage_costs_one_return_however_long_that_last
                      application:set_env(rabbit, channel_tick_interval, 500).";
     servers.get(Kind::RabbitMq).rabbitmqctl(&["eval", impatient]).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let database = proxy(&scenario.database_url).await;
     // The second one gives back what it has before the time-out can strike, as in production.
     let cut_off = [("DATABASE_URL", database.url())];
@@ -90,7 +92,7 @@ async fn a_consumer_timeout_in_an_outage_costs_one_return_however_long_that_last
     let (saver, timely) =
         tokio::join!(scenario.start_with(SAVER, &cut_off), scenario.start_with(SAVER, &in_time));
     database.cut().await.unwrap();
-    publish(&agent, &mut ledger, &load("impatient", 50, 4)).await;
+    publish(&agent, &mut published, &load("impatient", 50, 4)).await;
     tokio::join!(held(&saver), held(&timely));
     let cause = |cause| [("queue", SAVES), ("cause", cause)];
     let restarts = "verbatim_consumer_restarts_total";
@@ -102,7 +104,7 @@ async fn a_consumer_timeout_in_an_outage_costs_one_return_however_long_that_last
     let patient = "application:set_env(rabbit, consumer_timeout, 1800000).";
     scenario.server(Kind::RabbitMq).rabbitmqctl(&["eval", patient]).await.unwrap();
     database.restore().await.unwrap();
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     let applied = [("queue", SAVES), ("outcome", "applied")];
     let (one, two) = eventually("both to have acknowledged everything", LIMIT, async || {
         let (one, two) = tokio::join!(Counts::of(&saver), Counts::of(&timely));
@@ -116,5 +118,5 @@ async fn a_consumer_timeout_in_an_outage_costs_one_return_however_long_that_last
     assert_eq!(sum("verbatim_redeliveries_total", &[("queue", SAVES)]), 50.0);
     assert_eq!(sum("verbatim_deliveries_total", &[("outcome", "suspected")]), 0.0);
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
-    scenario.rest([saver, timely]).await;
+    scenario.finish([saver, timely]).await;
 }

@@ -11,8 +11,8 @@ use domain::ids::{ConversationKey, SessionId, TenantId};
 use failpoints::{AT, ON, Step};
 use serde_json::{Value, json};
 use system_tests::{
-    Agent, Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, at, closed, message,
-    opened,
+    Agent, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, at, closed,
+    message, opened,
 };
 use testkit::fleet::Worker;
 use testkit::wait::eventually;
@@ -53,7 +53,7 @@ const OF_ALL: [Step; 3] = [Step::Copied, Step::Settled, Step::Acknowledged];
 const OF_OPERATORS: [Step; 2] = [Step::ReplayConfirmed, Step::ReplayMarked];
 
 #[test]
-fn every_step_has_its_test() {
+fn every_failpoint_has_a_test() {
     for step in Step::ALL {
         let tested = STEPS.iter().map(|(step, _)| step).chain(&OF_OPERATORS);
         assert!(tested.into_iter().any(|it| *it == step), "{}", step.name());
@@ -79,7 +79,7 @@ fn ordinary_binaries_hold_no_failpoints() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_after_a_crash_at_any_step_ends_as_if_nothing_had_happened() {
+async fn a_restart_after_a_crash_at_any_failpoint_ends_in_the_same_state() {
     let undisturbed = details(None).await;
     for case in STEPS {
         let (step, program) = case;
@@ -90,27 +90,29 @@ async fn a_restart_after_a_crash_at_any_step_ends_as_if_nothing_had_happened() {
 }
 
 #[tokio::test]
-async fn a_crash_between_a_retry_and_its_acknowledgement_doubles_nothing() {
-    let scenario = Scenario::armed().await;
+async fn a_crash_between_a_retry_and_its_acknowledgement_duplicates_nothing() {
+    let scenario = Scenario::with_failpoints().await;
     poison(&scenario, "P0001", "m00003").await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
-    publish(&agent, &mut ledger, &load("retry", 20, 2)).await;
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+    publish(&agent, &mut published, &load("retry", 20, 2)).await;
     crash(&scenario, SAVER, Step::Copied).await;
     scenario.sql("TRUNCATE poisoned").await;
     // The original and its retry both come.
     let saver = scenario.start(SAVER).await;
     let labels = [("queue", SAVES), ("outcome", "duplicate")];
     Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
-    scenario.rest([saver]).await;
-    ledger.reconcile(&scenario, &reader).await;
+    scenario.finish([saver]).await;
+    published.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
 }
 
 #[tokio::test]
-async fn a_crash_between_a_move_to_the_suspects_and_its_acknowledgement_doubles_nothing() {
-    let scenario = Scenario::armed().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
-    publish(&agent, &mut ledger, &load("suspect", 20, 2)).await;
+async fn a_crash_between_a_move_to_the_suspect_queue_and_its_acknowledgement_duplicates_nothing() {
+    let scenario = Scenario::with_failpoints().await;
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+    publish(&agent, &mut published, &load("suspect", 20, 2)).await;
     for _ in 0..3 {
         crash(&scenario, SAVER, Step::SaveDecoded).await;
     }
@@ -118,37 +120,39 @@ async fn a_crash_between_a_move_to_the_suspects_and_its_acknowledgement_doubles_
     let saver = scenario.start(SAVER).await;
     let labels = [("queue", SAVES), ("outcome", "suspected")];
     Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
-    scenario.rest([saver]).await;
-    ledger.reconcile(&scenario, &reader).await;
+    scenario.finish([saver]).await;
+    published.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
 }
 
 #[tokio::test]
-async fn a_crash_between_a_way_home_and_its_acknowledgement_doubles_nothing() {
-    let scenario = Scenario::armed().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+async fn a_crash_between_a_reroute_and_its_acknowledgement_duplicates_nothing() {
+    let scenario = Scenario::with_failpoints().await;
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let lost = message("home", "s", "lost", &json!({}));
     let mistyped = Publication::action("conversation.saved_message", lost.to_string().into_bytes());
     agent.send(vec![mistyped]).await;
-    ledger.confirm([&lost]);
+    published.add_confirmed([&lost]);
     crash(&scenario, STATISTICS, Step::Settled).await;
     // It went home, is still where it was lost, and goes home again.
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
     let labels = [("queue", SAVES), ("outcome", "duplicate")];
     Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
-    scenario.rest([saver, statistics]).await;
-    ledger.reconcile(&scenario, &reader).await;
+    scenario.finish([saver, statistics]).await;
+    published.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
 }
 
 #[tokio::test]
 async fn a_message_that_kills_its_worker_becomes_a_dead_letter_and_all_others_are_saved() {
     const RETURNS: usize = 3 + 5 + 1;
-    let scenario = Scenario::armed().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let scenario = Scenario::with_failpoints().await;
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let mut messages = load("deadly", 500, 10);
     messages[250]["content"] = "these words kill".into();
-    publish(&agent, &mut ledger, &messages).await;
+    publish(&agent, &mut published, &messages).await;
     let statistics = scenario.start(STATISTICS).await;
     let mut deaths = 0;
     let saver = loop {
@@ -171,10 +175,10 @@ async fn a_message_that_kills_its_worker_becomes_a_dead_letter_and_all_others_ar
         assert!(deaths <= RETURNS, "{deaths} deaths");
     };
     until_stored(&scenario, 499).await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     let dead_letter = "SELECT concat_ws('|', message_id, reason) FROM dead_letters";
     assert_eq!(scenario.sql(dead_letter).await, "m00250|delivery_limit");
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
 /// Starts a worker that ends at a step, and waits until it has.
@@ -192,7 +196,7 @@ async fn crashed(worker: Worker, step: Step) {
 /// worker one that it refuses: its id is taken, nobody can read it, nobody knows what it is. Returns
 /// what all of it has become.
 async fn details(crash_at: Option<(Step, &str)>) -> BTreeSet<String> {
-    let scenario = Scenario::armed().await;
+    let scenario = Scenario::with_failpoints().await;
     // What a crashed closer had claimed is taken over soon.
     let settings = [("VERBATIM_CLOSE_LEASE", "2s")];
     let (mut fleet, mut victim) = (Vec::new(), None);
@@ -224,24 +228,24 @@ async fn details(crash_at: Option<(Step, &str)>) -> BTreeSet<String> {
                    (SELECT count(*) FROM conversations WHERE status = 'archived'),
                    (SELECT count(*) FROM conversation_stats), (SELECT sum(conversations) FROM daily_stats))";
     scenario.until_sql(all, "90 4 2 2 2").await;
-    scenario.rest(fleet).await;
-    let mut picture = BTreeSet::new();
-    for query in PICTURE {
+    scenario.finish(fleet).await;
+    let mut state = BTreeSet::new();
+    for query in STATE_QUERIES {
         let rows = scenario.sql(&format!("SELECT row_to_json(t) FROM ({query}) t")).await;
-        picture.extend(rows.lines().map(|row| format!("{row} of {query}")));
+        state.extend(rows.lines().map(|row| format!("{row} of {query}")));
     }
     let reader = scenario.reader();
     for session in ["s0", "s1", "s2"] {
         let (tenant, session) = (TenantId::new("story").unwrap(), SessionId::new(session).unwrap());
         let (read, archived) =
-            reader.two_ways(&ConversationKey::of_session(tenant, &session)).await;
+            reader.transcript_and_stored(&ConversationKey::of_session(tenant, &session)).await;
         assert_eq!(read.messages, archived);
     }
-    picture
+    state
 }
 
 /// All that is kept, without times of the fleet's own clocks and without random numbers.
-const PICTURE: [&str; 6] = [
+const STATE_QUERIES: [&str; 6] = [
     "SELECT tenant_id, conversation_id, id, role, content, tokens, created_at, body_hash FROM messages",
     // While a conversation is active its row tells only about when it was last written to.
     "SELECT tenant_id, id, session_id, status, message_count, total_tokens, close_reason,

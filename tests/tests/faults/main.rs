@@ -9,9 +9,9 @@
 mod clusters;
 mod consumer_timeout;
 mod crashes;
-mod deaths;
-mod life;
-mod long;
+mod kills;
+mod lifecycle;
+mod long_outages;
 mod outages;
 mod poison;
 mod queues;
@@ -19,7 +19,7 @@ mod scaling;
 mod stores;
 
 use serde_json::{Value, json};
-use system_tests::{Agent, Counts, LIMIT, Ledger, Scenario, at, message};
+use system_tests::{Agent, Counts, LIMIT, PublishedMessages, Scenario, at, message};
 use testkit::fleet::Worker;
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
@@ -37,9 +37,9 @@ pub(crate) fn load(tenant: &str, messages: usize, conversations: usize) -> Vec<V
 }
 
 /// Publishes, and enters what is confirmed into the books.
-pub(crate) async fn publish(agent: &Agent, ledger: &mut Ledger, messages: &[Value]) {
+pub(crate) async fn publish(agent: &Agent, published: &mut PublishedMessages, messages: &[Value]) {
     agent.publish_all(messages).await;
-    ledger.confirm(messages);
+    published.add_confirmed(messages);
 }
 
 pub(crate) async fn proxy(url: &str) -> Proxy {
@@ -48,7 +48,7 @@ pub(crate) async fn proxy(url: &str) -> Proxy {
 
 /// Waits until `/readyz` says why it is not ready, in words that hold these.
 pub(crate) async fn unready(worker: &Worker, words: &[&str]) {
-    eventually(format!("{} to tell {words:?}", worker.name()), LIMIT, async || {
+    eventually(format!("{} to on_progress {words:?}", worker.name()), LIMIT, async || {
         let answer = worker.get("/readyz").await.map_err(|error| format!("{error:#}"))?;
         let told = words.iter().all(|words| answer.body.contains(words));
         if told && answer.status == 503 { Ok(()) } else { Err(answer.body) }

@@ -2,7 +2,7 @@
 
 use conversation::Source;
 use serde_json::Value;
-use system_tests::{Counts, LIMIT, Ledger, SAVER, Scenario, TestReader, key};
+use system_tests::{Counts, LIMIT, PublishedMessages, SAVER, Scenario, TestReader, key};
 use testkit::fleet::Worker;
 use testkit::servers::{Kind, Node, Servers};
 use testkit::wait::eventually;
@@ -17,84 +17,86 @@ async fn a_full_disk_is_an_outage_of_postgresql_and_costs_no_attempt() {
     let servers = Servers::start_postgresql_on_a_disk_of(128).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
     let postgresql = &scenario.server(Kind::PostgreSql).nodes()[0];
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let saver = scenario.start(SAVER).await;
     let messages = load("disk", 4_000, 20);
-    publish(&agent, &mut ledger, &messages[..500]).await;
+    publish(&agent, &mut published, &messages[..500]).await;
     until_stored(&scenario, 500).await;
     postgresql.fill_disk().unwrap();
-    publish(&agent, &mut ledger, &messages[500..]).await;
+    publish(&agent, &mut published, &messages[500..]).await;
     held(&saver).await;
     unready(&saver, &["holding: postgresql is away"]).await;
     assert!(saver.log().contains("No space left on device"), "{}", saver.log_tail());
     postgresql.free_disk().unwrap();
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     saver.ready(LIMIT).await.unwrap();
     let counts = Counts::of(&saver).await;
     assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
-    scenario.rest([saver]).await;
+    scenario.finish([saver]).await;
 }
 
 #[tokio::test]
-async fn a_redis_that_is_full_demoted_or_from_an_old_file_misleads_no_reader() {
+async fn a_redis_that_is_full_demoted_or_restored_from_an_old_file_misleads_no_reader() {
     // What is demoted must be a single server.
     let servers = Servers::start(&[Kind::Redis]).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
     let redis = &scenario.redis().nodes()[0];
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let saver = scenario.start(SAVER).await;
     let messages = load("redis", 1_000, 4);
     let mut parts = messages.chunks(200);
-    let mut save = async |ledger: &mut Ledger| {
-        publish(&agent, ledger, parts.next().unwrap()).await;
-        until_settled(&saver, ledger.len()).await;
+    let mut save = async |published: &mut PublishedMessages| {
+        publish(&agent, published, parts.next().unwrap()).await;
+        until_settled(&saver, published.len()).await;
     };
     let failed = [("cause", "append_failed")];
-    save(&mut ledger).await;
-    ledger.reconcile(&scenario, &reader).await;
+    save(&mut published).await;
+    published.reconcile(&scenario, &reader).await;
 
     // OOM.
     ask(redis, &["CONFIG", "SET", "maxmemory", "1"]).await;
     let before = Counts::of(&saver).await.sum("verbatim_hot_generation_changes_total", &failed);
-    save(&mut ledger).await;
+    save(&mut published).await;
     let changes = "verbatim_hot_generation_changes_total";
     Counts::reach(&saver, changes, &failed, before + 1.0).await;
     assert!(saver.log().contains("OOM"), "{}", saver.log_tail());
     all_are_read(&reader, &messages[..4], 100).await;
     ask(redis, &["CONFIG", "SET", "maxmemory", "0"]).await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
 
     // READONLY, as a replica of nobody.
     let epoch = scenario.sql(EPOCH).await;
     ask(redis, &["REPLICAOF", "127.0.0.1", "1"]).await;
     let before = Counts::of(&saver).await.sum(changes, &[]);
-    save(&mut ledger).await;
+    save(&mut published).await;
     Counts::reach(&saver, changes, &[], before + 1.0).await;
     unready(&saver, &["\"redis\":{\"ready\":false"]).await;
     assert!(saver.log().contains("is a replica, not a master"), "{}", saver.log_tail());
     all_are_read(&reader, &messages[..4], 150).await;
     ask(redis, &["REPLICAOF", "NO", "ONE"]).await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     let ruled_again = scenario.sql(EPOCH).await;
     assert_ne!(ruled_again, epoch, "it may have forgotten something");
 
     // A file with copies and marks, all of them valid when it was written.
     ask(redis, &["SAVE"]).await;
-    save(&mut ledger).await;
-    ledger.reconcile(&scenario, &reader).await;
+    save(&mut published).await;
+    published.reconcile(&scenario, &reader).await;
     redis.kill().await.unwrap();
     redis.start().await.unwrap();
     all_are_read(&reader, &messages[..4], 200).await;
-    save(&mut ledger).await;
-    ledger.reconcile(&scenario, &reader).await;
+    save(&mut published).await;
+    published.reconcile(&scenario, &reader).await;
     assert_ne!(scenario.sql(EPOCH).await, ruled_again);
     saver.ready(LIMIT).await.unwrap();
-    scenario.rest([saver]).await;
+    scenario.finish([saver]).await;
 }
 
 #[tokio::test]
-async fn a_stale_replica_that_takes_the_masters_place_misleads_no_reader() {
+async fn a_stale_replica_that_replaces_its_master_misleads_no_reader() {
     let one = || async { Servers::start(&[Kind::Redis]).await.unwrap() };
     let (servers, others) = tokio::join!(one(), one());
     let scenario = Scenario::with_own(servers).await;
@@ -103,13 +105,13 @@ async fn a_stale_replica_that_takes_the_masters_place_misleads_no_reader() {
     ask(replica, &["CONFIG", "SET", "masterauth", &password]).await;
     ask(replica, &["REPLICAOF", "127.0.0.1", &master.port().to_string()]).await;
     let address = proxy(&scenario.redis_url).await;
-    let (agent, mut ledger) = (scenario.agent(), Ledger::default());
+    let (agent, mut published) = (scenario.agent(), PublishedMessages::default());
     let reader = TestReader::of(&scenario.database_url, address.url());
     let saver = scenario.start_with(SAVER, &[("REDIS_URL", address.url())]).await;
     let messages = load("stale", 1_200, 4);
-    publish(&agent, &mut ledger, &messages[..400]).await;
+    publish(&agent, &mut published, &messages[..400]).await;
     until_settled(&saver, 400).await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     let copied = ask(master, &["DBSIZE"]).await;
     eventually("the copies on the replica", LIMIT, async || {
         let marks = ask(replica, &["DBSIZE"]).await;
@@ -123,9 +125,9 @@ async fn a_stale_replica_that_takes_the_masters_place_misleads_no_reader() {
     // The replica hears nothing more; its marks are those of the copies that go on without it.
     ask(replica, &["CONFIG", "SET", "masterauth", "wrong"]).await;
     ask(master, &["CLIENT", "KILL", "TYPE", "replica"]).await;
-    publish(&agent, &mut ledger, &messages[400..800]).await;
+    publish(&agent, &mut published, &messages[400..800]).await;
     until_settled(&saver, 800).await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     let epoch = scenario.sql(EPOCH).await;
     ask(replica, &["ACL", "SETUSER", "default", &format!(">{password}")]).await;
     ask(replica, &["REPLICAOF", "NO", "ONE"]).await;
@@ -135,13 +137,13 @@ async fn a_stale_replica_that_takes_the_masters_place_misleads_no_reader() {
     for _ in 0..10 {
         all_are_read(&reader, &messages[..4], 200).await;
     }
-    publish(&agent, &mut ledger, &messages[800..]).await;
+    publish(&agent, &mut published, &messages[800..]).await;
     until_settled(&saver, 1_200).await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     assert_ne!(scenario.sql(EPOCH).await, epoch, "no copy of the former master counts");
     saver.ready(LIMIT).await.unwrap();
     assert!(saver.log().contains("Redis is down"), "{}", saver.log_tail());
-    scenario.rest([saver]).await;
+    scenario.finish([saver]).await;
 }
 
 /// How often these workers found that Redis was another one.

@@ -7,13 +7,13 @@ mod closing;
 mod endpoints;
 mod large;
 mod messages;
-mod ways;
+mod rerouting;
 
 use domain::ids::ConversationKey;
 use domain::message::Message;
 use domain::status::ConversationStatus;
 use serde_json::{Value, json};
-use system_tests::{Running, TestReader, closed, key, message};
+use system_tests::{ServerSet, TestReader, closed, key, message};
 use testkit::wait::eventually;
 use uuid::Uuid;
 
@@ -31,7 +31,7 @@ pub(crate) async fn saved(
     count: usize,
 ) -> Vec<Message> {
     eventually(format!("{count} messages of {key}"), system_tests::LIMIT, async || {
-        let messages = reader.archived(key).await;
+        let messages = reader.stored(key).await;
         if messages.len() >= count { Ok(messages) } else { Err(format!("{:?}", ids(&messages))) }
     })
     .await
@@ -39,10 +39,10 @@ pub(crate) async fn saved(
 
 /// Publishes a conversation that closes at once, and waits until it is archived: whatever was
 /// published before it and would have closed as well has had its time.
-pub(crate) async fn a_whole_close_later(running: &Running, reader: &TestReader, tenant: &str) {
+pub(crate) async fn wait_for_another_close(servers: &ServerSet, reader: &TestReader, tenant: &str) {
     let session = Uuid::new_v4().to_string();
     let witness = message(tenant, &session, "witness", &json!({}));
-    let agent = running.scenario.agent();
+    let agent = servers.scenario.agent();
     agent.publish(&witness).await;
     saved(reader, &key(&witness), 1).await;
     agent.publish(&closed(tenant, &session, &json!({}))).await;

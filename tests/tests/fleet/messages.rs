@@ -4,15 +4,15 @@ use domain::action::ActionKind;
 use domain::fixtures::{ACTIONS, FIRST_AGENTS, example};
 use domain::ids::ConversationKey;
 use serde_json::{Value, json};
-use system_tests::{Counts, Running, at, closed, key, message};
+use system_tests::{Counts, ServerSet, at, closed, key, message};
 use testkit::wait::eventually;
 use uuid::Uuid;
 
-use crate::{ACTIVE, ARCHIVED, a_whole_close_later, ids, saved};
+use crate::{ACTIVE, ARCHIVED, ids, saved, wait_for_another_close};
 
 #[tokio::test]
 async fn the_three_bodies_that_agents_sent_before_the_contract_work_unchanged() {
-    let Running { scenario, statistics, .. } = Running::shared().await;
+    let ServerSet { scenario, statistics, .. } = ServerSet::shared().await;
     let (rabbit, reader) = (scenario.rabbit(), scenario.reader());
     let [save, ask, close] = FIRST_AGENTS.map(|name| example(name).unwrap());
     let body: Value = serde_json::from_str(save).unwrap();
@@ -47,7 +47,7 @@ async fn the_three_bodies_that_agents_sent_before_the_contract_work_unchanged() 
 
 #[tokio::test]
 async fn every_example_of_a_message_is_saved_as_it_was_sent() {
-    let scenario = &Running::shared().await.scenario;
+    let scenario = &ServerSet::shared().await.scenario;
     let (agent, reader) = (scenario.agent(), scenario.reader());
     let examples =
         ACTIONS.iter().filter(|example| example.name.starts_with(ActionKind::SaveMessage.as_str()));
@@ -77,8 +77,8 @@ async fn every_example_of_a_message_is_saved_as_it_was_sent() {
 
 #[tokio::test]
 async fn ten_publishes_of_one_message_before_and_after_archiving_store_it_once() {
-    let running = Running::shared().await;
-    let (agent, reader) = (running.scenario.agent(), running.scenario.reader());
+    let servers = ServerSet::shared().await;
+    let (agent, reader) = (servers.scenario.agent(), servers.scenario.reader());
     let body = message("ten", "s", "m", &json!({}));
     // What an agent that tries again may well change.
     let again = message(
@@ -96,22 +96,22 @@ async fn ten_publishes_of_one_message_before_and_after_archiving_store_it_once()
     agent.publish(&closed("ten", "s", &json!({}))).await;
     reader.reaches(&key, ARCHIVED).await;
     agent.publish_all(&[again.clone(), body.clone(), body.clone(), again, body]).await;
-    a_whole_close_later(running, &reader, "ten-witness").await;
+    wait_for_another_close(servers, &reader, "ten-witness").await;
 
     let of_this = "FROM messages WHERE tenant_id = 'ten'";
-    assert_eq!(running.scenario.sql(&format!("SELECT count(*) {of_this}")).await, "1");
+    assert_eq!(servers.scenario.sql(&format!("SELECT count(*) {of_this}")).await, "1");
     assert_eq!(reader.transcript(&key).await.messages[0].created_at.to_string(), at(0));
     let dead_letters = "SELECT count(*) FROM dead_letters WHERE tenant_id = 'ten'";
-    assert_eq!(running.scenario.sql(dead_letters).await, "0");
+    assert_eq!(servers.scenario.sql(dead_letters).await, "0");
     let totals = "SELECT string_agg(messages::text, ',') FROM daily_stats WHERE tenant_id = 'ten'";
-    running.scenario.until_sql(totals, "1").await;
+    servers.scenario.until_sql(totals, "1").await;
     reader.reaches(&key, ARCHIVED).await;
 }
 
 #[tokio::test]
 async fn equal_timestamps_and_late_arrivals_read_in_one_order_from_both_stores() {
-    let running = Running::shared().await;
-    let (agent, reader) = (running.scenario.agent(), running.scenario.reader());
+    let servers = ServerSet::shared().await;
+    let (agent, reader) = (servers.scenario.agent(), servers.scenario.reader());
     // 17 and 400 have no common factor: every message once, neighbours far apart.
     let place = |n: usize| n * 17 % 400;
     let messages: Vec<Value> = (0..400)
@@ -137,8 +137,8 @@ async fn equal_timestamps_and_late_arrivals_read_in_one_order_from_both_stores()
 }
 
 #[tokio::test]
-async fn of_conflicting_words_on_two_replicas_one_is_stored_and_one_a_dead_letter() {
-    let scenario = &Running::shared().await.scenario;
+async fn of_conflicting_contents_on_two_replicas_one_is_stored_and_one_becomes_a_dead_letter() {
+    let scenario = &ServerSet::shared().await.scenario;
     let (agent, reader) = (scenario.agent(), scenario.reader());
     let words = |n: usize, said: &str| {
         message("conflict", "s", &format!("m{n:02}"), &json!({"content": said}))
@@ -165,8 +165,8 @@ async fn of_conflicting_words_on_two_replicas_one_is_stored_and_one_a_dead_lette
 }
 
 #[tokio::test]
-async fn a_message_without_any_identity_is_told_by_its_time_or_saved_and_counted() {
-    let Running { scenario, savers, .. } = Running::shared().await;
+async fn a_message_without_an_id_is_identified_by_its_timestamp_or_saved_and_counted() {
+    let ServerSet { scenario, savers, .. } = ServerSet::shared().await;
     let (rabbit, reader) = (scenario.rabbit(), scenario.reader());
     let mut body = message("anonymous", "s", "", &json!({"content": "yes"}));
     body.as_object_mut().unwrap().remove("message_id");
@@ -217,8 +217,8 @@ async fn a_message_without_any_identity_is_told_by_its_time_or_saved_and_counted
 
 #[tokio::test]
 async fn two_tenants_with_one_session_id_share_nothing() {
-    let running = Running::shared().await;
-    let (agent, reader) = (running.scenario.agent(), running.scenario.reader());
+    let servers = ServerSet::shared().await;
+    let (agent, reader) = (servers.scenario.agent(), servers.scenario.reader());
     let ours = message("ours", "one-id", "m", &json!({"content": "ours"}));
     let theirs = message("theirs", "one-id", "m", &json!({"content": "theirs"}));
     agent.publish_all(&[ours.clone(), theirs.clone()]).await;
@@ -230,13 +230,13 @@ async fn two_tenants_with_one_session_id_share_nothing() {
     }
     agent.publish(&closed("ours", "one-id", &json!({}))).await;
     reader.reaches(&key(&ours), ARCHIVED).await;
-    a_whole_close_later(running, &reader, "theirs-witness").await;
+    wait_for_another_close(servers, &reader, "theirs-witness").await;
     reader.reaches(&key(&theirs), ACTIVE).await;
 }
 
 #[tokio::test]
-async fn ids_with_any_legal_characters_go_all_the_way_to_the_archive() {
-    let scenario = &Running::shared().await.scenario;
+async fn ids_with_any_legal_characters_are_saved_and_archived() {
+    let scenario = &ServerSet::shared().await.scenario;
     let (agent, reader) = (scenario.agent(), scenario.reader());
     let odd: Vec<String> = [
         ":",
@@ -284,7 +284,7 @@ async fn ids_with_any_legal_characters_go_all_the_way_to_the_archive() {
 
 #[tokio::test]
 async fn a_message_that_asks_for_a_reply_gets_one_with_its_correlation_id() {
-    let scenario = &Running::shared().await.scenario;
+    let scenario = &ServerSet::shared().await.scenario;
     let (rabbit, reader) = (scenario.rabbit(), scenario.reader());
     rabbit.queue("replies").await;
     let mut body = message("reply", "s", "m", &json!({"action_id": "a-1"}));
@@ -299,7 +299,7 @@ async fn a_message_that_asks_for_a_reply_gets_one_with_its_correlation_id() {
         })
     };
     assert_eq!(answer, expected(false, "c-1"));
-    assert_eq!(reader.archived(&key(&body)).await.len(), 1, "durable before the answer");
+    assert_eq!(reader.stored(&key(&body)).await.len(), 1, "durable before the answer");
 
     // The body may name the queue as well.
     body["callback_queue_name"] = "replies".into();

@@ -3,7 +3,7 @@
 use domain::status::ConversationStatus;
 use serde_json::json;
 use system_tests::{
-    Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, closed, key, message,
+    Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, closed, key, message,
 };
 use testkit::process::Signal;
 use testkit::wait::eventually;
@@ -13,9 +13,10 @@ use crate::{SAVES, held, load, proxy, publish, stored, unready, until_stored};
 #[tokio::test]
 async fn sigterm_under_load_drains_everything_that_was_delivered() {
     let scenario = Scenario::new().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let leaving = scenario.start(SAVER).await;
-    publish(&agent, &mut ledger, &load("drain", 3_000, 20)).await;
+    publish(&agent, &mut published, &load("drain", 3_000, 20)).await;
     Counts::reach(&leaving, "verbatim_messages_saved_total", &[], 1.0).await;
     scenario.drain([leaving]).await;
     let saved = stored(&scenario).await;
@@ -24,17 +25,18 @@ async fn sigterm_under_load_drains_everything_that_was_delivered() {
     assert_eq!(saved + queued, 3_000, "what is saved is acknowledged");
 
     let next = scenario.start(SAVER).await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     let counts = Counts::of(&next).await;
     assert_eq!(counts.sum("verbatim_redeliveries_total", &[]), 0.0, "nothing came twice");
     assert_eq!(counts.sum("verbatim_messages_duplicate_total", &[]), 0.0);
-    scenario.rest([next]).await;
+    scenario.finish([next]).await;
 }
 
 #[tokio::test]
-async fn a_drain_that_cannot_end_is_cut_by_its_deadline_or_by_a_second_signal() {
+async fn a_drain_that_cannot_finish_ends_at_its_deadline_or_at_a_second_signal() {
     let scenario = Scenario::new().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let database = proxy(&scenario.database_url).await;
     let cut_off =
         |deadline| [("DATABASE_URL", database.url()), ("VERBATIM_DRAIN_DEADLINE", deadline)];
@@ -43,7 +45,7 @@ async fn a_drain_that_cannot_end_is_cut_by_its_deadline_or_by_a_second_signal() 
     let (hurried, patient) =
         tokio::join!(scenario.start_with(SAVER, &hurried), scenario.start_with(SAVER, &patient));
     database.cut().await.unwrap();
-    publish(&agent, &mut ledger, &load("cut", 200, 4)).await;
+    publish(&agent, &mut published, &load("cut", 200, 4)).await;
     tokio::join!(held(&hurried), held(&patient));
     let status = hurried.stop(LIMIT).await.unwrap();
     assert_eq!(status.code(), Some(3), "{}", hurried.log_tail());
@@ -56,12 +58,12 @@ async fn a_drain_that_cannot_end_is_cut_by_its_deadline_or_by_a_second_signal() 
     assert_eq!(stored(&scenario).await, 0);
 
     let next = scenario.start(SAVER).await;
-    ledger.reconcile(&scenario, &reader).await;
-    scenario.rest([next]).await;
+    published.reconcile(&scenario, &reader).await;
+    scenario.finish([next]).await;
 }
 
 #[tokio::test]
-async fn a_fleet_that_starts_before_its_servers_lives_says_what_is_missing_and_gets_ready() {
+async fn a_fleet_started_before_its_servers_reports_what_is_missing_and_becomes_ready() {
     let scenario = Scenario::new().await;
     let (broker, redis, database) = tokio::join!(
         proxy(&scenario.amqp_url),
@@ -107,11 +109,11 @@ async fn a_fleet_that_starts_before_its_servers_lives_says_what_is_missing_and_g
     until_stored(&scenario, 1).await;
     scenario.agent().publish(&closed("early", "s", &json!({}))).await;
     scenario.reader().reaches(&key(&body), ConversationStatus::Archived).await;
-    scenario.rest(workers).await;
+    scenario.finish(workers).await;
 }
 
 #[tokio::test]
-async fn a_worker_stops_at_servers_that_are_not_prepared_and_names_what_prepares_them() {
+async fn a_worker_exits_if_setup_has_not_run_and_names_the_setup_command() {
     let ends = async |scenario: &Scenario, program: &str| {
         let worker = scenario.launch(program, &[]);
         let status = worker.wait(LIMIT).await.unwrap();
@@ -141,7 +143,7 @@ async fn a_worker_stops_at_servers_that_are_not_prepared_and_names_what_prepares
 }
 
 #[tokio::test]
-async fn a_setting_that_makes_no_sense_is_named_and_no_secret_is() {
+async fn an_invalid_setting_is_named_and_no_secret_is_logged() {
     let scenario = Scenario::unprepared().await;
     for (name, value, said) in [
         ("VERBATIM_BATCH_SIZE", "0", "1 to 100000"),

@@ -12,13 +12,13 @@ use crate::SAVES;
 const DELIVERY_LIMIT: usize = 100;
 
 #[tokio::test]
-async fn a_replayed_dead_letter_that_rabbitmq_made_survives_a_later_retry() {
+async fn a_replayed_dead_letter_of_the_delivery_limit_survives_a_later_retry() {
     let scenario = Scenario::new().await;
     let (agent, rabbit) = (scenario.agent(), scenario.rabbit());
     let body = message("limit", "s", "m1", &json!({}));
     agent.publish(&body).await;
     for _ in 0..=DELIVERY_LIMIT {
-        rabbit.bounce(SAVES).await;
+        rabbit.requeue_first(SAVES).await;
     }
     let statistics = scenario.start(STATISTICS).await;
     let dead_letter = "SELECT concat_ws('|', reason, queue, exchange, routing_key,
@@ -26,12 +26,12 @@ async fn a_replayed_dead_letter_that_rabbitmq_made_survives_a_later_retry() {
     let expected = format!("delivery_limit|{SAVES}|domain.actions|{SAVES}|1");
     scenario.until_sql(dead_letter, &expected).await;
     replayed_with_a_retry(&scenario, "m1").await;
-    scenario.rest([statistics]).await;
-    assert_eq!(scenario.reader().archived(&key(&body)).await.len(), 1);
+    scenario.finish([statistics]).await;
+    assert_eq!(scenario.reader().stored(&key(&body)).await.len(), 1);
 }
 
 #[tokio::test]
-async fn an_agents_own_headers_do_no_harm() {
+async fn headers_of_an_agent_do_not_redirect_or_drop_its_message() {
     let scenario = Scenario::new().await;
     let rabbit = scenario.rabbit();
     let (user, _) = scenario.amqp_url.trim_start_matches("amqp://").split_once(':').unwrap();
@@ -59,13 +59,13 @@ async fn an_agents_own_headers_do_no_harm() {
     Counts::reach(&saver, "verbatim_retries_total", &[("queue", SAVES)], 1.0).await;
     scenario.sql("DROP TABLE poisoned CASCADE; DROP FUNCTION refuse() CASCADE").await;
     scenario.until_sql("SELECT string_agg(id, ',') FROM messages", "m2").await;
-    scenario.rest([saver]).await;
+    scenario.finish([saver]).await;
 
     let id = scenario.sql("SELECT id FROM dead_letters").await;
     let edit = scenario.verbatim(&["dead-letters", "edit", &id, "--apply-suggestion"]).await;
     assert_eq!(edit.status.code(), Some(0), "{edit:?}");
     replayed_with_a_retry(&scenario, "m1").await;
-    scenario.rest([statistics]).await;
+    scenario.finish([statistics]).await;
     assert_eq!(scenario.queued().await, [], "no copy went to where the agent's CC points");
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "1");
 }
@@ -82,7 +82,7 @@ async fn replayed_with_a_retry(scenario: &Scenario, id: &str) {
     scenario.sql("DROP TABLE poisoned CASCADE; DROP FUNCTION refuse() CASCADE").await;
     let stored = format!("SELECT count(*) FROM messages WHERE id = '{id}'");
     scenario.until_sql(&stored, "1").await;
-    scenario.rest([saver]).await;
+    scenario.finish([saver]).await;
     assert_eq!(scenario.sql("SELECT string_agg(status, ',') FROM dead_letters").await, "replayed");
 }
 

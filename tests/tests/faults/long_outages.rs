@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use system_tests::{
-    Agent, Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, closed, message,
+    Agent, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, closed,
+    message,
 };
 use testkit::environment::deep;
 use testkit::fleet::Worker;
@@ -52,7 +53,8 @@ async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
         scenario.start_with(STATISTICS, &urls),
     );
     let fleet = [&one, &two, &migration, &statistics];
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let in_an_outage = usize::try_from(outage.as_secs()).unwrap() * rate;
     let round = BEFORE * rate + in_an_outage;
     let messages = load("long", 3 * round, 3 * round / 300);
@@ -63,27 +65,27 @@ async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
         let sessions = sessions(dead_letters.len());
         let one_each: Vec<_> =
             sessions.iter().map(|it| message("long", it, it, &json!({}))).collect();
-        publish(&agent, &mut ledger, &one_each).await;
-        steadily(&agent, &mut ledger, before, rate).await;
-        until_stored(&scenario, ledger.len()).await;
+        publish(&agent, &mut published, &one_each).await;
+        steadily(&agent, &mut published, before, rate).await;
+        until_stored(&scenario, published.len()).await;
         server.cut().await.unwrap();
         let closes = sessions.iter().map(|it| closed("long", it, &json!({})));
         agent.publish_all(&closes.collect::<Vec<_>>()).await;
         dead_letters.push(nobodys(dead_letters.len()));
         agent.publish_all(&dead_letters[dead_letters.len() - 1..]).await;
-        tokio::join!(steadily(&agent, &mut ledger, during, rate), memory_stays(fleet, outage));
+        tokio::join!(steadily(&agent, &mut published, during, rate), memory_stays(fleet, outage));
         if deep() && dead_letters.len() == 1 {
             // There was more to come than it may have.
-            full_hands(&one).await;
+            prefetch_full(&one).await;
         }
         server.restore().await.unwrap();
-        until_stored(&scenario, ledger.len()).await;
+        until_stored(&scenario, published.len()).await;
         for worker in fleet {
             worker.ready(LIMIT).await.unwrap();
         }
     }
-    ledger.confirm(&dead_letters);
-    ledger.reconcile(&scenario, &reader).await;
+    published.add_confirmed(&dead_letters);
+    published.reconcile(&scenario, &reader).await;
     let kept = "SELECT string_agg(concat(message_id, ' ', attempts), ', ' ORDER BY message_id)
                 FROM dead_letters";
     assert_eq!(scenario.sql(kept).await, "nobodys0 1, nobodys1 1, nobodys2 1");
@@ -97,14 +99,15 @@ async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
         assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
         assert_eq!(counts.sum("verbatim_deliveries_total", &[("outcome", "suspected")]), 0.0);
     }
-    scenario.rest([one, two, migration, statistics]).await;
+    scenario.finish([one, two, migration, statistics]).await;
 }
 
 #[tokio::test]
-async fn rabbitmq_killed_again_and_again_while_hands_are_full_makes_no_dead_letter() {
+async fn rabbitmq_killed_again_and_again_while_the_prefetch_is_full_makes_no_dead_letter() {
     let (kills, part) = if deep() { (25, 200) } else { (3, 100) };
     let scenario = Scenario::with_own(Servers::start(&[Kind::RabbitMq]).await.unwrap()).await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     // While there is a gate, whoever saves waits before it.
     let gate = "CREATE TABLE gate ();
                 CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -117,28 +120,28 @@ async fn rabbitmq_killed_again_and_again_while_hands_are_full_makes_no_dead_lett
                 INSERT INTO gate DEFAULT VALUES";
     scenario.sql(gate).await;
     let (one, two, statistics) = tokio::join!(
-        scenario.start_with(SAVER, &SMALL_HANDS),
-        scenario.start_with(SAVER, &SMALL_HANDS),
+        scenario.start_with(SAVER, &SMALL_PREFETCH),
+        scenario.start_with(SAVER, &SMALL_PREFETCH),
         scenario.start(STATISTICS),
     );
     for (kill, messages) in load("kills", kills * part, 20).chunks(part).enumerate() {
         // Far more than both can hold: whatever was quarantined, others follow.
-        agent.insist(messages).await;
-        ledger.confirm(messages);
-        tokio::join!(full_hands(&one), full_hands(&two));
+        agent.publish_until_confirmed(messages).await;
+        published.add_confirmed(messages);
+        tokio::join!(prefetch_full(&one), prefetch_full(&two));
         let rabbitmq = scenario.server(Kind::RabbitMq);
         rabbitmq.kill().await.unwrap();
         rabbitmq.start().await.unwrap();
         // Two kills, a pause, then five between pauses: what goes back three times is quarantined.
         if kill % 5 == 1 {
             scenario.sql("DELETE FROM gate").await;
-            until_stored(&scenario, ledger.len()).await;
+            until_stored(&scenario, published.len()).await;
             nothing_queued(&scenario).await;
             scenario.sql("INSERT INTO gate DEFAULT VALUES").await;
         }
     }
     scenario.sql("DELETE FROM gate").await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     let (one_saw, two_saw) = tokio::join!(Counts::of(&one), Counts::of(&two));
     let sum = |name, labels: &[_]| one_saw.sum(name, labels) + two_saw.sum(name, labels);
@@ -147,19 +150,19 @@ async fn rabbitmq_killed_again_and_again_while_hands_are_full_makes_no_dead_lett
     assert!(redelivered >= f64::from(20 * u16::try_from(kills).unwrap()), "{redelivered}");
     let suspected = sum("verbatim_deliveries_total", &[("outcome", "suspected")]);
     assert!(suspected > 0.0 || !deep(), "{suspected}");
-    scenario.rest([one, two, statistics]).await;
+    scenario.finish([one, two, statistics]).await;
 }
 
 /// Savers that take 20 messages at most: a batch of ten under way, and the next one. They are as
 /// patient as the test.
-const SMALL_HANDS: [(&str, &str); 3] = [
+const SMALL_PREFETCH: [(&str, &str); 3] = [
     ("VERBATIM_BATCH_SIZE", "10"),
     ("VERBATIM_BATCHES_IN_FLIGHT", "1"),
     ("VERBATIM_DATABASE_TIMEOUT", "2m"),
 ];
 
 /// Waits until a saver holds as many deliveries as it may.
-async fn full_hands(saver: &Worker) {
+async fn prefetch_full(saver: &Worker) {
     let held = [("queue", SAVES), ("state", "unacknowledged")];
     eventually(format!("full hands of {}", saver.name()), LIMIT, async || {
         let counts = Counts::of(saver).await;
@@ -194,14 +197,19 @@ fn nobodys(outage: usize) -> Value {
 }
 
 /// Publishes so many messages a second, each of [`CONTENT_BYTES`], and enters them into the books.
-async fn steadily(agent: &Agent, ledger: &mut Ledger, messages: &[Value], rate: usize) {
+async fn steadily(
+    agent: &Agent,
+    published: &mut PublishedMessages,
+    messages: &[Value],
+    rate: usize,
+) {
     let mut beat = interval(Duration::from_secs(1) / u32::try_from(PARTS).unwrap());
     let content = Value::from("w".repeat(CONTENT_BYTES));
     for part in messages.chunks(rate / PARTS) {
         beat.tick().await;
         let mut part = part.to_vec();
         part.iter_mut().for_each(|message| message["content"] = content.clone());
-        publish(agent, ledger, &part).await;
+        publish(agent, published, &part).await;
     }
 }
 
