@@ -13,7 +13,7 @@ async fn random_faults_lose_and_duplicate_no_message() {
     let report = chaos::run(&plan, &(Rc::new(|line: &str| println!("{line}")) as _)).await;
     println!("{report}");
     assert_eq!(report.damage(), [], "{report}");
-    // In the short run other tests may have the processors.
+    // A short run shares the processors with other tests.
     if deep() {
         assert_eq!(report.late(), [""; 0], "{report}");
     }

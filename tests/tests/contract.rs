@@ -1,4 +1,4 @@
-//! What the fleet refuses, and that a refusal is kept with its reason.
+//! Bodies that the workers refuse, and the dead letters with their reasons.
 
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use domain::fixtures::malformed;
@@ -8,7 +8,7 @@ use testkit::wait::eventually;
 
 use broker::Publication;
 
-/// A message whose body has exactly so many bytes.
+/// A message whose body has exactly this many bytes.
 fn of_bytes(id: &str, bytes: usize) -> (serde_json::Value, Vec<u8>) {
     let action = |content: String| message("size", "s", id, &json!({"content": content}));
     let frame = action(String::new()).to_string().len();
@@ -50,17 +50,17 @@ async fn every_malformed_body_becomes_a_dead_letter_with_its_reason_and_field() 
 
     let ours = "FROM dead_letters WHERE properties->>'message_id' LIKE 'malformed-%'";
     scenario.until_sql(&format!("SELECT count(*) {ours}"), &bad.len().to_string()).await;
-    let kept = format!(
+    let rows = format!(
         "SELECT json_object_agg(properties->>'message_id',
              json_build_array(reason, field, length(body), copies, attempts, queue, error <> '')) {ours}"
     );
-    let kept: serde_json::Value = serde_json::from_str(&scenario.sql(&kept).await).unwrap();
+    let rows: serde_json::Value = serde_json::from_str(&scenario.sql(&rows).await).unwrap();
     for (n, bad) in bad.iter().enumerate() {
-        // What PostgreSQL's text cannot hold is replaced in columns; the body keeps it.
+        // U+0000 is replaced in text columns, which cannot hold it; the stored body keeps it.
         let field = bad.field.map(|field| field.replace('\0', "\u{fffd}"));
         let (reason, bytes) = (bad.reason.as_str(), bad.body.len());
         let expected = json!([reason, field, bytes, 1, 1, "conversation.save_message", true]);
-        assert_eq!(kept[name(n)], expected, "{}", bad.name);
+        assert_eq!(rows[name(n)], expected, "{}", bad.name);
     }
     let bodies = format!(
         "SELECT json_object_agg(properties->>'message_id', encode(body, 'hex')) {ours}
@@ -69,7 +69,7 @@ async fn every_malformed_body_becomes_a_dead_letter_with_its_reason_and_field() 
     let bodies: serde_json::Value = serde_json::from_str(&scenario.sql(&bodies).await).unwrap();
     for (n, bad) in bad.iter().enumerate().filter(|(_, bad)| bad.body.len() < 1000) {
         let hex: String = bad.body.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(bodies[name(n)], hex, "{} is kept to the byte", bad.name);
+        assert_eq!(bodies[name(n)], hex, "{} is stored byte for byte", bad.name);
     }
 
     assert_eq!(scenario.sql("SELECT count(*) FROM messages WHERE tenant_id = 't'").await, "0");
@@ -77,7 +77,7 @@ async fn every_malformed_body_becomes_a_dead_letter_with_its_reason_and_field() 
     let all = bad.len() as f64;
     let labels = [("queue", "conversation.save_message")];
     Counts::reach(statistics, "verbatim_dead_letters_stored_total", &labels, all).await;
-    eventually("the savers to count them", system_tests::LIMIT, async || {
+    eventually("the savers to count the dead letters", system_tests::LIMIT, async || {
         let (one, two) = tokio::join!(Counts::of(&savers[0]), Counts::of(&savers[1]));
         let labels = [labels[0], ("outcome", "dead_lettered")];
         let sum =

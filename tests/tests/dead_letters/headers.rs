@@ -1,14 +1,14 @@
-//! What others wrote into a message's headers stays behind, whichever way the message goes.
+//! Headers set by agents and by RabbitMQ are not copied into retries, dead letters and replays.
 //!
-//! A copied `x-death` would make a retry queue drop a message without a word, and a copied `CC` send it
-//! to places that nobody chose. So each way here ends with a retry that must come home.
+//! With a copied `x-death` a retry queue would drop the message without an error. With a copied `CC`
+//! RabbitMQ would also route it to other queues. So each test ends with a retry that must be saved.
 
 use serde_json::{Value, json};
 use system_tests::{Counts, SAVER, STATISTICS, Scenario, key, message};
 
 use crate::SAVES;
 
-/// Returns to a work queue after which RabbitMQ itself gives a message up.
+/// The delivery limit of the work queues: after so many requeues RabbitMQ dead-letters a message.
 const DELIVERY_LIMIT: usize = 100;
 
 #[tokio::test]
@@ -35,7 +35,7 @@ async fn headers_of_an_agent_do_not_redirect_or_drop_its_message() {
     let scenario = Scenario::new().await;
     let rabbit = scenario.rabbit();
     let (user, _) = scenario.amqp_url.trim_start_matches("amqp://").split_once(':').unwrap();
-    // A message that died in a queue before is one that a retry queue does not bring back there.
+    // A retry queue drops a message whose `x-death` names the target queue already.
     let death = |queue: &str| {
         json!({"queue": queue, "reason": "expired", "count": 1, "exchange": queue,
                "routing-keys": [SAVES], "time": 0})
@@ -52,7 +52,7 @@ async fn headers_of_an_agent_do_not_redirect_or_drop_its_message() {
     let dead_letter = "SELECT concat_ws('|', reason, field, attempts, properties->>'user_id')
                   FROM dead_letters";
     scenario.until_sql(dead_letter, &format!("schema|role|1|{user}")).await;
-    // A retry by the worker itself, before it is anybody's dead letter.
+    // A retry by the worker, of a message that has not been dead-lettered.
     poison(&scenario, "m2").await;
     let good = message("own", "s", "m2", &json!({}));
     rabbit.publish(SAVES, &properties, &good.to_string()).await;
@@ -66,12 +66,12 @@ async fn headers_of_an_agent_do_not_redirect_or_drop_its_message() {
     assert_eq!(edit.status.code(), Some(0), "{edit:?}");
     replayed_with_a_retry(&scenario, "m1").await;
     scenario.finish([statistics]).await;
-    assert_eq!(scenario.queued().await, [], "no copy went to where the agent's CC points");
+    assert_eq!(scenario.queued().await, [], "no copy was routed by the agent's CC");
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "1");
 }
 
-/// Replays every open dead letter while PostgreSQL refuses the message once: so it goes through a retry queue
-/// and comes home.
+/// Replays every open dead letter while PostgreSQL refuses the message once: so the message passes through
+/// a retry queue before it is saved.
 async fn replayed_with_a_retry(scenario: &Scenario, id: &str) {
     poison(scenario, id).await;
     let saver = scenario.start(SAVER).await;
@@ -86,7 +86,8 @@ async fn replayed_with_a_retry(scenario: &Scenario, id: &str) {
     assert_eq!(scenario.sql("SELECT string_agg(status, ',') FROM dead_letters").await, "replayed");
 }
 
-/// Makes PostgreSQL refuse messages, by ids with commas between them, in a way that nobody classified.
+/// Makes PostgreSQL refuse the messages with these comma-separated ids, with an error code that the
+/// workers do not classify.
 pub(crate) async fn poison(scenario: &Scenario, ids: &str) {
     let trigger = format!(
         "CREATE TABLE poisoned AS SELECT unnest('{{{ids}}}'::text[]) AS id;

@@ -1,4 +1,4 @@
-//! Clusters that lose a member: the others do its work, and the fleet stays where it is.
+//! Clusters that lose a node under load; the workers keep running.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use testkit::wait::eventually;
 
 use crate::{load, publish, until_stored};
 
-/// Sessions that close while a member is dead: enough for every third of a cluster's slots.
+/// Sessions that close while a node is dead: enough for each third of a Redis cluster's slots.
 const CLOSING: usize = 12;
 
 const ARCHIVED: &str = "SELECT count(*) FROM conversations WHERE status = 'archived'";
@@ -30,7 +30,7 @@ async fn a_node_of_a_rabbitmq_cluster_killed_and_brought_back_under_load_loses_n
     let (before, rest) = messages.split_at(1_000);
     publish(&agent, &mut published, before).await;
     until_stored(&scenario, 500).await;
-    // Everybody is connected to it, and it leads every queue: they were declared there.
+    // All clients are connected to this node, and it leads every queue: they were declared on it.
     let first = &scenario.server(Kind::RabbitMqCluster).nodes()[0];
     let (during, after) = rest.split_at(2_000);
     let dies = async {
@@ -38,10 +38,10 @@ async fn a_node_of_a_rabbitmq_cluster_killed_and_brought_back_under_load_loses_n
         first.kill().await.unwrap();
         agent.publish_until_confirmed(&closes()).await;
     };
-    tokio::join!(publish_until_confirmed(&agent, during), dies);
+    tokio::join!(publish_parts(&agent, during), dies);
     published.add_confirmed(during);
     until_stored(&scenario, published.len()).await;
-    tokio::join!(publish_until_confirmed(&agent, after), async { first.start().await.unwrap() });
+    tokio::join!(publish_parts(&agent, after), async { first.start().await.unwrap() });
     published.add_confirmed(after);
 
     published.reconcile(&scenario, &reader).await;
@@ -62,8 +62,8 @@ async fn a_redis_cluster_master_that_dies_under_load_is_replaced_by_its_replica(
     let scenario = Scenario::with_own(servers).await;
     let nodes = scenario.redis().nodes();
     for node in nodes {
-        // 15 s; the replica is elected some time after.
-        assert_eq!(ask(node, &["CONFIG", "SET", "cluster-node-timeout", "2000"]).await, "+OK");
+        // 15 s by default; the replica is elected only after it.
+        assert_eq!(command(node, &["CONFIG", "SET", "cluster-node-timeout", "2000"]).await, "+OK");
     }
     let (agent, reader, mut published) =
         (scenario.agent(), scenario.reader(), PublishedMessages::default());
@@ -73,14 +73,14 @@ async fn a_redis_cluster_master_that_dies_under_load_is_replaced_by_its_replica(
     publish(&agent, &mut published, &messages[..500]).await;
     published.reconcile(&scenario, &reader).await;
     let epoch = scenario.sql("SELECT epoch FROM hot_epoch").await;
-    info(&nodes[3], "master_link_status:up").await;
+    until_info(&nodes[3], "master_link_status:up").await;
     let dies = async {
         until_stored(&scenario, 600).await;
         nodes[0].kill().await.unwrap();
         agent.publish_all(&closes()).await;
     };
     tokio::join!(publish(&agent, &mut published, &messages[500..]), dies);
-    info(&nodes[3], "role:master").await;
+    until_info(&nodes[3], "role:master").await;
     published.reconcile(&scenario, &reader).await;
     assert_ne!(scenario.sql("SELECT epoch FROM hot_epoch").await, epoch);
     scenario.until_sql(ARCHIVED, &CLOSING.to_string()).await;
@@ -94,7 +94,7 @@ async fn a_redis_cluster_master_that_dies_under_load_is_replaced_by_its_replica(
     scenario.finish(fleet).await;
 }
 
-/// Two savers, a closer, a dead-letter collector. They end with their test, and not before.
+/// Two savers, a closer and a dead-letter collector.
 async fn fleet(scenario: &Scenario) -> [Worker; 4] {
     let (one, two, migration, statistics) = tokio::join!(
         scenario.start(SAVER),
@@ -105,30 +105,30 @@ async fn fleet(scenario: &Scenario) -> [Worker; 4] {
     [one, two, migration, statistics]
 }
 
-/// What is said in sessions that close while a member is dead.
+/// Messages of the sessions that close while a node is dead.
 fn closing() -> Vec<Value> {
-    let said = |n| message("closing", &format!("s{n}"), &format!("closing{n}"), &json!({}));
-    (0..CLOSING).map(said).collect()
+    let one = |n| message("closing", &format!("s{n}"), &format!("closing{n}"), &json!({}));
+    (0..CLOSING).map(one).collect()
 }
 
 fn closes() -> Vec<Value> {
     (0..CLOSING).map(|n| closed("closing", &format!("s{n}"), &json!({}))).collect()
 }
 
-/// Publishes part by part, as the queues move to other nodes.
-async fn publish_until_confirmed(agent: &Agent, messages: &[Value]) {
+/// Publishes in parts of 200, while the queues move to other nodes.
+async fn publish_parts(agent: &Agent, messages: &[Value]) {
     for part in messages.chunks(200) {
         agent.publish_until_confirmed(part).await;
     }
 }
 
-async fn ask(node: &Node, words: &[&str]) -> String {
+async fn command(node: &Node, words: &[&str]) -> String {
     node.redis(words).await.unwrap()
 }
 
-async fn info(node: &Node, wanted: &str) {
-    eventually(wanted, Duration::from_secs(30), async || {
-        let info = ask(node, &["INFO", "replication"]).await;
+async fn until_info(node: &Node, wanted: &str) {
+    eventually(format!("INFO replication to have {wanted}"), Duration::from_secs(30), async || {
+        let info = command(node, &["INFO", "replication"]).await;
         if info.contains(wanted) { Ok(()) } else { Err(info) }
     })
     .await;

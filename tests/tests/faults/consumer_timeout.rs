@@ -1,4 +1,4 @@
-//! RabbitMQ loses patience: with publishers when its memory is full, with a consumer that is slow.
+//! RabbitMQ blocks publishers in a memory alarm, and closes channels by its `consumer_timeout`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use testkit::servers::{Kind, Servers};
 use testkit::wait::eventually;
 
 use crate::poison::poison;
-use crate::{SAVES, held, load, proxy, publish, stored, until_stored};
+use crate::{SAVES, load, proxy, publish, stored, until_holding, until_stored};
 
 #[tokio::test]
 async fn while_a_memory_alarm_blocks_publishers_saving_continues_and_publishes_wait() {
@@ -35,7 +35,7 @@ async fn while_a_memory_alarm_blocks_publishers_saving_continues_and_publishes_w
     until_stored(&scenario, 1).await;
     database.cut().await.unwrap();
     publish(&agent, &mut published, &load("alarm", 300, 4)).await;
-    held(&saver).await;
+    until_holding(&saver).await;
     agent.publish(&closed("alarm", "closing", &json!({}))).await;
     let server = scenario.server(Kind::RabbitMq);
     server.rabbitmqctl(&["set_vm_memory_high_watermark", "0"]).await.unwrap();
@@ -52,7 +52,7 @@ async fn while_a_memory_alarm_blocks_publishers_saving_continues_and_publishes_w
 
     database.restore().await.unwrap();
     until_stored(&scenario, 300).await;
-    // The one dead letter waits, and says why.
+    // The dead letter is held, and the log has the reason.
     let blocked = [("outcome", "blocked")];
     Counts::reach(&saver, "verbatim_publishes_total", &blocked, 1.0).await;
     let holds = [("queue", SAVES), ("store", "rabbitmq")];
@@ -75,39 +75,39 @@ async fn while_a_memory_alarm_blocks_publishers_saving_continues_and_publishes_w
 
 #[tokio::test]
 async fn a_consumer_timeout_in_an_outage_costs_one_redelivery_however_long_the_outage_lasts() {
-    /// Several of RabbitMQ's time-outs.
+    /// Longer than `consumer_timeout` here, several times.
     const OUTAGE: Duration = Duration::from_secs(8);
     let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
-    // 30 min, looked at every minute; here 3 s, looked at every half of a second.
-    let impatient = "application:set_env(rabbit, consumer_timeout, 3000), \
+    // By default 30 min, checked every minute; here 3 s, checked every 0.5 s.
+    let short_timeout = "application:set_env(rabbit, consumer_timeout, 3000), \
                      application:set_env(rabbit, channel_tick_interval, 500).";
-    servers.get(Kind::RabbitMq).rabbitmqctl(&["eval", impatient]).await.unwrap();
+    servers.get(Kind::RabbitMq).rabbitmqctl(&["eval", short_timeout]).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
     let (agent, reader, mut published) =
         (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let database = proxy(&scenario.database_url).await;
-    // The second one gives back what it has before the time-out can strike, as in production.
+    // The second saver requeues its deliveries before the timeout, as in production.
     let cut_off = [("DATABASE_URL", database.url())];
     let in_time = [("DATABASE_URL", database.url()), ("VERBATIM_HOLD_LIMIT", "500ms")];
-    let (saver, timely) =
+    let (saver, requeueing) =
         tokio::join!(scenario.start_with(SAVER, &cut_off), scenario.start_with(SAVER, &in_time));
     database.cut().await.unwrap();
-    publish(&agent, &mut published, &load("impatient", 50, 4)).await;
-    tokio::join!(held(&saver), held(&timely));
+    publish(&agent, &mut published, &load("timeout", 50, 4)).await;
+    tokio::join!(until_holding(&saver), until_holding(&requeueing));
     let cause = |cause| [("queue", SAVES), ("cause", cause)];
     let restarts = "verbatim_consumer_restarts_total";
     Counts::reach(&saver, restarts, &cause("error"), 1.0).await;
     let log = saver.log();
     assert!(log.contains("PRECONDITION_FAILED") && log.contains("timed out"), "{log}");
     tokio::time::sleep(OUTAGE).await;
-    // Whoever consumed during the outage was struck; what is saved now may take its time.
-    let patient = "application:set_env(rabbit, consumer_timeout, 1800000).";
-    scenario.server(Kind::RabbitMq).rabbitmqctl(&["eval", patient]).await.unwrap();
+    // Every consumer of the outage has timed out; from here on batches may be slow.
+    let default = "application:set_env(rabbit, consumer_timeout, 1800000).";
+    scenario.server(Kind::RabbitMq).rabbitmqctl(&["eval", default]).await.unwrap();
     database.restore().await.unwrap();
     published.reconcile(&scenario, &reader).await;
     let applied = [("queue", SAVES), ("outcome", "applied")];
-    let (one, two) = eventually("both to have acknowledged everything", LIMIT, async || {
-        let (one, two) = tokio::join!(Counts::of(&saver), Counts::of(&timely));
+    let (one, two) = eventually("both savers to acknowledge all messages", LIMIT, async || {
+        let (one, two) = tokio::join!(Counts::of(&saver), Counts::of(&requeueing));
         let [first, second] = [&one, &two].map(|it| it.sum("verbatim_deliveries_total", &applied));
         if first + second == 50.0 { Ok((one, two)) } else { Err(format!("{first} and {second}")) }
     })
@@ -118,5 +118,5 @@ async fn a_consumer_timeout_in_an_outage_costs_one_redelivery_however_long_the_o
     assert_eq!(sum("verbatim_redeliveries_total", &[("queue", SAVES)]), 50.0);
     assert_eq!(sum("verbatim_deliveries_total", &[("outcome", "suspected")]), 0.0);
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
-    scenario.finish([saver, timely]).await;
+    scenario.finish([saver, requeueing]).await;
 }

@@ -1,4 +1,4 @@
-//! Processes that are killed without a chance to react.
+//! Processes killed with SIGKILL.
 
 use serde_json::{Value, json};
 use system_tests::{
@@ -7,7 +7,7 @@ use system_tests::{
 use testkit::environment::deep;
 use testkit::servers::Kind;
 
-use crate::{SAVES, held, load, proxy, publish, stored, unready, until_stored};
+use crate::{SAVES, load, proxy, publish, stored, until_holding, until_stored, until_unready};
 
 #[tokio::test]
 async fn a_worker_killed_before_it_saved_leaves_its_deliveries_to_the_next() {
@@ -18,8 +18,8 @@ async fn a_worker_killed_before_it_saved_leaves_its_deliveries_to_the_next() {
     let victim = scenario.start_with(SAVER, &[("DATABASE_URL", database.url())]).await;
     database.cut().await.unwrap();
     publish(&agent, &mut published, &load("before", 300, 10)).await;
-    held(&victim).await;
-    unready(&victim, &["holding: postgresql is away"]).await;
+    until_holding(&victim).await;
+    until_unready(&victim, &["holding: postgresql is away"]).await;
     victim.kill();
     assert_eq!(stored(&scenario).await, 0);
 
@@ -40,12 +40,12 @@ async fn a_worker_killed_after_it_saved_and_before_it_acknowledged_duplicates_no
     let victim = scenario.start_with(SAVER, &settings).await;
     database.cut().await.unwrap();
     publish(&agent, &mut published, &load("after", 40, 4)).await;
-    held(&victim).await;
-    // From here on nothing that it says reaches RabbitMQ.
+    until_holding(&victim).await;
+    // From here on its acknowledgements do not reach RabbitMQ.
     broker.freeze();
     database.restore().await.unwrap();
     until_stored(&scenario, 1).await;
-    // It may have more batches than one; what is committed stays what it is.
+    // It may have several batches; after the kill no more are committed.
     victim.kill();
     let before = stored(&scenario).await;
     broker.cut().await.unwrap();
@@ -71,14 +71,14 @@ async fn kill_9_of_one_of_two_savers_under_a_load_of_20_000_loses_and_duplicates
     publish(&agent, &mut published, first).await;
     let saving = Counts::reach(&victim, "verbatim_messages_saved_total", &[], 500.0).await;
     assert!(saving.sum("verbatim_batch_messages_count", &[("queue", SAVES)]) > 0.0);
-    // In the middle of the publishes that follow, and of its own batches.
+    // Killed during the following publishes, and during its batches.
     let dies = async {
         until_stored(&scenario, 9_000).await;
         victim.kill();
         stored(&scenario).await
     };
-    let ((), at_death) = tokio::join!(publish(&agent, &mut published, rest), dies);
-    assert!(at_death < 20_000, "it died while there was work: {at_death}");
+    let ((), at_kill) = tokio::join!(publish(&agent, &mut published, rest), dies);
+    assert!(at_kill < 20_000, "it died while there was work: {at_kill}");
     published.reconcile(&scenario, &reader).await;
     assert_eq!(published.len(), 20_000);
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
@@ -121,7 +121,7 @@ async fn a_closer_killed_midway_is_replaced_by_another_and_each_conversation_clo
 async fn a_collector_killed_midway_stores_every_dead_letter_and_none_twice() {
     let scenario = Scenario::new().await;
     let (saver, victim) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
-    let bad: Vec<Value> = load("dead letters", 400, 4)
+    let bad: Vec<Value> = load("dead-letters", 400, 4)
         .into_iter()
         .map(|mut message| {
             message["role"] = "nobody".into();
@@ -156,15 +156,15 @@ async fn servers_and_workers_killed_one_after_another_under_load_lose_and_duplic
         Fault::AllWorkers,
     ];
     if deep() {
-        // A walk that visits the five in an order which repeats late.
+        // 40 faults, in an order of the five that repeats late.
         faults = (0..40).map(|n: usize| faults[(n * n + n / 3) % 5]).collect();
     }
     let messages = load("killed", faults.len() * PART, faults.len() * 4);
     for (fault, part) in faults.into_iter().zip(messages.chunks(PART)) {
         let (early, late) = part.split_at(PART / 4);
         agent.publish_until_confirmed(early).await;
-        // While the rest is being published, and the first part saved.
-        let strike = async {
+        // While the rest is published and the first part is saved.
+        let inject = async {
             match fault {
                 Fault::Server(kind) => {
                     let server = scenario.server(kind);
@@ -186,7 +186,7 @@ async fn servers_and_workers_killed_one_after_another_under_load_lose_and_duplic
                 }
             }
         };
-        tokio::join!(agent.publish_until_confirmed(late), strike);
+        tokio::join!(agent.publish_until_confirmed(late), inject);
         published.add_confirmed(part);
     }
     published.reconcile(&scenario, &reader).await;

@@ -1,11 +1,11 @@
-//! Servers that are away, silent, empty, or cut off from one worker alone.
+//! Servers that are unavailable, do not respond, restart empty, or are cut off from one worker.
 
 use conversation::Source;
 use system_tests::{Counts, LIMIT, PublishedMessages, SAVER, STATISTICS, Scenario, key};
 use testkit::wait::eventually;
 
-use crate::stores::{another_redis_is_met, server_identities};
-use crate::{SAVES, held, load, proxy, publish, stored, unready, until_stored};
+use crate::stores::{server_identities, until_one_meets_another_redis};
+use crate::{SAVES, load, proxy, publish, stored, until_holding, until_stored, until_unready};
 
 #[tokio::test]
 async fn an_outage_of_postgresql_under_load_costs_time_and_no_attempt() {
@@ -24,9 +24,10 @@ async fn an_outage_of_postgresql_under_load_costs_time_and_no_attempt() {
     until_stored(&scenario, 1).await;
     database.cut().await.unwrap();
     publish(&agent, &mut published, &messages[1_000..2_000]).await;
-    tokio::join!(held(&one), held(&two));
+    tokio::join!(until_holding(&one), until_holding(&two));
     for worker in [&one, &two] {
-        unready(worker, &["holding: postgresql is away", "\"postgresql\":{\"ready\":false"]).await;
+        until_unready(worker, &["holding: postgresql is away", "\"postgresql\":{\"ready\":false"])
+            .await;
         assert_eq!(worker.get("/livez").await.unwrap().status, 200);
     }
     let before = stored(&scenario).await;
@@ -57,7 +58,7 @@ async fn a_postgresql_that_stops_answering_during_commits_duplicates_nothing() {
         let (early, late) = part.split_at(700);
         publish(&agent, &mut published, early).await;
         until_stored(&scenario, round * 1_000 + 1).await;
-        // Commits whose answers never come: nobody knows whether they took effect.
+        // Commits without a response: whether they took effect is unknown.
         database.freeze();
         publish(&agent, &mut published, late).await;
         let holds = [("queue", SAVES), ("store", "postgresql")];
@@ -82,8 +83,8 @@ async fn a_hold_beyond_its_limit_requeues_its_messages_and_consumes_them_again()
     publish(&agent, &mut published, &load("held", 100, 4)).await;
     let labels = [("queue", SAVES), ("cause", "hold")];
     Counts::reach(&saver, "verbatim_consumer_restarts_total", &labels, 1.0).await;
-    eventually("everything is back in the queue", LIMIT, async || match scenario.queued().await {
-        back if back == [(SAVES, 100)] => Ok(()),
+    eventually("all messages to be requeued", LIMIT, async || match scenario.queued().await {
+        queued if queued == [(SAVES, 100)] => Ok(()),
         other => Err(format!("{other:?}")),
     })
     .await;
@@ -112,15 +113,15 @@ async fn redis_restarted_empty_under_load_hides_no_message_from_any_reader() {
         scenario.redis().start_empty().await.unwrap();
     };
     let ((), ()) = tokio::join!(publish(&agent, &mut published, &messages[1_000..3_000]), wiped);
-    // Nobody reads meanwhile: it is the savers that notice.
-    another_redis_is_met(&[&one, &two], before).await;
+    // No reader runs meanwhile: the savers detect the restart.
+    until_one_meets_another_redis(&[&one, &two], before).await;
 
-    // And away for a while: PostgreSQL alone goes on.
+    // Redis is stopped for a while: saving and reading continue in PostgreSQL.
     scenario.redis().stop().await.unwrap();
     publish(&agent, &mut published, &messages[3_000..]).await;
     until_stored(&scenario, 4_000).await;
     for worker in [&one, &two] {
-        unready(worker, &["\"redis\":{\"ready\":false", "Redis is away"]).await;
+        until_unready(worker, &["\"redis\":{\"ready\":false", "Redis is away"]).await;
     }
     let transcript = reader.transcript(&key(&messages[0])).await;
     assert_eq!((transcript.source, transcript.messages.len()), (Source::Database, 200));
@@ -130,7 +131,7 @@ async fn redis_restarted_empty_under_load_hides_no_message_from_any_reader() {
     for worker in [&one, &two] {
         worker.ready(LIMIT).await.unwrap();
     }
-    assert_ne!(scenario.sql(epoch).await, at_first, "no copy of a former Redis counts");
+    assert_ne!(scenario.sql(epoch).await, at_first, "hot copies of the former Redis are invalid");
     let (first, second) = tokio::join!(Counts::of(&one), Counts::of(&two));
     let sum = |name| first.sum(name, &[]) + second.sum(name, &[]);
     assert!(sum("verbatim_hot_generation_changes_total") >= 1.0);
@@ -150,7 +151,7 @@ async fn one_of_two_savers_cut_off_from_redis_misleads_no_reader() {
     publish(&agent, &mut published, &messages[..100]).await;
     until_stored(&scenario, 100).await;
     for body in &messages[..4] {
-        assert_eq!(reader.both(&key(body)).await.len(), 25, "loaded and marked as complete");
+        assert_eq!(reader.both(&key(body)).await.len(), 25, "loaded, with its completeness marker");
     }
     redis.cut().await.unwrap();
     for part in messages[100..].chunks(20) {
@@ -160,8 +161,8 @@ async fn one_of_two_savers_cut_off_from_redis_misleads_no_reader() {
     Counts::reach(&cut_off, "verbatim_hot_generation_changes_total", &[], 1.0).await;
     let counts = Counts::of(&other).await;
     assert_eq!(counts.sum("verbatim_hot_generation_changes_total", &[]), 0.0);
-    let (told, other_log) = (cut_off.log(), other.log());
-    assert!(told.contains("Redis is down"), "{told}");
+    let (log, other_log) = (cut_off.log(), other.log());
+    assert!(log.contains("Redis is down"), "{log}");
     assert!(!other_log.contains("Redis is down"), "{other_log}");
     scenario.finish([cut_off, other]).await;
 }
@@ -182,7 +183,7 @@ async fn connections_to_rabbitmq_reset_and_cut_under_load_lose_nothing() {
         first.reset().await.unwrap();
         if round == 2 {
             second.cut().await.unwrap();
-            unready(&two, &["\"rabbitmq\":{\"ready\":false", "not registered"]).await;
+            until_unready(&two, &["\"rabbitmq\":{\"ready\":false", "not registered"]).await;
         }
     }
     second.restore().await.unwrap();
@@ -207,8 +208,8 @@ async fn a_queue_deleted_under_its_consumer_is_consumed_again_once_it_is_declare
     let settled = [("queue", SAVES)];
     Counts::reach(&saver, "verbatim_deliveries_total", &settled, 100.0).await;
     scenario.rabbit().delete_queue(SAVES).await;
-    unready(&saver, &["not registered with the queue"]).await;
-    // Confirmed although its queue is missing: it waits where what is unrouted waits.
+    until_unready(&saver, &["not registered with the queue"]).await;
+    // Confirmed although the queue is missing: unroutable messages wait in domain.unrouted.
     publish(&agent, &mut published, &messages[100..]).await;
     assert_eq!(stored(&scenario).await, 100);
     scenario.declare().await;

@@ -1,8 +1,8 @@
-//! Messages that cannot be saved, and the neighbours that must not suffer for it.
+//! Messages that cannot be saved, and the other messages of their batches, which are.
 
 use system_tests::{Counts, PublishedMessages, SAVER, STATISTICS, Scenario};
 
-use crate::{SAVES, held, load, publish, until_stored};
+use crate::{SAVES, load, publish, until_holding, until_stored};
 
 #[tokio::test]
 async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
@@ -11,7 +11,7 @@ async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
     let (agent, reader, mut published) =
         (scenario.agent(), scenario.reader(), PublishedMessages::default());
     publish(&agent, &mut published, &load("poison", 500, 7)).await;
-    // Large prefetch, one batch at a time, and patience: all that waits becomes one batch.
+    // A large prefetch and one batch in flight: all queued messages become one batch.
     let settings = [
         ("VERBATIM_MAX_BODY_BYTES", "16KiB"),
         ("VERBATIM_BATCHES_IN_FLIGHT", "1"),
@@ -38,11 +38,11 @@ async fn an_unclassified_failure_is_retried_three_times_and_then_a_dead_letter_w
         (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
     publish(&agent, &mut published, &load("retry", 20, 1)).await;
-    // Their neighbours do not wait for them.
+    // The other messages of the batch are saved at once.
     until_stored(&scenario, 18).await;
     let retries = [("queue", SAVES), ("class", "retryable")];
     Counts::reach(&saver, "verbatim_retries_total", &retries, 2.0).await;
-    // Whatever was wrong with the second one is mended before its last attempt.
+    // The second message can be saved before its last attempt.
     scenario.sql("DELETE FROM poisoned WHERE id = 'm00002'").await;
     until_stored(&scenario, 19).await;
 
@@ -71,12 +71,12 @@ async fn a_message_redelivered_too_often_is_quarantined_and_saved() {
         (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let messages = load("suspect", 10, 2);
     let ids: Vec<&str> = messages.iter().filter_map(|it| it["message_id"].as_str()).collect();
-    // A full disk: whoever has these messages holds them.
+    // The error code of a full disk: a worker holds these messages.
     poison(&scenario, "53100", &ids.join(",")).await;
     publish(&agent, &mut published, &messages).await;
     for _ in 0..3 {
         let victim = scenario.launch(SAVER, &[]);
-        held(&victim).await;
+        until_holding(&victim).await;
         victim.kill();
     }
     scenario.sql("TRUNCATE poisoned").await;

@@ -1,4 +1,4 @@
-//! Queues and exchanges that are full or gone, and the messages around them.
+//! Queues and exchanges that are full or missing.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use testkit::servers::{Kind, Servers};
 use testkit::wait::eventually;
 
 use crate::poison::poison;
-use crate::{SAVES, load, proxy, publish, stored, unready, until_stored};
+use crate::{SAVES, load, proxy, publish, stored, until_stored, until_unready};
 
 /// Where the dead letters of [`SAVES`] wait for the dead-letter collector.
 const DEAD_LETTERS: &str = "conversation.save_message.dlq";
@@ -23,28 +23,29 @@ async fn a_dead_letter_refused_by_a_full_queue_is_held_until_there_is_room() {
     let (bad, good) = messages.split_at(100);
     let ids: Vec<&str> = bad.iter().filter_map(|it| it["message_id"].as_str()).collect();
     poison(&scenario, "22023", &ids.join(",")).await;
-    // Nobody takes dead letters out of their queue.
+    // No dead-letter collector runs.
     scenario.rabbit().policy(DEAD_LETTERS, &json!({"max-length": 2})).await;
     let saver = scenario.start(SAVER).await;
     let (dead_letters, refused) =
         ([("queue", SAVES), ("outcome", "dead_lettered")], [("outcome", "refused")]);
-    // One by one: RabbitMQ tells a publisher that a queue is full a few messages later.
+    // One by one: RabbitMQ rejects publishes only a few messages after a queue is full.
     let mut sent = 0.0;
     for message in bad {
         publish(&agent, &mut published, std::slice::from_ref(message)).await;
         sent += 1.0;
-        let is_refused = eventually("a verdict about the dead letter", LIMIT, async || {
-            let counts = Counts::of(&saver).await;
-            let refused = counts.sum("verbatim_publishes_total", &refused) > 0.0;
-            let stored = counts.sum("verbatim_deliveries_total", &dead_letters);
-            if refused || stored == sent { Ok(refused) } else { Err(format!("{counts:?}")) }
-        });
+        let is_refused =
+            eventually("the dead letter to be confirmed or refused", LIMIT, async || {
+                let counts = Counts::of(&saver).await;
+                let refused = counts.sum("verbatim_publishes_total", &refused) > 0.0;
+                let stored = counts.sum("verbatim_deliveries_total", &dead_letters);
+                if refused || stored == sent { Ok(refused) } else { Err(format!("{counts:?}")) }
+            });
         if is_refused.await {
             break;
         }
     }
     publish(&agent, &mut published, good).await;
-    unready(&saver, &["holding: rabbitmq is away"]).await;
+    until_unready(&saver, &["holding: rabbitmq is away"]).await;
     let holds = [("queue", SAVES), ("store", "rabbitmq")];
     let counts = Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
     assert!(counts.sum("verbatim_publishes_total", &refused) >= 1.0, "{counts:?}");
@@ -66,15 +67,15 @@ async fn a_dead_letter_whose_queue_is_missing_is_held_until_the_queue_is_declare
     poison(&scenario, "22023", "m00001").await;
     let saver = scenario.start(SAVER).await;
     scenario.rabbit().delete_queue(DEAD_LETTERS).await;
-    publish(&agent, &mut published, &load("letterless", 20, 1)).await;
-    unready(&saver, &["holding: rabbitmq is away"]).await;
+    publish(&agent, &mut published, &load("missing-dlq", 20, 1)).await;
+    until_unready(&saver, &["holding: rabbitmq is away"]).await;
     let holds = [("queue", SAVES), ("store", "rabbitmq")];
     let counts = Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
     let unroutable = counts.sum("verbatim_publishes_total", &[("outcome", "unroutable")]);
     assert!(unroutable >= 1.0, "{counts:?}");
     let log = saver.log();
-    let told = format!("no queue takes routing key `{DEAD_LETTERS}`");
-    assert!(log.contains("holding a batch") && log.contains(&told), "{log}");
+    let unroutable = format!("no queue takes routing key `{DEAD_LETTERS}`");
+    assert!(log.contains("holding a batch") && log.contains(&unroutable), "{log}");
 
     scenario.declare().await;
     let statistics = scenario.start(STATISTICS).await;
@@ -116,7 +117,7 @@ async fn a_deleted_queue_loses_its_ready_messages_and_the_delivered_ones_are_sav
     let (agent, reader, mut published) =
         (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let database = proxy(&scenario.database_url).await;
-    // So that its prefetch stays small, and some messages stay in the queue.
+    // A small prefetch, so that some messages stay ready in the queue.
     let settings = [
         ("DATABASE_URL", database.url()),
         ("VERBATIM_BATCH_SIZE", "10"),
@@ -126,7 +127,7 @@ async fn a_deleted_queue_loses_its_ready_messages_and_the_delivered_ones_are_sav
     database.cut().await.unwrap();
     let messages = load("gone", 220, 4);
     agent.publish_all(&messages[..200]).await;
-    // In their order, so that the first of them are delivered.
+    // RabbitMQ delivers in order: the first messages are delivered, the last ones are ready.
     let ready = eventually("every message to be delivered or ready", LIMIT, async || {
         let held = [("queue", SAVES), ("state", "unacknowledged")];
         let held = Counts::of(&saver).await.sum("verbatim_queue_messages", &held);
@@ -160,10 +161,10 @@ async fn a_deleted_queue_loses_its_ready_messages_and_the_delivered_ones_are_sav
 async fn a_message_that_waits_for_a_retry_survives_the_deletion_of_its_queue() {
     let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
     if !deep() {
-        // How long RabbitMQ waits before it dead-letters once more what no queue took: 3 min.
-        let sooner =
+        // The time after which RabbitMQ repeats a dead-lettering that no queue confirmed: 3 min by default.
+        let three_seconds =
             "application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 3000).";
-        servers.get(Kind::RabbitMq).rabbitmqctl(&["eval", sooner]).await.unwrap();
+        servers.get(Kind::RabbitMq).rabbitmqctl(&["eval", three_seconds]).await.unwrap();
     }
     let scenario = Scenario::with_own(servers).await;
     let (agent, reader, mut published) =
@@ -174,10 +175,10 @@ async fn a_message_that_waits_for_a_retry_survives_the_deletion_of_its_queue() {
     until_stored(&scenario, 19).await;
     let retries = [("queue", SAVES), ("class", "retryable")];
     Counts::reach(&saver, "verbatim_retries_total", &retries, 2.0).await;
-    // It waits for 5 s, and then for its queue.
+    // The message waits for the retry delay of 5 s, and then for its queue.
     scenario.rabbit().delete_queue(SAVES).await;
     scenario.sql("TRUNCATE poisoned").await;
-    eventually("the delay to end", LIMIT, async || match scenario.queued().await {
+    eventually("the retry delay to end", LIMIT, async || match scenario.queued().await {
         none if none.is_empty() => Ok(()),
         some => Err(format!("{some:?}")),
     })
@@ -188,7 +189,7 @@ async fn a_message_that_waits_for_a_retry_survives_the_deletion_of_its_queue() {
     scenario.declare().await;
     saver.ready(LIMIT).await.unwrap();
     let limit = if deep() { Duration::from_secs(240) } else { LIMIT };
-    eventually("the message to return", limit, async || match stored(&scenario).await {
+    eventually("the message to be saved", limit, async || match stored(&scenario).await {
         20 => Ok(()),
         stored => Err(format!("{stored} are stored")),
     })

@@ -1,4 +1,4 @@
-//! More replicas under load, and new ones in place of old ones.
+//! Savers added and replaced under load.
 
 use system_tests::{Counts, PublishedMessages, SAVER, Scenario};
 use testkit::fleet::Worker;
@@ -30,34 +30,34 @@ async fn savers_added_and_replaced_under_load_share_it_and_requeue_nothing() {
         }
     }
 
-    // A rolling restart: each new one is there before the old one goes.
-    let mut returned = 0.0;
+    // A rolling restart: each new saver is ready before the old one drains.
+    let mut redelivered = 0.0;
     for saver in &mut savers {
         let leaving = std::mem::replace(saver, start().await);
         let leaves = async {
             let before = saved([&leaving]).await[0];
             Counts::reach(&leaving, SAVED, &[], before + 1.0).await;
-            returned += redeliveries([&leaving]).await;
+            redelivered += redeliveries([&leaving]).await;
             scenario.drain([leaving]).await;
         };
         tokio::join!(publish(&agent, &mut published, parts.next().unwrap()), leaves);
     }
     until_stored(&scenario, published.len()).await;
 
-    // All of them at once, and Redis says nothing to any of them.
+    // All savers drain at once while Redis does not respond.
     redis.freeze();
     let before = published.len();
     publish(&agent, &mut published, parts.next().unwrap()).await;
     until_stored(&scenario, before + 1).await;
-    returned += redeliveries(&savers).await;
+    redelivered += redeliveries(&savers).await;
     scenario.drain(savers).await;
     redis.restore().await.unwrap();
 
     let last = start().await;
     published.reconcile(&scenario, &reader).await;
     assert_eq!(published.len(), 16_000);
-    returned += redeliveries([&last]).await;
-    assert_eq!(returned, 0.0, "a drain finishes what was delivered");
+    redelivered += redeliveries([&last]).await;
+    assert_eq!(redelivered, 0.0, "a drain finishes what was delivered");
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     scenario.finish([last]).await;
 }
