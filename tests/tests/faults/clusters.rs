@@ -33,12 +33,12 @@ async fn a_node_of_a_rabbitmq_cluster_killed_and_brought_back_under_load_loses_n
     // All clients are connected to this node, and it leads every queue: they were declared on it.
     let first = &scenario.server(Kind::RabbitMqCluster).nodes()[0];
     let (during, after) = rest.split_at(2_000);
-    let dies = async {
+    let kill = async {
         until_stored(&scenario, 1_200).await;
         first.kill().await.unwrap();
         agent.publish_until_confirmed(&closes()).await;
     };
-    tokio::join!(publish_parts(&agent, during), dies);
+    tokio::join!(publish_parts(&agent, during), kill);
     published.add_confirmed(during);
     until_stored(&scenario, published.len()).await;
     tokio::join!(publish_parts(&agent, after), async { first.start().await.unwrap() });
@@ -74,12 +74,12 @@ async fn a_redis_cluster_master_that_dies_under_load_is_replaced_by_its_replica(
     published.reconcile(&scenario, &reader).await;
     let epoch = scenario.sql("SELECT epoch FROM hot_epoch").await;
     until_info(&nodes[3], "master_link_status:up").await;
-    let dies = async {
+    let kill = async {
         until_stored(&scenario, 600).await;
         nodes[0].kill().await.unwrap();
         agent.publish_all(&closes()).await;
     };
-    tokio::join!(publish(&agent, &mut published, &messages[500..]), dies);
+    tokio::join!(publish(&agent, &mut published, &messages[500..]), kill);
     until_info(&nodes[3], "role:master").await;
     published.reconcile(&scenario, &reader).await;
     assert_ne!(scenario.sql("SELECT epoch FROM hot_epoch").await, epoch);

@@ -276,7 +276,7 @@ async fn begin(agent: &Agent) {
 async fn end(agent: &Agent) {
     let twice = load("crash", 6, 3).remove(5);
     let taken = json!({"content": "different content", "timestamp": at(6)});
-    let unreadable = json!({"role": "nobody"});
+    let unreadable = json!({"role": "unknown"});
     let unknown = json!({"action_type": "conversation.summarise"});
     agent.publish(&twice).await;
     agent.publish(&message("crash", "s0", "m00006", &taken)).await;

@@ -72,13 +72,13 @@ async fn kill_9_of_one_of_two_savers_under_a_load_of_20_000_loses_and_duplicates
     let saving = Counts::reach(&victim, "verbatim_messages_saved_total", &[], 500.0).await;
     assert!(saving.sum("verbatim_batch_messages_count", &[("queue", SAVES)]) > 0.0);
     // Killed during the following publishes, and during its batches.
-    let dies = async {
+    let kill = async {
         until_stored(&scenario, 9_000).await;
         victim.kill();
         stored(&scenario).await
     };
-    let ((), at_kill) = tokio::join!(publish(&agent, &mut published, rest), dies);
-    assert!(at_kill < 20_000, "it died while there was work: {at_kill}");
+    let ((), at_kill) = tokio::join!(publish(&agent, &mut published, rest), kill);
+    assert!(at_kill < 20_000, "it was killed while there was work: {at_kill}");
     published.reconcile(&scenario, &reader).await;
     assert_eq!(published.len(), 20_000);
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
@@ -124,7 +124,7 @@ async fn a_collector_killed_midway_stores_every_dead_letter_and_none_twice() {
     let bad: Vec<Value> = load("dead-letters", 400, 4)
         .into_iter()
         .map(|mut message| {
-            message["role"] = "nobody".into();
+            message["role"] = "unknown".into();
             message
         })
         .collect();

@@ -19,7 +19,7 @@ async fn an_outage_of_postgresql_under_load_costs_time_and_no_attempt() {
         scenario.start_with(SAVER, &cut_off),
         scenario.start(STATISTICS),
     );
-    let messages = load("away", 3_000, 20);
+    let messages = load("outage", 3_000, 20);
     publish(&agent, &mut published, &messages[..1_000]).await;
     until_stored(&scenario, 1).await;
     database.cut().await.unwrap();

@@ -1,4 +1,4 @@
-//! Conversations: sessions, the grace period, the archive, statistics, reopening.
+//! Conversations: sessions, the grace period, archiving, statistics, reopening.
 
 use conversation::Source;
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ async fn a_message_is_hot_and_durable_and_a_closed_conversation_archived_with_it
         (ids(&transcript.messages), transcript.status),
         (vec!["1", "2", "3", "4"], Some(ARCHIVED))
     );
-    assert_eq!(transcript.source, Source::Database, "the hot copy is gone");
+    assert_eq!(transcript.source, Source::Database, "the hot copy is deleted");
 
     scenario
         .until_sql(
@@ -154,7 +154,7 @@ async fn an_idle_session_is_closed() {
 async fn a_reconnection_within_the_grace_period_withdraws_the_close() {
     let scenario = Scenario::new().await;
     let (agent, reader) = (scenario.agent(), scenario.reader());
-    let (saver, patient) = tokio::join!(
+    let (saver, long_grace) = tokio::join!(
         scenario.start(SAVER),
         scenario.start_with(MIGRATION, &[("VERBATIM_CLOSE_GRACE", "1h")]),
     );
@@ -171,15 +171,15 @@ async fn a_reconnection_within_the_grace_period_withdraws_the_close() {
     agent.publish(&opened("grace", "returns", &times[1])).await;
     scenario.until_sql(requested, "1").await;
 
-    // For an impatient worker the grace period of both would be over.
-    scenario.drain([patient]).await;
-    let impatient = scenario.start_with(MIGRATION, &[("VERBATIM_CLOSE_GRACE", "0s")]).await;
+    // For a worker without grace period, both closes would be due.
+    scenario.drain([long_grace]).await;
+    let no_grace = scenario.start_with(MIGRATION, &[("VERBATIM_CLOSE_GRACE", "0s")]).await;
     reader.reaches(&key(&leaving), ARCHIVED).await;
     reader.reaches(&key(&returning), ACTIVE).await;
     let late = closed("grace", "returns", &json!({"timestamp": at(3_000_000)}));
     agent.publish(&late).await;
     reader.reaches(&key(&returning), ARCHIVED).await;
-    scenario.drain([saver, impatient]).await;
+    scenario.drain([saver, no_grace]).await;
 }
 
 #[tokio::test]
@@ -191,11 +191,11 @@ async fn two_of_every_worker_close_each_conversation_and_store_each_dead_letter_
     let (agent, rabbit) = (scenario.agent(), scenario.rabbit());
     rabbit.listen("events").await;
     let sessions: Vec<String> = (0..150).map(|n| format!("s{n}")).collect();
-    let said = sessions.iter().flat_map(|session| {
+    let messages = sessions.iter().flat_map(|session| {
         let reply = json!({"role": "assistant", "timestamp": at(1_000_000), "agent_id": session});
         [message("many", session, "1", &json!({})), message("many", session, "2", &reply)]
     });
-    agent.publish_all(&said.collect::<Vec<_>>()).await;
+    agent.publish_all(&messages.collect::<Vec<_>>()).await;
     scenario.until_sql("SELECT count(*) FROM messages", "300").await;
     let bad =
         sessions.iter().map(|session| message("many", session, "3", &json!({"role": "none"})));
@@ -233,7 +233,7 @@ async fn a_close_counts_a_save_transaction_that_was_open_when_it_began() {
     agent.publish(&body).await;
     saved(&reader, &key(&body), 1).await;
     scenario.sql("CREATE TABLE gate (open bool)").await;
-    // What a saver does, stopped between its insert and its commit.
+    // The statements of a saver, stopped between its insert and its commit.
     let save = "SET statement_timeout = '60s'; BEGIN;
         SELECT FROM conversations WHERE tenant_id = 'open-save' FOR KEY SHARE;
         INSERT INTO message_rows
@@ -251,7 +251,7 @@ async fn a_close_counts_a_save_transaction_that_was_open_when_it_began() {
         agent.publish(&closed("open-save", "s", &json!({}))).await;
         wait_for_another_close(servers, &reader, "open-save-witness").await;
         let status = "SELECT status FROM conversations WHERE tenant_id = 'open-save'";
-        assert_ne!(scenario.sql(status).await, "archived", "a save is under way");
+        assert_ne!(scenario.sql(status).await, "archived", "a save transaction is open");
         scenario.sql("INSERT INTO gate VALUES (true)").await;
     };
     tokio::join!(scenario.sql(save), close);

@@ -1,4 +1,4 @@
-//! What workers say of themselves: `/livez`, `/readyz`, `/metrics`.
+//! The workers' endpoints: `/livez`, `/readyz`, `/metrics`.
 
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -12,10 +12,10 @@ async fn every_counter_of_a_typical_load_has_the_expected_value() {
     let servers = ServerSet::own().await;
     let ServerSet { scenario, savers, migration, statistics } = &servers;
     let (agent, rabbit, reader) = (scenario.agent(), scenario.rabbit(), scenario.reader());
-    let body = |id: &str, words: &str| message("day", "s", id, &json!({"content": words}));
+    let body = |id: &str, content: &str| message("day", "s", id, &json!({"content": content}));
     agent.publish(&opened("day", "s", &json!({}))).await;
     let key = key(&body("1", ""));
-    // The first, before its repetition and its contradiction: they may go to different savers.
+    // First the message, then its duplicate and its conflict: they may be delivered to different savers.
     agent.publish(&body("1", "hi")).await;
     saved(&reader, &key, 1).await;
     agent.publish_all(&[body("1", "hi"), body("1", "ho"), body("2", "bye")]).await;
@@ -25,7 +25,7 @@ async fn every_counter_of_a_typical_load_has_the_expected_value() {
     }
     rabbit.publish("conversation.save_message", &json!({}), &anonymous.to_string()).await;
     rabbit.publish("conversation.save_message", &json!({}), "{").await;
-    rabbit.publish("conversation.lost", &json!({}), &body("3", "lost").to_string()).await;
+    rabbit.publish("conversation.unknown", &json!({}), &body("3", "unroutable").to_string()).await;
     saved(&reader, &key, 4).await;
     scenario.until_sql("SELECT count(*) FROM dead_letters", "2").await;
     agent.publish(&closed("day", "s", &json!({}))).await;

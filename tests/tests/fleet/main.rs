@@ -1,6 +1,6 @@
-//! What a fleet does with what agents publish, from the exchange to the archive.
+//! What the workers do with actions, from the publish to the archived conversation.
 //!
-//! The tests share one fleet, as the customers of a real one do: each has a tenant of its own.
+//! Most tests share one [`ServerSet`], each with its own tenant.
 
 mod baselines;
 mod closing;
@@ -37,8 +37,8 @@ pub(crate) async fn saved(
     .await
 }
 
-/// Publishes a conversation that closes at once, and waits until it is archived: whatever was
-/// published before it and would have closed as well has had its time.
+/// Publishes a conversation, closes it at once, and waits until it is archived: a conversation whose close
+/// was published before would be archived by now.
 pub(crate) async fn wait_for_another_close(servers: &ServerSet, reader: &TestReader, tenant: &str) {
     let session = Uuid::new_v4().to_string();
     let witness = message(tenant, &session, "witness", &json!({}));
@@ -49,7 +49,7 @@ pub(crate) async fn wait_for_another_close(servers: &ServerSet, reader: &TestRea
     reader.reaches(&key(&witness), ARCHIVED).await;
 }
 
-/// The events about one conversation, as a listener's queue got them.
+/// The types of the events about one conversation, in their order.
 pub(crate) fn about<'a>(events: &'a [Value], key: &ConversationKey) -> Vec<&'a str> {
     let same = |event: &&Value| event["conversation_id"] == key.conversation.as_str();
     let events = events.iter().filter(same);
