@@ -1,12 +1,17 @@
-//! Bodies that the workers refuse, and the dead letters with their reasons.
+//! Bodies that the workers refuse, the dead letters with their reasons, and the documented replies.
 
-use domain::decode::DEFAULT_MAX_BODY_BYTES;
-use domain::fixtures::malformed;
-use serde_json::json;
-use system_tests::{Counts, ServerSet, key, message};
-use testkit::wait::eventually;
+use std::collections::{BTreeMap, BTreeSet};
 
 use broker::Publication;
+use domain::decode::DEFAULT_MAX_BODY_BYTES;
+use domain::fixtures::malformed;
+use domain::reply::ErrorType;
+use serde_json::{Value, json};
+use system_tests::{Counts, SAVER, Scenario, ServerSet, key, message};
+use testkit::place::workspace;
+use testkit::wait::eventually;
+
+const SAVES: &str = "conversation.save_message";
 
 /// A message whose body has exactly this many bytes.
 fn of_bytes(id: &str, bytes: usize) -> (serde_json::Value, Vec<u8>) {
@@ -85,4 +90,117 @@ async fn every_malformed_body_becomes_a_dead_letter_with_its_reason_and_field() 
         if sum >= all { Ok(()) } else { Err(sum.to_string()) }
     })
     .await;
+}
+
+#[test]
+fn the_documented_error_types_are_those_of_the_code() {
+    let names: Vec<&str> = ErrorType::ALL.map(ErrorType::as_str).into();
+    let (_, schema) = domain::schema::documents()
+        .into_iter()
+        .find(|(file, _)| file == "reply.conversation.save_message.json")
+        .unwrap();
+    let variants = schema.to_value()["$defs"]["ErrorType"]["oneOf"].clone();
+    let on_the_wire: Vec<&str> =
+        variants.as_array().unwrap().iter().map(|it| it["const"].as_str().unwrap()).collect();
+    assert_eq!(names, on_the_wire, "ErrorType::ALL has every variant");
+
+    let document = document();
+    let documented = paragraph(&document, "`error_type` is one of ");
+    assert_eq!(code_words(documented).into_iter().skip(1).collect::<Vec<_>>(), names);
+}
+
+#[tokio::test]
+async fn a_saver_sends_the_documented_replies_of_save_message() {
+    let scenario = Scenario::new().await;
+    let rabbit = scenario.rabbit();
+    rabbit.queue("replies").await;
+    // An erasure after all messages of the user, and a message that PostgreSQL refuses as invalid.
+    let prepare = "INSERT INTO tombstones (tenant_id, kind, subject, erased_at)
+             VALUES ('replies', 'user', 'erased-user', '2026-11-21T00:00:00Z');
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             RAISE EXCEPTION 'refused by the test' USING ERRCODE = '22023';
+         END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON message_rows FOR EACH ROW
+             WHEN (NEW.id = 'refused') EXECUTE FUNCTION refuse()";
+    scenario.sql(prepare).await;
+    let saver = scenario.start(SAVER).await;
+    let publish = async |correlation: &str, body: &str| {
+        let properties = json!({"reply_to": "replies", "correlation_id": correlation});
+        rabbit.publish(SAVES, &properties, body).await;
+    };
+    let body = |id: &str, extra: Value| message("replies", "s", id, &extra).to_string();
+
+    publish("saved", &body("m1", json!({}))).await;
+    let mut replies = rabbit.bodies("replies", 1).await;
+    // Replies are sent in the order of the messages: one to these two would be among those below.
+    publish("not JSON", "{").await;
+    publish("invalid role", &body("m2", json!({"role": "none"}))).await;
+    until_dead_letters(&scenario, 2).await;
+    publish("duplicate", &body("m1", json!({}))).await;
+    publish("conflict", &body("m1", json!({"content": "different"}))).await;
+    publish("erased", &body("m3", json!({"user_id": "erased-user"}))).await;
+    publish("refused", &body("refused", json!({}))).await;
+    replies.extend(rabbit.bodies("replies", 4).await);
+    // An erased message is no dead letter; the other refusals are.
+    until_dead_letters(&scenario, 4).await;
+    scenario.drain([saver]).await;
+    assert_eq!(scenario.sql("SELECT string_agg(id, ',') FROM messages").await, "m1");
+
+    let outcome = |reply: &Value| {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let outcome = match reply["success"].as_bool().unwrap() {
+            true => format!("duplicate: {}", reply["data"]["duplicate"]),
+            false => text(&reply["error"]["error_type"]),
+        };
+        (text(&reply["correlation_id"]), outcome)
+    };
+    assert_eq!(replies.len(), 5, "{replies:#?}");
+    let outcomes: BTreeMap<String, String> = replies.iter().map(outcome).collect();
+    let expected = [
+        ("saved", "duplicate: false"),
+        ("duplicate", "duplicate: true"),
+        ("conflict", "conflict"),
+        ("erased", "erased"),
+        ("refused", "schema"),
+    ];
+    let expected = expected.map(|(name, outcome)| (name.to_owned(), outcome.to_owned()));
+    assert_eq!(outcomes, BTreeMap::from(expected));
+
+    let document = document();
+    let (_, section) = document.split_once(&format!("\n### `{SAVES}`\n")).unwrap();
+    let documented = paragraph(section, "Reply, ");
+    let names: BTreeSet<&str> = ErrorType::ALL.map(ErrorType::as_str).into();
+    let named: BTreeSet<&str> =
+        code_words(documented).into_iter().filter(|word| names.contains(word)).collect();
+    let sent: BTreeSet<&str> =
+        outcomes.values().map(String::as_str).filter(|it| names.contains(it)).collect();
+    assert_eq!(named, sent, "{documented}");
+    let words = documented.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("a body that cannot be decoded gets no reply"), "{documented}");
+}
+
+/// Waits until the saver's dead-letter queue has so many messages, and no other queue has any.
+async fn until_dead_letters(scenario: &Scenario, dead_letters: u32) {
+    let what = format!("{dead_letters} dead letters");
+    eventually(what, system_tests::LIMIT, async || match scenario.queued().await {
+        queued if queued == [("conversation.save_message.dlq", dead_letters)] => Ok(()),
+        queued => Err(format!("{queued:?}")),
+    })
+    .await;
+}
+
+fn document() -> String {
+    std::fs::read_to_string(workspace().join("docs/contract/README.md")).unwrap()
+}
+
+/// The first paragraph that begins with these words.
+fn paragraph<'a>(text: &'a str, beginning: &str) -> &'a str {
+    let found = text.split("\n\n").find(|it| it.starts_with(beginning));
+    found.unwrap_or_else(|| panic!("docs/contract/README.md: no paragraph `{beginning}…`"))
+}
+
+/// What stands between backticks.
+fn code_words(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
 }

@@ -185,7 +185,7 @@ async fn a_replayed_dead_letter_whose_queue_is_missing_stays_open_with_the_error
     scenario.rabbit().delete_queue(SAVES).await;
     let replayer = replayer(&scenario);
     let report = run(&replayer, Selection::All, StopOnFailure::WholeBatch).await;
-    // A replay with this policy ends at the first failure.
+    // A replay begins with one dead letter and ends when its publish fails.
     assert_eq!((report.matched, report.replayed, report.failed), (20, 0, 1));
     assert_eq!(report.ended, Ended::NothingAccepted);
     assert!(report.failures[0].fault.contains("no queue takes"), "{report:?}");
