@@ -81,7 +81,7 @@ impl Agent {
     }
 }
 
-/// A message of the user, with the fields that `extra` adds or replaces.
+/// The action `conversation.save_message` with role `user`, and the fields that `extra` adds or replaces.
 ///
 /// # Panics
 /// When `extra` is not an object.

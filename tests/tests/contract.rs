@@ -1,5 +1,7 @@
 //! Bodies that the workers refuse, the dead letters with their reasons, and the documented replies.
 
+#![expect(clippy::unwrap_used, reason = "a failure here is the failure of the test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use broker::Publication;
@@ -200,7 +202,7 @@ fn paragraph<'a>(text: &'a str, beginning: &str) -> &'a str {
     found.unwrap_or_else(|| panic!("docs/contract/README.md: no paragraph `{beginning}…`"))
 }
 
-/// What stands between backticks.
+/// The texts between backticks.
 fn code_words(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }

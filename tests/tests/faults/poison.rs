@@ -46,7 +46,7 @@ async fn an_unclassified_failure_is_retried_three_times_and_then_a_dead_letter_w
     scenario.sql("DELETE FROM poisoned WHERE id = 'm00002'").await;
     until_stored(&scenario, 19).await;
 
-    // 1 + 5 + 30 s.
+    // The retry delays: 1 + 5 + 30 s.
     published.reconcile(&scenario, &reader).await;
     let dead_letter =
         "SELECT concat_ws('|', message_id, queue, reason, attempts, routing_key, exchange,
