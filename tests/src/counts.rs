@@ -33,9 +33,10 @@ impl Counts {
     /// The sum of all samples of a metric that have these labels; 0 without any.
     ///
     /// # Panics
-    /// When a sample is not a number.
+    /// When a sample is not a number, or the product has no such label or label value.
     #[must_use]
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        check_labels(name, labels);
         let carries = |sample: &str| {
             labels.iter().all(|(name, value)| sample.contains(&format!("{name}=\"{value}\"")))
         };
@@ -71,6 +72,21 @@ impl Counts {
     }
 }
 
+/// Checks the labels of the product's metrics: a sum over a misspelt label is 0, and a test that expects 0
+/// would prove nothing.
+fn check_labels(name: &str, labels: &[(&str, &str)]) {
+    let family = name.strip_suffix("_count").or_else(|| name.strip_suffix("_sum"));
+    let definitions = metrics::definitions();
+    let find = |name: &str| definitions.iter().find(|definition| definition.name == name);
+    let Some(definition) = find(name).or_else(|| family.and_then(find)) else { return };
+    for (label, value) in labels {
+        let known = definition.labels.iter().find(|it| it.name == *label);
+        let known = known.unwrap_or_else(|| panic!("{name} has no label {label}"));
+        let is_known = known.values.is_none_or(|values| values.contains(value));
+        assert!(is_known, "the label {label} of {name} has no value {value}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,5 +101,11 @@ mod tests {
         assert_eq!(counts.sum("b_total", &[]), 5.0);
         assert_eq!(counts.sum("c_total", &[]), 0.0);
         assert!(counts.has("a_total") && !counts.has("a") && !counts.has("c_total"));
+    }
+
+    #[test]
+    #[should_panic(expected = "the label outcome of verbatim_deliveries_total has no value lost")]
+    fn a_sum_over_an_unknown_label_value_fails() {
+        let _ = Counts(String::new()).sum("verbatim_deliveries_total", &[("outcome", "lost")]);
     }
 }

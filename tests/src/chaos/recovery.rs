@@ -149,7 +149,7 @@ async fn work_done(worker: &Worker, role: Role) -> Result<Vec<f64>, String> {
     let counted = |what| counts.sum("verbatim_counted_timestamp_seconds", &[("what", what)]);
     Ok(match role {
         Role::Saver | Role::Migration => {
-            vec![settled(&[]) - settled(&[("outcome", "returned")])]
+            vec![settled(&[]) - settled(&[("outcome", "requeued")])]
         }
         // One of two replicas may receive no events for a while, but both count queues and rows.
         Role::Statistics => vec![counted("queues"), counted("rows")],

@@ -55,7 +55,7 @@ async fn while_a_memory_alarm_blocks_publishers_saving_continues_and_publishes_w
     // The dead letter is held, and the log has the reason.
     let blocked = [("outcome", "blocked")];
     Counts::reach(&saver, "verbatim_publishes_total", &blocked, 1.0).await;
-    let holds = [("queue", SAVES), ("store", "rabbitmq")];
+    let holds = [("queue", SAVES), ("dependency", "rabbitmq")];
     Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
     assert!(saver.log().contains("RabbitMQ blocks publishers"), "{}", saver.log_tail());
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
@@ -116,7 +116,7 @@ async fn a_consumer_timeout_in_an_outage_costs_one_redelivery_however_long_the_o
     assert_eq!((two.sum(restarts, &cause("hold")), two.sum(restarts, &cause("error"))), (1.0, 0.0));
     let sum = |name, labels: &[_]| one.sum(name, labels) + two.sum(name, labels);
     assert_eq!(sum("verbatim_redeliveries_total", &[("queue", SAVES)]), 50.0);
-    assert_eq!(sum("verbatim_deliveries_total", &[("outcome", "suspected")]), 0.0);
+    assert_eq!(sum("verbatim_deliveries_total", &[("outcome", "quarantined")]), 0.0);
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     scenario.finish([saver, requeueing]).await;
 }

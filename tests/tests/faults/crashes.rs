@@ -122,7 +122,7 @@ async fn a_crash_between_a_move_to_the_suspect_queue_and_its_acknowledgement_dup
     }
     crash(&scenario, SAVER, Step::Copied).await;
     let saver = scenario.start(SAVER).await;
-    let labels = [("queue", SAVES), ("outcome", "suspected")];
+    let labels = [("queue", SAVES), ("outcome", "quarantined")];
     Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
     scenario.finish([saver]).await;
     published.reconcile(&scenario, &reader).await;

@@ -85,7 +85,7 @@ async fn a_fleet_started_before_its_servers_reports_what_is_missing_and_becomes_
         assert_eq!(worker.get("/livez").await.unwrap().status, 200);
         eventually(format!("{} to report all three as down", worker.name()), LIMIT, async || {
             let body = worker.get("/metrics").await.map_err(|error| error.to_string())?.body;
-            let down = body.matches("verbatim_dependency_up{store=").count();
+            let down = body.matches("verbatim_dependency_up{dependency=").count();
             if down == 3 { Ok(()) } else { Err(body) }
         })
         .await;

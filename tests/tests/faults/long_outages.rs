@@ -96,7 +96,7 @@ async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
     for worker in fleet {
         let counts = Counts::reach(worker, "verbatim_holds_total", &[], 1.0).await;
         assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
-        assert_eq!(counts.sum("verbatim_deliveries_total", &[("outcome", "suspected")]), 0.0);
+        assert_eq!(counts.sum("verbatim_deliveries_total", &[("outcome", "quarantined")]), 0.0);
     }
     scenario.finish([one, two, migration, statistics]).await;
 }
@@ -147,8 +147,8 @@ async fn rabbitmq_killed_again_and_again_while_the_prefetch_is_full_makes_no_dea
     // Each kill requeues 40 deliveries; at least 20 of them are counted as redelivered.
     let redelivered = sum("verbatim_redeliveries_total", &[("queue", SAVES)]);
     assert!(redelivered >= f64::from(20 * u16::try_from(kills).unwrap()), "{redelivered}");
-    let suspected = sum("verbatim_deliveries_total", &[("outcome", "suspected")]);
-    assert!(suspected > 0.0 || !deep(), "{suspected}");
+    let quarantined = sum("verbatim_deliveries_total", &[("outcome", "quarantined")]);
+    assert!(quarantined > 0.0 || !deep(), "{quarantined}");
     scenario.finish([one, two, statistics]).await;
 }
 

@@ -69,6 +69,6 @@ pub(crate) async fn until_stored(scenario: &Scenario, least: usize) {
 
 /// Waits until a saver holds a batch because PostgreSQL is unavailable.
 pub(crate) async fn until_holding(worker: &Worker) {
-    let labels = [("queue", SAVES), ("store", "postgresql")];
+    let labels = [("queue", SAVES), ("dependency", "postgresql")];
     Counts::reach(worker, "verbatim_holds_total", &labels, 1.0).await;
 }

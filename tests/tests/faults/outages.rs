@@ -40,7 +40,7 @@ async fn an_outage_of_postgresql_under_load_costs_time_and_no_attempt() {
         worker.ready(LIMIT).await.unwrap();
         let counts = Counts::of(worker).await;
         assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
-        assert!(counts.sum("verbatim_hold_seconds_count", &[("store", "postgresql")]) >= 1.0);
+        assert!(counts.sum("verbatim_hold_seconds_count", &[("dependency", "postgresql")]) >= 1.0);
     }
     scenario.finish([one, two, statistics]).await;
 }
@@ -61,7 +61,7 @@ async fn a_postgresql_that_stops_answering_during_commits_duplicates_nothing() {
         // Commits without a response: whether they took effect is unknown.
         database.freeze();
         publish(&agent, &mut published, late).await;
-        let holds = [("queue", SAVES), ("store", "postgresql")];
+        let holds = [("queue", SAVES), ("dependency", "postgresql")];
         #[expect(clippy::cast_precision_loss, reason = "two rounds")]
         let least = (round + 1) as f64;
         Counts::reach(&saver, "verbatim_holds_total", &holds, least).await;
@@ -90,7 +90,7 @@ async fn a_hold_beyond_its_limit_requeues_its_messages_and_consumes_them_again()
     .await;
     database.restore().await.unwrap();
     published.reconcile(&scenario, &reader).await;
-    let labels = [("queue", SAVES), ("outcome", "returned")];
+    let labels = [("queue", SAVES), ("outcome", "requeued")];
     Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
     scenario.finish([saver]).await;
 }

@@ -84,7 +84,7 @@ async fn a_message_redelivered_too_often_is_quarantined_and_saved() {
     published.reconcile(&scenario, &reader).await;
     let of = |outcome| [("queue", SAVES), ("outcome", outcome)];
     let counts = Counts::reach(&saver, "verbatim_deliveries_total", &of("applied"), 10.0).await;
-    assert_eq!(counts.sum("verbatim_deliveries_total", &of("suspected")), 10.0);
+    assert_eq!(counts.sum("verbatim_deliveries_total", &of("quarantined")), 10.0);
     scenario.finish([saver]).await;
 }
 

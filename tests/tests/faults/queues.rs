@@ -46,7 +46,7 @@ async fn a_dead_letter_refused_by_a_full_queue_is_held_until_there_is_room() {
     }
     publish(&agent, &mut published, good).await;
     until_unready(&saver, &["holding: rabbitmq is away"]).await;
-    let holds = [("queue", SAVES), ("store", "rabbitmq")];
+    let holds = [("queue", SAVES), ("dependency", "rabbitmq")];
     let counts = Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
     assert!(counts.sum("verbatim_publishes_total", &refused) >= 1.0, "{counts:?}");
     assert!(saver.log().contains("a queue is full"), "{}", saver.log_tail());
@@ -69,7 +69,7 @@ async fn a_dead_letter_whose_queue_is_missing_is_held_until_the_queue_is_declare
     scenario.rabbit().delete_queue(DEAD_LETTERS).await;
     publish(&agent, &mut published, &load("missing-dlq", 20, 1)).await;
     until_unready(&saver, &["holding: rabbitmq is away"]).await;
-    let holds = [("queue", SAVES), ("store", "rabbitmq")];
+    let holds = [("queue", SAVES), ("dependency", "rabbitmq")];
     let counts = Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
     let unroutable = counts.sum("verbatim_publishes_total", &[("outcome", "unroutable")]);
     assert!(unroutable >= 1.0, "{counts:?}");
@@ -98,7 +98,7 @@ async fn a_missing_exchange_closes_a_channel_and_the_retry_for_it_is_held() {
     scenario.rabbit().delete_exchange("domain.retry.1000").await;
     publish(&agent, &mut published, &load("exchange", 20, 1)).await;
     until_stored(&scenario, 19).await;
-    let holds = [("queue", SAVES), ("store", "rabbitmq")];
+    let holds = [("queue", SAVES), ("dependency", "rabbitmq")];
     let counts = Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
     assert!(counts.sum("verbatim_publishes_total", &[("outcome", "unknown")]) >= 1.0);
     let log = saver.log();
