@@ -1,4 +1,4 @@
-//! What an upstream agent does: publish actions, confirmed.
+//! An upstream agent: it publishes actions with publisher confirms.
 
 use std::sync::Arc;
 
@@ -11,17 +11,17 @@ use testkit::wait::eventually;
 
 use crate::LIMIT;
 
-/// 2026-11-20T10:00:00Z in microseconds since 1970: when the conversations of these tests take place.
+/// 2026-11-20T10:00:00Z in microseconds since 1970: the time of the tests' conversations.
 const BEGINNING: i64 = 1_795_168_800_000_000;
 
-/// Publishes actions straight to RabbitMQ, whatever proxies stand before the workers.
+/// Publishes actions to RabbitMQ directly, not through the workers' proxies.
 pub struct Agent(Publisher);
 
 impl Agent {
     /// An agent of a virtual host.
     ///
     /// # Panics
-    /// When the URL is none.
+    /// When the URL is invalid.
     #[must_use]
     pub fn of(amqp_url: &str) -> Self {
         let endpoints = Endpoints::parse(amqp_url, "agent").expect("the URL of RabbitMQ");
@@ -48,28 +48,29 @@ impl Agent {
         self.send(publications.collect()).await;
     }
 
-    /// Publishes messages again and again until each is confirmed, as an agent does whose RabbitMQ is
-    /// away: what was published without an answer may be there twice.
+    /// Publishes messages repeatedly until each is confirmed, as an agent does while RabbitMQ is
+    /// unavailable. A message whose confirm was lost may be queued twice.
     ///
     /// # Panics
     /// When they are not all confirmed within [`LIMIT`].
-    pub async fn insist(&self, actions: &[Value]) {
+    pub async fn publish_until_confirmed(&self, actions: &[Value]) {
         let action = |action: &Value| {
             let action_type = action["action_type"].as_str().expect("an action type");
             Arc::new(Publication::action(action_type, action.to_string().into_bytes()))
         };
-        let mut left: Vec<_> = actions.iter().map(action).collect();
-        eventually("RabbitMQ to confirm everything", LIMIT, async || {
-            let results = self.0.publish_all(left.iter().cloned()).await;
+        let mut unconfirmed: Vec<_> = actions.iter().map(action).collect();
+        eventually("RabbitMQ to confirm all messages", LIMIT, async || {
+            let results = self.0.publish_all(unconfirmed.iter().cloned()).await;
             let failure = results.iter().find_map(|result| result.as_ref().err()).cloned();
             let mut results = results.into_iter();
-            left.retain(|_| results.next().is_some_and(|result| result.is_err()));
-            failure.map_or(Ok(()), |error| Err(format!("{} left: {error}", left.len())))
+            unconfirmed.retain(|_| results.next().is_some_and(|result| result.is_err()));
+            failure
+                .map_or(Ok(()), |error| Err(format!("{} unconfirmed: {error}", unconfirmed.len())))
         })
         .await;
     }
 
-    /// Publishes anything, to anywhere.
+    /// Publishes any messages, to any exchange or queue.
     ///
     /// # Panics
     /// When one of them is not confirmed.
@@ -80,35 +81,35 @@ impl Agent {
     }
 }
 
-/// A user's message, with whatever `extra` adds or replaces.
+/// The action `conversation.save_message` with role `user`, and the fields that `extra` adds or replaces.
 ///
 /// # Panics
-/// When `extra` is no object.
+/// When `extra` is not an object.
 #[must_use]
 pub fn message(tenant: &str, session: &str, id: &str, extra: &Value) -> Value {
     let usual = json!({
         "action_type": "conversation.save_message", "tenant_id": tenant, "session_id": session,
-        "message_id": id, "role": "user", "content": format!("words of {id}"), "timestamp": at(0),
+        "message_id": id, "role": "user", "content": format!("text of {id}"), "timestamp": at(0),
     });
     extended(usual, extra)
 }
 
-/// A session that opens.
+/// The action `conversation.session_opened`, with the fields that `extra` adds or replaces.
 #[must_use]
 pub fn opened(tenant: &str, session: &str, extra: &Value) -> Value {
     event("conversation.session_opened", tenant, session, extra)
 }
 
-/// A session that closes.
+/// The action `conversation.session_closed`, with the fields that `extra` adds or replaces.
 #[must_use]
 pub fn closed(tenant: &str, session: &str, extra: &Value) -> Value {
     event("conversation.session_closed", tenant, session, extra)
 }
 
-/// A moment so many microseconds after the beginning of every test's conversations.
+/// The RFC 3339 time so many microseconds after the start of the tests' conversations.
 ///
 /// # Panics
-/// When there is no such moment.
+/// When the time is out of range.
 #[must_use]
 pub fn at(micros: i64) -> String {
     Timestamp::from_micros(BEGINNING + micros).unwrap().to_string()
@@ -117,7 +118,7 @@ pub fn at(micros: i64) -> String {
 /// The conversation of an action.
 ///
 /// # Panics
-/// When the action names no valid ids.
+/// When the action has no valid ids.
 #[must_use]
 pub fn key(action: &Value) -> ConversationKey {
     let tenant = TenantId::new(action["tenant_id"].as_str().unwrap()).unwrap();

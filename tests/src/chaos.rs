@@ -1,19 +1,21 @@
-//! The proof by chaos: a fleet under load while everything breaks, and then the books.
+//! The chaos run: workers under load while servers, processes and connections fail at random; then an
+//! audit of every message.
 //!
-//! Publishers publish with confirms, repeat what was not confirmed, and write down what was. Two
-//! replicas of each worker stand behind proxies of their own. Round after round several things break
-//! at once; then one thing breaks alone, and ten seconds of quiet show how soon every replica works
-//! again. At the end every id is looked for, and every transcript is read with Redis and without.
+//! Publishers publish with confirms, repeat what was not confirmed, and record what was. Two replicas
+//! of each worker run, each behind its own proxies. Each round injects several overlapping faults, then
+//! one fault alone, and measures how soon every replica works again after the lone fault. Nothing fails
+//! in the 10 s after it. At the end every message id is looked up in PostgreSQL, and every transcript
+//! is read through Redis and from PostgreSQL.
 //!
-//! Invariant: what breaks, and in which order, follows from the seed alone. Nothing is forgiven: a
-//! message that was lost, doubled, dead-lettered or put elsewhere makes the run fail.
+//! Invariant: the faults and their order follow from the seed alone. A message that was lost,
+//! duplicated, dead-lettered or stored in another conversation fails the run.
 
+mod inject;
 mod load;
 mod plan;
 mod recovery;
 mod replicas;
 mod report;
-mod strike;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -22,118 +24,137 @@ use broker::topology::WorkQueue;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, sleep_until};
 
-use self::load::{Books, Load};
+use self::load::{Load, LoadRecord};
 pub use self::plan::{Plan, Size};
-use self::plan::{Round, Strike};
+use self::plan::{Round, ScheduledFault};
 use self::recovery::Recovery;
 use self::replicas::Replicas;
+use self::report::InjectedFault;
 pub use self::report::Report;
-use self::report::Struck;
 use crate::Scenario;
 
-/// Nothing breaks for so long after a fault that was alone.
-const QUIET: Duration = Duration::from_secs(10);
+/// How long no fault is injected after a lone fault.
+const PAUSE: Duration = Duration::from_secs(10);
 
-/// Where it all takes place.
-struct Ground {
+/// The workers and their servers.
+struct Environment {
     replicas: Replicas,
-    /// Last: the replicas' logs go away with it.
+    /// Declared last, so that it is dropped last: it holds the directory of the replicas' logs.
     scenario: Scenario,
 }
 
-/// What `run` tells while it goes on.
-pub type Tell = Rc<dyn Fn(&str)>;
+/// Called with each progress line of a run.
+pub type OnProgress = Rc<dyn Fn(&str)>;
 
-/// Carries out a plan, on servers of its own, and audits what came of it.
+/// Carries out a plan on private servers and audits the result.
 ///
 /// # Panics
-/// When the servers or the fleet cannot be had at all.
-pub async fn run(plan: &Plan, tell: &Tell) -> Report {
-    // Everything here waits, for servers or for time: one thread has enough of it.
-    LocalSet::new().run_until(carry_out(plan, tell)).await
+/// When the servers or the workers cannot be started.
+pub async fn run(plan: &Plan, on_progress: &OnProgress) -> Report {
+    // All tasks wait for servers or for time: one thread is enough.
+    LocalSet::new().run_until(carry_out(plan, on_progress)).await
 }
 
-async fn carry_out(plan: &Plan, tell: &Tell) -> Report {
+async fn carry_out(plan: &Plan, on_progress: &OnProgress) -> Report {
     let scenario = Scenario::on_own_servers().await;
     let replicas = Replicas::start(&scenario).await;
-    let ground = Rc::new(Ground { replicas, scenario });
-    let load = Load::start(&ground.scenario, plan);
+    let environment = Rc::new(Environment { replicas, scenario });
+    let load = Load::start(&environment.scenario, plan);
     let began = Instant::now();
-    let say = |text: String| tell(&format!("{:7.1} s  {text}", began.elapsed().as_secs_f64()));
+    let progress =
+        |text: String| on_progress(&format!("{:7.1} s  {text}", began.elapsed().as_secs_f64()));
 
-    let (mut struck, mut recoveries) = (Vec::new(), Vec::new());
+    let (mut injected, mut recoveries) = (Vec::new(), Vec::new());
     for (n, round) in plan.rounds.iter().enumerate() {
-        say(format!("round {} of {}: a storm of {}", n + 1, plan.rounds.len(), round.storm.len()));
-        struck.extend(storm(&ground, round, began, tell).await);
-        ground.all_work().await;
-        struck.push(blow(&ground, &round.alone, began, tell).await);
-        let returned = Instant::now();
-        let recovery = Recovery::measure(&ground, round.alone.fault).await;
-        say(format!("          {recovery}"));
+        let (number, rounds, faults) = (n + 1, plan.rounds.len(), round.overlapping.len());
+        progress(format!(
+            "round {number} of {rounds}: {faults} overlapping faults, then one alone"
+        ));
+        injected.extend(inject_overlapping(&environment, round, began, on_progress).await);
+        environment.all_ready().await;
+        injected.push(inject_and_record(&environment, &round.alone, began, on_progress).await);
+        let repaired = Instant::now();
+        let recovery = Recovery::measure(&environment, round.alone.fault).await;
+        progress(format!("          {recovery}"));
         recoveries.push(recovery);
-        sleep_until(returned + QUIET).await;
+        sleep_until(repaired + PAUSE).await;
     }
 
-    say("quiet; what is left is published, saved and archived".to_owned());
-    let books = load.finish().await;
-    ground.settle(&books).await;
-    let findings = books.ledger.audit(&ground.scenario, &ground.scenario.reader()).await;
-    // What was not acknowledged is ready again once nobody is there to hold it.
-    let fallen = ground.replicas.drain().await;
-    let unsettled = ground.unsettled(&books).await;
+    progress(
+        "no more faults; publishing the remaining messages and waiting until all work is done"
+            .to_owned(),
+    );
+    let record = load.finish().await;
+    environment.wait_until_done(&record).await;
+    let scenario = &environment.scenario;
+    let discrepancies = record.published.audit(scenario, &scenario.reader()).await;
+    // Unacknowledged deliveries are ready again once their consumers have ended.
+    let unexpected_exits = environment.replicas.drain().await;
+    let unfinished = environment.unfinished(&record).await;
     Report {
         seed: plan.seed,
         took: began.elapsed(),
-        struck,
+        injected,
         recoveries,
-        confirmed: books.ledger.len(),
-        closed: books.closed,
-        misread: books.misread,
-        unsettled,
-        findings,
-        fallen,
+        confirmed: record.published.len(),
+        closed: record.closed,
+        misread_during_faults: record.misread,
+        unfinished,
+        discrepancies,
+        unexpected_exits,
     }
 }
 
-/// All strikes of a round's storm, each at its time, until the last of them has passed.
-async fn storm(ground: &Rc<Ground>, round: &Round, began: Instant, tell: &Tell) -> Vec<Struck> {
-    let (mut strikes, start) = (JoinSet::new(), Instant::now());
-    for strike in round.storm.clone() {
-        let (ground, tell) = (Rc::clone(ground), Rc::clone(tell));
-        strikes.spawn_local(async move {
-            sleep_until(start + strike.begins).await;
-            blow(&ground, &strike, began, &tell).await
+/// Injects the overlapping faults of a round, each at its time, and waits until all are repaired.
+async fn inject_overlapping(
+    environment: &Rc<Environment>,
+    round: &Round,
+    began: Instant,
+    on_progress: &OnProgress,
+) -> Vec<InjectedFault> {
+    let (mut faults, start) = (JoinSet::new(), Instant::now());
+    for fault in round.overlapping.clone() {
+        let (environment, on_progress) = (Rc::clone(environment), Rc::clone(on_progress));
+        faults.spawn_local(async move {
+            sleep_until(start + fault.begins).await;
+            inject_and_record(&environment, &fault, began, &on_progress).await
         });
     }
-    strikes.join_all().await
+    faults.join_all().await
 }
 
-async fn blow(ground: &Ground, strike: &Strike, began: Instant, tell: &Tell) -> Struck {
+async fn inject_and_record(
+    environment: &Environment,
+    scheduled: &ScheduledFault,
+    began: Instant,
+    on_progress: &OnProgress,
+) -> InjectedFault {
     let at = began.elapsed();
-    tell(&format!("{:7.1} s  {strike}", at.as_secs_f64()));
-    ground.strike(strike).await;
-    Struck { fault: strike.fault, at, lasted: began.elapsed().saturating_sub(at) }
+    on_progress(&format!("{:7.1} s  {scheduled}", at.as_secs_f64()));
+    environment.inject(scheduled).await;
+    let lasted = began.elapsed().saturating_sub(at);
+    InjectedFault { fault: scheduled.fault, at, lasted }
 }
 
-impl Ground {
-    /// Waits until queues are empty and what was closed is archived, or for as long as that may take;
-    /// what is missing then is for the audit to say.
-    async fn settle(&self, books: &Books) {
-        let settled = testkit::wait::until("the end of all work", load::SETTLE, async || {
-            let left = self.unsettled(books).await;
-            if left.is_empty() { Ok(()) } else { Err(left.join(", ")) }
+impl Environment {
+    /// Waits until all queues are empty and every closed conversation is archived, for at most
+    /// [`load::DONE_LIMIT`]. The report lists what is unfinished then.
+    async fn wait_until_done(&self, record: &LoadRecord) {
+        let done = testkit::wait::until("all work to be done", load::DONE_LIMIT, async || {
+            let unfinished = self.unfinished(record).await;
+            if unfinished.is_empty() { Ok(()) } else { Err(unfinished.join(", ")) }
         });
-        settled.await.ok();
+        done.await.ok();
     }
 
-    /// What is not as it must be once everything has been done.
-    async fn unsettled(&self, books: &Books) -> Vec<String> {
-        let mut left = Vec::new();
+    /// What differs from the state after all work is done; empty when nothing does.
+    async fn unfinished(&self, record: &LoadRecord) -> Vec<String> {
+        let mut unfinished = Vec::new();
         let queued = self.scenario.queued().await;
-        // Hints for the statistics may stay: what is stale stands in PostgreSQL.
-        let hints = WorkQueue::Statistics.name();
-        for (queue, ready) in queued.into_iter().filter(|(queue, _)| *queue != hints) {
-            left.push(format!("{ready} ready in {queue}"));
+        // Refresh triggers of the statistics may stay: PostgreSQL records which rows are stale.
+        let triggers = WorkQueue::Statistics.name();
+        for (queue, ready) in queued.into_iter().filter(|(queue, _)| *queue != triggers) {
+            unfinished.push(format!("{ready} ready in {queue}"));
         }
         let counts = "SELECT (SELECT count(*) FROM messages)
             || ' ' || (SELECT count(*) FROM conversations WHERE status = 'archived')
@@ -143,11 +164,11 @@ impl Ground {
                        WHERE c.status = 'archived'
                          AND s.message_count IS DISTINCT FROM c.message_count)";
         let counts = self.scenario.sql(counts).await;
-        let wanted = format!("{} {} 0", books.ledger.len(), books.closed);
+        let wanted = format!("{} {} 0", record.published.len(), record.closed);
         if counts != wanted {
             let what = "messages, archived conversations, wrong statistics";
-            left.push(format!("{what}: {counts} instead of {wanted}"));
+            unfinished.push(format!("{what}: {counts} instead of {wanted}"));
         }
-        left
+        unfinished
     }
 }

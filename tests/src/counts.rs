@@ -1,28 +1,28 @@
-//! What a worker says of itself on `/metrics`.
+//! A worker's metrics, as read from `/metrics`.
 
 use testkit::fleet::Worker;
 use testkit::wait::eventually;
 
 use crate::LIMIT;
 
-/// The samples of one look at a worker.
+/// The samples of one response of `/metrics`.
 #[derive(Debug)]
 pub struct Counts(String);
 
 impl Counts {
-    /// Looks.
+    /// Reads the metrics of a worker.
     ///
     /// # Panics
-    /// When the worker does not answer.
+    /// When the worker does not respond with status 200.
     pub async fn of(worker: &Worker) -> Self {
-        Self::look(worker).await.expect("/metrics")
+        Self::try_of(worker).await.expect("/metrics")
     }
 
-    /// Looks at a worker that may not answer.
+    /// Reads the metrics of a worker that may not respond.
     ///
     /// # Errors
-    /// What it answers instead, or why it does not.
-    pub async fn look(worker: &Worker) -> Result<Self, String> {
+    /// The body of a response with another status, or the connection's error.
+    pub async fn try_of(worker: &Worker) -> Result<Self, String> {
         match worker.get("/metrics").await {
             Ok(response) if response.status == 200 => Ok(Self(response.body)),
             Ok(response) => Err(response.body),
@@ -30,12 +30,13 @@ impl Counts {
         }
     }
 
-    /// The sum of all samples of a metric that carry these labels; 0 where there is none.
+    /// The sum of all samples of a metric that have these labels; 0 without any.
     ///
     /// # Panics
-    /// When a sample is no number.
+    /// When a sample is not a number, or the product has no such label or label value.
     #[must_use]
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        check_labels(name, labels);
         let carries = |sample: &str| {
             labels.iter().all(|(name, value)| sample.contains(&format!("{name}=\"{value}\"")))
         };
@@ -48,7 +49,7 @@ impl Counts {
         samples.sum()
     }
 
-    /// Whether the metric is described, with samples or without.
+    /// Whether the metric has samples.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.0
@@ -56,7 +57,7 @@ impl Counts {
             .any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
     }
 
-    /// Waits until a sum reaches `least`, and returns the look that showed it.
+    /// Waits until a sum is at least `least`, and returns the samples that show it.
     ///
     /// # Panics
     /// When it does not within [`LIMIT`].
@@ -68,6 +69,21 @@ impl Counts {
             if sum >= least { Ok(counts) } else { Err(sum.to_string()) }
         })
         .await
+    }
+}
+
+/// Checks the labels of the product's metrics: a sum over a misspelt label is 0, and a test that expects 0
+/// would prove nothing.
+fn check_labels(name: &str, labels: &[(&str, &str)]) {
+    let family = name.strip_suffix("_count").or_else(|| name.strip_suffix("_sum"));
+    let definitions = metrics::definitions();
+    let find = |name: &str| definitions.iter().find(|definition| definition.name == name);
+    let Some(definition) = find(name).or_else(|| family.and_then(find)) else { return };
+    for (label, value) in labels {
+        let known = definition.labels.iter().find(|it| it.name == *label);
+        let known = known.unwrap_or_else(|| panic!("{name} has no label {label}"));
+        let is_known = known.values.is_none_or(|values| values.contains(value));
+        assert!(is_known, "the label {label} of {name} has no value {value}");
     }
 }
 
@@ -85,5 +101,11 @@ mod tests {
         assert_eq!(counts.sum("b_total", &[]), 5.0);
         assert_eq!(counts.sum("c_total", &[]), 0.0);
         assert!(counts.has("a_total") && !counts.has("a") && !counts.has("c_total"));
+    }
+
+    #[test]
+    #[should_panic(expected = "the label outcome of verbatim_deliveries_total has no value lost")]
+    fn a_sum_over_an_unknown_label_value_fails() {
+        let _ = Counts(String::new()).sum("verbatim_deliveries_total", &[("outcome", "lost")]);
     }
 }

@@ -1,13 +1,13 @@
-//! Support for the system tests: whole fleets of the product's own processes on real servers.
+//! Support for the system tests: the product's own processes on real servers.
 //!
-//! A test starts a [`Scenario`], publishes as an [`Agent`], and looks at what came of it from
-//! outside: as a reader with Redis and from PostgreSQL alone ([`TestReader`]), by SQL, by the events
-//! that others would see ([`RabbitAdmin`]), and by the workers' own `/metrics` ([`Counts`]). A [`Ledger`]
-//! reconciles what was confirmed with what there is: nothing lost, nothing doubled. [`chaos`] breaks
-//! everything at random meanwhile.
+//! A test starts a [`Scenario`], publishes as an [`Agent`], and checks the result from outside: as a
+//! reader with Redis and from PostgreSQL alone ([`TestReader`]), by SQL, by published events and
+//! queues ([`RabbitAdmin`]), and by the workers' `/metrics` ([`Counts`]). [`PublishedMessages`] compares
+//! what was confirmed with what is stored: nothing lost, nothing duplicated. [`chaos`] injects random
+//! faults meanwhile.
 //!
-//! Invariant: nothing here waits without a limit or sleeps to let something happen; every wait ends
-//! with the state that it is for, or says the last one it saw.
+//! Invariant: every wait has a limit, ends with the state that it waits for, and reports the last
+//! state when it fails. Nothing sleeps to let something happen.
 
 #![expect(
     clippy::expect_used,
@@ -18,21 +18,21 @@
 mod agent;
 pub mod chaos;
 mod counts;
-mod ledger;
+mod published_messages;
 mod rabbit;
 mod reader;
-mod running;
 mod scenario;
+mod server_set;
 
 use std::time::Duration;
 
 pub use agent::{Agent, at, closed, key, message, opened};
 pub use counts::Counts;
-pub use ledger::{Findings, Ledger};
+pub use published_messages::{Discrepancies, PublishedMessages};
 pub use rabbit::RabbitAdmin;
 pub use reader::TestReader;
-pub use running::Running;
 pub use scenario::{MIGRATION, SAVER, STATISTICS, Scenario};
+pub use server_set::ServerSet;
 
-/// Longer than anything here takes on two busy cores, short enough to notice a test that hangs.
+/// The limit of a wait: longer than any step takes on two busy cores.
 pub const LIMIT: Duration = Duration::from_secs(90);

@@ -1,5 +1,5 @@
-//! RabbitMQ as others see it: agents that set no properties, listeners, and operators who unbind a
-//! queue. By its HTTP interface, which shares no code with the product.
+//! RabbitMQ over its management HTTP API, which shares no code with the product: publishes with exact
+//! properties, queues of listeners, and changes that an operator makes.
 
 use serde_json::{Value, json};
 use testkit::management::Management;
@@ -7,14 +7,14 @@ use testkit::wait::eventually;
 
 use crate::LIMIT;
 
-/// The outside of one virtual host.
+/// A virtual host, over the management HTTP API.
 pub struct RabbitAdmin {
     management: Management,
     host: String,
 }
 
 impl RabbitAdmin {
-    /// A virtual host, by its name as it stands in a path.
+    /// A virtual host, by its name, percent-encoded for a path.
     #[must_use]
     pub fn of(management: Management, host: &str) -> Self {
         Self { management, host: host.to_owned() }
@@ -23,18 +23,18 @@ impl RabbitAdmin {
     /// Publishes a body with exactly these AMQP properties.
     ///
     /// # Panics
-    /// When RabbitMQ refuses, or routes it nowhere.
+    /// When RabbitMQ refuses it, or it is unroutable.
     pub async fn publish(&self, routing_key: &str, properties: &Value, body: &str) {
         let request = json!({
             "properties": properties, "routing_key": routing_key,
             "payload": body, "payload_encoding": "string",
         });
         let path = format!("/api/exchanges/{}/domain.actions/publish", self.host);
-        let answer = self.call("POST", &path, &request).await;
-        assert_eq!(answer, r#"{"routed":true}"#, "{routing_key}");
+        let response = self.call("POST", &path, &request).await;
+        assert_eq!(response, r#"{"routed":true}"#, "{routing_key}");
     }
 
-    /// Declares a queue of a listener's own.
+    /// Declares a durable queue.
     ///
     /// # Panics
     /// When RabbitMQ refuses.
@@ -51,7 +51,7 @@ impl RabbitAdmin {
         self.call("PUT", &path, &json!({"durable": true, "arguments": arguments})).await;
     }
 
-    /// Listens to the fleet's events with a queue of its own.
+    /// Declares a queue and binds it to all events of the workers.
     ///
     /// # Panics
     /// When RabbitMQ refuses.
@@ -69,7 +69,7 @@ impl RabbitAdmin {
         self.call("POST", &path, &json!({"routing_key": routing_key})).await;
     }
 
-    /// Takes a binding away.
+    /// Removes a binding.
     ///
     /// # Panics
     /// When there was none.
@@ -78,7 +78,7 @@ impl RabbitAdmin {
         self.call("DELETE", &path, &Value::Null).await;
     }
 
-    /// Deletes a queue, with its messages and under its consumers.
+    /// Deletes a queue with its messages, although it has consumers.
     ///
     /// # Panics
     /// When there was none.
@@ -95,7 +95,7 @@ impl RabbitAdmin {
         self.call("DELETE", &path, &Value::Null).await;
     }
 
-    /// Sets a policy of the queue's name for that queue, as an administrator may.
+    /// Sets a policy for one queue; the policy has the queue's name.
     ///
     /// # Panics
     /// When RabbitMQ refuses.
@@ -105,7 +105,7 @@ impl RabbitAdmin {
         self.call("PUT", &format!("/api/policies/{}/{queue}", self.host), &request).await;
     }
 
-    /// Takes what is in a queue: each message as the HTTP interface tells it (`payload`, `properties`,
+    /// Takes all ready messages of a queue, as the HTTP API returns them (`payload`, `properties`,
     /// `routing_key`).
     ///
     /// # Panics
@@ -116,11 +116,11 @@ impl RabbitAdmin {
         serde_json::from_str(&self.call("POST", &path, &request).await).expect("an array")
     }
 
-    /// Takes the first message of a queue and puts it back, as a worker that dies does.
+    /// Takes the first message of a queue and requeues it, as when a worker's connection closes.
     ///
     /// # Panics
     /// When RabbitMQ refuses.
-    pub async fn bounce(&self, queue: &str) {
+    pub async fn requeue_first(&self, queue: &str) {
         let request = json!({"count": 1, "ackmode": "reject_requeue_true", "encoding": "auto"});
         self.call("POST", &format!("/api/queues/{}/{queue}/get", self.host), &request).await;
     }
@@ -141,7 +141,7 @@ impl RabbitAdmin {
 
     async fn call(&self, method: &str, path: &str, request: &Value) -> String {
         let body = if request.is_null() { String::new() } else { request.to_string() };
-        self.management.request(method, path, &body).await.expect("RabbitMQ's HTTP interface")
+        self.management.request(method, path, &body).await.expect("RabbitMQ's management HTTP API")
     }
 }
 

@@ -1,4 +1,4 @@
-//! Reading what was saved: as a reader gets it with Redis, and from PostgreSQL alone.
+//! Reads saved messages: through the product's reader with Redis, and from PostgreSQL alone.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use testkit::wait::eventually;
 
 use crate::LIMIT;
 
-/// More than any conversation here holds, and as much as one load brings into Redis.
+/// More messages than any conversation of these tests has, and the most that one load brings into Redis.
 pub(crate) const ALL: usize = 1_000;
 
 /// A reader with its own connections to both stores.
@@ -27,7 +27,7 @@ impl TestReader {
     /// A reader of these stores.
     ///
     /// # Panics
-    /// When a URL is none.
+    /// When a URL is invalid.
     #[must_use]
     pub fn of(database_url: &str, redis_url: &str) -> Self {
         let (database, metrics) = (database(database_url), Metrics::new());
@@ -38,48 +38,52 @@ impl TestReader {
         Self { database, reader }
     }
 
-    /// What a reader gets.
+    /// What the product's reader returns.
     ///
     /// # Panics
-    /// When PostgreSQL does not answer, or there is no such conversation.
+    /// When both stores are unavailable, or there is no such conversation.
     pub async fn transcript(&self, key: &ConversationKey) -> Transcript {
-        let transcript = self.glance(key).await.expect("a reader is served");
+        let transcript = self.try_transcript(key).await.expect("a store that responds");
         transcript.unwrap_or_else(|| panic!("there is no conversation {key}"))
     }
 
-    /// What a reader gets, or why it gets nothing; `None` when there is no such conversation.
+    /// What the product's reader returns; `None` when there is no such conversation.
     ///
     /// # Errors
-    /// When neither store serves it.
-    pub async fn glance(&self, key: &ConversationKey) -> Result<Option<Transcript>, Unavailable> {
+    /// When both stores are unavailable.
+    pub async fn try_transcript(
+        &self,
+        key: &ConversationKey,
+    ) -> Result<Option<Transcript>, Unavailable> {
         self.reader.read(key, &Window { newest: ALL, before: None }).await
     }
 
-    /// What PostgreSQL says by itself.
+    /// The messages of a conversation in PostgreSQL.
     ///
     /// # Panics
-    /// When it does not answer.
-    pub async fn archived(&self, key: &ConversationKey) -> Vec<Message> {
+    /// When PostgreSQL is unavailable.
+    pub async fn stored(&self, key: &ConversationKey) -> Vec<Message> {
         let page = Page { newest: ALL, max_bytes: usize::MAX, before: None };
-        self.database.read(key, &page).await.expect("PostgreSQL answers").messages
+        self.database.read(key, &page).await.expect("PostgreSQL responds").messages
     }
 
-    /// What both stores say of a conversation that is active, having made sure that it is the same.
+    /// The messages of an active conversation, which must be the same in Redis and in PostgreSQL.
     ///
     /// # Panics
-    /// When they differ, or when Redis does not serve a second read.
+    /// When they differ, or when no read is answered from Redis within [`LIMIT`].
     pub async fn both(&self, key: &ConversationKey) -> Vec<Message> {
-        let (read, archived) = self.two_ways(key).await;
+        let (read, stored) = self.transcript_and_stored(key).await;
         assert_eq!(read.source, Source::HotCopy, "{key} is {:?}", read.status);
-        assert_eq!(read.messages, archived, "Redis and PostgreSQL agree on {key}");
-        archived
+        assert_eq!(read.messages, stored, "Redis and PostgreSQL agree on {key}");
+        stored
     }
 
-    /// What a reader gets, from Redis unless the conversation is archived; and what PostgreSQL says.
+    /// What the product's reader returns, from Redis unless the conversation is archived; and the
+    /// messages in PostgreSQL.
     ///
     /// # Panics
-    /// When Redis does not serve a second read of a conversation that is not archived.
-    pub async fn two_ways(&self, key: &ConversationKey) -> (Transcript, Vec<Message>) {
+    /// When no read of a conversation that is not archived is answered from Redis within [`LIMIT`].
+    pub async fn transcript_and_stored(&self, key: &ConversationKey) -> (Transcript, Vec<Message>) {
         let read = eventually(format!("a hot copy of {key}"), LIMIT, async || {
             let read = self.transcript(key).await;
             match (read.source, read.status) {
@@ -88,10 +92,10 @@ impl TestReader {
             }
         })
         .await;
-        (read, self.archived(key).await)
+        (read, self.stored(key).await)
     }
 
-    /// Waits until a conversation has a status, and returns what a reader then gets.
+    /// Waits until a conversation has a status.
     ///
     /// # Panics
     /// When it does not within [`LIMIT`].
@@ -107,10 +111,10 @@ impl TestReader {
     }
 }
 
-/// A pool of a test's own.
+/// A private connection pool.
 ///
 /// # Panics
-/// When the URL is none.
+/// When the URL is invalid.
 pub(crate) fn database(database_url: &str) -> Database {
     Database::open(&database::Settings {
         url: database_url.to_owned(),

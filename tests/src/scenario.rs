@@ -1,4 +1,4 @@
-//! One test's servers, prepared as `verbatim setup` does, and the processes that it starts on them.
+//! The servers of one test, set up as by `verbatim setup`, and the processes started on them.
 
 use std::process::Output;
 
@@ -16,24 +16,24 @@ use testkit::wait::eventually;
 use crate::reader::database;
 use crate::{Agent, LIMIT, RabbitAdmin, TestReader};
 
-/// The binary that saves messages.
+/// The worker that saves messages.
 pub const SAVER: &str = "message-save-worker";
-/// The binary that follows sessions and archives conversations.
+/// The worker that follows sessions and archives conversations.
 pub const MIGRATION: &str = "persistence-migration-worker";
-/// The binary that computes statistics and keeps dead letters.
+/// The worker that computes statistics and stores dead letters.
 pub const STATISTICS: &str = "statistics-worker";
 
-/// How a fleet of tests differs from one in production: by shorter waits.
+/// The settings of all workers here: shorter intervals than in production.
 const SHORT: [(&str, &str); 5] = [
     ("VERBATIM_CLOSE_GRACE", "500ms"),
     ("VERBATIM_CLOSE_INTERVAL", "100ms"),
     ("VERBATIM_STATISTICS_INTERVAL", "500ms"),
     ("VERBATIM_GAUGE_INTERVAL", "1s"),
-    // A failed test shows the end of its workers' logs, to people.
+    // A failed test prints the end of its workers' logs.
     ("VERBATIM_LOG_FORMAT", "pretty"),
 ];
 
-/// Servers of a test's own, and the processes of a fleet on them.
+/// The servers of a test, and the processes started on them.
 pub struct Scenario {
     /// RabbitMQ's URL.
     pub amqp_url: String,
@@ -42,21 +42,21 @@ pub struct Scenario {
     /// PostgreSQL's URL.
     pub database_url: String,
     fleet: Fleet,
-    ground: Ground,
+    servers: TestServers,
 }
 
-/// Whose the servers are.
-enum Ground {
-    /// RabbitMQ and PostgreSQL are shared with other tests, which see nothing of each other.
+/// Which servers are shared with other tests.
+enum TestServers {
+    /// RabbitMQ and PostgreSQL are shared with other tests, each in its own virtual host and database.
     Shared(Box<TestEnv>),
-    /// Some of them are the test's alone, in place of those that it shares.
+    /// Some are private to the test, in place of the shared ones.
     Partly(Box<TestEnv>, Servers),
-    /// They are the test's alone: it may kill them.
+    /// All are private: the test may kill them.
     Own(Servers),
 }
 
-impl Ground {
-    /// A server that is the test's alone.
+impl TestServers {
+    /// A private server of one of these kinds.
     fn own(&self, kinds: &[Kind]) -> Option<&Server> {
         match self {
             Self::Shared(_) => None,
@@ -66,11 +66,14 @@ impl Ground {
         }
     }
 
-    /// What is shared; a test that shares nothing has everything for its own.
+    /// The shared servers.
+    ///
+    /// # Panics
+    /// When all servers are private.
     fn shared(&self) -> &TestEnv {
         match self {
             Self::Shared(env) | Self::Partly(env, _) => env,
-            Self::Own(_) => panic!("this test shares no server"),
+            Self::Own(_) => panic!("all servers of this test are private"),
         }
     }
 }
@@ -83,43 +86,44 @@ impl Scenario {
     /// Servers with schema and topology.
     ///
     /// # Panics
-    /// When they cannot be had.
+    /// When they do not start.
     pub async fn new() -> Self {
         let scenario = Self::unprepared().await;
         tokio::join!(scenario.migrate(), scenario.declare());
         scenario
     }
 
-    /// [`Self::new`] on servers that nobody else uses. RabbitMQ takes some seconds to start.
+    /// [`Self::new`] on private servers. RabbitMQ takes some seconds to start.
     ///
     /// # Panics
-    /// When they cannot be had.
+    /// When they do not start.
     pub async fn on_own_servers() -> Self {
         let kinds = [Kind::RabbitMq, redis(), Kind::PostgreSql];
         let (servers, fleet) = tokio::join!(Servers::start(&kinds), Fleet::new());
         let servers = servers.expect("servers");
         let urls = kinds.map(|kind| servers.get(kind).url());
-        let scenario = Self::on(urls, fleet, Ground::Own(servers));
+        let scenario = Self::on(urls, fleet, TestServers::Own(servers));
         tokio::join!(scenario.migrate(), scenario.declare());
         scenario
     }
 
-    /// [`Self::new`] with processes that end where their environment says (crate `crash-points`).
+    /// [`Self::new`] with test builds of the processes, which abort at the failpoint that their
+    /// environment names (crate `failpoints`).
     ///
     /// # Panics
-    /// When they cannot be had.
-    pub async fn armed() -> Self {
+    /// When they do not start.
+    pub async fn with_failpoints() -> Self {
         let (env, fleet) = tokio::join!(TestEnv::new(), Fleet::armed());
         let urls = [env.amqp_url.clone(), env.redis_url.clone(), env.database_url.clone()];
-        let scenario = Self::on(urls, fleet, Ground::Shared(Box::new(env)));
+        let scenario = Self::on(urls, fleet, TestServers::Shared(Box::new(env)));
         tokio::join!(scenario.migrate(), scenario.declare());
         scenario
     }
 
-    /// [`Self::new`] with servers of the test's own in place of those that it would share.
+    /// [`Self::new`] with these private servers in place of the shared ones.
     ///
     /// # Panics
-    /// When the others cannot be had.
+    /// When the others do not start.
     pub async fn with_own(servers: Servers) -> Self {
         let (env, fleet) = tokio::join!(TestEnv::new(), Fleet::new());
         let url = |kinds: &[Kind], shared: &String| {
@@ -131,22 +135,22 @@ impl Scenario {
             url(&REDIS, &env.redis_url),
             url(&POSTGRESQL, &env.database_url),
         ];
-        let scenario = Self::on(urls, fleet, Ground::Partly(Box::new(env), servers));
+        let scenario = Self::on(urls, fleet, TestServers::Partly(Box::new(env), servers));
         tokio::join!(scenario.migrate(), scenario.declare());
         scenario
     }
 
-    /// Empty servers: no schema, no queue.
+    /// Servers without schema, exchanges and queues.
     ///
     /// # Panics
-    /// When they cannot be had.
+    /// When they do not start.
     pub async fn unprepared() -> Self {
         let (env, fleet) = tokio::join!(TestEnv::new(), Fleet::new());
         let urls = [env.amqp_url.clone(), env.redis_url.clone(), env.database_url.clone()];
-        Self::on(urls, fleet, Ground::Shared(Box::new(env)))
+        Self::on(urls, fleet, TestServers::Shared(Box::new(env)))
     }
 
-    fn on(urls: [String; 3], fleet: Fleet, ground: Ground) -> Self {
+    fn on(urls: [String; 3], fleet: Fleet, servers: TestServers) -> Self {
         let [amqp_url, redis_url, database_url] = urls;
         let settings = [
             ("AMQP_URL", amqp_url.as_str()),
@@ -155,32 +159,32 @@ impl Scenario {
         ];
         let settings = settings.into_iter().chain(SHORT);
         let fleet = settings.fold(fleet, |fleet, (name, value)| fleet.with(name, value));
-        Self { amqp_url, redis_url, database_url, fleet, ground }
+        Self { amqp_url, redis_url, database_url, fleet, servers }
     }
 
-    /// Its Redis, to be stopped, killed and restarted.
+    /// The Redis of this test, which may be stopped, killed and restarted.
     #[must_use]
     pub fn redis(&self) -> &Server {
-        self.ground.own(&REDIS).unwrap_or_else(|| self.ground.shared().redis())
+        self.servers.own(&REDIS).unwrap_or_else(|| self.servers.shared().redis())
     }
 
-    /// One of its own servers, to be killed; the Redis, whatever it is.
+    /// A private server, which may be killed. Redis is always private.
     ///
     /// # Panics
-    /// When others use it, too.
+    /// When the server is shared.
     #[must_use]
     pub fn server(&self, kind: Kind) -> &Server {
-        match self.ground.own(&[kind]) {
+        match self.servers.own(&[kind]) {
             Some(own) => own,
             None if kind == Kind::Redis => self.redis(),
-            None => panic!("{kind} is not this test's to break"),
+            None => panic!("{kind} is shared with other tests"),
         }
     }
 
-    /// Makes the schema.
+    /// Applies the schema migrations.
     ///
     /// # Panics
-    /// When it cannot be made.
+    /// When one fails.
     pub async fn migrate(&self) {
         database(&self.database_url).migrate().await.expect("the schema");
     }
@@ -202,7 +206,7 @@ impl Scenario {
         self.start_with(program, &[]).await
     }
 
-    /// [`Self::start`] with settings that win over the scenario's.
+    /// [`Self::start`] with settings that override the scenario's.
     ///
     /// # Panics
     /// As [`Self::start`].
@@ -212,7 +216,7 @@ impl Scenario {
         worker
     }
 
-    /// Starts a worker and waits for nothing.
+    /// Starts a worker and does not wait until it is ready.
     ///
     /// # Panics
     /// When there is no such program.
@@ -221,7 +225,7 @@ impl Scenario {
         self.fleet.start_with(program, settings).expect("a worker that starts")
     }
 
-    /// Starts one of the peers that the benchmarks compare the fleet with, in a role of its.
+    /// Starts a baseline of the benchmarks (`bench-peers`), with the role as first argument.
     ///
     /// # Panics
     /// When there is no such program.
@@ -230,7 +234,7 @@ impl Scenario {
         let mut command = self.fleet.command("bench-peers");
         let log = self.fleet.dir().join(format!("{}.log", arguments[0]));
         let process = Process::spawn(arguments[0], command.args(arguments), &log);
-        process.expect("a peer that starts")
+        process.expect("a baseline that starts")
     }
 
     /// Runs the `verbatim` command against these servers, as an operator does.
@@ -241,7 +245,7 @@ impl Scenario {
         self.verbatim_with(arguments, &[]).await
     }
 
-    /// [`Self::verbatim`] with more variables.
+    /// [`Self::verbatim`] with more environment variables.
     ///
     /// # Panics
     /// As [`Self::verbatim`].
@@ -249,32 +253,32 @@ impl Scenario {
         let mut command = self.fleet.command("verbatim");
         command.args(arguments).envs(settings.iter().copied());
         let output = tokio::task::spawn_blocking(move || command.output()).await;
-        output.expect("it does not panic").expect("the command")
+        output.expect("no panic").expect("a command that starts")
     }
 
-    /// An agent that publishes here. Belongs to the runtime of the test that makes it.
+    /// An agent that publishes here. Use it only in the tokio runtime of the test that makes it.
     #[must_use]
     pub fn agent(&self) -> Agent {
         Agent::of(&self.amqp_url)
     }
 
-    /// A reader of both stores. Belongs to the runtime of the test that makes it.
+    /// A reader of both stores. Use it only in the tokio runtime of the test that makes it.
     #[must_use]
     pub fn reader(&self) -> TestReader {
         TestReader::of(&self.database_url, &self.redis_url)
     }
 
-    /// RabbitMQ as seen by others than the fleet.
+    /// The management API of this test's RabbitMQ.
     #[must_use]
     pub fn rabbit(&self) -> RabbitAdmin {
-        let (management, host): (Management, &str) = match self.ground.own(&RABBITMQ) {
+        let (management, host): (Management, &str) = match self.servers.own(&RABBITMQ) {
             Some(own) => (own.management(), "%2f"),
-            None => (self.ground.shared().management().clone(), &self.ground.shared().name),
+            None => (self.servers.shared().management().clone(), &self.servers.shared().name),
         };
         RabbitAdmin::of(management, host)
     }
 
-    /// The value of an SQL expression.
+    /// Runs an SQL statement with `psql` and returns its output.
     ///
     /// # Panics
     /// When the statement fails.
@@ -283,18 +287,18 @@ impl Scenario {
     }
 
     async fn psql(&self, statement: &str) -> Result<String, String> {
-        let answer = match self.ground.own(&POSTGRESQL) {
+        let output = match self.servers.own(&POSTGRESQL) {
             Some(own) => own.psql("postgres", statement).await,
-            None => self.ground.shared().psql(statement).await,
+            None => self.servers.shared().psql(statement).await,
         };
-        answer.map_err(|error| format!("{error:#}"))
+        output.map_err(|error| format!("{error:#}"))
     }
 
-    /// Waits until a query gives a value. PostgreSQL itself does the waiting: a process for each
-    /// look would keep a core busy.
+    /// Waits until a query returns a value. The loop runs in PostgreSQL: a `psql` process for each check
+    /// would keep a core busy.
     ///
     /// # Panics
-    /// When it does not within [`LIMIT`]; with the last value seen.
+    /// When it does not within [`LIMIT`]; the message has the last value.
     pub async fn until_sql(&self, query: &str, wanted: &str) {
         let limit = LIMIT.as_secs();
         let wait = format!(
@@ -316,11 +320,11 @@ impl Scenario {
         }
     }
 
-    /// What is ready in queues, by name; those that are empty are left out. What was delivered and
-    /// not acknowledged is ready again once no worker runs.
+    /// The number of ready messages by queue, without empty queues. Unacknowledged deliveries are not
+    /// counted: they are ready again once their consumers have ended.
     ///
     /// # Panics
-    /// When RabbitMQ does not answer.
+    /// When RabbitMQ is unavailable.
     pub async fn queued(&self) -> Vec<(&'static str, u32)> {
         let endpoints = Endpoints::parse(&self.amqp_url, "test").expect("RabbitMQ's URL");
         let depths = Inspector::new(endpoints).depths().await.expect("depths");
@@ -329,27 +333,27 @@ impl Scenario {
         ready.filter(|(_, ready)| *ready > 0).collect()
     }
 
-    /// Stops workers, all at once, and makes sure that each drains to the end.
+    /// Sends SIGTERM to all these workers and waits until each has drained.
     ///
     /// # Panics
-    /// When one does not end with exit code 0.
+    /// When one does not exit with code 0.
     pub async fn drain(&self, workers: impl IntoIterator<Item = Worker>) {
         let workers: Vec<Worker> = workers.into_iter().collect();
         for worker in &workers {
             worker.signal(Signal::Terminate).expect("SIGTERM");
         }
         for worker in workers {
-            let status = worker.wait(LIMIT).await.expect("it ends");
+            let status = worker.wait(LIMIT).await.expect("a worker that exits");
             assert_eq!(status.code(), Some(0), "{}:\n{}", worker.name(), worker.log_tail());
         }
     }
 
-    /// Waits until the workers have taken all that is queued, drains them, and makes sure that nothing
-    /// came back. Hints for the statistics may stay: what is stale stands in PostgreSQL.
+    /// Waits until all queues are empty, drains the workers, and checks that nothing was requeued. Refresh
+    /// triggers of the statistics may stay: PostgreSQL records which rows are stale.
     ///
     /// # Panics
-    /// When something stays queued.
-    pub async fn rest(&self, workers: impl IntoIterator<Item = Worker>) {
+    /// When a queue does not become or stay empty.
+    pub async fn finish(&self, workers: impl IntoIterator<Item = Worker>) {
         let left = async || {
             let mut queued = self.queued().await;
             queued.retain(|(queue, _)| *queue != WorkQueue::Statistics.name());
@@ -357,6 +361,6 @@ impl Scenario {
         };
         eventually("empty queues", LIMIT, left).await;
         self.drain(workers).await;
-        assert_eq!(left().await, Ok(()), "what was taken is acknowledged");
+        assert_eq!(left().await, Ok(()), "every delivery was acknowledged");
     }
 }

@@ -1,8 +1,7 @@
-//! From a dead letter to a person and back: the shipped rules and routes in a real Prometheus and a real
-//! Alertmanager, over a real fleet.
+//! The shipped alerting rules and routes in a real Prometheus and a real Alertmanager, with real workers.
 //!
-//! What differs from production is in [`scraping`] and [`routes`]: where things are, and how often
-//! they are looked at. The rules are those that ship, and what they wait for (`for:`) is waited for.
+//! [`scraping`] and [`routes`] change addresses and intervals alone. The rules are the shipped ones,
+//! with their waiting times (`for:`).
 
 #![expect(clippy::unwrap_used, reason = "a failure here is the failure of the test")]
 
@@ -18,14 +17,14 @@ use testkit::webhook::{Call, Webhook};
 
 const SAVES: &str = "conversation.save_message";
 
-/// How often everything is done that takes 15 s to 5 min in production.
-const OFTEN: &str = "1s";
+/// The interval of scrapes, rule evaluations and notifications; 15 s to 5 min in production.
+const INTERVAL: &str = "1s";
 
-/// For an alert to be told: what its rule waits for, which is a minute at most here, and as much again.
-const OVERDUE_AFTER: Duration = Duration::from_secs(150);
+/// The limit for an alert's notification: its rule's `for:`, at most one minute here, and as much again.
+const ALERT_LIMIT: Duration = Duration::from_secs(150);
 
 #[tokio::test]
-async fn a_dead_letter_reaches_a_person_and_its_replay_ends_the_alert() {
+async fn a_dead_letter_raises_an_alert_and_its_replay_resolves_it() {
     let scenario = Scenario::new().await;
     let fleet = tokio::join!(
         scenario.start(SAVER),
@@ -36,12 +35,12 @@ async fn a_dead_letter_reaches_a_person_and_its_replay_ends_the_alert() {
     );
     let fleet: [Worker; 5] = fleet.into();
     let (agent, reader) = (scenario.agent(), scenario.reader());
-    let watch = Watch::over(&fleet).await;
+    let monitoring = Monitoring::of(&fleet).await;
 
-    // A role that no contract knows.
-    let mistaken = message("alerts", "s", "m1", &json!({"role": "bot"}));
-    agent.publish(&mistaken).await;
-    let fired = watch.told("VerbatimDeadLettersPresent", "firing").await;
+    // A role that is not in the contract.
+    let bad = message("alerts", "s", "m1", &json!({"role": "bot"}));
+    agent.publish(&bad).await;
+    let fired = monitoring.notified("VerbatimDeadLettersPresent", "firing").await;
     let labels = &fired["labels"];
     assert_eq!(labels["queue"], SAVES, "{fired}");
     assert_eq!((&labels["reason"], &labels["severity"]), (&json!("schema"), &json!("warning")));
@@ -49,36 +48,36 @@ async fn a_dead_letter_reaches_a_person_and_its_replay_ends_the_alert() {
     assert_eq!(annotations["summary"], format!("Dead letters of {SAVES}: 1 (schema)"));
     assert_eq!(annotations["runbook_url"], "docs/operations.md#verbatimdeadletterspresent");
 
-    mend_and_replay(&scenario).await;
-    let resolved = watch.told("VerbatimDeadLettersPresent", "resolved").await;
+    edit_and_replay(&scenario).await;
+    let resolved = monitoring.notified("VerbatimDeadLettersPresent", "resolved").await;
     assert_eq!(resolved["labels"], *labels);
-    let saved = reader.archived(&key(&mistaken)).await;
+    let saved = reader.stored(&key(&bad)).await;
     assert_eq!(saved.len(), 1, "{saved:?}");
 
-    // Two replicas count the dead letter, and it is one alert; and nothing else alarmed anybody.
-    watch.nothing_but(labels, "/office-hours");
-    scenario.rest(fleet).await;
+    // Two replicas report the dead letter, which is one alert; there was no other alert.
+    monitoring.assert_only(labels, "/office-hours");
+    scenario.finish(fleet).await;
 }
 
 #[tokio::test]
-async fn a_missing_queue_wakes_somebody_up_until_setup_has_made_it_again() {
+async fn a_missing_queue_raises_a_critical_alert_until_setup_declares_it() {
     let scenario = Scenario::new().await;
     let fleet =
         tokio::join!(scenario.start(SAVER), scenario.start(MIGRATION), scenario.start(STATISTICS),);
     let fleet: [Worker; 3] = fleet.into();
-    let watch = Watch::over(&fleet).await;
+    let monitoring = Monitoring::of(&fleet).await;
     scenario.rabbit().delete_queue("bot.state").await;
-    let fired = watch.told("VerbatimQueueMissing", "firing").await;
+    let fired = monitoring.notified("VerbatimQueueMissing", "firing").await;
     let labels = &fired["labels"];
     assert_eq!((&labels["queue"], &labels["severity"]), (&json!("bot.state"), &json!("critical")));
     scenario.declare().await;
-    watch.told("VerbatimQueueMissing", "resolved").await;
-    watch.nothing_but(labels, "/pager");
-    scenario.rest(fleet).await;
+    monitoring.notified("VerbatimQueueMissing", "resolved").await;
+    monitoring.assert_only(labels, "/pager");
+    scenario.finish(fleet).await;
 }
 
 #[tokio::test]
-async fn the_health_check_of_the_image_says_what_a_worker_says() {
+async fn the_health_check_of_the_image_reports_the_workers_status() {
     let scenario = Scenario::new().await;
     let saver = scenario.start(SAVER).await;
     let address = saver.address().await.unwrap().to_string();
@@ -90,25 +89,25 @@ async fn the_health_check_of_the_image_says_what_a_worker_says() {
     };
     assert!(check("livez").await.status.success() && check("readyz").await.status.success());
     scenario.redis().stop().await.unwrap();
-    eventually("a health check that fails", LIMIT, async || {
+    eventually("the health check to fail", LIMIT, async || {
         let output = check("readyz").await;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let fails = output.status.code() == Some(1) && said.contains("Redis is away");
-        if fails { Ok(()) } else { Err(format!("{}: {said}", output.status)) }
+        let reason = String::from_utf8_lossy(&output.stdout).into_owned();
+        let fails = output.status.code() == Some(1) && reason.contains("Redis unavailable");
+        if fails { Ok(()) } else { Err(format!("{}: {reason}", output.status)) }
     })
     .await;
     assert!(check("livez").await.status.success(), "a restart would not help");
-    scenario.rest([saver]).await;
+    scenario.finish([saver]).await;
 }
 
 #[tokio::test]
-async fn a_missing_queue_is_told_apart_from_an_empty_one() {
+async fn a_missing_queue_is_distinguished_from_an_empty_one() {
     let scenario = Scenario::new().await;
     let statistics = scenario.start(STATISTICS).await;
     let (exists, queue) = ("verbatim_queue_exists", [("queue", "bot.state")]);
     Counts::reach(&statistics, exists, &queue, 1.0).await;
     scenario.rabbit().delete_queue("bot.state").await;
-    eventually("a queue that is told missing", LIMIT, async || {
+    eventually("the queue to be reported missing", LIMIT, async || {
         match Counts::of(&statistics).await.sum(exists, &queue) {
             0.0 => Ok(()),
             other => Err(other.to_string()),
@@ -118,75 +117,78 @@ async fn a_missing_queue_is_told_apart_from_an_empty_one() {
     assert!(statistics.log().contains("the queue is missing"), "{}", statistics.log_tail());
     scenario.declare().await;
     Counts::reach(&statistics, exists, &queue, 1.0).await;
-    scenario.rest([statistics]).await;
+    scenario.finish([statistics]).await;
 }
 
 #[tokio::test]
-async fn the_first_dead_letter_of_a_collector_is_an_increase() {
+async fn dead_letter_counters_start_at_zero() {
     let scenario = Scenario::new().await;
     let statistics = scenario.start(STATISTICS).await;
-    let told = statistics.get("/metrics").await.unwrap().body;
+    let body = statistics.get("/metrics").await.unwrap().body;
     for counter in [
         r#"verbatim_dead_letters_stored_total{queue="conversation.save_message",reason="schema"} 0"#,
         r#"verbatim_messages_rerouted_total{cause="unrouted",queue="domain.unrouted"} 0"#,
     ] {
-        assert!(told.lines().any(|line| line == counter), "no {counter} in\n{told}");
+        assert!(body.lines().any(|line| line == counter), "no {counter} in\n{body}");
     }
-    scenario.rest([statistics]).await;
+    scenario.finish([statistics]).await;
 }
 
-/// What an operator does about a dead letter whose fault is known.
-async fn mend_and_replay(scenario: &Scenario) {
+/// Repairs the dead letter with a known fault and replays it, as an operator does.
+async fn edit_and_replay(scenario: &Scenario) {
     let id = scenario.sql("SELECT id FROM dead_letters").await;
     let edit = ["dead-letters", "edit", &id, "--set", "role=assistant"];
     for arguments in [&edit[..], &["dead-letters", "replay", &id]] {
         let output = scenario.verbatim(arguments).await;
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {}\n{said}", output.status);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {}\n{error}", output.status);
     }
 }
 
-/// A Prometheus and an Alertmanager as they ship, and whom they tell.
-struct Watch {
+/// Prometheus and Alertmanager with the shipped configuration, and the receiver of notifications.
+struct Monitoring {
     prometheus: Monitor,
     _alertmanager: Monitor,
-    people: Webhook,
+    receiver: Webhook,
 }
 
-impl Watch {
-    /// Watches over a fleet, every replica of it.
-    async fn over(fleet: &[Worker]) -> Self {
-        let people = Webhook::listen().await.unwrap();
-        let alertmanager = Monitor::alertmanager(&routes(people.address())).await.unwrap();
+impl Monitoring {
+    /// Scrapes every replica of these workers.
+    async fn of(fleet: &[Worker]) -> Self {
+        let receiver = Webhook::listen().await.unwrap();
+        let alertmanager = Monitor::alertmanager(&routes(receiver.address())).await.unwrap();
         let config = scraping(fleet, alertmanager.address()).await;
         let prometheus = Monitor::prometheus(&config).await.unwrap();
-        eventually("every replica to be scraped", LIMIT, async || {
+        eventually("all replicas to be scraped", LIMIT, async || {
             let path = "/api/v1/query?query=sum(up)";
             let answer = prometheus.get(path).await.map_err(|error| format!("{error:#}"))?;
             let up = answer["data"]["result"][0]["value"][1].as_str().unwrap_or_default();
             if up == fleet.len().to_string() { Ok(()) } else { Err(answer.to_string()) }
         })
         .await;
-        Self { prometheus, _alertmanager: alertmanager, people }
+        Self { prometheus, _alertmanager: alertmanager, receiver }
     }
 
-    /// Waits until somebody is told that an alert has a status, and returns it.
-    async fn told(&self, name: &str, status: &str) -> Value {
-        eventually(format!("{name} to be {status}"), OVERDUE_AFTER, async || {
+    /// Waits until the receiver is notified of an alert with a status, and returns the alert.
+    async fn notified(&self, name: &str, status: &str) -> Value {
+        eventually(format!("a notification that {name} is {status}"), ALERT_LIMIT, async || {
             let is_it =
                 |alert: &&Value| alert["status"] == status && alert["labels"]["alertname"] == name;
-            let calls = self.people.calls();
+            let calls = self.receiver.calls();
             match calls.iter().flat_map(alerts).rfind(is_it) {
                 Some(alert) => Ok(alert.clone()),
-                None => Err(format!("{calls:?}; Prometheus says {}", self.pending().await)),
+                None => Err(format!(
+                    "notifications {calls:?}; alerts in Prometheus {}",
+                    self.pending().await
+                )),
             }
         })
         .await
     }
 
-    /// Makes sure that everybody was told of one alert alone, at one address.
-    fn nothing_but(&self, labels: &Value, path: &str) {
-        let calls = self.people.calls();
+    /// Checks that only this alert was notified, at this path alone.
+    fn assert_only(&self, labels: &Value, path: &str) {
+        let calls = self.receiver.calls();
         let other = calls.iter().flat_map(alerts).find(|alert| alert["labels"] != *labels);
         assert_eq!(other, None, "{calls:#?}");
         assert!(calls.iter().all(|call| call.path == path), "{calls:#?}");
@@ -204,12 +206,12 @@ fn alerts(call: &Call) -> &[Value] {
     call.body["alerts"].as_array().unwrap()
 }
 
-/// The shipped configuration, with the addresses of this fleet instead of those that Docker knows.
+/// The shipped Prometheus configuration, with the addresses of these workers instead of Docker's names.
 async fn scraping(fleet: &[Worker], alertmanager: SocketAddr) -> Value {
     let mut config = shipped("prometheus/prometheus.yml");
-    config["global"] = json!({"scrape_interval": OFTEN, "evaluation_interval": OFTEN});
+    config["global"] = json!({"scrape_interval": INTERVAL, "evaluation_interval": INTERVAL});
     for file in config["rule_files"].as_array_mut().unwrap() {
-        // Relative to where the configuration ships.
+        // Paths are relative to the configuration's directory.
         let shipped = workspace().join("deploy/prometheus").join(file.as_str().unwrap());
         *file = json!(shipped);
     }
@@ -221,7 +223,7 @@ async fn scraping(fleet: &[Worker], alertmanager: SocketAddr) -> Value {
         for worker in fleet.iter().filter(|worker| worker.name().starts_with(&name)) {
             replicas.push(worker.address().await.unwrap().to_string());
         }
-        assert!(!replicas.is_empty(), "a {name} in this fleet");
+        assert!(!replicas.is_empty(), "no worker of job {name}");
         let job = job.as_object_mut().unwrap();
         job.remove("dns_sd_configs").unwrap();
         job.insert("static_configs".to_owned(), json!([{ "targets": replicas }]));
@@ -229,18 +231,18 @@ async fn scraping(fleet: &[Worker], alertmanager: SocketAddr) -> Value {
     config
 }
 
-/// The shipped routes, with a receiver of this test, and without the patience.
-fn routes(people: SocketAddr) -> Value {
+/// The shipped routes, with this test's receiver and short waiting times.
+fn routes(webhook: SocketAddr) -> Value {
     let mut config = shipped("alertmanager/alertmanager.yml");
-    config["route"]["group_interval"] = json!(OFTEN);
-    config["route"]["group_wait"] = json!(OFTEN);
+    config["route"]["group_interval"] = json!(INTERVAL);
+    config["route"]["group_wait"] = json!(INTERVAL);
     for route in config["route"]["routes"].as_array_mut().unwrap() {
-        route["group_wait"] = json!(OFTEN);
+        route["group_wait"] = json!(INTERVAL);
     }
     for receiver in config["receivers"].as_array_mut().unwrap() {
         let url = &mut receiver["webhook_configs"][0]["url"];
         let path = url.as_str().unwrap().rsplit('/').next().unwrap();
-        *url = json!(format!("http://{people}/{path}"));
+        *url = json!(format!("http://{webhook}/{path}"));
     }
     config
 }

@@ -7,13 +7,13 @@ use system_tests::chaos::{self, Plan, Size};
 use testkit::environment::deep;
 
 #[tokio::test]
-async fn whatever_breaks_at_random_no_message_is_lost_or_doubled() {
+async fn random_faults_lose_and_duplicate_no_message() {
     let (messages, minutes) = if deep() { (200_000, 5) } else { (20_000, 1) };
     let plan = Plan::new(4, Size { messages, lasts: Duration::from_secs(60 * minutes) });
     let report = chaos::run(&plan, &(Rc::new(|line: &str| println!("{line}")) as _)).await;
     println!("{report}");
     assert_eq!(report.damage(), [], "{report}");
-    // In the short run other tests may have the processors.
+    // A short run shares the processors with other tests.
     if deep() {
         assert_eq!(report.late(), [""; 0], "{report}");
     }

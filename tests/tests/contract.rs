@@ -1,14 +1,21 @@
-//! What the fleet refuses, and that a refusal is kept with its reason.
+//! Bodies that the workers refuse, the dead letters with their reasons, and the documented replies.
 
-use domain::decode::DEFAULT_MAX_BODY_BYTES;
-use domain::fixtures::malformed;
-use serde_json::json;
-use system_tests::{Counts, Running, key, message};
-use testkit::wait::eventually;
+#![expect(clippy::unwrap_used, reason = "a failure here is the failure of the test")]
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use broker::Publication;
+use domain::decode::DEFAULT_MAX_BODY_BYTES;
+use domain::fixtures::malformed;
+use domain::reply::ErrorType;
+use serde_json::{Value, json};
+use system_tests::{Counts, SAVER, Scenario, ServerSet, key, message};
+use testkit::place::workspace;
+use testkit::wait::eventually;
 
-/// A message whose body has exactly so many bytes.
+const SAVES: &str = "conversation.save_message";
+
+/// A message whose body has exactly this many bytes.
 fn of_bytes(id: &str, bytes: usize) -> (serde_json::Value, Vec<u8>) {
     let action = |content: String| message("size", "s", id, &json!({"content": content}));
     let frame = action(String::new()).to_string().len();
@@ -21,7 +28,7 @@ fn of_bytes(id: &str, bytes: usize) -> (serde_json::Value, Vec<u8>) {
 #[tokio::test]
 async fn a_body_of_a_mebibyte_is_saved_and_one_byte_more_is_a_dead_letter() {
     assert_eq!(DEFAULT_MAX_BODY_BYTES, 1_048_576);
-    let scenario = &Running::shared().await.scenario;
+    let scenario = &ServerSet::shared().await.scenario;
     let (agent, reader) = (scenario.agent(), scenario.reader());
     let (largest, body) = of_bytes("largest", 1_048_576);
     let (_, larger) = of_bytes("larger", 1_048_577);
@@ -38,7 +45,7 @@ async fn a_body_of_a_mebibyte_is_saved_and_one_byte_more_is_a_dead_letter() {
 
 #[tokio::test]
 async fn every_malformed_body_becomes_a_dead_letter_with_its_reason_and_field() {
-    let Running { scenario, savers, statistics, .. } = Running::shared().await;
+    let ServerSet { scenario, savers, statistics, .. } = ServerSet::shared().await;
     let bad = malformed(DEFAULT_MAX_BODY_BYTES);
     assert!(bad.len() >= 40, "{}", bad.len());
     let name = |n: usize| format!("malformed-{n}");
@@ -50,17 +57,17 @@ async fn every_malformed_body_becomes_a_dead_letter_with_its_reason_and_field() 
 
     let ours = "FROM dead_letters WHERE properties->>'message_id' LIKE 'malformed-%'";
     scenario.until_sql(&format!("SELECT count(*) {ours}"), &bad.len().to_string()).await;
-    let kept = format!(
+    let rows = format!(
         "SELECT json_object_agg(properties->>'message_id',
              json_build_array(reason, field, length(body), copies, attempts, queue, error <> '')) {ours}"
     );
-    let kept: serde_json::Value = serde_json::from_str(&scenario.sql(&kept).await).unwrap();
+    let rows: serde_json::Value = serde_json::from_str(&scenario.sql(&rows).await).unwrap();
     for (n, bad) in bad.iter().enumerate() {
-        // What PostgreSQL's text cannot hold is replaced in columns; the body keeps it.
+        // U+0000 is replaced in text columns, which cannot hold it; the stored body keeps it.
         let field = bad.field.map(|field| field.replace('\0', "\u{fffd}"));
         let (reason, bytes) = (bad.reason.as_str(), bad.body.len());
         let expected = json!([reason, field, bytes, 1, 1, "conversation.save_message", true]);
-        assert_eq!(kept[name(n)], expected, "{}", bad.name);
+        assert_eq!(rows[name(n)], expected, "{}", bad.name);
     }
     let bodies = format!(
         "SELECT json_object_agg(properties->>'message_id', encode(body, 'hex')) {ours}
@@ -69,7 +76,7 @@ async fn every_malformed_body_becomes_a_dead_letter_with_its_reason_and_field() 
     let bodies: serde_json::Value = serde_json::from_str(&scenario.sql(&bodies).await).unwrap();
     for (n, bad) in bad.iter().enumerate().filter(|(_, bad)| bad.body.len() < 1000) {
         let hex: String = bad.body.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(bodies[name(n)], hex, "{} is kept to the byte", bad.name);
+        assert_eq!(bodies[name(n)], hex, "{} is stored byte for byte", bad.name);
     }
 
     assert_eq!(scenario.sql("SELECT count(*) FROM messages WHERE tenant_id = 't'").await, "0");
@@ -77,7 +84,7 @@ async fn every_malformed_body_becomes_a_dead_letter_with_its_reason_and_field() 
     let all = bad.len() as f64;
     let labels = [("queue", "conversation.save_message")];
     Counts::reach(statistics, "verbatim_dead_letters_stored_total", &labels, all).await;
-    eventually("the savers to count them", system_tests::LIMIT, async || {
+    eventually("the savers to count the dead letters", system_tests::LIMIT, async || {
         let (one, two) = tokio::join!(Counts::of(&savers[0]), Counts::of(&savers[1]));
         let labels = [labels[0], ("outcome", "dead_lettered")];
         let sum =
@@ -85,4 +92,117 @@ async fn every_malformed_body_becomes_a_dead_letter_with_its_reason_and_field() 
         if sum >= all { Ok(()) } else { Err(sum.to_string()) }
     })
     .await;
+}
+
+#[test]
+fn the_documented_error_types_are_those_of_the_code() {
+    let names: Vec<&str> = ErrorType::ALL.map(ErrorType::as_str).into();
+    let (_, schema) = domain::schema::documents()
+        .into_iter()
+        .find(|(file, _)| file == "reply.conversation.save_message.json")
+        .unwrap();
+    let variants = schema.to_value()["$defs"]["ErrorType"]["oneOf"].clone();
+    let on_the_wire: Vec<&str> =
+        variants.as_array().unwrap().iter().map(|it| it["const"].as_str().unwrap()).collect();
+    assert_eq!(names, on_the_wire, "ErrorType::ALL has every variant");
+
+    let document = document();
+    let documented = paragraph(&document, "`error_type` is one of ");
+    assert_eq!(code_words(documented).into_iter().skip(1).collect::<Vec<_>>(), names);
+}
+
+#[tokio::test]
+async fn a_saver_sends_the_documented_replies_of_save_message() {
+    let scenario = Scenario::new().await;
+    let rabbit = scenario.rabbit();
+    rabbit.queue("replies").await;
+    // An erasure after all messages of the user, and a message that PostgreSQL refuses as invalid.
+    let prepare = "INSERT INTO tombstones (tenant_id, kind, subject, erased_at)
+             VALUES ('replies', 'user', 'erased-user', '2026-11-21T00:00:00Z');
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             RAISE EXCEPTION 'refused by the test' USING ERRCODE = '22023';
+         END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON message_rows FOR EACH ROW
+             WHEN (NEW.id = 'refused') EXECUTE FUNCTION refuse()";
+    scenario.sql(prepare).await;
+    let saver = scenario.start(SAVER).await;
+    let publish = async |correlation: &str, body: &str| {
+        let properties = json!({"reply_to": "replies", "correlation_id": correlation});
+        rabbit.publish(SAVES, &properties, body).await;
+    };
+    let body = |id: &str, extra: Value| message("replies", "s", id, &extra).to_string();
+
+    publish("saved", &body("m1", json!({}))).await;
+    let mut replies = rabbit.bodies("replies", 1).await;
+    // Replies are sent in the order of the messages: one to these two would be among those below.
+    publish("not JSON", "{").await;
+    publish("invalid role", &body("m2", json!({"role": "none"}))).await;
+    until_dead_letters(&scenario, 2).await;
+    publish("duplicate", &body("m1", json!({}))).await;
+    publish("conflict", &body("m1", json!({"content": "different"}))).await;
+    publish("erased", &body("m3", json!({"user_id": "erased-user"}))).await;
+    publish("refused", &body("refused", json!({}))).await;
+    replies.extend(rabbit.bodies("replies", 4).await);
+    // An erased message is no dead letter; the other refusals are.
+    until_dead_letters(&scenario, 4).await;
+    scenario.drain([saver]).await;
+    assert_eq!(scenario.sql("SELECT string_agg(id, ',') FROM messages").await, "m1");
+
+    let outcome = |reply: &Value| {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let outcome = match reply["success"].as_bool().unwrap() {
+            true => format!("duplicate: {}", reply["data"]["duplicate"]),
+            false => text(&reply["error"]["error_type"]),
+        };
+        (text(&reply["correlation_id"]), outcome)
+    };
+    assert_eq!(replies.len(), 5, "{replies:#?}");
+    let outcomes: BTreeMap<String, String> = replies.iter().map(outcome).collect();
+    let expected = [
+        ("saved", "duplicate: false"),
+        ("duplicate", "duplicate: true"),
+        ("conflict", "conflict"),
+        ("erased", "erased"),
+        ("refused", "schema"),
+    ];
+    let expected = expected.map(|(name, outcome)| (name.to_owned(), outcome.to_owned()));
+    assert_eq!(outcomes, BTreeMap::from(expected));
+
+    let document = document();
+    let (_, section) = document.split_once(&format!("\n### `{SAVES}`\n")).unwrap();
+    let documented = paragraph(section, "Reply, ");
+    let names: BTreeSet<&str> = ErrorType::ALL.map(ErrorType::as_str).into();
+    let named: BTreeSet<&str> =
+        code_words(documented).into_iter().filter(|word| names.contains(word)).collect();
+    let sent: BTreeSet<&str> =
+        outcomes.values().map(String::as_str).filter(|it| names.contains(it)).collect();
+    assert_eq!(named, sent, "{documented}");
+    let words = documented.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("a body that cannot be decoded gets no reply"), "{documented}");
+}
+
+/// Waits until the saver's dead-letter queue has so many messages, and no other queue has any.
+async fn until_dead_letters(scenario: &Scenario, dead_letters: u32) {
+    let what = format!("{dead_letters} dead letters");
+    eventually(what, system_tests::LIMIT, async || match scenario.queued().await {
+        queued if queued == [("conversation.save_message.dlq", dead_letters)] => Ok(()),
+        queued => Err(format!("{queued:?}")),
+    })
+    .await;
+}
+
+fn document() -> String {
+    std::fs::read_to_string(workspace().join("docs/contract/README.md")).unwrap()
+}
+
+/// The first paragraph that begins with these words.
+fn paragraph<'a>(text: &'a str, beginning: &str) -> &'a str {
+    let found = text.split("\n\n").find(|it| it.starts_with(beginning));
+    found.unwrap_or_else(|| panic!("docs/contract/README.md: no paragraph `{beginning}…`"))
+}
+
+/// The texts between backticks.
+fn code_words(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
 }

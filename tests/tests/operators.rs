@@ -1,4 +1,4 @@
-//! What operators see of a whole fleet: that it is well while it works, and the life of what it handled.
+//! What operators see of running workers: `verify` without findings under load, and traces of messages.
 
 #![expect(clippy::unwrap_used, reason = "a failure here is the failure of the test")]
 
@@ -14,7 +14,7 @@ use domain::status::ConversationStatus;
 use hot_store::{Address, HotStore};
 use metrics::Metrics;
 use serde_json::json;
-use system_tests::{Running, Scenario, at, closed, key, message};
+use system_tests::{Scenario, ServerSet, at, closed, key, message};
 
 /// Conversations of the load, and messages of each.
 const CONVERSATIONS: usize = 60;
@@ -30,8 +30,8 @@ fn stores(scenario: &Scenario) -> (Database, HotStore, Endpoints) {
     });
     let database = database.unwrap();
     let settings = hot_store::Settings::new(Address::parse(&scenario.redis_url).unwrap());
-    let admit = record_server(database.clone(), Metrics::new(), RandomSource::random());
-    let hot = HotStore::open(settings, admit);
+    let record = record_server(database.clone(), Metrics::new(), RandomSource::random());
+    let hot = HotStore::open(settings, record);
     (database, hot, Endpoints::parse(&scenario.amqp_url, "test").unwrap())
 }
 
@@ -46,8 +46,8 @@ async fn verify(scenario: &Scenario) -> Vec<Finding> {
     let verifier = Verifier::new(database, hot, endpoints, RandomSource::random(), settings);
     let mut found = Vec::new();
     let ended = verifier
-        .run(&Scope::default(), &Section::ALL, &mut |told| {
-            if let VerifyProgress::Found(finding) = told {
+        .run(&Scope::default(), &Section::ALL, &mut |progress| {
+            if let VerifyProgress::Found(finding) = progress {
                 found.push(finding.clone());
             }
         })
@@ -59,12 +59,12 @@ async fn verify(scenario: &Scenario) -> Vec<Finding> {
 }
 
 #[tokio::test]
-async fn a_fleet_under_load_verifies_clean_and_tells_who_saved_what() {
-    let running = Running::own().await;
-    let scenario = &running.scenario;
+async fn a_fleet_under_load_has_no_findings_and_a_trace_names_who_saved_a_message() {
+    let servers = ServerSet::own().await;
+    let scenario = &servers.scenario;
     let (agent, reader) = (scenario.agent(), scenario.reader());
-    // Messages come, readers load copies, sessions close, late messages reopen; and all the while
-    // somebody verifies.
+    // Meanwhile: messages are saved, readers load hot copies, sessions close, late messages reopen
+    // conversations, and `verify` runs.
     let load = async {
         for n in 0..MESSAGES {
             let batch: Vec<_> = (0..CONVERSATIONS)
@@ -95,7 +95,7 @@ async fn a_fleet_under_load_verifies_clean_and_tells_who_saved_what() {
     let all = (CONVERSATIONS * MESSAGES).to_string();
     scenario.until_sql("SELECT count(*) FROM messages", &all).await;
 
-    // One that cannot be read, and one conversation that is archived.
+    // A message that cannot be decoded, and a conversation that is archived.
     let bad = message("load", "s-bad", "m-bad", &json!({"role": "bot"}));
     agent.publish(&bad).await;
     scenario.until_sql("SELECT count(*) FROM dead_letters", "1").await;
@@ -107,7 +107,7 @@ async fn a_fleet_under_load_verifies_clean_and_tells_who_saved_what() {
     let writers = "SELECT count(*) FROM writers w
                    WHERE EXISTS (SELECT FROM message_rows m WHERE m.saved_by = w.id)
                       AND process = 'message-save-worker'";
-    assert!(["1", "2"].contains(&&*scenario.sql(writers).await), "one or both of the two savers");
+    assert!(["1", "2"].contains(&&*scenario.sql(writers).await), "one or both savers");
     let unsigned = "SELECT count(*) FROM message_rows WHERE saved_by IS NULL";
     assert_eq!(scenario.sql(unsigned).await, "0");
 
@@ -117,7 +117,7 @@ async fn a_fleet_under_load_verifies_clean_and_tells_who_saved_what() {
     let [item] = &traced.items[..] else { panic!("{traced:#?}") };
     assert_eq!((item.matched, item.state), (MatchKind::Message, State::Archived));
     let saved = item.timeline.iter().find(|moment| moment.what == "saved").unwrap();
-    let pids = running.savers.each_ref().map(|saver| format!(":{},", saver.pid()));
+    let pids = servers.savers.each_ref().map(|saver| format!(":{},", saver.pid()));
     assert!(pids.iter().any(|pid| saved.text.contains(pid)), "{saved:?}, {pids:?}");
     let asked = item.timeline.iter().find(|moment| moment.what == "close requested").unwrap();
     assert_eq!(asked.text, "its last session closed; reason: done");

@@ -74,6 +74,43 @@ pub enum ErrorType {
     Internal,
 }
 
+impl ErrorType {
+    /// Every error type, in the order of the documentation.
+    pub const ALL: [Self; 12] = [
+        Self::MalformedJson,
+        Self::Schema,
+        Self::TooLarge,
+        Self::UnknownAction,
+        Self::Conflict,
+        Self::VersionMismatch,
+        Self::TransitionRefused,
+        Self::NotFound,
+        Self::Erased,
+        Self::Forbidden,
+        Self::Unavailable,
+        Self::Internal,
+    ];
+
+    /// The name in replies.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MalformedJson => "malformed_json",
+            Self::Schema => "schema",
+            Self::TooLarge => "too_large",
+            Self::UnknownAction => "unknown_action",
+            Self::Conflict => "conflict",
+            Self::VersionMismatch => "version_mismatch",
+            Self::TransitionRefused => "transition_refused",
+            Self::NotFound => "not_found",
+            Self::Erased => "erased",
+            Self::Forbidden => "forbidden",
+            Self::Unavailable => "unavailable",
+            Self::Internal => "internal",
+        }
+    }
+}
+
 impl<T> Reply<T> {
     /// The reply to a successful action.
     pub fn success(requested: &Common, data: T) -> Self {

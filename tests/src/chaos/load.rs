@@ -1,4 +1,4 @@
-//! Agents that publish and readers that read, whatever breaks, and the books of what was confirmed.
+//! Publishers and a reader that run during the faults, and the record of what was confirmed.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -11,50 +11,51 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::plan::Plan;
-use crate::{Agent, Ledger, Scenario, TestReader, at, closed, key, message, opened};
+use crate::{Agent, PublishedMessages, Scenario, TestReader, at, closed, key, message, opened};
 
-/// How long what is left may take once nothing breaks any more: a lease of a closer that was killed
-/// (30 s), and a backlog.
-pub(super) const SETTLE: Duration = Duration::from_secs(180);
+/// How long the remaining work may take after the last fault: the lease of a killed closer (30 s), and
+/// a backlog.
+pub(super) const DONE_LIMIT: Duration = Duration::from_secs(180);
 
-/// Each has a connection of its own.
+/// Each has its own connection.
 const PUBLISHERS: usize = 4;
-/// Conversations of a publisher that go on at the same time.
-const SIDE_BY_SIDE: usize = 25;
+/// Concurrent conversations of a publisher.
+const CONCURRENT: usize = 25;
 /// Messages of a conversation; then its session closes.
 const LENGTH: usize = 100;
 /// One session in so many never closes: its conversation is read from Redis at the end.
 const STAYS_OPEN: usize = 4;
-/// Messages that are published at once, at most.
-const AT_ONCE: usize = 500;
-/// Between two looks at what is due.
+/// Messages of one publish batch, at most.
+const LARGEST_BATCH: usize = 500;
+/// Between two checks whether messages are due.
 const TICK: Duration = Duration::from_millis(50);
 /// Between two reads.
-const GLANCE: Duration = Duration::from_millis(25);
+const READ_INTERVAL: Duration = Duration::from_millis(25);
 /// Content of a message, in bytes: with its other fields an action has some 500.
 const CONTENT_BYTES: usize = 300;
 const TENANT: &str = "chaos";
 
-/// What was confirmed, and what readers saw.
+/// What was confirmed, and what the reader found.
 #[derive(Default)]
-pub(super) struct Books {
-    pub(super) ledger: Ledger,
+pub(super) struct LoadRecord {
+    pub(super) published: PublishedMessages,
     /// Conversations whose session has closed.
     pub(super) closed: usize,
     /// Transcripts that were out of order or had a message twice.
     pub(super) misread: Vec<String>,
-    begun: Vec<ConversationKey>,
+    /// Conversations whose session was opened, in their order.
+    opened: Vec<ConversationKey>,
 }
 
-/// Publishers and a reader at work.
+/// The running publishers and the reader.
 pub(super) struct Load {
-    books: Rc<RefCell<Books>>,
+    record: Rc<RefCell<LoadRecord>>,
     publishers: JoinSet<()>,
     reader: JoinSet<()>,
     over: watch::Sender<bool>,
 }
 
-/// How many messages each publisher sends, and how fast.
+/// How many messages each publisher sends, and over what time.
 #[derive(Clone, Copy)]
 struct Pace {
     messages: usize,
@@ -63,7 +64,7 @@ struct Pace {
 
 impl Load {
     pub(super) fn start(scenario: &Scenario, plan: &Plan) -> Self {
-        let books = Rc::new(RefCell::new(Books::default()));
+        let record = Rc::new(RefCell::new(LoadRecord::default()));
         let (over, is_over) = watch::channel(false);
         let pace = Pace { messages: plan.messages.div_ceil(PUBLISHERS), lasts: plan.lasts };
         let mut publishers = JoinSet::new();
@@ -73,32 +74,32 @@ impl Load {
                 number,
                 agent,
                 pace,
-                Rc::clone(&books),
+                Rc::clone(&record),
                 is_over.clone(),
             ));
         }
         let mut reader = JoinSet::new();
-        reader.spawn_local(read(scenario.reader(), Rc::clone(&books)));
-        Self { books, publishers, reader, over }
+        reader.spawn_local(read(scenario.reader(), Rc::clone(&record)));
+        Self { record, publishers, reader, over }
     }
 
-    /// Lets the publishers publish what is left of their messages, and returns the books.
-    pub(super) async fn finish(mut self) -> Books {
+    /// Lets the publishers publish the rest of their messages at once, and returns the record.
+    pub(super) async fn finish(mut self) -> LoadRecord {
         self.over.send_replace(true);
         while let Some(ended) = self.publishers.join_next().await {
             ended.expect("a publisher that publishes all");
         }
         self.reader.shutdown().await;
-        self.books.take()
+        self.record.take()
     }
 }
 
-/// Publishes at its pace while things break, and then what is left at once.
+/// Publishes at its pace during the faults, and the rest at once when they are over.
 async fn publish(
     publisher: usize,
     agent: Agent,
     pace: Pace,
-    books: Rc<RefCell<Books>>,
+    record: Rc<RefCell<LoadRecord>>,
     over: watch::Receiver<bool>,
 ) {
     let (began, mut sent) = (Instant::now(), 0);
@@ -112,17 +113,17 @@ async fn publish(
             sleep(TICK).await;
             continue;
         }
-        let until = due.min(sent + AT_ONCE);
-        // The newest first: the order of a conversation is that of its timestamps.
+        let until = due.min(sent + LARGEST_BATCH);
+        // Newest first: timestamps decide the order of a conversation, not arrival.
         let actions: Vec<Value> = (sent..until).rev().flat_map(|n| actions(publisher, n)).collect();
-        agent.insist(&actions).await;
-        books.borrow_mut().enter(&actions);
+        agent.publish_until_confirmed(&actions).await;
+        record.borrow_mut().add(&actions);
         sent = until;
     }
 }
 
 impl Pace {
-    /// How many are to have been sent by now. After its time it goes on at the same pace.
+    /// How many messages are due by now. After `lasts` the pace stays the same.
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
@@ -134,11 +135,11 @@ impl Pace {
     }
 }
 
-impl Books {
-    fn enter(&mut self, actions: &[Value]) {
+impl LoadRecord {
+    fn add(&mut self, actions: &[Value]) {
         let of = |name| actions.iter().filter(move |action| action["action_type"] == name);
-        self.ledger.confirm(of("conversation.save_message"));
-        self.begun.extend(of("conversation.session_opened").map(key));
+        self.published.add_confirmed(of("conversation.save_message"));
+        self.opened.extend(of("conversation.session_opened").map(key));
         self.closed += of("conversation.session_closed").count();
     }
 }
@@ -146,9 +147,9 @@ impl Books {
 /// The `n`th message of a publisher, after its session's opening if it is the first one, before its
 /// closing if it is the last one.
 fn actions(publisher: usize, n: usize) -> Vec<Value> {
-    let (lap, place) = (n / SIDE_BY_SIDE, n % SIDE_BY_SIDE);
-    // Apart from each other, so that some session opens or closes at any time.
-    let step = lap + place * LENGTH / SIDE_BY_SIDE;
+    let (lap, place) = (n / CONCURRENT, n % CONCURRENT);
+    // Staggered, so that sessions open and close throughout the run.
+    let step = lap + place * LENGTH / CONCURRENT;
     let (generation, turn) = (step / LENGTH, step % LENGTH);
     let session = format!("s{publisher}-{generation}-{place}");
     let moment = |tenth: i64| json!({"timestamp": at(i64::try_from(n).unwrap() * 10 + tenth)});
@@ -164,22 +165,22 @@ fn actions(publisher: usize, n: usize) -> Vec<Value> {
     actions
 }
 
-/// Reads one conversation after the other, those of late; so there are hot copies to be missed.
-async fn read(reader: TestReader, books: Rc<RefCell<Books>>) {
+/// Reads recent conversations one after another, so that Redis holds hot copies that can become stale.
+async fn read(reader: TestReader, record: Rc<RefCell<LoadRecord>>) {
     for n in 0.. {
-        sleep(GLANCE).await;
-        let of_late = PUBLISHERS * SIDE_BY_SIDE;
+        sleep(READ_INTERVAL).await;
+        let recent = PUBLISHERS * CONCURRENT;
         let key = {
-            let books = books.borrow();
-            let newest = books.begun.iter().rev().take(of_late);
-            newest.clone().nth(n * 7 % of_late.max(1)).cloned()
+            let record = record.borrow();
+            let newest = record.opened.iter().rev().take(recent);
+            newest.clone().nth(n * 7 % recent.max(1)).cloned()
         };
         let Some(key) = key else { continue };
-        // Both stores may be away: then a reader is told so.
-        let Ok(Some(transcript)) = reader.glance(&key).await else { continue };
+        // Both stores may be unavailable: then the read fails, which is correct.
+        let Ok(Some(transcript)) = reader.try_transcript(&key).await else { continue };
         let order: Vec<_> = transcript.messages.iter().map(|it| (it.created_at, &it.id)).collect();
         if !order.is_sorted_by(|a, b| a < b) {
-            books
+            record
                 .borrow_mut()
                 .misread
                 .push(format!("{key} from {:?}: {order:?}", transcript.source));

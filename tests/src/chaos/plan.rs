@@ -1,47 +1,47 @@
-//! What breaks, and in which order: a pure function of the seed.
+//! Which faults are injected, and in which order: a pure function of the seed.
 //!
-//! Faults are dealt from a shuffled deck that holds every kind, so that none is left out by chance.
-//! Within a storm no two faults have the same target: a dead server cannot be frozen.
+//! Faults are taken from a shuffled list of every kind, so that each kind occurs. No two overlapping
+//! faults have the same target: a dead server cannot be frozen.
 
 use std::fmt;
 use std::time::Duration;
 
 use testkit::servers::Kind;
 
-use super::QUIET;
+use super::PAUSE;
 
-/// How much of it.
+/// The size of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
     /// At least so many messages are published.
     pub messages: usize,
-    /// Rounds are added until they take so long by the plan.
+    /// Rounds are added until their planned time reaches this.
     pub lasts: Duration,
 }
 
-/// A whole run.
+/// The faults and the load of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// Where it came from.
+    /// The seed that it follows from.
     pub seed: u64,
-    /// At least so many messages are published,
+    /// At least so many messages are published.
     pub messages: usize,
-    /// evenly over this time,
+    /// The messages are spread evenly over this time.
     pub lasts: Duration,
     pub(super) rounds: Vec<Round>,
 }
 
-/// Several faults at once, and then one alone.
+/// Several overlapping faults, and then one alone.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Round {
-    pub(super) storm: Vec<Strike>,
-    pub(super) alone: Strike,
+    pub(super) overlapping: Vec<ScheduledFault>,
+    pub(super) alone: ScheduledFault,
 }
 
-/// One fault, from when to when.
+/// One fault, with its start and its duration.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Strike {
-    /// Since the beginning of the storm.
+pub(super) struct ScheduledFault {
+    /// Since the start of the round.
     pub(super) begins: Duration,
     pub(super) fault: Fault,
     pub(super) lasts: Duration,
@@ -49,9 +49,9 @@ pub(super) struct Strike {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// A process of the fleet.
-    Worker(Replica, Death),
-    /// The way from one process to one server.
+    /// A worker process.
+    Worker(Replica, ProcessFault),
+    /// The connections from one worker to one server.
     Path(Replica, Kind, NetworkFault),
     /// A server.
     Server(Outage),
@@ -71,7 +71,7 @@ pub(super) enum Role {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Death {
+pub(super) enum ProcessFault {
     /// SIGKILL, and started again.
     Killed,
     /// SIGTERM, and started again when it has ended.
@@ -98,7 +98,7 @@ pub(super) enum Outage {
     BackendKilled,
 }
 
-/// What only one fault at a time can be about.
+/// What at most one fault at a time affects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Target {
     Worker(Replica),
@@ -106,32 +106,33 @@ enum Target {
     Server(Kind),
 }
 
-/// What is felt alone before anything else: the silence that a broker's heartbeats must notice, and the
-/// ends of the two servers without which nothing can be saved. Dealt from the end.
-const FELT_FIRST: [Fault; 3] = [
+/// The first lone faults, taken from the end: silence that AMQP heartbeats must detect, and crashes of
+/// the two servers without which nothing can be saved.
+const FIRST_LONE: [Fault; 3] = [
     Fault::Server(Outage::DatabaseStopped),
     Fault::Server(Outage::BrokerKilled),
     Fault::Path(Replica { role: Role::Saver, number: 0 }, Kind::RabbitMq, NetworkFault::Frozen),
 ];
-/// How many faults a minute has at least.
+/// The least number of faults a minute.
 const FAULTS_A_MINUTE: u64 = 8;
-/// How many faults a storm has.
-const STORM: usize = 5;
-/// Between the beginnings of two faults of a storm, at most, in milliseconds.
-const APART_MS: u64 = 2_500;
-/// The longest that a server needs to come back, by experience on two busy cores.
-const RETURN: Duration = Duration::from_secs(8);
+/// How many overlapping faults a round has.
+const OVERLAPPING: usize = 5;
+/// The longest time between the starts of two overlapping faults, in milliseconds.
+const LONGEST_GAP_MS: u64 = 2_500;
+/// The longest restart of a server, as measured on two busy cores.
+const RESTART: Duration = Duration::from_secs(8);
 
 impl Plan {
     /// The plan of a seed.
     #[must_use]
     pub fn new(seed: u64, size: Size) -> Self {
-        let mut dice = Dice(seed);
-        let (mut storms, mut singles) = (Deck::default(), Deck(FELT_FIRST.into()));
+        let mut random = SplitMix64(seed);
+        let (mut overlapping_faults, mut lone_faults) =
+            (ShuffledFaults::default(), ShuffledFaults(FIRST_LONE.into()));
         let (mut rounds, mut planned) = (Vec::new(), Duration::ZERO);
         let least = size.lasts.as_secs().div_ceil(60) * FAULTS_A_MINUTE;
-        while planned < size.lasts || ((rounds.len() * (STORM + 1)) as u64) < least {
-            let round = Round::dealt(&mut storms, &mut singles, &mut dice);
+        while planned < size.lasts || ((rounds.len() * (OVERLAPPING + 1)) as u64) < least {
+            let round = Round::next(&mut overlapping_faults, &mut lone_faults, &mut random);
             planned += round.planned();
             rounds.push(round);
         }
@@ -141,28 +142,32 @@ impl Plan {
     /// How many faults it has.
     #[must_use]
     pub fn faults(&self) -> usize {
-        self.rounds.iter().map(|round| round.storm.len() + 1).sum()
+        self.rounds.iter().map(|round| round.overlapping.len() + 1).sum()
     }
 }
 
 impl Round {
-    fn dealt(storms: &mut Deck, singles: &mut Deck, dice: &mut Dice) -> Self {
-        let (mut storm, mut begins) = (Vec::<Strike>::new(), Duration::ZERO);
-        while storm.len() < STORM {
+    fn next(
+        overlapping_faults: &mut ShuffledFaults,
+        lone_faults: &mut ShuffledFaults,
+        random: &mut SplitMix64,
+    ) -> Self {
+        let (mut overlapping, mut begins) = (Vec::<ScheduledFault>::new(), Duration::ZERO);
+        while overlapping.len() < OVERLAPPING {
             let is_free =
-                |fault: Fault| storm.iter().all(|strike| strike.fault.target() != fault.target());
-            let fault = storms.deal(dice, is_free);
-            storm.push(Strike { begins, fault, lasts: fault.lasts(dice) });
-            begins += Duration::from_millis(dice.below(APART_MS));
+                |fault: Fault| overlapping.iter().all(|it| it.fault.target() != fault.target());
+            let fault = overlapping_faults.next(random, is_free);
+            overlapping.push(ScheduledFault { begins, fault, lasts: fault.lasts(random) });
+            begins += Duration::from_millis(random.below(LONGEST_GAP_MS));
         }
-        let fault = singles.deal(dice, |_| true);
-        let alone = Strike { begins: Duration::ZERO, fault, lasts: fault.lasts(dice) };
-        Self { storm, alone }
+        let fault = lone_faults.next(random, |_| true);
+        let alone = ScheduledFault { begins: Duration::ZERO, fault, lasts: fault.lasts(random) };
+        Self { overlapping, alone }
     }
 
     fn planned(&self) -> Duration {
-        let storm = self.storm.iter().map(|strike| strike.begins + strike.lasts).max();
-        storm.unwrap_or_default() + RETURN + self.alone.lasts + QUIET
+        let overlapping = self.overlapping.iter().map(|it| it.begins + it.lasts).max();
+        overlapping.unwrap_or_default() + RESTART + self.alone.lasts + PAUSE
     }
 }
 
@@ -190,7 +195,7 @@ impl Role {
 }
 
 impl Fault {
-    /// Whether connections fall silent by it without being closed.
+    /// Whether connections stop responding without being closed.
     pub(super) fn is_silent(self) -> bool {
         matches!(self, Self::Path(_, _, NetworkFault::Frozen) | Self::Server(Outage::RedisPaused))
     }
@@ -203,26 +208,28 @@ impl Fault {
         }
     }
 
-    fn lasts(self, dice: &mut Dice) -> Duration {
+    fn lasts(self, random: &mut SplitMix64) -> Duration {
         let (least, most) = match self {
-            Self::Worker(_, Death::Stopped) => return Duration::from_secs(20),
-            // An orchestrator starts it again at once, or soon.
-            Self::Worker(_, Death::Killed | Death::Drained) => (0, 2_000),
+            Self::Worker(_, ProcessFault::Stopped) => return Duration::from_secs(20),
+            // An orchestrator restarts it at once or soon.
+            Self::Worker(_, ProcessFault::Killed | ProcessFault::Drained) => (0, 2_000),
             Self::Path(_, _, NetworkFault::Reset) | Self::Server(Outage::BackendKilled) => {
                 return Duration::ZERO;
             }
             Self::Path(_, _, NetworkFault::Cut) => (200, 5_000),
-            // Beyond the time-outs of the stores' clients, and sometimes beyond heartbeats.
+            // Longer than the timeouts of the stores' clients, and sometimes than AMQP heartbeats.
             Self::Path(_, _, NetworkFault::Frozen) => (2_000, 18_000),
             Self::Server(_) => (0, 4_000),
         };
-        Duration::from_millis(least + dice.below(most - least))
+        Duration::from_millis(least + random.below(most - least))
     }
 
-    /// The same kind, at another replica.
+    /// The same kind of fault, at another replica.
     fn at(self, number: usize) -> Self {
         match self {
-            Self::Worker(replica, death) => Self::Worker(Replica { number, ..replica }, death),
+            Self::Worker(replica, process_fault) => {
+                Self::Worker(Replica { number, ..replica }, process_fault)
+            }
             Self::Path(replica, server, network_fault) => {
                 Self::Path(Replica { number, ..replica }, server, network_fault)
             }
@@ -255,8 +262,8 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, round) in self.rounds.iter().enumerate() {
             writeln!(f, "round {} of {}", n + 1, self.rounds.len())?;
-            for strike in &round.storm {
-                writeln!(f, "  {:4.1} s  {strike}", strike.begins.as_secs_f64())?;
+            for scheduled in &round.overlapping {
+                writeln!(f, "  {:4.1} s  {scheduled}", scheduled.begins.as_secs_f64())?;
             }
             writeln!(f, "  alone   {}", round.alone)?;
         }
@@ -273,13 +280,13 @@ impl fmt::Display for Replica {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Worker(replica, death) => write!(
+            Self::Worker(replica, process_fault) => write!(
                 f,
                 "{replica}: {}",
-                match death {
-                    Death::Killed => "kill -9",
-                    Death::Drained => "SIGTERM",
-                    Death::Stopped => "SIGSTOP",
+                match process_fault {
+                    ProcessFault::Killed => "kill -9",
+                    ProcessFault::Drained => "SIGTERM",
+                    ProcessFault::Stopped => "SIGSTOP",
                 }
             ),
             Self::Path(replica, server, network_fault) => {
@@ -297,13 +304,13 @@ impl fmt::Display for Fault {
                 Outage::RedisEmptied => "Redis: restarted empty",
                 Outage::RedisPaused => "Redis: paused",
                 Outage::DatabaseStopped => "PostgreSQL: immediate shutdown",
-                Outage::BackendKilled => "PostgreSQL: a backend killed",
+                Outage::BackendKilled => "PostgreSQL: kill -9 of a backend",
             }),
         }
     }
 }
 
-impl fmt::Display for Strike {
+impl fmt::Display for ScheduledFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.lasts.is_zero() {
             return self.fault.fmt(f);
@@ -314,37 +321,38 @@ impl fmt::Display for Strike {
 
 /// Every kind of fault once, in random order; then again.
 #[derive(Default)]
-struct Deck(Vec<Fault>);
+struct ShuffledFaults(Vec<Fault>);
 
-impl Deck {
-    /// The topmost fault that suits; those above it stay for later.
-    fn deal(&mut self, dice: &mut Dice, suits: impl Fn(Fault) -> bool) -> Fault {
-        let number = dice.index(2);
+impl ShuffledFaults {
+    /// Removes and returns the last fault that `suits` accepts; those after it stay for later.
+    fn next(&mut self, random: &mut SplitMix64, suits: impl Fn(Fault) -> bool) -> Fault {
+        let number = random.index(2);
         loop {
             if let Some(at) = self.0.iter().rposition(|fault| suits(fault.at(number))) {
                 return self.0.remove(at).at(number);
             }
-            let mut fresh = kinds(dice);
-            for last in (1..fresh.len()).rev() {
-                fresh.swap(last, dice.index(last + 1));
+            let mut shuffled = kinds(random);
+            for last in (1..shuffled.len()).rev() {
+                shuffled.swap(last, random.index(last + 1));
             }
-            self.0.splice(..0, fresh);
+            self.0.splice(..0, shuffled);
         }
     }
 }
 
-/// Each death of each worker, each weather to each server (whoever goes there), each outage.
-fn kinds(dice: &mut Dice) -> Vec<Fault> {
+/// Each process fault of each worker, each network fault to each server (from a random worker), each
+/// outage.
+fn kinds(random: &mut SplitMix64) -> Vec<Fault> {
     let mut faults: Vec<Fault> = Outage::ALL.map(Fault::Server).into();
     for role in Role::ALL {
         let replica = Replica { role, number: 0 };
-        for death in [Death::Killed, Death::Drained, Death::Stopped] {
-            faults.push(Fault::Worker(replica, death));
+        for process_fault in [ProcessFault::Killed, ProcessFault::Drained, ProcessFault::Stopped] {
+            faults.push(Fault::Worker(replica, process_fault));
         }
     }
     for server in Kind::ALL {
         for network_fault in [NetworkFault::Cut, NetworkFault::Frozen, NetworkFault::Reset] {
-            let replica = Replica { role: Role::ALL[dice.index(Role::ALL.len())], number: 0 };
+            let replica = Replica { role: Role::ALL[random.index(Role::ALL.len())], number: 0 };
             faults.push(Fault::Path(replica, server, network_fault));
         }
     }
@@ -353,9 +361,9 @@ fn kinds(dice: &mut Dice) -> Vec<Fault> {
 
 /// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014): the same
 /// numbers on every machine and in every version.
-struct Dice(u64);
+struct SplitMix64(u64);
 
-impl Dice {
+impl SplitMix64 {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -393,16 +401,16 @@ mod tests {
         for seed in 0..50 {
             let plan = plan(seed);
             assert!(plan.faults() >= 40, "seed {seed}: {} faults", plan.faults());
-            let storms = plan.rounds.iter().flat_map(|round| &round.storm);
-            let dealt: Vec<Fault> = storms.map(|strike| whoever(strike.fault)).collect();
-            for kind in kinds(&mut Dice(seed)).into_iter().map(whoever) {
-                assert!(dealt.contains(&kind), "seed {seed}: no {kind}");
+            let overlapping_faults = plan.rounds.iter().flat_map(|round| &round.overlapping);
+            let drawn: Vec<Fault> = overlapping_faults.map(|it| normalised(it.fault)).collect();
+            for kind in kinds(&mut SplitMix64(seed)).into_iter().map(normalised) {
+                assert!(drawn.contains(&kind), "seed {seed}: no {kind}");
             }
         }
     }
 
-    /// The same, at the first replica; of a way, at whichever process.
-    fn whoever(fault: Fault) -> Fault {
+    /// The same fault at the first replica; a network fault at the first replica of the first worker.
+    fn normalised(fault: Fault) -> Fault {
         match fault.at(0) {
             Fault::Path(_, server, network_fault) => {
                 Fault::Path(Replica::ALL[0], server, network_fault)
@@ -412,11 +420,12 @@ mod tests {
     }
 
     #[test]
-    fn no_two_faults_of_a_storm_have_one_target() {
+    fn no_two_overlapping_faults_have_one_target() {
         for round in (0..50).flat_map(|seed| plan(seed).rounds) {
-            for (n, strike) in round.storm.iter().enumerate() {
-                let others = &round.storm[n + 1..];
-                assert!(others.iter().all(|it| it.fault.target() != strike.fault.target()));
+            for (n, scheduled) in round.overlapping.iter().enumerate() {
+                let others = &round.overlapping[n + 1..];
+                let target = scheduled.fault.target();
+                assert!(others.iter().all(|it| it.fault.target() != target));
             }
         }
     }

@@ -1,8 +1,8 @@
-//! How soon every replica works again once a plain client could.
+//! How soon every replica works again after a fault.
 //!
-//! The clock starts when a connection made by hand gets an answer to a read and a write from each of
-//! the servers. A replica works when it says that it is ready and has done its own work since then: it
-//! has settled a delivery otherwise than by giving it back, or has counted what the servers hold.
+//! The clock starts when a new connection gets a response to a read and a write from each server. A
+//! replica works when `/readyz` returns 200 and it has done work since then: a saver or a migration
+//! worker has settled a delivery without a requeue; a statistics worker has counted queues and rows.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,50 +15,54 @@ use testkit::servers::Kind;
 use testkit::wait::{eventually, until};
 use tokio::time::Instant;
 
-use super::Ground;
+use super::Environment;
 use super::plan::{Fault, Role};
 use super::replicas::Slot;
 use crate::{Counts, LIMIT};
 
-/// The promises of `docs/delivery.md`: after an outage, and after a silence.
+/// The time promised by `docs/delivery.md` after connections were closed.
 const AFTER_AN_OUTAGE: Duration = Duration::from_secs(5);
-const AFTER_A_SILENCE: Duration = Duration::from_secs(25);
+/// The time promised by `docs/delivery.md` after connections stopped responding and stayed open.
+const AFTER_SILENCE: Duration = Duration::from_secs(25);
 
-/// How long one fault was felt.
+/// How long it took until all replicas worked again after one fault.
 #[derive(Debug, Clone)]
 pub(super) struct Recovery {
     pub(super) fault: Fault,
-    /// By the slowest replica; `None` when one did not work again at all.
+    /// Of the slowest replica; `None` when one did not work again within [`LIMIT`].
     pub(super) took: Option<Duration>,
-    /// Why not, or who was the slowest.
-    said: String,
+    /// The slowest replica, or the error.
+    detail: String,
 }
 
 impl Recovery {
-    pub(super) async fn measure(ground: &Ground, fault: Fault) -> Self {
-        eventually("plain clients to be served", LIMIT, async || ground.serves().await).await;
-        let returned = Instant::now();
-        let slots = ground.replicas.slots();
-        let (mut slowest, mut said) = (Duration::ZERO, String::new());
-        // All at once: each is timed by itself.
-        let works = join_all(slots.iter().map(|slot| works(slot, returned))).await;
+    pub(super) async fn measure(environment: &Environment, fault: Fault) -> Self {
+        eventually("all servers to accept a read and a write", LIMIT, async || {
+            environment.accept_requests().await
+        })
+        .await;
+        let served = Instant::now();
+        let slots = environment.replicas.slots();
+        let (mut slowest, mut detail) = (Duration::ZERO, String::new());
+        // Concurrently: each replica is timed by itself.
+        let works = join_all(slots.iter().map(|slot| works(slot, served))).await;
         for (slot, worked) in slots.iter().zip(works) {
             match worked {
                 Ok(took) if took >= slowest => {
-                    (slowest, said) = (took, slot.replica.to_string());
+                    (slowest, detail) = (took, slot.replica.to_string());
                 }
                 Ok(_) => {}
-                Err(said) => return Self { fault, took: None, said },
+                Err(detail) => return Self { fault, took: None, detail },
             }
         }
-        Self { fault, took: Some(slowest), said }
+        Self { fault, took: Some(slowest), detail }
     }
 
     pub(super) fn promised(&self) -> Duration {
-        if self.fault.is_silent() { AFTER_A_SILENCE } else { AFTER_AN_OUTAGE }
+        if self.fault.is_silent() { AFTER_SILENCE } else { AFTER_AN_OUTAGE }
     }
 
-    pub(super) fn is_kept(&self) -> bool {
+    pub(super) fn is_in_time(&self) -> bool {
         self.took.is_some_and(|took| took <= self.promised())
     }
 }
@@ -69,40 +73,43 @@ impl fmt::Display for Recovery {
         match self.took {
             Some(took) => write!(
                 f,
-                "all work again after {:.2} s (promised {promised}; slowest: {})",
+                "all replicas work again after {:.2} s (promised {promised} s; slowest: {})",
                 took.as_secs_f64(),
-                self.said
+                self.detail
             ),
-            None => write!(f, "NOT WORKING (promised {promised} s): {}", self.said),
+            None => write!(f, "not recovered (promised {promised} s): {}", self.detail),
         }
     }
 }
 
-impl Ground {
-    /// Waits until every replica is ready, so that the next fault is alone.
-    pub(super) async fn all_work(&self) {
-        eventually("plain clients to be served", LIMIT, async || self.serves().await).await;
+impl Environment {
+    /// Waits until every replica is ready, so that the next fault is the only one.
+    pub(super) async fn all_ready(&self) {
+        eventually("all servers to accept a read and a write", LIMIT, async || {
+            self.accept_requests().await
+        })
+        .await;
         for slot in self.replicas.slots() {
             let worker = slot.worker.lock().await;
-            worker.ready(LIMIT).await.expect("a worker that is ready after a storm");
+            worker.ready(LIMIT).await.expect("a worker that is ready after overlapping faults");
         }
     }
 
-    /// Whether a plain client can read and write everywhere.
-    async fn serves(&self) -> Result<(), String> {
+    /// Whether a new connection can read and write on each server.
+    async fn accept_requests(&self) -> Result<(), String> {
         let endpoints = Endpoints::parse(&self.scenario.amqp_url, "plain").expect("a URL");
         let depths = Inspector::new(endpoints).depths().await.map_err(|e| e.to_string())?;
         if let Some((queue, _)) = depths.iter().find(|(_, depth)| depth.is_none()) {
             return Err(format!("{queue} is missing"));
         }
         let database = self.scenario.server(Kind::PostgreSql);
-        // Wants a transaction id: an answer says that writing is possible.
+        // Needs a transaction id: it succeeds only where writes are possible.
         let write = database.psql("postgres", "SELECT txid_current()").await;
         write.map_err(|error| format!("{error:#}"))?;
         let redis = &self.scenario.redis().nodes()[0];
         match redis.redis(&["SET", "plain", "1"]).await {
             Ok(answer) if answer.starts_with("+OK") => Ok(()),
-            // A node of a cluster that serves.
+            // From a node of a cluster that accepts requests.
             Ok(answer) if answer.starts_with("-MOVED") => Ok(()),
             Ok(answer) => Err(answer),
             Err(error) => Err(format!("{error:#}")),
@@ -110,36 +117,41 @@ impl Ground {
     }
 }
 
-/// How long after `returned` the replica in this slot worked.
-async fn works(slot: &Slot, returned: Instant) -> Result<Duration, String> {
+/// How long after `served` the replica in this slot worked.
+async fn works(slot: &Slot, served: Instant) -> Result<Duration, String> {
     let worker = slot.worker.lock().await;
     let role = slot.replica.role;
-    let look =
-        until(format!("{} to answer", slot.replica), LIMIT, async || done(&worker, role).await);
-    let before = look.await.map_err(|timed_out| timed_out.to_string())?;
-    let works = until(format!("{} to work", slot.replica), LIMIT, async || {
+    let first = until(format!("/metrics of the {}", slot.replica), LIMIT, async || {
+        work_done(&worker, role).await
+    });
+    let before = first.await.map_err(|timed_out| timed_out.to_string())?;
+    let works = until(format!("the {} to work", slot.replica), LIMIT, async || {
         let ready = worker.get("/readyz").await.map_err(|error| format!("{error:#}"))?;
         if ready.status != 200 {
             return Err(ready.body);
         }
-        let now = done(&worker, role).await?;
-        let goes_on = now.iter().zip(&before).all(|(now, before)| now > before);
-        if goes_on { Ok(()) } else { Err(format!("ready, and has done {now:?}")) }
+        let now = work_done(&worker, role).await?;
+        let progressed = now.iter().zip(&before).all(|(now, before)| now > before);
+        if progressed {
+            Ok(())
+        } else {
+            Err(format!("ready, but no work since {before:?}: {now:?}"))
+        }
     });
     works.await.map_err(|timed_out| timed_out.to_string())?;
-    Ok(returned.elapsed())
+    Ok(served.elapsed())
 }
 
-/// What grows while a replica works.
-async fn done(worker: &Worker, role: Role) -> Result<Vec<f64>, String> {
-    let counts = Counts::look(worker).await?;
+/// Counts and times that grow while a replica works.
+async fn work_done(worker: &Worker, role: Role) -> Result<Vec<f64>, String> {
+    let counts = Counts::try_of(worker).await?;
     let settled = |labels: &[_]| counts.sum("verbatim_deliveries_total", labels);
     let counted = |what| counts.sum("verbatim_counted_timestamp_seconds", &[("what", what)]);
     Ok(match role {
         Role::Saver | Role::Migration => {
             vec![settled(&[]) - settled(&[("outcome", "requeued")])]
         }
-        // One of two may get no event for a while: conversations are closed by whoever sweeps.
+        // One of two replicas may receive no events for a while, but both count queues and rows.
         Role::Statistics => vec![counted("queues"), counted("rows")],
     })
 }

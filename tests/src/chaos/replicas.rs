@@ -1,4 +1,4 @@
-//! Two replicas of each worker, each behind proxies of its own, and started again when they die.
+//! Two replicas of each worker, each behind its own proxies, and their restarts.
 
 use testkit::fleet::Worker;
 use testkit::process::Signal;
@@ -11,11 +11,11 @@ use crate::{LIMIT, MIGRATION, SAVER, STATISTICS, Scenario};
 
 pub(super) struct Replicas {
     slots: Vec<Slot>,
-    /// What was said of those that had ended by themselves.
-    fallen: Mutex<Vec<String>>,
+    /// Replica, exit status and last log lines of each worker that exited before a fault ended it.
+    unexpected_exits: Mutex<Vec<String>>,
 }
 
-/// The place of a replica: its ways to the servers stay when it is started anew.
+/// A replica's place: its proxies stay when its process is restarted.
 pub(super) struct Slot {
     pub(super) replica: Replica,
     pub(super) worker: Mutex<Worker>,
@@ -33,7 +33,7 @@ impl Replicas {
         for slot in &slots {
             slot.worker.lock().await.ready(LIMIT).await.expect("a worker that becomes ready");
         }
-        Self { slots, fallen: Mutex::default() }
+        Self { slots, unexpected_exits: Mutex::default() }
     }
 
     pub(super) fn slots(&self) -> &[Slot] {
@@ -45,36 +45,40 @@ impl Replicas {
         found.expect("there is a slot for every replica")
     }
 
-    /// Looks whether a replica has ended though nobody made it, before somebody does.
-    pub(super) async fn note_fallen(&self, slot: &Slot) {
+    /// Records a replica that has already exited, before a fault or the drain ends it.
+    pub(super) async fn record_unexpected_exit(&self, slot: &Slot) {
         let worker = slot.worker.lock().await;
         if let Some(status) = worker.exited() {
-            let said = format!("{}: {status}\n{}", slot.replica, worker.log_tail());
-            self.fallen.lock().await.push(said);
+            let exit = format!("{}: {status}\n{}", slot.replica, worker.log_tail());
+            self.unexpected_exits.lock().await.push(exit);
         }
     }
 
-    /// Drains all of them at once; returns those that had ended by themselves, or do not drain to the
-    /// end, with their last words.
+    /// Drains all replicas at once. Returns those that had exited unexpectedly or do not drain with exit
+    /// code 0, with their last log lines.
     pub(super) async fn drain(&self) -> Vec<String> {
         for slot in &self.slots {
-            self.note_fallen(slot).await;
+            self.record_unexpected_exit(slot).await;
             slot.worker.lock().await.signal(Signal::Terminate).expect("SIGTERM");
         }
-        let mut fallen = std::mem::take(&mut *self.fallen.lock().await);
+        let mut unexpected_exits = std::mem::take(&mut *self.unexpected_exits.lock().await);
         for slot in &self.slots {
             let worker = slot.worker.lock().await;
             match worker.wait(LIMIT).await {
                 Ok(status) if status.success() => {}
                 Ok(status) => {
-                    fallen.push(format!("{}: {status}\n{}", slot.replica, worker.log_tail()));
+                    unexpected_exits.push(format!(
+                        "{}: {status}\n{}",
+                        slot.replica,
+                        worker.log_tail()
+                    ));
                 }
-                Err(error) => fallen.push(format!("{}: {error:#}", slot.replica)),
+                Err(error) => unexpected_exits.push(format!("{}: {error:#}", slot.replica)),
             }
         }
-        fallen.sort_unstable();
-        fallen.dedup();
-        fallen
+        unexpected_exits.sort_unstable();
+        unexpected_exits.dedup();
+        unexpected_exits
     }
 }
 
@@ -88,13 +92,13 @@ impl Slot {
         Self { replica, worker: Mutex::new(worker), amqp, redis, database }
     }
 
-    /// Starts it anew, in the place of one that has ended.
+    /// Starts a new process in place of one that has ended.
     pub(super) async fn restart(&self, scenario: &Scenario) {
         let next = launch(scenario, self.replica, &self.amqp, &self.redis, &self.database);
         *self.worker.lock().await = next;
     }
 
-    /// Its way to a server.
+    /// The proxy before a server.
     pub(super) fn path(&self, server: Kind) -> &Proxy {
         match server {
             Kind::RabbitMq | Kind::RabbitMqCluster => &self.amqp,

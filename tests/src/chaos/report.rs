@@ -1,4 +1,4 @@
-//! What a run found, for people and for machines.
+//! The result of a chaos run, as text and as JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -8,64 +8,66 @@ use serde_json::{Value, json};
 
 use super::plan::Fault;
 use super::recovery::Recovery;
-use crate::Findings;
+use crate::Discrepancies;
 
-/// How many names of each kind of damage are shown.
+/// How many items of each kind of damage the text lists; JSON has all.
 const SHOWN: usize = 10;
 
-/// The outcome of a run.
+/// The result of a run.
 pub struct Report {
     pub(super) seed: u64,
     pub(super) took: Duration,
-    pub(super) struck: Vec<Struck>,
+    pub(super) injected: Vec<InjectedFault>,
     pub(super) recoveries: Vec<Recovery>,
     pub(super) confirmed: usize,
     pub(super) closed: usize,
-    pub(super) misread: Vec<String>,
-    pub(super) unsettled: Vec<String>,
-    pub(super) findings: Findings,
-    pub(super) fallen: Vec<String>,
+    pub(super) misread_during_faults: Vec<String>,
+    pub(super) unfinished: Vec<String>,
+    pub(super) discrepancies: Discrepancies,
+    pub(super) unexpected_exits: Vec<String>,
 }
 
-/// A fault that was made.
+/// A fault that was injected.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Struck {
+pub(super) struct InjectedFault {
     pub(super) fault: Fault,
-    /// Since the beginning.
+    /// Since the start of the run.
     pub(super) at: Duration,
-    /// Until it was mended.
+    /// Until it was repaired.
     pub(super) lasted: Duration,
 }
 
 impl Report {
-    /// What is wrong with the messages, by kind; empty when each was kept, once, in its place.
+    /// Each kind of damage with its items; empty when every message was stored once, in its place, and
+    /// all work was done.
     #[must_use]
     pub fn damage(&self) -> Vec<(&'static str, Vec<String>)> {
-        let Findings { lost, doubled, unknown_keys, dead_letters, misread } = &self.findings;
+        let Discrepancies { lost, duplicated, never_published, dead_letters, misread } =
+            &self.discrepancies;
         let kinds = [
-            ("lost", lost.clone()),
-            ("doubled", doubled.clone()),
-            ("never published", unknown_keys.clone()),
+            ("lost messages", lost.clone()),
+            ("duplicated messages", duplicated.clone()),
+            ("messages that were never published", never_published.clone()),
             ("dead letters", dead_letters.iter().cloned().collect()),
-            ("transcripts that differ", misread.clone()),
-            ("transcripts in disorder while things broke", self.misread.clone()),
-            ("not at rest", self.unsettled.clone()),
-            ("workers that ended by themselves", self.fallen.clone()),
+            ("misread transcripts after the faults", misread.clone()),
+            ("misread transcripts during the faults", self.misread_during_faults.clone()),
+            ("unfinished work", self.unfinished.clone()),
+            ("workers that exited unexpectedly", self.unexpected_exits.clone()),
         ];
-        kinds.into_iter().filter(|(_, names)| !names.is_empty()).collect()
+        kinds.into_iter().filter(|(_, items)| !items.is_empty()).collect()
     }
 
-    /// The faults after which the fleet was not back in time.
+    /// The lone faults after which a replica did not work again within the promised time.
     #[must_use]
     pub fn late(&self) -> Vec<String> {
-        let late = self.recoveries.iter().filter(|recovery| !recovery.is_kept());
+        let late = self.recoveries.iter().filter(|recovery| !recovery.is_in_time());
         late.map(|recovery| format!("{}: {recovery}", recovery.fault)).collect()
     }
 
-    /// All of it as one document.
+    /// The report as one JSON document.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let struck = self.struck.iter().map(|it| {
+        let faults = self.injected.iter().map(|it| {
             json!({
                 "fault": it.fault.to_string(),
                 "at_seconds": it.at.as_secs_f64(),
@@ -77,38 +79,39 @@ impl Report {
                 "fault": it.fault.to_string(),
                 "seconds": it.took.map(|took| took.as_secs_f64()),
                 "promised_seconds": it.promised().as_secs_f64(),
-                "kept": it.is_kept(),
+                "in_time": it.is_in_time(),
             })
         });
-        let Findings { lost, doubled, unknown_keys, dead_letters, misread } = &self.findings;
+        let Discrepancies { lost, duplicated, never_published, dead_letters, misread } =
+            &self.discrepancies;
         json!({
             "seed": self.seed,
             "seconds": self.took.as_secs_f64(),
             "messages_confirmed": self.confirmed,
             "conversations_closed": self.closed,
-            "faults": struck.collect::<Vec<_>>(),
+            "faults": faults.collect::<Vec<_>>(),
             "recoveries": recoveries.collect::<Vec<_>>(),
             "lost": lost,
-            "doubled": doubled,
-            "never_published": unknown_keys,
+            "duplicated": duplicated,
+            "never_published": never_published,
             "dead_letters": dead_letters,
-            "transcripts_that_differ": misread,
-            "transcripts_in_disorder": self.misread,
-            "not_at_rest": self.unsettled,
-            "workers_that_ended": self.fallen,
+            "misread_transcripts": misread,
+            "misread_transcripts_during_faults": self.misread_during_faults,
+            "unfinished_work": self.unfinished,
+            "unexpected_worker_exits": self.unexpected_exits,
         })
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Working again after a fault alone, by its slowest replica")?;
+        writeln!(f, "Time until all replicas worked again after each lone fault")?;
         let mut rows = BTreeMap::<String, String>::new();
         for recovery in &self.recoveries {
             let cell = rows.entry(recovery.fault.to_string()).or_default();
             match recovery.took {
                 Some(took) => write!(cell, " {:.2} s", took.as_secs_f64())?,
-                None => cell.push_str(" never"),
+                None => cell.push_str(" not recovered"),
             }
             write!(cell, " (promised {} s)", recovery.promised().as_secs())?;
         }
@@ -121,21 +124,22 @@ impl fmt::Display for Report {
             "\nSeed {}: {} faults in {minutes} min {seconds:02} s; {} messages confirmed, {} \
              conversations closed",
             self.seed,
-            self.struck.len(),
+            self.injected.len(),
             self.confirmed,
             self.closed
         )?;
-        let Findings { lost, doubled, dead_letters, misread, .. } = &self.findings;
-        let (lost, doubled, dead_letters) = (lost.len(), doubled.len(), dead_letters.len());
-        let misread = misread.len() + self.misread.len();
+        let Discrepancies { lost, duplicated, dead_letters, misread, .. } = &self.discrepancies;
+        let (lost, duplicated, dead_letters) = (lost.len(), duplicated.len(), dead_letters.len());
+        let misread = misread.len() + self.misread_during_faults.len();
         write!(
             f,
-            "{lost} lost, {doubled} doubled, {dead_letters} dead letters, {misread} transcripts misread"
+            "{lost} lost, {duplicated} duplicated, {dead_letters} dead letters, {misread} misread \
+             transcripts"
         )?;
-        for (kind, names) in self.damage() {
-            write!(f, "\n{kind} ({}):", names.len())?;
-            for name in names.iter().take(SHOWN) {
-                write!(f, "\n  {name}")?;
+        for (kind, items) in self.damage() {
+            write!(f, "\n{kind} ({}):", items.len())?;
+            for item in items.iter().take(SHOWN) {
+                write!(f, "\n  {item}")?;
             }
         }
         for late in self.late() {

@@ -1,8 +1,8 @@
-//! Dead letters and what is sent home: each kept or sent once, whatever fails beside it.
+//! Dead letters and unroutable messages: each is stored or rerouted once, although other messages fail.
 
 #![expect(clippy::unwrap_used, reason = "a failure here is the failure of the test")]
 
-mod hygiene;
+mod headers;
 mod replays;
 
 use std::collections::BTreeSet;
@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use broker::Publication;
 use serde_json::{Value, json};
-use system_tests::{Counts, LIMIT, Ledger, SAVER, STATISTICS, Scenario, at, key, message};
+use system_tests::{
+    Counts, LIMIT, PublishedMessages, SAVER, STATISTICS, Scenario, at, key, message,
+};
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
 
@@ -19,47 +21,46 @@ pub(crate) const DEAD_LETTERS: &str = "conversation.save_message.dlq";
 const STATES: &str = "bot.state";
 const STORED: &str = "verbatim_dead_letters_stored_total";
 
-/// A batch waits for whatever arrives while another one is handled, and everything is handled slowly:
-/// so what was queued meets in one batch.
+/// A long linger time. With [`SLOW`] handling, all queued messages arrive in one batch.
 const LINGER: (&str, &str) = ("VERBATIM_LINGER", "2s");
 const SLOW: Duration = Duration::from_millis(100);
 
-/// Returned publishes that no batch here reaches without having been tried again. On a busy machine what
-/// was queued may come in several batches; then one message alone is tried, every 2 s.
+/// A count of returned publishes that only retries of a batch can reach. On a busy machine the queued
+/// messages may come in several batches; then one message at a time is retried, every 2 s.
 const SEVERAL_TRIES: f64 = 25.0;
 
 #[tokio::test]
-async fn every_body_that_conflicts_is_kept_as_a_dead_letter_of_its_own() {
+async fn each_conflicting_body_is_stored_as_a_separate_dead_letter() {
     let scenario = Scenario::new().await;
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
     let (agent, reader) = (scenario.agent(), scenario.reader());
-    let says = |words: &str| message("bodies", "s", "m1", &json!({"content": words}));
-    agent.publish(&says("first")).await;
+    let with = |content: &str| message("bodies", "s", "m1", &json!({"content": content}));
+    agent.publish(&with("first")).await;
     scenario.until_sql("SELECT count(*) FROM messages", "1").await;
-    // The last one comes twice: one dead letter, two copies.
-    agent.publish_all(&[says("second"), says("third"), says("third")]).await;
+    // The third content is published twice: one dead letter, two copies.
+    agent.publish_all(&[with("second"), with("third"), with("third")]).await;
     let dead_letters =
         "SELECT string_agg(concat_ws(' ', convert_from(body, 'UTF8')::json->>'content',
                        copies, reason, message_id), ', ' ORDER BY stored_at, copies)
                    FROM dead_letters";
-    let kept = "SELECT sum(copies) FROM dead_letters";
-    scenario.until_sql(kept, "3").await;
-    scenario.rest([saver, statistics]).await;
+    let copies = "SELECT sum(copies) FROM dead_letters";
+    scenario.until_sql(copies, "3").await;
+    scenario.finish([saver, statistics]).await;
     let seen = scenario.sql(dead_letters).await;
     let seen: BTreeSet<&str> = seen.split(", ").collect();
     assert_eq!(seen, BTreeSet::from(["second 1 conflict m1", "third 2 conflict m1"]));
-    let archived = reader.archived(&key(&says("first"))).await;
-    let archived: Vec<_> = archived.iter().map(|message| message.content.text()).collect();
-    assert_eq!(archived, ["first"]);
+    let stored = reader.stored(&key(&with("first"))).await;
+    let stored: Vec<_> = stored.iter().map(|message| message.content.text()).collect();
+    assert_eq!(stored, ["first"]);
 }
 
 #[tokio::test]
-async fn a_body_without_an_id_that_dies_twice_is_one_dead_letter() {
+async fn a_body_without_an_id_that_is_dead_lettered_twice_is_one_dead_letter() {
     let scenario = Scenario::new().await;
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
     let rabbit = scenario.rabbit();
     for copies in ["1", "2"] {
-        // Each dies at a time of its own, as when a worker dies before it acknowledges.
+        // Published at different times, as when a worker ends before it acknowledges.
         rabbit.publish(SAVES, &json!({"message_id": "same"}), "{broken").await;
         scenario.until_sql("SELECT coalesce(sum(copies), 0) FROM dead_letters", copies).await;
     }
@@ -67,11 +68,11 @@ async fn a_body_without_an_id_that_dies_twice_is_one_dead_letter() {
         scenario.sql("SELECT count(*), max(reason) FROM dead_letters").await,
         "1|malformed_json"
     );
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
 #[tokio::test]
-async fn what_is_sent_home_arrives_once_though_its_neighbour_has_no_queue_for_a_while() {
+async fn rerouted_messages_arrive_once_while_the_queue_of_others_is_missing() {
     let scenario = Scenario::new().await;
     let (agent, rabbit, reader) = (scenario.agent(), scenario.rabbit(), scenario.reader());
     let broker = Proxy::before(&scenario.amqp_url).await.unwrap();
@@ -79,41 +80,41 @@ async fn what_is_sent_home_arrives_once_though_its_neighbour_has_no_queue_for_a_
     let statistics = scenario.start_with(STATISTICS, &settings).await;
     broker.cut().await.unwrap();
     rabbit.delete_queue(SAVES).await;
-    let mut ledger = Ledger::default();
+    let mut published = PublishedMessages::default();
     for n in 0..5 {
-        // A queue that is there, under a routing key that nobody knows.
+        // The action's queue exists, but the routing key is unknown.
         let state = json!({
-            "action_type": "state.save", "tenant_id": "home", "session_id": "s",
+            "action_type": "state.save", "tenant_id": "reroute", "session_id": "s",
             "profile": "seller", "key": format!("k{n}"), "value": {},
         });
         rabbit.publish("state.saved", &json!({}), &state.to_string()).await;
-        let identified = message("home", "s", &format!("m{n}"), &json!({"timestamp": at(n)}));
+        let identified = message("reroute", "s", &format!("m{n}"), &json!({"timestamp": at(n)}));
         agent.publish(&identified).await;
-        ledger.confirm(&[identified]);
-        rabbit.publish(SAVES, &json!({}), &anonymous("home", n)).await;
+        published.add_confirmed(&[identified]);
+        rabbit.publish(SAVES, &json!({}), &anonymous("reroute", n)).await;
     }
-    queued(&scenario, "domain.unrouted", 15).await;
+    until_queued(&scenario, "domain.unrouted", 15).await;
 
     broker.restore().await.unwrap();
     broker.slow(SLOW);
     let returned = [("outcome", "unroutable")];
     Counts::reach(&statistics, "verbatim_publishes_total", &returned, SEVERAL_TRIES).await;
     scenario.declare().await;
-    let home = [("queue", "domain.unrouted"), ("cause", "unrouted")];
+    let unrouted = [("queue", "domain.unrouted"), ("cause", "unrouted")];
     let rerouted = "verbatim_messages_rerouted_total";
-    let counts = Counts::reach(&statistics, rerouted, &home, 15.0).await;
-    assert_eq!(counts.sum(rerouted, &home), 15.0, "each was confirmed once");
+    let counts = Counts::reach(&statistics, rerouted, &unrouted, 15.0).await;
+    assert_eq!(counts.sum(rerouted, &unrouted), 15.0, "each was confirmed once");
 
     let saver = scenario.start(SAVER).await;
     scenario.until_sql("SELECT count(*) FROM messages", "10").await;
-    // Whatever they are tried again as, they are what they were found to be at first.
+    // Each retry published the state with the id that it got first.
     let states = rabbit.take(STATES).await;
     let id = |state: &Value| state["properties"]["headers"]["x-verbatim-id"].to_string();
     let ids: BTreeSet<_> = states.iter().map(id).filter(|id| id != "null").collect();
     assert_eq!((states.len(), ids.len()), (5, 5));
-    scenario.rest([saver, statistics]).await;
-    arrived(&scenario, 10, 0).await;
-    let conversation = key(&json!({"tenant_id": "home", "session_id": "s"}));
+    scenario.finish([saver, statistics]).await;
+    stored_once(&scenario, 10, 0).await;
+    let conversation = key(&json!({"tenant_id": "reroute", "session_id": "s"}));
     assert_eq!(reader.both(&conversation).await.len(), 10);
 }
 
@@ -129,13 +130,13 @@ async fn dead_letters_are_stored_once_while_an_expired_action_waits_for_its_queu
     let statistics = scenario.start_with(STATISTICS, &settings).await;
     broker.cut().await.unwrap();
     agent.send(vec![dead_letter(0)]).await;
-    let impatient = json!({"expiration": "1", "delivery_mode": 2});
+    let expiring = json!({"expiration": "1", "delivery_mode": 2});
     for n in 0..5 {
-        rabbit.publish(SAVES, &impatient, &anonymous("late", n)).await;
+        rabbit.publish(SAVES, &expiring, &anonymous("late", n)).await;
         let identified = message("late", "s", &format!("m{n}"), &json!({}));
-        rabbit.publish(SAVES, &impatient, &identified.to_string()).await;
+        rabbit.publish(SAVES, &expiring, &identified.to_string()).await;
     }
-    queued(&scenario, DEAD_LETTERS, 11).await;
+    until_queued(&scenario, DEAD_LETTERS, 11).await;
     agent.send((1..5).map(dead_letter).collect()).await;
     rabbit.delete_queue(SAVES).await;
 
@@ -143,17 +144,17 @@ async fn dead_letters_are_stored_once_while_an_expired_action_waits_for_its_queu
     broker.restore().await.unwrap();
     let returned = [("outcome", "unroutable")];
     Counts::reach(&statistics, "verbatim_publishes_total", &returned, SEVERAL_TRIES).await;
-    // No dead letter waits for its neighbours' queue, or is stored again at each try.
-    let kept = "SELECT (count(*) > 0)::text || bool_and(copies = 1) FROM dead_letters";
-    assert_eq!(scenario.sql(kept).await, "truetrue");
+    // No dead letter waits for the queue of other messages, or is stored again by a retry.
+    let copies = "SELECT (count(*) > 0)::text || bool_and(copies = 1) FROM dead_letters";
+    assert_eq!(scenario.sql(copies).await, "truetrue");
 
     scenario.declare().await;
     let saver = scenario.start(SAVER).await;
     scenario.until_sql("SELECT count(*) FROM messages", "10").await;
     let counts = Counts::reach(&statistics, STORED, &[("queue", SAVES)], 5.0).await;
     assert_eq!(counts.sum(STORED, &[("queue", SAVES)]), 5.0);
-    scenario.rest([saver, statistics]).await;
-    arrived(&scenario, 10, 5).await;
+    scenario.finish([saver, statistics]).await;
+    stored_once(&scenario, 10, 5).await;
 }
 
 #[tokio::test]
@@ -166,33 +167,33 @@ async fn dead_letters_that_cannot_be_announced_for_a_while_are_stored_and_announ
     scenario.until_sql("SELECT count(*) FROM dead_letters", "3").await;
     let returned = [("outcome", "unroutable")];
     Counts::reach(&statistics, "verbatim_publishes_total", &returned, 12.0).await;
-    arrived(&scenario, 0, 3).await;
+    stored_once(&scenario, 0, 3).await;
     rabbit.listen("events").await;
     scenario.declare().await;
-    let told = rabbit.bodies("events", 3).await;
+    let events = rabbit.bodies("events", 3).await;
     let dead_letters: BTreeSet<_> =
-        told.iter().map(|it| it["dead_letter_id"].to_string()).collect();
-    assert_eq!((told.len(), dead_letters.len()), (3, 3), "{told:?}");
-    scenario.rest([statistics]).await;
+        events.iter().map(|it| it["dead_letter_id"].to_string()).collect();
+    assert_eq!((events.len(), dead_letters.len()), (3, 3), "{events:?}");
+    scenario.finish([statistics]).await;
     assert_eq!(rabbit.take("events").await, Vec::<Value>::new());
-    arrived(&scenario, 0, 3).await;
+    stored_once(&scenario, 0, 3).await;
 }
 
-/// Something in the dead-letter queue that is no action.
+/// A message in the dead-letter queue that is not an action.
 fn dead_letter(n: u8) -> Publication {
     Publication::to_queue(DEAD_LETTERS, format!("what is {n}?").into_bytes())
 }
 
-/// The body of a message that nothing identifies.
+/// The body of a message without id and timestamp.
 fn anonymous(tenant: &str, n: i64) -> String {
-    let mut action = message(tenant, "s", "", &json!({"content": format!("words {n}")}));
+    let mut action = message(tenant, "s", "", &json!({"content": format!("text {n}")}));
     let fields = action.as_object_mut().unwrap();
     fields.remove("message_id");
     fields.remove("timestamp");
     action.to_string()
 }
 
-async fn queued(scenario: &Scenario, queue: &str, messages: u32) {
+async fn until_queued(scenario: &Scenario, queue: &str, messages: u32) {
     eventually(format!("{messages} messages in {queue}"), LIMIT, async || {
         let queued = scenario.queued().await;
         if queued == [(queue, messages)] { Ok(()) } else { Err(format!("{queued:?}")) }
@@ -200,8 +201,8 @@ async fn queued(scenario: &Scenario, queue: &str, messages: u32) {
     .await;
 }
 
-/// Makes sure that so many messages and dead letters are stored, each once.
-async fn arrived(scenario: &Scenario, messages: usize, dead_letters: usize) {
+/// Checks that so many messages and dead letters are stored, each once.
+async fn stored_once(scenario: &Scenario, messages: usize, dead_letters: usize) {
     let stored = "SELECT concat_ws('|', (SELECT count(*) FROM messages),
                       count(*), coalesce(sum(copies), 0)) FROM dead_letters";
     assert_eq!(scenario.sql(stored).await, format!("{messages}|{dead_letters}|{dead_letters}"));

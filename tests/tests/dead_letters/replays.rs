@@ -1,4 +1,4 @@
-//! Dead letters that operators send back: each once, and what is still bad comes back and says so.
+//! Replays of dead letters: each is published once, and one that fails again is reported.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use system_tests::{LIMIT, SAVER, STATISTICS, Scenario, at, key, message};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::hygiene::poison;
+use crate::headers::poison;
 use crate::{DEAD_LETTERS, SAVES, anonymous};
 
 /// SIGABRT (signal(7)): what `abort` ends a process with.
@@ -29,7 +29,7 @@ const VALIDATOR: DeadLetterValidator =
     DeadLetterValidator { max_body_bytes: DEFAULT_MAX_BODY_BYTES };
 
 #[tokio::test]
-async fn of_10_000_replayed_dead_letters_9_999_are_saved_once_and_the_bad_one_is_back() {
+async fn of_10_000_replayed_dead_letters_9_999_are_saved_once_and_the_bad_one_fails_again() {
     const MANY: i64 = 10_000;
     const BAD: i64 = 6_543;
     let scenario = Scenario::new().await;
@@ -37,7 +37,7 @@ async fn of_10_000_replayed_dead_letters_9_999_are_saved_once_and_the_bad_one_is
         let role = if n == BAD { "bot" } else { "user" };
         let session = format!("s{}", n % 100);
         let extra = json!({"role": role, "timestamp": at(n)});
-        dead(&message("many", &session, &format!("m{n:05}"), &extra).to_string())
+        as_dead_letter(&message("many", &session, &format!("m{n:05}"), &extra).to_string())
     });
     let statistics = scenario.start(STATISTICS).await;
     scenario.agent().send(dead_letters.collect()).await;
@@ -49,21 +49,21 @@ async fn of_10_000_replayed_dead_letters_9_999_are_saved_once_and_the_bad_one_is
     let (before, queued) = (scenario.sql(state).await, scenario.queued().await);
     let bad = "SELECT id FROM dead_letters WHERE message_id = 'm06543' AND replay_count = ";
     let bad_one = scenario.sql(&format!("{bad} 0")).await;
-    for look in 0..30 {
-        let arguments: &[&str] = match look % 3 {
+    for n in 0..30 {
+        let arguments: &[&str] = match n % 3 {
             0 => &["dead-letters", "list"],
             1 => &["dead-letters", "list", "--group", "--status", "all"],
             _ => &["dead-letters", "show", &bad_one],
         };
-        let looked = scenario.verbatim(arguments).await;
-        assert_eq!(looked.status.code(), Some(0), "{looked:?}");
+        let output = scenario.verbatim(arguments).await;
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
     }
     assert_eq!((scenario.sql(state).await, scenario.queued().await), (before, queued));
 
     let saver = scenario.start(SAVER).await;
     let arguments = ["dead-letters", "replay", "--all", "--rate", "1500", "--json"];
     let replay = scenario.verbatim(&arguments).await;
-    assert_eq!(replay.status.code(), Some(1), "one came back: {replay:?}");
+    assert_eq!(replay.status.code(), Some(1), "one failed again: {replay:?}");
     let report: Value = serde_json::from_slice(&replay.stdout).unwrap();
     let counts = ["matched", "replayed", "failed", "failed_again"].map(|name| report[name].clone());
     assert_eq!(counts.map(|count| count.as_i64()), [MANY, MANY, 0, 1].map(Some), "{report}");
@@ -73,14 +73,14 @@ async fn of_10_000_replayed_dead_letters_9_999_are_saved_once_and_the_bad_one_is
     let again = scenario.sql(&format!("{bad} 1")).await;
     assert_eq!(report["failed_again_as"][0]["id"], again);
     let states =
-        "SELECT string_agg(concat_ws('|', status, replay_count, dead letters, copies), ', ') FROM
+        "SELECT string_agg(concat_ws('|', status, replay_count, dead_letters, copies), ', ') FROM
                   (SELECT status, replay_count, count(*) AS dead_letters, sum(copies) AS copies
                    FROM dead_letters GROUP BY 1, 2 ORDER BY 1, 2) AS s";
     assert_eq!(scenario.sql(states).await, "open|1|1|1, replayed|0|10000|10000");
-    let noted = "SELECT concat_ws('|', count(*), count(DISTINCT subject), count(DISTINCT actor))
+    let recorded = "SELECT concat_ws('|', count(*), count(DISTINCT subject), count(DISTINCT actor))
                  FROM audit_log WHERE action = 'dead_letter.replay'";
-    assert_eq!(scenario.sql(noted).await, "10000|10000|1");
-    // Each of the two names the other.
+    assert_eq!(scenario.sql(recorded).await, "10000|10000|1");
+    // The dead letter and its failed replay name each other.
     let shown = |id: String| {
         let scenario = &scenario;
         async move {
@@ -90,18 +90,22 @@ async fn of_10_000_replayed_dead_letters_9_999_are_saved_once_and_the_bad_one_is
     };
     assert_eq!(shown(again.clone()).await["replay_of"], bad_one);
     assert_eq!(shown(bad_one).await["failed_again_as"], json!([again]));
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
 #[tokio::test]
-async fn a_replay_that_dies_before_it_is_noted_is_repeated_and_takes_effect_once() {
+async fn a_replay_that_ends_before_it_is_recorded_is_repeated_and_takes_effect_once() {
     let scenario = Scenario::new().await;
     let identified = message("crash", "s", "m1", &json!({}));
-    kept(&scenario, &[dead(&identified.to_string()), dead(&anonymous("crash", 1))]).await;
+    store(
+        &scenario,
+        &[as_dead_letter(&identified.to_string()), as_dead_letter(&anonymous("crash", 1))],
+    )
+    .await;
     let (database, replayer) = (database(&scenario), replayer(&scenario));
     let cursor = database.dead_letter_cursor(Selection::All).await.unwrap();
     let taken = replayer.take(&cursor, &actor(), 10).await.unwrap();
-    // Confirmed, and then its process dies.
+    // Published and confirmed, but not recorded: as when the process ends here.
     drop(replayer.send(taken).await);
     assert_eq!(scenario.queued().await, [(SAVES, 2)]);
     let state = "SELECT string_agg(DISTINCT status, ',') FROM dead_letters";
@@ -117,29 +121,34 @@ async fn a_replay_that_dies_before_it_is_noted_is_repeated_and_takes_effect_once
 
     let saver = scenario.start(SAVER).await;
     scenario.until_sql("SELECT count(*) FROM messages", "2").await;
-    scenario.rest([saver]).await;
+    scenario.finish([saver]).await;
     assert_eq!(scenario.reader().both(&key(&identified)).await.len(), 2);
 }
 
 #[tokio::test]
 async fn a_replay_that_is_killed_at_any_step_is_repeated_and_takes_effect_once() {
     for step in [Step::ReplayConfirmed, Step::ReplayMarked] {
-        let scenario = Scenario::armed().await;
-        let dead_letters: Vec<_> = (0..20).map(|n| dead(&anonymous("killed", n))).collect();
-        kept(&scenario, &dead_letters).await;
+        let scenario = Scenario::with_failpoints().await;
+        let dead_letters: Vec<_> =
+            (0..20).map(|n| as_dead_letter(&anonymous("killed", n))).collect();
+        store(&scenario, &dead_letters).await;
         let replay = ["dead-letters", "replay", "--all", "--watch", "0s", "--rate", "1000"];
         let killed = scenario.verbatim_with(&replay, &[(AT, step.name())]).await;
         assert_eq!(killed.status.signal(), Some(ABORTED), "{}: {killed:?}", step.name());
         if step == Step::ReplayConfirmed {
             let early = scenario.verbatim(&replay).await;
-            assert_eq!(early.status.code(), Some(1), "some are the dead run's: {early:?}");
+            assert_eq!(
+                early.status.code(),
+                Some(1),
+                "some are claimed by the killed run: {early:?}"
+            );
         }
         scenario.sql("UPDATE dead_letters SET replay_lease_until = clock_timestamp()").await;
         let again = scenario.verbatim(&replay).await;
         assert_eq!(again.status.code(), Some(0), "{}: {again:?}", step.name());
         let saver = scenario.start(SAVER).await;
         scenario.until_sql("SELECT count(*) FROM messages", "20").await;
-        scenario.rest([saver]).await;
+        scenario.finish([saver]).await;
         let end = "SELECT concat_ws('|', (SELECT count(*) FROM messages), count(*), min(status),
                        max(status), (SELECT count(DISTINCT subject) FROM audit_log
                                      WHERE action = 'dead_letter.replay')) FROM dead_letters";
@@ -148,12 +157,12 @@ async fn a_replay_that_is_killed_at_any_step_is_repeated_and_takes_effect_once()
 }
 
 #[tokio::test]
-async fn two_replays_at_once_send_each_dead_letter_once() {
+async fn two_concurrent_replays_publish_each_dead_letter_once() {
     let scenario = Scenario::new().await;
     let dead_letters: Vec<_> = (0..300)
-        .map(|n| dead(&message("twice", "s", &format!("m{n}"), &json!({})).to_string()))
+        .map(|n| as_dead_letter(&message("twice", "s", &format!("m{n}"), &json!({})).to_string()))
         .collect();
-    kept(&scenario, &dead_letters).await;
+    store(&scenario, &dead_letters).await;
     let (one, other) = (replayer(&scenario), replayer(&scenario));
     let (one, other) = tokio::join!(
         run(&one, Selection::All, StopOnFailure::Never),
@@ -167,20 +176,20 @@ async fn two_replays_at_once_send_each_dead_letter_once() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_whose_queue_is_missing_stays_open_and_says_why() {
+async fn a_replayed_dead_letter_whose_queue_is_missing_stays_open_with_the_error() {
     let scenario = Scenario::new().await;
     let dead_letters: Vec<_> = (0..20)
-        .map(|n| dead(&message("missing", "s", &format!("m{n}"), &json!({})).to_string()))
+        .map(|n| as_dead_letter(&message("missing", "s", &format!("m{n}"), &json!({})).to_string()))
         .collect();
-    kept(&scenario, &dead_letters).await;
+    store(&scenario, &dead_letters).await;
     scenario.rabbit().delete_queue(SAVES).await;
     let replayer = replayer(&scenario);
     let report = run(&replayer, Selection::All, StopOnFailure::WholeBatch).await;
-    // One is enough to see it.
+    // A replay begins with one dead letter and ends when its publish fails.
     assert_eq!((report.matched, report.replayed, report.failed), (20, 0, 1));
     assert_eq!(report.ended, Ended::NothingAccepted);
     assert!(report.failures[0].fault.contains("no queue takes"), "{report:?}");
-    let states = "SELECT string_agg(concat_ws('|', status, dead letters, faults), ', ') FROM
+    let states = "SELECT string_agg(concat_ws('|', status, dead_letters, faults), ', ') FROM
                   (SELECT status, count(*) AS dead_letters, count(replay_fault) AS faults
                    FROM dead_letters WHERE replay_lease_until IS NULL GROUP BY 1) AS s";
     assert_eq!(scenario.sql(states).await, "open|20|1");
@@ -192,24 +201,24 @@ async fn a_dead_letter_whose_queue_is_missing_stays_open_and_says_why() {
 }
 
 #[tokio::test]
-async fn dead_letters_that_a_full_queue_refuses_stay_open_and_say_why() {
+async fn dead_letters_refused_by_a_full_queue_stay_open_with_the_error() {
     let scenario = Scenario::new().await;
     let dead_letters: Vec<_> = (0..200)
-        .map(|n| dead(&message("full", "s", &format!("m{n}"), &json!({})).to_string()))
+        .map(|n| as_dead_letter(&message("full", "s", &format!("m{n}"), &json!({})).to_string()))
         .collect();
-    kept(&scenario, &dead_letters).await;
+    store(&scenario, &dead_letters).await;
     let rabbit = scenario.rabbit();
     rabbit.delete_queue(SAVES).await;
     let small = json!({
         "x-queue-type": "quorum", "x-overflow": "reject-publish", "x-max-length": 1,
     });
     rabbit.queue_with(SAVES, &small).await;
-    // A quorum queue tells publishers that it is full a little after it is.
+    // A quorum queue rejects publishes only some time after it is full.
     let report = run(&replayer(&scenario), Selection::All, StopOnFailure::Never).await;
     assert!(report.failed > 0 && report.replayed > 0, "{report:?}");
     assert_eq!((report.replayed + report.failed, &report.ended), (200, &Ended::Complete));
     assert!(report.failures[0].fault.contains("a queue is full"), "{report:?}");
-    let states = "SELECT string_agg(concat_ws('|', status, dead letters, faults), ', ') FROM
+    let states = "SELECT string_agg(concat_ws('|', status, dead_letters, faults), ', ') FROM
                   (SELECT status, count(*) AS dead_letters, count(replay_fault) AS faults
                    FROM dead_letters WHERE replay_lease_until IS NULL GROUP BY 1 ORDER BY 1) AS s";
     let (sent, refused) = (report.replayed, report.failed);
@@ -219,70 +228,72 @@ async fn dead_letters_that_a_full_queue_refuses_stay_open_and_say_why() {
 }
 
 #[tokio::test]
-async fn a_cause_that_is_still_there_shows_after_one_dead_letter() {
+async fn a_replay_ends_after_one_dead_letter_if_the_cause_persists() {
     let scenario = Scenario::new().await;
     let bad = json!({"role": "bot"});
-    let dead_letters: Vec<_> =
-        (0..50).map(|n| dead(&message("still", "s", &format!("m{n}"), &bad).to_string())).collect();
+    let dead_letters: Vec<_> = (0..50)
+        .map(|n| as_dead_letter(&message("still", "s", &format!("m{n}"), &bad).to_string()))
+        .collect();
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
     scenario.agent().send(dead_letters).await;
     scenario.until_sql("SELECT count(*) FROM dead_letters", "50").await;
     let replayer = replayer(&scenario);
     let report = watched(&replayer, Selection::All, StopOnFailure::WholeBatch).await;
     assert_eq!((report.replayed, report.failed_again, &report.ended), (1, 1, &Ended::FailedAgain));
-    // Whoever insists gets all of them back, and none a second time.
+    // With `StopOnFailure::Never` all others fail again, each once.
     let first_time = DeadLetterFilter {
         replayed_before: Some(ReplayedBefore::Never),
         ..DeadLetterFilter::default()
     };
     let report = watched(&replayer, Selection::Matching(first_time), StopOnFailure::Never).await;
     assert_eq!((report.matched, report.replayed, report.failed_again), (49, 49, 49));
-    let states = "SELECT string_agg(concat_ws('|', status, replay_count, dead letters), ', ') FROM
+    let states = "SELECT string_agg(concat_ws('|', status, replay_count, dead_letters), ', ') FROM
                   (SELECT status, replay_count, count(*) AS dead_letters
                    FROM dead_letters GROUP BY 1, 2 ORDER BY 1, 2) AS s";
     assert_eq!(scenario.sql(states).await, "open|1|50, replayed|0|50");
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
 #[tokio::test]
-async fn what_comes_back_as_a_dead_letter_that_was_discarded_is_open_again_and_ends_the_replay() {
+async fn a_replay_that_fails_as_a_discarded_dead_letter_reopens_it_and_ends() {
     let scenario = Scenario::new().await;
     let bad = json!({"role": "bot"});
-    let dead_letters: Vec<_> =
-        (0..3).map(|n| dead(&message("again", "s", &format!("m{n}"), &bad).to_string())).collect();
+    let dead_letters: Vec<_> = (0..3)
+        .map(|n| as_dead_letter(&message("again", "s", &format!("m{n}"), &bad).to_string()))
+        .collect();
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
     scenario.agent().send(dead_letters).await;
     scenario.until_sql("SELECT count(*) FROM dead_letters", "3").await;
     let replayer = replayer(&scenario);
     let report = watched(&replayer, Selection::All, StopOnFailure::Never).await;
     assert_eq!((report.replayed, report.failed_again), (3, 3));
-    // Discarded long after they died.
-    let decide = "UPDATE dead_letters SET last_failed_at = last_failed_at - interval '1 hour',
+    // The failed replays are discarded, long after they were dead-lettered.
+    let discard = "UPDATE dead_letters SET last_failed_at = last_failed_at - interval '1 hour',
                       status = CASE replay_count WHEN 0 THEN 'open' ELSE 'discarded' END,
                       status_changed_at = clock_timestamp() - interval '1 minute'";
-    scenario.sql(decide).await;
+    scenario.sql(discard).await;
     let report = watched(&replayer, Selection::All, StopOnFailure::WholeBatch).await;
     assert_eq!((report.replayed, report.failed_again, &report.ended), (1, 1, &Ended::FailedAgain));
     let states =
-        "SELECT string_agg(concat_ws('|', status, replay_count, dead letters, copies), ', ') FROM
+        "SELECT string_agg(concat_ws('|', status, replay_count, dead_letters, copies), ', ') FROM
                   (SELECT status, replay_count, count(*) AS dead_letters, sum(copies) AS copies
                    FROM dead_letters GROUP BY 1, 2 ORDER BY 2, 1) AS s";
     assert_eq!(
         scenario.sql(states).await,
         "open|0|2|2, replayed|0|1|1, discarded|1|2|2, open|1|1|2"
     );
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
 #[tokio::test]
-async fn four_bad_neighbours_do_not_end_a_replay_that_went_well_and_five_do() {
+async fn four_failures_in_a_row_do_not_end_a_successful_replay_and_five_do() {
     let scenario = Scenario::new().await;
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
     let dead_letters = [("four", 3..7), ("five", 3..8)].map(|(tenant, bad)| {
         (0..20).map(move |n| {
             let role = if bad.contains(&n) { "bot" } else { "user" };
             let extra = json!({"role": role, "timestamp": at(n)});
-            dead(&message(tenant, "s", &format!("m{n:02}"), &extra).to_string())
+            as_dead_letter(&message(tenant, "s", &format!("m{n:02}"), &extra).to_string())
         })
     });
     scenario.agent().send(dead_letters.into_iter().flatten().collect()).await;
@@ -305,20 +316,21 @@ async fn four_bad_neighbours_do_not_end_a_replay_that_went_well_and_five_do() {
             "{tenant}"
         );
     }
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
 #[tokio::test]
-async fn a_cause_that_shows_only_after_its_retries_ends_a_replay_as_well() {
+async fn a_failure_that_shows_only_after_retries_ends_a_replay() {
     let scenario = Scenario::new().await;
     let ids: Vec<_> = (0..100).map(|n| format!("m{n}")).collect();
-    let dead_letter = |id: &String| dead(&message("late", "s", id, &json!({})).to_string());
+    let dead_letter =
+        |id: &String| as_dead_letter(&message("late", "s", id, &json!({})).to_string());
     let dead_letters: Vec<_> = ids.iter().map(dead_letter).collect();
     poison(&scenario, &ids.join(",")).await;
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
     scenario.agent().send(dead_letters).await;
     scenario.until_sql("SELECT count(*) FROM dead_letters", "100").await;
-    // 1 + 5 + 30 s until the first is back; meanwhile one dead letter at a time goes.
+    // The first fails again after retries of 1 + 5 + 30 s; meanwhile one dead letter at a time is replayed.
     let settings =
         ReplaySettings { watch: Duration::from_secs(3), ..settings(StopOnFailure::WholeBatch) };
     let report = run_with(&replayer(&scenario), Selection::All, &settings).await;
@@ -328,12 +340,12 @@ async fn a_cause_that_shows_only_after_its_retries_ends_a_replay_as_well() {
 }
 
 #[tokio::test]
-async fn a_replay_that_is_told_to_stop_leaves_nothing_half_done() {
+async fn a_cancelled_replay_releases_its_claims_and_records_what_it_published() {
     let scenario = Scenario::new().await;
     let dead_letters: Vec<_> = (0..40)
-        .map(|n| dead(&message("stop", "s", &format!("m{n}"), &json!({})).to_string()))
+        .map(|n| as_dead_letter(&message("stop", "s", &format!("m{n}"), &json!({})).to_string()))
         .collect();
-    kept(&scenario, &dead_letters).await;
+    store(&scenario, &dead_letters).await;
     let (replayer, stop, actor) = (replayer(&scenario), CancellationToken::new(), actor());
     let settings = ReplaySettings { rate: 20.0, ..settings(StopOnFailure::WholeBatch) };
     let report = replayer
@@ -357,7 +369,7 @@ async fn a_replay_that_is_told_to_stop_leaves_nothing_half_done() {
 }
 
 #[tokio::test]
-async fn an_edited_copy_is_what_is_saved_and_what_came_stays() {
+async fn a_replay_saves_the_edited_copy_and_keeps_the_original_body() {
     let scenario = Scenario::new().await;
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
     let bad = message("edited", "s", "m1", &json!({"role": "bot"}));
@@ -374,33 +386,33 @@ async fn an_edited_copy_is_what_is_saved_and_what_came_stays() {
     let saved =
         "SELECT concat_ws('|', id, role, created_at = '2026-11-20T10:00:00Z') FROM messages";
     scenario.until_sql(saved, "m1|assistant|t").await;
-    let kept = "SELECT concat_ws('|', status, convert_from(body, 'UTF8')::json->>'role',
+    let bodies = "SELECT concat_ws('|', status, convert_from(body, 'UTF8')::json->>'role',
                     convert_from(edited_body, 'UTF8')::json->>'role', edited_by) FROM dead_letters";
-    assert_eq!(scenario.sql(kept).await, "replayed|bot|assistant|night shift");
-    scenario.rest([saver, statistics]).await;
+    assert_eq!(scenario.sql(bodies).await, "replayed|bot|assistant|night shift");
+    scenario.finish([saver, statistics]).await;
 }
 
-/// A dead letter as a worker makes it that gave up on a message.
-pub(crate) fn dead(body: &str) -> Publication {
+/// The dead letter that a worker publishes after the last attempt of a message.
+pub(crate) fn as_dead_letter(body: &str) -> Publication {
     let at = Timestamp::parse("2026-11-20T10:00:01Z").unwrap();
     let delivery = Delivery::published(SAVES, Envelope::default(), body.as_bytes().to_vec(), at);
     let refusal = Refusal {
         reason: DeadLetterReason::AttemptsExhausted,
         hint: None,
         field: None,
-        detail: "something was broken".to_owned(),
+        detail: "an error of the test".to_owned(),
     };
     Publication::copy(&delivery, DEAD_LETTERS).dead_lettered(SAVES, refusal, at)
 }
 
-/// Brings dead letters into the table, and lets the dead-letter collector go again.
-async fn kept(scenario: &Scenario, dead_letters: &[Publication]) {
+/// Has a dead-letter collector store these dead letters, and drains it.
+async fn store(scenario: &Scenario, dead_letters: &[Publication]) {
     let statistics = scenario.start(STATISTICS).await;
     scenario.agent().send(dead_letters.to_vec()).await;
     let stored = "SELECT count(*) FROM dead_letters";
     scenario.until_sql(stored, &dead_letters.len().to_string()).await;
-    scenario.rest([statistics]).await;
-    // Events to the statistics are nobody's concern here.
+    scenario.finish([statistics]).await;
+    // These tests check that no other queue has messages.
     scenario.rabbit().take("conversation.statistics").await;
 }
 
@@ -426,7 +438,7 @@ fn actor() -> Actor {
     Actor { name: "a test".to_owned(), run: Uuid::now_v7() }
 }
 
-/// For runs whose dead letters nobody takes: looking longer would show nothing.
+/// Settings without watching the outcome, for runs without a worker.
 fn settings(stop: StopOnFailure) -> ReplaySettings {
     ReplaySettings { rate: 1_000.0, largest_batch: 100, watch: Duration::ZERO, stop }
 }
@@ -435,7 +447,7 @@ async fn run(replayer: &Replayer, selection: Selection, stop: StopOnFailure) -> 
     run_with(replayer, selection, &settings(stop)).await
 }
 
-/// A run that waits until it knows what became of each dead letter.
+/// A run that waits for the outcome of each replayed dead letter.
 async fn watched(replayer: &Replayer, selection: Selection, stop: StopOnFailure) -> ReplayReport {
     let settings = ReplaySettings { watch: LIMIT, ..settings(stop) };
     run_with(replayer, selection, &settings).await

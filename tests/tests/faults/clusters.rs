@@ -1,10 +1,11 @@
-//! Clusters that lose a member: the others do its work, and the fleet stays where it is.
+//! Clusters that lose a node under load; the workers keep running.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use system_tests::{
-    Agent, Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, closed, message,
+    Agent, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, closed,
+    message,
 };
 use testkit::fleet::Worker;
 use testkit::servers::{Kind, Node, Replicas, Servers};
@@ -12,7 +13,7 @@ use testkit::wait::eventually;
 
 use crate::{load, publish, until_stored};
 
-/// Sessions that close while a member is dead: enough for every third of a cluster's slots.
+/// Sessions that close while a node is dead: enough for each third of a Redis cluster's slots.
 const CLOSING: usize = 12;
 
 const ARCHIVED: &str = "SELECT count(*) FROM conversations WHERE status = 'archived'";
@@ -21,28 +22,29 @@ const ARCHIVED: &str = "SELECT count(*) FROM conversations WHERE status = 'archi
 async fn a_node_of_a_rabbitmq_cluster_killed_and_brought_back_under_load_loses_nothing() {
     let servers = Servers::start(&[Kind::RabbitMqCluster]).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let fleet = fleet(&scenario).await;
     let mut messages = load("nodes", 4_000, 20);
     messages.splice(..0, closing());
     let (before, rest) = messages.split_at(1_000);
-    publish(&agent, &mut ledger, before).await;
+    publish(&agent, &mut published, before).await;
     until_stored(&scenario, 500).await;
-    // Everybody is connected to it, and it leads every queue: they were declared there.
+    // All clients are connected to this node, and it leads every queue: they were declared on it.
     let first = &scenario.server(Kind::RabbitMqCluster).nodes()[0];
     let (during, after) = rest.split_at(2_000);
-    let dies = async {
+    let kill = async {
         until_stored(&scenario, 1_200).await;
         first.kill().await.unwrap();
-        agent.insist(&closes()).await;
+        agent.publish_until_confirmed(&closes()).await;
     };
-    tokio::join!(insist(&agent, during), dies);
-    ledger.confirm(during);
-    until_stored(&scenario, ledger.len()).await;
-    tokio::join!(insist(&agent, after), async { first.start().await.unwrap() });
-    ledger.confirm(after);
+    tokio::join!(publish_parts(&agent, during), kill);
+    published.add_confirmed(during);
+    until_stored(&scenario, published.len()).await;
+    tokio::join!(publish_parts(&agent, after), async { first.start().await.unwrap() });
+    published.add_confirmed(after);
 
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     scenario.until_sql(ARCHIVED, &CLOSING.to_string()).await;
     for worker in &fleet {
@@ -51,34 +53,35 @@ async fn a_node_of_a_rabbitmq_cluster_killed_and_brought_back_under_load_loses_n
         Counts::reach(worker, "verbatim_consumer_restarts_total", &failed, 1.0).await;
         assert!(worker.log().contains("consumer restarting"), "{}", worker.log_tail());
     }
-    scenario.rest(fleet).await;
+    scenario.finish(fleet).await;
 }
 
 #[tokio::test]
-async fn a_master_of_a_redis_cluster_that_dies_under_load_is_followed_by_its_replica() {
+async fn a_redis_cluster_master_that_dies_under_load_is_replaced_by_its_replica() {
     let servers = Servers::start_redis_cluster(Replicas::OfTheFirst).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
     let nodes = scenario.redis().nodes();
     for node in nodes {
-        // 15 s; the replica is elected some time after.
-        assert_eq!(ask(node, &["CONFIG", "SET", "cluster-node-timeout", "2000"]).await, "+OK");
+        // 15 s by default; the replica is elected only after it.
+        assert_eq!(command(node, &["CONFIG", "SET", "cluster-node-timeout", "2000"]).await, "+OK");
     }
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let fleet = fleet(&scenario).await;
     let mut messages = load("masters", 2_000, 20);
     messages.splice(..0, closing());
-    publish(&agent, &mut ledger, &messages[..500]).await;
-    ledger.reconcile(&scenario, &reader).await;
+    publish(&agent, &mut published, &messages[..500]).await;
+    published.reconcile(&scenario, &reader).await;
     let epoch = scenario.sql("SELECT epoch FROM hot_epoch").await;
-    info(&nodes[3], "master_link_status:up").await;
-    let dies = async {
+    until_info(&nodes[3], "master_link_status:up").await;
+    let kill = async {
         until_stored(&scenario, 600).await;
         nodes[0].kill().await.unwrap();
         agent.publish_all(&closes()).await;
     };
-    tokio::join!(publish(&agent, &mut ledger, &messages[500..]), dies);
-    info(&nodes[3], "role:master").await;
-    ledger.reconcile(&scenario, &reader).await;
+    tokio::join!(publish(&agent, &mut published, &messages[500..]), kill);
+    until_info(&nodes[3], "role:master").await;
+    published.reconcile(&scenario, &reader).await;
     assert_ne!(scenario.sql("SELECT epoch FROM hot_epoch").await, epoch);
     scenario.until_sql(ARCHIVED, &CLOSING.to_string()).await;
     for worker in &fleet {
@@ -88,10 +91,10 @@ async fn a_master_of_a_redis_cluster_that_dies_under_load_is_followed_by_its_rep
         Counts::reach(saver, "verbatim_hot_generation_changes_total", &[], 1.0).await;
         assert!(saver.log().contains("Redis unavailable"), "{}", saver.log_tail());
     }
-    scenario.rest(fleet).await;
+    scenario.finish(fleet).await;
 }
 
-/// Two savers, a closer, a dead-letter collector. They end with their test, and not before.
+/// Two savers, a closer and a dead-letter collector.
 async fn fleet(scenario: &Scenario) -> [Worker; 4] {
     let (one, two, migration, statistics) = tokio::join!(
         scenario.start(SAVER),
@@ -102,30 +105,30 @@ async fn fleet(scenario: &Scenario) -> [Worker; 4] {
     [one, two, migration, statistics]
 }
 
-/// What is said in sessions that close while a member is dead.
+/// Messages of the sessions that close while a node is dead.
 fn closing() -> Vec<Value> {
-    let said = |n| message("closing", &format!("s{n}"), &format!("closing{n}"), &json!({}));
-    (0..CLOSING).map(said).collect()
+    let one = |n| message("closing", &format!("s{n}"), &format!("closing{n}"), &json!({}));
+    (0..CLOSING).map(one).collect()
 }
 
 fn closes() -> Vec<Value> {
     (0..CLOSING).map(|n| closed("closing", &format!("s{n}"), &json!({}))).collect()
 }
 
-/// Publishes part by part, as the queues move to other nodes.
-async fn insist(agent: &Agent, messages: &[Value]) {
+/// Publishes in parts of 200, while the queues move to other nodes.
+async fn publish_parts(agent: &Agent, messages: &[Value]) {
     for part in messages.chunks(200) {
-        agent.insist(part).await;
+        agent.publish_until_confirmed(part).await;
     }
 }
 
-async fn ask(node: &Node, words: &[&str]) -> String {
+async fn command(node: &Node, words: &[&str]) -> String {
     node.redis(words).await.unwrap()
 }
 
-async fn info(node: &Node, wanted: &str) {
-    eventually(wanted, Duration::from_secs(30), async || {
-        let info = ask(node, &["INFO", "replication"]).await;
+async fn until_info(node: &Node, wanted: &str) {
+    eventually(format!("INFO replication to have {wanted}"), Duration::from_secs(30), async || {
+        let info = command(node, &["INFO", "replication"]).await;
         if info.contains(wanted) { Ok(()) } else { Err(info) }
     })
     .await;

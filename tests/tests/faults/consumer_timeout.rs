@@ -1,4 +1,4 @@
-//! RabbitMQ loses patience: with publishers when its memory is full, with a consumer that is slow.
+//! RabbitMQ blocks publishers in a memory alarm, and closes channels by its `consumer_timeout`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,19 +8,20 @@ use domain::status::ConversationStatus;
 use metrics::Metrics;
 use serde_json::json;
 use system_tests::{
-    Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, closed, key, message,
+    Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, closed, key, message,
 };
 use testkit::servers::{Kind, Servers};
 use testkit::wait::eventually;
 
 use crate::poison::poison;
-use crate::{SAVES, held, load, proxy, publish, stored, until_stored};
+use crate::{SAVES, load, proxy, publish, stored, until_holding, until_stored};
 
 #[tokio::test]
-async fn while_a_memory_alarm_blocks_publishers_saving_goes_on_and_all_else_waits() {
+async fn while_a_memory_alarm_blocks_publishers_saving_continues_and_publishes_wait() {
     let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let database = proxy(&scenario.database_url).await;
     let cut_off = [("DATABASE_URL", database.url())];
     let (saver, migration, statistics) = tokio::join!(
@@ -33,8 +34,8 @@ async fn while_a_memory_alarm_blocks_publishers_saving_goes_on_and_all_else_wait
     agent.publish(&closing).await;
     until_stored(&scenario, 1).await;
     database.cut().await.unwrap();
-    publish(&agent, &mut ledger, &load("alarm", 300, 4)).await;
-    held(&saver).await;
+    publish(&agent, &mut published, &load("alarm", 300, 4)).await;
+    until_holding(&saver).await;
     agent.publish(&closed("alarm", "closing", &json!({}))).await;
     let server = scenario.server(Kind::RabbitMq);
     server.rabbitmqctl(&["set_vm_memory_high_watermark", "0"]).await.unwrap();
@@ -51,17 +52,17 @@ async fn while_a_memory_alarm_blocks_publishers_saving_goes_on_and_all_else_wait
 
     database.restore().await.unwrap();
     until_stored(&scenario, 300).await;
-    // The one dead letter waits, and says why.
+    // The dead letter is held, and the log has the reason.
     let blocked = [("outcome", "blocked")];
     Counts::reach(&saver, "verbatim_publishes_total", &blocked, 1.0).await;
-    let holds = [("queue", SAVES), ("store", "rabbitmq")];
+    let holds = [("queue", SAVES), ("dependency", "rabbitmq")];
     Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
     assert!(saver.log().contains("RabbitMQ blocks publishers"), "{}", saver.log_tail());
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
 
     server.rabbitmqctl(&["set_vm_memory_high_watermark", "0.6"]).await.unwrap();
     reader.reaches(&key(&closing), ConversationStatus::Archived).await;
-    ledger.confirm(&[closing]);
+    published.add_confirmed(&[closing]);
     scenario.until_sql("SELECT count(*) FROM dead_letters", "1").await;
     assert_eq!(stored(&scenario).await, 300);
     for worker in [&saver, &migration, &statistics] {
@@ -69,43 +70,44 @@ async fn while_a_memory_alarm_blocks_publishers_saving_goes_on_and_all_else_wait
     }
     let counts = Counts::of(&saver).await;
     assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
-    scenario.rest([saver, migration, statistics]).await;
+    scenario.finish([saver, migration, statistics]).await;
 }
 
 #[tokio::test]
-async fn a_consumer_timeout_in_an_outage_costs_one_return_however_long_that_lasts() {
-    /// Several of RabbitMQ's time-outs.
+async fn a_consumer_timeout_in_an_outage_costs_one_redelivery_however_long_the_outage_lasts() {
+    /// Longer than `consumer_timeout` here, several times.
     const OUTAGE: Duration = Duration::from_secs(8);
     let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
-    // 30 min, looked at every minute; here 3 s, looked at every half of a second.
-    let impatient = "application:set_env(rabbit, consumer_timeout, 3000), \
+    // By default 30 min, checked every minute; here 3 s, checked every 0.5 s.
+    let short_timeout = "application:set_env(rabbit, consumer_timeout, 3000), \
                      application:set_env(rabbit, channel_tick_interval, 500).";
-    servers.get(Kind::RabbitMq).rabbitmqctl(&["eval", impatient]).await.unwrap();
+    servers.get(Kind::RabbitMq).rabbitmqctl(&["eval", short_timeout]).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let database = proxy(&scenario.database_url).await;
-    // The second one gives back what it has before the time-out can strike, as in production.
+    // The second saver requeues its deliveries before the timeout, as in production.
     let cut_off = [("DATABASE_URL", database.url())];
     let in_time = [("DATABASE_URL", database.url()), ("VERBATIM_HOLD_LIMIT", "500ms")];
-    let (saver, timely) =
+    let (saver, requeueing) =
         tokio::join!(scenario.start_with(SAVER, &cut_off), scenario.start_with(SAVER, &in_time));
     database.cut().await.unwrap();
-    publish(&agent, &mut ledger, &load("impatient", 50, 4)).await;
-    tokio::join!(held(&saver), held(&timely));
+    publish(&agent, &mut published, &load("timeout", 50, 4)).await;
+    tokio::join!(until_holding(&saver), until_holding(&requeueing));
     let cause = |cause| [("queue", SAVES), ("cause", cause)];
     let restarts = "verbatim_consumer_restarts_total";
     Counts::reach(&saver, restarts, &cause("error"), 1.0).await;
     let log = saver.log();
     assert!(log.contains("PRECONDITION_FAILED") && log.contains("timed out"), "{log}");
     tokio::time::sleep(OUTAGE).await;
-    // Whoever consumed during the outage was struck; what is saved now may take its time.
-    let patient = "application:set_env(rabbit, consumer_timeout, 1800000).";
-    scenario.server(Kind::RabbitMq).rabbitmqctl(&["eval", patient]).await.unwrap();
+    // Every consumer of the outage has timed out; from here on batches may be slow.
+    let default = "application:set_env(rabbit, consumer_timeout, 1800000).";
+    scenario.server(Kind::RabbitMq).rabbitmqctl(&["eval", default]).await.unwrap();
     database.restore().await.unwrap();
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     let applied = [("queue", SAVES), ("outcome", "applied")];
-    let (one, two) = eventually("both to have acknowledged everything", LIMIT, async || {
-        let (one, two) = tokio::join!(Counts::of(&saver), Counts::of(&timely));
+    let (one, two) = eventually("both savers to acknowledge all messages", LIMIT, async || {
+        let (one, two) = tokio::join!(Counts::of(&saver), Counts::of(&requeueing));
         let [first, second] = [&one, &two].map(|it| it.sum("verbatim_deliveries_total", &applied));
         if first + second == 50.0 { Ok((one, two)) } else { Err(format!("{first} and {second}")) }
     })
@@ -116,5 +118,5 @@ async fn a_consumer_timeout_in_an_outage_costs_one_return_however_long_that_last
     assert_eq!(sum("verbatim_redeliveries_total", &[("queue", SAVES)]), 50.0);
     assert_eq!(sum("verbatim_deliveries_total", &[("outcome", "quarantined")]), 0.0);
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
-    scenario.rest([saver, timely]).await;
+    scenario.finish([saver, requeueing]).await;
 }

@@ -1,7 +1,8 @@
-//! A process that ends at each named step of its work, and is started again: everything is as if it had
-//! not, but times and the number of events.
+//! A process that aborts at each failpoint and is started again: the final state is the same as without
+//! the crash, except for times and the number of events.
 //!
-//! The steps are in the crate `crash-points`; test builds of the workers end where they are told to.
+//! The failpoints are in the crate `failpoints`; test builds of the workers abort at the one that their
+//! environment names.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
@@ -11,8 +12,8 @@ use domain::ids::{ConversationKey, SessionId, TenantId};
 use failpoints::{AT, ON, Step};
 use serde_json::{Value, json};
 use system_tests::{
-    Agent, Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, at, closed, message,
-    opened,
+    Agent, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, at, closed,
+    message, opened,
 };
 use testkit::fleet::Worker;
 use testkit::wait::eventually;
@@ -23,7 +24,7 @@ use crate::{SAVES, load, publish, until_stored};
 /// SIGABRT (signal(7)): what `abort` ends a process with.
 const ABORTED: i32 = 6;
 
-/// The steps of a message's life without an operator, and who gets there.
+/// The failpoints of the workers, and the worker that reaches each.
 const STEPS: [(Step, &str); 19] = [
     (Step::SaveDecoded, SAVER),
     (Step::SaveCommitted, SAVER),
@@ -46,14 +47,14 @@ const STEPS: [(Step, &str); 19] = [
     (Step::Acknowledged, STATISTICS),
 ];
 
-/// Steps that each worker takes with what it consumes.
+/// Failpoints of every worker, in its consumer.
 const OF_ALL: [Step; 3] = [Step::Copied, Step::Settled, Step::Acknowledged];
 
-/// Steps of commands that operators give.
+/// Failpoints of operators' commands; `dead_letters/replays.rs` tests them.
 const OF_OPERATORS: [Step; 2] = [Step::ReplayConfirmed, Step::ReplayMarked];
 
 #[test]
-fn every_step_has_its_test() {
+fn every_failpoint_has_a_test() {
     for step in Step::ALL {
         let tested = STEPS.iter().map(|(step, _)| step).chain(&OF_OPERATORS);
         assert!(tested.into_iter().any(|it| *it == step), "{}", step.name());
@@ -74,43 +75,48 @@ fn ordinary_binaries_hold_no_failpoints() {
     };
     for program in [SAVER, MIGRATION, STATISTICS, "verbatim"] {
         assert!(!holds(".", program), "{program}");
-        assert!(holds("armed", program), "the test build of {program}: this test looks wrongly");
+        assert!(
+            holds("armed", program),
+            "the test build of {program} has none: this test searches wrongly"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_after_a_crash_at_any_step_ends_as_if_nothing_had_happened() {
-    let undisturbed = details(None).await;
+async fn a_restart_after_a_crash_at_any_failpoint_ends_in_the_same_state() {
+    let undisturbed = final_state(None).await;
     for case in STEPS {
         let (step, program) = case;
-        let disturbed = details(Some(case)).await;
+        let disturbed = final_state(Some(case)).await;
         let difference: Vec<_> = disturbed.symmetric_difference(&undisturbed).collect();
         assert!(difference.is_empty(), "{program} crashed at {}: {difference:#?}", step.name());
     }
 }
 
 #[tokio::test]
-async fn a_crash_between_a_retry_and_its_acknowledgement_doubles_nothing() {
-    let scenario = Scenario::armed().await;
+async fn a_crash_between_a_retry_and_its_acknowledgement_duplicates_nothing() {
+    let scenario = Scenario::with_failpoints().await;
     poison(&scenario, "P0001", "m00003").await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
-    publish(&agent, &mut ledger, &load("retry", 20, 2)).await;
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+    publish(&agent, &mut published, &load("retry", 20, 2)).await;
     crash(&scenario, SAVER, Step::Copied).await;
     scenario.sql("TRUNCATE poisoned").await;
-    // The original and its retry both come.
+    // The original and its retry are both delivered.
     let saver = scenario.start(SAVER).await;
     let labels = [("queue", SAVES), ("outcome", "duplicate")];
     Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
-    scenario.rest([saver]).await;
-    ledger.reconcile(&scenario, &reader).await;
+    scenario.finish([saver]).await;
+    published.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
 }
 
 #[tokio::test]
-async fn a_crash_between_a_move_to_the_suspects_and_its_acknowledgement_doubles_nothing() {
-    let scenario = Scenario::armed().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
-    publish(&agent, &mut ledger, &load("suspect", 20, 2)).await;
+async fn a_crash_between_a_move_to_the_suspect_queue_and_its_acknowledgement_duplicates_nothing() {
+    let scenario = Scenario::with_failpoints().await;
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+    publish(&agent, &mut published, &load("suspect", 20, 2)).await;
     for _ in 0..3 {
         crash(&scenario, SAVER, Step::SaveDecoded).await;
     }
@@ -118,47 +124,50 @@ async fn a_crash_between_a_move_to_the_suspects_and_its_acknowledgement_doubles_
     let saver = scenario.start(SAVER).await;
     let labels = [("queue", SAVES), ("outcome", "quarantined")];
     Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
-    scenario.rest([saver]).await;
-    ledger.reconcile(&scenario, &reader).await;
+    scenario.finish([saver]).await;
+    published.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
 }
 
 #[tokio::test]
-async fn a_crash_between_a_way_home_and_its_acknowledgement_doubles_nothing() {
-    let scenario = Scenario::armed().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
-    let lost = message("home", "s", "lost", &json!({}));
-    let mistyped = Publication::action("conversation.saved_message", lost.to_string().into_bytes());
+async fn a_crash_between_a_reroute_and_its_acknowledgement_duplicates_nothing() {
+    let scenario = Scenario::with_failpoints().await;
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+    let unroutable = message("reroute", "s", "unroutable", &json!({}));
+    let mistyped =
+        Publication::action("conversation.saved_message", unroutable.to_string().into_bytes());
     agent.send(vec![mistyped]).await;
-    ledger.confirm([&lost]);
+    published.add_confirmed([&unroutable]);
     crash(&scenario, STATISTICS, Step::Settled).await;
-    // It went home, is still where it was lost, and goes home again.
+    // It was rerouted, is still in domain.unrouted, and is rerouted again.
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
     let labels = [("queue", SAVES), ("outcome", "duplicate")];
     Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
-    scenario.rest([saver, statistics]).await;
-    ledger.reconcile(&scenario, &reader).await;
+    scenario.finish([saver, statistics]).await;
+    published.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
 }
 
 #[tokio::test]
 async fn a_message_that_kills_its_worker_becomes_a_dead_letter_and_all_others_are_saved() {
-    const RETURNS: usize = 3 + 5 + 1;
-    let scenario = Scenario::armed().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    const MOST_CRASHES: usize = 3 + 5 + 1;
+    let scenario = Scenario::with_failpoints().await;
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let mut messages = load("deadly", 500, 10);
-    messages[250]["content"] = "these words kill".into();
-    publish(&agent, &mut ledger, &messages).await;
+    messages[250]["content"] = "this text crashes the worker".into();
+    publish(&agent, &mut published, &messages).await;
     let statistics = scenario.start(STATISTICS).await;
-    let mut deaths = 0;
+    let mut crashes = 0;
     let saver = loop {
-        let saver = scenario.launch(SAVER, &[(ON, "these words kill")]);
-        let ended = eventually("the saver's death, or the dead letter", LIMIT, async || {
+        let saver = scenario.launch(SAVER, &[(ON, "this text crashes the worker")]);
+        let ended = eventually("the saver's crash, or the dead letter", LIMIT, async || {
             if saver.exited().is_some() {
                 return Ok(true);
             }
             match scenario.sql("SELECT count(*) FROM dead_letters").await.as_str() {
-                "0" => Err("alive, and no dead letter".to_owned()),
+                "0" => Err("the saver runs, and there is no dead letter".to_owned()),
                 _ => Ok(false),
             }
         });
@@ -167,17 +176,17 @@ async fn a_message_that_kills_its_worker_becomes_a_dead_letter_and_all_others_ar
         }
         let signal = saver.exited().and_then(|status| status.signal());
         assert_eq!(signal, Some(ABORTED), "{}", saver.log_tail());
-        deaths += 1;
-        assert!(deaths <= RETURNS, "{deaths} deaths");
+        crashes += 1;
+        assert!(crashes <= MOST_CRASHES, "{crashes} crashes");
     };
     until_stored(&scenario, 499).await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     let dead_letter = "SELECT concat_ws('|', message_id, reason) FROM dead_letters";
     assert_eq!(scenario.sql(dead_letter).await, "m00250|delivery_limit");
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
-/// Starts a worker that ends at a step, and waits until it has.
+/// Starts a worker with a failpoint, and waits until it has aborted there.
 async fn crash(scenario: &Scenario, program: &str, step: Step) {
     crashed(scenario.launch(program, &[(AT, step.name())]), step).await;
 }
@@ -188,12 +197,12 @@ async fn crashed(worker: Worker, step: Step) {
     assert_eq!(status.signal(), Some(ABORTED), "{name} at {}: {status}\n{log}", step.name());
 }
 
-/// Three conversations, two of which end; among their messages one that comes twice, and for each
-/// worker one that it refuses: its id is taken, nobody can read it, nobody knows what it is. Returns
-/// what all of it has become.
-async fn details(crash_at: Option<(Step, &str)>) -> BTreeSet<String> {
-    let scenario = Scenario::armed().await;
-    // What a crashed closer had claimed is taken over soon.
+/// Runs a fixed load, with a crash of one worker at one failpoint or without, and returns the stored state.
+/// The load: three conversations, two of which close; one duplicate; a conflict, two bodies that cannot
+/// be decoded and an unknown action, which become dead letters.
+async fn final_state(crash_at: Option<(Step, &str)>) -> BTreeSet<String> {
+    let scenario = Scenario::with_failpoints().await;
+    // A short lease, so that the claims of a crashed closer are soon taken over.
     let settings = [("VERBATIM_CLOSE_LEASE", "2s")];
     let (mut fleet, mut victim) = (Vec::new(), None);
     for program in [SAVER, MIGRATION, STATISTICS] {
@@ -207,12 +216,13 @@ async fn details(crash_at: Option<(Step, &str)>) -> BTreeSet<String> {
     }
     let agent = scenario.agent();
     begin(&agent).await;
-    let dies_early = |it: &mut (&str, Step, Worker)| it.0 == SAVER && it.1 != Step::Copied;
-    if let Some((program, step, worker)) = victim.take_if(dies_early) {
+    let crashes_first = |it: &mut (&str, Step, Worker)| it.0 == SAVER && it.1 != Step::Copied;
+    if let Some((program, step, worker)) = victim.take_if(crashes_first) {
         crashed(worker, step).await;
         fleet.push(scenario.start_with(program, &settings).await);
     }
-    // RabbitMQ gives back what a dead worker had in any order; so whose words come first is made sure of.
+    // RabbitMQ requeues deliveries of a dead worker in any order. The conflict must arrive second, so it is
+    // published only after the first message is saved.
     scenario.until_sql("SELECT count(*) FROM messages", "90").await;
     end(&agent).await;
     if let Some((program, step, worker)) = victim {
@@ -224,26 +234,26 @@ async fn details(crash_at: Option<(Step, &str)>) -> BTreeSet<String> {
                    (SELECT count(*) FROM conversations WHERE status = 'archived'),
                    (SELECT count(*) FROM conversation_stats), (SELECT sum(conversations) FROM daily_stats))";
     scenario.until_sql(all, "90 4 2 2 2").await;
-    scenario.rest(fleet).await;
-    let mut picture = BTreeSet::new();
-    for query in PICTURE {
+    scenario.finish(fleet).await;
+    let mut state = BTreeSet::new();
+    for query in STATE_QUERIES {
         let rows = scenario.sql(&format!("SELECT row_to_json(t) FROM ({query}) t")).await;
-        picture.extend(rows.lines().map(|row| format!("{row} of {query}")));
+        state.extend(rows.lines().map(|row| format!("{row} of {query}")));
     }
     let reader = scenario.reader();
     for session in ["s0", "s1", "s2"] {
-        let (tenant, session) = (TenantId::new("story").unwrap(), SessionId::new(session).unwrap());
-        let (read, archived) =
-            reader.two_ways(&ConversationKey::of_session(tenant, &session)).await;
-        assert_eq!(read.messages, archived);
+        let (tenant, session) = (TenantId::new("crash").unwrap(), SessionId::new(session).unwrap());
+        let (read, stored) =
+            reader.transcript_and_stored(&ConversationKey::of_session(tenant, &session)).await;
+        assert_eq!(read.messages, stored);
     }
-    picture
+    state
 }
 
-/// All that is kept, without times of the fleet's own clocks and without random numbers.
-const PICTURE: [&str; 6] = [
+/// The stored state, without the workers' clock times and without random numbers.
+const STATE_QUERIES: [&str; 6] = [
     "SELECT tenant_id, conversation_id, id, role, content, tokens, created_at, body_hash FROM messages",
-    // While a conversation is active its row tells only about when it was last written to.
+    // While a conversation is active, its row has only approximate times of messages.
     "SELECT tenant_id, id, session_id, status, message_count, total_tokens, close_reason,
          close_token IS NULL AS released,
          CASE status WHEN 'archived' THEN created_at END AS created_at,
@@ -256,24 +266,24 @@ const PICTURE: [&str; 6] = [
 ];
 
 async fn begin(agent: &Agent) {
-    let mut actions: Vec<Value> = load("story", 90, 3);
+    let mut actions: Vec<Value> = load("crash", 90, 3);
     for session in ["s0", "s1", "s2"] {
-        actions.insert(0, opened("story", session, &json!({"timestamp": at(0)})));
+        actions.insert(0, opened("crash", session, &json!({"timestamp": at(0)})));
     }
     agent.publish_all(&actions).await;
 }
 
 async fn end(agent: &Agent) {
-    let twice = load("story", 6, 3).remove(5);
-    let taken = json!({"content": "other words", "timestamp": at(6)});
-    let unreadable = json!({"role": "nobody"});
+    let twice = load("crash", 6, 3).remove(5);
+    let taken = json!({"content": "different content", "timestamp": at(6)});
+    let unreadable = json!({"role": "unknown"});
     let unknown = json!({"action_type": "conversation.summarise"});
     agent.publish(&twice).await;
-    agent.publish(&message("story", "s0", "m00006", &taken)).await;
-    agent.publish(&message("story", "s1", "unreadable", &unreadable)).await;
-    agent.publish(&closed("story", "s2", &json!({"action_id": "soon", "timestamp": "soon"}))).await;
-    agent.publish(&message("story", "s2", "unknown", &unknown)).await;
+    agent.publish(&message("crash", "s0", "m00006", &taken)).await;
+    agent.publish(&message("crash", "s1", "unreadable", &unreadable)).await;
+    agent.publish(&closed("crash", "s2", &json!({"action_id": "soon", "timestamp": "soon"}))).await;
+    agent.publish(&message("crash", "s2", "unknown", &unknown)).await;
     for session in ["s0", "s1"] {
-        agent.publish(&closed("story", session, &json!({"timestamp": at(1_000)}))).await;
+        agent.publish(&closed("crash", session, &json!({"timestamp": at(1_000)}))).await;
     }
 }

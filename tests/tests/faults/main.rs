@@ -1,17 +1,17 @@
-//! What a fleet makes of dying workers, dead servers and cut cables: time passes, and nothing is lost
-//! or doubled.
+//! Killed workers, stopped servers and network faults: they cost time, and no message is lost or
+//! duplicated.
 //!
-//! Each test owns its servers. A proxy stands before whatever is to be cut, so that the test itself,
-//! which looks from outside, is never cut off.
+//! Each test has private servers or a private part of shared ones. Workers connect through proxies where
+//! connections are cut; the test itself connects directly.
 
 #![expect(clippy::unwrap_used, reason = "a failure here is the failure of the test")]
 
 mod clusters;
 mod consumer_timeout;
 mod crashes;
-mod deaths;
-mod life;
-mod long;
+mod kills;
+mod lifecycle;
+mod long_outages;
 mod outages;
 mod poison;
 mod queues;
@@ -19,14 +19,14 @@ mod scaling;
 mod stores;
 
 use serde_json::{Value, json};
-use system_tests::{Agent, Counts, LIMIT, Ledger, Scenario, at, message};
+use system_tests::{Agent, Counts, LIMIT, PublishedMessages, Scenario, at, message};
 use testkit::fleet::Worker;
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
 
 pub(crate) const SAVES: &str = "conversation.save_message";
 
-/// So many messages of a tenant, dealt out to conversations in turn, each later than the one before.
+/// So many messages of a tenant, in turn for each conversation, with ascending timestamps.
 pub(crate) fn load(tenant: &str, messages: usize, conversations: usize) -> Vec<Value> {
     let one = |n: usize| {
         let session = format!("s{}", n % conversations);
@@ -36,22 +36,22 @@ pub(crate) fn load(tenant: &str, messages: usize, conversations: usize) -> Vec<V
     (0..messages).map(one).collect()
 }
 
-/// Publishes, and enters what is confirmed into the books.
-pub(crate) async fn publish(agent: &Agent, ledger: &mut Ledger, messages: &[Value]) {
+/// Publishes messages and records them as confirmed.
+pub(crate) async fn publish(agent: &Agent, published: &mut PublishedMessages, messages: &[Value]) {
     agent.publish_all(messages).await;
-    ledger.confirm(messages);
+    published.add_confirmed(messages);
 }
 
 pub(crate) async fn proxy(url: &str) -> Proxy {
     Proxy::before(url).await.unwrap()
 }
 
-/// Waits until `/readyz` says why it is not ready, in words that hold these.
-pub(crate) async fn unready(worker: &Worker, words: &[&str]) {
-    eventually(format!("{} to tell {words:?}", worker.name()), LIMIT, async || {
-        let answer = worker.get("/readyz").await.map_err(|error| format!("{error:#}"))?;
-        let told = words.iter().all(|words| answer.body.contains(words));
-        if told && answer.status == 503 { Ok(()) } else { Err(answer.body) }
+/// Waits until `/readyz` returns 503 with a body that contains all of these texts.
+pub(crate) async fn until_unready(worker: &Worker, texts: &[&str]) {
+    eventually(format!("{} to be unready with {texts:?}", worker.name()), LIMIT, async || {
+        let response = worker.get("/readyz").await.map_err(|error| format!("{error:#}"))?;
+        let all = texts.iter().all(|text| response.body.contains(text));
+        if all && response.status == 503 { Ok(()) } else { Err(response.body) }
     })
     .await;
 }
@@ -61,12 +61,14 @@ pub(crate) async fn stored(scenario: &Scenario) -> usize {
     scenario.sql("SELECT count(*) FROM messages").await.parse().unwrap()
 }
 
+/// Waits until PostgreSQL has at least so many messages.
 pub(crate) async fn until_stored(scenario: &Scenario, least: usize) {
     let query = format!("SELECT (count(*) >= {least})::text FROM messages");
     scenario.until_sql(&query, "true").await;
 }
 
-pub(crate) async fn held(worker: &Worker) {
-    let labels = [("queue", SAVES), ("store", "postgresql")];
+/// Waits until a saver holds a batch because PostgreSQL is unavailable.
+pub(crate) async fn until_holding(worker: &Worker) {
+    let labels = [("queue", SAVES), ("dependency", "postgresql")];
     Counts::reach(worker, "verbatim_holds_total", &labels, 1.0).await;
 }

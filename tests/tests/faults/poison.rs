@@ -1,16 +1,17 @@
-//! Messages that cannot be saved, and the neighbours that must not suffer for it.
+//! Messages that cannot be saved, and the other messages of their batches, which are.
 
-use system_tests::{Counts, Ledger, SAVER, STATISTICS, Scenario};
+use system_tests::{Counts, PublishedMessages, SAVER, STATISTICS, Scenario};
 
-use crate::{SAVES, held, load, publish, until_stored};
+use crate::{SAVES, load, publish, until_holding, until_stored};
 
 #[tokio::test]
 async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
     let scenario = Scenario::new().await;
     poison(&scenario, "22023", "m00321").await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
-    publish(&agent, &mut ledger, &load("poison", 500, 7)).await;
-    // Large prefetch, one batch at a time, and patience: all that waits becomes one batch.
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+    publish(&agent, &mut published, &load("poison", 500, 7)).await;
+    // A large prefetch and one batch in flight: all queued messages become one batch.
     let settings = [
         ("VERBATIM_MAX_BODY_BYTES", "16KiB"),
         ("VERBATIM_BATCHES_IN_FLIGHT", "1"),
@@ -18,7 +19,7 @@ async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
     ];
     let (saver, statistics) =
         tokio::join!(scenario.start_with(SAVER, &settings), scenario.start(STATISTICS));
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     let dead_letter =
         "SELECT concat_ws('|', message_id, reason, attempts, error LIKE '%poisoned by the test%')
                   FROM dead_letters";
@@ -26,26 +27,27 @@ async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
     let counts = Counts::of(&saver).await;
     let batches = counts.sum("verbatim_batch_messages_count", &[("queue", SAVES)]);
     assert!(batches <= 4.0, "{batches} batches");
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
 #[tokio::test]
 async fn an_unclassified_failure_is_retried_three_times_and_then_a_dead_letter_with_its_history() {
     let scenario = Scenario::new().await;
     poison(&scenario, "P0001", "m00001,m00002").await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
-    publish(&agent, &mut ledger, &load("retry", 20, 1)).await;
-    // Their neighbours do not wait for them.
+    publish(&agent, &mut published, &load("retry", 20, 1)).await;
+    // The other messages of the batch are saved at once.
     until_stored(&scenario, 18).await;
     let retries = [("queue", SAVES), ("class", "retryable")];
     Counts::reach(&saver, "verbatim_retries_total", &retries, 2.0).await;
-    // Whatever was wrong with the second one is mended before its last attempt.
+    // The second message can be saved before its last attempt.
     scenario.sql("DELETE FROM poisoned WHERE id = 'm00002'").await;
     until_stored(&scenario, 19).await;
 
-    // 1 + 5 + 30 s.
-    ledger.reconcile(&scenario, &reader).await;
+    // The retry delays: 1 + 5 + 30 s.
+    published.reconcile(&scenario, &reader).await;
     let dead_letter =
         "SELECT concat_ws('|', message_id, queue, reason, attempts, routing_key, exchange,
                       json_array_length(headers->'x-verbatim-reasons'),
@@ -59,30 +61,31 @@ async fn an_unclassified_failure_is_retried_three_times_and_then_a_dead_letter_w
     };
     assert_eq!(outcome("dead_lettered"), 1.0);
     assert_eq!(outcome("applied"), 19.0);
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
 #[tokio::test]
-async fn a_message_that_came_back_too_often_is_tried_alone_and_saved() {
+async fn a_message_redelivered_too_often_is_quarantined_and_saved() {
     let scenario = Scenario::new().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let messages = load("suspect", 10, 2);
     let ids: Vec<&str> = messages.iter().filter_map(|it| it["message_id"].as_str()).collect();
-    // A full disk: whoever has these messages holds them.
+    // The error code of a full disk: a worker holds these messages.
     poison(&scenario, "53100", &ids.join(",")).await;
-    publish(&agent, &mut ledger, &messages).await;
+    publish(&agent, &mut published, &messages).await;
     for _ in 0..3 {
-        let doomed = scenario.launch(SAVER, &[]);
-        held(&doomed).await;
-        doomed.kill();
+        let victim = scenario.launch(SAVER, &[]);
+        until_holding(&victim).await;
+        victim.kill();
     }
     scenario.sql("TRUNCATE poisoned").await;
     let saver = scenario.start(SAVER).await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     let of = |outcome| [("queue", SAVES), ("outcome", outcome)];
     let counts = Counts::reach(&saver, "verbatim_deliveries_total", &of("applied"), 10.0).await;
     assert_eq!(counts.sum("verbatim_deliveries_total", &of("quarantined")), 10.0);
-    scenario.rest([saver]).await;
+    scenario.finish([saver]).await;
 }
 
 /// Makes PostgreSQL refuse the messages whose ids are in the table `poisoned`, with this SQLSTATE.

@@ -1,100 +1,104 @@
-//! Queues and exchanges that are full or gone, and the messages around them.
+//! Queues and exchanges that are full or missing.
 
 use std::time::Duration;
 
 use serde_json::json;
-use system_tests::{Counts, LIMIT, Ledger, SAVER, STATISTICS, Scenario};
+use system_tests::{Counts, LIMIT, PublishedMessages, SAVER, STATISTICS, Scenario};
 use testkit::environment::deep;
 use testkit::servers::{Kind, Servers};
 use testkit::wait::eventually;
 
 use crate::poison::poison;
-use crate::{SAVES, load, proxy, publish, stored, unready, until_stored};
+use crate::{SAVES, load, proxy, publish, stored, until_stored, until_unready};
 
 /// Where the dead letters of [`SAVES`] wait for the dead-letter collector.
 const DEAD_LETTERS: &str = "conversation.save_message.dlq";
 
 #[tokio::test]
-async fn a_full_dead_letter_queue_holds_what_it_refuses_until_there_is_room() {
+async fn a_dead_letter_refused_by_a_full_queue_is_held_until_there_is_room() {
     let scenario = Scenario::new().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let messages = load("full", 120, 4);
     let (bad, good) = messages.split_at(100);
     let ids: Vec<&str> = bad.iter().filter_map(|it| it["message_id"].as_str()).collect();
     poison(&scenario, "22023", &ids.join(",")).await;
-    // Nobody takes dead letters out of their queue.
+    // No dead-letter collector runs.
     scenario.rabbit().policy(DEAD_LETTERS, &json!({"max-length": 2})).await;
     let saver = scenario.start(SAVER).await;
     let (dead_letters, refused) =
         ([("queue", SAVES), ("outcome", "dead_lettered")], [("outcome", "refused")]);
-    // One by one: RabbitMQ tells a publisher that a queue is full a few messages later.
+    // One by one: RabbitMQ rejects publishes only a few messages after a queue is full.
     let mut sent = 0.0;
     for message in bad {
-        publish(&agent, &mut ledger, std::slice::from_ref(message)).await;
+        publish(&agent, &mut published, std::slice::from_ref(message)).await;
         sent += 1.0;
-        let is_refused = eventually("a verdict about the dead letter", LIMIT, async || {
-            let counts = Counts::of(&saver).await;
-            let refused = counts.sum("verbatim_publishes_total", &refused) > 0.0;
-            let stored = counts.sum("verbatim_deliveries_total", &dead_letters);
-            if refused || stored == sent { Ok(refused) } else { Err(format!("{counts:?}")) }
-        });
+        let is_refused =
+            eventually("the dead letter to be confirmed or refused", LIMIT, async || {
+                let counts = Counts::of(&saver).await;
+                let refused = counts.sum("verbatim_publishes_total", &refused) > 0.0;
+                let stored = counts.sum("verbatim_deliveries_total", &dead_letters);
+                if refused || stored == sent { Ok(refused) } else { Err(format!("{counts:?}")) }
+            });
         if is_refused.await {
             break;
         }
     }
-    publish(&agent, &mut ledger, good).await;
-    unready(&saver, &["holding: rabbitmq unavailable"]).await;
-    let holds = [("queue", SAVES), ("store", "rabbitmq")];
+    publish(&agent, &mut published, good).await;
+    until_unready(&saver, &["holding: rabbitmq unavailable"]).await;
+    let holds = [("queue", SAVES), ("dependency", "rabbitmq")];
     let counts = Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
     assert!(counts.sum("verbatim_publishes_total", &refused) >= 1.0, "{counts:?}");
     assert!(saver.log().contains("a queue is full"), "{}", saver.log_tail());
 
     let statistics = scenario.start(STATISTICS).await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     saver.ready(LIMIT).await.unwrap();
     let counts = Counts::of(&saver).await;
     assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
 #[tokio::test]
-async fn a_dead_letter_whose_queue_is_missing_is_held_until_the_queue_is_there() {
+async fn a_dead_letter_whose_queue_is_missing_is_held_until_the_queue_is_declared() {
     let scenario = Scenario::new().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     poison(&scenario, "22023", "m00001").await;
     let saver = scenario.start(SAVER).await;
     scenario.rabbit().delete_queue(DEAD_LETTERS).await;
-    publish(&agent, &mut ledger, &load("letterless", 20, 1)).await;
-    unready(&saver, &["holding: rabbitmq unavailable"]).await;
-    let holds = [("queue", SAVES), ("store", "rabbitmq")];
+    publish(&agent, &mut published, &load("missing-dlq", 20, 1)).await;
+    until_unready(&saver, &["holding: rabbitmq unavailable"]).await;
+    let holds = [("queue", SAVES), ("dependency", "rabbitmq")];
     let counts = Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
     let unroutable = counts.sum("verbatim_publishes_total", &[("outcome", "unroutable")]);
     assert!(unroutable >= 1.0, "{counts:?}");
     let log = saver.log();
-    let told = format!("no queue takes routing key `{DEAD_LETTERS}`");
-    assert!(log.contains("consumption paused") && log.contains(&told), "{log}");
+    let unroutable = format!("no queue takes routing key `{DEAD_LETTERS}`");
+    assert!(log.contains("consumption paused") && log.contains(&unroutable), "{log}");
 
     scenario.declare().await;
     let statistics = scenario.start(STATISTICS).await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     assert_eq!(
         scenario.sql("SELECT string_agg(message_id, ',') FROM dead_letters").await,
         "m00001"
     );
     saver.ready(LIMIT).await.unwrap();
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
 #[tokio::test]
-async fn an_exchange_that_is_missing_closes_a_channel_and_what_it_was_to_carry_is_held() {
+async fn a_missing_exchange_closes_a_channel_and_the_retry_for_it_is_held() {
     let scenario = Scenario::new().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     poison(&scenario, "P0001", "m00001").await;
     let saver = scenario.start(SAVER).await;
     scenario.rabbit().delete_exchange("domain.retry.1000").await;
-    publish(&agent, &mut ledger, &load("exchange", 20, 1)).await;
+    publish(&agent, &mut published, &load("exchange", 20, 1)).await;
     until_stored(&scenario, 19).await;
-    let holds = [("queue", SAVES), ("store", "rabbitmq")];
+    let holds = [("queue", SAVES), ("dependency", "rabbitmq")];
     let counts = Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
     assert!(counts.sum("verbatim_publishes_total", &[("outcome", "unknown")]) >= 1.0);
     let log = saver.log();
@@ -102,17 +106,18 @@ async fn an_exchange_that_is_missing_closes_a_channel_and_what_it_was_to_carry_i
 
     scenario.sql("TRUNCATE poisoned").await;
     scenario.declare().await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     saver.ready(LIMIT).await.unwrap();
-    scenario.rest([saver]).await;
+    scenario.finish([saver]).await;
 }
 
 #[tokio::test]
-async fn of_a_deleted_queue_what_was_delivered_is_saved_and_what_was_ready_is_lost() {
+async fn a_deleted_queue_loses_its_ready_messages_and_the_delivered_ones_are_saved() {
     let scenario = Scenario::new().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let database = proxy(&scenario.database_url).await;
-    // So that its prefetch stays small, and some messages stay in the queue.
+    // A small prefetch, so that some messages stay ready in the queue.
     let settings = [
         ("DATABASE_URL", database.url()),
         ("VERBATIM_BATCH_SIZE", "10"),
@@ -122,7 +127,7 @@ async fn of_a_deleted_queue_what_was_delivered_is_saved_and_what_was_ready_is_lo
     database.cut().await.unwrap();
     let messages = load("gone", 220, 4);
     agent.publish_all(&messages[..200]).await;
-    // In their order, so that the first of them are delivered.
+    // RabbitMQ delivers in order: the first messages are delivered, the last ones are ready.
     let ready = eventually("every message to be delivered or ready", LIMIT, async || {
         let held = [("queue", SAVES), ("state", "unacknowledged")];
         let held = Counts::of(&saver).await.sum("verbatim_queue_messages", &held);
@@ -136,7 +141,7 @@ async fn of_a_deleted_queue_what_was_delivered_is_saved_and_what_was_ready_is_lo
     })
     .await;
     let (delivered, _) = messages[..200].split_at(200 - ready);
-    ledger.confirm(delivered);
+    published.add_confirmed(delivered);
     scenario.rabbit().delete_queue(SAVES).await;
     database.restore().await.unwrap();
     until_stored(&scenario, delivered.len()).await;
@@ -145,34 +150,35 @@ async fn of_a_deleted_queue_what_was_delivered_is_saved_and_what_was_ready_is_lo
     assert!(saver.log().contains("RabbitMQ cancelled the consumer"), "{}", saver.log_tail());
 
     scenario.declare().await;
-    publish(&agent, &mut ledger, &messages[200..]).await;
-    ledger.reconcile(&scenario, &reader).await;
+    publish(&agent, &mut published, &messages[200..]).await;
+    published.reconcile(&scenario, &reader).await;
     assert_eq!(stored(&scenario).await, 220 - ready);
     saver.ready(LIMIT).await.unwrap();
-    scenario.rest([saver]).await;
+    scenario.finish([saver]).await;
 }
 
 #[tokio::test]
-async fn what_waits_for_a_retry_outlasts_its_queue() {
+async fn a_message_that_waits_for_a_retry_survives_the_deletion_of_its_queue() {
     let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
     if !deep() {
-        // How long RabbitMQ waits before it dead-letters once more what no queue took: 3 min.
-        let sooner =
+        // The time after which RabbitMQ repeats a dead-lettering that no queue confirmed: 3 min by default.
+        let three_seconds =
             "application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 3000).";
-        servers.get(Kind::RabbitMq).rabbitmqctl(&["eval", sooner]).await.unwrap();
+        servers.get(Kind::RabbitMq).rabbitmqctl(&["eval", three_seconds]).await.unwrap();
     }
     let scenario = Scenario::with_own(servers).await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     poison(&scenario, "P0001", "m00001").await;
     let saver = scenario.start(SAVER).await;
-    publish(&agent, &mut ledger, &load("waits", 20, 1)).await;
+    publish(&agent, &mut published, &load("waits", 20, 1)).await;
     until_stored(&scenario, 19).await;
     let retries = [("queue", SAVES), ("class", "retryable")];
     Counts::reach(&saver, "verbatim_retries_total", &retries, 2.0).await;
-    // It waits for 5 s, and then for its queue.
+    // The message waits for the retry delay of 5 s, and then for its queue.
     scenario.rabbit().delete_queue(SAVES).await;
     scenario.sql("TRUNCATE poisoned").await;
-    eventually("the delay to end", LIMIT, async || match scenario.queued().await {
+    eventually("the retry delay to end", LIMIT, async || match scenario.queued().await {
         none if none.is_empty() => Ok(()),
         some => Err(format!("{some:?}")),
     })
@@ -183,11 +189,11 @@ async fn what_waits_for_a_retry_outlasts_its_queue() {
     scenario.declare().await;
     saver.ready(LIMIT).await.unwrap();
     let limit = if deep() { Duration::from_secs(240) } else { LIMIT };
-    eventually("the message to return", limit, async || match stored(&scenario).await {
+    eventually("the message to be saved", limit, async || match stored(&scenario).await {
         20 => Ok(()),
         stored => Err(format!("{stored} are stored")),
     })
     .await;
-    ledger.reconcile(&scenario, &reader).await;
-    scenario.rest([saver]).await;
+    published.reconcile(&scenario, &reader).await;
+    scenario.finish([saver]).await;
 }

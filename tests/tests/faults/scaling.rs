@@ -1,6 +1,6 @@
-//! More replicas under load, and new ones in place of old ones.
+//! Savers added and replaced under load.
 
-use system_tests::{Counts, Ledger, SAVER, Scenario};
+use system_tests::{Counts, PublishedMessages, SAVER, Scenario};
 use testkit::fleet::Worker;
 
 use crate::{load, proxy, publish, until_stored};
@@ -8,9 +8,10 @@ use crate::{load, proxy, publish, until_stored};
 const SAVED: &str = "verbatim_messages_saved_total";
 
 #[tokio::test]
-async fn savers_that_are_added_and_replaced_under_load_share_it_and_give_nothing_back() {
+async fn savers_added_and_replaced_under_load_share_it_and_requeue_nothing() {
     let scenario = Scenario::new().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let redis = proxy(&scenario.redis_url).await;
     let behind_it = [("REDIS_URL", redis.url())];
     let start = async || scenario.start_with(SAVER, &behind_it).await;
@@ -22,43 +23,43 @@ async fn savers_that_are_added_and_replaced_under_load_share_it_and_give_nothing
             savers.push(start().await);
         }
         let before = saved(&savers).await;
-        publish(&agent, &mut ledger, parts.next().unwrap()).await;
-        until_stored(&scenario, ledger.len()).await;
+        publish(&agent, &mut published, parts.next().unwrap()).await;
+        until_stored(&scenario, published.len()).await;
         for (saver, before) in savers.iter().zip(before) {
             Counts::reach(saver, SAVED, &[], before + 1.0).await;
         }
     }
 
-    // A rolling restart: each new one is there before the old one goes.
-    let mut returned = 0.0;
+    // A rolling restart: each new saver is ready before the old one drains.
+    let mut redelivered = 0.0;
     for saver in &mut savers {
         let leaving = std::mem::replace(saver, start().await);
         let leaves = async {
             let before = saved([&leaving]).await[0];
             Counts::reach(&leaving, SAVED, &[], before + 1.0).await;
-            returned += redeliveries([&leaving]).await;
+            redelivered += redeliveries([&leaving]).await;
             scenario.drain([leaving]).await;
         };
-        tokio::join!(publish(&agent, &mut ledger, parts.next().unwrap()), leaves);
+        tokio::join!(publish(&agent, &mut published, parts.next().unwrap()), leaves);
     }
-    until_stored(&scenario, ledger.len()).await;
+    until_stored(&scenario, published.len()).await;
 
-    // All of them at once, and Redis says nothing to any of them.
+    // All savers drain at once while Redis does not respond.
     redis.freeze();
-    let before = ledger.len();
-    publish(&agent, &mut ledger, parts.next().unwrap()).await;
+    let before = published.len();
+    publish(&agent, &mut published, parts.next().unwrap()).await;
     until_stored(&scenario, before + 1).await;
-    returned += redeliveries(&savers).await;
+    redelivered += redeliveries(&savers).await;
     scenario.drain(savers).await;
     redis.restore().await.unwrap();
 
     let last = start().await;
-    ledger.reconcile(&scenario, &reader).await;
-    assert_eq!(ledger.len(), 16_000);
-    returned += redeliveries([&last]).await;
-    assert_eq!(returned, 0.0, "a drain finishes what was delivered");
+    published.reconcile(&scenario, &reader).await;
+    assert_eq!(published.len(), 16_000);
+    redelivered += redeliveries([&last]).await;
+    assert_eq!(redelivered, 0.0, "a drain finishes what was delivered");
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
-    scenario.rest([last]).await;
+    scenario.finish([last]).await;
 }
 
 async fn saved(savers: impl IntoIterator<Item = &Worker>) -> Vec<f64> {

@@ -1,150 +1,152 @@
-//! Stores that are full, demoted, out of date.
+//! Stores that are full, demoted to a replica, or restored from an old state.
 
 use conversation::Source;
 use serde_json::Value;
-use system_tests::{Counts, LIMIT, Ledger, SAVER, Scenario, TestReader, key};
+use system_tests::{Counts, LIMIT, PublishedMessages, SAVER, Scenario, TestReader, key};
 use testkit::fleet::Worker;
 use testkit::servers::{Kind, Node, Servers};
 use testkit::wait::eventually;
 
-use crate::{SAVES, held, load, proxy, publish, unready, until_stored};
+use crate::{SAVES, load, proxy, publish, until_holding, until_stored, until_unready};
 
 const EPOCH: &str = "SELECT epoch FROM hot_epoch";
 
 #[tokio::test]
 async fn a_full_disk_is_an_outage_of_postgresql_and_costs_no_attempt() {
-    // A fresh PostgreSQL and its write-ahead log take 60 MiB.
+    // A new PostgreSQL and its write-ahead log take 60 MiB.
     let servers = Servers::start_postgresql_on_a_disk_of(128).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
     let postgresql = &scenario.server(Kind::PostgreSql).nodes()[0];
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let saver = scenario.start(SAVER).await;
     let messages = load("disk", 4_000, 20);
-    publish(&agent, &mut ledger, &messages[..500]).await;
+    publish(&agent, &mut published, &messages[..500]).await;
     until_stored(&scenario, 500).await;
     postgresql.fill_disk().unwrap();
-    publish(&agent, &mut ledger, &messages[500..]).await;
-    held(&saver).await;
-    unready(&saver, &["holding: postgresql unavailable"]).await;
+    publish(&agent, &mut published, &messages[500..]).await;
+    until_holding(&saver).await;
+    until_unready(&saver, &["holding: postgresql unavailable"]).await;
     assert!(saver.log().contains("No space left on device"), "{}", saver.log_tail());
     postgresql.free_disk().unwrap();
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     saver.ready(LIMIT).await.unwrap();
     let counts = Counts::of(&saver).await;
     assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
-    scenario.rest([saver]).await;
+    scenario.finish([saver]).await;
 }
 
 #[tokio::test]
-async fn a_redis_that_is_full_demoted_or_from_an_old_file_misleads_no_reader() {
-    // What is demoted must be a single server.
+async fn a_redis_that_is_full_demoted_or_restored_from_an_old_file_misleads_no_reader() {
+    // A node of a cluster could not be demoted by REPLICAOF.
     let servers = Servers::start(&[Kind::Redis]).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
     let redis = &scenario.redis().nodes()[0];
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let saver = scenario.start(SAVER).await;
     let messages = load("redis", 1_000, 4);
     let mut parts = messages.chunks(200);
-    let mut save = async |ledger: &mut Ledger| {
-        publish(&agent, ledger, parts.next().unwrap()).await;
-        until_settled(&saver, ledger.len()).await;
+    let mut save = async |published: &mut PublishedMessages| {
+        publish(&agent, published, parts.next().unwrap()).await;
+        until_settled(&saver, published.len()).await;
     };
     let failed = [("cause", "append_failed")];
-    save(&mut ledger).await;
-    ledger.reconcile(&scenario, &reader).await;
+    save(&mut published).await;
+    published.reconcile(&scenario, &reader).await;
 
     // OOM.
-    ask(redis, &["CONFIG", "SET", "maxmemory", "1"]).await;
+    command(redis, &["CONFIG", "SET", "maxmemory", "1"]).await;
     let before = Counts::of(&saver).await.sum("verbatim_hot_generation_changes_total", &failed);
-    save(&mut ledger).await;
+    save(&mut published).await;
     let changes = "verbatim_hot_generation_changes_total";
     Counts::reach(&saver, changes, &failed, before + 1.0).await;
     assert!(saver.log().contains("OOM"), "{}", saver.log_tail());
     all_are_read(&reader, &messages[..4], 100).await;
-    ask(redis, &["CONFIG", "SET", "maxmemory", "0"]).await;
-    ledger.reconcile(&scenario, &reader).await;
+    command(redis, &["CONFIG", "SET", "maxmemory", "0"]).await;
+    published.reconcile(&scenario, &reader).await;
 
-    // READONLY, as a replica of nobody.
+    // READONLY: a replica of a master that does not exist.
     let epoch = scenario.sql(EPOCH).await;
-    ask(redis, &["REPLICAOF", "127.0.0.1", "1"]).await;
+    command(redis, &["REPLICAOF", "127.0.0.1", "1"]).await;
     let before = Counts::of(&saver).await.sum(changes, &[]);
-    save(&mut ledger).await;
+    save(&mut published).await;
     Counts::reach(&saver, changes, &[], before + 1.0).await;
-    unready(&saver, &["\"redis\":{\"ready\":false"]).await;
+    until_unready(&saver, &["\"redis\":{\"ready\":false"]).await;
     assert!(saver.log().contains("is a replica, not a master"), "{}", saver.log_tail());
     all_are_read(&reader, &messages[..4], 150).await;
-    ask(redis, &["REPLICAOF", "NO", "ONE"]).await;
-    ledger.reconcile(&scenario, &reader).await;
-    let ruled_again = scenario.sql(EPOCH).await;
-    assert_ne!(ruled_again, epoch, "it may have forgotten something");
+    command(redis, &["REPLICAOF", "NO", "ONE"]).await;
+    published.reconcile(&scenario, &reader).await;
+    let promoted = scenario.sql(EPOCH).await;
+    assert_ne!(promoted, epoch, "a new epoch, because it may have lost data");
 
-    // A file with copies and marks, all of them valid when it was written.
-    ask(redis, &["SAVE"]).await;
-    save(&mut ledger).await;
-    ledger.reconcile(&scenario, &reader).await;
+    // An RDB file with hot copies and completeness markers that were valid when it was written.
+    command(redis, &["SAVE"]).await;
+    save(&mut published).await;
+    published.reconcile(&scenario, &reader).await;
     redis.kill().await.unwrap();
     redis.start().await.unwrap();
     all_are_read(&reader, &messages[..4], 200).await;
-    save(&mut ledger).await;
-    ledger.reconcile(&scenario, &reader).await;
-    assert_ne!(scenario.sql(EPOCH).await, ruled_again);
+    save(&mut published).await;
+    published.reconcile(&scenario, &reader).await;
+    assert_ne!(scenario.sql(EPOCH).await, promoted);
     saver.ready(LIMIT).await.unwrap();
-    scenario.rest([saver]).await;
+    scenario.finish([saver]).await;
 }
 
 #[tokio::test]
-async fn a_stale_replica_that_takes_the_masters_place_misleads_no_reader() {
+async fn a_stale_replica_that_replaces_its_master_misleads_no_reader() {
     let one = || async { Servers::start(&[Kind::Redis]).await.unwrap() };
     let (servers, others) = tokio::join!(one(), one());
     let scenario = Scenario::with_own(servers).await;
     let (master, replica) = (&scenario.redis().nodes()[0], &others.redis().nodes()[0]);
     let password = password(master);
-    ask(replica, &["CONFIG", "SET", "masterauth", &password]).await;
-    ask(replica, &["REPLICAOF", "127.0.0.1", &master.port().to_string()]).await;
+    command(replica, &["CONFIG", "SET", "masterauth", &password]).await;
+    command(replica, &["REPLICAOF", "127.0.0.1", &master.port().to_string()]).await;
     let address = proxy(&scenario.redis_url).await;
-    let (agent, mut ledger) = (scenario.agent(), Ledger::default());
+    let (agent, mut published) = (scenario.agent(), PublishedMessages::default());
     let reader = TestReader::of(&scenario.database_url, address.url());
     let saver = scenario.start_with(SAVER, &[("REDIS_URL", address.url())]).await;
     let messages = load("stale", 1_200, 4);
-    publish(&agent, &mut ledger, &messages[..400]).await;
+    publish(&agent, &mut published, &messages[..400]).await;
     until_settled(&saver, 400).await;
-    ledger.reconcile(&scenario, &reader).await;
-    let copied = ask(master, &["DBSIZE"]).await;
-    eventually("the copies on the replica", LIMIT, async || {
-        let marks = ask(replica, &["DBSIZE"]).await;
-        let link = ask(replica, &["INFO", "replication"]).await;
+    published.reconcile(&scenario, &reader).await;
+    let copied = command(master, &["DBSIZE"]).await;
+    eventually("the replica to have all hot copies", LIMIT, async || {
+        let keys = command(replica, &["DBSIZE"]).await;
+        let link = command(replica, &["INFO", "replication"]).await;
         let behind =
             offset(master, "master_repl_offset").await - offset(replica, "slave_repl_offset").await;
-        if marks == copied && behind == 0 { Ok(()) } else { Err(format!("{marks} {link}")) }
+        if keys == copied && behind == 0 { Ok(()) } else { Err(format!("{keys} keys; {link}")) }
     })
     .await;
 
-    // The replica hears nothing more; its marks are those of the copies that go on without it.
-    ask(replica, &["CONFIG", "SET", "masterauth", "wrong"]).await;
-    ask(master, &["CLIENT", "KILL", "TYPE", "replica"]).await;
-    publish(&agent, &mut ledger, &messages[400..800]).await;
+    // The replica receives no more writes; its markers stay those of the hot copies on the master.
+    command(replica, &["CONFIG", "SET", "masterauth", "wrong"]).await;
+    command(master, &["CLIENT", "KILL", "TYPE", "replica"]).await;
+    publish(&agent, &mut published, &messages[400..800]).await;
     until_settled(&saver, 800).await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     let epoch = scenario.sql(EPOCH).await;
-    ask(replica, &["ACL", "SETUSER", "default", &format!(">{password}")]).await;
-    ask(replica, &["REPLICAOF", "NO", "ONE"]).await;
+    command(replica, &["ACL", "SETUSER", "default", &format!(">{password}")]).await;
+    command(replica, &["REPLICAOF", "NO", "ONE"]).await;
     let before = server_identities(&[&saver]).await;
     address.lead_to(&others.redis().url()).await.unwrap();
-    another_redis_is_met(&[&saver], before).await;
+    until_one_meets_another_redis(&[&saver], before).await;
     for _ in 0..10 {
         all_are_read(&reader, &messages[..4], 200).await;
     }
-    publish(&agent, &mut ledger, &messages[800..]).await;
+    publish(&agent, &mut published, &messages[800..]).await;
     until_settled(&saver, 1_200).await;
-    ledger.reconcile(&scenario, &reader).await;
-    assert_ne!(scenario.sql(EPOCH).await, epoch, "no copy of the former master counts");
+    published.reconcile(&scenario, &reader).await;
+    assert_ne!(scenario.sql(EPOCH).await, epoch, "hot copies of the former master are invalid");
     saver.ready(LIMIT).await.unwrap();
     assert!(saver.log().contains("Redis unavailable"), "{}", saver.log_tail());
-    scenario.rest([saver]).await;
+    scenario.finish([saver]).await;
 }
 
-/// How often these workers found that Redis was another one.
+/// How often these workers found another Redis server.
 pub(crate) async fn server_identities(workers: &[&Worker]) -> f64 {
     let mut sum = 0.0;
     for worker in workers {
@@ -153,16 +155,20 @@ pub(crate) async fn server_identities(workers: &[&Worker]) -> f64 {
     sum
 }
 
-/// Waits until one of these workers, and one alone, counts another Redis and tells of it.
-pub(crate) async fn another_redis_is_met(workers: &[&Worker], before: f64) {
+/// Waits until exactly one of these workers counts and logs another Redis server.
+pub(crate) async fn until_one_meets_another_redis(workers: &[&Worker], before: f64) {
     let line = "Redis is not the server it was";
-    eventually("one worker to meet another Redis", LIMIT, async || {
+    eventually("one worker to count and log another Redis server", LIMIT, async || {
         let counted = server_identities(workers).await;
-        // The first Redis of all was another one, too.
-        let told: usize = workers.iter().map(|worker| worker.log().matches(line).count()).sum();
-        let told = f64::from(u32::try_from(told).unwrap());
-        let met = counted == before + 1.0 && told == counted;
-        if met { Ok(()) } else { Err(format!("{before} before, {counted} counted, {told} told")) }
+        // The workers count and log the first Redis server, too.
+        let logged: usize = workers.iter().map(|worker| worker.log().matches(line).count()).sum();
+        let logged = f64::from(u32::try_from(logged).unwrap());
+        let met = counted == before + 1.0 && logged == counted;
+        if met {
+            Ok(())
+        } else {
+            Err(format!("{before} before, {counted} counted, {logged} logged"))
+        }
     })
     .await;
 }
@@ -174,7 +180,7 @@ async fn until_settled(saver: &Worker, messages: usize) {
     Counts::reach(saver, "verbatim_deliveries_total", &applied, messages as f64).await;
 }
 
-/// Reads the conversation of each of these messages, and finds as many as were acknowledged.
+/// Checks that a read of each message's conversation returns all acknowledged messages.
 async fn all_are_read(reader: &TestReader, of: &[Value], messages: usize) {
     for message in of {
         let read = reader.transcript(&key(message)).await;
@@ -184,15 +190,15 @@ async fn all_are_read(reader: &TestReader, of: &[Value], messages: usize) {
     }
 }
 
-/// One command; its answer must not be an error.
-async fn ask(node: &Node, words: &[&str]) -> String {
-    let answer = node.redis(words).await.unwrap();
-    assert!(!answer.starts_with('-'), "{words:?}: {answer}");
-    answer
+/// Sends a command; the reply must not be an error.
+async fn command(node: &Node, words: &[&str]) -> String {
+    let reply = node.redis(words).await.unwrap();
+    assert!(!reply.starts_with('-'), "{words:?}: {reply}");
+    reply
 }
 
 async fn offset(node: &Node, field: &str) -> i64 {
-    let info = ask(node, &["INFO", "replication"]).await;
+    let info = command(node, &["INFO", "replication"]).await;
     let value = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     value.and_then(|value| value.trim().parse().ok()).unwrap_or(-1)
 }

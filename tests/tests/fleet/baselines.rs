@@ -1,20 +1,19 @@
-//! The benchmarks' baselines measure what they say: an ideal that stored something else would prove
-//! nothing.
+//! The benchmarks' ideal baseline stores what the worker stores: else the comparison would prove nothing.
 
 use std::time::Duration;
 
 use system_tests::{SAVER, Scenario};
 
-/// Loading and draining so little takes seconds.
+/// Publishing and draining 1 200 messages takes seconds.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Everything that an agent said, in order.
+/// A hash of all message fields that agents set, in order.
 const STORED: &str = "SELECT md5(string_agg(concat_ws('|', tenant_id, conversation_id, id, role,
     content, user_id, agent_id, created_at, length(body_hash), format), E'\\n'
     ORDER BY tenant_id, conversation_id, created_at, id)) FROM messages";
 
-/// Not when they began: until a conversation closes, that is the oldest message of the batch that made
-/// it, and which of several batches in flight that is, is chance.
+/// A hash of the conversations, without `created_at`: until a conversation closes, that is the oldest
+/// message of the batch that inserted it, and several batches in flight race for it.
 const CONVERSATIONS: &str =
     "SELECT md5(string_agg(concat_ws('|', tenant_id, id, session_id, status,
     agent_id, user_id), E'\\n' ORDER BY tenant_id, id)) FROM conversations";

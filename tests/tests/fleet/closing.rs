@@ -1,18 +1,18 @@
-//! Conversations: sessions, the grace period, the archive, statistics, reopening.
+//! Conversations: sessions, the grace period, archiving, statistics, reopening.
 
 use conversation::Source;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use system_tests::{
-    MIGRATION, Running, SAVER, STATISTICS, Scenario, at, closed, key, message, opened,
+    MIGRATION, SAVER, STATISTICS, Scenario, ServerSet, at, closed, key, message, opened,
 };
 use testkit::wait::eventually;
 
-use crate::{ACTIVE, ARCHIVED, a_whole_close_later, about, ids, saved};
+use crate::{ACTIVE, ARCHIVED, about, ids, saved, wait_for_another_close};
 
 #[tokio::test]
 async fn a_message_is_hot_and_durable_and_a_closed_conversation_archived_with_its_statistics() {
-    let scenario = &Running::shared().await.scenario;
+    let scenario = &ServerSet::shared().await.scenario;
     let (agent, rabbit, reader) = (scenario.agent(), scenario.rabbit(), scenario.reader());
     rabbit.listen("events-of-whole").await;
     let of_agent = |role: &str, micros| json!({"role": role, "timestamp": at(micros), "agent_id": "ada", "model_name": "gpt-4o"});
@@ -35,7 +35,7 @@ async fn a_message_is_hot_and_durable_and_a_closed_conversation_archived_with_it
         (ids(&transcript.messages), transcript.status),
         (vec!["1", "2", "3", "4"], Some(ARCHIVED))
     );
-    assert_eq!(transcript.source, Source::Database, "the hot copy is gone");
+    assert_eq!(transcript.source, Source::Database, "the hot copy is deleted");
 
     scenario
         .until_sql(
@@ -66,8 +66,8 @@ async fn a_message_is_hot_and_durable_and_a_closed_conversation_archived_with_it
 
 #[tokio::test]
 async fn a_conversation_stays_open_until_its_last_session_closes() {
-    let running = Running::shared().await;
-    let (agent, reader) = (running.scenario.agent(), running.scenario.reader());
+    let servers = ServerSet::shared().await;
+    let (agent, reader) = (servers.scenario.agent(), servers.scenario.reader());
     let one = json!({"conversation_id": "both"});
     let body = message("two-sessions", "phone", "m", &one);
     agent
@@ -76,7 +76,7 @@ async fn a_conversation_stays_open_until_its_last_session_closes() {
     agent.publish(&body).await;
     saved(&reader, &key(&body), 1).await;
     agent.publish(&closed("two-sessions", "phone", &one)).await;
-    a_whole_close_later(running, &reader, "two-sessions-witness").await;
+    wait_for_another_close(servers, &reader, "two-sessions-witness").await;
     reader.reaches(&key(&body), ACTIVE).await;
     agent.publish(&closed("two-sessions", "web", &one)).await;
     reader.reaches(&key(&body), ARCHIVED).await;
@@ -84,9 +84,9 @@ async fn a_conversation_stays_open_until_its_last_session_closes() {
 
 #[tokio::test]
 async fn a_repeated_close_closes_once() {
-    let running = Running::shared().await;
+    let servers = ServerSet::shared().await;
     let (scenario, agent, reader) =
-        (&running.scenario, running.scenario.agent(), running.scenario.reader());
+        (&servers.scenario, servers.scenario.agent(), servers.scenario.reader());
     scenario.rabbit().listen("events-of-repeated").await;
     let body = message("repeated", "s", "m", &json!({}));
     let close = closed("repeated", "s", &json!({"timestamp": at(60_000_000)}));
@@ -95,7 +95,7 @@ async fn a_repeated_close_closes_once() {
     agent.publish_all(&[close.clone(), close.clone(), close.clone()]).await;
     reader.reaches(&key(&body), ARCHIVED).await;
     agent.publish_all(&[close.clone(), close]).await;
-    a_whole_close_later(running, &reader, "repeated-witness").await;
+    wait_for_another_close(servers, &reader, "repeated-witness").await;
     reader.reaches(&key(&body), ARCHIVED).await;
     let events = scenario.rabbit().take("events-of-repeated").await;
     let events: Vec<Value> = events
@@ -108,7 +108,7 @@ async fn a_repeated_close_closes_once() {
 
 #[tokio::test]
 async fn a_message_after_archiving_reopens_the_conversation_and_it_is_archived_again() {
-    let Running { scenario, .. } = Running::shared().await;
+    let ServerSet { scenario, .. } = ServerSet::shared().await;
     let (agent, rabbit, reader) = (scenario.agent(), scenario.rabbit(), scenario.reader());
     rabbit.listen("events-of-late").await;
     let first = message("late", "s", "1", &json!({}));
@@ -136,8 +136,8 @@ async fn a_message_after_archiving_reopens_the_conversation_and_it_is_archived_a
 }
 
 #[tokio::test]
-async fn a_session_that_nobody_closes_ends_by_idleness() {
-    let scenario = &Running::shared().await.scenario;
+async fn an_idle_session_is_closed() {
+    let scenario = &ServerSet::shared().await.scenario;
     let (agent, reader) = (scenario.agent(), scenario.reader());
     let body = message("idle", "s", "m", &json!({}));
     agent.publish(&body).await;
@@ -154,7 +154,7 @@ async fn a_session_that_nobody_closes_ends_by_idleness() {
 async fn a_reconnection_within_the_grace_period_withdraws_the_close() {
     let scenario = Scenario::new().await;
     let (agent, reader) = (scenario.agent(), scenario.reader());
-    let (saver, patient) = tokio::join!(
+    let (saver, long_grace) = tokio::join!(
         scenario.start(SAVER),
         scenario.start_with(MIGRATION, &[("VERBATIM_CLOSE_GRACE", "1h")]),
     );
@@ -171,31 +171,31 @@ async fn a_reconnection_within_the_grace_period_withdraws_the_close() {
     agent.publish(&opened("grace", "returns", &times[1])).await;
     scenario.until_sql(requested, "1").await;
 
-    // For an impatient worker the grace period of both would be over.
-    scenario.drain([patient]).await;
-    let impatient = scenario.start_with(MIGRATION, &[("VERBATIM_CLOSE_GRACE", "0s")]).await;
+    // For a worker without grace period, both closes would be due.
+    scenario.drain([long_grace]).await;
+    let no_grace = scenario.start_with(MIGRATION, &[("VERBATIM_CLOSE_GRACE", "0s")]).await;
     reader.reaches(&key(&leaving), ARCHIVED).await;
     reader.reaches(&key(&returning), ACTIVE).await;
     let late = closed("grace", "returns", &json!({"timestamp": at(3_000_000)}));
     agent.publish(&late).await;
     reader.reaches(&key(&returning), ARCHIVED).await;
-    scenario.drain([saver, impatient]).await;
+    scenario.drain([saver, no_grace]).await;
 }
 
 #[tokio::test]
-async fn two_of_every_worker_close_each_conversation_and_keep_each_dead_letter_once() {
-    let running = Running::own().await;
-    let Running { scenario, .. } = &running;
+async fn two_of_every_worker_close_each_conversation_and_store_each_dead_letter_once() {
+    let servers = ServerSet::own().await;
+    let ServerSet { scenario, .. } = &servers;
     let (other_migration, other_statistics) =
         tokio::join!(scenario.start(MIGRATION), scenario.start(STATISTICS));
     let (agent, rabbit) = (scenario.agent(), scenario.rabbit());
     rabbit.listen("events").await;
     let sessions: Vec<String> = (0..150).map(|n| format!("s{n}")).collect();
-    let said = sessions.iter().flat_map(|session| {
+    let messages = sessions.iter().flat_map(|session| {
         let reply = json!({"role": "assistant", "timestamp": at(1_000_000), "agent_id": session});
         [message("many", session, "1", &json!({})), message("many", session, "2", &reply)]
     });
-    agent.publish_all(&said.collect::<Vec<_>>()).await;
+    agent.publish_all(&messages.collect::<Vec<_>>()).await;
     scenario.until_sql("SELECT count(*) FROM messages", "300").await;
     let bad =
         sessions.iter().map(|session| message("many", session, "3", &json!({"role": "none"})));
@@ -209,9 +209,9 @@ async fn two_of_every_worker_close_each_conversation_and_keep_each_dead_letter_o
     scenario.until_sql(rolled_up, "150|150|300").await;
     let dead_letters = "SELECT concat_ws('|', count(*), sum(copies)) FROM dead_letters";
     scenario.until_sql(dead_letters, "150|150").await;
-    let Running { savers: [one, two], migration, statistics, .. } = running;
+    let ServerSet { savers: [one, two], migration, statistics, .. } = servers;
     let workers = [one, two, migration, other_migration, statistics, other_statistics];
-    running.scenario.rest(workers).await;
+    servers.scenario.finish(workers).await;
 
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     for event in rabbit.bodies("events", 300).await {
@@ -225,15 +225,15 @@ async fn two_of_every_worker_close_each_conversation_and_keep_each_dead_letter_o
 }
 
 #[tokio::test]
-async fn an_open_save_is_counted_by_the_close_that_meets_it() {
-    let running = Running::shared().await;
+async fn a_close_counts_a_save_transaction_that_was_open_when_it_began() {
+    let servers = ServerSet::shared().await;
     let (scenario, agent, reader) =
-        (&running.scenario, running.scenario.agent(), running.scenario.reader());
+        (&servers.scenario, servers.scenario.agent(), servers.scenario.reader());
     let body = message("open-save", "s", "1", &json!({}));
     agent.publish(&body).await;
     saved(&reader, &key(&body), 1).await;
     scenario.sql("CREATE TABLE gate (open bool)").await;
-    // What a saver does, stopped between its insert and its commit.
+    // The statements of a saver, stopped between its insert and its commit.
     let save = "SET statement_timeout = '60s'; BEGIN;
         SELECT FROM conversations WHERE tenant_id = 'open-save' FOR KEY SHARE;
         INSERT INTO message_rows
@@ -249,9 +249,9 @@ async fn an_open_save_is_counted_by_the_close_that_meets_it() {
                      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
         scenario.until_sql(waits, "1").await;
         agent.publish(&closed("open-save", "s", &json!({}))).await;
-        a_whole_close_later(running, &reader, "open-save-witness").await;
+        wait_for_another_close(servers, &reader, "open-save-witness").await;
         let status = "SELECT status FROM conversations WHERE tenant_id = 'open-save'";
-        assert_ne!(scenario.sql(status).await, "archived", "a save is under way");
+        assert_ne!(scenario.sql(status).await, "archived", "a save transaction is open");
         scenario.sql("INSERT INTO gate VALUES (true)").await;
     };
     tokio::join!(scenario.sql(save), close);

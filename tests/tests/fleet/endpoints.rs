@@ -1,21 +1,21 @@
-//! What workers say of themselves: `/livez`, `/readyz`, `/metrics`.
+//! The workers' endpoints: `/livez`, `/readyz`, `/metrics`.
 
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use system_tests::{Counts, Running, closed, key, message, opened};
+use system_tests::{Counts, ServerSet, closed, key, message, opened};
 use testkit::wait::eventually;
 
 use crate::{ARCHIVED, saved};
 
 #[tokio::test]
-async fn every_counter_that_a_day_in_the_fleet_should_move_has_moved() {
-    let running = Running::own().await;
-    let Running { scenario, savers, migration, statistics } = &running;
+async fn every_counter_of_a_typical_load_has_the_expected_value() {
+    let servers = ServerSet::own().await;
+    let ServerSet { scenario, savers, migration, statistics } = &servers;
     let (agent, rabbit, reader) = (scenario.agent(), scenario.rabbit(), scenario.reader());
-    let body = |id: &str, words: &str| message("day", "s", id, &json!({"content": words}));
+    let body = |id: &str, content: &str| message("day", "s", id, &json!({"content": content}));
     agent.publish(&opened("day", "s", &json!({}))).await;
     let key = key(&body("1", ""));
-    // The first, before its repetition and its contradiction: they may go to different savers.
+    // First the message, then its duplicate and its conflict: they may be delivered to different savers.
     agent.publish(&body("1", "hi")).await;
     saved(&reader, &key, 1).await;
     agent.publish_all(&[body("1", "hi"), body("1", "ho"), body("2", "bye")]).await;
@@ -25,7 +25,7 @@ async fn every_counter_that_a_day_in_the_fleet_should_move_has_moved() {
     }
     rabbit.publish("conversation.save_message", &json!({}), &anonymous.to_string()).await;
     rabbit.publish("conversation.save_message", &json!({}), "{").await;
-    rabbit.publish("conversation.lost", &json!({}), &body("3", "lost").to_string()).await;
+    rabbit.publish("conversation.unknown", &json!({}), &body("3", "unroutable").to_string()).await;
     saved(&reader, &key, 4).await;
     scenario.until_sql("SELECT count(*) FROM dead_letters", "2").await;
     agent.publish(&closed("day", "s", &json!({}))).await;
@@ -92,8 +92,8 @@ async fn every_counter_that_a_day_in_the_fleet_should_move_has_moved() {
 }
 
 #[tokio::test]
-async fn every_worker_tells_that_it_lives_that_it_is_ready_and_what_it_counts() {
-    let Running { savers, migration, statistics, .. } = Running::shared().await;
+async fn every_worker_reports_liveness_readiness_and_metrics() {
+    let ServerSet { savers, migration, statistics, .. } = ServerSet::shared().await;
     let servers = ["postgresql", "redis", "rabbitmq", "process"];
     let queues: [(_, &[&str]); 4] = [
         (&savers[0], &["conversation.save_message"]),

@@ -1,4 +1,4 @@
-//! Large bodies: a worker's memory stays within what its settings promise, and it recovers from them.
+//! Large bodies: a worker's memory stays within the limit that its settings imply, and its prefetch adapts.
 
 #![expect(clippy::expect_used, reason = "test support: a failure here is the failure of the test")]
 
@@ -9,17 +9,16 @@ use testkit::fleet::Worker;
 
 const MIB: usize = 1 << 20;
 
-/// What bodies under way may take, by default.
+/// The default of `max_inflight_bytes`: bodies of unacknowledged deliveries.
 const BUDGET: usize = 64 * MIB;
 
-/// What the worker may take at most: twice the budget, and as much as one for itself.
+/// The worker's largest resident memory: twice the budget, and 64 MiB for the process.
 const PROMISED: usize = 64 * MIB + 2 * BUDGET;
 
-/// How many deliveries may be under way,
 const PREFETCH: &str = "verbatim_prefetch";
-/// when their bodies have 1 MiB,
+/// The prefetch with bodies of 1 MiB.
 const OF_LARGE: f64 = 64.0;
-/// and when they are small: four batches of 500 at work and one that gathers.
+/// The prefetch with small bodies: four batches of 500 in flight and one in the batch builder.
 const OF_SMALL: f64 = 2500.0;
 
 #[tokio::test]
@@ -27,7 +26,7 @@ async fn large_bodies_stay_within_the_memory_that_was_promised() {
     let scenario = Scenario::new().await;
     let agent = scenario.agent();
     let large = if deep() { 2000 } else { 200 };
-    // Many more small ones than the measurements that the worker remembers.
+    // Many more small bodies than the worker averages over.
     let small = 3000;
     publish(&agent, 0..large, MIB).await;
     publish(&agent, large..large + small, 500).await;
@@ -37,7 +36,7 @@ async fn large_bodies_stay_within_the_memory_that_was_promised() {
     Counts::reach(&worker, PREFETCH, &[], OF_SMALL).await;
     assert_promise(&worker);
 
-    // It takes thousands at once by now.
+    // The prefetch is large when the large bodies arrive.
     publish(&agent, large + small..2 * large + small, MIB).await;
     stored(&scenario, 2 * large + small).await;
     assert_eq!(Counts::of(&worker).await.sum(PREFETCH, &[]), OF_LARGE);
@@ -62,8 +61,8 @@ async fn publish(agent: &Agent, ids: std::ops::Range<usize>, bytes: usize) {
     }
 }
 
-/// A message whose body has exactly this many bytes, with an escape: its words are not those of the
-/// body.
+/// A message whose body has exactly this many bytes, with a JSON escape: so the decoded content cannot
+/// borrow from the body.
 fn of_size(id: usize, bytes: usize) -> Value {
     let micros = i64::try_from(id).expect("a few thousand");
     let with = |content: String| {
@@ -74,11 +73,11 @@ fn of_size(id: usize, bytes: usize) -> Value {
     with(format!("\n{}", "words ".repeat(bytes / 6 + 1).split_at(bytes - least).0))
 }
 
-/// Looks at the most memory that a worker ever had resident (proc(5), `VmHWM`).
+/// Checks the peak resident memory of a worker (proc(5), `VmHWM`).
 fn assert_promise(worker: &Worker) {
     let status = std::fs::read_to_string(format!("/proc/{}/status", worker.pid())).expect("proc");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
     let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
     let (most, promised) = (kib / 1024, PROMISED / MIB);
-    assert!(most <= promised, "{most} MiB, promised are {promised}");
+    assert!(most <= promised, "peak resident memory {most} MiB, promised {promised} MiB");
 }

@@ -1,19 +1,19 @@
-//! What a fleet does with what agents publish, from the exchange to the archive.
+//! What the workers do with actions, from the publish to the archived conversation.
 //!
-//! The tests share one fleet, as the customers of a real one do: each has a tenant of its own.
+//! Most tests share one [`ServerSet`], each with its own tenant.
 
 mod baselines;
 mod closing;
 mod endpoints;
 mod large;
 mod messages;
-mod ways;
+mod rerouting;
 
 use domain::ids::ConversationKey;
 use domain::message::Message;
 use domain::status::ConversationStatus;
 use serde_json::{Value, json};
-use system_tests::{Running, TestReader, closed, key, message};
+use system_tests::{ServerSet, TestReader, closed, key, message};
 use testkit::wait::eventually;
 use uuid::Uuid;
 
@@ -31,25 +31,25 @@ pub(crate) async fn saved(
     count: usize,
 ) -> Vec<Message> {
     eventually(format!("{count} messages of {key}"), system_tests::LIMIT, async || {
-        let messages = reader.archived(key).await;
+        let messages = reader.stored(key).await;
         if messages.len() >= count { Ok(messages) } else { Err(format!("{:?}", ids(&messages))) }
     })
     .await
 }
 
-/// Publishes a conversation that closes at once, and waits until it is archived: whatever was
-/// published before it and would have closed as well has had its time.
-pub(crate) async fn a_whole_close_later(running: &Running, reader: &TestReader, tenant: &str) {
+/// Publishes a conversation, closes it at once, and waits until it is archived: a conversation whose close
+/// was published before would be archived by now.
+pub(crate) async fn wait_for_another_close(servers: &ServerSet, reader: &TestReader, tenant: &str) {
     let session = Uuid::new_v4().to_string();
     let witness = message(tenant, &session, "witness", &json!({}));
-    let agent = running.scenario.agent();
+    let agent = servers.scenario.agent();
     agent.publish(&witness).await;
     saved(reader, &key(&witness), 1).await;
     agent.publish(&closed(tenant, &session, &json!({}))).await;
     reader.reaches(&key(&witness), ARCHIVED).await;
 }
 
-/// The events about one conversation, as a listener's queue got them.
+/// The types of the events about one conversation, in their order.
 pub(crate) fn about<'a>(events: &'a [Value], key: &ConversationKey) -> Vec<&'a str> {
     let same = |event: &&Value| event["conversation_id"] == key.conversation.as_str();
     let events = events.iter().filter(same);

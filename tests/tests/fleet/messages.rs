@@ -1,20 +1,20 @@
-//! Messages: once, in order, byte for byte, for their own tenant.
+//! Messages are saved once, in order, byte for byte, for their own tenant.
 
 use domain::action::ActionKind;
 use domain::fixtures::{ACTIONS, FIRST_AGENTS, example};
 use domain::ids::ConversationKey;
 use serde_json::{Value, json};
-use system_tests::{Counts, Running, at, closed, key, message};
+use system_tests::{Counts, ServerSet, at, closed, key, message};
 use testkit::wait::eventually;
 use uuid::Uuid;
 
-use crate::{ACTIVE, ARCHIVED, a_whole_close_later, ids, saved};
+use crate::{ACTIVE, ARCHIVED, ids, saved, wait_for_another_close};
 
 #[tokio::test]
 async fn the_three_bodies_that_agents_sent_before_the_contract_work_unchanged() {
-    let Running { scenario, statistics, .. } = Running::shared().await;
+    let ServerSet { scenario, statistics, .. } = ServerSet::shared().await;
     let (rabbit, reader) = (scenario.rabbit(), scenario.reader());
-    let [save, ask, close] = FIRST_AGENTS.map(|name| example(name).unwrap());
+    let [save, context, close] = FIRST_AGENTS.map(|name| example(name).unwrap());
     let body: Value = serde_json::from_str(save).unwrap();
     let key = key(&body);
 
@@ -27,8 +27,11 @@ async fn the_three_bodies_that_agents_sent_before_the_contract_work_unchanged() 
     assert_eq!(messages[0].model_name.as_deref(), Some("llama3-70b-8192"));
     assert_eq!(messages[0].tokens_estimate, Some(150));
 
-    rabbit.publish("conversation.get_context", &bare, ask).await;
-    assert!(scenario.queued().await.contains(&("conversation.context", 1)), "the question waits");
+    rabbit.publish("conversation.get_context", &bare, context).await;
+    assert!(
+        scenario.queued().await.contains(&("conversation.context", 1)),
+        "the request waits in its queue"
+    );
 
     rabbit.publish("conversation.session_closed", &bare, close).await;
     reader.reaches(&key, ARCHIVED).await;
@@ -47,14 +50,14 @@ async fn the_three_bodies_that_agents_sent_before_the_contract_work_unchanged() 
 
 #[tokio::test]
 async fn every_example_of_a_message_is_saved_as_it_was_sent() {
-    let scenario = &Running::shared().await.scenario;
+    let scenario = &ServerSet::shared().await.scenario;
     let (agent, reader) = (scenario.agent(), scenario.reader());
     let examples =
         ACTIONS.iter().filter(|example| example.name.starts_with(ActionKind::SaveMessage.as_str()));
     let actions: Vec<Value> = examples
         .map(|example| {
             let mut action: Value = serde_json::from_str(example.body).unwrap();
-            // A tenant and a session each, wherever they stand.
+            // One tenant for all and a session for each, at the top or under `data`.
             let nested = action["data"].get("session_id").is_some();
             let ids = if nested { &mut action["data"] } else { &mut action };
             ids["session_id"] = format!("session of {}", example.name).into();
@@ -77,10 +80,10 @@ async fn every_example_of_a_message_is_saved_as_it_was_sent() {
 
 #[tokio::test]
 async fn ten_publishes_of_one_message_before_and_after_archiving_store_it_once() {
-    let running = Running::shared().await;
-    let (agent, reader) = (running.scenario.agent(), running.scenario.reader());
+    let servers = ServerSet::shared().await;
+    let (agent, reader) = (servers.scenario.agent(), servers.scenario.reader());
     let body = message("ten", "s", "m", &json!({}));
-    // What an agent that tries again may well change.
+    // Fields that may differ in a duplicate.
     let again = message(
         "ten",
         "s",
@@ -96,23 +99,23 @@ async fn ten_publishes_of_one_message_before_and_after_archiving_store_it_once()
     agent.publish(&closed("ten", "s", &json!({}))).await;
     reader.reaches(&key, ARCHIVED).await;
     agent.publish_all(&[again.clone(), body.clone(), body.clone(), again, body]).await;
-    a_whole_close_later(running, &reader, "ten-witness").await;
+    wait_for_another_close(servers, &reader, "ten-witness").await;
 
     let of_this = "FROM messages WHERE tenant_id = 'ten'";
-    assert_eq!(running.scenario.sql(&format!("SELECT count(*) {of_this}")).await, "1");
+    assert_eq!(servers.scenario.sql(&format!("SELECT count(*) {of_this}")).await, "1");
     assert_eq!(reader.transcript(&key).await.messages[0].created_at.to_string(), at(0));
     let dead_letters = "SELECT count(*) FROM dead_letters WHERE tenant_id = 'ten'";
-    assert_eq!(running.scenario.sql(dead_letters).await, "0");
+    assert_eq!(servers.scenario.sql(dead_letters).await, "0");
     let totals = "SELECT string_agg(messages::text, ',') FROM daily_stats WHERE tenant_id = 'ten'";
-    running.scenario.until_sql(totals, "1").await;
+    servers.scenario.until_sql(totals, "1").await;
     reader.reaches(&key, ARCHIVED).await;
 }
 
 #[tokio::test]
 async fn equal_timestamps_and_late_arrivals_read_in_one_order_from_both_stores() {
-    let running = Running::shared().await;
-    let (agent, reader) = (running.scenario.agent(), running.scenario.reader());
-    // 17 and 400 have no common factor: every message once, neighbours far apart.
+    let servers = ServerSet::shared().await;
+    let (agent, reader) = (servers.scenario.agent(), servers.scenario.reader());
+    // 17 and 400 have no common factor: every message once, consecutive ones far apart.
     let place = |n: usize| n * 17 % 400;
     let messages: Vec<Value> = (0..400)
         .map(|n| {
@@ -137,20 +140,20 @@ async fn equal_timestamps_and_late_arrivals_read_in_one_order_from_both_stores()
 }
 
 #[tokio::test]
-async fn of_conflicting_words_on_two_replicas_one_is_stored_and_one_a_dead_letter() {
-    let scenario = &Running::shared().await.scenario;
+async fn of_conflicting_contents_on_two_replicas_one_is_stored_and_one_becomes_a_dead_letter() {
+    let scenario = &ServerSet::shared().await.scenario;
     let (agent, reader) = (scenario.agent(), scenario.reader());
-    let words = |n: usize, said: &str| {
-        message("conflict", "s", &format!("m{n:02}"), &json!({"content": said}))
+    let with = |n: usize, content: &str| {
+        message("conflict", "s", &format!("m{n:02}"), &json!({"content": content}))
     };
     for n in 0..50 {
-        // RabbitMQ deals them out in turn: one to each replica.
-        agent.publish_all(&[words(n, "one"), words(n, "other")]).await;
+        // RabbitMQ delivers in turn: one to each replica.
+        agent.publish_all(&[with(n, "one"), with(n, "other")]).await;
     }
     let dead_letters = "SELECT count(*) || ' ' || count(DISTINCT message_id) FROM dead_letters
                    WHERE tenant_id = 'conflict' AND reason = 'conflict' AND status = 'open'";
     scenario.until_sql(dead_letters, "50 50").await;
-    let messages = reader.both(&key(&words(0, ""))).await;
+    let messages = reader.both(&key(&with(0, ""))).await;
     assert_eq!(messages.len(), 50);
     for message in &messages {
         let refused = format!(
@@ -160,13 +163,13 @@ async fn of_conflicting_words_on_two_replicas_one_is_stored_and_one_a_dead_lette
         );
         let stored = message.content.text();
         let expected = if stored == "one" { "other" } else { "one" };
-        assert_eq!(scenario.sql(&refused).await, expected, "the words that were not stored");
+        assert_eq!(scenario.sql(&refused).await, expected, "the content that was not stored");
     }
 }
 
 #[tokio::test]
-async fn a_message_without_any_identity_is_told_by_its_time_or_saved_and_counted() {
-    let Running { scenario, savers, .. } = Running::shared().await;
+async fn a_message_without_an_id_is_identified_by_its_timestamp_or_saved_and_counted() {
+    let ServerSet { scenario, savers, .. } = ServerSet::shared().await;
     let (rabbit, reader) = (scenario.rabbit(), scenario.reader());
     let mut body = message("anonymous", "s", "", &json!({"content": "yes"}));
     body.as_object_mut().unwrap().remove("message_id");
@@ -185,12 +188,12 @@ async fn a_message_without_any_identity_is_told_by_its_time_or_saved_and_counted
     rabbit.publish("conversation.save_message", &persistent, &timed).await;
     body["timestamp"] = at(500_000).into();
     rabbit.publish("conversation.save_message", &persistent, &body.to_string()).await;
-    // An AMQP message id is an identity as good as any.
+    // The AMQP message id identifies the message.
     body.as_object_mut().unwrap().remove("timestamp");
     let named = json!({"message_id": "by-amqp"});
     rabbit.publish("conversation.save_message", &named, &body.to_string()).await;
     rabbit.publish("conversation.save_message", &named, &body.to_string()).await;
-    // Nothing at all, not even a time that is its own: two are two.
+    // No id and no timestamp in the body: each publish is a message.
     for _ in 0..2 {
         rabbit
             .publish(
@@ -201,9 +204,9 @@ async fn a_message_without_any_identity_is_told_by_its_time_or_saved_and_counted
             .await;
     }
     assert_eq!(saved(&reader, &key, 5).await.len(), 5);
-    eventually("two counted as anonymous", system_tests::LIMIT, async || {
+    eventually("two messages to be counted as without identity", system_tests::LIMIT, async || {
         let counted = anonymous().await - before;
-        // The other tests of this process may add to it.
+        // Other tests on these workers may add to it.
         if counted >= 2.0 { Ok(()) } else { Err(counted.to_string()) }
     })
     .await;
@@ -217,8 +220,8 @@ async fn a_message_without_any_identity_is_told_by_its_time_or_saved_and_counted
 
 #[tokio::test]
 async fn two_tenants_with_one_session_id_share_nothing() {
-    let running = Running::shared().await;
-    let (agent, reader) = (running.scenario.agent(), running.scenario.reader());
+    let servers = ServerSet::shared().await;
+    let (agent, reader) = (servers.scenario.agent(), servers.scenario.reader());
     let ours = message("ours", "one-id", "m", &json!({"content": "ours"}));
     let theirs = message("theirs", "one-id", "m", &json!({"content": "theirs"}));
     agent.publish_all(&[ours.clone(), theirs.clone()]).await;
@@ -230,13 +233,13 @@ async fn two_tenants_with_one_session_id_share_nothing() {
     }
     agent.publish(&closed("ours", "one-id", &json!({}))).await;
     reader.reaches(&key(&ours), ARCHIVED).await;
-    a_whole_close_later(running, &reader, "theirs-witness").await;
+    wait_for_another_close(servers, &reader, "theirs-witness").await;
     reader.reaches(&key(&theirs), ACTIVE).await;
 }
 
 #[tokio::test]
-async fn ids_with_any_legal_characters_go_all_the_way_to_the_archive() {
-    let scenario = &Running::shared().await.scenario;
+async fn ids_with_any_legal_characters_are_saved_and_archived() {
+    let scenario = &ServerSet::shared().await.scenario;
     let (agent, reader) = (scenario.agent(), scenario.reader());
     let odd: Vec<String> = [
         ":",
@@ -284,13 +287,13 @@ async fn ids_with_any_legal_characters_go_all_the_way_to_the_archive() {
 
 #[tokio::test]
 async fn a_message_that_asks_for_a_reply_gets_one_with_its_correlation_id() {
-    let scenario = &Running::shared().await.scenario;
+    let scenario = &ServerSet::shared().await.scenario;
     let (rabbit, reader) = (scenario.rabbit(), scenario.reader());
     rabbit.queue("replies").await;
     let mut body = message("reply", "s", "m", &json!({"action_id": "a-1"}));
     let properties = json!({"reply_to": "replies", "correlation_id": "c-1"});
     rabbit.publish("conversation.save_message", &properties, &body.to_string()).await;
-    let answer = rabbit.bodies("replies", 1).await.remove(0);
+    let reply = rabbit.bodies("replies", 1).await.remove(0);
     let conversation = key(&body).conversation;
     let expected = |duplicate: bool, correlation: &str| {
         json!({
@@ -298,16 +301,16 @@ async fn a_message_that_asks_for_a_reply_gets_one_with_its_correlation_id() {
             "data": {"conversation_id": conversation.as_str(), "message_id": "m", "duplicate": duplicate},
         })
     };
-    assert_eq!(answer, expected(false, "c-1"));
-    assert_eq!(reader.archived(&key(&body)).await.len(), 1, "durable before the answer");
+    assert_eq!(reply, expected(false, "c-1"));
+    assert_eq!(reader.stored(&key(&body)).await.len(), 1, "saved before the reply");
 
     // The body may name the queue as well.
     body["callback_queue_name"] = "replies".into();
     body["correlation_id"] = "c-2".into();
     rabbit.publish("conversation.save_message", &json!({}), &body.to_string()).await;
     assert_eq!(rabbit.bodies("replies", 1).await, [expected(true, "c-2")]);
-    // A queue that is not there takes nothing away from the message.
-    let lost = message("reply", "s", "unheard", &json!({"callback_queue_name": "nowhere"}));
-    scenario.agent().publish(&lost).await;
-    saved(&reader, &key(&lost), 2).await;
+    // A message is saved although its reply queue does not exist.
+    let unreachable = message("reply", "s", "no-reply", &json!({"callback_queue_name": "nowhere"}));
+    scenario.agent().publish(&unreachable).await;
+    saved(&reader, &key(&unreachable), 2).await;
 }

@@ -1,40 +1,39 @@
-//! Ways that are not the straight one: unrouted, expired, refused.
+//! Actions that are unroutable, expired or not handled.
 
 use domain::fixtures::example;
 use serde_json::{Value, json};
-use system_tests::{Counts, Running, SAVER, STATISTICS, Scenario, at, key, message};
+use system_tests::{Counts, SAVER, STATISTICS, Scenario, ServerSet, at, key, message};
 
 use crate::saved;
 
 #[tokio::test]
-async fn what_no_queue_is_bound_for_goes_home_if_it_is_known_and_is_a_dead_letter_if_not() {
-    let Running { scenario, statistics, .. } = Running::shared().await;
+async fn an_unroutable_action_is_rerouted_if_it_is_known_and_becomes_a_dead_letter_if_not() {
+    let ServerSet { scenario, statistics, .. } = ServerSet::shared().await;
     let (agent, rabbit, reader) = (scenario.agent(), scenario.rabbit(), scenario.reader());
-    let body = message("lost", "s", "m", &json!({}));
-    // A mistyped routing key over a body that knows what it is.
+    let body = message("reroute", "s", "m", &json!({}));
+    // A mistyped routing key, with a body whose `action_type` is correct.
     rabbit.publish("conversation.saved_message", &json!({}), &body.to_string()).await;
     saved(&reader, &key(&body), 1).await;
 
     // A binding that an operator removed.
     rabbit.unbind("domain.actions", "conversation.session", "conversation.feedback").await;
     let feedback = json!({
-        "action_type": "conversation.feedback", "tenant_id": "lost", "session_id": "s", "satisfaction": 4,
+        "action_type": "conversation.feedback", "tenant_id": "reroute", "session_id": "s", "satisfaction": 4,
     });
     agent.publish(&feedback).await;
-    let satisfaction = "SELECT satisfaction::text FROM conversations WHERE tenant_id = 'lost'";
+    let satisfaction = "SELECT satisfaction::text FROM conversations WHERE tenant_id = 'reroute'";
     scenario.until_sql(satisfaction, "4").await;
     rabbit.bind("domain.actions", "conversation.session", "conversation.feedback").await;
     let labels = [("queue", "domain.unrouted"), ("cause", "unrouted")];
     Counts::reach(statistics, "verbatim_messages_rerouted_total", &labels, 2.0).await;
 
     let unknown =
-        json!({"action_type": "conversation.summarise", "tenant_id": "lost", "session_id": "s"});
+        json!({"action_type": "conversation.summarise", "tenant_id": "reroute", "session_id": "s"});
     agent.publish(&unknown).await;
     let dead_letter =
         "SELECT concat_ws('|', queue, reason, field, routing_key, exchange, tenant_id, attempts)
-                  FROM dead_letters WHERE tenant_id = 'lost'";
-    let expected =
-        "domain.unrouted|unknown_action|action_type|conversation.summarise|domain.actions|lost|1";
+                  FROM dead_letters WHERE tenant_id = 'reroute'";
+    let expected = "domain.unrouted|unknown_action|action_type|conversation.summarise|domain.actions|reroute|1";
     scenario.until_sql(dead_letter, expected).await;
     rabbit.publish("no.such.key", &json!({}), "what is this?").await;
     let dead_letter =
@@ -44,8 +43,8 @@ async fn what_no_queue_is_bound_for_goes_home_if_it_is_known_and_is_a_dead_lette
 }
 
 #[tokio::test]
-async fn what_nothing_in_this_version_carries_out_is_kept_as_a_dead_letter() {
-    let scenario = &Running::shared().await.scenario;
+async fn an_action_that_no_worker_of_this_version_handles_becomes_a_dead_letter() {
+    let scenario = &ServerSet::shared().await.scenario;
     let erase = example("conversation.erase").unwrap();
     let mut erase: Value = serde_json::from_str(erase).unwrap();
     erase["tenant_id"] = "not-yet".into();
@@ -56,11 +55,11 @@ async fn what_nothing_in_this_version_carries_out_is_kept_as_a_dead_letter() {
 }
 
 #[tokio::test]
-async fn a_message_that_expired_by_its_own_expiration_is_sent_back_and_saved() {
+async fn a_message_that_expired_by_its_own_expiration_is_rerouted_and_saved() {
     let scenario = Scenario::new().await;
     let body = message("expired", "s", "m", &json!({}));
-    let impatient = json!({"expiration": "1", "delivery_mode": 2});
-    scenario.rabbit().publish("conversation.save_message", &impatient, &body.to_string()).await;
+    let expiring = json!({"expiration": "1", "delivery_mode": 2});
+    scenario.rabbit().publish("conversation.save_message", &expiring, &body.to_string()).await;
     let statistics = scenario.start(STATISTICS).await;
     let labels = [("queue", "conversation.save_message"), ("cause", "expired")];
     Counts::reach(&statistics, "verbatim_messages_rerouted_total", &labels, 1.0).await;
@@ -68,12 +67,12 @@ async fn a_message_that_expired_by_its_own_expiration_is_sent_back_and_saved() {
     let reader = scenario.reader();
     saved(&reader, &key(&body), 1).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
-    scenario.rest([saver, statistics]).await;
+    scenario.finish([saver, statistics]).await;
 }
 
 #[tokio::test]
 async fn a_dead_letter_keeps_the_trace_of_its_action_and_an_agent_cannot_forge_our_headers() {
-    let scenario = &Running::shared().await.scenario;
+    let scenario = &ServerSet::shared().await.scenario;
     let (rabbit, reader) = (scenario.rabbit(), scenario.reader());
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0cc902b7-01";
     let headers = json!({

@@ -1,24 +1,24 @@
-//! What others wrote into a message's headers stays behind, whichever way the message goes.
+//! Headers set by agents and by RabbitMQ are not copied into retries, dead letters and replays.
 //!
-//! A copied `x-death` would make a retry queue drop a message without a word, and a copied `CC` send it
-//! to places that nobody chose. So each way here ends with a retry that must come home.
+//! With a copied `x-death` a retry queue would drop the message without an error. With a copied `CC`
+//! RabbitMQ would also route it to other queues. So each test ends with a retry that must be saved.
 
 use serde_json::{Value, json};
 use system_tests::{Counts, SAVER, STATISTICS, Scenario, key, message};
 
 use crate::SAVES;
 
-/// Returns to a work queue after which RabbitMQ itself gives a message up.
+/// The delivery limit of the work queues: after so many requeues RabbitMQ dead-letters a message.
 const DELIVERY_LIMIT: usize = 100;
 
 #[tokio::test]
-async fn a_replayed_dead_letter_that_rabbitmq_made_survives_a_later_retry() {
+async fn a_replayed_dead_letter_of_the_delivery_limit_survives_a_later_retry() {
     let scenario = Scenario::new().await;
     let (agent, rabbit) = (scenario.agent(), scenario.rabbit());
     let body = message("limit", "s", "m1", &json!({}));
     agent.publish(&body).await;
     for _ in 0..=DELIVERY_LIMIT {
-        rabbit.bounce(SAVES).await;
+        rabbit.requeue_first(SAVES).await;
     }
     let statistics = scenario.start(STATISTICS).await;
     let dead_letter = "SELECT concat_ws('|', reason, queue, exchange, routing_key,
@@ -26,16 +26,16 @@ async fn a_replayed_dead_letter_that_rabbitmq_made_survives_a_later_retry() {
     let expected = format!("delivery_limit|{SAVES}|domain.actions|{SAVES}|1");
     scenario.until_sql(dead_letter, &expected).await;
     replayed_with_a_retry(&scenario, "m1").await;
-    scenario.rest([statistics]).await;
-    assert_eq!(scenario.reader().archived(&key(&body)).await.len(), 1);
+    scenario.finish([statistics]).await;
+    assert_eq!(scenario.reader().stored(&key(&body)).await.len(), 1);
 }
 
 #[tokio::test]
-async fn an_agents_own_headers_do_no_harm() {
+async fn headers_of_an_agent_do_not_redirect_or_drop_its_message() {
     let scenario = Scenario::new().await;
     let rabbit = scenario.rabbit();
     let (user, _) = scenario.amqp_url.trim_start_matches("amqp://").split_once(':').unwrap();
-    // A message that died in a queue before is one that a retry queue does not bring back there.
+    // A retry queue drops a message whose `x-death` names the target queue already.
     let death = |queue: &str| {
         json!({"queue": queue, "reason": "expired", "count": 1, "exchange": queue,
                "routing-keys": [SAVES], "time": 0})
@@ -52,26 +52,26 @@ async fn an_agents_own_headers_do_no_harm() {
     let dead_letter = "SELECT concat_ws('|', reason, field, attempts, properties->>'user_id')
                   FROM dead_letters";
     scenario.until_sql(dead_letter, &format!("schema|role|1|{user}")).await;
-    // A retry by the worker itself, before it is anybody's dead letter.
+    // A retry by the worker, of a message that has not been dead-lettered.
     poison(&scenario, "m2").await;
     let good = message("own", "s", "m2", &json!({}));
     rabbit.publish(SAVES, &properties, &good.to_string()).await;
     Counts::reach(&saver, "verbatim_retries_total", &[("queue", SAVES)], 1.0).await;
     scenario.sql("DROP TABLE poisoned CASCADE; DROP FUNCTION refuse() CASCADE").await;
     scenario.until_sql("SELECT string_agg(id, ',') FROM messages", "m2").await;
-    scenario.rest([saver]).await;
+    scenario.finish([saver]).await;
 
     let id = scenario.sql("SELECT id FROM dead_letters").await;
     let edit = scenario.verbatim(&["dead-letters", "edit", &id, "--apply-suggestion"]).await;
     assert_eq!(edit.status.code(), Some(0), "{edit:?}");
     replayed_with_a_retry(&scenario, "m1").await;
-    scenario.rest([statistics]).await;
-    assert_eq!(scenario.queued().await, [], "no copy went to where the agent's CC points");
+    scenario.finish([statistics]).await;
+    assert_eq!(scenario.queued().await, [], "no copy was routed by the agent's CC");
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "1");
 }
 
-/// Replays every open dead letter while PostgreSQL refuses the message once: so it goes through a retry queue
-/// and comes home.
+/// Replays every open dead letter while PostgreSQL refuses the message once: so the message passes through
+/// a retry queue before it is saved.
 async fn replayed_with_a_retry(scenario: &Scenario, id: &str) {
     poison(scenario, id).await;
     let saver = scenario.start(SAVER).await;
@@ -82,11 +82,12 @@ async fn replayed_with_a_retry(scenario: &Scenario, id: &str) {
     scenario.sql("DROP TABLE poisoned CASCADE; DROP FUNCTION refuse() CASCADE").await;
     let stored = format!("SELECT count(*) FROM messages WHERE id = '{id}'");
     scenario.until_sql(&stored, "1").await;
-    scenario.rest([saver]).await;
+    scenario.finish([saver]).await;
     assert_eq!(scenario.sql("SELECT string_agg(status, ',') FROM dead_letters").await, "replayed");
 }
 
-/// Makes PostgreSQL refuse messages, by ids with commas between them, in a way that nobody classified.
+/// Makes PostgreSQL refuse the messages with these comma-separated ids, with an error code that the
+/// workers do not classify.
 pub(crate) async fn poison(scenario: &Scenario, ids: &str) {
     let trigger = format!(
         "CREATE TABLE poisoned AS SELECT unnest('{{{ids}}}'::text[]) AS id;

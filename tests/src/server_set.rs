@@ -1,25 +1,26 @@
-//! A whole fleet that many tests of a process share, each with a tenant of its own.
+//! Servers with all workers running on them. The tests of a process can share one set: each test uses
+//! its own tenant.
 
 use testkit::fleet::Worker;
 use tokio::sync::OnceCell;
 
 use crate::{MIGRATION, SAVER, STATISTICS, Scenario};
 
-/// Two savers, one worker of each other kind.
-pub struct Running {
-    /// The two that save messages.
+/// The servers of a scenario, with two savers and one worker of each other kind.
+pub struct ServerSet {
+    /// The two message-save-workers.
     pub savers: [Worker; 2],
-    /// The one that archives conversations.
+    /// The persistence-migration-worker.
     pub migration: Worker,
-    /// The one that computes statistics and keeps dead letters.
+    /// The statistics-worker, which is also the dead-letter collector.
     pub statistics: Worker,
-    /// Their servers. Last: a worker that is dropped by a failed test shows the end of its log, which
-    /// goes away with these.
+    /// Their servers. Declared last, so that it is dropped last: a worker that a failed test drops prints
+    /// the end of its log, which is in a directory of the scenario.
     pub scenario: Scenario,
 }
 
-impl Running {
-    /// A fleet of a test's own, ready.
+impl ServerSet {
+    /// A private set; all workers are ready.
     ///
     /// # Panics
     /// When a worker does not become ready.
@@ -34,12 +35,12 @@ impl Running {
         Self { savers: [one, two], migration, statistics, scenario }
     }
 
-    /// The fleet of this test process. It ends with the process, by its guard.
+    /// The set that the tests of this process share. A guard process ends it after this process.
     ///
     /// # Panics
     /// When a worker does not become ready.
     pub async fn shared() -> &'static Self {
-        static SHARED: OnceCell<Running> = OnceCell::const_new();
+        static SHARED: OnceCell<ServerSet> = OnceCell::const_new();
         SHARED.get_or_init(Self::own).await
     }
 }

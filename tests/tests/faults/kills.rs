@@ -1,91 +1,96 @@
-//! Processes that are killed without a chance to react.
+//! Processes killed with SIGKILL.
 
 use serde_json::{Value, json};
-use system_tests::{Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, closed, key};
+use system_tests::{
+    Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, closed, key,
+};
 use testkit::environment::deep;
 use testkit::servers::Kind;
 
-use crate::{SAVES, held, load, proxy, publish, stored, unready, until_stored};
+use crate::{SAVES, load, proxy, publish, stored, until_holding, until_stored, until_unready};
 
 #[tokio::test]
-async fn a_worker_killed_before_it_could_save_leaves_its_deliveries_to_the_next() {
+async fn a_worker_killed_before_it_saved_leaves_its_deliveries_to_the_next() {
     let scenario = Scenario::new().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let database = proxy(&scenario.database_url).await;
-    let doomed = scenario.start_with(SAVER, &[("DATABASE_URL", database.url())]).await;
+    let victim = scenario.start_with(SAVER, &[("DATABASE_URL", database.url())]).await;
     database.cut().await.unwrap();
-    publish(&agent, &mut ledger, &load("before", 300, 10)).await;
-    held(&doomed).await;
-    unready(&doomed, &["holding: postgresql unavailable"]).await;
-    doomed.kill();
+    publish(&agent, &mut published, &load("before", 300, 10)).await;
+    until_holding(&victim).await;
+    until_unready(&victim, &["holding: postgresql unavailable"]).await;
+    victim.kill();
     assert_eq!(stored(&scenario).await, 0);
 
     let next = scenario.start(SAVER).await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     Counts::reach(&next, "verbatim_redeliveries_total", &[("queue", SAVES)], 1.0).await;
-    scenario.rest([next]).await;
+    scenario.finish([next]).await;
 }
 
 #[tokio::test]
-async fn a_worker_killed_after_it_saved_and_before_it_acknowledged_doubles_nothing() {
+async fn a_worker_killed_after_it_saved_and_before_it_acknowledged_duplicates_nothing() {
     let scenario = Scenario::new().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let broker = proxy(&scenario.amqp_url).await;
     let database = proxy(&scenario.database_url).await;
     let settings = [("DATABASE_URL", database.url()), ("AMQP_URL", broker.url())];
-    let doomed = scenario.start_with(SAVER, &settings).await;
+    let victim = scenario.start_with(SAVER, &settings).await;
     database.cut().await.unwrap();
-    publish(&agent, &mut ledger, &load("after", 40, 4)).await;
-    held(&doomed).await;
-    // From here on nothing that it says reaches RabbitMQ.
+    publish(&agent, &mut published, &load("after", 40, 4)).await;
+    until_holding(&victim).await;
+    // From here on its acknowledgements do not reach RabbitMQ.
     broker.freeze();
     database.restore().await.unwrap();
     until_stored(&scenario, 1).await;
-    // It may have more batches than one; what is committed stays what it is.
-    doomed.kill();
+    // It may have several batches; after the kill no more are committed.
+    victim.kill();
     let before = stored(&scenario).await;
     broker.cut().await.unwrap();
 
     let next = scenario.start(SAVER).await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     let labels = [("queue", SAVES), ("outcome", "duplicate")];
     #[expect(clippy::cast_precision_loss, reason = "40 messages at most")]
     let before = before as f64;
     let counts = Counts::reach(&next, "verbatim_deliveries_total", &labels, before).await;
     assert_eq!(counts.sum("verbatim_messages_duplicate_total", &[]), before);
-    scenario.rest([next]).await;
+    scenario.finish([next]).await;
 }
 
 #[tokio::test]
-async fn kill_9_of_one_of_two_savers_under_a_load_of_20_000_loses_and_doubles_nothing() {
+async fn kill_9_of_one_of_two_savers_under_a_load_of_20_000_loses_and_duplicates_nothing() {
     let scenario = Scenario::new().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
-    let (doomed, survivor) = tokio::join!(scenario.start(SAVER), scenario.start(SAVER));
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+    let (victim, survivor) = tokio::join!(scenario.start(SAVER), scenario.start(SAVER));
     let messages = load("twenty", 20_000, 100);
     let (first, rest) = messages.split_at(8_000);
-    publish(&agent, &mut ledger, first).await;
-    let saving = Counts::reach(&doomed, "verbatim_messages_saved_total", &[], 500.0).await;
+    publish(&agent, &mut published, first).await;
+    let saving = Counts::reach(&victim, "verbatim_messages_saved_total", &[], 500.0).await;
     assert!(saving.sum("verbatim_batch_messages_count", &[("queue", SAVES)]) > 0.0);
-    // In the middle of the publishes that follow, and of its own batches.
-    let dies = async {
+    // Killed during the following publishes, and during its batches.
+    let kill = async {
         until_stored(&scenario, 9_000).await;
-        doomed.kill();
+        victim.kill();
         stored(&scenario).await
     };
-    let ((), at_death) = tokio::join!(publish(&agent, &mut ledger, rest), dies);
-    assert!(at_death < 20_000, "it died while there was work: {at_death}");
-    ledger.reconcile(&scenario, &reader).await;
-    assert_eq!(ledger.len(), 20_000);
+    let ((), at_kill) = tokio::join!(publish(&agent, &mut published, rest), kill);
+    assert!(at_kill < 20_000, "it was killed while there was work: {at_kill}");
+    published.reconcile(&scenario, &reader).await;
+    assert_eq!(published.len(), 20_000);
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
-    scenario.rest([survivor]).await;
+    scenario.finish([survivor]).await;
 }
 
 #[tokio::test]
-async fn a_closer_killed_midway_is_followed_by_another_and_each_conversation_closes_once() {
+async fn a_closer_killed_midway_is_replaced_by_another_and_each_conversation_closes_once() {
     let scenario = Scenario::new().await;
     let (agent, reader) = (scenario.agent(), scenario.reader());
     let settings = [("VERBATIM_CLOSE_LEASE", "2s")];
-    let (saver, statistics, doomed) = tokio::join!(
+    let (saver, statistics, victim) = tokio::join!(
         scenario.start(SAVER),
         scenario.start(STATISTICS),
         scenario.start_with(MIGRATION, &settings),
@@ -98,7 +103,7 @@ async fn a_closer_killed_midway_is_followed_by_another_and_each_conversation_clo
     agent.publish_all(&closes).await;
     let archived = "FROM conversations WHERE status = 'archived'";
     scenario.until_sql(&format!("SELECT (count(*) > 0)::text {archived}"), "true").await;
-    doomed.kill();
+    victim.kill();
     let other = scenario.start_with(MIGRATION, &settings).await;
     scenario.until_sql(&format!("SELECT count(*) {archived}"), "300").await;
 
@@ -109,35 +114,36 @@ async fn a_closer_killed_midway_is_followed_by_another_and_each_conversation_clo
     for body in &messages[..5] {
         assert_eq!(reader.transcript(&key(body)).await.messages.len(), 2);
     }
-    scenario.rest([saver, other, statistics]).await;
+    scenario.finish([saver, other, statistics]).await;
 }
 
 #[tokio::test]
 async fn a_collector_killed_midway_stores_every_dead_letter_and_none_twice() {
     let scenario = Scenario::new().await;
-    let (saver, doomed) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
-    let bad: Vec<Value> = load("dead letters", 400, 4)
+    let (saver, victim) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    let bad: Vec<Value> = load("dead-letters", 400, 4)
         .into_iter()
         .map(|mut message| {
-            message["role"] = "nobody".into();
+            message["role"] = "unknown".into();
             message
         })
         .collect();
     scenario.agent().publish_all(&bad).await;
     scenario.until_sql("SELECT (count(*) > 0)::text FROM dead_letters", "true").await;
-    doomed.kill();
+    victim.kill();
     let next = scenario.start(STATISTICS).await;
     let dead_letters = "SELECT concat_ws('|', count(*), count(DISTINCT message_id), min(field))
                    FROM dead_letters WHERE status = 'open'";
     scenario.until_sql(dead_letters, "400|400|role").await;
-    scenario.rest([saver, next]).await;
+    scenario.finish([saver, next]).await;
 }
 
 #[tokio::test]
-async fn servers_and_workers_killed_one_after_another_under_load_lose_and_double_nothing() {
+async fn servers_and_workers_killed_one_after_another_under_load_lose_and_duplicate_nothing() {
     const PART: usize = 800;
     let scenario = Scenario::on_own_servers().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let start_all = async || {
         tokio::join!(scenario.start(SAVER), scenario.start(SAVER), scenario.start(STATISTICS))
     };
@@ -150,15 +156,15 @@ async fn servers_and_workers_killed_one_after_another_under_load_lose_and_double
         Fault::AllWorkers,
     ];
     if deep() {
-        // A walk that visits the five in an order which repeats late.
+        // 40 faults, in an order of the five that repeats late.
         faults = (0..40).map(|n: usize| faults[(n * n + n / 3) % 5]).collect();
     }
     let messages = load("killed", faults.len() * PART, faults.len() * 4);
     for (fault, part) in faults.into_iter().zip(messages.chunks(PART)) {
         let (early, late) = part.split_at(PART / 4);
-        agent.insist(early).await;
-        // While the rest is being published, and the first part saved.
-        let strike = async {
+        agent.publish_until_confirmed(early).await;
+        // While the rest is published and the first part is saved.
+        let inject = async {
             match fault {
                 Fault::Server(kind) => {
                     let server = scenario.server(kind);
@@ -180,15 +186,15 @@ async fn servers_and_workers_killed_one_after_another_under_load_lose_and_double
                 }
             }
         };
-        tokio::join!(agent.insist(late), strike);
-        ledger.confirm(part);
+        tokio::join!(agent.publish_until_confirmed(late), inject);
+        published.add_confirmed(part);
     }
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     for worker in [&one, &two, &statistics] {
         worker.ready(LIMIT).await.unwrap();
     }
-    scenario.rest([one, two, statistics]).await;
+    scenario.finish([one, two, statistics]).await;
 }
 
 /// What is killed.

@@ -1,11 +1,11 @@
-//! Outages that last, and outages without end, under a steady load. Minutes with `--deep`, else
-//! seconds.
+//! Long and repeated outages under a steady load: minutes with `--deep`, else seconds.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use system_tests::{
-    Agent, Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, closed, message,
+    Agent, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, closed,
+    message,
 };
 use testkit::environment::deep;
 use testkit::fleet::Worker;
@@ -15,20 +15,20 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::{SAVES, load, proxy, publish, until_stored};
 
-/// How large what agents say in an outage is, in bytes.
+/// The content of each message, in bytes.
 const CONTENT_BYTES: usize = 4 << 10;
 
-/// What a worker's memory may grow in an outage after its first quarter. A saver that kept what comes
-/// in the other 90 s, half of 1 000 messages a second, would grow by ten times as much.
+/// How much a worker's memory may grow in an outage after its first quarter. A saver that kept all messages
+/// of the other 90 s, half of 1 000 a second, would grow by ten times as much.
 const GROWTH_KIB: u64 = 16 << 10;
 
-/// How often a second messages are published.
+/// Publish batches a second.
 const PARTS: usize = 10;
 
-/// For how long messages come before an outage, in seconds: prefetches find their size meanwhile.
+/// Seconds of load before an outage, in which the prefetch adapts to its size.
 const BEFORE: usize = 3;
 
-/// How many sessions close in each outage.
+/// Sessions that close in each outage.
 const CLOSING: usize = 5;
 
 #[tokio::test]
@@ -43,7 +43,7 @@ async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
     );
     let urls =
         [("AMQP_URL", broker.url()), ("REDIS_URL", redis.url()), ("DATABASE_URL", database.url())];
-    // The second one holds for less than the outage, gives back what it has, and waits.
+    // The hold limit of the second saver is shorter than the outage: it requeues its deliveries.
     let shorter: Vec<_> = urls.into_iter().chain([("VERBATIM_HOLD_LIMIT", hold_limit)]).collect();
     let (one, two, migration, statistics) = tokio::join!(
         scenario.start_with(SAVER, &urls),
@@ -52,7 +52,8 @@ async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
         scenario.start_with(STATISTICS, &urls),
     );
     let fleet = [&one, &two, &migration, &statistics];
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let in_an_outage = usize::try_from(outage.as_secs()).unwrap() * rate;
     let round = BEFORE * rate + in_an_outage;
     let messages = load("long", 3 * round, 3 * round / 300);
@@ -63,30 +64,30 @@ async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
         let sessions = sessions(dead_letters.len());
         let one_each: Vec<_> =
             sessions.iter().map(|it| message("long", it, it, &json!({}))).collect();
-        publish(&agent, &mut ledger, &one_each).await;
-        steadily(&agent, &mut ledger, before, rate).await;
-        until_stored(&scenario, ledger.len()).await;
+        publish(&agent, &mut published, &one_each).await;
+        steadily(&agent, &mut published, before, rate).await;
+        until_stored(&scenario, published.len()).await;
         server.cut().await.unwrap();
         let closes = sessions.iter().map(|it| closed("long", it, &json!({})));
         agent.publish_all(&closes.collect::<Vec<_>>()).await;
-        dead_letters.push(nobodys(dead_letters.len()));
+        dead_letters.push(unknown_action(dead_letters.len()));
         agent.publish_all(&dead_letters[dead_letters.len() - 1..]).await;
-        tokio::join!(steadily(&agent, &mut ledger, during, rate), memory_stays(fleet, outage));
+        tokio::join!(steadily(&agent, &mut published, during, rate), memory_stays(fleet, outage));
         if deep() && dead_letters.len() == 1 {
-            // There was more to come than it may have.
-            full_hands(&one).await;
+            // More messages were queued than the prefetch allows.
+            prefetch_full(&one).await;
         }
         server.restore().await.unwrap();
-        until_stored(&scenario, ledger.len()).await;
+        until_stored(&scenario, published.len()).await;
         for worker in fleet {
             worker.ready(LIMIT).await.unwrap();
         }
     }
-    ledger.confirm(&dead_letters);
-    ledger.reconcile(&scenario, &reader).await;
-    let kept = "SELECT string_agg(concat(message_id, ' ', attempts), ', ' ORDER BY message_id)
+    published.add_confirmed(&dead_letters);
+    published.reconcile(&scenario, &reader).await;
+    let attempts = "SELECT string_agg(concat(message_id, ' ', attempts), ', ' ORDER BY message_id)
                 FROM dead_letters";
-    assert_eq!(scenario.sql(kept).await, "nobodys0 1, nobodys1 1, nobodys2 1");
+    assert_eq!(scenario.sql(attempts).await, "unknown0 1, unknown1 1, unknown2 1");
     let archived = "SELECT count(*) FROM conversations WHERE status = 'archived'
                     AND session_id LIKE 'closing%'";
     scenario.until_sql(archived, &(3 * CLOSING).to_string()).await;
@@ -97,15 +98,16 @@ async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
         assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
         assert_eq!(counts.sum("verbatim_deliveries_total", &[("outcome", "quarantined")]), 0.0);
     }
-    scenario.rest([one, two, migration, statistics]).await;
+    scenario.finish([one, two, migration, statistics]).await;
 }
 
 #[tokio::test]
-async fn rabbitmq_killed_again_and_again_while_hands_are_full_makes_no_dead_letter() {
+async fn rabbitmq_killed_again_and_again_while_the_prefetch_is_full_makes_no_dead_letter() {
     let (kills, part) = if deep() { (25, 200) } else { (3, 100) };
     let scenario = Scenario::with_own(Servers::start(&[Kind::RabbitMq]).await.unwrap()).await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
-    // While there is a gate, whoever saves waits before it.
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+    // While the table `gate` has a row, every insert waits.
     let gate = "CREATE TABLE gate ();
                 CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
                 BEGIN
@@ -117,58 +119,58 @@ async fn rabbitmq_killed_again_and_again_while_hands_are_full_makes_no_dead_lett
                 INSERT INTO gate DEFAULT VALUES";
     scenario.sql(gate).await;
     let (one, two, statistics) = tokio::join!(
-        scenario.start_with(SAVER, &SMALL_HANDS),
-        scenario.start_with(SAVER, &SMALL_HANDS),
+        scenario.start_with(SAVER, &SMALL_PREFETCH),
+        scenario.start_with(SAVER, &SMALL_PREFETCH),
         scenario.start(STATISTICS),
     );
     for (kill, messages) in load("kills", kills * part, 20).chunks(part).enumerate() {
-        // Far more than both can hold: whatever was quarantined, others follow.
-        agent.insist(messages).await;
-        ledger.confirm(messages);
-        tokio::join!(full_hands(&one), full_hands(&two));
+        // Far more than both prefetches, so that they fill again although messages were quarantined.
+        agent.publish_until_confirmed(messages).await;
+        published.add_confirmed(messages);
+        tokio::join!(prefetch_full(&one), prefetch_full(&two));
         let rabbitmq = scenario.server(Kind::RabbitMq);
         rabbitmq.kill().await.unwrap();
         rabbitmq.start().await.unwrap();
-        // Two kills, a pause, then five between pauses: what goes back three times is quarantined.
+        // Two kills, a pause, then five kills between pauses: a message requeued three times is quarantined.
         if kill % 5 == 1 {
             scenario.sql("DELETE FROM gate").await;
-            until_stored(&scenario, ledger.len()).await;
+            until_stored(&scenario, published.len()).await;
             nothing_queued(&scenario).await;
             scenario.sql("INSERT INTO gate DEFAULT VALUES").await;
         }
     }
     scenario.sql("DELETE FROM gate").await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     let (one_saw, two_saw) = tokio::join!(Counts::of(&one), Counts::of(&two));
     let sum = |name, labels: &[_]| one_saw.sum(name, labels) + two_saw.sum(name, labels);
-    // Of the 40 that each kill sends back, 20 at least come to where they are looked at.
+    // Each kill requeues 40 deliveries; at least 20 of them are counted as redelivered.
     let redelivered = sum("verbatim_redeliveries_total", &[("queue", SAVES)]);
     assert!(redelivered >= f64::from(20 * u16::try_from(kills).unwrap()), "{redelivered}");
-    let suspected = sum("verbatim_deliveries_total", &[("outcome", "quarantined")]);
-    assert!(suspected > 0.0 || !deep(), "{suspected}");
-    scenario.rest([one, two, statistics]).await;
+    let quarantined = sum("verbatim_deliveries_total", &[("outcome", "quarantined")]);
+    assert!(quarantined > 0.0 || !deep(), "{quarantined}");
+    scenario.finish([one, two, statistics]).await;
 }
 
-/// Savers that take 20 messages at most: a batch of ten under way, and the next one. They are as
-/// patient as the test.
-const SMALL_HANDS: [(&str, &str); 3] = [
+/// Savers with a prefetch of 20 at most: one batch of ten in flight, and the next one. Their statement
+/// timeout is longer than the test's waits.
+const SMALL_PREFETCH: [(&str, &str); 3] = [
     ("VERBATIM_BATCH_SIZE", "10"),
     ("VERBATIM_BATCHES_IN_FLIGHT", "1"),
     ("VERBATIM_DATABASE_TIMEOUT", "2m"),
 ];
 
-/// Waits until a saver holds as many deliveries as it may.
-async fn full_hands(saver: &Worker) {
+/// Waits until a saver has as many unacknowledged deliveries as its prefetch allows.
+async fn prefetch_full(saver: &Worker) {
     let held = [("queue", SAVES), ("state", "unacknowledged")];
-    eventually(format!("full hands of {}", saver.name()), LIMIT, async || {
+    eventually(format!("the prefetch of {} to be full", saver.name()), LIMIT, async || {
         let counts = Counts::of(saver).await;
         let held = counts.sum("verbatim_queue_messages", &held);
         let prefetch = counts.sum("verbatim_prefetch", &[("queue", SAVES)]);
         if prefetch > 0.0 && held >= prefetch {
             Ok(())
         } else {
-            Err(format!("{held} of {prefetch}"))
+            Err(format!("{held} of {prefetch} deliveries"))
         }
     })
     .await;
@@ -187,36 +189,41 @@ fn sessions(outage: usize) -> Vec<String> {
     (0..CLOSING).map(|n| format!("closing{outage}-{n}")).collect()
 }
 
-/// An action that nobody knows: no saver sees it, and the dead-letter collector gets it in the middle of the outage.
-fn nobodys(outage: usize) -> Value {
+/// An action of unknown type: it is unroutable, and the dead-letter collector gets it during the outage.
+fn unknown_action(outage: usize) -> Value {
     let unknown = json!({"action_type": "conversation.summarise"});
-    message("long", "nobodys", &format!("nobodys{outage}"), &unknown)
+    message("long", "unknown", &format!("unknown{outage}"), &unknown)
 }
 
-/// Publishes so many messages a second, each of [`CONTENT_BYTES`], and enters them into the books.
-async fn steadily(agent: &Agent, ledger: &mut Ledger, messages: &[Value], rate: usize) {
-    let mut beat = interval(Duration::from_secs(1) / u32::try_from(PARTS).unwrap());
+/// Publishes `rate` messages a second, each with [`CONTENT_BYTES`], and records them as confirmed.
+async fn steadily(
+    agent: &Agent,
+    published: &mut PublishedMessages,
+    messages: &[Value],
+    rate: usize,
+) {
+    let mut ticks = interval(Duration::from_secs(1) / u32::try_from(PARTS).unwrap());
     let content = Value::from("w".repeat(CONTENT_BYTES));
     for part in messages.chunks(rate / PARTS) {
-        beat.tick().await;
+        ticks.tick().await;
         let mut part = part.to_vec();
         part.iter_mut().for_each(|message| message["content"] = content.clone());
-        publish(agent, ledger, &part).await;
+        publish(agent, published, &part).await;
     }
 }
 
-/// Looks at the memory of workers for so long; from the first quarter on it is to stay what it is.
-/// Only a deep run can tell: in seconds nothing grows.
+/// Measures the memory of workers for so long, and checks that it does not grow after the first quarter.
+/// Only in a deep run: in seconds nothing grows.
 async fn memory_stays(workers: [&Worker; 4], during: Duration) {
     if !deep() {
         return;
     }
     let began = Instant::now();
-    let mut looks = interval(during / 100);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut samples = interval(during / 100);
+    samples.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut settled, mut highest) = ([0; 4], [0; 4]);
     while began.elapsed() < during {
-        looks.tick().await;
+        samples.tick().await;
         let now = workers.map(resident_kib);
         for (highest, now) in highest.iter_mut().zip(now) {
             *highest = now.max(*highest);

@@ -1,67 +1,69 @@
-//! How a worker starts, and how it ends when it is asked to.
+//! How workers start, and how they end after SIGTERM.
 
 use domain::status::ConversationStatus;
 use serde_json::json;
 use system_tests::{
-    Counts, LIMIT, Ledger, MIGRATION, SAVER, STATISTICS, Scenario, closed, key, message,
+    Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, closed, key, message,
 };
 use testkit::process::Signal;
 use testkit::wait::eventually;
 
-use crate::{SAVES, held, load, proxy, publish, stored, unready, until_stored};
+use crate::{SAVES, load, proxy, publish, stored, until_holding, until_stored, until_unready};
 
 #[tokio::test]
 async fn sigterm_under_load_drains_everything_that_was_delivered() {
     let scenario = Scenario::new().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let leaving = scenario.start(SAVER).await;
-    publish(&agent, &mut ledger, &load("drain", 3_000, 20)).await;
+    publish(&agent, &mut published, &load("drain", 3_000, 20)).await;
     Counts::reach(&leaving, "verbatim_messages_saved_total", &[], 1.0).await;
     scenario.drain([leaving]).await;
     let saved = stored(&scenario).await;
     let queued: u32 = scenario.queued().await.iter().map(|(_, ready)| ready).sum();
     let queued = usize::try_from(queued).unwrap();
-    assert_eq!(saved + queued, 3_000, "what is saved is acknowledged");
+    assert_eq!(saved + queued, 3_000, "every saved message is acknowledged");
 
     let next = scenario.start(SAVER).await;
-    ledger.reconcile(&scenario, &reader).await;
+    published.reconcile(&scenario, &reader).await;
     let counts = Counts::of(&next).await;
-    assert_eq!(counts.sum("verbatim_redeliveries_total", &[]), 0.0, "nothing came twice");
+    assert_eq!(counts.sum("verbatim_redeliveries_total", &[]), 0.0, "nothing was redelivered");
     assert_eq!(counts.sum("verbatim_messages_duplicate_total", &[]), 0.0);
-    scenario.rest([next]).await;
+    scenario.finish([next]).await;
 }
 
 #[tokio::test]
-async fn a_drain_that_cannot_end_is_cut_by_its_deadline_or_by_a_second_signal() {
+async fn a_drain_that_cannot_finish_ends_at_its_deadline_or_at_a_second_signal() {
     let scenario = Scenario::new().await;
-    let (agent, reader, mut ledger) = (scenario.agent(), scenario.reader(), Ledger::default());
+    let (agent, reader, mut published) =
+        (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let database = proxy(&scenario.database_url).await;
     let cut_off =
         |deadline| [("DATABASE_URL", database.url()), ("VERBATIM_DRAIN_DEADLINE", deadline)];
-    // Each holds what it got: the database is away.
-    let (hurried, patient) = (cut_off("500ms"), cut_off("10m"));
-    let (hurried, patient) =
-        tokio::join!(scenario.start_with(SAVER, &hurried), scenario.start_with(SAVER, &patient));
+    // Both hold their deliveries while the database is unavailable.
+    let (short, long) = (cut_off("500ms"), cut_off("10m"));
+    let (short, long) =
+        tokio::join!(scenario.start_with(SAVER, &short), scenario.start_with(SAVER, &long));
     database.cut().await.unwrap();
-    publish(&agent, &mut ledger, &load("cut", 200, 4)).await;
-    tokio::join!(held(&hurried), held(&patient));
-    let status = hurried.stop(LIMIT).await.unwrap();
-    assert_eq!(status.code(), Some(3), "{}", hurried.log_tail());
+    publish(&agent, &mut published, &load("cut", 200, 4)).await;
+    tokio::join!(until_holding(&short), until_holding(&long));
+    let status = short.stop(LIMIT).await.unwrap();
+    assert_eq!(status.code(), Some(3), "{}", short.log_tail());
 
-    patient.signal(Signal::Terminate).unwrap();
-    unready(&patient, &["\"process\":{\"ready\":false"]).await;
-    assert!(patient.exited().is_none(), "it finishes what it has, if it is let");
-    let status = patient.stop(LIMIT).await.unwrap();
-    assert_eq!(status.code(), Some(4), "{}", patient.log_tail());
+    long.signal(Signal::Terminate).unwrap();
+    until_unready(&long, &["\"process\":{\"ready\":false"]).await;
+    assert!(long.exited().is_none(), "it waits until its batches are finished");
+    let status = long.stop(LIMIT).await.unwrap();
+    assert_eq!(status.code(), Some(4), "{}", long.log_tail());
     assert_eq!(stored(&scenario).await, 0);
 
     let next = scenario.start(SAVER).await;
-    ledger.reconcile(&scenario, &reader).await;
-    scenario.rest([next]).await;
+    published.reconcile(&scenario, &reader).await;
+    scenario.finish([next]).await;
 }
 
 #[tokio::test]
-async fn a_fleet_that_starts_before_its_servers_lives_says_what_is_missing_and_gets_ready() {
+async fn a_fleet_started_before_its_servers_reports_what_is_missing_and_becomes_ready() {
     let scenario = Scenario::new().await;
     let (broker, redis, database) = tokio::join!(
         proxy(&scenario.amqp_url),
@@ -79,12 +81,12 @@ async fn a_fleet_that_starts_before_its_servers_lives_says_what_is_missing_and_g
     let all: Vec<String> = missing(&["rabbitmq", "redis", "postgresql"]);
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     for worker in &workers {
-        unready(worker, &all).await;
+        until_unready(worker, &all).await;
         assert_eq!(worker.get("/livez").await.unwrap().status, 200);
-        eventually(format!("{} to count all three as down", worker.name()), LIMIT, async || {
-            let told = worker.get("/metrics").await.map_err(|error| error.to_string())?.body;
-            let down = told.matches("verbatim_dependency_up{store=").count();
-            if down == 3 { Ok(()) } else { Err(told) }
+        eventually(format!("{} to report all three as down", worker.name()), LIMIT, async || {
+            let body = worker.get("/metrics").await.map_err(|error| error.to_string())?.body;
+            let down = body.matches("verbatim_dependency_up{dependency=").count();
+            if down == 3 { Ok(()) } else { Err(body) }
         })
         .await;
     }
@@ -92,11 +94,11 @@ async fn a_fleet_that_starts_before_its_servers_lives_says_what_is_missing_and_g
     let two: Vec<&str> = two.iter().map(String::as_str).collect();
     database.restore().await.unwrap();
     for worker in &workers {
-        unready(worker, &[two[0], two[1], "\"postgresql\":{\"ready\":true}"]).await;
+        until_unready(worker, &[two[0], two[1], "\"postgresql\":{\"ready\":true}"]).await;
     }
     redis.restore().await.unwrap();
     for worker in &workers {
-        unready(worker, &[two[0], "\"redis\":{\"ready\":true}"]).await;
+        until_unready(worker, &[two[0], "\"redis\":{\"ready\":true}"]).await;
     }
     broker.restore().await.unwrap();
     for worker in &workers {
@@ -107,18 +109,18 @@ async fn a_fleet_that_starts_before_its_servers_lives_says_what_is_missing_and_g
     until_stored(&scenario, 1).await;
     scenario.agent().publish(&closed("early", "s", &json!({}))).await;
     scenario.reader().reaches(&key(&body), ConversationStatus::Archived).await;
-    scenario.rest(workers).await;
+    scenario.finish(workers).await;
 }
 
 #[tokio::test]
-async fn a_worker_stops_at_servers_that_are_not_prepared_and_names_what_prepares_them() {
+async fn a_worker_exits_if_setup_has_not_run_and_names_the_setup_command() {
     let ends = async |scenario: &Scenario, program: &str| {
         let worker = scenario.launch(program, &[]);
         let status = worker.wait(LIMIT).await.unwrap();
         assert_eq!(status.code(), Some(1), "{program}: {}", worker.log_tail());
         worker.log()
     };
-    // One server at a time: of two faults a worker names the one that it finds first.
+    // One fault at a time: of two faults a worker names the one that it finds first.
     let (no_schema, no_queues) = tokio::join!(Scenario::unprepared(), Scenario::unprepared());
     no_schema.declare().await;
     for program in [SAVER, MIGRATION, STATISTICS] {
@@ -133,7 +135,7 @@ async fn a_worker_stops_at_servers_that_are_not_prepared_and_names_what_prepares
     no_queues.migrate().await;
     let log = ends(&no_queues, SAVER).await;
     assert!(log.contains("verbatim setup") && log.contains("conversation.save_message"), "{log}");
-    // A queue that would lose messages: not a quorum queue.
+    // The queue exists, but is no quorum queue: it could lose messages.
     no_queues.rabbit().queue(SAVES).await;
     let log = ends(&no_queues, SAVER).await;
     let named = log.contains("queue `conversation.save_message`: `x-");
@@ -141,9 +143,9 @@ async fn a_worker_stops_at_servers_that_are_not_prepared_and_names_what_prepares
 }
 
 #[tokio::test]
-async fn a_setting_that_makes_no_sense_is_named_and_no_secret_is() {
+async fn an_invalid_setting_is_named_and_no_secret_is_logged() {
     let scenario = Scenario::unprepared().await;
-    for (name, value, said) in [
+    for (name, value, expected) in [
         ("VERBATIM_BATCH_SIZE", "0", "1 to 100000"),
         ("VERBATIM_HOLD_LIMIT", "soon", "soon"),
         ("AMQP_URL", "", "AMQP_URL"),
@@ -155,9 +157,9 @@ async fn a_setting_that_makes_no_sense_is_named_and_no_secret_is() {
         let log = worker.log();
         assert_eq!(status.code(), Some(2), "{name}={value}: {log}");
         assert!(log.contains(name) || name == "VERBATIM_CONFIG", "{name} is named: {log}");
-        assert!(log.contains(said) && !log.contains("hidden"), "{log}");
+        assert!(log.contains(expected) && !log.contains("hidden"), "{log}");
     }
-    // What its client does not know of an address, it would tell as it stands there.
+    // The PostgreSQL client logs unknown parameters of a URL with their values.
     let address = format!("{}?sslpassword=hidden", scenario.database_url);
     let worker = scenario.launch(SAVER, &[("DATABASE_URL", &address)]);
     worker.wait(LIMIT).await.unwrap();

@@ -1,38 +1,38 @@
-//! How each fault is made, and unmade.
+//! How each fault is injected and repaired.
 
 use testkit::process::Signal;
 use testkit::servers::{Kind, Server};
 use testkit::wait::eventually;
 use tokio::time::sleep;
 
-use super::Ground;
-use super::plan::{Death, Fault, NetworkFault, Outage, Strike};
+use super::Environment;
+use super::plan::{Fault, NetworkFault, Outage, ProcessFault, ScheduledFault};
 use crate::LIMIT;
 
-impl Ground {
-    /// Breaks something, waits as long as it is to last, and mends it; returns when it is mended.
+impl Environment {
+    /// Injects a fault, waits for its duration, and repairs it; returns when it is repaired.
     ///
     /// # Panics
-    /// When it cannot be broken or mended: then the run proves nothing.
-    pub(super) async fn strike(&self, strike: &Strike) {
-        match strike.fault {
-            Fault::Worker(replica, death) => {
+    /// When it cannot be injected or repaired: then the run proves nothing.
+    pub(super) async fn inject(&self, scheduled: &ScheduledFault) {
+        match scheduled.fault {
+            Fault::Worker(replica, process_fault) => {
                 let slot = self.replicas.slot(replica);
-                self.replicas.note_fallen(slot).await;
-                match death {
-                    Death::Killed => slot.worker.lock().await.kill(),
-                    // However it ends: with a server away it may have to give up at its deadline.
-                    Death::Drained => {
+                self.replicas.record_unexpected_exit(slot).await;
+                match process_fault {
+                    ProcessFault::Killed => slot.worker.lock().await.kill(),
+                    // Any exit code: while a server is unavailable the drain may reach its deadline.
+                    ProcessFault::Drained => {
                         slot.worker.lock().await.stop(LIMIT).await.expect("it ends");
                     }
-                    Death::Stopped => {
+                    ProcessFault::Stopped => {
                         let worker = slot.worker.lock().await;
                         worker.signal(Signal::Stop).expect("SIGSTOP");
-                        sleep(strike.lasts).await;
+                        sleep(scheduled.lasts).await;
                         return worker.signal(Signal::Continue).expect("SIGCONT");
                     }
                 }
-                sleep(strike.lasts).await;
+                sleep(scheduled.lasts).await;
                 slot.restart(&self.scenario).await;
             }
             Fault::Path(replica, server, network_fault) => {
@@ -42,14 +42,14 @@ impl Ground {
                     NetworkFault::Cut => path.cut().await.expect("a proxy"),
                     NetworkFault::Frozen => path.freeze(),
                 }
-                sleep(strike.lasts).await;
+                sleep(scheduled.lasts).await;
                 path.restore().await.expect("a proxy");
             }
-            Fault::Server(outage) => self.outage(outage, strike).await,
+            Fault::Server(outage) => self.outage(outage, scheduled).await,
         }
     }
 
-    async fn outage(&self, outage: Outage, strike: &Strike) {
+    async fn outage(&self, outage: Outage, scheduled: &ScheduledFault) {
         let server = self.scenario.server(outage.server());
         match outage {
             Outage::BrokerKilled | Outage::RedisKilled | Outage::RedisEmptied => {
@@ -60,7 +60,7 @@ impl Ground {
             Outage::DatabaseStopped => server.crash().await.expect("an immediate shutdown"),
             Outage::BackendKilled => return self.kill_backend().await,
         }
-        sleep(strike.lasts).await;
+        sleep(scheduled.lasts).await;
         match outage {
             Outage::BrokerAppStopped => ctl(server, "start_app").await,
             Outage::RedisPaused => server.thaw().expect("SIGCONT"),
@@ -69,13 +69,13 @@ impl Ground {
         }
     }
 
-    /// Kills one process of PostgreSQL that serves the fleet; PostgreSQL then ends all the others and
-    /// recovers, since shared memory may be damaged.
+    /// Kills one PostgreSQL backend of a worker. PostgreSQL then ends all other backends and recovers,
+    /// because shared memory may be damaged.
     async fn kill_backend(&self) {
         let server = self.scenario.server(Kind::PostgreSql);
         let newest = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'
                         AND pid <> pg_backend_pid() ORDER BY state_change DESC NULLS LAST LIMIT 1";
-        // One that ends by itself in between is no child any more.
+        // A backend may end by itself between the query and the kill.
         let killed = eventually("a backend to kill", LIMIT, async || {
             let pid =
                 server.psql("postgres", newest).await.map_err(|error| format!("{error:#}"))?;
