@@ -26,8 +26,11 @@ async fn an_outage_of_postgresql_under_load_costs_time_and_no_attempt() {
     publish(&agent, &mut published, &messages[1_000..2_000]).await;
     tokio::join!(until_holding(&one), until_holding(&two));
     for worker in [&one, &two] {
-        until_unready(worker, &["holding: postgresql unavailable", "\"postgresql\":{\"ready\":false"])
-            .await;
+        until_unready(
+            worker,
+            &["holding: postgresql unavailable", "\"postgresql\":{\"ready\":false"],
+        )
+        .await;
         assert_eq!(worker.get("/livez").await.unwrap().status, 200);
     }
     let before = stored(&scenario).await;
