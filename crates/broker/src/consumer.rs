@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use domain::clock::Clock;
 use domain::failure::{Dependency, Unavailable};
+use domain::repeated::RepeatedFailure;
 use futures_util::FutureExt;
 use metrics::Metrics;
 use tokio::sync::watch;
@@ -220,19 +221,25 @@ impl<H: Handler> Consumer<H> {
         let mut backoff = Backoff::new();
         let mut mode = ConsumeMode::Batches;
         let mut down_since = None;
+        let mut connecting = RepeatedFailure::default();
         while !shutdown.is_cancelled() {
             shared.state.send_replace(ConsumerState::Connecting);
             let began = Instant::now();
-            let Ended { end, requeued, outage } =
-                match Session::open(shared.clone(), mode, down_since).await {
-                    Ok(session) => {
-                        down_since = None;
-                        session.run(&shutdown).await
-                    }
-                    Err(error) => Ended::without_session(error),
-                };
+            let (end, outage) = match Session::open(shared.clone(), mode, down_since).await {
+                Ok(session) => {
+                    down_since = None;
+                    connecting = RepeatedFailure::default();
+                    let Ended { end, requeued, outage } = session.run(&shutdown).await;
+                    shared.observer.session_ended(&end, requeued, &shared.settings);
+                    (end, outage)
+                }
+                Err(error) => {
+                    let log = connecting.failed(Instant::now().into_std());
+                    shared.observer.not_registered(&error, log);
+                    (End::Failed(error), None)
+                }
+            };
             down_since.get_or_insert_with(Instant::now);
-            shared.observer.session_ended(&end, requeued, &shared.settings);
             if began.elapsed() > STABLE_SESSION {
                 backoff = Backoff::new();
             }

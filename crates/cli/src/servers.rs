@@ -8,7 +8,7 @@ use std::time::Duration;
 use broker::Endpoints;
 use database::{Database, SchemaError};
 use domain::causes::with_causes;
-use domain::failure::{Dependency, FailureClass};
+use domain::failure::FailureClass;
 use service::Process;
 use service::settings::{AmqpSettings, DatabaseSettings, ReadReplicaSettings, ServerUrl};
 use tokio::net::TcpStream;
@@ -147,15 +147,6 @@ impl Broker {
     fn unavailable(&self, cause: String) -> Failure {
         let (server, setting, address) = ("RabbitMQ", "AMQP_URL", self.address.clone());
         Failure::Unavailable(Unavailable { server, setting, address, cause })
-    }
-}
-
-/// The name of a server in text.
-pub(crate) fn server_name(dependency: Dependency) -> &'static str {
-    match dependency {
-        Dependency::RabbitMq => "RabbitMQ",
-        Dependency::Redis => "Redis",
-        Dependency::PostgreSql => "PostgreSQL",
     }
 }
 

@@ -40,14 +40,20 @@ pub fn record_server(
     move |server_identity| {
         let (database, metrics, random) = (database.clone(), metrics.clone(), random.clone());
         Box::pin(async move {
-            if database.record_server_identity(&server_identity.to_string(), random.next()).await?
-                == EpochChange::Changed
-            {
-                metrics.add(Counter::HotEpochChanges, 1);
-                tracing::warn!(
-                    %server_identity,
-                    "Redis server changed (run id, replication id); all hot copies invalidated"
-                );
+            let identity = server_identity.to_string();
+            match database.record_server_identity(&identity, random.next()).await? {
+                EpochChange::Same => {}
+                EpochChange::First => {
+                    metrics.add(Counter::HotEpochChanges, 1);
+                    tracing::info!(%server_identity, "first Redis server recorded");
+                }
+                EpochChange::Changed => {
+                    metrics.add(Counter::HotEpochChanges, 1);
+                    tracing::warn!(
+                        %server_identity,
+                        "Redis server changed (run id, replication id); all hot copies invalidated"
+                    );
+                }
             }
             Ok(())
         })

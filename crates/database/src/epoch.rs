@@ -40,6 +40,8 @@ pub struct ConversationNumbers {
 pub enum EpochChange {
     /// The stored server identity is the same.
     Same,
+    /// None was stored: this is the first Redis that the fleet uses.
+    First,
     /// It was different: all hot copies made before are invalidated.
     Changed,
 }
@@ -80,7 +82,8 @@ impl Database {
                         .await?
                         .rows_affected();
                 if changed == 1 {
-                    return Ok(EpochChange::Changed);
+                    let first = stored.is_empty();
+                    return Ok(if first { EpochChange::First } else { EpochChange::Changed });
                 }
                 // Another process changed the row first, to this server identity or to another.
             }

@@ -512,7 +512,7 @@ async fn a_limit_selects_the_newest_dead_letters_audit_entries_and_conversations
 #[tokio::test]
 async fn when_two_replicas_record_a_new_server_identity_one_changes_the_epoch() {
     let (_env, database) = migrated().await;
-    assert_eq!(database.record_server_identity("a:1", 10).await.unwrap(), EpochChange::Changed);
+    assert_eq!(database.record_server_identity("a:1", 10).await.unwrap(), EpochChange::First);
     assert_eq!(database.record_server_identity("a:1", 11).await.unwrap(), EpochChange::Same);
     let (one, two) = tokio::join!(
         database.record_server_identity("b:1", 20),

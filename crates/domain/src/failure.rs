@@ -39,7 +39,7 @@ impl Dependency {
     /// Every dependency.
     pub const ALL: [Self; 3] = [Self::RabbitMq, Self::Redis, Self::PostgreSql];
 
-    /// The label in metrics and log lines.
+    /// The label in metrics, in JSON and in the fields of log lines. People read its `Display`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -52,7 +52,11 @@ impl Dependency {
 
 impl fmt::Display for Dependency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        f.write_str(match self {
+            Self::RabbitMq => "RabbitMQ",
+            Self::Redis => "Redis",
+            Self::PostgreSql => "PostgreSQL",
+        })
     }
 }
 

@@ -15,6 +15,7 @@ pub mod failure;
 pub mod fixtures;
 pub mod ids;
 pub mod message;
+pub mod repeated;
 pub mod reply;
 pub mod schema;
 pub mod status;

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use domain::causes::with_causes;
+use domain::repeated::RepeatedFailure;
 use redis::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -191,16 +192,28 @@ impl Connections {
     /// Runs for ever: connects when there is no connection, and checks the server identity at every
     /// interval.
     pub(crate) async fn watch(&self) {
+        let mut checks = RepeatedFailure::default();
         loop {
             // A failed attempt was logged when the health changed.
             if let Ok(connection) = self.get().await {
                 let running = connection.0.last_check.running.lock().await;
-                if let Err(error) = self.check_again(&connection).await {
-                    tracing::warn!(
+                let result = self.check_again(&connection).await;
+                let now = Instant::now().into();
+                match result {
+                    Ok(()) => {
+                        if let Some(failed_for) = checks.succeeded(now) {
+                            let seconds = failed_for.as_secs_f32();
+                            tracing::info!(
+                                "Redis server identity check succeeded again after {seconds:.1} s"
+                            );
+                        }
+                    }
+                    Err(error) if checks.failed(now) => tracing::warn!(
                         error = with_causes(&error),
                         "Redis server identity check failed; hot copies are written only after a \
                          successful check"
-                    );
+                    ),
+                    Err(_) => {}
                 }
                 drop(running);
             }

@@ -110,7 +110,7 @@ async fn drain(
     deadline: Duration,
 ) -> End {
     let began = Instant::now();
-    check.stopping();
+    check.stopping("stopping");
     let second = async {
         if signals.recv().await.is_none() {
             // The channel is closed: only the deadline can end the drain now.

@@ -108,13 +108,13 @@ impl Check {
     pub fn not_ready(&self, reason: impl Into<String>) {
         let (Handle { readiness, name, .. }, reason) = (&*self.0, reason.into());
         if readiness.set(&self.0, Some(reason.clone())) {
-            tracing::warn!(check = name, reason, "readiness check {name}: not ready: {reason}");
+            tracing::warn!(check = name, "readiness check {name}: not ready: {reason}");
         }
     }
 
-    /// Sets the check not ready because the process shuts down; logs nothing.
-    pub(crate) fn stopping(&self) {
-        self.0.readiness.set(&self.0, Some("stopping".to_owned()));
+    /// Sets the check not ready because its owner stops as intended, which is no fault: logs nothing.
+    pub fn stopping(&self, reason: impl Into<String>) {
+        self.0.readiness.set(&self.0, Some(reason.into()));
     }
 }
 

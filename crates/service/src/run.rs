@@ -51,8 +51,7 @@ where
         );
     }
     let end = start(process, &common, own, build).unwrap_or_else(|error| {
-        let reason = format!("{error:#}");
-        tracing::error!(reason, "cannot start: {reason}");
+        tracing::error!("cannot start: {error:#}");
         End::Failed
     });
     end.into()

@@ -89,11 +89,11 @@ async fn a_consumer_timeout_in_an_outage_costs_one_redelivery_however_long_the_o
     // The second saver requeues its deliveries before the timeout, as in production.
     let cut_off = [("DATABASE_URL", database.url())];
     let in_time = [("DATABASE_URL", database.url()), ("VERBATIM_HOLD_LIMIT", "500ms")];
-    let (saver, requeueing) =
+    let (saver, requeuing) =
         tokio::join!(scenario.start_with(SAVER, &cut_off), scenario.start_with(SAVER, &in_time));
     database.cut().await.unwrap();
     publish(&agent, &mut published, &load("timeout", 50, 4)).await;
-    tokio::join!(until_holding(&saver), until_holding(&requeueing));
+    tokio::join!(until_holding(&saver), until_holding(&requeuing));
     let cause = |cause| [("queue", SAVES), ("cause", cause)];
     let restarts = "verbatim_consumer_restarts_total";
     Counts::reach(&saver, restarts, &cause("error"), 1.0).await;
@@ -107,7 +107,7 @@ async fn a_consumer_timeout_in_an_outage_costs_one_redelivery_however_long_the_o
     published.reconcile(&scenario, &reader).await;
     let applied = [("queue", SAVES), ("outcome", "applied")];
     let (one, two) = eventually("both savers to acknowledge all messages", LIMIT, async || {
-        let (one, two) = tokio::join!(Counts::of(&saver), Counts::of(&requeueing));
+        let (one, two) = tokio::join!(Counts::of(&saver), Counts::of(&requeuing));
         let [first, second] = [&one, &two].map(|it| it.sum("verbatim_deliveries_total", &applied));
         if first + second == 50.0 { Ok((one, two)) } else { Err(format!("{first} and {second}")) }
     })
@@ -118,5 +118,5 @@ async fn a_consumer_timeout_in_an_outage_costs_one_redelivery_however_long_the_o
     assert_eq!(sum("verbatim_redeliveries_total", &[("queue", SAVES)]), 50.0);
     assert_eq!(sum("verbatim_deliveries_total", &[("outcome", "quarantined")]), 0.0);
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
-    scenario.finish([saver, requeueing]).await;
+    scenario.finish([saver, requeuing]).await;
 }

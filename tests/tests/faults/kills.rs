@@ -19,7 +19,7 @@ async fn a_worker_killed_before_it_saved_leaves_its_deliveries_to_the_next() {
     database.cut().await.unwrap();
     publish(&agent, &mut published, &load("before", 300, 10)).await;
     until_holding(&victim).await;
-    until_unready(&victim, &["holding: postgresql unavailable"]).await;
+    until_unready(&victim, &["holding: PostgreSQL unavailable"]).await;
     victim.kill();
     assert_eq!(stored(&scenario).await, 0);
 

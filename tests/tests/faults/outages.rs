@@ -28,7 +28,7 @@ async fn an_outage_of_postgresql_under_load_costs_time_and_no_attempt() {
     for worker in [&one, &two] {
         until_unready(
             worker,
-            &["holding: postgresql unavailable", "\"postgresql\":{\"ready\":false"],
+            &["holding: PostgreSQL unavailable", "\"postgresql\":{\"ready\":false"],
         )
         .await;
         assert_eq!(worker.get("/livez").await.unwrap().status, 200);

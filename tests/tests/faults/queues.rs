@@ -45,7 +45,7 @@ async fn a_dead_letter_refused_by_a_full_queue_is_held_until_there_is_room() {
         }
     }
     publish(&agent, &mut published, good).await;
-    until_unready(&saver, &["holding: rabbitmq unavailable"]).await;
+    until_unready(&saver, &["holding: RabbitMQ unavailable"]).await;
     let holds = [("queue", SAVES), ("dependency", "rabbitmq")];
     let counts = Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
     assert!(counts.sum("verbatim_publishes_total", &refused) >= 1.0, "{counts:?}");
@@ -68,7 +68,7 @@ async fn a_dead_letter_whose_queue_is_missing_is_held_until_the_queue_is_declare
     let saver = scenario.start(SAVER).await;
     scenario.rabbit().delete_queue(DEAD_LETTERS).await;
     publish(&agent, &mut published, &load("missing-dlq", 20, 1)).await;
-    until_unready(&saver, &["holding: rabbitmq unavailable"]).await;
+    until_unready(&saver, &["holding: RabbitMQ unavailable"]).await;
     let holds = [("queue", SAVES), ("dependency", "rabbitmq")];
     let counts = Counts::reach(&saver, "verbatim_holds_total", &holds, 1.0).await;
     let unroutable = counts.sum("verbatim_publishes_total", &[("outcome", "unroutable")]);

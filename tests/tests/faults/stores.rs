@@ -26,7 +26,7 @@ async fn a_full_disk_is_an_outage_of_postgresql_and_costs_no_attempt() {
     postgresql.fill_disk().unwrap();
     publish(&agent, &mut published, &messages[500..]).await;
     until_holding(&saver).await;
-    until_unready(&saver, &["holding: postgresql unavailable"]).await;
+    until_unready(&saver, &["holding: PostgreSQL unavailable"]).await;
     assert!(saver.log().contains("No space left on device"), "{}", saver.log_tail());
     postgresql.free_disk().unwrap();
     published.reconcile(&scenario, &reader).await;

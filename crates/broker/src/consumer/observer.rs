@@ -95,7 +95,7 @@ impl Observer {
             requeued,
             prefetch,
             max_inflight_bytes,
-            "in-flight byte limit reached (max_inflight_bytes); requeueing {deliveries} and \
+            "in-flight byte limit reached (max_inflight_bytes); requeuing {deliveries} and \
              lowering prefetch to {prefetch}"
         );
     }
@@ -200,47 +200,46 @@ impl Observer {
         self.metrics.add(Counter::Holds { queue, dependency }, 1);
         self.metrics.add(Counter::Retries { queue, class: RetryClass::Unavailable }, 1);
         let cause = with_causes(unavailable);
-        let (name, limit) = (name(dependency), seconds(settings.hold_limit));
+        let limit = seconds(settings.hold_limit);
         let messages = count(unacked, "message", "messages");
         tracing::warn!(
             queue,
             dependency = dependency.as_str(),
             unacked,
             cause,
-            "{name} unavailable; consumption paused, {messages} unacknowledged, requeued after \
+            "{dependency} unavailable; consumption paused, {messages} unacknowledged, requeued after \
              {limit} (hold_limit)"
         );
     }
 
     pub(super) fn hold_ended(&self, dependency: Dependency, held: Duration) {
         let held_ms = self.observe_hold(dependency, held);
-        let (name, after) = (name(dependency), seconds(held));
+        let after = seconds(held);
         tracing::info!(
             queue = self.queue,
             dependency = dependency.as_str(),
             held_ms,
-            "{name} available again after {after}; consumption resumed"
+            "{dependency} available again after {after}; consumption resumed"
         );
     }
 
     /// A held suspect is requeued as a new copy, because of a shutdown or of the hold limit.
     pub(super) fn suspect_requeued(&self, dependency: Dependency, held: Duration, shutdown: bool) {
         let held_ms = self.observe_hold(dependency, held);
-        let (queue, name, after) = (self.queue, name(dependency), seconds(held));
-        let dependency = dependency.as_str();
+        let (queue, after) = (self.queue, seconds(held));
         if shutdown {
             tracing::info!(
                 queue,
-                dependency,
+                dependency = dependency.as_str(),
                 held_ms,
-                "shutdown while {name} is unavailable; 1 suspect requeued as a new copy"
+                "shutdown while {dependency} is unavailable; 1 suspect requeued as a new copy"
             );
         } else {
             tracing::warn!(
                 queue,
-                dependency,
+                dependency = dependency.as_str(),
                 held_ms,
-                "{name} unavailable for {after} (hold_limit); 1 suspect requeued as a new copy"
+                "{dependency} unavailable for {after} (hold_limit); 1 suspect requeued as a new copy"
             );
         }
     }
@@ -266,6 +265,18 @@ impl Observer {
         self.metrics.add(Counter::Deliveries { queue, outcome }, count as u64);
     }
 
+    /// No session could be opened. `log`: whether this failure is worth a line, among others like it.
+    pub(super) fn not_registered(&self, error: &Error, log: bool) {
+        let (queue, cause) = (self.queue, ConsumerRestart::Error);
+        self.metrics.add(Counter::ConsumerRestarts { queue, cause }, 1);
+        let error = with_causes(error);
+        if log {
+            tracing::warn!(queue, error, "cannot consume; connecting again at most every 2 s");
+        } else {
+            tracing::debug!(queue, error, "cannot consume");
+        }
+    }
+
     /// A session ended, and RabbitMQ requeues this many unacknowledged messages.
     pub(super) fn session_ended(&self, end: &End, requeued: usize, settings: &Settings) {
         let queue = self.queue;
@@ -284,13 +295,12 @@ impl Observer {
                 return;
             }
             End::HoldLimitReached(dependency) => {
-                let name = name(*dependency);
                 tracing::warn!(
                     queue,
                     dependency = dependency.as_str(),
                     requeued,
-                    "{name} unavailable for {hold} (hold_limit); {messages} requeued; consumption \
-                     resumes when {name} is available"
+                    "{dependency} unavailable for {hold} (hold_limit); {messages} requeued; consumption \
+                     resumes when {dependency} is available"
                 );
                 return;
             }
@@ -332,15 +342,6 @@ fn restart_cause(end: &End) -> Option<ConsumerRestart> {
         End::Gap(_) | End::ChannelClosed | End::TaskPanicked | End::Failed(_) => {
             Some(ConsumerRestart::Error)
         }
-    }
-}
-
-/// The name of a dependency in a log line.
-fn name(dependency: Dependency) -> &'static str {
-    match dependency {
-        Dependency::RabbitMq => "RabbitMQ",
-        Dependency::Redis => "Redis",
-        Dependency::PostgreSql => "PostgreSQL",
     }
 }
 

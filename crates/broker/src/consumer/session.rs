@@ -109,13 +109,6 @@ pub(super) struct Ended<I> {
     pub(super) outage: Option<Outage<I>>,
 }
 
-impl<I> Ended<I> {
-    /// There was no session: it could not be opened.
-    pub(super) fn without_session(error: Error) -> Self {
-        Self { end: End::Failed(error), requeued: 0, outage: None }
-    }
-}
-
 /// The result of a task of the session.
 enum Report<I> {
     Finished(Finished),

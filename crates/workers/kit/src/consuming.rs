@@ -66,9 +66,9 @@ fn report_state(check: &Check, state: ConsumerState) {
             "holding: {dependency} unavailable; deliveries stay unacknowledged"
         )),
         ConsumerState::Draining => {
-            check.not_ready("draining: finishing deliveries before the stop");
+            check.stopping("draining: finishing deliveries before the stop");
         }
-        ConsumerState::Stopped => check.not_ready("stopped consuming"),
+        ConsumerState::Stopped => check.stopping("stopped consuming"),
     }
 }
 

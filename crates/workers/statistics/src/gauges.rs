@@ -5,7 +5,7 @@
 //! could not be counted from one that did not change.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use broker::inspect::Inspector;
 use broker::topology::WorkQueue;
@@ -13,6 +13,7 @@ use database::Database;
 use domain::causes::with_causes;
 use domain::clock::Clock;
 use domain::failure::DeadLetterReason;
+use domain::repeated::RepeatedFailure;
 use metrics::{Counted, DeadLetterState, Gauge, Metrics, QueueState};
 use service::Service;
 use worker::Stores;
@@ -25,30 +26,53 @@ pub(crate) fn run(service: &Service, stores: &Stores, grace: Duration, interval:
         let (database, metrics, clock) = (stores.database.clone(), metrics.clone(), clock.clone());
         let mut queues = Queues::new(Inspector::new(stores.endpoints.clone()));
         async move {
+            let (mut queues_failing, mut rows_failing) =
+                <(RepeatedFailure, RepeatedFailure)>::default();
             while !stopping.is_cancelled() {
-                match queues.count(&metrics).await {
-                    Ok(()) => counted(Counted::Queues, &metrics, &clock),
-                    Err(error) => {
-                        tracing::warn!(
-                            error = with_causes(&error),
-                            "queues not counted, their gauges keep the last values; next count in \
-                             {interval:?} (VERBATIM_GAUGE_INTERVAL)"
-                        );
-                    }
+                let result = queues.count(&metrics).await.map_err(|error| with_causes(&error));
+                if report("queues", result, &mut queues_failing, interval) {
+                    counted(Counted::Queues, &metrics, &clock);
                 }
-                match count_rows(&database, &metrics, grace).await {
-                    Ok(()) => counted(Counted::Rows, &metrics, &clock),
-                    Err(error) => tracing::warn!(
-                        error = with_causes(&error),
-                        "dead letters and conversations not counted, their gauges keep the last values; \
-                         next count in {interval:?} (VERBATIM_GAUGE_INTERVAL)"
-                    ),
+                let result = count_rows(&database, &metrics, grace).await;
+                let result = result.map_err(|error| with_causes(&error));
+                if report("dead letters and conversations", result, &mut rows_failing, interval) {
+                    counted(Counted::Rows, &metrics, &clock);
                 }
                 stopping.run_until_cancelled(tokio::time::sleep(interval)).await;
             }
             Ok(())
         }
     });
+}
+
+/// Logs how a count ended, as far as that is news. True if it succeeded.
+fn report(
+    what: &'static str,
+    result: Result<(), String>,
+    failing: &mut RepeatedFailure,
+    interval: Duration,
+) -> bool {
+    let now = Instant::now();
+    match result {
+        Ok(()) => {
+            if let Some(failed_for) = failing.succeeded(now) {
+                tracing::info!("{what} counted again after {:.1} s", failed_for.as_secs_f32());
+            }
+            true
+        }
+        Err(error) => {
+            if failing.failed(now) {
+                tracing::warn!(
+                    error,
+                    "{what} not counted, their gauges keep the last values; next count in \
+                     {interval:?} (VERBATIM_GAUGE_INTERVAL)"
+                );
+            } else {
+                tracing::debug!(error, "{what} not counted");
+            }
+            false
+        }
+    }
 }
 
 /// RabbitMQ's queues, and which of them were missing at the last count.

@@ -4,7 +4,7 @@
 //! acknowledged at once, and losing one delays the statistics by one interval.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use broker::{Delivery, Handler};
 use conversation::Statistics;
@@ -12,6 +12,7 @@ use database::Database;
 use domain::causes::with_causes;
 use domain::event::Event;
 use domain::failure::{DeadLetterReason, Done, Outcome, Refusal, Unavailable};
+use domain::repeated::RepeatedFailure;
 use service::Service;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
@@ -48,6 +49,7 @@ impl RefreshTriggers {
             async move {
                 let mut ticks = tokio::time::interval(interval);
                 ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                let mut failure = RepeatedFailure::default();
                 while !stopping.is_cancelled() {
                     let days = tokio::select! {
                         _ = ticks.tick() => true,
@@ -57,11 +59,23 @@ impl RefreshTriggers {
                         }
                         () = stopping.cancelled() => break,
                     };
-                    match refresh(&statistics, days, &stopping).await {
+                    let refreshed = refresh(&statistics, days, &stopping).await;
+                    let now = Instant::now();
+                    if refreshed.is_ok()
+                        && let Some(failed_for) = failure.succeeded(now)
+                    {
+                        let seconds = failed_for.as_secs_f32();
+                        tracing::info!("statistics refreshed again after {seconds:.1} s");
+                    }
+                    match refreshed {
                         Ok(Remaining::Nothing) => {}
                         Ok(Remaining::Some) => triggered.notify_one(),
                         Err(error) => {
                             let error = with_causes(&error);
+                            if !failure.failed(now) {
+                                tracing::debug!(error, "statistics not refreshed");
+                                continue;
+                            }
                             tracing::warn!(
                                 error,
                                 "statistics not refreshed; trying again within {interval:?} \

@@ -3,7 +3,6 @@
 use conversation::dead_letters::{Ended, ReplayReport};
 
 use crate::output::{Cell, Side, Table, TextStyle, Tone, count, excerpt, one_line, plural};
-use crate::servers::server_name;
 
 /// Dead letters that each table lists; JSON lists more.
 const LISTED: usize = 20;
@@ -95,7 +94,7 @@ fn hints(report: &ReplayReport) -> Vec<String> {
         )),
         Ended::Unavailable { dependency, cause } => hints.push(format!(
             "{} unavailable: {}. {} still open; replaying again is safe",
-            server_name(*dependency),
+            dependency,
             one_line(cause),
             count(still_open)
         )),

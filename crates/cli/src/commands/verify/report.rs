@@ -8,7 +8,6 @@ use serde::Serialize;
 
 use crate::exit::Exit;
 use crate::output::{TextStyle, Tone, count, one_line, plural};
-use crate::servers::server_name;
 
 /// Findings of one kind that text lists; conversations likewise.
 const LISTED: u64 = 20;
@@ -126,11 +125,11 @@ impl Report {
     }
 
     /// The servers that were unavailable, each once.
-    fn unavailable(&self) -> Vec<&'static str> {
+    fn unavailable(&self) -> Vec<String> {
         let mut servers = Vec::new();
         for section in &self.sections {
             if let Some(Incomplete::Unavailable { dependency, .. }) = &section.incomplete {
-                let name = server_name(*dependency);
+                let name = dependency.to_string();
                 if !servers.contains(&name) {
                     servers.push(name);
                 }
@@ -152,7 +151,7 @@ pub(super) fn title(section: Section) -> &'static str {
 }
 
 pub(super) fn begins(section: Section, style: &TextStyle) -> String {
-    let servers: Vec<_> = section.stores().iter().copied().map(server_name).collect();
+    let servers: Vec<_> = section.stores().iter().map(ToString::to_string).collect();
     let servers = style.paint.text(Tone::Dim, &format!("({})", servers.join(", ")));
     format!("{} {servers}\n", style.paint.text(Tone::Strong, title(section)))
 }
@@ -187,7 +186,7 @@ pub(super) fn ends(verified: &Verified, style: &TextStyle) -> String {
     if let Some(incomplete) = &verified.incomplete {
         let (tone, what, cause) = match incomplete {
             Incomplete::Unavailable { dependency, cause } => {
-                (Tone::Bad, format!("incomplete, {} unreachable", server_name(*dependency)), cause)
+                (Tone::Bad, format!("incomplete, {dependency} unreachable"), cause)
             }
             Incomplete::Skipped { cause } => (Tone::Dim, "partly skipped".to_owned(), cause),
         };
