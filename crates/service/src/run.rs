@@ -1,6 +1,5 @@
 //! The `main` of every worker: settings, logs, health, tasks, drain, exit code.
 
-use std::fmt::Debug;
 use std::future::Future;
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -30,12 +29,12 @@ const BAD_SETTINGS: u8 = 2;
 /// deadline, 4 after a second signal.
 pub fn run<S, B, F>(process: Process, build: B) -> ExitCode
 where
-    S: Args + Debug + Send + 'static,
+    S: Args + Send + 'static,
     B: FnOnce(Service, S) -> F + Send + 'static,
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
     let sources = Sources::of_this_process();
-    let (common, own) = match load_settings::<S>(process, &sources) {
+    let (common, own, described) = match load_and_describe::<S>(process, &sources) {
         Ok(settings) => settings,
         Err(stop) => return answer(process, &stop),
     };
@@ -50,7 +49,7 @@ where
             "environment variable {name} is unknown and ignored; did you mean {known}?"
         );
     }
-    let end = start(process, &common, own, build).unwrap_or_else(|error| {
+    let end = start(process, &common, own, &described, build).unwrap_or_else(|error| {
         tracing::error!("cannot start: {error:#}");
         End::Failed
     });
@@ -63,9 +62,21 @@ pub fn load_settings<S: Args>(
     process: Process,
     sources: &Sources,
 ) -> Result<(ProcessSettings, S), Stop> {
-    let matches = settings::load(command::<S>(process), process, sources)?;
-    let read =
-        || Ok((ProcessSettings::from_arg_matches(&matches)?, S::from_arg_matches(&matches)?));
+    load_and_describe(process, sources).map(|(common, own, _)| (common, own))
+}
+
+/// [`load_settings`], and the text of [`settings::describe`].
+fn load_and_describe<S: Args>(
+    process: Process,
+    sources: &Sources,
+) -> Result<(ProcessSettings, S, String), Stop> {
+    let command = command::<S>(process);
+    let matches = settings::load(command.clone(), process, sources)?;
+    let described = settings::describe(&command, &matches);
+    let read = || {
+        let common = ProcessSettings::from_arg_matches(&matches)?;
+        Ok((common, S::from_arg_matches(&matches)?, described))
+    };
     read().map_err(|error: clap::Error| {
         Stop::Invalid(SettingsError::Usage(settings::one_line(&error)))
     })
@@ -109,10 +120,11 @@ fn start<S, B, F>(
     process: Process,
     common: &ProcessSettings,
     own: S,
+    described: &str,
     build: B,
 ) -> anyhow::Result<End>
 where
-    S: Debug + Send + 'static,
+    S: Send + 'static,
     B: FnOnce(Service, S) -> F + Send + 'static,
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
@@ -124,7 +136,7 @@ where
         tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     let end = runtime.block_on(async {
         let mut signals = lifecycle::signals()?;
-        tracing::info!(settings = ?own, process_settings = ?common, "starting");
+        tracing::info!(version = VERSION, "starting; settings: {described}");
         let listener = health::bind(&common.listen).await?;
         let service = Service {
             process,

@@ -90,6 +90,23 @@ pub fn load(command: Command, process: Process, sources: &Sources) -> Result<Arg
     layered.try_get_matches_from(&sources.arguments).map_err(|error| explain(&error, &known).into())
 }
 
+/// Every setting with its value, for the first log line of a process: `name=value`, separated by spaces. URLs
+/// are shown without their passwords.
+pub(crate) fn describe(command: &Command, matches: &ArgMatches) -> String {
+    let value = |id: &str| {
+        if let Ok(Some(urls)) = matches.try_get_many::<ServerUrl>(id) {
+            return Some(urls.map(ToString::to_string).collect::<Vec<_>>().join(","));
+        }
+        let raw = matches.try_get_raw(id).ok()??;
+        Some(raw.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(","))
+    };
+    let named = command.get_arguments().filter_map(|arg| {
+        let id = arg.get_id().as_str();
+        value(id).map(|value| format!("{id}={value}"))
+    });
+    named.collect::<Vec<_>>().join(" ")
+}
+
 /// The command with an environment variable for every setting: `VERBATIM_` and its name where it has none.
 pub(crate) fn with_variables(command: Command) -> Command {
     command.mut_args(|arg| match arg.get_env() {
@@ -232,6 +249,34 @@ mod tests {
             let Verb::Setup { amqp, database } = cli.command else { panic!("{cli:?}") };
             assert_eq!(amqp.amqp_url[0].expose(), "amqp://file");
             assert_eq!(database.database_url.expose(), "postgres://environment/d");
+        }
+    }
+
+    #[test]
+    fn the_settings_of_the_first_log_line_have_no_passwords() {
+        let arguments = ["p", "--close-grace", "45s"];
+        let urls = [
+            ("AMQP_URL", "amqp://u:hunter2@a,amqp://u:hunter2@b/v"),
+            ("REDIS_URL", "redis://:hunter2@r"),
+            ("DATABASE_URL", "postgres://u:hunter2@d/v?sslpassword=hunter2"),
+        ];
+        let pairs = urls.iter().map(|(name, value)| (name.into(), value.into()));
+        let sources = Sources {
+            arguments: arguments.iter().map(OsString::from).collect(),
+            environment: pairs.collect(),
+        };
+        let command = ClosingSettings::augment_args(StoreSettings::augment_args(Command::new("p")));
+        let matches = load(command.clone(), Process::PersistenceMigrationWorker, &sources)
+            .unwrap_or_else(|stop| panic!("{stop}"));
+        let described = describe(&command, &matches);
+        assert!(!described.contains("hunter2"), "{described}");
+        for setting in [
+            "amqp_url=amqp://***@a,amqp://***@b/v",
+            "database_url=postgres://***@d/v",
+            "close_grace=45s",
+            "close_idle=",
+        ] {
+            assert!(described.contains(setting), "{setting} in {described}");
         }
     }
 
