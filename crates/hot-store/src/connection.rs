@@ -208,6 +208,8 @@ impl Connections {
                             );
                         }
                     }
+                    // A lost connection has its own log line.
+                    Err(error) if error.ends_the_connection() => {}
                     Err(error) if checks.failed(now) => tracing::warn!(
                         error = with_causes(&error),
                         "Redis server identity check failed; hot copies are written only after a \
