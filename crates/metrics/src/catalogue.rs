@@ -44,7 +44,7 @@ catalogue! {
         /// Deliveries settled, by outcome.
         Deliveries { queue: &'static str, outcome: DeliveryOutcome }
             = "verbatim_deliveries_total" in "deliveries";
-        /// Deliveries that RabbitMQ had delivered before.
+        /// Deliveries that RabbitMQ had delivered before (AMQP's flag `redelivered`).
         Redeliveries { queue: &'static str } = "verbatim_redeliveries_total" in "deliveries";
         /// Failed attempts that are retried: of a whole batch (`unavailable`: a dependency was
         /// unavailable) or of one message (`retryable`). Only `retryable` uses up one of the message's
@@ -92,7 +92,8 @@ catalogue! {
         StatisticsRecomputed = "verbatim_statistics_recomputed_total" in "conversations";
         /// Daily statistics that were recomputed: one bucket is a tenant's agent and day.
         DailyBucketsRecomputed = "verbatim_daily_buckets_recomputed_total" in "buckets";
-        /// Dead letters stored by the dead-letter collector; a further copy of a stored one counts again.
+        /// Dead letters stored by the dead-letter collector. One that arrives again, because its message was
+        /// redelivered, counts each time. So the sum may be larger than the number of rows.
         DeadLettersStored { queue: &'static str, reason: DeadLetterReason }
             = "verbatim_dead_letters_stored_total" in "dead letters";
         /// Messages rerouted to their own queue, by cause.
@@ -120,21 +121,24 @@ catalogue! {
         QueueExists { queue: &'static str } = "verbatim_queue_exists" in "0 or 1";
         /// Consumers of a queue, of all replicas together.
         QueueConsumers { queue: &'static str } = "verbatim_queue_consumers" in "consumers";
-        /// Open dead letters: stored ones by reason, and those that still wait in a queue for the
-        /// dead-letter collector (`in_queue`).
+        /// Open dead letters: stored ones by reason, and, with the value `in_queue` of the label `reason`, those
+        /// that still wait in the queue `<queue>.dlq` for the dead-letter collector.
         DeadLetters { queue: &'static str, reason: DeadLetterState } = "verbatim_dead_letters" in "dead letters";
         /// 1 while this process can use the dependency, else 0.
         DependencyUp { dependency: Dependency } = "verbatim_dependency_up" in "0 or 1";
         /// Conversations with status `active`.
         ConversationsActive = "verbatim_conversations_active" in "conversations";
-        /// By how much the most overdue close is late; 0 when no close is overdue.
+        /// By how much the most overdue close is late, after the grace period; 0 when none is overdue. Only
+        /// conversations whose last session has closed count, until a closer claims them; not idle ones, and
+        /// not closes that have begun.
         CloseLag = "verbatim_close_lag_seconds" in "seconds";
         /// When this replica last counted what the fleet shares, in seconds since 1970. Until the
         /// next count the gauges keep their values.
         CountedAt { what: Counted } = "verbatim_counted_timestamp_seconds" in "seconds";
         /// The prefetch: how many unacknowledged deliveries the consumer may hold.
         Prefetch { queue: &'static str } = "verbatim_prefetch" in "deliveries";
-        /// 1 while the readiness check passes, else 0; `/readyz` gives the reason.
+        /// 1 while the readiness check passes, else 0; `/readyz` gives the reason. The checks are the servers,
+        /// the queues that the process consumes, and `process`: it has started and is not stopping.
         Ready { check: &'static str } = "verbatim_ready" in "0 or 1";
         /// Always 1; its labels name the process and its version.
         BuildInfo { process: &'static str, version: &'static str } = "verbatim_build_info" in "1";

@@ -18,6 +18,8 @@ pub struct LabelDefinition {
     pub name: &'static str,
     /// Its values, if the set is closed.
     pub values: Option<&'static [&'static str]>,
+    /// What each value means; empty where the values explain themselves or another page does.
+    pub meanings: &'static [&'static str],
 }
 
 /// One metric.
@@ -79,6 +81,7 @@ macro_rules! catalogue {
                     labels: &[$($($crate::LabelDefinition {
                         name: stringify!($label),
                         values: <$type as $crate::Label>::CLOSED,
+                        meanings: <$type as $crate::Label>::MEANINGS,
                     }),+)?],
                     buckets: $crate::definition::first(&[$($buckets)?]),
                     help: concat!($help $(, $more)*),

@@ -7,13 +7,18 @@ use crate::{Counter, Definition, Gauge, Size, Timing};
 pub fn markdown() -> String {
     let mut page = String::from(
         "# Metrics\n\n\
-         <!-- Generated from crates/metrics/src/catalogue.rs by `UPDATE_DOCS=1 cargo test -p metrics`. -->\n\n\
-         Every process serves these metrics at `/metrics` of its `VERBATIM_LISTEN` address, and the operating\n\
-         system's metrics of the process (`process_cpu_seconds_total`, `process_resident_memory_bytes`,\n\
-         `process_open_fds`, …). No metric has a tenant or a conversation as a label.\n\n\
-         Every replica of the statistics worker exports the gauges of what the fleet shares (queues,\n\
-         dead letters, active conversations, close lag), all with the same values: rules use\n\
-         `max by (…)`, never `sum`.\n",
+         <!-- Generated from crates/metrics/src by `UPDATE_DOCS=1 cargo test -p metrics`. -->\n\n\
+         Every worker serves these metrics over HTTP at `/metrics` of its `VERBATIM_LISTEN` address (port 9464 by\n\
+         default), together with the operating system's metrics of the process (`process_cpu_seconds_total`,\n\
+         `process_resident_memory_bytes`, `process_open_fds`, …). No metric has a tenant or a conversation as a label.\n\n\
+         | scope | metrics | in rules |\n\
+         |---|---|---|\n\
+         | shared: every replica of the statistics-worker exports the same value | `verbatim_queue_messages{state=\"ready\"}`, \
+         `verbatim_queue_exists`, `verbatim_queue_consumers`, `verbatim_dead_letters`, `verbatim_conversations_active`, \
+         `verbatim_close_lag_seconds` | `max by (…)`, never `sum` |\n\
+         | one process | all others | `sum by (…)` for counters and numbers of messages |\n\n\
+         Labels that occur often: `queue` is the name of a queue of RabbitMQ, `dependency` a server that the process needs. The \
+         reasons of dead letters are explained in [dead letters](dead-letters.md).\n",
     );
     let kinds = [
         (
@@ -47,8 +52,15 @@ fn describe(page: &mut String, definition: &Definition) {
     let Definition { name, unit, help, .. } = definition;
     page.push_str(&format!("\n### `{name}{labels}`\n\n{} Unit: {unit}.\n", help.trim()));
     for label in definition.labels {
-        if let Some(values) = label.values {
+        let Some(values) = label.values else { continue };
+        if label.meanings.is_empty() {
             page.push_str(&format!("\n- `{}`: `{}`\n", label.name, values.join("`, `")));
+            continue;
+        }
+        page.push_str(&format!("\n| `{}` | |\n|---|---|\n", label.name));
+        for (value, meaning) in values.iter().zip(label.meanings) {
+            let meaning = meaning.trim();
+            page.push_str(&format!("| `{value}` | {} |\n", meaning.trim_end_matches('.')));
         }
     }
     if !definition.buckets.is_empty() {

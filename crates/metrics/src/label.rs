@@ -9,6 +9,9 @@ use domain::failure::{DeadLetterReason, Dependency, FailureClass};
 pub trait Label: Copy {
     /// Every value, if the set is closed. Counters over closed sets exist at 0 from the start.
     const CLOSED: Option<&'static [&'static str]>;
+    /// What each value of [`Self::CLOSED`] means, in the same order; empty where the values explain
+    /// themselves or another page does.
+    const MEANINGS: &'static [&'static str] = &[];
 
     /// The label value.
     fn value(self) -> &'static str;
@@ -62,15 +65,17 @@ impl Label for FailureClass {
     }
 }
 
-/// Declares an enum whose variants are the closed values of a label.
+/// Declares an enum whose variants are the closed values of a label. The doc comment of a variant is its
+/// meaning in `docs/metrics.md`.
 macro_rules! label {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $value:literal,)+ }) => {
+    ($(#[$doc:meta])* $name:ident { $($(#[doc = $meaning:literal])+ $variant:ident = $value:literal,)+ }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+        pub enum $name { $($(#[doc = $meaning])+ $variant,)+ }
 
         impl $crate::Label for $name {
             const CLOSED: Option<&'static [&'static str]> = Some(&[$($value),+]);
+            const MEANINGS: &'static [&'static str] = &[$(concat!($($meaning),+)),+];
 
             fn value(self) -> &'static str {
                 match self { $(Self::$variant => $value,)+ }

@@ -20,7 +20,8 @@ label! {
         DeadLettered = "dead_lettered",
         /// A copy was published to the suspect queue: it had been redelivered too often.
         Quarantined = "quarantined",
-        /// It was requeued without an outcome: a hold or a drain reached its time limit.
+        /// It was requeued without an outcome: a hold or a drain reached its time limit, or the bodies in flight
+        /// exceeded `VERBATIM_MAX_INFLIGHT_BYTES`.
         Requeued = "requeued",
     }
 }
@@ -70,9 +71,10 @@ label! {
         Error = "error",
         /// Messages were ready and the prefetch was not full, but nothing was delivered.
         NoProgress = "no_progress",
-        /// A hold lasted so long that the channel was closed until its end.
+        /// A hold reached `VERBATIM_HOLD_LIMIT`; the messages were requeued, and the consumer waited. Normal in an
+        /// outage.
         Hold = "hold",
-        /// The prefetch changed, which only a new consumer applies.
+        /// The prefetch changed, which only a new consumer applies. Normal.
         Prefetch = "prefetch",
     }
 }
