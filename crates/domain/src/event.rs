@@ -15,10 +15,10 @@ use crate::time::Timestamp;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event_type")]
 pub enum Event {
-    /// A conversation was closed and archived.
+    /// A conversation is archived or about to be.
     #[serde(rename = "conversation.migrated")]
     Migrated(Migrated),
-    /// A message arrived for an archived conversation, which is active again.
+    /// A closed conversation is active again.
     #[serde(rename = "conversation.reopened")]
     Reopened(Reopened),
     /// An action became a dead letter.
@@ -29,7 +29,8 @@ pub enum Event {
     Erased(Erased),
 }
 
-/// A conversation was closed and archived.
+/// A conversation was closed. It is archived, or about to be: if a message arrives just then, it stays
+/// active, and a later close has an event of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Migrated {
     /// The tenant.
@@ -54,7 +55,7 @@ pub struct Migrated {
     pub last_message_at: Timestamp,
     /// When it was closed.
     pub closed_at: Timestamp,
-    /// Why it was closed: the `reason` of `session_closed`, or `idle`.
+    /// Why it was closed: the `reason` of the last `session_closed`, or `idle`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_reason: Option<String>,
     /// The claim of the worker that closed it. If another worker had to finish the close, the event
@@ -63,16 +64,17 @@ pub struct Migrated {
     pub close_token: Uuid,
 }
 
-/// A message arrived for an archived conversation, which is active again.
+/// A message or an opened session made a closed conversation active again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Reopened {
     /// The tenant.
     pub tenant_id: TenantId,
     /// The conversation.
     pub conversation_id: ConversationId,
-    /// The session whose message it was.
+    /// Its first session.
     pub session_id: SessionId,
-    /// When the message was received.
+    /// When the message was saved or the session was opened, by PostgreSQL's clock. If the event is
+    /// published twice, the second one may have a later time.
     pub reopened_at: Timestamp,
 }
 
@@ -117,7 +119,7 @@ pub struct Erased {
     /// The user, if all conversations of a user were erased.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<UserId>,
-    /// Messages that were sent before this time are erased, even if they arrive later.
+    /// Messages with this timestamp or an earlier one are erased, even if they arrive later.
     pub erased_at: Timestamp,
     /// How many conversations were erased.
     pub conversations: i64,

@@ -140,11 +140,12 @@ pub enum DeadLetterReason {
     UnknownAction,
     /// Another message with different content has this id.
     Conflict,
-    /// Every attempt failed.
+    /// Every attempt failed with an unexpected error.
     AttemptsExhausted,
-    /// It was requeued too often without being settled.
+    /// It was redelivered too often: workers crashed while they handled it, or requeued it.
     DeliveryLimit,
-    /// It waited in a queue longer than its own `expiration`.
+    /// It waited in a queue longer than its sender's `expiration`, and could not be sent to its queue
+    /// again.
     Expired,
 }
 

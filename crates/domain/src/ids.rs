@@ -127,7 +127,8 @@ macro_rules! id {
             fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
                 schemars::json_schema!({
                     "description": concat!(
-                        $($doc,)* " 1 to 128 bytes of UTF-8 without control characters."
+                        $($doc,)* " 1 to 128 bytes of UTF-8 without control characters; \
+                        `maxLength` counts characters, the limit counts bytes."
                     ).trim(),
                     "type": "string",
                     "minLength": 1,
@@ -144,8 +145,7 @@ id!(
     TenantId
 );
 id!(
-    /// The session: the connection over which a conversation runs, such as a WebSocket, a phone
-    /// number or a thread.
+    /// The session: one connection of the user, such as a WebSocket, a call or a chat window.
     SessionId
 );
 id!(

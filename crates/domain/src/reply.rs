@@ -64,7 +64,7 @@ pub enum ErrorType {
     TransitionRefused,
     /// The tenant has no such conversation or state.
     NotFound,
-    /// The conversation was erased after the action was sent.
+    /// The conversation or its user was erased at the message's `timestamp` or later.
     Erased,
     /// The sender may not do this.
     Forbidden,
@@ -212,8 +212,14 @@ impl<T: JsonSchema> JsonSchema for Reply<T> {
             "type": "object",
             "properties": {
                 "action_id": action_id,
-                "correlation_id": { "type": ["string", "null"] },
-                "success": { "type": "boolean" },
+                "correlation_id": {
+                    "description": "The `correlation_id` of the action; null if it had none.",
+                    "type": ["string", "null"],
+                },
+                "success": {
+                    "description": "Whether there is `data`; otherwise there is `error`.",
+                    "type": "boolean",
+                },
                 "data": data,
                 "error": error,
             },

@@ -75,6 +75,14 @@ fn action_with<P: JsonSchema>(kind: ActionKind, one_of: &[&str]) -> Schema {
     if let Some(action_type) = properties.get_mut("action_type") {
         action_type["const"] = kind.as_str().into();
     }
+    // The one action in which this field selects what is erased.
+    if kind == ActionKind::Erase
+        && let Some(user_id) = properties.get_mut("user_id")
+    {
+        let description = "Erase ALL conversations of this user. To erase one conversation, leave it \
+            out. With `conversation_id` it is refused.";
+        user_id["description"] = description.into();
+    }
     let mut definitions = generator.take_definitions(true);
     definitions.insert("Fields".to_owned(), json!({ "type": "object", "properties": properties }));
     document(

@@ -26,17 +26,19 @@ pub struct Common<'a> {
     pub action_type: Cow<'a, str>,
     /// The tenant: the owner of the data.
     pub tenant_id: TenantId,
-    /// The session: the connection, such as a WebSocket, a phone number or a thread.
+    /// The session: one connection of the user, such as a WebSocket, a call or a chat window.
     pub session_id: SessionId,
-    /// The idempotency key of the action. Recommended; by default the AMQP property `message_id`.
+    /// The id of the action, repeated in its reply. Recommended; by default the AMQP property
+    /// `message_id`. A message without `message_id` has it as its id.
     pub action_id: Option<ActionId>,
     /// The conversation. By default it is derived from tenant and session. An agent that sends it
-    /// must send it in every action.
+    /// must send it in every action about that conversation. `conversation.session_closed` without it
+    /// closes the session in every conversation in which it is open.
     pub conversation_id: Option<ConversationId>,
-    /// When it happened. Recommended; by default the AMQP property `timestamp`, then the time of
-    /// receipt.
+    /// When it happened. Recommended; by default the AMQP property `timestamp` (whole seconds), then
+    /// the time of receipt.
     pub timestamp: Option<Timestamp>,
-    /// The end user. In `conversation.erase`: erase all conversations of this user.
+    /// The end user.
     pub user_id: Option<UserId>,
     /// The agent.
     pub agent_id: Option<AgentId>,
@@ -52,8 +54,8 @@ pub struct Common<'a> {
     pub correlation_id: Option<String>,
     /// The queue for the reply. The AMQP property `reply_to` takes precedence.
     pub callback_queue_name: Option<String>,
-    /// Further data of the sender; stored unchanged. Fields that the contract does not define are
-    /// added to it, and in `conversation.save_message` also `task_id` and `origin_service`. A field
+    /// Further data of the sender. Of a message it is stored, its text byte for byte; `task_id`,
+    /// `origin_service` and fields that the contract does not define are added at its end. A field
     /// whose name is already taken is added as `extra.` and its name.
     pub metadata: Option<JsonObject>,
 }
@@ -74,7 +76,7 @@ pub struct SaveMessage<'a> {
     pub tokens_estimate: Option<Integer<0, { i64::MAX }>>,
     /// How long the agent worked on it, in milliseconds.
     pub processing_time_ms: Option<Amount>,
-    /// The tool call to which this message is the result.
+    /// The id of the tool call whose result this message is.
     pub tool_call_id: Option<String>,
     /// The tool calls that the model requests.
     pub tool_calls: Option<JsonArray>,
@@ -107,7 +109,7 @@ pub struct Part<'a> {
 pub struct SessionOpened {}
 
 /// A session ended. When the last open session of a conversation has ended, the conversation is
-/// archived after a grace period.
+/// archived after a grace period, unless a session opens again.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct SessionClosed {
     /// Why it ended.

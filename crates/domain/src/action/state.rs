@@ -67,14 +67,14 @@ pub struct Load {
     pub key: StateKey,
 }
 
-/// Write a state as a whole.
+/// Write a state: the whole state or, if its profile merges, fields of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Save {
     /// The kind of state.
     pub profile: ProfileName,
     /// The key of the state.
     pub key: StateKey,
-    /// The new state, an object.
+    /// The new state, an object; if the profile merges, the fields to write.
     pub value: JsonObject,
     /// Fields or namespaces to remove, for profiles whose `save` merges.
     #[serde(skip_serializing_if = "Option::is_none")]

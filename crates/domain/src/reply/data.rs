@@ -56,7 +56,7 @@ pub struct ContextMessage {
     #[schemars(with = "Option<serde_json::Value>")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<Json>,
-    /// The tool call to which this message is the result.
+    /// The id of the tool call whose result this message is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
 }
@@ -82,13 +82,13 @@ pub struct HistoryMessage {
     /// The content: a string, or the array of parts.
     #[schemars(with = "serde_json::Value")]
     pub content: Json,
-    /// When it happened.
+    /// The timestamp of the message.
     pub created_at: Timestamp,
     /// The tool calls that the model requested.
     #[schemars(with = "Option<serde_json::Value>")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<Json>,
-    /// The tool call to which this message is the result.
+    /// The id of the tool call whose result this message is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
     /// Further data of the sender.
@@ -100,7 +100,7 @@ pub struct HistoryMessage {
 /// The reply to `conversation.erase`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EraseData {
-    /// Messages that were sent before this time are erased, even if they arrive later.
+    /// Messages with this timestamp or an earlier one are erased, even if they arrive later.
     pub erased_at: Timestamp,
     /// How many conversations were erased.
     pub conversations: u64,
@@ -119,7 +119,7 @@ pub struct StateData {
     pub version: i64,
     /// When it expires; null if it does not.
     pub expires_at: Option<Timestamp>,
-    /// Whether a write was stored; absent in the reply to a load.
+    /// Whether this write was stored; absent in the reply to a load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saved: Option<bool>,
     /// Whether a dependency was unavailable, so that a newer state may exist.
