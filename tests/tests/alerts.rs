@@ -45,7 +45,7 @@ async fn a_dead_letter_raises_an_alert_and_its_replay_resolves_it() {
     assert_eq!(labels["queue"], SAVES, "{fired}");
     assert_eq!((&labels["reason"], &labels["severity"]), (&json!("schema"), &json!("warning")));
     let annotations = &fired["annotations"];
-    assert_eq!(annotations["summary"], format!("Dead letters of {SAVES}: 1 (schema)"));
+    assert_eq!(annotations["summary"], format!("Dead letters of {SAVES}: 1 (reason schema)"));
     assert_eq!(annotations["runbook_url"], "docs/operations.md#verbatimdeadletterspresent");
 
     edit_and_replay(&scenario).await;
