@@ -88,9 +88,12 @@ async fn a_redis_cluster_master_that_dies_under_load_is_replaced_by_its_replica(
         worker.ready(LIMIT).await.unwrap();
     }
     for saver in &fleet[..2] {
-        Counts::reach(saver, "verbatim_hot_generation_changes_total", &[], 1.0).await;
         assert!(saver.log().contains("Redis unavailable"), "{}", saver.log_tail());
     }
+    // On a busy machine one of them may have had no message during the failover.
+    let (one, two) = tokio::join!(Counts::of(&fleet[0]), Counts::of(&fleet[1]));
+    let changes = "verbatim_hot_generation_changes_total";
+    assert!(one.sum(changes, &[]) + two.sum(changes, &[]) >= 1.0, "{one:?} {two:?}");
     scenario.finish(fleet).await;
 }
 

@@ -157,11 +157,15 @@ pub(crate) async fn server_identities(workers: &[&Worker]) -> f64 {
 
 /// Waits until exactly one of these workers counts and logs another Redis server.
 pub(crate) async fn until_one_meets_another_redis(workers: &[&Worker], before: f64) {
-    let line = "Redis is not the server it was";
+    let lines = ["first Redis server recorded", "Redis server changed"];
     eventually("one worker to count and log another Redis server", LIMIT, async || {
         let counted = server_identities(workers).await;
         // The workers count and log the first Redis server, too.
-        let logged: usize = workers.iter().map(|worker| worker.log().matches(line).count()).sum();
+        let logged = |worker: &&Worker| {
+            let log = worker.log();
+            lines.iter().map(|line| log.matches(line).count()).sum::<usize>()
+        };
+        let logged: usize = workers.iter().map(logged).sum();
         let logged = f64::from(u32::try_from(logged).unwrap());
         let met = counted == before + 1.0 && logged == counted;
         if met {

@@ -303,11 +303,11 @@ async fn dead_letters_are_discarded_with_a_reason_and_restored() {
     );
     assert_eq!(env.psql(states).await.unwrap(), "open,discarded all,open");
     let expected = "dead_letters.discard ops dead_letters=2 why=a test\n\
-                    dead_letter.discard ops acme 01 reason=schema was=open why=a test\n\
+                    dead_letter.discard ops acme 01 previous_status=open reason=schema why=a test\n\
                     dead_letters.discard ops dead_letters=2 why=all\n\
-                    dead_letter.discard ops acme 02 reason=schema was=open why=all\n\
+                    dead_letter.discard ops acme 02 previous_status=open reason=schema why=all\n\
                     dead_letters.restore ops dead_letters=1\n\
-                    dead_letter.restore ops acme 01 reason=schema was=discarded";
+                    dead_letter.restore ops acme 01 previous_status=discarded reason=schema";
     assert_eq!(audited(&env).await, expected);
 }
 
