@@ -19,8 +19,8 @@ use lapin::tcp::TLSConfig;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, ConnectionProperties};
 
-/// The heartbeat interval. RabbitMQ closes a connection without traffic after two to three intervals, 16
-/// to 24 s, and only then requeues its messages. The goal is a working fleet 25 s after a network
+/// The heartbeat timeout that is negotiated: each side sends a frame every half of it. RabbitMQ closes a
+/// connection without traffic after two to three timeouts, 16 to 24 s, and only then requeues its messages. The goal is a working fleet 25 s after a network
 /// failure.
 const HEARTBEAT_SECONDS: u16 = 8;
 /// The limit for TCP and TLS to one address. A node that is up needs milliseconds.

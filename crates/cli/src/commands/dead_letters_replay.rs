@@ -92,7 +92,7 @@ pub(crate) struct DeadLettersReplay {
 enum Stop {
     /// At the first failure
     First,
-    /// When a whole batch fails; after the first success, only a batch of at least five
+    /// When a whole batch fails; after the first success, only when five in a row failed
     WholeBatch,
     /// Never; only when a server is unreachable
     Never,

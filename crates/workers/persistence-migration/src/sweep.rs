@@ -39,7 +39,7 @@ pub(crate) fn run(service: &Service, closer: Closer, interval: Duration, batch: 
                         tracing::warn!(
                             error,
                             "closing sweep failed; the next one, in {interval:?} \
-                             (VERBATIM_CLOSE_INTERVAL), takes 1 conversation"
+                             (VERBATIM_CLOSE_INTERVAL), takes 1 conversation of each kind"
                         );
                     }
                 }
