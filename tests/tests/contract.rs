@@ -179,7 +179,7 @@ async fn a_saver_sends_the_documented_replies_of_save_message() {
         outcomes.values().map(String::as_str).filter(|it| names.contains(it)).collect();
     assert_eq!(named, sent, "{documented}");
     let words = documented.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(words.contains("a body that cannot be decoded gets no reply"), "{documented}");
+    assert!(words.contains("an action that the validator refuses gets no reply"), "{documented}");
 }
 
 /// Waits until the saver's dead-letter queue has so many messages, and no other queue has any.
