@@ -60,7 +60,8 @@ catalogue! {
         AcksLost { queue: &'static str } = "verbatim_acks_lost_total" in "deliveries";
         /// Publishes, by outcome.
         Publishes { outcome: PublishOutcome } = "verbatim_publishes_total" in "messages";
-        /// Batches held because a dependency was unavailable.
+        /// Batches held because PostgreSQL was unavailable, or because RabbitMQ did not confirm a copy. With the
+        /// value `redis` it stays 0: saving continues without Redis.
         Holds { queue: &'static str, dependency: Dependency } = "verbatim_holds_total" in "batches";
         /// Consumers restarted, by cause.
         ConsumerRestarts { queue: &'static str, cause: ConsumerRestart }

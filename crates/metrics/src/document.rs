@@ -17,8 +17,8 @@ pub fn markdown() -> String {
          `verbatim_queue_exists`, `verbatim_queue_consumers`, `verbatim_dead_letters`, `verbatim_conversations_active`, \
          `verbatim_close_lag_seconds` | `max by (…)`, never `sum` |\n\
          | one process | all others | `sum by (…)` for counters and numbers of messages |\n\n\
-         Labels that occur often: `queue` is the name of a queue of RabbitMQ, `dependency` a server that the process needs. The \
-         reasons of dead letters are explained in [dead letters](dead-letters.md).\n",
+         Labels that occur often: `queue` is the name of a queue of RabbitMQ, `dependency` a server that the process needs. What to \
+         do with each reason of a dead letter is in [VerbatimDeadLettersPresent](operations.md#verbatimdeadletterspresent).\n",
     );
     let kinds = [
         (
