@@ -23,8 +23,9 @@ CREATE TABLE conversations (
     created_at         timestamptz NOT NULL,
     -- Exact once archived. Before that it may be up to 60 seconds old, like `touched_at`.
     last_message_at    timestamptz,
-    -- When the close was requested, by this server's clock: the last open session closed, or a message
-    -- arrived after an earlier close. The grace period starts here. Null while no close is requested.
+    -- When the close was requested, by this server's clock: the last open session closed, a message arrived
+    -- after that (in the grace period, during the close, or after archiving), or the idle limit passed. The
+    -- grace period starts here. Null while no close is requested.
     close_requested_at timestamptz,
     closed_at          timestamptz,
     finalised_at       timestamptz,

@@ -39,7 +39,7 @@ pub struct ClaimCriteria {
 /// Why a conversation is being closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CloseCause {
-    /// Its last open session closed, or a message arrived after it was archived.
+    /// Its last open session closed, or a message arrived after that.
     Requested,
     /// No message arrived for the idle time.
     Idle,

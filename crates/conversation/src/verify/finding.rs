@@ -62,7 +62,7 @@ pub enum Kind {
     TopologyDiffers,
     /// Dead letters are in their queue, and no dead-letter collector consumes them.
     DeadLettersWaiting,
-    /// Unroutable actions are in `domain.unrouted`, and no statistics-worker reroutes them.
+    /// Actions wait in `domain.unrouted`, and no statistics-worker reroutes them.
     UnroutedWaiting,
     /// Suspects are in their queue, and no worker handles them.
     SuspectsWaiting,
