@@ -96,7 +96,8 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     }
     let ratio =
         median(rounds.iter().map(|it| it.disturbed.durable.p99 / it.undisturbed.durable.p99));
-    let goals = vec![Goal::at_most("durable p99, both phases together / without closing", ratio, 2.0)];
+    let goals =
+        vec![Goal::at_most("durable p99, both phases together / without closing", ratio, 2.0)];
     let summary = Summary { rounds, goals };
     if options.json {
         say::line(&serde_json::to_string_pretty(&summary)?);
