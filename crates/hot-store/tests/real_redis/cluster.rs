@@ -175,7 +175,7 @@ async fn a_cluster_with_a_slot_without_owner_is_not_used_until_it_has_one() {
 }
 
 #[tokio::test]
-async fn a_master_that_restarts_empty_is_a_new_server_identity_and_only_its_conversations_are_named()
+async fn a_master_that_restarts_empty_is_a_new_server_identity_and_only_its_conversations_are_reported()
  {
     let world = world().await;
     let store = world.store();

@@ -77,7 +77,7 @@ async fn a_redis_that_restarts_empty_has_a_new_server_identity_and_the_old_conne
 }
 
 #[tokio::test]
-async fn after_a_connection_is_lost_within_a_pipeline_every_conversation_is_named() {
+async fn after_a_connection_is_lost_within_a_pipeline_every_conversation_is_reported() {
     let world = World::new().await;
     let proxy = Proxy::before(&world.server().url()).await.unwrap();
     let mut settings = settings(proxy.url());

@@ -66,7 +66,7 @@ async fn id(node: &Node) -> String {
 }
 
 #[tokio::test]
-async fn slots_that_move_while_savers_append_lose_no_row_of_a_conversation_that_is_not_named() {
+async fn slots_that_move_while_savers_append_lose_no_row_of_a_conversation_that_is_not_reported() {
     let world = world().await;
     let stores = [world.store(), world.store()];
     let done = AtomicBool::new(false);
