@@ -46,10 +46,9 @@ catalogue! {
             = "verbatim_deliveries_total" in "deliveries";
         /// Deliveries that RabbitMQ had delivered before (AMQP's flag `redelivered`).
         Redeliveries { queue: &'static str } = "verbatim_redeliveries_total" in "deliveries";
-        /// Failed attempts that are retried: of a whole batch (`unavailable`: a dependency was
-        /// unavailable) or of one message (`retryable`). Only `retryable` uses up one of the message's
-        /// attempts.
-        Retries { queue: &'static str, class: RetryClass } = "verbatim_retries_total" in "attempts";
+        /// Failures after which the work is tried again. `unavailable` counts batches, and uses up no
+        /// attempt; `retryable` counts messages, and uses up one attempt of each.
+        Retries { queue: &'static str, class: RetryClass } = "verbatim_retries_total" in "failures";
         /// Transactions that were retried at once: whole (`transient`: a deadlock, a serialisation
         /// failure or a lock timeout) or in two halves (`split`: PostgreSQL rejected a row, or the
         /// transaction timed out).
