@@ -14,7 +14,6 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use domain::ids::{AgentId, ConversationKey, InvalidId, MessageId, SessionId, UserId};
 use domain::time::Timestamp;
-use sqlx::Connection as _;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
@@ -149,8 +148,7 @@ impl Database {
     /// Deletes the claimed conversations that have no messages, with their sessions. Returns their keys.
     pub async fn drop_empty(&self, claims: &[Claim]) -> Result<Vec<ConversationKey>> {
         let keys = Keys::of(claims.iter());
-        self.within(async |connection| {
-            let mut transaction = connection.begin().await?;
+        self.in_transaction(async |connection| {
             let dropped = sqlx::query(
                 "WITH empty AS (
                      SELECT c.tenant_id, c.id
@@ -167,7 +165,7 @@ impl Database {
             .bind(&keys.tenants)
             .bind(&keys.ids)
             .bind(&keys.tokens)
-            .fetch_all(&mut *transaction)
+            .fetch_all(&mut *connection)
             .await?
             .iter()
             .map(|row| key(row.try_get("tenant_id")?, row.try_get("id")?))
@@ -178,9 +176,8 @@ impl Database {
             )
             .bind(dropped.iter().map(|key| key.tenant.as_str()).collect::<Vec<_>>())
             .bind(dropped.iter().map(|key| key.conversation.as_str()).collect::<Vec<_>>())
-            .execute(&mut *transaction)
+            .execute(&mut *connection)
             .await?;
-            transaction.commit().await?;
             Ok(dropped)
         })
         .await

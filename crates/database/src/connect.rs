@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio::time::{Instant, timeout_at};
 
@@ -89,10 +90,41 @@ impl Database {
         self.pool.close().await;
     }
 
+    /// Runs one transaction, within the timeout, and commits it if the work succeeds. This is the only place
+    /// where a transaction begins.
+    pub(crate) async fn in_transaction<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>,
+    ) -> Result<T> {
+        self.in_transaction_of("BEGIN", work).await
+    }
+
+    /// Runs one transaction that only reads, on one snapshot.
+    pub(crate) async fn in_snapshot<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>,
+    ) -> Result<T> {
+        self.in_transaction_of("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", work).await
+    }
+
+    async fn in_transaction_of<T>(
+        &self,
+        begin: &'static str,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>,
+    ) -> Result<T> {
+        self.within(async |connection| {
+            let mut transaction = connection.begin_with(begin).await?;
+            let done = work(&mut transaction).await?;
+            transaction.commit().await?;
+            Ok(done)
+        })
+        .await
+    }
+
     /// Runs one unit of work on a connection of its own, within the timeout.
     ///
-    /// Work that succeeds must have ended its transactions. If it fails or times out, [`Pool`] rolls back
-    /// or closes the connection in the background; the caller does not wait for that.
+    /// If it fails or times out, [`Pool`] rolls back or closes the connection in the background; the caller
+    /// does not wait for that.
     pub(crate) async fn within<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>,

@@ -3,7 +3,6 @@
 use chrono::{DateTime, Utc};
 use domain::ids::ConversationKey;
 use domain::message::{Message, Position};
-use sqlx::Connection as _;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::epoch::{Numbers, read_numbers};
@@ -35,20 +34,17 @@ pub struct Snapshot {
 impl Database {
     /// The newest messages before a position, in one snapshot with the conversation's numbers.
     pub async fn read(&self, key: &ConversationKey, page: &Page) -> Result<Snapshot> {
-        self.within(async |connection| {
-            let mut transaction =
-                connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-            let numbers = read_numbers(&mut transaction, key).await?;
+        self.in_snapshot(async |connection| {
+            let numbers = read_numbers(connection, key).await?;
             let mut snapshot = Snapshot { numbers, messages: Vec::new(), from_beginning: true };
             if let Some(conversation) = &snapshot.numbers.conversation {
                 let erased_at = conversation.erased_at.map(DateTime::<Utc>::from);
-                snapshot.messages = read_page(&mut transaction, key, page, erased_at).await?;
+                snapshot.messages = read_page(connection, key, page, erased_at).await?;
                 if let Some(oldest) = snapshot.messages.first() {
                     snapshot.from_beginning =
-                        !any_before(&mut transaction, key, &oldest.position(), erased_at).await?;
+                        !any_before(connection, key, &oldest.position(), erased_at).await?;
                 }
             }
-            transaction.commit().await?;
             Ok(snapshot)
         })
         .await

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use chrono::{DateTime, Utc};
 use domain::ids::{ConversationKey, SessionId};
 use domain::time::Timestamp;
-use sqlx::{Connection as _, PgConnection, Row as _};
+use sqlx::{PgConnection, Row as _};
 
 use crate::rows::{corrupt, timestamp};
 use crate::{Database, Result};
@@ -87,19 +87,17 @@ impl Database {
         updates: &[SessionUpdate],
         random: &(dyn Fn() -> i64 + Sync),
     ) -> Result<()> {
-        self.within(async |connection| {
-            let mut transaction = connection.begin().await?;
-            lock_sessions(&mut transaction, updates).await?;
-            let mut updates = expand_closes(&mut transaction, updates).await?;
-            close_outdated_opens(&mut transaction, &mut updates).await?;
+        self.in_transaction(async |connection| {
+            lock_sessions(connection, updates).await?;
+            let mut updates = expand_closes(connection, updates).await?;
+            close_outdated_opens(connection, &mut updates).await?;
             updates.sort_by(|a, b| {
                 (&a.key, &a.session, a.rank()).cmp(&(&b.key, &b.session, b.rank()))
             });
-            lock_conversations(&mut transaction, &updates, random).await?;
-            let applied = upsert_sessions(&mut transaction, &updates).await?;
-            update_close_requests(&mut transaction, &applied).await?;
-            record_satisfaction(&mut transaction, &updates).await?;
-            transaction.commit().await?;
+            lock_conversations(connection, &updates, random).await?;
+            let applied = upsert_sessions(connection, &updates).await?;
+            update_close_requests(connection, &applied).await?;
+            record_satisfaction(connection, &updates).await?;
             Ok(())
         })
         .await

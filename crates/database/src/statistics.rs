@@ -9,7 +9,6 @@ use std::sync::LazyLock;
 
 use chrono::{DateTime, NaiveDate, Utc};
 use domain::ids::{ConversationKey, TenantId};
-use sqlx::Connection as _;
 use sqlx::{AssertSqlSafe, FromRow, Row};
 
 use crate::{Database, Result};
@@ -66,8 +65,7 @@ impl Database {
     /// Recomputes the statistics of up to `limit` dirty conversations; returns how many there were.
     /// Several replicas may run it at once.
     pub async fn refresh_conversations(&self, limit: u32) -> Result<usize> {
-        self.within(async |connection| {
-            let mut transaction = connection.begin().await?;
+        self.in_transaction(async |connection| {
             // Chosen first and locked after: the message counts decide how many conversations are taken.
             let dirty = sqlx::query(
                 "SELECT c.tenant_id, c.id
@@ -85,7 +83,7 @@ impl Database {
             )
             .bind(i64::from(limit))
             .bind(MESSAGES)
-            .fetch_all(&mut *transaction)
+            .fetch_all(&mut *connection)
             .await?;
             let mut tenants: Vec<String> = Vec::with_capacity(dirty.len());
             let mut ids: Vec<String> = Vec::with_capacity(dirty.len());
@@ -100,9 +98,8 @@ impl Database {
             sqlx::query(AssertSqlSafe(COMPUTE.as_str()))
                 .bind(&tenants)
                 .bind(&ids)
-                .execute(&mut *transaction)
+                .execute(&mut *connection)
                 .await?;
-            transaction.commit().await?;
             Ok(dirty.len())
         })
         .await
@@ -110,24 +107,25 @@ impl Database {
 
     /// Recomputes up to `limit` dirty days; returns how many there were.
     pub async fn refresh_days(&self, limit: u32) -> Result<usize> {
-        self.within(async |connection| {
-            let mut transaction = connection.begin().await?;
+        self.in_transaction(async |connection| {
             let dirty: Vec<(String, String, NaiveDate)> = sqlx::query_as(
                 "SELECT tenant_id, agent_id, day FROM daily_stats WHERE dirty
                  ORDER BY tenant_id, agent_id, day LIMIT $1
                  FOR UPDATE SKIP LOCKED",
             )
             .bind(i64::from(limit))
-            .fetch_all(&mut *transaction)
+            .fetch_all(&mut *connection)
             .await?;
+            if dirty.is_empty() {
+                return Ok(0);
+            }
             // A separate statement, so that its snapshot is taken after the locks.
             sqlx::query(AssertSqlSafe(COMPUTE_DAYS.as_str()))
                 .bind(dirty.iter().map(|(tenant, _, _)| tenant.as_str()).collect::<Vec<_>>())
                 .bind(dirty.iter().map(|(_, agent, _)| agent.as_str()).collect::<Vec<_>>())
                 .bind(dirty.iter().map(|(_, _, day)| *day).collect::<Vec<_>>())
-                .execute(&mut *transaction)
+                .execute(&mut *connection)
                 .await?;
-            transaction.commit().await?;
             Ok(dirty.len())
         })
         .await

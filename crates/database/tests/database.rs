@@ -588,3 +588,16 @@ async fn a_conversation_is_not_found_under_another_tenant() {
     assert!(database.numbers(&other).await.unwrap().conversation.is_none());
     assert!(database.conversation(&other).await.unwrap().is_none());
 }
+
+#[tokio::test]
+async fn a_refresh_that_finds_nothing_leaves_no_transaction_open() {
+    let (env, database) = migrated().await;
+    assert_eq!(database.refresh_conversations(10).await.unwrap(), 0);
+    assert_eq!(database.refresh_days(10).await.unwrap(), 0);
+    assert_eq!(database.refresh_conversations(10).await.unwrap(), 0);
+    let mut observer = PgConnection::connect(&env.database_url).await.unwrap();
+    let states = "SELECT array_agg(state) FROM pg_stat_activity
+                  WHERE datname = current_database() AND application_name = 'test'";
+    let states: Vec<String> = sqlx::query_scalar(states).fetch_one(&mut observer).await.unwrap();
+    assert_eq!(states, ["idle"]);
+}

@@ -8,7 +8,7 @@ use std::borrow::Borrow;
 use std::cmp::Reverse;
 
 use chrono::{DateTime, Utc};
-use sqlx::{Connection as _, PgConnection};
+use sqlx::PgConnection;
 
 use super::DeadLetter;
 use crate::{Database, Result};
@@ -42,15 +42,13 @@ impl Database {
                 _ => unique.push((dead_letter, 1)),
             }
         }
-        self.within(async |connection| {
-            let mut transaction = connection.begin().await?;
+        self.in_transaction(async |connection| {
             let mut rest = unique.as_slice();
             while !rest.is_empty() {
                 let (chunk, others) = rest.split_at(chunk_len(rest));
-                insert(&mut transaction, chunk).await?;
+                insert(connection, chunk).await?;
                 rest = others;
             }
-            transaction.commit().await?;
             Ok(())
         })
         .await

@@ -6,7 +6,6 @@
 
 use domain::ids::ConversationKey;
 use serde_json::Value;
-use sqlx::Connection as _;
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
@@ -37,9 +36,8 @@ impl Database {
     /// Applies a repair and writes an audit entry; `detail` must hold no content of a conversation. Returns
     /// false if there was nothing to repair any more, because the row was deleted or repaired meanwhile.
     pub async fn repair(&self, repair: Repair, actor: &str, detail: &Value) -> Result<bool> {
-        self.within(async |connection| {
-            let mut transaction = connection.begin().await?;
-            let changed = apply(&mut transaction, &repair).await?;
+        self.in_transaction(async |connection| {
+            let changed = apply(connection, &repair).await?;
             if changed {
                 let (tenant, subject) = repair.subject();
                 sqlx::query(
@@ -51,10 +49,9 @@ impl Database {
                 .bind(tenant)
                 .bind(subject)
                 .bind(Json(detail))
-                .execute(&mut *transaction)
+                .execute(&mut *connection)
                 .await?;
             }
-            transaction.commit().await?;
             Ok(changed)
         })
         .await
