@@ -14,7 +14,7 @@
 //! | [`unacked`] | which acknowledgements may be sent |
 //! | [`acknowledgement`] | whether an acknowledgement was sent |
 //! | [`prefetch`] | how many deliveries may be unacknowledged |
-//! | [`suspects`] | messages that were redelivered too often, one at a time |
+//! | [`suspects`] | messages that were redelivered too often |
 //! | [`observer`] | metrics and log lines |
 
 mod acknowledgement;
@@ -48,6 +48,10 @@ use observer::Observer;
 use session::hold::Outage;
 use session::{ConsumeMode, End, Ended, Session};
 use suspects::BrokerRequeues;
+
+/// The bodies of all batches that are being handled may take 1/16 of `max_inflight_bytes`. While a batch
+/// is handled, a body is in memory several times: as received, decoded, and encoded for each store.
+const BATCH_BYTES_DIVISOR: usize = 16;
 
 /// After a session that lasted this long, the pauses before reconnecting start again from the shortest.
 const STABLE_SESSION: Duration = Duration::from_secs(10);
@@ -170,6 +174,13 @@ impl Default for Settings {
             retries: RetryQueue::ALL.to_vec(),
             suspect_interval: Duration::from_secs(5),
         }
+    }
+}
+
+impl Settings {
+    /// The most bytes of bodies in a batch, unless one body alone is larger.
+    fn batch_bytes(&self) -> usize {
+        self.max_inflight_bytes / BATCH_BYTES_DIVISOR / self.batches_in_flight
     }
 }
 

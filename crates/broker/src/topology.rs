@@ -74,7 +74,7 @@ pub enum Purpose {
     /// A work queue. RabbitMQ dead-letters messages that reach the delivery limit or expire to its
     /// dead-letter queue.
     Work(WorkQueue),
-    /// Messages that were redelivered too often, to be handled one at a time.
+    /// Messages that were redelivered too often, to be handled apart from the queue.
     Suspects(WorkQueue),
     /// Dead letters that wait to be stored in PostgreSQL.
     DeadLetters,

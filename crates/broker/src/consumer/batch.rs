@@ -22,7 +22,7 @@ use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use super::observer::{OutcomeCounts, outcome_of};
-use super::settlement::{Decision, copy_for, publish};
+use super::settlement::{Copy, Decision, copy_for, publish};
 use super::unacked::Tag;
 use super::{FailurePolicy, Shared};
 use crate::{Delivery, Handler, Publication};
@@ -45,7 +45,7 @@ pub(super) struct Received {
 pub(super) enum Lane {
     /// The work queue, in batches.
     Main,
-    /// The suspect queue, one message at a time.
+    /// The suspect queue: messages that were redelivered there are handled alone.
     Suspects,
 }
 
@@ -60,14 +60,15 @@ pub(super) struct Finished {
 /// to every unacknowledged message. So this count alone never dead-letters a message; it only chooses
 /// the lane.
 const QUARANTINE_AFTER_REDELIVERIES: u64 = 3;
-/// The redelivery count at which a suspect is dead-lettered. Suspects are handled one at a time, so each
-/// of these redeliveries was caused while this message alone was being handled.
+/// The redelivery count at which a suspect is dead-lettered. A suspect that was redelivered once is handled
+/// alone, so all but the first of these redeliveries were caused while this message alone was being
+/// handled.
 const SUSPECT_REDELIVERY_LIMIT: u64 = 5;
 
 enum Stage<I> {
     Received,
     Read(Reading<I>),
-    Decided { copies: Vec<Arc<Publication>>, counts: OutcomeCounts },
+    Decided { copies: Vec<Copy>, counts: OutcomeCounts },
 }
 
 /// Decoded messages. `early` has one entry per delivery; for each `None`, the next of `items` still
@@ -82,21 +83,40 @@ impl<I> Batch<I> {
         Self { received, lane, stage: Stage::Received }
     }
 
-    /// A new copy of its only message for a queue, with the identity resolved so far. The copy has no
-    /// redelivery count.
-    pub(super) fn new_copy<H>(&self, queue: &str, shared: &Shared<H>) -> Option<Publication>
+    /// How many messages it has.
+    pub(super) fn len(&self) -> usize {
+        self.received.len()
+    }
+
+    /// A new copy, for a queue, of each message that is not settled, with the identity resolved so far.
+    /// The copies have no redelivery count.
+    pub(super) fn new_copies<H>(&self, queue: &str, shared: &Shared<H>) -> Vec<Copy>
     where
         H: Handler<Item = I>,
     {
-        let resolved = match &self.stage {
-            Stage::Received => None,
-            Stage::Read(reading) => reading.items.first().and_then(|item| resolved(item, shared)),
-            Stage::Decided { copies, .. } => {
-                copies.first().and_then(|copy| copy.fleet_headers.resolved.clone())
-            }
+        let copy = |position: usize, resolved| {
+            let delivery = &self.received[position].delivery;
+            let publication = Arc::new(Publication::copy(delivery, queue).resolved(resolved));
+            Copy { position, publication }
         };
-        let Received { delivery, .. } = self.received.first()?;
-        Some(Publication::copy(delivery, queue).resolved(resolved))
+        match &self.stage {
+            Stage::Received => (0..self.len()).map(|position| copy(position, None)).collect(),
+            Stage::Read(Reading { items, early }) => {
+                let mut items = items.iter();
+                let resolved = early.iter().map(|decision| match decision {
+                    Some(_) => None,
+                    None => items.next().and_then(|item| resolved(item, shared)),
+                });
+                resolved.enumerate().map(|(position, resolved)| copy(position, resolved)).collect()
+            }
+            Stage::Decided { copies, .. } => {
+                let resolved = |of: &Copy| of.publication.fleet_headers.resolved.clone();
+                copies
+                    .iter()
+                    .map(|unconfirmed| copy(unconfirmed.position, resolved(unconfirmed)))
+                    .collect()
+            }
+        }
     }
 
     /// Runs all stages that are left.
@@ -182,7 +202,8 @@ fn decision_by_delivery_count(
                 hint: None,
                 field: None,
                 detail: format!(
-                    "handled one at a time, it was redelivered {redeliveries} times without an outcome"
+                    "as a suspect it was redelivered {redeliveries} times without an outcome; for all \
+                     but the first of them it was handled alone"
                 ),
             }))
         }
@@ -258,7 +279,9 @@ fn settle<H: Handler>(
     let mut decided = reading.items.iter().zip(outcomes);
     let mut copies = Vec::new();
     let mut counts = OutcomeCounts::default();
-    for (Received { delivery, .. }, early) in received.iter().zip(reading.early) {
+    for (position, (Received { delivery, .. }, early)) in
+        received.iter().zip(reading.early).enumerate()
+    {
         let (decision, item) = match early {
             Some(decision) => (decision, None),
             // There are as many outcomes as messages without an early decision.
@@ -276,7 +299,7 @@ fn settle<H: Handler>(
         };
         let resolved = item.and_then(|item| resolved(item, shared));
         let (copy, outcome) = copy_for(delivery, decision, resolved, shared);
-        copies.push(Arc::new(copy));
+        copies.push(Copy { position, publication: Arc::new(copy) });
         counts.add(outcome);
     }
     Stage::Decided { copies, counts }

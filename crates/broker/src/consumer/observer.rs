@@ -1,5 +1,6 @@
 //! The metrics and log lines of a consumer: one function per event, with its metric and its log line.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use domain::causes::with_causes;
@@ -131,10 +132,20 @@ impl Observer {
         self.metrics.measure(Size::Batch { queue }, messages);
     }
 
+    /// The outcomes of a batch that may be acknowledged.
     pub(super) fn settled(&self, counts: &OutcomeCounts) {
         let queue = self.queue;
-        for &(outcome, count) in &counts.0 {
-            self.metrics.add(Counter::Deliveries { queue, outcome }, count);
+        for &(outcome, number) in &counts.0 {
+            self.metrics.add(Counter::Deliveries { queue, outcome }, number);
+            if outcome == DeliveryOutcome::Quarantined {
+                let messages = count(number, "message", "messages");
+                tracing::warn!(
+                    queue,
+                    quarantined = number,
+                    "{messages} requeued too often without an outcome; moved to {queue}.suspect, \
+                     where they are handled apart from the queue"
+                );
+            }
         }
     }
 
@@ -223,23 +234,43 @@ impl Observer {
         );
     }
 
-    /// A held suspect is requeued as a new copy, because of a shutdown or of the hold limit.
-    pub(super) fn suspect_requeued(&self, dependency: Dependency, held: Duration, shutdown: bool) {
+    /// Suspects were taken from their queue, and each has an outcome.
+    pub(super) fn suspects_handled(&self, suspects: &'static str, handled: usize, took: Duration) {
+        let (messages, took) = (count(handled, "suspect", "suspects"), seconds(took));
+        tracing::info!(
+            queue = self.queue,
+            suspects,
+            handled,
+            "{messages} from {suspects} handled in {took}"
+        );
+    }
+
+    /// Held suspects are requeued as new copies, because of a shutdown or of the hold limit.
+    pub(super) fn suspects_requeued(
+        &self,
+        requeued: usize,
+        dependency: Dependency,
+        held: Duration,
+        shutdown: bool,
+    ) {
         let held_ms = self.observe_hold(dependency, held);
         let (queue, after) = (self.queue, seconds(held));
+        let suspects = count(requeued, "suspect", "suspects");
         if shutdown {
             tracing::info!(
                 queue,
                 dependency = dependency.as_str(),
                 held_ms,
-                "shutdown while {dependency} is unavailable; 1 suspect requeued as a new copy"
+                requeued,
+                "shutdown while {dependency} is unavailable; {suspects} requeued as new copies"
             );
         } else {
             tracing::warn!(
                 queue,
                 dependency = dependency.as_str(),
                 held_ms,
-                "{dependency} unavailable for {after} (hold_limit); 1 suspect requeued as a new copy"
+                requeued,
+                "{dependency} unavailable for {after} (hold_limit); {suspects} requeued as new copies"
             );
         }
     }
@@ -346,8 +377,9 @@ fn restart_cause(end: &End) -> Option<ConsumerRestart> {
 }
 
 /// A number with its noun.
-fn count(number: usize, one: &str, many: &str) -> String {
-    format!("{number} {}", if number == 1 { one } else { many })
+fn count<N: Copy + Display + PartialEq + From<u8>>(number: N, one: &str, many: &str) -> String {
+    let noun = if number == N::from(1) { one } else { many };
+    format!("{number} {noun}")
 }
 
 /// A duration in seconds, to the tenth.
@@ -361,8 +393,8 @@ mod tests {
 
     #[test]
     fn numbers_in_log_lines_have_their_unit() {
-        assert_eq!(count(1, "message", "messages"), "1 message");
-        assert_eq!(count(0, "message", "messages"), "0 messages");
+        assert_eq!(count(1_u64, "message", "messages"), "1 message");
+        assert_eq!(count(0_usize, "message", "messages"), "0 messages");
         assert_eq!(seconds(Duration::from_millis(12_340)), "12.3 s");
         assert_eq!(seconds(Duration::from_mins(5)), "300 s");
     }

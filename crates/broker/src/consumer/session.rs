@@ -60,10 +60,6 @@ pub(super) struct Session<H: Handler> {
     isolating_remaining: Option<usize>,
 }
 
-/// The bodies of all batches that are being handled may take 1/16 of `max_inflight_bytes`. While a batch
-/// is handled, a body is in memory several times: as received, decoded, and encoded for each store.
-const BATCH_BYTES_DIVISOR: usize = 16;
-
 /// How many messages a session has at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ConsumeMode {
@@ -132,7 +128,7 @@ impl<H: Handler> Session<H> {
             ConsumeMode::Isolating => (1, 1, Some(most)),
         };
         let prefetch = Prefetch::new(budget, settings.largest_body, ceiling);
-        let bytes = budget / BATCH_BYTES_DIVISOR / settings.batches_in_flight;
+        let bytes = settings.batch_bytes();
         let limits = Limits { messages, bytes, linger: settings.linger };
         let queue = shared.source.queue;
         let connection = shared.endpoints.connect(queue).await?;

@@ -24,6 +24,13 @@ pub(super) enum Decision {
     Quarantine,
 }
 
+/// A copy that RabbitMQ has not confirmed, and the position of its original in the batch.
+#[derive(Clone)]
+pub(super) struct Copy {
+    pub(super) position: usize,
+    pub(super) publication: Arc<Publication>,
+}
+
 /// The copy that must be confirmed before the original may be acknowledged.
 pub(super) fn copy_for<H: Handler>(
     delivery: &Delivery,
@@ -91,19 +98,22 @@ fn next_retry(retries: &[RetryQueue], attempt: u32) -> Option<RetryQueue> {
 /// # Errors
 /// RabbitMQ did not confirm some of the copies; the error contains these.
 pub(super) async fn publish(
-    copies: Vec<Arc<Publication>>,
+    copies: Vec<Copy>,
     publisher: &Publisher,
-) -> Result<(), (Vec<Arc<Publication>>, Unavailable)> {
+) -> Result<(), (Vec<Copy>, Unavailable)> {
     let (mut to_send, mut unconfirmed) = (copies, Vec::new());
     let mut failure = None;
     while !to_send.is_empty() {
-        let results = publisher.publish_all(to_send.iter().cloned()).await;
+        let publications: Vec<_> = to_send.iter().map(|it| it.publication.clone()).collect();
+        let results = publisher.publish_all(publications).await;
         let mut minimal = Vec::new();
         for (copy, result) in to_send.into_iter().zip(results) {
             let Err(error) = result else { continue };
-            let at_fault = error.class() == FailureClass::Data;
-            match at_fault.then(|| copy.minimal()).filter(|shorter| *shorter != *copy) {
-                Some(shorter) => minimal.push(Arc::new(shorter)),
+            let shorter = (error.class() == FailureClass::Data)
+                .then(|| copy.publication.minimal())
+                .filter(|shorter| *shorter != *copy.publication);
+            match shorter {
+                Some(shorter) => minimal.push(Copy { publication: Arc::new(shorter), ..copy }),
                 None => {
                     unconfirmed.push(copy);
                     failure = Some(error);
@@ -144,7 +154,11 @@ mod tests {
         let fits = Publication::to_queue(queue, b"fits".to_vec());
         let mut long = Publication::to_queue(queue, b"long".to_vec());
         long.correlation_id = Some("x".repeat(256));
-        publish(vec![Arc::new(long), Arc::new(fits)], &publisher).await.unwrap();
+        let copies = [long, fits]
+            .into_iter()
+            .enumerate()
+            .map(|(position, publication)| Copy { position, publication: Arc::new(publication) });
+        assert!(publish(copies.collect(), &publisher).await.is_ok());
         let connection = endpoints.connect("inspect").await.unwrap();
         assert_eq!(crate::inspect::depth(&connection, queue).await.unwrap().ready, 2);
     }

@@ -1,20 +1,26 @@
-//! Suspects: messages that were redelivered to their queue too often, handled one at a time.
+//! Suspects: messages that were redelivered to their queue too often, handled apart from it.
 //!
 //! A message that crashes the process adds one to the redelivery count of every unacknowledged message,
-//! not only to its own. In the suspect queue only the message at fault gets redeliveries: suspects are
-//! taken one at a time with `basic.get`, while this consumer handles nothing else and its dependencies
-//! are available. A suspect that is redelivered too often is dead-lettered.
+//! not only to its own. So most suspects are at no fault. In the suspect queue their counts start at 0,
+//! and they are taken with `basic.get` while this consumer handles nothing else and its dependencies are
+//! available:
 //!
-//! So only a crash of the process may add to a suspect's count:
+//! | redelivery count in the suspect queue | handled |
+//! |---|---|
+//! | 0 | together with others of count 0 |
+//! | 1 or more | alone, so that only a message at fault gets more redeliveries |
+//! | too many | not: it is dead-lettered |
 //!
-//! | what happens | what is done with the suspect |
+//! Only a crash of the process may add to a suspect's count:
+//!
+//! | what happens | what is done with the suspects |
 //! |---|---|
 //! | a dependency is unavailable | held like a batch |
-//! | the hold reaches `hold_limit`, or a shutdown | requeued as a new copy, whose count starts at 0 |
-//! | RabbitMQ requeued it (a lost connection) while this process lived | at its next delivery requeued as a new copy |
+//! | the hold reaches `hold_limit`, or a shutdown | requeued as new copies, whose counts start at 0 |
+//! | RabbitMQ requeued them (a lost connection) while this process lived | at its next delivery each is requeued as a new copy |
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use domain::failure::Dependency;
@@ -37,6 +43,10 @@ use crate::{Delivery, Handler};
 /// consumed meanwhile.
 const MAX_SUSPECT_DURATION: Duration = Duration::from_secs(2);
 
+/// The most suspects that are handled together, unless a batch has fewer. A crash of the process makes each
+/// of them a message that is handled alone.
+const GROUP_MESSAGES: usize = 100;
+
 /// Handles suspects until there are none, [`MAX_SUSPECT_DURATION`] is over, a dependency is unavailable, or
 /// the shutdown begins.
 pub(super) async fn handle_suspects<H: Handler>(
@@ -46,33 +56,32 @@ pub(super) async fn handle_suspects<H: Handler>(
 ) -> Result<(), End> {
     let Some(queue) = shared.source.suspect() else { return Ok(()) };
     let channel = connection.channel().await?;
-    let suspects = Suspects { shared, queue, channel: &channel, shutdown };
     let began = Instant::now();
-    while began.elapsed() < MAX_SUSPECT_DURATION
-        && suspects.is_available(Dependency::PostgreSql).await
-    {
-        let get = channel.basic_get(queue.into(), BasicGetOptions::default());
-        let Some(message) = request("get a suspect", get).await? else { break };
-        let tag = message.delivery.delivery_tag;
-        let delivery = Delivery::from_amqp(message.delivery, shared.clock.now());
-        let id = delivery.envelope().message_id.map(str::to_owned);
-        let suspect = Batch::new(vec![Received { tag, delivery }], Lane::Suspects);
-        let recorded = id.as_deref().filter(|id| shared.broker_requeues.contains(id));
-        let settled = if recorded.is_some() && suspects.requeue_as_new_copy(&suspect).await {
-            shared.broker_requeues.remove(recorded);
-            Ok(one_requeued())
-        } else {
-            suspects.settle(suspect).await
-        };
-        let counts = settled.inspect_err(|_| shared.broker_requeues.record(id.as_deref()))?;
-        shared.observer.settled(&counts);
-        if !acknowledge(&channel, tag, BasicAckOptions::default()).await {
-            shared.broker_requeues.record(id.as_deref());
-            shared.observer.acks_lost(1);
-            return Err(End::ChannelClosed);
+    let mut suspects = Suspects { shared, queue, channel: &channel, shutdown, unacked: Vec::new() };
+    let mut redelivered = None;
+    let mut handled = 0;
+    let result = async {
+        while redelivered.is_some()
+            || (began.elapsed() < MAX_SUSPECT_DURATION
+                && suspects.is_available(Dependency::PostgreSql).await)
+        {
+            let group = suspects.take(&mut redelivered).await?;
+            if group.is_empty() {
+                break;
+            }
+            let messages = group.len();
+            suspects.handle(group).await?;
+            handled += messages;
         }
+        Ok(())
+    };
+    let result = result.await;
+    // RabbitMQ requeues them because this channel closes.
+    suspects.unacked.iter().for_each(|id| shared.broker_requeues.record(id));
+    if handled > 0 {
+        shared.observer.suspects_handled(queue, handled, began.elapsed());
     }
-    Ok(())
+    result
 }
 
 /// The ids of suspects that RabbitMQ requeues without a crash of this process: their channel closed before
@@ -80,15 +89,15 @@ pub(super) async fn handle_suspects<H: Handler>(
 #[derive(Default)]
 pub(super) struct BrokerRequeues(Mutex<VecDeque<String>>);
 
-/// The most ids that are kept; the oldest are dropped. There is one per lost connection, so far fewer are
-/// expected.
+/// The most ids that are kept; the oldest are dropped. There is one group per lost connection, so far fewer
+/// are expected.
 const MAX_BROKER_REQUEUES: usize = 1_000;
 
 impl BrokerRequeues {
     /// Adds an id, once.
-    fn record(&self, id: Option<&str>) {
+    fn record(&self, id: &str) {
         let mut ids = self.ids();
-        if let Some(id) = id.filter(|id| !ids.iter().any(|it| it == id)) {
+        if !ids.iter().any(|it| it == id) {
             ids.push_back(id.to_owned());
         }
         if ids.len() > MAX_BROKER_REQUEUES {
@@ -100,8 +109,8 @@ impl BrokerRequeues {
         self.ids().iter().any(|it| it == id)
     }
 
-    fn remove(&self, id: Option<&str>) {
-        self.ids().retain(|it| Some(it.as_str()) != id);
+    fn remove(&self, id: &str) {
+        self.ids().retain(|it| it != id);
     }
 
     fn ids(&self) -> MutexGuard<'_, VecDeque<String>> {
@@ -109,9 +118,9 @@ impl BrokerRequeues {
     }
 }
 
-fn one_requeued() -> OutcomeCounts {
+fn requeued(suspects: usize) -> OutcomeCounts {
     let mut counts = OutcomeCounts::default();
-    counts.add(DeliveryOutcome::Requeued);
+    (0..suspects).for_each(|_| counts.add(DeliveryOutcome::Requeued));
     counts
 }
 
@@ -121,16 +130,75 @@ struct Suspects<'a, H> {
     queue: &'static str,
     channel: &'a lapin::Channel,
     shutdown: &'a CancellationToken,
+    /// The ids of those that were taken and are not acknowledged, where they have one.
+    unacked: Vec<String>,
 }
 
 impl<H: Handler> Suspects<'_, H> {
-    /// Handles one suspect, and holds it while a dependency is unavailable.
-    async fn settle(&self, mut suspect: Batch<H::Item>) -> Result<OutcomeCounts, End> {
+    /// Takes the next suspects to handle: one that was redelivered, or several that were not. `redelivered`
+    /// keeps one that was taken behind such a group; it is the next.
+    async fn take(&mut self, redelivered: &mut Option<Received>) -> Result<Vec<Received>, End> {
+        if let Some(alone) = redelivered.take() {
+            return Ok(vec![alone]);
+        }
+        let settings = &self.shared.settings;
+        let (most, most_bytes) = (settings.batch_size.min(GROUP_MESSAGES), settings.batch_bytes());
+        let (mut group, mut bytes) = (Vec::new(), 0);
+        while group.is_empty() || (group.len() < most && bytes < most_bytes) {
+            let get = self.channel.basic_get(self.queue.into(), BasicGetOptions::default());
+            let Some(message) = request("get a suspect", get).await? else { break };
+            let tag = message.delivery.delivery_tag;
+            let delivery = Delivery::from_amqp(message.delivery, self.shared.clock.now());
+            self.unacked.extend(id_of(&delivery));
+            bytes += delivery.body.len();
+            let was_redelivered = delivery.delivery_count() > 0;
+            let received = Received { tag, delivery };
+            if was_redelivered && !group.is_empty() {
+                *redelivered = Some(received);
+                break;
+            }
+            group.push(received);
+            if was_redelivered {
+                break;
+            }
+        }
+        Ok(group)
+    }
+
+    /// Handles suspects that [`take`](Self::take) returned, and acknowledges them.
+    async fn handle(&mut self, group: Vec<Received>) -> Result<(), End> {
+        let Some(last) = group.last() else { return Ok(()) };
+        let tag = last.tag;
+        let count = group.len();
+        let recorded = match group.as_slice() {
+            [alone] => id_of(&alone.delivery).filter(|id| self.shared.broker_requeues.contains(id)),
+            _ => None,
+        };
+        let ids: Vec<String> = group.iter().filter_map(|it| id_of(&it.delivery)).collect();
+        let batch = Batch::new(group, Lane::Suspects);
+        let counts = match recorded {
+            Some(_) if self.requeue_as_new_copies(&batch).await => requeued(count),
+            _ => self.settle(batch).await?,
+        };
+        self.shared.observer.settled(&counts);
+        let options = BasicAckOptions { multiple: true };
+        if !acknowledge(self.channel, tag, options).await {
+            self.shared.observer.acks_lost(count);
+            return Err(End::ChannelClosed);
+        }
+        self.unacked.retain(|id| !ids.contains(id));
+        ids.iter().for_each(|id| self.shared.broker_requeues.remove(id));
+        Ok(())
+    }
+
+    /// Handles a batch, and holds it while a dependency is unavailable.
+    async fn settle(&self, mut batch: Batch<H::Item>) -> Result<OutcomeCounts, End> {
         let Self { shared, shutdown, .. } = self;
+        let count = batch.len();
         let (since, mut backoff) = (Instant::now(), Backoff::new());
         let mut held_for = None;
         loop {
-            let dependency = match suspect.work(shared).await {
+            let dependency = match batch.work(shared).await {
                 Ok(finished) => {
                     if let Some(dependency) = held_for {
                         shared.observer.hold_ended(dependency, since.elapsed());
@@ -139,20 +207,20 @@ impl<H: Handler> Suspects<'_, H> {
                     return Ok(finished.counts);
                 }
                 Err((held, unavailable)) => {
-                    suspect = held;
-                    shared.observer.held(&unavailable, 1, &shared.settings);
+                    batch = held;
+                    shared.observer.held(&unavailable, count, &shared.settings);
                     unavailable.dependency
                 }
             };
             held_for = Some(dependency);
             shared.state.send_replace(ConsumerState::Holding(dependency));
             self.wait_for(dependency, since, &mut backoff).await?;
-            // When RabbitMQ does not confirm the copy either, the suspect is held further.
-            if self.hold_must_end(since) && self.requeue_as_new_copy(&suspect).await {
+            // When RabbitMQ does not confirm the copies either, the suspects are held further.
+            if self.hold_must_end(since) && self.requeue_as_new_copies(&batch).await {
                 let shutdown = shutdown.is_cancelled();
-                shared.observer.suspect_requeued(dependency, since.elapsed(), shutdown);
+                shared.observer.suspects_requeued(count, dependency, since.elapsed(), shutdown);
                 shared.state.send_replace(ConsumerState::Consuming);
-                return Ok(one_requeued());
+                return Ok(requeued(count));
             }
             if shutdown.is_cancelled() {
                 return Err(End::Drained);
@@ -187,8 +255,12 @@ impl<H: Handler> Suspects<'_, H> {
         self.shutdown.run_until_cancelled(probe).await.is_some_and(|result| result.is_ok())
     }
 
-    async fn requeue_as_new_copy(&self, suspect: &Batch<H::Item>) -> bool {
-        let copy = suspect.new_copy(self.queue, self.shared).map(Arc::new);
-        publish(copy.into_iter().collect(), &self.shared.publisher).await.is_ok()
+    async fn requeue_as_new_copies(&self, batch: &Batch<H::Item>) -> bool {
+        let copies = batch.new_copies(self.queue, self.shared);
+        publish(copies, &self.shared.publisher).await.is_ok()
     }
+}
+
+fn id_of(delivery: &Delivery) -> Option<String> {
+    delivery.envelope().message_id.map(str::to_owned)
 }

@@ -1,10 +1,11 @@
-//! Messages that are redelivered too often are handled one at a time, and dead-lettered only when they are
-//! redelivered there, too.
+//! Messages that are redelivered too often are handled apart from their queue, and dead-lettered only when
+//! they are redelivered there, too.
 
 use std::time::Duration;
 
 use broker::topology::WorkQueue;
 use broker::{Endpoints, Settings, Source};
+use domain::failure::Dependency;
 use lapin::options::{BasicGetOptions, BasicNackOptions};
 use metrics::{Counter, DeliveryOutcome};
 use testkit::proxy::Proxy;
@@ -50,6 +51,37 @@ async fn a_message_redelivered_three_times_is_quarantined_and_handled_alone() {
 }
 
 #[tokio::test]
+async fn suspects_that_were_not_redelivered_are_handled_together() {
+    let bench = Bench::new().await;
+    bench.publish(SUSPECTS, (0..250).map(|n| format!("ok {n}"))).await;
+    let script = Script::default();
+    let running = bench.run(SOURCE, &script, settings());
+    script.has_handled(250).await;
+    running.drain().await;
+    assert_eq!(script.batches(), [100, 100, 50]);
+    bench.eventually_ready(SUSPECTS, 0).await;
+}
+
+#[tokio::test]
+async fn a_suspect_that_was_redelivered_is_handled_alone() {
+    let bench = Bench::new().await;
+    bench.publish(SUSPECTS, ["redelivered"]).await;
+    requeue(&bench, SUSPECTS, 1).await;
+    bench.publish(SUSPECTS, ["ok 1", "ok 2", "ok 3"]).await;
+    let script = Script::default();
+    let running = bench.run(SOURCE, &script, settings());
+    script.has_handled(4).await;
+    running.drain().await;
+    let (batches, handled) = (script.batches(), script.handled());
+    let mut start = 0;
+    for size in batches {
+        let batch = &handled[start..start + size];
+        assert!(size == 1 || batch.iter().all(|it| !it.redelivered), "{batch:?}");
+        start += size;
+    }
+}
+
+#[tokio::test]
 async fn a_suspect_redelivered_five_times_is_dead_lettered() {
     let bench = Bench::new().await;
     bench.publish(SUSPECTS, ["ok"]).await;
@@ -86,6 +118,29 @@ async fn a_suspect_whose_connection_is_lost_without_a_crash_is_not_dead_lettered
     }
     let lost = Counter::AcksLost { queue: QUEUE };
     assert!(bench.metrics.count(lost) >= 1, "no acknowledgement was lost");
+}
+
+#[tokio::test]
+async fn suspects_handled_together_keep_count_0_when_their_connection_is_lost_without_a_crash() {
+    let bench = Bench::new().await;
+    let proxy = Proxy::before(&bench.url).await.unwrap();
+    let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
+    bench.publish(SUSPECTS, ["wait", "ok 1", "ok 2"]).await;
+    let script = Script::default();
+    let running = bench.run_at(endpoints, SOURCE, script.clone(), settings());
+    script.was_called(1).await;
+    proxy.reset().await.unwrap();
+    script.open_gate();
+    script.open_gate();
+    script.was_called(2).await;
+    running.drain().await;
+    let handled = script.handled();
+    assert!(handled.iter().all(|it| !it.redelivered), "{handled:?}");
+    let requeued = Counter::Deliveries { queue: QUEUE, outcome: DeliveryOutcome::Requeued };
+    assert_eq!(bench.metrics.count(requeued), 3);
+    for queue in [SUSPECTS, DLQ] {
+        bench.eventually_ready(queue, 0).await;
+    }
 }
 
 #[tokio::test]
@@ -141,10 +196,10 @@ async fn an_outage_that_the_probe_does_not_see_adds_no_redelivery_to_a_suspect()
 }
 
 #[tokio::test]
-async fn a_suspect_held_for_the_hold_limit_is_requeued_with_count_0() {
+async fn suspects_held_for_the_hold_limit_are_requeued_with_count_0() {
     let bench = Bench::new().await;
     let script = unavailable_with_successful_probe();
-    bench.publish(SUSPECTS, ["ok"]).await;
+    bench.publish(SUSPECTS, ["ok 1", "ok 2", "ok 3"]).await;
     let settings = Settings { hold_limit: Duration::from_millis(200), ..settings() };
     let running = bench.run(SOURCE, &script, settings);
     let requeued = Counter::Deliveries { queue: QUEUE, outcome: DeliveryOutcome::Requeued };
@@ -154,21 +209,41 @@ async fn a_suspect_held_for_the_hold_limit_is_requeued_with_count_0() {
     })
     .await;
     script.dependency_unavailable(false);
-    script.has_handled(1).await;
+    script.has_handled(3).await;
     running.drain().await;
-    assert!(!script.handled()[0].redelivered, "it was redelivered");
+    assert!(script.handled().iter().all(|it| !it.redelivered), "{:?}", script.handled());
     bench.eventually_ready(DLQ, 0).await;
 }
 
 #[tokio::test]
-async fn a_drain_requeues_a_held_suspect_with_count_0() {
+async fn a_drain_requeues_held_suspects_with_count_0() {
     let bench = Bench::new().await;
     let script = unavailable_with_successful_probe();
-    bench.publish(SUSPECTS, ["ok"]).await;
+    bench.publish(SUSPECTS, ["ok 1", "ok 2"]).await;
     let running = bench.run(SOURCE, &script, settings());
     script.was_called(1).await;
     running.drain().await;
+    for _ in 0..2 {
+        assert!(!bench.take(SUSPECTS).await.redelivered);
+    }
+    bench.eventually_ready(SUSPECTS, 0).await;
+}
+
+#[tokio::test]
+async fn a_drain_requeues_of_held_suspects_only_those_without_an_outcome() {
+    let bench = Bench::new().await;
+    bench.raw.queue_delete(DLQ.into(), Default::default()).await.unwrap();
+    bench.publish(SUSPECTS, ["ok 1", "refuse", "ok 2"]).await;
+    let script = Script::default();
+    let running = bench.run(SOURCE, &script, settings());
+    let holds = Counter::Holds { queue: QUEUE, dependency: Dependency::RabbitMq };
+    eventually("a hold", LIMIT, async || match bench.metrics.count(holds) {
+        1.. => Ok(()),
+        count => Err(format!("{count} holds")),
+    })
+    .await;
+    running.drain().await;
     let suspect = bench.take(SUSPECTS).await;
-    assert!(!suspect.redelivered);
+    assert_eq!((suspect.data.as_slice(), suspect.redelivered), (b"refuse".as_slice(), false));
     bench.eventually_ready(SUSPECTS, 0).await;
 }

@@ -87,7 +87,7 @@ fn describe(queue: topology::Queue) -> (&'static str, Option<&'static str>, &'st
     match queue.purpose {
         Purpose::Work(work) => ("work", Some(worker(work)), work_about(work)),
         Purpose::Suspects(work) => {
-            ("suspects", Some(worker(work)), "redelivered too often; handled one at a time")
+            ("suspects", Some(worker(work)), "redelivered too often; handled apart from the queue")
         }
         Purpose::DeadLetters => {
             let collector = Process::StatisticsWorker.name();

@@ -189,7 +189,7 @@ impl Kind {
                  it cannot store or reroute"
             }
             Self::SuspectsWaiting => {
-                "suspects are handled one at a time, while their consumer has no other delivery: check that a \
+                "suspects are handled while their consumer has no other delivery: check that a \
                  worker of the queue is running (`verbatim queues` shows consumers)"
             }
             Self::WorkWithoutConsumers => {
