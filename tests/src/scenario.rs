@@ -316,7 +316,8 @@ impl Scenario {
              END $wait$"
         );
         if let Err(error) = self.psql(&wait).await {
-            panic!("{query} should become {wanted}: {error}");
+            let queued = self.try_queued().await;
+            panic!("{query} should become {wanted}: {error}; ready messages by queue: {queued:?}");
         }
     }
 
@@ -326,11 +327,15 @@ impl Scenario {
     /// # Panics
     /// When RabbitMQ is unavailable.
     pub async fn queued(&self) -> Vec<(&'static str, u32)> {
+        self.try_queued().await.expect("depths")
+    }
+
+    async fn try_queued(&self) -> Result<Vec<(&'static str, u32)>, broker::Error> {
         let endpoints = Endpoints::parse(&self.amqp_url, "test").expect("RabbitMQ's URL");
-        let depths = Inspector::new(endpoints).depths().await.expect("depths");
+        let depths = Inspector::new(endpoints).depths().await?;
         let ready =
             depths.into_iter().map(|(queue, depth)| (queue, depth.map_or(0, |it| it.ready)));
-        ready.filter(|(_, ready)| *ready > 0).collect()
+        Ok(ready.filter(|(_, ready)| *ready > 0).collect())
     }
 
     /// Sends SIGTERM to all these workers and waits until each has drained.
