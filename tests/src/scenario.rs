@@ -5,6 +5,7 @@ use std::process::Output;
 use broker::inspect::Inspector;
 use broker::topology::WorkQueue;
 use broker::{Endpoints, topology};
+use domain::fleet;
 use testkit::TestEnv;
 use testkit::environment::redis;
 use testkit::fleet::{Fleet, Worker};
@@ -17,11 +18,11 @@ use crate::reader::database;
 use crate::{Agent, LIMIT, RabbitAdmin, TestReader};
 
 /// The worker that saves messages.
-pub const SAVER: &str = "message-save-worker";
+pub const SAVER: &str = fleet::MESSAGE_SAVE_WORKER.name();
 /// The worker that follows sessions and archives conversations.
-pub const MIGRATION: &str = "persistence-migration-worker";
+pub const MIGRATION: &str = fleet::PERSISTENCE_MIGRATION_WORKER.name();
 /// The worker that computes statistics and stores dead letters.
-pub const STATISTICS: &str = "statistics-worker";
+pub const STATISTICS: &str = fleet::STATISTICS_WORKER.name();
 
 /// The settings of all workers here: shorter intervals than in production.
 const SHORT: [(&str, &str); 5] = [

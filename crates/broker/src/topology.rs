@@ -19,6 +19,7 @@ use std::time::Duration;
 use domain::action::ActionKind;
 
 pub use difference::{Difference, Kind};
+pub use domain::fleet::WorkQueue;
 pub use setup::{TopologyError, declare, verify, verify_and_bind};
 
 /// Where agents publish actions: a topic exchange, routing key = `action_type`.
@@ -40,21 +41,6 @@ pub const WORK_DELIVERY_LIMIT: i64 = 100;
 /// The delivery limit of every queue that must not dead-letter by count: practically unreachable, but
 /// positive.
 pub const UNREACHABLE_DELIVERY_LIMIT: i64 = 1_000_000;
-
-/// A queue whose every message gets an outcome: done, retried or dead-lettered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum WorkQueue {
-    /// Messages to save.
-    SaveMessage,
-    /// Sessions that open and close, feedback, erasure.
-    Session,
-    /// Events of conversations: refresh triggers for the statistics.
-    Statistics,
-    /// Writes of bot state.
-    BotState,
-    /// Actions that no binding of [`ACTIONS`] matched.
-    Unrouted,
-}
 
 /// A queue of delayed retries, shared by all work queues. The delay is part of the name, because the TTL of a
 /// queue cannot be changed.
@@ -189,51 +175,6 @@ pub fn queues() -> Vec<Queue> {
         .map(|queue| Queue { name: queue.name(), purpose: Purpose::Retry(queue) });
     let requests = [Queue { name: REQUESTS, purpose: Purpose::Requests }];
     work.chain(retry).chain(requests).collect()
-}
-
-impl WorkQueue {
-    /// Every work queue.
-    pub const ALL: [Self; 5] =
-        [Self::SaveMessage, Self::Session, Self::Statistics, Self::BotState, Self::Unrouted];
-
-    /// The name of the queue.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        self.names()[0]
-    }
-
-    /// The name of its dead-letter queue.
-    #[must_use]
-    pub const fn dlq(self) -> &'static str {
-        self.names()[1]
-    }
-
-    /// The name of its suspect queue: messages that were redelivered too often to be handled in batches.
-    #[must_use]
-    pub const fn suspect(self) -> &'static str {
-        self.names()[2]
-    }
-
-    // Written in full, so that a text search for a queue's name finds it.
-    const fn names(self) -> [&'static str; 3] {
-        match self {
-            Self::SaveMessage => [
-                "conversation.save_message",
-                "conversation.save_message.dlq",
-                "conversation.save_message.suspect",
-            ],
-            Self::Session => {
-                ["conversation.session", "conversation.session.dlq", "conversation.session.suspect"]
-            }
-            Self::Statistics => [
-                "conversation.statistics",
-                "conversation.statistics.dlq",
-                "conversation.statistics.suspect",
-            ],
-            Self::BotState => ["bot.state", "bot.state.dlq", "bot.state.suspect"],
-            Self::Unrouted => [UNROUTED, "domain.unrouted.dlq", "domain.unrouted.suspect"],
-        }
-    }
 }
 
 impl RetryQueue {

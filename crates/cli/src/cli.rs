@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-use service::Process;
+use domain::fleet;
 use service::settings::{self, Sources, Stop};
 
 use crate::commands::conversation_list::ConversationList;
@@ -78,7 +78,7 @@ pub(crate) fn run(mut sources: Sources) -> ExitCode {
         sources.arguments.push("--help".into());
     }
     let no_color = no_color(&sources);
-    let parsed = settings::load(Cli::command(), Process::Verbatim, &sources).and_then(|matches| {
+    let parsed = settings::load(Cli::command(), fleet::VERBATIM, &sources).and_then(|matches| {
         Cli::from_arg_matches(&matches)
             .map_err(|error| settings::SettingsError::Usage(error.to_string()).into())
     });
@@ -87,7 +87,7 @@ pub(crate) fn run(mut sources: Sources) -> ExitCode {
         Err(Stop::Answer(text)) => {
             return exit_code(print_help(&text, no_color).map(|()| Exit::Success));
         }
-        Err(stop @ Stop::Invalid(_)) => return service::answer(Process::Verbatim, &stop),
+        Err(stop @ Stop::Invalid(_)) => return service::answer(fleet::VERBATIM, &stop),
     };
     service::install_crypto();
     let form = if cli.json { Form::Json } else { Form::Text };

@@ -9,7 +9,7 @@ use broker::Endpoints;
 use database::{Database, SchemaError};
 use domain::causes::with_causes;
 use domain::failure::FailureClass;
-use service::Process;
+use domain::fleet;
 use service::settings::{AmqpSettings, DatabaseSettings, ReadReplicaSettings, ServerUrl};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -89,7 +89,7 @@ impl DatabaseServer {
     ) -> Result<Self, Failure> {
         let database = Database::open(&database::Settings {
             url: url.expose().to_owned(),
-            application: Process::Verbatim.name().to_owned(),
+            application: fleet::VERBATIM.name().to_owned(),
             connections: 2,
             time_out: limit,
             lock_time_out: LOCK_TIMEOUT,
@@ -130,7 +130,7 @@ impl DatabaseServer {
 impl Broker {
     /// Parses the address; does not connect.
     pub(crate) fn of(settings: &AmqpSettings) -> Result<Self, Failure> {
-        let endpoints = Endpoints::parse(&joined(&settings.amqp_url), Process::Verbatim.name())
+        let endpoints = Endpoints::parse(&joined(&settings.amqp_url), fleet::VERBATIM.name())
             .map_err(|error| Failure::Usage(format!("AMQP_URL: {error}")))?;
         Ok(Self { endpoints, address: without_secrets(&settings.amqp_url) })
     }

@@ -13,6 +13,7 @@ pub mod event;
 pub mod failure;
 #[cfg(feature = "fixtures")]
 pub mod fixtures;
+pub mod fleet;
 pub mod ids;
 pub mod message;
 pub mod repeated;

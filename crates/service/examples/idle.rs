@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use service::{Process, Service};
+use domain::fleet;
+use service::Service;
 
 #[derive(Debug, clap::Args)]
 struct Settings {
@@ -38,5 +39,5 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
 }
 
 fn main() -> ExitCode {
-    service::run(Process::MessageSaveWorker, build)
+    service::run(fleet::MESSAGE_SAVE_WORKER, build)
 }

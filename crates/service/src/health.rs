@@ -18,10 +18,11 @@ use metrics::Metrics;
 use serde::Serialize;
 use tokio::net::TcpListener;
 
-use crate::process::{Process, VERSION};
+use crate::process::VERSION;
 use crate::readiness::{self, Readiness};
 use crate::settings::ListenSettings;
 use crate::tasks::{TaskState, Tasks};
+use domain::fleet::Process;
 
 /// The state that the endpoints report.
 #[derive(Clone)]
@@ -144,7 +145,7 @@ mod tests {
     async fn started() -> (SocketAddr, Health) {
         let metrics = Metrics::new();
         let health = Health {
-            process: Process::MessageSaveWorker,
+            process: domain::fleet::MESSAGE_SAVE_WORKER,
             readiness: Readiness::new(metrics.clone()),
             tasks: Tasks::new(metrics.clone()),
             metrics,

@@ -6,7 +6,8 @@
 //! use std::process::ExitCode;
 //!
 //! use service::settings::AmqpSettings;
-//! use service::{Process, Service};
+//! use domain::fleet;
+//! use service::Service;
 //!
 //! #[derive(Debug, clap::Args)]
 //! struct Settings {
@@ -27,7 +28,7 @@
 //! }
 //!
 //! fn main() -> ExitCode {
-//!     service::run(Process::MessageSaveWorker, build)
+//!     service::run(fleet::MESSAGE_SAVE_WORKER, build)
 //! }
 //! ```
 //!
@@ -48,7 +49,7 @@ mod tasks;
 mod telemetry;
 
 pub use crypto::install_crypto;
-pub use process::{Process, VERSION, instance};
+pub use process::{VERSION, instance};
 pub use readiness::Check;
 pub use run::{answer, load_settings, run};
 pub use service::Service;

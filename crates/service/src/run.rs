@@ -9,12 +9,13 @@ use metrics::{Gauge, Metrics};
 
 use crate::health::{self, Health};
 use crate::lifecycle::{self, End};
-use crate::process::{Process, VERSION};
+use crate::process::VERSION;
 use crate::readiness::Readiness;
 use crate::service::Service;
 use crate::settings::{self, ProcessSettings, SettingsError, Sources, Stop};
 use crate::tasks::Tasks;
 use crate::{clock, crypto, telemetry};
+use domain::fleet::Process;
 
 /// The exit code for invalid settings.
 const BAD_SETTINGS: u8 = 2;

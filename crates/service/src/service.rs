@@ -6,9 +6,9 @@ use domain::clock::Clock;
 use metrics::Metrics;
 use tokio_util::sync::CancellationToken;
 
-use crate::process::Process;
 use crate::readiness::{Check, Readiness};
 use crate::tasks::{Stage, Tasks};
+use domain::fleet::Process;
 
 /// The running process. Clones refer to the same process.
 #[derive(Clone)]

@@ -14,9 +14,10 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::process::{Process, VERSION};
+use crate::process::VERSION;
 use crate::settings::{LogFormat, LogSettings};
 use crate::tasks::payload_text;
+use domain::fleet::Process;
 
 /// Sends the log lines of this process to standard error. Call it once per process: a second call fails.
 pub(crate) fn init(process: Process, settings: &LogSettings) -> anyhow::Result<()> {
@@ -159,7 +160,8 @@ mod tests {
     fn a_json_line_contains_process_version_level_message_and_fields() {
         let captured = Captured::default();
         let writer = captured.clone();
-        let subscriber = json_lines(Process::StatisticsWorker, filter(), move || writer.clone());
+        let subscriber =
+            json_lines(domain::fleet::STATISTICS_WORKER, filter(), move || writer.clone());
         tracing::subscriber::with_default(subscriber, || {
             let span = tracing::info_span!("batch", queue = "q");
             let _inside = span.enter();
@@ -182,7 +184,8 @@ mod tests {
     fn a_pretty_line_starts_with_the_process_and_has_colours_only_on_a_terminal() {
         let captured = Captured::default();
         let writer = captured.clone();
-        let subscriber = pretty_lines(Process::Verbatim, filter(), false, move || writer.clone());
+        let subscriber =
+            pretty_lines(domain::fleet::VERBATIM, filter(), false, move || writer.clone());
         tracing::subscriber::with_default(subscriber, || tracing::info!(port = 1, "ready"));
         let text = captured.text();
         assert!(text.starts_with(&format!("verbatim {VERSION} ")), "{text}");

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use service::Process;
+use domain::fleet;
 use service::settings::{ConnectionSettings, LogFormat, ProcessSettings, Sources, Stop};
 use tempfile::TempDir;
 
@@ -80,7 +80,7 @@ impl Start {
     }
 
     fn load(&self) -> Result<(ProcessSettings, Settings), Stop> {
-        service::load_settings::<Settings>(Process::MessageSaveWorker, &self.sources)
+        service::load_settings::<Settings>(fleet::MESSAGE_SAVE_WORKER, &self.sources)
     }
 
     fn own(&self) -> Settings {

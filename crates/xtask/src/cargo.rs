@@ -4,28 +4,25 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use domain::fleet;
 pub(crate) use testkit::cargo::command;
 use tokio::time::sleep;
 
 /// How often a command is checked for its end.
 const POLL: Duration = Duration::from_millis(20);
 
-/// The workers and the command-line tool.
-const FLEET: [&str; 4] =
-    ["message-save-worker", "persistence-migration-worker", "statistics-worker", "verbatim"];
-
 /// Builds the binaries that the demo and `up` start, with cargo's progress visible.
 pub(crate) async fn build_fleet() -> Result<()> {
     let mut arguments = vec!["build"];
-    for binary in FLEET {
+    for process in fleet::processes() {
         // Not by package: see `.cargo/config.toml`.
-        arguments.extend(["--bin", binary]);
+        arguments.extend(["--bin", process.name()]);
     }
     run(command(&arguments)).await
 }
 
 /// Builds binaries in the release profile.
-pub(crate) async fn build_release(binaries: &[&str]) -> Result<()> {
+pub(crate) async fn build_release(binaries: impl IntoIterator<Item = &'static str>) -> Result<()> {
     let mut arguments = vec!["build", "--release"];
     for binary in binaries {
         arguments.extend(["--bin", binary]);

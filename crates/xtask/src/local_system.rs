@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use domain::fleet;
 use serde_json::Value;
 use testkit::fleet::{Fleet, Worker};
 
@@ -47,16 +48,21 @@ impl LocalSystem {
         Ok(system)
     }
 
-    /// Starts these programs and waits until all of them are ready.
-    pub(crate) async fn start(&mut self, programs: &[&str]) -> Result<()> {
-        let first = self.workers.len();
-        for program in programs {
-            self.workers.push(self.fleet.start(program)?);
+    /// Starts a fleet and waits until it is ready: two message-save-workers, so that effects between replicas
+    /// are visible, and one of each other worker. Returns a line about it.
+    pub(crate) async fn start_fleet(&mut self) -> Result<String> {
+        let mut started = Vec::new();
+        for worker in fleet::WORKERS {
+            let replicas = if worker == fleet::MESSAGE_SAVE_WORKER { 2 } else { 1 };
+            for _ in 0..replicas {
+                self.workers.push(self.fleet.start(worker.name())?);
+            }
+            started.push(format!("{replicas} {}", worker.name()));
         }
-        for worker in &self.workers[first..] {
+        for worker in &self.workers {
             worker.ready(READY_LIMIT).await?;
         }
-        Ok(())
+        Ok(format!("ready: {}", started.join(", ")))
     }
 
     /// The workers, in the order of their starts.

@@ -6,18 +6,10 @@ use crate::local_system::LocalSystem;
 use crate::say;
 use crate::servers::ServerOptions;
 
-/// Two save workers, so that effects between replicas are visible.
-const WORKERS: [&str; 4] = [
-    "message-save-worker",
-    "message-save-worker",
-    "persistence-migration-worker",
-    "statistics-worker",
-];
-
 /// Runs servers and fleet until it is interrupted.
 pub(crate) async fn run(options: ServerOptions) -> Result<()> {
     let mut system = LocalSystem::open(options, &[]).await?;
-    system.start(&WORKERS).await?;
+    system.start_fleet().await?;
     say::heading("\nThe fleet is running:");
     for worker in system.workers() {
         let address = worker.address().await?;

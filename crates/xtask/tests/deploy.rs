@@ -11,22 +11,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use domain::fleet::{self, Process};
 use serde_json::Value;
 use testkit::fleet::Fleet;
 use testkit::place::workspace;
-
-/// The product's binaries in the image.
-const BINARIES: [&str; 4] =
-    ["message-save-worker", "persistence-migration-worker", "statistics-worker", "verbatim"];
-/// The workers among them.
-const WORKERS: [&str; 3] =
-    ["message-save-worker", "persistence-migration-worker", "statistics-worker"];
 
 #[test]
 fn the_image_contains_the_binaries_that_the_services_run() {
     for (name, service) in product_services() {
         let first = service["command"][0].as_str().unwrap_or("verbatim");
-        assert!(BINARIES.contains(&first), "{name} runs {first}");
+        assert!(Process::named(first).is_some(), "{name} runs {first}");
         let image = service["image"].as_str().unwrap();
         assert_eq!(image, concat!("verbatim:", env!("CARGO_PKG_VERSION")), "{name}");
     }
@@ -38,8 +32,9 @@ fn the_image_contains_the_binaries_that_the_services_run() {
     assert!(workspace().join(file).is_file(), "{file}");
     let dockerfile = text("deploy/Dockerfile");
     let built: BTreeSet<&str> = after_each(&dockerfile, "--bin ").collect();
-    assert_eq!(built, BINARIES.into(), "deploy/Dockerfile builds them");
-    for binary in BINARIES {
+    let binaries: Vec<&str> = fleet::processes().into_iter().map(Process::name).collect();
+    assert_eq!(built, binaries.iter().copied().collect(), "deploy/Dockerfile builds them");
+    for binary in binaries {
         let copied = dockerfile.contains(&format!("target/dist/{binary} "));
         assert!(copied, "deploy/Dockerfile copies {binary} out of the cache");
     }
@@ -78,7 +73,7 @@ async fn every_variable_of_a_service_is_a_setting_of_its_process() {
     };
     for (name, service) in product_services() {
         let help_text = match service["command"][0].as_str() {
-            Some(worker) if WORKERS.contains(&worker) => help(&[worker]),
+            Some(worker) if is_worker(worker) => help(&[worker]),
             _ => {
                 let commands =
                     [["setup"].as_slice(), &["conversation", "show"], &["dead-letters", "edit"]];
@@ -92,7 +87,7 @@ async fn every_variable_of_a_service_is_a_setting_of_its_process() {
             };
             assert!(known, "{name}: {variable} is not a setting in\n{help_text}");
         }
-        if WORKERS.contains(&name.as_str()) {
+        if is_worker(&name) {
             let deadline = default_of(&help_text, "VERBATIM_DRAIN_DEADLINE");
             let grace = service["stop_grace_period"].as_str().unwrap();
             assert!(seconds(grace) >= seconds(&deadline) + 5, "{name}: {grace} for {deadline}");
@@ -105,7 +100,7 @@ async fn every_variable_of_a_service_is_a_setting_of_its_process() {
 fn the_fleet_waits_for_setup_and_setup_for_the_servers() {
     let compose = compose();
     let services = &compose["services"];
-    for worker in WORKERS {
+    for worker in workers() {
         let condition = &services[worker]["depends_on"]["setup"]["condition"];
         assert_eq!(condition, "service_completed_successfully", "{worker}");
         assert!(services[worker]["deploy"]["replicas"].as_u64() >= Some(2), "{worker}");
@@ -207,7 +202,7 @@ fn prometheus_discovers_every_worker_by_the_name_of_its_service() {
     let config = yaml("deploy/prometheus/prometheus.yml");
     let jobs = config["scrape_configs"].as_array().unwrap();
     let names: BTreeSet<&str> = jobs.iter().filter_map(|job| job["job_name"].as_str()).collect();
-    assert_eq!(names, WORKERS.into());
+    assert_eq!(names, workers().collect());
     let services = compose();
     for job in jobs {
         let discovery = &job["dns_sd_configs"][0];
@@ -225,9 +220,34 @@ fn prometheus_discovers_every_worker_by_the_name_of_its_service() {
 }
 
 #[test]
+fn every_rule_about_processes_names_every_worker() {
+    let rules = text("deploy/prometheus/rules/fleet.yml");
+    let any: Vec<&str> = workers().collect();
+    let any = any.join("|");
+    let selected: Vec<&str> = rules.split("job=~\"").skip(1).collect();
+    assert!(selected.len() >= 3, "{selected:?}");
+    for selector in selected {
+        assert!(selector.starts_with(&format!("{any}\"")), "{any} expected: {selector:.120}");
+    }
+    for worker in workers() {
+        let absent = format!("absent(up{{job=\"{worker}\"}})");
+        assert!(rules.contains(&absent), "VerbatimNoReplica: {absent}");
+    }
+}
+
+#[test]
+fn the_readme_has_a_row_for_every_worker() {
+    let readme = text("README.md");
+    for worker in workers() {
+        let row = format!("\n| `{worker}` |");
+        assert!(readme.contains(&row), "{row}");
+    }
+}
+
+#[test]
 fn the_entrypoint_runs_the_named_binary_or_else_the_command_line_tool() {
     let stubs = tempfile::tempdir().unwrap();
-    for binary in BINARIES {
+    for binary in fleet::processes().into_iter().map(Process::name) {
         // Written by another process: a child of this process could still have the file open for writing
         // when it is executed (ETXTBSY).
         let write =
@@ -240,7 +260,7 @@ fn the_entrypoint_runs_the_named_binary_or_else_the_command_line_tool() {
         let mut command = script("deploy/entrypoint.sh", arguments);
         String::from_utf8(command.env("PATH", stubs.path()).output().unwrap().stdout).unwrap()
     };
-    for worker in WORKERS {
+    for worker in workers() {
         assert_eq!(run(&[worker, "--threads", "4"]), format!("{worker} --threads 4\n"));
     }
     assert_eq!(run(&["verbatim", "setup"]), "verbatim setup\n");
@@ -276,6 +296,14 @@ fn the_health_check_reports_the_status_of_the_process() {
     let mut command = script("deploy/healthcheck.sh", &[]);
     let unreachable = command.env("VERBATIM_LISTEN", unused.to_string()).output().unwrap();
     assert_eq!(unreachable.status.code(), Some(1));
+}
+
+fn workers() -> impl Iterator<Item = &'static str> {
+    fleet::WORKERS.into_iter().map(Process::name)
+}
+
+fn is_worker(name: &str) -> bool {
+    workers().any(|worker| worker == name)
 }
 
 fn compose() -> Value {

@@ -1,10 +1,10 @@
 //! `verbatim queues`: every queue of the fleet, its depth, its consumers and its worker.
 
 use broker::inspect::{Depth, Inspector};
-use broker::topology::{self, Purpose, WorkQueue};
+use broker::topology::{self, Purpose};
 use clap::Args;
+use domain::fleet::{self, Consumed, Process};
 use serde::Serialize;
-use service::Process;
 use service::settings::AmqpSettings;
 
 use crate::exit::{Exit, Failure};
@@ -37,13 +37,10 @@ struct Row {
     exists: bool,
     ready: Option<u32>,
     consumers: Option<u32>,
-    /// The process that consumes it; null for retry queues.
+    /// The worker that consumes it; null for retry queues, and where this version has none.
     worker: Option<&'static str>,
     about: &'static str,
 }
-
-/// The process that replies to context requests and stores bot state. Not part of this version.
-const CONTEXT_WORKER: &str = "context-worker";
 
 impl Queues {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
@@ -84,38 +81,19 @@ fn rows(depths: &[(&'static str, Option<Depth>)]) -> Vec<Row> {
 }
 
 fn describe(queue: topology::Queue) -> (&'static str, Option<&'static str>, &'static str) {
+    let worker = |consumed| fleet::worker_of(consumed).map(Process::name);
     match queue.purpose {
-        Purpose::Work(work) => ("work", Some(worker(work)), work_about(work)),
-        Purpose::Suspects(work) => {
-            ("suspects", Some(worker(work)), "redelivered too often; handled apart from the queue")
-        }
+        Purpose::Work(work) => ("work", worker(Consumed::Work(work)), work.about()),
+        Purpose::Suspects(work) => (
+            "suspects",
+            worker(Consumed::Work(work)),
+            "redelivered too often; handled apart from the queue",
+        ),
         Purpose::DeadLetters => {
-            let collector = Process::StatisticsWorker.name();
-            ("dead_letters", Some(collector), "dead letters that are not stored yet")
+            ("dead_letters", worker(Consumed::DeadLetters), "dead letters that are not stored yet")
         }
         Purpose::Retry(_) => ("retry", None, "messages that wait for their next attempt"),
-        Purpose::Requests => {
-            ("requests", Some(CONTEXT_WORKER), "requests for context; expire after 30 s")
-        }
-    }
-}
-
-fn worker(queue: WorkQueue) -> &'static str {
-    match queue {
-        WorkQueue::SaveMessage => Process::MessageSaveWorker.name(),
-        WorkQueue::Session => Process::PersistenceMigrationWorker.name(),
-        WorkQueue::Statistics | WorkQueue::Unrouted => Process::StatisticsWorker.name(),
-        WorkQueue::BotState => CONTEXT_WORKER,
-    }
-}
-
-fn work_about(queue: WorkQueue) -> &'static str {
-    match queue {
-        WorkQueue::SaveMessage => "messages to save",
-        WorkQueue::Session => "sessions opened and closed, feedback, erasure",
-        WorkQueue::Statistics => "events of conversations, for statistics",
-        WorkQueue::BotState => "bot state to store",
-        WorkQueue::Unrouted => "actions with a routing key that no queue is bound to",
+        Purpose::Requests => ("requests", None, "requests for context; expire after 30 s"),
     }
 }
 
@@ -173,8 +151,8 @@ fn hints(rows: &[Row]) -> Vec<String> {
     for row in rows.iter().filter(|row| is_stuck(row)) {
         let ready = plural(row.ready.unwrap_or_default(), "message");
         let remedy = match row.worker {
-            Some(worker) if Process::named(worker).is_some() => format!("start a {worker}"),
-            _ => "this version has no worker for it".to_owned(),
+            Some(worker) => format!("start a {worker}"),
+            None => "this version has no worker for it".to_owned(),
         };
         hints.push(format!("{ready} ready in {}, but no consumer: {remedy}", row.queue));
     }

@@ -12,7 +12,7 @@ use clap::{Arg, ArgAction, Command};
 use super::error::{Origin, SettingsError};
 use super::file::{Map, Node};
 use super::{Layer, ServerUrl};
-use crate::Process;
+use domain::fleet::{self, Process};
 
 /// A setting, as its clap argument defines it.
 pub(super) struct Known {
@@ -188,7 +188,7 @@ pub(super) fn of_file(
             },
         }
     }
-    let processes = Process::ALL.map(Process::name);
+    let processes: Vec<&str> = fleet::processes().into_iter().map(Process::name).collect();
     let names = common.keys().map(String::as_str).chain(processes);
     let mut layer = of_map(path, top, known, |key| {
         if common.contains_key(base(key, common)) {

@@ -36,7 +36,7 @@ pub use groups::{
 pub use url::{InvalidUrl, ServerUrl};
 pub use values::{bytes, duration, positive_duration};
 
-use crate::Process;
+use domain::fleet::Process;
 use layers::{Given, Known};
 
 /// The command line and environment of a process.
@@ -229,7 +229,7 @@ mod tests {
             arguments: arguments.iter().map(OsString::from).collect(),
             environment: pairs.collect(),
         };
-        let matches = load(Cli::command(), Process::Verbatim, &sources)?;
+        let matches = load(Cli::command(), domain::fleet::VERBATIM, &sources)?;
         Cli::from_arg_matches(&matches)
             .map_err(|error| SettingsError::Usage(one_line(&error)).into())
     }
@@ -266,7 +266,7 @@ mod tests {
             environment: pairs.collect(),
         };
         let command = ClosingSettings::augment_args(StoreSettings::augment_args(Command::new("p")));
-        let matches = load(command.clone(), Process::PersistenceMigrationWorker, &sources)
+        let matches = load(command.clone(), domain::fleet::PERSISTENCE_MIGRATION_WORKER, &sources)
             .unwrap_or_else(|stop| panic!("{stop}"));
         let described = describe(&command, &matches);
         assert!(!described.contains("hunter2"), "{described}");

@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use broker::topology::WorkQueue;
 use broker::{Replier, Source};
 use conversation::Saver;
+use domain::fleet;
 use service::settings::{ConsumerSettings, StoreSettings};
-use service::{Process, Service, instance};
+use service::{Service, instance};
 use worker::{Decoder, Stores, consume, consumer_settings};
 
 use crate::handler::SaveMessages;
@@ -23,7 +24,7 @@ struct Settings {
 }
 
 fn main() -> ExitCode {
-    service::run(Process::MessageSaveWorker, build)
+    service::run(fleet::MESSAGE_SAVE_WORKER, build)
 }
 
 async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {

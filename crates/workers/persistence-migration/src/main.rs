@@ -9,8 +9,9 @@ use std::process::ExitCode;
 use broker::Source;
 use broker::topology::WorkQueue;
 use conversation::{Closer, Sessions};
+use domain::fleet;
+use service::Service;
 use service::settings::{BackgroundSettings, ClosingSettings, ConsumerSettings, StoreSettings};
-use service::{Process, Service};
 use worker::{Decoder, Stores, background, closing, consume, consumer_settings};
 
 use crate::handler::RecordSessions;
@@ -28,7 +29,7 @@ struct Settings {
 }
 
 fn main() -> ExitCode {
-    service::run(Process::PersistenceMigrationWorker, build)
+    service::run(fleet::PERSISTENCE_MIGRATION_WORKER, build)
 }
 
 async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {

@@ -14,10 +14,11 @@ use std::time::Duration;
 use broker::Source;
 use broker::topology::WorkQueue;
 use conversation::Statistics;
+use domain::fleet;
+use service::Service;
 use service::settings::{
     BackgroundSettings, ClosingTimes, ConsumerSettings, StoreSettings, positive_duration,
 };
-use service::{Process, Service};
 use worker::{Decoder, Stores, background, consume, consumer_settings};
 
 use crate::collector::DeadLetterCollector;
@@ -47,7 +48,7 @@ struct Settings {
 }
 
 fn main() -> ExitCode {
-    service::run(Process::StatisticsWorker, build)
+    service::run(fleet::STATISTICS_WORKER, build)
 }
 
 async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {

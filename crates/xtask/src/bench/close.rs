@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use domain::fleet;
 use serde::Serialize;
 use testkit::fleet::Worker;
 use tokio::time::sleep;
@@ -116,9 +117,9 @@ async fn run_round(environment: &Environment, options: &Options) -> Result<Round
     environment.preload(&closed_load).await?;
     acknowledged(environment, &save_workers, closed_load.messages).await?;
     let grace = format!("{}s", GRACE.as_secs());
-    let others: Vec<Worker> = ["persistence-migration-worker", "statistics-worker"]
+    let others: Vec<Worker> = [fleet::PERSISTENCE_MIGRATION_WORKER, fleet::STATISTICS_WORKER]
         .into_iter()
-        .map(|program| environment.fleet.start_with(program, &[("VERBATIM_CLOSE_GRACE", &grace)]))
+        .map(|it| environment.fleet.start_with(it.name(), &[("VERBATIM_CLOSE_GRACE", &grace)]))
         .collect::<Result<_>>()?;
     for worker in &others {
         worker.ready(LIMIT).await?;

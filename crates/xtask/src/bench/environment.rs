@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use domain::fleet;
 use testkit::fleet::Fleet;
 use testkit::place;
 use testkit::process::Process;
@@ -14,10 +15,6 @@ use tokio::time::sleep;
 
 use super::usage::cpu_of_tree;
 use crate::{cargo, packages, say};
-
-/// The binaries of the product.
-pub(crate) const PRODUCTS: [&str; 4] =
-    ["message-save-worker", "persistence-migration-worker", "statistics-worker", "verbatim"];
 
 /// Timeout for the servers to finish background work after a load (segments, checkpoints).
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
@@ -64,7 +61,8 @@ impl Environment {
 
     async fn with(redis: Kind) -> Result<Self> {
         say::note("building the release binaries");
-        cargo::build_release(&[&PRODUCTS[..], &["bench-peers"]].concat()).await?;
+        let products = fleet::processes().into_iter().map(fleet::Process::name);
+        cargo::build_release(products.chain(["bench-peers"])).await?;
         let kinds = [Kind::RabbitMq, redis, Kind::PostgreSql];
         packages::ensure_servers(&Kind::ALL).await?;
         say::note("starting private servers with production durability");

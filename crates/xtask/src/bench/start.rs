@@ -3,10 +3,11 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
+use domain::fleet;
 use serde::Serialize;
 
 use super::drain::acknowledged;
-use super::environment::{Environment, Load, PRODUCTS};
+use super::environment::{Environment, Load};
 use super::program::Program;
 use super::report::{Goal, Table, goals, median};
 use super::timeline::{Micros, prepare};
@@ -42,7 +43,8 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         say::note(&format!("start {number} of {}: {last:.0} ms", options.rounds));
     }
     let mut binaries = Vec::new();
-    for name in PRODUCTS {
+    for process in fleet::processes() {
+        let name = process.name();
         binaries.push((name, std::fs::metadata(environment.fleet.program(name))?.len()));
     }
     let median = median(milliseconds.iter().copied());

@@ -24,17 +24,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs all steps.
 pub(super) async fn run(system: &mut LocalSystem) -> Result<()> {
-    system
-        .start(&[
-            "message-save-worker",
-            "message-save-worker",
-            "persistence-migration-worker",
-            "statistics-worker",
-        ])
-        .await?;
-    say::line(
-        "two message-save-workers, a persistence-migration-worker and a statistics-worker are ready",
-    );
+    say::line(&system.start_fleet().await?);
     // Unique per run: the servers may contain the data of an earlier demo.
     let run = run_id();
     let booking = agents::booking(&run);

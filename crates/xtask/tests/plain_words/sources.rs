@@ -104,9 +104,9 @@ impl Source {
 
 /// What every process and every command prints for `--help`.
 pub(crate) fn help(fleet: &Fleet) -> Vec<Text> {
-    let processes =
-        ["message-save-worker", "persistence-migration-worker", "statistics-worker", "verbatim"];
-    let mut open: Vec<(&str, Vec<String>)> = processes.map(|it| (it, Vec::new())).to_vec();
+    let processes = domain::fleet::processes();
+    let mut open: Vec<(&str, Vec<String>)> =
+        processes.iter().map(|it| (it.name(), Vec::new())).collect();
     let mut texts = Vec::new();
     while let Some((process, command)) = open.pop() {
         let output = fleet.command(process).args(&command).arg("--help").output().unwrap();
