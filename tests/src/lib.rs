@@ -31,7 +31,7 @@ pub use counts::Counts;
 pub use published_messages::{Discrepancies, PublishedMessages};
 pub use rabbit::RabbitAdmin;
 pub use reader::TestReader;
-pub use scenario::{MIGRATION, SAVER, STATISTICS, Scenario};
+pub use scenario::{COLLECTOR, MIGRATION, SAVER, STATISTICS, Scenario};
 pub use server_set::ServerSet;
 
 /// The limit of a wait: longer than any step takes on two busy cores.

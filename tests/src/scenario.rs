@@ -21,8 +21,10 @@ use crate::{Agent, LIMIT, RabbitAdmin, TestReader};
 pub const SAVER: &str = fleet::MESSAGE_SAVE_WORKER.name();
 /// The worker that follows sessions and archives conversations.
 pub const MIGRATION: &str = fleet::PERSISTENCE_MIGRATION_WORKER.name();
-/// The worker that computes statistics and stores dead letters.
+/// The worker that computes statistics.
 pub const STATISTICS: &str = fleet::STATISTICS_WORKER.name();
+/// The worker that stores dead letters, reroutes actions and counts queues.
+pub const COLLECTOR: &str = fleet::DEAD_LETTER_WORKER.name();
 
 /// The settings of all workers here: shorter intervals than in production.
 const SHORT: [(&str, &str); 5] = [

@@ -4,7 +4,7 @@
 use testkit::fleet::Worker;
 use tokio::sync::OnceCell;
 
-use crate::{MIGRATION, SAVER, STATISTICS, Scenario};
+use crate::{COLLECTOR, MIGRATION, SAVER, STATISTICS, Scenario};
 
 /// The servers of a scenario, with two savers and one worker of each other kind.
 pub struct ServerSet {
@@ -12,8 +12,10 @@ pub struct ServerSet {
     pub savers: [Worker; 2],
     /// The persistence-migration-worker.
     pub migration: Worker,
-    /// The statistics-worker, which is also the dead-letter collector.
+    /// The statistics-worker.
     pub statistics: Worker,
+    /// The dead-letter-worker.
+    pub collector: Worker,
     /// Their servers. Declared last, so that it is dropped last: a worker that a failed test drops prints
     /// the end of its log, which is in a directory of the scenario.
     pub scenario: Scenario,
@@ -26,13 +28,14 @@ impl ServerSet {
     /// When a worker does not become ready.
     pub async fn own() -> Self {
         let scenario = Scenario::new().await;
-        let (one, two, migration, statistics) = tokio::join!(
+        let (one, two, migration, statistics, collector) = tokio::join!(
             scenario.start(SAVER),
             scenario.start(SAVER),
             scenario.start(MIGRATION),
             scenario.start(STATISTICS),
+            scenario.start(COLLECTOR),
         );
-        Self { savers: [one, two], migration, statistics, scenario }
+        Self { savers: [one, two], migration, statistics, collector, scenario }
     }
 
     /// The set that the tests of this process share. A guard process ends it after this process.

@@ -8,7 +8,9 @@
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::Duration;
-use system_tests::{Counts, LIMIT, MIGRATION, SAVER, STATISTICS, Scenario, key, message};
+use system_tests::{
+    COLLECTOR, Counts, LIMIT, MIGRATION, SAVER, STATISTICS, Scenario, key, message,
+};
 use testkit::fleet::Worker;
 use testkit::monitoring::Monitor;
 use testkit::place::workspace;
@@ -31,9 +33,10 @@ async fn a_dead_letter_raises_an_alert_and_its_replay_resolves_it() {
         scenario.start(SAVER),
         scenario.start(MIGRATION),
         scenario.start(STATISTICS),
-        scenario.start(STATISTICS),
+        scenario.start(COLLECTOR),
+        scenario.start(COLLECTOR),
     );
-    let fleet: [Worker; 5] = fleet.into();
+    let fleet: [Worker; 6] = fleet.into();
     let (agent, reader) = (scenario.agent(), scenario.reader());
     let monitoring = Monitoring::of(&fleet).await;
 
@@ -62,9 +65,13 @@ async fn a_dead_letter_raises_an_alert_and_its_replay_resolves_it() {
 #[tokio::test]
 async fn a_missing_queue_raises_a_critical_alert_until_setup_declares_it() {
     let scenario = Scenario::new().await;
-    let fleet =
-        tokio::join!(scenario.start(SAVER), scenario.start(MIGRATION), scenario.start(STATISTICS),);
-    let fleet: [Worker; 3] = fleet.into();
+    let fleet = tokio::join!(
+        scenario.start(SAVER),
+        scenario.start(MIGRATION),
+        scenario.start(STATISTICS),
+        scenario.start(COLLECTOR),
+    );
+    let fleet: [Worker; 4] = fleet.into();
     let monitoring = Monitoring::of(&fleet).await;
     scenario.rabbit().delete_queue("bot.state").await;
     let fired = monitoring.notified("VerbatimQueueMissing", "firing").await;
@@ -103,35 +110,35 @@ async fn the_health_check_of_the_image_reports_the_workers_status() {
 #[tokio::test]
 async fn a_missing_queue_is_distinguished_from_an_empty_one() {
     let scenario = Scenario::new().await;
-    let statistics = scenario.start(STATISTICS).await;
+    let collector = scenario.start(COLLECTOR).await;
     let (exists, queue) = ("verbatim_queue_exists", [("queue", "bot.state")]);
-    Counts::reach(&statistics, exists, &queue, 1.0).await;
+    Counts::reach(&collector, exists, &queue, 1.0).await;
     scenario.rabbit().delete_queue("bot.state").await;
     eventually("the queue to be reported missing", LIMIT, async || {
-        match Counts::of(&statistics).await.sum(exists, &queue) {
+        match Counts::of(&collector).await.sum(exists, &queue) {
             0.0 => Ok(()),
             other => Err(other.to_string()),
         }
     })
     .await;
-    assert!(statistics.log().contains("the queue is missing"), "{}", statistics.log_tail());
+    assert!(collector.log().contains("the queue is missing"), "{}", collector.log_tail());
     scenario.declare().await;
-    Counts::reach(&statistics, exists, &queue, 1.0).await;
-    scenario.finish([statistics]).await;
+    Counts::reach(&collector, exists, &queue, 1.0).await;
+    scenario.finish([collector]).await;
 }
 
 #[tokio::test]
 async fn dead_letter_counters_start_at_zero() {
     let scenario = Scenario::new().await;
-    let statistics = scenario.start(STATISTICS).await;
-    let body = statistics.get("/metrics").await.unwrap().body;
+    let collector = scenario.start(COLLECTOR).await;
+    let body = collector.get("/metrics").await.unwrap().body;
     for counter in [
         r#"verbatim_dead_letters_stored_total{queue="conversation.save_message",reason="schema"} 0"#,
         r#"verbatim_messages_rerouted_total{cause="unrouted",queue="domain.unrouted"} 0"#,
     ] {
         assert!(body.lines().any(|line| line == counter), "no {counter} in\n{body}");
     }
-    scenario.finish([statistics]).await;
+    scenario.finish([collector]).await;
 }
 
 /// Repairs the dead letter with a known fault and replays it, as an operator does.

@@ -45,7 +45,7 @@ async fn a_body_of_a_mebibyte_is_saved_and_one_byte_more_is_a_dead_letter() {
 
 #[tokio::test]
 async fn every_malformed_body_becomes_a_dead_letter_with_its_reason_and_field() {
-    let ServerSet { scenario, savers, statistics, .. } = ServerSet::shared().await;
+    let ServerSet { scenario, savers, collector, .. } = ServerSet::shared().await;
     let bad = malformed(DEFAULT_MAX_BODY_BYTES);
     assert!(bad.len() >= 40, "{}", bad.len());
     let name = |n: usize| format!("malformed-{n}");
@@ -83,7 +83,7 @@ async fn every_malformed_body_becomes_a_dead_letter_with_its_reason_and_field() 
     #[expect(clippy::cast_precision_loss, reason = "some hundred dead letters")]
     let all = bad.len() as f64;
     let labels = [("queue", "conversation.save_message")];
-    Counts::reach(statistics, "verbatim_dead_letters_stored_total", &labels, all).await;
+    Counts::reach(collector, "verbatim_dead_letters_stored_total", &labels, all).await;
     eventually("the savers to count the dead letters", system_tests::LIMIT, async || {
         let (one, two) = tokio::join!(Counts::of(&savers[0]), Counts::of(&savers[1]));
         let labels = [labels[0], ("outcome", "dead_lettered")];

@@ -10,7 +10,6 @@
 mod background;
 mod bisection;
 mod closer;
-pub mod dead_letters;
 mod random_source;
 mod reader;
 mod redis_server;

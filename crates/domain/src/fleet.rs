@@ -49,15 +49,18 @@ pub const PERSISTENCE_MIGRATION_WORKER: Process = Process {
     consumes: &[Consumed::Work(WorkQueue::Session)],
 };
 
-/// Computes statistics, stores dead letters, exports fleet-wide gauges.
+/// Computes statistics.
 pub const STATISTICS_WORKER: Process = Process {
     name: "statistics-worker",
-    about: "Computes statistics, stores dead letters, exports gauges of queues and tables",
-    consumes: &[
-        Consumed::Work(WorkQueue::Statistics),
-        Consumed::Work(WorkQueue::Unrouted),
-        Consumed::DeadLetters,
-    ],
+    about: "Computes the statistics of conversations and days",
+    consumes: &[Consumed::Work(WorkQueue::Statistics)],
+};
+
+/// Stores dead letters, reroutes actions, exports fleet-wide gauges.
+pub const DEAD_LETTER_WORKER: Process = Process {
+    name: "dead-letter-worker",
+    about: "Stores dead letters, reroutes unroutable actions, exports gauges of queues and tables",
+    consumes: &[Consumed::DeadLetters, Consumed::Work(WorkQueue::Unrouted)],
 };
 
 /// The command-line tool.
@@ -68,8 +71,8 @@ pub const VERBATIM: Process = Process {
 };
 
 /// Every process that consumes queues.
-pub const WORKERS: [Process; 3] =
-    [MESSAGE_SAVE_WORKER, PERSISTENCE_MIGRATION_WORKER, STATISTICS_WORKER];
+pub const WORKERS: [Process; 4] =
+    [MESSAGE_SAVE_WORKER, PERSISTENCE_MIGRATION_WORKER, STATISTICS_WORKER, DEAD_LETTER_WORKER];
 
 /// Every process: the workers and the command-line tool.
 #[must_use]

@@ -1,7 +1,7 @@
 //! Every metric of the fleet: name, unit, labels and, as its doc comment, the help text.
 //!
 //! Names are stable: alerts, autoscalers and dashboards depend on them. No metric has a label for a
-//! tenant or a conversation ([`crate::Label`] rules it out). Every replica of the statistics worker
+//! tenant or a conversation ([`crate::Label`] rules it out). Every replica of the dead-letter worker
 //! exports the metrics of what the fleet shares (a queue's depth, dead letters, active
 //! conversations): rules use `max by`.
 
@@ -112,8 +112,8 @@ catalogue! {
 catalogue! {
     /// A current value. [`crate::Metrics::set`] sets it; it is absent until then.
     Gauge Gauge, GaugeFamilies {
-        /// Messages in a queue. `ready` is RabbitMQ's count, which every replica of the statistics
-        /// worker exports (use `max by`); `unacknowledged` is what this process holds (use `sum by`).
+        /// Messages in a queue. `ready` is RabbitMQ's count, which every replica of the
+        /// dead-letter-worker exports (use `max by`); `unacknowledged` is what this process holds (use `sum by`).
         QueueMessages { queue: &'static str, state: QueueState }
             = "verbatim_queue_messages" in "messages";
         /// 1 while the queue exists, else 0. At 0 the other gauges of the queue are 0 too; run

@@ -13,7 +13,7 @@ pub fn markdown() -> String {
          `process_resident_memory_bytes`, `process_open_fds`, …). No metric has a tenant or a conversation as a label.\n\n\
          | scope | metrics | in rules |\n\
          |---|---|---|\n\
-         | shared: every replica of the statistics-worker exports the same value | `verbatim_queue_messages{state=\"ready\"}`, \
+         | shared: every replica of the dead-letter-worker exports the same value | `verbatim_queue_messages{state=\"ready\"}`, \
          `verbatim_queue_exists`, `verbatim_queue_consumers`, `verbatim_dead_letters`, `verbatim_conversations_active`, \
          `verbatim_close_lag_seconds` | `max by (…)`, never `sum` |\n\
          | one process | all others | `sum by (…)` for counters and numbers of messages |\n\n\

@@ -68,6 +68,7 @@ pub(super) enum Role {
     Saver,
     Migration,
     Statistics,
+    Collector,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,24 +173,27 @@ impl Round {
 }
 
 impl Replica {
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 8] = [
         Self { role: Role::Saver, number: 0 },
         Self { role: Role::Saver, number: 1 },
         Self { role: Role::Migration, number: 0 },
         Self { role: Role::Migration, number: 1 },
         Self { role: Role::Statistics, number: 0 },
         Self { role: Role::Statistics, number: 1 },
+        Self { role: Role::Collector, number: 0 },
+        Self { role: Role::Collector, number: 1 },
     ];
 }
 
 impl Role {
-    const ALL: [Self; 3] = [Self::Saver, Self::Migration, Self::Statistics];
+    const ALL: [Self; 4] = [Self::Saver, Self::Migration, Self::Statistics, Self::Collector];
 
     fn title(self) -> &'static str {
         match self {
             Self::Saver => "save worker",
             Self::Migration => "migration worker",
             Self::Statistics => "statistics worker",
+            Self::Collector => "dead-letter worker",
         }
     }
 }

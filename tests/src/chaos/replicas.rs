@@ -7,7 +7,7 @@ use testkit::servers::Kind;
 use tokio::sync::Mutex;
 
 use super::plan::{Replica, Role};
-use crate::{LIMIT, MIGRATION, SAVER, STATISTICS, Scenario};
+use crate::{COLLECTOR, LIMIT, MIGRATION, SAVER, STATISTICS, Scenario};
 
 pub(super) struct Replicas {
     slots: Vec<Slot>,
@@ -119,6 +119,7 @@ fn launch(
         Role::Saver => SAVER,
         Role::Migration => MIGRATION,
         Role::Statistics => STATISTICS,
+        Role::Collector => COLLECTOR,
     };
     let urls =
         [("AMQP_URL", amqp.url()), ("REDIS_URL", redis.url()), ("DATABASE_URL", database.url())];

@@ -11,7 +11,7 @@ use std::time::Duration;
 use broker::Publication;
 use serde_json::{Value, json};
 use system_tests::{
-    Counts, LIMIT, PublishedMessages, SAVER, STATISTICS, Scenario, at, key, message,
+    COLLECTOR, Counts, LIMIT, PublishedMessages, SAVER, Scenario, at, key, message,
 };
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
@@ -32,7 +32,7 @@ const SEVERAL_TRIES: f64 = 25.0;
 #[tokio::test]
 async fn each_conflicting_body_is_stored_as_a_separate_dead_letter() {
     let scenario = Scenario::new().await;
-    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     let (agent, reader) = (scenario.agent(), scenario.reader());
     let with = |content: &str| message("bodies", "s", "m1", &json!({"content": content}));
     agent.publish(&with("first")).await;
@@ -45,7 +45,7 @@ async fn each_conflicting_body_is_stored_as_a_separate_dead_letter() {
                    FROM dead_letters";
     let copies = "SELECT sum(copies) FROM dead_letters";
     scenario.until_sql(copies, "3").await;
-    scenario.finish([saver, statistics]).await;
+    scenario.finish([saver, collector]).await;
     let seen = scenario.sql(dead_letters).await;
     let seen: BTreeSet<&str> = seen.split(", ").collect();
     assert_eq!(seen, BTreeSet::from(["second 1 conflict m1", "third 2 conflict m1"]));
@@ -57,7 +57,7 @@ async fn each_conflicting_body_is_stored_as_a_separate_dead_letter() {
 #[tokio::test]
 async fn a_body_without_an_id_that_is_dead_lettered_twice_is_one_dead_letter() {
     let scenario = Scenario::new().await;
-    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     let rabbit = scenario.rabbit();
     for copies in ["1", "2"] {
         // Published at different times, as when a worker ends before it acknowledges.
@@ -68,7 +68,7 @@ async fn a_body_without_an_id_that_is_dead_lettered_twice_is_one_dead_letter() {
         scenario.sql("SELECT count(*), max(reason) FROM dead_letters").await,
         "1|malformed_json"
     );
-    scenario.finish([saver, statistics]).await;
+    scenario.finish([saver, collector]).await;
 }
 
 #[tokio::test]
@@ -77,7 +77,7 @@ async fn rerouted_messages_arrive_once_while_the_queue_of_others_is_missing() {
     let (agent, rabbit, reader) = (scenario.agent(), scenario.rabbit(), scenario.reader());
     let broker = Proxy::before(&scenario.amqp_url).await.unwrap();
     let settings = [("AMQP_URL", broker.url()), LINGER];
-    let statistics = scenario.start_with(STATISTICS, &settings).await;
+    let collector = scenario.start_with(COLLECTOR, &settings).await;
     broker.cut().await.unwrap();
     rabbit.delete_queue(SAVES).await;
     let mut published = PublishedMessages::default();
@@ -98,11 +98,11 @@ async fn rerouted_messages_arrive_once_while_the_queue_of_others_is_missing() {
     broker.restore().await.unwrap();
     broker.slow(SLOW);
     let returned = [("outcome", "unroutable")];
-    Counts::reach(&statistics, "verbatim_publishes_total", &returned, SEVERAL_TRIES).await;
+    Counts::reach(&collector, "verbatim_publishes_total", &returned, SEVERAL_TRIES).await;
     scenario.declare().await;
     let unrouted = [("queue", "domain.unrouted"), ("cause", "unrouted")];
     let rerouted = "verbatim_messages_rerouted_total";
-    let counts = Counts::reach(&statistics, rerouted, &unrouted, 15.0).await;
+    let counts = Counts::reach(&collector, rerouted, &unrouted, 15.0).await;
     assert_eq!(counts.sum(rerouted, &unrouted), 15.0, "each was confirmed once");
 
     let saver = scenario.start(SAVER).await;
@@ -112,7 +112,7 @@ async fn rerouted_messages_arrive_once_while_the_queue_of_others_is_missing() {
     let id = |state: &Value| state["properties"]["headers"]["x-verbatim-id"].to_string();
     let ids: BTreeSet<_> = states.iter().map(id).filter(|id| id != "null").collect();
     assert_eq!((states.len(), ids.len()), (5, 5));
-    scenario.finish([saver, statistics]).await;
+    scenario.finish([saver, collector]).await;
     stored_once(&scenario, 10, 0).await;
     let conversation = key(&json!({"tenant_id": "reroute", "session_id": "s"}));
     assert_eq!(reader.both(&conversation).await.len(), 10);
@@ -127,7 +127,7 @@ async fn dead_letters_are_stored_once_while_an_expired_action_waits_for_its_queu
             Proxy::before(&scenario.database_url).await.unwrap()
         },);
     let settings = [("AMQP_URL", broker.url()), ("DATABASE_URL", database.url()), LINGER];
-    let statistics = scenario.start_with(STATISTICS, &settings).await;
+    let collector = scenario.start_with(COLLECTOR, &settings).await;
     broker.cut().await.unwrap();
     agent.send(vec![dead_letter(0)]).await;
     let expiring = json!({"expiration": "1", "delivery_mode": 2});
@@ -143,7 +143,7 @@ async fn dead_letters_are_stored_once_while_an_expired_action_waits_for_its_queu
     database.slow(SLOW);
     broker.restore().await.unwrap();
     let returned = [("outcome", "unroutable")];
-    Counts::reach(&statistics, "verbatim_publishes_total", &returned, SEVERAL_TRIES).await;
+    Counts::reach(&collector, "verbatim_publishes_total", &returned, SEVERAL_TRIES).await;
     // No dead letter waits for the queue of other messages, or is stored again by a retry.
     let copies = "SELECT (count(*) > 0)::text || bool_and(copies = 1) FROM dead_letters";
     assert_eq!(scenario.sql(copies).await, "truetrue");
@@ -151,9 +151,9 @@ async fn dead_letters_are_stored_once_while_an_expired_action_waits_for_its_queu
     scenario.declare().await;
     let saver = scenario.start(SAVER).await;
     scenario.until_sql("SELECT count(*) FROM messages", "10").await;
-    let counts = Counts::reach(&statistics, STORED, &[("queue", SAVES)], 5.0).await;
+    let counts = Counts::reach(&collector, STORED, &[("queue", SAVES)], 5.0).await;
     assert_eq!(counts.sum(STORED, &[("queue", SAVES)]), 5.0);
-    scenario.finish([saver, statistics]).await;
+    scenario.finish([saver, collector]).await;
     stored_once(&scenario, 10, 5).await;
 }
 
@@ -161,12 +161,12 @@ async fn dead_letters_are_stored_once_while_an_expired_action_waits_for_its_queu
 async fn dead_letters_that_cannot_be_announced_for_a_while_are_stored_and_announced_once() {
     let scenario = Scenario::new().await;
     let (agent, rabbit) = (scenario.agent(), scenario.rabbit());
-    let statistics = scenario.start(STATISTICS).await;
+    let collector = scenario.start(COLLECTOR).await;
     rabbit.delete_queue("conversation.statistics").await;
     agent.send((0..3).map(dead_letter).collect()).await;
     scenario.until_sql("SELECT count(*) FROM dead_letters", "3").await;
     let returned = [("outcome", "unroutable")];
-    Counts::reach(&statistics, "verbatim_publishes_total", &returned, 12.0).await;
+    Counts::reach(&collector, "verbatim_publishes_total", &returned, 12.0).await;
     stored_once(&scenario, 0, 3).await;
     rabbit.listen("events").await;
     scenario.declare().await;
@@ -174,7 +174,7 @@ async fn dead_letters_that_cannot_be_announced_for_a_while_are_stored_and_announ
     let dead_letters: BTreeSet<_> =
         events.iter().map(|it| it["dead_letter_id"].to_string()).collect();
     assert_eq!((events.len(), dead_letters.len()), (3, 3), "{events:?}");
-    scenario.finish([statistics]).await;
+    scenario.finish([collector]).await;
     assert_eq!(rabbit.take("events").await, Vec::<Value>::new());
     stored_once(&scenario, 0, 3).await;
 }

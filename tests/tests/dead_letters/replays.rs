@@ -4,10 +4,10 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
 use broker::{Delivery, Endpoints, Publication, Publisher};
-use conversation::dead_letters::{
+use database::{Actor, Database, DeadLetterFilter, ReplayedBefore, Selection};
+use dead_letters::{
     DeadLetterValidator, Ended, ReplayReport, ReplaySettings, Replayer, StopOnFailure,
 };
-use database::{Actor, Database, DeadLetterFilter, ReplayedBefore, Selection};
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use domain::envelope::Envelope;
 use domain::failure::{DeadLetterReason, Refusal};
@@ -15,7 +15,7 @@ use domain::time::Timestamp;
 use failpoints::{AT, Step};
 use metrics::Metrics;
 use serde_json::{Value, json};
-use system_tests::{LIMIT, SAVER, STATISTICS, Scenario, at, key, message};
+use system_tests::{COLLECTOR, LIMIT, SAVER, Scenario, at, key, message};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -39,7 +39,7 @@ async fn of_10_000_replayed_dead_letters_9_999_are_saved_once_and_the_bad_one_fa
         let extra = json!({"role": role, "timestamp": at(n)});
         as_dead_letter(&message("many", &session, &format!("m{n:05}"), &extra).to_string())
     });
-    let statistics = scenario.start(STATISTICS).await;
+    let collector = scenario.start(COLLECTOR).await;
     scenario.agent().send(dead_letters.collect()).await;
     scenario.until_sql("SELECT count(*) FROM dead_letters", "10000").await;
 
@@ -90,7 +90,7 @@ async fn of_10_000_replayed_dead_letters_9_999_are_saved_once_and_the_bad_one_fa
     };
     assert_eq!(shown(again.clone()).await["replay_of"], bad_one);
     assert_eq!(shown(bad_one).await["failed_again_as"], json!([again]));
-    scenario.finish([saver, statistics]).await;
+    scenario.finish([saver, collector]).await;
 }
 
 #[tokio::test]
@@ -234,7 +234,7 @@ async fn a_replay_ends_after_one_dead_letter_if_the_cause_persists() {
     let dead_letters: Vec<_> = (0..50)
         .map(|n| as_dead_letter(&message("still", "s", &format!("m{n}"), &bad).to_string()))
         .collect();
-    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     scenario.agent().send(dead_letters).await;
     scenario.until_sql("SELECT count(*) FROM dead_letters", "50").await;
     let replayer = replayer(&scenario);
@@ -251,7 +251,7 @@ async fn a_replay_ends_after_one_dead_letter_if_the_cause_persists() {
                   (SELECT status, replay_count, count(*) AS dead_letters
                    FROM dead_letters GROUP BY 1, 2 ORDER BY 1, 2) AS s";
     assert_eq!(scenario.sql(states).await, "open|1|50, replayed|0|50");
-    scenario.finish([saver, statistics]).await;
+    scenario.finish([saver, collector]).await;
 }
 
 #[tokio::test]
@@ -261,7 +261,7 @@ async fn a_replay_that_fails_as_a_discarded_dead_letter_reopens_it_and_ends() {
     let dead_letters: Vec<_> = (0..3)
         .map(|n| as_dead_letter(&message("again", "s", &format!("m{n}"), &bad).to_string()))
         .collect();
-    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     scenario.agent().send(dead_letters).await;
     scenario.until_sql("SELECT count(*) FROM dead_letters", "3").await;
     let replayer = replayer(&scenario);
@@ -282,13 +282,13 @@ async fn a_replay_that_fails_as_a_discarded_dead_letter_reopens_it_and_ends() {
         scenario.sql(states).await,
         "open|0|2|2, replayed|0|1|1, discarded|1|2|2, open|1|1|2"
     );
-    scenario.finish([saver, statistics]).await;
+    scenario.finish([saver, collector]).await;
 }
 
 #[tokio::test]
 async fn four_failures_in_a_row_do_not_end_a_successful_replay_and_five_do() {
     let scenario = Scenario::new().await;
-    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     let dead_letters = [("four", 3..7), ("five", 3..8)].map(|(tenant, bad)| {
         (0..20).map(move |n| {
             let role = if bad.contains(&n) { "bot" } else { "user" };
@@ -316,7 +316,7 @@ async fn four_failures_in_a_row_do_not_end_a_successful_replay_and_five_do() {
             "{tenant}"
         );
     }
-    scenario.finish([saver, statistics]).await;
+    scenario.finish([saver, collector]).await;
 }
 
 #[tokio::test]
@@ -327,7 +327,7 @@ async fn a_failure_that_shows_only_after_retries_ends_a_replay() {
         |id: &String| as_dead_letter(&message("late", "s", id, &json!({})).to_string());
     let dead_letters: Vec<_> = ids.iter().map(dead_letter).collect();
     poison(&scenario, &ids.join(",")).await;
-    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     scenario.agent().send(dead_letters).await;
     scenario.until_sql("SELECT count(*) FROM dead_letters", "100").await;
     // The first fails again after retries of 1 + 5 + 30 s; meanwhile one dead letter at a time is replayed.
@@ -336,7 +336,7 @@ async fn a_failure_that_shows_only_after_retries_ends_a_replay() {
     let report = run_with(&replayer(&scenario), Selection::All, &settings).await;
     assert_eq!(report.ended, Ended::FailedAgain, "{report:?}");
     assert!(report.replayed < 50, "{report:?}");
-    drop((saver, statistics));
+    drop((saver, collector));
 }
 
 #[tokio::test]
@@ -371,7 +371,7 @@ async fn a_cancelled_replay_releases_its_claims_and_records_what_it_published() 
 #[tokio::test]
 async fn a_replay_saves_the_edited_copy_and_keeps_the_original_body() {
     let scenario = Scenario::new().await;
-    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     let bad = message("edited", "s", "m1", &json!({"role": "bot"}));
     scenario.agent().publish(&bad).await;
     scenario.until_sql("SELECT count(*) FROM dead_letters", "1").await;
@@ -389,7 +389,7 @@ async fn a_replay_saves_the_edited_copy_and_keeps_the_original_body() {
     let bodies = "SELECT concat_ws('|', status, convert_from(body, 'UTF8')::json->>'role',
                     convert_from(edited_body, 'UTF8')::json->>'role', edited_by) FROM dead_letters";
     assert_eq!(scenario.sql(bodies).await, "replayed|bot|assistant|night shift");
-    scenario.finish([saver, statistics]).await;
+    scenario.finish([saver, collector]).await;
 }
 
 /// The dead letter that a worker publishes after the last attempt of a message.
@@ -407,11 +407,11 @@ pub(crate) fn as_dead_letter(body: &str) -> Publication {
 
 /// Has a dead-letter collector store these dead letters, and drains it.
 async fn store(scenario: &Scenario, dead_letters: &[Publication]) {
-    let statistics = scenario.start(STATISTICS).await;
+    let collector = scenario.start(COLLECTOR).await;
     scenario.agent().send(dead_letters.to_vec()).await;
     let stored = "SELECT count(*) FROM dead_letters";
     scenario.until_sql(stored, &dead_letters.len().to_string()).await;
-    scenario.finish([statistics]).await;
+    scenario.finish([collector]).await;
     // These tests check that no other queue has messages.
     scenario.rabbit().take("conversation.statistics").await;
 }

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use system_tests::{
-    Agent, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, closed,
-    message,
+    Agent, COLLECTOR, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, Scenario, closed, message,
 };
 use testkit::fleet::Worker;
 use testkit::servers::{Kind, Node, Replicas, Servers};
@@ -99,13 +98,13 @@ async fn a_redis_cluster_master_that_dies_under_load_is_replaced_by_its_replica(
 
 /// Two savers, a closer and a dead-letter collector.
 async fn fleet(scenario: &Scenario) -> [Worker; 4] {
-    let (one, two, migration, statistics) = tokio::join!(
+    let (one, two, migration, collector) = tokio::join!(
         scenario.start(SAVER),
         scenario.start(SAVER),
         scenario.start(MIGRATION),
-        scenario.start(STATISTICS),
+        scenario.start(COLLECTOR),
     );
-    [one, two, migration, statistics]
+    [one, two, migration, collector]
 }
 
 /// Messages of the sessions that close while a node is dead.

@@ -8,7 +8,7 @@ use domain::status::ConversationStatus;
 use metrics::Metrics;
 use serde_json::json;
 use system_tests::{
-    Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, closed, key, message,
+    COLLECTOR, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, Scenario, closed, key, message,
 };
 use testkit::servers::{Kind, Servers};
 use testkit::wait::eventually;
@@ -24,10 +24,10 @@ async fn while_a_memory_alarm_blocks_publishers_saving_continues_and_publishes_w
         (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let database = proxy(&scenario.database_url).await;
     let cut_off = [("DATABASE_URL", database.url())];
-    let (saver, migration, statistics) = tokio::join!(
+    let (saver, migration, collector) = tokio::join!(
         scenario.start_with(SAVER, &cut_off),
         scenario.start(MIGRATION),
-        scenario.start(STATISTICS),
+        scenario.start(COLLECTOR),
     );
     poison(&scenario, "22023", "m00150").await;
     let closing = message("alarm", "closing", "closing", &json!({}));
@@ -65,12 +65,12 @@ async fn while_a_memory_alarm_blocks_publishers_saving_continues_and_publishes_w
     published.add_confirmed(&[closing]);
     scenario.until_sql("SELECT count(*) FROM dead_letters", "1").await;
     assert_eq!(stored(&scenario).await, 300);
-    for worker in [&saver, &migration, &statistics] {
+    for worker in [&saver, &migration, &collector] {
         worker.ready(LIMIT).await.unwrap();
     }
     let counts = Counts::of(&saver).await;
     assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
-    scenario.finish([saver, migration, statistics]).await;
+    scenario.finish([saver, migration, collector]).await;
 }
 
 #[tokio::test]

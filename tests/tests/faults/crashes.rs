@@ -8,12 +8,13 @@ use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 
 use broker::Publication;
+use domain::fleet;
 use domain::ids::{ConversationKey, SessionId, TenantId};
 use failpoints::{AT, ON, Step};
 use serde_json::{Value, json};
 use system_tests::{
-    Agent, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, at, closed,
-    message, opened,
+    Agent, COLLECTOR, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, at,
+    closed, message, opened,
 };
 use testkit::fleet::Worker;
 use testkit::wait::eventually;
@@ -25,7 +26,7 @@ use crate::{SAVES, load, publish, until_stored};
 const ABORTED: i32 = 6;
 
 /// The failpoints of the workers, and the worker that reaches each.
-const STEPS: [(Step, &str); 19] = [
+const STEPS: [(Step, &str); 22] = [
     (Step::SaveDecoded, SAVER),
     (Step::SaveCommitted, SAVER),
     (Step::SaveAppended, SAVER),
@@ -40,8 +41,11 @@ const STEPS: [(Step, &str); 19] = [
     (Step::CloseDropped, MIGRATION),
     (Step::CloseAnnounced, MIGRATION),
     (Step::CloseArchived, MIGRATION),
-    (Step::DeadLetterStored, STATISTICS),
-    (Step::DeadLetterAnnounced, STATISTICS),
+    (Step::DeadLetterStored, COLLECTOR),
+    (Step::DeadLetterAnnounced, COLLECTOR),
+    (Step::Copied, COLLECTOR),
+    (Step::Settled, COLLECTOR),
+    (Step::Acknowledged, COLLECTOR),
     (Step::Copied, STATISTICS),
     (Step::Settled, STATISTICS),
     (Step::Acknowledged, STATISTICS),
@@ -60,7 +64,7 @@ fn every_failpoint_has_a_test() {
         assert!(tested.into_iter().any(|it| *it == step), "{}", step.name());
     }
     for step in OF_ALL {
-        for program in [SAVER, MIGRATION, STATISTICS] {
+        for program in fleet::WORKERS.map(fleet::Process::name) {
             assert!(STEPS.contains(&(step, program)), "{} of {program}", step.name());
         }
     }
@@ -73,7 +77,7 @@ fn ordinary_binaries_hold_no_failpoints() {
         let bytes = std::fs::read(&binary).unwrap_or_else(|e| panic!("{}: {e}", binary.display()));
         bytes.windows(AT.len()).any(|window| window == AT.as_bytes())
     };
-    for program in [SAVER, MIGRATION, STATISTICS, "verbatim"] {
+    for program in fleet::processes().into_iter().map(fleet::Process::name) {
         assert!(!holds(".", program), "{program}");
         assert!(
             holds("armed", program),
@@ -139,12 +143,12 @@ async fn a_crash_between_a_reroute_and_its_acknowledgement_duplicates_nothing() 
         Publication::action("conversation.saved_message", unroutable.to_string().into_bytes());
     agent.send(vec![mistyped]).await;
     published.add_confirmed([&unroutable]);
-    crash(&scenario, STATISTICS, Step::Settled).await;
+    crash(&scenario, COLLECTOR, Step::Settled).await;
     // It was rerouted, is still in domain.unrouted, and is rerouted again.
-    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     let labels = [("queue", SAVES), ("outcome", "duplicate")];
     Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
-    scenario.finish([saver, statistics]).await;
+    scenario.finish([saver, collector]).await;
     published.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
 }
@@ -158,7 +162,7 @@ async fn a_message_that_kills_its_worker_becomes_a_dead_letter_and_all_others_ar
     let mut messages = load("deadly", 500, 10);
     messages[250]["content"] = "this text crashes the worker".into();
     publish(&agent, &mut published, &messages).await;
-    let statistics = scenario.start(STATISTICS).await;
+    let collector = scenario.start(COLLECTOR).await;
     let mut crashes = 0;
     let saver = loop {
         let saver = scenario.launch(SAVER, &[(ON, "this text crashes the worker")]);
@@ -183,7 +187,7 @@ async fn a_message_that_kills_its_worker_becomes_a_dead_letter_and_all_others_ar
     published.reconcile(&scenario, &reader).await;
     let dead_letter = "SELECT concat_ws('|', message_id, reason) FROM dead_letters";
     assert_eq!(scenario.sql(dead_letter).await, "m00250|delivery_limit");
-    scenario.finish([saver, statistics]).await;
+    scenario.finish([saver, collector]).await;
 }
 
 /// Starts a worker with a failpoint, and waits until it has aborted there.
@@ -199,13 +203,13 @@ async fn crashed(worker: Worker, step: Step) {
 
 /// Runs a fixed load, with a crash of one worker at one failpoint or without, and returns the stored state.
 /// The load: three conversations, two of which close; one duplicate; a conflict, two bodies that cannot
-/// be decoded and an unknown action, which become dead letters.
+/// be decoded, an unknown action and an event that is none, which become dead letters.
 async fn final_state(crash_at: Option<(Step, &str)>) -> BTreeSet<String> {
     let scenario = Scenario::with_failpoints().await;
     // A short lease, so that the claims of a crashed closer are soon taken over.
     let settings = [("VERBATIM_CLOSE_LEASE", "2s")];
     let (mut fleet, mut victim) = (Vec::new(), None);
-    for program in [SAVER, MIGRATION, STATISTICS] {
+    for program in fleet::WORKERS.map(fleet::Process::name) {
         match crash_at.filter(|(_, victim)| *victim == program) {
             None => fleet.push(scenario.launch(program, &settings)),
             Some((step, _)) => {
@@ -233,7 +237,7 @@ async fn final_state(crash_at: Option<(Step, &str)>) -> BTreeSet<String> {
                    (SELECT count(*) FROM dead_letters),
                    (SELECT count(*) FROM conversations WHERE status = 'archived'),
                    (SELECT count(*) FROM conversation_stats), (SELECT sum(conversations) FROM daily_stats))";
-    scenario.until_sql(all, "90 4 2 2 2").await;
+    scenario.until_sql(all, "90 5 2 2 2").await;
     scenario.finish(fleet).await;
     let mut state = BTreeSet::new();
     for query in STATE_QUERIES {
@@ -283,6 +287,7 @@ async fn end(agent: &Agent) {
     agent.publish(&message("crash", "s1", "unreadable", &unreadable)).await;
     agent.publish(&closed("crash", "s2", &json!({"action_id": "soon", "timestamp": "soon"}))).await;
     agent.publish(&message("crash", "s2", "unknown", &unknown)).await;
+    agent.send(vec![Publication::event("conversation.none", b"no event".to_vec())]).await;
     for session in ["s0", "s1"] {
         agent.publish(&closed("crash", session, &json!({"timestamp": at(1_000)}))).await;
     }

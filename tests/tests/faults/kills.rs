@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 use system_tests::{
-    Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, closed, key,
+    COLLECTOR, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, closed,
+    key,
 };
 use testkit::environment::deep;
 use testkit::servers::Kind;
@@ -120,7 +121,7 @@ async fn a_closer_killed_midway_is_replaced_by_another_and_each_conversation_clo
 #[tokio::test]
 async fn a_collector_killed_midway_stores_every_dead_letter_and_none_twice() {
     let scenario = Scenario::new().await;
-    let (saver, victim) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    let (saver, victim) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     let bad: Vec<Value> = load("dead-letters", 400, 4)
         .into_iter()
         .map(|mut message| {
@@ -131,7 +132,7 @@ async fn a_collector_killed_midway_stores_every_dead_letter_and_none_twice() {
     scenario.agent().publish_all(&bad).await;
     scenario.until_sql("SELECT (count(*) > 0)::text FROM dead_letters", "true").await;
     victim.kill();
-    let next = scenario.start(STATISTICS).await;
+    let next = scenario.start(COLLECTOR).await;
     let dead_letters = "SELECT concat_ws('|', count(*), count(DISTINCT message_id), min(field))
                    FROM dead_letters WHERE status = 'open'";
     scenario.until_sql(dead_letters, "400|400|role").await;
@@ -145,9 +146,9 @@ async fn servers_and_workers_killed_one_after_another_under_load_lose_and_duplic
     let (agent, reader, mut published) =
         (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let start_all = async || {
-        tokio::join!(scenario.start(SAVER), scenario.start(SAVER), scenario.start(STATISTICS))
+        tokio::join!(scenario.start(SAVER), scenario.start(SAVER), scenario.start(COLLECTOR))
     };
-    let (mut one, mut two, mut statistics) = start_all().await;
+    let (mut one, mut two, mut collector) = start_all().await;
     let mut faults = vec![
         Fault::Server(Kind::RabbitMq),
         Fault::Server(Kind::PostgreSql),
@@ -179,10 +180,10 @@ async fn servers_and_workers_killed_one_after_another_under_load_lose_and_duplic
                     one = scenario.start(SAVER).await;
                 }
                 Fault::AllWorkers => {
-                    for worker in [&one, &two, &statistics] {
+                    for worker in [&one, &two, &collector] {
                         worker.kill();
                     }
-                    (one, two, statistics) = start_all().await;
+                    (one, two, collector) = start_all().await;
                 }
             }
         };
@@ -191,10 +192,10 @@ async fn servers_and_workers_killed_one_after_another_under_load_lose_and_duplic
     }
     published.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
-    for worker in [&one, &two, &statistics] {
+    for worker in [&one, &two, &collector] {
         worker.ready(LIMIT).await.unwrap();
     }
-    scenario.finish([one, two, statistics]).await;
+    scenario.finish([one, two, collector]).await;
 }
 
 /// What is killed.

@@ -1,9 +1,10 @@
 //! How workers start, and how they end after SIGTERM.
 
+use domain::fleet;
 use domain::status::ConversationStatus;
 use serde_json::json;
 use system_tests::{
-    Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, closed, key, message,
+    Counts, LIMIT, PublishedMessages, SAVER, Scenario, closed, key, message,
 };
 use testkit::process::Signal;
 use testkit::wait::eventually;
@@ -75,7 +76,7 @@ async fn a_fleet_started_before_its_servers_reports_what_is_missing_and_becomes_
     }
     let settings =
         [("AMQP_URL", broker.url()), ("REDIS_URL", redis.url()), ("DATABASE_URL", database.url())];
-    let workers = [SAVER, MIGRATION, STATISTICS].map(|program| scenario.launch(program, &settings));
+    let workers = fleet::WORKERS.map(|worker| scenario.launch(worker.name(), &settings));
     let missing =
         |names: &[&str]| names.iter().map(|it| format!("\"{it}\":{{\"ready\":false")).collect();
     let all: Vec<String> = missing(&["rabbitmq", "redis", "postgresql"]);
@@ -123,8 +124,8 @@ async fn a_worker_exits_if_setup_has_not_run_and_names_the_setup_command() {
     // One fault at a time: of two faults a worker names the one that it finds first.
     let (no_schema, no_queues) = tokio::join!(Scenario::unprepared(), Scenario::unprepared());
     no_schema.declare().await;
-    for program in [SAVER, MIGRATION, STATISTICS] {
-        let log = ends(&no_schema, program).await;
+    for worker in fleet::WORKERS {
+        let log = ends(&no_schema, worker.name()).await;
         assert!(log.contains("no Verbatim schema") && log.contains("verbatim setup"), "{log}");
     }
     no_schema.migrate().await;

@@ -1,7 +1,7 @@
 //! Servers that are unavailable, do not respond, restart empty, or are cut off from one worker.
 
 use conversation::Source;
-use system_tests::{Counts, LIMIT, PublishedMessages, SAVER, STATISTICS, Scenario, key};
+use system_tests::{COLLECTOR, Counts, LIMIT, PublishedMessages, SAVER, Scenario, key};
 use testkit::wait::eventually;
 
 use crate::stores::{server_identities, until_one_meets_another_redis};
@@ -14,10 +14,10 @@ async fn an_outage_of_postgresql_under_load_costs_time_and_no_attempt() {
         (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let database = proxy(&scenario.database_url).await;
     let cut_off = [("DATABASE_URL", database.url())];
-    let (one, two, statistics) = tokio::join!(
+    let (one, two, collector) = tokio::join!(
         scenario.start_with(SAVER, &cut_off),
         scenario.start_with(SAVER, &cut_off),
-        scenario.start(STATISTICS),
+        scenario.start(COLLECTOR),
     );
     let messages = load("outage", 3_000, 20);
     publish(&agent, &mut published, &messages[..1_000]).await;
@@ -45,7 +45,7 @@ async fn an_outage_of_postgresql_under_load_costs_time_and_no_attempt() {
         assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
         assert!(counts.sum("verbatim_hold_seconds_count", &[("dependency", "postgresql")]) >= 1.0);
     }
-    scenario.finish([one, two, statistics]).await;
+    scenario.finish([one, two, collector]).await;
 }
 
 #[tokio::test]
@@ -204,7 +204,7 @@ async fn a_queue_deleted_under_its_consumer_is_consumed_again_once_it_is_declare
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
         (scenario.agent(), scenario.reader(), PublishedMessages::default());
-    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     let messages = load("deleted", 200, 4);
     publish(&agent, &mut published, &messages[..100]).await;
     until_stored(&scenario, 100).await;
@@ -218,5 +218,5 @@ async fn a_queue_deleted_under_its_consumer_is_consumed_again_once_it_is_declare
     scenario.declare().await;
     published.reconcile(&scenario, &reader).await;
     saver.ready(LIMIT).await.unwrap();
-    scenario.finish([saver, statistics]).await;
+    scenario.finish([saver, collector]).await;
 }

@@ -1,6 +1,6 @@
 //! Messages that cannot be saved, and the other messages of their batches, which are.
 
-use system_tests::{Counts, PublishedMessages, SAVER, STATISTICS, Scenario};
+use system_tests::{COLLECTOR, Counts, PublishedMessages, SAVER, Scenario};
 
 use crate::{SAVES, load, publish, until_holding, until_stored};
 
@@ -17,8 +17,8 @@ async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
         ("VERBATIM_BATCHES_IN_FLIGHT", "1"),
         ("VERBATIM_BATCH_SIZE", "500"),
     ];
-    let (saver, statistics) =
-        tokio::join!(scenario.start_with(SAVER, &settings), scenario.start(STATISTICS));
+    let (saver, collector) =
+        tokio::join!(scenario.start_with(SAVER, &settings), scenario.start(COLLECTOR));
     published.reconcile(&scenario, &reader).await;
     let dead_letter =
         "SELECT concat_ws('|', message_id, reason, attempts, error LIKE '%poisoned by the test%')
@@ -27,7 +27,7 @@ async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
     let counts = Counts::of(&saver).await;
     let batches = counts.sum("verbatim_batch_messages_count", &[("queue", SAVES)]);
     assert!(batches <= 4.0, "{batches} batches");
-    scenario.finish([saver, statistics]).await;
+    scenario.finish([saver, collector]).await;
 }
 
 #[tokio::test]
@@ -36,7 +36,7 @@ async fn an_unclassified_failure_is_retried_three_times_and_then_a_dead_letter_w
     poison(&scenario, "P0001", "m00001,m00002").await;
     let (agent, reader, mut published) =
         (scenario.agent(), scenario.reader(), PublishedMessages::default());
-    let (saver, statistics) = tokio::join!(scenario.start(SAVER), scenario.start(STATISTICS));
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     publish(&agent, &mut published, &load("retry", 20, 1)).await;
     // The other messages of the batch are saved at once.
     until_stored(&scenario, 18).await;
@@ -61,7 +61,7 @@ async fn an_unclassified_failure_is_retried_three_times_and_then_a_dead_letter_w
     };
     assert_eq!(outcome("dead_lettered"), 1.0);
     assert_eq!(outcome("applied"), 19.0);
-    scenario.finish([saver, statistics]).await;
+    scenario.finish([saver, collector]).await;
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use system_tests::{Counts, LIMIT, PublishedMessages, SAVER, STATISTICS, Scenario};
+use system_tests::{COLLECTOR, Counts, LIMIT, PublishedMessages, SAVER, Scenario};
 use testkit::environment::deep;
 use testkit::servers::{Kind, Servers};
 use testkit::wait::eventually;
@@ -51,12 +51,12 @@ async fn a_dead_letter_refused_by_a_full_queue_is_held_until_there_is_room() {
     assert!(counts.sum("verbatim_publishes_total", &refused) >= 1.0, "{counts:?}");
     assert!(saver.log().contains("a queue is full"), "{}", saver.log_tail());
 
-    let statistics = scenario.start(STATISTICS).await;
+    let collector = scenario.start(COLLECTOR).await;
     published.reconcile(&scenario, &reader).await;
     saver.ready(LIMIT).await.unwrap();
     let counts = Counts::of(&saver).await;
     assert_eq!(counts.sum("verbatim_retries_total", &[("class", "retryable")]), 0.0);
-    scenario.finish([saver, statistics]).await;
+    scenario.finish([saver, collector]).await;
 }
 
 #[tokio::test]
@@ -78,14 +78,14 @@ async fn a_dead_letter_whose_queue_is_missing_is_held_until_the_queue_is_declare
     assert!(log.contains("consumption paused") && log.contains(&unroutable), "{log}");
 
     scenario.declare().await;
-    let statistics = scenario.start(STATISTICS).await;
+    let collector = scenario.start(COLLECTOR).await;
     published.reconcile(&scenario, &reader).await;
     assert_eq!(
         scenario.sql("SELECT string_agg(message_id, ',') FROM dead_letters").await,
         "m00001"
     );
     saver.ready(LIMIT).await.unwrap();
-    scenario.finish([saver, statistics]).await;
+    scenario.finish([saver, collector]).await;
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use conversation::Source;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use system_tests::{
-    MIGRATION, SAVER, STATISTICS, Scenario, ServerSet, at, closed, key, message, opened,
+    COLLECTOR, MIGRATION, SAVER, STATISTICS, Scenario, ServerSet, at, closed, key, message, opened,
 };
 use testkit::wait::eventually;
 
@@ -186,8 +186,11 @@ async fn a_reconnection_within_the_grace_period_withdraws_the_close() {
 async fn two_of_every_worker_close_each_conversation_and_store_each_dead_letter_once() {
     let servers = ServerSet::own().await;
     let ServerSet { scenario, .. } = &servers;
-    let (other_migration, other_statistics) =
-        tokio::join!(scenario.start(MIGRATION), scenario.start(STATISTICS));
+    let (other_migration, other_statistics, other_collector) = tokio::join!(
+        scenario.start(MIGRATION),
+        scenario.start(STATISTICS),
+        scenario.start(COLLECTOR),
+    );
     let (agent, rabbit) = (scenario.agent(), scenario.rabbit());
     rabbit.listen("events").await;
     let sessions: Vec<String> = (0..150).map(|n| format!("s{n}")).collect();
@@ -209,9 +212,10 @@ async fn two_of_every_worker_close_each_conversation_and_store_each_dead_letter_
     scenario.until_sql(rolled_up, "150|150|300").await;
     let dead_letters = "SELECT concat_ws('|', count(*), sum(copies)) FROM dead_letters";
     scenario.until_sql(dead_letters, "150|150").await;
-    let ServerSet { savers: [one, two], migration, statistics, .. } = servers;
-    let workers = [one, two, migration, other_migration, statistics, other_statistics];
-    servers.scenario.finish(workers).await;
+    let ServerSet { savers: [one, two], migration, statistics, collector, .. } = servers;
+    let first = [one, two, migration, statistics, collector];
+    let others = [other_migration, other_statistics, other_collector];
+    servers.scenario.finish(first.into_iter().chain(others)).await;
 
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     for event in rabbit.bodies("events", 300).await {

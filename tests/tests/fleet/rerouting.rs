@@ -2,13 +2,13 @@
 
 use domain::fixtures::example;
 use serde_json::{Value, json};
-use system_tests::{Counts, SAVER, STATISTICS, Scenario, ServerSet, at, key, message};
+use system_tests::{COLLECTOR, Counts, SAVER, Scenario, ServerSet, at, key, message};
 
 use crate::saved;
 
 #[tokio::test]
 async fn an_unroutable_action_is_rerouted_if_it_is_known_and_becomes_a_dead_letter_if_not() {
-    let ServerSet { scenario, statistics, .. } = ServerSet::shared().await;
+    let ServerSet { scenario, collector, .. } = ServerSet::shared().await;
     let (agent, rabbit, reader) = (scenario.agent(), scenario.rabbit(), scenario.reader());
     let body = message("reroute", "s", "m", &json!({}));
     // A mistyped routing key, with a body whose `action_type` is correct.
@@ -25,7 +25,7 @@ async fn an_unroutable_action_is_rerouted_if_it_is_known_and_becomes_a_dead_lett
     scenario.until_sql(satisfaction, "4").await;
     rabbit.bind("domain.actions", "conversation.session", "conversation.feedback").await;
     let labels = [("queue", "domain.unrouted"), ("cause", "unrouted")];
-    Counts::reach(statistics, "verbatim_messages_rerouted_total", &labels, 2.0).await;
+    Counts::reach(collector, "verbatim_messages_rerouted_total", &labels, 2.0).await;
 
     let unknown =
         json!({"action_type": "conversation.summarise", "tenant_id": "reroute", "session_id": "s"});
@@ -60,14 +60,14 @@ async fn a_message_that_expired_by_its_own_expiration_is_rerouted_and_saved() {
     let body = message("expired", "s", "m", &json!({}));
     let expiring = json!({"expiration": "1", "delivery_mode": 2});
     scenario.rabbit().publish("conversation.save_message", &expiring, &body.to_string()).await;
-    let statistics = scenario.start(STATISTICS).await;
+    let collector = scenario.start(COLLECTOR).await;
     let labels = [("queue", "conversation.save_message"), ("cause", "expired")];
-    Counts::reach(&statistics, "verbatim_messages_rerouted_total", &labels, 1.0).await;
+    Counts::reach(&collector, "verbatim_messages_rerouted_total", &labels, 1.0).await;
     let saver = scenario.start(SAVER).await;
     let reader = scenario.reader();
     saved(&reader, &key(&body), 1).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
-    scenario.finish([saver, statistics]).await;
+    scenario.finish([saver, collector]).await;
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
-use conversation::dead_letters::{DeadLetterValidator, DeadLetters};
+use dead_letters::{DeadLetterValidator, DeadLetters};
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use metrics::Metrics;
 use serde::Serialize;

@@ -7,8 +7,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use conversation::dead_letters::{Change, DeadLetterValidator, DeadLetters, EditError};
 use database::{DeadLetterRow, Selection};
+use dead_letters::{Change, DeadLetterValidator, DeadLetters, EditError};
 use domain::causes::with_causes;
 use metrics::Metrics;
 use serde::Serialize;

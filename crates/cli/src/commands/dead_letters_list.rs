@@ -21,7 +21,7 @@ Examples:
   verbatim dead-letters list --json | jq -r '.dead_letters[] | \"\\(.id) \\(.field) \\(.error)\"'
 
 Reads the replica at DATABASE_READ_URL, if that is set. A dead letter is listed once a
-statistics-worker has stored it; `verbatim queues` shows how many are still in their queues.";
+dead-letter-worker has stored it; `verbatim queues` shows how many are still in their queues.";
 
 /// Lists dead letters, newest first
 ///

@@ -9,7 +9,7 @@ use std::time::Duration;
 use broker::Publisher;
 use broker::inspect::Inspector;
 use clap::{Args, ValueEnum};
-use conversation::dead_letters::{
+use dead_letters::{
     DeadLetterValidator, Ended, ReplayReport, ReplaySettings, Replayer, StopOnFailure,
 };
 use domain::failure::Dependency;

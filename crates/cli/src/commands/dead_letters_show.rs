@@ -1,10 +1,8 @@
 //! `verbatim dead-letters show`: one dead letter with its history and a suggested fix. Read-only.
 
 use clap::Args;
-use conversation::dead_letters::{
-    DeadLetterDetails, DeadLetterValidator, DeadLetters, Step, Suggestion,
-};
 use database::{AuditEntry, DeadLetterRow, DeadLetterStatus, ListedDeadLetter};
+use dead_letters::{DeadLetterDetails, DeadLetterValidator, DeadLetters, Step, Suggestion};
 use metrics::Metrics;
 use serde::Serialize;
 use serde_json::Value;

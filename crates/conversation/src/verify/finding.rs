@@ -62,7 +62,7 @@ pub enum Kind {
     TopologyDiffers,
     /// Dead letters are in their queue, and no dead-letter collector consumes them.
     DeadLettersWaiting,
-    /// Actions wait in `domain.unrouted`, and no statistics-worker reroutes them.
+    /// Actions wait in `domain.unrouted`, and no dead-letter-worker reroutes them.
     UnroutedWaiting,
     /// Suspects are in their queue, and no worker handles them.
     SuspectsWaiting,
@@ -185,7 +185,7 @@ impl Kind {
                 "run `verbatim setup`, which creates what is missing and reports what it cannot change"
             }
             Self::DeadLettersWaiting | Self::UnroutedWaiting => {
-                "check that a statistics-worker is running (`verbatim queues` shows consumers); its log says what \
+                "check that a dead-letter-worker is running (`verbatim queues` shows consumers); its log says what \
                  it cannot store or reroute"
             }
             Self::SuspectsWaiting => {

@@ -9,12 +9,10 @@
 //! [`ConsumerSettings`](service::settings::ConsumerSettings), a [`broker::Handler`], and a `main`
 //! that opens [`Stores`] and calls [`consume`].
 
-mod actions;
 mod consuming;
 mod settings;
 mod stores;
 
-pub use actions::Decoder;
 pub use consuming::consume;
 pub use settings::{background, closing, consumer_settings};
 pub use stores::Stores;

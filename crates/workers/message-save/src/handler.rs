@@ -1,13 +1,12 @@
 //! The work of `conversation.save_message`.
 
-use broker::{Delivery, Handler, Replier};
+use broker::{Decoder, Delivery, Handler, Replier};
 use conversation::Saver;
 use database::Database;
 use domain::action::{Action, SaveMessage};
 use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Done, Outcome, Refusal, Unavailable};
 use domain::reply::{ErrorType, Reply, ReplyError, SaveMessageData};
-use worker::Decoder;
 
 /// Saves the messages of a batch and replies where a reply was requested.
 #[derive(Clone)]

@@ -6,12 +6,12 @@ mod handler;
 use std::process::ExitCode;
 
 use broker::topology::WorkQueue;
-use broker::{Replier, Source};
+use broker::{Decoder, Replier, Source};
 use conversation::Saver;
 use domain::fleet;
 use service::settings::{ConsumerSettings, StoreSettings};
 use service::{Service, instance};
-use worker::{Decoder, Stores, consume, consumer_settings};
+use worker::{Stores, consume, consumer_settings};
 
 use crate::handler::SaveMessages;
 

@@ -1,12 +1,11 @@
 //! The work of `conversation.session`.
 
-use broker::{Delivery, Handler};
+use broker::{Decoder, Delivery, Handler};
 use conversation::Sessions;
 use database::Database;
 use domain::action::Action;
 use domain::envelope::Resolved;
 use domain::failure::{Outcome, Refusal, Unavailable};
-use worker::Decoder;
 
 /// Records session events and feedback.
 #[derive(Clone)]

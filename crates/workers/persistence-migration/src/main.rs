@@ -6,13 +6,13 @@ mod sweep;
 
 use std::process::ExitCode;
 
-use broker::Source;
 use broker::topology::WorkQueue;
+use broker::{Decoder, Source};
 use conversation::{Closer, Sessions};
 use domain::fleet;
 use service::Service;
 use service::settings::{BackgroundSettings, ClosingSettings, ConsumerSettings, StoreSettings};
-use worker::{Decoder, Stores, background, closing, consume, consumer_settings};
+use worker::{Stores, background, closing, consume, consumer_settings};
 
 use crate::handler::RecordSessions;
 

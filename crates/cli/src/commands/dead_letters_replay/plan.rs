@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use conversation::dead_letters::Planned;
+use dead_letters::Planned;
 use serde::Serialize;
 
 use crate::output::{Cell, Side, Table, TextStyle, Tone, count, plural};

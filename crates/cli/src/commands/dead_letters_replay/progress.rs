@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
-use conversation::dead_letters::Progress;
+use dead_letters::Progress;
 use indicatif::ProgressBar;
 
 use crate::output::{self, count};

@@ -1,6 +1,6 @@
 //! The report of a replay as text.
 
-use conversation::dead_letters::{Ended, ReplayReport};
+use dead_letters::{Ended, ReplayReport};
 
 use crate::output::{Cell, Side, Table, TextStyle, Tone, count, excerpt, one_line, plural};
 
@@ -116,8 +116,8 @@ fn hints(report: &ReplayReport) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use conversation::dead_letters::Failed;
     use database::FailedAgain;
+    use dead_letters::Failed;
     use domain::failure::Dependency;
     use uuid::Uuid;
 

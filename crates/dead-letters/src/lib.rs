@@ -4,12 +4,16 @@
 //! an edited copy is stored beside it, and a replay that fails again is a new dead letter. Every change of a
 //! row writes the audit log in the same statement.
 
+mod collector;
 mod edit;
 #[cfg(test)]
 mod fixtures;
 mod rate;
+mod record;
 mod replay;
+mod reroute;
 mod suggestion;
+mod unrouted;
 mod validator;
 
 use database::{
@@ -21,15 +25,17 @@ use metrics::Metrics;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+pub use self::collector::DeadLetterCollector;
 pub use self::edit::{EditFault, set};
 pub use self::replay::{
     Ended, Failed, Planned, Progress, ReplayReport, ReplaySettings, Replayer, Sent, StopOnFailure,
     Taken,
 };
 pub use self::suggestion::{Step, Suggestion};
+pub use self::unrouted::RerouteUnrouted;
 pub use self::validator::{DeadLetterValidator, ReplayPlan};
 
-use crate::transient::retry_transient;
+use conversation::retry_transient;
 
 /// Dead letters that are discarded or restored in one transaction.
 const BATCH: u32 = 500;

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Ended, Failed, Progress, ReplayReport, ReplaySettings, Replayer, Sent, StopOnFailure};
-use crate::dead_letters::rate::{BatchResult, BatchSize, RateLimit};
+use crate::rate::{BatchResult, BatchSize, RateLimit};
 
 /// The pause between two checks of what became of a batch.
 const POLL: Duration = Duration::from_millis(50);

@@ -18,7 +18,7 @@ pub(crate) struct Once(AtomicBool);
 
 /// A copy of a delivery for its own queue.
 #[derive(Debug)]
-pub(crate) struct Rerouted {
+pub struct Rerouted {
     copy: Arc<Publication>,
     sent: Once,
 }

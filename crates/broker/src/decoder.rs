@@ -1,10 +1,11 @@
 //! Decoding the actions of a queue.
 
-use broker::Delivery;
 use domain::action::Action;
 use domain::decode::{DecodeContext, decode};
 use domain::failure::Refusal;
 use uuid::Uuid;
+
+use crate::Delivery;
 
 /// Decodes deliveries into actions.
 #[derive(Debug, Clone, Copy)]

@@ -131,7 +131,7 @@ fn is_plain(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dead_letters::fixtures::dead_letter;
+    use crate::fixtures::dead_letter;
 
     fn suggested(reason: &str, body: &str) -> Option<Suggestion> {
         let dead_letter = DeadLetterRow { reason: reason.to_owned(), ..dead_letter(body) };
@@ -150,7 +150,7 @@ mod tests {
             let found = suggested("schema", body).unwrap();
             assert!(found.text.contains("role to \"assistant\""), "{found:?}");
             let Step::Set { field, value } = found.step else { panic!("{body}") };
-            let edited = crate::dead_letters::set(body.as_bytes(), &field, &value).unwrap();
+            let edited = crate::set(body.as_bytes(), &field, &value).unwrap();
             assert_eq!(String::from_utf8(edited).unwrap(), body.replace("bot", "assistant"));
         }
     }

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use broker::topology::WorkQueue;
-use broker::{Delivery, Handler, Publication, Publisher};
+use broker::{Decoder, Delivery, Handler, Publication, Publisher};
 use conversation::retry_transient;
 use database::{Database, DeadLetter};
 use domain::causes::with_causes;
@@ -21,23 +21,22 @@ use domain::failure::{
 };
 use domain::ids::{ConversationId, TenantId};
 use metrics::{Counter, Metrics, RerouteCause};
-use worker::Decoder;
 
-use crate::dead_letter::read_dead_letter;
+use crate::record::read_dead_letter;
 use crate::reroute::{Once, Rerouted, publish_once, reroute};
 
 /// Stores the dead letters of one work queue, and publishes an event for each.
 #[derive(Clone)]
-pub(crate) struct DeadLetterCollector {
-    pub(crate) queue: WorkQueue,
-    pub(crate) database: Database,
-    pub(crate) publisher: Publisher,
-    pub(crate) metrics: Metrics,
-    pub(crate) decoder: Decoder,
+pub struct DeadLetterCollector {
+    queue: WorkQueue,
+    database: Database,
+    publisher: Publisher,
+    metrics: Metrics,
+    decoder: Decoder,
 }
 
 /// A delivery from a dead-letter queue.
-pub(crate) enum Item {
+pub enum Item {
     /// An expired action, to be sent to its own queue.
     Expired(Rerouted),
     /// A dead letter to store.
@@ -45,7 +44,7 @@ pub(crate) enum Item {
 }
 
 /// A dead letter, and which steps have succeeded.
-pub(crate) struct Collected {
+pub struct Collected {
     row: DeadLetter,
     stored: Once,
     announced: Once,
@@ -106,15 +105,23 @@ impl Item {
 }
 
 impl DeadLetterCollector {
-    /// Creates its counters with the value 0, under the name of the work queue. A counter that first appeared with
-    /// its first dead letter would show no increase to Prometheus.
-    pub(crate) fn create_counters(&self) {
-        let queue = self.queue.name();
+    /// The collector of one work queue's dead letters. Events are published through `publisher`.
+    #[must_use]
+    pub fn new(
+        queue: WorkQueue,
+        database: Database,
+        publisher: Publisher,
+        metrics: Metrics,
+        decoder: Decoder,
+    ) -> Self {
+        // Counters begin at 0, under the name of the work queue: one that first appeared with its first dead
+        // letter would show no increase to Prometheus.
         for reason in DeadLetterReason::ALL {
-            self.metrics.add(Counter::DeadLettersStored { queue, reason }, 0);
+            metrics.add(Counter::DeadLettersStored { queue: queue.name(), reason }, 0);
         }
         let cause = RerouteCause::Expired;
-        self.metrics.add(Counter::MessagesRerouted { queue, cause }, 0);
+        metrics.add(Counter::MessagesRerouted { queue: queue.name(), cause }, 0);
+        Self { queue, database, publisher, metrics, decoder }
     }
 
     /// Stores the dead letters that are not stored yet: all at once or, if PostgreSQL refuses that, one at a time.

@@ -118,7 +118,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::dead_letters::fixtures::dead_letter;
+    use crate::fixtures::dead_letter;
 
     const VALIDATOR: DeadLetterValidator = DeadLetterValidator { max_body_bytes: 1_000 };
     const ANONYMOUS: &str = r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"user","content":"hi"}"#;

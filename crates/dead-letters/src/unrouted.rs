@@ -5,21 +5,28 @@
 //! lost.
 
 use broker::topology::{WorkQueue, queue_of};
-use broker::{Delivery, Handler, Publisher};
+use broker::{Decoder, Delivery, Handler, Publisher};
 use domain::action::ActionKind;
 use domain::envelope::Resolved;
 use domain::failure::{Done, Outcome, Refusal, Unavailable};
 use metrics::{Counter, Metrics, RerouteCause};
-use worker::Decoder;
 
 use crate::reroute::{Rerouted, reroute};
 
 /// Reroutes known actions to their own queue.
 #[derive(Clone)]
-pub(crate) struct RerouteUnrouted {
-    pub(crate) publisher: Publisher,
-    pub(crate) metrics: Metrics,
-    pub(crate) decoder: Decoder,
+pub struct RerouteUnrouted {
+    publisher: Publisher,
+    metrics: Metrics,
+    decoder: Decoder,
+}
+
+impl RerouteUnrouted {
+    /// The handler. Copies are published through `publisher`.
+    #[must_use]
+    pub fn new(publisher: Publisher, metrics: Metrics, decoder: Decoder) -> Self {
+        Self { publisher, metrics, decoder }
+    }
 }
 
 impl Handler for RerouteUnrouted {

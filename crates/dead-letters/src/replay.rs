@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 use self::run::Run;
 use super::{DeadLetterValidator, PAGE, describe_selection};
-use crate::transient::retry_transient;
+use conversation::retry_transient;
 
 /// How long a run holds the dead letters that it takes: far longer than publishing and recording some fifty of
 /// them, which times out after 10 s; short enough that another run need not wait long after a crash.

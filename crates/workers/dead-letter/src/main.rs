@@ -1,0 +1,52 @@
+//! `dead-letter-worker`: stores dead letters, reroutes actions that expired or that no binding matched to their own
+//! queues, and exports the gauges of the whole fleet: queues, dead letters, conversations.
+
+mod gauges;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use broker::topology::WorkQueue;
+use broker::{Decoder, Source};
+use dead_letters::{DeadLetterCollector, RerouteUnrouted};
+use domain::fleet;
+use service::Service;
+use service::settings::{ClosingTimes, ConsumerSettings, StoreSettings, positive_duration};
+use worker::{Stores, consume, consumer_settings};
+
+#[derive(Debug, clap::Args)]
+struct Settings {
+    #[command(flatten)]
+    stores: StoreSettings,
+    #[command(flatten)]
+    consuming: ConsumerSettings,
+    #[command(flatten)]
+    closing: ClosingTimes,
+
+    /// How often queues, dead letters and conversations are counted
+    #[arg(long, env = "VERBATIM_GAUGE_INTERVAL", default_value = "5s")]
+    #[arg(value_name = "DURATION", value_parser = positive_duration, help_heading = "Gauges")]
+    gauge_interval: Duration,
+}
+
+fn main() -> ExitCode {
+    service::run(fleet::DEAD_LETTER_WORKER, build)
+}
+
+async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
+    let stores = Stores::open(&service, &settings.stores).await?;
+    let consuming = consumer_settings(&settings.consuming);
+    let metrics = service.metrics().clone();
+    let decoder = Decoder { max_body_bytes: settings.consuming.max_body_bytes };
+
+    for queue in WorkQueue::ALL {
+        let (database, publisher) = (stores.database.clone(), stores.publisher.clone());
+        let collector =
+            DeadLetterCollector::new(queue, database, publisher, metrics.clone(), decoder);
+        consume(&service, &stores, Source::dead_letters(queue), consuming.clone(), collector);
+    }
+    let reroute = RerouteUnrouted::new(stores.publisher.clone(), metrics, decoder);
+    consume(&service, &stores, Source::work(WorkQueue::Unrouted), consuming, reroute);
+    gauges::run(&service, &stores, settings.closing.close_grace, settings.gauge_interval);
+    Ok(())
+}
