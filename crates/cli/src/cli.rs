@@ -18,6 +18,7 @@ use crate::commands::trace::Trace;
 use crate::commands::verify::Verify;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Colour, Form, NoColor, Output};
+use crate::stderr::print_error;
 
 const AFTER: &str = "\
 Each command needs only the servers that it uses; `verbatim COMMAND --help` names them and gives
@@ -107,21 +108,6 @@ pub(crate) fn run(mut sources: Sources) -> ExitCode {
     code
 }
 
-/// Prints on standard error why a command could not do its work.
-pub(crate) fn print_error(failure: &Failure) {
-    eprint!("{}", error_text(failure));
-}
-
-/// The message may quote a sender or a server, so its control characters are made visible.
-fn error_text(failure: &Failure) -> String {
-    let mut out = String::new();
-    for (n, line) in failure.to_string().lines().enumerate() {
-        let indent = if n == 0 { "" } else { "  " };
-        out.push_str(&format!("verbatim: {indent}{}\n", output::one_line(line)));
-    }
-    out
-}
-
 impl Verb {
     async fn run(self, output: &Output) -> Result<Exit, Failure> {
         match self {
@@ -177,13 +163,6 @@ mod tests {
             command = next;
         }
         command.term_width(100).render_long_help().to_string()
-    }
-
-    #[test]
-    fn control_characters_in_a_quoted_message_do_not_reach_the_terminal() {
-        let failure = Failure::problem("refused: `\u{1b}[2Jbot`", "see \u{9b}below");
-        let expected = "verbatim: refused: `␛[2Jbot`\nverbatim:   see \u{fffd}below\n";
-        assert_eq!(error_text(&failure), expected);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod exit;
 mod input;
 mod output;
 mod servers;
+mod stderr;
 mod validator;
 mod when;
 

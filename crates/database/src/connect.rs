@@ -67,6 +67,22 @@ impl Database {
         })
     }
 
+    /// The same database; messages saved through it are recorded as saved by this process. `instance` is
+    /// its host and process id, which tells replicas apart.
+    #[must_use]
+    pub fn saving_as(mut self, process: &'static str, instance: String) -> Self {
+        self.writer = Some(Writer::new(process, instance).into());
+        self
+    }
+
+    /// The `writers.id` of this process; `None` if [`Self::saving_as`] was not called.
+    pub(crate) async fn writer(&self, connection: &mut PgConnection) -> Result<Option<i32>> {
+        match &self.writer {
+            Some(writer) => Ok(Some(writer.number(connection).await?)),
+            None => Ok(None),
+        }
+    }
+
     /// Checks that PostgreSQL answers and accepts writes.
     pub async fn probe(&self) -> Result<()> {
         self.within(async |connection| {

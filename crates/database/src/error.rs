@@ -26,6 +26,9 @@ pub enum Error {
     },
 }
 
+/// The result of a statement.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
 /// Why the schema cannot be used. The messages name the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {

@@ -38,7 +38,7 @@ pub use dead_letters::{
     OpenDeadLetters, ReplayOutcome, ReplayedBefore, Selection, UnknownStatus,
 };
 pub use epoch::{ConversationNumbers, EpochChange, Numbers};
-pub use error::{Error, SchemaError};
+pub use error::{Error, Result, SchemaError};
 pub use messages::{Page, Snapshot};
 pub use rows::SaveRow;
 pub use save::{HotWrites, Saved, SavedBatch, TOUCH_SECONDS};
@@ -49,6 +49,3 @@ pub use verify::{
     ConversationCheck, DayCheck, DayKey, Difference, Differences, OrphanedRows, OrphanedStatistics,
     Repair, Scope,
 };
-
-/// The result of a statement.
-pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -28,6 +28,8 @@
 
 mod statement;
 
+pub use self::statement::{HotWrites, TOUCH_SECONDS};
+
 use domain::ids::ConversationKey;
 use domain::message::{BodyHash, Message};
 use sqlx::postgres::PgBindIterExt as _;
@@ -39,22 +41,9 @@ use crate::save::statement::Sent;
 use crate::tombstones::Tombstones;
 use crate::{Database, Error, Result};
 
-/// The precision of `touched_at`, in seconds: new messages update their conversation's row at most this
-/// often. The idle sweep adds it to the idle time.
-pub const TOUCH_SECONDS: u32 = 60;
-
 /// How often the statement is sent at most. Each repetition has its own cause: a stored message, a
 /// tombstone, or a conversation that was inserted or deleted meanwhile, which can happen more than once.
 const ROUNDS: usize = 6;
-
-/// Whether Redis is usable, as far as the save transaction needs to know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HotWrites {
-    /// The hot copies are updated after the commit.
-    Follow,
-    /// Redis is known to be down: the commit invalidates the hot copies of these conversations.
-    KnownDown,
-}
 
 /// The outcome of one row.
 #[derive(Debug, Clone, PartialEq)]

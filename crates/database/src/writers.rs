@@ -7,7 +7,7 @@
 use sqlx::PgConnection;
 use tokio::sync::OnceCell;
 
-use crate::{Database, Result};
+use crate::error::Result;
 
 /// A process that saves, and its `writers.id` once the row is inserted.
 #[derive(Debug)]
@@ -17,27 +17,23 @@ pub(crate) struct Writer {
     number: OnceCell<i32>,
 }
 
-impl Database {
-    /// The same database; messages saved through it are recorded as saved by this process. `instance` is
-    /// its host and process id, which tells replicas apart.
-    #[must_use]
-    pub fn saving_as(mut self, process: &'static str, instance: String) -> Self {
-        self.writer = Some(Writer { process, instance, number: OnceCell::new() }.into());
-        self
+impl Writer {
+    /// This process; `instance` is its host and process id, which tells replicas apart.
+    pub(crate) fn new(process: &'static str, instance: String) -> Self {
+        Self { process, instance, number: OnceCell::new() }
     }
 
-    /// The `writers.id` of this process; `None` if [`Self::saving_as`] was not called.
-    pub(crate) async fn writer(&self, connection: &mut PgConnection) -> Result<Option<i32>> {
-        let Some(writer) = &self.writer else { return Ok(None) };
-        let number = writer.number.get_or_try_init(|| async move {
+    /// Its `writers.id`; the first call inserts the row.
+    pub(crate) async fn number(&self, connection: &mut PgConnection) -> Result<i32> {
+        let number = self.number.get_or_try_init(|| async move {
             sqlx::query_scalar(
                 "INSERT INTO writers (process, instance) VALUES ($1, $2) RETURNING id",
             )
-            .bind(writer.process)
-            .bind(&writer.instance)
+            .bind(self.process)
+            .bind(&self.instance)
             .fetch_one(connection)
             .await
         });
-        Ok(Some(*number.await?))
+        Ok(*number.await?)
     }
 }

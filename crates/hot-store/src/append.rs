@@ -18,8 +18,9 @@ use redis::{Cmd, Pipeline};
 
 use crate::connection::{Link, Share};
 use crate::error::{AppendError, Error};
+use crate::keys;
 use crate::members::Members;
-use crate::{HotStore, keys};
+use crate::store::HotStore;
 
 /// The size in bytes at which a write is sent. Large enough that a batch is usually one round trip;
 /// small enough that Redis replies well within the response timeout and that memory stays bounded.

@@ -20,9 +20,10 @@ use uuid::Uuid;
 
 use crate::connection::Link;
 use crate::error::Error;
+use crate::keys;
 use crate::marker::CompletenessMarker;
 use crate::members::Members;
-use crate::{HotStore, keys};
+use crate::store::HotStore;
 
 static BEGIN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("begin_load.lua")));
 static FINISH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("finish_load.lua")));

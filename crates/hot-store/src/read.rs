@@ -12,8 +12,9 @@ use crate::connection::Connection;
 use crate::copy::{Extent, HotCopy, Window, in_order};
 use crate::encoding::{DecodeError, decode};
 use crate::error::Error;
+use crate::keys;
 use crate::marker::CompletenessMarker;
-use crate::{HotStore, keys};
+use crate::store::HotStore;
 
 /// The largest number of messages that may have the time of a window's end. Times are in
 /// microseconds, so more than a few means a sender without a precise clock; this limits what a

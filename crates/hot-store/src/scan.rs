@@ -8,7 +8,8 @@ use domain::ids::{ConversationKey, TenantId};
 use redis::{Value, from_redis_value};
 
 use crate::error::Error;
-use crate::{HotStore, keys};
+use crate::keys;
+use crate::store::HotStore;
 
 /// The number of keys that Redis examines for one page: some tens of microseconds.
 const PAGE: usize = 500;

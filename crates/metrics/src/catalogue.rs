@@ -204,3 +204,12 @@ mod tests {
         }
     }
 }
+
+/// The definition of every metric, in the order of the documentation.
+#[must_use]
+pub fn definitions() -> Vec<&'static crate::definition::Definition> {
+    [Counter::DEFINITIONS, Gauge::DEFINITIONS, Timing::DEFINITIONS, Size::DEFINITIONS]
+        .into_iter()
+        .flatten()
+        .collect()
+}

@@ -13,7 +13,7 @@ mod label;
 mod labels;
 mod registry;
 
-pub use catalogue::{Counter, Gauge, Size, Timing};
+pub use catalogue::{Counter, Gauge, Size, Timing, definitions};
 pub use definition::{Definition, Kind, LabelDefinition};
 pub use document::markdown;
 pub use label::Label;
@@ -23,12 +23,3 @@ pub use labels::{
     TaskEnd, TransactionRetry,
 };
 pub use registry::Metrics;
-
-/// The definition of every metric, in the order of the documentation.
-#[must_use]
-pub fn definitions() -> Vec<&'static Definition> {
-    [Counter::DEFINITIONS, Gauge::DEFINITIONS, Timing::DEFINITIONS, Size::DEFINITIONS]
-        .into_iter()
-        .flatten()
-        .collect()
-}

@@ -4,8 +4,8 @@
 //! (tiktoken's `model.py`). For the others the table fixes an encoding, so that every replica
 //! estimates with the same one, and a receipt says that the count is an estimate.
 
-use crate::Encoding::{self, Cl100k, O200k};
-use crate::Exactness::{self, Estimate, Exact};
+use crate::encoding::Encoding::{self, Cl100k, O200k};
+use crate::encoding::Exactness::{self, Estimate, Exact};
 
 /// A name, or with `*` a prefix; its encoding; and whether the model uses it. Versions that are not
 /// published yet are unknown, except within a family that has always used one encoding.
@@ -37,14 +37,21 @@ const MODELS: &[(&str, Encoding, Exactness)] = &[
 /// vocabulary, as in recent models.
 const UNKNOWN: (Encoding, Exactness) = (O200k, Estimate);
 
-pub(crate) fn encoding_of(model: &str) -> (Encoding, Exactness) {
-    // `openai/gpt-4o`, `ft:gpt-4o:team::id`.
-    let model = model.rsplit('/').next().unwrap_or(model).to_ascii_lowercase();
-    let model = model.strip_prefix("ft:").unwrap_or(&model);
-    MODELS
-        .iter()
-        .find(|(pattern, ..)| matches(pattern, model))
-        .map_or(UNKNOWN, |&(_, encoding, exactness)| (encoding, exactness))
+impl Encoding {
+    /// The encoding to count with for a model, and whether it is the model's own. Names are
+    /// compared without regard to case; a provider's prefix (`openai/gpt-4o`) and the prefix of a
+    /// fine-tuned model (`ft:gpt-4o:…`) are skipped. An unknown model is an estimate by
+    /// [`Encoding::O200k`].
+    #[must_use]
+    pub fn for_model(model: &str) -> (Self, Exactness) {
+        // `openai/gpt-4o`, `ft:gpt-4o:team::id`.
+        let model = model.rsplit('/').next().unwrap_or(model).to_ascii_lowercase();
+        let model = model.strip_prefix("ft:").unwrap_or(&model);
+        MODELS
+            .iter()
+            .find(|(pattern, ..)| matches(pattern, model))
+            .map_or(UNKNOWN, |&(_, encoding, exactness)| (encoding, exactness))
+    }
 }
 
 fn matches(pattern: &str, model: &str) -> bool {
@@ -82,7 +89,7 @@ mod tests {
             (&["gpt-4", "gpt-4-turbo", "gpt-4-32k", "gpt-3.5-turbo", "gpt-35-turbo"][..], Cl100k),
         ] {
             for model in models {
-                assert_eq!(encoding_of(model), (encoding, Exact), "{model}");
+                assert_eq!(Encoding::for_model(model), (encoding, Exact), "{model}");
             }
         }
     }
@@ -100,7 +107,7 @@ mod tests {
             ("", O200k),
             ("größe", O200k),
         ] {
-            assert_eq!(encoding_of(model), (encoding, Estimate), "{model}");
+            assert_eq!(Encoding::for_model(model), (encoding, Estimate), "{model}");
         }
     }
 

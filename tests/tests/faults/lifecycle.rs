@@ -3,9 +3,7 @@
 use domain::fleet;
 use domain::status::ConversationStatus;
 use serde_json::json;
-use system_tests::{
-    Counts, LIMIT, PublishedMessages, SAVER, Scenario, closed, key, message,
-};
+use system_tests::{Counts, LIMIT, PublishedMessages, SAVER, Scenario, closed, key, message};
 use testkit::process::Signal;
 use testkit::wait::eventually;
 

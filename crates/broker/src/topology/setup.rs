@@ -9,7 +9,9 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::{AMQPValue, FieldTable};
 
 use super::difference::{Difference, Kind};
-use super::{Argument, BINDINGS, Binding, EXCHANGES, Exchange, Queue, Routing, UNROUTED, queues};
+use super::table::{
+    Argument, BINDINGS, Binding, EXCHANGES, Exchange, Queue, Routing, UNROUTED, queues,
+};
 use crate::connection::{Connection, Endpoints, Error, request};
 
 /// Why the topology could not be declared or verified.

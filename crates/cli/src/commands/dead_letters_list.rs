@@ -2,8 +2,10 @@
 
 mod groups;
 
+use groups::{ERROR, Groups};
+
 use clap::Args;
-use database::{DeadLetterGroup, DeadLetterStatus, ListedDeadLetter, OpenDeadLetters};
+use database::{DeadLetterStatus, ListedDeadLetter, OpenDeadLetters};
 use serde::Serialize;
 use service::settings::{DatabaseSettings, ReadReplicaSettings};
 use uuid::Uuid;
@@ -68,14 +70,6 @@ struct Page {
     next: Option<Uuid>,
 }
 
-/// Dead letters grouped by queue, reason, field and error.
-#[derive(Debug, Serialize)]
-struct Groups {
-    /// Dead letters that match.
-    total: u64,
-    groups: Vec<DeadLetterGroup>,
-}
-
 impl DeadLettersList {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let server = DatabaseServer::open_for_lists(&self.database, &self.replica).await?;
@@ -108,9 +102,6 @@ impl DeadLettersList {
         Ok(Exit::Success)
     }
 }
-
-/// Characters of an error that a list shows; `show` has all of it.
-const ERROR: usize = 120;
 
 fn text(page: &Page, style: &TextStyle) -> String {
     let paint = style.paint;

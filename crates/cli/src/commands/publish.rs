@@ -4,6 +4,7 @@
 //! published as a whole. Each action is published with the id that the workers derive for it, so
 //! publishing a file twice saves its messages once (except messages without id and timestamp).
 
+mod report;
 mod router;
 mod sending;
 
@@ -13,9 +14,9 @@ use broker::topology;
 use clap::Args;
 use indicatif::ProgressBar;
 use metrics::Metrics;
+use report::{NotConfirmed, Report};
 use router::Router;
 use sending::Sending;
-use serde::Serialize;
 use service::settings::AmqpSettings;
 
 use crate::commands::lint::BodyLimit;
@@ -23,7 +24,7 @@ use crate::exit::{Exit, Failure};
 use crate::input::Input;
 use crate::output::{Cell, Output, Side, Table, TextStyle, Tone, bar, count, plural, spinner};
 use crate::servers::Broker;
-use crate::validator::{Fault, Findings, Validator};
+use crate::validator::{Findings, Validator};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -62,37 +63,6 @@ pub(crate) struct Publish {
 
     #[command(flatten)]
     amqp: AmqpSettings,
-}
-
-/// The outcome of a run.
-#[derive(Debug, Default, Serialize)]
-struct Report {
-    /// Lines that are not blank.
-    lines: u64,
-    /// Actions that RabbitMQ confirmed.
-    confirmed: u64,
-    /// Actions that RabbitMQ returned as unroutable.
-    unroutable: u64,
-    /// Actions that RabbitMQ refused, that were not sent, or whose outcome is unknown.
-    failed: u64,
-    /// Lines that the workers would refuse. If there is one, nothing was published.
-    invalid: u64,
-    /// What is wrong with each invalid line.
-    faults: Vec<Fault>,
-    /// The unroutable and the failed actions.
-    failures: Vec<NotConfirmed>,
-    /// Confirmed actions that are in `domain.unrouted`, because no queue is bound to their routing key.
-    unrouted: u64,
-    /// Whether RabbitMQ became unreachable; the remaining lines were not sent.
-    rabbitmq_unavailable: bool,
-}
-
-/// An action that RabbitMQ did not confirm.
-#[derive(Debug, Serialize)]
-struct NotConfirmed {
-    line: u64,
-    outcome: &'static str,
-    detail: String,
 }
 
 impl Publish {

@@ -12,10 +12,10 @@ use serde::Serialize;
 use service::settings::{AmqpSettings, DatabaseSettings};
 
 use crate::actor::ActorArgs;
-use crate::cli::print_error;
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, TextStyle, Tone};
 use crate::servers::{Broker, DatabaseServer};
+use crate::stderr::print_error;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use domain::message::{Message, Position};
 
-use super::Kind;
+use super::finding::Kind;
 
 /// A message that is only in one of the two, or differs between them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

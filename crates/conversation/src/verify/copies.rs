@@ -18,7 +18,8 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::compare::{Mismatch, compare};
-use super::{Finding, Incomplete, Kind, Run};
+use super::finding::{Finding, Kind};
+use super::run::{Incomplete, Run};
 use crate::reader::current;
 
 /// Messages of a copy, and rows, that are read at once.

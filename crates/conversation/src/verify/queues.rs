@@ -10,7 +10,8 @@ use broker::inspect::{Depth, Inspector};
 use broker::topology::{self, Purpose, TopologyError, WorkQueue};
 use tokio::time::sleep;
 
-use super::{Finding, Incomplete, Kind, Run};
+use super::finding::{Finding, Kind};
+use super::run::{Incomplete, Run};
 
 /// The pause between two samples.
 const PAUSE: Duration = Duration::from_secs(1);

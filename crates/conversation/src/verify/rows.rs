@@ -7,8 +7,8 @@ use database::{ConversationCheck, DayCheck, DayKey, Differences, OrphanedStatist
 use domain::ids::ConversationKey;
 use tokio::time::{Instant, sleep_until};
 
-use super::finding::describe;
-use super::{Finding, Incomplete, Kind, Run, VerifyingSettings};
+use super::finding::{Finding, Kind, describe};
+use super::run::{Incomplete, Run, VerifyingSettings};
 
 /// Conversations or days that one statement checks. Those with many messages or conversations may exceed the
 /// statement timeout; then fewer are checked at once.

@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use sqlx::QueryBuilder;
 use uuid::Uuid;
 
+use super::record::{DeadLetterRow, DeadLetterStatus};
 use super::selection::{DeadLetterCursor, DeadLetterPage, NOT_UNDER_WAY, push_status};
-use super::{DeadLetterRow, DeadLetterStatus};
 use crate::{Actor, Database, Result};
 
 /// A decision about many dead letters.

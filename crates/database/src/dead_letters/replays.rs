@@ -11,10 +11,10 @@ use serde::Serialize;
 use sqlx::{FromRow, QueryBuilder};
 use uuid::Uuid;
 
+use super::record::{DeadLetterRow, DeadLetterStatus};
 use super::selection::{
     DeadLetterCursor, DeadLetterPage, NOT_UNDER_WAY, SIZED, light, push_status,
 };
-use super::{DeadLetterRow, DeadLetterStatus};
 use crate::{Actor, Database, Result};
 
 /// The outcome of a dead letter that a run has taken.

@@ -13,7 +13,7 @@ use serde::Serialize;
 use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
-use super::{DeadLetterRow, DeadLetterStatus};
+use super::record::{DeadLetterRow, DeadLetterStatus};
 use crate::{Database, Result};
 
 /// A filter for dead letters. An absent field does not restrict the result.

@@ -10,7 +10,7 @@ use std::cmp::Reverse;
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::DeadLetter;
+use super::record::DeadLetter;
 use crate::{Database, Result};
 
 /// The most dead letters in one statement: beyond a few hundred it does not get faster.

@@ -15,10 +15,22 @@ use sqlx::postgres::{PgArguments, PgBindIterExt as _, PgHasArrayType};
 use sqlx::query::Query;
 use sqlx::{Encode, PgConnection, Postgres, Row, Type};
 
-use super::{HotWrites, TOUCH_SECONDS};
 use crate::Result;
 use crate::rows::{FORMAT_PLAIN, SaveRow, corrupt};
 use crate::tombstones::{Subject, Tombstones, user};
+
+/// The precision of `touched_at`, in seconds: new messages update their conversation's row at most this
+/// often. The idle sweep adds it to the idle time.
+pub const TOUCH_SECONDS: u32 = 60;
+
+/// Whether Redis is usable, as far as the save transaction needs to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HotWrites {
+    /// The hot copies are updated after the commit.
+    Follow,
+    /// Redis is known to be down: the commit invalidates the hot copies of these conversations.
+    KnownDown,
+}
 
 const SAVE: &str = include_str!("statement.sql");
 const SAVE_SETTLED: &str = include_str!("settled.sql");

@@ -6,7 +6,8 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, QueryBuilder, Row};
 
-use super::{Difference, Scope, differences};
+use super::difference::{Difference, differences};
+use super::scope::Scope;
 use crate::rows::key;
 use crate::statistics::COMPUTED;
 use crate::{Database, Result};

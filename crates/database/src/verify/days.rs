@@ -5,7 +5,8 @@ use serde_json::{Map, Value};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, FromRow, QueryBuilder, Row};
 
-use super::{Difference, Scope, differences};
+use super::difference::{Difference, differences};
+use super::scope::Scope;
 use crate::statistics::COMPUTED_DAYS;
 use crate::{Database, Result};
 

@@ -2,7 +2,7 @@
 
 use sqlx::{FromRow, QueryBuilder};
 
-use super::Scope;
+use super::scope::Scope;
 use crate::{Database, Result};
 
 /// Messages whose conversation number does not exist. No reader finds them.

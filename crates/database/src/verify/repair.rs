@@ -9,7 +9,8 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
-use super::{DayKey, OrphanedStatistics};
+use super::days::DayKey;
+use super::integrity::OrphanedStatistics;
 use crate::epoch::change_generations;
 use crate::{Database, Result};
 

@@ -3,15 +3,20 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use database::{Actor, ContentFingerprint, DeadLetterCursor, FailedAgain};
+use database::{
+    Actor, ContentFingerprint, DeadLetterCursor, DeadLetterStatus, FailedAgain, Selection,
+};
 use domain::causes::with_causes;
 use domain::failure::Dependency;
+use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Ended, Failed, Progress, ReplayReport, ReplaySettings, Replayer, Sent, StopOnFailure};
+use super::replayer::{Replayer, Sent};
+use super::report::{Ended, Failed, Progress, ReplayReport, ReplaySettings, StopOnFailure};
 use crate::rate::{BatchResult, BatchSize, RateLimit};
+use crate::selection::describe_selection;
 
 /// The pause between two checks of what became of a batch.
 const POLL: Duration = Duration::from_millis(50);
@@ -46,6 +51,51 @@ pub(super) struct Run<'a> {
 struct Batch {
     sent: Vec<(Uuid, Option<ContentFingerprint>)>,
     failed: usize,
+}
+
+impl Replayer {
+    /// Replays the open dead letters of a selection, until all are sent or `settings.stop` ends the run. `stop`
+    /// interrupts it between two slices of a batch.
+    ///
+    /// # Errors
+    /// PostgreSQL failed before anything was sent. A later failure is in the report.
+    pub async fn run(
+        &self,
+        selection: Selection,
+        actor: &Actor,
+        settings: &ReplaySettings,
+        stop: &CancellationToken,
+        mut progress: impl FnMut(&Progress),
+    ) -> Result<ReplayReport, database::Error> {
+        let cursor = self.database.dead_letter_cursor(selection).await?;
+        let matched = self.database.count_ahead(&cursor, &[DeadLetterStatus::Open]).await?;
+        let run = Run::new(self, actor, settings, stop, &cursor, matched);
+        if matched > 0 {
+            let detail = json!({
+                "dead_letters": matched, "selection": describe_selection(cursor.selection()),
+                "rate": settings.rate,
+            });
+            self.database.record_run(actor, "dead_letters.replay", &detail).await?;
+        }
+        let report = run.run(cursor, &mut progress).await;
+        if matched > 0 {
+            self.record_end(&report, actor).await;
+        }
+        Ok(report)
+    }
+
+    /// Writes a summary to the audit log. Each dead letter has its own line already.
+    async fn record_end(&self, report: &ReplayReport, actor: &Actor) {
+        let ReplayReport { replayed, failed, failed_again, ended, .. } = report;
+        let detail = json!({
+            "replayed": replayed, "failed": failed, "failed_again": failed_again, "ended": ended,
+        });
+        let record = self.database.record_run(actor, "dead_letters.replay_ended", &detail);
+        if let Err(error) = record.await {
+            let (run, error) = (actor.run, with_causes(&error));
+            tracing::warn!(%run, error, "the summary of a replay run could not be written to the audit log");
+        }
+    }
 }
 
 impl<'a> Run<'a> {

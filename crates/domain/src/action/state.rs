@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Common;
+use super::common::Common;
 use crate::ids::{KeyPart, ProfileName};
 use crate::message::Json;
 use crate::wire::{Integer, JsonObject, PageSize};

@@ -1,9 +1,10 @@
 //! Builds an action from its fields: defaults, fallbacks and the rules that span fields.
 
+use super::context::DecodeContext;
 use super::fault::FieldError;
 use super::fields::Fields;
 use super::identity::{self, Evidence};
-use super::{DecodeContext, content, metadata};
+use super::{content, metadata};
 use crate::action::state::{Operation, Patch, StateAction};
 use crate::action::{
     Action, ActionKind, Common, ConversationSource, Erase, Feedback, GetContext, GetHistory,

@@ -7,16 +7,13 @@
 //!    that it builds, and reports some of them as syntax errors, so
 //!    [`json_limits`](super::json_limits) finds them.
 
-use std::borrow::Cow;
+use serde::de::IgnoredAny;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
-
-use super::fault::FieldError;
-use super::fields::Field;
+use super::fault::{FieldError, malformed};
+use super::field::Field;
 use super::json_limits::{Fault, first_fault, path_to};
-use super::{kind, malformed};
+use super::kind::kind;
+use super::strict_fields::strict_fields;
 use crate::failure::{DeadLetterReason, Refusal};
 
 /// The refusal of a body, or its fields if it has no fault.
@@ -28,34 +25,6 @@ pub(super) fn fields(text: &str) -> Result<Vec<Field<'_>>, Refusal> {
         (_, Some(fault)) => Err(not_storable(text, fault)),
         (_, None) => Ok(fields),
     }
-}
-
-/// The fields of an object as serde_json reads them, without a check of the limits.
-pub(super) fn strict_fields<'a>(
-    text: &'a str,
-    place: &'a str,
-) -> Result<Vec<Field<'a>>, serde_json::Error> {
-    #[derive(Deserialize)]
-    struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
-
-    struct Members<'a>(&'a str);
-    impl<'a> Visitor<'a> for Members<'a> {
-        type Value = Vec<Field<'a>>;
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("one JSON object")
-        }
-        fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut fields = Vec::new();
-            while let Some((Key(name), value)) = map.next_entry::<_, &RawValue>()? {
-                fields.push(Field::new(name, value.get(), self.0));
-            }
-            Ok(fields)
-        }
-    }
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let fields = deserializer.deserialize_map(Members(place))?;
-    deserializer.end()?;
-    Ok(fields)
 }
 
 /// The refusal of a text that serde_json could not read as one JSON object.

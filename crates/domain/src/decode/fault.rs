@@ -112,6 +112,11 @@ impl serde::de::Error for FieldError {
     }
 }
 
+/// The refusal of a body that is not one JSON object.
+pub(super) fn malformed(detail: String) -> Refusal {
+    Refusal::new(DeadLetterReason::MalformedJson, detail)
+}
+
 /// The type of a value and, where it is a scalar, the beginning of the value.
 pub(super) fn describe(text: &str) -> String {
     match text.as_bytes().first() {

@@ -3,26 +3,13 @@
 //! Values stay raw text until a struct asks for them by name. So unknown fields are never parsed
 //! and stay byte for byte as they were sent, and every error names its field.
 
-use std::borrow::Cow;
-
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor};
 
 use super::fault::FieldError;
+use super::field::Field;
 use super::json_fields;
 use super::value::Value;
-
-/// One field and the place where it stands.
-#[derive(Debug, PartialEq)]
-pub(super) struct Field<'a> {
-    pub(super) name: Cow<'a, str>,
-    /// The text of its value.
-    pub(super) value: &'a str,
-    /// The beginning of its path: empty, or `data.`.
-    place: &'a str,
-    /// Whether a struct has asked for it.
-    known: bool,
-}
 
 /// The fields of one object, in the order in which they were sent.
 #[derive(Debug)]
@@ -123,17 +110,6 @@ impl<'a> Fields<'a> {
     fn may_repeat(&self) -> bool {
         let repeats = |n: usize| self.0[..n].iter().any(|earlier| earlier.name == self.0[n].name);
         self.0.len() > FEW || (1..self.0.len()).any(repeats)
-    }
-}
-
-impl<'a> Field<'a> {
-    pub(super) fn new(name: Cow<'a, str>, value: &'a str, place: &'a str) -> Self {
-        Self { name, value, place, known: false }
-    }
-
-    /// Its path in the body.
-    pub(super) fn path(&self) -> String {
-        format!("{}{}", self.place, self.name)
     }
 }
 

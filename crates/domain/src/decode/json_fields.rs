@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::fields::Field;
+use super::field::Field;
 use super::json_limits::{MAX_DEPTH, number_end, number_fault, unit};
 
 /// The fields of a text that is one object, in order, repetitions included. `place` is the
@@ -219,8 +219,8 @@ fn escape(bytes: &[u8], at: usize) -> Option<usize> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::diagnose::strict_fields;
     use super::super::json_limits::first_fault;
+    use super::super::strict_fields::strict_fields;
     use super::*;
 
     /// The fields by the slow path.

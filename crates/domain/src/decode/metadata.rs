@@ -10,7 +10,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::fields::Field;
+use super::field::Field;
 use super::json_fields::{fields, string, value};
 use crate::message::Json;
 

@@ -11,8 +11,11 @@ use clap::{Arg, ArgAction, Command};
 
 use super::error::{Origin, SettingsError};
 use super::file::{Map, Node};
-use super::{Layer, ServerUrl};
+use super::url::ServerUrl;
 use domain::fleet::{self, Process};
+
+/// The values of one source, by setting.
+type Layer = BTreeMap<String, Given>;
 
 /// A setting, as its clap argument defines it.
 pub(super) struct Known {

@@ -37,7 +37,7 @@ pub use url::{InvalidUrl, ServerUrl};
 pub use values::{bytes, duration, positive_duration};
 
 use domain::fleet::Process;
-use layers::{Given, Known};
+use layers::Known;
 
 /// The command line and environment of a process.
 #[derive(Clone, Default)]
@@ -191,9 +191,6 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
         |line: &str| line.trim_start_matches("error: ").trim_start_matches("tip: ").to_owned();
     lines.map(bare).collect::<Vec<_>>().join("; ")
 }
-
-/// The values of one source, by setting.
-type Layer = BTreeMap<String, Given>;
 
 #[cfg(test)]
 mod tests {

@@ -1,18 +1,9 @@
 //! Runs a consumer under the supervision of its process.
 
-use std::time::Duration;
-
-use broker::inspect::Inspector;
-use broker::{Consumer, ConsumerState, Endpoints, Handler, Settings, Source};
-use domain::causes::with_causes;
-use domain::failure::Dependency;
+use broker::{Consumer, ConsumerState, Handler, Settings, Source};
 use service::{Check, Service};
 
 use crate::Stores;
-use crate::stores::{pause, set_state};
-
-/// How often RabbitMQ is probed.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// Consumes a queue until the process stops. The check in `/readyz` has the queue's name; it is ready while the
 /// consumer is registered with the queue.
@@ -70,21 +61,4 @@ fn report_state(check: &Check, state: ConsumerState) {
         }
         ConsumerState::Stopped => check.stopping("stopped consuming"),
     }
-}
-
-/// Maintains the check `rabbitmq`: probes RabbitMQ on a connection of its own.
-pub(crate) fn watch_broker(service: &Service, endpoints: &Endpoints, check: Check) {
-    let (endpoints, metrics) = (endpoints.clone(), service.metrics().clone());
-    service.support("rabbitmq-check", move |stopping| {
-        let (check, metrics) = (check.clone(), metrics.clone());
-        let mut inspector = Inspector::new(endpoints.clone());
-        async move {
-            while !stopping.is_cancelled() {
-                let fault = inspector.probe().await.err().map(|error| with_causes(&error));
-                set_state(&check, &metrics, Dependency::RabbitMq, fault);
-                pause(PROBE_EVERY, &stopping).await;
-            }
-            Ok(())
-        }
-    });
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use backon::{ExponentialBuilder, Retryable as _};
+use broker::inspect::Inspector;
 use broker::topology::{self, TopologyError};
 use broker::{Endpoints, Publisher};
 use conversation::{RandomSource, record_server};
@@ -19,7 +20,7 @@ use service::settings::{ServerUrl, StoreSettings};
 use service::{Check, Service};
 use tokio_util::sync::CancellationToken;
 
-/// How often PostgreSQL is probed, and Redis while it is unavailable.
+/// How often PostgreSQL and RabbitMQ are probed, and Redis while it is unavailable.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// The longest pause between two attempts to reach a server at start. Jitter at most doubles it: so at most
@@ -79,7 +80,7 @@ impl Stores {
         // Concurrently, so that `/readyz` names every unavailable server, not only the first.
         let broker = service.check("rabbitmq");
         tokio::try_join!(verify_schema(&database), verify_topology(&endpoints, &broker, metrics))?;
-        crate::consuming::watch_broker(service, &endpoints, broker);
+        watch_broker(service, &endpoints, broker);
         Ok(Self { database, hot, endpoints, publisher, random })
     }
 }
@@ -137,17 +138,29 @@ fn pauses() -> ExponentialBuilder {
 }
 
 /// Sets whether a server is available, in `/readyz` and in the metrics. `fault`: why it is not.
-pub(crate) fn set_state(
-    check: &Check,
-    metrics: &Metrics,
-    dependency: Dependency,
-    fault: Option<String>,
-) {
+fn set_state(check: &Check, metrics: &Metrics, dependency: Dependency, fault: Option<String>) {
     metrics.set(Gauge::DependencyUp { dependency }, if fault.is_none() { 1.0 } else { 0.0 });
     match fault {
         None => check.ready(),
         Some(reason) => check.not_ready(reason),
     }
+}
+
+/// Maintains the check `rabbitmq`: probes RabbitMQ on a connection of its own.
+fn watch_broker(service: &Service, endpoints: &Endpoints, check: Check) {
+    let (endpoints, metrics) = (endpoints.clone(), service.metrics().clone());
+    service.support("rabbitmq-check", move |stopping| {
+        let (check, metrics) = (check.clone(), metrics.clone());
+        let mut inspector = Inspector::new(endpoints.clone());
+        async move {
+            while !stopping.is_cancelled() {
+                let fault = inspector.probe().await.err().map(|error| with_causes(&error));
+                set_state(&check, &metrics, Dependency::RabbitMq, fault);
+                pause(PROBE_EVERY, &stopping).await;
+            }
+            Ok(())
+        }
+    });
 }
 
 fn watch_database(service: &Service, database: &Database) {
@@ -213,6 +226,6 @@ async fn why_down(hot: &HotStore, stopping: &CancellationToken) -> String {
     format!("Redis unavailable; messages are saved to and read from PostgreSQL only{cause}")
 }
 
-pub(crate) async fn pause(duration: Duration, stopping: &CancellationToken) {
+async fn pause(duration: Duration, stopping: &CancellationToken) {
     stopping.run_until_cancelled(tokio::time::sleep(duration)).await;
 }

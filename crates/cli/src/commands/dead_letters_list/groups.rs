@@ -1,7 +1,20 @@
 //! Groups of dead letters with the same queue, reason, field and error.
 
-use super::{ERROR, Groups};
+use database::DeadLetterGroup;
+use serde::Serialize;
+
 use crate::output::{Cell, Side, Table, TextStyle, Tone, ago, count, excerpt, plural};
+
+/// Dead letters grouped by queue, reason, field and error.
+#[derive(Debug, Serialize)]
+pub(super) struct Groups {
+    /// Dead letters that match.
+    pub(super) total: u64,
+    pub(super) groups: Vec<DeadLetterGroup>,
+}
+
+/// Characters of an error that a list shows; `show` has all of it.
+pub(super) const ERROR: usize = 120;
 
 /// The groups as a table, and the next commands for the largest.
 pub(super) fn text(found: &Groups, limit: u32, style: &TextStyle) -> String {

@@ -8,8 +8,8 @@ use broker::{Publication, PublishError, Publisher};
 use indicatif::ProgressBar;
 use tokio::task::JoinHandle;
 
+use super::report::{NotConfirmed, Report};
 use super::router::Router;
-use super::{NotConfirmed, Report};
 use crate::exit::Failure;
 use crate::input::{Line, Lines};
 

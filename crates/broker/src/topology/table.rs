@@ -1,0 +1,291 @@
+//! The table: exchanges, queues, bindings and their arguments.
+
+use std::time::Duration;
+
+use domain::action::ActionKind;
+use domain::fleet::WorkQueue;
+
+/// Where agents publish actions: a topic exchange, routing key = `action_type`.
+pub const ACTIONS: &str = "domain.actions";
+/// Where the fleet publishes events: a topic exchange.
+pub const EVENTS: &str = "conversation.events";
+/// The alternate exchange of [`ACTIONS`], and the queue bound to it: actions that no binding matched.
+pub const UNROUTED: &str = "domain.unrouted";
+/// The queue of all requests. Requests expire after [`REQUEST_TTL`].
+pub const REQUESTS: &str = "conversation.context";
+
+/// How long a request waits in its queue before it expires.
+pub const REQUEST_TTL: Duration = Duration::from_secs(30);
+
+/// The redeliveries from a work queue after which RabbitMQ itself dead-letters a message. Far more than
+/// outages cause: each crash of a connection, consumer or node adds one to every unacknowledged message.
+/// Yet it ends the redelivery of a message that crashes every consumer.
+pub const WORK_DELIVERY_LIMIT: i64 = 100;
+/// The delivery limit of every queue that must not dead-letter by count: practically unreachable, but
+/// positive.
+pub const UNREACHABLE_DELIVERY_LIMIT: i64 = 1_000_000;
+
+/// A queue of delayed retries, shared by all work queues. The delay is part of the name, because the TTL of a
+/// queue cannot be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RetryQueue {
+    /// One second.
+    Second,
+    /// Five seconds.
+    FiveSeconds,
+    /// Half a minute.
+    HalfMinute,
+}
+
+/// What a queue is for. It determines the queue's arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A work queue. RabbitMQ dead-letters messages that reach the delivery limit or expire to its
+    /// dead-letter queue.
+    Work(WorkQueue),
+    /// Messages that were redelivered too often, to be handled apart from the queue.
+    Suspects(WorkQueue),
+    /// Dead letters that wait to be stored in PostgreSQL.
+    DeadLetters,
+    /// A delay, after which a message is routed to its own queue, which its routing key names.
+    Retry(RetryQueue),
+    /// Requests.
+    Requests,
+}
+
+/// A queue and its purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queue {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is for.
+    pub purpose: Purpose,
+}
+
+/// How an exchange routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Routing {
+    /// By patterns of routing keys.
+    Topic,
+    /// To every bound queue.
+    Fanout,
+}
+
+/// An exchange; all are durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exchange {
+    /// Its name.
+    pub name: &'static str,
+    /// How it routes.
+    pub routing: Routing,
+    /// The exchange for messages that no binding matches. Without one they are returned or dropped.
+    pub alternate: Option<&'static str>,
+}
+
+/// A binding of a queue to an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Binding {
+    /// The exchange.
+    pub exchange: &'static str,
+    /// The queue.
+    pub queue: &'static str,
+    /// The routing key, or a pattern of them.
+    pub key: &'static str,
+}
+
+/// The value of a queue or exchange argument.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Argument {
+    /// A string.
+    Text(&'static str),
+    /// A number.
+    Number(i64),
+}
+
+/// Every exchange. The alternate exchange of [`ACTIONS`] is declared before it.
+pub const EXCHANGES: [Exchange; 6] = [
+    Exchange { name: UNROUTED, routing: Routing::Fanout, alternate: None },
+    Exchange { name: ACTIONS, routing: Routing::Topic, alternate: Some(UNROUTED) },
+    Exchange { name: EVENTS, routing: Routing::Topic, alternate: None },
+    Exchange { name: RetryQueue::Second.name(), routing: Routing::Fanout, alternate: None },
+    Exchange { name: RetryQueue::FiveSeconds.name(), routing: Routing::Fanout, alternate: None },
+    Exchange { name: RetryQueue::HalfMinute.name(), routing: Routing::Fanout, alternate: None },
+];
+
+/// Every binding.
+pub const BINDINGS: [Binding; 19] = [
+    action("conversation.save_message", WorkQueue::SaveMessage.name()),
+    action("conversation.session_opened", WorkQueue::Session.name()),
+    action("conversation.session_closed", WorkQueue::Session.name()),
+    action("conversation.feedback", WorkQueue::Session.name()),
+    action("conversation.erase", WorkQueue::Session.name()),
+    action("conversation.get_context", REQUESTS),
+    action("conversation.get_history", REQUESTS),
+    action("state.load", REQUESTS),
+    action("state.list_active", REQUESTS),
+    action("state.stats", REQUESTS),
+    action("state.save", WorkQueue::BotState.name()),
+    action("state.patch", WorkQueue::BotState.name()),
+    action("state.transition", WorkQueue::BotState.name()),
+    action("state.clear", WorkQueue::BotState.name()),
+    Binding { exchange: EVENTS, queue: WorkQueue::Statistics.name(), key: "#" },
+    Binding { exchange: UNROUTED, queue: WorkQueue::Unrouted.name(), key: "" },
+    delay(RetryQueue::Second),
+    delay(RetryQueue::FiveSeconds),
+    delay(RetryQueue::HalfMinute),
+];
+
+/// The queue to which [`ACTIONS`] routes this action.
+#[must_use]
+pub fn queue_of(kind: ActionKind) -> &'static str {
+    let bound = |binding: &&Binding| binding.exchange == ACTIONS && binding.key == kind.as_str();
+    BINDINGS.iter().find(bound).map_or(UNROUTED, |binding| binding.queue)
+}
+
+/// Every queue.
+#[must_use]
+pub fn queues() -> Vec<Queue> {
+    let work = WorkQueue::ALL.into_iter().flat_map(|queue| {
+        [
+            // The dead-letter queue first, so that no work queue exists without it.
+            Queue { name: queue.dlq(), purpose: Purpose::DeadLetters },
+            Queue { name: queue.suspect(), purpose: Purpose::Suspects(queue) },
+            Queue { name: queue.name(), purpose: Purpose::Work(queue) },
+        ]
+    });
+    let retry = RetryQueue::ALL
+        .into_iter()
+        .map(|queue| Queue { name: queue.name(), purpose: Purpose::Retry(queue) });
+    let requests = [Queue { name: REQUESTS, purpose: Purpose::Requests }];
+    work.chain(retry).chain(requests).collect()
+}
+
+impl RetryQueue {
+    /// Every retry queue, the shortest delay first.
+    pub const ALL: [Self; 3] = [Self::Second, Self::FiveSeconds, Self::HalfMinute];
+
+    /// The name of the queue and of its fanout exchange.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Second => "domain.retry.1000",
+            Self::FiveSeconds => "domain.retry.5000",
+            Self::HalfMinute => "domain.retry.30000",
+        }
+    }
+
+    /// How long a message is delayed.
+    #[must_use]
+    pub const fn delay(self) -> Duration {
+        match self {
+            Self::Second => Duration::from_secs(1),
+            Self::FiveSeconds => Duration::from_secs(5),
+            Self::HalfMinute => Duration::from_secs(30),
+        }
+    }
+}
+
+impl Queue {
+    /// The arguments with which the queue is declared.
+    #[must_use]
+    pub fn arguments(&self) -> Vec<(&'static str, Argument)> {
+        let limit = match self.purpose {
+            Purpose::Work(_) => WORK_DELIVERY_LIMIT,
+            _ => UNREACHABLE_DELIVERY_LIMIT,
+        };
+        let mut arguments = vec![
+            ("x-queue-type", Argument::Text("quorum")),
+            ("x-overflow", Argument::Text("reject-publish")),
+            ("x-delivery-limit", Argument::Number(limit)),
+        ];
+        // "" is the default exchange: it routes to the queue that the routing key names.
+        let dead_letters = [
+            ("x-dead-letter-exchange", Argument::Text("")),
+            ("x-dead-letter-strategy", Argument::Text("at-least-once")),
+        ];
+        let ttl = |delay: Duration| {
+            // Every delay here is a constant of less than a minute.
+            (
+                "x-message-ttl",
+                Argument::Number(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)),
+            )
+        };
+        match self.purpose {
+            Purpose::Work(queue) | Purpose::Suspects(queue) => {
+                arguments.extend(dead_letters);
+                arguments.push(("x-dead-letter-routing-key", Argument::Text(queue.dlq())));
+            }
+            // Without `x-dead-letter-routing-key` the message keeps the routing key with which it was
+            // published: the name of its own queue.
+            Purpose::Retry(queue) => {
+                arguments.extend(dead_letters);
+                arguments.push(ttl(queue.delay()));
+            }
+            Purpose::Requests => arguments.push(ttl(REQUEST_TTL)),
+            Purpose::DeadLetters => {}
+        }
+        arguments
+    }
+}
+
+const fn action(key: &'static str, queue: &'static str) -> Binding {
+    Binding { exchange: ACTIONS, queue, key }
+}
+
+const fn delay(queue: RetryQueue) -> Binding {
+    Binding { exchange: queue.name(), queue: queue.name(), key: "" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_queue_is_quorum_with_reject_publish_and_a_delivery_limit() {
+        for queue in queues() {
+            let arguments = queue.arguments();
+            let has = |name, value| assert!(arguments.contains(&(name, value)), "{queue:?}");
+            has("x-queue-type", Argument::Text("quorum"));
+            has("x-overflow", Argument::Text("reject-publish"));
+            let limit = arguments.iter().find(|(name, _)| *name == "x-delivery-limit");
+            assert!(matches!(limit, Some((_, Argument::Number(1..)))), "{queue:?}");
+        }
+    }
+
+    #[test]
+    fn every_work_queue_has_a_dead_letter_and_a_suspect_queue() {
+        let names: Vec<_> = queues().iter().map(|queue| queue.name).collect();
+        for queue in WorkQueue::ALL {
+            assert_eq!(queue.dlq(), format!("{}.dlq", queue.name()));
+            assert_eq!(queue.suspect(), format!("{}.suspect", queue.name()));
+            assert!([queue.name(), queue.dlq(), queue.suspect()].iter().all(|n| names.contains(n)));
+        }
+    }
+
+    #[test]
+    fn every_binding_has_a_declared_exchange_and_a_declared_queue() {
+        let queues = queues();
+        for binding in BINDINGS {
+            assert!(EXCHANGES.iter().any(|e| e.name == binding.exchange), "{binding:?}");
+            assert!(queues.iter().any(|q| q.name == binding.queue), "{binding:?}");
+        }
+    }
+
+    #[test]
+    fn every_action_has_exactly_one_queue() {
+        for kind in ActionKind::ALL {
+            let bound =
+                |binding: &&Binding| binding.exchange == ACTIONS && binding.key == kind.as_str();
+            assert_eq!(BINDINGS.iter().filter(bound).count(), 1, "{}", kind.as_str());
+        }
+        let actions = BINDINGS.iter().filter(|binding| binding.exchange == ACTIONS);
+        assert!(actions.clone().all(|binding| ActionKind::parse(binding.key).is_some()));
+    }
+
+    #[test]
+    fn the_name_of_a_retry_queue_contains_its_delay() {
+        for queue in RetryQueue::ALL {
+            assert_eq!(queue.name(), format!("domain.retry.{}", queue.delay().as_millis()));
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! What is checked.
+
+use domain::ids::{ConversationId, ConversationKey, TenantId};
+use domain::time::Timestamp;
+
+/// What is checked. An absent field does not restrict it.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    /// Of this tenant.
+    pub tenant: Option<TenantId>,
+    /// Conversations with this id.
+    pub conversation: Option<ConversationId>,
+    /// Conversations that were active since this time, and days from then on.
+    pub since: Option<Timestamp>,
+}
+
+impl Scope {
+    /// The conversation, if it names both tenant and conversation.
+    #[must_use]
+    pub fn key(&self) -> Option<ConversationKey> {
+        let (tenant, conversation) = (self.tenant.clone()?, self.conversation.clone()?);
+        Some(ConversationKey { tenant, conversation })
+    }
+
+    /// Whether it restricts nothing.
+    #[must_use]
+    pub fn is_everything(&self) -> bool {
+        self.tenant.is_none() && self.conversation.is_none() && self.since.is_none()
+    }
+}

@@ -1,0 +1,269 @@
+//! Showing, editing, discarding, restoring and exporting dead letters.
+
+use conversation::retry_transient;
+use database::{
+    Actor, Database, DeadLetterCursor, DeadLetterRow, DeadLetterStatus, Decision, ListedDeadLetter,
+    Selection,
+};
+use domain::failure::Refusal;
+use metrics::Metrics;
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::edit::{EditFault, set};
+use crate::selection::{PAGE, describe_selection};
+use crate::suggestion::{Step, Suggestion};
+use crate::validator::DeadLetterValidator;
+
+/// Dead letters that are discarded or restored in one transaction.
+const BATCH: u32 = 500;
+/// The dead letters of a fleet. Clones share their connections.
+#[derive(Clone)]
+pub struct DeadLetters {
+    database: Database,
+    metrics: Metrics,
+    validator: DeadLetterValidator,
+}
+
+/// A dead letter with its replays, its audit log and a suggestion.
+#[derive(Debug)]
+pub struct DeadLetterDetails {
+    /// The dead letter.
+    pub dead_letter: DeadLetterRow,
+    /// The dead letter whose replay failed again as this one.
+    pub before: Option<DeadLetterRow>,
+    /// The dead letters as which its own replays failed again.
+    pub after: Vec<ListedDeadLetter>,
+    /// Its lines of the audit log.
+    pub audit: Vec<database::AuditEntry>,
+    /// How to fix it, where that is obvious.
+    pub suggestion: Option<Suggestion>,
+}
+
+/// How the edited copy of a dead letter is to change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The whole new body.
+    Body(Vec<u8>),
+    /// Fields and their new values, as in [`set`].
+    Set(Vec<(String, String)>),
+    /// Delete the edited copy.
+    Revert,
+    /// Apply the suggestion.
+    Suggested,
+}
+
+/// Why a dead letter was not edited.
+#[derive(Debug, thiserror::Error)]
+pub enum EditError {
+    /// PostgreSQL failed.
+    #[error("the dead letter could not be edited")]
+    Database(#[from] database::Error),
+    /// The field cannot be set.
+    #[error(transparent)]
+    Fault(#[from] EditFault),
+    /// The workers would refuse the edited body as well.
+    #[error("the workers would refuse the edited body: {0}")]
+    Refused(Refusal),
+    /// The dead letter is not open, is being replayed, or was changed since it was read.
+    #[error("the dead letter is not open, is being replayed, or was changed meanwhile")]
+    Busy,
+    /// The body would stay as it is.
+    #[error("the edit changes nothing")]
+    Nothing,
+    /// There is no suggestion that sets a field.
+    #[error("there is no suggestion that sets a field")]
+    NothingSuggested,
+}
+
+impl DeadLetters {
+    /// The dead letters in this database, checked by this validator.
+    #[must_use]
+    pub fn new(database: Database, metrics: Metrics, validator: DeadLetterValidator) -> Self {
+        Self { database, metrics, validator }
+    }
+
+    /// Everything about one dead letter; `None` if there is none with this id. Changes nothing.
+    ///
+    /// # Errors
+    /// PostgreSQL failed.
+    pub async fn details(&self, id: Uuid) -> Result<Option<DeadLetterDetails>, database::Error> {
+        let Some(dead_letter) = self.database.dead_letter(id).await? else { return Ok(None) };
+        let before = match dead_letter.replay_of {
+            Some(before) => self.database.dead_letter(before).await?,
+            None => None,
+        };
+        let after = self.database.failed_again_as(id).await?;
+        let audit = self.database.audit_of(&id.to_string()).await?;
+        let suggestion = self.validator.suggest(&dead_letter);
+        Ok(Some(DeadLetterDetails { dead_letter, before, after, audit, suggestion }))
+    }
+
+    /// Edits the copy of a dead letter that a replay sends, and returns the dead letter as it is now.
+    ///
+    /// # Errors
+    /// Nothing was changed; the variant says why.
+    pub async fn edit(
+        &self,
+        dead_letter: &DeadLetterRow,
+        change: &Change,
+        actor: &Actor,
+    ) -> Result<DeadLetterRow, EditError> {
+        let (body, fields) = match change {
+            Change::Revert => (None, Vec::new()),
+            Change::Body(body) => (Some(body.clone()), Vec::new()),
+            Change::Set(fields) => with_fields(dead_letter, fields)?,
+            Change::Suggested => match self.validator.suggest(dead_letter).map(|it| it.step) {
+                Some(Step::Set { field, value }) => with_fields(dead_letter, &[(field, value)])?,
+                Some(Step::Replay) => return Err(EditError::Nothing),
+                Some(Step::Manual) | None => return Err(EditError::NothingSuggested),
+            },
+        };
+        if body.as_deref().unwrap_or(&dead_letter.body) == dead_letter.body_to_send() {
+            return Err(EditError::Nothing);
+        }
+        if let Some(body) = &body {
+            self.validator.decode(dead_letter, body).map_err(EditError::Refused)?;
+        }
+        let edit = || self.database.edit_dead_letter(dead_letter, body.as_deref(), &fields, actor);
+        if !retry_transient(&self.metrics, edit).await? {
+            return Err(EditError::Busy);
+        }
+        self.database.dead_letter(dead_letter.id).await?.ok_or(EditError::Busy)
+    }
+
+    /// Makes the same edit to all open dead letters of a selection. `each` is called with the result of every
+    /// dead letter.
+    ///
+    /// # Errors
+    /// PostgreSQL failed; edits made before that stay.
+    pub async fn edit_all(
+        &self,
+        selection: Selection,
+        change: &Change,
+        actor: &Actor,
+        mut each: impl FnMut(Uuid, Result<(), EditError>),
+    ) -> Result<(), database::Error> {
+        let open = [DeadLetterStatus::Open];
+        let mut rest = self.begin(selection, "dead_letters.edit", &open, None, actor).await?;
+        while let Some(cursor) = rest {
+            let page = self.database.next_dead_letters(&cursor, &open, PAGE).await?;
+            for dead_letter in page.dead_letters {
+                match self.edit(&dead_letter, change, actor).await {
+                    Err(EditError::Database(error)) => return Err(error),
+                    edited => each(dead_letter.id, edited.map(|_| ())),
+                }
+            }
+            rest = page.rest;
+        }
+        Ok(())
+    }
+
+    /// Discards the open dead letters of a selection; returns how many.
+    ///
+    /// # Errors
+    /// PostgreSQL failed; those discarded before that stay discarded.
+    pub async fn discard(
+        &self,
+        selection: Selection,
+        why: &str,
+        actor: &Actor,
+    ) -> Result<u64, database::Error> {
+        self.decide(selection, &[DeadLetterStatus::Open], Decision::Discard { why }, actor).await
+    }
+
+    /// Sets the dead letters of a selection that have one of these statuses back to open; returns how many.
+    ///
+    /// # Errors
+    /// PostgreSQL failed; those opened before that stay open.
+    pub async fn restore(
+        &self,
+        selection: Selection,
+        status: &[DeadLetterStatus],
+        actor: &Actor,
+    ) -> Result<u64, database::Error> {
+        self.decide(selection, status, Decision::Restore, actor).await
+    }
+
+    /// Calls `each` with every dead letter of a selection, oldest first, including its body; returns how many.
+    /// Reads small pages, so memory use stays small.
+    ///
+    /// # Errors
+    /// PostgreSQL failed, or `each` returned an error, which ends the export.
+    pub async fn export<E: From<database::Error>>(
+        &self,
+        selection: Selection,
+        status: &[DeadLetterStatus],
+        actor: &Actor,
+        mut each: impl FnMut(DeadLetterRow) -> Result<(), E>,
+    ) -> Result<u64, E> {
+        let cursor = self.begin(selection, "dead_letters.export", status, None, actor).await?;
+        let (mut rest, mut count) = (cursor, 0);
+        while let Some(cursor) = rest {
+            let page = self.database.next_dead_letters(&cursor, status, PAGE).await?;
+            for dead_letter in page.dead_letters {
+                each(dead_letter)?;
+                count += 1;
+            }
+            rest = page.rest;
+        }
+        Ok(count)
+    }
+
+    async fn decide(
+        &self,
+        selection: Selection,
+        status: &[DeadLetterStatus],
+        decision: Decision<'_>,
+        actor: &Actor,
+    ) -> Result<u64, database::Error> {
+        let (action, why) = match decision {
+            Decision::Discard { why } => ("dead_letters.discard", Some(why)),
+            Decision::Restore => ("dead_letters.restore", None),
+        };
+        let mut rest = self.begin(selection, action, status, why, actor).await?;
+        let mut count = 0;
+        while let Some(cursor) = rest {
+            let decide =
+                || self.database.decide_dead_letters(&cursor, status, decision, actor, BATCH);
+            let decided = retry_transient(&self.metrics, decide).await?;
+            count += decided.dead_letters.len() as u64;
+            rest = decided.rest;
+        }
+        Ok(count)
+    }
+
+    /// Starts iterating over a selection and records that in the audit log; `None` if nothing matches.
+    async fn begin(
+        &self,
+        selection: Selection,
+        action: &str,
+        status: &[DeadLetterStatus],
+        why: Option<&str>,
+        actor: &Actor,
+    ) -> Result<Option<DeadLetterCursor>, database::Error> {
+        let cursor = self.database.dead_letter_cursor(selection).await?;
+        let dead_letters = self.database.count_ahead(&cursor, status).await?;
+        if dead_letters == 0 {
+            return Ok(None);
+        }
+        let mut detail = json!({"dead_letters": dead_letters, "selection": describe_selection(cursor.selection())});
+        if let Some(why) = why {
+            detail["why"] = why.into();
+        }
+        self.database.record_run(actor, action, &detail).await?;
+        Ok(Some(cursor))
+    }
+}
+
+/// The body that a replay would send with these fields set, and the names of the fields.
+fn with_fields(
+    dead_letter: &DeadLetterRow,
+    fields: &[(String, String)],
+) -> Result<(Option<Vec<u8>>, Vec<String>), EditFault> {
+    let mut body = dead_letter.body_to_send().to_vec();
+    for (field, value) in fields {
+        body = set(&body, field, value)?;
+    }
+    Ok((Some(body), fields.iter().map(|(field, _)| field.clone()).collect()))
+}

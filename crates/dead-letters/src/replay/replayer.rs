@@ -1,0 +1,168 @@
+//! The steps of a replay: take, send, record.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use broker::{PublishError, Publisher};
+use conversation::retry_transient;
+use database::{
+    Actor, ContentFingerprint, Database, DeadLetterCursor, DeadLetterRow, DeadLetterStatus,
+    ReplayOutcome, Selection,
+};
+use failpoints::Step;
+use metrics::Metrics;
+use uuid::Uuid;
+
+use super::report::Planned;
+use crate::selection::PAGE;
+use crate::validator::DeadLetterValidator;
+
+/// How long a run holds the dead letters that it takes: far longer than publishing and recording some fifty of
+/// them, which times out after 10 s; short enough that another run need not wait long after a crash.
+const LEASE: Duration = Duration::from_secs(60);
+
+/// Replays dead letters. Clones share their connections.
+#[derive(Clone)]
+pub struct Replayer {
+    pub(super) database: Database,
+    publisher: Publisher,
+    metrics: Metrics,
+    validator: DeadLetterValidator,
+}
+
+/// Dead letters that a run has leased.
+#[derive(Debug)]
+#[must_use = "unless they are sent, no run can take them until their lease expires"]
+pub struct Taken {
+    pub(super) dead_letters: Vec<DeadLetterRow>,
+    /// The rest of the selection.
+    pub rest: Option<DeadLetterCursor>,
+}
+
+/// Dead letters that were published, with RabbitMQ's replies.
+#[derive(Debug)]
+#[must_use = "they stay open until this is recorded"]
+pub struct Sent {
+    pub(super) outcomes: Vec<ReplayOutcome>,
+    /// Each one that was confirmed, with the content fingerprint of its message.
+    pub(super) confirmed: Vec<(Uuid, Option<ContentFingerprint>)>,
+    /// Why RabbitMQ was unavailable, if it was.
+    pub(super) unavailable: Option<String>,
+}
+
+impl Replayer {
+    /// A replayer of the dead letters in this database.
+    #[must_use]
+    pub fn new(
+        database: Database,
+        publisher: Publisher,
+        metrics: Metrics,
+        validator: DeadLetterValidator,
+    ) -> Self {
+        Self { database, publisher, metrics, validator }
+    }
+
+    /// Calls `each` with what a run would send, and to which queue, oldest first; returns how many dead letters
+    /// that are. Changes nothing.
+    ///
+    /// # Errors
+    /// PostgreSQL failed.
+    pub async fn plan(
+        &self,
+        selection: Selection,
+        mut each: impl FnMut(Planned),
+    ) -> Result<u64, database::Error> {
+        let (mut rest, mut count) = (Some(self.database.dead_letter_cursor(selection).await?), 0);
+        while let Some(cursor) = rest {
+            let open = [DeadLetterStatus::Open];
+            let page = self.database.next_dead_letters(&cursor, &open, PAGE).await?;
+            for dead_letter in page.dead_letters {
+                each(self.planned(&dead_letter));
+                count += 1;
+            }
+            rest = page.rest;
+        }
+        Ok(count)
+    }
+
+    /// Leases the next open dead letters after the cursor, at most `limit`.
+    ///
+    /// # Errors
+    /// PostgreSQL failed.
+    pub async fn take(
+        &self,
+        cursor: &DeadLetterCursor,
+        actor: &Actor,
+        limit: u32,
+    ) -> Result<Taken, database::Error> {
+        let take = || self.database.take_dead_letters(cursor, actor, LEASE, limit);
+        let taken = retry_transient(&self.metrics, take).await?;
+        Ok(Taken { dead_letters: taken.dead_letters, rest: taken.rest })
+    }
+
+    /// Publishes what was taken, and waits for the confirms.
+    pub async fn send(&self, taken: Taken) -> Sent {
+        let plan: Vec<_> = taken
+            .dead_letters
+            .iter()
+            .map(|dead_letter| (dead_letter, self.validator.plan(dead_letter)))
+            .collect();
+        let publications =
+            plan.iter().map(|(dead_letter, plan)| Arc::new(plan.publication(dead_letter)));
+        let results = self.publisher.publish_all(publications).await;
+        failpoints::reached(Step::ReplayConfirmed);
+        let (mut outcomes, mut confirmed, mut unavailable) = (Vec::new(), Vec::new(), None);
+        for ((dead_letter, plan), result) in plan.into_iter().zip(results) {
+            let fault = result.err();
+            match &fault {
+                None => confirmed.push((dead_letter.id, plan.fingerprint)),
+                Some(error @ (PublishError::Unreachable(_) | PublishError::Blocked)) => {
+                    unavailable = Some(error.to_string());
+                }
+                Some(_) => {}
+            }
+            outcomes.push(ReplayOutcome {
+                dead_letter: dead_letter.id,
+                queue: plan.queue,
+                fault: fault.map(|error| error.to_string()),
+            });
+        }
+        Sent { outcomes, confirmed, unavailable }
+    }
+
+    /// Records the result of each dead letter; returns how many of them the run still held.
+    ///
+    /// # Errors
+    /// PostgreSQL failed. What was sent stays open; sending it again is harmless.
+    pub async fn record(&self, sent: &Sent, actor: &Actor) -> Result<u64, database::Error> {
+        let record = || self.database.note_replayed(&sent.outcomes, actor);
+        let recorded = retry_transient(&self.metrics, record).await?;
+        failpoints::reached(Step::ReplayMarked);
+        Ok(recorded)
+    }
+
+    fn planned(&self, dead_letter: &DeadLetterRow) -> Planned {
+        let plan = self.validator.plan(dead_letter);
+        let resolved = plan.resolved.as_ref();
+        let (refused_as, field, refusal) = match plan.refusal {
+            Some(refusal) => (Some(refusal.reason), refusal.field, Some(refusal.detail)),
+            None => (None, None, None),
+        };
+        Planned {
+            id: dead_letter.id,
+            message_id: resolved
+                .map(|it| it.id.to_string())
+                .or_else(|| dead_letter.message_id.clone()),
+            conversation_id: resolved
+                .map(|it| it.conversation.to_string())
+                .or_else(|| dead_letter.conversation_id.clone()),
+            queue: plan.queue,
+            edited: dead_letter.edited_body.is_some(),
+            bytes: dead_letter.body_to_send().len(),
+            replay: dead_letter.replay_count.saturating_add(1),
+            refused_as,
+            field,
+            refusal,
+        }
+    }
+}
