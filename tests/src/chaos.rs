@@ -10,6 +10,7 @@
 //! Invariant: the faults and their order follow from the seed alone. A message that was lost,
 //! duplicated, dead-lettered or stored in another conversation fails the run.
 
+mod environment;
 mod inject;
 mod load;
 mod plan;
@@ -18,30 +19,19 @@ mod replicas;
 mod report;
 
 use std::rc::Rc;
-use std::time::Duration;
 
-use broker::topology::WorkQueue;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, sleep_until};
 
-use self::load::{Load, LoadRecord};
+use self::environment::Environment;
+use self::load::Load;
+use self::plan::{PAUSE, Round, ScheduledFault};
 pub use self::plan::{Plan, Size};
-use self::plan::{Round, ScheduledFault};
 use self::recovery::Recovery;
 use self::replicas::Replicas;
 use self::report::InjectedFault;
 pub use self::report::Report;
 use crate::Scenario;
-
-/// How long no fault is injected after a lone fault.
-const PAUSE: Duration = Duration::from_secs(10);
-
-/// The workers and their servers.
-struct Environment {
-    replicas: Replicas,
-    /// Declared last, so that it is dropped last: it holds the directory of the replicas' logs.
-    scenario: Scenario,
-}
 
 /// Called with each progress line of a run.
 pub type OnProgress = Rc<dyn Fn(&str)>;
@@ -134,41 +124,4 @@ async fn inject_and_record(
     environment.inject(scheduled).await;
     let lasted = began.elapsed().saturating_sub(at);
     InjectedFault { fault: scheduled.fault, at, lasted }
-}
-
-impl Environment {
-    /// Waits until all queues are empty and every closed conversation is archived, for at most
-    /// [`load::DONE_LIMIT`]. The report lists what is unfinished then.
-    async fn wait_until_done(&self, record: &LoadRecord) {
-        let done = testkit::wait::until("all work to be done", load::DONE_LIMIT, async || {
-            let unfinished = self.unfinished(record).await;
-            if unfinished.is_empty() { Ok(()) } else { Err(unfinished.join(", ")) }
-        });
-        done.await.ok();
-    }
-
-    /// What differs from the state after all work is done; empty when nothing does.
-    async fn unfinished(&self, record: &LoadRecord) -> Vec<String> {
-        let mut unfinished = Vec::new();
-        let queued = self.scenario.queued().await;
-        // Refresh triggers of the statistics may stay: PostgreSQL records which rows are stale.
-        let triggers = WorkQueue::Statistics.name();
-        for (queue, ready) in queued.into_iter().filter(|(queue, _)| *queue != triggers) {
-            unfinished.push(format!("{ready} ready in {queue}"));
-        }
-        let counts = "SELECT (SELECT count(*) FROM messages)
-            || ' ' || (SELECT count(*) FROM conversations WHERE status = 'archived')
-            || ' ' || (SELECT count(*) FROM conversations c
-                       LEFT JOIN conversation_stats s
-                         ON (s.tenant_id, s.conversation_id) = (c.tenant_id, c.id)
-                       WHERE c.status = 'archived'
-                         AND s.message_count IS DISTINCT FROM c.message_count)";
-        let counts = self.scenario.sql(counts).await;
-        let wanted = format!("{} {} 0", record.published.len(), record.closed);
-        if counts != wanted {
-            let what = "messages, archived conversations, wrong statistics";
-            unfinished.push(format!("{what}: {counts} instead of {wanted}"));
-        }
-        unfinished
-    }
 }

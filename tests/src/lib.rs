@@ -18,21 +18,18 @@
 mod agent;
 pub mod chaos;
 mod counts;
+mod limit;
 mod published_messages;
 mod rabbit;
 mod reader;
 mod scenario;
 mod server_set;
 
-use std::time::Duration;
-
 pub use agent::{Agent, at, closed, key, message, opened};
 pub use counts::Counts;
+pub use limit::LIMIT;
 pub use published_messages::{Discrepancies, PublishedMessages};
 pub use rabbit::RabbitAdmin;
 pub use reader::TestReader;
 pub use scenario::{COLLECTOR, MIGRATION, SAVER, STATISTICS, Scenario};
 pub use server_set::ServerSet;
-
-/// The limit of a wait: longer than any step takes on two busy cores.
-pub const LIMIT: Duration = Duration::from_secs(90);

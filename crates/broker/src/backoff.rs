@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 
+use tokio_util::sync::CancellationToken;
+
 /// The first pause: shorter than the restart of a server, long enough to cause little load.
 const FIRST: Duration = Duration::from_millis(50);
 /// The longest pause without jitter. Jitter adds up to the same amount, so a pause is at most 2 s, and a
@@ -31,6 +33,14 @@ impl Backoff {
     /// How long to wait before the next try.
     pub(crate) fn next_pause(&mut self) -> Duration {
         self.pauses.next().unwrap_or(LONGEST)
+    }
+}
+
+/// Waits, or returns at once when the shutdown begins.
+pub(crate) async fn pause(duration: Duration, shutdown: &CancellationToken) {
+    tokio::select! {
+        () = tokio::time::sleep(duration) => {}
+        () = shutdown.cancelled() => {}
     }
 }
 

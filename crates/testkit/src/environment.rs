@@ -17,22 +17,13 @@ use uuid::Uuid;
 
 use crate::management::Management;
 use crate::servers::{Kind, Server, Servers, postgresql::psql};
-pub use crate::spares::own_redis;
+pub use crate::spares::{REDIS_CLUSTER, own_redis, redis};
 
 /// The environment variable with the path of a file that describes [`SharedServers`].
 pub const SHARED: &str = "VERBATIM_TEST_SERVERS";
 
 /// The environment variable that `cargo xtask test --deep` sets.
 pub const DEEP: &str = "VERBATIM_TEST_DEEP";
-
-/// The environment variable that `cargo xtask test --redis-cluster` sets.
-pub const REDIS_CLUSTER: &str = "VERBATIM_TEST_REDIS_CLUSTER";
-
-/// The kind of Redis that tests use by default: a single server, or with [`REDIS_CLUSTER`] a cluster.
-#[must_use]
-pub fn redis() -> Kind {
-    if std::env::var_os(REDIS_CLUSTER).is_some() { Kind::RedisCluster } else { Kind::Redis }
-}
 
 /// Whether tests should use larger loads and more rounds, which takes minutes.
 #[must_use]

@@ -9,96 +9,30 @@
 
 pub(crate) mod binaries;
 mod disk;
+mod files;
+mod kind;
 mod node;
 pub(crate) mod postgresql;
 mod rabbitmq;
 mod redis;
+mod redis_cluster;
 mod server;
+mod user;
 
-use std::fmt;
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use uuid::Uuid;
 
 pub use self::binaries::{RABBITMQ, missing, package};
+pub use self::kind::{Durability, Kind};
 use self::node::Launch;
 pub use self::node::Node;
 use self::postgresql::PostgreSql;
 use self::rabbitmq::RabbitMq;
-pub use self::redis::Replicas;
-use self::redis::{Redis, cluster};
+use self::redis::Redis;
+pub use self::redis_cluster::Replicas;
 pub use self::server::Server;
 use crate::guard::{Guard, Mark};
-
-/// The user name on every private server.
-const USER: &str = "verbatim";
-
-/// A kind of server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// RabbitMQ with the management plugin.
-    RabbitMq,
-    /// RabbitMQ with the management plugin, as a cluster of three nodes.
-    RabbitMqCluster,
-    /// A single Redis.
-    Redis,
-    /// A Redis Cluster of three masters.
-    RedisCluster,
-    /// PostgreSQL.
-    PostgreSql,
-}
-
-impl Kind {
-    /// The servers that a fleet needs.
-    pub const ALL: [Self; 3] = [Self::RabbitMq, Self::Redis, Self::PostgreSql];
-
-    /// Its name in file names and error messages.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::RabbitMq => "rabbitmq",
-            Self::RabbitMqCluster => "rabbitmq-cluster",
-            Self::Redis => "redis",
-            Self::RedisCluster => "redis-cluster",
-            Self::PostgreSql => "postgresql",
-        }
-    }
-}
-
-impl Kind {
-    /// Its usual spelling.
-    #[must_use]
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::RabbitMq => "RabbitMQ",
-            Self::RabbitMqCluster => "RabbitMQ cluster",
-            Self::Redis => "Redis",
-            Self::RedisCluster => "Redis Cluster",
-            Self::PostgreSql => "PostgreSQL",
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// Which failures a server's data survives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Durability {
-    /// PostgreSQL survives its own end, including `kill -9`, but not that of the machine: it runs without
-    /// `fsync`. Redis writes nothing to disk. The choice of most tests.
-    #[default]
-    Fast,
-    /// As in production: PostgreSQL with `fsync`, Redis with an append-only file.
-    Durable,
-}
 
 /// Options of a set of servers.
 #[derive(Debug, Clone, Copy, Default)]
@@ -153,8 +87,7 @@ impl Servers {
 
     async fn start_all(kinds: &[Kind], shape: Shape) -> Result<Self> {
         let Shape { durability, replicas, postgresql_disk_mebibytes: disk } = shape;
-        let as_user =
-            kinds.contains(&Kind::PostgreSql).then(postgresql::user).transpose()?.flatten();
+        let as_user = kinds.contains(&Kind::PostgreSql).then(user::user).transpose()?.flatten();
         let guard = Guard::new(as_user.map(|user| user.id))
             .context("cannot create a directory for the servers")?;
         let mut servers = Vec::new();
@@ -170,7 +103,7 @@ impl Servers {
                     .map(Launch::RabbitMq)
                     .collect(),
                 Kind::Redis => vec![Launch::Redis(Redis::prepare(&guard, dir, durability)?)],
-                Kind::RedisCluster => cluster::prepare(&guard, &dir, durability, replicas)?
+                Kind::RedisCluster => redis_cluster::prepare(&guard, &dir, durability, replicas)?
                     .into_iter()
                     .map(Launch::Redis)
                     .collect(),
@@ -229,36 +162,5 @@ impl Servers {
     #[must_use]
     pub fn find(&self, kind: Kind) -> Option<&Server> {
         self.servers.iter().find(|server| server.kind() == kind)
-    }
-}
-
-/// A random password.
-fn secret() -> String {
-    Uuid::new_v4().simple().to_string()
-}
-
-/// Writes a file that only its owner can read. Secrets go into files because every user can read the
-/// arguments of a process.
-fn write_secret(file: &Path, text: &str) -> Result<()> {
-    let write = || {
-        let mut options = OpenOptions::new();
-        options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(file)?
-            .write_all(text.as_bytes())
-    };
-    write().with_context(|| format!("{} cannot be written", file.display()))
-}
-
-/// Removes a directory if it exists.
-fn remove(dir: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("{} cannot be removed", dir.display()))
-        }
-        _ => Ok(()),
     }
 }

@@ -8,8 +8,16 @@ use std::thread;
 
 use anyhow::{Result, anyhow};
 
-use crate::environment::redis;
 use crate::servers::{Kind, Servers};
+
+/// The environment variable that `cargo xtask test --redis-cluster` sets.
+pub const REDIS_CLUSTER: &str = "VERBATIM_TEST_REDIS_CLUSTER";
+
+/// The kind of Redis that tests use by default: a single server, or with [`REDIS_CLUSTER`] a cluster.
+#[must_use]
+pub fn redis() -> Kind {
+    if std::env::var_os(REDIS_CLUSTER).is_some() { Kind::RedisCluster } else { Kind::Redis }
+}
 
 /// Clusters started in advance: enough for two concurrent tests of one second each not to wait.
 const SPARES: usize = 4;

@@ -5,7 +5,7 @@ use testkit::servers::{Kind, Server};
 use testkit::wait::eventually;
 use tokio::time::sleep;
 
-use super::Environment;
+use super::environment::Environment;
 use super::plan::{Fault, NetworkFault, Outage, ProcessFault, ScheduledFault};
 use crate::LIMIT;
 

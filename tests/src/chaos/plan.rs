@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use testkit::servers::Kind;
 
-use super::PAUSE;
+/// How long no fault is injected after a lone fault.
+pub(super) const PAUSE: Duration = Duration::from_secs(10);
 
 /// The size of a run.
 #[derive(Debug, Clone, Copy)]

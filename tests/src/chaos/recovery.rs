@@ -15,7 +15,7 @@ use testkit::servers::Kind;
 use testkit::wait::{eventually, until};
 use tokio::time::Instant;
 
-use super::Environment;
+use super::environment::Environment;
 use super::plan::{Fault, Role};
 use super::replicas::Slot;
 use crate::{Counts, LIMIT};

@@ -21,10 +21,11 @@ use failpoints::Step;
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
-use super::observer::{OutcomeCounts, outcome_of};
+use super::outcome_counts::{OutcomeCounts, outcome_of};
+use super::settings::FailurePolicy;
 use super::settlement::{Copy, Decision, copy_for, publish};
+use super::shared::Shared;
 use super::unacked::Tag;
-use super::{FailurePolicy, Shared};
 use crate::{Delivery, Handler, Publication};
 
 /// Deliveries that are handled together.

@@ -4,14 +4,14 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use domain::causes::with_causes;
-use domain::failure::{Dependency, Done, Unavailable};
+use domain::failure::{Dependency, Unavailable};
 use metrics::{
     ConsumerRestart, Counter, DeliveryOutcome, Gauge, Metrics, QueueState, RetryClass, Size, Timing,
 };
 
-use super::Settings;
-use super::batch::Received;
-use super::session::End;
+use super::end::End;
+use super::outcome_counts::OutcomeCounts;
+use super::settings::Settings;
 use crate::connection::Error;
 use crate::topology::RetryQueue;
 
@@ -19,28 +19,6 @@ use crate::topology::RetryQueue;
 pub(super) struct Observer {
     queue: &'static str,
     metrics: Metrics,
-}
-
-/// How many messages of a batch had each outcome.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct OutcomeCounts(Vec<(DeliveryOutcome, u64)>);
-
-impl OutcomeCounts {
-    pub(super) fn add(&mut self, outcome: DeliveryOutcome) {
-        match self.0.iter_mut().find(|(known, _)| *known == outcome) {
-            Some((_, count)) => *count += 1,
-            None => self.0.push((outcome, 1)),
-        }
-    }
-}
-
-/// The metric label of a successful outcome.
-pub(super) fn outcome_of(done: Done) -> DeliveryOutcome {
-    match done {
-        Done::Applied => DeliveryOutcome::Applied,
-        Done::Duplicate => DeliveryOutcome::Duplicate,
-        Done::Erased => DeliveryOutcome::Erased,
-    }
 }
 
 impl Observer {
@@ -119,8 +97,8 @@ impl Observer {
         );
     }
 
-    pub(super) fn received(&self, messages: &[Received]) {
-        let redelivered = messages.iter().filter(|it| it.delivery.redelivered).count();
+    /// So many of the received messages are redelivered.
+    pub(super) fn redelivered(&self, redelivered: usize) {
         if redelivered > 0 {
             self.metrics.add(Counter::Redeliveries { queue: self.queue }, redelivered as u64);
         }
@@ -135,7 +113,7 @@ impl Observer {
     /// The outcomes of a batch that may be acknowledged.
     pub(super) fn settled(&self, counts: &OutcomeCounts) {
         let queue = self.queue;
-        for &(outcome, number) in &counts.0 {
+        for (outcome, number) in counts.iter() {
             self.metrics.add(Counter::Deliveries { queue, outcome }, number);
             if outcome == DeliveryOutcome::Quarantined {
                 let messages = count(number, "message", "messages");

@@ -7,13 +7,17 @@
 //! Dropping a session drops its tasks and closes its socket. RabbitMQ then redelivers what was not
 //! acknowledged, as after a crash.
 
+mod cancelling;
 mod checks;
-pub(super) mod hold;
+mod hold;
+mod holding;
 mod phase;
+mod registration;
+mod state;
 
 use std::sync::Arc;
 
-use domain::failure::{Dependency, Unavailable};
+use domain::failure::Dependency;
 use failpoints::Step;
 use futures_util::{FutureExt, StreamExt};
 use lapin::options::BasicAckOptions;
@@ -24,76 +28,20 @@ use tokio_util::sync::CancellationToken;
 use super::acknowledgement::{acknowledge, requeue};
 use super::batch::{Batch, Finished, Lane, Received};
 use super::batch_builder::{BatchBuilder, BatchReady, Limits};
+use super::end::End;
 use super::prefetch::Prefetch;
-use super::unacked::{Gap, Tag, UnackedDeliveries};
-use super::{ConsumerState, Shared};
-use crate::connection::{Connection, Error};
+use super::settings::ConsumerState;
+use super::shared::Shared;
+use super::unacked::{Tag, UnackedDeliveries};
+use crate::connection::Error;
 use crate::{Delivery, Handler};
-use hold::{Hold, Outage};
-use phase::{AfterCancel, Phase, consume};
+use hold::Hold;
+use phase::{AfterCancel, Phase};
+use registration::consume;
+use state::Report;
 
-/// A registered consumer, its deliveries and its tasks.
-pub(super) struct Session<H: Handler> {
-    shared: Arc<Shared<H>>,
-    connection: Connection,
-    channel: lapin::Channel,
-    stream: lapin::Consumer,
-    phase: Phase,
-    prefetch: Prefetch,
-    /// The prefetch with which the consumer was registered.
-    registered: u16,
-    unacked: UnackedDeliveries,
-    /// Deliveries that were requeued over the byte limit and are not logged yet.
-    over_byte_limit: usize,
-    batch_builder: BatchBuilder<Received>,
-    /// Batches being handled, and the probe of a hold.
-    tasks: JoinSet<Report<H::Item>>,
-    in_flight: usize,
-    hold: Option<Hold<H::Item>>,
-    /// When the last delivery was received or the last batch finished.
-    last_progress: Instant,
-    /// When the depth of the queue was last requested.
-    last_depth_request: Instant,
-    last_suspect_check: Instant,
-    checks: tokio::time::Interval,
-    /// In [isolating mode](ConsumeMode::Isolating): acknowledgements until the session ends.
-    isolating_remaining: Option<usize>,
-}
-
-/// How many messages a session has at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ConsumeMode {
-    /// As much as the settings allow.
-    Batches,
-    /// One message, because lapin cannot read one of the messages and closes the connection for it. One
-    /// at a time, only that message is redelivered.
-    Isolating,
-}
-
-/// Why a session ended.
-#[derive(Debug)]
-pub(super) enum End {
-    /// Shutdown: everything delivered is finished.
-    Drained,
-    /// A dependency was unavailable for the hold limit; the deliveries are requeued.
-    HoldLimitReached(Dependency),
-    /// RabbitMQ cancelled the consumer: its queue was deleted or lost its leader. Everything delivered
-    /// is finished.
-    StreamEnded,
-    /// Messages are ready and the prefetch is not full, but there was no delivery for the stall limit.
-    NoProgress,
-    /// A delivery tag is missing; the session ends so that RabbitMQ redelivers the message.
-    Gap(Gap),
-    /// The channel closed; an acknowledgement may be lost.
-    ChannelClosed,
-    /// A task of this crate panicked: a bug. Its messages are not acknowledged and are redelivered.
-    TaskPanicked,
-    /// Isolating mode is over: one at a time, as many messages were acknowledged as may be
-    /// unacknowledged in batches.
-    IsolatedMessagePassed,
-    /// The channel or the connection failed.
-    Failed(Error),
-}
+pub(super) use hold::Outage;
+pub(super) use state::{ConsumeMode, Session};
 
 /// How a session ended, and what follows from it.
 pub(super) struct Ended<I> {
@@ -103,14 +51,6 @@ pub(super) struct Ended<I> {
     /// What to wait for before the next session: while a dependency is unavailable, consuming would only
     /// add to the redelivery counts.
     pub(super) outage: Option<Outage<I>>,
-}
-
-/// The result of a task of the session.
-enum Report<I> {
-    Finished(Finished),
-    Held(Batch<I>, Unavailable),
-    Probed(Result<(), Unavailable>),
-    RequestSent(Result<(), End>),
 }
 
 impl<H: Handler> Session<H> {
@@ -130,7 +70,7 @@ impl<H: Handler> Session<H> {
         let prefetch = Prefetch::new(budget, settings.largest_body, ceiling);
         let bytes = settings.batch_bytes();
         let limits = Limits { messages, bytes, linger: settings.linger };
-        let queue = shared.source.queue;
+        let queue = shared.source.queue();
         let connection = shared.endpoints.connect(queue).await?;
         let channel = connection.channel().await?;
         let stream = consume(&channel, queue, prefetch.current()).await?;
@@ -314,7 +254,8 @@ impl<H: Handler> Session<H> {
             match self.batch_builder.ready(Instant::now(), self.in_flight) {
                 BatchReady::Now => {
                     let received = self.batch_builder.take();
-                    self.shared.observer.received(&received);
+                    let redelivered = received.iter().filter(|it| it.delivery.redelivered).count();
+                    self.shared.observer.redelivered(redelivered);
                     self.start(Batch::new(received, Lane::Main));
                 }
                 BatchReady::At(moment) => return Some(moment),
@@ -381,12 +322,6 @@ impl<H: Handler> Session<H> {
         self.isolating_remaining =
             self.isolating_remaining.map(|remaining| remaining.saturating_sub(prefix.count));
         if self.isolating_remaining == Some(0) { Err(End::IsolatedMessagePassed) } else { Ok(()) }
-    }
-}
-
-impl From<Error> for End {
-    fn from(error: Error) -> Self {
-        Self::Failed(error)
     }
 }
 

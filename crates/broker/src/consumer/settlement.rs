@@ -10,7 +10,8 @@ use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, FailureClass, Refusal, Unavailable};
 use metrics::DeliveryOutcome;
 
-use super::{FailurePolicy, Shared};
+use super::settings::FailurePolicy;
+use super::shared::Shared;
 use crate::topology::RetryQueue;
 use crate::{Delivery, Handler, Publication, Publisher};
 
@@ -38,7 +39,7 @@ pub(super) fn copy_for<H: Handler>(
     resolved: Option<Resolved>,
     shared: &Shared<H>,
 ) -> (Publication, DeliveryOutcome) {
-    let own_queue = shared.source.queue;
+    let own_queue = shared.source.queue();
     let now = shared.clock.now();
     let copy_to = |queue| Publication::copy(delivery, queue).resolved(resolved);
     let message_id = delivery.envelope().message_id;

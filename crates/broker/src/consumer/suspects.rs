@@ -19,8 +19,6 @@
 //! | the hold reaches `hold_limit`, or a shutdown | requeued as new copies, whose counts start at 0 |
 //! | RabbitMQ requeued them (a lost connection) while this process lived | at its next delivery each is requeued as a new copy |
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use domain::failure::Dependency;
@@ -31,11 +29,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::acknowledgement::acknowledge;
 use super::batch::{Batch, Lane, Received};
-use super::observer::OutcomeCounts;
-use super::session::End;
+use super::end::End;
+use super::outcome_counts::OutcomeCounts;
+use super::settings::ConsumerState;
 use super::settlement::publish;
-use super::{ConsumerState, Shared, pause};
-use crate::backoff::Backoff;
+use super::shared::Shared;
+use crate::backoff::{Backoff, pause};
 use crate::connection::{Connection, request};
 use crate::{Delivery, Handler};
 
@@ -82,40 +81,6 @@ pub(super) async fn handle_suspects<H: Handler>(
         shared.observer.suspects_handled(queue, handled, began.elapsed());
     }
     result
-}
-
-/// The ids of suspects that RabbitMQ requeues without a crash of this process: their channel closed before
-/// they were acknowledged.
-#[derive(Default)]
-pub(super) struct BrokerRequeues(Mutex<VecDeque<String>>);
-
-/// The most ids that are kept; the oldest are dropped. There is one group per lost connection, so far fewer
-/// are expected.
-const MAX_BROKER_REQUEUES: usize = 1_000;
-
-impl BrokerRequeues {
-    /// Adds an id, once.
-    fn record(&self, id: &str) {
-        let mut ids = self.ids();
-        if !ids.iter().any(|it| it == id) {
-            ids.push_back(id.to_owned());
-        }
-        if ids.len() > MAX_BROKER_REQUEUES {
-            ids.pop_front();
-        }
-    }
-
-    fn contains(&self, id: &str) -> bool {
-        self.ids().iter().any(|it| it == id)
-    }
-
-    fn remove(&self, id: &str) {
-        self.ids().retain(|it| it != id);
-    }
-
-    fn ids(&self) -> MutexGuard<'_, VecDeque<String>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 fn requeued(suspects: usize) -> OutcomeCounts {

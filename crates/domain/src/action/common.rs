@@ -40,7 +40,7 @@ pub struct Common {
     pub correlation_id: Option<String>,
     /// The queue for the reply: the AMQP `reply_to`, else the body's `callback_queue_name`.
     pub reply_to: Option<String>,
-    /// `metadata` with the fields that the contract does not define. `None` in a [`SaveMessage`]:
+    /// `metadata` with the fields that the contract does not define. `None` in a `SaveMessage`:
     /// there the message has it.
     pub metadata: Option<Json>,
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::Kind;
+use super::kind::Kind;
 
 /// The kinds of server whose programs are not installed on this machine.
 #[must_use]

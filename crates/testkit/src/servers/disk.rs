@@ -11,7 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::postgresql::User;
+use super::user::User;
 use crate::guard::Mark;
 use crate::process::Process;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::Kind;
+use super::kind::Kind;
 use super::postgresql::PostgreSql;
 use super::rabbitmq::RabbitMq;
 use super::redis::Redis;

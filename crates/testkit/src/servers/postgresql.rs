@@ -8,10 +8,13 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use super::binaries;
 use super::disk::Disk;
-use super::{Durability, USER, binaries, remove, secret, write_secret};
+use super::files::{USER, remove, secret, write_secret};
+use super::kind::Durability;
+use super::user::User;
 use crate::guard::{Guard, Mark};
-use crate::{place, ports};
+use crate::ports;
 
 /// Runs SQL through `psql` on a database of the server that `url` names.
 pub(crate) async fn psql(url: &str, database: &str, sql: &str) -> Result<String> {
@@ -32,30 +35,6 @@ pub(crate) async fn psql(url: &str, database: &str, sql: &str) -> Result<String>
         return Ok(String::from_utf8(output.stdout)?.trim_end().to_owned());
     }
     bail!("{}", String::from_utf8_lossy(&output.stderr).trim())
-}
-
-/// The user and group that the server runs as.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct User {
-    pub(super) id: u32,
-    pub(super) group: u32,
-}
-
-/// The user to run as; `None` is the user of this process.
-pub(super) fn user() -> Result<Option<User>> {
-    if place::user_id()? != 0 {
-        return Ok(None);
-    }
-    let users = std::fs::read_to_string("/etc/passwd")?;
-    let fields = users
-        .lines()
-        .find_map(|line| line.strip_prefix("postgres:"))
-        .context("PostgreSQL refuses to run as root, and there is no user `postgres`")?;
-    let mut numbers = fields.split(':').skip(1).map(str::parse);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(id)), Some(Ok(group))) => Ok(Some(User { id, group })),
-        _ => bail!("the user `postgres` has no numeric ids"),
-    }
 }
 
 /// One PostgreSQL server, running or stopped.

@@ -14,7 +14,8 @@ use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{USER, binaries, remove, secret, write_secret};
+use super::binaries;
+use super::files::{USER, remove, secret, write_secret};
 use crate::guard::{Guard, Mark};
 use crate::management::Management;
 use crate::ports;

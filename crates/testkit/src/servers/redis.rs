@@ -1,6 +1,6 @@
 //! Starts and queries a private Redis.
 
-pub(super) mod cluster;
+mod membership;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,9 +9,10 @@ use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use self::cluster::Membership;
-pub use self::cluster::Replicas;
-use super::{Durability, binaries, remove, secret, write_secret};
+pub(super) use self::membership::{Member, Membership};
+use super::binaries;
+use super::files::{remove, secret, write_secret};
+use super::kind::Durability;
 use crate::guard::{Guard, Mark};
 use crate::ports;
 
@@ -19,12 +20,12 @@ use crate::ports;
 #[derive(Debug)]
 pub(super) struct Redis {
     pub(super) port: u16,
-    mark: Mark,
-    dir: PathBuf,
-    password: String,
-    durability: Durability,
+    pub(super) mark: Mark,
+    pub(super) dir: PathBuf,
+    pub(super) password: String,
+    pub(super) durability: Durability,
     /// Its role in a cluster.
-    membership: Option<Membership>,
+    pub(super) membership: Option<Membership>,
 }
 
 impl Redis {

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use super::Kind;
+use super::kind::Kind;
 use super::node::{Launch, Node};
 use crate::management::Management;
 

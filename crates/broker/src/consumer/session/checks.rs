@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::phase::{AfterCancel, Phase};
-use super::{End, Session};
+use super::state::Session;
 use crate::Handler;
+use crate::consumer::end::End;
 use crate::inspect;
 
 /// How often the checks run.
@@ -37,7 +38,7 @@ impl<H: Handler> Session<H> {
         if !has_room || idle < limit / 2 || self.last_depth_request.elapsed() < limit / 2 {
             return Ok(());
         }
-        let depth = inspect::depth(&self.connection, self.shared.source.queue).await?;
+        let depth = inspect::depth(&self.connection, self.shared.source.queue()).await?;
         self.last_depth_request = Instant::now();
         // A delivery received meanwhile proves that the consumer works.
         self.receive_ready().await?;

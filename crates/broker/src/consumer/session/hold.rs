@@ -1,26 +1,19 @@
-//! Holding: while a dependency is unavailable, batches are kept unacknowledged and no new batch starts.
-//!
-//! The hold ends when all batches are finished, not when a probe succeeds: a dependency may answer probes
-//! and still fail requests. It also ends after `hold_limit`. Then all messages are requeued together,
-//! with one more redelivery each, before RabbitMQ's `consumer_timeout` closes the channel.
+//! A hold: the unavailable dependency, and the batches that wait for it.
 
-use domain::failure::{Dependency, Unavailable};
+use domain::failure::Dependency;
 use tokio::time::Instant;
 
-use super::{End, Report, Session};
-use crate::Handler;
 use crate::backoff::Backoff;
-use crate::consumer::ConsumerState;
 use crate::consumer::batch::Batch;
 
 /// The unavailable dependency, and the batches that are held for it.
 pub(super) struct Hold<I> {
-    dependency: Dependency,
-    since: Instant,
-    backoff: Backoff,
-    batches: Vec<Batch<I>>,
+    pub(super) dependency: Dependency,
+    pub(super) since: Instant,
+    pub(super) backoff: Backoff,
+    pub(super) batches: Vec<Batch<I>>,
     /// A probe is running.
-    probing: bool,
+    pub(super) probing: bool,
 }
 
 /// The unavailable dependency of a session that ended during a hold.
@@ -32,68 +25,19 @@ pub(in crate::consumer) struct Outage<I> {
 }
 
 impl<I> Hold<I> {
-    fn new(dependency: Dependency) -> Self {
+    pub(super) fn new(dependency: Dependency) -> Self {
         let (since, backoff) = (Instant::now(), Backoff::new());
         Self { dependency, since, backoff, batches: Vec::new(), probing: false }
     }
 
     /// Whether no batch is held, probed for or being handled. A batch that is handled again after a
     /// probe may be held once more.
-    fn is_over(&self, in_flight: usize) -> bool {
+    pub(super) fn is_over(&self, in_flight: usize) -> bool {
         self.batches.is_empty() && !self.probing && in_flight == 0
     }
 
     /// The outage to wait for after the session.
     pub(super) fn into_outage(mut self) -> Outage<I> {
         Outage { dependency: self.dependency, batch: self.batches.pop() }
-    }
-}
-
-impl<H: Handler> Session<H> {
-    pub(super) fn hold(
-        &mut self,
-        batch: Batch<H::Item>,
-        unavailable: &Unavailable,
-    ) -> Result<(), End> {
-        self.shared.observer.held(unavailable, self.unacked.len(), &self.shared.settings);
-        let hold = self.hold.get_or_insert_with(|| Hold::new(unavailable.dependency));
-        hold.batches.push(batch);
-        if hold.probing { Ok(()) } else { self.probe_again(unavailable) }
-    }
-
-    /// Probes after a pause; ends the session when the hold has lasted for `hold_limit`.
-    pub(super) fn probe_again(&mut self, unavailable: &Unavailable) -> Result<(), End> {
-        let Some(hold) = &mut self.hold else { return Ok(()) };
-        hold.dependency = unavailable.dependency;
-        if hold.since.elapsed() >= self.shared.settings.hold_limit {
-            return Err(End::HoldLimitReached(hold.dependency));
-        }
-        self.shared.state.send_replace(ConsumerState::Holding(hold.dependency));
-        hold.probing = true;
-        let (shared, pause) = (self.shared.clone(), hold.backoff.next_pause());
-        let dependency = hold.dependency;
-        self.tasks.spawn(async move {
-            tokio::time::sleep(pause).await;
-            Report::Probed(shared.probe(dependency).await)
-        });
-        Ok(())
-    }
-
-    /// The probe succeeded: the held batches are handled again.
-    pub(super) fn resume(&mut self) {
-        let Some(hold) = &mut self.hold else { return };
-        hold.probing = false;
-        for batch in std::mem::take(&mut hold.batches) {
-            self.start(batch);
-        }
-    }
-
-    /// A batch is finished. This ends the hold unless other batches are held or being handled: a batch
-    /// that was started before may succeed during the outage, and a batch that is handled again may
-    /// fail again.
-    pub(super) fn end_hold(&mut self) {
-        let Some(hold) = self.hold.take_if(|hold| hold.is_over(self.in_flight)) else { return };
-        self.shared.observer.hold_ended(hold.dependency, hold.since.elapsed());
-        self.shared.state.send_replace(self.state());
     }
 }

@@ -1,0 +1,30 @@
+//! How many messages had each outcome.
+
+use domain::failure::Done;
+use metrics::DeliveryOutcome;
+
+/// How many messages of a batch had each outcome.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct OutcomeCounts(Vec<(DeliveryOutcome, u64)>);
+
+impl OutcomeCounts {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (DeliveryOutcome, u64)> {
+        self.0.iter().copied()
+    }
+
+    pub(super) fn add(&mut self, outcome: DeliveryOutcome) {
+        match self.0.iter_mut().find(|(known, _)| *known == outcome) {
+            Some((_, count)) => *count += 1,
+            None => self.0.push((outcome, 1)),
+        }
+    }
+}
+
+/// The metric label of a successful outcome.
+pub(super) fn outcome_of(done: Done) -> DeliveryOutcome {
+    match done {
+        Done::Applied => DeliveryOutcome::Applied,
+        Done::Duplicate => DeliveryOutcome::Duplicate,
+        Done::Erased => DeliveryOutcome::Erased,
+    }
+}

@@ -1,0 +1,121 @@
+//! The settings of a consumer, the queue that it consumes, and its state.
+
+use std::time::Duration;
+
+use domain::failure::Dependency;
+
+use crate::topology::{RetryQueue, WorkQueue};
+
+/// The bodies of all batches that are being handled may take 1/16 of `max_inflight_bytes`. While a batch
+/// is handled, a body is in memory several times: as received, decoded, and encoded for each store.
+const BATCH_BYTES_DIVISOR: usize = 16;
+
+/// A queue to consume, and what happens to messages that cannot be handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    queue: &'static str,
+    pub(super) failure_policy: FailurePolicy,
+}
+
+/// How a consumer paces itself.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The most messages in a batch.
+    pub batch_size: usize,
+    /// How long a batch waits for more messages while other batches are being handled. While none
+    /// is being handled, it does not wait.
+    pub linger: Duration,
+    /// The most batches that are handled at the same time.
+    pub batches_in_flight: usize,
+    /// The most bytes of unacknowledged bodies in this process.
+    pub max_inflight_bytes: usize,
+    /// The largest expected body, in bytes. The first prefetch is `max_inflight_bytes` divided by it.
+    pub largest_body: usize,
+    /// How long a batch is held while a dependency is unavailable. After that its messages are
+    /// requeued. Must be well below RabbitMQ's `consumer_timeout` of 30 min.
+    pub hold_limit: Duration,
+    /// How long there may be no delivery although messages are ready and the prefetch is not full.
+    /// After that the consumer reconnects.
+    pub stall_limit: Duration,
+    /// The delays before the second and later attempts, in order. A message that fails after the last
+    /// of them becomes a dead letter.
+    pub retries: Vec<RetryQueue>,
+    /// How often the suspect queue is checked.
+    pub suspect_interval: Duration,
+}
+
+/// What a consumer is doing. The readiness probe of a worker reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConsumerState {
+    /// It connects and registers with the queue.
+    Connecting,
+    /// It is registered with the queue and handles deliveries.
+    Consuming,
+    /// This dependency is unavailable: no new batch is started until it is available again.
+    Holding(Dependency),
+    /// It is cancelled for a shutdown and finishes what was delivered.
+    Draining,
+    /// The shutdown is finished.
+    Stopped,
+}
+
+/// What happens to messages that are refused or that fail their last attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FailurePolicy {
+    /// They become dead letters of this queue; suspects are quarantined.
+    DeadLetter(WorkQueue),
+    /// They are retried for ever, at the longest delay. This is the policy of dead-letter queues.
+    RetryForever,
+}
+
+impl Source {
+    /// A work queue.
+    #[must_use]
+    pub const fn work(queue: WorkQueue) -> Self {
+        Self { queue: queue.name(), failure_policy: FailurePolicy::DeadLetter(queue) }
+    }
+
+    /// The dead-letter queue of a work queue. Refused and failed messages are retried for ever,
+    /// because a dead letter has no further queue.
+    #[must_use]
+    pub const fn dead_letters(queue: WorkQueue) -> Self {
+        Self { queue: queue.dlq(), failure_policy: FailurePolicy::RetryForever }
+    }
+
+    /// The name of the queue.
+    #[must_use]
+    pub const fn queue(&self) -> &'static str {
+        self.queue
+    }
+
+    /// The queue of its suspects; `None` for a dead-letter queue.
+    pub(in crate::consumer) const fn suspect(&self) -> Option<&'static str> {
+        match self.failure_policy {
+            FailurePolicy::DeadLetter(queue) => Some(queue.suspect()),
+            FailurePolicy::RetryForever => None,
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            batch_size: 500,
+            linger: Duration::from_millis(5),
+            batches_in_flight: 4,
+            max_inflight_bytes: 64 << 20,
+            largest_body: 1 << 20,
+            hold_limit: Duration::from_mins(5),
+            stall_limit: Duration::from_secs(20),
+            retries: RetryQueue::ALL.to_vec(),
+            suspect_interval: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Settings {
+    /// The most bytes of bodies in a batch, unless one body alone is larger.
+    pub(super) fn batch_bytes(&self) -> usize {
+        self.max_inflight_bytes / BATCH_BYTES_DIVISOR / self.batches_in_flight
+    }
+}

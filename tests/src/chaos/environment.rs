@@ -1,0 +1,51 @@
+//! The workers of a run and their servers.
+
+use broker::topology::WorkQueue;
+
+use super::load::{DONE_LIMIT, LoadRecord};
+use super::replicas::Replicas;
+use crate::Scenario;
+
+/// The workers and their servers.
+pub(super) struct Environment {
+    pub(super) replicas: Replicas,
+    /// Declared last, so that it is dropped last: it holds the directory of the replicas' logs.
+    pub(super) scenario: Scenario,
+}
+
+impl Environment {
+    /// Waits until all queues are empty and every closed conversation is archived, for at most
+    /// [`DONE_LIMIT`]. The report lists what is unfinished then.
+    pub(super) async fn wait_until_done(&self, record: &LoadRecord) {
+        let done = testkit::wait::until("all work to be done", DONE_LIMIT, async || {
+            let unfinished = self.unfinished(record).await;
+            if unfinished.is_empty() { Ok(()) } else { Err(unfinished.join(", ")) }
+        });
+        done.await.ok();
+    }
+
+    /// What differs from the state after all work is done; empty when nothing does.
+    pub(super) async fn unfinished(&self, record: &LoadRecord) -> Vec<String> {
+        let mut unfinished = Vec::new();
+        let queued = self.scenario.queued().await;
+        // Refresh triggers of the statistics may stay: PostgreSQL records which rows are stale.
+        let triggers = WorkQueue::Statistics.name();
+        for (queue, ready) in queued.into_iter().filter(|(queue, _)| *queue != triggers) {
+            unfinished.push(format!("{ready} ready in {queue}"));
+        }
+        let counts = "SELECT (SELECT count(*) FROM messages)
+            || ' ' || (SELECT count(*) FROM conversations WHERE status = 'archived')
+            || ' ' || (SELECT count(*) FROM conversations c
+                       LEFT JOIN conversation_stats s
+                         ON (s.tenant_id, s.conversation_id) = (c.tenant_id, c.id)
+                       WHERE c.status = 'archived'
+                         AND s.message_count IS DISTINCT FROM c.message_count)";
+        let counts = self.scenario.sql(counts).await;
+        let wanted = format!("{} {} 0", record.published.len(), record.closed);
+        if counts != wanted {
+            let what = "messages, archived conversations, wrong statistics";
+            unfinished.push(format!("{what}: {counts} instead of {wanted}"));
+        }
+        unfinished
+    }
+}
