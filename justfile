@@ -44,6 +44,14 @@ doc:
 bench what="save" *arguments:
     cargo xtask bench {{ what }} {{ arguments }}
 
+# Break processes, servers and connections at random under load.
+chaos *arguments:
+    cargo xtask chaos {{ arguments }}
+
+# Count the product's lines of Rust, by crate.
+lines:
+    cargo xtask lines
+
 # Run every check that a change has to pass.
 ci:
     cargo xtask ci

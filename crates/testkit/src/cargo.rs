@@ -4,12 +4,12 @@ use std::process::Command;
 
 use crate::place;
 
-/// Whether cargo has set this variable for the package of the running program. If it were passed on, build
-/// scripts that read it (as ring's does) would run again, and most dependencies would be recompiled at
-/// every call.
+/// Whether cargo has set this variable for the package of the running program, or `cargo xtask test` for the
+/// running test. If it were passed on, build scripts that read it (as ring's does) would run again, and most
+/// dependencies would be recompiled at every call.
 fn describes_the_caller(name: &str) -> bool {
     const PREFIX: &str = "CARGO_PKG_";
-    const NAMES: [&str; 7] = [
+    const NAMES: [&str; 8] = [
         "CARGO_BIN_NAME",
         "CARGO_CRATE_NAME",
         "CARGO_MANIFEST_DIR",
@@ -17,6 +17,7 @@ fn describes_the_caller(name: &str) -> bool {
         "CARGO_MANIFEST_PATH",
         "CARGO_PRIMARY_PACKAGE",
         "OUT_DIR",
+        "RUSTC_BOOTSTRAP",
     ];
     name.starts_with(PREFIX) || NAMES.contains(&name)
 }

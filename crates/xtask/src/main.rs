@@ -1,4 +1,4 @@
-//! Development commands: `cargo xtask services | up | test | bench | chaos | ci | demo`.
+//! Development commands: `cargo xtask services | up | test | bench | chaos | lines | ci | demo`.
 //!
 //! They run on a bare Debian or Ubuntu with a Rust toolchain. Missing packages are installed. Servers are
 //! private processes on free ports; they end, and their data is removed, however a command ends.
@@ -8,6 +8,7 @@ mod cargo;
 mod chaos;
 mod ci;
 mod demo;
+mod lines;
 mod local_system;
 mod packages;
 mod say;
@@ -53,6 +54,8 @@ enum Command {
     /// Break processes, servers and connections at random under load, then check that no message is lost
     #[command(disable_help_flag = true)]
     Chaos(chaos::Options),
+    /// Count the product's lines of Rust, by crate
+    Lines(lines::Options),
     /// Show what Verbatim does, in half a minute
     Demo(servers::ServerOptions),
 }
@@ -68,6 +71,7 @@ async fn main() -> ExitCode {
             Command::Ci => ci::run().await,
             Command::Bench(bench) => bench::run(&bench).await,
             Command::Chaos(options) => chaos::run(&options).await,
+            Command::Lines(options) => lines::run(&options),
             Command::Demo(options) => demo::run(options).await,
         }
     };
@@ -97,4 +101,24 @@ async fn interrupted() -> Result<()> {
         _ = terminate.recv() => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn just_has_every_command() {
+        let recipes = include_str!("../../../justfile");
+        for command in Cli::command().get_subcommands() {
+            let name = command.get_name();
+            let has = |program: &str| recipes.contains(&format!("\n    cargo {program}{name}"));
+            assert!(
+                has("xtask ") || has(""),
+                "the justfile has no recipe for `cargo xtask {name}`"
+            );
+        }
+    }
 }

@@ -40,14 +40,27 @@ impl Options {
     }
 }
 
-/// Numbers of tests, summed over the test programs.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// Numbers of tests, summed over the test programs, and how long each test took.
+#[derive(Debug, Default, PartialEq)]
 struct TestCounts {
     programs: usize,
     passed: usize,
     failed: usize,
     ignored: usize,
+    /// Seconds and names of the tests that passed.
+    took: Vec<(f64, String)>,
 }
+
+/// Runs a test program so that it prints how long each test took. The option is unstable, but works in every
+/// version of Rust; RUSTC_BOOTSTRAP allows it. Only the test program gets the variable: cargo would compile
+/// everything again for it. Programs of documentation tests, which are not in `deps`, do not have the option.
+const TIMED: &str = r#"target.'cfg(all())'.runner = ["sh", "-c", """case "$0" in
+*/deps/*) RUSTC_BOOTSTRAP=1 exec "$0" "$@" -Zunstable-options --report-time ;;
+*) exec "$0" "$@" ;;
+esac"""]"#;
+
+/// How many of the slowest tests are listed.
+const SLOWEST: usize = 10;
 
 /// Builds the workspace, starts the shared servers, runs `cargo test`, and prints the totals.
 pub(crate) async fn run(options: &Options) -> Result<()> {
@@ -75,7 +88,7 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     let description = servers.dir().join("shared.json");
     SharedServers::of(&servers).save(&description)?;
 
-    let mut command = cargo::command(&["test", "--no-fail-fast"]);
+    let mut command = cargo::command(&["test", "--no-fail-fast", "--config", TIMED]);
     if everything {
         command.arg("--workspace").env(BUILT, "1");
         if options.redis_cluster {
@@ -96,7 +109,12 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     servers.mark().put_on(&mut command);
     let (counts, success) = tokio::task::spawn_blocking(move || watch(command)).await??;
 
-    let TestCounts { programs, passed, failed, ignored } = counts;
+    let TestCounts { programs, passed, failed, ignored, mut took } = counts;
+    took.sort_by(|a, b| b.0.total_cmp(&a.0));
+    say::heading("\nthe slowest tests");
+    for (seconds, test) in took.iter().take(SLOWEST) {
+        say::line(&format!("{seconds:>8.1} s  {test}"));
+    }
     let seconds = began.elapsed().as_secs();
     say::heading(&format!(
         "\n{passed} passed, {failed} failed, {ignored} ignored in {programs} test programs ({} min {:02} s)",
@@ -125,6 +143,12 @@ fn watch(mut command: Command) -> Result<(TestCounts, bool)> {
 
 impl TestCounts {
     fn count(&mut self, line: &str) {
+        if let Some((test, seconds)) =
+            line.strip_prefix("test ").and_then(|it| it.strip_suffix("s>")?.split_once(" ... ok <"))
+            && let Ok(seconds) = seconds.parse()
+        {
+            self.took.push((seconds, test.to_owned()));
+        }
         let Some(result) = line.strip_prefix("test result: ") else { return };
         self.programs += 1;
         for part in result.split([';', '.']) {
@@ -150,6 +174,16 @@ mod tests {
         counts.count("running 3 tests");
         counts.count("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.24s");
         counts.count("test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 9 filtered out; finished in 2s");
-        assert_eq!(counts, TestCounts { programs: 2, passed: 5, failed: 1, ignored: 1 });
+        let took = Vec::new();
+        assert_eq!(counts, TestCounts { programs: 2, passed: 5, failed: 1, ignored: 1, took });
+    }
+
+    #[test]
+    fn the_time_of_each_test_is_read() {
+        let mut counts = TestCounts::default();
+        counts.count("test kills::a_worker ... ok <12.345s>");
+        counts.count("test kills::a_worker ... FAILED <1.000s>");
+        counts.count("test result: ok. 1 passed; 0 failed; finished in 12.35s");
+        assert_eq!(counts.took, [(12.345, "kills::a_worker".to_owned())]);
     }
 }
