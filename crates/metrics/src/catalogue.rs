@@ -7,7 +7,7 @@
 
 use domain::failure::{DeadLetterReason, Dependency};
 
-use crate::definition::catalogue;
+use crate::definition::{Definition, catalogue};
 use crate::labels::{
     CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome, GenerationChange,
     HotLoad, HotRead, PublishOutcome, QueueState, RerouteCause, RetryClass, SessionEventKind,
@@ -168,6 +168,15 @@ catalogue! {
     }
 }
 
+/// The definition of every metric, in the order of the documentation.
+#[must_use]
+pub fn definitions() -> Vec<&'static Definition> {
+    [Counter::DEFINITIONS, Gauge::DEFINITIONS, Timing::DEFINITIONS, Size::DEFINITIONS]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -203,13 +212,4 @@ mod tests {
             assert!(buckets.is_sorted_by(|a, b| a < b), "{}", definition.name);
         }
     }
-}
-
-/// The definition of every metric, in the order of the documentation.
-#[must_use]
-pub fn definitions() -> Vec<&'static crate::definition::Definition> {
-    [Counter::DEFINITIONS, Gauge::DEFINITIONS, Timing::DEFINITIONS, Size::DEFINITIONS]
-        .into_iter()
-        .flatten()
-        .collect()
 }
