@@ -1,17 +1,16 @@
-//! The pauses between tries while something is unavailable: growing, with jitter, at most 2 s, without an
-//! end.
+//! The pauses between tries while something is unavailable: growing, with jitter, at most
+//! [`LONGEST_PAUSE`], without an end.
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-
+use domain::failure_policy::LONGEST_PAUSE;
 use tokio_util::sync::CancellationToken;
 
 /// The first pause: shorter than the restart of a server, long enough to cause little load.
 const FIRST: Duration = Duration::from_millis(50);
-/// The longest pause without jitter. Jitter adds up to the same amount, so a pause is at most 2 s, and a
-/// recovery is noticed within 5 s.
-const LONGEST: Duration = Duration::from_secs(1);
+/// The longest pause without jitter, which adds up to the same amount.
+const LONGEST: Duration = Duration::from_secs(LONGEST_PAUSE.as_secs() / 2);
 
 /// An endless sequence of pauses.
 #[derive(Debug)]

@@ -9,17 +9,15 @@ use std::time::Duration;
 use backon::{ExponentialBuilder, Retryable};
 use database::Error;
 use domain::failure::FailureClass;
+use domain::failure_policy::IN_PLACE_LIMIT;
 use metrics::{Counter, Metrics, TransactionRetry};
 use tokio::time::Instant;
 
-/// How long a transient failure is retried: longer than any transaction of the fleet holds its locks. No
-/// try begins later; one that waits for a lock may take `lock_timeout` more.
-const RETRY_FOR: Duration = Duration::from_secs(3);
-
-/// Runs `work` and repeats it, with pauses, while it fails with [`FailureClass::Transient`]; for at most 3 s.
+/// Runs `work` and repeats it, with pauses, while it fails with [`FailureClass::Transient`]; for at most
+/// [`IN_PLACE_LIMIT`]. No try begins later; one that waits for a lock may take `lock_timeout` more.
 ///
 /// # Errors
-/// `work` failed in another way, or still failed in a transient way after 3 s.
+/// `work` failed in another way, or still failed in a transient way at the limit.
 pub async fn retry_transient<T, F>(metrics: &Metrics, work: impl FnMut() -> F) -> Result<T, Error>
 where
     F: Future<Output = Result<T, Error>>,
@@ -33,7 +31,7 @@ where
     let began = Instant::now();
     work.retry(pauses)
         .when(|error: &Error| {
-            error.class() == FailureClass::Transient && began.elapsed() < RETRY_FOR
+            error.class() == FailureClass::Transient && began.elapsed() < IN_PLACE_LIMIT
         })
         .notify(|_, _| metrics.add(Counter::TransactionRetries { class }, 1))
         .await

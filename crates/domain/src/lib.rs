@@ -11,6 +11,7 @@ pub mod decode;
 pub mod envelope;
 pub mod event;
 pub mod failure;
+pub mod failure_policy;
 #[cfg(feature = "fixtures")]
 pub mod fixtures;
 pub mod fleet;

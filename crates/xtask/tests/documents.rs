@@ -1,10 +1,11 @@
-//! Tests and commands that the documents name exist.
+//! Tests and commands that the documents name exist, and their numbers are those of the code.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use domain::failure_policy as policy;
 use testkit::fleet::Fleet;
 use testkit::place::workspace;
 
@@ -48,6 +49,44 @@ fn every_row_of_the_loss_table_names_tests_and_every_listed_test_belongs_to_a_ro
             }
         }
         assert!(used.iter().copied().eq(listed), "{title}: the rows name {used:?}");
+    }
+}
+
+#[test]
+fn the_numbers_of_the_failure_policy_are_those_of_the_code() {
+    let delivery = std::fs::read_to_string(workspace().join("docs/delivery.md")).unwrap();
+    let runbooks = std::fs::read_to_string(workspace().join("docs/operations.md")).unwrap();
+    let seconds = policy::RETRY_DELAYS.map(|delay| format!("{} s", delay.as_secs()));
+    let [first, second, third] = seconds;
+    let (quarantine, suspect) = (policy::QUARANTINE_AFTER, policy::SUSPECT_LIMIT);
+    for expected in [
+        format!("| {quarantine} | a message in its queue |"),
+        format!("in groups of up to {},", policy::SUSPECTS_TOGETHER),
+        format!("| {suspect} | a suspect |"),
+        format!("| {} | a message that no worker can move", policy::WORK_DELIVERY_LIMIT),
+        format!("retried after {first}, {second} and {third}, then it becomes a dead letter"),
+        format!("retried in place for about {} s", policy::IN_PLACE_LIMIT.as_secs()),
+        format!("probes the dependency at most {} s apart", policy::LONGEST_PAUSE.as_secs()),
+        format!("After {} min (`VERBATIM_HOLD_LIMIT`)", policy::HOLD_LIMIT.as_secs() / 60),
+        format!("\"no delivery for {} s …", policy::STALL_LIMIT.as_secs()),
+    ] {
+        assert!(delivery.contains(&expected), "docs/delivery.md must say {expected:?}");
+    }
+    let word = |number: u64| {
+        ["", "one", "two", "three", "four", "five", "six", "seven", "eight"]
+            [usize::try_from(number).unwrap()]
+    };
+    let (quarantine_word, suspect_word) = (word(quarantine), word(suspect));
+    for expected in [
+        format!(
+            "{} restarts as a rule ({quarantine_word} from its queue, {suspect_word} as a suspect)",
+            word(quarantine + suspect)
+        ),
+        format!("after {quarantine_word} requeues a message is quarantined"),
+        format!("in groups of up to {},", policy::SUSPECTS_TOGETHER),
+        format!("requeued {suspect_word} times there becomes a dead letter"),
+    ] {
+        assert!(runbooks.contains(&expected), "docs/operations.md must say {expected:?}");
     }
 }
 

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Outcome, Refusal, Unavailable};
+use domain::failure_policy::{QUARANTINE_AFTER, SUSPECT_LIMIT};
 use failpoints::Step;
 use futures_util::FutureExt;
 use tokio::time::Instant;
@@ -56,15 +57,6 @@ pub(super) struct Finished {
     pub(super) tags: Vec<Tag>,
     pub(super) counts: OutcomeCounts,
 }
-
-/// The redelivery count at which a message of a work queue is quarantined. Each connection loss adds one
-/// to every unacknowledged message. So this count alone never dead-letters a message; it only chooses
-/// the lane.
-const QUARANTINE_AFTER_REDELIVERIES: u64 = 3;
-/// The redelivery count at which a suspect is dead-lettered. A suspect that was redelivered once is handled
-/// alone, so all but the first of these redeliveries were caused while this message alone was being
-/// handled.
-const SUSPECT_REDELIVERY_LIMIT: u64 = 5;
 
 enum Stage<I> {
     Received,
@@ -192,11 +184,11 @@ fn decision_by_delivery_count(
 ) -> Option<Decision> {
     match (lane, failure_policy) {
         (Lane::Main, FailurePolicy::DeadLetter(_))
-            if delivery.delivery_count() >= QUARANTINE_AFTER_REDELIVERIES =>
+            if delivery.delivery_count() >= QUARANTINE_AFTER =>
         {
             Some(Decision::Quarantine)
         }
-        (Lane::Suspects, _) if delivery.delivery_count() >= SUSPECT_REDELIVERY_LIMIT => {
+        (Lane::Suspects, _) if delivery.delivery_count() >= SUSPECT_LIMIT => {
             let redeliveries = delivery.delivery_count();
             Some(Decision::DeadLetter(Refusal {
                 reason: DeadLetterReason::DeliveryLimit,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use domain::causes::with_causes;
 use domain::failure::{Dependency, Unavailable};
+use domain::failure_policy::{LONGEST_PAUSE, QUARANTINE_AFTER};
 use metrics::{
     ConsumerRestart, Counter, DeliveryOutcome, Gauge, Metrics, QueueState, RetryClass, Size, Timing,
 };
@@ -120,8 +121,8 @@ impl Observer {
                 tracing::warn!(
                     queue,
                     quarantined = number,
-                    "{messages} requeued too often without an outcome; moved to {queue}.suspect, \
-                     where they are handled apart from the queue"
+                    "{messages} requeued {QUARANTINE_AFTER} times without an outcome; moved to \
+                     {queue}.suspect, where they are handled apart from the queue"
                 );
             }
         }
@@ -280,7 +281,8 @@ impl Observer {
         self.metrics.add(Counter::ConsumerRestarts { queue, cause }, 1);
         let error = with_causes(error);
         if log {
-            tracing::warn!(queue, error, "cannot consume; connecting again at most every 2 s");
+            let pause = seconds(LONGEST_PAUSE);
+            tracing::warn!(queue, error, "cannot consume; connecting again at most every {pause}");
         } else {
             tracing::debug!(queue, error, "cannot consume");
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use domain::failure::Dependency;
+use domain::failure_policy::{HOLD_LIMIT, STALL_LIMIT};
 
 use crate::topology::{RetryQueue, WorkQueue};
 
@@ -105,8 +106,8 @@ impl Default for Settings {
             batches_in_flight: 4,
             max_inflight_bytes: 64 << 20,
             largest_body: 1 << 20,
-            hold_limit: Duration::from_mins(5),
-            stall_limit: Duration::from_secs(20),
+            hold_limit: HOLD_LIMIT,
+            stall_limit: STALL_LIMIT,
             retries: RetryQueue::ALL.to_vec(),
             suspect_interval: Duration::from_secs(5),
         }

@@ -22,6 +22,7 @@
 use std::time::Duration;
 
 use domain::failure::Dependency;
+use domain::failure_policy::SUSPECTS_TOGETHER;
 use lapin::options::{BasicAckOptions, BasicGetOptions};
 use metrics::DeliveryOutcome;
 use tokio::time::Instant;
@@ -41,10 +42,6 @@ use crate::{Delivery, Handler};
 /// How long suspects may be handled at a time, while the dependencies are available. The work queue is not
 /// consumed meanwhile.
 const MAX_SUSPECT_DURATION: Duration = Duration::from_secs(2);
-
-/// The most suspects that are handled together, unless a batch has fewer. A crash of the process makes each
-/// of them a message that is handled alone.
-const GROUP_MESSAGES: usize = 100;
 
 /// Handles suspects until there are none, [`MAX_SUSPECT_DURATION`] is over, a dependency is unavailable, or
 /// the shutdown begins.
@@ -107,7 +104,8 @@ impl<H: Handler> Suspects<'_, H> {
             return Ok(vec![alone]);
         }
         let settings = &self.shared.settings;
-        let (most, most_bytes) = (settings.batch_size.min(GROUP_MESSAGES), settings.batch_bytes());
+        let (most, most_bytes) =
+            (settings.batch_size.min(SUSPECTS_TOGETHER), settings.batch_bytes());
         let (mut group, mut bytes) = (Vec::new(), 0);
         while group.is_empty() || (group.len() < most && bytes < most_bytes) {
             let get = self.channel.basic_get(self.queue.into(), BasicGetOptions::default());

@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use domain::action::ActionKind;
+use domain::failure_policy::{
+    REQUEST_TTL, RETRY_DELAYS, UNREACHABLE_DELIVERY_LIMIT, WORK_DELIVERY_LIMIT,
+};
 use domain::fleet::WorkQueue;
 
 /// Where agents publish actions: a topic exchange, routing key = `action_type`.
@@ -13,17 +16,6 @@ pub const EVENTS: &str = "conversation.events";
 pub const UNROUTED: &str = "domain.unrouted";
 /// The queue of all requests. Requests expire after [`REQUEST_TTL`].
 pub const REQUESTS: &str = "conversation.context";
-
-/// How long a request waits in its queue before it expires.
-pub const REQUEST_TTL: Duration = Duration::from_secs(30);
-
-/// The redeliveries from a work queue after which RabbitMQ itself dead-letters a message. Far more than
-/// outages cause: each crash of a connection, consumer or node adds one to every unacknowledged message.
-/// Yet it ends the redelivery of a message that crashes every consumer.
-pub const WORK_DELIVERY_LIMIT: i64 = 100;
-/// The delivery limit of every queue that must not dead-letter by count: practically unreachable, but
-/// positive.
-pub const UNREACHABLE_DELIVERY_LIMIT: i64 = 1_000_000;
 
 /// A queue of delayed retries, shared by all work queues. The delay is part of the name, because the TTL of a
 /// queue cannot be changed.
@@ -178,9 +170,9 @@ impl RetryQueue {
     #[must_use]
     pub const fn delay(self) -> Duration {
         match self {
-            Self::Second => Duration::from_secs(1),
-            Self::FiveSeconds => Duration::from_secs(5),
-            Self::HalfMinute => Duration::from_secs(30),
+            Self::Second => RETRY_DELAYS[0],
+            Self::FiveSeconds => RETRY_DELAYS[1],
+            Self::HalfMinute => RETRY_DELAYS[2],
         }
     }
 }
@@ -286,6 +278,14 @@ mod tests {
     fn the_name_of_a_retry_queue_contains_its_delay() {
         for queue in RetryQueue::ALL {
             assert_eq!(queue.name(), format!("domain.retry.{}", queue.delay().as_millis()));
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_retry_queue_is_its_delay_in_milliseconds() {
+        for queue in RetryQueue::ALL {
+            let milliseconds = queue.delay().as_millis().to_string();
+            assert_eq!(queue.name().strip_prefix("domain.retry."), Some(milliseconds.as_str()));
         }
     }
 }

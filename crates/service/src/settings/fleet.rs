@@ -1,7 +1,10 @@
 //! Settings of the workers: servers, consumers, closing, background work. They are allowed at the top level
 //! of the file.
 
+use std::sync::LazyLock;
 use std::time::Duration;
+
+use domain::failure_policy::{HOLD_LIMIT, STALL_LIMIT};
 
 use super::groups::ConnectionSettings;
 use super::values::{bytes, duration, positive_duration, share};
@@ -38,6 +41,14 @@ pub struct StoreSettings {
     #[arg(long, env = "VERBATIM_HOT_EXPIRY", default_value = "24h", value_name = "DURATION")]
     #[arg(value_parser = positive_duration, help_heading = "Servers")]
     pub hot_expiry: Duration,
+}
+
+/// The defaults that the failure policy has, as they are written in settings.
+static HOLD: LazyLock<String> = LazyLock::new(|| written(HOLD_LIMIT));
+static STALL: LazyLock<String> = LazyLock::new(|| written(STALL_LIMIT));
+
+fn written(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
 }
 
 /// Batches, limits and timeouts of a consumer.
@@ -77,12 +88,12 @@ pub struct ConsumerSettings {
 
     /// How long a batch is held unacknowledged while a server is unavailable, before it is requeued.
     /// Keep it well below RabbitMQ's consumer_timeout (30 min)
-    #[arg(long, env = "VERBATIM_HOLD_LIMIT", default_value = "5m", value_name = "DURATION")]
+    #[arg(long, env = "VERBATIM_HOLD_LIMIT", default_value = HOLD.as_str(), value_name = "DURATION")]
     #[arg(value_parser = positive_duration, help_heading = "Consuming")]
     pub hold_limit: Duration,
 
     /// How long a consumer may receive nothing while messages are ready. After that it is restarted
-    #[arg(long, env = "VERBATIM_STALL_LIMIT", default_value = "20s", value_name = "DURATION")]
+    #[arg(long, env = "VERBATIM_STALL_LIMIT", default_value = STALL.as_str(), value_name = "DURATION")]
     #[arg(value_parser = positive_duration, help_heading = "Consuming")]
     pub stall_limit: Duration,
 }

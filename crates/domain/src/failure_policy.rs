@@ -1,0 +1,50 @@
+//! The failure policy: after how long and how many failures a message is retried, requeued, quarantined or
+//! dead-lettered.
+//!
+//! Every number of it is here. The topology, the consumers, the defaults of settings and the log lines take
+//! them from here, and a test compares the tables of `docs/delivery.md` and the runbooks with them.
+
+use std::time::Duration;
+
+/// The delays before the second and later attempts of a message, in order. After the last attempt it becomes
+/// a dead letter. Each delay has a queue of its own, whose name and TTL cannot be changed.
+pub const RETRY_DELAYS: [Duration; 3] =
+    [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
+
+/// How long a transaction that collided with another one (a deadlock, a lock timeout) is retried in place:
+/// longer than any transaction of the fleet holds its locks. It costs no attempt.
+pub const IN_PLACE_LIMIT: Duration = Duration::from_secs(3);
+
+/// The pauses between two probes of an unavailable dependency grow to at most this. So a recovery is noticed
+/// within 5 s.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The default of `hold_limit`: how long a batch is held while a dependency is unavailable, before its
+/// messages are requeued. Well below RabbitMQ's `consumer_timeout` of 30 min, which closes the channel.
+pub const HOLD_LIMIT: Duration = Duration::from_secs(5 * 60);
+
+/// The default of `stall_limit`: how long a consumer may receive nothing while messages are ready.
+pub const STALL_LIMIT: Duration = Duration::from_secs(20);
+
+/// The redelivery count at which a message of a work queue is quarantined. Each connection loss adds one to
+/// every unacknowledged message. So this count alone never dead-letters a message; it only chooses where the
+/// message is handled.
+pub const QUARANTINE_AFTER: u64 = 3;
+
+/// The most suspects that are handled together, unless a batch has fewer. A crash of the process makes each of
+/// them a message that is handled alone.
+pub const SUSPECTS_TOGETHER: usize = 100;
+
+/// The redelivery count at which a suspect is dead-lettered. A suspect that was redelivered once is handled
+/// alone, so all but the first of these redeliveries were caused while it alone was being handled.
+pub const SUSPECT_LIMIT: u64 = 5;
+
+/// The redeliveries from a work queue after which RabbitMQ itself dead-letters a message. Far more than outages
+/// cause. Yet it ends the redelivery of a message that crashes every consumer.
+pub const WORK_DELIVERY_LIMIT: i64 = 100;
+
+/// The delivery limit of every queue that must not dead-letter by count: practically unreachable, but positive.
+pub const UNREACHABLE_DELIVERY_LIMIT: i64 = 1_000_000;
+
+/// How long a request waits in its queue before it expires.
+pub const REQUEST_TTL: Duration = Duration::from_secs(30);
