@@ -116,20 +116,21 @@ impl<H: Handler> Consumer<H> {
         while !shutdown.is_cancelled() {
             shared.state.send_replace(ConsumerState::Connecting);
             let began = Instant::now();
-            let (end, outage) = match Session::open(shared.clone(), mode, down_since).await {
-                Ok(session) => {
-                    down_since = None;
-                    connecting = RepeatedFailure::default();
-                    let Ended { end, requeued, outage } = session.run(&shutdown).await;
-                    shared.observer.session_ended(&end, requeued, &shared.settings);
-                    (end, outage)
-                }
-                Err(error) => {
-                    let log = connecting.failed(Instant::now().into_std());
-                    shared.observer.not_registered(&error, log);
-                    (End::Failed(error), None)
-                }
-            };
+            let (end, outage) =
+                match Session::open(shared.clone(), mode, down_since, shutdown.clone()).await {
+                    Ok(session) => {
+                        down_since = None;
+                        connecting = RepeatedFailure::default();
+                        let Ended { end, requeued, outage } = session.run().await;
+                        shared.observer.session_ended(&end, requeued, &shared.settings);
+                        (end, outage)
+                    }
+                    Err(error) => {
+                        let log = connecting.failed(Instant::now().into_std());
+                        shared.observer.not_registered(&error, log);
+                        (End::Failed(error), None)
+                    }
+                };
             down_since.get_or_insert_with(Instant::now);
             if began.elapsed() > STABLE_SESSION {
                 backoff = Backoff::new();

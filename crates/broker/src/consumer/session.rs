@@ -54,11 +54,13 @@ pub(super) struct Ended<I> {
 }
 
 impl<H: Handler> Session<H> {
-    /// Connects and registers with the queue. `down_since` is when the previous session ended.
+    /// Connects and registers with the queue. `down_since` is when the previous session ended. At `shutdown` it
+    /// drains.
     pub(super) async fn open(
         shared: Arc<Shared<H>>,
         mode: ConsumeMode,
         down_since: Option<Instant>,
+        shutdown: CancellationToken,
     ) -> Result<Self, Error> {
         let settings = &shared.settings;
         let budget = settings.max_inflight_bytes;
@@ -82,6 +84,7 @@ impl<H: Handler> Session<H> {
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
             shared,
+            shutdown,
             connection,
             channel,
             stream,
@@ -103,9 +106,9 @@ impl<H: Handler> Session<H> {
     }
 
     /// Consumes until the session ends.
-    pub(super) async fn run(mut self, shutdown: &CancellationToken) -> Ended<H::Item> {
+    pub(super) async fn run(mut self) -> Ended<H::Item> {
         let mut end = loop {
-            if let Err(end) = self.step(shutdown).await {
+            if let Err(end) = self.step().await {
                 break end;
             }
         };
@@ -128,16 +131,16 @@ impl<H: Handler> Session<H> {
         Ended { end, requeued, outage }
     }
 
-    async fn step(&mut self, shutdown: &CancellationToken) -> Result<(), End> {
+    async fn step(&mut self) -> Result<(), End> {
         self.receive_ready().await?;
         let linger_ends = self.start_ready_batches();
         self.change_prefetch_if_worthwhile();
         let fill_ends = self.cancel_if_filled().await?;
-        self.act_after_cancel(shutdown).await?;
-        let (leaving, accepting) = (self.is_shutting_down(), self.accepts_deliveries());
+        self.act_after_cancel().await?;
+        let (leaving, accepting) = (self.phase.is_shutting_down(), self.accepts_deliveries());
         tokio::select! {
             biased;
-            () = shutdown.cancelled(), if !leaving => {
+            () = self.shutdown.cancelled(), if !leaving => {
                 self.cancel_for(AfterCancel::Shutdown);
                 Ok(())
             }
@@ -199,7 +202,7 @@ impl<H: Handler> Session<H> {
         self.unacked.requeue(tag).map_err(End::Gap)?;
         self.shared.observer.requeued(1);
         // The cancel is sent before the requeue. Otherwise RabbitMQ would deliver the message again.
-        if self.is_shutting_down() {
+        if self.phase.is_shutting_down() {
             self.cancel_now_for(AfterCancel::Shutdown);
         } else {
             self.over_byte_limit += 1;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use domain::failure::Unavailable;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::hold::Hold;
 use super::phase::Phase;
@@ -20,6 +21,7 @@ use crate::consumer::unacked::UnackedDeliveries;
 /// A registered consumer, its deliveries and its tasks.
 pub(in crate::consumer) struct Session<H: Handler> {
     pub(super) shared: Arc<Shared<H>>,
+    pub(super) shutdown: CancellationToken,
     pub(super) connection: Connection,
     pub(super) channel: lapin::Channel,
     pub(super) stream: lapin::Consumer,
