@@ -5,13 +5,14 @@
 use std::time::Duration;
 
 use broker::Endpoints;
-use conversation::{
-    ClosingSettings, Finding, MatchKind, RandomSource, Repairs, Section, State, Tracer, Verifier,
-    VerifyProgress, VerifyingSettings, record_server,
-};
+use conversation::{ClosingSettings, RandomSource, record_server};
 use database::{Database, Scope};
 use domain::status::ConversationStatus;
 use hot_store::{Address, HotStore};
+use inspect::{
+    Finding, MatchKind, Repairs, Section, State, Tracer, Verifier, VerifyProgress,
+    VerifyingSettings,
+};
 use metrics::Metrics;
 use serde_json::json;
 use system_tests::{Scenario, ServerSet, at, closed, key, message};

@@ -16,23 +16,14 @@ mod redis_server;
 mod saver;
 mod sessions;
 mod statistics;
-mod trace;
 mod transient;
-mod verify;
 
 pub use background::{Background, InvalidShare};
 pub use closer::{Closer, ClosingSettings, SweepError, Swept};
 pub use random_source::RandomSource;
-pub use reader::{Reader, ReadingSettings, Source, Transcript};
+pub use reader::{Reader, ReadingSettings, Source, Transcript, current_numbers};
 pub use redis_server::{UnknownServer, check_server, record_server};
 pub use saver::Saver;
 pub use sessions::Sessions;
 pub use statistics::Statistics;
-pub use trace::{
-    HotCopyState, MatchKind, QueueBacklog, State, TraceEvent, TraceReport, TracedItem, Tracer,
-};
 pub use transient::retry_transient;
-pub use verify::{
-    Finding, Incomplete, Kind, RepairOutcome, Repairs, Section, Verified, Verifier, VerifyProgress,
-    VerifyingSettings,
-};

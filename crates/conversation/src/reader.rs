@@ -103,7 +103,7 @@ impl Reader {
             return Ok(None);
         };
         match copy {
-            Ok(copy) => match copy.usable(current(&numbers, &conversation)) {
+            Ok(copy) => match copy.usable(current_numbers(&numbers, &conversation)) {
                 Ok(messages) => {
                     self.count(HotRead::Hit);
                     Ok(Some(Transcript {
@@ -182,7 +182,7 @@ impl Reader {
             _ => CompleteFrom::Beginning,
         };
         let marker = CompletenessMarker {
-            numbers: current(&snapshot.numbers, &conversation),
+            numbers: current_numbers(&snapshot.numbers, &conversation),
             complete_from,
         };
         let result = match self.hot.finish_load(load_token, &marker, &snapshot.messages).await {
@@ -231,7 +231,11 @@ impl Reader {
 }
 
 /// The numbers that a completeness marker must have to be current.
-pub(crate) fn current(numbers: &Numbers, conversation: &ConversationNumbers) -> hot_store::Numbers {
+#[must_use]
+pub fn current_numbers(
+    numbers: &Numbers,
+    conversation: &ConversationNumbers,
+) -> hot_store::Numbers {
     hot_store::Numbers { epoch: numbers.hot_epoch, generation: conversation.hot_generation }
 }
 

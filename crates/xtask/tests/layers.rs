@@ -22,6 +22,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
         &["database", "broker", "failpoints", "domain", "hot-store", "metrics", "tokens"],
     ),
     ("dead-letters", &["broker", "conversation", "database", "domain", "failpoints", "metrics"]),
+    ("inspect", &["broker", "conversation", "database", "domain", "hot-store"]),
     ("service", &["domain", "metrics"]),
     (
         "worker",
@@ -45,6 +46,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "dead-letters",
             "domain",
             "hot-store",
+            "inspect",
             "metrics",
             "service",
         ],
@@ -64,6 +66,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "failpoints",
             "domain",
             "hot-store",
+            "inspect",
             "metrics",
             "service",
             "testkit",

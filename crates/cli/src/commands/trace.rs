@@ -3,9 +3,10 @@
 mod text;
 
 use clap::Args;
-use conversation::{TraceReport, Tracer, check_server};
+use conversation::check_server;
 use domain::ids::{MAX_ID_BYTES, TenantId};
 use hot_store::{Address, HotStore};
+use inspect::{TraceReport, Tracer};
 use service::settings::{AmqpSettings, DatabaseSettings, ServerUrl};
 
 use crate::exit::{Exit, Failure};

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use broker::Endpoints;
 use clap::Args;
-use conversation::{
-    Incomplete, RandomSource, Repairs, Section, Verified, Verifier, VerifyProgress,
-    VerifyingSettings, check_server,
-};
+use conversation::{RandomSource, check_server};
 use domain::failure::Dependency;
 use domain::ids::{ConversationId, TenantId};
 use hot_store::{Address, HotStore};
 use indicatif::ProgressBar;
+use inspect::{
+    Incomplete, Repairs, Section, Verified, Verifier, VerifyProgress, VerifyingSettings,
+};
 use report::Report;
 use service::settings::{AmqpSettings, ClosingTimes, DatabaseSettings, RedisSettings, duration};
 

@@ -1,6 +1,6 @@
 //! The trace as text: what it is, where it is now, then its timeline.
 
-use conversation::{HotCopyState, MatchKind, State, TraceReport, TracedItem};
+use inspect::{HotCopyState, MatchKind, State, TraceReport, TracedItem};
 
 use crate::output::{Cell, Side, Table, TextStyle, Tone, count, one_line, plural, precise};
 
@@ -112,8 +112,8 @@ fn not_found(id: &str, traced: &TraceReport, style: &TextStyle) -> String {
 
 #[cfg(test)]
 mod tests {
-    use conversation::{QueueBacklog, TraceEvent};
     use domain::time::Timestamp;
+    use inspect::{QueueBacklog, TraceEvent};
 
     use super::*;
     use crate::output::Paint;

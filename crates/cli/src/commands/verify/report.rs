@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use conversation::{Finding, Incomplete, RepairOutcome, Section, Verified};
+use inspect::{Finding, Incomplete, RepairOutcome, Section, Verified};
 use serde::Serialize;
 
 use crate::exit::Exit;
@@ -259,9 +259,9 @@ fn by_conversation(conversations: &[ConversationSummary], style: &TextStyle) -> 
 
 #[cfg(test)]
 mod tests {
-    use conversation::Kind;
     use domain::failure::Dependency;
     use domain::time::Timestamp;
+    use inspect::Kind;
 
     use super::*;
     use crate::output::Paint;

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+#[path = "../../conversation/tests/support/mod.rs"]
 mod support;
 
 use std::sync::Arc;
@@ -10,13 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use broker::Endpoints;
-use conversation::{
-    Closer, ClosingSettings, Finding, Incomplete, Kind, RandomSource, RepairOutcome, Repairs,
-    Section, Verified, Verifier, VerifyProgress, VerifyingSettings,
-};
+use conversation::{Closer, ClosingSettings, RandomSource};
 use database::Scope;
 use domain::failure::Dependency;
 use domain::ids::TenantId;
+use inspect::{
+    Finding, Incomplete, Kind, RepairOutcome, Repairs, Section, Verified, Verifier, VerifyProgress,
+    VerifyingSettings,
+};
 use metrics::Metrics;
 use serde_json::json;
 use support::{Replica, at_once, closer, hot, key, message, redis, sql, stores};

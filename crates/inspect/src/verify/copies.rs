@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use super::compare::{Mismatch, compare};
 use super::finding::{Finding, Kind};
 use super::run::{Incomplete, Run};
-use crate::reader::current;
+use conversation::current_numbers;
 
 /// Messages of a copy, and rows, that are read at once.
 const PAGE: usize = 200;
@@ -215,7 +215,7 @@ async fn check_copy(
             return Ok(if empty { CheckResult::Consistent } else { CheckResult::Orphaned });
         };
         let Some(complete_from) =
-            copy.complete_from(current(&snapshot.numbers, conversation)).cloned()
+            copy.complete_from(current_numbers(&snapshot.numbers, conversation)).cloned()
         else {
             return Ok(CheckResult::Consistent);
         };

@@ -2,9 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+#[path = "../../conversation/tests/support/mod.rs"]
 mod support;
 
-use conversation::{MatchKind, State, TraceReport, Tracer};
+use inspect::{MatchKind, State, TraceReport, Tracer};
 use serde_json::json;
 use support::{key, message, sql, stores};
 use testkit::TestEnv;

@@ -25,7 +25,7 @@ pub use report::{
     HotCopyState, MatchKind, QueueBacklog, State, TraceEvent, TraceReport, TracedItem,
 };
 
-use crate::reader::current;
+use conversation::current_numbers;
 
 /// Conversations that one statement searches for a message: some 20 ms.
 const CONVERSATIONS: u32 = 2_000;
@@ -273,7 +273,7 @@ impl Tracer {
         let complete_from = numbers
             .conversation
             .as_ref()
-            .and_then(|conversation| copy.complete_from(current(&numbers, conversation)));
+            .and_then(|conversation| copy.complete_from(current_numbers(&numbers, conversation)));
         let Some(complete_from) = complete_from.filter(|_| copy.damage.is_none()) else {
             return Ok(HotCopyState::NoHotCopy);
         };

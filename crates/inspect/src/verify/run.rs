@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::finding::{Finding, RepairOutcome};
-use crate::RandomSource;
+use conversation::RandomSource;
 
 /// How a fleet is verified.
 #[derive(Debug, Clone)]
