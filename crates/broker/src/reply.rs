@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use crate::connection::{Connection, Endpoints, Error, request};
 use crate::panics::catch_panic;
 use crate::publication::{TooLong, short};
+use crate::topology;
 
 /// The most replies that wait to be sent. When RabbitMQ is unavailable and more wait, further replies are
 /// dropped.
@@ -40,8 +41,13 @@ impl Replier {
         Self { replies }
     }
 
-    /// Queues a reply to `reply_to`. Never waits; when too many replies are queued, it is dropped.
+    /// Queues a reply to `reply_to`. Never waits; when too many replies are queued, it is dropped. So is one
+    /// for a queue of the fleet, where it would become a dead letter.
     pub fn reply(&self, reply_to: &str, correlation_id: Option<&str>, body: Vec<u8>) {
+        if topology::queues().iter().any(|queue| queue.name == reply_to) {
+            tracing::warn!(reply_to, "reply dropped: reply_to names a queue of the fleet");
+            return;
+        }
         let reply = Reply {
             reply_to: reply_to.to_owned(),
             correlation_id: correlation_id.map(str::to_owned),

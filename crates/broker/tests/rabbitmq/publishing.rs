@@ -153,6 +153,7 @@ async fn a_reply_reaches_the_requester_by_direct_reply_to() {
 
     let replier = Replier::new(bench.endpoints.clone());
     replier.reply("nobody.listens.here", None, b"lost".to_vec());
+    replier.reply(QUEUE, None, b"not an action".to_vec());
     replier.reply(&reply_to, Some("7"), b"!".to_vec());
     let reply = tokio::time::timeout(LIMIT, replies.next()).await.unwrap().unwrap().unwrap();
     assert_eq!(reply.data, b"!");
@@ -160,6 +161,9 @@ async fn a_reply_reaches_the_requester_by_direct_reply_to() {
         reply.properties.correlation_id().as_ref().map(ToString::to_string),
         Some("7".to_owned())
     );
+    // A reply in a queue of the fleet would become a dead letter.
+    bench.publish(QUEUE, ["an action"]).await;
+    assert_eq!(bench.take(QUEUE).await.data, b"an action");
 }
 
 #[tokio::test]
