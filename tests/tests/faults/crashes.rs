@@ -287,7 +287,11 @@ async fn end(agent: &Agent) {
     agent.publish(&message("crash", "s1", "unreadable", &unreadable)).await;
     agent.publish(&closed("crash", "s2", &json!({"action_id": "soon", "timestamp": "soon"}))).await;
     agent.publish(&message("crash", "s2", "unknown", &unknown)).await;
-    agent.send(vec![Publication::event("conversation.none", b"no event".to_vec())]).await;
+    let no_event = Publication {
+        message_id: "no event".to_owned(),
+        ..Publication::event("conversation.none", b"no event".to_vec())
+    };
+    agent.send(vec![no_event]).await;
     for session in ["s0", "s1"] {
         agent.publish(&closed("crash", session, &json!({"timestamp": at(1_000)}))).await;
     }

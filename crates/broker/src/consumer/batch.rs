@@ -20,6 +20,7 @@ use domain::failure::{DeadLetterReason, Outcome, Refusal, Unavailable};
 use domain::failure_policy::{QUARANTINE_AFTER, SUSPECT_LIMIT};
 use failpoints::Step;
 use futures_util::FutureExt;
+use metrics::DeliveryOutcome;
 use tokio::time::Instant;
 
 use super::outcome_counts::{OutcomeCounts, outcome_of};
@@ -61,7 +62,11 @@ pub(super) struct Finished {
 enum Stage<I> {
     Received,
     Read(Reading<I>),
-    Decided { copies: Vec<Copy>, counts: OutcomeCounts },
+    /// `counts` has the outcomes of the messages that are done and of those whose copies are confirmed.
+    Decided {
+        copies: Vec<Copy>,
+        counts: OutcomeCounts,
+    },
 }
 
 /// Decoded messages. `early` has one entry per delivery; for each `None`, the next of `items` still
@@ -90,7 +95,7 @@ impl<I> Batch<I> {
         let copy = |position: usize, resolved| {
             let delivery = &self.received[position].delivery;
             let publication = Arc::new(Publication::copy(delivery, queue).resolved(resolved));
-            Copy { position, publication }
+            Copy { position, publication, outcome: DeliveryOutcome::Requeued }
         };
         match &self.stage {
             Stage::Received => (0..self.len()).map(|position| copy(position, None)).collect(),
@@ -109,6 +114,14 @@ impl<I> Batch<I> {
                     .map(|unconfirmed| copy(unconfirmed.position, resolved(unconfirmed)))
                     .collect()
             }
+        }
+    }
+
+    /// The outcomes of the messages that have one already.
+    pub(super) fn settled(&self) -> OutcomeCounts {
+        match &self.stage {
+            Stage::Received | Stage::Read(_) => OutcomeCounts::default(),
+            Stage::Decided { counts, .. } => counts.clone(),
         }
     }
 
@@ -134,17 +147,24 @@ impl<I> Batch<I> {
                         return Err((self, unavailable));
                     }
                 },
-                Stage::Decided { copies, counts } => {
-                    let copied = !copies.is_empty();
+                Stage::Decided { copies, mut counts } => {
+                    let sent: Vec<_> = copies.iter().map(|it| (it.position, it.outcome)).collect();
                     match publish(copies, &shared.publisher).await {
                         Ok(()) => {
-                            if copied {
+                            if !sent.is_empty() {
                                 failpoints::reached(Step::Copied);
                             }
+                            sent.iter().for_each(|(_, outcome)| counts.add(*outcome));
                             let tags = self.received.iter().map(|received| received.tag).collect();
                             return Ok(Finished { tags, counts });
                         }
                         Err((copies, unavailable)) => {
+                            let unconfirmed: Vec<_> = copies.iter().map(|it| it.position).collect();
+                            for (_, outcome) in
+                                sent.iter().filter(|it| !unconfirmed.contains(&it.0))
+                            {
+                                counts.add(*outcome);
+                            }
                             self.stage = Stage::Decided { copies, counts };
                             return Err((self, unavailable));
                         }
@@ -292,8 +312,7 @@ fn settle<H: Handler>(
         };
         let resolved = item.and_then(|item| resolved(item, shared));
         let (copy, outcome) = copy_for(delivery, decision, resolved, shared);
-        copies.push(Copy { position, publication: Arc::new(copy) });
-        counts.add(outcome);
+        copies.push(Copy { position, publication: Arc::new(copy), outcome });
     }
     Stage::Decided { copies, counts }
 }

@@ -8,9 +8,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 #[derive(Default)]
 pub(super) struct BrokerRequeues(Mutex<VecDeque<String>>);
 
-/// The most ids that are kept; the oldest are dropped. There is one group per lost connection, so far fewer
-/// are expected.
-const MAX_BROKER_REQUEUES: usize = 1_000;
+/// The most ids that are kept; the oldest are dropped. A lost connection adds those of one group, about a
+/// hundred, and an id of a suspect that another process handled stays.
+const MAX_BROKER_REQUEUES: usize = 10_000;
 
 impl BrokerRequeues {
     /// Adds an id, once.

@@ -214,7 +214,7 @@ impl Observer {
     }
 
     /// Suspects were taken from their queue, and each has an outcome.
-    pub(super) fn suspects_handled(&self, suspects: &'static str, handled: usize, took: Duration) {
+    pub(super) fn suspects_handled(&self, suspects: &'static str, handled: u64, took: Duration) {
         let (messages, took) = (count(handled, "suspect", "suspects"), seconds(took));
         tracing::info!(
             queue = self.queue,

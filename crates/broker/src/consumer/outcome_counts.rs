@@ -12,6 +12,12 @@ impl OutcomeCounts {
         self.0.iter().copied()
     }
 
+    /// How many messages have an outcome of another kind than a requeue.
+    pub(super) fn handled(&self) -> u64 {
+        let handled = self.iter().filter(|(outcome, _)| *outcome != DeliveryOutcome::Requeued);
+        handled.map(|(_, count)| count).sum()
+    }
+
     pub(super) fn add(&mut self, outcome: DeliveryOutcome) {
         match self.0.iter_mut().find(|(known, _)| *known == outcome) {
             Some((_, count)) => *count += 1,

@@ -25,11 +25,14 @@ pub(super) enum Decision {
     Quarantine,
 }
 
-/// A copy that RabbitMQ has not confirmed, and the position of its original in the batch.
+/// A copy that RabbitMQ has not confirmed.
 #[derive(Clone)]
 pub(super) struct Copy {
+    /// The position of its original in the batch.
     pub(super) position: usize,
     pub(super) publication: Arc<Publication>,
+    /// The outcome of its original, once it is confirmed.
+    pub(super) outcome: DeliveryOutcome,
 }
 
 /// The copy that must be confirmed before the original may be acknowledged.
@@ -155,10 +158,11 @@ mod tests {
         let fits = Publication::to_queue(queue, b"fits".to_vec());
         let mut long = Publication::to_queue(queue, b"long".to_vec());
         long.correlation_id = Some("x".repeat(256));
-        let copies = [long, fits]
-            .into_iter()
-            .enumerate()
-            .map(|(position, publication)| Copy { position, publication: Arc::new(publication) });
+        let copies = [long, fits].into_iter().enumerate().map(|(position, publication)| Copy {
+            position,
+            publication: Arc::new(publication),
+            outcome: DeliveryOutcome::DeadLettered,
+        });
         assert!(publish(copies.collect(), &publisher).await.is_ok());
         let connection = endpoints.connect("inspect").await.unwrap();
         assert_eq!(crate::inspect::depth(&connection, queue).await.unwrap().ready, 2);

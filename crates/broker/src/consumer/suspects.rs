@@ -8,7 +8,7 @@
 //! | redelivery count in the suspect queue | handled |
 //! |---|---|
 //! | 0 | together with others of count 0 |
-//! | 1 or more | alone, so that only a message at fault gets more redeliveries |
+//! | 1 or more | alone, while at most suspects of count 0 are unacknowledged: only a message at fault gets more redeliveries |
 //! | too many | not: it is dead-lettered |
 //!
 //! Only a crash of the process may add to a suspect's count:
@@ -33,7 +33,7 @@ use super::batch::{Batch, Lane, Received};
 use super::end::End;
 use super::outcome_counts::OutcomeCounts;
 use super::settings::ConsumerState;
-use super::settlement::publish;
+use super::settlement::{Copy, publish};
 use super::shared::Shared;
 use crate::backoff::{Backoff, pause};
 use crate::connection::{Connection, request};
@@ -53,21 +53,27 @@ pub(super) async fn handle_suspects<H: Handler>(
     let Some(queue) = shared.source.suspect() else { return Ok(()) };
     let channel = connection.channel().await?;
     let began = Instant::now();
-    let mut suspects = Suspects { shared, queue, channel: &channel, shutdown, unacked: Vec::new() };
-    let mut redelivered = None;
+    let mut suspects = Suspects {
+        shared,
+        queue,
+        channel: &channel,
+        shutdown,
+        unacked: Vec::new(),
+        held_since: None,
+    };
     let mut handled = 0;
     let result = async {
-        while redelivered.is_some()
-            || (began.elapsed() < MAX_SUSPECT_DURATION
-                && suspects.is_available(Dependency::PostgreSql).await)
+        while began.elapsed() < MAX_SUSPECT_DURATION
+            && suspects.is_available(Dependency::PostgreSql).await
         {
-            let group = suspects.take(&mut redelivered).await?;
-            if group.is_empty() {
+            let batches = suspects.take().await?;
+            if batches.is_empty() {
                 break;
             }
-            let messages = group.len();
-            suspects.handle(group).await?;
-            handled += messages;
+            for batch in batches {
+                handled += suspects.handle(batch).await?;
+            }
+            suspects.held_since = None;
         }
         Ok(())
     };
@@ -80,12 +86,6 @@ pub(super) async fn handle_suspects<H: Handler>(
     result
 }
 
-fn requeued(suspects: usize) -> OutcomeCounts {
-    let mut counts = OutcomeCounts::default();
-    (0..suspects).for_each(|_| counts.add(DeliveryOutcome::Requeued));
-    counts
-}
-
 /// A suspect queue and the channel on which its messages are taken.
 struct Suspects<'a, H> {
     shared: &'a Shared<H>,
@@ -94,99 +94,110 @@ struct Suspects<'a, H> {
     shutdown: &'a CancellationToken,
     /// The ids of those that were taken and are not acknowledged, where they have one.
     unacked: Vec<String>,
+    /// Since when those that were taken are held. Together they are held for one hold limit.
+    held_since: Option<Instant>,
 }
 
 impl<H: Handler> Suspects<'_, H> {
-    /// Takes the next suspects to handle: one that was redelivered, or several that were not. `redelivered`
-    /// keeps one that was taken behind such a group; it is the next.
-    async fn take(&mut self, redelivered: &mut Option<Received>) -> Result<Vec<Received>, End> {
-        if let Some(alone) = redelivered.take() {
-            return Ok(vec![alone]);
-        }
+    /// Takes suspects, in the batches in which they are to be handled: first one that was redelivered, alone,
+    /// then those that were not, together. A redelivered one may be taken behind the others; when it is
+    /// handled, only they are unacknowledged beside it, and a crash is their first redelivery.
+    async fn take(&mut self) -> Result<Vec<Vec<Received>>, End> {
         let settings = &self.shared.settings;
         let (most, most_bytes) =
             (settings.batch_size.min(SUSPECTS_TOGETHER), settings.batch_bytes());
-        let (mut group, mut bytes) = (Vec::new(), 0);
-        while group.is_empty() || (group.len() < most && bytes < most_bytes) {
+        let (mut alone, mut group, mut bytes) = (None, Vec::new(), 0);
+        while alone.is_none() && (group.is_empty() || (group.len() < most && bytes < most_bytes)) {
             let get = self.channel.basic_get(self.queue.into(), BasicGetOptions::default());
             let Some(message) = request("get a suspect", get).await? else { break };
             let tag = message.delivery.delivery_tag;
             let delivery = Delivery::from_amqp(message.delivery, self.shared.clock.now());
             self.unacked.extend(id_of(&delivery));
             bytes += delivery.body.len();
-            let was_redelivered = delivery.delivery_count() > 0;
             let received = Received { tag, delivery };
-            if was_redelivered && !group.is_empty() {
-                *redelivered = Some(received);
-                break;
-            }
-            group.push(received);
-            if was_redelivered {
-                break;
+            if received.delivery.delivery_count() > 0 {
+                alone = Some(received);
+            } else {
+                group.push(received);
             }
         }
-        Ok(group)
+        let batches = [alone.into_iter().collect(), group];
+        Ok(batches.into_iter().filter(|batch: &Vec<_>| !batch.is_empty()).collect())
     }
 
-    /// Handles suspects that [`take`](Self::take) returned, and acknowledges them.
-    async fn handle(&mut self, group: Vec<Received>) -> Result<(), End> {
-        let Some(last) = group.last() else { return Ok(()) };
-        let tag = last.tag;
-        let count = group.len();
-        let recorded = match group.as_slice() {
-            [alone] => id_of(&alone.delivery).filter(|id| self.shared.broker_requeues.contains(id)),
-            _ => None,
+    /// Handles a batch that [`take`](Self::take) returned, and acknowledges it. Returns how many of its
+    /// messages were handled; the others were requeued.
+    async fn handle(&mut self, received: Vec<Received>) -> Result<u64, End> {
+        let count = received.len();
+        let tags: Vec<_> = received.iter().map(|it| it.tag).collect();
+        let ids: Vec<String> = received.iter().filter_map(|it| id_of(&it.delivery)).collect();
+        let is_recorded = match (received.as_slice(), ids.as_slice()) {
+            ([alone], [id]) if alone.delivery.delivery_count() > 0 => {
+                self.shared.broker_requeues.contains(id)
+            }
+            _ => false,
         };
-        let ids: Vec<String> = group.iter().filter_map(|it| id_of(&it.delivery)).collect();
-        let batch = Batch::new(group, Lane::Suspects);
-        let counts = match recorded {
-            Some(_) if self.requeue_as_new_copies(&batch).await => requeued(count),
-            _ => self.settle(batch).await?,
+        let batch = Batch::new(received, Lane::Suspects);
+        let requeued = match is_recorded {
+            true => self.requeue(&batch, &mut None).await,
+            false => None,
+        };
+        let counts = match requeued {
+            Some(counts) => counts,
+            None => self.settle(batch).await?,
         };
         self.shared.observer.settled(&counts);
-        let options = BasicAckOptions { multiple: true };
-        if !acknowledge(self.channel, tag, options).await {
-            self.shared.observer.acks_lost(count);
-            return Err(End::ChannelClosed);
+        // Each by itself: one that was taken later may be acknowledged before.
+        for tag in tags {
+            if !acknowledge(self.channel, tag, BasicAckOptions::default()).await {
+                self.shared.observer.acks_lost(count);
+                return Err(End::ChannelClosed);
+            }
         }
         self.unacked.retain(|id| !ids.contains(id));
         ids.iter().for_each(|id| self.shared.broker_requeues.remove(id));
-        Ok(())
+        Ok(counts.handled())
     }
 
     /// Handles a batch, and holds it while a dependency is unavailable.
-    async fn settle(&self, mut batch: Batch<H::Item>) -> Result<OutcomeCounts, End> {
-        let Self { shared, shutdown, .. } = self;
-        let count = batch.len();
-        let (since, mut backoff) = (Instant::now(), Backoff::new());
+    async fn settle(&mut self, mut batch: Batch<H::Item>) -> Result<OutcomeCounts, End> {
+        let (shared, shutdown) = (self.shared, self.shutdown);
+        let (began, mut backoff) = (Instant::now(), Backoff::new());
         let mut held_for = None;
+        // The new copies that are not confirmed yet, once the hold must end.
+        let mut new_copies = None;
         loop {
             let dependency = match batch.work(shared).await {
                 Ok(finished) => {
                     if let Some(dependency) = held_for {
-                        shared.observer.hold_ended(dependency, since.elapsed());
+                        shared.observer.hold_ended(dependency, began.elapsed());
                         shared.state.send_replace(ConsumerState::Consuming);
                     }
                     return Ok(finished.counts);
                 }
                 Err((held, unavailable)) => {
                     batch = held;
-                    shared.observer.held(&unavailable, count, &shared.settings);
+                    shared.observer.held(&unavailable, batch.len(), &shared.settings);
                     unavailable.dependency
                 }
             };
             held_for = Some(dependency);
+            let since = *self.held_since.get_or_insert(began);
             shared.state.send_replace(ConsumerState::Holding(dependency));
             self.wait_for(dependency, since, &mut backoff).await?;
-            // When RabbitMQ does not confirm the copies either, the suspects are held further.
-            if self.hold_must_end(since) && self.requeue_as_new_copies(&batch).await {
-                let shutdown = shutdown.is_cancelled();
-                shared.observer.suspects_requeued(count, dependency, since.elapsed(), shutdown);
-                shared.state.send_replace(ConsumerState::Consuming);
-                return Ok(requeued(count));
-            }
-            if shutdown.is_cancelled() {
-                return Err(End::Drained);
+            while self.hold_must_end(since) {
+                if let Some(counts) = self.requeue(&batch, &mut new_copies).await {
+                    let (shutdown, held) = (shutdown.is_cancelled(), began.elapsed());
+                    let requeued = batch.len() - usize::try_from(counts.handled()).unwrap_or(0);
+                    shared.observer.suspects_requeued(requeued, dependency, held, shutdown);
+                    shared.state.send_replace(ConsumerState::Consuming);
+                    return Ok(counts);
+                }
+                // RabbitMQ does not confirm the copies either: the suspects are held further.
+                if shutdown.is_cancelled() {
+                    return Err(End::Drained);
+                }
+                self.wait_for(Dependency::RabbitMq, since, &mut backoff).await?;
             }
         }
     }
@@ -218,9 +229,23 @@ impl<H: Handler> Suspects<'_, H> {
         self.shutdown.run_until_cancelled(probe).await.is_some_and(|result| result.is_ok())
     }
 
-    async fn requeue_as_new_copies(&self, batch: &Batch<H::Item>) -> bool {
-        let copies = batch.new_copies(self.queue, self.shared);
-        publish(copies, &self.shared.publisher).await.is_ok()
+    /// Requeues, as new copies, the messages of a batch that have no outcome yet. Returns the outcomes of the
+    /// batch; `None`: RabbitMQ has not confirmed all copies, and `unconfirmed` has the rest.
+    async fn requeue(
+        &self,
+        batch: &Batch<H::Item>,
+        unconfirmed: &mut Option<Vec<Copy>>,
+    ) -> Option<OutcomeCounts> {
+        let all = batch.new_copies(self.queue, self.shared);
+        let requeued = all.len();
+        let copies = unconfirmed.take().unwrap_or(all);
+        if let Err((rest, _)) = publish(copies, &self.shared.publisher).await {
+            *unconfirmed = Some(rest);
+            return None;
+        }
+        let mut counts = batch.settled();
+        (0..requeued).for_each(|_| counts.add(DeliveryOutcome::Requeued));
+        Some(counts)
     }
 }
 

@@ -246,4 +246,6 @@ async fn a_drain_requeues_of_held_suspects_only_those_without_an_outcome() {
     let suspect = bench.take(SUSPECTS).await;
     assert_eq!((suspect.data.as_slice(), suspect.redelivered), (b"refuse".as_slice(), false));
     bench.eventually_ready(SUSPECTS, 0).await;
+    let count = |outcome| bench.metrics.count(Counter::Deliveries { queue: QUEUE, outcome });
+    assert_eq!((count(DeliveryOutcome::Applied), count(DeliveryOutcome::Requeued)), (2, 1));
 }
