@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 /// The first pause: shorter than the restart of a server, long enough to cause little load.
 const FIRST: Duration = Duration::from_millis(50);
 /// The longest pause without jitter, which adds up to the same amount.
-const LONGEST: Duration = Duration::from_secs(LONGEST_PAUSE.as_secs() / 2);
+const LONGEST: Duration = Duration::from_millis(LONGEST_PAUSE.as_secs() * 1000 / 2);
 
 /// An endless sequence of pauses.
 #[derive(Debug)]

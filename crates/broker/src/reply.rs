@@ -45,7 +45,7 @@ impl Replier {
     /// for a queue of the fleet, where it would become a dead letter.
     pub fn reply(&self, reply_to: &str, correlation_id: Option<&str>, body: Vec<u8>) {
         if topology::queues().iter().any(|queue| queue.name == reply_to) {
-            tracing::warn!(reply_to, "reply dropped: reply_to names a queue of the fleet");
+            tracing::debug!(reply_to, "reply dropped: reply_to names a queue of the fleet");
             return;
         }
         let reply = Reply {

@@ -1,6 +1,7 @@
-//! What operators do with dead letters: show, edit a copy, replay, discard, restore, export.
+//! Dead letters: the collector that moves them from the queues into the table `dead_letters`, rerouting, and
+//! what operators do with them: show, edit a copy, replay, discard, restore, export.
 //!
-//! All of it works on the table `dead_letters`; the queues only transport. The received body is never changed:
+//! What operators do works on the table; the queues only transport. The received body is never changed:
 //! an edited copy is stored beside it, and a replay that fails again is a new dead letter. Every change of a
 //! row writes the audit log in the same statement.
 

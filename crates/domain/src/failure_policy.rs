@@ -1,8 +1,9 @@
 //! The failure policy: after how long and how many failures a message is retried, requeued, quarantined or
 //! dead-lettered.
 //!
-//! Every number of it is here. The topology, the consumers, the defaults of settings and the log lines take
-//! them from here, and a test compares the tables of `docs/delivery.md` and the runbooks with them.
+//! The topology, the consumers, the defaults of settings and the log lines take these numbers from here, and a
+//! test compares the tables of `docs/delivery.md` and the runbooks with them. How a consumer paces itself (batches,
+//! prefetch, the turns of suspects) is no part of it.
 
 use std::time::Duration;
 

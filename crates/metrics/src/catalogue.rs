@@ -137,6 +137,9 @@ catalogue! {
         CountedAt { what: Counted } = "verbatim_counted_timestamp_seconds" in "seconds";
         /// The prefetch: how many unacknowledged deliveries the consumer may hold.
         Prefetch { queue: &'static str } = "verbatim_prefetch" in "deliveries";
+        /// When this process last refreshed the statistics, as a Unix time. It does so every
+        /// `VERBATIM_STATISTICS_INTERVAL`, also when nothing is stale.
+        StatisticsRefreshedAt = "verbatim_statistics_refreshed_timestamp_seconds" in "seconds";
         /// 1 while the readiness check passes, else 0; `/readyz` gives the reason. The checks are the servers,
         /// the queues that the process consumes, and `process`: it has started and is not stopping.
         Ready { check: &'static str } = "verbatim_ready" in "0 or 1";

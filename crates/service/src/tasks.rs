@@ -10,6 +10,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use domain::failure_policy::LONGEST_PAUSE;
 use metrics::{Counter, Metrics, TaskEnd};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,9 +18,6 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 /// The pause before the first restart; it doubles with each consecutive failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-
-/// The longest pause: the fleet has to work again within 5 s after the cause of a failure has ended.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// A task that ran this long was healthy: its next failure counts as the first again.
 const STEADY: Duration = Duration::from_secs(60);

@@ -236,6 +236,26 @@ fn every_rule_about_processes_names_every_worker() {
 }
 
 #[test]
+fn commands_for_the_whole_fleet_name_every_worker() {
+    let runbooks = text("docs/operations.md");
+    for step in ["docker compose stop ", "docker compose start "] {
+        let named: Vec<&str> = after_line(&runbooks, step).split_whitespace().collect();
+        assert_eq!(named, workers().collect::<Vec<_>>(), "{step}");
+    }
+    let update = runbooks.split_once("docker compose run --rm setup\n").unwrap().1;
+    let update = update.split_once("```").unwrap().0;
+    for worker in workers() {
+        assert!(update.contains(worker), "the update restarts {worker}:\n{update}");
+    }
+}
+
+/// The rest of the first line that begins with this and names a worker.
+fn after_line<'a>(text: &'a str, beginning: &str) -> &'a str {
+    let lines = text.lines().filter_map(|line| line.strip_prefix(beginning));
+    lines.into_iter().find(|rest| rest.contains("-worker ")).unwrap()
+}
+
+#[test]
 fn the_readme_has_a_row_for_every_worker() {
     let readme = text("README.md");
     for worker in workers() {

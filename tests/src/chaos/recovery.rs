@@ -2,7 +2,8 @@
 //!
 //! The clock starts when a new connection gets a response to a read and a write from each server. A
 //! replica works when `/readyz` returns 200 and it has done work since then: a saver or a migration
-//! worker has settled a delivery without a requeue; a dead-letter worker has counted queues and rows.
+//! worker has settled a delivery without a requeue; a statistics worker has refreshed the
+//! statistics; a dead-letter worker has counted queues and rows.
 
 use std::fmt;
 use std::time::Duration;
@@ -151,8 +152,10 @@ async fn work_done(worker: &Worker, role: Role) -> Result<Vec<f64>, String> {
         Role::Saver | Role::Migration => {
             vec![settled(&[]) - settled(&[("outcome", "requeued")])]
         }
-        // One of two replicas may receive no events for a while; that it is ready must do.
-        Role::Statistics => Vec::new(),
+        // One of two replicas may receive no events for a while, but both look for stale statistics.
+        Role::Statistics => {
+            vec![counts.sum("verbatim_statistics_refreshed_timestamp_seconds", &[])]
+        }
         Role::Collector => vec![counted("queues"), counted("rows")],
     })
 }

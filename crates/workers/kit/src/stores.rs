@@ -14,6 +14,7 @@ use conversation::{RandomSource, record_server};
 use database::{Database, SchemaError};
 use domain::causes::with_causes;
 use domain::failure::{Dependency, FailureClass};
+use domain::failure_policy::LONGEST_PAUSE;
 use hot_store::{Address, Health, HotStore};
 use metrics::{Gauge, Metrics};
 use service::settings::{ServerUrl, StoreSettings};
@@ -22,10 +23,6 @@ use tokio_util::sync::CancellationToken;
 
 /// How often PostgreSQL and RabbitMQ are probed, and Redis while it is unavailable.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-
-/// The longest pause between two attempts to reach a server at start. Jitter at most doubles it: so at most
-/// 2 s.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The three servers, verified. Clones share their connections.
 #[derive(Clone)]
@@ -132,7 +129,7 @@ async fn verify_topology(
 fn pauses() -> ExponentialBuilder {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
-        .with_max_delay(LONGEST_PAUSE)
+        .with_max_delay(LONGEST_PAUSE / 2)
         .with_jitter()
         .without_max_times()
 }

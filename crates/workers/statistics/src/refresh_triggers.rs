@@ -13,6 +13,7 @@ use domain::causes::with_causes;
 use domain::event::Event;
 use domain::failure::{DeadLetterReason, Done, Outcome, Refusal, Unavailable};
 use domain::repeated::RepeatedFailure;
+use metrics::Gauge;
 use service::Service;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
@@ -44,8 +45,10 @@ impl RefreshTriggers {
         interval: Duration,
     ) {
         let triggered = Arc::clone(&self.triggered);
+        let (metrics, clock) = (service.metrics().clone(), service.clock().clone());
         service.supervise("statistics", move |stopping| {
             let (statistics, triggered) = (statistics.clone(), Arc::clone(&triggered));
+            let (metrics, clock) = (metrics.clone(), clock.clone());
             async move {
                 let mut ticks = tokio::time::interval(interval);
                 ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -60,6 +63,10 @@ impl RefreshTriggers {
                         () = stopping.cancelled() => break,
                     };
                     let refreshed = refresh(&statistics, days, &stopping).await;
+                    if refreshed.is_ok() {
+                        let now = Duration::from_micros(clock.now().micros().unsigned_abs());
+                        metrics.set(Gauge::StatisticsRefreshedAt, now.as_secs_f64());
+                    }
                     let now = Instant::now();
                     if refreshed.is_ok()
                         && let Some(failed_for) = failure.succeeded(now)
