@@ -8,7 +8,7 @@
 //! | redelivery count in the suspect queue | handled |
 //! |---|---|
 //! | 0 | together with others of count 0 |
-//! | 1 or more | alone, while at most suspects of count 0 are unacknowledged: only a message at fault gets more redeliveries |
+//! | 1 or more | alone; beside it only suspects of count 0 may be unacknowledged. So only a message at fault gets more redeliveries |
 //! | too many | not: it is dead-lettered |
 //!
 //! Only a crash of the process may add to a suspect's count:
@@ -17,7 +17,7 @@
 //! |---|---|
 //! | a dependency is unavailable | held like a batch |
 //! | the hold reaches `hold_limit`, or a shutdown | requeued as new copies, whose counts start at 0 |
-//! | RabbitMQ requeued them (a lost connection) while this process lived | at its next delivery each is requeued as a new copy |
+//! | RabbitMQ requeued them (a lost connection) while this process lived | each is requeued as a new copy at its next delivery |
 
 use std::time::Duration;
 
@@ -185,7 +185,7 @@ impl<H: Handler> Suspects<'_, H> {
             let since = *self.held_since.get_or_insert(began);
             shared.state.send_replace(ConsumerState::Holding(dependency));
             self.wait_for(dependency, since, &mut backoff).await?;
-            while self.hold_must_end(since) {
+            if self.hold_must_end(since) {
                 if let Some(counts) = self.requeue(&batch, &mut new_copies).await {
                     let (shutdown, held) = (shutdown.is_cancelled(), began.elapsed());
                     let requeued = batch.len() - usize::try_from(counts.handled()).unwrap_or(0);
@@ -193,11 +193,11 @@ impl<H: Handler> Suspects<'_, H> {
                     shared.state.send_replace(ConsumerState::Consuming);
                     return Ok(counts);
                 }
-                // RabbitMQ does not confirm the copies either: the suspects are held further.
+                // RabbitMQ does not confirm the copies either: the suspects are held further, and handled if
+                // their dependency is available again.
                 if shutdown.is_cancelled() {
                     return Err(End::Drained);
                 }
-                self.wait_for(Dependency::RabbitMq, since, &mut backoff).await?;
             }
         }
     }

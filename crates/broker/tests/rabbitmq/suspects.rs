@@ -7,7 +7,7 @@ use broker::topology::WorkQueue;
 use broker::{Endpoints, Settings, Source};
 use domain::failure::Dependency;
 use lapin::options::{BasicGetOptions, BasicNackOptions};
-use metrics::{Counter, DeliveryOutcome};
+use metrics::{Counter, DeliveryOutcome, PublishOutcome};
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
 
@@ -213,6 +213,27 @@ async fn suspects_held_for_the_hold_limit_are_requeued_with_count_0() {
     running.drain().await;
     assert!(script.handled().iter().all(|it| !it.redelivered), "{:?}", script.handled());
     bench.eventually_ready(DLQ, 0).await;
+}
+
+#[tokio::test]
+async fn a_suspect_that_cannot_be_requeued_after_the_hold_limit_is_handled_once_its_dependency_is_back()
+ {
+    let bench = Bench::new().await;
+    let script = unavailable_with_successful_probe();
+    bench.publish(SUSPECTS, ["ok"]).await;
+    let settings = Settings { hold_limit: Duration::from_millis(200), ..settings() };
+    let running = bench.run(SOURCE, &script, settings);
+    script.was_called(1).await;
+    // New copies are unroutable from here on.
+    bench.raw.queue_delete(SUSPECTS.into(), Default::default()).await.unwrap();
+    let unroutable = Counter::Publishes { outcome: PublishOutcome::Unroutable };
+    eventually("a copy that is not accepted", LIMIT, async || {
+        if bench.metrics.count(unroutable) > 0 { Ok(()) } else { Err("none yet".to_owned()) }
+    })
+    .await;
+    script.dependency_unavailable(false);
+    script.has_handled(1).await;
+    running.drain().await;
 }
 
 #[tokio::test]
