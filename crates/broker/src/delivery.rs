@@ -14,7 +14,7 @@ use domain::failure::{DeadLetterReason, Refusal};
 use domain::time::Timestamp;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::fleet_headers::{self, DeadLetterInfo, FleetHeaders, Origin};
 use crate::topology::RetryQueue;
@@ -60,61 +60,48 @@ pub(crate) const TRACESTATE: &str = "tracestate";
 
 /// The longest `traceparent` that is copied, in bytes. Version 00 has 55 (W3C Trace Context,
 /// 3.2.2); later versions may append to it.
-pub(crate) const MAX_TRACEPARENT_BYTES: usize = 128;
+const MAX_TRACEPARENT_BYTES: usize = 128;
 /// The longest `tracestate` that is copied, in bytes: the least that W3C Trace Context (3.3.1.5) wants
 /// propagated. A longer one is dropped, because nothing here needs it, and a copy whose headers do not
 /// fit into a frame could not be published.
-pub(crate) const MAX_TRACESTATE_BYTES: usize = 512;
+const MAX_TRACESTATE_BYTES: usize = 512;
 
 impl Delivery {
-    /// A first delivery, as after an agent's publish to [`ACTIONS`](crate::topology::ACTIONS). A property
-    /// that is too long for AMQP is left out.
+    /// A delivery from what was stored of it: body, [properties](Self::properties) and
+    /// [headers](Self::headers). Envelope, fleet headers, trace and reason are those of the delivery that was
+    /// stored; a property that is no text or longer than 255 bytes, AMQP's limit, is left out.
     #[must_use]
-    pub fn published(
-        action_type: &str,
-        envelope: Envelope<'_>,
+    pub fn from_stored(
         body: Vec<u8>,
+        properties: &Value,
+        headers: &Value,
         received_at: Timestamp,
     ) -> Self {
-        let Envelope { message_id, timestamp, correlation_id, reply_to, user_id, resolved } =
-            envelope;
-        let fleet_headers = resolved.map(|resolved| FleetHeaders {
-            resolved: Some(resolved.clone()),
-            ..FleetHeaders::default()
-        });
-        let short = |text: Option<&str>| ShortString::try_new(text?).ok();
-        let mut properties = BasicProperties::default();
-        if let Some(id) = short(message_id) {
-            properties = properties.with_message_id(id);
+        let text = |name: &str| ShortString::try_new(properties.get(name)?.as_str()?).ok();
+        let mut amqp = BasicProperties::default();
+        if let Some(content_type) = text("content_type") {
+            amqp = amqp.with_content_type(content_type);
         }
-        if let Some(seconds) = timestamp {
-            properties = properties.with_timestamp(seconds);
+        if let Some(id) = text("message_id") {
+            amqp = amqp.with_message_id(id);
         }
-        if let Some(id) = short(correlation_id) {
-            properties = properties.with_correlation_id(id);
+        if let Some(seconds) = properties.get("timestamp").and_then(Value::as_u64) {
+            amqp = amqp.with_timestamp(seconds);
         }
-        if let Some(queue) = short(reply_to) {
-            properties = properties.with_reply_to(queue);
+        if let Some(id) = text("correlation_id") {
+            amqp = amqp.with_correlation_id(id);
         }
-        if let Some(id) = short(user_id) {
-            properties = properties.with_user_id(id);
+        if let Some(queue) = text("reply_to") {
+            amqp = amqp.with_reply_to(queue);
         }
-        Self {
-            body,
-            received_at,
-            redelivered: false,
-            exchange: crate::topology::ACTIONS.into(),
-            routing_key: short(Some(action_type)).unwrap_or_default(),
-            properties,
-            fleet_headers: fleet_headers.map(Box::new),
+        if let Some(id) = text("user_id") {
+            amqp = amqp.with_user_id(id);
         }
-    }
-
-    /// The same delivery with these fleet headers.
-    #[must_use]
-    pub fn with_fleet_headers(mut self, fleet_headers: FleetHeaders) -> Self {
-        self.fleet_headers = Some(Box::new(fleet_headers));
-        self
+        if let Some(headers) = headers.as_object() {
+            amqp = amqp.with_headers(wire::to_table(headers));
+        }
+        let (exchange, routing_key) = (text("exchange").unwrap_or_default(), "".into());
+        Self::new(body, received_at, false, exchange, routing_key, amqp)
     }
 
     /// Its fleet headers: attempt, history, replays, dead-letter info. The default if it has none that
@@ -208,6 +195,26 @@ impl Delivery {
         Some(Cow::Owned(DeadLetterInfo { queue, refusal: Refusal::new(reason, detail) }))
     }
 
+    /// Its AMQP properties as JSON, for storing and displaying. `exchange` is there only if it did not arrive
+    /// by the default exchange, which is how messages get into dead-letter queues: our headers are not trusted
+    /// then, now and when it is read back.
+    #[must_use]
+    pub fn properties(&self) -> Value {
+        let envelope = self.envelope();
+        let mut properties = json!({
+            "content_type": self.content_type(),
+            "message_id": envelope.message_id,
+            "timestamp": envelope.timestamp,
+            "correlation_id": envelope.correlation_id,
+            "reply_to": envelope.reply_to,
+            "user_id": envelope.user_id,
+        });
+        if !self.exchange.as_str().is_empty() {
+            properties["exchange"] = self.exchange.as_str().into();
+        }
+        properties
+    }
+
     /// All headers as JSON, for storing and displaying.
     #[must_use]
     pub fn headers(&self) -> Map<String, Value> {
@@ -225,6 +232,17 @@ impl Delivery {
         } = delivery;
         // lapin appends the frames of a large body to a buffer that doubles its capacity.
         body.shrink_to_fit();
+        Self::new(body, received_at, redelivered, exchange, routing_key, properties)
+    }
+
+    fn new(
+        body: Vec<u8>,
+        received_at: Timestamp,
+        redelivered: bool,
+        exchange: ShortString,
+        routing_key: ShortString,
+        properties: BasicProperties,
+    ) -> Self {
         let headers = properties.headers().as_ref();
         let fleet_headers =
             headers.and_then(|headers| trusted_fleet_headers(exchange.as_str(), headers));
@@ -266,7 +284,7 @@ fn fleet_only(exchange: &str) -> bool {
 /// Whether an `x-death` entry is of a message that the fleet published. Messages of the fleet expire only
 /// in retry queues. If an agent publishes a forged entry for its queue and `expired`, RabbitMQ 3
 /// increments that entry and keeps its forged exchange.
-pub(crate) fn is_fleet_death(exchange: &str, queue: &str, reason: &str) -> bool {
+fn is_fleet_death(exchange: &str, queue: &str, reason: &str) -> bool {
     fleet_only(exchange) && (reason != "expired" || is_retry_queue(queue))
 }
 
@@ -423,6 +441,36 @@ mod tests {
             assert_eq!((origin.exchange.as_str(), origin.routing_key.as_str()), (exchange, key));
         }
         assert_eq!(received("", key, headers).origin().routing_key, "state.clear");
+    }
+
+    #[test]
+    fn a_stored_delivery_is_read_back_as_it_was() {
+        let retry = RetryQueue::Second.name();
+        for (exchange, death) in [
+            ("", died_in(retry, "expired", retry, "conversation.save_message")),
+            ("", died_in("conversation.save_message", "delivery_limit", "domain.actions", "k")),
+            // Somebody bound the dead-letter queue to the exchange of the agents.
+            ("domain.actions", died_in(retry, "expired", retry, "conversation.save_message")),
+        ] {
+            let mut headers = forged();
+            headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![death])));
+            headers.insert("nested".into(), AMQPValue::FieldTable(forged()));
+            headers.insert(TRACEPARENT.into(), AMQPValue::LongString("00-trace".into()));
+            let mut sent = received(exchange, "conversation.save_message.dlq", headers);
+            sent.properties = sent
+                .properties
+                .with_message_id("m".into())
+                .with_timestamp(1_700_000_000)
+                .with_content_type("application/json".into());
+            let (properties, headers) = (sent.properties(), Value::Object(sent.headers()));
+            let read =
+                Delivery::from_stored(sent.body.clone(), &properties, &headers, sent.received_at);
+            assert_eq!(read.fleet_headers(), sent.fleet_headers(), "{exchange}");
+            assert_eq!(read.envelope(), sent.envelope());
+            assert_eq!(read.dead_letter_info(), sent.dead_letter_info());
+            assert_eq!(read.traceparent(), sent.traceparent());
+            assert_eq!((read.properties(), Value::Object(read.headers())), (properties, headers));
+        }
     }
 
     #[test]

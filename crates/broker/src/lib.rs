@@ -13,7 +13,6 @@
 mod backoff;
 mod connection;
 mod consumer;
-mod dead_letter;
 mod decoder;
 mod delivery;
 pub mod fleet_headers;
@@ -28,7 +27,6 @@ mod wire;
 
 pub use connection::{Endpoints, Error, InvalidAddress};
 pub use consumer::{Consumer, ConsumerState, Settings, Source};
-pub use dead_letter::StoredDeadLetter;
 pub use decoder::Decoder;
 pub use delivery::{Death, Delivery};
 pub use handler::Handler;

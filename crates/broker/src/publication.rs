@@ -114,6 +114,13 @@ impl Publication {
         self
     }
 
+    /// As the replay of a dead letter: identity and origin stay; attempts, history and the reason are reset.
+    #[must_use]
+    pub fn replaying(mut self, dead_letter: Uuid) -> Self {
+        self.fleet_headers = self.fleet_headers.replayed(dead_letter);
+        self
+    }
+
     /// With one more failed attempt in its history.
     #[must_use]
     pub fn with_failed_attempt(mut self, error: &str, at: Timestamp) -> Self {
@@ -246,16 +253,17 @@ fn new_message_id() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::envelope::Envelope;
+    use crate::fleet_headers::Origin;
     use domain::failure::DeadLetterReason;
+    use serde_json::json;
 
     fn at(micros: i64) -> Timestamp {
         Timestamp::from_micros(micros).unwrap()
     }
 
     fn delivery() -> Delivery {
-        let envelope = Envelope { user_id: Some("agent"), ..Envelope::default() };
-        Delivery::published("conversation.save_message", envelope, b"{}".to_vec(), at(0))
+        let properties = json!({"user_id": "agent", "exchange": "domain.actions"});
+        Delivery::from_stored(b"{}".to_vec(), &properties, &json!({}), at(0))
     }
 
     /// The delivery that a publication causes.
@@ -311,6 +319,50 @@ mod tests {
             ("conversation.save_message", refusal)
         );
         assert_eq!(dead_letter.fleet_headers().history.first_failed_at, Some(at(7)));
+    }
+
+    #[test]
+    fn a_replay_carries_no_foreign_header_but_the_trace() {
+        let headers = json!({
+            "x-death": [{"queue": "q", "exchange": "domain.actions", "reason": "delivery_limit",
+                         "routing-keys": ["conversation.save_message"]}],
+            "x-first-death-queue": "q", "x-delivery-count": 100, "CC": ["elsewhere"],
+            "x-verbatim-id": "forged", "x-verbatim-user": "forged", "x-verbatim-replays": 9,
+            "traceparent": "00-trace", "tracestate": "x".repeat(600),
+        });
+        let properties = json!({"message_id": "m-1", "expiration": "1", "user_id": "agent",
+                                "timestamp": 1_700_000_000, "reply_to": null});
+        let dead_letter = Delivery::from_stored(b"{}".to_vec(), &properties, &headers, at(0));
+        let replay = Publication::copy(&dead_letter, "conversation.save_message");
+        let replay = replay.replaying(Uuid::from_u128(7));
+        assert_eq!((replay.exchange.as_str(), replay.message_id.as_str()), ("", "m-1"));
+        assert_eq!(replay.timestamp, Some(1_700_000_000));
+        assert_eq!(replay.traceparent.as_deref(), Some("00-trace"));
+        assert_eq!(replay.tracestate, None);
+        let fleet_headers = FleetHeaders {
+            origin: Some(Origin {
+                exchange: "domain.actions".to_owned(),
+                routing_key: "conversation.save_message".to_owned(),
+            }),
+            validated_user: Some("agent".to_owned()),
+            replay_count: 1,
+            replay_of: Some(Uuid::from_u128(7)),
+            ..FleetHeaders::default()
+        };
+        assert_eq!(replay.fleet_headers, fleet_headers);
+    }
+
+    #[test]
+    fn a_replay_keeps_the_fleet_headers_of_a_dead_letter_that_was_retried() {
+        let headers = json!({
+            "x-death": [{"queue": "domain.retry.1000", "exchange": "domain.retry.1000", "reason": "expired"}],
+            "x-verbatim-replays": 1, "x-verbatim-attempt": 4, "x-verbatim-reasons": ["broken"],
+        });
+        let dead_letter = Delivery::from_stored(b"{}".to_vec(), &json!({}), &headers, at(0));
+        let replay = Publication::copy(&dead_letter, "q").replaying(Uuid::from_u128(7));
+        assert_eq!((replay.fleet_headers.replay_count, replay.fleet_headers.attempt), (2, 1));
+        assert!(replay.fleet_headers.history.reasons.is_empty());
+        assert!(replay.fleet_headers.anonymous && !replay.message_id.is_empty());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Conversion between AMQP field tables and JSON, for reading, storing and writing headers.
 //!
-//! Every AMQP type can be read. Only the types of our own headers are written: texts, numbers, booleans and
-//! lists.
+//! Every AMQP type can be read. What was read is written again in the types that JSON has: texts, numbers,
+//! booleans, lists, tables and null.
 
 use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 use serde_json::{Map, Value};
@@ -14,13 +14,12 @@ pub(crate) fn to_json(table: &FieldTable) -> Map<String, Value> {
     table.into_iter().map(|(name, value)| (name.to_string(), value_to_json(value))).collect()
 }
 
-/// JSON as a table. Null, nested objects and names longer than 255 bytes (AMQP's limit) are left out; our
-/// headers contain none of them.
+/// JSON as a table. Names longer than 255 bytes, AMQP's limit, are left out; our headers have none of them.
 pub(crate) fn to_table(headers: &Map<String, Value>) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in headers {
-        if let (Ok(name), Some(value)) = (ShortString::try_new(name), value_to_amqp(value)) {
-            table.insert(name, value);
+        if let Ok(name) = ShortString::try_new(name) {
+            table.insert(name, value_to_amqp(value));
         }
     }
     table
@@ -35,8 +34,7 @@ pub(crate) fn text(table: &FieldTable, name: &str) -> Option<String> {
     }
 }
 
-/// The encoded size of a table in bytes (AMQP 0-9-1, 4.2.5.5). Values of types that our own headers do not
-/// have count as 0.
+/// The encoded size of a table from [`to_table`], in bytes (AMQP 0-9-1, 4.2.5.5).
 pub(crate) fn encoded_bytes(table: &FieldTable) -> usize {
     let fields =
         table.into_iter().map(|(name, value)| 1 + name.as_str().len() + value_bytes(value));
@@ -57,6 +55,8 @@ fn value_bytes(value: &AMQPValue) -> usize {
         AMQPValue::FieldArray(values) => {
             LENGTH_BYTES + values.as_slice().iter().map(value_bytes).sum::<usize>()
         }
+        AMQPValue::FieldTable(table) => encoded_bytes(table),
+        // Void, and types that `to_table` does not write.
         _ => 0,
     }
 }
@@ -84,19 +84,20 @@ fn value_to_json(value: &AMQPValue) -> Value {
     }
 }
 
-fn value_to_amqp(value: &Value) -> Option<AMQPValue> {
+fn value_to_amqp(value: &Value) -> AMQPValue {
     match value {
-        Value::Bool(value) => Some(AMQPValue::Boolean(*value)),
-        Value::Number(number) => Some(match number.as_i64() {
+        Value::Null => AMQPValue::Void,
+        Value::Bool(value) => AMQPValue::Boolean(*value),
+        Value::Number(number) => match number.as_i64() {
             Some(number) => AMQPValue::LongLongInt(number),
-            None => AMQPValue::Double(number.as_f64()?),
-        }),
-        Value::String(text) => Some(AMQPValue::LongString(text.as_str().into())),
+            None => AMQPValue::Double(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Value::String(text) => AMQPValue::LongString(text.as_str().into()),
         Value::Array(values) => {
-            let values: Vec<AMQPValue> = values.iter().filter_map(value_to_amqp).collect();
-            Some(AMQPValue::FieldArray(FieldArray::from(values)))
+            let values: Vec<AMQPValue> = values.iter().map(value_to_amqp).collect();
+            AMQPValue::FieldArray(FieldArray::from(values))
         }
-        Value::Null | Value::Object(_) => None,
+        Value::Object(fields) => AMQPValue::FieldTable(to_table(fields)),
     }
 }
 
@@ -106,8 +107,10 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn the_types_of_our_headers_are_read_back_as_written() {
-        let Value::Object(headers) = json!({"text": "ä", "number": -7, "list": ["a", "b"]}) else {
+    fn what_json_has_is_read_back_as_written() {
+        let Value::Object(headers) = json!({
+            "text": "ä", "number": -7, "part": 0.5, "list": ["a", {"deep": [null, true]}], "table": {"a": {}},
+        }) else {
             unreachable!()
         };
         assert_eq!(to_json(&to_table(&headers)), headers);

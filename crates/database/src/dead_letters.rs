@@ -1,7 +1,7 @@
 //! Dead letters: stored with body, headers, reason and times, so that operators can inspect, edit and
 //! replay them. The dead-letter queues only transport them here.
 //!
-//! `record` has the types, `reading` the queries that only read. `store` is used by the dead-letter collector.
+//! `record` has the record and its views, `reading` the queries that only read. `store` is used by the dead-letter collector.
 //! `decisions` and `replays` are used by operators; their statements also write the audit log.
 
 mod decisions;
@@ -14,8 +14,8 @@ mod store;
 pub use decisions::Decision;
 pub(crate) use reading::LISTED;
 pub use record::{
-    DeadLetter, DeadLetterGroup, DeadLetterRow, DeadLetterStatus, ListedDeadLetter,
-    OpenDeadLetters, UnknownStatus,
+    CollectedDeadLetter, DeadLetter, DeadLetterDetail, DeadLetterEdit, DeadLetterGroup,
+    DeadLetterState, DeadLetterStatus, DeadLetterSummary, FailedMessage, OpenDeadLetters,
 };
 pub use replays::{ContentFingerprint, FailedAgain, ReplayOutcome};
 pub use selection::{

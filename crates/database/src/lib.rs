@@ -33,9 +33,10 @@ pub use close::{Claim, ClaimCriteria, CloseCause, Closed, Uncounted, UncountedPa
 pub use connect::{Database, Settings};
 pub use conversations::{ConversationFilter, ConversationRow};
 pub use dead_letters::{
-    ContentFingerprint, DeadLetter, DeadLetterCursor, DeadLetterFilter, DeadLetterGroup,
-    DeadLetterPage, DeadLetterRow, DeadLetterStatus, Decision, FailedAgain, ListedDeadLetter,
-    OpenDeadLetters, ReplayOutcome, ReplayedBefore, Selection, UnknownStatus,
+    CollectedDeadLetter, ContentFingerprint, DeadLetter, DeadLetterCursor, DeadLetterDetail,
+    DeadLetterEdit, DeadLetterFilter, DeadLetterGroup, DeadLetterPage, DeadLetterState,
+    DeadLetterStatus, DeadLetterSummary, Decision, FailedAgain, FailedMessage, OpenDeadLetters,
+    ReplayOutcome, ReplayedBefore, Selection,
 };
 pub use epoch::{ConversationNumbers, EpochChange, Numbers};
 pub use error::{Error, Result, SchemaError};

@@ -10,7 +10,7 @@ use domain::ids::{ConversationKey, TenantId};
 use sqlx::{AssertSqlSafe, FromRow};
 use uuid::Uuid;
 
-use crate::dead_letters::{LISTED, ListedDeadLetter};
+use crate::dead_letters::{DeadLetterSummary, LISTED};
 use crate::{AuditEntry, Database, Result};
 
 /// A conversation's status and the times of its changes.
@@ -223,7 +223,7 @@ impl Database {
         id: &str,
         tenant: Option<&TenantId>,
         limit: u32,
-    ) -> Result<Vec<ListedDeadLetter>> {
+    ) -> Result<Vec<DeadLetterSummary>> {
         self.within(async |connection| {
             Ok(sqlx::query_as(AssertSqlSafe(format!(
                 "SELECT {LISTED} FROM (

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use database::{
-    Actor, Database, DeadLetter, DeadLetterCursor, DeadLetterStatus, Decision, ReplayOutcome,
-    Selection, Settings,
+    Actor, CollectedDeadLetter, Database, DeadLetter, DeadLetterCursor, DeadLetterStatus, Decision,
+    FailedMessage, ReplayOutcome, Selection, Settings,
 };
 use domain::failure::DeadLetterReason;
 use domain::time::Timestamp;
@@ -30,12 +30,12 @@ async fn migrated() -> (TestEnv, Database) {
     (env, database)
 }
 
-fn dead_letter(n: u128) -> DeadLetter {
+fn dead_letter(n: u128) -> CollectedDeadLetter {
     let at = Timestamp::parse("2026-11-20T10:00:00Z").unwrap();
-    DeadLetter {
+    let dead_letter = DeadLetter {
         id: Uuid::from_u128(n),
         queue: "conversation.save_message".to_owned(),
-        reason: DeadLetterReason::Schema,
+        reason: DeadLetterReason::Schema.to_string(),
         field: Some("role".to_owned()),
         error: "`role` must be a role".to_owned(),
         tenant_id: Some("acme".to_owned()),
@@ -45,15 +45,18 @@ fn dead_letter(n: u128) -> DeadLetter {
         action_type: None,
         routing_key: "conversation.save_message".to_owned(),
         exchange: "domain.actions".to_owned(),
-        body: b"{\"role\":\"bot\"}".to_vec(),
-        properties: json!({"message_id": "m"}),
-        headers: json!({"b": 1, "a": "\u{0}"}),
         attempts: 1,
         replay_count: 0,
         replay_of: None,
-        first_failed_at: at,
-        last_failed_at: at,
-    }
+        first_failed_at: at.into(),
+        last_failed_at: at.into(),
+    };
+    let message = FailedMessage {
+        body: b"{\"role\":\"bot\"}".to_vec(),
+        properties: json!({"message_id": "m"}),
+        headers: json!({"b": 1, "a": "\u{0}"}),
+    };
+    CollectedDeadLetter { dead_letter, message }
 }
 
 fn actor() -> Actor {
@@ -78,14 +81,14 @@ async fn a_dead_letter_that_arrives_again_counts_as_a_copy_within_a_batch_and_ac
     // More than one statement inserts, unordered, and some of them twice.
     let mut dead_letters: Vec<_> = (0..600).rev().map(dead_letter).collect();
     dead_letters.extend((0..10).map(dead_letter));
-    dead_letters[0].body = vec![0xff; 3 << 20];
+    dead_letters[0].message.body = vec![0xff; 3 << 20];
     database.store_dead_letters(&dead_letters).await.unwrap();
     database.store_dead_letters(&[&dead_letters[0], &dead_letters[1]]).await.unwrap();
     let counts =
         "SELECT concat_ws('|', count(*), sum(copies), max(octet_length(body))) FROM dead_letters";
     assert_eq!(env.psql(counts).await.unwrap(), "600|612|3145728");
     let stored = database.dead_letter(Uuid::from_u128(5)).await.unwrap().unwrap();
-    assert_eq!((stored.headers, stored.copies), (dead_letter(5).headers, 2));
+    assert_eq!((stored.message, stored.state.copies), (dead_letter(5).message, 2));
 }
 
 #[tokio::test]
@@ -97,7 +100,7 @@ async fn a_dead_letter_taken_by_one_run_is_not_taken_by_another_until_the_lease_
     assert_eq!(taken.dead_letters.len(), 1);
     let left = database.take_dead_letters(&cursor, &other, LEASE, 10).await.unwrap();
     assert_eq!(left.dead_letters.len(), 1);
-    assert_ne!(left.dead_letters[0].id, taken.dead_letters[0].id);
+    assert_ne!(left.dead_letters[0].dead_letter.id, taken.dead_letters[0].dead_letter.id);
     // No decision or edit applies to it during the lease.
     let discard = Decision::Discard { why: "no" };
     let open = [DeadLetterStatus::Open];
@@ -112,7 +115,7 @@ async fn a_dead_letter_taken_by_one_run_is_not_taken_by_another_until_the_lease_
     let late = database.take_dead_letters(&cursor, &other, LEASE, 10).await.unwrap();
     assert_eq!(late.dead_letters.len(), 2);
     // The first run records an outcome after its lease ended: the dead letters belong to the other run.
-    let lost = sent(taken.dead_letters[0].id.as_u128(), None);
+    let lost = sent(taken.dead_letters[0].dead_letter.id.as_u128(), None);
     assert_eq!(database.note_replayed(&[lost], &one).await.unwrap(), 0);
     let noted = [sent(1, None), sent(2, Some("no queue"))];
     assert_eq!(database.note_replayed(&noted, &other).await.unwrap(), 2);
@@ -140,11 +143,11 @@ async fn a_cursor_reads_each_dead_letter_stored_before_it_once() {
     let (mut read, mut rest) = (Vec::new(), Some(start));
     while let Some(cursor) = rest {
         let page = database.next_dead_letters(&cursor, &[], 10).await.unwrap();
-        read.extend(page.dead_letters.iter().map(|dead_letter| dead_letter.id));
+        read.extend(page.dead_letters.iter().map(|it| it.dead_letter.id));
         rest = page.rest;
     }
     read.sort_unstable();
-    assert_eq!(read, dead_letters.iter().map(|dead_letter| dead_letter.id).collect::<Vec<_>>());
+    assert_eq!(read, dead_letters.iter().map(|it| it.dead_letter.id).collect::<Vec<_>>());
 }
 
 #[tokio::test]
@@ -154,7 +157,7 @@ async fn a_dead_letter_that_fails_after_a_decision_is_opened_again_and_an_earlie
     database.store_dead_letters(&[dead_letter(1), dead_letter(2), dead_letter(3)]).await.unwrap();
     let (actor, start) = (actor(), cursor(&database).await);
     let taken = database.take_dead_letters(&start, &actor, LEASE, 1).await.unwrap();
-    let replayed = sent(taken.dead_letters[0].id.as_u128(), None);
+    let replayed = sent(taken.dead_letters[0].dead_letter.id.as_u128(), None);
     assert_eq!(database.note_replayed(&[replayed], &actor).await.unwrap(), 1);
     let (open, discard) = ([DeadLetterStatus::Open], Decision::Discard { why: "no" });
     database.decide_dead_letters(&start, &open, discard, &actor, 1).await.unwrap();
@@ -170,7 +173,11 @@ async fn a_dead_letter_that_fails_after_a_decision_is_opened_again_and_an_earlie
     let now =
         r#"SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#;
     let now = Timestamp::parse(&env.psql(now).await.unwrap()).unwrap();
-    let again = |n| DeadLetter { last_failed_at: now, ..dead_letter(n) };
+    let again = |n| {
+        let mut again = dead_letter(n);
+        again.dead_letter.last_failed_at = now.into();
+        again
+    };
     database.store_dead_letters(&[again(1), again(2), again(3), dead_letter(2)]).await.unwrap();
     assert_eq!(env.psql(states).await.unwrap(), "open 3, open 4, open 3");
     // A cursor that was created before leaves out dead letters that were opened again since.
@@ -184,8 +191,9 @@ async fn a_dead_letter_that_fails_after_a_decision_is_opened_again_and_an_earlie
 #[tokio::test]
 async fn a_dead_letter_that_fails_again_is_reported_to_the_run_that_replayed_it() {
     let (_env, database) = migrated().await;
-    let failed_copy =
-        DeadLetter { replay_of: Some(dead_letter(1).id), replay_count: 1, ..dead_letter(2) };
+    let mut failed_copy = dead_letter(2);
+    failed_copy.dead_letter.replay_of = Some(dead_letter(1).dead_letter.id);
+    failed_copy.dead_letter.replay_count = 1;
     database.store_dead_letters(&[dead_letter(1), failed_copy.clone()]).await.unwrap();
     let (actor, cursor) = (actor(), cursor(&database).await);
     let _taken = database.take_dead_letters(&cursor, &actor, LEASE, 1).await.unwrap();
@@ -194,7 +202,7 @@ async fn a_dead_letter_that_fails_again_is_reported_to_the_run_that_replayed_it(
     database.store_dead_letters(&[failed_copy]).await.unwrap();
     let failed_again = database.failed_again_in(actor.run, &cursor).await.unwrap();
     let failed_again: Vec<_> = failed_again.iter().map(|it| (it.id, it.replay_of)).collect();
-    assert_eq!(failed_again, [(dead_letter(2).id, dead_letter(1).id)]);
+    assert_eq!(failed_again, [(Uuid::from_u128(2), Uuid::from_u128(1))]);
 }
 
 #[tokio::test]
@@ -216,7 +224,11 @@ async fn a_run_that_published_the_body_before_an_edit_does_not_mark_the_edited_d
 #[tokio::test]
 async fn large_dead_letters_are_read_in_small_pages_and_all_of_them() {
     let (_env, database) = migrated().await;
-    let large = |n| DeadLetter { body: vec![b'x'; 9 << 20], ..dead_letter(n) };
+    let large = |n| {
+        let mut large = dead_letter(n);
+        large.message.body = vec![b'x'; 9 << 20];
+        large
+    };
     database.store_dead_letters(&[large(1), large(2), large(3)]).await.unwrap();
     let (actor, start) = (actor(), cursor(&database).await);
     let (mut read, mut rest) = (Vec::new(), Some(start.clone()));

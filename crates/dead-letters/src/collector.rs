@@ -12,14 +12,13 @@ use std::sync::Arc;
 use broker::topology::WorkQueue;
 use broker::{Decoder, Delivery, Handler, Publication, Publisher};
 use conversation::retry_transient;
-use database::{Database, DeadLetter};
+use database::{CollectedDeadLetter, Database};
 use domain::causes::with_causes;
 use domain::envelope::Resolved;
 use domain::event::{DeadLettered, Event};
 use domain::failure::{
     DeadLetterReason, Dependency, Done, FailureClass, Outcome, Refusal, Unavailable,
 };
-use domain::ids::{ConversationId, TenantId};
 use metrics::{Counter, Metrics, RerouteCause};
 
 use crate::record::read_dead_letter;
@@ -45,7 +44,8 @@ pub enum Item {
 
 /// A dead letter, and which steps have succeeded.
 pub struct Collected {
-    row: DeadLetter,
+    record: CollectedDeadLetter,
+    event: DeadLettered,
     stored: Once,
     announced: Once,
 }
@@ -62,9 +62,9 @@ impl Handler for DeadLetterCollector {
             let resolved = self.decoder.decode(delivery).ok().and_then(|it| it.resolved());
             return Ok(Item::Expired(Rerouted::new(delivery, self.queue.name(), resolved)));
         }
-        let row = read_dead_letter(self.queue, delivery);
+        let (record, event) = read_dead_letter(self.queue, delivery);
         let (stored, announced) = (Once::default(), Once::default());
-        Ok(Item::DeadLetter(Box::new(Collected { row, stored, announced })))
+        Ok(Item::DeadLetter(Box::new(Collected { record, event, stored, announced })))
     }
 
     fn resolved(&self, item: &Item) -> Option<Resolved> {
@@ -129,8 +129,8 @@ impl DeadLetterCollector {
     async fn store(&self, dead_letters: &[&Collected]) -> Result<Vec<String>, Unavailable> {
         let new: Vec<&Collected> =
             dead_letters.iter().copied().filter(|it| !it.stored.is_done()).collect();
-        let rows: Vec<_> = new.iter().map(|it| &it.row).collect();
-        match retry_transient(&self.metrics, || self.database.store_dead_letters(&rows)).await {
+        let records: Vec<_> = new.iter().map(|it| &it.record).collect();
+        match retry_transient(&self.metrics, || self.database.store_dead_letters(&records)).await {
             Ok(()) => {
                 new.iter().for_each(|it| self.mark_stored(it));
                 return Ok(Vec::new());
@@ -139,8 +139,8 @@ impl DeadLetterCollector {
             Err(_) => {}
         }
         let mut faults = Vec::new();
-        for (dead_letter, row) in new.iter().zip(rows) {
-            let alone = [row];
+        for dead_letter in new {
+            let alone = [&dead_letter.record];
             match retry_transient(&self.metrics, || self.database.store_dead_letters(&alone)).await
             {
                 Ok(()) => self.mark_stored(dead_letter),
@@ -151,7 +151,7 @@ impl DeadLetterCollector {
                     let error = with_causes(&error);
                     tracing::error!(
                         queue = self.queue.dlq(),
-                        dead_letter = %row.id,
+                        dead_letter = %dead_letter.event.dead_letter_id,
                         error,
                         "PostgreSQL refused a dead letter; it stays in its dead-letter queue and is retried"
                     );
@@ -164,15 +164,15 @@ impl DeadLetterCollector {
 
     fn mark_stored(&self, dead_letter: &Collected) {
         dead_letter.stored.mark_done();
-        let row = &dead_letter.row;
-        let (queue, reason) = (self.queue.name(), row.reason);
+        let DeadLettered { reason, dead_letter_id, field, attempts, .. } = &dead_letter.event;
+        let (queue, reason) = (self.queue.name(), *reason);
         self.metrics.add(Counter::DeadLettersStored { queue, reason }, 1);
         tracing::warn!(
             queue,
             %reason,
-            dead_letter = %row.id,
-            field = row.field,
-            attempts = row.attempts,
+            dead_letter = %dead_letter_id,
+            field,
+            attempts,
             "dead letter stored"
         );
     }
@@ -192,7 +192,7 @@ impl DeadLetterCollector {
         let mut events = Vec::with_capacity(dead_letters.len());
         let new = |it: &&&Collected| it.stored.is_done() && !it.announced.is_done();
         for dead_letter in dead_letters.iter().filter(new) {
-            let event = Event::DeadLettered(event(&dead_letter.row));
+            let event = Event::DeadLettered(dead_letter.event.clone());
             let body = serde_json::to_vec(&event).map_err(|error| Unavailable {
                 dependency: Dependency::RabbitMq,
                 source: Box::new(error),
@@ -201,21 +201,5 @@ impl DeadLetterCollector {
             events.push((&dead_letter.announced, Arc::new(event)));
         }
         publish_once(events, &self.publisher).await.1
-    }
-}
-
-fn event(row: &DeadLetter) -> DeadLettered {
-    DeadLettered {
-        dead_letter_id: row.id,
-        reason: row.reason,
-        detail: row.error.clone(),
-        field: row.field.clone(),
-        queue: row.queue.clone(),
-        routing_key: row.routing_key.clone(),
-        tenant_id: row.tenant_id.as_deref().and_then(|id| TenantId::new(id).ok()),
-        conversation_id: row.conversation_id.as_deref().and_then(|id| ConversationId::new(id).ok()),
-        attempts: u32::try_from(row.attempts).unwrap_or_default(),
-        first_failed_at: row.first_failed_at,
-        last_failed_at: row.last_failed_at,
     }
 }

@@ -2,8 +2,8 @@
 
 use conversation::retry_transient;
 use database::{
-    Actor, Database, DeadLetterCursor, DeadLetterRow, DeadLetterStatus, Decision, ListedDeadLetter,
-    Selection,
+    Actor, Database, DeadLetter, DeadLetterCursor, DeadLetterDetail, DeadLetterStatus,
+    DeadLetterSummary, Decision, Selection,
 };
 use domain::failure::Refusal;
 use metrics::Metrics;
@@ -29,11 +29,11 @@ pub struct DeadLetters {
 #[derive(Debug)]
 pub struct DeadLetterDetails {
     /// The dead letter.
-    pub dead_letter: DeadLetterRow,
+    pub detail: DeadLetterDetail,
     /// The dead letter whose replay failed again as this one.
-    pub before: Option<DeadLetterRow>,
+    pub before: Option<DeadLetter>,
     /// The dead letters as which its own replays failed again.
-    pub after: Vec<ListedDeadLetter>,
+    pub after: Vec<DeadLetterSummary>,
     /// Its lines of the audit log.
     pub audit: Vec<database::AuditEntry>,
     /// How to fix it, where that is obvious.
@@ -88,15 +88,15 @@ impl DeadLetters {
     /// # Errors
     /// PostgreSQL failed.
     pub async fn details(&self, id: Uuid) -> Result<Option<DeadLetterDetails>, database::Error> {
-        let Some(dead_letter) = self.database.dead_letter(id).await? else { return Ok(None) };
-        let before = match dead_letter.replay_of {
-            Some(before) => self.database.dead_letter(before).await?,
+        let Some(detail) = self.database.dead_letter(id).await? else { return Ok(None) };
+        let before = match detail.dead_letter.replay_of {
+            Some(before) => self.database.dead_letter(before).await?.map(|it| it.dead_letter),
             None => None,
         };
         let after = self.database.failed_again_as(id).await?;
         let audit = self.database.audit_of(&id.to_string()).await?;
-        let suggestion = self.validator.suggest(&dead_letter);
-        Ok(Some(DeadLetterDetails { dead_letter, before, after, audit, suggestion }))
+        let suggestion = self.validator.suggest(&detail);
+        Ok(Some(DeadLetterDetails { detail, before, after, audit, suggestion }))
     }
 
     /// Edits the copy of a dead letter that a replay sends, and returns the dead letter as it is now.
@@ -105,31 +105,31 @@ impl DeadLetters {
     /// Nothing was changed; the variant says why.
     pub async fn edit(
         &self,
-        dead_letter: &DeadLetterRow,
+        detail: &DeadLetterDetail,
         change: &Change,
         actor: &Actor,
-    ) -> Result<DeadLetterRow, EditError> {
+    ) -> Result<DeadLetterDetail, EditError> {
         let (body, fields) = match change {
             Change::Revert => (None, Vec::new()),
             Change::Body(body) => (Some(body.clone()), Vec::new()),
-            Change::Set(fields) => with_fields(dead_letter, fields)?,
-            Change::Suggested => match self.validator.suggest(dead_letter).map(|it| it.step) {
-                Some(Step::Set { field, value }) => with_fields(dead_letter, &[(field, value)])?,
+            Change::Set(fields) => with_fields(detail, fields)?,
+            Change::Suggested => match self.validator.suggest(detail).map(|it| it.step) {
+                Some(Step::Set { field, value }) => with_fields(detail, &[(field, value)])?,
                 Some(Step::Replay) => return Err(EditError::Nothing),
                 Some(Step::Manual) | None => return Err(EditError::NothingSuggested),
             },
         };
-        if body.as_deref().unwrap_or(&dead_letter.body) == dead_letter.body_to_send() {
+        if body.as_deref().unwrap_or(&detail.message.body) == detail.body_to_send() {
             return Err(EditError::Nothing);
         }
         if let Some(body) = &body {
-            self.validator.decode(dead_letter, body).map_err(EditError::Refused)?;
+            self.validator.decode(detail, body).map_err(EditError::Refused)?;
         }
-        let edit = || self.database.edit_dead_letter(dead_letter, body.as_deref(), &fields, actor);
+        let edit = || self.database.edit_dead_letter(detail, body.as_deref(), &fields, actor);
         if !retry_transient(&self.metrics, edit).await? {
             return Err(EditError::Busy);
         }
-        self.database.dead_letter(dead_letter.id).await?.ok_or(EditError::Busy)
+        self.database.dead_letter(detail.dead_letter.id).await?.ok_or(EditError::Busy)
     }
 
     /// Makes the same edit to all open dead letters of a selection. `each` is called with the result of every
@@ -148,10 +148,10 @@ impl DeadLetters {
         let mut rest = self.begin(selection, "dead_letters.edit", &open, None, actor).await?;
         while let Some(cursor) = rest {
             let page = self.database.next_dead_letters(&cursor, &open, PAGE).await?;
-            for dead_letter in page.dead_letters {
-                match self.edit(&dead_letter, change, actor).await {
+            for detail in page.dead_letters {
+                match self.edit(&detail, change, actor).await {
                     Err(EditError::Database(error)) => return Err(error),
-                    edited => each(dead_letter.id, edited.map(|_| ())),
+                    edited => each(detail.dead_letter.id, edited.map(|_| ())),
                 }
             }
             rest = page.rest;
@@ -195,7 +195,7 @@ impl DeadLetters {
         selection: Selection,
         status: &[DeadLetterStatus],
         actor: &Actor,
-        mut each: impl FnMut(DeadLetterRow) -> Result<(), E>,
+        mut each: impl FnMut(DeadLetterDetail) -> Result<(), E>,
     ) -> Result<u64, E> {
         let cursor = self.begin(selection, "dead_letters.export", status, None, actor).await?;
         let (mut rest, mut count) = (cursor, 0);
@@ -258,10 +258,10 @@ impl DeadLetters {
 
 /// The body that a replay would send with these fields set, and the names of the fields.
 fn with_fields(
-    dead_letter: &DeadLetterRow,
+    detail: &DeadLetterDetail,
     fields: &[(String, String)],
 ) -> Result<(Option<Vec<u8>>, Vec<String>), EditFault> {
-    let mut body = dead_letter.body_to_send().to_vec();
+    let mut body = detail.body_to_send().to_vec();
     for (field, value) in fields {
         body = set(&body, field, value)?;
     }

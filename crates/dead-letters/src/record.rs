@@ -1,31 +1,37 @@
-//! Reading a dead letter: which action failed, in which queue, why, and after how many attempts.
+//! From a delivery to the record of a dead letter, and back.
 //!
-//! A dead letter from a worker has this in the fleet headers. For one from RabbitMQ (delivery limit, expiration)
-//! it comes from the header `x-death`.
+//! Forth, for the collector: which action failed, in which queue, why, and after how many attempts. A dead letter
+//! from a worker has this in the fleet headers. For one from RabbitMQ (delivery limit, expiration) it comes from
+//! the header `x-death`. Back, for showing, editing and replaying: the delivery that the collector read, whose
+//! headers are parsed and trusted by the same code.
 
 use broker::Delivery;
 use broker::fleet_headers::FleetHeaders;
 use broker::topology::WorkQueue;
-use database::DeadLetter;
+use database::{CollectedDeadLetter, DeadLetter, DeadLetterDetail, FailedMessage};
+use domain::event::DeadLettered;
 use domain::failure::{DeadLetterReason, Refusal};
-use domain::ids::{ConversationKey, SessionId, TenantId};
+use domain::ids::{ConversationId, ConversationKey, SessionId, TenantId};
 use domain::time::Timestamp;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 /// The UUID namespace of dead letter ids. Never change it: a dead letter that is delivered again would get another
 /// id and be stored a second time.
 const NAMESPACE: Uuid = Uuid::from_u128(0x2d9c_6f0b_4a1e_5c37_9b82_e05f_7d14_c6a8);
 
-/// Reads a dead letter from the dead-letter queue of `queue`, as it is to be stored.
-pub(crate) fn read_dead_letter(queue: WorkQueue, delivery: &Delivery) -> DeadLetter {
+/// Reads a dead letter from the dead-letter queue of `queue`: the record to store, and the event that announces
+/// it.
+pub(crate) fn read_dead_letter(
+    queue: WorkQueue,
+    delivery: &Delivery,
+) -> (CollectedDeadLetter, DeadLettered) {
     let fleet_headers = delivery.fleet_headers();
     let refusal = delivery.dead_letter_info().map_or_else(
-        || Refusal {
-            reason: DeadLetterReason::AttemptsExhausted,
-            hint: None,
-            field: None,
-            detail: format!("published to {} without the headers that give a reason", queue.dlq()),
+        || {
+            let detail =
+                format!("published to {} without the headers that give a reason", queue.dlq());
+            Refusal::new(DeadLetterReason::AttemptsExhausted, detail)
         },
         |dead_letter_info| dead_letter_info.into_owned().refusal,
     );
@@ -35,13 +41,15 @@ pub(crate) fn read_dead_letter(queue: WorkQueue, delivery: &Delivery) -> DeadLet
         .first()
         .and_then(|death| Timestamp::from_seconds(death.at_seconds?).ok())
         .unwrap_or(delivery.received_at);
+    let first_failed_at = fleet_headers.history.first_failed_at.unwrap_or(failed_at);
+    let last_failed_at = fleet_headers.history.last_failed_at.unwrap_or(failed_at);
     let body = body_fields(&delivery.body);
     let text = |name: &str| body.get(name).and_then(Value::as_str).map(str::to_owned);
     let (origin, resolved) = (delivery.origin(), fleet_headers.resolved.as_ref());
-    DeadLetter {
+    let dead_letter = DeadLetter {
         id: id(queue, reason, delivery),
         queue: queue.name().to_owned(),
-        reason,
+        reason: reason.to_string(),
         field: refusal.field.map(storable),
         error: storable(refusal.detail),
         tenant_id: text("tenant_id"),
@@ -59,15 +67,42 @@ pub(crate) fn read_dead_letter(queue: WorkQueue, delivery: &Delivery) -> DeadLet
         action_type: text("action_type"),
         routing_key: storable(origin.routing_key),
         exchange: storable(origin.exchange),
-        body: delivery.body.clone(),
-        properties: properties(delivery),
-        headers: Value::Object(delivery.headers()),
         attempts: i32::try_from(fleet_headers.attempt).unwrap_or(i32::MAX),
         replay_count: i32::try_from(fleet_headers.replay_count).unwrap_or(i32::MAX),
         replay_of: fleet_headers.replay_of,
-        first_failed_at: fleet_headers.history.first_failed_at.unwrap_or(failed_at),
-        last_failed_at: fleet_headers.history.last_failed_at.unwrap_or(failed_at),
-    }
+        first_failed_at: first_failed_at.into(),
+        last_failed_at: last_failed_at.into(),
+    };
+    let event = DeadLettered {
+        dead_letter_id: dead_letter.id,
+        reason,
+        detail: dead_letter.error.clone(),
+        field: dead_letter.field.clone(),
+        queue: dead_letter.queue.clone(),
+        routing_key: dead_letter.routing_key.clone(),
+        tenant_id: dead_letter.tenant_id.as_deref().and_then(|id| TenantId::new(id).ok()),
+        conversation_id: dead_letter
+            .conversation_id
+            .as_deref()
+            .and_then(|id| ConversationId::new(id).ok()),
+        attempts: fleet_headers.attempt,
+        first_failed_at,
+        last_failed_at,
+    };
+    let message = FailedMessage {
+        body: delivery.body.clone(),
+        properties: delivery.properties(),
+        headers: Value::Object(delivery.headers()),
+    };
+    (CollectedDeadLetter { dead_letter, message }, event)
+}
+
+/// The delivery that a dead letter was, received when the message first failed, with this body.
+pub(crate) fn delivery_of(detail: &DeadLetterDetail, body: Vec<u8>) -> Delivery {
+    let DeadLetterDetail { dead_letter, message, .. } = detail;
+    let received_at =
+        Timestamp::try_from(dead_letter.first_failed_at).unwrap_or(Timestamp::EARLIEST);
+    Delivery::from_stored(body, &message.properties, &message.headers, received_at)
 }
 
 /// The id of a dead letter, the same whenever it is delivered again. Derived from queue, resolved id, reason,
@@ -92,7 +127,7 @@ fn id(queue: WorkQueue, reason: DeadLetterReason, delivery: &Delivery) -> Uuid {
         headers.remove("x-delivery-count");
         headers.remove("x-acquired-count");
         headers.retain(|header, _| !FleetHeaders::owns(header));
-        name.extend_from_slice(properties(delivery).to_string().as_bytes());
+        name.extend_from_slice(delivery.properties().to_string().as_bytes());
         name.push(0);
         name.extend_from_slice(Value::Object(headers).to_string().as_bytes());
         name.push(0);
@@ -130,24 +165,13 @@ fn storable(text: String) -> String {
     if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
 }
 
-fn properties(delivery: &Delivery) -> Value {
-    let envelope = delivery.envelope();
-    json!({
-        "content_type": delivery.content_type(),
-        "message_id": envelope.message_id,
-        "timestamp": envelope.timestamp,
-        "correlation_id": envelope.correlation_id,
-        "reply_to": envelope.reply_to,
-        "user_id": envelope.user_id,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use broker::fleet_headers::DeadLetterInfo;
-    use domain::envelope::{Envelope, Resolved};
-    use domain::ids::{ConversationId, MessageId};
+    use domain::envelope::Resolved;
+    use domain::ids::MessageId;
+    use serde_json::json;
 
     fn at(micros: i64) -> Timestamp {
         Timestamp::from_micros(micros).unwrap()
@@ -175,12 +199,16 @@ mod tests {
             dead_letter_info: Some(dead_letter_info),
             ..FleetHeaders::default()
         };
-        Delivery::published("", Envelope::default(), body.as_bytes().to_vec(), received_at)
-            .with_fleet_headers(fleet_headers)
+        with_fleet_headers(body, &fleet_headers, received_at)
+    }
+
+    fn with_fleet_headers(body: &str, fleet_headers: &FleetHeaders, at: Timestamp) -> Delivery {
+        let headers = Value::Object(fleet_headers.to_headers());
+        Delivery::from_stored(body.as_bytes().to_vec(), &json!({}), &headers, at)
     }
 
     fn id_of(delivery: &Delivery) -> Uuid {
-        read_dead_letter(WorkQueue::SaveMessage, delivery).id
+        read_dead_letter(WorkQueue::SaveMessage, delivery).0.dead_letter.id
     }
 
     #[test]
@@ -197,8 +225,8 @@ mod tests {
     fn one_body_is_another_dead_letter_for_each_id_queue_and_replay() {
         let dead_letter = resolved("m", "{}", at(2));
         let replayed = FleetHeaders { replay_count: 1, ..dead_letter.fleet_headers().clone() };
-        let replayed = dead_letter.clone().with_fleet_headers(replayed);
-        let elsewhere = read_dead_letter(WorkQueue::Session, &dead_letter).id;
+        let replayed = with_fleet_headers("{}", &replayed, at(2));
+        let elsewhere = read_dead_letter(WorkQueue::Session, &dead_letter).0.dead_letter.id;
         let ids =
             [id_of(&dead_letter), id_of(&resolved("n", "{}", at(2))), id_of(&replayed), elsewhere];
         let distinct: std::collections::BTreeSet<_> = ids.iter().collect();
@@ -208,8 +236,8 @@ mod tests {
     #[test]
     fn without_a_resolved_id_all_that_was_sent_identifies_the_dead_letter() {
         let sent = |message_id: &str, body: &[u8]| {
-            let envelope = Envelope { message_id: Some(message_id), ..Envelope::default() };
-            id_of(&Delivery::published("", envelope, body.to_vec(), at(2)))
+            let properties = json!({"message_id": message_id});
+            id_of(&Delivery::from_stored(body.to_vec(), &properties, &json!({}), at(2)))
         };
         assert_eq!(sent("m", b"what"), sent("m", b"what"));
         assert_ne!(sent("m", b"what"), sent("m", b"who"));

@@ -1,6 +1,6 @@
 //! How to fix a dead letter, where its fault is obvious.
 
-use database::{DeadLetterRow, DeadLetterStatus};
+use database::{DeadLetterDetail, DeadLetterStatus};
 use domain::failure::{DeadLetterReason, Hint};
 
 use super::DeadLetterValidator;
@@ -33,20 +33,20 @@ pub enum Step {
 impl DeadLetterValidator {
     /// What to do about an open dead letter, as far as the dead letter alone shows it.
     #[must_use]
-    pub fn suggest(&self, dead_letter: &DeadLetterRow) -> Option<Suggestion> {
-        if dead_letter.status != DeadLetterStatus::Open {
+    pub fn suggest(&self, detail: &DeadLetterDetail) -> Option<Suggestion> {
+        if detail.state.status != DeadLetterStatus::Open {
             return None;
         }
-        let reason = DeadLetterReason::parse(&dead_letter.reason)?;
-        let edited = dead_letter.edited_body.as_deref();
-        if edited.is_some_and(|body| self.decode(dead_letter, body).is_ok()) {
+        let reason = DeadLetterReason::parse(&detail.dead_letter.reason)?;
+        let edited = detail.edit.edited_body.as_deref();
+        if edited.is_some_and(|body| self.decode(detail, body).is_ok()) {
             return suggestion("the workers accept its edited copy: replay it", Step::Replay);
         }
         match reason {
             DeadLetterReason::Schema
             | DeadLetterReason::UnknownAction
             | DeadLetterReason::MalformedJson
-            | DeadLetterReason::TooLarge => self.for_body(dead_letter, reason),
+            | DeadLetterReason::TooLarge => self.for_body(detail, reason),
             DeadLetterReason::Conflict => manual(
                 "another message with this id and different content is stored, and stays. The sender \
                  must give each message its own id. To store this content too, edit message_id and replay",
@@ -68,12 +68,8 @@ impl DeadLetterValidator {
 
     /// For a dead letter that was refused because of its body: whether this version still refuses it, and how
     /// to fix it.
-    fn for_body(
-        &self,
-        dead_letter: &DeadLetterRow,
-        reason: DeadLetterReason,
-    ) -> Option<Suggestion> {
-        let Err(refusal) = self.decode(dead_letter, dead_letter.body_to_send()) else {
+    fn for_body(&self, detail: &DeadLetterDetail, reason: DeadLetterReason) -> Option<Suggestion> {
+        let Err(refusal) = self.decode(detail, detail.body_to_send()) else {
             return if reason == DeadLetterReason::UnknownAction {
                 manual(
                     "the action is known, but no worker of this version handles it; leave the dead letter open \
@@ -99,11 +95,11 @@ impl DeadLetterValidator {
                 "send large contents by reference, or raise VERBATIM_MAX_BODY_BYTES for all workers",
             ),
             DeadLetterReason::MalformedJson
-                if dead_letter.body.trim_ascii_start().starts_with(b"[") =>
+                if detail.message.body.trim_ascii_start().starts_with(b"[") =>
             {
                 manual("publish each element of the array as an action of its own")
             }
-            DeadLetterReason::MalformedJson if dead_letter.body.starts_with(b"\xEF\xBB\xBF") => {
+            DeadLetterReason::MalformedJson if detail.message.body.starts_with(b"\xEF\xBB\xBF") => {
                 manual("send UTF-8 without a byte order mark")
             }
             DeadLetterReason::Schema if refusal.hint == Some(Hint::AddField) => {
@@ -134,8 +130,9 @@ mod tests {
     use crate::fixtures::dead_letter;
 
     fn suggested(reason: &str, body: &str) -> Option<Suggestion> {
-        let dead_letter = DeadLetterRow { reason: reason.to_owned(), ..dead_letter(body) };
-        DeadLetterValidator { max_body_bytes: 200 }.suggest(&dead_letter)
+        let mut detail = dead_letter(body);
+        reason.clone_into(&mut detail.dead_letter.reason);
+        DeadLetterValidator { max_body_bytes: 200 }.suggest(&detail)
     }
 
     fn to_set(field: &str, value: &str) -> Step {
@@ -169,11 +166,12 @@ mod tests {
         assert_eq!(suggested("schema", body).unwrap().step, Step::Replay);
         let erase = r#"{"action_type":"conversation.erase","tenant_id":"t","session_id":"s"}"#;
         assert_eq!(suggested("unknown_action", erase).unwrap().step, Step::Manual);
-        let edited = DeadLetterRow { edited_body: Some(body.into()), ..dead_letter("{broken") };
+        let mut edited = dead_letter("{broken");
+        edited.edit.edited_body = Some(body.into());
         let validator = DeadLetterValidator { max_body_bytes: 200 };
         assert_eq!(validator.suggest(&edited).unwrap().step, Step::Replay);
-        let replayed = DeadLetterRow { status: DeadLetterStatus::Replayed, ..edited };
-        assert_eq!(validator.suggest(&replayed), None);
+        edited.state.status = DeadLetterStatus::Replayed;
+        assert_eq!(validator.suggest(&edited), None);
     }
 
     #[test]

@@ -5,14 +5,16 @@
 //! that is sent twice, because a run crashed before it recorded the first, takes effect once. A message whose
 //! sender gave no id gets the id of its dead letter.
 
-use broker::{Publication, StoredDeadLetter, topology};
-use database::{ContentFingerprint, DeadLetterRow};
+use broker::fleet_headers::Origin;
+use broker::{Publication, topology};
+use database::{ContentFingerprint, DeadLetterDetail};
 use domain::action::Action;
 use domain::decode::{DecodeContext, decode};
-use domain::envelope::Resolved;
+use domain::envelope::{Envelope, Resolved};
 use domain::failure::Refusal;
-use domain::time::Timestamp;
 use uuid::Uuid;
+
+use crate::record::delivery_of;
 
 /// Decodes dead letters as the workers do.
 #[derive(Debug, Clone, Copy)]
@@ -39,42 +41,39 @@ impl DeadLetterValidator {
     ///
     /// # Errors
     /// The reason for which the workers would refuse it.
-    pub fn decode(&self, dead_letter: &DeadLetterRow, body: &[u8]) -> Result<Action, Refusal> {
-        let earlier = stored(dead_letter).fleet_headers().resolved;
-        let received_at = match &earlier {
-            Some(resolved) => resolved.received_at,
-            None => Timestamp::try_from(dead_letter.first_failed_at).unwrap_or(Timestamp::EARLIEST),
-        };
+    pub fn decode(&self, detail: &DeadLetterDetail, body: &[u8]) -> Result<Action, Refusal> {
+        let delivery = delivery_of(detail, Vec::new());
+        let earlier = delivery.fleet_headers().resolved.as_ref();
         let id = earlier.and_then(|resolved| Uuid::parse_str(resolved.id.as_str()).ok());
         let context = DecodeContext {
-            received_at,
+            received_at: earlier.map_or(delivery.received_at, |resolved| resolved.received_at),
             max_body_bytes: self.max_body_bytes,
-            new_id: &|| id.unwrap_or(dead_letter.id),
+            new_id: &|| id.unwrap_or(detail.dead_letter.id),
         };
-        decode(body, &stored(dead_letter).envelope(), &context)
+        decode(body, &Envelope { resolved: None, ..delivery.envelope() }, &context)
     }
 
     /// What a replay of a dead letter would be.
     #[must_use]
-    pub fn plan(&self, dead_letter: &DeadLetterRow) -> ReplayPlan {
-        let body = dead_letter.body_to_send();
+    pub fn plan(&self, detail: &DeadLetterDetail) -> ReplayPlan {
+        let body = detail.body_to_send();
         // The identity must not depend on the size limit, which is a setting of each process.
-        let decoded = Self { max_body_bytes: usize::MAX }.decode(dead_letter, body);
+        let decoded = Self { max_body_bytes: usize::MAX }.decode(detail, body);
         let refusal = if body.len() > self.max_body_bytes {
-            self.decode(dead_letter, body).err()
+            self.decode(detail, body).err()
         } else {
             decoded.as_ref().err().cloned()
         };
         let found = decoded.as_ref().ok().and_then(Action::resolved);
         // An edited body is resolved again: its id may be what was wrong.
-        let resolved =
-            match (&dead_letter.edited_body, stored(dead_letter).fleet_headers().resolved) {
-                (None, Some(earlier)) => Some(earlier),
-                _ => found,
-            };
+        let delivery = delivery_of(detail, Vec::new());
+        let resolved = match (&detail.edit.edited_body, &delivery.fleet_headers().resolved) {
+            (None, Some(earlier)) => Some(earlier.clone()),
+            _ => found,
+        };
         let queue = match &decoded {
             Ok(action) => topology::queue_of(action.kind()).to_owned(),
-            Err(_) => dead_letter.queue.clone(),
+            Err(_) => detail.dead_letter.queue.clone(),
         };
         let fingerprint = match (&decoded, &resolved) {
             (Ok(Action::SaveMessage(save)), Some(resolved)) => {
@@ -90,30 +89,25 @@ impl DeadLetterValidator {
 }
 
 impl ReplayPlan {
-    /// The message to publish.
+    /// The message to publish. It carries no header of RabbitMQ or of an agent except the trace.
     #[must_use]
-    pub fn publication(&self, dead_letter: &DeadLetterRow) -> Publication {
-        stored(dead_letter).replay(
-            dead_letter.body_to_send().to_vec(),
-            &self.queue,
-            self.resolved.clone(),
-        )
-    }
-}
-
-fn stored(dead_letter: &DeadLetterRow) -> StoredDeadLetter<'_> {
-    StoredDeadLetter {
-        id: dead_letter.id,
-        exchange: &dead_letter.exchange,
-        routing_key: &dead_letter.routing_key,
-        properties: &dead_letter.properties,
-        headers: &dead_letter.headers,
+    pub fn publication(&self, detail: &DeadLetterDetail) -> Publication {
+        let DeadLetterDetail { dead_letter, .. } = detail;
+        let copy =
+            Publication::copy(&delivery_of(detail, detail.body_to_send().to_vec()), &self.queue);
+        let mut replay = copy.replaying(dead_letter.id);
+        replay.fleet_headers.resolved.clone_from(&self.resolved);
+        replay.fleet_headers.origin = Some(Origin {
+            exchange: dead_letter.exchange.clone(),
+            routing_key: dead_letter.routing_key.clone(),
+        });
+        replay
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use database::DeadLetterRow;
+    use database::DeadLetterDetail;
     use domain::failure::DeadLetterReason;
     use serde_json::json;
 
@@ -123,7 +117,7 @@ mod tests {
     const VALIDATOR: DeadLetterValidator = DeadLetterValidator { max_body_bytes: 1_000 };
     const ANONYMOUS: &str = r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"user","content":"hi"}"#;
 
-    fn resolved(dead_letter: &DeadLetterRow) -> (String, String) {
+    fn resolved(dead_letter: &DeadLetterDetail) -> (String, String) {
         let resolved = VALIDATOR.plan(dead_letter).resolved.unwrap();
         (resolved.id.to_string(), resolved.timestamp.to_string())
     }
@@ -131,7 +125,8 @@ mod tests {
     #[test]
     fn a_message_without_an_id_gets_the_id_of_its_dead_letter_and_the_time_of_its_failure() {
         let dead_letter = dead_letter(ANONYMOUS);
-        let expected = (dead_letter.id.to_string(), "2026-11-20T11:59:00.000000Z".to_owned());
+        let expected =
+            (dead_letter.dead_letter.id.to_string(), "2026-11-20T11:59:00.000000Z".to_owned());
         assert_eq!(resolved(&dead_letter), expected);
         assert_eq!(resolved(&dead_letter), expected, "the same the second time");
         assert_eq!(
@@ -151,7 +146,7 @@ mod tests {
     fn a_dead_letter_that_is_too_large_still_has_its_id() {
         let large = dead_letter(&ANONYMOUS.replace("hi", &"hi".repeat(500)));
         let plan = VALIDATOR.plan(&large);
-        assert_eq!(plan.resolved.unwrap().id.as_str(), large.id.to_string());
+        assert_eq!(plan.resolved.unwrap().id.as_str(), large.dead_letter.id.to_string());
         assert!(plan.fingerprint.is_some());
         assert_eq!(plan.refusal.unwrap().reason, DeadLetterReason::TooLarge);
     }
@@ -163,30 +158,32 @@ mod tests {
             "x-verbatim-id": first, "x-verbatim-conversation": "c",
             "x-verbatim-timestamp-us": 1_000_000, "x-verbatim-received-us": 1_000_000,
         });
-        let row = DeadLetterRow { headers, ..dead_letter(ANONYMOUS) };
+        let mut row = dead_letter(ANONYMOUS);
+        row.message.headers = headers;
         let moment = "1970-01-01T00:00:01.000000Z".to_owned();
         assert_eq!(resolved(&row), (first.clone(), moment.clone()));
         let body = ANONYMOUS.replace("hi", "ho");
-        let edited = DeadLetterRow { edited_body: Some(body.into_bytes()), ..row.clone() };
+        let mut edited = row.clone();
+        edited.edit.edited_body = Some(body.into_bytes());
         assert_eq!(
             resolved(&edited),
             (first, moment.clone()),
             "an edit of the content keeps the id"
         );
         let renamed = ANONYMOUS.replace("\"role\"", "\"message_id\":\"new\",\"role\"");
-        let edited = DeadLetterRow { edited_body: Some(renamed.into_bytes()), ..row };
+        edited.edit.edited_body = Some(renamed.into_bytes());
         assert_eq!(resolved(&edited), ("new".to_owned(), moment));
     }
 
     #[test]
     fn a_dead_letter_is_sent_to_the_queue_of_its_action_or_else_to_the_queue_that_it_failed_in() {
-        let unrouted =
-            DeadLetterRow { queue: "domain.unrouted".to_owned(), ..dead_letter(ANONYMOUS) };
+        let mut unrouted = dead_letter(ANONYMOUS);
+        "domain.unrouted".clone_into(&mut unrouted.dead_letter.queue);
         let plan = VALIDATOR.plan(&unrouted);
         assert_eq!((plan.queue.as_str(), plan.refusal), ("conversation.save_message", None));
         assert!(plan.fingerprint.is_some());
-        let unknown = DeadLetterRow { body: b"what?".to_vec(), ..unrouted };
-        let plan = VALIDATOR.plan(&unknown);
+        unrouted.message.body = b"what?".to_vec();
+        let plan = VALIDATOR.plan(&unrouted);
         assert_eq!(plan.queue, "domain.unrouted");
         assert_eq!(plan.refusal.unwrap().reason, DeadLetterReason::MalformedJson);
         assert!(plan.resolved.is_none() && plan.fingerprint.is_none());

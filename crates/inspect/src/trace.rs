@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashSet};
 use broker::Endpoints;
 use broker::inspect::Inspector;
 use database::{
-    AuditEntry, ConversationTrace, Database, DeadLetterStatus, ListedDeadLetter, MessageTrace,
+    AuditEntry, ConversationTrace, Database, DeadLetterStatus, DeadLetterSummary, MessageTrace,
 };
 use domain::causes::with_causes;
 use domain::ids::{ConversationKey, MessageId, TenantId};
@@ -46,7 +46,7 @@ pub struct Tracer {
 struct Found {
     /// Its row, if it is stored.
     row: Option<MessageTrace>,
-    dead_letters: Vec<ListedDeadLetter>,
+    dead_letters: Vec<DeadLetterSummary>,
     /// Whether the id is that of one of its dead letters.
     by_dead_letter: bool,
 }
@@ -87,7 +87,7 @@ impl Tracer {
         // Dead letters that an item reports already. Compared by id, because many name no message.
         let mut reported: HashSet<Uuid> = HashSet::new();
         for (key, found) in messages {
-            reported.extend(found.dead_letters.iter().map(|dead_letter| dead_letter.id));
+            reported.extend(found.dead_letters.iter().map(|it| it.dead_letter.id));
             items.push(self.trace_message(key, found).await?);
         }
         for (matched, row) in conversations {
@@ -95,15 +95,14 @@ impl Tracer {
         }
         // Dead letters of a session, or of a conversation without a stored message.
         let mut rest: BTreeMap<(MessageKey, Option<Uuid>), Found> = BTreeMap::new();
-        for dead_letter in
-            dead_letters.into_iter().filter(|dead_letter| !reported.contains(&dead_letter.id))
-        {
-            let key = key_of(&dead_letter);
+        let others = |it: &DeadLetterSummary| !reported.contains(&it.dead_letter.id);
+        for summary in dead_letters.into_iter().filter(others) {
+            let key = key_of(&summary);
             // Those of one message are one item; one that names no message is an item of its own.
-            let own = key.2.is_none().then_some(dead_letter.id);
+            let own = key.2.is_none().then_some(summary.dead_letter.id);
             let entry = rest.entry((key, own)).or_default();
             entry.by_dead_letter = true;
-            entry.dead_letters.push(dead_letter);
+            entry.dead_letters.push(summary);
         }
         for ((key, _), mut found) in rest {
             found.row = self.row(&key).await?;
@@ -120,7 +119,7 @@ impl Tracer {
         &self,
         id: &str,
         tenant: Option<&TenantId>,
-        dead_letters: &[ListedDeadLetter],
+        dead_letters: &[DeadLetterSummary],
         progress: &mut (dyn FnMut(u64) + Send),
     ) -> Result<BTreeMap<MessageKey, Found>, database::Error> {
         let mut found: BTreeMap<MessageKey, Found> = BTreeMap::new();
@@ -143,17 +142,17 @@ impl Tracer {
                 next => before = next,
             }
         }
-        for dead_letter in dead_letters {
-            let by_id = Uuid::parse_str(id).is_ok_and(|id| id == dead_letter.id);
-            if !by_id && dead_letter.message_id.as_deref() != Some(id) {
+        for summary in dead_letters {
+            let by_id = Uuid::parse_str(id).is_ok_and(|id| id == summary.dead_letter.id);
+            if !by_id && summary.dead_letter.message_id.as_deref() != Some(id) {
                 continue;
             }
-            let key = key_of(dead_letter);
+            let key = key_of(summary);
             let row = if by_id { self.row(&key).await? } else { None };
             let entry = found.entry(key).or_default();
             entry.row = entry.row.take().or(row);
             entry.by_dead_letter |= by_id;
-            entry.dead_letters.push(dead_letter.clone());
+            entry.dead_letters.push(summary.clone());
         }
         Ok(found)
     }
@@ -181,7 +180,7 @@ impl Tracer {
             _ => None,
         };
         let mut subjects: Vec<String> =
-            found.dead_letters.iter().map(|it| it.id.to_string()).collect();
+            found.dead_letters.iter().map(|it| it.dead_letter.id.to_string()).collect();
         if conversation.is_some() {
             subjects.extend(conversation_id.clone());
         }
@@ -190,10 +189,7 @@ impl Tracer {
             (Some(key), Some(row)) => self.hot_copy_state(key, Some(row)).await?,
             _ => HotCopyState::NotChecked,
         };
-        let state = match (
-            &conversation,
-            found.dead_letters.last().map(|dead_letter| dead_letter.status),
-        ) {
+        let state = match (&conversation, found.dead_letters.last().map(|it| it.state.status)) {
             (Some(conversation), _) => state(&conversation.status),
             (None, Some(DeadLetterStatus::Replayed)) => State::Replayed,
             (None, Some(DeadLetterStatus::Discarded)) => State::Discarded,
@@ -219,9 +215,10 @@ impl Tracer {
         let tenant = TenantId::new(&row.tenant_id).ok();
         let mut dead_letters =
             self.database.dead_letters_about(&row.id, tenant.as_ref(), LIMIT).await?;
-        dead_letters.retain(|dead_letter| dead_letter.conversation_id.as_deref() == Some(&*row.id));
-        reported.extend(dead_letters.iter().map(|dead_letter| dead_letter.id));
-        let mut subjects: Vec<String> = dead_letters.iter().map(|it| it.id.to_string()).collect();
+        dead_letters.retain(|it| it.dead_letter.conversation_id.as_deref() == Some(&*row.id));
+        reported.extend(dead_letters.iter().map(|it| it.dead_letter.id));
+        let mut subjects: Vec<String> =
+            dead_letters.iter().map(|it| it.dead_letter.id.to_string()).collect();
         subjects.push(row.id.clone());
         let audit = self.audit(&subjects, Some(&row.tenant_id)).await?;
         Ok(TracedItem {
@@ -311,7 +308,7 @@ impl Tracer {
 /// Tenant, conversation and message id, as far as known.
 type MessageKey = (Option<String>, Option<String>, Option<String>);
 
-fn key_of(dead_letter: &ListedDeadLetter) -> MessageKey {
+fn key_of(DeadLetterSummary { dead_letter, .. }: &DeadLetterSummary) -> MessageKey {
     (
         dead_letter.tenant_id.clone(),
         dead_letter.conversation_id.clone(),

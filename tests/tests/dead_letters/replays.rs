@@ -9,7 +9,6 @@ use dead_letters::{
     DeadLetterValidator, Ended, ReplayReport, ReplaySettings, Replayer, StopOnFailure,
 };
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
-use domain::envelope::Envelope;
 use domain::failure::{DeadLetterReason, Refusal};
 use domain::time::Timestamp;
 use failpoints::{AT, Step};
@@ -395,7 +394,8 @@ async fn a_replay_saves_the_edited_copy_and_keeps_the_original_body() {
 /// The dead letter that a worker publishes after the last attempt of a message.
 pub(crate) fn as_dead_letter(body: &str) -> Publication {
     let at = Timestamp::parse("2026-11-20T10:00:01Z").unwrap();
-    let delivery = Delivery::published(SAVES, Envelope::default(), body.as_bytes().to_vec(), at);
+    let published = json!({"exchange": "domain.actions"});
+    let delivery = Delivery::from_stored(body.as_bytes().to_vec(), &published, &json!({}), at);
     let refusal = Refusal {
         reason: DeadLetterReason::AttemptsExhausted,
         hint: None,

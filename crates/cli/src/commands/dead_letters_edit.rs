@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use database::{DeadLetterRow, Selection};
+use database::{DeadLetterDetail, Selection};
 use dead_letters::{Change, DeadLetterValidator, DeadLetters, EditError};
 use domain::causes::with_causes;
 use metrics::Metrics;
@@ -104,12 +104,12 @@ impl DeadLettersEdit {
             (Some(change), _) => (change, None),
             (None, Some(input)) => (Change::Body(read(input)?), None),
             (None, None) => {
-                let (body, copy) = self.in_editor(&details.dead_letter)?;
+                let (body, copy) = self.in_editor(&details.detail)?;
                 (Change::Body(body), Some(copy))
             }
         };
-        let edited = dead_letters.edit(&details.dead_letter, &change, &self.actor.actor()).await;
-        let dead_letter = edited.map_err(|error| {
+        let edited = dead_letters.edit(&details.detail, &change, &self.actor.actor()).await;
+        let detail = edited.map_err(|error| {
             let suggestion = details.suggestion.as_ref().map(|it| it.text.as_str());
             let copy = copy.filter(|_| !matches!(error, EditError::Nothing));
             let failure = failure(error, id, suggestion, server);
@@ -118,7 +118,7 @@ impl DeadLettersEdit {
                 None => failure,
             }
         })?;
-        output.show(&dead_letter, |style| text(&dead_letter, style))?;
+        output.show(&detail, |style| text(&detail, style))?;
         Ok(Exit::Success)
     }
 
@@ -160,7 +160,7 @@ impl DeadLettersEdit {
     }
 
     /// Opens the body that a replay would publish in the user's editor.
-    fn in_editor(&self, dead_letter: &DeadLetterRow) -> Result<(Vec<u8>, Copy), Failure> {
+    fn in_editor(&self, detail: &DeadLetterDetail) -> Result<(Vec<u8>, Copy), Failure> {
         let at_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
         let Some(editor) = self.editor.as_deref().filter(|it| at_terminal && !it.is_empty()) else {
             return Err(Failure::Usage(
@@ -169,7 +169,7 @@ impl DeadLettersEdit {
                     .to_owned(),
             ));
         };
-        let copy = Copy::of(dead_letter)?;
+        let copy = Copy::of(detail)?;
         let mut command_line = editor.split_whitespace();
         let program = command_line.next().unwrap_or_default();
         let ended = std::process::Command::new(program).args(command_line).arg(&copy.0).status();
@@ -293,12 +293,12 @@ impl Edits {
 struct Copy(PathBuf);
 
 impl Copy {
-    fn of(dead_letter: &DeadLetterRow) -> Result<Self, Failure> {
-        let name = format!("verbatim-{}-{}.json", dead_letter.id, Uuid::new_v4());
+    fn of(detail: &DeadLetterDetail) -> Result<Self, Failure> {
+        let name = format!("verbatim-{}-{}.json", detail.dead_letter.id, Uuid::new_v4());
         let path = std::env::temp_dir().join(name);
         let open = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let copy = Self(path);
-        let write = |mut file: File| file.write_all(dead_letter.body_to_send());
+        let write = |mut file: File| file.write_all(detail.body_to_send());
         match open.and_then(write) {
             Ok(()) => Ok(copy),
             Err(error) => {
@@ -344,17 +344,14 @@ fn field_and_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn text(dead_letter: &DeadLetterRow, style: &TextStyle) -> String {
+fn text(detail: &DeadLetterDetail, style: &TextStyle) -> String {
     let paint = style.paint;
-    let Some(edited) = &dead_letter.edited_body else {
-        return format!(
-            "edited copy deleted; a replay of {} publishes the original body\n",
-            dead_letter.id
-        );
+    let id = detail.dead_letter.id;
+    let Some(edited) = &detail.edit.edited_body else {
+        return format!("edited copy deleted; a replay of {id} publishes the original body\n");
     };
-    let heading =
-        paint.text(Tone::Good, &format!("edited; a replay of {} now publishes", dead_letter.id));
-    let next = format!("verbatim dead-letters replay {}", dead_letter.id);
+    let heading = paint.text(Tone::Good, &format!("edited; a replay of {id} now publishes"));
+    let next = format!("verbatim dead-letters replay {id}");
     format!(
         "{heading}\n{}\nthe original body is kept; next: {}\n",
         block(&body(edited), "  "),
@@ -365,7 +362,7 @@ fn text(dead_letter: &DeadLetterRow, style: &TextStyle) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::dead_letters_list::tests::{row, style};
+    use crate::commands::dead_letters_list::tests::{detail, style};
 
     #[test]
     fn a_field_is_everything_before_the_first_equals_sign() {
@@ -389,18 +386,18 @@ mod tests {
 
     #[test]
     fn the_body_that_a_replay_now_publishes_is_shown() {
-        let dead_letter =
-            DeadLetterRow { edited_body: Some(br#"{"role":"assistant"}"#.to_vec()), ..row() };
-        insta::assert_snapshot!(text(&dead_letter, &style()));
-        assert!(text(&row(), &style()).contains("publishes the original body"));
+        let mut edited = detail();
+        edited.edit.edited_body = Some(br#"{"role":"assistant"}"#.to_vec());
+        insta::assert_snapshot!(text(&edited, &style()));
+        assert!(text(&detail(), &style()).contains("publishes the original body"));
     }
 
     #[test]
     fn the_file_for_the_editor_is_readable_by_its_owner_only_and_deleted() {
         use std::os::unix::fs::PermissionsExt as _;
-        let copy = Copy::of(&row()).unwrap();
+        let copy = Copy::of(&detail()).unwrap();
         let path = copy.0.clone();
-        assert_eq!(std::fs::read(&path).unwrap(), row().body);
+        assert_eq!(std::fs::read(&path).unwrap(), detail().message.body);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         drop(copy);
         assert!(!path.exists());
@@ -408,7 +405,7 @@ mod tests {
 
     #[test]
     fn a_refused_edit_stays_in_its_file_and_the_file_is_named() {
-        let path = Copy::of(&row()).unwrap().keep();
+        let path = Copy::of(&detail()).unwrap().keep();
         let failure = with_saved_edit(Failure::problem("refused", "nothing was changed"), &path);
         let expected = format!(
             "refused\nnothing was changed\nyour edit is saved in {0}; try again with --body {0}",

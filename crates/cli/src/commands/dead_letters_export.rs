@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
 use clap::Args;
-use database::{DeadLetterRow, DeadLetterStatus};
+use database::{DeadLetterDetail, DeadLetterStatus};
 use serde::Serialize;
 use service::settings::DatabaseSettings;
 
@@ -53,7 +53,7 @@ pub(crate) struct DeadLettersExport {
 #[derive(Serialize)]
 struct Line<'a> {
     #[serde(flatten)]
-    dead_letter: &'a DeadLetterRow,
+    detail: &'a DeadLetterDetail,
     /// The body, if it is not UTF-8 and `body` therefore lossy.
     #[serde(skip_serializing_if = "Option::is_none")]
     body_hex: Option<String>,
@@ -67,9 +67,7 @@ impl DeadLettersExport {
         let status = if self.chosen.named() > 0 { None } else { self.status.stored() };
         let status: &[DeadLetterStatus] = status.as_slice();
         let written = dead_letters(&server)
-            .export(selection, status, &self.actor.actor(), |dead_letter| {
-                write(&dead_letter, &mut out)
-            })
+            .export(selection, status, &self.actor.actor(), |detail| write(&detail, &mut out))
             .await
             .map_err(|fault| match fault {
                 Fault::Database(error) => server.failure(&error),
@@ -106,9 +104,10 @@ impl From<database::Error> for Fault {
     }
 }
 
-fn write(dead_letter: &DeadLetterRow, out: &mut (impl Write + ?Sized)) -> Result<(), Fault> {
-    let is_text = std::str::from_utf8(&dead_letter.body).is_ok();
-    let line = Line { dead_letter, body_hex: (!is_text).then(|| hex(&dead_letter.body)) };
+fn write(detail: &DeadLetterDetail, out: &mut (impl Write + ?Sized)) -> Result<(), Fault> {
+    let body = &detail.message.body;
+    let is_text = std::str::from_utf8(body).is_ok();
+    let line = Line { detail, body_hex: (!is_text).then(|| hex(body)) };
     let written = serde_json::to_writer(&mut *out, &line).map_err(io::Error::from);
     written.and_then(|()| out.write_all(b"\n")).map_err(Fault::Output)
 }
@@ -122,21 +121,23 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::commands::dead_letters_list::tests::row;
+    use crate::commands::dead_letters_list::tests::detail;
 
-    fn line(dead_letter: &DeadLetterRow) -> Value {
+    fn line(detail: &DeadLetterDetail) -> Value {
         let mut out = Vec::new();
-        assert!(write(dead_letter, &mut out).is_ok());
+        assert!(write(detail, &mut out).is_ok());
         assert_eq!(out.iter().filter(|byte| **byte == b'\n').count(), 1);
         serde_json::from_slice(&out).unwrap()
     }
 
     #[test]
     fn a_line_has_the_dead_letter_and_the_bytes_of_a_binary_body() {
-        let exported = line(&row());
-        assert_eq!(exported["body"].as_str().unwrap().as_bytes(), row().body);
+        let exported = line(&detail());
+        assert_eq!(exported["body"].as_str().unwrap().as_bytes(), detail().message.body);
         assert!(exported.get("body_hex").is_none() && exported["edited_body"].is_null());
-        let exported = line(&DeadLetterRow { body: b"a\n\xff".to_vec(), ..row() });
+        let mut binary = detail();
+        binary.message.body = b"a\n\xff".to_vec();
+        let exported = line(&binary);
         assert_eq!(exported["body_hex"], "610aff");
     }
 }

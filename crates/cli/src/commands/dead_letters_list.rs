@@ -5,7 +5,7 @@ mod groups;
 use groups::{ERROR, Groups};
 
 use clap::Args;
-use database::{DeadLetterStatus, ListedDeadLetter, OpenDeadLetters};
+use database::{DeadLetterStatus, DeadLetterSummary, OpenDeadLetters};
 use serde::Serialize;
 use service::settings::{DatabaseSettings, ReadReplicaSettings};
 use uuid::Uuid;
@@ -65,7 +65,7 @@ struct Page {
     total: u64,
     /// All open dead letters by queue and reason, without the filters.
     open: Vec<OpenDeadLetters>,
-    dead_letters: Vec<ListedDeadLetter>,
+    dead_letters: Vec<DeadLetterSummary>,
     /// The value of `--before` for the next page; `None` on the last page.
     next: Option<Uuid>,
 }
@@ -96,7 +96,7 @@ impl DeadLettersList {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
         let more = dead_letters.len() > limit;
         dead_letters.truncate(limit);
-        let next = dead_letters.last().filter(|_| more).map(|it| it.id);
+        let next = dead_letters.last().filter(|_| more).map(|it| it.dead_letter.id);
         let page = Page { total, open, dead_letters, next };
         output.show(&page, |style| text(&page, style))?;
         Ok(Exit::Success)
@@ -142,7 +142,7 @@ fn text(page: &Page, style: &TextStyle) -> String {
     out
 }
 
-fn dead_letters(dead_letters: &[ListedDeadLetter], style: &TextStyle) -> String {
+fn dead_letters(dead_letters: &[DeadLetterSummary], style: &TextStyle) -> String {
     let mut table = Table::new([
         ("id", Side::Left),
         ("failed", Side::Left),
@@ -152,13 +152,13 @@ fn dead_letters(dead_letters: &[ListedDeadLetter], style: &TextStyle) -> String 
         ("field", Side::Left),
         ("error", Side::Left),
     ]);
-    for dead_letter in dead_letters {
-        let tone =
-            if dead_letter.status == DeadLetterStatus::Open { Tone::Warn } else { Tone::Dim };
+    for summary in dead_letters {
+        let DeadLetterSummary { dead_letter, state, .. } = summary;
+        let tone = if state.status == DeadLetterStatus::Open { Tone::Warn } else { Tone::Dim };
         table.row([
             dead_letter.id.to_string().into(),
             ago(dead_letter.last_failed_at, style.now).into(),
-            Cell::new(tone, status(dead_letter)),
+            Cell::new(tone, status(summary)),
             Cell::optional(dead_letter.tenant_id.as_deref()),
             (&dead_letter.reason).into(),
             Cell::optional(dead_letter.field.as_deref()),
@@ -169,15 +169,16 @@ fn dead_letters(dead_letters: &[ListedDeadLetter], style: &TextStyle) -> String 
 }
 
 /// Its status, whether it is edited, how often it failed again, and whether a replay failed.
-fn status(dead_letter: &ListedDeadLetter) -> String {
-    let mut status = dead_letter.status.to_string();
-    if dead_letter.edited {
+fn status(summary: &DeadLetterSummary) -> String {
+    let DeadLetterSummary { dead_letter, state, .. } = summary;
+    let mut status = state.status.to_string();
+    if summary.edited {
         status.push_str(", edited");
     }
     if dead_letter.replay_count > 0 {
         status.push_str(&format!(", failed again ×{}", dead_letter.replay_count));
     }
-    if dead_letter.status == DeadLetterStatus::Open && dead_letter.replay_fault.is_some() {
+    if state.status == DeadLetterStatus::Open && state.replay_fault.is_some() {
         status.push_str(", replay failed");
     }
     status
@@ -185,7 +186,7 @@ fn status(dead_letter: &ListedDeadLetter) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use database::DeadLetterRow;
+    use database::{DeadLetter, DeadLetterDetail, DeadLetterEdit, DeadLetterState, FailedMessage};
     use domain::time::Timestamp;
     use serde_json::json;
 
@@ -193,70 +194,54 @@ pub(crate) mod tests {
     use crate::commands::conversation_list::tests::at;
     use crate::output::Paint;
 
-    pub(crate) fn row() -> DeadLetterRow {
+    pub(crate) fn detail() -> DeadLetterDetail {
         let body = r#"{"action_type":"conversation.save_message","tenant_id":"acme","session_id":"web-1","role":"bot","content":"hi"}"#;
-        DeadLetterRow {
-            id: Uuid::from_u128(0x4d1e_6f3a_0d2b_5c8e_9b1a_7f1e_2d3c_4b5a),
-            queue: "conversation.save_message".to_owned(),
-            reason: "schema".to_owned(),
-            field: Some("role".to_owned()),
-            error: "`role` must be a role, but is \"bot\"; did you mean `assistant`?".to_owned(),
-            tenant_id: Some("acme".to_owned()),
-            conversation_id: None,
-            session_id: Some("web-1".to_owned()),
-            message_id: Some("m-1".to_owned()),
-            action_type: Some("conversation.save_message".to_owned()),
-            routing_key: "conversation.save_message".to_owned(),
-            exchange: "domain.actions".to_owned(),
-            body: body.as_bytes().to_vec(),
-            properties: json!({"content_type": "application/json", "message_id": "m-1", "reply_to": null}),
-            headers: json!({"x-verbatim-reason": "schema"}),
-            attempts: 1,
-            replay_count: 0,
-            first_failed_at: at("2026-11-20T11:59:00Z"),
-            last_failed_at: at("2026-11-20T11:59:00Z"),
-            stored_at: at("2026-11-20T11:59:01Z"),
-            copies: 1,
-            status: DeadLetterStatus::Open,
-            status_changed_at: None,
-            status_reason: None,
-            edited_body: None,
-            edited_at: None,
-            edited_by: None,
-            replay_of: None,
-            replay_tried_at: None,
-            replay_fault: None,
+        let DeadLetterSummary { dead_letter, state, .. } = summary();
+        DeadLetterDetail {
+            dead_letter,
+            message: FailedMessage {
+                body: body.as_bytes().to_vec(),
+                properties: json!({"content_type": "application/json", "message_id": "m-1", "reply_to": null}),
+                headers: json!({"x-verbatim-reason": "schema"}),
+            },
+            state,
+            edit: DeadLetterEdit::default(),
         }
     }
 
-    pub(crate) fn listed() -> ListedDeadLetter {
-        let row = row();
-        ListedDeadLetter {
-            id: row.id,
-            queue: row.queue,
-            reason: row.reason,
-            field: row.field,
-            error: row.error,
-            tenant_id: row.tenant_id,
-            conversation_id: row.conversation_id,
-            session_id: row.session_id,
-            message_id: row.message_id,
-            action_type: row.action_type,
-            routing_key: row.routing_key,
-            exchange: row.exchange,
+    pub(crate) fn summary() -> DeadLetterSummary {
+        DeadLetterSummary {
+            dead_letter: DeadLetter {
+                id: Uuid::from_u128(0x4d1e_6f3a_0d2b_5c8e_9b1a_7f1e_2d3c_4b5a),
+                queue: "conversation.save_message".to_owned(),
+                reason: "schema".to_owned(),
+                field: Some("role".to_owned()),
+                error: "`role` must be a role, but is \"bot\"; did you mean `assistant`?"
+                    .to_owned(),
+                tenant_id: Some("acme".to_owned()),
+                conversation_id: None,
+                session_id: Some("web-1".to_owned()),
+                message_id: Some("m-1".to_owned()),
+                action_type: Some("conversation.save_message".to_owned()),
+                routing_key: "conversation.save_message".to_owned(),
+                exchange: "domain.actions".to_owned(),
+                attempts: 1,
+                replay_count: 0,
+                replay_of: None,
+                first_failed_at: at("2026-11-20T11:59:00Z"),
+                last_failed_at: at("2026-11-20T11:59:00Z"),
+            },
+            state: DeadLetterState {
+                stored_at: at("2026-11-20T11:59:01Z"),
+                copies: 1,
+                status: DeadLetterStatus::Open,
+                status_changed_at: None,
+                status_reason: None,
+                replay_tried_at: None,
+                replay_fault: None,
+            },
             body_bytes: 112,
             edited: false,
-            attempts: row.attempts,
-            replay_count: row.replay_count,
-            replay_of: None,
-            first_failed_at: row.first_failed_at,
-            last_failed_at: row.last_failed_at,
-            stored_at: row.stored_at,
-            copies: row.copies,
-            status: row.status,
-            status_changed_at: None,
-            status_reason: None,
-            replay_fault: None,
         }
     }
 
@@ -267,22 +252,20 @@ pub(crate) mod tests {
 
     #[test]
     fn open_counts_come_first_and_then_each_dead_letter() {
-        let foreign = ListedDeadLetter {
+        let mut foreign = summary();
+        foreign.dead_letter = DeadLetter {
             id: Uuid::from_u128(7),
             reason: "malformed_json".to_owned(),
             error: "x".repeat(200),
             field: None,
             tenant_id: None,
-            status: DeadLetterStatus::Discarded,
-            ..listed()
+            ..foreign.dead_letter
         };
-        let failed_again = ListedDeadLetter {
-            id: Uuid::from_u128(8),
-            replay_count: 1,
-            edited: true,
-            replay_fault: Some("no queue".to_owned()),
-            ..listed()
-        };
+        foreign.state.status = DeadLetterStatus::Discarded;
+        let mut failed_again = DeadLetterSummary { edited: true, ..summary() };
+        failed_again.dead_letter.id = Uuid::from_u128(8);
+        failed_again.dead_letter.replay_count = 1;
+        failed_again.state.replay_fault = Some("no queue".to_owned());
         let group = |reason: &str, dead_letters| OpenDeadLetters {
             queue: "conversation.save_message".to_owned(),
             reason: reason.to_owned(),
@@ -291,11 +274,16 @@ pub(crate) mod tests {
         let page = Page {
             total: 1_235,
             open: vec![group("malformed_json", 1), group("schema", 1_234)],
-            dead_letters: vec![listed(), failed_again, foreign],
+            dead_letters: vec![summary(), failed_again, foreign],
             next: Some(Uuid::from_u128(7)),
         };
         insta::assert_snapshot!(text(&page, &style()));
         let nothing = Page { total: 0, open: Vec::new(), dead_letters: Vec::new(), next: None };
         assert_eq!(text(&nothing, &style()), "no open dead letters\n");
+    }
+
+    #[test]
+    fn its_json_has_the_dead_letter_its_state_and_the_size_of_its_body() {
+        insta::assert_snapshot!(serde_json::to_string_pretty(&summary()).unwrap());
     }
 }

@@ -1,7 +1,7 @@
 //! `verbatim dead-letters show`: one dead letter with its history and a suggested fix. Read-only.
 
 use clap::Args;
-use database::{AuditEntry, DeadLetterRow, DeadLetterStatus, ListedDeadLetter};
+use database::{AuditEntry, DeadLetter, DeadLetterDetail, DeadLetterStatus, DeadLetterSummary};
 use dead_letters::{DeadLetterDetails, DeadLetterValidator, DeadLetters, Step, Suggestion};
 use metrics::Metrics;
 use serde::Serialize;
@@ -39,7 +39,7 @@ pub(crate) struct DeadLettersShow {
 #[derive(Debug, Serialize)]
 struct Shown<'a> {
     #[serde(flatten)]
-    dead_letter: &'a DeadLetterRow,
+    detail: &'a DeadLetterDetail,
     /// The dead letters as which its replays failed again.
     failed_again_as: Vec<Uuid>,
     audit: &'a [AuditEntry],
@@ -75,13 +75,14 @@ pub(super) fn no_such_dead_letter(id: Uuid) -> Failure {
 }
 
 fn shown(details: &DeadLetterDetails) -> Shown<'_> {
-    let dead_letter = &details.dead_letter;
+    let detail = &details.detail;
+    let id = detail.dead_letter.id;
     Shown {
-        failed_again_as: details.after.iter().map(|it| it.id).collect(),
+        failed_again_as: details.after.iter().map(|it| it.dead_letter.id).collect(),
         audit: &details.audit,
-        suggestion: details.suggestion.as_ref().map(|it| advice(dead_letter.id, it)),
-        next: next(dead_letter),
-        dead_letter,
+        suggestion: details.suggestion.as_ref().map(|it| advice(id, it)),
+        next: next(id, detail.state.status),
+        detail,
     }
 }
 
@@ -95,22 +96,23 @@ fn advice(id: Uuid, suggestion: &Suggestion) -> Advice {
 }
 
 /// The commands for a dead letter in its status.
-fn next(dead_letter: &DeadLetterRow) -> Vec<String> {
-    let verbs: &[&str] = match dead_letter.status {
+fn next(id: Uuid, status: DeadLetterStatus) -> Vec<String> {
+    let verbs: &[&str] = match status {
         DeadLetterStatus::Open => &["edit", "replay", "discard --why TEXT"],
         DeadLetterStatus::Replayed | DeadLetterStatus::Discarded => &["restore"],
     };
     let command = |verb: &&str| {
         let (verb, options) = verb.split_once(' ').unwrap_or((verb, ""));
-        format!("verbatim dead-letters {verb} {} {options}", dead_letter.id).trim_end().to_owned()
+        format!("verbatim dead-letters {verb} {id} {options}").trim_end().to_owned()
     };
     verbs.iter().map(command).collect()
 }
 
 fn text(details: &DeadLetterDetails, shown: &Shown<'_>, style: &TextStyle) -> String {
-    let (dead_letter, paint) = (&details.dead_letter, style.paint);
+    let DeadLetterDetail { dead_letter, message, state, edit } = &details.detail;
+    let paint = style.paint;
     let id = paint.text(Tone::Strong, &dead_letter.id.to_string());
-    let mut out = format!("dead letter {id}, {}\n", dead_letter.status);
+    let mut out = format!("dead letter {id}, {}\n", state.status);
     let mut line = |name: &str, tone: Tone, what: &str| {
         let name = paint.text(Tone::Dim, &format!("{name:<14}"));
         out.push_str(&format!("  {name}{}\n", paint.text(tone, &one_line(what))));
@@ -140,11 +142,10 @@ fn text(details: &DeadLetterDetails, shown: &Shown<'_>, style: &TextStyle) -> St
         &format!("to {exchange}, routing key {}", dead_letter.routing_key),
     );
     line("failed in", Tone::Plain, &dead_letter.queue);
-    line("history", Tone::Plain, &history(dead_letter, style));
-    if let Some(changed) = dead_letter.status_changed_at {
-        let why =
-            dead_letter.status_reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
-        line(dead_letter.status.as_str(), Tone::Plain, &format!("{}{why}", moment(changed)));
+    line("history", Tone::Plain, &history(dead_letter, state.copies, style));
+    if let Some(changed) = state.status_changed_at {
+        let why = state.status_reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+        line(state.status.as_str(), Tone::Plain, &format!("{}{why}", moment(changed)));
     }
     if let Some(before) = &dead_letter.replay_of {
         let reason = details.before.as_ref().map(|it| format!(" ({})", it.reason));
@@ -153,23 +154,20 @@ fn text(details: &DeadLetterDetails, shown: &Shown<'_>, style: &TextStyle) -> St
     for after in &details.after {
         line("failed again", Tone::Warn, &failed_again(after));
     }
-    if let (Some(fault), Some(tried)) = (&dead_letter.replay_fault, dead_letter.replay_tried_at) {
+    if let (Some(fault), Some(tried)) = (&state.replay_fault, state.replay_tried_at) {
         line("replay failed", Tone::Bad, &format!("{}: {fault}", moment(tried)));
     }
-    for (name, value) in
-        [("properties", &dead_letter.properties), ("headers", &dead_letter.headers)]
-    {
+    for (name, value) in [("properties", &message.properties), ("headers", &message.headers)] {
         if let Some(value) = non_null_fields(value) {
             let heading = paint.text(Tone::Dim, name);
             out.push_str(&format!("\n{heading}\n{}", block(&value, "  ")));
         }
     }
     let heading = paint.text(Tone::Dim, "body");
-    out.push_str(&format!("\n{heading}\n{}", block(&body(&dead_letter.body), "  ")));
-    if let Some(edited) = &dead_letter.edited_body {
-        let when = dead_letter.edited_at.map(|at| format!(", {}", moment(at))).unwrap_or_default();
-        let who =
-            dead_letter.edited_by.as_deref().map(|who| format!(" by {who}")).unwrap_or_default();
+    out.push_str(&format!("\n{heading}\n{}", block(&body(&message.body), "  ")));
+    if let Some(edited) = &edit.edited_body {
+        let when = edit.edited_at.map(|at| format!(", {}", moment(at))).unwrap_or_default();
+        let who = edit.edited_by.as_deref().map(|who| format!(" by {who}")).unwrap_or_default();
         let heading = format!("edited copy, which a replay publishes{when}{}", one_line(&who));
         let heading = paint.text(Tone::Warn, &heading);
         out.push_str(&format!("\n{heading}\n{}", block(&body(edited), "  ")));
@@ -194,8 +192,9 @@ fn text(details: &DeadLetterDetails, shown: &Shown<'_>, style: &TextStyle) -> St
     out
 }
 
-fn failed_again(after: &ListedDeadLetter) -> String {
-    format!("as {} ({}, {})", after.id, after.reason, after.status)
+fn failed_again(after: &DeadLetterSummary) -> String {
+    let DeadLetterSummary { dead_letter, state, .. } = after;
+    format!("as {} ({}, {})", dead_letter.id, dead_letter.reason, state.status)
 }
 
 /// A line of the audit log.
@@ -221,8 +220,8 @@ fn audit_line(entry: &AuditEntry) -> String {
 }
 
 /// When and how often it failed, was replayed and was received.
-fn history(dead_letter: &DeadLetterRow, style: &TextStyle) -> String {
-    let DeadLetterRow { first_failed_at: first, last_failed_at: last, .. } = dead_letter;
+fn history(dead_letter: &DeadLetter, copies: i64, style: &TextStyle) -> String {
+    let DeadLetter { first_failed_at: first, last_failed_at: last, .. } = dead_letter;
     let mut parts = vec![if dead_letter.attempts > 1 {
         let attempts = plural(dead_letter.attempts, "attempt");
         format!("{attempts}; first failed {}, last {}", moment(*first), moment(*last))
@@ -232,8 +231,8 @@ fn history(dead_letter: &DeadLetterRow, style: &TextStyle) -> String {
     if dead_letter.replay_count > 0 {
         parts.push(format!("replayed {}", plural(dead_letter.replay_count, "time")));
     }
-    if dead_letter.copies > 1 {
-        parts.push(format!("received {}", plural(dead_letter.copies, "time")));
+    if copies > 1 {
+        parts.push(format!("received {}", plural(copies, "time")));
     }
     parts.join("; ")
 }
@@ -316,21 +315,16 @@ fn indented(json: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use database::{DeadLetterEdit, DeadLetterState, FailedMessage};
     use serde_json::json;
 
     use super::*;
     use crate::commands::conversation_list::tests::at;
-    use crate::commands::dead_letters_list::tests::{listed, row, style};
+    use crate::commands::dead_letters_list::tests::{detail, style, summary};
 
-    fn details_of(dead_letter: DeadLetterRow) -> DeadLetterDetails {
-        let suggestion = DeadLetterValidator { max_body_bytes: 1_000 }.suggest(&dead_letter);
-        DeadLetterDetails {
-            dead_letter,
-            before: None,
-            after: Vec::new(),
-            audit: Vec::new(),
-            suggestion,
-        }
+    fn details_of(detail: DeadLetterDetail) -> DeadLetterDetails {
+        let suggestion = DeadLetterValidator { max_body_bytes: 1_000 }.suggest(&detail);
+        DeadLetterDetails { detail, before: None, after: Vec::new(), audit: Vec::new(), suggestion }
     }
 
     fn rendered(details: &DeadLetterDetails) -> String {
@@ -339,23 +333,26 @@ mod tests {
 
     #[test]
     fn a_dead_letter_is_shown_with_its_history_and_a_suggested_fix() {
-        insta::assert_snapshot!(rendered(&details_of(row())));
+        insta::assert_snapshot!(rendered(&details_of(detail())));
     }
 
     #[test]
     fn a_replayed_dead_letter_is_shown_with_its_edit_audit_log_and_failures() {
-        let body = String::from_utf8(row().body).unwrap().replace("bot", "assistant");
-        let dead_letter = DeadLetterRow {
+        let mut replayed = detail();
+        replayed.dead_letter.replay_count = 1;
+        replayed.dead_letter.replay_of = Some(Uuid::from_u128(6));
+        replayed.state = DeadLetterState {
             status: DeadLetterStatus::Replayed,
             status_changed_at: Some(at("2026-11-20T11:59:40Z")),
+            replay_fault: Some("no queue takes it".to_owned()),
+            replay_tried_at: Some(at("2026-11-20T11:59:35Z")),
+            ..replayed.state
+        };
+        let body = String::from_utf8(detail().message.body).unwrap().replace("bot", "assistant");
+        replayed.edit = DeadLetterEdit {
             edited_body: Some(body.into_bytes()),
             edited_at: Some(at("2026-11-20T11:59:30Z")),
             edited_by: Some("ops@night".to_owned()),
-            replay_count: 1,
-            replay_of: Some(Uuid::from_u128(6)),
-            replay_fault: Some("no queue takes it".to_owned()),
-            replay_tried_at: Some(at("2026-11-20T11:59:35Z")),
-            ..row()
         };
         let entry = |id, action: &str, detail| AuditEntry {
             id,
@@ -363,26 +360,28 @@ mod tests {
             actor: "ops@night".to_owned(),
             action: action.to_owned(),
             tenant_id: Some("acme".to_owned()),
-            subject: Some(dead_letter.id.to_string()),
+            subject: Some(replayed.dead_letter.id.to_string()),
             detail: Some(detail),
         };
         let audit = vec![
             entry(1, "dead_letter.edit", json!({"fields": ["role"], "bytes": 118})),
             entry(2, "dead_letter.replay", json!({"to": "conversation.save_message"})),
         ];
-        let after = vec![ListedDeadLetter { id: Uuid::from_u128(8), ..listed() }];
-        let before = Some(DeadLetterRow { id: Uuid::from_u128(6), ..row() });
+        let mut after = summary();
+        after.dead_letter.id = Uuid::from_u128(8);
+        let (before, after) = (Some(detail().dead_letter), vec![after]);
         insta::assert_snapshot!(rendered(&DeadLetterDetails {
             before,
             after,
             audit,
-            ..details_of(dead_letter)
+            ..details_of(replayed)
         }));
     }
 
     #[test]
     fn a_binary_body_is_shown_without_its_control_characters() {
-        let dead_letter = DeadLetterRow {
+        let mut binary = detail();
+        binary.dead_letter = DeadLetter {
             reason: "malformed_json".to_owned(),
             error: "the body is not UTF-8 at byte 4".to_owned(),
             field: None,
@@ -391,15 +390,17 @@ mod tests {
             message_id: None,
             action_type: None,
             exchange: String::new(),
+            attempts: 3,
+            replay_count: 1,
+            ..binary.dead_letter
+        };
+        binary.message = FailedMessage {
             body: b"hi \x1b[2J\xff there".to_vec(),
             properties: Value::Null,
             headers: json!({}),
-            attempts: 3,
-            replay_count: 1,
-            copies: 2,
-            ..row()
         };
-        insta::assert_snapshot!(rendered(&details_of(dead_letter)));
+        binary.state.copies = 2;
+        insta::assert_snapshot!(rendered(&details_of(binary)));
     }
 
     #[test]
@@ -412,7 +413,7 @@ mod tests {
 
     #[test]
     fn its_json_has_the_suggestion_beside_the_dead_letter() {
-        let details = details_of(row());
+        let details = details_of(detail());
         insta::assert_snapshot!(serde_json::to_string_pretty(&shown(&details)).unwrap());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use database::DeadLetter;
+use database::{CollectedDeadLetter, DeadLetter, FailedMessage};
 use domain::failure::DeadLetterReason;
 use domain::time::Timestamp;
 use serde_json::{Value, json};
@@ -12,12 +12,17 @@ use uuid::Uuid;
 
 use crate::support::{body, database, prepared};
 
-fn dead_letter(id: u128, reason: DeadLetterReason, tenant: &str, body: &Value) -> DeadLetter {
+fn dead_letter(
+    id: u128,
+    reason: DeadLetterReason,
+    tenant: &str,
+    body: &Value,
+) -> CollectedDeadLetter {
     let at = Timestamp::parse("2026-11-20T10:00:00Z").unwrap();
-    DeadLetter {
+    let dead_letter = DeadLetter {
         id: Uuid::from_u128(id),
         queue: "conversation.save_message".to_owned(),
-        reason,
+        reason: reason.to_string(),
         field: Some("role".to_owned()),
         error: "`role` must be a role, but is \"bot\"; did you mean `assistant`?".to_owned(),
         tenant_id: Some(tenant.to_owned()),
@@ -27,15 +32,18 @@ fn dead_letter(id: u128, reason: DeadLetterReason, tenant: &str, body: &Value) -
         action_type: Some("conversation.save_message".to_owned()),
         routing_key: "conversation.save_message".to_owned(),
         exchange: "domain.actions".to_owned(),
-        body: body.to_string().into_bytes(),
-        properties: json!({"content_type": "application/json"}),
-        headers: json!({"x-verbatim-queue": "conversation.save_message"}),
         attempts: 1,
         replay_count: 0,
         replay_of: None,
-        first_failed_at: at,
-        last_failed_at: at,
-    }
+        first_failed_at: at.into(),
+        last_failed_at: at.into(),
+    };
+    let message = FailedMessage {
+        body: body.to_string().into_bytes(),
+        properties: json!({"content_type": "application/json"}),
+        headers: json!({"x-verbatim-queue": "conversation.save_message"}),
+    };
+    CollectedDeadLetter { dead_letter, message }
 }
 
 #[tokio::test]
@@ -51,8 +59,10 @@ async fn dead_letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
         dead_letter(3, DeadLetterReason::Conflict, "acme", &bad),
     ];
     database(&env).store_dead_letters(&dead_letters).await.unwrap();
-    let discard =
-        format!("UPDATE dead_letters SET status = 'discarded' WHERE id = '{}'", dead_letters[2].id);
+    let discard = format!(
+        "UPDATE dead_letters SET status = 'discarded' WHERE id = '{}'",
+        dead_letters[2].dead_letter.id
+    );
     env.psql(&discard).await.unwrap();
 
     let count = async |arguments: &[&str]| {
@@ -84,12 +94,12 @@ async fn dead_letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
 
     let listed = verbatim.json(&["dead-letters", "list", "--tenant", "umbrella"]).await;
     let listed = &listed["dead_letters"];
-    assert_eq!(listed[0]["id"], dead_letters[1].id.to_string());
-    assert_eq!(listed[0]["body_bytes"], dead_letters[1].body.len());
+    assert_eq!(listed[0]["id"], dead_letters[1].dead_letter.id.to_string());
+    assert_eq!(listed[0]["body_bytes"], dead_letters[1].message.body.len());
     assert!(listed[0].get("body").is_none(), "bodies may be large: {listed}");
     let text = verbatim.run(&["dead-letters", "list"]).await.out;
     assert!(text.contains("   2  conversation.save_message  schema\n"), "{text}");
-    assert!(text.contains(&dead_letters[0].id.to_string()), "{text}");
+    assert!(text.contains(&dead_letters[0].dead_letter.id.to_string()), "{text}");
 }
 
 #[tokio::test]
@@ -99,11 +109,11 @@ async fn a_dead_letter_is_shown_with_its_body_and_a_suggested_fix() {
     let dead_letter = dead_letter(7, DeadLetterReason::Schema, "acme", &bad);
     database(&env).store_dead_letters(std::slice::from_ref(&dead_letter)).await.unwrap();
 
-    let id = dead_letter.id.to_string();
+    let id = dead_letter.dead_letter.id.to_string();
     let shown = verbatim.json(&["dead-letters", "show", &id]).await;
     let body: Value = serde_json::from_str(shown["body"].as_str().unwrap()).unwrap();
     assert_eq!(body, bad);
-    assert_eq!(shown["headers"], dead_letter.headers);
+    assert_eq!(shown["headers"], dead_letter.message.headers);
     assert!(shown["suggestion"]["text"].as_str().unwrap().contains("role to \"assistant\""));
     let text = verbatim.run(&["dead-letters", "show", &id]).await.out;
     assert!(text.contains("\n    \"role\": \"bot\""), "{text}");
@@ -147,20 +157,20 @@ async fn audited(env: &TestEnv) -> String {
 async fn dead_letters_are_grouped_by_error_without_values_and_filtered() {
     let (env, verbatim) = prepared().await;
     let bad = body("s", "m-1", json!({"role": "bot"}));
-    let with_error = |id, error: &str| DeadLetter {
-        error: error.to_owned(),
-        ..dead_letter(id, DeadLetterReason::Schema, "acme", &bad)
+    let with_error = |id, error: &str| {
+        let mut collected = dead_letter(id, DeadLetterReason::Schema, "acme", &bad);
+        error.clone_into(&mut collected.dead_letter.error);
+        collected
     };
+    let mut failed_again = with_error(5, "`role` must be a role, but is the number 5");
+    failed_again.dead_letter.replay_count = 1;
+    failed_again.dead_letter.tenant_id = None;
     let dead_letters = [
         with_error(1, "`role` must be a role, but is the string \"bot\""),
         with_error(2, "`role` must be a role, but is the string \"a \\\" quote\""),
         with_error(3, "`role` must be a role, but is the number 17"),
         with_error(4, "`role` must be a role, but is the number 4"),
-        DeadLetter {
-            replay_count: 1,
-            tenant_id: None,
-            ..with_error(5, "`role` must be a role, but is the number 5")
-        },
+        failed_again,
     ];
     database(&env).store_dead_letters(&dead_letters).await.unwrap();
     let found = verbatim.json(&["dead-letters", "list", "--group"]).await;
@@ -210,9 +220,10 @@ async fn a_grouped_error_keeps_names_with_numbers_and_replaces_numbers_and_ids()
     let bad = body("s", "m-1", json!({"role": "bot"}));
     let dead_letters: Vec<_> = (1..)
         .zip(errors)
-        .map(|(id, (error, _))| DeadLetter {
-            error: error.to_owned(),
-            ..dead_letter(id, DeadLetterReason::Schema, "acme", &bad)
+        .map(|(id, (error, _))| {
+            let mut collected = dead_letter(id, DeadLetterReason::Schema, "acme", &bad);
+            error.clone_into(&mut collected.dead_letter.error);
+            collected
         })
         .collect();
     database(&env).store_dead_letters(&dead_letters).await.unwrap();

@@ -1,6 +1,6 @@
 //! `verbatim trace`.
 
-use database::DeadLetter;
+use database::{CollectedDeadLetter, DeadLetter, FailedMessage};
 use domain::failure::DeadLetterReason;
 use domain::time::Timestamp;
 use serde_json::{Value, json};
@@ -25,12 +25,12 @@ async fn only(verbatim: &Verbatim, arguments: &[&str]) -> Value {
     items.pop().unwrap()
 }
 
-fn dead_letter(id: u128, tenant: &str, message: &str) -> DeadLetter {
+fn dead_letter(id: u128, tenant: &str, message: &str) -> CollectedDeadLetter {
     let at = |time: &str| Timestamp::parse(time).unwrap();
-    DeadLetter {
+    let dead_letter = DeadLetter {
         id: Uuid::from_u128(id),
         queue: "conversation.save_message".to_owned(),
-        reason: DeadLetterReason::AttemptsExhausted,
+        reason: DeadLetterReason::AttemptsExhausted.to_string(),
         field: None,
         error: "it failed".to_owned(),
         tenant_id: Some(tenant.to_owned()),
@@ -40,15 +40,14 @@ fn dead_letter(id: u128, tenant: &str, message: &str) -> DeadLetter {
         action_type: Some("conversation.save_message".to_owned()),
         routing_key: "conversation.save_message".to_owned(),
         exchange: "domain.actions".to_owned(),
-        body: b"{}".to_vec(),
-        properties: json!({}),
-        headers: json!({}),
         attempts: 4,
         replay_count: 0,
         replay_of: None,
-        first_failed_at: at("2026-11-20T10:00:00Z"),
-        last_failed_at: at("2026-11-20T10:00:36Z"),
-    }
+        first_failed_at: at("2026-11-20T10:00:00Z").into(),
+        last_failed_at: at("2026-11-20T10:00:36Z").into(),
+    };
+    let message = FailedMessage { body: b"{}".to_vec(), properties: json!({}), headers: json!({}) };
+    CollectedDeadLetter { dead_letter, message }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::QueryBuilder;
 use uuid::Uuid;
 
-use super::record::{DeadLetterRow, DeadLetterStatus};
+use super::record::{DeadLetterDetail, DeadLetterStatus};
 use super::selection::{DeadLetterCursor, DeadLetterPage, NOT_UNDER_WAY, push_status};
 use crate::{Actor, Database, Result};
 
@@ -29,7 +29,7 @@ impl Database {
     /// `fields` are the names of the changed fields, for the audit log.
     pub async fn edit_dead_letter(
         &self,
-        seen: &DeadLetterRow,
+        seen: &DeadLetterDetail,
         body: Option<&[u8]>,
         fields: &[String],
         actor: &Actor,
@@ -43,8 +43,8 @@ impl Database {
         // A run whose lease has ended may still record that it published the earlier body. It must not mark
         // this one as replayed.
         query.push(", replay_run = NULL, replay_lease_until = NULL");
-        query.push(" WHERE d.id = ").push_bind(seen.id);
-        query.push(" AND d.edited_at IS NOT DISTINCT FROM ").push_bind(seen.edited_at);
+        query.push(" WHERE d.id = ").push_bind(seen.dead_letter.id);
+        query.push(" AND d.edited_at IS NOT DISTINCT FROM ").push_bind(seen.edit.edited_at);
         push_status(&mut query, &[DeadLetterStatus::Open]);
         query.push(NOT_UNDER_WAY).push(" RETURNING d.id, d.tenant_id, d.edited_body) ");
         query.push("INSERT INTO audit_log (actor, action, tenant_id, subject, detail) SELECT ");

@@ -4,7 +4,7 @@ use sqlx::QueryBuilder;
 use uuid::Uuid;
 
 use super::record::{
-    DeadLetterGroup, DeadLetterRow, DeadLetterStatus, ListedDeadLetter, OpenDeadLetters,
+    DeadLetterDetail, DeadLetterGroup, DeadLetterStatus, DeadLetterSummary, OpenDeadLetters,
 };
 use super::selection::{self, DeadLetterFilter};
 use crate::{Database, Result};
@@ -12,7 +12,7 @@ use crate::{Database, Result};
 pub(crate) const LISTED: &str = "id, queue, reason, field, error, tenant_id, conversation_id, session_id, message_id, \
      action_type, routing_key, exchange, octet_length(body) AS body_bytes, \
      edited_body IS NOT NULL AS edited, attempts, replay_count, replay_of, first_failed_at, \
-     last_failed_at, stored_at, copies, status, status_changed_at, status_reason, replay_fault";
+     last_failed_at, stored_at, copies, status, status_changed_at, status_reason, replay_tried_at, replay_fault";
 
 /// An error without its values: quoted texts (with what is escaped in them) become "…"; UUIDs, numbers
 /// and words that begin with a digit become #. Numbers in names, such as UTF-8 and v1.2, stay.
@@ -31,7 +31,7 @@ impl Database {
         status: Option<DeadLetterStatus>,
         before: Option<Uuid>,
         limit: u32,
-    ) -> Result<Vec<ListedDeadLetter>> {
+    ) -> Result<Vec<DeadLetterSummary>> {
         let mut query =
             QueryBuilder::new(format!("SELECT {LISTED} FROM dead_letters d WHERE true"));
         selection::push_status(&mut query, status.as_slice());
@@ -86,7 +86,7 @@ impl Database {
     }
 
     /// One dead letter.
-    pub async fn dead_letter(&self, id: Uuid) -> Result<Option<DeadLetterRow>> {
+    pub async fn dead_letter(&self, id: Uuid) -> Result<Option<DeadLetterDetail>> {
         self.within(async |connection| {
             Ok(sqlx::query_as("SELECT * FROM dead_letters WHERE id = $1")
                 .bind(id)
@@ -97,7 +97,7 @@ impl Database {
     }
 
     /// The dead letters that replays of this one became when they failed again, oldest first.
-    pub async fn failed_again_as(&self, id: Uuid) -> Result<Vec<ListedDeadLetter>> {
+    pub async fn failed_again_as(&self, id: Uuid) -> Result<Vec<DeadLetterSummary>> {
         self.within(async |connection| {
             Ok(sqlx::query_as(sqlx::AssertSqlSafe(format!(
                 "SELECT {LISTED} FROM dead_letters WHERE replay_of = $1 ORDER BY stored_at, id"

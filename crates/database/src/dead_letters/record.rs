@@ -1,23 +1,31 @@
-//! Dead letters: as they are collected, stored and listed.
+//! The record of a dead letter, and its two views: the summary in lists, and the detail.
+//!
+//! | type | dead letter | message | state | edit |
+//! |---|---|---|---|---|
+//! | [`CollectedDeadLetter`]: as the collector stores it | yes | yes | | |
+//! | [`DeadLetterSummary`]: in a list | yes | its size | yes | whether |
+//! | [`DeadLetterDetail`]: shown, edited, replayed | yes | yes | yes | yes |
+//!
+//! Users see these types as JSON. So each column is read by its name here: a column that is renamed changes no
+//! JSON.
 
 use std::fmt;
 
 use chrono::{DateTime, Utc};
-use domain::failure::DeadLetterReason;
-use domain::time::Timestamp;
 use serde::{Serialize, Serializer};
-use sqlx::FromRow;
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
-/// A dead letter as the dead-letter collector read it from its queue.
-#[derive(Debug, Clone)]
+/// A dead letter: which message failed, where and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DeadLetter {
     /// Its id, a UUIDv5: if the same dead letter arrives again, it has the same id.
     pub id: Uuid,
     /// The work queue in which it failed.
     pub queue: String,
-    /// Why it was dead-lettered.
-    pub reason: DeadLetterReason,
+    /// Why it was dead-lettered. A text, because a later version may have more reasons.
+    pub reason: String,
     /// The field at fault, if there is one.
     pub field: Option<String>,
     /// The error message.
@@ -36,12 +44,6 @@ pub struct DeadLetter {
     pub routing_key: String,
     /// The exchange to which it was first published.
     pub exchange: String,
-    /// The body, unchanged.
-    pub body: Vec<u8>,
-    /// Its AMQP properties, as JSON.
-    pub properties: serde_json::Value,
-    /// Its headers, as JSON.
-    pub headers: serde_json::Value,
     /// How many attempts were made.
     pub attempts: i32,
     /// How often it was replayed before.
@@ -49,14 +51,46 @@ pub struct DeadLetter {
     /// The dead letter whose replay failed again and became this one.
     pub replay_of: Option<Uuid>,
     /// When it first failed.
-    pub first_failed_at: Timestamp,
+    pub first_failed_at: DateTime<Utc>,
     /// When it last failed.
-    pub last_failed_at: Timestamp,
+    pub last_failed_at: DateTime<Utc>,
+}
+
+/// The failed message, as it was delivered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FailedMessage {
+    /// The body, unchanged; as JSON a text, with replacement characters where it is not UTF-8.
+    #[serde(serialize_with = "body_as_text")]
+    pub body: Vec<u8>,
+    /// Its AMQP properties.
+    pub properties: serde_json::Value,
+    /// Its headers.
+    pub headers: serde_json::Value,
+}
+
+/// What became of a stored dead letter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeadLetterState {
+    /// When the dead-letter collector stored it.
+    pub stored_at: DateTime<Utc>,
+    /// How often the same dead letter arrived.
+    pub copies: i64,
+    /// Its status.
+    pub status: DeadLetterStatus,
+    /// When the status changed, if it did.
+    pub status_changed_at: Option<DateTime<Utc>>,
+    /// Why it was discarded.
+    pub status_reason: Option<String>,
+    /// When a replay last failed to publish it.
+    pub replay_tried_at: Option<DateTime<Utc>>,
+    /// Why that replay failed to publish it.
+    pub replay_fault: Option<String>,
 }
 
 /// The status of a dead letter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, sqlx::Type)]
 #[serde(rename_all = "snake_case")]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
 pub enum DeadLetterStatus {
     /// No operator has decided about it.
     Open,
@@ -66,59 +100,9 @@ pub enum DeadLetterStatus {
     Discarded,
 }
 
-/// A stored dead letter, complete.
-#[derive(Debug, Clone, PartialEq, FromRow, Serialize)]
-pub struct DeadLetterRow {
-    /// Its id.
-    pub id: Uuid,
-    /// The work queue.
-    pub queue: String,
-    /// Why it was dead-lettered. A text, because a later version may have more reasons.
-    pub reason: String,
-    /// The field at fault.
-    pub field: Option<String>,
-    /// The error message.
-    pub error: String,
-    /// Its tenant.
-    pub tenant_id: Option<String>,
-    /// Its conversation.
-    pub conversation_id: Option<String>,
-    /// Its session.
-    pub session_id: Option<String>,
-    /// The message id: the publisher's, or the one that the first attempt derived.
-    pub message_id: Option<String>,
-    /// The body's `action_type`.
-    pub action_type: Option<String>,
-    /// The original routing key.
-    pub routing_key: String,
-    /// The original exchange.
-    pub exchange: String,
-    /// The body as it arrived; serialised as text, with replacement characters if it is not UTF-8.
-    #[serde(serialize_with = "body_as_text")]
-    pub body: Vec<u8>,
-    /// Its AMQP properties.
-    pub properties: serde_json::Value,
-    /// Its headers.
-    pub headers: serde_json::Value,
-    /// How many attempts were made.
-    pub attempts: i32,
-    /// How often it was replayed before.
-    pub replay_count: i32,
-    /// When it first failed.
-    pub first_failed_at: DateTime<Utc>,
-    /// When it last failed.
-    pub last_failed_at: DateTime<Utc>,
-    /// When the dead-letter collector stored it.
-    pub stored_at: DateTime<Utc>,
-    /// How often the same dead letter arrived.
-    pub copies: i64,
-    /// Its status.
-    #[sqlx(try_from = "String")]
-    pub status: DeadLetterStatus,
-    /// When the status changed.
-    pub status_changed_at: Option<DateTime<Utc>>,
-    /// Why it was discarded.
-    pub status_reason: Option<String>,
+/// The edited copy of a body.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct DeadLetterEdit {
     /// The edited body, which a replay publishes instead of the body.
     #[serde(serialize_with = "edited_as_text")]
     pub edited_body: Option<Vec<u8>>,
@@ -126,68 +110,47 @@ pub struct DeadLetterRow {
     pub edited_at: Option<DateTime<Utc>>,
     /// Who edited it last.
     pub edited_by: Option<String>,
-    /// The dead letter whose replay failed again and became this one.
-    pub replay_of: Option<Uuid>,
-    /// When a replay last failed to publish it.
-    pub replay_tried_at: Option<DateTime<Utc>>,
-    /// Why that replay failed to publish it.
-    pub replay_fault: Option<String>,
 }
 
-/// A dead letter in a list: without body, properties and headers, which may be large.
-#[derive(Debug, Clone, PartialEq, FromRow, Serialize)]
-pub struct ListedDeadLetter {
-    /// Its id.
-    pub id: Uuid,
-    /// The work queue.
-    pub queue: String,
-    /// Why it was dead-lettered.
-    pub reason: String,
-    /// The field at fault.
-    pub field: Option<String>,
-    /// The error message.
-    pub error: String,
-    /// Its tenant.
-    pub tenant_id: Option<String>,
-    /// Its conversation.
-    pub conversation_id: Option<String>,
-    /// Its session.
-    pub session_id: Option<String>,
-    /// The message id: the publisher's, or the one that the first attempt derived.
-    pub message_id: Option<String>,
-    /// The body's `action_type`.
-    pub action_type: Option<String>,
-    /// The original routing key.
-    pub routing_key: String,
-    /// The original exchange.
-    pub exchange: String,
+/// A dead letter as the dead-letter collector read it from its queue.
+#[derive(Debug, Clone)]
+pub struct CollectedDeadLetter {
+    /// What failed, where and why.
+    pub dead_letter: DeadLetter,
+    /// The failed message.
+    pub message: FailedMessage,
+}
+
+/// A dead letter in a list: without its message, which may be large.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeadLetterSummary {
+    /// What failed, where and why.
+    #[serde(flatten)]
+    pub dead_letter: DeadLetter,
+    /// What became of it.
+    #[serde(flatten)]
+    pub state: DeadLetterState,
     /// How long the body is, in bytes.
     pub body_bytes: i32,
     /// Whether it has an edited body.
     pub edited: bool,
-    /// How many attempts were made.
-    pub attempts: i32,
-    /// How often it was replayed before.
-    pub replay_count: i32,
-    /// The dead letter whose replay failed again and became this one.
-    pub replay_of: Option<Uuid>,
-    /// When it first failed.
-    pub first_failed_at: DateTime<Utc>,
-    /// When it last failed.
-    pub last_failed_at: DateTime<Utc>,
-    /// When the dead-letter collector stored it.
-    pub stored_at: DateTime<Utc>,
-    /// How often the same dead letter arrived.
-    pub copies: i64,
-    /// Its status.
-    #[sqlx(try_from = "String")]
-    pub status: DeadLetterStatus,
-    /// When the status changed, if it did.
-    pub status_changed_at: Option<DateTime<Utc>>,
-    /// Why it was discarded.
-    pub status_reason: Option<String>,
-    /// Why the last replay failed to publish it.
-    pub replay_fault: Option<String>,
+}
+
+/// A stored dead letter, complete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeadLetterDetail {
+    /// What failed, where and why.
+    #[serde(flatten)]
+    pub dead_letter: DeadLetter,
+    /// The failed message.
+    #[serde(flatten)]
+    pub message: FailedMessage,
+    /// What became of it.
+    #[serde(flatten)]
+    pub state: DeadLetterState,
+    /// Its edited copy.
+    #[serde(flatten)]
+    pub edit: DeadLetterEdit,
 }
 
 /// Dead letters with the same queue, reason, field and error pattern.
@@ -226,16 +189,84 @@ pub struct OpenDeadLetters {
     pub dead_letters: i64,
 }
 
-impl DeadLetterRow {
+impl DeadLetterDetail {
     /// The body that a replay publishes: the edited one if there is one.
     #[must_use]
     pub fn body_to_send(&self) -> &[u8] {
-        self.edited_body.as_deref().unwrap_or(&self.body)
+        self.edit.edited_body.as_deref().unwrap_or(&self.message.body)
     }
 
     /// Bytes of its body and its edited body.
     pub(super) fn bytes(&self) -> usize {
-        self.body.len() + self.edited_body.as_ref().map_or(0, Vec::len)
+        self.message.body.len() + self.edit.edited_body.as_ref().map_or(0, Vec::len)
+    }
+}
+
+impl FromRow<'_, PgRow> for DeadLetter {
+    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
+        Ok(Self {
+            id: row.try_get("id")?,
+            queue: row.try_get("queue")?,
+            reason: row.try_get("reason")?,
+            field: row.try_get("field")?,
+            error: row.try_get("error")?,
+            tenant_id: row.try_get("tenant_id")?,
+            conversation_id: row.try_get("conversation_id")?,
+            session_id: row.try_get("session_id")?,
+            message_id: row.try_get("message_id")?,
+            action_type: row.try_get("action_type")?,
+            routing_key: row.try_get("routing_key")?,
+            exchange: row.try_get("exchange")?,
+            attempts: row.try_get("attempts")?,
+            replay_count: row.try_get("replay_count")?,
+            replay_of: row.try_get("replay_of")?,
+            first_failed_at: row.try_get("first_failed_at")?,
+            last_failed_at: row.try_get("last_failed_at")?,
+        })
+    }
+}
+
+impl FromRow<'_, PgRow> for DeadLetterState {
+    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
+        Ok(Self {
+            stored_at: row.try_get("stored_at")?,
+            copies: row.try_get("copies")?,
+            status: row.try_get("status")?,
+            status_changed_at: row.try_get("status_changed_at")?,
+            status_reason: row.try_get("status_reason")?,
+            replay_tried_at: row.try_get("replay_tried_at")?,
+            replay_fault: row.try_get("replay_fault")?,
+        })
+    }
+}
+
+impl FromRow<'_, PgRow> for DeadLetterSummary {
+    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
+        Ok(Self {
+            dead_letter: DeadLetter::from_row(row)?,
+            state: DeadLetterState::from_row(row)?,
+            body_bytes: row.try_get("body_bytes")?,
+            edited: row.try_get("edited")?,
+        })
+    }
+}
+
+impl FromRow<'_, PgRow> for DeadLetterDetail {
+    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
+        Ok(Self {
+            dead_letter: DeadLetter::from_row(row)?,
+            message: FailedMessage {
+                body: row.try_get("body")?,
+                properties: row.try_get("properties")?,
+                headers: row.try_get("headers")?,
+            },
+            state: DeadLetterState::from_row(row)?,
+            edit: DeadLetterEdit {
+                edited_body: row.try_get("edited_body")?,
+                edited_at: row.try_get("edited_at")?,
+                edited_by: row.try_get("edited_by")?,
+            },
+        })
     }
 }
 
@@ -257,18 +288,6 @@ impl DeadLetterStatus {
 impl fmt::Display for DeadLetterStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
-    }
-}
-
-/// A stored status that this version does not know.
-#[derive(Debug, thiserror::Error)]
-#[error("unknown dead-letter status {0:?}")]
-pub struct UnknownStatus(String);
-
-impl TryFrom<String> for DeadLetterStatus {
-    type Error = UnknownStatus;
-    fn try_from(stored: String) -> Result<Self, UnknownStatus> {
-        Self::ALL.into_iter().find(|it| it.as_str() == stored).ok_or(UnknownStatus(stored))
     }
 }
 

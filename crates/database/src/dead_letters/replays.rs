@@ -11,7 +11,7 @@ use serde::Serialize;
 use sqlx::{FromRow, QueryBuilder};
 use uuid::Uuid;
 
-use super::record::{DeadLetterRow, DeadLetterStatus};
+use super::record::{DeadLetterDetail, DeadLetterStatus};
 use super::selection::{
     DeadLetterCursor, DeadLetterPage, NOT_UNDER_WAY, SIZED, light, push_status,
 };
@@ -63,7 +63,7 @@ impl Database {
         actor: &Actor,
         lease: Duration,
         limit: u32,
-    ) -> Result<DeadLetterPage<DeadLetterRow>> {
+    ) -> Result<DeadLetterPage<DeadLetterDetail>> {
         let mut query = QueryBuilder::new(format!("WITH chosen AS ({SIZED}"));
         push_status(&mut query, &[DeadLetterStatus::Open]);
         query.push(NOT_UNDER_WAY);
@@ -78,7 +78,7 @@ impl Database {
         query.push(", replay_lease_until = clock_timestamp() + interval '1 second' * ");
         query.push_bind(lease.as_secs_f64());
         query.push(" FROM light WHERE d.id = light.id RETURNING d.*");
-        let taken: Vec<DeadLetterRow> = self
+        let taken: Vec<DeadLetterDetail> = self
             .within(async |connection| Ok(query.build_query_as().fetch_all(connection).await?))
             .await?;
         Ok(cursor.page_of_rows(taken, limit))

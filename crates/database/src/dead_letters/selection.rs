@@ -13,7 +13,7 @@ use serde::Serialize;
 use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
-use super::record::{DeadLetterRow, DeadLetterStatus};
+use super::record::{DeadLetterDetail, DeadLetterStatus};
 use crate::{Database, Result};
 
 /// A filter for dead letters. An absent field does not restrict the result.
@@ -127,7 +127,7 @@ impl Database {
         cursor: &DeadLetterCursor,
         status: &[DeadLetterStatus],
         limit: u32,
-    ) -> Result<DeadLetterPage<DeadLetterRow>> {
+    ) -> Result<DeadLetterPage<DeadLetterDetail>> {
         let mut query = QueryBuilder::new(format!("WITH chosen AS ({SIZED}"));
         push_status(&mut query, status);
         cursor.push(&mut query);
@@ -136,7 +136,7 @@ impl Database {
             "), {} SELECT d.* FROM dead_letters d JOIN light ON light.id = d.id",
             light()
         ));
-        let rows: Vec<DeadLetterRow> = self
+        let rows: Vec<DeadLetterDetail> = self
             .within(async |connection| Ok(query.build_query_as().fetch_all(connection).await?))
             .await?;
         Ok(cursor.page_of_rows(rows, limit))
@@ -226,13 +226,13 @@ impl DeadLetterCursor {
     /// The page for the result of a query with this `limit` that is restricted to [`light`].
     pub(super) fn page_of_rows(
         &self,
-        rows: Vec<DeadLetterRow>,
+        rows: Vec<DeadLetterDetail>,
         limit: u32,
-    ) -> DeadLetterPage<DeadLetterRow> {
-        let bytes: usize = rows.iter().map(DeadLetterRow::bytes).sum();
+    ) -> DeadLetterPage<DeadLetterDetail> {
+        let bytes: usize = rows.iter().map(DeadLetterDetail::bytes).sum();
         // If the query left some out because of their size, the others have at least so many bytes.
         let limit = if bytes < PAGE_BYTES { limit } else { 0 };
-        self.page(rows, limit, |row| (row.stored_at, row.id))
+        self.page(rows, limit, |row| (row.state.stored_at, row.dead_letter.id))
     }
 
     /// The page for the result of a query with this `limit`, in any order.

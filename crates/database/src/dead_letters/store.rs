@@ -7,10 +7,9 @@
 use std::borrow::Borrow;
 use std::cmp::Reverse;
 
-use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::record::DeadLetter;
+use super::record::CollectedDeadLetter;
 use crate::{Database, Result};
 
 /// The most dead letters in one statement: beyond a few hundred it does not get faster.
@@ -27,19 +26,22 @@ const SLACK_SECONDS: f64 = 5.0;
 impl Database {
     /// Stores dead letters, all or none. One that is already stored counts one more copy, and is opened
     /// again if it failed after an operator's decision about it.
-    pub async fn store_dead_letters<L: Borrow<DeadLetter> + Sync>(
+    pub async fn store_dead_letters<L: Borrow<CollectedDeadLetter> + Sync>(
         &self,
         dead_letters: &[L],
     ) -> Result<()> {
         // One statement may change a row only once, so copies within the batch are counted here. The copy
         // with the latest failure is stored.
-        let mut unique: Vec<(&DeadLetter, i64)> = Vec::with_capacity(dead_letters.len());
-        let mut sorted: Vec<&DeadLetter> = dead_letters.iter().map(Borrow::borrow).collect();
-        sorted.sort_by_key(|dead_letter| (dead_letter.id, Reverse(dead_letter.last_failed_at)));
-        for dead_letter in sorted {
+        let mut unique: Vec<(&CollectedDeadLetter, i64)> = Vec::with_capacity(dead_letters.len());
+        let mut sorted: Vec<&CollectedDeadLetter> =
+            dead_letters.iter().map(Borrow::borrow).collect();
+        sorted.sort_by_key(|it| (it.dead_letter.id, Reverse(it.dead_letter.last_failed_at)));
+        for collected in sorted {
             match unique.last_mut() {
-                Some((last, copies)) if last.id == dead_letter.id => *copies += 1,
-                _ => unique.push((dead_letter, 1)),
+                Some((last, copies)) if last.dead_letter.id == collected.dead_letter.id => {
+                    *copies += 1;
+                }
+                _ => unique.push((collected, 1)),
             }
         }
         self.in_transaction(async |connection| {
@@ -56,18 +58,24 @@ impl Database {
 }
 
 /// How many of the dead letters the next statement inserts: at least one.
-fn chunk_len(dead_letters: &[(&DeadLetter, i64)]) -> usize {
+fn chunk_len(dead_letters: &[(&CollectedDeadLetter, i64)]) -> usize {
     let mut bytes = 0;
-    let fits = dead_letters.iter().take(CHUNK_DEAD_LETTERS).take_while(|(dead_letter, _)| {
+    let fits = dead_letters.iter().take(CHUNK_DEAD_LETTERS).take_while(|(collected, _)| {
         let fits = bytes < CHUNK_BYTES;
-        bytes += dead_letter.body.len();
+        bytes += collected.message.body.len();
         fits
     });
     fits.count().max(1)
 }
 
-async fn insert(connection: &mut PgConnection, dead_letters: &[(&DeadLetter, i64)]) -> Result<()> {
-    fn all<'a, T>(dead_letters: &[(&'a DeadLetter, i64)], of: fn(&'a DeadLetter) -> T) -> Vec<T> {
+async fn insert(
+    connection: &mut PgConnection,
+    dead_letters: &[(&CollectedDeadLetter, i64)],
+) -> Result<()> {
+    fn all<'a, T>(
+        dead_letters: &[(&'a CollectedDeadLetter, i64)],
+        of: fn(&'a CollectedDeadLetter) -> T,
+    ) -> Vec<T> {
         dead_letters.iter().map(|(dead_letter, _)| of(dead_letter)).collect()
     }
     // As text: sqlx would send `jsonb`, which rejects values that headers may contain, such as NUL.
@@ -98,26 +106,26 @@ async fn insert(connection: &mut PgConnection, dead_letters: &[(&DeadLetter, i64
                               AND excluded.last_failed_at + interval '1 second' * $22
                                   > dead_letters.status_changed_at) AS failure (later))",
     )
-    .bind(all(dead_letters, |it| it.id))
-    .bind(all(dead_letters, |it| it.queue.as_str()))
-    .bind(all(dead_letters, |it| it.reason.as_str()))
-    .bind(all(dead_letters, |it| it.field.as_deref()))
-    .bind(all(dead_letters, |it| it.error.as_str()))
-    .bind(all(dead_letters, |it| it.tenant_id.as_deref()))
-    .bind(all(dead_letters, |it| it.conversation_id.as_deref()))
-    .bind(all(dead_letters, |it| it.session_id.as_deref()))
-    .bind(all(dead_letters, |it| it.message_id.as_deref()))
-    .bind(all(dead_letters, |it| it.action_type.as_deref()))
-    .bind(all(dead_letters, |it| it.routing_key.as_str()))
-    .bind(all(dead_letters, |it| it.exchange.as_str()))
-    .bind(all(dead_letters, |it| it.body.as_slice()))
-    .bind(all(dead_letters, |it| it.properties.to_string()))
-    .bind(all(dead_letters, |it| it.headers.to_string()))
-    .bind(all(dead_letters, |it| it.attempts))
-    .bind(all(dead_letters, |it| it.replay_count))
-    .bind(all(dead_letters, |it| it.replay_of))
-    .bind(all(dead_letters, |it| DateTime::<Utc>::from(it.first_failed_at)))
-    .bind(all(dead_letters, |it| DateTime::<Utc>::from(it.last_failed_at)))
+    .bind(all(dead_letters, |it| it.dead_letter.id))
+    .bind(all(dead_letters, |it| it.dead_letter.queue.as_str()))
+    .bind(all(dead_letters, |it| it.dead_letter.reason.as_str()))
+    .bind(all(dead_letters, |it| it.dead_letter.field.as_deref()))
+    .bind(all(dead_letters, |it| it.dead_letter.error.as_str()))
+    .bind(all(dead_letters, |it| it.dead_letter.tenant_id.as_deref()))
+    .bind(all(dead_letters, |it| it.dead_letter.conversation_id.as_deref()))
+    .bind(all(dead_letters, |it| it.dead_letter.session_id.as_deref()))
+    .bind(all(dead_letters, |it| it.dead_letter.message_id.as_deref()))
+    .bind(all(dead_letters, |it| it.dead_letter.action_type.as_deref()))
+    .bind(all(dead_letters, |it| it.dead_letter.routing_key.as_str()))
+    .bind(all(dead_letters, |it| it.dead_letter.exchange.as_str()))
+    .bind(all(dead_letters, |it| it.message.body.as_slice()))
+    .bind(all(dead_letters, |it| it.message.properties.to_string()))
+    .bind(all(dead_letters, |it| it.message.headers.to_string()))
+    .bind(all(dead_letters, |it| it.dead_letter.attempts))
+    .bind(all(dead_letters, |it| it.dead_letter.replay_count))
+    .bind(all(dead_letters, |it| it.dead_letter.replay_of))
+    .bind(all(dead_letters, |it| it.dead_letter.first_failed_at))
+    .bind(all(dead_letters, |it| it.dead_letter.last_failed_at))
     .bind(dead_letters.iter().map(|(_, copies)| *copies).collect::<Vec<_>>())
     .bind(SLACK_SECONDS)
     .execute(connection)

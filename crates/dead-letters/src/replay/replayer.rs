@@ -6,7 +6,7 @@ use std::time::Duration;
 use broker::{PublishError, Publisher};
 use conversation::retry_transient;
 use database::{
-    Actor, ContentFingerprint, Database, DeadLetterCursor, DeadLetterRow, DeadLetterStatus,
+    Actor, ContentFingerprint, Database, DeadLetterCursor, DeadLetterDetail, DeadLetterStatus,
     ReplayOutcome, Selection,
 };
 use failpoints::Step;
@@ -34,7 +34,7 @@ pub struct Replayer {
 #[derive(Debug)]
 #[must_use = "unless they are sent, no run can take them until their lease expires"]
 pub struct Taken {
-    pub(super) dead_letters: Vec<DeadLetterRow>,
+    pub(super) dead_letters: Vec<DeadLetterDetail>,
     /// The rest of the selection.
     pub rest: Option<DeadLetterCursor>,
 }
@@ -102,27 +102,24 @@ impl Replayer {
 
     /// Publishes what was taken, and waits for the confirms.
     pub async fn send(&self, taken: Taken) -> Sent {
-        let plan: Vec<_> = taken
-            .dead_letters
-            .iter()
-            .map(|dead_letter| (dead_letter, self.validator.plan(dead_letter)))
-            .collect();
-        let publications =
-            plan.iter().map(|(dead_letter, plan)| Arc::new(plan.publication(dead_letter)));
+        let plan: Vec<_> =
+            taken.dead_letters.iter().map(|detail| (detail, self.validator.plan(detail))).collect();
+        let publications = plan.iter().map(|(detail, plan)| Arc::new(plan.publication(detail)));
         let results = self.publisher.publish_all(publications).await;
         failpoints::reached(Step::ReplayConfirmed);
         let (mut outcomes, mut confirmed, mut unavailable) = (Vec::new(), Vec::new(), None);
-        for ((dead_letter, plan), result) in plan.into_iter().zip(results) {
+        for ((detail, plan), result) in plan.into_iter().zip(results) {
+            let dead_letter = detail.dead_letter.id;
             let fault = result.err();
             match &fault {
-                None => confirmed.push((dead_letter.id, plan.fingerprint)),
+                None => confirmed.push((dead_letter, plan.fingerprint)),
                 Some(error @ (PublishError::Unreachable(_) | PublishError::Blocked)) => {
                     unavailable = Some(error.to_string());
                 }
                 Some(_) => {}
             }
             outcomes.push(ReplayOutcome {
-                dead_letter: dead_letter.id,
+                dead_letter,
                 queue: plan.queue,
                 fault: fault.map(|error| error.to_string()),
             });
@@ -141,8 +138,9 @@ impl Replayer {
         Ok(recorded)
     }
 
-    fn planned(&self, dead_letter: &DeadLetterRow) -> Planned {
-        let plan = self.validator.plan(dead_letter);
+    fn planned(&self, detail: &DeadLetterDetail) -> Planned {
+        let plan = self.validator.plan(detail);
+        let dead_letter = &detail.dead_letter;
         let resolved = plan.resolved.as_ref();
         let (refused_as, field, refusal) = match plan.refusal {
             Some(refusal) => (Some(refusal.reason), refusal.field, Some(refusal.detail)),
@@ -157,8 +155,8 @@ impl Replayer {
                 .map(|it| it.conversation.to_string())
                 .or_else(|| dead_letter.conversation_id.clone()),
             queue: plan.queue,
-            edited: dead_letter.edited_body.is_some(),
-            bytes: dead_letter.body_to_send().len(),
+            edited: detail.edit.edited_body.is_some(),
+            bytes: detail.body_to_send().len(),
             replay: dead_letter.replay_count.saturating_add(1),
             refused_as,
             field,

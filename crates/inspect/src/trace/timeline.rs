@@ -1,7 +1,9 @@
 //! What happened to a message or a conversation, in order of time. Pure.
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use database::{AuditEntry, ConversationTrace, DeadLetterStatus, ListedDeadLetter, MessageTrace};
+use database::{
+    AuditEntry, ConversationTrace, DeadLetter, DeadLetterStatus, DeadLetterSummary, MessageTrace,
+};
 
 use super::TraceEvent;
 
@@ -9,7 +11,7 @@ use super::TraceEvent;
 pub(super) fn of(
     message: Option<&MessageTrace>,
     conversation: Option<&ConversationTrace>,
-    dead_letters: &[ListedDeadLetter],
+    dead_letters: &[DeadLetterSummary],
     audit: &[AuditEntry],
 ) -> Vec<TraceEvent> {
     let mut events = Vec::new();
@@ -102,8 +104,9 @@ fn closed(conversation: &ConversationTrace, events: &mut Vec<TraceEvent>) {
     }
 }
 
-fn dead_lettered(dead_letter: &ListedDeadLetter, name_message: bool, events: &mut Vec<TraceEvent>) {
-    let ListedDeadLetter { first_failed_at, last_failed_at, queue, reason, .. } = dead_letter;
+fn dead_lettered(summary: &DeadLetterSummary, name_message: bool, events: &mut Vec<TraceEvent>) {
+    let DeadLetterSummary { dead_letter, state, .. } = summary;
+    let DeadLetter { first_failed_at, last_failed_at, queue, reason, .. } = dead_letter;
     let of = match &dead_letter.message_id {
         Some(message) if name_message => format!("message {message}: "),
         _ => String::new(),
@@ -121,16 +124,16 @@ fn dead_lettered(dead_letter: &ListedDeadLetter, name_message: bool, events: &mu
     } else if dead_letter.replay_count > 0 {
         text += &format!(", after {} replays", dead_letter.replay_count);
     }
-    if dead_letter.copies > 1 {
-        text += &format!(", received {} times", dead_letter.copies);
+    if state.copies > 1 {
+        text += &format!(", received {} times", state.copies);
     }
-    events.push(event(dead_letter.stored_at, "dead letter stored", text));
-    if dead_letter.status == DeadLetterStatus::Open {
+    events.push(event(state.stored_at, "dead letter stored", text));
+    if state.status == DeadLetterStatus::Open {
         return;
     }
-    let why = dead_letter.status_reason.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-    let at = dead_letter.status_changed_at.unwrap_or(dead_letter.stored_at);
-    events.push(event(at, dead_letter.status.as_str(), format!("{of}{}{why}", dead_letter.id)));
+    let why = state.status_reason.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    let at = state.status_changed_at.unwrap_or(state.stored_at);
+    events.push(event(at, state.status.as_str(), format!("{of}{}{why}", dead_letter.id)));
 }
 
 fn audit_text(line: &AuditEntry) -> String {
