@@ -10,7 +10,7 @@
 //! | [`session`] | the loop: receive, build batches, handle, acknowledge, hold, drain |
 //! | [`batch_builder`] | when a batch is ready: full, or the oldest message has lingered |
 //! | [`batch`] | the outcome of each message of a batch |
-//! | [`settlement`] | which copy must be confirmed before a message may be acknowledged |
+//! | [`settlement`] | which copies must be confirmed before a message may be acknowledged, and its reply |
 //! | [`unacked`] | which acknowledgements may be sent |
 //! | [`acknowledgement`] | whether an acknowledgement was sent |
 //! | [`prefetch`] | how many deliveries may be unacknowledged |
@@ -47,6 +47,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{Backoff, pause};
 use crate::connection::Endpoints;
+use crate::reply::Replier;
 use crate::{Handler, Publisher};
 use broker_requeues::BrokerRequeues;
 use end::End;
@@ -54,7 +55,7 @@ use observer::Observer;
 use session::{ConsumeMode, Ended, Outage, Session};
 use shared::Shared;
 
-pub use settings::{ConsumerState, Settings, Source};
+pub use settings::{ConsumerState, Settings};
 
 /// After a session that lasted this long, the pauses before reconnecting start again from the shortest.
 const STABLE_SESSION: Duration = Duration::from_secs(10);
@@ -65,11 +66,10 @@ pub struct Consumer<H: Handler> {
 }
 
 impl<H: Handler> Consumer<H> {
-    /// A consumer that has not started. Copies are published through `publisher`, which has its own
+    /// A consumer that has not started, of the queue that the handler names. Call it within a tokio runtime. Copies are published through `publisher`, which has its own
     /// connection: when RabbitMQ blocks publishers, acknowledgements are still sent.
     #[must_use]
     pub fn new(
-        source: Source,
         handler: H,
         endpoints: Endpoints,
         publisher: Publisher,
@@ -80,7 +80,9 @@ impl<H: Handler> Consumer<H> {
         // With 0 the consumer would never handle a message.
         settings.batch_size = settings.batch_size.max(1);
         settings.batches_in_flight = settings.batches_in_flight.max(1);
+        let source = handler.source();
         metrics.start_queue(source.queue());
+        let replier = Replier::new(endpoints.clone(), metrics.clone());
         let observer = Observer::new(source.queue(), metrics);
         let (state, _) = watch::channel(ConsumerState::Connecting);
         let broker_requeues = BrokerRequeues::default();
@@ -89,6 +91,7 @@ impl<H: Handler> Consumer<H> {
             handler,
             endpoints,
             publisher,
+            replier,
             settings,
             clock,
             observer,

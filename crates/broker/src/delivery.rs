@@ -104,6 +104,20 @@ impl Delivery {
         Self::new(body, received_at, false, exchange, routing_key, amqp)
     }
 
+    /// The same delivery with another body: an element of it.
+    pub(crate) fn with_body(&self, body: Vec<u8>) -> Self {
+        let Self { received_at, redelivered, .. } = *self;
+        Self {
+            body,
+            received_at,
+            redelivered,
+            exchange: self.exchange.clone(),
+            routing_key: self.routing_key.clone(),
+            properties: self.properties.clone(),
+            fleet_headers: self.fleet_headers.clone(),
+        }
+    }
+
     /// Its fleet headers: attempt, history, replays, dead-letter info. The default if it has none that
     /// are trusted.
     #[must_use]
@@ -161,6 +175,12 @@ impl Delivery {
     #[must_use]
     pub fn tracestate(&self) -> Option<String> {
         wire::text(self.table()?, TRACESTATE).filter(|text| text.len() <= MAX_TRACESTATE_BYTES)
+    }
+
+    /// The trace id, for log lines: the second field of the `traceparent` (W3C Trace Context, 3.2.2.3).
+    #[must_use]
+    pub fn trace_id(&self) -> Option<String> {
+        self.traceparent()?.split('-').nth(1).map(str::to_owned)
     }
 
     /// The media type of the body.

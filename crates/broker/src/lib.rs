@@ -4,8 +4,8 @@
 //! and after RabbitMQ confirmed the copy that the outcome asks for (a retry, a dead letter). A failure
 //! before that leads to a redelivery. No message is lost.
 //!
-//! To consume one more queue: add it to [`topology`], implement [`Handler`], and run a [`Consumer`]
-//! with its [`Source`].
+//! To consume one more queue: add it to [`topology`], implement [`Handler`], which names its [`Source`], and run
+//! a [`Consumer`].
 //!
 //! This is the only crate that uses lapin. lapin's automatic recovery is off: the owner of a
 //! connection replaces it. Every wait has a limit.
@@ -22,14 +22,15 @@ mod panics;
 mod publication;
 mod publisher;
 mod reply;
+mod source;
 pub mod topology;
 mod wire;
 
 pub use connection::{Endpoints, Error, InvalidAddress};
-pub use consumer::{Consumer, ConsumerState, Settings, Source};
+pub use consumer::{Consumer, ConsumerState, Settings};
 pub use decoder::Decoder;
 pub use delivery::{Death, Delivery};
-pub use handler::Handler;
+pub use handler::{Handled, Handler, Part, Processed, ReplyBody};
 pub use publication::{Publication, TooLong};
 pub use publisher::{PublishError, Publisher};
-pub use reply::Replier;
+pub use source::{FailurePolicy, Source};

@@ -4,17 +4,17 @@
 //! 2·log2(n) statements and saves all other rows.
 
 use database::Error;
-use domain::failure::{DeadLetterReason, FailureClass, Outcome, Refusal};
+use domain::failure::{DeadLetterReason, Failure, FailureClass, Refusal};
 use metrics::{Counter, Metrics, TransactionRetry};
 
-/// The outcome of the one item that PostgreSQL refused. Invalid data fails again on every attempt, so it
+/// What becomes of the one item that PostgreSQL refused. Invalid data fails again on every attempt, so it
 /// becomes a dead letter; any other failure is retried.
-pub(crate) fn refused(class: FailureClass, error: &Error) -> Outcome {
-    let detail = format!("PostgreSQL refused the action: {error}");
+pub(crate) fn refused(class: FailureClass, error: Error) -> Failure {
     if class == FailureClass::Data {
-        Outcome::DeadLetter(Refusal::new(DeadLetterReason::Schema, detail))
+        let detail = format!("PostgreSQL refused the action: {error}");
+        Failure::DeadLetter(Refusal::new(DeadLetterReason::Schema, detail))
     } else {
-        Outcome::Retry(detail)
+        Failure::Retry(error.into())
     }
 }
 

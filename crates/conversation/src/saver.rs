@@ -13,7 +13,9 @@ use std::collections::HashSet;
 use database::{Database, HotWrites, SaveRow, Saved};
 use domain::action::{Identity, SaveMessage};
 use domain::causes::with_causes;
-use domain::failure::{DeadLetterReason, Done, FailureClass, Outcome, Refusal, Unavailable};
+use domain::failure::{
+    DeadLetterReason, Done, Failure, FailureClass, Outcome, Refusal, Unavailable,
+};
 use domain::ids::ConversationKey;
 use domain::message::Message;
 use failpoints::Step;
@@ -41,7 +43,7 @@ impl Saver {
     }
 
     /// Saves a batch: one outcome for each action, in their order. When this returns `Ok`, every
-    /// [`Outcome::Done`] is committed in PostgreSQL, and each hot copy has it or is invalidated.
+    /// [`Done`] is committed in PostgreSQL, and each hot copy has it or is invalidated.
     ///
     /// # Errors
     /// PostgreSQL is unavailable. Part of the batch may be stored; saving it again is harmless.
@@ -104,7 +106,7 @@ impl Saver {
                             class = ?class,
                             "PostgreSQL refused a message; the other messages of its batch are saved"
                         );
-                        batch.refuse(at_fault, class, &error);
+                        batch.refuse(at_fault, &refused(class, error));
                     }
                 }
             }
@@ -145,18 +147,18 @@ impl Saver {
         let (mut new, mut duplicate, mut conflict, mut erased, mut anonymous) = (0, 0, 0, 0, 0);
         for (action, outcome) in batch.actions.iter().zip(&batch.outcomes) {
             match outcome {
-                Some(Outcome::Done(Done::Applied)) => {
+                Some(Ok(Done::Applied)) => {
                     new += 1;
                     anonymous += u64::from(action.identity == Identity::Random);
                 }
-                Some(Outcome::Done(Done::Duplicate)) => duplicate += 1,
-                Some(Outcome::Done(Done::Erased)) => erased += 1,
-                Some(Outcome::DeadLetter(refusal))
+                Some(Ok(Done::Duplicate)) => duplicate += 1,
+                Some(Ok(Done::Erased)) => erased += 1,
+                Some(Err(Failure::DeadLetter(refusal)))
                     if refusal.reason == DeadLetterReason::Conflict =>
                 {
                     conflict += 1;
                 }
-                Some(Outcome::DeadLetter(_) | Outcome::Retry(_)) | None => {}
+                Some(Err(_)) | None => {}
             }
         }
         for (counter, n) in [
@@ -258,18 +260,14 @@ impl<'a> Batch<'a> {
     fn settle(&mut self, part: &[Row<'a>], saved: Vec<Saved>) {
         for (row, saved) in part.iter().zip(saved) {
             let (first, repeated, committed) = match saved {
-                Saved::New => (
-                    Outcome::Done(Done::Applied),
-                    Outcome::Done(Done::Duplicate),
-                    Some(Committed::Sent(row.row.message)),
-                ),
-                Saved::Duplicate(message) => (
-                    Outcome::Done(Done::Duplicate),
-                    Outcome::Done(Done::Duplicate),
-                    Some(Committed::Stored(message)),
-                ),
-                Saved::Conflict => (conflict(row), conflict(row), None),
-                Saved::Erased => (Outcome::Done(Done::Erased), Outcome::Done(Done::Erased), None),
+                Saved::New => {
+                    (Ok(Done::Applied), Ok(Done::Duplicate), Some(Committed::Sent(row.row.message)))
+                }
+                Saved::Duplicate(message) => {
+                    (Ok(Done::Duplicate), Ok(Done::Duplicate), Some(Committed::Stored(message)))
+                }
+                Saved::Conflict => (Err(conflict(row)), Err(conflict(row)), None),
+                Saved::Erased => (Ok(Done::Erased), Ok(Done::Erased), None),
             };
             if matches!(committed, Some(Committed::Stored(_))) {
                 self.renewed.insert(row.row.key);
@@ -282,9 +280,9 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn refuse(&mut self, row: &Row<'a>, class: FailureClass, error: &database::Error) {
+    fn refuse(&mut self, row: &Row<'a>, failure: &Failure) {
         for action in row.repeated.iter().chain([&row.first]) {
-            self.outcomes[*action] = Some(refused(class, error));
+            self.outcomes[*action] = Some(Err(failure.clone()));
         }
     }
 
@@ -305,7 +303,7 @@ impl<'a> Batch<'a> {
     fn into_outcomes(self) -> Vec<Outcome> {
         // Every action is decided in some round.
         let undecided =
-            || Outcome::Retry("the batch ended without an outcome for this message".to_owned());
+            || Err(Failure::Retry("the batch ended without an outcome for this message".into()));
         self.outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(undecided)).collect()
     }
 }
@@ -318,8 +316,8 @@ fn row_key_of<'a>(row: &SaveRow<'a>) -> (&'a ConversationKey, &'a str) {
     (row.key, row.message.id.as_str())
 }
 
-fn conflict(row: &Row<'_>) -> Outcome {
-    Outcome::DeadLetter(Refusal {
+fn conflict(row: &Row<'_>) -> Failure {
+    Failure::DeadLetter(Refusal {
         reason: DeadLetterReason::Conflict,
         hint: None,
         field: Some("message_id".to_owned()),

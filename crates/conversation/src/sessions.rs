@@ -5,7 +5,9 @@
 
 use database::{Database, SessionChange, SessionUpdate};
 use domain::action::{Action, Common, ConversationSource};
-use domain::failure::{DeadLetterReason, Done, FailureClass, Outcome, Refusal, Unavailable};
+use domain::failure::{
+    DeadLetterReason, Done, Failure, FailureClass, Outcome, Refusal, Unavailable,
+};
 use metrics::{Counter, Metrics, SessionEventKind};
 
 use crate::RandomSource;
@@ -51,12 +53,12 @@ impl Sessions {
     }
 
     async fn record_chunk(&self, actions: &[Action]) -> Result<Vec<Outcome>, Unavailable> {
-        let mut outcomes = vec![Outcome::Done(Done::Applied); actions.len()];
+        let mut outcomes = vec![Ok(Done::Applied); actions.len()];
         let mut updates = Vec::with_capacity(actions.len());
         for (index, action) in actions.iter().enumerate() {
             match update(action) {
                 Some(update) => updates.push((index, update)),
-                None => outcomes[index] = unhandled(action),
+                None => outcomes[index] = Err(unhandled(action)),
             }
         }
         let mut bisection = Bisection::new(&updates, &self.metrics);
@@ -74,7 +76,7 @@ impl Sessions {
                 FailureClass::Unavailable | FailureClass::Transient => return Err(error.into()),
                 class @ (FailureClass::Data | FailureClass::Retryable) => {
                     if let Some((index, _)) = bisection.failed(part) {
-                        outcomes[*index] = refused(class, &error);
+                        outcomes[*index] = Err(refused(class, error));
                     }
                 }
             }
@@ -127,9 +129,9 @@ fn of(common: &Common, change: Option<SessionChange>) -> SessionUpdate {
 
 /// An action that no worker of this version handles. It becomes a dead letter, which can be replayed to a
 /// version that handles it.
-fn unhandled(action: &Action) -> Outcome {
+fn unhandled(action: &Action) -> Failure {
     let kind = action.kind().as_str();
-    Outcome::DeadLetter(Refusal {
+    Failure::DeadLetter(Refusal {
         reason: DeadLetterReason::UnknownAction,
         hint: None,
         field: Some("action_type".to_owned()),

@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use conversation::{ClosingSettings, Swept};
-use domain::failure::{DeadLetterReason, Outcome};
+use domain::failure::{DeadLetterReason, Failure};
 use domain::ids::TenantId;
 use metrics::Counter;
 use serde_json::{Value, json};
@@ -529,7 +529,7 @@ async fn an_action_of_another_queue_is_refused_by_name() {
     let stray = event("conversation.get_context", "s", "10:00:00", &json!({}));
     let outcomes = replica.sessions.record(&[closed("s", "10:00:00"), stray]).await.unwrap();
     assert_eq!(outcomes[0], applied());
-    let Outcome::DeadLetter(refusal) = &outcomes[1] else { panic!("{outcomes:?}") };
+    let Err(Failure::DeadLetter(refusal)) = &outcomes[1] else { panic!("{outcomes:?}") };
     assert_eq!(refusal.reason, DeadLetterReason::UnknownAction);
     assert!(refusal.detail.contains("conversation.get_context"), "{refusal}");
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use conversation::{Source, record_server};
-use domain::failure::{Dependency, Outcome};
+use domain::failure::Dependency;
 use hot_store::{Health, Window};
 use metrics::{Counter, HotLoad, HotRead};
 use serde_json::json;
@@ -291,7 +291,7 @@ async fn redis_restarted_empty_under_load_makes_no_reader_miss_an_acknowledged_m
                 let time = format!("2026-11-20T10:00:00.{:06}Z", acknowledged.len());
                 let save = message("s", &id, &json!({"timestamp": time}));
                 let saved = saver.save(&[save]).await.unwrap();
-                assert_eq!(saved, [Outcome::Done(domain::failure::Done::Applied)]);
+                assert_eq!(saved, [Ok(domain::failure::Done::Applied)]);
                 acknowledged.push(id);
                 after += usize::from(restarted.load(Ordering::SeqCst));
             }

@@ -4,7 +4,7 @@ mod support;
 
 use conversation::Source;
 use domain::action::Identity;
-use domain::failure::{DeadLetterReason, Dependency, Done, Outcome};
+use domain::failure::{DeadLetterReason, Dependency, Done, Failure, Outcome};
 use domain::message::Content;
 use metrics::{Counter, TransactionRetry};
 use serde_json::json;
@@ -14,7 +14,7 @@ use support::{
 };
 
 fn is_conflict(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::DeadLetter(refusal) if refusal.reason == DeadLetterReason::Conflict)
+    matches!(outcome, Err(Failure::DeadLetter(refusal)) if refusal.reason == DeadLetterReason::Conflict)
 }
 
 #[tokio::test]
@@ -327,7 +327,7 @@ async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
     let splits = Counter::TransactionRetries { class: TransactionRetry::Split };
     assert!((8..=9).contains(&replica.metrics.count(splits)), "{}", replica.metrics.count(splits));
     let refused: Vec<usize> =
-        (0..500).filter(|i| matches!(saved[*i], Outcome::DeadLetter(_))).collect();
+        (0..500).filter(|i| matches!(saved[*i], Err(Failure::DeadLetter(_)))).collect();
     assert_eq!(refused, [321], "{:?}", saved[321]);
     assert_eq!(saved.iter().filter(|outcome| **outcome == applied()).count(), 499);
     assert_eq!(sql(&env, "SELECT count(*) FROM messages").await, "499");
@@ -352,7 +352,8 @@ async fn an_unclassified_error_is_retried_for_its_own_message_alone() {
     ];
     let saved = replica.save(&batch).await;
     assert_eq!((&saved[0], &saved[2]), (&applied(), &applied()));
-    let Outcome::Retry(error) = &saved[1] else { panic!("{saved:?}") };
+    let Err(Failure::Retry(cause)) = &saved[1] else { panic!("{saved:?}") };
+    let error = cause.to_string();
     assert!(error.contains("poisoned by the test"), "{error}");
 }
 
@@ -467,7 +468,7 @@ async fn messages_sent_before_an_erasure_are_not_saved_and_later_ones_are() {
             at("user", "10:29:00", "gone"),
         ])
         .await;
-    let erased = Outcome::Done(Done::Erased);
+    let erased = Ok(Done::Erased);
     assert_eq!(saved, [erased.clone(), erased.clone(), applied(), erased]);
     assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["after"]);
 }

@@ -502,7 +502,10 @@ async fn a_limit_selects_the_newest_dead_letters_audit_entries_and_conversations
     .await
     .unwrap();
     let dead_letters = database.dead_letters_about("s", None, 2).await.unwrap();
-    assert_eq!(dead_letters.iter().map(|it| &*it.dead_letter.error).collect::<Vec<_>>(), ["2", "3"]);
+    assert_eq!(
+        dead_letters.iter().map(|it| &*it.dead_letter.error).collect::<Vec<_>>(),
+        ["2", "3"]
+    );
     let entries = database.audit_about(&["s".to_owned()], 2).await.unwrap();
     assert_eq!(entries.iter().map(|it| &*it.action).collect::<Vec<_>>(), ["2", "3"]);
     let conversations = database.conversations_of_session("s", None, 2).await.unwrap();

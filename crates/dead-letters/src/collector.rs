@@ -10,15 +10,19 @@
 use std::sync::Arc;
 
 use broker::topology::WorkQueue;
-use broker::{Decoder, Delivery, Handler, Publication, Publisher};
+use broker::{
+    Decoder, Delivery, Handled, Handler, Processed, Publication, Publisher, ReplyBody, Source,
+};
 use conversation::retry_transient;
 use database::{CollectedDeadLetter, Database};
 use domain::causes::with_causes;
+use domain::decode::reply_address;
 use domain::envelope::Resolved;
 use domain::event::{DeadLettered, Event};
 use domain::failure::{
-    DeadLetterReason, Dependency, Done, FailureClass, Outcome, Refusal, Unavailable,
+    Cause, DeadLetterReason, Dependency, Done, Failure, FailureClass, Refusal, Unavailable,
 };
+use domain::reply::{ReplyAddress, ReplyError};
 use metrics::{Counter, Metrics, RerouteCause};
 
 use crate::record::read_dead_letter;
@@ -46,25 +50,41 @@ pub enum Item {
 pub struct Collected {
     record: CollectedDeadLetter,
     event: DeadLettered,
+    /// Where its sender wants the reply that no worker sent.
+    unanswered: Option<ReplyAddress>,
+    trace_id: Option<String>,
     stored: Once,
     announced: Once,
 }
 
 impl Handler for DeadLetterCollector {
     type Item = Item;
+    const NEEDS: &'static [Dependency] = &[Dependency::PostgreSql];
+
+    fn source(&self) -> Source {
+        Source::dead_letters(self.queue)
+    }
 
     fn decode(&self, delivery: &Delivery) -> Result<Item, Refusal> {
         let by_rabbitmq = delivery
             .dead_letter_info()
             .filter(|_| delivery.fleet_headers().dead_letter_info.is_none());
-        if by_rabbitmq.is_some_and(|it| it.refusal.reason == DeadLetterReason::Expired) {
+        if by_rabbitmq.as_ref().is_some_and(|it| it.refusal.reason == DeadLetterReason::Expired) {
             // One that cannot be decoded is refused by the worker of its queue, and is a dead letter then.
             let resolved = self.decoder.decode(delivery).ok().and_then(|it| it.resolved());
             return Ok(Item::Expired(Rerouted::new(delivery, self.queue.name(), resolved)));
         }
         let (record, event) = read_dead_letter(self.queue, delivery);
-        let (stored, announced) = (Once::default(), Once::default());
-        Ok(Item::DeadLetter(Box::new(Collected { record, event, stored, announced })))
+        let envelope = delivery.envelope();
+        Ok(Item::DeadLetter(Box::new(Collected {
+            // The worker that dead-lettered a message replied to its sender; RabbitMQ replies to nobody.
+            unanswered: by_rabbitmq.and_then(|_| reply_address(&delivery.body, &envelope)),
+            trace_id: delivery.trace_id(),
+            record,
+            event,
+            stored: Once::default(),
+            announced: Once::default(),
+        })))
     }
 
     fn resolved(&self, item: &Item) -> Option<Resolved> {
@@ -75,7 +95,11 @@ impl Handler for DeadLetterCollector {
         }
     }
 
-    async fn handle(&self, items: &[Item]) -> Result<Vec<Outcome>, Unavailable> {
+    fn reply_address(&self, item: &Item) -> Option<ReplyAddress> {
+        item.dead_letter()?.unanswered.clone()
+    }
+
+    async fn handle(&self, items: &[Item]) -> Result<Vec<Handled>, Unavailable> {
         let dead_letters: Vec<&Collected> = items.iter().filter_map(Item::dead_letter).collect();
         let mut faults = self.store(&dead_letters).await?.into_iter();
         failpoints::reached(failpoints::Step::DeadLetterStored);
@@ -83,15 +107,37 @@ impl Handler for DeadLetterCollector {
         let announced = self.announce(&dead_letters).await;
         failpoints::reached(failpoints::Step::DeadLetterAnnounced);
         self.reroute_expired(items).await.and(announced)?;
-        let outcome = |item: &Item| match item.dead_letter().filter(|it| !it.stored.is_done()) {
-            Some(_) => Outcome::Retry(faults.next().unwrap_or_default()),
-            None => Outcome::Done(Done::Applied),
+        let handled = |item: &Item| {
+            let processed = Processed::from(Done::Applied);
+            match item.dead_letter() {
+                None => Ok(processed),
+                Some(dead_letter) if dead_letter.stored.is_done() => {
+                    Ok(Processed { reply: dead_letter.reply(), ..processed })
+                }
+                Some(_) => {
+                    let missing = || "the dead letter was not stored".into();
+                    Err(Failure::Retry(faults.next().unwrap_or_else(missing)))
+                }
+            }
         };
-        Ok(items.iter().map(outcome).collect())
+        Ok(items.iter().map(handled).collect())
     }
 
-    async fn probe(&self) -> Result<(), Unavailable> {
+    async fn probe(&self, _: Dependency) -> Result<(), Unavailable> {
         self.database.probe().await.map_err(Into::into)
+    }
+}
+
+impl Collected {
+    /// The reply that no worker sent.
+    fn reply(&self) -> Option<ReplyBody> {
+        self.unanswered.as_ref().map(|_| {
+            Err(ReplyError {
+                error_type: self.event.reason.into(),
+                message: self.event.detail.clone(),
+                details: None,
+            })
+        })
     }
 }
 
@@ -126,7 +172,7 @@ impl DeadLetterCollector {
 
     /// Stores the dead letters that are not stored yet: all at once or, if PostgreSQL refuses that, one at a time.
     /// Returns the error of each that was refused, in their order.
-    async fn store(&self, dead_letters: &[&Collected]) -> Result<Vec<String>, Unavailable> {
+    async fn store(&self, dead_letters: &[&Collected]) -> Result<Vec<Cause>, Unavailable> {
         let new: Vec<&Collected> =
             dead_letters.iter().copied().filter(|it| !it.stored.is_done()).collect();
         let records: Vec<_> = new.iter().map(|it| &it.record).collect();
@@ -148,14 +194,14 @@ impl DeadLetterCollector {
                     return Err(error.into());
                 }
                 Err(error) => {
-                    let error = with_causes(&error);
                     tracing::error!(
                         queue = self.queue.dlq(),
                         dead_letter = %dead_letter.event.dead_letter_id,
-                        error,
+                        trace_id = dead_letter.trace_id,
+                        error = with_causes(&error),
                         "PostgreSQL refused a dead letter; it stays in its dead-letter queue and is retried"
                     );
-                    faults.push(error);
+                    faults.push(error.into());
                 }
             }
         }
@@ -171,6 +217,7 @@ impl DeadLetterCollector {
             queue,
             %reason,
             dead_letter = %dead_letter_id,
+            trace_id = dead_letter.trace_id,
             field,
             attempts,
             "dead letter stored"

@@ -5,10 +5,10 @@
 //! lost.
 
 use broker::topology::{WorkQueue, queue_of};
-use broker::{Decoder, Delivery, Handler, Publisher};
+use broker::{Decoder, Delivery, Handled, Handler, Publisher, Source};
 use domain::action::ActionKind;
 use domain::envelope::Resolved;
-use domain::failure::{Done, Outcome, Refusal, Unavailable};
+use domain::failure::{Dependency, Done, Refusal, Unavailable};
 use metrics::{Counter, Metrics, RerouteCause};
 
 use crate::reroute::{Rerouted, reroute};
@@ -31,6 +31,12 @@ impl RerouteUnrouted {
 
 impl Handler for RerouteUnrouted {
     type Item = Rerouted;
+    /// It needs RabbitMQ alone.
+    const NEEDS: &'static [Dependency] = &[];
+
+    fn source(&self) -> Source {
+        Source::work(WorkQueue::Unrouted)
+    }
 
     fn decode(&self, delivery: &Delivery) -> Result<Rerouted, Refusal> {
         // By its body first, because the routing key may be wrong.
@@ -47,17 +53,16 @@ impl Handler for RerouteUnrouted {
         item.resolved()
     }
 
-    /// Publishes each once to its own queue. While a queue is missing the batch is held.
-    async fn handle(&self, items: &[Rerouted]) -> Result<Vec<Outcome>, Unavailable> {
+    /// Publishes each once to its own queue, whose worker replies. While a queue is missing the batch is held.
+    async fn handle(&self, items: &[Rerouted]) -> Result<Vec<Handled>, Unavailable> {
         let (queue, cause) = (WorkQueue::Unrouted.name(), RerouteCause::Unrouted);
         let counter = Counter::MessagesRerouted { queue, cause };
         let copies: Vec<_> = items.iter().collect();
         reroute(&copies, &self.publisher, &self.metrics, counter).await?;
-        Ok(vec![Outcome::Done(Done::Applied); items.len()])
+        Ok(items.iter().map(|_| Ok(Done::Applied.into())).collect())
     }
 
-    async fn probe(&self) -> Result<(), Unavailable> {
-        // Whether the missing queue exists again shows only the next publish.
+    async fn probe(&self, _: Dependency) -> Result<(), Unavailable> {
         Ok(())
     }
 }

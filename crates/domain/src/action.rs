@@ -13,6 +13,7 @@ pub use self::kind::ActionKind;
 use crate::envelope::Resolved;
 use crate::ids::{MessageId, UserId};
 use crate::message::Message;
+use crate::reply::ReplyAddress;
 use crate::time::Timestamp;
 
 /// An action of any kind.
@@ -152,5 +153,13 @@ impl Common {
             timestamp: self.happened_at(),
             received_at: self.received_at,
         }
+    }
+
+    /// Where its reply is sent; `None` if its sender wants none.
+    #[must_use]
+    pub fn reply_address(&self) -> Option<ReplyAddress> {
+        let queue = self.reply_to.clone()?;
+        let (correlation_id, action_id) = (self.correlation_id.clone(), self.action_id.clone());
+        Some(ReplyAddress { queue, correlation_id, action_id })
     }
 }

@@ -16,11 +16,13 @@ mod json_fields;
 pub(crate) mod json_limits;
 mod kind;
 mod metadata;
+mod reply_address;
 mod strict_fields;
 mod value;
 
 pub use self::context::{DEFAULT_MAX_BODY_BYTES, DecodeContext};
 pub(crate) use self::fault::excerpt;
+pub use self::reply_address::reply_address;
 
 use self::fault::malformed;
 use self::fields::Fields;

@@ -4,9 +4,13 @@
 //! infrastructure failure (PostgreSQL, Redis or RabbitMQ unavailable) never counts as an attempt. A
 //! fault of one message never delays other messages.
 
+use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+use crate::causes::with_causes;
 
 /// How a failure is treated. Every error of a client library is mapped to one class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -69,16 +73,21 @@ pub struct Unavailable {
     pub dependency: Dependency,
     /// The error of the client library.
     #[source]
-    pub source: Box<dyn std::error::Error + Send + Sync>,
+    pub source: Box<dyn Error + Send + Sync>,
 }
 
-/// What a handler decided about one delivery.
+/// An error with its causes. Clones share it. Two are equal if their texts are.
+#[derive(Debug, Clone)]
+pub struct Cause(Arc<dyn Error + Send + Sync>);
+
+/// What a use case decided about one action.
+pub type Outcome = Result<Done, Failure>;
+
+/// Why an action took no effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is processed: the delivery is acknowledged.
-    Done(Done),
-    /// It failed with the error of this text: the message is retried after a delay.
-    Retry(String),
+pub enum Failure {
+    /// Another attempt may succeed: the message is retried after a delay.
+    Retry(Cause),
     /// It can never succeed: the message becomes a dead letter.
     DeadLetter(Refusal),
 }
@@ -116,6 +125,57 @@ pub enum Hint {
     DidYouMean(String),
     /// The field is missing: add it.
     AddField,
+}
+
+impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for Cause {
+    fn from(error: E) -> Self {
+        Self(error.into().into())
+    }
+}
+
+impl Cause {
+    /// The error.
+    #[must_use]
+    pub fn error(&self) -> &(dyn Error + Send + Sync + 'static) {
+        &*self.0
+    }
+}
+
+impl fmt::Display for Cause {
+    /// The error and its causes in one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&with_causes(&*self.0))
+    }
+}
+
+impl PartialEq for Cause {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
+
+impl Eq for Cause {}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Retry(cause) => cause.fmt(f),
+            Self::DeadLetter(refusal) => refusal.fmt(f),
+        }
+    }
+}
+
+impl Failure {
+    /// The refusal of a message that is not tried again.
+    #[must_use]
+    pub fn into_refusal(self) -> Refusal {
+        match self {
+            Self::Retry(cause) => {
+                Refusal::new(DeadLetterReason::AttemptsExhausted, cause.to_string())
+            }
+            Self::DeadLetter(refusal) => refusal,
+        }
+    }
 }
 
 impl Refusal {

@@ -1,4 +1,4 @@
-//! Replies to agents: to requests, and to writes with `reply_to`.
+//! Replies to agents: to every action that has a reply address.
 //!
 //! On the wire: `{action_id, correlation_id, success: true, data}` or
 //! `{action_id, correlation_id, success: false, error}`.
@@ -6,7 +6,7 @@
 mod data;
 
 pub use self::data::{
-    ContextData, ContextMessage, EraseData, HistoryData, HistoryMessage, SaveMessageData,
+    ContextData, ContextMessage, EraseData, HistoryData, HistoryMessage, NoData, SaveMessageData,
     StateData, StateListData, StateListEntry, StateStatsData,
 };
 
@@ -15,7 +15,6 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::action::Common;
 use crate::failure::{DeadLetterReason, Refusal};
 use crate::ids::ActionId;
 use crate::message::Json;
@@ -29,6 +28,17 @@ pub struct Reply<T> {
     pub correlation_id: Option<String>,
     /// The data, or the error.
     pub result: Result<T, ReplyError>,
+}
+
+/// Where the reply to an action is sent, and what it repeats of the action.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplyAddress {
+    /// The queue: the AMQP `reply_to`, else the body's `callback_queue_name`.
+    pub queue: String,
+    /// The AMQP `correlation_id`, else the body's.
+    pub correlation_id: Option<String>,
+    /// The body's `action_id`, else the AMQP `message_id`.
+    pub action_id: Option<ActionId>,
 }
 
 /// Why an action failed.
@@ -112,22 +122,10 @@ impl ErrorType {
 }
 
 impl<T> Reply<T> {
-    /// The reply to a successful action.
-    pub fn success(requested: &Common, data: T) -> Self {
-        Self {
-            action_id: requested.action_id.clone(),
-            correlation_id: requested.correlation_id.clone(),
-            result: Ok(data),
-        }
-    }
-
-    /// The reply to a failed action.
-    pub fn failure(requested: &Common, error: ReplyError) -> Self {
-        Self {
-            action_id: requested.action_id.clone(),
-            correlation_id: requested.correlation_id.clone(),
-            result: Err(error),
-        }
+    /// The reply to the action that has this reply address.
+    pub fn to(address: &ReplyAddress, result: Result<T, ReplyError>) -> Self {
+        let ReplyAddress { action_id, correlation_id, .. } = address;
+        Self { action_id: action_id.clone(), correlation_id: correlation_id.clone(), result }
     }
 }
 
@@ -139,9 +137,8 @@ impl From<DeadLetterReason> for ErrorType {
             DeadLetterReason::TooLarge => Self::TooLarge,
             DeadLetterReason::UnknownAction => Self::UnknownAction,
             DeadLetterReason::Conflict => Self::Conflict,
-            DeadLetterReason::AttemptsExhausted
-            | DeadLetterReason::DeliveryLimit
-            | DeadLetterReason::Expired => Self::Internal,
+            DeadLetterReason::Expired => Self::Unavailable,
+            DeadLetterReason::AttemptsExhausted | DeadLetterReason::DeliveryLimit => Self::Internal,
         }
     }
 }

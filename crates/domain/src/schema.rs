@@ -17,9 +17,7 @@ use crate::{reply, wire};
 #[must_use]
 pub fn documents() -> Vec<(String, Schema)> {
     let actions = ActionKind::ALL.into_iter().map(|kind| (format!("action.{kind}"), action(kind)));
-    let replies = ActionKind::ALL
-        .into_iter()
-        .filter_map(|kind| Some((format!("reply.{kind}"), reply(kind)?)));
+    let replies = ActionKind::ALL.into_iter().map(|kind| (format!("reply.{kind}"), reply(kind)));
     let events = [
         (Migrated::ROUTING_KEY, event::<Migrated>(Migrated::ROUTING_KEY)),
         (Reopened::ROUTING_KEY, event::<Reopened>(Reopened::ROUTING_KEY)),
@@ -117,8 +115,8 @@ fn somewhere(names: &[&str]) -> Value {
 }
 
 /// The schema of the reply to an action, if it has one.
-fn reply(kind: ActionKind) -> Option<Schema> {
-    let schema = match kind {
+fn reply(kind: ActionKind) -> Schema {
+    match kind {
         ActionKind::SaveMessage => reply_with::<reply::SaveMessageData>(kind),
         ActionKind::GetContext => reply_with::<reply::ContextData>(kind),
         ActionKind::GetHistory => reply_with::<reply::HistoryData>(kind),
@@ -131,10 +129,9 @@ fn reply(kind: ActionKind) -> Option<Schema> {
         ActionKind::StateListActive => reply_with::<reply::StateListData>(kind),
         ActionKind::StateStats => reply_with::<reply::StateStatsData>(kind),
         ActionKind::SessionOpened | ActionKind::SessionClosed | ActionKind::Feedback => {
-            return None;
+            reply_with::<reply::NoData>(kind)
         }
-    };
-    Some(schema)
+    }
 }
 
 fn reply_with<T: JsonSchema>(kind: ActionKind) -> Schema {

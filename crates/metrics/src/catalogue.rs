@@ -10,8 +10,8 @@ use domain::failure::{DeadLetterReason, Dependency};
 use crate::definition::{Definition, catalogue};
 use crate::labels::{
     CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome, GenerationChange,
-    HotLoad, HotRead, PublishOutcome, QueueState, RerouteCause, RetryClass, SessionEventKind,
-    TaskEnd, TransactionRetry,
+    HotLoad, HotRead, PublishOutcome, QueueState, ReplyOutcome, RerouteCause, RetryClass,
+    SessionEventKind, TaskEnd, TransactionRetry,
 };
 
 /// Seconds. A batch takes some 20 ms; lock waits and slow disks show from 0.5 s; the timeouts of the
@@ -59,6 +59,8 @@ catalogue! {
         AcksLost { queue: &'static str } = "verbatim_acks_lost_total" in "deliveries";
         /// Publishes, by outcome.
         Publishes { outcome: PublishOutcome } = "verbatim_publishes_total" in "messages";
+        /// Replies to actions that have a reply address, by what became of them.
+        Replies { outcome: ReplyOutcome } = "verbatim_replies_total" in "replies";
         /// Batches held because PostgreSQL was unavailable, or because RabbitMQ did not confirm a copy. With the
         /// value `redis` it stays 0: saving continues without Redis.
         Holds { queue: &'static str, dependency: Dependency } = "verbatim_holds_total" in "batches";

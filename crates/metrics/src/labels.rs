@@ -20,6 +20,10 @@ label! {
         DeadLettered = "dead_lettered",
         /// A copy was published to the suspect queue: it had been redelivered too often.
         Quarantined = "quarantined",
+        /// A request was refused or failed: nothing of it is kept.
+        Refused = "refused",
+        /// A request expired while a dependency was unavailable: nothing of it is kept.
+        Expired = "expired",
         /// It was requeued without an outcome: a hold or a drain reached its time limit, or the bodies in flight
         /// exceeded `VERBATIM_MAX_INFLIGHT_BYTES`.
         Requeued = "requeued",
@@ -43,6 +47,18 @@ label! {
         Transient = "transient",
         /// PostgreSQL rejected one of its rows, or it timed out: it was split in halves.
         Split = "split",
+    }
+}
+
+label! {
+    /// What became of a reply.
+    ReplyOutcome {
+        /// It was sent. RabbitMQ does not confirm replies.
+        Sent = "sent",
+        /// It was dropped: RabbitMQ was unavailable, too many replies waited, or an id in it is too long for AMQP.
+        Dropped = "dropped",
+        /// It was dropped: its address is a queue of the fleet.
+        Ignored = "ignored",
     }
 }
 

@@ -19,7 +19,7 @@ pub use document::markdown;
 pub use label::Label;
 pub use labels::{
     CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome, GenerationChange,
-    HotLoad, HotRead, PublishOutcome, QueueState, RerouteCause, RetryClass, SessionEventKind,
-    TaskEnd, TransactionRetry,
+    HotLoad, HotRead, PublishOutcome, QueueState, ReplyOutcome, RerouteCause, RetryClass,
+    SessionEventKind, TaskEnd, TransactionRetry,
 };
 pub use registry::Metrics;

@@ -6,8 +6,8 @@
 //! | stage | what is done |
 //! |---|---|
 //! | *read* | each delivery is decoded once, because decoding may generate a random id |
-//! | *decided* | the handler returned an outcome for each message |
-//! | *copied* | retries, dead letters and suspects are confirmed in their queues; the batch is done |
+//! | *decided* | the handler returned a decision about each message |
+//! | *copied* | retries, dead letters and suspects are confirmed in their queues; replies are sent; the batch is done |
 //!
 //! When the handler panics, the messages are handled again one at a time. Only the message that panics
 //! again loses an attempt. The panic message is dropped here, because it may quote a body.
@@ -16,19 +16,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use domain::envelope::Resolved;
-use domain::failure::{DeadLetterReason, Outcome, Refusal, Unavailable};
-use domain::failure_policy::{QUARANTINE_AFTER, SUSPECT_LIMIT};
+use domain::failure::{DeadLetterReason, Dependency, Failure, Refusal, Unavailable};
+use domain::failure_policy::{QUARANTINE_AFTER, REQUEST_TTL, SUSPECT_LIMIT};
+use domain::time::Timestamp;
 use failpoints::Step;
 use futures_util::FutureExt;
 use metrics::DeliveryOutcome;
 use tokio::time::Instant;
 
-use super::outcome_counts::{OutcomeCounts, outcome_of};
-use super::settings::FailurePolicy;
-use super::settlement::{Copy, Decision, copy_for, publish};
+use super::outcome_counts::OutcomeCounts;
+use super::settlement::{Copy, Decision, Reply, Sender, publish, settle};
 use super::shared::Shared;
 use super::unacked::Tag;
-use crate::{Delivery, Handler, Publication};
+use crate::source::FailurePolicy;
+use crate::{Delivery, Handled, Handler, Publication};
 
 /// Deliveries that are handled together.
 pub(super) struct Batch<I> {
@@ -62,18 +63,23 @@ pub(super) struct Finished {
 enum Stage<I> {
     Received,
     Read(Reading<I>),
-    /// `counts` has the outcomes of the messages that are done and of those whose copies are confirmed.
-    Decided {
-        copies: Vec<Copy>,
-        counts: OutcomeCounts,
-    },
+    Decided(Decided),
 }
 
 /// Decoded messages. `early` has one entry per delivery; for each `None`, the next of `items` still
-/// needs the handler's outcome.
+/// needs the handler's decision.
 struct Reading<I> {
     items: Vec<I>,
     early: Vec<Option<Decision>>,
+}
+
+/// What the decisions ask for.
+#[derive(Default)]
+struct Decided {
+    copies: Vec<Copy>,
+    replies: Vec<Reply>,
+    /// The outcomes of the messages that are done and of those whose copies are confirmed.
+    counts: OutcomeCounts,
 }
 
 impl<I> Batch<I> {
@@ -86,16 +92,39 @@ impl<I> Batch<I> {
         self.received.len()
     }
 
+    /// Decides that requests that are older than [`REQUEST_TTL`] and have no decision yet have expired. False if
+    /// there are none.
+    pub(super) fn expire(&mut self, now: Timestamp, dependency: Dependency) -> bool {
+        let Stage::Read(reading) = &mut self.stage else { return false };
+        let mut items = std::mem::take(&mut reading.items).into_iter();
+        let open = self.received.iter().zip(&mut reading.early).filter(|(_, it)| it.is_none());
+        let mut expired = false;
+        for (received, decision) in open {
+            let item = items.next();
+            if has_expired(&received.delivery, now) {
+                let detail = format!("{dependency} was unavailable for {REQUEST_TTL:?}");
+                let refusal = Refusal::new(DeadLetterReason::Expired, detail);
+                *decision = Some(Decision::Handled(Err(Failure::DeadLetter(refusal))));
+                expired = true;
+            } else {
+                reading.items.extend(item);
+            }
+        }
+        expired
+    }
+
     /// A new copy, for a queue, of each message that is not settled, with the identity resolved so far.
     /// The copies have no redelivery count.
     pub(super) fn new_copies<H>(&self, queue: &str, shared: &Shared<H>) -> Vec<Copy>
     where
         H: Handler<Item = I>,
     {
-        let copy = |position: usize, resolved| {
+        let copy = |position: usize, resolved: Option<Resolved>| {
             let delivery = &self.received[position].delivery;
-            let publication = Arc::new(Publication::copy(delivery, queue).resolved(resolved));
-            Copy { position, publication, outcome: DeliveryOutcome::Requeued }
+            let copy = Publication::copy(delivery, queue).resolved(Option::clone(&resolved));
+            let publication = Arc::new(copy);
+            let outcome = DeliveryOutcome::Requeued;
+            Copy { position, resolved, publication, outcome }
         };
         match &self.stage {
             Stage::Received => (0..self.len()).map(|position| copy(position, None)).collect(),
@@ -103,26 +132,27 @@ impl<I> Batch<I> {
                 let mut items = items.iter();
                 let resolved = early.iter().map(|decision| match decision {
                     Some(_) => None,
-                    None => items.next().and_then(|item| resolved(item, shared)),
+                    None => items.next().and_then(|item| sender_of(item, shared).resolved),
                 });
                 resolved.enumerate().map(|(position, resolved)| copy(position, resolved)).collect()
             }
-            Stage::Decided { copies, .. } => {
-                let resolved = |of: &Copy| of.publication.fleet_headers.resolved.clone();
-                copies
-                    .iter()
-                    .map(|unconfirmed| copy(unconfirmed.position, resolved(unconfirmed)))
-                    .collect()
+            Stage::Decided(Decided { copies, .. }) => {
+                let mut unconfirmed: Vec<&Copy> = copies.iter().collect();
+                // Several elements of one message may be unconfirmed.
+                unconfirmed.sort_by_key(|it| it.position);
+                unconfirmed.dedup_by_key(|it| it.position);
+                unconfirmed.into_iter().map(|it| copy(it.position, it.resolved.clone())).collect()
             }
         }
     }
 
-    /// The outcomes of the messages that have one already.
-    pub(super) fn settled(&self) -> OutcomeCounts {
-        match &self.stage {
-            Stage::Received | Stage::Read(_) => OutcomeCounts::default(),
-            Stage::Decided { counts, .. } => counts.clone(),
-        }
+    /// The outcomes of the messages that have one already; their replies are sent.
+    pub(super) fn settled<H>(&mut self, shared: &Shared<H>) -> OutcomeCounts {
+        let Stage::Decided(decided) = &mut self.stage else { return OutcomeCounts::default() };
+        let Decided { copies, replies, counts } = std::mem::take(decided);
+        let requeued = |reply: &Reply| copies.iter().any(|it| it.position == reply.position);
+        reply(replies.into_iter().filter(|it| !requeued(it)), shared);
+        counts
     }
 
     /// Runs all stages that are left.
@@ -141,13 +171,15 @@ impl<I> Batch<I> {
             self.stage = match self.stage {
                 Stage::Received => Stage::Read(read(&self.received, self.lane, shared)),
                 Stage::Read(reading) => match decide(&reading.items, shared).await {
-                    Ok(outcomes) => settle(&self.received, reading, outcomes, shared),
+                    Ok(handled) => {
+                        Stage::Decided(settle_all(&self.received, reading, handled, shared))
+                    }
                     Err(unavailable) => {
                         self.stage = Stage::Read(reading);
                         return Err((self, unavailable));
                     }
                 },
-                Stage::Decided { copies, mut counts } => {
+                Stage::Decided(Decided { copies, replies, mut counts }) => {
                     let sent: Vec<_> = copies.iter().map(|it| (it.position, it.outcome)).collect();
                     match publish(copies, &shared.publisher).await {
                         Ok(()) => {
@@ -155,6 +187,7 @@ impl<I> Batch<I> {
                                 failpoints::reached(Step::Copied);
                             }
                             sent.iter().for_each(|(_, outcome)| counts.add(*outcome));
+                            reply(replies.into_iter(), shared);
                             let tags = self.received.iter().map(|received| received.tag).collect();
                             return Ok(Finished { tags, counts });
                         }
@@ -165,7 +198,7 @@ impl<I> Batch<I> {
                             {
                                 counts.add(*outcome);
                             }
-                            self.stage = Stage::Decided { copies, counts };
+                            self.stage = Stage::Decided(Decided { copies, replies, counts });
                             return Err((self, unavailable));
                         }
                     }
@@ -175,11 +208,23 @@ impl<I> Batch<I> {
     }
 }
 
+/// Sends replies. Their messages are settled: nothing waits for the replies.
+fn reply<H>(replies: impl Iterator<Item = Reply>, shared: &Shared<H>) {
+    for Reply { address, body, .. } in replies {
+        shared.replier.reply(address, body);
+    }
+}
+
+fn has_expired(delivery: &Delivery, now: Timestamp) -> bool {
+    let age = now.micros().saturating_sub(delivery.received_at.micros());
+    u128::try_from(age).is_ok_and(|age| age >= REQUEST_TTL.as_micros())
+}
+
 fn read<H: Handler>(received: &[Received], lane: Lane, shared: &Shared<H>) -> Reading<H::Item> {
     let mut items = Vec::with_capacity(received.len());
     let early = received.iter().map(|Received { delivery, .. }| {
         if let Some(decision) =
-            decision_by_delivery_count(delivery, lane, shared.source.failure_policy)
+            decision_by_delivery_count(delivery, lane, shared.source.failure_policy())
         {
             return Some(decision);
         }
@@ -188,8 +233,11 @@ fn read<H: Handler>(received: &[Received], lane: Lane, shared: &Shared<H>) -> Re
                 items.push(item);
                 None
             }
-            Ok(Err(refusal)) => Some(Decision::DeadLetter(refusal)),
-            Err(_) => Some(Decision::Retry(shared.observer.panicked("decoding"))),
+            Ok(Err(refusal)) => Some(Decision::Handled(Err(Failure::DeadLetter(refusal)))),
+            Err(_) => {
+                let panicked = Failure::Retry(shared.observer.panicked("decoding").into());
+                Some(Decision::Handled(Err(panicked)))
+            }
         }
     });
     let early = early.collect();
@@ -202,117 +250,116 @@ fn decision_by_delivery_count(
     lane: Lane,
     failure_policy: FailurePolicy,
 ) -> Option<Decision> {
+    let redeliveries = delivery.delivery_count();
+    let refuse = |detail: String| {
+        let refusal = Refusal::new(DeadLetterReason::DeliveryLimit, detail);
+        Some(Decision::Handled(Err(Failure::DeadLetter(refusal))))
+    };
     match (lane, failure_policy) {
-        (Lane::Main, FailurePolicy::DeadLetter(_))
-            if delivery.delivery_count() >= QUARANTINE_AFTER =>
-        {
-            Some(Decision::Quarantine)
+        (Lane::Main, FailurePolicy::DeadLetter(queue)) if redeliveries >= QUARANTINE_AFTER => {
+            Some(Decision::Quarantine(queue))
         }
-        (Lane::Suspects, _) if delivery.delivery_count() >= SUSPECT_LIMIT => {
-            let redeliveries = delivery.delivery_count();
-            Some(Decision::DeadLetter(Refusal {
-                reason: DeadLetterReason::DeliveryLimit,
-                hint: None,
-                field: None,
-                detail: format!(
-                    "as a suspect it was redelivered {redeliveries} times without an outcome; for all \
-                     but the first of them it was handled alone"
-                ),
-            }))
+        (Lane::Main, FailurePolicy::Expire) if redeliveries >= QUARANTINE_AFTER => {
+            refuse(format!("the request was redelivered {redeliveries} times without an outcome"))
         }
+        (Lane::Suspects, _) if redeliveries >= SUSPECT_LIMIT => refuse(format!(
+            "as a suspect it was redelivered {redeliveries} times without an outcome; for all but the first \
+             of them it was handled alone"
+        )),
         _ => None,
     }
 }
 
-/// Calls the handler. After a panic or a wrong number of outcomes, it is called once per message.
+/// Calls the handler. After a panic or a wrong number of decisions, it is called once per message.
 async fn decide<H: Handler>(
     items: &[H::Item],
     shared: &Shared<H>,
-) -> Result<Vec<Outcome>, Unavailable> {
+) -> Result<Vec<Handled>, Unavailable> {
     if items.is_empty() {
         return Ok(Vec::new());
     }
     let started = Instant::now();
-    let outcomes = match call_handler(items, shared).await? {
-        Ok(outcomes) => outcomes,
-        Err(error) if items.len() == 1 => vec![Outcome::Retry(error)],
+    let handled = match call_handler(items, shared).await? {
+        Ok(handled) => handled,
+        Err(failure) if items.len() == 1 => vec![Err(failure)],
         Err(_) => one_by_one(items, shared).await?,
     };
     shared.observer.decided(items.len(), started.elapsed());
-    Ok(outcomes)
+    Ok(handled)
 }
 
 async fn one_by_one<H: Handler>(
     items: &[H::Item],
     shared: &Shared<H>,
-) -> Result<Vec<Outcome>, Unavailable> {
-    let mut outcomes = Vec::with_capacity(items.len());
+) -> Result<Vec<Handled>, Unavailable> {
+    let mut handled = Vec::with_capacity(items.len());
     for item in items {
         match call_handler(std::slice::from_ref(item), shared).await? {
-            Ok(outcome) => outcomes.extend(outcome),
-            Err(error) => outcomes.push(Outcome::Retry(error)),
+            Ok(one) => handled.extend(one),
+            Err(failure) => handled.push(Err(failure)),
         }
     }
-    Ok(outcomes)
+    Ok(handled)
 }
 
-/// One call of the handler. The inner error is the text of a panic or of a wrong number of outcomes.
+/// One call of the handler. The inner error is a panic or a wrong number of decisions.
 async fn call_handler<H: Handler>(
     items: &[H::Item],
     shared: &Shared<H>,
-) -> Result<Result<Vec<Outcome>, String>, Unavailable> {
+) -> Result<Result<Vec<Handled>, Failure>, Unavailable> {
     let call = AssertUnwindSafe(async { shared.handler.handle(items).await });
     match call.catch_unwind().await {
-        Ok(Ok(outcomes)) if outcomes.len() == items.len() => Ok(Ok(outcomes)),
-        Ok(Ok(outcomes)) => {
-            shared.observer.wrong_outcome_count(items.len(), outcomes.len());
-            Ok(Err("the handler returned a wrong number of outcomes".to_owned()))
+        Ok(Ok(handled)) if handled.len() == items.len() => Ok(Ok(handled)),
+        Ok(Ok(handled)) => {
+            shared.observer.wrong_outcome_count(items.len(), handled.len());
+            let cause = "the handler returned a wrong number of outcomes";
+            Ok(Err(Failure::Retry(cause.into())))
         }
         Ok(Err(unavailable)) => Err(unavailable),
-        Err(_) => Ok(Err(shared.observer.panicked("handling"))),
+        Err(_) => Ok(Err(Failure::Retry(shared.observer.panicked("handling").into()))),
     }
 }
 
-/// The resolved identity that a copy of the message must carry; `None` when the handler panics.
-fn resolved<H: Handler>(item: &H::Item, shared: &Shared<H>) -> Option<Resolved> {
-    let call = AssertUnwindSafe(|| shared.handler.resolved(item));
+/// What the item says about its message; nothing when the handler panics.
+fn sender_of<H: Handler>(item: &H::Item, shared: &Shared<H>) -> Sender {
+    let call = AssertUnwindSafe(|| Sender {
+        resolved: shared.handler.resolved(item),
+        reply_address: shared.handler.reply_address(item),
+    });
     catch_unwind(call).unwrap_or_else(|_| {
         shared.observer.panicked("resolving");
-        None
+        Sender::default()
     })
 }
 
-/// Turns outcomes into copies to publish and outcomes to count.
-fn settle<H: Handler>(
+/// Turns decisions into copies to publish, replies to send and outcomes to count.
+fn settle_all<H: Handler>(
     received: &[Received],
     reading: Reading<H::Item>,
-    outcomes: Vec<Outcome>,
+    handled: Vec<Handled>,
     shared: &Shared<H>,
-) -> Stage<H::Item> {
-    let mut decided = reading.items.iter().zip(outcomes);
-    let mut copies = Vec::new();
-    let mut counts = OutcomeCounts::default();
+) -> Decided {
+    let mut handled = reading.items.iter().zip(handled);
+    let mut decided = Decided::default();
     for (position, (Received { delivery, .. }, early)) in
         received.iter().zip(reading.early).enumerate()
     {
         let (decision, item) = match early {
             Some(decision) => (decision, None),
-            // There are as many outcomes as messages without an early decision.
-            None => match decided.next() {
-                Some((_, Outcome::Done(done))) => {
-                    counts.add(outcome_of(done));
-                    continue;
+            // There are as many decisions as messages without an early one.
+            None => match handled.next() {
+                Some((item, handled)) => (Decision::Handled(handled), Some(item)),
+                None => {
+                    let missing = Failure::Retry("the handler returned no outcome".into());
+                    (Decision::Handled(Err(missing)), None)
                 }
-                Some((item, Outcome::Retry(error))) => (Decision::Retry(error), Some(item)),
-                Some((item, Outcome::DeadLetter(refusal))) => {
-                    (Decision::DeadLetter(refusal), Some(item))
-                }
-                None => (Decision::Retry("the handler returned no outcome".to_owned()), None),
             },
         };
-        let resolved = item.and_then(|item| resolved(item, shared));
-        let (copy, outcome) = copy_for(delivery, decision, resolved, shared);
-        copies.push(Copy { position, publication: Arc::new(copy), outcome });
+        let sender = || item.map(|item| sender_of(item, shared));
+        let settlement = settle(position, delivery, decision, sender, shared);
+        settlement.outcome.into_iter().for_each(|outcome| decided.counts.add(outcome));
+        decided.copies.extend(settlement.copies);
+        decided.replies.extend(settlement.reply);
     }
-    Stage::Decided { copies, counts }
+    decided
 }

@@ -4,8 +4,8 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use domain::causes::with_causes;
-use domain::failure::{Dependency, Unavailable};
-use domain::failure_policy::{LONGEST_PAUSE, QUARANTINE_AFTER};
+use domain::failure::{Dependency, Refusal, Unavailable};
+use domain::failure_policy::{LONGEST_PAUSE, QUARANTINE_AFTER, REQUEST_TTL};
 use metrics::{
     ConsumerRestart, Counter, DeliveryOutcome, Gauge, Metrics, QueueState, RetryClass, Size, Timing,
 };
@@ -13,6 +13,7 @@ use metrics::{
 use super::end::End;
 use super::outcome_counts::OutcomeCounts;
 use super::settings::Settings;
+use crate::Delivery;
 use crate::connection::Error;
 use crate::topology::RetryQueue;
 
@@ -132,31 +133,34 @@ impl Observer {
     /// queue are retried for ever.
     pub(super) fn retried(
         &self,
-        message_id: Option<&str>,
-        attempt: u32,
+        delivery: &Delivery,
         max_attempts: Option<usize>,
         retry: RetryQueue,
         error: &str,
     ) {
         let (queue, class) = (self.queue, RetryClass::Retryable);
         self.metrics.add(Counter::Retries { queue, class }, 1);
-        let delay = retry.delay().as_secs();
-        match max_attempts {
-            Some(max_attempts) => tracing::warn!(
-                queue,
-                message_id,
-                attempt,
-                error,
-                "message failed (attempt {attempt} of {max_attempts}); retrying in {delay} s"
-            ),
-            None => tracing::warn!(
-                queue,
-                message_id,
-                attempt,
-                error,
-                "message failed (attempt {attempt}, no limit); retrying in {delay} s"
-            ),
-        }
+        let (attempt, delay) = (delivery.fleet_headers().attempt, retry.delay().as_secs());
+        let limit = max_attempts.map_or(", no limit".to_owned(), |most| format!(" of {most}"));
+        tracing::warn!(
+            queue,
+            message_id = delivery.envelope().message_id,
+            trace_id = delivery.trace_id(),
+            attempt,
+            error,
+            "message failed (attempt {attempt}{limit}); retrying in {delay} s"
+        );
+    }
+
+    /// Nothing of a request is kept; its sender gets the refusal.
+    pub(super) fn request_refused(&self, delivery: &Delivery, refusal: &Refusal) {
+        tracing::warn!(
+            queue = self.queue,
+            message_id = delivery.envelope().message_id,
+            trace_id = delivery.trace_id(),
+            error = %refusal,
+            "request refused"
+        );
     }
 
     /// Counts and logs a caught panic of the handler. Returns the text for the message's history. The
@@ -184,21 +188,24 @@ impl Observer {
         );
     }
 
-    /// A batch or a suspect is held. `unacked` counts all unacknowledged deliveries of this process.
-    pub(super) fn held(&self, unavailable: &Unavailable, unacked: usize, settings: &Settings) {
+    /// A batch or a suspect is held, for `limit` at most; `None`: each request until it expires. `unacked`
+    /// counts all unacknowledged deliveries of this process.
+    pub(super) fn held(&self, unavailable: &Unavailable, unacked: usize, limit: Option<Duration>) {
         let (queue, dependency) = (self.queue, unavailable.dependency);
         self.metrics.add(Counter::Holds { queue, dependency }, 1);
         self.metrics.add(Counter::Retries { queue, class: RetryClass::Unavailable }, 1);
         let cause = with_causes(unavailable);
-        let limit = seconds(settings.hold_limit);
         let messages = count(unacked, "message", "messages");
+        let then = match limit {
+            Some(limit) => format!("requeued after {} (hold_limit)", seconds(limit)),
+            None => format!("refused after {}", seconds(REQUEST_TTL)),
+        };
         tracing::warn!(
             queue,
             dependency = dependency.as_str(),
             unacked,
             cause,
-            "{dependency} unavailable; consumption paused, {messages} unacknowledged, requeued after \
-             {limit} (hold_limit)"
+            "{dependency} unavailable; consumption paused, {messages} unacknowledged, {then}"
         );
     }
 

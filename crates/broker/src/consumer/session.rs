@@ -24,6 +24,7 @@ use lapin::options::BasicAckOptions;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::acknowledgement::{acknowledge, requeue};
 use super::batch::{Batch, Finished, Lane, Received};
@@ -253,7 +254,8 @@ impl<H: Handler> Session<H> {
 
     /// Starts the batches that are ready, up to `batches_in_flight`. Returns when the next one is ready.
     fn start_ready_batches(&mut self) -> Option<Instant> {
-        while self.hold.is_none() && self.in_flight < self.shared.settings.batches_in_flight {
+        let may_start = self.hold.is_none() || self.shared.hold_limit().is_none();
+        while may_start && self.in_flight < self.shared.settings.batches_in_flight {
             match self.batch_builder.ready(Instant::now(), self.in_flight) {
                 BatchReady::Now => {
                     let received = self.batch_builder.take();
@@ -271,12 +273,14 @@ impl<H: Handler> Session<H> {
     fn start(&mut self, batch: Batch<H::Item>) {
         self.in_flight += 1;
         let shared = self.shared.clone();
-        self.tasks.spawn(async move {
+        let (queue, messages) = (shared.source.queue(), batch.len());
+        let work = async move {
             match batch.work(&shared).await {
                 Ok(finished) => Report::Finished(finished),
                 Err((batch, unavailable)) => Report::Held(batch, unavailable),
             }
-        });
+        };
+        self.tasks.spawn(work.instrument(tracing::info_span!("batch", queue, messages)));
     }
 
     async fn on_report(&mut self, report: Result<Report<H::Item>, JoinError>) -> Result<(), End> {

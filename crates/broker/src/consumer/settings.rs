@@ -1,22 +1,15 @@
-//! The settings of a consumer, the queue that it consumes, and its state.
+//! The settings of a consumer, and its state.
 
 use std::time::Duration;
 
 use domain::failure::Dependency;
 use domain::failure_policy::{HOLD_LIMIT, STALL_LIMIT};
 
-use crate::topology::{RetryQueue, WorkQueue};
+use crate::topology::RetryQueue;
 
 /// The bodies of all batches that are being handled may take 1/16 of `max_inflight_bytes`. While a batch
 /// is handled, a body is in memory several times: as received, decoded, and encoded for each store.
 const BATCH_BYTES_DIVISOR: usize = 16;
-
-/// A queue to consume, and what happens to messages that cannot be handled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Source {
-    queue: &'static str,
-    pub(super) failure_policy: FailurePolicy,
-}
 
 /// How a consumer paces itself.
 #[derive(Debug, Clone)]
@@ -58,44 +51,6 @@ pub enum ConsumerState {
     Draining,
     /// The shutdown is finished.
     Stopped,
-}
-
-/// What happens to messages that are refused or that fail their last attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FailurePolicy {
-    /// They become dead letters of this queue; suspects are quarantined.
-    DeadLetter(WorkQueue),
-    /// They are retried for ever, at the longest delay. This is the policy of dead-letter queues.
-    RetryForever,
-}
-
-impl Source {
-    /// A work queue.
-    #[must_use]
-    pub const fn work(queue: WorkQueue) -> Self {
-        Self { queue: queue.name(), failure_policy: FailurePolicy::DeadLetter(queue) }
-    }
-
-    /// The dead-letter queue of a work queue. Refused and failed messages are retried for ever,
-    /// because a dead letter has no further queue.
-    #[must_use]
-    pub const fn dead_letters(queue: WorkQueue) -> Self {
-        Self { queue: queue.dlq(), failure_policy: FailurePolicy::RetryForever }
-    }
-
-    /// The name of the queue.
-    #[must_use]
-    pub const fn queue(&self) -> &'static str {
-        self.queue
-    }
-
-    /// The queue of its suspects; `None` for a dead-letter queue.
-    pub(in crate::consumer) const fn suspect(&self) -> Option<&'static str> {
-        match self.failure_policy {
-            FailurePolicy::DeadLetter(queue) => Some(queue.suspect()),
-            FailurePolicy::RetryForever => None,
-        }
-    }
 }
 
 impl Default for Settings {

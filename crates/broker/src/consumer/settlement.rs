@@ -1,4 +1,5 @@
-//! From a decision to the copy that must be confirmed before the original may be acknowledged.
+//! From a decision to what it asks for: the copies that must be confirmed before the original may be
+//! acknowledged, and the reply.
 //!
 //! A retry, a dead letter and a suspect are copies, published with confirms. After a crash between the
 //! confirm and the acknowledgement both the copy and the original exist. The message still takes
@@ -6,23 +7,43 @@
 
 use std::sync::Arc;
 
+use domain::decode::reply_address;
 use domain::envelope::Resolved;
-use domain::failure::{DeadLetterReason, FailureClass, Refusal, Unavailable};
+use domain::failure::{DeadLetterReason, Failure, FailureClass, Refusal, Unavailable};
+use domain::fleet::WorkQueue;
+use domain::reply::ReplyAddress;
 use metrics::DeliveryOutcome;
 
-use super::settings::FailurePolicy;
+use super::outcome_counts::outcome_of;
 use super::shared::Shared;
+use crate::handler::{Part, ReplyBody};
+use crate::source::FailurePolicy;
 use crate::topology::RetryQueue;
-use crate::{Delivery, Handler, Publication, Publisher};
+use crate::{Delivery, Handled, Handler, Processed, Publication, Publisher};
 
-/// The decision about a message that is not done.
+/// The decision about a message.
+#[derive(Debug)]
 pub(super) enum Decision {
-    /// Another attempt after a delay, because of this error.
-    Retry(String),
-    /// No further attempt can succeed.
-    DeadLetter(Refusal),
-    /// It was redelivered too often to be handled in a batch: to the suspect queue.
-    Quarantine,
+    /// The handler's, or a failure before the handler.
+    Handled(Handled),
+    /// It was redelivered too often to be handled in a batch: to the suspect queue of this queue.
+    Quarantine(WorkQueue),
+}
+
+/// What the decoded item says about its message.
+#[derive(Debug, Default)]
+pub(super) struct Sender {
+    pub(super) resolved: Option<Resolved>,
+    pub(super) reply_address: Option<ReplyAddress>,
+}
+
+/// What a decision asks for.
+#[derive(Default)]
+pub(super) struct Settlement {
+    /// What became of the message, if no copy says so.
+    pub(super) outcome: Option<DeliveryOutcome>,
+    pub(super) copies: Vec<Copy>,
+    pub(super) reply: Option<Reply>,
 }
 
 /// A copy that RabbitMQ has not confirmed.
@@ -30,61 +51,131 @@ pub(super) enum Decision {
 pub(super) struct Copy {
     /// The position of its original in the batch.
     pub(super) position: usize,
+    /// The identity of its original.
+    pub(super) resolved: Option<Resolved>,
     pub(super) publication: Arc<Publication>,
-    /// The outcome of its original, once it is confirmed.
+    /// The outcome of its original, or of an element of it, once it is confirmed.
     pub(super) outcome: DeliveryOutcome,
 }
 
-/// The copy that must be confirmed before the original may be acknowledged.
-pub(super) fn copy_for<H: Handler>(
+/// A reply, to be sent when its message is settled.
+#[derive(Debug)]
+pub(super) struct Reply {
+    /// The position of its message in the batch.
+    pub(super) position: usize,
+    pub(super) address: ReplyAddress,
+    pub(super) body: ReplyBody,
+}
+
+/// What the decision about the delivery at `position` asks for. `sender` reads the item, if there is one, and is
+/// called only where that is needed.
+pub(super) fn settle<H: Handler>(
+    position: usize,
     delivery: &Delivery,
     decision: Decision,
+    sender: impl Fn() -> Option<Sender>,
+    shared: &Shared<H>,
+) -> Settlement {
+    let copy = |resolved, (publication, outcome)| Copy {
+        position,
+        resolved,
+        publication: Arc::new(publication),
+        outcome,
+    };
+    match decision {
+        Decision::Quarantine(queue) => {
+            let suspect = Publication::copy(delivery, queue.suspect());
+            let copies = vec![copy(None, (suspect, DeliveryOutcome::Quarantined))];
+            Settlement { copies, ..Settlement::default() }
+        }
+        Decision::Handled(Ok(Processed { done, reply, parts })) => {
+            let parts = parts.into_iter().filter_map(|Part { body, resolved, failure }| {
+                let failed = fail(&delivery.with_body(body), failure, resolved, shared);
+                Some(copy(sender()?.resolved, failed.copy?))
+            });
+            let reply = reply.and_then(|body| {
+                let address = sender()?.reply_address?;
+                Some(Reply { position, address, body })
+            });
+            Settlement { outcome: Some(outcome_of(done)), copies: parts.collect(), reply }
+        }
+        Decision::Handled(Err(failure)) => {
+            let sender = sender().unwrap_or_else(|| Sender {
+                resolved: None,
+                reply_address: reply_address(&delivery.body, &delivery.envelope()),
+            });
+            let failed = fail(delivery, failure, sender.resolved.clone(), shared);
+            let reply = sender.reply_address.zip(failed.refusal.as_ref());
+            let reply = reply.map(|(address, refusal)| Reply {
+                position,
+                address,
+                body: Err(refusal.into()),
+            });
+            let nothing_kept = match failed.refusal {
+                Some(Refusal { reason: DeadLetterReason::Expired, .. }) => DeliveryOutcome::Expired,
+                _ => DeliveryOutcome::Refused,
+            };
+            let outcome = failed.copy.is_none().then_some(nothing_kept);
+            let copies = failed.copy.map(|failed| copy(sender.resolved, failed));
+            Settlement { outcome, copies: copies.into_iter().collect(), reply }
+        }
+    }
+}
+
+/// What becomes of a message that failed.
+struct Failed {
+    /// The copy that outlives it; `None` for a request.
+    copy: Option<(Publication, DeliveryOutcome)>,
+    /// What its sender gets; `None` while another attempt follows.
+    refusal: Option<Refusal>,
+}
+
+fn fail<H: Handler>(
+    delivery: &Delivery,
+    failure: Failure,
     resolved: Option<Resolved>,
     shared: &Shared<H>,
-) -> (Publication, DeliveryOutcome) {
+) -> Failed {
     let own_queue = shared.source.queue();
     let now = shared.clock.now();
     let copy_to = |queue| Publication::copy(delivery, queue).resolved(resolved);
-    let message_id = delivery.envelope().message_id;
-    let attempt = delivery.fleet_headers().attempt;
-    match (decision, shared.source.failure_policy) {
-        (Decision::Quarantine, FailurePolicy::DeadLetter(queue)) => {
-            (copy_to(queue.suspect()), DeliveryOutcome::Quarantined)
-        }
-        (Decision::DeadLetter(refusal), FailurePolicy::DeadLetter(queue)) => {
-            let dead_letter = copy_to(queue.dlq()).dead_lettered(own_queue, refusal, now);
-            (dead_letter, DeliveryOutcome::DeadLettered)
-        }
-        (Decision::Retry(error), FailurePolicy::DeadLetter(queue)) => {
-            match next_retry(&shared.settings.retries, attempt) {
-                Some(retry) => {
-                    let max_attempts = Some(shared.settings.retries.len() + 1);
-                    shared.observer.retried(message_id, attempt, max_attempts, retry, &error);
-                    let again = copy_to(own_queue).with_failed_attempt(&error, now).delayed(retry);
-                    (again, DeliveryOutcome::Retried)
-                }
-                None => {
-                    let exhausted = DeadLetterReason::AttemptsExhausted;
-                    let refusal = Refusal::new(exhausted, error.clone());
-                    let dead_letter = copy_to(queue.dlq()).with_failed_attempt(&error, now);
-                    (
-                        dead_letter.dead_lettered(own_queue, refusal, now),
-                        DeliveryOutcome::DeadLettered,
-                    )
-                }
-            }
+    let retries = &shared.settings.retries;
+    let retry = next_retry(retries, delivery.fleet_headers().attempt);
+    match (failure, shared.source.failure_policy()) {
+        (failure, FailurePolicy::Expire) => {
+            let refusal = failure.into_refusal();
+            shared.observer.request_refused(delivery, &refusal);
+            Failed { copy: None, refusal: Some(refusal) }
         }
         // A dead letter has no further queue, so it is retried for ever.
-        (failed, FailurePolicy::RetryForever) => {
-            let error = failed.to_string();
-            let longest = shared.settings.retries.last().copied();
-            let retry = next_retry(&shared.settings.retries, attempt).or(longest);
-            let retry = retry.unwrap_or(RetryQueue::HalfMinute);
-            shared.observer.retried(message_id, attempt, None, retry, &error);
+        (failure, FailurePolicy::RetryForever) => {
+            let error = failure.to_string();
+            let retry = retry.or(retries.last().copied()).unwrap_or(RetryQueue::HalfMinute);
+            shared.observer.retried(delivery, None, retry, &error);
             let again =
                 copy_to(own_queue).with_reason_of(delivery).with_failed_attempt(&error, now);
-            (again.delayed(retry), DeliveryOutcome::Retried)
+            Failed { copy: Some((again.delayed(retry), DeliveryOutcome::Retried)), refusal: None }
         }
+        (failure, FailurePolicy::DeadLetter(queue)) => match (failure, retry) {
+            (Failure::Retry(cause), Some(retry)) => {
+                let error = cause.to_string();
+                shared.observer.retried(delivery, Some(retries.len() + 1), retry, &error);
+                let again = copy_to(own_queue).with_failed_attempt(&error, now).delayed(retry);
+                Failed { copy: Some((again, DeliveryOutcome::Retried)), refusal: None }
+            }
+            (failure, _) => {
+                let dead_letter = match &failure {
+                    Failure::Retry(cause) => {
+                        copy_to(queue.dlq()).with_failed_attempt(&cause.to_string(), now)
+                    }
+                    Failure::DeadLetter(_) => copy_to(queue.dlq()),
+                };
+                let refusal = failure.into_refusal();
+                let dead_letter = dead_letter.dead_lettered(own_queue, refusal.clone(), now);
+                let copy = Some((dead_letter, DeliveryOutcome::DeadLettered));
+                Failed { copy, refusal: Some(refusal) }
+            }
+        },
     }
 }
 
@@ -132,16 +223,6 @@ pub(super) async fn publish(
     }
 }
 
-impl std::fmt::Display for Decision {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Retry(error) => f.write_str(error),
-            Self::DeadLetter(refusal) => refusal.fmt(f),
-            Self::Quarantine => f.write_str("redelivered too often"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +241,7 @@ mod tests {
         long.correlation_id = Some("x".repeat(256));
         let copies = [long, fits].into_iter().enumerate().map(|(position, publication)| Copy {
             position,
+            resolved: None,
             publication: Arc::new(publication),
             outcome: DeliveryOutcome::DeadLettered,
         });

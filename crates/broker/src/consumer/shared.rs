@@ -1,6 +1,7 @@
 //! What all sessions of a consumer share.
 
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
 use domain::clock::Clock;
 use domain::failure::{Dependency, Unavailable};
@@ -9,8 +10,10 @@ use tokio::sync::watch;
 
 use super::broker_requeues::BrokerRequeues;
 use super::observer::Observer;
-use super::settings::{ConsumerState, Settings, Source};
+use super::settings::{ConsumerState, Settings};
 use crate::connection::Endpoints;
+use crate::reply::Replier;
+use crate::source::{FailurePolicy, Source};
 use crate::{Handler, Publisher};
 
 /// What all sessions of a consumer share.
@@ -19,6 +22,7 @@ pub(super) struct Shared<H> {
     pub(super) handler: H,
     pub(super) endpoints: Endpoints,
     pub(super) publisher: Publisher,
+    pub(super) replier: Replier,
     pub(super) settings: Settings,
     pub(super) clock: Clock,
     pub(super) observer: Observer,
@@ -30,17 +34,30 @@ impl<H: Handler> Shared<H> {
     /// Checks whether a dependency is available again. For RabbitMQ this always succeeds: the next
     /// attempt to publish the unconfirmed copies is the check.
     pub(super) async fn probe(&self, dependency: Dependency) -> Result<(), Unavailable> {
-        match dependency {
-            Dependency::RabbitMq => Ok(()),
-            Dependency::PostgreSql | Dependency::Redis => {
-                let probe = AssertUnwindSafe(async { self.handler.probe().await });
-                probe.catch_unwind().await.unwrap_or_else(|_| {
-                    Err(Unavailable {
-                        dependency,
-                        source: self.observer.panicked("probing").into(),
-                    })
-                })
+        if dependency == Dependency::RabbitMq {
+            return Ok(());
+        }
+        let probe = AssertUnwindSafe(async { self.handler.probe(dependency).await });
+        probe.catch_unwind().await.unwrap_or_else(|_| {
+            Err(Unavailable { dependency, source: self.observer.panicked("probing").into() })
+        })
+    }
+
+    /// How long deliveries are held while a dependency is unavailable; `None`: until they expire one by one.
+    pub(super) fn hold_limit(&self) -> Option<Duration> {
+        match self.source.failure_policy() {
+            FailurePolicy::Expire => None,
+            FailurePolicy::DeadLetter(_) | FailurePolicy::RetryForever => {
+                Some(self.settings.hold_limit)
             }
         }
+    }
+
+    /// Checks whether every dependency that the handler needs is available.
+    pub(super) async fn probe_all(&self) -> Result<(), Unavailable> {
+        for dependency in H::NEEDS {
+            self.probe(*dependency).await?;
+        }
+        Ok(())
     }
 }

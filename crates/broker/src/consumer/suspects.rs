@@ -21,7 +21,7 @@
 
 use std::time::Duration;
 
-use domain::failure::Dependency;
+use domain::failure::{Dependency, Unavailable};
 use domain::failure_policy::SUSPECTS_TOGETHER;
 use lapin::options::{BasicAckOptions, BasicGetOptions};
 use metrics::DeliveryOutcome;
@@ -64,7 +64,7 @@ pub(super) async fn handle_suspects<H: Handler>(
     let mut handled = 0;
     let result = async {
         while began.elapsed() < MAX_SUSPECT_DURATION
-            && suspects.is_available(Dependency::PostgreSql).await
+            && suspects.is_available(shared.probe_all()).await
         {
             let batches = suspects.take().await?;
             if batches.is_empty() {
@@ -137,9 +137,9 @@ impl<H: Handler> Suspects<'_, H> {
             }
             _ => false,
         };
-        let batch = Batch::new(received, Lane::Suspects);
+        let mut batch = Batch::new(received, Lane::Suspects);
         let requeued = match is_recorded {
-            true => self.requeue(&batch, &mut None).await,
+            true => self.requeue(&mut batch, &mut None).await,
             false => None,
         };
         let counts = match requeued {
@@ -177,7 +177,11 @@ impl<H: Handler> Suspects<'_, H> {
                 }
                 Err((held, unavailable)) => {
                     batch = held;
-                    shared.observer.held(&unavailable, batch.len(), &shared.settings);
+                    shared.observer.held(
+                        &unavailable,
+                        batch.len(),
+                        Some(shared.settings.hold_limit),
+                    );
                     unavailable.dependency
                 }
             };
@@ -186,7 +190,7 @@ impl<H: Handler> Suspects<'_, H> {
             shared.state.send_replace(ConsumerState::Holding(dependency));
             self.wait_for(dependency, since, &mut backoff).await?;
             if self.hold_must_end(since) {
-                if let Some(counts) = self.requeue(&batch, &mut new_copies).await {
+                if let Some(counts) = self.requeue(&mut batch, &mut new_copies).await {
                     let (shutdown, held) = (shutdown.is_cancelled(), began.elapsed());
                     let requeued = batch.len() - usize::try_from(counts.handled()).unwrap_or(0);
                     shared.observer.suspects_requeued(requeued, dependency, held, shutdown);
@@ -214,7 +218,7 @@ impl<H: Handler> Suspects<'_, H> {
             if !self.channel.status().connected() {
                 return Err(End::ChannelClosed);
             }
-            if self.hold_must_end(since) || self.is_available(dependency).await {
+            if self.hold_must_end(since) || self.is_available(self.shared.probe(dependency)).await {
                 return Ok(());
             }
         }
@@ -224,8 +228,7 @@ impl<H: Handler> Suspects<'_, H> {
         since.elapsed() >= self.shared.settings.hold_limit || self.shutdown.is_cancelled()
     }
 
-    async fn is_available(&self, dependency: Dependency) -> bool {
-        let probe = self.shared.probe(dependency);
+    async fn is_available(&self, probe: impl Future<Output = Result<(), Unavailable>>) -> bool {
         self.shutdown.run_until_cancelled(probe).await.is_some_and(|result| result.is_ok())
     }
 
@@ -233,7 +236,7 @@ impl<H: Handler> Suspects<'_, H> {
     /// batch; `None`: RabbitMQ has not confirmed all copies, and `unconfirmed` has the rest.
     async fn requeue(
         &self,
-        batch: &Batch<H::Item>,
+        batch: &mut Batch<H::Item>,
         unconfirmed: &mut Option<Vec<Copy>>,
     ) -> Option<OutcomeCounts> {
         let all = batch.new_copies(self.queue, self.shared);
@@ -243,7 +246,7 @@ impl<H: Handler> Suspects<'_, H> {
             *unconfirmed = Some(rest);
             return None;
         }
-        let mut counts = batch.settled();
+        let mut counts = batch.settled(self.shared);
         (0..requeued).for_each(|_| counts.add(DeliveryOutcome::Requeued));
         Some(counts)
     }

@@ -40,7 +40,7 @@ async fn after_a_cut_connection_unacknowledged_messages_are_redelivered() {
     let bench = Bench::new().await;
     let (proxy, endpoints) = behind_a_proxy(&bench).await;
     let script = Script::default();
-    let mut running = bench.run_at(endpoints, SOURCE, script.clone(), Settings::default());
+    let mut running = bench.run_at(endpoints, script.at(SOURCE), Settings::default());
     running.reaches(ConsumerState::Consuming).await;
     bench.publish(QUEUE, ["wait"]).await;
     script.was_called(1).await;
@@ -64,7 +64,7 @@ async fn a_connection_without_traffic_is_replaced_within_25_s() {
     // The second address is the same broker past the proxy: a failover within a cluster.
     let endpoints = Endpoints::parse(&urls, "test").unwrap();
     let script = Script::default();
-    let mut running = bench.run_at(endpoints, SOURCE, script.clone(), Settings::default());
+    let mut running = bench.run_at(endpoints, script.at(SOURCE), Settings::default());
     running.reaches(ConsumerState::Consuming).await;
     frozen.freeze();
     bench.publish(QUEUE, ["while frozen"]).await;
@@ -116,7 +116,7 @@ async fn a_lost_acknowledgement_is_counted_and_its_message_is_redelivered() {
     let bench = Bench::new().await;
     let (proxy, endpoints) = behind_a_proxy(&bench).await;
     let script = Script::default();
-    let running = bench.run_at(endpoints, SOURCE, script.clone(), Settings::default());
+    let running = bench.run_at(endpoints, script.at(SOURCE), Settings::default());
     bench.publish(QUEUE, ["wait"]).await;
     script.was_called(1).await;
     // After its cancel, which takes less than a second, the consumer does not read its stream. It notices
@@ -179,7 +179,7 @@ async fn a_reset_connection_costs_one_restart() {
     let bench = Bench::new().await;
     let (proxy, endpoints) = behind_a_proxy(&bench).await;
     let script = Script::default();
-    let mut running = bench.run_at(endpoints, SOURCE, script.clone(), Settings::default());
+    let mut running = bench.run_at(endpoints, script.at(SOURCE), Settings::default());
     running.reaches(ConsumerState::Consuming).await;
     proxy.reset().await.unwrap();
     bench.publish(QUEUE, ["after"]).await;
@@ -195,7 +195,7 @@ async fn a_consumer_waits_for_a_broker_that_is_not_started_yet() {
     let (proxy, endpoints) = behind_a_proxy(&bench).await;
     proxy.cut().await.unwrap();
     let script = Script::default();
-    let mut running = bench.run_at(endpoints, SOURCE, script.clone(), Settings::default());
+    let mut running = bench.run_at(endpoints, script.at(SOURCE), Settings::default());
     bench.publish(QUEUE, ["early"]).await;
     proxy.restore().await.unwrap();
     running.reaches(ConsumerState::Consuming).await;

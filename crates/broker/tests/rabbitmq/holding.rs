@@ -88,7 +88,7 @@ async fn a_connection_lost_in_a_hold_is_replaced_when_the_dependency_is_availabl
     let script = Script::default();
     script.dependency_unavailable(true);
     bench.publish(QUEUE, 0..5).await;
-    let mut running = bench.run_at(endpoints, SOURCE, script.clone(), Settings::default());
+    let mut running = bench.run_at(endpoints, script.at(SOURCE), Settings::default());
     running.reaches(HOLDING).await;
     proxy.reset().await.unwrap();
     bench.eventually_ready(QUEUE, 5).await;

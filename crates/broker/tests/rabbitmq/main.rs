@@ -6,6 +6,7 @@ mod consuming;
 mod faults;
 mod holding;
 mod publishing;
+mod replying;
 mod settling;
 mod support;
 mod suspects;

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use broker::topology::{self, WorkQueue};
-use broker::{Endpoints, Publication, PublishError, Publisher, Replier};
-use futures_util::StreamExt;
+use broker::{Endpoints, Publication, PublishError, Publisher};
 use futures_util::future::join_all;
-use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use metrics::{Counter, Metrics, PublishOutcome};
 use testkit::TestEnv;
@@ -128,42 +127,6 @@ async fn of_several_addresses_a_reachable_one_is_used() {
     let endpoints = Endpoints::parse(&addresses, "test").unwrap();
     let publisher = Publisher::new(endpoints, Metrics::new());
     publisher.publish(Publication::to_queue(QUEUE, Vec::new())).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_reply_reaches_the_requester_by_direct_reply_to() {
-    let bench = Bench::new().await;
-    let pseudo_queue = "amq.rabbitmq.reply-to";
-    let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-    let mut replies = bench
-        .raw
-        .basic_consume(pseudo_queue.into(), "".into(), options, FieldTable::default())
-        .await
-        .unwrap();
-    let properties = lapin::BasicProperties::default()
-        .with_reply_to(pseudo_queue.into())
-        .with_correlation_id("7".into());
-    bench
-        .raw
-        .basic_publish("".into(), QUEUE.into(), Default::default(), b"?", properties)
-        .await
-        .unwrap();
-    let request = bench.take(QUEUE).await.properties;
-    let reply_to = request.reply_to().as_ref().unwrap().to_string();
-
-    let replier = Replier::new(bench.endpoints.clone());
-    replier.reply("nobody.listens.here", None, b"lost".to_vec());
-    replier.reply(QUEUE, None, b"not an action".to_vec());
-    replier.reply(&reply_to, Some("7"), b"!".to_vec());
-    let reply = tokio::time::timeout(LIMIT, replies.next()).await.unwrap().unwrap().unwrap();
-    assert_eq!(reply.data, b"!");
-    assert_eq!(
-        reply.properties.correlation_id().as_ref().map(ToString::to_string),
-        Some("7".to_owned())
-    );
-    // A reply in a queue of the fleet would become a dead letter.
-    bench.publish(QUEUE, ["an action"]).await;
-    assert_eq!(bench.take(QUEUE).await.data, b"an action");
 }
 
 #[tokio::test]

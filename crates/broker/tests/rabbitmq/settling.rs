@@ -1,13 +1,16 @@
 //! The outcomes of messages that are refused, that fail, and whose handler panics.
 
+use std::sync::{Arc, Mutex};
+
 use broker::topology::{RetryQueue, WorkQueue};
-use broker::{Death, Delivery, Publication, Settings, Source};
-use domain::failure::DeadLetterReason;
+use broker::{Death, Delivery, Handled, Handler, Publication, Settings, Source};
+use domain::failure::{DeadLetterReason, Dependency, Done, Refusal, Unavailable};
 use lapin::BasicProperties;
 use lapin::types::AMQPValue;
 use metrics::{Counter, DeliveryOutcome};
+use testkit::wait::eventually;
 
-use crate::support::{Bench, Script};
+use crate::support::{Bench, LIMIT, Script};
 
 const QUEUE: &str = WorkQueue::Session.name();
 const DLQ: &str = WorkQueue::Session.dlq();
@@ -58,7 +61,7 @@ async fn a_failing_message_has_four_attempts_and_becomes_a_dead_letter_with_its_
 
     let attempts: Vec<_> = script.handled().iter().map(|handled| handled.attempt).collect();
     assert_eq!(attempts, [1, 2, 3, 4]);
-    let same = |handled: &crate::support::Handled| {
+    let same = |handled: &crate::support::Message| {
         handled.routing_key == "conversation.session_closed"
             && handled.message_id.as_deref() == Some("its-id")
     };
@@ -67,8 +70,7 @@ async fn a_failing_message_has_four_attempts_and_becomes_a_dead_letter_with_its_
     assert_eq!(settled(&bench, DeliveryOutcome::DeadLettered), 1);
 
     // As the dead-letter collector reads it.
-    let dead_letters = DeadLetters::default();
-    let collector = dead_letters.read(&bench, WorkQueue::Session).await;
+    let collector = read_dead_letter(&bench, WorkQueue::Session).await;
     assert_eq!(
         collector.dead_letter_info().unwrap().refusal.reason,
         DeadLetterReason::AttemptsExhausted
@@ -239,7 +241,7 @@ async fn a_message_that_expires_becomes_a_dead_letter_with_its_origin() {
     let bench = Bench::new().await;
     let key = "conversation.session_opened";
     expire(&bench, key, "ok").await;
-    let dead_letter = DeadLetters::default().read(&bench, WorkQueue::Session).await;
+    let dead_letter = read_dead_letter(&bench, WorkQueue::Session).await;
     assert_eq!(dead_letter.dead_letter_info().unwrap().refusal.reason, DeadLetterReason::Expired);
     assert_eq!(dead_letter.origin().routing_key, key);
     let Death { queue, exchange, .. } = dead_letter.deaths().remove(0);
@@ -255,7 +257,7 @@ async fn the_reason_by_rabbitmq_is_kept_when_the_collector_retries_a_dead_letter
     let collector = bench.run(Source::dead_letters(WorkQueue::Session), &script, settings);
     script.has_handled(1).await;
     collector.drain().await;
-    let dead_letter = DeadLetters::default().read(&bench, WorkQueue::Session).await;
+    let dead_letter = read_dead_letter(&bench, WorkQueue::Session).await;
     assert_eq!(dead_letter.fleet_headers().attempt, 2, "it is the copy");
     let dead_letter_info = dead_letter.fleet_headers().dead_letter_info.clone().unwrap();
     assert_eq!(dead_letter_info.refusal.reason, DeadLetterReason::Expired);
@@ -273,43 +275,43 @@ async fn expire(bench: &Bench, key: &str, body: &str) {
         .unwrap();
 }
 
-/// A handler that collects its deliveries.
-#[derive(Clone, Default)]
-struct DeadLetters(std::sync::Arc<std::sync::Mutex<Vec<Delivery>>>);
+/// A handler that collects the deliveries of a dead-letter queue.
+#[derive(Clone)]
+struct DeadLetters {
+    queue: WorkQueue,
+    collected: Arc<Mutex<Vec<Delivery>>>,
+}
 
-impl broker::Handler for DeadLetters {
+impl Handler for DeadLetters {
     type Item = Delivery;
+    const NEEDS: &'static [Dependency] = &[];
 
-    fn decode(&self, delivery: &Delivery) -> Result<Delivery, domain::failure::Refusal> {
+    fn source(&self) -> Source {
+        Source::dead_letters(self.queue)
+    }
+
+    fn decode(&self, delivery: &Delivery) -> Result<Delivery, Refusal> {
         Ok(delivery.clone())
     }
 
-    async fn handle(
-        &self,
-        items: &[Delivery],
-    ) -> Result<Vec<domain::failure::Outcome>, domain::failure::Unavailable> {
-        self.0.lock().unwrap().extend(items.iter().cloned());
-        let done = domain::failure::Outcome::Done(domain::failure::Done::Applied);
-        Ok(vec![done; items.len()])
+    async fn handle(&self, items: &[Delivery]) -> Result<Vec<Handled>, Unavailable> {
+        self.collected.lock().unwrap().extend(items.iter().cloned());
+        Ok(items.iter().map(|_| Ok(Done::Applied.into())).collect())
     }
 
-    async fn probe(&self) -> Result<(), domain::failure::Unavailable> {
+    async fn probe(&self, _: Dependency) -> Result<(), Unavailable> {
         std::future::ready(Ok(())).await
     }
 }
 
-impl DeadLetters {
-    /// The first dead letter of a queue.
-    async fn read(&self, bench: &Bench, queue: WorkQueue) -> Delivery {
-        let source = Source::dead_letters(queue);
-        let running =
-            bench.run_at(bench.endpoints.clone(), source, self.clone(), Settings::default());
-        let dead_letter =
-            testkit::wait::eventually("a dead letter", crate::support::LIMIT, async || {
-                self.0.lock().unwrap().first().cloned().ok_or_else(|| "none".to_owned())
-            })
-            .await;
-        running.drain().await;
-        dead_letter
-    }
+/// The first dead letter of a queue.
+async fn read_dead_letter(bench: &Bench, queue: WorkQueue) -> Delivery {
+    let handler = DeadLetters { queue, collected: Arc::default() };
+    let running = bench.run_at(bench.endpoints.clone(), handler.clone(), Settings::default());
+    let dead_letter = eventually("a dead letter", LIMIT, async || {
+        handler.collected.lock().unwrap().first().cloned().ok_or_else(|| "none".to_owned())
+    })
+    .await;
+    running.drain().await;
+    dead_letter
 }

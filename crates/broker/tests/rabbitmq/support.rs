@@ -8,12 +8,16 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use broker::topology::WorkQueue;
 use broker::{
-    Consumer, ConsumerState, Delivery, Endpoints, Handler, Publication, Publisher, Settings, Source,
+    Consumer, ConsumerState, Delivery, Endpoints, Handled, Handler, Part, Processed, Publication,
+    Publisher, Settings, Source,
 };
 use domain::clock::Clock;
+use domain::decode::reply_address;
 use domain::envelope::Resolved;
-use domain::failure::{DeadLetterReason, Dependency, Done, Outcome, Refusal, Unavailable};
+use domain::failure::{DeadLetterReason, Dependency, Done, Failure, Refusal, Unavailable};
+use domain::reply::ReplyAddress;
 use domain::time::Timestamp;
 use lapin::options::{BasicGetOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
@@ -37,6 +41,7 @@ pub(crate) struct Bench {
     pub(crate) publisher: Publisher,
     pub(crate) metrics: Metrics,
     pub(crate) raw: lapin::Channel,
+    micros: Arc<AtomicI64>,
     _raw: lapin::Connection,
     _env: Option<TestEnv>,
 }
@@ -56,7 +61,20 @@ impl Bench {
         let metrics = Metrics::new();
         let publisher = Publisher::new(endpoints.clone(), metrics.clone());
         let (connection, raw) = raw_channel(&url).await;
-        Self { url, endpoints, publisher, metrics, raw, _raw: connection, _env: None }
+        let micros = Arc::new(AtomicI64::new(1_800_000_000_000_000));
+        Self { url, endpoints, publisher, metrics, raw, micros, _raw: connection, _env: None }
+    }
+
+    /// A clock that advances by a millisecond each time it is read.
+    fn clock(&self) -> Clock {
+        let micros = Arc::clone(&self.micros);
+        let read = move || micros.fetch_add(1000, Ordering::SeqCst);
+        Clock::new(move || Timestamp::from_micros(read()).unwrap())
+    }
+
+    /// Advances the clock of its consumers.
+    pub(crate) fn advance(&self, by: Duration) {
+        self.micros.fetch_add(by.as_micros().try_into().unwrap(), Ordering::SeqCst);
     }
 
     /// Publishes to a queue and waits for the confirms.
@@ -107,24 +125,22 @@ impl Bench {
         script: &Script,
         settings: Settings,
     ) -> RunningConsumer {
-        self.run_at(self.endpoints.clone(), source, script.clone(), settings)
+        self.run_at(self.endpoints.clone(), script.at(source), settings)
     }
 
     /// The same through other addresses, or with another handler.
     pub(crate) fn run_at(
         &self,
         endpoints: Endpoints,
-        source: Source,
         handler: impl Handler,
         settings: Settings,
     ) -> RunningConsumer {
         let consumer = Consumer::new(
-            source,
             handler,
             endpoints,
             self.publisher.clone(),
             settings,
-            clock(),
+            self.clock(),
             self.metrics.clone(),
         );
         let state = consumer.state();
@@ -132,12 +148,6 @@ impl Bench {
         let task = tokio::spawn(consumer.run(shutdown.clone()));
         RunningConsumer { shutdown, state, task }
     }
-}
-
-/// A clock that advances by a millisecond at every reading.
-pub(crate) fn clock() -> Clock {
-    let micros = AtomicI64::new(1_800_000_000_000_000);
-    Clock::new(move || Timestamp::from_micros(micros.fetch_add(1000, Ordering::SeqCst)).unwrap())
 }
 
 /// A connection and a channel without code of this crate.
@@ -190,14 +200,23 @@ impl Drop for RunningConsumer {
 /// | `panic-decoding` | a panic while decoding |
 /// | `refuse` | refused while decoding |
 /// | `wait` | applied after [`Script::open_gate`] |
+/// | `reply` | applied, with the body in the reply |
+/// | `elements` | the same, and two elements of it: a dead letter and a retry |
 /// | `unavailable-then-hang` | the first call: dependency unavailable; later calls never return |
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Script {
+    source: Source,
     inner: Arc<Inner>,
 }
 
+impl Default for Script {
+    fn default() -> Self {
+        Self { source: Source::work(WorkQueue::Session), inner: Arc::default() }
+    }
+}
+
 struct Inner {
-    handled: Mutex<Vec<Handled>>,
+    handled: Mutex<Vec<Message>>,
     batches: Mutex<Vec<usize>>,
     unavailable: AtomicBool,
     probe: Mutex<Probe>,
@@ -222,12 +241,13 @@ pub(crate) enum Probe {
 
 /// A message that the handler handled.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Handled {
+pub(crate) struct Message {
     pub(crate) body: String,
     pub(crate) attempt: u32,
     pub(crate) routing_key: String,
     pub(crate) message_id: Option<String>,
     pub(crate) redelivered: bool,
+    pub(crate) reply_address: Option<ReplyAddress>,
 }
 
 impl Default for Inner {
@@ -247,8 +267,13 @@ impl Default for Inner {
 }
 
 impl Script {
+    /// The same script for this queue.
+    pub(crate) fn at(&self, source: Source) -> Self {
+        Self { source, ..self.clone() }
+    }
+
     /// The handled messages, in order.
-    pub(crate) fn handled(&self) -> Vec<Handled> {
+    pub(crate) fn handled(&self) -> Vec<Message> {
         self.inner.handled.lock().unwrap().clone()
     }
 
@@ -311,16 +336,27 @@ impl Script {
         .await;
     }
 
-    async fn act(&self, item: &Handled) -> Outcome {
+    async fn act(&self, item: &Message) -> Handled {
+        let done = Processed::from(Done::Applied);
         match item.body.split_whitespace().next() {
-            Some("fail") => Outcome::Retry("it failed".to_owned()),
+            Some("fail") => return Err(Failure::Retry("it failed".into())),
             Some("panic") => panic!("{SECRET}"),
-            Some("wait") => {
-                self.inner.gate.acquire().await.unwrap().forget();
-                Outcome::Done(Done::Applied)
+            Some("wait") => self.inner.gate.acquire().await.unwrap().forget(),
+            Some("reply") => return Ok(done.replying(&item.body)),
+            Some("elements") => {
+                let refusal = Refusal::new(DeadLetterReason::Schema, "an element".to_owned());
+                let failures = [Failure::DeadLetter(refusal), Failure::Retry("it failed".into())];
+                let part = |(n, failure)| Part {
+                    body: format!("element {n}").into_bytes(),
+                    resolved: None,
+                    failure,
+                };
+                let parts = failures.into_iter().enumerate().map(part).collect();
+                return Ok(Processed { parts, ..done.replying(&item.body) });
             }
-            _ => Outcome::Done(Done::Applied),
+            _ => {}
         }
+        Ok(done)
     }
 
     fn check(&self) -> Result<(), Unavailable> {
@@ -336,9 +372,14 @@ fn unavailable() -> Unavailable {
 }
 
 impl Handler for Script {
-    type Item = Handled;
+    type Item = Message;
+    const NEEDS: &'static [Dependency] = &[Dependency::PostgreSql];
 
-    fn decode(&self, delivery: &Delivery) -> Result<Handled, Refusal> {
+    fn source(&self) -> Source {
+        self.source
+    }
+
+    fn decode(&self, delivery: &Delivery) -> Result<Message, Refusal> {
         self.inner.decoded.fetch_add(1, Ordering::SeqCst);
         let body = String::from_utf8(delivery.body.clone()).unwrap();
         assert!(!body.starts_with("panic-decoding"), "{SECRET}");
@@ -346,21 +387,26 @@ impl Handler for Script {
             let detail = "refused by the test".to_owned();
             return Err(Refusal::new(DeadLetterReason::Schema, detail));
         }
-        Ok(Handled {
+        Ok(Message {
             body,
             attempt: delivery.fleet_headers().attempt,
             routing_key: delivery.origin().routing_key,
             message_id: delivery.envelope().message_id.map(str::to_owned),
             redelivered: delivery.redelivered,
+            reply_address: reply_address(&delivery.body, &delivery.envelope()),
         })
     }
 
-    fn resolved(&self, item: &Handled) -> Option<Resolved> {
+    fn resolved(&self, item: &Message) -> Option<Resolved> {
         assert!(!item.body.ends_with("unresolvable"), "{SECRET}");
         None
     }
 
-    async fn handle(&self, items: &[Handled]) -> Result<Vec<Outcome>, Unavailable> {
+    fn reply_address(&self, item: &Message) -> Option<ReplyAddress> {
+        item.reply_address.clone()
+    }
+
+    async fn handle(&self, items: &[Message]) -> Result<Vec<Handled>, Unavailable> {
         self.inner.calls.fetch_add(1, Ordering::SeqCst);
         self.check()?;
         self.inner.batches.lock().unwrap().push(items.len());
@@ -378,7 +424,7 @@ impl Handler for Script {
         Ok(outcomes)
     }
 
-    fn probe(&self) -> impl Future<Output = Result<(), Unavailable>> + Send {
+    fn probe(&self, _: Dependency) -> impl Future<Output = Result<(), Unavailable>> + Send {
         self.inner.probes.fetch_add(1, Ordering::SeqCst);
         let probe = *self.inner.probe.lock().unwrap();
         std::future::ready(match probe {

@@ -103,7 +103,7 @@ async fn a_suspect_whose_connection_is_lost_without_a_crash_is_not_dead_lettered
     let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
     bench.publish(SUSPECTS, ["wait"]).await;
     let script = Script::default();
-    let running = bench.run_at(endpoints, SOURCE, script.clone(), settings());
+    let running = bench.run_at(endpoints, script.at(SOURCE), settings());
     for round in 1..=7 {
         script.was_called(round).await;
         proxy.reset().await.unwrap();
@@ -127,7 +127,7 @@ async fn suspects_handled_together_keep_count_0_when_their_connection_is_lost_wi
     let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
     bench.publish(SUSPECTS, ["wait", "ok 1", "ok 2"]).await;
     let script = Script::default();
-    let running = bench.run_at(endpoints, SOURCE, script.clone(), settings());
+    let running = bench.run_at(endpoints, script.at(SOURCE), settings());
     script.was_called(1).await;
     proxy.reset().await.unwrap();
     script.open_gate();

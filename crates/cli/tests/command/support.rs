@@ -9,7 +9,7 @@ use database::Database;
 use domain::action::{Action, SaveMessage};
 use domain::decode::{DEFAULT_MAX_BODY_BYTES, DecodeContext, decode};
 use domain::envelope::Envelope;
-use domain::failure::{Done, Outcome};
+use domain::failure::Done;
 use domain::time::Timestamp;
 use hot_store::{Address, HotStore};
 use metrics::Metrics;
@@ -144,7 +144,7 @@ pub(crate) async fn save(env: &TestEnv, bodies: &[Value]) {
     let saver = Saver::new(database, hot, metrics, RandomSource::random());
     let actions: Vec<SaveMessage> = bodies.iter().map(action).collect();
     for outcome in saver.save(&actions).await.unwrap() {
-        assert_eq!(outcome, Outcome::Done(Done::Applied));
+        assert_eq!(outcome, Ok(Done::Applied));
     }
 }
 

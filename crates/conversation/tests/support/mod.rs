@@ -194,11 +194,11 @@ pub(crate) fn ids(messages: &[Message]) -> Vec<&str> {
 }
 
 pub(crate) fn applied() -> Outcome {
-    Outcome::Done(Done::Applied)
+    Ok(Done::Applied)
 }
 
 pub(crate) fn duplicate() -> Outcome {
-    Outcome::Done(Done::Duplicate)
+    Ok(Done::Duplicate)
 }
 
 /// Runs a command on the Redis that has its key, and expects a number.

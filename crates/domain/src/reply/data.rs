@@ -21,6 +21,10 @@ pub struct SaveMessageData {
     pub duplicate: bool,
 }
 
+/// The reply to `conversation.session_opened`, `.session_closed` and `.feedback`: it is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NoData {}
+
 /// The reply to `conversation.get_context`: the messages that a model should see.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ContextData {

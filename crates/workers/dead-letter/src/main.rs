@@ -6,8 +6,8 @@ mod gauges;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use broker::Decoder;
 use broker::topology::WorkQueue;
-use broker::{Decoder, Source};
 use dead_letters::{DeadLetterCollector, RerouteUnrouted};
 use domain::fleet;
 use service::Service;
@@ -43,10 +43,10 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
         let (database, publisher) = (stores.database.clone(), stores.publisher.clone());
         let collector =
             DeadLetterCollector::new(queue, database, publisher, metrics.clone(), decoder);
-        consume(&service, &stores, Source::dead_letters(queue), consuming.clone(), collector);
+        consume(&service, &stores, consuming.clone(), collector);
     }
     let reroute = RerouteUnrouted::new(stores.publisher.clone(), metrics, decoder);
-    consume(&service, &stores, Source::work(WorkQueue::Unrouted), consuming, reroute);
+    consume(&service, &stores, consuming, reroute);
     gauges::run(&service, &stores, settings.closing.close_grace, settings.gauge_interval);
     Ok(())
 }

@@ -1,27 +1,22 @@
 //! Runs a consumer under the supervision of its process.
 
-use broker::{Consumer, ConsumerState, Handler, Settings, Source};
+use broker::{Consumer, ConsumerState, Handler, Settings};
 use service::{Check, Service};
 
 use crate::Stores;
 
-/// Consumes a queue until the process stops. The check in `/readyz` has the queue's name; it is ready while the
+/// Consumes the queue that the handler names, until the process stops. The check in `/readyz` has the queue's name; it is ready while the
 /// consumer is registered with the queue.
-pub fn consume<H>(
-    service: &Service,
-    stores: &Stores,
-    source: Source,
-    settings: Settings,
-    handler: H,
-) where
+pub fn consume<H>(service: &Service, stores: &Stores, settings: Settings, handler: H)
+where
     H: Handler + Clone,
 {
-    let check = service.check(source.queue());
+    let queue = handler.source().queue();
+    let check = service.check(queue);
     let (stores, clock) = (stores.clone(), service.clock().clone());
     let metrics = service.metrics().clone();
-    service.supervise(source.queue(), move |stopping| {
+    service.supervise(queue, move |stopping| {
         let consumer = Consumer::new(
-            source,
             handler.clone(),
             stores.endpoints.clone(),
             stores.publisher.clone(),

@@ -1,24 +1,29 @@
 //! The work of `conversation.save_message`.
 
-use broker::{Decoder, Delivery, Handler, Replier};
+use broker::topology::WorkQueue;
+use broker::{Decoder, Delivery, Handled, Handler, Processed, Source};
 use conversation::Saver;
 use database::Database;
 use domain::action::{Action, SaveMessage};
 use domain::envelope::Resolved;
-use domain::failure::{DeadLetterReason, Done, Outcome, Refusal, Unavailable};
-use domain::reply::{ErrorType, Reply, ReplyError, SaveMessageData};
+use domain::failure::{DeadLetterReason, Dependency, Done, Refusal, Unavailable};
+use domain::reply::{ErrorType, ReplyAddress, ReplyError, SaveMessageData};
 
-/// Saves the messages of a batch and replies where a reply was requested.
+/// Saves the messages of a batch.
 #[derive(Clone)]
 pub(crate) struct SaveMessages {
     pub(crate) saver: Saver,
     pub(crate) database: Database,
     pub(crate) decoder: Decoder,
-    pub(crate) replier: Replier,
 }
 
 impl Handler for SaveMessages {
     type Item = SaveMessage;
+    const NEEDS: &'static [Dependency] = &[Dependency::PostgreSql];
+
+    fn source(&self) -> Source {
+        Source::work(WorkQueue::SaveMessage)
+    }
 
     fn decode(&self, delivery: &Delivery) -> Result<SaveMessage, Refusal> {
         match self.decoder.decode(delivery)? {
@@ -39,55 +44,43 @@ impl Handler for SaveMessages {
         Some(save.common.resolved())
     }
 
-    async fn handle(&self, saves: &[SaveMessage]) -> Result<Vec<Outcome>, Unavailable> {
-        let outcomes = self.saver.save(saves).await?;
-        for (save, outcome) in saves.iter().zip(&outcomes) {
-            if let Some(reply_to) = &save.common.reply_to
-                && let Some(reply) = reply(save, outcome)
-            {
-                self.send(reply_to, save, &reply);
-            }
-        }
-        Ok(outcomes)
+    fn reply_address(&self, save: &SaveMessage) -> Option<ReplyAddress> {
+        save.common.reply_address()
     }
 
-    async fn probe(&self) -> Result<(), Unavailable> {
+    async fn handle(&self, saves: &[SaveMessage]) -> Result<Vec<Handled>, Unavailable> {
+        let outcomes = self.saver.save(saves).await?;
+        let handled = |(save, outcome): (&SaveMessage, Result<Done, _>)| {
+            outcome.map(|done| processed(save, done))
+        };
+        Ok(saves.iter().zip(outcomes).map(handled).collect())
+    }
+
+    async fn probe(&self, _: Dependency) -> Result<(), Unavailable> {
         self.database.probe().await.map_err(Into::into)
     }
 }
 
-impl SaveMessages {
-    fn send(&self, reply_to: &str, save: &SaveMessage, reply: &Reply<SaveMessageData>) {
-        match serde_json::to_vec(reply) {
-            Ok(body) => self.replier.reply(reply_to, save.common.correlation_id.as_deref(), body),
-            Err(error) => {
-                tracing::error!(%error, "a reply could not be encoded as JSON; it is not sent");
-            }
-        }
+/// The decision with its reply, for a sender who wants one.
+fn processed(save: &SaveMessage, done: Done) -> Processed {
+    let processed = Processed::from(done);
+    if save.common.reply_to.is_none() {
+        return processed;
     }
-}
-
-/// The reply to the sender; `None` while another attempt follows.
-fn reply(save: &SaveMessage, outcome: &Outcome) -> Option<Reply<SaveMessageData>> {
-    match outcome {
-        Outcome::Done(done @ (Done::Applied | Done::Duplicate)) => {
-            let data = SaveMessageData {
-                conversation_id: save.common.key.conversation.clone(),
-                message_id: save.message.id.clone(),
-                duplicate: *done == Done::Duplicate,
-            };
-            Some(Reply::success(&save.common, data))
-        }
-        Outcome::Done(Done::Erased) => Some(Reply::failure(
-            &save.common,
-            ReplyError {
+    match done {
+        Done::Applied | Done::Duplicate => processed.replying(&SaveMessageData {
+            conversation_id: save.common.key.conversation.clone(),
+            message_id: save.message.id.clone(),
+            duplicate: done == Done::Duplicate,
+        }),
+        Done::Erased => {
+            let error = ReplyError {
                 error_type: ErrorType::Erased,
                 message: "the conversation or its user was erased after this message was sent"
                     .to_owned(),
                 details: None,
-            },
-        )),
-        Outcome::DeadLetter(refusal) => Some(Reply::failure(&save.common, refusal.into())),
-        Outcome::Retry(_) => None,
+            };
+            Processed { reply: Some(Err(error)), ..processed }
+        }
     }
 }

@@ -5,8 +5,7 @@ mod handler;
 
 use std::process::ExitCode;
 
-use broker::topology::WorkQueue;
-use broker::{Decoder, Replier, Source};
+use broker::Decoder;
 use conversation::Saver;
 use domain::fleet;
 use service::settings::{ConsumerSettings, StoreSettings};
@@ -39,9 +38,8 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
         ),
         database: stores.database.clone(),
         decoder: Decoder { max_body_bytes: settings.consuming.max_body_bytes },
-        replier: Replier::new(stores.endpoints.clone()),
     };
     let consuming = consumer_settings(&settings.consuming);
-    consume(&service, &stores, Source::work(WorkQueue::SaveMessage), consuming, handler);
+    consume(&service, &stores, consuming, handler);
     Ok(())
 }

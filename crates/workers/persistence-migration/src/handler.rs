@@ -1,11 +1,13 @@
 //! The work of `conversation.session`.
 
-use broker::{Decoder, Delivery, Handler};
+use broker::topology::WorkQueue;
+use broker::{Decoder, Delivery, Handled, Handler, Processed, Source};
 use conversation::Sessions;
 use database::Database;
 use domain::action::Action;
 use domain::envelope::Resolved;
-use domain::failure::{Outcome, Refusal, Unavailable};
+use domain::failure::{Dependency, Refusal, Unavailable};
+use domain::reply::{NoData, ReplyAddress};
 
 /// Records session events and feedback.
 #[derive(Clone)]
@@ -17,6 +19,11 @@ pub(crate) struct RecordSessions {
 
 impl Handler for RecordSessions {
     type Item = Action;
+    const NEEDS: &'static [Dependency] = &[Dependency::PostgreSql];
+
+    fn source(&self) -> Source {
+        Source::work(WorkQueue::Session)
+    }
 
     fn decode(&self, delivery: &Delivery) -> Result<Action, Refusal> {
         self.decoder.decode(delivery)
@@ -26,11 +33,17 @@ impl Handler for RecordSessions {
         action.resolved()
     }
 
-    async fn handle(&self, actions: &[Action]) -> Result<Vec<Outcome>, Unavailable> {
-        self.sessions.record(actions).await
+    fn reply_address(&self, action: &Action) -> Option<ReplyAddress> {
+        action.common().reply_address()
     }
 
-    async fn probe(&self) -> Result<(), Unavailable> {
+    async fn handle(&self, actions: &[Action]) -> Result<Vec<Handled>, Unavailable> {
+        let outcomes = self.sessions.record(actions).await?;
+        let processed = |done| Processed::from(done).replying(&NoData {});
+        Ok(outcomes.into_iter().map(|outcome| outcome.map(processed)).collect())
+    }
+
+    async fn probe(&self, _: Dependency) -> Result<(), Unavailable> {
         self.database.probe().await.map_err(Into::into)
     }
 }

@@ -6,8 +6,7 @@ mod sweep;
 
 use std::process::ExitCode;
 
-use broker::topology::WorkQueue;
-use broker::{Decoder, Source};
+use broker::Decoder;
 use conversation::{Closer, Sessions};
 use domain::fleet;
 use service::Service;
@@ -56,7 +55,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
         closing(&settings.closing),
     );
     let consuming = consumer_settings(&settings.consuming);
-    consume(&service, &stores, Source::work(WorkQueue::Session), consuming, handler);
+    consume(&service, &stores, consuming, handler);
     let ClosingSettings { close_interval, close_batch, .. } = settings.closing;
     sweep::run(&service, closer, close_interval, close_batch);
     Ok(())

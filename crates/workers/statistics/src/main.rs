@@ -5,8 +5,6 @@ mod refresh_triggers;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use broker::Source;
-use broker::topology::WorkQueue;
 use conversation::Statistics;
 use domain::fleet;
 use service::Service;
@@ -42,6 +40,6 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let statistics = Statistics::new(stores.database.clone(), metrics.clone(), background);
     let triggers = RefreshTriggers::new(stores.database.clone());
     triggers.refresh_when_triggered(&service, statistics, settings.statistics_interval);
-    consume(&service, &stores, Source::work(WorkQueue::Statistics), consuming, triggers);
+    consume(&service, &stores, consuming, triggers);
     Ok(())
 }

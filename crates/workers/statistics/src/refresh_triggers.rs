@@ -6,12 +6,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use broker::{Delivery, Handler};
+use broker::topology::WorkQueue;
+use broker::{Delivery, Handled, Handler, Source};
 use conversation::Statistics;
 use database::Database;
 use domain::causes::with_causes;
 use domain::event::Event;
-use domain::failure::{DeadLetterReason, Done, Outcome, Refusal, Unavailable};
+use domain::failure::{DeadLetterReason, Dependency, Done, Refusal, Unavailable};
 use domain::repeated::RepeatedFailure;
 use metrics::Gauge;
 use service::Service;
@@ -130,6 +131,11 @@ async fn refresh(
 
 impl Handler for RefreshTriggers {
     type Item = Event;
+    const NEEDS: &'static [Dependency] = &[Dependency::PostgreSql];
+
+    fn source(&self) -> Source {
+        Source::work(WorkQueue::Statistics)
+    }
 
     fn decode(&self, delivery: &Delivery) -> Result<Event, Refusal> {
         serde_json::from_slice(&delivery.body).map_err(|error| Refusal {
@@ -140,12 +146,12 @@ impl Handler for RefreshTriggers {
         })
     }
 
-    async fn handle(&self, events: &[Event]) -> Result<Vec<Outcome>, Unavailable> {
+    async fn handle(&self, events: &[Event]) -> Result<Vec<Handled>, Unavailable> {
         self.triggered.notify_one();
-        Ok(vec![Outcome::Done(Done::Applied); events.len()])
+        Ok(events.iter().map(|_| Ok(Done::Applied.into())).collect())
     }
 
-    async fn probe(&self) -> Result<(), Unavailable> {
+    async fn probe(&self, _: Dependency) -> Result<(), Unavailable> {
         self.database.probe().await.map_err(Into::into)
     }
 }

@@ -1,10 +1,11 @@
 //! Holding: while a dependency is unavailable, batches are kept unacknowledged and no new batch starts.
+//! Requests are an exception: their batches start and are held too, so that each request expires in time.
 //!
 //! The hold ends when all batches are finished, not when a probe succeeds: a dependency may answer probes
 //! and still fail requests. It also ends after `hold_limit`. Then all messages are requeued together,
 //! with one more redelivery each, before RabbitMQ's `consumer_timeout` closes the channel.
 
-use domain::failure::Unavailable;
+use domain::failure::{Dependency, Unavailable};
 
 use super::hold::Hold;
 use super::state::{Report, Session};
@@ -19,19 +20,25 @@ impl<H: Handler> Session<H> {
         batch: Batch<H::Item>,
         unavailable: &Unavailable,
     ) -> Result<(), End> {
-        self.shared.observer.held(unavailable, self.unacked.len(), &self.shared.settings);
+        let limit = self.shared.hold_limit();
+        self.shared.observer.held(unavailable, self.unacked.len(), limit);
         let hold = self.hold.get_or_insert_with(|| Hold::new(unavailable.dependency));
         hold.batches.push(batch);
         if hold.probing { Ok(()) } else { self.probe_again(unavailable) }
     }
 
-    /// Probes after a pause; ends the session when the hold has lasted for `hold_limit`.
+    /// Probes after a pause; ends the session when the hold has lasted for its limit.
     pub(super) fn probe_again(&mut self, unavailable: &Unavailable) -> Result<(), End> {
         let Some(hold) = &mut self.hold else { return Ok(()) };
         hold.dependency = unavailable.dependency;
-        if hold.since.elapsed() >= self.shared.settings.hold_limit {
-            return Err(End::HoldLimitReached(hold.dependency));
+        match self.shared.hold_limit() {
+            Some(limit) if hold.since.elapsed() >= limit => {
+                return Err(End::HoldLimitReached(hold.dependency));
+            }
+            Some(_) => {}
+            None => self.expire_requests(unavailable.dependency),
         }
+        let Some(hold) = &mut self.hold else { return Ok(()) };
         self.shared.state.send_replace(ConsumerState::Holding(hold.dependency));
         hold.probing = true;
         let (shared, pause) = (self.shared.clone(), hold.backoff.next_pause());
@@ -41,6 +48,16 @@ impl<H: Handler> Session<H> {
             Report::Probed(shared.probe(dependency).await)
         });
         Ok(())
+    }
+
+    /// Finishes the held batches in which a request has expired.
+    fn expire_requests(&mut self, dependency: Dependency) {
+        let Some(hold) = &mut self.hold else { return };
+        let now = self.shared.clock.now();
+        let expired = hold.batches.extract_if(.., |batch| batch.expire(now, dependency));
+        for batch in expired.collect::<Vec<_>>() {
+            self.start(batch);
+        }
     }
 
     /// The probe succeeded: the held batches are handled again.
