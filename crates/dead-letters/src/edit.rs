@@ -4,10 +4,8 @@
 //! replaced in place, and the rest stays byte for byte.
 
 use std::borrow::Cow;
-use std::ops::Range;
 
-use serde::Deserialize;
-use serde::de::{Deserializer as _, MapAccess, Visitor};
+use domain::json::{Member, members};
 use serde_json::value::RawValue;
 
 /// Why a field cannot be set.
@@ -44,13 +42,13 @@ pub fn set(body: &[u8], field: &str, value: &str) -> Result<Vec<u8>, EditFault> 
         Ok(json) => Cow::from(json.get()),
         Err(_) => serde_json::to_string(value).map_err(|_| EditFault::NotAnObject)?.into(),
     };
-    let fields = members(text).ok_or(EditFault::NotAnObject)?;
-    let has = |fields: &[(Cow<'_, str>, Range<usize>)]| {
+    let fields = members(text).map_err(|_| EditFault::NotAnObject)?;
+    let has = |fields: &[Member<'_>]| {
         fields.iter().any(|(name, _)| path.first().is_some_and(|first| first == name))
     };
     if !has(&fields)
         && let Some((_, data)) = fields.iter().find(|(name, _)| name == "data")
-        && members(&text[data.clone()]).is_some_and(|nested| has(&nested))
+        && members(data).is_ok_and(|nested| has(&nested))
     {
         path.insert(0, "data".to_owned());
     }
@@ -61,10 +59,10 @@ pub fn set(body: &[u8], field: &str, value: &str) -> Result<Vec<u8>, EditFault> 
 fn with(text: &str, path: &[String], value: &str, field: &str) -> Result<String, EditFault> {
     let Some((name, rest)) = path.split_first() else { return Ok(value.to_owned()) };
     let missing = || EditFault::Missing(field.to_owned());
-    let place = if let Some(fields) = members(text) {
+    let old = if let Ok(fields) = members(text) {
         let mut named = fields.iter().filter(|(found, _)| found == name);
         match (named.next(), named.next()) {
-            (Some((_, place)), None) => place.clone(),
+            (Some((_, value)), None) => *value,
             (Some(_), Some(_)) => return Err(EditFault::Twice(field.to_owned())),
             (None, _) if rest.is_empty() => {
                 let end = text.rfind('}').ok_or(EditFault::NotAnObject)?;
@@ -77,10 +75,12 @@ fn with(text: &str, path: &[String], value: &str, field: &str) -> Result<String,
     } else {
         let elements = serde_json::from_str::<Vec<&RawValue>>(text).map_err(|_| missing())?;
         let index: usize = name.parse().map_err(|_| missing())?;
-        place_of(elements.get(index).ok_or_else(missing)?.get(), text)
+        elements.get(index).ok_or_else(missing)?.get()
     };
-    let inner = with(&text[place.clone()], rest, value, field)?;
-    Ok(format!("{}{inner}{}", &text[..place.start], &text[place.end..]))
+    let inner = with(old, rest, value, field)?;
+    // `old` is a part of `text`.
+    let start = old.as_ptr().addr() - text.as_ptr().addr();
+    Ok(format!("{}{inner}{}", &text[..start], &text[start + old.len()..]))
 }
 
 /// The names along a path; `None` if it is invalid.
@@ -96,37 +96,6 @@ fn path(field: &str) -> Option<Vec<String>> {
         }
     };
     names.iter().all(|name| !name.is_empty()).then_some(names)
-}
-
-/// The fields of an object with the byte ranges of their values; `None` if it is not an object.
-fn members(text: &str) -> Option<Vec<(Cow<'_, str>, Range<usize>)>> {
-    #[derive(Deserialize)]
-    struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
-
-    struct Members<'a>(&'a str);
-    impl<'a> Visitor<'a> for Members<'a> {
-        type Value = Vec<(Cow<'a, str>, Range<usize>)>;
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("an object")
-        }
-        fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut members = Vec::new();
-            while let Some((Key(name), value)) = map.next_entry::<_, &RawValue>()? {
-                members.push((name, place_of(value.get(), self.0)));
-            }
-            Ok(members)
-        }
-    }
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let members = deserializer.deserialize_map(Members(text)).ok()?;
-    deserializer.end().ok()?;
-    Some(members)
-}
-
-/// The byte range of a part within its text.
-fn place_of(part: &str, text: &str) -> Range<usize> {
-    let start = part.as_ptr().addr() - text.as_ptr().addr();
-    start..start + part.len()
 }
 
 #[cfg(test)]

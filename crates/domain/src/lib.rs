@@ -16,6 +16,7 @@ pub mod failure_policy;
 pub mod fixtures;
 pub mod fleet;
 pub mod ids;
+pub mod json;
 pub mod message;
 pub mod repeated;
 pub mod reply;

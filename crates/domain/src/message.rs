@@ -1,11 +1,9 @@
 //! A message of a conversation, as it is stored and read.
 
-mod canonical;
-mod json;
 mod role;
 
-pub use self::json::Json;
 pub use self::role::Role;
+pub use crate::json::Json;
 
 use sha2::{Digest, Sha256};
 

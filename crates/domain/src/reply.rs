@@ -17,7 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::failure::{DeadLetterReason, Refusal};
 use crate::ids::ActionId;
-use crate::message::Json;
+use crate::json::Json;
 
 /// The reply to an action; `T` is the data of a success.
 #[derive(Debug, Clone, PartialEq)]

@@ -8,13 +8,12 @@
 //! a new format gets a new byte.
 
 use domain::ids::{AgentId, InvalidId, MessageId, UserId};
-use domain::message::{Content, Json, Message, Role};
+use domain::json::{Json, Object};
+use domain::message::{Content, Message, Role};
 use domain::time::{InvalidTimestamp, Timestamp};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-
-use crate::json::Object;
 
 /// The format that this code writes: JSON of [`Stored`].
 const FORMAT: u8 = 1;

@@ -28,7 +28,6 @@ mod encoding;
 mod error;
 #[cfg(test)]
 mod fixtures;
-mod json;
 mod keys;
 mod load;
 mod marker;

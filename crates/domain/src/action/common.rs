@@ -2,7 +2,7 @@
 
 use super::kind::ActionKind;
 use crate::ids::{ActionId, AgentId, ConversationKey, MessageId, SessionId, UserId};
-use crate::message::Json;
+use crate::json::Json;
 use crate::time::Timestamp;
 
 /// The fields of every action.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::common::Common;
 use crate::ids::{KeyPart, ProfileName};
-use crate::message::Json;
+use crate::json::Json;
 use crate::wire::{Integer, JsonObject, PageSize};
 
 /// An action on bot state.

@@ -4,8 +4,8 @@ use serde_json::value::RawValue;
 
 use super::fault::FieldError;
 use super::fields::Fields;
-use super::json_fields::{fields, string};
-use crate::message::{Content, Json};
+use crate::json::{Json, members, string};
+use crate::message::Content;
 use crate::wire;
 
 /// Reads the content of a message; `path` is its path in the body.
@@ -25,10 +25,10 @@ fn parts(array: &RawValue, path: &str) -> Result<Content, FieldError> {
     for (index, element) in elements.into_iter().enumerate() {
         let path = format!("{path}[{index}]");
         let place = format!("{path}.");
-        let fields = fields(element.get(), &place)
-            .ok_or_else(|| FieldError::wrong_type(&path, "an object", element.get()))?;
+        let members = members(element.get())
+            .map_err(|_| FieldError::wrong_type(&path, "an object", element.get()))?;
         let part: wire::Part<'_> =
-            Fields::new(fields)?.read().map_err(|error| error.inside(&place))?;
+            Fields::new(members, &place)?.read().map_err(|error| error.inside(&place))?;
         if part.kind == "text" {
             lines.push(line(&format!("{place}text"), part.text)?);
         }

@@ -4,9 +4,8 @@
 use std::borrow::Cow;
 use std::fmt::{self, Display};
 
-use super::json_fields::string;
-use super::json_limits::path_to;
 use crate::failure::{DeadLetterReason, Hint, Refusal};
+use crate::json::{path_to, string, type_name};
 use crate::message::Role;
 
 /// The longest piece of a value that an error repeats, in characters: enough to recognise the
@@ -118,14 +117,11 @@ pub(super) fn malformed(detail: String) -> Refusal {
 }
 
 /// The type of a value and, where it is a scalar, the beginning of the value.
-pub(super) fn describe(text: &str) -> String {
-    match text.as_bytes().first() {
-        Some(b'{') => "an object".to_owned(),
-        Some(b'[') => "an array".to_owned(),
-        Some(b'"') => format!("the string {}", excerpt(text, EXCERPT_CHARS)),
-        Some(b't' | b'f') => format!("the boolean {text}"),
-        Some(b'n') => "null".to_owned(),
-        _ => format!("the number {}", excerpt(text, EXCERPT_CHARS)),
+fn describe(text: &str) -> String {
+    let name = type_name(text);
+    match name.strip_prefix("a ") {
+        Some(scalar) => format!("the {scalar} {}", excerpt(text, EXCERPT_CHARS)),
+        None => name.to_owned(),
     }
 }
 

@@ -3,13 +3,26 @@
 //! Values stay raw text until a struct asks for them by name. So unknown fields are never parsed
 //! and stay byte for byte as they were sent, and every error names its field.
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor};
 
 use super::fault::FieldError;
-use super::field::Field;
-use super::json_fields;
 use super::value::Value;
+use crate::json::{Member, members};
+
+/// One field and the place where it stands.
+#[derive(Debug)]
+pub(super) struct Field<'a> {
+    pub(super) name: Cow<'a, str>,
+    /// The text of its value.
+    pub(super) value: &'a str,
+    /// The beginning of its path: empty, or `data.`.
+    place: &'a str,
+    /// Whether a struct has asked for it.
+    known: bool,
+}
 
 /// The fields of one object, in the order in which they were sent.
 #[derive(Debug)]
@@ -19,32 +32,42 @@ pub(super) struct Fields<'a>(Vec<Field<'a>>);
 /// that is faster than sorting.
 const FEW: usize = 32;
 
+impl Field<'_> {
+    fn path(&self) -> String {
+        format!("{}{}", self.place, self.name)
+    }
+
+    fn is_null(&self) -> bool {
+        self.value == "null"
+    }
+}
+
 impl<'a> Fields<'a> {
-    /// The fields of an object.
-    pub(super) fn new(fields: Vec<Field<'a>>) -> Result<Self, FieldError> {
-        let mut fields = Self(fields);
-        fields.settle_repetitions()?;
-        Ok(fields)
+    /// The fields of an object; `place` is the beginning of their paths.
+    pub(super) fn new(members: Vec<Member<'a>>, place: &'a str) -> Result<Self, FieldError> {
+        Self(at(place, members).collect()).settled()
     }
 
     /// The fields of a body: those at its top and those under its `data`.
-    pub(super) fn merged(mut top: Vec<Field<'a>>) -> Result<Self, FieldError> {
-        if let Some(at) = top.iter().position(|field| field.name == "data") {
-            let data = top.remove(at).value;
+    pub(super) fn merged(body: Vec<Member<'a>>) -> Result<Self, FieldError> {
+        let mut top: Vec<_> = at("", body).collect();
+        if let Some(index) = top.iter().position(|field| field.name == "data") {
+            let data = top.remove(index).value;
             let nested = match data {
                 "null" => Vec::new(),
-                _ => json_fields::fields(data, "data.")
-                    .ok_or_else(|| FieldError::wrong_type("data", "an object", data))?,
+                _ => {
+                    members(data).map_err(|_| FieldError::wrong_type("data", "an object", data))?
+                }
             };
             if top.iter().any(|field| field.name == "data") {
                 return Err(FieldError::repeated("data"));
             }
-            top.extend(nested);
+            top.extend(at("data.", nested));
         }
-        Self::new(top)
+        Self(top).settled()
     }
 
-    /// Reads a struct from the fields that it knows by name.
+    /// Reads a struct from the fields that it declares.
     pub(super) fn read<T: Deserialize<'a>>(&mut self) -> Result<T, FieldError> {
         T::deserialize(StructReader(&mut self.0))
     }
@@ -57,7 +80,7 @@ impl<'a> Fields<'a> {
     /// Moves fields whose value is not null back to the unknown ones.
     pub(super) fn forget(&mut self, names: &[&str]) {
         for field in &mut self.0 {
-            field.known &= field.value == "null" || !names.contains(&&*field.name);
+            field.known &= field.is_null() || !names.contains(&&*field.name);
         }
     }
 
@@ -74,13 +97,13 @@ impl<'a> Fields<'a> {
 
     /// Keeps one field of each name. A value takes precedence over null. A name that occurs twice
     /// in one object, or with two different values, is refused.
-    fn settle_repetitions(&mut self) -> Result<(), FieldError> {
+    fn settled(mut self) -> Result<Self, FieldError> {
         if !self.may_repeat() {
-            return Ok(());
+            return Ok(self);
         }
         let mut by_name: Vec<usize> = (0..self.0.len()).collect();
         by_name.sort_by(|a, b| self.0[*a].name.cmp(&self.0[*b].name));
-        let mut redundant = Vec::new();
+        let mut kept = vec![true; self.0.len()];
         for pair in by_name.windows(2) {
             let (a, b) = (&self.0[pair[0]], &self.0[pair[1]]);
             if a.name != b.name {
@@ -89,28 +112,28 @@ impl<'a> Fields<'a> {
             if a.place == b.place {
                 return Err(FieldError::repeated(&a.path()));
             }
-            if a.value == "null" {
-                redundant.push(pair[0]);
-            } else if b.value == "null" || same_value(a.value, b.value) {
-                redundant.push(pair[1]);
+            if a.is_null() {
+                kept[pair[0]] = false;
+            } else if b.is_null() || same_value(a.value, b.value) {
+                kept[pair[1]] = false;
             } else {
                 let fault = format!("differs from `{}`; send only one of them", b.path());
                 return Err(FieldError::new(&a.path(), &fault));
             }
         }
-        redundant.sort_unstable();
-        let mut at = 0;
-        self.0.retain(|_| {
-            at += 1;
-            redundant.binary_search(&(at - 1)).is_err()
-        });
-        Ok(())
+        let mut kept = kept.into_iter();
+        self.0.retain(|_| kept.next() != Some(false));
+        Ok(self)
     }
 
     fn may_repeat(&self) -> bool {
         let repeats = |n: usize| self.0[..n].iter().any(|earlier| earlier.name == self.0[n].name);
         self.0.len() > FEW || (1..self.0.len()).any(repeats)
     }
+}
+
+fn at<'a>(place: &'a str, members: Vec<Member<'a>>) -> impl Iterator<Item = Field<'a>> {
+    members.into_iter().map(move |(name, value)| Field { name, value, place, known: false })
 }
 
 fn same_value(a: &str, b: &str) -> bool {

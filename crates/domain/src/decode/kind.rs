@@ -1,26 +1,22 @@
 //! Which action a body names.
 
 use super::fault::{FieldError, excerpt};
-use super::field::Field;
-use super::json_fields;
-use super::strict_fields::strict_fields;
 use crate::action::ActionKind;
 use crate::failure::{DeadLetterReason, Hint, Refusal};
+use crate::json::{Member, members, string};
 
 /// The action that a body's `action_type` names.
-pub(super) fn kind(body: &[Field<'_>]) -> Result<ActionKind, Refusal> {
+pub(super) fn kind(body: &[Member<'_>]) -> Result<ActionKind, Refusal> {
     const FIELD: &str = "action_type";
-    let value = |name: &str| {
-        body.iter().find(|field| field.name == name && field.value != "null").map(|it| it.value)
+    let value = |wanted: &str| {
+        body.iter().find(|(name, value)| name == wanted && *value != "null").map(|it| it.1)
     };
     let nested = || {
-        let data = value("data")?;
-        let data = json_fields::fields(data, "").or_else(|| strict_fields(data, "").ok())?;
-        data.into_iter().find(|field| field.name == FIELD).map(|field| field.value)
+        let data = members(value("data")?).ok()?;
+        data.into_iter().find(|(name, _)| name == FIELD).map(|it| it.1)
     };
     let value = value(FIELD).or_else(nested).ok_or_else(|| FieldError::missing(FIELD))?;
-    let name = json_fields::string(value)
-        .ok_or_else(|| FieldError::wrong_type(FIELD, "a string", value))?;
+    let name = string(value).ok_or_else(|| FieldError::wrong_type(FIELD, "a string", value))?;
     ActionKind::parse(&name).ok_or_else(|| {
         let sent = excerpt(&name, 80);
         let (remedy, hint) = match ActionKind::meant_by(&name) {

@@ -10,9 +10,8 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::field::Field;
-use super::json_fields::{fields, string, value};
-use crate::message::Json;
+use super::fields::Field;
+use crate::json::{Json, members, string};
 
 /// Adds fields to the metadata.
 pub(super) fn extended<'f, 'a: 'f>(
@@ -25,7 +24,7 @@ pub(super) fn extended<'f, 'a: 'f>(
     }
     let own_text = own.as_ref().map_or("{}", Json::as_str);
     let mut taken: HashSet<Cow<'_, str>> =
-        fields(own_text, "").unwrap_or_default().into_iter().map(|field| field.name).collect();
+        members(own_text).unwrap_or_default().into_iter().map(|(name, _)| name).collect();
 
     // The own text without its closing brace, so that it stays byte for byte.
     let mut text = own_text.strip_suffix('}').unwrap_or("{").to_owned();
@@ -49,5 +48,6 @@ pub(super) fn extended<'f, 'a: 'f>(
 
 /// The metadata's entry of a name, if it is a string.
 pub(super) fn string_entry(metadata: &Json, name: &str) -> Option<String> {
-    string(value(metadata.as_str(), name)?).map(Cow::into_owned)
+    let (_, value) = members(metadata.as_str()).ok()?.into_iter().find(|(own, _)| own == name)?;
+    string(value).map(Cow::into_owned)
 }

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::action::state::StateKey;
 use crate::ids::{ConversationId, MessageId};
-use crate::message::{Json, Role};
+use crate::json::Json;
+use crate::message::Role;
 use crate::time::Timestamp;
 
 /// The reply to `conversation.save_message`: the message is stored durably.

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::canonical;
+use super::canonical::canonical;
 
 /// JSON text stored byte for byte: key order, number format and white space are the sender's.
 #[derive(Clone, Serialize, Deserialize)]
@@ -25,9 +25,9 @@ impl Json {
         RawValue::from_string(text).map(Self)
     }
 
-    /// The [canonical form](canonical) of the value.
-    pub(super) fn canonical(&self) -> Cow<'_, str> {
-        canonical::canonical(self.as_str())
+    /// The [canonical form](canonical()) of the value.
+    pub(crate) fn canonical(&self) -> Cow<'_, str> {
+        canonical(self.as_str())
     }
 }
 

@@ -1,0 +1,27 @@
+//! JSON text: the ground floor, on which decoding, messages and wire types stand. It uses nothing
+//! else of this crate.
+//!
+//! JSON is stored byte for byte as it was sent, so it is read as text and no tree is built.
+//! serde_json reads members and strings. What it does not offer is here, above the tokens of a
+//! text: which valid JSON cannot be stored, the path to a place, a canonical form. So is a faster
+//! way to write an object.
+
+mod canonical;
+mod faults;
+mod members;
+mod path;
+mod text;
+mod tokens;
+mod writer;
+
+pub use self::members::{Member, members};
+pub use self::text::Json;
+pub use self::writer::Object;
+pub(crate) use self::{
+    faults::{Fault, first_fault, is_storable},
+    members::{string, type_name},
+    path::path_to,
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,146 @@
+//! A canonical form of JSON: texts of equal meaning have equal forms and so equal hashes.
+//!
+//! Hashes of this form are stored in PostgreSQL and compared for ever: the form must never change.
+//! So it is written here, where no feature or version of a library can change it: no white space;
+//! members sorted by key in byte order; strings with the fewest escapes; numbers by value (`1`,
+//! `1.0` and `10e-1` are one); integers of 64 bits exact.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+use super::faults::MAX_DEPTH;
+use super::members::string;
+use super::tokens::{Token, Tokens, tokens};
+
+/// The canonical form of a JSON text. A text that is not JSON, or is nested deeper than any action
+/// may be, is returned unchanged.
+pub(super) fn canonical(text: &str) -> Cow<'_, str> {
+    let mut tokens = tokens(text);
+    let mut out = String::with_capacity(text.len());
+    match tokens.next().and_then(|first| write_value(&mut tokens, first, 1, &mut out)) {
+        Some(()) => Cow::Owned(out),
+        None => Cow::Borrowed(text),
+    }
+}
+
+/// Writes the value that begins with a token; an object or array would be at nesting level `depth`.
+fn write_value<'a>(
+    tokens: &mut Tokens<'a>,
+    first: Token<'a>,
+    depth: usize,
+    out: &mut String,
+) -> Option<()> {
+    match first.first() {
+        b'{' | b'[' if depth > MAX_DEPTH => None,
+        b'{' => write_object(tokens, depth, out),
+        b'[' => {
+            out.push('[');
+            tokens.items(b']', |tokens, first| {
+                write_value(tokens, first, depth + 1, out)?;
+                out.push(',');
+                Some(())
+            })?;
+            close(']', out);
+            Some(())
+        }
+        b'"' => {
+            write_string(&string(first.text)?, out);
+            Some(())
+        }
+        b'-' | b'0'..=b'9' => write_number(first.text, out),
+        _ => matches!(first.text, "null" | "true" | "false").then(|| out.push_str(first.text)),
+    }
+}
+
+fn write_object(tokens: &mut Tokens<'_>, depth: usize, out: &mut String) -> Option<()> {
+    // Each value is written to its own text, to be sorted afterwards.
+    let mut members = Vec::new();
+    tokens.items(b'}', |tokens, name| {
+        tokens.next().filter(|token| token.first() == b':')?;
+        let mut value = String::new();
+        let first = tokens.next()?;
+        write_value(tokens, first, depth + 1, &mut value)?;
+        members.push((string(name.text)?, value));
+        Some(())
+    })?;
+    // Stable: repeated keys keep their order, because readers may use the first or the last.
+    members.sort_by(|(a, _), (b, _)| a.cmp(b));
+    out.push('{');
+    for (name, value) in &members {
+        write_string(name, out);
+        out.extend([":", value, ","]);
+    }
+    close('}', out);
+    Some(())
+}
+
+/// Writes a closing bracket in place of the comma behind the last item.
+fn close(bracket: char, out: &mut String) {
+    if out.ends_with(',') {
+        out.pop();
+    }
+    out.push(bracket);
+}
+
+fn write_number(token: &str, out: &mut String) -> Option<()> {
+    if let Ok(integer) = token.parse::<i64>() {
+        return write!(out, "{integer}").ok();
+    }
+    let number: f64 = token.parse().ok()?;
+    // Rust prints the shortest digits that read back as the same double, and a whole number without
+    // a point, just as an integer. Without exponents 1e300 would take 301 digits.
+    match number.abs() {
+        0.0 => write!(out, "0").ok(),
+        1e-6..9.3e18 => write!(out, "{number}").ok(),
+        _ => write!(out, "{number:e}").ok(),
+    }
+}
+
+fn write_string(text: &str, out: &mut String) {
+    out.push('"');
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => out.extend(['\\', character]),
+            // Writing to a string cannot fail.
+            '\0'..='\u{1f}' => {
+                write!(out, "\\u{:04x}", u32::from(character)).unwrap_or_default();
+            }
+            _ => out.push(character),
+        }
+    }
+    out.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::canonical;
+
+    #[test]
+    fn texts_that_mean_the_same_have_one_form() {
+        let cases = [
+            (
+                r#" { "b" : [ 1 , 2.0 , { } , [ ] ] , "a" : null } "#,
+                r#"{"a":null,"b":[1,2,{},[]]}"#,
+            ),
+            (r#"["\u00e9\/\n\u0001\"\\","é"]"#, "[\"é/\\u000a\\u0001\\\"\\\\\",\"é\"]"),
+            ("[1,1.0,10e-1,-0,-0.0,0e5]", "[1,1,1,0,0,0]"),
+            (
+                "[9223372036854775807,0.1,15e299,-2.50,1E-09]",
+                "[9223372036854775807,0.1,1.5e300,-2.5,1e-9]",
+            ),
+            (r#"{"\u0061":1,"A":true,"é":false}"#, r#"{"A":true,"a":1,"é":false}"#),
+            (r#"{"a":2,"a":1}"#, r#"{"a":2,"a":1}"#),
+        ];
+        for (text, form) in cases {
+            assert_eq!(canonical(text), form, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_no_json_or_too_deep_is_unchanged() {
+        let deep = "[".repeat(500) + &"]".repeat(500);
+        for text in ["", "{", "[1 2]", "[1,]", "[,]", "{\"a\" 1}", "nul", "\"\\", deep.as_str()] {
+            assert_eq!(canonical(text), text);
+        }
+    }
+}

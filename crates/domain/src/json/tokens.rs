@@ -1,0 +1,90 @@
+//! The tokens of a JSON text: the only place where text is walked byte by byte.
+//!
+//! Nothing is checked here. The tokens of a text that is not JSON mean nothing.
+
+use memchr::memchr2;
+
+/// A bracket, comma, colon, string, number or word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Token<'a> {
+    /// The offset of its first byte.
+    pub(super) at: usize,
+    /// As it is written, a string with its quotes.
+    pub(super) text: &'a str,
+}
+
+/// The tokens of a text.
+pub(super) struct Tokens<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+pub(super) fn tokens(text: &str) -> Tokens<'_> {
+    Tokens { text, at: 0 }
+}
+
+impl Token<'_> {
+    /// Its first byte, which says what it is.
+    pub(super) fn first(&self) -> u8 {
+        self.text.as_bytes()[0]
+    }
+}
+
+impl<'a> Tokens<'a> {
+    /// Calls `item` with the first token of each item of an object or array, up to the bracket
+    /// `end`. `None` if an item is `None`, or if commas and brackets are not those of JSON.
+    pub(super) fn items(
+        &mut self,
+        end: u8,
+        mut item: impl FnMut(&mut Self, Token<'a>) -> Option<()>,
+    ) -> Option<()> {
+        let mut token = self.next()?;
+        while token.first() != end {
+            item(self, token)?;
+            token = self.next()?;
+            if token.first() == b',' {
+                token = self.next().filter(|next| next.first() != end)?;
+            } else if token.first() != end {
+                return None;
+            }
+        }
+        Some(())
+    }
+}
+
+impl<'a> Iterator for Tokens<'a> {
+    type Item = Token<'a>;
+
+    fn next(&mut self) -> Option<Token<'a>> {
+        let bytes = self.text.as_bytes();
+        let at = self.at + bytes[self.at..].iter().position(|byte| !is_white_space(*byte))?;
+        self.at = match bytes[at] {
+            b'"' => string_end(bytes, at),
+            b'{' | b'}' | b'[' | b']' | b',' | b':' => at + 1,
+            _ => at + bytes[at..].iter().take_while(|byte| is_inside(**byte)).count(),
+        };
+        Some(Token { at, text: &self.text[at..self.at] })
+    }
+}
+
+fn is_white_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}
+
+/// Whether a byte continues a number or word.
+fn is_inside(byte: u8) -> bool {
+    !matches!(byte, b',' | b']' | b'}' | b':' | b'"') && !is_white_space(byte)
+}
+
+/// The end of the string that begins at `start`, behind its closing quote.
+fn string_end(bytes: &[u8], start: usize) -> usize {
+    let mut at = start + 1;
+    while let Some(skip) = bytes.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
+        at += skip;
+        if bytes[at] == b'"' {
+            return at + 1;
+        }
+        at += 2;
+    }
+    bytes.len()
+}
