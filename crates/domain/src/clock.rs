@@ -18,12 +18,6 @@ impl Clock {
         Self(Arc::new(now))
     }
 
-    /// A clock that stands still.
-    #[must_use]
-    pub fn at(moment: Timestamp) -> Self {
-        Self::new(move || moment)
-    }
-
     /// The current time of this clock.
     #[must_use]
     pub fn now(&self) -> Timestamp {

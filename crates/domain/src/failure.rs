@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::causes::with_causes;
+use crate::named::named;
 
 /// How a failure is treated. Every error of a client library is mapped to one class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -186,66 +187,27 @@ impl Refusal {
     }
 }
 
-/// Why something became a dead letter. The names are stored and published: they never change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum DeadLetterReason {
-    /// The body is not one JSON object in UTF-8.
-    MalformedJson,
-    /// A field is missing, of the wrong type, out of range or contradictory.
-    Schema,
-    /// The body is larger than the limit.
-    TooLarge,
-    /// No action has this `action_type`.
-    UnknownAction,
-    /// Another message with different content has this id.
-    Conflict,
-    /// Every attempt failed with an unexpected error.
-    AttemptsExhausted,
-    /// It was redelivered too often: workers crashed while they handled it, or requeued it.
-    DeliveryLimit,
-    /// It waited in a queue longer than its sender's `expiration`, and could not be sent to its queue
-    /// again.
-    Expired,
-}
-
-impl DeadLetterReason {
-    /// Every reason, in the order of the documentation.
-    pub const ALL: [Self; 8] = [
-        Self::MalformedJson,
-        Self::Schema,
-        Self::TooLarge,
-        Self::UnknownAction,
-        Self::Conflict,
-        Self::AttemptsExhausted,
-        Self::DeliveryLimit,
-        Self::Expired,
-    ];
-
-    /// The stored name.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::MalformedJson => "malformed_json",
-            Self::Schema => "schema",
-            Self::TooLarge => "too_large",
-            Self::UnknownAction => "unknown_action",
-            Self::Conflict => "conflict",
-            Self::AttemptsExhausted => "attempts_exhausted",
-            Self::DeliveryLimit => "delivery_limit",
-            Self::Expired => "expired",
-        }
-    }
-
-    /// The reason of a stored name.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
-    }
-}
-
-impl fmt::Display for DeadLetterReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+named! {
+    /// Why something became a dead letter. The names are stored and published: they never change.
+    #[derive(Serialize, Deserialize, schemars::JsonSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum DeadLetterReason {
+        /// The body is not one JSON object in UTF-8.
+        MalformedJson = "malformed_json",
+        /// A field is missing, of the wrong type, out of range or contradictory.
+        Schema = "schema",
+        /// The body is larger than the limit.
+        TooLarge = "too_large",
+        /// No action has this `action_type`.
+        UnknownAction = "unknown_action",
+        /// Another message with different content has this id.
+        Conflict = "conflict",
+        /// Every attempt failed with an unexpected error.
+        AttemptsExhausted = "attempts_exhausted",
+        /// It was redelivered too often: workers crashed while they handled it, or requeued it.
+        DeliveryLimit = "delivery_limit",
+        /// It waited in a queue longer than its sender's `expiration`, and could not be sent to its queue
+        /// again.
+        Expired = "expired",
     }
 }

@@ -8,9 +8,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::de::{self, Visitor};
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
+
+use crate::json::Text;
 
 /// The longest id, in bytes of UTF-8.
 pub const MAX_ID_BYTES: usize = 128;
@@ -81,17 +83,8 @@ macro_rules! id {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                struct Text;
-                impl Visitor<'_> for Text {
-                    type Value = $name;
-                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        f.write_str("a string")
-                    }
-                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
-                        $name::new(text).map_err(E::custom)
-                    }
-                }
-                deserializer.deserialize_str(Text)
+                let Text(text) = Text::deserialize(deserializer)?;
+                Self::new(text).map_err(D::Error::custom)
             }
         }
 
@@ -236,16 +229,8 @@ pub fn escape(id: &str) -> Cow<'_, str> {
     if id.bytes().all(plain) {
         return Cow::Borrowed(id);
     }
-    let mut escaped = String::with_capacity(id.len() * 3);
-    for byte in id.bytes() {
-        if plain(byte) {
-            escaped.push(char::from(byte));
-        } else {
-            const HEX: &[u8; 16] = b"0123456789ABCDEF";
-            escaped.push('%');
-            escaped.push(char::from(HEX[usize::from(byte >> 4)]));
-            escaped.push(char::from(HEX[usize::from(byte & 15)]));
-        }
-    }
-    Cow::Owned(escaped)
+    let escaped = |byte| {
+        if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }
+    };
+    id.bytes().map(escaped).collect()
 }

@@ -19,7 +19,7 @@ pub use self::text::Json;
 pub use self::writer::Object;
 pub(crate) use self::{
     faults::{Fault, first_fault, is_storable},
-    members::{string, type_name},
+    members::{Text, string, type_name},
     path::path_to,
 };
 

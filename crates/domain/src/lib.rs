@@ -18,6 +18,7 @@ pub mod fleet;
 pub mod ids;
 pub mod json;
 pub mod message;
+mod named;
 pub mod repeated;
 pub mod reply;
 pub mod schema;

@@ -13,11 +13,13 @@ pub use self::data::{
 use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::failure::{DeadLetterReason, Refusal};
 use crate::ids::ActionId;
 use crate::json::Json;
+use crate::named::named;
 
 /// The reply to an action; `T` is the data of a success.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,70 +56,35 @@ pub struct ReplyError {
     pub details: Option<Json>,
 }
 
-/// The classes of errors in replies. The names are published: they never change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ErrorType {
-    /// The body is not one JSON object in UTF-8.
-    MalformedJson,
-    /// A field is missing, of the wrong type, out of range or contradictory.
-    Schema,
-    /// The body is larger than the limit.
-    TooLarge,
-    /// No action has this `action_type`.
-    UnknownAction,
-    /// Another message with different content has this id.
-    Conflict,
-    /// The stored version is not the expected one.
-    VersionMismatch,
-    /// The state's profile does not allow this transition; `details` lists the allowed ones.
-    TransitionRefused,
-    /// The tenant has no such conversation or state.
-    NotFound,
-    /// The conversation or its user was erased at the message's `timestamp` or later.
-    Erased,
-    /// The sender may not do this.
-    Forbidden,
-    /// A dependency is unavailable; try again later.
-    Unavailable,
-    /// An unexpected error.
-    Internal,
-}
-
-impl ErrorType {
-    /// Every error type, in the order of the documentation.
-    pub const ALL: [Self; 12] = [
-        Self::MalformedJson,
-        Self::Schema,
-        Self::TooLarge,
-        Self::UnknownAction,
-        Self::Conflict,
-        Self::VersionMismatch,
-        Self::TransitionRefused,
-        Self::NotFound,
-        Self::Erased,
-        Self::Forbidden,
-        Self::Unavailable,
-        Self::Internal,
-    ];
-
-    /// The name in replies.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::MalformedJson => "malformed_json",
-            Self::Schema => "schema",
-            Self::TooLarge => "too_large",
-            Self::UnknownAction => "unknown_action",
-            Self::Conflict => "conflict",
-            Self::VersionMismatch => "version_mismatch",
-            Self::TransitionRefused => "transition_refused",
-            Self::NotFound => "not_found",
-            Self::Erased => "erased",
-            Self::Forbidden => "forbidden",
-            Self::Unavailable => "unavailable",
-            Self::Internal => "internal",
-        }
+named! {
+    /// The classes of errors in replies. The names are published: they never change.
+    #[derive(Serialize, Deserialize, JsonSchema)]
+    #[serde(rename_all = "snake_case")]
+    pub enum ErrorType {
+        /// The body is not one JSON object in UTF-8.
+        MalformedJson = "malformed_json",
+        /// A field is missing, of the wrong type, out of range or contradictory.
+        Schema = "schema",
+        /// The body is larger than the limit.
+        TooLarge = "too_large",
+        /// No action has this `action_type`.
+        UnknownAction = "unknown_action",
+        /// Another message with different content has this id.
+        Conflict = "conflict",
+        /// The stored version is not the expected one.
+        VersionMismatch = "version_mismatch",
+        /// The state's profile does not allow this transition; `details` lists the allowed ones.
+        TransitionRefused = "transition_refused",
+        /// The tenant has no such conversation or state.
+        NotFound = "not_found",
+        /// The conversation or its user was erased at the message's `timestamp` or later.
+        Erased = "erased",
+        /// The sender may not do this.
+        Forbidden = "forbidden",
+        /// A dependency is unavailable; try again later.
+        Unavailable = "unavailable",
+        /// An unexpected error.
+        Internal = "internal",
     }
 }
 
@@ -155,44 +122,17 @@ impl From<&Refusal> for ReplyError {
     }
 }
 
-/// The wire form; `D` and `E` are references when writing.
-#[derive(Serialize, Deserialize)]
-struct Wire<A, C, D, E> {
-    action_id: Option<A>,
-    correlation_id: Option<C>,
-    success: bool,
-    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
-    data: Option<D>,
-    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
-    error: Option<E>,
-}
-
 impl<T: Serialize> Serialize for Reply<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Wire {
-            action_id: self.action_id.as_ref(),
-            correlation_id: self.correlation_id.as_ref(),
-            success: self.result.is_ok(),
-            data: self.result.as_ref().ok(),
-            error: self.result.as_ref().err(),
+        let mut fields = serializer.serialize_struct("Reply", 4)?;
+        fields.serialize_field("action_id", &self.action_id)?;
+        fields.serialize_field("correlation_id", &self.correlation_id)?;
+        fields.serialize_field("success", &self.result.is_ok())?;
+        match &self.result {
+            Ok(data) => fields.serialize_field("data", data)?,
+            Err(error) => fields.serialize_field("error", error)?,
         }
-        .serialize(serializer)
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Reply<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let wire = Wire::<ActionId, String, T, ReplyError>::deserialize(deserializer)?;
-        let result = match (wire.success, wire.data, wire.error) {
-            (true, Some(data), None) => Ok(data),
-            (false, None, Some(error)) => Err(error),
-            _ => {
-                return Err(serde::de::Error::custom(
-                    "a reply must have `data` and no `error` if `success` is true, else `error` and no `data`",
-                ));
-            }
-        };
-        Ok(Self { action_id: wire.action_id, correlation_id: wire.correlation_id, result })
+        fields.end()
     }
 }
 

@@ -182,19 +182,3 @@ pub enum SortOrder {
     /// Largest or newest first.
     Desc,
 }
-
-impl Operation {
-    /// The profile of the state.
-    #[must_use]
-    pub fn profile(&self) -> &ProfileName {
-        match self {
-            Self::Load(load) => &load.profile,
-            Self::Save(save) => &save.profile,
-            Self::Patch(patch) => &patch.profile,
-            Self::Transition(transition) => &transition.profile,
-            Self::Clear(clear) => &clear.profile,
-            Self::ListActive(list) => &list.profile,
-            Self::Stats(stats) => &stats.profile,
-        }
-    }
-}

@@ -12,7 +12,7 @@ pub type Member<'a> = (Cow<'a, str>, &'a str);
 /// The value of a string, borrowed if it has no escapes.
 #[derive(Deserialize)]
 #[serde(transparent)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
 /// The members of a text that is one object, in order, repetitions included.
 ///

@@ -107,12 +107,6 @@ macro_rules! json_text {
         impl $name {
             /// The text, as it was sent.
             #[must_use]
-            pub fn json(&self) -> &Json {
-                &self.0
-            }
-
-            /// The text, as it was sent.
-            #[must_use]
             pub fn into_json(self) -> Json {
                 self.0
             }

@@ -154,14 +154,11 @@ fn replies_match_their_schema() {
         let text = serde_json::to_string(&reply).expect("a reply");
         assert_eq!(serde_json::from_str::<Value>(&text).expect("JSON"), wire);
         assert_eq!(faults(schema, &wire), Vec::<String>::new());
-        let back: Reply<SaveMessageData> = serde_json::from_str(&text).expect("a reply");
-        assert_eq!(back, reply);
     }
     for neither in [
         r#"{"action_id":null,"correlation_id":null,"success":true}"#,
         r#"{"action_id":null,"correlation_id":null,"success":false,"data":{"conversation_id":"c","message_id":"m","duplicate":true}}"#,
     ] {
-        assert!(serde_json::from_str::<Reply<SaveMessageData>>(neither).is_err(), "{neither}");
         let value = serde_json::from_str(neither).expect("JSON");
         assert!(!faults(schema, &value).is_empty(), "{neither}");
     }
