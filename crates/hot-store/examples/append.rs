@@ -31,7 +31,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         batch.push((key(conversation)?, messages.map(message).collect::<Result<_, _>>()?));
     }
     for _ in 0..batches {
-        store.append(&batch).await?;
+        store.append_renewing(&batch, |_| true).await?;
     }
     Ok(())
 }

@@ -34,21 +34,15 @@ const EXPIRY_BYTES: usize = 20;
 const ADD_MEMBERS: usize = 400;
 
 impl HotStore {
-    /// Adds committed rows to the copies of their conversations and renews the copies' expiry.
+    /// Adds committed rows to the copies of their conversations and renews the expiry of those
+    /// for which `renewed` is true.
     ///
     /// The error names every conversation whose copy may now lack a row. If a connection was lost,
     /// these are all conversations of its server, including those whose commands had succeeded: a
     /// server that crashes may lose acknowledged writes.
-    pub async fn append<M>(&self, batch: &[(ConversationKey, Vec<M>)]) -> Result<(), AppendError>
-    where
-        M: Borrow<Message> + Sync,
-    {
-        self.append_renewing(batch, |_| true).await
-    }
-
-    /// Like [`Self::append`], but renews the expiry only of the copies for which `renewed` is true:
-    /// an EXPIRE costs Redis nearly as much as a message. For every other copy the caller
-    /// guarantees that its expiry was renewed recently or that the copy will be dropped.
+    ///
+    /// An EXPIRE costs Redis nearly as much as a message. For a copy for which `renewed` is false
+    /// the caller guarantees that its expiry was renewed recently or that the copy will be dropped.
     pub async fn append_renewing<M>(
         &self,
         batch: &[(ConversationKey, Vec<M>)],

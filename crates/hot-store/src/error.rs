@@ -4,7 +4,6 @@
 //! [`FailureClass::Unavailable`]: the caller continues with PostgreSQL. No error contains a URL, an
 //! argument of a command or message content.
 
-use std::fmt;
 use std::sync::Arc;
 
 use domain::failure::{Dependency, FailureClass, Unavailable};
@@ -45,11 +44,13 @@ pub enum Error {
 
 /// An append that failed completely or in part. Before the caller acknowledges the messages, it
 /// must give each of these conversations a new `hot_generation`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the hot copies of {} conversations may lack messages", conversations.len())]
 pub struct AppendError {
     /// The conversations whose copies lack or may lack rows.
     pub conversations: Vec<ConversationKey>,
     /// The first error.
+    #[source]
     pub cause: Error,
 }
 
@@ -82,29 +83,30 @@ impl Error {
     }
 
     /// The same error with the name of its server.
-    pub(crate) fn at(self, server: &str) -> Self {
-        let at = |text: &str| -> Arc<str> { format!("{server}: {text}").into() };
-        match &self {
-            Self::NotConnected(text) => Self::NotConnected(at(text)),
-            Self::Broken(text) => Self::Broken(at(text)),
-            Self::NotServing(text) => Self::NotServing(at(text)),
-            Self::Refusing(text) => Self::Refusing(at(text)),
-            Self::Command(text) => Self::Command(at(text)),
-            Self::NotMaster(_) | Self::ServerRejected(_) | Self::LoadUnderWay => self,
+    pub(crate) fn at(mut self, server: &str) -> Self {
+        if let Some(text) = self.text() {
+            *text = format!("{server}: {text}").into();
         }
+        self
     }
 
     /// The same error as the reason of a failed attempt to connect.
-    pub(crate) fn while_connecting(self) -> Self {
+    pub(crate) fn while_connecting(mut self) -> Self {
+        match self.text() {
+            Some(text) => Self::NotConnected(Arc::clone(text)),
+            None => self,
+        }
+    }
+
+    /// What a server replied, or the client library says about it.
+    fn text(&mut self) -> Option<&mut Arc<str>> {
         match self {
-            Self::Broken(text)
+            Self::NotConnected(text)
+            | Self::Broken(text)
             | Self::NotServing(text)
             | Self::Refusing(text)
-            | Self::Command(text) => Self::NotConnected(text),
-            Self::NotConnected(_)
-            | Self::NotMaster(_)
-            | Self::ServerRejected(_)
-            | Self::LoadUnderWay => self,
+            | Self::Command(text) => Some(text),
+            Self::NotMaster(_) | Self::ServerRejected(_) | Self::LoadUnderWay => None,
         }
     }
 
@@ -163,18 +165,6 @@ fn describe(error: &RedisError) -> String {
         text.truncate(at);
     }
     text
-}
-
-impl fmt::Display for AppendError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the hot copies of {} conversations may lack messages", self.conversations.len())
-    }
-}
-
-impl std::error::Error for AppendError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.cause)
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! proves that it is complete. So eviction, expiry, an emptied server or a failover cost reads of
 //! PostgreSQL and never a message.
 //!
-//! - Savers [append](HotStore::append) without reading first. If an append fails, the conversations
+//! - Savers [append](HotStore::append_renewing) without reading first. If an append fails, the conversations
 //!   of its [error](AppendError) must get a new generation before the messages are acknowledged.
 //! - Readers [read](HotStore::read) a window and call [`HotCopy::usable`]. On a [`Miss`] they read
 //!   PostgreSQL and may load the copy: [`HotStore::begin_load`], then numbers and rows in one

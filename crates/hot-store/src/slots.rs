@@ -100,27 +100,11 @@ fn hash_tag(key: &str) -> &str {
 
 /// CRC-16/XMODEM: polynomial 0x1021, not reflected, initial value 0.
 fn crc16(bytes: &[u8]) -> u16 {
-    const TABLE: [u16; 256] = table();
+    let shifted = |crc: u16| if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
     bytes.iter().fold(0, |crc, byte| {
-        let [high, _] = crc.to_be_bytes();
-        (crc << 8) ^ TABLE[usize::from(high ^ byte)]
+        let crc = crc ^ (u16::from(*byte) << 8);
+        (0..8).fold(crc, |crc, _| shifted(crc))
     })
-}
-
-const fn table() -> [u16; 256] {
-    let mut table = [0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let mut crc = (byte as u16) << 8;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
-            bit += 1;
-        }
-        table[byte] = crc;
-        byte += 1;
-    }
-    table
 }
 
 /// Reads a row: first slot, last slot, the master, then its replicas. A node is host, port, id and

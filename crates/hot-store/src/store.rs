@@ -49,12 +49,6 @@ impl HotStore {
         *self.connections.health().borrow()
     }
 
-    /// Whether there is a checked connection.
-    #[must_use]
-    pub fn is_up(&self) -> bool {
-        self.health() == Health::Up
-    }
-
     /// Whether the connection was lost or the last attempt to connect failed. Then a saver gives
     /// its conversations new generations within its own transaction and does not append.
     #[must_use]

@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use domain::failure::FailureClass;
-use hot_store::Error;
+use hot_store::{Error, Health};
 
 #[tokio::test]
 async fn a_row_that_is_appended_again_is_one_member() {
@@ -72,7 +72,7 @@ async fn a_batch_of_many_conversations_and_several_writes_is_appended_completely
     let names: Vec<_> = (0..100).map(|i| format!("small-{i}")).collect();
     batch.extend(names.iter().map(|name| (key(name), vec![&small])));
     batch.push((key("empty"), vec![]));
-    store.append(&batch).await.unwrap();
+    store.append_renewing(&batch, |_| true).await.unwrap();
 
     assert_eq!(world.raw::<usize>(&["ZCARD", &name("large")]).await, 3);
     assert_eq!(world.raw::<usize>(&["ZCARD", &name("many")]).await, 1_200);
@@ -115,13 +115,13 @@ async fn a_refused_conversation_is_named_and_the_others_are_appended() {
     let rows = messages(500);
     let batch: Vec<_> =
         ["a", "bad", "c"].map(|name| (key(name), rows.iter().collect::<Vec<_>>())).into();
-    let error = store.append(&batch).await.unwrap_err();
+    let error = store.append_renewing(&batch, |_| true).await.unwrap_err();
     assert_eq!(error.conversations, [key("bad")]);
     assert_eq!(error.cause.class(), FailureClass::Retryable);
     for conversation in ["a", "c"] {
         assert_eq!(world.raw::<usize>(&["ZCARD", &name(conversation)]).await, 500);
     }
-    assert!(store.is_up(), "the connection is not at fault");
+    assert_eq!(store.health(), Health::Up, "the connection is not at fault");
 }
 
 #[tokio::test]
@@ -131,11 +131,11 @@ async fn a_redis_without_free_memory_is_unavailable_but_stays_connected() {
     store.probe().await.unwrap();
     world.configure("maxmemory", "1").await;
     let rows = messages(1);
-    let error = store.append(&[(key("c"), vec![&rows[0]])]).await.unwrap_err();
+    let error = store.append_renewing(&[(key("c"), vec![&rows[0]])], |_| true).await.unwrap_err();
     assert_eq!(error.conversations, [key("c")]);
     assert!(matches!(error.cause, Error::Refusing(_)), "{:?}", error.cause);
     assert_eq!(error.cause.class(), FailureClass::Unavailable);
-    assert!(store.is_up());
+    assert_eq!(store.health(), Health::Up);
     world.configure("maxmemory", "0").await;
     append(&store, "c", &rows).await;
 }
@@ -147,7 +147,7 @@ async fn dropped_copies_are_removed_and_the_others_stay() {
     let names: Vec<_> = (0..450).map(|i| format!("c-{i}")).collect();
     let row = message("m", 1);
     let batch: Vec<_> = names.iter().map(|name| (key(name), vec![&row])).collect();
-    store.append(&batch).await.unwrap();
+    store.append_renewing(&batch, |_| true).await.unwrap();
     let mut dropped: Vec<_> = names[1..].iter().map(|name| key(name)).collect();
     dropped.push(key("without a copy"));
     store.drop_copies(&dropped).await.unwrap();

@@ -35,7 +35,7 @@ async fn on_nodes(world: &World) -> Vec<BTreeSet<String>> {
 pub(crate) async fn append_to_all(store: &HotStore, row: &Message) -> Vec<String> {
     let names = conversations();
     let batch: Vec<_> = names.iter().map(|it| (key(it), vec![row])).collect();
-    match store.append(&batch).await {
+    match store.append_renewing(&batch, |_| true).await {
         Ok(()) => Vec::new(),
         Err(error) => {
             error.conversations.iter().map(|key| key.conversation.as_str().to_owned()).collect()

@@ -62,7 +62,7 @@ async fn a_redis_that_restarts_empty_has_a_new_server_identity_and_the_old_conne
     world.server().kill().await.unwrap();
     world.server().start_empty().await.unwrap();
     let row = message("m", 1);
-    let error = store.append(&[(key("c"), vec![&row])]).await.unwrap_err();
+    let error = store.append_renewing(&[(key("c"), vec![&row])], |_| true).await.unwrap_err();
     assert_eq!(error.conversations, [key("c")], "the client does not reconnect by itself");
     until_available(&store).await;
     assert_eq!(
@@ -93,7 +93,7 @@ async fn after_a_connection_is_lost_within_a_pipeline_every_conversation_is_repo
                 (0..20).map(|i| large_message("m", 1_000 + i, 100 * 1024)).collect();
             let batch: Vec<_> =
                 rows.iter().zip(0..).map(|(row, i)| (key(&format!("c-{i}")), vec![row])).collect();
-            store.append(&batch).await
+            store.append_renewing(&batch, |_| true).await
         }
     });
     eventually("some conversation to arrive", SOON, async || match world.keys().await {
@@ -124,7 +124,7 @@ async fn a_frozen_redis_times_out_and_the_connection_is_not_used_again() {
     assert_eq!(proxy.count().accepted, world.nodes().len());
     proxy.freeze();
     let row = message("m", 1);
-    let error = store.append(&[(key("c"), vec![&row])]).await.unwrap_err();
+    let error = store.append_renewing(&[(key("c"), vec![&row])], |_| true).await.unwrap_err();
     assert_eq!(error.conversations, [key("c")]);
     assert_eq!(error.cause.class(), FailureClass::Unavailable);
     assert!(store.is_known_down());
@@ -186,7 +186,7 @@ async fn while_redis_is_known_to_be_down_calls_fail_at_once() {
     for _ in 0..100 {
         let row = message("m", 1);
         let batch = [(key("c"), vec![&row])];
-        let call = tokio::time::timeout(AT_ONCE, store.append(&batch));
+        let call = tokio::time::timeout(AT_ONCE, store.append_renewing(&batch, |_| true));
         assert!(call.await.expect("the call fails without waiting").is_err());
     }
     assert_eq!(proxy.count().accepted, 1, "one attempt at a time");
@@ -200,7 +200,7 @@ async fn a_server_whose_check_fails_is_not_used() {
     let store = world.store();
     world.record.refuses.store(true, Ordering::SeqCst);
     let row = message("m", 1);
-    let error = store.append(&[(key("c"), vec![&row])]).await.unwrap_err();
+    let error = store.append_renewing(&[(key("c"), vec![&row])], |_| true).await.unwrap_err();
     assert!(matches!(error.cause, Error::ServerRejected(_)), "{:?}", error.cause);
     assert_eq!(error.cause.class(), FailureClass::Unavailable);
     assert!(store.read(&key("c"), &newest(1)).await.is_err());
@@ -218,19 +218,19 @@ async fn a_write_after_a_late_watcher_checks_first_and_a_read_does_not() {
     let store = world.store_with(settings);
     let row = message("m", 1);
     let batch = [(key("c"), vec![&row])];
-    store.append(&batch).await.unwrap();
+    store.append_renewing(&batch, |_| true).await.unwrap();
     world.record.refuses.store(true, Ordering::SeqCst);
     let error = eventually("the check to be too old", SOON, async || {
-        store.append(&batch).await.err().ok_or_else(|| "appended".to_owned())
+        store.append_renewing(&batch, |_| true).await.err().ok_or_else(|| "appended".to_owned())
     })
     .await;
     assert_eq!(error.conversations, [key("c")]);
     assert!(matches!(error.cause, Error::ServerRejected(_)), "{:?}", error.cause);
     let copy = store.read(&key("c"), &newest(1)).await.unwrap();
     assert_eq!(ids(&copy.messages), ["m"], "the copy can still be read");
-    assert!(store.is_up());
+    assert_eq!(store.health(), Health::Up);
     world.record.refuses.store(false, Ordering::SeqCst);
-    store.append(&batch).await.unwrap();
+    store.append_renewing(&batch, |_| true).await.unwrap();
 }
 
 #[tokio::test]
@@ -272,7 +272,7 @@ async fn a_changed_server_identity_drops_the_connection_and_is_checked_on_a_new_
     let row = message("m", 1);
     let batch = [(key("c"), vec![&row])];
     let error = eventually("a check", SOON, async || {
-        store.append(&batch).await.err().ok_or_else(|| "appended".to_owned())
+        store.append_renewing(&batch, |_| true).await.err().ok_or_else(|| "appended".to_owned())
     })
     .await;
     assert_eq!(
@@ -281,7 +281,7 @@ async fn a_changed_server_identity_drops_the_connection_and_is_checked_on_a_new_
     );
     assert!(store.is_known_down());
     assert_eq!(world.server_identities(), 1, "not checked on the old connection");
-    store.append(&batch).await.unwrap();
+    store.append_renewing(&batch, |_| true).await.unwrap();
     assert_eq!(world.server_identities(), 2);
 }
 
@@ -309,7 +309,7 @@ async fn a_demoted_master_is_refused_until_it_is_the_master_again() {
     world.raw::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
     let row = message("m", 1);
     let batch = [(key("c"), vec![&row])];
-    let error = store.append(&batch).await.unwrap_err();
+    let error = store.append_renewing(&batch, |_| true).await.unwrap_err();
     assert!(matches!(error.cause, Error::NotMaster(_)), "{:?}", error.cause);
     assert!(store.is_known_down());
     let error = store.probe().await.unwrap_err();
@@ -321,7 +321,7 @@ async fn a_demoted_master_is_refused_until_it_is_the_master_again() {
     world.raw::<()>(&["REPLICAOF", "NO", "ONE"]).await;
     until_available(&store).await;
     assert_eq!(world.server_identities(), 2);
-    store.append(&batch).await.unwrap();
+    store.append_renewing(&batch, |_| true).await.unwrap();
 }
 
 #[tokio::test]

@@ -37,7 +37,7 @@ async fn every_copy_is_returned_and_unknown_keys_are_separate() {
     }
     let other = ConversationKey::parse("tenant:1/{x}/c", "1").unwrap();
     let rows = messages(1);
-    store.append(&[(other.clone(), rows.iter().collect())]).await.unwrap();
+    store.append_renewing(&[(other.clone(), rows.iter().collect())], |_| true).await.unwrap();
     let () = world.raw(&["SET", "elsewhere", "1"]).await;
 
     let (of_one, unknown_keys) = scan(&store, Some(&key("c").tenant)).await;

@@ -214,5 +214,8 @@ pub(crate) async fn load(store: &HotStore, conversation: &str, messages: &[Messa
 }
 
 pub(crate) async fn append(store: &HotStore, conversation: &str, messages: &[Message]) {
-    store.append(&[(key(conversation), messages.iter().collect())]).await.unwrap();
+    store
+        .append_renewing(&[(key(conversation), messages.iter().collect())], |_| true)
+        .await
+        .unwrap();
 }
