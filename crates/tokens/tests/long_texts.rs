@@ -28,11 +28,11 @@ fn a_run_of_one_character_counts_as_its_parts_do() {
         for character in ["a", " ", "中"] {
             let whole = count(encoding, &character.repeat(MIB / character.len()));
             let half = count(encoding, &character.repeat(MIB / character.len() / 2));
-            assert!(whole > 0 && half > 0, "{encoding} {character:?}");
-            assert!(whole.abs_diff(2 * half) <= 4, "{encoding} {character:?}: {whole}, {half}");
+            assert!(whole > 0 && half > 0, "{encoding:?} {character:?}");
+            assert!(whole.abs_diff(2 * half) <= 4, "{encoding:?} {character:?}: {whole}, {half}");
         }
         // Digits are split by three before anything is merged, so their count is known.
-        assert_eq!(count(encoding, &"7".repeat(MIB)), MIB.div_ceil(3), "{encoding}");
+        assert_eq!(count(encoding, &"7".repeat(MIB)), MIB.div_ceil(3), "{encoding:?}");
     }
 }
 
@@ -49,8 +49,8 @@ fn random_text_has_at_most_a_token_for_each_byte_and_at_least_one_for_each_word(
         for alphabet in [&alphabetic, &everything] {
             let text = random(MIB, alphabet);
             let tokens = count(encoding, &text);
-            assert!(tokens <= text.len(), "{encoding}: {tokens}");
-            assert!(tokens >= text.split_whitespace().count(), "{encoding}: {tokens}");
+            assert!(tokens <= text.len(), "{encoding:?}: {tokens}");
+            assert!(tokens >= text.split_whitespace().count(), "{encoding:?}: {tokens}");
         }
     }
 }
@@ -63,6 +63,6 @@ fn the_count_of_texts_joined_by_line_breaks_is_the_sum_of_their_counts() {
     for encoding in Encoding::ALL {
         let one = count(encoding, line);
         let lines = MIB / line.len();
-        assert_eq!(count(encoding, &line.repeat(lines)), one * lines, "{encoding}");
+        assert_eq!(count(encoding, &line.repeat(lines)), one * lines, "{encoding:?}");
     }
 }
