@@ -59,23 +59,18 @@ impl HotStore {
         let shares = connection.shares(work.map(|entry| (keys::messages(&entry.0), entry)));
         let expiry = self.expiry_seconds();
         let appended = join_all(shares.iter().map(|share| append(share, expiry, &renewed))).await;
-        let mut failed = Failed::default();
-        for (share, outcome) in shares.iter().zip(appended) {
-            match outcome {
-                Ok(of_share) => failed.join(of_share),
-                Err(cause) => failed.join(Failed {
-                    conversations: share.items.iter().map(|(_, (key, _))| key).collect(),
-                    cause: Some(cause),
-                }),
-            }
-        }
-        match failed.cause {
-            None => Ok(()),
-            Some(cause) => {
-                let conversations = failed.conversations.into_iter().cloned().collect();
-                Err(AppendError { conversations, cause })
-            }
-        }
+        let failures: Vec<Failure<'_>> = shares
+            .iter()
+            .zip(appended)
+            .flat_map(|(share, outcome)| {
+                outcome.unwrap_or_else(|cause| {
+                    share.items.iter().map(|(_, (key, _))| (key, cause.clone())).collect()
+                })
+            })
+            .collect();
+        let Some((_, cause)) = failures.first().cloned() else { return Ok(()) };
+        let conversations = failures.into_iter().map(|(key, _)| key.clone()).collect();
+        Err(AppendError { conversations, cause })
     }
 
     /// The expiry in whole seconds, at least 1: EXPIRE with 0 would remove the copy.
@@ -89,7 +84,7 @@ async fn append<'a, M>(
     share: &Share<'_, &'a (ConversationKey, Vec<M>)>,
     expiry: u64,
     renewed: impl Fn(&ConversationKey) -> bool,
-) -> Result<Failed<'a>, Error>
+) -> Result<Vec<Failure<'a>>, Error>
 where
     M: Borrow<Message>,
 {
@@ -110,30 +105,11 @@ where
         }
     }
     write.send().await?;
-    Ok(write.failed)
+    Ok(write.failures)
 }
 
-/// The conversations of which a command failed.
-#[derive(Default)]
-struct Failed<'a> {
-    conversations: Vec<&'a ConversationKey>,
-    cause: Option<Error>,
-}
-
-impl<'a> Failed<'a> {
-    fn join(&mut self, other: Self) {
-        self.conversations.extend(other.conversations);
-        self.cause = self.cause.take().or(other.cause);
-    }
-
-    fn note(&mut self, key: &'a ConversationKey, cause: Error) {
-        // The commands of one conversation are adjacent.
-        if self.conversations.last() != Some(&key) {
-            self.conversations.push(key);
-        }
-        self.cause.get_or_insert(cause);
-    }
-}
+/// A conversation of which a command failed, with the first error.
+type Failure<'a> = (&'a ConversationKey, Error);
 
 /// A pipeline to one server that is being filled.
 struct Write<'l, 'a> {
@@ -145,7 +121,7 @@ struct Write<'l, 'a> {
     adding: Members,
     /// The size of the members in the pipeline.
     bytes: usize,
-    failed: Failed<'a>,
+    failures: Vec<Failure<'a>>,
 }
 
 impl<'l, 'a> Write<'l, 'a> {
@@ -158,7 +134,7 @@ impl<'l, 'a> Write<'l, 'a> {
             owners: Vec::with_capacity(commands),
             adding: Members::default(),
             bytes: 0,
-            failed: Failed::default(),
+            failures: Vec::new(),
         }
     }
 
@@ -202,7 +178,10 @@ impl<'l, 'a> Write<'l, 'a> {
             if error.ends_the_connection() {
                 return Err(error);
             }
-            self.failed.note(owner, error);
+            // The commands of one conversation are adjacent.
+            if self.failures.last().is_none_or(|(last, _)| last != owner) {
+                self.failures.push((owner, error));
+            }
         }
         self.pipeline.clear();
         self.owners.clear();

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use domain::failure::{Dependency, FailureClass, Unavailable};
+use domain::failure::FailureClass;
 use domain::ids::ConversationKey;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
@@ -119,12 +119,6 @@ impl Error {
         let first = causes.next();
         let ends = first.iter().cloned().chain(causes).find(Self::ends_the_connection);
         ends.or(first).unwrap_or(Self::Command(text))
-    }
-}
-
-impl From<Error> for Unavailable {
-    fn from(error: Error) -> Self {
-        Self { dependency: Dependency::Redis, source: Box::new(error) }
     }
 }
 
