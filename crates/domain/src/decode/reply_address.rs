@@ -1,24 +1,22 @@
 //! The reply address of an action that is refused: its sender gets the refusal, whatever is wrong with the body.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
-
-use serde::Deserialize;
-use serde_json::value::RawValue;
-
 use crate::envelope::Envelope;
 use crate::ids::ActionId;
+use crate::json::{members, string};
 use crate::reply::ReplyAddress;
 
 /// Where the sender of a body wants its reply, as far as body and envelope show it. The rules are those of
 /// [`decode`](super::decode); a field that cannot be read counts as absent. `None`: no reply is wanted.
 #[must_use]
 pub fn reply_address(body: &[u8], envelope: &Envelope<'_>) -> Option<ReplyAddress> {
-    let top = fields(body);
-    let nested = top.get("data").map(|data| fields(data.get().as_bytes())).unwrap_or_default();
-    let text = |name: &str| -> Option<String> {
-        let value = top.get(name).or_else(|| nested.get(name))?;
-        serde_json::from_str(value.get()).ok()
+    let mut fields =
+        std::str::from_utf8(body).ok().and_then(|text| members(text).ok()).unwrap_or_default();
+    if let Some((_, data)) = fields.iter().find(|(name, _)| name == "data") {
+        fields.extend(members(data).unwrap_or_default());
+    }
+    let text = |name: &str| {
+        let (_, value) = fields.iter().find(|(found, _)| found == name)?;
+        Some(string(value)?.into_owned())
     };
     let queue = envelope.reply_to.map(str::to_owned).or_else(|| text("callback_queue_name"))?;
     let correlation_id =
@@ -26,14 +24,6 @@ pub fn reply_address(body: &[u8], envelope: &Envelope<'_>) -> Option<ReplyAddres
     let action_id = text("action_id").and_then(|id| ActionId::new(&id).ok());
     let action_id = action_id.or_else(|| ActionId::new(envelope.message_id?).ok());
     Some(ReplyAddress { queue, correlation_id, action_id })
-}
-
-fn fields(json: &[u8]) -> BTreeMap<Cow<'_, str>, &RawValue> {
-    #[derive(Deserialize, PartialEq, Eq, PartialOrd, Ord)]
-    struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
-
-    let fields: BTreeMap<Name<'_>, &RawValue> = serde_json::from_slice(json).unwrap_or_default();
-    fields.into_iter().map(|(Name(name), value)| (name, value)).collect()
 }
 
 #[cfg(test)]
