@@ -19,6 +19,6 @@ pub use difference::{Difference, Kind};
 pub use domain::fleet::WorkQueue;
 pub use setup::{TopologyError, declare, verify, verify_and_bind};
 pub use table::{
-    ACTIONS, Argument, BINDINGS, Binding, EVENTS, EXCHANGES, Exchange, Purpose, Queue, REQUESTS,
-    RetryQueue, Routing, UNROUTED, queue_of, queues,
+    ACTIONS, Argument, Binding, EVENTS, EXCHANGES, Exchange, Purpose, Queue, REQUESTS, RetryQueue,
+    Routing, UNROUTED, bindings, queue_of, queues,
 };

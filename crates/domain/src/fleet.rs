@@ -20,48 +20,118 @@ pub enum Consumed {
     DeadLetters,
 }
 
-/// A queue whose every message gets an outcome: done, retried or dead-lettered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum WorkQueue {
-    /// Messages to save.
-    SaveMessage,
-    /// Sessions that open and close, feedback, erasure.
-    Session,
-    /// Events of conversations: refresh triggers for the statistics.
-    Statistics,
-    /// Writes of bot state.
-    BotState,
-    /// Actions that no binding of `domain.actions` matched.
-    Unrouted,
+/// What RabbitMQ routes to a work queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrivals {
+    /// Actions of agents, by their `action_type`.
+    Actions,
+    /// Every event of the fleet.
+    Events,
+    /// Actions that no binding matches.
+    UnroutedActions,
 }
 
-/// Stores messages in PostgreSQL and Redis.
-pub const MESSAGE_SAVE_WORKER: Process = Process {
-    name: "message-save-worker",
-    about: "Consumes conversation.save_message and stores the messages in PostgreSQL, then in Redis",
-    consumes: &[Consumed::Work(WorkQueue::SaveMessage)],
-};
+/// Defines the work queues: name, what arrives, what its messages are.
+macro_rules! work_queues {
+    ($($(#[$doc:meta])* $queue:ident = $name:literal, $arrivals:ident, $about:literal;)+) => {
+        /// A queue whose every message gets an outcome: done, retried or dead-lettered.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum WorkQueue {
+            $($(#[$doc])* $queue,)+
+        }
 
-/// Closes and archives conversations.
-pub const PERSISTENCE_MIGRATION_WORKER: Process = Process {
-    name: "persistence-migration-worker",
-    about: "Consumes session events; closes and archives conversations",
-    consumes: &[Consumed::Work(WorkQueue::Session)],
-};
+        impl WorkQueue {
+            /// Every work queue.
+            pub const ALL: [Self; [$($name),+].len()] = [$(Self::$queue),+];
 
-/// Computes statistics.
-pub const STATISTICS_WORKER: Process = Process {
-    name: "statistics-worker",
-    about: "Computes the statistics of conversations and days",
-    consumes: &[Consumed::Work(WorkQueue::Statistics)],
-};
+            /// The name of the queue.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$queue => $name,)+
+                }
+            }
 
-/// Stores dead letters, reroutes actions, exports fleet-wide gauges.
-pub const DEAD_LETTER_WORKER: Process = Process {
-    name: "dead-letter-worker",
-    about: "Stores dead letters, reroutes unroutable actions, exports gauges of queues and tables",
-    consumes: &[Consumed::DeadLetters, Consumed::Work(WorkQueue::Unrouted)],
-};
+            /// The name of its dead-letter queue.
+            #[must_use]
+            pub const fn dlq(self) -> &'static str {
+                match self {
+                    $(Self::$queue => concat!($name, ".dlq"),)+
+                }
+            }
+
+            /// The name of its suspect queue: messages that were redelivered too often to be handled in
+            /// batches.
+            #[must_use]
+            pub const fn suspect(self) -> &'static str {
+                match self {
+                    $(Self::$queue => concat!($name, ".suspect"),)+
+                }
+            }
+
+            /// What RabbitMQ routes to it.
+            #[must_use]
+            pub const fn arrivals(self) -> Arrivals {
+                match self {
+                    $(Self::$queue => Arrivals::$arrivals,)+
+                }
+            }
+
+            /// What its messages are.
+            #[must_use]
+            pub const fn about(self) -> &'static str {
+                match self {
+                    $(Self::$queue => $about,)+
+                }
+            }
+        }
+    };
+}
+
+/// Defines the workers: name, what they consume, one sentence for `--help`.
+macro_rules! workers {
+    ($($(#[$doc:meta])* $worker:ident = $name:literal, [$($consumed:expr),+], $about:literal;)+) => {
+        $(
+            $(#[$doc])*
+            pub const $worker: Process =
+                Process { name: $name, about: $about, consumes: &[$($consumed),+] };
+        )+
+
+        /// Every process that consumes queues.
+        pub const WORKERS: [Process; [$($name),+].len()] = [$($worker),+];
+    };
+}
+
+work_queues! {
+    /// Messages to save.
+    SaveMessage = "conversation.save_message", Actions, "messages to save";
+    /// Sessions that open and close, feedback, erasure.
+    Session = "conversation.session", Actions, "sessions opened and closed, feedback, erasure";
+    /// Events of conversations: refresh triggers for the statistics.
+    Statistics = "conversation.statistics", Events, "events of conversations, for statistics";
+    /// Writes of bot state.
+    BotState = "bot.state", Actions, "bot state to store";
+    /// Actions that no binding of `domain.actions` matched.
+    Unrouted = "domain.unrouted", UnroutedActions,
+        "actions with a routing key that no queue is bound to";
+}
+
+workers! {
+    /// Stores messages in PostgreSQL and Redis.
+    MESSAGE_SAVE_WORKER = "message-save-worker", [Consumed::Work(WorkQueue::SaveMessage)],
+        "Consumes conversation.save_message and stores the messages in PostgreSQL, then in Redis";
+    /// Closes and archives conversations.
+    PERSISTENCE_MIGRATION_WORKER = "persistence-migration-worker",
+        [Consumed::Work(WorkQueue::Session)],
+        "Consumes session events; closes and archives conversations";
+    /// Computes statistics.
+    STATISTICS_WORKER = "statistics-worker", [Consumed::Work(WorkQueue::Statistics)],
+        "Computes the statistics of conversations and days";
+    /// Stores dead letters, reroutes actions, exports fleet-wide gauges.
+    DEAD_LETTER_WORKER = "dead-letter-worker",
+        [Consumed::DeadLetters, Consumed::Work(WorkQueue::Unrouted)],
+        "Stores dead letters, reroutes unroutable actions, exports gauges of queues and tables";
+}
 
 /// The command-line tool.
 pub const VERBATIM: Process = Process {
@@ -69,10 +139,6 @@ pub const VERBATIM: Process = Process {
     about: "Sets up, publishes to and inspects a Verbatim fleet",
     consumes: &[],
 };
-
-/// Every process that consumes queues.
-pub const WORKERS: [Process; 4] =
-    [MESSAGE_SAVE_WORKER, PERSISTENCE_MIGRATION_WORKER, STATISTICS_WORKER, DEAD_LETTER_WORKER];
 
 /// Every process: the workers and the command-line tool.
 #[must_use]
@@ -110,63 +176,6 @@ impl Process {
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         processes().into_iter().find(|process| process.name == name)
-    }
-}
-
-impl WorkQueue {
-    /// Every work queue.
-    pub const ALL: [Self; 5] =
-        [Self::SaveMessage, Self::Session, Self::Statistics, Self::BotState, Self::Unrouted];
-
-    /// The name of the queue.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        self.names()[0]
-    }
-
-    /// The name of its dead-letter queue.
-    #[must_use]
-    pub const fn dlq(self) -> &'static str {
-        self.names()[1]
-    }
-
-    /// The name of its suspect queue: messages that were redelivered too often to be handled in batches.
-    #[must_use]
-    pub const fn suspect(self) -> &'static str {
-        self.names()[2]
-    }
-
-    /// What its messages are.
-    #[must_use]
-    pub const fn about(self) -> &'static str {
-        match self {
-            Self::SaveMessage => "messages to save",
-            Self::Session => "sessions opened and closed, feedback, erasure",
-            Self::Statistics => "events of conversations, for statistics",
-            Self::BotState => "bot state to store",
-            Self::Unrouted => "actions with a routing key that no queue is bound to",
-        }
-    }
-
-    // Written in full, so that a text search for a queue's name finds it.
-    const fn names(self) -> [&'static str; 3] {
-        match self {
-            Self::SaveMessage => [
-                "conversation.save_message",
-                "conversation.save_message.dlq",
-                "conversation.save_message.suspect",
-            ],
-            Self::Session => {
-                ["conversation.session", "conversation.session.dlq", "conversation.session.suspect"]
-            }
-            Self::Statistics => [
-                "conversation.statistics",
-                "conversation.statistics.dlq",
-                "conversation.statistics.suspect",
-            ],
-            Self::BotState => ["bot.state", "bot.state.dlq", "bot.state.suspect"],
-            Self::Unrouted => ["domain.unrouted", "domain.unrouted.dlq", "domain.unrouted.suspect"],
-        }
     }
 }
 

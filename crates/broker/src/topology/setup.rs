@@ -10,7 +10,7 @@ use lapin::types::{AMQPValue, FieldTable};
 
 use super::difference::{Difference, Kind};
 use super::table::{
-    Argument, BINDINGS, Binding, EXCHANGES, Exchange, Queue, Routing, UNROUTED, queues,
+    Argument, Binding, EXCHANGES, Exchange, Queue, Routing, UNROUTED, bindings, queues,
 };
 use crate::connection::{Connection, Endpoints, Error, request};
 
@@ -42,7 +42,7 @@ pub async fn declare(endpoints: &Endpoints) -> Result<(), TopologyError> {
         record(&mut differences, Kind::Queue, queue.name, declared)?;
     }
     if differences.is_empty() {
-        for binding in BINDINGS {
+        for binding in bindings() {
             bind(&connection, binding).await?;
         }
     }
@@ -88,7 +88,7 @@ pub async fn verify_and_bind(endpoints: &Endpoints) -> Result<(), TopologyError>
     verify(endpoints).await?;
     let connection = endpoints.connect_for_requests("verify").await?;
     let mut differences = Vec::new();
-    for binding in BINDINGS.into_iter().filter(|binding| binding.exchange == UNROUTED) {
+    for binding in bindings().into_iter().filter(|it| it.exchange == UNROUTED) {
         let bound = bind(&connection, binding).await;
         record(&mut differences, Kind::Queue, binding.queue, bound)?;
     }

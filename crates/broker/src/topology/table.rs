@@ -6,7 +6,7 @@ use domain::action::ActionKind;
 use domain::failure_policy::{
     REQUEST_TTL, RETRY_DELAYS, UNREACHABLE_DELIVERY_LIMIT, WORK_DELIVERY_LIMIT,
 };
-use domain::fleet::WorkQueue;
+use domain::fleet::{Arrivals, WorkQueue};
 
 /// Where agents publish actions: a topic exchange, routing key = `action_type`.
 pub const ACTIONS: &str = "domain.actions";
@@ -104,34 +104,46 @@ pub const EXCHANGES: [Exchange; 6] = [
     Exchange { name: RetryQueue::HalfMinute.name(), routing: Routing::Fanout, alternate: None },
 ];
 
-/// Every binding.
-pub const BINDINGS: [Binding; 19] = [
-    action("conversation.save_message", WorkQueue::SaveMessage.name()),
-    action("conversation.session_opened", WorkQueue::Session.name()),
-    action("conversation.session_closed", WorkQueue::Session.name()),
-    action("conversation.feedback", WorkQueue::Session.name()),
-    action("conversation.erase", WorkQueue::Session.name()),
-    action("conversation.get_context", REQUESTS),
-    action("conversation.get_history", REQUESTS),
-    action("state.load", REQUESTS),
-    action("state.list_active", REQUESTS),
-    action("state.stats", REQUESTS),
-    action("state.save", WorkQueue::BotState.name()),
-    action("state.patch", WorkQueue::BotState.name()),
-    action("state.transition", WorkQueue::BotState.name()),
-    action("state.clear", WorkQueue::BotState.name()),
-    Binding { exchange: EVENTS, queue: WorkQueue::Statistics.name(), key: "#" },
-    Binding { exchange: UNROUTED, queue: WorkQueue::Unrouted.name(), key: "" },
-    delay(RetryQueue::Second),
-    delay(RetryQueue::FiveSeconds),
-    delay(RetryQueue::HalfMinute),
+/// The queue of each action.
+const ACTION_QUEUES: [(&str, &str); 14] = [
+    ("conversation.save_message", WorkQueue::SaveMessage.name()),
+    ("conversation.session_opened", WorkQueue::Session.name()),
+    ("conversation.session_closed", WorkQueue::Session.name()),
+    ("conversation.feedback", WorkQueue::Session.name()),
+    ("conversation.erase", WorkQueue::Session.name()),
+    ("conversation.get_context", REQUESTS),
+    ("conversation.get_history", REQUESTS),
+    ("state.load", REQUESTS),
+    ("state.list_active", REQUESTS),
+    ("state.stats", REQUESTS),
+    ("state.save", WorkQueue::BotState.name()),
+    ("state.patch", WorkQueue::BotState.name()),
+    ("state.transition", WorkQueue::BotState.name()),
+    ("state.clear", WorkQueue::BotState.name()),
 ];
+
+/// Every binding.
+#[must_use]
+pub fn bindings() -> Vec<Binding> {
+    let actions = ACTION_QUEUES.map(|(key, queue)| Binding { exchange: ACTIONS, queue, key });
+    let others = WorkQueue::ALL.into_iter().filter_map(|queue| {
+        let (exchange, key) = match queue.arrivals() {
+            Arrivals::Actions => return None,
+            Arrivals::Events => (EVENTS, "#"),
+            Arrivals::UnroutedActions => (UNROUTED, ""),
+        };
+        Some(Binding { exchange, queue: queue.name(), key })
+    });
+    let delays = RetryQueue::ALL.map(RetryQueue::name);
+    let delays = delays.map(|name| Binding { exchange: name, queue: name, key: "" });
+    actions.into_iter().chain(others).chain(delays).collect()
+}
 
 /// The queue to which [`ACTIONS`] routes this action.
 #[must_use]
 pub fn queue_of(kind: ActionKind) -> &'static str {
-    let bound = |binding: &&Binding| binding.exchange == ACTIONS && binding.key == kind.as_str();
-    BINDINGS.iter().find(bound).map_or(UNROUTED, |binding| binding.queue)
+    let of = |(action, _): &&(&str, &str)| *action == kind.as_str();
+    ACTION_QUEUES.iter().find(of).map_or(UNROUTED, |(_, queue)| queue)
 }
 
 /// Every queue.
@@ -220,14 +232,6 @@ impl Queue {
     }
 }
 
-const fn action(key: &'static str, queue: &'static str) -> Binding {
-    Binding { exchange: ACTIONS, queue, key }
-}
-
-const fn delay(queue: RetryQueue) -> Binding {
-    Binding { exchange: queue.name(), queue: queue.name(), key: "" }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,7 +261,7 @@ mod tests {
     #[test]
     fn every_binding_has_a_declared_exchange_and_a_declared_queue() {
         let queues = queues();
-        for binding in BINDINGS {
+        for binding in bindings() {
             assert!(EXCHANGES.iter().any(|e| e.name == binding.exchange), "{binding:?}");
             assert!(queues.iter().any(|q| q.name == binding.queue), "{binding:?}");
         }
@@ -266,26 +270,16 @@ mod tests {
     #[test]
     fn every_action_has_exactly_one_queue() {
         for kind in ActionKind::ALL {
-            let bound =
-                |binding: &&Binding| binding.exchange == ACTIONS && binding.key == kind.as_str();
-            assert_eq!(BINDINGS.iter().filter(bound).count(), 1, "{}", kind.as_str());
+            let of = |(action, _): &&(&str, &str)| *action == kind.as_str();
+            assert_eq!(ACTION_QUEUES.iter().filter(of).count(), 1, "{}", kind.as_str());
         }
-        let actions = BINDINGS.iter().filter(|binding| binding.exchange == ACTIONS);
-        assert!(actions.clone().all(|binding| ActionKind::parse(binding.key).is_some()));
+        assert!(ACTION_QUEUES.iter().all(|(action, _)| ActionKind::parse(action).is_some()));
     }
 
     #[test]
     fn the_name_of_a_retry_queue_contains_its_delay() {
         for queue in RetryQueue::ALL {
             assert_eq!(queue.name(), format!("domain.retry.{}", queue.delay().as_millis()));
-        }
-    }
-
-    #[test]
-    fn the_name_of_a_retry_queue_is_its_delay_in_milliseconds() {
-        for queue in RetryQueue::ALL {
-            let milliseconds = queue.delay().as_millis().to_string();
-            assert_eq!(queue.name().strip_prefix("domain.retry."), Some(milliseconds.as_str()));
         }
     }
 }

@@ -130,7 +130,7 @@ async fn an_exchange_without_its_alternate_is_refused_by_name() {
 async fn every_known_action_reaches_its_queue_and_an_unknown_one_the_unrouted_queue() {
     let bench = crate::support::Bench::new().await;
     let mut expected = BTreeMap::<&str, u32>::new();
-    for binding in topology::BINDINGS {
+    for binding in topology::bindings() {
         if binding.exchange == topology::ACTIONS {
             let action = broker::Publication::action(binding.key, b"{}".to_vec());
             bench.publisher.publish(action).await.unwrap();

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use broker::topology::{ACTIONS, BINDINGS};
+use broker::topology::{ACTIONS, bindings};
 use broker::{Publication, PublishError, Publisher};
 use indicatif::ProgressBar;
 use tokio::task::JoinHandle;
@@ -132,5 +132,5 @@ fn outcome(error: &PublishError) -> &'static str {
 
 /// Whether a queue of the topology is bound to a routing key. Keys of actions have no wildcards.
 fn is_bound(routing_key: &str) -> bool {
-    BINDINGS.iter().any(|binding| binding.exchange == ACTIONS && binding.key == routing_key)
+    bindings().iter().any(|binding| binding.exchange == ACTIONS && binding.key == routing_key)
 }
