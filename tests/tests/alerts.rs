@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::Duration;
 use system_tests::{
-    COLLECTOR, Counts, LIMIT, MIGRATION, SAVER, STATISTICS, Scenario, key, message,
+    COLLECTOR, Counts, LIMIT, MIGRATION, SAVER, STATISTICS, Scenario, key_of, message,
 };
 use testkit::fleet::Worker;
 use testkit::monitoring::Monitor;
@@ -54,7 +54,7 @@ async fn a_dead_letter_raises_an_alert_and_its_replay_resolves_it() {
     edit_and_replay(&scenario).await;
     let resolved = monitoring.notified("VerbatimDeadLettersPresent", "resolved").await;
     assert_eq!(resolved["labels"], *labels);
-    let saved = reader.stored(&key(&bad)).await;
+    let saved = reader.stored(&key_of(&bad)).await;
     assert_eq!(saved.len(), 1, "{saved:?}");
 
     // Two replicas report the dead letter, which is one alert; there was no other alert.

@@ -8,9 +8,9 @@ use database::{
     ClaimCriteria, Database, EpochChange, HotWrites, SaveRow, Saved, SchemaError, Settings,
 };
 use domain::failure::FailureClass;
-use domain::ids::{AgentId, ConversationKey, MessageId, SessionId, TenantId, UserId};
-use domain::message::{Content, Json, Message, Role};
-use domain::time::Timestamp;
+use domain::ids::{AgentId, ConversationKey, SessionId, TenantId, UserId};
+use domain::message::{Content, Json, Message};
+use fixtures::{received_at, stored};
 use sqlx::{Connection, PgConnection};
 use testkit::TestEnv;
 
@@ -37,22 +37,7 @@ fn key() -> ConversationKey {
 }
 
 fn message(id: &str) -> Message {
-    let at = Timestamp::parse("2026-11-20T10:00:00Z").unwrap();
-    Message {
-        id: MessageId::new(id).unwrap(),
-        role: Role::User,
-        content: Content::Text(format!("content of {id}")),
-        tool_calls: None,
-        tool_call_id: None,
-        tokens_estimate: None,
-        user_id: None,
-        agent_id: None,
-        model_name: None,
-        processing_time_ms: None,
-        created_at: at,
-        received_at: at,
-        metadata: None,
-    }
+    stored(id, received_at().micros())
 }
 
 async fn save(database: &Database, id: &str) -> database::Result<Vec<Saved>> {

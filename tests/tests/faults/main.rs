@@ -6,6 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is the failure of the test")]
 
+mod chaos;
 mod clusters;
 mod consumer_timeout;
 mod crashes;

@@ -3,10 +3,11 @@
 use database::DeadLetter;
 use domain::failure::DeadLetterReason;
 use domain::time::Timestamp;
+use fixtures::{body, database};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::{SAVER, Verbatim, body, database, lines, prepared, save};
+use crate::support::{SAVER, Verbatim, lines, prepared, save};
 
 /// The events of a timeline, in order.
 fn events(item: &Value) -> Vec<&str> {
@@ -54,7 +55,7 @@ fn dead_letter(id: u128, tenant: &str, message: &str) -> DeadLetter {
 #[tokio::test]
 async fn a_saved_and_archived_message_is_traced_with_worker_and_times() {
     let (env, verbatim) = prepared().await;
-    save(&env, &[body("s", "m-1", json!({})), body("s", "m-2", json!({}))]).await;
+    save(&env, &[body("s", "m-1", &json!({})), body("s", "m-2", &json!({}))]).await;
     let item = only(&verbatim, &["m-1"]).await;
     assert_eq!((&item["matched"], &item["state"]), (&json!("message"), &json!("active")));
     assert_eq!((&item["tenant_id"], &item["message_id"]), (&json!("acme"), &json!("m-1")));
@@ -98,7 +99,10 @@ async fn a_saved_and_archived_message_is_traced_with_worker_and_times() {
 #[tokio::test]
 async fn a_dead_letter_is_found_by_its_own_id_its_message_and_its_conversation() {
     let (env, verbatim) = prepared().await;
-    database(&env).store_dead_letters(&[dead_letter(7, "acme", "m-dead")]).await.unwrap();
+    database(&env.database_url)
+        .store_dead_letters(&[dead_letter(7, "acme", "m-dead")])
+        .await
+        .unwrap();
     let id = Uuid::from_u128(7).to_string();
     for (id, matched) in [(&*id, "dead_letter"), ("m-dead", "message"), ("c-dead", "dead_letter")] {
         let item = only(&verbatim, &[id]).await;
@@ -126,8 +130,8 @@ async fn a_dead_letter_is_found_by_its_own_id_its_message_and_its_conversation()
 #[tokio::test]
 async fn a_replayed_dead_letter_is_part_of_the_timeline_of_its_saved_message() {
     let (env, verbatim) = prepared().await;
-    save(&env, &[body("s", "m-1", json!({"conversation_id": "c-dead"}))]).await;
-    database(&env).store_dead_letters(&[dead_letter(7, "acme", "m-1")]).await.unwrap();
+    save(&env, &[body("s", "m-1", &json!({"conversation_id": "c-dead"}))]).await;
+    database(&env.database_url).store_dead_letters(&[dead_letter(7, "acme", "m-1")]).await.unwrap();
     env.psql("UPDATE dead_letters SET status = 'replayed', status_changed_at = now()")
         .await
         .unwrap();
@@ -154,9 +158,12 @@ async fn a_replayed_dead_letter_is_part_of_the_timeline_of_its_saved_message() {
 #[tokio::test]
 async fn an_id_that_several_tenants_use_is_shown_for_each() {
     let (env, verbatim) = prepared().await;
-    save(&env, &[body("s", "m-1", json!({}))]).await;
-    save(&env, &[body("s", "m-1", json!({"tenant_id": "umbrella"}))]).await;
-    database(&env).store_dead_letters(&[dead_letter(7, "hooli", "m-1")]).await.unwrap();
+    save(&env, &[body("s", "m-1", &json!({}))]).await;
+    save(&env, &[body("s", "m-1", &json!({"tenant_id": "umbrella"}))]).await;
+    database(&env.database_url)
+        .store_dead_letters(&[dead_letter(7, "hooli", "m-1")])
+        .await
+        .unwrap();
     let traced = verbatim.json(&["trace", "m-1"]).await;
     let tenants: Vec<_> =
         traced["items"].as_array().unwrap().iter().map(|it| &it["tenant_id"]).collect();
@@ -176,7 +183,7 @@ async fn an_unknown_id_is_reported_with_the_ready_messages() {
         (1, "nothing in PostgreSQL has the id m-9\nno message is ready in any queue\n")
     );
     let published =
-        verbatim.run_on(&["publish", "-"], &lines(&[body("s", "m-9", json!({}))])).await;
+        verbatim.run_on(&["publish", "-"], &lines(&[body("s", "m-9", &json!({}))])).await;
     assert_eq!(published.code, 0, "{published:?}");
     let ran = verbatim.run(&["trace", "m-9"]).await;
     assert_eq!(ran.code, 1, "{ran:?}");
