@@ -6,7 +6,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is the failure of the test")]
 
-mod chaos;
 mod clusters;
 mod consumer_timeout;
 mod crashes;

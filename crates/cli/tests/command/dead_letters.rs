@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use database::DeadLetter;
 use domain::failure::DeadLetterReason;
-use domain::time::Timestamp;
 use fixtures::{body, database};
 use serde_json::{Value, json};
 use testkit::TestEnv;
@@ -13,29 +12,15 @@ use uuid::Uuid;
 
 use crate::support::prepared;
 
+/// A dead letter with this reason, tenant and body.
 fn dead_letter(id: u128, reason: DeadLetterReason, tenant: &str, body: &Value) -> DeadLetter {
-    let at = Timestamp::parse("2026-11-20T10:00:00Z").unwrap();
     DeadLetter {
-        id: Uuid::from_u128(id),
-        queue: "conversation.save_message".to_owned(),
         reason,
-        field: Some("role".to_owned()),
-        error: "`role` must be a role, but is \"bot\"; did you mean `assistant`?".to_owned(),
         tenant_id: Some(tenant.to_owned()),
-        conversation_id: None,
-        session_id: None,
-        message_id: None,
-        action_type: Some("conversation.save_message".to_owned()),
-        routing_key: "conversation.save_message".to_owned(),
-        exchange: "domain.actions".to_owned(),
         body: body.to_string().into_bytes(),
         properties: json!({"content_type": "application/json"}),
         headers: json!({"x-verbatim-queue": "conversation.save_message"}),
-        attempts: 1,
-        replay_count: 0,
-        replay_of: None,
-        first_failed_at: at,
-        last_failed_at: at,
+        ..fixtures::dead_letter(id)
     }
 }
 

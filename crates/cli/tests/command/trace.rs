@@ -26,11 +26,9 @@ async fn only(verbatim: &Verbatim, arguments: &[&str]) -> Value {
     items.pop().unwrap()
 }
 
+/// A dead letter of this message, which failed four times within 36 s.
 fn dead_letter(id: u128, tenant: &str, message: &str) -> DeadLetter {
-    let at = |time: &str| Timestamp::parse(time).unwrap();
     DeadLetter {
-        id: Uuid::from_u128(id),
-        queue: "conversation.save_message".to_owned(),
         reason: DeadLetterReason::AttemptsExhausted,
         field: None,
         error: "it failed".to_owned(),
@@ -38,17 +36,9 @@ fn dead_letter(id: u128, tenant: &str, message: &str) -> DeadLetter {
         conversation_id: Some("c-dead".to_owned()),
         session_id: Some("s-dead".to_owned()),
         message_id: Some(message.to_owned()),
-        action_type: Some("conversation.save_message".to_owned()),
-        routing_key: "conversation.save_message".to_owned(),
-        exchange: "domain.actions".to_owned(),
-        body: b"{}".to_vec(),
-        properties: json!({}),
-        headers: json!({}),
         attempts: 4,
-        replay_count: 0,
-        replay_of: None,
-        first_failed_at: at("2026-11-20T10:00:00Z"),
-        last_failed_at: at("2026-11-20T10:00:36Z"),
+        last_failed_at: Timestamp::parse("2026-11-20T10:00:36Z").unwrap(),
+        ..fixtures::dead_letter(id)
     }
 }
 
