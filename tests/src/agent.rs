@@ -3,16 +3,10 @@
 use std::sync::Arc;
 
 use broker::{Endpoints, Publication, Publisher};
-use domain::ids::{ConversationId, ConversationKey, SessionId, TenantId};
-use domain::time::Timestamp;
+use fixtures::LIMIT;
 use metrics::Metrics;
-use serde_json::{Value, json};
+use serde_json::Value;
 use testkit::wait::eventually;
-
-use crate::LIMIT;
-
-/// 2026-11-20T10:00:00Z in microseconds since 1970: the time of the tests' conversations.
-const BEGINNING: i64 = 1_795_168_800_000_000;
 
 /// Publishes actions to RabbitMQ directly, not through the workers' proxies.
 pub struct Agent(Publisher);
@@ -79,64 +73,4 @@ impl Agent {
             result.expect("RabbitMQ confirms");
         }
     }
-}
-
-/// The action `conversation.save_message` with role `user`, and the fields that `extra` adds or replaces.
-///
-/// # Panics
-/// When `extra` is not an object.
-#[must_use]
-pub fn message(tenant: &str, session: &str, id: &str, extra: &Value) -> Value {
-    let usual = json!({
-        "action_type": "conversation.save_message", "tenant_id": tenant, "session_id": session,
-        "message_id": id, "role": "user", "content": format!("text of {id}"), "timestamp": at(0),
-    });
-    extended(usual, extra)
-}
-
-/// The action `conversation.session_opened`, with the fields that `extra` adds or replaces.
-#[must_use]
-pub fn opened(tenant: &str, session: &str, extra: &Value) -> Value {
-    event("conversation.session_opened", tenant, session, extra)
-}
-
-/// The action `conversation.session_closed`, with the fields that `extra` adds or replaces.
-#[must_use]
-pub fn closed(tenant: &str, session: &str, extra: &Value) -> Value {
-    event("conversation.session_closed", tenant, session, extra)
-}
-
-/// The RFC 3339 time so many microseconds after the start of the tests' conversations.
-///
-/// # Panics
-/// When the time is out of range.
-#[must_use]
-pub fn at(micros: i64) -> String {
-    Timestamp::from_micros(BEGINNING + micros).unwrap().to_string()
-}
-
-/// The conversation of an action.
-///
-/// # Panics
-/// When the action has no valid ids.
-#[must_use]
-pub fn key(action: &Value) -> ConversationKey {
-    let tenant = TenantId::new(action["tenant_id"].as_str().unwrap()).unwrap();
-    match action["conversation_id"].as_str() {
-        Some(id) => ConversationKey { tenant, conversation: ConversationId::new(id).unwrap() },
-        None => {
-            let session = SessionId::new(action["session_id"].as_str().unwrap()).unwrap();
-            ConversationKey::of_session(tenant, &session)
-        }
-    }
-}
-
-fn event(action_type: &str, tenant: &str, session: &str, extra: &Value) -> Value {
-    let usual = json!({"action_type": action_type, "tenant_id": tenant, "session_id": session});
-    extended(usual, extra)
-}
-
-fn extended(mut usual: Value, extra: &Value) -> Value {
-    usual.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-    usual
 }

@@ -18,16 +18,17 @@
 mod agent;
 pub mod chaos;
 mod counts;
-mod limit;
+mod dead_letter;
 mod published_messages;
 mod rabbit;
 mod reader;
 mod scenario;
 mod server_set;
 
-pub use agent::{Agent, at, closed, key, message, opened};
+pub use agent::Agent;
 pub use counts::Counts;
-pub use limit::LIMIT;
+pub use dead_letter::{anonymous, as_dead_letter};
+pub use fixtures::{LIMIT, at, closed, key_of, message, opened};
 pub use published_messages::{Discrepancies, PublishedMessages};
 pub use rabbit::RabbitAdmin;
 pub use reader::TestReader;

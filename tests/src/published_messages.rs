@@ -7,7 +7,7 @@ use domain::message::Message;
 use serde_json::Value;
 
 use crate::reader::ALL;
-use crate::{Scenario, TestReader, key};
+use crate::{Scenario, TestReader, key_of};
 
 /// Messages whose publish was confirmed, with their order in each conversation.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ pub struct Discrepancies {
 }
 
 impl PublishedMessages {
-    /// Adds confirmed messages, made by [`crate::message`].
+    /// Adds confirmed messages, made by [`fixtures::message`].
     ///
     /// # Panics
     /// When a message has no id, or its place in its conversation was added before.
@@ -41,7 +41,7 @@ impl PublishedMessages {
         for message in messages {
             let text = |name: &str| message[name].as_str().expect("text").to_owned();
             let place = (text("timestamp"), text("message_id"));
-            let is_new = self.conversations.entry(key(message)).or_default().insert(place);
+            let is_new = self.conversations.entry(key_of(message)).or_default().insert(place);
             assert!(is_new, "{message} was added before");
             self.messages += 1;
         }

@@ -2,26 +2,21 @@
 
 use std::time::Duration;
 
-use conversation::{RandomSource, Reader, ReadingSettings, Source, Transcript, record_server};
-use database::{Database, Page};
+use conversation::{Source, Transcript};
+use database::{Database, Page, Settings};
 use domain::failure::Unavailable;
 use domain::ids::ConversationKey;
 use domain::message::Message;
 use domain::status::ConversationStatus;
-use hot_store::{Address, HotStore, Window};
-use metrics::Metrics;
+use fixtures::{LIMIT, Replica, database_settings};
+use hot_store::Window;
 use testkit::wait::eventually;
-
-use crate::LIMIT;
 
 /// More messages than any conversation of these tests has, and the most that one load brings into Redis.
 pub(crate) const ALL: usize = 1_000;
 
 /// A reader with its own connections to both stores.
-pub struct TestReader {
-    database: Database,
-    reader: Reader,
-}
+pub struct TestReader(Replica);
 
 impl TestReader {
     /// A reader of these stores.
@@ -30,12 +25,13 @@ impl TestReader {
     /// When a URL is invalid.
     #[must_use]
     pub fn of(database_url: &str, redis_url: &str) -> Self {
-        let (database, metrics) = (database(database_url), Metrics::new());
-        let settings = hot_store::Settings::new(Address::parse(redis_url).expect("Redis's URL"));
-        let admit = record_server(database.clone(), metrics.clone(), RandomSource::random());
-        let hot = HotStore::open(settings, admit);
-        let reader = Reader::new(database.clone(), hot, metrics, ReadingSettings::default());
-        Self { database, reader }
+        // A reader waits while faults slow its servers down.
+        let settings = Settings {
+            time_out: Duration::from_secs(30),
+            lock_time_out: Duration::from_secs(5),
+            ..database_settings(database_url)
+        };
+        Self(Replica::on(Database::open(&settings).expect("PostgreSQL's URL"), redis_url))
     }
 
     /// What the product's reader returns.
@@ -55,7 +51,7 @@ impl TestReader {
         &self,
         key: &ConversationKey,
     ) -> Result<Option<Transcript>, Unavailable> {
-        self.reader.read(key, &Window { newest: ALL, before: None }).await
+        self.0.reader.read(key, &Window { newest: ALL, before: None }).await
     }
 
     /// The messages of a conversation in PostgreSQL.
@@ -64,7 +60,7 @@ impl TestReader {
     /// When PostgreSQL is unavailable.
     pub async fn stored(&self, key: &ConversationKey) -> Vec<Message> {
         let page = Page { newest: ALL, max_bytes: usize::MAX, before: None };
-        self.database.read(key, &page).await.expect("PostgreSQL responds").messages
+        self.0.database.read(key, &page).await.expect("PostgreSQL responds").messages
     }
 
     /// The messages of an active conversation, which must be the same in Redis and in PostgreSQL.
@@ -101,7 +97,7 @@ impl TestReader {
     /// When it does not within [`LIMIT`].
     pub async fn reaches(&self, key: &ConversationKey, status: ConversationStatus) {
         eventually(format!("{key} to be {}", status.as_str()), LIMIT, async || {
-            let numbers = self.database.numbers(key).await.map_err(|error| error.to_string())?;
+            let numbers = self.0.database.numbers(key).await.map_err(|error| error.to_string())?;
             match numbers.conversation {
                 Some(found) if found.status == status => Ok(()),
                 other => Err(format!("{other:?}")),
@@ -109,19 +105,4 @@ impl TestReader {
         })
         .await;
     }
-}
-
-/// A private connection pool.
-///
-/// # Panics
-/// When the URL is invalid.
-pub(crate) fn database(database_url: &str) -> Database {
-    Database::open(&database::Settings {
-        url: database_url.to_owned(),
-        application: "test".to_owned(),
-        connections: 4,
-        time_out: Duration::from_secs(30),
-        lock_time_out: Duration::from_secs(5),
-    })
-    .expect("PostgreSQL's URL")
 }

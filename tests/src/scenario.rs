@@ -4,8 +4,9 @@ use std::process::Output;
 
 use broker::inspect::Inspector;
 use broker::topology::WorkQueue;
-use broker::{Endpoints, topology};
+use broker::{Publication, topology};
 use domain::fleet;
+use fixtures::{LIMIT, database, endpoints};
 use testkit::TestEnv;
 use testkit::environment::redis;
 use testkit::fleet::{Fleet, Worker};
@@ -14,8 +15,7 @@ use testkit::process::{Process, Signal};
 use testkit::servers::{Kind, Server, Servers};
 use testkit::wait::eventually;
 
-use crate::reader::database;
-use crate::{Agent, LIMIT, RabbitAdmin, TestReader};
+use crate::{Agent, RabbitAdmin, TestReader};
 
 /// The worker that saves messages.
 pub const SAVER: &str = fleet::MESSAGE_SAVE_WORKER.name();
@@ -197,8 +197,7 @@ impl Scenario {
     /// # Panics
     /// When they cannot be declared.
     pub async fn declare(&self) {
-        let endpoints = Endpoints::parse(&self.amqp_url, "test").expect("RabbitMQ's URL");
-        topology::declare(&endpoints).await.expect("the topology");
+        topology::declare(&endpoints(&self.amqp_url)).await.expect("the topology");
     }
 
     /// Starts a worker and waits until it is ready.
@@ -297,6 +296,41 @@ impl Scenario {
         output.map_err(|error| format!("{error:#}"))
     }
 
+    /// Has a dead-letter collector store these dead letters, and drains it.
+    ///
+    /// # Panics
+    /// When it does not store them.
+    pub async fn store_dead_letters(&self, dead_letters: &[Publication]) {
+        let collector = self.start(COLLECTOR).await;
+        self.agent().send(dead_letters.to_vec()).await;
+        let stored = "SELECT count(*) FROM dead_letters";
+        self.until_sql(stored, &dead_letters.len().to_string()).await;
+        self.finish([collector]).await;
+        // The events: tests of replays check that no other queue has messages.
+        self.rabbit().take(WorkQueue::Statistics.name()).await;
+    }
+
+    /// Makes PostgreSQL refuse the messages with these comma-separated ids, with this SQLSTATE, while they
+    /// are in the table `poisoned`.
+    ///
+    /// # Panics
+    /// When PostgreSQL is unavailable.
+    pub async fn poison(&self, sqlstate: &str, ids: &str) {
+        let trigger = format!(
+            "CREATE TABLE poisoned AS SELECT unnest('{{{ids}}}'::text[]) AS id;
+             CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 IF EXISTS (SELECT FROM poisoned WHERE id = NEW.id) THEN
+                     RAISE EXCEPTION 'poisoned by the test' USING ERRCODE = '{sqlstate}';
+                 END IF;
+                 RETURN NEW;
+             END $$;
+             CREATE TRIGGER refuse BEFORE INSERT ON message_rows
+                 FOR EACH ROW EXECUTE FUNCTION refuse()"
+        );
+        self.sql(&trigger).await;
+    }
+
     /// Waits until a query returns a value. The loop runs in PostgreSQL: a `psql` process for each check
     /// would keep a core busy.
     ///
@@ -334,8 +368,7 @@ impl Scenario {
     }
 
     async fn try_queued(&self) -> Result<Vec<(&'static str, u32)>, broker::Error> {
-        let endpoints = Endpoints::parse(&self.amqp_url, "test").expect("RabbitMQ's URL");
-        let depths = Inspector::new(endpoints).depths().await?;
+        let depths = Inspector::new(endpoints(&self.amqp_url)).depths().await?;
         let ready =
             depths.into_iter().map(|(queue, depth)| (queue, depth.map_or(0, |it| it.ready)));
         Ok(ready.filter(|(_, ready)| *ready > 0).collect())

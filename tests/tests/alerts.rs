@@ -1,15 +1,16 @@
 //! The shipped alerting rules and routes in a real Prometheus and a real Alertmanager, with real workers.
 //!
-//! [`scraping`] and [`routes`] change addresses and intervals alone. The rules are the shipped ones,
-//! with their waiting times (`for:`).
+//! [`scraping`] and [`routes`] change addresses and intervals alone, and [`hurried`] divides the waiting
+//! times of the shipped rules (`for:`); their expressions stay. When a rule fires with its real waiting time
+//! is tested by `promtool` (`deploy/prometheus/tests`), with simulated time.
 
 #![expect(clippy::unwrap_used, reason = "a failure here is the failure of the test")]
 
 use serde_json::{Value, json};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::path::Path;
 use system_tests::{
-    COLLECTOR, Counts, LIMIT, MIGRATION, SAVER, STATISTICS, Scenario, key, message,
+    COLLECTOR, Counts, LIMIT, MIGRATION, SAVER, STATISTICS, Scenario, key_of, message,
 };
 use testkit::fleet::Worker;
 use testkit::monitoring::Monitor;
@@ -22,8 +23,8 @@ const SAVES: &str = "conversation.save_message";
 /// The interval of scrapes, rule evaluations and notifications; 15 s to 5 min in production.
 const INTERVAL: &str = "1s";
 
-/// The limit for an alert's notification: its rule's `for:`, at most one minute here, and as much again.
-const ALERT_LIMIT: Duration = Duration::from_secs(150);
+/// What the waiting times of the rules are divided by: a minute becomes three seconds.
+const HURRY: u32 = 20;
 
 #[tokio::test]
 async fn a_dead_letter_raises_an_alert_and_its_replay_resolves_it() {
@@ -54,7 +55,7 @@ async fn a_dead_letter_raises_an_alert_and_its_replay_resolves_it() {
     edit_and_replay(&scenario).await;
     let resolved = monitoring.notified("VerbatimDeadLettersPresent", "resolved").await;
     assert_eq!(resolved["labels"], *labels);
-    let saved = reader.stored(&key(&bad)).await;
+    let saved = reader.stored(&key_of(&bad)).await;
     assert_eq!(saved.len(), 1, "{saved:?}");
 
     // Two replicas report the dead letter, which is one alert; there was no other alert.
@@ -165,7 +166,7 @@ impl Monitoring {
         let receiver = Webhook::listen().await.unwrap();
         let alertmanager = Monitor::alertmanager(&routes(receiver.address())).await.unwrap();
         let config = scraping(fleet, alertmanager.address()).await;
-        let prometheus = Monitor::prometheus(&config).await.unwrap();
+        let prometheus = Monitor::prometheus(&config, &hurried_rules()).await.unwrap();
         eventually("all replicas to be scraped", LIMIT, async || {
             let path = "/api/v1/query?query=sum(up)";
             let answer = prometheus.get(path).await.map_err(|error| format!("{error:#}"))?;
@@ -178,7 +179,7 @@ impl Monitoring {
 
     /// Waits until the receiver is notified of an alert with a status, and returns the alert.
     async fn notified(&self, name: &str, status: &str) -> Value {
-        eventually(format!("a notification that {name} is {status}"), ALERT_LIMIT, async || {
+        eventually(format!("a notification that {name} is {status}"), LIMIT, async || {
             let is_it =
                 |alert: &&Value| alert["status"] == status && alert["labels"]["alertname"] == name;
             let calls = self.receiver.calls();
@@ -217,11 +218,7 @@ fn alerts(call: &Call) -> &[Value] {
 async fn scraping(fleet: &[Worker], alertmanager: SocketAddr) -> Value {
     let mut config = shipped("prometheus/prometheus.yml");
     config["global"] = json!({"scrape_interval": INTERVAL, "evaluation_interval": INTERVAL});
-    for file in config["rule_files"].as_array_mut().unwrap() {
-        // Paths are relative to the configuration's directory.
-        let shipped = workspace().join("deploy/prometheus").join(file.as_str().unwrap());
-        *file = json!(shipped);
-    }
+    config["rule_files"] = json!(["rules-*.yml"]);
     config["alerting"]["alertmanagers"] =
         json!([{"static_configs": [{"targets": [alertmanager.to_string()]}]}]);
     for job in config["scrape_configs"].as_array_mut().unwrap() {
@@ -236,6 +233,25 @@ async fn scraping(fleet: &[Worker], alertmanager: SocketAddr) -> Value {
         job.insert("static_configs".to_owned(), json!([{ "targets": replicas }]));
     }
     config
+}
+
+/// The files of shipped rules, with shorter waiting times.
+fn hurried_rules() -> Vec<Value> {
+    let folder = workspace().join("deploy/prometheus/rules");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    files.map(|file| hurried(yaml(&file))).collect()
+}
+
+fn hurried(mut rules: Value) -> Value {
+    for group in rules["groups"].as_array_mut().unwrap() {
+        for rule in group["rules"].as_array_mut().unwrap() {
+            if let Some(wait) = rule["for"].as_str() {
+                let wait = humantime::parse_duration(wait).unwrap() / HURRY;
+                rule["for"] = json!(format!("{}ms", wait.as_millis()));
+            }
+        }
+    }
+    rules
 }
 
 /// The shipped routes, with this test's receiver and short waiting times.
@@ -255,6 +271,9 @@ fn routes(webhook: SocketAddr) -> Value {
 }
 
 fn shipped(file: &str) -> Value {
-    let text = std::fs::read_to_string(workspace().join("deploy").join(file)).unwrap();
-    serde_saphyr::from_str(&text).unwrap()
+    yaml(&workspace().join("deploy").join(file))
+}
+
+fn yaml(file: &Path) -> Value {
+    serde_saphyr::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
 }

@@ -1,4 +1,5 @@
-//! A short seeded run of `cargo xtask chaos`; the long one with `--deep`.
+//! A short seeded run of `cargo xtask chaos`; the long one with `--deep`. A program of its own: the long run times
+//! recoveries, so no other test of this package may run meanwhile.
 
 use std::rc::Rc;
 use std::time::Duration;

@@ -10,7 +10,7 @@ use domain::failure::DeadLetterReason;
 use domain::fixtures::malformed;
 use domain::reply::ErrorType;
 use serde_json::{Value, json};
-use system_tests::{Counts, MIGRATION, SAVER, Scenario, ServerSet, key, message};
+use system_tests::{Counts, MIGRATION, SAVER, Scenario, ServerSet, key_of, message};
 use testkit::place::workspace;
 use testkit::wait::eventually;
 
@@ -39,7 +39,7 @@ async fn a_body_of_a_mebibyte_is_saved_and_one_byte_more_is_a_dead_letter() {
                   WHERE reason = 'too_large' AND body LIKE '%\"tenant_id\":\"size\"%'::bytea";
     scenario.until_sql(dead_letter, "too_large|1048577|conversation.save_message").await;
     scenario.until_sql("SELECT count(*) FROM messages WHERE tenant_id = 'size'", "1").await;
-    let messages = reader.both(&key(&largest)).await;
+    let messages = reader.both(&key_of(&largest)).await;
     assert_eq!(messages.len(), 1);
     assert_eq!(messages[0].content.text(), largest["content"].as_str().unwrap());
 }

@@ -5,17 +5,18 @@
 use std::time::Duration;
 
 use broker::Endpoints;
-use conversation::{ClosingSettings, RandomSource, record_server};
+use conversation::{ClosingSettings, RandomSource};
 use database::{Database, Scope};
 use domain::status::ConversationStatus;
-use hot_store::{Address, HotStore};
+use fixtures::{database_settings, endpoints, hot_store};
+use hot_store::HotStore;
 use inspect::{
     Finding, MatchKind, Repairs, Section, State, Tracer, Verifier, VerifyProgress,
     VerifyingSettings,
 };
 use metrics::Metrics;
 use serde_json::json;
-use system_tests::{Scenario, ServerSet, at, closed, key, message};
+use system_tests::{Scenario, ServerSet, at, closed, key_of, message};
 
 /// Conversations of the load, and messages of each.
 const CONVERSATIONS: usize = 60;
@@ -23,17 +24,13 @@ const MESSAGES: usize = 20;
 
 fn stores(scenario: &Scenario) -> (Database, HotStore, Endpoints) {
     let database = Database::open(&database::Settings {
-        url: scenario.database_url.clone(),
-        application: "test".to_owned(),
-        connections: 2,
         time_out: Duration::from_secs(30),
         lock_time_out: Duration::from_secs(5),
+        ..database_settings(&scenario.database_url)
     });
     let database = database.unwrap();
-    let settings = hot_store::Settings::new(Address::parse(&scenario.redis_url).unwrap());
-    let record = record_server(database.clone(), Metrics::new(), RandomSource::random());
-    let hot = HotStore::open(settings, record);
-    (database, hot, Endpoints::parse(&scenario.amqp_url, "test").unwrap())
+    let hot = hot_store(&database, &scenario.redis_url, &Metrics::new());
+    (database, hot, endpoints(&scenario.amqp_url))
 }
 
 async fn verify(scenario: &Scenario) -> Vec<Finding> {
@@ -80,9 +77,9 @@ async fn a_fleet_under_load_has_no_findings_and_a_trace_names_who_saved_a_messag
             agent.publish(&closed("load", &format!("s{c}"), &json!({"satisfaction": 4}))).await;
             for message in &batch[..10] {
                 let stored = "SELECT count(*) > 0 FROM messages WHERE conversation_id = '";
-                let id = key(message).conversation;
+                let id = key_of(message).conversation;
                 scenario.until_sql(&format!("{stored}{id}'"), "true").await;
-                reader.transcript(&key(message)).await;
+                reader.transcript(&key_of(message)).await;
             }
         }
     };
@@ -104,7 +101,7 @@ async fn a_fleet_under_load_has_no_findings_and_a_trace_names_who_saved_a_messag
     agent.publish(&good).await;
     scenario.until_sql("SELECT count(*) FROM messages WHERE id = 'm-good'", "1").await;
     agent.publish(&closed("load", "s-good", &json!({"reason": "done"}))).await;
-    reader.reaches(&key(&good), ConversationStatus::Archived).await;
+    reader.reaches(&key_of(&good), ConversationStatus::Archived).await;
     let writers = "SELECT count(*) FROM writers w
                    WHERE EXISTS (SELECT FROM message_rows m WHERE m.saved_by = w.id)
                       AND process = 'message-save-worker'";

@@ -2,18 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-mod support;
-
 use std::time::Duration;
 
 use conversation::{ClosingSettings, Swept};
 use domain::failure::{DeadLetterReason, Failure};
 use domain::ids::TenantId;
+use fixtures::{
+    Replica, action, applied, at_once, closer, duplicate, ids, key, sql, stores, to_save,
+};
 use metrics::Counter;
 use serde_json::{Value, json};
-use support::{
-    Replica, action, applied, at_once, closer, duplicate, ids, key, message, sql, stores,
-};
 
 fn event(action_type: &str, session: &str, time: &str, extra: &Value) -> domain::action::Action {
     let mut body = json!({
@@ -53,7 +51,7 @@ async fn a_closed_conversation_is_archived_with_its_totals_and_statistics() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, at_once()).await;
     let at = |id: &str, role: &str, time: &str, content: &str| {
-        message(
+        to_save(
             "s",
             id,
             &json!({
@@ -118,7 +116,7 @@ async fn a_closed_conversation_is_archived_with_its_totals_and_statistics() {
 async fn a_close_waits_for_the_grace_period() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, ClosingSettings::default()).await;
-    replica.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
     assert_eq!(closer.sweep().await.unwrap(), Swept::default());
     sql(&env, "UPDATE conversations SET close_requested_at = close_requested_at - interval '29 s'")
@@ -133,7 +131,7 @@ async fn a_close_waits_for_the_grace_period() {
 async fn a_reconnection_within_the_grace_period_withdraws_the_close() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, at_once()).await;
-    replica.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
     record(&replica, &[opened("s", "10:00:00"), closed("s", "10:01:00")]).await;
     assert!(requested(&env, "s").await);
     record(&replica, &[opened("s", "10:01:10")]).await;
@@ -151,7 +149,7 @@ async fn a_conversation_stays_open_until_its_last_session_closes() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, at_once()).await;
     let explicit = json!({"conversation_id": "c1"});
-    replica.save(&[message("phone", "m1", &explicit)]).await;
+    replica.save(&[to_save("phone", "m1", &explicit)]).await;
     let on =
         |action_type: &str, session: &str, time: &str| event(action_type, session, time, &explicit);
     record(
@@ -243,7 +241,7 @@ async fn repeating_an_event_after_an_idle_close_revives_nothing() {
         on("conversation.session_opened", "web", "10:00:01"),
     ];
     record(&replica, &openings).await;
-    replica.save(&[message("phone", "m1", &json!({"conversation_id": "c"}))]).await;
+    replica.save(&[to_save("phone", "m1", &json!({"conversation_id": "c"}))]).await;
     sql(&env, "UPDATE conversations SET touched_at = touched_at - interval '1 h'").await;
     assert_eq!(closer.sweep().await.unwrap().archived, 1);
     record(&replica, &openings).await;
@@ -257,7 +255,7 @@ async fn a_conversation_that_a_session_opened_learns_its_agent_from_its_messages
     let (env, replica) = stores().await;
     record(&replica, &[opened("s", "10:00:00")]).await;
     let named = json!({"agent_id": "agent_xyz", "user_id": "u1", "model_name": "gpt-4o"});
-    replica.save(&[message("s", "m1", &json!({})), message("s", "m2", &named)]).await;
+    replica.save(&[to_save("s", "m1", &json!({})), to_save("s", "m2", &named)]).await;
     assert_eq!(
         sql(&env, "SELECT agent_id, user_id, model_name FROM conversations").await,
         "agent_xyz|u1|gpt-4o"
@@ -268,7 +266,7 @@ async fn a_conversation_that_a_session_opened_learns_its_agent_from_its_messages
 async fn repeating_a_close_neither_postpones_nor_repeats_it() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, at_once()).await;
-    replica.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
     let first = sql(&env, "SELECT close_requested_at FROM conversations").await;
     record(&replica, &[closed("s", "10:01:00"), closed("s", "10:01:30")]).await;
@@ -284,16 +282,16 @@ async fn repeating_a_close_neither_postpones_nor_repeats_it() {
 async fn a_message_after_archiving_reopens_and_the_same_close_follows() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, at_once()).await;
-    replica.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
     assert_eq!(closer.sweep().await.unwrap().archived, 1);
     replica.statistics.refresh().await.unwrap();
 
     // A redelivery of what is stored changes nothing.
-    assert_eq!(replica.save(&[message("s", "m1", &json!({}))]).await, [duplicate()]);
+    assert_eq!(replica.save(&[to_save("s", "m1", &json!({}))]).await, [duplicate()]);
     assert_eq!(status(&env, "s").await, "archived");
 
-    assert_eq!(replica.save(&[message("s", "m2", &json!({}))]).await, [applied()]);
+    assert_eq!(replica.save(&[to_save("s", "m2", &json!({}))]).await, [applied()]);
     assert_eq!(status(&env, "s").await, "active");
     assert_eq!(replica.metrics.count(Counter::ConversationsReopened), 1);
     let swept = closer.sweep().await.unwrap();
@@ -308,11 +306,11 @@ async fn a_message_after_archiving_reopens_and_the_same_close_follows() {
 async fn a_message_during_the_grace_period_restarts_it() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, ClosingSettings::default()).await;
-    replica.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
     sql(&env, "UPDATE conversations SET close_requested_at = close_requested_at - interval '1 h'")
         .await;
-    replica.save(&[message("s", "m2", &json!({}))]).await;
+    replica.save(&[to_save("s", "m2", &json!({}))]).await;
     assert!(requested(&env, "s").await, "a message never cancels a close");
     assert_eq!(closer.sweep().await.unwrap(), Swept::default());
 }
@@ -322,7 +320,7 @@ async fn a_session_that_is_never_closed_ends_by_idleness() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, ClosingSettings::default()).await;
     record(&replica, &[opened("s", "10:00:00")]).await;
-    replica.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
     sql(&env, "UPDATE conversations SET touched_at = touched_at - interval '30 min 59 s'").await;
     assert_eq!(closer.sweep().await.unwrap(), Swept::default());
     sql(&env, "UPDATE conversations SET touched_at = touched_at - interval '1 s'").await;
@@ -339,7 +337,7 @@ async fn a_conversation_without_messages_is_dropped_when_its_close_is_due() {
     assert_eq!(sql(&env, "SELECT count(*) FROM conversations").await, "0");
     assert_eq!(sql(&env, "SELECT count(*) FROM sessions").await, "0");
     assert_eq!(replica.metrics.count(Counter::ConversationsDroppedEmpty), 1);
-    assert_eq!(replica.save(&[message("s", "m1", &json!({}))]).await, [applied()]);
+    assert_eq!(replica.save(&[to_save("s", "m1", &json!({}))]).await, [applied()]);
 }
 
 #[tokio::test]
@@ -347,13 +345,13 @@ async fn a_message_between_the_claim_and_the_last_write_cancels_the_claim() {
     let (env, replica) = stores().await;
     let settings = at_once();
     let closer = closer(&env, &replica, settings).await;
-    replica.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
     let claims = replica.database.claim(&due(settings)).await.unwrap();
     assert_eq!(claims.len(), 1);
     let counted = replica.database.totals(&claims).await.unwrap();
     assert_eq!(counted.len(), 1);
-    replica.save(&[message("s", "m2", &json!({}))]).await;
+    replica.save(&[to_save("s", "m2", &json!({}))]).await;
     assert!(replica.database.archive_closed(&counted).await.unwrap().is_empty());
     assert!(replica.database.totals(&claims).await.unwrap().is_empty());
     assert_eq!(status(&env, "s").await, "active");
@@ -367,7 +365,7 @@ async fn the_close_of_a_closer_that_crashed_after_any_step_is_finished_by_anothe
     let settings = at_once();
     let closer = closer(&env, &replica, settings).await;
     for (step, session) in ["claimed", "counted", "dropped"].iter().enumerate() {
-        replica.save(&[message(session, "m1", &json!({"content": "hello world"}))]).await;
+        replica.save(&[to_save(session, "m1", &json!({"content": "hello world"}))]).await;
         record(&replica, &[closed(session, "10:01:00")]).await;
         let claims = replica.database.claim(&due(settings)).await.unwrap();
         assert_eq!(claims.len(), 1, "{session}");
@@ -398,7 +396,7 @@ async fn the_close_of_a_closer_that_crashed_after_any_step_is_finished_by_anothe
 #[tokio::test]
 async fn a_change_by_an_event_between_the_count_and_the_last_write_stays() {
     let (env, replica) = stores().await;
-    replica.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
     let claims = replica.database.claim(&due(at_once())).await.unwrap();
     let counted = replica.database.totals(&claims).await.unwrap();
@@ -428,7 +426,7 @@ async fn a_lease_is_renewed_while_tokens_are_counted() {
         [("short", Duration::ZERO, "5"), ("long", Duration::from_secs(3_600), "1")]
     {
         let batch: Vec<_> =
-            (0..250).map(|i| message(session, &format!("m{i}"), &content)).collect();
+            (0..250).map(|i| to_save(session, &format!("m{i}"), &content)).collect();
         replica.save(&batch).await;
         record(&replica, &[closed(session, "10:01:00")]).await;
         sql(&env, "TRUNCATE leases").await;
@@ -445,7 +443,7 @@ async fn a_lease_is_renewed_while_tokens_are_counted() {
 #[tokio::test]
 async fn two_closers_at_once_close_each_conversation_once() {
     let (env, replica) = stores().await;
-    let batch: Vec<_> = (0..60).map(|i| message(&format!("s{i}"), "m1", &json!({}))).collect();
+    let batch: Vec<_> = (0..60).map(|i| to_save(&format!("s{i}"), "m1", &json!({}))).collect();
     replica.save(&batch).await;
     let closes: Vec<_> = (0..60).map(|i| closed(&format!("s{i}"), "10:01:00")).collect();
     record(&replica, &closes).await;
@@ -455,7 +453,7 @@ async fn two_closers_at_once_close_each_conversation_once() {
         closer(&env, &Replica::of(&env), settings).await,
         closer(&env, &Replica::of(&env), settings).await,
     ];
-    let swept = support::at_the_same_time(3, |n| {
+    let swept = fixtures::at_the_same_time(3, |n| {
         let closer = closers[n].clone();
         async move {
             let mut archived = 0;
@@ -477,7 +475,7 @@ async fn two_closers_at_once_close_each_conversation_once() {
 async fn satisfaction_after_archiving_reaches_the_statistics_and_the_newest_wins() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, at_once()).await;
-    replica.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
     closer.sweep().await.unwrap();
     replica.statistics.refresh().await.unwrap();
@@ -497,7 +495,7 @@ async fn a_conversation_that_moves_to_another_agent_and_day_leaves_its_old_bucke
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, at_once()).await;
     let actor = |id: &str, agent: &str, day: &str| {
-        message(
+        to_save(
             "s",
             id,
             &json!({"agent_id": agent, "timestamp": format!("2026-11-{day}T10:00:00Z")}),

@@ -3,18 +3,16 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-mod support;
-
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use conversation::{Source, record_server};
 use domain::failure::Dependency;
+use fixtures::{LIMIT, Replica, applied, ids, key, stores, to_save};
 use hot_store::{Health, Window};
 use metrics::{Counter, HotLoad, HotRead};
 use serde_json::json;
-use support::{LIMIT, Replica, applied, ids, key, message, stores};
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
 use tokio_util::sync::CancellationToken;
@@ -32,10 +30,10 @@ async fn a_conversation_that_does_not_exist_is_not_empty() {
 #[tokio::test]
 async fn the_first_read_loads_the_copy_and_the_next_ones_use_it() {
     let (_env, replica) = stores().await;
-    replica.save(&[message("s", "m1", &json!({})), message("s", "m2", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({})), to_save("s", "m2", &json!({}))]).await;
     assert_eq!(replica.read(&key("s"), 10).await.source, Source::Database);
     assert_eq!(replica.read(&key("s"), 10).await.source, Source::HotCopy);
-    replica.save(&[message("s", "m3", &json!({}))]).await;
+    replica.save(&[to_save("s", "m3", &json!({}))]).await;
     let read = replica.read(&key("s"), 2).await;
     assert_eq!((read.source, ids(&read.messages)), (Source::HotCopy, vec!["m2", "m3"]));
     assert_eq!(replica.metrics.count(Counter::HotReads { result: HotRead::Hit }), 2);
@@ -47,7 +45,7 @@ async fn a_conversation_of_10_000_messages_whose_copy_was_evicted_reads_whole_an
     let batch: Vec<_> = (0..10_000)
         .map(|i| {
             let time = format!("2026-11-20T10:{:02}:{:02}.{:03}Z", i / 60 % 60, i % 60, i / 3600);
-            message("s", &format!("m{i:05}"), &json!({"timestamp": time}))
+            to_save("s", &format!("m{i:05}"), &json!({"timestamp": time}))
         })
         .collect();
     for part in batch.chunks(500) {
@@ -80,7 +78,7 @@ async fn a_copy_cut_short_by_large_bodies_serves_what_it_holds_and_is_not_loaded
     let (_env, replica) = stores().await;
     let large = "x".repeat(700_000);
     let batch: Vec<_> =
-        (0..8).map(|i| message("s", &format!("m{i}"), &json!({"content": large}))).collect();
+        (0..8).map(|i| to_save("s", &format!("m{i}"), &json!({"content": large}))).collect();
     replica.save(&batch).await;
     let all = replica.read(&key("s"), 8).await;
     assert_eq!((all.source, all.messages.len()), (Source::Database, 8));
@@ -96,11 +94,11 @@ async fn a_copy_cut_short_by_large_bodies_serves_what_it_holds_and_is_not_loaded
 #[tokio::test]
 async fn a_copy_that_vanished_under_a_saver_is_not_taken_for_complete() {
     let (_env, replica) = stores().await;
-    replica.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
     replica.read_both(&key("s"), 10).await;
     evict(&replica).await;
     // The saver appends to a key that has no marker now.
-    replica.save(&[message("s", "m2", &json!({}))]).await;
+    replica.save(&[to_save("s", "m2", &json!({}))]).await;
     let read = replica.read(&key("s"), 10).await;
     assert_eq!((read.source, ids(&read.messages)), (Source::Database, vec!["m1", "m2"]));
     assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["m1", "m2"]);
@@ -109,11 +107,11 @@ async fn a_copy_that_vanished_under_a_saver_is_not_taken_for_complete() {
 #[tokio::test]
 async fn a_key_that_vanishes_between_a_load_and_its_marker_gets_no_marker() {
     let (_env, replica) = stores().await;
-    replica.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
     let late = begin_load(&replica).await;
     // The key is evicted, and a message is saved and appended that the snapshot does not have.
     evict(&replica).await;
-    replica.save(&[message("s", "m2", &json!({}))]).await;
+    replica.save(&[to_save("s", "m2", &json!({}))]).await;
     let loaded =
         replica.hot.finish_load(late.load_token, &late.marker, &late.messages).await.unwrap();
     assert_eq!(loaded, hot_store::Loaded::Superseded);
@@ -131,8 +129,8 @@ async fn a_marker_that_arrives_late_does_not_cover_changes_made_meanwhile() {
     let (env, replica) = stores().await;
     let proxy = Proxy::before(&env.redis_url).await.unwrap();
     let cut_off = Replica::at(&env.database_url, proxy.url());
-    replica.save(&[message("s", "m1", &json!({}))]).await;
-    cut_off.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
+    cut_off.save(&[to_save("s", "m1", &json!({}))]).await;
     proxy.cut().await.unwrap();
     let finds = async |source: Source, expected: &[&str]| {
         let read = replica.read(&key("s"), 10).await;
@@ -141,13 +139,13 @@ async fn a_marker_that_arrives_late_does_not_cover_changes_made_meanwhile() {
 
     // A message is saved between the snapshot and the marker: the message is in the copy as well.
     let late = begin_load(&replica).await;
-    replica.save(&[message("s", "m2", &json!({}))]).await;
+    replica.save(&[to_save("s", "m2", &json!({}))]).await;
     late.finish(&replica).await;
     finds(Source::HotCopy, &["m1", "m2"]).await;
 
     // A saver without a connection to Redis saves: a new generation.
     let late = begin_load(&replica).await;
-    assert_eq!(cut_off.save(&[message("s", "m3", &json!({}))]).await, [applied()]);
+    assert_eq!(cut_off.save(&[to_save("s", "m3", &json!({}))]).await, [applied()]);
     late.finish(&replica).await;
     finds(Source::Database, &["m1", "m2", "m3"]).await;
     finds(Source::HotCopy, &["m1", "m2", "m3"]).await;
@@ -212,18 +210,18 @@ async fn a_writer_that_cannot_reach_redis_invalidates_the_copy_that_others_read(
     let (env, reader) = stores().await;
     let proxy = Proxy::before(&env.redis_url).await.unwrap();
     let writer = Replica::at(&env.database_url, proxy.url());
-    writer.save(&[message("s", "m1", &json!({}))]).await;
+    writer.save(&[to_save("s", "m1", &json!({}))]).await;
     assert_eq!(ids(&reader.read_both(&key("s"), 10).await), ["m1"]);
 
     proxy.cut().await.unwrap();
-    assert_eq!(writer.save(&[message("s", "m2", &json!({}))]).await, [applied()]);
+    assert_eq!(writer.save(&[to_save("s", "m2", &json!({}))]).await, [applied()]);
     let read = reader.read(&key("s"), 10).await;
     assert_eq!((read.source, ids(&read.messages)), (Source::Database, vec!["m1", "m2"]));
 
     // Known to be down now: the save itself invalidates the copy.
     assert!(writer.hot.is_known_down());
     reader.read_both(&key("s"), 10).await;
-    assert_eq!(writer.save(&[message("s", "m3", &json!({}))]).await, [applied()]);
+    assert_eq!(writer.save(&[to_save("s", "m3", &json!({}))]).await, [applied()]);
     let read = reader.read(&key("s"), 10).await;
     assert_eq!((read.source, ids(&read.messages)), (Source::Database, vec!["m1", "m2", "m3"]));
 
@@ -232,16 +230,16 @@ async fn a_writer_that_cannot_reach_redis_invalidates_the_copy_that_others_read(
         writer.hot.probe().await.map_err(|error| error.to_string())
     })
     .await;
-    writer.save(&[message("s", "m4", &json!({}))]).await;
+    writer.save(&[to_save("s", "m4", &json!({}))]).await;
     assert_eq!(ids(&reader.read_both(&key("s"), 10).await), ["m1", "m2", "m3", "m4"]);
 }
 
 #[tokio::test]
 async fn without_redis_saving_and_reading_continue_in_postgresql() {
     let (env, replica) = stores().await;
-    replica.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
     env.redis().kill().await.unwrap();
-    assert_eq!(replica.save(&[message("s", "m2", &json!({}))]).await, [applied()]);
+    assert_eq!(replica.save(&[to_save("s", "m2", &json!({}))]).await, [applied()]);
     let read = replica.read(&key("s"), 10).await;
     assert_eq!((read.source, read.degraded), (Source::Database, false));
     assert_eq!(ids(&read.messages), ["m1", "m2"]);
@@ -252,7 +250,7 @@ async fn without_postgresql_a_copy_is_degraded_and_no_copy_is_an_error() {
     let (env, direct) = stores().await;
     let proxy = Proxy::before(&env.database_url).await.unwrap();
     let replica = Replica::at(proxy.url(), &env.redis_url);
-    direct.save(&[message("s", "m1", &json!({}))]).await;
+    direct.save(&[to_save("s", "m1", &json!({}))]).await;
     replica.read_both(&key("s"), 10).await;
 
     proxy.cut().await.unwrap();
@@ -261,7 +259,7 @@ async fn without_postgresql_a_copy_is_degraded_and_no_copy_is_an_error() {
     assert_eq!(ids(&read.messages), ["m1"]);
     let error = replica.reader.read(&key("other"), &newest(10)).await.unwrap_err();
     assert_eq!(error.dependency, Dependency::PostgreSql);
-    let error = replica.saver.save(&[message("s", "m2", &json!({}))]).await.unwrap_err();
+    let error = replica.saver.save(&[to_save("s", "m2", &json!({}))]).await.unwrap_err();
     assert_eq!(error.dependency, Dependency::PostgreSql);
 
     proxy.restore().await.unwrap();
@@ -269,7 +267,7 @@ async fn without_postgresql_a_copy_is_degraded_and_no_copy_is_an_error() {
         replica.database.probe().await.map_err(|error| error.to_string())
     })
     .await;
-    assert_eq!(replica.save(&[message("s", "m2", &json!({}))]).await, [applied()]);
+    assert_eq!(replica.save(&[to_save("s", "m2", &json!({}))]).await, [applied()]);
     assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["m1", "m2"]);
 }
 
@@ -289,7 +287,7 @@ async fn redis_restarted_empty_under_load_makes_no_reader_miss_an_acknowledged_m
             while after < 50 {
                 let id = format!("m{:05}", acknowledged.len());
                 let time = format!("2026-11-20T10:00:00.{:06}Z", acknowledged.len());
-                let save = message("s", &id, &json!({"timestamp": time}));
+                let save = to_save("s", &id, &json!({"timestamp": time}));
                 let saved = saver.save(&[save]).await.unwrap();
                 assert_eq!(saved, [Ok(domain::failure::Done::Applied)]);
                 acknowledged.push(id);

@@ -2,11 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-mod support;
-
 use conversation::Source;
+use fixtures::{LIMIT, Replica, database, ids, key, to_save};
 use serde_json::json;
-use support::{LIMIT, Replica, database, ids, key, message};
 use testkit::TestEnv;
 use testkit::servers::{Node, Replicas, Servers};
 use testkit::wait::eventually;
@@ -56,7 +54,7 @@ async fn a_lagging_replica_that_is_promoted_misleads_no_reader() {
     let (first, last) = (&nodes[0], &nodes[3]);
     let (_env, replica) = stores(&cluster).await;
     let (session, _) = session_of_the_first(nodes).await;
-    replica.save(&[message(&session, "m1", &json!({}))]).await;
+    replica.save(&[to_save(&session, "m1", &json!({}))]).await;
     assert_eq!(ids(&replica.read_both(&key(&session), 10).await), ["m1"]);
     eventually("the copy on the replica", LIMIT, async || {
         let keys = run(last, &["DBSIZE"]).await;
@@ -72,7 +70,7 @@ async fn a_lagging_replica_that_is_promoted_misleads_no_reader() {
     // The replica can no longer replicate, and is promoted without the latest writes.
     run(last, &["CONFIG", "SET", "masterauth", "wrong"]).await;
     run(first, &["CLIENT", "KILL", "TYPE", "replica"]).await;
-    replica.save(&[message(&session, "m2", &json!({}))]).await;
+    replica.save(&[to_save(&session, "m2", &json!({}))]).await;
     assert_eq!(replica.read(&key(&session), 10).await.source, Source::HotCopy);
     first.kill().await.unwrap();
     run(last, &["CLUSTER", "FAILOVER", "TAKEOVER"]).await;
@@ -92,7 +90,7 @@ async fn a_copy_that_an_aborted_slot_migration_left_behind_is_not_used() {
     let (from, to) = (&nodes[0], &nodes[1]);
     let (_env, replica) = stores(&cluster).await;
     let (session, slot) = session_of_the_first(nodes).await;
-    replica.save(&[message(&session, "m1", &json!({}))]).await;
+    replica.save(&[to_save(&session, "m1", &json!({}))]).await;
     assert_eq!(ids(&replica.read_both(&key(&session), 10).await), ["m1"]);
 
     // The copy is sent to the new master, while the old one still owns the slot and keeps using its own.
@@ -104,7 +102,7 @@ async fn a_copy_that_an_aborted_slot_migration_left_behind_is_not_used() {
     let password = url.split([':', '@']).nth(2).unwrap();
     let name = name(&session);
     run(from, &["MIGRATE", "127.0.0.1", &port, &name, "0", "5000", "COPY", "AUTH", password]).await;
-    replica.save(&[message(&session, "m2", &json!({}))]).await;
+    replica.save(&[to_save(&session, "m2", &json!({}))]).await;
     assert_eq!(replica.read(&key(&session), 10).await.source, Source::HotCopy);
     run(from, &["UNLINK", &name]).await;
     for node in [to, from, &nodes[2]] {

@@ -1,17 +1,15 @@
 //! What saving promises: once, in order, byte for byte, in both stores.
 
-mod support;
-
 use conversation::Source;
 use domain::action::Identity;
 use domain::failure::{DeadLetterReason, Dependency, Done, Failure, Outcome};
 use domain::message::Content;
+use fixtures::{
+    Replica, action_received, applied, at_the_same_time, duplicate, ids, key, redis, saving, sql,
+    stores, to_save,
+};
 use metrics::{Counter, TransactionRetry};
 use serde_json::json;
-use support::{
-    Replica, action_received, applied, at_the_same_time, duplicate, ids, key, message, redis,
-    saving, sql, stores,
-};
 
 fn is_conflict(outcome: &Outcome) -> bool {
     matches!(outcome, Err(Failure::DeadLetter(refusal)) if refusal.reason == DeadLetterReason::Conflict)
@@ -20,7 +18,7 @@ fn is_conflict(outcome: &Outcome) -> bool {
 #[tokio::test]
 async fn a_saved_message_is_durable_and_hot() {
     let (env, replica) = stores().await;
-    let saved = replica.save(&[message("s", "m1", &json!({"role": "assistant"}))]).await;
+    let saved = replica.save(&[to_save("s", "m1", &json!({"role": "assistant"}))]).await;
     assert_eq!(saved, [applied()]);
     assert_eq!(sql(&env, "SELECT count(*) FROM messages").await, "1");
     let messages = replica.read_both(&key("s"), 10).await;
@@ -37,16 +35,16 @@ async fn the_expiry_of_a_hot_copy_is_renewed_at_the_first_message_after_a_minute
     let expires = async || redis(&env, &["TTL", &name]).await > 80_000;
     let never_again = async || assert_eq!(redis(&env, &["PERSIST", &name]).await, 1);
 
-    replica.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
     assert!(expires().await, "at the first message");
     never_again().await;
-    replica.save(&[message("s", "m2", &json!({}))]).await;
+    replica.save(&[to_save("s", "m2", &json!({}))]).await;
     assert!(!expires().await, "less than a minute later");
     sql(&env, "UPDATE conversations SET touched_at = touched_at - interval '61 s'").await;
-    replica.save(&[message("s", "m3", &json!({}))]).await;
+    replica.save(&[to_save("s", "m3", &json!({}))]).await;
     assert!(expires().await, "a minute later");
     never_again().await;
-    replica.save(&[message("s", "m3", &json!({}))]).await;
+    replica.save(&[to_save("s", "m3", &json!({}))]).await;
     assert!(expires().await, "the first saver may have crashed before it renewed the expiry");
     assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["m1", "m2", "m3"]);
 }
@@ -55,7 +53,7 @@ async fn the_expiry_of_a_hot_copy_is_renewed_at_the_first_message_after_a_minute
 async fn ten_deliveries_of_one_message_store_it_once() {
     let (env, replica) = stores().await;
     let other = Replica::of(&env);
-    let one = message("s", "m1", &json!({}));
+    let one = to_save("s", "m1", &json!({}));
     // Five in one batch, then five on two replicas.
     let saved = replica.save(&vec![one.clone(); 5]).await;
     assert_eq!(saved[0], applied());
@@ -70,14 +68,14 @@ async fn ten_deliveries_of_one_message_store_it_once() {
 #[tokio::test]
 async fn a_duplicate_that_differs_in_timestamp_or_metadata_changes_nothing() {
     let (_env, replica) = stores().await;
-    replica.save(&[message("s", "m1", &json!({"metadata": {"try": 1}}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({"metadata": {"try": 1}}))]).await;
     for extra in [
         json!({"timestamp": "2026-11-20T11:11:11Z"}),
         json!({"metadata": {"try": 2}}),
         json!({"tokens_estimate": 99, "processing_time_ms": 12.5}),
         json!({"agent_id": "somebody else"}),
     ] {
-        assert_eq!(replica.save(&[message("s", "m1", &extra)]).await, [duplicate()]);
+        assert_eq!(replica.save(&[to_save("s", "m1", &extra)]).await, [duplicate()]);
     }
     let messages = replica.read_both(&key("s"), 10).await;
     assert_eq!(messages.len(), 1);
@@ -88,7 +86,7 @@ async fn a_duplicate_that_differs_in_timestamp_or_metadata_changes_nothing() {
 #[tokio::test]
 async fn the_same_id_with_different_content_is_a_conflict_and_the_first_stays() {
     let (_env, replica) = stores().await;
-    replica.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
     for extra in [
         json!({"content": "different content"}),
         json!({"role": "assistant"}),
@@ -96,7 +94,7 @@ async fn the_same_id_with_different_content_is_a_conflict_and_the_first_stays() 
         json!({"tool_call_id": "c1"}),
         json!({"content": [{"type": "text", "text": "content of m1"}]}),
     ] {
-        let saved = replica.save(&[message("s", "m1", &extra.clone())]).await;
+        let saved = replica.save(&[to_save("s", "m1", &extra.clone())]).await;
         assert!(is_conflict(&saved[0]), "{extra}: {saved:?}");
     }
     let messages = replica.read_both(&key("s"), 10).await;
@@ -107,9 +105,9 @@ async fn the_same_id_with_different_content_is_a_conflict_and_the_first_stays() 
 #[tokio::test]
 async fn conflicting_content_in_one_batch_leaves_the_first_and_its_duplicates() {
     let (_env, replica) = stores().await;
-    let first = message("s", "m1", &json!({"content": "first"}));
-    let second = message("s", "m1", &json!({"content": "second"}));
-    let batch = [first.clone(), second.clone(), message("s", "m2", &json!({})), first, second];
+    let first = to_save("s", "m1", &json!({"content": "first"}));
+    let second = to_save("s", "m1", &json!({"content": "second"}));
+    let batch = [first.clone(), second.clone(), to_save("s", "m2", &json!({})), first, second];
     let saved = replica.save(&batch).await;
     assert_eq!((&saved[0], &saved[2], &saved[3]), (&applied(), &applied(), &duplicate()));
     assert!(is_conflict(&saved[1]) && is_conflict(&saved[4]), "{saved:?}");
@@ -126,7 +124,7 @@ async fn two_replicas_with_conflicting_content_at_once_store_exactly_one() {
         let savers = [one.saver.clone(), two.saver.clone()];
         let results = at_the_same_time(2, |n| {
             let saver = savers[n].clone();
-            let batch = [message("s", &id, &json!({"content": format!("by replica {n}")}))];
+            let batch = [to_save("s", &id, &json!({"content": format!("by replica {n}")}))];
             async move { saver.save(&batch).await.unwrap().remove(0) }
         })
         .await;
@@ -147,7 +145,7 @@ async fn many_batches_over_the_same_conversations_never_deadlock_or_lose() {
         let saver = savers[n % 2].clone();
         // Every batch touches all of the same conversations, in another order.
         let mut batch: Vec<_> = (0..100)
-            .map(|i| message(&format!("s{}", i % 20), &format!("m{i}"), &json!({})))
+            .map(|i| to_save(&format!("s{}", i % 20), &format!("m{i}"), &json!({})))
             .collect();
         batch.rotate_left(n * 11);
         async move { saver.save(&batch).await.unwrap() }
@@ -163,7 +161,7 @@ async fn messages_read_by_time_then_id_whoever_saved_them_and_in_whatever_order(
     let (env, one) = stores().await;
     let two = Replica::of(&env);
     let at = |id: &str, time: &str| {
-        message("s", id, &json!({"timestamp": format!("2026-11-20T10:00:{time}Z")}))
+        to_save("s", id, &json!({"timestamp": format!("2026-11-20T10:00:{time}Z")}))
     };
     one.save(&[at("late", "09"), at("b", "05"), at("ab", "05")]).await;
     two.save(&[at("early", "01"), at("a", "05"), at("é", "05"), at("Z", "05")]).await;
@@ -177,8 +175,8 @@ async fn messages_read_by_time_then_id_whoever_saved_them_and_in_whatever_order(
 #[tokio::test]
 async fn two_tenants_with_one_session_id_share_nothing() {
     let (_env, replica) = stores().await;
-    let ours = message("s", "m1", &json!({"content": "ours"}));
-    let theirs = message("s", "m1", &json!({"tenant_id": "other", "content": "theirs"}));
+    let ours = to_save("s", "m1", &json!({"content": "ours"}));
+    let theirs = to_save("s", "m1", &json!({"tenant_id": "other", "content": "theirs"}));
     assert_eq!(replica.save(&[ours.clone(), theirs.clone()]).await, [applied(), applied()]);
     assert_ne!(ours.common.key, theirs.common.key);
     for (save, content) in [(ours, "ours"), (theirs, "theirs")] {
@@ -192,7 +190,7 @@ async fn two_tenants_with_one_session_id_share_nothing() {
 async fn two_tenants_with_one_explicit_conversation_id_share_nothing() {
     let (_env, replica) = stores().await;
     let in_tenant = |tenant: &str, conversation: &str| {
-        message(
+        to_save(
             "s",
             "m1",
             &json!({
@@ -250,7 +248,7 @@ async fn any_legal_id_is_stored_and_read_byte_for_byte() {
     .chain(["x".repeat(128), "é".repeat(64), "😀".repeat(32)])
     .collect();
     for id in &strange {
-        let save = message(
+        let save = to_save(
             "s",
             id,
             &json!({
@@ -269,8 +267,8 @@ async fn empty_content_tool_calls_and_parts_come_back_as_they_were_sent() {
     let (env, replica) = stores().await;
     let calls = r#"[{"id":"c1","type":"function","function":{"name":"f","arguments":"{\"b\": 1.0,  \"a\":2}"}}]"#;
     let batch = [
-        message("s", "1-empty", &json!({"content": ""})),
-        message(
+        to_save("s", "1-empty", &json!({"content": ""})),
+        to_save(
             "s",
             "2-calls",
             &json!({
@@ -278,8 +276,8 @@ async fn empty_content_tool_calls_and_parts_come_back_as_they_were_sent() {
                 "tool_calls": serde_json::from_str::<serde_json::Value>(calls).unwrap(),
             }),
         ),
-        message("s", "3-result", &json!({"role": "tool", "tool_call_id": "c1", "content": "42"})),
-        message(
+        to_save("s", "3-result", &json!({"role": "tool", "tool_call_id": "c1", "content": "42"})),
+        to_save(
             "s",
             "4-parts",
             &json!({"content": [
@@ -288,7 +286,7 @@ async fn empty_content_tool_calls_and_parts_come_back_as_they_were_sent() {
                 {"type": "text", "text": "And this?"},
             ]}),
         ),
-        message(
+        to_save(
             "s",
             "5-meta",
             &json!({"metadata": {"z": 1, "a": [null, true, 1.50]}, "extra": "kept"}),
@@ -310,7 +308,7 @@ async fn empty_content_tool_calls_and_parts_come_back_as_they_were_sent() {
 async fn a_message_of_a_mebibyte_is_stored_whole() {
     let (_env, replica) = stores().await;
     let content = "a".repeat(1_000_000);
-    let save = message("s", "big", &json!({"content": content}));
+    let save = to_save("s", "big", &json!({"content": content}));
     assert_eq!(replica.save(std::slice::from_ref(&save)).await, [applied()]);
     assert_eq!(replica.read_both(&key("s"), 10).await, [save.message]);
 }
@@ -320,9 +318,9 @@ async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
     let (env, replica) = stores().await;
     poison(&env, "22023").await;
     let mut batch: Vec<_> = (0..500)
-        .map(|i| message(&format!("s{}", i % 7), &format!("m{i:03}"), &json!({})))
+        .map(|i| to_save(&format!("s{}", i % 7), &format!("m{i:03}"), &json!({})))
         .collect();
-    batch[321] = message("s6", "poisoned", &json!({"content": "poison"}));
+    batch[321] = to_save("s6", "poisoned", &json!({"content": "poison"}));
     let saved = replica.save(&batch).await;
     let splits = Counter::TransactionRetries { class: TransactionRetry::Split };
     assert!((8..=9).contains(&replica.metrics.count(splits)), "{}", replica.metrics.count(splits));
@@ -346,9 +344,9 @@ async fn an_unclassified_error_is_retried_for_its_own_message_alone() {
     let (env, replica) = stores().await;
     poison(&env, "P0001").await;
     let batch = [
-        message("s", "m1", &json!({})),
-        message("s", "m2", &json!({"content": "poison"})),
-        message("s", "m3", &json!({})),
+        to_save("s", "m1", &json!({})),
+        to_save("s", "m2", &json!({"content": "poison"})),
+        to_save("s", "m3", &json!({})),
     ];
     let saved = replica.save(&batch).await;
     assert_eq!((&saved[0], &saved[2]), (&applied(), &applied()));
@@ -381,7 +379,7 @@ async fn a_batch_that_is_too_slow_for_one_transaction_is_saved_in_parts() {
         replica.metrics.clone(),
         conversation::RandomSource::random(),
     );
-    let batch: Vec<_> = (0..100).map(|i| message("s", &format!("m{i:03}"), &json!({}))).collect();
+    let batch: Vec<_> = (0..100).map(|i| to_save("s", &format!("m{i:03}"), &json!({}))).collect();
     assert_eq!(saver.save(&batch).await.unwrap(), vec![applied(); 100]);
     assert_eq!(replica.read_both(&key("s"), 1000).await.len(), 100);
 }
@@ -391,8 +389,8 @@ async fn a_lock_that_lasts_is_an_outage_and_what_comes_before_it_is_saved() {
     let (env, replica) = stores().await;
     // lock_not_available, as after lock_timeout.
     poison(&env, "55P03").await;
-    let locked = message("s", "m2", &json!({"content": "poison"}));
-    let batch = [message("s", "m1", &json!({})), locked];
+    let locked = to_save("s", "m2", &json!({"content": "poison"}));
+    let batch = [to_save("s", "m1", &json!({})), locked];
     let unavailable = replica.saver.save(&batch).await.unwrap_err();
     assert_eq!(unavailable.dependency, Dependency::PostgreSql);
     let stored = replica.read_both(&key("s"), 10).await;
@@ -458,7 +456,7 @@ async fn messages_sent_before_an_erasure_are_not_saved_and_later_ones_are() {
     )
     .await;
     let at = |id: &str, time: &str, user: &str| {
-        message("s", id, &json!({"timestamp": format!("2026-11-20T{time}Z"), "user_id": user}))
+        to_save("s", id, &json!({"timestamp": format!("2026-11-20T{time}Z"), "user_id": user}))
     };
     let saved = replica
         .save(&[
@@ -476,11 +474,11 @@ async fn messages_sent_before_an_erasure_are_not_saved_and_later_ones_are() {
 #[tokio::test]
 async fn a_redelivery_appends_what_a_saver_that_crashed_after_its_commit_did_not() {
     let (env, replica) = stores().await;
-    replica.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
     assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["m1"]);
 
     // A replica commits and crashes before it appends in Redis: nothing was acknowledged.
-    let unappended = message("s", "m2", &json!({"timestamp": "2026-11-20T10:00:01Z"}));
+    let unappended = to_save("s", "m2", &json!({"timestamp": "2026-11-20T10:00:01Z"}));
     let row = database::SaveRow {
         key: &unappended.common.key,
         session: &unappended.common.session,

@@ -8,9 +8,9 @@ use database::{
     ClaimCriteria, Database, EpochChange, HotWrites, SaveRow, Saved, SchemaError, Settings,
 };
 use domain::failure::FailureClass;
-use domain::ids::{AgentId, ConversationKey, MessageId, SessionId, TenantId, UserId};
-use domain::message::{Content, Json, Message, Role};
-use domain::time::Timestamp;
+use domain::ids::{AgentId, ConversationKey, SessionId, TenantId, UserId};
+use domain::message::{Content, Json, Message};
+use fixtures::{received_at, stored};
 use sqlx::{Connection, PgConnection};
 use testkit::TestEnv;
 
@@ -37,22 +37,7 @@ fn key() -> ConversationKey {
 }
 
 fn message(id: &str) -> Message {
-    let at = Timestamp::parse("2026-11-20T10:00:00Z").unwrap();
-    Message {
-        id: MessageId::new(id).unwrap(),
-        role: Role::User,
-        content: Content::Text(format!("content of {id}")),
-        tool_calls: None,
-        tool_call_id: None,
-        tokens_estimate: None,
-        user_id: None,
-        agent_id: None,
-        model_name: None,
-        processing_time_ms: None,
-        created_at: at,
-        received_at: at,
-        metadata: None,
-    }
+    stored(id, received_at().micros())
 }
 
 async fn save(database: &Database, id: &str) -> database::Result<Vec<Saved>> {
@@ -161,7 +146,7 @@ async fn a_save_waits_for_a_close_and_then_reopens_the_conversation() {
 
 #[tokio::test]
 async fn a_conversation_that_is_deleted_during_a_save_is_inserted_again() {
-    let (env, database) = migrated().await;
+    let (env, _) = migrated().await;
     env.psql(
         "INSERT INTO conversations (tenant_id, id, session_id, created_at, hot_generation)
          VALUES ('acme', 'c', 's', now(), 1)",
@@ -171,10 +156,8 @@ async fn a_conversation_that_is_deleted_during_a_save_is_inserted_again() {
     let mut dropper = PgConnection::connect(&env.database_url).await.unwrap();
     let mut transaction = dropper.begin().await.unwrap();
     sqlx::query("DELETE FROM conversations").execute(&mut *transaction).await.unwrap();
-    let saving = tokio::spawn({
-        let database = database.clone();
-        async move { save(&database, "m1").await }
-    });
+    let slow = with_long_timeouts(&env);
+    let saving = tokio::spawn(async move { save(&slow, "m1").await });
     until_one_waits_for_a_lock(&env).await;
     transaction.commit().await.unwrap();
     assert_eq!(saving.await.unwrap().unwrap(), [Saved::New]);
@@ -183,7 +166,7 @@ async fn a_conversation_that_is_deleted_during_a_save_is_inserted_again() {
 
 #[tokio::test]
 async fn a_conversation_that_another_transaction_inserts_during_a_save_is_used() {
-    let (env, database) = migrated().await;
+    let (env, _) = migrated().await;
     let mut other = PgConnection::connect(&env.database_url).await.unwrap();
     let mut transaction = other.begin().await.unwrap();
     sqlx::query(
@@ -193,10 +176,8 @@ async fn a_conversation_that_another_transaction_inserts_during_a_save_is_used()
     .execute(&mut *transaction)
     .await
     .unwrap();
-    let saving = tokio::spawn({
-        let database = database.clone();
-        async move { save(&database, "m1").await }
-    });
+    let slow = with_long_timeouts(&env);
+    let saving = tokio::spawn(async move { save(&slow, "m1").await });
     until_one_waits_for_a_lock(&env).await;
     transaction.commit().await.unwrap();
     assert_eq!(saving.await.unwrap().unwrap(), [Saved::New]);
@@ -220,10 +201,8 @@ async fn a_message_that_two_processes_save_at_once_is_stored_once() {
     .execute(&mut *transaction)
     .await
     .unwrap();
-    let saving = tokio::spawn({
-        let database = database.clone();
-        async move { save(&database, "m2").await }
-    });
+    let slow = with_long_timeouts(&env);
+    let saving = tokio::spawn(async move { save(&slow, "m2").await });
     until_one_waits_for_a_lock(&env).await;
     transaction.commit().await.unwrap();
     let saved = saving.await.unwrap().unwrap();
@@ -345,7 +324,7 @@ async fn a_conversation_that_was_expected_to_be_settled_is_updated_if_it_must_ch
 
 #[tokio::test]
 async fn a_plan_that_was_made_while_the_tables_were_empty_uses_the_primary_key() {
-    let (env, _database) = migrated().await;
+    let (env, _) = migrated().await;
     let statements = [
         (include_str!("../src/save/statement.sql"), 35),
         (include_str!("../src/save/settled.sql"), 24),

@@ -2,12 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-#[path = "../../conversation/tests/support/mod.rs"]
-mod support;
-
+use fixtures::{key, sql, stores, to_save};
 use inspect::{MatchKind, State, TraceReport, Tracer};
 use serde_json::json;
-use support::{key, message, sql, stores};
 use testkit::TestEnv;
 
 /// Stores a dead letter as a dead-letter collector would.
@@ -40,7 +37,7 @@ async fn trace(tracer: &Tracer, id: &str) -> TraceReport {
 #[tokio::test]
 async fn dead_letters_that_name_no_message_are_reported_beside_the_conversation_of_their_session() {
     let (env, replica) = stores().await;
-    replica.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
     store_dead_letter(&env, 1, "s", "NULL", "NULL").await;
     store_dead_letter(&env, 2, "s", "NULL", "NULL").await;
     let tracer = Tracer::new(replica.database.clone(), None, None);
@@ -53,7 +50,7 @@ async fn dead_letters_that_name_no_message_are_reported_beside_the_conversation_
 #[tokio::test]
 async fn a_message_that_a_replay_saved_is_stored_whichever_id_it_is_found_by() {
     let (env, replica) = stores().await;
-    replica.save(&[message("s", "m1", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
     let conversation = format!("'{}'", key("s").conversation);
     store_dead_letter(&env, 0xab, "another", &conversation, "'m1'").await;
     let tracer = Tracer::new(replica.database.clone(), None, None);

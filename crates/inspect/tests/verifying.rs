@@ -3,25 +3,21 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-#[path = "../../conversation/tests/support/mod.rs"]
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use broker::Endpoints;
 use conversation::{Closer, ClosingSettings, RandomSource};
 use database::Scope;
 use domain::failure::Dependency;
 use domain::ids::TenantId;
+use fixtures::{Replica, at_once, closer, endpoints, hot_store, key, redis, sql, stores, to_save};
 use inspect::{
     Finding, Incomplete, Kind, RepairOutcome, Repairs, Section, Verified, Verifier, VerifyProgress,
     VerifyingSettings,
 };
 use metrics::Metrics;
 use serde_json::json;
-use support::{Replica, at_once, closer, hot, key, message, redis, sql, stores};
 use testkit::TestEnv;
 
 /// All sections but queues: no statistics-worker runs here, so the closers' events stay queued.
@@ -46,10 +42,10 @@ impl World {
     async fn with_messages() -> Self {
         let world = Self::new().await;
         let at = |id: &str, second: u8| {
-            message("s", id, &json!({"timestamp": format!("2026-11-20T10:00:0{second}Z")}))
+            to_save("s", id, &json!({"timestamp": format!("2026-11-20T10:00:0{second}Z")}))
         };
         world.replica.save(&[at("m1", 1), at("m2", 2), at("m3", 3)]).await;
-        world.replica.save(&[message("t", "t1", &json!({})), message("t", "t2", &json!({}))]).await;
+        world.replica.save(&[to_save("t", "t1", &json!({})), to_save("t", "t2", &json!({}))]).await;
         world
     }
 
@@ -86,8 +82,8 @@ impl World {
 
     fn verifier_at(&self, redis_url: &str, repairs: Repairs) -> Verifier {
         let database = self.replica.database.clone();
-        let hot = hot(&database, redis_url, &Metrics::new());
-        let endpoints = Endpoints::parse(&self.env.amqp_url, "test").unwrap();
+        let hot = hot_store(&database, redis_url, &Metrics::new());
+        let endpoints = endpoints(&self.env.amqp_url);
         let ClosingSettings { grace, idle, .. } = ClosingSettings::default();
         let settings =
             VerifyingSettings { grace, idle, overdue_after: self.overdue_after, repairs };
@@ -169,7 +165,7 @@ async fn a_message_that_a_valid_copy_lacks_is_found_and_the_copy_invalidated() {
     let found = one(&world.repaired(&STORED).await, Kind::HotCopyMissing, "s");
     assert_eq!(found.id.as_deref(), Some("m2"));
     world.is_clean().await;
-    assert_eq!(support::ids(&world.replica.read_both(&key("s"), 10).await), ["m1", "m2", "m3"]);
+    assert_eq!(fixtures::ids(&world.replica.read_both(&key("s"), 10).await), ["m1", "m2", "m3"]);
     world.is_clean().await;
     let audited =
         "SELECT concat_ws('|', actor, action, tenant_id, subject, detail->>'id') FROM audit_log";
@@ -216,7 +212,7 @@ async fn every_page_of_a_long_copy_is_compared_back_to_its_beginning() {
     let world = World::new().await;
     let at = |n: usize| format!("2026-11-20T10:{:02}:{:02}Z", n / 60, n % 60);
     let batch: Vec<_> = (0..1_200)
-        .map(|n| message("s", &format!("m{n:04}"), &json!({"timestamp": at(n)})))
+        .map(|n| to_save("s", &format!("m{n:04}"), &json!({"timestamp": at(n)})))
         .collect();
     for part in batch.chunks(400) {
         world.replica.save(part).await;
@@ -424,7 +420,7 @@ async fn an_agent_that_a_late_event_names_makes_the_statistics_stale() {
         "action_type": "conversation.session_closed", "tenant_id": "acme", "session_id": "s",
         "timestamp": "2026-11-20T11:00:00Z", "agent_id": "ada",
     });
-    world.replica.sessions.record(&[support::action(&late)]).await.unwrap();
+    world.replica.sessions.record(&[fixtures::action(&late)]).await.unwrap();
     world.fleet().await;
     world.is_clean().await;
     assert_eq!(world.sql("SELECT max(agent_id) FROM conversation_stats").await, "ada");
@@ -538,7 +534,7 @@ async fn work_in_progress_is_not_reported_as_damage() {
             while !done.load(Ordering::Relaxed) {
                 let batch: Vec<_> = (0..20)
                     .map(|i| {
-                        message(
+                        to_save(
                             &format!("s{}", (n + i) % 40),
                             &format!("m{worker}-{n}-{i}"),
                             &json!({}),

@@ -82,12 +82,13 @@ impl Program {
 }
 
 impl Monitor {
-    /// Starts a Prometheus with a configuration, and waits until it is ready.
+    /// Starts a Prometheus with a configuration and files of rules, which the configuration names
+    /// `rules-*.yml`, and waits until it is ready.
     ///
     /// # Errors
     /// When it is not installed or does not start; then with the last lines of its log.
-    pub async fn prometheus(config: &Value) -> Result<Self> {
-        Self::start(Program::Prometheus, config, |command, data| {
+    pub async fn prometheus(config: &Value, rules: &[Value]) -> Result<Self> {
+        Self::start(Program::Prometheus, config, rules, |command, data| {
             command.arg(option("--storage.tsdb.path", data));
         })
         .await
@@ -98,7 +99,7 @@ impl Monitor {
     /// # Errors
     /// As [`Self::prometheus`].
     pub async fn alertmanager(config: &Value) -> Result<Self> {
-        Self::start(Program::Alertmanager, config, |command, data| {
+        Self::start(Program::Alertmanager, config, &[], |command, data| {
             // No cluster: otherwise it would search for a private address to listen on.
             command.arg("--cluster.listen-address=").arg(option("--storage.path", data));
         })
@@ -132,6 +133,7 @@ impl Monitor {
     async fn start(
         program: Program,
         config: &Value,
+        rules: &[Value],
         options: impl FnOnce(&mut Command, &Path),
     ) -> Result<Self> {
         let guard = Guard::new(None).context("cannot create a directory for the monitor")?;
@@ -139,6 +141,10 @@ impl Monitor {
         // JSON is valid YAML.
         let file = guard.dir().join("config.yml");
         std::fs::write(&file, serde_json::to_vec_pretty(config)?)?;
+        for (number, rules) in rules.iter().enumerate() {
+            let file = guard.dir().join(format!("rules-{number}.yml"));
+            std::fs::write(file, serde_json::to_vec_pretty(rules)?)?;
+        }
         let mut command = guard.mark().command(program.path()?);
         command
             .current_dir(guard.dir())

@@ -19,8 +19,8 @@ pub fn redis() -> Kind {
     if std::env::var_os(REDIS_CLUSTER).is_some() { Kind::RedisCluster } else { Kind::Redis }
 }
 
-/// Clusters started in advance: enough for two concurrent tests of one second each not to wait.
-const SPARES: usize = 4;
+/// Clusters started in advance: enough for four concurrent tests of one second each not to wait.
+const SPARES: usize = 8;
 
 type Receiver = mpsc::Receiver<Result<Servers>>;
 

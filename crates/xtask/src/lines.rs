@@ -1,7 +1,7 @@
 //! `cargo xtask lines`: counts the product's lines of Rust.
 //!
-//! The product is what `crates/` builds, without `testkit`, `xtask`, the folders `tests` and `examples`, and the
-//! modules under `#[cfg(test)]`. Comments and blank lines count: they are read too.
+//! The product is what `crates/` builds, without `testkit`, `fixtures`, `xtask`, the folders `tests` and `examples`,
+//! and the modules under `#[cfg(test)]`. Comments and blank lines count: they are read too.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ pub(crate) struct Options {
 }
 
 /// Folders that are not part of the product.
-const OTHER: [&str; 4] = ["testkit", "xtask", "tests", "examples"];
+const OTHER: [&str; 5] = ["testkit", "fixtures", "xtask", "tests", "examples"];
 
 /// Prints the lines of each crate and their sum.
 pub(crate) fn run(options: &Options) -> Result<()> {

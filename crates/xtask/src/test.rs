@@ -1,10 +1,11 @@
 //! `cargo xtask test`: runs every test on real servers.
 
 mod newer_rabbitmq;
-mod programs;
+mod on_redis_cluster;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -59,6 +60,13 @@ const TIMED: &str = r#"target.'cfg(all())'.runner = ["sh", "-c", """case "$0" in
 *) exec "$0" "$@" ;;
 esac"""]"#;
 
+/// The environment variable with the number of tests that a test program runs at the same time.
+const THREADS: &str = "RUST_TEST_THREADS";
+
+/// Tests that run at the same time on a core. Most of the time they wait for a server, a timeout or a process
+/// to start.
+const THREADS_PER_CORE: usize = 2;
+
 /// How many of the slowest tests are listed.
 const SLOWEST: usize = 10;
 
@@ -93,12 +101,22 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         command.arg("--workspace").env(BUILT, "1");
         if options.redis_cluster {
             // Not by package: cargo would then select other features, and recompile everything.
-            for program in programs::that_link("hot-store").await? {
+            for program in on_redis_cluster::programs().await? {
                 command.args(["--test", &program]);
             }
         }
     }
     command.args(&options.arguments).env(SHARED, &description);
+    if everything && options.redis_cluster && !options.arguments.iter().any(|it| it == "--") {
+        command.arg("--");
+        for name in on_redis_cluster::SAME_ON_BOTH {
+            command.args(["--skip", name]);
+        }
+    }
+    if std::env::var_os(THREADS).is_none() {
+        let cores = thread::available_parallelism()?.get();
+        command.env(THREADS, (THREADS_PER_CORE * cores).to_string());
+    }
     if options.deep {
         command.env(DEEP, "1");
     }

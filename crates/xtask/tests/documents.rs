@@ -18,7 +18,11 @@ fn every_test_that_the_loss_table_names_exists() {
     let named = proofs(&text);
     assert!(named.len() >= 30, "the loss table names only {named:?}");
     let tests = test_functions();
-    let missing: Vec<_> = named.difference(&tests).collect();
+    let exists = |name: &str| match name.strip_suffix('*') {
+        Some(beginning) => tests.iter().any(|test| test.starts_with(beginning)),
+        None => tests.contains(name),
+    };
+    let missing: Vec<_> = named.iter().filter(|name| !exists(name)).collect();
     assert!(missing.is_empty(), "docs/delivery.md names tests that do not exist: {missing:#?}");
 }
 

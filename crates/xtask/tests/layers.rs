@@ -53,6 +53,10 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ),
     ("testkit", &[]),
     ("xtask", &["domain", "testkit"]),
+    (
+        FIXTURES,
+        &["broker", "conversation", "database", "domain", "hot-store", "metrics", "testkit"],
+    ),
     // The baselines of the benchmarks: the same clients, without crates of the product.
     (BASELINE, &[]),
     // Whole-system tests may use every crate; no crate depends on them.
@@ -64,6 +68,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "conversation",
             "dead-letters",
             "failpoints",
+            "fixtures",
             "domain",
             "hot-store",
             "inspect",
@@ -87,6 +92,9 @@ const WORKER: &[&str] = &[
     "tokens",
     "worker",
 ];
+
+/// What the tests of several crates share.
+const FIXTURES: &str = "fixtures";
 
 /// The package that may use every client, because it is not part of the product.
 const BASELINE: &str = "bench-peers";
@@ -168,7 +176,7 @@ fn each_client_is_used_by_one_crate() {
 }
 
 #[test]
-fn no_crate_depends_on_a_binary_or_on_the_testkit() {
+fn no_crate_depends_on_a_binary_or_on_test_support() {
     let packages = packages();
     let binaries: Vec<&str> =
         packages.iter().filter(|p| p.is_binary).map(|p| p.name.as_str()).collect();
@@ -181,11 +189,13 @@ fn no_crate_depends_on_a_binary_or_on_the_testkit() {
                 package.name
             );
         }
-        let may_test = ["xtask", "system-tests"].contains(&package.name.as_str());
-        assert!(
-            may_test || !package.dependencies.contains("testkit"),
-            "{} may use testkit only as a dev-dependency",
-            package.name
-        );
+        let may_test = ["xtask", FIXTURES, "system-tests"].contains(&package.name.as_str());
+        for support in ["testkit", FIXTURES] {
+            assert!(
+                may_test || !package.dependencies.contains(support),
+                "{} may use {support} only as a dev-dependency",
+                package.name
+            );
+        }
     }
 }

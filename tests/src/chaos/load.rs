@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::plan::Plan;
-use crate::{Agent, PublishedMessages, Scenario, TestReader, at, closed, key, message, opened};
+use crate::{Agent, PublishedMessages, Scenario, TestReader, at, closed, key_of, message, opened};
 
 /// How long the remaining work may take after the last fault: the lease of a killed closer (30 s), and
 /// a backlog.
@@ -139,7 +139,7 @@ impl LoadRecord {
     fn add(&mut self, actions: &[Value]) {
         let of = |name| actions.iter().filter(move |action| action["action_type"] == name);
         self.published.add_confirmed(of("conversation.save_message"));
-        self.opened.extend(of("conversation.session_opened").map(key));
+        self.opened.extend(of("conversation.session_opened").map(key_of));
         self.closed += of("conversation.session_closed").count();
     }
 }

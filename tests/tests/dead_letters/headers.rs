@@ -4,7 +4,7 @@
 //! RabbitMQ would also route it to other queues. So each test ends with a retry that must be saved.
 
 use serde_json::{Value, json};
-use system_tests::{COLLECTOR, Counts, SAVER, Scenario, key, message};
+use system_tests::{COLLECTOR, Counts, SAVER, Scenario, key_of, message};
 
 use crate::SAVES;
 
@@ -27,7 +27,7 @@ async fn a_replayed_dead_letter_of_the_delivery_limit_survives_a_later_retry() {
     scenario.until_sql(dead_letter, &expected).await;
     replayed_with_a_retry(&scenario, "m1").await;
     scenario.finish([collector]).await;
-    assert_eq!(scenario.reader().stored(&key(&body)).await.len(), 1);
+    assert_eq!(scenario.reader().stored(&key_of(&body)).await.len(), 1);
 }
 
 #[tokio::test]
@@ -53,7 +53,7 @@ async fn headers_of_an_agent_do_not_redirect_or_drop_its_message() {
                   FROM dead_letters";
     scenario.until_sql(dead_letter, &format!("schema|role|1|{user}")).await;
     // A retry by the worker, of a message that has not been dead-lettered.
-    poison(&scenario, "m2").await;
+    scenario.poison("P0001", "m2").await;
     let good = message("own", "s", "m2", &json!({}));
     rabbit.publish(SAVES, &properties, &good.to_string()).await;
     Counts::reach(&saver, "verbatim_retries_total", &[("queue", SAVES)], 1.0).await;
@@ -73,7 +73,7 @@ async fn headers_of_an_agent_do_not_redirect_or_drop_its_message() {
 /// Replays every open dead letter while PostgreSQL refuses the message once: so the message passes through
 /// a retry queue before it is saved.
 async fn replayed_with_a_retry(scenario: &Scenario, id: &str) {
-    poison(scenario, id).await;
+    scenario.poison("P0001", id).await;
     let saver = scenario.start(SAVER).await;
     let arguments = ["dead-letters", "replay", "--all", "--watch", "0s"];
     let replay = scenario.verbatim(&arguments).await;
@@ -84,21 +84,4 @@ async fn replayed_with_a_retry(scenario: &Scenario, id: &str) {
     scenario.until_sql(&stored, "1").await;
     scenario.finish([saver]).await;
     assert_eq!(scenario.sql("SELECT string_agg(status, ',') FROM dead_letters").await, "replayed");
-}
-
-/// Makes PostgreSQL refuse the messages with these comma-separated ids, with an error code that the
-/// workers do not classify.
-pub(crate) async fn poison(scenario: &Scenario, ids: &str) {
-    let trigger = format!(
-        "CREATE TABLE poisoned AS SELECT unnest('{{{ids}}}'::text[]) AS id;
-         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
-         BEGIN
-             IF EXISTS (SELECT FROM poisoned WHERE id = NEW.id) THEN
-                 RAISE EXCEPTION 'poisoned by the test' USING ERRCODE = 'P0001';
-             END IF;
-             RETURN NEW;
-         END $$;
-         CREATE TRIGGER refuse BEFORE INSERT ON message_rows FOR EACH ROW EXECUTE FUNCTION refuse()"
-    );
-    scenario.sql(&trigger).await;
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use broker::Publication;
 use serde_json::{Value, json};
 use system_tests::{
-    COLLECTOR, Counts, LIMIT, PublishedMessages, SAVER, Scenario, at, key, message,
+    COLLECTOR, Counts, LIMIT, PublishedMessages, SAVER, Scenario, anonymous, at, key_of, message,
 };
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
@@ -49,7 +49,7 @@ async fn each_conflicting_body_is_stored_as_a_separate_dead_letter() {
     let seen = scenario.sql(dead_letters).await;
     let seen: BTreeSet<&str> = seen.split(", ").collect();
     assert_eq!(seen, BTreeSet::from(["second 1 conflict m1", "third 2 conflict m1"]));
-    let stored = reader.stored(&key(&with("first"))).await;
+    let stored = reader.stored(&key_of(&with("first"))).await;
     let stored: Vec<_> = stored.iter().map(|message| message.content.text()).collect();
     assert_eq!(stored, ["first"]);
 }
@@ -114,7 +114,7 @@ async fn rerouted_messages_arrive_once_while_the_queue_of_others_is_missing() {
     assert_eq!((states.len(), ids.len()), (5, 5));
     scenario.finish([saver, collector]).await;
     stored_once(&scenario, 10, 0).await;
-    let conversation = key(&json!({"tenant_id": "reroute", "session_id": "s"}));
+    let conversation = key_of(&json!({"tenant_id": "reroute", "session_id": "s"}));
     assert_eq!(reader.both(&conversation).await.len(), 10);
 }
 
@@ -182,15 +182,6 @@ async fn dead_letters_that_cannot_be_announced_for_a_while_are_stored_and_announ
 /// A message in the dead-letter queue that is not an action.
 fn dead_letter(n: u8) -> Publication {
     Publication::to_queue(DEAD_LETTERS, format!("what is {n}?").into_bytes())
-}
-
-/// The body of a message without id and timestamp.
-fn anonymous(tenant: &str, n: i64) -> String {
-    let mut action = message(tenant, "s", "", &json!({"content": format!("text {n}")}));
-    let fields = action.as_object_mut().unwrap();
-    fields.remove("message_id");
-    fields.remove("timestamp");
-    action.to_string()
 }
 
 async fn until_queued(scenario: &Scenario, queue: &str, messages: u32) {

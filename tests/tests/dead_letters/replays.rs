@@ -1,28 +1,23 @@
 //! Replays of dead letters: each is published once, and one that fails again is reported.
 
-use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
-use broker::{Delivery, Endpoints, Publication, Publisher};
-use database::{Actor, Database, DeadLetterFilter, ReplayedBefore, Selection};
+use broker::Publisher;
+use database::{Actor, DeadLetterFilter, ReplayedBefore, Selection};
 use dead_letters::{
     DeadLetterValidator, Ended, ReplayReport, ReplaySettings, Replayer, StopOnFailure,
 };
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
-use domain::failure::{DeadLetterReason, Refusal};
-use domain::time::Timestamp;
-use failpoints::{AT, Step};
+use fixtures::{database, endpoints};
 use metrics::Metrics;
 use serde_json::{Value, json};
-use system_tests::{COLLECTOR, LIMIT, SAVER, Scenario, at, key, message};
+use system_tests::{
+    COLLECTOR, LIMIT, SAVER, Scenario, anonymous, as_dead_letter, at, key_of, message,
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::headers::poison;
-use crate::{DEAD_LETTERS, SAVES, anonymous};
-
-/// SIGABRT (signal(7)): what `abort` ends a process with.
-const ABORTED: i32 = 6;
+use crate::SAVES;
 
 const VALIDATOR: DeadLetterValidator =
     DeadLetterValidator { max_body_bytes: DEFAULT_MAX_BODY_BYTES };
@@ -96,12 +91,10 @@ async fn of_10_000_replayed_dead_letters_9_999_are_saved_once_and_the_bad_one_fa
 async fn a_replay_that_ends_before_it_is_recorded_is_repeated_and_takes_effect_once() {
     let scenario = Scenario::new().await;
     let identified = message("crash", "s", "m1", &json!({}));
-    store(
-        &scenario,
-        &[as_dead_letter(&identified.to_string()), as_dead_letter(&anonymous("crash", 1))],
-    )
-    .await;
-    let (database, replayer) = (database(&scenario), replayer(&scenario));
+    let dead_letters =
+        [as_dead_letter(&identified.to_string()), as_dead_letter(&anonymous("crash", 1))];
+    scenario.store_dead_letters(&dead_letters).await;
+    let (database, replayer) = (database(&scenario.database_url), replayer(&scenario));
     let cursor = database.dead_letter_cursor(Selection::All).await.unwrap();
     let taken = replayer.take(&cursor, &actor(), 10).await.unwrap();
     // Published and confirmed, but not recorded: as when the process ends here.
@@ -121,38 +114,7 @@ async fn a_replay_that_ends_before_it_is_recorded_is_repeated_and_takes_effect_o
     let saver = scenario.start(SAVER).await;
     scenario.until_sql("SELECT count(*) FROM messages", "2").await;
     scenario.finish([saver]).await;
-    assert_eq!(scenario.reader().both(&key(&identified)).await.len(), 2);
-}
-
-#[tokio::test]
-async fn a_replay_that_is_killed_at_any_step_is_repeated_and_takes_effect_once() {
-    for step in [Step::ReplayConfirmed, Step::ReplayMarked] {
-        let scenario = Scenario::with_failpoints().await;
-        let dead_letters: Vec<_> =
-            (0..20).map(|n| as_dead_letter(&anonymous("killed", n))).collect();
-        store(&scenario, &dead_letters).await;
-        let replay = ["dead-letters", "replay", "--all", "--watch", "0s", "--rate", "1000"];
-        let killed = scenario.verbatim_with(&replay, &[(AT, step.name())]).await;
-        assert_eq!(killed.status.signal(), Some(ABORTED), "{}: {killed:?}", step.name());
-        if step == Step::ReplayConfirmed {
-            let early = scenario.verbatim(&replay).await;
-            assert_eq!(
-                early.status.code(),
-                Some(1),
-                "some are claimed by the killed run: {early:?}"
-            );
-        }
-        scenario.sql("UPDATE dead_letters SET replay_lease_until = clock_timestamp()").await;
-        let again = scenario.verbatim(&replay).await;
-        assert_eq!(again.status.code(), Some(0), "{}: {again:?}", step.name());
-        let saver = scenario.start(SAVER).await;
-        scenario.until_sql("SELECT count(*) FROM messages", "20").await;
-        scenario.finish([saver]).await;
-        let end = "SELECT concat_ws('|', (SELECT count(*) FROM messages), count(*), min(status),
-                       max(status), (SELECT count(DISTINCT subject) FROM audit_log
-                                     WHERE action = 'dead_letter.replay')) FROM dead_letters";
-        assert_eq!(scenario.sql(end).await, "20|20|replayed|replayed|20", "{}", step.name());
-    }
+    assert_eq!(scenario.reader().both(&key_of(&identified)).await.len(), 2);
 }
 
 #[tokio::test]
@@ -161,7 +123,7 @@ async fn two_concurrent_replays_publish_each_dead_letter_once() {
     let dead_letters: Vec<_> = (0..300)
         .map(|n| as_dead_letter(&message("twice", "s", &format!("m{n}"), &json!({})).to_string()))
         .collect();
-    store(&scenario, &dead_letters).await;
+    scenario.store_dead_letters(&dead_letters).await;
     let (one, other) = (replayer(&scenario), replayer(&scenario));
     let (one, other) = tokio::join!(
         run(&one, Selection::All, StopOnFailure::Never),
@@ -180,7 +142,7 @@ async fn a_replayed_dead_letter_whose_queue_is_missing_stays_open_with_the_error
     let dead_letters: Vec<_> = (0..20)
         .map(|n| as_dead_letter(&message("missing", "s", &format!("m{n}"), &json!({})).to_string()))
         .collect();
-    store(&scenario, &dead_letters).await;
+    scenario.store_dead_letters(&dead_letters).await;
     scenario.rabbit().delete_queue(SAVES).await;
     let replayer = replayer(&scenario);
     let report = run(&replayer, Selection::All, StopOnFailure::WholeBatch).await;
@@ -205,7 +167,7 @@ async fn dead_letters_refused_by_a_full_queue_stay_open_with_the_error() {
     let dead_letters: Vec<_> = (0..200)
         .map(|n| as_dead_letter(&message("full", "s", &format!("m{n}"), &json!({})).to_string()))
         .collect();
-    store(&scenario, &dead_letters).await;
+    scenario.store_dead_letters(&dead_letters).await;
     let rabbit = scenario.rabbit();
     rabbit.delete_queue(SAVES).await;
     let small = json!({
@@ -325,13 +287,17 @@ async fn a_failure_that_shows_only_after_retries_ends_a_replay() {
     let dead_letter =
         |id: &String| as_dead_letter(&message("late", "s", id, &json!({})).to_string());
     let dead_letters: Vec<_> = ids.iter().map(dead_letter).collect();
-    poison(&scenario, &ids.join(",")).await;
+    scenario.poison("P0001", &ids.join(",")).await;
+    // Retries after a second each, not after 1, 5 and 30: of two limits RabbitMQ takes the lower.
+    for queue in ["domain.retry.5000", "domain.retry.30000"] {
+        scenario.rabbit().policy(queue, &json!({"message-ttl": 1_000})).await;
+    }
     let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     scenario.agent().send(dead_letters).await;
     scenario.until_sql("SELECT count(*) FROM dead_letters", "100").await;
-    // The first fails again after retries of 1 + 5 + 30 s; meanwhile one dead letter at a time is replayed.
-    let settings =
-        ReplaySettings { watch: Duration::from_secs(3), ..settings(StopOnFailure::WholeBatch) };
+    // The first fails again after its retries; meanwhile one dead letter at a time is replayed.
+    let watch = Duration::from_millis(250);
+    let settings = ReplaySettings { watch, ..settings(StopOnFailure::WholeBatch) };
     let report = run_with(&replayer(&scenario), Selection::All, &settings).await;
     assert_eq!(report.ended, Ended::FailedAgain, "{report:?}");
     assert!(report.replayed < 50, "{report:?}");
@@ -344,7 +310,7 @@ async fn a_cancelled_replay_releases_its_claims_and_records_what_it_published() 
     let dead_letters: Vec<_> = (0..40)
         .map(|n| as_dead_letter(&message("stop", "s", &format!("m{n}"), &json!({})).to_string()))
         .collect();
-    store(&scenario, &dead_letters).await;
+    scenario.store_dead_letters(&dead_letters).await;
     let (replayer, stop, actor) = (replayer(&scenario), CancellationToken::new(), actor());
     let settings = ReplaySettings { rate: 20.0, ..settings(StopOnFailure::WholeBatch) };
     let report = replayer
@@ -391,47 +357,10 @@ async fn a_replay_saves_the_edited_copy_and_keeps_the_original_body() {
     scenario.finish([saver, collector]).await;
 }
 
-/// The dead letter that a worker publishes after the last attempt of a message.
-pub(crate) fn as_dead_letter(body: &str) -> Publication {
-    let at = Timestamp::parse("2026-11-20T10:00:01Z").unwrap();
-    let published = json!({"exchange": "domain.actions"});
-    let delivery = Delivery::from_stored(body.as_bytes().to_vec(), &published, &json!({}), at);
-    let refusal = Refusal {
-        reason: DeadLetterReason::AttemptsExhausted,
-        hint: None,
-        field: None,
-        detail: "an error of the test".to_owned(),
-    };
-    Publication::copy(&delivery, DEAD_LETTERS).dead_lettered(SAVES, refusal, at)
-}
-
-/// Has a dead-letter collector store these dead letters, and drains it.
-async fn store(scenario: &Scenario, dead_letters: &[Publication]) {
-    let collector = scenario.start(COLLECTOR).await;
-    scenario.agent().send(dead_letters.to_vec()).await;
-    let stored = "SELECT count(*) FROM dead_letters";
-    scenario.until_sql(stored, &dead_letters.len().to_string()).await;
-    scenario.finish([collector]).await;
-    // These tests check that no other queue has messages.
-    scenario.rabbit().take("conversation.statistics").await;
-}
-
-fn database(scenario: &Scenario) -> Database {
-    Database::open(&database::Settings {
-        url: scenario.database_url.clone(),
-        application: "test".to_owned(),
-        connections: 2,
-        time_out: Duration::from_secs(10),
-        lock_time_out: Duration::from_secs(2),
-    })
-    .unwrap()
-}
-
 fn replayer(scenario: &Scenario) -> Replayer {
-    let (endpoints, metrics) =
-        (Endpoints::parse(&scenario.amqp_url, "test").unwrap(), Metrics::new());
-    let publisher = Publisher::new(endpoints, metrics.clone());
-    Replayer::new(database(scenario), publisher, metrics, VALIDATOR)
+    let metrics = Metrics::new();
+    let publisher = Publisher::new(endpoints(&scenario.amqp_url), metrics.clone());
+    Replayer::new(database(&scenario.database_url), publisher, metrics, VALIDATOR)
 }
 
 fn actor() -> Actor {

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::{Endpoints, Publication, PublishError, Publisher};
+use broker::{Publication, PublishError, Publisher};
 use domain::status::ConversationStatus;
+use fixtures::endpoints;
 use metrics::Metrics;
 use serde_json::json;
 use system_tests::{
-    COLLECTOR, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, Scenario, closed, key, message,
+    COLLECTOR, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, Scenario, closed, key_of,
+    message,
 };
 use testkit::servers::{Kind, Servers};
 use testkit::wait::eventually;
 
-use crate::poison::poison;
 use crate::{SAVES, load, proxy, publish, stored, until_holding, until_stored};
 
 #[tokio::test]
@@ -29,7 +30,7 @@ async fn while_a_memory_alarm_blocks_publishers_saving_continues_and_publishes_w
         scenario.start(MIGRATION),
         scenario.start(COLLECTOR),
     );
-    poison(&scenario, "22023", "m00150").await;
+    scenario.poison("22023", "m00150").await;
     let closing = message("alarm", "closing", "closing", &json!({}));
     agent.publish(&closing).await;
     until_stored(&scenario, 1).await;
@@ -39,7 +40,7 @@ async fn while_a_memory_alarm_blocks_publishers_saving_continues_and_publishes_w
     agent.publish(&closed("alarm", "closing", &json!({}))).await;
     let server = scenario.server(Kind::RabbitMq);
     server.rabbitmqctl(&["set_vm_memory_high_watermark", "0"]).await.unwrap();
-    let endpoints = Endpoints::parse(&scenario.amqp_url, "test").unwrap();
+    let endpoints = endpoints(&scenario.amqp_url);
     let publisher = Publisher::with_timeout(endpoints, Metrics::new(), Duration::from_secs(2));
     eventually("publishers to be blocked", LIMIT, async || {
         let event = Arc::new(Publication::event("conversation.test", b"{}".to_vec()));
@@ -61,7 +62,7 @@ async fn while_a_memory_alarm_blocks_publishers_saving_continues_and_publishes_w
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
 
     server.rabbitmqctl(&["set_vm_memory_high_watermark", "0.6"]).await.unwrap();
-    reader.reaches(&key(&closing), ConversationStatus::Archived).await;
+    reader.reaches(&key_of(&closing), ConversationStatus::Archived).await;
     published.add_confirmed(&[closing]);
     scenario.until_sql("SELECT count(*) FROM dead_letters", "1").await;
     assert_eq!(stored(&scenario).await, 300);

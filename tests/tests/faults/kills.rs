@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use system_tests::{
     COLLECTOR, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, closed,
-    key,
+    key_of,
 };
 use testkit::environment::deep;
 use testkit::servers::Kind;
@@ -113,7 +113,7 @@ async fn a_closer_killed_midway_is_replaced_by_another_and_each_conversation_clo
     let rolled_up = "SELECT concat_ws('|', sum(conversations), sum(messages)) FROM daily_stats";
     scenario.until_sql(rolled_up, "300|600").await;
     for body in &messages[..5] {
-        assert_eq!(reader.transcript(&key(body)).await.messages.len(), 2);
+        assert_eq!(reader.transcript(&key_of(body)).await.messages.len(), 2);
     }
     scenario.finish([saver, other, statistics]).await;
 }

@@ -3,7 +3,7 @@
 use domain::fleet;
 use domain::status::ConversationStatus;
 use serde_json::json;
-use system_tests::{Counts, LIMIT, PublishedMessages, SAVER, Scenario, closed, key, message};
+use system_tests::{Counts, LIMIT, PublishedMessages, SAVER, Scenario, closed, key_of, message};
 use testkit::process::Signal;
 use testkit::wait::eventually;
 
@@ -107,7 +107,7 @@ async fn a_fleet_started_before_its_servers_reports_what_is_missing_and_becomes_
     scenario.agent().publish(&body).await;
     until_stored(&scenario, 1).await;
     scenario.agent().publish(&closed("early", "s", &json!({}))).await;
-    scenario.reader().reaches(&key(&body), ConversationStatus::Archived).await;
+    scenario.reader().reaches(&key_of(&body), ConversationStatus::Archived).await;
     scenario.finish(workers).await;
 }
 

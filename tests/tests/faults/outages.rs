@@ -1,7 +1,7 @@
 //! Servers that are unavailable, do not respond, restart empty, or are cut off from one worker.
 
 use conversation::Source;
-use system_tests::{COLLECTOR, Counts, LIMIT, PublishedMessages, SAVER, Scenario, key};
+use system_tests::{COLLECTOR, Counts, LIMIT, PublishedMessages, SAVER, Scenario, key_of};
 use testkit::wait::eventually;
 
 use crate::stores::{server_identities, until_one_meets_another_redis};
@@ -107,7 +107,7 @@ async fn redis_restarted_empty_under_load_hides_no_message_from_any_reader() {
     let messages = load("wiped", 4_000, 20);
     publish(&agent, &mut published, &messages[..1_000]).await;
     until_stored(&scenario, 1_000).await;
-    assert_eq!(reader.both(&key(&messages[0])).await.len(), 50);
+    assert_eq!(reader.both(&key_of(&messages[0])).await.len(), 50);
     let epoch = "SELECT epoch FROM hot_epoch";
     let at_first = scenario.sql(epoch).await;
     let before = server_identities(&[&one, &two]).await;
@@ -126,7 +126,7 @@ async fn redis_restarted_empty_under_load_hides_no_message_from_any_reader() {
     for worker in [&one, &two] {
         until_unready(worker, &["\"redis\":{\"ready\":false", "Redis unavailable"]).await;
     }
-    let transcript = reader.transcript(&key(&messages[0])).await;
+    let transcript = reader.transcript(&key_of(&messages[0])).await;
     assert_eq!((transcript.source, transcript.messages.len()), (Source::Database, 200));
     assert!(!transcript.degraded);
     scenario.redis().start().await.unwrap();
@@ -154,7 +154,11 @@ async fn one_of_two_savers_cut_off_from_redis_misleads_no_reader() {
     publish(&agent, &mut published, &messages[..100]).await;
     until_stored(&scenario, 100).await;
     for body in &messages[..4] {
-        assert_eq!(reader.both(&key(body)).await.len(), 25, "loaded, with its completeness marker");
+        assert_eq!(
+            reader.both(&key_of(body)).await.len(),
+            25,
+            "loaded, with its completeness marker"
+        );
     }
     redis.cut().await.unwrap();
     for part in messages[100..].chunks(20) {

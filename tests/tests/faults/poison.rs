@@ -7,7 +7,7 @@ use crate::{SAVES, load, publish, until_holding, until_stored};
 #[tokio::test]
 async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
     let scenario = Scenario::new().await;
-    poison(&scenario, "22023", "m00321").await;
+    scenario.poison("22023", "m00321").await;
     let (agent, reader, mut published) =
         (scenario.agent(), scenario.reader(), PublishedMessages::default());
     publish(&agent, &mut published, &load("poison", 500, 7)).await;
@@ -33,7 +33,7 @@ async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
 #[tokio::test]
 async fn an_unclassified_failure_is_retried_three_times_and_then_a_dead_letter_with_its_history() {
     let scenario = Scenario::new().await;
-    poison(&scenario, "P0001", "m00001,m00002").await;
+    scenario.poison("P0001", "m00001,m00002").await;
     let (agent, reader, mut published) =
         (scenario.agent(), scenario.reader(), PublishedMessages::default());
     let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
@@ -72,7 +72,7 @@ async fn a_message_redelivered_too_often_is_quarantined_and_saved() {
     let messages = load("suspect", 10, 2);
     let ids: Vec<&str> = messages.iter().filter_map(|it| it["message_id"].as_str()).collect();
     // The error code of a full disk: a worker holds these messages.
-    poison(&scenario, "53100", &ids.join(",")).await;
+    scenario.poison("53100", &ids.join(",")).await;
     publish(&agent, &mut published, &messages).await;
     for _ in 0..3 {
         let victim = scenario.launch(SAVER, &[]);
@@ -86,20 +86,4 @@ async fn a_message_redelivered_too_often_is_quarantined_and_saved() {
     let counts = Counts::reach(&saver, "verbatim_deliveries_total", &of("applied"), 10.0).await;
     assert_eq!(counts.sum("verbatim_deliveries_total", &of("quarantined")), 10.0);
     scenario.finish([saver]).await;
-}
-
-/// Makes PostgreSQL refuse the messages whose ids are in the table `poisoned`, with this SQLSTATE.
-pub(crate) async fn poison(scenario: &Scenario, sqlstate: &str, ids: &str) {
-    let trigger = format!(
-        "CREATE TABLE poisoned AS SELECT unnest('{{{ids}}}'::text[]) AS id;
-         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
-         BEGIN
-             IF EXISTS (SELECT FROM poisoned WHERE id = NEW.id) THEN
-                 RAISE EXCEPTION 'poisoned by the test' USING ERRCODE = '{sqlstate}';
-             END IF;
-             RETURN NEW;
-         END $$;
-         CREATE TRIGGER refuse BEFORE INSERT ON message_rows FOR EACH ROW EXECUTE FUNCTION refuse()"
-    );
-    scenario.sql(&trigger).await;
 }

@@ -8,7 +8,6 @@ use testkit::environment::deep;
 use testkit::servers::{Kind, Servers};
 use testkit::wait::eventually;
 
-use crate::poison::poison;
 use crate::{SAVES, load, proxy, publish, stored, until_stored, until_unready};
 
 /// Where the dead letters of [`SAVES`] wait for the dead-letter collector.
@@ -22,7 +21,7 @@ async fn a_dead_letter_refused_by_a_full_queue_is_held_until_there_is_room() {
     let messages = load("full", 120, 4);
     let (bad, good) = messages.split_at(100);
     let ids: Vec<&str> = bad.iter().filter_map(|it| it["message_id"].as_str()).collect();
-    poison(&scenario, "22023", &ids.join(",")).await;
+    scenario.poison("22023", &ids.join(",")).await;
     // No dead-letter collector runs.
     scenario.rabbit().policy(DEAD_LETTERS, &json!({"max-length": 2})).await;
     let saver = scenario.start(SAVER).await;
@@ -64,7 +63,7 @@ async fn a_dead_letter_whose_queue_is_missing_is_held_until_the_queue_is_declare
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
         (scenario.agent(), scenario.reader(), PublishedMessages::default());
-    poison(&scenario, "22023", "m00001").await;
+    scenario.poison("22023", "m00001").await;
     let saver = scenario.start(SAVER).await;
     scenario.rabbit().delete_queue(DEAD_LETTERS).await;
     publish(&agent, &mut published, &load("missing-dlq", 20, 1)).await;
@@ -93,7 +92,7 @@ async fn a_missing_exchange_closes_a_channel_and_the_retry_for_it_is_held() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
         (scenario.agent(), scenario.reader(), PublishedMessages::default());
-    poison(&scenario, "P0001", "m00001").await;
+    scenario.poison("P0001", "m00001").await;
     let saver = scenario.start(SAVER).await;
     scenario.rabbit().delete_exchange("domain.retry.1000").await;
     publish(&agent, &mut published, &load("exchange", 20, 1)).await;
@@ -169,7 +168,7 @@ async fn a_message_that_waits_for_a_retry_survives_the_deletion_of_its_queue() {
     let scenario = Scenario::with_own(servers).await;
     let (agent, reader, mut published) =
         (scenario.agent(), scenario.reader(), PublishedMessages::default());
-    poison(&scenario, "P0001", "m00001").await;
+    scenario.poison("P0001", "m00001").await;
     let saver = scenario.start(SAVER).await;
     publish(&agent, &mut published, &load("waits", 20, 1)).await;
     until_stored(&scenario, 19).await;

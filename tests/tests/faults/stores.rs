@@ -2,7 +2,7 @@
 
 use conversation::Source;
 use serde_json::Value;
-use system_tests::{Counts, LIMIT, PublishedMessages, SAVER, Scenario, TestReader, key};
+use system_tests::{Counts, LIMIT, PublishedMessages, SAVER, Scenario, TestReader, key_of};
 use testkit::fleet::Worker;
 use testkit::servers::{Kind, Node, Servers};
 use testkit::wait::eventually;
@@ -187,7 +187,7 @@ async fn until_settled(saver: &Worker, messages: usize) {
 /// Checks that a read of each message's conversation returns all acknowledged messages.
 async fn all_are_read(reader: &TestReader, of: &[Value], messages: usize) {
     for message in of {
-        let read = reader.transcript(&key(message)).await;
+        let read = reader.transcript(&key_of(message)).await;
         let found = (read.messages.len(), read.degraded);
         assert_eq!(found, (messages, false), "from {:?}", read.source);
         assert!(matches!(read.source, Source::Database | Source::HotCopy));

@@ -4,7 +4,8 @@ use conversation::Source;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use system_tests::{
-    COLLECTOR, MIGRATION, SAVER, STATISTICS, Scenario, ServerSet, at, closed, key, message, opened,
+    COLLECTOR, MIGRATION, SAVER, STATISTICS, Scenario, ServerSet, at, closed, key_of, message,
+    opened,
 };
 use testkit::wait::eventually;
 
@@ -22,7 +23,7 @@ async fn a_message_is_hot_and_durable_and_a_closed_conversation_archived_with_it
         message("whole", "s", "3", &of_agent("user", 10_000_000)),
         message("whole", "s", "4", &of_agent("assistant", 14_000_000)),
     ];
-    let key = key(&messages[0]);
+    let key = key_of(&messages[0]);
     agent.publish(&opened("whole", "s", &json!({}))).await;
     agent.publish_all(&messages).await;
     saved(&reader, &key, 4).await;
@@ -74,12 +75,12 @@ async fn a_conversation_stays_open_until_its_last_session_closes() {
         .publish_all(&[opened("two-sessions", "phone", &one), opened("two-sessions", "web", &one)])
         .await;
     agent.publish(&body).await;
-    saved(&reader, &key(&body), 1).await;
+    saved(&reader, &key_of(&body), 1).await;
     agent.publish(&closed("two-sessions", "phone", &one)).await;
     wait_for_another_close(servers, &reader, "two-sessions-witness").await;
-    reader.reaches(&key(&body), ACTIVE).await;
+    reader.reaches(&key_of(&body), ACTIVE).await;
     agent.publish(&closed("two-sessions", "web", &one)).await;
-    reader.reaches(&key(&body), ARCHIVED).await;
+    reader.reaches(&key_of(&body), ARCHIVED).await;
 }
 
 #[tokio::test]
@@ -91,18 +92,18 @@ async fn a_repeated_close_closes_once() {
     let body = message("repeated", "s", "m", &json!({}));
     let close = closed("repeated", "s", &json!({"timestamp": at(60_000_000)}));
     agent.publish(&body).await;
-    saved(&reader, &key(&body), 1).await;
+    saved(&reader, &key_of(&body), 1).await;
     agent.publish_all(&[close.clone(), close.clone(), close.clone()]).await;
-    reader.reaches(&key(&body), ARCHIVED).await;
+    reader.reaches(&key_of(&body), ARCHIVED).await;
     agent.publish_all(&[close.clone(), close]).await;
     wait_for_another_close(servers, &reader, "repeated-witness").await;
-    reader.reaches(&key(&body), ARCHIVED).await;
+    reader.reaches(&key_of(&body), ARCHIVED).await;
     let events = scenario.rabbit().take("events-of-repeated").await;
     let events: Vec<Value> = events
         .iter()
         .map(|it| serde_json::from_str(it["payload"].as_str().unwrap()).unwrap())
         .collect();
-    assert_eq!(about(&events, &key(&body)), ["conversation.migrated"]);
+    assert_eq!(about(&events, &key_of(&body)), ["conversation.migrated"]);
     scenario.rabbit().delete_queue("events-of-repeated").await;
 }
 
@@ -112,7 +113,7 @@ async fn a_message_after_archiving_reopens_the_conversation_and_it_is_archived_a
     let (agent, rabbit, reader) = (scenario.agent(), scenario.rabbit(), scenario.reader());
     rabbit.listen("events-of-late").await;
     let first = message("late", "s", "1", &json!({}));
-    let key = key(&first);
+    let key = key_of(&first);
     agent.publish(&first).await;
     saved(&reader, &key, 1).await;
     agent.publish(&closed("late", "s", &json!({}))).await;
@@ -141,11 +142,11 @@ async fn an_idle_session_is_closed() {
     let (agent, reader) = (scenario.agent(), scenario.reader());
     let body = message("idle", "s", "m", &json!({}));
     agent.publish(&body).await;
-    saved(&reader, &key(&body), 1).await;
+    saved(&reader, &key_of(&body), 1).await;
     scenario
         .sql("UPDATE conversations SET touched_at = now() - interval '2 hours' WHERE tenant_id = 'idle'")
         .await;
-    reader.reaches(&key(&body), ARCHIVED).await;
+    reader.reaches(&key_of(&body), ARCHIVED).await;
     let reason = "SELECT close_reason FROM conversations WHERE tenant_id = 'idle'";
     assert_eq!(scenario.sql(reason).await, "idle");
 }
@@ -174,11 +175,11 @@ async fn a_reconnection_within_the_grace_period_withdraws_the_close() {
     // For a worker without grace period, both closes would be due.
     scenario.drain([long_grace]).await;
     let no_grace = scenario.start_with(MIGRATION, &[("VERBATIM_CLOSE_GRACE", "0s")]).await;
-    reader.reaches(&key(&leaving), ARCHIVED).await;
-    reader.reaches(&key(&returning), ACTIVE).await;
+    reader.reaches(&key_of(&leaving), ARCHIVED).await;
+    reader.reaches(&key_of(&returning), ACTIVE).await;
     let late = closed("grace", "returns", &json!({"timestamp": at(3_000_000)}));
     agent.publish(&late).await;
-    reader.reaches(&key(&returning), ARCHIVED).await;
+    reader.reaches(&key_of(&returning), ARCHIVED).await;
     scenario.drain([saver, no_grace]).await;
 }
 
@@ -235,7 +236,7 @@ async fn a_close_counts_a_save_transaction_that_was_open_when_it_began() {
         (&servers.scenario, servers.scenario.agent(), servers.scenario.reader());
     let body = message("open-save", "s", "1", &json!({}));
     agent.publish(&body).await;
-    saved(&reader, &key(&body), 1).await;
+    saved(&reader, &key_of(&body), 1).await;
     scenario.sql("CREATE TABLE gate (open bool)").await;
     // The statements of a saver, stopped between its insert and its commit.
     let save = "SET statement_timeout = '60s'; BEGIN;
@@ -259,8 +260,8 @@ async fn a_close_counts_a_save_transaction_that_was_open_when_it_began() {
         scenario.sql("INSERT INTO gate VALUES (true)").await;
     };
     tokio::join!(scenario.sql(save), close);
-    reader.reaches(&key(&body), ARCHIVED).await;
+    reader.reaches(&key_of(&body), ARCHIVED).await;
     let counted = "SELECT message_count FROM conversations WHERE tenant_id = 'open-save'";
     assert_eq!(scenario.sql(counted).await, "2");
-    assert_eq!(ids(&reader.transcript(&key(&body)).await.messages), ["1", "2"]);
+    assert_eq!(ids(&reader.transcript(&key_of(&body)).await.messages), ["1", "2"]);
 }

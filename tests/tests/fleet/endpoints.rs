@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use system_tests::{Counts, ServerSet, closed, key, message, opened};
+use system_tests::{Counts, ServerSet, closed, key_of, message, opened};
 use testkit::wait::eventually;
 
 use crate::{ARCHIVED, saved};
@@ -14,7 +14,7 @@ async fn every_counter_of_a_typical_load_has_the_expected_value() {
     let (agent, rabbit, reader) = (scenario.agent(), scenario.rabbit(), scenario.reader());
     let body = |id: &str, content: &str| message("day", "s", id, &json!({"content": content}));
     agent.publish(&opened("day", "s", &json!({}))).await;
-    let key = key(&body("1", ""));
+    let key = key_of(&body("1", ""));
     // First the message, then its duplicate and its conflict: they may be delivered to different savers.
     agent.publish(&body("1", "hi")).await;
     saved(&reader, &key, 1).await;

@@ -13,7 +13,7 @@ use domain::ids::ConversationKey;
 use domain::message::Message;
 use domain::status::ConversationStatus;
 use serde_json::{Value, json};
-use system_tests::{ServerSet, TestReader, closed, key, message};
+use system_tests::{ServerSet, TestReader, closed, key_of, message};
 use testkit::wait::eventually;
 use uuid::Uuid;
 
@@ -44,9 +44,9 @@ pub(crate) async fn wait_for_another_close(servers: &ServerSet, reader: &TestRea
     let witness = message(tenant, &session, "witness", &json!({}));
     let agent = servers.scenario.agent();
     agent.publish(&witness).await;
-    saved(reader, &key(&witness), 1).await;
+    saved(reader, &key_of(&witness), 1).await;
     agent.publish(&closed(tenant, &session, &json!({}))).await;
-    reader.reaches(&key(&witness), ARCHIVED).await;
+    reader.reaches(&key_of(&witness), ARCHIVED).await;
 }
 
 /// The types of the events about one conversation, in their order.

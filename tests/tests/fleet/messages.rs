@@ -4,7 +4,7 @@ use domain::action::ActionKind;
 use domain::fixtures::{ACTIONS, FIRST_AGENTS, example};
 use domain::ids::ConversationKey;
 use serde_json::{Value, json};
-use system_tests::{Counts, ServerSet, at, closed, key, message};
+use system_tests::{Counts, ServerSet, at, closed, key_of, message};
 use testkit::wait::eventually;
 use uuid::Uuid;
 
@@ -16,7 +16,7 @@ async fn the_three_bodies_that_agents_sent_before_the_contract_work_unchanged() 
     let (rabbit, reader) = (scenario.rabbit(), scenario.reader());
     let [save, context, close] = FIRST_AGENTS.map(|name| example(name).unwrap());
     let body: Value = serde_json::from_str(save).unwrap();
-    let key = key(&body);
+    let key = key_of(&body);
 
     // They set no AMQP properties at all.
     let bare = json!({});
@@ -93,7 +93,7 @@ async fn ten_publishes_of_one_message_before_and_after_archiving_store_it_once()
     agent
         .publish_all(&[body.clone(), body.clone(), body.clone(), again.clone(), body.clone()])
         .await;
-    let key = key(&body);
+    let key = key_of(&body);
     saved(&reader, &key, 1).await;
     assert_eq!(ids(&reader.both(&key).await), ["m"]);
     agent.publish(&closed("ten", "s", &json!({}))).await;
@@ -127,7 +127,7 @@ async fn equal_timestamps_and_late_arrivals_read_in_one_order_from_both_stores()
     for part in messages.chunks(40) {
         agent.publish_all(part).await;
     }
-    let key = key(&messages[0]);
+    let key = key_of(&messages[0]);
     saved(&reader, &key, 400).await;
     let mut expected: Vec<(&str, &str)> = messages
         .iter()
@@ -153,7 +153,7 @@ async fn of_conflicting_contents_on_two_replicas_one_is_stored_and_one_becomes_a
     let dead_letters = "SELECT count(*) || ' ' || count(DISTINCT message_id) FROM dead_letters
                    WHERE tenant_id = 'conflict' AND reason = 'conflict' AND status = 'open'";
     scenario.until_sql(dead_letters, "50 50").await;
-    let messages = reader.both(&key(&with(0, ""))).await;
+    let messages = reader.both(&key_of(&with(0, ""))).await;
     assert_eq!(messages.len(), 50);
     for message in &messages {
         let refused = format!(
@@ -173,7 +173,7 @@ async fn a_message_without_an_id_is_identified_by_its_timestamp_or_saved_and_cou
     let (rabbit, reader) = (scenario.rabbit(), scenario.reader());
     let mut body = message("anonymous", "s", "", &json!({"content": "yes"}));
     body.as_object_mut().unwrap().remove("message_id");
-    let key = key(&body);
+    let key = key_of(&body);
     let anonymous = || async {
         let (one, two) = tokio::join!(Counts::of(&savers[0]), Counts::of(&savers[1]));
         [one, two]
@@ -226,15 +226,15 @@ async fn two_tenants_with_one_session_id_share_nothing() {
     let theirs = message("theirs", "one-id", "m", &json!({"content": "theirs"}));
     agent.publish_all(&[ours.clone(), theirs.clone()]).await;
     for body in [&ours, &theirs] {
-        saved(&reader, &key(body), 1).await;
-        let messages = reader.both(&key(body)).await;
+        saved(&reader, &key_of(body), 1).await;
+        let messages = reader.both(&key_of(body)).await;
         assert_eq!(messages.len(), 1);
         assert_eq!(messages[0].content.text(), body["content"].as_str().unwrap());
     }
     agent.publish(&closed("ours", "one-id", &json!({}))).await;
-    reader.reaches(&key(&ours), ARCHIVED).await;
+    reader.reaches(&key_of(&ours), ARCHIVED).await;
     wait_for_another_close(servers, &reader, "theirs-witness").await;
-    reader.reaches(&key(&theirs), ACTIVE).await;
+    reader.reaches(&key_of(&theirs), ACTIVE).await;
 }
 
 #[tokio::test]
@@ -272,16 +272,16 @@ async fn ids_with_any_legal_characters_are_saved_and_archived() {
     let messages = all(&|id| message(id, id, id, &ids(id)));
     agent.publish_all(&messages).await;
     for (body, id) in messages.iter().zip(&odd) {
-        saved(&reader, &key(body), 1).await;
-        let messages = reader.both(&key(body)).await;
+        saved(&reader, &key_of(body), 1).await;
+        let messages = reader.both(&key_of(body)).await;
         assert_eq!(messages.len(), 1, "{id:?}");
         assert_eq!(messages[0].id.as_str(), id);
         assert_eq!(messages[0].agent_id.as_ref().unwrap().as_str(), id);
     }
     agent.publish_all(&all(&|id| closed(id, id, &json!({"conversation_id": id})))).await;
     for body in &messages {
-        reader.reaches(&key(body), ARCHIVED).await;
-        assert_eq!(reader.transcript(&key(body)).await.messages.len(), 1);
+        reader.reaches(&key_of(body), ARCHIVED).await;
+        assert_eq!(reader.transcript(&key_of(body)).await.messages.len(), 1);
     }
 }
 
@@ -294,7 +294,7 @@ async fn a_message_that_asks_for_a_reply_gets_one_with_its_correlation_id() {
     let properties = json!({"reply_to": "replies", "correlation_id": "c-1"});
     rabbit.publish("conversation.save_message", &properties, &body.to_string()).await;
     let reply = rabbit.bodies("replies", 1).await.remove(0);
-    let conversation = key(&body).conversation;
+    let conversation = key_of(&body).conversation;
     let expected = |duplicate: bool, correlation: &str| {
         json!({
             "action_id": "a-1", "correlation_id": correlation, "success": true,
@@ -302,7 +302,7 @@ async fn a_message_that_asks_for_a_reply_gets_one_with_its_correlation_id() {
         })
     };
     assert_eq!(reply, expected(false, "c-1"));
-    assert_eq!(reader.stored(&key(&body)).await.len(), 1, "saved before the reply");
+    assert_eq!(reader.stored(&key_of(&body)).await.len(), 1, "saved before the reply");
 
     // The body may name the queue as well.
     body["callback_queue_name"] = "replies".into();
@@ -312,5 +312,5 @@ async fn a_message_that_asks_for_a_reply_gets_one_with_its_correlation_id() {
     // A message is saved although its reply queue does not exist.
     let unreachable = message("reply", "s", "no-reply", &json!({"callback_queue_name": "nowhere"}));
     scenario.agent().publish(&unreachable).await;
-    saved(&reader, &key(&unreachable), 2).await;
+    saved(&reader, &key_of(&unreachable), 2).await;
 }

@@ -2,7 +2,7 @@
 
 use domain::fixtures::example;
 use serde_json::{Value, json};
-use system_tests::{COLLECTOR, Counts, SAVER, Scenario, ServerSet, at, key, message};
+use system_tests::{COLLECTOR, Counts, SAVER, Scenario, ServerSet, at, key_of, message};
 
 use crate::saved;
 
@@ -13,7 +13,7 @@ async fn an_unroutable_action_is_rerouted_if_it_is_known_and_becomes_a_dead_lett
     let body = message("reroute", "s", "m", &json!({}));
     // A mistyped routing key, with a body whose `action_type` is correct.
     rabbit.publish("conversation.saved_message", &json!({}), &body.to_string()).await;
-    saved(&reader, &key(&body), 1).await;
+    saved(&reader, &key_of(&body), 1).await;
 
     // A binding that an operator removed.
     rabbit.unbind("domain.actions", "conversation.session", "conversation.feedback").await;
@@ -65,7 +65,7 @@ async fn a_message_that_expired_by_its_own_expiration_is_rerouted_and_saved() {
     Counts::reach(&collector, "verbatim_messages_rerouted_total", &labels, 1.0).await;
     let saver = scenario.start(SAVER).await;
     let reader = scenario.reader();
-    saved(&reader, &key(&body), 1).await;
+    saved(&reader, &key_of(&body), 1).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
     scenario.finish([saver, collector]).await;
 }
@@ -82,7 +82,7 @@ async fn a_dead_letter_keeps_the_trace_of_its_action_and_an_agent_cannot_forge_o
     let body = message("forged", "s", "m", &json!({}));
     let properties = json!({"headers": headers});
     rabbit.publish("conversation.save_message", &properties, &body.to_string()).await;
-    let messages = saved(&reader, &key(&body), 1).await;
+    let messages = saved(&reader, &key_of(&body), 1).await;
     assert_eq!((messages[0].id.as_str(), messages[0].created_at.to_string()), ("m", at(0)));
     let bad = message("forged", "s", "m", &json!({"role": "none"}));
     rabbit.publish("conversation.save_message", &properties, &bad.to_string()).await;

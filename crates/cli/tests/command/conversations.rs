@@ -1,9 +1,10 @@
 //! `verbatim conversation`.
 
 use domain::ids::{ConversationKey, SessionId, TenantId};
+use fixtures::body;
 use serde_json::{Value, json};
 
-use crate::support::{Verbatim, body, prepared, save};
+use crate::support::{Verbatim, prepared, save};
 
 fn conversation(session: &str) -> String {
     let key = ConversationKey::of_session(
@@ -21,9 +22,9 @@ fn ids(shown: &Value) -> Vec<&str> {
 #[tokio::test]
 async fn conversations_are_listed_by_tenant_status_agent_and_session() {
     let (env, verbatim) = prepared().await;
-    let other = body("s", "m-1", json!({"tenant_id": "umbrella"}));
-    let agent = body("t", "m-2", json!({"agent_id": "a-7", "timestamp": "2026-11-20T11:00:00Z"}));
-    save(&env, &[body("s", "m-1", json!({})), other, agent]).await;
+    let other = body("s", "m-1", &json!({"tenant_id": "umbrella"}));
+    let agent = body("t", "m-2", &json!({"agent_id": "a-7", "timestamp": "2026-11-20T11:00:00Z"}));
+    save(&env, &[body("s", "m-1", &json!({})), other, agent]).await;
 
     let all = verbatim.json(&["conversation", "list"]).await;
     assert_eq!(all.as_array().unwrap().len(), 3);
@@ -49,7 +50,7 @@ async fn a_transcript_comes_from_redis_once_loaded_and_is_the_same_from_postgres
     let messages: Vec<Value> = (0..5)
         .map(|n| {
             let time = format!("2026-11-20T10:00:0{n}Z");
-            body("s", &format!("m-{n}"), json!({"timestamp": time, "metadata": {"n": n}}))
+            body("s", &format!("m-{n}"), &json!({"timestamp": time, "metadata": {"n": n}}))
         })
         .collect();
     save(&env, &messages).await;
@@ -81,12 +82,12 @@ async fn a_transcript_comes_from_redis_once_loaded_and_is_the_same_from_postgres
 #[tokio::test]
 async fn a_conversation_with_an_id_of_its_own_is_found_by_its_session() {
     let (env, verbatim) = prepared().await;
-    save(&env, &[body("s", "m-1", json!({"conversation_id": "case/7"}))]).await;
+    save(&env, &[body("s", "m-1", &json!({"conversation_id": "case/7"}))]).await;
     let show = ["conversation", "show", "--tenant", "acme", "--session", "s"];
     let shown = verbatim.json(&show).await;
     assert_eq!(shown["conversation"]["id"], "case/7");
 
-    save(&env, &[body("s", "m-1", json!({"conversation_id": "case/8"}))]).await;
+    save(&env, &[body("s", "m-1", &json!({"conversation_id": "case/8"}))]).await;
     let ran = verbatim.run(&show).await;
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(ran.err.contains("session s began 2 conversations"), "{ran:?}");
@@ -101,7 +102,7 @@ async fn a_missing_conversation_or_hot_copy_is_named_and_exits_with_1() {
     assert!(ran.err.contains("tenant acme has no conversation c-1"), "{ran:?}");
     assert_eq!(verbatim.run(&["conversation", "list"]).await.out, "no conversations\n");
 
-    save(&env, &[body("s", "m-1", json!({}))]).await;
+    save(&env, &[body("s", "m-1", &json!({}))]).await;
     let show = ["conversation", "show", "--tenant", "acme", "--session", "s", "--source", "redis"];
     let ran = verbatim.run(&show).await;
     assert_eq!(ran.code, 1, "{ran:?}");
@@ -111,7 +112,7 @@ async fn a_missing_conversation_or_hot_copy_is_named_and_exits_with_1() {
 #[tokio::test]
 async fn with_redis_unreachable_the_transcript_comes_from_postgresql_with_the_error() {
     let (env, verbatim) = prepared().await;
-    save(&env, &[body("s", "m-1", json!({}))]).await;
+    save(&env, &[body("s", "m-1", &json!({}))]).await;
     let show = ["conversation", "show", "--tenant", "acme", "--session", "s"];
     let without_redis = Verbatim::default()
         .with("DATABASE_URL", &env.database_url)
@@ -137,7 +138,7 @@ async fn with_redis_unreachable_the_transcript_comes_from_postgresql_with_the_er
 async fn an_archived_conversation_is_shown_with_its_statistics() {
     let (env, verbatim) = prepared().await;
     let answer = json!({"role": "assistant", "timestamp": "2026-11-20T10:00:02Z"});
-    save(&env, &[body("s", "m-1", json!({})), body("s", "m-2", answer)]).await;
+    save(&env, &[body("s", "m-1", &json!({})), body("s", "m-2", &answer)]).await;
     // The state after a close.
     env.psql(
         "INSERT INTO message_tokens SELECT conversation, id, 5 FROM message_rows;
@@ -147,7 +148,7 @@ async fn an_archived_conversation_is_shown_with_its_statistics() {
     .await
     .unwrap();
     let statistics = conversation::Statistics::new(
-        crate::support::database(&env),
+        fixtures::database(&env.database_url),
         metrics::Metrics::new(),
         conversation::Background::unthrottled(),
     );

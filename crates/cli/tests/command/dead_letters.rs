@@ -2,48 +2,32 @@
 
 use std::time::Duration;
 
-use database::{CollectedDeadLetter, DeadLetter, FailedMessage};
+use database::{CollectedDeadLetter, FailedMessage};
 use domain::failure::DeadLetterReason;
-use domain::time::Timestamp;
+use fixtures::{body, database};
 use serde_json::{Value, json};
 use testkit::TestEnv;
 use testkit::wait::eventually;
 use uuid::Uuid;
 
-use crate::support::{body, database, prepared};
+use crate::support::prepared;
 
+/// A dead letter with this reason, tenant and body.
 fn dead_letter(
     id: u128,
     reason: DeadLetterReason,
     tenant: &str,
     body: &Value,
 ) -> CollectedDeadLetter {
-    let at = Timestamp::parse("2026-11-20T10:00:00Z").unwrap();
-    let dead_letter = DeadLetter {
-        id: Uuid::from_u128(id),
-        queue: "conversation.save_message".to_owned(),
-        reason: reason.to_string(),
-        field: Some("role".to_owned()),
-        error: "`role` must be a role, but is \"bot\"; did you mean `assistant`?".to_owned(),
-        tenant_id: Some(tenant.to_owned()),
-        conversation_id: None,
-        session_id: None,
-        message_id: None,
-        action_type: Some("conversation.save_message".to_owned()),
-        routing_key: "conversation.save_message".to_owned(),
-        exchange: "domain.actions".to_owned(),
-        attempts: 1,
-        replay_count: 0,
-        replay_of: None,
-        first_failed_at: at.into(),
-        last_failed_at: at.into(),
-    };
-    let message = FailedMessage {
+    let mut collected = fixtures::dead_letter(id);
+    collected.dead_letter.reason = reason.to_string();
+    collected.dead_letter.tenant_id = Some(tenant.to_owned());
+    collected.message = FailedMessage {
         body: body.to_string().into_bytes(),
         properties: json!({"content_type": "application/json"}),
         headers: json!({"x-verbatim-queue": "conversation.save_message"}),
     };
-    CollectedDeadLetter { dead_letter, message }
+    collected
 }
 
 #[tokio::test]
@@ -52,13 +36,13 @@ async fn dead_letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
     let nothing = verbatim.run(&["dead-letters", "list"]).await;
     assert_eq!((nothing.code, nothing.out.as_str()), (0, "no open dead letters\n"));
 
-    let bad = body("s", "m-1", json!({"role": "bot"}));
+    let bad = body("s", "m-1", &json!({"role": "bot"}));
     let dead_letters = [
         dead_letter(1, DeadLetterReason::Schema, "acme", &bad),
         dead_letter(2, DeadLetterReason::Schema, "umbrella", &bad),
         dead_letter(3, DeadLetterReason::Conflict, "acme", &bad),
     ];
-    database(&env).store_dead_letters(&dead_letters).await.unwrap();
+    database(&env.database_url).store_dead_letters(&dead_letters).await.unwrap();
     let discard = format!(
         "UPDATE dead_letters SET status = 'discarded' WHERE id = '{}'",
         dead_letters[2].dead_letter.id
@@ -105,9 +89,12 @@ async fn dead_letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
 #[tokio::test]
 async fn a_dead_letter_is_shown_with_its_body_and_a_suggested_fix() {
     let (env, verbatim) = prepared().await;
-    let bad = body("s", "m-1", json!({"role": "bot"}));
+    let bad = body("s", "m-1", &json!({"role": "bot"}));
     let dead_letter = dead_letter(7, DeadLetterReason::Schema, "acme", &bad);
-    database(&env).store_dead_letters(std::slice::from_ref(&dead_letter)).await.unwrap();
+    database(&env.database_url)
+        .store_dead_letters(std::slice::from_ref(&dead_letter))
+        .await
+        .unwrap();
 
     let id = dead_letter.dead_letter.id.to_string();
     let shown = verbatim.json(&["dead-letters", "show", &id]).await;
@@ -137,7 +124,7 @@ async fn an_unknown_dead_letter_exits_with_1() {
 async fn stored(env: &TestEnv, ids: &[u128], body: &Value) {
     let dead_letters: Vec<_> =
         ids.iter().map(|id| dead_letter(*id, DeadLetterReason::Schema, "acme", body)).collect();
-    database(env).store_dead_letters(&dead_letters).await.unwrap();
+    database(&env.database_url).store_dead_letters(&dead_letters).await.unwrap();
 }
 
 fn id(n: u128) -> String {
@@ -156,7 +143,7 @@ async fn audited(env: &TestEnv) -> String {
 #[tokio::test]
 async fn dead_letters_are_grouped_by_error_without_values_and_filtered() {
     let (env, verbatim) = prepared().await;
-    let bad = body("s", "m-1", json!({"role": "bot"}));
+    let bad = body("s", "m-1", &json!({"role": "bot"}));
     let with_error = |id, error: &str| {
         let mut collected = dead_letter(id, DeadLetterReason::Schema, "acme", &bad);
         error.clone_into(&mut collected.dead_letter.error);
@@ -172,7 +159,7 @@ async fn dead_letters_are_grouped_by_error_without_values_and_filtered() {
         with_error(4, "`role` must be a role, but is the number 4"),
         failed_again,
     ];
-    database(&env).store_dead_letters(&dead_letters).await.unwrap();
+    database(&env.database_url).store_dead_letters(&dead_letters).await.unwrap();
     let found = verbatim.json(&["dead-letters", "list", "--group"]).await;
     assert_eq!(found["total"], 5);
     let groups = found["groups"].as_array().unwrap().iter();
@@ -217,7 +204,7 @@ async fn a_grouped_error_keeps_names_with_numbers_and_replaces_numbers_and_ids()
         ("10.0.0.5:5432 since 2026-11-20T10:00:00Z", "#:# since #-#-#:#:#"),
         ("the string \"UTF-8 17\"", "the string \"…\""),
     ];
-    let bad = body("s", "m-1", json!({"role": "bot"}));
+    let bad = body("s", "m-1", &json!({"role": "bot"}));
     let dead_letters: Vec<_> = (1..)
         .zip(errors)
         .map(|(id, (error, _))| {
@@ -226,7 +213,7 @@ async fn a_grouped_error_keeps_names_with_numbers_and_replaces_numbers_and_ids()
             collected
         })
         .collect();
-    database(&env).store_dead_letters(&dead_letters).await.unwrap();
+    database(&env.database_url).store_dead_letters(&dead_letters).await.unwrap();
     let found = verbatim.json(&["dead-letters", "list", "--group"]).await;
     let groups = found["groups"].as_array().unwrap().iter();
     let mut groups: Vec<_> = groups.map(|it| it["error"].as_str().unwrap()).collect();
@@ -239,7 +226,7 @@ async fn a_grouped_error_keeps_names_with_numbers_and_replaces_numbers_and_ids()
 #[tokio::test]
 async fn an_edit_keeps_the_original_body_and_must_pass_the_workers_validator() {
     let (env, verbatim) = prepared().await;
-    let bad = body("s", "m-1", json!({"role": "bot", "tokens_estimate": -1}));
+    let bad = body("s", "m-1", &json!({"role": "bot", "tokens_estimate": -1}));
     stored(&env, &[7], &bad).await;
     let (id, verbatim) = (id(7), verbatim.with("VERBATIM_ACTOR", "ops"));
     let edit = async |arguments: &[&str]| {
@@ -264,7 +251,7 @@ async fn an_edit_keeps_the_original_body_and_must_pass_the_workers_validator() {
     assert_eq!(parsed("edited_body")["role"], "assistant");
     let ran = edit(&["--set", "role=assistant"]).await;
     assert!(ran.code == 1 && ran.err.contains("changes nothing"), "{ran:?}");
-    let whole = body("s", "m-1", json!({})).to_string();
+    let whole = body("s", "m-1", &json!({})).to_string();
     let arguments = ["dead-letters", "edit", &id, "--body", "-"];
     let ran = verbatim.run_on(&arguments, whole.as_bytes()).await;
     assert_eq!(ran.code, 0, "{ran:?}");
@@ -283,7 +270,7 @@ async fn an_edit_keeps_the_original_body_and_must_pass_the_workers_validator() {
 #[tokio::test]
 async fn dead_letters_are_discarded_with_a_reason_and_restored() {
     let (env, verbatim) = prepared().await;
-    stored(&env, &[1, 2, 3], &body("s", "m-1", json!({"role": "bot"}))).await;
+    stored(&env, &[1, 2, 3], &body("s", "m-1", &json!({"role": "bot"}))).await;
     let verbatim = verbatim.with("VERBATIM_ACTOR", "ops");
     let ran = verbatim.run(&["dead-letters", "discard", "--all"]).await;
     assert!(ran.code == 2 && ran.err.contains("--why"), "{ran:?}");
@@ -327,7 +314,7 @@ async fn an_export_has_every_dead_letter_once_in_a_file_for_its_owner_only() {
     use std::os::unix::fs::PermissionsExt as _;
     let (env, verbatim) = prepared().await;
     let ids: Vec<u128> = (1..=100).collect();
-    stored(&env, &ids, &body("s", "m-1", json!({"role": "bot"}))).await;
+    stored(&env, &ids, &body("s", "m-1", &json!({"role": "bot"}))).await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("dead-letters.jsonl");
     let output = ["--output", file.to_str().unwrap()];
@@ -352,8 +339,8 @@ async fn an_export_has_every_dead_letter_once_in_a_file_for_its_owner_only() {
 #[tokio::test]
 async fn a_dry_run_reports_what_would_be_published_and_publishes_nothing() {
     let (env, verbatim) = prepared().await;
-    stored(&env, &[1], &body("s", "m-1", json!({"role": "bot"}))).await;
-    stored(&env, &[2], &body("s", "m-2", json!({}))).await;
+    stored(&env, &[1], &body("s", "m-1", &json!({"role": "bot"}))).await;
+    stored(&env, &[2], &body("s", "m-2", &json!({}))).await;
     let state = "SELECT md5(string_agg(d::text, '')) || (SELECT count(*) FROM audit_log) FROM dead_letters d";
     let before = env.psql(state).await.unwrap();
     let plan = verbatim.json(&["dead-letters", "replay", "--all", "--dry-run"]).await;
@@ -372,7 +359,7 @@ async fn a_dry_run_reports_what_would_be_published_and_publishes_nothing() {
 #[tokio::test]
 async fn a_replay_without_rabbitmq_fails_at_once_and_changes_no_dead_letter() {
     let (env, verbatim) = prepared().await;
-    stored(&env, &[1], &body("s", "m-1", json!({}))).await;
+    stored(&env, &[1], &body("s", "m-1", &json!({}))).await;
     let state = "SELECT md5(string_agg(d::text, '')) || (SELECT count(*) FROM audit_log) FROM dead_letters d";
     let before = env.psql(state).await.unwrap();
     let unreachable = verbatim.with("AMQP_URL", "amqp://user:hunter2@127.0.0.1:9/v");
@@ -385,7 +372,7 @@ async fn a_replay_without_rabbitmq_fails_at_once_and_changes_no_dead_letter() {
 async fn ctrl_c_stops_a_replay_between_dead_letters_with_a_report() {
     let (env, verbatim) = prepared().await;
     let ids: Vec<u128> = (1..=200).collect();
-    stored(&env, &ids, &body("s", "m-1", json!({}))).await;
+    stored(&env, &ids, &body("s", "m-1", &json!({}))).await;
     let arguments = ["dead-letters", "replay", "--all", "--rate", "20", "--watch", "0s", "--json"];
     let child = verbatim.command(&arguments).spawn().unwrap();
     let replayed = "SELECT count(*) FROM dead_letters WHERE status = 'replayed'";
@@ -417,7 +404,7 @@ async fn ctrl_c_stops_a_replay_between_dead_letters_with_a_report() {
 #[tokio::test]
 async fn a_dead_letter_that_another_replay_has_claimed_is_skipped() {
     let (env, verbatim) = prepared().await;
-    stored(&env, &[1], &body("s", "m-1", json!({}))).await;
+    stored(&env, &[1], &body("s", "m-1", &json!({}))).await;
     let ran = verbatim.run(&["dead-letters", "replay", &id(9)]).await;
     assert_eq!(
         (ran.code, ran.out.as_str()),
@@ -442,8 +429,8 @@ async fn a_dead_letter_that_another_replay_has_claimed_is_skipped() {
 async fn many_dead_letters_with_one_fault_are_edited_together_and_failures_are_listed() {
     let (env, verbatim) = prepared().await;
     let ids: Vec<u128> = (1..=40).collect();
-    stored(&env, &ids, &body("s", "m-1", json!({"role": "bot"}))).await;
-    stored(&env, &[50], &body("s", "m-1", json!({"role": "nobody"}))).await;
+    stored(&env, &ids, &body("s", "m-1", &json!({"role": "bot"}))).await;
+    stored(&env, &[50], &body("s", "m-1", &json!({"role": "nobody"}))).await;
     let ran = verbatim.run(&["dead-letters", "edit", "--all"]).await;
     assert!(ran.code == 2 && ran.err.contains("several dead letters need one of"), "{ran:?}");
     let arguments = ["dead-letters", "edit", "--field", "role", "--apply-suggestion", "--json"];

@@ -4,11 +4,12 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use broker::topology::WorkQueue;
+use fixtures::body;
 use serde_json::{Value, json};
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
 
-use crate::support::{Verbatim, body, lines, prepared};
+use crate::support::{Verbatim, lines, prepared};
 
 /// Ready messages of a queue, according to `verbatim queues`.
 async fn ready(verbatim: &Verbatim, queue: &str) -> Value {
@@ -21,7 +22,7 @@ async fn ready(verbatim: &Verbatim, queue: &str) -> Value {
 async fn published_actions_are_confirmed_and_ready_in_their_queues() {
     let (_env, verbatim) = prepared().await;
     let mut actions: Vec<Value> =
-        (0..1_500).map(|n| body("s", &format!("m-{n}"), json!({}))).collect();
+        (0..1_500).map(|n| body("s", &format!("m-{n}"), &json!({}))).collect();
     actions.push(json!({
         "action_type": "conversation.session_closed", "tenant_id": "acme", "session_id": "s",
     }));
@@ -41,7 +42,7 @@ async fn published_actions_are_confirmed_and_ready_in_their_queues() {
 #[tokio::test]
 async fn a_file_with_one_bad_line_is_refused_as_a_whole_and_names_it() {
     let (_env, verbatim) = prepared().await;
-    let actions = lines(&[body("s", "m-1", json!({})), body("s", "m-2", json!({"role": "bot"}))]);
+    let actions = lines(&[body("s", "m-1", &json!({})), body("s", "m-2", &json!({"role": "bot"}))]);
     let ran = verbatim.run_on(&["publish", "-", "--json"], &actions).await;
     assert_eq!(ran.code, 1, "{ran:?}");
     let report = ran.json();
@@ -56,7 +57,7 @@ async fn a_file_with_one_bad_line_is_refused_as_a_whole_and_names_it() {
 #[tokio::test]
 async fn without_lint_bad_lines_are_routed_by_action_type_or_routing_key() {
     let (_env, verbatim) = prepared().await;
-    let bad = lines(&[body("s", "m-1", json!({"role": "bot"})), json!("hello")]);
+    let bad = lines(&[body("s", "m-1", &json!({"role": "bot"})), json!("hello")]);
     let ran = verbatim.run_on(&["publish", "-", "--no-lint", "--json"], &bad).await;
     assert_eq!(ran.code, 1, "{ran:?}");
     let report = ran.json();
@@ -91,7 +92,7 @@ async fn an_unroutable_action_is_reported_with_its_line() {
     let closed = json!({
         "action_type": "conversation.session_closed", "tenant_id": "acme", "session_id": "s",
     });
-    let actions = lines(&[body("s", "m-1", json!({})), closed, body("s", "m-2", json!({}))]);
+    let actions = lines(&[body("s", "m-1", &json!({})), closed, body("s", "m-2", &json!({}))]);
     let ran = verbatim.run_on(&["publish", "-", "--json"], &actions).await;
     assert_eq!(ran.code, 1, "{ran:?}");
     let report = ran.json();
@@ -104,7 +105,7 @@ async fn an_unroutable_action_is_reported_with_its_line() {
 #[tokio::test]
 async fn publishing_before_setup_suggests_setup() {
     let env = testkit::TestEnv::new().await;
-    let actions = lines(&[body("s", "m-1", json!({}))]);
+    let actions = lines(&[body("s", "m-1", &json!({}))]);
     let ran = Verbatim::of(&env).run_on(&["publish", "-"], &actions).await;
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(ran.out.contains("0 of 1 action confirmed, 1 failed"), "{ran:?}");
@@ -114,7 +115,7 @@ async fn publishing_before_setup_suggests_setup() {
 #[tokio::test]
 async fn publishing_to_an_unreachable_broker_fails_at_once_and_names_it() {
     let verbatim = Verbatim::default().with("AMQP_URL", "amqp://user:hunter2@127.0.0.1:9/v");
-    let actions = lines(&[body("s", "m-1", json!({}))]);
+    let actions = lines(&[body("s", "m-1", &json!({}))]);
     let ran = verbatim.run_on(&["publish", "-"], &actions).await;
     assert_eq!(ran.code, 3, "{ran:?}");
     assert!(ran.err.contains("RabbitMQ at amqp://***@127.0.0.1:9/v: "), "{ran:?}");
@@ -129,7 +130,7 @@ async fn a_broker_that_becomes_unreachable_leaves_no_line_without_an_outcome() {
     let mut child = through.command(&["publish", "-", "--no-lint", "--json"]).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let actions = |from: u32, to: u32| -> Vec<u8> {
-        lines(&(from..to).map(|n| body("s", &format!("m-{n}"), json!({}))).collect::<Vec<_>>())
+        lines(&(from..to).map(|n| body("s", &format!("m-{n}"), &json!({}))).collect::<Vec<_>>())
     };
     let (first, rest) = (actions(0, 1_536), actions(1_536, 4_000));
     let stdin = tokio::task::spawn_blocking(move || {
@@ -166,7 +167,7 @@ async fn a_broker_that_becomes_unreachable_leaves_no_line_without_an_outcome() {
 #[tokio::test]
 async fn lint_needs_no_server_and_names_line_reason_and_field() {
     let verbatim = Verbatim::default();
-    let actions = lines(&[body("s", "m-1", json!({})), body("s", "", json!({})), json!([1])]);
+    let actions = lines(&[body("s", "m-1", &json!({})), body("s", "", &json!({})), json!([1])]);
     let ran = verbatim.run_on(&["lint", "-", "--json"], &actions).await;
     assert_eq!(ran.code, 1, "{ran:?}");
     let findings = ran.json();
@@ -174,7 +175,7 @@ async fn lint_needs_no_server_and_names_line_reason_and_field() {
     assert_eq!(findings["faults"][0]["field"], "message_id");
     assert_eq!(findings["faults"][1]["reason"], "malformed_json");
 
-    let ran = verbatim.run_on(&["lint", "-"], &lines(&[body("s", "m-1", json!({}))])).await;
+    let ran = verbatim.run_on(&["lint", "-"], &lines(&[body("s", "m-1", &json!({}))])).await;
     assert_eq!((ran.code, ran.out.as_str()), (0, "1 action valid\n"));
     let ran = verbatim.run(&["lint", "/nowhere/actions.jsonl"]).await;
     assert_eq!(ran.code, 2, "{ran:?}");

@@ -1,15 +1,16 @@
 //! `verbatim queues`.
 
 use broker::topology;
+use fixtures::body;
 use serde_json::{Value, json};
 use testkit::TestEnv;
 
-use crate::support::{Verbatim, body, lines, prepared};
+use crate::support::{Verbatim, lines, prepared};
 
 #[tokio::test]
 async fn every_queue_is_shown_and_work_without_consumers_is_named() {
     let (_env, verbatim) = prepared().await;
-    let ran = verbatim.run_on(&["publish", "-"], &lines(&[body("s", "m-1", json!({}))])).await;
+    let ran = verbatim.run_on(&["publish", "-"], &lines(&[body("s", "m-1", &json!({}))])).await;
     assert_eq!(ran.code, 0, "{ran:?}");
     let queues = verbatim.json(&["queues"]).await;
     let queues = queues.as_array().unwrap();

@@ -1,9 +1,10 @@
 //! `verbatim setup`.
 
+use fixtures::body;
 use serde_json::json;
 use testkit::TestEnv;
 
-use crate::support::{Verbatim, body, prepared, save};
+use crate::support::{Verbatim, prepared, save};
 
 #[tokio::test]
 async fn setup_reports_what_it_created_and_the_second_time_that_all_is_there() {
@@ -63,7 +64,7 @@ async fn setup_names_every_unreachable_server_without_its_password() {
 #[tokio::test]
 async fn after_a_restore_every_hot_copy_is_invalid_until_it_is_loaded_again() {
     let (env, verbatim) = prepared().await;
-    save(&env, &[body("s", "m-1", json!({})), body("s", "m-2", json!({}))]).await;
+    save(&env, &[body("s", "m-1", &json!({})), body("s", "m-2", &json!({}))]).await;
     let show = ["conversation", "show", "--tenant", "acme", "--session", "s"];
     let source = async || verbatim.json(&show).await["source"].clone();
     assert_eq!((source().await, source().await), (json!("postgresql"), json!("redis")));

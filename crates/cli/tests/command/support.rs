@@ -2,20 +2,10 @@
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
-use conversation::{RandomSource, Saver, record_server};
-use database::Database;
-use domain::action::{Action, SaveMessage};
-use domain::decode::{DEFAULT_MAX_BODY_BYTES, DecodeContext, decode};
-use domain::envelope::Envelope;
-use domain::failure::Done;
-use domain::time::Timestamp;
-use hot_store::{Address, HotStore};
-use metrics::Metrics;
-use serde_json::{Value, json};
+use fixtures::{Replica, action, applied, database, saving};
+use serde_json::Value;
 use testkit::TestEnv;
-use uuid::Uuid;
 
 /// The exit code and output of a run.
 #[derive(Debug)]
@@ -107,56 +97,15 @@ pub(crate) async fn prepared() -> (TestEnv, Verbatim) {
     (env, verbatim)
 }
 
-pub(crate) fn database(env: &TestEnv) -> Database {
-    Database::open(&database::Settings {
-        url: env.database_url.clone(),
-        application: "test".to_owned(),
-        connections: 2,
-        time_out: Duration::from_secs(10),
-        lock_time_out: Duration::from_secs(2),
-    })
-    .unwrap()
-}
-
-/// The body of a message to save; `extra` adds or replaces fields.
-pub(crate) fn body(session: &str, id: &str, extra: Value) -> Value {
-    let mut body = json!({
-        "action_type": "conversation.save_message", "tenant_id": "acme", "session_id": session,
-        "message_id": id, "role": "user", "content": format!("content of {id}"),
-        "timestamp": "2026-11-20T10:00:00Z",
-    });
-    if let (Value::Object(body), Value::Object(extra)) = (&mut body, extra) {
-        body.extend(extra);
-    }
-    body
-}
-
 /// The host and process id under which [`save`] saves.
 pub(crate) const SAVER: &str = "host-1:7";
 
 /// Saves messages as a worker does.
 pub(crate) async fn save(env: &TestEnv, bodies: &[Value]) {
-    let database = database(env).saving_as("message-save-worker", SAVER.to_owned());
-    let metrics = Metrics::new();
-    let settings = hot_store::Settings::new(Address::parse(&env.redis_url).unwrap());
-    let record = record_server(database.clone(), metrics.clone(), RandomSource::random());
-    let hot = HotStore::open(settings, record);
-    let saver = Saver::new(database, hot, metrics, RandomSource::random());
-    let actions: Vec<SaveMessage> = bodies.iter().map(action).collect();
-    for outcome in saver.save(&actions).await.unwrap() {
-        assert_eq!(outcome, Ok(Done::Applied));
-    }
-}
-
-fn action(body: &Value) -> SaveMessage {
-    let context = DecodeContext {
-        received_at: Timestamp::parse("2026-11-20T12:00:00Z").unwrap(),
-        max_body_bytes: DEFAULT_MAX_BODY_BYTES,
-        new_id: &Uuid::new_v4,
-    };
-    match decode(body.to_string().as_bytes(), &Envelope::default(), &context).unwrap() {
-        Action::SaveMessage(save) => *save,
-        other => panic!("not a message: {other:?}"),
+    let database = database(&env.database_url).saving_as("message-save-worker", SAVER.to_owned());
+    let messages: Vec<_> = bodies.iter().map(|body| saving(action(body))).collect();
+    for outcome in Replica::on(database, &env.redis_url).save(&messages).await {
+        assert_eq!(outcome, applied());
     }
 }
 

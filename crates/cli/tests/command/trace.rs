@@ -1,12 +1,13 @@
 //! `verbatim trace`.
 
-use database::{CollectedDeadLetter, DeadLetter, FailedMessage};
+use database::{CollectedDeadLetter, DeadLetter};
 use domain::failure::DeadLetterReason;
 use domain::time::Timestamp;
+use fixtures::{body, database};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::{SAVER, Verbatim, body, database, lines, prepared, save};
+use crate::support::{SAVER, Verbatim, lines, prepared, save};
 
 /// The events of a timeline, in order.
 fn events(item: &Value) -> Vec<&str> {
@@ -25,11 +26,10 @@ async fn only(verbatim: &Verbatim, arguments: &[&str]) -> Value {
     items.pop().unwrap()
 }
 
+/// A dead letter of this message, which failed four times within 36 s.
 fn dead_letter(id: u128, tenant: &str, message: &str) -> CollectedDeadLetter {
-    let at = |time: &str| Timestamp::parse(time).unwrap();
-    let dead_letter = DeadLetter {
-        id: Uuid::from_u128(id),
-        queue: "conversation.save_message".to_owned(),
+    let mut collected = fixtures::dead_letter(id);
+    collected.dead_letter = DeadLetter {
         reason: DeadLetterReason::AttemptsExhausted.to_string(),
         field: None,
         error: "it failed".to_owned(),
@@ -37,23 +37,17 @@ fn dead_letter(id: u128, tenant: &str, message: &str) -> CollectedDeadLetter {
         conversation_id: Some("c-dead".to_owned()),
         session_id: Some("s-dead".to_owned()),
         message_id: Some(message.to_owned()),
-        action_type: Some("conversation.save_message".to_owned()),
-        routing_key: "conversation.save_message".to_owned(),
-        exchange: "domain.actions".to_owned(),
         attempts: 4,
-        replay_count: 0,
-        replay_of: None,
-        first_failed_at: at("2026-11-20T10:00:00Z").into(),
-        last_failed_at: at("2026-11-20T10:00:36Z").into(),
+        last_failed_at: Timestamp::parse("2026-11-20T10:00:36Z").unwrap().into(),
+        ..collected.dead_letter
     };
-    let message = FailedMessage { body: b"{}".to_vec(), properties: json!({}), headers: json!({}) };
-    CollectedDeadLetter { dead_letter, message }
+    collected
 }
 
 #[tokio::test]
 async fn a_saved_and_archived_message_is_traced_with_worker_and_times() {
     let (env, verbatim) = prepared().await;
-    save(&env, &[body("s", "m-1", json!({})), body("s", "m-2", json!({}))]).await;
+    save(&env, &[body("s", "m-1", &json!({})), body("s", "m-2", &json!({}))]).await;
     let item = only(&verbatim, &["m-1"]).await;
     assert_eq!((&item["matched"], &item["state"]), (&json!("message"), &json!("active")));
     assert_eq!((&item["tenant_id"], &item["message_id"]), (&json!("acme"), &json!("m-1")));
@@ -97,7 +91,10 @@ async fn a_saved_and_archived_message_is_traced_with_worker_and_times() {
 #[tokio::test]
 async fn a_dead_letter_is_found_by_its_own_id_its_message_and_its_conversation() {
     let (env, verbatim) = prepared().await;
-    database(&env).store_dead_letters(&[dead_letter(7, "acme", "m-dead")]).await.unwrap();
+    database(&env.database_url)
+        .store_dead_letters(&[dead_letter(7, "acme", "m-dead")])
+        .await
+        .unwrap();
     let id = Uuid::from_u128(7).to_string();
     for (id, matched) in [(&*id, "dead_letter"), ("m-dead", "message"), ("c-dead", "dead_letter")] {
         let item = only(&verbatim, &[id]).await;
@@ -125,8 +122,8 @@ async fn a_dead_letter_is_found_by_its_own_id_its_message_and_its_conversation()
 #[tokio::test]
 async fn a_replayed_dead_letter_is_part_of_the_timeline_of_its_saved_message() {
     let (env, verbatim) = prepared().await;
-    save(&env, &[body("s", "m-1", json!({"conversation_id": "c-dead"}))]).await;
-    database(&env).store_dead_letters(&[dead_letter(7, "acme", "m-1")]).await.unwrap();
+    save(&env, &[body("s", "m-1", &json!({"conversation_id": "c-dead"}))]).await;
+    database(&env.database_url).store_dead_letters(&[dead_letter(7, "acme", "m-1")]).await.unwrap();
     env.psql("UPDATE dead_letters SET status = 'replayed', status_changed_at = now()")
         .await
         .unwrap();
@@ -153,9 +150,12 @@ async fn a_replayed_dead_letter_is_part_of_the_timeline_of_its_saved_message() {
 #[tokio::test]
 async fn an_id_that_several_tenants_use_is_shown_for_each() {
     let (env, verbatim) = prepared().await;
-    save(&env, &[body("s", "m-1", json!({}))]).await;
-    save(&env, &[body("s", "m-1", json!({"tenant_id": "umbrella"}))]).await;
-    database(&env).store_dead_letters(&[dead_letter(7, "hooli", "m-1")]).await.unwrap();
+    save(&env, &[body("s", "m-1", &json!({}))]).await;
+    save(&env, &[body("s", "m-1", &json!({"tenant_id": "umbrella"}))]).await;
+    database(&env.database_url)
+        .store_dead_letters(&[dead_letter(7, "hooli", "m-1")])
+        .await
+        .unwrap();
     let traced = verbatim.json(&["trace", "m-1"]).await;
     let tenants: Vec<_> =
         traced["items"].as_array().unwrap().iter().map(|it| &it["tenant_id"]).collect();
@@ -175,7 +175,7 @@ async fn an_unknown_id_is_reported_with_the_ready_messages() {
         (1, "nothing in PostgreSQL has the id m-9\nno message is ready in any queue\n")
     );
     let published =
-        verbatim.run_on(&["publish", "-"], &lines(&[body("s", "m-9", json!({}))])).await;
+        verbatim.run_on(&["publish", "-"], &lines(&[body("s", "m-9", &json!({}))])).await;
     assert_eq!(published.code, 0, "{published:?}");
     let ran = verbatim.run(&["trace", "m-9"]).await;
     assert_eq!(ran.code, 1, "{ran:?}");

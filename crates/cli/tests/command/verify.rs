@@ -1,13 +1,14 @@
 //! `verbatim verify`.
 
+use fixtures::body;
 use serde_json::json;
 
-use crate::support::{Verbatim, body, prepared, save};
+use crate::support::{Verbatim, prepared, save};
 
 #[tokio::test]
 async fn a_healthy_fleet_is_checked_section_by_section_without_findings() {
     let (env, verbatim) = prepared().await;
-    save(&env, &[body("s", "m-1", json!({})), body("s", "m-2", json!({}))]).await;
+    save(&env, &[body("s", "m-1", &json!({})), body("s", "m-2", &json!({}))]).await;
     let report = verbatim.json(&["verify"]).await;
     assert_eq!((&report["result"], &report["findings"]), (&json!("ok"), &json!([])));
     let sections = report["sections"].as_array().unwrap();
@@ -24,7 +25,7 @@ async fn a_healthy_fleet_is_checked_section_by_section_without_findings() {
 #[tokio::test]
 async fn damage_is_found_repaired_on_request_and_not_found_again() {
     let (env, verbatim) = prepared().await;
-    save(&env, &[body("s", "m-1", json!({})), body("s", "m-2", json!({}))]).await;
+    save(&env, &[body("s", "m-1", &json!({})), body("s", "m-2", &json!({}))]).await;
     // A reader loads the copy.
     verbatim.json(&["conversation", "show", "--tenant", "acme", "--session", "s"]).await;
     env.psql("DELETE FROM message_rows WHERE id = 'm-2'").await.unwrap();
@@ -52,7 +53,7 @@ async fn damage_is_found_repaired_on_request_and_not_found_again() {
 #[tokio::test]
 async fn a_finding_that_is_not_repairable_exits_with_1() {
     let (env, verbatim) = prepared().await;
-    save(&env, &[body("s", "m-1", json!({}))]).await;
+    save(&env, &[body("s", "m-1", &json!({}))]).await;
     env.psql("UPDATE conversations SET close_requested_at = now() - interval '1 hour'")
         .await
         .unwrap();
@@ -66,7 +67,7 @@ async fn a_finding_that_is_not_repairable_exits_with_1() {
 #[tokio::test]
 async fn an_unreachable_server_is_named_and_the_rest_is_checked() {
     let (env, verbatim) = prepared().await;
-    save(&env, &[body("s", "m-1", json!({}))]).await;
+    save(&env, &[body("s", "m-1", &json!({}))]).await;
     let through = verbatim.clone().with("REDIS_URL", "redis://127.0.0.1:9/0");
     let ran = through.run(&["verify", "--json"]).await;
     assert_eq!((ran.code, &ran.json()["result"]), (3, &json!("incomplete")), "{ran:?}");
@@ -93,7 +94,7 @@ async fn an_unreachable_server_is_named_and_the_rest_is_checked() {
 #[tokio::test]
 async fn an_invalid_time_exits_with_2() {
     let (env, verbatim) = prepared().await;
-    save(&env, &[body("s", "m-1", json!({}))]).await;
+    save(&env, &[body("s", "m-1", &json!({}))]).await;
     let ran = verbatim.run(&["verify", "--since", "yesterday"]).await;
     assert_eq!(ran.code, 2, "{ran:?}");
     assert!(ran.err.contains("such as 2h or 30min"), "{ran:?}");

@@ -7,7 +7,7 @@ use domain::action::{Action, ActionKind, ConversationSource, Identity};
 use domain::fixtures::{ACTIONS, FIRST_AGENTS, example};
 use domain::message::{Json, Role};
 
-use crate::support::{NEW_ID, decoded};
+use fixtures::{NEW_ID, decoded};
 
 #[test]
 fn every_example_decodes_to_its_snapshot() {

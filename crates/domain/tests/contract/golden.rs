@@ -7,7 +7,7 @@ use domain::action::{Action, SaveMessage};
 use domain::fixtures::example;
 use domain::ids::{ConversationKey, SessionId, TenantId};
 
-use crate::support::decoded;
+use fixtures::decoded;
 
 fn saved(body: &str) -> SaveMessage {
     match decoded(body) {

@@ -9,5 +9,4 @@ mod malformed;
 mod properties;
 mod rules;
 mod schemas;
-mod support;
 mod validator;

@@ -8,7 +8,7 @@ use domain::envelope::Envelope;
 use domain::failure::{DeadLetterReason, Hint};
 use domain::fixtures::malformed;
 
-use crate::support::decoded_with;
+use fixtures::decoded_with;
 
 #[test]
 fn every_bad_body_is_refused_for_its_reason_and_names_its_field() {

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use serde_json::{Map, Value};
 
-use crate::support::{decoded, decoded_with};
+use fixtures::{decoded, decoded_with};
 
 /// Ids, many of them made of separators and characters of escapes.
 fn id() -> impl Strategy<Value = String> {

@@ -7,7 +7,7 @@ use domain::ids::{ConversationId, MessageId};
 use domain::message::{Content, Json};
 use domain::time::Timestamp;
 
-use crate::support::{NEW_ID, decoded, decoded_with, received_at};
+use fixtures::{NEW_ID, decoded, decoded_with, received_at};
 
 /// Decodes a message whose body has these fields beside the required ones.
 fn message_with(fields: &str, envelope: &Envelope<'_>) -> Result<SaveMessage, Refusal> {

@@ -2,6 +2,7 @@
 
 use crate::support::*;
 use domain::failure::FailureClass;
+use fixtures::{ids, stored};
 use hot_store::{Error, Health};
 
 #[tokio::test]
@@ -22,9 +23,9 @@ async fn order_is_by_time_and_then_by_id_in_bytes() {
     let world = World::new().await;
     let store = world.store();
     let mut ids = ["b", "a", "ab", "a b", "a!", "aa", "A", "é", "zz", "a\u{10ffff}", "😀", "a:/{}"];
-    let mut rows: Vec<_> = ids.iter().map(|id| message(id, 2_000)).collect();
-    rows.push(message("zzz", 1_999));
-    rows.push(message("\u{20}", 2_001));
+    let mut rows: Vec<_> = ids.iter().map(|id| stored(id, 2_000)).collect();
+    rows.push(stored("zzz", 1_999));
+    rows.push(stored("\u{20}", 2_001));
     load(&store, "c", &[]).await;
     for row in rows {
         append(&store, "c", &[row]).await;
@@ -34,7 +35,7 @@ async fn order_is_by_time_and_then_by_id_in_bytes() {
     let mut expected = vec!["zzz"];
     expected.extend(ids);
     expected.push(" ");
-    assert_eq!(crate::support::ids(&read), expected);
+    assert_eq!(fixtures::ids(&read), expected);
     // Redis itself has this order, on which the read of a limited window depends.
     let range: Vec<Vec<u8>> = world.raw(&["ZRANGE", &name("c"), "1", "-1"]).await;
     let stored: Vec<_> =
@@ -48,7 +49,7 @@ async fn conversations_whose_ids_contain_separators_have_different_keys() {
     let store = world.store();
     let conversations = ["a/b", "a:b", "{a}", "}{", "a%2Fb", "größe 😀"];
     for conversation in conversations {
-        load(&store, conversation, &[message(conversation, 5)]).await;
+        load(&store, conversation, &[stored(conversation, 5)]).await;
     }
     assert_eq!(world.keys().await, conversations.len());
     for conversation in conversations {
@@ -145,7 +146,7 @@ async fn dropped_copies_are_removed_and_the_others_stay() {
     let world = World::new().await;
     let store = world.store();
     let names: Vec<_> = (0..450).map(|i| format!("c-{i}")).collect();
-    let row = message("m", 1);
+    let row = stored("m", 1);
     let batch: Vec<_> = names.iter().map(|name| (key(name), vec![&row])).collect();
     store.append_renewing(&batch, |_| true).await.unwrap();
     let mut dropped: Vec<_> = names[1..].iter().map(|name| key(name)).collect();

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::support::*;
 use domain::message::Message;
+use fixtures::{ids, stored};
 use hot_store::{Error, HotStore};
 use testkit::servers::{Node, Replicas};
 use testkit::wait::eventually;
@@ -59,9 +60,9 @@ async fn conversations_are_spread_over_the_masters_and_served_by_each() {
     let world = world().await;
     let store = world.store();
     for conversation in conversations() {
-        load(&store, &conversation, &[message(&conversation, 5)]).await;
+        load(&store, &conversation, &[stored(&conversation, 5)]).await;
     }
-    assert_eq!(append_to_all(&store, &message("later", 6)).await, [""; 0]);
+    assert_eq!(append_to_all(&store, &stored("later", 6)).await, [""; 0]);
     let spread = on_nodes(&world).await;
     assert!(spread.iter().all(|on_node| on_node.len() >= 10), "{spread:?}");
     let (one, other) = (store.clone(), world.store());
@@ -112,7 +113,7 @@ async fn the_cluster_is_discovered_through_any_named_node() {
         [urls[0].clone(), urls[1].clone()].join(","),
     ] {
         let store = world.store_with(settings(&seeds));
-        assert_eq!(append_to_all(&store, &message("m", 1)).await, [""; 0]);
+        assert_eq!(append_to_all(&store, &stored("m", 1)).await, [""; 0]);
     }
     assert!(on_nodes(&world).await.iter().all(|on_node| on_node.len() >= 10));
     assert_eq!(world.server_identities(), 1);
@@ -123,7 +124,7 @@ async fn nodes_are_reached_at_the_addresses_that_they_announce() {
     let world = world().await;
     world.configure("cluster-preferred-endpoint-type", "ip").await;
     let store = world.store();
-    assert_eq!(append_to_all(&store, &message("m", 1)).await, [""; 0]);
+    assert_eq!(append_to_all(&store, &stored("m", 1)).await, [""; 0]);
     assert_eq!(world.keys().await, MANY);
 }
 
@@ -151,12 +152,12 @@ async fn several_urls_of_a_single_server_and_one_url_of_a_cluster_are_refused_wi
 async fn a_cluster_with_a_slot_without_owner_is_not_used_until_it_has_one() {
     let world = world().await;
     let store = world.store();
-    assert_eq!(append_to_all(&store, &message("m", 1)).await, [""; 0]);
+    assert_eq!(append_to_all(&store, &stored("m", 1)).await, [""; 0]);
     for node in world.nodes() {
         raw_on::<()>(node, &["CLUSTER", "DELSLOTS", "0"]).await;
     }
     eventually("the connection to be lost", SOON, async || {
-        match append_to_all(&store, &message("m", 1)).await {
+        match append_to_all(&store, &stored("m", 1)).await {
             refused if refused.len() == MANY => Ok(()),
             refused => Err(format!("{refused:?}")),
         }
@@ -171,7 +172,7 @@ async fn a_cluster_with_a_slot_without_owner_is_not_used_until_it_has_one() {
     let owner = &world.nodes()[0];
     raw_on::<()>(owner, &["CLUSTER", "ADDSLOTS", "0"]).await;
     until_available(&store).await;
-    assert_eq!(append_to_all(&store, &message("m", 1)).await, [""; 0]);
+    assert_eq!(append_to_all(&store, &stored("m", 1)).await, [""; 0]);
 }
 
 #[tokio::test]
@@ -186,7 +187,7 @@ async fn a_master_that_restarts_empty_is_a_new_server_identity_and_only_its_conv
     let lost = on_nodes(&world).await.swap_remove(1);
     let node = &world.nodes()[1];
     node.kill().await.unwrap();
-    let row = message("later", 9_000);
+    let row = stored("later", 9_000);
     let named: BTreeSet<_> = append_to_all(&store, &row).await.into_iter().collect();
     assert_eq!(named, lost, "the other masters appended their rows");
     assert!(store.is_known_down());
@@ -219,11 +220,10 @@ async fn a_suspended_master_ends_the_connection_and_has_the_same_server_identity
     settings.response_timeout = std::time::Duration::from_millis(200);
     settings.connect_timeout = std::time::Duration::from_millis(200);
     let store = world.store_with(settings);
-    assert_eq!(append_to_all(&store, &message("m", 1)).await, [""; 0]);
+    assert_eq!(append_to_all(&store, &stored("m", 1)).await, [""; 0]);
     let suspended = on_nodes(&world).await.swap_remove(2);
     world.nodes()[2].freeze().unwrap();
-    let named: BTreeSet<_> =
-        append_to_all(&store, &message("later", 2)).await.into_iter().collect();
+    let named: BTreeSet<_> = append_to_all(&store, &stored("later", 2)).await.into_iter().collect();
     assert_eq!(named, suspended);
     assert!(store.is_known_down());
     world.nodes()[2].thaw().unwrap();
@@ -236,7 +236,7 @@ async fn a_failover_is_a_new_server_identity_and_so_is_a_failback() {
     let world = World::cluster(Replicas::OfTheFirst).await;
     let [first, .., replica] = world.nodes() else { panic!("four nodes") };
     let store = world.store();
-    assert_eq!(append_to_all(&store, &message("m", 1)).await, [""; 0]);
+    assert_eq!(append_to_all(&store, &stored("m", 1)).await, [""; 0]);
     // The others vote again only half a minute after the first failover; a takeover needs no votes.
     let turns: [(_, _, &[&str]); 2] =
         [(replica, first, &["CLUSTER", "FAILOVER"]), (first, replica, &TAKEOVER)];
@@ -257,10 +257,10 @@ async fn a_failover_is_a_new_server_identity_and_so_is_a_failback() {
         })
         .await;
         // The former master is running and replies; it must be neither read nor written.
-        let named = append_to_all(&store, &message("m", 1)).await;
+        let named = append_to_all(&store, &stored("m", 1)).await;
         assert!(!named.is_empty());
         until_available(&store).await;
-        assert_eq!(append_to_all(&store, &message("m", 1)).await, [""; 0]);
+        assert_eq!(append_to_all(&store, &stored("m", 1)).await, [""; 0]);
         assert_eq!(world.server_identities(), round + 2);
     }
     for conversation in conversations() {
@@ -274,7 +274,7 @@ async fn a_lagging_replica_that_is_promoted_is_a_new_server_identity() {
     let world = World::cluster(Replicas::OfTheFirst).await;
     let [first, .., replica] = world.nodes() else { panic!("four nodes") };
     let store = world.store();
-    assert_eq!(append_to_all(&store, &message("m", 1)).await, [""; 0]);
+    assert_eq!(append_to_all(&store, &stored("m", 1)).await, [""; 0]);
     eventually("a replica with the keys", SOON, async || {
         match raw_on::<usize>(replica, &["DBSIZE"]).await {
             0 => Err("none".to_owned()),
@@ -285,12 +285,12 @@ async fn a_lagging_replica_that_is_promoted_is_a_new_server_identity() {
     // The replica can no longer synchronise.
     raw_on::<()>(replica, &["CONFIG", "SET", "masterauth", "wrong"]).await;
     raw_on::<()>(first, &["CLIENT", "KILL", "TYPE", "replica"]).await;
-    assert_eq!(append_to_all(&store, &message("late", 2)).await, [""; 0]);
+    assert_eq!(append_to_all(&store, &stored("late", 2)).await, [""; 0]);
     let late = on_nodes(&world).await.swap_remove(0);
     first.kill().await.unwrap();
     raw_on::<()>(replica, &TAKEOVER).await;
     eventually("the connection to be lost", SOON, async || {
-        match append_to_all(&store, &message("m", 1)).await {
+        match append_to_all(&store, &stored("m", 1)).await {
             named if named.is_empty() => Err("appended".to_owned()),
             _ => Ok(()),
         }

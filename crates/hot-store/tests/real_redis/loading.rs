@@ -1,6 +1,7 @@
 //! A load is accepted only if nothing interfered between its beginning and its end.
 
 use crate::support::*;
+use fixtures::{ids, stored};
 use hot_store::{Error, Loaded, Miss};
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use std::time::Duration;
 async fn a_load_replaces_the_copy() {
     let world = World::new().await;
     let store = world.store();
-    append(&store, "c", &[message("stale", 1)]).await;
+    append(&store, "c", &[stored("stale", 1)]).await;
     load(&store, "c", &messages(2)).await;
     let copy = store.read(&key("c"), &newest(10)).await.unwrap();
     assert_eq!(copy.markers, [whole()]);

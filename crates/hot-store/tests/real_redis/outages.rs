@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::support::*;
 use domain::failure::FailureClass;
 use domain::message::Message;
+use fixtures::{ids, stored};
 use hot_store::{Error, Health, HotStore, Loaded};
 use testkit::proxy::Proxy;
 use testkit::servers::Node;
@@ -61,7 +62,7 @@ async fn a_redis_that_restarts_empty_has_a_new_server_identity_and_the_old_conne
 
     world.server().kill().await.unwrap();
     world.server().start_empty().await.unwrap();
-    let row = message("m", 1);
+    let row = stored("m", 1);
     let error = store.append_renewing(&[(key("c"), vec![&row])], |_| true).await.unwrap_err();
     assert_eq!(error.conversations, [key("c")], "the client does not reconnect by itself");
     until_available(&store).await;
@@ -123,7 +124,7 @@ async fn a_frozen_redis_times_out_and_the_connection_is_not_used_again() {
     store.probe().await.unwrap();
     assert_eq!(proxy.count().accepted, world.nodes().len());
     proxy.freeze();
-    let row = message("m", 1);
+    let row = stored("m", 1);
     let error = store.append_renewing(&[(key("c"), vec![&row])], |_| true).await.unwrap_err();
     assert_eq!(error.conversations, [key("c")]);
     assert_eq!(error.cause.class(), FailureClass::Unavailable);
@@ -184,7 +185,7 @@ async fn while_redis_is_known_to_be_down_calls_fail_at_once() {
     })
     .await;
     for _ in 0..100 {
-        let row = message("m", 1);
+        let row = stored("m", 1);
         let batch = [(key("c"), vec![&row])];
         let call = tokio::time::timeout(AT_ONCE, store.append_renewing(&batch, |_| true));
         assert!(call.await.expect("the call fails without waiting").is_err());
@@ -199,7 +200,7 @@ async fn a_server_whose_check_fails_is_not_used() {
     let world = World::new().await;
     let store = world.store();
     world.record.refuses.store(true, Ordering::SeqCst);
-    let row = message("m", 1);
+    let row = stored("m", 1);
     let error = store.append_renewing(&[(key("c"), vec![&row])], |_| true).await.unwrap_err();
     assert!(matches!(error.cause, Error::ServerRejected(_)), "{:?}", error.cause);
     assert_eq!(error.cause.class(), FailureClass::Unavailable);
@@ -216,7 +217,7 @@ async fn a_write_after_a_late_watcher_checks_first_and_a_read_does_not() {
     // A check is valid for writes for twice this; no watcher runs.
     settings.watch_every = Duration::from_millis(5);
     let store = world.store_with(settings);
-    let row = message("m", 1);
+    let row = stored("m", 1);
     let batch = [(key("c"), vec![&row])];
     store.append_renewing(&batch, |_| true).await.unwrap();
     world.record.refuses.store(true, Ordering::SeqCst);
@@ -269,7 +270,7 @@ async fn a_changed_server_identity_drops_the_connection_and_is_checked_on_a_new_
     // A demotion and a promotion between two checks: the same process with another replication id.
     world.raw::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
     world.raw::<()>(&["REPLICAOF", "NO", "ONE"]).await;
-    let row = message("m", 1);
+    let row = stored("m", 1);
     let batch = [(key("c"), vec![&row])];
     let error = eventually("a check", SOON, async || {
         store.append_renewing(&batch, |_| true).await.err().ok_or_else(|| "appended".to_owned())
@@ -307,7 +308,7 @@ async fn a_demoted_master_is_refused_until_it_is_the_master_again() {
     let store = world.store();
     append(&store, "c", &messages(1)).await;
     world.raw::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
-    let row = message("m", 1);
+    let row = stored("m", 1);
     let batch = [(key("c"), vec![&row])];
     let error = store.append_renewing(&batch, |_| true).await.unwrap_err();
     assert!(matches!(error.cause, Error::NotMaster(_)), "{:?}", error.cause);

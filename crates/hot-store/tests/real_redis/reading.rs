@@ -2,6 +2,7 @@
 
 use crate::support::*;
 use domain::message::Message;
+use fixtures::stored;
 use hot_store::{CompleteFrom, CompletenessMarker, DecodeError, Extent, Miss, Numbers, Window};
 
 #[tokio::test]
@@ -41,11 +42,11 @@ async fn every_window_of_a_loaded_copy_has_exactly_its_rows() {
     let store = world.store();
     // Five times with six ids each, so that windows end between messages of the same time.
     let mut rows: Vec<Message> = (0..30)
-        .map(|i| message(["a", "ab", "b", "é", "z", "😀"][i % 6], 0))
+        .map(|i| stored(["a", "ab", "b", "é", "z", "😀"][i % 6], 0))
         .zip(0..)
         .map(|(row, i)| {
             let id = format!("{}-{i}", row.id);
-            message(&id, 1_000 + i / 6)
+            stored(&id, 1_000 + i / 6)
         })
         .collect();
     rows.sort_by_key(Message::position);
@@ -114,7 +115,7 @@ async fn a_read_of_the_newest_hundred_of_ten_thousand_does_not_read_the_rest() {
 async fn too_many_messages_of_one_time_are_a_miss() {
     let world = World::new().await;
     let store = world.store();
-    let rows: Vec<_> = (0..300).map(|i| message(&format!("m-{i:03}"), 1_000)).collect();
+    let rows: Vec<_> = (0..300).map(|i| stored(&format!("m-{i:03}"), 1_000)).collect();
     load(&store, "c", &rows).await;
     let window = Window { newest: 10, before: Some(rows[299].position()) };
     let copy = store.read(&key("c"), &window).await.unwrap();
@@ -145,7 +146,7 @@ async fn two_different_messages_of_one_id_make_the_copy_unusable() {
     let world = World::new().await;
     let store = world.store();
     load(&store, "c", &messages(2)).await;
-    append(&store, "c", &[message("m-000000", 77)]).await;
+    append(&store, "c", &[stored("m-000000", 77)]).await;
     let copy = store.read(&key("c"), &newest(10)).await.unwrap();
     assert_eq!(copy.usable(NUMBERS), Err(Miss::Damaged(DecodeError::TwoOfOneId)));
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cluster::{append_to_all, conversations, password, until_available, world};
 use crate::support::*;
+use fixtures::{ids, stored};
 use hot_store::{Error, Health, HotStore, Loaded, Miss};
 use testkit::servers::Node;
 use testkit::wait::eventually;
@@ -76,7 +77,7 @@ async fn slots_that_move_while_savers_append_lose_no_row_of_a_conversation_that_
             conversations().into_iter().map(|it| (it, Vec::new())).collect();
         let (mut round, mut after) = (0, 0);
         while after < 5 {
-            let row = message(&format!("m-{saver}-{round:05}"), 1_000 + round);
+            let row = stored(&format!("m-{saver}-{round:05}"), 1_000 + round);
             let named = append_to_all(store, &row).await;
             for (conversation, rows) in &mut expected {
                 if named.contains(conversation) {
@@ -109,7 +110,7 @@ async fn slots_that_move_while_savers_append_lose_no_row_of_a_conversation_that_
     };
     // The first append creates the keys that are moved later.
     for store in &stores {
-        assert_eq!(append_to_all(store, &message("first", 1)).await, [""; 0]);
+        assert_eq!(append_to_all(store, &stored("first", 1)).await, [""; 0]);
     }
     let (one, two, ()) = tokio::join!(saver(&stores[0], 0), saver(&stores[1], 1), moves);
     assert!(
@@ -135,13 +136,13 @@ async fn while_a_slot_migrates_only_its_moved_keys_are_refused() {
     load(&store, "c-1", &messages(2)).await;
     let slot = Move::begin(&world, "c-1").await;
     assert_eq!(
-        append_to_all(&store, &message("here", 9_000)).await,
+        append_to_all(&store, &stored("here", 9_000)).await,
         [""; 0],
         "it has not moved yet"
     );
     slot.migrate("c-1", &[]).await;
 
-    assert_eq!(append_to_all(&store, &message("there", 9_001)).await, ["c-1"]);
+    assert_eq!(append_to_all(&store, &stored("there", 9_001)).await, ["c-1"]);
     let error = store.read(&key("c-1"), &newest(10)).await.unwrap_err();
     assert!(matches!(error, Error::Refusing(_)), "{error:?}");
     assert!(matches!(store.begin_load(&key("c-1")).await, Err(Error::Refusing(_))));
@@ -169,7 +170,7 @@ async fn a_copy_that_an_aborted_migration_left_behind_is_under_another_server_id
     let slot = Move::begin(&world, "c-1").await;
     // The new master has the copy and its marker, while the old one is still the owner of the slot.
     slot.migrate("c-1", &["COPY"]).await;
-    append(&store, "c-1", &[message("acknowledged", 9_000)]).await;
+    append(&store, "c-1", &[stored("acknowledged", 9_000)]).await;
     world.raw::<()>(&["UNLINK", &name("c-1")]).await;
     slot.finish(&world).await;
     store.read(&key("c-1"), &newest(10)).await.unwrap_err();

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use domain::ids::{ConversationId, ConversationKey, MessageId, TenantId};
-use domain::message::{Content, Message, Position, Role};
-use domain::time::Timestamp;
+use domain::ids::{ConversationId, ConversationKey, TenantId};
+use domain::message::{Content, Message, Position};
+use fixtures::stored;
 use hot_store::{
     Address, CompleteFrom, CompletenessMarker, HotStore, Loaded, Numbers, ServerIdentity, Settings,
     Window,
@@ -162,36 +162,14 @@ pub(crate) fn name(conversation: &str) -> String {
     format!("messages:{{tenant%3A1%2F%7Bx%7D/{conversation}}}")
 }
 
-pub(crate) fn message(id: &str, micros: i64) -> Message {
-    Message {
-        id: MessageId::new(id).unwrap(),
-        role: Role::User,
-        content: Content::Text(format!("content of {id}")),
-        tool_calls: None,
-        tool_call_id: None,
-        tokens_estimate: None,
-        user_id: None,
-        agent_id: None,
-        model_name: None,
-        processing_time_ms: None,
-        created_at: Timestamp::from_micros(micros).unwrap(),
-        received_at: Timestamp::from_micros(micros + 1).unwrap(),
-        metadata: None,
-    }
-}
-
 /// A message of some size.
 pub(crate) fn large_message(id: &str, micros: i64, bytes: usize) -> Message {
-    Message { content: Content::Text("x".repeat(bytes)), ..message(id, micros) }
+    Message { content: Content::Text("x".repeat(bytes)), ..stored(id, micros) }
 }
 
 /// `count` messages, one for each microsecond, oldest first.
 pub(crate) fn messages(count: usize) -> Vec<Message> {
-    (0..count).map(|i| message(&format!("m-{i:06}"), 1_000 + i64::try_from(i).unwrap())).collect()
-}
-
-pub(crate) fn ids(messages: &[Message]) -> Vec<&str> {
-    messages.iter().map(|message| message.id.as_str()).collect()
+    (0..count).map(|i| stored(&format!("m-{i:06}"), 1_000 + i64::try_from(i).unwrap())).collect()
 }
 
 pub(crate) fn newest(newest: usize) -> Window {
@@ -199,7 +177,7 @@ pub(crate) fn newest(newest: usize) -> Window {
 }
 
 pub(crate) fn position(id: &str, micros: i64) -> Position {
-    message(id, micros).position()
+    stored(id, micros).position()
 }
 
 pub(crate) fn whole() -> CompletenessMarker {
