@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Command, FromArgMatches as _};
 use metrics::{Gauge, Metrics};
 
-use crate::health::{self, Health};
+use crate::health::{self, Health, Routes};
 use crate::lifecycle::{self, End};
 use crate::process::VERSION;
 use crate::readiness::Readiness;
@@ -144,11 +144,12 @@ where
             readiness: Readiness::new(metrics.clone()),
             clock: clock::system(),
             tasks: Tasks::new(metrics.clone()),
+            routes: Routes::default(),
             metrics,
         };
-        let Service { metrics, readiness, tasks, .. } = service.clone();
+        let Service { metrics, readiness, tasks, routes, .. } = service.clone();
         let health =
-            Health { process, metrics, readiness: readiness.clone(), tasks: tasks.clone() };
+            Health { process, metrics, readiness: readiness.clone(), tasks: tasks.clone(), routes };
         drop(tokio::spawn(health::serve(listener, health)));
         let check = readiness.check("process");
         let build = async move { build(service, own).await };
