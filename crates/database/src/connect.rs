@@ -4,8 +4,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::Connection as _;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
+use sqlx::query::{Query, QueryAs};
+use sqlx::{Connection as _, FromRow, Postgres};
 use tokio::time::{Instant, timeout_at};
 
 use crate::pool::Pool;
@@ -85,25 +86,58 @@ impl Database {
 
     /// Checks that PostgreSQL answers and accepts writes.
     pub async fn probe(&self) -> Result<()> {
-        self.within(async |connection| {
-            let read_only: bool = sqlx::query_scalar(
-                "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean",
-            )
-            .fetch_one(&mut *connection)
-            .await?;
-            if read_only {
-                return Err(Error::Database(sqlx::Error::Protocol(
-                    "the server is read-only (a standby, or default_transaction_read_only)".into(),
-                )));
-            }
-            Ok(())
-        })
-        .await
+        let query = sqlx::query_as(
+            "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean",
+        );
+        match self.value(query).await? {
+            (false,) => Ok(()),
+            (true,) => Err(Error::Database(sqlx::Error::Protocol(
+                "the server is read-only (a standby, or default_transaction_read_only)".into(),
+            ))),
+        }
     }
 
     /// Waits for the units of work that are running, then closes every connection.
     pub async fn close(&self) {
         self.pool.close().await;
+    }
+
+    /// Runs one statement; returns its rows.
+    pub(crate) fn rows(
+        &self,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> impl Future<Output = Result<Vec<PgRow>>> {
+        self.within(async |connection| Ok(query.fetch_all(connection).await?))
+    }
+
+    /// Runs one statement; returns its rows as values.
+    pub(crate) fn values<T>(
+        &self,
+        query: QueryAs<'_, Postgres, T, PgArguments>,
+    ) -> impl Future<Output = Result<Vec<T>>>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        self.within(async |connection| Ok(query.fetch_all(connection).await?))
+    }
+
+    /// Runs one statement that returns exactly one row.
+    pub(crate) fn value<T>(
+        &self,
+        query: QueryAs<'_, Postgres, T, PgArguments>,
+    ) -> impl Future<Output = Result<T>>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        self.within(async |connection| Ok(query.fetch_one(connection).await?))
+    }
+
+    /// Runs one statement; returns how many rows it changed.
+    pub(crate) fn execute(
+        &self,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> impl Future<Output = Result<u64>> {
+        self.within(async |connection| Ok(query.execute(connection).await?.rows_affected()))
     }
 
     /// Runs one transaction, within the timeout, and commits it if the work succeeds. This is the only place

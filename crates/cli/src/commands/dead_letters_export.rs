@@ -72,7 +72,7 @@ impl DeadLettersExport {
             })
             .await
             .map_err(|fault| match fault {
-                Fault::Database(error) => server.failure(&error),
+                Fault::Database(error) => server.failure(&error).into(),
                 Fault::Output(error) => Failure::from(error),
             })?;
         out.flush()?;

@@ -96,24 +96,22 @@ impl Setup {
     }
 
     async fn invalidate_hot_copies(&self) -> Result<(), Failure> {
-        let server =
-            DatabaseServer::at(&self.database.database_url, "DATABASE_URL", VERIFY_TIMEOUT).await?;
+        let server = DatabaseServer::open_without_schema(&self.database, VERIFY_TIMEOUT).await?;
         let (actor, random) = (self.actor.actor(), RandomSource::random().next());
         let invalidated = server.database.invalidate_hot_copies(&actor, random).await;
-        invalidated.map_err(|error| server.failure(&error))
+        Ok(invalidated.map_err(|error| server.failure(&error))?)
     }
 }
 
 async fn schema(settings: &DatabaseSettings) -> Result<Schema, Failure> {
-    let url = &settings.database_url;
-    let server = DatabaseServer::at(url, "DATABASE_URL", VERIFY_TIMEOUT).await?;
+    let server = DatabaseServer::open_without_schema(settings, VERIFY_TIMEOUT).await?;
     let (state, from) = match server.database.verify_schema().await {
         Ok(()) => return Ok(Schema { state: "already_there", version: None, from: None }),
         Err(SchemaError::Missing) => ("created", None),
         Err(SchemaError::TooOld { found, .. }) => ("upgraded", Some(found)),
-        Err(error) => return Err(server.schema_failure(&error)),
+        Err(error) => return Err(server.schema_failure(&error).into()),
     };
-    let server = DatabaseServer::at(url, "DATABASE_URL", MIGRATION_TIMEOUT).await?;
+    let server = DatabaseServer::open_without_schema(settings, MIGRATION_TIMEOUT).await?;
     let version = server.database.migrate().await.map_err(|error| server.schema_failure(&error))?;
     Ok(Schema { state, version: Some(version), from })
 }
@@ -121,7 +119,7 @@ async fn schema(settings: &DatabaseSettings) -> Result<Schema, Failure> {
 async fn topology(settings: &AmqpSettings) -> Result<Topology, Failure> {
     let broker = Broker::of(settings)?;
     let failure = |error: TopologyError| match error {
-        TopologyError::Unavailable(error) => broker.failure(&error),
+        TopologyError::Unavailable(error) => broker.failure(&error).into(),
         TopologyError::Differs(differences) => {
             let list = differences.iter().map(|it| format!("- {it}")).collect::<Vec<_>>();
             Failure::problem("the topology in RabbitMQ differs:", list.join("\n"))

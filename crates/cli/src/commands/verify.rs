@@ -8,23 +8,22 @@ mod report;
 
 use std::time::Duration;
 
-use broker::Endpoints;
 use clap::Args;
-use conversation::{RandomSource, check_server};
+use conversation::RandomSource;
 use domain::failure::Dependency;
 use domain::ids::{ConversationId, TenantId};
-use hot_store::{Address, HotStore};
 use indicatif::ProgressBar;
 use inspect::{
     Incomplete, Repairs, Section, Verified, Verifier, VerifyProgress, VerifyingSettings,
 };
 use report::Report;
 use service::settings::{AmqpSettings, ClosingTimes, DatabaseSettings, RedisSettings, duration};
+use stores::Fault;
 
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
 use crate::output::{Form, Output, TextStyle, count, print, spinner};
-use crate::servers::{Broker, DatabaseServer, joined};
+use crate::servers::{Broker, DatabaseServer, RedisServer};
 use crate::when::When;
 
 const EXAMPLES: &str = "\
@@ -93,10 +92,10 @@ impl Verify {
         let (database, unavailable) = match DatabaseServer::open(&self.database).await {
             Ok(database) => (database, None),
             // Queues can be checked without PostgreSQL.
-            Err(Failure::Unavailable(cause)) => {
+            Err(Fault::Unavailable(cause)) => {
                 (DatabaseServer::unprobed(&self.database)?, Some(cause))
             }
-            Err(failure) => return Err(failure),
+            Err(fault) => return Err(fault.into()),
         };
         let verifier = self.verifier(&database)?;
         let sections: Vec<Section> = match &unavailable {
@@ -115,18 +114,15 @@ impl Verify {
 
     fn verifier(&self, server: &DatabaseServer) -> Result<Verifier, Failure> {
         let broker = Broker::of(&self.amqp)?;
-        let endpoints: Endpoints = broker.endpoints;
-        let address = Address::parse(&joined(&self.redis.redis_url))
-            .map_err(|error| Failure::Usage(format!("REDIS_URL: {error}")))?;
         let database = server.database.clone();
-        let hot = HotStore::open(hot_store::Settings::new(address), check_server(database.clone()));
+        let redis = RedisServer::reading(&self.redis.redis_url, &database)?;
         let settings = VerifyingSettings {
             grace: self.closing.close_grace,
             idle: self.closing.close_idle,
             overdue_after: self.overdue_after,
             repairs: if self.repair { Repairs::By(self.actor.actor().name) } else { Repairs::None },
         };
-        Ok(Verifier::new(database, hot, endpoints, RandomSource::random(), settings))
+        Ok(Verifier::new(database, redis.hot, broker.endpoints, RandomSource::random(), settings))
     }
 }
 

@@ -40,8 +40,10 @@ pub fn consume<H>(
                     }
                 }
             };
+            // Boxed, because the compiler limits how deeply futures are nested in each other.
+            let run = Box::pin(consumer.run(stopping));
             tokio::select! {
-                () = consumer.run(stopping) => {}
+                () = run => {}
                 () = report => {}
             }
             Ok(())
