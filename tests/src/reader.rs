@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use conversation::{RandomSource, Reader, ReadingSettings, Source, Transcript, record_server};
+use conversation::{RandomSource, Reader, Source, Transcript, record_server};
 use database::{Database, Page};
 use domain::failure::Unavailable;
 use domain::ids::ConversationKey;
@@ -34,7 +34,7 @@ impl TestReader {
         let settings = hot_store::Settings::new(Address::parse(redis_url).expect("Redis's URL"));
         let admit = record_server(database.clone(), metrics.clone(), RandomSource::random());
         let hot = HotStore::open(settings, admit);
-        let reader = Reader::new(database.clone(), hot, metrics, ReadingSettings::default());
+        let reader = Reader::new(database.clone(), hot, metrics);
         Self { database, reader }
     }
 

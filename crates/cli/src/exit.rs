@@ -24,7 +24,6 @@ pub(crate) enum Exit {
 pub(crate) enum Failure {
     /// What the command needs is missing or wrong.
     Problem {
-        /// What is wrong.
         what: String,
         /// How to fix it, where that is known.
         remedy: Option<String>,
@@ -38,7 +37,6 @@ pub(crate) enum Failure {
 }
 
 impl Exit {
-    /// The exit code of the process.
     pub(crate) fn code(self) -> ExitCode {
         match self {
             Self::Success => ExitCode::SUCCESS,
@@ -49,17 +47,14 @@ impl Exit {
 }
 
 impl Failure {
-    /// A problem with a known remedy.
     pub(crate) fn problem(what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::Problem { what: what.into(), remedy: Some(remedy.into()) }
     }
 
-    /// A problem without a known remedy.
     pub(crate) fn plain(what: impl Into<String>) -> Self {
         Self::Problem { what: what.into(), remedy: None }
     }
 
-    /// The exit code of the process.
     pub(crate) fn code(&self) -> ExitCode {
         match self {
             Self::Problem { .. } => ExitCode::from(1),

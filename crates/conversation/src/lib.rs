@@ -23,8 +23,7 @@ pub use background::{Background, InvalidShare};
 pub use closer::{Closer, ClosingSettings, SweepError, Swept};
 pub use random_source::RandomSource;
 pub use reader::{
-    HotCopyError, Reader, ReadingSettings, Source, Transcript, current_numbers, read_database,
-    read_hot_copy,
+    HotCopyError, Reader, Source, Transcript, current_numbers, read_database, read_hot_copy,
 };
 pub use redis_server::{UnknownServer, check_server, record_server};
 pub use saver::Saver;

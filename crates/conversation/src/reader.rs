@@ -15,22 +15,10 @@ use hot_store::{CompleteFrom, CompletenessMarker, HotCopy, HotStore, Loaded, Mis
 use metrics::{Counter, HotLoad, HotRead, Metrics};
 use serde::Serialize;
 
-/// How much a load writes to Redis.
-#[derive(Debug, Clone, Copy)]
-pub struct ReadingSettings {
-    /// The most messages, newest first.
-    pub load_messages: usize,
-    /// The most bytes of content.
-    pub load_bytes: usize,
-}
-
-impl Default for ReadingSettings {
-    /// 1 000 messages or 4 MiB: more than the context window of any model in ordinary messages, and a few
-    /// milliseconds of Redis.
-    fn default() -> Self {
-        Self { load_messages: 1_000, load_bytes: 4 * 1024 * 1024 }
-    }
-}
+/// The most messages, newest first, and bytes of content that a load writes to Redis: more than the context window
+/// of any model in ordinary messages, and a few milliseconds of Redis.
+const LOAD_MESSAGES: usize = 1_000;
+const LOAD_BYTES: usize = 4 * 1024 * 1024;
 
 /// Which server the messages came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -76,19 +64,13 @@ pub struct Reader {
     database: Database,
     hot: HotStore,
     metrics: Metrics,
-    settings: ReadingSettings,
 }
 
 impl Reader {
     /// A reader of these two servers.
     #[must_use]
-    pub fn new(
-        database: Database,
-        hot: HotStore,
-        metrics: Metrics,
-        settings: ReadingSettings,
-    ) -> Self {
-        Self { database, hot, metrics, settings }
+    pub fn new(database: Database, hot: HotStore, metrics: Metrics) -> Self {
+        Self { database, hot, metrics }
     }
 
     /// The newest messages of a conversation, or those before a position; `None` if the conversation does not
@@ -166,7 +148,7 @@ impl Reader {
         window: &Window,
         status: ConversationStatus,
     ) -> Result<Option<Transcript>, Unavailable> {
-        let fits = window.before.is_none() && window.newest <= self.settings.load_messages;
+        let fits = window.before.is_none() && window.newest <= LOAD_MESSAGES;
         if !fits || status == ConversationStatus::Archived {
             return self.read_rows(key, window).await;
         }
@@ -179,11 +161,7 @@ impl Reader {
                 return self.read_rows(key, window).await;
             }
         };
-        let page = Page {
-            newest: self.settings.load_messages,
-            max_bytes: self.settings.load_bytes,
-            before: None,
-        };
+        let page = Page { newest: LOAD_MESSAGES, max_bytes: LOAD_BYTES, before: None };
         let snapshot = self.database.read(key, &page).await?;
         let Some(conversation) = snapshot.numbers.conversation.clone() else {
             return Ok(None);

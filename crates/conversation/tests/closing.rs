@@ -371,8 +371,8 @@ async fn the_close_of_a_closer_that_crashed_after_any_step_is_finished_by_anothe
         let claims = replica.database.claim(&due(settings)).await.unwrap();
         assert_eq!(claims.len(), 1, "{session}");
         if step >= 1 {
-            let page = replica.database.uncounted(&claims, None, 10, 1 << 20).await.unwrap();
-            replica.database.store_tokens(&[(&page.messages[0], 2)]).await.unwrap();
+            let (page, _) = replica.database.uncounted(&claims, None, 10, 1 << 20).await.unwrap();
+            replica.database.store_tokens(&[(&page[0], 2)]).await.unwrap();
         }
         if step >= 2 {
             replica.hot.drop_copies(&[key(session)]).await.unwrap();

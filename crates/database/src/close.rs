@@ -85,15 +85,6 @@ impl AsRef<Claim> for Closed {
     }
 }
 
-/// A page of messages whose tokens are not counted yet.
-#[derive(Debug, Clone)]
-pub struct UncountedPage {
-    /// The messages.
-    pub messages: Vec<Uncounted>,
-    /// Whether there may be more after this page.
-    pub more: bool,
-}
-
 /// A conversation that is about to be archived, with the totals of its messages.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Closed {
@@ -179,14 +170,14 @@ impl Database {
     /// Messages of the claimed conversations whose tokens are not counted yet, in the order of the claims
     /// and then of their ids. At most `limit` messages and `max_bytes` of text, but at least one message
     /// if there is one. In the first claim's conversation only messages `after` that id, so that a long
-    /// conversation is read page by page.
+    /// conversation is read page by page. Returns them, and whether there may be more.
     pub async fn uncounted(
         &self,
         claims: &[Claim],
         after: Option<&MessageId>,
         limit: u32,
         max_bytes: usize,
-    ) -> Result<UncountedPage> {
+    ) -> Result<(Vec<Uncounted>, bool)> {
         let keys = Keys::of(claims.iter());
         let mut after_ids = vec![""; claims.len()];
         if let (Some(first), Some(after)) = (after_ids.first_mut(), after) {
@@ -232,7 +223,7 @@ impl Database {
                 model_name: row.try_get("model_name")?,
             })
         };
-        Ok(UncountedPage { messages: rows.iter().map(message).collect::<Result<_>>()?, more })
+        Ok((rows.iter().map(message).collect::<Result<_>>()?, more))
     }
 
     /// Stores token counts. The count depends on the content alone, so no close token is required. If two

@@ -97,6 +97,15 @@ impl Database {
         }
     }
 
+    /// Host and port of the server; `None` if it is a socket directory.
+    #[must_use]
+    pub fn address(&self) -> Option<(&str, u16)> {
+        let options = self.pool.options();
+        let host = Some(options.get_host()).filter(|host| !host.starts_with('/'));
+        let host = host.filter(|_| options.get_socket().is_none());
+        host.map(|host| (host.trim_matches(['[', ']']), options.get_port()))
+    }
+
     /// Waits for the units of work that are running, then closes every connection.
     pub async fn close(&self) {
         self.pool.close().await;
@@ -195,6 +204,31 @@ impl Database {
                 lease.discard();
                 Err(timed_out(elapsed))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_read_in_each_of_its_forms() {
+        for (url, expected) in [
+            ("postgres://u:p@db:6543/v?sslmode=require", Some(("db", 6543))),
+            ("postgres://db", Some(("db", 5432))),
+            ("postgres://u@[::1]:6543/v", Some(("::1", 6543))),
+            ("postgres://[::1]/v", Some(("::1", 5432))),
+            ("postgres:///v?host=/run/postgresql", None),
+        ] {
+            let database = Database::open(&Settings {
+                url: url.to_owned(),
+                application: "test".to_owned(),
+                connections: 1,
+                time_out: Duration::from_secs(1),
+                lock_time_out: Duration::from_secs(1),
+            });
+            assert_eq!(database.unwrap().address(), expected, "{url}");
         }
     }
 }

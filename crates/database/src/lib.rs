@@ -31,7 +31,7 @@ mod verify;
 mod writers;
 
 pub use audit::{Actor, AuditEntry};
-pub use close::{Claim, ClaimCriteria, CloseCause, Closed, Uncounted, UncountedPage};
+pub use close::{Claim, ClaimCriteria, CloseCause, Closed, Uncounted};
 pub use connect::{Database, Settings};
 pub use conversations::{ConversationFilter, ConversationView};
 pub use dead_letters::{

@@ -57,11 +57,9 @@ struct Group {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub(crate) enum TaskState {
-    /// Running.
     Running,
     /// Failed; it will be restarted after a pause.
     Failed {
-        /// Consecutive failures.
         failures: u32,
     },
     /// Ended as requested during the shutdown.
@@ -158,7 +156,6 @@ impl Tasks {
     }
 }
 
-/// One supervised task.
 struct Task {
     tasks: Tasks,
     name: &'static str,

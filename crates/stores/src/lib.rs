@@ -13,7 +13,7 @@ mod stores;
 mod watch;
 
 pub use fault::{Fault, Unavailable};
-pub use postgresql::DatabaseServer;
+pub use postgresql::{COMMAND_TIMEOUT, DatabaseServer};
 pub use rabbitmq::Broker;
 pub use redis::RedisServer;
 pub use stores::Stores;

@@ -17,7 +17,7 @@ use crate::fault::{Fault, Unavailable};
 use crate::watch::{pauses, watch};
 
 /// Time limit of one statement of a command: longer than any list needs.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a statement of a command waits for a row lock. Commands take few locks, and workers hold theirs for
 /// milliseconds.
 const COMMAND_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,92 +35,76 @@ pub struct DatabaseServer {
 }
 
 impl DatabaseServer {
-    /// For a service. It may be unavailable: [`Self::wait_for_schema`] waits for it.
-    ///
-    /// # Errors
-    /// The URL is invalid.
+    /// For a service; does not connect. Fails only on an invalid URL.
     pub fn of_service(service: &Service, settings: &StoreSettings) -> Result<Self, Fault> {
         let url = &settings.connections.database.database_url;
-        Self::with(url, DATABASE_URL, |url| database::Settings {
-            url,
+        let limits = database::Settings {
+            url: url.expose().to_owned(),
             application: service.process().name().to_owned(),
             connections: settings.database_connections,
             time_out: settings.database_timeout,
             lock_time_out: settings.database_lock_timeout,
-        })
+        };
+        Self::new(url, DATABASE_URL, &limits)
+    }
+
+    /// For a command; does not connect. `limit` is the time limit of a statement. Fails only on an invalid URL.
+    pub fn of_command(settings: &DatabaseSettings, limit: Duration) -> Result<Self, Fault> {
+        Self::of_command_at(&settings.database_url, DATABASE_URL, limit)
     }
 
     /// For a command: fails if PostgreSQL is unreachable, or its schema missing or too old.
-    ///
-    /// # Errors
-    /// PostgreSQL cannot be used.
     pub async fn open(settings: &DatabaseSettings) -> Result<Self, Fault> {
-        Self::at(&settings.database_url, DATABASE_URL, COMMAND_TIMEOUT).await?.verified().await
+        Self::of_command(settings, COMMAND_TIMEOUT)?.reachable().await?.verified().await
     }
 
-    /// For a command that lists: the read replica where `DATABASE_READ_URL` names one, else as [`Self::open`].
-    ///
-    /// # Errors
-    /// PostgreSQL cannot be used.
+    /// As [`Self::open`], for a command that lists: reads the replica where `DATABASE_READ_URL` names one.
     pub async fn open_for_lists(
         settings: &DatabaseSettings,
         replica: &ReadReplicaSettings,
     ) -> Result<Self, Fault> {
-        match &replica.database_read_url {
-            Some(url) => {
-                Self::at(url, "DATABASE_READ_URL", COMMAND_TIMEOUT).await?.verified().await
-            }
-            None => Self::open(settings).await,
-        }
+        let Some(url) = &replica.database_read_url else { return Self::open(settings).await };
+        let server = Self::of_command_at(url, "DATABASE_READ_URL", COMMAND_TIMEOUT)?;
+        server.reachable().await?.verified().await
     }
 
-    /// For a command that changes the schema: does not verify it. `limit` is the time limit of a statement.
-    ///
-    /// # Errors
-    /// PostgreSQL is unreachable.
-    pub async fn open_without_schema(
-        settings: &DatabaseSettings,
+    fn of_command_at(
+        url: &ServerUrl,
+        setting: &'static str,
         limit: Duration,
     ) -> Result<Self, Fault> {
-        Self::at(&settings.database_url, DATABASE_URL, limit).await
-    }
-
-    /// For a command that also checks other servers: PostgreSQL may be unreachable.
-    ///
-    /// # Errors
-    /// The URL is invalid.
-    pub fn unprobed(settings: &DatabaseSettings) -> Result<Self, Fault> {
-        Self::of_command(&settings.database_url, DATABASE_URL, COMMAND_TIMEOUT)
-    }
-
-    async fn at(url: &ServerUrl, setting: &'static str, limit: Duration) -> Result<Self, Fault> {
-        let server = Self::of_command(url, setting, limit)?;
-        // A connection attempt fails at once; a statement would wait for its whole limit.
-        match probe(url).await {
-            Ok(()) => Ok(server),
-            Err(cause) => Err(server.unavailable(cause)),
-        }
-    }
-
-    fn of_command(url: &ServerUrl, setting: &'static str, limit: Duration) -> Result<Self, Fault> {
-        Self::with(url, setting, |url| database::Settings {
-            url,
+        let limits = database::Settings {
+            url: url.expose().to_owned(),
             application: fleet::VERBATIM.name().to_owned(),
             connections: 2,
             time_out: limit,
             lock_time_out: COMMAND_LOCK_TIMEOUT,
-        })
+        };
+        Self::new(url, setting, &limits)
     }
 
-    fn with(
+    fn new(
         url: &ServerUrl,
         setting: &'static str,
-        settings: impl FnOnce(String) -> database::Settings,
+        limits: &database::Settings,
     ) -> Result<Self, Fault> {
-        let database = Database::open(&settings(url.expose().to_owned())).map_err(|_| {
-            Fault::Setting(format!("{setting}: {url} is not a valid PostgreSQL URL"))
-        })?;
-        Ok(Self { database, url: url.clone(), setting })
+        match Database::open(limits) {
+            Ok(database) => Ok(Self { database, url: url.clone(), setting }),
+            Err(_) => {
+                Err(Fault::Setting(format!("{setting}: {url} is not a valid PostgreSQL URL")))
+            }
+        }
+    }
+
+    /// Fails if nothing listens at its address. A socket directory is not checked.
+    pub async fn reachable(self) -> Result<Self, Fault> {
+        let Some((host, port)) = self.database.address() else { return Ok(self) };
+        let cause = match timeout(CONNECT_TIMEOUT, TcpStream::connect((host, port))).await {
+            Ok(Ok(_)) => return Ok(self),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()),
+        };
+        Err(self.unavailable(cause))
     }
 
     async fn verified(self) -> Result<Self, Fault> {
@@ -130,10 +114,7 @@ impl DatabaseServer {
         }
     }
 
-    /// Waits until PostgreSQL is available, and verifies the schema.
-    ///
-    /// # Errors
-    /// The schema is missing or too old.
+    /// Waits until PostgreSQL is available; fails if its schema is missing or too old.
     pub async fn wait_for_schema(&self) -> Result<(), SchemaError> {
         let unavailable = |error: &SchemaError| matches!(error, SchemaError::Database(e) if e.class() == FailureClass::Unavailable);
         (|| self.database.verify_schema())
@@ -196,55 +177,5 @@ impl DatabaseServer {
 impl fmt::Debug for DatabaseServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "DatabaseServer({})", self.url)
-    }
-}
-
-/// Checks that a server listens at an address. A socket directory is not checked.
-async fn probe(url: &ServerUrl) -> Result<(), String> {
-    /// PostgreSQL's port (IANA).
-    const POSTGRESQL: u16 = 5432;
-    let Some((host, port)) = host_and_port(url, POSTGRESQL) else {
-        return Ok(());
-    };
-    match timeout(CONNECT_TIMEOUT, TcpStream::connect((host.as_str(), port))).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs())),
-    }
-}
-
-fn host_and_port(url: &ServerUrl, default: u16) -> Option<(String, u16)> {
-    // As in libpq, the query may name the host.
-    if url.expose().contains("host=") {
-        return None;
-    }
-    let text = url.to_string();
-    let rest = text.split_once("://")?.1;
-    let authority = rest.split('/').next()?;
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let (host, port) = match host.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
-        _ => (host, default),
-    };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    (!host.is_empty()).then(|| (host.to_owned(), port))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_is_read_in_each_of_its_forms() {
-        for (url, expected) in [
-            ("postgres://u:p@db:6543/v?sslmode=require", Some(("db", 6543))),
-            ("postgres://db", Some(("db", 5432))),
-            ("postgres://u@[::1]:6543/v", Some(("::1", 6543))),
-            ("postgres://[::1]/v", Some(("::1", 5432))),
-            ("postgres:///v?host=/run/postgresql", None),
-        ] {
-            let found = host_and_port(&ServerUrl::postgresql(url).unwrap(), 5432);
-            assert_eq!(found, expected.map(|(host, port)| (host.to_owned(), port)), "{url}");
-        }
     }
 }

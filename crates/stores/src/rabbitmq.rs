@@ -26,18 +26,12 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// For a command; does not connect.
-    ///
-    /// # Errors
-    /// The URL is invalid.
+    /// For a command; does not connect. Fails only on an invalid URL.
     pub fn of(settings: &AmqpSettings) -> Result<Self, Fault> {
         Self::of_process(settings, fleet::VERBATIM)
     }
 
-    /// For any process; does not connect.
-    ///
-    /// # Errors
-    /// The URL is invalid.
+    /// For any process; does not connect. Fails only on an invalid URL.
     pub fn of_process(settings: &AmqpSettings, process: Process) -> Result<Self, Fault> {
         let endpoints = Endpoints::parse(&joined(&settings.amqp_url), process.name())
             .map_err(|error| Fault::Setting(format!("AMQP_URL: {error}")))?;

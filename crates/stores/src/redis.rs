@@ -21,10 +21,7 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// For a worker, which records the identity of the server.
-    ///
-    /// # Errors
-    /// The URL is invalid.
+    /// For a worker, which records the identity of the server. Fails only on an invalid URL.
     pub fn of_worker(
         service: &Service,
         settings: &StoreSettings,
@@ -41,10 +38,8 @@ impl RedisServer {
         Ok(Self { hot: HotStore::open(settings_of_worker, record), address: without_secrets(urls) })
     }
 
-    /// For a program that only reads: it compares the identity of the server with the recorded one.
-    ///
-    /// # Errors
-    /// The URL is invalid.
+    /// For a program that only reads: it compares the identity of the server with the recorded one. Fails only
+    /// on an invalid URL.
     pub fn reading(urls: &[ServerUrl], database: &Database) -> Result<Self, Fault> {
         let settings = hot_store::Settings::new(parse(urls)?);
         let hot = HotStore::open(settings, check_server(database.clone()));

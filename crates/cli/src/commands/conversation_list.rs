@@ -117,10 +117,8 @@ fn text(rows: &[ConversationView], limit: u32, style: &TextStyle) -> String {
     }
     let mut out = table.render(style.paint);
     if rows.len() as u64 == u64::from(limit) {
-        let newest = plural(limit, "conversation");
-        out.push_str(
-            &style.paint.text(Tone::Dim, &format!("the newest {newest}; --limit shows more\n")),
-        );
+        let newest = format!("the newest {}; --limit shows more", plural(limit, "conversation"));
+        out.push_str(&style.line(Tone::Dim, &newest));
     }
     out
 }

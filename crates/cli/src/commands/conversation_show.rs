@@ -7,7 +7,7 @@ mod text;
 
 use clap::{Args, ValueEnum};
 use conversation::{
-    HotCopyError, Reader, ReadingSettings, Transcript, TranscriptView, read_database, read_hot_copy,
+    HotCopyError, Reader, Transcript, TranscriptView, read_database, read_hot_copy,
 };
 use database::ConversationFilter;
 use domain::causes::with_causes;
@@ -159,8 +159,7 @@ impl ConversationShow {
         match self.source {
             ReadFrom::Auto if !self.redis_url.is_empty() => {
                 let hot = self.redis(server)?.hot;
-                let settings = ReadingSettings::default();
-                let reader = Reader::new(database.clone(), hot.clone(), Metrics::new(), settings);
+                let reader = Reader::new(database.clone(), hot.clone(), Metrics::new());
                 let read = reader.read(key, &window).await;
                 let read = read.map_err(|error| server.unavailable(with_causes(&error)))?;
                 // The reader does not return the error of Redis.

@@ -18,7 +18,7 @@ use inspect::{
 };
 use report::Report;
 use service::settings::{AmqpSettings, ClosingTimes, DatabaseSettings, RedisSettings, duration};
-use stores::Fault;
+use stores::{COMMAND_TIMEOUT, Fault};
 
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
@@ -93,18 +93,15 @@ impl Verify {
             Ok(database) => (database, None),
             // Queues can be checked without PostgreSQL.
             Err(Fault::Unavailable(cause)) => {
-                (DatabaseServer::unprobed(&self.database)?, Some(cause))
+                (DatabaseServer::of_command(&self.database, COMMAND_TIMEOUT)?, Some(cause))
             }
             Err(fault) => return Err(fault.into()),
         };
         let verifier = self.verifier(&database)?;
-        let sections: Vec<Section> = match &unavailable {
-            None => Section::ALL.to_vec(),
-            Some(_) => Section::ALL.into_iter().filter(|it| !needs_database(*it)).collect(),
-        };
+        let mut sections = Section::ALL.to_vec();
         if let Some(unavailable) = unavailable {
             let cause = format!("{}: {}", unavailable.address, unavailable.cause);
-            for section in Section::ALL.into_iter().filter(|it| needs_database(*it)) {
+            for section in sections.extract_if(.., |section| needs_database(section)) {
                 printer.skip(section, &cause);
             }
         }
@@ -126,7 +123,7 @@ impl Verify {
     }
 }
 
-fn needs_database(section: Section) -> bool {
+fn needs_database(section: &Section) -> bool {
     section.stores().contains(&Dependency::PostgreSql)
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use broker::{Endpoints, Publisher, topology};
 use conversation::{
-    Background, Closer, ClosingSettings, RandomSource, Reader, ReadingSettings, Saver, Sessions,
-    Source, Statistics, Transcript, record_server,
+    Background, Closer, ClosingSettings, RandomSource, Reader, Saver, Sessions, Source, Statistics,
+    Transcript, record_server,
 };
 use database::Database;
 use domain::action::{Action, SaveMessage};
@@ -58,12 +58,7 @@ impl Replica {
                 metrics.clone(),
                 RandomSource::random(),
             ),
-            reader: Reader::new(
-                database.clone(),
-                hot.clone(),
-                metrics.clone(),
-                ReadingSettings::default(),
-            ),
+            reader: Reader::new(database.clone(), hot.clone(), metrics.clone()),
             sessions: Sessions::new(
                 database.clone(),
                 metrics.clone(),
