@@ -23,7 +23,6 @@ impl ActorArgs {
     }
 }
 
-/// The system user and the host, as `user@host`.
 fn system_user() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     // The owner of this process (proc(5)); unknown on systems other than Linux.

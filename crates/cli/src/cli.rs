@@ -136,8 +136,7 @@ fn exit_code(result: Result<Exit, Failure>) -> ExitCode {
 
 /// Prints help or version.
 fn print_help(text: &clap::builder::StyledStr, no_color: NoColor) -> Result<(), Failure> {
-    let output = Output::new(Form::Text, Colour::Auto, no_color, domain::time::Timestamp::EARLIEST);
-    let text = match output.style.paint {
+    let text = match output::paint(Colour::Auto, no_color) {
         output::Paint::Plain => text.to_string(),
         output::Paint::Colours => text.ansi().to_string(),
     };

@@ -17,7 +17,6 @@ use crate::exit::Failure;
 pub(crate) enum Input {
     /// `-`
     Standard,
-    /// A file.
     File(PathBuf),
 }
 
@@ -102,23 +101,15 @@ impl Lines {
     }
 }
 
-fn lines(mut reader: impl BufRead) -> impl Iterator<Item = io::Result<Line>> {
-    let mut number = 0;
-    std::iter::from_fn(move || {
-        loop {
-            let mut body = Vec::new();
-            match reader.read_until(b'\n', &mut body) {
-                Err(error) => return Some(Err(error)),
-                Ok(0) => return None,
-                Ok(_) => {}
-            }
-            number += 1;
+fn lines(reader: impl BufRead) -> impl Iterator<Item = io::Result<Line>> {
+    let line = |(number, body): (u64, io::Result<Vec<u8>>)| match body {
+        Ok(mut body) => {
             body.truncate(body.trim_ascii_end().len());
-            if !body.trim_ascii_start().is_empty() {
-                return Some(Ok(Line { number, body }));
-            }
+            (!body.is_empty()).then_some(Ok(Line { number, body }))
         }
-    })
+        Err(error) => Some(Err(error)),
+    };
+    (1..).zip(reader.split(b'\n')).filter_map(line)
 }
 
 #[cfg(test)]

@@ -20,7 +20,6 @@ use crate::output::{Cell, Side, Table, TextStyle, Tone, plural};
 pub(crate) struct Validator {
     /// Used as the time of receipt.
     pub(crate) now: Timestamp,
-    /// The largest body, in bytes.
     pub(crate) max_body_bytes: usize,
 }
 
@@ -67,7 +66,6 @@ impl Validator {
         decode(body, &Envelope::default(), &context)
     }
 
-    /// Checks every line.
     pub(crate) fn check(&self, lines: &Lines) -> Result<Findings, Failure> {
         let mut findings = Findings::default();
         for line in lines.read()? {
@@ -124,16 +122,14 @@ impl Findings {
             out.push('\n');
         }
         if let Some(hint) = self.hint {
-            out.push_str(&style.paint.text(Tone::Warn, hint));
-            out.push('\n');
+            out.push_str(&style.line(Tone::Warn, hint));
         }
         if self.without_identity > 0 {
             let messages = plural(self.without_identity, "message");
             let text = format!(
                 "{messages} without message_id, action_id and timestamp: a redelivery may store one twice"
             );
-            out.push_str(&style.paint.text(Tone::Warn, &text));
-            out.push('\n');
+            out.push_str(&style.line(Tone::Warn, &text));
         }
         out
     }

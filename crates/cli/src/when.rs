@@ -12,7 +12,6 @@ pub(crate) enum When {
 }
 
 impl When {
-    /// Value parser for clap.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if let Ok(moment) = Timestamp::parse(text) {
             return Ok(Self::At(moment));

@@ -242,18 +242,18 @@ impl Closer {
                 }
             };
             let rest = &claims[first..];
-            let page = self
+            let (messages, more) = self
                 .step(|| self.database.uncounted(rest, after, COUNT_MESSAGES, COUNT_BYTES))
                 .await?;
-            let Some(end) = page.messages.last() else { return Ok(()) };
+            let Some(end) = messages.last() else { return Ok(()) };
             last = Some((end.key.clone(), end.id.clone()));
             // Spawned inside the throttled step: outside it would start before its turn.
-            let counting = async { tokio::task::spawn_blocking(|| count(page.messages)).await };
+            let counting = async { tokio::task::spawn_blocking(|| count(messages)).await };
             let counted = self.background.throttled(counting).await?;
             let counts: Vec<(&Uncounted, i64)> =
                 counted.iter().map(|(message, tokens)| (message, *tokens)).collect();
             self.step(|| self.database.store_tokens(&counts)).await?;
-            if !page.more {
+            if !more {
                 return Ok(());
             }
             self.renew_if_due(claims, renewed).await?;

@@ -17,13 +17,17 @@ mod saver;
 mod sessions;
 mod statistics;
 mod transient;
+mod view;
 
 pub use background::{Background, InvalidShare};
 pub use closer::{Closer, ClosingSettings, SweepError, Swept};
 pub use random_source::RandomSource;
-pub use reader::{Reader, ReadingSettings, Source, Transcript, current_numbers};
+pub use reader::{
+    HotCopyError, Reader, Source, Transcript, current_numbers, read_database, read_hot_copy,
+};
 pub use redis_server::{UnknownServer, check_server, record_server};
 pub use saver::Saver;
 pub use sessions::Sessions;
 pub use statistics::Statistics;
 pub use transient::retry_transient;
+pub use view::{MessageView, TranscriptView};

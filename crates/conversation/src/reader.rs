@@ -11,33 +11,23 @@ use domain::failure::Unavailable;
 use domain::ids::ConversationKey;
 use domain::message::Message;
 use domain::status::ConversationStatus;
-use domain::time::Timestamp;
 use hot_store::{CompleteFrom, CompletenessMarker, HotCopy, HotStore, Loaded, Miss, Window};
 use metrics::{Counter, HotLoad, HotRead, Metrics};
+use serde::Serialize;
 
-/// How much a load writes to Redis.
-#[derive(Debug, Clone, Copy)]
-pub struct ReadingSettings {
-    /// The most messages, newest first.
-    pub load_messages: usize,
-    /// The most bytes of content.
-    pub load_bytes: usize,
-}
-
-impl Default for ReadingSettings {
-    /// 1 000 messages or 4 MiB: more than the context window of any model in ordinary messages, and a few
-    /// milliseconds of Redis.
-    fn default() -> Self {
-        Self { load_messages: 1_000, load_bytes: 4 * 1024 * 1024 }
-    }
-}
+/// The most messages, newest first, and bytes of content that a load writes to Redis: more than the context window
+/// of any model in ordinary messages, and a few milliseconds of Redis.
+const LOAD_MESSAGES: usize = 1_000;
+const LOAD_BYTES: usize = 4 * 1024 * 1024;
 
 /// Which server the messages came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Source {
     /// Redis.
+    #[serde(rename = "redis")]
     HotCopy,
     /// PostgreSQL.
+    #[serde(rename = "postgresql")]
     Database,
 }
 
@@ -54,25 +44,33 @@ pub struct Transcript {
     pub degraded: bool,
 }
 
+/// Why a hot copy alone cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum HotCopyError {
+    /// PostgreSQL, which says whether it is current, failed.
+    #[error(transparent)]
+    Database(#[from] database::Error),
+    /// Redis failed.
+    #[error(transparent)]
+    Redis(#[from] hot_store::Error),
+    /// It is missing, incomplete or outdated.
+    #[error("Redis has no usable hot copy: {0}")]
+    Unusable(Miss),
+}
+
 /// Reads conversations. Clones share their connections.
 #[derive(Clone)]
 pub struct Reader {
     database: Database,
     hot: HotStore,
     metrics: Metrics,
-    settings: ReadingSettings,
 }
 
 impl Reader {
     /// A reader of these two servers.
     #[must_use]
-    pub fn new(
-        database: Database,
-        hot: HotStore,
-        metrics: Metrics,
-        settings: ReadingSettings,
-    ) -> Self {
-        Self { database, hot, metrics, settings }
+    pub fn new(database: Database, hot: HotStore, metrics: Metrics) -> Self {
+        Self { database, hot, metrics }
     }
 
     /// The newest messages of a conversation, or those before a position; `None` if the conversation does not
@@ -106,12 +104,7 @@ impl Reader {
             Ok(copy) => match copy.usable(current_numbers(&numbers, &conversation)) {
                 Ok(messages) => {
                     self.count(HotRead::Hit);
-                    Ok(Some(Transcript {
-                        status: Some(conversation.status),
-                        messages: after_erasure(messages, conversation.erased_at),
-                        source: Source::HotCopy,
-                        degraded: false,
-                    }))
+                    Ok(Some(from_copy(messages, &conversation)))
                 }
                 Err(miss) => {
                     let (result, load) = match miss {
@@ -131,7 +124,7 @@ impl Reader {
                     if load {
                         self.read_and_load(key, window, conversation.status).await
                     } else {
-                        self.read_database(key, window).await
+                        self.read_rows(key, window).await
                     }
                 }
             },
@@ -142,7 +135,7 @@ impl Reader {
                     "hot copy could not be read; reading from PostgreSQL"
                 );
                 self.count(HotRead::Unavailable);
-                self.read_database(key, window).await
+                self.read_rows(key, window).await
             }
         }
     }
@@ -155,9 +148,9 @@ impl Reader {
         window: &Window,
         status: ConversationStatus,
     ) -> Result<Option<Transcript>, Unavailable> {
-        let fits = window.before.is_none() && window.newest <= self.settings.load_messages;
+        let fits = window.before.is_none() && window.newest <= LOAD_MESSAGES;
         if !fits || status == ConversationStatus::Archived {
-            return self.read_database(key, window).await;
+            return self.read_rows(key, window).await;
         }
         let load_token = match self.hot.begin_load(key).await {
             Ok(load_token) => load_token,
@@ -165,14 +158,10 @@ impl Reader {
                 let superseded = matches!(error, hot_store::Error::LoadUnderWay);
                 let result = if superseded { HotLoad::Superseded } else { HotLoad::Failed };
                 self.metrics.add(Counter::HotLoads { result }, 1);
-                return self.read_database(key, window).await;
+                return self.read_rows(key, window).await;
             }
         };
-        let page = Page {
-            newest: self.settings.load_messages,
-            max_bytes: self.settings.load_bytes,
-            before: None,
-        };
+        let page = Page { newest: LOAD_MESSAGES, max_bytes: LOAD_BYTES, before: None };
         let snapshot = self.database.read(key, &page).await?;
         let Some(conversation) = snapshot.numbers.conversation.clone() else {
             return Ok(None);
@@ -193,20 +182,17 @@ impl Reader {
         self.metrics.add(Counter::HotLoads { result }, 1);
         if snapshot.messages.len() < window.newest && !snapshot.from_beginning {
             // Large messages reached the byte limit of the load before the window was filled.
-            return self.read_database(key, window).await;
+            return self.read_rows(key, window).await;
         }
         Ok(Some(from_snapshot(snapshot, window.newest)))
     }
 
-    async fn read_database(
+    async fn read_rows(
         &self,
         key: &ConversationKey,
         window: &Window,
     ) -> Result<Option<Transcript>, Unavailable> {
-        let page =
-            Page { newest: window.newest, max_bytes: usize::MAX, before: window.before.clone() };
-        let snapshot = self.database.read(key, &page).await?;
-        Ok(snapshot.numbers.conversation.is_some().then(|| from_snapshot(snapshot, window.newest)))
+        Ok(read_database(&self.database, key, window).await?)
     }
 
     /// PostgreSQL is unavailable: returns what Redis holds, marked as degraded, or the error.
@@ -230,6 +216,37 @@ impl Reader {
     }
 }
 
+/// Reads from PostgreSQL alone; `None` if the conversation does not exist.
+///
+/// # Errors
+/// PostgreSQL failed.
+pub async fn read_database(
+    database: &Database,
+    key: &ConversationKey,
+    window: &Window,
+) -> Result<Option<Transcript>, database::Error> {
+    let page = Page { newest: window.newest, max_bytes: usize::MAX, before: window.before.clone() };
+    let snapshot = database.read(key, &page).await?;
+    Ok(snapshot.numbers.conversation.is_some().then(|| from_snapshot(snapshot, window.newest)))
+}
+
+/// Reads the hot copy alone; `None` if the conversation does not exist.
+///
+/// # Errors
+/// A server failed, or the hot copy is not usable.
+pub async fn read_hot_copy(
+    database: &Database,
+    hot: &HotStore,
+    key: &ConversationKey,
+    window: &Window,
+) -> Result<Option<Transcript>, HotCopyError> {
+    let (numbers, copy) = tokio::join!(database.numbers(key), hot.read(key, window));
+    let (numbers, copy) = (numbers?, copy?);
+    let Some(conversation) = &numbers.conversation else { return Ok(None) };
+    let messages = copy.usable(current_numbers(&numbers, conversation));
+    Ok(Some(from_copy(messages.map_err(HotCopyError::Unusable)?, conversation)))
+}
+
 /// The numbers that a completeness marker must have to be current.
 #[must_use]
 pub fn current_numbers(
@@ -239,11 +256,15 @@ pub fn current_numbers(
     hot_store::Numbers { epoch: numbers.hot_epoch, generation: conversation.hot_generation }
 }
 
-fn after_erasure(mut messages: Vec<Message>, erased_at: Option<Timestamp>) -> Vec<Message> {
-    if let Some(erased_at) = erased_at {
-        messages.retain(|message| message.created_at > erased_at);
+fn from_copy(mut messages: Vec<Message>, conversation: &ConversationNumbers) -> Transcript {
+    let erased_at = conversation.erased_at;
+    messages.retain(|message| erased_at.is_none_or(|erased_at| message.created_at > erased_at));
+    Transcript {
+        status: Some(conversation.status),
+        messages,
+        source: Source::HotCopy,
+        degraded: false,
     }
-    messages
 }
 
 fn from_snapshot(mut snapshot: Snapshot, newest: usize) -> Transcript {

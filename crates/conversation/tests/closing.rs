@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use conversation::{ClosingSettings, Swept};
 use domain::failure::{DeadLetterReason, Failure};
-use domain::ids::TenantId;
 use fixtures::{
     Replica, action, applied, at_once, closer, duplicate, ids, key, sql, stores, to_save,
 };
@@ -370,8 +369,8 @@ async fn the_close_of_a_closer_that_crashed_after_any_step_is_finished_by_anothe
         let claims = replica.database.claim(&due(settings)).await.unwrap();
         assert_eq!(claims.len(), 1, "{session}");
         if step >= 1 {
-            let page = replica.database.uncounted(&claims, None, 10, 1 << 20).await.unwrap();
-            replica.database.store_tokens(&[(&page.messages[0], 2)]).await.unwrap();
+            let (page, _) = replica.database.uncounted(&claims, None, 10, 1 << 20).await.unwrap();
+            replica.database.store_tokens(&[(&page[0], 2)]).await.unwrap();
         }
         if step >= 2 {
             replica.hot.drop_copies(&[key(session)]).await.unwrap();
@@ -517,8 +516,6 @@ async fn a_conversation_that_moves_to_another_agent_and_day_leaves_its_old_bucke
         sql(&env, "SELECT agent_id, day, conversations FROM daily_stats ORDER BY day").await,
         "second|2026-11-19|1\nfirst|2026-11-20|0"
     );
-    let days = replica.database.daily_stats(&TenantId::new("acme").unwrap(), 10).await.unwrap();
-    assert_eq!(days.len(), 2);
 }
 
 #[tokio::test]

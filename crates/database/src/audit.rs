@@ -8,7 +8,9 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
-use sqlx::FromRow;
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::{Database, Result};
@@ -23,7 +25,7 @@ pub struct Actor {
 }
 
 /// An entry of the audit log.
-#[derive(Debug, Clone, PartialEq, FromRow, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct AuditEntry {
     /// Its number; later entries have higher ones.
     pub id: i64,
@@ -42,32 +44,48 @@ pub struct AuditEntry {
     pub detail: Option<Value>,
 }
 
+impl AuditEntry {
+    fn of(row: &PgRow) -> Result<Self> {
+        Ok(Self {
+            id: row.try_get("id")?,
+            at: row.try_get("at")?,
+            actor: row.try_get("actor")?,
+            action: row.try_get("action")?,
+            tenant_id: row.try_get("tenant_id")?,
+            subject: row.try_get("subject")?,
+            detail: row.try_get("detail")?,
+        })
+    }
+}
+
 impl Database {
     /// Records the start or the result of a run. `detail` must hold no content of a conversation.
     pub async fn record_run(&self, actor: &Actor, action: &str, detail: &Value) -> Result<()> {
-        self.within(async |connection| {
-            sqlx::query(
-                "INSERT INTO audit_log (actor, action, subject, detail) VALUES ($1, $2, $3, $4)",
-            )
-            .bind(&actor.name)
-            .bind(action)
-            .bind(actor.run.to_string())
-            .bind(sqlx::types::Json(detail))
-            .execute(connection)
-            .await?;
-            Ok(())
-        })
-        .await
+        let query = sqlx::query(
+            "INSERT INTO audit_log (actor, action, subject, detail) VALUES ($1, $2, $3, $4)",
+        )
+        .bind(&actor.name)
+        .bind(action)
+        .bind(actor.run.to_string())
+        .bind(Json(detail));
+        self.execute(query).await?;
+        Ok(())
     }
 
     /// The entries about a subject, oldest first.
     pub async fn audit_of(&self, subject: &str) -> Result<Vec<AuditEntry>> {
-        self.within(async |connection| {
-            Ok(sqlx::query_as("SELECT * FROM audit_log WHERE subject = $1 ORDER BY id")
-                .bind(subject)
-                .fetch_all(connection)
-                .await?)
-        })
-        .await
+        self.audit_about(&[subject.to_owned()], u32::MAX).await
+    }
+
+    /// The entries about these subjects: the last `limit`, oldest first.
+    pub async fn audit_about(&self, subjects: &[String], limit: u32) -> Result<Vec<AuditEntry>> {
+        let query = sqlx::query(
+            "SELECT * FROM (SELECT * FROM audit_log WHERE subject = ANY ($1)
+                            ORDER BY id DESC LIMIT $2) AS newest
+             ORDER BY id",
+        )
+        .bind(subjects)
+        .bind(i64::from(limit));
+        self.rows(query).await?.iter().map(AuditEntry::of).collect()
     }
 }

@@ -12,15 +12,17 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use domain::ids::{AgentId, ConversationKey, InvalidId, MessageId, SessionId, UserId};
+use domain::ids::{AgentId, ConversationKey, MessageId, SessionId, UserId};
 use domain::time::Timestamp;
-use sqlx::Row;
+use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-use crate::rows::{corrupt, key, timestamp};
+use crate::rows::{corrupt, id, item_of, key_of, optional_id, timestamp};
 use crate::save::TOUCH_SECONDS;
 use crate::{Database, Result};
+
+const TABLE: &str = "conversations";
 
 /// Which conversations a sweep claims, and how many.
 #[derive(Debug, Clone, Copy)]
@@ -83,15 +85,6 @@ impl AsRef<Claim> for Closed {
     }
 }
 
-/// A page of messages whose tokens are not counted yet.
-#[derive(Debug, Clone)]
-pub struct UncountedPage {
-    /// The messages.
-    pub messages: Vec<Uncounted>,
-    /// Whether there may be more after this page.
-    pub more: bool,
-}
-
 /// A conversation that is about to be archived, with the totals of its messages.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Closed {
@@ -124,25 +117,16 @@ impl Database {
     /// earlier claim ended without a result; at most `criteria.limit` of each.
     pub async fn claim(&self, criteria: &ClaimCriteria) -> Result<Vec<Claim>> {
         let idle = criteria.idle + Duration::from_secs(TOUCH_SECONDS.into());
-        self.within(async |connection| {
-            sqlx::query(CLAIM)
-                .bind(criteria.grace.as_secs_f64())
-                .bind(idle.as_secs_f64())
-                .bind(criteria.lease.as_secs_f64())
-                .bind(i64::from(criteria.limit))
-                .fetch_all(&mut *connection)
-                .await?
-                .iter()
-                .map(|row| {
-                    Ok(Claim {
-                        key: key(row.try_get("tenant_id")?, row.try_get("id")?)?,
-                        token: row.try_get("close_token")?,
-                        cause: cause(row.try_get("cause")?)?,
-                    })
-                })
-                .collect()
-        })
-        .await
+        let query = sqlx::query(CLAIM)
+            .bind(criteria.grace.as_secs_f64())
+            .bind(idle.as_secs_f64())
+            .bind(criteria.lease.as_secs_f64())
+            .bind(i64::from(criteria.limit));
+        let claim = |row: &PgRow| {
+            let cause = cause(row.try_get("cause")?)?;
+            Ok(Claim { key: key_of(row)?, token: row.try_get("close_token")?, cause })
+        };
+        self.rows(query).await?.iter().map(claim).collect()
     }
 
     /// Deletes the claimed conversations that have no messages, with their sessions. Returns their keys.
@@ -168,7 +152,7 @@ impl Database {
             .fetch_all(&mut *connection)
             .await?
             .iter()
-            .map(|row| key(row.try_get("tenant_id")?, row.try_get("id")?))
+            .map(key_of)
             .collect::<Result<Vec<_>>>()?;
             sqlx::query(
                 "DELETE FROM sessions s USING unnest($1::text[], $2::text[]) AS k (tenant_id, id)
@@ -186,171 +170,148 @@ impl Database {
     /// Messages of the claimed conversations whose tokens are not counted yet, in the order of the claims
     /// and then of their ids. At most `limit` messages and `max_bytes` of text, but at least one message
     /// if there is one. In the first claim's conversation only messages `after` that id, so that a long
-    /// conversation is read page by page.
+    /// conversation is read page by page. Returns them, and whether there may be more.
     pub async fn uncounted(
         &self,
         claims: &[Claim],
         after: Option<&MessageId>,
         limit: u32,
         max_bytes: usize,
-    ) -> Result<UncountedPage> {
+    ) -> Result<(Vec<Uncounted>, bool)> {
         let keys = Keys::of(claims.iter());
         let mut after_ids = vec![""; claims.len()];
         if let (Some(first), Some(after)) = (after_ids.first_mut(), after) {
             *first = after.as_str();
         }
-        self.within(async |connection| {
-            let rows = sqlx::query(
-                "SELECT n, conversation, id, found, coalesce(model_name, conversation_model) AS model_name,
-                        content || coalesce(E'\\n' || tool_calls::text, '') AS text
-                 FROM (SELECT listed.*, row_number() OVER in_order AS place,
-                              count(*) OVER () AS found,
-                              sum(octet_length(content) + coalesce(octet_length(tool_calls::text), 0))
-                                  OVER in_order AS bytes
-                       FROM (SELECT k.n, m.*, c.model_name AS conversation_model
-                             FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY
-                                  AS k (tenant_id, id, after, n)
-                             JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-                             CROSS JOIN LATERAL (
-                                 SELECT * FROM message_rows m
-                                 WHERE m.conversation = c.number AND m.id > k.after COLLATE \"C\"
-                                   AND NOT EXISTS (
-                                       SELECT FROM message_tokens t
-                                       WHERE t.conversation = m.conversation AND t.id = m.id)
-                                 ORDER BY m.id LIMIT $4) AS m
-                             ORDER BY k.n, m.id LIMIT $4) AS listed
-                       WINDOW in_order AS (ORDER BY n, id)) AS m
-                 WHERE place = 1 OR bytes <= $5
-                 ORDER BY place",
-            )
-            .bind(&keys.tenants)
-            .bind(&keys.ids)
-            .bind(&after_ids)
-            .bind(i64::from(limit))
-            .bind(i64::try_from(max_bytes).unwrap_or(i64::MAX))
-            .fetch_all(&mut *connection)
-            .await?;
-            let found: i64 = rows.first().map_or(Ok(0), |row| row.try_get("found"))?;
-            let more = found == i64::from(limit) || found > rows.len() as i64;
-            let messages = rows.iter().map(|row| {
-                Ok(Uncounted {
-                    key: claim_of(row, claims)?.key.clone(),
-                    conversation: row.try_get("conversation")?,
-                    id: MessageId::new(row.try_get::<&str, _>("id")?)
-                        .map_err(|fault| corrupt("messages", format!("id {fault}")))?,
-                    text: row.try_get("text")?,
-                    model_name: row.try_get("model_name")?,
-                })
-            });
-            Ok(UncountedPage { messages: messages.collect::<Result<_>>()?, more })
-        })
-        .await
+        let query = sqlx::query(
+            "SELECT n, conversation, id, found, coalesce(model_name, conversation_model) AS model_name,
+                    content || coalesce(E'\\n' || tool_calls::text, '') AS text
+             FROM (SELECT listed.*, row_number() OVER in_order AS place,
+                          count(*) OVER () AS found,
+                          sum(octet_length(content) + coalesce(octet_length(tool_calls::text), 0))
+                              OVER in_order AS bytes
+                   FROM (SELECT k.n, m.*, c.model_name AS conversation_model
+                         FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY
+                              AS k (tenant_id, id, after, n)
+                         JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                         CROSS JOIN LATERAL (
+                             SELECT * FROM message_rows m
+                             WHERE m.conversation = c.number AND m.id > k.after COLLATE \"C\"
+                               AND NOT EXISTS (
+                                   SELECT FROM message_tokens t
+                                   WHERE t.conversation = m.conversation AND t.id = m.id)
+                             ORDER BY m.id LIMIT $4) AS m
+                         ORDER BY k.n, m.id LIMIT $4) AS listed
+                   WINDOW in_order AS (ORDER BY n, id)) AS m
+             WHERE place = 1 OR bytes <= $5
+             ORDER BY place",
+        )
+        .bind(&keys.tenants)
+        .bind(&keys.ids)
+        .bind(&after_ids)
+        .bind(i64::from(limit))
+        .bind(i64::try_from(max_bytes).unwrap_or(i64::MAX));
+        let rows = self.rows(query).await?;
+        let found: i64 = rows.first().map_or(Ok(0), |row| row.try_get("found"))?;
+        let more = found == i64::from(limit) || found > rows.len() as i64;
+        let message = |row: &PgRow| {
+            Ok(Uncounted {
+                key: item_of(row, claims, TABLE)?.key.clone(),
+                conversation: row.try_get("conversation")?,
+                id: id(row, "messages", "id", MessageId::new)?,
+                text: row.try_get("text")?,
+                model_name: row.try_get("model_name")?,
+            })
+        };
+        Ok((rows.iter().map(message).collect::<Result<_>>()?, more))
     }
 
     /// Stores token counts. The count depends on the content alone, so no close token is required. If two
     /// processes count the same message, the first count stays.
     pub async fn store_tokens(&self, counts: &[(&Uncounted, i64)]) -> Result<()> {
-        self.within(async |connection| {
-            sqlx::query(
-                "INSERT INTO message_tokens (conversation, id, tokens)
-                 SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[])
-                 ON CONFLICT (conversation, id) DO NOTHING",
-            )
-            .bind(counts.iter().map(|(m, _)| m.conversation).collect::<Vec<_>>())
-            .bind(counts.iter().map(|(m, _)| m.id.as_str()).collect::<Vec<_>>())
-            .bind(counts.iter().map(|(_, tokens)| *tokens).collect::<Vec<_>>())
-            .execute(&mut *connection)
-            .await?;
-            Ok(())
-        })
-        .await
+        let query = sqlx::query(
+            "INSERT INTO message_tokens (conversation, id, tokens)
+             SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[])
+             ON CONFLICT (conversation, id) DO NOTHING",
+        )
+        .bind(counts.iter().map(|(m, _)| m.conversation).collect::<Vec<_>>())
+        .bind(counts.iter().map(|(m, _)| m.id.as_str()).collect::<Vec<_>>())
+        .bind(counts.iter().map(|(_, tokens)| *tokens).collect::<Vec<_>>());
+        self.execute(query).await?;
+        Ok(())
     }
 
     /// Counts the totals of the claimed conversations from their messages. Conversations whose token was
     /// cleared are left out.
     pub async fn totals(&self, claims: &[Claim]) -> Result<Vec<Closed>> {
         let keys = Keys::of(claims.iter());
-        self.within(async |connection| {
-            sqlx::query(
-                "SELECT k.n, c.session_id, c.user_id, c.closed_at, c.close_reason,
-                        coalesce(agent.agent_id, c.agent_id) AS agent_id,
-                        coalesce(model.model_name, c.model_name) AS model_name,
-                        m.messages, m.first, m.last, t.tokens
-                 FROM unnest($1::text[], $2::text[], $3::uuid[]) WITH ORDINALITY
-                      AS k (tenant_id, id, token, n)
-                 JOIN conversations c
-                      ON c.tenant_id = k.tenant_id AND c.id = k.id AND c.close_token = k.token
-                 CROSS JOIN LATERAL (
-                     SELECT count(*) AS messages, min(created_at) AS first, max(created_at) AS last
-                     FROM message_rows WHERE conversation = c.number HAVING count(*) > 0) AS m
-                 CROSS JOIN LATERAL (
-                     SELECT coalesce(sum(tokens), 0)::bigint AS tokens
-                     FROM message_tokens WHERE conversation = c.number) AS t
-                 LEFT JOIN LATERAL (
-                     SELECT agent_id FROM message_rows
-                     WHERE conversation = c.number AND created_at IS NOT NULL AND agent_id IS NOT NULL
-                     ORDER BY created_at DESC, id DESC LIMIT 1) AS agent ON true
-                 LEFT JOIN LATERAL (
-                     SELECT model_name FROM message_rows
-                     WHERE conversation = c.number AND created_at IS NOT NULL AND model_name IS NOT NULL
-                     ORDER BY created_at DESC, id DESC LIMIT 1) AS model ON true",
-            )
-            .bind(&keys.tenants)
-            .bind(&keys.ids)
-            .bind(&keys.tokens)
-            .fetch_all(&mut *connection)
-            .await?
-            .iter()
-            .map(|row| closed(row, claims))
-            .collect()
-        })
-        .await
+        let query = sqlx::query(
+            "SELECT k.n, c.session_id, c.user_id, c.closed_at, c.close_reason,
+                    coalesce(agent.agent_id, c.agent_id) AS agent_id,
+                    coalesce(model.model_name, c.model_name) AS model_name,
+                    m.messages, m.first, m.last, t.tokens
+             FROM unnest($1::text[], $2::text[], $3::uuid[]) WITH ORDINALITY
+                  AS k (tenant_id, id, token, n)
+             JOIN conversations c
+                  ON c.tenant_id = k.tenant_id AND c.id = k.id AND c.close_token = k.token
+             CROSS JOIN LATERAL (
+                 SELECT count(*) AS messages, min(created_at) AS first, max(created_at) AS last
+                 FROM message_rows WHERE conversation = c.number HAVING count(*) > 0) AS m
+             CROSS JOIN LATERAL (
+                 SELECT coalesce(sum(tokens), 0)::bigint AS tokens
+                 FROM message_tokens WHERE conversation = c.number) AS t
+             LEFT JOIN LATERAL (
+                 SELECT agent_id FROM message_rows
+                 WHERE conversation = c.number AND created_at IS NOT NULL AND agent_id IS NOT NULL
+                 ORDER BY created_at DESC, id DESC LIMIT 1) AS agent ON true
+             LEFT JOIN LATERAL (
+                 SELECT model_name FROM message_rows
+                 WHERE conversation = c.number AND created_at IS NOT NULL AND model_name IS NOT NULL
+                 ORDER BY created_at DESC, id DESC LIMIT 1) AS model ON true",
+        )
+        .bind(&keys.tenants)
+        .bind(&keys.ids)
+        .bind(&keys.tokens);
+        self.rows(query).await?.iter().map(|row| closed(row, claims)).collect()
     }
 
     /// The last write: sets the status `archived` and the totals. Returns the conversations that it
     /// changed; of the others the token was cleared, or a save holds the row at the moment.
     pub async fn archive_closed(&self, closed: &[Closed]) -> Result<Vec<ConversationKey>> {
         let keys = Keys::of(closed.iter().map(|it| &it.claim));
-        self.within(async |connection| {
-            sqlx::query(
-                "WITH mine AS (
-                     SELECT k.*
-                     FROM unnest($1::text[], $2::text[], $3::uuid[], $4::bigint[], $5::bigint[],
-                                 $6::timestamptz[], $7::timestamptz[], $8::text[], $9::text[])
-                          AS k (tenant_id, id, token, messages, tokens, first, last, agent_id, model_name)
-                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-                     WHERE c.close_token = k.token
-                     ORDER BY c.tenant_id, c.id
-                     FOR UPDATE OF c SKIP LOCKED)
-                 UPDATE conversations c SET
-                     status = 'archived', finalised_at = clock_timestamp(), close_token = NULL,
-                     close_lease_until = NULL, message_count = mine.messages,
-                     total_tokens = mine.tokens, created_at = mine.first,
-                     last_message_at = mine.last,
-                     -- A session event may have set them since the totals were read.
-                     agent_id = coalesce(mine.agent_id, c.agent_id),
-                     model_name = coalesce(mine.model_name, c.model_name)
-                 FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
-                 RETURNING c.tenant_id, c.id",
-            )
-            .bind(&keys.tenants)
-            .bind(&keys.ids)
-            .bind(&keys.tokens)
-            .bind(closed.iter().map(|it| it.message_count).collect::<Vec<_>>())
-            .bind(closed.iter().map(|it| it.total_tokens).collect::<Vec<_>>())
-            .bind(closed.iter().map(|it| DateTime::from(it.created_at)).collect::<Vec<DateTime<Utc>>>())
-            .bind(
-                closed.iter().map(|it| DateTime::from(it.last_message_at)).collect::<Vec<DateTime<Utc>>>(),
-            )
-            .bind(closed.iter().map(|it| it.agent_id.as_ref().map(AgentId::as_str)).collect::<Vec<_>>())
-            .bind(closed.iter().map(|it| it.model_name.as_deref()).collect::<Vec<_>>())
-            .fetch_all(&mut *connection)
-            .await?
-            .iter()
-            .map(|row| key(row.try_get("tenant_id")?, row.try_get("id")?))
-            .collect()
-        })
-        .await
+        let query = sqlx::query(
+            "WITH mine AS (
+                 SELECT k.*
+                 FROM unnest($1::text[], $2::text[], $3::uuid[], $4::bigint[], $5::bigint[],
+                             $6::timestamptz[], $7::timestamptz[], $8::text[], $9::text[])
+                      AS k (tenant_id, id, token, messages, tokens, first, last, agent_id, model_name)
+                 JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                 WHERE c.close_token = k.token
+                 ORDER BY c.tenant_id, c.id
+                 FOR UPDATE OF c SKIP LOCKED)
+             UPDATE conversations c SET
+                 status = 'archived', finalised_at = clock_timestamp(), close_token = NULL,
+                 close_lease_until = NULL, message_count = mine.messages,
+                 total_tokens = mine.tokens, created_at = mine.first,
+                 last_message_at = mine.last,
+                 -- A session event may have set them since the totals were read.
+                 agent_id = coalesce(mine.agent_id, c.agent_id),
+                 model_name = coalesce(mine.model_name, c.model_name)
+             FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
+             RETURNING c.tenant_id, c.id",
+        )
+        .bind(&keys.tenants)
+        .bind(&keys.ids)
+        .bind(&keys.tokens)
+        .bind(closed.iter().map(|it| it.message_count).collect::<Vec<_>>())
+        .bind(closed.iter().map(|it| it.total_tokens).collect::<Vec<_>>())
+        .bind(closed.iter().map(|it| DateTime::from(it.created_at)).collect::<Vec<DateTime<Utc>>>())
+        .bind(
+            closed.iter().map(|it| DateTime::from(it.last_message_at)).collect::<Vec<DateTime<Utc>>>(),
+        )
+        .bind(closed.iter().map(|it| it.agent_id.as_ref().map(AgentId::as_str)).collect::<Vec<_>>())
+        .bind(closed.iter().map(|it| it.model_name.as_deref()).collect::<Vec<_>>());
+        self.rows(query).await?.iter().map(key_of).collect()
     }
 
     /// Extends the lease of the claims whose token is still valid; returns their conversations.
@@ -360,53 +321,42 @@ impl Database {
         lease: Duration,
     ) -> Result<Vec<ConversationKey>> {
         let keys = Keys::of(claims);
-        self.within(async |connection| {
-            sqlx::query(
-                "WITH mine AS (
-                     SELECT c.tenant_id, c.id
-                     FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
-                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-                     WHERE c.close_token = k.token
-                     ORDER BY c.tenant_id, c.id
-                     FOR NO KEY UPDATE OF c)
-                 UPDATE conversations c
-                 SET close_lease_until = clock_timestamp() + make_interval(secs => $4)
-                 FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
-                 RETURNING c.tenant_id, c.id",
-            )
-            .bind(&keys.tenants)
-            .bind(&keys.ids)
-            .bind(&keys.tokens)
-            .bind(lease.as_secs_f64())
-            .fetch_all(&mut *connection)
-            .await?
-            .iter()
-            .map(|row| key(row.try_get("tenant_id")?, row.try_get("id")?))
-            .collect()
-        })
-        .await
+        let query = sqlx::query(
+            "WITH mine AS (
+                 SELECT c.tenant_id, c.id
+                 FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
+                 JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                 WHERE c.close_token = k.token
+                 ORDER BY c.tenant_id, c.id
+                 FOR NO KEY UPDATE OF c)
+             UPDATE conversations c
+             SET close_lease_until = clock_timestamp() + make_interval(secs => $4)
+             FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
+             RETURNING c.tenant_id, c.id",
+        )
+        .bind(&keys.tenants)
+        .bind(&keys.ids)
+        .bind(&keys.tokens)
+        .bind(lease.as_secs_f64());
+        self.rows(query).await?.iter().map(key_of).collect()
     }
 
     /// How many conversations are active, and by how much the oldest close is overdue (0 if none is).
     pub async fn close_backlog(&self, grace: Duration) -> Result<(i64, Duration)> {
-        self.within(async |connection| {
-            let (active, lag): (i64, f64) = sqlx::query_as(
-                // Two counts, so that each reads the partial index that holds nothing else.
-                "SELECT (SELECT count(*) FROM conversations
-                         WHERE status = 'active' AND close_requested_at IS NULL)
-                        + (SELECT count(*) FROM conversations
-                           WHERE status = 'active' AND close_requested_at IS NOT NULL),
-                        coalesce((SELECT extract(epoch FROM statement_timestamp() - close_requested_at)::float8
-                                  FROM conversations
-                                  WHERE status = 'active' AND close_requested_at IS NOT NULL
-                                  ORDER BY close_requested_at LIMIT 1), 0)",
-            )
-            .fetch_one(&mut *connection)
-            .await?;
-            let lag = Duration::try_from_secs_f64(lag).unwrap_or_default();
-            Ok((active, lag.saturating_sub(grace)))
-        })
-        .await
+        // Two counts, so that each reads the partial index that holds nothing else.
+        let query = sqlx::query_as(
+            "SELECT (SELECT count(*) FROM conversations
+                     WHERE status = 'active' AND close_requested_at IS NULL)
+                    + (SELECT count(*) FROM conversations
+                       WHERE status = 'active' AND close_requested_at IS NOT NULL),
+                    coalesce((SELECT extract(epoch FROM statement_timestamp() - close_requested_at)::float8
+                              FROM conversations
+                              WHERE status = 'active' AND close_requested_at IS NOT NULL
+                              ORDER BY close_requested_at LIMIT 1), 0)",
+        );
+        let (active, lag): (i64, f64) = self.value(query).await?;
+        let lag = Duration::try_from_secs_f64(lag).unwrap_or_default();
+        Ok((active, lag.saturating_sub(grace)))
     }
 }
 
@@ -441,7 +391,7 @@ fn cause(stored: &str) -> Result<CloseCause> {
         "requested" => Ok(CloseCause::Requested),
         "idle" => Ok(CloseCause::Idle),
         "taken over" => Ok(CloseCause::TakenOver),
-        other => Err(corrupt("conversations", format!("unknown close cause {other:?}"))),
+        other => Err(corrupt(TABLE, format!("unknown close cause {other:?}"))),
     }
 }
 
@@ -461,36 +411,13 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// The claim that a result row belongs to, by its position `n` among the claims of the query.
-fn claim_of<'a>(row: &PgRow, claims: &'a [Claim]) -> Result<&'a Claim> {
-    let n: i64 = row.try_get("n")?;
-    let claim = usize::try_from(n - 1).ok().and_then(|n| claims.get(n));
-    claim.ok_or_else(|| {
-        corrupt("conversations", "the result has a row that was not requested".into())
-    })
-}
-
 fn closed(row: &PgRow, claims: &[Claim]) -> Result<Closed> {
-    let time = |column: &'static str| -> Result<Timestamp> {
-        Ok(timestamp(row.try_get::<DateTime<Utc>, _>(column)?))
-    };
-    let fault = |column: &'static str| {
-        move |fault: InvalidId| corrupt("conversations", format!("{column} {fault}"))
-    };
+    let time = |column: &str| -> Result<Timestamp> { Ok(timestamp(row.try_get(column)?)) };
     Ok(Closed {
-        claim: claim_of(row, claims)?.clone(),
-        session_id: SessionId::new(row.try_get::<&str, _>("session_id")?)
-            .map_err(fault("session_id"))?,
-        agent_id: row
-            .try_get::<Option<&str>, _>("agent_id")?
-            .map(AgentId::new)
-            .transpose()
-            .map_err(fault("agent_id"))?,
-        user_id: row
-            .try_get::<Option<&str>, _>("user_id")?
-            .map(UserId::new)
-            .transpose()
-            .map_err(fault("user_id"))?,
+        claim: item_of(row, claims, TABLE)?.clone(),
+        session_id: id(row, TABLE, "session_id", SessionId::new)?,
+        agent_id: optional_id(row, TABLE, "agent_id", AgentId::new)?,
+        user_id: optional_id(row, TABLE, "user_id", UserId::new)?,
         model_name: row.try_get("model_name")?,
         message_count: row.try_get("messages")?,
         total_tokens: row.try_get("tokens")?,

@@ -4,8 +4,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::Connection as _;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
+use sqlx::query::{Query, QueryAs};
+use sqlx::{Connection as _, FromRow, Postgres};
 use tokio::time::{Instant, timeout_at};
 
 use crate::pool::Pool;
@@ -85,25 +86,67 @@ impl Database {
 
     /// Checks that PostgreSQL answers and accepts writes.
     pub async fn probe(&self) -> Result<()> {
-        self.within(async |connection| {
-            let read_only: bool = sqlx::query_scalar(
-                "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean",
-            )
-            .fetch_one(&mut *connection)
-            .await?;
-            if read_only {
-                return Err(Error::Database(sqlx::Error::Protocol(
-                    "the server is read-only (a standby, or default_transaction_read_only)".into(),
-                )));
-            }
-            Ok(())
-        })
-        .await
+        let query = sqlx::query_as(
+            "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean",
+        );
+        match self.value(query).await? {
+            (false,) => Ok(()),
+            (true,) => Err(Error::Database(sqlx::Error::Protocol(
+                "the server is read-only (a standby, or default_transaction_read_only)".into(),
+            ))),
+        }
+    }
+
+    /// Host and port of the server; `None` if it is a socket directory.
+    #[must_use]
+    pub fn address(&self) -> Option<(&str, u16)> {
+        let options = self.pool.options();
+        let host = Some(options.get_host()).filter(|host| !host.starts_with('/'));
+        let host = host.filter(|_| options.get_socket().is_none());
+        host.map(|host| (host.trim_matches(['[', ']']), options.get_port()))
     }
 
     /// Waits for the units of work that are running, then closes every connection.
     pub async fn close(&self) {
         self.pool.close().await;
+    }
+
+    /// Runs one statement; returns its rows.
+    pub(crate) fn rows(
+        &self,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> impl Future<Output = Result<Vec<PgRow>>> {
+        self.within(async |connection| Ok(query.fetch_all(connection).await?))
+    }
+
+    /// Runs one statement; returns its rows as values.
+    pub(crate) fn values<T>(
+        &self,
+        query: QueryAs<'_, Postgres, T, PgArguments>,
+    ) -> impl Future<Output = Result<Vec<T>>>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        self.within(async |connection| Ok(query.fetch_all(connection).await?))
+    }
+
+    /// Runs one statement that returns exactly one row.
+    pub(crate) fn value<T>(
+        &self,
+        query: QueryAs<'_, Postgres, T, PgArguments>,
+    ) -> impl Future<Output = Result<T>>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        self.within(async |connection| Ok(query.fetch_one(connection).await?))
+    }
+
+    /// Runs one statement; returns how many rows it changed.
+    pub(crate) fn execute(
+        &self,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> impl Future<Output = Result<u64>> {
+        self.within(async |connection| Ok(query.execute(connection).await?.rows_affected()))
     }
 
     /// Runs one transaction, within the timeout, and commits it if the work succeeds. This is the only place
@@ -161,6 +204,31 @@ impl Database {
                 lease.discard();
                 Err(timed_out(elapsed))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_read_in_each_of_its_forms() {
+        for (url, expected) in [
+            ("postgres://u:p@db:6543/v?sslmode=require", Some(("db", 6543))),
+            ("postgres://db", Some(("db", 5432))),
+            ("postgres://u@[::1]:6543/v", Some(("::1", 6543))),
+            ("postgres://[::1]/v", Some(("::1", 5432))),
+            ("postgres:///v?host=/run/postgresql", None),
+        ] {
+            let database = Database::open(&Settings {
+                url: url.to_owned(),
+                application: "test".to_owned(),
+                connections: 1,
+                time_out: Duration::from_secs(1),
+                lock_time_out: Duration::from_secs(1),
+            });
+            assert_eq!(database.unwrap().address(), expected, "{url}");
         }
     }
 }

@@ -1,10 +1,13 @@
-//! Reading conversations for operators: lists and single rows.
+//! Conversations as users see them: lists and single ones.
 
 use chrono::{DateTime, Utc};
 use domain::ids::ConversationKey;
 use domain::status::ConversationStatus;
-use sqlx::{FromRow, QueryBuilder};
+use serde::Serialize;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, QueryBuilder, Row as _};
 
+use crate::rows::status;
 use crate::{Database, Result};
 
 /// Which conversations to list. An absent field does not restrict the list.
@@ -21,8 +24,8 @@ pub struct ConversationFilter {
 }
 
 /// A conversation, without its messages.
-#[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]
-pub struct ConversationRow {
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ConversationView {
     /// Its tenant.
     pub tenant_id: String,
     /// Its id.
@@ -35,8 +38,8 @@ pub struct ConversationRow {
     pub user_id: Option<String>,
     /// Its model.
     pub model_name: Option<String>,
-    /// `active`, `closing` or `archived`.
-    pub status: String,
+    /// Its status.
+    pub status: ConversationStatus,
     /// How many messages it has, counted by this query.
     pub message_count: i64,
     /// Their tokens; present once it was closed.
@@ -57,10 +60,34 @@ pub struct ConversationRow {
     pub satisfaction: Option<i16>,
 }
 
-const COLUMNS: &str = "c.tenant_id, c.id, c.session_id, c.agent_id, c.user_id, c.model_name, c.status, \
+/// The columns of a [`ConversationView`], of the conversation `c`.
+pub(crate) const COLUMNS: &str = "c.tenant_id, c.id, c.session_id, c.agent_id, c.user_id, c.model_name, c.status, \
      (SELECT count(*) FROM message_rows m WHERE m.conversation = c.number) AS message_count, \
      c.total_tokens, c.created_at, c.last_message_at, c.close_requested_at, c.closed_at, \
      c.finalised_at, c.close_reason, c.satisfaction";
+
+impl ConversationView {
+    pub(crate) fn of(row: &PgRow) -> Result<Self> {
+        Ok(Self {
+            tenant_id: row.try_get("tenant_id")?,
+            id: row.try_get("id")?,
+            session_id: row.try_get("session_id")?,
+            agent_id: row.try_get("agent_id")?,
+            user_id: row.try_get("user_id")?,
+            model_name: row.try_get("model_name")?,
+            status: status(row.try_get("status")?)?,
+            message_count: row.try_get("message_count")?,
+            total_tokens: row.try_get("total_tokens")?,
+            created_at: row.try_get("created_at")?,
+            last_message_at: row.try_get("last_message_at")?,
+            close_requested_at: row.try_get("close_requested_at")?,
+            closed_at: row.try_get("closed_at")?,
+            finalised_at: row.try_get("finalised_at")?,
+            close_reason: row.try_get("close_reason")?,
+            satisfaction: row.try_get("satisfaction")?,
+        })
+    }
+}
 
 impl Database {
     /// Conversations that match, newest first.
@@ -68,7 +95,7 @@ impl Database {
         &self,
         filter: &ConversationFilter,
         limit: u32,
-    ) -> Result<Vec<ConversationRow>> {
+    ) -> Result<Vec<ConversationView>> {
         // Only the conditions of the filter: one plan serves all values. The first condition allows
         // PostgreSQL to use the index by date.
         let mut query = QueryBuilder::new(format!(
@@ -87,21 +114,15 @@ impl Database {
         }
         query.push(" ORDER BY c.created_at DESC, c.tenant_id, c.id LIMIT ");
         query.push_bind(i64::from(limit));
-        self.within(async |connection| Ok(query.build_query_as().fetch_all(connection).await?))
-            .await
+        self.rows(query.build()).await?.iter().map(ConversationView::of).collect()
     }
 
     /// One conversation.
-    pub async fn conversation(&self, key: &ConversationKey) -> Result<Option<ConversationRow>> {
-        self.within(async |connection| {
-            Ok(sqlx::query_as(sqlx::AssertSqlSafe(format!(
-                "SELECT {COLUMNS} FROM conversations c WHERE c.tenant_id = $1 AND c.id = $2"
-            )))
-            .bind(key.tenant.as_str())
-            .bind(key.conversation.as_str())
-            .fetch_optional(&mut *connection)
-            .await?)
-        })
-        .await
+    pub async fn conversation(&self, key: &ConversationKey) -> Result<Option<ConversationView>> {
+        let query = AssertSqlSafe(format!(
+            "SELECT {COLUMNS} FROM conversations c WHERE c.tenant_id = $1 AND c.id = $2"
+        ));
+        let query = sqlx::query(query).bind(key.tenant.as_str()).bind(key.conversation.as_str());
+        self.rows(query).await?.first().map(ConversationView::of).transpose()
     }
 }

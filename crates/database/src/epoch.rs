@@ -101,33 +101,25 @@ impl Database {
     /// Whether this is the stored server identity. For tools that only read: they must not change the
     /// epoch, because their Redis URL may name the wrong server.
     pub async fn is_recorded_server_identity(&self, server_identity: &str) -> Result<bool> {
-        self.within(async |connection| {
-            Ok(sqlx::query_scalar("SELECT server_identity = $1 FROM hot_epoch")
-                .bind(server_identity)
-                .fetch_one(&mut *connection)
-                .await?)
-        })
-        .await
+        let query = sqlx::query_as("SELECT server_identity = $1 FROM hot_epoch");
+        let (is_recorded,) = self.value(query.bind(server_identity)).await?;
+        Ok(is_recorded)
     }
 
     /// Sets a new epoch, which invalidates all hot copies, and writes an audit entry. Needed after a
     /// backup was restored: the database then has old numbers, and hot copies with the same numbers may
     /// have more or fewer messages.
     pub async fn invalidate_hot_copies(&self, actor: &Actor, new_epoch: i64) -> Result<()> {
-        self.within(async |connection| {
-            sqlx::query(
-                "WITH changed AS (UPDATE hot_epoch SET epoch = $1 RETURNING epoch)
-                 INSERT INTO audit_log (actor, action, subject)
-                 SELECT $2, 'hot_copies.invalidate', $3 FROM changed",
-            )
-            .bind(new_epoch)
-            .bind(&actor.name)
-            .bind(actor.run.to_string())
-            .execute(connection)
-            .await?;
-            Ok(())
-        })
-        .await
+        let query = sqlx::query(
+            "WITH changed AS (UPDATE hot_epoch SET epoch = $1 RETURNING epoch)
+             INSERT INTO audit_log (actor, action, subject)
+             SELECT $2, 'hot_copies.invalidate', $3 FROM changed",
+        )
+        .bind(new_epoch)
+        .bind(&actor.name)
+        .bind(actor.run.to_string());
+        self.execute(query).await?;
+        Ok(())
     }
 
     /// Sets new generations, which invalidates the hot copies of these conversations. Must be called

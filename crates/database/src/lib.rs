@@ -14,6 +14,8 @@ mod conversations;
 mod dead_letters;
 mod epoch;
 mod error;
+#[cfg(test)]
+mod golden;
 mod messages;
 mod pool;
 mod reopened;
@@ -29,9 +31,9 @@ mod verify;
 mod writers;
 
 pub use audit::{Actor, AuditEntry};
-pub use close::{Claim, ClaimCriteria, CloseCause, Closed, Uncounted, UncountedPage};
+pub use close::{Claim, ClaimCriteria, CloseCause, Closed, Uncounted};
 pub use connect::{Database, Settings};
-pub use conversations::{ConversationFilter, ConversationRow};
+pub use conversations::{ConversationFilter, ConversationView};
 pub use dead_letters::{
     CollectedDeadLetter, ContentFingerprint, DeadLetter, DeadLetterCursor, DeadLetterDetail,
     DeadLetterEdit, DeadLetterFilter, DeadLetterGroup, DeadLetterPage, DeadLetterState,
@@ -43,8 +45,8 @@ pub use error::{Error, Result, SchemaError};
 pub use messages::{Page, Snapshot};
 pub use rows::SaveRow;
 pub use save::{HotWrites, Saved, SavedBatch, TOUCH_SECONDS};
-pub use sessions::{SessionChange, SessionRow, SessionUpdate};
-pub use statistics::{ConversationStats, DailyStats};
+pub use sessions::{SessionChange, SessionUpdate, SessionView};
+pub use statistics::ConversationStats;
 pub use trace::{ConversationTrace, MessageTrace};
 pub use verify::{
     ConversationCheck, DayCheck, DayKey, Difference, Differences, OrphanedRows, OrphanedStatistics,

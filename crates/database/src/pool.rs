@@ -55,6 +55,10 @@ impl Pool {
         Self { options, connections, permits, idle: Mutex::default() }
     }
 
+    pub(crate) fn options(&self) -> &PgConnectOptions {
+        &self.options
+    }
+
     /// The connection that was released last, or a new one; waits while all are in use.
     pub(crate) async fn lease(self: &Arc<Self>) -> Result<Lease> {
         let closed = |_| sqlx::Error::PoolClosed;

@@ -6,60 +6,50 @@
 use chrono::{DateTime, Utc};
 use domain::event::Reopened;
 use domain::ids::SessionId;
-use sqlx::Row;
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
 
-use crate::rows::{corrupt, key, timestamp};
+use crate::rows::{id, key_of, timestamp};
 use crate::{Database, Result};
 
 impl Database {
     /// Reopened conversations whose event is not published yet; at most `limit`.
     pub async fn unannounced(&self, limit: u32) -> Result<Vec<Reopened>> {
-        self.within(async |connection| {
-            sqlx::query(
-                "SELECT tenant_id, id, session_id, touched_at FROM conversations WHERE reopened
-                 ORDER BY tenant_id, id LIMIT $1",
-            )
-            .bind(i64::from(limit))
-            .fetch_all(&mut *connection)
-            .await?
-            .iter()
-            .map(|row| {
-                let key = key(row.try_get("tenant_id")?, row.try_get("id")?)?;
-                Ok(Reopened {
-                    tenant_id: key.tenant,
-                    conversation_id: key.conversation,
-                    session_id: SessionId::new(row.try_get::<&str, _>("session_id")?)
-                        .map_err(|f| corrupt("conversations", format!("session_id {f}")))?,
-                    reopened_at: timestamp(row.try_get::<DateTime<Utc>, _>("touched_at")?),
-                })
+        let query = sqlx::query(
+            "SELECT tenant_id, id, session_id, touched_at FROM conversations WHERE reopened
+             ORDER BY tenant_id, id LIMIT $1",
+        )
+        .bind(i64::from(limit));
+        let reopened = |row: &PgRow| {
+            let key = key_of(row)?;
+            Ok(Reopened {
+                tenant_id: key.tenant,
+                conversation_id: key.conversation,
+                session_id: id(row, "conversations", "session_id", SessionId::new)?,
+                reopened_at: timestamp(row.try_get("touched_at")?),
             })
-            .collect()
-        })
-        .await
+        };
+        self.rows(query).await?.iter().map(reopened).collect()
     }
 
     /// Records that these events were published and confirmed. A conversation whose `touched_at` changed
     /// since then stays in the list: it may have been reopened a second time.
     pub async fn announced(&self, events: &[Reopened]) -> Result<()> {
-        self.within(async |connection| {
-            sqlx::query(
-                "WITH published AS (
-                     SELECT c.tenant_id, c.id
-                     FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS k (tenant_id, id, at)
-                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-                     WHERE c.touched_at = k.at
-                     ORDER BY c.tenant_id, c.id
-                     FOR NO KEY UPDATE OF c)
-                 UPDATE conversations c SET reopened = false
-                 FROM published p WHERE c.tenant_id = p.tenant_id AND c.id = p.id",
-            )
-            .bind(events.iter().map(|it| it.tenant_id.as_str()).collect::<Vec<_>>())
-            .bind(events.iter().map(|it| it.conversation_id.as_str()).collect::<Vec<_>>())
-            .bind(events.iter().map(|it| DateTime::<Utc>::from(it.reopened_at)).collect::<Vec<_>>())
-            .execute(&mut *connection)
-            .await?;
-            Ok(())
-        })
-        .await
+        let query = sqlx::query(
+            "WITH published AS (
+                 SELECT c.tenant_id, c.id
+                 FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS k (tenant_id, id, at)
+                 JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+                 WHERE c.touched_at = k.at
+                 ORDER BY c.tenant_id, c.id
+                 FOR NO KEY UPDATE OF c)
+             UPDATE conversations c SET reopened = false
+             FROM published p WHERE c.tenant_id = p.tenant_id AND c.id = p.id",
+        )
+        .bind(events.iter().map(|it| it.tenant_id.as_str()).collect::<Vec<_>>())
+        .bind(events.iter().map(|it| it.conversation_id.as_str()).collect::<Vec<_>>())
+        .bind(events.iter().map(|it| DateTime::<Utc>::from(it.reopened_at)).collect::<Vec<_>>());
+        self.execute(query).await?;
+        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Conversions between rows and the types of `domain`.
 
 use chrono::{DateTime, Utc};
-use domain::ids::{AgentId, ConversationKey, MessageId, SessionId, UserId};
+use domain::ids::{AgentId, ConversationKey, InvalidId, MessageId, SessionId, UserId};
 use domain::message::{BodyHash, Content, Json, Message, Role};
 use domain::status::ConversationStatus;
 use domain::time::Timestamp;
@@ -54,11 +54,8 @@ fn message(row: &PgRow) -> Result<Message> {
         ));
     }
     let content: String = row.try_get("content")?;
-    let id = |name: &'static str, fault: domain::ids::InvalidId| {
-        corrupt("messages", format!("{name} {fault}"))
-    };
     Ok(Message {
-        id: MessageId::new(row.try_get::<&str, _>("id")?).map_err(|e| id("id", e))?,
+        id: id(row, "messages", "id", MessageId::new)?,
         role: row
             .try_get::<&str, _>("role")
             .map(Role::parse)?
@@ -70,16 +67,8 @@ fn message(row: &PgRow) -> Result<Message> {
         tool_calls: json(row, "tool_calls")?,
         tool_call_id: row.try_get("tool_call_id")?,
         tokens_estimate: row.try_get("tokens_estimate")?,
-        user_id: row
-            .try_get::<Option<&str>, _>("user_id")?
-            .map(UserId::new)
-            .transpose()
-            .map_err(|e| id("user_id", e))?,
-        agent_id: row
-            .try_get::<Option<&str>, _>("agent_id")?
-            .map(AgentId::new)
-            .transpose()
-            .map_err(|e| id("agent_id", e))?,
+        user_id: optional_id(row, "messages", "user_id", UserId::new)?,
+        agent_id: optional_id(row, "messages", "agent_id", AgentId::new)?,
         model_name: row.try_get("model_name")?,
         processing_time_ms: row.try_get("processing_time_ms")?,
         created_at: timestamp(row.try_get("created_at")?),
@@ -109,6 +98,41 @@ pub(crate) fn timestamp(stored: DateTime<Utc>) -> Timestamp {
 pub(crate) fn status(stored: &str) -> Result<ConversationStatus> {
     ConversationStatus::parse(stored)
         .ok_or_else(|| corrupt("conversations", format!("unknown status {stored:?}")))
+}
+
+/// The id in a column.
+pub(crate) fn id<'r, T>(
+    row: &'r PgRow,
+    table: &'static str,
+    column: &str,
+    new: impl FnOnce(&'r str) -> Result<T, InvalidId>,
+) -> Result<T> {
+    new(row.try_get(column)?).map_err(|fault| corrupt(table, format!("{column} {fault}")))
+}
+
+/// The id in a column that may be null.
+pub(crate) fn optional_id<'r, T>(
+    row: &'r PgRow,
+    table: &'static str,
+    column: &str,
+    new: impl FnOnce(&'r str) -> Result<T, InvalidId>,
+) -> Result<Option<T>> {
+    match row.try_get::<Option<&str>, _>(column)? {
+        Some(_) => id(row, table, column, new).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The item that a row is about, by its position `n` among the items of the query, counted from 1.
+pub(crate) fn item_of<'a, T>(row: &PgRow, items: &'a [T], table: &'static str) -> Result<&'a T> {
+    let n: i64 = row.try_get("n")?;
+    let item = usize::try_from(n - 1).ok().and_then(|n| items.get(n));
+    item.ok_or_else(|| corrupt(table, "the result has a row that was not requested".into()))
+}
+
+/// The key in the columns `tenant_id` and `id`.
+pub(crate) fn key_of(row: &PgRow) -> Result<ConversationKey> {
+    key(row.try_get("tenant_id")?, row.try_get("id")?)
 }
 
 pub(crate) fn key(tenant: &str, conversation: &str) -> Result<ConversationKey> {

@@ -36,7 +36,7 @@ use sqlx::postgres::PgBindIterExt as _;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use crate::epoch::change_generations;
-use crate::rows::{MESSAGE_COLUMNS, MessageRow, SaveRow, corrupt};
+use crate::rows::{MESSAGE_COLUMNS, MessageRow, SaveRow, corrupt, item_of};
 use crate::save::statement::Sent;
 use crate::tombstones::Tombstones;
 use crate::{Database, Error, Result};
@@ -213,11 +213,7 @@ async fn compare(
     .fetch_all(connection)
     .await?;
     for stored in &found {
-        let n: i64 = stored.try_get("n")?;
-        let n = usize::try_from(n - 1).ok().and_then(|n| open.get(n)).copied();
-        let n = n.ok_or_else(|| {
-            corrupt("messages", "the result has a row that was not requested".into())
-        })?;
+        let n = *item_of(stored, &open, "messages")?;
         let hash = <[u8; 16]>::try_from(stored.try_get::<&[u8], _>("body_hash")?)
             .map_err(|_| corrupt("messages", "body_hash is not 16 bytes long".into()))?;
         let MessageRow(message) = sqlx::FromRow::from_row(stored)?;

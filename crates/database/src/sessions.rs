@@ -52,8 +52,8 @@ pub struct SessionUpdate {
 }
 
 /// A session of a conversation.
-#[derive(Debug, Clone, PartialEq, sqlx::FromRow, serde::Serialize)]
-pub struct SessionRow {
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct SessionView {
     /// Its id.
     pub session_id: String,
     /// Whether it is connected.
@@ -64,19 +64,18 @@ pub struct SessionRow {
 
 impl Database {
     /// The sessions of a conversation, in the order of their last event.
-    pub async fn sessions(&self, key: &ConversationKey) -> Result<Vec<SessionRow>> {
-        self.within(async |connection| {
-            Ok(sqlx::query_as(
-                "SELECT session_id, open, last_event_at FROM sessions
-                 WHERE tenant_id = $1 AND conversation_id = $2
-                 ORDER BY last_event_at, session_id",
-            )
-            .bind(key.tenant.as_str())
-            .bind(key.conversation.as_str())
-            .fetch_all(&mut *connection)
-            .await?)
-        })
-        .await
+    pub async fn sessions(&self, key: &ConversationKey) -> Result<Vec<SessionView>> {
+        let query = sqlx::query_as(
+            "SELECT session_id, open, last_event_at FROM sessions
+             WHERE tenant_id = $1 AND conversation_id = $2
+             ORDER BY last_event_at, session_id",
+        )
+        .bind(key.tenant.as_str())
+        .bind(key.conversation.as_str());
+        let found = self.values(query).await?.into_iter();
+        let view =
+            |(session_id, open, last_event_at)| SessionView { session_id, open, last_event_at };
+        Ok(found.map(view).collect())
     }
 
     /// Records a batch of session events in one transaction. Recording it again changes nothing.

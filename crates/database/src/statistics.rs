@@ -8,8 +8,9 @@
 use std::sync::LazyLock;
 
 use chrono::{DateTime, NaiveDate, Utc};
-use domain::ids::{ConversationKey, TenantId};
-use sqlx::{AssertSqlSafe, FromRow, Row};
+use domain::ids::ConversationKey;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Row};
 
 use crate::{Database, Result};
 
@@ -18,7 +19,7 @@ use crate::{Database, Result};
 const MESSAGES: i64 = 1_000;
 
 /// The statistics of one conversation.
-#[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct ConversationStats {
     /// The agent of the newest message that names one.
     pub agent_id: Option<String>,
@@ -42,23 +43,21 @@ pub struct ConversationStats {
     pub computed_at: DateTime<Utc>,
 }
 
-/// The statistics of one agent and day.
-#[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]
-pub struct DailyStats {
-    /// The agent; empty for conversations without one.
-    pub agent_id: String,
-    /// The UTC day on which the conversations began.
-    pub day: NaiveDate,
-    /// How many there were.
-    pub conversations: i64,
-    /// Their messages.
-    pub messages: i64,
-    /// Their tokens.
-    pub tokens: i64,
-    /// Their average duration, in seconds.
-    pub avg_duration_seconds: Option<f64>,
-    /// Their average satisfaction, of those that have one.
-    pub avg_satisfaction: Option<f64>,
+impl ConversationStats {
+    fn of(row: &PgRow) -> Result<Self> {
+        Ok(Self {
+            agent_id: row.try_get("agent_id")?,
+            message_count: row.try_get("message_count")?,
+            user_messages: row.try_get("user_messages")?,
+            assistant_messages: row.try_get("assistant_messages")?,
+            total_tokens: row.try_get("total_tokens")?,
+            duration_seconds: row.try_get("duration_seconds")?,
+            avg_response_seconds: row.try_get("avg_response_seconds")?,
+            satisfaction: row.try_get("satisfaction")?,
+            computed_from: row.try_get("computed_from")?,
+            computed_at: row.try_get("computed_at")?,
+        })
+    }
 }
 
 impl Database {
@@ -67,7 +66,7 @@ impl Database {
     pub async fn refresh_conversations(&self, limit: u32) -> Result<usize> {
         self.in_transaction(async |connection| {
             // Chosen first and locked after: the message counts decide how many conversations are taken.
-            let dirty = sqlx::query(
+            let dirty: Vec<(String, String)> = sqlx::query_as(
                 "SELECT c.tenant_id, c.id
                  FROM (SELECT tenant_id, id, row_number() OVER by_close AS place,
                               sum(message_count) OVER by_close AS messages
@@ -85,19 +84,13 @@ impl Database {
             .bind(MESSAGES)
             .fetch_all(&mut *connection)
             .await?;
-            let mut tenants: Vec<String> = Vec::with_capacity(dirty.len());
-            let mut ids: Vec<String> = Vec::with_capacity(dirty.len());
-            for row in &dirty {
-                tenants.push(row.try_get("tenant_id")?);
-                ids.push(row.try_get("id")?);
-            }
             if dirty.is_empty() {
                 return Ok(0);
             }
             // A separate statement, so that its snapshot is taken after the locks.
             sqlx::query(AssertSqlSafe(COMPUTE.as_str()))
-                .bind(&tenants)
-                .bind(&ids)
+                .bind(dirty.iter().map(|(tenant, _)| tenant.as_str()).collect::<Vec<_>>())
+                .bind(dirty.iter().map(|(_, id)| id.as_str()).collect::<Vec<_>>())
                 .execute(&mut *connection)
                 .await?;
             Ok(dirty.len())
@@ -136,30 +129,12 @@ impl Database {
         &self,
         key: &ConversationKey,
     ) -> Result<Option<ConversationStats>> {
-        self.within(async |connection| {
-            Ok(sqlx::query_as(
-                "SELECT * FROM conversation_stats WHERE tenant_id = $1 AND conversation_id = $2",
-            )
-            .bind(key.tenant.as_str())
-            .bind(key.conversation.as_str())
-            .fetch_optional(&mut *connection)
-            .await?)
-        })
-        .await
-    }
-
-    /// A tenant's days, newest first, dirty ones included.
-    pub async fn daily_stats(&self, tenant: &TenantId, limit: u32) -> Result<Vec<DailyStats>> {
-        self.within(async |connection| {
-            Ok(sqlx::query_as(
-                "SELECT * FROM daily_stats WHERE tenant_id = $1 ORDER BY day DESC, agent_id LIMIT $2",
-            )
-            .bind(tenant.as_str())
-            .bind(i64::from(limit))
-            .fetch_all(&mut *connection)
-            .await?)
-        })
-        .await
+        let query = sqlx::query(
+            "SELECT * FROM conversation_stats WHERE tenant_id = $1 AND conversation_id = $2",
+        )
+        .bind(key.tenant.as_str())
+        .bind(key.conversation.as_str());
+        self.rows(query).await?.first().map(ConversationStats::of).transpose()
     }
 }
 

@@ -2,13 +2,12 @@
 
 use std::collections::HashMap;
 
-use chrono::{DateTime, Utc};
 use domain::time::Timestamp;
 use sqlx::postgres::PgBindIterExt as _;
 use sqlx::{PgConnection, Row};
 
 use crate::Result;
-use crate::rows::{SaveRow, corrupt, timestamp};
+use crate::rows::{SaveRow, item_of, timestamp};
 
 /// A tenant, and the id of one of its conversations or users.
 pub(crate) type Subject<'a> = (&'a str, &'a str);
@@ -80,12 +79,8 @@ async fn find<'a>(
     .await?
     .iter()
     .map(|row| {
-        let n: i64 = row.try_get("n")?;
-        let subject = usize::try_from(n - 1).ok().and_then(|n| subjects.get(n)).copied();
-        let subject = subject.ok_or_else(|| {
-            corrupt("tombstones", "the result has a row that was not requested".into())
-        })?;
-        Ok((subject, timestamp(row.try_get::<DateTime<Utc>, _>("erased_at")?)))
+        let subject = item_of(row, &subjects, "tombstones")?;
+        Ok((*subject, timestamp(row.try_get("erased_at")?)))
     })
     .collect()
 }

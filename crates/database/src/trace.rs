@@ -1,4 +1,4 @@
-//! Finding everything about an id: conversations, messages, dead letters, and what operators did to them.
+//! Finding everything about an id: conversations, messages and dead letters.
 //!
 //! An id alone gives neither its kind nor its tenant. Only the indexes of dead letters and the audit log
 //! start with an id. Conversations are looked up in one tenant after the other, and messages in one
@@ -7,39 +7,22 @@
 
 use chrono::{DateTime, Utc};
 use domain::ids::{ConversationKey, TenantId};
-use sqlx::{AssertSqlSafe, FromRow};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, FromRow, Row as _};
 use uuid::Uuid;
 
+use crate::conversations::{COLUMNS, ConversationView};
 use crate::dead_letters::{DeadLetterSummary, LISTED};
-use crate::{AuditEntry, Database, Result};
+use crate::{Database, Result};
 
-/// A conversation's status and the times of its changes.
-#[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]
+/// A conversation, with more of the times of its changes.
+#[derive(Debug, Clone, PartialEq)]
 pub struct ConversationTrace {
-    /// Its tenant.
-    pub tenant_id: String,
-    /// Its id.
-    pub id: String,
-    /// The session that began it.
-    pub session_id: String,
-    /// `active`, `closing` or `archived`.
-    pub status: String,
-    /// How many messages it has.
-    pub messages: i64,
-    /// Its first message's time; while it is active, the time of the message that was saved first.
-    pub created_at: DateTime<Utc>,
-    /// When its last message was sent; up to a minute old while the conversation is active.
-    pub last_message_at: Option<DateTime<Utc>>,
+    /// The conversation. While it is active, `created_at` is the time of the message that was saved first, and
+    /// `last_message_at` may be a minute old.
+    pub conversation: ConversationView,
     /// When a message last arrived; up to a minute old.
     pub touched_at: DateTime<Utc>,
-    /// When its close was requested.
-    pub close_requested_at: Option<DateTime<Utc>>,
-    /// Why it closed or is about to close.
-    pub close_reason: Option<String>,
-    /// When its last close began.
-    pub closed_at: Option<DateTime<Utc>>,
-    /// When it was last archived.
-    pub finalised_at: Option<DateTime<Utc>>,
     /// When its statistics were last computed.
     pub statistics_at: Option<DateTime<Utc>>,
     /// When it was erased: messages at or before this time are not read.
@@ -47,7 +30,7 @@ pub struct ConversationTrace {
 }
 
 /// A stored message, without its content.
-#[derive(Debug, Clone, PartialEq, FromRow, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, FromRow)]
 pub struct MessageTrace {
     /// Its tenant.
     pub tenant_id: String,
@@ -69,8 +52,6 @@ pub struct MessageTrace {
     pub saver_instance: Option<String>,
     /// When that process saved its first batch.
     pub saver_started_at: Option<DateTime<Utc>>,
-    /// Its tokens; present once its conversation was closed.
-    pub tokens: Option<i64>,
 }
 
 /// Every tenant that has a conversation, by one index look-up each; or only the tenant $2.
@@ -84,17 +65,25 @@ const TENANTS: &str = "
     tenants AS (SELECT tenant_id FROM every WHERE tenant_id IS NOT NULL
                 UNION ALL SELECT $2 WHERE $2 IS NOT NULL)";
 
-const CONVERSATION: &str = "c.tenant_id, c.id, c.session_id, c.status, \
-     (SELECT count(*) FROM message_rows m WHERE m.conversation = c.number) AS messages, \
-     c.created_at, c.last_message_at, c.touched_at, c.close_requested_at, c.close_reason, c.closed_at, \
-     c.finalised_at, c.erased_at, \
+const MORE_TIMES: &str = "c.touched_at, c.erased_at, \
      (SELECT computed_at FROM conversation_stats s \
       WHERE s.tenant_id = c.tenant_id AND s.conversation_id = c.id) AS statistics_at";
 
 const MESSAGE: &str = "c.tenant_id, c.id AS conversation_id, m.id, m.role, m.created_at, m.received_at, \
      CASE WHEN current_setting('track_commit_timestamp') = 'on' \
           THEN pg_xact_commit_timestamp(m.xmin) END AS committed_at, \
-     w.process AS saver, w.instance AS saver_instance, w.started_at AS saver_started_at, t.tokens";
+     w.process AS saver, w.instance AS saver_instance, w.started_at AS saver_started_at";
+
+impl ConversationTrace {
+    fn of(row: &PgRow) -> Result<Self> {
+        Ok(Self {
+            conversation: ConversationView::of(row)?,
+            touched_at: row.try_get("touched_at")?,
+            statistics_at: row.try_get("statistics_at")?,
+            erased_at: row.try_get("erased_at")?,
+        })
+    }
+}
 
 impl Database {
     /// The conversations with this id, of one tenant or of all.
@@ -103,18 +92,13 @@ impl Database {
         id: &str,
         tenant: Option<&TenantId>,
     ) -> Result<Vec<ConversationTrace>> {
-        self.within(async |connection| {
-            Ok(sqlx::query_as(AssertSqlSafe(format!(
-                "{TENANTS} SELECT {CONVERSATION} FROM tenants
-                 JOIN conversations c ON c.tenant_id = tenants.tenant_id AND c.id = $1
-                 ORDER BY c.tenant_id"
-            )))
-            .bind(id)
-            .bind(tenant.map(TenantId::as_str))
-            .fetch_all(&mut *connection)
-            .await?)
-        })
-        .await
+        let query = AssertSqlSafe(format!(
+            "{TENANTS} SELECT {COLUMNS}, {MORE_TIMES} FROM tenants
+             JOIN conversations c ON c.tenant_id = tenants.tenant_id AND c.id = $1
+             ORDER BY c.tenant_id"
+        ));
+        let query = sqlx::query(query).bind(id).bind(tenant.map(TenantId::as_str));
+        self.rows(query).await?.iter().map(ConversationTrace::of).collect()
     }
 
     /// The conversations that a session began or is open in, of one tenant or of all: the newest `limit`, in
@@ -125,28 +109,25 @@ impl Database {
         tenant: Option<&TenantId>,
         limit: u32,
     ) -> Result<Vec<ConversationTrace>> {
-        self.within(async |connection| {
-            Ok(sqlx::query_as(AssertSqlSafe(format!(
-                "{TENANTS},
-                 found AS (
-                     SELECT c.tenant_id, c.id FROM tenants
-                     JOIN conversations c ON c.tenant_id = tenants.tenant_id AND c.session_id = $1
-                     UNION
-                     SELECT s.tenant_id, s.conversation_id FROM tenants
-                     JOIN sessions s ON s.tenant_id = tenants.tenant_id AND s.session_id = $1 AND s.open),
-                 newest AS (
-                     SELECT c.* FROM found
-                     JOIN conversations c ON c.tenant_id = found.tenant_id AND c.id = found.id
-                     ORDER BY c.created_at DESC, c.tenant_id, c.id LIMIT $3)
-                 SELECT {CONVERSATION} FROM newest c ORDER BY c.created_at, c.tenant_id, c.id"
-            )))
+        let query = AssertSqlSafe(format!(
+            "{TENANTS},
+             found AS (
+                 SELECT c.tenant_id, c.id FROM tenants
+                 JOIN conversations c ON c.tenant_id = tenants.tenant_id AND c.session_id = $1
+                 UNION
+                 SELECT s.tenant_id, s.conversation_id FROM tenants
+                 JOIN sessions s ON s.tenant_id = tenants.tenant_id AND s.session_id = $1 AND s.open),
+             newest AS (
+                 SELECT c.* FROM found
+                 JOIN conversations c ON c.tenant_id = found.tenant_id AND c.id = found.id
+                 ORDER BY c.created_at DESC, c.tenant_id, c.id LIMIT $3)
+             SELECT {COLUMNS}, {MORE_TIMES} FROM newest c ORDER BY c.created_at, c.tenant_id, c.id"
+        ));
+        let query = sqlx::query(query)
             .bind(session)
             .bind(tenant.map(TenantId::as_str))
-            .bind(i64::from(limit))
-            .fetch_all(&mut *connection)
-            .await?)
-        })
-        .await
+            .bind(i64::from(limit));
+        self.rows(query).await?.iter().map(ConversationTrace::of).collect()
     }
 
     /// The messages with this id in the newest `limit` conversations whose number is below `before`, and the
@@ -177,7 +158,6 @@ impl Database {
                                         WHERE number >= $2 AND number < $1) AS c
                  CROSS JOIN LATERAL (SELECT m.*, m.xmin FROM message_rows m
                                      WHERE m.conversation = c.number AND m.id = $3 OFFSET 0) AS m
-                 LEFT JOIN message_tokens t ON t.conversation = c.number AND t.id = m.id
                  LEFT JOIN writers w ON w.id = m.saved_by
                  WHERE $4::text IS NULL OR c.tenant_id = $4
                  ORDER BY c.tenant_id, c.id"
@@ -199,21 +179,16 @@ impl Database {
         key: &ConversationKey,
         id: &str,
     ) -> Result<Option<MessageTrace>> {
-        self.within(async |connection| {
-            Ok(sqlx::query_as(AssertSqlSafe(format!(
-                "SELECT {MESSAGE} FROM conversations c
-                 JOIN message_rows m ON m.conversation = c.number AND m.id = $3
-                 LEFT JOIN message_tokens t ON t.conversation = c.number AND t.id = m.id
-                 LEFT JOIN writers w ON w.id = m.saved_by
-                 WHERE c.tenant_id = $1 AND c.id = $2"
-            )))
-            .bind(key.tenant.as_str())
-            .bind(key.conversation.as_str())
-            .bind(id)
-            .fetch_optional(&mut *connection)
-            .await?)
-        })
-        .await
+        let query = sqlx::query_as(AssertSqlSafe(format!(
+            "SELECT {MESSAGE} FROM conversations c
+             JOIN message_rows m ON m.conversation = c.number AND m.id = $3
+             LEFT JOIN writers w ON w.id = m.saved_by
+             WHERE c.tenant_id = $1 AND c.id = $2"
+        )))
+        .bind(key.tenant.as_str())
+        .bind(key.conversation.as_str())
+        .bind(id);
+        Ok(self.values(query).await?.pop())
     }
 
     /// Dead letters with this id, or with this message, conversation or session: the `limit` that were
@@ -224,42 +199,22 @@ impl Database {
         tenant: Option<&TenantId>,
         limit: u32,
     ) -> Result<Vec<DeadLetterSummary>> {
-        self.within(async |connection| {
-            Ok(sqlx::query_as(AssertSqlSafe(format!(
-                "SELECT {LISTED} FROM (
-                     SELECT d.* FROM (
-                         SELECT id FROM dead_letters WHERE id = $3
-                         UNION SELECT id FROM dead_letters WHERE message_id = $1
-                         UNION SELECT id FROM dead_letters WHERE conversation_id = $1
-                         UNION SELECT id FROM dead_letters WHERE session_id = $1) AS found
-                     JOIN dead_letters d ON d.id = found.id
-                     WHERE $2::text IS NULL OR d.tenant_id = $2
-                     ORDER BY d.stored_at DESC, d.id DESC LIMIT $4) AS newest
-                 ORDER BY stored_at, id"
-            )))
-            .bind(id)
-            .bind(tenant.map(TenantId::as_str))
-            .bind(Uuid::parse_str(id).ok())
-            .bind(i64::from(limit))
-            .fetch_all(&mut *connection)
-            .await?)
-        })
-        .await
-    }
-
-    /// The audit entries about these subjects: the last `limit`, oldest first.
-    pub async fn audit_about(&self, subjects: &[String], limit: u32) -> Result<Vec<AuditEntry>> {
-        self.within(async |connection| {
-            Ok(sqlx::query_as(
-                "SELECT * FROM (SELECT * FROM audit_log WHERE subject = ANY ($1)
-                                ORDER BY id DESC LIMIT $2) AS newest
-                 ORDER BY id",
-            )
-            .bind(subjects)
-            .bind(i64::from(limit))
-            .fetch_all(&mut *connection)
-            .await?)
-        })
-        .await
+        let query = sqlx::query_as(AssertSqlSafe(format!(
+            "SELECT {LISTED} FROM (
+                 SELECT d.* FROM (
+                     SELECT id FROM dead_letters WHERE id = $3
+                     UNION SELECT id FROM dead_letters WHERE message_id = $1
+                     UNION SELECT id FROM dead_letters WHERE conversation_id = $1
+                     UNION SELECT id FROM dead_letters WHERE session_id = $1) AS found
+                 JOIN dead_letters d ON d.id = found.id
+                 WHERE $2::text IS NULL OR d.tenant_id = $2
+                 ORDER BY d.stored_at DESC, d.id DESC LIMIT $4) AS newest
+             ORDER BY stored_at, id"
+        )))
+        .bind(id)
+        .bind(tenant.map(TenantId::as_str))
+        .bind(Uuid::parse_str(id).ok())
+        .bind(i64::from(limit));
+        self.values(query).await
     }
 }

@@ -488,7 +488,7 @@ async fn a_limit_selects_the_newest_dead_letters_audit_entries_and_conversations
     let entries = database.audit_about(&["s".to_owned()], 2).await.unwrap();
     assert_eq!(entries.iter().map(|it| &*it.action).collect::<Vec<_>>(), ["2", "3"]);
     let conversations = database.conversations_of_session("s", None, 2).await.unwrap();
-    assert_eq!(conversations.iter().map(|it| &*it.id).collect::<Vec<_>>(), ["2", "3"]);
+    assert_eq!(conversations.iter().map(|it| &*it.conversation.id).collect::<Vec<_>>(), ["2", "3"]);
 }
 
 #[tokio::test]

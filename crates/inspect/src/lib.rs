@@ -3,6 +3,8 @@
 //! Nothing here takes part in saving or closing. Only a requested repair writes, and it marks rows as stale, so
 //! that the fleet corrects them in its ordinary way.
 
+#[cfg(test)]
+mod golden;
 mod trace;
 mod verify;
 

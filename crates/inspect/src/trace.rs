@@ -12,11 +12,13 @@ use std::collections::{BTreeMap, HashSet};
 use broker::Endpoints;
 use broker::inspect::Inspector;
 use database::{
-    AuditEntry, ConversationTrace, Database, DeadLetterStatus, DeadLetterSummary, MessageTrace,
+    AuditEntry, ConversationTrace, ConversationView, Database, DeadLetterStatus, DeadLetterSummary,
+    MessageTrace,
 };
 use domain::causes::with_causes;
 use domain::ids::{ConversationKey, MessageId, TenantId};
 use domain::message::Position;
+use domain::status::ConversationStatus;
 use domain::time::Timestamp;
 use hot_store::{Extent, HotStore, Window};
 use uuid::Uuid;
@@ -74,10 +76,10 @@ impl Tracer {
             conversations.push((MatchKind::Conversation, row));
         }
         for row in self.database.conversations_of_session(id, tenant, LIMIT).await? {
-            let known = |(_, it): &(_, ConversationTrace)| {
-                (&it.tenant_id, &it.id) == (&row.tenant_id, &row.id)
+            let name = |it: &ConversationTrace| {
+                (it.conversation.tenant_id.clone(), it.conversation.id.clone())
             };
-            if !conversations.iter().any(known) {
+            if !conversations.iter().any(|(_, known)| name(known) == name(&row)) {
                 conversations.push((MatchKind::Session, row));
             }
         }
@@ -190,7 +192,7 @@ impl Tracer {
             _ => HotCopyState::NotChecked,
         };
         let state = match (&conversation, found.dead_letters.last().map(|it| it.state.status)) {
-            (Some(conversation), _) => state(&conversation.status),
+            (Some(trace), _) => state(trace.conversation.status),
             (None, Some(DeadLetterStatus::Replayed)) => State::Replayed,
             (None, Some(DeadLetterStatus::Discarded)) => State::Discarded,
             (None, Some(DeadLetterStatus::Open) | None) => State::DeadLetter,
@@ -207,26 +209,26 @@ impl Tracer {
         row: ConversationTrace,
         reported: &mut HashSet<Uuid>,
     ) -> Result<TracedItem, database::Error> {
-        let key = ConversationKey::parse(&row.tenant_id, &row.id).ok();
+        let ConversationView { tenant_id, id, status, .. } = &row.conversation;
+        let key = ConversationKey::parse(tenant_id, id).ok();
         let hot = match &key {
             Some(key) => self.hot_copy_state(key, None).await?,
             None => HotCopyState::NotChecked,
         };
-        let tenant = TenantId::new(&row.tenant_id).ok();
-        let mut dead_letters =
-            self.database.dead_letters_about(&row.id, tenant.as_ref(), LIMIT).await?;
-        dead_letters.retain(|it| it.dead_letter.conversation_id.as_deref() == Some(&*row.id));
+        let tenant = TenantId::new(tenant_id).ok();
+        let mut dead_letters = self.database.dead_letters_about(id, tenant.as_ref(), LIMIT).await?;
+        dead_letters.retain(|it| it.dead_letter.conversation_id.as_ref() == Some(id));
         reported.extend(dead_letters.iter().map(|it| it.dead_letter.id));
         let mut subjects: Vec<String> =
             dead_letters.iter().map(|it| it.dead_letter.id.to_string()).collect();
-        subjects.push(row.id.clone());
-        let audit = self.audit(&subjects, Some(&row.tenant_id)).await?;
+        subjects.push(id.clone());
+        let audit = self.audit(&subjects, Some(tenant_id)).await?;
         Ok(TracedItem {
             matched,
-            tenant_id: Some(row.tenant_id.clone()),
-            conversation_id: Some(row.id.clone()),
+            tenant_id: Some(tenant_id.clone()),
+            conversation_id: Some(id.clone()),
             message_id: None,
-            state: state(&row.status),
+            state: state(*status),
             hot,
             timeline: timeline::of(None, Some(&row), &dead_letters, &audit),
         })
@@ -316,11 +318,11 @@ fn key_of(DeadLetterSummary { dead_letter, .. }: &DeadLetterSummary) -> MessageK
     )
 }
 
-fn state(status: &str) -> State {
+fn state(status: ConversationStatus) -> State {
     match status {
-        "archived" => State::Archived,
-        "closing" => State::Closing,
-        _ => State::Active,
+        ConversationStatus::Active => State::Active,
+        ConversationStatus::Closing => State::Closing,
+        ConversationStatus::Archived => State::Archived,
     }
 }
 

@@ -3,7 +3,7 @@
 //! No `String` is a label: tenants, conversations and error texts cannot become labels, so the source
 //! code bounds the number of time series.
 
-use domain::failure::{DeadLetterReason, Dependency, FailureClass};
+use domain::failure::{DeadLetterReason, Dependency};
 
 /// A type whose values are label values.
 pub trait Label: Copy {
@@ -48,20 +48,6 @@ impl Label for DeadLetterReason {
 
     fn value(self) -> &'static str {
         self.as_str()
-    }
-}
-
-impl Label for FailureClass {
-    const CLOSED: Option<&'static [&'static str]> =
-        Some(&["unavailable", "transient", "data", "retryable"]);
-
-    fn value(self) -> &'static str {
-        match self {
-            Self::Unavailable => "unavailable",
-            Self::Transient => "transient",
-            Self::Data => "data",
-            Self::Retryable => "retryable",
-        }
     }
 }
 

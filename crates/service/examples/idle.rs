@@ -1,8 +1,10 @@
-//! A worker with one idle task, for the tests that send it real signals.
+//! A worker with one idle task and a route of its own, for the tests that use a real process.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
+use axum::Router;
+use axum::routing::get;
 use domain::fleet;
 use service::Service;
 
@@ -24,6 +26,7 @@ enum First {
 }
 
 async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
+    service.serve(Router::new().route("/idle", get(|| async { "idle" })));
     let first = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
     service.supervise("idle", move |stopping| {
         let first = first.swap(false, std::sync::atomic::Ordering::Relaxed);

@@ -1,27 +1,30 @@
-//! The HTTP server of each process: `/livez`, `/readyz`, `/metrics`.
+//! The HTTP server of each process: `/livez`, `/readyz`, `/metrics`, and the routes that the process adds.
 //!
 //! It is bound first and serves until the process ends, so that a probe can distinguish a process that
-//! starts or stops from one that does not run.
+//! starts or stops from one that does not run. The built-in paths are matched first, so added routes cannot
+//! replace them.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Context as _;
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use metrics::Metrics;
 use serde::Serialize;
 use tokio::net::TcpListener;
+use tower_service::Service as _;
 
 use crate::process::VERSION;
 use crate::readiness::{self, Readiness};
 use crate::settings::ListenSettings;
-use crate::tasks::{TaskState, Tasks};
+use crate::tasks::{Stage, TaskState, Tasks};
 use domain::fleet::Process;
 
 /// The state that the endpoints report.
@@ -31,6 +34,22 @@ pub(crate) struct Health {
     pub(crate) metrics: Metrics,
     pub(crate) readiness: Readiness,
     pub(crate) tasks: Tasks,
+    pub(crate) routes: Routes,
+}
+
+/// The routes that a process added to the built-in ones. Clones share them.
+#[derive(Clone, Default)]
+pub(crate) struct Routes(Arc<RwLock<Router>>);
+
+impl Routes {
+    pub(crate) fn add(&self, routes: Router) {
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        *all = std::mem::take(&mut *all).merge(routes);
+    }
+
+    fn all(&self) -> Router {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Binds the address, and writes it to the listen file if that is set.
@@ -64,6 +83,7 @@ fn router(health: Health) -> Router {
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_text))
+        .fallback(added_routes)
         .with_state(health)
 }
 
@@ -113,6 +133,15 @@ async fn metrics_text(State(health): State<Health>) -> Response {
     ([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], health.metrics.render()).into_response()
 }
 
+/// Answers by the added routes; 404 if none matches. The drain waits for requests that are being answered.
+async fn added_routes(State(health): State<Health>, request: Request) -> Response {
+    let _answering = health.tasks.busy(Stage::Work);
+    match health.routes.all().call(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
+
 /// Status 200 if `ok`, else 503, with a JSON body in both cases.
 fn json(ok: bool, body: &impl Serialize) -> Response {
     let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -148,6 +177,7 @@ mod tests {
             process: domain::fleet::MESSAGE_SAVE_WORKER,
             readiness: Readiness::new(metrics.clone()),
             tasks: Tasks::new(metrics.clone()),
+            routes: Routes::default(),
             metrics,
         };
         let listener = bind(&settings("127.0.0.1:0")).await.expect("a free port");
@@ -206,6 +236,52 @@ mod tests {
         assert_eq!(status, 200);
         assert!(text.starts_with("message-save-worker ") && text.contains("/readyz"), "{text}");
         assert_eq!(fetch(address, "/healthz").await.0, 404);
+    }
+
+    #[tokio::test]
+    async fn added_routes_are_served_and_an_unknown_path_is_404() {
+        let (address, health) = started().await;
+        health.routes.add(Router::new().route("/own", get(|| async { "own" })));
+        health.routes.add(Router::new().route("/another", get(|| async { "another" })));
+        assert_eq!(fetch(address, "/own").await, (200, "own".to_owned()));
+        assert_eq!(fetch(address, "/another").await, (200, "another".to_owned()));
+        assert_eq!(fetch(address, "/own/unknown").await.0, 404);
+    }
+
+    #[tokio::test]
+    async fn added_routes_cannot_replace_the_built_in_ones() {
+        let (address, health) = started().await;
+        for path in ["/", "/livez", "/readyz", "/metrics"] {
+            health.routes.add(Router::new().route(path, get(|| async { "replaced" })));
+            let (_, text) = fetch(address, path).await;
+            assert!(!text.is_empty() && text != "replaced", "{path}: {text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_drain_waits_for_a_request_that_is_being_answered() {
+        let (address, health) = started().await;
+        let (began, begun) = tokio::sync::oneshot::channel();
+        let (finish, finished) = tokio::sync::oneshot::channel::<()>();
+        let parts = Arc::new(std::sync::Mutex::new(Some((began, finished))));
+        let slow = move || async move {
+            let (began, finished) = parts.lock().expect("no panic").take().expect("one request");
+            began.send(()).expect("the test listens");
+            finished.await.expect("the test finishes it");
+            "done"
+        };
+        health.routes.add(Router::new().route("/slow", get(slow)));
+        let answer = tokio::spawn(fetch(address, "/slow"));
+        begun.await.expect("it began");
+        let mut drain = std::pin::pin!(health.tasks.drain());
+        tokio::select! {
+            biased;
+            _ = &mut drain => panic!("drained before the answer"),
+            () = std::future::ready(()) => {}
+        }
+        finish.send(()).expect("it waits");
+        assert!(drain.await);
+        assert_eq!(answer.await.expect("no panic"), (200, "done".to_owned()));
     }
 
     #[tokio::test]

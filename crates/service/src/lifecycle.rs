@@ -14,23 +14,15 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::readiness::Check;
 use crate::tasks::Tasks;
 
-/// A request to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Signal {
-    /// SIGTERM, as Docker, Kubernetes and systemd send it.
-    Terminate,
-    /// SIGINT: Ctrl-C.
-    Interrupt,
-}
+/// The name of a signal that requests to stop.
+pub(crate) type Signal = &'static str;
 
-/// The name of a signal; none only if the channel of the signals is closed.
-fn name(signal: Option<Signal>) -> &'static str {
-    match signal {
-        Some(Signal::Terminate) => "SIGTERM",
-        Some(Signal::Interrupt) => "SIGINT",
-        None => "no signal",
-    }
-}
+/// As Docker, Kubernetes and systemd send it.
+const TERMINATE: Signal = "SIGTERM";
+/// Ctrl-C.
+const INTERRUPT: Signal = "SIGINT";
+/// The channel of the signals is closed.
+const NONE: Signal = "no signal";
 
 /// How a process ended. The exit codes are stable: scripts depend on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +72,7 @@ pub(crate) async fn live(
             Err(error) => Err(anyhow::anyhow!(error)),
         },
         signal = signals.recv() => {
-            let signal = name(signal);
+            let signal = signal.unwrap_or(NONE);
             tracing::info!(signal, "received {signal} during startup; shutting down");
             return drain(tasks, check, signals, deadline).await;
         }
@@ -93,7 +85,7 @@ pub(crate) async fn live(
     }
     check.ready();
     tracing::info!("started");
-    let signal = name(signals.recv().await);
+    let signal = signals.recv().await.unwrap_or(NONE);
     let limit_s = deadline.as_secs_f64();
     tracing::info!(
         signal,
@@ -159,8 +151,8 @@ pub(crate) fn signals() -> std::io::Result<mpsc::Receiver<Signal>> {
     drop(tokio::spawn(async move {
         loop {
             let signal = tokio::select! {
-                Some(()) = terminate.recv() => Signal::Terminate,
-                Some(()) = interrupt.recv() => Signal::Interrupt,
+                Some(()) = terminate.recv() => TERMINATE,
+                Some(()) = interrupt.recv() => INTERRUPT,
                 else => return,
             };
             if sender.send(signal).await.is_err() {
@@ -208,7 +200,7 @@ mod tests {
             Ok(())
         });
         for signal in signals {
-            send.send(*signal).await.expect("room for two");
+            send.send(signal).await.expect("room for two");
         }
         let check = readiness.check("process");
         let began = Instant::now();
@@ -220,21 +212,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn after_a_signal_tasks_finish_and_the_exit_code_is_0() {
         let work = Duration::from_secs(24);
-        let (end, took) = run_with_work(work, &[Signal::Terminate]).await;
+        let (end, took) = run_with_work(work, &[TERMINATE]).await;
         assert_eq!((end, end.code()), (End::Drained, 0));
         assert_eq!(took, work);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_deadline_ends_a_drain_that_takes_too_long() {
-        let (end, took) = run_with_work(Duration::from_secs(26), &[Signal::Terminate]).await;
+        let (end, took) = run_with_work(Duration::from_secs(26), &[TERMINATE]).await;
         assert_eq!((end, end.code()), (End::Deadline, 3));
         assert_eq!(took, DEADLINE);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_second_signal_ends_the_drain_at_once() {
-        let signals = [Signal::Terminate, Signal::Interrupt];
+        let signals = [TERMINATE, INTERRUPT];
         let (end, took) = run_with_work(Duration::from_secs(10), &signals).await;
         assert_eq!((end, end.code()), (End::Aborted, 4));
         assert_eq!(took, Duration::ZERO);
@@ -243,7 +235,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_signal_aborts_a_start_that_waits_for_a_server() {
         let Fixture { tasks, readiness, send, mut receive } = fixture();
-        send.send(Signal::Interrupt).await.expect("room for two");
+        send.send(INTERRUPT).await.expect("room for two");
         let check = readiness.check("process");
         let build = std::future::pending();
         assert_eq!(live(&tasks, &check, build, &mut receive, DEADLINE).await, End::Drained);
@@ -272,7 +264,7 @@ mod tests {
                     tokio::task::yield_now().await;
                 }
                 observe.send(()).expect("the test listens");
-                send.send(Signal::Terminate).await.expect("room for two");
+                send.send(TERMINATE).await.expect("room for two");
             }
         });
         let end = live(&tasks, &check, async { Ok(()) }, &mut receive, DEADLINE).await;

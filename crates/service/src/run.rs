@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Command, FromArgMatches as _};
 use metrics::{Gauge, Metrics};
 
-use crate::health::{self, Health};
+use crate::health::{self, Health, Routes};
 use crate::lifecycle::{self, End};
 use crate::process::VERSION;
 use crate::readiness::Readiness;
@@ -35,7 +35,7 @@ where
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
     let sources = Sources::of_this_process();
-    let (common, own, described) = match load_and_describe::<S>(process, &sources) {
+    let (common, own, described) = match load_settings::<S>(process, &sources) {
         Ok(settings) => settings,
         Err(stop) => return answer(process, &stop),
     };
@@ -57,17 +57,9 @@ where
     end.into()
 }
 
-/// Loads the settings of a worker: those of every process, and its own. For tests of a worker's
-/// settings; [`run()`] calls it.
+/// Loads the settings of a worker: those of every process, its own, and all of them as the text of the first log
+/// line.
 pub fn load_settings<S: Args>(
-    process: Process,
-    sources: &Sources,
-) -> Result<(ProcessSettings, S), Stop> {
-    load_and_describe(process, sources).map(|(common, own, _)| (common, own))
-}
-
-/// [`load_settings`], and the text of [`settings::describe`].
-fn load_and_describe<S: Args>(
     process: Process,
     sources: &Sources,
 ) -> Result<(ProcessSettings, S, String), Stop> {
@@ -144,11 +136,12 @@ where
             readiness: Readiness::new(metrics.clone()),
             clock: clock::system(),
             tasks: Tasks::new(metrics.clone()),
+            routes: Routes::default(),
             metrics,
         };
-        let Service { metrics, readiness, tasks, .. } = service.clone();
+        let Service { metrics, readiness, tasks, routes, .. } = service.clone();
         let health =
-            Health { process, metrics, readiness: readiness.clone(), tasks: tasks.clone() };
+            Health { process, metrics, readiness: readiness.clone(), tasks: tasks.clone(), routes };
         drop(tokio::spawn(health::serve(listener, health)));
         let check = readiness.check("process");
         let build = async move { build(service, own).await };

@@ -1,11 +1,13 @@
-//! [`Service`]: the handle with which a worker spawns its tasks.
+//! [`Service`]: the handle with which a process spawns its tasks and adds its HTTP routes.
 
 use std::future::Future;
 
+use axum::Router;
 use domain::clock::Clock;
 use metrics::Metrics;
 use tokio_util::sync::CancellationToken;
 
+use crate::health::Routes;
 use crate::readiness::{Check, Readiness};
 use crate::tasks::{Stage, Tasks};
 use domain::fleet::Process;
@@ -18,6 +20,7 @@ pub struct Service {
     pub(crate) readiness: Readiness,
     pub(crate) clock: Clock,
     pub(crate) tasks: Tasks,
+    pub(crate) routes: Routes,
 }
 
 impl Service {
@@ -47,6 +50,15 @@ impl Service {
     /// Registers a check of `/readyz`. Keep the handle: a dropped check becomes not ready.
     pub fn check(&self, name: &'static str) -> Check {
         self.readiness.check(name)
+    }
+
+    /// Serves these routes beside `/livez`, `/readyz` and `/metrics`, on the same address. They cannot replace
+    /// those. Several calls add up. The drain waits for requests that are being answered.
+    ///
+    /// # Panics
+    /// Two routes of the process have the same path and method.
+    pub fn serve(&self, routes: Router) {
+        self.routes.add(routes);
     }
 
     /// A token that is cancelled when the shutdown begins.

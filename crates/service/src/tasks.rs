@@ -14,6 +14,7 @@ use domain::failure_policy::LONGEST_PAUSE;
 use metrics::{Counter, Metrics, TaskEnd};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 /// The pause before the first restart; it doubles with each consecutive failure.
@@ -56,11 +57,9 @@ struct Group {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub(crate) enum TaskState {
-    /// Running.
     Running,
     /// Failed; it will be restarted after a pause.
     Failed {
-        /// Consecutive failures.
         failures: u32,
     },
     /// Ended as requested during the shutdown.
@@ -101,6 +100,11 @@ impl Tasks {
     /// A token that is cancelled when the stage stops.
     pub(crate) fn stopping(&self, stage: Stage) -> CancellationToken {
         self.group(stage).stopping.clone()
+    }
+
+    /// The drain of the stage waits until the token is dropped.
+    pub(crate) fn busy(&self, stage: Stage) -> TaskTrackerToken {
+        self.group(stage).tracker.token()
     }
 
     /// Stops the tasks of [`Stage::Work`], waits for them, then does the same for [`Stage::Support`]. True
@@ -152,7 +156,6 @@ impl Tasks {
     }
 }
 
-/// One supervised task.
 struct Task {
     tasks: Tasks,
     name: &'static str,

@@ -42,7 +42,6 @@ pub(crate) fn init(process: Process, settings: &LogSettings) -> anyhow::Result<(
 /// the same events.
 const OFF_BY_DEFAULT: [(&str, &str); 2] = [("lapin", "off"), ("sqlx_postgres::options", "off")];
 
-/// The filter's directives.
 fn directives(level: &str) -> String {
     OFF_BY_DEFAULT
         .iter()

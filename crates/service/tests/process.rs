@@ -138,6 +138,18 @@ fn a_panic_is_logged_with_its_location_and_the_task_restarts() {
 }
 
 #[test]
+fn a_process_serves_its_own_route_beside_the_built_in_ones() {
+    let mut process = TestProcess::start(&[]);
+    process.wait_for("\"started\"");
+    for (path, status) in [("/idle", 200), ("/readyz", 200), ("/unknown", 404)] {
+        let response = process.fetch(path);
+        assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {response}");
+    }
+    process.signal("TERM");
+    assert_eq!(process.code(), Some(0));
+}
+
+#[test]
 fn invalid_settings_end_with_code_2_and_one_line() {
     let mut process = TestProcess::start(&["--work=soon"]);
     process.wait_for("flag --work");

@@ -81,6 +81,7 @@ impl Start {
 
     fn load(&self) -> Result<(ProcessSettings, Settings), Stop> {
         service::load_settings::<Settings>(fleet::MESSAGE_SAVE_WORKER, &self.sources)
+            .map(|(common, own, _)| (common, own))
     }
 
     fn own(&self) -> Settings {

@@ -25,18 +25,10 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("inspect", &["broker", "conversation", "database", "domain", "hot-store"]),
     ("service", &["domain", "metrics"]),
     (
-        "worker",
-        &[
-            "database",
-            "broker",
-            "conversation",
-            "failpoints",
-            "domain",
-            "hot-store",
-            "metrics",
-            "service",
-        ],
+        "stores",
+        &["database", "broker", "conversation", "domain", "hot-store", "metrics", "service"],
     ),
+    ("worker", &["broker", "conversation", "domain", "metrics", "service", "stores"]),
     (
         "verbatim",
         &[
@@ -49,6 +41,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "inspect",
             "metrics",
             "service",
+            "stores",
         ],
     ),
     ("testkit", &[]),
@@ -74,6 +67,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "inspect",
             "metrics",
             "service",
+            "stores",
             "testkit",
         ],
     ),
@@ -89,6 +83,7 @@ const WORKER: &[&str] = &[
     "hot-store",
     "metrics",
     "service",
+    "stores",
     "tokens",
     "worker",
 ];

@@ -1,7 +1,7 @@
 //! `verbatim conversation list`: conversations, newest first.
 
 use clap::Args;
-use database::{ConversationFilter, ConversationRow};
+use database::{ConversationFilter, ConversationView};
 use domain::ids::{AgentId, SessionId, TenantId};
 use domain::status::ConversationStatus;
 use service::settings::{DatabaseSettings, ReadReplicaSettings};
@@ -73,15 +73,15 @@ fn status(text: &str) -> Result<ConversationStatus, String> {
 }
 
 /// The colour of a conversation's status.
-pub(crate) fn tone(status: &str) -> Tone {
-    match ConversationStatus::parse(status) {
-        Some(ConversationStatus::Active) => Tone::Good,
-        Some(ConversationStatus::Closing) => Tone::Warn,
-        Some(ConversationStatus::Archived) | None => Tone::Plain,
+pub(crate) fn tone(status: ConversationStatus) -> Tone {
+    match status {
+        ConversationStatus::Active => Tone::Good,
+        ConversationStatus::Closing => Tone::Warn,
+        ConversationStatus::Archived => Tone::Plain,
     }
 }
 
-fn text(rows: &[ConversationRow], limit: u32, style: &TextStyle) -> String {
+fn text(rows: &[ConversationView], limit: u32, style: &TextStyle) -> String {
     if rows.is_empty() {
         return "no conversations\n".to_owned();
     }
@@ -98,9 +98,9 @@ fn text(rows: &[ConversationRow], limit: u32, style: &TextStyle) -> String {
     ]);
     for row in rows {
         // A close request of an active conversation is not part of its status.
-        let status = match (row.status.as_str(), row.close_requested_at) {
-            ("active", Some(_)) => Cell::new(Tone::Warn, "active, closing soon"),
-            (status, _) => Cell::new(tone(status), status),
+        let status = match (row.status, row.close_requested_at) {
+            (ConversationStatus::Active, Some(_)) => Cell::new(Tone::Warn, "active, closing soon"),
+            (status, _) => Cell::new(tone(status), status.as_str()),
         };
         let last = row.last_message_at.map(|at| ago(at, style.now));
         table.row([
@@ -117,10 +117,8 @@ fn text(rows: &[ConversationRow], limit: u32, style: &TextStyle) -> String {
     }
     let mut out = table.render(style.paint);
     if rows.len() as u64 == u64::from(limit) {
-        let newest = plural(limit, "conversation");
-        out.push_str(
-            &style.paint.text(Tone::Dim, &format!("the newest {newest}; --limit shows more\n")),
-        );
+        let newest = format!("the newest {}; --limit shows more", plural(limit, "conversation"));
+        out.push_str(&style.line(Tone::Dim, &newest));
     }
     out
 }
@@ -137,15 +135,15 @@ pub(crate) mod tests {
         Timestamp::parse(text).unwrap().into()
     }
 
-    pub(crate) fn archived() -> ConversationRow {
-        ConversationRow {
+    pub(crate) fn archived() -> ConversationView {
+        ConversationView {
             tenant_id: "acme".to_owned(),
             id: "c-1".to_owned(),
             session_id: "web-1".to_owned(),
             agent_id: Some("agent_xyz".to_owned()),
             user_id: Some("u-9".to_owned()),
             model_name: Some("llama3-70b-8192".to_owned()),
-            status: "archived".to_owned(),
+            status: ConversationStatus::Archived,
             message_count: 4,
             total_tokens: Some(12_345),
             created_at: at("2026-11-20T11:00:00Z"),
@@ -160,20 +158,23 @@ pub(crate) mod tests {
 
     #[test]
     fn conversations_are_listed_with_status_counts_and_times() {
-        let open = ConversationRow {
+        let open = ConversationView {
             tenant_id: "日本".to_owned(),
             id: "4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a".to_owned(),
             session_id: "whatsapp:+49 123".to_owned(),
             agent_id: None,
-            status: "active".to_owned(),
+            status: ConversationStatus::Active,
             total_tokens: None,
             close_requested_at: None,
             last_message_at: None,
             message_count: 1,
             ..archived()
         };
-        let soon =
-            ConversationRow { status: "active".to_owned(), id: "c-3".to_owned(), ..archived() };
+        let soon = ConversationView {
+            status: ConversationStatus::Active,
+            id: "c-3".to_owned(),
+            ..archived()
+        };
         let now = Timestamp::parse("2026-11-20T12:00:00Z").unwrap();
         let style = TextStyle { paint: Paint::Plain, now };
         let rows = [open, soon, archived()];

@@ -3,22 +3,22 @@
 //! It names the server that the messages came from, so that an operator can compare both: the hot copy
 //! in Redis must hold exactly the messages in PostgreSQL.
 
-mod document;
 mod text;
 
 use clap::{Args, ValueEnum};
-use conversation::{Reader, ReadingSettings, Source, Transcript, check_server};
-use database::{ConversationFilter, Database, Page};
-use document::Shown;
+use conversation::{
+    HotCopyError, Reader, Transcript, TranscriptView, read_database, read_hot_copy,
+};
+use database::ConversationFilter;
 use domain::causes::with_causes;
 use domain::ids::{ConversationId, ConversationKey, SessionId, TenantId};
-use hot_store::{Address, HotStore, Window};
+use hot_store::Window;
 use metrics::Metrics;
 use service::settings::{DatabaseSettings, ServerUrl};
 
-use crate::exit::{Exit, Failure, Unavailable};
+use crate::exit::{Exit, Failure};
 use crate::output::{Output, one_line};
-use crate::servers::{DatabaseServer, joined, without_secrets};
+use crate::servers::{DatabaseServer, RedisServer};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -82,12 +82,6 @@ enum ReadFrom {
     Postgresql,
 }
 
-/// The messages, and the error of Redis if it did not answer.
-struct Read {
-    transcript: Transcript,
-    redis_error: Option<String>,
-}
-
 impl ConversationShow {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let server = DatabaseServer::open(&self.database).await?;
@@ -100,7 +94,8 @@ impl ConversationShow {
                 "`verbatim conversation list --tenant …` lists the conversations of a tenant",
             )
         };
-        let read = self.read(&server, &key).await?.ok_or_else(missing)?;
+        let (transcript, redis_error) = self.read(&server, &key).await?;
+        let transcript = transcript.ok_or_else(missing)?;
         let (row, sessions, statistics) = tokio::join!(
             database.conversation(&key),
             database.sessions(&key),
@@ -109,20 +104,9 @@ impl ConversationShow {
         let row = row.map_err(|error| server.failure(&error))?.ok_or_else(missing)?;
         let sessions = sessions.map_err(|error| server.failure(&error))?;
         let statistics = statistics.map_err(|error| server.failure(&error))?;
-        let Read { transcript, redis_error } = read;
-        let shown = Shown {
-            conversation: &row,
-            source: match transcript.source {
-                Source::HotCopy => "redis",
-                Source::Database => "postgresql",
-            },
-            degraded: transcript.degraded,
-            redis_error,
-            sessions: &sessions,
-            statistics: statistics.as_ref(),
-            messages: transcript.messages.iter().map(Into::into).collect(),
-        };
-        output.show(&shown, |style| text::render(&shown, &transcript.messages, style))?;
+        let view = TranscriptView::new(&row, &sessions, statistics.as_ref(), &transcript);
+        let view = TranscriptView { redis_error, ..view };
+        output.show(&view, |style| text::render(&view, &transcript.messages, style))?;
         Ok(Exit::Success)
     }
 
@@ -164,24 +148,18 @@ impl ConversationShow {
         }
     }
 
+    /// The messages, and the error of Redis if it did not answer.
     async fn read(
         &self,
         server: &DatabaseServer,
         key: &ConversationKey,
-    ) -> Result<Option<Read>, Failure> {
+    ) -> Result<(Option<Transcript>, Option<String>), Failure> {
         let newest = usize::try_from(self.last).unwrap_or(usize::MAX);
+        let (window, database) = (Window { newest, before: None }, &server.database);
         match self.source {
-            ReadFrom::Postgresql => from_database(server, key, newest).await,
-            ReadFrom::Auto if self.redis_url.is_empty() => from_database(server, key, newest).await,
-            ReadFrom::Auto => {
-                let hot = self.hot(&server.database)?;
-                let reader = Reader::new(
-                    server.database.clone(),
-                    hot.clone(),
-                    Metrics::new(),
-                    ReadingSettings::default(),
-                );
-                let window = Window { newest, before: None };
+            ReadFrom::Auto if !self.redis_url.is_empty() => {
+                let hot = self.redis(server)?.hot;
+                let reader = Reader::new(database.clone(), hot.clone(), Metrics::new());
                 let read = reader.read(key, &window).await;
                 let read = read.map_err(|error| server.unavailable(with_causes(&error)))?;
                 // The reader does not return the error of Redis.
@@ -190,78 +168,37 @@ impl ConversationShow {
                 } else {
                     None
                 };
-                Ok(read.map(|transcript| Read { transcript, redis_error }))
+                Ok((read, redis_error))
             }
-            ReadFrom::Redis => self.read_hot(server, key, newest).await,
+            ReadFrom::Auto | ReadFrom::Postgresql => {
+                let read = read_database(database, key, &window).await;
+                Ok((read.map_err(|error| server.failure(&error))?, None))
+            }
+            ReadFrom::Redis => {
+                let redis = self.redis(server)?;
+                let read = read_hot_copy(database, &redis.hot, key, &window).await;
+                let read = read.map_err(|error| match error {
+                    HotCopyError::Database(error) => server.failure(&error).into(),
+                    HotCopyError::Redis(error) => redis.failure(&error).into(),
+                    HotCopyError::Unusable(_) => Failure::problem(
+                        error.to_string(),
+                        "use --source auto: it reads PostgreSQL, and loads the hot copy of a \
+                         conversation that is not archived",
+                    ),
+                })?;
+                Ok((read, None))
+            }
         }
     }
 
-    async fn read_hot(
-        &self,
-        server: &DatabaseServer,
-        key: &ConversationKey,
-        newest: usize,
-    ) -> Result<Option<Read>, Failure> {
-        let hot = self.hot(&server.database)?;
-        let window = Window { newest, before: None };
-        let (numbers, copy) = tokio::join!(server.database.numbers(key), hot.read(key, &window));
-        let numbers = numbers.map_err(|error| server.failure(&error))?;
-        let copy = copy.map_err(|error| {
-            Failure::Unavailable(Unavailable {
-                server: "Redis",
-                setting: "REDIS_URL",
-                address: without_secrets(&self.redis_url),
-                cause: with_causes(&error),
-            })
-        })?;
-        let Some(conversation) = numbers.conversation else { return Ok(None) };
-        let current = hot_store::Numbers {
-            epoch: numbers.hot_epoch,
-            generation: conversation.hot_generation,
-        };
-        let mut messages = copy.usable(current).map_err(|miss| {
-            let remedy = "use --source auto: it reads PostgreSQL, and loads the hot copy of a \
-                          conversation that is not archived";
-            Failure::problem(format!("Redis has no usable hot copy: {miss}"), remedy)
-        })?;
-        messages
-            .retain(|m| conversation.erased_at.is_none_or(|erased_at| m.created_at > erased_at));
-        let transcript = Transcript {
-            status: Some(conversation.status),
-            messages,
-            source: Source::HotCopy,
-            degraded: false,
-        };
-        Ok(Some(Read { transcript, redis_error: None }))
-    }
-
-    fn hot(&self, database: &Database) -> Result<HotStore, Failure> {
-        let usage = |why: String| Failure::Usage(format!("REDIS_URL: {why}"));
+    fn redis(&self, server: &DatabaseServer) -> Result<RedisServer, Failure> {
         if self.redis_url.is_empty() {
-            let example = "set it, for example to redis://:password@host:6379/0";
-            return Err(usage(format!("it is not set, but --source redis needs it; {example}")));
+            return Err(Failure::Usage(
+                "REDIS_URL: it is not set, but --source redis needs it; set it, for example to \
+                 redis://:password@host:6379/0"
+                    .to_owned(),
+            ));
         }
-        let address =
-            Address::parse(&joined(&self.redis_url)).map_err(|error| usage(error.to_string()))?;
-        Ok(HotStore::open(hot_store::Settings::new(address), check_server(database.clone())))
+        Ok(RedisServer::reading(&self.redis_url, &server.database)?)
     }
-}
-
-async fn from_database(
-    server: &DatabaseServer,
-    key: &ConversationKey,
-    newest: usize,
-) -> Result<Option<Read>, Failure> {
-    let page = Page { newest, max_bytes: usize::MAX, before: None };
-    let snapshot = server.database.read(key, &page).await;
-    let snapshot = snapshot.map_err(|error| server.failure(&error))?;
-    Ok(snapshot.numbers.conversation.map(|conversation| Read {
-        transcript: Transcript {
-            status: Some(conversation.status),
-            messages: snapshot.messages,
-            source: Source::Database,
-            degraded: false,
-        },
-        redis_error: None,
-    }))
 }

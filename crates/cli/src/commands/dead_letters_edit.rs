@@ -211,7 +211,7 @@ fn failure(
 ) -> Failure {
     let show = format!("see `verbatim dead-letters show {id}`");
     match error {
-        EditError::Database(error) => server.failure(&error),
+        EditError::Database(error) => server.failure(&error).into(),
         EditError::Refused(refusal) => Failure::problem(
             format!("the workers would refuse the edited body: {refusal}"),
             "nothing was changed; repeat --set FIELD=VALUE to set several fields",

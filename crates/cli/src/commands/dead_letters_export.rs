@@ -70,7 +70,7 @@ impl DeadLettersExport {
             .export(selection, status, &self.actor.actor(), |detail| write(&detail, &mut out))
             .await
             .map_err(|fault| match fault {
-                Fault::Database(error) => server.failure(&error),
+                Fault::Database(error) => server.failure(&error).into(),
                 Fault::Output(error) => Failure::from(error),
             })?;
         out.flush()?;

@@ -52,7 +52,7 @@ impl Lint {
 }
 
 fn text(findings: &Findings, style: &TextStyle) -> String {
-    let mut out = findings.render(style);
+    let out = findings.render(style);
     let Findings { lines, valid, invalid, .. } = findings;
     let summary = match (lines, invalid) {
         (0, _) => style.paint.text(Tone::Warn, "no actions: every line is blank"),
@@ -63,9 +63,7 @@ fn text(findings: &Findings, style: &TextStyle) -> String {
             plural(*lines, "action"),
         ),
     };
-    out.push_str(&summary);
-    out.push('\n');
-    out
+    out + &summary + "\n"
 }
 
 #[cfg(test)]

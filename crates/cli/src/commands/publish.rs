@@ -108,13 +108,8 @@ fn refuse(findings: Findings, output: &Output) -> Result<Exit, Failure> {
             invalid,
             plural(lines, "action")
         );
-        format!(
-            "{faults_text}{}\n{}\n",
-            style.paint.text(Tone::Bad, &summary),
-            style
-                .paint
-                .text(Tone::Dim, "correct these lines, or publish them as they are with --no-lint")
-        )
+        let hint = "correct these lines, or publish them as they are with --no-lint";
+        faults_text + &style.line(Tone::Bad, &summary) + &style.line(Tone::Dim, hint)
     })?;
     Ok(Exit::Problems)
 }
@@ -154,10 +149,7 @@ fn text(report: &Report, style: &TextStyle) -> String {
         }
     }
     out.push('\n');
-    let mut hint = |text: &str| {
-        out.push_str(&style.paint.text(Tone::Dim, text));
-        out.push('\n');
-    };
+    let mut hint = |text: &str| out.push_str(&style.line(Tone::Dim, text));
     let missing = |failure: &NotConfirmed| failure.detail.contains("NOT_FOUND");
     if report.unroutable > 0 || report.failures.iter().any(missing) {
         hint(

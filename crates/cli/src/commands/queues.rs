@@ -124,14 +124,11 @@ fn text(rows: &[Row], style: &TextStyle) -> String {
         table.row([row.queue.into(), ready, consumers, Cell::new(Tone::Dim, row.about)]);
     }
     let mut out = table.render(style.paint);
-    let hints: Vec<String> = hints(rows);
+    let hints = hints(rows);
     if !hints.is_empty() {
         out.push('\n');
     }
-    for hint in hints {
-        out.push_str(&style.paint.text(Tone::Warn, &hint));
-        out.push('\n');
-    }
+    out.extend(hints.iter().map(|hint| style.line(Tone::Warn, hint)));
     out
 }
 

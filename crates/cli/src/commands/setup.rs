@@ -10,6 +10,7 @@ use conversation::RandomSource;
 use database::SchemaError;
 use serde::Serialize;
 use service::settings::{AmqpSettings, DatabaseSettings};
+use stores::COMMAND_TIMEOUT;
 
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
@@ -25,8 +26,6 @@ Examples:
 
 Run it first in every deployment. Workers verify schema and topology when they start.";
 
-/// Time limit for verifying the schema.
-const VERIFY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time limit for one migration: an index over hundreds of millions of rows takes hours.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 
@@ -96,24 +95,22 @@ impl Setup {
     }
 
     async fn invalidate_hot_copies(&self) -> Result<(), Failure> {
-        let server =
-            DatabaseServer::at(&self.database.database_url, "DATABASE_URL", VERIFY_TIMEOUT).await?;
+        let server = DatabaseServer::of_command(&self.database, COMMAND_TIMEOUT)?;
         let (actor, random) = (self.actor.actor(), RandomSource::random().next());
         let invalidated = server.database.invalidate_hot_copies(&actor, random).await;
-        invalidated.map_err(|error| server.failure(&error))
+        Ok(invalidated.map_err(|error| server.failure(&error))?)
     }
 }
 
 async fn schema(settings: &DatabaseSettings) -> Result<Schema, Failure> {
-    let url = &settings.database_url;
-    let server = DatabaseServer::at(url, "DATABASE_URL", VERIFY_TIMEOUT).await?;
+    let server = DatabaseServer::of_command(settings, COMMAND_TIMEOUT)?.reachable().await?;
     let (state, from) = match server.database.verify_schema().await {
         Ok(()) => return Ok(Schema { state: "already_there", version: None, from: None }),
         Err(SchemaError::Missing) => ("created", None),
         Err(SchemaError::TooOld { found, .. }) => ("upgraded", Some(found)),
-        Err(error) => return Err(server.schema_failure(&error)),
+        Err(error) => return Err(server.schema_failure(&error).into()),
     };
-    let server = DatabaseServer::at(url, "DATABASE_URL", MIGRATION_TIMEOUT).await?;
+    let server = DatabaseServer::of_command(settings, MIGRATION_TIMEOUT)?;
     let version = server.database.migrate().await.map_err(|error| server.schema_failure(&error))?;
     Ok(Schema { state, version: Some(version), from })
 }
@@ -121,7 +118,7 @@ async fn schema(settings: &DatabaseSettings) -> Result<Schema, Failure> {
 async fn topology(settings: &AmqpSettings) -> Result<Topology, Failure> {
     let broker = Broker::of(settings)?;
     let failure = |error: TopologyError| match error {
-        TopologyError::Unavailable(error) => broker.failure(&error),
+        TopologyError::Unavailable(error) => broker.failure(&error).into(),
         TopologyError::Differs(differences) => {
             let list = differences.iter().map(|it| format!("- {it}")).collect::<Vec<_>>();
             Failure::problem("the topology in RabbitMQ differs:", list.join("\n"))

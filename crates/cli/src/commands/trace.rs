@@ -3,15 +3,13 @@
 mod text;
 
 use clap::Args;
-use conversation::check_server;
 use domain::ids::{MAX_ID_BYTES, TenantId};
-use hot_store::{Address, HotStore};
 use inspect::{TraceReport, Tracer};
 use service::settings::{AmqpSettings, DatabaseSettings, ServerUrl};
 
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, count, spinner};
-use crate::servers::{Broker, DatabaseServer, joined};
+use crate::servers::{Broker, DatabaseServer, RedisServer};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -62,12 +60,7 @@ impl Trace {
         let server = DatabaseServer::open(&self.database).await?;
         let hot = match self.redis_url.as_slice() {
             [] => None,
-            urls => {
-                let address = Address::parse(&joined(urls))
-                    .map_err(|error| Failure::Usage(format!("REDIS_URL: {error}")))?;
-                let check = check_server(server.database.clone());
-                Some(HotStore::open(hot_store::Settings::new(address), check))
-            }
+            urls => Some(RedisServer::reading(urls, &server.database)?.hot),
         };
         let endpoints = match self.amqp_url.as_slice() {
             [] => None,

@@ -8,23 +8,22 @@ mod report;
 
 use std::time::Duration;
 
-use broker::Endpoints;
 use clap::Args;
-use conversation::{RandomSource, check_server};
+use conversation::RandomSource;
 use domain::failure::Dependency;
 use domain::ids::{ConversationId, TenantId};
-use hot_store::{Address, HotStore};
 use indicatif::ProgressBar;
 use inspect::{
     Incomplete, Repairs, Section, Verified, Verifier, VerifyProgress, VerifyingSettings,
 };
 use report::Report;
 use service::settings::{AmqpSettings, ClosingTimes, DatabaseSettings, RedisSettings, duration};
+use stores::{COMMAND_TIMEOUT, Fault};
 
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
 use crate::output::{Form, Output, TextStyle, count, print, spinner};
-use crate::servers::{Broker, DatabaseServer, joined};
+use crate::servers::{Broker, DatabaseServer, RedisServer};
 use crate::when::When;
 
 const EXAMPLES: &str = "\
@@ -93,19 +92,16 @@ impl Verify {
         let (database, unavailable) = match DatabaseServer::open(&self.database).await {
             Ok(database) => (database, None),
             // Queues can be checked without PostgreSQL.
-            Err(Failure::Unavailable(cause)) => {
-                (DatabaseServer::unprobed(&self.database)?, Some(cause))
+            Err(Fault::Unavailable(cause)) => {
+                (DatabaseServer::of_command(&self.database, COMMAND_TIMEOUT)?, Some(cause))
             }
-            Err(failure) => return Err(failure),
+            Err(fault) => return Err(fault.into()),
         };
         let verifier = self.verifier(&database)?;
-        let sections: Vec<Section> = match &unavailable {
-            None => Section::ALL.to_vec(),
-            Some(_) => Section::ALL.into_iter().filter(|it| !needs_database(*it)).collect(),
-        };
+        let mut sections = Section::ALL.to_vec();
         if let Some(unavailable) = unavailable {
             let cause = format!("{}: {}", unavailable.address, unavailable.cause);
-            for section in Section::ALL.into_iter().filter(|it| needs_database(*it)) {
+            for section in sections.extract_if(.., |section| needs_database(section)) {
                 printer.skip(section, &cause);
             }
         }
@@ -115,22 +111,19 @@ impl Verify {
 
     fn verifier(&self, server: &DatabaseServer) -> Result<Verifier, Failure> {
         let broker = Broker::of(&self.amqp)?;
-        let endpoints: Endpoints = broker.endpoints;
-        let address = Address::parse(&joined(&self.redis.redis_url))
-            .map_err(|error| Failure::Usage(format!("REDIS_URL: {error}")))?;
         let database = server.database.clone();
-        let hot = HotStore::open(hot_store::Settings::new(address), check_server(database.clone()));
+        let redis = RedisServer::reading(&self.redis.redis_url, &database)?;
         let settings = VerifyingSettings {
             grace: self.closing.close_grace,
             idle: self.closing.close_idle,
             overdue_after: self.overdue_after,
             repairs: if self.repair { Repairs::By(self.actor.actor().name) } else { Repairs::None },
         };
-        Ok(Verifier::new(database, hot, endpoints, RandomSource::random(), settings))
+        Ok(Verifier::new(database, redis.hot, broker.endpoints, RandomSource::random(), settings))
     }
 }
 
-fn needs_database(section: Section) -> bool {
+fn needs_database(section: &Section) -> bool {
     section.stores().contains(&Dependency::PostgreSql)
 }
 

@@ -23,7 +23,6 @@ pub(crate) use times::{ago, moment, precise, span};
 
 use crate::exit::Failure;
 
-/// When to use colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Colour {
     /// On a terminal, unless `NO_COLOR` is set
@@ -34,42 +33,36 @@ pub(crate) enum Colour {
     Never,
 }
 
-/// Text or JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// For people.
     Text,
     /// For scripts: one document.
     Json,
 }
 
-/// How text is rendered.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TextStyle {
-    /// With colours or without.
     pub(crate) paint: Paint,
     /// The current time, from which "3 min ago" is computed.
     pub(crate) now: Timestamp,
 }
 
-/// Standard output, in the requested form.
 #[derive(Debug)]
 pub(crate) struct Output {
     pub(crate) form: Form,
     pub(crate) style: TextStyle,
 }
 
+impl TextStyle {
+    /// A whole line.
+    pub(crate) fn line(&self, tone: Tone, text: &str) -> String {
+        format!("{}\n", self.paint.text(tone, text))
+    }
+}
+
 impl Output {
     pub(crate) fn new(form: Form, colour: Colour, no_color: NoColor, now: Timestamp) -> Self {
-        let colours = match colour {
-            Colour::Always => true,
-            Colour::Never => false,
-            Colour::Auto => no_color == NoColor::Unset && std::io::stdout().is_terminal(),
-        };
-        Self {
-            form,
-            style: TextStyle { paint: if colours { Paint::Colours } else { Paint::Plain }, now },
-        }
+        Self { form, style: TextStyle { paint: paint(colour, no_color), now } }
     }
 
     /// Prints a result: as JSON, or as the text that `text` renders.
@@ -94,6 +87,17 @@ impl Output {
     }
 }
 
+/// Whether standard output is coloured.
+pub(crate) fn paint(colour: Colour, no_color: NoColor) -> Paint {
+    match colour {
+        Colour::Always => Paint::Colours,
+        Colour::Auto if no_color == NoColor::Unset && std::io::stdout().is_terminal() => {
+            Paint::Colours
+        }
+        Colour::Auto | Colour::Never => Paint::Plain,
+    }
+}
+
 /// Whether the environment turns colours off (<https://no-color.org>).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoColor {
@@ -103,7 +107,6 @@ pub(crate) enum NoColor {
     Set,
 }
 
-/// Writes to standard output and flushes it.
 pub(crate) fn print(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     out.write_all(bytes)?;

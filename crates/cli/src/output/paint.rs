@@ -2,10 +2,8 @@
 
 use clap::builder::styling::{AnsiColor, Style};
 
-/// With colours or without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Paint {
-    /// Plain text.
     Plain,
     /// ANSI escape sequences.
     Colours,
@@ -14,17 +12,11 @@ pub(crate) enum Paint {
 /// What a piece of text means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tone {
-    /// Nothing special.
     Plain,
-    /// Most important.
     Strong,
-    /// Less important.
     Dim,
-    /// As it should be.
     Good,
-    /// Needs attention.
     Warn,
-    /// Something is wrong.
     Bad,
     /// A message of a user.
     Human,
@@ -33,7 +25,6 @@ pub(crate) enum Tone {
 }
 
 impl Paint {
-    /// The text in its tone.
     pub(crate) fn text(self, tone: Tone, text: &str) -> String {
         let style = match tone {
             Tone::Plain => return text.to_owned(),

@@ -5,7 +5,6 @@ use unicode_width::UnicodeWidthStr as _;
 use super::text::one_line;
 use super::{Paint, Tone};
 
-/// Alignment of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     /// For text.
@@ -14,7 +13,6 @@ pub(crate) enum Side {
     Right,
 }
 
-/// One value.
 #[derive(Debug, Clone)]
 pub(crate) struct Cell {
     text: String,
@@ -28,11 +26,9 @@ pub(crate) struct Table {
     rows: Vec<Vec<Cell>>,
 }
 
-/// Between two columns.
 const GAP: &str = "  ";
 
 impl Cell {
-    /// A value in its tone.
     pub(crate) fn new(tone: Tone, text: impl AsRef<str>) -> Self {
         Self { text: one_line(text.as_ref()), tone }
     }
@@ -50,7 +46,6 @@ impl<T: AsRef<str>> From<T> for Cell {
 }
 
 impl Table {
-    /// An empty table.
     pub(crate) fn new<const N: usize>(columns: [(&'static str, Side); N]) -> Self {
         Self { columns: columns.to_vec(), rows: Vec::new() }
     }

@@ -154,7 +154,7 @@ pub struct DeadLetterDetail {
 }
 
 /// Dead letters with the same queue, reason, field and error pattern.
-#[derive(Debug, Clone, PartialEq, FromRow, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DeadLetterGroup {
     /// The work queue.
     pub queue: String,
@@ -179,7 +179,7 @@ pub struct DeadLetterGroup {
 }
 
 /// The number of open dead letters of a queue and reason.
-#[derive(Debug, Clone, PartialEq, Eq, FromRow, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct OpenDeadLetters {
     /// The work queue.
     pub queue: String,
@@ -266,6 +266,33 @@ impl FromRow<'_, PgRow> for DeadLetterDetail {
                 edited_at: row.try_get("edited_at")?,
                 edited_by: row.try_get("edited_by")?,
             },
+        })
+    }
+}
+
+impl FromRow<'_, PgRow> for DeadLetterGroup {
+    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
+        Ok(Self {
+            queue: row.try_get("queue")?,
+            reason: row.try_get("reason")?,
+            field: row.try_get("field")?,
+            error: row.try_get("error")?,
+            dead_letters: row.try_get("dead_letters")?,
+            tenants: row.try_get("tenants")?,
+            failed_again: row.try_get("failed_again")?,
+            first_failed_at: row.try_get("first_failed_at")?,
+            last_failed_at: row.try_get("last_failed_at")?,
+            example: row.try_get("example")?,
+        })
+    }
+}
+
+impl FromRow<'_, PgRow> for OpenDeadLetters {
+    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
+        Ok(Self {
+            queue: row.try_get("queue")?,
+            reason: row.try_get("reason")?,
+            dead_letters: row.try_get("dead_letters")?,
         })
     }
 }

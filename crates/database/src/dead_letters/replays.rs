@@ -8,7 +8,8 @@ use std::time::Duration;
 use domain::ids::{ConversationKey, MessageId};
 use domain::message::BodyHash;
 use serde::Serialize;
-use sqlx::{FromRow, QueryBuilder};
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, QueryBuilder, Row as _};
 use uuid::Uuid;
 
 use super::record::{DeadLetterDetail, DeadLetterStatus};
@@ -29,7 +30,7 @@ pub struct ReplayOutcome {
 }
 
 /// A dead letter that was replayed and failed again.
-#[derive(Debug, Clone, PartialEq, Eq, FromRow, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FailedAgain {
     /// The new dead letter.
     pub id: Uuid,
@@ -52,6 +53,18 @@ pub struct ContentFingerprint {
     pub id: MessageId,
     /// The hash of role, content and tool calls.
     pub hash: BodyHash,
+}
+
+impl FromRow<'_, PgRow> for FailedAgain {
+    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
+        Ok(Self {
+            id: row.try_get("id")?,
+            replay_of: row.try_get("replay_of")?,
+            reason: row.try_get("reason")?,
+            field: row.try_get("field")?,
+            error: row.try_get("error")?,
+        })
+    }
 }
 
 impl Database {

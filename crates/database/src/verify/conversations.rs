@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, QueryBuilder, Row};
 
 use super::difference::{Difference, differences};
 use super::scope::Scope;
-use crate::rows::key;
+use crate::rows::key_of;
 use crate::statistics::COMPUTED;
 use crate::{Database, Result};
 
@@ -59,24 +59,14 @@ impl Database {
         after: Option<&ConversationKey>,
         limit: u32,
     ) -> Result<Vec<ConversationKey>> {
-        // Only the conditions of the scope, so that PostgreSQL uses each as a bound of the index.
         let mut query = QueryBuilder::new("SELECT tenant_id, id FROM conversations WHERE true");
         if let Some(after) = after {
             query.push(" AND (tenant_id, id) > (").push_bind(after.tenant.as_str());
             query.push(", ").push_bind(after.conversation.as_str()).push(")");
         }
-        if let Some(tenant) = &scope.tenant {
-            query.push(" AND tenant_id = ").push_bind(tenant.as_str());
-        }
-        if let Some(conversation) = &scope.conversation {
-            query.push(" AND id = ").push_bind(conversation.as_str());
-        }
+        scope.push(&mut query, Some("id"));
         query.push(" ORDER BY tenant_id, id LIMIT ").push_bind(i64::from(limit));
-        self.within(async |connection| {
-            let rows = query.build().fetch_all(connection).await?;
-            rows.iter().map(|row| key(row.try_get("tenant_id")?, row.try_get("id")?)).collect()
-        })
-        .await
+        self.rows(query.build()).await?.iter().map(key_of).collect()
     }
 
     /// Those of these conversations that exist and whose `touched_at` is at or after `since`.
@@ -85,22 +75,15 @@ impl Database {
         keys: &[ConversationKey],
         since: domain::time::Timestamp,
     ) -> Result<Vec<ConversationKey>> {
-        self.within(async |connection| {
-            sqlx::query(
-                "SELECT c.tenant_id, c.id FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
-                 JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-                 WHERE c.touched_at >= $3 ORDER BY c.tenant_id, c.id",
-            )
-            .bind(keys.iter().map(|key| key.tenant.as_str()).collect::<Vec<_>>())
-            .bind(keys.iter().map(|key| key.conversation.as_str()).collect::<Vec<_>>())
-            .bind(chrono::DateTime::<chrono::Utc>::from(since))
-            .fetch_all(&mut *connection)
-            .await?
-            .iter()
-            .map(|row| key(row.try_get("tenant_id")?, row.try_get("id")?))
-            .collect()
-        })
-        .await
+        let query = sqlx::query(
+            "SELECT c.tenant_id, c.id FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
+             JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+             WHERE c.touched_at >= $3 ORDER BY c.tenant_id, c.id",
+        )
+        .bind(keys.iter().map(|key| key.tenant.as_str()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| key.conversation.as_str()).collect::<Vec<_>>())
+        .bind(chrono::DateTime::<chrono::Utc>::from(since));
+        self.rows(query).await?.iter().map(key_of).collect()
     }
 
     /// Checks conversations, in one snapshot. Those that no longer exist are left out.
@@ -108,62 +91,55 @@ impl Database {
         &self,
         keys: &[ConversationKey],
     ) -> Result<Vec<ConversationCheck>> {
-        self.within(async |connection| {
-            sqlx::query(AssertSqlSafe(format!(
-                "WITH chosen AS MATERIALIZED (
-                     SELECT c.*, c.xmin::text AS version
-                     FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
-                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id),
-                 computed AS MATERIALIZED ({COMPUTED})
-                 SELECT c.tenant_id, c.id, c.version, c.status, m.messages, m.unreadable,
-                        extract(epoch FROM statement_timestamp() - CASE c.status
-                            WHEN 'closing' THEN coalesce(c.close_lease_until, c.touched_at)
-                            END)::float8 AS lease_over_for,
-                        CASE c.status WHEN 'active' THEN
-                            extract(epoch FROM statement_timestamp() - c.close_requested_at)::float8
-                            END AS requested_for,
-                        CASE WHEN c.status = 'active' AND c.close_requested_at IS NULL THEN
-                            extract(epoch FROM statement_timestamp() - c.touched_at)::float8
-                            END AS idle_for,
-                        CASE WHEN c.status = 'archived' AND c.finalised_at IS DISTINCT FROM c.stats_from THEN
-                            extract(epoch FROM statement_timestamp() - c.finalised_at)::float8
-                            END AS statistics_due_for,
-                        c.status = 'archived' AND c.finalised_at = c.stats_from AS statistics_current,
-                        jsonb_build_object('message_count', c.message_count, 'total_tokens', c.total_tokens,
-                            'created_at', c.created_at, 'last_message_at', c.last_message_at,
-                            'finalised', c.finalised_at IS NOT NULL) AS row_totals,
-                        jsonb_build_object('message_count', m.messages, 'total_tokens', t.tokens,
-                            'created_at', coalesce(m.first, c.created_at), 'last_message_at', m.last,
-                            'finalised', true) AS message_totals,
-                        to_jsonb(s) - 'computed_at' AS stored,
-                        (SELECT to_jsonb(n) FROM computed AS n
-                         WHERE n.tenant_id = c.tenant_id AND n.conversation_id = c.id) AS computed,
-                        s.day IS NOT NULL AND NOT EXISTS (
-                            SELECT FROM daily_stats d
-                            WHERE d.tenant_id = s.tenant_id AND d.agent_id = coalesce(s.agent_id, '')
-                              AND d.day = s.day) AS without_day
-                 FROM chosen c
-                 CROSS JOIN LATERAL (
-                     SELECT count(*) AS messages, min(created_at) AS first, max(created_at) AS last,
-                            count(*) FILTER (WHERE format <> 1 OR octet_length(body_hash) <> 16
-                                OR role NOT IN ('user', 'assistant', 'system', 'tool', 'function'))
-                                AS unreadable
-                     FROM message_rows WHERE conversation = c.number) AS m
-                 CROSS JOIN LATERAL (
-                     SELECT coalesce(sum(tokens), 0)::bigint AS tokens
-                     FROM message_tokens WHERE conversation = c.number) AS t
-                 LEFT JOIN conversation_stats s ON s.tenant_id = c.tenant_id AND s.conversation_id = c.id
-                 ORDER BY c.tenant_id, c.id"
-            )))
-            .bind(keys.iter().map(|key| key.tenant.as_str()).collect::<Vec<_>>())
-            .bind(keys.iter().map(|key| key.conversation.as_str()).collect::<Vec<_>>())
-            .fetch_all(&mut *connection)
-            .await?
-            .iter()
-            .map(check)
-            .collect()
-        })
-        .await
+        let query = sqlx::query(AssertSqlSafe(format!(
+            "WITH chosen AS MATERIALIZED (
+                 SELECT c.*, c.xmin::text AS version
+                 FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
+                 JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id),
+             computed AS MATERIALIZED ({COMPUTED})
+             SELECT c.tenant_id, c.id, c.version, c.status, m.messages, m.unreadable,
+                    extract(epoch FROM statement_timestamp() - CASE c.status
+                        WHEN 'closing' THEN coalesce(c.close_lease_until, c.touched_at)
+                        END)::float8 AS lease_over_for,
+                    CASE c.status WHEN 'active' THEN
+                        extract(epoch FROM statement_timestamp() - c.close_requested_at)::float8
+                        END AS requested_for,
+                    CASE WHEN c.status = 'active' AND c.close_requested_at IS NULL THEN
+                        extract(epoch FROM statement_timestamp() - c.touched_at)::float8
+                        END AS idle_for,
+                    CASE WHEN c.status = 'archived' AND c.finalised_at IS DISTINCT FROM c.stats_from THEN
+                        extract(epoch FROM statement_timestamp() - c.finalised_at)::float8
+                        END AS statistics_due_for,
+                    c.status = 'archived' AND c.finalised_at = c.stats_from AS statistics_current,
+                    jsonb_build_object('message_count', c.message_count, 'total_tokens', c.total_tokens,
+                        'created_at', c.created_at, 'last_message_at', c.last_message_at,
+                        'finalised', c.finalised_at IS NOT NULL) AS row_totals,
+                    jsonb_build_object('message_count', m.messages, 'total_tokens', t.tokens,
+                        'created_at', coalesce(m.first, c.created_at), 'last_message_at', m.last,
+                        'finalised', true) AS message_totals,
+                    to_jsonb(s) - 'computed_at' AS stored,
+                    (SELECT to_jsonb(n) FROM computed AS n
+                     WHERE n.tenant_id = c.tenant_id AND n.conversation_id = c.id) AS computed,
+                    s.day IS NOT NULL AND NOT EXISTS (
+                        SELECT FROM daily_stats d
+                        WHERE d.tenant_id = s.tenant_id AND d.agent_id = coalesce(s.agent_id, '')
+                          AND d.day = s.day) AS without_day
+             FROM chosen c
+             CROSS JOIN LATERAL (
+                 SELECT count(*) AS messages, min(created_at) AS first, max(created_at) AS last,
+                        count(*) FILTER (WHERE format <> 1 OR octet_length(body_hash) <> 16
+                            OR role NOT IN ('user', 'assistant', 'system', 'tool', 'function'))
+                            AS unreadable
+                 FROM message_rows WHERE conversation = c.number) AS m
+             CROSS JOIN LATERAL (
+                 SELECT coalesce(sum(tokens), 0)::bigint AS tokens
+                 FROM message_tokens WHERE conversation = c.number) AS t
+             LEFT JOIN conversation_stats s ON s.tenant_id = c.tenant_id AND s.conversation_id = c.id
+             ORDER BY c.tenant_id, c.id"
+        )))
+        .bind(keys.iter().map(|key| key.tenant.as_str()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| key.conversation.as_str()).collect::<Vec<_>>());
+        self.rows(query).await?.iter().map(check).collect()
     }
 }
 
@@ -177,7 +153,7 @@ fn check(row: &PgRow) -> Result<ConversationCheck> {
     let (stored, computed) = (fields("row_totals")?, fields("message_totals")?);
     let current: Option<bool> = row.try_get("statistics_current")?;
     Ok(ConversationCheck {
-        key: key(row.try_get("tenant_id")?, row.try_get("id")?)?,
+        key: key_of(row)?,
         version: row.try_get("version")?,
         lease_over_for: row.try_get("lease_over_for")?,
         requested_for: row.try_get("requested_for")?,

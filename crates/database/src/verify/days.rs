@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, NaiveDate, Utc};
 use serde_json::{Map, Value};
+use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, FromRow, QueryBuilder, Row};
 
@@ -49,53 +50,44 @@ impl Database {
             query.push(", ").push_bind(&after.agent_id);
             query.push(", ").push_bind(after.day).push(")");
         }
-        if let Some(tenant) = &scope.tenant {
-            query.push(" AND tenant_id = ").push_bind(tenant.as_str());
-        }
+        scope.push(&mut query, None);
         if let Some(since) = scope.since {
             query.push(" AND day >= ").push_bind(DateTime::<Utc>::from(since).date_naive());
         }
         query.push(" ORDER BY tenant_id, agent_id, day LIMIT ").push_bind(i64::from(limit));
-        self.within(async |connection| Ok(query.build_query_as().fetch_all(connection).await?))
-            .await
+        self.values(query.build_query_as()).await
     }
 
     /// Checks days, in one snapshot. Those that no longer exist are left out.
     pub async fn check_days(&self, keys: &[DayKey]) -> Result<Vec<DayCheck>> {
-        self.within(async |connection| {
-            sqlx::query(AssertSqlSafe(format!(
-                "WITH chosen AS MATERIALIZED (
-                     SELECT d.*, d.xmin::text AS version
-                     FROM unnest($1::text[], $2::text[], $3::date[]) AS k (tenant_id, agent_id, day)
-                     JOIN daily_stats d
-                          ON d.tenant_id = k.tenant_id AND d.agent_id = k.agent_id AND d.day = k.day),
-                 computed AS MATERIALIZED ({COMPUTED_DAYS})
-                 SELECT d.tenant_id, d.agent_id, d.day, d.version, d.dirty, to_jsonb(d) AS stored,
-                        (SELECT to_jsonb(n) FROM computed n
-                         WHERE n.tenant_id = d.tenant_id AND n.agent_id = d.agent_id AND n.day = d.day)
-                            AS computed
-                 FROM chosen d ORDER BY d.tenant_id, d.agent_id, d.day"
-            )))
-            .bind(keys.iter().map(|key| key.tenant_id.as_str()).collect::<Vec<_>>())
-            .bind(keys.iter().map(|key| key.agent_id.as_str()).collect::<Vec<_>>())
-            .bind(keys.iter().map(|key| key.day).collect::<Vec<_>>())
-            .fetch_all(&mut *connection)
-            .await?
-            .iter()
-            .map(|row| {
-                let Json(stored): Json<Map<String, Value>> = row.try_get("stored")?;
-                let Json(computed): Json<Map<String, Value>> = row.try_get("computed")?;
-                let dirty = row.try_get("dirty")?;
-                Ok(DayCheck {
-                    key: DayKey::from_row(row)?,
-                    version: row.try_get("version")?,
-                    dirty,
-                    differences: if dirty { Vec::new() } else { differences(&stored, &computed) },
-                })
+        let query = sqlx::query(AssertSqlSafe(format!(
+            "WITH chosen AS MATERIALIZED (
+                 SELECT d.*, d.xmin::text AS version
+                 FROM unnest($1::text[], $2::text[], $3::date[]) AS k (tenant_id, agent_id, day)
+                 JOIN daily_stats d
+                      ON d.tenant_id = k.tenant_id AND d.agent_id = k.agent_id AND d.day = k.day),
+             computed AS MATERIALIZED ({COMPUTED_DAYS})
+             SELECT d.tenant_id, d.agent_id, d.day, d.version, d.dirty, to_jsonb(d) AS stored,
+                    (SELECT to_jsonb(n) FROM computed n
+                     WHERE n.tenant_id = d.tenant_id AND n.agent_id = d.agent_id AND n.day = d.day)
+                        AS computed
+             FROM chosen d ORDER BY d.tenant_id, d.agent_id, d.day"
+        )))
+        .bind(keys.iter().map(|key| key.tenant_id.as_str()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| key.agent_id.as_str()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| key.day).collect::<Vec<_>>());
+        let check = |row: &PgRow| {
+            let Json(stored): Json<Map<String, Value>> = row.try_get("stored")?;
+            let Json(computed): Json<Map<String, Value>> = row.try_get("computed")?;
+            let dirty = row.try_get("dirty")?;
+            Ok(DayCheck {
+                key: DayKey::from_row(row)?,
+                version: row.try_get("version")?,
+                dirty,
+                differences: if dirty { Vec::new() } else { differences(&stored, &computed) },
             })
-            .collect()
-        })
-        .await
+        };
+        self.rows(query).await?.iter().map(check).collect()
     }
 
     /// Dirty days, with their versions; at most `limit`.
@@ -103,14 +95,9 @@ impl Database {
         let mut query = QueryBuilder::new(
             "SELECT tenant_id, agent_id, day, xmin::text AS version FROM daily_stats WHERE dirty",
         );
-        if let Some(tenant) = &scope.tenant {
-            query.push(" AND tenant_id = ").push_bind(tenant.as_str());
-        }
+        scope.push(&mut query, None);
         query.push(" ORDER BY tenant_id, agent_id, day LIMIT ").push_bind(i64::from(limit));
-        self.within(async |connection| {
-            let rows = query.build().fetch_all(connection).await?;
-            rows.iter().map(|row| Ok((DayKey::from_row(row)?, row.try_get("version")?))).collect()
-        })
-        .await
+        let versioned = |row: &PgRow| Ok((DayKey::from_row(row)?, row.try_get("version")?));
+        self.rows(query.build()).await?.iter().map(versioned).collect()
     }
 }

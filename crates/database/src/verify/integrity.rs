@@ -67,26 +67,16 @@ impl Database {
             query.push(" AND (tenant_id, conversation_id) > (").push_bind(&after.tenant_id);
             query.push(", ").push_bind(&after.conversation_id).push(")");
         }
-        if let Some(tenant) = &scope.tenant {
-            query.push(" AND tenant_id = ").push_bind(tenant.as_str());
-        }
-        if let Some(conversation) = &scope.conversation {
-            query.push(" AND conversation_id = ").push_bind(conversation.as_str());
-        }
+        scope.push(&mut query, Some("conversation_id"));
         query.push(" ORDER BY tenant_id, conversation_id LIMIT ").push_bind(i64::from(limit));
-        self.within(async |connection| {
-            let rows: Vec<(String, String, bool)> =
-                query.build_query_as().fetch_all(connection).await?;
-            let full = rows.len() == limit as usize;
-            let key =
-                |(tenant_id, conversation_id, _): &(String, String, bool)| OrphanedStatistics {
-                    tenant_id: tenant_id.clone(),
-                    conversation_id: conversation_id.clone(),
-                };
-            let last = rows.last().filter(|_| full).map(key);
-            Ok((rows.iter().filter(|row| row.2).map(key).collect(), last))
-        })
-        .await
+        let rows: Vec<(String, String, bool)> = self.values(query.build_query_as()).await?;
+        let full = rows.len() == limit as usize;
+        let key = |(tenant_id, conversation_id, _): &(String, String, bool)| OrphanedStatistics {
+            tenant_id: tenant_id.clone(),
+            conversation_id: conversation_id.clone(),
+        };
+        let last = rows.last().filter(|_| full).map(key);
+        Ok((rows.iter().filter(|row| row.2).map(key).collect(), last))
     }
 }
 

@@ -2,8 +2,10 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use database::{
-    AuditEntry, ConversationTrace, DeadLetter, DeadLetterStatus, DeadLetterSummary, MessageTrace,
+    AuditEntry, ConversationTrace, ConversationView, DeadLetter, DeadLetterStatus,
+    DeadLetterSummary, MessageTrace,
 };
+use domain::status::ConversationStatus;
 
 use super::TraceEvent;
 
@@ -20,7 +22,7 @@ pub(super) fn of(
     }
     if let Some(conversation) = conversation {
         if message.is_none() {
-            started(conversation, &mut events);
+            started(&conversation.conversation, &mut events);
         }
         closed(conversation, &mut events);
     }
@@ -60,17 +62,18 @@ fn saved(message: &MessageTrace, events: &mut Vec<TraceEvent>) {
     events.push(event(at, "saved", actor));
 }
 
-fn started(conversation: &ConversationTrace, events: &mut Vec<TraceEvent>) {
+fn started(conversation: &ConversationView, events: &mut Vec<TraceEvent>) {
     let session = format!("by session {}", conversation.session_id);
     events.push(event(conversation.created_at, "started", session));
     if let Some(at) = conversation.last_message_at {
-        let count = conversation.messages;
+        let count = conversation.message_count;
         events.push(event(at, "last message", format!("{count} messages, as last counted")));
     }
 }
 
-fn closed(conversation: &ConversationTrace, events: &mut Vec<TraceEvent>) {
-    let ConversationTrace { close_requested_at, closed_at, finalised_at, .. } = conversation;
+fn closed(trace: &ConversationTrace, events: &mut Vec<TraceEvent>) {
+    let ConversationTrace { conversation, touched_at, statistics_at, erased_at } = trace;
+    let ConversationView { close_requested_at, closed_at, finalised_at, .. } = conversation;
     let reason = conversation.close_reason.as_deref();
     let because = reason.map(|reason| format!("reason: {reason}")).unwrap_or_default();
     if let Some(at) = close_requested_at {
@@ -87,20 +90,20 @@ fn closed(conversation: &ConversationTrace, events: &mut Vec<TraceEvent>) {
         events.push(event(*at, "close started", "after the grace period".to_owned()));
     }
     if let Some(at) = finalised_at {
-        let count = conversation.messages;
+        let count = conversation.message_count;
         let text = format!("the conversation, which has {count} messages now");
         events.push(event(*at, "archived", text));
     }
-    if let (Some(_), "active" | "closing") = (finalised_at, conversation.status.as_str()) {
+    if finalised_at.is_some() && conversation.status != ConversationStatus::Archived {
         let text =
             "the conversation: a message or session came after archiving, at this time or before";
-        events.push(event(conversation.touched_at, "reopened", text.to_owned()));
+        events.push(event(*touched_at, "reopened", text.to_owned()));
     }
-    if let Some(at) = conversation.statistics_at {
-        events.push(event(at, "statistics computed", "of the conversation".to_owned()));
+    if let Some(at) = statistics_at {
+        events.push(event(*at, "statistics computed", "of the conversation".to_owned()));
     }
-    if let Some(at) = conversation.erased_at {
-        events.push(event(at, "erased", "all messages up to this time".to_owned()));
+    if let Some(at) = erased_at {
+        events.push(event(*at, "erased", "all messages up to this time".to_owned()));
     }
 }
 

@@ -9,11 +9,8 @@ use super::finding::Kind;
 /// A message that is only in one of the two, or differs between them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Mismatch {
-    /// Its id.
     pub(super) id: String,
-    /// What is wrong.
     pub(super) kind: Kind,
-    /// Which fields differ.
     pub(super) fields: Vec<&'static str>,
 }
 

@@ -2,7 +2,7 @@
 
 use database::Difference;
 use domain::ids::ConversationKey;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -22,52 +22,99 @@ pub struct Finding {
     pub repair_outcome: RepairOutcome,
 }
 
-/// What can be wrong. The JSON names are stable, for scripts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
+/// Declares the kinds: each with its stable JSON name, and what to do about it and which command to run.
+macro_rules! kinds {
+    ($($(#[doc = $meaning:literal])+ $kind:ident = $name:literal: $advice:expr;)+) => {
+        /// What can be wrong.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Kind { $($(#[doc = $meaning])+ $kind,)+ }
+
+        impl Kind {
+            /// Its name in JSON.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$kind => $name,)+ }
+            }
+
+            /// What to do about it, and which command to run.
+            #[must_use]
+            pub fn advice(self) -> &'static str {
+                match self { $(Self::$kind => $advice,)+ }
+            }
+        }
+    };
+}
+
+const INVALIDATE: &str = "readers use this copy: run `verbatim verify --repair`, which invalidates it; the next reader \
+     loads it again";
+const REFRESH: &str = "check that a statistics-worker is running and keeps up; its log says \"statistics not refreshed\" \
+     with the error when it cannot";
+const COLLECT: &str = "check that a dead-letter-worker is running (`verbatim queues` shows consumers); its log says what \
+     it cannot store or reroute";
+
+kinds! {
     /// A valid hot copy lacks a committed message.
-    HotCopyMissing,
+    HotCopyMissing = "hot_copy_missing": INVALIDATE;
     /// A valid hot copy holds a message that is not committed.
-    HotCopySurplus,
+    HotCopySurplus = "hot_copy_surplus": INVALIDATE;
     /// A valid hot copy holds a message that differs from its committed row.
-    HotCopyDifferent,
+    HotCopyDifferent = "hot_copy_different": INVALIDATE;
     /// A hot copy cannot be decoded. Readers do not use it.
-    HotCopyDamaged,
+    HotCopyDamaged = "hot_copy_damaged":
+        "readers do not use it: run `verbatim verify --repair`, which drops it";
     /// A hot copy with messages of a conversation that does not exist, or a key of no conversation.
-    HotCopyOrphaned,
+    HotCopyOrphaned = "hot_copy_orphaned":
+        "readers do not use it: run `verbatim verify --repair`, which drops the copy of a \
+         conversation; delete any other key yourself";
     /// A close has stopped: its lease expired, and no closer took it over.
-    ClosingStuck,
+    ClosingStuck = "closing_stuck":
+        "run `verbatim verify --repair`, which makes it due for the closing sweep again; check that a \
+         persistence-migration-worker is running";
     /// A conversation should be closed by now.
-    CloseOverdue,
+    CloseOverdue = "close_overdue":
+        "check that a persistence-migration-worker is running and keeps up (metric \
+         verbatim_close_lag_seconds)";
     /// An archived conversation's totals are not those of its messages.
-    TotalsDiffer,
+    TotalsDiffer = "totals_differ":
+        "run `verbatim verify --repair`, which closes it again: that recounts its messages and publishes \
+         conversation.migrated once more";
     /// An archived conversation no longer has messages.
-    MessagesGone,
+    MessagesGone = "messages_gone":
+        "its message rows were deleted: restore them from a backup; there is no repair, because \
+         closing it again would delete the conversation";
     /// Messages cannot be decoded by this program.
-    MessagesUnreadable,
+    MessagesUnreadable = "messages_unreadable":
+        "a newer version wrote these rows, or they were changed by hand: upgrade, or restore them from a \
+         backup";
     /// A conversation's statistics are not what follows from its messages.
-    StatisticsDiffer,
+    StatisticsDiffer = "statistics_differ": "run `verbatim verify --repair`, which has them recomputed";
     /// A conversation's statistics should be computed by now.
-    StatisticsOverdue,
+    StatisticsOverdue = "statistics_overdue": REFRESH;
     /// A day's statistics are not what follows from its conversations', or are missing.
-    DayDiffers,
+    DayDiffers = "day_differs":
+        "run `verbatim verify --repair`, which has the day recomputed";
     /// A day's statistics should be computed by now.
-    DayOverdue,
+    DayOverdue = "day_overdue": REFRESH;
     /// There are messages whose conversation does not exist.
-    MessagesOrphaned,
+    MessagesOrphaned = "messages_orphaned":
+        "the row of their conversation was deleted: restore it from a backup, with its `number`";
     /// There are statistics whose conversation does not exist.
-    StatisticsOrphaned,
+    StatisticsOrphaned = "statistics_orphaned":
+        "run `verbatim verify --repair`, which deletes them and has their day recomputed";
     /// A queue or exchange is missing or was declared with other arguments.
-    TopologyDiffers,
+    TopologyDiffers = "topology_differs":
+        "run `verbatim setup`, which creates what is missing and reports what it cannot change";
     /// Dead letters are in their queue, and no dead-letter collector consumes them.
-    DeadLettersWaiting,
+    DeadLettersWaiting = "dead_letters_waiting": COLLECT;
     /// Actions wait in `domain.unrouted`, and no dead-letter-worker reroutes them.
-    UnroutedWaiting,
+    UnroutedWaiting = "unrouted_waiting": COLLECT;
     /// Suspects are in their queue, and no worker handles them.
-    SuspectsWaiting,
+    SuspectsWaiting = "suspects_waiting":
+        "suspects are handled while their consumer has no other delivery: check that a \
+         worker of the queue is running (`verbatim queues` shows consumers)";
     /// Messages are in a work queue, and it has no consumer.
-    WorkWithoutConsumers,
+    WorkWithoutConsumers = "work_without_consumers":
+        "start a worker that consumes the queue; `verbatim queues` names it";
 }
 
 /// Whether a finding was repaired.
@@ -105,97 +152,9 @@ impl Finding {
     }
 }
 
-impl Kind {
-    /// Its name in JSON.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::HotCopyMissing => "hot_copy_missing",
-            Self::HotCopySurplus => "hot_copy_surplus",
-            Self::HotCopyDifferent => "hot_copy_different",
-            Self::HotCopyDamaged => "hot_copy_damaged",
-            Self::HotCopyOrphaned => "hot_copy_orphaned",
-            Self::ClosingStuck => "closing_stuck",
-            Self::CloseOverdue => "close_overdue",
-            Self::TotalsDiffer => "totals_differ",
-            Self::MessagesGone => "messages_gone",
-            Self::MessagesUnreadable => "messages_unreadable",
-            Self::StatisticsDiffer => "statistics_differ",
-            Self::StatisticsOverdue => "statistics_overdue",
-            Self::DayDiffers => "day_differs",
-            Self::DayOverdue => "day_overdue",
-            Self::MessagesOrphaned => "messages_orphaned",
-            Self::StatisticsOrphaned => "statistics_orphaned",
-            Self::TopologyDiffers => "topology_differs",
-            Self::DeadLettersWaiting => "dead_letters_waiting",
-            Self::UnroutedWaiting => "unrouted_waiting",
-            Self::SuspectsWaiting => "suspects_waiting",
-            Self::WorkWithoutConsumers => "work_without_consumers",
-        }
-    }
-
-    /// What to do about it, and which command to run.
-    #[must_use]
-    pub fn advice(self) -> &'static str {
-        match self {
-            Self::HotCopyMissing | Self::HotCopySurplus | Self::HotCopyDifferent => {
-                "readers use this copy: run `verbatim verify --repair`, which invalidates it; the next reader \
-                 loads it again"
-            }
-            Self::HotCopyDamaged => {
-                "readers do not use it: run `verbatim verify --repair`, which drops it"
-            }
-            Self::HotCopyOrphaned => {
-                "readers do not use it: run `verbatim verify --repair`, which drops the copy of a \
-                 conversation; delete any other key yourself"
-            }
-            Self::ClosingStuck => {
-                "run `verbatim verify --repair`, which makes it due for the closing sweep again; check that a \
-                 persistence-migration-worker is running"
-            }
-            Self::CloseOverdue => {
-                "check that a persistence-migration-worker is running and keeps up (metric \
-                 verbatim_close_lag_seconds)"
-            }
-            Self::TotalsDiffer => {
-                "run `verbatim verify --repair`, which closes it again: that recounts its messages and publishes \
-                 conversation.migrated once more"
-            }
-            Self::MessagesGone => {
-                "its message rows were deleted: restore them from a backup; there is no repair, because \
-                 closing it again would delete the conversation"
-            }
-            Self::MessagesUnreadable => {
-                "a newer version wrote these rows, or they were changed by hand: upgrade, or restore them from a \
-                 backup"
-            }
-            Self::StatisticsDiffer => "run `verbatim verify --repair`, which has them recomputed",
-            Self::DayDiffers => "run `verbatim verify --repair`, which has the day recomputed",
-            Self::StatisticsOverdue | Self::DayOverdue => {
-                "check that a statistics-worker is running and keeps up; its log says \"statistics not refreshed\" \
-                 with the error when it cannot"
-            }
-            Self::MessagesOrphaned => {
-                "the row of their conversation was deleted: restore it from a backup, with its `number`"
-            }
-            Self::StatisticsOrphaned => {
-                "run `verbatim verify --repair`, which deletes them and has their day recomputed"
-            }
-            Self::TopologyDiffers => {
-                "run `verbatim setup`, which creates what is missing and reports what it cannot change"
-            }
-            Self::DeadLettersWaiting | Self::UnroutedWaiting => {
-                "check that a dead-letter-worker is running (`verbatim queues` shows consumers); its log says what \
-                 it cannot store or reroute"
-            }
-            Self::SuspectsWaiting => {
-                "suspects are handled while their consumer has no other delivery: check that a \
-                 worker of the queue is running (`verbatim queues` shows consumers)"
-            }
-            Self::WorkWithoutConsumers => {
-                "start a worker that consumes the queue; `verbatim queues` names it"
-            }
-        }
+impl Serialize for Kind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 

@@ -17,7 +17,6 @@ pub(super) type Map = BTreeMap<String, Entry>;
 pub(super) struct Entry {
     /// The key's line, from 1.
     pub(super) line: u64,
-    /// The value.
     pub(super) value: Node,
 }
 
@@ -30,11 +29,9 @@ pub(super) enum Node {
     Scalar(String),
     /// A list of scalars.
     List(Vec<String>),
-    /// A section.
     Map(Map),
 }
 
-/// Reads and parses a file.
 pub(super) fn read(path: &Path) -> Result<Map, SettingsError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| SettingsError::Unreadable { path: path.to_owned(), source })?;

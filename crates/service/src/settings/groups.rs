@@ -3,7 +3,6 @@
 //! A worker flattens the groups that it uses into its own settings struct. The `value_name` of a URL is an
 //! example URL, which the error for a missing URL shows.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -139,16 +138,6 @@ pub struct ProcessSettings {
     #[arg(long, env = "VERBATIM_THREADS", default_value_t = 2, value_name = "NUMBER")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Process")]
     pub threads: u16,
-}
-
-impl fmt::Display for LogFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Json => "json",
-            Self::Pretty => "pretty",
-        })
-    }
 }
 
 /// Checks log directives. One without a module must be a level: the filter would accept `inof` as a module.

@@ -15,7 +15,7 @@ use super::url::ServerUrl;
 use domain::fleet::{self, Process};
 
 /// The values of one source, by setting.
-type Layer = BTreeMap<String, Given>;
+type Layer = BTreeMap<String, Vec<String>>;
 
 /// A setting, as its clap argument defines it.
 pub(super) struct Known {
@@ -32,11 +32,6 @@ pub(super) struct Known {
     parser: ValueParser,
     delimiter: Option<char>,
     repeatable: bool,
-}
-
-/// The values of one setting from one source.
-pub(super) struct Given {
-    values: Vec<String>,
 }
 
 /// The suffixes of a key and of a variable whose value is the path of a file with the secret.
@@ -69,7 +64,7 @@ impl Known {
     }
 
     /// Checks the values with the parser that clap will use.
-    fn check(&self, origin: &Origin, values: Vec<String>) -> Result<Given, SettingsError> {
+    fn check(&self, origin: &Origin, values: Vec<String>) -> Result<Vec<String>, SettingsError> {
         let values: Vec<String> = match self.delimiter {
             Some(delimiter) => {
                 values.iter().flat_map(|v| v.split(delimiter)).map(str::to_owned).collect()
@@ -93,10 +88,10 @@ impl Known {
                 return Err(refused(Some(value), reason(&error)));
             }
         }
-        Ok(Given { values })
+        Ok(values)
     }
 
-    fn check_file(&self, origin: Origin, path: &str) -> Result<Given, SettingsError> {
+    fn check_file(&self, origin: Origin, path: &str) -> Result<Vec<String>, SettingsError> {
         let path = PathBuf::from(path);
         match std::fs::read_to_string(&path) {
             Ok(text) => self.check(&origin, vec![text.trim().to_owned()]),
@@ -214,10 +209,9 @@ pub(super) fn apply(command: Command, layer: &Layer) -> Command {
     let command = command.mut_args(|arg| match layer.get(arg.get_id().as_str()) {
         // clap must not read the environment itself: the layer contains its values already.
         None => arg.env(None::<&'static str>),
-        Some(given) => arg
-            .env(None::<&'static str>)
-            .required(false)
-            .default_values(given.values.iter().cloned()),
+        Some(values) => {
+            arg.env(None::<&'static str>).required(false).default_values(values.iter().cloned())
+        }
     });
     command.mut_subcommands(|command| apply(command, layer))
 }

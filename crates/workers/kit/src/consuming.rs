@@ -35,8 +35,10 @@ where
                     }
                 }
             };
+            // Boxed, because the compiler limits how deeply futures are nested in each other.
+            let run = Box::pin(consumer.run(stopping));
             tokio::select! {
-                () = consumer.run(stopping) => {}
+                () = run => {}
                 () = report => {}
             }
             Ok(())

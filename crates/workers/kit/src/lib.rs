@@ -1,8 +1,7 @@
-//! What the workers share beyond the crate `service`: connecting to the servers, and consuming a queue under
-//! supervision.
+//! What the workers share beyond the crates `service` and `stores`: consuming a queue under supervision.
 //!
-//! It enforces two rules for every worker: nothing is consumed before schema and topology have been verified,
-//! and `/readyz` always shows the state of the servers and consumers.
+//! A queue is consumed with [`Stores`], so nothing is consumed before schema and topology have been verified.
+//! `/readyz` always shows the state of the consumers.
 //!
 //! A new worker is a folder beside this one: settings that flatten
 //! [`StoreSettings`](service::settings::StoreSettings) and
@@ -11,7 +10,6 @@
 
 mod consuming;
 mod settings;
-mod stores;
 
 pub use consuming::consume;
 pub use settings::{background, closing, consumer_settings};

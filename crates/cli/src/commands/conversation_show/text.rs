@@ -1,9 +1,10 @@
 //! The conversation as text: its attributes, then its messages.
 
-use database::{ConversationRow, ConversationStats, SessionRow};
+use conversation::{Source, TranscriptView};
+use database::{ConversationStats, ConversationView, SessionView};
 use domain::message::{Message, Role};
+use domain::status::ConversationStatus;
 
-use super::document::Shown;
 use crate::commands::conversation_list::tone;
 use crate::output::{
     TextStyle, Tone, ago, block, count, excerpt, moment, one_line, plural, precise, span,
@@ -12,7 +13,11 @@ use crate::output::{
 /// Characters of a JSON value that text shows; JSON output has all of it.
 const EXCERPT: usize = 300;
 
-pub(super) fn render(shown: &Shown<'_>, messages: &[Message], style: &TextStyle) -> String {
+pub(super) fn render(
+    shown: &TranscriptView<'_>,
+    messages: &[Message],
+    style: &TextStyle,
+) -> String {
     let row = shown.conversation;
     let paint = style.paint;
     let id = paint.text(Tone::Strong, &one_line(&row.id));
@@ -21,7 +26,7 @@ pub(super) fn render(shown: &Shown<'_>, messages: &[Message], style: &TextStyle)
         let name = paint.text(Tone::Dim, &format!("{name:<14}"));
         out.push_str(&format!("  {name}{}\n", paint.text(tone, &one_line(what))));
     };
-    line("status", tone(&row.status), &status(row, style));
+    line("status", tone(row.status), &status(row, style));
     line("began", Tone::Plain, &moment(row.created_at));
     if !shown.sessions.iter().any(|session| session.session_id == row.session_id) {
         line("session", Tone::Plain, &row.session_id);
@@ -52,8 +57,8 @@ pub(super) fn render(shown: &Shown<'_>, messages: &[Message], style: &TextStyle)
     let (source, tone) = match (&shown.redis_error, shown.degraded, shown.source) {
         (_, true, _) => ("from Redis, may be incomplete: PostgreSQL unreachable", Tone::Bad),
         (Some(_), ..) => ("from PostgreSQL: Redis unreachable", Tone::Warn),
-        (None, false, "redis") => ("from the hot copy in Redis", Tone::Plain),
-        (None, false, _) => ("from PostgreSQL", Tone::Plain),
+        (None, false, Source::HotCopy) => ("from the hot copy in Redis", Tone::Plain),
+        (None, false, Source::Database) => ("from PostgreSQL", Tone::Plain),
     };
     line("read", tone, &format!("{messages_shown}, {source}; times are UTC"));
     if let Some(error) = &shown.redis_error {
@@ -66,22 +71,24 @@ pub(super) fn render(shown: &Shown<'_>, messages: &[Message], style: &TextStyle)
     out
 }
 
-fn connection(session: &SessionRow) -> String {
+fn connection(session: &SessionView) -> String {
     let state = if session.open { "open since" } else { "closed at" };
     format!("{}, {state} {}", session.session_id, moment(session.last_event_at))
 }
 
 /// Status with its times and close reason.
-fn status(row: &ConversationRow, style: &TextStyle) -> String {
+fn status(row: &ConversationView, style: &TextStyle) -> String {
     let reason = row.close_reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
-    match (row.status.as_str(), row.finalised_at, row.close_requested_at) {
-        ("archived", Some(at), _) => {
+    match (row.status, row.finalised_at, row.close_requested_at) {
+        (ConversationStatus::Archived, Some(at), _) => {
             format!("archived {}, {}{reason}", ago(at, style.now), moment(at))
         }
-        ("active", _, Some(at)) => {
+        (ConversationStatus::Active, _, Some(at)) => {
             format!("active; close requested {}{reason}", ago(at, style.now))
         }
-        ("active", Some(at), None) => format!("active again; was archived {}", moment(at)),
+        (ConversationStatus::Active, Some(at), None) => {
+            format!("active again; was archived {}", moment(at))
+        }
         (status, ..) => format!("{status}{reason}"),
     }
 }
@@ -222,8 +229,8 @@ mod tests {
         Closed,
     }
 
-    fn session(id: &str, connection: &Connection) -> SessionRow {
-        SessionRow {
+    fn session(id: &str, connection: &Connection) -> SessionView {
+        SessionView {
             session_id: id.to_owned(),
             open: *connection == Connection::Open,
             last_event_at: at("2026-11-20T11:05:30Z"),
@@ -231,13 +238,13 @@ mod tests {
     }
 
     fn shown<'a>(
-        row: &'a ConversationRow,
+        row: &'a ConversationView,
         statistics: Option<&'a ConversationStats>,
         messages: &'a [Message],
-    ) -> Shown<'a> {
-        Shown {
+    ) -> TranscriptView<'a> {
+        TranscriptView {
             conversation: row,
-            source: "postgresql",
+            source: Source::Database,
             degraded: false,
             redis_error: None,
             sessions: &[],
@@ -255,7 +262,8 @@ mod tests {
     fn a_transcript_shows_each_message_with_its_sender_and_tool_calls() {
         let (row, statistics, messages) = (archived(), statistics(), messages());
         let sessions = [session("web-1", &Connection::Closed), session("phone", &Connection::Open)];
-        let shown = Shown { sessions: &sessions, ..shown(&row, Some(&statistics), &messages) };
+        let shown =
+            TranscriptView { sessions: &sessions, ..shown(&row, Some(&statistics), &messages) };
         insta::assert_snapshot!(render(&shown, &messages, &style()));
     }
 
@@ -268,15 +276,15 @@ mod tests {
 
     #[test]
     fn omitted_messages_and_an_unreachable_redis_are_named() {
-        let row = ConversationRow {
-            status: "active".to_owned(),
+        let row = ConversationView {
+            status: ConversationStatus::Active,
             message_count: 10_000,
             finalised_at: None,
             satisfaction: None,
             ..archived()
         };
         let messages = [];
-        let without_redis = Shown {
+        let without_redis = TranscriptView {
             redis_error: Some("no connection to Redis".to_owned()),
             ..shown(&row, None, &messages)
         };

@@ -352,6 +352,16 @@ mod tests {
     }
 
     #[test]
+    fn its_json_counts_findings_by_kind_and_by_conversation() {
+        let sections = vec![ended(Section::HotCopies, 2, 1)];
+        let mut report = Report { sections, ..Report::default() };
+        report.add(&finding(Kind::HotCopyMissing, RepairOutcome::NotRequested));
+        report.add(&finding(Kind::TotalsDiffer, RepairOutcome::Done));
+        report.close();
+        insta::assert_snapshot!(serde_json::to_string_pretty(&report).unwrap());
+    }
+
+    #[test]
     fn many_findings_of_one_kind_are_counted_and_some_listed() {
         let mut report = Report::default();
         let one = finding(Kind::CloseOverdue, RepairOutcome::NotRepairable);

@@ -1,31 +1,37 @@
-//! The conversation as a JSON document: every value as it was sent.
+//! A conversation with its messages as a JSON document: every value as it was sent.
 
-use database::{ConversationRow, ConversationStats, SessionRow};
+use database::{ConversationStats, ConversationView, SessionView};
 use domain::message::{Content, Json, Message, Role};
 use domain::time::Timestamp;
 use serde::Serialize;
 
+use crate::reader::{Source, Transcript};
+
 /// The whole document.
 #[derive(Debug, Serialize)]
-pub(super) struct Shown<'a> {
-    pub(super) conversation: &'a ConversationRow,
-    /// `redis` or `postgresql`.
-    pub(super) source: &'static str,
+pub struct TranscriptView<'a> {
+    /// The conversation.
+    pub conversation: &'a ConversationView,
+    /// Which server the messages came from.
+    pub source: Source,
     /// Whether messages may be missing, because PostgreSQL did not answer.
-    pub(super) degraded: bool,
+    pub degraded: bool,
     /// The error of Redis, if it did not answer.
-    pub(super) redis_error: Option<String>,
+    pub redis_error: Option<String>,
     /// Sessions with an opened or closed event, without those that only carried messages.
-    pub(super) sessions: &'a [SessionRow],
-    pub(super) statistics: Option<&'a ConversationStats>,
-    pub(super) messages: Vec<MessageShown<'a>>,
+    pub sessions: &'a [SessionView],
+    /// Its statistics, once they are computed.
+    pub statistics: Option<&'a ConversationStats>,
+    /// The messages, oldest first.
+    pub messages: Vec<MessageView<'a>>,
 }
 
+/// A message.
 #[derive(Debug, Serialize)]
-pub(super) struct MessageShown<'a> {
+pub struct MessageView<'a> {
     id: &'a str,
     role: Role,
-    content: ContentShown<'a>,
+    content: ContentView<'a>,
     tool_calls: Option<&'a Json>,
     tool_call_id: Option<&'a str>,
     tokens_estimate: Option<i64>,
@@ -38,22 +44,43 @@ pub(super) struct MessageShown<'a> {
     metadata: Option<&'a Json>,
 }
 
-/// As it was sent: a text, or an array of parts.
+/// Content as it was sent: a text, or an array of parts.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-pub(super) enum ContentShown<'a> {
+enum ContentView<'a> {
     Text(&'a str),
     Parts(&'a Json),
 }
 
-impl<'a> From<&'a Message> for MessageShown<'a> {
+impl<'a> TranscriptView<'a> {
+    /// The document for a transcript.
+    #[must_use]
+    pub fn new(
+        conversation: &'a ConversationView,
+        sessions: &'a [SessionView],
+        statistics: Option<&'a ConversationStats>,
+        transcript: &'a Transcript,
+    ) -> Self {
+        Self {
+            conversation,
+            source: transcript.source,
+            degraded: transcript.degraded,
+            redis_error: None,
+            sessions,
+            statistics,
+            messages: transcript.messages.iter().map(MessageView::from).collect(),
+        }
+    }
+}
+
+impl<'a> From<&'a Message> for MessageView<'a> {
     fn from(message: &'a Message) -> Self {
         Self {
             id: message.id.as_str(),
             role: message.role,
             content: match &message.content {
-                Content::Text(text) => ContentShown::Text(text),
-                Content::Parts { json, .. } => ContentShown::Parts(json),
+                Content::Text(text) => ContentView::Text(text),
+                Content::Parts { json, .. } => ContentView::Parts(json),
             },
             tool_calls: message.tool_calls.as_ref(),
             tool_call_id: message.tool_call_id.as_deref(),

@@ -1,0 +1,85 @@
+//! RabbitMQ, with the address for error messages.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use backon::Retryable as _;
+use broker::Endpoints;
+use broker::inspect::Inspector;
+use broker::topology::{self, TopologyError};
+use domain::causes::with_causes;
+use domain::failure::Dependency;
+use domain::fleet::{self, Process};
+use service::Service;
+use service::settings::AmqpSettings;
+use tokio::sync::Mutex;
+
+use crate::addresses::{joined, without_secrets};
+use crate::fault::{Fault, Unavailable};
+use crate::watch::{pauses, set_state, watch};
+
+/// RabbitMQ, with the address for error messages.
+pub struct Broker {
+    /// Its addresses.
+    pub endpoints: Endpoints,
+    address: String,
+}
+
+impl Broker {
+    /// For a command; does not connect. Fails only on an invalid URL.
+    pub fn of(settings: &AmqpSettings) -> Result<Self, Fault> {
+        Self::of_process(settings, fleet::VERBATIM)
+    }
+
+    /// For any process; does not connect. Fails only on an invalid URL.
+    pub fn of_process(settings: &AmqpSettings, process: Process) -> Result<Self, Fault> {
+        let endpoints = Endpoints::parse(&joined(&settings.amqp_url), process.name())
+            .map_err(|error| Fault::Setting(format!("AMQP_URL: {error}")))?;
+        Ok(Self { endpoints, address: without_secrets(&settings.amqp_url) })
+    }
+
+    /// Waits until RabbitMQ is available, verifies the topology, and then maintains the check `rabbitmq`, on a
+    /// connection of its own, until the process stops.
+    ///
+    /// # Errors
+    /// The topology is not that of this version.
+    pub async fn wait_and_watch(&self, service: &Service) -> anyhow::Result<()> {
+        let (check, metrics) = (service.check("rabbitmq"), service.metrics());
+        (|| topology::verify_and_bind(&self.endpoints))
+            .retry(pauses())
+            .when(|error| matches!(error, TopologyError::Unavailable(_)))
+            .notify(|error, pause| {
+                let error = with_causes(error);
+                tracing::warn!(
+                    error,
+                    "RabbitMQ (AMQP_URL) unavailable at start; trying again in {} ms",
+                    pause.as_millis()
+                );
+                set_state(&check, metrics, Dependency::RabbitMq, Some(error));
+            })
+            .await
+            .context(
+                "RabbitMQ is not set up for this version: run `verbatim setup`; `verbatim queues` shows what is \
+                 missing",
+            )?;
+        let inspector = Arc::new(Mutex::new(Inspector::new(self.endpoints.clone())));
+        let probe = move || {
+            let inspector = Arc::clone(&inspector);
+            async move { inspector.lock().await.probe().await }
+        };
+        watch(service, "rabbitmq-check", check, Dependency::RabbitMq, probe);
+        Ok(())
+    }
+
+    /// The fault for a failed request.
+    #[must_use]
+    pub fn failure(&self, error: &broker::Error) -> Fault {
+        let (server, setting, address) = ("RabbitMQ", "AMQP_URL", self.address.clone());
+        let cause = match error {
+            // Its text repeats the address, which the fault names already.
+            broker::Error::Connect { source, .. } => with_causes(source),
+            other => with_causes(other),
+        };
+        Fault::Unavailable(Unavailable { server, setting, address, cause })
+    }
+}
