@@ -52,6 +52,10 @@ chaos *arguments:
 lines:
     cargo xtask lines
 
+# Write one more worker: just new-worker webhook.
+new-worker name:
+    cargo xtask new worker {{ name }}
+
 # Run every check that a change has to pass.
 ci:
     cargo xtask ci

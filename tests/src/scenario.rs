@@ -1,5 +1,6 @@
 //! The servers of one test, set up as by `verbatim setup`, and the processes started on them.
 
+use std::path::PathBuf;
 use std::process::Output;
 
 use broker::inspect::Inspector;
@@ -141,6 +142,17 @@ impl Scenario {
         let scenario = Self::on(urls, fleet, TestServers::Partly(Box::new(env), servers));
         tokio::join!(scenario.migrate(), scenario.declare());
         scenario
+    }
+
+    /// Servers without schema, exchanges and queues, for the programs in this folder.
+    ///
+    /// # Panics
+    /// When they do not start.
+    pub async fn of_programs(programs: PathBuf) -> Self {
+        let env = TestEnv::new().await;
+        let fleet = Fleet::in_dir(programs).expect("a folder for the logs");
+        let urls = [env.amqp_url.clone(), env.redis_url.clone(), env.database_url.clone()];
+        Self::on(urls, fleet, TestServers::Shared(Box::new(env)))
     }
 
     /// Servers without schema, exchanges and queues.

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::failure::DeadLetterReason;
+use crate::failure::{DeadLetterReason, Refusal};
 use crate::ids::{AgentId, ConversationId, SessionId, TenantId, UserId};
 use crate::time::Timestamp;
 
@@ -148,6 +148,17 @@ impl Erased {
 }
 
 impl Event {
+    /// Decodes the body of a message from the exchange of events.
+    ///
+    /// # Errors
+    /// It is not an event that this version knows.
+    pub fn decode(body: &[u8]) -> Result<Self, Refusal> {
+        serde_json::from_slice(body).map_err(|error| {
+            let detail = format!("the body is not an event of the fleet: {error}");
+            Refusal::new(DeadLetterReason::Schema, detail)
+        })
+    }
+
     /// The routing key with which it is published.
     #[must_use]
     pub fn routing_key(&self) -> &'static str {

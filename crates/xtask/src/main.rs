@@ -1,4 +1,4 @@
-//! Development commands: `cargo xtask services | up | test | bench | chaos | lines | ci | demo`.
+//! Development commands: `cargo xtask services | up | test | bench | chaos | lines | new | ci | demo`.
 //!
 //! They run on a bare Debian or Ubuntu with a Rust toolchain. Missing packages are installed. Servers are
 //! private processes on free ports; they end, and their data is removed, however a command ends.
@@ -10,6 +10,7 @@ mod ci;
 mod demo;
 mod lines;
 mod local_system;
+mod new;
 mod packages;
 mod say;
 mod servers;
@@ -56,6 +57,9 @@ enum Command {
     Chaos(chaos::Options),
     /// Count the product's lines of Rust, by crate
     Lines(lines::Options),
+    /// Write one more worker, and enter it where the fleet is listed
+    #[command(subcommand)]
+    New(new::New),
     /// Show what Verbatim does, in half a minute
     Demo(servers::ServerOptions),
 }
@@ -72,6 +76,7 @@ async fn main() -> ExitCode {
             Command::Bench(bench) => bench::run(&bench).await,
             Command::Chaos(options) => chaos::run(&options).await,
             Command::Lines(options) => lines::run(&options),
+            Command::New(new) => new::run(&new),
             Command::Demo(options) => demo::run(options).await,
         }
     };

@@ -12,7 +12,7 @@ use conversation::Statistics;
 use database::Database;
 use domain::causes::with_causes;
 use domain::event::Event;
-use domain::failure::{DeadLetterReason, Dependency, Done, Refusal, Unavailable};
+use domain::failure::{Dependency, Done, Refusal, Unavailable};
 use domain::repeated::RepeatedFailure;
 use metrics::Gauge;
 use service::Service;
@@ -138,12 +138,7 @@ impl Handler for RefreshTriggers {
     }
 
     fn decode(&self, delivery: &Delivery) -> Result<Event, Refusal> {
-        serde_json::from_slice(&delivery.body).map_err(|error| Refusal {
-            reason: DeadLetterReason::Schema,
-            hint: None,
-            field: None,
-            detail: format!("the body is not an event of the fleet: {error}"),
-        })
+        Event::decode(&delivery.body)
     }
 
     async fn handle(&self, events: &[Event]) -> Result<Vec<Handled>, Unavailable> {

@@ -9,7 +9,7 @@ use crate::cargo;
 
 /// Modules and tests of the [`programs`] that neither read nor write Redis, or that start the kind of Redis
 /// that they are about: they prove the same in both runs.
-pub(super) const SAME_ON_BOTH: [&str; 26] = [
+pub(super) const SAME_ON_BOTH: [&str; 27] = [
     // The command: what it does without messages.
     "dead_letters::",
     "help::",
@@ -38,6 +38,8 @@ pub(super) const SAME_ON_BOTH: [&str; 26] = [
     "dead_letters_refused_by_a_full_queue_stay_open_with_the_error",
     "dead_letters_that_cannot_be_announced_for_a_while_are_stored_and_announced_once",
     "two_concurrent_replays_publish_each_dead_letter_once",
+    // A worker of no message.
+    "one_more_worker_touches_six_files_builds_consumes_and_is_listed",
     // Workers that do not start.
     "a_worker_exits_if_setup_has_not_run_and_names_the_setup_command",
     "an_invalid_setting_is_named_and_no_secret_is_logged",
