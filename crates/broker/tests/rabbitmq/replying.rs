@@ -125,6 +125,27 @@ async fn a_reply_to_a_queue_of_the_fleet_is_not_sent_and_one_to_nobody_delays_no
 }
 
 #[tokio::test]
+async fn replies_to_invalid_addresses_lose_no_other_reply() {
+    let bench = Bench::new().await;
+    let mut requester = Requester::new(&bench).await;
+    let mut all = Vec::new();
+    let garbage = ["amq.rabbitmq.reply-to.garbage", "amq.rabbitmq.reply-to", "", "amq.gen-gone"];
+    for n in 0..40 {
+        requester.ask(QUEUE, &format!("reply garbage {n}"), garbage[n % garbage.len()]).await;
+        let body = format!("reply {n}");
+        requester.asks(QUEUE, &[&body]).await;
+        all.push((body.clone(), format!("\"{body}\"")));
+    }
+    let source = Source::work(WorkQueue::Session);
+    let running = bench.run(source, &Script::default(), Settings::default());
+    // RabbitMQ replaces the bare pseudo-queue: those are valid too.
+    let valid = (0..40).filter(|n| n % garbage.len() == 1).map(|n| format!("reply garbage {n}"));
+    all.extend(valid.map(|body| (body.clone(), format!("\"{body}\""))));
+    assert_eq!(requester.replies(all.len()).await, all.into_iter().collect());
+    running.drain().await;
+}
+
+#[tokio::test]
 async fn elements_are_dead_lettered_and_retried_before_their_delivery_is_acknowledged() {
     let bench = Bench::new().await;
     let mut requester = Requester::new(&bench).await;
