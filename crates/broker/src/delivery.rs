@@ -104,8 +104,9 @@ impl Delivery {
         Self::new(body, received_at, false, exchange, routing_key, amqp)
     }
 
-    /// The same delivery with another body: an element of it.
-    pub(crate) fn with_body(&self, body: Vec<u8>) -> Self {
+    /// An element of it, as a delivery of its own: the message id is that of the whole.
+    pub(crate) fn element(&self, body: Vec<u8>) -> Self {
+        let fleet_headers = FleetHeaders { anonymous: true, ..self.fleet_headers().clone() };
         let Self { received_at, redelivered, .. } = *self;
         Self {
             body,
@@ -114,7 +115,7 @@ impl Delivery {
             exchange: self.exchange.clone(),
             routing_key: self.routing_key.clone(),
             properties: self.properties.clone(),
-            fleet_headers: self.fleet_headers.clone(),
+            fleet_headers: Some(Box::new(fleet_headers)),
         }
     }
 

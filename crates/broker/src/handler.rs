@@ -82,12 +82,12 @@ pub struct Processed {
 pub type ReplyBody = Result<Box<RawValue>, ReplyError>;
 
 /// An element of a delivery that is retried or dead-lettered by itself. RabbitMQ confirms its message before the
-/// delivery is acknowledged.
+/// delivery is acknowledged. Nobody gets a reply to it: the reply to the delivery says what became of it.
 #[derive(Debug)]
 pub struct Part {
     /// The element as an action of its own.
     pub body: Vec<u8>,
-    /// Its identity.
+    /// Its identity; `None`: that of its body, without the AMQP message id of the delivery.
     pub resolved: Option<Resolved>,
     /// Why it failed.
     pub failure: Failure,

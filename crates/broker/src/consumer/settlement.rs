@@ -89,9 +89,13 @@ pub(super) fn settle<H: Handler>(
             Settlement { copies, ..Settlement::default() }
         }
         Decision::Handled(Ok(Processed { done, reply, parts })) => {
+            let whole = || sender().and_then(|sender| sender.resolved);
             let parts = parts.into_iter().filter_map(|Part { body, resolved, failure }| {
-                let failed = fail(&delivery.with_body(body), failure, resolved, shared);
-                Some(copy(sender()?.resolved, failed.copy?))
+                let failed = fail(&delivery.element(body), failure, resolved, shared);
+                let (mut publication, outcome) = failed.copy?;
+                // The reply to the whole says what became of its elements.
+                publication.reply_to = None;
+                Some(copy(whole(), (publication, outcome)))
             });
             let reply = reply.and_then(|body| {
                 let address = sender()?.reply_address?;

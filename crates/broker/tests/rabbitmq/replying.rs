@@ -156,9 +156,12 @@ async fn elements_are_dead_lettered_and_retried_before_their_delivery_is_acknowl
     assert_eq!(requester.replies(1).await, expected(&[("elements", "\"elements\"")]));
     let dead_letter = bench.take(DLQ).await;
     assert_eq!(dead_letter.data, b"element 0");
+    assert_eq!(dead_letter.properties.reply_to(), &None);
+    assert_ne!(dead_letter.properties.message_id().as_ref().unwrap().as_str(), "id of elements");
     script.has_handled(2).await;
     let retried = script.handled().pop().unwrap();
     assert_eq!((retried.body.as_str(), retried.attempt), ("element 1", 2));
+    assert_eq!((retried.message_id, retried.reply_address), (None, None));
     running.drain().await;
     for queue in [QUEUE, DLQ] {
         assert_eq!(bench.ready(queue).await, 0, "{queue}");
