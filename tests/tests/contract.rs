@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use broker::Publication;
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use domain::failure::DeadLetterReason;
-use domain::fixtures::malformed;
 use domain::reply::ErrorType;
 use serde_json::{Value, json};
 use system_tests::{Counts, MIGRATION, SAVER, Scenario, ServerSet, key, message};
+use testkit::fixtures::malformed;
 use testkit::place::workspace;
 use testkit::wait::eventually;
 
@@ -66,7 +66,7 @@ async fn every_malformed_body_becomes_a_dead_letter_with_its_reason_and_field() 
     for (n, bad) in bad.iter().enumerate() {
         // U+0000 is replaced in text columns, which cannot hold it; the stored body keeps it.
         let field = bad.field.map(|field| field.replace('\0', "\u{fffd}"));
-        let (reason, bytes) = (bad.reason.as_str(), bad.body.len());
+        let (reason, bytes) = (bad.reason, bad.body.len());
         let expected = json!([reason, field, bytes, 1, 1, "conversation.save_message", true]);
         assert_eq!(rows[name(n)], expected, "{}", bad.name);
     }

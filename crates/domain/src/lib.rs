@@ -12,8 +12,6 @@ pub mod envelope;
 pub mod event;
 pub mod failure;
 pub mod failure_policy;
-#[cfg(feature = "fixtures")]
-pub mod fixtures;
 pub mod fleet;
 pub mod ids;
 pub mod json;

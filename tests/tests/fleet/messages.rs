@@ -1,10 +1,10 @@
 //! Messages are saved once, in order, byte for byte, for their own tenant.
 
 use domain::action::ActionKind;
-use domain::fixtures::{ACTIONS, FIRST_AGENTS, example};
 use domain::ids::ConversationKey;
 use serde_json::{Value, json};
 use system_tests::{Counts, ServerSet, at, closed, key, message};
+use testkit::fixtures::{ACTIONS, FIRST_AGENTS, example};
 use testkit::wait::eventually;
 use uuid::Uuid;
 

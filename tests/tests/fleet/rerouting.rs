@@ -1,8 +1,8 @@
 //! Actions that are unroutable, expired or not handled.
 
-use domain::fixtures::example;
 use serde_json::{Value, json};
 use system_tests::{COLLECTOR, Counts, SAVER, Scenario, ServerSet, at, key, message};
+use testkit::fixtures::example;
 
 use crate::saved;
 

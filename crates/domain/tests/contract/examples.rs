@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use domain::action::{Action, ActionKind, ConversationSource, Identity};
-use domain::fixtures::{ACTIONS, FIRST_AGENTS, example};
 use domain::message::{Json, Role};
+use testkit::fixtures::{ACTIONS, FIRST_AGENTS, example};
 
 use crate::support::{NEW_ID, decoded};
 

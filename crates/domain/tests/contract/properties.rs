@@ -4,13 +4,13 @@ use std::collections::HashSet;
 
 use domain::action::{Action, SaveMessage};
 use domain::envelope::Envelope;
-use domain::fixtures::{ACTIONS, malformed};
 use domain::ids::{ConversationId, ConversationKey, MessageId, SessionId, TenantId, escape};
 use domain::message::Position;
 use domain::time::Timestamp;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use serde_json::{Map, Value};
+use testkit::fixtures::{ACTIONS, malformed};
 
 use crate::support::{decoded, decoded_with};
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use domain::action::ActionKind;
-use domain::fixtures::{ACTIONS, malformed};
 use domain::reply::{ErrorType, Reply, ReplyError, SaveMessageData};
 use domain::schema::documents;
 use serde_json::{Value, json};
+use testkit::fixtures::{ACTIONS, malformed};
 
 use crate::validator::faults;
 

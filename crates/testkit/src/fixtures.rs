@@ -1,11 +1,9 @@
 //! Bodies for tests: examples of every action, and bodies with every kind of fault.
 //!
-//! This crate's tests decode them; other crates' tests publish them to RabbitMQ. Every file in
-//! `fixtures/actions` must be listed in [`ACTIONS`]; a test compares the two.
+//! They are in the folder `fixtures` of the crate `domain`. Every file in `fixtures/actions` must be
+//! listed in [`ACTIONS`]; a test of `domain` compares the two.
 
 use std::borrow::Cow;
-
-use crate::failure::DeadLetterReason;
 
 /// A valid body.
 #[derive(Debug, Clone, Copy)]
@@ -23,8 +21,8 @@ pub struct Malformed {
     pub name: &'static str,
     /// The body.
     pub body: Cow<'static, [u8]>,
-    /// Why it is refused.
-    pub reason: DeadLetterReason,
+    /// Why it is refused: the name of a `domain::failure::DeadLetterReason`.
+    pub reason: &'static str,
     /// The field at fault, if there is one.
     pub field: Option<&'static str>,
 }
@@ -33,7 +31,7 @@ macro_rules! examples {
     ($($name:literal),* $(,)?) => {
         &[$(Example {
             name: $name,
-            body: include_str!(concat!("../fixtures/actions/", $name, ".json")).trim_ascii_end(),
+            body: include_str!(concat!("../../domain/fixtures/actions/", $name, ".json")).trim_ascii_end(),
         }),*]
     };
 }
@@ -97,7 +95,7 @@ pub fn malformed(max_body_bytes: usize) -> Vec<Malformed> {
 /// The invalid bodies in the text file. Each begins with a line `=== name`, then a line with reason
 /// and field; then the body, up to the line break before the next one.
 fn as_text() -> Vec<Malformed> {
-    let text = include_str!("../fixtures/malformed/bodies.txt");
+    let text = include_str!("../../domain/fixtures/malformed/bodies.txt");
     let entry = |entry: &'static str| {
         let (name, rest) = entry.trim_end_matches('\n').split_once('\n')?;
         let (expected, body) = rest.split_once('\n')?;
@@ -105,7 +103,6 @@ fn as_text() -> Vec<Malformed> {
             Some((reason, field)) => (reason, Some(field)),
             None => (expected, None),
         };
-        let reason = DeadLetterReason::parse(reason)?;
         Some(Malformed { name, body: body.as_bytes().into(), reason, field })
     };
     text.split("=== ").filter_map(entry).collect()
@@ -117,7 +114,7 @@ fn not_as_text(max_body_bytes: usize) -> Vec<Malformed> {
     let malformed = |name, body: &[u8]| Malformed {
         name,
         body: body.to_vec().into(),
-        reason: DeadLetterReason::MalformedJson,
+        reason: "malformed_json",
         field: None,
     };
     let with_content = |content: &[u8]| [OPEN, content, b"\"}"].concat();
@@ -133,7 +130,7 @@ fn not_as_text(max_body_bytes: usize) -> Vec<Malformed> {
         malformed("a raw U+0000", &with_content(b"a\0b")),
         malformed("compressed", b"\x1F\x8B\x08\x00\x00\x00\x00\x00"),
         Malformed {
-            reason: DeadLetterReason::TooLarge,
+            reason: "too_large",
             ..malformed("one byte too many", &with_content(&vec![b'x'; filler]))
         },
     ]
