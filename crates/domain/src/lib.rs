@@ -19,7 +19,6 @@ pub mod message;
 mod named;
 pub mod repeated;
 pub mod reply;
-pub mod schema;
 pub mod status;
 pub mod time;
 pub mod wire;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use domain::action::ActionKind;
 use domain::reply::{ErrorType, Reply, ReplyError, SaveMessageData};
-use domain::schema::documents;
 use serde_json::{Value, json};
 use testkit::fixtures::{ACTIONS, malformed};
 
+use crate::documents::documents;
 use crate::validator::faults;
 
 fn folder() -> PathBuf {

@@ -5,17 +5,15 @@
 //! So decoding may refuse a body that its schema accepts. The reverse occurs in one case: a field
 //! that is null in one place and has a value in the other.
 
+use domain::action::{ActionKind, state};
+use domain::event::{DeadLettered, Erased, Migrated, Reopened};
+use domain::{reply, wire};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use crate::action::{ActionKind, state};
-use crate::event::{DeadLettered, Erased, Migrated, Reopened};
-use crate::{reply, wire};
-
 /// Every document with its file name, such as `action.conversation.save_message.json`.
-#[must_use]
-pub fn documents() -> Vec<(String, Schema)> {
+pub(crate) fn documents() -> Vec<(String, Schema)> {
     let actions = ActionKind::ALL.into_iter().map(|kind| (format!("action.{kind}"), action(kind)));
     let replies = ActionKind::ALL.into_iter().map(|kind| (format!("reply.{kind}"), reply(kind)));
     let events = [
