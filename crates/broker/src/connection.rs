@@ -219,7 +219,6 @@ impl From<Error> for Unavailable {
 }
 
 impl Connection {
-    /// Opens a channel.
     pub(crate) async fn channel(&self) -> Result<lapin::Channel, Error> {
         request("open a channel", self.open_channel()).await
     }
@@ -262,7 +261,6 @@ pub(crate) async fn request<T>(
     request_within(REQUEST_TIMEOUT, what, reply).await
 }
 
-/// Waits for a reply, for at most `limit`.
 pub(crate) async fn request_within<T>(
     limit: Duration,
     what: &'static str,

@@ -94,7 +94,6 @@ const INFO_REASON: &str = "x-verbatim-reason";
 const INFO_FIELD: &str = "x-verbatim-field";
 const INFO_DETAIL: &str = "x-verbatim-detail";
 
-/// The fleet headers of a first attempt.
 pub(crate) static FIRST_ATTEMPT: FleetHeaders = FleetHeaders {
     resolved: None,
     attempt: 1,
@@ -256,7 +255,6 @@ impl Headers {
     }
 }
 
-/// The text, cut at a character boundary to at most 2048 bytes.
 fn shortened(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]
 }

@@ -79,7 +79,6 @@ async fn send_all(
     }
 }
 
-/// Why a reply was not sent.
 #[derive(Debug, thiserror::Error)]
 enum ReplyFault {
     #[error(transparent)]

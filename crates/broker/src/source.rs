@@ -56,7 +56,6 @@ impl Source {
         self.failure_policy
     }
 
-    /// The queue of its suspects; `None` if it has none.
     pub(crate) const fn suspect(&self) -> Option<&'static str> {
         match self.failure_policy {
             FailurePolicy::DeadLetter(queue) => Some(queue.suspect()),

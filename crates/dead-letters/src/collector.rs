@@ -129,7 +129,6 @@ impl Handler for DeadLetterCollector {
 }
 
 impl Collected {
-    /// The reply that no worker sent.
     fn reply(&self) -> Option<ReplyBody> {
         self.unanswered.as_ref().map(|_| {
             Err(ReplyError {

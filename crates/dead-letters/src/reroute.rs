@@ -24,12 +24,10 @@ pub struct Rerouted {
 }
 
 impl Once {
-    /// Records that it has succeeded.
     pub(crate) fn mark_done(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it has succeeded.
     pub(crate) fn is_done(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

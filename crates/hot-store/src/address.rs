@@ -12,10 +12,8 @@ use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Protocol
 #[derive(Clone)]
 pub struct Address(Target);
 
-/// What an address leads to.
 #[derive(Clone)]
 pub(crate) enum Target {
-    /// One server.
     Server(Box<ConnectionInfo>),
     /// Some nodes of a cluster; the other nodes are discovered through them.
     Cluster(Vec<ConnectionInfo>),
@@ -89,7 +87,6 @@ fn node(url: &str) -> Result<ConnectionInfo, InvalidAddress> {
     Ok(info)
 }
 
-/// Whether these can be nodes of one cluster.
 fn cluster(nodes: &[ConnectionInfo]) -> Result<(), InvalidAddress> {
     let tls = |node: &ConnectionInfo| matches!(node.addr(), ConnectionAddr::TcpTls { .. });
     let credentials = |node: &ConnectionInfo| {

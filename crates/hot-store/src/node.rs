@@ -8,11 +8,9 @@ use redis::{AsyncConnectionConfig, Client, ConnectionInfo, Pipeline, RedisError,
 use crate::error::Error;
 use crate::settings::Settings;
 
-/// A connection to one server process. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Node {
     redis: MultiplexedConnection,
-    /// The name of the server in errors.
     name: Arc<str>,
 }
 
@@ -34,7 +32,6 @@ impl Node {
         Ok(Self { redis, name: name.into() })
     }
 
-    /// The name of the server in errors.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }

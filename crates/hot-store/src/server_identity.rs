@@ -19,7 +19,6 @@ use crate::error::Error;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServerIdentity(BTreeSet<Master>);
 
-/// One master.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Master {
     run_id: String,
@@ -51,7 +50,6 @@ impl Master {
         })
     }
 
-    /// The same master with its slots in a cluster.
     pub(crate) fn of_slots(self, slots: String) -> Self {
         Self { slots: Some(slots), ..self }
     }

@@ -18,7 +18,6 @@ use crate::server_identity::{Master, ServerIdentity, field};
 use crate::settings::Settings;
 use crate::slots::{Endpoint, SlotMap, slot_of};
 
-/// The connections to all server processes that hold hot copies.
 pub(crate) struct Servers {
     nodes: Vec<Node>,
     /// `None`: one server has every key.
@@ -27,14 +26,12 @@ pub(crate) struct Servers {
 
 struct Cluster {
     map: SlotMap,
-    /// The ids of `nodes`.
     ids: Vec<String>,
     /// The last slot of each range, in order, and which of `nodes` owns it.
     ranges: Vec<(u16, usize)>,
 }
 
 impl Servers {
-    /// Connects to every server process and reads the server identity.
     pub(crate) async fn connect(settings: &Settings) -> Result<(Self, ServerIdentity), Error> {
         let servers = match settings.address.target() {
             Target::Server(info) => {
@@ -62,7 +59,6 @@ impl Servers {
         }
     }
 
-    /// The server processes.
     pub(crate) fn nodes(&self) -> &[Node] {
         &self.nodes
     }

@@ -30,7 +30,6 @@ struct Range {
     owner: String,
 }
 
-/// The address that a node announces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     /// `None`: the host of the node that sent the map.
@@ -87,7 +86,6 @@ impl fmt::Display for Range {
     }
 }
 
-/// The slot of a key.
 pub(crate) fn slot_of(key: &str) -> u16 {
     crc16(hash_tag(key).as_bytes()) % SLOTS
 }

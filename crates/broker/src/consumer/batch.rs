@@ -31,14 +31,12 @@ use super::unacked::Tag;
 use crate::source::FailurePolicy;
 use crate::{Delivery, Handled, Handler, Publication};
 
-/// Deliveries that are handled together.
 pub(super) struct Batch<I> {
     received: Vec<Received>,
     lane: Lane,
     stage: Stage<I>,
 }
 
-/// A delivery and its tag.
 pub(super) struct Received {
     pub(super) tag: Tag,
     pub(super) delivery: Delivery,
@@ -73,7 +71,6 @@ struct Reading<I> {
     early: Vec<Option<Decision>>,
 }
 
-/// What the decisions ask for.
 #[derive(Default)]
 struct Decided {
     copies: Vec<Copy>,
@@ -87,7 +84,6 @@ impl<I> Batch<I> {
         Self { received, lane, stage: Stage::Received }
     }
 
-    /// How many messages it has.
     pub(super) fn len(&self) -> usize {
         self.received.len()
     }

@@ -3,7 +3,6 @@
 use domain::failure::Done;
 use metrics::DeliveryOutcome;
 
-/// How many messages of a batch had each outcome.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct OutcomeCounts(Vec<(DeliveryOutcome, u64)>);
 

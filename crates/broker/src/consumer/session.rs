@@ -44,7 +44,6 @@ use state::Report;
 pub(super) use hold::Outage;
 pub(super) use state::{ConsumeMode, Session};
 
-/// How a session ended, and what follows from it.
 pub(super) struct Ended<I> {
     pub(super) end: End,
     /// How many unacknowledged messages RabbitMQ requeues.
@@ -106,7 +105,6 @@ impl<H: Handler> Session<H> {
         })
     }
 
-    /// Consumes until the session ends.
     pub(super) async fn run(mut self) -> Ended<H::Item> {
         let mut end = loop {
             if let Err(end) = self.step().await {
@@ -316,7 +314,6 @@ impl<H: Handler> Session<H> {
         }
     }
 
-    /// Acknowledges the finished prefix.
     async fn send_acknowledgements(&mut self) -> Result<(), End> {
         let Some(prefix) = self.unacked.take_prefix() else { return Ok(()) };
         let options = BasicAckOptions { multiple: true };
@@ -332,7 +329,6 @@ impl<H: Handler> Session<H> {
     }
 }
 
-/// Sleeps until this time, or for ever when it is `None`.
 async fn sleep_until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,

@@ -21,7 +21,6 @@ use crate::source::FailurePolicy;
 use crate::topology::RetryQueue;
 use crate::{Delivery, Handled, Handler, Processed, Publication, Publisher};
 
-/// The decision about a message.
 #[derive(Debug)]
 pub(super) enum Decision {
     /// The handler's, or a failure before the handler.
@@ -37,7 +36,6 @@ pub(super) struct Sender {
     pub(super) reply_address: Option<ReplyAddress>,
 }
 
-/// What a decision asks for.
 #[derive(Default)]
 pub(super) struct Settlement {
     /// What became of the message, if no copy says so.
@@ -49,9 +47,7 @@ pub(super) struct Settlement {
 /// A copy that RabbitMQ has not confirmed.
 #[derive(Clone)]
 pub(super) struct Copy {
-    /// The position of its original in the batch.
     pub(super) position: usize,
-    /// The identity of its original.
     pub(super) resolved: Option<Resolved>,
     pub(super) publication: Arc<Publication>,
     /// The outcome of its original, or of an element of it, once it is confirmed.
@@ -61,7 +57,6 @@ pub(super) struct Copy {
 /// A reply, to be sent when its message is settled.
 #[derive(Debug)]
 pub(super) struct Reply {
-    /// The position of its message in the batch.
     pub(super) position: usize,
     pub(super) address: ReplyAddress,
     pub(super) body: ReplyBody,
@@ -122,7 +117,6 @@ pub(super) fn settle<H: Handler>(
     }
 }
 
-/// What becomes of a message that failed.
 struct Failed {
     /// The copy that outlives it; `None` for a request.
     copy: Option<(Publication, DeliveryOutcome)>,

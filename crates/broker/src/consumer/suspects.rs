@@ -86,7 +86,6 @@ pub(super) async fn handle_suspects<H: Handler>(
     result
 }
 
-/// A suspect queue and the channel on which its messages are taken.
 struct Suspects<'a, H> {
     shared: &'a Shared<H>,
     queue: &'static str,

@@ -107,7 +107,6 @@ impl UnackedDeliveries {
         prefix
     }
 
-    /// How many deliveries are not acknowledged.
     pub(super) fn len(&self) -> usize {
         self.entries.len() - self.requeued
     }

@@ -20,7 +20,6 @@ use crate::backoff::Backoff;
 use crate::connection::{Connection, Endpoints, Error, request};
 use crate::panics::catch_panic;
 
-/// The publishes of one caller, and the channel for their results.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) publications: Vec<Arc<Publication>>,
@@ -28,7 +27,6 @@ pub(super) struct Call {
     pub(super) results: oneshot::Sender<Vec<Result<(), PublishError>>>,
 }
 
-/// The state of the task.
 pub(super) struct Driver {
     endpoints: Endpoints,
     metrics: Metrics,
@@ -41,7 +39,6 @@ pub(super) struct Driver {
     opening: Option<BoxFuture<'static, Result<Link, Error>>>,
 }
 
-/// A connection and its one channel, in confirm mode.
 struct Link {
     connection: Connection,
     channel: lapin::Channel,
@@ -57,7 +54,6 @@ impl Driver {
         Self { endpoints, metrics, timeout, calls, link: None, opening: None }
     }
 
-    /// Publishes until the last publisher is dropped.
     pub(super) async fn run(mut self) {
         while let Some(calls) = self.next_calls().await {
             // A panic must not end publishing for the whole process. Its callers get an error.
@@ -70,7 +66,6 @@ impl Driver {
         }
     }
 
-    /// Publishes one window and sends the results to its callers.
     async fn serve(&mut self, calls: Vec<Call>) {
         let publications: Vec<_> =
             calls.iter().flat_map(|call| call.publications.iter().cloned()).collect();

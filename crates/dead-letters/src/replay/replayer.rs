@@ -46,7 +46,6 @@ pub struct Sent {
     pub(super) outcomes: Vec<ReplayOutcome>,
     /// Each one that was confirmed, with the content fingerprint of its message.
     pub(super) confirmed: Vec<(Uuid, Option<ContentFingerprint>)>,
-    /// Why RabbitMQ was unavailable, if it was.
     pub(super) unavailable: Option<String>,
 }
 

@@ -27,13 +27,11 @@ const LISTED: usize = 100;
 /// with the same fault are often adjacent.
 const MAX_FAILURES_IN_A_ROW: usize = 5;
 
-/// A run under way.
 pub(super) struct Run<'a> {
     replayer: &'a Replayer,
     actor: &'a Actor,
     settings: &'a ReplaySettings,
     stop: &'a CancellationToken,
-    /// The start of the selection.
     cursor: DeadLetterCursor,
     report: ReplayReport,
     rate_limit: RateLimit,
@@ -46,7 +44,6 @@ pub(super) struct Run<'a> {
     failures_in_a_row: usize,
 }
 
-/// What was sent between two checks.
 #[derive(Default)]
 struct Batch {
     sent: Vec<(Uuid, Option<ContentFingerprint>)>,
@@ -134,7 +131,6 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Sends until all are sent or there is a reason to stop.
     pub(super) async fn run(
         mut self,
         cursor: DeadLetterCursor,
@@ -273,7 +269,6 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Why the run stops after this batch, if it does.
     fn reason_to_stop(&mut self, batch: &Batch) -> Option<Ended> {
         let failed_again =
             batch.sent.iter().filter(|(id, _)| self.failed_again.contains_key(id)).count();
@@ -303,7 +298,6 @@ impl<'a> Run<'a> {
 }
 
 impl Batch {
-    /// How many dead letters are missing to its full size.
     fn room(&self, size: BatchSize) -> u32 {
         let taken = u32::try_from(self.sent.len() + self.failed).unwrap_or(u32::MAX);
         size.get().saturating_sub(taken)

@@ -12,7 +12,6 @@ use crate::ids::{ConversationKey, MessageId};
 use crate::message::{Content, Message};
 use crate::wire;
 
-/// Everything that an action is made from.
 pub(super) struct Received<'a> {
     pub(super) kind: ActionKind,
     pub(super) fields: Fields<'a>,
@@ -21,7 +20,6 @@ pub(super) struct Received<'a> {
     pub(super) context: &'a DecodeContext<'a>,
 }
 
-/// Reads an action.
 pub(super) fn read(mut received: Received<'_>) -> Result<Action, FieldError> {
     match received.kind {
         ActionKind::SaveMessage => received.save_message(),
@@ -106,7 +104,6 @@ impl<'a> Received<'a> {
         Ok(action(common, payload))
     }
 
-    /// The fields of every action, and the payload of this one.
     fn common_and<T: serde::Deserialize<'a>>(&mut self) -> Result<(Common, T), FieldError> {
         let sent: wire::Common<'a> = self.fields.read()?;
         let payload = self.fields.read()?;

@@ -13,7 +13,6 @@ use crate::action::ActionKind;
 use crate::failure::{DeadLetterReason, Refusal};
 use crate::json::{Fault, Member, first_fault, is_storable, members, path_to, type_name};
 
-/// The action that a body names, and its members.
 pub(super) fn read(body: &[u8], limit: usize) -> Result<(ActionKind, Vec<Member<'_>>), Refusal> {
     if body.len() > limit {
         let detail = format!(

@@ -5,7 +5,6 @@ use crate::action::ActionKind;
 use crate::failure::{DeadLetterReason, Hint, Refusal};
 use crate::json::{Member, members, string};
 
-/// The action that a body's `action_type` names.
 pub(super) fn kind(body: &[Member<'_>]) -> Result<ActionKind, Refusal> {
     const FIELD: &str = "action_type";
     let value = |wanted: &str| {

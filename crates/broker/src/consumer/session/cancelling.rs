@@ -19,7 +19,6 @@ use crate::consumer::settings::ConsumerState;
 use crate::consumer::suspects;
 
 impl<H: Handler> Session<H> {
-    /// Changes the phase; returns what is to be done.
     fn phase_on(&mut self, event: Event) -> Action {
         let (phase, action) = self.phase.on(event);
         self.phase = phase;
@@ -65,7 +64,6 @@ impl<H: Handler> Session<H> {
         Ok(None)
     }
 
-    /// The stream has ended.
     pub(super) async fn stream_ended(&mut self) -> Result<(), End> {
         self.log_requeued_over_byte_limit();
         let action = self.phase_on(Event::StreamEnded { holding: self.hold.is_some() });

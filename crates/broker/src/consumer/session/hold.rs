@@ -12,7 +12,6 @@ pub(super) struct Hold<I> {
     pub(super) since: Instant,
     pub(super) backoff: Backoff,
     pub(super) batches: Vec<Batch<I>>,
-    /// A probe is running.
     pub(super) probing: bool,
 }
 

@@ -18,7 +18,6 @@ use crate::consumer::prefetch::Prefetch;
 use crate::consumer::shared::Shared;
 use crate::consumer::unacked::UnackedDeliveries;
 
-/// A registered consumer, its deliveries and its tasks.
 pub(in crate::consumer) struct Session<H: Handler> {
     pub(super) shared: Arc<Shared<H>>,
     pub(super) shutdown: CancellationToken,
@@ -57,7 +56,6 @@ pub(in crate::consumer) enum ConsumeMode {
     Isolating,
 }
 
-/// The result of a task of the session.
 pub(super) enum Report<I> {
     Finished(Finished),
     Held(Batch<I>, Unavailable),
