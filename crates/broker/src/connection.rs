@@ -168,11 +168,9 @@ impl Endpoints {
 
 impl fmt::Display for Endpoints {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, address) in self.inner.addresses.iter().enumerate() {
-            let comma = if n > 0 { ", " } else { "" };
-            write!(f, "{comma}{}:{}", address.authority.host, address.authority.port)?;
-        }
-        Ok(())
+        let addresses = self.inner.addresses.iter().map(|it| &it.authority);
+        let addresses: Vec<_> = addresses.map(|it| format!("{}:{}", it.host, it.port)).collect();
+        f.write_str(&addresses.join(", "))
     }
 }
 
@@ -192,22 +190,23 @@ impl Error {
     /// Whether the client library could not parse what RabbitMQ sent, most likely a message property that
     /// is not UTF-8. It closes the connection for that.
     pub(crate) fn is_unreadable(&self) -> bool {
-        let (Self::Connect { source, .. } | Self::Request { source, .. }) = self else {
-            return false;
-        };
-        matches!(source.kind(), lapin::ErrorKind::ParsingError(_))
+        matches!(self.kind(), Some(lapin::ErrorKind::ParsingError(_)))
     }
 
     /// RabbitMQ's reply code (such as 404 or 406) and reply text, if it sent them.
     pub(crate) fn reply(&self) -> Option<(u16, String)> {
-        let (Self::Connect { source, .. } | Self::Request { source, .. }) = self else {
-            return None;
-        };
-        match source.kind() {
+        match self.kind()? {
             lapin::ErrorKind::ProtocolError(error) => {
                 Some((error.get_id(), error.get_message().to_string()))
             }
             _ => None,
+        }
+    }
+
+    fn kind(&self) -> Option<&lapin::ErrorKind> {
+        match self {
+            Self::Connect { source, .. } | Self::Request { source, .. } => Some(source.kind()),
+            Self::TimedOut { .. } => None,
         }
     }
 }
@@ -319,15 +318,12 @@ async fn open(address: AMQPUri, name: String) -> lapin::Result<Connection> {
         },
         properties,
     );
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-        Ok(Ok(amqp)) => Ok(Connection { amqp, socket }),
-        Ok(Err(error)) => {
+    let connected = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
+    match connected.unwrap_or_else(|_| Err(timed_out().into())) {
+        Ok(amqp) => Ok(Connection { amqp, socket }),
+        Err(error) => {
             socket.close();
             Err(error)
-        }
-        Err(_) => {
-            socket.close();
-            Err(timed_out().into())
         }
     }
 }

@@ -278,23 +278,18 @@ async fn decide<H: Handler>(
     let handled = match call_handler(items, shared).await? {
         Ok(handled) => handled,
         Err(failure) if items.len() == 1 => vec![Err(failure)],
-        Err(_) => one_by_one(items, shared).await?,
+        Err(_) => {
+            let mut handled = Vec::with_capacity(items.len());
+            for item in items {
+                match call_handler(std::slice::from_ref(item), shared).await? {
+                    Ok(one) => handled.extend(one),
+                    Err(failure) => handled.push(Err(failure)),
+                }
+            }
+            handled
+        }
     };
     shared.observer.decided(items.len(), started.elapsed());
-    Ok(handled)
-}
-
-async fn one_by_one<H: Handler>(
-    items: &[H::Item],
-    shared: &Shared<H>,
-) -> Result<Vec<Handled>, Unavailable> {
-    let mut handled = Vec::with_capacity(items.len());
-    for item in items {
-        match call_handler(std::slice::from_ref(item), shared).await? {
-            Ok(one) => handled.extend(one),
-            Err(failure) => handled.push(Err(failure)),
-        }
-    }
     Ok(handled)
 }
 
