@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use domain::failure::{Dependency, FailureClass, Unavailable};
+use domain::failure::{Dependency, Unavailable};
 use lapin::tcp::TLSConfig;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, ConnectionProperties};
@@ -107,6 +107,12 @@ pub struct Connection {
     socket: Socket,
 }
 
+/// A connection and its one channel.
+pub(crate) struct Link {
+    pub(crate) connection: Connection,
+    pub(crate) channel: lapin::Channel,
+}
+
 impl Endpoints {
     /// Parses one URL, or several separated by commas (the nodes of one cluster). `process` is the first
     /// part of the connection name.
@@ -181,12 +187,6 @@ impl fmt::Debug for Endpoints {
 }
 
 impl Error {
-    /// How the failure is treated: always as unavailable, because no message is at fault.
-    #[must_use]
-    pub fn class(&self) -> FailureClass {
-        FailureClass::Unavailable
-    }
-
     /// Whether the client library could not parse what RabbitMQ sent, most likely a message property that
     /// is not UTF-8. It closes the connection for that.
     pub(crate) fn is_unreadable(&self) -> bool {
@@ -243,6 +243,18 @@ impl Connection {
         if let Ok(Err(error)) = tokio::time::timeout(CLOSE_TIMEOUT, close).await {
             tracing::debug!(error = %error, "the connection to RabbitMQ failed before it was closed");
         }
+    }
+}
+
+impl Link {
+    pub(crate) async fn open(endpoints: &Endpoints, purpose: &str) -> Result<Self, Error> {
+        let connection = endpoints.connect(purpose).await?;
+        let channel = connection.channel().await?;
+        Ok(Self { connection, channel })
+    }
+
+    pub(crate) fn is_usable(&self) -> bool {
+        self.connection.is_open() && self.channel.status().connected()
     }
 }
 
@@ -365,6 +377,6 @@ mod tests {
             panic!("something listens on port 9");
         };
         assert_eq!(error.to_string(), "cannot connect to RabbitMQ at 127.0.0.1:9");
-        assert_eq!(error.class(), FailureClass::Unavailable);
+        assert_eq!(Unavailable::from(error).dependency, Dependency::RabbitMq);
     }
 }

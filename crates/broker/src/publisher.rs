@@ -14,7 +14,7 @@ mod window;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use domain::failure::{Dependency, FailureClass, Unavailable};
+use domain::failure::{Dependency, Unavailable};
 use metrics::Metrics;
 use tokio::sync::{mpsc, oneshot};
 
@@ -38,7 +38,7 @@ pub struct Publisher {
 /// [`Unknown`](Self::Unknown) it may then exist twice.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// A property is too long for AMQP. The message was not sent.
+    /// A property is too long for AMQP: the only failure that is the message's own fault. It was not sent.
     #[error(transparent)]
     TooLong(#[from] TooLong),
     /// RabbitMQ is unreachable. The message was not sent.
@@ -127,21 +127,6 @@ impl Publisher {
 
 fn publisher_ended() -> Result<(), PublishError> {
     Err(PublishError::Unknown("the publisher panicked or has ended".to_owned()))
-}
-
-impl PublishError {
-    /// How the failure is treated. Only [`TooLong`](Self::TooLong) is the message's own fault.
-    #[must_use]
-    pub fn class(&self) -> FailureClass {
-        match self {
-            Self::TooLong(_) => FailureClass::Data,
-            Self::Unreachable(_)
-            | Self::Blocked
-            | Self::Unroutable { .. }
-            | Self::Refused
-            | Self::Unknown(_) => FailureClass::Unavailable,
-        }
-    }
 }
 
 impl From<PublishError> for Unavailable {

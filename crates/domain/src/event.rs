@@ -127,35 +127,15 @@ pub struct Erased {
     pub messages: i64,
 }
 
-impl Migrated {
-    /// The routing key, and the `event_type`.
-    pub const ROUTING_KEY: &str = "conversation.migrated";
-}
-
-impl Reopened {
-    /// The routing key, and the `event_type`.
-    pub const ROUTING_KEY: &str = "conversation.reopened";
-}
-
-impl DeadLettered {
-    /// The routing key, and the `event_type`.
-    pub const ROUTING_KEY: &str = "conversation.dead_lettered";
-}
-
-impl Erased {
-    /// The routing key, and the `event_type`.
-    pub const ROUTING_KEY: &str = "conversation.erased";
-}
-
 impl Event {
     /// The routing key with which it is published.
     #[must_use]
     pub fn routing_key(&self) -> &'static str {
         match self {
-            Self::Migrated(_) => Migrated::ROUTING_KEY,
-            Self::Reopened(_) => Reopened::ROUTING_KEY,
-            Self::DeadLettered(_) => DeadLettered::ROUTING_KEY,
-            Self::Erased(_) => Erased::ROUTING_KEY,
+            Self::Migrated(_) => "conversation.migrated",
+            Self::Reopened(_) => "conversation.reopened",
+            Self::DeadLettered(_) => "conversation.dead_lettered",
+            Self::Erased(_) => "conversation.erased",
         }
     }
 }

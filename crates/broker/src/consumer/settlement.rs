@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use domain::decode::reply_address;
 use domain::envelope::Resolved;
-use domain::failure::{DeadLetterReason, Failure, FailureClass, Refusal, Unavailable};
+use domain::failure::{DeadLetterReason, Failure, Refusal, Unavailable};
 use domain::fleet::WorkQueue;
 use domain::reply::ReplyAddress;
 use metrics::DeliveryOutcome;
@@ -19,7 +19,7 @@ use super::shared::Shared;
 use crate::handler::{Part, ReplyBody};
 use crate::source::FailurePolicy;
 use crate::topology::RetryQueue;
-use crate::{Delivery, Handled, Handler, Processed, Publication, Publisher};
+use crate::{Delivery, Handled, Handler, Processed, Publication, PublishError, Publisher};
 
 #[derive(Debug)]
 pub(super) enum Decision {
@@ -198,7 +198,7 @@ pub(super) async fn publish(
         let mut minimal = Vec::new();
         for (copy, result) in to_send.into_iter().zip(results) {
             let Err(error) = result else { continue };
-            let shorter = (error.class() == FailureClass::Data)
+            let shorter = matches!(error, PublishError::TooLong(_))
                 .then(|| copy.publication.minimal())
                 .filter(|shorter| *shorter != *copy.publication);
             match shorter {

@@ -17,7 +17,7 @@ use super::PublishError;
 use super::window::{Settled, Window, WindowSize};
 use crate::Publication;
 use crate::backoff::Backoff;
-use crate::connection::{Connection, Endpoints, Error, request};
+use crate::connection::{Endpoints, Error, Link, request};
 use crate::panics::catch_panic;
 
 #[derive(Debug)]
@@ -37,11 +37,6 @@ pub(super) struct Driver {
     /// call continues with it. Otherwise unresponsive addresses at the start of the list would use up the
     /// time of every call.
     opening: Option<BoxFuture<'static, Result<Link, Error>>>,
-}
-
-struct Link {
-    connection: Connection,
-    channel: lapin::Channel,
 }
 
 impl Driver {
@@ -135,7 +130,7 @@ impl Driver {
         let mut backoff = Backoff::new();
         loop {
             let endpoints = &self.endpoints;
-            let opening = self.opening.get_or_insert_with(|| Link::open(endpoints.clone()).boxed());
+            let opening = self.opening.get_or_insert_with(|| open(endpoints.clone()).boxed());
             let Ok(opened) = tokio::time::timeout_at(deadline.into(), opening).await else {
                 return Err(Error::TimedOut {
                     what: "open a connection for publishing",
@@ -189,18 +184,12 @@ impl Driver {
     }
 }
 
-impl Link {
-    async fn open(endpoints: Endpoints) -> Result<Self, Error> {
-        let connection = endpoints.connect("publish").await?;
-        let channel = connection.channel().await?;
-        let confirm = channel.confirm_select(ConfirmSelectOptions::default());
-        request("enable publisher confirms", confirm).await?;
-        Ok(Self { connection, channel })
-    }
-
-    fn is_usable(&self) -> bool {
-        self.connection.is_open() && self.channel.status().connected()
-    }
+/// Opens a channel in confirm mode.
+async fn open(endpoints: Endpoints) -> Result<Link, Error> {
+    let link = Link::open(&endpoints, "publish").await?;
+    let confirm = link.channel.confirm_select(ConfirmSelectOptions::default());
+    request("enable publisher confirms", confirm).await?;
+    Ok(link)
 }
 
 #[cfg(test)]

@@ -17,12 +17,11 @@ pub(crate) fn documents() -> Vec<(String, Schema)> {
     let actions = ActionKind::ALL.into_iter().map(|kind| (format!("action.{kind}"), action(kind)));
     let replies = ActionKind::ALL.into_iter().map(|kind| (format!("reply.{kind}"), reply(kind)));
     let events = [
-        (Migrated::ROUTING_KEY, event::<Migrated>(Migrated::ROUTING_KEY)),
-        (Reopened::ROUTING_KEY, event::<Reopened>(Reopened::ROUTING_KEY)),
-        (DeadLettered::ROUTING_KEY, event::<DeadLettered>(DeadLettered::ROUTING_KEY)),
-        (Erased::ROUTING_KEY, event::<Erased>(Erased::ROUTING_KEY)),
+        event::<Migrated>("conversation.migrated"),
+        event::<Reopened>("conversation.reopened"),
+        event::<DeadLettered>("conversation.dead_lettered"),
+        event::<Erased>("conversation.erased"),
     ];
-    let events = events.into_iter().map(|(name, schema)| (format!("event.{name}"), schema));
     actions.chain(replies).chain(events).map(|(name, schema)| (name + ".json", schema)).collect()
 }
 
@@ -141,7 +140,7 @@ fn reply_with<T: JsonSchema>(kind: ActionKind) -> Schema {
     document(&format!("reply to {kind}"), description.as_ref(), definitions, body.to_value())
 }
 
-fn event<T: JsonSchema>(event_type: &str) -> Schema {
+fn event<T: JsonSchema>(event_type: &str) -> (String, Schema) {
     let mut generator = generator();
     let mut body = T::json_schema(&mut generator);
     let description = body.remove("description");
@@ -157,7 +156,8 @@ fn event<T: JsonSchema>(event_type: &str) -> Schema {
         required.insert(0, "event_type".into());
     }
     let definitions = generator.take_definitions(true);
-    document(event_type, description.as_ref(), definitions, body.to_value())
+    let schema = document(event_type, description.as_ref(), definitions, body.to_value());
+    (format!("event.{event_type}"), schema)
 }
 
 fn document(
