@@ -190,10 +190,7 @@ impl Publication {
         headers
     }
 
-    /// The properties as sent.
-    ///
-    /// # Errors
-    /// A property is longer than 255 bytes, AMQP's limit.
+    /// The properties as sent, if none is longer than 255 bytes, AMQP's limit.
     pub(crate) fn properties(&self) -> Result<BasicProperties, TooLong> {
         let mut properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)

@@ -116,11 +116,8 @@ impl fmt::Display for Address {
                 write!(f, "{}/{}", server.addr(), server.redis_settings().db())
             }
             Target::Cluster(nodes) => {
-                for (i, node) in nodes.iter().enumerate() {
-                    let comma = if i == 0 { "" } else { ", " };
-                    write!(f, "{comma}{}", node.addr())?;
-                }
-                Ok(())
+                let nodes: Vec<_> = nodes.iter().map(|node| node.addr().to_string()).collect();
+                f.write_str(&nodes.join(", "))
             }
         }
     }

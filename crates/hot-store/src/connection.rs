@@ -230,8 +230,7 @@ impl Connections {
     /// Starts an attempt in its own task, so that it continues when its caller is cancelled.
     fn start(&self, state: &mut State) -> Attempt {
         let (outcome, attempt) = watch::channel(None);
-        let started = State::Connecting { attempt: attempt.clone(), down: None };
-        let (mut pauses, down) = match std::mem::replace(state, started) {
+        let (mut pauses, down) = match std::mem::replace(state, State::Empty) {
             State::Down { pauses, cause, .. } => (pauses, Some(cause)),
             State::Empty | State::Connecting { .. } | State::Live(_) => (self.pauses(), None),
         };

@@ -50,10 +50,7 @@ impl Node {
         reply.and_then(Value::extract_error)
     }
 
-    /// Sends commands in one write and returns their replies.
-    ///
-    /// # Errors
-    /// The connection was lost, or one of the replies is an error.
+    /// Sends commands in one write and returns their replies, if none of them is an error.
     pub(crate) async fn send<const N: usize>(
         &self,
         commands: [&[&str]; N],

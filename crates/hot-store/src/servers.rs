@@ -44,19 +44,17 @@ impl Servers {
         Ok((servers, server_identity))
     }
 
-    /// Reads the current server identity.
-    ///
-    /// # Errors
-    /// A server does not reply, is not a master or, in a cluster, reports another slot map.
+    /// Reads the current server identity. It is an error if a server does not reply, is not a master or, in
+    /// a cluster, reports another slot map.
     pub(crate) async fn server_identity(&self) -> Result<ServerIdentity, Error> {
-        match &self.cluster {
-            None => Ok(ServerIdentity::from_iter([single(&self.nodes[0]).await?])),
+        let masters = match &self.cluster {
+            None => vec![single(&self.nodes[0]).await?],
             Some(cluster) => {
                 let masters = self.nodes.iter().zip(&cluster.ids);
-                let identities = masters.map(|(node, id)| member(node, id, &cluster.map));
-                Ok(try_join_all(identities).await?.into_iter().collect())
+                try_join_all(masters.map(|(node, id)| member(node, id, &cluster.map))).await?
             }
-        }
+        };
+        Ok(ServerIdentity(masters.into_iter().collect()))
     }
 
     pub(crate) fn nodes(&self) -> &[Node] {

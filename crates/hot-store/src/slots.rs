@@ -38,10 +38,8 @@ pub(crate) struct Endpoint {
 }
 
 impl SlotMap {
-    /// Reads the reply to `CLUSTER SLOTS`: the map, and the addresses of its masters by node id.
-    ///
-    /// # Errors
-    /// The reply cannot be read, or a slot has no owner or more than one.
+    /// Reads the reply to `CLUSTER SLOTS`: the map, and the addresses of its masters by node id. It is an
+    /// error if a slot has no owner or more than one.
     pub(crate) fn read(reply: &Value) -> Result<(Self, BTreeMap<String, Endpoint>), Error> {
         let unread = || Error::NotServing("its reply to CLUSTER SLOTS cannot be read".into());
         let Value::Array(rows) = reply else { return Err(unread()) };

@@ -151,11 +151,8 @@ impl<I> Batch<I> {
         counts
     }
 
-    /// Runs all stages that are left.
-    ///
-    /// # Errors
-    /// A dependency is unavailable. The error contains the batch with its current stage; call again
-    /// later.
+    /// Runs all stages that are left. While a dependency is unavailable, the error contains the batch with
+    /// its current stage; call again later.
     pub(super) async fn work<H>(
         mut self,
         shared: &Shared<H>,

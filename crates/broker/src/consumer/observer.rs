@@ -291,20 +291,20 @@ impl Observer {
     pub(super) fn session_ended(&self, end: &End, requeued: usize, settings: &Settings) {
         let queue = self.queue;
         let messages = count(requeued, "message", "messages");
-        if let Some(cause) = restart_cause(end) {
-            self.metrics.add(Counter::ConsumerRestarts { queue, cause }, 1);
-        }
         let (hold, stall) = (seconds(settings.hold_limit), seconds(settings.stall_limit));
-        let error = match end {
+        let restarts = |cause| self.metrics.add(Counter::ConsumerRestarts { queue, cause }, 1);
+        let (cause, error) = match end {
             End::Drained => {
                 tracing::info!(queue, requeued, "consumer drained; {messages} requeued");
                 return;
             }
             End::IsolatedMessagePassed => {
+                restarts(ConsumerRestart::Prefetch);
                 tracing::info!(queue, "isolated message passed; consuming in batches again");
                 return;
             }
             End::HoldLimitReached(dependency) => {
+                restarts(ConsumerRestart::Hold);
                 tracing::warn!(
                     queue,
                     dependency = dependency.as_str(),
@@ -315,6 +315,7 @@ impl Observer {
                 return;
             }
             End::Failed(error) if error.is_unreadable() => {
+                restarts(ConsumerRestart::Error);
                 let error = with_causes(error);
                 tracing::warn!(
                     queue,
@@ -325,32 +326,24 @@ impl Observer {
                 );
                 return;
             }
-            End::StreamEnded => {
+            End::StreamEnded => (
+                ConsumerRestart::StreamEnded,
                 "RabbitMQ cancelled the consumer: its queue was deleted or lost its leader"
-                    .to_owned()
+                    .to_owned(),
+            ),
+            End::NoProgress => (
+                ConsumerRestart::NoProgress,
+                format!("no delivery for {stall} (stall_limit) although messages are ready"),
+            ),
+            End::Gap(gap) => (ConsumerRestart::Error, gap.to_string()),
+            End::ChannelClosed => (ConsumerRestart::Error, "the channel closed".to_owned()),
+            End::TaskPanicked => {
+                (ConsumerRestart::Error, "a task of the consumer panicked".to_owned())
             }
-            End::NoProgress => {
-                format!("no delivery for {stall} (stall_limit) although messages are ready")
-            }
-            End::Gap(gap) => gap.to_string(),
-            End::ChannelClosed => "the channel closed".to_owned(),
-            End::TaskPanicked => "a task of the consumer panicked".to_owned(),
-            End::Failed(error) => with_causes(error),
+            End::Failed(error) => (ConsumerRestart::Error, with_causes(error)),
         };
+        restarts(cause);
         tracing::warn!(queue, requeued, error, "consumer restarting; {messages} requeued");
-    }
-}
-
-fn restart_cause(end: &End) -> Option<ConsumerRestart> {
-    match end {
-        End::Drained => None,
-        End::HoldLimitReached(_) => Some(ConsumerRestart::Hold),
-        End::StreamEnded => Some(ConsumerRestart::StreamEnded),
-        End::NoProgress => Some(ConsumerRestart::NoProgress),
-        End::IsolatedMessagePassed => Some(ConsumerRestart::Prefetch),
-        End::Gap(_) | End::ChannelClosed | End::TaskPanicked | End::Failed(_) => {
-            Some(ConsumerRestart::Error)
-        }
     }
 }
 

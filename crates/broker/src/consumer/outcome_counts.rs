@@ -1,6 +1,5 @@
 //! How many messages had each outcome.
 
-use domain::failure::Done;
 use metrics::DeliveryOutcome;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,14 +21,5 @@ impl OutcomeCounts {
             Some((_, count)) => *count += 1,
             None => self.0.push((outcome, 1)),
         }
-    }
-}
-
-/// The metric label of a successful outcome.
-pub(super) fn outcome_of(done: Done) -> DeliveryOutcome {
-    match done {
-        Done::Applied => DeliveryOutcome::Applied,
-        Done::Duplicate => DeliveryOutcome::Duplicate,
-        Done::Erased => DeliveryOutcome::Erased,
     }
 }

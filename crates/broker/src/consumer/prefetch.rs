@@ -86,14 +86,11 @@ impl Prefetch {
         let grows = target >= self.current * MIN_CHANGE_FACTOR
             || (target == self.max && target > self.current);
         let shrinks = target * MIN_CHANGE_FACTOR <= self.current;
-        if grows || shrinks {
-            self.current = target;
+        if !grows && !shrinks {
+            return None;
         }
-        match (grows, shrinks) {
-            (true, _) => Some(Change::Grows),
-            (_, true) => Some(Change::Shrinks),
-            _ => None,
-        }
+        self.current = target;
+        Some(if grows { Change::Grows } else { Change::Shrinks })
     }
 
     /// The byte limit was exceeded: sets the first prefetch again and assumes the largest bodies. The

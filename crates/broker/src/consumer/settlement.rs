@@ -9,12 +9,11 @@ use std::sync::Arc;
 
 use domain::decode::reply_address;
 use domain::envelope::Resolved;
-use domain::failure::{DeadLetterReason, Failure, Refusal, Unavailable};
+use domain::failure::{DeadLetterReason, Done, Failure, Refusal, Unavailable};
 use domain::fleet::WorkQueue;
 use domain::reply::ReplyAddress;
 use metrics::DeliveryOutcome;
 
-use super::outcome_counts::outcome_of;
 use super::shared::Shared;
 use crate::handler::{Part, ReplyBody};
 use crate::source::FailurePolicy;
@@ -92,7 +91,12 @@ pub(super) fn settle<H: Handler>(
                 let address = sender()?.reply_address?;
                 Some(Reply { position, address, body })
             });
-            Settlement { outcome: Some(outcome_of(done)), copies: parts.collect(), reply }
+            let outcome = match done {
+                Done::Applied => DeliveryOutcome::Applied,
+                Done::Duplicate => DeliveryOutcome::Duplicate,
+                Done::Erased => DeliveryOutcome::Erased,
+            };
+            Settlement { outcome: Some(outcome), copies: parts.collect(), reply }
         }
         Decision::Handled(Err(failure)) => {
             let sender = sender().unwrap_or_else(|| Sender {
@@ -179,13 +183,8 @@ fn next_retry(retries: &[RetryQueue], attempt: u32) -> Option<RetryQueue> {
     retries.get(index).copied()
 }
 
-/// Publishes the copies.
-///
-/// A copy that does not fit into AMQP's limits is published as a minimal copy, because it would never
-/// fit.
-///
-/// # Errors
-/// RabbitMQ did not confirm some of the copies; the error contains these.
+/// Publishes the copies; the error contains those that RabbitMQ did not confirm. A copy that does not fit
+/// into AMQP's limits is published as a minimal copy, because it would never fit.
 pub(super) async fn publish(
     copies: Vec<Copy>,
     publisher: &Publisher,

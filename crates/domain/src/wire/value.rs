@@ -26,9 +26,7 @@ pub struct JsonObject(Json);
 pub struct JsonArray(Json);
 
 impl<const MIN: i64, const MAX: i64> Integer<MIN, MAX> {
-    /// The number, if it is within the bounds.
-    #[must_use]
-    pub fn new(number: i64) -> Option<Self> {
+    fn new(number: i64) -> Option<Self> {
         (MIN..=MAX).contains(&number).then_some(Self(number))
     }
 
