@@ -40,14 +40,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The addresses of one RabbitMQ cluster, and the connection name of this process.
 #[derive(Clone)]
 pub struct Endpoints {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    addresses: Vec<AMQPUri>,
-    process: String,
+    addresses: Arc<[AMQPUri]>,
+    process: Arc<str>,
     /// The index of the address that was connected last.
-    preferred: AtomicUsize,
+    preferred: Arc<AtomicUsize>,
 }
 
 /// Why a list of addresses is invalid. It does not contain the text, which may contain a password.
@@ -127,12 +123,11 @@ impl Endpoints {
             address.query.heartbeat = Some(HEARTBEAT_SECONDS);
             Ok(address)
         });
-        let addresses: Vec<AMQPUri> = addresses.collect::<Result<_, _>>()?;
+        let addresses: Arc<[AMQPUri]> = addresses.collect::<Result<_, _>>()?;
         if addresses.is_empty() {
             return Err(InvalidAddress::Empty);
         }
-        let preferred = AtomicUsize::new(0);
-        Ok(Self { inner: Arc::new(Inner { addresses, process: process.to_owned(), preferred }) })
+        Ok(Self { addresses, process: process.into(), preferred: Arc::default() })
     }
 
     /// Connects to the first address that accepts the connection. The address that was connected last is
@@ -141,13 +136,13 @@ impl Endpoints {
     /// # Errors
     /// No address accepted the connection.
     pub async fn connect(&self, purpose: &str) -> Result<Connection, Error> {
-        self.connect_to(&self.inner.addresses, purpose).await
+        self.connect_to(&self.addresses, purpose).await
     }
 
     /// [`Self::connect`] with small frames, for requests alone. Do not consume or publish on this
     /// connection: the headers of a message may need a larger frame.
     pub(crate) async fn connect_for_requests(&self, purpose: &str) -> Result<Connection, Error> {
-        let mut addresses = self.inner.addresses.clone();
+        let mut addresses = self.addresses.to_vec();
         for address in &mut addresses {
             address.query.frame_max = Some(REQUEST_FRAME_BYTES);
         }
@@ -155,13 +150,12 @@ impl Endpoints {
     }
 
     async fn connect_to(&self, addresses: &[AMQPUri], purpose: &str) -> Result<Connection, Error> {
-        let Inner { process, preferred, .. } = &*self.inner;
-        let first = preferred.load(Ordering::Relaxed);
+        let first = self.preferred.load(Ordering::Relaxed);
         let mut last_error = None;
         for index in (0..addresses.len()).map(|n| (first + n) % addresses.len()) {
-            match open(addresses[index].clone(), format!("{process} {purpose}")).await {
+            match open(addresses[index].clone(), format!("{} {purpose}", self.process)).await {
                 Ok(connection) => {
-                    preferred.store(index, Ordering::Relaxed);
+                    self.preferred.store(index, Ordering::Relaxed);
                     return Ok(connection);
                 }
                 Err(error) => last_error = Some(error),
@@ -174,7 +168,7 @@ impl Endpoints {
 
 impl fmt::Display for Endpoints {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let addresses = self.inner.addresses.iter().map(|it| &it.authority);
+        let addresses = self.addresses.iter().map(|it| &it.authority);
         let addresses: Vec<_> = addresses.map(|it| format!("{}:{}", it.host, it.port)).collect();
         f.write_str(&addresses.join(", "))
     }

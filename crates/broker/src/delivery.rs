@@ -156,8 +156,7 @@ impl Delivery {
     ///
     /// 0 for a message that was not redelivered: there RabbitMQ 3 leaves the header as published, set by
     /// an agent or with the count of another queue.
-    #[must_use]
-    pub fn delivery_count(&self) -> u64 {
+    pub(crate) fn delivery_count(&self) -> u64 {
         if !self.redelivered {
             return 0;
         }

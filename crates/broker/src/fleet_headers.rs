@@ -169,8 +169,7 @@ impl FleetHeaders {
 
     /// Reads fleet headers. A header that is missing or invalid counts as absent: the message is then
     /// handled as without that header.
-    #[must_use]
-    pub fn from_headers(headers: &Map<String, Value>) -> Self {
+    pub(crate) fn from_headers(headers: &Map<String, Value>) -> Self {
         let text = |name: &str| headers.get(name).and_then(Value::as_str);
         let owned = |name: &str| text(name).map(str::to_owned);
         let count = |name: &str| {

@@ -8,12 +8,13 @@ use crate::topology::REQUESTS;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
     queue: &'static str,
-    failure_policy: FailurePolicy,
+    /// What happens to messages that its handler cannot handle.
+    pub(crate) failure_policy: FailurePolicy,
 }
 
 /// What happens to messages that are refused or that fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FailurePolicy {
+pub(crate) enum FailurePolicy {
     /// They become dead letters of this queue, after retries where another attempt may succeed; suspects are
     /// quarantined. For work.
     DeadLetter(WorkQueue),
@@ -48,12 +49,6 @@ impl Source {
     #[must_use]
     pub const fn queue(&self) -> &'static str {
         self.queue
-    }
-
-    /// What happens to messages that its handler cannot handle.
-    #[must_use]
-    pub const fn failure_policy(&self) -> FailurePolicy {
-        self.failure_policy
     }
 
     pub(crate) const fn suspect(&self) -> Option<&'static str> {

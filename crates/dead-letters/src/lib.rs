@@ -14,7 +14,6 @@ mod rate;
 mod record;
 mod replay;
 mod reroute;
-mod selection;
 mod suggestion;
 mod validator;
 
@@ -27,4 +26,4 @@ pub use self::replay::{
 };
 pub use self::reroute::RerouteUnrouted;
 pub use self::suggestion::{Step, Suggestion};
-pub use self::validator::{DeadLetterValidator, ReplayPlan};
+pub use self::validator::DeadLetterValidator;

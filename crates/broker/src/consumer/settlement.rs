@@ -139,7 +139,7 @@ fn fail<H: Handler>(
     let copy_to = |queue| Publication::copy(delivery, queue).resolved(resolved);
     let retries = &shared.settings.retries;
     let retry = next_retry(retries, delivery.fleet_headers().attempt);
-    match (failure, shared.source.failure_policy()) {
+    match (failure, shared.source.failure_policy) {
         (failure, FailurePolicy::Expire) => {
             let refusal = failure.into_refusal();
             shared.observer.request_refused(delivery, &refusal);

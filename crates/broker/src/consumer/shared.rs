@@ -44,7 +44,7 @@ impl<H: Handler> Shared<H> {
 
     /// How long deliveries are held while a dependency is unavailable; `None`: until they expire one by one.
     pub(super) fn hold_limit(&self) -> Option<Duration> {
-        match self.source.failure_policy() {
+        match self.source.failure_policy {
             FailurePolicy::Expire => None,
             FailurePolicy::DeadLetter(_) | FailurePolicy::RetryForever => {
                 Some(self.settings.hold_limit)

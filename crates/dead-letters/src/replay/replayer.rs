@@ -14,7 +14,7 @@ use metrics::Metrics;
 use uuid::Uuid;
 
 use super::report::Planned;
-use crate::selection::PAGE;
+use crate::operations::PAGE;
 use crate::validator::DeadLetterValidator;
 
 /// How long a run holds the dead letters that it takes: far longer than publishing and recording some fifty of

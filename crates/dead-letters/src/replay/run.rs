@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use super::replayer::{Replayer, Sent};
 use super::report::{Ended, Failed, Progress, ReplayReport, ReplaySettings, StopOnFailure};
+use crate::operations::describe_selection;
 use crate::rate::{BatchResult, BatchSize, RateLimit};
-use crate::selection::describe_selection;
 
 /// The pause between two checks of what became of a batch.
 const POLL: Duration = Duration::from_millis(50);
