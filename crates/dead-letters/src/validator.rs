@@ -37,11 +37,8 @@ pub(crate) struct ReplayPlan {
 }
 
 impl DeadLetterValidator {
-    /// Decodes a body with the properties and headers of a dead letter.
-    ///
-    /// # Errors
-    /// The reason for which the workers would refuse it.
-    pub fn decode(&self, detail: &DeadLetterDetail, body: &[u8]) -> Result<Action, Refusal> {
+    /// Decodes a body with the properties and headers of a dead letter, as the workers would.
+    pub(crate) fn decode(&self, detail: &DeadLetterDetail, body: &[u8]) -> Result<Action, Refusal> {
         let delivery = delivery_of(detail, Vec::new());
         let earlier = delivery.fleet_headers().resolved.as_ref();
         let id = earlier.and_then(|resolved| Uuid::parse_str(resolved.id.as_str()).ok());

@@ -123,13 +123,11 @@ fn members(reply: Option<Value>) -> Result<Vec<Vec<u8>>, DecodeError> {
     let Some(Value::Array(values)) = reply else {
         return Err(DecodeError::NotASortedSet);
     };
-    values
-        .into_iter()
-        .map(|value| match value {
-            Value::BulkString(bytes) => Ok(bytes),
-            _ => Err(DecodeError::NotASortedSet),
-        })
-        .collect()
+    let member = |value| match value {
+        Value::BulkString(bytes) => Ok(bytes),
+        _ => Err(DecodeError::NotASortedSet),
+    };
+    values.into_iter().map(member).collect()
 }
 
 fn damaged(damage: DecodeError) -> HotCopy {

@@ -196,27 +196,24 @@ impl<I> Batch<I> {
                 },
                 Stage::Decided(Decided { copies, replies, mut counts }) => {
                     let sent: Vec<_> = copies.iter().map(|it| (it.position, it.outcome)).collect();
-                    match publish(copies, &shared.publisher).await {
-                        Ok(()) => {
-                            if !sent.is_empty() {
-                                failpoints::reached(Step::Copied);
-                            }
-                            sent.iter().for_each(|(_, outcome)| counts.add(*outcome));
-                            reply(replies.into_iter(), shared);
-                            let tags = self.received.iter().map(|received| received.tag).collect();
-                            return Ok(Finished { tags, counts });
-                        }
-                        Err((copies, unavailable)) => {
-                            let unconfirmed: Vec<_> = copies.iter().map(|it| it.position).collect();
-                            for (_, outcome) in
-                                sent.iter().filter(|it| !unconfirmed.contains(&it.0))
-                            {
-                                counts.add(*outcome);
-                            }
-                            self.stage = Stage::Decided(Decided { copies, replies, counts });
-                            return Err((self, unavailable));
+                    let published = publish(copies, &shared.publisher).await;
+                    let unconfirmed =
+                        published.as_ref().err().map_or(&[][..], |(copies, _)| copies);
+                    for (position, outcome) in &sent {
+                        if !unconfirmed.iter().any(|it| it.position == *position) {
+                            counts.add(*outcome);
                         }
                     }
+                    if let Err((copies, unavailable)) = published {
+                        self.stage = Stage::Decided(Decided { copies, replies, counts });
+                        return Err((self, unavailable));
+                    }
+                    if !sent.is_empty() {
+                        failpoints::reached(Step::Copied);
+                    }
+                    reply(replies.into_iter(), shared);
+                    let tags = self.received.iter().map(|received| received.tag).collect();
+                    return Ok(Finished { tags, counts });
                 }
             };
         }

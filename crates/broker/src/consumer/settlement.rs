@@ -162,12 +162,10 @@ fn fail<H: Handler>(
                 Failed { copy: Some((again, DeliveryOutcome::Retried)), refusal: None }
             }
             (failure, _) => {
-                let dead_letter = match &failure {
-                    Failure::Retry(cause) => {
-                        copy_to(queue.dlq()).with_failed_attempt(&cause.to_string(), now)
-                    }
-                    Failure::DeadLetter(_) => copy_to(queue.dlq()),
-                };
+                let mut dead_letter = copy_to(queue.dlq());
+                if let Failure::Retry(cause) = &failure {
+                    dead_letter = dead_letter.with_failed_attempt(&cause.to_string(), now);
+                }
                 let refusal = failure.into_refusal();
                 let dead_letter = dead_letter.dead_lettered(own_queue, refusal.clone(), now);
                 let copy = Some((dead_letter, DeliveryOutcome::DeadLettered));
