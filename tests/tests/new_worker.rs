@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use broker::Publication;
-use domain::event::Reopened;
 use serde_json::{Value, json};
 use system_tests::{Counts, Scenario};
 use testkit::place::{profile_dir, workspace};
 
 const WORKER: &str = "webhook-worker";
+const REOPENED: &str = "conversation.reopened";
 const QUEUE: &str = "conversation.webhook";
 
 /// The most files that one more worker touches.
@@ -81,10 +81,10 @@ async fn one_more_worker_touches_six_files_builds_consumes_and_is_listed() {
     assert!(set_up.status.success(), "{set_up:?}");
     let worker = scenario.start(WORKER).await;
     let event = json!({
-        "event_type": Reopened::ROUTING_KEY, "tenant_id": "t", "conversation_id": "c", "session_id": "s",
+        "event_type": REOPENED, "tenant_id": "t", "conversation_id": "c", "session_id": "s",
         "reopened_at": "2026-11-20T10:00:00Z",
     });
-    let event = Publication::event(Reopened::ROUTING_KEY, event.to_string().into_bytes());
+    let event = Publication::event(REOPENED, event.to_string().into_bytes());
     scenario.agent().send(vec![event]).await;
     let labels = [("queue", QUEUE), ("outcome", "applied")];
     Counts::reach(&worker, "verbatim_deliveries_total", &labels, 1.0).await;

@@ -12,7 +12,6 @@ const FIRST: Duration = Duration::from_millis(50);
 /// The longest pause without jitter, which adds up to the same amount.
 const LONGEST: Duration = Duration::from_millis(LONGEST_PAUSE.as_secs() * 1000 / 2);
 
-/// An endless sequence of pauses.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     pauses: backon::ExponentialBackoff,
@@ -29,7 +28,6 @@ impl Backoff {
         Self { pauses }
     }
 
-    /// How long to wait before the next try.
     pub(crate) fn next_pause(&mut self) -> Duration {
         self.pauses.next().unwrap_or(LONGEST)
     }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use domain::failure::{Dependency, FailureClass, Unavailable};
+use domain::failure::{Dependency, Unavailable};
 use lapin::tcp::TLSConfig;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, ConnectionProperties};
@@ -40,14 +40,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The addresses of one RabbitMQ cluster, and the connection name of this process.
 #[derive(Clone)]
 pub struct Endpoints {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    addresses: Vec<AMQPUri>,
-    process: String,
+    addresses: Arc<[AMQPUri]>,
+    process: Arc<str>,
     /// The index of the address that was connected last.
-    preferred: AtomicUsize,
+    preferred: Arc<AtomicUsize>,
 }
 
 /// Why a list of addresses is invalid. It does not contain the text, which may contain a password.
@@ -107,6 +103,12 @@ pub struct Connection {
     socket: Socket,
 }
 
+/// A connection and its one channel.
+pub(crate) struct Link {
+    pub(crate) connection: Connection,
+    pub(crate) channel: lapin::Channel,
+}
+
 impl Endpoints {
     /// Parses one URL, or several separated by commas (the nodes of one cluster). `process` is the first
     /// part of the connection name.
@@ -121,12 +123,11 @@ impl Endpoints {
             address.query.heartbeat = Some(HEARTBEAT_SECONDS);
             Ok(address)
         });
-        let addresses: Vec<AMQPUri> = addresses.collect::<Result<_, _>>()?;
+        let addresses: Arc<[AMQPUri]> = addresses.collect::<Result<_, _>>()?;
         if addresses.is_empty() {
             return Err(InvalidAddress::Empty);
         }
-        let preferred = AtomicUsize::new(0);
-        Ok(Self { inner: Arc::new(Inner { addresses, process: process.to_owned(), preferred }) })
+        Ok(Self { addresses, process: process.into(), preferred: Arc::default() })
     }
 
     /// Connects to the first address that accepts the connection. The address that was connected last is
@@ -135,13 +136,13 @@ impl Endpoints {
     /// # Errors
     /// No address accepted the connection.
     pub async fn connect(&self, purpose: &str) -> Result<Connection, Error> {
-        self.connect_to(&self.inner.addresses, purpose).await
+        self.connect_to(&self.addresses, purpose).await
     }
 
     /// [`Self::connect`] with small frames, for requests alone. Do not consume or publish on this
     /// connection: the headers of a message may need a larger frame.
     pub(crate) async fn connect_for_requests(&self, purpose: &str) -> Result<Connection, Error> {
-        let mut addresses = self.inner.addresses.clone();
+        let mut addresses = self.addresses.to_vec();
         for address in &mut addresses {
             address.query.frame_max = Some(REQUEST_FRAME_BYTES);
         }
@@ -149,13 +150,12 @@ impl Endpoints {
     }
 
     async fn connect_to(&self, addresses: &[AMQPUri], purpose: &str) -> Result<Connection, Error> {
-        let Inner { process, preferred, .. } = &*self.inner;
-        let first = preferred.load(Ordering::Relaxed);
+        let first = self.preferred.load(Ordering::Relaxed);
         let mut last_error = None;
         for index in (0..addresses.len()).map(|n| (first + n) % addresses.len()) {
-            match open(addresses[index].clone(), format!("{process} {purpose}")).await {
+            match open(addresses[index].clone(), format!("{} {purpose}", self.process)).await {
                 Ok(connection) => {
-                    preferred.store(index, Ordering::Relaxed);
+                    self.preferred.store(index, Ordering::Relaxed);
                     return Ok(connection);
                 }
                 Err(error) => last_error = Some(error),
@@ -168,11 +168,9 @@ impl Endpoints {
 
 impl fmt::Display for Endpoints {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, address) in self.inner.addresses.iter().enumerate() {
-            let comma = if n > 0 { ", " } else { "" };
-            write!(f, "{comma}{}:{}", address.authority.host, address.authority.port)?;
-        }
-        Ok(())
+        let addresses = self.addresses.iter().map(|it| &it.authority);
+        let addresses: Vec<_> = addresses.map(|it| format!("{}:{}", it.host, it.port)).collect();
+        f.write_str(&addresses.join(", "))
     }
 }
 
@@ -183,31 +181,26 @@ impl fmt::Debug for Endpoints {
 }
 
 impl Error {
-    /// How the failure is treated: always as unavailable, because no message is at fault.
-    #[must_use]
-    pub fn class(&self) -> FailureClass {
-        FailureClass::Unavailable
-    }
-
     /// Whether the client library could not parse what RabbitMQ sent, most likely a message property that
     /// is not UTF-8. It closes the connection for that.
     pub(crate) fn is_unreadable(&self) -> bool {
-        let (Self::Connect { source, .. } | Self::Request { source, .. }) = self else {
-            return false;
-        };
-        matches!(source.kind(), lapin::ErrorKind::ParsingError(_))
+        matches!(self.kind(), Some(lapin::ErrorKind::ParsingError(_)))
     }
 
     /// RabbitMQ's reply code (such as 404 or 406) and reply text, if it sent them.
     pub(crate) fn reply(&self) -> Option<(u16, String)> {
-        let (Self::Connect { source, .. } | Self::Request { source, .. }) = self else {
-            return None;
-        };
-        match source.kind() {
+        match self.kind()? {
             lapin::ErrorKind::ProtocolError(error) => {
                 Some((error.get_id(), error.get_message().to_string()))
             }
             _ => None,
+        }
+    }
+
+    fn kind(&self) -> Option<&lapin::ErrorKind> {
+        match self {
+            Self::Connect { source, .. } | Self::Request { source, .. } => Some(source.kind()),
+            Self::TimedOut { .. } => None,
         }
     }
 }
@@ -219,7 +212,6 @@ impl From<Error> for Unavailable {
 }
 
 impl Connection {
-    /// Opens a channel.
     pub(crate) async fn channel(&self) -> Result<lapin::Channel, Error> {
         request("open a channel", self.open_channel()).await
     }
@@ -248,6 +240,18 @@ impl Connection {
     }
 }
 
+impl Link {
+    pub(crate) async fn open(endpoints: &Endpoints, purpose: &str) -> Result<Self, Error> {
+        let connection = endpoints.connect(purpose).await?;
+        let channel = connection.channel().await?;
+        Ok(Self { connection, channel })
+    }
+
+    pub(crate) fn is_usable(&self) -> bool {
+        self.connection.is_open() && self.channel.status().connected()
+    }
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
         self.socket.close();
@@ -262,7 +266,6 @@ pub(crate) async fn request<T>(
     request_within(REQUEST_TIMEOUT, what, reply).await
 }
 
-/// Waits for a reply, for at most `limit`.
 pub(crate) async fn request_within<T>(
     limit: Duration,
     what: &'static str,
@@ -321,15 +324,12 @@ async fn open(address: AMQPUri, name: String) -> lapin::Result<Connection> {
         },
         properties,
     );
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-        Ok(Ok(amqp)) => Ok(Connection { amqp, socket }),
-        Ok(Err(error)) => {
+    let connected = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
+    match connected.unwrap_or_else(|_| Err(timed_out().into())) {
+        Ok(amqp) => Ok(Connection { amqp, socket }),
+        Err(error) => {
             socket.close();
             Err(error)
-        }
-        Err(_) => {
-            socket.close();
-            Err(timed_out().into())
         }
     }
 }
@@ -371,6 +371,6 @@ mod tests {
             panic!("something listens on port 9");
         };
         assert_eq!(error.to_string(), "cannot connect to RabbitMQ at 127.0.0.1:9");
-        assert_eq!(error.class(), FailureClass::Unavailable);
+        assert_eq!(Unavailable::from(error).dependency, Dependency::RabbitMq);
     }
 }

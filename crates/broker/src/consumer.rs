@@ -25,7 +25,6 @@ mod batch_builder;
 mod broker_requeues;
 mod end;
 mod observer;
-mod outcome_counts;
 mod prefetch;
 mod session;
 mod settings;

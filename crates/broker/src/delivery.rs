@@ -157,8 +157,7 @@ impl Delivery {
     ///
     /// 0 for a message that was not redelivered: there RabbitMQ 3 leaves the header as published, set by
     /// an agent or with the count of another queue.
-    #[must_use]
-    pub fn delivery_count(&self) -> u64 {
+    pub(crate) fn delivery_count(&self) -> u64 {
         if !self.redelivered {
             return 0;
         }
@@ -291,8 +290,14 @@ fn trusted_fleet_headers(exchange: &str, headers: &FieldTable) -> Option<FleetHe
 }
 
 /// Whether only the fleet publishes to every exchange that the message is known to have passed.
+///
+/// Messages of the fleet expire only in retry queues. If an agent publishes a forged `x-death` entry for its
+/// queue and `expired`, RabbitMQ 3 increments that entry and keeps its forged exchange.
 fn passed_only_fleet_exchanges(exchange: &str, headers: &FieldTable) -> bool {
-    let by_fleet = |death: &Death| is_fleet_death(&death.exchange, &death.queue, &death.reason);
+    let by_fleet = |death: &Death| {
+        let may_be_forged = death.reason == "expired" && !is_retry_queue(&death.queue);
+        fleet_only(&death.exchange) && !may_be_forged
+    };
     fleet_only(exchange) && deaths(headers).iter().all(by_fleet)
 }
 
@@ -300,13 +305,6 @@ fn passed_only_fleet_exchanges(exchange: &str, headers: &FieldTable) -> bool {
 /// queues.
 fn fleet_only(exchange: &str) -> bool {
     exchange.is_empty() || is_retry_queue(exchange)
-}
-
-/// Whether an `x-death` entry is of a message that the fleet published. Messages of the fleet expire only
-/// in retry queues. If an agent publishes a forged entry for its queue and `expired`, RabbitMQ 3
-/// increments that entry and keeps its forged exchange.
-fn is_fleet_death(exchange: &str, queue: &str, reason: &str) -> bool {
-    fleet_only(exchange) && (reason != "expired" || is_retry_queue(queue))
 }
 
 /// Whether this is the name of a retry queue, which is also the name of its exchange.

@@ -94,7 +94,6 @@ const INFO_REASON: &str = "x-verbatim-reason";
 const INFO_FIELD: &str = "x-verbatim-field";
 const INFO_DETAIL: &str = "x-verbatim-detail";
 
-/// The fleet headers of a first attempt.
 pub(crate) static FIRST_ATTEMPT: FleetHeaders = FleetHeaders {
     resolved: None,
     attempt: 1,
@@ -137,40 +136,40 @@ impl FleetHeaders {
     /// The headers as JSON; this is also the form in which dead letters are stored.
     #[must_use]
     pub fn to_headers(&self) -> Map<String, Value> {
-        let mut headers = Headers(Map::new());
-        if let Some(resolved) = &self.resolved {
-            headers.text(ID, Some(resolved.id.as_str()));
-            headers.text(CONVERSATION, Some(resolved.conversation.as_str()));
-            headers.time(TIMESTAMP, Some(resolved.timestamp));
-            headers.time(RECEIVED, Some(resolved.received_at));
-        }
-        headers.count(ATTEMPT, self.attempt, 1);
-        headers.texts(REASONS, &self.history.reasons);
-        headers.time(FIRST_FAILED, self.history.first_failed_at);
-        headers.time(LAST_FAILED, self.history.last_failed_at);
-        if let Some(origin) = &self.origin {
-            headers.text(EXCHANGE, Some(&origin.exchange));
-            headers.text(ROUTING_KEY, Some(&origin.routing_key));
-        }
-        if self.anonymous {
-            headers.0.insert(ANONYMOUS.to_owned(), true.into());
-        }
-        headers.text(USER, self.validated_user.as_deref());
-        headers.count(REPLAYS, self.replay_count, 0);
-        headers.text(REPLAY_OF, self.replay_of.map(|id| id.to_string()).as_deref());
-        if let Some(DeadLetterInfo { queue, refusal }) = &self.dead_letter_info {
-            headers.text(INFO_QUEUE, Some(queue));
-            headers.text(INFO_REASON, Some(refusal.reason.as_str()));
-            headers.text(INFO_FIELD, refusal.field.as_deref());
-            headers.text(INFO_DETAIL, Some(&refusal.detail));
-        }
-        headers.0
+        let text = |text: &str| Some(Value::from(shortened(text)));
+        let time = |time: Option<Timestamp>| Some(Value::from(time?.micros()));
+        let resolved = self.resolved.as_ref();
+        let History { reasons, first_failed_at, last_failed_at } = &self.history;
+        let origin = self.origin.as_ref();
+        let info = self.dead_letter_info.as_ref();
+        let refusal = info.map(|info| &info.refusal);
+        let headers = [
+            (ID, resolved.and_then(|it| text(it.id.as_str()))),
+            (CONVERSATION, resolved.and_then(|it| text(it.conversation.as_str()))),
+            (TIMESTAMP, time(resolved.map(|it| it.timestamp))),
+            (RECEIVED, time(resolved.map(|it| it.received_at))),
+            (ATTEMPT, (self.attempt != 1).then(|| self.attempt.into())),
+            (REASONS, (!reasons.is_empty()).then(|| reasons.iter().map(|it| text(it)).collect())),
+            (FIRST_FAILED, time(*first_failed_at)),
+            (LAST_FAILED, time(*last_failed_at)),
+            (EXCHANGE, origin.and_then(|it| text(&it.exchange))),
+            (ROUTING_KEY, origin.and_then(|it| text(&it.routing_key))),
+            (ANONYMOUS, self.anonymous.then_some(Value::Bool(true))),
+            (USER, self.validated_user.as_deref().and_then(text)),
+            (REPLAYS, (self.replay_count != 0).then(|| self.replay_count.into())),
+            (REPLAY_OF, self.replay_of.map(|id| id.to_string().into())),
+            (INFO_QUEUE, info.and_then(|it| text(&it.queue))),
+            (INFO_REASON, refusal.and_then(|it| text(it.reason.as_str()))),
+            (INFO_FIELD, refusal.and_then(|it| text(it.field.as_deref()?))),
+            (INFO_DETAIL, refusal.and_then(|it| text(&it.detail))),
+        ];
+        let present = headers.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        present.map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     /// Reads fleet headers. A header that is missing or invalid counts as absent: the message is then
     /// handled as without that header.
-    #[must_use]
-    pub fn from_headers(headers: &Map<String, Value>) -> Self {
+    pub(crate) fn from_headers(headers: &Map<String, Value>) -> Self {
         let text = |name: &str| headers.get(name).and_then(Value::as_str);
         let owned = |name: &str| text(name).map(str::to_owned);
         let count = |name: &str| {
@@ -226,37 +225,6 @@ impl History {
     }
 }
 
-/// Headers under construction; an absent value writes no header.
-struct Headers(Map<String, Value>);
-
-impl Headers {
-    fn text(&mut self, name: &str, value: Option<&str>) {
-        if let Some(value) = value {
-            self.0.insert(name.to_owned(), shortened(value).into());
-        }
-    }
-
-    fn texts(&mut self, name: &str, values: &[String]) {
-        if !values.is_empty() {
-            let values: Vec<Value> = values.iter().map(|text| shortened(text).into()).collect();
-            self.0.insert(name.to_owned(), values.into());
-        }
-    }
-
-    fn time(&mut self, name: &str, value: Option<Timestamp>) {
-        if let Some(value) = value {
-            self.0.insert(name.to_owned(), value.micros().into());
-        }
-    }
-
-    fn count(&mut self, name: &str, value: u32, usual: u32) {
-        if value != usual {
-            self.0.insert(name.to_owned(), value.into());
-        }
-    }
-}
-
-/// The text, cut at a character boundary to at most 2048 bytes.
 fn shortened(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]
 }

@@ -33,4 +33,4 @@ pub use delivery::{Death, Delivery};
 pub use handler::{Handled, Handler, Part, Processed, ReplyBody};
 pub use publication::{Publication, TooLong};
 pub use publisher::{PublishError, Publisher};
-pub use source::{FailurePolicy, Source};
+pub use source::Source;

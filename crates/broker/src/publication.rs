@@ -108,8 +108,7 @@ impl Publication {
 
     /// With the reason of the delivery's dead-letter info. A reason that RabbitMQ gave is in `x-death`,
     /// which is not copied.
-    #[must_use]
-    pub fn with_reason_of(mut self, delivery: &Delivery) -> Self {
+    pub(crate) fn with_reason_of(mut self, delivery: &Delivery) -> Self {
         self.fleet_headers.dead_letter_info = delivery.dead_letter_info().map(Cow::into_owned);
         self
     }
@@ -122,8 +121,7 @@ impl Publication {
     }
 
     /// With one more failed attempt in its history.
-    #[must_use]
-    pub fn with_failed_attempt(mut self, error: &str, at: Timestamp) -> Self {
+    pub(crate) fn with_failed_attempt(mut self, error: &str, at: Timestamp) -> Self {
         self.fleet_headers.history.record(error, at);
         self
     }
@@ -190,10 +188,7 @@ impl Publication {
         headers
     }
 
-    /// The properties as sent.
-    ///
-    /// # Errors
-    /// A property is longer than 255 bytes, AMQP's limit.
+    /// The properties as sent, if none is longer than 255 bytes, AMQP's limit.
     pub(crate) fn properties(&self) -> Result<BasicProperties, TooLong> {
         let mut properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)

@@ -4,16 +4,18 @@
 //! acknowledgement waits for a reply. A requester without a reply repeats its request. Replies work with
 //! direct reply-to (`amq.rabbitmq.reply-to`) and with reply queues.
 
+use std::error::Error;
+
 use domain::reply::{Reply, ReplyAddress};
 use lapin::BasicProperties;
 use lapin::options::BasicPublishOptions;
 use metrics::{Counter, Metrics, ReplyOutcome};
 use tokio::sync::mpsc;
 
-use crate::connection::{Connection, Endpoints, Error, request};
+use crate::connection::{Endpoints, Link, request};
 use crate::handler::ReplyBody;
 use crate::panics::catch_panic;
-use crate::publication::{TooLong, short};
+use crate::publication::short;
 use crate::topology;
 
 /// The most replies that wait to be sent: more than a consumer has deliveries by default. When RabbitMQ is
@@ -79,23 +81,12 @@ async fn send_all(
     }
 }
 
-/// Why a reply was not sent.
-#[derive(Debug, thiserror::Error)]
-enum ReplyFault {
-    #[error(transparent)]
-    TooLong(#[from] TooLong),
-    #[error(transparent)]
-    Encoding(#[from] serde_json::Error),
-    #[error(transparent)]
-    Broker(#[from] Error),
-}
-
 async fn send(
     endpoints: &Endpoints,
-    link: &mut Option<(Connection, lapin::Channel)>,
+    link: &mut Option<Link>,
     address: &ReplyAddress,
     body: ReplyBody,
-) -> Result<(), ReplyFault> {
+) -> Result<(), Box<dyn Error + Send + Sync>> {
     let queue = short("reply_to", &address.queue)?;
     let mut properties = BasicProperties::default().with_content_type("application/json".into());
     if let Some(id) = &address.correlation_id {
@@ -104,19 +95,13 @@ async fn send(
     let body = serde_json::to_vec(&Reply::to(address, body))?;
     // Publishing to a reply queue that does not exist is no error, but an invalid
     // `amq.rabbitmq.reply-to` address closes the channel.
-    let (connection, channel) = match link.take() {
-        Some((connection, channel)) if connection.is_open() && channel.status().connected() => {
-            (connection, channel)
-        }
-        _ => {
-            let connection = endpoints.connect("reply").await?;
-            let channel = connection.channel().await?;
-            (connection, channel)
-        }
+    let open = match link.take().filter(Link::is_usable) {
+        Some(open) => open,
+        None => Link::open(endpoints, "reply").await?,
     };
     let options = BasicPublishOptions::default();
-    let publish = channel.basic_publish("".into(), queue, options, &body, properties);
+    let publish = open.channel.basic_publish("".into(), queue, options, &body, properties);
     request("publish a reply", publish).await?;
-    *link = Some((connection, channel));
+    *link = Some(open);
     Ok(())
 }

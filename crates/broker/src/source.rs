@@ -8,12 +8,13 @@ use crate::topology::REQUESTS;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
     queue: &'static str,
-    failure_policy: FailurePolicy,
+    /// What happens to messages that its handler cannot handle.
+    pub(crate) failure_policy: FailurePolicy,
 }
 
 /// What happens to messages that are refused or that fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FailurePolicy {
+pub(crate) enum FailurePolicy {
     /// They become dead letters of this queue, after retries where another attempt may succeed; suspects are
     /// quarantined. For work.
     DeadLetter(WorkQueue),
@@ -50,13 +51,6 @@ impl Source {
         self.queue
     }
 
-    /// What happens to messages that its handler cannot handle.
-    #[must_use]
-    pub const fn failure_policy(&self) -> FailurePolicy {
-        self.failure_policy
-    }
-
-    /// The queue of its suspects; `None` if it has none.
     pub(crate) const fn suspect(&self) -> Option<&'static str> {
         match self.failure_policy {
             FailurePolicy::DeadLetter(queue) => Some(queue.suspect()),

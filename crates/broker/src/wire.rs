@@ -25,7 +25,6 @@ pub(crate) fn to_table(headers: &Map<String, Value>) -> FieldTable {
     table
 }
 
-/// A header that is a string.
 pub(crate) fn text(table: &FieldTable, name: &str) -> Option<String> {
     match table.inner().get(name)? {
         AMQPValue::LongString(text) => Some(text.to_string()),

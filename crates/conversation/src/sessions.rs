@@ -97,16 +97,15 @@ impl Sessions {
 
 fn update(action: &Action) -> Option<SessionUpdate> {
     Some(match action {
-        Action::SessionOpened(opened) => of(&opened.common, Some(SessionChange::Opened)),
-        Action::SessionClosed(closed) => SessionUpdate {
+        Action::SessionOpened(common) => of(common, Some(SessionChange::Opened)),
+        Action::SessionClosed(common, closed) => SessionUpdate {
             reason: closed.reason.clone(),
-            satisfaction: closed.satisfaction,
-            ..of(&closed.common, Some(SessionChange::Closed))
+            satisfaction: closed.satisfaction.map(u8::from),
+            ..of(common, Some(SessionChange::Closed))
         },
-        Action::Feedback(feedback) => SessionUpdate {
-            satisfaction: Some(feedback.satisfaction),
-            ..of(&feedback.common, None)
-        },
+        Action::Feedback(common, feedback) => {
+            SessionUpdate { satisfaction: Some(feedback.satisfaction.into()), ..of(common, None) }
+        }
         _ => return None,
     })
 }

@@ -312,7 +312,7 @@ async fn redis_restarted_empty_under_load_makes_no_reader_miss_an_acknowledged_m
     let read = reader.read(&key("s"), 1_000).await;
     assert_eq!(ids(&read.messages), acknowledged[acknowledged.len().saturating_sub(1_000)..]);
     eventually("both replicas to be back in Redis", LIMIT, async || {
-        let healths = [replica.hot.health(), reader.hot.health()];
+        let healths = [&replica, &reader].map(|it| *it.hot.subscribe().borrow());
         if healths == [Health::Up; 2] { Ok(()) } else { Err(format!("{healths:?}")) }
     })
     .await;

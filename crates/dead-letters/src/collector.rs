@@ -8,6 +8,8 @@
 //! steps that succeeded are not repeated.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
 use broker::topology::WorkQueue;
 use broker::{
@@ -26,7 +28,7 @@ use domain::reply::{ReplyAddress, ReplyError};
 use metrics::{Counter, Metrics, RerouteCause};
 
 use crate::record::read_dead_letter;
-use crate::reroute::{Once, Rerouted, publish_once, reroute};
+use crate::reroute::{Rerouted, publish_once, reroute};
 
 /// Stores the dead letters of one work queue, and publishes an event for each.
 #[derive(Clone)]
@@ -46,15 +48,15 @@ pub enum Item {
     DeadLetter(Box<Collected>),
 }
 
-/// A dead letter, and which steps have succeeded.
+/// A dead letter, and which steps have succeeded and are not repeated.
 pub struct Collected {
     record: CollectedDeadLetter,
     event: DeadLettered,
     /// Where its sender wants the reply that no worker sent.
     unanswered: Option<ReplyAddress>,
     trace_id: Option<String>,
-    stored: Once,
-    announced: Once,
+    stored: AtomicBool,
+    announced: AtomicBool,
 }
 
 impl Handler for DeadLetterCollector {
@@ -82,8 +84,8 @@ impl Handler for DeadLetterCollector {
             trace_id: delivery.trace_id(),
             record,
             event,
-            stored: Once::default(),
-            announced: Once::default(),
+            stored: AtomicBool::default(),
+            announced: AtomicBool::default(),
         })))
     }
 
@@ -111,7 +113,7 @@ impl Handler for DeadLetterCollector {
             let processed = Processed::from(Done::Applied);
             match item.dead_letter() {
                 None => Ok(processed),
-                Some(dead_letter) if dead_letter.stored.is_done() => {
+                Some(dead_letter) if dead_letter.stored.load(Relaxed) => {
                     Ok(Processed { reply: dead_letter.reply(), ..processed })
                 }
                 Some(_) => {
@@ -129,7 +131,6 @@ impl Handler for DeadLetterCollector {
 }
 
 impl Collected {
-    /// The reply that no worker sent.
     fn reply(&self) -> Option<ReplyBody> {
         self.unanswered.as_ref().map(|_| {
             Err(ReplyError {
@@ -174,42 +175,44 @@ impl DeadLetterCollector {
     /// Returns the error of each that was refused, in their order.
     async fn store(&self, dead_letters: &[&Collected]) -> Result<Vec<Cause>, Unavailable> {
         let new: Vec<&Collected> =
-            dead_letters.iter().copied().filter(|it| !it.stored.is_done()).collect();
-        let records: Vec<_> = new.iter().map(|it| &it.record).collect();
-        match retry_transient(&self.metrics, || self.database.store_dead_letters(&records)).await {
-            Ok(()) => {
-                new.iter().for_each(|it| self.mark_stored(it));
-                return Ok(Vec::new());
-            }
-            Err(error) if error.class() == FailureClass::Unavailable => return Err(error.into()),
-            Err(_) => {}
+            dead_letters.iter().copied().filter(|it| !it.stored.load(Relaxed)).collect();
+        if self.store_together(&new).await?.is_ok() {
+            return Ok(Vec::new());
         }
         let mut faults = Vec::new();
         for dead_letter in new {
-            let alone = [&dead_letter.record];
-            match retry_transient(&self.metrics, || self.database.store_dead_letters(&alone)).await
-            {
-                Ok(()) => self.mark_stored(dead_letter),
-                Err(error) if error.class() == FailureClass::Unavailable => {
-                    return Err(error.into());
-                }
-                Err(error) => {
-                    tracing::error!(
-                        queue = self.queue.dlq(),
-                        dead_letter = %dead_letter.event.dead_letter_id,
-                        trace_id = dead_letter.trace_id,
-                        error = with_causes(&error),
-                        "PostgreSQL refused a dead letter; it stays in its dead-letter queue and is retried"
-                    );
-                    faults.push(error.into());
-                }
+            if let Err(error) = self.store_together(&[dead_letter]).await? {
+                tracing::error!(
+                    queue = self.queue.dlq(),
+                    dead_letter = %dead_letter.event.dead_letter_id,
+                    trace_id = dead_letter.trace_id,
+                    error = with_causes(&error),
+                    "PostgreSQL refused a dead letter; it stays in its dead-letter queue and is retried"
+                );
+                faults.push(error.into());
             }
         }
         Ok(faults)
     }
 
+    /// Stores dead letters in one transaction. The inner error: PostgreSQL refused it.
+    async fn store_together(
+        &self,
+        dead_letters: &[&Collected],
+    ) -> Result<Result<(), database::Error>, Unavailable> {
+        let records: Vec<_> = dead_letters.iter().map(|it| &it.record).collect();
+        match retry_transient(&self.metrics, || self.database.store_dead_letters(&records)).await {
+            Ok(()) => {
+                dead_letters.iter().for_each(|it| self.mark_stored(it));
+                Ok(Ok(()))
+            }
+            Err(error) if error.class() == FailureClass::Unavailable => Err(error.into()),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
     fn mark_stored(&self, dead_letter: &Collected) {
-        dead_letter.stored.mark_done();
+        dead_letter.stored.store(true, Relaxed);
         let DeadLettered { reason, dead_letter_id, field, attempts, .. } = &dead_letter.event;
         let (queue, reason) = (self.queue.name(), *reason);
         self.metrics.add(Counter::DeadLettersStored { queue, reason }, 1);
@@ -237,7 +240,7 @@ impl DeadLetterCollector {
 
     async fn announce(&self, dead_letters: &[&Collected]) -> Result<(), Unavailable> {
         let mut events = Vec::with_capacity(dead_letters.len());
-        let new = |it: &&&Collected| it.stored.is_done() && !it.announced.is_done();
+        let new = |it: &&&Collected| it.stored.load(Relaxed) && !it.announced.load(Relaxed);
         for dead_letter in dead_letters.iter().filter(new) {
             let event = Event::DeadLettered(dead_letter.event.clone());
             let body = serde_json::to_vec(&event).map_err(|error| Unavailable {

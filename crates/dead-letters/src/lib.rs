@@ -14,9 +14,7 @@ mod rate;
 mod record;
 mod replay;
 mod reroute;
-mod selection;
 mod suggestion;
-mod unrouted;
 mod validator;
 
 pub use self::collector::DeadLetterCollector;
@@ -26,6 +24,6 @@ pub use self::replay::{
     Ended, Failed, Planned, Progress, ReplayReport, ReplaySettings, Replayer, Sent, StopOnFailure,
     Taken,
 };
+pub use self::reroute::RerouteUnrouted;
 pub use self::suggestion::{Step, Suggestion};
-pub use self::unrouted::RerouteUnrouted;
-pub use self::validator::{DeadLetterValidator, ReplayPlan};
+pub use self::validator::DeadLetterValidator;

@@ -7,16 +7,18 @@ use database::{
 };
 use domain::failure::Refusal;
 use metrics::Metrics;
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::edit::{EditFault, set};
-use crate::selection::{PAGE, describe_selection};
 use crate::suggestion::{Step, Suggestion};
 use crate::validator::DeadLetterValidator;
 
 /// Dead letters that are discarded or restored in one transaction.
 const BATCH: u32 = 500;
+/// Dead letters read in one page; fewer if their bodies are large.
+pub(crate) const PAGE: u32 = 16;
+
 /// The dead letters of a fleet. Clones share their connections.
 #[derive(Clone)]
 pub struct DeadLetters {
@@ -266,4 +268,19 @@ fn with_fields(
         body = set(&body, field, value)?;
     }
     Ok((Some(body), fields.iter().map(|(field, _)| field.clone()).collect()))
+}
+
+/// A selection as JSON for the audit log. Ids are only counted: each has its own line in the audit log.
+pub(crate) fn describe_selection(selection: &Selection) -> Value {
+    match selection {
+        Selection::Ids(ids) => json!({"ids": ids.len()}),
+        Selection::Matching(filter) => {
+            let mut described = serde_json::to_value(filter).unwrap_or_default();
+            if filter.error_contains.is_some() {
+                described["error_contains"] = true.into();
+            }
+            described
+        }
+        Selection::All => json!("all"),
+    }
 }

@@ -6,14 +6,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The rate limit of a run.
 #[derive(Debug)]
 pub(super) struct RateLimit {
     rate: f64,
     next: Instant,
 }
 
-/// The size of the next batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BatchSize {
     size: u32,
@@ -70,12 +68,10 @@ impl BatchSize {
         Self { size: 1, largest: largest.max(1) }
     }
 
-    /// The size in dead letters.
     pub(super) fn get(self) -> u32 {
         self.size
     }
 
-    /// Sets the size of the next batch after the result of the last one.
     pub(super) fn update(&mut self, result: BatchResult) {
         self.size = match result {
             BatchResult::Succeeded => self.size.saturating_mul(2).min(self.largest),

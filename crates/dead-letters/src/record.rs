@@ -152,7 +152,6 @@ fn body_fields(body: &[u8]) -> Map<String, Value> {
     fields
 }
 
-/// The conversation of an action that names none: that of its session.
 fn conversation_of_session(body: &Map<String, Value>) -> Option<String> {
     let text = |name: &str| body.get(name)?.as_str();
     let tenant = TenantId::new(text("tenant_id")?).ok()?;

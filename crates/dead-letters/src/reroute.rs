@@ -5,34 +5,33 @@
 //! carries the resolved id from its decoding.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
-use broker::{Delivery, Publication, Publisher};
+use broker::topology::{WorkQueue, queue_of};
+use broker::{Decoder, Delivery, Handled, Handler, Publication, Publisher, Source};
+use domain::action::ActionKind;
 use domain::envelope::Resolved;
-use domain::failure::Unavailable;
-use metrics::{Counter, Metrics};
-
-/// Whether a step has succeeded, so that it is not repeated.
-#[derive(Debug, Default)]
-pub(crate) struct Once(AtomicBool);
+use domain::failure::{Dependency, Done, Refusal, Unavailable};
+use metrics::{Counter, Metrics, RerouteCause};
 
 /// A copy of a delivery for its own queue.
 #[derive(Debug)]
 pub struct Rerouted {
     copy: Arc<Publication>,
-    sent: Once,
+    sent: AtomicBool,
 }
 
-impl Once {
-    /// Records that it has succeeded.
-    pub(crate) fn mark_done(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether it has succeeded.
-    pub(crate) fn is_done(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
+/// The handler of `domain.unrouted`, the queue of unroutable actions.
+///
+/// A known action was unroutable because its queue or binding was missing: it is rerouted to its own queue by
+/// the default exchange. An unknown action becomes a dead letter, so a message with a mistyped routing key is
+/// not lost.
+#[derive(Clone)]
+pub struct RerouteUnrouted {
+    publisher: Publisher,
+    metrics: Metrics,
+    decoder: Decoder,
 }
 
 impl Rerouted {
@@ -40,7 +39,7 @@ impl Rerouted {
     /// delivery could be decoded.
     pub(crate) fn new(delivery: &Delivery, queue: &str, resolved: Option<Resolved>) -> Self {
         let copy = Publication::copy(delivery, queue).resolved(resolved);
-        Self { copy: Arc::new(copy), sent: Once::default() }
+        Self { copy: Arc::new(copy), sent: AtomicBool::default() }
     }
 
     /// The resolved id and times, which a retry must carry too.
@@ -66,20 +65,66 @@ pub(crate) async fn reroute(
 /// Publishes the messages that are not marked as done, and marks those that are confirmed. Returns how many were
 /// confirmed, and the error of a publish that failed.
 pub(crate) async fn publish_once(
-    messages: Vec<(&Once, Arc<Publication>)>,
+    messages: Vec<(&AtomicBool, Arc<Publication>)>,
     publisher: &Publisher,
 ) -> (u64, Result<(), Unavailable>) {
-    let new = messages.into_iter().filter(|(once, _)| !once.is_done());
-    let (flags, messages): (Vec<&Once>, Vec<_>) = new.unzip();
+    let new = messages.into_iter().filter(|(done, _)| !done.load(Relaxed));
+    let (flags, messages): (Vec<&AtomicBool>, Vec<_>) = new.unzip();
     let (mut confirmed, mut outcome) = (0, Ok(()));
-    for (once, result) in flags.into_iter().zip(publisher.publish_all(messages).await) {
+    for (done, result) in flags.into_iter().zip(publisher.publish_all(messages).await) {
         match result {
             Ok(()) => {
-                once.mark_done();
+                done.store(true, Relaxed);
                 confirmed += 1;
             }
             Err(error) => outcome = Err(error.into()),
         }
     }
     (confirmed, outcome)
+}
+
+impl RerouteUnrouted {
+    /// The handler. Copies are published through `publisher`.
+    #[must_use]
+    pub fn new(publisher: Publisher, metrics: Metrics, decoder: Decoder) -> Self {
+        Self { publisher, metrics, decoder }
+    }
+}
+
+impl Handler for RerouteUnrouted {
+    type Item = Rerouted;
+    /// It needs RabbitMQ alone.
+    const NEEDS: &'static [Dependency] = &[];
+
+    fn source(&self) -> Source {
+        Source::work(WorkQueue::Unrouted)
+    }
+
+    fn decode(&self, delivery: &Delivery) -> Result<Rerouted, Refusal> {
+        // By its body first, because the routing key may be wrong.
+        let (kind, resolved) = match self.decoder.decode(delivery) {
+            Ok(action) => (action.kind(), action.resolved()),
+            Err(refusal) => {
+                (ActionKind::parse(&delivery.origin().routing_key).ok_or(refusal)?, None)
+            }
+        };
+        Ok(Rerouted::new(delivery, queue_of(kind), resolved))
+    }
+
+    fn resolved(&self, item: &Rerouted) -> Option<Resolved> {
+        item.resolved()
+    }
+
+    /// Publishes each once to its own queue, whose worker replies. While a queue is missing the batch is held.
+    async fn handle(&self, items: &[Rerouted]) -> Result<Vec<Handled>, Unavailable> {
+        let (queue, cause) = (WorkQueue::Unrouted.name(), RerouteCause::Unrouted);
+        let counter = Counter::MessagesRerouted { queue, cause };
+        let copies: Vec<_> = items.iter().collect();
+        reroute(&copies, &self.publisher, &self.metrics, counter).await?;
+        Ok(items.iter().map(|_| Ok(Done::Applied.into())).collect())
+    }
+
+    async fn probe(&self, _: Dependency) -> Result<(), Unavailable> {
+        Ok(())
+    }
 }

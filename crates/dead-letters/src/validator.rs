@@ -25,23 +25,20 @@ pub struct DeadLetterValidator {
 
 /// What a replay of a dead letter would be.
 #[derive(Debug)]
-pub struct ReplayPlan {
+pub(crate) struct ReplayPlan {
     /// The queue that it is sent to.
-    pub queue: String,
+    pub(crate) queue: String,
     /// The resolved id, conversation and times; `None` if the body cannot be decoded.
-    pub resolved: Option<Resolved>,
+    pub(crate) resolved: Option<Resolved>,
     /// The fingerprint of its content, if it is a message to save.
-    pub fingerprint: Option<ContentFingerprint>,
+    pub(crate) fingerprint: Option<ContentFingerprint>,
     /// Why the workers of this version would refuse it; `None`: they would accept it.
-    pub refusal: Option<Refusal>,
+    pub(crate) refusal: Option<Refusal>,
 }
 
 impl DeadLetterValidator {
-    /// Decodes a body with the properties and headers of a dead letter.
-    ///
-    /// # Errors
-    /// The reason for which the workers would refuse it.
-    pub fn decode(&self, detail: &DeadLetterDetail, body: &[u8]) -> Result<Action, Refusal> {
+    /// Decodes a body with the properties and headers of a dead letter, as the workers would.
+    pub(crate) fn decode(&self, detail: &DeadLetterDetail, body: &[u8]) -> Result<Action, Refusal> {
         let delivery = delivery_of(detail, Vec::new());
         let earlier = delivery.fleet_headers().resolved.as_ref();
         let id = earlier.and_then(|resolved| Uuid::parse_str(resolved.id.as_str()).ok());
@@ -54,8 +51,7 @@ impl DeadLetterValidator {
     }
 
     /// What a replay of a dead letter would be.
-    #[must_use]
-    pub fn plan(&self, detail: &DeadLetterDetail) -> ReplayPlan {
+    pub(crate) fn plan(&self, detail: &DeadLetterDetail) -> ReplayPlan {
         let body = detail.body_to_send();
         // The identity must not depend on the size limit, which is a setting of each process.
         let decoded = Self { max_body_bytes: usize::MAX }.decode(detail, body);
@@ -90,8 +86,7 @@ impl DeadLetterValidator {
 
 impl ReplayPlan {
     /// The message to publish. It carries no header of RabbitMQ or of an agent except the trace.
-    #[must_use]
-    pub fn publication(&self, detail: &DeadLetterDetail) -> Publication {
+    pub(crate) fn publication(&self, detail: &DeadLetterDetail) -> Publication {
         let DeadLetterDetail { dead_letter, .. } = detail;
         let copy =
             Publication::copy(&delivery_of(detail, detail.body_to_send().to_vec()), &self.queue);

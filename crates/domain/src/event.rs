@@ -127,26 +127,6 @@ pub struct Erased {
     pub messages: i64,
 }
 
-impl Migrated {
-    /// The routing key, and the `event_type`.
-    pub const ROUTING_KEY: &str = "conversation.migrated";
-}
-
-impl Reopened {
-    /// The routing key, and the `event_type`.
-    pub const ROUTING_KEY: &str = "conversation.reopened";
-}
-
-impl DeadLettered {
-    /// The routing key, and the `event_type`.
-    pub const ROUTING_KEY: &str = "conversation.dead_lettered";
-}
-
-impl Erased {
-    /// The routing key, and the `event_type`.
-    pub const ROUTING_KEY: &str = "conversation.erased";
-}
-
 impl Event {
     /// Decodes the body of a message from the exchange of events.
     ///
@@ -163,10 +143,10 @@ impl Event {
     #[must_use]
     pub fn routing_key(&self) -> &'static str {
         match self {
-            Self::Migrated(_) => Migrated::ROUTING_KEY,
-            Self::Reopened(_) => Reopened::ROUTING_KEY,
-            Self::DeadLettered(_) => DeadLettered::ROUTING_KEY,
-            Self::Erased(_) => Erased::ROUTING_KEY,
+            Self::Migrated(_) => "conversation.migrated",
+            Self::Reopened(_) => "conversation.reopened",
+            Self::DeadLettered(_) => "conversation.dead_lettered",
+            Self::Erased(_) => "conversation.erased",
         }
     }
 }

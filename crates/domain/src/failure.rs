@@ -30,7 +30,8 @@ pub enum FailureClass {
 }
 
 /// A server that the fleet depends on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Dependency {
     /// RabbitMQ.
     RabbitMq,

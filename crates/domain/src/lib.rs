@@ -12,8 +12,6 @@ pub mod envelope;
 pub mod event;
 pub mod failure;
 pub mod failure_policy;
-#[cfg(feature = "fixtures")]
-pub mod fixtures;
 pub mod fleet;
 pub mod ids;
 pub mod json;
@@ -21,7 +19,6 @@ pub mod message;
 mod named;
 pub mod repeated;
 pub mod reply;
-pub mod schema;
 pub mod status;
 pub mod time;
 pub mod wire;

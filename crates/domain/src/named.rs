@@ -46,7 +46,7 @@ pub(crate) use named;
 
 #[cfg(test)]
 mod tests {
-    use crate::failure::DeadLetterReason;
+    use crate::failure::{DeadLetterReason, Dependency};
     use crate::message::Role;
     use crate::reply::ErrorType;
     use crate::status::ConversationStatus;
@@ -62,5 +62,8 @@ mod tests {
             )+};
         }
         check!(ConversationStatus, DeadLetterReason, ErrorType, Role);
+        for dependency in Dependency::ALL {
+            assert_eq!(serde_json::json!(dependency), dependency.as_str());
+        }
     }
 }

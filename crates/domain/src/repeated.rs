@@ -17,17 +17,12 @@ impl RepeatedFailure {
     /// The action failed. True if that should be logged: for the first failure, and then once a minute.
     #[must_use]
     pub fn failed(&mut self, now: Instant) -> bool {
-        match &mut self.current {
-            Some((_, logged)) if now.saturating_duration_since(*logged) < INTERVAL => false,
-            Some((_, logged)) => {
-                *logged = now;
-                true
-            }
-            None => {
-                self.current = Some((now, now));
-                true
-            }
+        let (since, logged) = self.current.unwrap_or((now, now));
+        let log = self.current.is_none() || now.saturating_duration_since(logged) >= INTERVAL;
+        if log {
+            self.current = Some((since, now));
         }
+        log
     }
 
     /// The action succeeded. Returns how long it had failed, if it had.

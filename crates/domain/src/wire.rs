@@ -110,7 +110,7 @@ pub struct SessionOpened {}
 
 /// A session ended. When the last open session of a conversation has ended, the conversation is
 /// archived after a grace period, unless a session opens again.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 pub struct SessionClosed {
     /// Why it ended.
     pub reason: Option<String>,
@@ -119,7 +119,7 @@ pub struct SessionClosed {
 }
 
 /// Request the messages that a model should see. `model_name` is the model.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 pub struct GetContext {
     /// The budget for the messages, in tokens; by default the model's.
     pub max_tokens: Option<Integer<1, { u32::MAX as i64 }>>,
@@ -128,7 +128,7 @@ pub struct GetContext {
 }
 
 /// Request the newest messages of a conversation; they are returned oldest first.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 pub struct GetHistory {
     /// The largest number of messages; 100 by default.
     pub limit: Option<PageSize>,
@@ -137,7 +137,7 @@ pub struct GetHistory {
 }
 
 /// Rate a conversation.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 pub struct Feedback {
     /// How satisfied the user was, from 1 (bad) to 5 (good).
     pub satisfaction: Satisfaction,
@@ -153,6 +153,3 @@ pub type Satisfaction = Integer<1, 5>;
 
 /// The number of entries in one reply.
 pub type PageSize = Integer<1, 1000>;
-
-/// The number of entries in a reply where the request has no `limit`.
-pub const DEFAULT_PAGE_SIZE: u32 = 100;

@@ -12,10 +12,8 @@ use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Protocol
 #[derive(Clone)]
 pub struct Address(Target);
 
-/// What an address leads to.
 #[derive(Clone)]
 pub(crate) enum Target {
-    /// One server.
     Server(Box<ConnectionInfo>),
     /// Some nodes of a cluster; the other nodes are discovered through them.
     Cluster(Vec<ConnectionInfo>),
@@ -89,7 +87,6 @@ fn node(url: &str) -> Result<ConnectionInfo, InvalidAddress> {
     Ok(info)
 }
 
-/// Whether these can be nodes of one cluster.
 fn cluster(nodes: &[ConnectionInfo]) -> Result<(), InvalidAddress> {
     let tls = |node: &ConnectionInfo| matches!(node.addr(), ConnectionAddr::TcpTls { .. });
     let credentials = |node: &ConnectionInfo| {
@@ -119,11 +116,8 @@ impl fmt::Display for Address {
                 write!(f, "{}/{}", server.addr(), server.redis_settings().db())
             }
             Target::Cluster(nodes) => {
-                for (i, node) in nodes.iter().enumerate() {
-                    let comma = if i == 0 { "" } else { ", " };
-                    write!(f, "{comma}{}", node.addr())?;
-                }
-                Ok(())
+                let nodes: Vec<_> = nodes.iter().map(|node| node.addr().to_string()).collect();
+                f.write_str(&nodes.join(", "))
             }
         }
     }

@@ -111,13 +111,11 @@ where
 /// A conversation of which a command failed, with the first error.
 type Failure<'a> = (&'a ConversationKey, Error);
 
-/// A pipeline to one server that is being filled.
 struct Write<'l, 'a> {
     link: Link<'l>,
     pipeline: Pipeline,
     /// The conversation of each command.
     owners: Vec<&'a ConversationKey>,
-    /// The members of the next ZADD.
     adding: Members,
     /// The size of the members in the pipeline.
     bytes: usize,
@@ -142,7 +140,6 @@ impl<'l, 'a> Write<'l, 'a> {
         self.bytes + self.adding.bytes() >= WRITE_BYTES
     }
 
-    /// Adds a ZADD of the collected members to the pipeline.
     fn add(&mut self, key: &'a ConversationKey, name: &str) {
         if self.adding.len() == 0 {
             return;

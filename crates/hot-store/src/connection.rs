@@ -63,7 +63,6 @@ type BoxError = Box<dyn StdError + Send + Sync>;
 type ServerCheck = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 type Attempt = watch::Receiver<Option<Result<Connection, Error>>>;
 
-/// The current connection to Redis, shared by all clones of the store.
 #[derive(Clone)]
 pub(crate) struct Connections(Arc<Shared>);
 
@@ -93,7 +92,6 @@ enum State {
 pub(crate) struct Connection(Arc<CheckedConnection>);
 
 struct CheckedConnection {
-    /// The number of this connection within the process.
     serial: u64,
     servers: Servers,
     server_identity: ServerIdentity,
@@ -101,14 +99,12 @@ struct CheckedConnection {
     owner: Connections,
 }
 
-/// One server process of a connection.
 #[derive(Clone, Copy)]
 pub(crate) struct Link<'a> {
     connection: &'a Connection,
     node: &'a Node,
 }
 
-/// The part of some work that concerns one server process.
 pub(crate) struct Share<'a, T> {
     pub(crate) link: Link<'a>,
     /// The keys of this server, each with its part of the work.
@@ -223,7 +219,6 @@ impl Connections {
         }
     }
 
-    /// Discards a connection if it is the current one.
     pub(crate) fn lost(&self, serial: u64, cause: &Error) {
         let mut state = self.state();
         if matches!(&*state, State::Live(connection) if connection.serial() == serial) {
@@ -235,8 +230,7 @@ impl Connections {
     /// Starts an attempt in its own task, so that it continues when its caller is cancelled.
     fn start(&self, state: &mut State) -> Attempt {
         let (outcome, attempt) = watch::channel(None);
-        let started = State::Connecting { attempt: attempt.clone(), down: None };
-        let (mut pauses, down) = match std::mem::replace(state, started) {
+        let (mut pauses, down) = match std::mem::replace(state, State::Empty) {
             State::Down { pauses, cause, .. } => (pauses, Some(cause)),
             State::Empty | State::Connecting { .. } | State::Live(_) => (self.pauses(), None),
         };
@@ -307,7 +301,6 @@ impl Connections {
         }
     }
 
-    /// The pause of the watcher: until the next attempt may start, or one interval.
     fn pause(&self) -> Duration {
         match &*self.state() {
             State::Down { retry_at, .. } => retry_at.saturating_duration_since(Instant::now()),
@@ -347,17 +340,14 @@ impl Connections {
 }
 
 impl Connection {
-    /// The number of this connection within the process.
     pub(crate) fn serial(&self) -> u64 {
         self.0.serial
     }
 
-    /// Every server process.
     pub(crate) fn links(&self) -> impl Iterator<Item = Link<'_>> {
         self.0.servers.nodes().iter().map(|node| Link { connection: self, node })
     }
 
-    /// The server process of a key.
     pub(crate) fn of(&self, key: &str) -> Link<'_> {
         let node = &self.0.servers.nodes()[self.0.servers.index_of(key)];
         Link { connection: self, node }

@@ -82,7 +82,6 @@ impl Error {
         }
     }
 
-    /// The same error with the name of its server.
     pub(crate) fn at(mut self, server: &str) -> Self {
         if let Some(text) = self.text() {
             *text = format!("{server}: {text}").into();

@@ -30,7 +30,6 @@ pub(crate) fn conversation_of(name: &str) -> Option<ConversationKey> {
     (messages(&key) == name).then_some(key)
 }
 
-/// The inverse of [`escape`].
 fn unescape(escaped: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(escaped.len());
     let mut rest = escaped.bytes();

@@ -49,7 +49,6 @@ pub enum Loaded {
     Superseded,
 }
 
-/// A Lua script and its SHA-1, by which Redis caches it.
 struct Script {
     source: &'static str,
     hash: String,
@@ -115,7 +114,6 @@ impl Script {
         Self { source, hash: redis::Script::new(source).get_hash().to_owned() }
     }
 
-    /// The command that runs it on a key, without arguments.
     fn on(&self, key: &str) -> redis::Cmd {
         let mut command = redis::cmd("EVALSHA");
         command.arg(&self.hash).arg(1).arg(key);

@@ -8,11 +8,9 @@ use redis::{AsyncConnectionConfig, Client, ConnectionInfo, Pipeline, RedisError,
 use crate::error::Error;
 use crate::settings::Settings;
 
-/// A connection to one server process. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Node {
     redis: MultiplexedConnection,
-    /// The name of the server in errors.
     name: Arc<str>,
 }
 
@@ -34,7 +32,6 @@ impl Node {
         Ok(Self { redis, name: name.into() })
     }
 
-    /// The name of the server in errors.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
@@ -53,10 +50,7 @@ impl Node {
         reply.and_then(Value::extract_error)
     }
 
-    /// Sends commands in one write and returns their replies.
-    ///
-    /// # Errors
-    /// The connection was lost, or one of the replies is an error.
+    /// Sends commands in one write and returns their replies, if none of them is an error.
     pub(crate) async fn send<const N: usize>(
         &self,
         commands: [&[&str]; N],

@@ -95,12 +95,8 @@ fn interpret(
         let same_time = messages_of(same_time)?;
         if same_time.len() == SAME_TIME {
             // There may be more of them, and some of these may belong to the window.
-            return Ok(HotCopy {
-                markers,
-                messages: vec![],
-                extent: Extent::CutShort,
-                damage: None,
-            });
+            let (messages, extent) = (Vec::new(), Extent::CutShort);
+            return Ok(HotCopy { markers, messages, extent, damage: None });
         }
         messages.extend(same_time.into_iter().filter(|message| message.id < before.id));
     }
@@ -127,13 +123,11 @@ fn members(reply: Option<Value>) -> Result<Vec<Vec<u8>>, DecodeError> {
     let Some(Value::Array(values)) = reply else {
         return Err(DecodeError::NotASortedSet);
     };
-    values
-        .into_iter()
-        .map(|value| match value {
-            Value::BulkString(bytes) => Ok(bytes),
-            _ => Err(DecodeError::NotASortedSet),
-        })
-        .collect()
+    let member = |value| match value {
+        Value::BulkString(bytes) => Ok(bytes),
+        _ => Err(DecodeError::NotASortedSet),
+    };
+    values.into_iter().map(member).collect()
 }
 
 fn damaged(damage: DecodeError) -> HotCopy {

@@ -19,7 +19,6 @@ const PAGE: usize = 500;
 #[derive(Debug, Clone)]
 pub struct ScanCursor {
     serial: u64,
-    /// The index of the server within the connection.
     server: usize,
     cursor: String,
 }

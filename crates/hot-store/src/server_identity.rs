@@ -17,21 +17,14 @@ use crate::error::Error;
 /// The identity of the server processes that have the hot copies: one master, or each master of a
 /// cluster with its slots. Its text is stored in PostgreSQL and compared there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ServerIdentity(BTreeSet<Master>);
+pub struct ServerIdentity(pub(crate) BTreeSet<Master>);
 
-/// One master.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Master {
     run_id: String,
     replication_id: String,
     /// Its slots in a cluster; `None` for a single server.
     slots: Option<String>,
-}
-
-impl FromIterator<Master> for ServerIdentity {
-    fn from_iter<I: IntoIterator<Item = Master>>(masters: I) -> Self {
-        Self(masters.into_iter().collect())
-    }
 }
 
 impl Master {
@@ -51,7 +44,6 @@ impl Master {
         })
     }
 
-    /// The same master with its slots in a cluster.
     pub(crate) fn of_slots(self, slots: String) -> Self {
         Self { slots: Some(slots), ..self }
     }
@@ -61,14 +53,11 @@ impl fmt::Display for ServerIdentity {
     /// `run id:replication id`; in a cluster `run id:replication id:slots` of each master, in byte
     /// order, separated by commas.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, master) in self.0.iter().enumerate() {
-            let comma = if i == 0 { "" } else { "," };
-            write!(f, "{comma}{}:{}", master.run_id, master.replication_id)?;
-            if let Some(slots) = &master.slots {
-                write!(f, ":{slots}")?;
-            }
-        }
-        Ok(())
+        let masters = self.0.iter().map(|Master { run_id, replication_id, slots }| match slots {
+            Some(slots) => format!("{run_id}:{replication_id}:{slots}"),
+            None => format!("{run_id}:{replication_id}"),
+        });
+        f.write_str(&masters.collect::<Vec<_>>().join(","))
     }
 }
 
@@ -92,7 +81,7 @@ mod tests {
         let replication =
             "# Replication\r\nrole:master\r\nmaster_replid:bbbb\r\nmaster_replid2:0\r\n";
         let master = Master::of(SERVER, replication).unwrap();
-        assert_eq!(ServerIdentity::from_iter([master]).to_string(), "aaaa:bbbb");
+        assert_eq!(ServerIdentity(BTreeSet::from([master])).to_string(), "aaaa:bbbb");
     }
 
     #[test]
@@ -118,15 +107,15 @@ mod tests {
             master.of_slots(slots.to_owned())
         };
         let server_identity =
-            ServerIdentity::from_iter([master("b", "10-16383"), master("a", "0-9")]);
+            ServerIdentity(BTreeSet::from([master("b", "10-16383"), master("a", "0-9")]));
         assert_eq!(server_identity.to_string(), "a:r:0-9,b:r:10-16383");
         assert_eq!(
             server_identity,
-            ServerIdentity::from_iter([master("a", "0-9"), master("b", "10-16383")])
+            ServerIdentity(BTreeSet::from([master("a", "0-9"), master("b", "10-16383")]))
         );
         assert_ne!(
             server_identity,
-            ServerIdentity::from_iter([master("a", "0-8"), master("b", "9-16383")])
+            ServerIdentity(BTreeSet::from([master("a", "0-8"), master("b", "9-16383")]))
         );
     }
 }

@@ -18,7 +18,6 @@ use crate::server_identity::{Master, ServerIdentity, field};
 use crate::settings::Settings;
 use crate::slots::{Endpoint, SlotMap, slot_of};
 
-/// The connections to all server processes that hold hot copies.
 pub(crate) struct Servers {
     nodes: Vec<Node>,
     /// `None`: one server has every key.
@@ -27,14 +26,12 @@ pub(crate) struct Servers {
 
 struct Cluster {
     map: SlotMap,
-    /// The ids of `nodes`.
     ids: Vec<String>,
     /// The last slot of each range, in order, and which of `nodes` owns it.
     ranges: Vec<(u16, usize)>,
 }
 
 impl Servers {
-    /// Connects to every server process and reads the server identity.
     pub(crate) async fn connect(settings: &Settings) -> Result<(Self, ServerIdentity), Error> {
         let servers = match settings.address.target() {
             Target::Server(info) => {
@@ -47,22 +44,19 @@ impl Servers {
         Ok((servers, server_identity))
     }
 
-    /// Reads the current server identity.
-    ///
-    /// # Errors
-    /// A server does not reply, is not a master or, in a cluster, reports another slot map.
+    /// Reads the current server identity. It is an error if a server does not reply, is not a master or, in
+    /// a cluster, reports another slot map.
     pub(crate) async fn server_identity(&self) -> Result<ServerIdentity, Error> {
-        match &self.cluster {
-            None => Ok(ServerIdentity::from_iter([single(&self.nodes[0]).await?])),
+        let masters = match &self.cluster {
+            None => vec![single(&self.nodes[0]).await?],
             Some(cluster) => {
                 let masters = self.nodes.iter().zip(&cluster.ids);
-                let identities = masters.map(|(node, id)| member(node, id, &cluster.map));
-                Ok(try_join_all(identities).await?.into_iter().collect())
+                try_join_all(masters.map(|(node, id)| member(node, id, &cluster.map))).await?
             }
-        }
+        };
+        Ok(ServerIdentity(masters.into_iter().collect()))
     }
 
-    /// The server processes.
     pub(crate) fn nodes(&self) -> &[Node] {
         &self.nodes
     }

@@ -30,7 +30,6 @@ struct Range {
     owner: String,
 }
 
-/// The address that a node announces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     /// `None`: the host of the node that sent the map.
@@ -39,10 +38,8 @@ pub(crate) struct Endpoint {
 }
 
 impl SlotMap {
-    /// Reads the reply to `CLUSTER SLOTS`: the map, and the addresses of its masters by node id.
-    ///
-    /// # Errors
-    /// The reply cannot be read, or a slot has no owner or more than one.
+    /// Reads the reply to `CLUSTER SLOTS`: the map, and the addresses of its masters by node id. It is an
+    /// error if a slot has no owner or more than one.
     pub(crate) fn read(reply: &Value) -> Result<(Self, BTreeMap<String, Endpoint>), Error> {
         let unread = || Error::NotServing("its reply to CLUSTER SLOTS cannot be read".into());
         let Value::Array(rows) = reply else { return Err(unread()) };
@@ -87,7 +84,6 @@ impl fmt::Display for Range {
     }
 }
 
-/// The slot of a key.
 pub(crate) fn slot_of(key: &str) -> u16 {
     crc16(hash_tag(key).as_bytes()) % SLOTS
 }

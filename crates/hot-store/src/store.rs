@@ -43,20 +43,14 @@ impl HotStore {
         shutdown.run_until_cancelled(self.connections.watch()).await;
     }
 
-    /// The last known state of Redis.
-    #[must_use]
-    pub fn health(&self) -> Health {
-        *self.connections.health().borrow()
-    }
-
     /// Whether the connection was lost or the last attempt to connect failed. Then a saver gives
     /// its conversations new generations within its own transaction and does not append.
     #[must_use]
     pub fn is_known_down(&self) -> bool {
-        self.health() == Health::Down
+        *self.connections.health().borrow() == Health::Down
     }
 
-    /// The changes of [`HotStore::health`], for readiness and metrics.
+    /// The last known state of Redis and its changes, for readiness and metrics.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Health> {
         self.connections.health()

@@ -1,8 +1,8 @@
 //! Messages are saved once, in order, byte for byte, for their own tenant.
 
 use domain::action::ActionKind;
-use domain::fixtures::{ACTIONS, FIRST_AGENTS, example};
 use domain::ids::ConversationKey;
+use fixtures::examples::{ACTIONS, FIRST_AGENTS, example};
 use serde_json::{Value, json};
 use system_tests::{Counts, ServerSet, at, closed, key_of, message};
 use testkit::wait::eventually;

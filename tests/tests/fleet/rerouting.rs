@@ -1,6 +1,6 @@
 //! Actions that are unroutable, expired or not handled.
 
-use domain::fixtures::example;
+use fixtures::examples::example;
 use serde_json::{Value, json};
 use system_tests::{COLLECTOR, Counts, SAVER, Scenario, ServerSet, at, key_of, message};
 

@@ -24,21 +24,18 @@ use futures_util::FutureExt;
 use metrics::DeliveryOutcome;
 use tokio::time::Instant;
 
-use super::outcome_counts::OutcomeCounts;
 use super::settlement::{Copy, Decision, Reply, Sender, publish, settle};
 use super::shared::Shared;
 use super::unacked::Tag;
 use crate::source::FailurePolicy;
 use crate::{Delivery, Handled, Handler, Publication};
 
-/// Deliveries that are handled together.
 pub(super) struct Batch<I> {
     received: Vec<Received>,
     lane: Lane,
     stage: Stage<I>,
 }
 
-/// A delivery and its tag.
 pub(super) struct Received {
     pub(super) tag: Tag,
     pub(super) delivery: Delivery,
@@ -60,6 +57,10 @@ pub(super) struct Finished {
     pub(super) counts: OutcomeCounts,
 }
 
+/// How many messages of a batch had each outcome.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct OutcomeCounts(Vec<(DeliveryOutcome, u64)>);
+
 enum Stage<I> {
     Received,
     Read(Reading<I>),
@@ -73,7 +74,6 @@ struct Reading<I> {
     early: Vec<Option<Decision>>,
 }
 
-/// What the decisions ask for.
 #[derive(Default)]
 struct Decided {
     copies: Vec<Copy>,
@@ -82,12 +82,30 @@ struct Decided {
     counts: OutcomeCounts,
 }
 
+impl OutcomeCounts {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (DeliveryOutcome, u64)> {
+        self.0.iter().copied()
+    }
+
+    /// How many messages have an outcome of another kind than a requeue.
+    pub(super) fn handled(&self) -> u64 {
+        let handled = self.iter().filter(|(outcome, _)| *outcome != DeliveryOutcome::Requeued);
+        handled.map(|(_, count)| count).sum()
+    }
+
+    pub(super) fn add(&mut self, outcome: DeliveryOutcome) {
+        match self.0.iter_mut().find(|(known, _)| *known == outcome) {
+            Some((_, count)) => *count += 1,
+            None => self.0.push((outcome, 1)),
+        }
+    }
+}
+
 impl<I> Batch<I> {
     pub(super) fn new(received: Vec<Received>, lane: Lane) -> Self {
         Self { received, lane, stage: Stage::Received }
     }
 
-    /// How many messages it has.
     pub(super) fn len(&self) -> usize {
         self.received.len()
     }
@@ -155,11 +173,8 @@ impl<I> Batch<I> {
         counts
     }
 
-    /// Runs all stages that are left.
-    ///
-    /// # Errors
-    /// A dependency is unavailable. The error contains the batch with its current stage; call again
-    /// later.
+    /// Runs all stages that are left. While a dependency is unavailable, the error contains the batch with
+    /// its current stage; call again later.
     pub(super) async fn work<H>(
         mut self,
         shared: &Shared<H>,
@@ -181,27 +196,24 @@ impl<I> Batch<I> {
                 },
                 Stage::Decided(Decided { copies, replies, mut counts }) => {
                     let sent: Vec<_> = copies.iter().map(|it| (it.position, it.outcome)).collect();
-                    match publish(copies, &shared.publisher).await {
-                        Ok(()) => {
-                            if !sent.is_empty() {
-                                failpoints::reached(Step::Copied);
-                            }
-                            sent.iter().for_each(|(_, outcome)| counts.add(*outcome));
-                            reply(replies.into_iter(), shared);
-                            let tags = self.received.iter().map(|received| received.tag).collect();
-                            return Ok(Finished { tags, counts });
-                        }
-                        Err((copies, unavailable)) => {
-                            let unconfirmed: Vec<_> = copies.iter().map(|it| it.position).collect();
-                            for (_, outcome) in
-                                sent.iter().filter(|it| !unconfirmed.contains(&it.0))
-                            {
-                                counts.add(*outcome);
-                            }
-                            self.stage = Stage::Decided(Decided { copies, replies, counts });
-                            return Err((self, unavailable));
+                    let published = publish(copies, &shared.publisher).await;
+                    let unconfirmed =
+                        published.as_ref().err().map_or(&[][..], |(copies, _)| copies);
+                    for (position, outcome) in &sent {
+                        if !unconfirmed.iter().any(|it| it.position == *position) {
+                            counts.add(*outcome);
                         }
                     }
+                    if let Err((copies, unavailable)) = published {
+                        self.stage = Stage::Decided(Decided { copies, replies, counts });
+                        return Err((self, unavailable));
+                    }
+                    if !sent.is_empty() {
+                        failpoints::reached(Step::Copied);
+                    }
+                    reply(replies.into_iter(), shared);
+                    let tags = self.received.iter().map(|received| received.tag).collect();
+                    return Ok(Finished { tags, counts });
                 }
             };
         }
@@ -224,7 +236,7 @@ fn read<H: Handler>(received: &[Received], lane: Lane, shared: &Shared<H>) -> Re
     let mut items = Vec::with_capacity(received.len());
     let early = received.iter().map(|Received { delivery, .. }| {
         if let Some(decision) =
-            decision_by_delivery_count(delivery, lane, shared.source.failure_policy())
+            decision_by_delivery_count(delivery, lane, shared.source.failure_policy)
         {
             return Some(decision);
         }
@@ -282,23 +294,18 @@ async fn decide<H: Handler>(
     let handled = match call_handler(items, shared).await? {
         Ok(handled) => handled,
         Err(failure) if items.len() == 1 => vec![Err(failure)],
-        Err(_) => one_by_one(items, shared).await?,
+        Err(_) => {
+            let mut handled = Vec::with_capacity(items.len());
+            for item in items {
+                match call_handler(std::slice::from_ref(item), shared).await? {
+                    Ok(one) => handled.extend(one),
+                    Err(failure) => handled.push(Err(failure)),
+                }
+            }
+            handled
+        }
     };
     shared.observer.decided(items.len(), started.elapsed());
-    Ok(handled)
-}
-
-async fn one_by_one<H: Handler>(
-    items: &[H::Item],
-    shared: &Shared<H>,
-) -> Result<Vec<Handled>, Unavailable> {
-    let mut handled = Vec::with_capacity(items.len());
-    for item in items {
-        match call_handler(std::slice::from_ref(item), shared).await? {
-            Ok(one) => handled.extend(one),
-            Err(failure) => handled.push(Err(failure)),
-        }
-    }
     Ok(handled)
 }
 

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Deliveries that will form the next batches.
 #[derive(Debug)]
 pub(super) struct BatchBuilder<T> {
     limits: Limits,
@@ -25,12 +24,10 @@ pub(super) struct Limits {
     pub(super) linger: Duration,
 }
 
-/// When the next batch is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BatchReady {
     /// There are no messages.
     Never,
-    /// Now.
     Now,
     /// At this time, if no further message makes the batch full before.
     At(Instant),

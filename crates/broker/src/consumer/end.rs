@@ -5,7 +5,6 @@ use domain::failure::Dependency;
 use super::unacked::Gap;
 use crate::connection::Error;
 
-/// Why a session ended.
 #[derive(Debug)]
 pub(super) enum End {
     /// Shutdown: everything delivered is finished.

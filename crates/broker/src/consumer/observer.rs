@@ -10,14 +10,13 @@ use metrics::{
     ConsumerRestart, Counter, DeliveryOutcome, Gauge, Metrics, QueueState, RetryClass, Size, Timing,
 };
 
+use super::batch::OutcomeCounts;
 use super::end::End;
-use super::outcome_counts::OutcomeCounts;
 use super::settings::Settings;
 use crate::Delivery;
 use crate::connection::Error;
 use crate::topology::RetryQueue;
 
-/// Counts and logs the events of one queue's consumer.
 pub(super) struct Observer {
     queue: &'static str,
     metrics: Metrics,
@@ -51,7 +50,6 @@ impl Observer {
         self.metrics.set(Gauge::QueueMessages { queue, state }, f64::from(deliveries));
     }
 
-    /// The measured sizes of bodies allow or require another prefetch.
     pub(super) fn prefetch_changed(&self, from: u16, to: u16, settings: &Settings) {
         self.count_prefetch_change(to);
         tracing::info!(
@@ -62,7 +60,6 @@ impl Observer {
         );
     }
 
-    /// The deliveries that exceeded the byte limit are all received and requeued.
     pub(super) fn requeued_over_byte_limit(
         &self,
         requeued: usize,
@@ -81,7 +78,6 @@ impl Observer {
         );
     }
 
-    /// Counts a change of the prefetch, which restarts the consumer.
     pub(super) fn count_prefetch_change(&self, prefetch: u16) {
         let (queue, cause) = (self.queue, ConsumerRestart::Prefetch);
         self.metrics.add(Counter::ConsumerRestarts { queue, cause }, 1);
@@ -99,7 +95,6 @@ impl Observer {
         );
     }
 
-    /// So many of the received messages are redelivered.
     pub(super) fn redelivered(&self, redelivered: usize) {
         if redelivered > 0 {
             self.metrics.add(Counter::Redeliveries { queue: self.queue }, redelivered as u64);
@@ -112,7 +107,6 @@ impl Observer {
         self.metrics.measure(Size::Batch { queue }, messages);
     }
 
-    /// The outcomes of a batch that may be acknowledged.
     pub(super) fn settled(&self, counts: &OutcomeCounts) {
         let queue = self.queue;
         for (outcome, number) in counts.iter() {
@@ -220,7 +214,6 @@ impl Observer {
         );
     }
 
-    /// Suspects were taken from their queue, and each has an outcome.
     pub(super) fn suspects_handled(&self, suspects: &'static str, handled: u64, took: Duration) {
         let (messages, took) = (count(handled, "suspect", "suspects"), seconds(took));
         tracing::info!(
@@ -295,24 +288,23 @@ impl Observer {
         }
     }
 
-    /// A session ended, and RabbitMQ requeues this many unacknowledged messages.
     pub(super) fn session_ended(&self, end: &End, requeued: usize, settings: &Settings) {
         let queue = self.queue;
         let messages = count(requeued, "message", "messages");
-        if let Some(cause) = restart_cause(end) {
-            self.metrics.add(Counter::ConsumerRestarts { queue, cause }, 1);
-        }
         let (hold, stall) = (seconds(settings.hold_limit), seconds(settings.stall_limit));
-        let error = match end {
+        let restarts = |cause| self.metrics.add(Counter::ConsumerRestarts { queue, cause }, 1);
+        let (cause, error) = match end {
             End::Drained => {
                 tracing::info!(queue, requeued, "consumer drained; {messages} requeued");
                 return;
             }
             End::IsolatedMessagePassed => {
+                restarts(ConsumerRestart::Prefetch);
                 tracing::info!(queue, "isolated message passed; consuming in batches again");
                 return;
             }
             End::HoldLimitReached(dependency) => {
+                restarts(ConsumerRestart::Hold);
                 tracing::warn!(
                     queue,
                     dependency = dependency.as_str(),
@@ -323,6 +315,7 @@ impl Observer {
                 return;
             }
             End::Failed(error) if error.is_unreadable() => {
+                restarts(ConsumerRestart::Error);
                 let error = with_causes(error);
                 tracing::warn!(
                     queue,
@@ -333,37 +326,27 @@ impl Observer {
                 );
                 return;
             }
-            End::StreamEnded => {
+            End::StreamEnded => (
+                ConsumerRestart::StreamEnded,
                 "RabbitMQ cancelled the consumer: its queue was deleted or lost its leader"
-                    .to_owned()
+                    .to_owned(),
+            ),
+            End::NoProgress => (
+                ConsumerRestart::NoProgress,
+                format!("no delivery for {stall} (stall_limit) although messages are ready"),
+            ),
+            End::Gap(gap) => (ConsumerRestart::Error, gap.to_string()),
+            End::ChannelClosed => (ConsumerRestart::Error, "the channel closed".to_owned()),
+            End::TaskPanicked => {
+                (ConsumerRestart::Error, "a task of the consumer panicked".to_owned())
             }
-            End::NoProgress => {
-                format!("no delivery for {stall} (stall_limit) although messages are ready")
-            }
-            End::Gap(gap) => gap.to_string(),
-            End::ChannelClosed => "the channel closed".to_owned(),
-            End::TaskPanicked => "a task of the consumer panicked".to_owned(),
-            End::Failed(error) => with_causes(error),
+            End::Failed(error) => (ConsumerRestart::Error, with_causes(error)),
         };
+        restarts(cause);
         tracing::warn!(queue, requeued, error, "consumer restarting; {messages} requeued");
     }
 }
 
-/// The metric label of a restart; `None` where the consumer does not restart.
-fn restart_cause(end: &End) -> Option<ConsumerRestart> {
-    match end {
-        End::Drained => None,
-        End::HoldLimitReached(_) => Some(ConsumerRestart::Hold),
-        End::StreamEnded => Some(ConsumerRestart::StreamEnded),
-        End::NoProgress => Some(ConsumerRestart::NoProgress),
-        End::IsolatedMessagePassed => Some(ConsumerRestart::Prefetch),
-        End::Gap(_) | End::ChannelClosed | End::TaskPanicked | End::Failed(_) => {
-            Some(ConsumerRestart::Error)
-        }
-    }
-}
-
-/// A number with its noun.
 fn count<N: Copy + Display + PartialEq + From<u8>>(number: N, one: &str, many: &str) -> String {
     let noun = if number == N::from(1) { one } else { many };
     format!("{number} {noun}")

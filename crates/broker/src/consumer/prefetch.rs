@@ -9,7 +9,6 @@
 
 use std::collections::VecDeque;
 
-/// The current prefetch, its limits and the measured body sizes.
 #[derive(Debug)]
 pub(super) struct Prefetch {
     budget_bytes: usize,
@@ -23,7 +22,6 @@ pub(super) struct Prefetch {
     means: VecDeque<usize>,
 }
 
-/// How a prefetch changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
     Grows,
@@ -39,7 +37,6 @@ struct Window {
 /// The bodies of one window. Fewer than the usual first prefetch (64), so that the first window is
 /// complete before the first prefetch is full.
 const WINDOW_BODIES: usize = 32;
-/// The number of windows whose means are kept.
 const REMEMBERED_WINDOWS: usize = 4;
 /// Bodies are assumed to be this many times larger than the mean, because sizes vary.
 const HEADROOM: usize = 2;
@@ -66,12 +63,10 @@ impl Prefetch {
         }
     }
 
-    /// The current prefetch.
     pub(super) fn current(&self) -> u16 {
         u16::try_from(self.current).unwrap_or(u16::MAX)
     }
 
-    /// Measures the body of a delivery.
     pub(super) fn observe(&mut self, body_bytes: usize) {
         self.window.bodies += 1;
         self.window.bytes += body_bytes;
@@ -91,14 +86,11 @@ impl Prefetch {
         let grows = target >= self.current * MIN_CHANGE_FACTOR
             || (target == self.max && target > self.current);
         let shrinks = target * MIN_CHANGE_FACTOR <= self.current;
-        if grows || shrinks {
-            self.current = target;
+        if !grows && !shrinks {
+            return None;
         }
-        match (grows, shrinks) {
-            (true, _) => Some(Change::Grows),
-            (_, true) => Some(Change::Shrinks),
-            _ => None,
-        }
+        self.current = target;
+        Some(if grows { Change::Grows } else { Change::Shrinks })
     }
 
     /// The byte limit was exceeded: sets the first prefetch again and assumes the largest bodies. The

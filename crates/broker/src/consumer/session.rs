@@ -9,15 +9,12 @@
 
 mod cancelling;
 mod checks;
-mod hold;
 mod holding;
 mod phase;
-mod registration;
-mod state;
 
 use std::sync::Arc;
 
-use domain::failure::Dependency;
+use domain::failure::{Dependency, Unavailable};
 use failpoints::Step;
 use futures_util::{FutureExt, StreamExt};
 use lapin::options::BasicAckOptions;
@@ -34,17 +31,59 @@ use super::prefetch::Prefetch;
 use super::settings::ConsumerState;
 use super::shared::Shared;
 use super::unacked::{Tag, UnackedDeliveries};
-use crate::connection::Error;
+use crate::connection::{Connection, Error};
 use crate::{Delivery, Handler};
-use hold::Hold;
+use cancelling::consume;
+use holding::Hold;
 use phase::{AfterCancel, Phase};
-use registration::consume;
-use state::Report;
 
-pub(super) use hold::Outage;
-pub(super) use state::{ConsumeMode, Session};
+pub(super) use holding::Outage;
 
-/// How a session ended, and what follows from it.
+pub(super) struct Session<H: Handler> {
+    shared: Arc<Shared<H>>,
+    shutdown: CancellationToken,
+    connection: Connection,
+    channel: lapin::Channel,
+    stream: lapin::Consumer,
+    phase: Phase,
+    prefetch: Prefetch,
+    /// The prefetch with which the consumer was registered.
+    registered: u16,
+    unacked: UnackedDeliveries,
+    /// Deliveries that were requeued over the byte limit and are not logged yet.
+    over_byte_limit: usize,
+    batch_builder: BatchBuilder<Received>,
+    /// Batches being handled, and the probe of a hold.
+    tasks: JoinSet<Report<H::Item>>,
+    in_flight: usize,
+    hold: Option<Hold<H::Item>>,
+    /// When the last delivery was received or the last batch finished.
+    last_progress: Instant,
+    /// When the depth of the queue was last requested.
+    last_depth_request: Instant,
+    last_suspect_check: Instant,
+    checks: tokio::time::Interval,
+    /// In [isolating mode](ConsumeMode::Isolating): acknowledgements until the session ends.
+    isolating_remaining: Option<usize>,
+}
+
+/// How many messages a session has at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ConsumeMode {
+    /// As much as the settings allow.
+    Batches,
+    /// One message, because lapin cannot read one of the messages and closes the connection for it. One
+    /// at a time, only that message is redelivered.
+    Isolating,
+}
+
+enum Report<I> {
+    Finished(Finished),
+    Held(Batch<I>, Unavailable),
+    Probed(Result<(), Unavailable>),
+    RequestSent(Result<(), End>),
+}
+
 pub(super) struct Ended<I> {
     pub(super) end: End,
     /// How many unacknowledged messages RabbitMQ requeues.
@@ -106,7 +145,6 @@ impl<H: Handler> Session<H> {
         })
     }
 
-    /// Consumes until the session ends.
     pub(super) async fn run(mut self) -> Ended<H::Item> {
         let mut end = loop {
             if let Err(end) = self.step().await {
@@ -316,7 +354,6 @@ impl<H: Handler> Session<H> {
         }
     }
 
-    /// Acknowledges the finished prefix.
     async fn send_acknowledgements(&mut self) -> Result<(), End> {
         let Some(prefix) = self.unacked.take_prefix() else { return Ok(()) };
         let options = BasicAckOptions { multiple: true };
@@ -332,7 +369,6 @@ impl<H: Handler> Session<H> {
     }
 }
 
-/// Sleeps until this time, or for ever when it is `None`.
 async fn sleep_until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,

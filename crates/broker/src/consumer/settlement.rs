@@ -9,19 +9,17 @@ use std::sync::Arc;
 
 use domain::decode::reply_address;
 use domain::envelope::Resolved;
-use domain::failure::{DeadLetterReason, Failure, FailureClass, Refusal, Unavailable};
+use domain::failure::{DeadLetterReason, Done, Failure, Refusal, Unavailable};
 use domain::fleet::WorkQueue;
 use domain::reply::ReplyAddress;
 use metrics::DeliveryOutcome;
 
-use super::outcome_counts::outcome_of;
 use super::shared::Shared;
 use crate::handler::{Part, ReplyBody};
 use crate::source::FailurePolicy;
 use crate::topology::RetryQueue;
-use crate::{Delivery, Handled, Handler, Processed, Publication, Publisher};
+use crate::{Delivery, Handled, Handler, Processed, Publication, PublishError, Publisher};
 
-/// The decision about a message.
 #[derive(Debug)]
 pub(super) enum Decision {
     /// The handler's, or a failure before the handler.
@@ -37,7 +35,6 @@ pub(super) struct Sender {
     pub(super) reply_address: Option<ReplyAddress>,
 }
 
-/// What a decision asks for.
 #[derive(Default)]
 pub(super) struct Settlement {
     /// What became of the message, if no copy says so.
@@ -49,9 +46,7 @@ pub(super) struct Settlement {
 /// A copy that RabbitMQ has not confirmed.
 #[derive(Clone)]
 pub(super) struct Copy {
-    /// The position of its original in the batch.
     pub(super) position: usize,
-    /// The identity of its original.
     pub(super) resolved: Option<Resolved>,
     pub(super) publication: Arc<Publication>,
     /// The outcome of its original, or of an element of it, once it is confirmed.
@@ -61,7 +56,6 @@ pub(super) struct Copy {
 /// A reply, to be sent when its message is settled.
 #[derive(Debug)]
 pub(super) struct Reply {
-    /// The position of its message in the batch.
     pub(super) position: usize,
     pub(super) address: ReplyAddress,
     pub(super) body: ReplyBody,
@@ -101,7 +95,12 @@ pub(super) fn settle<H: Handler>(
                 let address = sender()?.reply_address?;
                 Some(Reply { position, address, body })
             });
-            Settlement { outcome: Some(outcome_of(done)), copies: parts.collect(), reply }
+            let outcome = match done {
+                Done::Applied => DeliveryOutcome::Applied,
+                Done::Duplicate => DeliveryOutcome::Duplicate,
+                Done::Erased => DeliveryOutcome::Erased,
+            };
+            Settlement { outcome: Some(outcome), copies: parts.collect(), reply }
         }
         Decision::Handled(Err(failure)) => {
             let sender = sender().unwrap_or_else(|| Sender {
@@ -126,7 +125,6 @@ pub(super) fn settle<H: Handler>(
     }
 }
 
-/// What becomes of a message that failed.
 struct Failed {
     /// The copy that outlives it; `None` for a request.
     copy: Option<(Publication, DeliveryOutcome)>,
@@ -145,7 +143,7 @@ fn fail<H: Handler>(
     let copy_to = |queue| Publication::copy(delivery, queue).resolved(resolved);
     let retries = &shared.settings.retries;
     let retry = next_retry(retries, delivery.fleet_headers().attempt);
-    match (failure, shared.source.failure_policy()) {
+    match (failure, shared.source.failure_policy) {
         (failure, FailurePolicy::Expire) => {
             let refusal = failure.into_refusal();
             shared.observer.request_refused(delivery, &refusal);
@@ -168,12 +166,10 @@ fn fail<H: Handler>(
                 Failed { copy: Some((again, DeliveryOutcome::Retried)), refusal: None }
             }
             (failure, _) => {
-                let dead_letter = match &failure {
-                    Failure::Retry(cause) => {
-                        copy_to(queue.dlq()).with_failed_attempt(&cause.to_string(), now)
-                    }
-                    Failure::DeadLetter(_) => copy_to(queue.dlq()),
-                };
+                let mut dead_letter = copy_to(queue.dlq());
+                if let Failure::Retry(cause) = &failure {
+                    dead_letter = dead_letter.with_failed_attempt(&cause.to_string(), now);
+                }
                 let refusal = failure.into_refusal();
                 let dead_letter = dead_letter.dead_lettered(own_queue, refusal.clone(), now);
                 let copy = Some((dead_letter, DeliveryOutcome::DeadLettered));
@@ -189,13 +185,8 @@ fn next_retry(retries: &[RetryQueue], attempt: u32) -> Option<RetryQueue> {
     retries.get(index).copied()
 }
 
-/// Publishes the copies.
-///
-/// A copy that does not fit into AMQP's limits is published as a minimal copy, because it would never
-/// fit.
-///
-/// # Errors
-/// RabbitMQ did not confirm some of the copies; the error contains these.
+/// Publishes the copies; the error contains those that RabbitMQ did not confirm. A copy that does not fit
+/// into AMQP's limits is published as a minimal copy, because it would never fit.
 pub(super) async fn publish(
     copies: Vec<Copy>,
     publisher: &Publisher,
@@ -208,7 +199,7 @@ pub(super) async fn publish(
         let mut minimal = Vec::new();
         for (copy, result) in to_send.into_iter().zip(results) {
             let Err(error) = result else { continue };
-            let shorter = (error.class() == FailureClass::Data)
+            let shorter = matches!(error, PublishError::TooLong(_))
                 .then(|| copy.publication.minimal())
                 .filter(|shorter| *shorter != *copy.publication);
             match shorter {

@@ -16,7 +16,6 @@ use crate::reply::Replier;
 use crate::source::{FailurePolicy, Source};
 use crate::{Handler, Publisher};
 
-/// What all sessions of a consumer share.
 pub(super) struct Shared<H> {
     pub(super) source: Source,
     pub(super) handler: H,
@@ -45,7 +44,7 @@ impl<H: Handler> Shared<H> {
 
     /// How long deliveries are held while a dependency is unavailable; `None`: until they expire one by one.
     pub(super) fn hold_limit(&self) -> Option<Duration> {
-        match self.source.failure_policy() {
+        match self.source.failure_policy {
             FailurePolicy::Expire => None,
             FailurePolicy::DeadLetter(_) | FailurePolicy::RetryForever => {
                 Some(self.settings.hold_limit)
@@ -53,7 +52,6 @@ impl<H: Handler> Shared<H> {
         }
     }
 
-    /// Checks whether every dependency that the handler needs is available.
     pub(super) async fn probe_all(&self) -> Result<(), Unavailable> {
         for dependency in H::NEEDS {
             self.probe(*dependency).await?;

@@ -29,9 +29,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::acknowledgement::acknowledge;
-use super::batch::{Batch, Lane, Received};
+use super::batch::{Batch, Lane, OutcomeCounts, Received};
 use super::end::End;
-use super::outcome_counts::OutcomeCounts;
 use super::settings::ConsumerState;
 use super::settlement::{Copy, publish};
 use super::shared::Shared;
@@ -86,7 +85,6 @@ pub(super) async fn handle_suspects<H: Handler>(
     result
 }
 
-/// A suspect queue and the channel on which its messages are taken.
 struct Suspects<'a, H> {
     shared: &'a Shared<H>,
     queue: &'static str,

@@ -49,20 +49,14 @@ enum Entry {
 }
 
 impl UnackedDeliveries {
-    /// Records a delivery with the size of its body.
-    ///
-    /// # Errors
-    /// Its tag does not follow the previous one. It is not recorded.
+    /// Records a delivery with the size of its body, if its tag follows the previous one.
     pub(super) fn deliver(&mut self, tag: Tag, bytes: usize) -> Result<(), Gap> {
         self.record(tag, Entry::Open(bytes))?;
         self.bytes += bytes;
         Ok(())
     }
 
-    /// Records a delivery that is requeued.
-    ///
-    /// # Errors
-    /// As [`Self::deliver`].
+    /// Records a delivery that is requeued, if its tag follows the previous one.
     pub(super) fn requeue(&mut self, tag: Tag) -> Result<(), Gap> {
         self.record(tag, Entry::Requeued)?;
         self.requeued += 1;
@@ -107,7 +101,6 @@ impl UnackedDeliveries {
         prefix
     }
 
-    /// How many deliveries are not acknowledged.
     pub(super) fn len(&self) -> usize {
         self.entries.len() - self.requeued
     }

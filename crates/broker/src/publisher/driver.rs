@@ -13,14 +13,13 @@ use lapin::options::ConfirmSelectOptions;
 use metrics::{Counter, Metrics, PublishOutcome, Timing};
 use tokio::sync::{mpsc, oneshot};
 
-use super::error::PublishError;
+use super::PublishError;
 use super::window::{Settled, Window, WindowSize};
 use crate::Publication;
 use crate::backoff::Backoff;
-use crate::connection::{Connection, Endpoints, Error, request};
+use crate::connection::{Endpoints, Error, Link, request};
 use crate::panics::catch_panic;
 
-/// The publishes of one caller, and the channel for their results.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) publications: Vec<Arc<Publication>>,
@@ -28,7 +27,6 @@ pub(super) struct Call {
     pub(super) results: oneshot::Sender<Vec<Result<(), PublishError>>>,
 }
 
-/// The state of the task.
 pub(super) struct Driver {
     endpoints: Endpoints,
     metrics: Metrics,
@@ -41,12 +39,6 @@ pub(super) struct Driver {
     opening: Option<BoxFuture<'static, Result<Link, Error>>>,
 }
 
-/// A connection and its one channel, in confirm mode.
-struct Link {
-    connection: Connection,
-    channel: lapin::Channel,
-}
-
 impl Driver {
     pub(super) fn new(
         endpoints: Endpoints,
@@ -57,7 +49,6 @@ impl Driver {
         Self { endpoints, metrics, timeout, calls, link: None, opening: None }
     }
 
-    /// Publishes until the last publisher is dropped.
     pub(super) async fn run(mut self) {
         while let Some(calls) = self.next_calls().await {
             // A panic must not end publishing for the whole process. Its callers get an error.
@@ -70,7 +61,6 @@ impl Driver {
         }
     }
 
-    /// Publishes one window and sends the results to its callers.
     async fn serve(&mut self, calls: Vec<Call>) {
         let publications: Vec<_> =
             calls.iter().flat_map(|call| call.publications.iter().cloned()).collect();
@@ -140,7 +130,7 @@ impl Driver {
         let mut backoff = Backoff::new();
         loop {
             let endpoints = &self.endpoints;
-            let opening = self.opening.get_or_insert_with(|| Link::open(endpoints.clone()).boxed());
+            let opening = self.opening.get_or_insert_with(|| open(endpoints.clone()).boxed());
             let Ok(opened) = tokio::time::timeout_at(deadline.into(), opening).await else {
                 return Err(Error::TimedOut {
                     what: "open a connection for publishing",
@@ -194,18 +184,12 @@ impl Driver {
     }
 }
 
-impl Link {
-    async fn open(endpoints: Endpoints) -> Result<Self, Error> {
-        let connection = endpoints.connect("publish").await?;
-        let channel = connection.channel().await?;
-        let confirm = channel.confirm_select(ConfirmSelectOptions::default());
-        request("enable publisher confirms", confirm).await?;
-        Ok(Self { connection, channel })
-    }
-
-    fn is_usable(&self) -> bool {
-        self.connection.is_open() && self.channel.status().connected()
-    }
+/// Opens a channel in confirm mode.
+async fn open(endpoints: Endpoints) -> Result<Link, Error> {
+    let link = Link::open(&endpoints, "publish").await?;
+    let confirm = link.channel.confirm_select(ConfirmSelectOptions::default());
+    request("enable publisher confirms", confirm).await?;
+    Ok(link)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use lapin::options::BasicPublishOptions;
 use lapin::{Channel, Confirmation};
 
-use super::error::PublishError;
+use super::PublishError;
 use crate::publication::{Publication, TooLong, short};
 
 /// Publishes that were sent together, in their order.
@@ -23,7 +23,6 @@ pub(super) struct Window<'a> {
     confirms: Vec<ConfirmResult>,
 }
 
-/// The results of a window.
 pub(super) struct Settled {
     /// One for each publish, in their order.
     pub(super) results: Vec<Result<(), PublishError>>,
@@ -31,7 +30,6 @@ pub(super) struct Settled {
     pub(super) complete: bool,
 }
 
-/// How many messages and bytes a window has.
 #[derive(Debug, Default)]
 pub(super) struct WindowSize {
     messages: usize,
@@ -44,10 +42,8 @@ const WINDOW_MESSAGES: usize = 1024;
 /// The most bytes of bodies in a window, about: lapin keeps a copy of each body until it is sent.
 const WINDOW_BYTES: usize = 16 << 20;
 
-/// What is known about one publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum ConfirmResult {
-    /// No confirm so far.
     Pending,
     /// A property is too long. It was not sent.
     TooLong(TooLong),

@@ -119,12 +119,13 @@ mod tests {
     fn every_fixture_is_accepted_and_every_malformed_body_refused_with_its_reason() {
         let max_body_bytes = 10_000;
         let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes };
-        for example in domain::fixtures::ACTIONS {
+        for example in fixtures::examples::ACTIONS {
             assert!(validator.decode(example.body.as_bytes()).is_ok(), "{}", example.name);
         }
-        for bad in domain::fixtures::malformed(max_body_bytes) {
+        for bad in fixtures::examples::malformed(max_body_bytes) {
             let refusal = validator.decode(&bad.body).unwrap_err();
-            assert_eq!((refusal.reason, refusal.field.as_deref()), (bad.reason, bad.field));
+            let found = (refusal.reason.as_str(), refusal.field.as_deref());
+            assert_eq!(found, (bad.reason, bad.field));
         }
     }
 }

@@ -14,7 +14,7 @@ use metrics::Metrics;
 use uuid::Uuid;
 
 use super::report::Planned;
-use crate::selection::PAGE;
+use crate::operations::PAGE;
 use crate::validator::DeadLetterValidator;
 
 /// How long a run holds the dead letters that it takes: far longer than publishing and recording some fifty of
@@ -46,7 +46,6 @@ pub struct Sent {
     pub(super) outcomes: Vec<ReplayOutcome>,
     /// Each one that was confirmed, with the content fingerprint of its message.
     pub(super) confirmed: Vec<(Uuid, Option<ContentFingerprint>)>,
-    /// Why RabbitMQ was unavailable, if it was.
     pub(super) unavailable: Option<String>,
 }
 

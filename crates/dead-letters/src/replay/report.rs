@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use database::FailedAgain;
 use domain::failure::{DeadLetterReason, Dependency};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use uuid::Uuid;
 
 /// The settings of a run.
@@ -63,7 +63,6 @@ pub enum Ended {
     /// A server became unavailable.
     Unavailable {
         /// Which one.
-        #[serde(serialize_with = "dependency_name")]
         dependency: Dependency,
         /// The error.
         cause: String,
@@ -130,12 +129,4 @@ pub struct Planned {
     pub field: Option<String>,
     /// What is wrong with it, if it would be refused.
     pub refusal: Option<String>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn dependency_name<S: Serializer>(
-    dependency: &Dependency,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(dependency.as_str())
 }

@@ -1,11 +1,9 @@
 //! One run: batches of slices; after each batch it checks which replays failed again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
-use database::{
-    Actor, ContentFingerprint, DeadLetterCursor, DeadLetterStatus, FailedAgain, Selection,
-};
+use database::{Actor, ContentFingerprint, DeadLetterCursor, DeadLetterStatus, Selection};
 use domain::causes::with_causes;
 use domain::failure::Dependency;
 use serde_json::json;
@@ -15,8 +13,8 @@ use uuid::Uuid;
 
 use super::replayer::{Replayer, Sent};
 use super::report::{Ended, Failed, Progress, ReplayReport, ReplaySettings, StopOnFailure};
+use crate::operations::describe_selection;
 use crate::rate::{BatchResult, BatchSize, RateLimit};
-use crate::selection::describe_selection;
 
 /// The pause between two checks of what became of a batch.
 const POLL: Duration = Duration::from_millis(50);
@@ -27,26 +25,23 @@ const LISTED: usize = 100;
 /// with the same fault are often adjacent.
 const MAX_FAILURES_IN_A_ROW: usize = 5;
 
-/// A run under way.
 pub(super) struct Run<'a> {
     replayer: &'a Replayer,
     actor: &'a Actor,
     settings: &'a ReplaySettings,
     stop: &'a CancellationToken,
-    /// The start of the selection.
     cursor: DeadLetterCursor,
     report: ReplayReport,
     rate_limit: RateLimit,
     batch_size: BatchSize,
-    /// The replays that failed again, by the dead letter that was sent.
-    failed_again: HashMap<Uuid, FailedAgain>,
+    /// The dead letters whose replays failed again.
+    failed_again: HashSet<Uuid>,
     /// How many replays succeeded, as far as is known.
     succeeded: usize,
     /// Failures in the last batches, all of them without any success.
     failures_in_a_row: usize,
 }
 
-/// What was sent between two checks.
 #[derive(Default)]
 struct Batch {
     sent: Vec<(Uuid, Option<ContentFingerprint>)>,
@@ -69,7 +64,31 @@ impl Replayer {
     ) -> Result<ReplayReport, database::Error> {
         let cursor = self.database.dead_letter_cursor(selection).await?;
         let matched = self.database.count_ahead(&cursor, &[DeadLetterStatus::Open]).await?;
-        let run = Run::new(self, actor, settings, stop, &cursor, matched);
+        let report = ReplayReport {
+            run: actor.run,
+            matched,
+            replayed: 0,
+            failed: 0,
+            failed_again: 0,
+            decided_elsewhere: 0,
+            skipped: 0,
+            ended: Ended::Complete,
+            failures: Vec::new(),
+            failed_again_as: Vec::new(),
+        };
+        let run = Run {
+            replayer: self,
+            actor,
+            settings,
+            stop,
+            cursor: cursor.clone(),
+            report,
+            rate_limit: RateLimit::new(settings.rate),
+            batch_size: BatchSize::new(settings.largest_batch),
+            failed_again: HashSet::new(),
+            succeeded: 0,
+            failures_in_a_row: 0,
+        };
         if matched > 0 {
             let detail = json!({
                 "dead_letters": matched, "selection": describe_selection(cursor.selection()),
@@ -98,43 +117,7 @@ impl Replayer {
     }
 }
 
-impl<'a> Run<'a> {
-    pub(super) fn new(
-        replayer: &'a Replayer,
-        actor: &'a Actor,
-        settings: &'a ReplaySettings,
-        stop: &'a CancellationToken,
-        cursor: &DeadLetterCursor,
-        matched: u64,
-    ) -> Self {
-        let report = ReplayReport {
-            run: actor.run,
-            matched,
-            replayed: 0,
-            failed: 0,
-            failed_again: 0,
-            decided_elsewhere: 0,
-            skipped: 0,
-            ended: Ended::Complete,
-            failures: Vec::new(),
-            failed_again_as: Vec::new(),
-        };
-        Self {
-            replayer,
-            actor,
-            settings,
-            stop,
-            cursor: cursor.clone(),
-            report,
-            rate_limit: RateLimit::new(settings.rate),
-            batch_size: BatchSize::new(settings.largest_batch),
-            failed_again: HashMap::new(),
-            succeeded: 0,
-            failures_in_a_row: 0,
-        }
-    }
-
-    /// Sends until all are sent or there is a reason to stop.
+impl Run<'_> {
     pub(super) async fn run(
         mut self,
         cursor: DeadLetterCursor,
@@ -217,7 +200,7 @@ impl<'a> Run<'a> {
         let mut stored: HashSet<Uuid> = HashSet::new();
         loop {
             self.refresh_failed_again().await?;
-            let pending = |id: &Uuid| !self.failed_again.contains_key(id) && !stored.contains(id);
+            let pending = |id: &Uuid| !self.failed_again.contains(id) && !stored.contains(id);
             let (ids, fingerprints): (Vec<Uuid>, Vec<ContentFingerprint>) = batch
                 .sent
                 .iter()
@@ -233,7 +216,7 @@ impl<'a> Run<'a> {
             let settled = batch
                 .sent
                 .iter()
-                .all(|(id, _)| self.failed_again.contains_key(id) || stored.contains(id));
+                .all(|(id, _)| self.failed_again.contains(id) || stored.contains(id));
             if settled || Instant::now() >= end || self.stop.is_cancelled() {
                 let failed_again = self.failed_again.len() - failed_before;
                 let result = if failed_again > 0 || batch.failed > 0 {
@@ -248,7 +231,7 @@ impl<'a> Run<'a> {
                 // A replay that did not fail again counts as a success only if its message cannot be looked up.
                 let assumed = batch.sent.iter().filter(|(id, fingerprint)| {
                     let can_be_checked = fingerprint.is_some() && !unwatched;
-                    !self.failed_again.contains_key(id) && !stored.contains(id) && !can_be_checked
+                    !self.failed_again.contains(id) && !stored.contains(id) && !can_be_checked
                 });
                 self.succeeded += stored.len() + assumed.count();
                 return Ok(result);
@@ -262,21 +245,19 @@ impl<'a> Run<'a> {
     async fn refresh_failed_again(&mut self) -> Result<(), database::Error> {
         let database = &self.replayer.database;
         for dead_letter in database.failed_again_in(self.actor.run, &self.cursor).await? {
-            if !self.failed_again.contains_key(&dead_letter.replay_of) {
-                if self.report.failed_again_as.len() < LISTED {
-                    self.report.failed_again_as.push(dead_letter.clone());
-                }
+            if self.failed_again.insert(dead_letter.replay_of) {
                 self.report.failed_again += 1;
-                self.failed_again.insert(dead_letter.replay_of, dead_letter);
+                if self.report.failed_again_as.len() < LISTED {
+                    self.report.failed_again_as.push(dead_letter);
+                }
             }
         }
         Ok(())
     }
 
-    /// Why the run stops after this batch, if it does.
     fn reason_to_stop(&mut self, batch: &Batch) -> Option<Ended> {
         let failed_again =
-            batch.sent.iter().filter(|(id, _)| self.failed_again.contains_key(id)).count();
+            batch.sent.iter().filter(|(id, _)| self.failed_again.contains(id)).count();
         if failed_again < batch.sent.len() {
             self.failures_in_a_row = 0;
         } else {
@@ -303,7 +284,6 @@ impl<'a> Run<'a> {
 }
 
 impl Batch {
-    /// How many dead letters are missing to its full size.
     fn room(&self, size: BatchSize) -> u32 {
         let taken = u32::try_from(self.sent.len() + self.failed).unwrap_or(u32::MAX);
         size.get().saturating_sub(taken)

@@ -1,6 +1,4 @@
-//! The actions on bot state: JSON objects that a bot stores by profile and key.
-//!
-//! Their payloads are wire types. The rules of a profile (its fields, statuses, lifetimes) are not
+//! The payloads of the actions on bot state: JSON objects that a bot stores by profile and key. The rules of a profile (its fields, statuses, lifetimes) are not
 //! checked here.
 
 use std::collections::BTreeMap;
@@ -8,38 +6,9 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::Common;
 use crate::ids::{KeyPart, ProfileName};
 use crate::json::Json;
 use crate::wire::{Integer, JsonObject, PageSize};
-
-/// An action on bot state.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StateAction {
-    /// The fields of every action.
-    pub common: Common,
-    /// The operation and its payload.
-    pub operation: Operation,
-}
-
-/// An operation on state.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Operation {
-    /// `state.load`
-    Load(Load),
-    /// `state.save`
-    Save(Save),
-    /// `state.patch`
-    Patch(Patch),
-    /// `state.transition`
-    Transition(Transition),
-    /// `state.clear`
-    Clear(Clear),
-    /// `state.list_active`
-    ListActive(ListActive),
-    /// `state.stats`
-    Stats(Stats),
-}
 
 /// The key of a state: a string where the profile's key has one part, else an object with the parts
 /// by name, such as `{"company": "17", "phone": "+79001234567"}`.
@@ -59,7 +28,7 @@ pub enum StateKey {
 pub type Version = Integer<0, { i64::MAX }>;
 
 /// Read a state.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 pub struct Load {
     /// The kind of state.
     pub profile: ProfileName,
@@ -68,7 +37,7 @@ pub struct Load {
 }
 
 /// Write a state: the whole state or, if its profile merges, fields of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 pub struct Save {
     /// The kind of state.
     pub profile: ProfileName,
@@ -77,41 +46,34 @@ pub struct Save {
     /// The new state, an object; if the profile merges, the fields to write.
     pub value: JsonObject,
     /// Fields or namespaces to remove, for profiles whose `save` merges.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub clear: Option<Vec<String>>,
     /// Write only if the stored version is this one; 0 means that there must be no state yet.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub expected_version: Option<Version>,
     /// The lifetime in seconds; by default the profile's.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<Integer<1, { u32::MAX as i64 }>>,
 }
 
 /// Change parts of a state atomically. At least one of `patch`, `append` and `increment` is
 /// required.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 pub struct Patch {
     /// The kind of state.
     pub profile: ProfileName,
     /// The key of the state.
     pub key: StateKey,
     /// A JSON Merge Patch (RFC 7396): `null` removes a field.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub patch: Option<JsonObject>,
     /// Values to append to arrays, by path such as `context.modifications`.
     #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub append: Option<BTreeMap<String, Json>>,
     /// Amounts to add to numbers, by path such as `metrics.message_count`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub increment: Option<BTreeMap<String, f64>>,
     /// Change only if the stored version is this one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub expected_version: Option<Version>,
 }
 
 /// Move a state to another status, if its profile allows it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 pub struct Transition {
     /// The kind of state.
     pub profile: ProfileName,
@@ -121,60 +83,51 @@ pub struct Transition {
     #[schemars(length(min = 1))]
     pub status: String,
     /// Whether this is a reset, which is allowed from every status.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reset: Option<bool>,
     /// Move only if the stored version is this one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub expected_version: Option<Version>,
 }
 
 /// Remove a state, or one namespace of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 pub struct Clear {
     /// The kind of state.
     pub profile: ProfileName,
     /// The key of the state.
     pub key: StateKey,
     /// The namespace to remove; if absent, the whole state is removed.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
     /// Remove only if the stored version is this one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub expected_version: Option<Version>,
 }
 
 /// List the states of a profile that have not expired.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 pub struct ListActive {
     /// The kind of state.
     pub profile: ProfileName,
     /// Only states whose fields have these values, such as `{"stage": "Q2", "stalled": true}`.
     #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub filter: Option<BTreeMap<String, Json>>,
     /// The field to sort by, such as `activity`; by default the profile's.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub sort: Option<String>,
     /// The sort order.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub order: Option<SortOrder>,
     /// The largest number of entries; 100 by default.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<PageSize>,
     /// The `next_cursor` of the previous page.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
 
 /// Count the states of a profile.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 pub struct Stats {
     /// The kind of state.
     pub profile: ProfileName,
 }
 
 /// The sort order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SortOrder {
     /// Smallest or oldest first.

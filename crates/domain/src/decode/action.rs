@@ -1,21 +1,17 @@
 //! Builds an action from its fields: defaults, fallbacks and the rules that span fields.
 
-use super::context::DecodeContext;
+use super::DecodeContext;
 use super::fault::FieldError;
 use super::fields::Fields;
 use super::identity::{self, Evidence};
 use super::{content, metadata};
-use crate::action::state::{Operation, Patch, StateAction};
-use crate::action::{
-    Action, ActionKind, Common, ConversationSource, Erase, Feedback, GetContext, GetHistory,
-    Identity, SaveMessage, SessionClosed, SessionOpened,
-};
+use crate::action::state::Patch;
+use crate::action::{Action, ActionKind, Common, ConversationSource, Identity, SaveMessage};
 use crate::envelope::Envelope;
 use crate::ids::{ConversationKey, MessageId};
 use crate::message::{Content, Message};
 use crate::wire;
 
-/// Everything that an action is made from.
 pub(super) struct Received<'a> {
     pub(super) kind: ActionKind,
     pub(super) fields: Fields<'a>,
@@ -24,45 +20,24 @@ pub(super) struct Received<'a> {
     pub(super) context: &'a DecodeContext<'a>,
 }
 
-/// Reads an action.
 pub(super) fn read(mut received: Received<'_>) -> Result<Action, FieldError> {
     match received.kind {
         ActionKind::SaveMessage => received.save_message(),
         ActionKind::SessionOpened => {
-            let (common, wire::SessionOpened {}) = received.common_and()?;
-            Ok(Action::SessionOpened(SessionOpened { common }))
+            received.with(|common, wire::SessionOpened {}| Action::SessionOpened(common))
         }
-        ActionKind::SessionClosed => {
-            let (common, wire::SessionClosed { reason, satisfaction }) = received.common_and()?;
-            let satisfaction = satisfaction.map(u8::from);
-            Ok(Action::SessionClosed(SessionClosed { common, reason, satisfaction }))
-        }
-        ActionKind::GetContext => {
-            let (common, wire::GetContext { max_tokens, reserve_tokens }) =
-                received.common_and()?;
-            Ok(Action::GetContext(GetContext {
-                common,
-                max_tokens: max_tokens.map(u32::from),
-                reserve_tokens: reserve_tokens.map_or(0, u32::from),
-            }))
-        }
-        ActionKind::GetHistory => {
-            let (common, wire::GetHistory { limit, before }) = received.common_and()?;
-            let limit = limit.map_or(wire::DEFAULT_PAGE_SIZE, u32::from);
-            Ok(Action::GetHistory(GetHistory { common, limit, before }))
-        }
-        ActionKind::Feedback => {
-            let (common, wire::Feedback { satisfaction }) = received.common_and()?;
-            Ok(Action::Feedback(Feedback { common, satisfaction: satisfaction.into() }))
-        }
+        ActionKind::SessionClosed => received.with(Action::SessionClosed),
+        ActionKind::GetContext => received.with(Action::GetContext),
+        ActionKind::GetHistory => received.with(Action::GetHistory),
+        ActionKind::Feedback => received.with(Action::Feedback),
         ActionKind::Erase => received.erase(),
-        ActionKind::StateLoad => received.state(Operation::Load),
-        ActionKind::StateSave => received.state(Operation::Save),
+        ActionKind::StateLoad => received.with(Action::StateLoad),
+        ActionKind::StateSave => received.with(Action::StateSave),
         ActionKind::StatePatch => received.patch(),
-        ActionKind::StateTransition => received.state(Operation::Transition),
-        ActionKind::StateClear => received.state(Operation::Clear),
-        ActionKind::StateListActive => received.state(Operation::ListActive),
-        ActionKind::StateStats => received.state(Operation::Stats),
+        ActionKind::StateTransition => received.with(Action::StateTransition),
+        ActionKind::StateClear => received.with(Action::StateClear),
+        ActionKind::StateListActive => received.with(Action::StateListActive),
+        ActionKind::StateStats => received.with(Action::StateStats),
     }
 }
 
@@ -101,14 +76,14 @@ impl<'a> Received<'a> {
 
     fn erase(&mut self) -> Result<Action, FieldError> {
         let (common, wire::Erase {}) = self.common_and()?;
-        let user_id = common.user_id.clone();
         // A sender that puts both into every action may mean either; a wrong choice would destroy
         // data.
-        if user_id.is_some() && common.conversation_is_explicit == ConversationSource::Explicit {
+        let is_explicit = common.conversation_is_explicit == ConversationSource::Explicit;
+        if common.user_id.is_some() && is_explicit {
             let fault = "must not be sent together with `conversation_id`; send only what to erase";
             return Err(self.fields.error("user_id", fault));
         }
-        Ok(Action::Erase(Erase { common, user_id }))
+        Ok(Action::Erase(common))
     }
 
     fn patch(&mut self) -> Result<Action, FieldError> {
@@ -118,18 +93,17 @@ impl<'a> Received<'a> {
                 "is missing, as are `append` and `increment`; send at least one of the three";
             return Err(self.fields.error("patch", fault));
         }
-        Ok(Action::State(StateAction { common, operation: Operation::Patch(patch) }))
+        Ok(Action::StatePatch(common, patch))
     }
 
-    fn state<T: serde::Deserialize<'a>>(
+    fn with<T: serde::Deserialize<'a>>(
         &mut self,
-        operation: fn(T) -> Operation,
+        action: impl FnOnce(Common, T) -> Action,
     ) -> Result<Action, FieldError> {
         let (common, payload) = self.common_and()?;
-        Ok(Action::State(StateAction { common, operation: operation(payload) }))
+        Ok(action(common, payload))
     }
 
-    /// The fields of every action, and the payload of this one.
     fn common_and<T: serde::Deserialize<'a>>(&mut self) -> Result<(Common, T), FieldError> {
         let sent: wire::Common<'a> = self.fields.read()?;
         let payload = self.fields.read()?;

@@ -7,13 +7,11 @@
 
 use serde::de::IgnoredAny;
 
-use super::fault::{FieldError, malformed};
-use super::kind::kind;
+use super::fault::{FieldError, excerpt, malformed};
 use crate::action::ActionKind;
-use crate::failure::{DeadLetterReason, Refusal};
-use crate::json::{Fault, Member, first_fault, is_storable, members, path_to, type_name};
+use crate::failure::{DeadLetterReason, Hint, Refusal};
+use crate::json::{Fault, Member, first_fault, is_storable, members, path_to, string, type_name};
 
-/// The action that a body names, and its members.
 pub(super) fn read(body: &[u8], limit: usize) -> Result<(ActionKind, Vec<Member<'_>>), Refusal> {
     if body.len() > limit {
         let detail = format!(
@@ -60,4 +58,34 @@ fn not_an_object(text: &str, error: &serde_json::Error, fault: Option<Fault>) ->
 
 fn not_storable(text: &str, fault: Fault) -> Refusal {
     FieldError::new(&path_to(text, fault.at), &fault.kind.to_string()).into()
+}
+
+/// The action that the `action_type` names, at the top level or under `data`.
+fn kind(body: &[Member<'_>]) -> Result<ActionKind, Refusal> {
+    const FIELD: &str = "action_type";
+    let value = |wanted: &str| {
+        body.iter().find(|(name, value)| name == wanted && *value != "null").map(|it| it.1)
+    };
+    let nested = || {
+        let data = members(value("data")?).ok()?;
+        data.into_iter().find(|(name, _)| name == FIELD).map(|it| it.1)
+    };
+    let value = value(FIELD).or_else(nested).ok_or_else(|| FieldError::missing(FIELD))?;
+    let name = string(value).ok_or_else(|| FieldError::wrong_type(FIELD, "a string", value))?;
+    ActionKind::parse(&name).ok_or_else(|| {
+        let sent = excerpt(&name, 80);
+        let (remedy, hint) = match ActionKind::meant_by(&name) {
+            Some(kind) => (
+                format!("did you mean `{kind}`?"),
+                Some(Hint::DidYouMean(kind.as_str().to_owned())),
+            ),
+            None => ("see the wire contract for all actions".to_owned(), None),
+        };
+        Refusal {
+            reason: DeadLetterReason::UnknownAction,
+            field: Some(FIELD.to_owned()),
+            detail: format!("`{FIELD}` must be a known action, but is {sent:?}; {remedy}"),
+            hint,
+        }
+    })
 }

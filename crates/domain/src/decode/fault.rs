@@ -12,7 +12,6 @@ use crate::message::Role;
 /// value, too little to copy a conversation into a log.
 const EXCERPT_CHARS: usize = 60;
 
-/// A field that cannot be accepted, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FieldError {
     field: Option<String>,
@@ -63,7 +62,6 @@ impl FieldError {
         Self::new(field, &fault)
     }
 
-    /// The refusal of a value that serde could not read.
     pub(super) fn value(field: &str, value: &str, error: &serde_json::Error) -> Self {
         let said = error.to_string();
         // serde_json appends the position within the value, if it has one. Here the position
@@ -111,7 +109,6 @@ impl serde::de::Error for FieldError {
     }
 }
 
-/// The refusal of a body that is not one JSON object.
 pub(super) fn malformed(detail: String) -> Refusal {
     Refusal::new(DeadLetterReason::MalformedJson, detail)
 }

@@ -16,7 +16,6 @@ use crate::json::{Member, members};
 #[derive(Debug)]
 pub(super) struct Field<'a> {
     pub(super) name: Cow<'a, str>,
-    /// The text of its value.
     pub(super) value: &'a str,
     /// The beginning of its path: empty, or `data.`.
     place: &'a str,
@@ -72,7 +71,6 @@ impl<'a> Fields<'a> {
         T::deserialize(StructReader(&mut self.0))
     }
 
-    /// The fields that no struct has asked for.
     pub(super) fn unknown(&self) -> impl Iterator<Item = &Field<'a>> {
         self.0.iter().filter(|field| !field.known)
     }
@@ -90,7 +88,6 @@ impl<'a> Fields<'a> {
         field.map_or_else(|| name.to_owned(), Field::path)
     }
 
-    /// An error about a field.
     pub(super) fn error(&self, name: &str, fault: &str) -> FieldError {
         FieldError::new(&self.path(name), fault)
     }

@@ -6,7 +6,7 @@
 
 use uuid::Uuid;
 
-use super::context::DecodeContext;
+use super::DecodeContext;
 use super::fault::FieldError;
 use crate::action::Identity;
 use crate::envelope::{Envelope, Resolved};
@@ -17,7 +17,6 @@ use crate::time::Timestamp;
 /// change: with another value a redelivered message would be stored twice.
 const MESSAGE_NAMESPACE: Uuid = Uuid::from_u128(0x2c9d_6a71_e05b_5f3c_b1d4_0f86_97a2_3e58);
 
-/// When an action was sent and when it was first received.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Times {
     pub(super) sent_at: Option<Timestamp>,
@@ -61,7 +60,6 @@ pub(super) fn times(
     })
 }
 
-/// The inputs of an action's id.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Evidence<'a> {
     /// The body's `message_id`, in a message.

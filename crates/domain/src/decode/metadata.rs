@@ -13,7 +13,6 @@ use serde_json::Value;
 use super::fields::Field;
 use crate::json::{Json, members, string};
 
-/// Adds fields to the metadata.
 pub(super) fn extended<'f, 'a: 'f>(
     own: Option<Json>,
     extras: impl Iterator<Item = &'f Field<'a>>,

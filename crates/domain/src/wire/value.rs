@@ -5,34 +5,28 @@ use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Unexpected, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer};
 
 use crate::json::Json;
 
 /// An integer from `MIN` to `MAX`, both included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Integer<const MIN: i64, const MAX: i64>(i64);
 
 /// A finite number that is not negative.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Amount(f64);
 
 /// A JSON object, stored byte for byte.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JsonObject(Json);
 
 /// A JSON array, stored byte for byte.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JsonArray(Json);
 
 impl<const MIN: i64, const MAX: i64> Integer<MIN, MAX> {
-    /// The number, if it is within the bounds.
-    #[must_use]
-    pub fn new(number: i64) -> Option<Self> {
+    fn new(number: i64) -> Option<Self> {
         (MIN..=MAX).contains(&number).then_some(Self(number))
     }
 
@@ -51,17 +45,12 @@ impl Amount {
     }
 }
 
-macro_rules! saturating {
-    ($($to:ty),*) => {$(
-        impl<const MIN: i64, const MAX: i64> From<Integer<MIN, MAX>> for $to {
-            /// A number outside of the target's range becomes the nearest one within it.
-            fn from(integer: Integer<MIN, MAX>) -> Self {
-                Self::try_from(integer.0.max(0)).unwrap_or(Self::MAX)
-            }
-        }
-    )*};
+impl<const MIN: i64, const MAX: i64> From<Integer<MIN, MAX>> for u8 {
+    /// A number outside of the target's range becomes the nearest one within it.
+    fn from(integer: Integer<MIN, MAX>) -> Self {
+        Self::try_from(integer.0.max(0)).unwrap_or(Self::MAX)
+    }
 }
-saturating!(u8, u32);
 
 impl<'de, const MIN: i64, const MAX: i64> Deserialize<'de> for Integer<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

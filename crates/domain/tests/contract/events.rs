@@ -3,11 +3,11 @@
 use domain::event::{DeadLettered, Erased, Event, Migrated, Reopened};
 use domain::failure::DeadLetterReason;
 use domain::ids::{ConversationId, SessionId, TenantId, UserId};
-use domain::schema::documents;
 use domain::time::Timestamp;
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::documents::documents;
 use crate::validator::faults;
 
 fn events() -> [Event; 4] {

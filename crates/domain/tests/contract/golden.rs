@@ -4,8 +4,8 @@
 //! become conflicts. Fix the code, never the values.
 
 use domain::action::{Action, SaveMessage};
-use domain::fixtures::example;
 use domain::ids::{ConversationKey, SessionId, TenantId};
+use fixtures::examples::example;
 
 use fixtures::decoded;
 

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use domain::envelope::Envelope;
 use domain::failure::{DeadLetterReason, Hint};
-use domain::fixtures::malformed;
+use fixtures::examples::malformed;
 
 use fixtures::decoded_with;
 
@@ -17,7 +17,7 @@ fn every_bad_body_is_refused_for_its_reason_and_names_its_field() {
     let mut wrong = String::new();
     for bad in &all {
         let found = decoded_with(&bad.body, &Envelope::default())
-            .map_err(|refusal| (refusal.reason, refusal.field));
+            .map_err(|refusal| (refusal.reason.as_str(), refusal.field));
         let expected = (bad.reason, bad.field.map(str::to_owned));
         if found != Err(expected.clone()) {
             writeln!(wrong, "{}: {found:?} instead of {expected:?}", bad.name).unwrap();

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 
 use domain::action::{Action, SaveMessage};
 use domain::envelope::Envelope;
-use domain::fixtures::{ACTIONS, malformed};
 use domain::ids::{ConversationId, ConversationKey, MessageId, SessionId, TenantId, escape};
 use domain::message::Position;
 use domain::time::Timestamp;
+use fixtures::examples::{ACTIONS, malformed};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use serde_json::{Map, Value};

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use domain::action::ActionKind;
-use domain::fixtures::{ACTIONS, malformed};
 use domain::reply::{ErrorType, Reply, ReplyError, SaveMessageData};
-use domain::schema::documents;
+use fixtures::examples::{ACTIONS, malformed};
 use serde_json::{Value, json};
 
+use crate::documents::documents;
 use crate::validator::faults;
 
 fn folder() -> PathBuf {

@@ -122,7 +122,7 @@ async fn a_refused_conversation_is_named_and_the_others_are_appended() {
     for conversation in ["a", "c"] {
         assert_eq!(world.raw::<usize>(&["ZCARD", &name(conversation)]).await, 500);
     }
-    assert_eq!(store.health(), Health::Up, "the connection is not at fault");
+    assert_eq!(*store.subscribe().borrow(), Health::Up, "the connection is not at fault");
 }
 
 #[tokio::test]
@@ -136,7 +136,7 @@ async fn a_redis_without_free_memory_is_unavailable_but_stays_connected() {
     assert_eq!(error.conversations, [key("c")]);
     assert!(matches!(error.cause, Error::Refusing(_)), "{:?}", error.cause);
     assert_eq!(error.cause.class(), FailureClass::Unavailable);
-    assert_eq!(store.health(), Health::Up);
+    assert_eq!(*store.subscribe().borrow(), Health::Up);
     world.configure("maxmemory", "0").await;
     append(&store, "c", &rows).await;
 }

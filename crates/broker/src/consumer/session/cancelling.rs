@@ -5,21 +5,20 @@
 //! rollouts would then make suspects of ordinary messages. So before a cancel nothing is acknowledged
 //! until the prefetch is full or the queue is empty: then no such delivery exists.
 
-use lapin::options::BasicCancelOptions;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
 use tokio::time::Instant;
 
 use super::phase::{Action, AfterCancel, Event, Phase};
-use super::registration::consume;
-use super::state::{Report, Session};
+use super::{Report, Session};
 use crate::Handler;
-use crate::connection::request;
+use crate::connection::{Error, request};
 use crate::consumer::end::End;
 use crate::consumer::prefetch::Change;
 use crate::consumer::settings::ConsumerState;
 use crate::consumer::suspects;
 
 impl<H: Handler> Session<H> {
-    /// Changes the phase; returns what is to be done.
     fn phase_on(&mut self, event: Event) -> Action {
         let (phase, action) = self.phase.on(event);
         self.phase = phase;
@@ -65,7 +64,6 @@ impl<H: Handler> Session<H> {
         Ok(None)
     }
 
-    /// The stream has ended.
     pub(super) async fn stream_ended(&mut self) -> Result<(), End> {
         self.log_requeued_over_byte_limit();
         let action = self.phase_on(Event::StreamEnded { holding: self.hold.is_some() });
@@ -136,4 +134,18 @@ impl<H: Handler> Session<H> {
         self.last_progress = Instant::now();
         Ok(())
     }
+}
+
+/// Registers a consumer. The prefetch applies to this consumer and cannot be changed later
+/// (`basic.qos` with `global: false`).
+pub(super) async fn consume(
+    channel: &lapin::Channel,
+    queue: &'static str,
+    prefetch: u16,
+) -> Result<lapin::Consumer, Error> {
+    let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
+    request("set the prefetch", qos).await?;
+    let options = BasicConsumeOptions::default();
+    let consume = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default());
+    request("start a consumer", consume).await
 }

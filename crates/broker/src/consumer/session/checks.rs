@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Session;
 use super::phase::{AfterCancel, Phase};
-use super::state::Session;
 use crate::Handler;
 use crate::consumer::end::End;
 use crate::inspect;
 
-/// How often the checks run.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 
 impl<H: Handler> Session<H> {
@@ -50,7 +49,6 @@ impl<H: Handler> Session<H> {
         Ok(())
     }
 
-    /// Cancels the consumer to handle suspects, if there are any.
     async fn check_suspects(&mut self) -> Result<(), End> {
         let Some(queue) = self.shared.source.suspect() else { return Ok(()) };
         let interval = self.shared.settings.suspect_interval;

@@ -51,7 +51,6 @@ const IDLE_LIMIT: Duration = Duration::from_millis(200);
 /// [`IDLE_LIMIT`]; then at most one of them is being sent at the cancel.
 const FILL_LIMIT: Duration = Duration::from_secs(1);
 
-/// What happens to a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
     /// The consumer is to be cancelled for this, once no delivery would be requeued by it; and the time.
@@ -63,19 +62,15 @@ pub(super) enum Event {
     /// The stream has ended, during a hold or not. After a cancel of the session, or because RabbitMQ
     /// cancelled the consumer.
     StreamEnded {
-        /// Whether a dependency is unavailable.
         holding: bool,
     },
     /// Every received delivery is settled.
     AllSettled,
-    /// A consumer is registered.
     Registered,
 }
 
-/// What the session does at an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Nothing.
     Nothing,
     /// It sends `basic.cancel`.
     Cancel,
@@ -109,7 +104,6 @@ impl Phase {
         self.next() == Some(AfterCancel::Shutdown)
     }
 
-    /// The next phase, and what the session does.
     pub(super) fn on(self, event: Event) -> (Self, Action) {
         use AfterCancel::{GrowPrefetch, HandleSuspects, Reconnect, ShrinkPrefetch, Shutdown};
         let then = |next| if self.is_shutting_down() { Shutdown } else { next };

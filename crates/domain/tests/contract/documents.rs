@@ -5,26 +5,23 @@
 //! So decoding may refuse a body that its schema accepts. The reverse occurs in one case: a field
 //! that is null in one place and has a value in the other.
 
+use domain::action::{ActionKind, state};
+use domain::event::{DeadLettered, Erased, Migrated, Reopened};
+use domain::{reply, wire};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use crate::action::{ActionKind, state};
-use crate::event::{DeadLettered, Erased, Migrated, Reopened};
-use crate::{reply, wire};
-
 /// Every document with its file name, such as `action.conversation.save_message.json`.
-#[must_use]
-pub fn documents() -> Vec<(String, Schema)> {
+pub(crate) fn documents() -> Vec<(String, Schema)> {
     let actions = ActionKind::ALL.into_iter().map(|kind| (format!("action.{kind}"), action(kind)));
     let replies = ActionKind::ALL.into_iter().map(|kind| (format!("reply.{kind}"), reply(kind)));
     let events = [
-        (Migrated::ROUTING_KEY, event::<Migrated>(Migrated::ROUTING_KEY)),
-        (Reopened::ROUTING_KEY, event::<Reopened>(Reopened::ROUTING_KEY)),
-        (DeadLettered::ROUTING_KEY, event::<DeadLettered>(DeadLettered::ROUTING_KEY)),
-        (Erased::ROUTING_KEY, event::<Erased>(Erased::ROUTING_KEY)),
+        event::<Migrated>("conversation.migrated"),
+        event::<Reopened>("conversation.reopened"),
+        event::<DeadLettered>("conversation.dead_lettered"),
+        event::<Erased>("conversation.erased"),
     ];
-    let events = events.into_iter().map(|(name, schema)| (format!("event.{name}"), schema));
     actions.chain(replies).chain(events).map(|(name, schema)| (name + ".json", schema)).collect()
 }
 
@@ -143,7 +140,7 @@ fn reply_with<T: JsonSchema>(kind: ActionKind) -> Schema {
     document(&format!("reply to {kind}"), description.as_ref(), definitions, body.to_value())
 }
 
-fn event<T: JsonSchema>(event_type: &str) -> Schema {
+fn event<T: JsonSchema>(event_type: &str) -> (String, Schema) {
     let mut generator = generator();
     let mut body = T::json_schema(&mut generator);
     let description = body.remove("description");
@@ -159,7 +156,8 @@ fn event<T: JsonSchema>(event_type: &str) -> Schema {
         required.insert(0, "event_type".into());
     }
     let definitions = generator.take_definitions(true);
-    document(event_type, description.as_ref(), definitions, body.to_value())
+    let schema = document(event_type, description.as_ref(), definitions, body.to_value());
+    (format!("event.{event_type}"), schema)
 }
 
 fn document(
