@@ -25,6 +25,7 @@ mod batch_builder;
 mod broker_requeues;
 mod end;
 mod observer;
+mod outcome_counts;
 mod prefetch;
 mod session;
 mod settings;

@@ -9,19 +9,21 @@
 //! Invariant: `Ok` means confirmed and in a queue. If this is not certain, the result is an error.
 
 mod driver;
+mod error;
 mod window;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use domain::failure::{Dependency, Unavailable};
 use metrics::Metrics;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::connection::Endpoints;
-use crate::publication::{Publication, TooLong};
+use crate::publication::Publication;
 use driver::{Call, Driver};
 use window::WindowSize;
+
+pub use error::PublishError;
 
 /// The most calls that are queued for the task; further callers wait.
 const QUEUED_CALLS: usize = 4096;
@@ -32,35 +34,6 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct Publisher {
     calls: mpsc::Sender<Call>,
-}
-
-/// Why a publish failed. The message may be published again. After [`Blocked`](Self::Blocked) or
-/// [`Unknown`](Self::Unknown) it may then exist twice.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PublishError {
-    /// A property is too long for AMQP: the only failure that is the message's own fault. It was not sent.
-    #[error(transparent)]
-    TooLong(#[from] TooLong),
-    /// RabbitMQ is unreachable. The message was not sent.
-    #[error("cannot publish: {0}")]
-    Unreachable(String),
-    /// RabbitMQ blocks publishers: a memory or disk alarm. The message may still be queued later.
-    #[error("RabbitMQ blocks publishers (a memory or disk alarm)")]
-    Blocked,
-    /// RabbitMQ returned it: no queue is bound for its routing key.
-    #[error("no queue takes routing key `{routing_key}` of exchange `{exchange}`")]
-    Unroutable {
-        /// The exchange.
-        exchange: String,
-        /// The routing key.
-        routing_key: String,
-    },
-    /// RabbitMQ refused it (`basic.nack`): a queue is full or has no leader.
-    #[error("RabbitMQ refused the message (a queue is full or without a leader)")]
-    Refused,
-    /// There was no confirm: the message may be in a queue or not.
-    #[error("unknown whether the message was published: {0}")]
-    Unknown(String),
 }
 
 impl Publisher {
@@ -127,10 +100,4 @@ impl Publisher {
 
 fn publisher_ended() -> Result<(), PublishError> {
     Err(PublishError::Unknown("the publisher panicked or has ended".to_owned()))
-}
-
-impl From<PublishError> for Unavailable {
-    fn from(error: PublishError) -> Self {
-        Self { dependency: Dependency::RabbitMq, source: Box::new(error) }
-    }
 }

@@ -24,6 +24,7 @@ use futures_util::FutureExt;
 use metrics::DeliveryOutcome;
 use tokio::time::Instant;
 
+use super::outcome_counts::OutcomeCounts;
 use super::settlement::{Copy, Decision, Reply, Sender, publish, settle};
 use super::shared::Shared;
 use super::unacked::Tag;
@@ -57,10 +58,6 @@ pub(super) struct Finished {
     pub(super) counts: OutcomeCounts,
 }
 
-/// How many messages of a batch had each outcome.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct OutcomeCounts(Vec<(DeliveryOutcome, u64)>);
-
 enum Stage<I> {
     Received,
     Read(Reading<I>),
@@ -80,25 +77,6 @@ struct Decided {
     replies: Vec<Reply>,
     /// The outcomes of the messages that are done and of those whose copies are confirmed.
     counts: OutcomeCounts,
-}
-
-impl OutcomeCounts {
-    pub(super) fn iter(&self) -> impl Iterator<Item = (DeliveryOutcome, u64)> {
-        self.0.iter().copied()
-    }
-
-    /// How many messages have an outcome of another kind than a requeue.
-    pub(super) fn handled(&self) -> u64 {
-        let handled = self.iter().filter(|(outcome, _)| *outcome != DeliveryOutcome::Requeued);
-        handled.map(|(_, count)| count).sum()
-    }
-
-    pub(super) fn add(&mut self, outcome: DeliveryOutcome) {
-        match self.0.iter_mut().find(|(known, _)| *known == outcome) {
-            Some((_, count)) => *count += 1,
-            None => self.0.push((outcome, 1)),
-        }
-    }
 }
 
 impl<I> Batch<I> {

@@ -10,8 +10,8 @@ use metrics::{
     ConsumerRestart, Counter, DeliveryOutcome, Gauge, Metrics, QueueState, RetryClass, Size, Timing,
 };
 
-use super::batch::OutcomeCounts;
 use super::end::End;
+use super::outcome_counts::OutcomeCounts;
 use super::settings::Settings;
 use crate::Delivery;
 use crate::connection::Error;

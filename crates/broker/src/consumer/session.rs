@@ -9,12 +9,14 @@
 
 mod cancelling;
 mod checks;
+mod hold;
 mod holding;
 mod phase;
+mod state;
 
 use std::sync::Arc;
 
-use domain::failure::{Dependency, Unavailable};
+use domain::failure::Dependency;
 use failpoints::Step;
 use futures_util::{FutureExt, StreamExt};
 use lapin::options::BasicAckOptions;
@@ -31,58 +33,15 @@ use super::prefetch::Prefetch;
 use super::settings::ConsumerState;
 use super::shared::Shared;
 use super::unacked::{Tag, UnackedDeliveries};
-use crate::connection::{Connection, Error};
+use crate::connection::Error;
 use crate::{Delivery, Handler};
 use cancelling::consume;
-use holding::Hold;
+use hold::Hold;
 use phase::{AfterCancel, Phase};
+use state::Report;
 
-pub(super) use holding::Outage;
-
-pub(super) struct Session<H: Handler> {
-    shared: Arc<Shared<H>>,
-    shutdown: CancellationToken,
-    connection: Connection,
-    channel: lapin::Channel,
-    stream: lapin::Consumer,
-    phase: Phase,
-    prefetch: Prefetch,
-    /// The prefetch with which the consumer was registered.
-    registered: u16,
-    unacked: UnackedDeliveries,
-    /// Deliveries that were requeued over the byte limit and are not logged yet.
-    over_byte_limit: usize,
-    batch_builder: BatchBuilder<Received>,
-    /// Batches being handled, and the probe of a hold.
-    tasks: JoinSet<Report<H::Item>>,
-    in_flight: usize,
-    hold: Option<Hold<H::Item>>,
-    /// When the last delivery was received or the last batch finished.
-    last_progress: Instant,
-    /// When the depth of the queue was last requested.
-    last_depth_request: Instant,
-    last_suspect_check: Instant,
-    checks: tokio::time::Interval,
-    /// In [isolating mode](ConsumeMode::Isolating): acknowledgements until the session ends.
-    isolating_remaining: Option<usize>,
-}
-
-/// How many messages a session has at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ConsumeMode {
-    /// As much as the settings allow.
-    Batches,
-    /// One message, because lapin cannot read one of the messages and closes the connection for it. One
-    /// at a time, only that message is redelivered.
-    Isolating,
-}
-
-enum Report<I> {
-    Finished(Finished),
-    Held(Batch<I>, Unavailable),
-    Probed(Result<(), Unavailable>),
-    RequestSent(Result<(), End>),
-}
+pub(super) use hold::Outage;
+pub(super) use state::{ConsumeMode, Session};
 
 pub(super) struct Ended<I> {
     pub(super) end: End,

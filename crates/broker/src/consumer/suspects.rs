@@ -29,8 +29,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::acknowledgement::acknowledge;
-use super::batch::{Batch, Lane, OutcomeCounts, Received};
+use super::batch::{Batch, Lane, Received};
 use super::end::End;
+use super::outcome_counts::OutcomeCounts;
 use super::settings::ConsumerState;
 use super::settlement::{Copy, publish};
 use super::shared::Shared;

@@ -13,7 +13,7 @@ use lapin::options::ConfirmSelectOptions;
 use metrics::{Counter, Metrics, PublishOutcome, Timing};
 use tokio::sync::{mpsc, oneshot};
 
-use super::PublishError;
+use super::error::PublishError;
 use super::window::{Settled, Window, WindowSize};
 use crate::Publication;
 use crate::backoff::Backoff;

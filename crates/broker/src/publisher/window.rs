@@ -14,7 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use lapin::options::BasicPublishOptions;
 use lapin::{Channel, Confirmation};
 
-use super::PublishError;
+use super::error::PublishError;
 use crate::publication::{Publication, TooLong, short};
 
 /// Publishes that were sent together, in their order.

@@ -1,6 +1,6 @@
 //! Builds an action from its fields: defaults, fallbacks and the rules that span fields.
 
-use super::DecodeContext;
+use super::context::DecodeContext;
 use super::fault::FieldError;
 use super::fields::Fields;
 use super::identity::{self, Evidence};

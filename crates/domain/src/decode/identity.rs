@@ -6,7 +6,7 @@
 
 use uuid::Uuid;
 
-use super::DecodeContext;
+use super::context::DecodeContext;
 use super::fault::FieldError;
 use crate::action::Identity;
 use crate::envelope::{Envelope, Resolved};

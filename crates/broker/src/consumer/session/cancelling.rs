@@ -10,7 +10,7 @@ use lapin::types::FieldTable;
 use tokio::time::Instant;
 
 use super::phase::{Action, AfterCancel, Event, Phase};
-use super::{Report, Session};
+use super::state::{Report, Session};
 use crate::Handler;
 use crate::connection::{Error, request};
 use crate::consumer::end::End;

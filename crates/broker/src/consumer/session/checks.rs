@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Session;
 use super::phase::{AfterCancel, Phase};
+use super::state::Session;
 use crate::Handler;
 use crate::consumer::end::End;
 use crate::inspect;

@@ -1,0 +1,64 @@
+//! The state of a session.
+
+use std::sync::Arc;
+
+use domain::failure::Unavailable;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::hold::Hold;
+use super::phase::Phase;
+use crate::Handler;
+use crate::connection::Connection;
+use crate::consumer::batch::{Batch, Finished, Received};
+use crate::consumer::batch_builder::BatchBuilder;
+use crate::consumer::end::End;
+use crate::consumer::prefetch::Prefetch;
+use crate::consumer::shared::Shared;
+use crate::consumer::unacked::UnackedDeliveries;
+
+pub(in crate::consumer) struct Session<H: Handler> {
+    pub(super) shared: Arc<Shared<H>>,
+    pub(super) shutdown: CancellationToken,
+    pub(super) connection: Connection,
+    pub(super) channel: lapin::Channel,
+    pub(super) stream: lapin::Consumer,
+    pub(super) phase: Phase,
+    pub(super) prefetch: Prefetch,
+    /// The prefetch with which the consumer was registered.
+    pub(super) registered: u16,
+    pub(super) unacked: UnackedDeliveries,
+    /// Deliveries that were requeued over the byte limit and are not logged yet.
+    pub(super) over_byte_limit: usize,
+    pub(super) batch_builder: BatchBuilder<Received>,
+    /// Batches being handled, and the probe of a hold.
+    pub(super) tasks: JoinSet<Report<H::Item>>,
+    pub(super) in_flight: usize,
+    pub(super) hold: Option<Hold<H::Item>>,
+    /// When the last delivery was received or the last batch finished.
+    pub(super) last_progress: Instant,
+    /// When the depth of the queue was last requested.
+    pub(super) last_depth_request: Instant,
+    pub(super) last_suspect_check: Instant,
+    pub(super) checks: tokio::time::Interval,
+    /// In [isolating mode](ConsumeMode::Isolating): acknowledgements until the session ends.
+    pub(super) isolating_remaining: Option<usize>,
+}
+
+/// How many messages a session has at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::consumer) enum ConsumeMode {
+    /// As much as the settings allow.
+    Batches,
+    /// One message, because lapin cannot read one of the messages and closes the connection for it. One
+    /// at a time, only that message is redelivered.
+    Isolating,
+}
+
+pub(super) enum Report<I> {
+    Finished(Finished),
+    Held(Batch<I>, Unavailable),
+    Probed(Result<(), Unavailable>),
+    RequestSent(Result<(), End>),
+}
