@@ -11,7 +11,7 @@ use domain::ids::{ConversationKey, SessionId};
 use domain::time::Timestamp;
 use sqlx::{PgConnection, Row as _};
 
-use crate::rows::{corrupt, timestamp};
+use crate::rows::{corrupt, from_row, timestamp};
 use crate::{Database, Result};
 
 /// Whether a session opened or closed.
@@ -62,6 +62,8 @@ pub struct SessionView {
     pub last_event_at: DateTime<Utc>,
 }
 
+from_row! { SessionView: session_id, open, last_event_at }
+
 impl Database {
     /// The sessions of a conversation, in the order of their last event.
     pub async fn sessions(&self, key: &ConversationKey) -> Result<Vec<SessionView>> {
@@ -72,10 +74,7 @@ impl Database {
         )
         .bind(key.tenant.as_str())
         .bind(key.conversation.as_str());
-        let found = self.values(query).await?.into_iter();
-        let view =
-            |(session_id, open, last_event_at)| SessionView { session_id, open, last_event_at };
-        Ok(found.map(view).collect())
+        self.values(query).await
     }
 
     /// Records a batch of session events in one transaction. Recording it again changes nothing.
