@@ -24,17 +24,16 @@ use crate::{Database, Result};
 
 const TABLE: &str = "conversations";
 
-/// Which conversations a sweep claims, and how many.
+/// Which conversations a sweep claims, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub struct ClaimCriteria {
-    /// The grace period: how long a close request waits for a session to reconnect.
+    /// How long a close request waits, in case the session reconnects.
     pub grace: Duration,
-    /// How long a conversation without a message stays open.
+    /// After how long without a message a conversation is closed. The time of the last activity is stored
+    /// once a minute, so it may take a minute more.
     pub idle: Duration,
-    /// How long a claim is valid before another process may take it over.
+    /// How long a claim is held without renewal before another closer takes it over.
     pub lease: Duration,
-    /// The most claims of each cause.
-    pub limit: u32,
 }
 
 /// Why a conversation is being closed.
@@ -114,14 +113,14 @@ pub struct Closed {
 
 impl Database {
     /// Claims conversations whose close request is older than the grace period, that are idle, or whose
-    /// earlier claim ended without a result; at most `criteria.limit` of each.
-    pub async fn claim(&self, criteria: &ClaimCriteria) -> Result<Vec<Claim>> {
+    /// earlier claim ended without a result; at most `limit` of each.
+    pub async fn claim(&self, criteria: &ClaimCriteria, limit: u32) -> Result<Vec<Claim>> {
         let idle = criteria.idle + Duration::from_secs(TOUCH_SECONDS.into());
         let query = sqlx::query(CLAIM)
             .bind(criteria.grace.as_secs_f64())
             .bind(idle.as_secs_f64())
             .bind(criteria.lease.as_secs_f64())
-            .bind(i64::from(criteria.limit));
+            .bind(i64::from(limit));
         let claim = |row: &PgRow| {
             let cause = cause(row.try_get("cause")?)?;
             Ok(Claim { key: key_of(row)?, token: row.try_get("close_token")?, cause })

@@ -1,7 +1,7 @@
 //! Converts a worker's settings into those of the crates that use them.
 
 use broker::topology::RetryQueue;
-use conversation::{Background, InvalidShare};
+use conversation::{Background, ClaimCriteria, InvalidShare};
 use service::settings::{BackgroundSettings, ClosingSettings, ConsumerSettings};
 
 /// The settings of a consumer.
@@ -20,14 +20,13 @@ pub fn consumer_settings(settings: &ConsumerSettings) -> broker::Settings {
     }
 }
 
-/// The settings of a closer.
+/// Which conversations a closer closes.
 #[must_use]
-pub fn closing(settings: &ClosingSettings) -> conversation::ClosingSettings {
-    conversation::ClosingSettings {
+pub fn closing(settings: &ClosingSettings) -> ClaimCriteria {
+    ClaimCriteria {
         grace: settings.due.close_grace,
         idle: settings.due.close_idle,
         lease: settings.close_lease,
-        batch: settings.close_batch,
     }
 }
 

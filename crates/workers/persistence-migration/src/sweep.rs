@@ -21,7 +21,7 @@ pub(crate) fn run(service: &Service, closer: Closer, interval: Duration, batch: 
             let mut limit = batch;
             while !stopping.is_cancelled() {
                 let sweep = tokio::select! {
-                    swept = closer.sweep_at_most(limit) => swept,
+                    swept = closer.sweep(limit) => swept,
                     // Another closer takes over its claims when their lease expires.
                     () = stop_timeout(&stopping) => break,
                 };
