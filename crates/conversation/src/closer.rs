@@ -18,7 +18,7 @@ use backon::{BackoffBuilder, ConstantBuilder};
 use broker::{Publication, PublishError, Publisher};
 use database::{Claim, ClaimCriteria, CloseCause, Closed, Database, Uncounted};
 use domain::causes::with_causes;
-use domain::event::{Event, Migrated};
+use domain::event::Event;
 use domain::ids::{ConversationKey, MessageId};
 use failpoints::Step;
 use hot_store::HotStore;
@@ -132,7 +132,7 @@ impl Closer {
         if !closed.is_empty() {
             self.drop_copies(&closed).await;
             failpoints::reached(Step::CloseDropped);
-            self.publish(closed.iter().map(migrated)).await?;
+            self.publish(closed.iter().map(|it| Event::Migrated(it.event.clone()))).await?;
             failpoints::reached(Step::CloseAnnounced);
         }
         let archived = self.write_archived(closed).await?;
@@ -147,8 +147,8 @@ impl Closer {
             self.metrics.observe(Timing::Close, started.elapsed());
             tracing::info!(
                 conversation = %conversation.claim.key,
-                messages = conversation.message_count,
-                tokens = conversation.total_tokens,
+                messages = conversation.event.message_count,
+                tokens = conversation.event.total_tokens,
                 ?cause,
                 "conversation archived"
             );
@@ -303,22 +303,4 @@ fn count(uncounted: Vec<Uncounted>) -> Vec<(Uncounted, i64)> {
             (message, tokens)
         })
         .collect()
-}
-
-fn migrated(closed: &Closed) -> Event {
-    let Claim { key, token, .. } = &closed.claim;
-    Event::Migrated(Migrated {
-        tenant_id: key.tenant.clone(),
-        conversation_id: key.conversation.clone(),
-        session_id: closed.session_id.clone(),
-        agent_id: closed.agent_id.clone(),
-        user_id: closed.user_id.clone(),
-        message_count: closed.message_count,
-        total_tokens: closed.total_tokens,
-        created_at: closed.created_at,
-        last_message_at: closed.last_message_at,
-        closed_at: closed.closed_at,
-        close_reason: closed.close_reason.clone(),
-        close_token: *token,
-    })
 }

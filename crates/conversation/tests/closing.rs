@@ -400,7 +400,7 @@ async fn a_change_by_an_event_between_the_count_and_the_last_write_stays() {
     record(&replica, &[closed("s", "10:01:00")]).await;
     let claims = replica.database.claim(&due(at_once()), 20).await.unwrap();
     let counted = replica.database.totals(&claims).await.unwrap();
-    assert_eq!((counted.len(), &counted[0].agent_id), (1, &None));
+    assert_eq!((counted.len(), &counted[0].event.agent_id), (1, &None));
     let named = json!({"agent_id": "agent_xyz"});
     record(&replica, &[event("conversation.session_closed", "s", "10:01:01", &named)]).await;
     assert_eq!(replica.database.archive_closed(&counted).await.unwrap(), [key("s")]);

@@ -5,13 +5,27 @@ use domain::ids::{AgentId, ConversationKey, InvalidId, MessageId, SessionId, Use
 use domain::message::{BodyHash, Content, Json, Message, Role};
 use domain::status::ConversationStatus;
 use domain::time::Timestamp;
-use sqlx::postgres::PgRow;
-use sqlx::{FromRow, Row};
+use sqlx::postgres::{PgArguments, PgBindIterExt as _, PgRow};
+use sqlx::query::Query;
+use sqlx::{FromRow, Postgres, Row};
 
 use crate::{Error, Result};
 
 /// The value of `format` for content that is stored unchanged.
 pub(crate) const FORMAT_PLAIN: i16 = 1;
+
+/// Binds arrays with one value for each conversation.
+pub(crate) trait BindKeys: Sized {
+    /// Binds tenants and ids.
+    fn bind_keys<'k>(self, keys: impl Iterator<Item = &'k ConversationKey> + Clone) -> Self;
+}
+
+impl BindKeys for Query<'_, Postgres, PgArguments> {
+    fn bind_keys<'k>(self, keys: impl Iterator<Item = &'k ConversationKey> + Clone) -> Self {
+        self.bind(keys.clone().map(|key| key.tenant.as_str()).bind_iter())
+            .bind(keys.map(|key| key.conversation.as_str()).bind_iter())
+    }
+}
 
 /// A message to save, with the data for its conversation if this is the first message.
 #[derive(Debug, Clone, Copy)]
@@ -55,14 +69,7 @@ pub(crate) struct MessageRow(pub(crate) Message);
 
 impl<'r> FromRow<'r, PgRow> for MessageRow {
     fn from_row(row: &'r PgRow) -> Result<Self, sqlx::Error> {
-        message(row).map(Self).map_err(undecodable)
-    }
-}
-
-fn undecodable(error: Error) -> sqlx::Error {
-    match error {
-        Error::Database(error) => error,
-        other => sqlx::Error::Decode(Box::new(other)),
+        Ok(Self(message(row)?))
     }
 }
 
@@ -123,7 +130,7 @@ pub(crate) fn status(stored: &str) -> Result<ConversationStatus> {
 
 /// The status in the column `status`.
 pub(crate) fn status_of(row: &PgRow) -> sqlx::Result<ConversationStatus> {
-    status(row.try_get("status")?).map_err(undecodable)
+    Ok(status(row.try_get("status")?)?)
 }
 
 /// The id in a column.

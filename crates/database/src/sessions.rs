@@ -11,7 +11,7 @@ use domain::ids::{ConversationKey, SessionId};
 use domain::time::Timestamp;
 use sqlx::{PgConnection, Row as _};
 
-use crate::rows::{corrupt, from_row, timestamp};
+use crate::rows::{BindKeys as _, corrupt, from_row, timestamp};
 use crate::{Database, Result};
 
 /// Whether a session opened or closed.
@@ -236,8 +236,7 @@ async fn lock_conversations(
              ORDER BY c.tenant_id, c.id
              FOR NO KEY UPDATE OF c",
         )
-        .bind(conversations.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
-        .bind(conversations.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
+        .bind_keys(conversations.iter().map(|u| &u.key))
         .execute(&mut *connection)
         .await?
         .rows_affected();
@@ -256,8 +255,6 @@ async fn insert_conversations(
     conversations: &[&SessionUpdate],
     random: &(dyn Fn() -> i64 + Sync),
 ) -> Result<()> {
-    let text =
-        |of: fn(&SessionUpdate) -> &str| conversations.iter().map(|u| of(u)).collect::<Vec<_>>();
     let optional = |of: fn(&SessionUpdate) -> &Option<String>| {
         conversations.iter().map(|u| of(u).as_deref()).collect::<Vec<_>>()
     };
@@ -268,9 +265,8 @@ async fn insert_conversations(
                               $7::text[], $8::timestamptz[], $9::bigint[])
          ON CONFLICT DO NOTHING",
     )
-    .bind(text(|u| u.key.tenant.as_str()))
-    .bind(text(|u| u.key.conversation.as_str()))
-    .bind(text(|u| u.session.as_str()))
+    .bind_keys(conversations.iter().map(|u| &u.key))
+    .bind(conversations.iter().map(|u| u.session.as_str()).collect::<Vec<_>>())
     .bind(optional(|u| &u.agent_id))
     .bind(optional(|u| &u.user_id))
     .bind(optional(|u| &u.model_name))
@@ -308,8 +304,7 @@ async fn upsert_sessions<'a>(
          WHERE (sessions.last_event_at, sessions.open) < (excluded.last_event_at, excluded.open)
          RETURNING tenant_id, conversation_id, session_id",
     )
-    .bind(newest.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(newest.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
+    .bind_keys(newest.iter().map(|u| &u.key))
     .bind(newest.iter().map(|u| u.session.as_str()).collect::<Vec<_>>())
     .bind(newest.iter().map(is_open).collect::<Vec<_>>())
     .bind(newest.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
@@ -378,8 +373,7 @@ async fn update_close_requests(
                     AS u (tenant_id, id, opened, reason, agent_id, user_id)) AS k
          WHERE c.tenant_id = k.tenant_id AND c.id = k.id",
     )
-    .bind(changed.iter().map(|(u, _)| u.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(changed.iter().map(|(u, _)| u.key.conversation.as_str()).collect::<Vec<_>>())
+    .bind_keys(changed.iter().map(|(u, _)| &u.key))
     .bind(changed.iter().map(|(_, opened)| *opened).collect::<Vec<_>>())
     .bind(changed.iter().map(|(u, _)| u.reason.as_deref()).collect::<Vec<_>>())
     .bind(changed.iter().map(|(u, _)| u.agent_id.as_deref()).collect::<Vec<_>>())
@@ -412,8 +406,7 @@ async fn record_satisfaction(
          WHERE c.tenant_id = k.tenant_id AND c.id = k.id
            AND (c.satisfaction_at IS NULL OR c.satisfaction_at < k.at)",
     )
-    .bind(ratings.iter().map(|(u, _)| u.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(ratings.iter().map(|(u, _)| u.key.conversation.as_str()).collect::<Vec<_>>())
+    .bind_keys(ratings.iter().map(|(u, _)| &u.key))
     .bind(ratings.iter().map(|(_, satisfaction)| *satisfaction).collect::<Vec<_>>())
     .bind(ratings.iter().map(|(u, _)| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
     .execute(connection)

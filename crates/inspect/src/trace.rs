@@ -178,7 +178,10 @@ impl Tracer {
             _ => None,
         };
         let conversation = match (&key, &found.row) {
-            (Some(key), Some(_)) => self.conversation(key).await?,
+            (Some(key), Some(_)) => {
+                let id = key.conversation.as_str();
+                self.database.conversations_named(id, Some(&key.tenant)).await?.pop()
+            }
             _ => None,
         };
         let mut subjects: Vec<String> =
@@ -232,14 +235,6 @@ impl Tracer {
             hot,
             timeline: timeline::of(None, Some(&row), &dead_letters, &audit),
         })
-    }
-
-    async fn conversation(
-        &self,
-        key: &ConversationKey,
-    ) -> Result<Option<ConversationTrace>, database::Error> {
-        let id = key.conversation.as_str();
-        Ok(self.database.conversations_named(id, Some(&key.tenant)).await?.pop())
     }
 
     /// The audit log of these conversations and dead letters, in a tenant.

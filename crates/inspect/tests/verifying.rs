@@ -358,6 +358,13 @@ async fn messages_that_cannot_be_read_are_found() {
     let found: Vec<_> =
         found.into_iter().filter(|it| it.kind == Kind::MessagesUnreadable).collect();
     assert_eq!(one(&found, Kind::MessagesUnreadable, "s").detail, "1 of 3 messages");
+    let world = World::with_copies().await;
+    world.sql("UPDATE message_rows SET role = 'bard' WHERE id = 'm2'").await;
+    let (found, ended) =
+        run(&world.verifier(Repairs::None), &Scope::default(), &[Section::HotCopies]).await;
+    let found = one(&found, Kind::MessagesUnreadable, "s");
+    assert!(found.detail.contains("unknown role"), "{found:?}");
+    assert_eq!(ended[0].incomplete, None);
 }
 
 #[tokio::test]

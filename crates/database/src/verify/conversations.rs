@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, QueryBuilder, Row};
 
 use super::difference::{Difference, differences};
 use super::scope::Scope;
-use crate::rows::key_of;
+use crate::rows::{BindKeys as _, key_of};
 use crate::statistics::COMPUTED;
 use crate::{Database, Result};
 
@@ -80,8 +80,7 @@ impl Database {
              JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
              WHERE c.touched_at >= $3 ORDER BY c.tenant_id, c.id",
         )
-        .bind(keys.iter().map(|key| key.tenant.as_str()).collect::<Vec<_>>())
-        .bind(keys.iter().map(|key| key.conversation.as_str()).collect::<Vec<_>>())
+        .bind_keys(keys.iter())
         .bind(chrono::DateTime::<chrono::Utc>::from(since));
         self.rows(query).await?.iter().map(key_of).collect()
     }
@@ -137,8 +136,7 @@ impl Database {
              LEFT JOIN conversation_stats s ON s.tenant_id = c.tenant_id AND s.conversation_id = c.id
              ORDER BY c.tenant_id, c.id"
         )))
-        .bind(keys.iter().map(|key| key.tenant.as_str()).collect::<Vec<_>>())
-        .bind(keys.iter().map(|key| key.conversation.as_str()).collect::<Vec<_>>());
+        .bind_keys(keys.iter());
         self.rows(query).await?.iter().map(check).collect()
     }
 }
