@@ -75,9 +75,7 @@ impl Error {
             Self::Database(_) => FailureClass::Retryable,
         }
     }
-}
 
-impl Error {
     /// Whether a timeout expired, while waiting for an answer or for a lock. A smaller batch may succeed.
     #[must_use]
     pub fn is_time_out(&self) -> bool {

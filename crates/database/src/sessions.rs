@@ -106,7 +106,11 @@ impl SessionUpdate {
     /// The order of the events of one session: by time, and `opened` after `closed` at the same time, so
     /// that a page that reloads within a second stays connected.
     fn rank(&self) -> (Timestamp, bool) {
-        (self.at, self.change == Some(SessionChange::Opened))
+        (self.at, self.is_opened())
+    }
+
+    fn is_opened(&self) -> bool {
+        self.change == Some(SessionChange::Opened)
     }
 }
 
@@ -158,8 +162,7 @@ async fn expand_closes(
     .await?;
     let mut expanded: Vec<SessionUpdate> =
         updates.iter().filter(|u| !closes_everywhere(u)).cloned().collect();
-    let opens: Vec<SessionUpdate> =
-        expanded.iter().filter(|u| u.change == Some(SessionChange::Opened)).cloned().collect();
+    let opens: Vec<SessionUpdate> = expanded.iter().filter(|u| u.is_opened()).cloned().collect();
     for (n, close) in (1..).zip(closes) {
         let mut conversations: Vec<ConversationKey> = opens
             .iter()
@@ -189,8 +192,7 @@ async fn close_outdated_opens(
     connection: &mut PgConnection,
     updates: &mut [SessionUpdate],
 ) -> Result<()> {
-    let mut opens: Vec<&mut SessionUpdate> =
-        updates.iter_mut().filter(|u| u.change == Some(SessionChange::Opened)).collect();
+    let mut opens: Vec<_> = updates.iter_mut().filter(|u| u.is_opened()).collect();
     if opens.is_empty() {
         return Ok(());
     }
@@ -294,7 +296,6 @@ async fn upsert_sessions<'a>(
             _ => newest.push(update),
         }
     }
-    let is_open = |u: &&SessionUpdate| u.change == Some(SessionChange::Opened);
     let applied = sqlx::query(
         "INSERT INTO sessions (tenant_id, conversation_id, session_id, open, last_event_at, everywhere)
          SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[], $6::boolean[])
@@ -306,9 +307,9 @@ async fn upsert_sessions<'a>(
     )
     .bind_keys(newest.iter().map(|u| &u.key))
     .bind(newest.iter().map(|u| u.session.as_str()).collect::<Vec<_>>())
-    .bind(newest.iter().map(is_open).collect::<Vec<_>>())
+    .bind(newest.iter().map(|u| u.is_opened()).collect::<Vec<_>>())
     .bind(newest.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
-    .bind(newest.iter().map(|u| u.everywhere && !is_open(u)).collect::<Vec<_>>())
+    .bind(newest.iter().map(|u| u.everywhere && !u.is_opened()).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
     let mut names: HashSet<(&str, &str, &str)> = HashSet::with_capacity(applied.len());
@@ -336,7 +337,7 @@ async fn update_close_requests(
     // For each conversation the newest event, which gives the reason, and whether a session opened.
     let mut changed: Vec<(&SessionUpdate, bool)> = Vec::with_capacity(applied.len());
     for update in applied {
-        let opened = update.change == Some(SessionChange::Opened);
+        let opened = update.is_opened();
         match changed.last_mut() {
             Some((newest, any)) if newest.key == update.key => {
                 *any |= opened;

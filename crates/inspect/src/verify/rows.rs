@@ -114,9 +114,9 @@ impl Run<'_> {
     /// Every day in scope. `dirty` are those that were marked dirty when verifying began.
     pub(super) async fn days(&mut self, dirty: &[(DayKey, String)]) -> Result<(), Incomplete> {
         if self.scope.conversation.is_some() {
-            return Err(Incomplete::skipped(
-                "days cover many conversations; they are checked only without --conversation",
-            ));
+            let cause =
+                "days cover many conversations; they are checked only without --conversation";
+            return Err(Incomplete::Skipped { cause: cause.to_owned() });
         }
         let database = &self.verifier.database;
         let check = async |part: &[DayKey]| database.check_days(part).await;
@@ -205,9 +205,8 @@ impl Run<'_> {
             }
         }
         if !self.scope.is_everything() {
-            return Err(Incomplete::skipped(
-                "messages without a conversation have no tenant; they are checked only without filters",
-            ));
+            let cause = "messages without a conversation have no tenant; they are checked only without filters";
+            return Err(Incomplete::Skipped { cause: cause.to_owned() });
         }
         let mut after = Some(i64::MIN);
         while let Some(number) = after {

@@ -24,7 +24,8 @@ pub(crate) fn run(service: &Service, stores: &Stores, grace: Duration, interval:
     let (metrics, clock) = (service.metrics().clone(), service.clock().clone());
     service.supervise("gauges", move |stopping| {
         let (database, metrics, clock) = (stores.database.clone(), metrics.clone(), clock.clone());
-        let mut queues = Queues::new(Inspector::new(stores.endpoints.clone()));
+        let inspector = Inspector::new(stores.endpoints.clone());
+        let mut queues = Queues { inspector, missing: BTreeSet::new() };
         async move {
             let (mut queues_failing, mut rows_failing) =
                 <(RepeatedFailure, RepeatedFailure)>::default();
@@ -82,15 +83,16 @@ struct Queues {
 }
 
 impl Queues {
-    fn new(inspector: Inspector) -> Self {
-        Self { inspector, missing: BTreeSet::new() }
-    }
-
     async fn count(&mut self, metrics: &Metrics) -> Result<(), broker::Error> {
         for (queue, depth) in self.inspector.depths().await? {
             match depth {
-                Some(_) => self.report_present(queue),
-                None => self.report_missing(queue),
+                Some(_) if self.missing.remove(queue) => {
+                    tracing::info!(queue, "queue exists again");
+                }
+                None if self.missing.insert(queue) => {
+                    tracing::error!(queue, "the queue is missing: run `verbatim setup`");
+                }
+                Some(_) | None => {}
             }
             metrics.set(Gauge::QueueExists { queue }, f64::from(u8::from(depth.is_some())));
             let (ready, consumers) = depth.map_or((0, 0), |depth| (depth.ready, depth.consumers));
@@ -103,18 +105,6 @@ impl Queues {
             }
         }
         Ok(())
-    }
-
-    fn report_missing(&mut self, queue: &'static str) {
-        if self.missing.insert(queue) {
-            tracing::error!(queue, "the queue is missing: run `verbatim setup`");
-        }
-    }
-
-    fn report_present(&mut self, queue: &'static str) {
-        if self.missing.remove(queue) {
-            tracing::info!(queue, "queue exists again");
-        }
     }
 }
 
