@@ -259,7 +259,6 @@ impl Closer {
         Ok(archived)
     }
 
-    /// One throttled step in PostgreSQL.
     async fn step<T, F>(&self, work: impl FnMut() -> F) -> Result<T, database::Error>
     where
         F: Future<Output = database::Result<T>>,

@@ -38,15 +38,16 @@ pub struct ClaimCriteria {
     pub lease: Duration,
 }
 
-/// Why a conversation is being closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CloseCause {
-    /// Its last open session closed, or a message arrived after that.
-    Requested,
-    /// No message arrived for the idle time.
-    Idle,
-    /// Another process claimed it, and that lease ended.
-    TakenOver,
+domain::named! {
+    /// Why a conversation is being closed. The names are those of the statement that claims.
+    pub enum CloseCause {
+        /// Its last open session closed, or a message arrived after that.
+        Requested = "requested",
+        /// No message arrived for the idle time.
+        Idle = "idle",
+        /// Another process claimed it, and that lease ended.
+        TakenOver = "taken over",
+    }
 }
 
 /// The right to close one conversation, until the lease ends or the token is cleared.
@@ -108,7 +109,8 @@ impl Database {
             .bind(criteria.lease.as_secs_f64())
             .bind(i64::from(limit));
         let claim = |row: &PgRow| {
-            let cause = cause(row.try_get("cause")?)?;
+            let unknown = || corrupt(TABLE, "unknown close cause".to_owned());
+            let cause = CloseCause::parse(row.try_get("cause")?).ok_or_else(unknown)?;
             Ok(Claim { key: key_of(row)?, token: row.try_get("close_token")?, cause })
         };
         self.rows(query).await?.iter().map(claim).collect()
@@ -366,15 +368,6 @@ const CLAIM: &str = "
     FROM (TABLE requested UNION ALL TABLE idle UNION ALL TABLE lapsed) AS due
     WHERE c.tenant_id = due.tenant_id AND c.id = due.id
     RETURNING c.tenant_id, c.id, c.close_token, due.cause";
-
-fn cause(stored: &str) -> Result<CloseCause> {
-    match stored {
-        "requested" => Ok(CloseCause::Requested),
-        "idle" => Ok(CloseCause::Idle),
-        "taken over" => Ok(CloseCause::TakenOver),
-        other => Err(corrupt(TABLE, format!("unknown close cause {other:?}"))),
-    }
-}
 
 fn closed(row: &PgRow, claims: &[Claim]) -> Result<Closed> {
     let time = |column: &str| -> Result<Timestamp> { Ok(timestamp(row.try_get(column)?)) };

@@ -8,8 +8,6 @@
 //!
 //! Users see these types as JSON.
 
-use std::fmt;
-
 use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
@@ -86,17 +84,19 @@ pub struct DeadLetterState {
     pub replay_fault: Option<String>,
 }
 
-/// The status of a dead letter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, sqlx::Type)]
-#[serde(rename_all = "snake_case")]
-#[sqlx(type_name = "text", rename_all = "snake_case")]
-pub enum DeadLetterStatus {
-    /// No operator has decided about it.
-    Open,
-    /// It was published again, and RabbitMQ confirmed that.
-    Replayed,
-    /// An operator discarded it.
-    Discarded,
+domain::named! {
+    /// The status of a dead letter.
+    #[derive(Serialize, sqlx::Type)]
+    #[serde(rename_all = "snake_case")]
+    #[sqlx(type_name = "text", rename_all = "snake_case")]
+    pub enum DeadLetterStatus {
+        /// No operator has decided about it.
+        Open = "open",
+        /// It was published again, and RabbitMQ confirmed that.
+        Replayed = "replayed",
+        /// An operator discarded it.
+        Discarded = "discarded",
+    }
 }
 
 /// The edited copy of a body.
@@ -222,27 +222,6 @@ from_row! { DeadLetterGroup:
     example
 }
 from_row! { OpenDeadLetters: queue, reason, dead_letters }
-
-impl DeadLetterStatus {
-    /// Every status.
-    pub const ALL: [Self; 3] = [Self::Open, Self::Replayed, Self::Discarded];
-
-    /// The name in the database.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Replayed => "replayed",
-            Self::Discarded => "discarded",
-        }
-    }
-}
-
-impl fmt::Display for DeadLetterStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
 
 fn body_as_text<S: Serializer>(body: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&String::from_utf8_lossy(body))

@@ -186,7 +186,6 @@ impl DeadLetterCursor {
         &self.selection
     }
 
-    /// When it was created, by PostgreSQL's clock.
     pub(super) fn created_at(&self) -> DateTime<Utc> {
         self.created_at
     }

@@ -240,7 +240,6 @@ fn result_of(mismatches: Vec<Mismatch>) -> CheckResult {
     }
 }
 
-/// What two checks have in common.
 fn in_both(
     before: &[(ConversationKey, CheckResult)],
     after: Vec<(ConversationKey, CheckResult)>,

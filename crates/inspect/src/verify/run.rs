@@ -108,7 +108,6 @@ pub struct Verifier {
     pub(super) settings: VerifyingSettings,
 }
 
-/// A verification under way.
 pub(super) struct Run<'a> {
     pub(super) verifier: &'a Verifier,
     pub(super) scope: &'a Scope,

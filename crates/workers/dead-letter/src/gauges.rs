@@ -18,7 +18,6 @@ use metrics::{Counted, DeadLetterState, Gauge, Metrics, QueueState};
 use service::Service;
 use worker::Stores;
 
-/// Counts every `interval` until the process stops.
 pub(crate) fn run(service: &Service, stores: &Stores, grace: Duration, interval: Duration) {
     let stores = stores.clone();
     let (metrics, clock) = (service.metrics().clone(), service.clock().clone());
@@ -108,7 +107,6 @@ impl Queues {
     }
 }
 
-/// Records the time of a successful count.
 fn counted(what: Counted, metrics: &Metrics, clock: &Clock) {
     let now = Duration::from_micros(clock.now().micros().unsigned_abs());
     metrics.set(Gauge::CountedAt { what }, now.as_secs_f64());

@@ -20,7 +20,6 @@ use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-/// Consumes events as refresh triggers.
 #[derive(Clone)]
 pub(crate) struct RefreshTriggers {
     database: Database,
