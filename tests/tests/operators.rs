@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use broker::Endpoints;
-use conversation::{ClosingSettings, RandomSource};
+use conversation::RandomSource;
 use database::{Database, Scope};
 use domain::status::ConversationStatus;
 use fixtures::{database_settings, endpoints, hot_store};
@@ -37,7 +37,7 @@ async fn verify(scenario: &Scenario) -> Vec<Finding> {
     let (database, hot, endpoints) = stores(scenario);
     let settings = VerifyingSettings {
         grace: Duration::from_millis(500),
-        idle: ClosingSettings::default().idle,
+        idle: fixtures::default_criteria().idle,
         overdue_after: Duration::from_secs(60),
         repairs: Repairs::None,
     };

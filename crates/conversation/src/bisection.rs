@@ -25,12 +25,10 @@ pub(crate) struct Bisection<'a, T> {
 }
 
 impl<'a, T> Bisection<'a, T> {
-    /// Starts with the whole batch as one part.
     pub(crate) fn new(batch: &'a [T], metrics: &'a Metrics) -> Self {
         Self { parts: vec![batch], metrics }
     }
 
-    /// The next part to try.
     pub(crate) fn next(&mut self) -> Option<&'a [T]> {
         self.parts.pop().filter(|part| !part.is_empty())
     }

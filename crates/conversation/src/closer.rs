@@ -18,7 +18,7 @@ use backon::{BackoffBuilder, ConstantBuilder};
 use broker::{Publication, PublishError, Publisher};
 use database::{Claim, ClaimCriteria, CloseCause, Closed, Database, Uncounted};
 use domain::causes::with_causes;
-use domain::event::{Event, Migrated};
+use domain::event::Event;
 use domain::ids::{ConversationKey, MessageId};
 use failpoints::Step;
 use hot_store::HotStore;
@@ -26,32 +26,6 @@ use metrics::{Counter, Metrics, Timing};
 use tokens::Encoding;
 
 use crate::background::Background;
-
-/// The settings of a closer.
-#[derive(Debug, Clone, Copy)]
-pub struct ClosingSettings {
-    /// How long a close request waits, in case the session reconnects.
-    pub grace: Duration,
-    /// After how long without a message a conversation is closed. The time of the last activity is stored
-    /// once a minute, so it may take a minute more.
-    pub idle: Duration,
-    /// How long a claim is held without renewal before another closer takes it over.
-    pub lease: Duration,
-    /// The most conversations of each kind in one sweep.
-    pub batch: u32,
-}
-
-impl Default for ClosingSettings {
-    /// 30 s of grace, 30 min of idleness, leases of 30 s, 20 conversations in one sweep.
-    fn default() -> Self {
-        Self {
-            grace: Duration::from_secs(30),
-            idle: Duration::from_secs(30 * 60),
-            lease: Duration::from_secs(30),
-            batch: 20,
-        }
-    }
-}
 
 /// The most messages, and bytes, whose tokens are counted between two statements: a few milliseconds of
 /// counting at 20 MB/s, and as much in PostgreSQL. A saver waits no longer than that for a core.
@@ -109,7 +83,7 @@ pub struct Closer {
     publisher: Publisher,
     metrics: Metrics,
     background: Background,
-    settings: ClosingSettings,
+    criteria: ClaimCriteria,
 }
 
 impl Closer {
@@ -121,35 +95,22 @@ impl Closer {
         publisher: Publisher,
         metrics: Metrics,
         background: Background,
-        settings: ClosingSettings,
+        criteria: ClaimCriteria,
     ) -> Self {
-        Self { database, hot, publisher, metrics, background, settings }
+        Self { database, hot, publisher, metrics, background, criteria }
     }
 
-    /// One bounded sweep. Repeating it has no further effect, and any number of replicas may run it at once.
+    /// One bounded sweep, of at most `limit` conversations of each kind. Repeating it has no further effect, and
+    /// any number of replicas may run it at once.
     ///
     /// # Errors
     /// A server failed. Unfinished claims are taken over when their lease expires.
-    pub async fn sweep(&self) -> Result<Swept, SweepError> {
-        self.sweep_at_most(self.settings.batch).await
-    }
-
-    /// [`Self::sweep`] with at most `limit` conversations of each kind. After a failure, smaller sweeps keep a
-    /// conversation that fails from stopping the others.
-    ///
-    /// # Errors
-    /// As [`Self::sweep`].
-    pub async fn sweep_at_most(&self, limit: u32) -> Result<Swept, SweepError> {
+    pub async fn sweep(&self, limit: u32) -> Result<Swept, SweepError> {
         let mut swept = Swept { reopened: self.announce_reopened().await?, ..Swept::default() };
         let started = Instant::now();
-        let due = ClaimCriteria {
-            grace: self.settings.grace,
-            idle: self.settings.idle,
-            lease: self.settings.lease,
-            limit,
-        };
         // Not retried: if the reply is lost, the claim is taken over when its lease expires.
-        let mut claims = self.background.throttled(self.database.claim(&due)).await?;
+        let mut claims =
+            self.background.throttled(self.database.claim(&self.criteria, limit)).await?;
         swept.claimed = claims.len();
         if claims.is_empty() {
             return Ok(swept);
@@ -171,7 +132,7 @@ impl Closer {
         if !closed.is_empty() {
             self.drop_copies(&closed).await;
             failpoints::reached(Step::CloseDropped);
-            self.publish(closed.iter().map(migrated)).await?;
+            self.publish(closed.iter().map(|it| Event::Migrated(it.event.clone()))).await?;
             failpoints::reached(Step::CloseAnnounced);
         }
         let archived = self.write_archived(closed).await?;
@@ -186,8 +147,8 @@ impl Closer {
             self.metrics.observe(Timing::Close, started.elapsed());
             tracing::info!(
                 conversation = %conversation.claim.key,
-                messages = conversation.message_count,
-                tokens = conversation.total_tokens,
+                messages = conversation.event.message_count,
+                tokens = conversation.event.total_tokens,
                 ?cause,
                 "conversation archived"
             );
@@ -266,7 +227,7 @@ impl Closer {
         held: &mut Vec<T>,
         renewed: &mut Instant,
     ) -> Result<(), SweepError> {
-        if renewed.elapsed() < self.settings.lease / RENEWALS_PER_LEASE {
+        if renewed.elapsed() < self.criteria.lease / RENEWALS_PER_LEASE {
             return Ok(());
         }
         *renewed = Instant::now();
@@ -275,7 +236,7 @@ impl Closer {
 
     async fn renew<T: AsRef<Claim>>(&self, held: &mut Vec<T>) -> Result<(), SweepError> {
         let claims = || held.iter().map(AsRef::as_ref);
-        let mine = self.step(|| self.database.renew(claims(), self.settings.lease)).await?;
+        let mine = self.step(|| self.database.renew(claims(), self.criteria.lease)).await?;
         let mine: HashSet<ConversationKey> = mine.into_iter().collect();
         held.retain(|it| mine.contains(&it.as_ref().key));
         Ok(())
@@ -298,7 +259,6 @@ impl Closer {
         Ok(archived)
     }
 
-    /// One throttled step in PostgreSQL.
     async fn step<T, F>(&self, work: impl FnMut() -> F) -> Result<T, database::Error>
     where
         F: Future<Output = database::Result<T>>,
@@ -342,22 +302,4 @@ fn count(uncounted: Vec<Uncounted>) -> Vec<(Uncounted, i64)> {
             (message, tokens)
         })
         .collect()
-}
-
-fn migrated(closed: &Closed) -> Event {
-    let Claim { key, token, .. } = &closed.claim;
-    Event::Migrated(Migrated {
-        tenant_id: key.tenant.clone(),
-        conversation_id: key.conversation.clone(),
-        session_id: closed.session_id.clone(),
-        agent_id: closed.agent_id.clone(),
-        user_id: closed.user_id.clone(),
-        message_count: closed.message_count,
-        total_tokens: closed.total_tokens,
-        created_at: closed.created_at,
-        last_message_at: closed.last_message_at,
-        closed_at: closed.closed_at,
-        close_reason: closed.close_reason.clone(),
-        close_token: *token,
-    })
 }

@@ -20,7 +20,8 @@ mod transient;
 mod view;
 
 pub use background::{Background, InvalidShare};
-pub use closer::{Closer, ClosingSettings, SweepError, Swept};
+pub use closer::{Closer, SweepError, Swept};
+pub use database::ClaimCriteria;
 pub use random_source::RandomSource;
 pub use reader::{
     HotCopyError, Reader, Source, Transcript, current_numbers, read_database, read_hot_copy,

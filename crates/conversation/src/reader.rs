@@ -100,43 +100,45 @@ impl Reader {
         let Some(conversation) = numbers.conversation.clone() else {
             return Ok(None);
         };
-        match copy {
-            Ok(copy) => match copy.usable(current_numbers(&numbers, &conversation)) {
-                Ok(messages) => {
-                    self.count(HotRead::Hit);
-                    Ok(Some(from_copy(messages, &conversation)))
-                }
-                Err(miss) => {
-                    let (result, load) = match miss {
-                        Miss::NoMarker => (HotRead::Miss, true),
-                        Miss::Outdated | Miss::Damaged(_) => (HotRead::Stale, true),
-                        // The copy is valid and begins where another load would begin: at the limits of a
-                        // load. Loading again would empty it and gain nothing.
-                        Miss::BeforeCompleteFrom | Miss::CutShort => (HotRead::Miss, false),
-                    };
-                    let why = miss.as_str();
-                    if result == HotRead::Stale {
-                        tracing::info!(conversation = %key, why, "outdated hot copy; reading from PostgreSQL");
-                    } else {
-                        tracing::debug!(conversation = %key, why, "hot copy not usable; reading from PostgreSQL");
-                    }
-                    self.count(result);
-                    if load {
-                        self.read_and_load(key, window, conversation.status).await
-                    } else {
-                        self.read_rows(key, window).await
-                    }
-                }
-            },
+        let copy = match copy {
+            Ok(copy) => copy,
             Err(error) => {
+                let error = with_causes(&error);
                 tracing::debug!(
                     conversation = %key,
-                    error = with_causes(&error),
+                    error,
                     "hot copy could not be read; reading from PostgreSQL"
                 );
                 self.count(HotRead::Unavailable);
-                self.read_rows(key, window).await
+                return self.read_rows(key, window).await;
             }
+        };
+        let miss = match copy.usable(current_numbers(&numbers, &conversation)) {
+            Ok(messages) => {
+                self.count(HotRead::Hit);
+                return Ok(Some(from_copy(messages, &conversation)));
+            }
+            Err(miss) => miss,
+        };
+        let why = miss.as_str();
+        let load = match miss {
+            Miss::Outdated | Miss::Damaged(_) => {
+                tracing::info!(conversation = %key, why, "outdated hot copy; reading from PostgreSQL");
+                self.count(HotRead::Stale);
+                true
+            }
+            Miss::NoMarker | Miss::BeforeCompleteFrom | Miss::CutShort => {
+                tracing::debug!(conversation = %key, why, "hot copy not usable; reading from PostgreSQL");
+                self.count(HotRead::Miss);
+                // A valid copy begins where another load would begin: at the limits of a load. Loading again
+                // would empty it and gain nothing.
+                matches!(miss, Miss::NoMarker)
+            }
+        };
+        if load {
+            self.read_and_load(key, window, conversation.status).await
+        } else {
+            self.read_rows(key, window).await
         }
     }
 

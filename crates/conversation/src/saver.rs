@@ -181,7 +181,6 @@ struct Row<'a> {
     repeated: Vec<usize>,
 }
 
-/// A batch that is being saved.
 struct Batch<'a> {
     actions: &'a [SaveMessage],
     /// One for each action; `None` until it is decided.

@@ -30,30 +30,10 @@ impl Statistics {
         Self { database, metrics, background }
     }
 
-    /// Recomputes everything that is marked dirty; returns the number of conversations and of days.
-    ///
-    /// # Errors
-    /// PostgreSQL failed; what was recomputed before is stored.
-    pub async fn refresh(&self) -> Result<(usize, usize), Unavailable> {
-        let (mut conversations, mut days) = (0, 0);
-        loop {
-            match self.refresh_conversations().await? {
-                0 => break,
-                done => conversations += done,
-            }
-        }
-        loop {
-            match self.refresh_days().await? {
-                0 => return Ok((conversations, days)),
-                done => days += done,
-            }
-        }
-    }
-
     /// Recomputes the statistics of at most 10 dirty conversations; returns how many there were.
     ///
     /// # Errors
-    /// As [`Self::refresh`].
+    /// PostgreSQL failed; nothing changed.
     pub async fn refresh_conversations(&self) -> Result<usize, Unavailable> {
         let work = || self.database.refresh_conversations(BATCH);
         let done = self.background.step(&self.metrics, work).await?;
@@ -65,7 +45,7 @@ impl Statistics {
     /// it is meant for every interval, not for every event.
     ///
     /// # Errors
-    /// As [`Self::refresh`].
+    /// PostgreSQL failed; nothing changed.
     pub async fn refresh_days(&self) -> Result<usize, Unavailable> {
         let done = self.background.step(&self.metrics, || self.database.refresh_days(DAYS)).await?;
         self.metrics.add(Counter::DailyBucketsRecomputed, done as u64);

@@ -4,10 +4,11 @@
 
 use std::time::Duration;
 
-use conversation::{ClosingSettings, Swept};
+use conversation::{ClaimCriteria, Swept};
 use domain::failure::{DeadLetterReason, Failure};
 use fixtures::{
-    Replica, action, applied, at_once, closer, duplicate, ids, key, sql, stores, to_save,
+    Replica, action, applied, at_once, closer, default_criteria, duplicate, ids, key, refresh, sql,
+    stores, sweep, to_save,
 };
 use metrics::Counter;
 use serde_json::{Value, json};
@@ -71,7 +72,7 @@ async fn a_closed_conversation_is_archived_with_its_totals_and_statistics() {
     replica.read_both(&key("s"), 10).await;
     let reason = json!({"reason": "user left", "satisfaction": 4});
     record(&replica, &[event("conversation.session_closed", "s", "10:02:00", &reason)]).await;
-    let swept = closer.sweep().await.unwrap();
+    let swept = sweep(&closer).await;
     assert_eq!(swept, Swept { claimed: 1, archived: 1, ..Swept::default() });
     assert_eq!(
         sql(
@@ -84,7 +85,7 @@ async fn a_closed_conversation_is_archived_with_its_totals_and_statistics() {
     );
     assert_eq!(sql(&env, "SELECT DISTINCT tokens FROM messages").await, "2");
 
-    assert_eq!(replica.statistics.refresh().await.unwrap(), (1, 1));
+    assert_eq!(refresh(&replica.statistics).await, (1, 1));
     assert_eq!(
         sql(
             &env,
@@ -107,23 +108,23 @@ async fn a_closed_conversation_is_archived_with_its_totals_and_statistics() {
     // The copy was dropped, and readers get the same messages.
     assert_eq!(ids(&replica.read(&key("s"), 10).await.messages), ["1", "2", "3", "4", "5"]);
     // Another sweep and another refresh find nothing to do.
-    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
-    assert_eq!(replica.statistics.refresh().await.unwrap(), (0, 0));
+    assert_eq!(sweep(&closer).await, Swept::default());
+    assert_eq!(refresh(&replica.statistics).await, (0, 0));
 }
 
 #[tokio::test]
 async fn a_close_waits_for_the_grace_period() {
     let (env, replica) = stores().await;
-    let closer = closer(&env, &replica, ClosingSettings::default()).await;
+    let closer = closer(&env, &replica, default_criteria()).await;
     replica.save(&[to_save("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
-    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
+    assert_eq!(sweep(&closer).await, Swept::default());
     sql(&env, "UPDATE conversations SET close_requested_at = close_requested_at - interval '29 s'")
         .await;
-    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
+    assert_eq!(sweep(&closer).await, Swept::default());
     sql(&env, "UPDATE conversations SET close_requested_at = close_requested_at - interval '1 s'")
         .await;
-    assert_eq!(closer.sweep().await.unwrap().archived, 1);
+    assert_eq!(sweep(&closer).await.archived, 1);
 }
 
 #[tokio::test]
@@ -135,12 +136,12 @@ async fn a_reconnection_within_the_grace_period_withdraws_the_close() {
     assert!(requested(&env, "s").await);
     record(&replica, &[opened("s", "10:01:10")]).await;
     assert!(!requested(&env, "s").await);
-    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
+    assert_eq!(sweep(&closer).await, Swept::default());
     // An old close that arrives late overrules nothing.
     record(&replica, &[closed("s", "10:01:05")]).await;
     assert!(!requested(&env, "s").await);
     record(&replica, &[closed("s", "10:02:00")]).await;
-    assert_eq!(closer.sweep().await.unwrap().archived, 1);
+    assert_eq!(sweep(&closer).await.archived, 1);
 }
 
 #[tokio::test]
@@ -160,10 +161,10 @@ async fn a_conversation_stays_open_until_its_last_session_closes() {
         ],
     )
     .await;
-    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
+    assert_eq!(sweep(&closer).await, Swept::default());
     // A close that names no conversation closes its session wherever it is open.
     record(&replica, &[closed("web", "10:02:00")]).await;
-    let swept = closer.sweep().await.unwrap();
+    let swept = sweep(&closer).await;
     assert_eq!(swept.archived, 1, "{swept:?}");
     // It creates no other conversation.
     assert_eq!(sql(&env, "SELECT id, status FROM conversations").await, "c1|archived");
@@ -231,7 +232,7 @@ async fn events_of_the_same_moment_leave_the_session_open_however_they_are_batch
 #[tokio::test]
 async fn repeating_an_event_after_an_idle_close_revives_nothing() {
     let (env, replica) = stores().await;
-    let closer = closer(&env, &replica, ClosingSettings::default()).await;
+    let closer = closer(&env, &replica, default_criteria()).await;
     let on = |action_type: &str, session: &str, time: &str| {
         event(action_type, session, time, &json!({"conversation_id": "c"}))
     };
@@ -242,11 +243,11 @@ async fn repeating_an_event_after_an_idle_close_revives_nothing() {
     record(&replica, &openings).await;
     replica.save(&[to_save("phone", "m1", &json!({"conversation_id": "c"}))]).await;
     sql(&env, "UPDATE conversations SET touched_at = touched_at - interval '1 h'").await;
-    assert_eq!(closer.sweep().await.unwrap().archived, 1);
+    assert_eq!(sweep(&closer).await.archived, 1);
     record(&replica, &openings).await;
     record(&replica, &[on("conversation.session_closed", "phone", "10:05:00")]).await;
     assert_eq!(sql(&env, "SELECT status, reopened FROM conversations").await, "archived|f");
-    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
+    assert_eq!(sweep(&closer).await, Swept::default());
 }
 
 #[tokio::test]
@@ -270,10 +271,10 @@ async fn repeating_a_close_neither_postpones_nor_repeats_it() {
     let first = sql(&env, "SELECT close_requested_at FROM conversations").await;
     record(&replica, &[closed("s", "10:01:00"), closed("s", "10:01:30")]).await;
     assert_eq!(sql(&env, "SELECT close_requested_at FROM conversations").await, first);
-    assert_eq!(closer.sweep().await.unwrap().archived, 1);
+    assert_eq!(sweep(&closer).await.archived, 1);
     let archived = sql(&env, "SELECT finalised_at FROM conversations").await;
     record(&replica, &[closed("s", "10:01:00"), closed("s", "10:05:00")]).await;
-    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
+    assert_eq!(sweep(&closer).await, Swept::default());
     assert_eq!(sql(&env, "SELECT finalised_at FROM conversations").await, archived);
 }
 
@@ -283,8 +284,8 @@ async fn a_message_after_archiving_reopens_and_the_same_close_follows() {
     let closer = closer(&env, &replica, at_once()).await;
     replica.save(&[to_save("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
-    assert_eq!(closer.sweep().await.unwrap().archived, 1);
-    replica.statistics.refresh().await.unwrap();
+    assert_eq!(sweep(&closer).await.archived, 1);
+    refresh(&replica.statistics).await;
 
     // A redelivery of what is stored changes nothing.
     assert_eq!(replica.save(&[to_save("s", "m1", &json!({}))]).await, [duplicate()]);
@@ -293,9 +294,9 @@ async fn a_message_after_archiving_reopens_and_the_same_close_follows() {
     assert_eq!(replica.save(&[to_save("s", "m2", &json!({}))]).await, [applied()]);
     assert_eq!(status(&env, "s").await, "active");
     assert_eq!(replica.metrics.count(Counter::ConversationsReopened), 1);
-    let swept = closer.sweep().await.unwrap();
+    let swept = sweep(&closer).await;
     assert_eq!(swept, Swept { claimed: 1, archived: 1, reopened: 1, ..Swept::default() });
-    assert_eq!(replica.statistics.refresh().await.unwrap(), (1, 1));
+    assert_eq!(refresh(&replica.statistics).await, (1, 1));
     assert_eq!(sql(&env, "SELECT message_count FROM conversations").await, "2");
     assert_eq!(sql(&env, "SELECT message_count FROM conversation_stats").await, "2");
     assert_eq!(sql(&env, "SELECT conversations, messages FROM daily_stats").await, "1|2");
@@ -304,26 +305,26 @@ async fn a_message_after_archiving_reopens_and_the_same_close_follows() {
 #[tokio::test]
 async fn a_message_during_the_grace_period_restarts_it() {
     let (env, replica) = stores().await;
-    let closer = closer(&env, &replica, ClosingSettings::default()).await;
+    let closer = closer(&env, &replica, default_criteria()).await;
     replica.save(&[to_save("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
     sql(&env, "UPDATE conversations SET close_requested_at = close_requested_at - interval '1 h'")
         .await;
     replica.save(&[to_save("s", "m2", &json!({}))]).await;
     assert!(requested(&env, "s").await, "a message never cancels a close");
-    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
+    assert_eq!(sweep(&closer).await, Swept::default());
 }
 
 #[tokio::test]
 async fn a_session_that_is_never_closed_ends_by_idleness() {
     let (env, replica) = stores().await;
-    let closer = closer(&env, &replica, ClosingSettings::default()).await;
+    let closer = closer(&env, &replica, default_criteria()).await;
     record(&replica, &[opened("s", "10:00:00")]).await;
     replica.save(&[to_save("s", "m1", &json!({}))]).await;
     sql(&env, "UPDATE conversations SET touched_at = touched_at - interval '30 min 59 s'").await;
-    assert_eq!(closer.sweep().await.unwrap(), Swept::default());
+    assert_eq!(sweep(&closer).await, Swept::default());
     sql(&env, "UPDATE conversations SET touched_at = touched_at - interval '1 s'").await;
-    assert_eq!(closer.sweep().await.unwrap().archived, 1);
+    assert_eq!(sweep(&closer).await.archived, 1);
     assert_eq!(sql(&env, "SELECT status, close_reason FROM conversations").await, "archived|idle");
 }
 
@@ -332,7 +333,7 @@ async fn a_conversation_without_messages_is_dropped_when_its_close_is_due() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, at_once()).await;
     record(&replica, &[opened("s", "10:00:00"), closed("s", "10:00:01")]).await;
-    assert_eq!(closer.sweep().await.unwrap(), Swept { claimed: 1, dropped: 1, ..Swept::default() });
+    assert_eq!(sweep(&closer).await, Swept { claimed: 1, dropped: 1, ..Swept::default() });
     assert_eq!(sql(&env, "SELECT count(*) FROM conversations").await, "0");
     assert_eq!(sql(&env, "SELECT count(*) FROM sessions").await, "0");
     assert_eq!(replica.metrics.count(Counter::ConversationsDroppedEmpty), 1);
@@ -346,7 +347,7 @@ async fn a_message_between_the_claim_and_the_last_write_cancels_the_claim() {
     let closer = closer(&env, &replica, settings).await;
     replica.save(&[to_save("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
-    let claims = replica.database.claim(&due(settings)).await.unwrap();
+    let claims = replica.database.claim(&due(settings), 20).await.unwrap();
     assert_eq!(claims.len(), 1);
     let counted = replica.database.totals(&claims).await.unwrap();
     assert_eq!(counted.len(), 1);
@@ -354,7 +355,7 @@ async fn a_message_between_the_claim_and_the_last_write_cancels_the_claim() {
     assert!(replica.database.archive_closed(&counted).await.unwrap().is_empty());
     assert!(replica.database.totals(&claims).await.unwrap().is_empty());
     assert_eq!(status(&env, "s").await, "active");
-    assert_eq!(closer.sweep().await.unwrap().archived, 1);
+    assert_eq!(sweep(&closer).await.archived, 1);
     assert_eq!(sql(&env, "SELECT message_count FROM conversations").await, "2");
 }
 
@@ -366,7 +367,7 @@ async fn the_close_of_a_closer_that_crashed_after_any_step_is_finished_by_anothe
     for (step, session) in ["claimed", "counted", "dropped"].iter().enumerate() {
         replica.save(&[to_save(session, "m1", &json!({"content": "hello world"}))]).await;
         record(&replica, &[closed(session, "10:01:00")]).await;
-        let claims = replica.database.claim(&due(settings)).await.unwrap();
+        let claims = replica.database.claim(&due(settings), 20).await.unwrap();
         assert_eq!(claims.len(), 1, "{session}");
         if step >= 1 {
             let (page, _) = replica.database.uncounted(&claims, None, 10, 1 << 20).await.unwrap();
@@ -379,10 +380,10 @@ async fn the_close_of_a_closer_that_crashed_after_any_step_is_finished_by_anothe
             format!("SELECT closed_at FROM conversations WHERE session_id = '{session}'");
         let began = sql(&env, &closed_at).await;
         // It crashed. While its lease lasts no other closer takes the claim; then the sweep takes it over.
-        assert_eq!(closer.sweep().await.unwrap(), Swept::default(), "{session}");
+        assert_eq!(sweep(&closer).await, Swept::default(), "{session}");
         sql(&env, "UPDATE conversations SET close_lease_until = now() WHERE status = 'closing'")
             .await;
-        assert_eq!(closer.sweep().await.unwrap().archived, 1, "{session}");
+        assert_eq!(sweep(&closer).await.archived, 1, "{session}");
         assert_eq!(sql(&env, &closed_at).await, began, "it is the same close");
         let id = key(session).conversation;
         assert_eq!(
@@ -397,9 +398,9 @@ async fn a_change_by_an_event_between_the_count_and_the_last_write_stays() {
     let (env, replica) = stores().await;
     replica.save(&[to_save("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
-    let claims = replica.database.claim(&due(at_once())).await.unwrap();
+    let claims = replica.database.claim(&due(at_once()), 20).await.unwrap();
     let counted = replica.database.totals(&claims).await.unwrap();
-    assert_eq!((counted.len(), &counted[0].agent_id), (1, &None));
+    assert_eq!((counted.len(), &counted[0].event.agent_id), (1, &None));
     let named = json!({"agent_id": "agent_xyz"});
     record(&replica, &[event("conversation.session_closed", "s", "10:01:01", &named)]).await;
     assert_eq!(replica.database.archive_closed(&counted).await.unwrap(), [key("s")]);
@@ -429,8 +430,8 @@ async fn a_lease_is_renewed_while_tokens_are_counted() {
         replica.save(&batch).await;
         record(&replica, &[closed(session, "10:01:00")]).await;
         sql(&env, "TRUNCATE leases").await;
-        let closer = closer(&env, &replica, ClosingSettings { lease, ..at_once() }).await;
-        assert_eq!(closer.sweep().await.unwrap().archived, 1, "{session}");
+        let closer = closer(&env, &replica, ClaimCriteria { lease, ..at_once() }).await;
+        assert_eq!(sweep(&closer).await.archived, 1, "{session}");
         assert_eq!(sql(&env, "SELECT count(*) FROM leases").await, taken, "{session}");
         let id = key(session).conversation;
         let totals =
@@ -446,7 +447,7 @@ async fn two_closers_at_once_close_each_conversation_once() {
     replica.save(&batch).await;
     let closes: Vec<_> = (0..60).map(|i| closed(&format!("s{i}"), "10:01:00")).collect();
     record(&replica, &closes).await;
-    let settings = ClosingSettings { batch: 20, ..at_once() };
+    let settings = at_once();
     let closers = [
         closer(&env, &replica, settings).await,
         closer(&env, &Replica::of(&env), settings).await,
@@ -457,7 +458,7 @@ async fn two_closers_at_once_close_each_conversation_once() {
         async move {
             let mut archived = 0;
             loop {
-                let swept = closer.sweep().await.unwrap();
+                let swept = sweep(&closer).await;
                 archived += swept.archived;
                 if swept.claimed == 0 {
                     return archived;
@@ -476,14 +477,14 @@ async fn satisfaction_after_archiving_reaches_the_statistics_and_the_newest_wins
     let closer = closer(&env, &replica, at_once()).await;
     replica.save(&[to_save("s", "m1", &json!({}))]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
-    closer.sweep().await.unwrap();
-    replica.statistics.refresh().await.unwrap();
+    sweep(&closer).await;
+    refresh(&replica.statistics).await;
     let feedback = |time: &str, satisfaction: u8| {
         event("conversation.feedback", "s", time, &json!({"satisfaction": satisfaction}))
     };
     record(&replica, &[feedback("10:05:00", 2)]).await;
     record(&replica, &[feedback("10:04:00", 5), feedback("10:03:00", 1)]).await;
-    assert_eq!(replica.statistics.refresh().await.unwrap(), (1, 1));
+    assert_eq!(refresh(&replica.statistics).await, (1, 1));
     assert_eq!(sql(&env, "SELECT satisfaction FROM conversation_stats").await, "2");
     assert_eq!(sql(&env, "SELECT avg_satisfaction FROM daily_stats").await, "2");
     assert_eq!(status(&env, "s").await, "archived");
@@ -502,16 +503,16 @@ async fn a_conversation_that_moves_to_another_agent_and_day_leaves_its_old_bucke
     };
     replica.save(&[actor("m2", "first", "20")]).await;
     record(&replica, &[closed("s", "10:01:00")]).await;
-    closer.sweep().await.unwrap();
-    replica.statistics.refresh().await.unwrap();
+    sweep(&closer).await;
+    refresh(&replica.statistics).await;
     assert_eq!(
         sql(&env, "SELECT agent_id, day, conversations FROM daily_stats").await,
         "first|2026-11-20|1"
     );
 
     replica.save(&[actor("m1", "first", "19"), actor("m3", "second", "20")]).await;
-    closer.sweep().await.unwrap();
-    assert_eq!(replica.statistics.refresh().await.unwrap(), (1, 2));
+    sweep(&closer).await;
+    assert_eq!(refresh(&replica.statistics).await, (1, 2));
     assert_eq!(
         sql(&env, "SELECT agent_id, day, conversations FROM daily_stats ORDER BY day").await,
         "second|2026-11-19|1\nfirst|2026-11-20|0"
@@ -529,11 +530,6 @@ async fn an_action_of_another_queue_is_refused_by_name() {
     assert!(refusal.detail.contains("conversation.get_context"), "{refusal}");
 }
 
-fn due(settings: ClosingSettings) -> database::ClaimCriteria {
-    database::ClaimCriteria {
-        grace: settings.grace,
-        idle: settings.idle,
-        lease: settings.lease.max(Duration::from_secs(30)),
-        limit: settings.batch,
-    }
+fn due(criteria: ClaimCriteria) -> ClaimCriteria {
+    ClaimCriteria { lease: criteria.lease.max(Duration::from_secs(30)), ..criteria }
 }

@@ -8,11 +8,10 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
-use sqlx::Row as _;
-use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use uuid::Uuid;
 
+use crate::rows::from_row;
 use crate::{Database, Result};
 
 /// Who changes something, and in which run.
@@ -44,19 +43,7 @@ pub struct AuditEntry {
     pub detail: Option<Value>,
 }
 
-impl AuditEntry {
-    fn of(row: &PgRow) -> Result<Self> {
-        Ok(Self {
-            id: row.try_get("id")?,
-            at: row.try_get("at")?,
-            actor: row.try_get("actor")?,
-            action: row.try_get("action")?,
-            tenant_id: row.try_get("tenant_id")?,
-            subject: row.try_get("subject")?,
-            detail: row.try_get("detail")?,
-        })
-    }
-}
+from_row! { AuditEntry: id, at, actor, action, tenant_id, subject, detail }
 
 impl Database {
     /// Records the start or the result of a run. `detail` must hold no content of a conversation.
@@ -79,13 +66,13 @@ impl Database {
 
     /// The entries about these subjects: the last `limit`, oldest first.
     pub async fn audit_about(&self, subjects: &[String], limit: u32) -> Result<Vec<AuditEntry>> {
-        let query = sqlx::query(
+        let query = sqlx::query_as(
             "SELECT * FROM (SELECT * FROM audit_log WHERE subject = ANY ($1)
                             ORDER BY id DESC LIMIT $2) AS newest
              ORDER BY id",
         )
         .bind(subjects)
         .bind(i64::from(limit));
-        self.rows(query).await?.iter().map(AuditEntry::of).collect()
+        self.values(query).await
     }
 }

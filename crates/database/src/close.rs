@@ -12,40 +12,42 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use domain::event::Migrated;
 use domain::ids::{AgentId, ConversationKey, MessageId, SessionId, UserId};
 use domain::time::Timestamp;
-use sqlx::Row as _;
-use sqlx::postgres::PgRow;
+use sqlx::postgres::{PgArguments, PgBindIterExt as _, PgRow};
+use sqlx::query::Query;
+use sqlx::{Postgres, Row as _};
 use uuid::Uuid;
 
-use crate::rows::{corrupt, id, item_of, key_of, optional_id, timestamp};
+use crate::rows::{BindKeys, corrupt, id, item_of, key_of, optional_id, timestamp};
 use crate::save::TOUCH_SECONDS;
 use crate::{Database, Result};
 
 const TABLE: &str = "conversations";
 
-/// Which conversations a sweep claims, and how many.
+/// Which conversations a sweep claims, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub struct ClaimCriteria {
-    /// The grace period: how long a close request waits for a session to reconnect.
+    /// How long a close request waits, in case the session reconnects.
     pub grace: Duration,
-    /// How long a conversation without a message stays open.
+    /// After how long without a message a conversation is closed. The time of the last activity is stored
+    /// once a minute, so it may take a minute more.
     pub idle: Duration,
-    /// How long a claim is valid before another process may take it over.
+    /// How long a claim is held without renewal before another closer takes it over.
     pub lease: Duration,
-    /// The most claims of each cause.
-    pub limit: u32,
 }
 
-/// Why a conversation is being closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CloseCause {
-    /// Its last open session closed, or a message arrived after that.
-    Requested,
-    /// No message arrived for the idle time.
-    Idle,
-    /// Another process claimed it, and that lease ended.
-    TakenOver,
+domain::named! {
+    /// Why a conversation is being closed. The names are those of the statement that claims.
+    pub enum CloseCause {
+        /// Its last open session closed, or a message arrived after that.
+        Requested = "requested",
+        /// No message arrived for the idle time.
+        Idle = "idle",
+        /// Another process claimed it, and that lease ended.
+        TakenOver = "taken over",
+    }
 }
 
 /// The right to close one conversation, until the lease ends or the token is cleared.
@@ -85,45 +87,30 @@ impl AsRef<Claim> for Closed {
     }
 }
 
-/// A conversation that is about to be archived, with the totals of its messages.
+/// A conversation that is about to be archived.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Closed {
     /// The claim under which it was counted.
     pub claim: Claim,
-    /// The session that began it.
-    pub session_id: SessionId,
-    /// The agent of the newest message that names one.
-    pub agent_id: Option<AgentId>,
-    /// The user, if known.
-    pub user_id: Option<UserId>,
     /// The model of the newest message that names one.
     pub model_name: Option<String>,
-    /// How many messages it has.
-    pub message_count: i64,
-    /// Their tokens.
-    pub total_tokens: i64,
-    /// Its first message's time.
-    pub created_at: Timestamp,
-    /// Its last message's time.
-    pub last_message_at: Timestamp,
-    /// When this close began.
-    pub closed_at: Timestamp,
-    /// Why it closed.
-    pub close_reason: Option<String>,
+    /// The totals of its messages. The agent is that of the newest message that names one.
+    pub event: Migrated,
 }
 
 impl Database {
     /// Claims conversations whose close request is older than the grace period, that are idle, or whose
-    /// earlier claim ended without a result; at most `criteria.limit` of each.
-    pub async fn claim(&self, criteria: &ClaimCriteria) -> Result<Vec<Claim>> {
+    /// earlier claim ended without a result; at most `limit` of each.
+    pub async fn claim(&self, criteria: &ClaimCriteria, limit: u32) -> Result<Vec<Claim>> {
         let idle = criteria.idle + Duration::from_secs(TOUCH_SECONDS.into());
         let query = sqlx::query(CLAIM)
             .bind(criteria.grace.as_secs_f64())
             .bind(idle.as_secs_f64())
             .bind(criteria.lease.as_secs_f64())
-            .bind(i64::from(criteria.limit));
+            .bind(i64::from(limit));
         let claim = |row: &PgRow| {
-            let cause = cause(row.try_get("cause")?)?;
+            let unknown = || corrupt(TABLE, "unknown close cause".to_owned());
+            let cause = CloseCause::parse(row.try_get("cause")?).ok_or_else(unknown)?;
             Ok(Claim { key: key_of(row)?, token: row.try_get("close_token")?, cause })
         };
         self.rows(query).await?.iter().map(claim).collect()
@@ -131,7 +118,6 @@ impl Database {
 
     /// Deletes the claimed conversations that have no messages, with their sessions. Returns their keys.
     pub async fn drop_empty(&self, claims: &[Claim]) -> Result<Vec<ConversationKey>> {
-        let keys = Keys::of(claims.iter());
         self.in_transaction(async |connection| {
             let dropped = sqlx::query(
                 "WITH empty AS (
@@ -146,9 +132,7 @@ impl Database {
                  WHERE c.tenant_id = empty.tenant_id AND c.id = empty.id
                  RETURNING c.tenant_id, c.id",
             )
-            .bind(&keys.tenants)
-            .bind(&keys.ids)
-            .bind(&keys.tokens)
+            .bind_claims(claims.iter())
             .fetch_all(&mut *connection)
             .await?
             .iter()
@@ -158,8 +142,7 @@ impl Database {
                 "DELETE FROM sessions s USING unnest($1::text[], $2::text[]) AS k (tenant_id, id)
                  WHERE s.tenant_id = k.tenant_id AND s.conversation_id = k.id",
             )
-            .bind(dropped.iter().map(|key| key.tenant.as_str()).collect::<Vec<_>>())
-            .bind(dropped.iter().map(|key| key.conversation.as_str()).collect::<Vec<_>>())
+            .bind_keys(dropped.iter())
             .execute(&mut *connection)
             .await?;
             Ok(dropped)
@@ -178,7 +161,6 @@ impl Database {
         limit: u32,
         max_bytes: usize,
     ) -> Result<(Vec<Uncounted>, bool)> {
-        let keys = Keys::of(claims.iter());
         let mut after_ids = vec![""; claims.len()];
         if let (Some(first), Some(after)) = (after_ids.first_mut(), after) {
             *first = after.as_str();
@@ -206,8 +188,7 @@ impl Database {
              WHERE place = 1 OR bytes <= $5
              ORDER BY place",
         )
-        .bind(&keys.tenants)
-        .bind(&keys.ids)
+        .bind_keys(claims.iter().map(|claim| &claim.key))
         .bind(&after_ids)
         .bind(i64::from(limit))
         .bind(i64::try_from(max_bytes).unwrap_or(i64::MAX));
@@ -244,7 +225,6 @@ impl Database {
     /// Counts the totals of the claimed conversations from their messages. Conversations whose token was
     /// cleared are left out.
     pub async fn totals(&self, claims: &[Claim]) -> Result<Vec<Closed>> {
-        let keys = Keys::of(claims.iter());
         let query = sqlx::query(
             "SELECT k.n, c.session_id, c.user_id, c.closed_at, c.close_reason,
                     coalesce(agent.agent_id, c.agent_id) AS agent_id,
@@ -269,16 +249,14 @@ impl Database {
                  WHERE conversation = c.number AND created_at IS NOT NULL AND model_name IS NOT NULL
                  ORDER BY created_at DESC, id DESC LIMIT 1) AS model ON true",
         )
-        .bind(&keys.tenants)
-        .bind(&keys.ids)
-        .bind(&keys.tokens);
+        .bind_claims(claims.iter());
         self.rows(query).await?.iter().map(|row| closed(row, claims)).collect()
     }
 
     /// The last write: sets the status `archived` and the totals. Returns the conversations that it
     /// changed; of the others the token was cleared, or a save holds the row at the moment.
     pub async fn archive_closed(&self, closed: &[Closed]) -> Result<Vec<ConversationKey>> {
-        let keys = Keys::of(closed.iter().map(|it| &it.claim));
+        let events = closed.iter().map(|it| &it.event);
         let query = sqlx::query(
             "WITH mine AS (
                  SELECT k.*
@@ -300,16 +278,12 @@ impl Database {
              FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
              RETURNING c.tenant_id, c.id",
         )
-        .bind(&keys.tenants)
-        .bind(&keys.ids)
-        .bind(&keys.tokens)
-        .bind(closed.iter().map(|it| it.message_count).collect::<Vec<_>>())
-        .bind(closed.iter().map(|it| it.total_tokens).collect::<Vec<_>>())
-        .bind(closed.iter().map(|it| DateTime::from(it.created_at)).collect::<Vec<DateTime<Utc>>>())
-        .bind(
-            closed.iter().map(|it| DateTime::from(it.last_message_at)).collect::<Vec<DateTime<Utc>>>(),
-        )
-        .bind(closed.iter().map(|it| it.agent_id.as_ref().map(AgentId::as_str)).collect::<Vec<_>>())
+        .bind_claims(closed.iter().map(|it| &it.claim))
+        .bind(events.clone().map(|it| it.message_count).bind_iter())
+        .bind(events.clone().map(|it| it.total_tokens).bind_iter())
+        .bind(events.clone().map(|it| DateTime::<Utc>::from(it.created_at)).bind_iter())
+        .bind(events.clone().map(|it| DateTime::<Utc>::from(it.last_message_at)).bind_iter())
+        .bind(events.map(|it| it.agent_id.as_ref().map(AgentId::as_str)).bind_iter())
         .bind(closed.iter().map(|it| it.model_name.as_deref()).collect::<Vec<_>>());
         self.rows(query).await?.iter().map(key_of).collect()
     }
@@ -320,7 +294,6 @@ impl Database {
         claims: impl Iterator<Item = &'a Claim> + Clone,
         lease: Duration,
     ) -> Result<Vec<ConversationKey>> {
-        let keys = Keys::of(claims);
         let query = sqlx::query(
             "WITH mine AS (
                  SELECT c.tenant_id, c.id
@@ -334,9 +307,7 @@ impl Database {
              FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
              RETURNING c.tenant_id, c.id",
         )
-        .bind(&keys.tenants)
-        .bind(&keys.ids)
-        .bind(&keys.tokens)
+        .bind_claims(claims)
         .bind(lease.as_secs_f64());
         self.rows(query).await?.iter().map(key_of).collect()
     }
@@ -357,6 +328,18 @@ impl Database {
         let (active, lag): (i64, f64) = self.value(query).await?;
         let lag = Duration::try_from_secs_f64(lag).unwrap_or_default();
         Ok((active, lag.saturating_sub(grace)))
+    }
+}
+
+/// Binds tenants, ids and close tokens of claims.
+trait BindClaims: BindKeys {
+    fn bind_claims<'k>(self, claims: impl Iterator<Item = &'k Claim> + Clone) -> Self;
+}
+
+impl BindClaims for Query<'_, Postgres, PgArguments> {
+    fn bind_claims<'k>(self, claims: impl Iterator<Item = &'k Claim> + Clone) -> Self {
+        self.bind_keys(claims.clone().map(|claim| &claim.key))
+            .bind(claims.map(|claim| claim.token).bind_iter())
     }
 }
 
@@ -386,44 +369,22 @@ const CLAIM: &str = "
     WHERE c.tenant_id = due.tenant_id AND c.id = due.id
     RETURNING c.tenant_id, c.id, c.close_token, due.cause";
 
-fn cause(stored: &str) -> Result<CloseCause> {
-    match stored {
-        "requested" => Ok(CloseCause::Requested),
-        "idle" => Ok(CloseCause::Idle),
-        "taken over" => Ok(CloseCause::TakenOver),
-        other => Err(corrupt(TABLE, format!("unknown close cause {other:?}"))),
-    }
-}
-
-struct Keys<'a> {
-    tenants: Vec<&'a str>,
-    ids: Vec<&'a str>,
-    tokens: Vec<Uuid>,
-}
-
-impl<'a> Keys<'a> {
-    fn of(claims: impl Iterator<Item = &'a Claim> + Clone) -> Self {
-        Self {
-            tenants: claims.clone().map(|claim| claim.key.tenant.as_str()).collect(),
-            ids: claims.clone().map(|claim| claim.key.conversation.as_str()).collect(),
-            tokens: claims.map(|claim| claim.token).collect(),
-        }
-    }
-}
-
 fn closed(row: &PgRow, claims: &[Claim]) -> Result<Closed> {
     let time = |column: &str| -> Result<Timestamp> { Ok(timestamp(row.try_get(column)?)) };
-    Ok(Closed {
-        claim: item_of(row, claims, TABLE)?.clone(),
+    let claim = item_of(row, claims, TABLE)?.clone();
+    let event = Migrated {
+        tenant_id: claim.key.tenant.clone(),
+        conversation_id: claim.key.conversation.clone(),
         session_id: id(row, TABLE, "session_id", SessionId::new)?,
         agent_id: optional_id(row, TABLE, "agent_id", AgentId::new)?,
         user_id: optional_id(row, TABLE, "user_id", UserId::new)?,
-        model_name: row.try_get("model_name")?,
         message_count: row.try_get("messages")?,
         total_tokens: row.try_get("tokens")?,
         created_at: time("first")?,
         last_message_at: time("last")?,
         closed_at: time("closed_at")?,
         close_reason: row.try_get("close_reason")?,
-    })
+        close_token: claim.token,
+    };
+    Ok(Closed { claim, model_name: row.try_get("model_name")?, event })
 }

@@ -4,10 +4,9 @@ use chrono::{DateTime, Utc};
 use domain::ids::ConversationKey;
 use domain::status::ConversationStatus;
 use serde::Serialize;
-use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, QueryBuilder, Row as _};
+use sqlx::{AssertSqlSafe, QueryBuilder};
 
-use crate::rows::status;
+use crate::rows::{from_row, status_of};
 use crate::{Database, Result};
 
 /// Which conversations to list. An absent field does not restrict the list.
@@ -66,27 +65,10 @@ pub(crate) const COLUMNS: &str = "c.tenant_id, c.id, c.session_id, c.agent_id, c
      c.total_tokens, c.created_at, c.last_message_at, c.close_requested_at, c.closed_at, \
      c.finalised_at, c.close_reason, c.satisfaction";
 
-impl ConversationView {
-    pub(crate) fn of(row: &PgRow) -> Result<Self> {
-        Ok(Self {
-            tenant_id: row.try_get("tenant_id")?,
-            id: row.try_get("id")?,
-            session_id: row.try_get("session_id")?,
-            agent_id: row.try_get("agent_id")?,
-            user_id: row.try_get("user_id")?,
-            model_name: row.try_get("model_name")?,
-            status: status(row.try_get("status")?)?,
-            message_count: row.try_get("message_count")?,
-            total_tokens: row.try_get("total_tokens")?,
-            created_at: row.try_get("created_at")?,
-            last_message_at: row.try_get("last_message_at")?,
-            close_requested_at: row.try_get("close_requested_at")?,
-            closed_at: row.try_get("closed_at")?,
-            finalised_at: row.try_get("finalised_at")?,
-            close_reason: row.try_get("close_reason")?,
-            satisfaction: row.try_get("satisfaction")?,
-        })
-    }
+from_row! { ConversationView:
+    tenant_id, id, session_id, agent_id, user_id, model_name, message_count, total_tokens, created_at,
+    last_message_at, close_requested_at, closed_at, finalised_at, close_reason, satisfaction;
+    status: status_of
 }
 
 impl Database {
@@ -114,7 +96,7 @@ impl Database {
         }
         query.push(" ORDER BY c.created_at DESC, c.tenant_id, c.id LIMIT ");
         query.push_bind(i64::from(limit));
-        self.rows(query.build()).await?.iter().map(ConversationView::of).collect()
+        self.values(query.build_query_as()).await
     }
 
     /// One conversation.
@@ -122,7 +104,7 @@ impl Database {
         let query = AssertSqlSafe(format!(
             "SELECT {COLUMNS} FROM conversations c WHERE c.tenant_id = $1 AND c.id = $2"
         ));
-        let query = sqlx::query(query).bind(key.tenant.as_str()).bind(key.conversation.as_str());
-        self.rows(query).await?.first().map(ConversationView::of).transpose()
+        let query = sqlx::query_as(query).bind(key.tenant.as_str()).bind(key.conversation.as_str());
+        Ok(self.values(query).await?.pop())
     }
 }

@@ -12,7 +12,7 @@ use domain::status::ConversationStatus;
 use domain::time::Timestamp;
 use sqlx::postgres::PgBindIterExt as _;
 
-use crate::rows::{corrupt, status, timestamp};
+use crate::rows::{BindKeys as _, corrupt, status, timestamp};
 use crate::{Actor, Database, Result};
 
 /// The numbers that a hot copy must have to be valid, read by primary key with every read.
@@ -146,8 +146,7 @@ pub(crate) async fn change_generations(
          UPDATE conversations c SET hot_generation = wanted.generation
          FROM wanted WHERE c.number = wanted.number",
     )
-    .bind(changes.iter().map(|(key, _)| key.tenant.as_str()).bind_iter())
-    .bind(changes.iter().map(|(key, _)| key.conversation.as_str()).bind_iter())
+    .bind_keys(changes.iter().map(|(key, _)| key))
     .bind(changes.iter().map(|(_, generation)| *generation).bind_iter())
     .execute(connection)
     .await?;

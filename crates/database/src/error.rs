@@ -12,7 +12,7 @@ use domain::failure::{Dependency, FailureClass, Unavailable};
 pub enum Error {
     /// PostgreSQL or the connection to it failed.
     #[error("{0}")]
-    Database(#[from] sqlx::Error),
+    Database(#[source] sqlx::Error),
     /// No answer within the timeout. Whether a commit took effect is unknown.
     #[error("PostgreSQL did not answer within {0:?}")]
     TimedOut(Duration),
@@ -75,9 +75,7 @@ impl Error {
             Self::Database(_) => FailureClass::Retryable,
         }
     }
-}
 
-impl Error {
     /// Whether a timeout expired, while waiting for an answer or for a lock. A smaller batch may succeed.
     #[must_use]
     pub fn is_time_out(&self) -> bool {
@@ -87,6 +85,28 @@ impl Error {
                 error.code().is_some_and(|code| matches!(&*code, "55P03" | "57014"))
             }
             _ => false,
+        }
+    }
+}
+
+/// An error of this crate passes through sqlx, where it reads a row, and stays what it is.
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Decode(source) => match source.downcast() {
+                Ok(error) => *error,
+                Err(source) => Self::Database(sqlx::Error::Decode(source)),
+            },
+            other => Self::Database(other),
+        }
+    }
+}
+
+impl From<Error> for sqlx::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Database(error) => error,
+            other => Self::Decode(Box::new(other)),
         }
     }
 }

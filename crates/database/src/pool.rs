@@ -121,13 +121,11 @@ impl Lease {
 }
 
 impl Idle {
-    /// Whether it is neither idle for too long nor too old.
     fn is_reusable(&self) -> bool {
         self.idle_since.elapsed() < MAX_IDLE && self.opened_at.elapsed() < MAX_AGE
     }
 }
 
-/// Whether the connection that this error came from is unusable.
 fn is_broken(error: &Error) -> bool {
     match error {
         Error::TimedOut(_) => true,

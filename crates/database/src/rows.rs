@@ -5,13 +5,27 @@ use domain::ids::{AgentId, ConversationKey, InvalidId, MessageId, SessionId, Use
 use domain::message::{BodyHash, Content, Json, Message, Role};
 use domain::status::ConversationStatus;
 use domain::time::Timestamp;
-use sqlx::postgres::PgRow;
-use sqlx::{FromRow, Row};
+use sqlx::postgres::{PgArguments, PgBindIterExt as _, PgRow};
+use sqlx::query::Query;
+use sqlx::{FromRow, Postgres, Row};
 
 use crate::{Error, Result};
 
 /// The value of `format` for content that is stored unchanged.
 pub(crate) const FORMAT_PLAIN: i16 = 1;
+
+/// Binds arrays with one value for each conversation.
+pub(crate) trait BindKeys: Sized {
+    /// Binds tenants and ids.
+    fn bind_keys<'k>(self, keys: impl Iterator<Item = &'k ConversationKey> + Clone) -> Self;
+}
+
+impl BindKeys for Query<'_, Postgres, PgArguments> {
+    fn bind_keys<'k>(self, keys: impl Iterator<Item = &'k ConversationKey> + Clone) -> Self {
+        self.bind(keys.clone().map(|key| key.tenant.as_str()).bind_iter())
+            .bind(keys.map(|key| key.conversation.as_str()).bind_iter())
+    }
+}
 
 /// A message to save, with the data for its conversation if this is the first message.
 #[derive(Debug, Clone, Copy)]
@@ -34,14 +48,28 @@ pub(crate) const MESSAGE_COLUMNS: &str = "m.id, m.role, m.content, m.content_par
      m.tool_calls::text AS tool_calls, m.tool_call_id, m.tokens_estimate, m.user_id, m.agent_id, \
      m.model_name, m.processing_time_ms, m.created_at, m.received_at, m.metadata::text AS metadata, m.format";
 
+/// Reads a type from a row: each field from the column with its name, and then the fields that have a
+/// function of the row. For types that users see as JSON: where a column has another name, the query names
+/// it as the field, so that the JSON stays.
+macro_rules! from_row {
+    ($type:ident: $($field:ident),* $(; $($other:ident: $of:path),+)?) => {
+        impl sqlx::FromRow<'_, sqlx::postgres::PgRow> for $type {
+            fn from_row(row: &sqlx::postgres::PgRow) -> sqlx::Result<Self> {
+                Ok(Self {
+                    $($field: sqlx::Row::try_get(row, stringify!($field))?,)*
+                    $($($other: $of(row)?,)+)?
+                })
+            }
+        }
+    };
+}
+pub(crate) use from_row;
+
 pub(crate) struct MessageRow(pub(crate) Message);
 
 impl<'r> FromRow<'r, PgRow> for MessageRow {
     fn from_row(row: &'r PgRow) -> Result<Self, sqlx::Error> {
-        message(row).map(Self).map_err(|error| match error {
-            Error::Database(error) => error,
-            other => sqlx::Error::Decode(Box::new(other)),
-        })
+        Ok(Self(message(row)?))
     }
 }
 
@@ -98,6 +126,11 @@ pub(crate) fn timestamp(stored: DateTime<Utc>) -> Timestamp {
 pub(crate) fn status(stored: &str) -> Result<ConversationStatus> {
     ConversationStatus::parse(stored)
         .ok_or_else(|| corrupt("conversations", format!("unknown status {stored:?}")))
+}
+
+/// The status in the column `status`.
+pub(crate) fn status_of(row: &PgRow) -> sqlx::Result<ConversationStatus> {
+    Ok(status(row.try_get("status")?)?)
 }
 
 /// The id in a column.

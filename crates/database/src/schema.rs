@@ -24,23 +24,12 @@ impl Database {
     /// Fails if the schema is missing or older than this program. A newer schema is accepted, because
     /// migrations only add.
     pub async fn verify_schema(&self) -> Result<(), SchemaError> {
-        let applied = self
-            .within(async |connection| {
-                let table: Option<String> =
-                    sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations')::text")
-                        .fetch_one(&mut *connection)
-                        .await?;
-                if table.is_none() {
-                    return Ok(None);
-                }
-                sqlx::query_scalar::<_, Option<i64>>(
-                    "SELECT max(version) FROM _sqlx_migrations WHERE success",
-                )
-                .fetch_one(&mut *connection)
-                .await
-                .map_err(Error::from)
-            })
-            .await?;
+        let table = sqlx::query_as("SELECT to_regclass('_sqlx_migrations')::text");
+        let (Some(_),): (Option<String>,) = self.value(table).await? else {
+            return Err(SchemaError::Missing);
+        };
+        let applied = sqlx::query_as("SELECT max(version) FROM _sqlx_migrations WHERE success");
+        let (applied,): (Option<i64>,) = self.value(applied).await?;
         match applied {
             None => Err(SchemaError::Missing),
             Some(found) if found < newest() => Err(SchemaError::TooOld { found, needed: newest() }),

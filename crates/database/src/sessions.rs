@@ -11,7 +11,7 @@ use domain::ids::{ConversationKey, SessionId};
 use domain::time::Timestamp;
 use sqlx::{PgConnection, Row as _};
 
-use crate::rows::{corrupt, timestamp};
+use crate::rows::{BindKeys as _, corrupt, from_row, timestamp};
 use crate::{Database, Result};
 
 /// Whether a session opened or closed.
@@ -62,6 +62,8 @@ pub struct SessionView {
     pub last_event_at: DateTime<Utc>,
 }
 
+from_row! { SessionView: session_id, open, last_event_at }
+
 impl Database {
     /// The sessions of a conversation, in the order of their last event.
     pub async fn sessions(&self, key: &ConversationKey) -> Result<Vec<SessionView>> {
@@ -72,10 +74,7 @@ impl Database {
         )
         .bind(key.tenant.as_str())
         .bind(key.conversation.as_str());
-        let found = self.values(query).await?.into_iter();
-        let view =
-            |(session_id, open, last_event_at)| SessionView { session_id, open, last_event_at };
-        Ok(found.map(view).collect())
+        self.values(query).await
     }
 
     /// Records a batch of session events in one transaction. Recording it again changes nothing.
@@ -107,7 +106,11 @@ impl SessionUpdate {
     /// The order of the events of one session: by time, and `opened` after `closed` at the same time, so
     /// that a page that reloads within a second stays connected.
     fn rank(&self) -> (Timestamp, bool) {
-        (self.at, self.change == Some(SessionChange::Opened))
+        (self.at, self.is_opened())
+    }
+
+    fn is_opened(&self) -> bool {
+        self.change == Some(SessionChange::Opened)
     }
 }
 
@@ -159,8 +162,7 @@ async fn expand_closes(
     .await?;
     let mut expanded: Vec<SessionUpdate> =
         updates.iter().filter(|u| !closes_everywhere(u)).cloned().collect();
-    let opens: Vec<SessionUpdate> =
-        expanded.iter().filter(|u| u.change == Some(SessionChange::Opened)).cloned().collect();
+    let opens: Vec<SessionUpdate> = expanded.iter().filter(|u| u.is_opened()).cloned().collect();
     for (n, close) in (1..).zip(closes) {
         let mut conversations: Vec<ConversationKey> = opens
             .iter()
@@ -190,8 +192,7 @@ async fn close_outdated_opens(
     connection: &mut PgConnection,
     updates: &mut [SessionUpdate],
 ) -> Result<()> {
-    let mut opens: Vec<&mut SessionUpdate> =
-        updates.iter_mut().filter(|u| u.change == Some(SessionChange::Opened)).collect();
+    let mut opens: Vec<_> = updates.iter_mut().filter(|u| u.is_opened()).collect();
     if opens.is_empty() {
         return Ok(());
     }
@@ -237,8 +238,7 @@ async fn lock_conversations(
              ORDER BY c.tenant_id, c.id
              FOR NO KEY UPDATE OF c",
         )
-        .bind(conversations.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
-        .bind(conversations.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
+        .bind_keys(conversations.iter().map(|u| &u.key))
         .execute(&mut *connection)
         .await?
         .rows_affected();
@@ -257,8 +257,6 @@ async fn insert_conversations(
     conversations: &[&SessionUpdate],
     random: &(dyn Fn() -> i64 + Sync),
 ) -> Result<()> {
-    let text =
-        |of: fn(&SessionUpdate) -> &str| conversations.iter().map(|u| of(u)).collect::<Vec<_>>();
     let optional = |of: fn(&SessionUpdate) -> &Option<String>| {
         conversations.iter().map(|u| of(u).as_deref()).collect::<Vec<_>>()
     };
@@ -269,9 +267,8 @@ async fn insert_conversations(
                               $7::text[], $8::timestamptz[], $9::bigint[])
          ON CONFLICT DO NOTHING",
     )
-    .bind(text(|u| u.key.tenant.as_str()))
-    .bind(text(|u| u.key.conversation.as_str()))
-    .bind(text(|u| u.session.as_str()))
+    .bind_keys(conversations.iter().map(|u| &u.key))
+    .bind(conversations.iter().map(|u| u.session.as_str()).collect::<Vec<_>>())
     .bind(optional(|u| &u.agent_id))
     .bind(optional(|u| &u.user_id))
     .bind(optional(|u| &u.model_name))
@@ -299,7 +296,6 @@ async fn upsert_sessions<'a>(
             _ => newest.push(update),
         }
     }
-    let is_open = |u: &&SessionUpdate| u.change == Some(SessionChange::Opened);
     let applied = sqlx::query(
         "INSERT INTO sessions (tenant_id, conversation_id, session_id, open, last_event_at, everywhere)
          SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[], $6::boolean[])
@@ -309,12 +305,11 @@ async fn upsert_sessions<'a>(
          WHERE (sessions.last_event_at, sessions.open) < (excluded.last_event_at, excluded.open)
          RETURNING tenant_id, conversation_id, session_id",
     )
-    .bind(newest.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(newest.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
+    .bind_keys(newest.iter().map(|u| &u.key))
     .bind(newest.iter().map(|u| u.session.as_str()).collect::<Vec<_>>())
-    .bind(newest.iter().map(is_open).collect::<Vec<_>>())
+    .bind(newest.iter().map(|u| u.is_opened()).collect::<Vec<_>>())
     .bind(newest.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
-    .bind(newest.iter().map(|u| u.everywhere && !is_open(u)).collect::<Vec<_>>())
+    .bind(newest.iter().map(|u| u.everywhere && !u.is_opened()).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
     let mut names: HashSet<(&str, &str, &str)> = HashSet::with_capacity(applied.len());
@@ -342,7 +337,7 @@ async fn update_close_requests(
     // For each conversation the newest event, which gives the reason, and whether a session opened.
     let mut changed: Vec<(&SessionUpdate, bool)> = Vec::with_capacity(applied.len());
     for update in applied {
-        let opened = update.change == Some(SessionChange::Opened);
+        let opened = update.is_opened();
         match changed.last_mut() {
             Some((newest, any)) if newest.key == update.key => {
                 *any |= opened;
@@ -379,8 +374,7 @@ async fn update_close_requests(
                     AS u (tenant_id, id, opened, reason, agent_id, user_id)) AS k
          WHERE c.tenant_id = k.tenant_id AND c.id = k.id",
     )
-    .bind(changed.iter().map(|(u, _)| u.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(changed.iter().map(|(u, _)| u.key.conversation.as_str()).collect::<Vec<_>>())
+    .bind_keys(changed.iter().map(|(u, _)| &u.key))
     .bind(changed.iter().map(|(_, opened)| *opened).collect::<Vec<_>>())
     .bind(changed.iter().map(|(u, _)| u.reason.as_deref()).collect::<Vec<_>>())
     .bind(changed.iter().map(|(u, _)| u.agent_id.as_deref()).collect::<Vec<_>>())
@@ -413,8 +407,7 @@ async fn record_satisfaction(
          WHERE c.tenant_id = k.tenant_id AND c.id = k.id
            AND (c.satisfaction_at IS NULL OR c.satisfaction_at < k.at)",
     )
-    .bind(ratings.iter().map(|(u, _)| u.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(ratings.iter().map(|(u, _)| u.key.conversation.as_str()).collect::<Vec<_>>())
+    .bind_keys(ratings.iter().map(|(u, _)| &u.key))
     .bind(ratings.iter().map(|(_, satisfaction)| *satisfaction).collect::<Vec<_>>())
     .bind(ratings.iter().map(|(u, _)| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
     .execute(connection)

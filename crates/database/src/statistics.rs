@@ -9,9 +9,9 @@ use std::sync::LazyLock;
 
 use chrono::{DateTime, NaiveDate, Utc};
 use domain::ids::ConversationKey;
-use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::AssertSqlSafe;
 
+use crate::rows::from_row;
 use crate::{Database, Result};
 
 /// The most messages that one transaction reads, unless a single conversation has more. It takes some
@@ -43,21 +43,9 @@ pub struct ConversationStats {
     pub computed_at: DateTime<Utc>,
 }
 
-impl ConversationStats {
-    fn of(row: &PgRow) -> Result<Self> {
-        Ok(Self {
-            agent_id: row.try_get("agent_id")?,
-            message_count: row.try_get("message_count")?,
-            user_messages: row.try_get("user_messages")?,
-            assistant_messages: row.try_get("assistant_messages")?,
-            total_tokens: row.try_get("total_tokens")?,
-            duration_seconds: row.try_get("duration_seconds")?,
-            avg_response_seconds: row.try_get("avg_response_seconds")?,
-            satisfaction: row.try_get("satisfaction")?,
-            computed_from: row.try_get("computed_from")?,
-            computed_at: row.try_get("computed_at")?,
-        })
-    }
+from_row! { ConversationStats:
+    agent_id, message_count, user_messages, assistant_messages, total_tokens, duration_seconds,
+    avg_response_seconds, satisfaction, computed_from, computed_at
 }
 
 impl Database {
@@ -129,12 +117,12 @@ impl Database {
         &self,
         key: &ConversationKey,
     ) -> Result<Option<ConversationStats>> {
-        let query = sqlx::query(
+        let query = sqlx::query_as(
             "SELECT * FROM conversation_stats WHERE tenant_id = $1 AND conversation_id = $2",
         )
         .bind(key.tenant.as_str())
         .bind(key.conversation.as_str());
-        self.rows(query).await?.first().map(ConversationStats::of).transpose()
+        Ok(self.values(query).await?.pop())
     }
 }
 

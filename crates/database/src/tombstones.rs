@@ -29,12 +29,10 @@ impl<'a> Tombstones<'a> {
         })
     }
 
-    /// When the row's conversation was erased.
     pub(crate) fn of_conversation(&self, row: &SaveRow<'_>) -> Option<Timestamp> {
         self.conversations.get(&conversation(row)).copied()
     }
 
-    /// When this user was erased.
     pub(crate) fn of_user(&self, user: Subject<'_>) -> Option<Timestamp> {
         self.users.get(&user).copied()
     }
@@ -50,7 +48,6 @@ impl<'a> Tombstones<'a> {
     }
 }
 
-/// The user that a row names.
 pub(crate) fn user<'a>(row: &SaveRow<'a>) -> Option<Subject<'a>> {
     let user = row.message.user_id.as_ref()?;
     Some((row.key.tenant.as_str(), user.as_str()))

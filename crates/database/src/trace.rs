@@ -7,12 +7,12 @@
 
 use chrono::{DateTime, Utc};
 use domain::ids::{ConversationKey, TenantId};
-use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, FromRow, Row as _};
+use sqlx::{AssertSqlSafe, FromRow};
 use uuid::Uuid;
 
 use crate::conversations::{COLUMNS, ConversationView};
 use crate::dead_letters::{DeadLetterSummary, LISTED};
+use crate::rows::from_row;
 use crate::{Database, Result};
 
 /// A conversation, with more of the times of its changes.
@@ -74,15 +74,8 @@ const MESSAGE: &str = "c.tenant_id, c.id AS conversation_id, m.id, m.role, m.cre
           THEN pg_xact_commit_timestamp(m.xmin) END AS committed_at, \
      w.process AS saver, w.instance AS saver_instance, w.started_at AS saver_started_at";
 
-impl ConversationTrace {
-    fn of(row: &PgRow) -> Result<Self> {
-        Ok(Self {
-            conversation: ConversationView::of(row)?,
-            touched_at: row.try_get("touched_at")?,
-            statistics_at: row.try_get("statistics_at")?,
-            erased_at: row.try_get("erased_at")?,
-        })
-    }
+from_row! { ConversationTrace: touched_at, statistics_at, erased_at;
+    conversation: ConversationView::from_row
 }
 
 impl Database {
@@ -97,8 +90,8 @@ impl Database {
              JOIN conversations c ON c.tenant_id = tenants.tenant_id AND c.id = $1
              ORDER BY c.tenant_id"
         ));
-        let query = sqlx::query(query).bind(id).bind(tenant.map(TenantId::as_str));
-        self.rows(query).await?.iter().map(ConversationTrace::of).collect()
+        let query = sqlx::query_as(query).bind(id).bind(tenant.map(TenantId::as_str));
+        self.values(query).await
     }
 
     /// The conversations that a session began or is open in, of one tenant or of all: the newest `limit`, in
@@ -123,11 +116,11 @@ impl Database {
                  ORDER BY c.created_at DESC, c.tenant_id, c.id LIMIT $3)
              SELECT {COLUMNS}, {MORE_TIMES} FROM newest c ORDER BY c.created_at, c.tenant_id, c.id"
         ));
-        let query = sqlx::query(query)
+        let query = sqlx::query_as(query)
             .bind(session)
             .bind(tenant.map(TenantId::as_str))
             .bind(i64::from(limit));
-        self.rows(query).await?.iter().map(ConversationTrace::of).collect()
+        self.values(query).await
     }
 
     /// The messages with this id in the newest `limit` conversations whose number is below `before`, and the

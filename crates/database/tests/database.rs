@@ -61,7 +61,6 @@ fn due() -> ClaimCriteria {
         grace: Duration::ZERO,
         idle: Duration::from_secs(1800),
         lease: Duration::from_secs(30),
-        limit: 10,
     }
 }
 
@@ -98,10 +97,10 @@ async fn a_close_waits_for_an_open_save_transaction() {
         .execute(&mut *transaction)
         .await
         .unwrap();
-    assert!(database.claim(&due()).await.unwrap().is_empty(), "the next sweep takes the row");
+    assert!(database.claim(&due(), 10).await.unwrap().is_empty(), "the next sweep takes the row");
     transaction.commit().await.unwrap();
 
-    let claims = database.claim(&due()).await.unwrap();
+    let claims = database.claim(&due(), 10).await.unwrap();
     assert_eq!(claims.len(), 1);
     // A save between the count and the last write has the same effect.
     let mut transaction = saving.begin().await.unwrap();
@@ -121,7 +120,7 @@ async fn a_save_waits_for_a_close_and_then_reopens_the_conversation() {
     let (env, database) = migrated().await;
     save(&database, "m1").await.unwrap();
     request_close(&env).await;
-    let claims = database.claim(&due()).await.unwrap();
+    let claims = database.claim(&due(), 10).await.unwrap();
     let closed = database.totals(&claims).await.unwrap();
     assert_eq!(closed.len(), 1);
 
@@ -366,7 +365,7 @@ async fn work_that_failed_leaves_no_transaction_open() {
     let (env, database) = migrated().await;
     save(&database, "m1").await.unwrap();
     request_close(&env).await;
-    let claims = database.claim(&due()).await.unwrap();
+    let claims = database.claim(&due(), 10).await.unwrap();
     // The first statement of the transaction deletes a row; the second one finds its table missing.
     env.psql("ALTER TABLE sessions RENAME TO gone; DELETE FROM message_rows").await.unwrap();
     let error = database.drop_empty(&claims).await.unwrap_err();

@@ -2,6 +2,7 @@
 
 /// Defines an enum from one table of variants and names, so that no variant lacks a name or is
 /// missing in `ALL`. The names never change.
+#[macro_export]
 macro_rules! named {
     (
         $(#[$attribute:meta])*

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashSet};
 use broker::Endpoints;
 use broker::inspect::Inspector;
 use database::{
-    AuditEntry, ConversationTrace, ConversationView, Database, DeadLetterStatus, DeadLetterSummary,
+    ConversationTrace, ConversationView, Database, DeadLetterStatus, DeadLetterSummary,
     MessageTrace,
 };
 use domain::causes::with_causes;
@@ -43,11 +43,13 @@ pub struct Tracer {
     endpoints: Option<Endpoints>,
 }
 
-/// A message, stored or not, with its dead letters.
+/// A message, stored or not, or a conversation, with its dead letters.
 #[derive(Default)]
 struct Found {
     /// Its row, if it is stored.
     row: Option<MessageTrace>,
+    /// Its conversation, if it is stored.
+    conversation: Option<ConversationTrace>,
     dead_letters: Vec<DeadLetterSummary>,
     /// Whether the id is that of one of its dead letters.
     by_dead_letter: bool,
@@ -161,46 +163,24 @@ impl Tracer {
 
     /// The stored message that a dead letter names.
     async fn row(&self, key: &MessageKey) -> Result<Option<MessageTrace>, database::Error> {
-        let (Some(tenant), Some(conversation), Some(message)) = key else { return Ok(None) };
-        match ConversationKey::parse(tenant, conversation) {
-            Ok(key) => self.database.message_trace(&key, message).await,
-            Err(_) => Ok(None),
+        match (conversation_key(key), &key.2) {
+            (Some(key), Some(message)) => self.database.message_trace(&key, message).await,
+            _ => Ok(None),
         }
     }
 
     async fn trace_message(
         &self,
-        (tenant_id, conversation_id, message_id): MessageKey,
-        found: Found,
+        key: MessageKey,
+        mut found: Found,
     ) -> Result<TracedItem, database::Error> {
-        let key = match (&tenant_id, &conversation_id) {
-            (Some(tenant), Some(conversation)) => ConversationKey::parse(tenant, conversation).ok(),
-            _ => None,
-        };
-        let conversation = match (&key, &found.row) {
-            (Some(key), Some(_)) => self.conversation(key).await?,
-            _ => None,
-        };
-        let mut subjects: Vec<String> =
-            found.dead_letters.iter().map(|it| it.dead_letter.id.to_string()).collect();
-        if conversation.is_some() {
-            subjects.extend(conversation_id.clone());
+        if let (Some(_), Some(key)) = (&found.row, conversation_key(&key)) {
+            let id = key.conversation.as_str();
+            found.conversation =
+                self.database.conversations_named(id, Some(&key.tenant)).await?.pop();
         }
-        let audit = self.audit(&subjects, tenant_id.as_deref()).await?;
-        let hot = match (&key, &found.row) {
-            (Some(key), Some(row)) => self.hot_copy_state(key, Some(row)).await?,
-            _ => HotCopyState::NotChecked,
-        };
-        let state = match (&conversation, found.dead_letters.last().map(|it| it.state.status)) {
-            (Some(trace), _) => state(trace.conversation.status),
-            (None, Some(DeadLetterStatus::Replayed)) => State::Replayed,
-            (None, Some(DeadLetterStatus::Discarded)) => State::Discarded,
-            (None, Some(DeadLetterStatus::Open) | None) => State::DeadLetter,
-        };
-        let timeline =
-            timeline::of(found.row.as_ref(), conversation.as_ref(), &found.dead_letters, &audit);
         let matched = if found.by_dead_letter { MatchKind::DeadLetter } else { MatchKind::Message };
-        Ok(TracedItem { matched, tenant_id, conversation_id, message_id, state, hot, timeline })
+        self.item(matched, key, found).await
     }
 
     async fn trace_conversation(
@@ -209,48 +189,42 @@ impl Tracer {
         row: ConversationTrace,
         reported: &mut HashSet<Uuid>,
     ) -> Result<TracedItem, database::Error> {
-        let ConversationView { tenant_id, id, status, .. } = &row.conversation;
-        let key = ConversationKey::parse(tenant_id, id).ok();
-        let hot = match &key {
-            Some(key) => self.hot_copy_state(key, None).await?,
-            None => HotCopyState::NotChecked,
-        };
+        let ConversationView { tenant_id, id, .. } = &row.conversation;
         let tenant = TenantId::new(tenant_id).ok();
         let mut dead_letters = self.database.dead_letters_about(id, tenant.as_ref(), LIMIT).await?;
         dead_letters.retain(|it| it.dead_letter.conversation_id.as_ref() == Some(id));
         reported.extend(dead_letters.iter().map(|it| it.dead_letter.id));
+        let key = (Some(tenant_id.clone()), Some(id.clone()), None);
+        let found = Found { conversation: Some(row), dead_letters, ..Found::default() };
+        self.item(matched, key, found).await
+    }
+
+    async fn item(
+        &self,
+        matched: MatchKind,
+        key: MessageKey,
+        Found { row, conversation, dead_letters, .. }: Found,
+    ) -> Result<TracedItem, database::Error> {
+        let hot = match conversation_key(&key) {
+            Some(key) if row.is_some() || conversation.is_some() => {
+                self.hot_copy_state(&key, row.as_ref()).await?
+            }
+            _ => HotCopyState::NotChecked,
+        };
+        let (tenant_id, conversation_id, message_id) = key;
         let mut subjects: Vec<String> =
             dead_letters.iter().map(|it| it.dead_letter.id.to_string()).collect();
-        subjects.push(id.clone());
-        let audit = self.audit(&subjects, Some(tenant_id)).await?;
-        Ok(TracedItem {
-            matched,
-            tenant_id: Some(tenant_id.clone()),
-            conversation_id: Some(id.clone()),
-            message_id: None,
-            state: state(*status),
-            hot,
-            timeline: timeline::of(None, Some(&row), &dead_letters, &audit),
-        })
-    }
-
-    async fn conversation(
-        &self,
-        key: &ConversationKey,
-    ) -> Result<Option<ConversationTrace>, database::Error> {
-        let id = key.conversation.as_str();
-        Ok(self.database.conversations_named(id, Some(&key.tenant)).await?.pop())
-    }
-
-    /// The audit log of these conversations and dead letters, in a tenant.
-    async fn audit(
-        &self,
-        subjects: &[String],
-        tenant: Option<&str>,
-    ) -> Result<Vec<AuditEntry>, database::Error> {
-        let mut audit = self.database.audit_about(subjects, LIMIT).await?;
-        audit.retain(|line| line.tenant_id.is_none() || line.tenant_id.as_deref() == tenant);
-        Ok(audit)
+        subjects.extend(conversation.as_ref().and(conversation_id.clone()));
+        let mut audit = self.database.audit_about(&subjects, LIMIT).await?;
+        audit.retain(|line| line.tenant_id.is_none() || line.tenant_id == tenant_id);
+        let state = match (&conversation, dead_letters.last().map(|it| it.state.status)) {
+            (Some(trace), _) => state(trace.conversation.status),
+            (None, Some(DeadLetterStatus::Replayed)) => State::Replayed,
+            (None, Some(DeadLetterStatus::Discarded)) => State::Discarded,
+            (None, Some(DeadLetterStatus::Open) | None) => State::DeadLetter,
+        };
+        let timeline = timeline::of(row.as_ref(), conversation.as_ref(), &dead_letters, &audit);
+        Ok(TracedItem { matched, tenant_id, conversation_id, message_id, state, hot, timeline })
     }
 
     /// Whether a message, or any message of a conversation, is in a hot copy that readers use.
@@ -309,6 +283,10 @@ impl Tracer {
 
 /// Tenant, conversation and message id, as far as known.
 type MessageKey = (Option<String>, Option<String>, Option<String>);
+
+fn conversation_key((tenant, conversation, _): &MessageKey) -> Option<ConversationKey> {
+    ConversationKey::parse(tenant.as_deref()?, conversation.as_deref()?).ok()
+}
 
 fn key_of(DeadLetterSummary { dead_letter, .. }: &DeadLetterSummary) -> MessageKey {
     (

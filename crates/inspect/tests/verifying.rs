@@ -7,11 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use conversation::{Closer, ClosingSettings, RandomSource};
+use conversation::{ClaimCriteria, Closer, RandomSource};
 use database::Scope;
 use domain::failure::Dependency;
 use domain::ids::TenantId;
-use fixtures::{Replica, at_once, closer, endpoints, hot_store, key, redis, sql, stores, to_save};
+use fixtures::{
+    Replica, at_once, closer, default_criteria, endpoints, hot_store, key, redis, refresh, sql,
+    stores, sweep, to_save,
+};
 use inspect::{
     Finding, Incomplete, Kind, RepairOutcome, Repairs, Section, Verified, Verifier, VerifyProgress,
     VerifyingSettings,
@@ -68,8 +71,8 @@ impl World {
 
     /// Does what a fleet would have done by now.
     async fn fleet(&self) {
-        self.closer.sweep().await.unwrap();
-        self.replica.statistics.refresh().await.unwrap();
+        sweep(&self.closer).await;
+        refresh(&self.replica.statistics).await;
     }
 
     async fn sql(&self, statement: &str) -> String {
@@ -84,7 +87,7 @@ impl World {
         let database = self.replica.database.clone();
         let hot = hot_store(&database, redis_url, &Metrics::new());
         let endpoints = endpoints(&self.env.amqp_url);
-        let ClosingSettings { grace, idle, .. } = ClosingSettings::default();
+        let ClaimCriteria { grace, idle, .. } = default_criteria();
         let settings =
             VerifyingSettings { grace, idle, overdue_after: self.overdue_after, repairs };
         Verifier::new(database, hot, endpoints, RandomSource::random(), settings)
@@ -355,6 +358,13 @@ async fn messages_that_cannot_be_read_are_found() {
     let found: Vec<_> =
         found.into_iter().filter(|it| it.kind == Kind::MessagesUnreadable).collect();
     assert_eq!(one(&found, Kind::MessagesUnreadable, "s").detail, "1 of 3 messages");
+    let world = World::with_copies().await;
+    world.sql("UPDATE message_rows SET role = 'bard' WHERE id = 'm2'").await;
+    let (found, ended) =
+        run(&world.verifier(Repairs::None), &Scope::default(), &[Section::HotCopies]).await;
+    let found = one(&found, Kind::MessagesUnreadable, "s");
+    assert!(found.detail.contains("unknown role"), "{found:?}");
+    assert_eq!(ended[0].incomplete, None);
 }
 
 #[tokio::test]
@@ -439,7 +449,7 @@ async fn orphaned_rows_are_found() {
              UPDATE daily_stats SET dirty = true",
         )
         .await;
-    world.replica.statistics.refresh().await.unwrap();
+    refresh(&world.replica.statistics).await;
     let actor = Repairs::By("me".to_owned());
     let (found, _) = run(&world.verifier(actor), &Scope::default(), &STORED).await;
     let kinds: Vec<_> =
@@ -558,8 +568,8 @@ async fn work_in_progress_is_not_reported_as_damage() {
         (world.closer.clone(), world.replica.statistics.clone(), Arc::clone(&done));
     work.spawn(async move {
         while !again.load(Ordering::Relaxed) {
-            closer.sweep().await.unwrap();
-            statistics.refresh().await.unwrap();
+            sweep(&closer).await;
+            refresh(&statistics).await;
         }
     });
     for round in 0..4 {

@@ -150,9 +150,9 @@ async fn an_archived_conversation_is_shown_with_its_statistics() {
     let statistics = conversation::Statistics::new(
         fixtures::database(&env.database_url),
         metrics::Metrics::new(),
-        conversation::Background::unthrottled(),
+        fixtures::unthrottled(),
     );
-    assert_eq!(statistics.refresh().await.unwrap(), (1, 1));
+    assert_eq!(fixtures::refresh(&statistics).await, (1, 1));
 
     let show = ["conversation", "show", "--tenant", "acme", "--session", "s"];
     let shown = verbatim.json(&show).await;

@@ -53,9 +53,7 @@ impl Database {
         query.push(", tenant_id, id::text, json_build_object('run', ").push_bind(actor.run);
         query.push(", 'fields', to_json(").push_bind(fields.to_vec());
         query.push("), 'bytes', octet_length(edited_body)) FROM changed");
-        let done =
-            self.within(async |connection| Ok(query.build().execute(connection).await?)).await?;
-        Ok(done.rows_affected() > 0)
+        Ok(self.execute(query.build()).await? > 0)
     }
 
     /// Applies a decision to the next dead letters of the cursor with one of these statuses, at most `limit`.
@@ -95,9 +93,7 @@ impl Database {
             .push(", 'reason', reason, 'previous_status', previous_status, 'why', ");
         query.push_bind(why.map(str::to_owned));
         query.push(")) FROM changed) SELECT stored_at, id FROM changed");
-        let changed: Vec<(DateTime<Utc>, Uuid)> = self
-            .within(async |connection| Ok(query.build_query_as().fetch_all(connection).await?))
-            .await?;
+        let changed: Vec<(DateTime<Utc>, Uuid)> = self.values(query.build_query_as()).await?;
         let DeadLetterPage { dead_letters, rest } = cursor.page(changed, limit, |place| *place);
         Ok(DeadLetterPage {
             dead_letters: dead_letters.into_iter().map(|(_, id)| id).collect(),

@@ -1,6 +1,6 @@
 //! Queries that only read: lists, groups, single dead letters, counts.
 
-use sqlx::QueryBuilder;
+use sqlx::{AssertSqlSafe, QueryBuilder};
 use uuid::Uuid;
 
 use super::record::{
@@ -43,8 +43,7 @@ impl Database {
             query.push_bind(before).push(")");
         }
         query.push(" ORDER BY d.stored_at DESC, d.id DESC LIMIT ").push_bind(i64::from(limit));
-        self.within(async |connection| Ok(query.build_query_as().fetch_all(connection).await?))
-            .await
+        self.values(query.build_query_as()).await
     }
 
     /// How many dead letters match.
@@ -56,9 +55,7 @@ impl Database {
         let mut query = QueryBuilder::new("SELECT count(*) FROM dead_letters d WHERE true");
         selection::push_status(&mut query, status.as_slice());
         filter.push(&mut query);
-        let count: i64 = self
-            .within(async |connection| Ok(query.build_query_scalar().fetch_one(connection).await?))
-            .await?;
+        let (count,): (i64,) = self.value(query.build_query_as()).await?;
         Ok(count.unsigned_abs())
     }
 
@@ -81,44 +78,29 @@ impl Database {
         filter.push(&mut query);
         query.push(" GROUP BY 1, 2, 3, 4 ORDER BY dead_letters DESC, 1, 2, 3, 4 LIMIT ");
         query.push_bind(i64::from(limit));
-        self.within(async |connection| Ok(query.build_query_as().fetch_all(connection).await?))
-            .await
+        self.values(query.build_query_as()).await
     }
 
     /// One dead letter.
     pub async fn dead_letter(&self, id: Uuid) -> Result<Option<DeadLetterDetail>> {
-        self.within(async |connection| {
-            Ok(sqlx::query_as("SELECT * FROM dead_letters WHERE id = $1")
-                .bind(id)
-                .fetch_optional(&mut *connection)
-                .await?)
-        })
-        .await
+        let query = sqlx::query_as("SELECT * FROM dead_letters WHERE id = $1").bind(id);
+        Ok(self.values(query).await?.pop())
     }
 
     /// The dead letters that replays of this one became when they failed again, oldest first.
     pub async fn failed_again_as(&self, id: Uuid) -> Result<Vec<DeadLetterSummary>> {
-        self.within(async |connection| {
-            Ok(sqlx::query_as(sqlx::AssertSqlSafe(format!(
-                "SELECT {LISTED} FROM dead_letters WHERE replay_of = $1 ORDER BY stored_at, id"
-            )))
-            .bind(id)
-            .fetch_all(&mut *connection)
-            .await?)
-        })
-        .await
+        let query = AssertSqlSafe(format!(
+            "SELECT {LISTED} FROM dead_letters WHERE replay_of = $1 ORDER BY stored_at, id"
+        ));
+        self.values(sqlx::query_as(query).bind(id)).await
     }
 
     /// How many dead letters are open, by queue and reason.
     pub async fn open_dead_letters(&self) -> Result<Vec<OpenDeadLetters>> {
-        self.within(async |connection| {
-            Ok(sqlx::query_as(
-                "SELECT queue, reason, count(*) AS dead_letters FROM dead_letters
-                 WHERE status = 'open' GROUP BY queue, reason ORDER BY queue, reason",
-            )
-            .fetch_all(&mut *connection)
-            .await?)
-        })
-        .await
+        let query = sqlx::query_as(
+            "SELECT queue, reason, count(*) AS dead_letters FROM dead_letters
+             WHERE status = 'open' GROUP BY queue, reason ORDER BY queue, reason",
+        );
+        self.values(query).await
     }
 }

@@ -6,16 +6,13 @@
 //! | [`DeadLetterSummary`]: in a list | yes | its size | yes | whether |
 //! | [`DeadLetterDetail`]: shown, edited, replayed | yes | yes | yes | yes |
 //!
-//! Users see these types as JSON. So each column is read by its name here: a column that is renamed changes no
-//! JSON.
-
-use std::fmt;
+//! Users see these types as JSON.
 
 use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
-use sqlx::postgres::PgRow;
-use sqlx::{FromRow, Row};
 use uuid::Uuid;
+
+use crate::rows::from_row;
 
 /// A dead letter: which message failed, where and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -87,17 +84,19 @@ pub struct DeadLetterState {
     pub replay_fault: Option<String>,
 }
 
-/// The status of a dead letter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, sqlx::Type)]
-#[serde(rename_all = "snake_case")]
-#[sqlx(type_name = "text", rename_all = "snake_case")]
-pub enum DeadLetterStatus {
-    /// No operator has decided about it.
-    Open,
-    /// It was published again, and RabbitMQ confirmed that.
-    Replayed,
-    /// An operator discarded it.
-    Discarded,
+domain::named! {
+    /// The status of a dead letter.
+    #[derive(Serialize, sqlx::Type)]
+    #[serde(rename_all = "snake_case")]
+    #[sqlx(type_name = "text", rename_all = "snake_case")]
+    pub enum DeadLetterStatus {
+        /// No operator has decided about it.
+        Open = "open",
+        /// It was published again, and RabbitMQ confirmed that.
+        Replayed = "replayed",
+        /// An operator discarded it.
+        Discarded = "discarded",
+    }
 }
 
 /// The edited copy of a body.
@@ -202,121 +201,27 @@ impl DeadLetterDetail {
     }
 }
 
-impl FromRow<'_, PgRow> for DeadLetter {
-    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
-        Ok(Self {
-            id: row.try_get("id")?,
-            queue: row.try_get("queue")?,
-            reason: row.try_get("reason")?,
-            field: row.try_get("field")?,
-            error: row.try_get("error")?,
-            tenant_id: row.try_get("tenant_id")?,
-            conversation_id: row.try_get("conversation_id")?,
-            session_id: row.try_get("session_id")?,
-            message_id: row.try_get("message_id")?,
-            action_type: row.try_get("action_type")?,
-            routing_key: row.try_get("routing_key")?,
-            exchange: row.try_get("exchange")?,
-            attempts: row.try_get("attempts")?,
-            replay_count: row.try_get("replay_count")?,
-            replay_of: row.try_get("replay_of")?,
-            first_failed_at: row.try_get("first_failed_at")?,
-            last_failed_at: row.try_get("last_failed_at")?,
-        })
-    }
+from_row! { DeadLetter:
+    id, queue, reason, field, error, tenant_id, conversation_id, session_id, message_id, action_type,
+    routing_key, exchange, attempts, replay_count, replay_of, first_failed_at, last_failed_at
 }
-
-impl FromRow<'_, PgRow> for DeadLetterState {
-    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
-        Ok(Self {
-            stored_at: row.try_get("stored_at")?,
-            copies: row.try_get("copies")?,
-            status: row.try_get("status")?,
-            status_changed_at: row.try_get("status_changed_at")?,
-            status_reason: row.try_get("status_reason")?,
-            replay_tried_at: row.try_get("replay_tried_at")?,
-            replay_fault: row.try_get("replay_fault")?,
-        })
-    }
+from_row! { FailedMessage: body, properties, headers }
+from_row! { DeadLetterState:
+    stored_at, copies, status, status_changed_at, status_reason, replay_tried_at, replay_fault
 }
-
-impl FromRow<'_, PgRow> for DeadLetterSummary {
-    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
-        Ok(Self {
-            dead_letter: DeadLetter::from_row(row)?,
-            state: DeadLetterState::from_row(row)?,
-            body_bytes: row.try_get("body_bytes")?,
-            edited: row.try_get("edited")?,
-        })
-    }
+from_row! { DeadLetterEdit: edited_body, edited_at, edited_by }
+from_row! { DeadLetterSummary: body_bytes, edited;
+    dead_letter: DeadLetter::from_row, state: DeadLetterState::from_row
 }
-
-impl FromRow<'_, PgRow> for DeadLetterDetail {
-    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
-        Ok(Self {
-            dead_letter: DeadLetter::from_row(row)?,
-            message: FailedMessage {
-                body: row.try_get("body")?,
-                properties: row.try_get("properties")?,
-                headers: row.try_get("headers")?,
-            },
-            state: DeadLetterState::from_row(row)?,
-            edit: DeadLetterEdit {
-                edited_body: row.try_get("edited_body")?,
-                edited_at: row.try_get("edited_at")?,
-                edited_by: row.try_get("edited_by")?,
-            },
-        })
-    }
+from_row! { DeadLetterDetail:;
+    dead_letter: DeadLetter::from_row, message: FailedMessage::from_row,
+    state: DeadLetterState::from_row, edit: DeadLetterEdit::from_row
 }
-
-impl FromRow<'_, PgRow> for DeadLetterGroup {
-    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
-        Ok(Self {
-            queue: row.try_get("queue")?,
-            reason: row.try_get("reason")?,
-            field: row.try_get("field")?,
-            error: row.try_get("error")?,
-            dead_letters: row.try_get("dead_letters")?,
-            tenants: row.try_get("tenants")?,
-            failed_again: row.try_get("failed_again")?,
-            first_failed_at: row.try_get("first_failed_at")?,
-            last_failed_at: row.try_get("last_failed_at")?,
-            example: row.try_get("example")?,
-        })
-    }
+from_row! { DeadLetterGroup:
+    queue, reason, field, error, dead_letters, tenants, failed_again, first_failed_at, last_failed_at,
+    example
 }
-
-impl FromRow<'_, PgRow> for OpenDeadLetters {
-    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
-        Ok(Self {
-            queue: row.try_get("queue")?,
-            reason: row.try_get("reason")?,
-            dead_letters: row.try_get("dead_letters")?,
-        })
-    }
-}
-
-impl DeadLetterStatus {
-    /// Every status.
-    pub const ALL: [Self; 3] = [Self::Open, Self::Replayed, Self::Discarded];
-
-    /// The name in the database.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Replayed => "replayed",
-            Self::Discarded => "discarded",
-        }
-    }
-}
-
-impl fmt::Display for DeadLetterStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+from_row! { OpenDeadLetters: queue, reason, dead_letters }
 
 fn body_as_text<S: Serializer>(body: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&String::from_utf8_lossy(body))

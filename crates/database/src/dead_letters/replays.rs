@@ -8,14 +8,14 @@ use std::time::Duration;
 use domain::ids::{ConversationKey, MessageId};
 use domain::message::BodyHash;
 use serde::Serialize;
-use sqlx::postgres::PgRow;
-use sqlx::{FromRow, QueryBuilder, Row as _};
+use sqlx::QueryBuilder;
 use uuid::Uuid;
 
 use super::record::{DeadLetterDetail, DeadLetterStatus};
 use super::selection::{
     DeadLetterCursor, DeadLetterPage, NOT_UNDER_WAY, SIZED, light, push_status,
 };
+use crate::rows::from_row;
 use crate::{Actor, Database, Result};
 
 /// The outcome of a dead letter that a run has taken.
@@ -55,17 +55,7 @@ pub struct ContentFingerprint {
     pub hash: BodyHash,
 }
 
-impl FromRow<'_, PgRow> for FailedAgain {
-    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
-        Ok(Self {
-            id: row.try_get("id")?,
-            replay_of: row.try_get("replay_of")?,
-            reason: row.try_get("reason")?,
-            field: row.try_get("field")?,
-            error: row.try_get("error")?,
-        })
-    }
-}
+from_row! { FailedAgain: id, replay_of, reason, field, error }
 
 impl Database {
     /// Takes the next open dead letters of the cursor for a run, for the duration of `lease`: at most
@@ -91,58 +81,51 @@ impl Database {
         query.push(", replay_lease_until = clock_timestamp() + interval '1 second' * ");
         query.push_bind(lease.as_secs_f64());
         query.push(" FROM light WHERE d.id = light.id RETURNING d.*");
-        let taken: Vec<DeadLetterDetail> = self
-            .within(async |connection| Ok(query.build_query_as().fetch_all(connection).await?))
-            .await?;
+        let taken = self.values(query.build_query_as()).await?;
         Ok(cursor.page_of_rows(taken, limit))
     }
 
     /// Records the outcomes of dead letters that the run has taken: confirmed ones become replayed, the
     /// others stay open with the fault. Returns how many of them the run still had.
     pub async fn note_replayed(&self, outcomes: &[ReplayOutcome], actor: &Actor) -> Result<u64> {
-        self.within(async |connection| {
-            let recorded = sqlx::query(
-                "WITH outcomes AS (SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[])
-                                       AS t (id, queue, fault)),
-                      held AS (SELECT d.id FROM dead_letters d JOIN outcomes o ON o.id = d.id
-                               WHERE d.replay_run = $4 AND d.status = 'open'
-                               ORDER BY d.id FOR UPDATE OF d),
-                      changed AS (
-                          UPDATE dead_letters d SET
-                              status = CASE WHEN fault IS NULL THEN 'replayed' ELSE status END,
-                              status_changed_at =
-                                  CASE WHEN fault IS NULL THEN clock_timestamp()
-                                       ELSE status_changed_at END,
-                              status_reason =
-                                  CASE WHEN fault IS NULL THEN NULL ELSE status_reason END,
-                              replay_lease_until = NULL,
-                              replay_tried_at =
-                                  CASE WHEN fault IS NULL THEN NULL ELSE clock_timestamp() END,
-                              replay_fault = fault
-                          FROM outcomes o JOIN held ON held.id = o.id
-                          WHERE d.id = o.id
-                          RETURNING d.id, d.tenant_id, d.reason, d.replay_count, o.queue AS sent_to,
-                                    o.fault, d.edited_body IS NOT NULL AS edited)
-                 INSERT INTO audit_log (actor, action, tenant_id, subject, detail)
-                 SELECT $5,
-                        CASE WHEN fault IS NULL THEN 'dead_letter.replay'
-                             ELSE 'dead_letter.replay_failed' END,
-                        tenant_id, id::text,
-                        json_strip_nulls(json_build_object(
-                            'run', $4::uuid, 'reason', reason, 'to', sent_to,
-                            'replay_count', replay_count + 1, 'edited', edited, 'fault', fault))
-                 FROM changed",
-            )
-            .bind(outcomes.iter().map(|it| it.dead_letter).collect::<Vec<_>>())
-            .bind(outcomes.iter().map(|it| it.queue.as_str()).collect::<Vec<_>>())
-            .bind(outcomes.iter().map(|it| it.fault.as_deref()).collect::<Vec<_>>())
-            .bind(actor.run)
-            .bind(&actor.name)
-            .execute(connection)
-            .await?;
-            Ok(recorded.rows_affected())
-        })
-        .await
+        let query = sqlx::query(
+            "WITH outcomes AS (SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[])
+                                   AS t (id, queue, fault)),
+                  held AS (SELECT d.id FROM dead_letters d JOIN outcomes o ON o.id = d.id
+                           WHERE d.replay_run = $4 AND d.status = 'open'
+                           ORDER BY d.id FOR UPDATE OF d),
+                  changed AS (
+                      UPDATE dead_letters d SET
+                          status = CASE WHEN fault IS NULL THEN 'replayed' ELSE status END,
+                          status_changed_at =
+                              CASE WHEN fault IS NULL THEN clock_timestamp()
+                                   ELSE status_changed_at END,
+                          status_reason =
+                              CASE WHEN fault IS NULL THEN NULL ELSE status_reason END,
+                          replay_lease_until = NULL,
+                          replay_tried_at =
+                              CASE WHEN fault IS NULL THEN NULL ELSE clock_timestamp() END,
+                          replay_fault = fault
+                      FROM outcomes o JOIN held ON held.id = o.id
+                      WHERE d.id = o.id
+                      RETURNING d.id, d.tenant_id, d.reason, d.replay_count, o.queue AS sent_to,
+                                o.fault, d.edited_body IS NOT NULL AS edited)
+             INSERT INTO audit_log (actor, action, tenant_id, subject, detail)
+             SELECT $5,
+                    CASE WHEN fault IS NULL THEN 'dead_letter.replay'
+                         ELSE 'dead_letter.replay_failed' END,
+                    tenant_id, id::text,
+                    json_strip_nulls(json_build_object(
+                        'run', $4::uuid, 'reason', reason, 'to', sent_to,
+                        'replay_count', replay_count + 1, 'edited', edited, 'fault', fault))
+             FROM changed",
+        )
+        .bind(outcomes.iter().map(|it| it.dead_letter).collect::<Vec<_>>())
+        .bind(outcomes.iter().map(|it| it.queue.as_str()).collect::<Vec<_>>())
+        .bind(outcomes.iter().map(|it| it.fault.as_deref()).collect::<Vec<_>>())
+        .bind(actor.run)
+        .bind(&actor.name);
+        self.execute(query).await
     }
 
     /// Dead letters that the run replayed and that failed again since the cursor was created.
@@ -151,19 +134,15 @@ impl Database {
         run: Uuid,
         cursor: &DeadLetterCursor,
     ) -> Result<Vec<FailedAgain>> {
-        self.within(async |connection| {
-            Ok(sqlx::query_as(
-                "SELECT r.id, r.replay_of, r.reason, r.field, r.error
-                 FROM dead_letters r JOIN dead_letters o ON o.id = r.replay_of
-                 WHERE r.replay_of IS NOT NULL AND r.last_seen_at > $1 AND o.replay_run = $2
-                 ORDER BY r.last_seen_at, r.id",
-            )
-            .bind(cursor.created_at())
-            .bind(run)
-            .fetch_all(connection)
-            .await?)
-        })
-        .await
+        let query = sqlx::query_as(
+            "SELECT r.id, r.replay_of, r.reason, r.field, r.error
+             FROM dead_letters r JOIN dead_letters o ON o.id = r.replay_of
+             WHERE r.replay_of IS NOT NULL AND r.last_seen_at > $1 AND o.replay_run = $2
+             ORDER BY r.last_seen_at, r.id",
+        )
+        .bind(cursor.created_at())
+        .bind(run);
+        self.values(query).await
     }
 
     /// Which of these messages are stored with the same content: their positions in the list.
@@ -171,26 +150,19 @@ impl Database {
         &self,
         fingerprints: &[ContentFingerprint],
     ) -> Result<Vec<usize>> {
-        let places: Vec<i64> = self
-            .within(async |connection| {
-                Ok(sqlx::query_scalar(
-                    "SELECT k.n
-                     FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[])
-                          WITH ORDINALITY AS k (tenant_id, conversation_id, id, hash, n)
-                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.conversation_id
-                     JOIN message_rows m ON m.conversation = c.number AND m.id = k.id
-                     WHERE m.body_hash = k.hash",
-                )
-                .bind(fingerprints.iter().map(|it| it.key.tenant.as_str()).collect::<Vec<_>>())
-                .bind(
-                    fingerprints.iter().map(|it| it.key.conversation.as_str()).collect::<Vec<_>>(),
-                )
-                .bind(fingerprints.iter().map(|it| it.id.as_str()).collect::<Vec<_>>())
-                .bind(fingerprints.iter().map(|it| &it.hash.0[..]).collect::<Vec<_>>())
-                .fetch_all(connection)
-                .await?)
-            })
-            .await?;
-        Ok(places.into_iter().filter_map(|n| usize::try_from(n - 1).ok()).collect())
+        let query = sqlx::query_as(
+            "SELECT k.n
+             FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[])
+                  WITH ORDINALITY AS k (tenant_id, conversation_id, id, hash, n)
+             JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.conversation_id
+             JOIN message_rows m ON m.conversation = c.number AND m.id = k.id
+             WHERE m.body_hash = k.hash",
+        )
+        .bind(fingerprints.iter().map(|it| it.key.tenant.as_str()).collect::<Vec<_>>())
+        .bind(fingerprints.iter().map(|it| it.key.conversation.as_str()).collect::<Vec<_>>())
+        .bind(fingerprints.iter().map(|it| it.id.as_str()).collect::<Vec<_>>())
+        .bind(fingerprints.iter().map(|it| &it.hash.0[..]).collect::<Vec<_>>());
+        let places: Vec<(i64,)> = self.values(query).await?;
+        Ok(places.into_iter().filter_map(|(n,)| usize::try_from(n - 1).ok()).collect())
     }
 }

@@ -97,11 +97,7 @@ pub struct DeadLetterPage<T> {
 impl Database {
     /// Creates a cursor over the dead letters that are stored now.
     pub async fn dead_letter_cursor(&self, selection: Selection) -> Result<DeadLetterCursor> {
-        let created_at = self
-            .within(async |connection| {
-                Ok(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(connection).await?)
-            })
-            .await?;
+        let (created_at,) = self.value(sqlx::query_as("SELECT clock_timestamp()")).await?;
         Ok(DeadLetterCursor { selection: Arc::new(selection), created_at, after: None })
     }
 
@@ -114,9 +110,7 @@ impl Database {
         let mut query = QueryBuilder::new("SELECT count(*) FROM dead_letters d WHERE true");
         push_status(&mut query, status);
         cursor.push(&mut query);
-        let count: i64 = self
-            .within(async |connection| Ok(query.build_query_scalar().fetch_one(connection).await?))
-            .await?;
+        let (count,): (i64,) = self.value(query.build_query_as()).await?;
         Ok(count.unsigned_abs())
     }
 
@@ -136,10 +130,7 @@ impl Database {
             "), {} SELECT d.* FROM dead_letters d JOIN light ON light.id = d.id",
             light()
         ));
-        let rows: Vec<DeadLetterDetail> = self
-            .within(async |connection| Ok(query.build_query_as().fetch_all(connection).await?))
-            .await?;
-        Ok(cursor.page_of_rows(rows, limit))
+        Ok(cursor.page_of_rows(self.values(query.build_query_as()).await?, limit))
     }
 }
 
@@ -195,7 +186,6 @@ impl DeadLetterCursor {
         &self.selection
     }
 
-    /// When it was created, by PostgreSQL's clock.
     pub(super) fn created_at(&self) -> DateTime<Utc> {
         self.created_at
     }

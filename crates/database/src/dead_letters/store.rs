@@ -83,16 +83,10 @@ async fn insert(
         "INSERT INTO dead_letters (id, queue, reason, field, error, tenant_id, conversation_id,
              session_id, message_id, action_type, routing_key, exchange, body, properties, headers,
              attempts, replay_count, replay_of, first_failed_at, last_failed_at, copies)
-         SELECT id, queue, reason, field, error, tenant_id, conversation_id, session_id, message_id,
-                action_type, routing_key, exchange, body, properties::json, headers::json, attempts,
-                replay_count, replay_of, first_failed_at, last_failed_at, copies
-         FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+         SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
                      $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
-                     $13::bytea[], $14::text[], $15::text[], $16::integer[], $17::integer[],
-                     $18::uuid[], $19::timestamptz[], $20::timestamptz[], $21::bigint[])
-              AS l (id, queue, reason, field, error, tenant_id, conversation_id, session_id,
-                    message_id, action_type, routing_key, exchange, body, properties, headers,
-                    attempts, replay_count, replay_of, first_failed_at, last_failed_at, copies)
+                     $13::bytea[], $14::text[]::json[], $15::text[]::json[], $16::integer[],
+                     $17::integer[], $18::uuid[], $19::timestamptz[], $20::timestamptz[], $21::bigint[])
          ON CONFLICT (id) DO UPDATE SET
              copies = dead_letters.copies + excluded.copies,
              last_seen_at = clock_timestamp(),

@@ -1,14 +1,12 @@
 //! Checks of conversations against their messages: totals, statistics, and overdue steps.
 
 use domain::ids::ConversationKey;
-use serde_json::{Map, Value};
 use sqlx::postgres::PgRow;
-use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, QueryBuilder, Row};
+use sqlx::{AssertSqlSafe, FromRow as _, QueryBuilder, Row};
 
-use super::difference::{Difference, differences};
+use super::difference::{Difference, Fields, differences};
 use super::scope::Scope;
-use crate::rows::key_of;
+use crate::rows::{BindKeys as _, from_row, key_of};
 use crate::statistics::COMPUTED;
 use crate::{Database, Result};
 
@@ -80,8 +78,7 @@ impl Database {
              JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
              WHERE c.touched_at >= $3 ORDER BY c.tenant_id, c.id",
         )
-        .bind(keys.iter().map(|key| key.tenant.as_str()).collect::<Vec<_>>())
-        .bind(keys.iter().map(|key| key.conversation.as_str()).collect::<Vec<_>>())
+        .bind_keys(keys.iter())
         .bind(chrono::DateTime::<chrono::Utc>::from(since));
         self.rows(query).await?.iter().map(key_of).collect()
     }
@@ -137,42 +134,35 @@ impl Database {
              LEFT JOIN conversation_stats s ON s.tenant_id = c.tenant_id AND s.conversation_id = c.id
              ORDER BY c.tenant_id, c.id"
         )))
-        .bind(keys.iter().map(|key| key.tenant.as_str()).collect::<Vec<_>>())
-        .bind(keys.iter().map(|key| key.conversation.as_str()).collect::<Vec<_>>());
+        .bind_keys(keys.iter());
+        let check = |row: &PgRow| Ok(ConversationCheck::from_row(row)?);
         self.rows(query).await?.iter().map(check).collect()
     }
 }
 
-type Fields = Option<Json<Map<String, Value>>>;
+from_row! { ConversationCheck:
+    version, lease_over_for, requested_for, idle_for, statistics_due_for, messages, unreadable, without_day;
+    key: key_of, totals: totals, statistics: statistics
+}
 
-fn check(row: &PgRow) -> Result<ConversationCheck> {
+fn totals(row: &PgRow) -> Result<Vec<Difference>> {
     let archived = row.try_get::<&str, _>("status")? == "archived";
-    let fields = |column: &str| -> Result<Option<Map<String, Value>>> {
-        Ok(row.try_get::<Fields, _>(column)?.map(|Json(fields)| fields))
-    };
-    let (stored, computed) = (fields("row_totals")?, fields("message_totals")?);
+    let (stored, computed): (Fields, Fields) =
+        (row.try_get("row_totals")?, row.try_get("message_totals")?);
+    Ok(if archived { differences(&stored, &computed) } else { Vec::new() })
+}
+
+fn statistics(row: &PgRow) -> Result<Differences> {
     let current: Option<bool> = row.try_get("statistics_current")?;
-    Ok(ConversationCheck {
-        key: key_of(row)?,
-        version: row.try_get("version")?,
-        lease_over_for: row.try_get("lease_over_for")?,
-        requested_for: row.try_get("requested_for")?,
-        idle_for: row.try_get("idle_for")?,
-        statistics_due_for: row.try_get("statistics_due_for")?,
-        messages: row.try_get("messages")?,
-        unreadable: row.try_get("unreadable")?,
-        totals: match (stored, computed) {
-            (Some(stored), Some(computed)) if archived => differences(&stored, &computed),
-            _ => Vec::new(),
+    let (stored, computed): (Option<Fields>, Option<Fields>) =
+        (row.try_get("stored")?, row.try_get("computed")?);
+    Ok(match (stored, computed) {
+        _ if current != Some(true) => Differences::None,
+        (None, Some(_)) => Differences::Missing,
+        (Some(stored), Some(computed)) => match differences(&stored, &computed) {
+            fields if fields.is_empty() => Differences::None,
+            fields => Differences::Fields(fields),
         },
-        statistics: match (current, fields("stored")?, fields("computed")?) {
-            (Some(true), None, Some(_)) => Differences::Missing,
-            (Some(true), Some(stored), Some(computed)) => match differences(&stored, &computed) {
-                fields if fields.is_empty() => Differences::None,
-                fields => Differences::Fields(fields),
-            },
-            _ => Differences::None,
-        },
-        without_day: row.try_get("without_day")?,
+        (_, None) => Differences::None,
     })
 }

@@ -1,13 +1,12 @@
 //! Checks of daily statistics against the statistics of their conversations.
 
 use chrono::{DateTime, NaiveDate, Utc};
-use serde_json::{Map, Value};
 use sqlx::postgres::PgRow;
-use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, FromRow, QueryBuilder, Row};
 
-use super::difference::{Difference, differences};
+use super::difference::{Difference, Fields, differences};
 use super::scope::Scope;
+use crate::rows::from_row;
 use crate::statistics::COMPUTED_DAYS;
 use crate::{Database, Result};
 
@@ -60,7 +59,7 @@ impl Database {
 
     /// Checks days, in one snapshot. Those that no longer exist are left out.
     pub async fn check_days(&self, keys: &[DayKey]) -> Result<Vec<DayCheck>> {
-        let query = sqlx::query(AssertSqlSafe(format!(
+        let query = sqlx::query_as(AssertSqlSafe(format!(
             "WITH chosen AS MATERIALIZED (
                  SELECT d.*, d.xmin::text AS version
                  FROM unnest($1::text[], $2::text[], $3::date[]) AS k (tenant_id, agent_id, day)
@@ -76,18 +75,7 @@ impl Database {
         .bind(keys.iter().map(|key| key.tenant_id.as_str()).collect::<Vec<_>>())
         .bind(keys.iter().map(|key| key.agent_id.as_str()).collect::<Vec<_>>())
         .bind(keys.iter().map(|key| key.day).collect::<Vec<_>>());
-        let check = |row: &PgRow| {
-            let Json(stored): Json<Map<String, Value>> = row.try_get("stored")?;
-            let Json(computed): Json<Map<String, Value>> = row.try_get("computed")?;
-            let dirty = row.try_get("dirty")?;
-            Ok(DayCheck {
-                key: DayKey::from_row(row)?,
-                version: row.try_get("version")?,
-                dirty,
-                differences: if dirty { Vec::new() } else { differences(&stored, &computed) },
-            })
-        };
-        self.rows(query).await?.iter().map(check).collect()
+        self.values(query).await
     }
 
     /// Dirty days, with their versions; at most `limit`.
@@ -100,4 +88,11 @@ impl Database {
         let versioned = |row: &PgRow| Ok((DayKey::from_row(row)?, row.try_get("version")?));
         self.rows(query.build()).await?.iter().map(versioned).collect()
     }
+}
+
+from_row! { DayCheck: version, dirty; key: DayKey::from_row, differences: of_day }
+
+fn of_day(row: &PgRow) -> Result<Vec<Difference>> {
+    let (stored, computed): (Fields, Fields) = (row.try_get("stored")?, row.try_get("computed")?);
+    Ok(if row.try_get("dirty")? { Vec::new() } else { differences(&stored, &computed) })
 }

@@ -1,6 +1,10 @@
 //! Stored values that differ from the computed ones.
 
 use serde_json::{Map, Value};
+use sqlx::types::Json;
+
+/// The columns of a row by their names.
+pub(super) type Fields = Json<Map<String, Value>>;
 
 /// A column whose stored value is wrong. Both values are in PostgreSQL's JSON form.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -15,10 +19,7 @@ pub struct Difference {
 
 /// The fields of `computed` whose stored value differs. The last digits of a fraction may differ, because an
 /// average depends on the order of its sum.
-pub(super) fn differences(
-    stored: &Map<String, Value>,
-    computed: &Map<String, Value>,
-) -> Vec<Difference> {
+pub(super) fn differences(stored: &Fields, computed: &Fields) -> Vec<Difference> {
     let is = |field: &String| stored.get(field).cloned().unwrap_or_default();
     computed
         .iter()
@@ -49,9 +50,9 @@ mod tests {
 
     use super::*;
 
-    fn object(value: Value) -> Map<String, Value> {
+    fn object(value: Value) -> Fields {
         match value {
-            Value::Object(fields) => fields,
+            Value::Object(fields) => Json(fields),
             other => panic!("{other}"),
         }
     }

@@ -14,6 +14,18 @@ pub(super) struct Mismatch {
     pub(super) fields: Vec<&'static str>,
 }
 
+impl Mismatch {
+    pub(super) fn detail(&self) -> String {
+        match self.kind {
+            Kind::HotCopyMissing => {
+                "committed in PostgreSQL, missing in the valid hot copy".to_owned()
+            }
+            Kind::HotCopySurplus => "in the valid hot copy, not committed in PostgreSQL".to_owned(),
+            _ => format!("the valid hot copy differs in {}", self.fields.join(", ")),
+        }
+    }
+}
+
 /// Compares the messages at `from` and after it. Both slices are in order, and complete from there on.
 pub(super) fn compare(
     copy: &[Message],

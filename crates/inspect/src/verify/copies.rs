@@ -112,40 +112,25 @@ impl Run<'_> {
     }
 
     async fn report_copy(&mut self, key: &ConversationKey, result: CheckResult) {
-        let invalidate = || Repair::InvalidateCopy(key.clone(), self.verifier.random.next());
-        match result {
-            CheckResult::Consistent => {}
+        let invalidate = || Some(Repair::InvalidateCopy(key.clone(), self.verifier.random.next()));
+        let one = |kind, detail: &str| vec![Finding::of(kind, key, detail)];
+        let (findings, repair) = match result {
+            CheckResult::Consistent => return,
             CheckResult::Mismatches(mismatches) => {
                 let finding = |mismatch: Mismatch| {
-                    let detail = match mismatch.kind {
-                        Kind::HotCopyMissing => {
-                            "committed in PostgreSQL, missing in the valid hot copy".to_owned()
-                        }
-                        Kind::HotCopySurplus => {
-                            "in the valid hot copy, not committed in PostgreSQL".to_owned()
-                        }
-                        _ => {
-                            format!("the valid hot copy differs in {}", mismatch.fields.join(", "))
-                        }
-                    };
-                    Finding { id: Some(mismatch.id), ..Finding::of(mismatch.kind, key, detail) }
+                    let finding = Finding::of(mismatch.kind, key, mismatch.detail());
+                    Finding { id: Some(mismatch.id), ..finding }
                 };
-                let repair = invalidate();
-                self.all_found(mismatches.into_iter().map(finding).collect(), Some(repair)).await;
+                (mismatches.into_iter().map(finding).collect(), invalidate())
             }
-            CheckResult::Damaged(damage) => {
-                let repair = invalidate();
-                self.found(Finding::of(Kind::HotCopyDamaged, key, damage), Some(repair)).await;
-            }
+            CheckResult::Damaged(damage) => (one(Kind::HotCopyDamaged, &damage), invalidate()),
             CheckResult::Orphaned => {
                 let detail = "the copy holds messages, but the conversation does not exist";
-                let finding = Finding::of(Kind::HotCopyOrphaned, key, detail);
-                self.found(finding, Some(Repair::DropCopy(key.clone()))).await;
+                (one(Kind::HotCopyOrphaned, detail), Some(Repair::DropCopy(key.clone())))
             }
-            CheckResult::Unreadable(fault) => {
-                self.found(Finding::of(Kind::MessagesUnreadable, key, fault), None).await;
-            }
-        }
+            CheckResult::Unreadable(fault) => (one(Kind::MessagesUnreadable, &fault), None),
+        };
+        self.all_found(findings, repair).await;
     }
 }
 
@@ -255,7 +240,6 @@ fn result_of(mismatches: Vec<Mismatch>) -> CheckResult {
     }
 }
 
-/// What two checks have in common.
 fn in_both(
     before: &[(ConversationKey, CheckResult)],
     after: Vec<(ConversationKey, CheckResult)>,

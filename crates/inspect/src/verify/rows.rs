@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use database::{ConversationCheck, DayCheck, DayKey, Differences, OrphanedStatistics, Repair};
+use database::{ConversationCheck, DayCheck, DayKey, Differences, Repair};
 use domain::ids::ConversationKey;
 use tokio::time::{Instant, sleep_until};
 
@@ -25,10 +25,11 @@ const SETTLE: Duration = Duration::from_secs(10);
 impl Run<'_> {
     /// Every conversation in scope.
     pub(super) async fn conversations(&mut self) -> Result<(), Incomplete> {
-        let mut due: Vec<(ConversationKey, String)> = Vec::new();
+        let database = &self.verifier.database;
+        let check = async |part: &[ConversationKey]| database.check_conversations(part).await;
+        let mut due = Vec::new();
         let mut after = None;
         loop {
-            let database = &self.verifier.database;
             let keys = database.conversation_keys(self.scope, after.as_ref(), PAGE).await?;
             after = keys.last().cloned();
             let full = keys.len() == PAGE as usize;
@@ -36,7 +37,7 @@ impl Run<'_> {
                 Some(since) => database.touched_since(&keys, since).await?,
                 None => keys,
             };
-            for check in self.check(&chosen).await? {
+            for check in in_parts(&chosen, &check).await? {
                 let overdue = self.is_overdue(check.statistics_due_for, Duration::ZERO);
                 if overdue && due.len() < REMEMBERED as usize {
                     due.push((check.key.clone(), check.version.clone()));
@@ -48,106 +49,85 @@ impl Run<'_> {
                 break;
             }
         }
-        self.still_due(due).await
-    }
-
-    async fn check(
-        &self,
-        keys: &[ConversationKey],
-    ) -> Result<Vec<ConversationCheck>, database::Error> {
-        let database = &self.verifier.database;
-        in_parts(keys, async |part| database.check_conversations(part).await).await
-    }
-
-    async fn check_days(&self, keys: &[DayKey]) -> Result<Vec<DayCheck>, database::Error> {
-        let database = &self.verifier.database;
-        in_parts(keys, async |part| database.check_days(part).await).await
-    }
-
-    async fn report_conversation(&mut self, check: ConversationCheck) {
-        let VerifyingSettings { grace, idle, .. } = self.verifier.settings;
-        let key = &check.key;
-        if self.is_overdue(check.lease_over_for, Duration::ZERO) {
-            let detail =
-                format!("status closing, lease expired {} ago", duration(check.lease_over_for));
-            let finding = Finding::of(Kind::ClosingStuck, key, detail);
-            self.found(finding, Some(Repair::CloseAgain(key.clone()))).await;
-        }
-        if self.is_overdue(check.requested_for, grace) {
-            let detail =
-                format!("close requested {} ago, not closed yet", duration(check.requested_for));
-            self.found(Finding::of(Kind::CloseOverdue, key, detail), None).await;
-        }
-        if self.is_overdue(check.idle_for, idle + TOUCH) {
-            let detail = format!("no message for {}, not closed yet", duration(check.idle_for));
-            self.found(Finding::of(Kind::CloseOverdue, key, detail), None).await;
-        }
-        if check.unreadable > 0 {
-            let detail = format!("{} of {} messages", check.unreadable, check.messages);
-            self.found(Finding::of(Kind::MessagesUnreadable, key, detail), None).await;
-        }
-        if !check.totals.is_empty() {
-            let detail = describe(&check.totals);
-            if check.messages == 0 {
-                self.found(Finding::of(Kind::MessagesGone, key, detail), None).await;
-            } else {
-                let finding = Finding::of(Kind::TotalsDiffer, key, detail);
-                self.found(finding, Some(Repair::CloseAgain(key.clone()))).await;
-            }
-        }
-        let statistics = match &check.statistics {
-            Differences::None if check.without_day => {
-                Some("no row of its day in daily_stats".to_owned())
-            }
-            Differences::None => None,
-            Differences::Missing => Some("no row in conversation_stats".to_owned()),
-            Differences::Fields(fields) => Some(describe(fields)),
-        };
-        // Wrong totals make the statistics wrong; the repair of the totals corrects both.
-        if let Some(detail) = statistics.filter(|_| check.totals.is_empty()) {
-            let finding = Finding::of(Kind::StatisticsDiffer, key, detail);
-            self.found(finding, Some(Repair::Statistics(key.clone()))).await;
-        }
-    }
-
-    /// Reports statistics that were due at the first check and are unchanged since.
-    async fn still_due(&mut self, due: Vec<(ConversationKey, String)>) -> Result<(), Incomplete> {
-        if due.is_empty() {
-            return Ok(());
-        }
-        self.settle(Instant::now()).await;
-        let versions: HashMap<ConversationKey, String> = due.iter().cloned().collect();
-        let keys: Vec<ConversationKey> = due.into_iter().map(|(key, _)| key).collect();
-        for page in keys.chunks(PAGE as usize) {
-            for check in self.check(page).await? {
-                let same = versions.get(&check.key) == Some(&check.version);
-                if let Some(seconds) = check.statistics_due_for.filter(|_| same) {
-                    let detail =
-                        format!("archived {} ago, not computed yet", duration(Some(seconds)));
-                    let finding = Finding::of(Kind::StatisticsOverdue, &check.key, detail);
-                    self.found(finding, None).await;
-                }
+        let unchanged = self.unchanged(due, Instant::now(), check, |it| (&it.key, &it.version));
+        for check in unchanged.await? {
+            if let Some(seconds) = check.statistics_due_for {
+                let detail = format!("archived {} ago, not computed yet", duration(seconds));
+                let finding = Finding::of(Kind::StatisticsOverdue, &check.key, detail);
+                self.found(finding, None).await;
             }
         }
         Ok(())
     }
 
+    async fn report_conversation(&mut self, check: ConversationCheck) {
+        for (kind, detail) in self.faults(&check) {
+            let repair = match kind {
+                Kind::ClosingStuck | Kind::TotalsDiffer => {
+                    Some(Repair::CloseAgain(check.key.clone()))
+                }
+                Kind::StatisticsDiffer => Some(Repair::Statistics(check.key.clone())),
+                _ => None,
+            };
+            self.found(Finding::of(kind, &check.key, detail), repair).await;
+        }
+    }
+
+    /// What is wrong with a conversation, but for statistics that are due.
+    fn faults(&self, check: &ConversationCheck) -> Vec<(Kind, String)> {
+        let VerifyingSettings { grace, idle, .. } = self.verifier.settings;
+        let overdue = |seconds, limit| {
+            self.is_overdue(seconds, limit).then(|| duration(seconds.unwrap_or_default()))
+        };
+        let mut faults = Vec::new();
+        if let Some(lease) = overdue(check.lease_over_for, Duration::ZERO) {
+            faults.push((Kind::ClosingStuck, format!("status closing, lease expired {lease} ago")));
+        }
+        if let Some(requested) = overdue(check.requested_for, grace) {
+            let detail = format!("close requested {requested} ago, not closed yet");
+            faults.push((Kind::CloseOverdue, detail));
+        }
+        if let Some(idle) = overdue(check.idle_for, idle + TOUCH) {
+            faults.push((Kind::CloseOverdue, format!("no message for {idle}, not closed yet")));
+        }
+        if check.unreadable > 0 {
+            let detail = format!("{} of {} messages", check.unreadable, check.messages);
+            faults.push((Kind::MessagesUnreadable, detail));
+        }
+        if !check.totals.is_empty() {
+            let gone = check.messages == 0;
+            let kind = if gone { Kind::MessagesGone } else { Kind::TotalsDiffer };
+            faults.push((kind, describe(&check.totals)));
+            // Wrong totals make the statistics wrong; the repair of the totals corrects both.
+            return faults;
+        }
+        let statistics = match &check.statistics {
+            Differences::None if check.without_day => "no row of its day in daily_stats".to_owned(),
+            Differences::None => return faults,
+            Differences::Missing => "no row in conversation_stats".to_owned(),
+            Differences::Fields(fields) => describe(fields),
+        };
+        faults.push((Kind::StatisticsDiffer, statistics));
+        faults
+    }
+
     /// Every day in scope. `dirty` are those that were marked dirty when verifying began.
     pub(super) async fn days(&mut self, dirty: &[(DayKey, String)]) -> Result<(), Incomplete> {
         if self.scope.conversation.is_some() {
-            return Err(Incomplete::skipped(
-                "days cover many conversations; they are checked only without --conversation",
-            ));
+            let cause =
+                "days cover many conversations; they are checked only without --conversation";
+            return Err(Incomplete::Skipped { cause: cause.to_owned() });
         }
-        let mut still: Vec<(DayKey, String)> = Vec::new();
+        let database = &self.verifier.database;
+        let check = async |part: &[DayKey]| database.check_days(part).await;
         let dirty: HashMap<&DayKey, &String> =
             dirty.iter().map(|(key, version)| (key, version)).collect();
+        let mut still = Vec::new();
         let mut after = None;
         loop {
-            let database = &self.verifier.database;
             let keys = database.day_keys(self.scope, after.as_ref(), PAGE).await?;
             after = keys.last().cloned();
-            for check in self.check_days(&keys).await? {
+            for check in in_parts(&keys, &check).await? {
                 if check.dirty && dirty.get(&check.key) == Some(&&check.version) {
                     still.push((check.key, check.version));
                 } else if !check.differences.is_empty() {
@@ -159,20 +139,33 @@ impl Run<'_> {
                 break;
             }
         }
-        if still.is_empty() {
-            return Ok(());
-        }
-        self.settle(self.began).await;
-        let keys: Vec<DayKey> = still.iter().map(|(key, _)| key.clone()).collect();
-        let versions: HashMap<DayKey, String> = still.into_iter().collect();
-        for page in keys.chunks(PAGE as usize) {
-            for check in self.check_days(page).await? {
-                if check.dirty && versions.get(&check.key) == Some(&check.version) {
-                    self.report_day(Kind::DayOverdue, &check).await;
-                }
-            }
+        let unchanged = self.unchanged(still, self.began, check, |it| (&it.key, &it.version));
+        for check in unchanged.await?.iter().filter(|check| check.dirty) {
+            self.report_day(Kind::DayOverdue, check).await;
         }
         Ok(())
+    }
+
+    /// Checks again what was due, and has the version that it had then, once a statistics-worker had the time to
+    /// refresh it.
+    async fn unchanged<K: Clone + PartialEq, C>(
+        &self,
+        due: Vec<(K, String)>,
+        since: Instant,
+        check: impl AsyncFn(&[K]) -> Result<Vec<C>, database::Error>,
+        version: fn(&C) -> (&K, &String),
+    ) -> Result<Vec<C>, Incomplete> {
+        let mut unchanged = Vec::new();
+        if !due.is_empty() {
+            sleep_until(since + SETTLE.min(self.verifier.settings.overdue_after)).await;
+        }
+        for page in due.chunks(PAGE as usize) {
+            let keys: Vec<K> = page.iter().map(|(key, _)| key.clone()).collect();
+            let mut checks = in_parts(&keys, &check).await?;
+            checks.retain(|it| page.iter().any(|(key, before)| version(it) == (key, before)));
+            unchanged.extend(checks);
+        }
+        Ok(unchanged)
     }
 
     async fn report_day(&mut self, kind: Kind, check: &DayCheck) {
@@ -192,22 +185,17 @@ impl Run<'_> {
 
     /// Rows without the row that they belong to.
     pub(super) async fn integrity(&mut self) -> Result<(), Incomplete> {
-        let mut after: Option<OrphanedStatistics> = None;
+        let database = &self.verifier.database;
+        let mut after = None;
         loop {
-            let (orphans, last) = self
-                .verifier
-                .database
-                .orphaned_statistics(self.scope, after.as_ref(), NUMBERS)
-                .await?;
+            let (orphans, last) =
+                database.orphaned_statistics(self.scope, after.as_ref(), NUMBERS).await?;
             for orphan in orphans {
+                let detail = "the conversation does not exist";
                 let finding = Finding {
                     tenant_id: Some(orphan.tenant_id.clone()),
                     conversation_id: Some(orphan.conversation_id.clone()),
-                    ..Finding::about(
-                        Kind::StatisticsOrphaned,
-                        None,
-                        "the conversation does not exist",
-                    )
+                    ..Finding::about(Kind::StatisticsOrphaned, None, detail)
                 };
                 self.found(finding, Some(Repair::DropStatistics(orphan))).await;
             }
@@ -217,14 +205,12 @@ impl Run<'_> {
             }
         }
         if !self.scope.is_everything() {
-            return Err(Incomplete::skipped(
-                "messages without a conversation have no tenant; they are checked only without filters",
-            ));
+            let cause = "messages without a conversation have no tenant; they are checked only without filters";
+            return Err(Incomplete::Skipped { cause: cause.to_owned() });
         }
         let mut after = Some(i64::MIN);
         while let Some(number) = after {
-            let (orphans, checked, last) =
-                self.verifier.database.orphaned_rows(number, NUMBERS).await?;
+            let (orphans, checked, last) = database.orphaned_rows(number, NUMBERS).await?;
             for orphan in orphans {
                 let detail = format!(
                     "{} messages with conversation number {}; the first is {}",
@@ -243,11 +229,6 @@ impl Run<'_> {
     fn is_overdue(&self, seconds: Option<f64>, limit: Duration) -> bool {
         let limit = limit + self.verifier.settings.overdue_after;
         seconds.is_some_and(|seconds| seconds > limit.as_secs_f64())
-    }
-
-    /// Waits long enough for a statistics-worker to refresh what is due.
-    async fn settle(&self, since: Instant) {
-        sleep_until(since + SETTLE.min(self.verifier.settings.overdue_after)).await;
     }
 }
 
@@ -272,8 +253,7 @@ async fn in_parts<K, T>(
 }
 
 /// Seconds as text, in the unit that fits.
-fn duration(seconds: Option<f64>) -> String {
-    let seconds = seconds.unwrap_or_default();
+fn duration(seconds: f64) -> String {
     match seconds {
         ..120.0 => format!("{seconds:.0} s"),
         ..7_200.0 => format!("{:.0} min", seconds / 60.0),

@@ -108,7 +108,6 @@ pub struct Verifier {
     pub(super) settings: VerifyingSettings,
 }
 
-/// A verification under way.
 pub(super) struct Run<'a> {
     pub(super) verifier: &'a Verifier,
     pub(super) scope: &'a Scope,
@@ -144,6 +143,25 @@ impl Verifier {
         settings: VerifyingSettings,
     ) -> Self {
         Self { database, hot, endpoints, random, settings }
+    }
+
+    async fn repair(
+        &self,
+        repair: Repair,
+        actor: &str,
+        detail: &serde_json::Value,
+    ) -> Result<bool, String> {
+        let copy = match &repair {
+            Repair::InvalidateCopy(key, _) | Repair::DropCopy(key) => Some(key.clone()),
+            _ => None,
+        };
+        let done = self.database.repair(repair, actor, detail).await;
+        let done = done.map_err(|error| with_causes(&error))?;
+        if let Some(key) = copy {
+            let dropped = self.hot.drop_copies(&[key]).await;
+            dropped.map_err(|error| with_causes(&error))?;
+        }
+        Ok(done)
     }
 }
 
@@ -185,33 +203,6 @@ impl Run<'_> {
             self.verified.unrepaired += u64::from(finding.repair_outcome != RepairOutcome::Done);
             (self.report)(VerifyProgress::Found(&finding));
         }
-    }
-}
-
-impl Verifier {
-    async fn repair(
-        &self,
-        repair: Repair,
-        actor: &str,
-        detail: &serde_json::Value,
-    ) -> Result<bool, String> {
-        let copy = match &repair {
-            Repair::InvalidateCopy(key, _) | Repair::DropCopy(key) => Some(key.clone()),
-            _ => None,
-        };
-        let done = self.database.repair(repair, actor, detail).await;
-        let done = done.map_err(|error| with_causes(&error))?;
-        if let Some(key) = copy {
-            let dropped = self.hot.drop_copies(&[key]).await;
-            dropped.map_err(|error| with_causes(&error))?;
-        }
-        Ok(done)
-    }
-}
-
-impl Incomplete {
-    pub(super) fn skipped(cause: &str) -> Self {
-        Self::Skipped { cause: cause.to_owned() }
     }
 }
 

@@ -18,13 +18,13 @@ use metrics::{Counted, DeadLetterState, Gauge, Metrics, QueueState};
 use service::Service;
 use worker::Stores;
 
-/// Counts every `interval` until the process stops.
 pub(crate) fn run(service: &Service, stores: &Stores, grace: Duration, interval: Duration) {
     let stores = stores.clone();
     let (metrics, clock) = (service.metrics().clone(), service.clock().clone());
     service.supervise("gauges", move |stopping| {
         let (database, metrics, clock) = (stores.database.clone(), metrics.clone(), clock.clone());
-        let mut queues = Queues::new(Inspector::new(stores.endpoints.clone()));
+        let inspector = Inspector::new(stores.endpoints.clone());
+        let mut queues = Queues { inspector, missing: BTreeSet::new() };
         async move {
             let (mut queues_failing, mut rows_failing) =
                 <(RepeatedFailure, RepeatedFailure)>::default();
@@ -82,15 +82,16 @@ struct Queues {
 }
 
 impl Queues {
-    fn new(inspector: Inspector) -> Self {
-        Self { inspector, missing: BTreeSet::new() }
-    }
-
     async fn count(&mut self, metrics: &Metrics) -> Result<(), broker::Error> {
         for (queue, depth) in self.inspector.depths().await? {
             match depth {
-                Some(_) => self.report_present(queue),
-                None => self.report_missing(queue),
+                Some(_) if self.missing.remove(queue) => {
+                    tracing::info!(queue, "queue exists again");
+                }
+                None if self.missing.insert(queue) => {
+                    tracing::error!(queue, "the queue is missing: run `verbatim setup`");
+                }
+                Some(_) | None => {}
             }
             metrics.set(Gauge::QueueExists { queue }, f64::from(u8::from(depth.is_some())));
             let (ready, consumers) = depth.map_or((0, 0), |depth| (depth.ready, depth.consumers));
@@ -104,21 +105,8 @@ impl Queues {
         }
         Ok(())
     }
-
-    fn report_missing(&mut self, queue: &'static str) {
-        if self.missing.insert(queue) {
-            tracing::error!(queue, "the queue is missing: run `verbatim setup`");
-        }
-    }
-
-    fn report_present(&mut self, queue: &'static str) {
-        if self.missing.remove(queue) {
-            tracing::info!(queue, "queue exists again");
-        }
-    }
 }
 
-/// Records the time of a successful count.
 fn counted(what: Counted, metrics: &Metrics, clock: &Clock) {
     let now = Duration::from_micros(clock.now().micros().unsigned_abs());
     metrics.set(Gauge::CountedAt { what }, now.as_secs_f64());

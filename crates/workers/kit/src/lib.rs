@@ -12,5 +12,5 @@ mod consuming;
 mod settings;
 
 pub use consuming::consume;
-pub use settings::{background, closing, consumer_settings};
+pub use settings::consumer_settings;
 pub use stores::Stores;

@@ -1,8 +1,7 @@
-//! Converts a worker's settings into those of the crates that use them.
+//! Converts the settings of a consumer into those of the crate `broker`.
 
 use broker::topology::RetryQueue;
-use conversation::{Background, InvalidShare};
-use service::settings::{BackgroundSettings, ClosingSettings, ConsumerSettings};
+use service::settings::ConsumerSettings;
 
 /// The settings of a consumer.
 #[must_use]
@@ -18,23 +17,4 @@ pub fn consumer_settings(settings: &ConsumerSettings) -> broker::Settings {
         retries: RetryQueue::ALL.to_vec(),
         ..broker::Settings::default()
     }
-}
-
-/// The settings of a closer.
-#[must_use]
-pub fn closing(settings: &ClosingSettings) -> conversation::ClosingSettings {
-    conversation::ClosingSettings {
-        grace: settings.due.close_grace,
-        idle: settings.due.close_idle,
-        lease: settings.close_lease,
-        batch: settings.close_batch,
-    }
-}
-
-/// The background work of a process, throttled by `VERBATIM_BACKGROUND_SHARE`.
-///
-/// # Errors
-/// The share is not 0.01 to 1.
-pub fn background(settings: &BackgroundSettings) -> Result<Background, InvalidShare> {
-    Background::new(settings.background_share)
 }

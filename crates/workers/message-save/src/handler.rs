@@ -9,7 +9,6 @@ use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Dependency, Done, Refusal, Unavailable};
 use domain::reply::{ErrorType, ReplyAddress, ReplyError, SaveMessageData};
 
-/// Saves the messages of a batch.
 #[derive(Clone)]
 pub(crate) struct SaveMessages {
     pub(crate) saver: Saver,

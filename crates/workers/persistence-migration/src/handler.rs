@@ -9,7 +9,6 @@ use domain::envelope::Resolved;
 use domain::failure::{Dependency, Refusal, Unavailable};
 use domain::reply::{NoData, ReplyAddress};
 
-/// Records session events and feedback.
 #[derive(Clone)]
 pub(crate) struct RecordSessions {
     pub(crate) sessions: Sessions,

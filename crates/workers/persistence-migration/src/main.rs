@@ -7,11 +7,11 @@ mod sweep;
 use std::process::ExitCode;
 
 use broker::Decoder;
-use conversation::{Closer, Sessions};
+use conversation::{Background, ClaimCriteria, Closer, Sessions};
 use domain::fleet;
 use service::Service;
 use service::settings::{BackgroundSettings, ClosingSettings, ConsumerSettings, StoreSettings};
-use worker::{Stores, background, closing, consume, consumer_settings};
+use worker::{Stores, consume, consumer_settings};
 
 use crate::handler::RecordSessions;
 
@@ -35,7 +35,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     // Loading the encodings takes some 100 ms; the first close must not wait for it.
     tokio::task::spawn_blocking(tokens::warm);
     let stores = Stores::open(&service, &settings.stores).await?;
-    let background = background(&settings.background)?;
+    let background = Background::new(settings.background.background_share)?;
     let handler = RecordSessions {
         sessions: Sessions::new(
             stores.database.clone(),
@@ -46,17 +46,19 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
         database: stores.database.clone(),
         decoder: Decoder { max_body_bytes: settings.consuming.max_body_bytes },
     };
+    let ClosingSettings { due, close_lease, close_interval, close_batch } = settings.closing;
+    let criteria =
+        ClaimCriteria { grace: due.close_grace, idle: due.close_idle, lease: close_lease };
     let closer = Closer::new(
         stores.database.clone(),
         stores.hot.clone(),
         stores.publisher.clone(),
         service.metrics().clone(),
         background,
-        closing(&settings.closing),
+        criteria,
     );
     let consuming = consumer_settings(&settings.consuming);
     consume(&service, &stores, consuming, handler);
-    let ClosingSettings { close_interval, close_batch, .. } = settings.closing;
     sweep::run(&service, closer, close_interval, close_batch);
     Ok(())
 }

@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 /// How long a running sweep may continue while the process stops: enough for all but the longest conversations.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Sweeps until the process stops.
 pub(crate) fn run(service: &Service, closer: Closer, interval: Duration, batch: u32) {
     service.supervise("closing-sweep", move |stopping| {
         let closer = closer.clone();
@@ -21,7 +20,7 @@ pub(crate) fn run(service: &Service, closer: Closer, interval: Duration, batch: 
             let mut limit = batch;
             while !stopping.is_cancelled() {
                 let sweep = tokio::select! {
-                    swept = closer.sweep_at_most(limit) => swept,
+                    swept = closer.sweep(limit) => swept,
                     // Another closer takes over its claims when their lease expires.
                     () = stop_timeout(&stopping) => break,
                 };

@@ -5,11 +5,11 @@ mod refresh_triggers;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use conversation::Statistics;
+use conversation::{Background, Statistics};
 use domain::fleet;
 use service::Service;
 use service::settings::{BackgroundSettings, ConsumerSettings, StoreSettings, positive_duration};
-use worker::{Stores, background, consume, consumer_settings};
+use worker::{Stores, consume, consumer_settings};
 
 use crate::refresh_triggers::RefreshTriggers;
 
@@ -36,7 +36,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let stores = Stores::open(&service, &settings.stores).await?;
     let consuming = consumer_settings(&settings.consuming);
     let metrics = service.metrics().clone();
-    let background = background(&settings.background)?;
+    let background = Background::new(settings.background.background_share)?;
     let statistics = Statistics::new(stores.database.clone(), metrics.clone(), background);
     let triggers = RefreshTriggers::new(stores.database.clone());
     triggers.refresh_when_triggered(&service, statistics, settings.statistics_interval);

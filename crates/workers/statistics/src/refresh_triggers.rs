@@ -20,7 +20,6 @@ use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-/// Consumes events as refresh triggers.
 #[derive(Clone)]
 pub(crate) struct RefreshTriggers {
     database: Database,
@@ -64,20 +63,19 @@ impl RefreshTriggers {
                         () = stopping.cancelled() => break,
                     };
                     let refreshed = refresh(&statistics, days, &stopping).await;
-                    if refreshed.is_ok() {
-                        let now = Duration::from_micros(clock.now().micros().unsigned_abs());
-                        metrics.set(Gauge::StatisticsRefreshedAt, now.as_secs_f64());
-                    }
                     let now = Instant::now();
-                    if refreshed.is_ok()
-                        && let Some(failed_for) = failure.succeeded(now)
-                    {
-                        let seconds = failed_for.as_secs_f32();
-                        tracing::info!("statistics refreshed again after {seconds:.1} s");
-                    }
                     match refreshed {
-                        Ok(Remaining::Nothing) => {}
-                        Ok(Remaining::Some) => triggered.notify_one(),
+                        Ok(remaining) => {
+                            let at = Duration::from_micros(clock.now().micros().unsigned_abs());
+                            metrics.set(Gauge::StatisticsRefreshedAt, at.as_secs_f64());
+                            if let Some(failed_for) = failure.succeeded(now) {
+                                let seconds = failed_for.as_secs_f32();
+                                tracing::info!("statistics refreshed again after {seconds:.1} s");
+                            }
+                            if let Remaining::Some = remaining {
+                                triggered.notify_one();
+                            }
+                        }
                         Err(error) => {
                             let error = with_causes(&error);
                             if !failure.failed(now) {
