@@ -9,8 +9,6 @@ mod commands;
 mod exit;
 mod input;
 mod output;
-mod servers;
-mod stderr;
 mod validator;
 mod when;
 

@@ -18,7 +18,7 @@ use service::settings::{DatabaseSettings, ServerUrl};
 
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, one_line};
-use crate::servers::{DatabaseServer, RedisServer};
+use stores::{DatabaseServer, RedisServer};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -106,7 +106,7 @@ impl ConversationShow {
         let statistics = statistics.map_err(|error| server.failure(&error))?;
         let view = TranscriptView::new(&row, &sessions, statistics.as_ref(), &transcript);
         let view = TranscriptView { redis_error, ..view };
-        output.show(&view, |style| text::render(&view, &transcript.messages, style))?;
+        output.show(&view, |out| text::write(&view, &transcript.messages, out))?;
         Ok(Exit::Success)
     }
 
@@ -119,7 +119,7 @@ impl ConversationShow {
             }
             (None, Some(session)) => session,
             (None, None) => {
-                return Err(Failure::Usage("give the id of a conversation, or --session".into()));
+                return Err(Failure::usage("give the id of a conversation, or --session"));
             }
         };
         let filter = ConversationFilter {
@@ -193,10 +193,9 @@ impl ConversationShow {
 
     fn redis(&self, server: &DatabaseServer) -> Result<RedisServer, Failure> {
         if self.redis_url.is_empty() {
-            return Err(Failure::Usage(
+            return Err(Failure::usage(
                 "REDIS_URL: it is not set, but --source redis needs it; set it, for example to \
-                 redis://:password@host:6379/0"
-                    .to_owned(),
+                 redis://:password@host:6379/0",
             ));
         }
         Ok(RedisServer::reading(&self.redis_url, &server.database)?)

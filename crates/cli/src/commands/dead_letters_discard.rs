@@ -12,8 +12,8 @@ use uuid::Uuid;
 use super::dead_letters_selection::Chosen;
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
-use crate::output::{Output, TextStyle, Tone, count, plural};
-use crate::servers::DatabaseServer;
+use crate::output::{Output, Text, Tone, plural};
+use stores::DatabaseServer;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -66,7 +66,7 @@ pub(super) struct Texts {
 
 impl DeadLettersDiscard {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(output.style.now)?;
+        let selection = self.chosen.selection(output.now)?;
         let server = DatabaseServer::open(&self.database).await?;
         let actor = self.actor.actor();
         let discarded = dead_letters(&server).discard(selection, &self.why, &actor).await;
@@ -78,7 +78,7 @@ impl DeadLettersDiscard {
             required: "open",
             next: "undo: `verbatim dead-letters restore`",
         };
-        output.show(&done, |style| done.text(&texts, style))?;
+        output.show(&done, |out| done.text(&texts, out))?;
         Ok(done.exit())
     }
 }
@@ -90,24 +90,16 @@ pub(super) fn dead_letters(server: &DatabaseServer) -> DeadLetters {
 }
 
 impl Done {
-    pub(super) fn text(&self, texts: &Texts, style: &TextStyle) -> String {
+    pub(super) fn text(&self, texts: &Texts, out: &mut Text) {
         let Texts { done, required, next } = texts;
         let tone = if self.dead_letters > 0 { Tone::Good } else { Tone::Warn };
-        let mut out =
-            style.paint.text(tone, &format!("{} {done}", plural(self.dead_letters, "dead letter")));
-        if self.skipped > 0 {
-            let skipped = format!(
-                ", {} skipped (not {required}, unknown, or claimed by a running replay)",
-                count(self.skipped)
-            );
-            out.push_str(&style.paint.text(Tone::Warn, &skipped));
-        }
-        out.push('\n');
+        out.piece(tone, format!("{} {done}", plural(self.dead_letters, "dead letter")));
+        let skipped = format!("skipped (not {required}, unknown, or claimed by a running replay)");
+        out.counts(Tone::Warn, [(self.skipped, &skipped)]);
+        out.push("\n");
         if self.dead_letters > 0 {
-            out.push_str(&style.paint.text(Tone::Dim, next));
-            out.push('\n');
+            out.line(Tone::Dim, next);
         }
-        out
     }
 
     pub(super) fn exit(&self) -> Exit {

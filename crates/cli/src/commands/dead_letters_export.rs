@@ -15,7 +15,7 @@ use super::dead_letters_selection::{Chosen, Status};
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, plural};
-use crate::servers::DatabaseServer;
+use stores::DatabaseServer;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -61,7 +61,7 @@ struct Line<'a> {
 
 impl DeadLettersExport {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(output.style.now)?;
+        let selection = self.chosen.selection(output.now)?;
         let server = DatabaseServer::open(&self.database).await?;
         let mut out = self.open()?;
         let status = if self.chosen.named() > 0 { None } else { self.status.stored() };
@@ -86,7 +86,7 @@ impl DeadLettersExport {
         };
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         let file = file.map_err(|error| {
-            Failure::Usage(format!("cannot create {}: {error}", path.display()))
+            Failure::usage(format!("cannot create {}: {error}", path.display()))
         })?;
         Ok(Box::new(BufWriter::new(file)))
     }

@@ -23,7 +23,7 @@ use crate::actor::ActorArgs;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
-use crate::servers::{Broker, DatabaseServer};
+use stores::{Broker, DatabaseServer};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -100,7 +100,7 @@ enum Stop {
 
 impl DeadLettersReplay {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(output.style.now)?;
+        let selection = self.chosen.selection(output.now)?;
         let broker = Broker::of(&self.amqp)?;
         let server = DatabaseServer::open(&self.database).await?;
         let metrics = Metrics::new();
@@ -114,7 +114,7 @@ impl DeadLettersReplay {
             let mut plan = plan::Plan::default();
             let planned = replayer.plan(selection, |dead_letter| plan.add(dead_letter)).await;
             planned.map_err(|error| server.failure(&error))?;
-            output.show(&plan, |style| plan.text(style))?;
+            output.show(&plan, |out| plan.text(out))?;
             return Ok(Exit::Success);
         }
         let mut inspector = Inspector::new(broker.endpoints.clone());
@@ -137,7 +137,7 @@ impl DeadLettersReplay {
         display.end();
         let report = replayed.map_err(|error| server.failure(&error))?;
         let not_open = self.chosen.named().saturating_sub(report.matched);
-        output.show(&report, |style| text::text(&report, not_open, style))?;
+        output.show(&report, |out| text::text(&report, not_open, out))?;
         Ok(exit(&report, not_open))
     }
 }

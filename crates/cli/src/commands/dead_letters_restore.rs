@@ -9,7 +9,7 @@ use super::dead_letters_selection::Chosen;
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
-use crate::servers::DatabaseServer;
+use stores::DatabaseServer;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -49,16 +49,15 @@ enum RestoreFrom {
 
 impl DeadLettersRestore {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(output.style.now)?;
+        let selection = self.chosen.selection(output.now)?;
         let status: &[DeadLetterStatus] = match (self.status, self.chosen.named()) {
             (Some(RestoreFrom::Discarded), _) => &[DeadLetterStatus::Discarded],
             (Some(RestoreFrom::Replayed), _) => &[DeadLetterStatus::Replayed],
             (None, 1..) => &[DeadLetterStatus::Discarded, DeadLetterStatus::Replayed],
             // Most replayed dead letters succeeded, so opening them is not a default.
             (None, 0) => {
-                return Err(Failure::Usage(
-                    "give --status discarded or --status replayed: which dead letters to open again"
-                        .to_owned(),
+                return Err(Failure::usage(
+                    "give --status discarded or --status replayed: which dead letters to open again",
                 ));
             }
         };
@@ -73,7 +72,7 @@ impl DeadLettersRestore {
             required: "discarded or replayed",
             next: "next: `verbatim dead-letters replay`",
         };
-        output.show(&done, |style| done.text(&texts, style))?;
+        output.show(&done, |out| done.text(&texts, out))?;
         Ok(done.exit())
     }
 }

@@ -128,13 +128,11 @@ impl Chosen {
             (true, true, true) => Ok(Selection::All),
             (true, false, false) => Ok(Selection::Matching(filter)),
             (false, true, false) => Ok(Selection::Ids(self.ids.clone())),
-            (true, true, false) => Err(Failure::Usage(
-                "no dead letters selected: give ids, filters (such as --reason schema) or --all"
-                    .to_owned(),
+            (true, true, false) => Err(Failure::usage(
+                "no dead letters selected: give ids, filters (such as --reason schema) or --all",
             )),
-            _ => Err(Failure::Usage(
-                "select dead letters either by ids, or by filters, or with --all; not by several of these"
-                    .to_owned(),
+            _ => Err(Failure::usage(
+                "select dead letters either by ids, or by filters, or with --all; not by several of these",
             )),
         }
     }
@@ -192,7 +190,7 @@ mod tests {
         let arguments = [&["command"], arguments].concat();
         let command = Command::try_parse_from(arguments).map_err(|error| error.to_string())?;
         let now = Timestamp::parse("2026-11-20T12:00:00Z").unwrap();
-        command.chosen.selection(now).map_err(|failure| failure.to_string())
+        command.chosen.selection(now).map_err(|failure| failure.text)
     }
 
     #[test]

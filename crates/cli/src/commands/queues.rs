@@ -8,8 +8,8 @@ use serde::Serialize;
 use service::settings::AmqpSettings;
 
 use crate::exit::{Exit, Failure};
-use crate::output::{Cell, Output, Side, Table, TextStyle, Tone, count, plural};
-use crate::servers::Broker;
+use crate::output::{Cell, Output, Text, Tone, plural};
+use stores::Broker;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,7 +48,7 @@ impl Queues {
         let mut inspector = Inspector::new(broker.endpoints.clone());
         let depths = inspector.depths().await.map_err(|error| broker.failure(&error))?;
         let rows = rows(&depths);
-        output.show(&rows, |style| text(&rows, style))?;
+        output.show(&rows, |out| text(&rows, out))?;
         Ok(if rows.iter().all(|row| row.exists) { Exit::Success } else { Exit::Problems })
     }
 }
@@ -97,39 +97,32 @@ fn describe(queue: topology::Queue) -> (&'static str, Option<&'static str>, &'st
     }
 }
 
-fn text(rows: &[Row], style: &TextStyle) -> String {
-    let mut table = Table::new([
-        ("queue", Side::Left),
-        ("ready", Side::Right),
-        ("consumers", Side::Right),
-        ("contents", Side::Left),
-    ]);
-    for row in rows {
-        let number = |number: Option<u32>| match number {
-            None => Cell::new(Tone::Bad, "missing"),
-            Some(0) => Cell::new(Tone::Dim, "0"),
-            Some(number) => count(number).into(),
-        };
+fn text(rows: &[Row], out: &mut Text) {
+    let number = |number: Option<u32>| match number {
+        None => Cell::new(Tone::Bad, "missing").right(),
+        Some(0) => Cell::count(0).tone(Tone::Dim),
+        Some(number) => Cell::count(number),
+    };
+    let columns = |row: &Row| {
         let ready = match row.ready {
-            Some(1..) if row.purpose == "dead_letters" || is_stuck(row) => {
-                Cell::new(Tone::Warn, count(row.ready.unwrap_or_default()))
+            Some(ready @ 1..) if row.purpose == "dead_letters" || is_stuck(row) => {
+                Cell::count(ready).tone(Tone::Warn)
             }
             ready => number(ready),
         };
         let consumers = match (row.purpose, row.consumers) {
             // These have no permanent consumer.
-            ("suspects" | "retry", Some(0)) => Cell::new(Tone::Dim, "-"),
+            ("suspects" | "retry", Some(0)) => Cell::optional(None).right(),
             (_, consumers) => number(consumers),
         };
-        table.row([row.queue.into(), ready, consumers, Cell::new(Tone::Dim, row.about)]);
-    }
-    let mut out = table.render(style.paint);
+        [row.queue.into(), ready, consumers, Cell::new(Tone::Dim, row.about)]
+    };
+    out.table(["queue", "ready", "consumers", "contents"], rows.iter().map(columns));
     let hints = hints(rows);
     if !hints.is_empty() {
-        out.push('\n');
+        out.push("\n");
     }
-    out.extend(hints.iter().map(|hint| style.line(Tone::Warn, hint)));
-    out
+    hints.iter().for_each(|hint| out.line(Tone::Warn, hint));
 }
 
 /// Whether messages are ready in a queue that should have a consumer and has none.
@@ -158,10 +151,8 @@ fn hints(rows: &[Row]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use domain::time::Timestamp;
-
     use super::*;
-    use crate::output::Paint;
+    use crate::output::tests::plain;
 
     #[test]
     fn missing_queues_and_queues_without_consumers_are_named() {
@@ -180,8 +171,7 @@ mod tests {
                 (queue.name, depth)
             })
             .collect();
-        let style = TextStyle { paint: Paint::Plain, now: Timestamp::EARLIEST };
-        insta::assert_snapshot!(text(&rows(&depths), &style));
+        insta::assert_snapshot!(plain(|out| text(&rows(&depths), out)));
     }
 
     #[test]

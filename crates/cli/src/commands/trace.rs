@@ -9,7 +9,7 @@ use service::settings::{AmqpSettings, DatabaseSettings, ServerUrl};
 
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, count, spinner};
-use crate::servers::{Broker, DatabaseServer, RedisServer};
+use stores::{Broker, DatabaseServer, RedisServer};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -77,7 +77,7 @@ impl Trace {
             .await;
         progress.finish_and_clear();
         let traced: TraceReport = traced.map_err(|error| server.failure(&error))?;
-        output.show(&traced, |style| text::render(&self.id, &traced, style))?;
+        output.show(&traced, |out| text::write(&self.id, &traced, out))?;
         Ok(if traced.items.is_empty() { Exit::Problems } else { Exit::Success })
     }
 }

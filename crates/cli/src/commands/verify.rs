@@ -22,9 +22,9 @@ use stores::{COMMAND_TIMEOUT, Fault};
 
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
-use crate::output::{Form, Output, TextStyle, count, print, spinner};
-use crate::servers::{Broker, DatabaseServer, RedisServer};
+use crate::output::{Form, Output, Text, count, print, spinner};
 use crate::when::When;
+use stores::{Broker, DatabaseServer, RedisServer};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -86,7 +86,7 @@ impl Verify {
         let scope = database::Scope {
             tenant: self.tenant.clone(),
             conversation: self.conversation.clone(),
-            since: self.since.map(|since| since.before(output.style.now)),
+            since: self.since.map(|since| since.before(output.now)),
         };
         let mut printer = FindingPrinter::new(output);
         let (database, unavailable) = match DatabaseServer::open(&self.database).await {
@@ -150,7 +150,7 @@ impl<'a> FindingPrinter<'a> {
         match progress {
             VerifyProgress::Begins(section) => {
                 self.spinner.set_message(report::title(section).to_owned());
-                self.line(|style| report::begins(section, style));
+                self.print(|out| report::begins(section, out));
             }
             VerifyProgress::Checked(checked) => {
                 let section = self.report.section.map_or("", report::title);
@@ -159,12 +159,12 @@ impl<'a> FindingPrinter<'a> {
             }
             VerifyProgress::Found(finding) => {
                 if self.report.add(finding) {
-                    self.line(|style| report::found(finding, style));
+                    self.print(|out| report::found(finding, out));
                 }
             }
             VerifyProgress::Ends(verified) => {
                 self.report.sections.push(verified.clone());
-                self.line(|style| report::ends(verified, style));
+                self.print(|out| report::ends(verified, out));
             }
         }
         if let VerifyProgress::Begins(section) = progress {
@@ -187,11 +187,11 @@ impl<'a> FindingPrinter<'a> {
         }));
     }
 
-    fn line(&mut self, text: impl FnOnce(&TextStyle) -> String) {
+    fn print(&mut self, write: impl FnOnce(&mut Text)) {
         if self.output.form == Form::Json || self.write_error.is_some() {
             return;
         }
-        let text = text(&self.output.style);
+        let text = self.output.text(write);
         let written = self.spinner.suspend(|| print(text.as_bytes()));
         self.write_error = written.err();
     }
@@ -202,7 +202,7 @@ impl<'a> FindingPrinter<'a> {
             return Err(error);
         }
         self.report.close();
-        self.output.show(&self.report, |style| report::summary(&self.report, style))?;
+        self.output.show(&self.report, |out| report::summary(&self.report, out))?;
         Ok(self.report.exit())
     }
 }
