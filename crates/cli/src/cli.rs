@@ -96,7 +96,7 @@ pub(crate) fn run(mut sources: Sources) -> ExitCode {
     }
     let parsed = settings::load(Cli::command(), fleet::VERBATIM, &sources).and_then(|matches| {
         Cli::from_arg_matches(&matches)
-            .map_err(|error| settings::SettingsError::Usage(error.to_string()).into())
+            .map_err(|error| settings::SettingsError::new(error.to_string()).into())
     });
     let cli = match parsed {
         Ok(cli) => cli,

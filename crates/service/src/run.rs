@@ -70,9 +70,8 @@ pub fn load_settings<S: Args>(
         let common = ProcessSettings::from_arg_matches(&matches)?;
         Ok((common, S::from_arg_matches(&matches)?, described))
     };
-    read().map_err(|error: clap::Error| {
-        Stop::Invalid(SettingsError::Usage(settings::one_line(&error)))
-    })
+    read()
+        .map_err(|error: clap::Error| Stop::Invalid(SettingsError::new(settings::one_line(&error))))
 }
 
 fn command<S: Args>(process: Process) -> Command {
@@ -99,9 +98,7 @@ pub fn answer(process: Process, stop: &Stop) -> ExitCode {
             ExitCode::SUCCESS
         }
         Stop::Invalid(error) => {
-            let source = std::error::Error::source(error);
-            let source = source.map(|source| format!(": {source}")).unwrap_or_default();
-            for line in format!("{error}{source}").lines() {
+            for line in error.to_string().lines() {
                 eprintln!("{}: {line}", process.name());
             }
             ExitCode::from(BAD_SETTINGS)
