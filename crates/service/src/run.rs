@@ -7,14 +7,12 @@ use std::process::ExitCode;
 use clap::{Args, Command, FromArgMatches as _};
 use metrics::{Gauge, Metrics};
 
-use crate::health::{self, Health, Routes};
+use crate::health;
 use crate::lifecycle::{self, End};
 use crate::process::VERSION;
-use crate::readiness::Readiness;
 use crate::service::Service;
 use crate::settings::{self, ProcessSettings, SettingsError, Sources, Stop};
-use crate::tasks::Tasks;
-use crate::{clock, crypto, telemetry};
+use crate::{crypto, telemetry};
 use domain::fleet::Process;
 
 /// The exit code for invalid settings.
@@ -76,7 +74,8 @@ pub fn load_settings<S: Args>(
 
 fn command<S: Args>(process: Process) -> Command {
     let command = Command::new(process.name()).version(VERSION);
-    let command = S::augment_args(ProcessSettings::augment_args(command));
+    let command = ProcessSettings::augment_args(command).next_help_heading(None::<&str>);
+    let command = S::augment_args(command);
     // After the settings: clap takes the doc comment of a flattened struct as the about text.
     let command = command.about(process.about()).long_about(None::<&str>);
     settings::with_variables(command)
@@ -128,18 +127,9 @@ where
         let mut signals = lifecycle::signals()?;
         tracing::info!(version = VERSION, "starting; settings: {described}");
         let listener = health::bind(&common.listen).await?;
-        let service = Service {
-            process,
-            readiness: Readiness::new(metrics.clone()),
-            clock: clock::system(),
-            tasks: Tasks::new(metrics.clone()),
-            routes: Routes::default(),
-            metrics,
-        };
-        let Service { metrics, readiness, tasks, routes, .. } = service.clone();
-        let health =
-            Health { process, metrics, readiness: readiness.clone(), tasks: tasks.clone(), routes };
-        drop(tokio::spawn(health::serve(listener, health)));
+        let service = Service::new(process, metrics);
+        let Service { readiness, tasks, .. } = service.clone();
+        drop(tokio::spawn(health::serve(listener, service.clone())));
         let check = readiness.check("process");
         let build = async move { build(service, own).await };
         Ok(lifecycle::live(&tasks, &check, build, &mut signals, common.drain_deadline).await)

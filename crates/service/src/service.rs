@@ -7,6 +7,7 @@ use domain::clock::Clock;
 use metrics::Metrics;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::health::Routes;
 use crate::readiness::{Check, Readiness};
 use crate::tasks::{Stage, Tasks};
@@ -24,6 +25,17 @@ pub struct Service {
 }
 
 impl Service {
+    pub(crate) fn new(process: Process, metrics: Metrics) -> Self {
+        Self {
+            process,
+            readiness: Readiness::new(metrics.clone()),
+            clock: clock::system(),
+            tasks: Tasks::new(metrics.clone()),
+            routes: Routes::default(),
+            metrics,
+        }
+    }
+
     /// Spawns the future that `factory` returns, and restarts it whenever it ends before the process
     /// stops. Panics are caught, counted and logged.
     ///

@@ -7,6 +7,7 @@ use domain::status::ConversationStatus;
 use service::settings::{DatabaseSettings, ReadReplicaSettings};
 
 use crate::exit::{Exit, Failure};
+use crate::input::one_of;
 use crate::output::{Cell, Output, Text, Tone, ago, count, plural};
 use stores::DatabaseServer;
 
@@ -66,10 +67,7 @@ impl ConversationList {
 }
 
 fn status(text: &str) -> Result<ConversationStatus, String> {
-    ConversationStatus::parse(text).ok_or_else(|| {
-        let all = ConversationStatus::ALL.map(ConversationStatus::as_str).join(", ");
-        format!("it must be one of {all}")
-    })
+    one_of(text, ConversationStatus::ALL, ConversationStatus::as_str)
 }
 
 /// The colour of a conversation's status.

@@ -15,7 +15,6 @@ use dead_letters::{
 use domain::failure::Dependency;
 use metrics::Metrics;
 use service::settings::{AmqpSettings, DatabaseSettings, duration};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::dead_letters_selection::Chosen;
@@ -163,26 +162,17 @@ fn stop_by_signal() -> CancellationToken {
     let stop = CancellationToken::new();
     let signalled = stop.clone();
     tokio::spawn(async move {
-        let (Ok(mut interrupt), Ok(mut terminate)) =
-            (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-        else {
-            return;
-        };
-        for first in [true, false] {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if first {
-                eprintln!(
-                    "stopping after the dead letters in flight are confirmed and recorded; Ctrl-C again \
-                     stops at once"
-                );
-                signalled.cancel();
-            } else {
-                // Dead letters that are not recorded stay open, and their lease expires.
-                std::process::exit(1);
-            }
+        let Ok(mut signals) = service::signals() else { return };
+        if signals.recv().await.is_some() {
+            eprintln!(
+                "stopping after the dead letters in flight are confirmed and recorded; Ctrl-C again \
+                 stops at once"
+            );
+            signalled.cancel();
+        }
+        if signals.recv().await.is_some() {
+            // Dead letters that are not recorded stay open, and their lease expires.
+            std::process::exit(1);
         }
     });
     stop

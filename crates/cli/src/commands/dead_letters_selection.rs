@@ -9,6 +9,7 @@ use domain::time::Timestamp;
 use uuid::Uuid;
 
 use crate::exit::Failure;
+use crate::input::one_of;
 use crate::when::When;
 
 /// Filters. A dead letter must match all of them.
@@ -159,19 +160,12 @@ impl Status {
 }
 
 fn queue(text: &str) -> Result<&'static str, String> {
-    let names = WorkQueue::ALL.map(WorkQueue::name);
     let work_queue = text.strip_suffix(".dlq").unwrap_or(text);
-    names
-        .into_iter()
-        .find(|name| *name == work_queue)
-        .ok_or_else(|| format!("it must be one of {}", names.join(", ")))
+    one_of(work_queue, WorkQueue::ALL, WorkQueue::name).map(WorkQueue::name)
 }
 
 fn reason(text: &str) -> Result<DeadLetterReason, String> {
-    DeadLetterReason::parse(text).ok_or_else(|| {
-        let all = DeadLetterReason::ALL.map(DeadLetterReason::as_str).join(", ");
-        format!("it must be one of {all}")
-    })
+    one_of(text, DeadLetterReason::ALL, DeadLetterReason::as_str)
 }
 
 #[cfg(test)]
