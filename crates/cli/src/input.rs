@@ -121,16 +121,6 @@ fn lines(reader: impl BufRead) -> impl Iterator<Item = io::Result<Line>> {
     (1..).zip(reader.split(b'\n')).filter_map(line)
 }
 
-/// The value with this name, or an error that lists all names.
-pub(crate) fn one_of<T: Copy, const N: usize>(
-    text: &str,
-    all: [T; N],
-    name: fn(T) -> &'static str,
-) -> Result<T, String> {
-    let found = all.into_iter().find(|value| name(*value) == text);
-    found.ok_or_else(|| format!("it must be one of {}", all.map(name).join(", ")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

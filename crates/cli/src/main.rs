@@ -10,7 +10,7 @@ mod exit;
 mod input;
 mod output;
 mod validator;
-mod when;
+mod values;
 
 use std::process::ExitCode;
 

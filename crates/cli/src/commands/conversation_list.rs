@@ -5,23 +5,22 @@ use database::{ConversationFilter, ConversationView};
 use domain::ids::{AgentId, SessionId, TenantId};
 use domain::status::ConversationStatus;
 use service::settings::{DatabaseSettings, ReadReplicaSettings};
-
-use crate::exit::{Exit, Failure};
-use crate::input::one_of;
-use crate::output::{Cell, Output, Text, Tone, ago, count, plural};
 use stores::DatabaseServer;
 
-const EXAMPLES: &str = "\
+use crate::exit::{Exit, Failure};
+use crate::output::{Cell, Output, Text, Tone, ago, count, plural};
+use crate::values::one_of;
+
+/// Lists conversations, newest first
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim conversation list [OPTIONS]")]
+#[command(after_help = "\
 Examples:
   verbatim conversation list --tenant acme
   verbatim conversation list --status active --agent agent_xyz --limit 10
   verbatim conversation list --tenant acme --json | jq -r '.[].id'
 
-Reads the replica at DATABASE_READ_URL, if that is set.";
-
-/// Lists conversations, newest first
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim conversation list [OPTIONS]")]
+Reads the replica at DATABASE_READ_URL, if that is set.")]
 pub(crate) struct ConversationList {
     /// Only conversations of this tenant
     #[arg(long, value_parser = |text: &str| TenantId::new(text))]
@@ -70,7 +69,6 @@ fn status(text: &str) -> Result<ConversationStatus, String> {
     one_of(text, ConversationStatus::ALL, ConversationStatus::as_str)
 }
 
-/// The colour of a conversation's status.
 pub(crate) fn tone(status: ConversationStatus) -> Tone {
     match status {
         ConversationStatus::Active => Tone::Good,

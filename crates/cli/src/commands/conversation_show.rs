@@ -15,26 +15,24 @@ use domain::ids::{ConversationId, ConversationKey, SessionId, TenantId};
 use hot_store::Window;
 use metrics::Metrics;
 use service::settings::{DatabaseSettings, ServerUrl};
+use stores::{DatabaseServer, RedisServer};
 
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, one_line};
-use stores::{DatabaseServer, RedisServer};
-
-const EXAMPLES: &str = "\
-Examples:
-  verbatim conversation show --tenant acme --session web-1
-  verbatim conversation show --tenant acme 4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a --last 10
-  verbatim conversation show --tenant acme --session web-1 --source postgresql --json
-
-Without REDIS_URL it reads PostgreSQL. Exit code 1: there is no such conversation; or, with
---source redis, Redis has no complete and current hot copy of it.";
 
 /// Shows a conversation: its messages, status and statistics
 ///
 /// The messages are those that a reader gets: from the hot copy in Redis if that is complete and
 /// current, else from PostgreSQL.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = "\
+Examples:
+  verbatim conversation show --tenant acme --session web-1
+  verbatim conversation show --tenant acme 4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a --last 10
+  verbatim conversation show --tenant acme --session web-1 --source postgresql --json
+
+Without REDIS_URL it reads PostgreSQL. Exit code 1: there is no such conversation; or, with
+--source redis, Redis has no complete and current hot copy of it.")]
 #[command(
     override_usage = "verbatim conversation show [OPTIONS] --tenant <TENANT> <CONVERSATION|--session <SESSION>>"
 )]
@@ -71,7 +69,6 @@ pub(crate) struct ConversationShow {
     redis_url: Vec<ServerUrl>,
 }
 
-/// Where to read the messages from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ReadFrom {
     /// As readers do: Redis if its hot copy is complete and current, else PostgreSQL

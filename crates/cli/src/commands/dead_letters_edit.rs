@@ -12,19 +12,20 @@ use dead_letters::{Change, DeadLetterValidator, DeadLetters, EditError};
 use domain::causes::with_causes;
 use metrics::Metrics;
 use serde::Serialize;
-use service::settings::DatabaseSettings;
+use stores::DatabaseServer;
 use uuid::Uuid;
 
-use super::dead_letters_selection::Chosen;
+use super::dead_letters_selection::Operation;
 use super::dead_letters_show::{body, no_such_dead_letter};
-use crate::actor::ActorArgs;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::input::Input;
 use crate::output::{Cell, Output, Text, Tone, block, plural};
-use stores::DatabaseServer;
 
-const EXAMPLES: &str = "\
+/// Edits a copy of a dead letter's body, which a replay publishes instead
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim dead-letters edit [OPTIONS] [ID]...")]
+#[command(after_help = "\
 Examples:
   verbatim dead-letters edit ID --apply-suggestion
   verbatim dead-letters edit ID --set role=assistant --set data.satisfaction=5
@@ -35,11 +36,7 @@ Examples:
 
 The original body is kept. The edited copy must pass the workers' validator; otherwise it would
 fail again. Exit code 1: it does not pass, or the dead letter is not open; of several dead
-letters, some were not edited.";
-
-/// Edits a copy of a dead letter's body, which a replay publishes instead
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim dead-letters edit [OPTIONS] [ID]...")]
+letters, some were not edited.")]
 pub(crate) struct DeadLettersEdit {
     /// The whole new body: a file, or - for standard input
     #[arg(long, value_name = "FILE", value_parser = Input::parse)]
@@ -68,19 +65,13 @@ pub(crate) struct DeadLettersEdit {
     limit: BodyLimit,
 
     #[command(flatten)]
-    chosen: Chosen,
-
-    #[command(flatten)]
-    actor: ActorArgs,
-
-    #[command(flatten)]
-    database: DatabaseSettings,
+    on: Operation,
 }
 
 impl DeadLettersEdit {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(output.now)?;
-        let server = DatabaseServer::open(&self.database).await?;
+        let selection = self.on.chosen.selection(output.now)?;
+        let server = DatabaseServer::open(&self.on.database).await?;
         let validator = DeadLetterValidator { max_body_bytes: self.limit.max_body_bytes };
         let dead_letters = DeadLetters::new(server.database.clone(), Metrics::new(), validator);
         match selection {
@@ -108,7 +99,7 @@ impl DeadLettersEdit {
                 (Change::Body(body), Some(copy))
             }
         };
-        let edited = dead_letters.edit(&details.detail, &change, &self.actor.actor()).await;
+        let edited = dead_letters.edit(&details.detail, &change, &self.on.actor.actor()).await;
         let detail = edited.map_err(|error| {
             let suggestion = details.suggestion.as_ref().map(|it| it.text.as_str());
             let copy = copy.filter(|_| !matches!(error, EditError::Nothing));
@@ -134,12 +125,12 @@ impl DeadLettersEdit {
                 "several dead letters need one of --set FIELD=VALUE, --apply-suggestion or --revert",
             )
         })?;
-        let mut edits = Edits::default();
+        let (actor, mut edits) = (self.on.actor.actor(), Edits::default());
         dead_letters
-            .edit_all(selection, &change, &self.actor.actor(), |id, edited| edits.add(id, edited))
+            .edit_all(selection, &change, &actor, |id, edited| edits.add(id, edited))
             .await
             .map_err(|error| server.failure(&error))?;
-        let named = self.chosen.named();
+        let named = self.on.chosen.named();
         edits.skipped = named.saturating_sub(edits.edited + edits.unchanged + edits.failed);
         output.show(&edits, |out| edits.text(out))?;
         Ok(if edits.failed + edits.skipped > 0 { Exit::Problems } else { Exit::Success })
@@ -214,7 +205,6 @@ struct Edits {
     failures: Vec<NotEdited>,
 }
 
-/// A dead letter that could not be edited.
 #[derive(Debug, Serialize)]
 struct NotEdited {
     id: Uuid,

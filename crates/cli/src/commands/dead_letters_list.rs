@@ -8,14 +8,19 @@ use clap::Args;
 use database::{DeadLetterStatus, DeadLetterSummary, OpenDeadLetters};
 use serde::Serialize;
 use service::settings::{DatabaseSettings, ReadReplicaSettings};
+use stores::DatabaseServer;
 use uuid::Uuid;
 
 use super::dead_letters_selection::{Filters, Status};
 use crate::exit::{Exit, Failure};
 use crate::output::{Cell, ERROR, Output, Text, Tone, ago, count, excerpt, plural};
-use stores::DatabaseServer;
 
-const EXAMPLES: &str = "\
+/// Lists dead letters, newest first
+///
+/// First prints the number of open dead letters by queue and reason.
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim dead-letters list [OPTIONS]")]
+#[command(after_help = "\
 Examples:
   verbatim dead-letters list --group
   verbatim dead-letters list --reason schema --tenant acme --since 2h
@@ -23,13 +28,7 @@ Examples:
   verbatim dead-letters list --json | jq -r '.dead_letters[] | \"\\(.id) \\(.field) \\(.error)\"'
 
 Reads the replica at DATABASE_READ_URL, if that is set. A dead letter is listed once a
-dead-letter-worker has stored it; `verbatim queues` shows how many are still in their queues.";
-
-/// Lists dead letters, newest first
-///
-/// First prints the number of open dead letters by queue and reason.
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim dead-letters list [OPTIONS]")]
+dead-letter-worker has stored it; `verbatim queues` shows how many are still in their queues.")]
 pub(crate) struct DeadLettersList {
     /// Only those with this status
     #[arg(long, value_enum, default_value = "open")]
@@ -58,7 +57,6 @@ pub(crate) struct DeadLettersList {
     replica: ReadReplicaSettings,
 }
 
-/// A page of dead letters.
 #[derive(Debug, Serialize)]
 struct Page {
     /// Dead letters that match, on this and other pages.

@@ -15,6 +15,7 @@ use dead_letters::{
 use domain::failure::Dependency;
 use metrics::Metrics;
 use service::settings::{AmqpSettings, DatabaseSettings, duration};
+use stores::{Broker, DatabaseServer};
 use tokio_util::sync::CancellationToken;
 
 use super::dead_letters_selection::Chosen;
@@ -22,9 +23,11 @@ use crate::actor::ActorArgs;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
-use stores::{Broker, DatabaseServer};
 
-const EXAMPLES: &str = "\
+/// Publishes dead letters to their queues again
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim dead-letters replay [OPTIONS] [ID]...")]
+#[command(after_help = "\
 Examples:
   verbatim dead-letters replay ID
   verbatim dead-letters replay --queue conversation.save_message --reason schema --dry-run
@@ -40,12 +43,7 @@ letters.
 
 Exit codes: 0 all were replayed and none failed again; 1 some failed again, or were not replayed
 by this run (unroutable, refused, or claimed by another run), or it was stopped; 3 a server
-became unreachable.";
-
-/// Publishes dead letters to their queues again
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
-#[command(override_usage = "verbatim dead-letters replay [OPTIONS] [ID]...")]
+became unreachable.")]
 pub(crate) struct DeadLettersReplay {
     /// Print what would be published to which queue, and publish nothing
     #[arg(long)]
@@ -86,7 +84,6 @@ pub(crate) struct DeadLettersReplay {
     database: DatabaseSettings,
 }
 
-/// When to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Stop {
     /// At the first failure

@@ -6,11 +6,12 @@ use database::{DeadLetterFilter, DeadLetterStatus, ReplayedBefore, Selection};
 use domain::failure::DeadLetterReason;
 use domain::ids::{ConversationId, TenantId};
 use domain::time::Timestamp;
+use service::settings::DatabaseSettings;
 use uuid::Uuid;
 
+use crate::actor::ActorArgs;
 use crate::exit::Failure;
-use crate::input::one_of;
-use crate::when::When;
+use crate::values::{When, one_of};
 
 /// Filters. A dead letter must match all of them.
 #[derive(Debug, Clone, Args)]
@@ -78,7 +79,19 @@ pub(crate) struct Chosen {
     all: bool,
 }
 
-/// The status of a dead letter.
+/// What every command has that acts upon dead letters.
+#[derive(Debug, Args)]
+pub(crate) struct Operation {
+    #[command(flatten)]
+    pub(crate) chosen: Chosen,
+
+    #[command(flatten)]
+    pub(crate) actor: ActorArgs,
+
+    #[command(flatten)]
+    pub(crate) database: DatabaseSettings,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Status {
     /// Neither replayed nor discarded
@@ -91,7 +104,6 @@ pub(crate) enum Status {
     All,
 }
 
-/// Yes or no.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum YesNo {
     Yes,

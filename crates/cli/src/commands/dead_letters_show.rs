@@ -9,23 +9,22 @@ use metrics::Metrics;
 use serde::Serialize;
 use serde_json::Value;
 use service::settings::DatabaseSettings;
+use stores::DatabaseServer;
 use uuid::Uuid;
 
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, Text, Tone, ago, moment, one_line, plural};
-use stores::DatabaseServer;
 
-const EXAMPLES: &str = "\
+/// Shows a dead letter: body, headers, history and a suggested fix
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim dead-letters show [OPTIONS] <ID>")]
+#[command(after_help = "\
 Examples:
   verbatim dead-letters show 4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a
   verbatim dead-letters show ID --json | jq -r .body > action.json
 
-Exit code 1: there is no such dead letter.";
-
-/// Shows a dead letter: body, headers, history and a suggested fix
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim dead-letters show [OPTIONS] <ID>")]
+Exit code 1: there is no such dead letter.")]
 pub(crate) struct DeadLettersShow {
     /// Id of the dead letter
     #[arg(value_name = "ID")]
@@ -70,7 +69,6 @@ impl DeadLettersShow {
     }
 }
 
-/// There is no dead letter with this id.
 pub(super) fn no_such_dead_letter(id: Uuid) -> Failure {
     let what = format!("there is no dead letter {id}");
     Failure::problem(what, "`verbatim dead-letters list --status all` lists all dead letters")
@@ -99,15 +97,13 @@ fn advice(id: Uuid, suggestion: &Suggestion) -> Advice {
 
 /// The commands for a dead letter in its status.
 fn next(id: Uuid, status: DeadLetterStatus) -> Vec<String> {
-    let verbs: &[&str] = match status {
-        DeadLetterStatus::Open => &["edit", "replay", "discard --why TEXT"],
-        DeadLetterStatus::Replayed | DeadLetterStatus::Discarded => &["restore"],
-    };
-    let command = |verb: &&str| {
-        let (verb, options) = verb.split_once(' ').unwrap_or((verb, ""));
-        format!("verbatim dead-letters {verb} {id} {options}").trim_end().to_owned()
-    };
-    verbs.iter().map(command).collect()
+    let command = |verb: &str| format!("verbatim dead-letters {verb} {id}");
+    match status {
+        DeadLetterStatus::Open => {
+            vec![command("edit"), command("replay"), command("discard") + " --why TEXT"]
+        }
+        DeadLetterStatus::Replayed | DeadLetterStatus::Discarded => vec![command("restore")],
+    }
 }
 
 fn text(details: &DeadLetterDetails, shown: &Shown<'_>, out: &mut Text) {
@@ -182,7 +178,6 @@ fn failed_again(after: &DeadLetterSummary) -> String {
     format!("as {} ({}, {})", dead_letter.id, dead_letter.reason, state.status)
 }
 
-/// A line of the audit log.
 fn audit_line(entry: &AuditEntry) -> String {
     let what = entry.action.strip_prefix("dead_letter.").unwrap_or(&entry.action);
     let detail = entry.detail.as_ref();

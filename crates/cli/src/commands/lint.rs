@@ -9,20 +9,18 @@ use crate::input::Input;
 use crate::output::{Output, Text, Tone, plural};
 use crate::validator::{Findings, Validator};
 
-const EXAMPLES: &str = "\
-Examples:
-  verbatim lint actions.jsonl
-  jq -c '.[]' actions.json | verbatim lint -
-  verbatim lint actions.jsonl --json | jq -r '.faults[] | \"\\(.line): \\(.detail)\"'
-
-Exit code 1: the workers would refuse a line. Needs no server.";
-
 /// Checks actions with the workers' validator
 ///
 /// One JSON object per line; blank lines are skipped. For each line that the workers would refuse, it
 /// prints the reason of the dead letter, the field at fault and the error.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = "\
+Examples:
+  verbatim lint actions.jsonl
+  jq -c '.[]' actions.json | verbatim lint -
+  verbatim lint actions.jsonl --json | jq -r '.faults[] | \"\\(.line): \\(.detail)\"'
+
+Exit code 1: the workers would refuse a line. Needs no server.")]
 pub(crate) struct Lint {
     /// File with one action per line, or - for standard input
     #[arg(value_parser = Input::parse)]

@@ -18,15 +18,21 @@ use report::{NotConfirmed, Report};
 use router::Router;
 use sending::Sending;
 use service::settings::AmqpSettings;
+use stores::Broker;
 
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::input::Input;
 use crate::output::{Cell, LISTED, Output, Text, Tone, bar, count, plural, spinner};
 use crate::validator::{Findings, Validator};
-use stores::Broker;
 
-const EXAMPLES: &str = "\
+/// Publishes actions and waits for RabbitMQ's confirms
+///
+/// One JSON object per line. All lines are checked first; if the workers would refuse one, nothing is
+/// published. Each action is published persistent and mandatory, with its `action_type` as routing key.
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim publish [OPTIONS] <FILE>")]
+#[command(after_help = "\
 Examples:
   verbatim publish actions.jsonl
   my-agent --dry-run | verbatim publish -
@@ -34,14 +40,7 @@ Examples:
 
 Exit codes: 0 every action was confirmed; 1 a line is invalid, or an action was refused or
 unroutable; 3 RabbitMQ became unreachable. Publishing again is safe for every action that
-carries an id or a timestamp.";
-
-/// Publishes actions and waits for RabbitMQ's confirms
-///
-/// One JSON object per line. All lines are checked first; if the workers would refuse one, nothing is
-/// published. Each action is published persistent and mandatory, with its `action_type` as routing key.
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim publish [OPTIONS] <FILE>")]
+carries an id or a timestamp.")]
 pub(crate) struct Publish {
     /// File with one action per line, or - for standard input
     #[arg(value_parser = Input::parse)]

@@ -6,30 +6,28 @@ use clap::Args;
 use domain::fleet::{self, Consumed, Process};
 use serde::Serialize;
 use service::settings::AmqpSettings;
+use stores::Broker;
 
 use crate::exit::{Exit, Failure};
 use crate::output::{Cell, Output, Text, Tone, plural};
-use stores::Broker;
-
-const EXAMPLES: &str = "\
-Examples:
-  verbatim queues
-  verbatim queues --json | jq '.[] | select(.ready > 0)'
-  watch --color verbatim queues --color always
-
-Exit code 1: a queue is missing.";
 
 /// Shows every queue with its ready messages and consumers
 ///
 /// `ready` counts messages that wait for a consumer, without those that are delivered and unacknowledged.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim queues [OPTIONS]")]
+#[command(override_usage = "verbatim queues [OPTIONS]")]
+#[command(after_help = "\
+Examples:
+  verbatim queues
+  verbatim queues --json | jq '.[] | select(.ready > 0)'
+  watch --color verbatim queues --color always
+
+Exit code 1: a queue is missing.")]
 pub(crate) struct Queues {
     #[command(flatten)]
     amqp: AmqpSettings,
 }
 
-/// A queue.
 #[derive(Debug, Serialize)]
 struct Row {
     queue: &'static str,

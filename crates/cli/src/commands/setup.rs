@@ -10,20 +10,11 @@ use conversation::RandomSource;
 use database::SchemaError;
 use serde::Serialize;
 use service::settings::{AmqpSettings, DatabaseSettings};
-use stores::COMMAND_TIMEOUT;
+use stores::{Broker, COMMAND_TIMEOUT, DatabaseServer};
 
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, Text, Tone};
-use stores::{Broker, DatabaseServer};
-
-const EXAMPLES: &str = "\
-Examples:
-  verbatim setup
-  verbatim setup --config fleet.yaml
-  verbatim setup --restored
-
-Run it first in every deployment. Workers verify schema and topology when they start.";
 
 /// Time limit for one migration: an index over hundreds of millions of rows takes hours.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
@@ -33,7 +24,14 @@ const MIGRATION_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 /// Idempotent: what exists already stays unchanged. Reports what it created. A queue or exchange that
 /// exists with other arguments is reported and not changed, because a change would delete its messages.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim setup [OPTIONS]")]
+#[command(override_usage = "verbatim setup [OPTIONS]")]
+#[command(after_help = "\
+Examples:
+  verbatim setup
+  verbatim setup --config fleet.yaml
+  verbatim setup --restored
+
+Run it first in every deployment. Workers verify schema and topology when they start.")]
 pub(crate) struct Setup {
     /// Invalidate all hot copies in Redis: use it after PostgreSQL was restored from a backup, or failed
     /// over to a standby that lacked commits. Stop the workers first. Readers load the hot copies again

@@ -18,15 +18,21 @@ use inspect::{
 };
 use report::Report;
 use service::settings::{AmqpSettings, ClosingTimes, DatabaseSettings, RedisSettings, duration};
-use stores::{COMMAND_TIMEOUT, Fault};
+use stores::{Broker, COMMAND_TIMEOUT, DatabaseServer, Fault, RedisServer};
 
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
 use crate::output::{Form, Output, Text, count, print, spinner};
-use crate::when::When;
-use stores::{Broker, DatabaseServer, RedisServer};
+use crate::values::When;
 
-const EXAMPLES: &str = "\
+/// Compares queues, Redis and PostgreSQL, and recomputes totals and statistics
+///
+/// Checks hot copies against committed rows; conversations whose close is overdue; totals and statistics
+/// against their messages; orphaned rows; missing or different queues; and dead letters or work without
+/// consumers. It reads every message, which takes long in a large database; --tenant and --since limit it.
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim verify [OPTIONS]")]
+#[command(after_help = "\
 Examples:
   verbatim verify
   verbatim verify --tenant acme --since 24h
@@ -38,15 +44,7 @@ wrong as stale, and the rest happens as in normal operation: readers load hot co
 sweep closes conversations, statistics are recomputed. Each repair is recorded in audit_log.
 
 Exit codes: 0 no findings, or all are repaired; 1 unrepaired findings; 3 no unrepaired findings,
-but incomplete because a server was unreachable.";
-
-/// Compares queues, Redis and PostgreSQL, and recomputes totals and statistics
-///
-/// Checks hot copies against committed rows; conversations whose close is overdue; totals and statistics
-/// against their messages; orphaned rows; missing or different queues; and dead letters or work without
-/// consumers. It reads every message, which takes long in a large database; --tenant and --since limit it.
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim verify [OPTIONS]")]
+but incomplete because a server was unreachable.")]
 pub(crate) struct Verify {
     /// Only this tenant
     #[arg(long, value_parser = |text: &str| TenantId::new(text))]

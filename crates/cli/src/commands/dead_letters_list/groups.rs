@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use crate::output::{Cell, ERROR, Text, Tone, ago, count, excerpt, plural};
 
-/// Dead letters grouped by queue, reason, field and error.
 #[derive(Debug, Serialize)]
 pub(super) struct Groups {
     /// Dead letters that match.

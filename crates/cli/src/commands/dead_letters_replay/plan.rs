@@ -7,7 +7,6 @@ use serde::Serialize;
 
 use crate::output::{Cell, LISTED, Text, Tone, count, plural};
 
-/// The result of a dry run.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Plan {
     /// Dead letters that would be published.

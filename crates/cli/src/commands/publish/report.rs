@@ -4,7 +4,6 @@ use serde::Serialize;
 
 use crate::validator::Fault;
 
-/// The outcome of a run.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Report {
     /// Lines that are not blank.

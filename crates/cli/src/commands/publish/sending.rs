@@ -20,7 +20,6 @@ const CHUNK_BYTES: usize = 8 * 1024 * 1024;
 /// Chunks in memory: one being published, one queued, one being read.
 const CHUNKS_IN_FLIGHT: usize = 3;
 
-/// The state of a run.
 pub(super) struct Sending {
     publisher: Publisher,
     progress: ProgressBar,

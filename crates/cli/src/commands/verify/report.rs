@@ -31,7 +31,7 @@ pub(super) struct Report {
     pub(super) section: Option<Section>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct KindSummary {
     found: u64,
     repaired: u64,
@@ -41,7 +41,7 @@ struct KindSummary {
 }
 
 /// The number of findings in one conversation.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct ConversationSummary {
     tenant_id: String,
     conversation_id: String,
@@ -55,12 +55,8 @@ impl Report {
     /// Counts a finding and stores it for JSON; returns whether text lists it.
     pub(super) fn add(&mut self, finding: &Finding) -> bool {
         self.add_to_conversation(finding);
-        let kind = self.kinds.entry(finding.kind.as_str()).or_insert(KindSummary {
-            found: 0,
-            repaired: 0,
-            advice: finding.kind.advice(),
-            repairable: false,
-        });
+        let kind = self.kinds.entry(finding.kind.as_str()).or_default();
+        kind.advice = finding.kind.advice();
         kind.found += 1;
         kind.repaired += u64::from(finding.repair_outcome == RepairOutcome::Done);
         kind.repairable |= finding.repair_outcome == RepairOutcome::NotRequested;
@@ -86,9 +82,7 @@ impl Report {
         let of = self.by_conversation.entry(key).or_insert_with(|| ConversationSummary {
             tenant_id: tenant.clone(),
             conversation_id: conversation.clone(),
-            found: 0,
-            repaired: 0,
-            kinds: BTreeMap::new(),
+            ..ConversationSummary::default()
         });
         of.found += 1;
         of.repaired += u64::from(finding.repair_outcome == RepairOutcome::Done);
@@ -231,7 +225,6 @@ pub(super) fn summary(report: &Report, out: &mut Text) {
     }
 }
 
-/// Each conversation with its findings.
 fn by_conversation(conversations: &[ConversationSummary], out: &mut Text) {
     out.push(format!("in {}\n", plural(conversations.len() as i128, "conversation")));
     for of in conversations.iter().take(LISTED) {
