@@ -48,7 +48,8 @@ where
             "environment variable {name} is unknown and ignored; did you mean {known}?"
         );
     }
-    let end = start(process, &common, own, &described, build).unwrap_or_else(|error| {
+    let build = |service| build(service, own);
+    let end = start(process, &common, &described, build).unwrap_or_else(|error| {
         tracing::error!("cannot start: {error:#}");
         End::Failed
     });
@@ -105,16 +106,13 @@ pub fn answer(process: Process, stop: &Stop) -> ExitCode {
     }
 }
 
-fn start<S, B, F>(
+fn start<F>(
     process: Process,
     common: &ProcessSettings,
-    own: S,
     described: &str,
-    build: B,
+    build: impl FnOnce(Service) -> F + Send + 'static,
 ) -> anyhow::Result<End>
 where
-    S: Send + 'static,
-    B: FnOnce(Service, S) -> F + Send + 'static,
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
     let metrics = Metrics::new();
@@ -131,7 +129,7 @@ where
         let Service { readiness, tasks, .. } = service.clone();
         drop(tokio::spawn(health::serve(listener, service.clone())));
         let check = readiness.check("process");
-        let build = async move { build(service, own).await };
+        let build = async move { build(service).await };
         Ok(lifecycle::live(&tasks, &check, build, &mut signals, common.drain_deadline).await)
     });
     // Aborts the tasks that have not finished by now, without waiting for them.

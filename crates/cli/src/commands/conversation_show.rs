@@ -110,15 +110,11 @@ impl ConversationShow {
     /// The key of the conversation: by its id, or by the session that began it.
     async fn key(&self, server: &DatabaseServer) -> Result<ConversationKey, Failure> {
         let tenant = self.tenant.clone();
-        let session = match (&self.conversation, &self.session) {
-            (Some(conversation), _) => {
-                return Ok(ConversationKey { tenant, conversation: conversation.clone() });
-            }
-            (None, Some(session)) => session,
-            (None, None) => {
-                return Err(Failure::usage("give the id of a conversation, or --session"));
-            }
-        };
+        if let Some(conversation) = self.conversation.clone() {
+            return Ok(ConversationKey { tenant, conversation });
+        }
+        let missing = || Failure::usage("give the id of a conversation, or --session");
+        let session = self.session.as_ref().ok_or_else(missing)?;
         let filter = ConversationFilter {
             tenant: Some(tenant.to_string()),
             session: Some(session.to_string()),

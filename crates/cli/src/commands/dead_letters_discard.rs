@@ -59,7 +59,9 @@ impl DeadLettersDiscard {
         let selection = self.on.chosen.selection(output.now)?;
         let server = DatabaseServer::open(&self.on.database).await?;
         let actor = self.on.actor.actor();
-        let discarded = dead_letters(&server).discard(selection, &self.why, &actor).await;
+        let discarded = dead_letters(&server, DEFAULT_MAX_BODY_BYTES)
+            .discard(selection, &self.why, &actor)
+            .await;
         let dead_letters = discarded.map_err(|error| server.failure(&error))?;
         let skipped = self.on.chosen.named().saturating_sub(dead_letters);
         let done = Done { run: actor.run, dead_letters, skipped };
@@ -73,9 +75,9 @@ impl DeadLettersDiscard {
     }
 }
 
-/// The dead letters of a database, for commands that do not validate bodies.
-pub(super) fn dead_letters(server: &DatabaseServer) -> DeadLetters {
-    let validator = DeadLetterValidator { max_body_bytes: DEFAULT_MAX_BODY_BYTES };
+/// The dead letters of a database; bodies of more than `max_body_bytes` are invalid.
+pub(super) fn dead_letters(server: &DatabaseServer, max_body_bytes: usize) -> DeadLetters {
+    let validator = DeadLetterValidator { max_body_bytes };
     DeadLetters::new(server.database.clone(), Metrics::new(), validator)
 }
 

@@ -8,13 +8,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 use database::{DeadLetterDetail, Selection};
-use dead_letters::{Change, DeadLetterValidator, DeadLetters, EditError};
+use dead_letters::{Change, DeadLetters, EditError};
 use domain::causes::with_causes;
-use metrics::Metrics;
 use serde::Serialize;
 use stores::DatabaseServer;
 use uuid::Uuid;
 
+use super::dead_letters_discard::dead_letters;
 use super::dead_letters_selection::Operation;
 use super::dead_letters_show::{body, no_such_dead_letter};
 use crate::commands::lint::BodyLimit;
@@ -72,8 +72,7 @@ impl DeadLettersEdit {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let selection = self.on.chosen.selection(output.now)?;
         let server = DatabaseServer::open(&self.on.database).await?;
-        let validator = DeadLetterValidator { max_body_bytes: self.limit.max_body_bytes };
-        let dead_letters = DeadLetters::new(server.database.clone(), Metrics::new(), validator);
+        let dead_letters = dead_letters(&server, self.limit.max_body_bytes);
         match selection {
             Selection::Ids(ids) if ids.len() == 1 => {
                 self.one(ids[0], &dead_letters, &server, output).await

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use database::{DeadLetterDetail, DeadLetterStatus};
+use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use serde::Serialize;
 use stores::DatabaseServer;
 
@@ -55,7 +56,7 @@ impl DeadLettersExport {
         let mut out = self.open()?;
         let status = if self.on.chosen.named() > 0 { None } else { self.status.stored() };
         let status: &[DeadLetterStatus] = status.as_slice();
-        let written = dead_letters(&server)
+        let written = dead_letters(&server, DEFAULT_MAX_BODY_BYTES)
             .export(selection, status, &self.on.actor.actor(), |detail| write(&detail, &mut out))
             .await
             .map_err(|fault| match fault {

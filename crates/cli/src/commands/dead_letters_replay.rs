@@ -12,7 +12,6 @@ use clap::{Args, ValueEnum};
 use dead_letters::{
     DeadLetterValidator, Ended, ReplayReport, ReplaySettings, Replayer, StopOnFailure,
 };
-use domain::failure::Dependency;
 use metrics::Metrics;
 use service::settings::{AmqpSettings, DatabaseSettings, duration};
 use stores::{Broker, DatabaseServer};
@@ -143,10 +142,7 @@ impl DeadLettersReplay {
 fn exit(report: &ReplayReport, not_open: u64) -> Exit {
     let ReplayReport { failed, failed_again, skipped, decided_elsewhere, .. } = report;
     match &report.ended {
-        Ended::Unavailable {
-            dependency: Dependency::RabbitMq | Dependency::PostgreSql | Dependency::Redis,
-            ..
-        } => Exit::Unavailable,
+        Ended::Unavailable { .. } => Exit::Unavailable,
         Ended::Complete if failed + failed_again + skipped + decided_elsewhere + not_open == 0 => {
             Exit::Success
         }

@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use database::DeadLetterStatus;
+use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use stores::DatabaseServer;
 
 use super::dead_letters_discard::{Done, Texts, dead_letters};
@@ -52,7 +53,8 @@ impl DeadLettersRestore {
         };
         let server = DatabaseServer::open(&self.on.database).await?;
         let actor = self.on.actor.actor();
-        let restored = dead_letters(&server).restore(selection, status, &actor).await;
+        let restored =
+            dead_letters(&server, DEFAULT_MAX_BODY_BYTES).restore(selection, status, &actor).await;
         let dead_letters = restored.map_err(|error| server.failure(&error))?;
         let skipped = self.on.chosen.named().saturating_sub(dead_letters);
         let done = Done { run: actor.run, dead_letters, skipped };

@@ -2,16 +2,16 @@
 
 use clap::Args;
 use database::{AuditEntry, DeadLetter, DeadLetterDetail, DeadLetterStatus, DeadLetterSummary};
-use dead_letters::{DeadLetterDetails, DeadLetterValidator, DeadLetters, Step, Suggestion};
+use dead_letters::{DeadLetterDetails, Step, Suggestion};
 use domain::json;
 use domain::time::Timestamp;
-use metrics::Metrics;
 use serde::Serialize;
 use serde_json::Value;
 use service::settings::DatabaseSettings;
 use stores::DatabaseServer;
 use uuid::Uuid;
 
+use super::dead_letters_discard::dead_letters;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, Text, Tone, ago, moment, one_line, plural};
@@ -59,8 +59,7 @@ struct Advice {
 impl DeadLettersShow {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let server = DatabaseServer::open(&self.database).await?;
-        let validator = DeadLetterValidator { max_body_bytes: self.limit.max_body_bytes };
-        let dead_letters = DeadLetters::new(server.database.clone(), Metrics::new(), validator);
+        let dead_letters = dead_letters(&server, self.limit.max_body_bytes);
         let found = dead_letters.details(self.id).await.map_err(|error| server.failure(&error))?;
         let details = found.ok_or_else(|| no_such_dead_letter(self.id))?;
         let shown = shown(&details);
@@ -217,19 +216,17 @@ fn history(dead_letter: &DeadLetter, copies: i64, now: Timestamp) -> String {
     parts.join("; ")
 }
 
-/// A JSON object without its null fields, over lines; `None` if nothing remains.
+/// A JSON value without its null fields, over lines; `None` if nothing remains.
 fn non_null_fields(value: &Value) -> Option<String> {
-    let fields = match value {
-        Value::Object(fields) => fields,
-        Value::Null => return None,
-        other => return serde_json::to_string_pretty(other).ok(),
-    };
-    let present: serde_json::Map<_, _> =
-        fields.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect();
-    if present.is_empty() {
-        return None;
+    let mut value = value.clone();
+    if let Value::Object(fields) = &mut value {
+        fields.retain(|_, field| !field.is_null());
     }
-    serde_json::to_string_pretty(&present).ok()
+    match &value {
+        Value::Null => None,
+        Value::Object(fields) if fields.is_empty() => None,
+        value => serde_json::to_string_pretty(value).ok(),
+    }
 }
 
 /// A body, over lines where it is JSON.
@@ -250,6 +247,7 @@ pub(super) fn body(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use database::{DeadLetterEdit, DeadLetterState, FailedMessage};
+    use dead_letters::DeadLetterValidator;
     use serde_json::json;
 
     use super::*;

@@ -4,7 +4,6 @@
 //! published as a whole. Each action is published with the id that the workers derive for it, so
 //! publishing a file twice saves its messages once (except messages without id and timestamp).
 
-mod report;
 mod router;
 mod sending;
 
@@ -14,9 +13,8 @@ use broker::topology;
 use clap::Args;
 use indicatif::ProgressBar;
 use metrics::Metrics;
-use report::{NotConfirmed, Report};
 use router::Router;
-use sending::Sending;
+use sending::{NotConfirmed, Report, Sending};
 use service::settings::AmqpSettings;
 use stores::Broker;
 

@@ -99,7 +99,8 @@ impl Verify {
         let mut sections = Section::ALL.to_vec();
         if let Some(unavailable) = unavailable {
             let cause = format!("{}: {}", unavailable.address, unavailable.cause);
-            for section in sections.extract_if(.., |section| needs_database(section)) {
+            let needs_database = |it: &mut Section| it.stores().contains(&Dependency::PostgreSql);
+            for section in sections.extract_if(.., needs_database) {
                 printer.skip(section, &cause);
             }
         }
@@ -121,14 +122,12 @@ impl Verify {
     }
 }
 
-fn needs_database(section: &Section) -> bool {
-    section.stores().contains(&Dependency::PostgreSql)
-}
-
 /// Prints progress and findings as they are reported, and collects them for the summary.
 struct FindingPrinter<'a> {
     output: &'a Output,
     spinner: ProgressBar,
+    /// The title of the section that is being checked.
+    section: &'static str,
     report: Report,
     /// The first write error; nothing more is printed after it.
     write_error: Option<Failure>,
@@ -139,6 +138,7 @@ impl<'a> FindingPrinter<'a> {
         Self {
             output,
             spinner: spinner("{spinner} {msg}"),
+            section: "",
             report: Report::default(),
             write_error: None,
         }
@@ -147,12 +147,12 @@ impl<'a> FindingPrinter<'a> {
     fn on_progress(&mut self, progress: VerifyProgress<'_>) {
         match progress {
             VerifyProgress::Begins(section) => {
-                self.spinner.set_message(report::title(section).to_owned());
+                self.section = report::title(section);
+                self.spinner.set_message(self.section);
                 self.print(|out| report::begins(section, out));
             }
             VerifyProgress::Checked(checked) => {
-                let section = self.report.section.map_or("", report::title);
-                self.spinner.set_message(format!("{section}: {}", count(i128::from(checked))));
+                self.spinner.set_message(format!("{}: {}", self.section, count(checked)));
                 self.spinner.tick();
             }
             VerifyProgress::Found(finding) => {
@@ -164,9 +164,6 @@ impl<'a> FindingPrinter<'a> {
                 self.report.sections.push(verified.clone());
                 self.print(|out| report::ends(verified, out));
             }
-        }
-        if let VerifyProgress::Begins(section) = progress {
-            self.report.section = Some(section);
         }
     }
 

@@ -27,8 +27,6 @@ pub(super) struct Report {
     omitted: u64,
     #[serde(skip)]
     by_conversation: BTreeMap<(String, String), ConversationSummary>,
-    #[serde(skip)]
-    pub(super) section: Option<Section>,
 }
 
 #[derive(Debug, Default, Serialize)]
