@@ -64,17 +64,14 @@ pub(crate) async fn bind(settings: &ListenSettings) -> anyhow::Result<TcpListene
 
 /// Serves until the runtime ends.
 pub(crate) async fn serve(listener: TcpListener, service: Service) -> io::Result<()> {
-    axum::serve(listener, router(service)).await
-}
-
-fn router(service: Service) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/", get(index))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_text))
         .fallback(added_routes)
-        .with_state(service)
+        .with_state(service);
+    axum::serve(listener, routes).await
 }
 
 #[derive(Serialize)]

@@ -11,7 +11,6 @@ use broker::Publisher;
 use broker::inspect::Inspector;
 use broker::topology;
 use clap::Args;
-use indicatif::ProgressBar;
 use metrics::Metrics;
 use router::Router;
 use sending::{NotConfirmed, Report, Sending};
@@ -77,7 +76,11 @@ impl Publish {
         inspector.probe().await.map_err(|error| broker.failure(&error))?;
 
         let publisher = Publisher::new(broker.endpoints.clone(), Metrics::new());
-        let mut sending = Sending::new(publisher, progress(total));
+        let progress = match total {
+            Some(total) => bar(total, "{wide_bar} {human_pos} of {human_len}, {eta} left"),
+            None => spinner("{spinner} {human_pos} published"),
+        };
+        let mut sending = Sending::new(publisher, progress);
         let router = Router { validator, routing_key: self.routing_key };
         sending.all(&lines, &router).await?;
         let report = sending.finish().await;
@@ -104,13 +107,6 @@ fn refuse(findings: &Findings, output: &Output) -> Result<Exit, Failure> {
         out.line(Tone::Dim, "correct these lines, or publish them as they are with --no-lint");
     })?;
     Ok(Exit::Problems)
-}
-
-fn progress(total: Option<u64>) -> ProgressBar {
-    match total {
-        Some(total) => bar(total, "{wide_bar} {human_pos} of {human_len}, {eta} left"),
-        None => spinner("{spinner} {human_pos} published"),
-    }
 }
 
 fn text(report: &Report, out: &mut Text) {
