@@ -118,7 +118,8 @@ pub(crate) fn run(mut sources: Sources) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            return Failure::plain(format!("cannot start the async runtime: {error}")).print();
+            let failure = Failure::plain(format!("cannot start the async runtime: {error}"));
+            return output::print_error(&failure);
         }
     };
     let code = exit_code(runtime.block_on(cli.command.run(&output)));
@@ -128,7 +129,7 @@ pub(crate) fn run(mut sources: Sources) -> ExitCode {
 }
 
 fn exit_code(result: Result<Exit, Failure>) -> ExitCode {
-    result.map_or_else(|failure| failure.print(), Exit::code)
+    result.map_or_else(|failure| output::print_error(&failure), Exit::code)
 }
 
 impl Verb {

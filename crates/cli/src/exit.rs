@@ -6,8 +6,6 @@ use std::process::ExitCode;
 
 use stores::Fault;
 
-use crate::output::one_line;
-
 /// The exit code of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -24,7 +22,7 @@ pub(crate) enum Exit {
 /// Why a command could not do its work.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    exit: Exit,
+    pub(crate) exit: Exit,
     /// The first line says what is wrong; the others give the remedy. Empty where nothing is wrong: the
     /// reader of standard output closed the pipe (`| head`).
     pub(crate) text: String,
@@ -63,22 +61,6 @@ impl Failure {
         self.text.push_str(line.as_ref());
         self
     }
-
-    /// Prints it on standard error, and returns the exit code.
-    pub(crate) fn print(&self) -> ExitCode {
-        eprint!("{}", self.lines());
-        self.exit.code()
-    }
-
-    /// The text may quote a sender or a server, so its control characters are made visible.
-    fn lines(&self) -> String {
-        let mut out = String::new();
-        for (n, line) in self.text.lines().enumerate() {
-            let indent = if n == 0 { "" } else { "  " };
-            out.push_str(&format!("verbatim: {indent}{}\n", one_line(line)));
-        }
-        out
-    }
 }
 
 impl From<Fault> for Failure {
@@ -110,15 +92,8 @@ mod tests {
     #[test]
     fn a_reader_that_closed_the_pipe_is_no_failure() {
         let closed = Failure::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
-        assert_eq!((closed.exit, closed.lines().as_str()), (Exit::Success, ""));
+        assert_eq!((closed.exit, closed.text.as_str()), (Exit::Success, ""));
         let full = Failure::from(std::io::Error::from(std::io::ErrorKind::StorageFull));
         assert!(full.text.starts_with("cannot write the output"), "{full:?}");
-    }
-
-    #[test]
-    fn control_characters_in_a_quoted_message_do_not_reach_the_terminal() {
-        let failure = Failure::problem("refused: `\u{1b}[2Jbot`", "see \u{9b}below");
-        let expected = "verbatim: refused: `␛[2Jbot`\nverbatim:   see \u{fffd}below\n";
-        assert_eq!(failure.lines(), expected);
     }
 }

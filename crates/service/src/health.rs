@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Context as _;
 use axum::Router;
@@ -26,21 +25,6 @@ use crate::readiness;
 use crate::service::Service;
 use crate::settings::ListenSettings;
 use crate::tasks::{Stage, TaskState};
-
-/// The routes that a process added to the built-in ones. Clones share them.
-#[derive(Clone, Default)]
-pub(crate) struct Routes(Arc<RwLock<Router>>);
-
-impl Routes {
-    pub(crate) fn add(&self, routes: Router) {
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        *all = std::mem::take(&mut *all).merge(routes);
-    }
-
-    fn all(&self) -> Router {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
 
 /// Binds the address, and writes it to the listen file if that is set.
 pub(crate) async fn bind(settings: &ListenSettings) -> anyhow::Result<TcpListener> {
@@ -148,6 +132,8 @@ fn write_whole(path: &Path, address: SocketAddr) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpStream;
 

@@ -1,6 +1,7 @@
 //! [`Service`]: the handle with which a process spawns its tasks and adds its HTTP routes.
 
 use std::future::Future;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::Router;
 use domain::clock::Clock;
@@ -8,7 +9,6 @@ use metrics::Metrics;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::health::Routes;
 use crate::readiness::{Check, Readiness};
 use crate::tasks::{Stage, Tasks};
 use domain::fleet::Process;
@@ -95,5 +95,20 @@ impl Service {
     #[must_use]
     pub fn process(&self) -> Process {
         self.process
+    }
+}
+
+/// The routes that a process added to the built-in ones. Clones share them.
+#[derive(Clone, Default)]
+pub(crate) struct Routes(Arc<RwLock<Router>>);
+
+impl Routes {
+    pub(crate) fn add(&self, routes: Router) {
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        *all = std::mem::take(&mut *all).merge(routes);
+    }
+
+    pub(crate) fn all(&self) -> Router {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

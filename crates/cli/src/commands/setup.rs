@@ -14,7 +14,7 @@ use stores::{Broker, COMMAND_TIMEOUT, DatabaseServer};
 
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
-use crate::output::{Output, Text, Tone};
+use crate::output::{Output, Text, Tone, print_error};
 
 /// Time limit for one migration: an index over hundreds of millions of rows takes hours.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
@@ -88,7 +88,7 @@ impl Setup {
         output.show(&report, |out| text(&report, out))?;
         let Some(last) = failures.pop() else { return Ok(Exit::Success) };
         for failure in failures {
-            failure.print();
+            print_error(&failure);
         }
         Err(last)
     }

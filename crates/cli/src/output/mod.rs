@@ -12,6 +12,7 @@ mod times;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
 
 use clap::ValueEnum;
 use domain::time::Timestamp;
@@ -178,9 +179,32 @@ pub(crate) fn print(bytes: &[u8]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Prints on standard error why a command could not do its work, and returns the exit code.
+pub(crate) fn print_error(failure: &Failure) -> ExitCode {
+    eprint!("{}", error_lines(failure));
+    failure.exit.code()
+}
+
+/// The text may quote a sender or a server, so its control characters are made visible.
+fn error_lines(failure: &Failure) -> String {
+    let mut out = String::new();
+    for (n, line) in failure.text.lines().enumerate() {
+        let indent = if n == 0 { "" } else { "  " };
+        out.push_str(&format!("verbatim: {indent}{}\n", one_line(line)));
+    }
+    out
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    #[test]
+    fn control_characters_in_a_quoted_message_do_not_reach_the_terminal() {
+        let failure = Failure::problem("refused: `\u{1b}[2Jbot`", "see \u{9b}below");
+        let expected = "verbatim: refused: `␛[2Jbot`\nverbatim:   see \u{fffd}below\n";
+        assert_eq!(error_lines(&failure), expected);
+    }
 
     /// A text without colours, at noon.
     pub(crate) fn plain(write: impl FnOnce(&mut Text)) -> String {
