@@ -9,7 +9,13 @@ use service::settings::{self, Sources, Stop};
 
 use crate::commands::conversation_list::ConversationList;
 use crate::commands::conversation_show::ConversationShow;
-use crate::commands::dead_letters::DeadLettersVerb;
+use crate::commands::dead_letters_discard::DeadLettersDiscard;
+use crate::commands::dead_letters_edit::DeadLettersEdit;
+use crate::commands::dead_letters_export::DeadLettersExport;
+use crate::commands::dead_letters_list::DeadLettersList;
+use crate::commands::dead_letters_replay::DeadLettersReplay;
+use crate::commands::dead_letters_restore::DeadLettersRestore;
+use crate::commands::dead_letters_show::DeadLettersShow;
 use crate::commands::lint::Lint;
 use crate::commands::publish::Publish;
 use crate::commands::queues::Queues;
@@ -17,8 +23,7 @@ use crate::commands::setup::Setup;
 use crate::commands::trace::Trace;
 use crate::commands::verify::Verify;
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Colour, Form, NoColor, Output};
-use crate::stderr::print_error;
+use crate::output::{self, Colour, Form, Output, Paint};
 
 const AFTER: &str = "\
 Each command needs only the servers that it uses; `verbatim COMMAND --help` names them and gives
@@ -73,39 +78,58 @@ enum ConversationVerb {
     Show(ConversationShow),
 }
 
+#[derive(Debug, Subcommand)]
+enum DeadLettersVerb {
+    List(Box<DeadLettersList>),
+    Show(Box<DeadLettersShow>),
+    Edit(Box<DeadLettersEdit>),
+    Replay(Box<DeadLettersReplay>),
+    Discard(Box<DeadLettersDiscard>),
+    Restore(Box<DeadLettersRestore>),
+    Export(Box<DeadLettersExport>),
+}
+
 /// Runs the command that the arguments name, and returns its exit code.
 pub(crate) fn run(mut sources: Sources) -> ExitCode {
     if sources.arguments.len() <= 1 {
         sources.arguments.push("--help".into());
     }
-    let no_color = no_color(&sources);
     let parsed = settings::load(Cli::command(), fleet::VERBATIM, &sources).and_then(|matches| {
         Cli::from_arg_matches(&matches)
-            .map_err(|error| settings::SettingsError::Usage(error.to_string()).into())
+            .map_err(|error| settings::SettingsError::new(error.to_string()).into())
     });
     let cli = match parsed {
         Ok(cli) => cli,
         Err(Stop::Answer(text)) => {
-            return exit_code(print_help(&text, no_color).map(|()| Exit::Success));
+            let text = match Colour::Auto.paint(&sources.environment) {
+                Paint::Plain => text.to_string(),
+                Paint::Colours => text.ansi().to_string(),
+            };
+            return exit_code(output::print(text.as_bytes()).map(|()| Exit::Success));
         }
         Err(stop @ Stop::Invalid(_)) => return service::answer(fleet::VERBATIM, &stop),
     };
     service::install_crypto();
-    let form = if cli.json { Form::Json } else { Form::Text };
-    let now = service::clock::system().now();
-    let output = Output::new(form, cli.color, no_color, now);
+    let output = Output {
+        form: if cli.json { Form::Json } else { Form::Text },
+        paint: cli.color.paint(&sources.environment),
+        now: service::clock::system().now(),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            return exit_code(Err(Failure::plain(format!(
-                "cannot start the async runtime: {error}"
-            ))));
+            let failure = Failure::plain(format!("cannot start the async runtime: {error}"));
+            return output::print_error(&failure);
         }
     };
     let code = exit_code(runtime.block_on(cli.command.run(&output)));
     // Connections that are still closing are dropped.
     runtime.shutdown_background();
     code
+}
+
+fn exit_code(result: Result<Exit, Failure>) -> ExitCode {
+    result.map_or_else(|failure| output::print_error(&failure), Exit::code)
 }
 
 impl Verb {
@@ -117,37 +141,17 @@ impl Verb {
             Self::Conversation(ConversationVerb::List(list)) => list.run(output).await,
             Self::Conversation(ConversationVerb::Show(show)) => show.run(output).await,
             Self::Queues(queues) => queues.run(output).await,
-            Self::DeadLetters(verb) => verb.run(output).await,
+            Self::DeadLetters(DeadLettersVerb::List(list)) => list.run(output).await,
+            Self::DeadLetters(DeadLettersVerb::Show(show)) => show.run(output).await,
+            Self::DeadLetters(DeadLettersVerb::Edit(edit)) => edit.run(output).await,
+            Self::DeadLetters(DeadLettersVerb::Replay(replay)) => replay.run(output).await,
+            Self::DeadLetters(DeadLettersVerb::Discard(discard)) => discard.run(output).await,
+            Self::DeadLetters(DeadLettersVerb::Restore(restore)) => restore.run(output).await,
+            Self::DeadLetters(DeadLettersVerb::Export(export)) => export.run(output).await,
             Self::Verify(verify) => verify.run(output).await,
             Self::Trace(trace) => trace.run(output).await,
         }
     }
-}
-
-fn exit_code(result: Result<Exit, Failure>) -> ExitCode {
-    match result {
-        Ok(exit) => exit.code(),
-        Err(failure) => {
-            print_error(&failure);
-            failure.code()
-        }
-    }
-}
-
-/// Prints help or version.
-fn print_help(text: &clap::builder::StyledStr, no_color: NoColor) -> Result<(), Failure> {
-    let text = match output::paint(Colour::Auto, no_color) {
-        output::Paint::Plain => text.to_string(),
-        output::Paint::Colours => text.ansi().to_string(),
-    };
-    output::print(text.as_bytes())
-}
-
-fn no_color(sources: &Sources) -> NoColor {
-    let variable = |name: &str| sources.environment.get(std::ffi::OsStr::new(name));
-    let unwanted = variable("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let dumb = variable("TERM").is_some_and(|term| term == "dumb");
-    if unwanted || dumb { NoColor::Set } else { NoColor::Unset }
 }
 
 #[cfg(test)]

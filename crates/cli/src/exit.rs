@@ -2,38 +2,30 @@
 //!
 //! An error names the server or setting, what went wrong, and the remedy.
 
-use std::fmt;
 use std::process::ExitCode;
 
 use stores::Fault;
-pub(crate) use stores::Unavailable;
 
-/// How a command that could do its work ended.
+/// The exit code of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Everything was done, and no problem was found.
     Success,
     /// A problem was found, or something could not be done.
     Problems,
-    /// A server became unavailable while the command ran.
+    /// The command line or a setting is invalid.
+    Usage,
+    /// A server is unreachable, or authentication failed.
     Unavailable,
 }
 
 /// Why a command could not do its work.
 #[derive(Debug)]
-pub(crate) enum Failure {
-    /// What the command needs is missing or wrong.
-    Problem {
-        what: String,
-        /// How to fix it, where that is known.
-        remedy: Option<String>,
-    },
-    /// The command line or a setting is invalid.
-    Usage(String),
-    /// A server is unreachable, or authentication failed.
-    Unavailable(Unavailable),
-    /// The reader of standard output closed the pipe (`| head`). No error.
-    ClosedPipe,
+pub(crate) struct Failure {
+    pub(crate) exit: Exit,
+    /// The first line says what is wrong; the others give the remedy. Empty where nothing is wrong: the
+    /// reader of standard output closed the pipe (`| head`).
+    pub(crate) text: String,
 }
 
 impl Exit {
@@ -41,35 +33,43 @@ impl Exit {
         match self {
             Self::Success => ExitCode::SUCCESS,
             Self::Problems => ExitCode::from(1),
+            Self::Usage => ExitCode::from(2),
             Self::Unavailable => ExitCode::from(3),
         }
     }
 }
 
 impl Failure {
-    pub(crate) fn problem(what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::Problem { what: what.into(), remedy: Some(remedy.into()) }
+    /// What the command needs is missing or wrong; `remedy` says how to fix it.
+    pub(crate) fn problem(what: impl Into<String>, remedy: impl AsRef<str>) -> Self {
+        Self::plain(what).with(remedy)
     }
 
+    /// What the command needs is missing or wrong.
     pub(crate) fn plain(what: impl Into<String>) -> Self {
-        Self::Problem { what: what.into(), remedy: None }
+        Self { exit: Exit::Problems, text: what.into() }
     }
 
-    pub(crate) fn code(&self) -> ExitCode {
-        match self {
-            Self::Problem { .. } => ExitCode::from(1),
-            Self::Usage(_) => ExitCode::from(2),
-            Self::Unavailable(_) => ExitCode::from(3),
-            Self::ClosedPipe => ExitCode::SUCCESS,
-        }
+    /// The command line or a setting is invalid.
+    pub(crate) fn usage(what: impl Into<String>) -> Self {
+        Self { exit: Exit::Usage, text: what.into() }
+    }
+
+    /// The failure with another line.
+    pub(crate) fn with(mut self, line: impl AsRef<str>) -> Self {
+        self.text.push('\n');
+        self.text.push_str(line.as_ref());
+        self
     }
 }
 
 impl From<Fault> for Failure {
     fn from(fault: Fault) -> Self {
         match fault {
-            Fault::Setting(what) => Self::Usage(what),
-            Fault::Unavailable(unavailable) => Self::Unavailable(unavailable),
+            Fault::Setting(what) => Self::usage(what),
+            Fault::Unavailable(unavailable) => {
+                Self { exit: Exit::Unavailable, text: unavailable.to_string() }
+            }
             Fault::Refused(what) => Self::plain(what),
         }
     }
@@ -79,21 +79,8 @@ impl From<std::io::Error> for Failure {
     /// Writing the output failed.
     fn from(error: std::io::Error) -> Self {
         match error.kind() {
-            std::io::ErrorKind::BrokenPipe => Self::ClosedPipe,
+            std::io::ErrorKind::BrokenPipe => Self { exit: Exit::Success, text: String::new() },
             _ => Self::plain(format!("cannot write the output: {error}")),
-        }
-    }
-}
-
-impl fmt::Display for Failure {
-    /// The first line says what is wrong; the others give the remedy.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Problem { what, remedy: None } => f.write_str(what),
-            Self::Problem { what, remedy: Some(remedy) } => write!(f, "{what}\n{remedy}"),
-            Self::Usage(what) => f.write_str(what),
-            Self::Unavailable(unavailable) => unavailable.fmt(f),
-            Self::ClosedPipe => Ok(()),
         }
     }
 }
@@ -105,8 +92,8 @@ mod tests {
     #[test]
     fn a_reader_that_closed_the_pipe_is_no_failure() {
         let closed = Failure::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
-        assert!(matches!(closed, Failure::ClosedPipe));
+        assert_eq!((closed.exit, closed.text.as_str()), (Exit::Success, ""));
         let full = Failure::from(std::io::Error::from(std::io::ErrorKind::StorageFull));
-        assert!(full.to_string().starts_with("cannot write the output"), "{full}");
+        assert!(full.text.starts_with("cannot write the output"), "{full:?}");
     }
 }

@@ -48,9 +48,7 @@ impl Input {
             Self::File(_) => None,
             Self::Standard => {
                 announce_standard_input();
-                let mut bytes = Vec::new();
-                io::stdin().lock().read_to_end(&mut bytes).map_err(|e| self.unreadable(&e))?;
-                Some(bytes.into())
+                Some(self.bytes()?.into())
             }
         };
         Ok(Lines { input: self, buffer })
@@ -64,8 +62,19 @@ impl Input {
         Lines { input: self, buffer: None }
     }
 
+    /// All of it.
+    pub(crate) fn bytes(&self) -> Result<Vec<u8>, Failure> {
+        let mut bytes = Vec::new();
+        let read = match self {
+            Self::Standard => io::stdin().lock().read_to_end(&mut bytes),
+            Self::File(path) => File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)),
+        };
+        read.map_err(|error| self.unreadable(&error))?;
+        Ok(bytes)
+    }
+
     fn unreadable(&self, error: &io::Error) -> Failure {
-        Failure::Usage(format!("cannot read {self}: {error}"))
+        Failure::usage(format!("cannot read {self}: {error}"))
     }
 }
 
@@ -133,7 +142,7 @@ mod tests {
         assert_eq!(Input::parse("-"), Ok(Input::Standard));
         assert_eq!(Input::parse("-x"), Ok(Input::File("-x".into())));
         let missing = Input::File("/nowhere/at/all".into()).buffered().unwrap();
-        let failure = missing.read().err().unwrap().to_string();
+        let failure = missing.read().err().unwrap().text;
         assert!(failure.starts_with("cannot read /nowhere/at/all: "), "{failure}");
     }
 }

@@ -9,10 +9,8 @@ mod commands;
 mod exit;
 mod input;
 mod output;
-mod servers;
-mod stderr;
 mod validator;
-mod when;
+mod values;
 
 use std::process::ExitCode;
 

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::exit::Failure;
 use crate::input::{Line, Lines};
-use crate::output::{Cell, Side, Table, TextStyle, Tone, plural};
+use crate::output::{Cell, Text, Tone, plural};
 
 /// Decodes lines as the workers decode bodies.
 #[derive(Debug, Clone, Copy)]
@@ -101,37 +101,29 @@ impl Validator {
 
 impl Findings {
     /// The faults as a table, with hints.
-    pub(crate) fn render(&self, style: &TextStyle) -> String {
-        let mut out = String::new();
+    pub(crate) fn write(&self, out: &mut Text) {
         if !self.faults.is_empty() {
-            let mut table = Table::new([
-                ("line", Side::Right),
-                ("reason", Side::Left),
-                ("field", Side::Left),
-                ("error", Side::Left),
-            ]);
-            for fault in &self.faults {
-                table.row([
-                    fault.line.to_string().into(),
+            let row = |fault: &Fault| {
+                [
+                    Cell::from(fault.line.to_string()).right(),
                     Cell::new(Tone::Bad, fault.reason),
                     Cell::optional(fault.field.as_deref()),
                     (&fault.detail).into(),
-                ]);
-            }
-            out.push_str(&table.render(style.paint));
-            out.push('\n');
+                ]
+            };
+            out.table(["line", "reason", "field", "error"], self.faults.iter().map(row));
+            out.push("\n");
         }
         if let Some(hint) = self.hint {
-            out.push_str(&style.line(Tone::Warn, hint));
+            out.line(Tone::Warn, hint);
         }
         if self.without_identity > 0 {
             let messages = plural(self.without_identity, "message");
             let text = format!(
                 "{messages} without message_id, action_id and timestamp: a redelivery may store one twice"
             );
-            out.push_str(&style.line(Tone::Warn, &text));
+            out.line(Tone::Warn, text);
         }
-        out
     }
 }
 

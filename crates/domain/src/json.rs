@@ -8,12 +8,14 @@
 
 mod canonical;
 mod faults;
+mod indented;
 mod members;
 mod path;
 mod text;
 mod tokens;
 mod writer;
 
+pub use self::indented::indented;
 pub use self::members::{Member, members};
 pub use self::text::Json;
 pub use self::writer::Object;

@@ -8,14 +8,12 @@
 
 mod catalogue;
 mod definition;
-mod document;
 mod label;
 mod labels;
 mod registry;
 
 pub use catalogue::{Counter, Gauge, Size, Timing, definitions};
 pub use definition::{Definition, Kind, LabelDefinition};
-pub use document::markdown;
 pub use label::Label;
 pub use labels::{
     CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome, GenerationChange,

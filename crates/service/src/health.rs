@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Context as _;
 use axum::Router;
@@ -22,35 +21,10 @@ use tokio::net::TcpListener;
 use tower_service::Service as _;
 
 use crate::process::VERSION;
-use crate::readiness::{self, Readiness};
+use crate::readiness;
+use crate::service::Service;
 use crate::settings::ListenSettings;
-use crate::tasks::{Stage, TaskState, Tasks};
-use domain::fleet::Process;
-
-/// The state that the endpoints report.
-#[derive(Clone)]
-pub(crate) struct Health {
-    pub(crate) process: Process,
-    pub(crate) metrics: Metrics,
-    pub(crate) readiness: Readiness,
-    pub(crate) tasks: Tasks,
-    pub(crate) routes: Routes,
-}
-
-/// The routes that a process added to the built-in ones. Clones share them.
-#[derive(Clone, Default)]
-pub(crate) struct Routes(Arc<RwLock<Router>>);
-
-impl Routes {
-    pub(crate) fn add(&self, routes: Router) {
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        *all = std::mem::take(&mut *all).merge(routes);
-    }
-
-    fn all(&self) -> Router {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
+use crate::tasks::{Stage, TaskState};
 
 /// Binds the address, and writes it to the listen file if that is set.
 pub(crate) async fn bind(settings: &ListenSettings) -> anyhow::Result<TcpListener> {
@@ -73,18 +47,15 @@ pub(crate) async fn bind(settings: &ListenSettings) -> anyhow::Result<TcpListene
 }
 
 /// Serves until the runtime ends.
-pub(crate) async fn serve(listener: TcpListener, health: Health) -> io::Result<()> {
-    axum::serve(listener, router(health)).await
-}
-
-fn router(health: Health) -> Router {
-    Router::new()
+pub(crate) async fn serve(listener: TcpListener, service: Service) -> io::Result<()> {
+    let routes = Router::new()
         .route("/", get(index))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_text))
         .fallback(added_routes)
-        .with_state(health)
+        .with_state(service);
+    axum::serve(listener, routes).await
 }
 
 #[derive(Serialize)]
@@ -106,37 +77,37 @@ struct Readyz {
     checks: BTreeMap<&'static str, readiness::State>,
 }
 
-async fn index(State(health): State<Health>) -> String {
+async fn index(State(service): State<Service>) -> String {
     format!(
         "{} {VERSION}\n\n\
          /livez    200, or 503 if a task fails again and again: restart the process\n\
          /readyz   200 if every check is ready, or 503 with the reasons\n\
          /metrics  metrics for Prometheus\n",
-        health.process.name()
+        service.process.name()
     )
 }
 
-async fn livez(State(health): State<Health>) -> Response {
-    let live = health.tasks.live();
-    let states = health.tasks.states().into_iter();
+async fn livez(State(service): State<Service>) -> Response {
+    let live = service.tasks.live();
+    let states = service.tasks.states().into_iter();
     let tasks = states.map(|(name, state)| NamedTask { name, state }).collect();
     json(live, &Livez { live, tasks })
 }
 
-async fn readyz(State(health): State<Health>) -> Response {
-    let checks = health.readiness.states();
+async fn readyz(State(service): State<Service>) -> Response {
+    let checks = service.readiness.states();
     let ready = !checks.is_empty() && checks.values().all(|state| state.ready);
     json(ready, &Readyz { ready, checks })
 }
 
-async fn metrics_text(State(health): State<Health>) -> Response {
-    ([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], health.metrics.render()).into_response()
+async fn metrics_text(State(service): State<Service>) -> Response {
+    ([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], service.metrics.render()).into_response()
 }
 
 /// Answers by the added routes; 404 if none matches. The drain waits for requests that are being answered.
-async fn added_routes(State(health): State<Health>, request: Request) -> Response {
-    let _answering = health.tasks.busy(Stage::Work);
-    match health.routes.all().call(request).await {
+async fn added_routes(State(service): State<Service>, request: Request) -> Response {
+    let _answering = service.tasks.busy(Stage::Work);
+    match service.routes.all().call(request).await {
         Ok(response) => response,
         Err(never) => match never {},
     }
@@ -161,6 +132,8 @@ fn write_whole(path: &Path, address: SocketAddr) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpStream;
 
@@ -171,19 +144,12 @@ mod tests {
         ListenSettings { listen: address.parse().expect("an address"), listen_file: None }
     }
 
-    async fn started() -> (SocketAddr, Health) {
-        let metrics = Metrics::new();
-        let health = Health {
-            process: domain::fleet::MESSAGE_SAVE_WORKER,
-            readiness: Readiness::new(metrics.clone()),
-            tasks: Tasks::new(metrics.clone()),
-            routes: Routes::default(),
-            metrics,
-        };
+    async fn started() -> (SocketAddr, Service) {
+        let service = Service::new(domain::fleet::MESSAGE_SAVE_WORKER, Metrics::new());
         let listener = bind(&settings("127.0.0.1:0")).await.expect("a free port");
         let address = listener.local_addr().expect("bound");
-        drop(tokio::spawn(serve(listener, health.clone())));
-        (address, health)
+        drop(tokio::spawn(serve(listener, service.clone())));
+        (address, service)
     }
 
     /// The status line's code, and everything after the headers.
@@ -199,10 +165,10 @@ mod tests {
 
     #[tokio::test]
     async fn readyz_is_200_only_when_every_check_is_ready_and_else_lists_the_reasons() {
-        let (address, health) = started().await;
+        let (address, service) = started().await;
         assert_eq!(fetch(address, "/readyz").await, (503, r#"{"ready":false,"checks":{}}"#.into()));
-        let broker = health.readiness.check("broker");
-        let redis = health.readiness.check("redis");
+        let broker = service.readiness.check("broker");
+        let redis = service.readiness.check("redis");
         broker.ready();
         redis.not_ready("connection refused");
         let (status, body) = fetch(address, "/readyz").await;
@@ -217,8 +183,8 @@ mod tests {
 
     #[tokio::test]
     async fn livez_lists_the_tasks() {
-        let (address, health) = started().await;
-        health.tasks.spawn(Stage::Work, "consumer", |stopping| async move {
+        let (address, service) = started().await;
+        service.tasks.spawn(Stage::Work, "consumer", |stopping| async move {
             stopping.cancelled().await;
             Ok(())
         });
@@ -228,7 +194,7 @@ mod tests {
 
     #[tokio::test]
     async fn metrics_and_the_index_are_served_and_anything_else_is_404() {
-        let (address, _health) = started().await;
+        let (address, _service) = started().await;
         let (status, text) = fetch(address, "/metrics").await;
         assert_eq!(status, 200);
         assert!(text.contains("\nverbatim_messages_saved_total 0\n"), "{text}");
@@ -240,9 +206,9 @@ mod tests {
 
     #[tokio::test]
     async fn added_routes_are_served_and_an_unknown_path_is_404() {
-        let (address, health) = started().await;
-        health.routes.add(Router::new().route("/own", get(|| async { "own" })));
-        health.routes.add(Router::new().route("/another", get(|| async { "another" })));
+        let (address, service) = started().await;
+        service.routes.add(Router::new().route("/own", get(|| async { "own" })));
+        service.routes.add(Router::new().route("/another", get(|| async { "another" })));
         assert_eq!(fetch(address, "/own").await, (200, "own".to_owned()));
         assert_eq!(fetch(address, "/another").await, (200, "another".to_owned()));
         assert_eq!(fetch(address, "/own/unknown").await.0, 404);
@@ -250,9 +216,9 @@ mod tests {
 
     #[tokio::test]
     async fn added_routes_cannot_replace_the_built_in_ones() {
-        let (address, health) = started().await;
+        let (address, service) = started().await;
         for path in ["/", "/livez", "/readyz", "/metrics"] {
-            health.routes.add(Router::new().route(path, get(|| async { "replaced" })));
+            service.routes.add(Router::new().route(path, get(|| async { "replaced" })));
             let (_, text) = fetch(address, path).await;
             assert!(!text.is_empty() && text != "replaced", "{path}: {text}");
         }
@@ -260,7 +226,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_drain_waits_for_a_request_that_is_being_answered() {
-        let (address, health) = started().await;
+        let (address, service) = started().await;
         let (began, begun) = tokio::sync::oneshot::channel();
         let (finish, finished) = tokio::sync::oneshot::channel::<()>();
         let parts = Arc::new(std::sync::Mutex::new(Some((began, finished))));
@@ -270,10 +236,10 @@ mod tests {
             finished.await.expect("the test finishes it");
             "done"
         };
-        health.routes.add(Router::new().route("/slow", get(slow)));
+        service.routes.add(Router::new().route("/slow", get(slow)));
         let answer = tokio::spawn(fetch(address, "/slow"));
         begun.await.expect("it began");
-        let mut drain = std::pin::pin!(health.tasks.drain());
+        let mut drain = std::pin::pin!(service.tasks.drain());
         tokio::select! {
             biased;
             _ = &mut drain => panic!("drained before the answer"),
@@ -286,7 +252,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_taken_address_is_an_error_that_names_it_and_the_setting() {
-        let (address, _health) = started().await;
+        let (address, _service) = started().await;
         let error = bind(&settings(&address.to_string())).await.expect_err("taken").to_string();
         assert!(error.contains(&format!("cannot listen on {address}")), "{error}");
         assert!(error.contains("VERBATIM_LISTEN"), "{error}");

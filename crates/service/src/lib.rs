@@ -49,6 +49,7 @@ mod tasks;
 mod telemetry;
 
 pub use crypto::install_crypto;
+pub use lifecycle::{Signal, signals};
 pub use process::{VERSION, instance};
 pub use readiness::Check;
 pub use run::{answer, load_settings, run};

@@ -15,7 +15,7 @@ use crate::readiness::Check;
 use crate::tasks::Tasks;
 
 /// The name of a signal that requests to stop.
-pub(crate) type Signal = &'static str;
+pub type Signal = &'static str;
 
 /// As Docker, Kubernetes and systemd send it.
 const TERMINATE: Signal = "SIGTERM";
@@ -141,8 +141,11 @@ async fn drain(
     end
 }
 
-/// Forwards the signals of the operating system.
-pub(crate) fn signals() -> std::io::Result<mpsc::Receiver<Signal>> {
+/// Forwards SIGTERM and SIGINT of the operating system.
+///
+/// # Errors
+/// The operating system refuses to report them.
+pub fn signals() -> std::io::Result<mpsc::Receiver<Signal>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -7,14 +7,12 @@ use std::process::ExitCode;
 use clap::{Args, Command, FromArgMatches as _};
 use metrics::{Gauge, Metrics};
 
-use crate::health::{self, Health, Routes};
+use crate::health;
 use crate::lifecycle::{self, End};
 use crate::process::VERSION;
-use crate::readiness::Readiness;
 use crate::service::Service;
 use crate::settings::{self, ProcessSettings, SettingsError, Sources, Stop};
-use crate::tasks::Tasks;
-use crate::{clock, crypto, telemetry};
+use crate::{crypto, telemetry};
 use domain::fleet::Process;
 
 /// The exit code for invalid settings.
@@ -50,7 +48,8 @@ where
             "environment variable {name} is unknown and ignored; did you mean {known}?"
         );
     }
-    let end = start(process, &common, own, &described, build).unwrap_or_else(|error| {
+    let build = |service| build(service, own);
+    let end = start(process, &common, &described, build).unwrap_or_else(|error| {
         tracing::error!("cannot start: {error:#}");
         End::Failed
     });
@@ -70,14 +69,14 @@ pub fn load_settings<S: Args>(
         let common = ProcessSettings::from_arg_matches(&matches)?;
         Ok((common, S::from_arg_matches(&matches)?, described))
     };
-    read().map_err(|error: clap::Error| {
-        Stop::Invalid(SettingsError::Usage(settings::one_line(&error)))
-    })
+    read()
+        .map_err(|error: clap::Error| Stop::Invalid(SettingsError::new(settings::one_line(&error))))
 }
 
 fn command<S: Args>(process: Process) -> Command {
     let command = Command::new(process.name()).version(VERSION);
-    let command = S::augment_args(ProcessSettings::augment_args(command));
+    let command = ProcessSettings::augment_args(command).next_help_heading(None::<&str>);
+    let command = S::augment_args(command);
     // After the settings: clap takes the doc comment of a flattened struct as the about text.
     let command = command.about(process.about()).long_about(None::<&str>);
     settings::with_variables(command)
@@ -99,9 +98,7 @@ pub fn answer(process: Process, stop: &Stop) -> ExitCode {
             ExitCode::SUCCESS
         }
         Stop::Invalid(error) => {
-            let source = std::error::Error::source(error);
-            let source = source.map(|source| format!(": {source}")).unwrap_or_default();
-            for line in format!("{error}{source}").lines() {
+            for line in error.to_string().lines() {
                 eprintln!("{}: {line}", process.name());
             }
             ExitCode::from(BAD_SETTINGS)
@@ -109,16 +106,13 @@ pub fn answer(process: Process, stop: &Stop) -> ExitCode {
     }
 }
 
-fn start<S, B, F>(
+fn start<F>(
     process: Process,
     common: &ProcessSettings,
-    own: S,
     described: &str,
-    build: B,
+    build: impl FnOnce(Service) -> F + Send + 'static,
 ) -> anyhow::Result<End>
 where
-    S: Send + 'static,
-    B: FnOnce(Service, S) -> F + Send + 'static,
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
     let metrics = Metrics::new();
@@ -131,20 +125,11 @@ where
         let mut signals = lifecycle::signals()?;
         tracing::info!(version = VERSION, "starting; settings: {described}");
         let listener = health::bind(&common.listen).await?;
-        let service = Service {
-            process,
-            readiness: Readiness::new(metrics.clone()),
-            clock: clock::system(),
-            tasks: Tasks::new(metrics.clone()),
-            routes: Routes::default(),
-            metrics,
-        };
-        let Service { metrics, readiness, tasks, routes, .. } = service.clone();
-        let health =
-            Health { process, metrics, readiness: readiness.clone(), tasks: tasks.clone(), routes };
-        drop(tokio::spawn(health::serve(listener, health)));
+        let service = Service::new(process, metrics);
+        let Service { readiness, tasks, .. } = service.clone();
+        drop(tokio::spawn(health::serve(listener, service.clone())));
         let check = readiness.check("process");
-        let build = async move { build(service, own).await };
+        let build = async move { build(service).await };
         Ok(lifecycle::live(&tasks, &check, build, &mut signals, common.drain_deadline).await)
     });
     // Aborts the tasks that have not finished by now, without waiting for them.

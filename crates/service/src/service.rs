@@ -1,13 +1,14 @@
 //! [`Service`]: the handle with which a process spawns its tasks and adds its HTTP routes.
 
 use std::future::Future;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::Router;
 use domain::clock::Clock;
 use metrics::Metrics;
 use tokio_util::sync::CancellationToken;
 
-use crate::health::Routes;
+use crate::clock;
 use crate::readiness::{Check, Readiness};
 use crate::tasks::{Stage, Tasks};
 use domain::fleet::Process;
@@ -24,6 +25,17 @@ pub struct Service {
 }
 
 impl Service {
+    pub(crate) fn new(process: Process, metrics: Metrics) -> Self {
+        Self {
+            process,
+            readiness: Readiness::new(metrics.clone()),
+            clock: clock::system(),
+            tasks: Tasks::new(metrics.clone()),
+            routes: Routes::default(),
+            metrics,
+        }
+    }
+
     /// Spawns the future that `factory` returns, and restarts it whenever it ends before the process
     /// stops. Panics are caught, counted and logged.
     ///
@@ -83,5 +95,20 @@ impl Service {
     #[must_use]
     pub fn process(&self) -> Process {
         self.process
+    }
+}
+
+/// The routes that a process added to the built-in ones. Clones share them.
+#[derive(Clone, Default)]
+pub(crate) struct Routes(Arc<RwLock<Router>>);
+
+impl Routes {
+    pub(crate) fn add(&self, routes: Router) {
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        *all = std::mem::take(&mut *all).merge(routes);
+    }
+
+    pub(crate) fn all(&self) -> Router {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

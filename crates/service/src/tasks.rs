@@ -121,16 +121,16 @@ impl Tasks {
 
     /// The names of the tasks that have not ended.
     pub(crate) fn running(&self) -> Vec<&'static str> {
-        let running =
-            |state: &TaskState| matches!(state, TaskState::Running | TaskState::Failed { .. });
-        self.lock().iter().filter(|(_, state)| running(state)).map(|(name, _)| *name).collect()
+        self.names(|state| matches!(state, TaskState::Running | TaskState::Failed { .. }))
     }
 
     /// The names of the tasks that failed during the shutdown.
     pub(crate) fn failed(&self) -> Vec<&'static str> {
-        let states = self.lock();
-        let failed = states.iter().filter(|(_, state)| *state == TaskState::FailedWhileStopping);
-        failed.map(|(name, _)| *name).collect()
+        self.names(|state| state == TaskState::FailedWhileStopping)
+    }
+
+    fn names(&self, wanted: impl Fn(TaskState) -> bool) -> Vec<&'static str> {
+        self.lock().iter().filter(|(_, state)| wanted(*state)).map(|(name, _)| *name).collect()
     }
 
     /// Every task with its state, in the order of the starts.
@@ -140,8 +140,8 @@ impl Tasks {
 
     /// False if a task has failed [`MAX_FAILURES`] times in a row.
     pub(crate) fn live(&self) -> bool {
-        let exceeded = |state: &TaskState| matches!(state, TaskState::Failed { failures } if *failures >= MAX_FAILURES);
-        !self.lock().iter().any(|(_, state)| exceeded(state))
+        self.names(|state| matches!(state, TaskState::Failed { failures: MAX_FAILURES.. }))
+            .is_empty()
     }
 
     fn group(&self, stage: Stage) -> &Group {

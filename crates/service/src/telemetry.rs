@@ -4,7 +4,6 @@
 
 use std::fmt;
 use std::io::IsTerminal as _;
-use std::panic::PanicHookInfo;
 
 use anyhow::Context as _;
 use metrics::{Counter, Metrics};
@@ -53,15 +52,11 @@ fn directives(level: &str) -> String {
 pub(crate) fn catch_panics(metrics: Metrics) {
     std::panic::set_hook(Box::new(move |panic| {
         metrics.add(Counter::Panics, 1);
-        log_panic(panic);
+        let location = panic.location().map_or_else(|| "unknown".to_owned(), ToString::to_string);
+        let reason = payload_text(panic.payload());
+        let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
+        tracing::error!(location, thread, reason, "panic at {location}: {reason}");
     }));
-}
-
-fn log_panic(panic: &PanicHookInfo<'_>) {
-    let location = panic.location().map_or_else(|| "unknown".to_owned(), ToString::to_string);
-    let reason = payload_text(panic.payload());
-    let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
-    tracing::error!(location, thread, reason, "panic at {location}: {reason}");
 }
 
 fn json_lines<W>(process: Process, filter: EnvFilter, writer: W) -> impl Subscriber + Send + Sync

@@ -204,7 +204,11 @@ fn a_secret_that_is_given_twice_is_refused() {
 #[test]
 fn a_missing_file_of_a_secret_is_named() {
     let start = Start::new().without("REDIS_URL").env("REDIS_URL_FILE", "/nowhere/redis");
-    assert_eq!(start.error(), "environment variable REDIS_URL_FILE: cannot read /nowhere/redis");
+    assert_eq!(
+        start.error(),
+        "environment variable REDIS_URL_FILE: cannot read /nowhere/redis: \
+         No such file or directory (os error 2)"
+    );
 }
 
 #[test]
@@ -292,7 +296,11 @@ fn an_unknown_name_is_refused_with_the_nearest_known_one() {
 #[test]
 fn a_missing_or_invalid_yaml_file_is_refused() {
     let start = Start::new().env("VERBATIM_CONFIG", "/nowhere/fleet.yaml");
-    assert_eq!(start.error(), "cannot read the configuration file /nowhere/fleet.yaml");
+    assert_eq!(
+        start.error(),
+        "cannot read the configuration file /nowhere/fleet.yaml: \
+         No such file or directory (os error 2)"
+    );
     let start = Start::new().file("database_url: postgres://u:s3cret@h/d\nlog_level: [info\n");
     assert!(start.error().starts_with("fleet.yaml:"), "{}", start.error());
 }

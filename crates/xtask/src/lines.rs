@@ -66,15 +66,25 @@ fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
 /// Whether a file is a module under `#[cfg(test)]`: its parent declares it so.
 fn is_for_tests(file: &Path) -> Result<bool> {
     let (Some(dir), Some(name)) = (file.parent(), file.file_stem()) else { return Ok(false) };
-    let declaration = format!("#[cfg(test)]\nmod {};", name.to_string_lossy());
+    let declaration = format!("mod {};", name.to_string_lossy());
     let parents =
         [dir.join("lib.rs"), dir.join("main.rs"), dir.with_extension("rs"), dir.join("mod.rs")];
     for parent in parents.iter().filter(|it| it.is_file()) {
-        if std::fs::read_to_string(parent)?.contains(&declaration) {
+        let text = std::fs::read_to_string(parent)?;
+        let mut pairs = text.lines().zip(text.lines().skip(1));
+        if pairs.any(|(attribute, next)| {
+            attribute == "#[cfg(test)]" && module(next) == Some(&declaration)
+        }) {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// The declaration of a module without its visibility.
+fn module(line: &str) -> Option<&str> {
+    let declaration = line.strip_prefix("pub(crate) ").unwrap_or(line);
+    declaration.starts_with("mod ").then_some(declaration)
 }
 
 /// The lines of a file without those of test modules. The code is formatted: such a module ends with the next
@@ -84,7 +94,7 @@ fn product_lines(text: &str) -> usize {
     let mut rest = text.lines().peekable();
     while let Some(line) = rest.next() {
         let begins =
-            line == "#[cfg(test)]" && rest.peek().is_some_and(|next| next.starts_with("mod "));
+            line == "#[cfg(test)]" && rest.peek().is_some_and(|next| module(next).is_some());
         if begins {
             in_tests = rest.peek().is_some_and(|next| next.ends_with('{'));
             if !in_tests {
@@ -107,5 +117,7 @@ mod tests {
     fn test_modules_do_not_count() {
         let text = "fn a() {\n}\n\n#[cfg(test)]\nmod fixtures;\n\n#[cfg(test)]\nmod tests {\n    fn b() {\n    }\n}\nfn c() {}\n";
         assert_eq!(product_lines(text), 5);
+        let shared = text.replace("mod tests", "pub(crate) mod tests");
+        assert_eq!(product_lines(&shared), 5, "fixtures for the tests of other modules");
     }
 }

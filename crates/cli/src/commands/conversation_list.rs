@@ -5,22 +5,22 @@ use database::{ConversationFilter, ConversationView};
 use domain::ids::{AgentId, SessionId, TenantId};
 use domain::status::ConversationStatus;
 use service::settings::{DatabaseSettings, ReadReplicaSettings};
+use stores::DatabaseServer;
 
 use crate::exit::{Exit, Failure};
-use crate::output::{Cell, Output, Side, Table, TextStyle, Tone, ago, count, plural};
-use crate::servers::DatabaseServer;
+use crate::output::{Cell, Output, Text, Tone, ago, count, plural};
+use crate::values::one_of;
 
-const EXAMPLES: &str = "\
+/// Lists conversations, newest first
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim conversation list [OPTIONS]")]
+#[command(after_help = "\
 Examples:
   verbatim conversation list --tenant acme
   verbatim conversation list --status active --agent agent_xyz --limit 10
   verbatim conversation list --tenant acme --json | jq -r '.[].id'
 
-Reads the replica at DATABASE_READ_URL, if that is set.";
-
-/// Lists conversations, newest first
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim conversation list [OPTIONS]")]
+Reads the replica at DATABASE_READ_URL, if that is set.")]
 pub(crate) struct ConversationList {
     /// Only conversations of this tenant
     #[arg(long, value_parser = |text: &str| TenantId::new(text))]
@@ -60,19 +60,15 @@ impl ConversationList {
         };
         let rows = server.database.conversations(&filter, self.limit).await;
         let rows = rows.map_err(|error| server.failure(&error))?;
-        output.show(&rows, |style| text(&rows, self.limit, style))?;
+        output.show(&rows, |out| text(&rows, self.limit, out))?;
         Ok(Exit::Success)
     }
 }
 
 fn status(text: &str) -> Result<ConversationStatus, String> {
-    ConversationStatus::parse(text).ok_or_else(|| {
-        let all = ConversationStatus::ALL.map(ConversationStatus::as_str).join(", ");
-        format!("it must be one of {all}")
-    })
+    one_of(text, ConversationStatus::ALL, ConversationStatus::as_str)
 }
 
-/// The colour of a conversation's status.
 pub(crate) fn tone(status: ConversationStatus) -> Tone {
     match status {
         ConversationStatus::Active => Tone::Good,
@@ -81,46 +77,46 @@ pub(crate) fn tone(status: ConversationStatus) -> Tone {
     }
 }
 
-fn text(rows: &[ConversationView], limit: u32, style: &TextStyle) -> String {
+fn text(rows: &[ConversationView], limit: u32, out: &mut Text) {
     if rows.is_empty() {
-        return "no conversations\n".to_owned();
+        return out.push("no conversations\n");
     }
-    let mut table = Table::new([
-        ("tenant", Side::Left),
-        ("conversation", Side::Left),
-        ("session", Side::Left),
-        ("status", Side::Left),
-        ("messages", Side::Right),
-        ("tokens", Side::Right),
-        ("began", Side::Left),
-        ("last message", Side::Left),
-        ("agent", Side::Left),
-    ]);
-    for row in rows {
+    let now = out.now;
+    let columns = |row: &ConversationView| {
         // A close request of an active conversation is not part of its status.
         let status = match (row.status, row.close_requested_at) {
             (ConversationStatus::Active, Some(_)) => Cell::new(Tone::Warn, "active, closing soon"),
             (status, _) => Cell::new(tone(status), status.as_str()),
         };
-        let last = row.last_message_at.map(|at| ago(at, style.now));
-        table.row([
+        let last = row.last_message_at.map(|at| ago(at, now));
+        [
             (&row.tenant_id).into(),
             (&row.id).into(),
             (&row.session_id).into(),
             status,
-            count(row.message_count).into(),
-            Cell::optional(row.total_tokens.map(count).as_deref()),
-            ago(row.created_at, style.now).into(),
+            Cell::count(row.message_count),
+            Cell::optional(row.total_tokens.map(count).as_deref()).right(),
+            ago(row.created_at, now).into(),
             Cell::optional(last.as_deref()),
             Cell::optional(row.agent_id.as_deref()),
-        ]);
-    }
-    let mut out = table.render(style.paint);
+        ]
+    };
+    let titles = [
+        "tenant",
+        "conversation",
+        "session",
+        "status",
+        "messages",
+        "tokens",
+        "began",
+        "last message",
+        "agent",
+    ];
+    out.table(titles, rows.iter().map(columns));
     if rows.len() as u64 == u64::from(limit) {
-        let newest = format!("the newest {}; --limit shows more", plural(limit, "conversation"));
-        out.push_str(&style.line(Tone::Dim, &newest));
+        let newest = plural(limit, "conversation");
+        out.line(Tone::Dim, format!("the newest {newest}; --limit shows more"));
     }
-    out
 }
 
 #[cfg(test)]
@@ -129,7 +125,7 @@ pub(crate) mod tests {
     use domain::time::Timestamp;
 
     use super::*;
-    use crate::output::Paint;
+    use crate::output::tests::plain;
 
     pub(crate) fn at(text: &str) -> DateTime<Utc> {
         Timestamp::parse(text).unwrap().into()
@@ -175,10 +171,8 @@ pub(crate) mod tests {
             id: "c-3".to_owned(),
             ..archived()
         };
-        let now = Timestamp::parse("2026-11-20T12:00:00Z").unwrap();
-        let style = TextStyle { paint: Paint::Plain, now };
         let rows = [open, soon, archived()];
-        insta::assert_snapshot!(text(&rows, 3, &style));
-        assert_eq!(text(&[], 3, &style), "no conversations\n");
+        insta::assert_snapshot!(plain(|out| text(&rows, 3, out)));
+        assert_eq!(plain(|out| text(&[], 3, out)), "no conversations\n");
     }
 }

@@ -15,26 +15,24 @@ use domain::ids::{ConversationId, ConversationKey, SessionId, TenantId};
 use hot_store::Window;
 use metrics::Metrics;
 use service::settings::{DatabaseSettings, ServerUrl};
+use stores::{DatabaseServer, RedisServer};
 
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, one_line};
-use crate::servers::{DatabaseServer, RedisServer};
-
-const EXAMPLES: &str = "\
-Examples:
-  verbatim conversation show --tenant acme --session web-1
-  verbatim conversation show --tenant acme 4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a --last 10
-  verbatim conversation show --tenant acme --session web-1 --source postgresql --json
-
-Without REDIS_URL it reads PostgreSQL. Exit code 1: there is no such conversation; or, with
---source redis, Redis has no complete and current hot copy of it.";
 
 /// Shows a conversation: its messages, status and statistics
 ///
 /// The messages are those that a reader gets: from the hot copy in Redis if that is complete and
 /// current, else from PostgreSQL.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = "\
+Examples:
+  verbatim conversation show --tenant acme --session web-1
+  verbatim conversation show --tenant acme 4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a --last 10
+  verbatim conversation show --tenant acme --session web-1 --source postgresql --json
+
+Without REDIS_URL it reads PostgreSQL. Exit code 1: there is no such conversation; or, with
+--source redis, Redis has no complete and current hot copy of it.")]
 #[command(
     override_usage = "verbatim conversation show [OPTIONS] --tenant <TENANT> <CONVERSATION|--session <SESSION>>"
 )]
@@ -71,7 +69,6 @@ pub(crate) struct ConversationShow {
     redis_url: Vec<ServerUrl>,
 }
 
-/// Where to read the messages from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ReadFrom {
     /// As readers do: Redis if its hot copy is complete and current, else PostgreSQL
@@ -106,22 +103,18 @@ impl ConversationShow {
         let statistics = statistics.map_err(|error| server.failure(&error))?;
         let view = TranscriptView::new(&row, &sessions, statistics.as_ref(), &transcript);
         let view = TranscriptView { redis_error, ..view };
-        output.show(&view, |style| text::render(&view, &transcript.messages, style))?;
+        output.show(&view, |out| text::write(&view, &transcript.messages, out))?;
         Ok(Exit::Success)
     }
 
     /// The key of the conversation: by its id, or by the session that began it.
     async fn key(&self, server: &DatabaseServer) -> Result<ConversationKey, Failure> {
         let tenant = self.tenant.clone();
-        let session = match (&self.conversation, &self.session) {
-            (Some(conversation), _) => {
-                return Ok(ConversationKey { tenant, conversation: conversation.clone() });
-            }
-            (None, Some(session)) => session,
-            (None, None) => {
-                return Err(Failure::Usage("give the id of a conversation, or --session".into()));
-            }
-        };
+        if let Some(conversation) = self.conversation.clone() {
+            return Ok(ConversationKey { tenant, conversation });
+        }
+        let missing = || Failure::usage("give the id of a conversation, or --session");
+        let session = self.session.as_ref().ok_or_else(missing)?;
         let filter = ConversationFilter {
             tenant: Some(tenant.to_string()),
             session: Some(session.to_string()),
@@ -193,10 +186,9 @@ impl ConversationShow {
 
     fn redis(&self, server: &DatabaseServer) -> Result<RedisServer, Failure> {
         if self.redis_url.is_empty() {
-            return Err(Failure::Usage(
+            return Err(Failure::usage(
                 "REDIS_URL: it is not set, but --source redis needs it; set it, for example to \
-                 redis://:password@host:6379/0"
-                    .to_owned(),
+                 redis://:password@host:6379/0",
             ));
         }
         Ok(RedisServer::reading(&self.redis_url, &server.database)?)

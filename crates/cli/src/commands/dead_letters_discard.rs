@@ -6,41 +6,31 @@ use dead_letters::{DeadLetterValidator, DeadLetters};
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use metrics::Metrics;
 use serde::Serialize;
-use service::settings::DatabaseSettings;
+use stores::DatabaseServer;
 use uuid::Uuid;
 
-use super::dead_letters_selection::Chosen;
-use crate::actor::ActorArgs;
+use super::dead_letters_selection::Operation;
 use crate::exit::{Exit, Failure};
-use crate::output::{Output, TextStyle, Tone, count, plural};
-use crate::servers::DatabaseServer;
+use crate::output::{Output, Text, Tone, plural};
 
-const EXAMPLES: &str = "\
+/// Discards open dead letters, with a reason
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim dead-letters discard [OPTIONS] --why <TEXT> [ID]...")]
+#[command(after_help = "\
 Examples:
   verbatim dead-letters discard ID --why 'a test of the agents team'
   verbatim dead-letters discard --tenant demo --reason schema --why 'demo data'
 
 Nothing is deleted: `verbatim dead-letters restore` opens them again. Dead letters that are not
 open, or that a running replay has claimed, are skipped. Exit code 1: a dead letter that was
-given by its id was skipped.";
-
-/// Discards open dead letters, with a reason
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
-#[command(override_usage = "verbatim dead-letters discard [OPTIONS] --why <TEXT> [ID]...")]
+given by its id was skipped.")]
 pub(crate) struct DeadLettersDiscard {
     /// Why they are discarded; recorded in the audit log
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     why: String,
 
     #[command(flatten)]
-    chosen: Chosen,
-
-    #[command(flatten)]
-    actor: ActorArgs,
-
-    #[command(flatten)]
-    database: DatabaseSettings,
+    on: Operation,
 }
 
 /// The result of discarding or restoring.
@@ -66,48 +56,42 @@ pub(super) struct Texts {
 
 impl DeadLettersDiscard {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(output.style.now)?;
-        let server = DatabaseServer::open(&self.database).await?;
-        let actor = self.actor.actor();
-        let discarded = dead_letters(&server).discard(selection, &self.why, &actor).await;
+        let selection = self.on.chosen.selection(output.now)?;
+        let server = DatabaseServer::open(&self.on.database).await?;
+        let actor = self.on.actor.actor();
+        let discarded = dead_letters(&server, DEFAULT_MAX_BODY_BYTES)
+            .discard(selection, &self.why, &actor)
+            .await;
         let dead_letters = discarded.map_err(|error| server.failure(&error))?;
-        let skipped = self.chosen.named().saturating_sub(dead_letters);
+        let skipped = self.on.chosen.named().saturating_sub(dead_letters);
         let done = Done { run: actor.run, dead_letters, skipped };
         let texts = Texts {
             done: "discarded",
             required: "open",
             next: "undo: `verbatim dead-letters restore`",
         };
-        output.show(&done, |style| done.text(&texts, style))?;
+        output.show(&done, |out| done.text(&texts, out))?;
         Ok(done.exit())
     }
 }
 
-/// The dead letters of a database, for commands that do not validate bodies.
-pub(super) fn dead_letters(server: &DatabaseServer) -> DeadLetters {
-    let validator = DeadLetterValidator { max_body_bytes: DEFAULT_MAX_BODY_BYTES };
+/// The dead letters of a database; bodies of more than `max_body_bytes` are invalid.
+pub(super) fn dead_letters(server: &DatabaseServer, max_body_bytes: usize) -> DeadLetters {
+    let validator = DeadLetterValidator { max_body_bytes };
     DeadLetters::new(server.database.clone(), Metrics::new(), validator)
 }
 
 impl Done {
-    pub(super) fn text(&self, texts: &Texts, style: &TextStyle) -> String {
+    pub(super) fn text(&self, texts: &Texts, out: &mut Text) {
         let Texts { done, required, next } = texts;
         let tone = if self.dead_letters > 0 { Tone::Good } else { Tone::Warn };
-        let mut out =
-            style.paint.text(tone, &format!("{} {done}", plural(self.dead_letters, "dead letter")));
-        if self.skipped > 0 {
-            let skipped = format!(
-                ", {} skipped (not {required}, unknown, or claimed by a running replay)",
-                count(self.skipped)
-            );
-            out.push_str(&style.paint.text(Tone::Warn, &skipped));
-        }
-        out.push('\n');
+        out.piece(tone, format!("{} {done}", plural(self.dead_letters, "dead letter")));
+        let skipped = format!("skipped (not {required}, unknown, or claimed by a running replay)");
+        out.counts(Tone::Warn, [(self.skipped, &skipped)]);
+        out.push("\n");
         if self.dead_letters > 0 {
-            out.push_str(&style.paint.text(Tone::Dim, next));
-            out.push('\n');
+            out.line(Tone::Dim, next);
         }
-        out
     }
 
     pub(super) fn exit(&self) -> Exit {

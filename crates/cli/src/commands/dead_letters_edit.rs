@@ -2,29 +2,30 @@
 //! the original. One dead letter can be changed in any way, several only with the same change.
 
 use std::fs::{File, OpenOptions};
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use database::{DeadLetterDetail, Selection};
-use dead_letters::{Change, DeadLetterValidator, DeadLetters, EditError};
+use dead_letters::{Change, DeadLetters, EditError};
 use domain::causes::with_causes;
-use metrics::Metrics;
 use serde::Serialize;
-use service::settings::DatabaseSettings;
+use stores::DatabaseServer;
 use uuid::Uuid;
 
-use super::dead_letters_selection::Chosen;
+use super::dead_letters_discard::dead_letters;
+use super::dead_letters_selection::Operation;
 use super::dead_letters_show::{body, no_such_dead_letter};
-use crate::actor::ActorArgs;
 use crate::commands::lint::BodyLimit;
-use crate::exit::{Exit, Failure, Unavailable};
+use crate::exit::{Exit, Failure};
 use crate::input::Input;
-use crate::output::{Cell, Output, Side, Table, TextStyle, Tone, block, count, plural};
-use crate::servers::DatabaseServer;
+use crate::output::{Cell, Output, Text, Tone, block, plural};
 
-const EXAMPLES: &str = "\
+/// Edits a copy of a dead letter's body, which a replay publishes instead
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim dead-letters edit [OPTIONS] [ID]...")]
+#[command(after_help = "\
 Examples:
   verbatim dead-letters edit ID --apply-suggestion
   verbatim dead-letters edit ID --set role=assistant --set data.satisfaction=5
@@ -35,11 +36,7 @@ Examples:
 
 The original body is kept. The edited copy must pass the workers' validator; otherwise it would
 fail again. Exit code 1: it does not pass, or the dead letter is not open; of several dead
-letters, some were not edited.";
-
-/// Edits a copy of a dead letter's body, which a replay publishes instead
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim dead-letters edit [OPTIONS] [ID]...")]
+letters, some were not edited.")]
 pub(crate) struct DeadLettersEdit {
     /// The whole new body: a file, or - for standard input
     #[arg(long, value_name = "FILE", value_parser = Input::parse)]
@@ -68,21 +65,14 @@ pub(crate) struct DeadLettersEdit {
     limit: BodyLimit,
 
     #[command(flatten)]
-    chosen: Chosen,
-
-    #[command(flatten)]
-    actor: ActorArgs,
-
-    #[command(flatten)]
-    database: DatabaseSettings,
+    on: Operation,
 }
 
 impl DeadLettersEdit {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(output.style.now)?;
-        let server = DatabaseServer::open(&self.database).await?;
-        let validator = DeadLetterValidator { max_body_bytes: self.limit.max_body_bytes };
-        let dead_letters = DeadLetters::new(server.database.clone(), Metrics::new(), validator);
+        let selection = self.on.chosen.selection(output.now)?;
+        let server = DatabaseServer::open(&self.on.database).await?;
+        let dead_letters = dead_letters(&server, self.limit.max_body_bytes);
         match selection {
             Selection::Ids(ids) if ids.len() == 1 => {
                 self.one(ids[0], &dead_letters, &server, output).await
@@ -102,23 +92,23 @@ impl DeadLettersEdit {
         let details = found.ok_or_else(|| no_such_dead_letter(id))?;
         let (change, copy) = match (self.common_change(), &self.body) {
             (Some(change), _) => (change, None),
-            (None, Some(input)) => (Change::Body(read(input)?), None),
+            (None, Some(input)) => (Change::Body(new_body(input)?), None),
             (None, None) => {
                 let (body, copy) = self.in_editor(&details.detail)?;
                 (Change::Body(body), Some(copy))
             }
         };
-        let edited = dead_letters.edit(&details.detail, &change, &self.actor.actor()).await;
+        let edited = dead_letters.edit(&details.detail, &change, &self.on.actor.actor()).await;
         let detail = edited.map_err(|error| {
             let suggestion = details.suggestion.as_ref().map(|it| it.text.as_str());
             let copy = copy.filter(|_| !matches!(error, EditError::Nothing));
             let failure = failure(error, id, suggestion, server);
             match copy {
-                Some(copy) => with_saved_edit(failure, &copy.keep()),
+                Some(copy) => copy.named_in(failure),
                 None => failure,
             }
         })?;
-        output.show(&detail, |style| text(&detail, style))?;
+        output.show(&detail, |out| text(&detail, out))?;
         Ok(Exit::Success)
     }
 
@@ -130,19 +120,18 @@ impl DeadLettersEdit {
         output: &Output,
     ) -> Result<Exit, Failure> {
         let change = self.common_change().ok_or_else(|| {
-            Failure::Usage(
-                "several dead letters need one of --set FIELD=VALUE, --apply-suggestion or --revert"
-                    .to_owned(),
+            Failure::usage(
+                "several dead letters need one of --set FIELD=VALUE, --apply-suggestion or --revert",
             )
         })?;
-        let mut edits = Edits::default();
+        let (actor, mut edits) = (self.on.actor.actor(), Edits::default());
         dead_letters
-            .edit_all(selection, &change, &self.actor.actor(), |id, edited| edits.add(id, edited))
+            .edit_all(selection, &change, &actor, |id, edited| edits.add(id, edited))
             .await
             .map_err(|error| server.failure(&error))?;
-        let named = self.chosen.named();
+        let named = self.on.chosen.named();
         edits.skipped = named.saturating_sub(edits.edited + edits.unchanged + edits.failed);
-        output.show(&edits, |style| edits.text(style))?;
+        output.show(&edits, |out| edits.text(out))?;
         Ok(if edits.failed + edits.skipped > 0 { Exit::Problems } else { Exit::Success })
     }
 
@@ -163,10 +152,9 @@ impl DeadLettersEdit {
     fn in_editor(&self, detail: &DeadLetterDetail) -> Result<(Vec<u8>, Copy), Failure> {
         let at_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
         let Some(editor) = self.editor.as_deref().filter(|it| at_terminal && !it.is_empty()) else {
-            return Err(Failure::Usage(
+            return Err(Failure::usage(
                 "no change given: use --set FIELD=VALUE, --body FILE or --apply-suggestion; on a \
-                 terminal, set EDITOR to edit the body"
-                    .to_owned(),
+                 terminal, set EDITOR to edit the body",
             ));
         };
         let copy = Copy::of(detail)?;
@@ -176,29 +164,9 @@ impl DeadLettersEdit {
         match ended {
             Ok(status) if status.success() => {}
             Ok(status) => return Err(Failure::plain(format!("{program} ended with {status}"))),
-            Err(error) => return Err(Failure::Usage(format!("cannot start {program}: {error}"))),
+            Err(error) => return Err(Failure::usage(format!("cannot start {program}: {error}"))),
         }
-        let mut body = std::fs::read(&copy.0).map_err(|error| unreadable(&copy.0, &error))?;
-        // Editors append a line break; a body has none.
-        body.truncate(body.trim_ascii_end().len());
-        Ok((body, copy))
-    }
-}
-
-/// The failure, with the path of the file that holds the user's edit.
-fn with_saved_edit(failure: Failure, path: &Path) -> Failure {
-    let hint = format!("your edit is saved in {0}; try again with --body {0}", path.display());
-    match failure {
-        Failure::Problem { what, remedy } => {
-            let remedy = remedy.map_or_else(String::new, |remedy| format!("{remedy}\n"));
-            Failure::Problem { what, remedy: Some(remedy + &hint) }
-        }
-        Failure::Usage(what) => Failure::Usage(format!("{what}\n{hint}")),
-        Failure::Unavailable(unavailable) => {
-            let cause = format!("{}\n{hint}", unavailable.cause);
-            Failure::Unavailable(Unavailable { cause, ..unavailable })
-        }
-        Failure::ClosedPipe => Failure::ClosedPipe,
+        Ok((new_body(&Input::File(copy.0.clone()))?, copy))
     }
 }
 
@@ -236,15 +204,11 @@ struct Edits {
     failures: Vec<NotEdited>,
 }
 
-/// A dead letter that could not be edited.
 #[derive(Debug, Serialize)]
 struct NotEdited {
     id: Uuid,
     why: String,
 }
-
-/// Failures that text lists; JSON lists all.
-const LISTED: usize = 20;
 
 impl Edits {
     fn add(&mut self, id: Uuid, edited: Result<(), EditError>) {
@@ -258,34 +222,22 @@ impl Edits {
         }
     }
 
-    fn text(&self, style: &TextStyle) -> String {
-        let mut out = String::new();
-        if !self.failures.is_empty() {
-            let mut table = Table::new([("not edited", Side::Left), ("error", Side::Left)]);
-            for failed in self.failures.iter().take(LISTED) {
-                table.row([failed.id.to_string().into(), Cell::new(Tone::Bad, &failed.why)]);
-            }
-            out.push_str(&format!("{}\n", table.render(style.paint)));
-        }
+    fn text(&self, out: &mut Text) {
+        let row =
+            |failed: &NotEdited| [failed.id.to_string().into(), Cell::new(Tone::Bad, &failed.why)];
+        out.failures(["not edited", "error"], self.failures.iter().map(row));
         let tone = if self.edited > 0 { Tone::Good } else { Tone::Warn };
-        out.push_str(
-            &style.paint.text(tone, &format!("{} edited", plural(self.edited, "dead letter"))),
-        );
-        for (n, what) in [
+        out.piece(tone, format!("{} edited", plural(self.edited, "dead letter")));
+        let counts = [
             (self.failed, "not edited"),
             (self.unchanged, "unchanged"),
             (self.skipped, "skipped (not open)"),
-        ] {
-            if n > 0 {
-                out.push_str(&format!(", {} {what}", count(n)));
-            }
-        }
-        out.push('\n');
+        ];
+        out.counts(Tone::Plain, counts);
+        out.push("\n");
         if self.edited > 0 {
-            out.push_str(&style.paint.text(Tone::Dim, "next: `verbatim dead-letters replay`"));
-            out.push('\n');
+            out.line(Tone::Dim, "next: `verbatim dead-letters replay`");
         }
-        out
     }
 }
 
@@ -306,12 +258,12 @@ impl Copy {
             }
         }
     }
-}
 
-impl Copy {
-    /// Leaves the file in place and returns its path.
-    fn keep(self) -> PathBuf {
-        std::mem::ManuallyDrop::new(self).0.clone()
+    /// Leaves the file in place, and names it in the failure.
+    fn named_in(self, failure: Failure) -> Failure {
+        let path = std::mem::ManuallyDrop::new(self).0.clone();
+        let path = path.display();
+        failure.with(format!("your edit is saved in {path}; try again with --body {path}"))
     }
 }
 
@@ -322,19 +274,11 @@ impl Drop for Copy {
     }
 }
 
-fn read(input: &Input) -> Result<Vec<u8>, Failure> {
-    let mut body = Vec::new();
-    match input {
-        Input::Standard => std::io::stdin().lock().read_to_end(&mut body),
-        Input::File(path) => File::open(path).and_then(|mut file| file.read_to_end(&mut body)),
-    }
-    .map_err(|error| Failure::Usage(format!("cannot read {input}: {error}")))?;
+/// A body that the user wrote. Editors append a line break; a body has none.
+fn new_body(input: &Input) -> Result<Vec<u8>, Failure> {
+    let mut body = input.bytes()?;
     body.truncate(body.trim_ascii_end().len());
     Ok(body)
-}
-
-fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::Usage(format!("cannot read {}: {error}", path.display()))
 }
 
 fn field_and_value(text: &str) -> Result<(String, String), String> {
@@ -344,25 +288,23 @@ fn field_and_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn text(detail: &DeadLetterDetail, style: &TextStyle) -> String {
-    let paint = style.paint;
+fn text(detail: &DeadLetterDetail, out: &mut Text) {
     let id = detail.dead_letter.id;
     let Some(edited) = &detail.edit.edited_body else {
-        return format!("edited copy deleted; a replay of {id} publishes the original body\n");
+        return out
+            .push(format!("edited copy deleted; a replay of {id} publishes the original body\n"));
     };
-    let heading = paint.text(Tone::Good, &format!("edited; a replay of {id} now publishes"));
-    let next = format!("verbatim dead-letters replay {id}");
-    format!(
-        "{heading}\n{}\nthe original body is kept; next: {}\n",
-        block(&body(edited), "  "),
-        paint.text(Tone::Strong, &next)
-    )
+    out.line(Tone::Good, format!("edited; a replay of {id} now publishes"));
+    out.push(block(&body(edited), "  "));
+    out.push("\nthe original body is kept; next: ");
+    out.line(Tone::Strong, format!("verbatim dead-letters replay {id}"));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::dead_letters_list::tests::{detail, style};
+    use crate::commands::dead_letters_list::tests::detail;
+    use crate::output::tests::plain;
 
     #[test]
     fn a_field_is_everything_before_the_first_equals_sign() {
@@ -381,15 +323,15 @@ mod tests {
             };
             edits.add(Uuid::from_u128(n), edited);
         }
-        insta::assert_snapshot!(edits.text(&style()));
+        insta::assert_snapshot!(plain(|out| edits.text(out)));
     }
 
     #[test]
     fn the_body_that_a_replay_now_publishes_is_shown() {
         let mut edited = detail();
         edited.edit.edited_body = Some(br#"{"role":"assistant"}"#.to_vec());
-        insta::assert_snapshot!(text(&edited, &style()));
-        assert!(text(&detail(), &style()).contains("publishes the original body"));
+        insta::assert_snapshot!(plain(|out| text(&edited, out)));
+        assert!(plain(|out| text(&detail(), out)).contains("publishes the original body"));
     }
 
     #[test]
@@ -405,13 +347,14 @@ mod tests {
 
     #[test]
     fn a_refused_edit_stays_in_its_file_and_the_file_is_named() {
-        let path = Copy::of(&detail()).unwrap().keep();
-        let failure = with_saved_edit(Failure::problem("refused", "nothing was changed"), &path);
+        let copy = Copy::of(&detail()).unwrap();
+        let path = copy.0.clone();
+        let failure = copy.named_in(Failure::problem("refused", "nothing was changed"));
         let expected = format!(
             "refused\nnothing was changed\nyour edit is saved in {0}; try again with --body {0}",
             path.display()
         );
-        assert_eq!(failure.to_string(), expected);
+        assert_eq!(failure.text, expected);
         std::fs::remove_file(&path).unwrap();
     }
 }

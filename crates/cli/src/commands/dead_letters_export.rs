@@ -7,29 +7,26 @@ use std::path::PathBuf;
 
 use clap::Args;
 use database::{DeadLetterDetail, DeadLetterStatus};
+use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use serde::Serialize;
-use service::settings::DatabaseSettings;
+use stores::DatabaseServer;
 
 use super::dead_letters_discard::dead_letters;
-use super::dead_letters_selection::{Chosen, Status};
-use crate::actor::ActorArgs;
+use super::dead_letters_selection::{Operation, Status};
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, plural};
-use crate::servers::DatabaseServer;
 
-const EXAMPLES: &str = "\
+/// Writes dead letters as JSON lines
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim dead-letters export [OPTIONS] [ID]...")]
+#[command(after_help = "\
 Examples:
   verbatim dead-letters export --all --output dead-letters.jsonl
   verbatim dead-letters export --reason schema --tenant acme | jq -r .body
 
 One JSON object per line, oldest first: the fields of the dead letter in `show --json`, with
 headers and edited copy. A body that is not UTF-8 is also in `body_hex`. Bodies contain
-conversations: the file is readable by its owner only, and the audit log records the export.";
-
-/// Writes dead letters as JSON lines
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
-#[command(override_usage = "verbatim dead-letters export [OPTIONS] [ID]...")]
+conversations: the file is readable by its owner only, and the audit log records the export.")]
 pub(crate) struct DeadLettersExport {
     /// Only those with this status; ignored for dead letters that are given by their ids
     #[arg(long, value_enum, default_value = "open")]
@@ -40,16 +37,9 @@ pub(crate) struct DeadLettersExport {
     output: Option<PathBuf>,
 
     #[command(flatten)]
-    chosen: Chosen,
-
-    #[command(flatten)]
-    actor: ActorArgs,
-
-    #[command(flatten)]
-    database: DatabaseSettings,
+    on: Operation,
 }
 
-/// A line of the export.
 #[derive(Serialize)]
 struct Line<'a> {
     #[serde(flatten)]
@@ -61,13 +51,13 @@ struct Line<'a> {
 
 impl DeadLettersExport {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(output.style.now)?;
-        let server = DatabaseServer::open(&self.database).await?;
+        let selection = self.on.chosen.selection(output.now)?;
+        let server = DatabaseServer::open(&self.on.database).await?;
         let mut out = self.open()?;
-        let status = if self.chosen.named() > 0 { None } else { self.status.stored() };
+        let status = if self.on.chosen.named() > 0 { None } else { self.status.stored() };
         let status: &[DeadLetterStatus] = status.as_slice();
-        let written = dead_letters(&server)
-            .export(selection, status, &self.actor.actor(), |detail| write(&detail, &mut out))
+        let written = dead_letters(&server, DEFAULT_MAX_BODY_BYTES)
+            .export(selection, status, &self.on.actor.actor(), |detail| write(&detail, &mut out))
             .await
             .map_err(|fault| match fault {
                 Fault::Database(error) => server.failure(&error).into(),
@@ -86,7 +76,7 @@ impl DeadLettersExport {
         };
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         let file = file.map_err(|error| {
-            Failure::Usage(format!("cannot create {}: {error}", path.display()))
+            Failure::usage(format!("cannot create {}: {error}", path.display()))
         })?;
         Ok(Box::new(BufWriter::new(file)))
     }

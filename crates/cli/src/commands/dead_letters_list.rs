@@ -2,20 +2,25 @@
 
 mod groups;
 
-use groups::{ERROR, Groups};
+use groups::Groups;
 
 use clap::Args;
 use database::{DeadLetterStatus, DeadLetterSummary, OpenDeadLetters};
 use serde::Serialize;
 use service::settings::{DatabaseSettings, ReadReplicaSettings};
+use stores::DatabaseServer;
 use uuid::Uuid;
 
 use super::dead_letters_selection::{Filters, Status};
 use crate::exit::{Exit, Failure};
-use crate::output::{Cell, Output, Side, Table, TextStyle, Tone, ago, count, excerpt, plural};
-use crate::servers::DatabaseServer;
+use crate::output::{Cell, ERROR, Output, Text, Tone, ago, count, excerpt, plural};
 
-const EXAMPLES: &str = "\
+/// Lists dead letters, newest first
+///
+/// First prints the number of open dead letters by queue and reason.
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim dead-letters list [OPTIONS]")]
+#[command(after_help = "\
 Examples:
   verbatim dead-letters list --group
   verbatim dead-letters list --reason schema --tenant acme --since 2h
@@ -23,13 +28,7 @@ Examples:
   verbatim dead-letters list --json | jq -r '.dead_letters[] | \"\\(.id) \\(.field) \\(.error)\"'
 
 Reads the replica at DATABASE_READ_URL, if that is set. A dead letter is listed once a
-dead-letter-worker has stored it; `verbatim queues` shows how many are still in their queues.";
-
-/// Lists dead letters, newest first
-///
-/// First prints the number of open dead letters by queue and reason.
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim dead-letters list [OPTIONS]")]
+dead-letter-worker has stored it; `verbatim queues` shows how many are still in their queues.")]
 pub(crate) struct DeadLettersList {
     /// Only those with this status
     #[arg(long, value_enum, default_value = "open")]
@@ -58,7 +57,6 @@ pub(crate) struct DeadLettersList {
     replica: ReadReplicaSettings,
 }
 
-/// A page of dead letters.
 #[derive(Debug, Serialize)]
 struct Page {
     /// Dead letters that match, on this and other pages.
@@ -74,7 +72,7 @@ impl DeadLettersList {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let server = DatabaseServer::open_for_lists(&self.database, &self.replica).await?;
         let (database, status) = (&server.database, self.status.stored());
-        let filter = self.filters.filter(output.style.now);
+        let filter = self.filters.filter(output.now);
         let failure = |error| server.failure(&error);
         if self.group {
             let (total, groups) = tokio::try_join!(
@@ -83,7 +81,7 @@ impl DeadLettersList {
             )
             .map_err(failure)?;
             let groups = Groups { total, groups };
-            output.show(&groups, |style| groups::text(&groups, self.limit, style))?;
+            output.show(&groups, |out| groups::text(&groups, self.limit, out))?;
             return Ok(Exit::Success);
         }
         // One more row than the limit shows that there is a next page.
@@ -98,74 +96,51 @@ impl DeadLettersList {
         dead_letters.truncate(limit);
         let next = dead_letters.last().filter(|_| more).map(|it| it.dead_letter.id);
         let page = Page { total, open, dead_letters, next };
-        output.show(&page, |style| text(&page, style))?;
+        output.show(&page, |out| text(&page, out))?;
         Ok(Exit::Success)
     }
 }
 
-fn text(page: &Page, style: &TextStyle) -> String {
-    let paint = style.paint;
-    let mut out = String::new();
+fn text(page: &Page, out: &mut Text) {
     if page.open.is_empty() {
-        out.push_str(&paint.text(Tone::Good, "no open dead letters"));
-        out.push('\n');
+        out.line(Tone::Good, "no open dead letters");
     } else {
-        let mut table =
-            Table::new([("open", Side::Right), ("queue", Side::Left), ("reason", Side::Left)]);
-        for group in &page.open {
-            table.row([
-                Cell::new(Tone::Bad, count(group.dead_letters)),
-                (&group.queue).into(),
-                (&group.reason).into(),
-            ]);
-        }
-        out.push_str(&table.render(paint));
+        let row = |group: &OpenDeadLetters| {
+            let number = Cell::count(group.dead_letters).tone(Tone::Bad);
+            [number, (&group.queue).into(), (&group.reason).into()]
+        };
+        out.table(["open", "queue", "reason"], page.open.iter().map(row));
     }
     if page.dead_letters.is_empty() {
         if !page.open.is_empty() {
-            out.push_str("\nno dead letter matches the filters\n");
+            out.push("\nno dead letter matches the filters\n");
         }
-        return out;
+        return;
     }
-    out.push('\n');
-    out.push_str(&dead_letters(&page.dead_letters, style));
-    let mut hint = |text: &str| {
-        out.push_str(&paint.text(Tone::Dim, text));
-        out.push('\n');
-    };
-    if let Some(next) = page.next {
-        let (shown, total) =
-            (count(page.dead_letters.len() as i128), plural(page.total, "dead letter"));
-        hint(&format!("{shown} of {total}; next page: --before {next}; groups: --group"));
-    }
-    hint("details: `verbatim dead-letters show ID`");
-    out
-}
-
-fn dead_letters(dead_letters: &[DeadLetterSummary], style: &TextStyle) -> String {
-    let mut table = Table::new([
-        ("id", Side::Left),
-        ("failed", Side::Left),
-        ("status", Side::Left),
-        ("tenant", Side::Left),
-        ("reason", Side::Left),
-        ("field", Side::Left),
-        ("error", Side::Left),
-    ]);
-    for summary in dead_letters {
+    let now = out.now;
+    let row = |summary: &DeadLetterSummary| {
         let DeadLetterSummary { dead_letter, state, .. } = summary;
         let tone = if state.status == DeadLetterStatus::Open { Tone::Warn } else { Tone::Dim };
-        table.row([
+        [
             dead_letter.id.to_string().into(),
-            ago(dead_letter.last_failed_at, style.now).into(),
+            ago(dead_letter.last_failed_at, now).into(),
             Cell::new(tone, status(summary)),
             Cell::optional(dead_letter.tenant_id.as_deref()),
             (&dead_letter.reason).into(),
             Cell::optional(dead_letter.field.as_deref()),
             excerpt(&dead_letter.error, ERROR).into(),
-        ]);
+        ]
+    };
+    out.push("\n");
+    let titles = ["id", "failed", "status", "tenant", "reason", "field", "error"];
+    out.table(titles, page.dead_letters.iter().map(row));
+    if let Some(next) = page.next {
+        let shown = count(page.dead_letters.len() as i128);
+        let total = plural(page.total, "dead letter");
+        let hint = format!("{shown} of {total}; next page: --before {next}; groups: --group");
+        out.line(Tone::Dim, hint);
     }
-    table.render(style.paint)
+    out.line(Tone::Dim, "details: `verbatim dead-letters show ID`");
 }
 
 /// Its status, whether it is edited, how often it failed again, and whether a replay failed.
@@ -187,12 +162,11 @@ fn status(summary: &DeadLetterSummary) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use database::{DeadLetter, DeadLetterDetail, DeadLetterEdit, DeadLetterState, FailedMessage};
-    use domain::time::Timestamp;
     use serde_json::json;
 
     use super::*;
     use crate::commands::conversation_list::tests::at;
-    use crate::output::Paint;
+    use crate::output::tests::plain;
 
     pub(crate) fn detail() -> DeadLetterDetail {
         let body = r#"{"action_type":"conversation.save_message","tenant_id":"acme","session_id":"web-1","role":"bot","content":"hi"}"#;
@@ -245,11 +219,6 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) fn style() -> TextStyle {
-        let now = Timestamp::parse("2026-11-20T12:00:00Z").unwrap();
-        TextStyle { paint: Paint::Plain, now }
-    }
-
     #[test]
     fn open_counts_come_first_and_then_each_dead_letter() {
         let mut foreign = summary();
@@ -277,9 +246,9 @@ pub(crate) mod tests {
             dead_letters: vec![summary(), failed_again, foreign],
             next: Some(Uuid::from_u128(7)),
         };
-        insta::assert_snapshot!(text(&page, &style()));
+        insta::assert_snapshot!(plain(|out| text(&page, out)));
         let nothing = Page { total: 0, open: Vec::new(), dead_letters: Vec::new(), next: None };
-        assert_eq!(text(&nothing, &style()), "no open dead letters\n");
+        assert_eq!(plain(|out| text(&nothing, out)), "no open dead letters\n");
     }
 
     #[test]

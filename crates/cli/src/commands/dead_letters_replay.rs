@@ -12,10 +12,9 @@ use clap::{Args, ValueEnum};
 use dead_letters::{
     DeadLetterValidator, Ended, ReplayReport, ReplaySettings, Replayer, StopOnFailure,
 };
-use domain::failure::Dependency;
 use metrics::Metrics;
 use service::settings::{AmqpSettings, DatabaseSettings, duration};
-use tokio::signal::unix::{SignalKind, signal};
+use stores::{Broker, DatabaseServer};
 use tokio_util::sync::CancellationToken;
 
 use super::dead_letters_selection::Chosen;
@@ -23,9 +22,11 @@ use crate::actor::ActorArgs;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
-use crate::servers::{Broker, DatabaseServer};
 
-const EXAMPLES: &str = "\
+/// Publishes dead letters to their queues again
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim dead-letters replay [OPTIONS] [ID]...")]
+#[command(after_help = "\
 Examples:
   verbatim dead-letters replay ID
   verbatim dead-letters replay --queue conversation.save_message --reason schema --dry-run
@@ -41,12 +42,7 @@ letters.
 
 Exit codes: 0 all were replayed and none failed again; 1 some failed again, or were not replayed
 by this run (unroutable, refused, or claimed by another run), or it was stopped; 3 a server
-became unreachable.";
-
-/// Publishes dead letters to their queues again
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
-#[command(override_usage = "verbatim dead-letters replay [OPTIONS] [ID]...")]
+became unreachable.")]
 pub(crate) struct DeadLettersReplay {
     /// Print what would be published to which queue, and publish nothing
     #[arg(long)]
@@ -87,7 +83,6 @@ pub(crate) struct DeadLettersReplay {
     database: DatabaseSettings,
 }
 
-/// When to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Stop {
     /// At the first failure
@@ -100,7 +95,7 @@ enum Stop {
 
 impl DeadLettersReplay {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(output.style.now)?;
+        let selection = self.chosen.selection(output.now)?;
         let broker = Broker::of(&self.amqp)?;
         let server = DatabaseServer::open(&self.database).await?;
         let metrics = Metrics::new();
@@ -114,7 +109,7 @@ impl DeadLettersReplay {
             let mut plan = plan::Plan::default();
             let planned = replayer.plan(selection, |dead_letter| plan.add(dead_letter)).await;
             planned.map_err(|error| server.failure(&error))?;
-            output.show(&plan, |style| plan.text(style))?;
+            output.show(&plan, |out| plan.text(out))?;
             return Ok(Exit::Success);
         }
         let mut inspector = Inspector::new(broker.endpoints.clone());
@@ -137,7 +132,7 @@ impl DeadLettersReplay {
         display.end();
         let report = replayed.map_err(|error| server.failure(&error))?;
         let not_open = self.chosen.named().saturating_sub(report.matched);
-        output.show(&report, |style| text::text(&report, not_open, style))?;
+        output.show(&report, |out| text::text(&report, not_open, out))?;
         Ok(exit(&report, not_open))
     }
 }
@@ -147,10 +142,7 @@ impl DeadLettersReplay {
 fn exit(report: &ReplayReport, not_open: u64) -> Exit {
     let ReplayReport { failed, failed_again, skipped, decided_elsewhere, .. } = report;
     match &report.ended {
-        Ended::Unavailable {
-            dependency: Dependency::RabbitMq | Dependency::PostgreSql | Dependency::Redis,
-            ..
-        } => Exit::Unavailable,
+        Ended::Unavailable { .. } => Exit::Unavailable,
         Ended::Complete if failed + failed_again + skipped + decided_elsewhere + not_open == 0 => {
             Exit::Success
         }
@@ -163,26 +155,17 @@ fn stop_by_signal() -> CancellationToken {
     let stop = CancellationToken::new();
     let signalled = stop.clone();
     tokio::spawn(async move {
-        let (Ok(mut interrupt), Ok(mut terminate)) =
-            (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-        else {
-            return;
-        };
-        for first in [true, false] {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if first {
-                eprintln!(
-                    "stopping after the dead letters in flight are confirmed and recorded; Ctrl-C again \
-                     stops at once"
-                );
-                signalled.cancel();
-            } else {
-                // Dead letters that are not recorded stay open, and their lease expires.
-                std::process::exit(1);
-            }
+        let Ok(mut signals) = service::signals() else { return };
+        if signals.recv().await.is_some() {
+            eprintln!(
+                "stopping after the dead letters in flight are confirmed and recorded; Ctrl-C again \
+                 stops at once"
+            );
+            signalled.cancel();
+        }
+        if signals.recv().await.is_some() {
+            // Dead letters that are not recorded stay open, and their lease expires.
+            std::process::exit(1);
         }
     });
     stop

@@ -2,43 +2,33 @@
 
 use clap::{Args, ValueEnum};
 use database::DeadLetterStatus;
-use service::settings::DatabaseSettings;
+use domain::decode::DEFAULT_MAX_BODY_BYTES;
+use stores::DatabaseServer;
 
 use super::dead_letters_discard::{Done, Texts, dead_letters};
-use super::dead_letters_selection::Chosen;
-use crate::actor::ActorArgs;
+use super::dead_letters_selection::Operation;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
-use crate::servers::DatabaseServer;
 
-const EXAMPLES: &str = "\
+/// Opens discarded or replayed dead letters again
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim dead-letters restore [OPTIONS] [ID]...")]
+#[command(after_help = "\
 Examples:
   verbatim dead-letters restore ID
   verbatim dead-letters restore --status discarded --tenant acme --since 2h
 
 Replaying a dead letter again is safe: its effect happens once. Exit code 1: a dead letter that
-was given by its id was skipped.";
-
-/// Opens discarded or replayed dead letters again
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
-#[command(override_usage = "verbatim dead-letters restore [OPTIONS] [ID]...")]
+was given by its id was skipped.")]
 pub(crate) struct DeadLettersRestore {
     /// Only those with this status; required unless dead letters are given by their ids
     #[arg(long, value_enum)]
     status: Option<RestoreFrom>,
 
     #[command(flatten)]
-    chosen: Chosen,
-
-    #[command(flatten)]
-    actor: ActorArgs,
-
-    #[command(flatten)]
-    database: DatabaseSettings,
+    on: Operation,
 }
 
-/// The status to restore from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum RestoreFrom {
     /// Discarded by an operator
@@ -49,31 +39,31 @@ enum RestoreFrom {
 
 impl DeadLettersRestore {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(output.style.now)?;
-        let status: &[DeadLetterStatus] = match (self.status, self.chosen.named()) {
+        let selection = self.on.chosen.selection(output.now)?;
+        let status: &[DeadLetterStatus] = match (self.status, self.on.chosen.named()) {
             (Some(RestoreFrom::Discarded), _) => &[DeadLetterStatus::Discarded],
             (Some(RestoreFrom::Replayed), _) => &[DeadLetterStatus::Replayed],
             (None, 1..) => &[DeadLetterStatus::Discarded, DeadLetterStatus::Replayed],
             // Most replayed dead letters succeeded, so opening them is not a default.
             (None, 0) => {
-                return Err(Failure::Usage(
-                    "give --status discarded or --status replayed: which dead letters to open again"
-                        .to_owned(),
+                return Err(Failure::usage(
+                    "give --status discarded or --status replayed: which dead letters to open again",
                 ));
             }
         };
-        let server = DatabaseServer::open(&self.database).await?;
-        let actor = self.actor.actor();
-        let restored = dead_letters(&server).restore(selection, status, &actor).await;
+        let server = DatabaseServer::open(&self.on.database).await?;
+        let actor = self.on.actor.actor();
+        let restored =
+            dead_letters(&server, DEFAULT_MAX_BODY_BYTES).restore(selection, status, &actor).await;
         let dead_letters = restored.map_err(|error| server.failure(&error))?;
-        let skipped = self.chosen.named().saturating_sub(dead_letters);
+        let skipped = self.on.chosen.named().saturating_sub(dead_letters);
         let done = Done { run: actor.run, dead_letters, skipped };
         let texts = Texts {
             done: "open again",
             required: "discarded or replayed",
             next: "next: `verbatim dead-letters replay`",
         };
-        output.show(&done, |style| done.text(&texts, style))?;
+        output.show(&done, |out| done.text(&texts, out))?;
         Ok(done.exit())
     }
 }

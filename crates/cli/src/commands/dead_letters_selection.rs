@@ -6,10 +6,12 @@ use database::{DeadLetterFilter, DeadLetterStatus, ReplayedBefore, Selection};
 use domain::failure::DeadLetterReason;
 use domain::ids::{ConversationId, TenantId};
 use domain::time::Timestamp;
+use service::settings::DatabaseSettings;
 use uuid::Uuid;
 
+use crate::actor::ActorArgs;
 use crate::exit::Failure;
-use crate::when::When;
+use crate::values::{When, one_of};
 
 /// Filters. A dead letter must match all of them.
 #[derive(Debug, Clone, Args)]
@@ -77,7 +79,19 @@ pub(crate) struct Chosen {
     all: bool,
 }
 
-/// The status of a dead letter.
+/// What every command has that acts upon dead letters.
+#[derive(Debug, Args)]
+pub(crate) struct Operation {
+    #[command(flatten)]
+    pub(crate) chosen: Chosen,
+
+    #[command(flatten)]
+    pub(crate) actor: ActorArgs,
+
+    #[command(flatten)]
+    pub(crate) database: DatabaseSettings,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Status {
     /// Neither replayed nor discarded
@@ -90,7 +104,6 @@ pub(crate) enum Status {
     All,
 }
 
-/// Yes or no.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum YesNo {
     Yes,
@@ -128,13 +141,11 @@ impl Chosen {
             (true, true, true) => Ok(Selection::All),
             (true, false, false) => Ok(Selection::Matching(filter)),
             (false, true, false) => Ok(Selection::Ids(self.ids.clone())),
-            (true, true, false) => Err(Failure::Usage(
-                "no dead letters selected: give ids, filters (such as --reason schema) or --all"
-                    .to_owned(),
+            (true, true, false) => Err(Failure::usage(
+                "no dead letters selected: give ids, filters (such as --reason schema) or --all",
             )),
-            _ => Err(Failure::Usage(
-                "select dead letters either by ids, or by filters, or with --all; not by several of these"
-                    .to_owned(),
+            _ => Err(Failure::usage(
+                "select dead letters either by ids, or by filters, or with --all; not by several of these",
             )),
         }
     }
@@ -161,19 +172,12 @@ impl Status {
 }
 
 fn queue(text: &str) -> Result<&'static str, String> {
-    let names = WorkQueue::ALL.map(WorkQueue::name);
     let work_queue = text.strip_suffix(".dlq").unwrap_or(text);
-    names
-        .into_iter()
-        .find(|name| *name == work_queue)
-        .ok_or_else(|| format!("it must be one of {}", names.join(", ")))
+    one_of(work_queue, WorkQueue::ALL, WorkQueue::name).map(WorkQueue::name)
 }
 
 fn reason(text: &str) -> Result<DeadLetterReason, String> {
-    DeadLetterReason::parse(text).ok_or_else(|| {
-        let all = DeadLetterReason::ALL.map(DeadLetterReason::as_str).join(", ");
-        format!("it must be one of {all}")
-    })
+    one_of(text, DeadLetterReason::ALL, DeadLetterReason::as_str)
 }
 
 #[cfg(test)]
@@ -192,7 +196,7 @@ mod tests {
         let arguments = [&["command"], arguments].concat();
         let command = Command::try_parse_from(arguments).map_err(|error| error.to_string())?;
         let now = Timestamp::parse("2026-11-20T12:00:00Z").unwrap();
-        command.chosen.selection(now).map_err(|failure| failure.to_string())
+        command.chosen.selection(now).map_err(|failure| failure.text)
     }
 
     #[test]

@@ -2,28 +2,29 @@
 
 use clap::Args;
 use database::{AuditEntry, DeadLetter, DeadLetterDetail, DeadLetterStatus, DeadLetterSummary};
-use dead_letters::{DeadLetterDetails, DeadLetterValidator, DeadLetters, Step, Suggestion};
-use metrics::Metrics;
+use dead_letters::{DeadLetterDetails, Step, Suggestion};
+use domain::json;
+use domain::time::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 use service::settings::DatabaseSettings;
+use stores::DatabaseServer;
 use uuid::Uuid;
 
+use super::dead_letters_discard::dead_letters;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
-use crate::output::{Output, TextStyle, Tone, ago, block, moment, one_line, plural};
-use crate::servers::DatabaseServer;
+use crate::output::{Output, Text, Tone, ago, moment, one_line, plural};
 
-const EXAMPLES: &str = "\
+/// Shows a dead letter: body, headers, history and a suggested fix
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim dead-letters show [OPTIONS] <ID>")]
+#[command(after_help = "\
 Examples:
   verbatim dead-letters show 4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a
   verbatim dead-letters show ID --json | jq -r .body > action.json
 
-Exit code 1: there is no such dead letter.";
-
-/// Shows a dead letter: body, headers, history and a suggested fix
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim dead-letters show [OPTIONS] <ID>")]
+Exit code 1: there is no such dead letter.")]
 pub(crate) struct DeadLettersShow {
     /// Id of the dead letter
     #[arg(value_name = "ID")]
@@ -58,17 +59,15 @@ struct Advice {
 impl DeadLettersShow {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let server = DatabaseServer::open(&self.database).await?;
-        let validator = DeadLetterValidator { max_body_bytes: self.limit.max_body_bytes };
-        let dead_letters = DeadLetters::new(server.database.clone(), Metrics::new(), validator);
+        let dead_letters = dead_letters(&server, self.limit.max_body_bytes);
         let found = dead_letters.details(self.id).await.map_err(|error| server.failure(&error))?;
         let details = found.ok_or_else(|| no_such_dead_letter(self.id))?;
         let shown = shown(&details);
-        output.show(&shown, |style| text(&details, &shown, style))?;
+        output.show(&shown, |out| text(&details, &shown, out))?;
         Ok(Exit::Success)
     }
 }
 
-/// There is no dead letter with this id.
 pub(super) fn no_such_dead_letter(id: Uuid) -> Failure {
     let what = format!("there is no dead letter {id}");
     Failure::problem(what, "`verbatim dead-letters list --status all` lists all dead letters")
@@ -97,28 +96,21 @@ fn advice(id: Uuid, suggestion: &Suggestion) -> Advice {
 
 /// The commands for a dead letter in its status.
 fn next(id: Uuid, status: DeadLetterStatus) -> Vec<String> {
-    let verbs: &[&str] = match status {
-        DeadLetterStatus::Open => &["edit", "replay", "discard --why TEXT"],
-        DeadLetterStatus::Replayed | DeadLetterStatus::Discarded => &["restore"],
-    };
-    let command = |verb: &&str| {
-        let (verb, options) = verb.split_once(' ').unwrap_or((verb, ""));
-        format!("verbatim dead-letters {verb} {id} {options}").trim_end().to_owned()
-    };
-    verbs.iter().map(command).collect()
+    let command = |verb: &str| format!("verbatim dead-letters {verb} {id}");
+    match status {
+        DeadLetterStatus::Open => {
+            vec![command("edit"), command("replay"), command("discard") + " --why TEXT"]
+        }
+        DeadLetterStatus::Replayed | DeadLetterStatus::Discarded => vec![command("restore")],
+    }
 }
 
-fn text(details: &DeadLetterDetails, shown: &Shown<'_>, style: &TextStyle) -> String {
+fn text(details: &DeadLetterDetails, shown: &Shown<'_>, out: &mut Text) {
     let DeadLetterDetail { dead_letter, message, state, edit } = &details.detail;
-    let paint = style.paint;
-    let id = paint.text(Tone::Strong, &dead_letter.id.to_string());
-    let mut out = format!("dead letter {id}, {}\n", state.status);
-    let mut line = |name: &str, tone: Tone, what: &str| {
-        let name = paint.text(Tone::Dim, &format!("{name:<14}"));
-        out.push_str(&format!("  {name}{}\n", paint.text(tone, &one_line(what))));
-    };
-    line("reason", Tone::Bad, &dead_letter.reason);
-    line("error", Tone::Plain, &dead_letter.error);
+    let id = out.paint(Tone::Strong, &dead_letter.id.to_string());
+    out.push(format!("dead letter {id}, {}\n", state.status));
+    out.field("reason", Tone::Bad, &dead_letter.reason);
+    out.field("error", Tone::Plain, &dead_letter.error);
     for (name, value) in [
         ("field", &dead_letter.field),
         ("tenant", &dead_letter.tenant_id),
@@ -128,68 +120,56 @@ fn text(details: &DeadLetterDetails, shown: &Shown<'_>, style: &TextStyle) -> St
         ("action", &dead_letter.action_type),
     ] {
         if let Some(value) = value {
-            line(name, Tone::Plain, value);
+            out.field(name, Tone::Plain, value);
         }
     }
-    let exchange = if dead_letter.exchange.is_empty() {
-        "the default exchange"
-    } else {
-        &dead_letter.exchange
+    let exchange = match dead_letter.exchange.as_str() {
+        "" => "the default exchange",
+        exchange => exchange,
     };
-    line(
-        "published",
-        Tone::Plain,
-        &format!("to {exchange}, routing key {}", dead_letter.routing_key),
-    );
-    line("failed in", Tone::Plain, &dead_letter.queue);
-    line("history", Tone::Plain, &history(dead_letter, state.copies, style));
+    let published = format!("to {exchange}, routing key {}", dead_letter.routing_key);
+    out.field("published", Tone::Plain, published);
+    out.field("failed in", Tone::Plain, &dead_letter.queue);
+    out.field("history", Tone::Plain, history(dead_letter, state.copies, out.now));
     if let Some(changed) = state.status_changed_at {
         let why = state.status_reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
-        line(state.status.as_str(), Tone::Plain, &format!("{}{why}", moment(changed)));
+        out.field(state.status.as_str(), Tone::Plain, format!("{}{why}", moment(changed)));
     }
     if let Some(before) = &dead_letter.replay_of {
         let reason = details.before.as_ref().map(|it| format!(" ({})", it.reason));
-        line("replay of", Tone::Warn, &format!("{before}{}", reason.unwrap_or_default()));
+        out.field("replay of", Tone::Warn, format!("{before}{}", reason.unwrap_or_default()));
     }
     for after in &details.after {
-        line("failed again", Tone::Warn, &failed_again(after));
+        out.field("failed again", Tone::Warn, failed_again(after));
     }
     if let (Some(fault), Some(tried)) = (&state.replay_fault, state.replay_tried_at) {
-        line("replay failed", Tone::Bad, &format!("{}: {fault}", moment(tried)));
+        out.field("replay failed", Tone::Bad, format!("{}: {fault}", moment(tried)));
     }
     for (name, value) in [("properties", &message.properties), ("headers", &message.headers)] {
         if let Some(value) = non_null_fields(value) {
-            let heading = paint.text(Tone::Dim, name);
-            out.push_str(&format!("\n{heading}\n{}", block(&value, "  ")));
+            out.section(Tone::Dim, name, &value);
         }
     }
-    let heading = paint.text(Tone::Dim, "body");
-    out.push_str(&format!("\n{heading}\n{}", block(&body(&message.body), "  ")));
+    out.section(Tone::Dim, "body", &body(&message.body));
     if let Some(edited) = &edit.edited_body {
         let when = edit.edited_at.map(|at| format!(", {}", moment(at))).unwrap_or_default();
         let who = edit.edited_by.as_deref().map(|who| format!(" by {who}")).unwrap_or_default();
         let heading = format!("edited copy, which a replay publishes{when}{}", one_line(&who));
-        let heading = paint.text(Tone::Warn, &heading);
-        out.push_str(&format!("\n{heading}\n{}", block(&body(edited), "  ")));
+        out.section(Tone::Warn, &heading, &body(edited));
     }
     if !details.audit.is_empty() {
-        out.push_str(&format!("\n{}\n", paint.text(Tone::Dim, "audit log")));
-        for entry in &details.audit {
-            out.push_str(&format!("  {}\n", one_line(&audit_line(entry))));
-        }
+        let lines: Vec<_> =
+            details.audit.iter().map(|entry| one_line(&audit_line(entry))).collect();
+        out.section(Tone::Dim, "audit log", &lines.join("\n"));
     }
     if let Some(advice) = &shown.suggestion {
-        let heading = paint.text(Tone::Good, "suggestion");
-        out.push_str(&format!("\n{heading}\n  {}\n", one_line(&advice.text)));
+        out.section(Tone::Good, "suggestion", &one_line(&advice.text));
         if let Some(command) = &advice.command {
-            out.push_str(&format!("  {}\n", paint.text(Tone::Strong, command)));
+            out.push("  ");
+            out.line(Tone::Strong, command);
         }
     }
-    out.push_str(&format!("\n{}\n", paint.text(Tone::Dim, "next")));
-    for command in &shown.next {
-        out.push_str(&format!("  {command}\n"));
-    }
-    out
+    out.section(Tone::Dim, "next", &shown.next.join("\n"));
 }
 
 fn failed_again(after: &DeadLetterSummary) -> String {
@@ -197,7 +177,6 @@ fn failed_again(after: &DeadLetterSummary) -> String {
     format!("as {} ({}, {})", dead_letter.id, dead_letter.reason, state.status)
 }
 
-/// A line of the audit log.
 fn audit_line(entry: &AuditEntry) -> String {
     let what = entry.action.strip_prefix("dead_letter.").unwrap_or(&entry.action);
     let detail = entry.detail.as_ref();
@@ -220,13 +199,13 @@ fn audit_line(entry: &AuditEntry) -> String {
 }
 
 /// When and how often it failed, was replayed and was received.
-fn history(dead_letter: &DeadLetter, copies: i64, style: &TextStyle) -> String {
+fn history(dead_letter: &DeadLetter, copies: i64, now: Timestamp) -> String {
     let DeadLetter { first_failed_at: first, last_failed_at: last, .. } = dead_letter;
     let mut parts = vec![if dead_letter.attempts > 1 {
         let attempts = plural(dead_letter.attempts, "attempt");
         format!("{attempts}; first failed {}, last {}", moment(*first), moment(*last))
     } else {
-        format!("failed {}, {}", ago(*last, style.now), moment(*last))
+        format!("failed {}, {}", ago(*last, now), moment(*last))
     }];
     if dead_letter.replay_count > 0 {
         parts.push(format!("replayed {}", plural(dead_letter.replay_count, "time")));
@@ -237,19 +216,17 @@ fn history(dead_letter: &DeadLetter, copies: i64, style: &TextStyle) -> String {
     parts.join("; ")
 }
 
-/// A JSON object without its null fields, over lines; `None` if nothing remains.
+/// A JSON value without its null fields, over lines; `None` if nothing remains.
 fn non_null_fields(value: &Value) -> Option<String> {
-    let fields = match value {
-        Value::Object(fields) => fields,
-        Value::Null => return None,
-        other => return serde_json::to_string_pretty(other).ok(),
-    };
-    let present: serde_json::Map<_, _> =
-        fields.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect();
-    if present.is_empty() {
-        return None;
+    let mut value = value.clone();
+    if let Value::Object(fields) = &mut value {
+        fields.retain(|_, field| !field.is_null());
     }
-    serde_json::to_string_pretty(&present).ok()
+    match &value {
+        Value::Null => None,
+        Value::Object(fields) if fields.is_empty() => None,
+        value => serde_json::to_string_pretty(value).ok(),
+    }
 }
 
 /// A body, over lines where it is JSON.
@@ -259,68 +236,24 @@ pub(super) fn body(bytes: &[u8]) -> String {
     }
     match std::str::from_utf8(bytes) {
         // Parsing it into a tree would sort keys and round numbers, so only whitespace is changed.
-        Ok(text) if serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() => indented(text),
+        Ok(text) if serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() => {
+            json::indented(text)
+        }
         Ok(text) => text.to_owned(),
         Err(_) => String::from_utf8_lossy(bytes).into_owned(),
     }
 }
 
-/// JSON with each value on its own line; names and values stay byte for byte.
-fn indented(json: &str) -> String {
-    let mut out = String::with_capacity(json.len() * 2);
-    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
-    let mut characters = json.chars().peekable();
-    let new_line = |out: &mut String, depth: usize| {
-        out.push('\n');
-        out.extend(std::iter::repeat_n("  ", depth));
-    };
-    while let Some(c) = characters.next() {
-        if in_string {
-            out.push(c);
-            in_string = escaped || c != '"';
-            escaped = !escaped && c == '\\';
-            continue;
-        }
-        match c {
-            '"' => {
-                in_string = true;
-                out.push(c);
-            }
-            '{' | '[' => {
-                out.push(c);
-                while characters.next_if(char::is_ascii_whitespace).is_some() {}
-                if let Some(close) = characters.next_if(|c| matches!(c, '}' | ']')) {
-                    out.push(close);
-                } else {
-                    depth += 1;
-                    new_line(&mut out, depth);
-                }
-            }
-            '}' | ']' => {
-                depth = depth.saturating_sub(1);
-                new_line(&mut out, depth);
-                out.push(c);
-            }
-            ',' => {
-                out.push(c);
-                new_line(&mut out, depth);
-            }
-            ':' => out.push_str(": "),
-            c if c.is_ascii_whitespace() => {}
-            c => out.push(c),
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use database::{DeadLetterEdit, DeadLetterState, FailedMessage};
+    use dead_letters::DeadLetterValidator;
     use serde_json::json;
 
     use super::*;
     use crate::commands::conversation_list::tests::at;
-    use crate::commands::dead_letters_list::tests::{detail, style, summary};
+    use crate::commands::dead_letters_list::tests::{detail, summary};
+    use crate::output::tests::plain;
 
     fn details_of(detail: DeadLetterDetail) -> DeadLetterDetails {
         let suggestion = DeadLetterValidator { max_body_bytes: 1_000 }.suggest(&detail);
@@ -328,7 +261,7 @@ mod tests {
     }
 
     fn rendered(details: &DeadLetterDetails) -> String {
-        text(details, &shown(details), &style())
+        plain(|out| text(details, &shown(details), out))
     }
 
     #[test]
@@ -406,7 +339,7 @@ mod tests {
     #[test]
     fn a_body_is_indented_and_otherwise_unchanged() {
         let sent = r#"{"z":1.50,"a":{ },"text":"a \"quoted\\\" {,}: text","list":[1, [ ], 1e400],"a":"twice"}"#;
-        insta::assert_snapshot!(indented(sent));
+        insta::assert_snapshot!(body(sent.as_bytes()));
         assert_eq!(body(b""), "(empty)");
         assert_eq!(body(b"{\"broken\": "), "{\"broken\": ");
     }

@@ -6,23 +6,21 @@ use service::settings::bytes;
 
 use crate::exit::{Exit, Failure};
 use crate::input::Input;
-use crate::output::{Output, TextStyle, Tone, plural};
+use crate::output::{Output, Text, Tone, plural};
 use crate::validator::{Findings, Validator};
-
-const EXAMPLES: &str = "\
-Examples:
-  verbatim lint actions.jsonl
-  jq -c '.[]' actions.json | verbatim lint -
-  verbatim lint actions.jsonl --json | jq -r '.faults[] | \"\\(.line): \\(.detail)\"'
-
-Exit code 1: the workers would refuse a line. Needs no server.";
 
 /// Checks actions with the workers' validator
 ///
 /// One JSON object per line; blank lines are skipped. For each line that the workers would refuse, it
 /// prints the reason of the dead letter, the field at fault and the error.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = "\
+Examples:
+  verbatim lint actions.jsonl
+  jq -c '.[]' actions.json | verbatim lint -
+  verbatim lint actions.jsonl --json | jq -r '.faults[] | \"\\(.line): \\(.detail)\"'
+
+Exit code 1: the workers would refuse a line. Needs no server.")]
 pub(crate) struct Lint {
     /// File with one action per line, or - for standard input
     #[arg(value_parser = Input::parse)]
@@ -45,25 +43,24 @@ impl Lint {
     pub(crate) fn run(self, output: &Output) -> Result<Exit, Failure> {
         let max_body_bytes = self.limit.max_body_bytes;
         let findings =
-            Validator { now: output.style.now, max_body_bytes }.check(&self.file.buffered()?)?;
-        output.show(&findings, |style| text(&findings, style))?;
+            Validator { now: output.now, max_body_bytes }.check(&self.file.buffered()?)?;
+        output.show(&findings, |out| text(&findings, out))?;
         Ok(if findings.invalid == 0 { Exit::Success } else { Exit::Problems })
     }
 }
 
-fn text(findings: &Findings, style: &TextStyle) -> String {
-    let out = findings.render(style);
+fn text(findings: &Findings, out: &mut Text) {
+    findings.write(out);
     let Findings { lines, valid, invalid, .. } = findings;
-    let summary = match (lines, invalid) {
-        (0, _) => style.paint.text(Tone::Warn, "no actions: every line is blank"),
-        (_, 0) => style.paint.text(Tone::Good, &format!("{} valid", plural(*lines, "action"))),
-        _ => format!(
-            "{} of {} would be refused, {valid} valid",
-            style.paint.text(Tone::Bad, &invalid.to_string()),
-            plural(*lines, "action"),
-        ),
-    };
-    out + &summary + "\n"
+    let actions = plural(*lines, "action");
+    match (lines, invalid) {
+        (0, _) => out.line(Tone::Warn, "no actions: every line is blank"),
+        (_, 0) => out.line(Tone::Good, format!("{actions} valid")),
+        _ => {
+            out.piece(Tone::Bad, invalid.to_string());
+            out.push(format!(" of {actions} would be refused, {valid} valid\n"));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -71,7 +68,7 @@ mod tests {
     use domain::time::Timestamp;
 
     use super::*;
-    use crate::output::Paint;
+    use crate::output::tests::plain;
 
     fn findings(lines: &str) -> Findings {
         let directory = tempfile::tempdir().unwrap();
@@ -82,8 +79,7 @@ mod tests {
     }
 
     fn rendered(lines: &str) -> String {
-        let style = TextStyle { paint: Paint::Plain, now: Timestamp::EARLIEST };
-        text(&findings(lines), &style)
+        plain(|out| text(&findings(lines), out))
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! published as a whole. Each action is published with the id that the workers derive for it, so
 //! publishing a file twice saves its messages once (except messages without id and timestamp).
 
-mod report;
 mod router;
 mod sending;
 
@@ -12,21 +11,25 @@ use broker::Publisher;
 use broker::inspect::Inspector;
 use broker::topology;
 use clap::Args;
-use indicatif::ProgressBar;
 use metrics::Metrics;
-use report::{NotConfirmed, Report};
 use router::Router;
-use sending::Sending;
+use sending::{NotConfirmed, Report, Sending};
 use service::settings::AmqpSettings;
+use stores::Broker;
 
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::input::Input;
-use crate::output::{Cell, Output, Side, Table, TextStyle, Tone, bar, count, plural, spinner};
-use crate::servers::Broker;
+use crate::output::{Cell, LISTED, Output, Text, Tone, bar, count, plural, spinner};
 use crate::validator::{Findings, Validator};
 
-const EXAMPLES: &str = "\
+/// Publishes actions and waits for RabbitMQ's confirms
+///
+/// One JSON object per line. All lines are checked first; if the workers would refuse one, nothing is
+/// published. Each action is published persistent and mandatory, with its `action_type` as routing key.
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim publish [OPTIONS] <FILE>")]
+#[command(after_help = "\
 Examples:
   verbatim publish actions.jsonl
   my-agent --dry-run | verbatim publish -
@@ -34,17 +37,7 @@ Examples:
 
 Exit codes: 0 every action was confirmed; 1 a line is invalid, or an action was refused or
 unroutable; 3 RabbitMQ became unreachable. Publishing again is safe for every action that
-carries an id or a timestamp.";
-
-/// Failures that text lists; JSON lists all.
-const LISTED: usize = 20;
-
-/// Publishes actions and waits for RabbitMQ's confirms
-///
-/// One JSON object per line. All lines are checked first; if the workers would refuse one, nothing is
-/// published. Each action is published persistent and mandatory, with its `action_type` as routing key.
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim publish [OPTIONS] <FILE>")]
+carries an id or a timestamp.")]
 pub(crate) struct Publish {
     /// File with one action per line, or - for standard input
     #[arg(value_parser = Input::parse)]
@@ -68,15 +61,14 @@ pub(crate) struct Publish {
 impl Publish {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let broker = Broker::of(&self.amqp)?;
-        let validator =
-            Validator { now: output.style.now, max_body_bytes: self.limit.max_body_bytes };
+        let validator = Validator { now: output.now, max_body_bytes: self.limit.max_body_bytes };
         let (lines, total) = if self.no_lint {
             (self.file.streamed(), None)
         } else {
             let lines = self.file.buffered()?;
             let findings = validator.check(&lines)?;
             if findings.invalid > 0 {
-                return refuse(findings, output);
+                return refuse(&findings, output);
             }
             (lines, Some(findings.lines))
         };
@@ -84,11 +76,15 @@ impl Publish {
         inspector.probe().await.map_err(|error| broker.failure(&error))?;
 
         let publisher = Publisher::new(broker.endpoints.clone(), Metrics::new());
-        let mut sending = Sending::new(publisher, progress(total));
+        let progress = match total {
+            Some(total) => bar(total, "{wide_bar} {human_pos} of {human_len}, {eta} left"),
+            None => spinner("{spinner} {human_pos} published"),
+        };
+        let mut sending = Sending::new(publisher, progress);
         let router = Router { validator, routing_key: self.routing_key };
         sending.all(&lines, &router).await?;
         let report = sending.finish().await;
-        output.show(&report, |style| text(&report, style))?;
+        output.show(&report, |out| text(&report, out))?;
         Ok(match &report {
             Report { rabbitmq_unavailable: true, .. } => Exit::Unavailable,
             Report { unroutable: 0, failed: 0, .. } => Exit::Success,
@@ -98,58 +94,39 @@ impl Publish {
 }
 
 /// Reports the invalid lines; nothing is published.
-fn refuse(findings: Findings, output: &Output) -> Result<Exit, Failure> {
-    let faults_text = findings.render(&output.style);
-    let Findings { lines, invalid, faults, .. } = findings;
-    let report = Report { lines, invalid, faults, ..Report::default() };
-    output.show(&report, |style| {
-        let summary = format!(
-            "nothing published: {} of {} would become dead letters",
-            invalid,
-            plural(lines, "action")
-        );
-        let hint = "correct these lines, or publish them as they are with --no-lint";
-        faults_text + &style.line(Tone::Bad, &summary) + &style.line(Tone::Dim, hint)
+fn refuse(findings: &Findings, output: &Output) -> Result<Exit, Failure> {
+    let faults = findings.faults.clone();
+    let report =
+        Report { lines: findings.lines, invalid: findings.invalid, faults, ..Report::default() };
+    output.show(&report, |out| {
+        findings.write(out);
+        let actions = plural(report.lines, "action");
+        let summary =
+            format!("nothing published: {} of {actions} would become dead letters", report.invalid);
+        out.line(Tone::Bad, summary);
+        out.line(Tone::Dim, "correct these lines, or publish them as they are with --no-lint");
     })?;
     Ok(Exit::Problems)
 }
 
-fn progress(total: Option<u64>) -> ProgressBar {
-    match total {
-        Some(total) => bar(total, "{wide_bar} {human_pos} of {human_len}, {eta} left"),
-        None => spinner("{spinner} {human_pos} published"),
-    }
-}
-
-fn text(report: &Report, style: &TextStyle) -> String {
-    let mut out = String::new();
+fn text(report: &Report, out: &mut Text) {
     if !report.failures.is_empty() {
-        let mut table =
-            Table::new([("line", Side::Right), ("outcome", Side::Left), ("error", Side::Left)]);
-        for failure in report.failures.iter().take(LISTED) {
-            table.row([
-                failure.line.to_string().into(),
-                Cell::new(Tone::Bad, failure.outcome),
-                (&failure.detail).into(),
-            ]);
-        }
-        out.push_str(&table.render(style.paint));
+        let row = |failure: &NotConfirmed| {
+            let line = Cell::from(failure.line.to_string()).right();
+            [line, Cell::new(Tone::Bad, failure.outcome), (&failure.detail).into()]
+        };
+        out.table(["line", "outcome", "error"], report.failures.iter().take(LISTED).map(row));
         if let Some(more) = report.failures.len().checked_sub(LISTED).filter(|more| *more > 0) {
-            out.push_str(&format!("… and {more} more; --json lists all\n"));
+            out.push(format!("… and {more} more; --json lists all\n"));
         }
-        out.push('\n');
+        out.push("\n");
     }
     let tone = if report.confirmed == report.lines { Tone::Good } else { Tone::Warn };
-    let confirmed =
-        format!("{} of {} confirmed", count(report.confirmed), plural(report.lines, "action"));
-    out.push_str(&style.paint.text(tone, &confirmed));
-    for (n, what) in [(report.unroutable, "unroutable"), (report.failed, "failed")] {
-        if n > 0 {
-            out.push_str(&style.paint.text(Tone::Bad, &format!(", {} {what}", count(n))));
-        }
-    }
-    out.push('\n');
-    let mut hint = |text: &str| out.push_str(&style.line(Tone::Dim, text));
+    let actions = plural(report.lines, "action");
+    out.piece(tone, format!("{} of {actions} confirmed", count(report.confirmed)));
+    out.counts(Tone::Bad, [(report.unroutable, "unroutable"), (report.failed, "failed")]);
+    out.push("\n");
+    let mut hint = |text: &str| out.line(Tone::Dim, text);
     let missing = |failure: &NotConfirmed| failure.detail.contains("NOT_FOUND");
     if report.unroutable > 0 || report.failures.iter().any(missing) {
         hint(
@@ -166,16 +143,14 @@ fn text(report: &Report, style: &TextStyle) -> String {
             "RabbitMQ became unreachable; publish the file again: actions with an id or a timestamp are saved once",
         );
     }
-    out
 }
 
 #[cfg(test)]
 mod tests {
     use broker::PublishError;
-    use domain::time::Timestamp;
 
     use super::*;
-    use crate::output::Paint;
+    use crate::output::tests::plain;
 
     #[test]
     fn a_report_names_every_line_that_is_not_confirmed() {
@@ -200,7 +175,6 @@ mod tests {
             failures,
             ..Report::default()
         };
-        let style = TextStyle { paint: Paint::Plain, now: Timestamp::EARLIEST };
-        insta::assert_snapshot!(text(&report, &style));
+        insta::assert_snapshot!(plain(|out| text(&report, out)));
     }
 }

@@ -6,30 +6,28 @@ use clap::Args;
 use domain::fleet::{self, Consumed, Process};
 use serde::Serialize;
 use service::settings::AmqpSettings;
+use stores::Broker;
 
 use crate::exit::{Exit, Failure};
-use crate::output::{Cell, Output, Side, Table, TextStyle, Tone, count, plural};
-use crate::servers::Broker;
-
-const EXAMPLES: &str = "\
-Examples:
-  verbatim queues
-  verbatim queues --json | jq '.[] | select(.ready > 0)'
-  watch --color verbatim queues --color always
-
-Exit code 1: a queue is missing.";
+use crate::output::{Cell, Output, Text, Tone, plural};
 
 /// Shows every queue with its ready messages and consumers
 ///
 /// `ready` counts messages that wait for a consumer, without those that are delivered and unacknowledged.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim queues [OPTIONS]")]
+#[command(override_usage = "verbatim queues [OPTIONS]")]
+#[command(after_help = "\
+Examples:
+  verbatim queues
+  verbatim queues --json | jq '.[] | select(.ready > 0)'
+  watch --color verbatim queues --color always
+
+Exit code 1: a queue is missing.")]
 pub(crate) struct Queues {
     #[command(flatten)]
     amqp: AmqpSettings,
 }
 
-/// A queue.
 #[derive(Debug, Serialize)]
 struct Row {
     queue: &'static str,
@@ -48,7 +46,7 @@ impl Queues {
         let mut inspector = Inspector::new(broker.endpoints.clone());
         let depths = inspector.depths().await.map_err(|error| broker.failure(&error))?;
         let rows = rows(&depths);
-        output.show(&rows, |style| text(&rows, style))?;
+        output.show(&rows, |out| text(&rows, out))?;
         Ok(if rows.iter().all(|row| row.exists) { Exit::Success } else { Exit::Problems })
     }
 }
@@ -97,39 +95,32 @@ fn describe(queue: topology::Queue) -> (&'static str, Option<&'static str>, &'st
     }
 }
 
-fn text(rows: &[Row], style: &TextStyle) -> String {
-    let mut table = Table::new([
-        ("queue", Side::Left),
-        ("ready", Side::Right),
-        ("consumers", Side::Right),
-        ("contents", Side::Left),
-    ]);
-    for row in rows {
-        let number = |number: Option<u32>| match number {
-            None => Cell::new(Tone::Bad, "missing"),
-            Some(0) => Cell::new(Tone::Dim, "0"),
-            Some(number) => count(number).into(),
-        };
+fn text(rows: &[Row], out: &mut Text) {
+    let number = |number: Option<u32>| match number {
+        None => Cell::new(Tone::Bad, "missing").right(),
+        Some(0) => Cell::count(0).tone(Tone::Dim),
+        Some(number) => Cell::count(number),
+    };
+    let columns = |row: &Row| {
         let ready = match row.ready {
-            Some(1..) if row.purpose == "dead_letters" || is_stuck(row) => {
-                Cell::new(Tone::Warn, count(row.ready.unwrap_or_default()))
+            Some(ready @ 1..) if row.purpose == "dead_letters" || is_stuck(row) => {
+                Cell::count(ready).tone(Tone::Warn)
             }
             ready => number(ready),
         };
         let consumers = match (row.purpose, row.consumers) {
             // These have no permanent consumer.
-            ("suspects" | "retry", Some(0)) => Cell::new(Tone::Dim, "-"),
+            ("suspects" | "retry", Some(0)) => Cell::optional(None).right(),
             (_, consumers) => number(consumers),
         };
-        table.row([row.queue.into(), ready, consumers, Cell::new(Tone::Dim, row.about)]);
-    }
-    let mut out = table.render(style.paint);
+        [row.queue.into(), ready, consumers, Cell::new(Tone::Dim, row.about)]
+    };
+    out.table(["queue", "ready", "consumers", "contents"], rows.iter().map(columns));
     let hints = hints(rows);
     if !hints.is_empty() {
-        out.push('\n');
+        out.push("\n");
     }
-    out.extend(hints.iter().map(|hint| style.line(Tone::Warn, hint)));
-    out
+    hints.iter().for_each(|hint| out.line(Tone::Warn, hint));
 }
 
 /// Whether messages are ready in a queue that should have a consumer and has none.
@@ -158,10 +149,8 @@ fn hints(rows: &[Row]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use domain::time::Timestamp;
-
     use super::*;
-    use crate::output::Paint;
+    use crate::output::tests::plain;
 
     #[test]
     fn missing_queues_and_queues_without_consumers_are_named() {
@@ -180,8 +169,7 @@ mod tests {
                 (queue.name, depth)
             })
             .collect();
-        let style = TextStyle { paint: Paint::Plain, now: Timestamp::EARLIEST };
-        insta::assert_snapshot!(text(&rows(&depths), &style));
+        insta::assert_snapshot!(plain(|out| text(&rows(&depths), out)));
     }
 
     #[test]

@@ -10,21 +10,11 @@ use conversation::RandomSource;
 use database::SchemaError;
 use serde::Serialize;
 use service::settings::{AmqpSettings, DatabaseSettings};
-use stores::COMMAND_TIMEOUT;
+use stores::{Broker, COMMAND_TIMEOUT, DatabaseServer};
 
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
-use crate::output::{Output, TextStyle, Tone};
-use crate::servers::{Broker, DatabaseServer};
-use crate::stderr::print_error;
-
-const EXAMPLES: &str = "\
-Examples:
-  verbatim setup
-  verbatim setup --config fleet.yaml
-  verbatim setup --restored
-
-Run it first in every deployment. Workers verify schema and topology when they start.";
+use crate::output::{Output, Text, Tone, print_error};
 
 /// Time limit for one migration: an index over hundreds of millions of rows takes hours.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
@@ -34,7 +24,14 @@ const MIGRATION_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 /// Idempotent: what exists already stays unchanged. Reports what it created. A queue or exchange that
 /// exists with other arguments is reported and not changed, because a change would delete its messages.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim setup [OPTIONS]")]
+#[command(override_usage = "verbatim setup [OPTIONS]")]
+#[command(after_help = "\
+Examples:
+  verbatim setup
+  verbatim setup --config fleet.yaml
+  verbatim setup --restored
+
+Run it first in every deployment. Workers verify schema and topology when they start.")]
 pub(crate) struct Setup {
     /// Invalidate all hot copies in Redis: use it after PostgreSQL was restored from a backup, or failed
     /// over to a standby that lacked commits. Stop the workers first. Readers load the hot copies again
@@ -88,9 +85,11 @@ impl Setup {
             && self.invalidate_hot_copies().await.map_err(&mut collect).is_ok();
         let topology = topology.map_err(&mut collect).ok();
         let report = Report { schema, topology, hot_copies_invalidated };
-        output.show(&report, |style| text(&report, style))?;
+        output.show(&report, |out| text(&report, out))?;
         let Some(last) = failures.pop() else { return Ok(Exit::Success) };
-        failures.iter().for_each(print_error);
+        for failure in failures {
+            print_error(&failure);
+        }
         Err(last)
     }
 
@@ -137,56 +136,53 @@ async fn topology(settings: &AmqpSettings) -> Result<Topology, Failure> {
     Ok(Topology { already_there: all - created.len(), created })
 }
 
-fn text(report: &Report, style: &TextStyle) -> String {
-    let line = |name: &str, tone: Tone, what: &str| {
-        format!("{name:<20}{}\n", style.paint.text(tone, what))
+fn text(report: &Report, out: &mut Text) {
+    let line = |out: &mut Text, name: &str, tone, what: &str| {
+        out.push(format!("{name:<20}"));
+        out.line(tone, what);
     };
-    const SCHEMA: &str = "database schema";
-    let mut out = match &report.schema {
-        None => line(SCHEMA, Tone::Bad, "failed"),
-        Some(Schema { version: None, .. }) => line(SCHEMA, Tone::Plain, "already there"),
+    let (tone, schema) = match &report.schema {
+        None => (Tone::Bad, "failed".to_owned()),
+        Some(Schema { version: None, .. }) => (Tone::Plain, "already there".to_owned()),
         Some(Schema { version: Some(version), from: None, .. }) => {
-            line(SCHEMA, Tone::Good, &format!("created, version {version}"))
+            (Tone::Good, format!("created, version {version}"))
         }
         Some(Schema { version: Some(version), from: Some(from), .. }) => {
-            line(SCHEMA, Tone::Good, &format!("upgraded from version {from} to {version}"))
+            (Tone::Good, format!("upgraded from version {from} to {version}"))
         }
     };
-    const TOPOLOGY: &str = "RabbitMQ topology";
-    out += &match &report.topology {
-        None => line(TOPOLOGY, Tone::Bad, "failed"),
+    line(out, "database schema", tone, &schema);
+    let (tone, topology, named) = match &report.topology {
+        None => (Tone::Bad, "failed".to_owned(), &[][..]),
         Some(Topology { created, .. }) if created.is_empty() => {
-            line(TOPOLOGY, Tone::Plain, "already there")
+            (Tone::Plain, "already there".to_owned(), &[][..])
         }
         Some(Topology { created, already_there: 0 }) => {
-            line(TOPOLOGY, Tone::Good, &format!("created, {} exchanges and queues", created.len()))
+            (Tone::Good, format!("created, {} exchanges and queues", created.len()), &[][..])
         }
         // Only a part was missing: it is named.
         Some(Topology { created, already_there }) => {
             let what = format!("{} created, {already_there} already there", created.len());
-            let names = created.iter().map(|name| format!("  {name}\n"));
-            line(TOPOLOGY, Tone::Good, &what) + &names.collect::<String>()
+            (Tone::Good, what, created.as_slice())
         }
     };
+    line(out, "RabbitMQ topology", tone, &topology);
+    named.iter().for_each(|name| out.push(format!("  {name}\n")));
     if report.hot_copies_invalidated {
-        out += &line("hot copies", Tone::Good, "invalidated; readers load them again");
+        line(out, "hot copies", Tone::Good, "invalidated; readers load them again");
     }
     if let (Some(_), Some(_)) = (&report.schema, &report.topology) {
-        out += &line("next", Tone::Dim, "start the workers");
+        line(out, "next", Tone::Dim, "start the workers");
     }
-    out
 }
 
 #[cfg(test)]
 mod tests {
-    use domain::time::Timestamp;
-
     use super::*;
-    use crate::output::Paint;
+    use crate::output::tests::plain;
 
     #[test]
     fn it_reports_what_it_created() {
-        let style = TextStyle { paint: Paint::Plain, now: Timestamp::EARLIEST };
         let created = Report {
             schema: Some(Schema { state: "created", version: Some(1), from: None }),
             topology: Some(Topology { created: vec![String::new(); 25], already_there: 0 }),
@@ -205,7 +201,7 @@ mod tests {
             topology: Some(Topology { created: Vec::new(), already_there: 25 }),
             hot_copies_invalidated: false,
         };
-        let texts = [created, upgraded, failed].map(|report| text(&report, &style));
+        let texts = [created, upgraded, failed].map(|report| plain(|out| text(&report, out)));
         insta::assert_snapshot!(texts.join("\n"), @r"
         database schema     created, version 1
         RabbitMQ topology   created, 25 exchanges and queues

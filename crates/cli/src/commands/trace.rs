@@ -6,12 +6,18 @@ use clap::Args;
 use domain::ids::{MAX_ID_BYTES, TenantId};
 use inspect::{TraceReport, Tracer};
 use service::settings::{AmqpSettings, DatabaseSettings, ServerUrl};
+use stores::{Broker, DatabaseServer, RedisServer};
 
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, count, spinner};
-use crate::servers::{Broker, DatabaseServer, RedisServer};
 
-const EXAMPLES: &str = "\
+/// Traces a message or conversation: what happened to it, and where it is now
+///
+/// When it was published, received and saved, and by which worker; closed, archived, reopened;
+/// dead-lettered, replayed, discarded; and whether readers find it in Redis.
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim trace [OPTIONS] <ID>")]
+#[command(after_help = "\
 Examples:
   verbatim trace m-4711
   verbatim trace --tenant acme 4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a
@@ -22,14 +28,7 @@ tenants are shown. A message id is searched in one conversation after another, n
 which takes long in a large database. Without REDIS_URL hot copies are not checked; without
 AMQP_URL queues are not checked.
 
-Exit code 1: nothing has this id.";
-
-/// Traces a message or conversation: what happened to it, and where it is now
-///
-/// When it was published, received and saved, and by which worker; closed, archived, reopened;
-/// dead-lettered, replayed, discarded; and whether readers find it in Redis.
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim trace [OPTIONS] <ID>")]
+Exit code 1: nothing has this id.")]
 pub(crate) struct Trace {
     /// The id of a message, a conversation, a session or a dead letter
     #[arg(value_name = "ID", value_parser = id)]
@@ -77,7 +76,7 @@ impl Trace {
             .await;
         progress.finish_and_clear();
         let traced: TraceReport = traced.map_err(|error| server.failure(&error))?;
-        output.show(&traced, |style| text::render(&self.id, &traced, style))?;
+        output.show(&traced, |out| text::write(&self.id, &traced, out))?;
         Ok(if traced.items.is_empty() { Exit::Problems } else { Exit::Success })
     }
 }

@@ -18,15 +18,21 @@ use inspect::{
 };
 use report::Report;
 use service::settings::{AmqpSettings, ClosingTimes, DatabaseSettings, RedisSettings, duration};
-use stores::{COMMAND_TIMEOUT, Fault};
+use stores::{Broker, COMMAND_TIMEOUT, DatabaseServer, Fault, RedisServer};
 
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
-use crate::output::{Form, Output, TextStyle, count, print, spinner};
-use crate::servers::{Broker, DatabaseServer, RedisServer};
-use crate::when::When;
+use crate::output::{Form, Output, Text, count, print, spinner};
+use crate::values::When;
 
-const EXAMPLES: &str = "\
+/// Compares queues, Redis and PostgreSQL, and recomputes totals and statistics
+///
+/// Checks hot copies against committed rows; conversations whose close is overdue; totals and statistics
+/// against their messages; orphaned rows; missing or different queues; and dead letters or work without
+/// consumers. It reads every message, which takes long in a large database; --tenant and --since limit it.
+#[derive(Debug, Args)]
+#[command(override_usage = "verbatim verify [OPTIONS]")]
+#[command(after_help = "\
 Examples:
   verbatim verify
   verbatim verify --tenant acme --since 24h
@@ -38,15 +44,7 @@ wrong as stale, and the rest happens as in normal operation: readers load hot co
 sweep closes conversations, statistics are recomputed. Each repair is recorded in audit_log.
 
 Exit codes: 0 no findings, or all are repaired; 1 unrepaired findings; 3 no unrepaired findings,
-but incomplete because a server was unreachable.";
-
-/// Compares queues, Redis and PostgreSQL, and recomputes totals and statistics
-///
-/// Checks hot copies against committed rows; conversations whose close is overdue; totals and statistics
-/// against their messages; orphaned rows; missing or different queues; and dead letters or work without
-/// consumers. It reads every message, which takes long in a large database; --tenant and --since limit it.
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "verbatim verify [OPTIONS]")]
+but incomplete because a server was unreachable.")]
 pub(crate) struct Verify {
     /// Only this tenant
     #[arg(long, value_parser = |text: &str| TenantId::new(text))]
@@ -86,7 +84,7 @@ impl Verify {
         let scope = database::Scope {
             tenant: self.tenant.clone(),
             conversation: self.conversation.clone(),
-            since: self.since.map(|since| since.before(output.style.now)),
+            since: self.since.map(|since| since.before(output.now)),
         };
         let mut printer = FindingPrinter::new(output);
         let (database, unavailable) = match DatabaseServer::open(&self.database).await {
@@ -101,7 +99,8 @@ impl Verify {
         let mut sections = Section::ALL.to_vec();
         if let Some(unavailable) = unavailable {
             let cause = format!("{}: {}", unavailable.address, unavailable.cause);
-            for section in sections.extract_if(.., |section| needs_database(section)) {
+            let needs_database = |it: &mut Section| it.stores().contains(&Dependency::PostgreSql);
+            for section in sections.extract_if(.., needs_database) {
                 printer.skip(section, &cause);
             }
         }
@@ -123,14 +122,12 @@ impl Verify {
     }
 }
 
-fn needs_database(section: &Section) -> bool {
-    section.stores().contains(&Dependency::PostgreSql)
-}
-
 /// Prints progress and findings as they are reported, and collects them for the summary.
 struct FindingPrinter<'a> {
     output: &'a Output,
     spinner: ProgressBar,
+    /// The title of the section that is being checked.
+    section: &'static str,
     report: Report,
     /// The first write error; nothing more is printed after it.
     write_error: Option<Failure>,
@@ -141,6 +138,7 @@ impl<'a> FindingPrinter<'a> {
         Self {
             output,
             spinner: spinner("{spinner} {msg}"),
+            section: "",
             report: Report::default(),
             write_error: None,
         }
@@ -149,26 +147,23 @@ impl<'a> FindingPrinter<'a> {
     fn on_progress(&mut self, progress: VerifyProgress<'_>) {
         match progress {
             VerifyProgress::Begins(section) => {
-                self.spinner.set_message(report::title(section).to_owned());
-                self.line(|style| report::begins(section, style));
+                self.section = report::title(section);
+                self.spinner.set_message(self.section);
+                self.print(|out| report::begins(section, out));
             }
             VerifyProgress::Checked(checked) => {
-                let section = self.report.section.map_or("", report::title);
-                self.spinner.set_message(format!("{section}: {}", count(i128::from(checked))));
+                self.spinner.set_message(format!("{}: {}", self.section, count(checked)));
                 self.spinner.tick();
             }
             VerifyProgress::Found(finding) => {
                 if self.report.add(finding) {
-                    self.line(|style| report::found(finding, style));
+                    self.print(|out| report::found(finding, out));
                 }
             }
             VerifyProgress::Ends(verified) => {
                 self.report.sections.push(verified.clone());
-                self.line(|style| report::ends(verified, style));
+                self.print(|out| report::ends(verified, out));
             }
-        }
-        if let VerifyProgress::Begins(section) = progress {
-            self.report.section = Some(section);
         }
     }
 
@@ -187,11 +182,11 @@ impl<'a> FindingPrinter<'a> {
         }));
     }
 
-    fn line(&mut self, text: impl FnOnce(&TextStyle) -> String) {
+    fn print(&mut self, write: impl FnOnce(&mut Text)) {
         if self.output.form == Form::Json || self.write_error.is_some() {
             return;
         }
-        let text = text(&self.output.style);
+        let text = self.output.text(write);
         let written = self.spinner.suspend(|| print(text.as_bytes()));
         self.write_error = written.err();
     }
@@ -202,7 +197,7 @@ impl<'a> FindingPrinter<'a> {
             return Err(error);
         }
         self.report.close();
-        self.output.show(&self.report, |style| report::summary(&self.report, style))?;
+        self.output.show(&self.report, |out| report::summary(&self.report, out))?;
         Ok(self.report.exit())
     }
 }

@@ -9,7 +9,10 @@ mod table;
 mod text;
 mod times;
 
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
 
 use clap::ValueEnum;
 use domain::time::Timestamp;
@@ -17,11 +20,16 @@ use serde::Serialize;
 
 pub(crate) use paint::{Paint, Tone};
 pub(crate) use progress::{bar, spinner};
-pub(crate) use table::{Cell, Side, Table};
+pub(crate) use table::Cell;
 pub(crate) use text::{block, count, excerpt, one_line, plural};
 pub(crate) use times::{ago, moment, precise, span};
 
 use crate::exit::Failure;
+
+/// Rows of a table of failures; JSON lists more.
+pub(crate) const LISTED: usize = 20;
+/// Characters of an error in a table.
+pub(crate) const ERROR: usize = 120;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Colour {
@@ -40,42 +48,26 @@ pub(crate) enum Form {
     Json,
 }
 
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct TextStyle {
-    pub(crate) paint: Paint,
-    /// The current time, from which "3 min ago" is computed.
-    pub(crate) now: Timestamp,
-}
-
 #[derive(Debug)]
 pub(crate) struct Output {
     pub(crate) form: Form,
-    pub(crate) style: TextStyle,
-}
-
-impl TextStyle {
-    /// A whole line.
-    pub(crate) fn line(&self, tone: Tone, text: &str) -> String {
-        format!("{}\n", self.paint.text(tone, text))
-    }
+    pub(crate) paint: Paint,
+    /// When the command began.
+    pub(crate) now: Timestamp,
 }
 
 impl Output {
-    pub(crate) fn new(form: Form, colour: Colour, no_color: NoColor, now: Timestamp) -> Self {
-        Self { form, style: TextStyle { paint: paint(colour, no_color), now } }
-    }
-
-    /// Prints a result: as JSON, or as the text that `text` renders.
+    /// Prints a result: as JSON, or as the text that `write` writes.
     ///
     /// # Errors
-    /// Writing failed; [`Failure::ClosedPipe`] if the reader closed the pipe.
+    /// Writing failed.
     pub(crate) fn show<T: Serialize>(
         &self,
         value: &T,
-        text: impl FnOnce(&TextStyle) -> String,
+        write: impl FnOnce(&mut Text),
     ) -> Result<(), Failure> {
         match self.form {
-            Form::Text => print(text(&self.style).as_bytes()),
+            Form::Text => print(self.text(write).as_bytes()),
             Form::Json => {
                 let mut json = serde_json::to_vec_pretty(value).map_err(|error| {
                     Failure::plain(format!("cannot serialise the result as JSON: {error}"))
@@ -85,26 +77,99 @@ impl Output {
             }
         }
     }
-}
 
-/// Whether standard output is coloured.
-pub(crate) fn paint(colour: Colour, no_color: NoColor) -> Paint {
-    match colour {
-        Colour::Always => Paint::Colours,
-        Colour::Auto if no_color == NoColor::Unset && std::io::stdout().is_terminal() => {
-            Paint::Colours
-        }
-        Colour::Auto | Colour::Never => Paint::Plain,
+    /// The text that `write` writes.
+    pub(crate) fn text(&self, write: impl FnOnce(&mut Text)) -> String {
+        let mut text = Text { paint: self.paint, now: self.now, written: String::new() };
+        write(&mut text);
+        text.written
     }
 }
 
-/// Whether the environment turns colours off (<https://no-color.org>).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NoColor {
-    /// `NO_COLOR` is not set, or empty.
-    Unset,
-    /// `NO_COLOR` is set, or `TERM` is `dumb`.
-    Set,
+/// The text of a command while it is written.
+#[derive(Debug)]
+pub(crate) struct Text {
+    paint: Paint,
+    /// The current time, from which "3 min ago" is computed.
+    pub(crate) now: Timestamp,
+    written: String,
+}
+
+impl Text {
+    pub(crate) fn paint(&self, tone: Tone, text: &str) -> String {
+        self.paint.text(tone, text)
+    }
+
+    pub(crate) fn push(&mut self, text: impl AsRef<str>) {
+        self.written.push_str(text.as_ref());
+    }
+
+    /// A piece of a line.
+    pub(crate) fn piece(&mut self, tone: Tone, text: impl AsRef<str>) {
+        self.push(self.paint(tone, text.as_ref()));
+    }
+
+    /// A whole line.
+    pub(crate) fn line(&mut self, tone: Tone, text: impl AsRef<str>) {
+        self.piece(tone, text);
+        self.push("\n");
+    }
+
+    /// The name of an attribute and its value, on a line.
+    pub(crate) fn field(&mut self, name: &str, tone: Tone, value: impl AsRef<str>) {
+        let name = self.paint(Tone::Dim, &format!("{name:<14}"));
+        self.push(format!("  {name}"));
+        self.line(tone, one_line(value.as_ref()));
+    }
+
+    /// A heading over an indented text, after an empty line.
+    pub(crate) fn section(&mut self, tone: Tone, heading: &str, text: &str) {
+        self.push("\n");
+        self.line(tone, heading);
+        self.push(block(text, "  "));
+    }
+
+    pub(crate) fn table<const N: usize>(
+        &mut self,
+        titles: [&str; N],
+        rows: impl IntoIterator<Item = [Cell; N]>,
+    ) {
+        self.push(table::table(titles, rows, self.paint));
+    }
+
+    /// At most [`LISTED`] rows, and an empty line; nothing if there are no rows.
+    pub(crate) fn failures<const N: usize>(
+        &mut self,
+        titles: [&str; N],
+        rows: impl IntoIterator<Item = [Cell; N]>,
+    ) {
+        let mut rows = rows.into_iter().take(LISTED).peekable();
+        if rows.peek().is_some() {
+            self.table(titles, rows);
+            self.push("\n");
+        }
+    }
+
+    /// Each number that is not 0, after a comma.
+    pub(crate) fn counts<const N: usize>(&mut self, tone: Tone, counts: [(u64, &str); N]) {
+        for (number, what) in counts.into_iter().filter(|(number, _)| *number > 0) {
+            self.piece(tone, format!(", {} {what}", count(number)));
+        }
+    }
+}
+
+impl Colour {
+    /// Whether standard output is coloured (<https://no-color.org>).
+    pub(crate) fn paint(self, environment: &BTreeMap<OsString, OsString>) -> Paint {
+        let variable = |name: &str| environment.get(OsStr::new(name));
+        let unwanted = variable("NO_COLOR").is_some_and(|value| !value.is_empty())
+            || variable("TERM").is_some_and(|term| term == "dumb");
+        match self {
+            Self::Always => Paint::Colours,
+            Self::Auto if !unwanted && std::io::stdout().is_terminal() => Paint::Colours,
+            Self::Auto | Self::Never => Paint::Plain,
+        }
+    }
 }
 
 pub(crate) fn print(bytes: &[u8]) -> Result<(), Failure> {
@@ -112,4 +177,38 @@ pub(crate) fn print(bytes: &[u8]) -> Result<(), Failure> {
     out.write_all(bytes)?;
     out.flush()?;
     Ok(())
+}
+
+/// Prints on standard error why a command could not do its work, and returns the exit code.
+pub(crate) fn print_error(failure: &Failure) -> ExitCode {
+    eprint!("{}", error_lines(failure));
+    failure.exit.code()
+}
+
+/// The text may quote a sender or a server, so its control characters are made visible.
+fn error_lines(failure: &Failure) -> String {
+    let mut out = String::new();
+    for (n, line) in failure.text.lines().enumerate() {
+        let indent = if n == 0 { "" } else { "  " };
+        out.push_str(&format!("verbatim: {indent}{}\n", one_line(line)));
+    }
+    out
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_in_a_quoted_message_do_not_reach_the_terminal() {
+        let failure = Failure::problem("refused: `\u{1b}[2Jbot`", "see \u{9b}below");
+        let expected = "verbatim: refused: `␛[2Jbot`\nverbatim:   see \u{fffd}below\n";
+        assert_eq!(error_lines(&failure), expected);
+    }
+
+    /// A text without colours, at noon.
+    pub(crate) fn plain(write: impl FnOnce(&mut Text)) -> String {
+        let now = Timestamp::parse("2026-11-20T12:00:00Z").unwrap();
+        Output { form: Form::Text, paint: Paint::Plain, now }.text(write)
+    }
 }

@@ -2,40 +2,48 @@
 
 use unicode_width::UnicodeWidthStr as _;
 
-use super::text::one_line;
+use super::text::{count, one_line};
 use super::{Paint, Tone};
 
+#[derive(Debug, Clone)]
+pub(crate) struct Cell {
+    text: String,
+    tone: Tone,
+    side: Side,
+}
+
+/// The side on which the cells of a column line up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Side {
+enum Side {
     /// For text.
     Left,
     /// For numbers.
     Right,
 }
 
-#[derive(Debug, Clone)]
-pub(crate) struct Cell {
-    text: String,
-    tone: Tone,
-}
-
-/// Rows under column titles. The last column is not padded.
-#[derive(Debug)]
-pub(crate) struct Table {
-    columns: Vec<(&'static str, Side)>,
-    rows: Vec<Vec<Cell>>,
-}
-
 const GAP: &str = "  ";
 
 impl Cell {
     pub(crate) fn new(tone: Tone, text: impl AsRef<str>) -> Self {
-        Self { text: one_line(text.as_ref()), tone }
+        Self { text: one_line(text.as_ref()), tone, side: Side::Left }
     }
 
     /// A value, or `-` if there is none.
     pub(crate) fn optional(text: Option<&str>) -> Self {
         text.map_or_else(|| Self::new(Tone::Dim, "-"), Self::from)
+    }
+
+    pub(crate) fn count(number: impl Into<i128>) -> Self {
+        Self::from(count(number)).right()
+    }
+
+    /// The cell in a column of numbers.
+    pub(crate) fn right(self) -> Self {
+        Self { side: Side::Right, ..self }
+    }
+
+    pub(crate) fn tone(self, tone: Tone) -> Self {
+        Self { tone, ..self }
     }
 }
 
@@ -45,47 +53,38 @@ impl<T: AsRef<str>> From<T> for Cell {
     }
 }
 
-impl Table {
-    pub(crate) fn new<const N: usize>(columns: [(&'static str, Side); N]) -> Self {
-        Self { columns: columns.to_vec(), rows: Vec::new() }
+/// Rows under column titles as lines, each with its line break. A title is on the side of the cell below
+/// it. The last column is not padded.
+pub(super) fn table<const N: usize>(
+    titles: [&str; N],
+    rows: impl IntoIterator<Item = [Cell; N]>,
+    paint: Paint,
+) -> String {
+    let mut lines = vec![titles.map(|title| Cell::new(Tone::Dim, title))];
+    lines.extend(rows);
+    if let [titles, first, ..] = lines.as_mut_slice() {
+        titles.iter_mut().zip(first).for_each(|(title, cell)| title.side = cell.side);
     }
-
-    /// Adds a row with a value for each column.
-    pub(crate) fn row<const N: usize>(&mut self, cells: [Cell; N]) {
-        self.rows.push(cells.into());
-    }
-
-    /// The table as lines, each with its line break.
-    pub(crate) fn render(&self, paint: Paint) -> String {
-        let titles: Vec<Cell> =
-            self.columns.iter().map(|(title, _)| Cell::new(Tone::Dim, title)).collect();
-        let lines = || std::iter::once(&titles).chain(&self.rows);
-        let widths: Vec<usize> = (0..self.columns.len())
-            .map(|n| lines().map(|cells| cells.get(n).map_or(0, width)).max().unwrap_or(0))
-            .collect();
-        let mut out = String::new();
-        for cells in lines() {
-            let mut line = String::new();
-            for (n, cell) in cells.iter().enumerate() {
-                let space = " ".repeat(widths[n].saturating_sub(width(cell)));
-                let text = paint.text(cell.tone, &cell.text);
-                let is_last = n + 1 == cells.len();
-                line.push_str(if n > 0 { GAP } else { "" });
-                match self.columns[n].1 {
-                    Side::Right => line.extend([space.as_str(), &text]),
-                    Side::Left if is_last => line.push_str(&text),
-                    Side::Left => line.extend([text.as_str(), &space]),
-                }
+    let width = |cell: &Cell| cell.text.width();
+    let widths: [usize; N] =
+        std::array::from_fn(|n| lines.iter().map(|cells| width(&cells[n])).max().unwrap_or(0));
+    let mut out = String::new();
+    for cells in &lines {
+        let mut line = String::new();
+        for (n, (cell, widest)) in cells.iter().zip(widths).enumerate() {
+            let space = " ".repeat(widest.saturating_sub(width(cell)));
+            let text = paint.text(cell.tone, &cell.text);
+            line.push_str(if n > 0 { GAP } else { "" });
+            match cell.side {
+                Side::Right => line.extend([space, text]),
+                Side::Left if n + 1 == N => line.push_str(&text),
+                Side::Left => line.extend([text, space]),
             }
-            out.push_str(line.trim_end());
-            out.push('\n');
         }
-        out
+        out.push_str(line.trim_end());
+        out.push('\n');
     }
-}
-
-fn width(cell: &Cell) -> usize {
-    cell.text.width()
+    out
 }
 
 #[cfg(test)]
@@ -94,12 +93,12 @@ mod tests {
 
     #[test]
     fn columns_line_up_in_any_script() {
-        let mut table =
-            Table::new([("tenant", Side::Left), ("count", Side::Right), ("error", Side::Left)]);
-        table.row(["acme".into(), "7".into(), "a long text that runs on".into()]);
-        table.row(["日本".into(), "12345678".into(), Cell::optional(None)]);
-        table.row(["two\nlines".into(), "1".into(), "\u{1b}[2J".into()]);
-        insta::assert_snapshot!(table.render(Paint::Plain), @"
+        let rows = [
+            ["acme".into(), Cell::count(7), "a long text that runs on".into()],
+            ["日本".into(), Cell::from("12345678").right(), Cell::optional(None)],
+            ["two\nlines".into(), Cell::count(1), "\u{1b}[2J".into()],
+        ];
+        insta::assert_snapshot!(table(["tenant", "count", "error"], rows, Paint::Plain), @"
         tenant        count  error
         acme              7  a long text that runs on
         日本       12345678  -
@@ -109,10 +108,8 @@ mod tests {
 
     #[test]
     fn colours_do_not_move_columns() {
-        let mut table = Table::new([("a", Side::Left), ("b", Side::Left)]);
-        table.row([Cell::new(Tone::Bad, "x"), "y".into()]);
-        table.row(["long".into(), "y".into()]);
-        let text = table.render(Paint::Colours);
+        let rows = [[Cell::new(Tone::Bad, "x"), "y".into()], ["long".into(), "y".into()]];
+        let text = table(["a", "b"], rows, Paint::Colours);
         assert!(text.contains("x\u{1b}[0m     y"), "{text:?}");
     }
 }

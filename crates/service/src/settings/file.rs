@@ -33,13 +33,16 @@ pub(super) enum Node {
 }
 
 pub(super) fn read(path: &Path) -> Result<Map, SettingsError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| SettingsError::Unreadable { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let path = path.display();
+        SettingsError::new(format!("cannot read the configuration file {path}: {error}"))
+    })?;
     parse(path, &text)
 }
 
 pub(super) fn parse(path: &Path, text: &str) -> Result<Map, SettingsError> {
-    let syntax = |line, reason| SettingsError::Syntax { path: path.to_owned(), line, reason };
+    let syntax =
+        |line: u64, reason| SettingsError::of(&format!("{}:{line}", path.display()), reason);
     let options = serde_saphyr::options! {
         // A snippet in an error would show neighbouring lines, which may contain passwords.
         with_snippet: false,

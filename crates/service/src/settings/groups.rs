@@ -70,33 +70,28 @@ pub struct ConnectionSettings {
 
 /// The address on which a process serves health and metrics.
 #[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Process")]
 pub struct ListenSettings {
     /// Address of /livez, /readyz and /metrics. Each process on a host needs its own; port 0 takes a
     /// free port
-    #[arg(
-        long,
-        env = "VERBATIM_LISTEN",
-        value_name = "ADDRESS:PORT",
-        default_value = "0.0.0.0:9464"
-    )]
-    #[arg(help_heading = "Process")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:9464")]
     pub listen: SocketAddr,
 
     /// File to which the bound address is written (useful with port 0)
-    #[arg(long, env = "VERBATIM_LISTEN_FILE", value_name = "PATH", help_heading = "Process")]
+    #[arg(long, value_name = "PATH")]
     pub listen_file: Option<PathBuf>,
 }
 
 /// Level and format of the log lines.
 #[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Process")]
 pub struct LogSettings {
     /// off, error, warn, info, debug or trace; also for single modules, as in info,broker=debug
-    #[arg(long, env = "VERBATIM_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
-    #[arg(value_parser = log_level, help_heading = "Process")]
+    #[arg(long, default_value = "info", value_name = "LEVEL", value_parser = log_level)]
     pub log_level: String,
 
     /// Format of the log lines on standard error
-    #[arg(long, env = "VERBATIM_LOG_FORMAT", default_value = "auto", help_heading = "Process")]
+    #[arg(long, default_value = "auto")]
     pub log_format: LogFormat,
 }
 
@@ -113,10 +108,11 @@ pub enum LogFormat {
 
 /// Settings that every process has.
 #[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Process")]
 pub struct ProcessSettings {
     /// YAML file with settings. Keys are the flags' names with underscores: shared settings at the top
     /// level, those of one process in a section with its name. Environment and flags override it
-    #[arg(long, env = "VERBATIM_CONFIG", value_name = "PATH", help_heading = "Process")]
+    #[arg(long, value_name = "PATH")]
     pub config: Option<PathBuf>,
 
     /// Health and metrics.
@@ -129,14 +125,14 @@ pub struct ProcessSettings {
 
     /// How long a shutdown may take. Messages that are unacknowledged after it are redelivered. Keep it
     /// below the grace period after which SIGKILL is sent
-    #[arg(long, env = "VERBATIM_DRAIN_DEADLINE", default_value = "25s", value_name = "DURATION")]
-    #[arg(value_parser = values::positive_duration, help_heading = "Process")]
+    #[arg(long, default_value = "25s", value_name = "DURATION")]
+    #[arg(value_parser = values::positive_duration)]
     pub drain_deadline: Duration,
 
     /// Threads of the async runtime. Two are enough for one process, and each further one costs memory.
     /// For more throughput run more processes
-    #[arg(long, env = "VERBATIM_THREADS", default_value_t = 2, value_name = "NUMBER")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Process")]
+    #[arg(long, default_value_t = 2, value_name = "NUMBER")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: u16,
 }
 

@@ -3,13 +3,13 @@
 use std::any::TypeId;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, Command};
 
-use super::error::{Origin, SettingsError};
+use super::error::SettingsError;
 use super::file::{Map, Node};
 use super::url::ServerUrl;
 use domain::fleet::{self, Process};
@@ -64,20 +64,15 @@ impl Known {
     }
 
     /// Checks the values with the parser that clap will use.
-    fn check(&self, origin: &Origin, values: Vec<String>) -> Result<Vec<String>, SettingsError> {
+    fn check(&self, origin: &str, values: Vec<String>) -> Result<Vec<String>, SettingsError> {
         let values: Vec<String> = match self.delimiter {
             Some(delimiter) => {
                 values.iter().flat_map(|v| v.split(delimiter)).map(str::to_owned).collect()
             }
             None => values,
         };
-        let refused = |value: Option<&String>, reason| SettingsError::Value {
-            value: value.filter(|_| !self.secret).cloned(),
-            origin: origin.clone(),
-            reason,
-        };
         if values.len() > 1 && self.delimiter.is_none() && !self.repeatable {
-            return Err(refused(None, "it takes one value, not a list".to_owned()));
+            return Err(SettingsError::of(origin, "it takes one value, not a list"));
         }
         for value in &values {
             let arg = Arg::new("value").long("value").action(ArgAction::Set).num_args(1);
@@ -85,18 +80,16 @@ impl Known {
                 .no_binary_name(true)
                 .arg(arg.value_parser(self.parser.clone()).allow_hyphen_values(true));
             if let Err(error) = command.try_get_matches_from([format!("--value={value}")]) {
-                return Err(refused(Some(value), reason(&error)));
+                return Err(refused(origin, Some(value).filter(|_| !self.secret), &error));
             }
         }
         Ok(values)
     }
 
-    fn check_file(&self, origin: Origin, path: &str) -> Result<Vec<String>, SettingsError> {
-        let path = PathBuf::from(path);
-        match std::fs::read_to_string(&path) {
-            Ok(text) => self.check(&origin, vec![text.trim().to_owned()]),
-            Err(source) => Err(SettingsError::Secret { origin, path, source }),
-        }
+    fn check_file(&self, origin: &str, path: &str) -> Result<Vec<String>, SettingsError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| SettingsError::of(origin, format!("cannot read {path}: {error}")))?;
+        self.check(origin, vec![text.trim().to_owned()])
     }
 }
 
@@ -110,25 +103,21 @@ pub(super) fn of_environment(
         let Some(variable) = &setting.variable else {
             continue;
         };
-        let given = |name: &str| -> Result<Option<(Origin, String)>, SettingsError> {
+        let given = |name: &str| {
             let value = environment.get(OsStr::new(name)).filter(|value| !value.is_empty());
-            let origin = Origin::Environment(name.to_owned());
-            match value.map(|value| value.to_str()) {
-                None => Ok(None),
-                Some(Some(text)) => Ok(Some((origin, text.to_owned()))),
-                Some(None) => Err(SettingsError::Value {
-                    origin,
-                    value: None,
-                    reason: "it is not valid UTF-8".to_owned(),
-                }),
+            let Some(value) = value else { return Ok(None) };
+            let origin = format!("environment variable {name}");
+            match value.to_str() {
+                Some(text) => Ok(Some((origin, text.to_owned()))),
+                None => Err(SettingsError::of(&origin, "it is not valid UTF-8")),
             }
         };
         let file =
             if setting.secret { given(&format!("{variable}{FILE_VARIABLE}"))? } else { None };
         let given = match (given(variable)?, file) {
-            (Some((plain, _)), Some((file, _))) => return Err(SettingsError::Both(plain, file)),
+            (Some((plain, _)), Some((file, _))) => return Err(SettingsError::both(&plain, &file)),
             (Some((origin, text)), None) => setting.check(&origin, vec![text])?,
-            (None, Some((origin, path))) => setting.check_file(origin, &path)?,
+            (None, Some((origin, path))) => setting.check_file(&origin, &path)?,
             (None, None) => continue,
         };
         layer.insert(setting.id.clone(), given);
@@ -177,11 +166,9 @@ pub(super) fn of_file(
                 Node::Map(map) if section == process => own = map,
                 Node::Map(_) | Node::Nothing => {}
                 Node::Scalar(_) | Node::List(_) => {
-                    return Err(SettingsError::Value {
-                        origin: origin(path, node.line, &key),
-                        value: None,
-                        reason: "it is a section: put the settings below it, indented".to_owned(),
-                    });
+                    let origin = origin(path, node.line, &key);
+                    let reason = "it is a section: put the settings below it, indented";
+                    return Err(SettingsError::of(&origin, reason));
                 }
             },
         }
@@ -228,8 +215,8 @@ pub(super) fn hide_values(command: Command) -> Command {
     command.mut_args(|arg| arg.hide_env_values(true)).mut_subcommands(hide_values)
 }
 
-/// The reason why clap rejected a value, without the value.
-pub(super) fn reason(error: &clap::Error) -> String {
+/// The error for a value that clap rejected; `value` is `None` if it is a secret.
+pub(super) fn refused(origin: &str, value: Option<&String>, error: &clap::Error) -> SettingsError {
     let strings = |kind| match error.get(kind) {
         Some(ContextValue::Strings(values)) => values.join(", "),
         Some(ContextValue::String(value)) => value.clone(),
@@ -237,11 +224,13 @@ pub(super) fn reason(error: &clap::Error) -> String {
     };
     let source = std::error::Error::source(error);
     let possible = strings(ContextKind::ValidValue);
-    match source {
+    let reason = match source {
         Some(source) => source.to_string(),
         None if !possible.is_empty() => format!("it must be one of {possible}"),
         None => "it must have a value".to_owned(),
-    }
+    };
+    let value = value.map(|value| format!("{value:?}: ")).unwrap_or_default();
+    SettingsError::of(origin, format!("{value}{reason}"))
 }
 
 fn of_map(
@@ -251,15 +240,15 @@ fn of_map(
     unknown: impl Fn(&str) -> Option<String>,
 ) -> Result<Layer, SettingsError> {
     let mut layer = Layer::new();
-    let mut places: BTreeMap<String, Origin> = BTreeMap::new();
+    let mut places: BTreeMap<String, String> = BTreeMap::new();
     for (key, node) in map {
         let origin = origin(path, node.line, &key);
         if key == "config" {
-            let hint = " in a file: use the flag --config or VERBATIM_CONFIG".to_owned();
-            return Err(SettingsError::Unknown { origin, hint });
+            let reason = "unknown setting in a file: use the flag --config or VERBATIM_CONFIG";
+            return Err(SettingsError::of(&origin, reason));
         }
         if let Some(hint) = unknown(&key) {
-            return Err(SettingsError::Unknown { origin, hint });
+            return Err(SettingsError::of(&origin, format!("unknown setting{hint}")));
         }
         let id = base(&key, known);
         // A shared setting that this process does not use.
@@ -268,16 +257,15 @@ fn of_map(
         };
         let given = match node.value {
             Node::Nothing => continue,
-            Node::Scalar(file) if id != key => setting.check_file(origin.clone(), &file)?,
+            Node::Scalar(file) if id != key => setting.check_file(&origin, &file)?,
             Node::Scalar(value) => setting.check(&origin, vec![value])?,
             Node::List(values) if id == key => setting.check(&origin, values)?,
             Node::List(_) | Node::Map(_) => {
-                let reason = "it takes a value, not a section or list".to_owned();
-                return Err(SettingsError::Value { origin, value: None, reason });
+                return Err(SettingsError::of(&origin, "it takes a value, not a section or list"));
             }
         };
         if let Some(other) = places.insert(id.to_owned(), origin.clone()) {
-            return Err(SettingsError::Both(other, origin));
+            return Err(SettingsError::both(&other, &origin));
         }
         layer.insert(id.to_owned(), given);
     }
@@ -312,8 +300,8 @@ fn base<'a>(key: &'a str, known: &BTreeMap<String, Known>) -> &'a str {
     key.strip_suffix(FILE_KEY).filter(secret).unwrap_or(key)
 }
 
-fn origin(path: &Path, line: u64, key: &str) -> Origin {
-    Origin::File { path: path.to_owned(), line, key: key.to_owned() }
+fn origin(path: &Path, line: u64, key: &str) -> String {
+    format!("{}:{line}: {key}", path.display())
 }
 
 /// A hint with the most similar known name, or an empty text if none is similar.

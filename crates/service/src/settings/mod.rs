@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args as _, Command};
 
-pub use error::{Origin, SettingsError};
+pub use error::SettingsError;
 pub use fleet::{
     BackgroundSettings, ClosingSettings, ClosingTimes, ConsumerSettings, StoreSettings,
 };
@@ -162,7 +162,7 @@ fn explain(error: &clap::Error, known: &BTreeMap<String, Known>) -> SettingsErro
                 (_, Some(setting)) => setting.missing(),
                 (_, None) => format!("{text} is missing"),
             });
-            SettingsError::Missing(lines.collect())
+            SettingsError::new(lines.collect::<Vec<_>>().join("\n"))
         }
         (
             ErrorKind::ValueValidation | ErrorKind::InvalidValue,
@@ -171,14 +171,13 @@ fn explain(error: &clap::Error, known: &BTreeMap<String, Known>) -> SettingsErro
             let (flag, setting) = of_flag(argument);
             let value = match context(ContextKind::InvalidValue) {
                 Some(ContextValue::String(value)) if !setting.is_some_and(|s| s.secret) => {
-                    Some(value.clone())
+                    Some(value)
                 }
                 _ => None,
             };
-            let reason = layers::reason(error);
-            SettingsError::Value { origin: Origin::Flag(flag), value, reason }
+            layers::refused(&format!("flag {flag}"), value, error)
         }
-        _ => SettingsError::Usage(one_line(error)),
+        _ => SettingsError::new(one_line(error)),
     }
 }
 
@@ -227,8 +226,7 @@ mod tests {
             environment: pairs.collect(),
         };
         let matches = load(Cli::command(), domain::fleet::VERBATIM, &sources)?;
-        Cli::from_arg_matches(&matches)
-            .map_err(|error| SettingsError::Usage(one_line(&error)).into())
+        Cli::from_arg_matches(&matches).map_err(|error| SettingsError::new(one_line(&error)).into())
     }
 
     #[test]

@@ -4,50 +4,40 @@ use conversation::{Source, TranscriptView};
 use database::{ConversationStats, ConversationView, SessionView};
 use domain::message::{Message, Role};
 use domain::status::ConversationStatus;
+use domain::time::Timestamp;
 
 use crate::commands::conversation_list::tone;
 use crate::output::{
-    TextStyle, Tone, ago, block, count, excerpt, moment, one_line, plural, precise, span,
+    Text, Tone, ago, block, count, excerpt, moment, one_line, plural, precise, span,
 };
 
 /// Characters of a JSON value that text shows; JSON output has all of it.
 const EXCERPT: usize = 300;
 
-pub(super) fn render(
-    shown: &TranscriptView<'_>,
-    messages: &[Message],
-    style: &TextStyle,
-) -> String {
+pub(super) fn write(shown: &TranscriptView<'_>, messages: &[Message], out: &mut Text) {
     let row = shown.conversation;
-    let paint = style.paint;
-    let id = paint.text(Tone::Strong, &one_line(&row.id));
-    let mut out = format!("conversation {id} of tenant {}\n", one_line(&row.tenant_id));
-    let mut line = |name: &str, tone: Tone, what: &str| {
-        let name = paint.text(Tone::Dim, &format!("{name:<14}"));
-        out.push_str(&format!("  {name}{}\n", paint.text(tone, &one_line(what))));
-    };
-    line("status", tone(row.status), &status(row, style));
-    line("began", Tone::Plain, &moment(row.created_at));
+    let id = out.paint(Tone::Strong, &one_line(&row.id));
+    out.push(format!("conversation {id} of tenant {}\n", one_line(&row.tenant_id)));
+    out.field("status", tone(row.status), status(row, out.now));
+    out.field("began", Tone::Plain, moment(row.created_at));
     if !shown.sessions.iter().any(|session| session.session_id == row.session_id) {
-        line("session", Tone::Plain, &row.session_id);
+        out.field("session", Tone::Plain, &row.session_id);
     }
     for session in shown.sessions {
-        line("session", Tone::Plain, &connection(session));
+        out.field("session", Tone::Plain, connection(session));
     }
+    let satisfaction = row.satisfaction.map(|satisfaction| format!("{satisfaction} of 5"));
+    let statistics = shown.statistics.map(in_one_line);
     for (name, value) in [
-        ("agent", row.agent_id.as_deref()),
-        ("user", row.user_id.as_deref()),
-        ("model", row.model_name.as_deref()),
+        ("agent", &row.agent_id),
+        ("user", &row.user_id),
+        ("model", &row.model_name),
+        ("satisfaction", &satisfaction),
+        ("statistics", &statistics),
     ] {
         if let Some(value) = value {
-            line(name, Tone::Plain, value);
+            out.field(name, Tone::Plain, value);
         }
-    }
-    if let Some(satisfaction) = row.satisfaction {
-        line("satisfaction", Tone::Plain, &format!("{satisfaction} of 5"));
-    }
-    if let Some(statistics) = shown.statistics {
-        line("statistics", Tone::Plain, &in_one_line(statistics));
     }
     let all = plural(row.message_count, "message");
     let messages_shown = match i64::try_from(messages.len()) {
@@ -60,15 +50,14 @@ pub(super) fn render(
         (None, false, Source::HotCopy) => ("from the hot copy in Redis", Tone::Plain),
         (None, false, Source::Database) => ("from PostgreSQL", Tone::Plain),
     };
-    line("read", tone, &format!("{messages_shown}, {source}; times are UTC"));
+    out.field("read", tone, format!("{messages_shown}, {source}; times are UTC"));
     if let Some(error) = &shown.redis_error {
-        line("Redis error", Tone::Warn, error);
+        out.field("Redis error", Tone::Warn, error);
     }
     for message in messages {
-        out.push('\n');
-        out.push_str(&transcript_entry(message, style));
+        out.push("\n");
+        write_message(message, out);
     }
-    out
 }
 
 fn connection(session: &SessionView) -> String {
@@ -77,14 +66,14 @@ fn connection(session: &SessionView) -> String {
 }
 
 /// Status with its times and close reason.
-fn status(row: &ConversationView, style: &TextStyle) -> String {
+fn status(row: &ConversationView, now: Timestamp) -> String {
     let reason = row.close_reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
     match (row.status, row.finalised_at, row.close_requested_at) {
         (ConversationStatus::Archived, Some(at), _) => {
-            format!("archived {}, {}{reason}", ago(at, style.now), moment(at))
+            format!("archived {}, {}{reason}", ago(at, now), moment(at))
         }
         (ConversationStatus::Active, _, Some(at)) => {
-            format!("active; close requested {}{reason}", ago(at, style.now))
+            format!("active; close requested {}{reason}", ago(at, now))
         }
         (ConversationStatus::Active, Some(at), None) => {
             format!("active again; was archived {}", moment(at))
@@ -110,9 +99,8 @@ fn in_one_line(statistics: &ConversationStats) -> String {
 }
 
 /// One message: a heading, then its content.
-fn transcript_entry(message: &Message, style: &TextStyle) -> String {
+fn write_message(message: &Message, out: &mut Text) {
     const INDENT: &str = "  ";
-    let paint = style.paint;
     let tone = match message.role {
         Role::User => Tone::Human,
         Role::Assistant => Tone::Model,
@@ -125,39 +113,35 @@ fn transcript_entry(message: &Message, style: &TextStyle) -> String {
         Some(message.id.as_str()),
     ];
     let attributes: Vec<String> = attributes.into_iter().flatten().map(one_line).collect();
-    let mut out = format!(
-        "{}  {}  {}\n",
-        precise(message.created_at.into()),
-        paint.text(tone, message.role.as_str()),
-        paint.text(Tone::Dim, &attributes.join(" · "))
-    );
+    let role = out.paint(tone, message.role.as_str());
+    out.push(format!("{}  {role}  ", precise(message.created_at.into())));
+    out.line(Tone::Dim, attributes.join(" · "));
+    let detail = |out: &mut Text, name: &str, value: &str| {
+        out.push(INDENT);
+        out.line(Tone::Dim, format!("{name} {}", one_line(value)));
+    };
     if let Some(call) = &message.tool_call_id {
-        let result = format!("result of tool call {}", one_line(call));
-        out.push_str(&format!("{INDENT}{}\n", paint.text(Tone::Dim, &result)));
+        detail(out, "result of tool call", call);
     }
     if !message.content.text().is_empty() {
-        out.push_str(&block(message.content.text(), INDENT));
+        out.push(block(message.content.text(), INDENT));
     }
     if let Some(parts) = message.content.parts() {
-        let parts = format!("content parts {}", one_line(&excerpt(parts.as_str(), EXCERPT)));
-        out.push_str(&format!("{INDENT}{}\n", paint.text(Tone::Dim, &parts)));
+        detail(out, "content parts", &excerpt(parts.as_str(), EXCERPT));
     }
     if let Some(calls) = &message.tool_calls {
-        let calls = format!("tool calls {}", one_line(&excerpt(calls.as_str(), EXCERPT)));
-        out.push_str(&format!("{INDENT}{}\n", paint.text(Tone::Dim, &calls)));
+        detail(out, "tool calls", &excerpt(calls.as_str(), EXCERPT));
     }
-    out
 }
 
 #[cfg(test)]
 mod tests {
     use domain::ids::{AgentId, MessageId, UserId};
     use domain::message::{Content, Json};
-    use domain::time::Timestamp;
 
     use super::*;
     use crate::commands::conversation_list::tests::{archived, at};
-    use crate::output::Paint;
+    use crate::output::tests::plain;
 
     fn message(id: &str, role: Role, content: &str, at: &str) -> Message {
         Message {
@@ -253,18 +237,13 @@ mod tests {
         }
     }
 
-    fn style() -> TextStyle {
-        let now = Timestamp::parse("2026-11-20T12:00:00Z").unwrap();
-        TextStyle { paint: Paint::Plain, now }
-    }
-
     #[test]
     fn a_transcript_shows_each_message_with_its_sender_and_tool_calls() {
         let (row, statistics, messages) = (archived(), statistics(), messages());
         let sessions = [session("web-1", &Connection::Closed), session("phone", &Connection::Open)];
         let shown =
             TranscriptView { sessions: &sessions, ..shown(&row, Some(&statistics), &messages) };
-        insta::assert_snapshot!(render(&shown, &messages, &style()));
+        insta::assert_snapshot!(plain(|out| write(&shown, &messages, out)));
     }
 
     #[test]
@@ -288,6 +267,6 @@ mod tests {
             redis_error: Some("no connection to Redis".to_owned()),
             ..shown(&row, None, &messages)
         };
-        insta::assert_snapshot!(render(&without_redis, &messages, &style()));
+        insta::assert_snapshot!(plain(|out| write(&without_redis, &messages, out)));
     }
 }

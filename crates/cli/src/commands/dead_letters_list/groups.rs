@@ -3,9 +3,8 @@
 use database::DeadLetterGroup;
 use serde::Serialize;
 
-use crate::output::{Cell, Side, Table, TextStyle, Tone, ago, count, excerpt, plural};
+use crate::output::{Cell, ERROR, Text, Tone, ago, count, excerpt, plural};
 
-/// Dead letters grouped by queue, reason, field and error.
 #[derive(Debug, Serialize)]
 pub(super) struct Groups {
     /// Dead letters that match.
@@ -13,47 +12,44 @@ pub(super) struct Groups {
     pub(super) groups: Vec<DeadLetterGroup>,
 }
 
-/// Characters of an error that a list shows; `show` has all of it.
-pub(super) const ERROR: usize = 120;
-
 /// The groups as a table, and the next commands for the largest.
-pub(super) fn text(found: &Groups, limit: u32, style: &TextStyle) -> String {
-    let paint = style.paint;
+pub(super) fn text(found: &Groups, limit: u32, out: &mut Text) {
     let Some(largest) = found.groups.first() else {
-        return format!("{}\n", paint.text(Tone::Good, "no dead letters match"));
+        return out.line(Tone::Good, "no dead letters match");
     };
-    let mut table = Table::new([
-        ("dead letters", Side::Right),
-        ("tenants", Side::Right),
-        ("failed again", Side::Right),
-        ("queue", Side::Left),
-        ("reason", Side::Left),
-        ("field", Side::Left),
-        ("first failed", Side::Left),
-        ("last failed", Side::Left),
-        ("error", Side::Left),
-    ]);
-    for group in &found.groups {
-        table.row([
-            Cell::new(Tone::Bad, count(group.dead_letters)),
-            count(group.tenants).into(),
-            count(group.failed_again).into(),
+    let now = out.now;
+    let row = |group: &DeadLetterGroup| {
+        [
+            Cell::count(group.dead_letters).tone(Tone::Bad),
+            Cell::count(group.tenants),
+            Cell::count(group.failed_again),
             (&group.queue).into(),
             (&group.reason).into(),
             Cell::optional(group.field.as_deref()),
-            ago(group.first_failed_at, style.now).into(),
-            ago(group.last_failed_at, style.now).into(),
+            ago(group.first_failed_at, now).into(),
+            ago(group.last_failed_at, now).into(),
             excerpt(&group.error, ERROR).into(),
-        ]);
-    }
-    let mut out = table.render(paint);
+        ]
+    };
+    let titles = [
+        "dead letters",
+        "tenants",
+        "failed again",
+        "queue",
+        "reason",
+        "field",
+        "first failed",
+        "last failed",
+        "error",
+    ];
+    out.table(titles, found.groups.iter().map(row));
     let shown = found.groups.len() as u64;
     let groups = if shown == u64::from(limit) {
         format!("the {} largest groups; --limit shows more", count(shown))
     } else {
         plural(shown, "group")
     };
-    out.push_str(&format!("\n{}, {groups}\n", plural(found.total, "dead letter")));
+    out.push(format!("\n{}, {groups}\n", plural(found.total, "dead letter")));
     let field = largest.field.as_deref().filter(|field| is_plain(field));
     let field = field.map(|field| format!(" --field {field}")).unwrap_or_default();
     let (queue, reason) = (&largest.queue, &largest.reason);
@@ -61,9 +57,9 @@ pub(super) fn text(found: &Groups, limit: u32, style: &TextStyle) -> String {
         format!("verbatim dead-letters show {}", largest.example),
         format!("verbatim dead-letters replay --queue {queue} --reason {reason}{field} --dry-run"),
     ] {
-        out.push_str(&format!("  {}\n", paint.text(Tone::Dim, &command)));
+        out.push("  ");
+        out.line(Tone::Dim, command);
     }
-    out
 }
 
 /// Whether a shell needs no quotes for it.
@@ -78,7 +74,7 @@ mod tests {
 
     use super::*;
     use crate::commands::conversation_list::tests::at;
-    use crate::commands::dead_letters_list::tests::style;
+    use crate::output::tests::plain;
 
     #[test]
     fn groups_are_listed_with_counts_and_next_commands() {
@@ -103,8 +99,8 @@ mod tests {
                 group(2, "malformed_json", None, "the body is not UTF-8 at byte #"),
             ],
         };
-        insta::assert_snapshot!(text(&found, 50, &style()));
+        insta::assert_snapshot!(plain(|out| text(&found, 50, out)));
         let nothing = Groups { total: 0, groups: Vec::new() };
-        assert_eq!(text(&nothing, 50, &style()), "no dead letters match\n");
+        assert_eq!(plain(|out| text(&nothing, 50, out)), "no dead letters match\n");
     }
 }

@@ -5,12 +5,8 @@ use std::collections::BTreeMap;
 use dead_letters::Planned;
 use serde::Serialize;
 
-use crate::output::{Cell, Side, Table, TextStyle, Tone, count, plural};
+use crate::output::{Cell, LISTED, Text, Tone, count, plural};
 
-/// Dead letters that text lists; JSON lists all.
-const LISTED: usize = 20;
-
-/// The result of a dry run.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Plan {
     /// Dead letters that would be published.
@@ -44,70 +40,52 @@ impl Plan {
         self.dead_letters.push(dead_letter);
     }
 
-    pub(super) fn text(&self, style: &TextStyle) -> String {
-        let paint = style.paint;
+    pub(super) fn text(&self, out: &mut Text) {
         if self.matched == 0 {
-            return "nothing to replay: no open dead letter matches\n".to_owned();
+            return out.push("nothing to replay: no open dead letter matches\n");
         }
-        let mut queues = Table::new([
-            ("dead letters", Side::Right),
-            ("edited", Side::Right),
-            ("bytes", Side::Right),
-            ("would fail again", Side::Right),
-            ("queue", Side::Left),
-        ]);
-        for (name, queue) in &self.queues {
+        let queue = |(name, queue): (&String, &Queue)| {
             let tone = if queue.refused > 0 { Tone::Bad } else { Tone::Plain };
-            queues.row([
-                count(queue.dead_letters).into(),
-                count(queue.edited).into(),
-                count(queue.bytes).into(),
-                Cell::new(tone, count(queue.refused)),
+            [
+                Cell::count(queue.dead_letters),
+                Cell::count(queue.edited),
+                Cell::count(queue.bytes),
+                Cell::count(queue.refused).tone(tone),
                 name.into(),
-            ]);
-        }
-        let mut out = queues.render(paint);
-        let mut dead_letters = Table::new([
-            ("id", Side::Left),
-            ("message", Side::Left),
-            ("replay", Side::Right),
-            ("body", Side::Left),
-            ("queue", Side::Left),
-            ("validation", Side::Left),
-        ]);
-        // Those that would fail again come first.
-        let (bad, good): (Vec<_>, Vec<_>) =
-            self.dead_letters.iter().partition(|dead_letter| dead_letter.refused_as.is_some());
-        for dead_letter in bad.iter().chain(&good).take(LISTED) {
-            let validation = match (&dead_letter.refused_as, &dead_letter.refusal) {
+            ]
+        };
+        let titles = ["dead letters", "edited", "bytes", "would fail again", "queue"];
+        out.table(titles, self.queues.iter().map(queue));
+        let dead_letter = |planned: &Planned| {
+            let validation = match (&planned.refused_as, &planned.refusal) {
                 (Some(reason), Some(refusal)) => {
                     Cell::new(Tone::Bad, format!("{reason}: {refusal}"))
                 }
                 _ => Cell::new(Tone::Good, "valid"),
             };
-            dead_letters.row([
-                dead_letter.id.to_string().into(),
-                Cell::optional(dead_letter.message_id.as_deref()),
-                dead_letter.replay.to_string().into(),
-                if dead_letter.edited { "edited" } else { "original" }.into(),
-                (&dead_letter.queue).into(),
+            [
+                planned.id.to_string().into(),
+                Cell::optional(planned.message_id.as_deref()),
+                Cell::from(planned.replay.to_string()).right(),
+                if planned.edited { "edited" } else { "original" }.into(),
+                (&planned.queue).into(),
                 validation,
-            ]);
-        }
-        out.push_str(&format!("\n{}", dead_letters.render(paint)));
+            ]
+        };
+        // Those that would fail again come first.
+        let (bad, good): (Vec<_>, Vec<_>) =
+            self.dead_letters.iter().partition(|planned| planned.refused_as.is_some());
+        let listed = bad.into_iter().chain(good).take(LISTED);
+        out.push("\n");
+        let titles = ["id", "message", "replay", "body", "queue", "validation"];
+        out.table(titles, listed.map(dead_letter));
         if let Some(more) = self.dead_letters.len().checked_sub(LISTED).filter(|more| *more > 0) {
-            out.push_str(&format!("… and {} more; --json lists all\n", count(more as i128)));
+            out.push(format!("… and {} more; --json lists all\n", count(more as i128)));
         }
         let dead_letters = plural(self.matched, "dead letter");
-        out.push_str(&format!(
-            "\ndry run, nothing was published; {dead_letters} would be replayed"
-        ));
-        if self.refused > 0 {
-            let refused = format!(", {} would fail again", count(self.refused));
-            out.push_str(&paint.text(Tone::Bad, &refused));
-        }
-        out.push('\n');
-        out
+        out.push(format!("\ndry run, nothing was published; {dead_letters} would be replayed"));
+        out.counts(Tone::Bad, [(self.refused, "would fail again")]);
+        out.push("\n");
     }
 }
 
@@ -117,7 +95,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::commands::dead_letters_list::tests::style;
+    use crate::output::tests::plain;
 
     #[test]
     fn a_dry_run_lists_queues_dead_letters_and_expected_failures() {
@@ -143,6 +121,6 @@ mod tests {
             refusal: Some("no action is called \"x\"".to_owned()),
             ..planned(31)
         });
-        insta::assert_snapshot!(plan.text(&style()));
+        insta::assert_snapshot!(plain(|out| plan.text(out)));
     }
 }

@@ -1,128 +1,88 @@
 //! The report of a replay as text.
 
-use dead_letters::{Ended, ReplayReport};
+use database::FailedAgain;
+use dead_letters::{Ended, Failed, ReplayReport};
 
-use crate::output::{Cell, Side, Table, TextStyle, Tone, count, excerpt, one_line, plural};
-
-/// Dead letters that each table lists; JSON lists more.
-const LISTED: usize = 20;
-/// Characters of an error that are shown.
-const ERROR: usize = 120;
+use crate::output::{Cell, ERROR, Text, Tone, count, excerpt, one_line, plural};
 
 /// The report; `not_open` counts dead letters that were given by their ids and are not open.
-pub(super) fn text(report: &ReplayReport, not_open: u64, style: &TextStyle) -> String {
-    let paint = style.paint;
+pub(super) fn text(report: &ReplayReport, not_open: u64, out: &mut Text) {
     if report.matched == 0 {
-        return format!(
-            "{}\n",
-            paint.text(Tone::Warn, "nothing was replayed: no open dead letter matches")
-        );
+        return out.line(Tone::Warn, "nothing was replayed: no open dead letter matches");
     }
-    let mut out = String::new();
-    if !report.failures.is_empty() {
-        let mut table =
-            Table::new([("not sent", Side::Left), ("queue", Side::Left), ("error", Side::Left)]);
-        for failed in report.failures.iter().take(LISTED) {
-            let error = Cell::new(Tone::Bad, &failed.fault);
-            table.row([failed.id.to_string().into(), (&failed.queue).into(), error]);
-        }
-        out.push_str(&format!("{}\n", table.render(paint)));
-    }
-    if !report.failed_again_as.is_empty() {
-        let mut table = Table::new([
-            ("failed again as", Side::Left),
-            ("reason", Side::Left),
-            ("field", Side::Left),
-            ("error", Side::Left),
-        ]);
-        for dead_letter in report.failed_again_as.iter().take(LISTED) {
-            table.row([
-                dead_letter.id.to_string().into(),
-                Cell::new(Tone::Bad, &dead_letter.reason),
-                Cell::optional(dead_letter.field.as_deref()),
-                excerpt(&dead_letter.error, ERROR).into(),
-            ]);
-        }
-        out.push_str(&format!("{}\n", table.render(paint)));
-    }
+    let row = |failed: &Failed| {
+        let error = Cell::new(Tone::Bad, &failed.fault);
+        [failed.id.to_string().into(), (&failed.queue).into(), error]
+    };
+    out.failures(["not sent", "queue", "error"], report.failures.iter().map(row));
+    let row = |failed: &FailedAgain| {
+        [
+            failed.id.to_string().into(),
+            Cell::new(Tone::Bad, &failed.reason),
+            Cell::optional(failed.field.as_deref()),
+            excerpt(&failed.error, ERROR).into(),
+        ]
+    };
+    let titles = ["failed again as", "reason", "field", "error"];
+    out.failures(titles, report.failed_again_as.iter().map(row));
     let succeeded = report.failed + report.failed_again == 0 && report.replayed == report.matched;
     let tone = if succeeded { Tone::Good } else { Tone::Warn };
-    let replayed =
-        format!("{} of {} replayed", count(report.replayed), plural(report.matched, "dead letter"));
-    out.push_str(&paint.text(tone, &replayed));
-    for (n, what) in
-        [(report.failed_again, "failed again"), (report.failed, "not sent (still open)")]
-    {
-        if n > 0 {
-            out.push_str(&paint.text(Tone::Bad, &format!(", {} {what}", count(n))));
-        }
-    }
-    for (n, what) in [
+    let all = plural(report.matched, "dead letter");
+    out.piece(tone, format!("{} of {all} replayed", count(report.replayed)));
+    let bad = [(report.failed_again, "failed again"), (report.failed, "not sent (still open)")];
+    out.counts(Tone::Bad, bad);
+    let others = [
         (report.decided_elsewhere, "published but decided elsewhere meanwhile"),
         (report.skipped, "skipped"),
         (not_open, "not open"),
-    ] {
-        if n > 0 {
-            out.push_str(&format!(", {} {what}", count(n)));
-        }
-    }
-    out.push('\n');
-    for hint in hints(report) {
-        out.push_str(&paint.text(Tone::Dim, &hint));
-        out.push('\n');
-    }
-    out
+    ];
+    out.counts(Tone::Plain, others);
+    out.push("\n");
+    hints(report, out);
 }
 
-fn hints(report: &ReplayReport) -> Vec<String> {
-    let still_open = report.matched.saturating_sub(report.replayed);
-    let mut hints = Vec::new();
-    match &report.ended {
-        Ended::Complete => {}
-        Ended::Interrupted => hints.push(format!(
-            "stopped by a signal; {} still open",
-            count(still_open)
+fn hints(report: &ReplayReport, out: &mut Text) {
+    let open = format!("{} still open", count(report.matched.saturating_sub(report.replayed)));
+    let ended = match &report.ended {
+        Ended::Complete => None,
+        Ended::Interrupted => Some(format!("stopped by a signal; {open}")),
+        Ended::FailedAgain => Some(format!(
+            "stopped because the last dead letters failed again: the cause persists; {open}"
         )),
-        Ended::FailedAgain => hints.push(format!(
-            "stopped because the last dead letters failed again: the cause persists; {} still open",
-            count(still_open)
+        Ended::NothingAccepted => Some(format!(
+            "stopped because no queue accepted the last batch; {open}. `verbatim queues` shows \
+             what is missing, `verbatim setup` creates it"
         )),
-        Ended::NothingAccepted => hints.push(format!(
-            "stopped because no queue accepted the last batch; {} still open. `verbatim queues` shows \
-             what is missing, `verbatim setup` creates it",
-            count(still_open)
+        Ended::Unavailable { dependency, cause } => Some(format!(
+            "{dependency} unavailable: {}. {open}; replaying again is safe",
+            one_line(cause)
         )),
-        Ended::Unavailable { dependency, cause } => hints.push(format!(
-            "{} unavailable: {}. {} still open; replaying again is safe",
-            dependency,
-            one_line(cause),
-            count(still_open)
-        )),
+    };
+    if let Some(ended) = ended {
+        out.line(Tone::Dim, ended);
     }
     if report.skipped > 0 {
-        hints.push(
-            "skipped dead letters are claimed by another run; if that run has ended, replay them in a minute"
-                .to_owned(),
+        out.line(
+            Tone::Dim,
+            "skipped dead letters are claimed by another run; if that run has ended, replay them in a minute",
         );
     }
     if let Some(first) = report.failed_again_as.first() {
-        hints.push(format!(
-            "the first that failed again: `verbatim dead-letters show {}`",
-            first.id
-        ));
+        let id = first.id;
+        out.line(
+            Tone::Dim,
+            format!("the first that failed again: `verbatim dead-letters show {id}`"),
+        );
     }
-    hints
 }
 
 #[cfg(test)]
 mod tests {
-    use database::FailedAgain;
-    use dead_letters::Failed;
     use domain::failure::Dependency;
     use uuid::Uuid;
 
     use super::*;
-    use crate::commands::dead_letters_list::tests::style;
+    use crate::output::tests::plain;
 
     fn report(ended: Ended) -> ReplayReport {
         ReplayReport {
@@ -162,9 +122,9 @@ mod tests {
             failed_again_as: vec![failed_again],
             ..report(Ended::Complete)
         };
-        insta::assert_snapshot!(text(&mixed, 0, &style()));
+        insta::assert_snapshot!(plain(|out| text(&mixed, 0, out)));
         assert_eq!(
-            text(&report(Ended::Complete), 0, &style()),
+            plain(|out| text(&report(Ended::Complete), 0, out)),
             "10 000 of 10 000 dead letters replayed\n"
         );
     }
@@ -175,9 +135,10 @@ mod tests {
             dependency: Dependency::RabbitMq,
             cause: "cannot publish: \u{1b}refused".to_owned(),
         };
+        let early = |report: &ReplayReport| plain(|out| text(report, 2, out));
         let texts: Vec<String> =
             [Ended::Interrupted, Ended::FailedAgain, Ended::NothingAccepted, unavailable]
-                .map(|ended| text(&ReplayReport { replayed: 12, ..report(ended) }, 2, &style()))
+                .map(|ended| early(&ReplayReport { replayed: 12, ..report(ended) }))
                 .into();
         insta::assert_snapshot!(texts.join("\n"));
     }

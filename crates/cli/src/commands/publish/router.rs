@@ -6,7 +6,6 @@ use serde_json::value::RawValue;
 
 use crate::validator::Validator;
 
-/// Builds publications from lines.
 pub(super) struct Router {
     pub(super) validator: Validator,
     /// The routing key of every line, instead of its `action_type`.

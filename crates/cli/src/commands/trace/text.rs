@@ -1,28 +1,27 @@
 //! The trace as text: what it is, where it is now, then its timeline.
 
-use inspect::{HotCopyState, MatchKind, State, TraceReport, TracedItem};
+use inspect::{HotCopyState, MatchKind, State, TraceEvent, TraceReport, TracedItem};
 
-use crate::output::{Cell, Side, Table, TextStyle, Tone, count, one_line, plural, precise};
+use crate::output::{Cell, Text, Tone, count, one_line, plural, precise};
 
-pub(super) fn render(id: &str, traced: &TraceReport, style: &TextStyle) -> String {
+pub(super) fn write(id: &str, traced: &TraceReport, out: &mut Text) {
     if traced.items.is_empty() {
-        return not_found(id, traced, style);
+        return not_found(id, traced, out);
     }
-    let mut out = String::new();
     if traced.items.len() > 1 {
-        out.push_str(&format!(
-            "{} have the id {}\n\n",
-            plural(traced.items.len() as u64, "item"),
-            one_line(id)
-        ));
+        let items = plural(traced.items.len() as u64, "item");
+        out.push(format!("{items} have the id {}\n\n", one_line(id)));
     }
-    let items: Vec<String> = traced.items.iter().map(|item| render_item(item, style)).collect();
-    out + &items.join("\n")
+    for (n, item) in traced.items.iter().enumerate() {
+        out.push(if n > 0 { "\n" } else { "" });
+        write_item(item, out);
+    }
 }
 
-fn render_item(item: &TracedItem, style: &TextStyle) -> String {
-    let paint = style.paint;
-    let name = |id: &Option<String>| one_line(id.as_deref().unwrap_or("(unknown)"));
+fn write_item(item: &TracedItem, out: &mut Text) {
+    fn name(id: &Option<String>) -> &str {
+        id.as_deref().unwrap_or("(unknown)")
+    }
     let heading = match (item.matched, &item.message_id) {
         (MatchKind::DeadLetter, Some(_)) => "dead letter of message",
         (MatchKind::DeadLetter, None) => "dead letter of a message with unknown id",
@@ -32,26 +31,22 @@ fn render_item(item: &TracedItem, style: &TextStyle) -> String {
     };
     let id = match (item.matched, &item.message_id) {
         (MatchKind::Conversation | MatchKind::Session, _) => name(&item.conversation_id),
-        (_, Some(_)) => name(&item.message_id),
-        (_, None) => String::new(),
+        (_, Some(id)) => id,
+        (_, None) => "",
     };
-    let mut out = format!("{heading} {}\n", paint.text(Tone::Strong, &id));
-    let mut line = |name: &str, tone: Tone, what: &str| {
-        let name = paint.text(Tone::Dim, &format!("{name:<14}"));
-        out.push_str(&format!("  {name}{}\n", paint.text(tone, what)));
-    };
-    line("tenant", Tone::Plain, &name(&item.tenant_id));
+    out.push(format!("{heading} "));
+    out.line(Tone::Strong, one_line(id));
+    out.field("tenant", Tone::Plain, name(&item.tenant_id));
     if item.message_id.is_some() || item.matched == MatchKind::DeadLetter {
-        line("conversation", Tone::Plain, &name(&item.conversation_id));
+        out.field("conversation", Tone::Plain, name(&item.conversation_id));
     }
     let (tone, now) = describe(item.state);
-    line("now", tone, now);
+    out.field("now", tone, now);
     if let Some((tone, hot)) = hot_copy(&item.hot) {
-        line("in Redis", tone, &hot);
+        out.field("in Redis", tone, hot);
     }
-    let mut table =
-        Table::new([("  when (UTC)", Side::Left), ("what", Side::Left), ("", Side::Left)]);
-    for moment in &item.timeline {
+    out.push("\n");
+    let row = |moment: &TraceEvent| {
         let tone = match moment.what {
             "failed" | "dead-lettered" | "dead letter stored" => Tone::Bad,
             "saved" | "archived" => Tone::Good,
@@ -59,10 +54,9 @@ fn render_item(item: &TracedItem, style: &TextStyle) -> String {
             _ => Tone::Plain,
         };
         let when = Cell::new(Tone::Dim, format!("  {}", precise(moment.at)));
-        table.row([when, Cell::new(tone, moment.what), (&moment.text).into()]);
-    }
-    out.push('\n');
-    out + &table.render(paint)
+        [when, Cell::new(tone, moment.what), (&moment.text).into()]
+    };
+    out.table(["  when (UTC)", "what", ""], item.timeline.iter().map(row));
 }
 
 fn describe(state: State) -> (Tone, &'static str) {
@@ -86,37 +80,33 @@ fn hot_copy(state: &HotCopyState) -> Option<(Tone, String)> {
         HotCopyState::Missing => {
             (Tone::Bad, "missing, although the hot copy is valid: run `verbatim verify`".to_owned())
         }
-        HotCopyState::Unknown(cause) => (Tone::Warn, format!("unknown: {}", one_line(cause))),
+        HotCopyState::Unknown(cause) => (Tone::Warn, format!("unknown: {cause}")),
         HotCopyState::NotChecked => return None,
     };
     Some((tone, text))
 }
 
-fn not_found(id: &str, traced: &TraceReport, style: &TextStyle) -> String {
-    let not_found = format!("nothing in PostgreSQL has the id {}", one_line(id));
-    let mut out = format!("{}\n", style.paint.text(Tone::Warn, &not_found));
+fn not_found(id: &str, traced: &TraceReport, out: &mut Text) {
+    out.line(Tone::Warn, format!("nothing in PostgreSQL has the id {}", one_line(id)));
     match (&traced.queues_unknown, traced.waiting.as_slice()) {
-        (Some(cause), _) => {
-            out.push_str(&format!("queues not checked: {}\n", one_line(cause)));
-        }
-        (None, []) => out.push_str("no message is ready in any queue\n"),
+        (Some(cause), _) => out.push(format!("queues not checked: {}\n", one_line(cause))),
+        (None, []) => out.push("no message is ready in any queue\n"),
         (None, waiting) => {
-            out.push_str("it may still be in a queue:\n");
+            out.push("it may still be in a queue:\n");
             for it in waiting {
-                out.push_str(&format!("  {} ready in {}\n", count(it.ready), it.queue));
+                out.push(format!("  {} ready in {}\n", count(it.ready), it.queue));
             }
         }
     }
-    out
 }
 
 #[cfg(test)]
 mod tests {
     use domain::time::Timestamp;
-    use inspect::{QueueBacklog, TraceEvent};
+    use inspect::QueueBacklog;
 
     use super::*;
-    use crate::output::Paint;
+    use crate::output::tests::plain;
 
     fn moment(at: &str, what: &'static str, text: &str) -> TraceEvent {
         TraceEvent { at: Timestamp::parse(at).unwrap().into(), what, text: text.to_owned() }
@@ -142,7 +132,7 @@ mod tests {
     }
 
     fn shown(traced: &TraceReport) -> String {
-        render("m-1", traced, &TextStyle { paint: Paint::Plain, now: Timestamp::EARLIEST })
+        plain(|out| write("m-1", traced, out))
     }
 
     #[test]

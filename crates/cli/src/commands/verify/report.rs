@@ -7,10 +7,8 @@ use inspect::{Finding, Incomplete, RepairOutcome, Section, Verified};
 use serde::Serialize;
 
 use crate::exit::Exit;
-use crate::output::{TextStyle, Tone, count, one_line, plural};
+use crate::output::{LISTED, Text, Tone, count, one_line, plural};
 
-/// Findings of one kind that text lists; conversations likewise.
-const LISTED: u64 = 20;
 /// Findings of one kind that JSON lists (some megabytes in all); conversations likewise.
 const LISTED_IN_JSON: u64 = 1_000;
 
@@ -29,11 +27,9 @@ pub(super) struct Report {
     omitted: u64,
     #[serde(skip)]
     by_conversation: BTreeMap<(String, String), ConversationSummary>,
-    #[serde(skip)]
-    pub(super) section: Option<Section>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct KindSummary {
     found: u64,
     repaired: u64,
@@ -43,7 +39,7 @@ struct KindSummary {
 }
 
 /// The number of findings in one conversation.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct ConversationSummary {
     tenant_id: String,
     conversation_id: String,
@@ -57,12 +53,8 @@ impl Report {
     /// Counts a finding and stores it for JSON; returns whether text lists it.
     pub(super) fn add(&mut self, finding: &Finding) -> bool {
         self.add_to_conversation(finding);
-        let kind = self.kinds.entry(finding.kind.as_str()).or_insert(KindSummary {
-            found: 0,
-            repaired: 0,
-            advice: finding.kind.advice(),
-            repairable: false,
-        });
+        let kind = self.kinds.entry(finding.kind.as_str()).or_default();
+        kind.advice = finding.kind.advice();
         kind.found += 1;
         kind.repaired += u64::from(finding.repair_outcome == RepairOutcome::Done);
         kind.repairable |= finding.repair_outcome == RepairOutcome::NotRequested;
@@ -71,7 +63,7 @@ impl Report {
         } else {
             self.omitted += 1;
         }
-        kind.found <= LISTED
+        kind.found <= LISTED as u64
     }
 
     fn add_to_conversation(&mut self, finding: &Finding) {
@@ -88,9 +80,7 @@ impl Report {
         let of = self.by_conversation.entry(key).or_insert_with(|| ConversationSummary {
             tenant_id: tenant.clone(),
             conversation_id: conversation.clone(),
-            found: 0,
-            repaired: 0,
-            kinds: BTreeMap::new(),
+            ..ConversationSummary::default()
         });
         of.found += 1;
         of.repaired += u64::from(finding.repair_outcome == RepairOutcome::Done);
@@ -150,13 +140,14 @@ pub(super) fn title(section: Section) -> &'static str {
     }
 }
 
-pub(super) fn begins(section: Section, style: &TextStyle) -> String {
+pub(super) fn begins(section: Section, out: &mut Text) {
     let servers: Vec<_> = section.stores().iter().map(ToString::to_string).collect();
-    let servers = style.paint.text(Tone::Dim, &format!("({})", servers.join(", ")));
-    format!("{} {servers}\n", style.paint.text(Tone::Strong, title(section)))
+    out.piece(Tone::Strong, title(section));
+    out.push(" ");
+    out.line(Tone::Dim, format!("({})", servers.join(", ")));
 }
 
-pub(super) fn found(finding: &Finding, style: &TextStyle) -> String {
+pub(super) fn found(finding: &Finding, out: &mut Text) {
     let Finding { kind, tenant_id, conversation_id, id, detail, repair_outcome } = finding;
     let place = [tenant_id, conversation_id, id].into_iter().flatten();
     let place = place.map(|it| one_line(it)).collect::<Vec<_>>().join(" ");
@@ -165,108 +156,93 @@ pub(super) fn found(finding: &Finding, style: &TextStyle) -> String {
         RepairOutcome::Failed(cause) => (Tone::Bad, format!("; not repaired: {}", one_line(cause))),
         RepairOutcome::NotRequested | RepairOutcome::NotRepairable => (Tone::Bad, String::new()),
     };
-    let kind = style.paint.text(tone, kind.as_str());
-    format!("  {kind} {place}: {}{end}\n", one_line(detail))
+    let kind = out.paint(tone, kind.as_str());
+    out.push(format!("  {kind} {place}: {}{end}\n", one_line(detail)));
 }
 
-pub(super) fn ends(verified: &Verified, style: &TextStyle) -> String {
-    let checked = format!("{} checked", count(i128::from(verified.checked)));
-    let mut text = match (verified.found, verified.unrepaired) {
-        (0, _) => style.paint.text(Tone::Good, &format!("  {checked}, no findings")),
-        (found, 0) => {
-            let found = plural(i128::from(found), "finding");
-            style.paint.text(Tone::Warn, &format!("  {checked}, {found}, repaired"))
-        }
-        (found, unrepaired) => {
-            let found = plural(i128::from(found), "finding");
-            let unrepaired = count(i128::from(unrepaired));
-            style.paint.text(Tone::Bad, &format!("  {checked}, {found}, {unrepaired} unrepaired"))
-        }
+pub(super) fn ends(verified: &Verified, out: &mut Text) {
+    let Verified { checked, found, unrepaired, incomplete, .. } = verified;
+    let checked = count(i128::from(*checked));
+    let findings = plural(i128::from(*found), "finding");
+    let (tone, result) = match (found, unrepaired) {
+        (0, _) => (Tone::Good, "no findings".to_owned()),
+        (_, 0) => (Tone::Warn, format!("{findings}, repaired")),
+        (_, n) => (Tone::Bad, format!("{findings}, {} unrepaired", count(i128::from(*n)))),
     };
-    if let Some(incomplete) = &verified.incomplete {
-        let (tone, what, cause) = match incomplete {
-            Incomplete::Unavailable { dependency, cause } => {
-                (Tone::Bad, format!("incomplete, {dependency} unreachable"), cause)
-            }
-            Incomplete::Skipped { cause } => (Tone::Dim, "partly skipped".to_owned(), cause),
-        };
-        let cause = one_line(cause);
-        text.push_str(&format!("\n  {}", style.paint.text(tone, &format!("{what}: {cause}"))));
-    }
-    text.push('\n');
-    text
+    out.line(tone, format!("  {checked} checked, {result}"));
+    let (tone, what, cause) = match incomplete {
+        None => return,
+        Some(Incomplete::Unavailable { dependency, cause }) => {
+            (Tone::Bad, format!("incomplete, {dependency} unreachable"), cause)
+        }
+        Some(Incomplete::Skipped { cause }) => (Tone::Dim, "partly skipped".to_owned(), cause),
+    };
+    out.push("  ");
+    out.line(tone, format!("{what}: {}", one_line(cause)));
 }
 
 /// The result, the number of findings of each kind, and what to do about them.
-pub(super) fn summary(report: &Report, style: &TextStyle) -> String {
+pub(super) fn summary(report: &Report, out: &mut Text) {
     let (tone, mut result) = match report.result {
         "ok" => (Tone::Good, "no findings".to_owned()),
         "repaired" => {
             (Tone::Warn, "all findings are repaired; verify again in a minute".to_owned())
         }
         "incomplete" => (Tone::Bad, "no unrepaired findings".to_owned()),
-        _ => (Tone::Bad, plural(i128::from(report.unrepaired()), "unrepaired finding")),
+        _ => (Tone::Bad, plural(report.unrepaired(), "unrepaired finding")),
     };
     let unavailable = report.unavailable();
     if !unavailable.is_empty() {
         result.push_str(&format!(", but incomplete: {} unreachable", unavailable.join(", ")));
     }
-    let mut out = format!("\n{}\n", style.paint.text(tone, &result));
+    out.push("\n");
+    out.line(tone, result);
     for (kind, it) in &report.kinds {
-        let mut times = count(i128::from(it.found));
-        if it.repaired > 0 {
-            times.push_str(&format!(", {} repaired", count(i128::from(it.repaired))));
-        }
-        out.push_str(&format!("  {kind} ({times})"));
+        out.push(format!("  {kind} ({}", count(it.found)));
+        out.counts(Tone::Plain, [(it.repaired, "repaired")]);
+        out.push(")");
         if it.repaired < it.found {
-            out.push_str(&style.paint.text(Tone::Dim, &format!(": {}", it.advice)));
+            out.piece(Tone::Dim, format!(": {}", it.advice));
         }
-        out.push('\n');
+        out.push("\n");
     }
-    out.push_str(&by_conversation(&report.conversations, style));
-    let conversations = report.conversations.len() as u64;
-    if report.kinds.values().map(|it| it.found).chain([conversations]).any(|it| it > LISTED) {
+    // A single conversation adds nothing to the findings by kind.
+    if report.conversations.len() > 1 {
+        by_conversation(&report.conversations, out);
+    }
+    let kinds = report.kinds.values().map(|it| it.found);
+    if kinds.chain([report.conversations.len() as u64]).any(|it| it > LISTED as u64) {
         let hint = format!(
             "the first {LISTED} findings of each kind and the first {LISTED} conversations are listed; \
-             --json lists up to {LISTED_IN_JSON}\n"
+             --json lists up to {LISTED_IN_JSON}"
         );
-        out.push_str(&style.paint.text(Tone::Dim, &hint));
+        out.line(Tone::Dim, hint);
     }
     if report.kinds.values().any(|it| it.repairable) {
-        let hint = "`verbatim verify --repair` repairs the repairable findings\n";
-        out.push_str(&style.paint.text(Tone::Dim, hint));
+        out.line(Tone::Dim, "`verbatim verify --repair` repairs the repairable findings");
     }
-    out
 }
 
-/// Each conversation with its findings; nothing for a single one, which adds nothing to the summary.
-fn by_conversation(conversations: &[ConversationSummary], style: &TextStyle) -> String {
-    if conversations.len() < 2 {
-        return String::new();
-    }
-    let mut out = format!("in {}\n", plural(conversations.len() as i128, "conversation"));
-    for of in conversations.iter().zip(0..LISTED).map(|(of, _)| of) {
+fn by_conversation(conversations: &[ConversationSummary], out: &mut Text) {
+    out.push(format!("in {}\n", plural(conversations.len() as i128, "conversation")));
+    for of in conversations.iter().take(LISTED) {
         let kinds = of.kinds.iter().map(|(kind, found)| match found {
             1 => (*kind).to_owned(),
-            found => format!("{kind} ({})", count(i128::from(*found))),
+            found => format!("{kind} ({})", count(*found)),
         });
-        let place = format!("{} {}", one_line(&of.tenant_id), one_line(&of.conversation_id));
         let kinds = kinds.collect::<Vec<_>>().join(", ");
-        out.push_str(&format!("  {place}: {}\n", style.paint.text(Tone::Dim, &kinds)));
+        out.push(format!("  {} {}: ", one_line(&of.tenant_id), one_line(&of.conversation_id)));
+        out.line(Tone::Dim, kinds);
     }
-    out
 }
 
 #[cfg(test)]
 mod tests {
     use domain::failure::Dependency;
-    use domain::time::Timestamp;
     use inspect::Kind;
 
     use super::*;
-    use crate::output::Paint;
-
-    const STYLE: TextStyle = TextStyle { paint: Paint::Plain, now: Timestamp::EARLIEST };
+    use crate::output::tests::plain;
 
     fn finding(kind: Kind, repair_outcome: RepairOutcome) -> Finding {
         Finding {
@@ -288,14 +264,15 @@ mod tests {
         let mut text = String::new();
         for it in findings {
             if report.add(it) {
-                text += &found(it, &STYLE);
+                text += &plain(|out| found(it, out));
             }
         }
         for section in &report.sections {
-            text = begins(section.section, &STYLE) + &text + &ends(section, &STYLE);
+            let begins = plain(|out| begins(section.section, out));
+            text = begins + &text + &plain(|out| ends(section, out));
         }
         report.close();
-        text + &summary(&report, &STYLE)
+        text + &plain(|out| summary(&report, out))
     }
 
     #[test]
@@ -366,7 +343,7 @@ mod tests {
         let mut report = Report::default();
         let one = finding(Kind::CloseOverdue, RepairOutcome::NotRepairable);
         let listed = (0..LISTED_IN_JSON + 5).filter(|_| report.add(&one)).count();
-        assert_eq!(listed as u64, LISTED);
+        assert_eq!(listed, LISTED);
         assert_eq!((report.findings.len() as u64, report.omitted), (LISTED_IN_JSON, 5));
     }
 }

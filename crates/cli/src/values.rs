@@ -1,4 +1,4 @@
-//! A point in time in an argument: a moment, or how long ago.
+//! Values of arguments: a time, or one of several names.
 
 use chrono::{DateTime, Utc};
 use domain::time::Timestamp;
@@ -34,6 +34,16 @@ impl When {
                 .unwrap_or(Timestamp::EARLIEST),
         }
     }
+}
+
+/// The value with this name, or an error that lists all names.
+pub(crate) fn one_of<T: Copy, const N: usize>(
+    text: &str,
+    all: [T; N],
+    name: fn(T) -> &'static str,
+) -> Result<T, String> {
+    let found = all.into_iter().find(|value| name(*value) == text);
+    found.ok_or_else(|| format!("it must be one of {}", all.map(name).join(", ")))
 }
 
 #[cfg(test)]

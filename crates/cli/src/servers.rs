@@ -1,3 +1,0 @@
-//! The servers of a command.
-
-pub(crate) use stores::{Broker, DatabaseServer, RedisServer};
