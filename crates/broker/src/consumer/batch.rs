@@ -292,7 +292,9 @@ async fn call_handler<H: Handler>(
     items: &[H::Item],
     shared: &Shared<H>,
 ) -> Result<Result<Vec<Handled>, Failure>, Unavailable> {
-    let call = AssertUnwindSafe(async { shared.handler.handle(items).await });
+    // Boxed: the compiler computes the size of a future from all futures inside, down to those of the stores, and
+    // gives up at a depth of 128.
+    let call = AssertUnwindSafe(async { Box::pin(shared.handler.handle(items)).await });
     match call.catch_unwind().await {
         Ok(Ok(handled)) if handled.len() == items.len() => Ok(Ok(handled)),
         Ok(Ok(handled)) => {
