@@ -65,16 +65,16 @@ async fn one_more_worker_touches_six_files_builds_consumes_and_is_listed() {
     let compose: Value = serde_saphyr::from_str(&compose).unwrap();
     assert_eq!(compose["services"][WORKER]["command"], json!([WORKER]));
 
-    // The dependencies are those of the workspace, compiled already; what cargo makes of the copy is its own.
-    let (target, build) = (copy.join("target"), workspace().join("target"));
-    let dirs = [("CARGO_TARGET_DIR", &*target), ("CARGO_BUILD_BUILD_DIR", &*build)];
-    let build = ["build", "--offline", "--bin", WORKER, "--bin", "verbatim"];
-    tokio::task::spawn_blocking({
-        let (copy, dirs) = (copy.clone(), dirs.map(|(name, dir)| (name, dir.to_owned())));
-        move || cargo(&build, &dirs.each_ref().map(|(name, dir)| (*name, &**dir)), &copy)
-    })
-    .await
-    .unwrap();
+    let target = copy.join("target");
+    let building = tokio::task::spawn_blocking({
+        let (copy, target) = (copy.clone(), target.clone());
+        move || {
+            take_dependencies(&target.join(profile_dir().file_name().unwrap()));
+            let build = ["build", "--offline", "--bin", WORKER, "--bin", "verbatim"];
+            cargo(&build, &[("CARGO_TARGET_DIR", &target)], &copy);
+        }
+    });
+    building.await.unwrap();
     let programs = target.join(profile_dir().file_name().unwrap());
     let scenario = Scenario::of_programs(programs).await;
     let set_up = scenario.verbatim(&["setup"]).await;
@@ -94,6 +94,43 @@ async fn one_more_worker_touches_six_files_builds_consumes_and_is_listed() {
     assert_eq!((&listed["worker"], &listed["consumers"]), (&json!(WORKER), &json!(1)));
     scenario.drain([worker]).await;
     std::fs::remove_dir_all(&copy).unwrap();
+}
+
+/// Takes over the compiled dependencies of this workspace. Of its own crates nothing is taken over, because cargo
+/// gives those of the copy the same names.
+fn take_dependencies(profile: &Path) {
+    let mut metadata = testkit::cargo::command(&["metadata", "--offline", "--no-deps"]);
+    let metadata = metadata.args(["--format-version", "1"]).output().unwrap().stdout;
+    let metadata: Value = serde_json::from_slice(&metadata).unwrap();
+    let packages = metadata["packages"].as_array().unwrap().iter();
+    let own: Vec<String> =
+        packages.map(|it| it["name"].as_str().unwrap().replace('-', "_")).collect();
+    let is_own = |name: &str| {
+        let name = name.strip_prefix("lib").unwrap_or(name).replace('-', "_");
+        own.iter().any(|own| name.starts_with(&format!("{own}_")))
+    };
+    for folder in ["deps", ".fingerprint", "build"] {
+        let from = profile_dir().join(folder);
+        walk(&from, &mut |path| {
+            let name = path.strip_prefix(&from).unwrap();
+            let first = name.components().next().unwrap().as_os_str().to_str().unwrap();
+            let is_program = folder == "deps" && path.extension().is_none();
+            if is_own(first) || is_program {
+                return;
+            }
+            let to = profile.join(folder).join(name);
+            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+            // Libraries are never changed in place; what cargo notes about them is.
+            match folder {
+                "deps" => std::fs::hard_link(path, to).unwrap(),
+                _ => {
+                    let modified = path.metadata().unwrap().modified().unwrap();
+                    std::fs::copy(path, &to).unwrap();
+                    std::fs::File::open(to).unwrap().set_modified(modified).unwrap();
+                }
+            }
+        });
+    }
 }
 
 fn walk(dir: &Path, each: &mut impl FnMut(&Path)) {
