@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use broker::Publication;
 use serde_json::{Value, json};
@@ -18,17 +17,22 @@ const QUEUE: &str = "conversation.webhook";
 /// The most files that one more worker touches.
 const MOST_FILES: usize = 6;
 
-/// The files of the workspace that git knows, with their contents, without those that are deleted.
+/// The files of the workspace with their contents, without what is built.
 fn files() -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut list = Command::new("git");
-    let list = list.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
-    let output = list.current_dir(workspace()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let names = String::from_utf8(output.stdout).unwrap();
-    let names = names.split('\0').filter(|name| !name.is_empty());
-    names
-        .filter_map(|name| Some((name.into(), std::fs::read(workspace().join(name)).ok()?)))
-        .collect()
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(workspace()).unwrap() {
+        let path = entry.unwrap().path();
+        let mut add = |path: &Path| {
+            let name = path.strip_prefix(workspace()).unwrap().to_owned();
+            files.insert(name, std::fs::read(path).unwrap());
+        };
+        if path.is_file() {
+            add(&path);
+        } else if !path.ends_with("target") && !path.ends_with(".git") {
+            walk(&path, &mut add);
+        }
+    }
+    files
 }
 
 /// Runs cargo, and fails with its output.
