@@ -156,6 +156,7 @@ impl<H: Handler> Consumer<H> {
                 shutdown.run_until_cancelled(self.wait_until_available(outage)).await;
             }
         }
+        shared.replier.flush().await;
         shared.state.send_replace(ConsumerState::Stopped);
     }
 

@@ -5,12 +5,13 @@
 //! direct reply-to (`amq.rabbitmq.reply-to`) and with reply queues.
 
 use std::error::Error;
+use std::time::Duration;
 
 use domain::reply::{Reply, ReplyAddress};
 use lapin::BasicProperties;
 use lapin::options::BasicPublishOptions;
 use metrics::{Counter, Metrics, ReplyOutcome};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::connection::{Endpoints, Link, request};
 use crate::handler::ReplyBody;
@@ -22,10 +23,21 @@ use crate::topology;
 /// unavailable and more wait, further replies are dropped.
 const WAITING_REPLIES: usize = 16_384;
 
+/// How long a stop waits for queued replies.
+const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+
+/// What waits in the queue of the sending task.
+#[derive(Debug)]
+enum Queued {
+    Reply(ReplyAddress, ReplyBody),
+    /// Everything before it was sent or dropped.
+    Flush(oneshot::Sender<()>),
+}
+
 /// Sends replies. Clones share one connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Replier {
-    replies: mpsc::Sender<(ReplyAddress, ReplyBody)>,
+    replies: mpsc::Sender<Queued>,
     metrics: Metrics,
 }
 
@@ -49,24 +61,36 @@ impl Replier {
             );
             return count(ReplyOutcome::Ignored);
         }
-        if let Err(error) = self.replies.try_send((address, body)) {
-            let (address, _) = error.into_inner();
-            tracing::debug!(
-                reply_to = address.queue,
-                "reply dropped: {WAITING_REPLIES} replies wait to be sent"
-            );
+        if self.replies.try_send(Queued::Reply(address, body)).is_err() {
+            tracing::debug!("reply dropped: {WAITING_REPLIES} replies wait to be sent");
             count(ReplyOutcome::Dropped);
+        }
+    }
+
+    /// Waits until the queued replies are sent, for two seconds at most: their messages are acknowledged, and
+    /// nobody else replies.
+    pub(crate) async fn flush(&self) {
+        let flushed = async {
+            let (done, flushed) = oneshot::channel();
+            self.replies.send(Queued::Flush(done)).await.ok();
+            flushed.await.ok();
+        };
+        if tokio::time::timeout(FLUSH_LIMIT, flushed).await.is_err() {
+            tracing::warn!("replies still wait to be sent after {FLUSH_LIMIT:?}; they are lost");
         }
     }
 }
 
-async fn send_all(
-    endpoints: Endpoints,
-    mut queued: mpsc::Receiver<(ReplyAddress, ReplyBody)>,
-    metrics: Metrics,
-) {
+async fn send_all(endpoints: Endpoints, mut queued: mpsc::Receiver<Queued>, metrics: Metrics) {
     let mut link = None;
-    while let Some((address, body)) = queued.recv().await {
+    while let Some(next) = queued.recv().await {
+        let (address, body) = match next {
+            Queued::Reply(address, body) => (address, body),
+            Queued::Flush(done) => {
+                done.send(()).ok();
+                continue;
+            }
+        };
         // A panic loses one reply, not the following ones.
         let sent = catch_panic("replying", send(&endpoints, &mut link, &address, body)).await;
         let outcome = match sent {
@@ -104,4 +128,29 @@ async fn send(
     request("publish a reply", publish).await?;
     *link = Some(open);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn after_a_flush_every_queued_reply_is_sent() {
+        let env = testkit::TestEnv::new().await;
+        let endpoints = Endpoints::parse(&env.amqp_url, "test").unwrap();
+        let metrics = Metrics::new();
+        let replier = Replier::new(endpoints, metrics.clone());
+        for _ in 0..500 {
+            let address = ReplyAddress {
+                queue: "nobody.listens.here".to_owned(),
+                correlation_id: None,
+                action_id: None,
+            };
+            replier.reply(address, Ok(serde_json::value::to_raw_value(&1).unwrap()));
+        }
+        let sent = Counter::Replies { outcome: ReplyOutcome::Sent };
+        assert_eq!(metrics.count(sent), 0, "they are sent in the background");
+        replier.flush().await;
+        assert_eq!(metrics.count(sent), 500);
+    }
 }
