@@ -54,7 +54,9 @@ impl<'a> Received<'a> {
             }
         };
         // A message has no column for these two, so they are added to its metadata.
-        self.fields.forget(&["task_id", "origin_service"]);
+        if sent.task_id.is_some() || sent.origin_service.is_some() {
+            self.fields.forget(&["task_id", "origin_service"]);
+        }
         let (mut common, identity) = self.common(sent, payload.message_id.as_ref())?;
         let message = Message {
             id: common.resolved_id.clone(),

@@ -1,6 +1,6 @@
 //! The tokens of a JSON text: the only place where text is walked byte by byte.
 //!
-//! Nothing is checked here. The tokens of a text that is not JSON mean nothing.
+//! No value is checked here. The tokens of a text that is not JSON mean nothing.
 
 use memchr::memchr2;
 
@@ -31,6 +31,37 @@ impl Token<'_> {
 }
 
 impl<'a> Tokens<'a> {
+    /// Whether nothing but white space is left.
+    pub(super) fn is_at_end(&mut self) -> bool {
+        self.peek().is_none()
+    }
+
+    /// Passes a byte that is not white space. `None` if another one is next.
+    pub(super) fn pass(&mut self, byte: u8) -> Option<()> {
+        (self.peek()? == byte).then(|| self.at += 1)
+    }
+
+    /// Passes a string without escapes, and returns it as it is written. `None` if it has escapes.
+    pub(super) fn plain_string(&mut self) -> Option<&'a str> {
+        let rest = self.rest()?;
+        let value = rest.strip_prefix('"')?;
+        let end = memchr2(b'"', b'\\', value.as_bytes())?;
+        let is_whole = value.as_bytes()[end] == b'"';
+        is_whole.then(|| self.pass_text(&rest[..end + 2]))
+    }
+
+    /// Passes text at the beginning of [`rest`](Self::rest).
+    pub(super) fn pass_text(&mut self, text: &'a str) -> &'a str {
+        self.at += text.len();
+        text
+    }
+
+    /// The text that is left, from its next token.
+    pub(super) fn rest(&mut self) -> Option<&'a str> {
+        self.peek()?;
+        self.text.get(self.at..)
+    }
+
     /// Calls `item` with the first token of each item of an object or array, up to the bracket
     /// `end`. `None` if an item is `None`, or if commas and brackets are not those of JSON.
     pub(super) fn items(
@@ -50,15 +81,24 @@ impl<'a> Tokens<'a> {
         }
         Some(())
     }
+
+    /// The next byte that is not white space.
+    fn peek(&mut self) -> Option<u8> {
+        let bytes = self.text.as_bytes();
+        while is_white_space(*bytes.get(self.at)?) {
+            self.at += 1;
+        }
+        bytes.get(self.at).copied()
+    }
 }
 
 impl<'a> Iterator for Tokens<'a> {
     type Item = Token<'a>;
 
     fn next(&mut self) -> Option<Token<'a>> {
-        let bytes = self.text.as_bytes();
-        let at = self.at + bytes[self.at..].iter().position(|byte| !is_white_space(*byte))?;
-        self.at = match bytes[at] {
+        let first = self.peek()?;
+        let (bytes, at) = (self.text.as_bytes(), self.at);
+        self.at = match first {
             b'"' => string_end(bytes, at),
             b'{' | b'}' | b'[' | b']' | b',' | b':' => at + 1,
             _ => at + bytes[at..].iter().take_while(|byte| is_inside(**byte)).count(),
