@@ -20,8 +20,8 @@ use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, ConnectionProperties};
 
 /// The heartbeat timeout that is negotiated: each side sends a frame every half of it. RabbitMQ closes a
-/// connection without traffic after two to three timeouts, 16 to 24 s, and only then requeues its messages. The goal is a working fleet 25 s after a network
-/// failure.
+/// connection without traffic after two to three timeouts, 16 to 24 s, and only then requeues its
+/// messages. The goal is a working fleet 25 s after a network failure.
 const HEARTBEAT_SECONDS: u16 = 8;
 /// The limit for TCP and TLS to one address. A node that is up needs milliseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -30,7 +30,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The limit for the reply to a request on an open connection. A node under load needs less than a
 /// second; a queue that elects its leader needs a few seconds.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// The largest frame on a connection that carries no messages, in bytes: the smallest allowed value
+/// The largest frame on a connection that carries no message headers, in bytes: the smallest allowed value
 /// (RabbitMQ 4.1, `initial_frame_max`). lapin allocates 64 frames per connection, which is 8 MiB with
 /// RabbitMQ's default.
 const REQUEST_FRAME_BYTES: u32 = 8192;
@@ -96,8 +96,8 @@ pub enum Error {
 }
 
 /// An open connection. Dropping it closes the socket at once, and RabbitMQ requeues what was not
-/// acknowledged. Otherwise lapin would keep
-/// sending heartbeats, and the messages would stay unacknowledged.
+/// acknowledged. Otherwise lapin would keep sending heartbeats, and the messages would stay
+/// unacknowledged.
 pub struct Connection {
     amqp: lapin::Connection,
     socket: Socket,
@@ -139,8 +139,8 @@ impl Endpoints {
         self.connect_to(&self.addresses, purpose).await
     }
 
-    /// [`Self::connect`] with small frames, for requests alone. Do not consume or publish on this
-    /// connection: the headers of a message may need a larger frame.
+    /// [`Self::connect`] with small frames, for requests and replies. Do not consume or publish messages with
+    /// headers on this connection: they may need a larger frame.
     pub(crate) async fn connect_for_requests(&self, purpose: &str) -> Result<Connection, Error> {
         let mut addresses = self.addresses.to_vec();
         for address in &mut addresses {
@@ -243,6 +243,16 @@ impl Connection {
 impl Link {
     pub(crate) async fn open(endpoints: &Endpoints, purpose: &str) -> Result<Self, Error> {
         let connection = endpoints.connect(purpose).await?;
+        let channel = connection.channel().await?;
+        Ok(Self { connection, channel })
+    }
+
+    /// [`Self::open`] with small frames, as [`Endpoints::connect_for_requests`].
+    pub(crate) async fn open_for_requests(
+        endpoints: &Endpoints,
+        purpose: &str,
+    ) -> Result<Self, Error> {
+        let connection = endpoints.connect_for_requests(purpose).await?;
         let channel = connection.channel().await?;
         Ok(Self { connection, channel })
     }

@@ -104,9 +104,18 @@ impl Delivery {
         Self::new(body, received_at, false, exchange, routing_key, amqp)
     }
 
-    /// An element of it, as a delivery of its own: the message id is that of the whole.
+    /// An element of it, as a delivery of its own on its first attempt. It has the origin and the user of the
+    /// whole, but not its identity: the message id is not that of the element.
     pub(crate) fn element(&self, body: Vec<u8>) -> Self {
-        let fleet_headers = FleetHeaders { anonymous: true, ..self.fleet_headers().clone() };
+        let whole = self.fleet_headers();
+        let fleet_headers = FleetHeaders {
+            anonymous: true,
+            origin: whole.origin.clone(),
+            validated_user: whole.validated_user.clone(),
+            replay_count: whole.replay_count,
+            replay_of: whole.replay_of,
+            ..FleetHeaders::default()
+        };
         let Self { received_at, redelivered, .. } = *self;
         Self {
             body,
@@ -212,7 +221,8 @@ impl Delivery {
             "delivery_limit" => DeadLetterReason::DeliveryLimit,
             _ => DeadLetterReason::AttemptsExhausted,
         };
-        Some(Cow::Owned(DeadLetterInfo { queue, refusal: Refusal::new(reason, detail) }))
+        let refusal = Refusal::new(reason, detail);
+        Some(Cow::Owned(DeadLetterInfo { queue, refusal, by_rabbitmq: true }))
     }
 
     /// Its AMQP properties as JSON, for storing and displaying. `exchange` is there only if it did not arrive
@@ -358,7 +368,12 @@ fn death(table: &FieldTable) -> Death {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Publication;
     use lapin::types::FieldArray;
+
+    fn retry_at() -> Timestamp {
+        Timestamp::from_micros(1).unwrap()
+    }
 
     fn received(exchange: &str, routing_key: &str, headers: FieldTable) -> Delivery {
         let mut amqp = lapin::message::Delivery::mock(
@@ -521,5 +536,33 @@ mod tests {
         assert!(refusal.detail.contains(key), "{refusal:?}");
         assert_eq!(dead_letter.deaths()[0].at_seconds, Some(1_700_000_000));
         assert_eq!(dead_letter.origin().routing_key, key);
+
+        // Its copy does not have the `x-death` of RabbitMQ.
+        let retry = Publication::copy(&dead_letter, "q").with_reason_of(&dead_letter);
+        let headers = Value::Object(retry.fleet_headers.to_headers());
+        let retry = Delivery::from_stored(retry.body, &Value::Null, &headers, retry_at());
+        assert!(retry.deaths().is_empty());
+        assert_eq!(retry.dead_letter_info(), dead_letter.dead_letter_info());
+        assert!(retry.dead_letter_info().unwrap().by_rabbitmq);
+    }
+
+    #[test]
+    fn an_element_of_a_retried_message_is_on_its_first_attempt_with_an_identity_of_its_own() {
+        let mut headers = forged();
+        for (name, value) in [("id", "m"), ("conversation", "c")] {
+            headers
+                .insert(format!("x-verbatim-{name}").into(), AMQPValue::LongString(value.into()));
+        }
+        for name in ["timestamp-us", "received-us"] {
+            headers.insert(format!("x-verbatim-{name}").into(), AMQPValue::LongLongInt(1));
+        }
+        let whole = received("", "conversation.save_message", headers);
+        assert!(whole.envelope().resolved.is_some());
+        let element = whole.element(b"element".to_vec());
+        assert_eq!(element.envelope().resolved, None);
+        assert_eq!(element.envelope().message_id, None);
+        assert_eq!(element.fleet_headers().attempt, 1);
+        assert_eq!(element.envelope().user_id, whole.envelope().user_id);
+        assert_eq!(element.origin(), whole.origin());
     }
 }

@@ -65,6 +65,8 @@ pub struct DeadLetterInfo {
     pub queue: String,
     /// The reason, the field at fault and the detail.
     pub refusal: Refusal,
+    /// RabbitMQ dead-lettered it, so no worker has replied to its sender.
+    pub by_rabbitmq: bool,
 }
 
 /// The longest text that a header takes, in bytes. Headers travel in a single frame of at most
@@ -93,6 +95,7 @@ const INFO_QUEUE: &str = "x-verbatim-queue";
 const INFO_REASON: &str = "x-verbatim-reason";
 const INFO_FIELD: &str = "x-verbatim-field";
 const INFO_DETAIL: &str = "x-verbatim-detail";
+const INFO_BY_RABBITMQ: &str = "x-verbatim-by-rabbitmq";
 
 pub(crate) static FIRST_ATTEMPT: FleetHeaders = FleetHeaders {
     resolved: None,
@@ -162,6 +165,7 @@ impl FleetHeaders {
             (INFO_REASON, refusal.and_then(|it| text(it.reason.as_str()))),
             (INFO_FIELD, refusal.and_then(|it| text(it.field.as_deref()?))),
             (INFO_DETAIL, refusal.and_then(|it| text(&it.detail))),
+            (INFO_BY_RABBITMQ, info.and_then(|it| it.by_rabbitmq.then_some(Value::Bool(true)))),
         ];
         let present = headers.into_iter().filter_map(|(name, value)| Some((name, value?)));
         present.map(|(name, value)| (name.to_owned(), value)).collect()
@@ -192,7 +196,8 @@ impl FleetHeaders {
             let reason = DeadLetterReason::parse(text(INFO_REASON)?)?;
             let (field, detail) = (owned(INFO_FIELD), owned(INFO_DETAIL)?);
             let refusal = Refusal { reason, hint: None, field, detail };
-            Some(DeadLetterInfo { queue: owned(INFO_QUEUE)?, refusal })
+            let by_rabbitmq = headers.get(INFO_BY_RABBITMQ) == Some(&Value::Bool(true));
+            Some(DeadLetterInfo { queue: owned(INFO_QUEUE)?, refusal, by_rabbitmq })
         };
         let reasons = headers.get(REASONS).and_then(Value::as_array).into_iter().flatten();
         Self {
@@ -263,6 +268,7 @@ mod tests {
                     field: Some("message_id".to_owned()),
                     detail: "taken".to_owned(),
                 },
+                by_rabbitmq: true,
             }),
         }
     }

@@ -141,7 +141,7 @@ impl Publication {
         history.first_failed_at.get_or_insert(at);
         history.last_failed_at = Some(at);
         self.fleet_headers.dead_letter_info =
-            Some(DeadLetterInfo { queue: own_queue.to_owned(), refusal });
+            Some(DeadLetterInfo { queue: own_queue.to_owned(), refusal, by_rabbitmq: false });
         self
     }
 

@@ -52,8 +52,8 @@ pub enum Item {
 pub struct Collected {
     record: CollectedDeadLetter,
     event: DeadLettered,
-    /// Where its sender wants the reply that no worker sent.
-    unanswered: Option<ReplyAddress>,
+    /// The reply that no worker sent to its sender, who wants one.
+    unanswered: Option<(ReplyAddress, ReplyError)>,
     trace_id: Option<String>,
     stored: AtomicBool,
     announced: AtomicBool,
@@ -68,9 +68,7 @@ impl Handler for DeadLetterCollector {
     }
 
     fn decode(&self, delivery: &Delivery) -> Result<Item, Refusal> {
-        let by_rabbitmq = delivery
-            .dead_letter_info()
-            .filter(|_| delivery.fleet_headers().dead_letter_info.is_none());
+        let by_rabbitmq = delivery.dead_letter_info().filter(|it| it.by_rabbitmq);
         if by_rabbitmq.as_ref().is_some_and(|it| it.refusal.reason == DeadLetterReason::Expired) {
             // One that cannot be decoded is refused by the worker of its queue, and is a dead letter then.
             let resolved = self.decoder.decode(delivery).ok().and_then(|it| it.resolved());
@@ -80,7 +78,9 @@ impl Handler for DeadLetterCollector {
         let envelope = delivery.envelope();
         Ok(Item::DeadLetter(Box::new(Collected {
             // The worker that dead-lettered a message replied to its sender; RabbitMQ replies to nobody.
-            unanswered: by_rabbitmq.and_then(|_| reply_address(&delivery.body, &envelope)),
+            unanswered: by_rabbitmq.and_then(|info| {
+                Some((reply_address(&delivery.body, &envelope)?, (&info.refusal).into()))
+            }),
             trace_id: delivery.trace_id(),
             record,
             event,
@@ -98,7 +98,7 @@ impl Handler for DeadLetterCollector {
     }
 
     fn reply_address(&self, item: &Item) -> Option<ReplyAddress> {
-        item.dead_letter()?.unanswered.clone()
+        item.dead_letter()?.unanswered.as_ref().map(|(address, _)| address.clone())
     }
 
     async fn handle(&self, items: &[Item]) -> Result<Vec<Handled>, Unavailable> {
@@ -132,13 +132,7 @@ impl Handler for DeadLetterCollector {
 
 impl Collected {
     fn reply(&self) -> Option<ReplyBody> {
-        self.unanswered.as_ref().map(|_| {
-            Err(ReplyError {
-                error_type: self.event.reason.into(),
-                message: self.event.detail.clone(),
-                details: None,
-            })
-        })
+        self.unanswered.as_ref().map(|(_, error)| Err(error.clone()))
     }
 }
 

@@ -192,6 +192,7 @@ mod tests {
                 field: None,
                 detail: "taken".to_owned(),
             },
+            by_rabbitmq: false,
         };
         let fleet_headers = FleetHeaders {
             resolved: Some(resolved),

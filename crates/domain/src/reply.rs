@@ -111,14 +111,19 @@ impl From<DeadLetterReason> for ErrorType {
 }
 
 impl From<&Refusal> for ReplyError {
+    /// The texts of internal errors stay with the operators: they may name servers and tables.
     fn from(refusal: &Refusal) -> Self {
         let field =
             |field: &String| Json::parse(serde_json::json!({ "field": field }).to_string()).ok();
-        Self {
-            error_type: refusal.reason.into(),
-            message: refusal.detail.clone(),
-            details: refusal.field.as_ref().and_then(field),
-        }
+        let error_type = refusal.reason.into();
+        let message = match error_type {
+            ErrorType::Internal => {
+                "the action failed for an internal reason, which the operators of the service can see"
+                    .to_owned()
+            }
+            _ => refusal.detail.clone(),
+        };
+        Self { error_type, message, details: refusal.field.as_ref().and_then(field) }
     }
 }
 

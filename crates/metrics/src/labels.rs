@@ -55,7 +55,7 @@ label! {
     ReplyOutcome {
         /// It was sent. RabbitMQ does not confirm replies.
         Sent = "sent",
-        /// It was dropped: RabbitMQ was unavailable, too many replies waited, or an id in it is too long for AMQP.
+        /// It was dropped: the connection failed while it was sent, too many bytes of replies waited, or its address is too long for AMQP.
         Dropped = "dropped",
         /// It was dropped: its address is a queue of the fleet.
         Ignored = "ignored",

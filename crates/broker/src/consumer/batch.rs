@@ -7,7 +7,7 @@
 //! |---|---|
 //! | *read* | each delivery is decoded once, because decoding may generate a random id |
 //! | *decided* | the handler returned a decision about each message |
-//! | *copied* | retries, dead letters and suspects are confirmed in their queues; replies are sent; the batch is done |
+//! | *copied* | retries, dead letters and suspects are confirmed in their queues; the batch is finished |
 //!
 //! When the handler panics, the messages are handled again one at a time. Only the message that panics
 //! again loses an attempt. The panic message is dropped here, because it may quote a body.
@@ -25,7 +25,7 @@ use metrics::DeliveryOutcome;
 use tokio::time::Instant;
 
 use super::outcome_counts::OutcomeCounts;
-use super::settlement::{Copy, Decision, Reply, Sender, publish, settle};
+use super::settlement::{Copy, Decision, ItemFacts, OwedReply, publish, settle};
 use super::shared::Shared;
 use super::unacked::Tag;
 use crate::source::FailurePolicy;
@@ -52,10 +52,12 @@ pub(super) enum Lane {
 }
 
 /// A batch whose deliveries may be acknowledged.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Finished {
     pub(super) tags: Vec<Tag>,
     pub(super) counts: OutcomeCounts,
+    /// To be sent by whoever acknowledges the deliveries.
+    pub(super) replies: Vec<OwedReply>,
 }
 
 enum Stage<I> {
@@ -74,7 +76,7 @@ struct Reading<I> {
 #[derive(Default)]
 struct Decided {
     copies: Vec<Copy>,
-    replies: Vec<Reply>,
+    replies: Vec<OwedReply>,
     /// The outcomes of the messages that are done and of those whose copies are confirmed.
     counts: OutcomeCounts,
 }
@@ -88,25 +90,45 @@ impl<I> Batch<I> {
         self.received.len()
     }
 
-    /// Decides that requests that are older than [`REQUEST_TTL`] and have no decision yet have expired. False if
-    /// there are none.
-    pub(super) fn expire(&mut self, now: Timestamp, dependency: Dependency) -> bool {
-        let Stage::Read(reading) = &mut self.stage else { return false };
+    /// Decodes the deliveries, without I/O.
+    pub(super) fn read<H>(&mut self, shared: &Shared<H>)
+    where
+        H: Handler<Item = I>,
+    {
+        if matches!(self.stage, Stage::Received) {
+            self.stage = Stage::Read(read(&self.received, self.lane, shared));
+        }
+    }
+
+    /// Takes out the requests that need no dependency: those that are refused, and those that are older than
+    /// [`REQUEST_TTL`] and so have expired. `None` if there are none.
+    pub(super) fn take_decided(&mut self, now: Timestamp, dependency: Dependency) -> Option<Self> {
+        let Stage::Read(reading) = &mut self.stage else { return None };
         let mut items = std::mem::take(&mut reading.items).into_iter();
-        let open = self.received.iter().zip(&mut reading.early).filter(|(_, it)| it.is_none());
-        let mut expired = false;
-        for (received, decision) in open {
-            let item = items.next();
-            if has_expired(&received.delivery, now) {
+        let early = std::mem::take(&mut reading.early);
+        let (mut decided, mut decisions) = (Vec::new(), Vec::new());
+        for (received, decision) in std::mem::take(&mut self.received).into_iter().zip(early) {
+            let item = if decision.is_none() { items.next() } else { None };
+            let expired = || {
                 let detail = format!("{dependency} was unavailable for {REQUEST_TTL:?}");
                 let refusal = Refusal::new(DeadLetterReason::Expired, detail);
-                *decision = Some(Decision::Handled(Err(Failure::DeadLetter(refusal))));
-                expired = true;
-            } else {
-                reading.items.extend(item);
+                let has_expired = has_expired(&received.delivery, now);
+                has_expired.then(|| Decision::Handled(Err(Failure::DeadLetter(refusal))))
+            };
+            match decision.or_else(expired) {
+                Some(decision) => {
+                    decided.push(received);
+                    decisions.push(Some(decision));
+                }
+                None => {
+                    self.received.push(received);
+                    reading.early.push(None);
+                    reading.items.extend(item);
+                }
             }
         }
-        expired
+        let stage = Stage::Read(Reading { items: Vec::new(), early: decisions });
+        (!decided.is_empty()).then_some(Self { received: decided, lane: self.lane, stage })
     }
 
     /// A new copy, for a queue, of each message that is not settled, with the identity resolved so far.
@@ -128,7 +150,7 @@ impl<I> Batch<I> {
                 let mut items = items.iter();
                 let resolved = early.iter().map(|decision| match decision {
                     Some(_) => None,
-                    None => items.next().and_then(|item| sender_of(item, shared).resolved),
+                    None => items.next().and_then(|item| facts_of(item, shared).resolved),
                 });
                 resolved.enumerate().map(|(position, resolved)| copy(position, resolved)).collect()
             }
@@ -142,13 +164,12 @@ impl<I> Batch<I> {
         }
     }
 
-    /// The outcomes of the messages that have one already; their replies are sent.
-    pub(super) fn settled<H>(&mut self, shared: &Shared<H>) -> OutcomeCounts {
-        let Stage::Decided(decided) = &mut self.stage else { return OutcomeCounts::default() };
-        let Decided { copies, replies, counts } = std::mem::take(decided);
-        let requeued = |reply: &Reply| copies.iter().any(|it| it.position == reply.position);
-        reply(replies.into_iter().filter(|it| !requeued(it)), shared);
-        counts
+    /// Takes what is known of the messages that have an outcome already.
+    pub(super) fn take_outcomes(&mut self) -> (OutcomeCounts, Vec<OwedReply>) {
+        let Stage::Decided(decided) = &mut self.stage else { return Default::default() };
+        let Decided { copies, mut replies, counts } = std::mem::take(decided);
+        replies.retain(|reply| copies.iter().all(|it| it.position != reply.position));
+        (counts, replies)
     }
 
     /// Runs all stages that are left. While a dependency is unavailable, the error contains the batch with
@@ -173,35 +194,20 @@ impl<I> Batch<I> {
                     }
                 },
                 Stage::Decided(Decided { copies, replies, mut counts }) => {
-                    let sent: Vec<_> = copies.iter().map(|it| (it.position, it.outcome)).collect();
-                    let published = publish(copies, &shared.publisher).await;
-                    let unconfirmed =
-                        published.as_ref().err().map_or(&[][..], |(copies, _)| copies);
-                    for (position, outcome) in &sent {
-                        if !unconfirmed.iter().any(|it| it.position == *position) {
-                            counts.add(*outcome);
-                        }
-                    }
+                    let has_copies = !copies.is_empty();
+                    let published = publish(copies, &shared.publisher, &mut counts).await;
                     if let Err((copies, unavailable)) = published {
                         self.stage = Stage::Decided(Decided { copies, replies, counts });
                         return Err((self, unavailable));
                     }
-                    if !sent.is_empty() {
+                    if has_copies {
                         failpoints::reached(Step::Copied);
                     }
-                    reply(replies.into_iter(), shared);
                     let tags = self.received.iter().map(|received| received.tag).collect();
-                    return Ok(Finished { tags, counts });
+                    return Ok(Finished { tags, counts, replies });
                 }
             };
         }
-    }
-}
-
-/// Sends replies. Their messages are settled: nothing waits for the replies.
-fn reply<H>(replies: impl Iterator<Item = Reply>, shared: &Shared<H>) {
-    for Reply { address, body, .. } in replies {
-        shared.replier.reply(address, body);
     }
 }
 
@@ -308,14 +314,14 @@ async fn call_handler<H: Handler>(
 }
 
 /// What the item says about its message; nothing when the handler panics.
-fn sender_of<H: Handler>(item: &H::Item, shared: &Shared<H>) -> Sender {
-    let call = AssertUnwindSafe(|| Sender {
+fn facts_of<H: Handler>(item: &H::Item, shared: &Shared<H>) -> ItemFacts {
+    let call = AssertUnwindSafe(|| ItemFacts {
         resolved: shared.handler.resolved(item),
         reply_address: shared.handler.reply_address(item),
     });
     catch_unwind(call).unwrap_or_else(|_| {
         shared.observer.panicked("resolving");
-        Sender::default()
+        ItemFacts::default()
     })
 }
 
@@ -342,8 +348,8 @@ fn settle_all<H: Handler>(
                 }
             },
         };
-        let sender = || item.map(|item| sender_of(item, shared));
-        let settlement = settle(position, delivery, decision, sender, shared);
+        let facts = || item.map(|item| facts_of(item, shared));
+        let settlement = settle(position, delivery, decision, facts, shared);
         settlement.outcome.into_iter().for_each(|outcome| decided.counts.add(outcome));
         decided.copies.extend(settlement.copies);
         decided.replies.extend(settlement.reply);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use domain::causes::with_causes;
 use domain::failure::{Dependency, Refusal, Unavailable};
 use domain::failure_policy::{LONGEST_PAUSE, QUARANTINE_AFTER, REQUEST_TTL};
+use domain::reply::ErrorType;
 use metrics::{
     ConsumerRestart, Counter, DeliveryOutcome, Gauge, Metrics, QueueState, RetryClass, Size, Timing,
 };
@@ -146,15 +147,17 @@ impl Observer {
         );
     }
 
-    /// Nothing of a request is kept; its sender gets the refusal.
+    /// Nothing of a request is kept; its sender gets the refusal. What is no fault of the sender is for the
+    /// operators.
     pub(super) fn request_refused(&self, delivery: &Delivery, refusal: &Refusal) {
-        tracing::warn!(
-            queue = self.queue,
-            message_id = delivery.envelope().message_id,
-            trace_id = delivery.trace_id(),
-            error = %refusal,
-            "request refused"
-        );
+        let (queue, trace_id) = (self.queue, delivery.trace_id());
+        let message_id = delivery.envelope().message_id;
+        match ErrorType::from(refusal.reason) {
+            ErrorType::Internal => {
+                tracing::warn!(queue, message_id, trace_id, error = %refusal, "request failed");
+            }
+            _ => tracing::debug!(queue, message_id, trace_id, error = %refusal, "request refused"),
+        }
     }
 
     /// Counts and logs a caught panic of the handler. Returns the text for the message's history. The
@@ -189,17 +192,24 @@ impl Observer {
         self.metrics.add(Counter::Holds { queue, dependency }, 1);
         self.metrics.add(Counter::Retries { queue, class: RetryClass::Unavailable }, 1);
         let cause = with_causes(unavailable);
-        let messages = count(unacked, "message", "messages");
         let then = match limit {
-            Some(limit) => format!("requeued after {} (hold_limit)", seconds(limit)),
-            None => format!("refused after {}", seconds(REQUEST_TTL)),
+            Some(limit) => format!(
+                "consumption paused, {} unacknowledged, requeued after {} (hold_limit)",
+                count(unacked, "message", "messages"),
+                seconds(limit)
+            ),
+            None => format!(
+                "{} unacknowledged, each refused when {} old",
+                count(unacked, "request", "requests"),
+                seconds(REQUEST_TTL)
+            ),
         };
         tracing::warn!(
             queue,
             dependency = dependency.as_str(),
             unacked,
             cause,
-            "{dependency} unavailable; consumption paused, {messages} unacknowledged, {then}"
+            "{dependency} unavailable; {then}"
         );
     }
 
@@ -227,7 +237,7 @@ impl Observer {
     /// Held suspects are requeued as new copies, because of a shutdown or of the hold limit.
     pub(super) fn suspects_requeued(
         &self,
-        requeued: usize,
+        requeued: u64,
         dependency: Dependency,
         held: Duration,
         shutdown: bool,

@@ -1,4 +1,4 @@
-//! How many messages of a batch had each outcome.
+//! How many messages of a batch, and elements of messages, had each outcome.
 
 use metrics::DeliveryOutcome;
 
@@ -10,16 +10,22 @@ impl OutcomeCounts {
         self.0.iter().copied()
     }
 
-    /// How many messages have an outcome of another kind than a requeue.
-    pub(super) fn handled(&self) -> u64 {
-        let handled = self.iter().filter(|(outcome, _)| *outcome != DeliveryOutcome::Requeued);
-        handled.map(|(_, count)| count).sum()
+    pub(super) fn of(&self, outcome: DeliveryOutcome) -> u64 {
+        self.iter().find(|(known, _)| *known == outcome).map_or(0, |(_, count)| count)
     }
 
     pub(super) fn add(&mut self, outcome: DeliveryOutcome) {
+        self.add_many(outcome, 1);
+    }
+
+    pub(super) fn extend(&mut self, others: &Self) {
+        others.iter().for_each(|(outcome, count)| self.add_many(outcome, count));
+    }
+
+    fn add_many(&mut self, outcome: DeliveryOutcome, many: u64) {
         match self.0.iter_mut().find(|(known, _)| *known == outcome) {
-            Some((_, count)) => *count += 1,
-            None => self.0.push((outcome, 1)),
+            Some((_, count)) => *count += many,
+            None => self.0.push((outcome, many)),
         }
     }
 }

@@ -126,6 +126,8 @@ impl<H: Handler> Session<H> {
         // RabbitMQ accepts sessions and does not confirm copies.
         let limit_reached = matches!(end, End::HoldLimitReached(_));
         let outage = outage.filter(|it| limit_reached || it.dependency != Dependency::RabbitMq);
+        // Requests are consumed during an outage, too: each expires in time.
+        let outage = outage.filter(|_| self.shared.hold_limit().is_some());
         Ended { end, requeued, outage }
     }
 
@@ -251,20 +253,27 @@ impl<H: Handler> Session<H> {
 
     /// Starts the batches that are ready, up to `batches_in_flight`. Returns when the next one is ready.
     fn start_ready_batches(&mut self) -> Option<Instant> {
-        let may_start = self.hold.is_none() || self.shared.hold_limit().is_none();
-        while may_start && self.in_flight < self.shared.settings.batches_in_flight {
+        while self.may_start() {
+            let Some(batch) = self.hold.as_mut().and_then(Hold::next_to_resume) else { break };
+            self.start(batch);
+        }
+        while self.hold.is_none() && self.may_start() || self.holds_requests() {
             match self.batch_builder.ready(Instant::now(), self.in_flight) {
                 BatchReady::Now => {
                     let received = self.batch_builder.take();
                     let redelivered = received.iter().filter(|it| it.delivery.redelivered).count();
                     self.shared.observer.redelivered(redelivered);
-                    self.start(Batch::new(received, Lane::Main));
+                    self.start_or_hold(Batch::new(received, Lane::Main));
                 }
                 BatchReady::At(moment) => return Some(moment),
                 BatchReady::Never => break,
             }
         }
         None
+    }
+
+    fn may_start(&self) -> bool {
+        self.in_flight < self.shared.settings.batches_in_flight
     }
 
     fn start(&mut self, batch: Batch<H::Item>) {
@@ -285,7 +294,7 @@ impl<H: Handler> Session<H> {
             Ok(Report::Finished(finished)) => {
                 self.in_flight -= 1;
                 self.end_hold();
-                self.acknowledge(&finished).await
+                self.acknowledge(finished).await
             }
             Ok(Report::Held(batch, unavailable)) => {
                 self.in_flight -= 1;
@@ -303,10 +312,12 @@ impl<H: Handler> Session<H> {
         }
     }
 
-    async fn acknowledge(&mut self, finished: &Finished) -> Result<(), End> {
-        self.shared.observer.settled(&finished.counts);
+    async fn acknowledge(&mut self, finished: Finished) -> Result<(), End> {
+        let Finished { tags, counts, replies } = finished;
+        self.shared.observer.settled(&counts);
+        self.shared.reply(replies);
         self.last_progress = Instant::now();
-        finished.tags.iter().for_each(|tag| self.unacked.finish(*tag));
+        tags.into_iter().for_each(|tag| self.unacked.finish(tag));
         match self.phase {
             Phase::FillingPrefetch(..) => Ok(()),
             _ => self.send_acknowledgements().await,

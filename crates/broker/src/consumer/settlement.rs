@@ -14,6 +14,7 @@ use domain::fleet::WorkQueue;
 use domain::reply::ReplyAddress;
 use metrics::DeliveryOutcome;
 
+use super::outcome_counts::OutcomeCounts;
 use super::shared::Shared;
 use crate::handler::{Part, ReplyBody};
 use crate::source::FailurePolicy;
@@ -30,17 +31,17 @@ pub(super) enum Decision {
 
 /// What the decoded item says about its message.
 #[derive(Debug, Default)]
-pub(super) struct Sender {
+pub(super) struct ItemFacts {
     pub(super) resolved: Option<Resolved>,
     pub(super) reply_address: Option<ReplyAddress>,
 }
 
 #[derive(Default)]
 pub(super) struct Settlement {
-    /// What became of the message, if no copy says so.
+    /// What became of the message; `None`: its one copy says so once it is confirmed.
     pub(super) outcome: Option<DeliveryOutcome>,
     pub(super) copies: Vec<Copy>,
-    pub(super) reply: Option<Reply>,
+    pub(super) reply: Option<OwedReply>,
 }
 
 /// A copy that RabbitMQ has not confirmed.
@@ -53,21 +54,21 @@ pub(super) struct Copy {
     pub(super) outcome: DeliveryOutcome,
 }
 
-/// A reply, to be sent when its message is settled.
+/// A reply that is sent when its message is settled.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub(super) struct OwedReply {
     pub(super) position: usize,
     pub(super) address: ReplyAddress,
     pub(super) body: ReplyBody,
 }
 
-/// What the decision about the delivery at `position` asks for. `sender` reads the item, if there is one, and is
+/// What the decision about the delivery at `position` asks for. `facts` reads the item, if there is one, and is
 /// called only where that is needed.
 pub(super) fn settle<H: Handler>(
     position: usize,
     delivery: &Delivery,
     decision: Decision,
-    sender: impl Fn() -> Option<Sender>,
+    facts: impl Fn() -> Option<ItemFacts>,
     shared: &Shared<H>,
 ) -> Settlement {
     let copy = |resolved, (publication, outcome)| Copy {
@@ -83,7 +84,7 @@ pub(super) fn settle<H: Handler>(
             Settlement { copies, ..Settlement::default() }
         }
         Decision::Handled(Ok(Processed { done, reply, parts })) => {
-            let whole = || sender().and_then(|sender| sender.resolved);
+            let whole = || facts().and_then(|facts| facts.resolved);
             let parts = parts.into_iter().filter_map(|Part { body, resolved, failure }| {
                 let failed = fail(&delivery.element(body), failure, resolved, shared);
                 let (mut publication, outcome) = failed.copy?;
@@ -92,8 +93,8 @@ pub(super) fn settle<H: Handler>(
                 Some(copy(whole(), (publication, outcome)))
             });
             let reply = reply.and_then(|body| {
-                let address = sender()?.reply_address?;
-                Some(Reply { position, address, body })
+                let address = facts()?.reply_address?;
+                Some(OwedReply { position, address, body })
             });
             let outcome = match done {
                 Done::Applied => DeliveryOutcome::Applied,
@@ -103,13 +104,13 @@ pub(super) fn settle<H: Handler>(
             Settlement { outcome: Some(outcome), copies: parts.collect(), reply }
         }
         Decision::Handled(Err(failure)) => {
-            let sender = sender().unwrap_or_else(|| Sender {
+            let facts = facts().unwrap_or_else(|| ItemFacts {
                 resolved: None,
                 reply_address: reply_address(&delivery.body, &delivery.envelope()),
             });
-            let failed = fail(delivery, failure, sender.resolved.clone(), shared);
-            let reply = sender.reply_address.zip(failed.refusal.as_ref());
-            let reply = reply.map(|(address, refusal)| Reply {
+            let failed = fail(delivery, failure, facts.resolved.clone(), shared);
+            let reply = facts.reply_address.zip(failed.refusal.as_ref());
+            let reply = reply.map(|(address, refusal)| OwedReply {
                 position,
                 address,
                 body: Err(refusal.into()),
@@ -119,7 +120,7 @@ pub(super) fn settle<H: Handler>(
                 _ => DeliveryOutcome::Refused,
             };
             let outcome = failed.copy.is_none().then_some(nothing_kept);
-            let copies = failed.copy.map(|failed| copy(sender.resolved, failed));
+            let copies = failed.copy.map(|failed| copy(facts.resolved, failed));
             Settlement { outcome, copies: copies.into_iter().collect(), reply }
         }
     }
@@ -185,11 +186,13 @@ fn next_retry(retries: &[RetryQueue], attempt: u32) -> Option<RetryQueue> {
     retries.get(index).copied()
 }
 
-/// Publishes the copies; the error contains those that RabbitMQ did not confirm. A copy that does not fit
-/// into AMQP's limits is published as a minimal copy, because it would never fit.
+/// Publishes the copies and counts the outcomes of those that RabbitMQ confirmed; the error contains the
+/// others. A copy that does not fit into AMQP's limits is published as a minimal copy, because it would never
+/// fit.
 pub(super) async fn publish(
     copies: Vec<Copy>,
     publisher: &Publisher,
+    counts: &mut OutcomeCounts,
 ) -> Result<(), (Vec<Copy>, Unavailable)> {
     let (mut to_send, mut unconfirmed) = (copies, Vec::new());
     let mut failure = None;
@@ -198,7 +201,10 @@ pub(super) async fn publish(
         let results = publisher.publish_all(publications).await;
         let mut minimal = Vec::new();
         for (copy, result) in to_send.into_iter().zip(results) {
-            let Err(error) = result else { continue };
+            let Err(error) = result else {
+                counts.add(copy.outcome);
+                continue;
+            };
             let shorter = matches!(error, PublishError::TooLong(_))
                 .then(|| copy.publication.minimal())
                 .filter(|shorter| *shorter != *copy.publication);
@@ -240,7 +246,9 @@ mod tests {
             publication: Arc::new(publication),
             outcome: DeliveryOutcome::DeadLettered,
         });
-        assert!(publish(copies.collect(), &publisher).await.is_ok());
+        let mut counts = OutcomeCounts::default();
+        assert!(publish(copies.collect(), &publisher, &mut counts).await.is_ok());
+        assert_eq!(counts.of(DeliveryOutcome::DeadLettered), 2);
         let connection = endpoints.connect("inspect").await.unwrap();
         assert_eq!(crate::inspect::depth(&connection, queue).await.unwrap().ready, 2);
     }

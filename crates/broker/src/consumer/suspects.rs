@@ -33,7 +33,7 @@ use super::batch::{Batch, Lane, Received};
 use super::end::End;
 use super::outcome_counts::OutcomeCounts;
 use super::settings::ConsumerState;
-use super::settlement::{Copy, publish};
+use super::settlement::{Copy, OwedReply, publish};
 use super::shared::Shared;
 use crate::backoff::{Backoff, pause};
 use crate::connection::{Connection, request};
@@ -85,6 +85,9 @@ pub(super) async fn handle_suspects<H: Handler>(
     }
     result
 }
+
+/// The outcomes of a batch, and the replies to send.
+type Settled = (OutcomeCounts, Vec<OwedReply>);
 
 struct Suspects<'a, H> {
     shared: &'a Shared<H>,
@@ -141,11 +144,12 @@ impl<H: Handler> Suspects<'_, H> {
             true => self.requeue(&mut batch, &mut None).await,
             false => None,
         };
-        let counts = match requeued {
-            Some(counts) => counts,
+        let (counts, replies) = match requeued {
+            Some(settled) => settled,
             None => self.settle(batch).await?,
         };
         self.shared.observer.settled(&counts);
+        self.shared.reply(replies);
         // Each by itself: one that was taken later may be acknowledged before.
         for tag in tags {
             if !acknowledge(self.channel, tag, BasicAckOptions::default()).await {
@@ -155,11 +159,11 @@ impl<H: Handler> Suspects<'_, H> {
         }
         self.unacked.retain(|id| !ids.contains(id));
         ids.iter().for_each(|id| self.shared.broker_requeues.remove(id));
-        Ok(counts.handled())
+        Ok((count as u64).saturating_sub(counts.of(DeliveryOutcome::Requeued)))
     }
 
     /// Handles a batch, and holds it while a dependency is unavailable.
-    async fn settle(&mut self, mut batch: Batch<H::Item>) -> Result<OutcomeCounts, End> {
+    async fn settle(&mut self, mut batch: Batch<H::Item>) -> Result<Settled, End> {
         let (shared, shutdown) = (self.shared, self.shutdown);
         let (began, mut backoff) = (Instant::now(), Backoff::new());
         let mut held_for = None;
@@ -172,7 +176,7 @@ impl<H: Handler> Suspects<'_, H> {
                         shared.observer.hold_ended(dependency, began.elapsed());
                         shared.state.send_replace(ConsumerState::Consuming);
                     }
-                    return Ok(finished.counts);
+                    return Ok((finished.counts, finished.replies));
                 }
                 Err((held, unavailable)) => {
                     batch = held;
@@ -189,12 +193,12 @@ impl<H: Handler> Suspects<'_, H> {
             shared.state.send_replace(ConsumerState::Holding(dependency));
             self.wait_for(dependency, since, &mut backoff).await?;
             if self.hold_must_end(since) {
-                if let Some(counts) = self.requeue(&mut batch, &mut new_copies).await {
+                if let Some(settled) = self.requeue(&mut batch, &mut new_copies).await {
                     let (shutdown, held) = (shutdown.is_cancelled(), began.elapsed());
-                    let requeued = batch.len() - usize::try_from(counts.handled()).unwrap_or(0);
+                    let requeued = settled.0.of(DeliveryOutcome::Requeued);
                     shared.observer.suspects_requeued(requeued, dependency, held, shutdown);
                     shared.state.send_replace(ConsumerState::Consuming);
-                    return Ok(counts);
+                    return Ok(settled);
                 }
                 // RabbitMQ does not confirm the copies either: the suspects are held further, and handled if
                 // their dependency is available again.
@@ -231,23 +235,23 @@ impl<H: Handler> Suspects<'_, H> {
         self.shutdown.run_until_cancelled(probe).await.is_some_and(|result| result.is_ok())
     }
 
-    /// Requeues, as new copies, the messages of a batch that have no outcome yet. Returns the outcomes of the
-    /// batch; `None`: RabbitMQ has not confirmed all copies, and `unconfirmed` has the rest.
+    /// Requeues, as new copies, the messages of a batch that have no outcome yet. Returns what became of the
+    /// batch; `None`: RabbitMQ has not confirmed all copies. `unconfirmed` has the rest and the counts so far.
     async fn requeue(
         &self,
         batch: &mut Batch<H::Item>,
-        unconfirmed: &mut Option<Vec<Copy>>,
-    ) -> Option<OutcomeCounts> {
-        let all = batch.new_copies(self.queue, self.shared);
-        let requeued = all.len();
-        let copies = unconfirmed.take().unwrap_or(all);
-        if let Err((rest, _)) = publish(copies, &self.shared.publisher).await {
-            *unconfirmed = Some(rest);
+        unconfirmed: &mut Option<(Vec<Copy>, OutcomeCounts)>,
+    ) -> Option<Settled> {
+        let all = || batch.new_copies(self.queue, self.shared);
+        let (copies, mut requeued) =
+            unconfirmed.take().unwrap_or_else(|| (all(), OutcomeCounts::default()));
+        if let Err((rest, _)) = publish(copies, &self.shared.publisher, &mut requeued).await {
+            *unconfirmed = Some((rest, requeued));
             return None;
         }
-        let mut counts = batch.settled(self.shared);
-        (0..requeued).for_each(|_| counts.add(DeliveryOutcome::Requeued));
-        Some(counts)
+        let (mut counts, replies) = batch.take_outcomes();
+        counts.extend(&requeued);
+        Some((counts, replies))
     }
 }
 

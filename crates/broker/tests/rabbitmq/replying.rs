@@ -1,17 +1,19 @@
 //! Replies, elements of deliveries, and requests.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use broker::topology::{REQUESTS, RetryQueue, WorkQueue};
-use broker::{ConsumerState, Settings, Source};
+use broker::{ConsumerState, Endpoints, Settings, Source};
 use domain::failure::Dependency;
 use domain::failure_policy::REQUEST_TTL;
 use futures_util::StreamExt;
 use lapin::BasicProperties;
 use lapin::options::BasicConsumeOptions;
 use lapin::types::FieldTable;
-use metrics::{Counter, DeliveryOutcome, ReplyOutcome};
+use metrics::{ConsumerRestart, Counter, DeliveryOutcome, ReplyOutcome};
 use serde_json::Value;
+use testkit::proxy::Proxy;
 use testkit::wait::eventually;
 
 use crate::support::{Bench, LIMIT, Script};
@@ -129,8 +131,16 @@ async fn replies_to_invalid_addresses_lose_no_other_reply() {
     let bench = Bench::new().await;
     let mut requester = Requester::new(&bench).await;
     let mut all = Vec::new();
-    let garbage = ["amq.rabbitmq.reply-to.garbage", "amq.rabbitmq.reply-to", "", "amq.gen-gone"];
-    for n in 0..40 {
+    let garbage = [
+        "amq.rabbitmq.reply-to.garbage",
+        "amq.rabbitmq.reply-to",
+        "",
+        "amq.gen-gone",
+        "amq.rabbitmq.reply-to.no base64!.key",
+        "amq.rabbitmq.reply-to.g1h3AA5yZXBseUA=.key",
+        "amq.rabbitmq.reply-to.x.y.z",
+    ];
+    for n in 0..70 {
         requester.ask(QUEUE, &format!("reply garbage {n}"), garbage[n % garbage.len()]).await;
         let body = format!("reply {n}");
         requester.asks(QUEUE, &[&body]).await;
@@ -139,7 +149,7 @@ async fn replies_to_invalid_addresses_lose_no_other_reply() {
     let source = Source::work(WorkQueue::Session);
     let running = bench.run(source, &Script::default(), Settings::default());
     // RabbitMQ replaces the bare pseudo-queue: those are valid too.
-    let valid = (0..40).filter(|n| n % garbage.len() == 1).map(|n| format!("reply garbage {n}"));
+    let valid = (0..70).filter(|n| n % garbage.len() == 1).map(|n| format!("reply garbage {n}"));
     all.extend(valid.map(|body| (body.clone(), format!("\"{body}\""))));
     assert_eq!(requester.replies(all.len()).await, all.into_iter().collect());
     running.drain().await;
@@ -233,6 +243,104 @@ async fn while_a_dependency_is_unavailable_each_request_expires_at_its_own_time(
     running.drain().await;
     assert_eq!(deliveries(&bench, REQUESTS, DeliveryOutcome::Expired), 1);
     assert_eq!(deliveries(&bench, REQUESTS, DeliveryOutcome::Requeued), 0);
+}
+
+#[tokio::test]
+async fn an_expired_or_refused_request_does_not_wait_for_the_others_of_its_batch() {
+    let bench = Bench::new().await;
+    let mut requester = Requester::new(&bench).await;
+    let script = Script::default();
+    script.dependency_unavailable(true);
+    let settings = Settings { batches_in_flight: 1, ..Settings::default() };
+    requester.asks(REQUESTS, &["reply first", "refuse first"]).await;
+    let mut running = bench.run(Source::requests(), &script, settings);
+    running.reaches(ConsumerState::Holding(Dependency::PostgreSql)).await;
+    assert_eq!(requester.replies(1).await, expected(&[("refuse first", "schema")]));
+    requester.asks(REQUESTS, &["reply early"]).await;
+    eventually("a third request to be decoded", LIMIT, async || match script.decoded() {
+        3 => Ok(()),
+        decoded => Err(format!("{decoded} are")),
+    })
+    .await;
+    bench.advance(REQUEST_TTL / 2);
+    requester.asks(REQUESTS, &["refuse", "reply late"]).await;
+    assert_eq!(requester.replies(1).await, expected(&[("refuse", "schema")]));
+    bench.advance(REQUEST_TTL / 2);
+    let old = [("reply first", "unavailable"), ("reply early", "unavailable")];
+    assert_eq!(requester.replies(2).await, expected(&old));
+    script.dependency_unavailable(false);
+    assert_eq!(requester.replies(1).await, expected(&[("reply late", "\"reply late\"")]));
+    running.drain().await;
+}
+
+#[tokio::test]
+async fn requests_are_held_without_a_call_of_the_handler_for_each() {
+    let bench = Bench::new().await;
+    let requester = Requester::new(&bench).await;
+    let script = Script::default();
+    script.dependency_unavailable(true);
+    requester.asks(REQUESTS, &["wait"]).await;
+    let settings = Settings { batch_size: 1, batches_in_flight: 2, ..Settings::default() };
+    let mut running = bench.run(Source::requests(), &script, settings);
+    running.reaches(ConsumerState::Holding(Dependency::PostgreSql)).await;
+    assert_eq!(script.calls(), 1);
+    requester.asks(REQUESTS, &["wait"; 20]).await;
+    eventually("all requests to be held", LIMIT, async || match script.decoded() {
+        3.. => Ok(()),
+        decoded => Err(format!("{decoded} are")),
+    })
+    .await;
+    assert_eq!(script.calls(), 1);
+    script.dependency_unavailable(false);
+    // No more than two batches are handled at a time, as without a hold.
+    script.was_called(3).await;
+    script.open_gate();
+    script.was_called(4).await;
+    assert_eq!(script.calls(), 4);
+    (0..20).for_each(|_| script.open_gate());
+    script.was_called(22).await;
+    running.drain().await;
+    assert_eq!(deliveries(&bench, REQUESTS, DeliveryOutcome::Applied), 21);
+}
+
+#[tokio::test]
+async fn requests_are_consumed_again_after_a_lost_connection_while_a_dependency_is_unavailable() {
+    let bench = Bench::new().await;
+    let proxy = Proxy::before(&bench.url).await.unwrap();
+    let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
+    let script = Script::default();
+    script.dependency_unavailable(true);
+    bench.publish(REQUESTS, ["reply 1"]).await;
+    let handler = script.at(Source::requests());
+    let mut running = bench.run_at(endpoints, handler, Settings::default());
+    running.reaches(ConsumerState::Holding(Dependency::PostgreSql)).await;
+    proxy.reset().await.unwrap();
+    script.was_called(2).await;
+    running.reaches(ConsumerState::Holding(Dependency::PostgreSql)).await;
+    assert_eq!(script.decoded(), 2, "it was redelivered and is held again");
+}
+
+#[tokio::test]
+async fn a_message_that_is_requeued_after_the_hold_limit_gets_its_reply_at_its_next_delivery() {
+    let bench = Bench::new().await;
+    let mut requester = Requester::new(&bench).await;
+    bench.raw.queue_delete(DLQ.into(), Default::default()).await.unwrap();
+    requester.asks(QUEUE, &["refuse"]).await;
+    let settings = Settings { hold_limit: Duration::from_millis(300), ..Settings::default() };
+    let running = bench.run(Source::work(WorkQueue::Session), &Script::default(), settings);
+    let restarts = Counter::ConsumerRestarts { queue: QUEUE, cause: ConsumerRestart::Hold };
+    eventually("the end of the hold", LIMIT, async || match bench.metrics.count(restarts) {
+        1.. => Ok(()),
+        count => Err(format!("{count} restarts")),
+    })
+    .await;
+    broker::topology::declare(&bench.endpoints).await.unwrap();
+    assert_eq!(requester.replies(1).await, expected(&[("refuse", "schema")]));
+    bench.eventually_ready(QUEUE, 0).await;
+    running.drain().await;
+    let sent = Counter::Replies { outcome: ReplyOutcome::Sent };
+    assert_eq!(bench.metrics.count(sent), 1);
+    assert_eq!(bench.ready(DLQ).await, 2, "the copy of the first delivery and that of the second");
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! A hold: the unavailable dependency, and the batches that wait for it.
 
+use std::collections::VecDeque;
+
 use domain::failure::Dependency;
 use tokio::time::Instant;
 
@@ -10,7 +12,7 @@ pub(super) struct Hold<I> {
     pub(super) dependency: Dependency,
     pub(super) since: Instant,
     pub(super) backoff: Backoff,
-    pub(super) batches: Vec<Batch<I>>,
+    pub(super) batches: VecDeque<Batch<I>>,
     pub(super) probing: bool,
 }
 
@@ -25,7 +27,12 @@ pub(in crate::consumer) struct Outage<I> {
 impl<I> Hold<I> {
     pub(super) fn new(dependency: Dependency) -> Self {
         let (since, backoff) = (Instant::now(), Backoff::new());
-        Self { dependency, since, backoff, batches: Vec::new(), probing: false }
+        Self { dependency, since, backoff, batches: VecDeque::new(), probing: false }
+    }
+
+    /// The next batch to be handled again, once the probe has succeeded.
+    pub(super) fn next_to_resume(&mut self) -> Option<Batch<I>> {
+        if self.probing { None } else { self.batches.pop_front() }
     }
 
     /// Whether no batch is held, probed for or being handled. A batch that is handled again after a
@@ -36,6 +43,6 @@ impl<I> Hold<I> {
 
     /// The outage to wait for after the session.
     pub(super) fn into_outage(mut self) -> Outage<I> {
-        Outage { dependency: self.dependency, batch: self.batches.pop() }
+        Outage { dependency: self.dependency, batch: self.batches.pop_front() }
     }
 }

@@ -1,5 +1,5 @@
 //! Holding: while a dependency is unavailable, batches are kept unacknowledged and no new batch starts.
-//! Requests are an exception: their batches start and are held too, so that each request expires in time.
+//! Batches of requests are decoded and held too, so that each request is refused or expires in time.
 //!
 //! The hold ends when all batches are finished, not when a probe succeeds: a dependency may answer probes
 //! and still fail requests. It also ends after `hold_limit`. Then all messages are requeued together,
@@ -23,7 +23,7 @@ impl<H: Handler> Session<H> {
         let limit = self.shared.hold_limit();
         self.shared.observer.held(unavailable, self.unacked.len(), limit);
         let hold = self.hold.get_or_insert_with(|| Hold::new(unavailable.dependency));
-        hold.batches.push(batch);
+        hold.batches.push_back(batch);
         if hold.probing { Ok(()) } else { self.probe_again(unavailable) }
     }
 
@@ -36,7 +36,7 @@ impl<H: Handler> Session<H> {
                 return Err(End::HoldLimitReached(hold.dependency));
             }
             Some(_) => {}
-            None => self.expire_requests(unavailable.dependency),
+            None => self.answer_held_requests(unavailable.dependency),
         }
         let Some(hold) = &mut self.hold else { return Ok(()) };
         self.shared.state.send_replace(ConsumerState::Holding(hold.dependency));
@@ -50,23 +50,39 @@ impl<H: Handler> Session<H> {
         Ok(())
     }
 
-    /// Finishes the held batches in which a request has expired.
-    fn expire_requests(&mut self, dependency: Dependency) {
-        let Some(hold) = &mut self.hold else { return };
-        let now = self.shared.clock.now();
-        let expired = hold.batches.extract_if(.., |batch| batch.expire(now, dependency));
-        for batch in expired.collect::<Vec<_>>() {
-            self.start(batch);
+    /// Whether new batches are held instead of started.
+    pub(super) fn holds_requests(&self) -> bool {
+        self.hold.is_some() && self.shared.hold_limit().is_none()
+    }
+
+    /// Starts a batch; holds it if its requests must wait.
+    pub(super) fn start_or_hold(&mut self, mut batch: Batch<H::Item>) {
+        match &mut self.hold {
+            Some(hold) => {
+                batch.read(&self.shared);
+                hold.batches.push_back(batch);
+            }
+            None => self.start(batch),
         }
     }
 
-    /// The probe succeeded: the held batches are handled again.
+    /// Finishes the held requests that are refused or have expired.
+    fn answer_held_requests(&mut self, dependency: Dependency) {
+        let Some(hold) = &mut self.hold else { return };
+        let now = self.shared.clock.now();
+        let take = |batch: &mut Batch<H::Item>| batch.take_decided(now, dependency);
+        let decided: Vec<_> = hold.batches.iter_mut().filter_map(take).collect();
+        hold.batches.retain(|batch| batch.len() > 0);
+        decided.into_iter().for_each(|batch| self.start(batch));
+    }
+
+    /// The probe succeeded: the held batches are handled again, as [`start_ready_batches`] gets to them.
+    ///
+    /// [`start_ready_batches`]: Session::start_ready_batches
     pub(super) fn resume(&mut self) {
         let Some(hold) = &mut self.hold else { return };
         hold.probing = false;
-        for batch in std::mem::take(&mut hold.batches) {
-            self.start(batch);
-        }
+        self.end_hold();
     }
 
     /// A batch is finished. This ends the hold unless other batches are held or being handled: a batch
