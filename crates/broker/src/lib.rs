@@ -4,8 +4,9 @@
 //! and after RabbitMQ confirmed the copy that the outcome asks for (a retry, a dead letter). A failure
 //! before that leads to a redelivery. No message is lost.
 //!
-//! To consume one more queue: add it to [`topology`], implement [`Handler`], which names its [`Source`], and run
-//! a [`Consumer`].
+//! To consume one more queue: add its row to `work_queues!` in `domain::fleet`, from which [`topology`] follows
+//! (actions also need their rows in `topology/table.rs`); implement [`Handler`], which names its [`Source`]; run a
+//! [`Consumer`].
 //!
 //! This is the only crate that uses lapin. lapin's automatic recovery is off: the owner of a
 //! connection replaces it. Every wait has a limit.

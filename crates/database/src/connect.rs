@@ -149,8 +149,8 @@ impl Database {
         self.within(async |connection| Ok(query.execute(connection).await?.rows_affected()))
     }
 
-    /// Runs one transaction, within the timeout, and commits it if the work succeeds. This is the only place
-    /// where a transaction begins.
+    /// Runs one transaction, within the timeout, and commits it if the work succeeds. Every transaction of several
+    /// statements begins here or in [`in_snapshot`](Self::in_snapshot), except migrations.
     pub(crate) async fn in_transaction<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T>,

@@ -48,9 +48,11 @@ pub(crate) const MESSAGE_COLUMNS: &str = "m.id, m.role, m.content, m.content_par
      m.tool_calls::text AS tool_calls, m.tool_call_id, m.tokens_estimate, m.user_id, m.agent_id, \
      m.model_name, m.processing_time_ms, m.created_at, m.received_at, m.metadata::text AS metadata, m.format";
 
-/// Reads a type from a row: each field from the column with its name, and then the fields that have a
-/// function of the row. For types that users see as JSON: where a column has another name, the query names
-/// it as the field, so that the JSON stays.
+/// Implements `FromRow`. Fields before the `;` are read from the columns with their names; those after it, as
+/// `field: function`, by a function of the row.
+///
+/// The rule: a type that users see as JSON implements `FromRow` by this macro and never derives it. Where a column
+/// has another name than the field, the query renames the column (`AS field`), so that the JSON stays.
 macro_rules! from_row {
     ($type:ident: $($field:ident),* $(; $($other:ident: $of:path),+)?) => {
         impl sqlx::FromRow<'_, sqlx::postgres::PgRow> for $type {

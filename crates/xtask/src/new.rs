@@ -2,7 +2,7 @@
 //!
 //! The worker consumes a queue of its own with every event of the fleet. What it touches: two files of its own, the
 //! table of the fleet, the compose file, Prometheus' jobs, and the alert about missing replicas. Everything else
-//! that lists workers derives from the table, or is a document: tests name it.
+//! that lists workers derives from the table, or is a document: CONTRIBUTING.md says which of them tests check.
 
 use std::path::{Path, PathBuf};
 
@@ -53,7 +53,8 @@ pub(crate) fn run(new: &New) -> Result<()> {
     say::heading(&format!("\n{worker} is written; next:"));
     say::line(&format!("  cargo build --bin {worker}          (adds it to Cargo.lock)"));
     say::line(&format!("  {folder}/src/main.rs: what it does with an event, and its settings"));
-    say::line("  cargo test -p xtask: names the documents that do not mention it yet");
+    say::line("  cargo test -p xtask: names the documents that must mention it and do not yet");
+    say::line("  verbatim setup: creates its queue, without which it does not start");
     Ok(())
 }
 

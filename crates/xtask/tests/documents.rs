@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use domain::failure_policy as policy;
+use domain::fleet::{Consumed, Process, WorkQueue, worker_of};
 use testkit::fleet::Fleet;
 use testkit::place::workspace;
 
@@ -76,10 +77,6 @@ fn the_numbers_of_the_failure_policy_are_those_of_the_code() {
     ] {
         assert!(delivery.contains(&expected), "docs/delivery.md must say {expected:?}");
     }
-    let word = |number: u64| {
-        ["", "one", "two", "three", "four", "five", "six", "seven", "eight"]
-            [usize::try_from(number).unwrap()]
-    };
     let (quarantine_word, suspect_word) = (word(quarantine), word(suspect));
     for expected in [
         format!(
@@ -94,6 +91,53 @@ fn the_numbers_of_the_failure_policy_are_those_of_the_code() {
     }
 }
 
+#[test]
+fn the_tables_of_queues_name_every_work_queue_with_its_worker() {
+    let [architecture, runbooks] = ["docs/architecture.md", "docs/operations.md"]
+        .map(|file| std::fs::read_to_string(workspace().join(file)).unwrap());
+    for (file, text, heading, none) in [
+        (
+            "docs/architecture.md",
+            &architecture,
+            "## Exchanges and queues",
+            "no worker of this version",
+        ),
+        (
+            "docs/operations.md",
+            &runbooks,
+            "### VerbatimWorkWithoutConsumers",
+            "none in this version",
+        ),
+    ] {
+        let section = section(text, heading);
+        for queue in WorkQueue::ALL {
+            let name = format!("`{}`", queue.name());
+            let worker = worker_of(Consumed::Work(queue)).map_or(none, Process::name);
+            // The name is in the first cell.
+            let is_row = |line: &str| {
+                let cells: Vec<_> = line.split('|').collect();
+                cells.get(1).is_some_and(|cell| cell.contains(&name)) && line.contains(worker)
+            };
+            assert!(
+                section.lines().any(is_row),
+                "{file}: the table under `{heading}` needs a row of {name} with {worker:?}"
+            );
+        }
+    }
+    let all = WorkQueue::ALL.len() as u64;
+    let (queues, with_unrouted) = (word(all), word(all + 1));
+    for (file, text, expected) in [
+        ("docs/architecture.md", &architecture, format!("`<each of the {queues} above>.dlq`")),
+        (
+            "docs/operations.md",
+            &runbooks,
+            format!("for {with_unrouted} queues (`domain.unrouted` and {queues} `.dlq`)"),
+        ),
+    ] {
+        assert!(text.contains(&expected), "{file} must say {expected:?}");
+    }
+}
+
 #[tokio::test]
 async fn every_command_that_the_runbooks_name_exists() {
     let text = std::fs::read_to_string(workspace().join("docs/operations.md")).unwrap();
@@ -105,6 +149,17 @@ async fn every_command_that_the_runbooks_name_exists() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "docs/operations.md names {command:?}: {stderr}");
     }
+}
+
+fn word(number: u64) -> &'static str {
+    ["", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+        [usize::try_from(number).unwrap()]
+}
+
+/// The lines from a heading to the next one.
+fn section<'a>(text: &'a str, heading: &str) -> &'a str {
+    let (_, rest) = text.split_once(&format!("\n{heading}\n")).unwrap();
+    rest.split_once("\n#").map_or(rest, |(section, _)| section)
 }
 
 /// The words after `verbatim`, up to the first argument or option.
