@@ -9,7 +9,7 @@
 //! - an explicit delivery limit: without one RabbitMQ 3.10 to 3.13 has no limit, 4.0 and later drop a
 //!   message after 20 redeliveries, and `-1` on 3.10.8 deletes messages at their first requeue.
 //!
-//! To add a queue, add it in `table.rs`; [`declare`], [`verify`] and [`crate::inspect`] follow.
+//! A work queue is a row of `work_queues!` in `domain/src/fleet.rs`, any other queue a line of `table.rs`; [`declare`], [`verify`] and [`crate::inspect`] follow.
 
 mod difference;
 mod setup;

@@ -31,6 +31,7 @@ use super::batch_builder::{BatchBuilder, BatchReady, Limits};
 use super::end::End;
 use super::prefetch::Prefetch;
 use super::settings::ConsumerState;
+use super::settlement::reply;
 use super::shared::Shared;
 use super::unacked::{Tag, UnackedDeliveries};
 use crate::connection::Error;
@@ -315,7 +316,7 @@ impl<H: Handler> Session<H> {
     async fn acknowledge(&mut self, finished: Finished) -> Result<(), End> {
         let Finished { tags, counts, replies } = finished;
         self.shared.observer.settled(&counts);
-        self.shared.reply(replies);
+        reply(replies, &self.shared);
         self.last_progress = Instant::now();
         tags.into_iter().for_each(|tag| self.unacked.finish(tag));
         match self.phase {

@@ -224,6 +224,13 @@ pub(super) async fn publish(
     }
 }
 
+/// Queues the replies to settled messages. Nothing waits for them.
+pub(super) fn reply<H>(replies: Vec<OwedReply>, shared: &Shared<H>) {
+    for OwedReply { address, body, .. } in replies {
+        shared.replier.reply(address, body);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,6 @@ use tokio::sync::watch;
 use super::broker_requeues::BrokerRequeues;
 use super::observer::Observer;
 use super::settings::{ConsumerState, Settings};
-use super::settlement::OwedReply;
 use crate::connection::Endpoints;
 use crate::reply::Replier;
 use crate::source::{FailurePolicy, Source};
@@ -50,13 +49,6 @@ impl<H: Handler> Shared<H> {
             FailurePolicy::DeadLetter(_) | FailurePolicy::RetryForever => {
                 Some(self.settings.hold_limit)
             }
-        }
-    }
-
-    /// Sends the replies to settled messages; nothing waits for them.
-    pub(super) fn reply(&self, replies: Vec<OwedReply>) {
-        for OwedReply { address, body, .. } in replies {
-            self.replier.reply(address, body);
         }
     }
 

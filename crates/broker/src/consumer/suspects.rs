@@ -33,7 +33,7 @@ use super::batch::{Batch, Lane, Received};
 use super::end::End;
 use super::outcome_counts::OutcomeCounts;
 use super::settings::ConsumerState;
-use super::settlement::{Copy, OwedReply, publish};
+use super::settlement::{Copy, OwedReply, publish, reply};
 use super::shared::Shared;
 use crate::backoff::{Backoff, pause};
 use crate::connection::{Connection, request};
@@ -149,7 +149,7 @@ impl<H: Handler> Suspects<'_, H> {
             None => self.settle(batch).await?,
         };
         self.shared.observer.settled(&counts);
-        self.shared.reply(replies);
+        reply(replies, self.shared);
         // Each by itself: one that was taken later may be acknowledged before.
         for tag in tags {
             if !acknowledge(self.channel, tag, BasicAckOptions::default()).await {
