@@ -199,7 +199,7 @@ impl Observer {
                 seconds(limit)
             ),
             None => format!(
-                "{} unacknowledged, each refused when {} old",
+                "{} unacknowledged, each refused {} after it was received",
                 count(unacked, "request", "requests"),
                 seconds(REQUEST_TTL)
             ),
