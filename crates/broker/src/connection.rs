@@ -241,18 +241,8 @@ impl Connection {
 }
 
 impl Link {
-    pub(crate) async fn open(endpoints: &Endpoints, purpose: &str) -> Result<Self, Error> {
-        let connection = endpoints.connect(purpose).await?;
-        let channel = connection.channel().await?;
-        Ok(Self { connection, channel })
-    }
-
-    /// [`Self::open`] with small frames, as [`Endpoints::connect_for_requests`].
-    pub(crate) async fn open_for_requests(
-        endpoints: &Endpoints,
-        purpose: &str,
-    ) -> Result<Self, Error> {
-        let connection = endpoints.connect_for_requests(purpose).await?;
+    /// A connection with a new channel.
+    pub(crate) async fn on(connection: Connection) -> Result<Self, Error> {
         let channel = connection.channel().await?;
         Ok(Self { connection, channel })
     }

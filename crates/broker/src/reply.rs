@@ -166,7 +166,8 @@ async fn connect(endpoints: &Endpoints, queued: &mpsc::UnboundedReceiver<Queued>
     let (mut backoff, mut failure) = (Backoff::new(), RepeatedFailure::default());
     loop {
         // Replies have short headers, so small frames suffice.
-        let error = match Link::open_for_requests(endpoints, "reply").await {
+        let open = async { Link::on(endpoints.connect_for_requests("reply").await?).await };
+        let error = match open.await {
             Ok(link) => return Some(link),
             Err(error) => error,
         };
@@ -216,7 +217,7 @@ mod tests {
     async fn a_correlation_id_too_long_for_amqp_is_in_the_body_alone() {
         let env = testkit::TestEnv::new().await;
         let endpoints = Endpoints::parse(&env.amqp_url, "test").unwrap();
-        let link = Link::open(&endpoints, "test").await.unwrap();
+        let link = Link::on(endpoints.connect("test").await.unwrap()).await.unwrap();
         let queue = link.channel.queue_declare("".into(), Default::default(), Default::default());
         let queue = queue.await.unwrap().name().to_string();
         let long = "x".repeat(256);

@@ -186,7 +186,7 @@ impl Driver {
 
 /// Opens a channel in confirm mode.
 async fn open(endpoints: Endpoints) -> Result<Link, Error> {
-    let link = Link::open(&endpoints, "publish").await?;
+    let link = Link::on(endpoints.connect("publish").await?).await?;
     let confirm = link.channel.confirm_select(ConfirmSelectOptions::default());
     request("enable publisher confirms", confirm).await?;
     Ok(link)
