@@ -1,6 +1,5 @@
 //! PostgreSQL, with the address for error messages.
 
-use std::fmt;
 use std::time::Duration;
 
 use backon::Retryable as _;
@@ -90,9 +89,11 @@ impl DatabaseServer {
     ) -> Result<Self, Fault> {
         match Database::open(limits) {
             Ok(database) => Ok(Self { database, url: url.clone(), setting }),
-            Err(_) => {
-                Err(Fault::Setting(format!("{setting}: {url} is not a valid PostgreSQL URL")))
-            }
+            // The causes of a URL that cannot be parsed hold no credentials.
+            Err(error) => Err(Fault::Setting(format!(
+                "{setting}: {url} is not a valid PostgreSQL URL: {}",
+                with_causes(&error)
+            ))),
         }
     }
 
@@ -174,8 +175,23 @@ impl DatabaseServer {
     }
 }
 
-impl fmt::Debug for DatabaseServer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DatabaseServer({})", self.url)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invalid_url_is_refused_with_its_cause_and_without_its_password() {
+        for (url, cause) in [
+            ("postgres://u:s3cret@db:99999/v", "invalid port number"),
+            ("postgres://u:s3cret@db/v?sslmode=on", "unknown value \"on\" for `ssl_mode`"),
+            ("postgres://u:s3cret%FF@db/v", "invalid utf-8 sequence"),
+        ] {
+            let database_url = ServerUrl::postgresql(url).unwrap();
+            let settings = DatabaseSettings { database_url };
+            let refused = DatabaseServer::of_command(&settings, COMMAND_TIMEOUT).err().unwrap();
+            let text = refused.to_string();
+            assert!(text.starts_with("DATABASE_URL: postgres://***@db"), "{text}");
+            assert!(text.contains(cause) && !text.contains("s3cret"), "{text}");
+        }
     }
 }
