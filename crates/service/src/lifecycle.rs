@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::readiness::Check;
-use crate::tasks::Tasks;
+use crate::tasks::{Tasks, panic_text};
 
 /// The name of a signal that requests to stop.
 pub type Signal = &'static str;
@@ -69,7 +69,7 @@ pub(crate) async fn live(
     let built = tokio::select! {
         built = build => match built {
             Ok(built) => built,
-            Err(error) => Err(anyhow::anyhow!(error)),
+            Err(error) => Err(anyhow::anyhow!(panic_text(error))),
         },
         signal = signals.recv() => {
             let signal = signal.unwrap_or(NONE);
@@ -252,6 +252,22 @@ mod tests {
             let end = live(&tasks, &check, async move { build() }, &mut receive, DEADLINE).await;
             assert_eq!((end, end.code()), (End::Failed, 1));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_at_the_start_is_logged_without_its_formatted_message() {
+        let log = tempfile::NamedTempFile::new().expect("a file");
+        let writer = std::sync::Arc::new(log.reopen().expect("a second handle"));
+        let lines = tracing_subscriber::fmt().with_writer(writer).finish();
+        // On this thread, which runs the whole test.
+        let _subscriber = tracing::subscriber::set_default(lines);
+        let Fixture { tasks, readiness, send: _send, mut receive } = fixture();
+        let (check, content) = (readiness.check("process"), "words of a user");
+        let build = async move { panic!("no boundary in {content}") };
+        assert_eq!(live(&tasks, &check, build, &mut receive, DEADLINE).await, End::Failed);
+        let lines = std::fs::read_to_string(log.path()).expect("UTF-8");
+        assert!(lines.contains("cannot start: panicked"), "{lines}");
+        assert!(!lines.contains(content), "{lines}");
     }
 
     #[tokio::test(start_paused = true)]

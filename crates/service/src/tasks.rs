@@ -237,7 +237,8 @@ pub(crate) fn payload_text(payload: &(dyn Any + Send)) -> &'static str {
         .unwrap_or("panic message omitted: it may contain data")
 }
 
-fn panic_text(error: tokio::task::JoinError) -> String {
+/// Why a task ended without a result.
+pub(crate) fn panic_text(error: tokio::task::JoinError) -> String {
     match error.try_into_panic() {
         Ok(payload) => format!("panicked: {}", payload_text(&*payload)),
         Err(error) => error.to_string(),
