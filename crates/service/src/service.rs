@@ -59,9 +59,23 @@ impl Service {
         self.tasks.spawn(Stage::Support, name, factory);
     }
 
-    /// Registers a check of `/readyz`. Keep the handle: a dropped check becomes not ready.
-    pub fn check(&self, name: &'static str) -> Check {
-        self.readiness.check(name)
+    /// Like [`Self::supervise`], for a task that maintains a check of `/readyz`. Each run of the task has the
+    /// check anew; when the run ends, the check is not ready.
+    pub fn supervise_checked<F, T>(&self, name: &'static str, check: &'static str, factory: F)
+    where
+        F: Fn(CancellationToken, Check) -> T + Send + Sync + 'static,
+        T: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        self.supervise(name, checked(&self.readiness, check, factory));
+    }
+
+    /// [`Self::support`] for a task that maintains a check, as [`Self::supervise_checked`].
+    pub fn support_checked<F, T>(&self, name: &'static str, check: &'static str, factory: F)
+    where
+        F: Fn(CancellationToken, Check) -> T + Send + Sync + 'static,
+        T: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        self.support(name, checked(&self.readiness, check, factory));
     }
 
     /// Serves these routes beside `/livez`, `/readyz` and `/metrics`, on the same address. They cannot replace
@@ -71,12 +85,6 @@ impl Service {
     /// Two routes of the process have the same path and method.
     pub fn serve(&self, routes: Router) {
         self.routes.add(routes);
-    }
-
-    /// A token that is cancelled when the shutdown begins.
-    #[must_use]
-    pub fn stopping(&self) -> CancellationToken {
-        self.tasks.stopping(Stage::Work)
     }
 
     /// The metrics of this process.
@@ -98,6 +106,16 @@ impl Service {
     }
 }
 
+/// A factory that gets a new check for each run.
+fn checked<T>(
+    readiness: &Readiness,
+    name: &'static str,
+    factory: impl Fn(CancellationToken, Check) -> T + Send + Sync + 'static,
+) -> impl Fn(CancellationToken) -> T + Send + Sync + 'static {
+    let readiness = readiness.clone();
+    move |stopping| factory(stopping, readiness.check(name))
+}
+
 /// The routes that a process added to the built-in ones. Clones share them.
 #[derive(Clone, Default)]
 pub(crate) struct Routes(Arc<RwLock<Router>>);
@@ -110,5 +128,33 @@ impl Routes {
 
     pub(crate) fn all(&self) -> Router {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tasks::TaskState;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_check_of_a_task_that_panicked_is_not_ready_until_its_next_run_sets_it() {
+        let service = Service::new(domain::fleet::MESSAGE_SAVE_WORKER, Metrics::new());
+        let (report, mut reports) = tokio::sync::mpsc::unbounded_channel();
+        service.supervise_checked("consumer", "queue", move |_, check| {
+            let report = report.clone();
+            async move {
+                check.ready();
+                report.send(()).expect("the test listens");
+                panic!("a bug");
+            }
+        });
+        for failures in 1..=2 {
+            reports.recv().await.expect("it runs");
+            while service.tasks.states() != [("consumer", TaskState::Failed { failures })] {
+                tokio::task::yield_now().await;
+            }
+            let state = &service.readiness.states()["queue"];
+            assert_eq!(state.reason.as_deref(), Some("stopped"));
+        }
     }
 }

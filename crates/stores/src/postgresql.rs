@@ -35,7 +35,7 @@ pub struct DatabaseServer {
 
 impl DatabaseServer {
     /// For a service; does not connect. Fails only on an invalid URL.
-    pub fn of_service(service: &Service, settings: &StoreSettings) -> Result<Self, Fault> {
+    pub(crate) fn of_service(service: &Service, settings: &StoreSettings) -> Result<Self, Fault> {
         let url = &settings.connections.database.database_url;
         let limits = database::Settings {
             url: url.expose().to_owned(),
@@ -116,7 +116,7 @@ impl DatabaseServer {
     }
 
     /// Waits until PostgreSQL is available; fails if its schema is missing or too old.
-    pub async fn wait_for_schema(&self) -> Result<(), SchemaError> {
+    pub(crate) async fn wait_for_schema(&self) -> Result<(), SchemaError> {
         let unavailable = |error: &SchemaError| matches!(error, SchemaError::Database(e) if e.class() == FailureClass::Unavailable);
         (|| self.database.verify_schema())
             .retry(pauses())
@@ -133,13 +133,13 @@ impl DatabaseServer {
     }
 
     /// Maintains the check `postgresql` until the process stops.
-    pub fn watch(&self, service: &Service) {
-        let (check, database) = (service.check("postgresql"), self.database.clone());
+    pub(crate) fn watch(&self, service: &Service) {
+        let database = self.database.clone();
         let probe = move || {
             let database = database.clone();
             async move { database.probe().await }
         };
-        watch(service, "postgresql-check", check, Dependency::PostgreSql, probe);
+        watch(service, "postgresql-check", "postgresql", Dependency::PostgreSql, probe);
     }
 
     /// The fault for a failed statement.
