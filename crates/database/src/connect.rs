@@ -106,11 +106,6 @@ impl Database {
         host.map(|host| (host.trim_matches(['[', ']']), options.get_port()))
     }
 
-    /// Waits for the units of work that are running, then closes every connection.
-    pub async fn close(&self) {
-        self.pool.close().await;
-    }
-
     /// Runs one statement; returns its rows.
     pub(crate) fn rows(
         &self,
