@@ -167,9 +167,7 @@ impl DatabaseServer {
         Fault::Refused(format!("PostgreSQL at {}: {cause}", self.url))
     }
 
-    /// The fault for a server that does not answer.
-    #[must_use]
-    pub fn unavailable(&self, cause: String) -> Fault {
+    fn unavailable(&self, cause: String) -> Fault {
         let (setting, address) = (self.setting, self.url.to_string());
         Fault::Unavailable(Unavailable { server: "PostgreSQL", setting, address, cause })
     }
