@@ -255,22 +255,6 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_panic_at_the_start_is_logged_without_its_formatted_message() {
-        let log = tempfile::NamedTempFile::new().expect("a file");
-        let writer = std::sync::Arc::new(log.reopen().expect("a second handle"));
-        let lines = tracing_subscriber::fmt().with_writer(writer).finish();
-        // On this thread, which runs the whole test.
-        let _subscriber = tracing::subscriber::set_default(lines);
-        let Fixture { tasks, readiness, send: _send, mut receive } = fixture();
-        let (check, content) = (readiness.check("process"), "words of a user");
-        let build = async move { panic!("no boundary in {content}") };
-        assert_eq!(live(&tasks, &check, build, &mut receive, DEADLINE).await, End::Failed);
-        let lines = std::fs::read_to_string(log.path()).expect("UTF-8");
-        assert!(lines.contains("cannot start: panicked"), "{lines}");
-        assert!(!lines.contains(content), "{lines}");
-    }
-
-    #[tokio::test(start_paused = true)]
     async fn a_process_is_ready_only_between_its_start_and_its_stop() {
         let Fixture { tasks, readiness, send, mut receive } = fixture();
         let check = readiness.check("process");

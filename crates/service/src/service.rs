@@ -59,23 +59,18 @@ impl Service {
         self.tasks.spawn(Stage::Support, name, factory);
     }
 
-    /// Like [`Self::supervise`], for a task that maintains a check of `/readyz`. Each run of the task has the
-    /// check anew; when the run ends, the check is not ready.
-    pub fn supervise_checked<F, T>(&self, name: &'static str, check: &'static str, factory: F)
+    /// For [`Self::supervise`] and [`Self::support`], the factory of a task that maintains a check of `/readyz`.
+    /// Each run of the task has the check anew; when the run ends, the check is not ready.
+    pub fn checked<F, T>(
+        &self,
+        check: &'static str,
+        factory: F,
+    ) -> impl Fn(CancellationToken) -> T + Send + Sync + use<F, T>
     where
-        F: Fn(CancellationToken, Check) -> T + Send + Sync + 'static,
-        T: Future<Output = anyhow::Result<()>> + Send + 'static,
+        F: Fn(CancellationToken, Check) -> T + Send + Sync,
     {
-        self.supervise(name, checked(&self.readiness, check, factory));
-    }
-
-    /// [`Self::support`] for a task that maintains a check, as [`Self::supervise_checked`].
-    pub fn support_checked<F, T>(&self, name: &'static str, check: &'static str, factory: F)
-    where
-        F: Fn(CancellationToken, Check) -> T + Send + Sync + 'static,
-        T: Future<Output = anyhow::Result<()>> + Send + 'static,
-    {
-        self.support(name, checked(&self.readiness, check, factory));
+        let readiness = self.readiness.clone();
+        move |stopping| factory(stopping, readiness.check(check))
     }
 
     /// Serves these routes beside `/livez`, `/readyz` and `/metrics`, on the same address. They cannot replace
@@ -106,16 +101,6 @@ impl Service {
     }
 }
 
-/// A factory that gets a new check for each run.
-fn checked<T>(
-    readiness: &Readiness,
-    name: &'static str,
-    factory: impl Fn(CancellationToken, Check) -> T + Send + Sync + 'static,
-) -> impl Fn(CancellationToken) -> T + Send + Sync + 'static {
-    let readiness = readiness.clone();
-    move |stopping| factory(stopping, readiness.check(name))
-}
-
 /// The routes that a process added to the built-in ones. Clones share them.
 #[derive(Clone, Default)]
 pub(crate) struct Routes(Arc<RwLock<Router>>);
@@ -140,14 +125,15 @@ mod tests {
     async fn the_check_of_a_task_that_panicked_is_not_ready_until_its_next_run_sets_it() {
         let service = Service::new(domain::fleet::MESSAGE_SAVE_WORKER, Metrics::new());
         let (report, mut reports) = tokio::sync::mpsc::unbounded_channel();
-        service.supervise_checked("consumer", "queue", move |_, check| {
+        let run = move |_, check: Check| {
             let report = report.clone();
             async move {
                 check.ready();
                 report.send(()).expect("the test listens");
                 panic!("a bug");
             }
-        });
+        };
+        service.supervise("consumer", service.checked("queue", run));
         for failures in 1..=2 {
             reports.recv().await.expect("it runs");
             while service.tasks.states() != [("consumer", TaskState::Failed { failures })] {

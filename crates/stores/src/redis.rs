@@ -64,7 +64,7 @@ impl RedisServer {
             }
         });
         let (metrics, watched) = (service.metrics().clone(), self.hot.clone());
-        service.support_checked("redis-check", "redis", move |stopping, check| {
+        let run = service.checked("redis", move |stopping, check| {
             let (metrics, hot) = (metrics.clone(), watched.clone());
             let mut health = hot.subscribe();
             async move {
@@ -88,6 +88,7 @@ impl RedisServer {
                 }
             }
         });
+        service.support("redis-check", run);
     }
 }
 

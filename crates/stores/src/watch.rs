@@ -41,7 +41,7 @@ pub(crate) fn watch<P, F, E>(
     E: Error + Send,
 {
     let metrics = service.metrics().clone();
-    service.support_checked(task, check, move |stopping, check| {
+    let run = service.checked(check, move |stopping, check| {
         let (metrics, probe) = (metrics.clone(), probe.clone());
         async move {
             let watch = async {
@@ -55,6 +55,7 @@ pub(crate) fn watch<P, F, E>(
             Ok(())
         }
     });
+    service.support(task, run);
 }
 
 /// The pauses of a start that waits for an unavailable server.

@@ -14,7 +14,7 @@ where
     let queue = handler.source().queue();
     let (stores, clock) = (stores.clone(), service.clock().clone());
     let metrics = service.metrics().clone();
-    service.supervise_checked(queue, queue, move |stopping, check| {
+    let run = service.checked(queue, move |stopping, check| {
         let consumer = Consumer::new(
             handler.clone(),
             stores.endpoints.clone(),
@@ -42,6 +42,7 @@ where
             Ok(())
         }
     });
+    service.supervise(queue, run);
 }
 
 fn report_state(check: &Check, state: ConsumerState) {
