@@ -46,7 +46,8 @@ impl Database {
 }
 
 fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).as_deref() == Some("55P03")
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.as_deref() == Some("55P03")
 }
 
 fn newest() -> i64 {

@@ -50,7 +50,7 @@ impl Unavailable {
             "the host name does not resolve: correct it"
         } else if says("database \"") && says("does not exist") {
             "create the database, then run `verbatim setup`"
-        } else if says("permission denied") || says("NOPERM") || says("refused for user") {
+        } else if says("permission denied") || says("no permissions") || says("refused for user") {
             "give this user the permission that it lacks"
         } else if says("pg_hba.conf") {
             "let PostgreSQL's pg_hba.conf admit this user and host"
@@ -73,7 +73,7 @@ impl Unavailable {
 
     /// Whether the server rejected user or password.
     fn is_authentication(&self) -> bool {
-        let texts = ["password", "role \"", "Login was refused", "WRONGPASS", "NOAUTH"];
+        let texts = ["password", "Password", "role \"", "Login was refused", "WRONGPASS", "NOAUTH"];
         texts.iter().any(|text| self.cause.contains(text))
     }
 }
@@ -141,9 +141,10 @@ mod tests {
                 "NOT_ALLOWED - vhost v not found",
                 "create the virtual host, and give the user permissions in it",
             ),
+            ("Password authentication failed - AuthenticationFailed", login),
             ("WRONGPASS invalid username-password pair or user is disabled.", login),
             ("NOAUTH Authentication required.", login),
-            ("NOPERM this user has no permissions to run the 'zadd' command", permission),
+            ("NoPerm: User u has no permissions to run the 'zadd' command", permission),
             ("READONLY You can't write against a read only replica.", writes),
             (
                 "no connection within 3 s",
