@@ -31,7 +31,7 @@ pub struct Settings {
 }
 
 /// A pool of connections to PostgreSQL. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Database {
     pub(crate) pool: Arc<Pool>,
     pub(crate) expect_duplicates: Arc<ExpectDuplicates>,

@@ -7,7 +7,6 @@
 //!
 //! Invariant: every connection in use holds a permit; idle connections hold none.
 
-use std::fmt::{self, Debug, Formatter};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -118,12 +117,5 @@ fn is_broken(error: &Error) -> bool {
         // The server ended the connection: connection exception (08), shutdown, crash, startup (57P).
         Some(code) => code.starts_with("08") || code.starts_with("57P"),
         None => error.class() == FailureClass::Unavailable,
-    }
-}
-
-impl Debug for Pool {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        // The options hold the password.
-        f.debug_struct("Pool").finish_non_exhaustive()
     }
 }

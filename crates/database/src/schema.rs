@@ -11,6 +11,11 @@ impl Database {
     /// Creates the schema or upgrades it to this program's version. Idempotent; several processes may run
     /// it at once. Returns the version.
     pub async fn migrate(&self) -> Result<i64, SchemaError> {
+        self.migrate_or_wait(|| {}).await
+    }
+
+    /// As [`Self::migrate`]; calls `waits` after each lock timeout in which another process ran migrations.
+    pub async fn migrate_or_wait(&self, waits: impl Fn()) -> Result<i64, SchemaError> {
         loop {
             let mut lease = timeout(self.time_out, self.pool.lease())
                 .await
@@ -21,8 +26,8 @@ impl Database {
                     lease.release();
                     return Ok(newest());
                 }
-                // Another process runs migrations: waits for it again, on a connection without locks.
-                Err(MigrateError::Execute(error)) if is_lock_timeout(&error) => {}
+                // The next try is on a connection that has no lock.
+                Err(MigrateError::Execute(error)) if is_lock_timeout(&error) => waits(),
                 Err(error) => return Err(error.into()),
             }
         }

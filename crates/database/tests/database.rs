@@ -255,7 +255,11 @@ async fn a_migration_waits_for_one_that_is_under_way() {
     let database = open(&env.database_url);
     let mut other = PgConnection::connect(&env.database_url).await.unwrap();
     sqlx::migrate::Migrate::lock(&mut other).await.unwrap();
-    let migrating = async { database.migrate().await.unwrap() };
+    let waits = std::cell::Cell::new(0);
+    let migrating = async {
+        let counts = || waits.set(waits.get() + 1);
+        database.migrate_or_wait(counts).await.unwrap()
+    };
     let unlocking = async {
         // It waits a second time, after its lock timeout.
         let mut began = HashSet::new();
@@ -269,6 +273,7 @@ async fn a_migration_waits_for_one_that_is_under_way() {
         sqlx::migrate::Migrate::unlock(&mut other).await.unwrap();
     };
     tokio::join!(migrating, unlocking);
+    assert!(waits.get() > 0);
     database.verify_schema().await.unwrap();
 }
 
@@ -609,12 +614,12 @@ async fn an_error_never_shows_the_password() {
         time_out: Duration::from_secs(1),
         lock_time_out: Duration::from_secs(1),
     })
-    .unwrap_err();
+    .err()
+    .unwrap();
     assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
     let unreachable = open("postgres://me:s3cret@127.0.0.1:1/db");
     let error = unreachable.numbers(&key()).await.unwrap_err();
     assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
-    assert!(!format!("{unreachable:?}").contains("s3cret"), "{unreachable:?}");
 }
 
 #[tokio::test]
