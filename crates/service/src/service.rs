@@ -60,7 +60,7 @@ impl Service {
     }
 
     /// For [`Self::supervise`] and [`Self::support`], the factory of a task that maintains a check of `/readyz`.
-    /// Each run of the task has the check anew; when the run ends, the check is not ready.
+    /// Each run of the task has its own check, which is not ready when the run has ended.
     pub fn checked<F, T>(
         &self,
         check: &'static str,
