@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use conversation::{Source, Transcript};
 use database::{Database, Page, Settings};
-use domain::failure::Unavailable;
 use domain::ids::ConversationKey;
 use domain::message::Message;
 use domain::status::ConversationStatus;
@@ -50,7 +49,7 @@ impl TestReader {
     pub async fn try_transcript(
         &self,
         key: &ConversationKey,
-    ) -> Result<Option<Transcript>, Unavailable> {
+    ) -> Result<Option<Transcript>, database::Error> {
         self.0.reader.read(key, &Window { newest: ALL, before: None }).await
     }
 

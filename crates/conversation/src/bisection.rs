@@ -1,15 +1,15 @@
 //! Halving a batch until a failing item is isolated.
 //!
-//! A database refuses a whole statement for one bad row. Halving finds the row in about
-//! 2·log2(n) statements and saves all other rows.
+//! A database refuses a whole statement for one bad row, and is too slow for a whole statement for one locked
+//! row. Halving finds the row in about 2·log2(n) statements and saves all other rows.
 
-use database::Error;
-use domain::failure::{DeadLetterReason, Failure, FailureClass, Refusal};
+use database::{Database, Error};
+use domain::failure::{DeadLetterReason, Failure, FailureClass, Refusal, Unavailable};
 use metrics::{Counter, Metrics, TransactionRetry};
 
 /// What becomes of the one item that PostgreSQL refused. Invalid data fails again on every attempt, so it
 /// becomes a dead letter; any other failure is retried.
-pub(crate) fn refused(class: FailureClass, error: Error) -> Failure {
+fn refused(class: FailureClass, error: Error) -> Failure {
     if class == FailureClass::Data {
         let detail = format!("PostgreSQL refused the action: {error}");
         Failure::DeadLetter(Refusal::new(DeadLetterReason::Schema, detail))
@@ -33,9 +33,35 @@ impl<'a, T> Bisection<'a, T> {
         self.parts.pop().filter(|part| !part.is_empty())
     }
 
-    /// Records that a part failed. Its halves are tried next. A part of one item is not split: that item is
-    /// at fault and is returned.
-    pub(crate) fn failed(&mut self, part: &'a [T]) -> Option<&'a T> {
+    /// Records that a part failed, and that its halves are tried next. If one item is at fault, returns it and
+    /// what becomes of it.
+    ///
+    /// # Errors
+    /// PostgreSQL is unavailable, or is too slow for this one item, or a row of it stays locked.
+    pub(crate) async fn failed(
+        &mut self,
+        part: &'a [T],
+        error: Error,
+        database: &Database,
+    ) -> Result<Option<(&'a T, Failure)>, Unavailable> {
+        let class = error.class();
+        let continues = match class {
+            FailureClass::Data | FailureClass::Retryable => true,
+            // If PostgreSQL is available, the part is too large for one transaction, or a row in it is locked.
+            FailureClass::Unavailable | FailureClass::Transient => {
+                let parts_may_succeed = class == FailureClass::Transient || error.is_time_out();
+                part.len() > 1 && parts_may_succeed && database.probe().await.is_ok()
+            }
+        };
+        if !continues {
+            return Err(error.into());
+        }
+        Ok(self.halve(part).map(|at_fault| (at_fault, refused(class, error))))
+    }
+
+    /// The halves of the part are tried next. A part of one item is not split: that item is at fault and is
+    /// returned.
+    fn halve(&mut self, part: &'a [T]) -> Option<&'a T> {
         if let [at_fault] = part {
             return Some(at_fault);
         }
@@ -58,7 +84,7 @@ mod tests {
         while let Some(part) = bisection.next() {
             tries += 1;
             if part.iter().any(|item| bad(*item)) {
-                at_fault.extend(bisection.failed(part).copied());
+                at_fault.extend(bisection.halve(part).copied());
             } else {
                 saved.extend_from_slice(part);
             }

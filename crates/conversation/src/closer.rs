@@ -46,14 +46,10 @@ const REOPENED_BATCH: u32 = 50;
 /// What one sweep did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Conversations that it claimed.
-    pub claimed: usize,
     /// Claims without a message, dropped.
     pub dropped: usize,
     /// Claims archived.
     pub archived: usize,
-    /// Claims that a new message or an opened session cancelled, or whose rows a saver had locked.
-    pub withdrawn: usize,
     /// Archived conversations that were reopened, and announced as `conversation.reopened`.
     pub reopened: usize,
 }
@@ -70,9 +66,9 @@ pub enum SweepError {
     /// An event could not be encoded as JSON.
     #[error("closing sweep: an event could not be encoded as JSON")]
     Encode(#[from] serde_json::Error),
-    /// Counting tokens panicked.
-    #[error("closing sweep: counting tokens failed")]
-    Count(#[from] tokio::task::JoinError),
+    /// Counting tokens panicked. Without its source: the message of a panic may contain content.
+    #[error("closing sweep: counting tokens panicked; the worker's log names the location")]
+    Count,
 }
 
 /// Closes conversations. Clones share their connections.
@@ -111,7 +107,6 @@ impl Closer {
         // Not retried: if the reply is lost, the claim is taken over when its lease expires.
         let mut claims =
             self.background.throttled(self.database.claim(&self.criteria, limit)).await?;
-        swept.claimed = claims.len();
         if claims.is_empty() {
             return Ok(swept);
         }
@@ -141,7 +136,8 @@ impl Closer {
         for conversation in &archived {
             let cause = match conversation.claim.cause {
                 CloseCause::Idle => metrics::CloseCause::Idle,
-                CloseCause::Requested | CloseCause::TakenOver => metrics::CloseCause::SessionClosed,
+                CloseCause::Requested => metrics::CloseCause::SessionClosed,
+                CloseCause::TakenOver => metrics::CloseCause::TakenOver,
             };
             self.metrics.add(Counter::ConversationsClosed { cause }, 1);
             self.metrics.observe(Timing::Close, started.elapsed());
@@ -154,7 +150,6 @@ impl Closer {
             );
         }
         swept.archived = archived.len();
-        swept.withdrawn = swept.claimed - swept.dropped - swept.archived;
         Ok(swept)
     }
 
@@ -210,7 +205,8 @@ impl Closer {
             last = Some((end.key.clone(), end.id.clone()));
             // Spawned inside the throttled step: outside it would start before its turn.
             let counting = async { tokio::task::spawn_blocking(|| count(messages)).await };
-            let counted = self.background.throttled(counting).await?;
+            let counted =
+                self.background.throttled(counting).await.map_err(|_| SweepError::Count)?;
             let counts: Vec<(&Uncounted, i64)> =
                 counted.iter().map(|(message, tokens)| (message, *tokens)).collect();
             self.step(|| self.database.store_tokens(&counts)).await?;

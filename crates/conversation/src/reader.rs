@@ -7,7 +7,7 @@
 
 use database::{ConversationNumbers, Database, Numbers, Page, Snapshot};
 use domain::causes::with_causes;
-use domain::failure::Unavailable;
+use domain::failure::FailureClass;
 use domain::ids::ConversationKey;
 use domain::message::Message;
 use domain::status::ConversationStatus;
@@ -77,12 +77,13 @@ impl Reader {
     /// exist.
     ///
     /// # Errors
-    /// PostgreSQL is unavailable, and Redis has no message of the conversation.
+    /// PostgreSQL is unavailable and Redis has no message of the conversation; or PostgreSQL became unavailable
+    /// after it had answered that the hot copy cannot be used; or PostgreSQL failed in another way.
     pub async fn read(
         &self,
         key: &ConversationKey,
         window: &Window,
-    ) -> Result<Option<Transcript>, Unavailable> {
+    ) -> Result<Option<Transcript>, database::Error> {
         // Before the numbers: a server that is connected only now may hold an old copy with its marker. Its
         // connection changes the epoch, and the numbers must include that change.
         let redis = self.hot.reading().await;
@@ -149,7 +150,7 @@ impl Reader {
         key: &ConversationKey,
         window: &Window,
         status: ConversationStatus,
-    ) -> Result<Option<Transcript>, Unavailable> {
+    ) -> Result<Option<Transcript>, database::Error> {
         let fits = window.before.is_none() && window.newest <= LOAD_MESSAGES;
         if !fits || status == ConversationStatus::Archived {
             return self.read_rows(key, window).await;
@@ -193,23 +194,25 @@ impl Reader {
         &self,
         key: &ConversationKey,
         window: &Window,
-    ) -> Result<Option<Transcript>, Unavailable> {
-        Ok(read_database(&self.database, key, window).await?)
+    ) -> Result<Option<Transcript>, database::Error> {
+        read_database(&self.database, key, window).await
     }
 
-    /// PostgreSQL is unavailable: returns what Redis holds, marked as degraded, or the error.
+    /// PostgreSQL failed. If it is unavailable, returns what Redis holds, marked as degraded; else the error.
     fn degraded(
         copy: Result<HotCopy, hot_store::Error>,
         error: database::Error,
-    ) -> Result<Option<Transcript>, Unavailable> {
+    ) -> Result<Option<Transcript>, database::Error> {
+        let unavailable =
+            matches!(error.class(), FailureClass::Unavailable | FailureClass::Transient);
         match copy {
-            Ok(copy) if !copy.messages.is_empty() => Ok(Some(Transcript {
+            Ok(copy) if unavailable && !copy.messages.is_empty() => Ok(Some(Transcript {
                 status: None,
                 messages: copy.messages,
                 source: Source::HotCopy,
                 degraded: true,
             })),
-            _ => Err(error.into()),
+            _ => Err(error),
         }
     }
 
@@ -242,8 +245,10 @@ pub async fn read_hot_copy(
     key: &ConversationKey,
     window: &Window,
 ) -> Result<Option<Transcript>, HotCopyError> {
-    let (numbers, copy) = tokio::join!(database.numbers(key), hot.read(key, window));
-    let (numbers, copy) = (numbers?, copy?);
+    // Before the numbers: connecting may change the epoch, and the numbers must include that change.
+    let redis = hot.reading().await;
+    let numbers = database.numbers(key).await?;
+    let copy = redis?.read(key, window).await?;
     let Some(conversation) = &numbers.conversation else { return Ok(None) };
     let messages = copy.usable(current_numbers(&numbers, conversation));
     Ok(Some(from_copy(messages.map_err(HotCopyError::Unusable)?, conversation)))

@@ -13,9 +13,7 @@ use std::collections::HashSet;
 use database::{Database, HotWrites, SaveRow, Saved};
 use domain::action::{Identity, SaveMessage};
 use domain::causes::with_causes;
-use domain::failure::{
-    DeadLetterReason, Done, Failure, FailureClass, Outcome, Refusal, Unavailable,
-};
+use domain::failure::{DeadLetterReason, Done, Failure, Outcome, Refusal, Unavailable};
 use domain::ids::ConversationKey;
 use domain::message::Message;
 use failpoints::Step;
@@ -23,7 +21,7 @@ use hot_store::HotStore;
 use metrics::{Counter, GenerationChange, Metrics};
 
 use crate::RandomSource;
-use crate::bisection::{Bisection, refused};
+use crate::bisection::Bisection;
 use crate::transient::retry_transient;
 
 /// Saves messages. Clones share their connections.
@@ -89,26 +87,14 @@ impl Saver {
                     }
                     Err(error) => error,
                 };
-            match error.class() {
-                // PostgreSQL is available, so the part is too large for one transaction, or a row in it is locked.
-                _ if part.len() > 1
-                    && error.is_time_out()
-                    && self.database.probe().await.is_ok() =>
-                {
-                    bisection.failed(part);
-                }
-                FailureClass::Unavailable | FailureClass::Transient => return Err(error.into()),
-                class @ (FailureClass::Data | FailureClass::Retryable) => {
-                    if let Some(at_fault) = bisection.failed(part) {
-                        tracing::warn!(
-                            conversation = %at_fault.row.key,
-                            message_id = %at_fault.row.message.id,
-                            class = ?class,
-                            "PostgreSQL refused a message; the other messages of its batch are saved"
-                        );
-                        batch.refuse(at_fault, &refused(class, error));
-                    }
-                }
+            let failed = bisection.failed(part, error, &self.database).await?;
+            if let Some((at_fault, failure)) = failed {
+                tracing::warn!(
+                    conversation = %at_fault.row.key,
+                    message_id = %at_fault.row.message.id,
+                    "PostgreSQL refused a message; the other messages of its batch are saved"
+                );
+                batch.refuse(at_fault, &failure);
             }
         }
         Ok(())

@@ -5,14 +5,12 @@
 
 use database::{Database, SessionChange, SessionUpdate};
 use domain::action::{Action, Common, ConversationSource};
-use domain::failure::{
-    DeadLetterReason, Done, Failure, FailureClass, Outcome, Refusal, Unavailable,
-};
+use domain::failure::{DeadLetterReason, Done, Failure, Outcome, Refusal, Unavailable};
 use metrics::{Counter, Metrics, SessionEventKind};
 
 use crate::RandomSource;
 use crate::background::Background;
-use crate::bisection::{Bisection, refused};
+use crate::bisection::Bisection;
 use crate::transient::retry_transient;
 
 /// Events in one transaction: a few milliseconds of work.
@@ -72,13 +70,9 @@ impl Sessions {
                 self.count(&rows);
                 continue;
             };
-            match error.class() {
-                FailureClass::Unavailable | FailureClass::Transient => return Err(error.into()),
-                class @ (FailureClass::Data | FailureClass::Retryable) => {
-                    if let Some((index, _)) = bisection.failed(part) {
-                        outcomes[*index] = Err(refused(class, error));
-                    }
-                }
+            let failed = bisection.failed(part, error, &self.database).await?;
+            if let Some(((index, _), failure)) = failed {
+                outcomes[*index] = Err(failure);
             }
         }
         Ok(outcomes)

@@ -5,13 +5,14 @@
 use std::time::Duration;
 
 use conversation::{ClaimCriteria, Swept};
-use domain::failure::{DeadLetterReason, Failure};
+use domain::failure::{DeadLetterReason, Dependency, Failure};
 use fixtures::{
     Replica, action, applied, at_once, closer, default_criteria, duplicate, ids, key, refresh, sql,
     stores, sweep, to_save,
 };
 use metrics::Counter;
 use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
 
 fn event(action_type: &str, session: &str, time: &str, extra: &Value) -> domain::action::Action {
     let mut body = json!({
@@ -73,7 +74,7 @@ async fn a_closed_conversation_is_archived_with_its_totals_and_statistics() {
     let reason = json!({"reason": "user left", "satisfaction": 4});
     record(&replica, &[event("conversation.session_closed", "s", "10:02:00", &reason)]).await;
     let swept = sweep(&closer).await;
-    assert_eq!(swept, Swept { claimed: 1, archived: 1, ..Swept::default() });
+    assert_eq!(swept, Swept { archived: 1, ..Swept::default() });
     assert_eq!(
         sql(
             &env,
@@ -295,7 +296,7 @@ async fn a_message_after_archiving_reopens_and_the_same_close_follows() {
     assert_eq!(status(&env, "s").await, "active");
     assert_eq!(replica.metrics.count(Counter::ConversationsReopened), 1);
     let swept = sweep(&closer).await;
-    assert_eq!(swept, Swept { claimed: 1, archived: 1, reopened: 1, ..Swept::default() });
+    assert_eq!(swept, Swept { archived: 1, reopened: 1, ..Swept::default() });
     assert_eq!(refresh(&replica.statistics).await, (1, 1));
     assert_eq!(sql(&env, "SELECT message_count FROM conversations").await, "2");
     assert_eq!(sql(&env, "SELECT message_count FROM conversation_stats").await, "2");
@@ -333,7 +334,7 @@ async fn a_conversation_without_messages_is_dropped_when_its_close_is_due() {
     let (env, replica) = stores().await;
     let closer = closer(&env, &replica, at_once()).await;
     record(&replica, &[opened("s", "10:00:00"), closed("s", "10:00:01")]).await;
-    assert_eq!(sweep(&closer).await, Swept { claimed: 1, dropped: 1, ..Swept::default() });
+    assert_eq!(sweep(&closer).await, Swept { dropped: 1, ..Swept::default() });
     assert_eq!(sql(&env, "SELECT count(*) FROM conversations").await, "0");
     assert_eq!(sql(&env, "SELECT count(*) FROM sessions").await, "0");
     assert_eq!(replica.metrics.count(Counter::ConversationsDroppedEmpty), 1);
@@ -460,7 +461,7 @@ async fn two_closers_at_once_close_each_conversation_once() {
             loop {
                 let swept = sweep(&closer).await;
                 archived += swept.archived;
-                if swept.claimed == 0 {
+                if swept == Swept::default() {
                     return archived;
                 }
             }
@@ -528,6 +529,65 @@ async fn an_action_of_another_queue_is_refused_by_name() {
     let Err(Failure::DeadLetter(refusal)) = &outcomes[1] else { panic!("{outcomes:?}") };
     assert_eq!(refusal.reason, DeadLetterReason::UnknownAction);
     assert!(refusal.detail.contains("conversation.get_context"), "{refusal}");
+}
+
+#[tokio::test]
+async fn events_that_are_too_slow_for_one_transaction_are_recorded_in_parts() {
+    let (env, _) = stores().await;
+    sql(
+        &env,
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN PERFORM pg_sleep(0.03); RETURN NEW; END $$;
+         CREATE TRIGGER dawdle BEFORE INSERT ON sessions FOR EACH ROW EXECUTE FUNCTION dawdle()",
+    )
+    .await;
+    let hasty = on_database(&env, Duration::from_secs(1), Duration::from_secs(1));
+    let events: Vec<_> = (0..50).map(|i| opened(&format!("s{i}"), "10:00:00")).collect();
+    record(&hasty, &events).await;
+    assert_eq!(sql(&env, "SELECT count(*) FROM sessions WHERE open").await, "50");
+}
+
+#[tokio::test]
+async fn an_event_whose_conversation_stays_locked_is_held_and_those_before_it_are_recorded() {
+    let (env, replica) = stores().await;
+    let (before, locked) = (opened("before", "10:00:00"), opened("locked", "10:00:00"));
+    record(&replica, std::slice::from_ref(&locked)).await;
+    let mut other = PgConnection::connect(&env.database_url).await.unwrap();
+    let mut transaction = other.begin().await.unwrap();
+    sqlx::query("SELECT FROM conversations FOR UPDATE").execute(&mut *transaction).await.unwrap();
+
+    let hasty = on_database(&env, Duration::from_secs(10), Duration::from_millis(200));
+    let events = [before, closed("locked", "10:01:00")];
+    let held = hasty.sessions.record(&events).await.unwrap_err();
+    assert_eq!(held.dependency, Dependency::PostgreSql);
+    assert_eq!(status(&env, "before").await, "active");
+
+    transaction.rollback().await.unwrap();
+    record(&hasty, &events).await;
+    assert!(requested(&env, "locked").await);
+}
+
+#[tokio::test]
+async fn a_conversation_that_was_idle_and_goes_on_does_not_close_as_idle_again() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, at_once()).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
+    sql(&env, "UPDATE conversations SET touched_at = touched_at - interval '1 h'").await;
+    assert_eq!(sweep(&closer).await.archived, 1);
+    assert_eq!(sql(&env, "SELECT close_reason FROM conversations").await, "idle");
+
+    replica.save(&[to_save("s", "m2", &json!({}))]).await;
+    record(&replica, &[closed("s", "10:01:00")]).await;
+    let claims = replica.database.claim(&at_once(), 20).await.unwrap();
+    let counted = replica.database.totals(&claims).await.unwrap();
+    assert_eq!(counted[0].event.close_reason, None);
+}
+
+/// A replica with these time limits.
+fn on_database(env: &testkit::TestEnv, time_out: Duration, lock_time_out: Duration) -> Replica {
+    let settings = fixtures::database_settings(&env.database_url);
+    let settings = database::Settings { time_out, lock_time_out, ..settings };
+    Replica::on(database::Database::open(&settings).unwrap(), &env.redis_url)
 }
 
 fn due(criteria: ClaimCriteria) -> ClaimCriteria {

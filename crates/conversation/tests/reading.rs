@@ -7,9 +7,9 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use conversation::{Source, record_server};
-use domain::failure::Dependency;
-use fixtures::{LIMIT, Replica, applied, ids, key, stores, to_save};
+use conversation::{HotCopyError, Source, read_hot_copy, record_server};
+use domain::failure::{Dependency, FailureClass};
+use fixtures::{LIMIT, Replica, applied, ids, key, sql, stores, to_save};
 use hot_store::{Health, Window};
 use metrics::{Counter, HotLoad, HotRead};
 use serde_json::json;
@@ -258,7 +258,7 @@ async fn without_postgresql_a_copy_is_degraded_and_no_copy_is_an_error() {
     assert!(read.degraded && read.source == Source::HotCopy, "{read:?}");
     assert_eq!(ids(&read.messages), ["m1"]);
     let error = replica.reader.read(&key("other"), &newest(10)).await.unwrap_err();
-    assert_eq!(error.dependency, Dependency::PostgreSql);
+    assert_eq!(error.class(), FailureClass::Unavailable);
     let error = replica.saver.save(&[to_save("s", "m2", &json!({}))]).await.unwrap_err();
     assert_eq!(error.dependency, Dependency::PostgreSql);
 
@@ -269,6 +269,30 @@ async fn without_postgresql_a_copy_is_degraded_and_no_copy_is_an_error() {
     .await;
     assert_eq!(replica.save(&[to_save("s", "m2", &json!({}))]).await, [applied()]);
     assert_eq!(ids(&replica.read_both(&key("s"), 10).await), ["m1", "m2"]);
+}
+
+#[tokio::test]
+async fn a_failure_of_postgresql_that_is_no_outage_is_an_error_although_there_is_a_copy() {
+    let (env, replica) = stores().await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
+    replica.read_both(&key("s"), 10).await;
+    sql(&env, "ALTER TABLE conversations DROP CONSTRAINT IF EXISTS conversations_status_check")
+        .await;
+    sql(&env, "UPDATE conversations SET status = 'of a newer version'").await;
+    let error = replica.reader.read(&key("s"), &newest(10)).await.unwrap_err();
+    assert_eq!(error.class(), FailureClass::Retryable, "{error}");
+}
+
+#[tokio::test]
+async fn a_hot_copy_on_a_server_that_is_connected_only_now_is_not_usable() {
+    let (env, replica) = stores().await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
+    replica.read_both(&key("s"), 10).await;
+    // A worker has recorded another server since, so this connection changes the epoch.
+    sql(&env, "UPDATE hot_epoch SET server_identity = 'another server'").await;
+    let late = Replica::of(&env);
+    let read = read_hot_copy(&late.database, &late.hot, &key("s"), &newest(10)).await;
+    assert!(matches!(read, Err(HotCopyError::Unusable(_))), "{read:?}");
 }
 
 #[tokio::test]

@@ -59,11 +59,6 @@ impl Database {
         Ok(())
     }
 
-    /// The entries about a subject, oldest first.
-    pub async fn audit_of(&self, subject: &str) -> Result<Vec<AuditEntry>> {
-        self.audit_about(&[subject.to_owned()], u32::MAX).await
-    }
-
     /// The entries about these subjects: the last `limit`, oldest first.
     pub async fn audit_about(&self, subjects: &[String], limit: u32) -> Result<Vec<AuditEntry>> {
         let query = sqlx::query_as(

@@ -31,7 +31,7 @@ pub struct Settings {
 }
 
 /// A pool of connections to PostgreSQL. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Database {
     pub(crate) pool: Arc<Pool>,
     pub(crate) expect_duplicates: Arc<ExpectDuplicates>,
@@ -104,11 +104,6 @@ impl Database {
         let host = Some(options.get_host()).filter(|host| !host.starts_with('/'));
         let host = host.filter(|_| options.get_socket().is_none());
         host.map(|host| (host.trim_matches(['[', ']']), options.get_port()))
-    }
-
-    /// Waits for the units of work that are running, then closes every connection.
-    pub async fn close(&self) {
-        self.pool.close().await;
     }
 
     /// Runs one statement; returns its rows.

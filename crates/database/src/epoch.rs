@@ -12,8 +12,8 @@ use domain::status::ConversationStatus;
 use domain::time::Timestamp;
 use sqlx::postgres::PgBindIterExt as _;
 
-use crate::rows::{BindKeys as _, corrupt, status, timestamp};
-use crate::{Actor, Database, Result};
+use crate::rows::{BindKeys as _, status, timestamp};
+use crate::{Actor, Database, Error, Result};
 
 /// The numbers that a hot copy must have to be valid, read by primary key with every read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,13 +87,10 @@ impl Database {
                 }
                 // Another process changed the row first, to this server identity or to another.
             }
-            Err(corrupt(
-                "hot_epoch",
-                format!(
-                    "the server identity changed during each of {IDENTITY_ROUNDS} attempts; \
-                     check that all processes use the same Redis"
-                ),
-            ))
+            Err(Error::Contended(format!(
+                "the server identity of Redis changed during each of {IDENTITY_ROUNDS} attempts; \
+                 check that all processes use the same Redis"
+            )))
         })
         .await
     }

@@ -3,9 +3,11 @@
 //! The failure class decides how a failure is handled. Only this file derives it, from the SQLSTATE
 //! (PostgreSQL's manual, appendix A).
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use domain::failure::{Dependency, FailureClass, Unavailable};
+use uuid::Uuid;
 
 /// Why a unit of work failed.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +26,12 @@ pub enum Error {
         /// What is unexpected.
         fault: String,
     },
+    /// Other transactions changed the same rows in each of several attempts.
+    #[error("{0}")]
+    Contended(String),
+    /// A list was to begin after a dead letter that is not stored.
+    #[error("no dead letter has the id {0}; give an id that a list shows")]
+    UnknownDeadLetter(Uuid),
 }
 
 /// The result of a statement.
@@ -57,12 +65,13 @@ impl Error {
     /// The failure class, which decides how the failure is handled.
     #[must_use]
     pub fn class(&self) -> FailureClass {
+        if let Some(sqlstate) = self.sqlstate() {
+            return class_of(&sqlstate);
+        }
         match self {
             Self::TimedOut(_) => FailureClass::Unavailable,
-            Self::Corrupt { .. } => FailureClass::Retryable,
-            Self::Database(sqlx::Error::Database(error)) => {
-                error.code().map_or(FailureClass::Retryable, |code| class_of(&code))
-            }
+            Self::Contended(_) => FailureClass::Transient,
+            Self::UnknownDeadLetter(_) => FailureClass::Data,
             Self::Database(
                 sqlx::Error::Io(_)
                 | sqlx::Error::Tls(_)
@@ -72,20 +81,21 @@ impl Error {
                 | sqlx::Error::WorkerCrashed
                 | sqlx::Error::BeginFailed,
             ) => FailureClass::Unavailable,
-            Self::Database(_) => FailureClass::Retryable,
+            Self::Database(_) | Self::Corrupt { .. } => FailureClass::Retryable,
         }
     }
 
     /// Whether a timeout expired, while waiting for an answer or for a lock. A smaller batch may succeed.
     #[must_use]
     pub fn is_time_out(&self) -> bool {
-        match self {
-            Self::TimedOut(_) => true,
-            Self::Database(sqlx::Error::Database(error)) => {
-                error.code().is_some_and(|code| matches!(&*code, "55P03" | "57014"))
-            }
-            _ => false,
-        }
+        matches!(self, Self::TimedOut(_))
+            || matches!(self.sqlstate().as_deref(), Some("55P03" | "57014"))
+    }
+
+    /// The SQLSTATE with which PostgreSQL refused a statement.
+    pub(crate) fn sqlstate(&self) -> Option<Cow<'_, str>> {
+        let Self::Database(error) = self else { return None };
+        error.as_database_error()?.code()
     }
 }
 

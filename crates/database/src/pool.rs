@@ -7,7 +7,6 @@
 //!
 //! Invariant: every connection in use holds a permit; idle connections hold none.
 
-use std::fmt::{self, Debug, Formatter};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,7 +28,6 @@ const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 
 pub(crate) struct Pool {
     options: PgConnectOptions,
-    connections: u32,
     permits: Arc<Semaphore>,
     idle: Mutex<Vec<Idle>>,
 }
@@ -52,7 +50,7 @@ pub(crate) struct Lease {
 impl Pool {
     pub(crate) fn new(options: PgConnectOptions, connections: u32) -> Self {
         let permits = Arc::new(Semaphore::new(connections as usize));
-        Self { options, connections, permits, idle: Mutex::default() }
+        Self { options, permits, idle: Mutex::default() }
     }
 
     pub(crate) fn options(&self) -> &PgConnectOptions {
@@ -69,18 +67,6 @@ impl Pool {
             _ => (self.options.connect().await?, Instant::now()),
         };
         Ok(Lease { connection, opened_at, pool: Arc::clone(self), permit })
-    }
-
-    /// Closes every connection, once none is in use.
-    pub(crate) async fn close(&self) {
-        // All permits at once: units of work that already wait for one run first.
-        drop(self.permits.acquire_many(self.connections).await);
-        self.permits.close();
-        let idle = std::mem::take(&mut *self.idle());
-        for released in idle {
-            // If the close does not reach the server, the server ends the connection by itself.
-            drop(timeout(Duration::from_secs(1), released.connection.close()).await);
-        }
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
@@ -127,20 +113,9 @@ impl Idle {
 }
 
 fn is_broken(error: &Error) -> bool {
-    match error {
-        Error::TimedOut(_) => true,
-        Error::Corrupt { .. } => false,
+    match error.sqlstate() {
         // The server ended the connection: connection exception (08), shutdown, crash, startup (57P).
-        Error::Database(sqlx::Error::Database(error)) => {
-            error.code().is_some_and(|code| code.starts_with("08") || code.starts_with("57P"))
-        }
-        Error::Database(_) => error.class() == FailureClass::Unavailable,
-    }
-}
-
-impl Debug for Pool {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        // The options hold the password.
-        f.debug_struct("Pool").field("connections", &self.connections).finish_non_exhaustive()
+        Some(code) => code.starts_with("08") || code.starts_with("57P"),
+        None => error.class() == FailureClass::Unavailable,
     }
 }

@@ -121,10 +121,9 @@ impl Database {
                     Err(error) => return Err(error),
                 }
             }
-            Err(corrupt(
-                "conversations",
-                format!("they changed during each of {ROUNDS} attempts to save a batch"),
-            ))
+            let fault =
+                format!("conversations changed during each of {ROUNDS} attempts to save a batch");
+            Err(Error::Contended(fault))
         })
         .await
     }

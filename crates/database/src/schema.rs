@@ -1,6 +1,6 @@
 //! The schema: `verbatim setup` creates it, and every worker checks it when it starts.
 
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 use tokio::time::timeout;
 
 use crate::{Database, Error, SchemaError};
@@ -11,14 +11,26 @@ impl Database {
     /// Creates the schema or upgrades it to this program's version. Idempotent; several processes may run
     /// it at once. Returns the version.
     pub async fn migrate(&self) -> Result<i64, SchemaError> {
-        let mut lease = timeout(self.time_out, self.pool.lease())
-            .await
-            .map_err(|_| Error::TimedOut(self.time_out))
-            .flatten()?;
-        // Without a timeout: it waits for other processes that run migrations.
-        MIGRATIONS.run(&mut lease.connection).await?;
-        lease.release();
-        Ok(newest())
+        self.migrate_or_wait(|| {}).await
+    }
+
+    /// As [`Self::migrate`]; calls `waits` after each lock timeout in which another process ran migrations.
+    pub async fn migrate_or_wait(&self, waits: impl Fn()) -> Result<i64, SchemaError> {
+        loop {
+            let mut lease = timeout(self.time_out, self.pool.lease())
+                .await
+                .map_err(|_| Error::TimedOut(self.time_out))
+                .flatten()?;
+            match MIGRATIONS.run(&mut lease.connection).await {
+                Ok(()) => {
+                    lease.release();
+                    return Ok(newest());
+                }
+                // The next try is on a connection that has no lock.
+                Err(MigrateError::Execute(error)) if is_lock_timeout(&error) => waits(),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Fails if the schema is missing or older than this program. A newer schema is accepted, because
@@ -36,6 +48,11 @@ impl Database {
             Some(_) => Ok(()),
         }
     }
+}
+
+fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.as_deref() == Some("55P03")
 }
 
 fn newest() -> i64 {

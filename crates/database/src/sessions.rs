@@ -11,8 +11,8 @@ use domain::ids::{ConversationKey, SessionId};
 use domain::time::Timestamp;
 use sqlx::{PgConnection, Row as _};
 
-use crate::rows::{BindKeys as _, corrupt, from_row, timestamp};
-use crate::{Database, Result};
+use crate::rows::{BindKeys as _, from_row, timestamp};
+use crate::{Database, Error, Result};
 
 /// Whether a session opened or closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -246,10 +246,9 @@ async fn lock_conversations(
             return Ok(());
         }
     }
-    Err(corrupt(
-        "conversations",
-        format!("a row was deleted between insert and lock in each of {LOCK_ROUNDS} attempts"),
-    ))
+    Err(Error::Contended(format!(
+        "a conversation was deleted between insert and lock in each of {LOCK_ROUNDS} attempts"
+    )))
 }
 
 async fn insert_conversations(

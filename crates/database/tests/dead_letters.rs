@@ -245,3 +245,19 @@ async fn large_dead_letters_are_read_in_small_pages_and_all_of_them() {
     }
     assert_eq!((read, taken), (vec![2, 1], vec![2, 1]));
 }
+
+#[tokio::test]
+async fn a_list_before_a_dead_letter_that_is_not_stored_is_no_empty_list() {
+    let (_env, database) = migrated().await;
+    database.store_dead_letters(&[dead_letter(1), dead_letter(2)]).await.unwrap();
+    let listed = async |before: u128| {
+        let filter = database::DeadLetterFilter::default();
+        let before = Some(Uuid::from_u128(before));
+        let page = database.dead_letters(&filter, None, before, 10).await;
+        page.map(|page| page.iter().map(|it| it.dead_letter.id.as_u128()).collect::<Vec<_>>())
+    };
+    assert_eq!(listed(2).await.unwrap(), [1]);
+    assert_eq!(listed(1).await.unwrap(), []);
+    let unknown = listed(3).await.unwrap_err();
+    assert!(unknown.to_string().contains(&Uuid::from_u128(3).to_string()), "{unknown}");
+}

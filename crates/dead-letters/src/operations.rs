@@ -96,7 +96,7 @@ impl DeadLetters {
             None => None,
         };
         let after = self.database.failed_again_as(id).await?;
-        let audit = self.database.audit_of(&id.to_string()).await?;
+        let audit = self.database.audit_about(&[id.to_string()], u32::MAX).await?;
         let suggestion = self.validator.suggest(&detail);
         Ok(Some(DeadLetterDetails { detail, before, after, audit, suggestion }))
     }

@@ -151,6 +151,8 @@ label! {
         SessionClosed = "session_closed",
         /// It was idle for the idle time.
         Idle = "idle",
+        /// Another process began to close it and did not finish, for one of these two causes.
+        TakenOver = "taken_over",
     }
 }
 

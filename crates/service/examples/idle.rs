@@ -14,7 +14,7 @@ struct Settings {
     #[arg(long, default_value = "0s", value_parser = service::settings::duration)]
     work: Duration,
 
-    /// What to do in the first run of the task
+    /// What to do in the first run of the task, or before it
     #[arg(long, default_value = "work")]
     first: First,
 }
@@ -23,9 +23,13 @@ struct Settings {
 enum First {
     Work,
     Panic,
+    /// Before any task runs, with a message that has a value.
+    PanicInBuild,
 }
 
 async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
+    let value = "words of a user";
+    assert!(settings.first != First::PanicInBuild, "no boundary in {value}");
     service.serve(Router::new().route("/idle", get(|| async { "idle" })));
     let first = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
     service.supervise("idle", move |stopping| {

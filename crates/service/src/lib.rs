@@ -41,7 +41,7 @@ mod crypto;
 mod health;
 mod lifecycle;
 mod process;
-pub mod readiness;
+mod readiness;
 mod run;
 mod service;
 pub mod settings;

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::readiness::Check;
-use crate::tasks::Tasks;
+use crate::tasks::{Tasks, panic_text};
 
 /// The name of a signal that requests to stop.
 pub type Signal = &'static str;
@@ -69,7 +69,7 @@ pub(crate) async fn live(
     let built = tokio::select! {
         built = build => match built {
             Ok(built) => built,
-            Err(error) => Err(anyhow::anyhow!(error)),
+            Err(error) => Err(anyhow::anyhow!(panic_text(error))),
         },
         signal = signals.recv() => {
             let signal = signal.unwrap_or(NONE);

@@ -1,7 +1,7 @@
 //! Whether this process can do its work: named checks, each ready or not ready with a reason.
 //!
-//! Each component holds its [`Check`] while it runs. A dropped check becomes not ready, so the check of a
-//! consumer that panicked cannot stay ready.
+//! Each run of a supervised task owns its [`Check`]. A dropped check becomes not ready, so the check of a
+//! task that panicked cannot stay ready.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use metrics::{Gauge, Metrics};
 
 /// The checks of a process. Clones share the same checks.
 #[derive(Clone)]
-pub struct Readiness(Arc<Inner>);
+pub(crate) struct Readiness(Arc<Inner>);
 
 struct Inner {
     checks: Mutex<BTreeMap<&'static str, Slot>>,
@@ -27,20 +27,17 @@ struct Slot {
 
 /// The state of one check.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct State {
+pub(crate) struct State {
     /// Whether the component can do its work.
-    pub ready: bool,
+    pub(crate) ready: bool,
     /// Why it is not ready; for operators.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
+    pub(crate) reason: Option<String>,
 }
 
-/// The handle of one check. When its last clone is dropped, the check becomes not ready.
-#[derive(Clone)]
+/// The handle of one check. When it is dropped, the check becomes not ready.
 #[must_use = "a dropped check becomes not ready: keep it while the component runs"]
-pub struct Check(Arc<Handle>);
-
-struct Handle {
+pub struct Check {
     readiness: Readiness,
     name: &'static str,
     id: u64,
@@ -48,43 +45,39 @@ struct Handle {
 
 impl Readiness {
     /// No checks yet.
-    #[must_use]
-    pub fn new(metrics: Metrics) -> Self {
+    pub(crate) fn new(metrics: Metrics) -> Self {
         Self(Arc::new(Inner { checks: Mutex::default(), next: AtomicU64::new(0), metrics }))
     }
 
     /// Registers a check, which is not ready at first. A second check with the same name replaces the
     /// first, as when a task restarts.
-    pub fn check(&self, name: &'static str) -> Check {
+    pub(crate) fn check(&self, name: &'static str) -> Check {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let state = State { ready: false, reason: Some("starting".to_owned()) };
         self.lock().insert(name, Slot { owner: id, state });
         self.0.metrics.set(Gauge::Ready { check: name }, 0.0);
-        Check(Arc::new(Handle { readiness: self.clone(), name, id }))
+        Check { readiness: self.clone(), name, id }
     }
 
     /// The state of every check, by name.
-    #[must_use]
-    pub fn states(&self) -> BTreeMap<&'static str, State> {
+    pub(crate) fn states(&self) -> BTreeMap<&'static str, State> {
         self.lock().iter().map(|(name, slot)| (*name, slot.state.clone())).collect()
     }
 
     /// Sets the state of a check; true if `ready` changed.
-    fn set(&self, handle: &Handle, reason: Option<String>) -> bool {
+    fn set(&self, check: &Check, reason: Option<String>) -> bool {
         let state = State { ready: reason.is_none(), reason };
         let ready = f64::from(u8::from(state.ready));
         let changed = {
             let mut checks = self.lock();
-            let Some(slot) = checks.get_mut(handle.name).filter(|slot| slot.owner == handle.id)
-            else {
-                return false;
-            };
+            let slot = checks.get_mut(check.name).filter(|slot| slot.owner == check.id);
+            let Some(slot) = slot else { return false };
             let changed = slot.state.ready != state.ready;
             slot.state = state;
             changed
         };
         if changed {
-            self.0.metrics.set(Gauge::Ready { check: handle.name }, ready);
+            self.0.metrics.set(Gauge::Ready { check: check.name }, ready);
         }
         changed
     }
@@ -98,27 +91,27 @@ impl Readiness {
 impl Check {
     /// Sets the check ready.
     pub fn ready(&self) {
-        let Handle { readiness, name, .. } = &*self.0;
-        if readiness.set(&self.0, None) {
+        let Self { readiness, name, .. } = self;
+        if readiness.set(self, None) {
             tracing::info!(check = name, "readiness check {name}: ready");
         }
     }
 
     /// Sets the check not ready, with a reason for operators. `/readyz` serves the reason: no secrets.
     pub fn not_ready(&self, reason: impl Into<String>) {
-        let (Handle { readiness, name, .. }, reason) = (&*self.0, reason.into());
-        if readiness.set(&self.0, Some(reason.clone())) {
+        let (Self { readiness, name, .. }, reason) = (self, reason.into());
+        if readiness.set(self, Some(reason.clone())) {
             tracing::warn!(check = name, "readiness check {name}: not ready: {reason}");
         }
     }
 
     /// Sets the check not ready because its owner stops as intended, which is no fault: logs nothing.
     pub fn stopping(&self, reason: impl Into<String>) {
-        self.0.readiness.set(&self.0, Some(reason.into()));
+        self.readiness.set(self, Some(reason.into()));
     }
 }
 
-impl Drop for Handle {
+impl Drop for Check {
     fn drop(&mut self) {
         // No log line: the supervisor of the failed task, or the drain, has logged the cause.
         self.readiness.set(self, Some("stopped".to_owned()));
@@ -149,10 +142,7 @@ mod tests {
         let readiness = Readiness::new(Metrics::new());
         let check = readiness.check("consumer");
         check.ready();
-        let clone = check.clone();
         drop(check);
-        assert!(readiness.states()["consumer"].ready);
-        drop(clone);
         assert_eq!(reason(&readiness, "consumer").as_deref(), Some("stopped"));
     }
 

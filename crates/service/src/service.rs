@@ -59,9 +59,18 @@ impl Service {
         self.tasks.spawn(Stage::Support, name, factory);
     }
 
-    /// Registers a check of `/readyz`. Keep the handle: a dropped check becomes not ready.
-    pub fn check(&self, name: &'static str) -> Check {
-        self.readiness.check(name)
+    /// For [`Self::supervise`] and [`Self::support`], the factory of a task that maintains a check of `/readyz`.
+    /// Each run of the task has its own check, which is not ready when the run has ended.
+    pub fn checked<F, T>(
+        &self,
+        check: &'static str,
+        factory: F,
+    ) -> impl Fn(CancellationToken) -> T + Send + Sync + use<F, T>
+    where
+        F: Fn(CancellationToken, Check) -> T + Send + Sync,
+    {
+        let readiness = self.readiness.clone();
+        move |stopping| factory(stopping, readiness.check(check))
     }
 
     /// Serves these routes beside `/livez`, `/readyz` and `/metrics`, on the same address. They cannot replace
@@ -71,12 +80,6 @@ impl Service {
     /// Two routes of the process have the same path and method.
     pub fn serve(&self, routes: Router) {
         self.routes.add(routes);
-    }
-
-    /// A token that is cancelled when the shutdown begins.
-    #[must_use]
-    pub fn stopping(&self) -> CancellationToken {
-        self.tasks.stopping(Stage::Work)
     }
 
     /// The metrics of this process.
@@ -110,5 +113,34 @@ impl Routes {
 
     pub(crate) fn all(&self) -> Router {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tasks::TaskState;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_check_of_a_task_that_panicked_is_not_ready_until_its_next_run_sets_it() {
+        let service = Service::new(domain::fleet::MESSAGE_SAVE_WORKER, Metrics::new());
+        let (report, mut reports) = tokio::sync::mpsc::unbounded_channel();
+        let run = move |_, check: Check| {
+            let report = report.clone();
+            async move {
+                check.ready();
+                report.send(()).expect("the test listens");
+                panic!("a bug");
+            }
+        };
+        service.supervise("consumer", service.checked("queue", run));
+        for failures in 1..=2 {
+            reports.recv().await.expect("it runs");
+            while service.tasks.states() != [("consumer", TaskState::Failed { failures })] {
+                tokio::task::yield_now().await;
+            }
+            let state = &service.readiness.states()["queue"];
+            assert_eq!(state.reason.as_deref(), Some("stopped"));
+        }
     }
 }

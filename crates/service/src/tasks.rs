@@ -97,11 +97,6 @@ impl Tasks {
         drop(group.tracker.spawn(supervisor));
     }
 
-    /// A token that is cancelled when the stage stops.
-    pub(crate) fn stopping(&self, stage: Stage) -> CancellationToken {
-        self.group(stage).stopping.clone()
-    }
-
     /// The drain of the stage waits until the token is dropped.
     pub(crate) fn busy(&self, stage: Stage) -> TaskTrackerToken {
         self.group(stage).tracker.token()
@@ -237,7 +232,8 @@ pub(crate) fn payload_text(payload: &(dyn Any + Send)) -> &'static str {
         .unwrap_or("panic message omitted: it may contain data")
 }
 
-fn panic_text(error: tokio::task::JoinError) -> String {
+/// Why a task ended without a result.
+pub(crate) fn panic_text(error: tokio::task::JoinError) -> String {
     match error.try_into_panic() {
         Ok(payload) => format!("panicked: {}", payload_text(&*payload)),
         Err(error) => error.to_string(),
@@ -370,9 +366,9 @@ mod tests {
             let tasks = tasks.clone();
             async move { tasks.drain().await }
         });
-        tasks.stopping(Stage::Work).cancelled().await;
+        tasks.group(Stage::Work).stopping.cancelled().await;
         tokio::time::sleep(Duration::from_secs(5)).await;
-        assert!(!tasks.stopping(Stage::Support).is_cancelled());
+        assert!(!tasks.group(Stage::Support).stopping.is_cancelled());
         finish.send(true).expect("the consumer listens");
         assert!(drain.await.expect("no panic"));
         assert!(tasks.running().is_empty());

@@ -138,6 +138,16 @@ fn a_panic_is_logged_with_its_location_and_the_task_restarts() {
 }
 
 #[test]
+fn a_panic_at_the_start_ends_with_code_1_and_no_line_has_its_formatted_message() {
+    let mut process = TestProcess::start(&["--first=panic-in-build"]);
+    process.wait_for("panic at crates/service/examples/idle.rs:");
+    process.wait_for("cannot start: panicked");
+    process.wait_for("shutdown complete");
+    assert!(!process.seen.iter().any(|line| line.contains("words of")), "{:?}", process.seen);
+    assert_eq!(process.code(), Some(1));
+}
+
+#[test]
 fn a_process_serves_its_own_route_beside_the_built_in_ones() {
     let mut process = TestProcess::start(&[]);
     process.wait_for("\"started\"");

@@ -1,8 +1,7 @@
 //! Opening the three servers: connections, verification, readiness, and errors that name the address.
 //!
 //! A worker opens all of them ([`Stores`]) and waits for those that are unavailable. A command opens the ones that
-//! it needs, and fails within seconds if one is unreachable. A service that only reads combines the parts:
-//! [`DatabaseServer::of_service`], [`RedisServer::reading`], `watch`.
+//! it needs, and fails within seconds if one is unreachable.
 
 mod addresses;
 mod fault;

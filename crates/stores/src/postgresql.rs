@@ -1,6 +1,5 @@
 //! PostgreSQL, with the address for error messages.
 
-use std::fmt;
 use std::time::Duration;
 
 use backon::Retryable as _;
@@ -36,7 +35,7 @@ pub struct DatabaseServer {
 
 impl DatabaseServer {
     /// For a service; does not connect. Fails only on an invalid URL.
-    pub fn of_service(service: &Service, settings: &StoreSettings) -> Result<Self, Fault> {
+    pub(crate) fn of_service(service: &Service, settings: &StoreSettings) -> Result<Self, Fault> {
         let url = &settings.connections.database.database_url;
         let limits = database::Settings {
             url: url.expose().to_owned(),
@@ -90,9 +89,11 @@ impl DatabaseServer {
     ) -> Result<Self, Fault> {
         match Database::open(limits) {
             Ok(database) => Ok(Self { database, url: url.clone(), setting }),
-            Err(_) => {
-                Err(Fault::Setting(format!("{setting}: {url} is not a valid PostgreSQL URL")))
-            }
+            // The causes of a URL that cannot be parsed hold no credentials.
+            Err(error) => Err(Fault::Setting(format!(
+                "{setting}: {url} is not a valid PostgreSQL URL: {}",
+                with_causes(&error)
+            ))),
         }
     }
 
@@ -115,7 +116,7 @@ impl DatabaseServer {
     }
 
     /// Waits until PostgreSQL is available; fails if its schema is missing or too old.
-    pub async fn wait_for_schema(&self) -> Result<(), SchemaError> {
+    pub(crate) async fn wait_for_schema(&self) -> Result<(), SchemaError> {
         let unavailable = |error: &SchemaError| matches!(error, SchemaError::Database(e) if e.class() == FailureClass::Unavailable);
         (|| self.database.verify_schema())
             .retry(pauses())
@@ -132,13 +133,13 @@ impl DatabaseServer {
     }
 
     /// Maintains the check `postgresql` until the process stops.
-    pub fn watch(&self, service: &Service) {
-        let (check, database) = (service.check("postgresql"), self.database.clone());
+    pub(crate) fn watch(&self, service: &Service) {
+        let database = self.database.clone();
         let probe = move || {
             let database = database.clone();
             async move { database.probe().await }
         };
-        watch(service, "postgresql-check", check, Dependency::PostgreSql, probe);
+        watch(service, "postgresql-check", "postgresql", Dependency::PostgreSql, probe);
     }
 
     /// The fault for a failed statement.
@@ -166,16 +167,29 @@ impl DatabaseServer {
         Fault::Refused(format!("PostgreSQL at {}: {cause}", self.url))
     }
 
-    /// The fault for a server that does not answer.
-    #[must_use]
-    pub fn unavailable(&self, cause: String) -> Fault {
+    fn unavailable(&self, cause: String) -> Fault {
         let (setting, address) = (self.setting, self.url.to_string());
         Fault::Unavailable(Unavailable { server: "PostgreSQL", setting, address, cause })
     }
 }
 
-impl fmt::Debug for DatabaseServer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DatabaseServer({})", self.url)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invalid_url_is_refused_with_its_cause_and_without_its_password() {
+        for (url, cause) in [
+            ("postgres://u:s3cret@db:99999/v", "invalid port number"),
+            ("postgres://u:s3cret@db/v?sslmode=on", "unknown value \"on\" for `ssl_mode`"),
+            ("postgres://u:s3cret%FF@db/v", "invalid utf-8 sequence"),
+        ] {
+            let database_url = ServerUrl::postgresql(url).unwrap();
+            let settings = DatabaseSettings { database_url };
+            let refused = DatabaseServer::of_command(&settings, COMMAND_TIMEOUT).err().unwrap();
+            let text = refused.to_string();
+            assert!(text.starts_with("DATABASE_URL: postgres://***@db"), "{text}");
+            assert!(text.contains(cause) && !text.contains("s3cret"), "{text}");
+        }
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 
 use crate::addresses::{joined, without_secrets};
 use crate::fault::{Fault, Unavailable};
-use crate::watch::{pauses, set_state, watch};
+use crate::watch::{pauses, watch};
 
 /// RabbitMQ, with the address for error messages.
 pub struct Broker {
@@ -32,43 +32,42 @@ impl Broker {
     }
 
     /// For any process; does not connect. Fails only on an invalid URL.
-    pub fn of_process(settings: &AmqpSettings, process: Process) -> Result<Self, Fault> {
+    pub(crate) fn of_process(settings: &AmqpSettings, process: Process) -> Result<Self, Fault> {
         let endpoints = Endpoints::parse(&joined(&settings.amqp_url), process.name())
             .map_err(|error| Fault::Setting(format!("AMQP_URL: {error}")))?;
         Ok(Self { endpoints, address: without_secrets(&settings.amqp_url) })
     }
 
-    /// Waits until RabbitMQ is available, verifies the topology, and then maintains the check `rabbitmq`, on a
-    /// connection of its own, until the process stops.
+    /// Waits until RabbitMQ is available, and verifies the topology.
     ///
     /// # Errors
     /// The topology is not that of this version.
-    pub async fn wait_and_watch(&self, service: &Service) -> anyhow::Result<()> {
-        let (check, metrics) = (service.check("rabbitmq"), service.metrics());
+    pub(crate) async fn wait_for_topology(&self) -> anyhow::Result<()> {
         (|| topology::verify_and_bind(&self.endpoints))
             .retry(pauses())
             .when(|error| matches!(error, TopologyError::Unavailable(_)))
             .notify(|error, pause| {
-                let error = with_causes(error);
                 tracing::warn!(
-                    error,
+                    error = with_causes(error),
                     "RabbitMQ (AMQP_URL) unavailable at start; trying again in {} ms",
                     pause.as_millis()
                 );
-                set_state(&check, metrics, Dependency::RabbitMq, Some(error));
             })
             .await
             .context(
                 "RabbitMQ is not set up for this version: run `verbatim setup`; `verbatim queues` shows what is \
                  missing",
-            )?;
+            )
+    }
+
+    /// Maintains the check `rabbitmq`, on a connection of its own, until the process stops.
+    pub(crate) fn watch(&self, service: &Service) {
         let inspector = Arc::new(Mutex::new(Inspector::new(self.endpoints.clone())));
         let probe = move || {
             let inspector = Arc::clone(&inspector);
             async move { inspector.lock().await.probe().await }
         };
-        watch(service, "rabbitmq-check", check, Dependency::RabbitMq, probe);
-        Ok(())
+        watch(service, "rabbitmq-check", "rabbitmq", Dependency::RabbitMq, probe);
     }
 
     /// The fault for a failed request.

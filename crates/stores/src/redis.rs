@@ -22,7 +22,7 @@ pub struct RedisServer {
 
 impl RedisServer {
     /// For a worker, which records the identity of the server. Fails only on an invalid URL.
-    pub fn of_worker(
+    pub(crate) fn of_worker(
         service: &Service,
         settings: &StoreSettings,
         database: &Database,
@@ -54,7 +54,7 @@ impl RedisServer {
     }
 
     /// Watches the connections, and maintains the check `redis`, until the process stops.
-    pub fn watch(&self, service: &Service) {
+    pub(crate) fn watch(&self, service: &Service) {
         let watched = self.hot.clone();
         service.support("redis-watch", move |stopping| {
             let hot = watched.clone();
@@ -63,11 +63,10 @@ impl RedisServer {
                 Ok(())
             }
         });
-        let (check, metrics) = (service.check("redis"), service.metrics().clone());
-        let (health, watched) = (self.hot.subscribe(), self.hot.clone());
-        service.support("redis-check", move |stopping| {
-            let (check, metrics, mut health) = (check.clone(), metrics.clone(), health.clone());
-            let hot = watched.clone();
+        let (metrics, watched) = (service.metrics().clone(), self.hot.clone());
+        let run = service.checked("redis", move |stopping, check| {
+            let (metrics, hot) = (metrics.clone(), watched.clone());
+            let mut health = hot.subscribe();
             async move {
                 loop {
                     let seen = *health.borrow_and_update();
@@ -89,6 +88,7 @@ impl RedisServer {
                 }
             }
         });
+        service.support("redis-check", run);
     }
 }
 

@@ -30,7 +30,7 @@ pub struct Stores {
 }
 
 impl Stores {
-    /// Connects, registers the checks `postgresql`, `redis` and `rabbitmq`, and waits until schema
+    /// Connects, watches the servers (checks `postgresql`, `redis`, `rabbitmq`), and waits until schema
     /// and topology have been verified.
     ///
     /// # Errors
@@ -43,9 +43,10 @@ impl Stores {
         redis.watch(service);
         let broker = Broker::of_process(&settings.connections.amqp, service.process())?;
         let publisher = Publisher::new(broker.endpoints.clone(), service.metrics().clone());
-        // Concurrently, so that `/readyz` names every unavailable server, not only the first.
+        broker.watch(service);
+        // Concurrently, so that the log names every unavailable server, not only the first.
         let schema = async { anyhow::Ok(server.wait_for_schema().await?) };
-        tokio::try_join!(schema, broker.wait_and_watch(service))?;
+        tokio::try_join!(schema, broker.wait_for_topology())?;
         let Broker { endpoints, .. } = broker;
         Ok(Self { database: server.database, hot: redis.hot, endpoints, publisher, random })
     }

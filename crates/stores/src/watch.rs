@@ -32,7 +32,7 @@ pub(crate) fn set_state(
 pub(crate) fn watch<P, F, E>(
     service: &Service,
     task: &'static str,
-    check: Check,
+    check: &'static str,
     dependency: Dependency,
     probe: P,
 ) where
@@ -41,17 +41,21 @@ pub(crate) fn watch<P, F, E>(
     E: Error + Send,
 {
     let metrics = service.metrics().clone();
-    service.support(task, move |stopping| {
-        let (check, metrics, probe) = (check.clone(), metrics.clone(), probe.clone());
+    let run = service.checked(check, move |stopping, check| {
+        let (metrics, probe) = (metrics.clone(), probe.clone());
         async move {
-            while !stopping.is_cancelled() {
-                let fault = probe().await.err().map(|error| with_causes(&error));
-                set_state(&check, &metrics, dependency, fault);
-                stopping.run_until_cancelled(tokio::time::sleep(PROBE_EVERY)).await;
-            }
+            let watch = async {
+                loop {
+                    let fault = probe().await.err().map(|error| with_causes(&error));
+                    set_state(&check, &metrics, dependency, fault);
+                    tokio::time::sleep(PROBE_EVERY).await;
+                }
+            };
+            stopping.run_until_cancelled(watch).await;
             Ok(())
         }
     });
+    service.support(task, run);
 }
 
 /// The pauses of a start that waits for an unavailable server. Jitter at most doubles a pause, so it is at most

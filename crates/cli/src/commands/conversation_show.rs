@@ -154,7 +154,7 @@ impl ConversationShow {
                 let hot = self.redis(server)?.hot;
                 let reader = Reader::new(database.clone(), hot.clone(), Metrics::new());
                 let read = reader.read(key, &window).await;
-                let read = read.map_err(|error| server.unavailable(with_causes(&error)))?;
+                let read = read.map_err(|error| server.failure(&error))?;
                 // The reader does not return the error of Redis.
                 let redis_error = if hot.is_known_down() {
                     hot.probe().await.err().map(|error| with_causes(&error))

@@ -110,7 +110,9 @@ async fn schema(settings: &DatabaseSettings) -> Result<Schema, Failure> {
         Err(error) => return Err(server.schema_failure(&error).into()),
     };
     let server = DatabaseServer::of_command(settings, MIGRATION_TIMEOUT)?;
-    let version = server.database.migrate().await.map_err(|error| server.schema_failure(&error))?;
+    let waits = || eprintln!("another `verbatim setup` is upgrading the schema; waiting");
+    let version = server.database.migrate_or_wait(waits).await;
+    let version = version.map_err(|error| server.schema_failure(&error))?;
     Ok(Schema { state, version: Some(version), from })
 }
 

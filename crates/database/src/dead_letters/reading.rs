@@ -7,7 +7,7 @@ use super::record::{
     DeadLetterDetail, DeadLetterGroup, DeadLetterStatus, DeadLetterSummary, OpenDeadLetters,
 };
 use super::selection::{self, DeadLetterFilter};
-use crate::{Database, Result};
+use crate::{Database, Error, Result};
 
 pub(crate) const LISTED: &str = "id, queue, reason, field, error, tenant_id, conversation_id, session_id, message_id, \
      action_type, routing_key, exchange, octet_length(body) AS body_bytes, \
@@ -24,7 +24,7 @@ const PATTERN: &str = r#"regexp_replace(
 
 impl Database {
     /// Dead letters that match, newest first; only those older than `before`, the last one of the page
-    /// before.
+    /// before, which must be stored.
     pub async fn dead_letters(
         &self,
         filter: &DeadLetterFilter,
@@ -43,7 +43,13 @@ impl Database {
             query.push_bind(before).push(")");
         }
         query.push(" ORDER BY d.stored_at DESC, d.id DESC LIMIT ").push_bind(i64::from(limit));
-        self.values(query.build_query_as()).await
+        let page: Vec<_> = self.values(query.build_query_as()).await?;
+        match before {
+            Some(before) if page.is_empty() && self.dead_letter(before).await?.is_none() => {
+                Err(Error::UnknownDeadLetter(before))
+            }
+            _ => Ok(page),
+        }
     }
 
     /// How many dead letters match.

@@ -16,7 +16,7 @@ use sqlx::query::Query;
 use sqlx::{Encode, PgConnection, Postgres, Row, Type};
 
 use crate::Result;
-use crate::rows::{FORMAT_PLAIN, SaveRow, corrupt};
+use crate::rows::{BindKeys as _, FORMAT_PLAIN, SaveRow, corrupt};
 use crate::tombstones::{Subject, Tombstones, user};
 
 /// The precision of `touched_at`, in seconds: new messages update their conversation's row at most this
@@ -85,7 +85,7 @@ pub(super) async fn save_settled(
     saved_by: Option<i32>,
 ) -> Result<bool> {
     let groups: Vec<Group<'_>> = rows.chunk_by(|a, b| a.key == b.key).collect();
-    let query = bind_names(sqlx::query(SAVE_SETTLED), &groups);
+    let query = sqlx::query(SAVE_SETTLED).bind_keys(first_rows(&groups).map(|row| row.key));
     let query = bind_newest_values(query, &groups).bind(f64::from(TOUCH_SECONDS));
     let query = bind_messages(query, &groups, rows).bind(FORMAT_PLAIN).bind(saved_by);
     Ok(query.execute(connection).await?.rows_affected() > 0)
@@ -107,7 +107,8 @@ fn bind_conversations(
     tombstones: &Tombstones<'_>,
     random: &(dyn Fn() -> i64 + Sync),
 ) -> Statement {
-    let query = bind_names(query, groups)
+    let query = query
+        .bind_keys(first_rows(groups).map(|row| row.key))
         .bind(first_rows(groups).map(|row| row.session.as_str()).bind_iter());
     let query = bind_sparse(query, first_rows(groups).map(|row| row.tenant_tier));
     let query = bind_newest_values(query, groups)
@@ -117,12 +118,6 @@ fn bind_conversations(
     let erased = first_rows(groups).map(|row| tombstones.of(row).map(utc));
     bind_sparse(bind_sparse(query, known), erased)
         .bind(first_rows(groups).map(|_| random()).bind_iter())
-}
-
-fn bind_names(query: Statement, groups: &[Group<'_>]) -> Statement {
-    query
-        .bind(first_rows(groups).map(|row| row.key.tenant.as_str()).bind_iter())
-        .bind(first_rows(groups).map(|row| row.key.conversation.as_str()).bind_iter())
 }
 
 fn bind_newest_values(query: Statement, groups: &[Group<'_>]) -> Statement {

@@ -75,6 +75,8 @@ touched AS (
                                   THEN clock_timestamp() END,
         close_token = NULL,
         close_lease_until = NULL,
+        -- The conversation goes on, so the next close is not that of its idle time.
+        close_reason = CASE WHEN gained.was <> 'active' THEN NULLIF(c.close_reason, 'idle') ELSE c.close_reason END,
         reopened = c.reopened OR gained.was <> 'active',
         touched_at = clock_timestamp(),
         last_message_at = greatest(c.last_message_at, ($9::timestamptz[])[gained.n]),

@@ -1,12 +1,13 @@
 //! Checks of conversations against their messages: totals, statistics, and overdue steps.
 
 use domain::ids::ConversationKey;
+use domain::message::Role;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, FromRow as _, QueryBuilder, Row};
 
 use super::difference::{Difference, Fields, differences};
 use super::scope::Scope;
-use crate::rows::{BindKeys as _, from_row, key_of};
+use crate::rows::{BindKeys as _, FORMAT_PLAIN, from_row, key_of};
 use crate::statistics::COMPUTED;
 use crate::{Database, Result};
 
@@ -124,8 +125,8 @@ impl Database {
              FROM chosen c
              CROSS JOIN LATERAL (
                  SELECT count(*) AS messages, min(created_at) AS first, max(created_at) AS last,
-                        count(*) FILTER (WHERE format <> 1 OR octet_length(body_hash) <> 16
-                            OR role NOT IN ('user', 'assistant', 'system', 'tool', 'function'))
+                        count(*) FILTER (WHERE format <> $3 OR octet_length(body_hash) <> 16
+                            OR role <> ALL ($4))
                             AS unreadable
                  FROM message_rows WHERE conversation = c.number) AS m
              CROSS JOIN LATERAL (
@@ -134,7 +135,9 @@ impl Database {
              LEFT JOIN conversation_stats s ON s.tenant_id = c.tenant_id AND s.conversation_id = c.id
              ORDER BY c.tenant_id, c.id"
         )))
-        .bind_keys(keys.iter());
+        .bind_keys(keys.iter())
+        .bind(FORMAT_PLAIN)
+        .bind(Role::ALL.map(Role::as_str));
         let check = |row: &PgRow| Ok(ConversationCheck::from_row(row)?);
         self.rows(query).await?.iter().map(check).collect()
     }

@@ -24,7 +24,7 @@ struct Settings {
     closing: ClosingTimes,
 
     /// How often queues, dead letters and conversations are counted
-    #[arg(long, env = "VERBATIM_GAUGE_INTERVAL", default_value = "5s")]
+    #[arg(long, default_value = "5s")]
     #[arg(value_name = "DURATION", value_parser = positive_duration, help_heading = "Gauges")]
     gauge_interval: Duration,
 }

@@ -12,10 +12,9 @@ where
     H: Handler + Clone,
 {
     let queue = handler.source().queue();
-    let check = service.check(queue);
     let (stores, clock) = (stores.clone(), service.clock().clone());
     let metrics = service.metrics().clone();
-    service.supervise(queue, move |stopping| {
+    let run = service.checked(queue, move |stopping, check| {
         let consumer = Consumer::new(
             handler.clone(),
             stores.endpoints.clone(),
@@ -24,7 +23,6 @@ where
             clock.clone(),
             metrics.clone(),
         );
-        let check = check.clone();
         async move {
             let mut state = consumer.state();
             let report = async {
@@ -44,6 +42,7 @@ where
             Ok(())
         }
     });
+    service.supervise(queue, run);
 }
 
 fn report_state(check: &Check, state: ConsumerState) {

@@ -23,7 +23,7 @@ struct Settings {
     background: BackgroundSettings,
 
     /// How often statistics are refreshed, if no event triggers it earlier
-    #[arg(long, env = "VERBATIM_STATISTICS_INTERVAL", default_value = "2s")]
+    #[arg(long, default_value = "2s")]
     #[arg(value_name = "DURATION", value_parser = positive_duration, help_heading = "Statistics")]
     statistics_interval: Duration,
 }
