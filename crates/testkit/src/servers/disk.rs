@@ -21,7 +21,9 @@ const FILLER: &str = "filler";
 /// A small disk, mounted at `data` in a server's directory.
 #[derive(Debug)]
 pub(super) struct Disk {
+    /// Without symbolic links: an absolute one would lead out of the namespace, to the disk of the machine.
     dir: PathBuf,
+    mebibytes: u32,
     holder: Process,
 }
 
@@ -47,7 +49,7 @@ impl Disk {
         let options = format!("size={mebibytes}m,mode=0700,uid={owner},gid={group}");
         command.args(["sh", "-c", script, "disk", &options]);
         let holder = Process::spawn("disk", &mut command, &dir.join("disk.log"))?;
-        Ok(Self { dir: dir.to_owned(), holder })
+        Ok(Self { dir: fs::canonicalize(dir)?, mebibytes, holder })
     }
 
     /// A command that runs the program in its arguments in the namespace of the disk, as this user.
@@ -85,14 +87,16 @@ impl Disk {
     pub(super) fn fill(&self) -> Result<()> {
         let path = self.filler();
         let mut file = File::create(&path).with_context(|| path.display().to_string())?;
-        let zeros = [0; 4096];
-        loop {
-            match file.write_all(&zeros) {
+        let block = [0; 4096];
+        for _ in 0..=u64::from(self.mebibytes) * 1024 * 1024 / 4096 {
+            match file.write_all(&block) {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(()),
                 Err(error) => bail!("the disk cannot be filled: {error}"),
             }
         }
+        fs::remove_file(&path)?;
+        bail!("{} is not on the disk of {} MiB", path.display(), self.mebibytes)
     }
 
     /// Removes the file of [`Self::fill`].
