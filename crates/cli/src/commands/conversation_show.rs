@@ -122,7 +122,7 @@ impl ConversationShow {
         };
         /// Conversations that an ambiguous session lists.
         const LISTED: u32 = 20;
-        let found = server.database.conversations(&filter, LISTED).await;
+        let found = server.database.conversations(&filter, LISTED + 1).await;
         let found = found.map_err(|error| server.failure(&error))?;
         match found.as_slice() {
             // The id that is derived from the session, for actions without conversation_id.
@@ -131,8 +131,10 @@ impl ConversationShow {
                 Failure::plain(format!("the id of a stored conversation is invalid: {error}"))
             }),
             several => {
-                let ids: Vec<_> = several.iter().map(|row| one_line(&row.id)).collect();
-                let what = format!("session {session} began {} conversations", several.len());
+                let listed = several.iter().take(LISTED as usize);
+                let ids: Vec<_> = listed.map(|row| one_line(&row.id)).collect();
+                let more = if several.len() > ids.len() { "more than " } else { "" };
+                let what = format!("session {session} began {more}{} conversations", ids.len());
                 Err(Failure::problem(
                     what,
                     format!("give one of these ids instead: {}", ids.join(", ")),
