@@ -82,9 +82,10 @@ impl Publish {
         };
         let mut sending = Sending::new(publisher, progress);
         let router = Router { validator, routing_key: self.routing_key };
-        sending.all(&lines, &router).await?;
+        let read = sending.all(lines.read()?, &router).await;
         let report = sending.finish().await;
         output.show(&report, |out| text(&report, out))?;
+        read?;
         Ok(match &report {
             Report { rabbitmq_unavailable: true, .. } => Exit::Unavailable,
             Report { unroutable: 0, failed: 0, .. } => Exit::Success,
