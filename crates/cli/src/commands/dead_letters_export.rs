@@ -14,7 +14,7 @@ use stores::DatabaseServer;
 use super::dead_letters_discard::dead_letters;
 use super::dead_letters_selection::{Operation, Status};
 use crate::exit::{Exit, Failure};
-use crate::output::{Output, plural};
+use crate::output::{self, Output, plural};
 
 /// Writes dead letters as JSON lines
 #[derive(Debug, Args)]
@@ -58,12 +58,15 @@ impl DeadLettersExport {
         let status: &[DeadLetterStatus] = status.as_slice();
         let written = dead_letters(&server, DEFAULT_MAX_BODY_BYTES)
             .export(selection, status, &self.on.actor.actor(), |detail| write(&detail, &mut out))
-            .await
-            .map_err(|fault| match fault {
-                Fault::Database(error) => server.failure(&error).into(),
-                Fault::Output(error) => Failure::from(error),
-            })?;
-        out.flush()?;
+            .await;
+        let written = match written {
+            Ok(written) => written,
+            Err(Fault::Database(error)) => return Err(server.failure(&error).into()),
+            Err(Fault::Output(error)) => {
+                return output::written(Err(error)).map(|()| Exit::Success);
+            }
+        };
+        output::written(out.flush())?;
         if let Some(path) = &self.output {
             eprintln!("exported {} to {}", plural(written, "dead letter"), path.display());
         }
