@@ -14,11 +14,12 @@ use domain::causes::with_causes;
 use domain::ids::{ConversationId, ConversationKey, SessionId, TenantId};
 use hot_store::Window;
 use metrics::Metrics;
-use service::settings::{DatabaseSettings, ServerUrl};
+use service::settings::DatabaseSettings;
 use stores::{DatabaseServer, RedisServer};
 
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, one_line};
+use crate::values::OptionalRedis;
 
 /// Shows a conversation: its messages, status and statistics
 ///
@@ -62,11 +63,8 @@ pub(crate) struct ConversationShow {
     #[command(flatten)]
     database: DatabaseSettings,
 
-    /// Redis; several nodes of one Redis Cluster are separated by commas.
-    /// REDIS_URL_FILE may name a file that holds it
-    #[arg(long, env = "REDIS_URL", value_name = "redis://:password@host:6379/0")]
-    #[arg(value_delimiter = ',', value_parser = ServerUrl::redis, help_heading = "Servers")]
-    redis_url: Vec<ServerUrl>,
+    #[command(flatten)]
+    redis: OptionalRedis,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -152,7 +150,7 @@ impl ConversationShow {
         let newest = usize::try_from(self.last).unwrap_or(usize::MAX);
         let (window, database) = (Window { newest, before: None }, &server.database);
         match self.source {
-            ReadFrom::Auto if !self.redis_url.is_empty() => {
+            ReadFrom::Auto if !self.redis.redis_url.is_empty() => {
                 let hot = self.redis(server)?.hot;
                 let reader = Reader::new(database.clone(), hot.clone(), Metrics::new());
                 let read = reader.read(key, &window).await;
@@ -187,12 +185,12 @@ impl ConversationShow {
     }
 
     fn redis(&self, server: &DatabaseServer) -> Result<RedisServer, Failure> {
-        if self.redis_url.is_empty() {
+        if self.redis.redis_url.is_empty() {
             return Err(Failure::usage(
                 "REDIS_URL: it is not set, but --source redis needs it; set it, for example to \
                  redis://:password@host:6379/0",
             ));
         }
-        Ok(RedisServer::reading(&self.redis_url, &server.database)?)
+        Ok(RedisServer::reading(&self.redis.redis_url, &server.database)?)
     }
 }
