@@ -137,17 +137,21 @@ impl Text {
         self.push(table::table(titles, rows, self.paint));
     }
 
-    /// At most [`LISTED`] rows, and an empty line; nothing if there are no rows.
-    pub(crate) fn failures<const N: usize>(
+    /// The first [`LISTED`] rows, how many more JSON lists, and an empty line; nothing if there are no rows.
+    pub(crate) fn first_rows<const N: usize>(
         &mut self,
         titles: [&str; N],
-        rows: impl IntoIterator<Item = [Cell; N]>,
+        rows: impl ExactSizeIterator<Item = [Cell; N]>,
     ) {
-        let mut rows = rows.into_iter().take(LISTED).peekable();
-        if rows.peek().is_some() {
-            self.table(titles, rows);
-            self.push("\n");
+        let all = rows.len();
+        if all == 0 {
+            return;
         }
+        self.table(titles, rows.take(LISTED));
+        if all > LISTED {
+            self.push(format!("… and {} more; --json lists them\n", count((all - LISTED) as u64)));
+        }
+        self.push("\n");
     }
 
     /// Each number that is not 0, after a comma.

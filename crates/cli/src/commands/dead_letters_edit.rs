@@ -225,7 +225,7 @@ impl Edits {
     fn text(&self, out: &mut Text) {
         let row =
             |failed: &NotEdited| [failed.id.to_string().into(), Cell::new(Tone::Bad, &failed.why)];
-        out.failures(["not edited", "error"], self.failures.iter().map(row));
+        out.first_rows(["not edited", "error"], self.failures.iter().map(row));
         let tone = if self.edited > 0 { Tone::Good } else { Tone::Warn };
         out.piece(tone, format!("{} edited", plural(self.edited, "dead letter")));
         let counts = [
