@@ -19,7 +19,7 @@ mod validator;
 
 pub use self::collector::DeadLetterCollector;
 pub use self::edit::{EditFault, set};
-pub use self::operations::{Change, DeadLetterDetails, DeadLetters, EditError};
+pub use self::operations::{Change, DeadLetterWithHistory, DeadLetters, EditError};
 pub use self::replay::{
     Ended, Failed, Planned, Progress, ReplayReport, ReplaySettings, Replayer, StopOnFailure,
 };

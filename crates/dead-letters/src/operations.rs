@@ -24,12 +24,11 @@ pub(crate) const PAGE: u32 = 16;
 pub struct DeadLetters {
     database: Database,
     metrics: Metrics,
-    validator: DeadLetterValidator,
 }
 
 /// A dead letter with its replays, its audit log and a suggestion.
 #[derive(Debug)]
-pub struct DeadLetterDetails {
+pub struct DeadLetterWithHistory {
     /// The dead letter.
     pub detail: DeadLetterDetail,
     /// The dead letter whose replay failed again as this one.
@@ -79,17 +78,21 @@ pub enum EditError {
 }
 
 impl DeadLetters {
-    /// The dead letters in this database, checked by this validator.
+    /// The dead letters in this database.
     #[must_use]
-    pub fn new(database: Database, metrics: Metrics, validator: DeadLetterValidator) -> Self {
-        Self { database, metrics, validator }
+    pub fn new(database: Database, metrics: Metrics) -> Self {
+        Self { database, metrics }
     }
 
     /// Everything about one dead letter; `None` if there is none with this id. Changes nothing.
     ///
     /// # Errors
     /// PostgreSQL failed.
-    pub async fn details(&self, id: Uuid) -> Result<Option<DeadLetterDetails>, database::Error> {
+    pub async fn with_history(
+        &self,
+        id: Uuid,
+        validator: DeadLetterValidator,
+    ) -> Result<Option<DeadLetterWithHistory>, database::Error> {
         let Some(detail) = self.database.dead_letter(id).await? else { return Ok(None) };
         let before = match detail.dead_letter.replay_of {
             Some(before) => self.database.dead_letter(before).await?.map(|it| it.dead_letter),
@@ -97,8 +100,8 @@ impl DeadLetters {
         };
         let after = self.database.failed_again_as(id).await?;
         let audit = self.database.audit_of(&id.to_string()).await?;
-        let suggestion = self.validator.suggest(&detail);
-        Ok(Some(DeadLetterDetails { detail, before, after, audit, suggestion }))
+        let suggestion = validator.suggest(&detail);
+        Ok(Some(DeadLetterWithHistory { detail, before, after, audit, suggestion }))
     }
 
     /// Edits the copy of a dead letter that a replay sends, and returns the dead letter as it is now.
@@ -109,13 +112,14 @@ impl DeadLetters {
         &self,
         detail: &DeadLetterDetail,
         change: &Change,
+        validator: DeadLetterValidator,
         actor: &Actor,
     ) -> Result<DeadLetterDetail, EditError> {
         let (body, fields) = match change {
             Change::Revert => (None, Vec::new()),
             Change::Body(body) => (Some(body.clone()), Vec::new()),
             Change::Set(fields) => with_fields(detail, fields)?,
-            Change::Suggested => match self.validator.suggest(detail).map(|it| it.step) {
+            Change::Suggested => match validator.suggest(detail).map(|it| it.step) {
                 Some(Step::Set { field, value }) => with_fields(detail, &[(field, value)])?,
                 Some(Step::Replay) => return Err(EditError::Nothing),
                 Some(Step::Manual) | None => return Err(EditError::NothingSuggested),
@@ -125,7 +129,7 @@ impl DeadLetters {
             return Err(EditError::Nothing);
         }
         if let Some(body) = &body {
-            self.validator.decode(detail, body).map_err(EditError::Refused)?;
+            validator.decode(detail, body).map_err(EditError::Refused)?;
         }
         let edit = || self.database.edit_dead_letter(detail, body.as_deref(), &fields, actor);
         if !retry_transient(&self.metrics, edit).await? {
@@ -143,6 +147,7 @@ impl DeadLetters {
         &self,
         selection: Selection,
         change: &Change,
+        validator: DeadLetterValidator,
         actor: &Actor,
         mut each: impl FnMut(Uuid, Result<(), EditError>),
     ) -> Result<(), database::Error> {
@@ -151,7 +156,7 @@ impl DeadLetters {
         while let Some(cursor) = rest {
             let page = self.database.next_dead_letters(&cursor, &open, PAGE).await?;
             for detail in page.dead_letters {
-                match self.edit(&detail, change, actor).await {
+                match self.edit(&detail, change, validator, actor).await {
                     Err(EditError::Database(error)) => return Err(error),
                     edited => each(detail.dead_letter.id, edited.map(|_| ())),
                 }

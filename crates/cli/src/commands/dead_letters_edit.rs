@@ -14,8 +14,7 @@ use serde::Serialize;
 use stores::DatabaseServer;
 use uuid::Uuid;
 
-use super::dead_letters_discard::dead_letters;
-use super::dead_letters_selection::Operation;
+use super::dead_letters_selection::{Operation, dead_letters};
 use super::dead_letters_show::{body, no_such_dead_letter};
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
@@ -72,7 +71,7 @@ impl DeadLettersEdit {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let selection = self.on.chosen.selection(output.now)?;
         let server = DatabaseServer::open(&self.on.database).await?;
-        let dead_letters = dead_letters(&server, self.limit.max_body_bytes);
+        let dead_letters = dead_letters(&server);
         match selection {
             Selection::Ids(ids) if ids.len() == 1 => {
                 self.one(ids[0], &dead_letters, &server, output).await
@@ -88,19 +87,22 @@ impl DeadLettersEdit {
         server: &DatabaseServer,
         output: &Output,
     ) -> Result<Exit, Failure> {
-        let found = dead_letters.details(id).await.map_err(|error| server.failure(&error))?;
-        let details = found.ok_or_else(|| no_such_dead_letter(id))?;
+        let validator = self.limit.dead_letter_validator();
+        let found = dead_letters.with_history(id, validator).await;
+        let found = found.map_err(|error| server.failure(&error))?;
+        let found = found.ok_or_else(|| no_such_dead_letter(id))?;
         let (change, copy) = match (self.common_change(), &self.body) {
             (Some(change), _) => (change, None),
             (None, Some(input)) => (Change::Body(new_body(input)?), None),
             (None, None) => {
-                let (body, copy) = self.in_editor(&details.detail)?;
+                let (body, copy) = self.in_editor(&found.detail)?;
                 (Change::Body(body), Some(copy))
             }
         };
-        let edited = dead_letters.edit(&details.detail, &change, &self.on.actor.actor()).await;
+        let actor = self.on.actor.actor();
+        let edited = dead_letters.edit(&found.detail, &change, validator, &actor).await;
         let detail = edited.map_err(|error| {
-            let suggestion = details.suggestion.as_ref().map(|it| it.text.as_str());
+            let suggestion = found.suggestion.as_ref().map(|it| it.text.as_str());
             let copy = copy.filter(|_| !matches!(error, EditError::Nothing));
             let failure = failure(error, id, suggestion, server);
             match copy {
@@ -125,8 +127,9 @@ impl DeadLettersEdit {
             )
         })?;
         let (actor, mut edits) = (self.on.actor.actor(), Edits::default());
+        let validator = self.limit.dead_letter_validator();
         dead_letters
-            .edit_all(selection, &change, &actor, |id, edited| edits.add(id, edited))
+            .edit_all(selection, &change, validator, &actor, |id, edited| edits.add(id, edited))
             .await
             .map_err(|error| server.failure(&error))?;
         let named = self.on.chosen.named();

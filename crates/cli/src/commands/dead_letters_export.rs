@@ -7,12 +7,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use database::{DeadLetterDetail, DeadLetterStatus};
-use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use serde::Serialize;
 use stores::DatabaseServer;
 
-use super::dead_letters_discard::dead_letters;
-use super::dead_letters_selection::{Operation, Status};
+use super::dead_letters_selection::{Operation, Status, dead_letters};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Output, plural};
 
@@ -56,7 +54,7 @@ impl DeadLettersExport {
         let mut out = self.open()?;
         let status = if self.on.chosen.named() > 0 { None } else { self.status.stored() };
         let status: &[DeadLetterStatus] = status.as_slice();
-        let written = dead_letters(&server, DEFAULT_MAX_BODY_BYTES)
+        let written = dead_letters(&server)
             .export(selection, status, &self.on.actor.actor(), |detail| write(&detail, &mut out))
             .await;
         let written = match written {

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use database::{AuditEntry, DeadLetter, DeadLetterDetail, DeadLetterStatus, DeadLetterSummary};
-use dead_letters::{DeadLetterDetails, Step, Suggestion};
+use dead_letters::{DeadLetterWithHistory, Step, Suggestion};
 use domain::json;
 use domain::time::Timestamp;
 use serde::Serialize;
@@ -11,7 +11,7 @@ use service::settings::DatabaseSettings;
 use stores::DatabaseServer;
 use uuid::Uuid;
 
-use super::dead_letters_discard::dead_letters;
+use super::dead_letters_selection::dead_letters;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, Text, Tone, ago, moment, one_line, plural};
@@ -59,8 +59,9 @@ struct Advice {
 impl DeadLettersShow {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let server = DatabaseServer::open(&self.database).await?;
-        let dead_letters = dead_letters(&server, self.limit.max_body_bytes);
-        let found = dead_letters.details(self.id).await.map_err(|error| server.failure(&error))?;
+        let validator = self.limit.dead_letter_validator();
+        let found = dead_letters(&server).with_history(self.id, validator).await;
+        let found = found.map_err(|error| server.failure(&error))?;
         let details = found.ok_or_else(|| no_such_dead_letter(self.id))?;
         let shown = shown(&details);
         output.show(&shown, |out| text(&details, &shown, out))?;
@@ -73,7 +74,7 @@ pub(super) fn no_such_dead_letter(id: Uuid) -> Failure {
     Failure::problem(what, "`verbatim dead-letters list --status all` lists all dead letters")
 }
 
-fn shown(details: &DeadLetterDetails) -> Shown<'_> {
+fn shown(details: &DeadLetterWithHistory) -> Shown<'_> {
     let detail = &details.detail;
     let id = detail.dead_letter.id;
     Shown {
@@ -105,7 +106,7 @@ fn next(id: Uuid, status: DeadLetterStatus) -> Vec<String> {
     }
 }
 
-fn text(details: &DeadLetterDetails, shown: &Shown<'_>, out: &mut Text) {
+fn text(details: &DeadLetterWithHistory, shown: &Shown<'_>, out: &mut Text) {
     let DeadLetterDetail { dead_letter, message, state, edit } = &details.detail;
     let id = out.paint(Tone::Strong, &dead_letter.id.to_string());
     out.push(format!("dead letter {id}, {}\n", state.status));
@@ -255,12 +256,18 @@ mod tests {
     use crate::commands::dead_letters_list::tests::{detail, summary};
     use crate::output::tests::plain;
 
-    fn details_of(detail: DeadLetterDetail) -> DeadLetterDetails {
+    fn details_of(detail: DeadLetterDetail) -> DeadLetterWithHistory {
         let suggestion = DeadLetterValidator { max_body_bytes: 1_000 }.suggest(&detail);
-        DeadLetterDetails { detail, before: None, after: Vec::new(), audit: Vec::new(), suggestion }
+        DeadLetterWithHistory {
+            detail,
+            before: None,
+            after: Vec::new(),
+            audit: Vec::new(),
+            suggestion,
+        }
     }
 
-    fn rendered(details: &DeadLetterDetails) -> String {
+    fn rendered(details: &DeadLetterWithHistory) -> String {
         plain(|out| text(details, &shown(details), out))
     }
 
@@ -303,7 +310,7 @@ mod tests {
         let mut after = summary();
         after.dead_letter.id = Uuid::from_u128(8);
         let (before, after) = (Some(detail().dead_letter), vec![after]);
-        insta::assert_snapshot!(rendered(&DeadLetterDetails {
+        insta::assert_snapshot!(rendered(&DeadLetterWithHistory {
             before,
             after,
             audit,
