@@ -203,11 +203,6 @@ impl Error {
         }
     }
 
-    /// Whether RabbitMQ replied that it does not exist.
-    pub(crate) fn is_not_found(&self) -> bool {
-        self.reply().is_some_and(|(code, _)| code == NOT_FOUND)
-    }
-
     fn kind(&self) -> Option<&lapin::ErrorKind> {
         match self {
             Self::Connect { source, .. } | Self::Request { source, .. } => Some(source.kind()),
@@ -391,7 +386,6 @@ mod tests {
             let source = lapin::ErrorKind::ProtocolError(error).into();
             let error = Error::Request { what: "declare a queue", source };
             assert_eq!(error.reply().is_some(), replied, "{code}");
-            assert_eq!(error.is_not_found(), code == 404, "{code}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 
-use crate::connection::{Connection, Endpoints, Error, request, request_within};
+use crate::connection::{Connection, Endpoints, Error, NOT_FOUND, request, request_within};
 use crate::topology;
 
 /// The depth of a queue.
@@ -53,7 +53,7 @@ impl Inspector {
         for queue in topology::queues() {
             let depth = match depth(&connection, queue.name).await {
                 Ok(depth) => Some(depth),
-                Err(error) if error.is_not_found() => None,
+                Err(error) if error.reply().is_some_and(|(code, _)| code == NOT_FOUND) => None,
                 Err(error) => return Err(error),
             };
             depths.push((queue.name, depth));

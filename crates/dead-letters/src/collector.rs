@@ -185,10 +185,9 @@ impl DeadLetterCollector {
         let mut faults = Vec::new();
         for dead_letter in new {
             let Err(error) = self.store_together(&[dead_letter]).await else { continue };
-            match error.class() {
-                // A lock that lasts is an outage, not a fault of this dead letter.
-                FailureClass::Unavailable | FailureClass::Transient => return Err(error.into()),
-                FailureClass::Data | FailureClass::Retryable => {}
+            // A lock that lasts is an outage, not a fault of this dead letter.
+            if let FailureClass::Unavailable | FailureClass::Transient = error.class() {
+                return Err(error.into());
             }
             tracing::error!(
                 queue = self.queue.dlq(),

@@ -1,5 +1,7 @@
 //! Showing, editing, discarding, restoring and exporting dead letters.
 
+use std::io;
+
 use conversation::retry_transient;
 use database::{
     Actor, Database, DeadLetter, DeadLetterCursor, DeadLetterDetail, DeadLetterStatus,
@@ -11,7 +13,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::edit::{EditFault, set};
-use crate::suggestion::{Step, Suggestion};
+use crate::suggestion::Step;
 use crate::validator::DeadLetterValidator;
 
 /// Dead letters that are discarded or restored in one transaction.
@@ -26,7 +28,7 @@ pub struct DeadLetters {
     metrics: Metrics,
 }
 
-/// A dead letter with its replays, its audit log and a suggestion.
+/// A dead letter with its replays and its audit log.
 #[derive(Debug)]
 pub struct DeadLetterWithHistory {
     /// The dead letter.
@@ -37,8 +39,6 @@ pub struct DeadLetterWithHistory {
     pub after: Vec<DeadLetterSummary>,
     /// Its lines of the audit log.
     pub audit: Vec<database::AuditEntry>,
-    /// How to fix it, where that is obvious.
-    pub suggestion: Option<Suggestion>,
 }
 
 /// How the edited copy of a dead letter is to change.
@@ -91,7 +91,6 @@ impl DeadLetters {
     pub async fn with_history(
         &self,
         id: Uuid,
-        validator: DeadLetterValidator,
     ) -> Result<Option<DeadLetterWithHistory>, database::Error> {
         let Some(detail) = self.database.dead_letter(id).await? else { return Ok(None) };
         let before = match detail.dead_letter.replay_of {
@@ -100,8 +99,7 @@ impl DeadLetters {
         };
         let after = self.database.failed_again_as(id).await?;
         let audit = self.database.audit_of(&id.to_string()).await?;
-        let suggestion = validator.suggest(&detail);
-        Ok(Some(DeadLetterWithHistory { detail, before, after, audit, suggestion }))
+        Ok(Some(DeadLetterWithHistory { detail, before, after, audit }))
     }
 
     /// Edits the copy of a dead letter that a replay sends, and returns the dead letter as it is now.
@@ -192,29 +190,31 @@ impl DeadLetters {
         self.decide(selection, status, Decision::Restore, actor).await
     }
 
-    /// Calls `each` with every dead letter of a selection, oldest first, including its body; returns how many.
-    /// Reads small pages, so memory use stays small.
+    /// Calls `each` with every dead letter of a selection, oldest first, including its body; returns how many, or
+    /// the error of `each`, which ends the export. Reads small pages, so memory use stays small.
     ///
     /// # Errors
-    /// PostgreSQL failed, or `each` returned an error, which ends the export.
-    pub async fn export<E: From<database::Error>>(
+    /// PostgreSQL failed.
+    pub async fn export(
         &self,
         selection: Selection,
         status: &[DeadLetterStatus],
         actor: &Actor,
-        mut each: impl FnMut(DeadLetterDetail) -> Result<(), E>,
-    ) -> Result<u64, E> {
+        mut each: impl FnMut(DeadLetterDetail) -> io::Result<()>,
+    ) -> Result<io::Result<u64>, database::Error> {
         let cursor = self.begin(selection, "dead_letters.export", status, None, actor).await?;
         let (mut rest, mut count) = (cursor, 0);
         while let Some(cursor) = rest {
             let page = self.database.next_dead_letters(&cursor, status, PAGE).await?;
             for dead_letter in page.dead_letters {
-                each(dead_letter)?;
+                if let Err(error) = each(dead_letter) {
+                    return Ok(Err(error));
+                }
                 count += 1;
             }
             rest = page.rest;
         }
-        Ok(count)
+        Ok(Ok(count))
     }
 
     async fn decide(

@@ -127,7 +127,12 @@ fn id(queue: WorkQueue, reason: DeadLetterReason, delivery: &Delivery) -> Uuid {
         headers.remove("x-delivery-count");
         headers.remove("x-acquired-count");
         headers.retain(|header, _| !FleetHeaders::owns(header));
-        remove_retries(&mut headers);
+        // RabbitMQ wrote these when the collector retried a copy, and not into the others.
+        let first_death = headers.get("x-first-death-queue").and_then(Value::as_str);
+        if RetryQueue::ALL.iter().any(|queue| Some(queue.name()) == first_death) {
+            let deaths = ["x-death", "x-first-death-", "x-last-death-"];
+            headers.retain(|header, _| !deaths.iter().any(|death| header.starts_with(death)));
+        }
         name.extend_from_slice(delivery.properties().to_string().as_bytes());
         name.push(0);
         name.extend_from_slice(Value::Object(headers).to_string().as_bytes());
@@ -136,25 +141,6 @@ fn id(queue: WorkQueue, reason: DeadLetterReason, delivery: &Delivery) -> Uuid {
     // Last, because it is the only part that may contain NUL.
     name.extend_from_slice(&delivery.body);
     Uuid::new_v5(&NAMESPACE, &name)
-}
-
-/// Removes what RabbitMQ wrote when the collector retried the dead letter: only some of its copies have that.
-fn remove_retries(headers: &mut Map<String, Value>) {
-    let is_retry = |queue: Option<&Value>| {
-        let name = queue.and_then(Value::as_str);
-        RetryQueue::ALL.iter().any(|queue| Some(queue.name()) == name)
-    };
-    for death in ["x-first-death-", "x-last-death-"] {
-        if is_retry(headers.get(&format!("{death}queue"))) {
-            headers.retain(|header, _| !header.starts_with(death));
-        }
-    }
-    if let Some(Value::Array(deaths)) = headers.get_mut("x-death") {
-        deaths.retain(|death| !is_retry(death.get("queue")));
-        if deaths.is_empty() {
-            headers.remove("x-death");
-        }
-    }
 }
 
 /// The text fields of the body, at the top level and under `data`. The body may be invalid; what cannot be stored

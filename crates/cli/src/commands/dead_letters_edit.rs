@@ -87,8 +87,8 @@ impl DeadLettersEdit {
         server: &DatabaseServer,
         output: &Output,
     ) -> Result<Exit, Failure> {
-        let validator = self.limit.dead_letter_validator();
-        let found = dead_letters.with_history(id, validator).await;
+        let validator = self.limit.dead_letters();
+        let found = dead_letters.with_history(id).await;
         let found = found.map_err(|error| server.failure(&error))?;
         let found = found.ok_or_else(|| no_such_dead_letter(id))?;
         let (change, copy) = match (self.common_change(), &self.body) {
@@ -102,7 +102,7 @@ impl DeadLettersEdit {
         let actor = self.on.actor.actor();
         let edited = dead_letters.edit(&found.detail, &change, validator, &actor).await;
         let detail = edited.map_err(|error| {
-            let suggestion = found.suggestion.as_ref().map(|it| it.text.as_str());
+            let suggestion = validator.suggest(&found.detail).map(|it| it.text);
             let copy = copy.filter(|_| !matches!(error, EditError::Nothing));
             let failure = failure(error, id, suggestion, server);
             match copy {
@@ -127,7 +127,7 @@ impl DeadLettersEdit {
             )
         })?;
         let (actor, mut edits) = (self.on.actor.actor(), Edits::default());
-        let validator = self.limit.dead_letter_validator();
+        let validator = self.limit.dead_letters();
         dead_letters
             .edit_all(selection, &change, validator, &actor, |id, edited| edits.add(id, edited))
             .await
@@ -177,7 +177,7 @@ impl DeadLettersEdit {
 fn failure(
     error: EditError,
     id: Uuid,
-    suggestion: Option<&str>,
+    suggestion: Option<String>,
     server: &DatabaseServer,
 ) -> Failure {
     let show = format!("see `verbatim dead-letters show {id}`");
@@ -188,7 +188,7 @@ fn failure(
             "nothing was changed; repeat --set FIELD=VALUE to set several fields",
         ),
         EditError::NothingSuggested | EditError::Nothing => {
-            Failure::problem(error.to_string(), suggestion.map_or(show, str::to_owned))
+            Failure::problem(error.to_string(), suggestion.unwrap_or(show))
         }
         EditError::Busy | EditError::Fault(_) => Failure::problem(with_causes(&error), show),
     }

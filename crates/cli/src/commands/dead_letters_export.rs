@@ -54,21 +54,15 @@ impl DeadLettersExport {
         let mut out = self.open()?;
         let status = if self.on.chosen.named() > 0 { None } else { self.status.stored() };
         let status: &[DeadLetterStatus] = status.as_slice();
-        let written = dead_letters(&server)
+        let exported = dead_letters(&server)
             .export(selection, status, &self.on.actor.actor(), |detail| write(&detail, &mut out))
-            .await;
-        let written = match written {
-            Ok(written) => written,
-            Err(Fault::Database(error)) => return Err(server.failure(&error).into()),
-            Err(Fault::Output(error)) => {
-                return output::written(Err(error)).map(|()| Exit::Success);
-            }
-        };
-        output::written(out.flush())?;
-        if let Some(path) = &self.output {
-            eprintln!("exported {} to {}", plural(written, "dead letter"), path.display());
+            .await
+            .map_err(|error| server.failure(&error))?;
+        let exported = exported.and_then(|exported| out.flush().map(|()| exported));
+        if let (Ok(exported), Some(path)) = (&exported, &self.output) {
+            eprintln!("exported {} to {}", plural(*exported, "dead letter"), path.display());
         }
-        Ok(Exit::Success)
+        output::written(exported.map(drop)).map(|()| Exit::Success)
     }
 
     fn open(&self) -> Result<Box<dyn Write + Send>, Failure> {
@@ -83,24 +77,12 @@ impl DeadLettersExport {
     }
 }
 
-/// Why an export ended early.
-enum Fault {
-    Database(database::Error),
-    Output(io::Error),
-}
-
-impl From<database::Error> for Fault {
-    fn from(error: database::Error) -> Self {
-        Self::Database(error)
-    }
-}
-
-fn write(detail: &DeadLetterDetail, out: &mut (impl Write + ?Sized)) -> Result<(), Fault> {
+fn write(detail: &DeadLetterDetail, out: &mut (impl Write + ?Sized)) -> io::Result<()> {
     let body = &detail.message.body;
     let is_text = std::str::from_utf8(body).is_ok();
     let line = Line { detail, body_hex: (!is_text).then(|| hex(body)) };
-    let written = serde_json::to_writer(&mut *out, &line).map_err(io::Error::from);
-    written.and_then(|()| out.write_all(b"\n")).map_err(Fault::Output)
+    serde_json::to_writer(&mut *out, &line)?;
+    out.write_all(b"\n")
 }
 
 fn hex(bytes: &[u8]) -> String {

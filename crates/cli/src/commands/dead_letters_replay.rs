@@ -94,7 +94,7 @@ impl DeadLettersReplay {
             server.database.clone(),
             Publisher::new(broker.endpoints.clone(), metrics.clone()),
             metrics,
-            self.limit.dead_letter_validator(),
+            self.limit.dead_letters(),
         );
         if self.dry_run {
             let mut plan = plan::Plan::default();

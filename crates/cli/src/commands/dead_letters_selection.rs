@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::actor::ActorArgs;
 use crate::exit::{Exit, Failure};
-use crate::output::{Output, Text, Tone, plural};
+use crate::output::{Output, Tone, plural};
 use crate::values::{When, one_of};
 
 /// Filters. A dead letter must match all of them.
@@ -196,22 +196,18 @@ impl Operation {
     ) -> Result<Exit, Failure> {
         let skipped = self.chosen.named().saturating_sub(dead_letters);
         let decided = Decided { run: actor.run, dead_letters, skipped };
-        output.show(&decided, |out| decided.text(texts, out))?;
+        output.show(&decided, |out| {
+            let Texts { done, required, next } = texts;
+            let tone = if dead_letters > 0 { Tone::Good } else { Tone::Warn };
+            out.piece(tone, format!("{} {done}", plural(dead_letters, "dead letter")));
+            let why = format!("skipped (not {required}, unknown, or claimed by a running replay)");
+            out.counts(Tone::Warn, [(skipped, &why)]);
+            out.push("\n");
+            if dead_letters > 0 {
+                out.line(Tone::Dim, next);
+            }
+        })?;
         Ok(if skipped > 0 { Exit::Problems } else { Exit::Success })
-    }
-}
-
-impl Decided {
-    fn text(&self, texts: &Texts, out: &mut Text) {
-        let Texts { done, required, next } = texts;
-        let tone = if self.dead_letters > 0 { Tone::Good } else { Tone::Warn };
-        out.piece(tone, format!("{} {done}", plural(self.dead_letters, "dead letter")));
-        let skipped = format!("skipped (not {required}, unknown, or claimed by a running replay)");
-        out.counts(Tone::Warn, [(self.skipped, &skipped)]);
-        out.push("\n");
-        if self.dead_letters > 0 {
-            out.line(Tone::Dim, next);
-        }
     }
 }
 

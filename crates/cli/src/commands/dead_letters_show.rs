@@ -2,7 +2,7 @@
 
 use clap::Args;
 use database::{AuditEntry, DeadLetter, DeadLetterDetail, DeadLetterStatus, DeadLetterSummary};
-use dead_letters::{DeadLetterWithHistory, Step, Suggestion};
+use dead_letters::{DeadLetterValidator, DeadLetterWithHistory, Step, Suggestion};
 use domain::json;
 use domain::time::Timestamp;
 use serde::Serialize;
@@ -59,11 +59,10 @@ struct Advice {
 impl DeadLettersShow {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let server = DatabaseServer::open(&self.database).await?;
-        let validator = self.limit.dead_letter_validator();
-        let found = dead_letters(&server).with_history(self.id, validator).await;
+        let found = dead_letters(&server).with_history(self.id).await;
         let found = found.map_err(|error| server.failure(&error))?;
         let details = found.ok_or_else(|| no_such_dead_letter(self.id))?;
-        let shown = shown(&details);
+        let shown = shown(&details, self.limit.dead_letters());
         output.show(&shown, |out| text(&details, &shown, out))?;
         Ok(Exit::Success)
     }
@@ -74,25 +73,25 @@ pub(super) fn no_such_dead_letter(id: Uuid) -> Failure {
     Failure::problem(what, "`verbatim dead-letters list --status all` lists all dead letters")
 }
 
-fn shown(details: &DeadLetterWithHistory) -> Shown<'_> {
+fn shown(details: &DeadLetterWithHistory, validator: DeadLetterValidator) -> Shown<'_> {
     let detail = &details.detail;
     let id = detail.dead_letter.id;
     Shown {
         failed_again_as: details.after.iter().map(|it| it.dead_letter.id).collect(),
         audit: &details.audit,
-        suggestion: details.suggestion.as_ref().map(|it| advice(id, it)),
+        suggestion: validator.suggest(detail).map(|it| advice(id, it)),
         next: next(id, detail.state.status),
         detail,
     }
 }
 
-fn advice(id: Uuid, suggestion: &Suggestion) -> Advice {
-    let command = match &suggestion.step {
+fn advice(id: Uuid, suggestion: Suggestion) -> Advice {
+    let command = match suggestion.step {
         Step::Set { .. } => Some(format!("verbatim dead-letters edit {id} --apply-suggestion")),
         Step::Replay => Some(format!("verbatim dead-letters replay {id}")),
         Step::Manual => None,
     };
-    Advice { text: suggestion.text.clone(), command }
+    Advice { text: suggestion.text, command }
 }
 
 /// The commands for a dead letter in its status.
@@ -248,7 +247,6 @@ pub(super) fn body(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use database::{DeadLetterEdit, DeadLetterState, FailedMessage};
-    use dead_letters::DeadLetterValidator;
     use serde_json::json;
 
     use super::*;
@@ -256,19 +254,14 @@ mod tests {
     use crate::commands::dead_letters_list::tests::{detail, summary};
     use crate::output::tests::plain;
 
+    const VALIDATOR: DeadLetterValidator = DeadLetterValidator { max_body_bytes: 1_000 };
+
     fn details_of(detail: DeadLetterDetail) -> DeadLetterWithHistory {
-        let suggestion = DeadLetterValidator { max_body_bytes: 1_000 }.suggest(&detail);
-        DeadLetterWithHistory {
-            detail,
-            before: None,
-            after: Vec::new(),
-            audit: Vec::new(),
-            suggestion,
-        }
+        DeadLetterWithHistory { detail, before: None, after: Vec::new(), audit: Vec::new() }
     }
 
     fn rendered(details: &DeadLetterWithHistory) -> String {
-        plain(|out| text(details, &shown(details), out))
+        plain(|out| text(details, &shown(details, VALIDATOR), out))
     }
 
     #[test]
@@ -354,6 +347,7 @@ mod tests {
     #[test]
     fn its_json_has_the_suggestion_beside_the_dead_letter() {
         let details = details_of(detail());
-        insta::assert_snapshot!(serde_json::to_string_pretty(&shown(&details)).unwrap());
+        let shown = shown(&details, VALIDATOR);
+        insta::assert_snapshot!(serde_json::to_string_pretty(&shown).unwrap());
     }
 }

@@ -42,7 +42,7 @@ pub(crate) struct BodyLimit {
 
 impl BodyLimit {
     /// The validator of dead letters with this limit.
-    pub(crate) fn dead_letter_validator(self) -> DeadLetterValidator {
+    pub(crate) fn dead_letters(self) -> DeadLetterValidator {
         DeadLetterValidator { max_body_bytes: self.max_body_bytes }
     }
 }
