@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use domain::failure::{Dependency, Unavailable};
+use lapin::protocol::AMQPErrorKind;
 use lapin::tcp::TLSConfig;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, ConnectionProperties};
@@ -34,6 +35,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// (RabbitMQ 4.1, `initial_frame_max`). lapin allocates 64 frames per connection, which is 8 MiB with
 /// RabbitMQ's default.
 const REQUEST_FRAME_BYTES: u32 = 8192;
+/// RabbitMQ's reply code for a queue or an exchange that does not exist.
+pub(crate) const NOT_FOUND: u16 = 404;
 /// The limit for the closing handshake. After it the socket is closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -187,10 +190,13 @@ impl Error {
         matches!(self.kind(), Some(lapin::ErrorKind::ParsingError(_)))
     }
 
-    /// RabbitMQ's reply code (such as 404 or 406) and reply text, if it sent them.
+    /// RabbitMQ's reply code (such as 404 or 406) and reply text, if it refused the request and closed only the
+    /// channel. A code that closes the connection, such as 541, says nothing about what was requested.
     pub(crate) fn reply(&self) -> Option<(u16, String)> {
         match self.kind()? {
-            lapin::ErrorKind::ProtocolError(error) => {
+            lapin::ErrorKind::ProtocolError(error)
+                if matches!(error.kind(), AMQPErrorKind::Soft(_)) =>
+            {
                 Some((error.get_id(), error.get_message().to_string()))
             }
             _ => None,
@@ -361,6 +367,26 @@ mod tests {
     fn neither_display_nor_debug_contains_a_password() {
         let endpoints = Endpoints::parse("amqp://user:hunter2@host:5672/v", "p").unwrap();
         assert_eq!(format!("{endpoints} {endpoints:?}"), "host:5672 Endpoints(host:5672)");
+    }
+
+    #[test]
+    fn only_a_code_that_closes_the_channel_alone_is_a_reply_to_the_request() {
+        // AMQP 0-9-1, 1.2: ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED and PRECONDITION_FAILED close the channel;
+        // CONNECTION_FORCED, NOT_ALLOWED and INTERNAL_ERROR the connection.
+        for (code, replied) in [
+            (403, true),
+            (404, true),
+            (405, true),
+            (406, true),
+            (320, false),
+            (530, false),
+            (541, false),
+        ] {
+            let error = lapin::protocol::AMQPError::from_id(code, "text".into()).unwrap();
+            let source = lapin::ErrorKind::ProtocolError(error).into();
+            let error = Error::Request { what: "declare a queue", source };
+            assert_eq!(error.reply().is_some(), replied, "{code}");
+        }
     }
 
     #[tokio::test]

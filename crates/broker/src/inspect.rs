@@ -5,14 +5,12 @@ use std::time::Duration;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 
-use crate::connection::{Connection, Endpoints, Error, request, request_within};
+use crate::connection::{Connection, Endpoints, Error, NOT_FOUND, request, request_within};
 use crate::topology;
 
 /// The depth of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Depth {
-    /// The queue.
-    pub queue: &'static str,
     /// Messages ready for delivery; unacknowledged ones do not count.
     pub ready: u32,
     /// Consumers that are registered with it.
@@ -48,15 +46,14 @@ impl Inspector {
     /// `None`.
     ///
     /// # Errors
-    /// RabbitMQ is unavailable.
+    /// RabbitMQ is unavailable, or refuses to tell the depth of a queue that exists.
     pub async fn depths(&mut self) -> Result<Vec<(&'static str, Option<Depth>)>, Error> {
         let connection = self.connection().await?;
         let mut depths = Vec::new();
         for queue in topology::queues() {
             let depth = match depth(&connection, queue.name).await {
                 Ok(depth) => Some(depth),
-                // RabbitMQ replied with an error, such as 404: the queue does not exist.
-                Err(error) if error.reply().is_some() => None,
+                Err(error) if error.reply().is_some_and(|(code, _)| code == NOT_FOUND) => None,
                 Err(error) => return Err(error),
             };
             depths.push((queue.name, depth));
@@ -86,7 +83,7 @@ pub(crate) async fn depth(connection: &Connection, queue: &'static str) -> Resul
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
         channel.close(200, "done".into()).await?;
-        Ok(Depth { queue, ready: declared.message_count(), consumers: declared.consumer_count() })
+        Ok(Depth { ready: declared.message_count(), consumers: declared.consumer_count() })
     };
     request_within(DEPTH_TIMEOUT, "read the depth of a queue", declare).await
 }

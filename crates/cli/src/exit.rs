@@ -23,8 +23,7 @@ pub(crate) enum Exit {
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) exit: Exit,
-    /// The first line says what is wrong; the others give the remedy. Empty where nothing is wrong: the
-    /// reader of standard output closed the pipe (`| head`).
+    /// The first line says what is wrong; the others give the remedy.
     pub(crate) text: String,
 }
 
@@ -72,28 +71,5 @@ impl From<Fault> for Failure {
             }
             Fault::Refused(what) => Self::plain(what),
         }
-    }
-}
-
-impl From<std::io::Error> for Failure {
-    /// Writing the output failed.
-    fn from(error: std::io::Error) -> Self {
-        match error.kind() {
-            std::io::ErrorKind::BrokenPipe => Self { exit: Exit::Success, text: String::new() },
-            _ => Self::plain(format!("cannot write the output: {error}")),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_reader_that_closed_the_pipe_is_no_failure() {
-        let closed = Failure::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
-        assert_eq!((closed.exit, closed.text.as_str()), (Exit::Success, ""));
-        let full = Failure::from(std::io::Error::from(std::io::ErrorKind::StorageFull));
-        assert!(full.text.starts_with("cannot write the output"), "{full:?}");
     }
 }

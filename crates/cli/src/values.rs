@@ -1,14 +1,25 @@
-//! Values of arguments: a time, or one of several names.
+//! Values of arguments: a time, one of several names, or servers that a command can do without.
 
 use chrono::{DateTime, Utc};
+use clap::Args;
 use domain::time::Timestamp;
-use service::settings::duration;
+use service::settings::{ServerUrl, duration};
 
 /// A moment, or a duration before now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum When {
     At(Timestamp),
     Ago(std::time::Duration),
+}
+
+/// Redis, for a command that can do without it.
+#[derive(Debug, Args)]
+pub(crate) struct OptionalRedis {
+    /// Redis; several nodes of one Redis Cluster are separated by commas.
+    /// REDIS_URL_FILE may name a file that holds it
+    #[arg(long, env = "REDIS_URL", value_name = "redis://:password@host:6379/0")]
+    #[arg(value_delimiter = ',', value_parser = ServerUrl::redis, help_heading = "Servers")]
+    pub(crate) redis_url: Vec<ServerUrl>,
 }
 
 impl When {

@@ -170,39 +170,37 @@ impl DeadLetterCollector {
     async fn store(&self, dead_letters: &[&Collected]) -> Result<Vec<Cause>, Unavailable> {
         let new: Vec<&Collected> =
             dead_letters.iter().copied().filter(|it| !it.stored.load(Relaxed)).collect();
-        if self.store_together(&new).await?.is_ok() {
-            return Ok(Vec::new());
+        match self.store_together(&new).await {
+            Ok(()) => return Ok(Vec::new()),
+            Err(error) if error.class() == FailureClass::Unavailable => return Err(error.into()),
+            // One of them is at fault, or all are too many for one transaction.
+            Err(_) => {}
         }
         let mut faults = Vec::new();
         for dead_letter in new {
-            if let Err(error) = self.store_together(&[dead_letter]).await? {
-                tracing::error!(
-                    queue = self.queue.dlq(),
-                    dead_letter = %dead_letter.event.dead_letter_id,
-                    trace_id = dead_letter.trace_id,
-                    error = with_causes(&error),
-                    "PostgreSQL refused a dead letter; it stays in its dead-letter queue and is retried"
-                );
-                faults.push(error.into());
+            let Err(error) = self.store_together(&[dead_letter]).await else { continue };
+            // A lock that lasts is an outage, not a fault of this dead letter.
+            if let FailureClass::Unavailable | FailureClass::Transient = error.class() {
+                return Err(error.into());
             }
+            tracing::error!(
+                queue = self.queue.dlq(),
+                dead_letter = %dead_letter.event.dead_letter_id,
+                trace_id = dead_letter.trace_id,
+                error = with_causes(&error),
+                "PostgreSQL refused a dead letter; it is retried"
+            );
+            faults.push(error.into());
         }
         Ok(faults)
     }
 
-    /// Stores dead letters in one transaction. The inner error: PostgreSQL refused it.
-    async fn store_together(
-        &self,
-        dead_letters: &[&Collected],
-    ) -> Result<Result<(), database::Error>, Unavailable> {
+    /// Stores dead letters in one transaction.
+    async fn store_together(&self, dead_letters: &[&Collected]) -> Result<(), database::Error> {
         let records: Vec<_> = dead_letters.iter().map(|it| &it.record).collect();
-        match retry_transient(&self.metrics, || self.database.store_dead_letters(&records)).await {
-            Ok(()) => {
-                dead_letters.iter().for_each(|it| self.mark_stored(it));
-                Ok(Ok(()))
-            }
-            Err(error) if error.class() == FailureClass::Unavailable => Err(error.into()),
-            Err(error) => Ok(Err(error)),
-        }
+        retry_transient(&self.metrics, || self.database.store_dead_letters(&records)).await?;
+        dead_letters.iter().for_each(|it| self.mark_stored(it));
+        Ok(())
     }
 
     fn mark_stored(&self, dead_letter: &Collected) {
@@ -245,5 +243,44 @@ impl DeadLetterCollector {
             events.push((&dead_letter.announced, Arc::new(event)));
         }
         publish_once(events, &self.publisher).await.1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use broker::topology;
+    use domain::decode::DEFAULT_MAX_BODY_BYTES;
+    use fixtures::{endpoints, received_at, stores};
+    use serde_json::json;
+    use sqlx::{Connection as _, PgConnection, raw_sql};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lock_that_lasts_holds_dead_letters_and_is_no_attempt_of_any() {
+        let (env, replica) = stores().await;
+        let endpoints = endpoints(&env.amqp_url);
+        topology::declare(&endpoints).await.unwrap();
+        let collector = DeadLetterCollector::new(
+            WorkQueue::SaveMessage,
+            replica.database.clone(),
+            Publisher::new(endpoints, replica.metrics.clone()),
+            replica.metrics.clone(),
+            Decoder { max_body_bytes: DEFAULT_MAX_BODY_BYTES },
+        );
+        let delivery =
+            |body: &str| Delivery::from_stored(body.into(), &json!({}), &json!({}), received_at());
+        let items = ["one", "two"].map(|body| collector.decode(&delivery(body)).unwrap());
+
+        let mut other = PgConnection::connect(&env.database_url).await.unwrap();
+        raw_sql("BEGIN; LOCK TABLE dead_letters").execute(&mut other).await.unwrap();
+        let held = collector.handle(&items).await;
+        assert_eq!(held.unwrap_err().dependency, Dependency::PostgreSql);
+
+        raw_sql("COMMIT").execute(&mut other).await.unwrap();
+        let stored = collector.handle(&items).await.unwrap();
+        assert!(stored.iter().all(Result::is_ok), "{stored:?}");
+        let copies = "SELECT string_agg(copies::text, ',') FROM dead_letters";
+        assert_eq!(fixtures::sql(&env, copies).await, "1,1");
     }
 }

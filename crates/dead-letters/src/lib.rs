@@ -19,10 +19,9 @@ mod validator;
 
 pub use self::collector::DeadLetterCollector;
 pub use self::edit::{EditFault, set};
-pub use self::operations::{Change, DeadLetterDetails, DeadLetters, EditError};
+pub use self::operations::{Change, DeadLetterWithHistory, DeadLetters, EditError};
 pub use self::replay::{
-    Ended, Failed, Planned, Progress, ReplayReport, ReplaySettings, Replayer, Sent, StopOnFailure,
-    Taken,
+    Ended, Failed, Planned, Progress, ReplayReport, ReplaySettings, Replayer, StopOnFailure,
 };
 pub use self::reroute::RerouteUnrouted;
 pub use self::suggestion::{Step, Suggestion};

@@ -1,5 +1,7 @@
 //! Showing, editing, discarding, restoring and exporting dead letters.
 
+use std::io;
+
 use conversation::retry_transient;
 use database::{
     Actor, Database, DeadLetter, DeadLetterCursor, DeadLetterDetail, DeadLetterStatus,
@@ -11,7 +13,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::edit::{EditFault, set};
-use crate::suggestion::{Step, Suggestion};
+use crate::suggestion::Step;
 use crate::validator::DeadLetterValidator;
 
 /// Dead letters that are discarded or restored in one transaction.
@@ -24,12 +26,11 @@ pub(crate) const PAGE: u32 = 16;
 pub struct DeadLetters {
     database: Database,
     metrics: Metrics,
-    validator: DeadLetterValidator,
 }
 
-/// A dead letter with its replays, its audit log and a suggestion.
+/// A dead letter with its replays and its audit log.
 #[derive(Debug)]
-pub struct DeadLetterDetails {
+pub struct DeadLetterWithHistory {
     /// The dead letter.
     pub detail: DeadLetterDetail,
     /// The dead letter whose replay failed again as this one.
@@ -38,8 +39,6 @@ pub struct DeadLetterDetails {
     pub after: Vec<DeadLetterSummary>,
     /// Its lines of the audit log.
     pub audit: Vec<database::AuditEntry>,
-    /// How to fix it, where that is obvious.
-    pub suggestion: Option<Suggestion>,
 }
 
 /// How the edited copy of a dead letter is to change.
@@ -79,17 +78,20 @@ pub enum EditError {
 }
 
 impl DeadLetters {
-    /// The dead letters in this database, checked by this validator.
+    /// The dead letters in this database.
     #[must_use]
-    pub fn new(database: Database, metrics: Metrics, validator: DeadLetterValidator) -> Self {
-        Self { database, metrics, validator }
+    pub fn new(database: Database, metrics: Metrics) -> Self {
+        Self { database, metrics }
     }
 
     /// Everything about one dead letter; `None` if there is none with this id. Changes nothing.
     ///
     /// # Errors
     /// PostgreSQL failed.
-    pub async fn details(&self, id: Uuid) -> Result<Option<DeadLetterDetails>, database::Error> {
+    pub async fn with_history(
+        &self,
+        id: Uuid,
+    ) -> Result<Option<DeadLetterWithHistory>, database::Error> {
         let Some(detail) = self.database.dead_letter(id).await? else { return Ok(None) };
         let before = match detail.dead_letter.replay_of {
             Some(before) => self.database.dead_letter(before).await?.map(|it| it.dead_letter),
@@ -97,8 +99,7 @@ impl DeadLetters {
         };
         let after = self.database.failed_again_as(id).await?;
         let audit = self.database.audit_about(&[id.to_string()], u32::MAX).await?;
-        let suggestion = self.validator.suggest(&detail);
-        Ok(Some(DeadLetterDetails { detail, before, after, audit, suggestion }))
+        Ok(Some(DeadLetterWithHistory { detail, before, after, audit }))
     }
 
     /// Edits the copy of a dead letter that a replay sends, and returns the dead letter as it is now.
@@ -109,13 +110,14 @@ impl DeadLetters {
         &self,
         detail: &DeadLetterDetail,
         change: &Change,
+        validator: DeadLetterValidator,
         actor: &Actor,
     ) -> Result<DeadLetterDetail, EditError> {
         let (body, fields) = match change {
             Change::Revert => (None, Vec::new()),
             Change::Body(body) => (Some(body.clone()), Vec::new()),
             Change::Set(fields) => with_fields(detail, fields)?,
-            Change::Suggested => match self.validator.suggest(detail).map(|it| it.step) {
+            Change::Suggested => match validator.suggest(detail).map(|it| it.step) {
                 Some(Step::Set { field, value }) => with_fields(detail, &[(field, value)])?,
                 Some(Step::Replay) => return Err(EditError::Nothing),
                 Some(Step::Manual) | None => return Err(EditError::NothingSuggested),
@@ -125,7 +127,7 @@ impl DeadLetters {
             return Err(EditError::Nothing);
         }
         if let Some(body) = &body {
-            self.validator.decode(detail, body).map_err(EditError::Refused)?;
+            validator.decode(detail, body).map_err(EditError::Refused)?;
         }
         let edit = || self.database.edit_dead_letter(detail, body.as_deref(), &fields, actor);
         if !retry_transient(&self.metrics, edit).await? {
@@ -143,6 +145,7 @@ impl DeadLetters {
         &self,
         selection: Selection,
         change: &Change,
+        validator: DeadLetterValidator,
         actor: &Actor,
         mut each: impl FnMut(Uuid, Result<(), EditError>),
     ) -> Result<(), database::Error> {
@@ -151,7 +154,7 @@ impl DeadLetters {
         while let Some(cursor) = rest {
             let page = self.database.next_dead_letters(&cursor, &open, PAGE).await?;
             for detail in page.dead_letters {
-                match self.edit(&detail, change, actor).await {
+                match self.edit(&detail, change, validator, actor).await {
                     Err(EditError::Database(error)) => return Err(error),
                     edited => each(detail.dead_letter.id, edited.map(|_| ())),
                 }
@@ -187,29 +190,31 @@ impl DeadLetters {
         self.decide(selection, status, Decision::Restore, actor).await
     }
 
-    /// Calls `each` with every dead letter of a selection, oldest first, including its body; returns how many.
-    /// Reads small pages, so memory use stays small.
+    /// Calls `each` with every dead letter of a selection, oldest first, including its body; returns how many, or
+    /// the error of `each`, which ends the export. Reads small pages, so memory use stays small.
     ///
     /// # Errors
-    /// PostgreSQL failed, or `each` returned an error, which ends the export.
-    pub async fn export<E: From<database::Error>>(
+    /// PostgreSQL failed.
+    pub async fn export(
         &self,
         selection: Selection,
         status: &[DeadLetterStatus],
         actor: &Actor,
-        mut each: impl FnMut(DeadLetterDetail) -> Result<(), E>,
-    ) -> Result<u64, E> {
+        mut each: impl FnMut(DeadLetterDetail) -> io::Result<()>,
+    ) -> Result<io::Result<u64>, database::Error> {
         let cursor = self.begin(selection, "dead_letters.export", status, None, actor).await?;
         let (mut rest, mut count) = (cursor, 0);
         while let Some(cursor) = rest {
             let page = self.database.next_dead_letters(&cursor, status, PAGE).await?;
             for dead_letter in page.dead_letters {
-                each(dead_letter)?;
+                if let Err(error) = each(dead_letter) {
+                    return Ok(Err(error));
+                }
                 count += 1;
             }
             rest = page.rest;
         }
-        Ok(count)
+        Ok(Ok(count))
     }
 
     async fn decide(

@@ -7,7 +7,7 @@
 
 use broker::Delivery;
 use broker::fleet_headers::FleetHeaders;
-use broker::topology::WorkQueue;
+use broker::topology::{RetryQueue, WorkQueue};
 use database::{CollectedDeadLetter, DeadLetter, DeadLetterDetail, FailedMessage};
 use domain::event::DeadLettered;
 use domain::failure::{DeadLetterReason, Refusal};
@@ -127,6 +127,12 @@ fn id(queue: WorkQueue, reason: DeadLetterReason, delivery: &Delivery) -> Uuid {
         headers.remove("x-delivery-count");
         headers.remove("x-acquired-count");
         headers.retain(|header, _| !FleetHeaders::owns(header));
+        // RabbitMQ wrote these when the collector retried a copy, and not into the others.
+        let first_death = headers.get("x-first-death-queue").and_then(Value::as_str);
+        if RetryQueue::ALL.iter().any(|queue| Some(queue.name()) == first_death) {
+            let deaths = ["x-death", "x-first-death-", "x-last-death-"];
+            headers.retain(|header, _| !deaths.iter().any(|death| header.starts_with(death)));
+        }
         name.extend_from_slice(delivery.properties().to_string().as_bytes());
         name.push(0);
         name.extend_from_slice(Value::Object(headers).to_string().as_bytes());
@@ -242,5 +248,44 @@ mod tests {
         assert_eq!(sent("m", b"what"), sent("m", b"what"));
         assert_ne!(sent("m", b"what"), sent("m", b"who"));
         assert_ne!(sent("m", b"what"), sent("n", b"what"));
+    }
+
+    #[test]
+    fn a_dead_letter_that_its_collector_retried_keeps_its_id() {
+        let with = |headers: &Value| {
+            id_of(&Delivery::from_stored(b"what".to_vec(), &json!({}), headers, at(2)))
+        };
+        let death = |queue: &str| json!({"queue": queue, "reason": "expired", "count": 1});
+        let retried = |name: &str| {
+            json!({
+                "x-death": [death("domain.retry.5000"), death("domain.retry.1000")],
+                "x-first-death-queue": "domain.retry.1000", "x-first-death-reason": "expired",
+                "x-first-death-exchange": "domain.retry.1000",
+                "x-last-death-queue": "domain.retry.5000", "x-last-death-reason": "expired",
+                "x-last-death-exchange": "domain.retry.5000",
+                "traceparent": name,
+            })
+        };
+        assert_eq!(with(&retried("t")), with(&json!({"traceparent": "t"})));
+        assert_ne!(with(&retried("t")), with(&retried("u")));
+        // What RabbitMQ wrote when a work queue dead-lettered the message stays part of its id.
+        let limit = json!({"x-death": [death("bot.state")], "x-first-death-queue": "bot.state"});
+        assert_ne!(with(&limit), with(&json!({})));
+    }
+
+    #[test]
+    fn the_id_of_a_dead_letter_is_the_same_in_every_version() {
+        let headers = json!({
+            "x-death": [{"queue": "bot.state", "reason": "delivery_limit", "count": 1}],
+            "x-first-death-queue": "bot.state", "x-first-death-reason": "delivery_limit",
+        });
+        let ids = [json!({}), headers].map(|headers| {
+            let properties = json!({"message_id": "m"});
+            let delivery = Delivery::from_stored(b"what".to_vec(), &properties, &headers, at(2));
+            id_of(&delivery).to_string()
+        });
+        let expected =
+            ["988545ee-33f6-53fb-9729-526b66177b4c", "550c3d34-9d29-53c5-8c8b-311edfa8260e"];
+        assert_eq!(ids, expected);
     }
 }

@@ -12,7 +12,7 @@ mod replayer;
 mod report;
 mod run;
 
-pub use self::replayer::{Replayer, Sent, Taken};
+pub use self::replayer::Replayer;
 pub use self::report::{
     Ended, Failed, Planned, Progress, ReplayReport, ReplaySettings, StopOnFailure,
 };

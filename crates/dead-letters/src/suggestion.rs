@@ -1,6 +1,8 @@
 //! How to fix a dead letter, where its fault is obvious.
 
+use broker::topology::queue_of;
 use database::{DeadLetterDetail, DeadLetterStatus};
+use domain::action::ActionKind;
 use domain::failure::{DeadLetterReason, Hint};
 
 use super::DeadLetterValidator;
@@ -69,25 +71,21 @@ impl DeadLetterValidator {
     /// For a dead letter that was refused because of its body: whether this version still refuses it, and how
     /// to fix it.
     fn for_body(&self, detail: &DeadLetterDetail, reason: DeadLetterReason) -> Option<Suggestion> {
-        let Err(refusal) = self.decode(detail, detail.body_to_send()) else {
-            return if reason == DeadLetterReason::UnknownAction {
-                manual(
-                    "the action is known, but no worker of this version handles it; leave the dead letter open \
-                     until one does",
-                )
-            } else {
-                suggestion("the workers of this version accept it: replay it", Step::Replay)
-            };
+        let refusal = match self.decode(detail, detail.body_to_send()) {
+            Err(refusal) => refusal,
+            Ok(action) if reason == DeadLetterReason::UnknownAction => {
+                return for_known_action(action.kind(), &detail.dead_letter.queue);
+            }
+            Ok(_) => {
+                return suggestion(
+                    "the workers of this version accept it: replay it",
+                    Step::Replay,
+                );
+            }
         };
-        let field = refusal.field.as_deref().filter(|field| is_plain(field));
-        let meant = match &refusal.hint {
-            // It becomes part of a command line, where quotes and spaces would be dangerous.
-            Some(Hint::DidYouMean(meant)) if is_plain(meant) => field.zip(Some(meant)),
-            _ => None,
-        };
-        if let Some((field, meant)) = meant {
+        if let (Some(field), Some(Hint::DidYouMean(meant))) = (&refusal.field, &refusal.hint) {
             let text = format!("set {field} to {meant:?}, and fix the sender");
-            let step = Step::Set { field: field.to_owned(), value: meant.clone() };
+            let step = Step::Set { field: field.clone(), value: meant.clone() };
             return suggestion(&text, step);
         }
         match refusal.reason {
@@ -118,10 +116,18 @@ fn manual(text: &str) -> Option<Suggestion> {
     suggestion(text, Step::Manual)
 }
 
-/// Whether the text has only characters that a shell takes literally.
-fn is_plain(text: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '[' | ']');
-    !text.is_empty() && text.chars().all(plain)
+/// For an action that the worker of `failed_in` does not handle, although this version knows it.
+fn for_known_action(kind: ActionKind, failed_in: &str) -> Option<Suggestion> {
+    let queue = queue_of(kind);
+    if queue == failed_in || kind.is_request() {
+        return manual(
+            "the action is known, but no worker of this version handles it; leave the dead letter open \
+             until one does",
+        );
+    }
+    let text =
+        format!("it was published to another queue than its own: a replay sends it to {queue}");
+    suggestion(&text, Step::Replay)
 }
 
 #[cfg(test)]
@@ -164,14 +170,30 @@ mod tests {
         let body =
             r#"{"action_type":"conversation.session_opened","tenant_id":"t","session_id":"s"}"#;
         assert_eq!(suggested("schema", body).unwrap().step, Step::Replay);
-        let erase = r#"{"action_type":"conversation.erase","tenant_id":"t","session_id":"s"}"#;
-        assert_eq!(suggested("unknown_action", erase).unwrap().step, Step::Manual);
         let mut edited = dead_letter("{broken");
         edited.edit.edited_body = Some(body.into());
         let validator = DeadLetterValidator { max_body_bytes: 200 };
         assert_eq!(validator.suggest(&edited).unwrap().step, Step::Replay);
         edited.state.status = DeadLetterStatus::Replayed;
         assert_eq!(validator.suggest(&edited), None);
+    }
+
+    #[test]
+    fn a_replay_is_suggested_for_an_action_in_the_queue_of_others_and_not_for_one_without_a_worker()
+    {
+        let step = |action: &str, failed_in: &str| {
+            let mut detail = dead_letter(&format!(
+                r#"{{"action_type":"{action}","tenant_id":"t","session_id":"s","role":"user","content":"hi"}}"#
+            ));
+            "unknown_action".clone_into(&mut detail.dead_letter.reason);
+            failed_in.clone_into(&mut detail.dead_letter.queue);
+            DeadLetterValidator { max_body_bytes: 200 }.suggest(&detail).unwrap().step
+        };
+        let (saves, sessions) = ("conversation.save_message", "conversation.session");
+        assert_eq!(step(saves, sessions), Step::Replay);
+        assert_eq!(step("conversation.session_opened", saves), Step::Replay);
+        assert_eq!(step("conversation.erase", sessions), Step::Manual);
+        assert_eq!(step("conversation.get_context", saves), Step::Manual, "it would expire");
     }
 
     #[test]

@@ -36,9 +36,10 @@ impl Verifier {
         let began = Instant::now();
         // The days that are marked dirty now. One that is still dirty and unchanged at the end is overdue.
         let dirty = if sections.contains(&Section::Days) {
-            self.database.dirty_days(scope, rows::REMEMBERED).await.unwrap_or_default()
+            let read = self.database.dirty_days(scope, rows::REMEMBERED).await;
+            read.map_err(Incomplete::from)
         } else {
-            Vec::new()
+            Ok(Vec::new())
         };
         let mut ended = Vec::with_capacity(sections.len());
         for &section in sections {
@@ -49,7 +50,10 @@ impl Verifier {
             let result = match section {
                 Section::HotCopies => run.hot_copies().await,
                 Section::Conversations => run.conversations().await,
-                Section::Days => run.days(&dirty).await,
+                Section::Days => match &dirty {
+                    Ok(dirty) => run.days(dirty).await,
+                    Err(unknown) => Err(unknown.clone()),
+                },
                 Section::Integrity => run.integrity().await,
                 Section::Queues => run.queues().await,
             };

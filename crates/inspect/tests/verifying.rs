@@ -532,6 +532,62 @@ async fn an_unavailable_server_ends_its_section_and_no_other() {
     assert_eq!(ended[1].checked, 2);
 }
 
+/// Verifies a section; runs a statement on PostgreSQL at a step of that.
+async fn run_with(
+    world: &World,
+    sections: &[Section],
+    at: fn(VerifyProgress<'_>) -> bool,
+    statement: &str,
+) -> (Vec<Finding>, Vec<Verified>) {
+    let mut found = Vec::new();
+    let (verifier, scope) = (world.verifier(Repairs::None), Scope::default());
+    let mut report = |progress: VerifyProgress<'_>| {
+        if at(progress) {
+            let run = || tokio::runtime::Handle::current().block_on(world.sql(statement));
+            tokio::task::block_in_place(run);
+        }
+        if let VerifyProgress::Found(finding) = progress {
+            found.push(finding.clone());
+        }
+    };
+    let ended = verifier.run(&scope, sections, &mut report).await;
+    (found, ended)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn days_are_not_verified_if_it_is_unknown_which_were_due() {
+    let world = World::archived().await;
+    world.sql("ALTER TABLE daily_stats RENAME TO away").await;
+    let sections = [Section::HotCopies, Section::Days];
+    let days_begin = |it: VerifyProgress<'_>| matches!(it, VerifyProgress::Begins(Section::Days));
+    let back = "ALTER TABLE away RENAME TO daily_stats";
+    let (found, ended) = run_with(&world, &sections, days_begin, back).await;
+    assert_eq!((found, &ended[0].incomplete), (vec![], &None));
+    let Some(Incomplete::Unavailable { dependency, cause }) = &ended[1].incomplete else {
+        panic!("{ended:?}")
+    };
+    assert_eq!(*dependency, Dependency::PostgreSql);
+    assert!(cause.contains("daily_stats"), "{cause}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_overdue_is_reported_although_a_later_page_cannot_be_read() {
+    let world = World { overdue_after: Duration::ZERO, ..World::new().await };
+    let days = "INSERT INTO daily_stats (tenant_id, agent_id, day)
+                SELECT 'acme', '', date '2026-01-01' + n FROM generate_series(1, 150) AS n";
+    world.sql(days).await;
+    // The tokens of the last day exceed the range of their column.
+    let overflow = "INSERT INTO conversation_stats (tenant_id, conversation_id, message_count,
+                        user_messages, assistant_messages, total_tokens, duration_seconds,
+                        computed_from, computed_at, day)
+                    SELECT 'acme', n::text, 1, 1, 1, 9223372036854775807, 1, now(), now(),
+                           date '2026-01-01' + 150 FROM generate_series(1, 2) AS n";
+    let all_read = |it: VerifyProgress<'_>| matches!(it, VerifyProgress::Checked(150));
+    let (found, ended) = run_with(&world, &[Section::Days], all_read, overflow).await;
+    assert!(matches!(ended[0].incomplete, Some(Incomplete::Unavailable { .. })), "{ended:?}");
+    assert_eq!(found.iter().map(|it| it.kind).collect::<Vec<_>>(), [Kind::DayOverdue; 100]);
+}
+
 #[tokio::test]
 async fn work_in_progress_is_not_reported_as_damage() {
     let world = World::new().await;

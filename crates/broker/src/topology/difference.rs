@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::connection::NOT_FOUND;
+
 /// The kind of object that differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -46,7 +48,6 @@ pub enum Fault {
 impl Difference {
     /// Parses RabbitMQ's reply to a declaration: its code and text.
     pub(crate) fn from_reply(kind: Kind, name: &str, code: u16, text: &str) -> Self {
-        const NOT_FOUND: u16 = 404;
         let fault = if code == NOT_FOUND {
             Fault::Missing
         } else {

@@ -43,7 +43,8 @@ pub async fn declare(endpoints: &Endpoints) -> Result<(), TopologyError> {
     }
     if differences.is_empty() {
         for binding in bindings() {
-            bind(&connection, binding).await?;
+            let bound = bind(&connection, binding).await;
+            record(&mut differences, Kind::Queue, binding.queue, bound)?;
         }
     }
     connection.close().await;

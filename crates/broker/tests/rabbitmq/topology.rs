@@ -186,6 +186,37 @@ async fn the_depth_of_every_queue_is_reported_and_a_missing_one_is_named() {
 }
 
 #[tokio::test]
+async fn a_queue_whose_depth_is_refused_is_not_missing() {
+    let (env, endpoints) = empty().await;
+    let (_connection, channel) = raw_channel(&env.amqp_url).await;
+    let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
+    channel.queue_declare(work_queue().name.into(), options, FieldTable::default()).await.unwrap();
+    let error = broker::inspect::Inspector::new(endpoints).depths().await.unwrap_err();
+    let text = domain::causes::with_causes(&error);
+    assert!(text.contains("RESOURCE_LOCKED") && text.contains(work_queue().name), "{text}");
+}
+
+#[tokio::test]
+async fn a_binding_that_the_user_must_not_make_is_named() {
+    let (env, _) = empty().await;
+    let put = async |path: String, body: &str| {
+        env.management().request("PUT", &path, body).await.unwrap();
+    };
+    put(format!("/api/users/{}", env.name), r#"{"password":"hunter2","tags":""}"#).await;
+    // To bind a queue needs the permission to read from the exchange.
+    let all_but_read = r#"{"configure":".*","write":".*","read":"^(?!conversation\\.events)"}"#;
+    put(format!("/api/permissions/{0}/{0}", env.name), all_but_read).await;
+    let (_, host) = env.amqp_url.rsplit_once('@').unwrap();
+    let url = format!("amqp://{}:hunter2@{host}", env.name);
+    let declared = topology::declare(&Endpoints::parse(&url, "test").unwrap()).await;
+    env.management().request("DELETE", &format!("/api/users/{}", env.name), "").await.unwrap();
+    let Err(TopologyError::Differs(differences)) = declared else { panic!("{declared:?}") };
+    let text = differences[0].to_string();
+    assert!(text.starts_with("queue `conversation.statistics`: "), "{text}");
+    assert!(text.contains("ACCESS_REFUSED") && text.contains("'conversation.events'"), "{text}");
+}
+
+#[tokio::test]
 async fn a_refused_login_reports_the_brokers_reply_without_the_password() {
     let env = TestEnv::new().await;
     let (server, _) = env.amqp_url.rsplit_once('/').unwrap();

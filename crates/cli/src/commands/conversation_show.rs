@@ -14,11 +14,12 @@ use domain::causes::with_causes;
 use domain::ids::{ConversationId, ConversationKey, SessionId, TenantId};
 use hot_store::Window;
 use metrics::Metrics;
-use service::settings::{DatabaseSettings, ServerUrl};
+use service::settings::DatabaseSettings;
 use stores::{DatabaseServer, RedisServer};
 
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, one_line};
+use crate::values::OptionalRedis;
 
 /// Shows a conversation: its messages, status and statistics
 ///
@@ -62,11 +63,8 @@ pub(crate) struct ConversationShow {
     #[command(flatten)]
     database: DatabaseSettings,
 
-    /// Redis; several nodes of one Redis Cluster are separated by commas.
-    /// REDIS_URL_FILE may name a file that holds it
-    #[arg(long, env = "REDIS_URL", value_name = "redis://:password@host:6379/0")]
-    #[arg(value_delimiter = ',', value_parser = ServerUrl::redis, help_heading = "Servers")]
-    redis_url: Vec<ServerUrl>,
+    #[command(flatten)]
+    redis: OptionalRedis,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -122,7 +120,7 @@ impl ConversationShow {
         };
         /// Conversations that an ambiguous session lists.
         const LISTED: u32 = 20;
-        let found = server.database.conversations(&filter, LISTED).await;
+        let found = server.database.conversations(&filter, LISTED + 1).await;
         let found = found.map_err(|error| server.failure(&error))?;
         match found.as_slice() {
             // The id that is derived from the session, for actions without conversation_id.
@@ -131,8 +129,10 @@ impl ConversationShow {
                 Failure::plain(format!("the id of a stored conversation is invalid: {error}"))
             }),
             several => {
-                let ids: Vec<_> = several.iter().map(|row| one_line(&row.id)).collect();
-                let what = format!("session {session} began {} conversations", several.len());
+                let listed = several.iter().take(LISTED as usize);
+                let ids: Vec<_> = listed.map(|row| one_line(&row.id)).collect();
+                let more = if several.len() > ids.len() { "more than " } else { "" };
+                let what = format!("session {session} began {more}{} conversations", ids.len());
                 Err(Failure::problem(
                     what,
                     format!("give one of these ids instead: {}", ids.join(", ")),
@@ -150,7 +150,7 @@ impl ConversationShow {
         let newest = usize::try_from(self.last).unwrap_or(usize::MAX);
         let (window, database) = (Window { newest, before: None }, &server.database);
         match self.source {
-            ReadFrom::Auto if !self.redis_url.is_empty() => {
+            ReadFrom::Auto if !self.redis.redis_url.is_empty() => {
                 let hot = self.redis(server)?.hot;
                 let reader = Reader::new(database.clone(), hot.clone(), Metrics::new());
                 let read = reader.read(key, &window).await;
@@ -185,12 +185,12 @@ impl ConversationShow {
     }
 
     fn redis(&self, server: &DatabaseServer) -> Result<RedisServer, Failure> {
-        if self.redis_url.is_empty() {
+        if self.redis.redis_url.is_empty() {
             return Err(Failure::usage(
                 "REDIS_URL: it is not set, but --source redis needs it; set it, for example to \
                  redis://:password@host:6379/0",
             ));
         }
-        Ok(RedisServer::reading(&self.redis_url, &server.database)?)
+        Ok(RedisServer::reading(&self.redis.redis_url, &server.database)?)
     }
 }

@@ -14,8 +14,7 @@ use serde::Serialize;
 use stores::DatabaseServer;
 use uuid::Uuid;
 
-use super::dead_letters_discard::dead_letters;
-use super::dead_letters_selection::Operation;
+use super::dead_letters_selection::{Operation, dead_letters};
 use super::dead_letters_show::{body, no_such_dead_letter};
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
@@ -72,7 +71,7 @@ impl DeadLettersEdit {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let selection = self.on.chosen.selection(output.now)?;
         let server = DatabaseServer::open(&self.on.database).await?;
-        let dead_letters = dead_letters(&server, self.limit.max_body_bytes);
+        let dead_letters = dead_letters(&server);
         match selection {
             Selection::Ids(ids) if ids.len() == 1 => {
                 self.one(ids[0], &dead_letters, &server, output).await
@@ -88,19 +87,22 @@ impl DeadLettersEdit {
         server: &DatabaseServer,
         output: &Output,
     ) -> Result<Exit, Failure> {
-        let found = dead_letters.details(id).await.map_err(|error| server.failure(&error))?;
-        let details = found.ok_or_else(|| no_such_dead_letter(id))?;
+        let validator = self.limit.dead_letters();
+        let found = dead_letters.with_history(id).await;
+        let found = found.map_err(|error| server.failure(&error))?;
+        let found = found.ok_or_else(|| no_such_dead_letter(id))?;
         let (change, copy) = match (self.common_change(), &self.body) {
             (Some(change), _) => (change, None),
             (None, Some(input)) => (Change::Body(new_body(input)?), None),
             (None, None) => {
-                let (body, copy) = self.in_editor(&details.detail)?;
+                let (body, copy) = self.in_editor(&found.detail)?;
                 (Change::Body(body), Some(copy))
             }
         };
-        let edited = dead_letters.edit(&details.detail, &change, &self.on.actor.actor()).await;
+        let actor = self.on.actor.actor();
+        let edited = dead_letters.edit(&found.detail, &change, validator, &actor).await;
         let detail = edited.map_err(|error| {
-            let suggestion = details.suggestion.as_ref().map(|it| it.text.as_str());
+            let suggestion = validator.suggest(&found.detail).map(|it| it.text);
             let copy = copy.filter(|_| !matches!(error, EditError::Nothing));
             let failure = failure(error, id, suggestion, server);
             match copy {
@@ -125,8 +127,9 @@ impl DeadLettersEdit {
             )
         })?;
         let (actor, mut edits) = (self.on.actor.actor(), Edits::default());
+        let validator = self.limit.dead_letters();
         dead_letters
-            .edit_all(selection, &change, &actor, |id, edited| edits.add(id, edited))
+            .edit_all(selection, &change, validator, &actor, |id, edited| edits.add(id, edited))
             .await
             .map_err(|error| server.failure(&error))?;
         let named = self.on.chosen.named();
@@ -174,7 +177,7 @@ impl DeadLettersEdit {
 fn failure(
     error: EditError,
     id: Uuid,
-    suggestion: Option<&str>,
+    suggestion: Option<String>,
     server: &DatabaseServer,
 ) -> Failure {
     let show = format!("see `verbatim dead-letters show {id}`");
@@ -185,7 +188,7 @@ fn failure(
             "nothing was changed; repeat --set FIELD=VALUE to set several fields",
         ),
         EditError::NothingSuggested | EditError::Nothing => {
-            Failure::problem(error.to_string(), suggestion.map_or(show, str::to_owned))
+            Failure::problem(error.to_string(), suggestion.unwrap_or(show))
         }
         EditError::Busy | EditError::Fault(_) => Failure::problem(with_causes(&error), show),
     }
@@ -225,7 +228,7 @@ impl Edits {
     fn text(&self, out: &mut Text) {
         let row =
             |failed: &NotEdited| [failed.id.to_string().into(), Cell::new(Tone::Bad, &failed.why)];
-        out.failures(["not edited", "error"], self.failures.iter().map(row));
+        out.first_rows(["not edited", "error"], self.failures.iter().map(row));
         let tone = if self.edited > 0 { Tone::Good } else { Tone::Warn };
         out.piece(tone, format!("{} edited", plural(self.edited, "dead letter")));
         let counts = [

@@ -7,14 +7,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use database::{DeadLetterDetail, DeadLetterStatus};
-use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use serde::Serialize;
 use stores::DatabaseServer;
 
-use super::dead_letters_discard::dead_letters;
-use super::dead_letters_selection::{Operation, Status};
+use super::dead_letters_selection::{Operation, Status, dead_letters};
 use crate::exit::{Exit, Failure};
-use crate::output::{Output, plural};
+use crate::output::{self, Output, plural};
 
 /// Writes dead letters as JSON lines
 #[derive(Debug, Args)]
@@ -56,18 +54,15 @@ impl DeadLettersExport {
         let mut out = self.open()?;
         let status = if self.on.chosen.named() > 0 { None } else { self.status.stored() };
         let status: &[DeadLetterStatus] = status.as_slice();
-        let written = dead_letters(&server, DEFAULT_MAX_BODY_BYTES)
+        let exported = dead_letters(&server)
             .export(selection, status, &self.on.actor.actor(), |detail| write(&detail, &mut out))
             .await
-            .map_err(|fault| match fault {
-                Fault::Database(error) => server.failure(&error).into(),
-                Fault::Output(error) => Failure::from(error),
-            })?;
-        out.flush()?;
-        if let Some(path) = &self.output {
-            eprintln!("exported {} to {}", plural(written, "dead letter"), path.display());
+            .map_err(|error| server.failure(&error))?;
+        let exported = exported.and_then(|exported| out.flush().map(|()| exported));
+        if let (Ok(exported), Some(path)) = (&exported, &self.output) {
+            eprintln!("exported {} to {}", plural(*exported, "dead letter"), path.display());
         }
-        Ok(Exit::Success)
+        output::written(exported.map(drop)).map(|()| Exit::Success)
     }
 
     fn open(&self) -> Result<Box<dyn Write + Send>, Failure> {
@@ -82,24 +77,12 @@ impl DeadLettersExport {
     }
 }
 
-/// Why an export ended early.
-enum Fault {
-    Database(database::Error),
-    Output(io::Error),
-}
-
-impl From<database::Error> for Fault {
-    fn from(error: database::Error) -> Self {
-        Self::Database(error)
-    }
-}
-
-fn write(detail: &DeadLetterDetail, out: &mut (impl Write + ?Sized)) -> Result<(), Fault> {
+fn write(detail: &DeadLetterDetail, out: &mut (impl Write + ?Sized)) -> io::Result<()> {
     let body = &detail.message.body;
     let is_text = std::str::from_utf8(body).is_ok();
     let line = Line { detail, body_hex: (!is_text).then(|| hex(body)) };
-    let written = serde_json::to_writer(&mut *out, &line).map_err(io::Error::from);
-    written.and_then(|()| out.write_all(b"\n")).map_err(Fault::Output)
+    serde_json::to_writer(&mut *out, &line)?;
+    out.write_all(b"\n")
 }
 
 fn hex(bytes: &[u8]) -> String {

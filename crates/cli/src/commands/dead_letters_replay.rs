@@ -9,16 +9,13 @@ use std::time::Duration;
 use broker::Publisher;
 use broker::inspect::Inspector;
 use clap::{Args, ValueEnum};
-use dead_letters::{
-    DeadLetterValidator, Ended, ReplayReport, ReplaySettings, Replayer, StopOnFailure,
-};
+use dead_letters::{Ended, ReplayReport, ReplaySettings, Replayer, StopOnFailure};
 use metrics::Metrics;
-use service::settings::{AmqpSettings, DatabaseSettings, duration};
+use service::settings::{AmqpSettings, duration};
 use stores::{Broker, DatabaseServer};
 use tokio_util::sync::CancellationToken;
 
-use super::dead_letters_selection::Chosen;
-use crate::actor::ActorArgs;
+use super::dead_letters_selection::Operation;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
@@ -71,16 +68,10 @@ pub(crate) struct DeadLettersReplay {
     limit: BodyLimit,
 
     #[command(flatten)]
-    chosen: Chosen,
-
-    #[command(flatten)]
-    actor: ActorArgs,
+    on: Operation,
 
     #[command(flatten)]
     amqp: AmqpSettings,
-
-    #[command(flatten)]
-    database: DatabaseSettings,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -95,15 +86,15 @@ enum Stop {
 
 impl DeadLettersReplay {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
-        let selection = self.chosen.selection(output.now)?;
+        let selection = self.on.chosen.selection(output.now)?;
         let broker = Broker::of(&self.amqp)?;
-        let server = DatabaseServer::open(&self.database).await?;
+        let server = DatabaseServer::open(&self.on.database).await?;
         let metrics = Metrics::new();
         let replayer = Replayer::new(
             server.database.clone(),
             Publisher::new(broker.endpoints.clone(), metrics.clone()),
             metrics,
-            DeadLetterValidator { max_body_bytes: self.limit.max_body_bytes },
+            self.limit.dead_letters(),
         );
         if self.dry_run {
             let mut plan = plan::Plan::default();
@@ -125,13 +116,13 @@ impl DeadLettersReplay {
             },
         };
         let mut display = progress::ReplayProgress::new();
-        let actor = self.actor.actor();
+        let actor = self.on.actor.actor();
         let replayed = replayer
             .run(selection, &actor, &settings, &stop_by_signal(), |progress| display.show(progress))
             .await;
         display.end();
         let report = replayed.map_err(|error| server.failure(&error))?;
-        let not_open = self.chosen.named().saturating_sub(report.matched);
+        let not_open = self.on.chosen.named().saturating_sub(report.matched);
         output.show(&report, |out| text::text(&report, not_open, out))?;
         Ok(exit(&report, not_open))
     }

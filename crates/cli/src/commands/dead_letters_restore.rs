@@ -2,11 +2,9 @@
 
 use clap::{Args, ValueEnum};
 use database::DeadLetterStatus;
-use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use stores::DatabaseServer;
 
-use super::dead_letters_discard::{Done, Texts, dead_letters};
-use super::dead_letters_selection::Operation;
+use super::dead_letters_selection::{Operation, Texts, dead_letters};
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 
@@ -53,17 +51,13 @@ impl DeadLettersRestore {
         };
         let server = DatabaseServer::open(&self.on.database).await?;
         let actor = self.on.actor.actor();
-        let restored =
-            dead_letters(&server, DEFAULT_MAX_BODY_BYTES).restore(selection, status, &actor).await;
-        let dead_letters = restored.map_err(|error| server.failure(&error))?;
-        let skipped = self.on.chosen.named().saturating_sub(dead_letters);
-        let done = Done { run: actor.run, dead_letters, skipped };
+        let restored = dead_letters(&server).restore(selection, status, &actor).await;
+        let restored = restored.map_err(|error| server.failure(&error))?;
         let texts = Texts {
             done: "open again",
             required: "discarded or replayed",
             next: "next: `verbatim dead-letters replay`",
         };
-        output.show(&done, |out| done.text(&texts, out))?;
-        Ok(done.exit())
+        self.on.report(&actor, restored, &texts, output)
     }
 }

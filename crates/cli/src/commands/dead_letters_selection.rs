@@ -2,15 +2,20 @@
 
 use broker::topology::WorkQueue;
 use clap::{Args, ValueEnum};
-use database::{DeadLetterFilter, DeadLetterStatus, ReplayedBefore, Selection};
+use database::{Actor, DeadLetterFilter, DeadLetterStatus, ReplayedBefore, Selection};
+use dead_letters::DeadLetters;
 use domain::failure::DeadLetterReason;
 use domain::ids::{ConversationId, TenantId};
 use domain::time::Timestamp;
+use metrics::Metrics;
+use serde::Serialize;
 use service::settings::DatabaseSettings;
+use stores::DatabaseServer;
 use uuid::Uuid;
 
 use crate::actor::ActorArgs;
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
+use crate::output::{Output, Tone, plural};
 use crate::values::{When, one_of};
 
 /// Filters. A dead letter must match all of them.
@@ -92,6 +97,27 @@ pub(crate) struct Operation {
     pub(crate) database: DatabaseSettings,
 }
 
+/// The result of a command that decides on dead letters.
+#[derive(Debug, Serialize)]
+struct Decided {
+    /// The run id in the audit log.
+    run: Uuid,
+    /// Dead letters that were changed.
+    dead_letters: u64,
+    /// Dead letters that were given by their ids and not changed.
+    skipped: u64,
+}
+
+/// What the text of such a command says.
+pub(super) struct Texts {
+    /// What was done to the dead letters.
+    pub(super) done: &'static str,
+    /// The status that they needed.
+    pub(super) required: &'static str,
+    /// The next command.
+    pub(super) next: &'static str,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Status {
     /// Neither replayed nor discarded
@@ -157,6 +183,37 @@ impl Chosen {
         ids.dedup();
         ids.len() as u64
     }
+}
+
+impl Operation {
+    /// Reports that dead letters were changed.
+    pub(super) fn report(
+        &self,
+        actor: &Actor,
+        dead_letters: u64,
+        texts: &Texts,
+        output: &Output,
+    ) -> Result<Exit, Failure> {
+        let skipped = self.chosen.named().saturating_sub(dead_letters);
+        let decided = Decided { run: actor.run, dead_letters, skipped };
+        output.show(&decided, |out| {
+            let Texts { done, required, next } = texts;
+            let tone = if dead_letters > 0 { Tone::Good } else { Tone::Warn };
+            out.piece(tone, format!("{} {done}", plural(dead_letters, "dead letter")));
+            let why = format!("skipped (not {required}, unknown, or claimed by a running replay)");
+            out.counts(Tone::Warn, [(skipped, &why)]);
+            out.push("\n");
+            if dead_letters > 0 {
+                out.line(Tone::Dim, next);
+            }
+        })?;
+        Ok(if skipped > 0 { Exit::Problems } else { Exit::Success })
+    }
+}
+
+/// The dead letters of a database.
+pub(super) fn dead_letters(server: &DatabaseServer) -> DeadLetters {
+    DeadLetters::new(server.database.clone(), Metrics::new())
 }
 
 impl Status {

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use database::{AuditEntry, DeadLetter, DeadLetterDetail, DeadLetterStatus, DeadLetterSummary};
-use dead_letters::{DeadLetterDetails, Step, Suggestion};
+use dead_letters::{DeadLetterValidator, DeadLetterWithHistory, Step, Suggestion};
 use domain::json;
 use domain::time::Timestamp;
 use serde::Serialize;
@@ -11,7 +11,7 @@ use service::settings::DatabaseSettings;
 use stores::DatabaseServer;
 use uuid::Uuid;
 
-use super::dead_letters_discard::dead_letters;
+use super::dead_letters_selection::dead_letters;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, Text, Tone, ago, moment, one_line, plural};
@@ -59,10 +59,10 @@ struct Advice {
 impl DeadLettersShow {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let server = DatabaseServer::open(&self.database).await?;
-        let dead_letters = dead_letters(&server, self.limit.max_body_bytes);
-        let found = dead_letters.details(self.id).await.map_err(|error| server.failure(&error))?;
+        let found = dead_letters(&server).with_history(self.id).await;
+        let found = found.map_err(|error| server.failure(&error))?;
         let details = found.ok_or_else(|| no_such_dead_letter(self.id))?;
-        let shown = shown(&details);
+        let shown = shown(&details, self.limit.dead_letters());
         output.show(&shown, |out| text(&details, &shown, out))?;
         Ok(Exit::Success)
     }
@@ -73,25 +73,25 @@ pub(super) fn no_such_dead_letter(id: Uuid) -> Failure {
     Failure::problem(what, "`verbatim dead-letters list --status all` lists all dead letters")
 }
 
-fn shown(details: &DeadLetterDetails) -> Shown<'_> {
+fn shown(details: &DeadLetterWithHistory, validator: DeadLetterValidator) -> Shown<'_> {
     let detail = &details.detail;
     let id = detail.dead_letter.id;
     Shown {
         failed_again_as: details.after.iter().map(|it| it.dead_letter.id).collect(),
         audit: &details.audit,
-        suggestion: details.suggestion.as_ref().map(|it| advice(id, it)),
+        suggestion: validator.suggest(detail).map(|it| advice(id, it)),
         next: next(id, detail.state.status),
         detail,
     }
 }
 
-fn advice(id: Uuid, suggestion: &Suggestion) -> Advice {
-    let command = match &suggestion.step {
+fn advice(id: Uuid, suggestion: Suggestion) -> Advice {
+    let command = match suggestion.step {
         Step::Set { .. } => Some(format!("verbatim dead-letters edit {id} --apply-suggestion")),
         Step::Replay => Some(format!("verbatim dead-letters replay {id}")),
         Step::Manual => None,
     };
-    Advice { text: suggestion.text.clone(), command }
+    Advice { text: suggestion.text, command }
 }
 
 /// The commands for a dead letter in its status.
@@ -105,7 +105,7 @@ fn next(id: Uuid, status: DeadLetterStatus) -> Vec<String> {
     }
 }
 
-fn text(details: &DeadLetterDetails, shown: &Shown<'_>, out: &mut Text) {
+fn text(details: &DeadLetterWithHistory, shown: &Shown<'_>, out: &mut Text) {
     let DeadLetterDetail { dead_letter, message, state, edit } = &details.detail;
     let id = out.paint(Tone::Strong, &dead_letter.id.to_string());
     out.push(format!("dead letter {id}, {}\n", state.status));
@@ -247,7 +247,6 @@ pub(super) fn body(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use database::{DeadLetterEdit, DeadLetterState, FailedMessage};
-    use dead_letters::DeadLetterValidator;
     use serde_json::json;
 
     use super::*;
@@ -255,13 +254,14 @@ mod tests {
     use crate::commands::dead_letters_list::tests::{detail, summary};
     use crate::output::tests::plain;
 
-    fn details_of(detail: DeadLetterDetail) -> DeadLetterDetails {
-        let suggestion = DeadLetterValidator { max_body_bytes: 1_000 }.suggest(&detail);
-        DeadLetterDetails { detail, before: None, after: Vec::new(), audit: Vec::new(), suggestion }
+    const VALIDATOR: DeadLetterValidator = DeadLetterValidator { max_body_bytes: 1_000 };
+
+    fn details_of(detail: DeadLetterDetail) -> DeadLetterWithHistory {
+        DeadLetterWithHistory { detail, before: None, after: Vec::new(), audit: Vec::new() }
     }
 
-    fn rendered(details: &DeadLetterDetails) -> String {
-        plain(|out| text(details, &shown(details), out))
+    fn rendered(details: &DeadLetterWithHistory) -> String {
+        plain(|out| text(details, &shown(details, VALIDATOR), out))
     }
 
     #[test]
@@ -303,7 +303,7 @@ mod tests {
         let mut after = summary();
         after.dead_letter.id = Uuid::from_u128(8);
         let (before, after) = (Some(detail().dead_letter), vec![after]);
-        insta::assert_snapshot!(rendered(&DeadLetterDetails {
+        insta::assert_snapshot!(rendered(&DeadLetterWithHistory {
             before,
             after,
             audit,
@@ -347,6 +347,7 @@ mod tests {
     #[test]
     fn its_json_has_the_suggestion_beside_the_dead_letter() {
         let details = details_of(detail());
-        insta::assert_snapshot!(serde_json::to_string_pretty(&shown(&details)).unwrap());
+        let shown = shown(&details, VALIDATOR);
+        insta::assert_snapshot!(serde_json::to_string_pretty(&shown).unwrap());
     }
 }

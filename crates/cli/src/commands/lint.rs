@@ -1,6 +1,7 @@
 //! `verbatim lint`: checks actions with the workers' validator.
 
 use clap::Args;
+use dead_letters::DeadLetterValidator;
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use service::settings::bytes;
 
@@ -37,6 +38,13 @@ pub(crate) struct BodyLimit {
     #[arg(long, env = "VERBATIM_MAX_BODY_BYTES", value_name = "BYTES")]
     #[arg(default_value_t = DEFAULT_MAX_BODY_BYTES, value_parser = bytes)]
     pub(crate) max_body_bytes: usize,
+}
+
+impl BodyLimit {
+    /// The validator of dead letters with this limit.
+    pub(crate) fn dead_letters(self) -> DeadLetterValidator {
+        DeadLetterValidator { max_body_bytes: self.max_body_bytes }
+    }
 }
 
 impl Lint {

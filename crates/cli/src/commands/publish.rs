@@ -20,7 +20,7 @@ use stores::Broker;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::input::Input;
-use crate::output::{Cell, LISTED, Output, Text, Tone, bar, count, plural, spinner};
+use crate::output::{Cell, Output, Text, Tone, bar, count, plural, spinner};
 use crate::validator::{Findings, Validator};
 
 /// Publishes actions and waits for RabbitMQ's confirms
@@ -82,9 +82,10 @@ impl Publish {
         };
         let mut sending = Sending::new(publisher, progress);
         let router = Router { validator, routing_key: self.routing_key };
-        sending.all(&lines, &router).await?;
+        let read = sending.all(lines.read()?, &router).await;
         let report = sending.finish().await;
         output.show(&report, |out| text(&report, out))?;
+        read?;
         Ok(match &report {
             Report { rabbitmq_unavailable: true, .. } => Exit::Unavailable,
             Report { unroutable: 0, failed: 0, .. } => Exit::Success,
@@ -110,17 +111,11 @@ fn refuse(findings: &Findings, output: &Output) -> Result<Exit, Failure> {
 }
 
 fn text(report: &Report, out: &mut Text) {
-    if !report.failures.is_empty() {
-        let row = |failure: &NotConfirmed| {
-            let line = Cell::from(failure.line.to_string()).right();
-            [line, Cell::new(Tone::Bad, failure.outcome), (&failure.detail).into()]
-        };
-        out.table(["line", "outcome", "error"], report.failures.iter().take(LISTED).map(row));
-        if let Some(more) = report.failures.len().checked_sub(LISTED).filter(|more| *more > 0) {
-            out.push(format!("… and {more} more; --json lists all\n"));
-        }
-        out.push("\n");
-    }
+    let row = |failure: &NotConfirmed| {
+        let line = Cell::from(failure.line.to_string()).right();
+        [line, Cell::new(Tone::Bad, failure.outcome), (&failure.detail).into()]
+    };
+    out.first_rows(["line", "outcome", "error"], report.failures.iter().map(row));
     let tone = if report.confirmed == report.lines { Tone::Good } else { Tone::Warn };
     let actions = plural(report.lines, "action");
     out.piece(tone, format!("{} of {actions} confirmed", count(report.confirmed)));

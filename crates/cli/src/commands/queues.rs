@@ -157,7 +157,7 @@ mod tests {
         let depths: Vec<_> = topology::queues()
             .iter()
             .map(|queue| {
-                let depth = |ready, consumers| Some(Depth { queue: queue.name, ready, consumers });
+                let depth = |ready, consumers| Some(Depth { ready, consumers });
                 let depth = match queue.name {
                     "conversation.save_message" => depth(12_345, 0),
                     "conversation.session" => depth(3, 2),

@@ -10,6 +10,7 @@ use stores::{Broker, DatabaseServer, RedisServer};
 
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, count, spinner};
+use crate::values::OptionalRedis;
 
 /// Traces a message or conversation: what happened to it, and where it is now
 ///
@@ -41,11 +42,8 @@ pub(crate) struct Trace {
     #[command(flatten)]
     database: DatabaseSettings,
 
-    /// Redis; several nodes of one Redis Cluster are separated by commas.
-    /// REDIS_URL_FILE may name a file that holds it
-    #[arg(long, env = "REDIS_URL", value_name = "redis://:password@host:6379/0")]
-    #[arg(value_delimiter = ',', value_parser = ServerUrl::redis, help_heading = "Servers")]
-    redis_url: Vec<ServerUrl>,
+    #[command(flatten)]
+    redis: OptionalRedis,
 
     /// RabbitMQ; several nodes of one cluster are separated by commas.
     /// AMQP_URL_FILE may name a file that holds it
@@ -57,7 +55,7 @@ pub(crate) struct Trace {
 impl Trace {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let server = DatabaseServer::open(&self.database).await?;
-        let hot = match self.redis_url.as_slice() {
+        let hot = match self.redis.redis_url.as_slice() {
             [] => None,
             urls => Some(RedisServer::reading(urls, &server.database)?.hot),
         };

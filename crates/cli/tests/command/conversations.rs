@@ -92,6 +92,12 @@ async fn a_conversation_with_an_id_of_its_own_is_found_by_its_session() {
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(ran.err.contains("session s began 2 conversations"), "{ran:?}");
     assert!(ran.err.contains("case/7") && ran.err.contains("case/8"), "{ran:?}");
+
+    let cases = (9..30).map(|n| body("s", "m-1", &json!({"conversation_id": format!("case/{n}")})));
+    save(&env, &cases.collect::<Vec<_>>()).await;
+    let ran = verbatim.run(&show).await;
+    assert!(ran.err.contains("session s began more than 20 conversations"), "{ran:?}");
+    assert_eq!(ran.err.matches("case/").count(), 20, "{ran:?}");
 }
 
 #[tokio::test]

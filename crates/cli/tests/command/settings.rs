@@ -68,12 +68,14 @@ async fn a_database_that_does_not_exist_is_named() {
 #[tokio::test]
 async fn a_closed_pipe_is_not_an_error() {
     let (_env, verbatim) = prepared().await;
-    let mut child = verbatim.command(&["queues"]).spawn().unwrap();
-    drop(child.stdout.take());
-    let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
-    let output = output.await.unwrap();
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert_eq!(output.stderr, b"", "{output:?}");
+    for arguments in [&["queues"][..], &["dead-letters", "export", "--all"]] {
+        let mut child = verbatim.command(arguments).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
+        let output = output.await.unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert_eq!(output.stderr, b"", "{output:?}");
+    }
 }
 
 #[tokio::test]

@@ -62,6 +62,15 @@ async fn setup_names_every_unreachable_server_without_its_password() {
 }
 
 #[tokio::test]
+async fn a_closed_pipe_hides_no_problem() {
+    let without = Verbatim::default().with("DATABASE_URL", "postgres://user@127.0.0.1:9/d");
+    let unreachable = without.with("AMQP_URL", "amqp://user@127.0.0.1:9/v");
+    assert_eq!(unreachable.run_unread(&["setup"]).await, 3);
+    assert_eq!(unreachable.run_unread(&["lint", "-"]).await, 1);
+    assert_eq!(unreachable.run_unread(&["--help"]).await, 0);
+}
+
+#[tokio::test]
 async fn after_a_restore_every_hot_copy_is_invalid_until_it_is_loaded_again() {
     let (env, verbatim) = prepared().await;
     save(&env, &[body("s", "m-1", &json!({})), body("s", "m-2", &json!({}))]).await;

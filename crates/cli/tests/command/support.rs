@@ -56,6 +56,20 @@ impl Verbatim {
         Ran::of(output.await.unwrap())
     }
 
+    /// Runs it on a line that is no action, with output pipes that nobody reads, and returns its exit code.
+    pub(crate) async fn run_unread(&self, arguments: &[&str]) -> i32 {
+        let mut command = self.command(arguments);
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        command.stdout(writer.try_clone().unwrap()).stderr(writer);
+        let status = tokio::task::spawn_blocking(move || {
+            let mut child = command.spawn().unwrap();
+            child.stdin.take().unwrap().write_all(b"hello\n").ok();
+            child.wait().unwrap()
+        });
+        status.await.unwrap().code().expect("it was not killed")
+    }
+
     /// Runs it, expects success, and reads what it printed as JSON.
     pub(crate) async fn json(&self, arguments: &[&str]) -> Value {
         let ran = self.run(&[arguments, &["--json"]].concat()).await;

@@ -33,16 +33,16 @@ pub struct Replayer {
 /// Dead letters that a run has leased.
 #[derive(Debug)]
 #[must_use = "unless they are sent, no run can take them until their lease expires"]
-pub struct Taken {
+pub(super) struct Taken {
     pub(super) dead_letters: Vec<DeadLetterDetail>,
     /// The rest of the selection.
-    pub rest: Option<DeadLetterCursor>,
+    pub(super) rest: Option<DeadLetterCursor>,
 }
 
 /// Dead letters that were published, with RabbitMQ's replies.
 #[derive(Debug)]
 #[must_use = "they stay open until this is recorded"]
-pub struct Sent {
+pub(super) struct Sent {
     pub(super) outcomes: Vec<ReplayOutcome>,
     /// Each one that was confirmed, with the content fingerprint of its message.
     pub(super) confirmed: Vec<(Uuid, Option<ContentFingerprint>)>,
@@ -85,10 +85,7 @@ impl Replayer {
     }
 
     /// Leases the next open dead letters after the cursor, at most `limit`.
-    ///
-    /// # Errors
-    /// PostgreSQL failed.
-    pub async fn take(
+    pub(super) async fn take(
         &self,
         cursor: &DeadLetterCursor,
         actor: &Actor,
@@ -100,7 +97,7 @@ impl Replayer {
     }
 
     /// Publishes what was taken, and waits for the confirms.
-    pub async fn send(&self, taken: Taken) -> Sent {
+    pub(super) async fn send(&self, taken: Taken) -> Sent {
         let plan: Vec<_> =
             taken.dead_letters.iter().map(|detail| (detail, self.validator.plan(detail))).collect();
         let publications = plan.iter().map(|(detail, plan)| Arc::new(plan.publication(detail)));
@@ -126,11 +123,9 @@ impl Replayer {
         Sent { outcomes, confirmed, unavailable }
     }
 
-    /// Records the result of each dead letter; returns how many of them the run still held.
-    ///
-    /// # Errors
-    /// PostgreSQL failed. What was sent stays open; sending it again is harmless.
-    pub async fn record(&self, sent: &Sent, actor: &Actor) -> Result<u64, database::Error> {
+    /// Records the result of each dead letter; returns how many of them the run still held. If that fails, what was
+    /// sent stays open; sending it again is harmless.
+    pub(super) async fn record(&self, sent: &Sent, actor: &Actor) -> Result<u64, database::Error> {
         let record = || self.database.note_replayed(&sent.outcomes, actor);
         let recorded = retry_transient(&self.metrics, record).await?;
         failpoints::reached(Step::ReplayMarked);

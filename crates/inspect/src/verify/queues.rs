@@ -4,6 +4,7 @@
 //! several times, and a queue is reported only if it had messages in every sample. Dead-letter queues and
 //! `domain.unrouted` are not reported while they have a consumer and their depth falls with every sample.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use broker::inspect::{Depth, Inspector};
@@ -45,7 +46,7 @@ impl Run<'_> {
             sleep(PAUSE).await;
             let now = depths(&mut inspector).await?;
             for queue in &mut watched {
-                queue.sample(now.iter().find(|depth| depth.queue == queue.name).copied());
+                queue.sample(now.get(queue.name).copied());
             }
         }
         for queue in topology::queues() {
@@ -82,9 +83,9 @@ struct Sampled {
 }
 
 impl Sampled {
-    fn new(depth: Depth) -> Self {
-        let Depth { queue, ready, consumers } = depth;
-        Self { name: queue, least: ready, last: ready, falling: true, consumers }
+    fn new((name, depth): (&'static str, Depth)) -> Self {
+        let Depth { ready, consumers } = depth;
+        Self { name, least: ready, last: ready, falling: true, consumers }
     }
 
     /// Adds a sample. A missing queue counts as empty.
@@ -97,8 +98,9 @@ impl Sampled {
     }
 }
 
-async fn depths(inspector: &mut Inspector) -> Result<Vec<Depth>, Incomplete> {
-    Ok(inspector.depths().await?.into_iter().filter_map(|(_, depth)| depth).collect())
+async fn depths(inspector: &mut Inspector) -> Result<BTreeMap<&'static str, Depth>, Incomplete> {
+    let depths = inspector.depths().await?.into_iter();
+    Ok(depths.filter_map(|(queue, depth)| Some((queue, depth?))).collect())
 }
 
 /// What is wrong with a queue after all samples.
@@ -124,8 +126,8 @@ mod tests {
     use super::*;
 
     fn over(purpose: Purpose, samples: [u32; 3], consumers: u32) -> Option<Kind> {
-        let [first, then @ ..] = samples.map(|ready| Depth { queue: "q", ready, consumers });
-        let mut sampled = Sampled::new(first);
+        let [first, then @ ..] = samples.map(|ready| Depth { ready, consumers });
+        let mut sampled = Sampled::new(("q", first));
         then.into_iter().for_each(|now| sampled.sample(Some(now)));
         kind(purpose, &sampled)
     }

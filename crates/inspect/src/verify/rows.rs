@@ -49,15 +49,15 @@ impl Run<'_> {
                 break;
             }
         }
-        let unchanged = self.unchanged(due, Instant::now(), check, |it| (&it.key, &it.version));
-        for check in unchanged.await? {
+        let report = async |run: &mut Self, check: ConversationCheck| {
             if let Some(seconds) = check.statistics_due_for {
                 let detail = format!("archived {} ago, not computed yet", duration(seconds));
                 let finding = Finding::of(Kind::StatisticsOverdue, &check.key, detail);
-                self.found(finding, None).await;
+                run.found(finding, None).await;
             }
-        }
-        Ok(())
+        };
+        let version = |it: &ConversationCheck| (it.key.clone(), it.version.clone());
+        self.unchanged(due, Instant::now(), check, version, report).await
     }
 
     async fn report_conversation(&mut self, check: ConversationCheck) {
@@ -139,33 +139,37 @@ impl Run<'_> {
                 break;
             }
         }
-        let unchanged = self.unchanged(still, self.began, check, |it| (&it.key, &it.version));
-        for check in unchanged.await?.iter().filter(|check| check.dirty) {
-            self.report_day(Kind::DayOverdue, check).await;
-        }
-        Ok(())
+        let report = async |run: &mut Self, check: DayCheck| {
+            if check.dirty {
+                run.report_day(Kind::DayOverdue, &check).await;
+            }
+        };
+        let version = |it: &DayCheck| (it.key.clone(), it.version.clone());
+        self.unchanged(still, self.began, check, version, report).await
     }
 
-    /// Checks again what was due, and has the version that it had then, once a statistics-worker had the time to
-    /// refresh it.
+    /// Checks again what was due, once a statistics-worker had the time to refresh it, and reports what has the
+    /// version that it had then.
     async fn unchanged<K: Clone + PartialEq, C>(
-        &self,
+        &mut self,
         due: Vec<(K, String)>,
         since: Instant,
         check: impl AsyncFn(&[K]) -> Result<Vec<C>, database::Error>,
-        version: fn(&C) -> (&K, &String),
-    ) -> Result<Vec<C>, Incomplete> {
-        let mut unchanged = Vec::new();
+        version: fn(&C) -> (K, String),
+        report: impl AsyncFn(&mut Self, C),
+    ) -> Result<(), Incomplete> {
         if !due.is_empty() {
             sleep_until(since + SETTLE.min(self.verifier.settings.overdue_after)).await;
         }
         for page in due.chunks(PAGE as usize) {
             let keys: Vec<K> = page.iter().map(|(key, _)| key.clone()).collect();
-            let mut checks = in_parts(&keys, &check).await?;
-            checks.retain(|it| page.iter().any(|(key, before)| version(it) == (key, before)));
-            unchanged.extend(checks);
+            for check in in_parts(&keys, &check).await? {
+                if page.contains(&version(&check)) {
+                    report(self, check).await;
+                }
+            }
         }
-        Ok(unchanged)
+        Ok(())
     }
 
     async fn report_day(&mut self, kind: Kind, check: &DayCheck) {

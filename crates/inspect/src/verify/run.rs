@@ -92,7 +92,6 @@ pub enum Incomplete {
     /// A server was unavailable, so the check was not finished.
     Unavailable {
         /// The server.
-        #[serde(serialize_with = "dependency_name")]
         dependency: Dependency,
         /// Why.
         cause: String,
@@ -222,11 +221,4 @@ impl From<broker::Error> for Incomplete {
     fn from(error: broker::Error) -> Self {
         Self::Unavailable { dependency: Dependency::RabbitMq, cause: with_causes(&error) }
     }
-}
-
-fn dependency_name<S: serde::Serializer>(
-    dependency: &Dependency,
-    to: S,
-) -> Result<S::Ok, S::Error> {
-    to.serialize_str(dependency.as_str())
 }

@@ -38,7 +38,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let metrics = service.metrics().clone();
     let background = Background::new(settings.background.background_share)?;
     let statistics = Statistics::new(stores.database.clone(), metrics.clone(), background);
-    let triggers = RefreshTriggers::new(stores.database.clone());
+    let triggers = RefreshTriggers::default();
     triggers.refresh_when_triggered(&service, statistics, settings.statistics_interval);
     consume(&service, &stores, consuming, triggers);
     Ok(())

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use broker::topology::WorkQueue;
 use broker::{Delivery, Handled, Handler, Source};
 use conversation::Statistics;
-use database::Database;
 use domain::causes::with_causes;
 use domain::event::Event;
 use domain::failure::{Dependency, Done, Refusal, Unavailable};
@@ -20,9 +19,8 @@ use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct RefreshTriggers {
-    database: Database,
     triggered: Arc<Notify>,
 }
 
@@ -33,10 +31,6 @@ const TRANSACTIONS: usize = 100;
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
 impl RefreshTriggers {
-    pub(crate) fn new(database: Database) -> Self {
-        Self { database, triggered: Arc::new(Notify::new()) }
-    }
-
     /// Refreshes statistics when an event triggers it, and every `interval`.
     pub(crate) fn refresh_when_triggered(
         &self,
@@ -72,7 +66,7 @@ impl RefreshTriggers {
                                 let seconds = failed_for.as_secs_f32();
                                 tracing::info!("statistics refreshed again after {seconds:.1} s");
                             }
-                            if let Remaining::Some = remaining {
+                            if remaining {
                                 triggered.notify_one();
                             }
                         }
@@ -96,26 +90,20 @@ impl RefreshTriggers {
     }
 }
 
-/// Whether a refresh left stale statistics to the next one.
-enum Remaining {
-    Nothing,
-    Some,
-}
-
 /// Refreshes conversations, then the days if `days` is set. Both are bounded, so that days are refreshed although
-/// conversations close faster than they are computed.
+/// conversations close faster than they are computed. Returns whether stale conversations may remain.
 async fn refresh(
     statistics: &Statistics,
     days: bool,
     stopping: &CancellationToken,
-) -> Result<Remaining, Unavailable> {
-    let mut remaining = Remaining::Some;
+) -> Result<bool, Unavailable> {
+    let mut remaining = true;
     for _ in 0..TRANSACTIONS {
         if stopping.is_cancelled() {
             return Ok(remaining);
         }
         if statistics.refresh_conversations().await? == 0 {
-            remaining = Remaining::Nothing;
+            remaining = false;
             break;
         }
     }
@@ -129,7 +117,8 @@ async fn refresh(
 
 impl Handler for RefreshTriggers {
     type Item = Event;
-    const NEEDS: &'static [Dependency] = &[Dependency::PostgreSql];
+    /// What an event triggers needs PostgreSQL; acknowledging it does not.
+    const NEEDS: &'static [Dependency] = &[];
 
     fn source(&self) -> Source {
         Source::work(WorkQueue::Statistics)
@@ -145,6 +134,6 @@ impl Handler for RefreshTriggers {
     }
 
     async fn probe(&self, _: Dependency) -> Result<(), Unavailable> {
-        self.database.probe().await.map_err(Into::into)
+        Ok(())
     }
 }

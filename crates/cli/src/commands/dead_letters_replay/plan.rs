@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use dead_letters::Planned;
 use serde::Serialize;
 
-use crate::output::{Cell, LISTED, Text, Tone, count, plural};
+use crate::output::{Cell, Text, Tone, plural};
 
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Plan {
@@ -75,15 +75,12 @@ impl Plan {
         // Those that would fail again come first.
         let (bad, good): (Vec<_>, Vec<_>) =
             self.dead_letters.iter().partition(|planned| planned.refused_as.is_some());
-        let listed = bad.into_iter().chain(good).take(LISTED);
+        let sorted = [bad, good].concat().into_iter();
         out.push("\n");
         let titles = ["id", "message", "replay", "body", "queue", "validation"];
-        out.table(titles, listed.map(dead_letter));
-        if let Some(more) = self.dead_letters.len().checked_sub(LISTED).filter(|more| *more > 0) {
-            out.push(format!("… and {} more; --json lists all\n", count(more as i128)));
-        }
+        out.first_rows(titles, sorted.map(dead_letter));
         let dead_letters = plural(self.matched, "dead letter");
-        out.push(format!("\ndry run, nothing was published; {dead_letters} would be replayed"));
+        out.push(format!("dry run, nothing was published; {dead_letters} would be replayed"));
         out.counts(Tone::Bad, [(self.refused, "would fail again")]);
         out.push("\n");
     }

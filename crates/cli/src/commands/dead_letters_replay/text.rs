@@ -14,7 +14,7 @@ pub(super) fn text(report: &ReplayReport, not_open: u64, out: &mut Text) {
         let error = Cell::new(Tone::Bad, &failed.fault);
         [failed.id.to_string().into(), (&failed.queue).into(), error]
     };
-    out.failures(["not sent", "queue", "error"], report.failures.iter().map(row));
+    out.first_rows(["not sent", "queue", "error"], report.failures.iter().map(row));
     let row = |failed: &FailedAgain| {
         [
             failed.id.to_string().into(),
@@ -24,7 +24,7 @@ pub(super) fn text(report: &ReplayReport, not_open: u64, out: &mut Text) {
         ]
     };
     let titles = ["failed again as", "reason", "field", "error"];
-    out.failures(titles, report.failed_again_as.iter().map(row));
+    out.first_rows(titles, report.failed_again_as.iter().map(row));
     let succeeded = report.failed + report.failed_again == 0 && report.replayed == report.matched;
     let tone = if succeeded { Tone::Good } else { Tone::Warn };
     let all = plural(report.matched, "dead letter");

@@ -3,15 +3,15 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use broker::topology::{ACTIONS, bindings};
 use broker::{Publication, PublishError, Publisher};
+use domain::action::ActionKind;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
 use super::router::Router;
 use crate::exit::Failure;
-use crate::input::{Line, Lines};
+use crate::input::Line;
 use crate::validator::Fault;
 
 /// Actions of a chunk, at most.
@@ -59,7 +59,8 @@ pub(super) struct Sending {
     report: Report,
 }
 
-/// Actions that are published together: line number, and whether a queue is bound to the routing key.
+/// Actions that are published together: line number, and whether the routing key is that of an action, which
+/// has a queue.
 struct Chunk {
     lines: Vec<(u64, bool)>,
     results: JoinHandle<Vec<Result<(), PublishError>>>,
@@ -70,10 +71,21 @@ impl Sending {
         Self { publisher, progress, in_flight: VecDeque::new(), report: Report::default() }
     }
 
-    pub(super) async fn all(&mut self, lines: &Lines, router: &Router) -> Result<(), Failure> {
-        let (mut waiting, mut bytes) = (Vec::new(), 0);
-        for line in lines.read()? {
-            let Line { number, body } = line?;
+    /// Sends all lines, or those before one that cannot be read.
+    pub(super) async fn all(
+        &mut self,
+        lines: impl IntoIterator<Item = Result<Line, Failure>>,
+        router: &Router,
+    ) -> Result<(), Failure> {
+        let (mut waiting, mut bytes, mut read) = (Vec::new(), 0, Ok(()));
+        for line in lines {
+            let Line { number, body } = match line {
+                Ok(line) => line,
+                Err(failure) => {
+                    read = Err(failure);
+                    break;
+                }
+            };
             self.report.lines += 1;
             if self.report.rabbitmq_unavailable {
                 self.note(number, "not_sent", "RabbitMQ was unreachable".to_owned());
@@ -93,7 +105,7 @@ impl Sending {
             }
         }
         self.send(waiting).await;
-        Ok(())
+        read
     }
 
     async fn send(&mut self, actions: Vec<(u64, Arc<Publication>)>) {
@@ -103,7 +115,8 @@ impl Sending {
         if actions.is_empty() {
             return;
         }
-        let lines = actions.iter().map(|(line, it)| (*line, is_bound(&it.routing_key))).collect();
+        let bound = |key: &str| ActionKind::parse(key).is_some();
+        let lines = actions.iter().map(|(line, it)| (*line, bound(&it.routing_key))).collect();
         let publisher = self.publisher.clone();
         let publications: Vec<_> =
             actions.into_iter().map(|(_, publication)| publication).collect();
@@ -161,7 +174,33 @@ fn outcome(error: &PublishError) -> &'static str {
     }
 }
 
-/// Whether a queue of the topology is bound to a routing key. Keys of actions have no wildcards.
-fn is_bound(routing_key: &str) -> bool {
-    bindings().iter().any(|binding| binding.exchange == ACTIONS && binding.key == routing_key)
+#[cfg(test)]
+mod tests {
+    use broker::topology;
+    use domain::time::Timestamp;
+    use fixtures::{body, endpoints};
+    use metrics::Metrics;
+    use serde_json::json;
+    use testkit::TestEnv;
+
+    use super::*;
+    use crate::exit::Exit;
+    use crate::validator::Validator;
+
+    #[tokio::test]
+    async fn what_was_read_before_an_error_is_published_and_reported() {
+        let env = TestEnv::new().await;
+        let endpoints = endpoints(&env.amqp_url);
+        topology::declare(&endpoints).await.unwrap();
+        let publisher = Publisher::new(endpoints, Metrics::new());
+        let mut sending = Sending::new(publisher, ProgressBar::hidden());
+        let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes: 1_000 };
+        let router = Router { validator, routing_key: None };
+        let line = Line { number: 1, body: body("s", "m-1", &json!({})).to_string().into() };
+        let lines = [Ok(line), Err(Failure::usage("cannot read standard input"))];
+        let read = sending.all(lines, &router).await;
+        assert_eq!(read.unwrap_err().exit, Exit::Usage);
+        let report = sending.finish().await;
+        assert_eq!((report.lines, report.confirmed), (1, 1), "{report:?}");
+    }
 }

@@ -11,7 +11,7 @@ mod times;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::ValueEnum;
@@ -137,17 +137,21 @@ impl Text {
         self.push(table::table(titles, rows, self.paint));
     }
 
-    /// At most [`LISTED`] rows, and an empty line; nothing if there are no rows.
-    pub(crate) fn failures<const N: usize>(
+    /// The first [`LISTED`] rows, how many more JSON lists, and an empty line; nothing if there are no rows.
+    pub(crate) fn first_rows<const N: usize>(
         &mut self,
         titles: [&str; N],
-        rows: impl IntoIterator<Item = [Cell; N]>,
+        rows: impl ExactSizeIterator<Item = [Cell; N]>,
     ) {
-        let mut rows = rows.into_iter().take(LISTED).peekable();
-        if rows.peek().is_some() {
-            self.table(titles, rows);
-            self.push("\n");
+        let all = rows.len();
+        if all == 0 {
+            return;
         }
+        self.table(titles, rows.take(LISTED));
+        if all > LISTED {
+            self.push(format!("… and {} more; --json lists them\n", count((all - LISTED) as u64)));
+        }
+        self.push("\n");
     }
 
     /// Each number that is not 0, after a comma.
@@ -166,22 +170,30 @@ impl Colour {
             || variable("TERM").is_some_and(|term| term == "dumb");
         match self {
             Self::Always => Paint::Colours,
-            Self::Auto if !unwanted && std::io::stdout().is_terminal() => Paint::Colours,
+            Self::Auto if !unwanted && io::stdout().is_terminal() => Paint::Colours,
             Self::Auto | Self::Never => Paint::Plain,
         }
     }
 }
 
 pub(crate) fn print(bytes: &[u8]) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(bytes)?;
-    out.flush()?;
-    Ok(())
+    let mut out = io::stdout().lock();
+    written(out.write_all(bytes).and_then(|()| out.flush()))
+}
+
+/// The result of writing the output. A reader that closed the pipe (`| head`) has what it wants, so the exit code
+/// stays that of the command.
+pub(crate) fn written(result: io::Result<()>) -> Result<(), Failure> {
+    result.or_else(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Ok(()),
+        _ => Err(Failure::plain(format!("cannot write the output: {error}"))),
+    })
 }
 
 /// Prints on standard error why a command could not do its work, and returns the exit code.
 pub(crate) fn print_error(failure: &Failure) -> ExitCode {
-    eprint!("{}", error_lines(failure));
+    // Where standard error is closed, the exit code is all that can be reported; `eprint!` would panic.
+    io::stderr().write_all(error_lines(failure).as_bytes()).ok();
     failure.exit.code()
 }
 
@@ -204,6 +216,14 @@ pub(crate) mod tests {
         let failure = Failure::problem("refused: `\u{1b}[2Jbot`", "see \u{9b}below");
         let expected = "verbatim: refused: `␛[2Jbot`\nverbatim:   see \u{fffd}below\n";
         assert_eq!(error_lines(&failure), expected);
+    }
+
+    #[test]
+    fn only_a_reader_that_closed_the_pipe_is_no_failure() {
+        let closed = io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(written(Err(closed)).is_ok());
+        let full = written(Err(io::Error::from(io::ErrorKind::StorageFull))).unwrap_err();
+        assert!(full.text.starts_with("cannot write the output"), "{full:?}");
     }
 
     /// A text without colours, at noon.
