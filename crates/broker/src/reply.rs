@@ -15,7 +15,7 @@ use domain::reply::{Reply, ReplyAddress};
 use lapin::BasicProperties;
 use lapin::options::{BasicPublishOptions, BasicQosOptions};
 use metrics::{Counter, Metrics, ReplyOutcome};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::backoff::Backoff;
 use crate::connection::{Endpoints, Link, request};
@@ -26,7 +26,7 @@ use crate::topology;
 
 /// How many bytes of replies may wait to be sent. When RabbitMQ is unavailable and more wait, further replies
 /// are dropped.
-const WAITING_BYTES: usize = 16 << 20;
+const WAITING_BYTES: u32 = 16 << 20;
 
 /// What a waiting reply takes beside its body, in bytes; an estimate.
 const OVERHEAD_BYTES: usize = 512;
@@ -40,19 +40,12 @@ const VALID_ADDRESSES: usize = 4096;
 /// How long a stop waits for queued replies.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
-/// What waits in the queue of the sending task.
+/// A reply in the queue of the sending task.
 #[derive(Debug)]
-enum Queued {
-    Reply(Encoded),
-    /// Everything before it was sent or dropped.
-    Flush(oneshot::Sender<()>),
-}
-
-#[derive(Debug)]
-struct Encoded {
+struct Queued {
     address: ReplyAddress,
     body: Vec<u8>,
-    /// Its share of [`WAITING_BYTES`].
+    /// Its share of [`WAITING_BYTES`], returned when it was sent or dropped.
     _bytes: OwnedSemaphorePermit,
 }
 
@@ -71,7 +64,7 @@ impl Replier {
     pub(crate) fn new(endpoints: Endpoints, metrics: Metrics) -> Self {
         let (replies, queued) = mpsc::unbounded_channel();
         tokio::spawn(send_all(endpoints, queued, metrics.clone()));
-        Self { replies, free_bytes: Arc::new(Semaphore::new(WAITING_BYTES)), metrics }
+        Self { replies, free_bytes: Arc::new(Semaphore::new(WAITING_BYTES as usize)), metrics }
     }
 
     /// Queues a reply. Never waits; when too many bytes are queued, it is dropped. So is one for a queue of
@@ -92,22 +85,20 @@ impl Replier {
 
     fn queue(&self, address: ReplyAddress, body: ReplyBody) -> Result<(), BoxedError> {
         let body = serde_json::to_vec(&Reply::to(&address, body))?;
-        let bytes = u32::try_from((body.len() + OVERHEAD_BYTES).min(WAITING_BYTES))?;
+        let bytes = u32::try_from(body.len() + OVERHEAD_BYTES)?.min(WAITING_BYTES);
         let waiting = |_| format!("{} MiB of replies wait to be sent", WAITING_BYTES >> 20);
         let bytes = self.free_bytes.clone().try_acquire_many_owned(bytes).map_err(waiting)?;
-        let reply = Queued::Reply(Encoded { address, body, _bytes: bytes });
-        self.replies.send(reply).map_err(|_| "the sending task has ended".into())
+        self.replies
+            .send(Queued { address, body, _bytes: bytes })
+            .map_err(|_| "the sending task has ended".into())
     }
 
     /// Waits until the queued replies are sent, for two seconds at most: their messages are acknowledged, and
     /// nobody else replies.
     pub(crate) async fn flush(&self) {
-        let (done, flushed) = oneshot::channel();
-        self.replies.send(Queued::Flush(done)).ok();
-        if tokio::time::timeout(FLUSH_LIMIT, flushed).await.is_err() {
-            let waiting = WAITING_BYTES - self.free_bytes.available_permits();
+        let all_returned = self.free_bytes.acquire_many(WAITING_BYTES);
+        if tokio::time::timeout(FLUSH_LIMIT, all_returned).await.is_err() {
             tracing::warn!(
-                waiting_bytes = waiting,
                 "RabbitMQ did not take all replies within {FLUSH_LIMIT:?}; the rest is lost"
             );
         }
@@ -133,14 +124,7 @@ async fn send_all(
 ) {
     let mut link = None;
     let mut valid = HashSet::new();
-    while let Some(next) = queued.recv().await {
-        let reply = match next {
-            Queued::Reply(reply) => reply,
-            Queued::Flush(done) => {
-                done.send(()).ok();
-                continue;
-            }
-        };
+    while let Some(reply) = queued.recv().await {
         let open = match link.take().filter(Link::is_usable) {
             Some(open) => open,
             None => match connect(&endpoints, &queued).await {
@@ -152,7 +136,7 @@ async fn send_all(
         // sent: a second one might be one too many.
         let sent = catch_panic("replying", send(&open, &reply, &mut valid)).await;
         if let Some(Err(error)) = &sent {
-            let reply_to = reply.address.queue;
+            let reply_to = &reply.address.queue;
             tracing::debug!(reply_to, error = with_causes(&**error), "reply not sent");
         }
         let is_sent = matches!(sent, Some(Ok(())));
@@ -182,7 +166,7 @@ async fn connect(endpoints: &Endpoints, queued: &mpsc::UnboundedReceiver<Queued>
     }
 }
 
-async fn send(link: &Link, reply: &Encoded, valid: &mut HashSet<String>) -> Result<(), BoxedError> {
+async fn send(link: &Link, reply: &Queued, valid: &mut HashSet<String>) -> Result<(), BoxedError> {
     let address = &reply.address.queue;
     let queue = short("reply_to", address)?;
     let mut properties = BasicProperties::default().with_content_type("application/json".into());
@@ -211,7 +195,11 @@ async fn send(link: &Link, reply: &Encoded, valid: &mut HashSet<String>) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use testkit::wait::eventually;
+
     use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(20);
 
     #[tokio::test]
     async fn a_correlation_id_too_long_for_amqp_is_in_the_body_alone() {
@@ -229,8 +217,11 @@ mod tests {
         };
         replier.reply(address, Ok(serde_json::value::to_raw_value(&1).unwrap()));
         replier.flush().await;
-        let get = link.channel.basic_get(queue.as_str().into(), Default::default());
-        let reply = get.await.unwrap().unwrap().delivery;
+        let reply = eventually("the reply", LIMIT, async || {
+            let get = link.channel.basic_get(queue.as_str().into(), Default::default());
+            get.await.unwrap().ok_or_else(|| "the queue is empty".to_owned())
+        });
+        let reply = reply.await.delivery;
         assert_eq!(reply.properties.correlation_id(), &None);
         let body: serde_json::Value = serde_json::from_slice(&reply.data).unwrap();
         assert_eq!(body["correlation_id"], long);
@@ -258,11 +249,9 @@ mod tests {
             "15 replies of more than 1 MiB fit into 16 MiB"
         );
         proxy.restore().await.unwrap();
-        testkit::wait::eventually("15 replies", Duration::from_secs(20), async || {
-            match count(ReplyOutcome::Sent) {
-                15 => Ok(()),
-                sent => Err(format!("{sent} are sent")),
-            }
+        eventually("15 replies", LIMIT, async || match count(ReplyOutcome::Sent) {
+            15 => Ok(()),
+            sent => Err(format!("{sent} are sent")),
         })
         .await;
     }

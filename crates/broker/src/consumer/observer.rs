@@ -245,23 +245,14 @@ impl Observer {
         let held_ms = self.observe_hold(dependency, held);
         let (queue, after) = (self.queue, seconds(held));
         let suspects = count(requeued, "suspect", "suspects");
-        if shutdown {
-            tracing::info!(
-                queue,
-                dependency = dependency.as_str(),
-                held_ms,
-                requeued,
-                "shutdown while {dependency} is unavailable; {suspects} requeued as new copies"
-            );
-        } else {
-            tracing::warn!(
-                queue,
-                dependency = dependency.as_str(),
-                held_ms,
-                requeued,
-                "{dependency} unavailable for {after} (hold_limit); {suspects} requeued as new copies"
-            );
-        }
+        let why = if shutdown { "shutdown" } else { "hold_limit" };
+        tracing::warn!(
+            queue,
+            dependency = dependency.as_str(),
+            held_ms,
+            requeued,
+            "{dependency} unavailable for {after} ({why}); {suspects} requeued as new copies"
+        );
     }
 
     /// Measures a hold that is over; its duration in milliseconds.

@@ -1,6 +1,5 @@
 //! Converts the settings of a consumer into those of the crate `broker`.
 
-use broker::topology::RetryQueue;
 use service::settings::ConsumerSettings;
 
 /// The settings of a consumer.
@@ -14,7 +13,6 @@ pub fn consumer_settings(settings: &ConsumerSettings) -> broker::Settings {
         largest_body: settings.max_body_bytes,
         hold_limit: settings.hold_limit,
         stall_limit: settings.stall_limit,
-        retries: RetryQueue::ALL.to_vec(),
         ..broker::Settings::default()
     }
 }
