@@ -27,22 +27,12 @@ pub struct Background {
     turn: Arc<Mutex<()>>,
 }
 
-/// A share outside 0.01 to 1.
-#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
-#[error("the share of background work (VERBATIM_BACKGROUND_SHARE) must be 0.01 to 1, but is {0}")]
-pub struct InvalidShare(f64);
-
 impl Background {
-    /// Throttled background work: `share` of the time it works, the rest it pauses. 1 means no pauses.
-    ///
-    /// # Errors
-    /// The share is less than 0.01, or more than 1.
-    pub fn new(share: f64) -> Result<Self, InvalidShare> {
-        if (MIN_SHARE..=1.0).contains(&share) {
-            Ok(Self { share, turn: Arc::default() })
-        } else {
-            Err(InvalidShare(share))
-        }
+    /// Throttled background work: `share` of the time it works, the rest it pauses. 1 means no pauses. The
+    /// setting accepts 0.01 to 1; another share counts as the nearest of these.
+    #[must_use]
+    pub fn new(share: f64) -> Self {
+        Self { share: share.clamp(MIN_SHARE, 1.0), turn: Arc::default() }
     }
 
     /// Waits for its turn, does one step of work, then pauses while it still has the turn.
@@ -86,26 +76,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_outside_its_range_is_refused() {
-        for share in [0.0, 0.009, -0.5, 1.1, f64::NAN, f64::INFINITY] {
-            let refused = Background::new(share).unwrap_err();
-            assert!(refused.to_string().contains(&share.to_string()), "{refused}");
-        }
-        assert!(Background::new(1.0).is_ok());
+    fn a_share_outside_its_range_counts_as_the_nearest_one_within() {
+        let share = |share| Background::new(share).share;
+        assert_eq!([-0.5, 0.0].map(share), [MIN_SHARE; 2]);
+        assert_eq!([1.1, f64::INFINITY].map(share), [1.0; 2]);
     }
 
     #[test]
     fn a_pause_is_proportional_to_the_work_before_it() {
         let worked = Duration::from_millis(10);
-        assert_eq!(Background::new(1.0).unwrap().pause(worked), Duration::ZERO);
-        let quarter = Background::new(0.25).unwrap();
+        assert_eq!(Background::new(1.0).pause(worked), Duration::ZERO);
+        let quarter = Background::new(0.25);
         assert_eq!(quarter.pause(worked), Duration::from_millis(30));
         assert_eq!(quarter.pause(Duration::from_secs(30)), MAX_PAUSE);
     }
 
     #[tokio::test(start_paused = true)]
     async fn steps_take_turns_and_each_is_followed_by_its_pause() {
-        let half = Background::new(0.5).unwrap();
+        let half = Background::new(0.5);
         let began = Instant::now();
         let throttled = |background: Background| async move {
             let work = async {

@@ -19,7 +19,7 @@ mod statistics;
 mod transient;
 mod view;
 
-pub use background::{Background, InvalidShare};
+pub use background::Background;
 pub use closer::{Closer, SweepError, Swept};
 pub use database::ClaimCriteria;
 pub use random_source::RandomSource;

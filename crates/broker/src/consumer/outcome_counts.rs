@@ -18,11 +18,7 @@ impl OutcomeCounts {
         self.add_many(outcome, 1);
     }
 
-    pub(super) fn extend(&mut self, others: &Self) {
-        others.iter().for_each(|(outcome, count)| self.add_many(outcome, count));
-    }
-
-    fn add_many(&mut self, outcome: DeliveryOutcome, many: u64) {
+    pub(super) fn add_many(&mut self, outcome: DeliveryOutcome, many: u64) {
         match self.0.iter_mut().find(|(known, _)| *known == outcome) {
             Some((_, count)) => *count += many,
             None => self.0.push((outcome, many)),

@@ -250,7 +250,7 @@ impl<H: Handler> Suspects<'_, H> {
             return None;
         }
         let (mut counts, replies) = batch.take_outcomes();
-        counts.extend(&requeued);
+        requeued.iter().for_each(|(outcome, many)| counts.add_many(outcome, many));
         Some((counts, replies))
     }
 }
