@@ -3,10 +3,14 @@
 //! The effect of an action does not depend on its reply. So replies are published without confirms, and no
 //! acknowledgement waits for a reply. A requester without a reply repeats its request. Replies work with
 //! direct reply-to (`amq.rabbitmq.reply-to`) and with reply queues.
+//!
+//! RabbitMQ 3.10 closes the connection for a direct reply-to address that it cannot decode, and drops the replies
+//! that were sent behind it. So [`addresses`] are checked first, on another connection.
 
-use std::collections::HashSet;
+mod addresses;
+
 use std::error::Error;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use domain::causes::with_causes;
@@ -17,6 +21,7 @@ use lapin::options::{BasicPublishOptions, BasicQosOptions};
 use metrics::{Counter, Metrics, ReplyOutcome};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use self::addresses::Addresses;
 use crate::backoff::Backoff;
 use crate::connection::{Endpoints, Link, request};
 use crate::handler::ReplyBody;
@@ -31,11 +36,8 @@ const WAITING_BYTES: u32 = 16 << 20;
 /// What a waiting reply takes beside its body, in bytes; an estimate.
 const OVERHEAD_BYTES: usize = 512;
 
-/// How the addresses of direct reply-to begin. RabbitMQ appends the encoded channel of the requester.
-const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to.";
-
-/// How many addresses of direct reply-to are remembered as valid. Each requester has one for its channel.
-const VALID_ADDRESSES: usize = 4096;
+/// The most replies that are checked and sent together.
+const TOGETHER: usize = 256;
 
 /// How long a stop waits for queued replies.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
@@ -55,31 +57,38 @@ pub(crate) struct Replier {
     replies: mpsc::UnboundedSender<Queued>,
     /// The bytes that may still be queued.
     free_bytes: Arc<Semaphore>,
+    dropping: Mutex<RepeatedFailure>,
     metrics: Metrics,
 }
+
+type BoxedError = Box<dyn Error + Send + Sync>;
 
 impl Replier {
     /// A replier that connects for its first reply. Its task ends when it is dropped. Call it within a tokio
     /// runtime.
     pub(crate) fn new(endpoints: Endpoints, metrics: Metrics) -> Self {
         let (replies, queued) = mpsc::unbounded_channel();
-        tokio::spawn(send_all(endpoints, queued, metrics.clone()));
-        Self { replies, free_bytes: Arc::new(Semaphore::new(WAITING_BYTES as usize)), metrics }
+        let addresses = Addresses::new(endpoints.clone());
+        let sender = Sender { endpoints, queued, link: None, addresses, metrics: metrics.clone() };
+        tokio::spawn(sender.run());
+        let free_bytes = Arc::new(Semaphore::new(WAITING_BYTES as usize));
+        Self { replies, free_bytes, dropping: Mutex::default(), metrics }
     }
 
     /// Queues a reply. Never waits; when too many bytes are queued, it is dropped. So is one for a queue of
     /// the fleet, where it would become a dead letter.
     pub(crate) fn reply(&self, address: ReplyAddress, body: ReplyBody) {
         if is_fleet_queue(&address.queue) {
-            tracing::debug!(
-                reply_to = address.queue,
-                "reply dropped: reply_to names a queue of the fleet"
-            );
-            return count(&self.metrics, ReplyOutcome::Ignored);
+            let reply_to = address.queue;
+            tracing::debug!(reply_to, "reply dropped: reply_to names a queue of the fleet");
+            return count(&self.metrics, ReplyOutcome::Ignored, 1);
         }
         if let Err(error) = self.queue(address, body) {
-            tracing::debug!(error = with_causes(&*error), "reply dropped");
-            count(&self.metrics, ReplyOutcome::Dropped);
+            count(&self.metrics, ReplyOutcome::Dropped, 1);
+            let mut dropping = self.dropping.lock().unwrap_or_else(PoisonError::into_inner);
+            if dropping.failed(Instant::now()) {
+                tracing::warn!(error = with_causes(&*error), "replies are dropped");
+            }
         }
     }
 
@@ -88,9 +97,8 @@ impl Replier {
         let bytes = u32::try_from(body.len() + OVERHEAD_BYTES)?.min(WAITING_BYTES);
         let waiting = |_| format!("{} MiB of replies wait to be sent", WAITING_BYTES >> 20);
         let bytes = self.free_bytes.clone().try_acquire_many_owned(bytes).map_err(waiting)?;
-        self.replies
-            .send(Queued { address, body, _bytes: bytes })
-            .map_err(|_| "the sending task has ended".into())
+        let reply = Queued { address, body, _bytes: bytes };
+        self.replies.send(reply).map_err(|_| "the sending task has ended".into())
     }
 
     /// Waits until the queued replies are sent, for two seconds at most: their messages are acknowledged, and
@@ -111,86 +119,103 @@ fn is_fleet_queue(name: &str) -> bool {
     NAMES.contains(&name)
 }
 
-type BoxedError = Box<dyn Error + Send + Sync>;
-
-fn count(metrics: &Metrics, outcome: ReplyOutcome) {
-    metrics.add(Counter::Replies { outcome }, 1);
+fn count(metrics: &Metrics, outcome: ReplyOutcome, replies: u64) {
+    metrics.add(Counter::Replies { outcome }, replies);
 }
 
-async fn send_all(
+/// The sending task.
+struct Sender {
     endpoints: Endpoints,
-    mut queued: mpsc::UnboundedReceiver<Queued>,
+    queued: mpsc::UnboundedReceiver<Queued>,
+    link: Option<Link>,
+    addresses: Addresses,
     metrics: Metrics,
-) {
-    let mut link = None;
-    let mut valid = HashSet::new();
-    while let Some(reply) = queued.recv().await {
-        let open = match link.take().filter(Link::is_usable) {
-            Some(open) => open,
-            None => match connect(&endpoints, &queued).await {
-                Some(open) => open,
-                None => return,
-            },
-        };
-        // A panic loses one reply, not the following ones. After an error it is unknown whether the reply was
-        // sent: a second one might be one too many.
-        let sent = catch_panic("replying", send(&open, &reply, &mut valid)).await;
-        if let Some(Err(error)) = &sent {
-            let reply_to = &reply.address.queue;
-            tracing::debug!(reply_to, error = with_causes(&**error), "reply not sent");
+}
+
+impl Sender {
+    async fn run(mut self) {
+        let mut replies = Vec::new();
+        while self.queued.recv_many(&mut replies, TOGETHER).await > 0 {
+            let Some(link) = self.link().await else { return };
+            // A panic loses these replies, not the following ones. After an error it is unknown which of them
+            // were sent: a second one might be one too many.
+            let sent = catch_panic("replying", send(&link, &mut self.addresses, &replies)).await;
+            if let Some(Err(error)) = &sent {
+                let (error, replies) = (with_causes(&**error), replies.len());
+                tracing::warn!(
+                    error,
+                    replies,
+                    "RabbitMQ failed while replies were sent; some are lost"
+                );
+            }
+            let sent = sent.and_then(Result::ok).unwrap_or(0);
+            count(&self.metrics, ReplyOutcome::Sent, sent);
+            count(&self.metrics, ReplyOutcome::Dropped, replies.len() as u64 - sent);
+            self.link = Some(link);
+            replies.clear();
         }
-        let is_sent = matches!(sent, Some(Ok(())));
-        count(&metrics, if is_sent { ReplyOutcome::Sent } else { ReplyOutcome::Dropped });
-        link = Some(open);
+    }
+
+    /// Connects, however long that takes, while replies wait. `None`: the replier was dropped.
+    async fn link(&mut self) -> Option<Link> {
+        if let Some(open) = self.link.take().filter(Link::is_usable) {
+            return Some(open);
+        }
+        let (mut backoff, mut failure) = (Backoff::new(), RepeatedFailure::default());
+        loop {
+            // Replies have short headers, so small frames suffice.
+            let open =
+                async { Link::on(self.endpoints.connect_for_requests("reply").await?).await };
+            let error = match open.await {
+                Ok(link) => return Some(link),
+                Err(error) => error,
+            };
+            if failure.failed(Instant::now()) {
+                let (waiting, error) = (self.queued.len(), with_causes(&error));
+                tracing::warn!(
+                    waiting,
+                    error,
+                    "cannot connect to RabbitMQ to send replies; retrying"
+                );
+            }
+            if self.queued.is_closed() {
+                return None;
+            }
+            tokio::time::sleep(backoff.next_pause()).await;
+        }
     }
 }
 
-/// Connects, however long that takes, while replies wait. `None`: the replier was dropped.
-async fn connect(endpoints: &Endpoints, queued: &mpsc::UnboundedReceiver<Queued>) -> Option<Link> {
-    let (mut backoff, mut failure) = (Backoff::new(), RepeatedFailure::default());
-    loop {
-        // Replies have short headers, so small frames suffice.
-        let open = async { Link::on(endpoints.connect_for_requests("reply").await?).await };
-        let error = match open.await {
-            Ok(link) => return Some(link),
-            Err(error) => error,
-        };
-        if failure.failed(Instant::now()) {
-            let (waiting, error) = (queued.len() + 1, with_causes(&error));
-            tracing::warn!(waiting, error, "cannot connect to RabbitMQ to send replies; retrying");
+/// Sends replies, and waits until RabbitMQ has processed them. Returns how many it sent; the others have no
+/// requester.
+async fn send(
+    link: &Link,
+    addresses: &mut Addresses,
+    replies: &[Queued],
+) -> Result<u64, BoxedError> {
+    let unreachable = addresses.unreachable(replies.iter().map(|it| &*it.address.queue)).await;
+    let mut sent = 0;
+    for Queued { address, body, .. } in replies {
+        let Ok(queue) = short("reply_to", &address.queue) else { continue };
+        if unreachable.contains(&*address.queue) {
+            continue;
         }
-        if queued.is_closed() {
-            return None;
+        let mut properties =
+            BasicProperties::default().with_content_type("application/json".into());
+        // One that is too long for AMQP is in the body alone.
+        let correlation_id = address.correlation_id.as_deref();
+        if let Some(Ok(id)) = correlation_id.map(|id| short("correlation_id", id)) {
+            properties = properties.with_correlation_id(id);
         }
-        tokio::time::sleep(backoff.next_pause()).await;
+        // Publishing to a reply queue that does not exist is no error.
+        let options = BasicPublishOptions::default();
+        let publish = link.channel.basic_publish("".into(), queue, options, body, properties);
+        request("publish a reply", publish).await?;
+        sent += 1;
     }
-}
-
-async fn send(link: &Link, reply: &Queued, valid: &mut HashSet<String>) -> Result<(), BoxedError> {
-    let address = &reply.address.queue;
-    let queue = short("reply_to", address)?;
-    let mut properties = BasicProperties::default().with_content_type("application/json".into());
-    // One that is too long for AMQP is in the body alone.
-    let correlation_id = reply.address.correlation_id.as_deref();
-    if let Some(Ok(id)) = correlation_id.map(|id| short("correlation_id", id)) {
-        properties = properties.with_correlation_id(id);
-    }
-    // Publishing to a reply queue that does not exist is no error.
-    let options = BasicPublishOptions::default();
-    let publish = link.channel.basic_publish("".into(), queue, options, &reply.body, properties);
-    request("publish a reply", publish).await?;
-    if address.starts_with(DIRECT_REPLY_TO) && !valid.contains(address) {
-        // RabbitMQ 3.10 closes the connection for an address that it cannot decode, and drops what was sent
-        // behind the reply. So nothing is sent before RabbitMQ has answered a request that it receives after
-        // the reply.
-        let qos = link.channel.basic_qos(1, BasicQosOptions::default());
-        request("check a reply address", qos).await?;
-        if valid.len() >= VALID_ADDRESSES {
-            valid.clear();
-        }
-        valid.insert(address.clone());
-    }
-    Ok(())
+    let behind = link.channel.basic_qos(1, BasicQosOptions::default());
+    request("process replies", behind).await?;
+    Ok(sent)
 }
 
 #[cfg(test)]
