@@ -53,9 +53,10 @@ label! {
 label! {
     /// What became of a reply.
     ReplyOutcome {
-        /// It was sent. RabbitMQ does not confirm replies.
+        /// RabbitMQ processed it. Whether a queue or a requester has it is not known.
         Sent = "sent",
-        /// It was dropped: the connection failed while it was sent, too many bytes of replies waited, or its address is too long for AMQP.
+        /// It was dropped: nobody is at its direct reply-to address, the address is too long for AMQP, the
+        /// connection failed while it was sent, or too many bytes of replies waited.
         Dropped = "dropped",
         /// It was dropped: its address is a queue of the fleet.
         Ignored = "ignored",

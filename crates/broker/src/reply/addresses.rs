@@ -96,3 +96,58 @@ async fn ask(address: &str, channel: &lapin::Channel) -> Result<bool, Error> {
         Err(error) => error.reply().map(|(code, _)| code != 404).ok_or(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, StreamExt};
+    use lapin::BasicProperties;
+    use lapin::options::{BasicConsumeOptions, BasicGetOptions};
+
+    use super::*;
+    use crate::connection::Link;
+
+    /// A requester, and its address as RabbitMQ encodes it.
+    async fn requester(endpoints: &Endpoints) -> (Link, lapin::Consumer, String) {
+        let link = Link::on(endpoints.connect("requester").await.unwrap()).await.unwrap();
+        let channel = &link.channel;
+        let table = FieldTable::default;
+        let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+        let replies =
+            channel.basic_consume("amq.rabbitmq.reply-to".into(), "".into(), options, table());
+        let replies = replies.await.unwrap();
+        let queue = channel.queue_declare("".into(), Default::default(), table()).await.unwrap();
+        let queue = queue.name().to_string();
+        let asking = BasicProperties::default().with_reply_to("amq.rabbitmq.reply-to".into());
+        let publish = channel.basic_publish(
+            "".into(),
+            queue.as_str().into(),
+            Default::default(),
+            b"",
+            asking,
+        );
+        publish.await.unwrap();
+        let get = channel.basic_get(queue.as_str().into(), BasicGetOptions { no_ack: true });
+        let asked = get.await.unwrap().unwrap().delivery;
+        let address = asked.properties.reply_to().as_ref().unwrap().to_string();
+        (link, replies, address)
+    }
+
+    #[tokio::test]
+    async fn an_address_is_unreachable_if_its_requester_is_gone_or_rabbitmq_cannot_decode_it() {
+        let env = testkit::TestEnv::new().await;
+        let endpoints = Endpoints::parse(&env.amqp_url, "test").unwrap();
+        let (_link, mut replies, here) = requester(&endpoints).await;
+        let (left, _, gone) = requester(&endpoints).await;
+        left.connection.close().await;
+        // Many, so that several groups have some that close the connection.
+        let garbage: Vec<String> = (0..100).map(|n| format!("{DIRECT_REPLY_TO}x{n}.y")).collect();
+        let mut all: Vec<&str> = garbage.iter().map(String::as_str).collect();
+        all.extend([&*here, &*gone, "a reply queue"]);
+        let mut addresses = Addresses::new(endpoints);
+        let unreachable = addresses.unreachable(all.iter().copied()).await;
+        let rest: Vec<&str> = all.into_iter().filter(|it| !unreachable.contains(it)).collect();
+        assert_eq!(rest, [&*here, "a reply queue"]);
+        assert!(addresses.reachable.contains_key(&*here));
+        assert!(replies.next().now_or_never().is_none(), "a check sends nothing");
+    }
+}
