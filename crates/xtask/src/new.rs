@@ -53,7 +53,9 @@ pub(crate) fn run(new: &New) -> Result<()> {
     say::heading(&format!("\n{worker} is written; next:"));
     say::line(&format!("  cargo build --bin {worker}          (adds it to Cargo.lock)"));
     say::line(&format!("  {folder}/src/main.rs: what it does with an event, and its settings"));
-    say::line("  cargo test -p xtask: names the documents that must mention it and do not yet");
+    say::line(
+        "  cargo test -p xtask --no-fail-fast: names the documents that must mention it and do not yet",
+    );
     say::line("  verbatim setup: creates its queue, without which it does not start");
     Ok(())
 }
@@ -94,7 +96,8 @@ impl Names {
         let worker = &names.worker;
         ensure!(WORKERS.iter().all(|it| it.name() != worker), "there is a {worker} already");
         let queue = &names.queue;
-        ensure!(WorkQueue::ALL.iter().all(|it| it.name() != queue), "there is a {queue} already");
+        let is_new = |it: &WorkQueue| it.name() != queue && format!("{it:?}") != names.variant;
+        ensure!(WorkQueue::ALL.iter().all(is_new), "there is a queue {queue} already");
         Ok(names)
     }
 }

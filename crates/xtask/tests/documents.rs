@@ -126,16 +126,8 @@ fn the_tables_of_queues_name_every_work_queue_with_its_worker() {
     }
     let all = WorkQueue::ALL.len() as u64;
     let (queues, with_unrouted) = (word(all), word(all + 1));
-    for (file, text, expected) in [
-        ("docs/architecture.md", &architecture, format!("`<each of the {queues} above>.dlq`")),
-        (
-            "docs/operations.md",
-            &runbooks,
-            format!("for {with_unrouted} queues (`domain.unrouted` and {queues} `.dlq`)"),
-        ),
-    ] {
-        assert!(text.contains(&expected), "{file} must say {expected:?}");
-    }
+    let expected = format!("for {with_unrouted} queues (`domain.unrouted` and {queues} `.dlq`)");
+    assert!(runbooks.contains(&expected), "docs/operations.md must say {expected:?}");
 }
 
 #[tokio::test]
