@@ -201,7 +201,7 @@ impl Scenario {
     /// # Panics
     /// When one fails.
     pub async fn migrate(&self) {
-        database(&self.database_url).migrate().await.expect("the schema");
+        database(&self.database_url).migrate(|| {}).await.expect("the schema");
     }
 
     /// Declares exchanges, queues and bindings.

@@ -10,13 +10,13 @@ use stores::Fault;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Everything was done, and no problem was found.
-    Success,
+    Success = 0,
     /// A problem was found, or something could not be done.
-    Problems,
+    Problems = 1,
     /// The command line or a setting is invalid.
-    Usage,
+    Usage = 2,
     /// A server is unreachable, or authentication failed.
-    Unavailable,
+    Unavailable = 3,
 }
 
 /// Why a command could not do its work.
@@ -29,12 +29,7 @@ pub(crate) struct Failure {
 
 impl Exit {
     pub(crate) fn code(self) -> ExitCode {
-        match self {
-            Self::Success => ExitCode::SUCCESS,
-            Self::Problems => ExitCode::from(1),
-            Self::Usage => ExitCode::from(2),
-            Self::Unavailable => ExitCode::from(3),
-        }
+        ExitCode::from(self as u8)
     }
 }
 

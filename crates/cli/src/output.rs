@@ -18,10 +18,11 @@ use clap::ValueEnum;
 use domain::time::Timestamp;
 use serde::Serialize;
 
+pub(crate) use domain::decode::excerpt;
 pub(crate) use paint::{Paint, Tone};
 pub(crate) use progress::{bar, spinner};
 pub(crate) use table::Cell;
-pub(crate) use text::{block, count, excerpt, one_line, plural};
+pub(crate) use text::{block, count, one_line, plural};
 pub(crate) use times::{ago, moment, precise, span};
 
 use crate::exit::Failure;

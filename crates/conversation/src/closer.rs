@@ -118,12 +118,12 @@ impl Closer {
 
         self.count_tokens(&mut claims, &mut renewed).await?;
         failpoints::reached(Step::CloseCounted);
-        self.renew_if_due(&mut claims, &mut renewed).await?;
+        self.renew_if_due(&mut claims, |it| it, &mut renewed).await?;
         let mut closed = self.step(|| self.database.totals(&claims)).await?;
         if closed.len() < claims.len() {
             swept.dropped = self.drop_empty(&claims, &closed).await?;
         }
-        self.renew_if_due(&mut closed, &mut renewed).await?;
+        self.renew_if_due(&mut closed, |it| &it.claim, &mut renewed).await?;
         if !closed.is_empty() {
             self.drop_copies(&closed).await;
             failpoints::reached(Step::CloseDropped);
@@ -213,28 +213,29 @@ impl Closer {
             if !more {
                 return Ok(());
             }
-            self.renew_if_due(claims, renewed).await?;
+            self.renew_if_due(claims, |it| it, renewed).await?;
         }
     }
 
     /// Renews the leases when a third of their time has passed, and removes the claims that were lost.
-    async fn renew_if_due<T: AsRef<Claim>>(
+    async fn renew_if_due<T>(
         &self,
         held: &mut Vec<T>,
+        claim: fn(&T) -> &Claim,
         renewed: &mut Instant,
     ) -> Result<(), SweepError> {
         if renewed.elapsed() < self.criteria.lease / RENEWALS_PER_LEASE {
             return Ok(());
         }
         *renewed = Instant::now();
-        self.renew(held).await
+        self.renew(held, claim).await
     }
 
-    async fn renew<T: AsRef<Claim>>(&self, held: &mut Vec<T>) -> Result<(), SweepError> {
-        let claims = || held.iter().map(AsRef::as_ref);
+    async fn renew<T>(&self, held: &mut Vec<T>, claim: fn(&T) -> &Claim) -> Result<(), SweepError> {
+        let claims = || held.iter().map(claim);
         let mine = self.step(|| self.database.renew(claims(), self.criteria.lease)).await?;
         let mine: HashSet<ConversationKey> = mine.into_iter().collect();
-        held.retain(|it| mine.contains(&it.as_ref().key));
+        held.retain(|it| mine.contains(&claim(it).key));
         Ok(())
     }
 
@@ -250,7 +251,7 @@ impl Closer {
             archived.extend(closed.extract_if(.., |it| written.contains(&it.claim.key)));
             let Some(pause) = pauses.next().filter(|_| !closed.is_empty()) else { break };
             tokio::time::sleep(pause).await;
-            self.renew(&mut closed).await?;
+            self.renew(&mut closed, |it| &it.claim).await?;
         }
         Ok(archived)
     }

@@ -1,6 +1,5 @@
 //! A source of random numbers that is passed to whatever needs one, so that tests can choose the numbers.
 
-use std::fmt;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -29,11 +28,5 @@ impl RandomSource {
     #[must_use]
     pub fn next(&self) -> i64 {
         (self.0)()
-    }
-}
-
-impl fmt::Debug for RandomSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RandomSource")
     }
 }

@@ -4,7 +4,6 @@
 //! A server that restarted or was promoted may have lost writes. So when the identity changes, a new epoch
 //! invalidates all hot copies made before, and only then is the connection used.
 
-use std::future::Future;
 use std::pin::Pin;
 
 use database::{Database, EpochChange};

@@ -3,7 +3,6 @@
 //! After a deadlock or a lock timeout the same statement usually succeeds a moment later. Such a retry does
 //! not count as an attempt of a message. It is bounded: a lock that lasts longer is treated as an outage.
 
-use std::future::Future;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};

@@ -35,7 +35,7 @@ async fn session_of_the_first(nodes: &[Node]) -> (String, String) {
 
 async fn stores(cluster: &Servers) -> (TestEnv, Replica) {
     let env = TestEnv::new().await;
-    database(&env.database_url).migrate().await.unwrap();
+    database(&env.database_url).migrate(|| {}).await.unwrap();
     let replica = Replica::at(&env.database_url, &cluster.redis().url());
     (env, replica)
 }

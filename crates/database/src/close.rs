@@ -75,18 +75,6 @@ pub struct Uncounted {
     pub model_name: Option<String>,
 }
 
-impl AsRef<Claim> for Claim {
-    fn as_ref(&self) -> &Claim {
-        self
-    }
-}
-
-impl AsRef<Claim> for Closed {
-    fn as_ref(&self) -> &Claim {
-        &self.claim
-    }
-}
-
 /// A conversation that is about to be archived.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Closed {

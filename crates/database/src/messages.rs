@@ -6,7 +6,7 @@ use domain::message::{Message, Position};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::epoch::{Numbers, read_numbers};
-use crate::rows::{MESSAGE_COLUMNS, MessageRow};
+use crate::rows::{MESSAGE_COLUMNS, message};
 use crate::{Database, Result};
 
 /// Which messages to read: the newest ones before a position.
@@ -62,7 +62,7 @@ async fn read_page(
     // the last time; only these rows are sorted by id too. The running sum of bytes ends a page of large
     // messages early. The bounds of `created_at` are conditions of their own, without an `OR`, so that
     // PostgreSQL uses them as bounds of the index.
-    let rows: Vec<MessageRow> = sqlx::query_as(AssertSqlSafe(format!(
+    let rows = sqlx::query(AssertSqlSafe(format!(
         "SELECT * FROM (
              SELECT {MESSAGE_COLUMNS},
                     row_number() OVER newest_first AS n,
@@ -88,7 +88,7 @@ async fn read_page(
     .bind(i64::try_from(page.max_bytes).unwrap_or(i64::MAX))
     .fetch_all(connection)
     .await?;
-    Ok(rows.into_iter().map(|row| row.0).collect())
+    rows.iter().map(message).collect()
 }
 
 async fn any_before(

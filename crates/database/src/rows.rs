@@ -7,7 +7,7 @@ use domain::status::ConversationStatus;
 use domain::time::Timestamp;
 use sqlx::postgres::{PgArguments, PgBindIterExt as _, PgRow};
 use sqlx::query::Query;
-use sqlx::{FromRow, Postgres, Row};
+use sqlx::{Postgres, Row};
 
 use crate::{Error, Result};
 
@@ -67,15 +67,8 @@ macro_rules! from_row {
 }
 pub(crate) use from_row;
 
-pub(crate) struct MessageRow(pub(crate) Message);
-
-impl<'r> FromRow<'r, PgRow> for MessageRow {
-    fn from_row(row: &'r PgRow) -> Result<Self, sqlx::Error> {
-        Ok(Self(message(row)?))
-    }
-}
-
-fn message(row: &PgRow) -> Result<Message> {
+/// The message in the columns [`MESSAGE_COLUMNS`].
+pub(crate) fn message(row: &PgRow) -> Result<Message> {
     let format: i16 = row.try_get("format")?;
     if format != FORMAT_PLAIN {
         return Err(corrupt(

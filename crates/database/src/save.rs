@@ -36,7 +36,7 @@ use sqlx::postgres::PgBindIterExt as _;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use crate::epoch::change_generations;
-use crate::rows::{MESSAGE_COLUMNS, MessageRow, SaveRow, corrupt, item_of};
+use crate::rows::{MESSAGE_COLUMNS, SaveRow, corrupt, item_of, message};
 use crate::save::statement::Sent;
 use crate::tombstones::Tombstones;
 use crate::{Database, Error, Result};
@@ -215,9 +215,8 @@ async fn compare(
         let n = *item_of(stored, &open, "messages")?;
         let hash = <[u8; 16]>::try_from(stored.try_get::<&[u8], _>("body_hash")?)
             .map_err(|_| corrupt("messages", "body_hash is not 16 bytes long".into()))?;
-        let MessageRow(message) = sqlx::FromRow::from_row(stored)?;
         saved[n] = Some(if BodyHash(hash) == rows[n].body_hash {
-            Saved::Duplicate(Box::new(message))
+            Saved::Duplicate(Box::new(message(stored)?))
         } else {
             Saved::Conflict
         });

@@ -9,13 +9,9 @@ static MIGRATIONS: Migrator = sqlx::migrate!();
 
 impl Database {
     /// Creates the schema or upgrades it to this program's version. Idempotent; several processes may run
-    /// it at once. Returns the version.
-    pub async fn migrate(&self) -> Result<i64, SchemaError> {
-        self.migrate_or_wait(|| {}).await
-    }
-
-    /// As [`Self::migrate`]; calls `waits` after each lock timeout in which another process ran migrations.
-    pub async fn migrate_or_wait(&self, waits: impl Fn()) -> Result<i64, SchemaError> {
+    /// it at once. Calls `waits` after each lock timeout in which another process ran migrations. Returns the
+    /// version.
+    pub async fn migrate(&self, waits: impl Fn()) -> Result<i64, SchemaError> {
         loop {
             let mut lease = timeout(self.time_out, self.pool.lease())
                 .await

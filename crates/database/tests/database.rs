@@ -31,7 +31,7 @@ fn open(url: &str) -> Database {
 async fn migrated() -> (TestEnv, Database) {
     let env = TestEnv::new().await;
     let database = open(&env.database_url);
-    database.migrate().await.unwrap();
+    database.migrate(|| {}).await.unwrap();
     (env, database)
 }
 
@@ -78,8 +78,8 @@ async fn the_schema_is_created_once_and_a_missing_or_old_one_is_reported() {
     let missing = database.verify_schema().await.unwrap_err();
     assert!(matches!(missing, SchemaError::Missing), "{missing}");
     assert!(missing.to_string().contains("verbatim setup"), "{missing}");
-    let version = database.migrate().await.unwrap();
-    assert_eq!(database.migrate().await.unwrap(), version);
+    let version = database.migrate(|| {}).await.unwrap();
+    assert_eq!(database.migrate(|| {}).await.unwrap(), version);
     database.verify_schema().await.unwrap();
 
     env.psql("DELETE FROM _sqlx_migrations").await.unwrap();
@@ -258,7 +258,7 @@ async fn a_migration_waits_for_one_that_is_under_way() {
     let waits = std::cell::Cell::new(0);
     let migrating = async {
         let counts = || waits.set(waits.get() + 1);
-        database.migrate_or_wait(counts).await.unwrap()
+        database.migrate(counts).await.unwrap()
     };
     let unlocking = async {
         // It waits a second time, after its lock timeout.

@@ -26,7 +26,7 @@ async fn migrated() -> (TestEnv, Database) {
         lock_time_out: Duration::from_millis(200),
     })
     .unwrap();
-    database.migrate().await.unwrap();
+    database.migrate(|| {}).await.unwrap();
     (env, database)
 }
 

@@ -12,9 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
 use broker::topology::WorkQueue;
-use broker::{
-    Decoder, Delivery, Handled, Handler, Processed, Publication, Publisher, ReplyBody, Source,
-};
+use broker::{Decoder, Delivery, Handled, Handler, Processed, Publication, Publisher, Source};
 use conversation::retry_transient;
 use database::{CollectedDeadLetter, Database};
 use domain::causes::with_causes;
@@ -114,7 +112,9 @@ impl Handler for DeadLetterCollector {
             match item.dead_letter() {
                 None => Ok(processed),
                 Some(dead_letter) if dead_letter.stored.load(Relaxed) => {
-                    Ok(Processed { reply: dead_letter.reply(), ..processed })
+                    let unanswered = dead_letter.unanswered.as_ref();
+                    let reply = unanswered.map(|(_, error)| Err(error.clone()));
+                    Ok(Processed { reply, ..processed })
                 }
                 Some(_) => {
                     let missing = || "the dead letter was not stored".into();
@@ -127,12 +127,6 @@ impl Handler for DeadLetterCollector {
 
     async fn probe(&self, _: Dependency) -> Result<(), Unavailable> {
         self.database.probe().await.map_err(Into::into)
-    }
-}
-
-impl Collected {
-    fn reply(&self) -> Option<ReplyBody> {
-        self.unanswered.as_ref().map(|(_, error)| Err(error.clone()))
     }
 }
 

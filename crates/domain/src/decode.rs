@@ -16,7 +16,7 @@ mod reply_address;
 mod value;
 
 pub use self::context::{DEFAULT_MAX_BODY_BYTES, DecodeContext};
-pub(crate) use self::fault::excerpt;
+pub use self::fault::excerpt;
 pub use self::reply_address::reply_address;
 
 use self::fields::Fields;

@@ -86,11 +86,13 @@ pub struct Cause(Arc<dyn Error + Send + Sync>);
 pub type Outcome = Result<Done, Failure>;
 
 /// Why an action took no effect.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// Another attempt may succeed: the message is retried after a delay.
+    #[error("{0}")]
     Retry(Cause),
     /// It can never succeed: the message becomes a dead letter.
+    #[error("{0}")]
     DeadLetter(Refusal),
 }
 
@@ -157,15 +159,6 @@ impl PartialEq for Cause {
 }
 
 impl Eq for Cause {}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Retry(cause) => cause.fmt(f),
-            Self::DeadLetter(refusal) => refusal.fmt(f),
-        }
-    }
-}
 
 impl Failure {
     /// The refusal of a message that is not tried again.

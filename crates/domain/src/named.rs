@@ -20,6 +20,9 @@ macro_rules! named {
             /// All of them, in the order of the documentation.
             pub const ALL: [Self; [$($name),+].len()] = [$(Self::$variant),+];
 
+            /// The name of each.
+            pub const NAMES: [&'static str; Self::ALL.len()] = [$($name),+];
+
             /// The name.
             #[must_use]
             pub const fn as_str(self) -> &'static str {

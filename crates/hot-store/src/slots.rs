@@ -6,7 +6,6 @@
 //! [specification]: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use redis::Value;
 
@@ -74,13 +73,8 @@ impl SlotMap {
     /// The slots of one master as text, such as `0-99+5461-10922`.
     pub(crate) fn of(&self, owner: &str) -> String {
         let own = self.ranges.iter().filter(|range| range.owner == owner);
-        own.map(Range::to_string).collect::<Vec<_>>().join("+")
-    }
-}
-
-impl fmt::Display for Range {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.first, self.last)
+        let text = |range: &Range| format!("{}-{}", range.first, range.last);
+        own.map(text).collect::<Vec<_>>().join("+")
     }
 }
 

@@ -73,10 +73,8 @@ impl Tracer {
         tenant: Option<&TenantId>,
         progress: &mut (dyn FnMut(u64) + Send),
     ) -> Result<TraceReport, database::Error> {
-        let mut conversations: Vec<(MatchKind, ConversationTrace)> = Vec::new();
-        for row in self.database.conversations_named(id, tenant).await? {
-            conversations.push((MatchKind::Conversation, row));
-        }
+        let named = self.database.conversations_named(id, tenant).await?.into_iter();
+        let mut conversations: Vec<_> = named.map(|row| (MatchKind::Conversation, row)).collect();
         for row in self.database.conversations_of_session(id, tenant, LIMIT).await? {
             let name = |it: &ConversationTrace| {
                 (it.conversation.tenant_id.clone(), it.conversation.id.clone())

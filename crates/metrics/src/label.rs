@@ -35,16 +35,7 @@ impl Label for Dependency {
 }
 
 impl Label for DeadLetterReason {
-    const CLOSED: Option<&'static [&'static str]> = Some(&[
-        "malformed_json",
-        "schema",
-        "too_large",
-        "unknown_action",
-        "conflict",
-        "attempts_exhausted",
-        "delivery_limit",
-        "expired",
-    ]);
+    const CLOSED: Option<&'static [&'static str]> = Some(&Self::NAMES);
 
     fn value(self) -> &'static str {
         self.as_str()

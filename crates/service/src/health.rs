@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::PoisonError;
 
 use anyhow::Context as _;
 use axum::Router;
@@ -107,7 +108,8 @@ async fn metrics_text(State(service): State<Service>) -> Response {
 /// Answers by the added routes; 404 if none matches. The drain waits for requests that are being answered.
 async fn added_routes(State(service): State<Service>, request: Request) -> Response {
     let _answering = service.tasks.busy(Stage::Work);
-    match service.routes.all().call(request).await {
+    let mut routes = service.routes.read().unwrap_or_else(PoisonError::into_inner).clone();
+    match routes.call(request).await {
         Ok(response) => response,
         Err(never) => match never {},
     }
@@ -207,8 +209,8 @@ mod tests {
     #[tokio::test]
     async fn added_routes_are_served_and_an_unknown_path_is_404() {
         let (address, service) = started().await;
-        service.routes.add(Router::new().route("/own", get(|| async { "own" })));
-        service.routes.add(Router::new().route("/another", get(|| async { "another" })));
+        service.serve(Router::new().route("/own", get(|| async { "own" })));
+        service.serve(Router::new().route("/another", get(|| async { "another" })));
         assert_eq!(fetch(address, "/own").await, (200, "own".to_owned()));
         assert_eq!(fetch(address, "/another").await, (200, "another".to_owned()));
         assert_eq!(fetch(address, "/own/unknown").await.0, 404);
@@ -218,7 +220,7 @@ mod tests {
     async fn added_routes_cannot_replace_the_built_in_ones() {
         let (address, service) = started().await;
         for path in ["/", "/livez", "/readyz", "/metrics"] {
-            service.routes.add(Router::new().route(path, get(|| async { "replaced" })));
+            service.serve(Router::new().route(path, get(|| async { "replaced" })));
             let (_, text) = fetch(address, path).await;
             assert!(!text.is_empty() && text != "replaced", "{path}: {text}");
         }
@@ -236,7 +238,7 @@ mod tests {
             finished.await.expect("the test finishes it");
             "done"
         };
-        service.routes.add(Router::new().route("/slow", get(slow)));
+        service.serve(Router::new().route("/slow", get(slow)));
         let answer = tokio::spawn(fetch(address, "/slow"));
         begun.await.expect("it began");
         let mut drain = std::pin::pin!(service.tasks.drain());

@@ -3,7 +3,6 @@
 //! The first signal starts the drain; the second signal, or the deadline, ends it. Signals arrive through
 //! a channel, so that a test can drive this state machine without a process.
 
-use std::future::Future;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -24,35 +23,23 @@ const INTERRUPT: Signal = "SIGINT";
 /// The channel of the signals is closed.
 const NONE: Signal = "no signal";
 
-/// How a process ended. The exit codes are stable: scripts depend on them.
+/// How a process ended, with its exit code. The codes are stable: scripts depend on them. (2 means
+/// invalid settings; the process then ends before it starts anything.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     /// A signal was received and every task finished.
-    Drained,
+    Drained = 0,
     /// The process could not start, or a task failed while stopping.
-    Failed,
+    Failed = 1,
     /// The drain deadline passed before every task had finished.
-    Deadline,
+    Deadline = 3,
     /// A second signal was received before every task had finished.
-    Aborted,
-}
-
-impl End {
-    /// 0 after a clean drain, 1 after a failure, 3 after the deadline, 4 after a second signal.
-    /// (2 means invalid settings; the process then ends before it starts anything.)
-    pub(crate) fn code(self) -> u8 {
-        match self {
-            Self::Drained => 0,
-            Self::Failed => 1,
-            Self::Deadline => 3,
-            Self::Aborted => 4,
-        }
-    }
+    Aborted = 4,
 }
 
 impl From<End> for ExitCode {
     fn from(end: End) -> Self {
-        Self::from(end.code())
+        Self::from(end as u8)
     }
 }
 
@@ -216,14 +203,14 @@ mod tests {
     async fn after_a_signal_tasks_finish_and_the_exit_code_is_0() {
         let work = Duration::from_secs(24);
         let (end, took) = run_with_work(work, &[TERMINATE]).await;
-        assert_eq!((end, end.code()), (End::Drained, 0));
+        assert_eq!((end, end as u8), (End::Drained, 0));
         assert_eq!(took, work);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_deadline_ends_a_drain_that_takes_too_long() {
         let (end, took) = run_with_work(Duration::from_secs(26), &[TERMINATE]).await;
-        assert_eq!((end, end.code()), (End::Deadline, 3));
+        assert_eq!((end, end as u8), (End::Deadline, 3));
         assert_eq!(took, DEADLINE);
     }
 
@@ -231,7 +218,7 @@ mod tests {
     async fn a_second_signal_ends_the_drain_at_once() {
         let signals = [TERMINATE, INTERRUPT];
         let (end, took) = run_with_work(Duration::from_secs(10), &signals).await;
-        assert_eq!((end, end.code()), (End::Aborted, 4));
+        assert_eq!((end, end as u8), (End::Aborted, 4));
         assert_eq!(took, Duration::ZERO);
     }
 
@@ -250,7 +237,7 @@ mod tests {
             let Fixture { tasks, readiness, send: _send, mut receive } = fixture();
             let check = readiness.check("process");
             let end = live(&tasks, &check, async move { build() }, &mut receive, DEADLINE).await;
-            assert_eq!((end, end.code()), (End::Failed, 1));
+            assert_eq!((end, end as u8), (End::Failed, 1));
         }
     }
 

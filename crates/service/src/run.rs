@@ -1,6 +1,5 @@
 //! The `main` of every worker: settings, logs, health, tasks, drain, exit code.
 
-use std::future::Future;
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 

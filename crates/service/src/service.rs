@@ -1,6 +1,5 @@
 //! [`Service`]: the handle with which a process spawns its tasks and adds its HTTP routes.
 
-use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::Router;
@@ -21,7 +20,8 @@ pub struct Service {
     pub(crate) readiness: Readiness,
     pub(crate) clock: Clock,
     pub(crate) tasks: Tasks,
-    pub(crate) routes: Routes,
+    /// The routes that the process added to the built-in ones.
+    pub(crate) routes: Arc<RwLock<Router>>,
 }
 
 impl Service {
@@ -31,7 +31,7 @@ impl Service {
             readiness: Readiness::new(metrics.clone()),
             clock: clock::system(),
             tasks: Tasks::new(metrics.clone()),
-            routes: Routes::default(),
+            routes: Arc::default(),
             metrics,
         }
     }
@@ -79,7 +79,8 @@ impl Service {
     /// # Panics
     /// Two routes of the process have the same path and method.
     pub fn serve(&self, routes: Router) {
-        self.routes.add(routes);
+        let mut all = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+        *all = std::mem::take(&mut *all).merge(routes);
     }
 
     /// The metrics of this process.
@@ -98,21 +99,6 @@ impl Service {
     #[must_use]
     pub fn process(&self) -> Process {
         self.process
-    }
-}
-
-/// The routes that a process added to the built-in ones. Clones share them.
-#[derive(Clone, Default)]
-pub(crate) struct Routes(Arc<RwLock<Router>>);
-
-impl Routes {
-    pub(crate) fn add(&self, routes: Router) {
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        *all = std::mem::take(&mut *all).merge(routes);
-    }
-
-    pub(crate) fn all(&self) -> Router {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -6,7 +6,6 @@
 //! restarted.
 
 use std::any::Any;
-use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 

@@ -1,7 +1,6 @@
 //! Whether a server is available, in `/readyz` and in the metrics.
 
 use std::error::Error;
-use std::future::Future;
 use std::time::Duration;
 
 use backon::ExponentialBuilder;

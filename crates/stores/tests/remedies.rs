@@ -37,7 +37,7 @@ async fn a_refusal_of_postgresql_has_its_remedy() {
     assert_remedy(&opened(&with_user(url, "nobody:wrong")).await, LOGIN);
 
     let server = DatabaseServer::of_command(&database(url), COMMAND_TIMEOUT).unwrap();
-    server.database.migrate().await.unwrap();
+    server.database.migrate(|| {}).await.unwrap();
     env.psql(&format!("CREATE ROLE {name} LOGIN PASSWORD 'right'")).await.unwrap();
     assert_remedy(&opened(&with_user(url, &format!("{name}:right"))).await, PERMISSION);
     env.psql(&format!("DROP ROLE {name}")).await.unwrap();

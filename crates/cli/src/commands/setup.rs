@@ -111,7 +111,7 @@ async fn schema(settings: &DatabaseSettings) -> Result<Schema, Failure> {
     };
     let server = DatabaseServer::of_command(settings, MIGRATION_TIMEOUT)?;
     let waits = || eprintln!("another `verbatim setup` is upgrading the schema; waiting");
-    let version = server.database.migrate_or_wait(waits).await;
+    let version = server.database.migrate(waits).await;
     let version = version.map_err(|error| server.schema_failure(&error))?;
     Ok(Schema { state, version: Some(version), from })
 }

@@ -1,7 +1,5 @@
 //! Text of others, made safe to print, and shortened.
 
-use std::borrow::Cow;
-
 /// A text on one line, with every control character made visible.
 pub(crate) fn one_line(text: &str) -> String {
     text.chars()
@@ -26,14 +24,6 @@ pub(crate) fn block(text: &str, indent: &str) -> String {
         out.push('\n');
     }
     out
-}
-
-/// At most so many characters of a text, with an ellipsis where something is cut.
-pub(crate) fn excerpt(text: &str, chars: usize) -> Cow<'_, str> {
-    match text.char_indices().nth(chars) {
-        Some((end, _)) => format!("{}…", &text[..end]).into(),
-        None => text.into(),
-    }
 }
 
 /// `1 message`, `2 messages`.
@@ -91,7 +81,7 @@ mod tests {
 
     #[test]
     fn an_excerpt_is_cut_between_characters() {
-        assert_eq!(excerpt("äöü", 2), "äö…");
-        assert_eq!(excerpt("äöü", 3), "äöü");
+        assert_eq!(crate::output::excerpt("äöü", 2), "äö…");
+        assert_eq!(crate::output::excerpt("äöü", 3), "äöü");
     }
 }

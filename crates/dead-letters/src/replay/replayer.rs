@@ -6,8 +6,8 @@ use std::time::Duration;
 use broker::{PublishError, Publisher};
 use conversation::retry_transient;
 use database::{
-    Actor, ContentFingerprint, Database, DeadLetterCursor, DeadLetterDetail, DeadLetterStatus,
-    ReplayOutcome, Selection,
+    Actor, ContentFingerprint, Database, DeadLetterCursor, DeadLetterDetail, DeadLetterPage,
+    DeadLetterStatus, ReplayOutcome, Selection,
 };
 use failpoints::Step;
 use metrics::Metrics;
@@ -28,15 +28,6 @@ pub struct Replayer {
     publisher: Publisher,
     metrics: Metrics,
     validator: DeadLetterValidator,
-}
-
-/// Dead letters that a run has leased.
-#[derive(Debug)]
-#[must_use = "unless they are sent, no run can take them until their lease expires"]
-pub(super) struct Taken {
-    pub(super) dead_letters: Vec<DeadLetterDetail>,
-    /// The rest of the selection.
-    pub(super) rest: Option<DeadLetterCursor>,
 }
 
 /// Dead letters that were published, with RabbitMQ's replies.
@@ -61,8 +52,7 @@ impl Replayer {
         Self { database, publisher, metrics, validator }
     }
 
-    /// Calls `each` with what a run would send, and to which queue, oldest first; returns how many dead letters
-    /// that are. Changes nothing.
+    /// Calls `each` with what a run would send, and to which queue, oldest first. Changes nothing.
     ///
     /// # Errors
     /// PostgreSQL failed.
@@ -70,36 +60,33 @@ impl Replayer {
         &self,
         selection: Selection,
         mut each: impl FnMut(Planned),
-    ) -> Result<u64, database::Error> {
-        let (mut rest, mut count) = (Some(self.database.dead_letter_cursor(selection).await?), 0);
+    ) -> Result<(), database::Error> {
+        let mut rest = Some(self.database.dead_letter_cursor(selection).await?);
         while let Some(cursor) = rest {
             let open = [DeadLetterStatus::Open];
             let page = self.database.next_dead_letters(&cursor, &open, PAGE).await?;
-            for dead_letter in page.dead_letters {
-                each(self.planned(&dead_letter));
-                count += 1;
-            }
+            page.dead_letters.iter().for_each(|detail| each(self.planned(detail)));
             rest = page.rest;
         }
-        Ok(count)
+        Ok(())
     }
 
-    /// Leases the next open dead letters after the cursor, at most `limit`.
+    /// Leases the next open dead letters after the cursor, at most `limit`. Unless they are sent, no run can take
+    /// them until their lease expires.
     pub(super) async fn take(
         &self,
         cursor: &DeadLetterCursor,
         actor: &Actor,
         limit: u32,
-    ) -> Result<Taken, database::Error> {
+    ) -> Result<DeadLetterPage<DeadLetterDetail>, database::Error> {
         let take = || self.database.take_dead_letters(cursor, actor, LEASE, limit);
-        let taken = retry_transient(&self.metrics, take).await?;
-        Ok(Taken { dead_letters: taken.dead_letters, rest: taken.rest })
+        retry_transient(&self.metrics, take).await
     }
 
     /// Publishes what was taken, and waits for the confirms.
-    pub(super) async fn send(&self, taken: Taken) -> Sent {
+    pub(super) async fn send(&self, taken: &[DeadLetterDetail]) -> Sent {
         let plan: Vec<_> =
-            taken.dead_letters.iter().map(|detail| (detail, self.validator.plan(detail))).collect();
+            taken.iter().map(|detail| (detail, self.validator.plan(detail))).collect();
         let publications = plan.iter().map(|(detail, plan)| Arc::new(plan.publication(detail)));
         let results = self.publisher.publish_all(publications).await;
         failpoints::reached(Step::ReplayConfirmed);

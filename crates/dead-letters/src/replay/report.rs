@@ -49,10 +49,11 @@ pub struct Progress {
 }
 
 /// Why a run ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ended {
     /// All dead letters of the selection were processed.
+    #[default]
     Complete,
     /// It was asked to stop.
     Interrupted,
@@ -81,7 +82,7 @@ pub struct Failed {
 }
 
 /// What a run did.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ReplayReport {
     /// Its id, as in the audit log.
     pub run: Uuid,

@@ -64,18 +64,7 @@ impl Replayer {
     ) -> Result<ReplayReport, database::Error> {
         let cursor = self.database.dead_letter_cursor(selection).await?;
         let matched = self.database.count_ahead(&cursor, &[DeadLetterStatus::Open]).await?;
-        let report = ReplayReport {
-            run: actor.run,
-            matched,
-            replayed: 0,
-            failed: 0,
-            failed_again: 0,
-            decided_elsewhere: 0,
-            skipped: 0,
-            ended: Ended::Complete,
-            failures: Vec::new(),
-            failed_again_as: Vec::new(),
-        };
+        let report = ReplayReport { run: actor.run, matched, ..ReplayReport::default() };
         let run = Run {
             replayer: self,
             actor,
@@ -152,9 +141,9 @@ impl Run<'_> {
                 if self.stop.run_until_cancelled(wait).await.is_none() || self.stop.is_cancelled() {
                     return Ok(Ended::Interrupted);
                 }
-                let mut taken = self.replayer.take(cursor, self.actor, slice).await?;
-                rest = taken.rest.take();
-                let sent = self.replayer.send(taken).await;
+                let taken = self.replayer.take(cursor, self.actor, slice).await?;
+                rest = taken.rest;
+                let sent = self.replayer.send(&taken.dead_letters).await;
                 self.record(&sent, &mut batch).await?;
                 progress(&self.progress());
                 if let Some(cause) = sent.unavailable {

@@ -2,7 +2,7 @@
 //! hint.
 
 use std::borrow::Cow;
-use std::fmt::{self, Display};
+use std::fmt::Display;
 
 use crate::failure::{DeadLetterReason, Hint, Refusal};
 use crate::json::{path_to, string, type_name};
@@ -12,7 +12,8 @@ use crate::message::Role;
 /// value, too little to copy a conversation into a log.
 const EXCERPT_CHARS: usize = 60;
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
 pub(super) struct FieldError {
     field: Option<String>,
     detail: String,
@@ -91,14 +92,6 @@ impl From<FieldError> for Refusal {
     }
 }
 
-impl Display for FieldError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.detail)
-    }
-}
-
-impl std::error::Error for FieldError {}
-
 impl serde::de::Error for FieldError {
     fn custom<T: Display>(message: T) -> Self {
         Self { field: None, detail: message.to_string(), hint: None }
@@ -123,7 +116,8 @@ fn describe(text: &str) -> String {
 }
 
 /// At most `chars` characters of a text; an ellipsis stands for the rest.
-pub(crate) fn excerpt(text: &str, chars: usize) -> Cow<'_, str> {
+#[must_use]
+pub fn excerpt(text: &str, chars: usize) -> Cow<'_, str> {
     match text.char_indices().nth(chars) {
         Some((end, _)) => format!("{}…", &text[..end]).into(),
         None => text.into(),

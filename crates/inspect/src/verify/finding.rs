@@ -2,7 +2,7 @@
 
 use database::Difference;
 use domain::ids::ConversationKey;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 /// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -26,8 +26,8 @@ pub struct Finding {
 macro_rules! kinds {
     ($($(#[doc = $meaning:literal])+ $kind:ident = $name:literal: $advice:expr;)+) => {
         /// What can be wrong.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum Kind { $($(#[doc = $meaning])+ $kind,)+ }
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+        pub enum Kind { $($(#[doc = $meaning])+ #[serde(rename = $name)] $kind,)+ }
 
         impl Kind {
             /// Its name in JSON.
@@ -149,12 +149,6 @@ impl Finding {
             detail: detail.into(),
             repair_outcome: RepairOutcome::NotRepairable,
         }
-    }
-}
-
-impl Serialize for Kind {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
     }
 }
 

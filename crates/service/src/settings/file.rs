@@ -84,14 +84,6 @@ impl<'de> Visitor<'de> for NodeVisitor {
         Ok(Node::Nothing)
     }
 
-    fn visit_none<E: Error>(self) -> Result<Node, E> {
-        Ok(Node::Nothing)
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
-        Node::deserialize(deserializer)
-    }
-
     fn visit_bool<E: Error>(self, value: bool) -> Result<Node, E> {
         Ok(Node::Scalar(value.to_string()))
     }

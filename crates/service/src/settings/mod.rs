@@ -38,6 +38,7 @@ pub use values::{bytes, duration, positive_duration};
 
 use domain::fleet::Process;
 use layers::Known;
+pub(crate) use layers::mistyped_variables;
 
 /// The command line and environment of a process.
 #[derive(Clone, Default)]
@@ -116,11 +117,6 @@ pub(crate) fn with_variables(command: Command) -> Command {
             arg.env(variable)
         }
     })
-}
-
-/// Environment variables that are probably mistyped, each with the variable of the setting it resembles.
-pub(crate) fn mistyped_variables(command: &Command, sources: &Sources) -> Vec<(String, String)> {
-    layers::mistyped(&Known::of(command), &sources.environment)
 }
 
 /// The settings that are allowed at the top level of the file.

@@ -12,7 +12,7 @@ use dead_letters::{DeadLetterCollector, RerouteUnrouted};
 use domain::fleet;
 use service::Service;
 use service::settings::{ClosingTimes, ConsumerSettings, StoreSettings, positive_duration};
-use worker::{Stores, consume, consumer_settings};
+use worker::{Stores, consume};
 
 #[derive(Debug, clap::Args)]
 struct Settings {
@@ -35,7 +35,6 @@ fn main() -> ExitCode {
 
 async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let stores = Stores::open(&service, &settings.stores).await?;
-    let consuming = consumer_settings(&settings.consuming);
     let metrics = service.metrics().clone();
     let decoder = Decoder { max_body_bytes: settings.consuming.max_body_bytes };
 
@@ -43,10 +42,10 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
         let (database, publisher) = (stores.database.clone(), stores.publisher.clone());
         let collector =
             DeadLetterCollector::new(queue, database, publisher, metrics.clone(), decoder);
-        consume(&service, &stores, consuming.clone(), collector);
+        consume(&service, &stores, &settings.consuming, collector);
     }
     let reroute = RerouteUnrouted::new(stores.publisher.clone(), metrics, decoder);
-    consume(&service, &stores, consuming, reroute);
+    consume(&service, &stores, &settings.consuming, reroute);
     gauges::run(&service, &stores, settings.closing.close_grace, settings.gauge_interval);
     Ok(())
 }

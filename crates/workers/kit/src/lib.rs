@@ -9,8 +9,6 @@
 //! that opens [`Stores`] and calls [`consume`].
 
 mod consuming;
-mod settings;
 
 pub use consuming::consume;
-pub use settings::consumer_settings;
 pub use stores::Stores;

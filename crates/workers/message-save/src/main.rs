@@ -10,7 +10,7 @@ use conversation::Saver;
 use domain::fleet;
 use service::settings::{ConsumerSettings, StoreSettings};
 use service::{Service, instance};
-use worker::{Stores, consume, consumer_settings};
+use worker::{Stores, consume};
 
 use crate::handler::SaveMessages;
 
@@ -39,7 +39,6 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
         database: stores.database.clone(),
         decoder: Decoder { max_body_bytes: settings.consuming.max_body_bytes },
     };
-    let consuming = consumer_settings(&settings.consuming);
-    consume(&service, &stores, consuming, handler);
+    consume(&service, &stores, &settings.consuming, handler);
     Ok(())
 }

@@ -11,7 +11,7 @@ use conversation::{Background, ClaimCriteria, Closer, Sessions};
 use domain::fleet;
 use service::Service;
 use service::settings::{BackgroundSettings, ClosingSettings, ConsumerSettings, StoreSettings};
-use worker::{Stores, consume, consumer_settings};
+use worker::{Stores, consume};
 
 use crate::handler::RecordSessions;
 
@@ -57,8 +57,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
         background,
         criteria,
     );
-    let consuming = consumer_settings(&settings.consuming);
-    consume(&service, &stores, consuming, handler);
+    consume(&service, &stores, &settings.consuming, handler);
     sweep::run(&service, closer, close_interval, close_batch);
     Ok(())
 }

@@ -9,7 +9,7 @@ use conversation::{Background, Statistics};
 use domain::fleet;
 use service::Service;
 use service::settings::{BackgroundSettings, ConsumerSettings, StoreSettings, positive_duration};
-use worker::{Stores, consume, consumer_settings};
+use worker::{Stores, consume};
 
 use crate::refresh_triggers::RefreshTriggers;
 
@@ -34,12 +34,11 @@ fn main() -> ExitCode {
 
 async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let stores = Stores::open(&service, &settings.stores).await?;
-    let consuming = consumer_settings(&settings.consuming);
     let metrics = service.metrics().clone();
     let background = Background::new(settings.background.background_share);
     let statistics = Statistics::new(stores.database.clone(), metrics.clone(), background);
     let triggers = RefreshTriggers::default();
     triggers.refresh_when_triggered(&service, statistics, settings.statistics_interval);
-    consume(&service, &stores, consuming, triggers);
+    consume(&service, &stores, &settings.consuming, triggers);
     Ok(())
 }
