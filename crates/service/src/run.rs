@@ -41,7 +41,8 @@ where
         eprintln!("{}: {error:#}", process.name());
         return End::Failed.into();
     }
-    for (name, known) in settings::mistyped_variables(&command::<S>(process), &sources) {
+    for (name, known) in settings::mistyped_variables(&command::<S>(process), &sources.environment)
+    {
         tracing::warn!(
             name,
             "environment variable {name} is unknown and ignored; did you mean {known}?"

@@ -9,7 +9,6 @@ use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, Command};
 
-use super::Sources;
 use super::error::SettingsError;
 use super::file::{Map, Node};
 use super::url::ServerUrl;
@@ -128,12 +127,15 @@ pub(super) fn of_environment(
 
 /// Variables that are not settings but resemble one of this process: probably mistyped, paired with
 /// that setting's variable. They are not errors, because other programs may set `VERBATIM_…` too.
-pub(crate) fn mistyped_variables(command: &Command, sources: &Sources) -> Vec<(String, String)> {
+pub(crate) fn mistyped_variables(
+    command: &Command,
+    environment: &BTreeMap<OsString, OsString>,
+) -> Vec<(String, String)> {
     // Far above "similar", to avoid false warnings.
     const MISTYPED: f64 = 0.95;
     let known = Known::of(command);
     let variables = || known.values().filter_map(|setting| setting.variable.as_deref());
-    let names = sources.environment.keys().filter_map(|name| name.to_str());
+    let names = environment.keys().filter_map(|name| name.to_str());
     let names = names.filter_map(|name| Some((name, name.strip_prefix(PREFIX)?)));
     names
         .filter(|(name, _)| variables().all(|known| known != *name))

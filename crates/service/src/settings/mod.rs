@@ -290,8 +290,8 @@ mod tests {
             ("VERBATIM_API_SERVICE_HOST", "set by Kubernetes"),
         ];
         let environment = environment.iter().map(|(name, value)| (name.into(), value.into()));
-        let sources = Sources { environment: environment.collect(), ..Sources::default() };
+        let environment = environment.collect();
         let expected = ("VERBATIM_DRAIN_DEADLIN".to_owned(), "VERBATIM_DRAIN_DEADLINE".to_owned());
-        assert_eq!(mistyped_variables(&command, &sources), [expected]);
+        assert_eq!(mistyped_variables(&command, &environment), [expected]);
     }
 }
