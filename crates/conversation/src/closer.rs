@@ -3,8 +3,11 @@
 //! Session events store a close request in PostgreSQL, and this sweep finds it by PostgreSQL's clock. A batch
 //! of claims goes through these steps together, each a short transaction of its own:
 //!
-//! claim → count tokens → compute the totals, drop conversations without messages → drop hot copies →
-//! publish `conversation.migrated`, confirmed → set `archived` with the totals
+//! claim → count tokens → compute the totals → drop hot copies → publish `conversation.migrated`,
+//! confirmed → set `archived` with the totals
+//!
+//! A conversation without messages is archived, too, without an event: its session events or feedback may have
+//! overtaken its messages. Its first message makes it active again, and then it closes with what they said.
 //!
 //! A process may crash after any step. Repeating a step is harmless, and another closer repeats it when the
 //! lease has expired. A message that arrives meanwhile cancels the claim; the conversation closes again
@@ -46,10 +49,10 @@ const REOPENED_BATCH: u32 = 50;
 /// What one sweep did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Claims without a message, dropped.
-    pub dropped: usize,
-    /// Claims archived.
+    /// Conversations archived with messages.
     pub archived: usize,
+    /// Conversations archived without a message.
+    pub archived_empty: usize,
     /// Archived conversations that were reopened, and announced as `conversation.reopened`.
     pub reopened: usize,
 }
@@ -120,48 +123,51 @@ impl Closer {
         failpoints::reached(Step::CloseCounted);
         self.renew_if_due(&mut claims, |it| it, &mut renewed).await?;
         let mut closed = self.step(|| self.database.totals(&claims)).await?;
-        if closed.len() < claims.len() {
-            swept.dropped = self.drop_empty(&claims, &closed).await?;
-        }
         self.renew_if_due(&mut closed, |it| &it.claim, &mut renewed).await?;
         if !closed.is_empty() {
             self.drop_copies(&closed).await;
             failpoints::reached(Step::CloseDropped);
-            self.publish(closed.iter().map(|it| Event::Migrated(it.event.clone()))).await?;
+            let events = closed.iter().filter_map(|it| it.event.clone());
+            self.publish(events.map(Event::Migrated)).await?;
             failpoints::reached(Step::CloseAnnounced);
         }
         let archived = self.write_archived(closed).await?;
         failpoints::reached(Step::CloseArchived);
 
         for conversation in &archived {
-            let cause = match conversation.claim.cause {
-                CloseCause::Idle => metrics::CloseCause::Idle,
-                CloseCause::Requested => metrics::CloseCause::SessionClosed,
-                CloseCause::TakenOver => metrics::CloseCause::TakenOver,
-            };
-            self.metrics.add(Counter::ConversationsClosed { cause }, 1);
-            self.metrics.observe(Timing::Close, started.elapsed());
-            tracing::info!(
-                conversation = %conversation.claim.key,
-                messages = conversation.event.message_count,
-                tokens = conversation.event.total_tokens,
-                ?cause,
-                "conversation archived"
-            );
+            self.note_archived(conversation, started);
         }
-        swept.archived = archived.len();
+        swept.archived_empty = archived.iter().filter(|it| it.event.is_none()).count();
+        swept.archived = archived.len() - swept.archived_empty;
         Ok(swept)
     }
 
-    /// Drops the claimed conversations without messages; returns how many there were. A claim without totals
-    /// has no messages or was lost; the statement drops only the former.
-    async fn drop_empty(&self, claims: &[Claim], closed: &[Closed]) -> Result<usize, SweepError> {
-        let totalled: HashSet<&ConversationKey> = closed.iter().map(|it| &it.claim.key).collect();
-        let others: Vec<Claim> =
-            claims.iter().filter(|claim| !totalled.contains(&claim.key)).cloned().collect();
-        let dropped = self.step(|| self.database.drop_empty(&others)).await?.len();
-        self.metrics.add(Counter::ConversationsDroppedEmpty, dropped as u64);
-        Ok(dropped)
+    fn note_archived(&self, Closed { claim, event, .. }: &Closed, started: Instant) {
+        let cause = match claim.cause {
+            CloseCause::Idle => metrics::CloseCause::Idle,
+            CloseCause::Requested => metrics::CloseCause::SessionClosed,
+            CloseCause::TakenOver => metrics::CloseCause::TakenOver,
+        };
+        self.metrics.add(Counter::ConversationsClosed { cause }, 1);
+        self.metrics.observe(Timing::Close, started.elapsed());
+        let conversation = &claim.key;
+        match event {
+            Some(event) => tracing::info!(
+                %conversation,
+                messages = event.message_count,
+                tokens = event.total_tokens,
+                ?cause,
+                "conversation archived"
+            ),
+            None => {
+                self.metrics.add(Counter::ConversationsClosedEmpty, 1);
+                tracing::info!(
+                    %conversation,
+                    ?cause,
+                    "conversation archived without messages; a message makes it active again"
+                );
+            }
+        }
     }
 
     async fn drop_copies(&self, closed: &[Closed]) {

@@ -4,8 +4,9 @@
 //! how often they arrive.
 
 use database::{Database, SessionChange, SessionUpdate};
-use domain::action::{Action, Common, ConversationSource};
+use domain::action::{Action, ConversationSource};
 use domain::failure::{DeadLetterReason, Done, Failure, Outcome, Refusal, Unavailable};
+use domain::session_event::SessionEvent;
 use metrics::{Counter, Metrics, SessionEventKind};
 
 use crate::RandomSource;
@@ -90,34 +91,15 @@ impl Sessions {
 }
 
 fn update(action: &Action) -> Option<SessionUpdate> {
-    Some(match action {
-        Action::SessionOpened(common) => of(common, Some(SessionChange::Opened)),
-        Action::SessionClosed(common, closed) => SessionUpdate {
-            reason: closed.reason.clone(),
-            satisfaction: closed.satisfaction.map(u8::from),
-            ..of(common, Some(SessionChange::Closed))
-        },
-        Action::Feedback(common, feedback) => {
-            SessionUpdate { satisfaction: Some(feedback.satisfaction.into()), ..of(common, None) }
-        }
-        _ => return None,
-    })
-}
-
-fn of(common: &Common, change: Option<SessionChange>) -> SessionUpdate {
-    SessionUpdate {
-        key: common.key.clone(),
-        session: common.session.clone(),
-        change,
-        everywhere: common.conversation_is_explicit == ConversationSource::FromSession,
-        at: common.happened_at(),
-        reason: None,
-        satisfaction: None,
-        agent_id: common.agent_id.as_ref().map(ToString::to_string),
-        user_id: common.user_id.as_ref().map(ToString::to_string),
-        model_name: common.model_name.clone(),
-        tenant_tier: common.tenant_tier.clone(),
-    }
+    let event = SessionEvent::of(action)?;
+    let change = match action {
+        Action::SessionOpened(_) => Some(SessionChange::Opened),
+        Action::SessionClosed(..) => Some(SessionChange::Closed),
+        _ => None,
+    };
+    let common = action.common();
+    let everywhere = common.conversation_is_explicit == ConversationSource::FromSession;
+    Some(SessionUpdate::new(common.key.clone(), change, everywhere, event))
 }
 
 /// An action that no worker of this version handles. It becomes a dead letter, which can be replayed to a

@@ -1,6 +1,6 @@
 //! A conversation with its messages as a JSON document: every value as it was sent.
 
-use database::{ConversationStats, ConversationView, SessionView};
+use database::{ConversationStats, ConversationView, SessionEventView, SessionView};
 use domain::message::{Content, Json, Message, Role};
 use domain::time::Timestamp;
 use serde::Serialize;
@@ -20,6 +20,8 @@ pub struct TranscriptView<'a> {
     pub redis_error: Option<String>,
     /// Sessions with an opened or closed event, without those that only carried messages.
     pub sessions: &'a [SessionView],
+    /// Its session events and feedback as they were sent, oldest first; the newest ones if there are many.
+    pub session_events: &'a [SessionEventView],
     /// Its statistics, once they are computed.
     pub statistics: Option<&'a ConversationStats>,
     /// The messages, oldest first.
@@ -58,6 +60,7 @@ impl<'a> TranscriptView<'a> {
     pub fn new(
         conversation: &'a ConversationView,
         sessions: &'a [SessionView],
+        session_events: &'a [SessionEventView],
         statistics: Option<&'a ConversationStats>,
         transcript: &'a Transcript,
     ) -> Self {
@@ -67,6 +70,7 @@ impl<'a> TranscriptView<'a> {
             degraded: transcript.degraded,
             redis_error: None,
             sessions,
+            session_events,
             statistics,
             messages: transcript.messages.iter().map(MessageView::from).collect(),
         }

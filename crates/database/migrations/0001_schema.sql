@@ -29,6 +29,7 @@ CREATE TABLE conversations (
     close_requested_at timestamptz,
     closed_at          timestamptz,
     finalised_at       timestamptz,
+    -- Set when the close begins: the reason of the session that closed last, or 'idle'. Null while active.
     close_reason       text,
     -- The claim of the process that closes the conversation, and when the claim ends. A new message or an
     -- opened session sets both to null, and the later writes of that process then change nothing.
@@ -76,11 +77,39 @@ CREATE TABLE sessions (
     -- The last event was a close that named no conversation. It closes the session in every
     -- conversation: an open event that was sent before it has no effect, even if it arrives later.
     everywhere      boolean NOT NULL DEFAULT false,
+    -- What the last event said, if it was a close. A conversation that is closed again takes its reason from
+    -- here.
+    close_reason    text,
+    satisfaction    smallint,
     PRIMARY KEY (tenant_id, conversation_id, session_id)
 );
 
 CREATE INDEX sessions_open ON sessions (tenant_id, session_id) WHERE open;
 CREATE INDEX sessions_closed_everywhere ON sessions (tenant_id, session_id) WHERE everywhere;
+
+-- Every session event and feedback, with all that its sender said: `sessions` and `conversations` have only
+-- the result. A close that names no conversation has a row in each conversation that it concerns.
+CREATE TABLE session_events (
+    tenant_id       text COLLATE "C" NOT NULL,
+    conversation_id text COLLATE "C" NOT NULL,
+    -- The action's id: its sender's, else derived or random, as that of a message.
+    id              text COLLATE "C" NOT NULL,
+    action_type     text NOT NULL,
+    session_id      text COLLATE "C" NOT NULL,
+    created_at      timestamptz NOT NULL,
+    received_at     timestamptz NOT NULL,
+    reason          text,
+    satisfaction    smallint,
+    user_id         text COLLATE "C",
+    agent_id        text COLLATE "C",
+    model_name      text,
+    tenant_tier     text,
+    metadata        json,
+    -- Hash of all columns but the times. A second event with the same id and the same hash is a duplicate;
+    -- one with another hash is stored, too.
+    content_hash    bytea NOT NULL,
+    PRIMARY KEY (tenant_id, conversation_id, id, content_hash)
+);
 
 -- The processes that save messages: one row for each start of a process, inserted with its first batch.
 -- `message_rows.saved_by` refers to it.

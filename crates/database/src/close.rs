@@ -82,8 +82,10 @@ pub struct Closed {
     pub claim: Claim,
     /// The model of the newest message that names one.
     pub model_name: Option<String>,
-    /// The totals of its messages. The agent is that of the newest message that names one.
-    pub event: Migrated,
+    /// The totals of its messages. The agent is that of the newest message that names one. `None` for a
+    /// conversation without messages: its session events or feedback may have overtaken them, or they are
+    /// dead letters that will be replayed.
+    pub event: Option<Migrated>,
 }
 
 impl Database {
@@ -102,40 +104,6 @@ impl Database {
             Ok(Claim { key: key_of(row)?, token: row.try_get("close_token")?, cause })
         };
         self.rows(query).await?.iter().map(claim).collect()
-    }
-
-    /// Deletes the claimed conversations that have no messages, with their sessions. Returns their keys.
-    pub async fn drop_empty(&self, claims: &[Claim]) -> Result<Vec<ConversationKey>> {
-        self.in_transaction(async |connection| {
-            let dropped = sqlx::query(
-                "WITH empty AS (
-                     SELECT c.tenant_id, c.id
-                     FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
-                     JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-                     WHERE c.close_token = k.token
-                       AND NOT EXISTS (SELECT FROM message_rows m WHERE m.conversation = c.number)
-                     ORDER BY c.tenant_id, c.id
-                     FOR UPDATE OF c SKIP LOCKED)
-                 DELETE FROM conversations c USING empty
-                 WHERE c.tenant_id = empty.tenant_id AND c.id = empty.id
-                 RETURNING c.tenant_id, c.id",
-            )
-            .bind_claims(claims.iter())
-            .fetch_all(&mut *connection)
-            .await?
-            .iter()
-            .map(key_of)
-            .collect::<Result<Vec<_>>>()?;
-            sqlx::query(
-                "DELETE FROM sessions s USING unnest($1::text[], $2::text[]) AS k (tenant_id, id)
-                 WHERE s.tenant_id = k.tenant_id AND s.conversation_id = k.id",
-            )
-            .bind_keys(dropped.iter())
-            .execute(&mut *connection)
-            .await?;
-            Ok(dropped)
-        })
-        .await
     }
 
     /// Messages of the claimed conversations whose tokens are not counted yet, in the order of the claims
@@ -224,7 +192,7 @@ impl Database {
                   ON c.tenant_id = k.tenant_id AND c.id = k.id AND c.close_token = k.token
              CROSS JOIN LATERAL (
                  SELECT count(*) AS messages, min(created_at) AS first, max(created_at) AS last
-                 FROM message_rows WHERE conversation = c.number HAVING count(*) > 0) AS m
+                 FROM message_rows WHERE conversation = c.number) AS m
              CROSS JOIN LATERAL (
                  SELECT coalesce(sum(tokens), 0)::bigint AS tokens
                  FROM message_tokens WHERE conversation = c.number) AS t
@@ -244,7 +212,12 @@ impl Database {
     /// The last write: sets the status `archived` and the totals. Returns the conversations that it
     /// changed; of the others the token was cleared, or a save holds the row at the moment.
     pub async fn archive_closed(&self, closed: &[Closed]) -> Result<Vec<ConversationKey>> {
-        let events = closed.iter().map(|it| &it.event);
+        fn totals<'a, T>(
+            closed: &'a [Closed],
+            of: fn(&'a Migrated) -> T,
+        ) -> impl Iterator<Item = Option<T>> + Clone {
+            closed.iter().map(move |it| it.event.as_ref().map(of))
+        }
         let query = sqlx::query(
             "WITH mine AS (
                  SELECT k.*
@@ -257,8 +230,8 @@ impl Database {
                  FOR UPDATE OF c SKIP LOCKED)
              UPDATE conversations c SET
                  status = 'archived', finalised_at = clock_timestamp(), close_token = NULL,
-                 close_lease_until = NULL, message_count = mine.messages,
-                 total_tokens = mine.tokens, created_at = mine.first,
+                 close_lease_until = NULL, message_count = coalesce(mine.messages, 0),
+                 total_tokens = coalesce(mine.tokens, 0), created_at = coalesce(mine.first, c.created_at),
                  last_message_at = mine.last,
                  -- A session event may have set them since the totals were read.
                  agent_id = coalesce(mine.agent_id, c.agent_id),
@@ -267,11 +240,11 @@ impl Database {
              RETURNING c.tenant_id, c.id",
         )
         .bind_claims(closed.iter().map(|it| &it.claim))
-        .bind(events.clone().map(|it| it.message_count).bind_iter())
-        .bind(events.clone().map(|it| it.total_tokens).bind_iter())
-        .bind(events.clone().map(|it| DateTime::<Utc>::from(it.created_at)).bind_iter())
-        .bind(events.clone().map(|it| DateTime::<Utc>::from(it.last_message_at)).bind_iter())
-        .bind(events.map(|it| it.agent_id.as_ref().map(AgentId::as_str)).bind_iter())
+        .bind(totals(closed, |it| it.message_count).bind_iter())
+        .bind(totals(closed, |it| it.total_tokens).bind_iter())
+        .bind(totals(closed, |it| DateTime::<Utc>::from(it.created_at)).bind_iter())
+        .bind(totals(closed, |it| DateTime::<Utc>::from(it.last_message_at)).bind_iter())
+        .bind(totals(closed, |it| it.agent_id.as_ref().map(AgentId::as_str)).map(Option::flatten).bind_iter())
         .bind(closed.iter().map(|it| it.model_name.as_deref()).collect::<Vec<_>>());
         self.rows(query).await?.iter().map(key_of).collect()
     }
@@ -352,21 +325,29 @@ const CLAIM: &str = "
         -- It stays when a close is taken over: the earlier process may have published its event already.
         closed_at = CASE due.cause WHEN 'taken over' THEN c.closed_at ELSE clock_timestamp() END,
         close_requested_at = coalesce(c.close_requested_at, clock_timestamp()),
-        close_reason = CASE due.cause WHEN 'idle' THEN 'idle' ELSE c.close_reason END
+        close_reason = CASE due.cause WHEN 'taken over' THEN c.close_reason ELSE (
+            SELECT CASE WHEN coalesce(bool_or(s.open), true) THEN 'idle'
+                        ELSE (array_agg(s.close_reason ORDER BY s.last_event_at DESC, s.session_id DESC))[1] END
+            FROM sessions s WHERE s.tenant_id = c.tenant_id AND s.conversation_id = c.id) END
     FROM (TABLE requested UNION ALL TABLE idle UNION ALL TABLE lapsed) AS due
     WHERE c.tenant_id = due.tenant_id AND c.id = due.id
     RETURNING c.tenant_id, c.id, c.close_token, due.cause";
 
 fn closed(row: &PgRow, claims: &[Claim]) -> Result<Closed> {
-    let time = |column: &str| -> Result<Timestamp> { Ok(timestamp(row.try_get(column)?)) };
     let claim = item_of(row, claims, TABLE)?.clone();
+    let model_name = row.try_get("model_name")?;
+    let message_count: i64 = row.try_get("messages")?;
+    if message_count == 0 {
+        return Ok(Closed { claim, model_name, event: None });
+    }
+    let time = |column: &str| -> Result<Timestamp> { Ok(timestamp(row.try_get(column)?)) };
     let event = Migrated {
         tenant_id: claim.key.tenant.clone(),
         conversation_id: claim.key.conversation.clone(),
         session_id: id(row, TABLE, "session_id", SessionId::new)?,
         agent_id: optional_id(row, TABLE, "agent_id", AgentId::new)?,
         user_id: optional_id(row, TABLE, "user_id", UserId::new)?,
-        message_count: row.try_get("messages")?,
+        message_count,
         total_tokens: row.try_get("tokens")?,
         created_at: time("first")?,
         last_message_at: time("last")?,
@@ -374,5 +355,5 @@ fn closed(row: &PgRow, claims: &[Claim]) -> Result<Closed> {
         close_reason: row.try_get("close_reason")?,
         close_token: claim.token,
     };
-    Ok(Closed { claim, model_name: row.try_get("model_name")?, event })
+    Ok(Closed { claim, model_name, event: Some(event) })
 }

@@ -1,12 +1,13 @@
 //! The JSON of the views is compared byte for byte with the files in `fixtures`: scripts read it.
 
 use chrono::{DateTime, Utc};
+use domain::json::Json;
 use domain::status::ConversationStatus;
 use domain::time::Timestamp;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::{AuditEntry, ConversationStats, ConversationView, SessionView};
+use crate::{AuditEntry, ConversationStats, ConversationView, SessionEventView, SessionView};
 
 fn at(text: &str) -> DateTime<Utc> {
     Timestamp::parse(text).unwrap().into()
@@ -44,6 +45,25 @@ fn the_json_of_a_session_is_its_fixture() {
     let last_event_at = at("2026-11-20T11:05:30Z");
     let view = SessionView { session_id: "web-1".to_owned(), open: true, last_event_at };
     assert_json(&view, include_str!("../fixtures/session.json"));
+}
+
+#[test]
+fn the_json_of_a_session_event_is_its_fixture() {
+    let view = SessionEventView {
+        id: "act-1".to_owned(),
+        action_type: "conversation.session_closed".to_owned(),
+        session_id: "web-1".to_owned(),
+        created_at: at("2026-11-20T11:05:30Z"),
+        received_at: at("2026-11-20T11:05:30.25Z"),
+        reason: Some("user_left".to_owned()),
+        satisfaction: Some(5),
+        user_id: Some("u-9".to_owned()),
+        agent_id: None,
+        model_name: None,
+        tenant_tier: None,
+        metadata: Some(Json::parse(r#"{"comment": "great","n":1.0}"#.to_owned()).unwrap()),
+    };
+    assert_json(&view, include_str!("../fixtures/session_event.json"));
 }
 
 #[test]

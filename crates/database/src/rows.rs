@@ -83,11 +83,11 @@ pub(crate) fn message(row: &PgRow) -> Result<Message> {
             .try_get::<&str, _>("role")
             .map(Role::parse)?
             .ok_or_else(|| corrupt("messages", "unknown role".to_owned()))?,
-        content: match json(row, "content_parts")? {
+        content: match json(row, "messages", "content_parts")? {
             Some(json) => Content::Parts { json, text: content },
             None => Content::Text(content),
         },
-        tool_calls: json(row, "tool_calls")?,
+        tool_calls: json(row, "messages", "tool_calls")?,
         tool_call_id: row.try_get("tool_call_id")?,
         tokens_estimate: row.try_get("tokens_estimate")?,
         user_id: optional_id(row, "messages", "user_id", UserId::new)?,
@@ -96,15 +96,16 @@ pub(crate) fn message(row: &PgRow) -> Result<Message> {
         processing_time_ms: row.try_get("processing_time_ms")?,
         created_at: timestamp(row.try_get("created_at")?),
         received_at: timestamp(row.try_get("received_at")?),
-        metadata: json(row, "metadata")?,
+        metadata: json(row, "messages", "metadata")?,
     })
 }
 
-fn json(row: &PgRow, column: &'static str) -> Result<Option<Json>> {
+/// The JSON in a column that was read as text.
+pub(crate) fn json(row: &PgRow, table: &'static str, column: &'static str) -> Result<Option<Json>> {
     row.try_get::<Option<String>, _>(column)?
         .map(Json::parse)
         .transpose()
-        .map_err(|error| corrupt("messages", format!("{column}: {error}")))
+        .map_err(|error| corrupt(table, format!("{column}: {error}")))
 }
 
 /// A stored time. This program stores only times in range. A time that something else stored is clamped,

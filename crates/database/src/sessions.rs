@@ -1,17 +1,21 @@
-//! Session events: which sessions of a conversation are open, and when its close was requested.
+//! Session events and feedback: which sessions of a conversation are open, when its close was requested, and
+//! everything that the events said (`session_events`).
 //!
 //! Events of a session are ordered by the time at which they were sent, so a delayed `closed` event does not
 //! override a later `opened`. When the last open session of a conversation closes, its close is requested.
 //! When a session opens, the request is withdrawn.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use domain::ids::{ConversationKey, SessionId};
+use domain::ids::{AgentId, ConversationKey, UserId};
+use domain::session_event::SessionEvent;
 use domain::time::Timestamp;
 use sqlx::{PgConnection, Row as _};
 
 use crate::rows::{BindKeys as _, from_row, timestamp};
+use crate::session_events::insert_events;
 use crate::{Database, Error, Result};
 
 /// Whether a session opened or closed.
@@ -23,32 +27,24 @@ pub enum SessionChange {
     Closed,
 }
 
-/// One session event or feedback to record.
+/// One session event or feedback to record in a conversation.
 #[derive(Debug, Clone)]
 pub struct SessionUpdate {
     /// The conversation that the event names, else the one that is derived from its session.
     pub key: ConversationKey,
-    /// The session.
-    pub session: SessionId,
-    /// Whether it opened or closed; `None` for feedback, which concerns only the conversation.
+    /// Whether the session opened or closed; `None` for feedback, which concerns only the conversation.
     pub change: Option<SessionChange>,
     /// Whether the event names no conversation. Then a close closes the session in every conversation in
     /// which it is open.
     pub everywhere: bool,
-    /// When it was sent, else when it was received.
+    /// When the change happened.
     pub at: Timestamp,
     /// Why the session closed.
     pub reason: Option<String>,
     /// The user's satisfaction, 1 to 5.
     pub satisfaction: Option<u8>,
-    /// The agent, if the event names it.
-    pub agent_id: Option<String>,
-    /// The user, if the event names one.
-    pub user_id: Option<String>,
-    /// The model, if the event names it.
-    pub model_name: Option<String>,
-    /// The tenant's tier, if the event names it.
-    pub tenant_tier: Option<String>,
+    /// The event as it was sent. Updates of several conversations share it.
+    pub event: Arc<SessionEvent>,
 }
 
 /// A session of a conversation.
@@ -90,19 +86,37 @@ impl Database {
             let mut updates = expand_closes(connection, updates).await?;
             close_outdated_opens(connection, &mut updates).await?;
             updates.sort_by(|a, b| {
-                (&a.key, &a.session, a.rank()).cmp(&(&b.key, &b.session, b.rank()))
+                (&a.key, a.session(), a.rank()).cmp(&(&b.key, b.session(), b.rank()))
             });
             lock_conversations(connection, &updates, random).await?;
             let applied = upsert_sessions(connection, &updates).await?;
             update_close_requests(connection, &applied).await?;
             record_satisfaction(connection, &updates).await?;
-            Ok(())
+            let events: Vec<_> = updates.iter().map(|u| (&u.key, &*u.event)).collect();
+            insert_events(connection, &events).await
         })
         .await
     }
 }
 
 impl SessionUpdate {
+    /// The update of an event in the conversation that it names or that is derived from its session.
+    #[must_use]
+    pub fn new(
+        key: ConversationKey,
+        change: Option<SessionChange>,
+        everywhere: bool,
+        event: SessionEvent,
+    ) -> Self {
+        let (at, reason, satisfaction) =
+            (event.created_at, event.reason.clone(), event.satisfaction);
+        Self { key, change, everywhere, at, reason, satisfaction, event: Arc::new(event) }
+    }
+
+    fn session(&self) -> &str {
+        self.event.session.as_str()
+    }
+
     /// The order of the events of one session: by time, and `opened` after `closed` at the same time, so
     /// that a page that reloads within a second stays connected.
     fn rank(&self) -> (Timestamp, bool) {
@@ -127,7 +141,7 @@ async fn lock_sessions(connection: &mut PgConnection, updates: &[SessionUpdate])
                ORDER BY bucket) AS sessions",
     )
     .bind(updates.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(updates.iter().map(|u| u.session.as_str()).collect::<Vec<_>>())
+    .bind(updates.iter().map(SessionUpdate::session).collect::<Vec<_>>())
     .bind(SESSION_LOCKS)
     .execute(connection)
     .await?;
@@ -156,7 +170,7 @@ async fn expand_closes(
                              AND s.open AND s.conversation_id <> k.own",
     )
     .bind(closes.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(closes.iter().map(|u| u.session.as_str()).collect::<Vec<_>>())
+    .bind(closes.iter().map(|u| u.session()).collect::<Vec<_>>())
     .bind(closes.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
@@ -166,7 +180,7 @@ async fn expand_closes(
     for (n, close) in (1..).zip(closes) {
         let mut conversations: Vec<ConversationKey> = opens
             .iter()
-            .filter(|u| u.key.tenant == close.key.tenant && u.session == close.session)
+            .filter(|u| u.key.tenant == close.key.tenant && u.session() == close.session())
             .map(|u| u.key.clone())
             .collect();
         let mut own_exists = conversations.contains(&close.key);
@@ -188,6 +202,7 @@ async fn expand_closes(
 }
 
 /// Turns an open into a close if a later close of the session that named no conversation is already stored.
+/// That close then applies to the conversation of the open, too, with its reason and satisfaction.
 async fn close_outdated_opens(
     connection: &mut PgConnection,
     updates: &mut [SessionUpdate],
@@ -196,29 +211,31 @@ async fn close_outdated_opens(
     if opens.is_empty() {
         return Ok(());
     }
-    let closes: Vec<(i64, DateTime<Utc>)> = sqlx::query_as(
-        "SELECT k.n, max(s.last_event_at)
+    type Close = (i64, DateTime<Utc>, Option<String>, Option<i16>);
+    let closes: Vec<Close> = sqlx::query_as(
+        "SELECT DISTINCT ON (k.n) k.n, s.last_event_at, s.close_reason, s.satisfaction
          FROM unnest($1::text[], $2::text[], $3::timestamptz[]) WITH ORDINALITY AS k (tenant_id, session_id, at, n)
          JOIN sessions s ON s.tenant_id = k.tenant_id AND s.session_id = k.session_id
                         AND s.everywhere AND s.last_event_at > k.at
-         GROUP BY k.n",
+         ORDER BY k.n, s.last_event_at DESC",
     )
     .bind(opens.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(opens.iter().map(|u| u.session.as_str()).collect::<Vec<_>>())
+    .bind(opens.iter().map(|u| u.session()).collect::<Vec<_>>())
     .bind(opens.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
-    for (n, closed_at) in closes {
+    for (n, closed_at, reason, satisfaction) in closes {
         if let Some(open) = usize::try_from(n - 1).ok().and_then(|n| opens.get_mut(n)) {
             open.change = Some(SessionChange::Closed);
             open.at = timestamp(closed_at);
+            open.reason = reason;
+            open.satisfaction = satisfaction.and_then(|it| u8::try_from(it).ok());
         }
     }
     Ok(())
 }
 
-/// How often insert and lock are tried at most. They are repeated if a sweep deletes an empty conversation
-/// in between.
+/// How often insert and lock are tried at most. They are repeated if a conversation is deleted in between.
 const LOCK_ROUNDS: usize = 5;
 
 /// Inserts the conversations that are missing and locks all of them, in key order.
@@ -256,22 +273,20 @@ async fn insert_conversations(
     conversations: &[&SessionUpdate],
     random: &(dyn Fn() -> i64 + Sync),
 ) -> Result<()> {
-    let optional = |of: fn(&SessionUpdate) -> &Option<String>| {
-        conversations.iter().map(|u| of(u).as_deref()).collect::<Vec<_>>()
-    };
+    let events = || conversations.iter().map(|u| &*u.event);
     sqlx::query(
         "INSERT INTO conversations (tenant_id, id, session_id, agent_id, user_id, model_name,
                                     tenant_tier, created_at, hot_generation)
          SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
                               $7::text[], $8::timestamptz[], $9::bigint[])
-         ON CONFLICT DO NOTHING",
+         ON CONFLICT (tenant_id, id) DO NOTHING",
     )
     .bind_keys(conversations.iter().map(|u| &u.key))
-    .bind(conversations.iter().map(|u| u.session.as_str()).collect::<Vec<_>>())
-    .bind(optional(|u| &u.agent_id))
-    .bind(optional(|u| &u.user_id))
-    .bind(optional(|u| &u.model_name))
-    .bind(optional(|u| &u.tenant_tier))
+    .bind(conversations.iter().map(|u| u.session()).collect::<Vec<_>>())
+    .bind(events().map(agent).collect::<Vec<_>>())
+    .bind(events().map(user).collect::<Vec<_>>())
+    .bind(events().map(|it| it.model_name.as_deref()).collect::<Vec<_>>())
+    .bind(events().map(|it| it.tenant_tier.as_deref()).collect::<Vec<_>>())
     .bind(conversations.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
     .bind(conversations.iter().map(|_| random()).collect::<Vec<_>>())
     .execute(connection)
@@ -289,26 +304,31 @@ async fn upsert_sessions<'a>(
     let mut newest: Vec<&SessionUpdate> = Vec::with_capacity(updates.len());
     for update in updates.iter().filter(|update| update.change.is_some()) {
         match newest.last_mut() {
-            Some(last) if last.key == update.key && last.session == update.session => {
+            Some(last) if last.key == update.key && last.session() == update.session() => {
                 *last = update;
             }
             _ => newest.push(update),
         }
     }
     let applied = sqlx::query(
-        "INSERT INTO sessions (tenant_id, conversation_id, session_id, open, last_event_at, everywhere)
-         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[], $6::boolean[])
+        "INSERT INTO sessions (tenant_id, conversation_id, session_id, open, last_event_at, everywhere,
+                               close_reason, satisfaction)
+         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[], $6::boolean[],
+                              $7::text[], $8::smallint[])
          ON CONFLICT (tenant_id, conversation_id, session_id) DO UPDATE
          SET open = excluded.open, last_event_at = excluded.last_event_at,
-             everywhere = excluded.everywhere
+             everywhere = excluded.everywhere, close_reason = excluded.close_reason,
+             satisfaction = excluded.satisfaction
          WHERE (sessions.last_event_at, sessions.open) < (excluded.last_event_at, excluded.open)
          RETURNING tenant_id, conversation_id, session_id",
     )
     .bind_keys(newest.iter().map(|u| &u.key))
-    .bind(newest.iter().map(|u| u.session.as_str()).collect::<Vec<_>>())
+    .bind(newest.iter().map(|u| u.session()).collect::<Vec<_>>())
     .bind(newest.iter().map(|u| u.is_opened()).collect::<Vec<_>>())
     .bind(newest.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
     .bind(newest.iter().map(|u| u.everywhere && !u.is_opened()).collect::<Vec<_>>())
+    .bind(newest.iter().map(|u| u.reason.as_deref()).collect::<Vec<_>>())
+    .bind(newest.iter().map(|u| u.satisfaction.map(i16::from)).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
     let mut names: HashSet<(&str, &str, &str)> = HashSet::with_capacity(applied.len());
@@ -320,7 +340,7 @@ async fn upsert_sessions<'a>(
         ));
     }
     newest.retain(|u| {
-        let name = (u.key.tenant.as_str(), u.key.conversation.as_str(), u.session.as_str());
+        let name = (u.key.tenant.as_str(), u.key.conversation.as_str(), u.session());
         names.contains(&name)
     });
     Ok(newest)
@@ -328,7 +348,8 @@ async fn upsert_sessions<'a>(
 
 /// Updates the close requests of conversations whose sessions changed: a session that opened withdraws the
 /// request, the last open session that closed makes it. An existing request keeps its time, so that a
-/// repeated close does not postpone it.
+/// repeated close does not postpone it. A conversation that closes or is archived gets none: its messages, if
+/// any, make one.
 async fn update_close_requests(
     connection: &mut PgConnection,
     applied: &[&SessionUpdate],
@@ -356,12 +377,11 @@ async fn update_close_requests(
                  WHEN k.opened THEN NULL
                  WHEN k.over AND c.status = 'active' THEN coalesce(c.close_requested_at, clock_timestamp())
                  ELSE c.close_requested_at END,
-             close_reason = CASE
-                 WHEN k.opened THEN NULL
-                 WHEN k.over AND c.status = 'active' THEN coalesce(k.reason, c.close_reason)
-                 ELSE c.close_reason END,
+             close_reason = CASE WHEN k.opened THEN NULL ELSE c.close_reason END,
              touched_at = CASE WHEN k.opened THEN clock_timestamp() ELSE c.touched_at END,
-             reopened = c.reopened OR (k.opened AND c.status <> 'active'),
+             -- `conversation.migrated` was not published for one that was archived without messages.
+             reopened = c.reopened OR (k.opened AND (
+                 c.status = 'closing' OR (c.status = 'archived' AND c.message_count IS DISTINCT FROM 0))),
              agent_id = coalesce(c.agent_id, k.agent_id),
              user_id = coalesce(c.user_id, k.user_id),
              -- Statistics are grouped by agent, so they change with it.
@@ -369,15 +389,14 @@ async fn update_close_requests(
          FROM (SELECT u.*, NOT EXISTS (SELECT FROM sessions s
                                        WHERE s.tenant_id = u.tenant_id AND s.conversation_id = u.id
                                          AND s.open) AS over
-               FROM unnest($1::text[], $2::text[], $3::boolean[], $4::text[], $5::text[], $6::text[])
-                    AS u (tenant_id, id, opened, reason, agent_id, user_id)) AS k
+               FROM unnest($1::text[], $2::text[], $3::boolean[], $4::text[], $5::text[])
+                    AS u (tenant_id, id, opened, agent_id, user_id)) AS k
          WHERE c.tenant_id = k.tenant_id AND c.id = k.id",
     )
     .bind_keys(changed.iter().map(|(u, _)| &u.key))
     .bind(changed.iter().map(|(_, opened)| *opened).collect::<Vec<_>>())
-    .bind(changed.iter().map(|(u, _)| u.reason.as_deref()).collect::<Vec<_>>())
-    .bind(changed.iter().map(|(u, _)| u.agent_id.as_deref()).collect::<Vec<_>>())
-    .bind(changed.iter().map(|(u, _)| u.user_id.as_deref()).collect::<Vec<_>>())
+    .bind(changed.iter().map(|(u, _)| agent(&u.event)).collect::<Vec<_>>())
+    .bind(changed.iter().map(|(u, _)| user(&u.event)).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())
@@ -412,4 +431,12 @@ async fn record_satisfaction(
     .execute(connection)
     .await?;
     Ok(())
+}
+
+fn agent(event: &SessionEvent) -> Option<&str> {
+    event.agent_id.as_ref().map(AgentId::as_str)
+}
+
+fn user(event: &SessionEvent) -> Option<&str> {
+    event.user_id.as_ref().map(UserId::as_str)
 }

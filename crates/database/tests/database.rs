@@ -12,6 +12,7 @@ use database::{
 use domain::failure::FailureClass;
 use domain::ids::{AgentId, ConversationKey, SessionId, TenantId, UserId};
 use domain::message::{Content, Json, Message};
+use domain::session_event::SessionEvent;
 use fixtures::{received_at, stored};
 use sqlx::{Connection, PgConnection};
 use testkit::TestEnv;
@@ -33,6 +34,15 @@ async fn migrated() -> (TestEnv, Database) {
     let database = open(&env.database_url);
     database.migrate(|| {}).await.unwrap();
     (env, database)
+}
+
+/// The event of a session that opened.
+fn opened() -> SessionUpdate {
+    let opened = fixtures::action(&serde_json::json!({
+        "action_type": "conversation.session_opened", "tenant_id": "acme", "session_id": "s",
+    }));
+    let event = SessionEvent::of(&opened).unwrap();
+    SessionUpdate::new(key(), Some(SessionChange::Opened), false, event)
 }
 
 fn key() -> ConversationKey {
@@ -227,22 +237,9 @@ async fn rows_that_change_in_each_attempt_are_a_transient_failure() {
     )
     .await
     .unwrap();
-    let opened = SessionUpdate {
-        key: key(),
-        session: SessionId::new("s").unwrap(),
-        change: Some(SessionChange::Opened),
-        everywhere: false,
-        at: received_at(),
-        reason: None,
-        satisfaction: None,
-        agent_id: None,
-        user_id: None,
-        model_name: None,
-        tenant_tier: None,
-    };
     for error in [
         save(&database, "m1").await.unwrap_err(),
-        database.apply_sessions(&[opened], &|| 7).await.unwrap_err(),
+        database.apply_sessions(&[opened()], &|| 7).await.unwrap_err(),
         database.record_server_identity("redis", 7).await.unwrap_err(),
     ] {
         assert_eq!(error.class(), FailureClass::Transient, "{error}");
@@ -400,7 +397,7 @@ async fn a_plan_that_was_made_while_the_tables_were_empty_uses_the_primary_key()
              EXPLAIN EXECUTE one ({nulls})"
         );
         let plan = env.psql(&explain).await.unwrap();
-        assert_eq!(plan.matches("conversations_pkey").count(), 1, "{plan}");
+        assert_eq!(plan.matches("using conversations_pkey").count(), 1, "{plan}");
     }
 }
 
@@ -427,12 +424,9 @@ async fn connections_that_the_server_ended_cost_one_failure() {
 #[tokio::test]
 async fn work_that_failed_leaves_no_transaction_open() {
     let (env, database) = migrated().await;
-    save(&database, "m1").await.unwrap();
-    request_close(&env).await;
-    let claims = database.claim(&due(), 10).await.unwrap();
-    // The first statement of the transaction deletes a row; the second one finds its table missing.
-    env.psql("ALTER TABLE sessions RENAME TO gone; DELETE FROM message_rows").await.unwrap();
-    let error = database.drop_empty(&claims).await.unwrap_err();
+    // The first statements of the transaction insert rows; the last one finds its table missing.
+    env.psql("ALTER TABLE session_events RENAME TO gone").await.unwrap();
+    let error = database.apply_sessions(&[opened()], &|| 7).await.unwrap_err();
     assert_eq!(error.class(), FailureClass::Unavailable, "{error}");
     testkit::wait::eventually("the rollback", Duration::from_secs(10), async || {
         let open = env

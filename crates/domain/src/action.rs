@@ -85,16 +85,12 @@ pub struct Common {
     pub model_name: Option<String>,
     /// The tenant's price plan: `tenant_tier`, else `metadata.tenant_tier`.
     pub tenant_tier: Option<String>,
-    /// The sender's task.
-    pub task_id: Option<String>,
-    /// The name of the sending service.
-    pub origin_service: Option<String>,
     /// The correlation id of the reply: the AMQP `correlation_id`, else the body's.
     pub correlation_id: Option<String>,
     /// The queue for the reply: the AMQP `reply_to`, else the body's `callback_queue_name`.
     pub reply_to: Option<String>,
-    /// `metadata` with the fields that the contract does not define. `None` in a `SaveMessage`:
-    /// there the message has it.
+    /// `metadata` with `task_id`, `origin_service` and the fields that the contract does not define. `None`
+    /// in a `SaveMessage`: there the message has it.
     pub metadata: Option<Json>,
 }
 

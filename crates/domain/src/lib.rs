@@ -19,6 +19,7 @@ pub mod message;
 mod named;
 pub mod repeated;
 pub mod reply;
+pub mod session_event;
 pub mod status;
 pub mod time;
 pub mod wire;

@@ -5,7 +5,9 @@ mod role;
 pub use self::role::Role;
 pub use crate::json::Json;
 
-use sha2::{Digest, Sha256};
+use std::borrow::Cow;
+
+use sha2::{Digest as _, Sha256};
 
 use crate::ids::{AgentId, MessageId, UserId};
 use crate::time::Timestamp;
@@ -64,10 +66,28 @@ pub struct Position {
     pub id: MessageId,
 }
 
-/// A 16-byte hash of a message's content: two messages with the same id are the same message if and
-/// only if their hashes are equal.
+/// A 16-byte hash of the content of a message or session event: two with the same id are the same one if
+/// and only if their hashes are equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BodyHash(pub [u8; 16]);
+
+impl BodyHash {
+    /// The hash of these parts, each with a tag; absent ones are left out.
+    pub(crate) fn of<'a>(parts: impl IntoIterator<Item = (u8, Option<&'a str>)>) -> Self {
+        let mut hasher = Sha256::new();
+        for (tag, part) in parts {
+            let Some(part) = part else { continue };
+            // With its tag and its length, so that no two lists of parts share an encoding.
+            hasher.update([tag]);
+            hasher.update((part.len() as u64).to_be_bytes());
+            hasher.update(part);
+        }
+        let digest: [u8; 32] = hasher.finalize().into();
+        let mut hash = [0; 16];
+        hash.copy_from_slice(&digest[..16]);
+        Self(hash)
+    }
+}
 
 impl Content {
     /// The text, or the text of the text parts.
@@ -99,27 +119,16 @@ impl Message {
     /// and the same hash is a duplicate; one with another hash is a conflict.
     #[must_use]
     pub fn body_hash(&self) -> BodyHash {
-        let mut hasher = Sha256::new();
-        // Each part is hashed with a tag and its length, so that no two messages share an encoding.
-        let mut part = |tag: u8, bytes: &[u8]| {
-            hasher.update([tag]);
-            hasher.update((bytes.len() as u64).to_be_bytes());
-            hasher.update(bytes);
+        let (content_tag, content) = match &self.content {
+            Content::Text(text) => (b't', Cow::Borrowed(text.as_str())),
+            Content::Parts { json, .. } => (b'p', json.canonical()),
         };
-        part(b'r', self.role.as_str().as_bytes());
-        match &self.content {
-            Content::Text(text) => part(b't', text.as_bytes()),
-            Content::Parts { json, .. } => part(b'p', json.canonical().as_bytes()),
-        }
-        if let Some(calls) = &self.tool_calls {
-            part(b'c', calls.canonical().as_bytes());
-        }
-        if let Some(id) = &self.tool_call_id {
-            part(b'i', id.as_bytes());
-        }
-        let digest: [u8; 32] = hasher.finalize().into();
-        let mut hash = [0; 16];
-        hash.copy_from_slice(&digest[..16]);
-        BodyHash(hash)
+        let calls = self.tool_calls.as_ref().map(Json::canonical);
+        BodyHash::of([
+            (b'r', Some(self.role.as_str())),
+            (content_tag, Some(&content)),
+            (b'c', calls.as_deref()),
+            (b'i', self.tool_call_id.as_deref()),
+        ])
     }
 }

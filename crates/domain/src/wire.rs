@@ -54,9 +54,9 @@ pub struct Common<'a> {
     pub correlation_id: Option<String>,
     /// The queue for the reply. The AMQP property `reply_to` takes precedence.
     pub callback_queue_name: Option<String>,
-    /// Further data of the sender. Of a message it is stored, its text byte for byte; `task_id`,
-    /// `origin_service` and fields that the contract does not define are added at its end. A field
-    /// whose name is already taken is added as `extra.` and its name.
+    /// Further data of the sender. Of messages, session events and feedback it is stored, its text byte
+    /// for byte; `task_id`, `origin_service` and fields that the contract does not define are added at
+    /// its end. A field whose name is already taken is added as `extra.` and its name.
     pub metadata: Option<JsonObject>,
 }
 

@@ -84,8 +84,9 @@ catalogue! {
         /// Conversations closed and archived, by cause.
         ConversationsClosed { cause: CloseCause }
             = "verbatim_conversations_closed_total" in "conversations";
-        /// Conversations without messages that were deleted when their close was due.
-        ConversationsDroppedEmpty = "verbatim_conversations_dropped_empty_total" in "conversations";
+        /// Conversations closed and archived without messages, also counted by
+        /// `verbatim_conversations_closed_total`. Their messages never arrived, or were overtaken by the close.
+        ConversationsClosedEmpty = "verbatim_conversations_closed_empty_total" in "conversations";
         /// Conversations that became active again after they had been archived.
         ConversationsReopened = "verbatim_conversations_reopened_total" in "conversations";
         /// Closes taken over from a process that did not finish them within its lease.

@@ -66,7 +66,7 @@ async fn every_counter_of_a_typical_load_has_the_expected_value() {
         ("verbatim_session_events_total", vec![("event", "opened")], 1.0),
         ("verbatim_session_events_total", vec![("event", "closed")], 2.0),
         ("verbatim_conversations_closed_total", by_close, 2.0),
-        ("verbatim_conversations_dropped_empty_total", vec![], 1.0),
+        ("verbatim_conversations_closed_empty_total", vec![], 1.0),
         ("verbatim_close_seconds_count", vec![], 2.0),
         ("verbatim_publish_seconds_count", vec![], 2.0),
     ];

@@ -21,6 +21,9 @@ use crate::exit::{Exit, Failure};
 use crate::output::{Output, one_line};
 use crate::values::OptionalRedis;
 
+/// Session events and feedback that are shown: more than a conversation usually has.
+const EVENTS: u32 = 1_000;
+
 /// Shows a conversation: its messages, status and statistics
 ///
 /// The messages are those that a reader gets: from the hot copy in Redis if that is complete and
@@ -91,15 +94,17 @@ impl ConversationShow {
         };
         let (transcript, redis_error) = self.read(&server, &key).await?;
         let transcript = transcript.ok_or_else(missing)?;
-        let (row, sessions, statistics) = tokio::join!(
+        let (row, sessions, events, statistics) = tokio::join!(
             database.conversation(&key),
             database.sessions(&key),
+            database.session_events(&key, EVENTS),
             database.conversation_stats(&key)
         );
         let row = row.map_err(|error| server.failure(&error))?.ok_or_else(missing)?;
         let sessions = sessions.map_err(|error| server.failure(&error))?;
+        let events = events.map_err(|error| server.failure(&error))?;
         let statistics = statistics.map_err(|error| server.failure(&error))?;
-        let view = TranscriptView::new(&row, &sessions, statistics.as_ref(), &transcript);
+        let view = TranscriptView::new(&row, &sessions, &events, statistics.as_ref(), &transcript);
         let view = TranscriptView { redis_error, ..view };
         output.show(&view, |out| text::write(&view, &transcript.messages, out))?;
         Ok(Exit::Success)

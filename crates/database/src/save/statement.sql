@@ -55,7 +55,7 @@ inserted AS (
     SELECT number, tenant_id, id, session_id, tenant_tier, agent_id, user_id, model_name,
            oldest, newest, erased_at, generation
     FROM missing ORDER BY n
-    ON CONFLICT DO NOTHING
+    ON CONFLICT (tenant_id, id) DO NOTHING
     RETURNING number),
 
 -- The numbers of all conversations; no row if the batch cannot be saved.
@@ -71,19 +71,25 @@ touched AS (
     UPDATE conversations c SET
         hot_generation = CASE WHEN $17 THEN ($12::bigint[])[gained.n] ELSE c.hot_generation END,
         status = 'active',
-        close_requested_at = CASE WHEN c.status <> 'active' OR c.close_requested_at IS NOT NULL
-                                  THEN clock_timestamp() END,
+        -- A conversation that closes or is archived gets a new request if its sessions are closed. One that
+        -- was idle gets none: it closes when its sessions close, or when it is idle again.
+        close_requested_at = CASE
+            WHEN c.close_requested_at IS NULL AND gained.was = 'active' THEN NULL
+            WHEN gained.was = 'active' OR gained.sessions_closed THEN clock_timestamp() END,
         close_token = NULL,
         close_lease_until = NULL,
-        -- The conversation goes on, so the next close is not that of its idle time.
-        close_reason = CASE WHEN gained.was <> 'active' THEN NULLIF(c.close_reason, 'idle') ELSE c.close_reason END,
-        reopened = c.reopened OR gained.was <> 'active',
+        close_reason = NULL,
+        -- `conversation.migrated` was not published for one that was archived without messages.
+        reopened = c.reopened OR gained.was = 'closing' OR (gained.was = 'archived' AND c.message_count IS DISTINCT FROM 0),
         touched_at = clock_timestamp(),
         last_message_at = greatest(c.last_message_at, ($9::timestamptz[])[gained.n]),
         agent_id = coalesce(c.agent_id, ($5::text[])[gained.n]),
         user_id = coalesce(c.user_id, ($6::text[])[gained.n]),
         model_name = coalesce(c.model_name, ($7::text[])[gained.n])
-    FROM (SELECT l.n, l.number, c.status AS was
+    FROM (SELECT l.n, l.number, c.status AS was,
+                 c.status <> 'active' AND (
+                     SELECT coalesce(bool_and(NOT s.open), false) FROM sessions s
+                     WHERE s.tenant_id = c.tenant_id AND s.conversation_id = c.id) AS sessions_closed
           FROM ready, locked l JOIN conversations c ON c.number = l.number
           WHERE NOT l.settled
           ORDER BY l.n

@@ -53,10 +53,6 @@ impl<'a> Received<'a> {
                 return Err(self.fields.error("content", fault));
             }
         };
-        // A message has no column for these two, so they are added to its metadata.
-        if sent.task_id.is_some() || sent.origin_service.is_some() {
-            self.fields.forget(&["task_id", "origin_service"]);
-        }
         let (mut common, identity) = self.common(sent, payload.message_id.as_ref())?;
         let message = Message {
             id: common.resolved_id.clone(),
@@ -116,11 +112,15 @@ impl<'a> Received<'a> {
     /// The fields of every action. Called after the payload is read: fields that are still unknown
     /// then become metadata.
     fn common(
-        &self,
+        &mut self,
         sent: wire::Common<'_>,
         message_id: Option<&MessageId>,
     ) -> Result<(Common, Identity), FieldError> {
         let Self { envelope, context, .. } = *self;
+        // Nothing has a column for these two, so they are added to the metadata.
+        if sent.task_id.is_some() || sent.origin_service.is_some() {
+            self.fields.forget(&["task_id", "origin_service"]);
+        }
         let own_metadata = sent.metadata.map(wire::JsonObject::into_json);
         let tenant_tier = sent
             .tenant_tier
@@ -161,8 +161,6 @@ impl<'a> Received<'a> {
             agent_id: sent.agent_id,
             model_name: sent.model_name,
             tenant_tier,
-            task_id: sent.task_id,
-            origin_service: sent.origin_service,
             correlation_id: envelope.correlation_id.map(str::to_owned).or(sent.correlation_id),
             reply_to: envelope.reply_to.map(str::to_owned).or(sent.callback_queue_name),
             metadata: metadata::extended(own_metadata, self.fields.unknown()),

@@ -28,7 +28,7 @@ pub(crate) fn run(service: &Service, closer: Closer, interval: Duration, batch: 
                     Ok(swept) => {
                         limit = limit.saturating_mul(2).min(batch);
                         // More may be due: a sweep is bounded.
-                        if swept.archived + swept.dropped + swept.reopened > 0 {
+                        if swept.archived + swept.archived_empty + swept.reopened > 0 {
                             continue;
                         }
                     }

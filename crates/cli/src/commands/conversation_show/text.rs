@@ -1,7 +1,7 @@
 //! The conversation as text: its attributes, then its messages.
 
 use conversation::{Source, TranscriptView};
-use database::{ConversationStats, ConversationView, SessionView};
+use database::{ConversationStats, ConversationView, SessionEventView, SessionView};
 use domain::message::{Message, Role};
 use domain::status::ConversationStatus;
 use domain::time::Timestamp;
@@ -25,6 +25,11 @@ pub(super) fn write(shown: &TranscriptView<'_>, messages: &[Message], out: &mut 
     }
     for session in shown.sessions {
         out.field("session", Tone::Plain, connection(session));
+    }
+    for event in shown.session_events {
+        if let Some(said) = said(event) {
+            out.field("event", Tone::Plain, said);
+        }
     }
     let satisfaction = row.satisfaction.map(|satisfaction| format!("{satisfaction} of 5"));
     let statistics = shown.statistics.map(in_one_line);
@@ -63,6 +68,20 @@ pub(super) fn write(shown: &TranscriptView<'_>, messages: &[Message], out: &mut 
 fn connection(session: &SessionView) -> String {
     let state = if session.open { "open since" } else { "closed at" };
     format!("{}, {state} {}", session.session_id, moment(session.last_event_at))
+}
+
+/// What a session event or feedback said; `None` if that is only that a session opened or closed.
+fn said(event: &SessionEventView) -> Option<String> {
+    let metadata = event.metadata.as_ref();
+    let parts = [
+        event.reason.as_ref().map(|reason| format!("reason {reason}")),
+        event.satisfaction.map(|satisfaction| format!("satisfaction {satisfaction} of 5")),
+        metadata.map(|json| format!("metadata {}", excerpt(json.as_str(), EXCERPT))),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    let SessionEventView { action_type, session_id, created_at, .. } = event;
+    let event = format!("{action_type} of session {session_id}, {}", moment(*created_at));
+    (!parts.is_empty()).then(|| format!("{event}: {}", parts.join(", ")))
 }
 
 /// Status with its times and close reason.
@@ -221,6 +240,26 @@ mod tests {
         }
     }
 
+    /// A close with this metadata, or an opened session without.
+    fn event(session: &str, metadata: Option<&str>) -> SessionEventView {
+        let closed = metadata.is_some();
+        let action = if closed { "session_closed" } else { "session_opened" };
+        SessionEventView {
+            id: "e-1".to_owned(),
+            action_type: format!("conversation.{action}"),
+            session_id: session.to_owned(),
+            created_at: at("2026-11-20T11:05:30Z"),
+            received_at: at("2026-11-20T11:05:30.25Z"),
+            reason: closed.then(|| "user_left".to_owned()),
+            satisfaction: closed.then_some(5),
+            user_id: None,
+            agent_id: None,
+            model_name: None,
+            tenant_tier: None,
+            metadata: metadata.map(json),
+        }
+    }
+
     fn shown<'a>(
         row: &'a ConversationView,
         statistics: Option<&'a ConversationStats>,
@@ -232,6 +271,7 @@ mod tests {
             degraded: false,
             redis_error: None,
             sessions: &[],
+            session_events: &[],
             statistics,
             messages: messages.iter().map(Into::into).collect(),
         }
@@ -241,8 +281,12 @@ mod tests {
     fn a_transcript_shows_each_message_with_its_sender_and_tool_calls() {
         let (row, statistics, messages) = (archived(), statistics(), messages());
         let sessions = [session("web-1", &Connection::Closed), session("phone", &Connection::Open)];
-        let shown =
-            TranscriptView { sessions: &sessions, ..shown(&row, Some(&statistics), &messages) };
+        let events = [event("web-1", None), event("web-1", Some(r#"{"comment":"great"}"#))];
+        let shown = TranscriptView {
+            sessions: &sessions,
+            session_events: &events,
+            ..shown(&row, Some(&statistics), &messages)
+        };
         insta::assert_snapshot!(plain(|out| write(&shown, &messages, out)));
     }
 

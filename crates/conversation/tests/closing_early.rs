@@ -1,0 +1,135 @@
+//! What session events and feedback promise where they overtake the messages of their conversation, and where
+//! messages follow a close: nothing that they said is lost.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use conversation::Swept;
+use domain::action::Action;
+use fixtures::{
+    Replica, action, applied, at_once, closer, default_criteria, refresh, sql, stores, sweep,
+    to_save,
+};
+use serde_json::{Value, json};
+use testkit::TestEnv;
+
+/// The close of the session `s` at this time of the day.
+fn closed(time: &str, extra: &Value) -> Action {
+    event("conversation.session_closed", time, extra)
+}
+
+fn event(action_type: &str, time: &str, extra: &Value) -> Action {
+    let mut body = json!({
+        "action_type": action_type, "tenant_id": "acme", "session_id": "s",
+        "timestamp": format!("2026-11-20T{time}Z"),
+    });
+    body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    action(&body)
+}
+
+async fn record(replica: &Replica, events: &[Action]) {
+    assert_eq!(replica.sessions.record(events).await.unwrap(), vec![applied(); events.len()]);
+}
+
+async fn conversation(env: &TestEnv) -> String {
+    let columns = "status, message_count, close_reason, satisfaction";
+    sql(env, &format!("SELECT {columns} FROM conversations")).await
+}
+
+/// A sweep after the idle limit.
+async fn idle_sweep(env: &TestEnv, closer: &conversation::Closer) -> Swept {
+    sql(env, "UPDATE conversations SET touched_at = touched_at - interval '2 h'").await;
+    sweep(closer).await
+}
+
+#[tokio::test]
+async fn a_close_that_overtakes_its_messages_applies_to_them() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, at_once()).await;
+    let opened = event("conversation.session_opened", "10:00:00", &json!({}));
+    record(&replica, &[opened, closed("10:05:00", &json!({"reason": "done", "satisfaction": 5}))])
+        .await;
+    sweep(&closer).await;
+    assert_eq!(conversation(&env).await, "archived|0|done|5");
+    assert_eq!(sql(&env, "SELECT session_id, open FROM sessions").await, "s|f");
+
+    replica.save(&[to_save("s", "m1", &json!({})), to_save("s", "m2", &json!({}))]).await;
+    sweep(&closer).await;
+    assert_eq!(conversation(&env).await, "archived|2|done|5");
+    refresh(&replica.statistics).await;
+    assert_eq!(
+        sql(&env, "SELECT message_count, satisfaction FROM conversation_stats").await,
+        "2|5"
+    );
+    assert_eq!(sql(&env, "SELECT conversations, avg_satisfaction FROM daily_stats").await, "1|5");
+}
+
+#[tokio::test]
+async fn feedback_that_overtakes_its_messages_applies_to_them() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, default_criteria()).await;
+    record(&replica, &[event("conversation.feedback", "10:05:00", &json!({"satisfaction": 2}))])
+        .await;
+    idle_sweep(&env, &closer).await;
+    assert_eq!(conversation(&env).await, "archived|0|idle|2");
+
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
+    assert_eq!(conversation(&env).await, "active|0||2");
+    idle_sweep(&env, &closer).await;
+    assert_eq!(conversation(&env).await, "archived|1|idle|2");
+}
+
+#[tokio::test]
+async fn a_close_after_an_idle_conversation_was_archived_gives_its_reason_to_late_messages() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, default_criteria()).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
+    idle_sweep(&env, &closer).await;
+    record(&replica, &[closed("10:05:00", &json!({"reason": "done", "satisfaction": 4}))]).await;
+    assert_eq!(conversation(&env).await, "archived|1|idle|4");
+    replica.save(&[to_save("s", "m2", &json!({}))]).await;
+    sql(&env, "UPDATE conversations SET close_requested_at = close_requested_at - interval '1 h'")
+        .await;
+    sweep(&closer).await;
+    assert_eq!(conversation(&env).await, "archived|2|done|4");
+}
+
+#[tokio::test]
+async fn the_reason_idle_of_an_agent_is_kept_when_a_late_message_reopens_the_conversation() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, at_once()).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
+    record(&replica, &[closed("10:05:00", &json!({"reason": "idle"}))]).await;
+    sweep(&closer).await;
+    replica.save(&[to_save("s", "m2", &json!({}))]).await;
+    sweep(&closer).await;
+    assert_eq!(conversation(&env).await, "archived|2|idle|");
+}
+
+#[tokio::test]
+async fn a_message_after_an_idle_close_does_not_close_a_session_that_is_open() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, at_once()).await;
+    record(&replica, &[event("conversation.session_opened", "10:00:00", &json!({}))]).await;
+    replica.save(&[to_save("s", "m1", &json!({}))]).await;
+    idle_sweep(&env, &closer).await;
+    replica.save(&[to_save("s", "m2", &json!({}))]).await;
+    sweep(&closer).await;
+    assert_eq!(conversation(&env).await, "active|1||");
+    record(&replica, &[closed("10:05:00", &json!({"reason": "done"}))]).await;
+    sweep(&closer).await;
+    assert_eq!(conversation(&env).await, "archived|2|done|");
+}
+
+#[tokio::test]
+async fn an_open_that_a_close_without_a_conversation_overtook_is_closed_with_its_reason() {
+    let (env, replica) = stores().await;
+    let closer = closer(&env, &replica, at_once()).await;
+    record(&replica, &[closed("10:05:00", &json!({"reason": "done", "satisfaction": 4}))]).await;
+    sweep(&closer).await;
+    let explicit = json!({"conversation_id": "c"});
+    record(&replica, &[event("conversation.session_opened", "10:00:00", &explicit)]).await;
+    replica.save(&[to_save("s", "m1", &explicit)]).await;
+    sweep(&closer).await;
+    let of_c = "SELECT status, message_count, close_reason, satisfaction FROM conversations WHERE id = 'c'";
+    assert_eq!(sql(&env, of_c).await, "archived|1|done|4");
+}

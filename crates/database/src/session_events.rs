@@ -1,0 +1,123 @@
+//! The table `session_events`: every session event and feedback, with all that its sender said.
+//!
+//! Stored in the transaction that applies the event, so that nothing of an acknowledged event is lost, also
+//! where it changes nothing: it arrived late, or named what the conversation has already.
+
+use chrono::{DateTime, Utc};
+use domain::ids::ConversationKey;
+use domain::json::Json;
+use domain::session_event::SessionEvent;
+use sqlx::PgConnection;
+use sqlx::postgres::{PgBindIterExt as _, PgRow};
+
+use crate::rows::{BindKeys as _, from_row, json};
+use crate::{Database, Result};
+
+const TABLE: &str = "session_events";
+
+/// A session event or feedback of a conversation.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct SessionEventView {
+    /// The id of the action.
+    pub id: String,
+    /// Which action it was.
+    pub action_type: String,
+    /// The session.
+    pub session_id: String,
+    /// When it happened.
+    pub created_at: DateTime<Utc>,
+    /// When it was first received.
+    pub received_at: DateTime<Utc>,
+    /// Why the session closed.
+    pub reason: Option<String>,
+    /// The user's satisfaction, 1 to 5.
+    pub satisfaction: Option<i16>,
+    /// The end user, if it named one.
+    pub user_id: Option<String>,
+    /// The agent, if it named one.
+    pub agent_id: Option<String>,
+    /// The model, if it named one.
+    pub model_name: Option<String>,
+    /// The tenant's price plan, if it named one.
+    pub tenant_tier: Option<String>,
+    /// Its metadata, with the fields that the contract does not define.
+    pub metadata: Option<Json>,
+}
+
+from_row! { SessionEventView:
+    id, action_type, session_id, created_at, received_at, reason, satisfaction, user_id, agent_id,
+    model_name, tenant_tier;
+    metadata: metadata
+}
+
+/// The metadata, byte for byte as it was sent.
+fn metadata(row: &PgRow) -> sqlx::Result<Option<Json>> {
+    Ok(json(row, TABLE, "metadata")?)
+}
+
+impl Database {
+    /// The session events and feedback of a conversation, in the order in which they happened; the newest
+    /// `limit`.
+    pub async fn session_events(
+        &self,
+        key: &ConversationKey,
+        limit: u32,
+    ) -> Result<Vec<SessionEventView>> {
+        let query = sqlx::query_as(
+            "SELECT * FROM (
+                 SELECT id, action_type, session_id, created_at, received_at, reason, satisfaction, user_id,
+                        agent_id, model_name, tenant_tier, metadata::text AS metadata
+                 FROM session_events WHERE tenant_id = $1 AND conversation_id = $2
+                 ORDER BY created_at DESC, id DESC LIMIT $3) AS newest
+             ORDER BY created_at, id",
+        )
+        .bind(key.tenant.as_str())
+        .bind(key.conversation.as_str())
+        .bind(i64::from(limit));
+        self.values(query).await
+    }
+}
+
+/// Stores events, each in a conversation. An event that is stored already stays as it is.
+pub(crate) async fn insert_events(
+    connection: &mut PgConnection,
+    events: &[(&ConversationKey, &SessionEvent)],
+) -> Result<()> {
+    fn all<'a, T: 'a>(
+        events: &'a [(&ConversationKey, &SessionEvent)],
+        of: impl Fn(&'a SessionEvent) -> T + Clone,
+    ) -> impl Iterator<Item = T> + Clone {
+        events.iter().map(move |(_, event)| of(event))
+    }
+    let time = |time| DateTime::<Utc>::from(time);
+    sqlx::query(
+        "INSERT INTO session_events (tenant_id, conversation_id, id, action_type, session_id, created_at,
+                                     received_at, reason, satisfaction, user_id, agent_id, model_name,
+                                     tenant_tier, metadata, content_hash)
+         SELECT tenant_id, conversation_id, id, action_type, session_id, created_at, received_at, reason,
+                satisfaction, user_id, agent_id, model_name, tenant_tier, metadata::json, content_hash
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
+                     $7::timestamptz[], $8::text[], $9::smallint[], $10::text[], $11::text[], $12::text[],
+                     $13::text[], $14::text[], $15::bytea[])
+              AS e (tenant_id, conversation_id, id, action_type, session_id, created_at, received_at, reason,
+                    satisfaction, user_id, agent_id, model_name, tenant_tier, metadata, content_hash)
+         ON CONFLICT (tenant_id, conversation_id, id, content_hash) DO NOTHING",
+    )
+    .bind_keys(events.iter().map(|(key, _)| *key))
+    .bind(all(events, |it| it.id.as_str()).bind_iter())
+    .bind(all(events, |it| it.kind.as_str()).bind_iter())
+    .bind(all(events, |it| it.session.as_str()).bind_iter())
+    .bind(all(events, |it| time(it.created_at)).bind_iter())
+    .bind(all(events, |it| time(it.received_at)).bind_iter())
+    .bind(all(events, |it| it.reason.as_deref()).bind_iter())
+    .bind(all(events, |it| it.satisfaction.map(i16::from)).bind_iter())
+    .bind(all(events, |it| it.user_id.as_ref().map(AsRef::<str>::as_ref)).bind_iter())
+    .bind(all(events, |it| it.agent_id.as_ref().map(AsRef::<str>::as_ref)).bind_iter())
+    .bind(all(events, |it| it.model_name.as_deref()).bind_iter())
+    .bind(all(events, |it| it.tenant_tier.as_deref()).bind_iter())
+    .bind(all(events, |it| it.metadata.as_ref().map(Json::as_str)).bind_iter())
+    .bind(events.iter().map(|(_, event)| event.content_hash().0).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
