@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
 use database::Error;
+use domain::causes::with_causes;
 use domain::failure::FailureClass;
 use domain::failure_policy::IN_PLACE_LIMIT;
 use metrics::{Counter, Metrics, TransactionRetry};
@@ -32,6 +33,15 @@ where
         .when(|error: &Error| {
             error.class() == FailureClass::Transient && began.elapsed() < IN_PLACE_LIMIT
         })
-        .notify(|_, _| metrics.add(Counter::TransactionRetries { class }, 1))
+        .notify(|error, _| {
+            metrics.add(Counter::TransactionRetries { class }, 1);
+            if let Error::SequencesAdvanced(_) = error {
+                tracing::warn!(
+                    error = with_causes(error),
+                    "a sequence of PostgreSQL lagged behind its table, as after a logical restore; it was \
+                     advanced"
+                );
+            }
+        })
         .await
 }

@@ -495,3 +495,34 @@ async fn a_redelivery_appends_what_a_saver_that_crashed_after_its_commit_did_not
     let read = replica.read(&key("s"), 10).await;
     assert_eq!((read.source, ids(&read.messages)), (Source::HotCopy, vec!["m1", "m2"]));
 }
+
+#[tokio::test]
+async fn new_conversations_are_saved_after_a_restore_that_left_the_sequences_behind() {
+    let (env, replica) = stores().await;
+    for n in 0..10 {
+        replica.save(&[to_save(&format!("old-{n}"), "m", &json!({}))]).await;
+    }
+    let restored = async || {
+        // As `pg_restore --data-only` of a dump without sequences leaves them.
+        let reset = "SELECT setval('conversations_number_seq', 1, false)";
+        assert_eq!(sql(&env, reset).await, "1");
+    };
+    restored().await;
+    let messages: Vec<_> = (0..10).map(|n| to_save(&format!("new-{n}"), "m", &json!({}))).collect();
+    assert_eq!(replica.save(&messages).await, vec![applied(); 10]);
+    restored().await;
+    let opened = fixtures::action(&fixtures::opened("acme", "opened", &json!({})));
+    assert_eq!(replica.sessions.record(&[opened]).await.unwrap(), [applied()]);
+    let numbers = "SELECT count(*), count(DISTINCT number) FROM conversations";
+    assert_eq!(sql(&env, numbers).await, "21|21");
+
+    restored().await;
+    let advanced = replica.database.advance_sequences().await.unwrap();
+    let advanced: Vec<_> = advanced.iter().map(|it| it.sequence.as_str()).collect();
+    assert_eq!(advanced, ["conversations_number_seq"]);
+    assert!(replica.database.advance_sequences().await.unwrap().is_empty());
+
+    // A number that only a message has is taken, too: its next owner would get the message.
+    sql(&env, "UPDATE message_rows SET conversation = 1000 WHERE conversation = 1").await;
+    assert_eq!(replica.database.advance_sequences().await.unwrap()[0].to, 1000);
+}

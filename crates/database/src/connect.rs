@@ -1,5 +1,6 @@
 //! Connection settings of PostgreSQL, and the timeout around every unit of work.
 
+use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::pool::Pool;
 use crate::save_heuristics::{ExpectDuplicates, ExpectSettled};
+use crate::sequences::{self, AdvancedSequence};
 use crate::writers::Writer;
 use crate::{Error, Result};
 
@@ -175,6 +177,27 @@ impl Database {
         .await
     }
 
+    /// Advances the sequences that lag behind their tables; returns them. Repeating it has no further effect.
+    ///
+    /// Boxed, because a unit of work does it when it fails.
+    pub fn advance_sequences(
+        &self,
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<AdvancedSequence>>> + Send + '_>> {
+        Box::pin(self.within(sequences::advance))
+    }
+
+    /// Advances the sequences that lagged and so caused this error; returns the error to report.
+    async fn advanced_after(&self, error: Error) -> Error {
+        match self.advance_sequences().await {
+            // Another process advanced them first; the next attempt succeeds.
+            Ok(advanced) if advanced.is_empty() => error,
+            Ok(advanced) => Error::SequencesAdvanced(
+                advanced.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            ),
+            Err(failed) => failed,
+        }
+    }
+
     /// Runs one unit of work on a connection of its own, within the timeout.
     ///
     /// If it fails or times out, [`Pool`] rolls back or closes the connection in the background; the caller
@@ -193,7 +216,11 @@ impl Database {
             }
             Ok(Err(error)) => {
                 lease.release_after(&error, self.time_out);
-                Err(error)
+                Err(if sequences::is_cause_of(&error) {
+                    self.advanced_after(error).await
+                } else {
+                    error
+                })
             }
             Err(elapsed) => {
                 lease.discard();

@@ -29,6 +29,10 @@ pub enum Error {
     /// Other transactions changed the same rows in each of several attempts.
     #[error("{0}")]
     Contended(String),
+    /// The next numbers of these sequences were taken, as after a logical restore. They were advanced, so
+    /// the next attempt succeeds.
+    #[error("the number of a new row was taken: {0}")]
+    SequencesAdvanced(String),
     /// A list was to begin after a dead letter that is not stored.
     #[error("no dead letter has the id {0}; give an id that a list shows")]
     UnknownDeadLetter(Uuid),
@@ -70,7 +74,7 @@ impl Error {
         }
         match self {
             Self::TimedOut(_) => FailureClass::Unavailable,
-            Self::Contended(_) => FailureClass::Transient,
+            Self::Contended(_) | Self::SequencesAdvanced(_) => FailureClass::Transient,
             Self::UnknownDeadLetter(_) => FailureClass::Data,
             Self::Database(
                 sqlx::Error::Io(_)

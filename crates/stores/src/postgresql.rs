@@ -115,10 +115,15 @@ impl DatabaseServer {
         }
     }
 
-    /// Waits until PostgreSQL is available; fails if its schema is missing or too old.
+    /// Waits until PostgreSQL is available; fails if its schema is missing or too old. Advances sequences that lag
+    /// behind their tables.
     pub(crate) async fn wait_for_schema(&self) -> Result<(), SchemaError> {
         let unavailable = |error: &SchemaError| matches!(error, SchemaError::Database(e) if e.class() == FailureClass::Unavailable);
-        (|| self.database.verify_schema())
+        let verify = async || {
+            self.database.verify_schema().await?;
+            Ok(self.database.advance_sequences().await?)
+        };
+        let advanced = verify
             .retry(pauses())
             .when(unavailable)
             .notify(|error, pause| {
@@ -129,7 +134,13 @@ impl DatabaseServer {
                     pause.as_millis()
                 );
             })
-            .await
+            .await?;
+        for sequence in advanced {
+            tracing::warn!(
+                "PostgreSQL: {sequence}: it lagged behind its table, as after a logical restore"
+            );
+        }
+        Ok(())
     }
 
     /// Maintains the check `postgresql` until the process stops.

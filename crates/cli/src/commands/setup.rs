@@ -7,7 +7,7 @@ use std::time::Duration;
 use broker::topology::{self, TopologyError};
 use clap::Args;
 use conversation::RandomSource;
-use database::SchemaError;
+use database::{AdvancedSequence, SchemaError};
 use serde::Serialize;
 use service::settings::{AmqpSettings, DatabaseSettings};
 use stores::{Broker, COMMAND_TIMEOUT, DatabaseServer};
@@ -64,6 +64,8 @@ struct Schema {
     version: Option<i64>,
     /// The version before the upgrade.
     from: Option<i64>,
+    /// Sequences that lagged behind their tables, as after a logical restore, and were advanced.
+    advanced_sequences: Vec<AdvancedSequence>,
 }
 
 #[derive(Debug, Serialize)]
@@ -104,7 +106,15 @@ impl Setup {
 async fn schema(settings: &DatabaseSettings) -> Result<Schema, Failure> {
     let server = DatabaseServer::of_command(settings, COMMAND_TIMEOUT)?.reachable().await?;
     let (state, from) = match server.database.verify_schema().await {
-        Ok(()) => return Ok(Schema { state: "already_there", version: None, from: None }),
+        Ok(()) => {
+            let advanced = server.database.advance_sequences().await;
+            return Ok(Schema {
+                state: "already_there",
+                version: None,
+                from: None,
+                advanced_sequences: advanced.map_err(|error| server.failure(&error))?,
+            });
+        }
         Err(SchemaError::Missing) => ("created", None),
         Err(SchemaError::TooOld { found, .. }) => ("upgraded", Some(found)),
         Err(error) => return Err(server.schema_failure(&error).into()),
@@ -113,7 +123,9 @@ async fn schema(settings: &DatabaseSettings) -> Result<Schema, Failure> {
     let waits = || eprintln!("another `verbatim setup` is upgrading the schema; waiting");
     let version = server.database.migrate(waits).await;
     let version = version.map_err(|error| server.schema_failure(&error))?;
-    Ok(Schema { state, version: Some(version), from })
+    let advanced = server.database.advance_sequences().await;
+    let advanced_sequences = advanced.map_err(|error| server.failure(&error))?;
+    Ok(Schema { state, version: Some(version), from, advanced_sequences })
 }
 
 async fn topology(settings: &AmqpSettings) -> Result<Topology, Failure> {
@@ -154,6 +166,9 @@ fn text(report: &Report, out: &mut Text) {
         }
     };
     line(out, "database schema", tone, &schema);
+    for sequence in report.schema.iter().flat_map(|schema| &schema.advanced_sequences) {
+        out.push(format!("  {sequence}: it lagged behind its table, as after a logical restore\n"));
+    }
     let (tone, topology, named) = match &report.topology {
         None => (Tone::Bad, "failed".to_owned(), &[][..]),
         Some(Topology { created, .. }) if created.is_empty() => {
@@ -186,12 +201,26 @@ mod tests {
     #[test]
     fn it_reports_what_it_created() {
         let created = Report {
-            schema: Some(Schema { state: "created", version: Some(1), from: None }),
+            schema: Some(Schema {
+                state: "created",
+                version: Some(1),
+                from: None,
+                advanced_sequences: vec![],
+            }),
             topology: Some(Topology { created: vec![String::new(); 25], already_there: 0 }),
             hot_copies_invalidated: false,
         };
         let upgraded = Report {
-            schema: Some(Schema { state: "upgraded", version: Some(3), from: Some(1) }),
+            schema: Some(Schema {
+                state: "upgraded",
+                version: Some(3),
+                from: Some(1),
+                advanced_sequences: vec![AdvancedSequence {
+                    sequence: "conversations_number_seq".to_owned(),
+                    from: 1,
+                    to: 41,
+                }],
+            }),
             topology: Some(Topology {
                 created: vec!["queue bot.state".to_owned()],
                 already_there: 24,
@@ -210,6 +239,7 @@ mod tests {
         next                start the workers
 
         database schema     upgraded from version 1 to 3
+          sequence conversations_number_seq advanced from 1 to 41: it lagged behind its table, as after a logical restore
         RabbitMQ topology   1 created, 24 already there
           queue bot.state
         hot copies          invalidated; readers load them again
