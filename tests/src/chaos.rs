@@ -87,6 +87,7 @@ async fn carry_out(plan: &Plan, on_progress: &OnProgress) -> Report {
         injected,
         recoveries,
         confirmed: record.published.len(),
+        events: record.published.events(),
         closed: record.closed,
         misread_during_faults: record.misread,
         unfinished,

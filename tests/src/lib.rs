@@ -2,7 +2,7 @@
 //!
 //! A test starts a [`Scenario`], publishes as an [`Agent`], and checks the result from outside: as a
 //! reader with Redis and from PostgreSQL alone ([`TestReader`]), by SQL, by published events and
-//! queues ([`RabbitAdmin`]), and by the workers' `/metrics` ([`Counts`]). [`PublishedMessages`] compares
+//! queues ([`RabbitAdmin`]), and by the workers' `/metrics` ([`Counts`]). [`PublishedActions`] compares
 //! what was confirmed with what is stored: nothing lost, nothing duplicated. [`chaos`] injects random
 //! faults meanwhile.
 //!
@@ -16,20 +16,22 @@
 )]
 
 mod agent;
+mod agent_action;
 pub mod chaos;
 mod counts;
 mod dead_letter;
-mod published_messages;
+mod published_actions;
 mod rabbit;
 mod reader;
 mod scenario;
 mod server_set;
 
 pub use agent::Agent;
+pub use agent_action::{AgentAction, AsAction, SentIdentity};
 pub use counts::Counts;
 pub use dead_letter::{anonymous, as_dead_letter};
-pub use fixtures::{LIMIT, at, closed, key_of, message, opened};
-pub use published_messages::{Discrepancies, PublishedMessages};
+pub use fixtures::{LIMIT, at, closed, feedback, key_of, message, opened};
+pub use published_actions::{Discrepancies, MARKER, PublishedActions};
 pub use rabbit::RabbitAdmin;
 pub use reader::TestReader;
 pub use scenario::{COLLECTOR, MIGRATION, SAVER, STATISTICS, Scenario};

@@ -33,7 +33,9 @@ impl Environment {
         for (queue, ready) in queued.into_iter().filter(|(queue, _)| *queue != triggers) {
             unfinished.push(format!("{ready} ready in {queue}"));
         }
-        let counts = "SELECT (SELECT count(*) FROM messages)
+        // A message without an identity may be stored twice.
+        let counts = "SELECT (SELECT count(DISTINCT (conversation_id, left(content, 64))) FROM messages)
+            || ' ' || (SELECT count(DISTINCT (conversation_id, metadata ->> 'marker')) FROM session_events)
             || ' ' || (SELECT count(*) FROM conversations WHERE status = 'archived')
             || ' ' || (SELECT count(*) FROM conversations c
                        LEFT JOIN conversation_stats s
@@ -41,9 +43,10 @@ impl Environment {
                        WHERE c.status = 'archived'
                          AND s.message_count IS DISTINCT FROM c.message_count)";
         let counts = self.scenario.sql(counts).await;
-        let wanted = format!("{} {} 0", record.published.len(), record.closed);
+        let published = &record.published;
+        let wanted = format!("{} {} {} 0", published.len(), published.events(), record.closed);
         if counts != wanted {
-            let what = "messages, archived conversations, wrong statistics";
+            let what = "messages, session events, archived conversations, wrong statistics";
             unfinished.push(format!("{what}: {counts} instead of {wanted}"));
         }
         unfinished

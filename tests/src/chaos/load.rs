@@ -11,7 +11,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::plan::Plan;
-use crate::{Agent, PublishedMessages, Scenario, TestReader, at, closed, key_of, message, opened};
+use crate::{
+    Agent, AgentAction, PublishedActions, Scenario, TestReader, at, closed, feedback, key_of,
+    message, opened,
+};
 
 /// How long the remaining work may take after the last fault: the lease of a killed closer (30 s), and
 /// a backlog.
@@ -38,7 +41,7 @@ const TENANT: &str = "chaos";
 /// What was confirmed, and what the reader found.
 #[derive(Default)]
 pub(super) struct LoadRecord {
-    pub(super) published: PublishedMessages,
+    pub(super) published: PublishedActions,
     /// Conversations whose session has closed.
     pub(super) closed: usize,
     /// Transcripts that were out of order or had a message twice.
@@ -115,7 +118,8 @@ async fn publish(
         }
         let until = due.min(sent + LARGEST_BATCH);
         // Newest first: timestamps decide the order of a conversation, not arrival.
-        let actions: Vec<Value> = (sent..until).rev().flat_map(|n| actions(publisher, n)).collect();
+        let actions: Vec<AgentAction> =
+            (sent..until).rev().flat_map(|n| actions(publisher, n)).collect();
         agent.publish_until_confirmed(&actions).await;
         record.borrow_mut().add(&actions);
         sent = until;
@@ -136,31 +140,48 @@ impl Pace {
 }
 
 impl LoadRecord {
-    fn add(&mut self, actions: &[Value]) {
-        let of = |name| actions.iter().filter(move |action| action["action_type"] == name);
-        self.published.add_confirmed(of("conversation.save_message"));
-        self.opened.extend(of("conversation.session_opened").map(key_of));
+    fn add(&mut self, actions: &[AgentAction]) {
+        let of = |name| actions.iter().filter(move |action| action.body["action_type"] == name);
+        self.published.add_confirmed(actions);
+        self.opened.extend(of("conversation.session_opened").map(|action| key_of(&action.body)));
         self.closed += of("conversation.session_closed").count();
     }
 }
 
 /// The `n`th message of a publisher, after its session's opening if it is the first one, before its
-/// closing if it is the last one.
-fn actions(publisher: usize, n: usize) -> Vec<Value> {
+/// closing if it is the last one. In the middle of a session its user rates it.
+fn actions(publisher: usize, n: usize) -> Vec<AgentAction> {
     let (lap, place) = (n / CONCURRENT, n % CONCURRENT);
     // Staggered, so that sessions open and close throughout the run.
     let step = lap + place * LENGTH / CONCURRENT;
     let (generation, turn) = (step / LENGTH, step % LENGTH);
     let session = format!("s{publisher}-{generation}-{place}");
     let moment = |tenth: i64| json!({"timestamp": at(i64::try_from(n).unwrap() * 10 + tenth)});
+    let with = |tenth: i64, extra: Value| {
+        let mut fields = moment(tenth);
+        fields.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        fields
+    };
+    let id = format!("m{publisher}-{n}");
     let mut extra = moment(0);
-    extra["content"] = format!("{n:>CONTENT_BYTES$}").into();
-    let mut actions = vec![message(TENANT, &session, &format!("m{publisher}-{n}"), &extra)];
+    extra["content"] = format!("{id:<CONTENT_BYTES$}").into();
+    let message = message(TENANT, &session, &id, &extra);
+    let event = |what: &str, body| AgentAction::event_in_turn(n, &format!("{what} {id}"), body);
+    let rating = n % 5 + 1;
+    let mut actions = vec![AgentAction::sent_in_turn(n, message)];
     if turn == 0 || lap == 0 {
-        actions.insert(0, opened(TENANT, &session, &moment(-1)));
+        actions.insert(0, event("open", opened(TENANT, &session, &moment(-1))));
+    }
+    if turn == LENGTH / 2 {
+        let rated = with(1, json!({"satisfaction": rating}));
+        actions.push(event("rate", feedback(TENANT, &session, &rated)));
     }
     if turn == LENGTH - 1 && place % STAYS_OPEN != 0 {
-        actions.push(closed(TENANT, &session, &moment(1)));
+        let mut last_words = json!({"reason": format!("reason {id}")});
+        if place.is_multiple_of(2) {
+            last_words["satisfaction"] = rating.into();
+        }
+        actions.push(event("close", closed(TENANT, &session, &with(2, last_words))));
     }
     actions
 }

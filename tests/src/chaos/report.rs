@@ -20,6 +20,7 @@ pub struct Report {
     pub(super) injected: Vec<InjectedFault>,
     pub(super) recoveries: Vec<Recovery>,
     pub(super) confirmed: usize,
+    pub(super) events: usize,
     pub(super) closed: usize,
     pub(super) misread_during_faults: Vec<String>,
     pub(super) unfinished: Vec<String>,
@@ -42,14 +43,22 @@ impl Report {
     /// all work was done.
     #[must_use]
     pub fn damage(&self) -> Vec<(&'static str, Vec<String>)> {
-        let Discrepancies { lost, duplicated, never_published, dead_letters, misread } =
-            &self.discrepancies;
+        let Discrepancies {
+            lost,
+            duplicated,
+            never_published,
+            dead_letters,
+            misread,
+            misjudged,
+            repeated: _,
+        } = &self.discrepancies;
         let kinds = [
-            ("lost messages", lost.clone()),
-            ("duplicated messages", duplicated.clone()),
-            ("messages that were never published", never_published.clone()),
+            ("lost actions", lost.clone()),
+            ("duplicated actions", duplicated.clone()),
+            ("actions that were never published", never_published.clone()),
             ("dead letters", dead_letters.iter().cloned().collect()),
             ("misread transcripts after the faults", misread.clone()),
+            ("conversations with another rating or close reason", misjudged.clone()),
             ("misread transcripts during the faults", self.misread_during_faults.clone()),
             ("unfinished work", self.unfinished.clone()),
             ("workers that exited unexpectedly", self.unexpected_exits.clone()),
@@ -82,12 +91,20 @@ impl Report {
                 "in_time": it.is_in_time(),
             })
         });
-        let Discrepancies { lost, duplicated, never_published, dead_letters, misread } =
-            &self.discrepancies;
+        let Discrepancies {
+            lost,
+            duplicated,
+            never_published,
+            dead_letters,
+            misread,
+            misjudged,
+            repeated,
+        } = &self.discrepancies;
         json!({
             "seed": self.seed,
             "seconds": self.took.as_secs_f64(),
             "messages_confirmed": self.confirmed,
+            "events_confirmed": self.events,
             "conversations_closed": self.closed,
             "faults": faults.collect::<Vec<_>>(),
             "recoveries": recoveries.collect::<Vec<_>>(),
@@ -95,7 +112,9 @@ impl Report {
             "duplicated": duplicated,
             "never_published": never_published,
             "dead_letters": dead_letters,
+            "repeated_without_identity": repeated,
             "misread_transcripts": misread,
+            "misjudged_conversations": misjudged,
             "misread_transcripts_during_faults": self.misread_during_faults,
             "unfinished_work": self.unfinished,
             "unexpected_worker_exits": self.unexpected_exits,
@@ -121,20 +140,23 @@ impl fmt::Display for Report {
         let (minutes, seconds) = (self.took.as_secs() / 60, self.took.as_secs() % 60);
         writeln!(
             f,
-            "\nSeed {}: {} faults in {minutes} min {seconds:02} s; {} messages confirmed, {} \
-             conversations closed",
+            "\nSeed {}: {} faults in {minutes} min {seconds:02} s; {} messages and {} session events and \
+             ratings confirmed, {} conversations closed",
             self.seed,
             self.injected.len(),
             self.confirmed,
+            self.events,
             self.closed
         )?;
-        let Discrepancies { lost, duplicated, dead_letters, misread, .. } = &self.discrepancies;
+        let Discrepancies { lost, duplicated, dead_letters, misread, repeated, .. } =
+            &self.discrepancies;
         let (lost, duplicated, dead_letters) = (lost.len(), duplicated.len(), dead_letters.len());
+        let repeated = repeated.len();
         let misread = misread.len() + self.misread_during_faults.len();
         write!(
             f,
             "{lost} lost, {duplicated} duplicated, {dead_letters} dead letters, {misread} misread \
-             transcripts"
+             transcripts; {repeated} messages without an identity were stored again"
         )?;
         for (kind, items) in self.damage() {
             write!(f, "\n{kind} ({}):", items.len())?;

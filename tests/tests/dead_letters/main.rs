@@ -11,7 +11,7 @@ use std::time::Duration;
 use broker::Publication;
 use serde_json::{Value, json};
 use system_tests::{
-    COLLECTOR, Counts, LIMIT, PublishedMessages, SAVER, Scenario, anonymous, at, key_of, message,
+    COLLECTOR, Counts, LIMIT, PublishedActions, SAVER, Scenario, anonymous, at, key_of, message,
 };
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
@@ -80,7 +80,7 @@ async fn rerouted_messages_arrive_once_while_the_queue_of_others_is_missing() {
     let collector = scenario.start_with(COLLECTOR, &settings).await;
     broker.cut().await.unwrap();
     rabbit.delete_queue(SAVES).await;
-    let mut published = PublishedMessages::default();
+    let mut published = PublishedActions::default();
     for n in 0..5 {
         // The action's queue exists, but the routing key is unknown.
         let state = json!({

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use system_tests::{
-    Agent, COLLECTOR, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, Scenario, closed, message,
+    Agent, AgentAction, AsAction, COLLECTOR, Counts, LIMIT, MIGRATION, PublishedActions, SAVER,
+    Scenario, closed, message,
 };
 use testkit::fleet::Worker;
 use testkit::servers::{Kind, Node, Replicas, Servers};
@@ -22,10 +23,10 @@ async fn a_node_of_a_rabbitmq_cluster_killed_and_brought_back_under_load_loses_n
     let servers = Servers::start(&[Kind::RabbitMqCluster]).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let fleet = fleet(&scenario).await;
     let mut messages = load("nodes", 4_000, 20);
-    messages.splice(..0, closing());
+    messages.splice(..0, closing().iter().map(AsAction::as_action));
     let (before, rest) = messages.split_at(1_000);
     publish(&agent, &mut published, before).await;
     until_stored(&scenario, 500).await;
@@ -65,10 +66,10 @@ async fn a_redis_cluster_master_that_dies_under_load_is_replaced_by_its_replica(
         assert_eq!(command(node, &["CONFIG", "SET", "cluster-node-timeout", "2000"]).await, "+OK");
     }
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let fleet = fleet(&scenario).await;
     let mut messages = load("masters", 2_000, 20);
-    messages.splice(..0, closing());
+    messages.splice(..0, closing().iter().map(AsAction::as_action));
     publish(&agent, &mut published, &messages[..500]).await;
     published.reconcile(&scenario, &reader).await;
     let epoch = scenario.sql("SELECT epoch FROM hot_epoch").await;
@@ -118,7 +119,7 @@ fn closes() -> Vec<Value> {
 }
 
 /// Publishes in parts of 200, while the queues move to other nodes.
-async fn publish_parts(agent: &Agent, messages: &[Value]) {
+async fn publish_parts(agent: &Agent, messages: &[AgentAction]) {
     for part in messages.chunks(200) {
         agent.publish_until_confirmed(part).await;
     }

@@ -9,8 +9,7 @@ use fixtures::endpoints;
 use metrics::Metrics;
 use serde_json::json;
 use system_tests::{
-    COLLECTOR, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, Scenario, closed, key_of,
-    message,
+    COLLECTOR, Counts, LIMIT, MIGRATION, PublishedActions, SAVER, Scenario, closed, key_of, message,
 };
 use testkit::servers::{Kind, Servers};
 use testkit::wait::eventually;
@@ -22,7 +21,7 @@ async fn while_a_memory_alarm_blocks_publishers_saving_continues_and_publishes_w
     let servers = Servers::start(&[Kind::RabbitMq]).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let database = proxy(&scenario.database_url).await;
     let cut_off = [("DATABASE_URL", database.url())];
     let (saver, migration, collector) = tokio::join!(
@@ -85,7 +84,7 @@ async fn a_consumer_timeout_in_an_outage_costs_one_redelivery_however_long_the_o
     servers.get(Kind::RabbitMq).rabbitmqctl(&["eval", short_timeout]).await.unwrap();
     let scenario = Scenario::with_own(servers).await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let database = proxy(&scenario.database_url).await;
     // The second saver requeues its deliveries before the timeout, as in production.
     let cut_off = [("DATABASE_URL", database.url())];

@@ -12,16 +12,16 @@ use broker::Publication;
 use domain::fleet;
 use domain::ids::{ConversationKey, SessionId, TenantId};
 use failpoints::{AT, ON, Step};
-use serde_json::{Value, json};
+use serde_json::json;
 use system_tests::{
-    Agent, COLLECTOR, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario,
+    Agent, COLLECTOR, Counts, LIMIT, MIGRATION, PublishedActions, SAVER, STATISTICS, Scenario,
     anonymous, as_dead_letter, at, closed, message, opened,
 };
 use testkit::fleet::Worker;
 use testkit::wait::eventually;
 use tokio::sync::OnceCell;
 
-use crate::{SAVES, load, publish, until_stored};
+use crate::{SAVES, load, publish, until_stored, with_ids};
 
 /// SIGABRT (signal(7)): what `abort` ends a process with.
 const ABORTED: i32 = 6;
@@ -162,7 +162,7 @@ async fn a_crash_between_a_retry_and_its_acknowledgement_duplicates_nothing() {
     let scenario = Scenario::with_failpoints().await;
     scenario.poison("P0001", "m00003").await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     publish(&agent, &mut published, &load("retry", 20, 2)).await;
     crash(&scenario, SAVER, Step::Copied).await;
     scenario.sql("TRUNCATE poisoned").await;
@@ -179,7 +179,7 @@ async fn a_crash_between_a_retry_and_its_acknowledgement_duplicates_nothing() {
 async fn a_crash_between_a_move_to_the_suspect_queue_and_its_acknowledgement_duplicates_nothing() {
     let scenario = Scenario::with_failpoints().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     publish(&agent, &mut published, &load("suspect", 20, 2)).await;
     for _ in 0..3 {
         crash(&scenario, SAVER, Step::SaveDecoded).await;
@@ -197,7 +197,7 @@ async fn a_crash_between_a_move_to_the_suspect_queue_and_its_acknowledgement_dup
 async fn a_crash_between_a_reroute_and_its_acknowledgement_duplicates_nothing() {
     let scenario = Scenario::with_failpoints().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let unroutable = message("reroute", "s", "unroutable", &json!({}));
     let mistyped =
         Publication::action("conversation.saved_message", unroutable.to_string().into_bytes());
@@ -218,8 +218,8 @@ async fn a_message_that_kills_its_worker_becomes_a_dead_letter_and_all_others_ar
     const MOST_CRASHES: usize = 3 + 5 + 1;
     let scenario = Scenario::with_failpoints().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
-    let mut messages = load("deadly", 500, 10);
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
+    let mut messages = with_ids("deadly", 500, 10);
     messages[250]["content"] = "this text crashes the worker".into();
     publish(&agent, &mut published, &messages).await;
     let collector = scenario.start(COLLECTOR).await;
@@ -367,7 +367,7 @@ const STATE_QUERIES: [&str; 6] = [
 ];
 
 async fn begin(agent: &Agent) {
-    let mut actions: Vec<Value> = load("crash", 90, 3);
+    let mut actions = with_ids("crash", 90, 3);
     for session in ["s0", "s1", "s2"] {
         actions.insert(0, opened("crash", session, &json!({"timestamp": at(0)})));
     }
@@ -375,7 +375,7 @@ async fn begin(agent: &Agent) {
 }
 
 async fn end(agent: &Agent) {
-    let twice = load("crash", 6, 3).remove(5);
+    let twice = with_ids("crash", 6, 3).remove(5);
     let taken = json!({"content": "different content", "timestamp": at(6)});
     let unreadable = json!({"role": "unknown"});
     let unknown = json!({"action_type": "conversation.summarise"});

@@ -2,19 +2,22 @@
 
 use serde_json::{Value, json};
 use system_tests::{
-    COLLECTOR, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario, closed,
+    COLLECTOR, Counts, LIMIT, MIGRATION, PublishedActions, SAVER, STATISTICS, Scenario, closed,
     key_of,
 };
 use testkit::environment::deep;
 use testkit::servers::Kind;
 
-use crate::{SAVES, load, proxy, publish, stored, until_holding, until_stored, until_unready};
+use crate::{
+    SAVES, load, load_in_all_ways, proxy, publish, stored, until_holding, until_stored,
+    until_unready, with_ids,
+};
 
 #[tokio::test]
 async fn a_worker_killed_before_it_saved_leaves_its_deliveries_to_the_next() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let database = proxy(&scenario.database_url).await;
     let victim = scenario.start_with(SAVER, &[("DATABASE_URL", database.url())]).await;
     database.cut().await.unwrap();
@@ -34,7 +37,7 @@ async fn a_worker_killed_before_it_saved_leaves_its_deliveries_to_the_next() {
 async fn a_worker_killed_after_it_saved_and_before_it_acknowledged_duplicates_nothing() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let broker = proxy(&scenario.amqp_url).await;
     let database = proxy(&scenario.database_url).await;
     let settings = [("DATABASE_URL", database.url()), ("AMQP_URL", broker.url())];
@@ -65,9 +68,9 @@ async fn a_worker_killed_after_it_saved_and_before_it_acknowledged_duplicates_no
 async fn kill_9_of_one_of_two_savers_under_a_load_of_20_000_loses_and_duplicates_nothing() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let (victim, survivor) = tokio::join!(scenario.start(SAVER), scenario.start(SAVER));
-    let messages = load("twenty", 20_000, 100);
+    let messages = load_in_all_ways("twenty", 20_000, 100);
     let (first, rest) = messages.split_at(8_000);
     publish(&agent, &mut published, first).await;
     let saving = Counts::reach(&victim, "verbatim_messages_saved_total", &[], 500.0).await;
@@ -113,7 +116,7 @@ async fn a_closer_killed_midway_is_replaced_by_another_and_each_conversation_clo
     let rolled_up = "SELECT concat_ws('|', sum(conversations), sum(messages)) FROM daily_stats";
     scenario.until_sql(rolled_up, "300|600").await;
     for body in &messages[..5] {
-        assert_eq!(reader.transcript(&key_of(body)).await.messages.len(), 2);
+        assert_eq!(reader.transcript(&key_of(&body.body)).await.messages.len(), 2);
     }
     scenario.finish([saver, other, statistics]).await;
 }
@@ -122,7 +125,7 @@ async fn a_closer_killed_midway_is_replaced_by_another_and_each_conversation_clo
 async fn a_collector_killed_midway_stores_every_dead_letter_and_none_twice() {
     let scenario = Scenario::new().await;
     let (saver, victim) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
-    let bad: Vec<Value> = load("dead-letters", 400, 4)
+    let bad: Vec<Value> = with_ids("dead-letters", 400, 4)
         .into_iter()
         .map(|mut message| {
             message["role"] = "unknown".into();
@@ -144,7 +147,7 @@ async fn servers_and_workers_killed_one_after_another_under_load_lose_and_duplic
     const PART: usize = 800;
     let scenario = Scenario::on_own_servers().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let start_all = async || {
         tokio::join!(scenario.start(SAVER), scenario.start(SAVER), scenario.start(COLLECTOR))
     };

@@ -3,7 +3,7 @@
 use domain::fleet;
 use domain::status::ConversationStatus;
 use serde_json::json;
-use system_tests::{Counts, LIMIT, PublishedMessages, SAVER, Scenario, closed, key_of, message};
+use system_tests::{Counts, LIMIT, PublishedActions, SAVER, Scenario, closed, key_of, message};
 use testkit::process::Signal;
 use testkit::wait::eventually;
 
@@ -13,7 +13,7 @@ use crate::{SAVES, load, proxy, publish, stored, until_holding, until_stored, un
 async fn sigterm_under_load_drains_everything_that_was_delivered() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let leaving = scenario.start(SAVER).await;
     publish(&agent, &mut published, &load("drain", 3_000, 20)).await;
     Counts::reach(&leaving, "verbatim_messages_saved_total", &[], 1.0).await;
@@ -35,7 +35,7 @@ async fn sigterm_under_load_drains_everything_that_was_delivered() {
 async fn a_drain_that_cannot_finish_ends_at_its_deadline_or_at_a_second_signal() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let database = proxy(&scenario.database_url).await;
     let cut_off =
         |deadline| [("DATABASE_URL", database.url()), ("VERBATIM_DRAIN_DEADLINE", deadline)];

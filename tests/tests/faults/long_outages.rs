@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use system_tests::{
-    Agent, COLLECTOR, Counts, LIMIT, MIGRATION, PublishedMessages, SAVER, STATISTICS, Scenario,
-    closed, message,
+    Agent, AgentAction, COLLECTOR, Counts, LIMIT, MIGRATION, PublishedActions, SAVER, STATISTICS,
+    Scenario, closed, message,
 };
 use testkit::environment::deep;
 use testkit::fleet::Worker;
@@ -54,7 +54,7 @@ async fn a_long_outage_of_each_server_under_load_costs_time_and_no_attempt() {
     );
     let fleet = [&one, &two, &migration, &collector, &statistics];
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let in_an_outage = usize::try_from(outage.as_secs()).unwrap() * rate;
     let round = BEFORE * rate + in_an_outage;
     let messages = load("long", 3 * round, 3 * round / 300);
@@ -108,7 +108,7 @@ async fn rabbitmq_killed_again_and_again_while_the_prefetch_is_full_makes_no_dea
     let (kills, part) = if deep() { (25, 200) } else { (3, 100) };
     let scenario = Scenario::with_own(Servers::start(&[Kind::RabbitMq]).await.unwrap()).await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     // While the table `gate` has a row, every insert waits.
     let gate = "CREATE TABLE gate ();
                 CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -200,16 +200,18 @@ fn unknown_action(outage: usize) -> Value {
 /// Publishes `rate` messages a second, each with [`CONTENT_BYTES`], and records them as confirmed.
 async fn steadily(
     agent: &Agent,
-    published: &mut PublishedMessages,
-    messages: &[Value],
+    published: &mut PublishedActions,
+    messages: &[AgentAction],
     rate: usize,
 ) {
     let mut ticks = interval(Duration::from_secs(1) / u32::try_from(PARTS).unwrap());
-    let content = Value::from("w".repeat(CONTENT_BYTES));
     for part in messages.chunks(rate / PARTS) {
         ticks.tick().await;
         let mut part = part.to_vec();
-        part.iter_mut().for_each(|message| message["content"] = content.clone());
+        for action in &mut part {
+            let content = action.body["content"].as_str().unwrap();
+            action.body["content"] = format!("{content:<CONTENT_BYTES$}").into();
+        }
         publish(agent, published, &part).await;
     }
 }

@@ -19,15 +19,17 @@ mod scaling;
 mod stores;
 
 use serde_json::{Value, json};
-use system_tests::{Agent, Counts, LIMIT, PublishedMessages, Scenario, at, message};
+use system_tests::{
+    Agent, AgentAction, AsAction, Counts, LIMIT, PublishedActions, Scenario, at, message,
+};
 use testkit::fleet::Worker;
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
 
 pub(crate) const SAVES: &str = "conversation.save_message";
 
-/// So many messages of a tenant, in turn for each conversation, with ascending timestamps.
-pub(crate) fn load(tenant: &str, messages: usize, conversations: usize) -> Vec<Value> {
+/// So many messages of a tenant, in turn for each conversation, with ascending timestamps and message ids.
+pub(crate) fn with_ids(tenant: &str, messages: usize, conversations: usize) -> Vec<Value> {
     let one = |n: usize| {
         let session = format!("s{}", n % conversations);
         let timestamp = at(i64::try_from(n).unwrap());
@@ -36,10 +38,31 @@ pub(crate) fn load(tenant: &str, messages: usize, conversations: usize) -> Vec<V
     (0..messages).map(one).collect()
 }
 
-/// Publishes messages and records them as confirmed.
-pub(crate) async fn publish(agent: &Agent, published: &mut PublishedMessages, messages: &[Value]) {
-    agent.publish_all(messages).await;
-    published.add_confirmed(messages);
+/// The same messages, in turn with each kind of identity ([`AgentAction::identified_in_turn`]).
+pub(crate) fn load(tenant: &str, messages: usize, conversations: usize) -> Vec<AgentAction> {
+    let messages = with_ids(tenant, messages, conversations).into_iter().enumerate();
+    messages.map(|(n, message)| AgentAction::identified_in_turn(n, message)).collect()
+}
+
+/// The same messages, some of them without any identity: they may be stored twice.
+pub(crate) fn load_in_all_ways(
+    tenant: &str,
+    messages: usize,
+    conversations: usize,
+) -> Vec<AgentAction> {
+    let messages = with_ids(tenant, messages, conversations).into_iter().enumerate();
+    messages.map(|(n, message)| AgentAction::sent_in_turn(n, message)).collect()
+}
+
+/// Publishes actions and records them as confirmed.
+pub(crate) async fn publish(
+    agent: &Agent,
+    published: &mut PublishedActions,
+    actions: &[impl AsAction],
+) {
+    let actions: Vec<AgentAction> = actions.iter().map(AsAction::as_action).collect();
+    agent.publish_all(&actions).await;
+    published.add_confirmed(&actions);
 }
 
 pub(crate) async fn proxy(url: &str) -> Proxy {

@@ -1,7 +1,7 @@
 //! Servers that are unavailable, do not respond, restart empty, or are cut off from one worker.
 
 use conversation::Source;
-use system_tests::{COLLECTOR, Counts, LIMIT, PublishedMessages, SAVER, Scenario, key_of};
+use system_tests::{COLLECTOR, Counts, LIMIT, PublishedActions, SAVER, Scenario, key_of};
 use testkit::wait::eventually;
 
 use crate::stores::{server_identities, until_one_meets_another_redis};
@@ -11,7 +11,7 @@ use crate::{SAVES, load, proxy, publish, stored, until_holding, until_stored, un
 async fn an_outage_of_postgresql_under_load_costs_time_and_no_attempt() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let database = proxy(&scenario.database_url).await;
     let cut_off = [("DATABASE_URL", database.url())];
     let (one, two, collector) = tokio::join!(
@@ -52,7 +52,7 @@ async fn an_outage_of_postgresql_under_load_costs_time_and_no_attempt() {
 async fn a_postgresql_that_stops_answering_during_commits_duplicates_nothing() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let database = proxy(&scenario.database_url).await;
     let settings = [("DATABASE_URL", database.url()), ("VERBATIM_DATABASE_TIMEOUT", "1s")];
     let saver = scenario.start_with(SAVER, &settings).await;
@@ -78,7 +78,7 @@ async fn a_postgresql_that_stops_answering_during_commits_duplicates_nothing() {
 async fn a_hold_beyond_its_limit_requeues_its_messages_and_consumes_them_again() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let database = proxy(&scenario.database_url).await;
     let settings = [("DATABASE_URL", database.url()), ("VERBATIM_HOLD_LIMIT", "500ms")];
     let saver = scenario.start_with(SAVER, &settings).await;
@@ -102,12 +102,12 @@ async fn a_hold_beyond_its_limit_requeues_its_messages_and_consumes_them_again()
 async fn redis_restarted_empty_under_load_hides_no_message_from_any_reader() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let (one, two) = tokio::join!(scenario.start(SAVER), scenario.start(SAVER));
     let messages = load("wiped", 4_000, 20);
     publish(&agent, &mut published, &messages[..1_000]).await;
     until_stored(&scenario, 1_000).await;
-    assert_eq!(reader.both(&key_of(&messages[0])).await.len(), 50);
+    assert_eq!(reader.both(&key_of(&messages[0].body)).await.len(), 50);
     let epoch = "SELECT epoch FROM hot_epoch";
     let at_first = scenario.sql(epoch).await;
     let before = server_identities(&[&one, &two]).await;
@@ -126,7 +126,7 @@ async fn redis_restarted_empty_under_load_hides_no_message_from_any_reader() {
     for worker in [&one, &two] {
         until_unready(worker, &["\"redis\":{\"ready\":false", "Redis unavailable"]).await;
     }
-    let transcript = reader.transcript(&key_of(&messages[0])).await;
+    let transcript = reader.transcript(&key_of(&messages[0].body)).await;
     assert_eq!((transcript.source, transcript.messages.len()), (Source::Database, 200));
     assert!(!transcript.degraded);
     scenario.redis().start().await.unwrap();
@@ -145,7 +145,7 @@ async fn redis_restarted_empty_under_load_hides_no_message_from_any_reader() {
 async fn one_of_two_savers_cut_off_from_redis_misleads_no_reader() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let redis = proxy(&scenario.redis_url).await;
     let behind_it = [("REDIS_URL", redis.url())];
     let (cut_off, other) =
@@ -155,7 +155,7 @@ async fn one_of_two_savers_cut_off_from_redis_misleads_no_reader() {
     until_stored(&scenario, 100).await;
     for body in &messages[..4] {
         assert_eq!(
-            reader.both(&key_of(body)).await.len(),
+            reader.both(&key_of(&body.body)).await.len(),
             25,
             "loaded, with its completeness marker"
         );
@@ -178,7 +178,7 @@ async fn one_of_two_savers_cut_off_from_redis_misleads_no_reader() {
 async fn connections_to_rabbitmq_reset_and_cut_under_load_lose_nothing() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let (first, second) = tokio::join!(proxy(&scenario.amqp_url), proxy(&scenario.amqp_url));
     let (of_one, of_two) = ([("AMQP_URL", first.url())], [("AMQP_URL", second.url())]);
     let (one, two) =
@@ -207,7 +207,7 @@ async fn connections_to_rabbitmq_reset_and_cut_under_load_lose_nothing() {
 async fn a_queue_deleted_under_its_consumer_is_consumed_again_once_it_is_declared() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     let messages = load("deleted", 200, 4);
     publish(&agent, &mut published, &messages[..100]).await;

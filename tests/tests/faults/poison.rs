@@ -1,15 +1,15 @@
 //! Messages that cannot be saved, and the other messages of their batches, which are.
 
-use system_tests::{COLLECTOR, Counts, PublishedMessages, SAVER, Scenario};
+use system_tests::{COLLECTOR, Counts, PublishedActions, SAVER, Scenario};
 
-use crate::{SAVES, load, publish, until_holding, until_stored};
+use crate::{SAVES, load, publish, until_holding, until_stored, with_ids};
 
 #[tokio::test]
 async fn one_poisoned_row_in_a_batch_of_500_saves_the_other_499() {
     let scenario = Scenario::new().await;
     scenario.poison("22023", "m00321").await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     publish(&agent, &mut published, &load("poison", 500, 7)).await;
     // A large prefetch and one batch in flight: all queued messages become one batch.
     let settings = [
@@ -35,7 +35,7 @@ async fn an_unclassified_failure_is_retried_three_times_and_then_a_dead_letter_w
     let scenario = Scenario::new().await;
     scenario.poison("P0001", "m00001,m00002").await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
     publish(&agent, &mut published, &load("retry", 20, 1)).await;
     // The other messages of the batch are saved at once.
@@ -68,8 +68,8 @@ async fn an_unclassified_failure_is_retried_three_times_and_then_a_dead_letter_w
 async fn a_message_redelivered_too_often_is_quarantined_and_saved() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
-    let messages = load("suspect", 10, 2);
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
+    let messages = with_ids("suspect", 10, 2);
     let ids: Vec<&str> = messages.iter().filter_map(|it| it["message_id"].as_str()).collect();
     // The error code of a full disk: a worker holds these messages.
     scenario.poison("53100", &ids.join(",")).await;

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use serde_json::json;
-use system_tests::{COLLECTOR, Counts, LIMIT, PublishedMessages, SAVER, Scenario};
+use system_tests::{COLLECTOR, Counts, LIMIT, PublishedActions, SAVER, Scenario};
 use testkit::environment::deep;
 use testkit::servers::{Kind, Servers};
 use testkit::wait::eventually;
 
-use crate::{SAVES, load, proxy, publish, stored, until_stored, until_unready};
+use crate::{SAVES, load, proxy, publish, stored, until_stored, until_unready, with_ids};
 
 /// Where the dead letters of [`SAVES`] wait for the dead-letter collector.
 const DEAD_LETTERS: &str = "conversation.save_message.dlq";
@@ -17,8 +17,8 @@ const DEAD_LETTERS: &str = "conversation.save_message.dlq";
 async fn a_dead_letter_refused_by_a_full_queue_is_held_until_there_is_room() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
-    let messages = load("full", 120, 4);
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
+    let messages = with_ids("full", 120, 4);
     let (bad, good) = messages.split_at(100);
     let ids: Vec<&str> = bad.iter().filter_map(|it| it["message_id"].as_str()).collect();
     scenario.poison("22023", &ids.join(",")).await;
@@ -62,7 +62,7 @@ async fn a_dead_letter_refused_by_a_full_queue_is_held_until_there_is_room() {
 async fn a_dead_letter_whose_queue_is_missing_is_held_until_the_queue_is_declared() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     scenario.poison("22023", "m00001").await;
     let saver = scenario.start(SAVER).await;
     scenario.rabbit().delete_queue(DEAD_LETTERS).await;
@@ -91,7 +91,7 @@ async fn a_dead_letter_whose_queue_is_missing_is_held_until_the_queue_is_declare
 async fn a_missing_exchange_closes_a_channel_and_the_retry_for_it_is_held() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     scenario.poison("P0001", "m00001").await;
     let saver = scenario.start(SAVER).await;
     scenario.rabbit().delete_exchange("domain.retry.1000").await;
@@ -114,7 +114,7 @@ async fn a_missing_exchange_closes_a_channel_and_the_retry_for_it_is_held() {
 async fn a_deleted_queue_loses_its_ready_messages_and_the_delivered_ones_are_saved() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let database = proxy(&scenario.database_url).await;
     // A small prefetch, so that some messages stay ready in the queue.
     let settings = [
@@ -167,7 +167,7 @@ async fn a_message_that_waits_for_a_retry_survives_the_deletion_of_its_queue() {
     }
     let scenario = Scenario::with_own(servers).await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     scenario.poison("P0001", "m00001").await;
     let saver = scenario.start(SAVER).await;
     publish(&agent, &mut published, &load("waits", 20, 1)).await;

@@ -1,6 +1,6 @@
 //! Savers added and replaced under load.
 
-use system_tests::{Counts, PublishedMessages, SAVER, Scenario};
+use system_tests::{Counts, PublishedActions, SAVER, Scenario};
 use testkit::fleet::Worker;
 
 use crate::{load, proxy, publish, until_stored};
@@ -11,7 +11,7 @@ const SAVED: &str = "verbatim_messages_saved_total";
 async fn savers_added_and_replaced_under_load_share_it_and_requeue_nothing() {
     let scenario = Scenario::new().await;
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let redis = proxy(&scenario.redis_url).await;
     let behind_it = [("REDIS_URL", redis.url())];
     let start = async || scenario.start_with(SAVER, &behind_it).await;

@@ -1,8 +1,9 @@
 //! Stores that are full, demoted to a replica, or restored from an old state.
 
 use conversation::Source;
-use serde_json::Value;
-use system_tests::{Counts, LIMIT, PublishedMessages, SAVER, Scenario, TestReader, key_of};
+use system_tests::{
+    AgentAction, Counts, LIMIT, PublishedActions, SAVER, Scenario, TestReader, key_of,
+};
 use testkit::fleet::Worker;
 use testkit::servers::{Kind, Node, Servers};
 use testkit::wait::eventually;
@@ -18,7 +19,7 @@ async fn a_full_disk_is_an_outage_of_postgresql_and_costs_no_attempt() {
     let scenario = Scenario::with_own(servers).await;
     let postgresql = &scenario.server(Kind::PostgreSql).nodes()[0];
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let saver = scenario.start(SAVER).await;
     let messages = load("disk", 4_000, 20);
     publish(&agent, &mut published, &messages[..500]).await;
@@ -44,11 +45,11 @@ async fn a_redis_that_is_full_demoted_or_restored_from_an_old_file_misleads_no_r
     let scenario = Scenario::with_own(servers).await;
     let redis = &scenario.redis().nodes()[0];
     let (agent, reader, mut published) =
-        (scenario.agent(), scenario.reader(), PublishedMessages::default());
+        (scenario.agent(), scenario.reader(), PublishedActions::default());
     let saver = scenario.start(SAVER).await;
     let messages = load("redis", 1_000, 4);
     let mut parts = messages.chunks(200);
-    let mut save = async |published: &mut PublishedMessages| {
+    let mut save = async |published: &mut PublishedActions| {
         publish(&agent, published, parts.next().unwrap()).await;
         until_settled(&saver, published.len()).await;
     };
@@ -105,7 +106,7 @@ async fn a_stale_replica_that_replaces_its_master_misleads_no_reader() {
     command(replica, &["CONFIG", "SET", "masterauth", &password]).await;
     command(replica, &["REPLICAOF", "127.0.0.1", &master.port().to_string()]).await;
     let address = proxy(&scenario.redis_url).await;
-    let (agent, mut published) = (scenario.agent(), PublishedMessages::default());
+    let (agent, mut published) = (scenario.agent(), PublishedActions::default());
     let reader = TestReader::of(&scenario.database_url, address.url());
     let saver = scenario.start_with(SAVER, &[("REDIS_URL", address.url())]).await;
     let messages = load("stale", 1_200, 4);
@@ -185,9 +186,9 @@ async fn until_settled(saver: &Worker, messages: usize) {
 }
 
 /// Checks that a read of each message's conversation returns all acknowledged messages.
-async fn all_are_read(reader: &TestReader, of: &[Value], messages: usize) {
+async fn all_are_read(reader: &TestReader, of: &[AgentAction], messages: usize) {
     for message in of {
-        let read = reader.transcript(&key_of(message)).await;
+        let read = reader.transcript(&key_of(&message.body)).await;
         let found = (read.messages.len(), read.degraded);
         assert_eq!(found, (messages, false), "from {:?}", read.source);
         assert!(matches!(read.source, Source::Database | Source::HotCopy));
