@@ -32,7 +32,7 @@ struct Link {
 }
 
 /// How long RabbitMQ may take to connect, and to confirm the messages of one call.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// AMQP's delivery mode of messages that RabbitMQ writes to disk.
 const PERSISTENT: u8 = 2;
@@ -99,10 +99,10 @@ impl Agent {
     /// Publishes actions in their order: for each, whether RabbitMQ confirmed it.
     async fn try_publish(&self, actions: &[AgentAction]) -> Vec<Result<(), String>> {
         let mut link = self.link.lock().await;
-        let all = match timeout(PATIENCE, publish(&mut link, &self.amqp_url, actions)).await {
+        let all = match timeout(TIMEOUT, publish(&mut link, &self.amqp_url, actions)).await {
             Ok(Ok(results)) => results,
             Ok(Err(error)) => vec![Err(error.to_string()); actions.len()],
-            Err(_) => vec![Err(format!("no confirm within {PATIENCE:?}")); actions.len()],
+            Err(_) => vec![Err(format!("no confirm within {TIMEOUT:?}")); actions.len()],
         };
         if all.iter().any(Result::is_err) {
             *link = None;

@@ -66,7 +66,7 @@ pub struct Discrepancies {
     pub misread: Vec<String>,
     /// Conversations with another rating than the newest one, or archived for another reason than that of the
     /// newest close.
-    pub misjudged: Vec<String>,
+    pub outdated: Vec<String>,
 }
 
 impl PublishedActions {
@@ -221,12 +221,12 @@ impl PublishedActions {
         let confirmed: BTreeMap<String, &Published> =
             confirmed.chain(self.events.iter().map(|(name, it)| (name.clone(), it))).collect();
         found.add_differences(&confirmed, stored.iter().chain(&events).chain(&dead_letters));
-        found.misjudged = self.misjudged(scenario, &found.dead_letters).await;
+        found.outdated = self.outdated(scenario, &found.dead_letters).await;
         found
     }
 
     /// Conversations whose rating or close reason is not the newest.
-    async fn misjudged(&self, scenario: &Scenario, dead_letters: &BTreeSet<String>) -> Vec<String> {
+    async fn outdated(&self, scenario: &Scenario, dead_letters: &BTreeSet<String>) -> Vec<String> {
         // A dead letter has no effect yet, so the newest event is unknown.
         if self.events.keys().any(|event| dead_letters.contains(event)) {
             return Vec::new();
@@ -241,21 +241,21 @@ impl PublishedActions {
             let key = ConversationKey::parse(&tenant, &conversation).expect("a stored key");
             stored.insert(key, (satisfaction, close));
         }
-        let mut misjudged = Vec::new();
+        let mut outdated = Vec::new();
         for (key, conversation) in &self.conversations {
             let (satisfaction, close) = stored.get(key).cloned().unwrap_or_default();
             if let Some((_, wanted)) = &conversation.satisfaction
                 && *wanted != satisfaction
             {
-                misjudged.push(format!("{key}: satisfaction {satisfaction:?} instead of {wanted}"));
+                outdated.push(format!("{key}: satisfaction {satisfaction:?} instead of {wanted}"));
             }
             if let Some((_, wanted)) = &conversation.close
                 && close != format!("closed: {wanted}")
             {
-                misjudged.push(format!("{key}: {close:?} instead of closed: {wanted}"));
+                outdated.push(format!("{key}: {close:?} instead of closed: {wanted}"));
             }
         }
-        misjudged
+        outdated
     }
 }
 

@@ -49,7 +49,7 @@ impl Report {
             never_published,
             dead_letters,
             misread,
-            misjudged,
+            outdated,
             repeated: _,
         } = &self.discrepancies;
         let kinds = [
@@ -58,7 +58,7 @@ impl Report {
             ("actions that were never published", never_published.clone()),
             ("dead letters", dead_letters.iter().cloned().collect()),
             ("misread transcripts after the faults", misread.clone()),
-            ("conversations with another rating or close reason", misjudged.clone()),
+            ("conversations with another rating or close reason", outdated.clone()),
             ("misread transcripts during the faults", self.misread_during_faults.clone()),
             ("unfinished work", self.unfinished.clone()),
             ("workers that exited unexpectedly", self.unexpected_exits.clone()),
@@ -97,7 +97,7 @@ impl Report {
             never_published,
             dead_letters,
             misread,
-            misjudged,
+            outdated,
             repeated,
         } = &self.discrepancies;
         json!({
@@ -114,7 +114,7 @@ impl Report {
             "dead_letters": dead_letters,
             "repeated_without_identity": repeated,
             "misread_transcripts": misread,
-            "misjudged_conversations": misjudged,
+            "outdated_conversations": outdated,
             "misread_transcripts_during_faults": self.misread_during_faults,
             "unfinished_work": self.unfinished,
             "unexpected_worker_exits": self.unexpected_exits,
