@@ -177,11 +177,11 @@ fn actions(publisher: usize, n: usize) -> Vec<AgentAction> {
         actions.push(event("rate", feedback(TENANT, &session, &rated)));
     }
     if turn == LENGTH - 1 && place % STAYS_OPEN != 0 {
-        let mut last_words = json!({"reason": format!("reason {id}")});
+        let mut said = json!({"reason": format!("reason {id}")});
         if place.is_multiple_of(2) {
-            last_words["satisfaction"] = rating.into();
+            said["satisfaction"] = rating.into();
         }
-        actions.push(event("close", closed(TENANT, &session, &with(2, last_words))));
+        actions.push(event("close", closed(TENANT, &session, &with(2, said))));
     }
     actions
 }
