@@ -15,6 +15,7 @@ use chrono::{DateTime, Utc};
 use domain::event::Migrated;
 use domain::ids::{AgentId, ConversationKey, MessageId, SessionId, UserId};
 use domain::time::Timestamp;
+use failpoints::Guard;
 use sqlx::postgres::{PgArguments, PgBindIterExt as _, PgRow};
 use sqlx::query::Query;
 use sqlx::{Postgres, Row as _};
@@ -97,7 +98,8 @@ impl Database {
             .bind(criteria.grace.as_secs_f64())
             .bind(idle.as_secs_f64())
             .bind(criteria.lease.as_secs_f64())
-            .bind(i64::from(limit));
+            .bind(i64::from(limit))
+            .bind(failpoints::holds(Guard::CloseTakenOver));
         let claim = |row: &PgRow| {
             let unknown = || corrupt(TABLE, "unknown close cause".to_owned());
             let cause = CloseCause::parse(row.try_get("cause")?).ok_or_else(unknown)?;
@@ -317,7 +319,7 @@ const CLAIM: &str = "
         ORDER BY touched_at LIMIT $4 FOR UPDATE SKIP LOCKED),
     lapsed AS (
         SELECT tenant_id, id, 'taken over' AS cause FROM conversations
-        WHERE status = 'closing' AND close_lease_until <= statement_timestamp()
+        WHERE status = 'closing' AND close_lease_until <= statement_timestamp() AND $5
         ORDER BY close_lease_until LIMIT $4 FOR UPDATE SKIP LOCKED)
     UPDATE conversations c SET
         status = 'closing', close_token = gen_random_uuid(),

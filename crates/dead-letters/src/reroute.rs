@@ -13,6 +13,7 @@ use broker::{Decoder, Delivery, Handled, Handler, Publication, Publisher, Source
 use domain::action::ActionKind;
 use domain::envelope::Resolved;
 use domain::failure::{Dependency, Done, Refusal, Unavailable};
+use failpoints::Guard;
 use metrics::{Counter, Metrics, RerouteCause};
 
 /// A copy of a delivery for its own queue.
@@ -119,6 +120,9 @@ impl Handler for RerouteUnrouted {
     async fn handle(&self, items: &[Rerouted]) -> Result<Vec<Handled>, Unavailable> {
         let (queue, cause) = (WorkQueue::Unrouted.name(), RerouteCause::Unrouted);
         let counter = Counter::MessagesRerouted { queue, cause };
+        if !failpoints::holds(Guard::UnroutedRerouted) {
+            return Ok(items.iter().map(|_| Ok(Done::Applied.into())).collect());
+        }
         let copies: Vec<_> = items.iter().collect();
         reroute(&copies, &self.publisher, &self.metrics, counter).await?;
         Ok(items.iter().map(|_| Ok(Done::Applied.into())).collect())

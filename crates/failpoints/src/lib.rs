@@ -1,4 +1,5 @@
-//! Failpoints: the named steps at which a test build can be made to abort, as in a crash.
+//! Failpoints: the named steps at which a test build can be made to abort, as in a crash, and the guards that a
+//! test build can be made to leave out.
 //!
 //! The claim "a crash at any step loses no message" concerns every gap between two effects of one
 //! piece of work. So each gap is a step with a name. The code calls [`reached`] at it, and a test
@@ -6,6 +7,10 @@
 //!
 //! Invariant: without the feature `armed`, which only test builds have, no binary contains a
 //! failpoint (a test checks this).
+//!
+//! A test that passes proves little if it would pass without the code that it is about. So a guard is the code on
+//! which a row of the loss table rests, asked for by [`holds`]; a test build leaves it out, and the row's test
+//! must fail then (`tests/tests/guards.rs`).
 //!
 //! To add a step: add it to [`Step`], [`Step::ALL`] and [`Step::name`], call [`reached`] at it, and
 //! add a case to the test of all steps (`tests/tests/faults/crashes.rs`), which fails until it has
@@ -106,17 +111,87 @@ pub fn reached(_: Step) {}
 #[inline(always)]
 pub fn shown(_: &[u8]) {}
 
+/// What keeps a promise: an order of effects, or a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// A delivery is acknowledged after its effect, not on arrival.
+    AcknowledgementAfterEffect,
+    /// A copy (retry, suspect, dead letter) is published and confirmed before its original is acknowledged.
+    CopyBeforeAcknowledgement,
+    /// A stored message is recognised by its id.
+    StoredMessageRecognised,
+    /// A hot copy that could not be written is invalidated before the acknowledgement.
+    FailedAppendInvalidates,
+    /// A message that was requeued too often is handled apart from others.
+    Quarantine,
+    /// While a dependency is unavailable, messages are held and no attempt is counted.
+    HoldInOutage,
+    /// A consumer that stops finishes what was delivered to it.
+    DrainFinishes,
+    /// A dead letter is stored before it is acknowledged.
+    DeadLetterStored,
+    /// An unroutable action is published to its own queue before it is acknowledged.
+    UnroutedRerouted,
+    /// A close whose closer died is taken over.
+    CloseTakenOver,
+}
+
+impl Guard {
+    /// Every guard.
+    pub const ALL: [Self; 10] = [
+        Self::AcknowledgementAfterEffect,
+        Self::CopyBeforeAcknowledgement,
+        Self::StoredMessageRecognised,
+        Self::FailedAppendInvalidates,
+        Self::Quarantine,
+        Self::HoldInOutage,
+        Self::DrainFinishes,
+        Self::DeadLetterStored,
+        Self::UnroutedRerouted,
+        Self::CloseTakenOver,
+    ];
+
+    /// The name of the guard in the variable [`OFF`].
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AcknowledgementAfterEffect => "acknowledgement.after_effect",
+            Self::CopyBeforeAcknowledgement => "copy.before_acknowledgement",
+            Self::StoredMessageRecognised => "save.stored_message_recognised",
+            Self::FailedAppendInvalidates => "save.failed_append_invalidates",
+            Self::Quarantine => "delivery.quarantine",
+            Self::HoldInOutage => "delivery.hold_in_outage",
+            Self::DrainFinishes => "delivery.drain_finishes",
+            Self::DeadLetterStored => "dead_letter.stored",
+            Self::UnroutedRerouted => "unrouted.rerouted",
+            Self::CloseTakenOver => "close.taken_over",
+        }
+    }
+}
+
+/// The environment variable with the name of the guard that a test build leaves out.
+pub const OFF: &str = "VERBATIM_GUARD_OFF";
+
+/// Whether a guard is in force: always, in an ordinary build.
+#[cfg(not(feature = "armed"))]
+#[inline(always)]
+#[must_use]
+pub const fn holds(_: Guard) -> bool {
+    true
+}
+
 #[cfg(feature = "armed")]
-pub use armed::{reached, shown};
+pub use armed::{holds, reached, shown};
 
 #[cfg(feature = "armed")]
 mod armed {
     use std::sync::LazyLock;
 
-    use super::{AT, ON, Step};
+    use super::{AT, Guard, OFF, ON, Step};
 
     static STEP: LazyLock<Option<String>> = LazyLock::new(|| variable(AT));
     static TEXT: LazyLock<Option<String>> = LazyLock::new(|| variable(ON));
+    static LEFT_OUT: LazyLock<Option<String>> = LazyLock::new(|| variable(OFF));
 
     /// Aborts the process if this is the step in [`AT`].
     pub fn reached(step: Step) {
@@ -124,6 +199,12 @@ mod armed {
             // Runs no destructor and closes no connection, as in a power failure.
             std::process::abort();
         }
+    }
+
+    /// Whether a guard is in force: not if it is the one in [`OFF`].
+    #[must_use]
+    pub fn holds(guard: Guard) -> bool {
+        LEFT_OUT.as_deref() != Some(guard.name())
     }
 
     /// Aborts the process if the body contains the text in [`ON`].
@@ -150,5 +231,7 @@ mod tests {
     fn every_step_has_a_name_of_its_own() {
         let names: HashSet<_> = Step::ALL.map(Step::name).into();
         assert_eq!(names.len(), Step::ALL.len());
+        let names: HashSet<_> = Guard::ALL.map(Guard::name).into();
+        assert_eq!(names.len(), Guard::ALL.len());
     }
 }

@@ -16,7 +16,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("failpoints", &[]),
     ("broker", &["failpoints", "domain", "metrics"]),
     ("hot-store", &["domain", "metrics"]),
-    ("database", &["domain", "metrics"]),
+    ("database", &["domain", "failpoints", "metrics"]),
     (
         "conversation",
         &["database", "broker", "failpoints", "domain", "hot-store", "metrics", "tokens"],

@@ -19,7 +19,7 @@ use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Dependency, Failure, Refusal, Unavailable};
 use domain::failure_policy::{QUARANTINE_AFTER, REQUEST_TTL, SUSPECT_LIMIT};
 use domain::time::Timestamp;
-use failpoints::Step;
+use failpoints::{Guard, Step};
 use futures_util::FutureExt;
 use metrics::DeliveryOutcome;
 use tokio::time::Instant;
@@ -188,6 +188,11 @@ impl<I> Batch<I> {
                     Ok(handled) => {
                         Stage::Decided(settle_all(&self.received, reading, handled, shared))
                     }
+                    Err(unavailable) if !failpoints::holds(Guard::HoldInOutage) => {
+                        let failed = || Err(Failure::Retry(unavailable.to_string().into()));
+                        let handled = reading.items.iter().map(|_| failed()).collect();
+                        Stage::Decided(settle_all(&self.received, reading, handled, shared))
+                    }
                     Err(unavailable) => {
                         self.stage = Stage::Read(reading);
                         return Err((self, unavailable));
@@ -252,7 +257,9 @@ fn decision_by_delivery_count(
         Some(Decision::Handled(Err(Failure::DeadLetter(refusal))))
     };
     match (lane, failure_policy) {
-        (Lane::Main, FailurePolicy::DeadLetter(queue)) if redeliveries >= QUARANTINE_AFTER => {
+        (Lane::Main, FailurePolicy::DeadLetter(queue))
+            if redeliveries >= QUARANTINE_AFTER && failpoints::holds(Guard::Quarantine) =>
+        {
             Some(Decision::Quarantine(queue))
         }
         (Lane::Main, FailurePolicy::Expire) if redeliveries >= QUARANTINE_AFTER => {

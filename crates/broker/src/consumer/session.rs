@@ -17,7 +17,7 @@ mod state;
 use std::sync::Arc;
 
 use domain::failure::Dependency;
-use failpoints::Step;
+use failpoints::{Guard, Step};
 use futures_util::{FutureExt, StreamExt};
 use lapin::options::BasicAckOptions;
 use tokio::task::{JoinError, JoinSet};
@@ -142,6 +142,9 @@ impl<H: Handler> Session<H> {
         tokio::select! {
             biased;
             () = self.shutdown.cancelled(), if !leaving => {
+                if !failpoints::holds(Guard::DrainFinishes) {
+                    return Err(End::Drained);
+                }
                 self.cancel_for(AfterCancel::Shutdown);
                 Ok(())
             }
@@ -192,6 +195,13 @@ impl<H: Handler> Session<H> {
             return self.requeue(tag);
         }
         self.unacked.deliver(tag, bytes).map_err(End::Gap)?;
+        if !failpoints::holds(Guard::AcknowledgementAfterEffect) {
+            let channel = self.channel.clone();
+            self.send_request(async move {
+                acknowledge(&channel, tag, BasicAckOptions::default()).await;
+                Report::RequestSent(Ok(()))
+            });
+        }
         let delivery = Delivery::from_amqp(delivery, self.shared.clock.now());
         self.batch_builder.push(Received { tag, delivery }, bytes, self.last_progress);
         Ok(())
@@ -327,6 +337,9 @@ impl<H: Handler> Session<H> {
 
     async fn send_acknowledgements(&mut self) -> Result<(), End> {
         let Some(prefix) = self.unacked.take_prefix() else { return Ok(()) };
+        if !failpoints::holds(Guard::AcknowledgementAfterEffect) {
+            return Ok(());
+        }
         let options = BasicAckOptions { multiple: true };
         failpoints::reached(Step::Settled);
         if !acknowledge(&self.channel, prefix.last, options).await {

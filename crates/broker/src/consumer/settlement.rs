@@ -12,6 +12,7 @@ use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Done, Failure, Refusal, Unavailable};
 use domain::fleet::WorkQueue;
 use domain::reply::ReplyAddress;
+use failpoints::Guard;
 use metrics::DeliveryOutcome;
 
 use super::outcome_counts::OutcomeCounts;
@@ -194,6 +195,9 @@ pub(super) async fn publish(
     publisher: &Publisher,
     counts: &mut OutcomeCounts,
 ) -> Result<(), (Vec<Copy>, Unavailable)> {
+    if !failpoints::holds(Guard::CopyBeforeAcknowledgement) {
+        return Ok(());
+    }
     let (mut to_send, mut unconfirmed) = (copies, Vec::new());
     let mut failure = None;
     while !to_send.is_empty() {

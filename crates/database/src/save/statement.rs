@@ -11,9 +11,11 @@ use chrono::{DateTime, Utc};
 use domain::ids::ConversationKey;
 use domain::message::{Json, Message};
 use domain::time::Timestamp;
+use failpoints::Guard;
 use sqlx::postgres::{PgArguments, PgBindIterExt as _, PgHasArrayType};
 use sqlx::query::Query;
 use sqlx::{Encode, PgConnection, Postgres, Row, Type};
+use uuid::Uuid;
 
 use crate::Result;
 use crate::rows::{BindKeys as _, FORMAT_PLAIN, SaveRow, corrupt};
@@ -143,9 +145,13 @@ fn bind_users(query: Statement, rows: &[&SaveRow<'_>], tombstones: &Tombstones<'
 fn bind_messages(query: Statement, groups: &[Group<'_>], rows: &[&SaveRow<'_>]) -> Statement {
     let places = (1_i32..).zip(groups).flat_map(|(place, group)| group.iter().map(move |_| place));
     let messages = || rows.iter().map(|row| row.message);
+    let query = query.bind(places.bind_iter());
+    let query = if failpoints::holds(Guard::StoredMessageRecognised) {
+        query.bind(messages().map(|it| it.id.as_str()).bind_iter())
+    } else {
+        query.bind(messages().map(|it| format!("{}{}", it.id, Uuid::new_v4())).collect::<Vec<_>>())
+    };
     let query = query
-        .bind(places.bind_iter())
-        .bind(messages().map(|it| it.id.as_str()).bind_iter())
         .bind(messages().map(|it| it.role.as_str()).bind_iter())
         .bind(messages().map(|it| it.content.text()).bind_iter());
     let query = bind_sparse(query, messages().map(|it| it.content.parts().map(Json::as_str)));
