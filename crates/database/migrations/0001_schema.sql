@@ -278,13 +278,16 @@ CREATE TABLE tombstones (
     PRIMARY KEY (tenant_id, kind, subject)
 );
 
--- One row: the Redis server that holds the hot copies. A hot copy is valid only if it has the same `epoch`.
+-- One row: the epoch, and the servers for which it was set. A hot copy is valid only if it has the same
+-- `epoch`, and only while PostgreSQL is the server that is named here.
 CREATE TABLE hot_epoch (
     id    boolean PRIMARY KEY DEFAULT true CHECK (id),
     epoch bigint NOT NULL,
-    -- The run ids and replication ids of the Redis masters for which the epoch was created.
-    server_identity text NOT NULL
+    -- The run ids and replication ids of the Redis masters; empty until the first process has used Redis.
+    redis_identity text NOT NULL,
+    -- System identifier, timeline (8 hexadecimal digits), oid and relfilenode of this table.
+    postgresql_identity text NOT NULL
 );
 
-INSERT INTO hot_epoch (epoch, server_identity)
-VALUES (('x' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 16))::bit(64)::bigint, '');
+INSERT INTO hot_epoch (epoch, redis_identity, postgresql_identity)
+VALUES (('x' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 16))::bit(64)::bigint, '', '');

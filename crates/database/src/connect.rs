@@ -91,9 +91,7 @@ impl Database {
         );
         match self.value(query).await? {
             (false,) => Ok(()),
-            (true,) => Err(Error::Database(sqlx::Error::Protocol(
-                "the server is read-only (a standby, or default_transaction_read_only)".into(),
-            ))),
+            (true,) => Err(read_only()),
         }
     }
 
@@ -201,6 +199,12 @@ impl Database {
             }
         }
     }
+}
+
+/// The error of a server that refuses writes; its class is unavailable.
+pub(crate) fn read_only() -> Error {
+    let text = "the server is read-only (a standby, or default_transaction_read_only)";
+    Error::Database(sqlx::Error::Protocol(text.into()))
 }
 
 #[cfg(test)]
