@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::pool::Pool;
 use crate::save_heuristics::{ExpectDuplicates, ExpectSettled};
-use crate::writers::Writer;
+use crate::writers::{Writer, WriterRow};
 use crate::{Error, Result};
 
 /// Connection settings of PostgreSQL.
@@ -76,11 +76,23 @@ impl Database {
         self
     }
 
-    /// The `writers.id` of this process; `None` if [`Self::saving_as`] was not called.
-    pub(crate) async fn writer(&self, connection: &mut PgConnection) -> Result<Option<i32>> {
+    /// The row of this process in `writers`; `None` if [`Self::saving_as`] was not called.
+    pub(crate) async fn writer(&self, connection: &mut PgConnection) -> Result<Option<WriterRow>> {
         match &self.writer {
-            Some(writer) => Ok(Some(writer.number(connection).await?)),
+            Some(writer) => Ok(Some(writer.row(connection).await?)),
             None => Ok(None),
+        }
+    }
+
+    /// [`Self::writer`], after a batch that named `row` was not saved: that row may be gone.
+    pub(crate) async fn existing_writer(
+        &self,
+        connection: &mut PgConnection,
+        row: Option<WriterRow>,
+    ) -> Result<Option<WriterRow>> {
+        match (&self.writer, row) {
+            (Some(writer), Some(row)) => Ok(Some(writer.existing_row(connection, row).await?)),
+            _ => Ok(row),
         }
     }
 

@@ -389,8 +389,8 @@ async fn a_conversation_that_was_expected_to_be_settled_is_updated_if_it_must_ch
 async fn a_plan_that_was_made_while_the_tables_were_empty_uses_the_primary_key() {
     let (env, _) = migrated().await;
     let statements = [
-        (include_str!("../src/save/statement.sql"), 35),
-        (include_str!("../src/save/settled.sql"), 24),
+        (include_str!("../src/save/statement.sql"), 36),
+        (include_str!("../src/save/settled.sql"), 25),
         ("SELECT hot_generation FROM conversations WHERE tenant_id = $1 AND id = $2", 2),
     ];
     for (statement, parameters) in statements {
