@@ -17,7 +17,7 @@ use std::fmt::Write as _;
 /// The functions about WAL positions fail on a standby. On a primary, `pg_walfile_name` takes the timeline
 /// that the server writes now. `pg_control_checkpoint` has that of the last checkpoint, which may be older.
 pub(crate) const CURRENT: &str = "CASE WHEN NOT pg_is_in_recovery() THEN
-    concat_ws(':', (SELECT system_identifier FROM pg_control_system()),
+    concat_ws(':', (pg_control_system()).system_identifier,
               left(pg_walfile_name(pg_current_wal_lsn()), 8),
               e.tableoid, pg_relation_filenode(e.tableoid)) END";
 
