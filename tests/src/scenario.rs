@@ -46,6 +46,8 @@ pub struct Scenario {
     /// PostgreSQL's URL.
     pub database_url: String,
     fleet: Fleet,
+    /// The PostgreSQL that replaced the first one.
+    promoted: Option<Server>,
     servers: TestServers,
 }
 
@@ -174,7 +176,7 @@ impl Scenario {
         ];
         let settings = settings.into_iter().chain(SHORT);
         let fleet = settings.fold(fleet, |fleet, (name, value)| fleet.with(name, value));
-        Self { amqp_url, redis_url, database_url, fleet, servers }
+        Self { amqp_url, redis_url, database_url, fleet, promoted: None, servers }
     }
 
     /// The Redis of this test, which may be stopped, killed and restarted.
@@ -194,6 +196,11 @@ impl Scenario {
             None if kind == Kind::Redis => self.redis(),
             None => panic!("{kind} is shared with other tests"),
         }
+    }
+
+    /// From now on the statements of the test run on this PostgreSQL, a promoted standby of the private one.
+    pub fn promoted(&mut self, standby: Server) {
+        self.promoted = Some(standby);
     }
 
     /// Applies the schema migrations.
@@ -301,7 +308,7 @@ impl Scenario {
     }
 
     async fn psql(&self, statement: &str) -> Result<String, String> {
-        let output = match self.servers.own(&POSTGRESQL) {
+        let output = match self.promoted.as_ref().or_else(|| self.servers.own(&POSTGRESQL)) {
             Some(own) => own.psql("postgres", statement).await,
             None => self.servers.shared().psql(statement).await,
         };

@@ -56,7 +56,13 @@ pub enum HotCopyError {
     /// It is missing, incomplete or outdated.
     #[error("Redis has no usable hot copy: {0}")]
     Unusable(Miss),
+    /// PostgreSQL cannot say whether it is current.
+    #[error("no hot copy is valid: {NO_EPOCH}")]
+    NoEpoch,
 }
+
+/// Why PostgreSQL has no current epoch.
+const NO_EPOCH: &str = "PostgreSQL is a standby, or just failed over or was restored";
 
 /// Reads conversations. Clones share their connections.
 #[derive(Clone)]
@@ -114,7 +120,13 @@ impl Reader {
                 return self.read_rows(key, window).await;
             }
         };
-        let miss = match copy.usable(current_numbers(&numbers, &conversation)) {
+        let Some(current) = current_numbers(&numbers, &conversation) else {
+            tracing::info!(conversation = %key, why = NO_EPOCH, "outdated hot copy; reading from PostgreSQL");
+            self.count(HotRead::Stale);
+            // A load would have no epoch for its marker.
+            return self.read_rows(key, window).await;
+        };
+        let miss = match copy.usable(current) {
             Ok(messages) => {
                 self.count(HotRead::Hit);
                 return Ok(Some(from_copy(messages, &conversation)));
@@ -173,14 +185,16 @@ impl Reader {
             Some(oldest) if !snapshot.from_beginning => CompleteFrom::At(oldest.position()),
             _ => CompleteFrom::Beginning,
         };
-        let marker = CompletenessMarker {
-            numbers: current_numbers(&snapshot.numbers, &conversation),
-            complete_from,
-        };
-        let result = match self.hot.finish_load(load_token, &marker, &snapshot.messages).await {
-            Ok(Loaded::Accepted) => HotLoad::Loaded,
-            Ok(Loaded::Superseded) => HotLoad::Superseded,
-            Err(_) => HotLoad::Failed,
+        let result = match current_numbers(&snapshot.numbers, &conversation) {
+            Some(numbers) => {
+                let marker = CompletenessMarker { numbers, complete_from };
+                match self.hot.finish_load(load_token, &marker, &snapshot.messages).await {
+                    Ok(Loaded::Accepted) => HotLoad::Loaded,
+                    Ok(Loaded::Superseded) => HotLoad::Superseded,
+                    Err(_) => HotLoad::Failed,
+                }
+            }
+            None => HotLoad::Superseded,
         };
         self.metrics.add(Counter::HotLoads { result }, 1);
         if snapshot.messages.len() < window.newest && !snapshot.from_beginning {
@@ -250,17 +264,19 @@ pub async fn read_hot_copy(
     let numbers = database.numbers(key).await?;
     let copy = redis?.read(key, window).await?;
     let Some(conversation) = &numbers.conversation else { return Ok(None) };
-    let messages = copy.usable(current_numbers(&numbers, conversation));
-    Ok(Some(from_copy(messages.map_err(HotCopyError::Unusable)?, conversation)))
+    let current = current_numbers(&numbers, conversation).ok_or(HotCopyError::NoEpoch)?;
+    let messages = copy.usable(current).map_err(HotCopyError::Unusable)?;
+    Ok(Some(from_copy(messages, conversation)))
 }
 
-/// The numbers that a completeness marker must have to be current.
+/// The numbers that a completeness marker must have to be current; `None` if no marker is.
 #[must_use]
 pub fn current_numbers(
     numbers: &Numbers,
     conversation: &ConversationNumbers,
-) -> hot_store::Numbers {
-    hot_store::Numbers { epoch: numbers.hot_epoch, generation: conversation.hot_generation }
+) -> Option<hot_store::Numbers> {
+    let generation = conversation.hot_generation;
+    numbers.hot_epoch.map(|epoch| hot_store::Numbers { epoch, generation })
 }
 
 fn from_copy(mut messages: Vec<Message>, conversation: &ConversationNumbers) -> Transcript {

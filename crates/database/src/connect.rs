@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::pool::Pool;
 use crate::save_heuristics::{ExpectDuplicates, ExpectSettled};
 use crate::sequences::{self, AdvancedSequence};
-use crate::writers::Writer;
+use crate::writers::{Writer, WriterRow};
 use crate::{Error, Result};
 
 /// Connection settings of PostgreSQL.
@@ -78,11 +78,23 @@ impl Database {
         self
     }
 
-    /// The `writers.id` of this process; `None` if [`Self::saving_as`] was not called.
-    pub(crate) async fn writer(&self, connection: &mut PgConnection) -> Result<Option<i32>> {
+    /// The row of this process in `writers`; `None` if [`Self::saving_as`] was not called.
+    pub(crate) async fn writer(&self, connection: &mut PgConnection) -> Result<Option<WriterRow>> {
         match &self.writer {
-            Some(writer) => Ok(Some(writer.number(connection).await?)),
+            Some(writer) => Ok(Some(writer.row(connection).await?)),
             None => Ok(None),
+        }
+    }
+
+    /// [`Self::writer`], after a batch that named `row` was not saved: that row may be gone.
+    pub(crate) async fn existing_writer(
+        &self,
+        connection: &mut PgConnection,
+        row: Option<WriterRow>,
+    ) -> Result<Option<WriterRow>> {
+        match (&self.writer, row) {
+            (Some(writer), Some(row)) => Ok(Some(writer.existing_row(connection, row).await?)),
+            _ => Ok(row),
         }
     }
 
@@ -93,9 +105,7 @@ impl Database {
         );
         match self.value(query).await? {
             (false,) => Ok(()),
-            (true,) => Err(Error::Database(sqlx::Error::Protocol(
-                "the server is read-only (a standby, or default_transaction_read_only)".into(),
-            ))),
+            (true,) => Err(read_only()),
         }
     }
 
@@ -228,6 +238,12 @@ impl Database {
             }
         }
     }
+}
+
+/// The error of a server that refuses writes; its class is unavailable.
+pub(crate) fn read_only() -> Error {
+    let text = "the server is read-only (a standby, or default_transaction_read_only)";
+    Error::Database(sqlx::Error::Protocol(text.into()))
 }
 
 #[cfg(test)]

@@ -1,25 +1,32 @@
-//! The two numbers that a valid hot copy must have, and the server identity of the Redis that holds the
-//! copies.
+//! The two numbers that a valid hot copy must have, and the identities of the servers under which they are
+//! valid.
 //!
 //! The numbers are the epoch (one for all copies) and the generation (one for each conversation). Each
 //! change sets a new random number. A counter could reach the same number twice: after a restored backup,
-//! after a failover to a lagging standby, or when a conversation is erased and created again. A restored
-//! backup also restores old numbers, so the operator must invalidate the copies after a restore.
+//! after a failover to a lagging standby, or when a conversation is erased and created again.
+//!
+//! PostgreSQL itself can return to old numbers, when a failover or a restore undoes a commit. So the row of
+//! the epoch has the identity of the PostgreSQL that wrote it, beside that of Redis. Every statement that reads
+//! the epoch compares it with the server that runs the statement: an epoch of another history is not returned.
 
 use chrono::{DateTime, Utc};
 use domain::ids::ConversationKey;
 use domain::status::ConversationStatus;
 use domain::time::Timestamp;
 use sqlx::postgres::PgBindIterExt as _;
+use sqlx::{AssertSqlSafe, PgConnection};
 
+use crate::connect::read_only;
+use crate::postgresql_identity::{CURRENT, differences};
 use crate::rows::{BindKeys as _, status, timestamp};
 use crate::{Actor, Database, Error, Result};
 
 /// The numbers that a hot copy must have to be valid, read by primary key with every read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Numbers {
-    /// Changes when Redis may have lost writes.
-    pub hot_epoch: i64,
+    /// Changes when Redis may have lost writes, or PostgreSQL commits. `None`: no hot copy is valid here. This
+    /// PostgreSQL is a standby, or it changed and no process has recorded that yet.
+    pub hot_epoch: Option<i64>,
     /// The numbers of the conversation; `None` if it does not exist.
     pub conversation: Option<ConversationNumbers>,
 }
@@ -35,21 +42,39 @@ pub struct ConversationNumbers {
     pub erased_at: Option<Timestamp>,
 }
 
-/// The result of comparing Redis's server identity with the stored one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The result of comparing the identities of the servers with the stored ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EpochChange {
-    /// The stored server identity is the same.
+    /// They are the same.
     Same,
-    /// None was stored: this is the first Redis that the fleet uses.
+    /// None were stored: these are the first servers that the fleet uses.
     First,
-    /// It was different: all hot copies made before are invalidated.
-    Changed,
+    /// One was different: all hot copies made before are invalidated.
+    Changed {
+        /// Whether it was that of Redis.
+        redis: bool,
+        /// What was different about PostgreSQL, such as `timeline 1 → 2`; `None` if nothing was.
+        postgresql: Option<String>,
+    },
+}
+
+/// Whether the servers are the recorded ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recorded {
+    /// Both are.
+    Both,
+    /// Redis is another.
+    NotRedis,
+    /// PostgreSQL is another, or lost commits.
+    NotPostgreSql,
+    /// PostgreSQL is a standby, whose numbers may be old.
+    Standby,
 }
 
 /// How often the comparison is made at most, if another process changes the row meanwhile.
 const IDENTITY_ROUNDS: usize = 5;
 
-type NumbersRow = (i64, Option<String>, Option<i64>, Option<DateTime<Utc>>);
+type NumbersRow = (Option<i64>, Option<String>, Option<i64>, Option<DateTime<Utc>>);
 
 impl Database {
     /// The numbers of a conversation, read by primary key.
@@ -57,55 +82,73 @@ impl Database {
         self.within(async |connection| read_numbers(connection, key).await).await
     }
 
-    /// Compares the server identity of the Redis that this process is connected to with the stored one.
-    /// If they differ, stores it and sets `new_epoch`, which invalidates all hot copies. Replicas may do
-    /// this at the same time: the update includes the comparison, so only one of them changes the epoch.
+    /// Compares the identity of the Redis that this process is connected to, and that of PostgreSQL, with the
+    /// stored ones. If one differs, stores them and sets `new_epoch`, which invalidates all hot copies. Replicas
+    /// may do this at the same time: the update includes the comparison, so only one of them changes the epoch.
+    ///
+    /// # Errors
+    /// PostgreSQL is a standby, or fails.
     pub async fn record_server_identity(
         &self,
-        server_identity: &str,
+        redis_identity: &str,
         new_epoch: i64,
     ) -> Result<EpochChange> {
         self.within(async |connection| {
             for _ in 0..IDENTITY_ROUNDS {
-                let stored: String = sqlx::query_scalar("SELECT server_identity FROM hot_epoch")
-                    .fetch_one(&mut *connection)
-                    .await?;
-                if stored == server_identity {
+                let (redis, postgresql, current) = identities(connection).await?;
+                let Some(current) = current else { return Err(read_only()) };
+                if redis == redis_identity && postgresql == current {
                     return Ok(EpochChange::Same);
                 }
-                let changed =
-                    sqlx::query("UPDATE hot_epoch SET epoch = $1, server_identity = $2 WHERE server_identity = $3")
-                        .bind(new_epoch)
-                        .bind(server_identity)
-                        .bind(&stored)
-                        .execute(&mut *connection)
-                        .await?
-                        .rows_affected();
-                if changed == 1 {
-                    let first = stored.is_empty();
-                    return Ok(if first { EpochChange::First } else { EpochChange::Changed });
+                let changed = sqlx::query(AssertSqlSafe(format!(
+                    "UPDATE hot_epoch e
+                     SET epoch = $1, redis_identity = $2, postgresql_identity = {CURRENT}
+                     WHERE redis_identity = $3 AND postgresql_identity = $4"
+                )))
+                .bind(new_epoch)
+                .bind(redis_identity)
+                .bind(&redis)
+                .bind(&postgresql)
+                .execute(&mut *connection)
+                .await?
+                .rows_affected();
+                if changed == 1 && redis.is_empty() {
+                    return Ok(EpochChange::First);
                 }
-                // Another process changed the row first, to this server identity or to another.
+                if changed == 1 {
+                    let differs = || differences(&postgresql, &current);
+                    return Ok(EpochChange::Changed {
+                        redis: redis != redis_identity,
+                        postgresql: (postgresql != current).then(differs),
+                    });
+                }
+                // Another process changed the row first, to these server identities or to others.
             }
             Err(Error::Contended(format!(
-                "the server identity of Redis changed during each of {IDENTITY_ROUNDS} attempts; \
-                 check that all processes use the same Redis"
+                "the server identities changed during each of {IDENTITY_ROUNDS} attempts; \
+                 check that all processes use the same Redis and PostgreSQL"
             )))
         })
         .await
     }
 
-    /// Whether this is the stored server identity. For tools that only read: they must not change the
-    /// epoch, because their Redis URL may name the wrong server.
-    pub async fn is_recorded_server_identity(&self, server_identity: &str) -> Result<bool> {
-        let query = sqlx::query_as("SELECT server_identity = $1 FROM hot_epoch");
-        let (is_recorded,) = self.value(query.bind(server_identity)).await?;
-        Ok(is_recorded)
+    /// Whether the servers are the recorded ones. For tools that only read: they must not change the epoch,
+    /// because their URLs may name the wrong servers.
+    pub async fn recorded(&self, redis_identity: &str) -> Result<Recorded> {
+        self.within(async |connection| {
+            let (redis, postgresql, current) = identities(connection).await?;
+            Ok(match current {
+                None => Recorded::Standby,
+                Some(_) if redis != redis_identity => Recorded::NotRedis,
+                Some(current) if postgresql != current => Recorded::NotPostgreSql,
+                Some(_) => Recorded::Both,
+            })
+        })
+        .await
     }
 
-    /// Sets a new epoch, which invalidates all hot copies, and writes an audit entry. Needed after a
-    /// backup was restored: the database then has old numbers, and hot copies with the same numbers may
-    /// have more or fewer messages.
+    /// Sets a new epoch, which invalidates all hot copies, and writes an audit entry. Needed after PostgreSQL
+    /// returned to old numbers in a way that its identity does not show, such as a restored disk snapshot.
     pub async fn invalidate_hot_copies(&self, actor: &Actor, new_epoch: i64) -> Result<()> {
         let query = sqlx::query(
             "WITH changed AS (UPDATE hot_epoch SET epoch = $1 RETURNING epoch)
@@ -127,7 +170,7 @@ impl Database {
 }
 
 pub(crate) async fn change_generations(
-    connection: &mut sqlx::PgConnection,
+    connection: &mut PgConnection,
     changes: &[(ConversationKey, i64)],
 ) -> Result<()> {
     let mut changes: Vec<_> = changes.iter().collect();
@@ -150,18 +193,28 @@ pub(crate) async fn change_generations(
     Ok(())
 }
 
+/// The stored identities of Redis and PostgreSQL, and the current one of PostgreSQL.
+async fn identities(connection: &mut PgConnection) -> Result<(String, String, Option<String>)> {
+    let query = format!("SELECT redis_identity, postgresql_identity, {CURRENT} FROM hot_epoch e");
+    Ok(sqlx::query_as(AssertSqlSafe(query)).fetch_one(connection).await?)
+}
+
+/// One statement, so that the epoch and the server that it is compared with belong together, also behind a
+/// connection pooler.
 pub(crate) async fn read_numbers(
-    connection: &mut sqlx::PgConnection,
+    connection: &mut PgConnection,
     key: &ConversationKey,
 ) -> Result<Numbers> {
-    let (hot_epoch, found, hot_generation, erased_at): NumbersRow = sqlx::query_as(
-        "SELECT e.epoch, c.status, c.hot_generation, c.erased_at
-         FROM hot_epoch e LEFT JOIN conversations c ON c.tenant_id = $1 AND c.id = $2",
-    )
-    .bind(key.tenant.as_str())
-    .bind(key.conversation.as_str())
-    .fetch_one(connection)
-    .await?;
+    let (hot_epoch, found, hot_generation, erased_at): NumbersRow =
+        sqlx::query_as(AssertSqlSafe(format!(
+            "SELECT CASE WHEN e.postgresql_identity = {CURRENT} THEN e.epoch END,
+                c.status, c.hot_generation, c.erased_at
+         FROM hot_epoch e LEFT JOIN conversations c ON c.tenant_id = $1 AND c.id = $2"
+        )))
+        .bind(key.tenant.as_str())
+        .bind(key.conversation.as_str())
+        .fetch_one(connection)
+        .await?;
     let conversation = match (found, hot_generation) {
         (Some(found), Some(hot_generation)) => Some(ConversationNumbers {
             status: status(&found)?,

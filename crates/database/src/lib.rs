@@ -18,6 +18,7 @@ mod error;
 mod golden;
 mod messages;
 mod pool;
+mod postgresql_identity;
 mod reopened;
 mod rows;
 mod save;
@@ -42,7 +43,7 @@ pub use dead_letters::{
     DeadLetterStatus, DeadLetterSummary, Decision, FailedAgain, FailedMessage, OpenDeadLetters,
     ReplayOutcome, ReplayedBefore, Selection,
 };
-pub use epoch::{ConversationNumbers, EpochChange, Numbers};
+pub use epoch::{ConversationNumbers, EpochChange, Numbers, Recorded};
 pub use error::{Error, Result, SchemaError};
 pub use messages::{Page, Snapshot};
 pub use rows::SaveRow;

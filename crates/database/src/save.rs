@@ -20,6 +20,7 @@
 //! | all messages are new | saved | |
 //! | another transaction inserted or deleted a conversation meanwhile | nothing saved | |
 //! | a tombstone covers a message | nothing saved | tombstones are read, erased messages left out |
+//! | the row of this process in `writers` is gone | nothing saved | another row is inserted |
 //! | a message is already stored | error | stored messages are read, compared and left out |
 //!
 //! A batch takes one round trip if all its messages are new, else three or four.
@@ -39,10 +40,11 @@ use crate::epoch::change_generations;
 use crate::rows::{MESSAGE_COLUMNS, SaveRow, corrupt, item_of, message};
 use crate::save::statement::Sent;
 use crate::tombstones::Tombstones;
+use crate::writers::WriterRow;
 use crate::{Database, Error, Result};
 
 /// How often the statement is sent at most. Each repetition has its own cause: a stored message, a
-/// tombstone, or a conversation that was inserted or deleted meanwhile, which can happen more than once.
+/// tombstone, a lost row of `writers`, or a conversation that was inserted or deleted meanwhile, which can happen more than once.
 const ROUNDS: usize = 6;
 
 /// The outcome of one row.
@@ -88,7 +90,7 @@ impl Database {
             "rows must be sorted and unique"
         );
         self.within(async |connection| {
-            let saved_by = self.writer(connection).await?;
+            let mut saved_by = self.writer(connection).await?;
             let mut saved: Vec<Option<Saved>> = rows.iter().map(|_| None).collect();
             let mut tombstones = Tombstones::default();
             let mut expect_duplicates = self.expect_duplicates.is_set();
@@ -113,6 +115,7 @@ impl Database {
                     Ok(None) => {
                         tombstones = Tombstones::read(connection, rows).await?;
                         mark_erased(rows, &tombstones, &mut saved);
+                        saved_by = self.existing_writer(connection, saved_by).await?;
                     }
                     Err(error) if is_stored_already(&error) => {
                         self.expect_duplicates.record_batch(1);
@@ -136,7 +139,7 @@ impl Database {
         tombstones: &Tombstones<'_>,
         hot: HotWrites,
         random: &(dyn Fn() -> i64 + Sync),
-        saved_by: Option<i32>,
+        saved_by: Option<WriterRow>,
     ) -> Result<Option<Sent<'a>>> {
         let expect_settled = hot == HotWrites::Follow && self.expect_settled.is_set();
         if expect_settled && statement::save_settled(connection, rows, saved_by).await? {

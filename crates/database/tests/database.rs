@@ -6,8 +6,8 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use database::{
-    ClaimCriteria, Database, EpochChange, HotWrites, SaveRow, Saved, SchemaError, SessionChange,
-    SessionUpdate, Settings,
+    ClaimCriteria, Database, HotWrites, SaveRow, Saved, SchemaError, SessionChange, SessionUpdate,
+    Settings,
 };
 use domain::failure::FailureClass;
 use domain::ids::{AgentId, ConversationKey, SessionId, TenantId, UserId};
@@ -386,8 +386,8 @@ async fn a_conversation_that_was_expected_to_be_settled_is_updated_if_it_must_ch
 async fn a_plan_that_was_made_while_the_tables_were_empty_uses_the_primary_key() {
     let (env, _) = migrated().await;
     let statements = [
-        (include_str!("../src/save/statement.sql"), 35),
-        (include_str!("../src/save/settled.sql"), 24),
+        (include_str!("../src/save/statement.sql"), 36),
+        (include_str!("../src/save/settled.sql"), 25),
         ("SELECT hot_generation FROM conversations WHERE tenant_id = $1 AND id = $2", 2),
     ];
     for (statement, parameters) in statements {
@@ -546,21 +546,6 @@ async fn a_limit_selects_the_newest_dead_letters_audit_entries_and_conversations
     assert_eq!(entries.iter().map(|it| &*it.action).collect::<Vec<_>>(), ["2", "3"]);
     let conversations = database.conversations_of_session("s", None, 2).await.unwrap();
     assert_eq!(conversations.iter().map(|it| &*it.conversation.id).collect::<Vec<_>>(), ["2", "3"]);
-}
-
-#[tokio::test]
-async fn when_two_replicas_record_a_new_server_identity_one_changes_the_epoch() {
-    let (_env, database) = migrated().await;
-    assert_eq!(database.record_server_identity("a:1", 10).await.unwrap(), EpochChange::First);
-    assert_eq!(database.record_server_identity("a:1", 11).await.unwrap(), EpochChange::Same);
-    let (one, two) = tokio::join!(
-        database.record_server_identity("b:1", 20),
-        database.record_server_identity("b:1", 21)
-    );
-    let changes = [one.unwrap(), two.unwrap()];
-    assert_eq!(changes.iter().filter(|c| **c == EpochChange::Changed).count(), 1, "{changes:?}");
-    let epoch = database.numbers(&key()).await.unwrap().hot_epoch;
-    assert!([20, 21].contains(&epoch), "{epoch}");
 }
 
 #[tokio::test]

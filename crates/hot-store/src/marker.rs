@@ -22,7 +22,8 @@ const FORMAT: u8 = 1;
 /// whenever a copy may lack a row. A copy is valid only while both are current.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Numbers {
-    /// `hot_epoch`: one for all conversations; changed when the Redis server changes.
+    /// `hot_epoch`: one for all conversations; changed when the Redis server changes, or PostgreSQL lost
+    /// commits.
     pub epoch: i64,
     /// `hot_generation`: one for each conversation; changed when an append to its copy may have
     /// failed.

@@ -244,7 +244,8 @@ impl Tracer {
         let complete_from = numbers
             .conversation
             .as_ref()
-            .and_then(|conversation| copy.complete_from(current_numbers(&numbers, conversation)));
+            .and_then(|conversation| current_numbers(&numbers, conversation))
+            .and_then(|current| copy.complete_from(current));
         let Some(complete_from) = complete_from.filter(|_| copy.damage.is_none()) else {
             return Ok(HotCopyState::NoHotCopy);
         };

@@ -9,9 +9,9 @@ use domain::failure::{DeadLetterReason, Dependency};
 
 use crate::definition::{Definition, catalogue};
 use crate::labels::{
-    CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome, GenerationChange,
-    HotLoad, HotRead, PublishOutcome, QueueState, ReplyOutcome, RerouteCause, RetryClass,
-    SessionEventKind, TaskEnd, TransactionRetry,
+    CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome, EpochCause,
+    GenerationChange, HotLoad, HotRead, PublishOutcome, QueueState, ReplyOutcome, RerouteCause,
+    RetryClass, SessionEventKind, TaskEnd, TransactionRetry,
 };
 
 /// Seconds. A batch takes some 20 ms; lock waits and slow disks show from 0.5 s; the timeouts of the
@@ -76,9 +76,8 @@ catalogue! {
         /// Conversations whose hot copies were invalidated, by cause.
         HotGenerationChanges { cause: GenerationChange }
             = "verbatim_hot_generation_changes_total" in "conversations";
-        /// Changes of the hot epoch: Redis was replaced, failed over or lost data, and all hot copies
-        /// were invalidated.
-        HotEpochChanges = "verbatim_hot_epoch_changes_total" in "changes";
+        /// Changes of the hot epoch, by cause. Each invalidates all hot copies.
+        HotEpochChanges { cause: EpochCause } = "verbatim_hot_epoch_changes_total" in "changes";
         /// Session events applied.
         SessionEvents { event: SessionEventKind } = "verbatim_session_events_total" in "events";
         /// Conversations closed and archived, by cause.

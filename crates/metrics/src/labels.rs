@@ -103,7 +103,8 @@ label! {
         Hit = "hit",
         /// No copy.
         Miss = "miss",
-        /// A copy whose epoch or generation differs from PostgreSQL's; it was not used.
+        /// A copy whose epoch or generation differs from PostgreSQL's, or PostgreSQL has no current epoch;
+        /// it was not used.
         Stale = "stale",
         /// Redis did not answer.
         Unavailable = "unavailable",
@@ -132,6 +133,20 @@ label! {
         RedisUnavailable = "redis_unavailable",
         /// Its rows were erased or repaired.
         Rewritten = "rewritten",
+    }
+}
+
+label! {
+    /// Why all hot copies were invalidated.
+    EpochCause {
+        /// The fleet used Redis for the first time.
+        First = "first",
+        /// Redis was replaced, failed over or lost data.
+        Redis = "redis",
+        /// PostgreSQL failed over to a standby, or was recovered, restored or moved.
+        PostgreSql = "postgresql",
+        /// Both at once, as after a move to other servers.
+        Both = "both",
     }
 }
 

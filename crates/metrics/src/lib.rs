@@ -16,8 +16,8 @@ pub use catalogue::{Counter, Gauge, Size, Timing, definitions};
 pub use definition::{Definition, Kind, LabelDefinition};
 pub use label::Label;
 pub use labels::{
-    CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome, GenerationChange,
-    HotLoad, HotRead, PublishOutcome, QueueState, ReplyOutcome, RerouteCause, RetryClass,
-    SessionEventKind, TaskEnd, TransactionRetry,
+    CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome, EpochCause,
+    GenerationChange, HotLoad, HotRead, PublishOutcome, QueueState, ReplyOutcome, RerouteCause,
+    RetryClass, SessionEventKind, TaskEnd, TransactionRetry,
 };
 pub use registry::Metrics;

@@ -114,6 +114,10 @@ mod tests {
             ("error returned from database: permission denied for table messages", permission),
             ("error returned from database: permission denied for database \"v\"", permission),
             (
+                "error returned from database: permission denied for function pg_control_system",
+                permission,
+            ),
+            (
                 "error returned from database: cannot execute INSERT in a read-only transaction",
                 writes,
             ),

@@ -16,7 +16,7 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use crate::management::Management;
-use crate::servers::{Kind, Server, Servers, postgresql::psql};
+use crate::servers::{Kind, Server, Servers, postgresql::client, postgresql::psql};
 pub use crate::spares::{REDIS_CLUSTER, own_redis, redis};
 
 /// The environment variable with the path of a file that describes [`SharedServers`].
@@ -134,6 +134,32 @@ impl TestEnv {
     /// When the statement fails; with its message.
     pub async fn psql(&self, sql: &str) -> Result<String> {
         psql(&self.database_url, &self.name, sql).await
+    }
+
+    /// Writes a backup of its database to this file with `pg_dump`.
+    ///
+    /// # Errors
+    /// When that fails; with its message.
+    pub async fn dump(&self, file: &Path) -> Result<()> {
+        let file = file.to_str().context("a path in UTF-8")?;
+        let arguments = ["--format=custom", "--file", file];
+        client("pg_dump", &self.database_url, &self.name, &arguments).await.map(drop)
+    }
+
+    /// Restores a backup over its database with `pg_restore --clean`, while clients are connected.
+    ///
+    /// # Errors
+    /// When that fails; with its message.
+    pub async fn restore(&self, file: &Path) -> Result<()> {
+        let file = file.to_str().context("a path in UTF-8")?;
+        let arguments = ["--clean", "--if-exists", "--single-transaction", file];
+        client("pg_restore", &self.database_url, &self.name, &arguments).await.map(drop)
+    }
+
+    /// A directory for files of the test, which is removed with its Redis.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.redis.dir()
     }
 }
 

@@ -27,6 +27,7 @@ pub use self::binaries::{RABBITMQ, missing, package};
 pub use self::kind::{Durability, Kind};
 use self::node::Launch;
 pub use self::node::Node;
+pub use self::postgresql::BaseBackup;
 use self::postgresql::PostgreSql;
 use self::rabbitmq::RabbitMq;
 use self::redis::Redis;

@@ -9,6 +9,7 @@
 mod clusters;
 mod consumer_timeout;
 mod crashes;
+mod failovers;
 mod kills;
 mod lifecycle;
 mod long_outages;

@@ -178,7 +178,7 @@ impl ConversationShow {
                 let read = read.map_err(|error| match error {
                     HotCopyError::Database(error) => server.failure(&error).into(),
                     HotCopyError::Redis(error) => redis.failure(&error).into(),
-                    HotCopyError::Unusable(_) => Failure::problem(
+                    HotCopyError::Unusable(_) | HotCopyError::NoEpoch => Failure::problem(
                         error.to_string(),
                         "use --source auto: it reads PostgreSQL, and loads the hot copy of a \
                          conversation that is not archived",

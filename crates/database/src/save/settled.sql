@@ -1,7 +1,7 @@
 -- Saves a batch of messages whose conversations need no change: the whole batch or nothing; see `save.rs`.
 --
--- Inserts nothing if a conversation is missing or must be changed, or if there are tombstones. A message
--- that is already stored causes a unique violation.
+-- Inserts nothing if a conversation is missing or must be changed, if there are tombstones, or if the row of
+-- this process in `writers` is gone. A message that is already stored causes a unique violation.
 --
 -- $1 to $5 are arrays of the conversations, $7 to $22 of the messages; $7 is each message's conversation.
 WITH locked AS MATERIALIZED (
@@ -22,7 +22,8 @@ ready AS MATERIALIZED (
     SELECT array_agg(number ORDER BY n) AS numbers
     FROM locked
     HAVING count(*) FILTER (WHERE settled) = cardinality($1)
-       AND NOT EXISTS (SELECT FROM tombstones))
+       AND NOT EXISTS (SELECT FROM tombstones)
+       AND ($24::int IS NULL OR EXISTS (SELECT FROM writers WHERE id = $24 AND started_at = $25)))
 
 INSERT INTO message_rows (conversation, id, role, content, content_parts, tool_calls, tool_call_id,
                           tokens_estimate, user_id, agent_id, model_name, processing_time_ms,

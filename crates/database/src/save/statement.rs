@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::Result;
 use crate::rows::{BindKeys as _, FORMAT_PLAIN, SaveRow, corrupt};
 use crate::tombstones::{Subject, Tombstones, user};
+use crate::writers::WriterRow;
 
 /// The precision of `touched_at`, in seconds: new messages update their conversation's row at most this
 /// often. The idle sweep adds it to the idle time.
@@ -55,14 +56,14 @@ pub(super) async fn save<'a>(
     tombstones: &Tombstones<'_>,
     hot: HotWrites,
     random: &(dyn Fn() -> i64 + Sync),
-    saved_by: Option<i32>,
+    saved_by: Option<WriterRow>,
 ) -> Result<Option<Sent<'a>>> {
     let groups: Vec<&[&SaveRow<'a>]> = rows.chunk_by(|a, b| a.key == b.key).collect();
     let query = bind_conversations(sqlx::query(SAVE), &groups, tombstones, random);
     let query = bind_users(query, rows, tombstones)
         .bind(f64::from(TOUCH_SECONDS))
         .bind(hot == HotWrites::KnownDown);
-    let query = bind_messages(query, &groups, rows).bind(FORMAT_PLAIN).bind(saved_by);
+    let query = bind_saved_by(bind_messages(query, &groups, rows).bind(FORMAT_PLAIN), saved_by);
     let Some(row) = query.fetch_optional(connection).await? else { return Ok(None) };
     let reopened: i64 = row.try_get("reopened")?;
     let places: Option<Vec<i64>> = row.try_get("touched")?;
@@ -84,13 +85,17 @@ pub(super) async fn save<'a>(
 pub(super) async fn save_settled(
     connection: &mut PgConnection,
     rows: &[&SaveRow<'_>],
-    saved_by: Option<i32>,
+    saved_by: Option<WriterRow>,
 ) -> Result<bool> {
     let groups: Vec<Group<'_>> = rows.chunk_by(|a, b| a.key == b.key).collect();
     let query = sqlx::query(SAVE_SETTLED).bind_keys(first_rows(&groups).map(|row| row.key));
     let query = bind_newest_values(query, &groups).bind(f64::from(TOUCH_SECONDS));
-    let query = bind_messages(query, &groups, rows).bind(FORMAT_PLAIN).bind(saved_by);
+    let query = bind_saved_by(bind_messages(query, &groups, rows).bind(FORMAT_PLAIN), saved_by);
     Ok(query.execute(connection).await?.rows_affected() > 0)
+}
+
+fn bind_saved_by(query: Statement, saved_by: Option<WriterRow>) -> Statement {
+    query.bind(saved_by.map(|row| row.id)).bind(saved_by.map(|row| row.started_at))
 }
 
 type Statement = Query<'static, Postgres, PgArguments>;

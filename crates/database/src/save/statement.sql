@@ -2,8 +2,9 @@
 --
 -- If the batch was saved, the result is one row: how many conversations were reopened, the positions of
 -- those that were inserted or updated, and whether there is any tombstone. If nothing was saved, the result
--- is empty: there is a tombstone that the caller does not know, or another transaction inserted or deleted
--- a conversation since this statement began. A message that is already stored causes a unique violation.
+-- is empty: there is a tombstone that the caller does not know, another transaction inserted or deleted a
+-- conversation since this statement began, or the row of this process in `writers` is gone. A message that is
+-- already stored causes a unique violation.
 --
 -- The parts depend on each other and run in this order: locks, new conversations, changed conversations,
 -- messages. Each handles the conversations in the order of the arrays, which is the order of the keys.
@@ -20,6 +21,10 @@ WITH forbidden AS MATERIALIZED (
                JOIN tombstones t ON t.tenant_id = u.tenant_id AND t.kind = 'user' AND t.subject = u.id
                WHERE u.known_erasure IS NULL OR u.known_erasure < t.erased_at)) AS any_message
     FROM (SELECT EXISTS (SELECT FROM tombstones) AS any_exist) AS tombstones),
+
+-- Whether the row of this process in `writers` still exists: a failover or a restore may have undone it.
+writer AS MATERIALIZED (
+    SELECT $35::int IS NULL OR EXISTS (SELECT FROM writers WHERE id = $35 AND started_at = $36) AS exists),
 
 -- LATERAL, so that the plan does not depend on table statistics: one look-up for each, in this order.
 locked AS MATERIALIZED (
@@ -46,6 +51,7 @@ missing AS MATERIALIZED (
                oldest, newest, erased_at, generation, n)
     WHERE (SELECT count(*) FROM locked) < cardinality($1)
       AND NOT (SELECT any_message FROM forbidden)
+      AND (SELECT exists FROM writer)
       AND k.n NOT IN (SELECT n FROM locked)),
 
 -- Other transactions do not see these rows before the commit, so they need no lock.
@@ -64,7 +70,8 @@ ready AS MATERIALIZED (
     FROM (SELECT n, number FROM locked UNION ALL SELECT n, number FROM missing) AS known
     HAVING count(*) = cardinality($1)
        AND (SELECT count(*) FROM inserted) = (SELECT count(*) FROM missing)
-       AND NOT (SELECT any_message FROM forbidden)),
+       AND NOT (SELECT any_message FROM forbidden)
+       AND (SELECT exists FROM writer)),
 
 -- Only conversations that need an update. No counters: they would serialise the saves of one conversation.
 touched AS (

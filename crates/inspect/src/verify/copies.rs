@@ -199,9 +199,8 @@ async fn check_copy(
             let empty = copy.messages.is_empty();
             return Ok(if empty { CheckResult::Consistent } else { CheckResult::Orphaned });
         };
-        let Some(complete_from) =
-            copy.complete_from(current_numbers(&snapshot.numbers, conversation)).cloned()
-        else {
+        let current = current_numbers(&snapshot.numbers, conversation);
+        let Some(complete_from) = current.and_then(|it| copy.complete_from(it)).cloned() else {
             return Ok(CheckResult::Consistent);
         };
         let mut messages = copy.messages;

@@ -1,6 +1,7 @@
 //! Starts and queries a private PostgreSQL. It refuses to run as root; root starts it as the user
 //! `postgres`, which its package creates.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -18,23 +19,46 @@ use crate::ports;
 
 /// Runs SQL through `psql` on a database of the server that `url` names.
 pub(crate) async fn psql(url: &str, database: &str, sql: &str) -> Result<String> {
+    let arguments = ["-XAtqw", "-v", "ON_ERROR_STOP=1", "-c", sql];
+    let output = client("psql", url, database, &arguments).await?;
+    Ok(output.trim_end().to_owned())
+}
+
+/// Runs a client program of PostgreSQL, such as `pg_dump`, on a database of the server that `url` names.
+/// Returns its output.
+pub(crate) async fn client(
+    program: &str,
+    url: &str,
+    database: &str,
+    arguments: &[&str],
+) -> Result<String> {
     // The password is passed in the environment: every user can read the arguments of a process.
     let address = url.strip_prefix("postgres://").unwrap_or(url);
     let (address, _) = address.rsplit_once('/').unwrap_or((address, ""));
     let (credentials, host) = address.rsplit_once('@').context("the URL has no user")?;
     let (user, password) = credentials.split_once(':').context("the URL has no password")?;
     let (host, port) = host.split_once(':').unwrap_or((host, "5432"));
-    let mut command = Command::new(binaries::postgresql("psql")?);
+    let mut command = Command::new(binaries::postgresql(program)?);
     command
         .env("PGPASSWORD", password)
         .env("PGCONNECT_TIMEOUT", "5")
         .args(["-h", host, "-p", port, "-U", user, "-d", database])
-        .args(["-XAtqw", "-v", "ON_ERROR_STOP=1", "-c", sql]);
+        .args(arguments);
     let output = tokio::task::spawn_blocking(move || command.output()).await??;
     if output.status.success() {
-        return Ok(String::from_utf8(output.stdout)?.trim_end().to_owned());
+        return Ok(String::from_utf8(output.stdout)?);
     }
     bail!("{}", String::from_utf8_lossy(&output.stderr).trim())
+}
+
+/// What a server whose data is a base backup does when it starts.
+#[derive(Debug, Clone, Copy)]
+pub enum BaseBackup {
+    /// It is a standby: it replays what the primary streams.
+    Standby,
+    /// It recovers to this named restore point, from the write-ahead log of the original, and accepts
+    /// writes then (point-in-time recovery).
+    RecoveryTo(&'static str),
 }
 
 /// One PostgreSQL server, running or stopped.
@@ -48,6 +72,8 @@ pub(super) struct PostgreSql {
     durability: Durability,
     /// The own disk for its data, if it has one.
     disk: Option<Disk>,
+    /// Settings of its recovery, if its data is a base backup.
+    recovery: Vec<String>,
 }
 
 impl PostgreSql {
@@ -64,7 +90,60 @@ impl PostgreSql {
         }
         let mark = guard.mark().clone();
         let disk = disk_mebibytes.map(|size| Disk::mount(&mark, &dir, user, size)).transpose()?;
-        Ok(Self { port: ports::free(), mark, dir, user, password: secret(), durability, disk })
+        let (port, password, recovery) = (ports::free(), secret(), Vec::new());
+        Ok(Self { port, mark, dir, user, password, durability, disk, recovery })
+    }
+
+    /// Copies the data of this server, which must be running, to a new directory of this name beside its own.
+    /// The copy is not started.
+    pub(super) async fn base_backup(&self, name: &str, kind: BaseBackup) -> Result<Self> {
+        let dir = self.dir.with_file_name(name);
+        std::fs::create_dir(&dir)?;
+        if let Some(user) = self.user {
+            chown(&dir, Some(user.id), Some(user.group))?;
+        }
+        let mut command = self.as_user(binaries::postgresql("pg_basebackup")?);
+        command.current_dir(&dir).env("PGPASSWORD", &self.password);
+        command.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", USER]);
+        command.args(["-D", "data", "--checkpoint=fast", "--no-sync", "--wal-method=stream"]);
+        let mut recovery = Vec::new();
+        match kind {
+            BaseBackup::Standby => {
+                command.arg("--write-recovery-conf");
+            }
+            BaseBackup::RecoveryTo(restore_point) => recovery.extend([
+                format!("restore_command=cp {}/data/pg_wal/%f %p", self.dir.display()),
+                format!("recovery_target_name={restore_point}"),
+                "recovery_target_action=promote".to_owned(),
+            ]),
+        }
+        let output = tokio::task::spawn_blocking(move || command.output()).await??;
+        if !output.status.success() {
+            bail!("pg_basebackup: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        if let BaseBackup::RecoveryTo(_) = kind {
+            std::fs::write(dir.join("data/recovery.signal"), "")?;
+        }
+        let Self { mark, user, password, durability, .. } = self;
+        Ok(Self {
+            port: ports::free(),
+            mark: mark.clone(),
+            dir,
+            user: *user,
+            password: password.clone(),
+            durability: *durability,
+            disk: None,
+            recovery,
+        })
+    }
+
+    /// A command that runs as the user of the server.
+    fn as_user(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.mark.command(program);
+        if let Some(user) = self.user {
+            command.uid(user.id).gid(user.group);
+        }
+        command
     }
 
     pub(super) fn url(&self) -> String {
@@ -92,12 +171,7 @@ impl PostgreSql {
                 command.arg("sh");
                 command
             }
-            (None, None) => self.mark.command("sh"),
-            (None, Some(user)) => {
-                let mut command = self.mark.command("sh");
-                command.uid(user.id).gid(user.group);
-                command
-            }
+            (None, _) => self.as_user("sh"),
         };
         command.current_dir(&self.dir).args(["-c", script, "postgresql"]);
         command.arg(binaries::postgresql("initdb")?).arg(binaries::postgresql("postgres")?);
@@ -135,7 +209,7 @@ impl PostgreSql {
             Durability::Fast => ("off", "off"),
             Durability::Durable => ("on", "on"),
         };
-        vec![
+        let mut settings = vec![
             format!("port={}", self.port),
             "listen_addresses=127.0.0.1".to_owned(),
             "unix_socket_directories=".to_owned(),
@@ -146,6 +220,8 @@ impl PostgreSql {
             format!("fsync={synced}"),
             format!("full_page_writes={synced}"),
             format!("autovacuum={vacuumed}"),
-        ]
+        ];
+        settings.extend(self.recovery.iter().cloned());
+        settings
     }
 }

@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 
 use super::kind::Kind;
 use super::node::{Launch, Node};
+use super::postgresql::BaseBackup;
 use crate::management::Management;
 
 /// One private server, with the same address after every restart. Methods apply to all its nodes.
@@ -83,6 +84,19 @@ impl Server {
             bail!("{} is not PostgreSQL", self.kind)
         };
         it.psql(database, sql).await
+    }
+
+    /// A copy of a running PostgreSQL, made by `pg_basebackup`, with an address of its own. `name` is its
+    /// directory beside that of the original. It is not started. It ends with the set of the original.
+    ///
+    /// # Errors
+    /// When it is another kind of server, or the copy fails; with the output of the program.
+    pub async fn base_backup(&self, name: &str, kind: BaseBackup) -> Result<Self> {
+        let Launch::PostgreSql(it) = self.nodes[0].launch() else {
+            bail!("{} is not PostgreSQL", self.kind)
+        };
+        let copy = it.base_backup(name, kind).await?;
+        Ok(Self::new(self.kind, vec![Launch::PostgreSql(copy)]))
     }
 
     /// Its process id while it is running; for a cluster, that of the first node.
