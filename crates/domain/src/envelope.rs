@@ -26,8 +26,8 @@ pub struct Envelope<'a> {
 }
 
 impl Envelope<'_> {
-    /// The second in which the sender published, by the `timestamp` property. `None` for 0: a client that was told
-    /// to set no time may send that (JMS 1.1, 3.4.4).
+    /// The second in which the sender published, by the `timestamp` property. `None` for 0: a client that is
+    /// configured to send no time may set that (JMS 1.1, 3.4.4).
     #[must_use]
     pub fn sent_second(&self) -> Option<u64> {
         self.timestamp.filter(|seconds| *seconds != 0)
