@@ -12,6 +12,7 @@
 //! | [`batch`] | the outcome of each message of a batch |
 //! | [`settlement`] | which copies must be confirmed before a message may be acknowledged, and its reply |
 //! | [`unacked`] | which acknowledgements may be sent |
+//! | [`receipt_times`] | when a delivery was received |
 //! | [`acknowledgement`] | whether an acknowledgement was sent |
 //! | [`prefetch`] | how many deliveries may be unacknowledged |
 //! | [`suspects`] | messages that were redelivered too often; [`broker_requeues`] those that RabbitMQ requeued |
@@ -27,6 +28,7 @@ mod end;
 mod observer;
 mod outcome_counts;
 mod prefetch;
+mod receipt_times;
 mod session;
 mod settings;
 mod settlement;
@@ -52,6 +54,7 @@ use crate::{Handler, Publisher};
 use broker_requeues::BrokerRequeues;
 use end::End;
 use observer::Observer;
+use receipt_times::ReceiptTimes;
 use session::{ConsumeMode, Ended, Outage, Session};
 use shared::Shared;
 
@@ -97,6 +100,7 @@ impl<H: Handler> Consumer<H> {
             observer,
             state,
             broker_requeues,
+            receipt_times: ReceiptTimes::default(),
         };
         Self { shared: Arc::new(shared) }
     }

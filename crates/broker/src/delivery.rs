@@ -16,6 +16,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde_json::{Map, Value, json};
 
+use crate::amqp_second;
 use crate::fleet_headers::{self, DeadLetterInfo, FleetHeaders, Origin};
 use crate::topology::RetryQueue;
 use crate::wire;
@@ -31,6 +32,8 @@ pub struct Delivery {
     pub received_at: Timestamp,
     /// The `redelivered` flag of AMQP: RabbitMQ may have delivered it before.
     pub redelivered: bool,
+    /// The microseconds that complete its AMQP timestamp.
+    pub(crate) timestamp_micros: u32,
     exchange: ShortString,
     routing_key: ShortString,
     properties: BasicProperties,
@@ -116,11 +119,12 @@ impl Delivery {
             replay_of: whole.replay_of,
             ..FleetHeaders::default()
         };
-        let Self { received_at, redelivered, .. } = *self;
+        let Self { received_at, redelivered, timestamp_micros, .. } = *self;
         Self {
             body,
             received_at,
             redelivered,
+            timestamp_micros,
             exchange: self.exchange.clone(),
             routing_key: self.routing_key.clone(),
             properties: self.properties.clone(),
@@ -143,6 +147,7 @@ impl Delivery {
         Envelope {
             message_id: text(properties.message_id()).filter(|_| !fleet_headers.anonymous),
             timestamp: *properties.timestamp(),
+            timestamp_micros: self.timestamp_micros,
             correlation_id: text(properties.correlation_id()),
             reply_to: text(properties.reply_to()),
             user_id: text(properties.user_id()).or(validated_user),
@@ -277,7 +282,20 @@ impl Delivery {
         let fleet_headers =
             headers.and_then(|headers| trusted_fleet_headers(exchange.as_str(), headers));
         let fleet_headers = fleet_headers.map(Box::new);
-        Self { body, received_at, redelivered, exchange, routing_key, properties, fleet_headers }
+        let resolved = fleet_headers.as_ref().and_then(|headers| headers.resolved.as_ref());
+        let timestamp_micros = properties
+            .timestamp()
+            .map_or(0, |second| amqp_second::micros(second, received_at, resolved));
+        Self {
+            body,
+            received_at,
+            redelivered,
+            timestamp_micros,
+            exchange,
+            routing_key,
+            properties,
+            fleet_headers,
+        }
     }
 
     fn table(&self) -> Option<&FieldTable> {

@@ -11,6 +11,7 @@
 //! This is the only crate that uses lapin. lapin's automatic recovery is off: the owner of a
 //! connection replaces it. Every wait has a limit.
 
+mod amqp_second;
 mod backoff;
 mod connection;
 mod consumer;

@@ -45,14 +45,24 @@ pub(crate) struct Findings {
     pub(crate) valid: u64,
     /// Lines that the workers would refuse.
     pub(crate) invalid: u64,
-    /// Valid messages without `message_id`, `action_id` and `timestamp`: no idempotency key can be
-    /// derived, so a redelivery may store one twice.
-    pub(crate) without_identity: u64,
+    /// What valid messages lack.
+    #[serde(flatten)]
+    pub(crate) missing: MissingFields,
     /// What is wrong with each invalid line.
     pub(crate) faults: Vec<Fault>,
     /// A likely cause of all faults: a file that is JSON, but not JSON lines.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) hint: Option<&'static str>,
+}
+
+/// How many messages lack a recommended field. AMQP properties do not count: this command sets no timestamp.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct MissingFields {
+    /// Messages without `message_id`, `action_id` and `timestamp`: no idempotency key can be derived, so a
+    /// redelivery may store one twice.
+    pub(crate) without_identity: u64,
+    /// Messages without `timestamp`: their order is that of their receipt.
+    pub(crate) without_timestamp: u64,
 }
 
 impl Validator {
@@ -79,9 +89,7 @@ impl Validator {
         match self.decode(&line.body) {
             Ok(action) => {
                 findings.valid += 1;
-                if matches!(&action, Action::SaveMessage(m) if m.identity == Identity::Random) {
-                    findings.without_identity += 1;
-                }
+                findings.missing.count(&action);
             }
             Err(refusal) => {
                 findings.invalid += 1;
@@ -117,12 +125,30 @@ impl Findings {
         if let Some(hint) = self.hint {
             out.line(Tone::Warn, hint);
         }
-        if self.without_identity > 0 {
-            let messages = plural(self.without_identity, "message");
-            let text = format!(
-                "{messages} without message_id, action_id and timestamp: a redelivery may store one twice"
-            );
-            out.line(Tone::Warn, text);
+        self.missing.write(out);
+    }
+}
+
+impl MissingFields {
+    /// Counts what an action lacks, if it is a message.
+    pub(crate) fn count(&mut self, action: &Action) {
+        let Action::SaveMessage(save) = action else { return };
+        self.without_identity += u64::from(save.identity == Identity::Random);
+        self.without_timestamp += u64::from(save.common.sent_at.is_none());
+    }
+
+    /// A line for each field that messages lack.
+    pub(crate) fn write(self, out: &mut Text) {
+        for (messages, fault) in [
+            (
+                self.without_identity,
+                "without message_id, action_id and timestamp: a redelivery may store one twice",
+            ),
+            (self.without_timestamp, "without timestamp: sorted by the time of receipt"),
+        ] {
+            if messages > 0 {
+                out.line(Tone::Warn, format!("{} {fault}", plural(messages, "message")));
+            }
         }
     }
 }

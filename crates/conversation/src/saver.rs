@@ -133,12 +133,14 @@ impl Saver {
     }
 
     fn count(&self, batch: &Batch<'_>) {
-        let (mut new, mut duplicate, mut conflict, mut erased, mut anonymous) = (0, 0, 0, 0, 0);
+        let (mut new, mut duplicate, mut conflict, mut erased) = (0, 0, 0, 0);
+        let (mut anonymous, mut untimed) = (0, 0);
         for (action, outcome) in batch.actions.iter().zip(&batch.outcomes) {
             match outcome {
                 Some(Ok(Done::Applied)) => {
                     new += 1;
                     anonymous += u64::from(action.identity == Identity::Random);
+                    untimed += u64::from(action.common.sent_at.is_none());
                 }
                 Some(Ok(Done::Duplicate)) => duplicate += 1,
                 Some(Ok(Done::Erased)) => erased += 1,
@@ -156,6 +158,7 @@ impl Saver {
             (Counter::MessagesConflict, conflict),
             (Counter::MessagesErased, erased),
             (Counter::MessagesWithoutIdentity, anonymous),
+            (Counter::MessagesWithoutTimestamp, untimed),
         ] {
             self.metrics.add(counter, n);
         }

@@ -439,7 +439,11 @@ async fn an_id_that_is_missing_is_derived_from_the_timestamp_or_else_random() {
     assert_eq!(anonymous().identity, Identity::Random);
     assert_eq!(replica.save(&[anonymous(), anonymous()]).await, [applied(), applied()]);
     assert_eq!(replica.metrics.count(Counter::MessagesWithoutIdentity), 2);
-    assert_eq!(sql(&env, "SELECT count(*) FROM messages").await, "4");
+    let named = body(json!({"message_id": "named"}));
+    assert_eq!(replica.save(&[named]).await, [applied()]);
+    assert_eq!(replica.metrics.count(Counter::MessagesWithoutIdentity), 2);
+    assert_eq!(replica.metrics.count(Counter::MessagesWithoutTimestamp), 3);
+    assert_eq!(sql(&env, "SELECT count(*) FROM messages").await, "5");
 }
 
 #[tokio::test]

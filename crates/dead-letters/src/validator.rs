@@ -171,6 +171,24 @@ mod tests {
     }
 
     #[test]
+    fn a_dead_letter_with_an_amqp_timestamp_keeps_its_place_within_the_second() {
+        let mut row = dead_letter(ANONYMOUS);
+        // 2026-11-20T11:58:59Z: it failed a second after its end at the latest.
+        row.message.properties = json!({"timestamp": 1_795_175_939_u64});
+        let time = |row: &DeadLetterDetail| resolved(row).1;
+        assert_eq!(time(&row), "2026-11-20T11:58:59.850000Z", "by the time of its failure");
+        row.message.headers = json!({
+            "x-verbatim-id": "m", "x-verbatim-conversation": "c",
+            "x-verbatim-timestamp-us": 1_795_175_939_000_042_i64,
+            "x-verbatim-received-us": 1_795_175_939_000_041_i64,
+        });
+        let first = "2026-11-20T11:58:59.000042Z";
+        assert_eq!(time(&row), first);
+        row.edit.edited_body = Some(ANONYMOUS.replace("hi", "ho").into_bytes());
+        assert_eq!(time(&row), first, "an edit of the content keeps the time");
+    }
+
+    #[test]
     fn a_dead_letter_is_sent_to_the_queue_of_its_action_or_else_to_the_queue_that_it_failed_in() {
         let mut unrouted = dead_letter(ANONYMOUS);
         "domain.unrouted".clone_into(&mut unrouted.dead_letter.queue);

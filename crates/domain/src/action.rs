@@ -73,7 +73,8 @@ pub struct Common {
     pub action_id: Option<ActionId>,
     /// The id of this action in retries and dead letters. For a message it is the message's id.
     pub resolved_id: MessageId,
-    /// When it happened, if the sender says so: the body's `timestamp`, else the AMQP property.
+    /// When it happened, if the sender says so: the body's `timestamp`, else the AMQP property, whose
+    /// microseconds are determined at receipt.
     pub sent_at: Option<Timestamp>,
     /// When the first attempt received it.
     pub received_at: Timestamp,

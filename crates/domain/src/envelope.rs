@@ -8,8 +8,12 @@ use crate::time::Timestamp;
 pub struct Envelope<'a> {
     /// The `message_id` property: the action's id where the body has none.
     pub message_id: Option<&'a str>,
-    /// The `timestamp` property, in whole seconds.
+    /// The `timestamp` property, in whole seconds since 1970. 0 counts as absent: see
+    /// [`sent_second`](Self::sent_second).
     pub timestamp: Option<u64>,
+    /// The microseconds, up to 999 999, that complete the second of `timestamp`. The consumer that receives the
+    /// message determines them, so that messages of one second keep the order of their receipt.
+    pub timestamp_micros: u32,
     /// The `correlation_id` property; takes precedence over the body's.
     pub correlation_id: Option<&'a str>,
     /// The `reply_to` property; takes precedence over the body's `callback_queue_name`.
@@ -19,6 +23,15 @@ pub struct Envelope<'a> {
     /// The id and times from the first attempt. A later attempt must use them: its own random id or
     /// time of receipt would differ, and the message would be stored twice.
     pub resolved: Option<&'a Resolved>,
+}
+
+impl Envelope<'_> {
+    /// The second in which the sender published, by the `timestamp` property. `None` for 0: a client that is
+    /// configured to send no time may set that (JMS 1.1, 3.4.4).
+    #[must_use]
+    pub fn sent_second(&self) -> Option<u64> {
+        self.timestamp.filter(|seconds| *seconds != 0)
+    }
 }
 
 /// The id and times that the first attempt gave to an action. A retry or dead letter carries them

@@ -49,6 +49,11 @@ impl Timestamp {
         Self::from_micros(micros.ok_or_else(range)?).map_err(|_| range())
     }
 
+    /// A time within a second, so many microseconds after its start.
+    pub fn in_second(seconds: u64, micros: u32) -> Result<Self, InvalidTimestamp> {
+        Self::from_micros(Self::from_seconds(seconds)?.0 + i64::from(micros))
+    }
+
     /// Parses RFC 3339. A text without an offset is UTC; digits after the microseconds are cut off.
     pub fn parse(text: &str) -> Result<Self, InvalidTimestamp> {
         let moment = DateTime::parse_from_rfc3339(text)

@@ -35,8 +35,9 @@ pub struct Common<'a> {
     /// must send it in every action about that conversation. `conversation.session_closed` without it
     /// closes the session in every conversation in which it is open.
     pub conversation_id: Option<ConversationId>,
-    /// When it happened. Recommended; by default the AMQP property `timestamp` (whole seconds), then
-    /// the time of receipt.
+    /// When it happened. Recommended; by default a time within the second that the AMQP property `timestamp`
+    /// names (0 counts as absent), in the order of receipt; then the time of receipt. The order of receipt is
+    /// that of one worker process.
     pub timestamp: Option<Timestamp>,
     /// The end user.
     pub user_id: Option<UserId>,

@@ -41,6 +41,9 @@ catalogue! {
         /// Messages with neither an id nor a timestamp. A redelivery after a crash may store such a
         /// message twice: the publisher should send a `message_id`.
         MessagesWithoutIdentity = "verbatim_messages_without_identity_total" in "messages";
+        /// Messages saved with the time of their receipt, because they have neither a `timestamp` in the body nor
+        /// AMQP's property. If several replicas receive messages of one conversation, their order is not certain.
+        MessagesWithoutTimestamp = "verbatim_messages_without_timestamp_total" in "messages";
         /// Deliveries settled, by outcome.
         Deliveries { queue: &'static str, outcome: DeliveryOutcome }
             = "verbatim_deliveries_total" in "deliveries";

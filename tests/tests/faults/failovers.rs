@@ -1,6 +1,6 @@
 //! A PostgreSQL that fails over to its standby under load; the workers keep running.
 
-use system_tests::{Counts, LIMIT, PublishedMessages, SAVER, Scenario, TestReader};
+use system_tests::{Counts, LIMIT, PublishedActions, SAVER, Scenario, TestReader};
 use testkit::servers::{BaseBackup, Kind, Servers};
 
 use crate::{load, proxy, publish, until_stored};
@@ -25,7 +25,7 @@ async fn a_failover_to_a_synchronous_standby_under_load_loses_and_duplicates_not
 
     let address = proxy(&scenario.database_url).await;
     let settings = [("DATABASE_URL", address.url())];
-    let (agent, mut published) = (scenario.agent(), PublishedMessages::default());
+    let (agent, mut published) = (scenario.agent(), PublishedActions::default());
     let reader = TestReader::of(address.url(), &scenario.redis_url);
     let (one, two) =
         tokio::join!(scenario.start_with(SAVER, &settings), scenario.start_with(SAVER, &settings));

@@ -46,6 +46,7 @@ async fn every_counter_of_a_typical_load_has_the_expected_value() {
         ("verbatim_messages_duplicate_total", vec![], 1.0),
         ("verbatim_messages_conflict_total", vec![], 1.0),
         ("verbatim_messages_without_identity_total", vec![], 1.0),
+        ("verbatim_messages_without_timestamp_total", vec![], 1.0),
         ("verbatim_conversations_reopened_total", vec![], 1.0),
         ("verbatim_deliveries_total", outcome("applied"), 5.0),
         ("verbatim_deliveries_total", outcome("duplicate"), 1.0),

@@ -40,6 +40,16 @@ pub(super) struct Batch<I> {
 pub(super) struct Received {
     pub(super) tag: Tag,
     pub(super) delivery: Delivery,
+    /// The time of the system clock, by which a request expires. The receipt time of the delivery may be later.
+    clock: Timestamp,
+}
+
+impl Received {
+    /// A delivery that the consumer receives now.
+    pub(super) fn new<H>(tag: Tag, delivery: lapin::message::Delivery, shared: &Shared<H>) -> Self {
+        let clock = shared.clock.now();
+        Self { tag, delivery: shared.receipt_times.receive(delivery, clock), clock }
+    }
 }
 
 /// The queue from which a message was taken, and how it is handled.
@@ -112,7 +122,7 @@ impl<I> Batch<I> {
             let expired = || {
                 let detail = format!("{dependency} was unavailable for {REQUEST_TTL:?}");
                 let refusal = Refusal::new(DeadLetterReason::Expired, detail);
-                let has_expired = has_expired(&received.delivery, now);
+                let has_expired = has_expired(&received, now);
                 has_expired.then(|| Decision::Handled(Err(Failure::DeadLetter(refusal))))
             };
             match decision.or_else(expired) {
@@ -216,8 +226,8 @@ impl<I> Batch<I> {
     }
 }
 
-fn has_expired(delivery: &Delivery, now: Timestamp) -> bool {
-    let age = now.micros().saturating_sub(delivery.received_at.micros());
+fn has_expired(received: &Received, now: Timestamp) -> bool {
+    let age = now.micros().saturating_sub(received.clock.micros());
     u128::try_from(age).is_ok_and(|age| age >= REQUEST_TTL.as_micros())
 }
 

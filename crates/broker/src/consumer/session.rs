@@ -34,8 +34,8 @@ use super::settings::ConsumerState;
 use super::settlement::reply;
 use super::shared::Shared;
 use super::unacked::{Tag, UnackedDeliveries};
+use crate::Handler;
 use crate::connection::Error;
-use crate::{Delivery, Handler};
 use cancelling::consume;
 use hold::Hold;
 use phase::{AfterCancel, Phase};
@@ -202,8 +202,8 @@ impl<H: Handler> Session<H> {
                 Report::RequestSent(Ok(()))
             });
         }
-        let delivery = Delivery::from_amqp(delivery, self.shared.clock.now());
-        self.batch_builder.push(Received { tag, delivery }, bytes, self.last_progress);
+        let received = Received::new(tag, delivery, &self.shared);
+        self.batch_builder.push(received, bytes, self.last_progress);
         Ok(())
     }
 

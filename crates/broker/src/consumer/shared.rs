@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::broker_requeues::BrokerRequeues;
 use super::observer::Observer;
+use super::receipt_times::ReceiptTimes;
 use super::settings::{ConsumerState, Settings};
 use crate::connection::Endpoints;
 use crate::reply::Replier;
@@ -27,6 +28,7 @@ pub(super) struct Shared<H> {
     pub(super) observer: Observer,
     pub(super) state: watch::Sender<ConsumerState>,
     pub(super) broker_requeues: BrokerRequeues,
+    pub(super) receipt_times: ReceiptTimes,
 }
 
 impl<H: Handler> Shared<H> {

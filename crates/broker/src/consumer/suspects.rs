@@ -113,10 +113,9 @@ impl<H: Handler> Suspects<'_, H> {
             let get = self.channel.basic_get(self.queue.into(), BasicGetOptions::default());
             let Some(message) = request("get a suspect", get).await? else { break };
             let tag = message.delivery.delivery_tag;
-            let delivery = Delivery::from_amqp(message.delivery, self.shared.clock.now());
-            self.unacked.extend(id_of(&delivery));
-            bytes += delivery.body.len();
-            let received = Received { tag, delivery };
+            let received = Received::new(tag, message.delivery, self.shared);
+            self.unacked.extend(id_of(&received.delivery));
+            bytes += received.delivery.body.len();
             if received.delivery.delivery_count() > 0 {
                 alone = Some(received);
             } else {

@@ -57,6 +57,28 @@ async fn after_a_cut_connection_unacknowledged_messages_are_redelivered() {
 }
 
 #[tokio::test]
+async fn receipt_times_increase_across_connections_although_the_clock_goes_back() {
+    let bench = Bench::new().await;
+    bench.reverse_clock();
+    let (proxy, endpoints) = behind_a_proxy(&bench).await;
+    let script = Script::default();
+    let settings = Settings { batches_in_flight: 1, ..Settings::default() };
+    let mut running = bench.run_at(endpoints, script.at(SOURCE), settings);
+    running.reaches(ConsumerState::Consuming).await;
+    bench.publish(QUEUE, 0..500).await;
+    script.has_handled(500).await;
+    proxy.cut().await.unwrap();
+    running.reaches(ConsumerState::Connecting).await;
+    proxy.restore().await.unwrap();
+    bench.publish(QUEUE, 500..1_000).await;
+    script.has_handled(1_000).await;
+    running.drain().await;
+    let received: Vec<_> = script.handled().into_iter().map(|it| it.received_at).collect();
+    let not_later = received.windows(2).filter(|pair| pair[0] >= pair[1]).count();
+    assert_eq!(not_later, 0, "of {} neighbours", received.len() - 1);
+}
+
+#[tokio::test]
 async fn a_connection_without_traffic_is_replaced_within_25_s() {
     let bench = Bench::new().await;
     let frozen = Proxy::before(&bench.url).await.unwrap();

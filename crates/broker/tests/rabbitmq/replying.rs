@@ -246,6 +246,24 @@ async fn while_a_dependency_is_unavailable_each_request_expires_at_its_own_time(
 }
 
 #[tokio::test]
+async fn a_request_expires_in_time_after_the_clock_was_set_back() {
+    let bench = Bench::new().await;
+    let mut requester = Requester::new(&bench).await;
+    let script = Script::default();
+    requester.asks(REQUESTS, &["reply before"]).await;
+    let mut running = bench.run(Source::requests(), &script, Settings::default());
+    assert_eq!(requester.replies(1).await, expected(&[("reply before", "\"reply before\"")]));
+    script.dependency_unavailable(true);
+    bench.set_clock_back(Duration::from_secs(3_600));
+    requester.asks(REQUESTS, &["reply after"]).await;
+    running.reaches(ConsumerState::Holding(Dependency::PostgreSql)).await;
+    bench.advance(REQUEST_TTL);
+    assert_eq!(requester.replies(1).await, expected(&[("reply after", "unavailable")]));
+    script.dependency_unavailable(false);
+    running.drain().await;
+}
+
+#[tokio::test]
 async fn an_expired_or_refused_request_does_not_wait_for_the_others_of_its_batch() {
     let bench = Bench::new().await;
     let mut requester = Requester::new(&bench).await;

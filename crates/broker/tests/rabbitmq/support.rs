@@ -42,6 +42,7 @@ pub(crate) struct Bench {
     pub(crate) metrics: Metrics,
     pub(crate) raw: lapin::Channel,
     micros: Arc<AtomicI64>,
+    clock_step: Arc<AtomicI64>,
     _raw: lapin::Connection,
     _env: Option<TestEnv>,
 }
@@ -62,19 +63,40 @@ impl Bench {
         let publisher = Publisher::new(endpoints.clone(), metrics.clone());
         let (connection, raw) = raw_channel(&url).await;
         let micros = Arc::new(AtomicI64::new(1_800_000_000_000_000));
-        Self { url, endpoints, publisher, metrics, raw, micros, _raw: connection, _env: None }
+        let clock_step = Arc::new(AtomicI64::new(1000));
+        Self {
+            url,
+            endpoints,
+            publisher,
+            metrics,
+            raw,
+            micros,
+            clock_step,
+            _raw: connection,
+            _env: None,
+        }
     }
 
     /// A clock that advances by a millisecond each time it is read.
     fn clock(&self) -> Clock {
-        let micros = Arc::clone(&self.micros);
-        let read = move || micros.fetch_add(1000, Ordering::SeqCst);
+        let (micros, step) = (Arc::clone(&self.micros), Arc::clone(&self.clock_step));
+        let read = move || micros.fetch_add(step.load(Ordering::SeqCst), Ordering::SeqCst);
         Clock::new(move || Timestamp::from_micros(read()).unwrap())
+    }
+
+    /// From now on the clock of its consumers goes back by a microsecond each time it is read.
+    pub(crate) fn reverse_clock(&self) {
+        self.clock_step.store(-1, Ordering::SeqCst);
     }
 
     /// Advances the clock of its consumers.
     pub(crate) fn advance(&self, by: Duration) {
         self.micros.fetch_add(by.as_micros().try_into().unwrap(), Ordering::SeqCst);
+    }
+
+    /// Sets the clock of its consumers back.
+    pub(crate) fn set_clock_back(&self, by: Duration) {
+        self.micros.fetch_sub(by.as_micros().try_into().unwrap(), Ordering::SeqCst);
     }
 
     /// Publishes to a queue and waits for the confirms.
@@ -247,6 +269,7 @@ pub(crate) struct Message {
     pub(crate) routing_key: String,
     pub(crate) message_id: Option<String>,
     pub(crate) redelivered: bool,
+    pub(crate) received_at: Timestamp,
     pub(crate) reply_address: Option<ReplyAddress>,
 }
 
@@ -393,6 +416,7 @@ impl Handler for Script {
             routing_key: delivery.origin().routing_key,
             message_id: delivery.envelope().message_id.map(str::to_owned),
             redelivered: delivery.redelivered,
+            received_at: delivery.received_at,
             reply_address: reply_address(&delivery.body, &delivery.envelope()),
         })
     }

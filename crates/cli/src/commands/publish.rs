@@ -96,9 +96,9 @@ impl Publish {
 
 /// Reports the invalid lines; nothing is published.
 fn refuse(findings: &Findings, output: &Output) -> Result<Exit, Failure> {
+    let Findings { lines, invalid, missing, .. } = *findings;
     let faults = findings.faults.clone();
-    let report =
-        Report { lines: findings.lines, invalid: findings.invalid, faults, ..Report::default() };
+    let report = Report { lines, invalid, missing, faults, ..Report::default() };
     output.show(&report, |out| {
         findings.write(out);
         let actions = plural(report.lines, "action");
@@ -121,6 +121,7 @@ fn text(report: &Report, out: &mut Text) {
     out.piece(tone, format!("{} of {actions} confirmed", count(report.confirmed)));
     out.counts(Tone::Bad, [(report.unroutable, "unroutable"), (report.failed, "failed")]);
     out.push("\n");
+    report.missing.write(out);
     let mut hint = |text: &str| out.line(Tone::Dim, text);
     let missing = |failure: &NotConfirmed| failure.detail.contains("NOT_FOUND");
     if report.unroutable > 0 || report.failures.iter().any(missing) {
@@ -146,6 +147,7 @@ mod tests {
 
     use super::*;
     use crate::output::tests::plain;
+    use crate::validator::MissingFields;
 
     #[test]
     fn a_report_names_every_line_that_is_not_confirmed() {
@@ -167,6 +169,7 @@ mod tests {
             unroutable: 1,
             failed: 1,
             unrouted: 2,
+            missing: MissingFields { without_identity: 1, without_timestamp: 2 },
             failures,
             ..Report::default()
         };

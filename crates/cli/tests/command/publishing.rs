@@ -32,11 +32,35 @@ async fn published_actions_are_confirmed_and_ready_in_their_queues() {
     let report = verbatim.json(&["publish", file.to_str().unwrap()]).await;
     let expected = json!({
         "lines": 1_501, "confirmed": 1_501, "unroutable": 0, "failed": 0, "invalid": 0,
+        "without_identity": 0, "without_timestamp": 0,
         "unrouted": 0, "rabbitmq_unavailable": false, "faults": [], "failures": [],
     });
     assert_eq!(report, expected);
     assert_eq!(ready(&verbatim, WorkQueue::SaveMessage.name()).await, 1_500);
     assert_eq!(ready(&verbatim, WorkQueue::Session.name()).await, 1);
+}
+
+#[tokio::test]
+async fn lint_and_publish_count_messages_without_identity_and_without_timestamp() {
+    let (_env, verbatim) = prepared().await;
+    let mut timeless = body("s", "m-1", &json!({}));
+    timeless.as_object_mut().unwrap().remove("timestamp");
+    let mut anonymous = timeless.clone();
+    anonymous.as_object_mut().unwrap().remove("message_id");
+    // A session event needs neither.
+    let closed = json!({
+        "action_type": "conversation.session_closed", "tenant_id": "acme", "session_id": "s",
+    });
+    let actions = lines(&[body("s", "m-2", &json!({})), timeless, anonymous, closed]);
+    for arguments in [&["lint", "-"][..], &["publish", "-"], &["publish", "-", "--no-lint"]] {
+        let text = verbatim.run_on(arguments, &actions).await;
+        assert_eq!(text.code, 0, "{text:?}");
+        assert!(text.out.contains("1 message without message_id, action_id"), "{text:?}");
+        assert!(text.out.contains("2 messages without timestamp"), "{text:?}");
+        let report = verbatim.run_on(&[arguments, &["--json"]].concat(), &actions).await.json();
+        let counted = (&report["without_identity"], &report["without_timestamp"]);
+        assert_eq!(counted, (&json!(1), &json!(2)), "{arguments:?}");
+    }
 }
 
 #[tokio::test]

@@ -43,11 +43,13 @@ pub(super) fn times(
     envelope: &Envelope<'_>,
     context: &DecodeContext<'_>,
 ) -> Result<Times, FieldError> {
-    let sent_at = match (sent, envelope.timestamp) {
-        (None, Some(seconds)) => Some(Timestamp::from_seconds(seconds).map_err(|invalid| {
-            let fault = format!("{invalid}; send whole seconds since 1970");
-            FieldError::new("AMQP timestamp", &fault)
-        })?),
+    let sent_at = match (sent, envelope.sent_second()) {
+        (None, Some(seconds)) => {
+            Some(Timestamp::in_second(seconds, envelope.timestamp_micros).map_err(|invalid| {
+                let fault = format!("{invalid}; send whole seconds since 1970");
+                FieldError::new("AMQP timestamp", &fault)
+            })?)
+        }
         (sent, _) => sent,
     };
     Ok(match envelope.resolved {

@@ -99,17 +99,43 @@ fn a_conversation_is_the_sent_one_or_derived_from_tenant_and_session() {
 
 #[test]
 fn the_time_is_the_bodys_then_the_amqp_timestamp_then_the_receipt() {
-    let broker = Envelope { timestamp: Some(1_767_225_600), ..Envelope::default() };
+    let broker = Envelope {
+        timestamp: Some(1_767_225_600),
+        timestamp_micros: 850_007,
+        ..Envelope::default()
+    };
     let body = r#""timestamp":"2026-02-03T04:05:06.7890129+02:00""#;
     let sent = message_with(body, &broker).expect("a good message");
     assert_eq!(sent.message.created_at, at("2026-02-03T02:05:06.789012Z"));
     assert_eq!(sent.message.received_at, received_at());
     let by_amqp = message_with("", &broker).expect("a good message");
-    assert_eq!(by_amqp.message.created_at, at("2026-01-01T00:00:00Z"));
+    assert_eq!(by_amqp.message.created_at, at("2026-01-01T00:00:00.850007Z"));
     assert_eq!(by_amqp.common.sent_at, Some(by_amqp.message.created_at));
     let by_receipt = message("");
     assert_eq!(by_receipt.message.created_at, received_at());
     assert_eq!(by_receipt.common.sent_at, None);
+}
+
+#[test]
+fn an_amqp_timestamp_of_0_counts_as_absent() {
+    let envelope = Envelope { timestamp: Some(0), ..Envelope::default() };
+    let save = message_with("", &envelope).expect("a good message");
+    assert_eq!((save.common.sent_at, save.message.created_at), (None, received_at()));
+    let resolved = save.common.resolved();
+    let retry = Envelope { resolved: Some(&resolved), ..envelope };
+    assert_eq!(message_with("", &retry), Ok(save));
+}
+
+#[test]
+fn a_later_attempt_has_the_microseconds_that_the_first_added_to_the_amqp_timestamp() {
+    let first =
+        Envelope { timestamp: Some(1_767_225_600), timestamp_micros: 42, ..Envelope::default() };
+    let save = message_with("", &first).expect("a good message");
+    let resolved = save.common.resolved();
+    let retry = Envelope { timestamp_micros: 43, resolved: Some(&resolved), ..first };
+    let again = message_with("", &retry).expect("a good message");
+    assert_eq!(again.message.created_at, at("2026-01-01T00:00:00.000042Z"));
+    assert_eq!(again.common.sent_at, save.common.sent_at);
 }
 
 #[test]

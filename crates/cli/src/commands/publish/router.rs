@@ -4,7 +4,7 @@ use broker::Publication;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::validator::Validator;
+use crate::validator::{MissingFields, Validator};
 
 pub(super) struct Router {
     pub(super) validator: Validator,
@@ -13,10 +13,15 @@ pub(super) struct Router {
 }
 
 impl Router {
-    /// The publication of a line; `None` without a routing key.
-    pub(super) fn publication(&self, body: Vec<u8>) -> Option<Publication> {
+    /// The publication of a line; `None` without a routing key. Counts what it lacks.
+    pub(super) fn publication(
+        &self,
+        body: Vec<u8>,
+        missing: &mut MissingFields,
+    ) -> Option<Publication> {
         let (action_type, id) = match self.validator.decode(&body) {
             Ok(action) => {
+                missing.count(&action);
                 let id = action.common().resolved_id.to_string();
                 (Some(action.kind().as_str().to_owned()), Some(id))
             }
@@ -67,6 +72,10 @@ mod tests {
         Router { validator, routing_key: None }
     }
 
+    fn publication_of(router: &Router, body: Vec<u8>) -> Option<Publication> {
+        router.publication(body, &mut MissingFields::default())
+    }
+
     fn message(extra: &str) -> Vec<u8> {
         let start = r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"user","content":"hi""#;
         format!("{start}{extra}}}").into_bytes()
@@ -74,7 +83,7 @@ mod tests {
 
     #[test]
     fn an_action_is_published_with_the_id_that_the_workers_derive() {
-        let id = |extra: &str| router().publication(message(extra)).unwrap().message_id;
+        let id = |extra: &str| publication_of(&router(), message(extra)).unwrap().message_id;
         assert_eq!(id(r#","message_id":"m-1","action_id":"a-1""#), "m-1");
         assert_eq!(id(r#","action_id":"a-1""#), "a-1");
         let dated = r#","timestamp":"2026-11-20T10:00:00Z""#;
@@ -85,12 +94,12 @@ mod tests {
     #[test]
     fn a_body_that_cannot_be_decoded_is_routed_by_its_action_type() {
         let body = br#"{"action_type":"conversation.save_message","role":"bot","action_id":"a-1"}"#;
-        let publication = router().publication(body.to_vec()).unwrap();
+        let publication = publication_of(&router(), body.to_vec()).unwrap();
         assert_eq!(publication.routing_key, "conversation.save_message");
         assert_eq!(publication.message_id, "a-1");
         assert_eq!(publication.body, body);
-        assert!(router().publication(b"hello".to_vec()).is_none());
+        assert!(publication_of(&router(), b"hello".to_vec()).is_none());
         let routed = Router { routing_key: Some("key".to_owned()), ..router() };
-        assert_eq!(routed.publication(b"hello".to_vec()).unwrap().routing_key, "key");
+        assert_eq!(publication_of(&routed, b"hello".to_vec()).unwrap().routing_key, "key");
     }
 }

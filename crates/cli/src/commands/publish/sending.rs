@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::router::Router;
 use crate::exit::Failure;
 use crate::input::Line;
-use crate::validator::Fault;
+use crate::validator::{Fault, MissingFields};
 
 /// Actions of a chunk, at most.
 const CHUNK_ACTIONS: usize = 512;
@@ -34,6 +34,9 @@ pub(super) struct Report {
     pub(super) failed: u64,
     /// Lines that the workers would refuse. If there is one, nothing was published.
     pub(super) invalid: u64,
+    /// What the messages of all lines lack that were read.
+    #[serde(flatten)]
+    pub(super) missing: MissingFields,
     /// What is wrong with each invalid line.
     pub(super) faults: Vec<Fault>,
     /// The unroutable and the failed actions.
@@ -92,7 +95,7 @@ impl Sending {
                 continue;
             }
             let size = body.len();
-            let Some(publication) = router.publication(body) else {
+            let Some(publication) = router.publication(body, &mut self.report.missing) else {
                 let detail = "the line has no action_type; set --routing-key".to_owned();
                 self.note(number, "no_routing_key", detail);
                 continue;
