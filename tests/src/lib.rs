@@ -27,7 +27,7 @@ mod server_set;
 
 pub use agent::Agent;
 pub use counts::Counts;
-pub use dead_letter::{anonymous, as_dead_letter};
+pub use dead_letter::{anonymous, as_dead_letter, as_dead_letter_for};
 pub use fixtures::{LIMIT, at, closed, key_of, message, opened};
 pub use published_messages::{Discrepancies, PublishedMessages};
 pub use rabbit::RabbitAdmin;

@@ -14,16 +14,21 @@
 mod backoff;
 mod connection;
 mod consumer;
+mod dead_letter_id;
 mod decoder;
 mod delivery;
 pub mod fleet_headers;
 mod handler;
 pub mod inspect;
+mod lossless;
 mod panics;
+mod properties;
 mod publication;
 mod publisher;
 mod reply;
+mod sender_fields;
 mod source;
+mod stored;
 pub mod topology;
 mod wire;
 
@@ -34,4 +39,6 @@ pub use delivery::{Death, Delivery};
 pub use handler::{Handled, Handler, Part, Processed, ReplyBody};
 pub use publication::{Publication, TooLong};
 pub use publisher::{PublishError, Publisher};
+pub use sender_fields::SenderFields;
 pub use source::Source;
+pub use stored::StoredDelivery;

@@ -55,6 +55,8 @@ fn dead_letter(n: u128) -> CollectedDeadLetter {
         body: b"{\"role\":\"bot\"}".to_vec(),
         properties: json!({"message_id": "m"}),
         headers: json!({"b": 1, "a": "\u{0}"}),
+        left_out: Some(json!({"headers": 1, "names": ["c"]})),
+        delivery: json!({"exchange": "domain.actions"}),
     };
     CollectedDeadLetter { dead_letter, message }
 }
