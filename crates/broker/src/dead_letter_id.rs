@@ -2,9 +2,9 @@
 //!
 //! It is minted when a worker decides to dead-letter a message, and the dead letter carries it. A crash between
 //! the confirm of the dead letter and the acknowledgement dead-letters the message a second time. So a message
-//! with an identity gives the same id each time: a hash of what failed, where and why. A message without an
-//! identity cannot be told from another one with the same body, so its id is random: two such messages are two
-//! dead letters, and after such a crash one of them may be two.
+//! with an identity gives the same id each time: a hash of what failed, where and why. Two messages without
+//! an identity and with the same body do not differ, so their ids are random: they are two dead letters, and
+//! after such a crash one of them may be two.
 //!
 //! RabbitMQ mints no ids. A dead letter that it made gets one when the collector reads it, from what was sent.
 //!

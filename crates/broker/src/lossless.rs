@@ -8,7 +8,7 @@
 //! | a text that is not UTF-8, or has U+0000, which PostgreSQL's operators on JSON refuse | `{"$type": "text", "hex": "00ff"}` |
 //! | a timestamp, in seconds since 1970 | `{"$type": "timestamp", "seconds": 1700000000}` |
 //! | a decimal, here 1.25 | `{"$type": "decimal", "value": 125, "scale": 2}` |
-//! | a number that JSON does not have or does not give back exactly, as the bits of a double | `{"$type": "double", "bits": "7ff8000000000000"}` |
+//! | a number that JSON does not have or does not keep exactly, as the bits of a double | `{"$type": "double", "bits": "7ff8000000000000"}` |
 //! | a table with a field `$type`, or with a name that has U+0000 | `{"$type": "table", "entries": [["name", "value"]]}` |
 //!
 //! An integer keeps its value and not its width; a `float` becomes the `double` with its value.

@@ -156,8 +156,19 @@ impl Publication {
     }
 
     /// The same message without optional properties, so that no property is too long for AMQP. A message
-    /// id that is too long was set by no AMQP client; it is replaced.
-    pub(crate) fn minimal(&self) -> Self {
+    /// id that is too long was set by no AMQP client; it is replaced. `None` if it is that already.
+    pub(crate) fn minimal(&self) -> Option<Self> {
+        let optional = [
+            &self.correlation_id,
+            &self.reply_to,
+            &self.content_type,
+            &self.traceparent,
+            &self.tracestate,
+        ];
+        let long_id = short("message_id", &self.message_id).is_err();
+        if !long_id && optional.iter().all(|property| property.is_none()) {
+            return None;
+        }
         let mut minimal = Self {
             correlation_id: None,
             reply_to: None,
@@ -166,11 +177,11 @@ impl Publication {
             tracestate: None,
             ..self.clone()
         };
-        if short("message_id", &self.message_id).is_err() {
+        if long_id {
             minimal.message_id = new_message_id();
             minimal.fleet_headers.anonymous = true;
         }
-        minimal
+        Some(minimal)
     }
 
     /// The headers as sent. If they are too long, the trace is left out, then the errors of the oldest
@@ -467,12 +478,13 @@ mod tests {
         publication.correlation_id = long();
         publication.reply_to = long();
         publication.content_type = long();
-        let minimal = delivered(&publication.minimal());
+        let minimal = delivered(&publication.minimal().unwrap());
         assert_eq!(minimal.envelope().message_id, None);
         assert_eq!(minimal.fleet_headers().history.reasons, ["broken"]);
         publication.message_id = "its-id".to_owned();
-        let minimal = delivered(&publication.minimal());
+        let minimal = delivered(&publication.minimal().unwrap());
         assert_eq!(minimal.origin(), delivery().origin());
+        assert_eq!(publication.minimal().unwrap().minimal(), None);
     }
 
     #[test]

@@ -207,7 +207,7 @@ pub(super) async fn publish(
             };
             let shorter = matches!(error, PublishError::TooLong(_))
                 .then(|| copy.publication.minimal())
-                .filter(|shorter| *shorter != *copy.publication);
+                .flatten();
             match shorter {
                 Some(shorter) => minimal.push(Copy { publication: Arc::new(shorter), ..copy }),
                 None => {
