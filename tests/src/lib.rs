@@ -29,7 +29,7 @@ mod server_set;
 pub use agent::Agent;
 pub use agent_action::{AgentAction, AsAction, SentIdentity};
 pub use counts::Counts;
-pub use dead_letter::{anonymous, as_dead_letter};
+pub use dead_letter::{anonymous, as_dead_letter, as_dead_letter_for};
 pub use fixtures::{LIMIT, at, closed, feedback, key_of, message, opened};
 pub use published_actions::{Discrepancies, MARKER, PublishedActions};
 pub use rabbit::RabbitAdmin;

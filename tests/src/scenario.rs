@@ -277,6 +277,18 @@ impl Scenario {
         output.expect("no panic").expect("a command that starts")
     }
 
+    /// Starts the `verbatim` command and does not wait for its end.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn launch_verbatim(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Process {
+        let mut command = self.fleet.command("verbatim");
+        command.args(arguments).envs(settings.iter().copied());
+        let log = self.fleet.dir().join("verbatim.log");
+        Process::spawn("verbatim", &mut command, &log).expect("a command that starts")
+    }
+
     /// An agent that publishes here. Use it only in the tokio runtime of the test that makes it.
     #[must_use]
     pub fn agent(&self) -> Agent {

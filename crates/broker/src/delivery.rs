@@ -14,10 +14,10 @@ use domain::failure::{DeadLetterReason, Refusal};
 use domain::time::Timestamp;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use serde_json::{Map, Value, json};
 
 use crate::amqp_second;
-use crate::fleet_headers::{self, DeadLetterInfo, FleetHeaders, Origin};
+use crate::fleet_headers::{self, DeadLetterInfo, FleetHeaders, Origin, SENT};
+use crate::sender_fields::{Copied, DeathsBy, SenderFields};
 use crate::topology::RetryQueue;
 use crate::wire;
 
@@ -39,6 +39,9 @@ pub struct Delivery {
     properties: BasicProperties,
     /// Boxed, because few messages have our headers.
     fleet_headers: Option<Box<FleetHeaders>>,
+    copied: Copied,
+    /// What its sender set, if it was made from what was stored of it.
+    sender: Option<Box<SenderFields>>,
 }
 
 /// An entry of RabbitMQ's `x-death` header: one dead-lettering of a message.
@@ -70,43 +73,6 @@ const MAX_TRACEPARENT_BYTES: usize = 128;
 const MAX_TRACESTATE_BYTES: usize = 512;
 
 impl Delivery {
-    /// A delivery from what was stored of it: body, [properties](Self::properties) and
-    /// [headers](Self::headers). Envelope, fleet headers, trace and reason are those of the delivery that was
-    /// stored; a property that is no text or longer than 255 bytes, AMQP's limit, is left out.
-    #[must_use]
-    pub fn from_stored(
-        body: Vec<u8>,
-        properties: &Value,
-        headers: &Value,
-        received_at: Timestamp,
-    ) -> Self {
-        let text = |name: &str| ShortString::try_new(properties.get(name)?.as_str()?).ok();
-        let mut amqp = BasicProperties::default();
-        if let Some(content_type) = text("content_type") {
-            amqp = amqp.with_content_type(content_type);
-        }
-        if let Some(id) = text("message_id") {
-            amqp = amqp.with_message_id(id);
-        }
-        if let Some(seconds) = properties.get("timestamp").and_then(Value::as_u64) {
-            amqp = amqp.with_timestamp(seconds);
-        }
-        if let Some(id) = text("correlation_id") {
-            amqp = amqp.with_correlation_id(id);
-        }
-        if let Some(queue) = text("reply_to") {
-            amqp = amqp.with_reply_to(queue);
-        }
-        if let Some(id) = text("user_id") {
-            amqp = amqp.with_user_id(id);
-        }
-        if let Some(headers) = headers.as_object() {
-            amqp = amqp.with_headers(wire::to_table(headers));
-        }
-        let (exchange, routing_key) = (text("exchange").unwrap_or_default(), "".into());
-        Self::new(body, received_at, false, exchange, routing_key, amqp)
-    }
-
     /// An element of it, as a delivery of its own on its first attempt. It has the origin and the user of the
     /// whole, but not its identity: the message id is not that of the element.
     pub(crate) fn element(&self, body: Vec<u8>) -> Self {
@@ -129,6 +95,8 @@ impl Delivery {
             routing_key: self.routing_key.clone(),
             properties: self.properties.clone(),
             fleet_headers: Some(Box::new(fleet_headers)),
+            copied: self.copied,
+            sender: self.sender.clone(),
         }
     }
 
@@ -230,30 +198,37 @@ impl Delivery {
         Some(Cow::Owned(DeadLetterInfo { queue, refusal, by_rabbitmq: true }))
     }
 
-    /// Its AMQP properties as JSON, for storing and displaying. `exchange` is there only if it did not arrive
-    /// by the default exchange, which is how messages get into dead-letter queues: our headers are not trusted
-    /// then, now and when it is read back.
-    #[must_use]
-    pub fn properties(&self) -> Value {
-        let envelope = self.envelope();
-        let mut properties = json!({
-            "content_type": self.content_type(),
-            "message_id": envelope.message_id,
-            "timestamp": envelope.timestamp,
-            "correlation_id": envelope.correlation_id,
-            "reply_to": envelope.reply_to,
-            "user_id": envelope.user_id,
-        });
-        if !self.exchange.as_str().is_empty() {
-            properties["exchange"] = self.exchange.as_str().into();
+    /// What its sender set: of a copy, what the fleet header with it says.
+    pub(crate) fn sender_fields(&self) -> SenderFields {
+        match (&self.sender, self.copied) {
+            (Some(sender), _) => SenderFields::clone(sender),
+            (None, Copied::ByFleet) => {
+                let header = self.table().and_then(|headers| headers.inner().get(SENT));
+                header.map(SenderFields::from_header).unwrap_or_default()
+            }
+            (None, Copied::Never) => {
+                let deaths_by = if fleet_only(self.exchange.as_str()) {
+                    DeathsBy::RabbitMq
+                } else {
+                    DeathsBy::Sender
+                };
+                SenderFields::of(&self.properties, deaths_by)
+            }
         }
-        properties
     }
 
-    /// All headers as JSON, for storing and displaying.
-    #[must_use]
-    pub fn headers(&self) -> Map<String, Value> {
-        self.table().map(wire::to_json).unwrap_or_default()
+    /// The exchange by which it was delivered.
+    pub(crate) fn exchange(&self) -> &str {
+        self.exchange.as_str()
+    }
+
+    pub(crate) fn amqp_properties(&self) -> &BasicProperties {
+        &self.properties
+    }
+
+    /// Whether the fleet published it as a copy: then its properties and headers are not its sender's.
+    pub(crate) fn copied(&self) -> Copied {
+        self.copied
     }
 
     pub(crate) fn from_amqp(delivery: lapin::message::Delivery, received_at: Timestamp) -> Self {
@@ -270,6 +245,18 @@ impl Delivery {
         Self::new(body, received_at, redelivered, exchange, routing_key, properties)
     }
 
+    /// A delivery made from what was stored of it.
+    pub(crate) fn restored(
+        body: Vec<u8>,
+        received_at: Timestamp,
+        exchange: ShortString,
+        properties: BasicProperties,
+        sender: SenderFields,
+    ) -> Self {
+        let delivery = Self::new(body, received_at, false, exchange, "".into(), properties);
+        Self { sender: Some(Box::new(sender)), ..delivery }
+    }
+
     fn new(
         body: Vec<u8>,
         received_at: Timestamp,
@@ -281,6 +268,7 @@ impl Delivery {
         let headers = properties.headers().as_ref();
         let fleet_headers =
             headers.and_then(|headers| trusted_fleet_headers(exchange.as_str(), headers));
+        let copied = if fleet_headers.is_some() { Copied::ByFleet } else { Copied::Never };
         let fleet_headers = fleet_headers.map(Box::new);
         let resolved = fleet_headers.as_ref().and_then(|headers| headers.resolved.as_ref());
         let timestamp_micros = properties
@@ -295,6 +283,8 @@ impl Delivery {
             routing_key,
             properties,
             fleet_headers,
+            copied,
+            sender: None,
         }
     }
 
@@ -311,9 +301,8 @@ fn text(property: &Option<ShortString>) -> Option<&str> {
 fn trusted_fleet_headers(exchange: &str, headers: &FieldTable) -> Option<FleetHeaders> {
     let is_ours = headers.inner().keys().any(|name| FleetHeaders::owns(name.as_str()));
     (is_ours && passed_only_fleet_exchanges(exchange, headers)).then(|| {
-        let mut headers = wire::to_json(headers);
-        headers.retain(|name, _| FleetHeaders::owns(name));
-        FleetHeaders::from_headers(&headers)
+        let ours = |name: &str| FleetHeaders::owns(name) && name != SENT;
+        FleetHeaders::from_headers(&wire::to_json_where(headers, ours))
     })
 }
 
@@ -384,35 +373,40 @@ fn death(table: &FieldTable) -> Death {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::Publication;
     use lapin::types::FieldArray;
 
-    fn retry_at() -> Timestamp {
-        Timestamp::from_micros(1).unwrap()
-    }
-
-    fn received(exchange: &str, routing_key: &str, headers: FieldTable) -> Delivery {
-        let mut amqp = lapin::message::Delivery::mock(
-            1,
-            exchange.into(),
-            routing_key.into(),
-            false,
-            b"{}".to_vec(),
-        );
-        amqp.properties = BasicProperties::default().with_headers(headers);
+    /// The delivery of a message with these properties.
+    pub(crate) fn with_properties(exchange: &str, properties: BasicProperties) -> Delivery {
+        let key = "conversation.save_message".into();
+        let body = b"{}".to_vec();
+        let mut amqp = lapin::message::Delivery::mock(1, exchange.into(), key, false, body);
+        amqp.properties = properties;
         Delivery::from_amqp(amqp, Timestamp::from_micros(1).unwrap())
     }
 
-    fn forged() -> FieldTable {
+    /// The delivery that a publication causes.
+    pub(crate) fn delivered(publication: &Publication) -> Delivery {
+        let delivery = with_properties(&publication.exchange, publication.properties().unwrap());
+        let routing_key = publication.routing_key.as_str().into();
+        Delivery { body: publication.body.clone(), routing_key, ..delivery }
+    }
+
+    fn received(exchange: &str, routing_key: &str, headers: FieldTable) -> Delivery {
+        let properties = BasicProperties::default().with_headers(headers);
+        Delivery { routing_key: routing_key.into(), ..with_properties(exchange, properties) }
+    }
+
+    pub(crate) fn forged() -> FieldTable {
         let mut headers = FieldTable::default();
         headers.insert("x-verbatim-user".into(), AMQPValue::LongString("somebody".into()));
         headers.insert("x-verbatim-attempt".into(), AMQPValue::LongLongInt(3));
         headers
     }
 
-    fn died_in(queue: &str, reason: &str, exchange: &str, key: &str) -> AMQPValue {
+    pub(crate) fn died_in(queue: &str, reason: &str, exchange: &str, key: &str) -> AMQPValue {
         let mut death = FieldTable::default();
         let text = |text: &str| AMQPValue::LongString(text.into());
         death.insert("queue".into(), text(queue));
@@ -496,36 +490,6 @@ mod tests {
     }
 
     #[test]
-    fn a_stored_delivery_is_read_back_as_it_was() {
-        let retry = RetryQueue::Second.name();
-        for (exchange, death) in [
-            ("", died_in(retry, "expired", retry, "conversation.save_message")),
-            ("", died_in("conversation.save_message", "delivery_limit", "domain.actions", "k")),
-            // Somebody bound the dead-letter queue to the exchange of the agents.
-            ("domain.actions", died_in(retry, "expired", retry, "conversation.save_message")),
-        ] {
-            let mut headers = forged();
-            headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![death])));
-            headers.insert("nested".into(), AMQPValue::FieldTable(forged()));
-            headers.insert(TRACEPARENT.into(), AMQPValue::LongString("00-trace".into()));
-            let mut sent = received(exchange, "conversation.save_message.dlq", headers);
-            sent.properties = sent
-                .properties
-                .with_message_id("m".into())
-                .with_timestamp(1_700_000_000)
-                .with_content_type("application/json".into());
-            let (properties, headers) = (sent.properties(), Value::Object(sent.headers()));
-            let read =
-                Delivery::from_stored(sent.body.clone(), &properties, &headers, sent.received_at);
-            assert_eq!(read.fleet_headers(), sent.fleet_headers(), "{exchange}");
-            assert_eq!(read.envelope(), sent.envelope());
-            assert_eq!(read.dead_letter_info(), sent.dead_letter_info());
-            assert_eq!(read.traceparent(), sent.traceparent());
-            assert_eq!((read.properties(), Value::Object(read.headers())), (properties, headers));
-        }
-    }
-
-    #[test]
     fn a_trace_is_copied_up_to_its_length_limits() {
         let traced = |parent: usize, state: usize| {
             let mut headers = FieldTable::default();
@@ -556,9 +520,9 @@ mod tests {
         assert_eq!(dead_letter.origin().routing_key, key);
 
         // Its copy does not have the `x-death` of RabbitMQ.
-        let retry = Publication::copy(&dead_letter, "q").with_reason_of(&dead_letter);
-        let headers = Value::Object(retry.fleet_headers.to_headers());
-        let retry = Delivery::from_stored(retry.body, &Value::Null, &headers, retry_at());
+        let queue = crate::topology::WorkQueue::SaveMessage;
+        let retry = Publication::copy(&dead_letter, "q").same_dead_letter(&dead_letter, queue);
+        let retry = delivered(&retry);
         assert!(retry.deaths().is_empty());
         assert_eq!(retry.dead_letter_info(), dead_letter.dead_letter_info());
         assert!(retry.dead_letter_info().unwrap().by_rabbitmq);

@@ -1,8 +1,9 @@
 //! The fleet headers: the `x-verbatim-*` headers, which carry the state of a message from copy to copy.
 //!
 //! A retry, a suspect, a dead letter and a replay are copies. Everything that a copy must keep is in these
-//! headers. Headers that others set are never copied: a copied `x-death` makes a retry queue drop the
-//! message silently (RabbitMQ takes it for a cycle), and a copied `CC` routes it to further queues.
+//! headers. Headers that others set are not copied as such: a copied `x-death` makes a retry queue drop the
+//! message silently (RabbitMQ takes it for a cycle), and a copied `CC` routes it to further queues. One fleet
+//! header has all of them ([`SenderFields`](crate::SenderFields)).
 //!
 //! Invariant: fleet headers that are written and read back are equal.
 
@@ -36,6 +37,8 @@ pub struct FleetHeaders {
     pub replay_of: Option<Uuid>,
     /// Why it is a dead letter, if it is one.
     pub dead_letter_info: Option<DeadLetterInfo>,
+    /// Its id as a dead letter, if it is one.
+    pub dead_letter: Option<Uuid>,
 }
 
 /// The failed attempts of a message.
@@ -96,6 +99,9 @@ const INFO_REASON: &str = "x-verbatim-reason";
 const INFO_FIELD: &str = "x-verbatim-field";
 const INFO_DETAIL: &str = "x-verbatim-detail";
 const INFO_BY_RABBITMQ: &str = "x-verbatim-by-rabbitmq";
+const DEAD_LETTER: &str = "x-verbatim-dead-letter";
+/// The header with what the sender of the message set. It is read only where that is needed.
+pub(crate) const SENT: &str = "x-verbatim-sent";
 
 pub(crate) static FIRST_ATTEMPT: FleetHeaders = FleetHeaders {
     resolved: None,
@@ -107,6 +113,7 @@ pub(crate) static FIRST_ATTEMPT: FleetHeaders = FleetHeaders {
     replay_count: 0,
     replay_of: None,
     dead_letter_info: None,
+    dead_letter: None,
 };
 
 impl Default for FleetHeaders {
@@ -122,8 +129,14 @@ impl FleetHeaders {
         header.starts_with(PREFIX)
     }
 
-    /// The fleet headers of a replay of this dead letter: identity and origin stay; attempts, history and
-    /// dead-letter info are reset.
+    /// The fleet headers of a copy that is no dead letter.
+    #[must_use]
+    pub fn not_dead_lettered(self) -> Self {
+        Self { dead_letter_info: None, dead_letter: None, ..self }
+    }
+
+    /// The fleet headers of a replay of this dead letter: identity and origin stay; attempts, history, the
+    /// dead-letter info and its id are reset.
     #[must_use]
     pub fn replayed(self, dead_letter: Uuid) -> Self {
         Self {
@@ -131,8 +144,7 @@ impl FleetHeaders {
             history: History::default(),
             replay_count: self.replay_count.saturating_add(1),
             replay_of: Some(dead_letter),
-            dead_letter_info: None,
-            ..self
+            ..self.not_dead_lettered()
         }
     }
 
@@ -166,6 +178,7 @@ impl FleetHeaders {
             (INFO_FIELD, refusal.and_then(|it| text(it.field.as_deref()?))),
             (INFO_DETAIL, refusal.and_then(|it| text(&it.detail))),
             (INFO_BY_RABBITMQ, info.and_then(|it| it.by_rabbitmq.then_some(Value::Bool(true)))),
+            (DEAD_LETTER, self.dead_letter.map(|id| id.to_string().into())),
         ];
         let present = headers.into_iter().filter_map(|(name, value)| Some((name, value?)));
         present.map(|(name, value)| (name.to_owned(), value)).collect()
@@ -182,6 +195,7 @@ impl FleetHeaders {
         let time = |name: &str| {
             headers.get(name).and_then(Value::as_i64).and_then(|t| Timestamp::from_micros(t).ok())
         };
+        let uuid = |name: &str| text(name).and_then(|id| Uuid::parse_str(id).ok());
         let resolved = || {
             Some(Resolved {
                 id: MessageId::new(text(ID)?).ok()?,
@@ -212,8 +226,9 @@ impl FleetHeaders {
             anonymous: headers.get(ANONYMOUS) == Some(&Value::Bool(true)),
             validated_user: owned(USER),
             replay_count: count(REPLAYS).unwrap_or(0),
-            replay_of: text(REPLAY_OF).and_then(|id| Uuid::parse_str(id).ok()),
+            replay_of: uuid(REPLAY_OF),
             dead_letter_info: dead_letter_info(),
+            dead_letter: uuid(DEAD_LETTER),
         }
     }
 }
@@ -270,6 +285,7 @@ mod tests {
                 },
                 by_rabbitmq: true,
             }),
+            dead_letter: Some(Uuid::from_u128(9)),
         }
     }
 
@@ -290,6 +306,7 @@ mod tests {
             replay_count: 3,
             replay_of: Some(dead_letter),
             dead_letter_info: None,
+            dead_letter: None,
             ..full()
         };
         assert_eq!(replayed, expected);

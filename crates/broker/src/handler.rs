@@ -87,7 +87,8 @@ pub type ReplyBody = Result<Box<RawValue>, ReplyError>;
 pub struct Part {
     /// The element as an action of its own.
     pub body: Vec<u8>,
-    /// Its identity; `None`: that of its body, without the AMQP message id of the delivery.
+    /// Its identity; `None`: that of its body, without the AMQP message id of the delivery. An element without any
+    /// identity may become a dead letter twice, if the process ends before the acknowledgement.
     pub resolved: Option<Resolved>,
     /// Why it failed.
     pub failure: Failure,

@@ -1,8 +1,9 @@
 //! Messages to publish: actions, events, and copies of deliveries.
 //!
 //! A copy carries the body, its content type, the identifying properties, the fleet headers and the trace.
-//! It never carries RabbitMQ's own headers, `CC`, `BCC`, `expiration` or `user_id` (RabbitMQ refuses a
-//! `user_id` that is not the publisher's).
+//! One fleet header has everything that the sender set ([`SenderFields`]). As properties and headers of its own a
+//! copy never has RabbitMQ's headers, `CC`, `BCC`, `expiration` or `user_id` (RabbitMQ refuses a `user_id` that
+//! is not the publisher's).
 
 use std::borrow::Cow;
 
@@ -14,9 +15,11 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use uuid::Uuid;
 
 use crate::Delivery;
+use crate::dead_letter_id::mint;
 use crate::delivery::{TRACEPARENT, TRACESTATE};
-use crate::fleet_headers::{DeadLetterInfo, FleetHeaders};
-use crate::topology::{ACTIONS, EVENTS, RetryQueue};
+use crate::fleet_headers::{DeadLetterInfo, FleetHeaders, SENT};
+use crate::sender_fields::SenderFields;
+use crate::topology::{ACTIONS, EVENTS, RetryQueue, WorkQueue};
 use crate::wire;
 
 /// A message to publish: always persistent, mandatory and with a message id.
@@ -45,6 +48,8 @@ pub struct Publication {
     pub tracestate: Option<String>,
     /// The fleet headers.
     pub fleet_headers: FleetHeaders,
+    /// Of a copy: what the sender of the message set.
+    pub sender: Option<Box<SenderFields>>,
 }
 
 /// The delivery mode that makes RabbitMQ write a message to disk (AMQP 0-9-1, `basic.publish`).
@@ -84,7 +89,7 @@ impl Publication {
             origin: Some(delivery.origin()),
             validated_user: owned(envelope.user_id),
             anonymous: envelope.message_id.is_none(),
-            ..delivery.fleet_headers().clone()
+            ..delivery.fleet_headers().clone().not_dead_lettered()
         };
         Self {
             message_id: owned(envelope.message_id).unwrap_or_else(new_message_id),
@@ -95,6 +100,7 @@ impl Publication {
             traceparent: delivery.traceparent(),
             tracestate: delivery.tracestate(),
             fleet_headers,
+            sender: Some(Box::new(delivery.sender_fields().bounded())),
             ..Self::to_queue(queue, delivery.body.clone())
         }
     }
@@ -106,10 +112,11 @@ impl Publication {
         self
     }
 
-    /// With the reason of the delivery's dead-letter info. A reason that RabbitMQ gave is in `x-death`,
-    /// which is not copied.
-    pub(crate) fn with_reason_of(mut self, delivery: &Delivery) -> Self {
+    /// As the same dead letter of `queue` that the delivery is. A reason that RabbitMQ gave is in `x-death`, which
+    /// is not copied, and an id that follows from what was sent would differ for the copy.
+    pub(crate) fn same_dead_letter(mut self, delivery: &Delivery, queue: WorkQueue) -> Self {
         self.fleet_headers.dead_letter_info = delivery.dead_letter_info().map(Cow::into_owned);
+        self.fleet_headers.dead_letter = Some(delivery.dead_letter_id(queue));
         self
     }
 
@@ -134,20 +141,34 @@ impl Publication {
         self
     }
 
-    /// As a dead letter of the queue `own_queue`.
+    /// As a dead letter of the queue `own_queue`, with the id that is minted here.
     #[must_use]
     pub fn dead_lettered(mut self, own_queue: &str, refusal: Refusal, at: Timestamp) -> Self {
         let history = &mut self.fleet_headers.history;
         history.first_failed_at.get_or_insert(at);
         history.last_failed_at = Some(at);
+        let message_id = (!self.fleet_headers.anonymous).then_some(self.message_id.as_str());
+        let id = mint(own_queue, refusal.reason, &self.fleet_headers, message_id, &self.body);
+        self.fleet_headers.dead_letter = Some(id);
         self.fleet_headers.dead_letter_info =
             Some(DeadLetterInfo { queue: own_queue.to_owned(), refusal, by_rabbitmq: false });
         self
     }
 
     /// The same message without optional properties, so that no property is too long for AMQP. A message
-    /// id that is too long was set by no AMQP client; it is replaced.
-    pub(crate) fn minimal(&self) -> Self {
+    /// id that is too long was set by no AMQP client; it is replaced. `None` if it is that already.
+    pub(crate) fn minimal(&self) -> Option<Self> {
+        let optional = [
+            &self.correlation_id,
+            &self.reply_to,
+            &self.content_type,
+            &self.traceparent,
+            &self.tracestate,
+        ];
+        let long_id = short("message_id", &self.message_id).is_err();
+        if !long_id && optional.iter().all(|property| property.is_none()) {
+            return None;
+        }
         let mut minimal = Self {
             correlation_id: None,
             reply_to: None,
@@ -156,26 +177,26 @@ impl Publication {
             tracestate: None,
             ..self.clone()
         };
-        if short("message_id", &self.message_id).is_err() {
+        if long_id {
             minimal.message_id = new_message_id();
             minimal.fleet_headers.anonymous = true;
         }
-        minimal
+        Some(minimal)
     }
 
     /// The headers as sent. If they are too long, the trace is left out, then the errors of the oldest
     /// attempts. All other headers are bounded.
     fn headers(&self) -> FieldTable {
-        let mut headers = wire::to_table(&self.fleet_headers.to_headers());
+        let mut headers = self.without_trace(&self.fleet_headers);
         let size = wire::encoded_bytes(&headers);
         let traces = [(TRACEPARENT, &self.traceparent), (TRACESTATE, &self.tracestate)];
         let trace = traces.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?)));
-        // One octet for the length of the name, one for the type, four for the length of the value.
-        let trace_bytes: usize =
-            trace.clone().map(|(name, value)| 1 + name.len() + 1 + 4 + value.len()).sum();
-        if size + trace_bytes <= MAX_HEADER_BYTES {
+        let trace: Vec<_> =
+            trace.map(|(name, value)| (name, AMQPValue::LongString(value.into()))).collect();
+        let trace_bytes = trace.iter().map(|(name, value)| wire::field_bytes(name, value));
+        if size + trace_bytes.sum::<usize>() <= MAX_HEADER_BYTES {
             for (name, value) in trace {
-                headers.insert(name.into(), AMQPValue::LongString(value.into()));
+                headers.insert(name.into(), value);
             }
         }
         let mut fleet_headers = Cow::Borrowed(&self.fleet_headers);
@@ -183,7 +204,15 @@ impl Publication {
             && !fleet_headers.history.reasons.is_empty()
         {
             fleet_headers.to_mut().history.reasons.remove(0);
-            headers = wire::to_table(&fleet_headers.to_headers());
+            headers = self.without_trace(&fleet_headers);
+        }
+        headers
+    }
+
+    fn without_trace(&self, fleet_headers: &FleetHeaders) -> FieldTable {
+        let mut headers = wire::to_table(&fleet_headers.to_headers());
+        if let Some(sender) = &self.sender {
+            headers.insert(SENT.into(), sender.to_header());
         }
         headers
     }
@@ -222,6 +251,7 @@ impl Publication {
             traceparent: None,
             tracestate: None,
             fleet_headers: FleetHeaders::default(),
+            sender: None,
         }
     }
 }
@@ -248,30 +278,25 @@ fn new_message_id() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet_headers::Origin;
+    use crate::delivery::tests::died_in;
+    use crate::delivery::tests::{delivered, with_properties};
+    use crate::fleet_headers::{History, Origin};
+    use crate::properties::tests::all as all_properties;
+    use crate::sender_fields::DeathsBy;
     use domain::failure::DeadLetterReason;
-    use serde_json::json;
+    use domain::ids::{ConversationId, MessageId};
+    use serde_json::{Map, Value, json};
 
     fn at(micros: i64) -> Timestamp {
         Timestamp::from_micros(micros).unwrap()
     }
 
     fn delivery() -> Delivery {
-        let properties = json!({"user_id": "agent", "exchange": "domain.actions"});
-        Delivery::from_stored(b"{}".to_vec(), &properties, &json!({}), at(0))
+        with_properties("domain.actions", BasicProperties::default().with_user_id("agent".into()))
     }
 
-    /// The delivery that a publication causes.
-    fn delivered(publication: &Publication) -> Delivery {
-        let mut amqp = lapin::message::Delivery::mock(
-            1,
-            publication.exchange.as_str().into(),
-            publication.routing_key.as_str().into(),
-            false,
-            publication.body.clone(),
-        );
-        amqp.properties = publication.properties().unwrap();
-        Delivery::from_amqp(amqp, at(9))
+    fn table(headers: &Value) -> FieldTable {
+        wire::to_table(headers.as_object().unwrap())
     }
 
     #[test]
@@ -325,9 +350,13 @@ mod tests {
             "x-verbatim-id": "forged", "x-verbatim-user": "forged", "x-verbatim-replays": 9,
             "traceparent": "00-trace", "tracestate": "x".repeat(600),
         });
-        let properties = json!({"message_id": "m-1", "expiration": "1", "user_id": "agent",
-                                "timestamp": 1_700_000_000, "reply_to": null});
-        let dead_letter = Delivery::from_stored(b"{}".to_vec(), &properties, &headers, at(0));
+        let properties = BasicProperties::default()
+            .with_message_id("m-1".into())
+            .with_expiration("1".into())
+            .with_user_id("agent".into())
+            .with_timestamp(1_700_000_000)
+            .with_headers(table(&headers));
+        let dead_letter = with_properties("", properties);
         let replay = Publication::copy(&dead_letter, "conversation.save_message");
         let replay = replay.replaying(Uuid::from_u128(7));
         assert_eq!((replay.exchange.as_str(), replay.message_id.as_str()), ("", "m-1"));
@@ -353,7 +382,8 @@ mod tests {
             "x-death": [{"queue": "domain.retry.1000", "exchange": "domain.retry.1000", "reason": "expired"}],
             "x-verbatim-replays": 1, "x-verbatim-attempt": 4, "x-verbatim-reasons": ["broken"],
         });
-        let dead_letter = Delivery::from_stored(b"{}".to_vec(), &json!({}), &headers, at(0));
+        let properties = BasicProperties::default().with_headers(table(&headers));
+        let dead_letter = with_properties("", properties);
         let replay = Publication::copy(&dead_letter, "q").replaying(Uuid::from_u128(7));
         assert_eq!((replay.fleet_headers.replay_count, replay.fleet_headers.attempt), (2, 1));
         assert!(replay.fleet_headers.history.reasons.is_empty());
@@ -379,6 +409,67 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_copy_fits_into_a_frame_with_all_that_it_carries() {
+        let text = || "x".repeat(10_000);
+        let mut history = History::default();
+        (0..20).for_each(|n| history.record(&text(), at(n)));
+        let refusal = Refusal {
+            reason: DeadLetterReason::AttemptsExhausted,
+            hint: None,
+            field: Some(text()),
+            detail: text(),
+        };
+        let sent: Map<String, Value> = (0..2_000)
+            .map(|n| (format!("{n}"), "x".repeat(n).into()))
+            .chain((0..300).map(|n| (format!("{n}-{}", "y".repeat(200)), Value::Null)))
+            .collect();
+        let properties = all_properties().with_headers(wire::to_table(&sent));
+        let mut copy = Publication::copy(&with_properties("domain.actions", properties), "q");
+        copy.fleet_headers = FleetHeaders {
+            resolved: Some(Resolved {
+                id: MessageId::new("x".repeat(128)).unwrap(),
+                conversation: ConversationId::new("x".repeat(128)).unwrap(),
+                timestamp: at(1),
+                received_at: at(2),
+            }),
+            history,
+            origin: Some(Origin { exchange: text(), routing_key: text() }),
+            validated_user: Some(text()),
+            replay_of: Some(Uuid::from_u128(1)),
+            ..copy.fleet_headers
+        };
+        copy = copy.dead_lettered(&text(), refusal, at(3));
+        copy.traceparent = Some("x".repeat(128));
+        copy.tracestate = Some("x".repeat(512));
+        let headers = copy.headers();
+        assert!(wire::encoded_bytes(&headers) <= MAX_HEADER_BYTES);
+        assert!(headers.inner().contains_key(SENT) && headers.inner().contains_key(TRACESTATE));
+        let fleet_headers = FleetHeaders::from_headers(&wire::to_json(&headers));
+        assert_eq!(fleet_headers.history.reasons.len(), 8);
+    }
+
+    #[test]
+    fn what_an_agent_calls_the_fields_of_a_sender_is_not_trusted() {
+        let forged = SenderFields::of(&all_properties(), DeathsBy::Sender).to_header();
+        let mut headers = FieldTable::default();
+        headers.insert(SENT.into(), forged);
+        let properties = BasicProperties::default().with_app_id("own".into()).with_headers(headers);
+        let retry = RetryQueue::Second.name();
+        // Through the exchange of the agents; and when RabbitMQ dead-lettered it from there.
+        let death = died_in("conversation.session", "delivery_limit", "domain.actions", "k");
+        let mut dead = properties.clone();
+        let mut headers = properties.headers().clone().unwrap();
+        headers.insert("x-death".into(), AMQPValue::FieldArray(vec![death].into()));
+        dead = dead.with_headers(headers);
+        for (exchange, properties) in [("domain.actions", properties), ("", dead)] {
+            let copy = Publication::copy(&with_properties(exchange, properties), retry);
+            let stored = delivered(&copy).stored();
+            assert_eq!(stored.properties, json!({"app_id": "own"}));
+            assert_eq!(stored.left_out, Some(json!({"headers": 1, "names": [SENT]})));
+        }
+    }
+
+    #[test]
     fn a_minimal_publication_has_no_property_too_long_for_amqp() {
         let long = || Some("x".repeat(256));
         let mut publication =
@@ -387,12 +478,13 @@ mod tests {
         publication.correlation_id = long();
         publication.reply_to = long();
         publication.content_type = long();
-        let minimal = delivered(&publication.minimal());
+        let minimal = delivered(&publication.minimal().unwrap());
         assert_eq!(minimal.envelope().message_id, None);
         assert_eq!(minimal.fleet_headers().history.reasons, ["broken"]);
         publication.message_id = "its-id".to_owned();
-        let minimal = delivered(&publication.minimal());
+        let minimal = delivered(&publication.minimal().unwrap());
         assert_eq!(minimal.origin(), delivery().origin());
+        assert_eq!(publication.minimal().unwrap().minimal(), None);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::connection::Endpoints;
 use crate::publication::Publication;
 use driver::{Call, Driver};
-use window::WindowSize;
+use window::{Outgoing, WindowSize};
 
 pub use error::PublishError;
 
@@ -60,8 +60,8 @@ impl Publisher {
         &self,
         publication: impl Into<Arc<Publication>>,
     ) -> Result<(), PublishError> {
-        let [result] =
-            self.call([publication.into()].into()).await.try_into().unwrap_or([publisher_ended()]);
+        let message = Outgoing { publication: publication.into(), not_after: None };
+        let [result] = self.call([message].into()).await.try_into().unwrap_or([publisher_ended()]);
         result
     }
 
@@ -70,11 +70,30 @@ impl Publisher {
         &self,
         publications: impl IntoIterator<Item = Arc<Publication>>,
     ) -> Vec<Result<(), PublishError>> {
+        self.publish_messages(publications, None).await
+    }
+
+    /// [`Self::publish_all`] of messages that must not be sent at `deadline` or later, also if the process gets no
+    /// time for a while. Each is compared with the clock when it is passed to the client library, which writes it
+    /// to the connection at once. In between a message can still be delayed, and afterwards in the network.
+    pub async fn publish_all_before(
+        &self,
+        deadline: Instant,
+        publications: impl IntoIterator<Item = Arc<Publication>>,
+    ) -> Vec<Result<(), PublishError>> {
+        self.publish_messages(publications, Some(deadline)).await
+    }
+
+    async fn publish_messages(
+        &self,
+        publications: impl IntoIterator<Item = Arc<Publication>>,
+        not_after: Option<Instant>,
+    ) -> Vec<Result<(), PublishError>> {
         let mut results = Vec::new();
         let (mut window, mut size) = (Vec::new(), WindowSize::default());
         for publication in publications {
             size.add(&publication);
-            window.push(publication);
+            window.push(Outgoing { publication, not_after });
             if size.is_full() {
                 results.extend(self.call(std::mem::take(&mut window)).await);
                 size = WindowSize::default();
@@ -86,11 +105,11 @@ impl Publisher {
         results
     }
 
-    async fn call(&self, publications: Vec<Arc<Publication>>) -> Vec<Result<(), PublishError>> {
-        let count = publications.len();
+    async fn call(&self, messages: Vec<Outgoing>) -> Vec<Result<(), PublishError>> {
+        let count = messages.len();
         let (results, received) = oneshot::channel();
         let called = Instant::now();
-        let sent = self.calls.send(Call { publications, called, results }).await;
+        let sent = self.calls.send(Call { messages, called, results }).await;
         match (sent, received.await) {
             (Ok(()), Ok(results)) => results,
             _ => vec![publisher_ended(); count],

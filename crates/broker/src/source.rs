@@ -18,9 +18,9 @@ pub(crate) enum FailurePolicy {
     /// They become dead letters of this queue, after retries where another attempt may succeed; suspects are
     /// quarantined. For work.
     DeadLetter(WorkQueue),
-    /// They are retried for ever, at the longest delay. For dead-letter queues: a dead letter has no further
-    /// queue.
-    RetryForever,
+    /// They are retried for ever, at the longest delay. For the dead-letter queue of this queue: a dead letter has
+    /// no further queue.
+    RetryForever(WorkQueue),
     /// Nothing of them is kept, but their senders get the error. While a dependency is unavailable they are held
     /// for [`REQUEST_TTL`](domain::failure_policy::REQUEST_TTL) at most. For requests: after that time nobody waits for the reply.
     Expire,
@@ -36,7 +36,7 @@ impl Source {
     /// The dead-letter queue of a work queue.
     #[must_use]
     pub const fn dead_letters(queue: WorkQueue) -> Self {
-        Self { queue: queue.dlq(), failure_policy: FailurePolicy::RetryForever }
+        Self { queue: queue.dlq(), failure_policy: FailurePolicy::RetryForever(queue) }
     }
 
     /// The queue of requests.
@@ -54,7 +54,7 @@ impl Source {
     pub(crate) const fn suspect(&self) -> Option<&'static str> {
         match self.failure_policy {
             FailurePolicy::DeadLetter(queue) => Some(queue.suspect()),
-            FailurePolicy::RetryForever | FailurePolicy::Expire => None,
+            FailurePolicy::RetryForever(_) | FailurePolicy::Expire => None,
         }
     }
 }

@@ -1,7 +1,8 @@
-//! Conversion between AMQP field tables and JSON, for reading, storing and writing headers.
+//! Conversion between AMQP field tables and JSON, for reading and writing the fleet headers, and the sizes of
+//! tables.
 //!
 //! Every AMQP type can be read. What was read is written again in the types that JSON has: texts, numbers,
-//! booleans, lists, tables and null.
+//! booleans, lists, tables and null. What a sender set is converted without loss (`lossless.rs`).
 
 use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 use serde_json::{Map, Value};
@@ -11,7 +12,16 @@ const LENGTH_BYTES: usize = 4;
 
 /// A table as JSON. Bytes that are not UTF-8 are replaced; timestamps become seconds since 1970.
 pub(crate) fn to_json(table: &FieldTable) -> Map<String, Value> {
-    table.into_iter().map(|(name, value)| (name.to_string(), value_to_json(value))).collect()
+    to_json_where(table, |_| true)
+}
+
+/// The fields of a table with these names as JSON, as [`to_json`] writes it.
+pub(crate) fn to_json_where(
+    table: &FieldTable,
+    wanted: impl Fn(&str) -> bool,
+) -> Map<String, Value> {
+    let fields = table.into_iter().filter(|(name, _)| wanted(name.as_str()));
+    fields.map(|(name, value)| (name.to_string(), value_to_json(value))).collect()
 }
 
 /// JSON as a table. Names longer than 255 bytes, AMQP's limit, are left out; our headers have none of them.
@@ -33,11 +43,15 @@ pub(crate) fn text(table: &FieldTable, name: &str) -> Option<String> {
     }
 }
 
-/// The encoded size of a table from [`to_table`], in bytes (AMQP 0-9-1, 4.2.5.5).
+/// The encoded size of a table, in bytes (AMQP 0-9-1, 4.2.5.5).
 pub(crate) fn encoded_bytes(table: &FieldTable) -> usize {
-    let fields =
-        table.into_iter().map(|(name, value)| 1 + name.as_str().len() + value_bytes(value));
+    let fields = table.into_iter().map(|(name, value)| field_bytes(name.as_str(), value));
     LENGTH_BYTES + fields.sum::<usize>()
+}
+
+/// The encoded size of a field of a table, in bytes.
+pub(crate) fn field_bytes(name: &str, value: &AMQPValue) -> usize {
+    1 + name.len() + value_bytes(value)
 }
 
 /// A header that is an integer, of any of AMQP's integer types.
@@ -48,15 +62,19 @@ pub(crate) fn number(table: &FieldTable, name: &str) -> Option<i64> {
 /// The encoded size of a value with its type octet, in bytes.
 fn value_bytes(value: &AMQPValue) -> usize {
     1 + match value {
-        AMQPValue::Boolean(_) => 1,
-        AMQPValue::LongLongInt(_) | AMQPValue::Double(_) => 8,
+        AMQPValue::Void => 0,
+        AMQPValue::Boolean(_) | AMQPValue::ShortShortInt(_) | AMQPValue::ShortShortUInt(_) => 1,
+        AMQPValue::ShortInt(_) | AMQPValue::ShortUInt(_) => 2,
+        AMQPValue::LongInt(_) | AMQPValue::LongUInt(_) | AMQPValue::Float(_) => 4,
+        AMQPValue::DecimalValue(_) => 5,
+        AMQPValue::LongLongInt(_) | AMQPValue::Double(_) | AMQPValue::Timestamp(_) => 8,
+        AMQPValue::ShortString(text) => 1 + text.as_str().len(),
+        AMQPValue::ByteArray(bytes) => LENGTH_BYTES + bytes.len(),
         AMQPValue::LongString(text) => LENGTH_BYTES + text.as_bytes().len(),
         AMQPValue::FieldArray(values) => {
             LENGTH_BYTES + values.as_slice().iter().map(value_bytes).sum::<usize>()
         }
         AMQPValue::FieldTable(table) => encoded_bytes(table),
-        // Void, and types that `to_table` does not write.
-        _ => 0,
     }
 }
 
@@ -102,8 +120,10 @@ fn value_to_amqp(value: &Value) -> AMQPValue {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use lapin::types::DecimalValue;
     use serde_json::json;
+
+    use super::*;
 
     #[test]
     fn what_json_has_is_read_back_as_written() {
@@ -127,6 +147,27 @@ mod tests {
         let list = 1 + 4 + 1 + 4 + 2 * (1 + 4 + 1);
         let flag = 1 + 4 + 1 + 1;
         assert_eq!(encoded_bytes(&to_table(&headers)), 4 + text + number + list + flag);
+    }
+
+    #[test]
+    fn the_encoded_size_of_every_type_is_known() {
+        let sizes = [
+            (AMQPValue::Void, 0),
+            (AMQPValue::ShortShortInt(1), 1),
+            (AMQPValue::ShortShortUInt(1), 1),
+            (AMQPValue::ShortInt(1), 2),
+            (AMQPValue::ShortUInt(1), 2),
+            (AMQPValue::LongInt(1), 4),
+            (AMQPValue::LongUInt(1), 4),
+            (AMQPValue::Float(1.0), 4),
+            (AMQPValue::DecimalValue(DecimalValue { scale: 1, value: 1 }), 5),
+            (AMQPValue::Double(1.0), 8),
+            (AMQPValue::Timestamp(1), 8),
+            (AMQPValue::ByteArray(vec![1, 2].into()), 4 + 2),
+        ];
+        for (value, size) in sizes {
+            assert_eq!(value_bytes(&value), 1 + size, "{value:?}");
+        }
     }
 
     #[test]

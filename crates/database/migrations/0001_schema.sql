@@ -217,7 +217,7 @@ CREATE TABLE daily_stats (
 CREATE INDEX daily_stats_dirty ON daily_stats (tenant_id, agent_id, day) WHERE dirty;
 
 CREATE TABLE dead_letters (
-    -- UUIDv5 of the properties that identify the dead letter: if it arrives twice, it is stored once.
+    -- Minted when the message was dead-lettered, and carried by it: if it arrives twice, it is stored once.
     id                uuid PRIMARY KEY,
     queue             text NOT NULL,
     reason            text NOT NULL,
@@ -231,8 +231,12 @@ CREATE TABLE dead_letters (
     routing_key       text NOT NULL,
     exchange          text NOT NULL,
     body              bytea NOT NULL,
+    -- What the sender set, and which of its headers are missing.
     properties        json NOT NULL,
     headers           json NOT NULL,
+    left_out          json,
+    -- How the dead letter was delivered: headers of RabbitMQ and of the fleet, and of a copy its properties.
+    delivery          json NOT NULL DEFAULT '{}',
     attempts          integer NOT NULL,
     replay_count      integer NOT NULL,
     first_failed_at   timestamptz NOT NULL,

@@ -55,6 +55,8 @@ fn dead_letter(n: u128) -> CollectedDeadLetter {
         body: b"{\"role\":\"bot\"}".to_vec(),
         properties: json!({"message_id": "m"}),
         headers: json!({"b": 1, "a": "\u{0}"}),
+        left_out: Some(json!({"headers": 1, "names": ["c"]})),
+        delivery: json!({"exchange": "domain.actions"}),
     };
     CollectedDeadLetter { dead_letter, message }
 }
@@ -130,6 +132,36 @@ async fn a_dead_letter_taken_by_one_run_is_not_taken_by_another_until_the_lease_
         1,
         "the run may record the open one again"
     );
+}
+
+#[tokio::test]
+async fn a_run_holds_what_it_took_only_while_it_is_open_and_its_lease_lasts() {
+    let (env, database) = migrated().await;
+    database.store_dead_letters(&[dead_letter(1), dead_letter(2)]).await.unwrap();
+    let (one, other, cursor) = (actor(), actor(), cursor(&database).await);
+    let ids = [1, 2].map(Uuid::from_u128);
+    let held = async |run| {
+        let mut held = database.hold_dead_letters(&ids, run, LEASE).await.unwrap();
+        held.sort();
+        held
+    };
+    let _taken = database.take_dead_letters(&cursor, &one, LEASE, 1).await.unwrap();
+    assert_eq!((held(&one).await, held(&other).await), (vec![ids[0]], Vec::new()));
+    // Each time the lease is renewed.
+    let nearly = "UPDATE dead_letters SET replay_lease_until = clock_timestamp() + interval '10 s'
+                  WHERE replay_run IS NOT NULL";
+    env.psql(nearly).await.unwrap();
+    assert_eq!(held(&one).await, [ids[0]]);
+    let renewed = "SELECT max(replay_lease_until) > clock_timestamp() + interval '30 s'
+                   FROM dead_letters";
+    assert_eq!(env.psql(renewed).await.unwrap(), "t");
+
+    env.psql("UPDATE dead_letters SET replay_lease_until = clock_timestamp()").await.unwrap();
+    assert!(held(&one).await.is_empty(), "its lease has ended, although nobody took it");
+    let _taken = database.take_dead_letters(&cursor, &other, LEASE, 2).await.unwrap();
+    assert_eq!((held(&one).await, held(&other).await), (Vec::new(), ids.to_vec()));
+    env.psql("UPDATE dead_letters SET status = 'discarded'").await.unwrap();
+    assert!(held(&other).await.is_empty());
 }
 
 #[tokio::test]

@@ -246,10 +246,9 @@ impl DeadLetterCollector {
 
 #[cfg(test)]
 mod tests {
-    use broker::topology;
+    use broker::{StoredDelivery, topology};
     use domain::decode::DEFAULT_MAX_BODY_BYTES;
     use fixtures::{endpoints, received_at, stores};
-    use serde_json::json;
     use sqlx::{Connection as _, PgConnection, raw_sql};
 
     use super::*;
@@ -266,8 +265,9 @@ mod tests {
             replica.metrics.clone(),
             Decoder { max_body_bytes: DEFAULT_MAX_BODY_BYTES },
         );
-        let delivery =
-            |body: &str| Delivery::from_stored(body.into(), &json!({}), &json!({}), received_at());
+        let delivery = |body: &str| {
+            Delivery::from_stored(body.into(), &StoredDelivery::default(), received_at())
+        };
         let items = ["one", "two"].map(|body| collector.decode(&delivery(body)).unwrap());
 
         let mut other = PgConnection::connect(&env.database_url).await.unwrap();

@@ -34,6 +34,8 @@ pub(super) fn dead_letter(body: &str) -> DeadLetterDetail {
             body: body.as_bytes().to_vec(),
             properties: json!({}),
             headers: json!({}),
+            left_out: None,
+            delivery: json!({}),
         },
         state: DeadLetterState {
             stored_at: failed_at,

@@ -1,24 +1,18 @@
 //! From a delivery to the record of a dead letter, and back.
 //!
 //! Forth, for the collector: which action failed, in which queue, why, and after how many attempts. A dead letter
-//! from a worker has this in the fleet headers. For one from RabbitMQ (delivery limit, expiration) it comes from
-//! the header `x-death`. Back, for showing, editing and replaying: the delivery that the collector read, whose
+//! from a worker has this and its id in the fleet headers. For one from RabbitMQ (delivery limit, expiration) it
+//! comes from the header `x-death`. Back, for showing, editing and replaying: the delivery that the collector read, whose
 //! headers are parsed and trusted by the same code.
 
-use broker::Delivery;
-use broker::fleet_headers::FleetHeaders;
-use broker::topology::{RetryQueue, WorkQueue};
+use broker::topology::WorkQueue;
+use broker::{Delivery, StoredDelivery};
 use database::{CollectedDeadLetter, DeadLetter, DeadLetterDetail, FailedMessage};
 use domain::event::DeadLettered;
 use domain::failure::{DeadLetterReason, Refusal};
 use domain::ids::{ConversationId, ConversationKey, SessionId, TenantId};
 use domain::time::Timestamp;
 use serde_json::{Map, Value};
-use uuid::Uuid;
-
-/// The UUID namespace of dead letter ids. Never change it: a dead letter that is delivered again would get another
-/// id and be stored a second time.
-const NAMESPACE: Uuid = Uuid::from_u128(0x2d9c_6f0b_4a1e_5c37_9b82_e05f_7d14_c6a8);
 
 /// Reads a dead letter from the dead-letter queue of `queue`: the record to store, and the event that announces
 /// it.
@@ -47,7 +41,7 @@ pub(crate) fn read_dead_letter(
     let text = |name: &str| body.get(name).and_then(Value::as_str).map(str::to_owned);
     let (origin, resolved) = (delivery.origin(), fleet_headers.resolved.as_ref());
     let dead_letter = DeadLetter {
-        id: id(queue, reason, delivery),
+        id: delivery.dead_letter_id(queue),
         queue: queue.name().to_owned(),
         reason: reason.to_string(),
         field: refusal.field.map(storable),
@@ -89,11 +83,9 @@ pub(crate) fn read_dead_letter(
         first_failed_at,
         last_failed_at,
     };
-    let message = FailedMessage {
-        body: delivery.body.clone(),
-        properties: delivery.properties(),
-        headers: Value::Object(delivery.headers()),
-    };
+    let StoredDelivery { properties, headers, left_out, delivery: delivered } = delivery.stored();
+    let body = delivery.body.clone();
+    let message = FailedMessage { body, properties, headers, left_out, delivery: delivered };
     (CollectedDeadLetter { dead_letter, message }, event)
 }
 
@@ -102,45 +94,13 @@ pub(crate) fn delivery_of(detail: &DeadLetterDetail, body: Vec<u8>) -> Delivery 
     let DeadLetterDetail { dead_letter, message, .. } = detail;
     let received_at =
         Timestamp::try_from(dead_letter.first_failed_at).unwrap_or(Timestamp::EARLIEST);
-    Delivery::from_stored(body, &message.properties, &message.headers, received_at)
-}
-
-/// The id of a dead letter, the same whenever it is delivered again. Derived from queue, resolved id, reason,
-/// replay count and body; without a resolved id, from everything that was sent.
-///
-/// It always includes the body: two senders may give one id to different content, and then each dead letter is
-/// the only place that has its content. Redelivered copies have the same bytes.
-fn id(queue: WorkQueue, reason: DeadLetterReason, delivery: &Delivery) -> Uuid {
-    let replays = delivery.fleet_headers().replay_count;
-    let mut name = format!("{}\0{reason}\0{replays}\0", queue.name()).into_bytes();
-    if let Some(resolved) = &delivery.fleet_headers().resolved {
-        let tenant = body_fields(&delivery.body);
-        let tenant = tenant.get("tenant_id").and_then(Value::as_str).unwrap_or_default();
-        for part in ["resolved", tenant, resolved.conversation.as_str(), resolved.id.as_str()] {
-            name.extend_from_slice(part.as_bytes());
-            name.push(0);
-        }
-    } else {
-        let mut headers = delivery.headers();
-        // These differ between copies of one dead letter: RabbitMQ's counts, and the fleet headers, which have
-        // the times of failures.
-        headers.remove("x-delivery-count");
-        headers.remove("x-acquired-count");
-        headers.retain(|header, _| !FleetHeaders::owns(header));
-        // RabbitMQ wrote these when the collector retried a copy, and not into the others.
-        let first_death = headers.get("x-first-death-queue").and_then(Value::as_str);
-        if RetryQueue::ALL.iter().any(|queue| Some(queue.name()) == first_death) {
-            let deaths = ["x-death", "x-first-death-", "x-last-death-"];
-            headers.retain(|header, _| !deaths.iter().any(|death| header.starts_with(death)));
-        }
-        name.extend_from_slice(delivery.properties().to_string().as_bytes());
-        name.push(0);
-        name.extend_from_slice(Value::Object(headers).to_string().as_bytes());
-        name.push(0);
-    }
-    // Last, because it is the only part that may contain NUL.
-    name.extend_from_slice(&delivery.body);
-    Uuid::new_v5(&NAMESPACE, &name)
+    let stored = StoredDelivery {
+        properties: message.properties.clone(),
+        headers: message.headers.clone(),
+        left_out: message.left_out.clone(),
+        delivery: message.delivery.clone(),
+    };
+    Delivery::from_stored(body, &stored, received_at)
 }
 
 /// The text fields of the body, at the top level and under `data`. The body may be invalid; what cannot be stored
@@ -172,120 +132,46 @@ fn storable(text: String) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use broker::fleet_headers::DeadLetterInfo;
-    use domain::envelope::Resolved;
-    use domain::ids::MessageId;
     use serde_json::json;
+    use uuid::Uuid;
+
+    use super::*;
 
     fn at(micros: i64) -> Timestamp {
         Timestamp::from_micros(micros).unwrap()
     }
 
-    /// A dead letter as a worker publishes it for a message with a resolved id.
-    fn resolved(id: &str, body: &str, received_at: Timestamp) -> Delivery {
-        let resolved = Resolved {
-            id: MessageId::new(id).unwrap(),
-            conversation: ConversationId::new("c").unwrap(),
-            timestamp: at(1),
-            received_at,
+    /// A dead letter as RabbitMQ delivers it, with these headers of the fleet.
+    fn received(headers: &Value) -> Delivery {
+        let stored = StoredDelivery {
+            properties: json!({"message_id": "m", "app_id": "booking"}),
+            headers: json!({"x-custom": "own"}),
+            left_out: Some(json!({"headers": 1, "names": ["x-large"]})),
+            delivery: json!({"properties": {"message_id": "m"}, "headers": headers}),
         };
-        let dead_letter_info = DeadLetterInfo {
-            queue: WorkQueue::SaveMessage.name().to_owned(),
-            refusal: Refusal {
-                reason: DeadLetterReason::Conflict,
-                hint: None,
-                field: None,
-                detail: "taken".to_owned(),
-            },
-            by_rabbitmq: false,
-        };
-        let fleet_headers = FleetHeaders {
-            resolved: Some(resolved),
-            dead_letter_info: Some(dead_letter_info),
-            ..FleetHeaders::default()
-        };
-        with_fleet_headers(body, &fleet_headers, received_at)
-    }
-
-    fn with_fleet_headers(body: &str, fleet_headers: &FleetHeaders, at: Timestamp) -> Delivery {
-        let headers = Value::Object(fleet_headers.to_headers());
-        Delivery::from_stored(body.as_bytes().to_vec(), &json!({}), &headers, at)
-    }
-
-    fn id_of(delivery: &Delivery) -> Uuid {
-        read_dead_letter(WorkQueue::SaveMessage, delivery).0.dead_letter.id
+        Delivery::from_stored(b"{}".to_vec(), &stored, at(2))
     }
 
     #[test]
-    fn different_content_under_one_id_is_another_dead_letter_and_the_same_content_is_not() {
-        let dead_letter = |content: &str, received_at| {
-            let body = json!({"tenant_id": "t", "message_id": "m", "content": content});
-            id_of(&resolved("m", &body.to_string(), received_at))
-        };
-        assert_ne!(dead_letter("second", at(2)), dead_letter("third", at(2)));
-        assert_eq!(dead_letter("third", at(2)), dead_letter("third", at(3)));
-    }
-
-    #[test]
-    fn one_body_is_another_dead_letter_for_each_id_queue_and_replay() {
-        let dead_letter = resolved("m", "{}", at(2));
-        let replayed = FleetHeaders { replay_count: 1, ..dead_letter.fleet_headers().clone() };
-        let replayed = with_fleet_headers("{}", &replayed, at(2));
-        let elsewhere = read_dead_letter(WorkQueue::Session, &dead_letter).0.dead_letter.id;
-        let ids =
-            [id_of(&dead_letter), id_of(&resolved("n", "{}", at(2))), id_of(&replayed), elsewhere];
-        let distinct: std::collections::BTreeSet<_> = ids.iter().collect();
-        assert_eq!(distinct.len(), ids.len(), "{ids:?}");
-    }
-
-    #[test]
-    fn without_a_resolved_id_all_that_was_sent_identifies_the_dead_letter() {
-        let sent = |message_id: &str, body: &[u8]| {
-            let properties = json!({"message_id": message_id});
-            id_of(&Delivery::from_stored(body.to_vec(), &properties, &json!({}), at(2)))
-        };
-        assert_eq!(sent("m", b"what"), sent("m", b"what"));
-        assert_ne!(sent("m", b"what"), sent("m", b"who"));
-        assert_ne!(sent("m", b"what"), sent("n", b"what"));
-    }
-
-    #[test]
-    fn a_dead_letter_that_its_collector_retried_keeps_its_id() {
-        let with = |headers: &Value| {
-            id_of(&Delivery::from_stored(b"what".to_vec(), &json!({}), headers, at(2)))
-        };
-        let death = |queue: &str| json!({"queue": queue, "reason": "expired", "count": 1});
-        let retried = |name: &str| {
-            json!({
-                "x-death": [death("domain.retry.5000"), death("domain.retry.1000")],
-                "x-first-death-queue": "domain.retry.1000", "x-first-death-reason": "expired",
-                "x-first-death-exchange": "domain.retry.1000",
-                "x-last-death-queue": "domain.retry.5000", "x-last-death-reason": "expired",
-                "x-last-death-exchange": "domain.retry.5000",
-                "traceparent": name,
-            })
-        };
-        assert_eq!(with(&retried("t")), with(&json!({"traceparent": "t"})));
-        assert_ne!(with(&retried("t")), with(&retried("u")));
-        // What RabbitMQ wrote when a work queue dead-lettered the message stays part of its id.
-        let limit = json!({"x-death": [death("bot.state")], "x-first-death-queue": "bot.state"});
-        assert_ne!(with(&limit), with(&json!({})));
-    }
-
-    #[test]
-    fn the_id_of_a_dead_letter_is_the_same_in_every_version() {
+    fn a_dead_letter_has_the_id_that_it_carries_and_what_its_sender_set() {
+        let id = Uuid::from_u128(7);
         let headers = json!({
-            "x-death": [{"queue": "bot.state", "reason": "delivery_limit", "count": 1}],
-            "x-first-death-queue": "bot.state", "x-first-death-reason": "delivery_limit",
+            "x-verbatim-dead-letter": id, "x-verbatim-queue": "conversation.save_message",
+            "x-verbatim-reason": "schema", "x-verbatim-detail": "role is missing",
+            "x-verbatim-exchange": "domain.actions", "x-verbatim-routing-key": "k",
         });
-        let ids = [json!({}), headers].map(|headers| {
-            let properties = json!({"message_id": "m"});
-            let delivery = Delivery::from_stored(b"what".to_vec(), &properties, &headers, at(2));
-            id_of(&delivery).to_string()
-        });
-        let expected =
-            ["988545ee-33f6-53fb-9729-526b66177b4c", "550c3d34-9d29-53c5-8c8b-311edfa8260e"];
-        assert_eq!(ids, expected);
+        let delivery = received(&headers);
+        let (collected, event) = read_dead_letter(WorkQueue::SaveMessage, &delivery);
+        assert_eq!((collected.dead_letter.id, event.dead_letter_id), (id, id));
+        assert_eq!(collected.dead_letter.reason, "schema");
+        let FailedMessage { properties, headers, left_out, .. } = &collected.message;
+        assert_eq!(properties, &json!({"message_id": "m", "app_id": "booking"}));
+        assert_eq!(headers, &json!({"x-custom": "own"}));
+        assert_eq!(left_out, &Some(json!({"headers": 1, "names": ["x-large"]})));
+        let mut detail = crate::fixtures::dead_letter("{}");
+        detail.message = collected.message;
+        let again = delivery_of(&detail, b"{}".to_vec());
+        assert_eq!(again.stored(), delivery.stored());
+        assert_eq!(again.dead_letter_info(), delivery.dead_letter_info());
     }
 }

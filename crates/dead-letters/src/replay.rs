@@ -1,6 +1,6 @@
 //! Replaying dead letters, so that a cause that is not fixed yet shows early and nothing takes effect twice.
 //!
-//! take (under a lease) → publish, confirmed → record, in this order; the types allow no other. A dead letter
+//! take (under a lease) → confirm the lease → publish, confirmed → record, in this order; the types allow no other. A dead letter
 //! becomes `replayed` only after RabbitMQ confirmed it. If a run crashes before it recorded that, it stays open,
 //! and another replay sends it again as the same action, which takes effect once.
 //!

@@ -154,7 +154,7 @@ mod tests {
             "x-verbatim-timestamp-us": 1_000_000, "x-verbatim-received-us": 1_000_000,
         });
         let mut row = dead_letter(ANONYMOUS);
-        row.message.headers = headers;
+        row.message.delivery = json!({"headers": headers, "properties": {}});
         let moment = "1970-01-01T00:00:01.000000Z".to_owned();
         assert_eq!(resolved(&row), (first.clone(), moment.clone()));
         let body = ANONYMOUS.replace("hi", "ho");

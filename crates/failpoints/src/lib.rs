@@ -1,5 +1,5 @@
-//! Failpoints: the named steps at which a test build can be made to abort, as in a crash, and the guards that a
-//! test build can be made to leave out.
+//! Failpoints: the named steps at which a test build can be made to abort, as in a crash, or to stop, as a process
+//! that gets no time for a while; and the guards that a test build can be made to leave out.
 //!
 //! The claim "a crash at any step loses no message" concerns every gap between two effects of one
 //! piece of work. So each gap is a step with a name. The code calls [`reached`] at it, and a test
@@ -15,6 +15,9 @@
 //! To add a step: add it to [`Step`], [`Step::ALL`] and [`Step::name`], call [`reached`] at it, and
 //! add a case to the test of all steps (`tests/tests/faults/crashes.rs`), which fails until it has
 //! one.
+
+#[cfg(not(feature = "armed"))]
+use std::time::Duration;
 
 /// A gap between two effects of one piece of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +49,10 @@ pub enum Step {
     DeadLetterStored,
     /// Their events are published.
     DeadLetterAnnounced,
+    /// A replay has taken dead letters; it has not confirmed that it still holds them.
+    ReplayTaken,
+    /// It has confirmed that it holds them; they are not published.
+    ReplayHeld,
     /// RabbitMQ has confirmed replayed dead letters; their rows are not marked as replayed.
     ReplayConfirmed,
     /// Their rows are marked as replayed.
@@ -54,7 +61,7 @@ pub enum Step {
 
 impl Step {
     /// Every step.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::SaveDecoded,
         Self::SaveCommitted,
         Self::SaveAppended,
@@ -68,6 +75,8 @@ impl Step {
         Self::CloseArchived,
         Self::DeadLetterStored,
         Self::DeadLetterAnnounced,
+        Self::ReplayTaken,
+        Self::ReplayHeld,
         Self::ReplayConfirmed,
         Self::ReplayMarked,
     ];
@@ -89,6 +98,8 @@ impl Step {
             Self::CloseArchived => "close.archived",
             Self::DeadLetterStored => "dead_letter.stored",
             Self::DeadLetterAnnounced => "dead_letter.announced",
+            Self::ReplayTaken => "replay.taken",
+            Self::ReplayHeld => "replay.held",
             Self::ReplayConfirmed => "replay.confirmed",
             Self::ReplayMarked => "replay.marked",
         }
@@ -97,6 +108,11 @@ impl Step {
 
 /// The environment variable with the name of the step at which a test build aborts.
 pub const AT: &str = "VERBATIM_CRASH_AT";
+/// The environment variable with the name of the step at which a test build stops itself (SIGSTOP) the first
+/// time, until it is continued (SIGCONT).
+pub const STOP_AT: &str = "VERBATIM_STOP_AT";
+/// The environment variable with the lease of a replay in milliseconds. A test cannot wait for the usual one.
+pub const REPLAY_LEASE: &str = "VERBATIM_REPLAY_LEASE_MS";
 /// The environment variable with a text: a test build aborts when it decodes a body that contains
 /// it. Such a message crashes every worker that receives it.
 pub const ON: &str = "VERBATIM_CRASH_ON";
@@ -180,21 +196,38 @@ pub const fn holds(_: Guard) -> bool {
     true
 }
 
+/// The lease of a replay. In an ordinary build it is the usual one.
+#[cfg(not(feature = "armed"))]
+#[inline(always)]
+#[must_use]
+pub fn replay_lease(usual: Duration) -> Duration {
+    usual
+}
+
 #[cfg(feature = "armed")]
-pub use armed::{holds, reached, shown};
+pub use armed::{holds, reached, replay_lease, shown};
 
 #[cfg(feature = "armed")]
 mod armed {
+    use std::process::Command;
     use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
 
-    use super::{AT, Guard, OFF, ON, Step};
+    use super::{AT, Guard, OFF, ON, REPLAY_LEASE, STOP_AT, Step};
 
     static STEP: LazyLock<Option<String>> = LazyLock::new(|| variable(AT));
+    static STOPPED: AtomicBool = AtomicBool::new(false);
+    static STOP: LazyLock<Option<String>> = LazyLock::new(|| variable(STOP_AT));
     static TEXT: LazyLock<Option<String>> = LazyLock::new(|| variable(ON));
     static LEFT_OUT: LazyLock<Option<String>> = LazyLock::new(|| variable(OFF));
 
-    /// Aborts the process if this is the step in [`AT`].
+    /// Aborts the process if this is the step in [`AT`], and stops it if it is the one in [`STOP_AT`], the
+    /// first time.
     pub fn reached(step: Step) {
+        if STOP.as_deref() == Some(step.name()) && !STOPPED.swap(true, Ordering::Relaxed) {
+            stop();
+        }
         if STEP.as_deref() == Some(step.name()) {
             // Runs no destructor and closes no connection, as in a power failure.
             std::process::abort();
@@ -205,6 +238,21 @@ mod armed {
     #[must_use]
     pub fn holds(guard: Guard) -> bool {
         LEFT_OUT.as_deref() != Some(guard.name())
+    }
+
+    /// Returns when the process was stopped and continued. The shell ends only when its parent is stopped, so this
+    /// thread cannot run on meanwhile.
+    fn stop() {
+        let stop = "kill -STOP $PPID; until grep -q '^State:.T' /proc/$PPID/status; do :; done";
+        if !Command::new("sh").args(["-c", stop]).status().is_ok_and(|status| status.success()) {
+            std::process::abort();
+        }
+    }
+
+    /// The lease in [`REPLAY_LEASE`], or else the usual one.
+    pub fn replay_lease(usual: Duration) -> Duration {
+        let milliseconds = variable(REPLAY_LEASE).and_then(|value| value.parse().ok());
+        milliseconds.map_or(usual, Duration::from_millis)
     }
 
     /// Aborts the process if the body contains the text in [`ON`].

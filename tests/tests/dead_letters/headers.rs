@@ -22,12 +22,52 @@ async fn a_replayed_dead_letter_of_the_delivery_limit_survives_a_later_retry() {
     }
     let collector = scenario.start(COLLECTOR).await;
     let dead_letter = "SELECT concat_ws('|', reason, queue, exchange, routing_key,
-                      json_array_length(headers->'x-death')) FROM dead_letters";
+                      json_array_length(delivery->'headers'->'x-death')) FROM dead_letters";
     let expected = format!("delivery_limit|{SAVES}|domain.actions|{SAVES}|1");
     scenario.until_sql(dead_letter, &expected).await;
     replayed_with_a_retry(&scenario, "m1").await;
     scenario.finish([collector]).await;
     assert_eq!(scenario.reader().stored(&key_of(&body)).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_dead_letter_shows_what_its_sender_set_whoever_dead_lettered_it() {
+    let scenario = Scenario::new().await;
+    let rabbit = scenario.rabbit();
+    let properties = json!({
+        "content_type": "application/json", "content_encoding": "identity", "delivery_mode": 2,
+        "priority": 3, "correlation_id": "c-1", "message_id": "m-1", "timestamp": 1_700_000_000,
+        "type": "chat", "app_id": "booking", "cluster_id": "eu",
+        "headers": {"x-custom": "own", "retries": 7, "nested": {"list": [true, {"deep": "\u{0}"}]}},
+    });
+    let bad = message("shown", "s", "m1", &json!({"role": "bot"})).to_string();
+    // By RabbitMQ, at the delivery limit; then by a worker.
+    rabbit.publish(SAVES, &properties, &bad).await;
+    for _ in 0..=DELIVERY_LIMIT {
+        rabbit.requeue_first(SAVES).await;
+    }
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
+    scenario.until_sql("SELECT string_agg(reason, ',') FROM dead_letters", "delivery_limit").await;
+    rabbit.publish(SAVES, &properties, &bad).await;
+    scenario.until_sql("SELECT count(*) FROM dead_letters", "2").await;
+    scenario.finish([saver, collector]).await;
+
+    for reason in ["delivery_limit", "schema"] {
+        let id = format!("SELECT id FROM dead_letters WHERE reason = '{reason}'");
+        let id = scenario.sql(&id).await;
+        let output = scenario.verbatim(&["dead-letters", "show", &id, "--json"]).await;
+        let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let mut sent = properties.clone();
+        let headers = sent.as_object_mut().unwrap().remove("headers").unwrap();
+        assert_eq!(shown["properties"], sent, "{reason}");
+        let (custom, number) = (&shown["headers"]["x-custom"], &shown["headers"]["retries"]);
+        assert_eq!((custom, number), (&headers["x-custom"], &headers["retries"]), "{reason}");
+        // JSON holds U+0000, but PostgreSQL's operators on JSON refuse it.
+        let zero = json!({"$type": "text", "hex": "00"});
+        assert_eq!(shown["headers"]["nested"], json!({"list": [true, {"deep": zero}]}), "{reason}");
+        assert_eq!(shown["headers"].as_object().unwrap().len(), 3, "{reason}: {shown}");
+        assert_eq!(shown["left_out"], Value::Null, "{reason}");
+    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 
 mod headers;
 mod replays;
+mod stopped;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -68,6 +69,26 @@ async fn a_body_without_an_id_that_is_dead_lettered_twice_is_one_dead_letter() {
         scenario.sql("SELECT count(*), max(reason) FROM dead_letters").await,
         "1|malformed_json"
     );
+    scenario.finish([saver, collector]).await;
+}
+
+#[tokio::test]
+async fn equal_bodies_without_an_identity_are_dead_letters_of_their_own() {
+    let scenario = Scenario::new().await;
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
+    let rabbit = scenario.rabbit();
+    let mut refused = message("equal", "s", "", &json!({"role": "bot"}));
+    let fields = refused.as_object_mut().unwrap();
+    fields.remove("message_id");
+    fields.remove("timestamp");
+    for body in ["{broken", &refused.to_string()] {
+        for _ in 0..2 {
+            rabbit.publish(SAVES, &json!({"delivery_mode": 2}), body).await;
+        }
+    }
+    scenario.until_sql("SELECT sum(copies) FROM dead_letters", "4").await;
+    let rows = "SELECT string_agg(reason || copies, ',' ORDER BY reason) FROM dead_letters";
+    assert_eq!(scenario.sql(rows).await, "malformed_json1,malformed_json1,schema1,schema1");
     scenario.finish([saver, collector]).await;
 }
 

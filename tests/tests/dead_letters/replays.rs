@@ -8,11 +8,13 @@ use dead_letters::{
     DeadLetterValidator, Ended, ReplayReport, ReplaySettings, Replayer, StopOnFailure,
 };
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
+use domain::failure::DeadLetterReason;
 use fixtures::{database, endpoints};
 use metrics::Metrics;
 use serde_json::{Value, json};
 use system_tests::{
-    COLLECTOR, LIMIT, SAVER, Scenario, anonymous, as_dead_letter, at, key_of, message,
+    COLLECTOR, LIMIT, SAVER, Scenario, anonymous, as_dead_letter, as_dead_letter_for, at, key_of,
+    message,
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -243,6 +245,24 @@ async fn a_replay_that_fails_as_a_discarded_dead_letter_reopens_it_and_ends() {
         scenario.sql(states).await,
         "open|0|2|2, replayed|0|1|1, discarded|1|2|2, open|1|1|2"
     );
+    scenario.finish([saver, collector]).await;
+}
+
+#[tokio::test]
+async fn two_dead_letters_of_one_message_that_are_replayed_and_fail_alike_stay_two() {
+    let scenario = Scenario::new().await;
+    let bad = message("alike", "s", "m1", &json!({"role": "bot"})).to_string();
+    let with = |reason| as_dead_letter_for(&bad, reason);
+    let reasons = [DeadLetterReason::AttemptsExhausted, DeadLetterReason::DeliveryLimit];
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
+    scenario.agent().send(reasons.map(with).into()).await;
+    scenario.until_sql("SELECT count(*) FROM dead_letters", "2").await;
+    let replayer = replayer(&scenario);
+    let report = watched(&replayer, Selection::All, StopOnFailure::Never).await;
+    assert_eq!((report.replayed, report.failed_again), (2, 2), "each failed again");
+    let failures = "SELECT concat_ws('|', count(*), count(DISTINCT replay_of), max(copies))
+                    FROM dead_letters WHERE replay_count = 1";
+    assert_eq!(scenario.sql(failures).await, "2|2|1");
     scenario.finish([saver, collector]).await;
 }
 

@@ -113,6 +113,12 @@ crash_tests! {
     async fn a_crash_of_a_statistics_worker_at_acknowledged_changes_nothing()
         = worker_crashes(Acknowledged, STATISTICS);
     #[tokio::test]
+    async fn a_replay_that_crashes_at_replay_taken_is_repeated_and_takes_effect_once()
+        = replay_crashes(ReplayTaken, VERBATIM);
+    #[tokio::test]
+    async fn a_replay_that_crashes_at_replay_held_is_repeated_and_takes_effect_once()
+        = replay_crashes(ReplayHeld, VERBATIM);
+    #[tokio::test]
     async fn a_replay_that_crashes_at_replay_confirmed_is_repeated_and_takes_effect_once()
         = replay_crashes(ReplayConfirmed, VERBATIM);
     #[tokio::test]

@@ -50,7 +50,7 @@ async fn an_unclassified_failure_is_retried_three_times_and_then_a_dead_letter_w
     published.reconcile(&scenario, &reader).await;
     let dead_letter =
         "SELECT concat_ws('|', message_id, queue, reason, attempts, routing_key, exchange,
-                      json_array_length(headers->'x-verbatim-reasons'),
+                      json_array_length(delivery->'headers'->'x-verbatim-reasons'),
                       last_failed_at - first_failed_at BETWEEN '35 s' AND '80 s')
                   FROM dead_letters";
     let expected = "m00001|conversation.save_message|attempts_exhausted|4|conversation.save_message|domain.actions|4|t";

@@ -152,13 +152,13 @@ fn fail<H: Handler>(
             Failed { copy: None, refusal: Some(refusal) }
         }
         // A dead letter has no further queue, so it is retried for ever.
-        (failure, FailurePolicy::RetryForever) => {
+        (failure, FailurePolicy::RetryForever(queue)) => {
             let error = failure.to_string();
             let retry = retry.or(retries.last().copied()).unwrap_or(RetryQueue::HalfMinute);
             shared.observer.retried(delivery, None, retry, &error);
-            let again =
-                copy_to(own_queue).with_reason_of(delivery).with_failed_attempt(&error, now);
-            Failed { copy: Some((again.delayed(retry), DeliveryOutcome::Retried)), refusal: None }
+            let again = copy_to(own_queue).same_dead_letter(delivery, queue);
+            let again = again.with_failed_attempt(&error, now).delayed(retry);
+            Failed { copy: Some((again, DeliveryOutcome::Retried)), refusal: None }
         }
         (failure, FailurePolicy::DeadLetter(queue)) => match (failure, retry) {
             (Failure::Retry(cause), Some(retry)) => {
@@ -211,7 +211,7 @@ pub(super) async fn publish(
             };
             let shorter = matches!(error, PublishError::TooLong(_))
                 .then(|| copy.publication.minimal())
-                .filter(|shorter| *shorter != *copy.publication);
+                .flatten();
             match shorter {
                 Some(shorter) => minimal.push(Copy { publication: Arc::new(shorter), ..copy }),
                 None => {

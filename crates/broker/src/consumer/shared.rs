@@ -48,7 +48,7 @@ impl<H: Handler> Shared<H> {
     pub(super) fn hold_limit(&self) -> Option<Duration> {
         match self.source.failure_policy {
             FailurePolicy::Expire => None,
-            FailurePolicy::DeadLetter(_) | FailurePolicy::RetryForever => {
+            FailurePolicy::DeadLetter(_) | FailurePolicy::RetryForever(_) => {
                 Some(self.settings.hold_limit)
             }
         }

@@ -3,7 +3,6 @@
 //! After a window without all its confirms the connection is closed. So a late confirm or return is never
 //! matched to a publish of the next window.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use domain::causes::with_causes;
@@ -14,15 +13,14 @@ use metrics::{Counter, Metrics, PublishOutcome, Timing};
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::PublishError;
-use super::window::{Settled, Window, WindowSize};
-use crate::Publication;
+use super::window::{Outgoing, Settled, Window, WindowSize};
 use crate::backoff::Backoff;
 use crate::connection::{Endpoints, Error, Link, request};
 use crate::panics::catch_panic;
 
 #[derive(Debug)]
 pub(super) struct Call {
-    pub(super) publications: Vec<Arc<Publication>>,
+    pub(super) messages: Vec<Outgoing>,
     pub(super) called: Instant,
     pub(super) results: oneshot::Sender<Vec<Result<(), PublishError>>>,
 }
@@ -62,15 +60,15 @@ impl Driver {
     }
 
     async fn serve(&mut self, calls: Vec<Call>) {
-        let publications: Vec<_> =
-            calls.iter().flat_map(|call| call.publications.iter().cloned()).collect();
+        let messages: Vec<_> =
+            calls.iter().flat_map(|call| call.messages.iter().cloned()).collect();
         // The calls are in order, so the first one has waited longest.
         let deadline = calls[0].called + self.timeout;
-        let results = self.publish(&publications, deadline).await;
+        let results = self.publish(&messages, deadline).await;
         self.count(&results);
         let mut results = results.into_iter();
         for call in calls {
-            let own = results.by_ref().take(call.publications.len()).collect();
+            let own = results.by_ref().take(call.messages.len()).collect();
             self.metrics.observe(Timing::Publish, call.called.elapsed());
             // Fails when the caller stopped waiting. Its messages are published nevertheless.
             drop(call.results.send(own));
@@ -81,10 +79,10 @@ impl Driver {
     async fn next_calls(&mut self) -> Option<Vec<Call>> {
         let mut calls = vec![self.calls.recv().await?];
         let mut size = WindowSize::default();
-        calls[0].publications.iter().for_each(|publication| size.add(publication));
+        calls[0].messages.iter().for_each(|message| size.add(&message.publication));
         while !size.is_full() {
             let Ok(call) = self.calls.try_recv() else { break };
-            call.publications.iter().for_each(|publication| size.add(publication));
+            call.messages.iter().for_each(|message| size.add(&message.publication));
             calls.push(call);
         }
         Some(calls)
@@ -92,21 +90,21 @@ impl Driver {
 
     async fn publish(
         &mut self,
-        publications: &[Arc<Publication>],
+        messages: &[Outgoing],
         deadline: Instant,
     ) -> Vec<Result<(), PublishError>> {
         let link = match self.take_link(deadline).await {
             Ok(link) => link,
             Err(error) => {
                 let error = PublishError::Unreachable(with_causes(&error));
-                return vec![Err(error); publications.len()];
+                return vec![Err(error); messages.len()];
             }
         };
         // A call that waited long for the connection still gets half of the timeout for the confirms.
         let remaining = deadline.saturating_duration_since(Instant::now());
         let limit = remaining.max(self.timeout / 2);
         let Settled { mut results, complete } =
-            Window::new(publications).publish(&link.channel, limit).await;
+            Window::new(messages).publish(&link.channel, limit).await;
         // A channel that published to a queue without a leader refuses publishes also after the queue has
         // a leader again (RabbitMQ 3.10). The next window gets a new channel.
         let refused = results.contains(&Err(PublishError::Refused));
@@ -177,7 +175,11 @@ impl Driver {
                 }
                 Err(PublishError::Blocked) => PublishOutcome::Blocked,
                 Err(PublishError::Unknown(_)) => PublishOutcome::Unknown,
-                Err(PublishError::TooLong(_) | PublishError::Unreachable(_)) => continue,
+                Err(
+                    PublishError::TooLong(_) | PublishError::TooLate | PublishError::Unreachable(_),
+                ) => {
+                    continue;
+                }
             };
             self.metrics.add(Counter::Publishes { outcome }, 1);
         }
@@ -194,7 +196,10 @@ async fn open(endpoints: Endpoints) -> Result<Link, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::Publication;
 
     /// The latest instant. Adding a timeout to it overflows, so the driver panics.
     fn latest_instant() -> Instant {
@@ -214,9 +219,10 @@ mod tests {
         let task = tokio::spawn(driver.run());
         let mut outcomes = Vec::new();
         for called in [latest_instant(), Instant::now()] {
-            let publications = vec![Arc::new(Publication::to_queue("queue", Vec::new()))];
+            let publication = Arc::new(Publication::to_queue("queue", Vec::new()));
+            let messages = vec![Outgoing { publication, not_after: None }];
             let (results, received) = oneshot::channel();
-            calls.send(Call { publications, called, results }).await.unwrap();
+            calls.send(Call { messages, called, results }).await.unwrap();
             outcomes.push(received.await);
         }
         assert!(outcomes[0].is_err(), "{outcomes:?}");

@@ -11,6 +11,9 @@ pub enum PublishError {
     /// A property is too long for AMQP: the only failure that is the message's own fault. It was not sent.
     #[error(transparent)]
     TooLong(#[from] TooLong),
+    /// Its deadline had passed before it could be sent. It was not sent.
+    #[error("not sent: its deadline had passed")]
+    TooLate,
     /// RabbitMQ is unreachable. The message was not sent.
     #[error("cannot publish: {0}")]
     Unreachable(String),

@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -17,9 +17,17 @@ use lapin::{Channel, Confirmation};
 use super::error::PublishError;
 use crate::publication::{Publication, TooLong, short};
 
+/// A message to send.
+#[derive(Debug, Clone)]
+pub(super) struct Outgoing {
+    pub(super) publication: Arc<Publication>,
+    /// It is not sent at or after this time.
+    pub(super) not_after: Option<Instant>,
+}
+
 /// Publishes that were sent together, in their order.
 pub(super) struct Window<'a> {
-    publications: &'a [Arc<Publication>],
+    messages: &'a [Outgoing],
     confirms: Vec<ConfirmResult>,
 }
 
@@ -47,6 +55,8 @@ enum ConfirmResult {
     Pending,
     /// A property is too long. It was not sent.
     TooLong(TooLong),
+    /// Its deadline had passed. It was not sent.
+    TooLate,
     /// The channel failed before the confirm.
     Failed(String),
     /// Confirmed (`basic.ack`), with the return that lapin attached, if any. It may be of another publish.
@@ -59,8 +69,8 @@ enum ConfirmResult {
 type Returned = Option<String>;
 
 impl<'a> Window<'a> {
-    pub(super) fn new(publications: &'a [Arc<Publication>]) -> Self {
-        Self { publications, confirms: vec![ConfirmResult::Pending; publications.len()] }
+    pub(super) fn new(messages: &'a [Outgoing]) -> Self {
+        Self { messages, confirms: vec![ConfirmResult::Pending; messages.len()] }
     }
 
     /// Sends all of them and waits for their confirms.
@@ -68,10 +78,10 @@ impl<'a> Window<'a> {
         // At its first poll each future queues its frames. The first polls are in this order, so the
         // messages are sent in this order, all of them before a confirm is awaited.
         let mut sending: FuturesUnordered<_> = self
-            .publications
+            .messages
             .iter()
             .enumerate()
-            .map(|(n, publication)| async move { (n, send(channel, publication).await) })
+            .map(|(n, message)| async move { (n, send(channel, message).await) })
             .collect();
         let all = async {
             while let Some((n, result)) = sending.next().await {
@@ -89,7 +99,7 @@ impl<'a> Window<'a> {
             self.confirms.iter().filter_map(ConfirmResult::returned).collect();
         let returned_ids: HashSet<&str> = returned.iter().filter_map(|id| id.as_deref()).collect();
         let own_ids: HashSet<&str> =
-            self.publications.iter().map(|publication| publication.message_id.as_str()).collect();
+            self.messages.iter().map(|it| it.publication.message_id.as_str()).collect();
         let complete = self.confirms.iter().all(ConfirmResult::is_final);
         let all_matched =
             returned.iter().all(|id| id.as_deref().is_some_and(|id| own_ids.contains(id)));
@@ -97,7 +107,8 @@ impl<'a> Window<'a> {
         // further return may be pending in lapin.
         let certain = returned.is_empty() || (complete && all_matched);
 
-        let results = self.publications.iter().zip(&self.confirms).map(|(publication, confirm)| {
+        let results = self.messages.iter().zip(&self.confirms).map(|(message, confirm)| {
+            let publication = &message.publication;
             // Two publishes with the same id in one window both count as returned.
             if returned_ids.contains(publication.message_id.as_str()) {
                 let (exchange, routing_key) =
@@ -110,6 +121,7 @@ impl<'a> Window<'a> {
                 )),
                 ConfirmResult::Ack(_) => Ok(()),
                 ConfirmResult::Nack(_) => Err(PublishError::Refused),
+                ConfirmResult::TooLate => Err(PublishError::TooLate),
                 ConfirmResult::TooLong(error) => Err(PublishError::TooLong(error.clone())),
                 ConfirmResult::Failed(error) => Err(PublishError::Unknown(error.clone())),
                 ConfirmResult::Pending => {
@@ -142,11 +154,12 @@ impl ConfirmResult {
 
     /// Whether no confirm or return of it can follow.
     fn is_final(&self) -> bool {
-        matches!(self, Self::Ack(_) | Self::Nack(_) | Self::TooLong(_))
+        matches!(self, Self::Ack(_) | Self::Nack(_) | Self::TooLong(_) | Self::TooLate)
     }
 }
 
-async fn send(channel: &Channel, publication: &Publication) -> ConfirmResult {
+async fn send(channel: &Channel, message: &Outgoing) -> ConfirmResult {
+    let Outgoing { publication, not_after } = message;
     let encoded = || {
         let exchange = short("exchange", &publication.exchange)?;
         Ok((exchange, short("routing key", &publication.routing_key)?, publication.properties()?))
@@ -156,6 +169,10 @@ async fn send(channel: &Channel, publication: &Publication) -> ConfirmResult {
         Err(error) => return ConfirmResult::TooLong(error),
     };
     let options = BasicPublishOptions { mandatory: true, immediate: false };
+    // As late as possible. What follows copies the message into the client library, whose task writes it.
+    if not_after.is_some_and(|not_after| Instant::now() >= not_after) {
+        return ConfirmResult::TooLate;
+    }
     let sent =
         channel.basic_publish(exchange, routing_key, options, &publication.body, properties).await;
     let confirmation = match sent {
@@ -179,18 +196,18 @@ async fn send(channel: &Channel, publication: &Publication) -> ConfirmResult {
 mod tests {
     use super::*;
 
-    fn publications(ids: &[&str]) -> Vec<Arc<Publication>> {
-        let publication = |id: &&str| {
+    fn messages(ids: &[&str]) -> Vec<Outgoing> {
+        let message = |id: &&str| {
             let mut publication = Publication::to_queue("queue", Vec::new());
             publication.message_id = (*id).to_owned();
-            Arc::new(publication)
+            Outgoing { publication: Arc::new(publication), not_after: None }
         };
-        ids.iter().map(publication).collect()
+        ids.iter().map(message).collect()
     }
 
     fn settled(ids: &[&str], confirms: Vec<ConfirmResult>) -> Vec<&'static str> {
-        let publications = publications(ids);
-        let results = Window { publications: &publications, confirms }.settle().results;
+        let messages = messages(ids);
+        let results = Window { messages: &messages, confirms }.settle().results;
         let name = |result: &Result<(), PublishError>| match result {
             Ok(()) => "ok",
             Err(PublishError::Unroutable { .. }) => "unroutable",
@@ -236,9 +253,9 @@ mod tests {
 
     #[test]
     fn a_window_with_a_missing_confirm_is_incomplete() {
-        let publications = publications(&["a", "b"]);
+        let messages = messages(&["a", "b"]);
         let confirms = vec![ack_with("b"), ConfirmResult::Pending];
-        let settled = Window { publications: &publications, confirms }.settle();
+        let settled = Window { messages: &messages, confirms }.settle();
         assert!(!settled.complete);
         assert!(settled.results.iter().all(Result::is_err));
     }

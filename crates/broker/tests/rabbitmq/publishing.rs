@@ -1,6 +1,7 @@
 //! The results of a publish: `Ok` and each error.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use broker::topology::{self, WorkQueue};
 use broker::{Endpoints, Publication, PublishError, Publisher};
@@ -49,6 +50,24 @@ async fn many_messages_are_published_in_order() {
     for n in 0..3000 {
         assert_eq!(bench.take(QUEUE).await.data, n.to_string().into_bytes());
     }
+}
+
+#[tokio::test]
+async fn a_message_whose_deadline_has_passed_is_not_sent() {
+    let bench = Bench::new().await;
+    let message = |body: &str| [Arc::new(Publication::to_queue(QUEUE, body.into()))];
+    let later = Instant::now() + Duration::from_secs(60);
+    assert_eq!(bench.publisher.publish_all_before(later, message("early")).await, [Ok(())]);
+    let late = bench.publisher.publish_all_before(Instant::now(), message("late")).await;
+    assert_eq!(late, [Err(PublishError::TooLate)]);
+    // The connection serves the next publish.
+    bench.publish(QUEUE, ["next"]).await;
+    bench.eventually_ready(QUEUE, 2).await;
+    for expected in ["early", "next"] {
+        assert_eq!(bench.take(QUEUE).await.data, expected.as_bytes());
+    }
+    let connections = bench.metrics.count(Counter::BrokerConnections);
+    assert_eq!(connections, 1, "a publish that is too late needs no new connection");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use broker::topology::{RetryQueue, WorkQueue};
 use broker::{Death, Delivery, Handled, Handler, Publication, Settings, Source};
 use domain::failure::{DeadLetterReason, Dependency, Done, Refusal, Unavailable};
 use lapin::BasicProperties;
-use lapin::types::AMQPValue;
+use lapin::types::{AMQPValue, DecimalValue};
 use metrics::{Counter, DeliveryOutcome};
 use testkit::wait::eventually;
 
@@ -85,7 +85,7 @@ async fn a_failing_message_has_four_attempts_and_becomes_a_dead_letter_with_its_
 }
 
 #[tokio::test]
-async fn copies_carry_no_header_of_the_broker_or_the_sender_but_the_trace() {
+async fn copies_carry_what_their_sender_set_in_one_header_and_apply_none_of_it() {
     let bench = Bench::new().await;
     // RabbitMQ accepts no other `user_id` than the publisher's own.
     let user = bench.url["amqp://".len()..].split(':').next().unwrap();
@@ -95,12 +95,22 @@ async fn copies_carry_no_header_of_the_broker_or_the_sender_but_the_trace() {
     for name in ["traceparent", "tracestate", "x-custom", "x-verbatim-user"] {
         headers.insert(name.into(), AMQPValue::LongString(name.into()));
     }
+    headers.insert("x-bytes".into(), AMQPValue::ByteArray(vec![0, 255].into()));
+    headers.insert("x-large".into(), AMQPValue::LongString("x".repeat(60_000).into()));
+    headers
+        .insert("x-price".into(), AMQPValue::DecimalValue(DecimalValue { scale: 2, value: 125 }));
+    headers.insert("x-short".into(), AMQPValue::ShortInt(-7));
     let properties = BasicProperties::default()
         .with_headers(headers)
         .with_delivery_mode(2)
         .with_expiration("60000".into())
         .with_user_id(user.into())
         .with_content_type("application/json".into())
+        .with_content_encoding("identity".into())
+        .with_priority(3)
+        .with_type("chat".into())
+        .with_app_id("booking".into())
+        .with_cluster_id("eu".into())
         .with_message_id("m".into());
     let key = "conversation.session_opened";
     bench
@@ -128,6 +138,53 @@ async fn copies_carry_no_header_of_the_broker_or_the_sender_but_the_trace() {
     assert!(names.contains(&"traceparent") && names.contains(&"tracestate"), "{names:?}");
     // The user that RabbitMQ validated, not the one in the publisher's header.
     assert_eq!(headers.inner()["x-verbatim-user"], AMQPValue::LongString(user.into()));
+    let set = [
+        dead_letter.properties.app_id(),
+        dead_letter.properties.cluster_id(),
+        dead_letter.properties.content_encoding(),
+        dead_letter.properties.kind(),
+    ];
+    assert!(set.iter().all(|property| property.is_none()), "{:?}", dead_letter.properties);
+
+    // After three retries all of it is there, with its types, but for what is too large.
+    let AMQPValue::FieldTable(sent) = &headers.inner()["x-verbatim-sent"] else {
+        panic!("{headers:?}")
+    };
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    let table = |fields: &[(&str, AMQPValue)]| {
+        let mut table = lapin::types::FieldTable::default();
+        for (name, value) in fields {
+            table.insert((*name).into(), value.clone());
+        }
+        AMQPValue::FieldTable(table)
+    };
+    let properties = table(&[
+        ("app_id", text("booking")),
+        ("cluster_id", text("eu")),
+        ("content_encoding", text("identity")),
+        ("content_type", text("application/json")),
+        ("delivery_mode", AMQPValue::ShortShortUInt(2)),
+        ("expiration", text("60000")),
+        ("message_id", text("m")),
+        ("priority", AMQPValue::ShortShortUInt(3)),
+        ("type", text("chat")),
+        ("user_id", text(user)),
+    ]);
+    assert_eq!(sent.inner()["properties"], properties);
+    let also = AMQPValue::FieldArray(vec![text("conversation.session_closed")].into());
+    let kept = table(&[
+        ("CC", also),
+        ("traceparent", text("traceparent")),
+        ("tracestate", text("tracestate")),
+        ("x-bytes", AMQPValue::ByteArray(vec![0, 255].into())),
+        ("x-custom", text("x-custom")),
+        ("x-price", AMQPValue::DecimalValue(DecimalValue { scale: 2, value: 125 })),
+        ("x-short", AMQPValue::ShortInt(-7)),
+    ]);
+    assert_eq!(sent.inner()["headers"], kept);
+    let left_out = vec![text("x-verbatim-user"), text("x-large")];
+    assert_eq!(sent.inner()["left_out"], AMQPValue::FieldArray(left_out.into()));
+    assert_eq!(sent.inner()["left_out_count"], AMQPValue::LongLongInt(2));
 }
 
 #[tokio::test]

@@ -175,8 +175,10 @@ pub(crate) mod tests {
             dead_letter,
             message: FailedMessage {
                 body: body.as_bytes().to_vec(),
-                properties: json!({"content_type": "application/json", "message_id": "m-1", "reply_to": null}),
-                headers: json!({"x-verbatim-reason": "schema"}),
+                properties: json!({"content_type": "application/json", "message_id": "m-1"}),
+                headers: json!({"x-custom": "own"}),
+                left_out: Some(json!({"headers": 1, "names": ["x-large"]})),
+                delivery: json!({"headers": {"x-verbatim-reason": "schema"}}),
             },
             state,
             edit: DeadLetterEdit::default(),

@@ -38,7 +38,8 @@ twice, or two replays at the same time, is safe: effects happen once. Ctrl-C sto
 letters.
 
 Exit codes: 0 all were replayed and none failed again; 1 some failed again, or were not replayed
-by this run (unroutable, refused, or claimed by another run), or it was stopped; 3 a server
+by this run (unroutable, refused, claimed by another run, or no longer held because this
+process was stopped for a minute), or it was stopped; 3 a server
 became unreachable.")]
 pub(crate) struct DeadLettersReplay {
     /// Print what would be published to which queue, and publish nothing
@@ -132,11 +133,10 @@ impl DeadLettersReplay {
 /// run skipped, or published too late to record, may still be open.
 fn exit(report: &ReplayReport, not_open: u64) -> Exit {
     let ReplayReport { failed, failed_again, skipped, decided_elsewhere, .. } = report;
+    let not_this_run = skipped + decided_elsewhere + report.no_longer_held;
     match &report.ended {
         Ended::Unavailable { .. } => Exit::Unavailable,
-        Ended::Complete if failed + failed_again + skipped + decided_elsewhere + not_open == 0 => {
-            Exit::Success
-        }
+        Ended::Complete if failed + failed_again + not_this_run + not_open == 0 => Exit::Success,
         _ => Exit::Problems,
     }
 }

@@ -145,11 +145,16 @@ fn text(details: &DeadLetterWithHistory, shown: &Shown<'_>, out: &mut Text) {
     if let (Some(fault), Some(tried)) = (&state.replay_fault, state.replay_tried_at) {
         out.field("replay failed", Tone::Bad, format!("{}: {fault}", moment(tried)));
     }
-    for (name, value) in [("properties", &message.properties), ("headers", &message.headers)] {
-        if let Some(value) = non_null_fields(value) {
-            out.section(Tone::Dim, name, &value);
-        }
+    section("properties that its sender set", &message.properties, out);
+    section("headers that its sender set", &message.headers, out);
+    if let Some(left_out) = &message.left_out {
+        out.section(
+            Tone::Warn,
+            "headers that its sender set and that are missing",
+            &missing(left_out),
+        );
     }
+    section("headers of RabbitMQ and the fleet", &message.delivery["headers"], out);
     out.section(Tone::Dim, "body", &body(&message.body));
     if let Some(edited) = &edit.edited_body {
         let when = edit.edited_at.map(|at| format!(", {}", moment(at))).unwrap_or_default();
@@ -170,6 +175,13 @@ fn text(details: &DeadLetterWithHistory, shown: &Shown<'_>, out: &mut Text) {
         }
     }
     out.section(Tone::Dim, "next", &shown.next.join("\n"));
+}
+
+/// Writes the fields of a JSON object, if it has any.
+fn section(heading: &str, value: &Value, out: &mut Text) {
+    if let Some(fields) = fields(value) {
+        out.section(Tone::Dim, heading, &fields);
+    }
 }
 
 fn failed_again(after: &DeadLetterSummary) -> String {
@@ -216,13 +228,22 @@ fn history(dead_letter: &DeadLetter, copies: i64, now: Timestamp) -> String {
     parts.join("; ")
 }
 
-/// A JSON value without its null fields, over lines; `None` if nothing remains.
-fn non_null_fields(value: &Value) -> Option<String> {
-    let mut value = value.clone();
-    if let Value::Object(fields) = &mut value {
-        fields.retain(|_, field| !field.is_null());
+/// The names of headers that were left out, over lines, and how many more there are.
+fn missing(left_out: &Value) -> String {
+    let names = left_out["names"].as_array().into_iter().flatten();
+    // A name that JSON cannot hold is shown as it is stored.
+    let name = |name: &Value| name.as_str().map_or_else(|| name.to_string(), str::to_owned);
+    let mut lines: Vec<String> = names.map(name).collect();
+    let more = left_out["headers"].as_u64().unwrap_or(0).saturating_sub(lines.len() as u64);
+    if more > 0 {
+        lines.push(format!("and {more} more"));
     }
-    match &value {
+    lines.join("\n")
+}
+
+/// A JSON value over lines; `None` if it has no fields.
+fn fields(value: &Value) -> Option<String> {
+    match value {
         Value::Null => None,
         Value::Object(fields) if fields.is_empty() => None,
         value => serde_json::to_string_pretty(value).ok(),
@@ -312,6 +333,12 @@ mod tests {
     }
 
     #[test]
+    fn headers_that_are_missing_are_named_and_counted() {
+        let left_out = json!({"headers": 5, "names": ["x-large", {"$type": "text", "hex": "00"}]});
+        assert_eq!(missing(&left_out), "x-large\n{\"$type\":\"text\",\"hex\":\"00\"}\nand 3 more");
+    }
+
+    #[test]
     fn a_binary_body_is_shown_without_its_control_characters() {
         let mut binary = detail();
         binary.dead_letter = DeadLetter {
@@ -329,8 +356,10 @@ mod tests {
         };
         binary.message = FailedMessage {
             body: b"hi \x1b[2J\xff there".to_vec(),
-            properties: Value::Null,
+            properties: json!({}),
             headers: json!({}),
+            left_out: None,
+            delivery: json!({}),
         };
         binary.state.copies = 2;
         insta::assert_snapshot!(rendered(&details_of(binary)));

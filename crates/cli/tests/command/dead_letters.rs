@@ -25,7 +25,9 @@ fn dead_letter(
     collected.message = FailedMessage {
         body: body.to_string().into_bytes(),
         properties: json!({"content_type": "application/json"}),
-        headers: json!({"x-verbatim-queue": "conversation.save_message"}),
+        headers: json!({"x-custom": "own"}),
+        left_out: Some(json!({"headers": 1, "names": ["x-large"]})),
+        delivery: json!({"headers": {"x-verbatim-queue": "conversation.save_message"}}),
     };
     collected
 }
@@ -101,6 +103,7 @@ async fn a_dead_letter_is_shown_with_its_body_and_a_suggested_fix() {
     let body: Value = serde_json::from_str(shown["body"].as_str().unwrap()).unwrap();
     assert_eq!(body, bad);
     assert_eq!(shown["headers"], dead_letter.message.headers);
+    assert_eq!(shown["left_out"]["names"], json!(["x-large"]));
     assert!(shown["suggestion"]["text"].as_str().unwrap().contains("role to \"assistant\""));
     let text = verbatim.run(&["dead-letters", "show", &id]).await.out;
     assert!(text.contains("\n    \"role\": \"bot\""), "{text}");

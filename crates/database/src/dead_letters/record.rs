@@ -17,7 +17,7 @@ use crate::rows::from_row;
 /// A dead letter: which message failed, where and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DeadLetter {
-    /// Its id, a UUIDv5: if the same dead letter arrives again, it has the same id.
+    /// Its id: if the same dead letter arrives again, it has the same id.
     pub id: Uuid,
     /// The work queue in which it failed.
     pub queue: String,
@@ -59,10 +59,15 @@ pub struct FailedMessage {
     /// The body, unchanged; as JSON a text, with replacement characters where it is not UTF-8.
     #[serde(serialize_with = "body_as_text")]
     pub body: Vec<u8>,
-    /// Its AMQP properties.
+    /// The AMQP properties that its sender set.
     pub properties: serde_json::Value,
-    /// Its headers.
+    /// The headers that its sender set.
     pub headers: serde_json::Value,
+    /// Which headers of its sender are missing, if any are.
+    pub left_out: Option<serde_json::Value>,
+    /// How it was delivered to the dead-letter collector: the headers of RabbitMQ and of the fleet, and of a copy
+    /// its own properties.
+    pub delivery: serde_json::Value,
 }
 
 /// What became of a stored dead letter.
@@ -205,7 +210,7 @@ from_row! { DeadLetter:
     id, queue, reason, field, error, tenant_id, conversation_id, session_id, message_id, action_type,
     routing_key, exchange, attempts, replay_count, replay_of, first_failed_at, last_failed_at
 }
-from_row! { FailedMessage: body, properties, headers }
+from_row! { FailedMessage: body, properties, headers, left_out, delivery }
 from_row! { DeadLetterState:
     stored_at, copies, status, status_changed_at, status_reason, replay_tried_at, replay_fault
 }

@@ -1,7 +1,8 @@
 //! Replays of dead letters: each is taken under a lease, and marked once RabbitMQ confirms its publish.
 //!
-//! There is no status in between. A dead letter stays open until its publish is confirmed. The lease only
-//! excludes other runs; it is measured by PostgreSQL's clock and ends by itself if its run crashed.
+//! There is no status in between. A dead letter stays open until its publish is confirmed. The lease excludes other
+//! runs and decisions of operators; it is measured by PostgreSQL's clock and ends by itself if its run crashed. A run
+//! that was stopped for longer than its lease holds nothing any more.
 
 use std::time::Duration;
 
@@ -83,6 +84,30 @@ impl Database {
         query.push(" FROM light WHERE d.id = light.id RETURNING d.*");
         let taken = self.values(query.build_query_as()).await?;
         Ok(cursor.page_of_rows(taken, limit))
+    }
+
+    /// Which of these dead letters the run still holds: they are open, no other run has taken them, and its lease
+    /// has not ended. Their lease is renewed.
+    pub async fn hold_dead_letters(
+        &self,
+        dead_letters: &[Uuid],
+        actor: &Actor,
+        lease: Duration,
+    ) -> Result<Vec<Uuid>> {
+        let query = sqlx::query_as(
+            "WITH held AS (SELECT id FROM dead_letters
+                           WHERE id = ANY($1) AND replay_run = $2 AND status = 'open'
+                             AND replay_lease_until > clock_timestamp()
+                           ORDER BY id FOR UPDATE)
+             UPDATE dead_letters d
+             SET replay_lease_until = clock_timestamp() + interval '1 second' * $3
+             FROM held WHERE d.id = held.id RETURNING d.id",
+        )
+        .bind(dead_letters)
+        .bind(actor.run)
+        .bind(lease.as_secs_f64());
+        let held: Vec<(Uuid,)> = self.values(query).await?;
+        Ok(held.into_iter().map(|(id,)| id).collect())
     }
 
     /// Records the outcomes of dead letters that the run has taken: confirmed ones become replayed, the

@@ -82,11 +82,12 @@ async fn insert(
     sqlx::query(
         "INSERT INTO dead_letters (id, queue, reason, field, error, tenant_id, conversation_id,
              session_id, message_id, action_type, routing_key, exchange, body, properties, headers,
-             attempts, replay_count, replay_of, first_failed_at, last_failed_at, copies)
+             left_out, delivery, attempts, replay_count, replay_of, first_failed_at, last_failed_at, copies)
          SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
                      $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
-                     $13::bytea[], $14::text[]::json[], $15::text[]::json[], $16::integer[],
-                     $17::integer[], $18::uuid[], $19::timestamptz[], $20::timestamptz[], $21::bigint[])
+                     $13::bytea[], $14::text[]::json[], $15::text[]::json[], $16::text[]::json[],
+                     $17::text[]::json[], $18::integer[], $19::integer[], $20::uuid[],
+                     $21::timestamptz[], $22::timestamptz[], $23::bigint[])
          ON CONFLICT (id) DO UPDATE SET
              copies = dead_letters.copies + excluded.copies,
              last_seen_at = clock_timestamp(),
@@ -97,7 +98,7 @@ async fn insert(
                         CASE WHEN later THEN NULL ELSE dead_letters.status_reason END,
                         CASE WHEN later THEN NULL ELSE dead_letters.replay_lease_until END
                  FROM (SELECT dead_letters.status <> 'open'
-                              AND excluded.last_failed_at + interval '1 second' * $22
+                              AND excluded.last_failed_at + interval '1 second' * $24
                                   > dead_letters.status_changed_at) AS failure (later))",
     )
     .bind(all(dead_letters, |it| it.dead_letter.id))
@@ -115,6 +116,8 @@ async fn insert(
     .bind(all(dead_letters, |it| it.message.body.as_slice()))
     .bind(all(dead_letters, |it| it.message.properties.to_string()))
     .bind(all(dead_letters, |it| it.message.headers.to_string()))
+    .bind(all(dead_letters, |it| it.message.left_out.as_ref().map(ToString::to_string)))
+    .bind(all(dead_letters, |it| it.message.delivery.to_string()))
     .bind(all(dead_letters, |it| it.dead_letter.attempts))
     .bind(all(dead_letters, |it| it.dead_letter.replay_count))
     .bind(all(dead_letters, |it| it.dead_letter.replay_of))

@@ -1,7 +1,8 @@
 //! The steps of a replay: take, send, record.
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use broker::{PublishError, Publisher};
 use conversation::retry_transient;
@@ -37,6 +38,8 @@ pub(super) struct Sent {
     pub(super) outcomes: Vec<ReplayOutcome>,
     /// Each one that was confirmed, with the content fingerprint of its message.
     pub(super) confirmed: Vec<(Uuid, Option<ContentFingerprint>)>,
+    /// Those that were not sent, because the run no longer held them.
+    pub(super) no_longer_held: Vec<Uuid>,
     pub(super) unavailable: Option<String>,
 }
 
@@ -79,22 +82,54 @@ impl Replayer {
         actor: &Actor,
         limit: u32,
     ) -> Result<DeadLetterPage<DeadLetterDetail>, database::Error> {
-        let take = || self.database.take_dead_letters(cursor, actor, LEASE, limit);
-        retry_transient(&self.metrics, take).await
+        let lease = failpoints::replay_lease(LEASE);
+        let take = || self.database.take_dead_letters(cursor, actor, lease, limit);
+        let taken = retry_transient(&self.metrics, take).await?;
+        failpoints::reached(Step::ReplayTaken);
+        Ok(taken)
     }
 
-    /// Publishes what was taken, and waits for the confirms.
-    pub(super) async fn send(&self, taken: &[DeadLetterDetail]) -> Sent {
-        let plan: Vec<_> =
-            taken.iter().map(|detail| (detail, self.validator.plan(detail))).collect();
-        let publications = plan.iter().map(|(detail, plan)| Arc::new(plan.publication(detail)));
-        let results = self.publisher.publish_all(publications).await;
+    /// Publishes what was taken and is still held, and waits for the confirms.
+    ///
+    /// If this process is stopped, its lease ends without it, and an operator may discard what it has taken. So
+    /// PostgreSQL is asked again right before the publish, and the publish ends with the lease that this
+    /// renews, by a clock that runs on while the process is stopped.
+    pub(super) async fn send(
+        &self,
+        taken: &[DeadLetterDetail],
+        actor: &Actor,
+    ) -> Result<Sent, database::Error> {
+        let plan = taken.iter().map(|detail| (detail, self.validator.plan(detail)));
+        let prepared: Vec<_> = plan
+            .map(|(detail, plan)| {
+                let publication = Arc::new(plan.publication(detail));
+                (detail.dead_letter.id, plan, publication)
+            })
+            .collect();
+        let lease = failpoints::replay_lease(LEASE);
+        let ids: Vec<Uuid> = prepared.iter().map(|(id, ..)| *id).collect();
+        // From before the request: PostgreSQL begins the lease later.
+        let lease_end = Instant::now() + lease;
+        let hold = || self.database.hold_dead_letters(&ids, actor, lease);
+        let held: HashSet<Uuid> = match ids.as_slice() {
+            [] => HashSet::new(),
+            _ => retry_transient(&self.metrics, hold).await?.into_iter().collect(),
+        };
+        failpoints::reached(Step::ReplayHeld);
+        let (held, lost): (Vec<_>, Vec<_>) =
+            prepared.into_iter().partition(|(id, ..)| held.contains(id));
+        let mut no_longer_held: Vec<Uuid> = lost.into_iter().map(|(id, ..)| id).collect();
+        let publications = held.iter().map(|(.., publication)| Arc::clone(publication));
+        let results = self.publisher.publish_all_before(lease_end, publications).await;
         failpoints::reached(Step::ReplayConfirmed);
         let (mut outcomes, mut confirmed, mut unavailable) = (Vec::new(), Vec::new(), None);
-        for ((detail, plan), result) in plan.into_iter().zip(results) {
-            let dead_letter = detail.dead_letter.id;
+        for ((dead_letter, plan, _), result) in held.into_iter().zip(results) {
             let fault = result.err();
             match &fault {
+                Some(PublishError::TooLate) => {
+                    no_longer_held.push(dead_letter);
+                    continue;
+                }
                 None => confirmed.push((dead_letter, plan.fingerprint)),
                 Some(error @ (PublishError::Unreachable(_) | PublishError::Blocked)) => {
                     unavailable = Some(error.to_string());
@@ -107,7 +142,7 @@ impl Replayer {
                 fault: fault.map(|error| error.to_string()),
             });
         }
-        Sent { outcomes, confirmed, unavailable }
+        Ok(Sent { outcomes, confirmed, no_longer_held, unavailable })
     }
 
     /// Records the result of each dead letter; returns how many of them the run still held. If that fails, what was

@@ -97,6 +97,9 @@ pub struct ReplayReport {
     /// Sent, but no longer this run's when recorded: its lease had expired, and another run took them or an
     /// operator decided about them.
     pub decided_elsewhere: u64,
+    /// Taken and not sent: this process was stopped for longer than its lease, so that operators or another run
+    /// may have decided about them.
+    pub no_longer_held: u64,
     /// Of a complete run: in no batch, because another run held them or an operator decided about them.
     pub skipped: u64,
     /// Why it ended.
@@ -105,6 +108,8 @@ pub struct ReplayReport {
     pub failures: Vec<Failed>,
     /// The first of those that failed again.
     pub failed_again_as: Vec<FailedAgain>,
+    /// The first of those that this run no longer held.
+    pub no_longer_held_ids: Vec<Uuid>,
 }
 
 /// What a run would send.

@@ -94,9 +94,10 @@ impl Replayer {
 
     /// Writes a summary to the audit log. Each dead letter has its own line already.
     async fn record_end(&self, report: &ReplayReport, actor: &Actor) {
-        let ReplayReport { replayed, failed, failed_again, ended, .. } = report;
+        let ReplayReport { replayed, failed, failed_again, no_longer_held, ended, .. } = report;
         let detail = json!({
-            "replayed": replayed, "failed": failed, "failed_again": failed_again, "ended": ended,
+            "replayed": replayed, "failed": failed, "failed_again": failed_again,
+            "no_longer_held": no_longer_held, "ended": ended,
         });
         let record = self.database.record_run(actor, "dead_letters.replay_ended", &detail);
         if let Err(error) = record.await {
@@ -120,8 +121,10 @@ impl Run<'_> {
             }
         };
         if self.report.ended == Ended::Complete {
-            let processed =
-                self.report.replayed + self.report.failed + self.report.decided_elsewhere;
+            let processed = self.report.replayed
+                + self.report.failed
+                + self.report.decided_elsewhere
+                + self.report.no_longer_held;
             self.report.skipped = self.report.matched.saturating_sub(processed);
         }
         self.report
@@ -143,7 +146,7 @@ impl Run<'_> {
                 }
                 let taken = self.replayer.take(cursor, self.actor, slice).await?;
                 rest = taken.rest;
-                let sent = self.replayer.send(&taken.dead_letters).await;
+                let sent = self.replayer.send(&taken.dead_letters, self.actor).await?;
                 self.record(&sent, &mut batch).await?;
                 progress(&self.progress());
                 if let Some(cause) = sent.unavailable {
@@ -176,6 +179,9 @@ impl Run<'_> {
                 self.report.failures.push(Failed { id, queue, fault });
             }
         }
+        self.report.no_longer_held += sent.no_longer_held.len() as u64;
+        let listed = LISTED.saturating_sub(self.report.no_longer_held_ids.len());
+        self.report.no_longer_held_ids.extend(sent.no_longer_held.iter().take(listed));
         batch.sent.extend(sent.confirmed.iter().cloned());
         Ok(())
     }

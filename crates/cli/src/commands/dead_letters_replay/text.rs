@@ -33,6 +33,7 @@ pub(super) fn text(report: &ReplayReport, not_open: u64, out: &mut Text) {
     out.counts(Tone::Bad, bad);
     let others = [
         (report.decided_elsewhere, "published but decided elsewhere meanwhile"),
+        (report.no_longer_held, "not sent (no longer held)"),
         (report.skipped, "skipped"),
         (not_open, "not open"),
     ];
@@ -60,6 +61,13 @@ fn hints(report: &ReplayReport, out: &mut Text) {
     };
     if let Some(ended) = ended {
         out.line(Tone::Dim, ended);
+    }
+    if let Some(first) = report.no_longer_held_ids.first() {
+        let text = format!(
+            "no longer held: this process was stopped for longer than its lease, so they may have been \
+             discarded, edited or replayed meanwhile; the first: `verbatim dead-letters show {first}`"
+        );
+        out.line(Tone::Dim, text);
     }
     if report.skipped > 0 {
         out.line(
@@ -92,10 +100,12 @@ mod tests {
             failed: 0,
             failed_again: 0,
             decided_elsewhere: 0,
+            no_longer_held: 0,
             skipped: 0,
             ended,
             failures: Vec::new(),
             failed_again_as: Vec::new(),
+            no_longer_held_ids: Vec::new(),
         }
     }
 
@@ -114,10 +124,12 @@ mod tests {
             fault: "no queue takes routing key `bot.state` of exchange ``".to_owned(),
         };
         let mixed = ReplayReport {
-            replayed: 9_998,
+            replayed: 9_997,
             failed: 1,
             failed_again: 1,
+            no_longer_held: 1,
             skipped: 1,
+            no_longer_held_ids: vec![Uuid::from_u128(10)],
             failures: vec![failed],
             failed_again_as: vec![failed_again],
             ..report(Ended::Complete)

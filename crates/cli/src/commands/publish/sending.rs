@@ -172,7 +172,7 @@ fn outcome(error: &PublishError) -> &'static str {
         PublishError::Refused => "refused",
         PublishError::TooLong(_) => "too_long",
         PublishError::Blocked => "blocked",
-        PublishError::Unreachable(_) => "not_sent",
+        PublishError::Unreachable(_) | PublishError::TooLate => "not_sent",
         PublishError::Unknown(_) => "unknown",
     }
 }
