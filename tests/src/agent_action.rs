@@ -12,6 +12,9 @@ pub struct AgentAction {
     pub message_id: Option<String>,
 }
 
+/// The field by which a session event or feedback is found; the contract does not define it.
+pub(crate) const MARKER: &str = "marker";
+
 /// What an agent publishes: an action, or a body alone.
 pub trait AsAction {
     /// The action.
@@ -136,7 +139,7 @@ impl AgentAction {
     /// When it is no object.
     #[must_use]
     pub fn event_in_turn(n: usize, marker: &str, mut event: Value) -> Self {
-        event[crate::MARKER] = marker.into();
+        event[MARKER] = marker.into();
         match n % 3 {
             0 => {
                 event["action_id"] = json!(format!("action of {marker}"));

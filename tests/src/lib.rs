@@ -31,7 +31,7 @@ pub use agent_action::{AgentAction, AsAction, SentIdentity};
 pub use counts::Counts;
 pub use dead_letter::{anonymous, as_dead_letter, as_dead_letter_for};
 pub use fixtures::{LIMIT, at, closed, feedback, key_of, message, opened};
-pub use published_actions::{Discrepancies, MARKER, PublishedActions};
+pub use published_actions::{Discrepancies, PublishedActions};
 pub use rabbit::RabbitAdmin;
 pub use reader::TestReader;
 pub use scenario::{COLLECTOR, MIGRATION, SAVER, STATISTICS, Scenario};

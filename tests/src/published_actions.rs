@@ -10,12 +10,9 @@ use domain::ids::ConversationKey;
 use domain::message::Message;
 use serde_json::Value;
 
-use crate::agent_action::SentIdentity;
+use crate::agent_action::{MARKER, SentIdentity};
 use crate::reader::ALL;
 use crate::{AgentAction, AsAction, Scenario, TestReader, key_of};
-
-/// The field by which a session event or feedback is found; the contract does not define it.
-pub const MARKER: &str = "marker";
 
 /// How many characters of its content identify a message.
 const IDENTIFYING: usize = 64;

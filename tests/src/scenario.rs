@@ -88,6 +88,24 @@ const RABBITMQ: [Kind; 2] = [Kind::RabbitMq, Kind::RabbitMqCluster];
 const REDIS: [Kind; 2] = [Kind::Redis, Kind::RedisCluster];
 const POSTGRESQL: [Kind; 1] = [Kind::PostgreSql];
 
+/// The product's programs; test builds that leave a guard out, if the variable [`failpoints::OFF`] names one.
+async fn fleet() -> Fleet {
+    if guard_off().is_some() { armed_fleet().await } else { Fleet::new().await }
+}
+
+async fn armed_fleet() -> Fleet {
+    let fleet = Fleet::armed().await;
+    match guard_off() {
+        Some(guard) => fleet.with(failpoints::OFF, guard),
+        None => fleet,
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the test of all guards sets it for one test")]
+fn guard_off() -> Option<String> {
+    std::env::var(failpoints::OFF).ok()
+}
+
 impl Scenario {
     /// Servers with schema and topology.
     ///
@@ -105,7 +123,7 @@ impl Scenario {
     /// When they do not start.
     pub async fn on_own_servers() -> Self {
         let kinds = [Kind::RabbitMq, redis(), Kind::PostgreSql];
-        let (servers, fleet) = tokio::join!(Servers::start(&kinds), Fleet::new());
+        let (servers, fleet) = tokio::join!(Servers::start(&kinds), fleet());
         let servers = servers.expect("servers");
         let urls = kinds.map(|kind| servers.get(kind).url());
         let scenario = Self::on(urls, fleet, TestServers::Own(servers));
@@ -119,7 +137,7 @@ impl Scenario {
     /// # Panics
     /// When they do not start.
     pub async fn with_failpoints() -> Self {
-        let (env, fleet) = tokio::join!(TestEnv::new(), Fleet::armed());
+        let (env, fleet) = tokio::join!(TestEnv::new(), armed_fleet());
         let urls = [env.amqp_url.clone(), env.redis_url.clone(), env.database_url.clone()];
         let scenario = Self::on(urls, fleet, TestServers::Shared(Box::new(env)));
         tokio::join!(scenario.migrate(), scenario.declare());
@@ -131,7 +149,7 @@ impl Scenario {
     /// # Panics
     /// When the others do not start.
     pub async fn with_own(servers: Servers) -> Self {
-        let (env, fleet) = tokio::join!(TestEnv::new(), Fleet::new());
+        let (env, fleet) = tokio::join!(TestEnv::new(), fleet());
         let url = |kinds: &[Kind], shared: &String| {
             let own = kinds.iter().find_map(|kind| servers.find(*kind));
             own.map_or_else(|| shared.clone(), Server::url)
@@ -162,7 +180,7 @@ impl Scenario {
     /// # Panics
     /// When they do not start.
     pub async fn unprepared() -> Self {
-        let (env, fleet) = tokio::join!(TestEnv::new(), Fleet::new());
+        let (env, fleet) = tokio::join!(TestEnv::new(), fleet());
         let urls = [env.amqp_url.clone(), env.redis_url.clone(), env.database_url.clone()];
         Self::on(urls, fleet, TestServers::Shared(Box::new(env)))
     }

@@ -150,11 +150,17 @@ pub enum Guard {
     UnroutedRerouted,
     /// A close whose closer died is taken over.
     CloseTakenOver,
+    /// Messages without a time in their body keep the order of their receipt.
+    ReceiptOrder,
+    /// A message with an identity that is dead-lettered twice is one dead letter.
+    DeadLetterIdDerived,
+    /// A replay sends only what it still holds.
+    ReplayHoldsItsLease,
 }
 
 impl Guard {
     /// Every guard.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::AcknowledgementAfterEffect,
         Self::CopyBeforeAcknowledgement,
         Self::StoredMessageRecognised,
@@ -165,6 +171,9 @@ impl Guard {
         Self::DeadLetterStored,
         Self::UnroutedRerouted,
         Self::CloseTakenOver,
+        Self::ReceiptOrder,
+        Self::DeadLetterIdDerived,
+        Self::ReplayHoldsItsLease,
     ];
 
     /// The name of the guard in the variable [`OFF`].
@@ -181,6 +190,9 @@ impl Guard {
             Self::DeadLetterStored => "dead_letter.stored",
             Self::UnroutedRerouted => "unrouted.rerouted",
             Self::CloseTakenOver => "close.taken_over",
+            Self::ReceiptOrder => "delivery.receipt_order",
+            Self::DeadLetterIdDerived => "dead_letter.id_derived",
+            Self::ReplayHoldsItsLease => "replay.holds_its_lease",
         }
     }
 }

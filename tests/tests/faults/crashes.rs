@@ -4,7 +4,7 @@
 //! The failpoints are in the crate `failpoints`; test builds of the workers abort at the one that their
 //! environment names.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
@@ -259,13 +259,16 @@ async fn a_message_that_kills_its_worker_becomes_a_dead_letter_and_all_others_ar
 /// A worker that crashes at a failpoint and is started again changes nothing in the end.
 async fn worker_crashes(step: Step, program: &str) {
     let disturbed = final_state(Some((step, program))).await;
-    let difference: Vec<_> = disturbed.symmetric_difference(undisturbed().await).collect();
+    let undisturbed = undisturbed().await;
+    let differs = |row: &&String| disturbed.get(*row) != undisturbed.get(*row);
+    let difference: BTreeSet<_> =
+        disturbed.keys().chain(undisturbed.keys()).filter(differs).collect();
     assert!(difference.is_empty(), "{difference:#?}");
 }
 
 /// The final state without a crash; the first test that needs it computes it.
-async fn undisturbed() -> &'static BTreeSet<String> {
-    static STATE: OnceCell<BTreeSet<String>> = OnceCell::const_new();
+async fn undisturbed() -> &'static State {
+    static STATE: OnceCell<State> = OnceCell::const_new();
     STATE.get_or_init(|| final_state(None)).await
 }
 
@@ -307,7 +310,7 @@ async fn crashed(worker: Worker, step: Step) {
 /// Runs a fixed load, with a crash of one worker at one failpoint or without, and returns the stored state.
 /// The load: three conversations, two of which close; one duplicate; a conflict, two bodies that cannot
 /// be decoded, an unknown action and an event that is none, which become dead letters.
-async fn final_state(crash_at: Option<(Step, &str)>) -> BTreeSet<String> {
+async fn final_state(crash_at: Option<(Step, &str)>) -> State {
     let scenario = Scenario::with_failpoints().await;
     // A short lease, so that the claims of a crashed closer are soon taken over.
     let settings = [("VERBATIM_CLOSE_LEASE", "2s")];
@@ -342,10 +345,12 @@ async fn final_state(crash_at: Option<(Step, &str)>) -> BTreeSet<String> {
                    (SELECT count(*) FROM conversation_stats), (SELECT sum(conversations) FROM daily_stats))";
     scenario.until_sql(all, "90 5 2 2 2").await;
     scenario.finish(fleet).await;
-    let mut state = BTreeSet::new();
+    let mut state = State::new();
     for query in STATE_QUERIES {
         let rows = scenario.sql(&format!("SELECT row_to_json(t) FROM ({query}) t")).await;
-        state.extend(rows.lines().map(|row| format!("{row} of {query}")));
+        for row in rows.lines() {
+            *state.entry(format!("{row} of {query}")).or_default() += 1;
+        }
     }
     let reader = scenario.reader();
     for session in ["s0", "s1", "s2"] {
@@ -357,15 +362,19 @@ async fn final_state(crash_at: Option<(Step, &str)>) -> BTreeSet<String> {
     state
 }
 
+/// How often each row is stored: one that is stored twice differs.
+type State = BTreeMap<String, usize>;
+
 /// The stored state, without the workers' clock times and without random numbers.
-const STATE_QUERIES: [&str; 6] = [
+const STATE_QUERIES: [&str; 7] = [
     "SELECT tenant_id, conversation_id, id, role, content, tokens, created_at, body_hash FROM messages",
     // While a conversation is active, its row has only approximate times of messages.
     "SELECT tenant_id, id, session_id, status, message_count, total_tokens, close_reason,
          close_token IS NULL AS released,
          CASE status WHEN 'archived' THEN created_at END AS created_at,
          CASE status WHEN 'archived' THEN last_message_at END AS last_message_at FROM conversations",
-    "SELECT tenant_id, conversation_id, session_id, open, last_event_at FROM sessions",
+    "SELECT tenant_id, conversation_id, session_id, open, last_event_at, close_reason FROM sessions",
+    "SELECT tenant_id, conversation_id, action_type, session_id, created_at, reason FROM session_events",
     "SELECT tenant_id, conversation_id, message_count, user_messages, total_tokens,
          duration_seconds FROM conversation_stats",
     "SELECT tenant_id, agent_id, day, conversations, messages, tokens FROM daily_stats",

@@ -10,7 +10,7 @@ use database::{
     Actor, ContentFingerprint, Database, DeadLetterCursor, DeadLetterDetail, DeadLetterPage,
     DeadLetterStatus, ReplayOutcome, Selection,
 };
-use failpoints::Step;
+use failpoints::{Guard, Step};
 use metrics::Metrics;
 use uuid::Uuid;
 
@@ -109,10 +109,14 @@ impl Replayer {
         let lease = failpoints::replay_lease(LEASE);
         let ids: Vec<Uuid> = prepared.iter().map(|(id, ..)| *id).collect();
         // From before the request: PostgreSQL begins the lease later.
-        let lease_end = Instant::now() + lease;
+        let mut lease_end = Instant::now() + lease;
+        if !failpoints::holds(Guard::ReplayHoldsItsLease) {
+            lease_end += Duration::from_secs(3_600);
+        }
         let hold = || self.database.hold_dead_letters(&ids, actor, lease);
         let held: HashSet<Uuid> = match ids.as_slice() {
             [] => HashSet::new(),
+            _ if !failpoints::holds(Guard::ReplayHoldsItsLease) => ids.iter().copied().collect(),
             _ => retry_transient(&self.metrics, hold).await?.into_iter().collect(),
         };
         failpoints::reached(Step::ReplayHeld);
