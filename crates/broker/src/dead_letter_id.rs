@@ -35,6 +35,9 @@ pub(crate) fn mint(
     message_id: Option<&str>,
     body: &[u8],
 ) -> Uuid {
+    if !failpoints::holds(failpoints::Guard::DeadLetterIdDerived) {
+        return Uuid::now_v7();
+    }
     if let Some(identity) = resolved_identity(fleet_headers, body) {
         return hash(queue, reason, fleet_headers, &identity, body);
     }
