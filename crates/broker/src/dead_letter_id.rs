@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::fleet_headers::FleetHeaders;
-use crate::{Delivery, lossless, properties, sender_fields};
+use crate::{Delivery, header_owner, lossless, properties};
 
 /// The UUID namespace of dead letter ids. Never change it: a dead letter that is delivered again would get another
 /// id and be stored a second time.
@@ -67,7 +67,7 @@ impl Delivery {
             return hash(queue.name(), reason, fleet_headers, &identity, &self.body);
         }
         let properties = Value::Object(properties::to_json(self.amqp_properties())).to_string();
-        let headers = self.amqp_properties().headers().as_ref().map(sender_fields::of_the_sender);
+        let headers = self.amqp_properties().headers().as_ref().map(header_owner::of_the_sender);
         let headers = headers.map(|it| lossless::table_to_json(&it).to_string());
         let sent = ["sent", &properties, &headers.unwrap_or_default()];
         hash(queue.name(), reason, fleet_headers, &sent, &self.body)

@@ -17,7 +17,8 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use crate::amqp_second;
 use crate::fleet_headers::{self, DeadLetterInfo, FleetHeaders, Origin, SENT};
-use crate::sender_fields::{Copied, DeathsBy, SenderFields};
+use crate::header_owner::Copied;
+use crate::sender_fields::{DeathsBy, SenderFields};
 use crate::topology::RetryQueue;
 use crate::wire;
 

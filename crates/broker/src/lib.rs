@@ -20,6 +20,7 @@ mod decoder;
 mod delivery;
 pub mod fleet_headers;
 mod handler;
+mod header_owner;
 pub mod inspect;
 mod lossless;
 mod panics;

@@ -11,7 +11,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use serde_json::{Value, json};
 
-use crate::fleet_headers::{FleetHeaders, SENT};
+use crate::header_owner::{MAX_DEPTH, Owner, fits, is_shallow};
 use crate::{lossless, properties, wire};
 
 /// The properties and headers that the sender of a message set.
@@ -40,13 +40,6 @@ pub(crate) enum DeathsBy {
     Sender,
 }
 
-/// Whether a message is a copy that the fleet published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Copied {
-    ByFleet,
-    Never,
-}
-
 /// The most that a copy carries of the sender's properties and headers, in bytes as AMQP encodes them. The
 /// fleet headers need up to 36 KiB, and together they must fit into the 64 KiB that a copy may have
 /// (`MAX_HEADER_BYTES`). The properties alone need up to 3 KiB: each is shorter than 256 bytes.
@@ -56,10 +49,6 @@ const MAX_NAME_BYTES: usize = 2 << 10;
 /// The most values, those in lists and tables included. Small values need little space in AMQP and far more
 /// in memory and in JSON.
 const MAX_VALUES: usize = 1024;
-/// How deep lists and tables may be nested. JSON that is nested deeper than 128 cannot be read back
-/// (`serde_json`), and each level is a call.
-const MAX_DEPTH: usize = 16;
-
 const PROPERTIES: &str = "properties";
 const HEADERS: &str = "headers";
 const LEFT_OUT: &str = "left_out";
@@ -213,60 +202,6 @@ impl LeftOut {
     }
 }
 
-/// Whose header a name is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Owner {
-    Sender,
-    Fleet,
-    /// RabbitMQ's history of dead-lettering.
-    RabbitMqDeaths,
-    /// RabbitMQ's counts of deliveries.
-    RabbitMqCounts,
-}
-
-impl Owner {
-    /// RabbitMQ's names: <https://www.rabbitmq.com/docs/dlx#effects>,
-    /// <https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>.
-    fn of(header: &str) -> Self {
-        match header {
-            "x-death" => Self::RabbitMqDeaths,
-            "x-delivery-count" | "x-acquired-count" => Self::RabbitMqCounts,
-            _ if header.starts_with("x-first-death-") || header.starts_with("x-last-death-") => {
-                Self::RabbitMqDeaths
-            }
-            _ if FleetHeaders::owns(header) => Self::Fleet,
-            _ => Self::Sender,
-        }
-    }
-}
-
-/// The headers of a delivery that say how it was delivered: RabbitMQ's and the fleet's; of a copy all, but not the
-/// one with the sender's fields. Those that are nested too deep were forged.
-pub(crate) fn not_of_the_sender(headers: &FieldTable, copy: Copied) -> FieldTable {
-    let mut kept = FieldTable::default();
-    for (name, value) in headers {
-        let of_sender = match copy {
-            Copied::ByFleet => name.as_str() == SENT,
-            Copied::Never => Owner::of(name.as_str()) == Owner::Sender,
-        };
-        if !of_sender && is_shallow(value) {
-            kept.insert(name.clone(), value.clone());
-        }
-    }
-    kept
-}
-
-/// The headers of a delivery that are neither RabbitMQ's nor the fleet's.
-pub(crate) fn of_the_sender(headers: &FieldTable) -> FieldTable {
-    let mut kept = FieldTable::default();
-    for (name, value) in headers {
-        if Owner::of(name.as_str()) == Owner::Sender && is_shallow(value) {
-            kept.insert(name.clone(), value.clone());
-        }
-    }
-    kept
-}
-
 /// The `expiration` with which a message was published that then expired: RabbitMQ removes the property and
 /// writes it into `x-death`, whose last entry is the oldest.
 fn original_expiration(headers: &FieldTable) -> Option<String> {
@@ -276,29 +211,13 @@ fn original_expiration(headers: &FieldTable) -> Option<String> {
     wire::text(oldest, "original-expiration").filter(|it| it.len() <= 255)
 }
 
-fn is_shallow(value: &AMQPValue) -> bool {
-    let mut unlimited = usize::MAX;
-    fits(value, MAX_DEPTH, &mut unlimited)
-}
-
-/// Whether a value is nested at most `depth` deep and has at most `values` values, which are subtracted.
-fn fits(value: &AMQPValue, depth: usize, values: &mut usize) -> bool {
-    let Some(left) = values.checked_sub(1) else { return false };
-    *values = left;
-    let Some(depth) = depth.checked_sub(1) else { return false };
-    match value {
-        AMQPValue::FieldArray(list) => list.as_slice().iter().all(|it| fits(it, depth, values)),
-        AMQPValue::FieldTable(table) => table.inner().values().all(|it| fits(it, depth, values)),
-        _ => true,
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use crate::delivery::tests::died_in;
+    use crate::fleet_headers::SENT;
     use crate::lossless::tests::any_table;
     use crate::properties::tests::all;
 

@@ -8,7 +8,8 @@ use domain::time::Timestamp;
 use lapin::types::ShortString;
 use serde_json::{Map, Value};
 
-use crate::sender_fields::{self, Copied, SenderFields};
+use crate::header_owner::{self, Copied};
+use crate::sender_fields::SenderFields;
 use crate::{Delivery, lossless, properties};
 
 /// What is stored of a delivery besides its body, as JSON without loss: a value that JSON does not have is an
@@ -44,7 +45,7 @@ impl Delivery {
             add(PROPERTIES, Value::Object(properties::to_json(self.amqp_properties())));
         }
         if let Some(headers) = self.amqp_properties().headers() {
-            let headers = sender_fields::not_of_the_sender(headers, self.copied());
+            let headers = header_owner::not_of_the_sender(headers, self.copied());
             if !headers.inner().is_empty() {
                 add(HEADERS, lossless::table_to_json(&headers));
             }

@@ -11,7 +11,7 @@ use std::process::Command;
 use broker::Publication;
 use domain::fleet;
 use domain::ids::{ConversationKey, SessionId, TenantId};
-use failpoints::{AT, ON, Step};
+use failpoints::{AT, OFF, ON, REPLAY_LEASE, STOP_AT, Step};
 use serde_json::json;
 use system_tests::{
     Agent, COLLECTOR, Counts, LIMIT, MIGRATION, PublishedActions, SAVER, STATISTICS, Scenario,
@@ -146,18 +146,20 @@ fn every_failpoint_of_every_process_has_one_test() {
 
 #[test]
 fn ordinary_binaries_hold_no_failpoints() {
-    let holds = |dir: &str, program: &str| {
+    let holds = |dir: &str, program: &str, variable: &str| {
         let binary = testkit::place::profile_dir().join(dir).join(program);
         // `grep` searches a binary in a fraction of the time of unoptimised code.
         let mut search = Command::new("grep");
-        let status = search.args(["-qaF", AT]).arg(&binary).status().unwrap();
+        let status = search.args(["-qaF", variable]).arg(&binary).status().unwrap();
         assert!(matches!(status.code(), Some(0 | 1)), "{}: {status}", binary.display());
         status.success()
     };
     for program in fleet::processes().into_iter().map(fleet::Process::name) {
-        assert!(!holds(".", program), "{program}");
+        for variable in [AT, ON, STOP_AT, REPLAY_LEASE, OFF] {
+            assert!(!holds(".", program, variable), "{program}: {variable}");
+        }
         assert!(
-            holds("armed", program),
+            holds("armed", program, AT),
             "the test build of {program} has none: this test searches wrongly"
         );
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use broker::topology::{RetryQueue, WorkQueue};
 use broker::{Death, Delivery, Handled, Handler, Publication, Settings, Source};
-use domain::failure::{DeadLetterReason, Dependency, Done, Refusal, Unavailable};
+use domain::failure::{DeadLetterReason, Dependency, Done, Failure, Refusal, Unavailable};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, DecimalValue};
 use metrics::{Counter, DeliveryOutcome};
@@ -321,6 +321,29 @@ async fn the_reason_by_rabbitmq_is_kept_when_the_collector_retries_a_dead_letter
     assert_eq!(dead_letter_info.queue, QUEUE);
 }
 
+#[tokio::test]
+async fn a_dead_letter_by_rabbitmq_keeps_its_id_when_the_collector_retries_it() {
+    let bench = Bench::new().await;
+    expire(&bench, "conversation.session_opened", "without an identity").await;
+    let queue = WorkQueue::Session;
+    let handler = DeadLetters { queue, collected: Arc::default(), fails_until: 3 };
+    let running = bench.run_at(bench.endpoints.clone(), handler.clone(), quick());
+    let attempts = eventually("three attempts", LIMIT, async || {
+        let collected = handler.collected.lock().unwrap();
+        if collected.len() >= 3 { Ok(collected.clone()) } else { Err(format!("{collected:?}")) }
+    })
+    .await;
+    running.drain().await;
+    let id = attempts[0].dead_letter_id(queue);
+    let carried: Vec<_> = attempts.iter().map(|it| it.fleet_headers().dead_letter).collect();
+    assert_eq!(carried, [None, Some(id), Some(id)]);
+    assert!(attempts.iter().all(|it| it.dead_letter_id(queue) == id));
+    // What its sender set stays the sender's, also the expiration that RabbitMQ removed.
+    let sent = attempts[0].stored();
+    assert_eq!(sent.properties["expiration"], "1");
+    assert!(attempts.iter().all(|it| it.stored().properties == sent.properties));
+}
+
 /// Publishes an action that expires after 1 ms.
 async fn expire(bench: &Bench, key: &str, body: &str) {
     let properties = BasicProperties::default().with_delivery_mode(2).with_expiration("1".into());
@@ -337,6 +360,8 @@ async fn expire(bench: &Bench, key: &str, body: &str) {
 struct DeadLetters {
     queue: WorkQueue,
     collected: Arc<Mutex<Vec<Delivery>>>,
+    /// The first attempt that does not fail.
+    fails_until: u32,
 }
 
 impl Handler for DeadLetters {
@@ -353,7 +378,13 @@ impl Handler for DeadLetters {
 
     async fn handle(&self, items: &[Delivery]) -> Result<Vec<Handled>, Unavailable> {
         self.collected.lock().unwrap().extend(items.iter().cloned());
-        Ok(items.iter().map(|_| Ok(Done::Applied.into())).collect())
+        let outcome = |item: &Delivery| {
+            if item.fleet_headers().attempt < self.fails_until {
+                return Err(Failure::Retry("refused by the test".into()));
+            }
+            Ok(Done::Applied.into())
+        };
+        Ok(items.iter().map(outcome).collect())
     }
 
     async fn probe(&self, _: Dependency) -> Result<(), Unavailable> {
@@ -363,7 +394,7 @@ impl Handler for DeadLetters {
 
 /// The first dead letter of a queue.
 async fn read_dead_letter(bench: &Bench, queue: WorkQueue) -> Delivery {
-    let handler = DeadLetters { queue, collected: Arc::default() };
+    let handler = DeadLetters { queue, collected: Arc::default(), fails_until: 1 };
     let running = bench.run_at(bench.endpoints.clone(), handler.clone(), Settings::default());
     let dead_letter = eventually("a dead letter", LIMIT, async || {
         handler.collected.lock().unwrap().first().cloned().ok_or_else(|| "none".to_owned())
