@@ -137,7 +137,7 @@ impl PublishedActions {
             let enough = format!(
                 "SELECT (SELECT count(*) FROM messages) + (SELECT count(*) FROM dead_letters) >= {wanted}"
             );
-            scenario.until_sql(&enough, "t").await;
+            scenario.until_sql(&enough, "true").await;
             let found = self.audit(scenario, reader).await;
             // A repetition was counted in place of a message that is still on its way.
             if !found.lost.is_empty() && found.repeated.len() > repeated {
