@@ -306,7 +306,8 @@ impl BindClaims for Query<'_, Postgres, PgArguments> {
     }
 }
 
-/// Three work lists, each read by its own partial index. A conversation is in at most one of them.
+/// Three work lists, each read by its own partial index. A conversation is in at most one of them. `$5` is true but
+/// in a test build that leaves out taking over.
 const CLAIM: &str = "
     WITH requested AS (
         SELECT tenant_id, id, 'requested' AS cause FROM conversations
