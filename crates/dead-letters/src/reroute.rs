@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
-use broker::topology::{WorkQueue, queue_of};
-use broker::{Decoder, Delivery, Handled, Handler, Publication, Publisher, Source};
+use broker::topology::{REQUESTS, WorkQueue, queue_of};
+use broker::{Decoder, Delivery, Handled, Handler, Processed, Publication, Publisher, Source};
 use domain::action::ActionKind;
+use domain::decode::{self, reply_address};
 use domain::envelope::Resolved;
 use domain::failure::{Dependency, Done, Refusal, Unavailable};
+use domain::reply::{ErrorType, ReplyAddress, ReplyError};
 use failpoints::Guard;
 use metrics::{Counter, Metrics, RerouteCause};
 
@@ -23,16 +25,27 @@ pub struct Rerouted {
     sent: AtomicBool,
 }
 
-/// The handler of `domain.unrouted`, the queue of unroutable actions.
+/// The handler of `domain.unrouted`, the queue of unroutable actions and of those that expired among the requests.
 ///
-/// A known action was unroutable because its queue or binding was missing: it is rerouted to its own queue by
-/// the default exchange. An unknown action becomes a dead letter, so a message with a mistyped routing key is
-/// not lost.
+/// | action | what happens |
+/// |---|---|
+/// | a known one, unroutable | its queue or binding was missing: it is rerouted to its own queue by the default exchange |
+/// | a write that expired among the requests | its routing key was a request's: it is rerouted to its own queue |
+/// | a request that expired | its sender gets the error `unavailable`; nothing of it is kept |
+/// | an unknown or unreadable one | it becomes a dead letter |
 #[derive(Clone)]
 pub struct RerouteUnrouted {
     publisher: Publisher,
     metrics: Metrics,
     decoder: Decoder,
+}
+
+/// A delivery from `domain.unrouted`.
+pub enum Unrouted {
+    /// An action for its own queue.
+    Known(Rerouted),
+    /// A request that nobody took, and where its sender wants the reply.
+    ExpiredRequest(Option<ReplyAddress>),
 }
 
 impl Rerouted {
@@ -93,7 +106,7 @@ impl RerouteUnrouted {
 }
 
 impl Handler for RerouteUnrouted {
-    type Item = Rerouted;
+    type Item = Unrouted;
     /// It needs RabbitMQ alone.
     const NEEDS: &'static [Dependency] = &[];
 
@@ -101,34 +114,73 @@ impl Handler for RerouteUnrouted {
         Source::work(WorkQueue::Unrouted)
     }
 
-    fn decode(&self, delivery: &Delivery) -> Result<Rerouted, Refusal> {
+    fn decode(&self, delivery: &Delivery) -> Result<Unrouted, Refusal> {
+        let was_request = delivery.deaths().iter().any(|death| death.queue == REQUESTS);
+        // A copy for the requests would come back here.
+        let expired = |kind: &ActionKind| was_request && kind.is_request();
         // By its body first, because the routing key may be wrong.
         let (kind, resolved) = match self.decoder.decode(delivery) {
             Ok(action) => (action.kind(), action.resolved()),
             Err(refusal) => {
-                (ActionKind::parse(&delivery.origin().routing_key).ok_or(refusal)?, None)
+                let by_body = decode::kind(&delivery.body, self.decoder.max_body_bytes);
+                let by_key = ActionKind::parse(&delivery.origin().routing_key);
+                let known = by_body.or(by_key.filter(|kind| !expired(kind)));
+                (known.ok_or(refusal)?, None)
             }
         };
-        Ok(Rerouted::new(delivery, queue_of(kind), resolved))
+        if expired(&kind) {
+            let address = reply_address(&delivery.body, &delivery.envelope());
+            return Ok(Unrouted::ExpiredRequest(address));
+        }
+        Ok(Unrouted::Known(Rerouted::new(delivery, queue_of(kind), resolved)))
     }
 
-    fn resolved(&self, item: &Rerouted) -> Option<Resolved> {
-        item.resolved()
+    fn resolved(&self, item: &Unrouted) -> Option<Resolved> {
+        item.known()?.resolved()
     }
 
-    /// Publishes each once to its own queue, whose worker replies. While a queue is missing the batch is held.
-    async fn handle(&self, items: &[Rerouted]) -> Result<Vec<Handled>, Unavailable> {
+    fn reply_address(&self, item: &Unrouted) -> Option<ReplyAddress> {
+        match item {
+            Unrouted::Known(_) => None,
+            Unrouted::ExpiredRequest(address) => address.clone(),
+        }
+    }
+
+    /// Publishes each known action once to its own queue, whose worker replies. While a queue is missing the batch
+    /// is held.
+    async fn handle(&self, items: &[Unrouted]) -> Result<Vec<Handled>, Unavailable> {
         let (queue, cause) = (WorkQueue::Unrouted.name(), RerouteCause::Unrouted);
         let counter = Counter::MessagesRerouted { queue, cause };
-        if !failpoints::holds(Guard::UnroutedRerouted) {
-            return Ok(items.iter().map(|_| Ok(Done::Applied.into())).collect());
+        let copies: Vec<_> = items.iter().filter_map(Unrouted::known).collect();
+        if failpoints::holds(Guard::UnroutedRerouted) {
+            reroute(&copies, &self.publisher, &self.metrics, counter).await?;
         }
-        let copies: Vec<_> = items.iter().collect();
-        reroute(&copies, &self.publisher, &self.metrics, counter).await?;
-        Ok(items.iter().map(|_| Ok(Done::Applied.into())).collect())
+        let expired = (items.len() - copies.len()) as u64;
+        self.metrics.add(Counter::RequestsExpired, expired);
+        let handled = |item: &Unrouted| {
+            let reply = item.known().is_none().then(|| Err(nobody_took_it()));
+            Ok(Processed { reply, ..Done::Applied.into() })
+        };
+        Ok(items.iter().map(handled).collect())
     }
 
     async fn probe(&self, _: Dependency) -> Result<(), Unavailable> {
         Ok(())
     }
+}
+
+impl Unrouted {
+    fn known(&self) -> Option<&Rerouted> {
+        match self {
+            Self::Known(rerouted) => Some(rerouted),
+            Self::ExpiredRequest(_) => None,
+        }
+    }
+}
+
+/// What the sender of an expired request gets.
+fn nobody_took_it() -> ReplyError {
+    let message =
+        format!("no worker took the request from {REQUESTS} before it expired; send it again");
+    ReplyError { error_type: ErrorType::Unavailable, message, details: None }
 }

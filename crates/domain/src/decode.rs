@@ -20,9 +20,16 @@ pub use self::fault::excerpt;
 pub use self::reply_address::reply_address;
 
 use self::fields::Fields;
-use crate::action::Action;
+use crate::action::{Action, ActionKind};
 use crate::envelope::Envelope;
 use crate::failure::Refusal;
+
+/// The kind of an action whose other fields need not be valid. `None` for a body that [`decode`] refuses with another
+/// reason than `schema`, or that cannot be stored.
+#[must_use]
+pub fn kind(body: &[u8], max_body_bytes: usize) -> Option<ActionKind> {
+    body::read(body, max_body_bytes).ok().map(|(kind, _)| kind)
+}
 
 /// Decodes one action. The refusal's reason is `too_large`, `malformed_json`, `unknown_action` or
 /// `schema`, whichever comes first.

@@ -104,6 +104,9 @@ catalogue! {
         /// Messages rerouted to their own queue, by cause.
         MessagesRerouted { queue: &'static str, cause: RerouteCause }
             = "verbatim_messages_rerouted_total" in "messages";
+        /// Requests that expired in `conversation.context`, because no worker took them. Their senders got the error
+        /// `unavailable`.
+        RequestsExpired = "verbatim_requests_expired_total" in "requests";
         /// Panics of handlers that the consumer caught; the messages at fault are retried.
         HandlerPanics { queue: &'static str } = "verbatim_handler_panics_total" in "panics";
         /// Panics in this process, caught ones included. Each is a bug.

@@ -43,6 +43,41 @@ async fn an_unroutable_action_is_rerouted_if_it_is_known_and_becomes_a_dead_lett
 }
 
 #[tokio::test]
+async fn a_write_among_the_requests_is_saved_and_a_request_that_nobody_took_is_answered() {
+    let ServerSet { scenario, collector, .. } = ServerSet::shared().await;
+    let (rabbit, reader) = (scenario.rabbit(), scenario.reader());
+    let expired = Counts::of(collector).await.sum("verbatim_requests_expired_total", &[]);
+    // Without it, requests expire after 30 s.
+    let expiration = json!({"expiration": "1", "delivery_mode": 2});
+    let request = "conversation.get_context";
+    let body = message("requests", "s", "m", &json!({}));
+    rabbit.publish(request, &expiration, &body.to_string()).await;
+    saved(&reader, &key_of(&body), 1).await;
+
+    rabbit.queue("requests.replies").await;
+    let mut answered = expiration.clone();
+    answered["reply_to"] = "requests.replies".into();
+    let refused = json!({"action_type": request, "tenant_id": "requests"}).to_string();
+    for body in [example(request).unwrap(), &refused] {
+        rabbit.publish(request, &answered, body).await;
+    }
+    for reply in rabbit.bodies("requests.replies", 2).await {
+        assert_eq!(reply["error"]["error_type"], "unavailable", "{reply}");
+    }
+    Counts::reach(collector, "verbatim_requests_expired_total", &[], expired + 2.0).await;
+
+    // What cannot be read may be a write.
+    rabbit.publish(request, &expiration, "{unreadable").await;
+    let dead_letter = "SELECT concat_ws('|', queue, reason, routing_key) FROM dead_letters
+                  WHERE convert_from(body, 'UTF8') = '{unreadable'";
+    scenario
+        .until_sql(dead_letter, "domain.unrouted|malformed_json|conversation.get_context")
+        .await;
+    let others = "SELECT count(*) FROM dead_letters WHERE tenant_id = 'requests'";
+    assert_eq!(scenario.sql(others).await, "0");
+}
+
+#[tokio::test]
 async fn an_action_that_no_worker_of_this_version_handles_becomes_a_dead_letter() {
     let scenario = &ServerSet::shared().await.scenario;
     let erase = example("conversation.erase").unwrap();

@@ -14,7 +14,8 @@ pub const ACTIONS: &str = "domain.actions";
 pub const EVENTS: &str = "conversation.events";
 /// The alternate exchange of [`ACTIONS`], and the queue bound to it: actions that no binding matched.
 pub const UNROUTED: &str = "domain.unrouted";
-/// The queue of all requests. Requests expire after [`REQUEST_TTL`].
+/// The queue of all requests. After [`REQUEST_TTL`] RabbitMQ dead-letters what it holds to [`UNROUTED`]: a write with
+/// the routing key of a request may be among it.
 pub const REQUESTS: &str = "conversation.context";
 
 /// A queue of delayed retries, shared by all work queues. The delay is part of the name, because the TTL of a
@@ -201,11 +202,14 @@ impl Queue {
             ("x-overflow", Argument::Text("reject-publish")),
             ("x-delivery-limit", Argument::Number(limit)),
         ];
+        let dead_letters_to = |exchange| {
+            [
+                ("x-dead-letter-exchange", Argument::Text(exchange)),
+                ("x-dead-letter-strategy", Argument::Text("at-least-once")),
+            ]
+        };
         // "" is the default exchange: it routes to the queue that the routing key names.
-        let dead_letters = [
-            ("x-dead-letter-exchange", Argument::Text("")),
-            ("x-dead-letter-strategy", Argument::Text("at-least-once")),
-        ];
+        let dead_letters = dead_letters_to("");
         let ttl = |delay: Duration| {
             // Every delay here is a constant of less than a minute.
             (
@@ -224,7 +228,10 @@ impl Queue {
                 arguments.extend(dead_letters);
                 arguments.push(ttl(queue.delay()));
             }
-            Purpose::Requests => arguments.push(ttl(REQUEST_TTL)),
+            Purpose::Requests => {
+                arguments.extend(dead_letters_to(UNROUTED));
+                arguments.push(ttl(REQUEST_TTL));
+            }
             Purpose::DeadLetters => {}
         }
         arguments
