@@ -40,7 +40,7 @@ const PROOFS: [Proof; Guard::ALL.len()] = [
     proof(
         Guard::AcknowledgementAfterEffect,
         FAULTS,
-        "kill_9_of_one_of_two_savers_under_a_load_of_20_000_loses_and_duplicates_nothing",
+        "a_drain_that_cannot_finish_ends_at_its_deadline_or_at_a_second_signal",
     ),
     proof(
         Guard::CopyBeforeAcknowledgement,

@@ -74,9 +74,6 @@ CREATE TABLE sessions (
     session_id      text COLLATE "C" NOT NULL,
     open            boolean NOT NULL,
     last_event_at   timestamptz NOT NULL,
-    -- The last event was a close that named no conversation. It closes the session in every
-    -- conversation: an open event that was sent before it has no effect, even if it arrives later.
-    everywhere      boolean NOT NULL DEFAULT false,
     -- What the last event said, if it was a close. A conversation that is closed again takes its reason from
     -- here.
     close_reason    text,
@@ -85,7 +82,6 @@ CREATE TABLE sessions (
 );
 
 CREATE INDEX sessions_open ON sessions (tenant_id, session_id) WHERE open;
-CREATE INDEX sessions_closed_everywhere ON sessions (tenant_id, session_id) WHERE everywhere;
 
 -- Every session event and feedback, with all that its sender said: `sessions` and `conversations` have only
 -- the result. A close that names no conversation has a row in each conversation that it concerns.
@@ -105,11 +101,17 @@ CREATE TABLE session_events (
     model_name      text,
     tenant_tier     text,
     metadata        json,
-    -- Hash of all columns but the times. A second event with the same id and the same hash is a duplicate;
-    -- one with another hash is stored, too.
+    -- It is a close that named no conversation. It closes the session in every conversation: an open event that
+    -- was sent before it has no effect, even if it arrives later.
+    everywhere      boolean NOT NULL,
+    -- Hash of what the event says, without conversation and times. A second event with the same id and the same
+    -- hash is a duplicate; one with another hash is stored, too.
     content_hash    bytea NOT NULL,
-    PRIMARY KEY (tenant_id, conversation_id, id, content_hash)
+    PRIMARY KEY (tenant_id, id, content_hash, conversation_id)
 );
+
+CREATE INDEX session_events_by_conversation ON session_events (tenant_id, conversation_id, created_at, id);
+CREATE INDEX session_events_everywhere ON session_events (tenant_id, session_id) WHERE everywhere;
 
 -- The processes that save messages: one row for each start of a process, inserted with its first batch.
 -- `message_rows.saved_by` refers to it. A save names the row by `id` and `started_at`: a failover or a restore

@@ -78,32 +78,33 @@ impl Database {
     }
 }
 
-/// Stores events, each in a conversation. An event that is stored already stays as it is.
+/// Stores events, each in a conversation, and whether it is a close that named none. An event that is stored already
+/// stays as it is.
 pub(crate) async fn insert_events(
     connection: &mut PgConnection,
-    events: &[(&ConversationKey, &SessionEvent)],
+    events: &[(&ConversationKey, &SessionEvent, bool)],
 ) -> Result<()> {
     fn all<'a, T: 'a>(
-        events: &'a [(&ConversationKey, &SessionEvent)],
+        events: &'a [(&ConversationKey, &SessionEvent, bool)],
         of: impl Fn(&'a SessionEvent) -> T + Clone,
     ) -> impl Iterator<Item = T> + Clone {
-        events.iter().map(move |(_, event)| of(event))
+        events.iter().map(move |(_, event, _)| of(event))
     }
     let time = |time| DateTime::<Utc>::from(time);
     sqlx::query(
         "INSERT INTO session_events (tenant_id, conversation_id, id, action_type, session_id, created_at,
                                      received_at, reason, satisfaction, user_id, agent_id, model_name,
-                                     tenant_tier, metadata, content_hash)
+                                     tenant_tier, metadata, content_hash, everywhere)
          SELECT tenant_id, conversation_id, id, action_type, session_id, created_at, received_at, reason,
-                satisfaction, user_id, agent_id, model_name, tenant_tier, metadata::json, content_hash
+                satisfaction, user_id, agent_id, model_name, tenant_tier, metadata::json, content_hash, everywhere
          FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
                      $7::timestamptz[], $8::text[], $9::smallint[], $10::text[], $11::text[], $12::text[],
-                     $13::text[], $14::text[], $15::bytea[])
+                     $13::text[], $14::text[], $15::bytea[], $16::boolean[])
               AS e (tenant_id, conversation_id, id, action_type, session_id, created_at, received_at, reason,
-                    satisfaction, user_id, agent_id, model_name, tenant_tier, metadata, content_hash)
-         ON CONFLICT (tenant_id, conversation_id, id, content_hash) DO NOTHING",
+                    satisfaction, user_id, agent_id, model_name, tenant_tier, metadata, content_hash, everywhere)
+         ON CONFLICT (tenant_id, id, content_hash, conversation_id) DO NOTHING",
     )
-    .bind_keys(events.iter().map(|(key, _)| *key))
+    .bind_keys(events.iter().map(|(key, ..)| *key))
     .bind(all(events, |it| it.id.as_str()).bind_iter())
     .bind(all(events, |it| it.kind.as_str()).bind_iter())
     .bind(all(events, |it| it.session.as_str()).bind_iter())
@@ -116,7 +117,8 @@ pub(crate) async fn insert_events(
     .bind(all(events, |it| it.model_name.as_deref()).bind_iter())
     .bind(all(events, |it| it.tenant_tier.as_deref()).bind_iter())
     .bind(all(events, |it| it.metadata.as_ref().map(Json::as_str)).bind_iter())
-    .bind(events.iter().map(|(_, event)| event.content_hash().0).collect::<Vec<_>>())
+    .bind(events.iter().map(|(_, event, _)| event.content_hash().0).collect::<Vec<_>>())
+    .bind(events.iter().map(|(.., everywhere)| *everywhere).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())

@@ -3,12 +3,14 @@
 //!
 //! Events of a session are ordered by the time at which they were sent, so a delayed `closed` event does not
 //! override a later `opened`. When the last open session of a conversation closes, its close is requested.
-//! When a session opens, the request is withdrawn.
+//! When a session opens, the request is withdrawn. An event that is stored already is not applied again: one without
+//! a time of its sender would have a later one at its redelivery.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use domain::action::ActionKind;
 use domain::ids::{AgentId, ConversationKey, UserId};
 use domain::session_event::SessionEvent;
 use domain::time::Timestamp;
@@ -39,6 +41,8 @@ pub struct SessionUpdate {
     pub everywhere: bool,
     /// When the change happened.
     pub at: Timestamp,
+    /// Whether that is its time of receipt, because its sender gave no time.
+    pub by_receipt: bool,
     /// Why the session closed.
     pub reason: Option<String>,
     /// The user's satisfaction, 1 to 5.
@@ -83,6 +87,7 @@ impl Database {
     ) -> Result<()> {
         self.in_transaction(async |connection| {
             lock_sessions(connection, updates).await?;
+            let updates = new_events(connection, updates).await?;
             let mut updates = expand_closes(connection, updates).await?;
             close_outdated_opens(connection, &mut updates).await?;
             updates.sort_by(|a, b| {
@@ -92,7 +97,8 @@ impl Database {
             let applied = upsert_sessions(connection, &updates).await?;
             update_close_requests(connection, &applied).await?;
             record_satisfaction(connection, &updates).await?;
-            let events: Vec<_> = updates.iter().map(|u| (&u.key, &*u.event)).collect();
+            let events: Vec<_> =
+                updates.iter().map(|u| (&u.key, &*u.event, u.closes_everywhere())).collect();
             insert_events(connection, &events).await
         })
         .await
@@ -110,7 +116,12 @@ impl SessionUpdate {
     ) -> Self {
         let (at, reason, satisfaction) =
             (event.created_at, event.reason.clone(), event.satisfaction);
-        Self { key, change, everywhere, at, reason, satisfaction, event: Arc::new(event) }
+        let (by_receipt, event) = (at == event.received_at, Arc::new(event));
+        Self { key, change, everywhere, at, by_receipt, reason, satisfaction, event }
+    }
+
+    fn closes_everywhere(&self) -> bool {
+        self.everywhere && self.event.kind == ActionKind::SessionClosed
     }
 
     fn session(&self) -> &str {
@@ -148,39 +159,83 @@ async fn lock_sessions(connection: &mut PgConnection, updates: &[SessionUpdate])
     Ok(())
 }
 
-/// Replaces each close that names no conversation by one close for each conversation that it concerns: those
-/// in which the session is open, in the database or by an event of this batch, and the conversation that is
-/// derived from the session, if it exists or there is no other.
-async fn expand_closes(
+/// Those of the events that are neither stored nor repeat an earlier one of this batch. A stored event was applied by
+/// the same transaction. A repetition has the same id and content, and its sender gave no time or one in the same
+/// second: that of an AMQP `timestamp` is completed at each receipt.
+async fn new_events(
     connection: &mut PgConnection,
     updates: &[SessionUpdate],
 ) -> Result<Vec<SessionUpdate>> {
-    let closes_everywhere =
-        |u: &&SessionUpdate| u.everywhere && u.change == Some(SessionChange::Closed);
-    let closes: Vec<&SessionUpdate> = updates.iter().filter(closes_everywhere).collect();
+    let hashes: Vec<_> = updates.iter().map(|u| u.event.content_hash().0).collect();
+    let stored: Vec<(i64, DateTime<Utc>)> = sqlx::query_as(
+        "SELECT k.n, e.created_at
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::boolean[]) WITH ORDINALITY
+              AS k (tenant_id, own, id, content_hash, everywhere, n)
+         JOIN session_events e ON e.tenant_id = k.tenant_id AND e.id = k.id AND e.content_hash = k.content_hash
+                              AND (e.conversation_id = k.own OR (k.everywhere AND e.everywhere))",
+    )
+    .bind(updates.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
+    .bind(updates.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
+    .bind(updates.iter().map(|u| u.event.id.as_str()).collect::<Vec<_>>())
+    .bind(hashes.iter().map(|hash| &hash[..]).collect::<Vec<_>>())
+    .bind(updates.iter().map(|u| u.everywhere).collect::<Vec<_>>())
+    .fetch_all(connection)
+    .await?;
+    // The times at which each event happened, as far as they are stored and then as this batch has them.
+    let mut times: HashMap<_, Vec<Timestamp>> = HashMap::with_capacity(updates.len());
+    let names = updates.iter().zip(&hashes).map(|(u, hash)| (&u.key, u.event.id.as_str(), hash));
+    let names: Vec<_> = names.collect();
+    for (n, at) in stored {
+        if let Some(name) = usize::try_from(n - 1).ok().and_then(|n| names.get(n)) {
+            times.entry(name).or_default().push(timestamp(at));
+        }
+    }
+    let mut by_time: Vec<_> = names.iter().zip(updates).collect();
+    by_time.sort_by_key(|(_, update)| update.at);
+    let mut new = Vec::with_capacity(updates.len());
+    for (name, update) in by_time {
+        let times = times.entry(name).or_default();
+        if !times.iter().any(|at| update.by_receipt || at.second() == update.at.second()) {
+            times.push(update.at);
+            new.push(update.clone());
+        }
+    }
+    Ok(new)
+}
+
+/// Replaces each close that names no conversation by one close for each conversation that it concerns: those
+/// in which the session has been open since before, in the database or by an event of this batch, and the
+/// conversation that is derived from the session, if it exists or there is no other.
+async fn expand_closes(
+    connection: &mut PgConnection,
+    updates: Vec<SessionUpdate>,
+) -> Result<Vec<SessionUpdate>> {
+    let (closes, mut expanded): (Vec<_>, Vec<_>) =
+        updates.into_iter().partition(SessionUpdate::closes_everywhere);
     if closes.is_empty() {
-        return Ok(updates.to_vec());
+        return Ok(expanded);
     }
     let open: Vec<(i64, Option<String>, bool)> = sqlx::query_as(
         "SELECT k.n, s.conversation_id,
                 EXISTS (SELECT FROM conversations c
                         WHERE c.tenant_id = k.tenant_id AND c.id = k.own) AS own_exists
-         FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS k (tenant_id, session_id, own, n)
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[]) WITH ORDINALITY
+              AS k (tenant_id, session_id, own, at, n)
          LEFT JOIN sessions s ON s.tenant_id = k.tenant_id AND s.session_id = k.session_id
-                             AND s.open AND s.conversation_id <> k.own",
+                             AND s.open AND s.last_event_at <= k.at AND s.conversation_id <> k.own",
     )
     .bind(closes.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
     .bind(closes.iter().map(|u| u.session()).collect::<Vec<_>>())
     .bind(closes.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
+    .bind(closes.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
-    let mut expanded: Vec<SessionUpdate> =
-        updates.iter().filter(|u| !closes_everywhere(u)).cloned().collect();
     let opens: Vec<SessionUpdate> = expanded.iter().filter(|u| u.is_opened()).cloned().collect();
-    for (n, close) in (1..).zip(closes) {
+    for (n, close) in (1..).zip(&closes) {
         let mut conversations: Vec<ConversationKey> = opens
             .iter()
             .filter(|u| u.key.tenant == close.key.tenant && u.session() == close.session())
+            .filter(|u| u.at <= close.at)
             .map(|u| u.key.clone())
             .collect();
         let mut own_exists = conversations.contains(&close.key);
@@ -213,11 +268,11 @@ async fn close_outdated_opens(
     }
     type Close = (i64, DateTime<Utc>, Option<String>, Option<i16>);
     let closes: Vec<Close> = sqlx::query_as(
-        "SELECT DISTINCT ON (k.n) k.n, s.last_event_at, s.close_reason, s.satisfaction
+        "SELECT DISTINCT ON (k.n) k.n, e.created_at, e.reason, e.satisfaction
          FROM unnest($1::text[], $2::text[], $3::timestamptz[]) WITH ORDINALITY AS k (tenant_id, session_id, at, n)
-         JOIN sessions s ON s.tenant_id = k.tenant_id AND s.session_id = k.session_id
-                        AND s.everywhere AND s.last_event_at > k.at
-         ORDER BY k.n, s.last_event_at DESC",
+         JOIN session_events e ON e.tenant_id = k.tenant_id AND e.session_id = k.session_id
+                              AND e.everywhere AND e.created_at > k.at
+         ORDER BY k.n, e.created_at DESC",
     )
     .bind(opens.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
     .bind(opens.iter().map(|u| u.session()).collect::<Vec<_>>())
@@ -311,14 +366,13 @@ async fn upsert_sessions<'a>(
         }
     }
     let applied = sqlx::query(
-        "INSERT INTO sessions (tenant_id, conversation_id, session_id, open, last_event_at, everywhere,
-                               close_reason, satisfaction)
-         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[], $6::boolean[],
-                              $7::text[], $8::smallint[])
+        "INSERT INTO sessions (tenant_id, conversation_id, session_id, open, last_event_at, close_reason,
+                               satisfaction)
+         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::boolean[], $5::timestamptz[], $6::text[],
+                              $7::smallint[])
          ON CONFLICT (tenant_id, conversation_id, session_id) DO UPDATE
          SET open = excluded.open, last_event_at = excluded.last_event_at,
-             everywhere = excluded.everywhere, close_reason = excluded.close_reason,
-             satisfaction = excluded.satisfaction
+             close_reason = excluded.close_reason, satisfaction = excluded.satisfaction
          WHERE (sessions.last_event_at, sessions.open) < (excluded.last_event_at, excluded.open)
          RETURNING tenant_id, conversation_id, session_id",
     )
@@ -326,7 +380,6 @@ async fn upsert_sessions<'a>(
     .bind(newest.iter().map(|u| u.session()).collect::<Vec<_>>())
     .bind(newest.iter().map(|u| u.is_opened()).collect::<Vec<_>>())
     .bind(newest.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
-    .bind(newest.iter().map(|u| u.everywhere && !u.is_opened()).collect::<Vec<_>>())
     .bind(newest.iter().map(|u| u.reason.as_deref()).collect::<Vec<_>>())
     .bind(newest.iter().map(|u| u.satisfaction.map(i16::from)).collect::<Vec<_>>())
     .fetch_all(connection)

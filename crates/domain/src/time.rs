@@ -68,6 +68,12 @@ impl Timestamp {
     pub fn micros(self) -> i64 {
         self.0
     }
+
+    /// Its second, counted since 1970.
+    #[must_use]
+    pub fn second(self) -> i64 {
+        self.0.div_euclid(1_000_000)
+    }
 }
 
 /// The part of a text that an error repeats: 40 characters, more than any date has.
