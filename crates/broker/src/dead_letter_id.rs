@@ -13,6 +13,8 @@
 
 use domain::failure::DeadLetterReason;
 use domain::fleet::WorkQueue;
+use domain::ids::{ActionId, MessageId};
+use domain::time::Timestamp;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
@@ -22,9 +24,6 @@ use crate::{Delivery, header_owner, lossless, properties};
 /// The UUID namespace of dead letter ids. Never change it: a dead letter that is delivered again would get another
 /// id and be stored a second time.
 const NAMESPACE: Uuid = Uuid::from_u128(0x2d9c_6f0b_4a1e_5c37_9b82_e05f_7d14_c6a8);
-
-/// The fields of a body that identify its message, or from which its id is derived.
-const IDENTIFYING: [&str; 3] = ["message_id", "action_id", "timestamp"];
 
 /// The id of the dead letter that a message becomes. `fleet_headers` are those of the message with its resolved
 /// identity, and `message_id` is the property, if the sender set it.
@@ -41,7 +40,7 @@ pub(crate) fn mint(
     if let Some(identity) = resolved_identity(fleet_headers, body) {
         return hash(queue, reason, fleet_headers, &identity, body);
     }
-    match message_id {
+    match message_id.filter(|id| ActionId::new(id).is_ok()) {
         Some(id) => hash(queue, reason, fleet_headers, &["message_id", id], body),
         // A replay is identified by the dead letter that it sends.
         None if fleet_headers.replay_of.is_some() || has_an_identity(body) => {
@@ -104,10 +103,19 @@ fn resolved_identity(fleet_headers: &FleetHeaders, body: &[u8]) -> Option<[Strin
     Some(["resolved", tenant, conversation, id].map(str::to_owned))
 }
 
-/// Whether a body that could not be decoded nevertheless identifies its message.
+/// Whether a body that could not be decoded nevertheless identifies its message: by an id, or by a timestamp, from
+/// which its id would be derived. Each may be a number, which only the decoder refuses. "", 0 and other text that
+/// is not valid identify nothing, because they may be the same in each message.
 fn has_an_identity(body: &[u8]) -> bool {
     let fields = fields(body);
-    IDENTIFYING.iter().any(|name| fields.get(*name).is_some_and(|value| !value.is_null()))
+    let has = |name: &str, is_valid: fn(&str) -> bool| match fields.get(name) {
+        Some(Value::String(text)) => is_valid(text),
+        Some(Value::Number(number)) => number.as_f64() != Some(0.0),
+        _ => false,
+    };
+    has("message_id", |id| MessageId::new(id).is_ok())
+        || has("action_id", |id| ActionId::new(id).is_ok())
+        || has("timestamp", |time| Timestamp::parse(time).is_ok())
 }
 
 /// The fields of a body, those under `data` included; none if it is no JSON object.
@@ -127,8 +135,7 @@ mod tests {
 
     use domain::envelope::Resolved;
     use domain::failure::Refusal;
-    use domain::ids::{ConversationId, MessageId};
-    use domain::time::Timestamp;
+    use domain::ids::ConversationId;
     use lapin::BasicProperties;
     use lapin::types::{AMQPValue, FieldTable};
 
@@ -191,7 +198,7 @@ mod tests {
             (sent(None, ANONYMOUS), resolved("m")),
             (sent(None, &with(r#""message_id":"m""#)), None),
             (sent(None, &with(r#""action_id":7"#)), None),
-            (sent(None, &with(r#""timestamp":"soon""#)), None),
+            (sent(None, &with(r#""timestamp":"2026-11-20T10:00:00Z""#)), None),
             (sent(None, &nested), None),
         ] {
             let body = String::from_utf8_lossy(&message.body);
@@ -201,9 +208,23 @@ mod tests {
 
     #[test]
     fn two_messages_without_an_identity_are_two_dead_letters() {
-        for body in ["{broken", "", "[]", ANONYMOUS, r#"{"message_id":null}"#] {
+        let without = [
+            "{broken",
+            "",
+            "[]",
+            ANONYMOUS,
+            r#"{"message_id":null}"#,
+            // Values that cannot identify a message, and are the same in each.
+            r#"{"message_id":""}"#,
+            r#"{"data":{"action_id":""}}"#,
+            r#"{"message_id":0}"#,
+            r#"{"timestamp":"now"}"#,
+            r#"{"timestamp":""}"#,
+        ];
+        for body in without {
             assert_ne!(id(&sent(None, body), None), id(&sent(None, body), None), "{body}");
         }
+        assert_ne!(id(&sent(Some(""), "{}"), None), id(&sent(Some(""), "{}"), None));
         // The generated id of a copy is no identity.
         let copy = delivered(&Publication::copy(&sent(None, "{broken"), "q"));
         assert_ne!(id(&copy, None), id(&copy, None));

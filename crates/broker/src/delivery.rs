@@ -19,7 +19,7 @@ use crate::amqp_second;
 use crate::fleet_headers::{self, DeadLetterInfo, FleetHeaders, Origin, SENT};
 use crate::header_owner::Copied;
 use crate::sender_fields::{DeathsBy, SenderFields};
-use crate::topology::RetryQueue;
+use crate::topology::{REQUESTS, RetryQueue, UNROUTED};
 use crate::wire;
 
 /// A message that was delivered and is not settled. Its properties and headers are read on demand, because
@@ -208,11 +208,10 @@ impl Delivery {
                 header.map(SenderFields::from_header).unwrap_or_default()
             }
             (None, Copied::Never) => {
-                let deaths_by = if fleet_only(self.exchange.as_str()) {
-                    DeathsBy::RabbitMq
-                } else {
-                    DeathsBy::Sender
-                };
+                let exchange = self.exchange.as_str();
+                let by_rabbitmq = is_retry_queue(exchange)
+                    || self.table().is_none_or(|headers| dead_letters_to(exchange, headers));
+                let deaths_by = if by_rabbitmq { DeathsBy::RabbitMq } else { DeathsBy::Sender };
                 SenderFields::of(&self.properties, deaths_by)
             }
         }
@@ -330,12 +329,18 @@ fn is_retry_queue(name: &str) -> bool {
     RetryQueue::ALL.iter().any(|queue| queue.name() == name)
 }
 
+/// Whether RabbitMQ may have dead-lettered a message to this exchange, so that `x-death` is its. It dead-letters
+/// through the default exchange, and from the queue of requests to the exchange of unroutable actions (see the
+/// arguments of the topology's queues). On a message from any other exchange its sender wrote `x-death`.
+fn dead_letters_to(exchange: &str, headers: &FieldTable) -> bool {
+    let newest = || deaths(headers).into_iter().next();
+    exchange.is_empty()
+        || exchange == UNROUTED && newest().is_some_and(|death| death.queue == REQUESTS)
+}
+
 /// Where a message that RabbitMQ dead-lettered was first published: the oldest entry of `x-death`.
-///
-/// RabbitMQ dead-letters through the default exchange here (see the arguments of the topology's queues).
-/// On a message from any other exchange its sender wrote `x-death`.
 fn first_published(exchange: &str, headers: &FieldTable) -> Option<Origin> {
-    if !exchange.is_empty() {
+    if !dead_letters_to(exchange, headers) {
         return None;
     }
     let oldest = deaths(headers).pop()?;
@@ -488,6 +493,27 @@ pub(crate) mod tests {
             assert_eq!((origin.exchange.as_str(), origin.routing_key.as_str()), (exchange, key));
         }
         assert_eq!(received("", key, headers).origin().routing_key, "state.clear");
+    }
+
+    #[test]
+    fn what_expired_among_the_requests_has_the_origin_of_its_publish_and_no_header_of_rabbitmq() {
+        let request = "conversation.get_context";
+        let mut headers = FieldTable::default();
+        let death = died_in(REQUESTS, "expired", "domain.actions", request);
+        headers.insert("x-death".into(), AMQPValue::FieldArray(FieldArray::from(vec![death])));
+        headers.insert("x-tenant".into(), AMQPValue::Boolean(true));
+        let delivery = received(UNROUTED, request, headers);
+        let origin = delivery.origin();
+        assert_eq!(
+            (origin.exchange.as_str(), origin.routing_key.as_str()),
+            ("domain.actions", request)
+        );
+        let sent = delivery.sender_fields();
+        let properties = BasicProperties::default();
+        let mut headers = FieldTable::default();
+        headers.insert("x-tenant".into(), AMQPValue::Boolean(true));
+        let of_sender = SenderFields::of(&properties.with_headers(headers), DeathsBy::Sender);
+        assert_eq!(sent, of_sender);
     }
 
     #[test]

@@ -36,7 +36,7 @@ struct LeftOut {
 pub(crate) enum DeathsBy {
     /// RabbitMQ, which dead-lettered it.
     RabbitMq,
-    /// Its sender: it arrived by an exchange through which RabbitMQ dead-letters nothing.
+    /// Its sender: it arrived by an exchange through which RabbitMQ does not dead-letter it.
     Sender,
 }
 

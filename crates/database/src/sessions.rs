@@ -225,7 +225,7 @@ async fn expand_closes(
                              AND s.open AND s.last_event_at <= k.at AND s.conversation_id <> k.own",
     )
     .bind(closes.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(closes.iter().map(|u| u.session()).collect::<Vec<_>>())
+    .bind(closes.iter().map(SessionUpdate::session).collect::<Vec<_>>())
     .bind(closes.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
     .bind(closes.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
     .fetch_all(connection)

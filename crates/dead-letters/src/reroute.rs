@@ -31,7 +31,7 @@ pub struct Rerouted {
 /// |---|---|
 /// | a known one, unroutable | its queue or binding was missing: it is rerouted to its own queue by the default exchange |
 /// | a write that expired among the requests | its routing key was a request's: it is rerouted to its own queue |
-/// | a request that expired | its sender gets the error `unavailable`; nothing of it is kept |
+/// | a request that expired | its sender gets the error `unavailable`, or what is wrong with it; nothing of it is kept |
 /// | an unknown or unreadable one | it becomes a dead letter |
 #[derive(Clone)]
 pub struct RerouteUnrouted {
@@ -44,8 +44,8 @@ pub struct RerouteUnrouted {
 pub enum Unrouted {
     /// An action for its own queue.
     Known(Rerouted),
-    /// A request that nobody took, and where its sender wants the reply.
-    ExpiredRequest(Option<ReplyAddress>),
+    /// A request that nobody took, and the reply, if its sender wants one.
+    ExpiredRequest(Option<(ReplyAddress, ReplyError)>),
 }
 
 impl Rerouted {
@@ -119,19 +119,23 @@ impl Handler for RerouteUnrouted {
         // A copy for the requests would come back here.
         let expired = |kind: &ActionKind| was_request && kind.is_request();
         // By its body first, because the routing key may be wrong.
-        let (kind, resolved) = match self.decoder.decode(delivery) {
-            Ok(action) => (action.kind(), action.resolved()),
+        let (kind, action) = match self.decoder.decode(delivery) {
+            Ok(action) => (action.kind(), Ok(action)),
             Err(refusal) => {
                 let by_body = decode::kind(&delivery.body, self.decoder.max_body_bytes);
                 let by_key = ActionKind::parse(&delivery.origin().routing_key);
-                let known = by_body.or(by_key.filter(|kind| !expired(kind)));
-                (known.ok_or(refusal)?, None)
+                match by_body.or(by_key.filter(|kind| !expired(kind))) {
+                    Some(kind) => (kind, Err(refusal)),
+                    None => return Err(refusal),
+                }
             }
         };
         if expired(&kind) {
             let address = reply_address(&delivery.body, &delivery.envelope());
-            return Ok(Unrouted::ExpiredRequest(address));
+            let error = action.err().map_or_else(nobody_took_it, |refusal| (&refusal).into());
+            return Ok(Unrouted::ExpiredRequest(address.map(|address| (address, error))));
         }
+        let resolved = action.ok().and_then(|action| action.resolved());
         Ok(Unrouted::Known(Rerouted::new(delivery, queue_of(kind), resolved)))
     }
 
@@ -140,10 +144,7 @@ impl Handler for RerouteUnrouted {
     }
 
     fn reply_address(&self, item: &Unrouted) -> Option<ReplyAddress> {
-        match item {
-            Unrouted::Known(_) => None,
-            Unrouted::ExpiredRequest(address) => address.clone(),
-        }
+        item.reply().map(|(address, _)| address.clone())
     }
 
     /// Publishes each known action once to its own queue, whose worker replies. While a queue is missing the batch
@@ -158,7 +159,7 @@ impl Handler for RerouteUnrouted {
         let expired = (items.len() - copies.len()) as u64;
         self.metrics.add(Counter::RequestsExpired, expired);
         let handled = |item: &Unrouted| {
-            let reply = item.known().is_none().then(|| Err(nobody_took_it()));
+            let reply = item.reply().map(|(_, error)| Err(error.clone()));
             Ok(Processed { reply, ..Done::Applied.into() })
         };
         Ok(items.iter().map(handled).collect())
@@ -174,6 +175,13 @@ impl Unrouted {
         match self {
             Self::Known(rerouted) => Some(rerouted),
             Self::ExpiredRequest(_) => None,
+        }
+    }
+
+    fn reply(&self) -> Option<&(ReplyAddress, ReplyError)> {
+        match self {
+            Self::Known(_) => None,
+            Self::ExpiredRequest(reply) => reply.as_ref(),
         }
     }
 }
