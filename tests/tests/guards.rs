@@ -62,7 +62,11 @@ const PROOFS: [Proof; Guard::ALL.len()] = [
         FAULTS,
         "an_outage_of_postgresql_under_load_costs_time_and_no_attempt",
     ),
-    proof(Guard::DrainFinishes, FAULTS, "sigterm_under_load_drains_everything_that_was_delivered"),
+    proof(
+        Guard::DrainFinishes,
+        FAULTS,
+        "savers_added_and_replaced_under_load_share_it_and_drain_what_was_delivered",
+    ),
     proof(
         Guard::DeadLetterStored,
         FLEET,
