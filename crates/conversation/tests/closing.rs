@@ -7,8 +7,8 @@ use std::time::Duration;
 use conversation::{ClaimCriteria, Swept};
 use domain::failure::{DeadLetterReason, Dependency, Failure};
 use fixtures::{
-    Replica, action, action_received, applied, at_once, closer, default_criteria, duplicate, ids,
-    key, refresh, sql, stores, sweep, to_save,
+    Replica, action, applied, at_once, closer, default_criteria, duplicate, ids, key, refresh, sql,
+    stores, sweep, to_save,
 };
 use metrics::Counter;
 use serde_json::{Value, json};
@@ -580,74 +580,4 @@ fn on_database(env: &testkit::TestEnv, time_out: Duration, lock_time_out: Durati
 
 fn due(criteria: ClaimCriteria) -> ClaimCriteria {
     ClaimCriteria { lease: criteria.lease.max(Duration::from_secs(30)), ..criteria }
-}
-
-#[tokio::test]
-async fn a_redelivered_event_without_a_timestamp_keeps_the_time_of_its_first_receipt() {
-    let (env, replica) = stores().await;
-    let received = |action_type: &str, id: &str, time: &str, extra: &Value| {
-        let mut body = json!({
-            "action_type": format!("conversation.{action_type}"), "tenant_id": "acme", "session_id": "s",
-            "action_id": id,
-        });
-        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-        action_received(&body, &format!("2026-11-20T{time}Z"))
-    };
-    let all = |hour: u32| {
-        let one = json!({"conversation_id": "c1"});
-        let two = json!({"conversation_id": "c2"});
-        let rated =
-            |satisfaction: u8| json!({"conversation_id": "c1", "satisfaction": satisfaction});
-        [
-            received("session_opened", "o1", &format!("{hour}:00:00"), &one),
-            received("session_closed", "x", &format!("{hour}:01:00"), &json!({"reason": "left"})),
-            received("session_opened", "o2", &format!("{hour}:02:00"), &two),
-            received("feedback", "f1", &format!("{hour}:03:00"), &rated(2)),
-            received("feedback", "f2", &format!("{hour}:04:00"), &rated(5)),
-        ]
-    };
-    let state = async || {
-        let sessions =
-            "SELECT conversation_id, open, last_event_at, close_reason FROM sessions ORDER BY 1";
-        let conversations =
-            "SELECT id, satisfaction, satisfaction_at, close_requested_at IS NOT NULL
-                             FROM conversations ORDER BY 1";
-        let events = "SELECT conversation_id, id, created_at FROM session_events ORDER BY 1, 2";
-        [sql(&env, sessions).await, sql(&env, conversations).await, sql(&env, events).await]
-    };
-    let original = all(10);
-    for event in &original {
-        record(&replica, std::slice::from_ref(event)).await;
-    }
-    let once = state().await;
-    for again in all(11) {
-        let id = again.common().resolved_id.clone();
-        record(&replica, &[again]).await;
-        assert_eq!(state().await, once, "{id} was redelivered");
-    }
-
-    // In one batch with the originals.
-    sql(&env, "TRUNCATE conversations, sessions, session_events").await;
-    record(&replica, &[original, all(12)].concat()).await;
-    assert_eq!(state().await, once);
-}
-
-#[tokio::test]
-async fn a_late_close_without_a_conversation_concerns_what_opened_before_it_alone() {
-    let (env, replica) = stores().await;
-    let open = |conversation: &str, time: &str| {
-        let named = json!({"conversation_id": conversation});
-        event("conversation.session_opened", "s", time, &named)
-    };
-    let rated = json!({"reason": "left", "satisfaction": 1});
-    record(&replica, &[open("before", "10:00:00")]).await;
-    record(&replica, &[open("after", "10:10:00")]).await;
-    record(&replica, &[event("conversation.session_closed", "s", "10:05:00", &rated)]).await;
-    // The session opens again where it was closed; then an open from before the close arrives.
-    record(&replica, &[open("before", "10:20:00")]).await;
-    record(&replica, &[open("late", "10:04:00")]).await;
-    let sessions = "SELECT conversation_id, open, close_reason FROM sessions ORDER BY 1";
-    assert_eq!(sql(&env, sessions).await, "after|t|\nbefore|t|\nlate|f|left");
-    let ratings = "SELECT id, satisfaction FROM conversations ORDER BY 1";
-    assert_eq!(sql(&env, ratings).await, "after|\nbefore|1\nlate|1");
 }

@@ -1,13 +1,13 @@
-//! What session events and feedback promise where they overtake the messages of their conversation, and where
-//! messages follow a close: nothing that they said is lost.
+//! What session events and feedback promise where they overtake messages or each other, come late or are delivered
+//! again, and where messages follow a close: nothing that they said is lost, and each takes effect once.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use conversation::Swept;
 use domain::action::Action;
 use fixtures::{
-    Replica, action, applied, at_once, closer, default_criteria, refresh, sql, stores, sweep,
-    to_save,
+    Replica, action, action_received, applied, at_once, closer, default_criteria, refresh, sql,
+    stores, sweep, to_save,
 };
 use serde_json::{Value, json};
 use testkit::TestEnv;
@@ -132,4 +132,74 @@ async fn an_open_that_a_close_without_a_conversation_overtook_is_closed_with_its
     sweep(&closer).await;
     let of_c = "SELECT status, message_count, close_reason, satisfaction FROM conversations WHERE id = 'c'";
     assert_eq!(sql(&env, of_c).await, "archived|1|done|4");
+}
+
+#[tokio::test]
+async fn a_redelivered_event_without_a_timestamp_keeps_the_time_of_its_first_receipt() {
+    let (env, replica) = stores().await;
+    let received = |action_type: &str, id: &str, time: &str, extra: &Value| {
+        let mut body = json!({
+            "action_type": format!("conversation.{action_type}"), "tenant_id": "acme", "session_id": "s",
+            "action_id": id,
+        });
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        action_received(&body, &format!("2026-11-20T{time}Z"))
+    };
+    let all = |hour: u32| {
+        let one = json!({"conversation_id": "c1"});
+        let two = json!({"conversation_id": "c2"});
+        let rated =
+            |satisfaction: u8| json!({"conversation_id": "c1", "satisfaction": satisfaction});
+        [
+            received("session_opened", "o1", &format!("{hour}:00:00"), &one),
+            received("session_closed", "x", &format!("{hour}:01:00"), &json!({"reason": "left"})),
+            received("session_opened", "o2", &format!("{hour}:02:00"), &two),
+            received("feedback", "f1", &format!("{hour}:03:00"), &rated(2)),
+            received("feedback", "f2", &format!("{hour}:04:00"), &rated(5)),
+        ]
+    };
+    let state = async || {
+        let sessions =
+            "SELECT conversation_id, open, last_event_at, close_reason FROM sessions ORDER BY 1";
+        let conversations =
+            "SELECT id, satisfaction, satisfaction_at, close_requested_at IS NOT NULL
+                             FROM conversations ORDER BY 1";
+        let events = "SELECT conversation_id, id, created_at FROM session_events ORDER BY 1, 2";
+        [sql(&env, sessions).await, sql(&env, conversations).await, sql(&env, events).await]
+    };
+    let original = all(10);
+    for event in &original {
+        record(&replica, std::slice::from_ref(event)).await;
+    }
+    let once = state().await;
+    for again in all(11) {
+        let id = again.common().resolved_id.clone();
+        record(&replica, &[again]).await;
+        assert_eq!(state().await, once, "{id} was redelivered");
+    }
+
+    // In one batch with the originals.
+    sql(&env, "TRUNCATE conversations, sessions, session_events").await;
+    record(&replica, &[original, all(12)].concat()).await;
+    assert_eq!(state().await, once);
+}
+
+#[tokio::test]
+async fn a_late_close_without_a_conversation_concerns_what_opened_before_it_alone() {
+    let (env, replica) = stores().await;
+    let open = |conversation: &str, time: &str| {
+        let named = json!({"conversation_id": conversation});
+        event("conversation.session_opened", time, &named)
+    };
+    let rated = json!({"reason": "left", "satisfaction": 1});
+    record(&replica, &[open("before", "10:00:00")]).await;
+    record(&replica, &[open("after", "10:10:00")]).await;
+    record(&replica, &[closed("10:05:00", &rated)]).await;
+    // The session opens again where it was closed; then an open from before the close arrives.
+    record(&replica, &[open("before", "10:20:00")]).await;
+    record(&replica, &[open("late", "10:04:00")]).await;
+    let sessions = "SELECT conversation_id, open, close_reason FROM sessions ORDER BY 1";
+    assert_eq!(sql(&env, sessions).await, "after|t|\nbefore|t|\nlate|f|left");
+    let ratings = "SELECT id, satisfaction FROM conversations ORDER BY 1";
+    assert_eq!(sql(&env, ratings).await, "after|\nbefore|1\nlate|1");
 }

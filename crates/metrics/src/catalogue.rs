@@ -104,8 +104,8 @@ catalogue! {
         /// Messages rerouted to their own queue, by cause.
         MessagesRerouted { queue: &'static str, cause: RerouteCause }
             = "verbatim_messages_rerouted_total" in "messages";
-        /// Requests that expired in `conversation.context`, because no worker took them. Their senders got the error
-        /// `unavailable`.
+        /// Requests that expired in `conversation.context`, because no worker took them. Senders who want a reply got
+        /// the error `unavailable`, or what is wrong with their request.
         RequestsExpired = "verbatim_requests_expired_total" in "requests";
         /// Panics of handlers that the consumer caught; the messages at fault are retried.
         HandlerPanics { queue: &'static str } = "verbatim_handler_panics_total" in "panics";
