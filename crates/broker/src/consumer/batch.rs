@@ -12,7 +12,7 @@
 //! When the handler panics, the messages are handled again one at a time. Only the message that panics
 //! again loses an attempt. The panic message is dropped here, because it may quote a body.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use domain::envelope::Resolved;
@@ -23,6 +23,7 @@ use failpoints::{Guard, Step};
 use futures_util::FutureExt;
 use metrics::DeliveryOutcome;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::outcome_counts::OutcomeCounts;
 use super::settlement::{Copy, Decision, ItemFacts, OwedReply, publish, settle};
@@ -186,7 +187,7 @@ impl<I> Batch<I> {
     /// its current stage; call again later.
     pub(super) async fn work<H>(
         mut self,
-        shared: &Shared<H>,
+        shared: &Arc<Shared<H>>,
     ) -> Result<Finished, (Self, Unavailable)>
     where
         H: Handler<Item = I>,
@@ -194,20 +195,24 @@ impl<I> Batch<I> {
         loop {
             self.stage = match self.stage {
                 Stage::Received => Stage::Read(read(&self.received, self.lane, shared)),
-                Stage::Read(reading) => match decide(&reading.items, shared).await {
-                    Ok(handled) => {
-                        Stage::Decided(settle_all(&self.received, reading, handled, shared))
+                Stage::Read(Reading { items, early }) => {
+                    let (items, handled) = decide_whole(items, shared).await;
+                    let reading = Reading { items, early };
+                    match handled {
+                        Ok(handled) => {
+                            Stage::Decided(settle_all(&self.received, reading, handled, shared))
+                        }
+                        Err(unavailable) if !failpoints::holds(Guard::HoldInOutage) => {
+                            let failed = || Err(Failure::Retry(unavailable.to_string().into()));
+                            let handled = reading.items.iter().map(|_| failed()).collect();
+                            Stage::Decided(settle_all(&self.received, reading, handled, shared))
+                        }
+                        Err(unavailable) => {
+                            self.stage = Stage::Read(reading);
+                            return Err((self, unavailable));
+                        }
                     }
-                    Err(unavailable) if !failpoints::holds(Guard::HoldInOutage) => {
-                        let failed = || Err(Failure::Retry(unavailable.to_string().into()));
-                        let handled = reading.items.iter().map(|_| failed()).collect();
-                        Stage::Decided(settle_all(&self.received, reading, handled, shared))
-                    }
-                    Err(unavailable) => {
-                        self.stage = Stage::Read(reading);
-                        return Err((self, unavailable));
-                    }
-                },
+                }
                 Stage::Decided(Decided { copies, replies, mut counts }) => {
                     let has_copies = !copies.is_empty();
                     let published = publish(copies, &shared.publisher, &mut counts).await;
@@ -280,6 +285,28 @@ fn decision_by_delivery_count(
              of them it was handled alone"
         )),
         _ => None,
+    }
+}
+
+/// Calls the handler in a task of its own: a session that ends drops its batches, and a handler must not be dropped
+/// between two of its effects. Only the end of the process stops it.
+async fn decide_whole<H: Handler>(
+    items: Vec<H::Item>,
+    shared: &Arc<Shared<H>>,
+) -> (Vec<H::Item>, Result<Vec<Handled>, Unavailable>) {
+    let shared = shared.clone();
+    let work = async move {
+        let handled = decide(&items, &shared).await;
+        (items, handled)
+    };
+    match tokio::spawn(work.in_current_span()).await {
+        Ok(decided) => decided,
+        Err(ended) => match ended.try_into_panic() {
+            // A bug of this crate: panics of the handler are caught.
+            Ok(panic) => resume_unwind(panic),
+            // The process ends.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 

@@ -5,7 +5,7 @@
 //! [`UnackedDeliveries`].
 //!
 //! Dropping a session drops its tasks and closes its socket. RabbitMQ then redelivers what was not
-//! acknowledged, as after a crash.
+//! acknowledged, as after a crash. Calls of the handler that have begun go on to their end.
 
 mod cancelling;
 mod checks;

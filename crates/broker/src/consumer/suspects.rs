@@ -19,6 +19,7 @@
 //! | the hold reaches `hold_limit`, or a shutdown | requeued as new copies, whose counts start at 0 |
 //! | RabbitMQ requeued them (a lost connection) while this process lived | each is requeued as a new copy at its next delivery |
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use domain::failure::{Dependency, Unavailable};
@@ -46,7 +47,7 @@ const MAX_SUSPECT_DURATION: Duration = Duration::from_secs(2);
 /// Handles suspects until there are none, [`MAX_SUSPECT_DURATION`] is over, a dependency is unavailable, or
 /// the shutdown begins.
 pub(super) async fn handle_suspects<H: Handler>(
-    shared: &Shared<H>,
+    shared: &Arc<Shared<H>>,
     connection: &Connection,
     shutdown: &CancellationToken,
 ) -> Result<(), End> {
@@ -90,7 +91,7 @@ pub(super) async fn handle_suspects<H: Handler>(
 type Settled = (OutcomeCounts, Vec<OwedReply>);
 
 struct Suspects<'a, H> {
-    shared: &'a Shared<H>,
+    shared: &'a Arc<Shared<H>>,
     queue: &'static str,
     channel: &'a lapin::Channel,
     shutdown: &'a CancellationToken,

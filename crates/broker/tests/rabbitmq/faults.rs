@@ -49,11 +49,30 @@ async fn after_a_cut_connection_unacknowledged_messages_are_redelivered() {
     running.reaches(ConsumerState::Connecting).await;
     bench.eventually_ready(QUEUE, 1).await;
     bench.publish(QUEUE, 0..10).await;
-    script.open_gate();
+    // Both calls with it end: the one that has begun, and the one for its redelivery.
+    (0..2).for_each(|_| script.open_gate());
     proxy.restore().await.unwrap();
     script.has_handled(11).await;
     running.drain().await;
     bench.eventually_ready(QUEUE, 0).await;
+}
+
+#[tokio::test]
+async fn a_handler_that_has_begun_finishes_although_the_connection_is_lost() {
+    let bench = Bench::new().await;
+    let (proxy, endpoints) = behind_a_proxy(&bench).await;
+    let script = Script::default();
+    let mut running = bench.run_at(endpoints, script.at(SOURCE), Settings::default());
+    running.reaches(ConsumerState::Consuming).await;
+    bench.publish(QUEUE, ["wait"]).await;
+    script.was_called(1).await;
+
+    proxy.cut().await.unwrap();
+    running.reaches(ConsumerState::Connecting).await;
+    bench.eventually_ready(QUEUE, 1).await;
+    script.open_gate();
+    script.has_handled(1).await;
+    assert_eq!(script.calls(), 1, "the message was not delivered again");
 }
 
 #[tokio::test]

@@ -48,7 +48,7 @@ pub(super) enum AfterCancel {
 /// delivery takes much less from queue to consumer, also on a busy machine.
 const IDLE_LIMIT: Duration = Duration::from_millis(200);
 /// The most time for filling the prefetch. It applies when single messages arrive more often than
-/// [`IDLE_LIMIT`]; then at most one of them is being sent at the cancel.
+/// [`IDLE_LIMIT`]; then few of them are being sent at the cancel.
 const FILL_LIMIT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
