@@ -63,6 +63,11 @@ const PROOFS: [Proof; Guard::ALL.len()] = [
         "an_outage_of_postgresql_under_load_costs_time_and_no_attempt",
     ),
     proof(
+        Guard::SavedAgainInvalidates,
+        FAULTS,
+        "after_a_crash_between_the_stores_a_message_without_an_identity_misleads_no_reader",
+    ),
+    proof(
         Guard::DrainFinishes,
         FAULTS,
         "savers_added_and_replaced_under_load_share_it_and_drain_what_was_delivered",

@@ -121,6 +121,7 @@ impl Delivery {
             reply_to: text(properties.reply_to()),
             user_id: text(properties.user_id()).or(validated_user),
             resolved: fleet_headers.resolved.as_ref(),
+            redelivered: self.redelivered || self.copied == Copied::ByFleet,
         }
     }
 
@@ -480,6 +481,15 @@ pub(crate) mod tests {
         assert_eq!(delivery.delivery_count(), 0, "the header was set by its agent");
         delivery.redelivered = true;
         assert_eq!(delivery.delivery_count(), 99);
+    }
+
+    #[test]
+    fn a_worker_may_have_handled_what_is_redelivered_and_what_the_fleet_copied() {
+        let first = received("domain.actions", "conversation.save_message", forged());
+        assert!(!first.envelope().redelivered);
+        assert!(Delivery { redelivered: true, ..first.clone() }.envelope().redelivered);
+        let copy = delivered(&Publication::copy(&first, "conversation.save_message"));
+        assert!(copy.envelope().redelivered);
     }
 
     #[test]

@@ -283,6 +283,7 @@ mod tests {
     use crate::fleet_headers::{History, Origin};
     use crate::properties::tests::all as all_properties;
     use crate::sender_fields::DeathsBy;
+    use domain::envelope::Envelope;
     use domain::failure::DeadLetterReason;
     use domain::ids::{ConversationId, MessageId};
     use serde_json::{Map, Value, json};
@@ -306,7 +307,8 @@ mod tests {
             .delayed(RetryQueue::Second);
         assert_eq!(retry.exchange, "domain.retry.1000");
         let again = delivered(&retry);
-        assert_eq!(again.envelope(), delivery().envelope());
+        let first = delivery();
+        assert_eq!(again.envelope(), Envelope { redelivered: true, ..first.envelope() });
         assert_eq!(again.fleet_headers().attempt, 2);
         assert_eq!(again.fleet_headers().history.reasons, ["broken"]);
         assert_eq!(again.origin(), delivery().origin());

@@ -133,7 +133,7 @@ impl MissingFields {
     /// Counts what an action lacks, if it is a message.
     pub(crate) fn count(&mut self, action: &Action) {
         let Action::SaveMessage(save) = action else { return };
-        self.without_identity += u64::from(save.identity == Identity::Random);
+        self.without_identity += u64::from(matches!(save.identity, Identity::Random { .. }));
         self.without_timestamp += u64::from(save.common.sent_at.is_none());
     }
 

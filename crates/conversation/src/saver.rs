@@ -5,12 +5,16 @@
 //! 2. The committed rows are appended in Redis, duplicates included: a redelivery completes what a saver
 //!    left that crashed between the two servers.
 //! 3. If Redis failed, or its reply was lost, the conversations get new generations in PostgreSQL, which
-//!    invalidates their copies. Only then does [`Saver::save`] return.
+//!    invalidates their copies.
+//! 4. So do the conversations of redelivered messages without an identity. An earlier delivery may have stored
+//!    such a message under another id, which is unknown now, and have ended before it wrote the hot copy.
+//!
+//! Only then does [`Saver::save`] return.
 
 use std::borrow::Borrow;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
-use database::{Database, HotWrites, SaveRow, Saved};
+use database::{Database, HotWrites, OpenSaves, SaveRow, Saved};
 use domain::action::{Identity, SaveMessage};
 use domain::causes::with_causes;
 use domain::failure::{DeadLetterReason, Done, Failure, Outcome, Refusal, Unavailable};
@@ -59,6 +63,9 @@ impl Saver {
             let invalidated = batch.by_conversation().len() as u64;
             let cause = GenerationChange::RedisUnavailable;
             self.metrics.add(Counter::HotGenerationChanges { cause }, invalidated);
+        }
+        if failpoints::holds(Guard::SavedAgainInvalidates) {
+            self.invalidate(batch.saved_again(), GenerationChange::SavedAgain).await?;
         }
         failpoints::reached(Step::SaveAppended);
         self.count(&batch);
@@ -124,10 +131,27 @@ impl Saver {
         if !failpoints::holds(Guard::FailedAppendInvalidates) {
             return Ok(());
         }
+        self.invalidate(error.conversations, GenerationChange::AppendFailed).await
+    }
+
+    /// Invalidates the hot copies of these conversations.
+    async fn invalidate(
+        &self,
+        conversations: impl IntoIterator<Item = ConversationKey>,
+        cause: GenerationChange,
+    ) -> Result<(), Unavailable> {
         let changes: Vec<(ConversationKey, i64)> =
-            error.conversations.into_iter().map(|key| (key, self.random.next())).collect();
-        retry_transient(&self.metrics, || self.database.change_generations(&changes)).await?;
-        let cause = GenerationChange::AppendFailed;
+            conversations.into_iter().map(|key| (key, self.random.next())).collect();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let open_saves = match cause {
+            // The save of the earlier delivery may not be committed yet.
+            GenerationChange::SavedAgain => OpenSaves::Awaited,
+            _ => OpenSaves::Independent,
+        };
+        retry_transient(&self.metrics, || self.database.change_generations(&changes, open_saves))
+            .await?;
         self.metrics.add(Counter::HotGenerationChanges { cause }, changes.len() as u64);
         Ok(())
     }
@@ -139,7 +163,7 @@ impl Saver {
             match outcome {
                 Some(Ok(Done::Applied)) => {
                     new += 1;
-                    anonymous += u64::from(action.identity == Identity::Random);
+                    anonymous += u64::from(matches!(action.identity, Identity::Random { .. }));
                     untimed += u64::from(action.common.sent_at.is_none());
                 }
                 Some(Ok(Done::Duplicate)) => duplicate += 1,
@@ -289,6 +313,16 @@ impl<'a> Batch<'a> {
                 Some(((*key).clone(), messages))
             })
             .collect()
+    }
+
+    /// The conversations of saved messages that may be stored twice.
+    fn saved_again(&self) -> BTreeSet<ConversationKey> {
+        let saved_again = |(action, outcome): (&SaveMessage, &Option<Outcome>)| {
+            let saved = matches!(outcome, Some(Ok(Done::Applied | Done::Duplicate)));
+            let again = action.identity == Identity::Random { redelivered: true };
+            (saved && again).then(|| action.common.key.clone())
+        };
+        self.actions.iter().zip(&self.outcomes).filter_map(saved_again).collect()
     }
 
     fn into_outcomes(self) -> Vec<Outcome> {

@@ -436,7 +436,7 @@ async fn an_id_that_is_missing_is_derived_from_the_timestamp_or_else_random() {
     assert_eq!(replica.save(&[second_yes]).await, [applied()], "two honest yes are two messages");
 
     let anonymous = || body(json!({}));
-    assert_eq!(anonymous().identity, Identity::Random);
+    assert_eq!(anonymous().identity, Identity::Random { redelivered: false });
     assert_eq!(replica.save(&[anonymous(), anonymous()]).await, [applied(), applied()]);
     assert_eq!(replica.metrics.count(Counter::MessagesWithoutIdentity), 2);
     let named = body(json!({"message_id": "named"}));

@@ -163,29 +163,50 @@ impl Database {
     }
 
     /// Sets new generations, which invalidates the hot copies of these conversations. Must be called
-    /// before the acknowledgement of a message whose write to Redis failed or has an unknown result.
-    pub async fn change_generations(&self, changes: &[(ConversationKey, i64)]) -> Result<()> {
-        self.within(async |connection| change_generations(connection, changes).await).await
+    /// before the acknowledgement of a message whose write to Redis failed or has an unknown result, and of one
+    /// that may be stored under two ids.
+    pub async fn change_generations(
+        &self,
+        changes: &[(ConversationKey, i64)],
+        open_saves: OpenSaves,
+    ) -> Result<()> {
+        self.within(async |connection| change_generations(connection, changes, open_saves).await)
+            .await
     }
+}
+
+/// The transactions that are saving messages of a conversation while its generation changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenSaves {
+    /// Whoever runs them also writes or invalidates the hot copy.
+    Independent,
+    /// Whoever ran them may be gone: the generation changes after their commits.
+    Awaited,
 }
 
 pub(crate) async fn change_generations(
     connection: &mut PgConnection,
     changes: &[(ConversationKey, i64)],
+    open_saves: OpenSaves,
 ) -> Result<()> {
     let mut changes: Vec<_> = changes.iter().collect();
     changes.sort();
-    sqlx::query(
+    // A save holds FOR KEY SHARE.
+    let lock = match open_saves {
+        OpenSaves::Independent => "NO KEY UPDATE",
+        OpenSaves::Awaited => "UPDATE",
+    };
+    sqlx::query(AssertSqlSafe(format!(
         "WITH wanted AS (
              SELECT c.number, k.generation
              FROM unnest($1::text[], $2::text[], $3::bigint[]) WITH ORDINALITY
                   AS k (tenant_id, id, generation, n)
              CROSS JOIN LATERAL (SELECT number FROM conversations c
                                  WHERE c.tenant_id = k.tenant_id AND c.id = k.id
-                                 FOR NO KEY UPDATE) AS c)
+                                 FOR {lock}) AS c)
          UPDATE conversations c SET hot_generation = wanted.generation
-         FROM wanted WHERE c.number = wanted.number",
-    )
+         FROM wanted WHERE c.number = wanted.number"
+    )))
     .bind_keys(changes.iter().map(|(key, _)| key))
     .bind(changes.iter().map(|(_, generation)| *generation).bind_iter())
     .execute(connection)

@@ -43,7 +43,7 @@ pub use dead_letters::{
     DeadLetterStatus, DeadLetterSummary, Decision, FailedAgain, FailedMessage, OpenDeadLetters,
     ReplayOutcome, ReplayedBefore, Selection,
 };
-pub use epoch::{ConversationNumbers, EpochChange, Numbers, Recorded};
+pub use epoch::{ConversationNumbers, EpochChange, Numbers, OpenSaves, Recorded};
 pub use error::{Error, Result, SchemaError};
 pub use messages::{Page, Snapshot};
 pub use rows::SaveRow;

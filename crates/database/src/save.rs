@@ -36,7 +36,7 @@ use domain::message::{BodyHash, Message};
 use sqlx::postgres::PgBindIterExt as _;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use crate::epoch::change_generations;
+use crate::epoch::{OpenSaves, change_generations};
 use crate::rows::{MESSAGE_COLUMNS, SaveRow, corrupt, item_of, message};
 use crate::save::statement::Sent;
 use crate::tombstones::Tombstones;
@@ -173,7 +173,7 @@ async fn finish<'a>(
             .collect();
         changes.dedup_by(|a, b| a.0 == b.0);
         if !changes.is_empty() {
-            change_generations(connection, &changes).await?;
+            change_generations(connection, &changes, OpenSaves::Independent).await?;
         }
     }
     let rows = saved.into_iter().map(|saved| saved.unwrap_or(Saved::New)).collect();

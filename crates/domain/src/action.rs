@@ -113,7 +113,12 @@ pub enum Identity {
     Derived,
     /// Random, because the sender gave neither an id nor a timestamp: after a crash the message may
     /// be stored twice.
-    Random,
+    Random {
+        /// Whether it may be stored already, under another id: [`Envelope::redelivered`].
+        ///
+        /// [`Envelope::redelivered`]: crate::envelope::Envelope::redelivered
+        redelivered: bool,
+    },
 }
 
 impl Action {

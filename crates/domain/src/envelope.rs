@@ -23,6 +23,9 @@ pub struct Envelope<'a> {
     /// The id and times from the first attempt. A later attempt must use them: its own random id or
     /// time of receipt would differ, and the message would be stored twice.
     pub resolved: Option<&'a Resolved>,
+    /// Whether a worker may have handled it before: RabbitMQ redelivers it, or it is a copy that the fleet
+    /// published.
+    pub redelivered: bool,
 }
 
 impl Envelope<'_> {

@@ -138,6 +138,8 @@ pub enum Guard {
     StoredMessageRecognised,
     /// A hot copy that could not be written is invalidated before the acknowledgement.
     FailedAppendInvalidates,
+    /// A hot copy that may lack a message stored under two ids is invalidated before the acknowledgement.
+    SavedAgainInvalidates,
     /// A message that was requeued too often is handled apart from others.
     Quarantine,
     /// While a dependency is unavailable, messages are held and no attempt is counted.
@@ -160,11 +162,12 @@ pub enum Guard {
 
 impl Guard {
     /// Every guard.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::AcknowledgementAfterEffect,
         Self::CopyBeforeAcknowledgement,
         Self::StoredMessageRecognised,
         Self::FailedAppendInvalidates,
+        Self::SavedAgainInvalidates,
         Self::Quarantine,
         Self::HoldInOutage,
         Self::DrainFinishes,
@@ -184,6 +187,7 @@ impl Guard {
             Self::CopyBeforeAcknowledgement => "copy.before_acknowledgement",
             Self::StoredMessageRecognised => "save.stored_message_recognised",
             Self::FailedAppendInvalidates => "save.failed_append_invalidates",
+            Self::SavedAgainInvalidates => "save.saved_again_invalidates",
             Self::Quarantine => "delivery.quarantine",
             Self::HoldInOutage => "delivery.hold_in_outage",
             Self::DrainFinishes => "delivery.drain_finishes",

@@ -131,6 +131,8 @@ label! {
         AppendFailed = "append_failed",
         /// Redis was known to be unavailable when the messages were saved.
         RedisUnavailable = "redis_unavailable",
+        /// A message without an identity was saved on a later delivery, so it may be stored twice.
+        SavedAgain = "saved_again",
         /// Its rows were erased or repaired.
         Rewritten = "rewritten",
     }

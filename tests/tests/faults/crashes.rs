@@ -15,7 +15,7 @@ use failpoints::{AT, OFF, ON, REPLAY_LEASE, STOP_AT, Step};
 use serde_json::json;
 use system_tests::{
     Agent, COLLECTOR, Counts, LIMIT, MIGRATION, PublishedActions, SAVER, STATISTICS, Scenario,
-    anonymous, as_dead_letter, at, closed, message, opened,
+    anonymous, as_dead_letter, at, closed, key_of, message, opened,
 };
 use testkit::fleet::Worker;
 use testkit::wait::eventually;
@@ -199,6 +199,27 @@ async fn a_crash_between_a_move_to_the_suspect_queue_and_its_acknowledgement_dup
     scenario.finish([saver]).await;
     published.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
+}
+
+#[tokio::test]
+async fn after_a_crash_between_the_stores_a_message_without_an_identity_misleads_no_reader() {
+    let scenario = Scenario::with_failpoints().await;
+    let (agent, reader) = (scenario.agent(), scenario.reader());
+    let first = message("twice", "s", "m1", &json!({}));
+    let key = key_of(&first);
+    let saver = scenario.start(SAVER).await;
+    agent.publish(&first).await;
+    until_stored(&scenario, 1).await;
+    assert_eq!(reader.both(&key).await.len(), 1);
+    scenario.drain([saver]).await;
+
+    scenario.rabbit().publish(SAVES, &json!({"delivery_mode": 2}), &anonymous("twice", 7)).await;
+    crash(&scenario, SAVER, Step::SaveCommitted).await;
+    let saver = scenario.start(SAVER).await;
+    Counts::reach(&saver, "verbatim_messages_saved_total", &[], 1.0).await;
+    // The redelivery could not know the first id: the message is stored twice, and a reader gets both.
+    assert_eq!(reader.both(&key).await.len(), 3);
+    scenario.finish([saver]).await;
 }
 
 #[tokio::test]

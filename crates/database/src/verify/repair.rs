@@ -11,7 +11,7 @@ use sqlx::types::Json;
 
 use super::days::DayKey;
 use super::integrity::OrphanedStatistics;
-use crate::epoch::change_generations;
+use crate::epoch::{OpenSaves, change_generations};
 use crate::{Database, Result};
 
 /// A repair. It cannot be cloned: its new generation must be used only once, because a hot copy may be loaded
@@ -89,7 +89,8 @@ impl Repair {
 async fn apply(connection: &mut PgConnection, repair: &Repair) -> Result<bool> {
     let changed = match repair {
         Repair::InvalidateCopy(key, generation) => {
-            change_generations(connection, &[(key.clone(), *generation)]).await?;
+            change_generations(connection, &[(key.clone(), *generation)], OpenSaves::Independent)
+                .await?;
             return Ok(true);
         }
         // Nothing changes in PostgreSQL except the audit log.

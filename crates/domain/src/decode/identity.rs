@@ -91,7 +91,10 @@ pub(super) fn identify(
             let id = resolved.unwrap_or_else(|| derived(evidence.key, timestamp, evidence.body));
             (id, Identity::Derived)
         }
-        (None, None) => (resolved.unwrap_or_else(|| (context.new_id)().into()), Identity::Random),
+        (None, None) => {
+            let id = resolved.unwrap_or_else(|| (context.new_id)().into());
+            (id, Identity::Random { redelivered: envelope.redelivered })
+        }
     }
 }
 

@@ -52,7 +52,7 @@ fn what_the_first_agents_send_works_unchanged() {
         assert_eq!(common.conversation_is_explicit, ConversationSource::FromSession);
     }
     let Action::SaveMessage(save) = save else { panic!("{save:?}") };
-    assert_eq!(save.identity, Identity::Random);
+    assert_eq!(save.identity, Identity::Random { redelivered: false });
     assert_eq!(save.message.id.as_str(), NEW_ID.to_string());
     assert_eq!(save.message.role, Role::Assistant);
     assert_eq!(save.message.tokens_estimate, Some(150));

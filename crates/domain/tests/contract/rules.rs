@@ -73,8 +73,10 @@ fn without_ids_the_id_is_derived_from_conversation_timestamp_and_body() {
 fn without_ids_and_timestamp_the_id_is_new_even_if_amqp_has_a_timestamp() {
     let envelope = Envelope { timestamp: Some(1_767_225_600), ..Envelope::default() };
     let save = message_with("", &envelope).expect("a good message");
-    assert_eq!(save.identity, Identity::Random);
+    assert_eq!(save.identity, Identity::Random { redelivered: false });
     assert_eq!(save.message.id.as_str(), NEW_ID.to_string());
+    let again = message_with("", &Envelope { redelivered: true, ..envelope });
+    assert_eq!(again.unwrap().identity, Identity::Random { redelivered: true });
     assert_eq!(save.message.created_at, at("2026-01-01T00:00:00Z"));
 }
 
