@@ -185,6 +185,24 @@ async fn a_redelivered_event_without_a_timestamp_keeps_the_time_of_its_first_rec
 }
 
 #[tokio::test]
+async fn events_that_differ_only_in_their_times_are_two_events_and_both_are_stored() {
+    let (env, replica) = stores().await;
+    let again = |time: &str| closed(time, &json!({"action_id": "end", "reason": "left"}));
+    record(&replica, &[again("10:05:00")]).await;
+    record(&replica, &[again("10:20:00"), again("10:30:00")]).await;
+    record(&replica, &[again("10:20:00")]).await;
+    let times =
+        "SELECT to_char(created_at AT TIME ZONE 'UTC', 'HH24:MI') FROM session_events ORDER BY 1";
+    assert_eq!(sql(&env, times).await, "10:05\n10:20\n10:30");
+
+    // The last of them is later than this open, which arrives late.
+    let late = json!({"conversation_id": "late"});
+    record(&replica, &[event("conversation.session_opened", "10:25:00", &late)]).await;
+    let session = "SELECT open, close_reason FROM sessions WHERE conversation_id = 'late'";
+    assert_eq!(sql(&env, session).await, "f|left");
+}
+
+#[tokio::test]
 async fn a_late_close_without_a_conversation_concerns_what_opened_before_it_alone() {
     let (env, replica) = stores().await;
     let open = |conversation: &str, time: &str| {

@@ -104,10 +104,10 @@ CREATE TABLE session_events (
     -- It is a close that named no conversation. It closes the session in every conversation: an open event that
     -- was sent before it has no effect, even if it arrives later.
     everywhere      boolean NOT NULL,
-    -- Hash of what the event says, without conversation and times. A second event with the same id and the same
-    -- hash is a duplicate; one with another hash is stored, too.
+    -- Hash of what the event says, without conversation and times. A second event with the same id, hash and second
+    -- is a duplicate, and so is one whose sender gave no time; others are events of their own.
     content_hash    bytea NOT NULL,
-    PRIMARY KEY (tenant_id, id, content_hash, conversation_id)
+    PRIMARY KEY (tenant_id, id, content_hash, conversation_id, created_at)
 );
 
 CREATE INDEX session_events_by_conversation ON session_events (tenant_id, conversation_id, created_at, id);

@@ -102,7 +102,7 @@ pub(crate) async fn insert_events(
                      $13::text[], $14::text[], $15::bytea[], $16::boolean[])
               AS e (tenant_id, conversation_id, id, action_type, session_id, created_at, received_at, reason,
                     satisfaction, user_id, agent_id, model_name, tenant_tier, metadata, content_hash, everywhere)
-         ON CONFLICT (tenant_id, id, content_hash, conversation_id) DO NOTHING",
+         ON CONFLICT (tenant_id, id, content_hash, conversation_id, created_at) DO NOTHING",
     )
     .bind_keys(events.iter().map(|(key, ..)| *key))
     .bind(all(events, |it| it.id.as_str()).bind_iter())

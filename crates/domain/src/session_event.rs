@@ -53,8 +53,8 @@ impl SessionEvent {
         })
     }
 
-    /// The hash of all that it says, without its id and its times. A second event with the same id and the
-    /// same hash is a duplicate; one with another hash is another event.
+    /// The hash of all that it says, without its id and its times. A second event with the same id, hash and
+    /// second is a duplicate, and so is one whose sender gave no time; others are events of their own.
     #[must_use]
     pub fn content_hash(&self) -> BodyHash {
         let satisfaction = self.satisfaction.map(|satisfaction| satisfaction.to_string());
