@@ -180,6 +180,12 @@ impl Delivery {
         self.table().map(deaths).unwrap_or_default()
     }
 
+    /// Whether it comes from the queue of requests, where no worker took it in time.
+    #[must_use]
+    pub fn expired_among_requests(&self) -> bool {
+        self.table().is_some_and(|headers| expired_among_requests(self.exchange(), headers))
+    }
+
     /// Why it is a dead letter: from our headers, or derived from RabbitMQ's `x-death`. `None` if neither
     /// says so. An expiration in a retry queue does not count: that is how a retry works.
     #[must_use]
@@ -334,9 +340,12 @@ fn is_retry_queue(name: &str) -> bool {
 /// through the default exchange, and from the queue of requests to the exchange of unroutable actions (see the
 /// arguments of the topology's queues). On a message from any other exchange its sender wrote `x-death`.
 fn dead_letters_to(exchange: &str, headers: &FieldTable) -> bool {
+    exchange.is_empty() || expired_among_requests(exchange, headers)
+}
+
+fn expired_among_requests(exchange: &str, headers: &FieldTable) -> bool {
     let newest = || deaths(headers).into_iter().next();
-    exchange.is_empty()
-        || exchange == UNROUTED && newest().is_some_and(|death| death.queue == REQUESTS)
+    exchange == UNROUTED && newest().is_some_and(|death| death.queue == REQUESTS)
 }
 
 /// Where a message that RabbitMQ dead-lettered was first published: the oldest entry of `x-death`.

@@ -115,7 +115,7 @@ impl Handler for RerouteUnrouted {
     }
 
     fn decode(&self, delivery: &Delivery) -> Result<Unrouted, Refusal> {
-        let was_request = delivery.deaths().iter().any(|death| death.queue == REQUESTS);
+        let was_request = delivery.expired_among_requests();
         // A copy for the requests would come back here.
         let expired = |kind: &ActionKind| was_request && kind.is_request();
         // By its body first, because the routing key may be wrong.
