@@ -315,14 +315,11 @@ impl<'a> Batch<'a> {
             .collect()
     }
 
-    /// The conversations of saved messages that may be stored twice.
+    /// The conversations of messages that may be stored already, under an unknown id; whatever became of them now.
     fn saved_again(&self) -> BTreeSet<ConversationKey> {
-        let saved_again = |(action, outcome): (&SaveMessage, &Option<Outcome>)| {
-            let saved = matches!(outcome, Some(Ok(Done::Applied | Done::Duplicate)));
-            let again = action.identity == Identity::Random { redelivered: true };
-            (saved && again).then(|| action.common.key.clone())
-        };
-        self.actions.iter().zip(&self.outcomes).filter_map(saved_again).collect()
+        let again = Identity::Random { redelivered: true };
+        let saved_again = self.actions.iter().filter(|action| action.identity == again);
+        saved_again.map(|action| action.common.key.clone()).collect()
     }
 
     fn into_outcomes(self) -> Vec<Outcome> {
