@@ -102,14 +102,17 @@ fn update(action: &Action) -> Option<SessionUpdate> {
     Some(SessionUpdate::new(common.key.clone(), change, everywhere, event))
 }
 
-/// An action that no worker of this version handles. It becomes a dead letter, which can be replayed to a
-/// version that handles it.
+/// An action of another queue, or one that no worker of this version handles. It becomes a dead letter, which can
+/// be replayed to its own queue, or to a version that handles it.
 fn unhandled(action: &Action) -> Failure {
     let kind = action.kind().as_str();
     Failure::DeadLetter(Refusal {
         reason: DeadLetterReason::UnknownAction,
         hint: None,
         field: Some("action_type".to_owned()),
-        detail: format!("no worker of this version handles {kind}"),
+        detail: format!(
+            "{kind} is not conversation.session_opened, conversation.session_closed or conversation.feedback, \
+             the only actions of this queue that are handled"
+        ),
     })
 }

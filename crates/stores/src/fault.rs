@@ -62,6 +62,8 @@ impl Unavailable {
             "use the address of the server that accepts writes"
         } else if says("lock timeout") {
             "another transaction holds a lock: try again when it has ended"
+        } else if says("advanced from") {
+            "nothing was changed, and the sequence is repaired: run the command again"
         } else if says("Redis Cluster") {
             "one URL means a single server, several mean nodes of one Redis Cluster"
         } else if says("vhost") {
@@ -150,6 +152,10 @@ mod tests {
             ("NOAUTH Authentication required.", login),
             ("NoPerm: User u has no permissions to run the 'zadd' command", permission),
             ("READONLY You can't write against a read only replica.", writes),
+            (
+                "the number of a new row was taken: sequence audit_log_id_seq advanced from 1 to 55",
+                "nothing was changed, and the sequence is repaired: run the command again",
+            ),
             (
                 "no connection within 3 s",
                 "check that the server is running and that the address is right",

@@ -79,7 +79,7 @@ pub(crate) struct Chosen {
     #[command(flatten)]
     filters: Filters,
 
-    /// All dead letters
+    /// No filter but --status
     #[arg(long)]
     all: bool,
 }

@@ -172,7 +172,10 @@ async fn an_unknown_id_is_reported_with_the_ready_messages() {
     let ran = verbatim.run(&["trace", "m-9"]).await;
     assert_eq!(
         (ran.code, &*ran.out),
-        (1, "nothing in PostgreSQL has the id m-9\nno message is ready in any queue\n")
+        (
+            1,
+            "PostgreSQL has no message, conversation, session or dead letter with the id m-9\nno message is ready in any queue\n"
+        )
     );
     let published =
         verbatim.run_on(&["publish", "-"], &lines(&[body("s", "m-9", &json!({}))])).await;

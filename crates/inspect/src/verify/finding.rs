@@ -114,7 +114,8 @@ kinds! {
          worker of the queue is running (`verbatim queues` shows consumers)";
     /// Messages are in a work queue, and it has no consumer.
     WorkWithoutConsumers = "work_without_consumers":
-        "start a worker that consumes the queue; `verbatim queues` names it";
+        "start the worker of the queue, which `verbatim queues` names; if this version has none, the messages wait \
+         for a version that has one";
 }
 
 /// Whether a finding was repaired.

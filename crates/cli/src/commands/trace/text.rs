@@ -87,7 +87,13 @@ fn hot_copy(state: &HotCopyState) -> Option<(Tone, String)> {
 }
 
 fn not_found(id: &str, traced: &TraceReport, out: &mut Text) {
-    out.line(Tone::Warn, format!("nothing in PostgreSQL has the id {}", one_line(id)));
+    out.line(
+        Tone::Warn,
+        format!(
+            "PostgreSQL has no message, conversation, session or dead letter with the id {}",
+            one_line(id)
+        ),
+    );
     match (&traced.queues_unknown, traced.waiting.as_slice()) {
         (Some(cause), _) => out.push(format!("queues not checked: {}\n", one_line(cause))),
         (None, []) => out.push("no message is ready in any queue\n"),
