@@ -3,7 +3,7 @@
 //! A line is decoded exactly as a worker decodes the body of a delivery, so a line that passes is never
 //! dead-lettered as malformed_json, schema, too_large or unknown_action.
 
-use domain::action::{Action, Identity};
+use domain::action::{Action, Identity, TimeSource};
 use domain::decode::{DecodeContext, decode};
 use domain::envelope::Envelope;
 use domain::failure::Refusal;
@@ -134,7 +134,7 @@ impl MissingFields {
     pub(crate) fn count(&mut self, action: &Action) {
         let Action::SaveMessage(save) = action else { return };
         self.without_identity += u64::from(matches!(save.identity, Identity::Random { .. }));
-        self.without_timestamp += u64::from(save.common.sent_at.is_none());
+        self.without_timestamp += u64::from(save.common.time_source == TimeSource::Receipt);
     }
 
     /// A line for each field that messages lack.

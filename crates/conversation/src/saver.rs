@@ -15,7 +15,7 @@ use std::borrow::Borrow;
 use std::collections::{BTreeSet, HashSet};
 
 use database::{Database, HotWrites, OpenSaves, SaveRow, Saved};
-use domain::action::{Identity, SaveMessage};
+use domain::action::{Identity, SaveMessage, TimeSource};
 use domain::causes::with_causes;
 use domain::failure::{DeadLetterReason, Done, Failure, Outcome, Refusal, Unavailable};
 use domain::ids::ConversationKey;
@@ -164,7 +164,7 @@ impl Saver {
                 Some(Ok(Done::Applied)) => {
                     new += 1;
                     anonymous += u64::from(matches!(action.identity, Identity::Random { .. }));
-                    untimed += u64::from(action.common.sent_at.is_none());
+                    untimed += u64::from(action.common.time_source == TimeSource::Receipt);
                 }
                 Some(Ok(Done::Duplicate)) => duplicate += 1,
                 Some(Ok(Done::Erased)) => erased += 1,

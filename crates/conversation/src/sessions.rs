@@ -3,8 +3,10 @@
 //! Events are applied in batches and by their own times, so it does not matter in which order or
 //! how often they arrive.
 
-use database::{Database, SessionChange, SessionUpdate};
-use domain::action::{Action, ConversationSource};
+use std::sync::Arc;
+
+use database::{Database, SessionUpdate};
+use domain::action::{Action, ActionKind, ConversationSource};
 use domain::failure::{DeadLetterReason, Done, Failure, Outcome, Refusal, Unavailable};
 use domain::session_event::SessionEvent;
 use metrics::{Counter, Metrics, SessionEventKind};
@@ -80,11 +82,11 @@ impl Sessions {
     }
 
     fn count(&self, updates: &[SessionUpdate]) {
-        for (change, event) in [
-            (SessionChange::Opened, SessionEventKind::Opened),
-            (SessionChange::Closed, SessionEventKind::Closed),
+        for (kind, event) in [
+            (ActionKind::SessionOpened, SessionEventKind::Opened),
+            (ActionKind::SessionClosed, SessionEventKind::Closed),
         ] {
-            let n = updates.iter().filter(|update| update.change == Some(change)).count();
+            let n = updates.iter().filter(|update| update.event.kind == kind).count();
             self.metrics.add(Counter::SessionEvents { event }, n as u64);
         }
     }
@@ -92,14 +94,13 @@ impl Sessions {
 
 fn update(action: &Action) -> Option<SessionUpdate> {
     let event = SessionEvent::of(action)?;
-    let change = match action {
-        Action::SessionOpened(_) => Some(SessionChange::Opened),
-        Action::SessionClosed(..) => Some(SessionChange::Closed),
-        _ => None,
-    };
     let common = action.common();
-    let everywhere = common.conversation_is_explicit == ConversationSource::FromSession;
-    Some(SessionUpdate::new(common.key.clone(), change, everywhere, event))
+    Some(SessionUpdate {
+        key: common.key.clone(),
+        everywhere: common.conversation_is_explicit == ConversationSource::FromSession,
+        time_source: common.time_source,
+        event: Arc::new(event),
+    })
 }
 
 /// An action of another queue, or one that no worker of this version handles. It becomes a dead letter, which can

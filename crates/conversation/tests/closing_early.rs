@@ -195,6 +195,16 @@ async fn events_that_differ_only_in_their_times_are_two_events_and_both_are_stor
         "SELECT to_char(created_at AT TIME ZONE 'UTC', 'HH24:MI') FROM session_events ORDER BY 1";
     assert_eq!(sql(&env, times).await, "10:05\n10:20\n10:30");
 
+    // A page that reloads within a second: the second open has the id of the first.
+    let page = |time: &str| {
+        let same = json!({"action_id": "page", "conversation_id": "page", "session_id": "page"});
+        event("conversation.session_opened", time, &same)
+    };
+    let left = closed("10:00:00.2", &json!({"session_id": "page", "conversation_id": "page"}));
+    record(&replica, &[page("10:00:00.1"), left, page("10:00:00.3")]).await;
+    let session = "SELECT open FROM sessions WHERE conversation_id = 'page'";
+    assert_eq!(sql(&env, session).await, "t");
+
     // The last of them is later than this open, which arrives late.
     let late = json!({"conversation_id": "late"});
     record(&replica, &[event("conversation.session_opened", "10:25:00", &late)]).await;

@@ -101,8 +101,8 @@ CREATE TABLE session_events (
     model_name      text,
     tenant_tier     text,
     metadata        json,
-    -- It is a close that named no conversation. It closes the session in every conversation: an open event that
-    -- was sent before it has no effect, even if it arrives later.
+    -- It is a close that named no conversation. Which conversations it concerns follows from all opens and closes of
+    -- its session, in the order of their times, and changes when an earlier one arrives.
     everywhere      boolean NOT NULL,
     -- Hash of what the event says, without conversation and times. A second event with the same id, hash and second
     -- is a duplicate, and so is one whose sender gave no time; others are events of their own.
@@ -111,7 +111,7 @@ CREATE TABLE session_events (
 );
 
 CREATE INDEX session_events_by_conversation ON session_events (tenant_id, conversation_id, created_at, id);
-CREATE INDEX session_events_everywhere ON session_events (tenant_id, session_id) WHERE everywhere;
+CREATE INDEX session_events_by_session ON session_events (tenant_id, session_id, created_at);
 
 -- The processes that save messages: one row for each start of a process, inserted with its first batch.
 -- `message_rows.saved_by` refers to it. A save names the row by `id` and `started_at`: a failover or a restore

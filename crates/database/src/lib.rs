@@ -26,6 +26,8 @@ mod save_heuristics;
 mod schema;
 mod sequences;
 mod session_events;
+mod session_history;
+mod session_update;
 mod sessions;
 mod statistics;
 mod tombstones;
@@ -50,7 +52,8 @@ pub use rows::SaveRow;
 pub use save::{HotWrites, Saved, SavedBatch, TOUCH_SECONDS};
 pub use sequences::AdvancedSequence;
 pub use session_events::SessionEventView;
-pub use sessions::{SessionChange, SessionUpdate, SessionView};
+pub use session_update::SessionUpdate;
+pub use sessions::SessionView;
 pub use statistics::ConversationStats;
 pub use trace::{ConversationTrace, MessageTrace};
 pub use verify::{

@@ -4,13 +4,14 @@
 //! where it changes nothing: it arrived late, or named what the conversation has already.
 
 use chrono::{DateTime, Utc};
-use domain::ids::ConversationKey;
+use domain::action::ActionKind;
+use domain::ids::{AgentId, ConversationKey, MessageId, SessionId, UserId};
 use domain::json::Json;
 use domain::session_event::SessionEvent;
-use sqlx::PgConnection;
 use sqlx::postgres::{PgBindIterExt as _, PgRow};
+use sqlx::{PgConnection, Row as _};
 
-use crate::rows::{BindKeys as _, from_row, json};
+use crate::rows::{BindKeys as _, corrupt, from_row, id, json, optional_id, timestamp};
 use crate::{Database, Result};
 
 const TABLE: &str = "session_events";
@@ -48,6 +49,27 @@ from_row! { SessionEventView:
     id, action_type, session_id, created_at, received_at, reason, satisfaction, user_id, agent_id,
     model_name, tenant_tier;
     metadata: metadata
+}
+
+/// The event in the columns of `session_events`, with the metadata as text.
+pub(crate) fn stored_event(row: &PgRow) -> Result<SessionEvent> {
+    let kind: &str = row.try_get("action_type")?;
+    let satisfaction: Option<i16> = row.try_get("satisfaction")?;
+    Ok(SessionEvent {
+        id: id(row, TABLE, "id", MessageId::new)?,
+        kind: ActionKind::parse(kind)
+            .ok_or_else(|| corrupt(TABLE, format!("unknown action_type {kind:?}")))?,
+        session: id(row, TABLE, "session_id", SessionId::new)?,
+        created_at: timestamp(row.try_get("created_at")?),
+        received_at: timestamp(row.try_get("received_at")?),
+        reason: row.try_get("reason")?,
+        satisfaction: satisfaction.and_then(|it| u8::try_from(it).ok()),
+        user_id: optional_id(row, TABLE, "user_id", UserId::new)?,
+        agent_id: optional_id(row, TABLE, "agent_id", AgentId::new)?,
+        model_name: row.try_get("model_name")?,
+        tenant_tier: row.try_get("tenant_tier")?,
+        metadata: json(row, TABLE, "metadata")?,
+    })
 }
 
 /// The metadata, byte for byte as it was sent.

@@ -7,10 +7,9 @@
 //! a time of its sender would have a later one at its redelivery.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use domain::action::ActionKind;
+use domain::action::TimeSource;
 use domain::ids::{AgentId, ConversationKey, UserId};
 use domain::session_event::SessionEvent;
 use domain::time::Timestamp;
@@ -18,38 +17,9 @@ use sqlx::{PgConnection, Row as _};
 
 use crate::rows::{BindKeys as _, from_row, timestamp};
 use crate::session_events::insert_events;
+use crate::session_history::{Assigned, assign_closes, withdraw};
+use crate::session_update::SessionUpdate;
 use crate::{Database, Error, Result};
-
-/// Whether a session opened or closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SessionChange {
-    /// It is connected.
-    Opened,
-    /// It is disconnected.
-    Closed,
-}
-
-/// One session event or feedback to record in a conversation.
-#[derive(Debug, Clone)]
-pub struct SessionUpdate {
-    /// The conversation that the event names, else the one that is derived from its session.
-    pub key: ConversationKey,
-    /// Whether the session opened or closed; `None` for feedback, which concerns only the conversation.
-    pub change: Option<SessionChange>,
-    /// Whether the event names no conversation. Then a close closes the session in every conversation in
-    /// which it is open.
-    pub everywhere: bool,
-    /// When the change happened.
-    pub at: Timestamp,
-    /// Whether that is its time of receipt, because its sender gave no time.
-    pub by_receipt: bool,
-    /// Why the session closed.
-    pub reason: Option<String>,
-    /// The user's satisfaction, 1 to 5.
-    pub satisfaction: Option<u8>,
-    /// The event as it was sent. Updates of several conversations share it.
-    pub event: Arc<SessionEvent>,
-}
 
 /// A session of a conversation.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -87,55 +57,21 @@ impl Database {
     ) -> Result<()> {
         self.in_transaction(async |connection| {
             lock_sessions(connection, updates).await?;
-            let updates = new_events(connection, updates).await?;
-            let mut updates = expand_closes(connection, updates).await?;
-            close_outdated_opens(connection, &mut updates).await?;
+            let new = new_events(connection, updates).await?;
+            let Assigned { mut updates, withdrawn } = assign_closes(connection, new).await?;
             updates.sort_by(|a, b| {
                 (&a.key, a.session(), a.rank()).cmp(&(&b.key, b.session(), b.rank()))
             });
-            lock_conversations(connection, &updates, random).await?;
+            lock_conversations(connection, updates.iter().chain(&withdrawn), random).await?;
             let applied = upsert_sessions(connection, &updates).await?;
             update_close_requests(connection, &applied).await?;
             record_satisfaction(connection, &updates).await?;
             let events: Vec<_> =
                 updates.iter().map(|u| (&u.key, &*u.event, u.closes_everywhere())).collect();
-            insert_events(connection, &events).await
+            insert_events(connection, &events).await?;
+            withdraw(connection, &withdrawn).await
         })
         .await
-    }
-}
-
-impl SessionUpdate {
-    /// The update of an event in the conversation that it names or that is derived from its session.
-    #[must_use]
-    pub fn new(
-        key: ConversationKey,
-        change: Option<SessionChange>,
-        everywhere: bool,
-        event: SessionEvent,
-    ) -> Self {
-        let (at, reason, satisfaction) =
-            (event.created_at, event.reason.clone(), event.satisfaction);
-        let (by_receipt, event) = (at == event.received_at, Arc::new(event));
-        Self { key, change, everywhere, at, by_receipt, reason, satisfaction, event }
-    }
-
-    fn closes_everywhere(&self) -> bool {
-        self.everywhere && self.event.kind == ActionKind::SessionClosed
-    }
-
-    fn session(&self) -> &str {
-        self.event.session.as_str()
-    }
-
-    /// The order of the events of one session: by time, and `opened` after `closed` at the same time, so
-    /// that a page that reloads within a second stays connected.
-    fn rank(&self) -> (Timestamp, bool) {
-        (self.at, self.is_opened())
-    }
-
-    fn is_opened(&self) -> bool {
-        self.change == Some(SessionChange::Opened)
     }
 }
 
@@ -160,8 +96,8 @@ async fn lock_sessions(connection: &mut PgConnection, updates: &[SessionUpdate])
 }
 
 /// Those of the events that are neither stored nor repeat an earlier one of this batch. A stored event was applied by
-/// the same transaction. A repetition has the same id and content, and its sender gave no time or one in the same
-/// second: that of an AMQP `timestamp` is completed at each receipt.
+/// the same transaction. A repetition has the same id, content and time, as far as its sender gave one: an AMQP
+/// `timestamp` has whole seconds, which each receipt completes.
 async fn new_events(
     connection: &mut PgConnection,
     updates: &[SessionUpdate],
@@ -191,103 +127,22 @@ async fn new_events(
         }
     }
     let mut by_time: Vec<_> = names.iter().zip(updates).collect();
-    by_time.sort_by_key(|(_, update)| update.at);
+    by_time.sort_by_key(|(_, update)| update.at());
     let mut new = Vec::with_capacity(updates.len());
     for (name, update) in by_time {
         let times = times.entry(name).or_default();
-        if !times.iter().any(|at| update.by_receipt || at.second() == update.at.second()) {
-            times.push(update.at);
+        let at = update.at();
+        let repeats = |earlier: &Timestamp| match update.time_source {
+            TimeSource::Body => *earlier == at,
+            TimeSource::AmqpSecond => earlier.second() == at.second(),
+            TimeSource::Receipt => true,
+        };
+        if !times.iter().any(repeats) {
+            times.push(at);
             new.push(update.clone());
         }
     }
     Ok(new)
-}
-
-/// Replaces each close that names no conversation by one close for each conversation that it concerns: those
-/// in which the session has been open since before, in the database or by an event of this batch, and the
-/// conversation that is derived from the session, if it exists or there is no other.
-async fn expand_closes(
-    connection: &mut PgConnection,
-    updates: Vec<SessionUpdate>,
-) -> Result<Vec<SessionUpdate>> {
-    let (closes, mut expanded): (Vec<_>, Vec<_>) =
-        updates.into_iter().partition(SessionUpdate::closes_everywhere);
-    if closes.is_empty() {
-        return Ok(expanded);
-    }
-    let open: Vec<(i64, Option<String>, bool)> = sqlx::query_as(
-        "SELECT k.n, s.conversation_id,
-                EXISTS (SELECT FROM conversations c
-                        WHERE c.tenant_id = k.tenant_id AND c.id = k.own) AS own_exists
-         FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[]) WITH ORDINALITY
-              AS k (tenant_id, session_id, own, at, n)
-         LEFT JOIN sessions s ON s.tenant_id = k.tenant_id AND s.session_id = k.session_id
-                             AND s.open AND s.last_event_at <= k.at AND s.conversation_id <> k.own",
-    )
-    .bind(closes.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(closes.iter().map(SessionUpdate::session).collect::<Vec<_>>())
-    .bind(closes.iter().map(|u| u.key.conversation.as_str()).collect::<Vec<_>>())
-    .bind(closes.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
-    .fetch_all(connection)
-    .await?;
-    let opens: Vec<SessionUpdate> = expanded.iter().filter(|u| u.is_opened()).cloned().collect();
-    for (n, close) in (1..).zip(&closes) {
-        let mut conversations: Vec<ConversationKey> = opens
-            .iter()
-            .filter(|u| u.key.tenant == close.key.tenant && u.session() == close.session())
-            .filter(|u| u.at <= close.at)
-            .map(|u| u.key.clone())
-            .collect();
-        let mut own_exists = conversations.contains(&close.key);
-        for (_, found, exists) in open.iter().filter(|row| row.0 == n) {
-            own_exists |= exists;
-            if let Some(conversation) = found {
-                conversations.push(crate::rows::key(close.key.tenant.as_str(), conversation)?);
-            }
-        }
-        if own_exists || conversations.is_empty() {
-            conversations.push(close.key.clone());
-        }
-        conversations.sort();
-        conversations.dedup();
-        expanded
-            .extend(conversations.into_iter().map(|key| SessionUpdate { key, ..close.clone() }));
-    }
-    Ok(expanded)
-}
-
-/// Turns an open into a close if a later close of the session that named no conversation is already stored.
-/// That close then applies to the conversation of the open, too, with its reason and satisfaction.
-async fn close_outdated_opens(
-    connection: &mut PgConnection,
-    updates: &mut [SessionUpdate],
-) -> Result<()> {
-    let mut opens: Vec<_> = updates.iter_mut().filter(|u| u.is_opened()).collect();
-    if opens.is_empty() {
-        return Ok(());
-    }
-    type Close = (i64, DateTime<Utc>, Option<String>, Option<i16>);
-    let closes: Vec<Close> = sqlx::query_as(
-        "SELECT DISTINCT ON (k.n) k.n, e.created_at, e.reason, e.satisfaction
-         FROM unnest($1::text[], $2::text[], $3::timestamptz[]) WITH ORDINALITY AS k (tenant_id, session_id, at, n)
-         JOIN session_events e ON e.tenant_id = k.tenant_id AND e.session_id = k.session_id
-                              AND e.everywhere AND e.created_at > k.at
-         ORDER BY k.n, e.created_at DESC",
-    )
-    .bind(opens.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
-    .bind(opens.iter().map(|u| u.session()).collect::<Vec<_>>())
-    .bind(opens.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
-    .fetch_all(connection)
-    .await?;
-    for (n, closed_at, reason, satisfaction) in closes {
-        if let Some(open) = usize::try_from(n - 1).ok().and_then(|n| opens.get_mut(n)) {
-            open.change = Some(SessionChange::Closed);
-            open.at = timestamp(closed_at);
-            open.reason = reason;
-            open.satisfaction = satisfaction.and_then(|it| u8::try_from(it).ok());
-        }
-    }
-    Ok(())
 }
 
 /// How often insert and lock are tried at most. They are repeated if a conversation is deleted in between.
@@ -296,11 +151,12 @@ const LOCK_ROUNDS: usize = 5;
 /// Inserts the conversations that are missing and locks all of them, in key order.
 async fn lock_conversations(
     connection: &mut PgConnection,
-    updates: &[SessionUpdate],
+    updates: impl Iterator<Item = &SessionUpdate>,
     random: &(dyn Fn() -> i64 + Sync),
 ) -> Result<()> {
     // The first update of each conversation.
-    let mut conversations: Vec<&SessionUpdate> = updates.iter().collect();
+    let mut conversations: Vec<&SessionUpdate> = updates.collect();
+    conversations.sort_by_key(|update| &update.key);
     conversations.dedup_by_key(|update| &update.key);
     for _ in 0..LOCK_ROUNDS {
         insert_conversations(connection, &conversations, random).await?;
@@ -342,7 +198,7 @@ async fn insert_conversations(
     .bind(events().map(user).collect::<Vec<_>>())
     .bind(events().map(|it| it.model_name.as_deref()).collect::<Vec<_>>())
     .bind(events().map(|it| it.tenant_tier.as_deref()).collect::<Vec<_>>())
-    .bind(conversations.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
+    .bind(conversations.iter().map(|u| DateTime::<Utc>::from(u.at())).collect::<Vec<_>>())
     .bind(conversations.iter().map(|_| random()).collect::<Vec<_>>())
     .execute(connection)
     .await?;
@@ -357,7 +213,7 @@ async fn upsert_sessions<'a>(
 ) -> Result<Vec<&'a SessionUpdate>> {
     // The batch is sorted by rank within each session, so the last one is the newest.
     let mut newest: Vec<&SessionUpdate> = Vec::with_capacity(updates.len());
-    for update in updates.iter().filter(|update| update.change.is_some()) {
+    for update in updates.iter().filter(|update| !update.is_feedback()) {
         match newest.last_mut() {
             Some(last) if last.key == update.key && last.session() == update.session() => {
                 *last = update;
@@ -379,9 +235,9 @@ async fn upsert_sessions<'a>(
     .bind_keys(newest.iter().map(|u| &u.key))
     .bind(newest.iter().map(|u| u.session()).collect::<Vec<_>>())
     .bind(newest.iter().map(|u| u.is_opened()).collect::<Vec<_>>())
-    .bind(newest.iter().map(|u| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
-    .bind(newest.iter().map(|u| u.reason.as_deref()).collect::<Vec<_>>())
-    .bind(newest.iter().map(|u| u.satisfaction.map(i16::from)).collect::<Vec<_>>())
+    .bind(newest.iter().map(|u| DateTime::<Utc>::from(u.at())).collect::<Vec<_>>())
+    .bind(newest.iter().map(|u| u.event.reason.as_deref()).collect::<Vec<_>>())
+    .bind(newest.iter().map(|u| u.event.satisfaction.map(i16::from)).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
     let mut names: HashSet<(&str, &str, &str)> = HashSet::with_capacity(applied.len());
@@ -463,12 +319,12 @@ async fn record_satisfaction(
 ) -> Result<()> {
     let mut ratings: Vec<(&SessionUpdate, i16)> = updates
         .iter()
-        .filter_map(|u| u.satisfaction.map(|satisfaction| (u, i16::from(satisfaction))))
+        .filter_map(|u| u.event.satisfaction.map(|satisfaction| (u, i16::from(satisfaction))))
         .collect();
     if ratings.is_empty() {
         return Ok(());
     }
-    ratings.sort_by(|(a, _), (b, _)| (&a.key, b.at).cmp(&(&b.key, a.at)));
+    ratings.sort_by(|(a, _), (b, _)| (&a.key, b.at()).cmp(&(&b.key, a.at())));
     ratings.dedup_by_key(|(update, _)| &update.key);
     sqlx::query(
         "UPDATE conversations c
@@ -480,7 +336,7 @@ async fn record_satisfaction(
     )
     .bind_keys(ratings.iter().map(|(u, _)| &u.key))
     .bind(ratings.iter().map(|(_, satisfaction)| *satisfaction).collect::<Vec<_>>())
-    .bind(ratings.iter().map(|(u, _)| DateTime::<Utc>::from(u.at)).collect::<Vec<_>>())
+    .bind(ratings.iter().map(|(u, _)| DateTime::<Utc>::from(u.at())).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())

@@ -3,12 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use database::{
-    ClaimCriteria, Database, HotWrites, SaveRow, Saved, SchemaError, SessionChange, SessionUpdate,
-    Settings,
+    ClaimCriteria, Database, HotWrites, SaveRow, Saved, SchemaError, SessionUpdate, Settings,
 };
+use domain::action::TimeSource;
 use domain::failure::FailureClass;
 use domain::ids::{AgentId, ConversationKey, SessionId, TenantId, UserId};
 use domain::message::{Content, Json, Message};
@@ -42,7 +43,12 @@ fn opened() -> SessionUpdate {
         "action_type": "conversation.session_opened", "tenant_id": "acme", "session_id": "s",
     }));
     let event = SessionEvent::of(&opened).unwrap();
-    SessionUpdate::new(key(), Some(SessionChange::Opened), false, event)
+    SessionUpdate {
+        key: key(),
+        everywhere: false,
+        time_source: TimeSource::Receipt,
+        event: Arc::new(event),
+    }
 }
 
 fn key() -> ConversationKey {

@@ -73,9 +73,10 @@ pub struct Common {
     pub action_id: Option<ActionId>,
     /// The id of this action in retries and dead letters. For a message it is the message's id.
     pub resolved_id: MessageId,
-    /// When it happened, if the sender says so: the body's `timestamp`, else the AMQP property, whose
-    /// microseconds are determined at receipt.
-    pub sent_at: Option<Timestamp>,
+    /// When it happened: the sender's time, else the time of receipt.
+    pub happened_at: Timestamp,
+    /// Where that time comes from.
+    pub time_source: TimeSource,
     /// When the first attempt received it.
     pub received_at: Timestamp,
     /// The end user.
@@ -102,6 +103,17 @@ pub enum ConversationSource {
     Explicit,
     /// It is derived from tenant and session.
     FromSession,
+}
+
+/// Where the time of an action comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TimeSource {
+    /// The body's `timestamp`.
+    Body,
+    /// The AMQP property, which has whole seconds. Each receipt completes its microseconds.
+    AmqpSecond,
+    /// The receipt: the sender gave none.
+    Receipt,
 }
 
 /// How a message got its id.
@@ -159,19 +171,13 @@ impl Action {
 }
 
 impl Common {
-    /// When it happened: the sender's time, else the time of receipt.
-    #[must_use]
-    pub fn happened_at(&self) -> Timestamp {
-        self.sent_at.unwrap_or(self.received_at)
-    }
-
     /// What a retry or dead letter carries so that a later attempt gets the same id and time.
     #[must_use]
     pub fn resolved(&self) -> Resolved {
         Resolved {
             id: self.resolved_id.clone(),
             conversation: self.key.conversation.clone(),
-            timestamp: self.happened_at(),
+            timestamp: self.happened_at,
             received_at: self.received_at,
         }
     }

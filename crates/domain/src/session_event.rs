@@ -77,7 +77,7 @@ impl SessionEvent {
             id: common.resolved_id.clone(),
             kind: common.kind,
             session: common.session.clone(),
-            created_at: common.happened_at(),
+            created_at: common.happened_at,
             received_at: common.received_at,
             reason: None,
             satisfaction: None,

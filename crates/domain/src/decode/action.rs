@@ -65,7 +65,7 @@ impl<'a> Received<'a> {
             agent_id: common.agent_id.clone(),
             model_name: common.model_name.clone(),
             processing_time_ms: payload.processing_time_ms.map(wire::Amount::get),
-            created_at: common.happened_at(),
+            created_at: common.happened_at,
             received_at: common.received_at,
             metadata: common.metadata.take(),
         };
@@ -155,7 +155,8 @@ impl<'a> Received<'a> {
             session: sent.session_id,
             action_id,
             resolved_id,
-            sent_at: times.sent_at,
+            happened_at: times.happened_at,
+            time_source: times.source,
             received_at: times.received_at,
             user_id: sent.user_id,
             agent_id: sent.agent_id,

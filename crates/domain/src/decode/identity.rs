@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::context::DecodeContext;
 use super::fault::FieldError;
-use crate::action::Identity;
+use crate::action::{Identity, TimeSource};
 use crate::envelope::{Envelope, Resolved};
 use crate::ids::{ActionId, ConversationKey, MessageId};
 use crate::time::Timestamp;
@@ -19,7 +19,8 @@ const MESSAGE_NAMESPACE: Uuid = Uuid::from_u128(0x2c9d_6a71_e05b_5f3c_b1d4_0f86_
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Times {
-    pub(super) sent_at: Option<Timestamp>,
+    pub(super) happened_at: Timestamp,
+    pub(super) source: TimeSource,
     pub(super) received_at: Timestamp,
 }
 
@@ -43,20 +44,30 @@ pub(super) fn times(
     envelope: &Envelope<'_>,
     context: &DecodeContext<'_>,
 ) -> Result<Times, FieldError> {
-    let sent_at = match (sent, envelope.sent_second()) {
+    let (sent_at, source) = match (sent, envelope.sent_second()) {
+        (Some(sent), _) => (Some(sent), TimeSource::Body),
         (None, Some(seconds)) => {
-            Some(Timestamp::in_second(seconds, envelope.timestamp_micros).map_err(|invalid| {
-                let fault = format!("{invalid}; send whole seconds since 1970");
-                FieldError::new("AMQP timestamp", &fault)
-            })?)
+            let at =
+                Timestamp::in_second(seconds, envelope.timestamp_micros).map_err(|invalid| {
+                    let fault = format!("{invalid}; send whole seconds since 1970");
+                    FieldError::new("AMQP timestamp", &fault)
+                })?;
+            (Some(at), TimeSource::AmqpSecond)
         }
-        (sent, _) => sent,
+        (None, None) => (None, TimeSource::Receipt),
     };
     Ok(match envelope.resolved {
-        None => Times { sent_at, received_at: context.received_at },
-        // Where the sender gave no time, the first attempt used the time of receipt.
+        None => {
+            let received_at = context.received_at;
+            Times { happened_at: sent_at.unwrap_or(received_at), source, received_at }
+        }
         Some(Resolved { timestamp, received_at, .. }) => Times {
-            sent_at: (sent_at.is_some() || timestamp != received_at).then_some(*timestamp),
+            happened_at: *timestamp,
+            // A copy has no AMQP timestamp. Where the sender gave no time, the first attempt used the time of receipt.
+            source: match source {
+                TimeSource::Receipt if timestamp != received_at => TimeSource::AmqpSecond,
+                source => source,
+            },
             received_at: *received_at,
         },
     })

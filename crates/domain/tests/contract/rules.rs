@@ -1,6 +1,6 @@
 //! The rules that span fields: ids, conversation, times and AMQP properties.
 
-use domain::action::{Action, ConversationSource, Identity, SaveMessage};
+use domain::action::{Action, ConversationSource, Identity, SaveMessage, TimeSource};
 use domain::envelope::{Envelope, Resolved};
 use domain::failure::Refusal;
 use domain::ids::{ConversationId, MessageId};
@@ -112,17 +112,20 @@ fn the_time_is_the_bodys_then_the_amqp_timestamp_then_the_receipt() {
     assert_eq!(sent.message.received_at, received_at());
     let by_amqp = message_with("", &broker).expect("a good message");
     assert_eq!(by_amqp.message.created_at, at("2026-01-01T00:00:00.850007Z"));
-    assert_eq!(by_amqp.common.sent_at, Some(by_amqp.message.created_at));
+    assert_eq!(by_amqp.common.time_source, TimeSource::AmqpSecond);
     let by_receipt = message("");
     assert_eq!(by_receipt.message.created_at, received_at());
-    assert_eq!(by_receipt.common.sent_at, None);
+    assert_eq!(by_receipt.common.time_source, TimeSource::Receipt);
 }
 
 #[test]
 fn an_amqp_timestamp_of_0_counts_as_absent() {
     let envelope = Envelope { timestamp: Some(0), ..Envelope::default() };
     let save = message_with("", &envelope).expect("a good message");
-    assert_eq!((save.common.sent_at, save.message.created_at), (None, received_at()));
+    assert_eq!(
+        (save.common.time_source, save.message.created_at),
+        (TimeSource::Receipt, received_at())
+    );
     let resolved = save.common.resolved();
     let retry = Envelope { resolved: Some(&resolved), ..envelope };
     assert_eq!(message_with("", &retry), Ok(save));
@@ -137,7 +140,8 @@ fn a_later_attempt_has_the_microseconds_that_the_first_added_to_the_amqp_timesta
     let retry = Envelope { timestamp_micros: 43, resolved: Some(&resolved), ..first };
     let again = message_with("", &retry).expect("a good message");
     assert_eq!(again.message.created_at, at("2026-01-01T00:00:00.000042Z"));
-    assert_eq!(again.common.sent_at, save.common.sent_at);
+    assert_eq!(again.common.happened_at, save.common.happened_at);
+    assert_eq!(again.common.time_source, TimeSource::AmqpSecond);
 }
 
 #[test]

@@ -1,0 +1,362 @@
+//! The closes that name no conversation, and the conversations that they concern.
+//!
+//! Such a close concerns every conversation in which its session was open at that time. That follows from all opens
+//! and closes of the session in the order of their times, and must not depend on the order in which they arrive. So
+//! every batch that adds an event to the history of a session computes from there on again what its closes concern,
+//! also those that are stored, and compares the result with what is stored.
+//!
+//! [`concerned`] is the rule. It has no I/O. Everything before the first new event of a session stays as it is, so no
+//! more of a history is read than what follows that event.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use domain::action::{ActionKind, TimeSource};
+use domain::ids::{ConversationId, ConversationKey, TenantId};
+use domain::session_event::SessionEvent;
+use domain::time::Timestamp;
+use sqlx::postgres::PgBindIterExt as _;
+use sqlx::{PgConnection, Row as _};
+
+use crate::Result;
+use crate::rows::{BindKeys as _, id, item_of};
+use crate::session_events::stored_event;
+use crate::session_update::SessionUpdate;
+
+const TABLE: &str = "session_events";
+
+/// What a batch of new events changes.
+pub(crate) struct Assigned {
+    /// The new events; each close that names no conversation once for each conversation that it concerns. And the
+    /// stored closes of that kind, for each conversation that they turned out to concern.
+    pub(crate) updates: Vec<SessionUpdate>,
+    /// Stored closes that turned out not to concern a conversation.
+    pub(crate) withdrawn: Vec<SessionUpdate>,
+}
+
+/// One session of a batch.
+struct Session<'a> {
+    tenant: &'a TenantId,
+    /// The conversation that is derived from it.
+    own: ConversationKey,
+    /// The time of its first new event.
+    since: Timestamp,
+    new: Vec<&'a SessionUpdate>,
+}
+
+/// A stored open or close.
+struct StoredEvent {
+    key: ConversationKey,
+    everywhere: bool,
+    event: Arc<SessionEvent>,
+}
+
+/// A close that names no conversation, and the conversations in which it is stored.
+struct Close<'a> {
+    event: &'a Arc<SessionEvent>,
+    stored_in: BTreeSet<&'a ConversationId>,
+}
+
+/// Assigns each close that names no conversation to the conversations that it concerns.
+pub(crate) async fn assign_closes(
+    connection: &mut PgConnection,
+    new: Vec<SessionUpdate>,
+) -> Result<Assigned> {
+    let sessions = sessions_of(&new);
+    let stored = stored_since(connection, &sessions).await?;
+    let has_close = |(session, stored): &(&Session<'_>, &Vec<StoredEvent>)| {
+        session.new.iter().any(|it| it.closes_everywhere()) || stored.iter().any(|it| it.everywhere)
+    };
+    let histories: Vec<(&Session<'_>, &Vec<StoredEvent>)> =
+        sessions.iter().zip(&stored).filter(has_close).collect();
+    let mut updates: Vec<SessionUpdate> =
+        new.iter().filter(|it| !it.closes_everywhere()).cloned().collect();
+    let mut withdrawn = Vec::new();
+    if histories.is_empty() {
+        return Ok(Assigned { updates, withdrawn });
+    }
+    let known = before(connection, &histories).await?;
+    for ((session, stored), Before { open, own_exists }) in histories.iter().zip(&known) {
+        let names_conversation = || session.new.iter().filter(|it| !it.closes_everywhere());
+        let changes: Vec<Change<'_>> = names_conversation()
+            .filter(|it| !it.is_feedback())
+            .map(|it| Change::of(&it.key, &it.event))
+            .chain(
+                stored.iter().filter(|it| !it.everywhere).map(|it| Change::of(&it.key, &it.event)),
+            )
+            .collect();
+        let closes = closes_of(session, stored);
+        let times: Vec<Timestamp> = closes.iter().map(|close| close.event.created_at).collect();
+        let own_exists = *own_exists || names_conversation().any(|it| it.key == session.own);
+        for (close, mut concerned) in closes.iter().zip(concerned(open, &changes, &times)) {
+            if own_exists || concerned.is_empty() {
+                concerned.insert(&session.own.conversation);
+            }
+            let of = |conversation: &&ConversationId| session.close_in(conversation, close.event);
+            updates.extend(concerned.difference(&close.stored_in).map(of));
+            withdrawn.extend(close.stored_in.difference(&concerned).map(of));
+        }
+    }
+    Ok(Assigned { updates, withdrawn })
+}
+
+/// An open or close that names a conversation.
+#[derive(Debug, Clone, Copy)]
+struct Change<'a> {
+    at: Timestamp,
+    conversation: &'a ConversationId,
+    opens: bool,
+}
+
+impl<'a> Change<'a> {
+    fn of(key: &'a ConversationKey, event: &SessionEvent) -> Self {
+        let opens = event.kind == ActionKind::SessionOpened;
+        Self { at: event.created_at, conversation: &key.conversation, opens }
+    }
+}
+
+/// For each close that names no conversation, given by its time, the conversations in which its session was open at
+/// that time: opened before or in the same moment, and not closed in between. An open in the moment of a close stays
+/// open.
+///
+/// `before` has the conversations in which the session was open before the first of all these events.
+fn concerned<'a>(
+    before: &'a BTreeSet<ConversationId>,
+    changes: &[Change<'a>],
+    closes: &[Timestamp],
+) -> Vec<BTreeSet<&'a ConversationId>> {
+    let mut moments: BTreeMap<Timestamp, (Vec<Change<'a>>, Vec<usize>)> = BTreeMap::new();
+    for change in changes {
+        moments.entry(change.at).or_default().0.push(*change);
+    }
+    for (n, at) in closes.iter().enumerate() {
+        moments.entry(*at).or_default().1.push(n);
+    }
+    let mut open: BTreeSet<&ConversationId> = before.iter().collect();
+    let mut concerned = vec![BTreeSet::new(); closes.len()];
+    for (changes, closes) in moments.values() {
+        let of = |opens: bool| {
+            changes.iter().filter(move |it| it.opens == opens).map(|it| it.conversation)
+        };
+        let open_now: BTreeSet<_> = open.iter().copied().chain(of(true)).collect();
+        for n in closes {
+            if let Some(concerned) = concerned.get_mut(*n) {
+                concerned.clone_from(&open_now);
+            }
+        }
+        if closes.is_empty() {
+            of(false).for_each(|it| {
+                open.remove(it);
+            });
+        } else {
+            open.clear();
+        }
+        open.extend(of(true));
+    }
+    concerned
+}
+
+/// The closes that name no conversation, new and stored.
+fn closes_of<'a>(session: &Session<'a>, stored: &'a [StoredEvent]) -> Vec<Close<'a>> {
+    let new = session.new.iter().filter(|it| it.closes_everywhere()).map(|it| (&it.event, None));
+    let stored = stored.iter().filter(|it| it.everywhere);
+    let stored = stored.map(|it| (&it.event, Some(&it.key.conversation)));
+    let mut closes: BTreeMap<_, Close<'a>> = BTreeMap::new();
+    for (event, conversation) in new.chain(stored) {
+        let name = (event.created_at, event.id.as_str(), event.content_hash().0);
+        let close =
+            closes.entry(name).or_insert_with(|| Close { event, stored_in: BTreeSet::new() });
+        close.stored_in.extend(conversation);
+    }
+    closes.into_values().collect()
+}
+
+fn sessions_of(new: &[SessionUpdate]) -> Vec<Session<'_>> {
+    let mut sessions: BTreeMap<(&TenantId, &str), Session<'_>> = BTreeMap::new();
+    for update in new {
+        let (tenant, at) = (&update.key.tenant, update.at());
+        let session = sessions.entry((tenant, update.session())).or_insert_with(|| Session {
+            tenant,
+            own: ConversationKey::of_session(tenant.clone(), &update.event.session),
+            since: at,
+            new: Vec::new(),
+        });
+        session.since = session.since.min(at);
+        session.new.push(update);
+    }
+    sessions.into_values().collect()
+}
+
+impl Session<'_> {
+    fn id(&self) -> &str {
+        self.new.first().map_or("", |it| it.session())
+    }
+
+    fn since(&self) -> DateTime<Utc> {
+        self.since.into()
+    }
+
+    fn close_in(&self, conversation: &ConversationId, close: &Arc<SessionEvent>) -> SessionUpdate {
+        let (tenant, conversation) = (self.tenant.clone(), conversation.clone());
+        SessionUpdate {
+            key: ConversationKey { tenant, conversation },
+            everywhere: true,
+            time_source: TimeSource::Body,
+            event: close.clone(),
+        }
+    }
+}
+
+/// The stored opens and closes of each session from its first new event on.
+async fn stored_since(
+    connection: &mut PgConnection,
+    sessions: &[Session<'_>],
+) -> Result<Vec<Vec<StoredEvent>>> {
+    let rows = sqlx::query(
+        "SELECT k.n, e.conversation_id, e.everywhere, e.id, e.action_type, e.session_id, e.created_at,
+                e.received_at, e.reason, e.satisfaction, e.user_id, e.agent_id, e.model_name, e.tenant_tier,
+                e.metadata::text AS metadata
+         FROM unnest($1::text[], $2::text[], $3::timestamptz[]) WITH ORDINALITY AS k (tenant_id, session_id, since, n)
+         JOIN session_events e ON e.tenant_id = k.tenant_id AND e.session_id = k.session_id
+                              AND e.created_at >= k.since
+         WHERE e.action_type <> 'conversation.feedback'",
+    )
+    .bind(sessions.iter().map(|it| it.tenant.as_str()).bind_iter())
+    .bind(sessions.iter().map(Session::id).bind_iter())
+    .bind(sessions.iter().map(Session::since).bind_iter())
+    .fetch_all(connection)
+    .await?;
+    let mut stored: Vec<Vec<StoredEvent>> = sessions.iter().map(|_| Vec::new()).collect();
+    let positions: Vec<usize> = (0..sessions.len()).collect();
+    for row in &rows {
+        let n = *item_of(row, &positions, TABLE)?;
+        let key = ConversationKey {
+            tenant: sessions[n].tenant.clone(),
+            conversation: id(row, TABLE, "conversation_id", ConversationId::new)?,
+        };
+        let (everywhere, event) = (row.try_get("everywhere")?, Arc::new(stored_event(row)?));
+        stored[n].push(StoredEvent { key, everywhere, event });
+    }
+    Ok(stored)
+}
+
+/// What is known of a session from before its first new event.
+#[derive(Default)]
+struct Before {
+    /// The conversations in which it was open.
+    open: BTreeSet<ConversationId>,
+    /// Whether the conversation that is derived from it exists.
+    own_exists: bool,
+}
+
+async fn before(
+    connection: &mut PgConnection,
+    histories: &[(&Session<'_>, &Vec<StoredEvent>)],
+) -> Result<Vec<Before>> {
+    // Conversations with later events: for them `sessions` has a later state.
+    let mut later: Vec<(i64, &ConversationKey, &Session<'_>)> = Vec::new();
+    for (n, (session, stored)) in (1..).zip(histories) {
+        let keys: BTreeSet<&ConversationKey> = stored.iter().map(|it| &it.key).collect();
+        later.extend(keys.into_iter().map(|key| (n, key, *session)));
+    }
+    let sessions = || histories.iter().map(|(session, _)| *session);
+    let rows = sqlx::query(
+        "WITH k AS (
+             SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[]) WITH ORDINALITY
+                           AS k (tenant_id, own, session_id, since, n))
+         SELECT k.n, s.conversation_id, true AS open
+         FROM k JOIN sessions s ON s.tenant_id = k.tenant_id AND s.session_id = k.session_id
+                               AND s.open AND s.last_event_at < k.since
+         UNION ALL
+         SELECT l.n, l.conversation_id, true
+         FROM unnest($5::bigint[], $6::text[], $7::text[], $8::text[], $9::timestamptz[])
+              AS l (n, tenant_id, conversation_id, session_id, since)
+         CROSS JOIN LATERAL (
+             SELECT e.action_type FROM session_events e
+             WHERE e.tenant_id = l.tenant_id AND e.conversation_id = l.conversation_id
+               AND e.session_id = l.session_id AND e.created_at < l.since
+               AND e.action_type <> 'conversation.feedback'
+             ORDER BY e.created_at DESC, e.action_type DESC LIMIT 1) AS last
+         WHERE last.action_type = 'conversation.session_opened'
+         UNION ALL
+         SELECT k.n, k.own, false
+         FROM k JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.own",
+    )
+    .bind_keys(sessions().map(|it| &it.own))
+    .bind(sessions().map(Session::id).bind_iter())
+    .bind(sessions().map(Session::since).bind_iter())
+    .bind(later.iter().map(|it| it.0).bind_iter())
+    .bind_keys(later.iter().map(|it| it.1))
+    .bind(later.iter().map(|it| it.2.id()).bind_iter())
+    .bind(later.iter().map(|it| it.2.since()).bind_iter())
+    .fetch_all(connection)
+    .await?;
+    let mut before: Vec<Before> = histories.iter().map(|_| Before::default()).collect();
+    let positions: Vec<usize> = (0..histories.len()).collect();
+    for row in &rows {
+        let before = &mut before[*item_of(row, &positions, TABLE)?];
+        if row.try_get("open")? {
+            before.open.insert(id(row, TABLE, "conversation_id", ConversationId::new)?);
+        } else {
+            before.own_exists = true;
+        }
+    }
+    Ok(before)
+}
+
+/// Takes back stored closes from conversations that they turned out not to concern. Their sessions and ratings are
+/// then those of the events that are left. Each conversation had been closed by an earlier event, so whether it is
+/// open does not change.
+pub(crate) async fn withdraw(
+    connection: &mut PgConnection,
+    withdrawn: &[SessionUpdate],
+) -> Result<()> {
+    if withdrawn.is_empty() {
+        return Ok(());
+    }
+    let keys = || withdrawn.iter().map(|it| &it.key);
+    sqlx::query(
+        "DELETE FROM session_events e
+         USING unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::timestamptz[])
+               AS k (tenant_id, conversation_id, id, content_hash, created_at)
+         WHERE e.everywhere AND e.tenant_id = k.tenant_id AND e.conversation_id = k.conversation_id AND e.id = k.id
+           AND e.content_hash = k.content_hash AND e.created_at = k.created_at",
+    )
+    .bind_keys(keys())
+    .bind(withdrawn.iter().map(|it| it.event.id.as_str()).bind_iter())
+    .bind(withdrawn.iter().map(|it| it.event.content_hash().0).collect::<Vec<_>>())
+    .bind(withdrawn.iter().map(|it| DateTime::<Utc>::from(it.at())).bind_iter())
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query(
+        "UPDATE sessions s
+         SET open = last.action_type = 'conversation.session_opened', last_event_at = last.created_at,
+             close_reason = last.reason, satisfaction = last.satisfaction
+         FROM unnest($1::text[], $2::text[], $3::text[]) AS k (tenant_id, conversation_id, session_id)
+         CROSS JOIN LATERAL (
+             SELECT e.action_type, e.created_at, e.reason, e.satisfaction FROM session_events e
+             WHERE e.tenant_id = k.tenant_id AND e.conversation_id = k.conversation_id
+               AND e.session_id = k.session_id AND e.action_type <> 'conversation.feedback'
+             ORDER BY e.created_at DESC, e.action_type DESC LIMIT 1) AS last
+         WHERE s.tenant_id = k.tenant_id AND s.conversation_id = k.conversation_id AND s.session_id = k.session_id",
+    )
+    .bind_keys(keys())
+    .bind(withdrawn.iter().map(SessionUpdate::session).bind_iter())
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query(
+        "UPDATE conversations c
+         SET satisfaction = last.satisfaction, satisfaction_at = last.created_at, stats_from = NULL
+         FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
+         LEFT JOIN LATERAL (
+             SELECT e.satisfaction, e.created_at FROM session_events e
+             WHERE e.tenant_id = k.tenant_id AND e.conversation_id = k.id AND e.satisfaction IS NOT NULL
+             ORDER BY e.created_at DESC LIMIT 1) AS last ON true
+         WHERE c.tenant_id = k.tenant_id AND c.id = k.id",
+    )
+    .bind_keys(keys())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
