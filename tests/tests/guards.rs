@@ -68,6 +68,11 @@ const PROOFS: [Proof; Guard::ALL.len()] = [
         "after_a_crash_between_the_stores_a_message_without_an_identity_misleads_no_reader",
     ),
     proof(
+        Guard::DeadLetterInvalidates,
+        FAULTS,
+        "a_stored_message_that_becomes_a_dead_letter_misleads_no_reader",
+    ),
+    proof(
         Guard::DrainFinishes,
         FAULTS,
         "savers_added_and_replaced_under_load_share_it_and_drain_what_was_delivered",

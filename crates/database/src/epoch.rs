@@ -164,14 +164,17 @@ impl Database {
 
     /// Sets new generations, which invalidates the hot copies of these conversations. Must be called
     /// before the acknowledgement of a message whose write to Redis failed or has an unknown result, and of one
-    /// that may be stored under two ids.
+    /// that may be stored under two ids. A conversation that does not exist is left out.
     pub async fn change_generations(
         &self,
         changes: &[(ConversationKey, i64)],
         open_saves: OpenSaves,
     ) -> Result<()> {
-        self.within(async |connection| change_generations(connection, changes, open_saves).await)
-            .await
+        self.within(async |connection| {
+            change_generations(connection, changes, open_saves).await?;
+            Ok(())
+        })
+        .await
     }
 }
 
@@ -184,11 +187,12 @@ pub enum OpenSaves {
     Awaited,
 }
 
+/// Returns how many of the conversations exist.
 pub(crate) async fn change_generations(
     connection: &mut PgConnection,
     changes: &[(ConversationKey, i64)],
     open_saves: OpenSaves,
-) -> Result<()> {
+) -> Result<u64> {
     let mut changes: Vec<_> = changes.iter().collect();
     changes.sort();
     // A save holds FOR KEY SHARE.
@@ -196,7 +200,7 @@ pub(crate) async fn change_generations(
         OpenSaves::Independent => "NO KEY UPDATE",
         OpenSaves::Awaited => "UPDATE",
     };
-    sqlx::query(AssertSqlSafe(format!(
+    let changed = sqlx::query(AssertSqlSafe(format!(
         "WITH wanted AS (
              SELECT c.number, k.generation
              FROM unnest($1::text[], $2::text[], $3::bigint[]) WITH ORDINALITY
@@ -211,7 +215,7 @@ pub(crate) async fn change_generations(
     .bind(changes.iter().map(|(_, generation)| *generation).bind_iter())
     .execute(connection)
     .await?;
-    Ok(())
+    Ok(changed.rows_affected())
 }
 
 /// The stored identities of Redis and PostgreSQL, and the current one of PostgreSQL.

@@ -84,8 +84,8 @@ async fn a_dead_letter_that_arrives_again_counts_as_a_copy_within_a_batch_and_ac
     let mut dead_letters: Vec<_> = (0..600).rev().map(dead_letter).collect();
     dead_letters.extend((0..10).map(dead_letter));
     dead_letters[0].message.body = vec![0xff; 3 << 20];
-    database.store_dead_letters(&dead_letters).await.unwrap();
-    database.store_dead_letters(&[&dead_letters[0], &dead_letters[1]]).await.unwrap();
+    database.store_dead_letters(&dead_letters, &[]).await.unwrap();
+    database.store_dead_letters(&[&dead_letters[0], &dead_letters[1]], &[]).await.unwrap();
     let counts =
         "SELECT concat_ws('|', count(*), sum(copies), max(octet_length(body))) FROM dead_letters";
     assert_eq!(env.psql(counts).await.unwrap(), "600|612|3145728");
@@ -96,7 +96,7 @@ async fn a_dead_letter_that_arrives_again_counts_as_a_copy_within_a_batch_and_ac
 #[tokio::test]
 async fn a_dead_letter_taken_by_one_run_is_not_taken_by_another_until_the_lease_ends() {
     let (env, database) = migrated().await;
-    database.store_dead_letters(&[dead_letter(1), dead_letter(2)]).await.unwrap();
+    database.store_dead_letters(&[dead_letter(1), dead_letter(2)], &[]).await.unwrap();
     let (one, other, cursor) = (actor(), actor(), cursor(&database).await);
     let taken = database.take_dead_letters(&cursor, &one, LEASE, 1).await.unwrap();
     assert_eq!(taken.dead_letters.len(), 1);
@@ -137,7 +137,7 @@ async fn a_dead_letter_taken_by_one_run_is_not_taken_by_another_until_the_lease_
 #[tokio::test]
 async fn a_run_holds_what_it_took_only_while_it_is_open_and_its_lease_lasts() {
     let (env, database) = migrated().await;
-    database.store_dead_letters(&[dead_letter(1), dead_letter(2)]).await.unwrap();
+    database.store_dead_letters(&[dead_letter(1), dead_letter(2)], &[]).await.unwrap();
     let (one, other, cursor) = (actor(), actor(), cursor(&database).await);
     let ids = [1, 2].map(Uuid::from_u128);
     let held = async |run| {
@@ -168,9 +168,9 @@ async fn a_run_holds_what_it_took_only_while_it_is_open_and_its_lease_lasts() {
 async fn a_cursor_reads_each_dead_letter_stored_before_it_once() {
     let (_env, database) = migrated().await;
     let dead_letters: Vec<_> = (0..25).map(dead_letter).collect();
-    database.store_dead_letters(&dead_letters).await.unwrap();
+    database.store_dead_letters(&dead_letters, &[]).await.unwrap();
     let start = cursor(&database).await;
-    database.store_dead_letters(&[dead_letter(100)]).await.unwrap();
+    database.store_dead_letters(&[dead_letter(100)], &[]).await.unwrap();
     assert_eq!(database.count_ahead(&start, &[]).await.unwrap(), 25);
     let (mut read, mut rest) = (Vec::new(), Some(start));
     while let Some(cursor) = rest {
@@ -186,7 +186,10 @@ async fn a_cursor_reads_each_dead_letter_stored_before_it_once() {
 async fn a_dead_letter_that_fails_after_a_decision_is_opened_again_and_an_earlier_failure_changes_nothing()
  {
     let (env, database) = migrated().await;
-    database.store_dead_letters(&[dead_letter(1), dead_letter(2), dead_letter(3)]).await.unwrap();
+    database
+        .store_dead_letters(&[dead_letter(1), dead_letter(2), dead_letter(3)], &[])
+        .await
+        .unwrap();
     let (actor, start) = (actor(), cursor(&database).await);
     let taken = database.take_dead_letters(&start, &actor, LEASE, 1).await.unwrap();
     let replayed = sent(taken.dead_letters[0].dead_letter.id.as_u128(), None);
@@ -198,7 +201,10 @@ async fn a_dead_letter_that_fails_after_a_decision_is_opened_again_and_an_earlie
     assert_eq!(env.psql(states).await.unwrap(), "replayed 1, discarded no 1, open 1");
 
     // The dead-letter collector crashed before it acknowledged them.
-    database.store_dead_letters(&[dead_letter(1), dead_letter(2), dead_letter(3)]).await.unwrap();
+    database
+        .store_dead_letters(&[dead_letter(1), dead_letter(2), dead_letter(3)], &[])
+        .await
+        .unwrap();
     assert_eq!(env.psql(states).await.unwrap(), "replayed 2, discarded no 2, open 2");
 
     let later = cursor(&database).await;
@@ -210,7 +216,10 @@ async fn a_dead_letter_that_fails_after_a_decision_is_opened_again_and_an_earlie
         again.dead_letter.last_failed_at = now.into();
         again
     };
-    database.store_dead_letters(&[again(1), again(2), again(3), dead_letter(2)]).await.unwrap();
+    database
+        .store_dead_letters(&[again(1), again(2), again(3), dead_letter(2)], &[])
+        .await
+        .unwrap();
     assert_eq!(env.psql(states).await.unwrap(), "open 3, open 4, open 3");
     // A cursor that was created before leaves out dead letters that were opened again since.
     let read = database.take_dead_letters(&later, &actor, LEASE, 10).await.unwrap();
@@ -226,12 +235,12 @@ async fn a_dead_letter_that_fails_again_is_reported_to_the_run_that_replayed_it(
     let mut failed_copy = dead_letter(2);
     failed_copy.dead_letter.replay_of = Some(dead_letter(1).dead_letter.id);
     failed_copy.dead_letter.replay_count = 1;
-    database.store_dead_letters(&[dead_letter(1), failed_copy.clone()]).await.unwrap();
+    database.store_dead_letters(&[dead_letter(1), failed_copy.clone()], &[]).await.unwrap();
     let (actor, cursor) = (actor(), cursor(&database).await);
     let _taken = database.take_dead_letters(&cursor, &actor, LEASE, 1).await.unwrap();
     assert_eq!(database.note_replayed(&[sent(1, None)], &actor).await.unwrap(), 1);
     assert_eq!(database.failed_again_in(actor.run, &cursor).await.unwrap(), []);
-    database.store_dead_letters(&[failed_copy]).await.unwrap();
+    database.store_dead_letters(&[failed_copy], &[]).await.unwrap();
     let failed_again = database.failed_again_in(actor.run, &cursor).await.unwrap();
     let failed_again: Vec<_> = failed_again.iter().map(|it| (it.id, it.replay_of)).collect();
     assert_eq!(failed_again, [(Uuid::from_u128(2), Uuid::from_u128(1))]);
@@ -241,7 +250,7 @@ async fn a_dead_letter_that_fails_again_is_reported_to_the_run_that_replayed_it(
 async fn a_run_that_published_the_body_before_an_edit_does_not_mark_the_edited_dead_letter_as_replayed()
  {
     let (env, database) = migrated().await;
-    database.store_dead_letters(&[dead_letter(1)]).await.unwrap();
+    database.store_dead_letters(&[dead_letter(1)], &[]).await.unwrap();
     let (frozen, other) = (actor(), actor());
     let taken =
         database.take_dead_letters(&cursor(&database).await, &frozen, LEASE, 1).await.unwrap();
@@ -261,7 +270,7 @@ async fn large_dead_letters_are_read_in_small_pages_and_all_of_them() {
         large.message.body = vec![b'x'; 9 << 20];
         large
     };
-    database.store_dead_letters(&[large(1), large(2), large(3)]).await.unwrap();
+    database.store_dead_letters(&[large(1), large(2), large(3)], &[]).await.unwrap();
     let (actor, start) = (actor(), cursor(&database).await);
     let (mut read, mut rest) = (Vec::new(), Some(start.clone()));
     while let Some(cursor) = rest {
@@ -281,7 +290,7 @@ async fn large_dead_letters_are_read_in_small_pages_and_all_of_them() {
 #[tokio::test]
 async fn a_list_before_a_dead_letter_that_is_not_stored_is_no_empty_list() {
     let (_env, database) = migrated().await;
-    database.store_dead_letters(&[dead_letter(1), dead_letter(2)]).await.unwrap();
+    database.store_dead_letters(&[dead_letter(1), dead_letter(2)], &[]).await.unwrap();
     let listed = async |before: u128| {
         let filter = database::DeadLetterFilter::default();
         let before = Some(Uuid::from_u128(before));

@@ -1,19 +1,21 @@
 //! The dead-letter collector: moves dead letters from the queues into the table `dead_letters`.
 //!
 //! Commit, then publish the event, then acknowledge. A dead letter that is delivered twice is stored once, under
-//! a key derived from its content. An action that RabbitMQ dead-lettered only because of its sender's own
+//! a key derived from its content. A message that an earlier delivery may have stored before it became a dead letter
+//! may be missing in the hot copy of its conversation, which the same transaction invalidates. An action that RabbitMQ dead-lettered only because of its sender's own
 //! `expiration` is no failure: it is sent to its own queue again, without an `expiration`.
 //!
 //! Invariant: a missing queue prevents no dead letter from being stored, and when a batch is handled again, the
 //! steps that succeeded are not repeated.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
 use broker::topology::WorkQueue;
 use broker::{Decoder, Delivery, Handled, Handler, Processed, Publication, Publisher, Source};
-use conversation::retry_transient;
+use conversation::{RandomSource, retry_transient};
 use database::{CollectedDeadLetter, Database};
 use domain::causes::with_causes;
 use domain::decode::reply_address;
@@ -22,10 +24,12 @@ use domain::event::{DeadLettered, Event};
 use domain::failure::{
     Cause, DeadLetterReason, Dependency, Done, Failure, FailureClass, Refusal, Unavailable,
 };
+use domain::ids::ConversationKey;
 use domain::reply::{ReplyAddress, ReplyError};
-use metrics::{Counter, Metrics, RerouteCause};
+use failpoints::Guard;
+use metrics::{Counter, GenerationChange, Metrics, RerouteCause};
 
-use crate::record::read_dead_letter;
+use crate::record::{may_be_stored_in, read_dead_letter};
 use crate::reroute::{Rerouted, publish_once, reroute};
 
 /// Stores the dead letters of one work queue, and publishes an event for each.
@@ -36,6 +40,7 @@ pub struct DeadLetterCollector {
     publisher: Publisher,
     metrics: Metrics,
     decoder: Decoder,
+    random: RandomSource,
 }
 
 /// A delivery from a dead-letter queue.
@@ -50,6 +55,8 @@ pub enum Item {
 pub struct Collected {
     record: CollectedDeadLetter,
     event: DeadLettered,
+    /// The conversation whose hot copy may lack its message.
+    may_be_stored_in: Option<ConversationKey>,
     /// The reply that no worker sent to its sender, who wants one.
     unanswered: Option<(ReplyAddress, ReplyError)>,
     trace_id: Option<String>,
@@ -80,6 +87,7 @@ impl Handler for DeadLetterCollector {
                 Some((reply_address(&delivery.body, &envelope)?, (&info.refusal).into()))
             }),
             trace_id: delivery.trace_id(),
+            may_be_stored_in: may_be_stored_in(self.queue, &event),
             record,
             event,
             stored: AtomicBool::default(),
@@ -140,7 +148,8 @@ impl Item {
 }
 
 impl DeadLetterCollector {
-    /// The collector of one work queue's dead letters. Events are published through `publisher`.
+    /// The collector of one work queue's dead letters. Events are published through `publisher`; generations are
+    /// from `random`.
     #[must_use]
     pub fn new(
         queue: WorkQueue,
@@ -148,6 +157,7 @@ impl DeadLetterCollector {
         publisher: Publisher,
         metrics: Metrics,
         decoder: Decoder,
+        random: RandomSource,
     ) -> Self {
         // Counters begin at 0, under the name of the work queue: one that first appeared with its first dead
         // letter would show no increase to Prometheus.
@@ -156,7 +166,7 @@ impl DeadLetterCollector {
         }
         let cause = RerouteCause::Expired;
         metrics.add(Counter::MessagesRerouted { queue: queue.name(), cause }, 0);
-        Self { queue, database, publisher, metrics, decoder }
+        Self { queue, database, publisher, metrics, decoder, random }
     }
 
     /// Stores the dead letters that are not stored yet: all at once or, if PostgreSQL refuses that, one at a time.
@@ -189,14 +199,24 @@ impl DeadLetterCollector {
         Ok(faults)
     }
 
-    /// Stores dead letters in one transaction.
+    /// Stores dead letters in one transaction, which also invalidates the hot copies that may lack their messages.
     async fn store_together(&self, dead_letters: &[&Collected]) -> Result<(), database::Error> {
         let records: Vec<_> = dead_letters.iter().map(|it| &it.record).collect();
-        if !failpoints::holds(failpoints::Guard::DeadLetterStored) {
+        if !failpoints::holds(Guard::DeadLetterStored) {
             dead_letters.iter().for_each(|it| self.mark_stored(it));
             return Ok(());
         }
-        retry_transient(&self.metrics, || self.database.store_dead_letters(&records)).await?;
+        let conversations: BTreeSet<_> =
+            dead_letters.iter().filter_map(|it| it.may_be_stored_in.as_ref()).collect();
+        let mut generations: Vec<(ConversationKey, i64)> =
+            conversations.into_iter().map(|key| (key.clone(), self.random.next())).collect();
+        if !failpoints::holds(Guard::DeadLetterInvalidates) {
+            generations.clear();
+        }
+        let store = || self.database.store_dead_letters(&records, &generations);
+        let invalidated = retry_transient(&self.metrics, store).await?;
+        let cause = GenerationChange::DeadLettered;
+        self.metrics.add(Counter::HotGenerationChanges { cause }, invalidated);
         dead_letters.iter().for_each(|it| self.mark_stored(it));
         Ok(())
     }
@@ -264,6 +284,7 @@ mod tests {
             Publisher::new(endpoints, replica.metrics.clone()),
             replica.metrics.clone(),
             Decoder { max_body_bytes: DEFAULT_MAX_BODY_BYTES },
+            RandomSource::random(),
         );
         let delivery = |body: &str| {
             Delivery::from_stored(body.into(), &StoredDelivery::default(), received_at())

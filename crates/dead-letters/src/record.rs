@@ -89,6 +89,24 @@ pub(crate) fn read_dead_letter(
     (CollectedDeadLetter { dead_letter, message }, event)
 }
 
+/// The conversation in which the message of a dead letter may be stored: an earlier delivery may have committed it,
+/// and the later ones failed for a reason that is no verdict on its content. Whoever committed it may have died
+/// before it wrote the hot copy. `None` if the message names no conversation, or cannot have been stored.
+pub(crate) fn may_be_stored_in(queue: WorkQueue, event: &DeadLettered) -> Option<ConversationKey> {
+    let may_be_stored = match event.reason {
+        DeadLetterReason::AttemptsExhausted
+        | DeadLetterReason::DeliveryLimit
+        | DeadLetterReason::Expired => queue == WorkQueue::SaveMessage,
+        DeadLetterReason::MalformedJson
+        | DeadLetterReason::Schema
+        | DeadLetterReason::TooLarge
+        | DeadLetterReason::UnknownAction
+        | DeadLetterReason::Conflict => false,
+    };
+    let (tenant, conversation) = (event.tenant_id.clone()?, event.conversation_id.clone()?);
+    may_be_stored.then_some(ConversationKey { tenant, conversation })
+}
+
 /// The delivery that a dead letter was, received when the message first failed, with this body.
 pub(crate) fn delivery_of(detail: &DeadLetterDetail, body: Vec<u8>) -> Delivery {
     let DeadLetterDetail { dead_letter, message, .. } = detail;

@@ -140,6 +140,9 @@ pub enum Guard {
     FailedAppendInvalidates,
     /// A hot copy that may lack a message stored under two ids is invalidated before the acknowledgement.
     SavedAgainInvalidates,
+    /// A hot copy that may lack a message that was stored before it became a dead letter is invalidated before the
+    /// acknowledgement.
+    DeadLetterInvalidates,
     /// A message that was requeued too often is handled apart from others.
     Quarantine,
     /// While a dependency is unavailable, messages are held and no attempt is counted.
@@ -162,12 +165,13 @@ pub enum Guard {
 
 impl Guard {
     /// Every guard.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::AcknowledgementAfterEffect,
         Self::CopyBeforeAcknowledgement,
         Self::StoredMessageRecognised,
         Self::FailedAppendInvalidates,
         Self::SavedAgainInvalidates,
+        Self::DeadLetterInvalidates,
         Self::Quarantine,
         Self::HoldInOutage,
         Self::DrainFinishes,
@@ -188,6 +192,7 @@ impl Guard {
             Self::StoredMessageRecognised => "save.stored_message_recognised",
             Self::FailedAppendInvalidates => "save.failed_append_invalidates",
             Self::SavedAgainInvalidates => "save.saved_again_invalidates",
+            Self::DeadLetterInvalidates => "dead_letter.invalidates",
             Self::Quarantine => "delivery.quarantine",
             Self::HoldInOutage => "delivery.hold_in_outage",
             Self::DrainFinishes => "delivery.drain_finishes",

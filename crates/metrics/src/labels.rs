@@ -133,6 +133,8 @@ label! {
         RedisUnavailable = "redis_unavailable",
         /// A message without an identity was saved on a later delivery, so it may be stored twice.
         SavedAgain = "saved_again",
+        /// A message became a dead letter that an earlier delivery of it may have stored.
+        DeadLettered = "dead_lettered",
         /// Its rows were erased or repaired.
         Rewritten = "rewritten",
     }

@@ -9,6 +9,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
 use broker::Publication;
+use broker::topology::WorkQueue;
+use domain::failure_policy::SUSPECT_LIMIT;
 use domain::fleet;
 use domain::ids::{ConversationKey, SessionId, TenantId};
 use failpoints::{AT, OFF, ON, REPLAY_LEASE, STOP_AT, Step};
@@ -220,6 +222,41 @@ async fn after_a_crash_between_the_stores_a_message_without_an_identity_misleads
     // The redelivery could not know the first id: the message is stored twice, and a reader gets both.
     assert_eq!(reader.both(&key).await.len(), 3);
     scenario.finish([saver]).await;
+}
+
+#[tokio::test]
+async fn a_stored_message_that_becomes_a_dead_letter_misleads_no_reader() {
+    let scenario = Scenario::with_failpoints().await;
+    let (agent, reader) = (scenario.agent(), scenario.reader());
+    let (first, deadly) = (message("both", "s", "m1", &json!({})), "m2");
+    let second = message("both", "s", deadly, &json!({}));
+    let key = key_of(&first);
+    let saver = scenario.start(SAVER).await;
+    agent.publish(&first).await;
+    until_stored(&scenario, 1).await;
+    assert_eq!(reader.both(&key).await.len(), 1);
+    scenario.drain([saver]).await;
+
+    // A suspect, which is a dead letter after five requeues. The worker that commits it dies before it writes to Redis;
+    // the other requeues are RabbitMQ's alone, so that the test is short.
+    let suspects = WorkQueue::SaveMessage.suspect();
+    agent.send(vec![Publication::to_queue(suspects, second.to_string().into_bytes())]).await;
+    crash(&scenario, SAVER, Step::SaveCommitted).await;
+    for _ in 1..SUSPECT_LIMIT {
+        scenario.rabbit().requeue_first(suspects).await;
+    }
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
+    scenario.until_sql("SELECT message_id FROM dead_letters", deadly).await;
+    assert_eq!(scenario.sql("SELECT reason FROM dead_letters").await, "delivery_limit");
+    assert_eq!(reader.both(&key).await.len(), 2);
+
+    let replay = ["dead-letters", "replay", "--all"];
+    let replayed = scenario.verbatim(&replay).await;
+    assert_eq!(replayed.status.code(), Some(0), "{replayed:?}");
+    let labels = [("queue", SAVES), ("outcome", "duplicate")];
+    Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
+    assert_eq!(reader.both(&key).await.len(), 2);
+    scenario.finish([saver, collector]).await;
 }
 
 #[tokio::test]

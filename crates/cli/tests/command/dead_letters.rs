@@ -44,7 +44,7 @@ async fn dead_letters_are_counted_by_queue_and_reason_and_listed_by_filter() {
         dead_letter(2, DeadLetterReason::Schema, "umbrella", &bad),
         dead_letter(3, DeadLetterReason::Conflict, "acme", &bad),
     ];
-    database(&env.database_url).store_dead_letters(&dead_letters).await.unwrap();
+    database(&env.database_url).store_dead_letters(&dead_letters, &[]).await.unwrap();
     let discard = format!(
         "UPDATE dead_letters SET status = 'discarded' WHERE id = '{}'",
         dead_letters[2].dead_letter.id
@@ -94,7 +94,7 @@ async fn a_dead_letter_is_shown_with_its_body_and_a_suggested_fix() {
     let bad = body("s", "m-1", &json!({"role": "bot"}));
     let dead_letter = dead_letter(7, DeadLetterReason::Schema, "acme", &bad);
     database(&env.database_url)
-        .store_dead_letters(std::slice::from_ref(&dead_letter))
+        .store_dead_letters(std::slice::from_ref(&dead_letter), &[])
         .await
         .unwrap();
 
@@ -127,7 +127,7 @@ async fn an_unknown_dead_letter_exits_with_1() {
 async fn stored(env: &TestEnv, ids: &[u128], body: &Value) {
     let dead_letters: Vec<_> =
         ids.iter().map(|id| dead_letter(*id, DeadLetterReason::Schema, "acme", body)).collect();
-    database(&env.database_url).store_dead_letters(&dead_letters).await.unwrap();
+    database(&env.database_url).store_dead_letters(&dead_letters, &[]).await.unwrap();
 }
 
 fn id(n: u128) -> String {
@@ -162,7 +162,7 @@ async fn dead_letters_are_grouped_by_error_without_values_and_filtered() {
         with_error(4, "`role` must be a role, but is the number 4"),
         failed_again,
     ];
-    database(&env.database_url).store_dead_letters(&dead_letters).await.unwrap();
+    database(&env.database_url).store_dead_letters(&dead_letters, &[]).await.unwrap();
     let found = verbatim.json(&["dead-letters", "list", "--group"]).await;
     assert_eq!(found["total"], 5);
     let groups = found["groups"].as_array().unwrap().iter();
@@ -216,7 +216,7 @@ async fn a_grouped_error_keeps_names_with_numbers_and_replaces_numbers_and_ids()
             collected
         })
         .collect();
-    database(&env.database_url).store_dead_letters(&dead_letters).await.unwrap();
+    database(&env.database_url).store_dead_letters(&dead_letters, &[]).await.unwrap();
     let found = verbatim.json(&["dead-letters", "list", "--group"]).await;
     let groups = found["groups"].as_array().unwrap().iter();
     let mut groups: Vec<_> = groups.map(|it| it["error"].as_str().unwrap()).collect();

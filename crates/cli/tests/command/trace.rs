@@ -92,7 +92,7 @@ async fn a_saved_and_archived_message_is_traced_with_worker_and_times() {
 async fn a_dead_letter_is_found_by_its_own_id_its_message_and_its_conversation() {
     let (env, verbatim) = prepared().await;
     database(&env.database_url)
-        .store_dead_letters(&[dead_letter(7, "acme", "m-dead")])
+        .store_dead_letters(&[dead_letter(7, "acme", "m-dead")], &[])
         .await
         .unwrap();
     let id = Uuid::from_u128(7).to_string();
@@ -123,7 +123,10 @@ async fn a_dead_letter_is_found_by_its_own_id_its_message_and_its_conversation()
 async fn a_replayed_dead_letter_is_part_of_the_timeline_of_its_saved_message() {
     let (env, verbatim) = prepared().await;
     save(&env, &[body("s", "m-1", &json!({"conversation_id": "c-dead"}))]).await;
-    database(&env.database_url).store_dead_letters(&[dead_letter(7, "acme", "m-1")]).await.unwrap();
+    database(&env.database_url)
+        .store_dead_letters(&[dead_letter(7, "acme", "m-1")], &[])
+        .await
+        .unwrap();
     env.psql("UPDATE dead_letters SET status = 'replayed', status_changed_at = now()")
         .await
         .unwrap();
@@ -153,7 +156,7 @@ async fn an_id_that_several_tenants_use_is_shown_for_each() {
     save(&env, &[body("s", "m-1", &json!({}))]).await;
     save(&env, &[body("s", "m-1", &json!({"tenant_id": "umbrella"}))]).await;
     database(&env.database_url)
-        .store_dead_letters(&[dead_letter(7, "hooli", "m-1")])
+        .store_dead_letters(&[dead_letter(7, "hooli", "m-1")], &[])
         .await
         .unwrap();
     let traced = verbatim.json(&["trace", "m-1"]).await;

@@ -7,9 +7,11 @@
 use std::borrow::Borrow;
 use std::cmp::Reverse;
 
+use domain::ids::ConversationKey;
 use sqlx::PgConnection;
 
 use super::record::CollectedDeadLetter;
+use crate::epoch::{OpenSaves, change_generations};
 use crate::{Database, Result};
 
 /// The most dead letters in one statement: beyond a few hundred it does not get faster.
@@ -26,10 +28,15 @@ const SLACK_SECONDS: f64 = 5.0;
 impl Database {
     /// Stores dead letters, all or none. One that is already stored counts one more copy, and is opened
     /// again if it failed after an operator's decision about it.
+    ///
+    /// In the same transaction, sets new generations, which invalidates the hot copies of these conversations: each
+    /// may have a message that was stored before it became a dead letter, and that its saver did not append. The
+    /// transactions that are saving messages of them are awaited. Returns how many of these conversations exist.
     pub async fn store_dead_letters<L: Borrow<CollectedDeadLetter> + Sync>(
         &self,
         dead_letters: &[L],
-    ) -> Result<()> {
+        generations: &[(ConversationKey, i64)],
+    ) -> Result<u64> {
         // One statement may change a row only once, so copies within the batch are counted here. The copy
         // with the latest failure is stored.
         let mut unique: Vec<(&CollectedDeadLetter, i64)> = Vec::with_capacity(dead_letters.len());
@@ -51,7 +58,10 @@ impl Database {
                 insert(connection, chunk).await?;
                 rest = others;
             }
-            Ok(())
+            match generations {
+                [] => Ok(0),
+                changes => change_generations(connection, changes, OpenSaves::Awaited).await,
+            }
         })
         .await
     }

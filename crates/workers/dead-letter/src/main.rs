@@ -40,8 +40,9 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
 
     for queue in WorkQueue::ALL {
         let (database, publisher) = (stores.database.clone(), stores.publisher.clone());
+        let (metrics, random) = (metrics.clone(), stores.random.clone());
         let collector =
-            DeadLetterCollector::new(queue, database, publisher, metrics.clone(), decoder);
+            DeadLetterCollector::new(queue, database, publisher, metrics, decoder, random);
         consume(&service, &stores, &settings.consuming, collector);
     }
     let reroute = RerouteUnrouted::new(stores.publisher.clone(), metrics, decoder);
