@@ -18,7 +18,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use crate::amqp_second;
 use crate::fleet_headers::{self, DeadLetterInfo, FleetHeaders, Origin, SENT};
 use crate::header_owner::Copied;
-use crate::sender_fields::{DeathsBy, SenderFields};
+use crate::sender_fields::{SenderFields, Written};
 use crate::topology::{REQUESTS, RetryQueue, UNROUTED};
 use crate::wire;
 
@@ -218,8 +218,12 @@ impl Delivery {
                 let exchange = self.exchange.as_str();
                 let by_rabbitmq = is_retry_queue(exchange)
                     || self.table().is_none_or(|headers| dead_letters_to(exchange, headers));
-                let deaths_by = if by_rabbitmq { DeathsBy::RabbitMq } else { DeathsBy::Sender };
-                SenderFields::of(&self.properties, deaths_by)
+                let written = match (by_rabbitmq, self.redelivered) {
+                    (true, _) => Written::ByRabbitMq,
+                    (false, true) => Written::CountsByRabbitMq,
+                    (false, false) => Written::BySender,
+                };
+                SenderFields::of(&self.properties, written)
             }
         }
     }
@@ -393,6 +397,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::Publication;
     use lapin::types::FieldArray;
+    use serde_json::json;
 
     /// The delivery of a message with these properties.
     pub(crate) fn with_properties(exchange: &str, properties: BasicProperties) -> Delivery {
@@ -493,6 +498,22 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_counts_of_a_message_are_its_senders_until_rabbitmq_delivers_it_again() {
+        let mut headers = FieldTable::default();
+        for name in ["x-acquired-count", "x-delivery-count"] {
+            headers.insert(name.into(), AMQPValue::LongLongInt(99));
+        }
+        let first = received("domain.actions", "conversation.save_message", headers);
+        let named = json!({"headers": 2, "names": ["x-acquired-count", "x-delivery-count"]});
+        assert_eq!(first.stored().left_out, Some(named.clone()));
+        let copy = delivered(&Publication::copy(&first, "conversation.save_message"));
+        assert_eq!(copy.stored().left_out, Some(named));
+        assert_eq!(Delivery { redelivered: true, ..first.clone() }.stored().left_out, None);
+        let by_rabbitmq = Delivery { exchange: "".into(), ..first };
+        assert_eq!(by_rabbitmq.stored().left_out, None);
+    }
+
+    #[test]
     fn a_worker_may_have_handled_what_is_redelivered_and_what_the_fleet_copied() {
         let first = received("domain.actions", "conversation.save_message", forged());
         assert!(!first.envelope().redelivered);
@@ -531,7 +552,7 @@ pub(crate) mod tests {
         let properties = BasicProperties::default();
         let mut headers = FieldTable::default();
         headers.insert("x-tenant".into(), AMQPValue::Boolean(true));
-        let of_sender = SenderFields::of(&properties.with_headers(headers), DeathsBy::Sender);
+        let of_sender = SenderFields::of(&properties.with_headers(headers), Written::BySender);
         assert_eq!(sent, of_sender);
     }
 

@@ -282,7 +282,7 @@ mod tests {
     use crate::delivery::tests::{delivered, with_properties};
     use crate::fleet_headers::{History, Origin};
     use crate::properties::tests::all as all_properties;
-    use crate::sender_fields::DeathsBy;
+    use crate::sender_fields::Written;
     use domain::envelope::Envelope;
     use domain::failure::DeadLetterReason;
     use domain::ids::{ConversationId, MessageId};
@@ -452,7 +452,7 @@ mod tests {
 
     #[test]
     fn what_an_agent_calls_the_fields_of_a_sender_is_not_trusted() {
-        let forged = SenderFields::of(&all_properties(), DeathsBy::Sender).to_header();
+        let forged = SenderFields::of(&all_properties(), Written::BySender).to_header();
         let mut headers = FieldTable::default();
         headers.insert(SENT.into(), forged);
         let properties = BasicProperties::default().with_app_id("own".into()).with_headers(headers);

@@ -31,13 +31,17 @@ struct LeftOut {
     names: Vec<String>,
 }
 
-/// Who may have written RabbitMQ's own headers into a message.
+/// Who may have written RabbitMQ's own headers into a message: its counts of deliveries, and its history of
+/// dead-lettering.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DeathsBy {
-    /// RabbitMQ, which dead-lettered it.
-    RabbitMq,
-    /// Its sender: it arrived by an exchange through which RabbitMQ does not dead-letter it.
-    Sender,
+pub(crate) enum Written {
+    /// Its sender wrote both: RabbitMQ delivers it for the first time, and by an exchange through which it does not
+    /// dead-letter.
+    BySender,
+    /// RabbitMQ may have written the counts, because it redelivered the message. It did not dead-letter it.
+    CountsByRabbitMq,
+    /// RabbitMQ may have written both: it dead-lettered the message, perhaps after it had redelivered it.
+    ByRabbitMq,
 }
 
 /// The most that a copy carries of the sender's properties and headers, in bytes as AMQP encodes them. The
@@ -57,7 +61,7 @@ const LEFT_OUT_COUNT: &str = "left_out_count";
 impl SenderFields {
     /// What the sender set on a message that is no copy. Left out are headers that are nested too deep, and those
     /// that have the name of a fleet header or, if the sender wrote them, of one of RabbitMQ's.
-    pub(crate) fn of(message: &BasicProperties, deaths_by: DeathsBy) -> Self {
+    pub(crate) fn of(message: &BasicProperties, written: Written) -> Self {
         let mut fields = Self {
             properties: properties::from_table(&properties::to_table(message)),
             ..Self::default()
@@ -68,13 +72,13 @@ impl SenderFields {
                 Owner::Sender if is_shallow(value) => {
                     fields.headers.insert(name.into(), value.clone());
                 }
-                Owner::RabbitMqCounts => {}
-                Owner::RabbitMqDeaths if deaths_by == DeathsBy::RabbitMq => {}
+                Owner::RabbitMqCounts if written != Written::BySender => {}
+                Owner::RabbitMqDeaths if written == Written::ByRabbitMq => {}
                 _ => fields.left_out.add(name),
             }
         }
         if fields.properties.expiration().is_none()
-            && deaths_by == DeathsBy::RabbitMq
+            && written == Written::ByRabbitMq
             && let Some(expiration) = message.headers().as_ref().and_then(original_expiration)
         {
             fields.properties = fields.properties.with_expiration(expiration.as_str().into());
@@ -255,7 +259,7 @@ pub(crate) mod tests {
             }
             let sent = headers.inner().len() as u64;
             let message = all().with_headers(headers);
-            let carried = SenderFields::of(&message, DeathsBy::Sender).bounded();
+            let carried = SenderFields::of(&message, Written::BySender).bounded();
             let header = carried.to_header();
             prop_assert!(wire::field_bytes(SENT, &header) <= MAX_BYTES + MAX_NAME_BYTES + 256);
             prop_assert_eq!(carried.headers.inner().len() as u64 + carried.left_out.count, sent);
@@ -277,7 +281,7 @@ pub(crate) mod tests {
             ("many", AMQPValue::FieldArray(vec![AMQPValue::Boolean(true); MAX_VALUES].into())),
             ("z", text(10)),
         ]);
-        let carried = SenderFields::of(&message, DeathsBy::Sender).bounded();
+        let carried = SenderFields::of(&message, Written::BySender).bounded();
         let kept = vec!["a", "just deep enough", "z"];
         assert_eq!(names(&carried), (kept, 3, vec!["deep", "large", "many"]));
         let shown = json!({"headers": 3, "names": ["deep", "large", "many"]});
@@ -289,7 +293,7 @@ pub(crate) mod tests {
         let many: Vec<_> = (0..2_000).map(|n| (format!("header {n:04}"), text(300))).collect();
         let many: Vec<_> =
             many.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
-        let carried = SenderFields::of(&with(&many), DeathsBy::Sender).bounded();
+        let carried = SenderFields::of(&with(&many), Written::BySender).bounded();
         let (kept, left_out, names) = names(&carried);
         assert_eq!(kept.len() as u64 + left_out, 2_000);
         assert!(kept.len() > 50 && names.len() > 100, "{} {}", kept.len(), names.len());
@@ -309,10 +313,12 @@ pub(crate) mod tests {
             ("x-verbatim-user", text(1)),
         ]);
         let forged = vec!["x-verbatim-sent", "x-verbatim-user"];
-        let by_rabbitmq = SenderFields::of(&message, DeathsBy::RabbitMq);
+        let by_rabbitmq = SenderFields::of(&message, Written::ByRabbitMq);
         assert_eq!(names(&by_rabbitmq), (vec!["x-custom"], 2, forged));
-        let by_sender = SenderFields::of(&message, DeathsBy::Sender);
-        assert_eq!((names(&by_sender).0, names(&by_sender).1), (vec!["x-custom"], 5));
+        for (written, left_out) in [(Written::CountsByRabbitMq, 5), (Written::BySender, 7)] {
+            let fields = SenderFields::of(&message, written);
+            assert_eq!((names(&fields).0, names(&fields).1), (vec!["x-custom"], left_out));
+        }
     }
 
     #[test]
@@ -326,12 +332,12 @@ pub(crate) mod tests {
         let mut headers = FieldTable::default();
         headers.insert("x-death".into(), deaths);
         let message = BasicProperties::default().with_headers(headers);
-        let expiration = |deaths_by| {
-            let sender = SenderFields::of(&message, deaths_by);
+        let expiration = |written| {
+            let sender = SenderFields::of(&message, written);
             sender.properties.expiration().as_ref().map(ToString::to_string)
         };
-        assert_eq!(expiration(DeathsBy::RabbitMq).as_deref(), Some("250"));
-        assert_eq!(expiration(DeathsBy::Sender), None);
+        assert_eq!(expiration(Written::ByRabbitMq).as_deref(), Some("250"));
+        assert_eq!(expiration(Written::BySender), None);
     }
 
     #[test]
