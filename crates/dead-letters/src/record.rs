@@ -124,15 +124,18 @@ pub(crate) fn delivery_of(detail: &DeadLetterDetail, body: Vec<u8>) -> Delivery 
 /// The text fields of the body, at the top level and under `data`. The body may be invalid; what cannot be stored
 /// as text is left out.
 fn body_fields(body: &[u8]) -> Map<String, Value> {
+    let is_text = |value: &Value| value.as_str().is_some_and(|text| !text.contains('\0'));
     let Ok(Value::Object(mut fields)) = serde_json::from_slice(body) else {
         return Map::new();
     };
-    if let Some(Value::Object(nested)) = fields.remove("data") {
-        for (name, value) in nested {
+    let nested = fields.remove("data");
+    // As in decoding, a field that is null at the top may be under `data`.
+    fields.retain(|_, value| is_text(value));
+    if let Some(Value::Object(nested)) = nested {
+        for (name, value) in nested.into_iter().filter(|(_, value)| is_text(value)) {
             fields.entry(name).or_insert(value);
         }
     }
-    fields.retain(|_, value| value.as_str().is_some_and(|text| !text.contains('\0')));
     fields
 }
 
@@ -168,6 +171,54 @@ mod tests {
             delivery: json!({"properties": {"message_id": "m"}, "headers": headers}),
         };
         Delivery::from_stored(b"{}".to_vec(), &stored, at(2))
+    }
+
+    /// A dead letter of `conversation.save_message` with this reason and body, as RabbitMQ delivers it.
+    fn dead_lettered(reason: &str, body: &Value) -> DeadLettered {
+        let headers = json!({"x-verbatim-queue": "q", "x-verbatim-reason": reason,
+                             "x-verbatim-detail": "failed in the test"});
+        let mut delivery = received(&headers);
+        delivery.body = body.to_string().into_bytes();
+        read_dead_letter(WorkQueue::SaveMessage, &delivery).1
+    }
+
+    #[test]
+    fn the_message_of_a_dead_letter_may_be_stored_unless_its_content_was_refused() {
+        let body = json!({"tenant_id": "t", "conversation_id": "c"});
+        let stored = |reason: DeadLetterReason| {
+            let event = dead_lettered(reason.as_str(), &body);
+            assert_eq!(event.reason, reason);
+            assert_eq!(may_be_stored_in(WorkQueue::Session, &event), None, "{reason}");
+            may_be_stored_in(WorkQueue::SaveMessage, &event)
+        };
+        let (may, may_not): (Vec<_>, Vec<_>) =
+            DeadLetterReason::ALL.into_iter().partition(|reason| stored(*reason).is_some());
+        use DeadLetterReason::{
+            AttemptsExhausted, Conflict, DeliveryLimit, Expired, MalformedJson, Schema, TooLarge,
+            UnknownAction,
+        };
+        assert_eq!(may, [AttemptsExhausted, DeliveryLimit, Expired]);
+        assert_eq!(may_not, [MalformedJson, Schema, TooLarge, UnknownAction, Conflict]);
+        assert_eq!(stored(Expired), ConversationKey::parse("t", "c").ok());
+    }
+
+    #[test]
+    fn the_conversation_of_a_dead_letter_is_the_one_in_which_its_message_is_saved() {
+        let of_session =
+            ConversationKey::of_session(TenantId::new("t").unwrap(), &SessionId::new("s").unwrap());
+        let named = ConversationKey::parse("t", "c").unwrap();
+        let ids = json!({"tenant_id": "t", "session_id": "s", "conversation_id": "c"});
+        for (body, key) in [
+            (ids.clone(), &named),
+            (json!({"data": ids}), &named),
+            (json!({"tenant_id": "t", "conversation_id": null, "data": ids}), &named),
+            (json!({"tenant_id": "t", "session_id": "s"}), &of_session),
+            (json!({"tenant_id": "t", "session_id": "s", "conversation_id": null}), &of_session),
+        ] {
+            let event = dead_lettered("delivery_limit", &body);
+            let stored_in = may_be_stored_in(WorkQueue::SaveMessage, &event);
+            assert_eq!(stored_in.as_ref(), Some(key), "{body}");
+        }
     }
 
     #[test]
