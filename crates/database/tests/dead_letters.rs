@@ -147,6 +147,8 @@ async fn a_run_holds_what_it_took_only_while_it_is_open_and_its_lease_lasts() {
     };
     let _taken = database.take_dead_letters(&cursor, &one, LEASE, 1).await.unwrap();
     assert_eq!((held(&one).await, held(&other).await), (vec![ids[0]], Vec::new()));
+    let left = async |run| database.count_held_by_others(&cursor, run).await.unwrap();
+    assert_eq!((left(&one).await, left(&other).await), (1, 2));
     // Each time the lease is renewed.
     let nearly = "UPDATE dead_letters SET replay_lease_until = clock_timestamp() + interval '10 s'
                   WHERE replay_run IS NOT NULL";
@@ -162,6 +164,7 @@ async fn a_run_holds_what_it_took_only_while_it_is_open_and_its_lease_lasts() {
     assert_eq!((held(&one).await, held(&other).await), (Vec::new(), ids.to_vec()));
     env.psql("UPDATE dead_letters SET status = 'discarded'").await.unwrap();
     assert!(held(&other).await.is_empty());
+    assert_eq!(left(&one).await, 0);
 }
 
 #[tokio::test]

@@ -62,8 +62,8 @@ async fn discarded_while_stopped(step: Step) {
 
     let report = continued(&replay, 1).await;
     assert_eq!(scenario.queued().await, [], "nothing is published: {report}");
-    let counts = ["matched", "replayed", "failed", "no_longer_held", "skipped"];
-    assert_eq!(counts.map(|name| report[name].as_i64()), [3, 0, 0, 1, 2].map(Some), "{report}");
+    let counts = ["matched", "replayed", "failed", "no_longer_held", "skipped", "skipped_open"];
+    assert_eq!(counts.map(|name| report[name].as_i64()), [3, 0, 0, 1, 2, 0].map(Some), "{report}");
     let first = &report["no_longer_held_ids"][0];
     let first = format!(
         "SELECT replay_run IS NOT NULL FROM dead_letters WHERE id = '{}'",

@@ -38,8 +38,8 @@ twice, or two replays at the same time, is safe: effects happen once. Ctrl-C sto
 letters.
 
 Exit codes: 0 all were replayed and none failed again; 1 some failed again, or were not replayed
-by this run (unroutable, refused, claimed by another run, or no longer held because this
-process was stopped for a minute), or it was stopped; 3 a server
+by this run (unroutable, refused, claimed by another run, discarded meanwhile, or no longer held
+because this process was stopped for a minute), or it was stopped; 3 a server
 became unreachable.")]
 pub(crate) struct DeadLettersReplay {
     /// Print what would be published to which queue, and publish nothing

@@ -419,7 +419,7 @@ async fn a_dead_letter_that_another_replay_has_claimed_is_skipped() {
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(
         ran.out.starts_with(
-            "0 of 1 dead letter replayed, 1 skipped\nskipped dead letters are claimed"
+            "0 of 1 dead letter replayed, 1 skipped\n1 skipped because another run holds them"
         ),
         "{ran:?}"
     );

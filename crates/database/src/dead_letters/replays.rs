@@ -86,6 +86,22 @@ impl Database {
         Ok(cursor.page_of_rows(taken, limit))
     }
 
+    /// How many open dead letters of the cursor the run has not taken, because another run holds them. Those whose
+    /// status changed after the cursor was created are not counted.
+    pub async fn count_held_by_others(
+        &self,
+        cursor: &DeadLetterCursor,
+        actor: &Actor,
+    ) -> Result<u64> {
+        let mut query = QueryBuilder::new("SELECT count(*) FROM dead_letters d WHERE true");
+        push_status(&mut query, &[DeadLetterStatus::Open]);
+        cursor.push(&mut query);
+        cursor.push_decided_before(&mut query);
+        query.push(" AND d.replay_run IS DISTINCT FROM ").push_bind(actor.run);
+        let (count,): (i64,) = self.value(query.build_query_as()).await?;
+        Ok(count.unsigned_abs())
+    }
+
     /// Which of these dead letters the run still holds: they are open, no other run has taken them, and its lease
     /// has not ended. Their lease is renewed.
     pub async fn hold_dead_letters(

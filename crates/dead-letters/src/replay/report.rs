@@ -100,8 +100,11 @@ pub struct ReplayReport {
     /// Taken and not sent: this process was stopped for longer than its lease, so that operators or another run
     /// may have decided about them.
     pub no_longer_held: u64,
-    /// Of a complete run: in no batch, because another run held them or an operator decided about them.
+    /// Of a complete run: in no batch, because another run held them, or because they were discarded or replayed
+    /// meanwhile.
     pub skipped: u64,
+    /// How many of `skipped` were open when the run ended: another run holds them, or died less than a lease ago.
+    pub skipped_open: u64,
     /// Why it ended.
     pub ended: Ended,
     /// The first of those that failed.

@@ -120,14 +120,21 @@ impl Run<'_> {
                 Ended::Unavailable { dependency: Dependency::PostgreSql, cause }
             }
         };
-        if self.report.ended == Ended::Complete {
-            let processed = self.report.replayed
-                + self.report.failed
-                + self.report.decided_elsewhere
-                + self.report.no_longer_held;
-            self.report.skipped = self.report.matched.saturating_sub(processed);
-        }
         self.report
+    }
+
+    /// Counts the dead letters that were in no batch of a complete run.
+    async fn count_skipped(&mut self) -> Result<(), database::Error> {
+        let report = &mut self.report;
+        let processed =
+            report.replayed + report.failed + report.decided_elsewhere + report.no_longer_held;
+        report.skipped = report.matched.saturating_sub(processed);
+        if report.skipped > 0 {
+            let held =
+                self.replayer.database.count_held_by_others(&self.cursor, self.actor).await?;
+            report.skipped_open = held.min(report.skipped);
+        }
+        Ok(())
     }
 
     async fn send_all(
@@ -160,6 +167,7 @@ impl Run<'_> {
             }
             self.batch_size.update(result);
         }
+        self.count_skipped().await?;
         Ok(Ended::Complete)
     }
 

@@ -69,11 +69,20 @@ fn hints(report: &ReplayReport, out: &mut Text) {
         );
         out.line(Tone::Dim, text);
     }
-    if report.skipped > 0 {
-        out.line(
-            Tone::Dim,
-            "skipped dead letters are claimed by another run; if that run has ended, replay them in a minute",
+    if report.skipped_open > 0 {
+        let text = format!(
+            "{} skipped because another run holds them; if that run has ended, replay them in a minute",
+            count(report.skipped_open)
         );
+        out.line(Tone::Dim, text);
+    }
+    let decided = report.skipped.saturating_sub(report.skipped_open);
+    if decided > 0 {
+        let text = format!(
+            "{} skipped because they were discarded or replayed while this run was under way",
+            count(decided)
+        );
+        out.line(Tone::Dim, text);
     }
     if let Some(first) = report.failed_again_as.first() {
         let id = first.id;
@@ -102,6 +111,7 @@ mod tests {
             decided_elsewhere: 0,
             no_longer_held: 0,
             skipped: 0,
+            skipped_open: 0,
             ended,
             failures: Vec::new(),
             failed_again_as: Vec::new(),
@@ -124,11 +134,12 @@ mod tests {
             fault: "no queue takes routing key `bot.state` of exchange ``".to_owned(),
         };
         let mixed = ReplayReport {
-            replayed: 9_997,
+            replayed: 9_995,
             failed: 1,
             failed_again: 1,
             no_longer_held: 1,
-            skipped: 1,
+            skipped: 3,
+            skipped_open: 1,
             no_longer_held_ids: vec![Uuid::from_u128(10)],
             failures: vec![failed],
             failed_again_as: vec![failed_again],
