@@ -46,6 +46,7 @@ use metrics::Metrics;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::backoff::{Backoff, pause};
 use crate::connection::Endpoints;
@@ -101,6 +102,7 @@ impl<H: Handler> Consumer<H> {
             state,
             broker_requeues,
             receipt_times: ReceiptTimes::default(),
+            calls: TaskTracker::new(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -112,7 +114,7 @@ impl<H: Handler> Consumer<H> {
     }
 
     /// Consumes until `shutdown`. Then it cancels the AMQP consumer, finishes and acknowledges what was
-    /// delivered, and returns. The caller sets a deadline: when the future is dropped, RabbitMQ
+    /// delivered, waits until no call of the handler is under way, and returns. The caller sets a deadline: when the future is dropped, RabbitMQ
     /// requeues what is not acknowledged.
     pub async fn run(self, shutdown: CancellationToken) {
         let shared = &self.shared;
@@ -160,6 +162,10 @@ impl<H: Handler> Consumer<H> {
                 shutdown.run_until_cancelled(self.wait_until_available(outage)).await;
             }
         }
+        // Calls of a session that ended before may still be under way.
+        shared.state.send_replace(ConsumerState::Draining);
+        shared.calls.close();
+        shared.calls.wait().await;
         shared.replier.flush().await;
         shared.state.send_replace(ConsumerState::Stopped);
     }

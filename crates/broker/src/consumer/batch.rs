@@ -289,17 +289,17 @@ fn decision_by_delivery_count(
 }
 
 /// Calls the handler in a task of its own: a session that ends drops its batches, and a handler must not be dropped
-/// between two of its effects. Only the end of the process stops it.
+/// between two of its effects. A drain waits for it; only the end of the process stops it.
 async fn decide_whole<H: Handler>(
     items: Vec<H::Item>,
     shared: &Arc<Shared<H>>,
 ) -> (Vec<H::Item>, Result<Vec<Handled>, Unavailable>) {
-    let shared = shared.clone();
+    let (calls, shared) = (shared.calls.clone(), shared.clone());
     let work = async move {
         let handled = decide(&items, &shared).await;
         (items, handled)
     };
-    match tokio::spawn(work.in_current_span()).await {
+    match calls.spawn(work.in_current_span()).await {
         Ok(decided) => decided,
         Err(ended) => match ended.try_into_panic() {
             // A bug of this crate: panics of the handler are caught.

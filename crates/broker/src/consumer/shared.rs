@@ -7,6 +7,7 @@ use domain::clock::Clock;
 use domain::failure::{Dependency, Unavailable};
 use futures_util::FutureExt;
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 use super::broker_requeues::BrokerRequeues;
 use super::observer::Observer;
@@ -29,6 +30,8 @@ pub(super) struct Shared<H> {
     pub(super) state: watch::Sender<ConsumerState>,
     pub(super) broker_requeues: BrokerRequeues,
     pub(super) receipt_times: ReceiptTimes,
+    /// The calls of the handler that have begun and not ended, also those of earlier sessions.
+    pub(super) calls: TaskTracker,
 }
 
 impl<H: Handler> Shared<H> {
