@@ -13,6 +13,7 @@
 
 use std::borrow::Borrow;
 use std::collections::{BTreeSet, HashSet};
+use std::time::Duration;
 
 use database::{Database, HotWrites, OpenSaves, SaveRow, Saved};
 use domain::action::{Identity, SaveMessage, TimeSource};
@@ -23,10 +24,14 @@ use domain::message::Message;
 use failpoints::{Guard, Step};
 use hot_store::HotStore;
 use metrics::{Counter, GenerationChange, Metrics};
+use tokio::time::timeout;
 
 use crate::RandomSource;
 use crate::bisection::Bisection;
 use crate::transient::retry_transient;
+
+/// How long a change of a generation waits at most for the saves that are open.
+const OPEN_SAVES_LIMIT: Duration = Duration::from_secs(1);
 
 /// Saves messages. Clones share their connections.
 #[derive(Clone)]
@@ -145,13 +150,24 @@ impl Saver {
         if changes.is_empty() {
             return Ok(());
         }
-        let open_saves = match cause {
-            // The save of the earlier delivery may not be committed yet.
-            GenerationChange::SavedAgain => OpenSaves::Awaited,
-            _ => OpenSaves::Independent,
+        let change = |open_saves| {
+            let changes = &changes;
+            retry_transient(&self.metrics, move || {
+                self.database.change_generations(changes, open_saves)
+            })
         };
-        retry_transient(&self.metrics, || self.database.change_generations(&changes, open_saves))
-            .await?;
+        // The save of an earlier delivery may not be committed yet. But in a conversation with a save at every moment
+        // the wait would never end.
+        let awaited = match cause {
+            GenerationChange::SavedAgain => {
+                timeout(OPEN_SAVES_LIMIT, change(OpenSaves::Awaited)).await.ok()
+            }
+            _ => None,
+        };
+        match awaited {
+            Some(changed) => changed?,
+            None => change(OpenSaves::Independent).await?,
+        }
         self.metrics.add(Counter::HotGenerationChanges { cause }, changes.len() as u64);
         Ok(())
     }

@@ -2,8 +2,9 @@
 //!
 //! Commit, then publish the event, then acknowledge. A dead letter that is delivered twice is stored once, under
 //! a key derived from its content. A message that an earlier delivery may have stored before it became a dead letter
-//! may be missing in the hot copy of its conversation, which the same transaction invalidates. An action that RabbitMQ dead-lettered only because of its sender's own
-//! `expiration` is no failure: it is sent to its own queue again, without an `expiration`.
+//! may be missing in the hot copy of its conversation, which the same transaction invalidates. An action that
+//! RabbitMQ dead-lettered only because of its sender's own `expiration` is no failure: it is sent to its own queue
+//! again, without an `expiration`.
 //!
 //! Invariant: a missing queue prevents no dead letter from being stored, and when a batch is handled again, the
 //! steps that succeeded are not repeated.

@@ -60,7 +60,7 @@ impl Database {
             }
             match generations {
                 [] => Ok(0),
-                changes => change_generations(connection, changes, OpenSaves::Awaited).await,
+                changes => change_generations(connection, changes, OpenSaves::Independent).await,
             }
         })
         .await
