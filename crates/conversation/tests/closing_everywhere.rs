@@ -146,7 +146,7 @@ async fn a_close_without_a_conversation_concerns_what_was_open_then_in_any_order
 }
 
 #[tokio::test]
-async fn a_close_concerns_the_derived_conversation_that_feedback_in_its_batch_creates() {
+async fn whether_a_close_concerns_the_derived_conversation_is_decided_when_it_is_handled() {
     let (env, replica) = stores().await;
     let event = |action_type: &str, minute: u32, more: &Value| {
         let mut body = json!({
@@ -156,10 +156,29 @@ async fn a_close_concerns_the_derived_conversation_that_feedback_in_its_batch_cr
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         action(&body)
     };
-    let open = event("conversation.session_opened", 1, &json!({"conversation_id": "a"}));
+    let open = |conversation: &str, minute: u32| {
+        event("conversation.session_opened", minute, &json!({"conversation_id": conversation}))
+    };
+    let close = |minute: u32| {
+        event("conversation.session_closed", minute, &json!({"reason": format!("r{minute}")}))
+    };
+    let closes = "SELECT string_agg(concat_ws(' ', coalesce(nullif(conversation_id, c.own), 'own'), reason), ', '
+                         ORDER BY created_at, conversation_id IN ('a', 'b') DESC, conversation_id)
+                  FROM session_events, (SELECT max(id) AS own FROM conversations WHERE id NOT IN ('a', 'b')) AS c
+                  WHERE reason IS NOT NULL";
+    // Feedback in the batch of the close creates the derived conversation.
     let feedback = event("conversation.feedback", 2, &json!({}));
-    let close = event("conversation.session_closed", 3, &json!({"reason": "left"}));
-    record(&replica, &[open, feedback, close]).await;
-    let closes = "SELECT count(*) FROM session_events WHERE reason = 'left'";
-    assert_eq!(sql(&env, closes).await, "2", "of a and of the derived conversation");
+    record(&replica, &[open("a", 1), feedback, close(3)]).await;
+    assert_eq!(sql(&env, closes).await, "a r3, own r3");
+
+    // Feedback that comes later does not make earlier closes concern it, not even when their history changes.
+    sql(&env, "TRUNCATE conversations, sessions, session_events").await;
+    for event in
+        [open("a", 1), close(3), event("conversation.feedback", 4, &json!({})), open("b", 2)]
+    {
+        record(&replica, &[event]).await;
+    }
+    assert_eq!(sql(&env, closes).await, "a r3, b r3");
+    record(&replica, &[close(5)]).await;
+    assert_eq!(sql(&env, closes).await, "a r3, b r3, own r5");
 }

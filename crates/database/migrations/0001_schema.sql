@@ -112,6 +112,7 @@ CREATE TABLE session_events (
 
 CREATE INDEX session_events_by_conversation ON session_events (tenant_id, conversation_id, created_at, id);
 CREATE INDEX session_events_by_session ON session_events (tenant_id, session_id, created_at);
+CREATE INDEX session_events_everywhere ON session_events (tenant_id, session_id, created_at) WHERE everywhere;
 
 -- The processes that save messages: one row for each start of a process, inserted with its first batch.
 -- `message_rows.saved_by` refers to it. A save names the row by `id` and `started_at`: a failover or a restore

@@ -40,8 +40,8 @@ struct Session<'a> {
     tenant: &'a TenantId,
     /// The conversation that is derived from it.
     own: ConversationKey,
-    /// The time of its first new event.
-    since: Timestamp,
+    /// The time of its first new open or close.
+    since: Option<Timestamp>,
     new: Vec<&'a SessionUpdate>,
 }
 
@@ -66,7 +66,7 @@ pub(crate) async fn assign_closes(
     let sessions = sessions_of(&new);
     let stored = stored_since(connection, &sessions).await?;
     let has_close = |(session, stored): &(&Session<'_>, &Vec<StoredEvent>)| {
-        session.new.iter().any(|it| it.closes_everywhere()) || stored.iter().any(|it| it.everywhere)
+        session.has_new_close() || stored.iter().any(|it| it.everywhere)
     };
     let histories: Vec<(&Session<'_>, &Vec<StoredEvent>)> =
         sessions.iter().zip(&stored).filter(has_close).collect();
@@ -90,8 +90,12 @@ pub(crate) async fn assign_closes(
         let times: Vec<Timestamp> = closes.iter().map(|close| close.event.created_at).collect();
         let own_exists = *own_exists || names_conversation().any(|it| it.key == session.own);
         for (close, mut concerned) in closes.iter().zip(concerned(open, &changes, &times)) {
-            if own_exists || concerned.is_empty() {
-                concerned.insert(&session.own.conversation);
+            // Messages may create the derived conversation at any time, so that is decided once for each close.
+            let own = &session.own.conversation;
+            let is_new = close.stored_in.is_empty();
+            let has_own = if is_new { own_exists } else { close.stored_in.contains(own) };
+            if has_own || concerned.is_empty() {
+                concerned.insert(own);
             }
             let of = |conversation: &&ConversationId| session.close_in(conversation, close.event);
             updates.extend(concerned.difference(&close.stored_in).map(of));
@@ -179,13 +183,15 @@ fn sessions_of(new: &[SessionUpdate]) -> Vec<Session<'_>> {
         let session = sessions.entry((tenant, update.session())).or_insert_with(|| Session {
             tenant,
             own: ConversationKey::of_session(tenant.clone(), &update.event.session),
-            since: at,
+            since: None,
             new: Vec::new(),
         });
-        session.since = session.since.min(at);
+        if !update.is_feedback() {
+            session.since = Some(session.since.map_or(at, |since| since.min(at)));
+        }
         session.new.push(update);
     }
-    sessions.into_values().collect()
+    sessions.into_values().filter(|session| session.since.is_some()).collect()
 }
 
 impl Session<'_> {
@@ -193,8 +199,12 @@ impl Session<'_> {
         self.new.first().map_or("", |it| it.session())
     }
 
-    fn since(&self) -> DateTime<Utc> {
-        self.since.into()
+    fn since(&self) -> Option<DateTime<Utc>> {
+        self.since.map(DateTime::from)
+    }
+
+    fn has_new_close(&self) -> bool {
+        self.new.iter().any(|it| it.closes_everywhere())
     }
 
     fn close_in(&self, conversation: &ConversationId, close: &Arc<SessionEvent>) -> SessionUpdate {
@@ -208,16 +218,24 @@ impl Session<'_> {
     }
 }
 
-/// The stored opens and closes of each session from its first new event on.
+/// The stored opens and closes of each session from its first new one on; none if no close among them and the new
+/// ones names no conversation. Only such closes come with their metadata.
 async fn stored_since(
     connection: &mut PgConnection,
     sessions: &[Session<'_>],
 ) -> Result<Vec<Vec<StoredEvent>>> {
     let rows = sqlx::query(
-        "SELECT k.n, e.conversation_id, e.everywhere, e.id, e.action_type, e.session_id, e.created_at,
+        "WITH k AS MATERIALIZED (
+             SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::boolean[]) WITH ORDINALITY
+                           AS k (tenant_id, session_id, since, has_new_close, n)
+             WHERE k.has_new_close OR EXISTS (
+                 SELECT FROM session_events e
+                 WHERE e.tenant_id = k.tenant_id AND e.session_id = k.session_id AND e.created_at >= k.since
+                   AND e.everywhere))
+         SELECT k.n, e.conversation_id, e.everywhere, e.id, e.action_type, e.session_id, e.created_at,
                 e.received_at, e.reason, e.satisfaction, e.user_id, e.agent_id, e.model_name, e.tenant_tier,
-                e.metadata::text AS metadata
-         FROM unnest($1::text[], $2::text[], $3::timestamptz[]) WITH ORDINALITY AS k (tenant_id, session_id, since, n)
+                CASE WHEN e.everywhere THEN e.metadata::text END AS metadata
+         FROM k
          JOIN session_events e ON e.tenant_id = k.tenant_id AND e.session_id = k.session_id
                               AND e.created_at >= k.since
          WHERE e.action_type <> 'conversation.feedback'",
@@ -225,6 +243,7 @@ async fn stored_since(
     .bind(sessions.iter().map(|it| it.tenant.as_str()).bind_iter())
     .bind(sessions.iter().map(Session::id).bind_iter())
     .bind(sessions.iter().map(Session::since).bind_iter())
+    .bind(sessions.iter().map(Session::has_new_close).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
     let mut stored: Vec<Vec<StoredEvent>> = sessions.iter().map(|_| Vec::new()).collect();

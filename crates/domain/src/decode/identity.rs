@@ -63,7 +63,8 @@ pub(super) fn times(
         }
         Some(Resolved { timestamp, received_at, .. }) => Times {
             happened_at: *timestamp,
-            // A copy has no AMQP timestamp. Where the sender gave no time, the first attempt used the time of receipt.
+            // Where the sender gave no time, the first attempt used the time of receipt. A body whose time was
+            // removed since by an edit keeps the time of the first attempt.
             source: match source {
                 TimeSource::Receipt if timestamp != received_at => TimeSource::AmqpSecond,
                 source => source,
