@@ -114,8 +114,8 @@ impl<H: Handler> Consumer<H> {
     }
 
     /// Consumes until `shutdown`. Then it cancels the AMQP consumer, finishes and acknowledges what was
-    /// delivered, waits until no call of the handler is under way, and returns. The caller sets a deadline: when the future is dropped, RabbitMQ
-    /// requeues what is not acknowledged.
+    /// delivered, waits until no call of the handler is under way, and returns. The caller sets a deadline: when the
+    /// future is dropped, RabbitMQ requeues what is not acknowledged.
     pub async fn run(self, shutdown: CancellationToken) {
         let shared = &self.shared;
         let mut backoff = Backoff::new();

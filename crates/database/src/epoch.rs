@@ -181,7 +181,8 @@ impl Database {
 /// The transactions that are saving messages of a conversation while its generation changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenSaves {
-    /// Whoever runs them also writes or invalidates the hot copy.
+    /// The generation changes beside them: whoever runs them writes or invalidates the hot copy, too, or the wait
+    /// would delay others.
     Independent,
     /// Whoever ran them may be gone: the generation changes after their commits.
     Awaited,
