@@ -120,7 +120,8 @@ async fn a_closer_killed_midway_is_replaced_by_another_and_each_conversation_clo
         COMMIT";
     let publish = async {
         let locks = "SELECT count(*) FROM pg_locks WHERE mode = 'ShareLock' AND granted
-                     AND relation = 'message_tokens'::regclass";
+                     AND relation = 'message_tokens'::regclass
+                     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
         scenario.until_sql(locks, "1").await;
         agent.publish_all(&closes).await;
         kill.await;
