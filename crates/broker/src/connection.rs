@@ -14,11 +14,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_rs::Tokio;
 use domain::failure::{Dependency, Unavailable};
 use lapin::protocol::AMQPErrorKind;
 use lapin::tcp::TLSConfig;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, ConnectionProperties};
+
+use crate::readable_stream::{ReadableRuntime, ReadableStream};
 
 /// The heartbeat timeout that is negotiated: each side sends a frame every half of it. RabbitMQ closes a
 /// connection without traffic after two to three timeouts, 16 to 24 s, and only then requeues its
@@ -139,7 +142,17 @@ impl Endpoints {
     /// # Errors
     /// No address accepted the connection.
     pub async fn connect(&self, purpose: &str) -> Result<Connection, Error> {
-        self.connect_to(&self.addresses, purpose).await
+        self.connect_to(&self.addresses, purpose, u64::MAX).await
+    }
+
+    /// [`Self::connect`]; bodies of more than `max_body` bytes are not received: such a message has no body, and
+    /// [`Moved::left_out`](crate::raw_message::Moved::left_out) tells its length.
+    pub(crate) async fn connect_for_bodies_up_to(
+        &self,
+        max_body: u64,
+        purpose: &str,
+    ) -> Result<Connection, Error> {
+        self.connect_to(&self.addresses, purpose, max_body).await
     }
 
     /// [`Self::connect`] with small frames, for requests and replies. Do not consume or publish messages with
@@ -149,14 +162,20 @@ impl Endpoints {
         for address in &mut addresses {
             address.query.frame_max = Some(REQUEST_FRAME_BYTES);
         }
-        self.connect_to(&addresses, purpose).await
+        self.connect_to(&addresses, purpose, u64::MAX).await
     }
 
-    async fn connect_to(&self, addresses: &[AMQPUri], purpose: &str) -> Result<Connection, Error> {
+    async fn connect_to(
+        &self,
+        addresses: &[AMQPUri],
+        purpose: &str,
+        max_body: u64,
+    ) -> Result<Connection, Error> {
         let first = self.preferred.load(Ordering::Relaxed);
         let mut last_error = None;
         for index in (0..addresses.len()).map(|n| (first + n) % addresses.len()) {
-            match open(addresses[index].clone(), format!("{} {purpose}", self.process)).await {
+            let name = format!("{} {purpose}", self.process);
+            match open(addresses[index].clone(), name, max_body).await {
                 Ok(connection) => {
                     self.preferred.store(index, Ordering::Relaxed);
                     return Ok(connection);
@@ -184,12 +203,6 @@ impl fmt::Debug for Endpoints {
 }
 
 impl Error {
-    /// Whether the client library could not parse what RabbitMQ sent, most likely a message property that
-    /// is not UTF-8. It closes the connection for that.
-    pub(crate) fn is_unreadable(&self) -> bool {
-        matches!(self.kind(), Some(lapin::ErrorKind::ParsingError(_)))
-    }
-
     /// RabbitMQ's reply code (such as 404 or 406) and reply text, if it refused the request and closed only the
     /// channel. A code that closes the connection, such as 541, says nothing about what was requested.
     pub(crate) fn reply(&self) -> Option<(u16, String)> {
@@ -301,22 +314,23 @@ impl Socket {
     }
 }
 
-async fn open(address: AMQPUri, name: String) -> lapin::Result<Connection> {
+async fn open(address: AMQPUri, name: String, max_body: u64) -> lapin::Result<Connection> {
     // lapin's recovery stays off (its default): it stops after 16 tries and does not know what was in
     // flight.
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let socket = Socket::default();
     let shared = socket.clone();
-    let runtime = lapin::runtime::default_runtime()?;
+    let tokio = Tokio::current();
+    let runtime = ReadableRuntime::on(tokio.clone());
     // The closure runs once, on lapin's own thread: without recovery it is not called again.
     let handshake = lapin::Connection::connector(
         address,
         runtime,
-        async move |address: AMQPUri, runtime| {
+        async move |address: AMQPUri, _| {
             let (host, port) = (address.authority.host.as_str(), address.authority.port);
             let connect = async {
                 let found: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
-                let stream = AsyncTcpStream::connect(&runtime, found.as_slice()).await?;
+                let stream = AsyncTcpStream::connect(&tokio, found.as_slice()).await?;
                 if let AsyncTcpStream::Plain(plain) = &stream {
                     shared.set(plain.get_ref().as_fd().try_clone_to_owned()?.into());
                 }
@@ -326,7 +340,8 @@ async fn open(address: AMQPUri, name: String) -> lapin::Result<Connection> {
                 }
             };
             let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect).await;
-            connected.unwrap_or_else(|_| Err(timed_out())).map_err(lapin::Error::from)
+            let stream = connected.unwrap_or_else(|_| Err(timed_out()))?;
+            Ok(AsyncTcpStream::Plain(ReadableStream::new(stream, max_body)))
         },
         properties,
     );

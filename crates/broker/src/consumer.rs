@@ -56,7 +56,7 @@ use broker_requeues::BrokerRequeues;
 use end::End;
 use observer::Observer;
 use receipt_times::ReceiptTimes;
-use session::{ConsumeMode, Ended, Outage, Session};
+use session::{Ended, Outage, Session};
 use shared::Shared;
 
 pub use settings::{ConsumerState, Settings};
@@ -119,14 +119,13 @@ impl<H: Handler> Consumer<H> {
     pub async fn run(self, shutdown: CancellationToken) {
         let shared = &self.shared;
         let mut backoff = Backoff::new();
-        let mut mode = ConsumeMode::Batches;
         let mut down_since = None;
         let mut connecting = RepeatedFailure::default();
         while !shutdown.is_cancelled() {
             shared.state.send_replace(ConsumerState::Connecting);
             let began = Instant::now();
             let (end, outage) =
-                match Session::open(shared.clone(), mode, down_since, shutdown.clone()).await {
+                match Session::open(shared.clone(), down_since, shutdown.clone()).await {
                     Ok(session) => {
                         down_since = None;
                         connecting = RepeatedFailure::default();
@@ -147,14 +146,6 @@ impl<H: Handler> Consumer<H> {
             match end {
                 End::Drained => break,
                 End::HoldLimitReached(_) => {}
-                End::IsolatedMessagePassed => mode = ConsumeMode::Batches,
-                // In isolating mode each failed session adds one redelivery to the unreadable message
-                // alone. RabbitMQ dead-letters it at its delivery limit.
-                End::Failed(error) if error.is_unreadable() => {
-                    mode = ConsumeMode::Isolating;
-                    backoff = Backoff::new();
-                    pause(backoff.next_pause(), &shutdown).await;
-                }
                 _ => pause(backoff.next_pause(), &shutdown).await,
             }
             if let Some(outage) = outage {

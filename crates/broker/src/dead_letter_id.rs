@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::fleet_headers::FleetHeaders;
-use crate::{Delivery, header_owner, lossless, properties};
+use crate::{Delivery, header_owner, lossless, properties, property_list};
 
 /// The UUID namespace of dead letter ids. Never change it: a dead letter that is delivered again would get another
 /// id and be stored a second time.
@@ -68,8 +68,12 @@ impl Delivery {
         let properties = Value::Object(properties::to_json(self.amqp_properties())).to_string();
         let headers = self.amqp_properties().headers().as_ref().map(header_owner::of_the_sender);
         let headers = headers.map(|it| lossless::table_to_json(&it).to_string());
-        let sent = ["sent", &properties, &headers.unwrap_or_default()];
-        hash(queue.name(), reason, fleet_headers, &sent, &self.body)
+        let headers = headers.unwrap_or_default();
+        let raw = self.raw().map(|raw| {
+            lossless::bytes_to_json(&property_list::as_sent(&raw.properties)).to_string()
+        });
+        let sent = ["sent", &properties, &headers].into_iter().chain(raw.as_deref());
+        hash(queue.name(), reason, fleet_headers, &sent.collect::<Vec<_>>(), &self.body)
     }
 }
 

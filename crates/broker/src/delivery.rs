@@ -16,8 +16,9 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use crate::amqp_second;
-use crate::fleet_headers::{self, DeadLetterInfo, FleetHeaders, Origin, SENT};
+use crate::fleet_headers::{self, DeadLetterInfo, FleetHeaders, Origin, RAW_BYTES, SENT};
 use crate::header_owner::Copied;
+use crate::raw_message::{Moved, RawMessage};
 use crate::sender_fields::{SenderFields, Written};
 use crate::topology::{REQUESTS, RetryQueue, UNROUTED};
 use crate::wire;
@@ -43,6 +44,8 @@ pub struct Delivery {
     copied: Copied,
     /// What its sender set, if it was made from what was stored of it.
     sender: Option<Box<SenderFields>>,
+    /// As RabbitMQ sent it, if the client library cannot read all of it.
+    raw: Option<Box<RawMessage>>,
 }
 
 /// An entry of RabbitMQ's `x-death` header: one dead-lettering of a message.
@@ -98,6 +101,7 @@ impl Delivery {
             fleet_headers: Some(Box::new(fleet_headers)),
             copied: self.copied,
             sender: self.sender.clone(),
+            raw: None,
         }
     }
 
@@ -202,7 +206,12 @@ impl Delivery {
             "delivery_limit" => DeadLetterReason::DeliveryLimit,
             _ => DeadLetterReason::AttemptsExhausted,
         };
-        let refusal = Refusal::new(reason, detail);
+        let refusal = match self.unreadable() {
+            Some(unreadable) => {
+                Refusal { detail: format!("{}; {detail}", unreadable.detail), ..unreadable }
+            }
+            None => Refusal::new(reason, detail),
+        };
         Some(Cow::Owned(DeadLetterInfo { queue, refusal, by_rabbitmq: true }))
     }
 
@@ -228,6 +237,22 @@ impl Delivery {
         }
     }
 
+    /// Why it is refused, if the client library cannot read all that RabbitMQ sent of it.
+    #[must_use]
+    pub fn unreadable(&self) -> Option<Refusal> {
+        let raw = self.raw.as_ref()?;
+        // Another version may have been unable to read what this version can.
+        let fault = raw.check().err();
+        let fault =
+            fault.map_or("the AMQP properties could not be read".into(), |it| it.to_string());
+        Some(Refusal::new(DeadLetterReason::Unreadable, fault))
+    }
+
+    /// As RabbitMQ sent it, if the client library cannot read all of it.
+    pub(crate) fn raw(&self) -> Option<&RawMessage> {
+        self.raw.as_deref()
+    }
+
     /// The exchange by which it was delivered.
     pub(crate) fn exchange(&self) -> &str {
         self.exchange.as_str()
@@ -251,9 +276,17 @@ impl Delivery {
             data: mut body,
             ..
         } = delivery;
+        let moved = Moved::with(&properties);
+        let raw = moved.and_then(|moved| RawMessage::split_off(&mut body, moved.bytes));
         // lapin appends the frames of a large body to a buffer that doubles its capacity.
         body.shrink_to_fit();
-        Self::new(body, received_at, redelivered, exchange, routing_key, properties)
+        let Some(raw) = raw else {
+            return Self::new(body, received_at, redelivered, exchange, routing_key, properties);
+        };
+        let properties = raw.readable();
+        let raw = raw.check().is_err().then(|| Box::new(raw));
+        let delivery = Self::new(body, received_at, redelivered, exchange, routing_key, properties);
+        Self { raw: raw.or(delivery.raw), ..delivery }
     }
 
     /// A delivery made from what was stored of it.
@@ -263,13 +296,14 @@ impl Delivery {
         exchange: ShortString,
         properties: BasicProperties,
         sender: SenderFields,
+        raw: Option<RawMessage>,
     ) -> Self {
         let delivery = Self::new(body, received_at, false, exchange, "".into(), properties);
-        Self { sender: Some(Box::new(sender)), ..delivery }
+        Self { sender: Some(Box::new(sender)), raw: raw.map(Box::new), ..delivery }
     }
 
     fn new(
-        body: Vec<u8>,
+        mut body: Vec<u8>,
         received_at: Timestamp,
         redelivered: bool,
         exchange: ShortString,
@@ -281,6 +315,11 @@ impl Delivery {
             headers.and_then(|headers| trusted_fleet_headers(exchange.as_str(), headers));
         let copied = if fleet_headers.is_some() { Copied::ByFleet } else { Copied::Never };
         let fleet_headers = fleet_headers.map(Box::new);
+        let raw_bytes = headers.filter(|_| copied == Copied::ByFleet);
+        let raw_bytes = raw_bytes.and_then(|headers| wire::number(headers, RAW_BYTES));
+        let raw = raw_bytes
+            .and_then(|bytes| RawMessage::split_off(&mut body, usize::try_from(bytes).ok()?))
+            .map(Box::new);
         let resolved = fleet_headers.as_ref().and_then(|headers| headers.resolved.as_ref());
         let timestamp_micros = properties
             .timestamp()
@@ -296,6 +335,7 @@ impl Delivery {
             fleet_headers,
             copied,
             sender: None,
+            raw,
         }
     }
 

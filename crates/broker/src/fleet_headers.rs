@@ -102,6 +102,9 @@ const INFO_BY_RABBITMQ: &str = "x-verbatim-by-rabbitmq";
 const DEAD_LETTER: &str = "x-verbatim-dead-letter";
 /// The header with what the sender of the message set. It is read only where that is needed.
 pub(crate) const SENT: &str = "x-verbatim-sent";
+/// The header of a copy that says how many bytes of its body are what the client library could not read of the
+/// message ([`RawMessage`](crate::raw_message::RawMessage)).
+pub(crate) const RAW_BYTES: &str = "x-verbatim-raw-bytes";
 
 pub(crate) static FIRST_ATTEMPT: FleetHeaders = FleetHeaders {
     resolved: None,

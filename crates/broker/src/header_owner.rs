@@ -2,7 +2,7 @@
 
 use lapin::types::{AMQPValue, FieldTable};
 
-use crate::fleet_headers::{FleetHeaders, SENT};
+use crate::fleet_headers::{FleetHeaders, RAW_BYTES, SENT};
 
 /// Whether a message is a copy that the fleet published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,13 +42,13 @@ impl Owner {
     }
 }
 
-/// The headers of a delivery that say how it was delivered: RabbitMQ's and the fleet's; of a copy all, but not the
-/// one with the sender's fields. Those that are nested too deep were forged.
+/// The headers of a delivery that say how it was delivered: RabbitMQ's and the fleet's; of a copy all, but not those
+/// that carry what the sender set. Those that are nested too deep were forged.
 pub(crate) fn not_of_the_sender(headers: &FieldTable, copy: Copied) -> FieldTable {
     let mut kept = FieldTable::default();
     for (name, value) in headers {
         let of_sender = match copy {
-            Copied::ByFleet => name.as_str() == SENT,
+            Copied::ByFleet => [SENT, RAW_BYTES].contains(&name.as_str()),
             Copied::Never => Owner::of(name.as_str()) == Owner::Sender,
         };
         if !of_sender && is_shallow(value) {

@@ -49,6 +49,19 @@ pub(crate) fn text_to_json(bytes: &[u8]) -> Value {
     }
 }
 
+/// Bytes as JSON.
+pub(crate) fn bytes_to_json(bytes: &[u8]) -> Value {
+    json!({TYPE: "bytes", "hex": hex(bytes)})
+}
+
+/// JSON from [`bytes_to_json`] as bytes.
+pub(crate) fn bytes_from_json(json: &Value) -> Option<Vec<u8>> {
+    match typed(json.as_object()?)? {
+        AMQPValue::ByteArray(bytes) => Some(bytes.as_slice().to_vec()),
+        _ => None,
+    }
+}
+
 /// A value as JSON.
 pub(crate) fn to_json(value: &AMQPValue) -> Value {
     match value {
@@ -70,7 +83,7 @@ pub(crate) fn to_json(value: &AMQPValue) -> Value {
         AMQPValue::FieldArray(values) => values.as_slice().iter().map(to_json).collect(),
         AMQPValue::Timestamp(seconds) => json!({TYPE: "timestamp", "seconds": seconds}),
         AMQPValue::FieldTable(table) => table_to_json(table),
-        AMQPValue::ByteArray(bytes) => json!({TYPE: "bytes", "hex": hex(bytes.as_slice())}),
+        AMQPValue::ByteArray(bytes) => bytes_to_json(bytes.as_slice()),
         AMQPValue::Void => Value::Null,
     }
 }

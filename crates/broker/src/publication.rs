@@ -17,7 +17,8 @@ use uuid::Uuid;
 use crate::Delivery;
 use crate::dead_letter_id::mint;
 use crate::delivery::{TRACEPARENT, TRACESTATE};
-use crate::fleet_headers::{DeadLetterInfo, FleetHeaders, SENT};
+use crate::fleet_headers::{DeadLetterInfo, FleetHeaders, RAW_BYTES, SENT};
+use crate::raw_message::RawMessage;
 use crate::sender_fields::SenderFields;
 use crate::topology::{ACTIONS, EVENTS, RetryQueue, WorkQueue};
 use crate::wire;
@@ -50,6 +51,8 @@ pub struct Publication {
     pub fleet_headers: FleetHeaders,
     /// Of a copy: what the sender of the message set.
     pub sender: Option<Box<SenderFields>>,
+    /// Of a copy: what the client library could not read of the message. It is sent in front of the body.
+    pub raw: Option<Box<RawMessage>>,
 }
 
 /// The delivery mode that makes RabbitMQ write a message to disk (AMQP 0-9-1, `basic.publish`).
@@ -101,6 +104,7 @@ impl Publication {
             tracestate: delivery.tracestate(),
             fleet_headers,
             sender: Some(Box::new(delivery.sender_fields().bounded())),
+            raw: delivery.raw().cloned().map(Box::new),
             ..Self::to_queue(queue, delivery.body.clone())
         }
     }
@@ -120,9 +124,11 @@ impl Publication {
         self
     }
 
-    /// As the replay of a dead letter: identity and origin stay; attempts, history and the reason are reset.
+    /// As the replay of a dead letter: identity and origin stay; attempts, history and the reason are reset. What
+    /// could not be read is not sent again.
     #[must_use]
     pub fn replaying(mut self, dead_letter: Uuid) -> Self {
+        self.raw = None;
         self.fleet_headers = self.fleet_headers.replayed(dead_letter);
         self
     }
@@ -214,7 +220,19 @@ impl Publication {
         if let Some(sender) = &self.sender {
             headers.insert(SENT.into(), sender.to_header());
         }
+        if let Some(raw) = &self.raw {
+            let bytes = i64::try_from(raw.encode().len()).unwrap_or(i64::MAX);
+            headers.insert(RAW_BYTES.into(), AMQPValue::LongLongInt(bytes));
+        }
         headers
+    }
+
+    /// The body as sent.
+    pub(crate) fn payload(&self) -> Cow<'_, [u8]> {
+        match &self.raw {
+            Some(raw) => Cow::Owned([&raw.encode(), self.body.as_slice()].concat()),
+            None => Cow::Borrowed(&self.body),
+        }
     }
 
     /// The properties as sent, if none is longer than 255 bytes, AMQP's limit.
@@ -252,6 +270,7 @@ impl Publication {
             tracestate: None,
             fleet_headers: FleetHeaders::default(),
             sender: None,
+            raw: None,
         }
     }
 }

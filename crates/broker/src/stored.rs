@@ -9,6 +9,7 @@ use lapin::types::ShortString;
 use serde_json::{Map, Value};
 
 use crate::header_owner::{self, Copied};
+use crate::raw_message::{RawAddress, RawMessage};
 use crate::sender_fields::SenderFields;
 use crate::{Delivery, lossless, properties};
 
@@ -23,13 +24,16 @@ pub struct StoredDelivery {
     /// Which headers of the sender are missing: `{"headers": 2, "names": ["x-large", …]}`. `None` if none is.
     pub left_out: Option<Value>,
     /// How it was delivered: `exchange`, unless that was the default exchange; `headers`, those of RabbitMQ and of
-    /// the fleet; and of a copy its own `properties`.
+    /// the fleet; of a copy its own `properties`; and `raw`, what the client library could not read, as bytes:
+    /// `properties`, and `exchange` and `routing_key` where one of them is not UTF-8.
     pub delivery: Value,
 }
 
 const EXCHANGE: &str = "exchange";
 const PROPERTIES: &str = "properties";
 const HEADERS: &str = "headers";
+const RAW: &str = "raw";
+const ROUTING_KEY: &str = "routing_key";
 
 impl Delivery {
     /// What is to be stored of it besides its body.
@@ -49,6 +53,9 @@ impl Delivery {
             if !headers.inner().is_empty() {
                 add(HEADERS, lossless::table_to_json(&headers));
             }
+        }
+        if let Some(raw) = self.raw() {
+            add(RAW, raw_to_json(raw));
         }
         StoredDelivery {
             properties: Value::Object(properties::to_json(sender.properties())),
@@ -75,8 +82,29 @@ impl Delivery {
             }
             sender.properties().clone()
         };
-        Self::restored(body, received_at, exchange, own.with_headers(headers), sender)
+        let raw = delivery.get(RAW).and_then(raw_from_json);
+        Self::restored(body, received_at, exchange, own.with_headers(headers), sender, raw)
     }
+}
+
+fn raw_to_json(raw: &RawMessage) -> Value {
+    let bytes = |bytes: &[u8]| lossless::bytes_to_json(bytes);
+    let mut json = Map::new();
+    json.insert(PROPERTIES.into(), bytes(&raw.properties));
+    if let Some(RawAddress { exchange, routing_key }) = &raw.address {
+        json.insert(EXCHANGE.into(), bytes(exchange));
+        json.insert(ROUTING_KEY.into(), bytes(routing_key));
+    }
+    Value::Object(json)
+}
+
+fn raw_from_json(json: &Value) -> Option<RawMessage> {
+    let bytes = |name: &str| lossless::bytes_from_json(json.get(name)?);
+    let address = bytes(EXCHANGE).zip(bytes(ROUTING_KEY));
+    Some(RawMessage {
+        address: address.map(|(exchange, routing_key)| RawAddress { exchange, routing_key }),
+        properties: bytes(PROPERTIES)?,
+    })
 }
 
 #[cfg(test)]

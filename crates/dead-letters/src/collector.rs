@@ -30,7 +30,7 @@ use domain::reply::{ReplyAddress, ReplyError};
 use failpoints::Guard;
 use metrics::{Counter, GenerationChange, Metrics, RerouteCause};
 
-use crate::record::{may_be_stored_in, read_dead_letter};
+use crate::record::{may_be_stored_in, read_dead_letter, refusal};
 use crate::reroute::{Rerouted, publish_once, reroute};
 
 /// Stores the dead letters of one work queue, and publishes an event for each.
@@ -80,12 +80,14 @@ impl Handler for DeadLetterCollector {
             let resolved = self.decoder.decode(delivery).ok().and_then(|it| it.resolved());
             return Ok(Item::Expired(Rerouted::new(delivery, self.queue.name(), resolved)));
         }
-        let (record, event) = read_dead_letter(self.queue, delivery);
+        let limit = self.decoder.max_body_bytes;
+        let (record, event) = read_dead_letter(self.queue, delivery, limit);
         let envelope = delivery.envelope();
         Ok(Item::DeadLetter(Box::new(Collected {
             // The worker that dead-lettered a message replied to its sender; RabbitMQ replies to nobody.
-            unanswered: by_rabbitmq.and_then(|info| {
-                Some((reply_address(&delivery.body, &envelope)?, (&info.refusal).into()))
+            unanswered: by_rabbitmq.and_then(|_| {
+                let refusal = refusal(self.queue, delivery, limit);
+                Some((reply_address(&delivery.body, &envelope)?, (&refusal).into()))
             }),
             trace_id: delivery.trace_id(),
             may_be_stored_in: may_be_stored_in(self.queue, &event),

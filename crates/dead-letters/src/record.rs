@@ -5,9 +5,12 @@
 //! comes from the header `x-death`. Back, for showing, editing and replaying: the delivery that the collector read, whose
 //! headers are parsed and trusted by the same code.
 
+use std::borrow::Cow;
+
 use broker::topology::WorkQueue;
 use broker::{Delivery, StoredDelivery};
 use database::{CollectedDeadLetter, DeadLetter, DeadLetterDetail, FailedMessage};
+use domain::decode::check_size;
 use domain::event::DeadLettered;
 use domain::failure::{DeadLetterReason, Refusal};
 use domain::ids::{ConversationId, ConversationKey, SessionId, TenantId};
@@ -19,16 +22,10 @@ use serde_json::{Map, Value};
 pub(crate) fn read_dead_letter(
     queue: WorkQueue,
     delivery: &Delivery,
+    max_body_bytes: usize,
 ) -> (CollectedDeadLetter, DeadLettered) {
     let fleet_headers = delivery.fleet_headers();
-    let refusal = delivery.dead_letter_info().map_or_else(
-        || {
-            let detail =
-                format!("published to {} without the headers that give a reason", queue.dlq());
-            Refusal::new(DeadLetterReason::AttemptsExhausted, detail)
-        },
-        |dead_letter_info| dead_letter_info.into_owned().refusal,
-    );
+    let refusal = refusal(queue, delivery, max_body_bytes);
     let reason = refusal.reason;
     let failed_at = delivery
         .deaths()
@@ -89,6 +86,24 @@ pub(crate) fn read_dead_letter(
     (CollectedDeadLetter { dead_letter, message }, event)
 }
 
+/// Why it is a dead letter.
+pub(crate) fn refusal(queue: WorkQueue, delivery: &Delivery, max_body_bytes: usize) -> Refusal {
+    match delivery.dead_letter_info().map(Cow::into_owned) {
+        // A worker rejects a body over its limit before it has received it.
+        Some(info)
+            if info.by_rabbitmq && info.refusal.reason == DeadLetterReason::AttemptsExhausted =>
+        {
+            check_size(&delivery.body, max_body_bytes).err().unwrap_or(info.refusal)
+        }
+        Some(info) => info.refusal,
+        None => delivery.unreadable().unwrap_or_else(|| {
+            let detail =
+                format!("published to {} without the headers that give a reason", queue.dlq());
+            Refusal::new(DeadLetterReason::AttemptsExhausted, detail)
+        }),
+    }
+}
+
 /// The conversation in which the message of a dead letter may be stored: an earlier delivery may have committed it,
 /// and the later ones failed for a reason that is no verdict on its content. Whoever committed it may have died
 /// before it wrote the hot copy. `None` if the message names no conversation, or cannot have been stored.
@@ -101,7 +116,8 @@ pub(crate) fn may_be_stored_in(queue: WorkQueue, event: &DeadLettered) -> Option
         | DeadLetterReason::Schema
         | DeadLetterReason::TooLarge
         | DeadLetterReason::UnknownAction
-        | DeadLetterReason::Conflict => false,
+        | DeadLetterReason::Conflict
+        | DeadLetterReason::Unreadable => false,
     };
     let (tenant, conversation) = (event.tenant_id.clone()?, event.conversation_id.clone()?);
     may_be_stored.then_some(ConversationKey { tenant, conversation })
@@ -179,7 +195,7 @@ mod tests {
                              "x-verbatim-detail": "failed in the test"});
         let mut delivery = received(&headers);
         delivery.body = body.to_string().into_bytes();
-        read_dead_letter(WorkQueue::SaveMessage, &delivery).1
+        read_dead_letter(WorkQueue::SaveMessage, &delivery, 1 << 20).1
     }
 
     #[test]
@@ -230,7 +246,7 @@ mod tests {
             "x-verbatim-exchange": "domain.actions", "x-verbatim-routing-key": "k",
         });
         let delivery = received(&headers);
-        let (collected, event) = read_dead_letter(WorkQueue::SaveMessage, &delivery);
+        let (collected, event) = read_dead_letter(WorkQueue::SaveMessage, &delivery, 1 << 20);
         assert_eq!((collected.dead_letter.id, event.dead_letter_id), (id, id));
         assert_eq!(collected.dead_letter.reason, "schema");
         let FailedMessage { properties, headers, left_out, .. } = &collected.message;

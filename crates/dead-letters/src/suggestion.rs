@@ -62,6 +62,10 @@ impl DeadLetterValidator {
                 "it was redelivered too often, because workers requeued it or crashed: look for restarts in \
                  their logs of that time before you replay it",
             ),
+            DeadLetterReason::Unreadable => manual(
+                "its sender must set AMQP properties and headers that are UTF-8 and nested at most 32 levels deep. \
+                 A replay is sent without the properties that cannot be read; `--json` shows their bytes",
+            ),
             DeadLetterReason::Expired => manual(
                 "its sender sets the AMQP property `expiration`; a replay is sent without it",
             ),

@@ -15,6 +15,7 @@ mod metadata;
 mod reply_address;
 mod value;
 
+pub use self::body::check_size;
 pub use self::context::{DEFAULT_MAX_BODY_BYTES, DecodeContext};
 pub use self::fault::excerpt;
 pub use self::reply_address::reply_address;

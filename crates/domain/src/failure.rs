@@ -203,5 +203,7 @@ named! {
         /// It waited in a queue longer than its sender's `expiration`, and could not be sent to its queue
         /// again.
         Expired = "expired",
+        /// RabbitMQ delivers AMQP properties that a client library cannot read, such as a name that is not UTF-8.
+        Unreadable = "unreadable",
     }
 }

@@ -100,7 +100,7 @@ impl From<DeadLetterReason> for ErrorType {
     fn from(reason: DeadLetterReason) -> Self {
         match reason {
             DeadLetterReason::MalformedJson => Self::MalformedJson,
-            DeadLetterReason::Schema => Self::Schema,
+            DeadLetterReason::Schema | DeadLetterReason::Unreadable => Self::Schema,
             DeadLetterReason::TooLarge => Self::TooLarge,
             DeadLetterReason::UnknownAction => Self::UnknownAction,
             DeadLetterReason::Conflict => Self::Conflict,

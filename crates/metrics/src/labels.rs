@@ -237,6 +237,7 @@ impl Label for DeadLetterState {
         "attempts_exhausted",
         "delivery_limit",
         "expired",
+        "unreadable",
         "in_queue",
     ]);
 

@@ -25,6 +25,7 @@ pub mod place;
 pub mod ports;
 pub mod process;
 pub mod proxy;
+pub mod raw_amqp;
 pub mod servers;
 mod spares;
 pub mod wait;

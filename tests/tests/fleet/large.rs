@@ -3,7 +3,7 @@
 #![expect(clippy::expect_used, reason = "test support: a failure here is the failure of the test")]
 
 use serde_json::{Value, json};
-use system_tests::{Agent, Counts, SAVER, Scenario, at, message};
+use system_tests::{Agent, COLLECTOR, Counts, SAVER, Scenario, at, message};
 use testkit::environment::deep;
 use testkit::fleet::Worker;
 
@@ -34,15 +34,32 @@ async fn large_bodies_stay_within_the_memory_that_was_promised() {
     let worker = scenario.start(SAVER).await;
     stored(&scenario, large + small).await;
     Counts::reach(&worker, PREFETCH, &[], OF_SMALL).await;
-    assert_promise(&worker);
+    assert_promise(&worker, PROMISED);
 
     // The prefetch is large when the large bodies arrive.
     publish(&agent, large + small..2 * large + small, MIB).await;
     stored(&scenario, 2 * large + small).await;
     assert_eq!(Counts::of(&worker).await.sum(PREFETCH, &[]), OF_LARGE);
-    assert_promise(&worker);
+    assert_promise(&worker, PROMISED);
     scenario.drain([worker]).await;
     assert_eq!(scenario.queued().await, []);
+}
+
+#[tokio::test]
+async fn a_body_far_over_the_limit_becomes_a_dead_letter_within_the_memory_that_was_promised() {
+    let scenario = Scenario::new().await;
+    // RabbitMQ 3.10 accepts up to 128 MiB by default.
+    let bytes = if deep() { 128 } else { 32 } * MIB;
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
+    publish(&scenario.agent(), 0..1, bytes).await;
+    let dead_letter = "SELECT concat_ws('|', reason, length(body)) FROM dead_letters";
+    scenario.until_sql(dead_letter, &format!("too_large|{bytes}")).await;
+    // The saver never has the body.
+    assert_promise(&saver, 64 * MIB);
+    assert_promise(&collector, PROMISED + bytes);
+    scenario.drain([saver, collector]).await;
+    // The event that announces the dead letter.
+    assert_eq!(scenario.queued().await, [("conversation.statistics", 1)]);
 }
 
 /// Waits until so many messages are stored, a hundred at a time.
@@ -55,7 +72,7 @@ async fn stored(scenario: &Scenario, messages: usize) {
 /// Publishes messages whose bodies have this many bytes.
 async fn publish(agent: &Agent, ids: std::ops::Range<usize>, bytes: usize) {
     let ids: Vec<usize> = ids.collect();
-    for some in ids.chunks(20 * MIB / bytes) {
+    for some in ids.chunks((20 * MIB / bytes).max(1)) {
         let bodies: Vec<Value> = some.iter().map(|id| of_size(*id, bytes)).collect();
         agent.publish_all(&bodies).await;
     }
@@ -73,11 +90,11 @@ fn of_size(id: usize, bytes: usize) -> Value {
     with(format!("\n{}", "words ".repeat(bytes / 6 + 1).split_at(bytes - least).0))
 }
 
-/// Checks the peak resident memory of a worker (proc(5), `VmHWM`).
-fn assert_promise(worker: &Worker) {
+/// Checks the peak resident memory of a worker (proc(5), `VmHWM`), in bytes.
+fn assert_promise(worker: &Worker, promised: usize) {
     let status = std::fs::read_to_string(format!("/proc/{}/status", worker.pid())).expect("proc");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
     let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
-    let (most, promised) = (kib / 1024, PROMISED / MIB);
+    let (most, promised) = (kib / 1024, promised / MIB);
     assert!(most <= promised, "peak resident memory {most} MiB, promised {promised} MiB");
 }

@@ -9,6 +9,7 @@ mod large;
 mod messages;
 mod order_of_receipt;
 mod rerouting;
+mod unreadable;
 
 use domain::ids::ConversationKey;
 use domain::message::Message;

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use lapin::options::{BasicAckOptions, BasicNackOptions};
+use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use tokio::time::sleep;
 
 use super::unacked::Tag;
@@ -30,6 +30,12 @@ pub(super) async fn acknowledge(
 pub(super) async fn requeue(channel: &lapin::Channel, tag: Tag) -> bool {
     let options = BasicNackOptions { requeue: true, ..Default::default() };
     is_sent(channel, channel.basic_nack(tag, options)).await
+}
+
+/// Has RabbitMQ dead-letter a delivery. `false` means the same as in [`acknowledge`].
+pub(super) async fn reject(channel: &lapin::Channel, tag: Tag) -> bool {
+    let options = BasicRejectOptions { requeue: false };
+    is_sent(channel, channel.basic_reject(tag, options)).await
 }
 
 async fn is_sent(

@@ -239,9 +239,11 @@ fn has_expired(received: &Received, now: Timestamp) -> bool {
 fn read<H: Handler>(received: &[Received], lane: Lane, shared: &Shared<H>) -> Reading<H::Item> {
     let mut items = Vec::with_capacity(received.len());
     let early = received.iter().map(|Received { delivery, .. }| {
-        if let Some(decision) =
-            decision_by_delivery_count(delivery, lane, shared.source.failure_policy)
-        {
+        let failure_policy = shared.source.failure_policy;
+        if let Some(refusal) = refusal_of_unreadable(delivery, failure_policy) {
+            return Some(Decision::Handled(Err(Failure::DeadLetter(refusal))));
+        }
+        if let Some(decision) = decision_by_delivery_count(delivery, lane, failure_policy) {
             return Some(decision);
         }
         match catch_unwind(AssertUnwindSafe(|| shared.handler.decode(delivery))) {
@@ -285,6 +287,15 @@ fn decision_by_delivery_count(
              of them it was handled alone"
         )),
         _ => None,
+    }
+}
+
+/// Why a message is refused of which the client library cannot read all. A dead letter is stored with what cannot be
+/// read.
+fn refusal_of_unreadable(delivery: &Delivery, failure_policy: FailurePolicy) -> Option<Refusal> {
+    match failure_policy {
+        FailurePolicy::DeadLetter(_) | FailurePolicy::Expire => delivery.unreadable(),
+        FailurePolicy::RetryForever(_) => None,
     }
 }
 

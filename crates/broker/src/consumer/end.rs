@@ -22,9 +22,6 @@ pub(super) enum End {
     ChannelClosed,
     /// A task of this crate panicked: a bug. Its messages are not acknowledged and are redelivered.
     TaskPanicked,
-    /// Isolating mode is over: one at a time, as many messages were acknowledged as may be
-    /// unacknowledged in batches.
-    IsolatedMessagePassed,
     /// The channel or the connection failed.
     Failed(Error),
 }

@@ -160,6 +160,17 @@ impl Observer {
         }
     }
 
+    /// A body over the limit: RabbitMQ dead-letters its message.
+    pub(super) fn body_too_large(&self, bytes: u64) {
+        let (queue, outcome) = (self.queue, DeliveryOutcome::DeadLettered);
+        self.metrics.add(Counter::Deliveries { queue, outcome }, 1);
+        tracing::warn!(
+            queue,
+            bytes,
+            "a message with a body of {bytes} bytes was rejected (max_body_bytes): RabbitMQ dead-letters it"
+        );
+    }
+
     /// Counts and logs a caught panic of the handler. Returns the text for the message's history. The
     /// panic message is left out, because it may quote a body. The location is in the log line of the
     /// process's panic hook, which also counts panics of every kind.
@@ -299,11 +310,6 @@ impl Observer {
                 tracing::info!(queue, requeued, "consumer drained; {messages} requeued");
                 return;
             }
-            End::IsolatedMessagePassed => {
-                restarts(ConsumerRestart::Prefetch);
-                tracing::info!(queue, "isolated message passed; consuming in batches again");
-                return;
-            }
             End::HoldLimitReached(dependency) => {
                 restarts(ConsumerRestart::Hold);
                 tracing::warn!(
@@ -312,18 +318,6 @@ impl Observer {
                     requeued,
                     "{dependency} unavailable for {hold} (hold_limit); {messages} requeued; consumption \
                      resumes when {dependency} is available"
-                );
-                return;
-            }
-            End::Failed(error) if error.is_unreadable() => {
-                restarts(ConsumerRestart::Error);
-                let error = with_causes(error);
-                tracing::warn!(
-                    queue,
-                    requeued,
-                    error,
-                    "unreadable message received; {messages} requeued; consumer restarting with one \
-                     message at a time until RabbitMQ dead-letters the unreadable one"
                 );
                 return;
             }

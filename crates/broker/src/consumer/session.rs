@@ -25,7 +25,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::acknowledgement::{acknowledge, requeue};
+use super::acknowledgement::{acknowledge, reject, requeue};
 use super::batch::{Batch, Finished, Lane, Received};
 use super::batch_builder::{BatchBuilder, BatchReady, Limits};
 use super::end::End;
@@ -36,13 +36,15 @@ use super::shared::Shared;
 use super::unacked::{Tag, UnackedDeliveries};
 use crate::Handler;
 use crate::connection::Error;
+use crate::raw_message::Moved;
+use crate::source::FailurePolicy;
 use cancelling::consume;
 use hold::Hold;
 use phase::{AfterCancel, Phase};
 use state::Report;
 
 pub(super) use hold::Outage;
-pub(super) use state::{ConsumeMode, Session};
+pub(super) use state::Session;
 
 pub(super) struct Ended<I> {
     pub(super) end: End,
@@ -58,22 +60,25 @@ impl<H: Handler> Session<H> {
     /// drains.
     pub(super) async fn open(
         shared: Arc<Shared<H>>,
-        mode: ConsumeMode,
         down_since: Option<Instant>,
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
         let settings = &shared.settings;
         let budget = settings.max_inflight_bytes;
         let most = (settings.batches_in_flight + 1) * settings.batch_size;
-        let (ceiling, messages, isolating_remaining) = match mode {
-            ConsumeMode::Batches => (most, settings.batch_size, None),
-            ConsumeMode::Isolating => (1, 1, Some(most)),
-        };
-        let prefetch = Prefetch::new(budget, settings.largest_body, ceiling);
+        let prefetch = Prefetch::new(budget, settings.largest_body, most);
         let bytes = settings.batch_bytes();
-        let limits = Limits { messages, bytes, linger: settings.linger };
+        let limits = Limits { messages: settings.batch_size, bytes, linger: settings.linger };
         let queue = shared.source.queue();
-        let connection = shared.endpoints.connect(queue).await?;
+        let connection = match shared.source.failure_policy {
+            FailurePolicy::DeadLetter(_) => {
+                let max_body = settings.max_received_body();
+                shared.endpoints.connect_for_bodies_up_to(max_body, queue).await?
+            }
+            FailurePolicy::RetryForever(_) | FailurePolicy::Expire => {
+                shared.endpoints.connect(queue).await?
+            }
+        };
         let channel = connection.channel().await?;
         let stream = consume(&channel, queue, prefetch.current()).await?;
         let down = down_since.map(|since| since.elapsed());
@@ -101,7 +106,6 @@ impl<H: Handler> Session<H> {
             last_depth_request: now,
             last_suspect_check: now,
             checks,
-            isolating_remaining,
         })
     }
 
@@ -184,10 +188,14 @@ impl<H: Handler> Session<H> {
     }
 
     fn accept(&mut self, delivery: lapin::message::Delivery) -> Result<(), End> {
-        let (tag, bytes) = (delivery.delivery_tag, delivery.data.len());
+        let (tag, bytes) = (delivery.delivery_tag, Moved::memory(&delivery));
         self.last_progress = Instant::now();
         if let Phase::FillingPrefetch(_, fill) = &mut self.phase {
             fill.on_delivery(self.last_progress);
+        }
+        if let Some(body_bytes) = Moved::left_out(&delivery) {
+            self.shared.observer.body_too_large(body_bytes);
+            return self.reject(tag);
         }
         self.prefetch.observe(bytes);
         let unacked_bytes = self.unacked.bytes();
@@ -210,7 +218,7 @@ impl<H: Handler> Session<H> {
     /// Requeues a delivery over the byte limit, and cancels the consumer until what was delivered is
     /// finished.
     fn requeue(&mut self, tag: Tag) -> Result<(), End> {
-        self.unacked.requeue(tag).map_err(End::Gap)?;
+        self.unacked.requeue_or_reject(tag).map_err(End::Gap)?;
         self.shared.observer.requeued(1);
         // The cancel is sent before the requeue. Otherwise RabbitMQ would deliver the message again.
         if self.phase.is_shutting_down() {
@@ -226,6 +234,17 @@ impl<H: Handler> Session<H> {
         let channel = self.channel.clone();
         self.send_request(async move {
             let sent = requeue(&channel, tag).await;
+            Report::RequestSent(if sent { Ok(()) } else { Err(End::ChannelClosed) })
+        });
+        Ok(())
+    }
+
+    /// Has RabbitMQ dead-letter a message whose body is over the limit. The worker never holds such a body.
+    fn reject(&mut self, tag: Tag) -> Result<(), End> {
+        self.unacked.requeue_or_reject(tag).map_err(End::Gap)?;
+        let channel = self.channel.clone();
+        self.send_request(async move {
+            let sent = reject(&channel, tag).await;
             Report::RequestSent(if sent { Ok(()) } else { Err(End::ChannelClosed) })
         });
         Ok(())
@@ -347,9 +366,7 @@ impl<H: Handler> Session<H> {
             return Err(End::ChannelClosed);
         }
         failpoints::reached(Step::Acknowledged);
-        self.isolating_remaining =
-            self.isolating_remaining.map(|remaining| remaining.saturating_sub(prefix.count));
-        if self.isolating_remaining == Some(0) { Err(End::IsolatedMessagePassed) } else { Ok(()) }
+        Ok(())
     }
 }
 

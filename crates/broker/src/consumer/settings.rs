@@ -11,6 +11,10 @@ use crate::topology::RetryQueue;
 /// is handled, a body is in memory several times: as received, decoded, and encoded for each store.
 const BATCH_BYTES_DIVISOR: usize = 16;
 
+/// More than RabbitMQ delivers as properties and headers of a message, in bytes: a frame of 128 KiB, and its own
+/// headers.
+const LARGEST_PROPERTIES: u64 = 256 << 10;
+
 /// How a consumer paces itself.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -23,7 +27,8 @@ pub struct Settings {
     pub batches_in_flight: usize,
     /// The most bytes of unacknowledged bodies in this process.
     pub max_inflight_bytes: usize,
-    /// The largest expected body, in bytes. The first prefetch is `max_inflight_bytes` divided by it.
+    /// The largest body that a handler accepts, in bytes. The first prefetch is `max_inflight_bytes` divided by it.
+    /// Larger ones of a work queue are not received: RabbitMQ dead-letters their messages.
     pub largest_body: usize,
     /// How long a batch is held while a dependency is unavailable. After that its messages are
     /// requeued. Must be well below RabbitMQ's `consumer_timeout` of 30 min.
@@ -70,6 +75,12 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// The largest body of a work queue that is received, in bytes. Bodies that are a little larger than accepted are
+    /// received and refused, because what the client library could not read precedes the body of a copy.
+    pub(super) fn max_received_body(&self) -> u64 {
+        self.largest_body as u64 + LARGEST_PROPERTIES
+    }
+
     /// The most bytes of bodies in a batch, unless one body alone is larger.
     pub(super) fn batch_bytes(&self) -> usize {
         self.max_inflight_bytes / BATCH_BYTES_DIVISOR / self.batches_in_flight

@@ -29,7 +29,7 @@ use metrics::DeliveryOutcome;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::acknowledgement::acknowledge;
+use super::acknowledgement::{acknowledge, reject};
 use super::batch::{Batch, Lane, Received};
 use super::end::End;
 use super::outcome_counts::OutcomeCounts;
@@ -38,6 +38,7 @@ use super::settlement::{Copy, OwedReply, publish, reply};
 use super::shared::Shared;
 use crate::backoff::{Backoff, pause};
 use crate::connection::{Connection, request};
+use crate::raw_message::Moved;
 use crate::{Delivery, Handler};
 
 /// How long suspects may be handled at a time, while the dependencies are available. The work queue is not
@@ -114,9 +115,16 @@ impl<H: Handler> Suspects<'_, H> {
             let get = self.channel.basic_get(self.queue.into(), BasicGetOptions::default());
             let Some(message) = request("get a suspect", get).await? else { break };
             let tag = message.delivery.delivery_tag;
+            if let Some(body_bytes) = Moved::left_out(&message.delivery) {
+                self.shared.observer.body_too_large(body_bytes);
+                if !reject(self.channel, tag).await {
+                    return Err(End::ChannelClosed);
+                }
+                continue;
+            }
+            bytes += Moved::memory(&message.delivery);
             let received = Received::new(tag, message.delivery, self.shared);
             self.unacked.extend(id_of(&received.delivery));
-            bytes += received.delivery.body.len();
             if received.delivery.delivery_count() > 0 {
                 alone = Some(received);
             } else {

@@ -16,8 +16,8 @@ pub(super) struct UnackedDeliveries {
     entries: VecDeque<Entry>,
     /// The tag of the last recorded delivery.
     last: Tag,
-    /// How many of the entries were requeued.
-    requeued: usize,
+    /// How many of the entries were requeued or rejected.
+    returned: usize,
     bytes: usize,
 }
 
@@ -43,9 +43,9 @@ enum Entry {
     Open(usize),
     /// It may be acknowledged; the size of its body in bytes.
     Finished(usize),
-    /// It was requeued. RabbitMQ closes the channel when its tag is acknowledged (`PRECONDITION_FAILED -
+    /// It was requeued or rejected. RabbitMQ closes the channel when its tag is acknowledged (`PRECONDITION_FAILED -
     /// unknown delivery tag`).
-    Requeued,
+    Returned,
 }
 
 impl UnackedDeliveries {
@@ -56,10 +56,10 @@ impl UnackedDeliveries {
         Ok(())
     }
 
-    /// Records a delivery that is requeued, if its tag follows the previous one.
-    pub(super) fn requeue(&mut self, tag: Tag) -> Result<(), Gap> {
-        self.record(tag, Entry::Requeued)?;
-        self.requeued += 1;
+    /// Records a delivery that is requeued or rejected, if its tag follows the previous one.
+    pub(super) fn requeue_or_reject(&mut self, tag: Tag) -> Result<(), Gap> {
+        self.record(tag, Entry::Returned)?;
+        self.returned += 1;
         Ok(())
     }
 
@@ -95,14 +95,14 @@ impl UnackedDeliveries {
                 count += 1;
                 prefix = Some(Prefix { last: self.settled(), count });
             } else {
-                self.requeued -= 1;
+                self.returned -= 1;
             }
         }
         prefix
     }
 
     pub(super) fn len(&self) -> usize {
-        self.entries.len() - self.requeued
+        self.entries.len() - self.returned
     }
 
     /// The size of their bodies, in bytes.
@@ -162,10 +162,10 @@ mod tests {
     #[test]
     fn a_requeued_delivery_is_never_acknowledged_and_delays_no_other() {
         let mut unacked = delivered(2);
-        assert_eq!(unacked.requeue(4), Err(Gap { last: 2, received: 4 }));
-        unacked.requeue(3).unwrap();
+        assert_eq!(unacked.requeue_or_reject(4), Err(Gap { last: 2, received: 4 }));
+        unacked.requeue_or_reject(3).unwrap();
         unacked.deliver(4, 10).unwrap();
-        unacked.requeue(5).unwrap();
+        unacked.requeue_or_reject(5).unwrap();
         assert_eq!((unacked.len(), unacked.bytes()), (3, 30));
         [1, 2, 3].into_iter().for_each(|tag| unacked.finish(tag));
         assert_eq!(unacked.take_prefix(), Some(Prefix { last: 2, count: 2 }));
@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(unacked.take_prefix(), Some(Prefix { last: 4, count: 1 }));
         assert!(unacked.is_empty());
         assert_eq!((unacked.len(), unacked.bytes()), (0, 0));
-        unacked.requeue(6).unwrap();
+        unacked.requeue_or_reject(6).unwrap();
         assert_eq!(unacked.take_prefix(), None);
     }
 

@@ -173,8 +173,9 @@ async fn send(channel: &Channel, message: &Outgoing) -> ConfirmResult {
     if not_after.is_some_and(|not_after| Instant::now() >= not_after) {
         return ConfirmResult::TooLate;
     }
-    let sent =
-        channel.basic_publish(exchange, routing_key, options, &publication.body, properties).await;
+    let sent = channel
+        .basic_publish(exchange, routing_key, options, &publication.payload(), properties)
+        .await;
     let confirmation = match sent {
         Ok(confirm) => confirm.await,
         Err(error) => Err(error),

@@ -5,6 +5,7 @@ use broker::{ConsumerState, Settings, Source};
 use metrics::{Counter, DeliveryOutcome};
 use testkit::wait::eventually;
 
+use crate::settling::read_dead_letters;
 use crate::support::{Bench, LIMIT, Script};
 
 const QUEUE: &str = WorkQueue::SaveMessage.name();
@@ -159,6 +160,27 @@ async fn body_over_the_byte_limit_arrives_during_a_shutdown() -> bool {
     }
     bench.eventually_ready(QUEUE, 1).await;
     true
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_dead_lettered_whole_and_the_worker_never_has_it() {
+    let bench = Bench::new().await;
+    let script = Script::default();
+    let settings = Settings { largest_body: 100, ..Settings::default() };
+    let large = format!("large {}", "x".repeat(1 << 20));
+    let bodies = ["ok 1", &large, "ok 2", &large, &large, "ok 3"];
+    bench.publish(QUEUE, bodies).await;
+    let running = bench.run(SOURCE, &script, settings);
+    script.has_handled(3).await;
+    let dead_letters = read_dead_letters(&bench, WorkQueue::SaveMessage, 3).await;
+    running.drain().await;
+    assert_eq!(script.decoded(), 3);
+    for dead_letter in dead_letters {
+        assert_eq!(dead_letter.body, large.as_bytes());
+        let death = &dead_letter.deaths()[0];
+        assert_eq!((death.queue.as_str(), death.reason.as_str()), (QUEUE, "rejected"));
+    }
+    bench.eventually_ready(QUEUE, 0).await;
 }
 
 #[tokio::test]

@@ -326,7 +326,7 @@ async fn a_dead_letter_by_rabbitmq_keeps_its_id_when_the_collector_retries_it() 
     let bench = Bench::new().await;
     expire(&bench, "conversation.session_opened", "without an identity").await;
     let queue = WorkQueue::Session;
-    let handler = DeadLetters { queue, collected: Arc::default(), fails_until: 3 };
+    let handler = DeadLetters { queue, collected: Arc::default(), fails_until: 3, hangs: false };
     let running = bench.run_at(bench.endpoints.clone(), handler.clone(), quick());
     let attempts = eventually("three attempts", LIMIT, async || {
         let collected = handler.collected.lock().unwrap();
@@ -362,6 +362,8 @@ struct DeadLetters {
     collected: Arc<Mutex<Vec<Delivery>>>,
     /// The first attempt that does not fail.
     fails_until: u32,
+    /// It never returns.
+    hangs: bool,
 }
 
 impl Handler for DeadLetters {
@@ -378,6 +380,9 @@ impl Handler for DeadLetters {
 
     async fn handle(&self, items: &[Delivery]) -> Result<Vec<Handled>, Unavailable> {
         self.collected.lock().unwrap().extend(items.iter().cloned());
+        if self.hangs {
+            std::future::pending::<()>().await;
+        }
         let outcome = |item: &Delivery| {
             if item.fleet_headers().attempt < self.fails_until {
                 return Err(Failure::Retry("refused by the test".into()));
@@ -394,12 +399,34 @@ impl Handler for DeadLetters {
 
 /// The first dead letter of a queue.
 async fn read_dead_letter(bench: &Bench, queue: WorkQueue) -> Delivery {
-    let handler = DeadLetters { queue, collected: Arc::default(), fails_until: 1 };
+    read_dead_letters(bench, queue, 1).await.remove(0)
+}
+
+/// The first dead letter of a queue, read by a collector that crashes.
+pub(crate) async fn look_at_dead_letter(bench: &Bench, queue: WorkQueue) -> Delivery {
+    let handler = DeadLetters { queue, collected: Arc::default(), fails_until: 1, hangs: true };
     let running = bench.run_at(bench.endpoints.clone(), handler.clone(), Settings::default());
     let dead_letter = eventually("a dead letter", LIMIT, async || {
         handler.collected.lock().unwrap().first().cloned().ok_or_else(|| "none".to_owned())
     })
     .await;
-    running.drain().await;
+    drop(running);
     dead_letter
+}
+
+/// The first dead letters of a queue.
+pub(crate) async fn read_dead_letters(
+    bench: &Bench,
+    queue: WorkQueue,
+    count: usize,
+) -> Vec<Delivery> {
+    let handler = DeadLetters { queue, collected: Arc::default(), fails_until: 1, hangs: false };
+    let running = bench.run_at(bench.endpoints.clone(), handler.clone(), Settings::default());
+    let dead_letters = eventually(format!("{count} dead letters"), LIMIT, async || {
+        let collected = handler.collected.lock().unwrap().clone();
+        if collected.len() >= count { Ok(collected) } else { Err(format!("{}", collected.len())) }
+    })
+    .await;
+    running.drain().await;
+    dead_letters
 }

@@ -27,7 +27,7 @@ pub(crate) struct Filters {
     pub(crate) queue: Option<&'static str>,
 
     /// Only with this reason: malformed_json, schema, too_large, unknown_action, conflict,
-    /// attempts_exhausted, delivery_limit or expired
+    /// attempts_exhausted, delivery_limit, expired or unreadable
     #[arg(long, value_parser = reason)]
     pub(crate) reason: Option<DeadLetterReason>,
 

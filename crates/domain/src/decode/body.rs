@@ -12,14 +12,23 @@ use crate::action::ActionKind;
 use crate::failure::{DeadLetterReason, Hint, Refusal};
 use crate::json::{Fault, Member, first_fault, is_storable, members, path_to, string, type_name};
 
-pub(super) fn read(body: &[u8], limit: usize) -> Result<(ActionKind, Vec<Member<'_>>), Refusal> {
-    if body.len() > limit {
-        let detail = format!(
-            "the body has {} bytes, but at most {limit} are accepted; send large content by reference",
-            body.len()
-        );
-        return Err(Refusal::new(DeadLetterReason::TooLarge, detail));
+/// Checks the size of a body against the limit, in bytes.
+///
+/// # Errors
+/// It is `too_large`.
+pub fn check_size(body: &[u8], limit: usize) -> Result<(), Refusal> {
+    if body.len() <= limit {
+        return Ok(());
     }
+    let detail = format!(
+        "the body has {} bytes, but at most {limit} are accepted; send large content by reference",
+        body.len()
+    );
+    Err(Refusal::new(DeadLetterReason::TooLarge, detail))
+}
+
+pub(super) fn read(body: &[u8], limit: usize) -> Result<(ActionKind, Vec<Member<'_>>), Refusal> {
+    check_size(body, limit)?;
     let text = std::str::from_utf8(body).map_err(|error| {
         malformed(format!("the body must be UTF-8, but byte {} is not", error.valid_up_to()))
     })?;

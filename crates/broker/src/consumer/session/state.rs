@@ -42,18 +42,6 @@ pub(in crate::consumer) struct Session<H: Handler> {
     pub(super) last_depth_request: Instant,
     pub(super) last_suspect_check: Instant,
     pub(super) checks: tokio::time::Interval,
-    /// In [isolating mode](ConsumeMode::Isolating): acknowledgements until the session ends.
-    pub(super) isolating_remaining: Option<usize>,
-}
-
-/// How many messages a session has at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::consumer) enum ConsumeMode {
-    /// As much as the settings allow.
-    Batches,
-    /// One message, because lapin cannot read one of the messages and closes the connection for it. One
-    /// at a time, only that message is redelivered.
-    Isolating,
 }
 
 pub(super) enum Report<I> {
