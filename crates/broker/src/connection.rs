@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::Shutdown;
+use std::net::{Ipv6Addr, Shutdown};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +18,7 @@ use async_rs::Tokio;
 use domain::failure::{Dependency, Unavailable};
 use lapin::protocol::AMQPErrorKind;
 use lapin::tcp::TLSConfig;
-use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::uri::{AMQPAuthority, AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, ConnectionProperties};
 
 use crate::readable_stream::{ReadableRuntime, ReadableStream};
@@ -125,7 +125,14 @@ impl Endpoints {
         let urls = urls.split(',').map(str::trim).filter(|url| !url.is_empty());
         let addresses = urls.enumerate().map(|(at, url)| {
             let malformed = |why| InvalidAddress::Malformed { position: at + 1, why };
+            // Checked here: an error of the client library may repeat the URL.
+            if !["amqp://", "amqps://"].iter().any(|scheme| url.starts_with(scheme)) {
+                return Err(malformed("it has another scheme".to_owned()));
+            }
             let mut address: AMQPUri = url.parse().map_err(malformed)?;
+            if let Some(host) = ipv6_host(url) {
+                address.authority.host = host.to_string();
+            }
             address.query.heartbeat = Some(HEARTBEAT_SECONDS);
             Ok(address)
         });
@@ -191,7 +198,11 @@ impl Endpoints {
 impl fmt::Display for Endpoints {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let addresses = self.addresses.iter().map(|it| &it.authority);
-        let addresses: Vec<_> = addresses.map(|it| format!("{}:{}", it.host, it.port)).collect();
+        let address = |it: &AMQPAuthority| match it.host.parse::<Ipv6Addr>() {
+            Ok(host) => format!("[{host}]:{}", it.port),
+            Err(_) => format!("{}:{}", it.host, it.port),
+        };
+        let addresses: Vec<_> = addresses.map(address).collect();
         f.write_str(&addresses.join(", "))
     }
 }
@@ -314,6 +325,15 @@ impl Socket {
     }
 }
 
+/// The host of a URL, if it is an IPv6 address. amq-protocol-uri 10.6.3 takes only names and IPv4 addresses for a host
+/// (`url.domain()` in its `FromStr`): it replaces an IPv6 address by `localhost`, which would get the credentials.
+fn ipv6_host(url: &str) -> Option<Ipv6Addr> {
+    let (_, rest) = url.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next()?;
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    host.strip_prefix('[')?.split_once(']')?.0.parse().ok()
+}
+
 async fn open(address: AMQPUri, name: String, max_body: u64) -> lapin::Result<Connection> {
     // lapin's recovery stays off (its default): it stops after 16 tries and does not know what was in
     // flight.
@@ -376,6 +396,42 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("address 2") && !text.contains("hunter2"), "{text}");
         assert_eq!(Endpoints::parse(" , ", "p").unwrap_err(), InvalidAddress::Empty);
+    }
+
+    #[test]
+    fn an_ipv6_address_is_connected_to_and_not_the_local_host() {
+        for (url, shown) in [
+            ("amqp://u:p@[2001:db8::7]:5673/v", "[2001:db8::7]:5673"),
+            ("amqps://[2001:DB8:0::7]", "[2001:db8::7]:5671"),
+            ("amqp://u:p@192.0.2.7/v", "192.0.2.7:5672"),
+        ] {
+            assert_eq!(Endpoints::parse(url, "p").unwrap().to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn an_error_does_not_repeat_a_url_without_slashes() {
+        let error = Endpoints::parse("amqp:user:hunter2@host", "p").unwrap_err().to_string();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_server_on_an_ipv6_address_gets_the_handshake() {
+        use tokio::io::AsyncReadExt as _;
+        let server = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
+        let port = server.local_addr().unwrap().port();
+        let endpoints = Endpoints::parse(&format!("amqp://u:p@[::1]:{port}/v"), "p").unwrap();
+        assert_eq!(endpoints.to_string(), format!("[::1]:{port}"));
+        let accepted = async {
+            let mut header = [0; 8];
+            let (mut client, peer) = server.accept().await.unwrap();
+            client.read_exact(&mut header).await.unwrap();
+            (header, peer.is_ipv6())
+        };
+        let ((header, ipv6), connection) = tokio::join!(accepted, endpoints.connect("test"));
+        // AMQP 0-9-1, 4.2.2: the protocol header.
+        assert_eq!((&header, ipv6), (b"AMQP\x00\x00\x09\x01", true));
+        assert!(connection.is_err(), "the server closed the connection");
     }
 
     #[test]

@@ -259,6 +259,13 @@ fn an_invalid_url_is_named_but_not_shown() {
         Start::new().file("amqp_url: guest:s3cret@rabbit\n"),
         Start::new().flags(&["--amqp-url", "guest:s3cret@rabbit"]),
         Start::new().flags(&["--database-url=u:s3cret@db"]),
+        Start::new().env("DATABASE_URL", "postgres://u:s3cret@h/d?sslmod=verify-full"),
+        Start::new().env("DATABASE_URL", "postgres://u:s3cret@h/d?sslmode=on"),
+        Start::new().env("DATABASE_URL", "postgres://u:s3cret@h/d?sslmode=require&sslmode=disable"),
+        Start::new()
+            .env("AMQP_URL", "amqps://u:s3cret@a/v,amqps://u:s3cret@b/v?cacertfile=/ca.pem"),
+        Start::new().env("REDIS_URL", "rediss://:s3cret@h/0?ssl_cert_reqs=none"),
+        Start::new().file("database_url: postgres://h/d?password=s3&cret\n"),
     ];
     let errors: Vec<String> = cases.iter().map(Start::error).collect();
     insta::assert_snapshot!(errors.join("\n"), @r#"
@@ -267,6 +274,12 @@ fn an_invalid_url_is_named_but_not_shown() {
     fleet.yaml:1: amqp_url: it must start with amqp:// or amqps://
     flag --amqp-url: it must start with amqp:// or amqps://
     flag --database-url: it must start with postgres:// or postgresql://
+    environment variable DATABASE_URL: unknown parameter sslmod; did you mean sslmode?
+    environment variable DATABASE_URL: parameter sslmode must be one of disable, prefer, require, verify-ca, verify-full
+    environment variable DATABASE_URL: sslmode is given twice
+    environment variable AMQP_URL: parameter cacertfile would have no effect: amqps:// verifies the server's certificate with the certificates of the operating system, or with those that the environment variable SSL_CERT_FILE names
+    environment variable REDIS_URL: parameter ssl_cert_reqs would have no effect: rediss:// verifies the server's certificate with the certificates of the operating system, or with those that the environment variable SSL_CERT_FILE names
+    fleet.yaml:1: database_url: it has an unknown parameter, whose name is not shown because it may be a part of a password: percent-encode passwords (& as %26, ? as %3F)
     "#);
 }
 

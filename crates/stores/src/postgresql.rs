@@ -190,17 +190,11 @@ mod tests {
 
     #[test]
     fn an_invalid_url_is_refused_with_its_cause_and_without_its_password() {
-        for (url, cause) in [
-            ("postgres://u:s3cret@db:99999/v", "invalid port number"),
-            ("postgres://u:s3cret@db/v?sslmode=on", "unknown value \"on\" for `ssl_mode`"),
-            ("postgres://u:s3cret%FF@db/v", "invalid utf-8 sequence"),
-        ] {
-            let database_url = ServerUrl::postgresql(url).unwrap();
-            let settings = DatabaseSettings { database_url };
-            let refused = DatabaseServer::of_command(&settings, COMMAND_TIMEOUT).err().unwrap();
-            let text = refused.to_string();
-            assert!(text.starts_with("DATABASE_URL: postgres://***@db"), "{text}");
-            assert!(text.contains(cause) && !text.contains("s3cret"), "{text}");
-        }
+        let database_url = ServerUrl::postgresql("postgres://u:s3cret%FF@db/v").unwrap();
+        let settings = DatabaseSettings { database_url };
+        let refused = DatabaseServer::of_command(&settings, COMMAND_TIMEOUT).err().unwrap();
+        let text = refused.to_string();
+        assert!(text.starts_with("DATABASE_URL: postgres://***@db"), "{text}");
+        assert!(text.contains("invalid utf-8 sequence") && !text.contains("s3cret"), "{text}");
     }
 }

@@ -149,6 +149,9 @@ async fn an_invalid_setting_is_named_and_no_secret_is_logged() {
         ("VERBATIM_HOLD_LIMIT", "soon", "soon"),
         ("AMQP_URL", "", "AMQP_URL"),
         ("DATABASE_URL", "mysql://user:hidden@localhost/x", "postgres"),
+        ("DATABASE_URL", "postgres://u:hidden@localhost/x?sslmod=verify-full", "sslmode"),
+        ("DATABASE_URL", "postgres://u:hidden@localhost/x?sslpassword=hidden", "sslpassword"),
+        ("AMQP_URL", "amqp://u:hidden@localhost/v?cacertfile=hidden", "cacertfile"),
         ("VERBATIM_CONFIG", "/does/not/exist.yaml", "/does/not/exist.yaml"),
     ] {
         let worker = scenario.launch(SAVER, &[(name, value)]);
@@ -158,9 +161,4 @@ async fn an_invalid_setting_is_named_and_no_secret_is_logged() {
         assert!(log.contains(name) || name == "VERBATIM_CONFIG", "{name} is named: {log}");
         assert!(log.contains(expected) && !log.contains("hidden"), "{log}");
     }
-    // The PostgreSQL client logs unknown parameters of a URL with their values.
-    let address = format!("{}?sslpassword=hidden", scenario.database_url);
-    let worker = scenario.launch(SAVER, &[("DATABASE_URL", &address)]);
-    worker.wait(LIMIT).await.unwrap();
-    assert!(!worker.log().contains("hidden"), "{}", worker.log());
 }

@@ -16,6 +16,7 @@ mod fleet;
 mod groups;
 mod layers;
 mod url;
+mod url_parameters;
 mod values;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,7 @@ pub use groups::{
     ProcessSettings, ReadReplicaSettings, RedisSettings,
 };
 pub use url::{InvalidUrl, ServerUrl};
+pub use url_parameters::InvalidParameter;
 pub use values::{bytes, duration, positive_duration};
 
 use domain::fleet::Process;
@@ -249,7 +251,7 @@ mod tests {
         let urls = [
             ("AMQP_URL", "amqp://u:hunter2@a,amqp://u:hunter2@b/v"),
             ("REDIS_URL", "redis://:hunter2@r"),
-            ("DATABASE_URL", "postgres://u:hunter2@d/v?sslpassword=hunter2"),
+            ("DATABASE_URL", "postgres://d/v?user=u&password=hunter2"),
         ];
         let pairs = urls.iter().map(|(name, value)| (name.into(), value.into()));
         let sources = Sources {
@@ -263,7 +265,7 @@ mod tests {
         assert!(!described.contains("hunter2"), "{described}");
         for setting in [
             "amqp_url=amqp://***@a,amqp://***@b/v",
-            "database_url=postgres://***@d/v",
+            "database_url=postgres://d/v",
             "close_grace=45s",
             "close_idle=",
         ] {
