@@ -13,7 +13,7 @@ use testkit::environment::redis;
 use testkit::fleet::{Fleet, Worker};
 use testkit::management::Management;
 use testkit::process::{Process, Signal};
-use testkit::servers::{Kind, Server, Servers};
+use testkit::servers::{ALLOW_FSYNC_OFF, Kind, Server, Servers};
 use testkit::wait::eventually;
 
 use crate::{Agent, RabbitAdmin, TestReader};
@@ -192,7 +192,7 @@ impl Scenario {
             ("REDIS_URL", &redis_url),
             ("DATABASE_URL", &database_url),
         ];
-        let settings = settings.into_iter().chain(SHORT);
+        let settings = settings.into_iter().chain([ALLOW_FSYNC_OFF]).chain(SHORT);
         let fleet = settings.fold(fleet, |fleet, (name, value)| fleet.with(name, value));
         Self { amqp_url, redis_url, database_url, fleet, promoted: None, servers }
     }

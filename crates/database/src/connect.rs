@@ -1,36 +1,20 @@
-//! Connection settings of PostgreSQL, and the timeout around every unit of work.
+//! The pool of PostgreSQL, and the timeout around every unit of work.
 
 use std::pin::Pin;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
+use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::{Query, QueryAs};
 use sqlx::{Connection as _, FromRow, Postgres};
 use tokio::time::{Instant, timeout_at};
 
+use crate::connection_settings::{self, Settings};
 use crate::pool::Pool;
 use crate::save_heuristics::{ExpectDuplicates, ExpectSettled};
 use crate::sequences::{self, AdvancedSequence};
 use crate::writers::{Writer, WriterRow};
 use crate::{Error, Result};
-
-/// Connection settings of PostgreSQL.
-#[derive(Clone)]
-pub struct Settings {
-    /// `postgres://user:password@host:port/database`. Holds a secret: never logged.
-    pub url: String,
-    /// The name under which `pg_stat_activity` shows the connections.
-    pub application: String,
-    /// The most connections that this process opens.
-    pub connections: u32,
-    /// The timeout of one unit of work, waiting for a connection included. A server that does not answer
-    /// within it counts as unavailable.
-    pub time_out: Duration,
-    /// How long a statement waits for a row lock before it gives up and is retried.
-    pub lock_time_out: Duration,
-}
 
 /// A pool of connections to PostgreSQL. Cheap to clone.
 #[derive(Clone)]
@@ -46,21 +30,7 @@ impl Database {
     /// Creates the pool. It connects on first use, so that a process can start while PostgreSQL is
     /// unavailable. Fails only on a URL that cannot be parsed.
     pub fn open(settings: &Settings) -> Result<Self> {
-        let options = PgConnectOptions::from_str(&settings.url)?
-            .application_name(&settings.application)
-            .options([
-                ("lock_timeout", format!("{}ms", settings.lock_time_out.as_millis())),
-                ("statement_timeout", format!("{}ms", settings.time_out.as_millis())),
-                // A worker that is frozen or lost its network must not hold row locks for ever.
-                ("idle_in_transaction_session_timeout", "30s".to_owned()),
-                ("TimeZone", "UTC".to_owned()),
-                // One plan for each statement, always by index, whatever its values and however many
-                // rows the tables had when it was planned. Every statement of this crate has an index to
-                // use, and planning again would cost more than it gains.
-                ("plan_cache_mode", "force_generic_plan".to_owned()),
-                ("enable_seqscan", "off".to_owned()),
-                ("jit", "off".to_owned()),
-            ]);
+        let options = connection_settings::options(settings)?;
         Ok(Self {
             pool: Arc::new(Pool::new(options, settings.connections)),
             expect_duplicates: Arc::default(),

@@ -41,12 +41,24 @@ pub enum Error {
 /// The result of a statement.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why the schema cannot be used. The messages name the remedy.
+/// Why the database or its schema cannot be used. The messages name the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
     /// The query of the schema version failed.
     #[error("the schema could not be checked")]
     Database(#[from] Error),
+    /// The database cannot store every text.
+    #[error(
+        "the encoding of the database is {0}, not UTF8, so it cannot store every text; create another one: \
+         CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+    )]
+    Encoding(String),
+    /// The server loses commits when its machine crashes.
+    #[error(
+        "PostgreSQL runs with {0}, so a crash of its machine may lose or corrupt what is committed; switch it on. \
+         For tests, and for storage that makes it unnecessary, set VERBATIM_ALLOW_FSYNC_OFF=true"
+    )]
+    NotDurable(String),
     /// The database has no schema.
     #[error("the database has no Verbatim schema; run `verbatim setup`")]
     Missing,

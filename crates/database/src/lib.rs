@@ -10,8 +10,10 @@
 mod audit;
 mod close;
 mod connect;
+mod connection_settings;
 mod conversations;
 mod dead_letters;
+mod durability;
 mod epoch;
 mod error;
 #[cfg(test)]
@@ -37,7 +39,8 @@ mod writers;
 
 pub use audit::{Actor, AuditEntry};
 pub use close::{Claim, ClaimCriteria, CloseCause, Closed, Uncounted};
-pub use connect::{Database, Settings};
+pub use connect::Database;
+pub use connection_settings::Settings;
 pub use conversations::{ConversationFilter, ConversationView};
 pub use dead_letters::{
     CollectedDeadLetter, ContentFingerprint, DeadLetter, DeadLetterCursor, DeadLetterDetail,
@@ -45,6 +48,7 @@ pub use dead_letters::{
     DeadLetterStatus, DeadLetterSummary, Decision, FailedAgain, FailedMessage, OpenDeadLetters,
     ReplayOutcome, ReplayedBefore, Selection,
 };
+pub use durability::RequiredDurability;
 pub use epoch::{ConversationNumbers, EpochChange, Numbers, OpenSaves, Recorded};
 pub use error::{Error, Result, SchemaError};
 pub use messages::{Page, Snapshot};

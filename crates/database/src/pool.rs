@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use domain::failure::FailureClass;
+use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions as _, Connection as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use crate::{Error, Result};
+use crate::{Error, Result, connection_settings};
 
 /// How long a connection may be idle before it is closed: less than the idle timeouts of firewalls
 /// (commonly an hour; Azure's load balancers 4 minutes, AWS's 350 s).
@@ -64,7 +64,7 @@ impl Pool {
         let released = self.idle().pop();
         let (connection, opened_at) = match released {
             Some(released) if released.is_reusable() => (released.connection, released.opened_at),
-            _ => (self.options.connect().await?, Instant::now()),
+            _ => (connection_settings::connect(&self.options).await?, Instant::now()),
         };
         Ok(Lease { connection, opened_at, pool: Arc::clone(self), permit })
     }

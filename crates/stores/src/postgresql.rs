@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use backon::Retryable as _;
-use database::{Database, SchemaError};
+use database::{Database, RequiredDurability, SchemaError};
 use domain::causes::with_causes;
 use domain::failure::{Dependency, FailureClass};
 use domain::fleet;
 use service::Service;
-use service::settings::{DatabaseSettings, ReadReplicaSettings, ServerUrl, StoreSettings};
+use service::settings::{
+    DatabaseSettings, DurabilitySettings, ReadReplicaSettings, ServerUrl, StoreSettings,
+};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -115,11 +117,15 @@ impl DatabaseServer {
         }
     }
 
-    /// Waits until PostgreSQL is available; fails if its schema is missing or too old. Advances sequences that lag
-    /// behind their tables.
-    pub(crate) async fn wait_for_schema(&self) -> Result<(), SchemaError> {
+    /// Waits until PostgreSQL is available; fails if it would lose commits, or if its schema is missing or too old.
+    /// Advances sequences that lag behind their tables.
+    pub(crate) async fn wait_for_schema(
+        &self,
+        settings: &DurabilitySettings,
+    ) -> Result<(), SchemaError> {
         let unavailable = |error: &SchemaError| matches!(error, SchemaError::Database(e) if e.class() == FailureClass::Unavailable);
         let verify = async || {
+            self.database.verify_server(required_durability(settings)).await?;
             self.database.verify_schema().await?;
             Ok(self.database.advance_sequences().await?)
         };
@@ -153,6 +159,12 @@ impl DatabaseServer {
         watch(service, "postgresql-check", "postgresql", Dependency::PostgreSql, probe);
     }
 
+    /// Fails if PostgreSQL would lose commits, or cannot store every text.
+    pub async fn verify_server(&self, settings: &DurabilitySettings) -> Result<(), Fault> {
+        let verified = self.database.verify_server(required_durability(settings)).await;
+        verified.map_err(|error| self.schema_failure(&error))
+    }
+
     /// The fault for a failed statement.
     #[must_use]
     pub fn failure(&self, error: &database::Error) -> Fault {
@@ -168,9 +180,11 @@ impl DatabaseServer {
     pub fn schema_failure(&self, error: &SchemaError) -> Fault {
         match error {
             SchemaError::Database(error) => self.failure(error),
-            SchemaError::Missing | SchemaError::TooOld { .. } | SchemaError::Migration(_) => {
-                self.refused(&with_causes(error))
-            }
+            SchemaError::Encoding(_)
+            | SchemaError::NotDurable(_)
+            | SchemaError::Missing
+            | SchemaError::TooOld { .. }
+            | SchemaError::Migration(_) => self.refused(&with_causes(error)),
         }
     }
 
@@ -182,6 +196,10 @@ impl DatabaseServer {
         let (setting, address) = (self.setting, self.url.to_string());
         Fault::Unavailable(Unavailable { server: "PostgreSQL", setting, address, cause })
     }
+}
+
+fn required_durability(settings: &DurabilitySettings) -> RequiredDurability {
+    if settings.allow_fsync_off { RequiredDurability::Any } else { RequiredDurability::Durable }
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ impl Stores {
         let publisher = Publisher::new(broker.endpoints.clone(), service.metrics().clone());
         broker.watch(service);
         // Concurrently, so that the log names every unavailable server, not only the first.
-        let schema = async { anyhow::Ok(server.wait_for_schema().await?) };
+        let schema = async { anyhow::Ok(server.wait_for_schema(&settings.durability).await?) };
         tokio::try_join!(schema, broker.wait_for_topology())?;
         let Broker { endpoints, .. } = broker;
         Ok(Self { database: server.database, hot: redis.hot, endpoints, publisher, random })

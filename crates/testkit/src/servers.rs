@@ -24,7 +24,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 pub use self::binaries::{RABBITMQ, missing, package};
-pub use self::kind::{Durability, Kind};
+pub use self::kind::{ALLOW_FSYNC_OFF, Durability, Kind};
 use self::node::Launch;
 pub use self::node::Node;
 pub use self::postgresql::BaseBackup;

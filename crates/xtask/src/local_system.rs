@@ -40,7 +40,7 @@ impl LocalSystem {
             .with("AMQP_URL", &servers.amqp_url)
             .with("REDIS_URL", &servers.redis_url)
             .with("DATABASE_URL", &servers.database_url);
-        for (name, value) in settings {
+        for (name, value) in servers.settings.iter().chain(settings) {
             fleet = fleet.with(name, value);
         }
         let system = Self { workers: Vec::new(), fleet, servers };

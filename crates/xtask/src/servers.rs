@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use testkit::servers::{Durability, Kind, Servers};
+use testkit::servers::{ALLOW_FSYNC_OFF, Durability, Kind, Servers};
 
 use crate::{packages, say};
 
@@ -27,6 +27,8 @@ pub(crate) struct LocalServers {
     pub(crate) amqp_url: String,
     pub(crate) redis_url: String,
     pub(crate) database_url: String,
+    /// Further environment variables for the processes that use these servers.
+    pub(crate) settings: Vec<(&'static str, &'static str)>,
     _private: Option<Servers>,
 }
 
@@ -43,6 +45,9 @@ impl LocalServers {
             .filter_map(|(kind, is_private)| is_private.then_some(kind))
             .collect();
         let private = if kinds.is_empty() { None } else { Some(start(&kinds).await?) };
+        // A server of the user has to be durable.
+        let settings =
+            if kinds.contains(&Kind::PostgreSql) { vec![ALLOW_FSYNC_OFF] } else { vec![] };
         let url = |kind, given: Option<String>| match (given, &private) {
             (Some(url), _) => url,
             (None, Some(servers)) => servers.get(kind).url(),
@@ -52,6 +57,7 @@ impl LocalServers {
             amqp_url: url(Kind::RabbitMq, options.amqp_url),
             redis_url: url(Kind::Redis, options.redis_url),
             database_url: url(Kind::PostgreSql, options.database_url),
+            settings,
             _private: private,
         })
     }

@@ -12,6 +12,9 @@ pub(crate) async fn run(options: ServerOptions) -> Result<()> {
     say::line(&format!("export AMQP_URL='{}'", servers.amqp_url));
     say::line(&format!("export REDIS_URL='{}'", servers.redis_url));
     say::line(&format!("export DATABASE_URL='{}'", servers.database_url));
+    for (name, value) in &servers.settings {
+        say::line(&format!("export {name}={value}"));
+    }
     say::aside("\nCtrl-C stops the servers and removes their data.");
     std::future::pending().await
 }

@@ -19,6 +19,9 @@ pub(crate) async fn run(options: ServerOptions) -> Result<()> {
     say::line(&format!("export AMQP_URL='{}'", system.servers.amqp_url));
     say::line(&format!("export REDIS_URL='{}'", system.servers.redis_url));
     say::line(&format!("export DATABASE_URL='{}'", system.servers.database_url));
+    for (name, value) in &system.servers.settings {
+        say::line(&format!("export {name}={value}"));
+    }
     say::line(&format!("export PATH=\"{}:$PATH\"", testkit::place::profile_dir().display()));
     say::line("verbatim queues");
     say::aside("\nCtrl-C stops all processes and removes the data of private servers.");

@@ -142,6 +142,26 @@ async fn a_worker_exits_if_setup_has_not_run_and_names_the_setup_command() {
 }
 
 #[tokio::test]
+async fn setup_and_workers_refuse_a_server_that_may_lose_commits() {
+    let scenario = Scenario::unprepared().await;
+    let refuse = [("VERBATIM_ALLOW_FSYNC_OFF", "false")];
+    let setup = scenario.verbatim_with(&["setup"], &refuse).await;
+    let text = String::from_utf8(setup.stderr).unwrap();
+    assert_eq!(setup.status.code(), Some(1), "{text}");
+    let cause = "PostgreSQL runs with fsync = off and full_page_writes = off";
+    assert!(text.contains(cause) && text.contains("VERBATIM_ALLOW_FSYNC_OFF"), "{text}");
+    let schema = "SELECT to_regclass('conversations') IS NULL";
+    assert_eq!(scenario.sql(schema).await, "t", "the schema was not created");
+
+    tokio::join!(scenario.migrate(), scenario.declare());
+    let worker = scenario.launch(SAVER, &refuse);
+    let status = worker.wait(LIMIT).await.unwrap();
+    let log = worker.log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains(cause) && log.contains("VERBATIM_ALLOW_FSYNC_OFF"), "{log}");
+}
+
+#[tokio::test]
 async fn an_invalid_setting_is_named_and_no_secret_is_logged() {
     let scenario = Scenario::unprepared().await;
     for (name, value, expected) in [

@@ -9,7 +9,7 @@ use clap::Args;
 use conversation::RandomSource;
 use database::{AdvancedSequence, SchemaError};
 use serde::Serialize;
-use service::settings::{AmqpSettings, DatabaseSettings};
+use service::settings::{AmqpSettings, DatabaseSettings, DurabilitySettings};
 use stores::{Broker, COMMAND_TIMEOUT, DatabaseServer};
 
 use crate::actor::ActorArgs;
@@ -45,6 +45,8 @@ pub(crate) struct Setup {
     amqp: AmqpSettings,
     #[command(flatten)]
     database: DatabaseSettings,
+    #[command(flatten)]
+    durability: DurabilitySettings,
 }
 
 /// What was done. A part that failed is null.
@@ -79,7 +81,8 @@ struct Topology {
 
 impl Setup {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
-        let (schema, topology) = tokio::join!(schema(&self.database), topology(&self.amqp));
+        let (schema, topology) =
+            tokio::join!(schema(&self.database, &self.durability), topology(&self.amqp));
         let mut failures = Vec::new();
         let mut collect = |failure| failures.push(failure);
         let schema = schema.map_err(&mut collect).ok();
@@ -104,8 +107,12 @@ impl Setup {
     }
 }
 
-async fn schema(settings: &DatabaseSettings) -> Result<Schema, Failure> {
+async fn schema(
+    settings: &DatabaseSettings,
+    durability: &DurabilitySettings,
+) -> Result<Schema, Failure> {
     let server = DatabaseServer::of_command(settings, COMMAND_TIMEOUT)?.reachable().await?;
+    server.verify_server(durability).await?;
     let (state, from) = match server.database.verify_schema().await {
         Ok(()) => {
             let advanced = server.database.advance_sequences().await;

@@ -34,7 +34,8 @@ async fn the_fleets_yaml_file_serves_the_command_line_too() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("fleet.yaml");
     let yaml = format!(
-        "amqp_url: {}\ndatabase_url: {}\nlog_level: info\nmessage-save-worker:\n  batch_size: 5\n",
+        "amqp_url: {}\ndatabase_url: {}\nallow_fsync_off: true\nlog_level: info\nmessage-save-worker:\n  \
+         batch_size: 5\n",
         env.amqp_url, env.database_url
     );
     std::fs::write(&file, yaml).unwrap();

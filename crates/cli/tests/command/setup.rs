@@ -62,6 +62,24 @@ async fn setup_names_every_unreachable_server_without_its_password() {
 }
 
 #[tokio::test]
+async fn setup_refuses_a_database_that_cannot_store_every_text() {
+    let env = TestEnv::new().await;
+    for encoding in ["LATIN1", "SQL_ASCII"] {
+        let name = format!("{}_{}", env.name, encoding.to_lowercase());
+        env.psql(&format!("CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0"))
+            .await
+            .unwrap();
+        let (server, _) = env.database_url.rsplit_once('/').unwrap();
+        let verbatim = Verbatim::of(&env).with("DATABASE_URL", &format!("{server}/{name}"));
+        let ran = verbatim.run(&["setup"]).await;
+        env.psql(&format!("DROP DATABASE {name} WITH (FORCE)")).await.unwrap();
+        assert_eq!(ran.code, 1, "{ran:?}");
+        let cause = format!("the encoding of the database is {encoding}, not UTF8");
+        assert!(ran.err.contains(&cause), "{ran:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_closed_pipe_hides_no_problem() {
     let without = Verbatim::default().with("DATABASE_URL", "postgres://user@127.0.0.1:9/d");
     let unreachable = without.with("AMQP_URL", "amqp://user@127.0.0.1:9/v");

@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 use fixtures::{Replica, action, applied, database, saving};
 use serde_json::Value;
 use testkit::TestEnv;
+use testkit::servers::ALLOW_FSYNC_OFF;
 
 /// The exit code and output of a run.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ impl Verbatim {
             .with("AMQP_URL", &env.amqp_url)
             .with("REDIS_URL", &env.redis_url)
             .with("DATABASE_URL", &env.database_url)
+            .with(ALLOW_FSYNC_OFF.0, ALLOW_FSYNC_OFF.1)
     }
 
     /// With one more variable.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use domain::failure_policy::{HOLD_LIMIT, STALL_LIMIT};
 
-use super::groups::ConnectionSettings;
+use super::groups::{ConnectionSettings, DurabilitySettings};
 use super::values::{bytes, duration, positive_duration, share};
 
 /// The connections to the three servers, and their timeouts.
@@ -16,6 +16,10 @@ pub struct StoreSettings {
     /// Their URLs.
     #[command(flatten)]
     pub connections: ConnectionSettings,
+
+    /// What PostgreSQL must promise.
+    #[command(flatten)]
+    pub durability: DurabilitySettings,
 
     /// Maximum number of connections to PostgreSQL. At least one for each batch in flight and two more
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..))]

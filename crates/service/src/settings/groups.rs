@@ -43,6 +43,17 @@ pub struct DatabaseSettings {
     pub database_url: ServerUrl,
 }
 
+/// Whether a PostgreSQL is accepted that may lose commits. The variable is named because the command line, which
+/// names none by itself, has this setting too.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct DurabilitySettings {
+    /// Accept a PostgreSQL with fsync or full_page_writes off, which may lose committed messages when its
+    /// machine crashes. Only for tests, or where the storage makes these settings unnecessary
+    #[arg(long, env = "VERBATIM_ALLOW_FSYNC_OFF", default_value_t = false)]
+    #[arg(action = clap::ArgAction::Set, value_name = "true|false", help_heading = "Servers")]
+    pub allow_fsync_off: bool,
+}
+
 /// A read replica for queries that tolerate its lag.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ReadReplicaSettings {

@@ -31,8 +31,8 @@ pub use fleet::{
     BackgroundSettings, ClosingSettings, ClosingTimes, ConsumerSettings, StoreSettings,
 };
 pub use groups::{
-    AmqpSettings, ConnectionSettings, DatabaseSettings, ListenSettings, LogFormat, LogSettings,
-    ProcessSettings, ReadReplicaSettings, RedisSettings,
+    AmqpSettings, ConnectionSettings, DatabaseSettings, DurabilitySettings, ListenSettings,
+    LogFormat, LogSettings, ProcessSettings, ReadReplicaSettings, RedisSettings,
 };
 pub use url::{InvalidUrl, ServerUrl};
 pub use url_parameters::InvalidParameter;

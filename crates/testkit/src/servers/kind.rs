@@ -54,6 +54,10 @@ impl fmt::Display for Kind {
     }
 }
 
+/// The environment variable, with its value, by which the product's processes accept a PostgreSQL of
+/// [`Durability::Fast`].
+pub const ALLOW_FSYNC_OFF: (&str, &str) = ("VERBATIM_ALLOW_FSYNC_OFF", "true");
+
 /// Which failures a server's data survives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
