@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use database::{Database, SessionUpdate};
-use domain::action::{Action, ActionKind, ConversationSource};
+use domain::action::{Action, ActionKind};
 use domain::failure::{DeadLetterReason, Done, Failure, Outcome, Refusal, Unavailable};
 use domain::session_event::SessionEvent;
 use metrics::{Counter, Metrics, SessionEventKind};
@@ -95,12 +95,8 @@ impl Sessions {
 fn update(action: &Action) -> Option<SessionUpdate> {
     let event = SessionEvent::of(action)?;
     let common = action.common();
-    Some(SessionUpdate {
-        key: common.key.clone(),
-        everywhere: common.conversation_is_explicit == ConversationSource::FromSession,
-        time_source: common.time_source,
-        event: Arc::new(event),
-    })
+    let source = common.conversation_is_explicit;
+    Some(SessionUpdate::new(common.key.clone(), source, common.time_source, Arc::new(event)))
 }
 
 /// An action of another queue, or one that no worker of this version handles. It becomes a dead letter, which can

@@ -36,6 +36,7 @@ CREATE TABLE conversations (
     close_token        uuid,
     close_lease_until  timestamptz,
     satisfaction       smallint CHECK (satisfaction BETWEEN 1 AND 5),
+    -- `effective_at` of the event or feedback that said it: the newest one counts.
     satisfaction_at    timestamptz,
     -- A random number, new at every change. A hot copy in Redis is valid only if it has the same one.
     hot_generation     bigint NOT NULL,
@@ -73,6 +74,7 @@ CREATE TABLE sessions (
     conversation_id text COLLATE "C" NOT NULL,
     session_id      text COLLATE "C" NOT NULL,
     open            boolean NOT NULL,
+    -- `effective_at` of that event.
     last_event_at   timestamptz NOT NULL,
     -- What the last event said, if it was a close. A conversation that is closed again takes its reason from
     -- here.
@@ -94,6 +96,9 @@ CREATE TABLE session_events (
     session_id      text COLLATE "C" NOT NULL,
     created_at      timestamptz NOT NULL,
     received_at     timestamptz NOT NULL,
+    -- When it counts, in every comparison with other events: `created_at`, but at most one minute after the row was
+    -- first inserted, by this server's clock.
+    effective_at    timestamptz NOT NULL,
     reason          text,
     satisfaction    smallint,
     user_id         text COLLATE "C",
@@ -110,9 +115,9 @@ CREATE TABLE session_events (
     PRIMARY KEY (tenant_id, id, content_hash, conversation_id, created_at)
 );
 
-CREATE INDEX session_events_by_conversation ON session_events (tenant_id, conversation_id, created_at, id);
-CREATE INDEX session_events_by_session ON session_events (tenant_id, session_id, created_at);
-CREATE INDEX session_events_everywhere ON session_events (tenant_id, session_id, created_at) WHERE everywhere;
+CREATE INDEX session_events_by_conversation ON session_events (tenant_id, conversation_id, effective_at, id);
+CREATE INDEX session_events_by_session ON session_events (tenant_id, session_id, effective_at);
+CREATE INDEX session_events_everywhere ON session_events (tenant_id, session_id, effective_at) WHERE everywhere;
 
 -- The processes that save messages: one row for each start of a process, inserted with its first batch.
 -- `message_rows.saved_by` refers to it. A save names the row by `id` and `started_at`: a failover or a restore

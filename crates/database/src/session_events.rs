@@ -12,6 +12,7 @@ use sqlx::postgres::{PgBindIterExt as _, PgRow};
 use sqlx::{PgConnection, Row as _};
 
 use crate::rows::{BindKeys as _, corrupt, from_row, id, json, optional_id, timestamp};
+use crate::session_update::SessionUpdate;
 use crate::{Database, Result};
 
 const TABLE: &str = "session_events";
@@ -78,8 +79,7 @@ fn metadata(row: &PgRow) -> sqlx::Result<Option<Json>> {
 }
 
 impl Database {
-    /// The session events and feedback of a conversation, in the order in which they happened; the newest
-    /// `limit`.
+    /// The session events and feedback of a conversation, in the order in which they count; the newest `limit`.
     pub async fn session_events(
         &self,
         key: &ConversationKey,
@@ -88,10 +88,10 @@ impl Database {
         let query = sqlx::query_as(
             "SELECT * FROM (
                  SELECT id, action_type, session_id, created_at, received_at, reason, satisfaction, user_id,
-                        agent_id, model_name, tenant_tier, metadata::text AS metadata
+                        agent_id, model_name, tenant_tier, metadata::text AS metadata, effective_at
                  FROM session_events WHERE tenant_id = $1 AND conversation_id = $2
-                 ORDER BY created_at DESC, id DESC LIMIT $3) AS newest
-             ORDER BY created_at, id",
+                 ORDER BY effective_at DESC, id DESC LIMIT $3) AS newest
+             ORDER BY effective_at, id",
         )
         .bind(key.tenant.as_str())
         .bind(key.conversation.as_str())
@@ -100,33 +100,35 @@ impl Database {
     }
 }
 
-/// Stores events, each in a conversation, and whether it is a close that named none. An event that is stored already
-/// stays as it is.
+/// Stores events, each in a conversation. An event that is stored already stays as it is.
 pub(crate) async fn insert_events(
     connection: &mut PgConnection,
-    events: &[(&ConversationKey, &SessionEvent, bool)],
+    events: &[SessionUpdate],
 ) -> Result<()> {
     fn all<'a, T: 'a>(
-        events: &'a [(&ConversationKey, &SessionEvent, bool)],
+        events: &'a [SessionUpdate],
         of: impl Fn(&'a SessionEvent) -> T + Clone,
     ) -> impl Iterator<Item = T> + Clone {
-        events.iter().map(move |(_, event, _)| of(event))
+        events.iter().map(move |it| of(&it.event))
     }
     let time = |time| DateTime::<Utc>::from(time);
     sqlx::query(
         "INSERT INTO session_events (tenant_id, conversation_id, id, action_type, session_id, created_at,
                                      received_at, reason, satisfaction, user_id, agent_id, model_name,
-                                     tenant_tier, metadata, content_hash, everywhere)
+                                     tenant_tier, metadata, content_hash, everywhere, effective_at)
          SELECT tenant_id, conversation_id, id, action_type, session_id, created_at, received_at, reason,
-                satisfaction, user_id, agent_id, model_name, tenant_tier, metadata::json, content_hash, everywhere
+                satisfaction, user_id, agent_id, model_name, tenant_tier, metadata::json, content_hash, everywhere,
+                effective_at
          FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
                      $7::timestamptz[], $8::text[], $9::smallint[], $10::text[], $11::text[], $12::text[],
-                     $13::text[], $14::text[], $15::bytea[], $16::boolean[])
+                     $13::text[], $14::text[], $15::bytea[], $16::boolean[],
+                     $17::timestamptz[])
               AS e (tenant_id, conversation_id, id, action_type, session_id, created_at, received_at, reason,
-                    satisfaction, user_id, agent_id, model_name, tenant_tier, metadata, content_hash, everywhere)
+                    satisfaction, user_id, agent_id, model_name, tenant_tier, metadata, content_hash, everywhere,
+                    effective_at)
          ON CONFLICT (tenant_id, id, content_hash, conversation_id, created_at) DO NOTHING",
     )
-    .bind_keys(events.iter().map(|(key, ..)| *key))
+    .bind_keys(events.iter().map(|it| &it.key))
     .bind(all(events, |it| it.id.as_str()).bind_iter())
     .bind(all(events, |it| it.kind.as_str()).bind_iter())
     .bind(all(events, |it| it.session.as_str()).bind_iter())
@@ -139,8 +141,9 @@ pub(crate) async fn insert_events(
     .bind(all(events, |it| it.model_name.as_deref()).bind_iter())
     .bind(all(events, |it| it.tenant_tier.as_deref()).bind_iter())
     .bind(all(events, |it| it.metadata.as_ref().map(Json::as_str)).bind_iter())
-    .bind(events.iter().map(|(_, event, _)| event.content_hash().0).collect::<Vec<_>>())
-    .bind(events.iter().map(|(.., everywhere)| *everywhere).collect::<Vec<_>>())
+    .bind(events.iter().map(|it| it.event.content_hash().0).collect::<Vec<_>>())
+    .bind(events.iter().map(SessionUpdate::closes_everywhere).collect::<Vec<_>>())
+    .bind(events.iter().map(|it| time(it.at())).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())

@@ -1,9 +1,9 @@
 //! The closes that name no conversation, and the conversations that they concern.
 //!
 //! Such a close concerns every conversation in which its session was open at that time. That follows from all opens
-//! and closes of the session in the order of their times, and must not depend on the order in which they arrive. So
-//! every batch that adds an event to the history of a session computes from there on again what its closes concern,
-//! also those that are stored, and compares the result with what is stored.
+//! and closes of the session in the order of the times at which they count (`effective_at`), and must not depend on
+//! the order in which they arrive. So every batch that adds an event to the history of a session computes from there
+//! on again what its closes concern, also those that are stored, and compares the result with what is stored.
 //!
 //! [`concerned`] is the rule. It has no I/O. Everything before the first new event of a session stays as it is, so no
 //! more of a history is read than what follows that event.
@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use domain::action::{ActionKind, TimeSource};
+use domain::action::ActionKind;
 use domain::ids::{ConversationId, ConversationKey, TenantId};
 use domain::session_event::SessionEvent;
 use domain::time::Timestamp;
@@ -20,7 +20,7 @@ use sqlx::postgres::PgBindIterExt as _;
 use sqlx::{PgConnection, Row as _};
 
 use crate::Result;
-use crate::rows::{BindKeys as _, id, item_of};
+use crate::rows::{BindKeys as _, id, item_of, timestamp};
 use crate::session_events::stored_event;
 use crate::session_update::SessionUpdate;
 
@@ -50,11 +50,13 @@ struct StoredEvent {
     key: ConversationKey,
     everywhere: bool,
     event: Arc<SessionEvent>,
+    effective_at: Timestamp,
 }
 
 /// A close that names no conversation, and the conversations in which it is stored.
 struct Close<'a> {
     event: &'a Arc<SessionEvent>,
+    at: Timestamp,
     stored_in: BTreeSet<&'a ConversationId>,
 }
 
@@ -81,13 +83,16 @@ pub(crate) async fn assign_closes(
         let names_conversation = || session.new.iter().filter(|it| !it.closes_everywhere());
         let changes: Vec<Change<'_>> = names_conversation()
             .filter(|it| !it.is_feedback())
-            .map(|it| Change::of(&it.key, &it.event))
+            .map(|it| Change::of(&it.key, &it.event, it.at()))
             .chain(
-                stored.iter().filter(|it| !it.everywhere).map(|it| Change::of(&it.key, &it.event)),
+                stored
+                    .iter()
+                    .filter(|it| !it.everywhere)
+                    .map(|it| Change::of(&it.key, &it.event, it.effective_at)),
             )
             .collect();
         let closes = closes_of(session, stored);
-        let times: Vec<Timestamp> = closes.iter().map(|close| close.event.created_at).collect();
+        let times: Vec<Timestamp> = closes.iter().map(|close| close.at).collect();
         let own_exists = *own_exists || names_conversation().any(|it| it.key == session.own);
         for (close, mut concerned) in closes.iter().zip(concerned(open, &changes, &times)) {
             // Messages may create the derived conversation at any time, so that is decided once for each close.
@@ -97,7 +102,7 @@ pub(crate) async fn assign_closes(
             if has_own || concerned.is_empty() {
                 concerned.insert(own);
             }
-            let of = |conversation: &&ConversationId| session.close_in(conversation, close.event);
+            let of = |conversation: &&ConversationId| session.close_in(conversation, close);
             updates.extend(concerned.difference(&close.stored_in).map(of));
             withdrawn.extend(close.stored_in.difference(&concerned).map(of));
         }
@@ -114,9 +119,9 @@ struct Change<'a> {
 }
 
 impl<'a> Change<'a> {
-    fn of(key: &'a ConversationKey, event: &SessionEvent) -> Self {
+    fn of(key: &'a ConversationKey, event: &SessionEvent, at: Timestamp) -> Self {
         let opens = event.kind == ActionKind::SessionOpened;
-        Self { at: event.created_at, conversation: &key.conversation, opens }
+        Self { at, conversation: &key.conversation, opens }
     }
 }
 
@@ -163,14 +168,15 @@ fn concerned<'a>(
 
 /// The closes that name no conversation, new and stored.
 fn closes_of<'a>(session: &Session<'a>, stored: &'a [StoredEvent]) -> Vec<Close<'a>> {
-    let new = session.new.iter().filter(|it| it.closes_everywhere()).map(|it| (&it.event, None));
+    let new = session.new.iter().filter(|it| it.closes_everywhere());
+    let new = new.map(|it| (&it.event, it.at(), None));
     let stored = stored.iter().filter(|it| it.everywhere);
-    let stored = stored.map(|it| (&it.event, Some(&it.key.conversation)));
+    let stored = stored.map(|it| (&it.event, it.effective_at, Some(&it.key.conversation)));
     let mut closes: BTreeMap<_, Close<'a>> = BTreeMap::new();
-    for (event, conversation) in new.chain(stored) {
+    for (event, at, conversation) in new.chain(stored) {
         let name = (event.created_at, event.id.as_str(), event.content_hash().0);
         let close =
-            closes.entry(name).or_insert_with(|| Close { event, stored_in: BTreeSet::new() });
+            closes.entry(name).or_insert_with(|| Close { event, at, stored_in: BTreeSet::new() });
         close.stored_in.extend(conversation);
     }
     closes.into_values().collect()
@@ -207,14 +213,10 @@ impl Session<'_> {
         self.new.iter().any(|it| it.closes_everywhere())
     }
 
-    fn close_in(&self, conversation: &ConversationId, close: &Arc<SessionEvent>) -> SessionUpdate {
+    fn close_in(&self, conversation: &ConversationId, close: &Close<'_>) -> SessionUpdate {
         let (tenant, conversation) = (self.tenant.clone(), conversation.clone());
-        SessionUpdate {
-            key: ConversationKey { tenant, conversation },
-            everywhere: true,
-            time_source: TimeSource::Body,
-            event: close.clone(),
-        }
+        let key = ConversationKey { tenant, conversation };
+        SessionUpdate::close_everywhere(key, close.event.clone(), close.at)
     }
 }
 
@@ -230,14 +232,15 @@ async fn stored_since(
                            AS k (tenant_id, session_id, since, has_new_close, n)
              WHERE k.has_new_close OR EXISTS (
                  SELECT FROM session_events e
-                 WHERE e.tenant_id = k.tenant_id AND e.session_id = k.session_id AND e.created_at >= k.since
+                 WHERE e.tenant_id = k.tenant_id AND e.session_id = k.session_id AND e.effective_at >= k.since
                    AND e.everywhere))
          SELECT k.n, e.conversation_id, e.everywhere, e.id, e.action_type, e.session_id, e.created_at,
                 e.received_at, e.reason, e.satisfaction, e.user_id, e.agent_id, e.model_name, e.tenant_tier,
+                e.effective_at,
                 CASE WHEN e.everywhere THEN e.metadata::text END AS metadata
          FROM k
          JOIN session_events e ON e.tenant_id = k.tenant_id AND e.session_id = k.session_id
-                              AND e.created_at >= k.since
+                              AND e.effective_at >= k.since
          WHERE e.action_type <> 'conversation.feedback'",
     )
     .bind(sessions.iter().map(|it| it.tenant.as_str()).bind_iter())
@@ -255,7 +258,8 @@ async fn stored_since(
             conversation: id(row, TABLE, "conversation_id", ConversationId::new)?,
         };
         let (everywhere, event) = (row.try_get("everywhere")?, Arc::new(stored_event(row)?));
-        stored[n].push(StoredEvent { key, everywhere, event });
+        let effective_at = timestamp(row.try_get("effective_at")?);
+        stored[n].push(StoredEvent { key, everywhere, event, effective_at });
     }
     Ok(stored)
 }
@@ -294,9 +298,9 @@ async fn before(
          CROSS JOIN LATERAL (
              SELECT e.action_type FROM session_events e
              WHERE e.tenant_id = l.tenant_id AND e.conversation_id = l.conversation_id
-               AND e.session_id = l.session_id AND e.created_at < l.since
+               AND e.session_id = l.session_id AND e.effective_at < l.since
                AND e.action_type <> 'conversation.feedback'
-             ORDER BY e.created_at DESC, e.action_type DESC LIMIT 1) AS last
+             ORDER BY e.effective_at DESC, e.action_type DESC LIMIT 1) AS last
          WHERE last.action_type = 'conversation.session_opened'
          UNION ALL
          SELECT k.n, k.own, false
@@ -345,19 +349,19 @@ pub(crate) async fn withdraw(
     .bind_keys(keys())
     .bind(withdrawn.iter().map(|it| it.event.id.as_str()).bind_iter())
     .bind(withdrawn.iter().map(|it| it.event.content_hash().0).collect::<Vec<_>>())
-    .bind(withdrawn.iter().map(|it| DateTime::<Utc>::from(it.at())).bind_iter())
+    .bind(withdrawn.iter().map(|it| DateTime::<Utc>::from(it.sent_at())).bind_iter())
     .execute(&mut *connection)
     .await?;
     sqlx::query(
         "UPDATE sessions s
-         SET open = last.action_type = 'conversation.session_opened', last_event_at = last.created_at,
+         SET open = last.action_type = 'conversation.session_opened', last_event_at = last.effective_at,
              close_reason = last.reason, satisfaction = last.satisfaction
          FROM unnest($1::text[], $2::text[], $3::text[]) AS k (tenant_id, conversation_id, session_id)
          CROSS JOIN LATERAL (
-             SELECT e.action_type, e.created_at, e.reason, e.satisfaction FROM session_events e
+             SELECT e.action_type, e.effective_at, e.reason, e.satisfaction FROM session_events e
              WHERE e.tenant_id = k.tenant_id AND e.conversation_id = k.conversation_id
                AND e.session_id = k.session_id AND e.action_type <> 'conversation.feedback'
-             ORDER BY e.created_at DESC, e.action_type DESC LIMIT 1) AS last
+             ORDER BY e.effective_at DESC, e.action_type DESC LIMIT 1) AS last
          WHERE s.tenant_id = k.tenant_id AND s.conversation_id = k.conversation_id AND s.session_id = k.session_id",
     )
     .bind_keys(keys())
@@ -366,12 +370,12 @@ pub(crate) async fn withdraw(
     .await?;
     sqlx::query(
         "UPDATE conversations c
-         SET satisfaction = last.satisfaction, satisfaction_at = last.created_at, stats_from = NULL
+         SET satisfaction = last.satisfaction, satisfaction_at = last.effective_at, stats_from = NULL
          FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
          LEFT JOIN LATERAL (
-             SELECT e.satisfaction, e.created_at FROM session_events e
+             SELECT e.satisfaction, e.effective_at FROM session_events e
              WHERE e.tenant_id = k.tenant_id AND e.conversation_id = k.id AND e.satisfaction IS NOT NULL
-             ORDER BY e.created_at DESC LIMIT 1) AS last ON true
+             ORDER BY e.effective_at DESC LIMIT 1) AS last ON true
          WHERE c.tenant_id = k.tenant_id AND c.id = k.id",
     )
     .bind_keys(keys())

@@ -2,9 +2,10 @@
 //! everything that the events said (`session_events`).
 //!
 //! Events of a session are ordered by the time at which they were sent, so a delayed `closed` event does not
-//! override a later `opened`. When the last open session of a conversation closes, its close is requested.
-//! When a session opens, the request is withdrawn. An event that is stored already is not applied again: one without
-//! a time of its sender would have a later one at its redelivery.
+//! override a later `opened`; a sender's clock that is ahead counts for a minute at most (`session_update.rs`). When
+//! the last open session of a conversation closes, its close is requested. When a session opens, the request is
+//! withdrawn. An event that is stored already is not applied again: one without a time of its sender would have a
+//! later one at its redelivery.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,7 +19,7 @@ use sqlx::{PgConnection, Row as _};
 use crate::rows::{BindKeys as _, from_row, timestamp};
 use crate::session_events::insert_events;
 use crate::session_history::{Assigned, assign_closes, withdraw};
-use crate::session_update::SessionUpdate;
+use crate::session_update::{SessionUpdate, limit_times};
 use crate::{Database, Error, Result};
 
 /// A session of a conversation.
@@ -28,7 +29,7 @@ pub struct SessionView {
     pub session_id: String,
     /// Whether it is connected.
     pub open: bool,
-    /// When it was last opened or closed.
+    /// When it was last opened or closed: the time at which that event counts.
     pub last_event_at: DateTime<Utc>,
 }
 
@@ -56,8 +57,9 @@ impl Database {
         random: &(dyn Fn() -> i64 + Sync),
     ) -> Result<()> {
         self.in_transaction(async |connection| {
-            lock_sessions(connection, updates).await?;
-            let new = new_events(connection, updates).await?;
+            let now = lock_sessions(connection, updates).await?;
+            let mut new = new_events(connection, updates).await?;
+            limit_times(&mut new, now);
             let Assigned { mut updates, withdrawn } = assign_closes(connection, new).await?;
             updates.sort_by(|a, b| {
                 (&a.key, a.session(), a.rank()).cmp(&(&b.key, b.session(), b.rank()))
@@ -66,9 +68,7 @@ impl Database {
             let applied = upsert_sessions(connection, &updates).await?;
             update_close_requests(connection, &applied).await?;
             record_satisfaction(connection, &updates).await?;
-            let events: Vec<_> =
-                updates.iter().map(|u| (&u.key, &*u.event, u.closes_everywhere())).collect();
-            insert_events(connection, &events).await?;
+            insert_events(connection, &updates).await?;
             withdraw(connection, &withdrawn).await
         })
         .await
@@ -79,10 +79,14 @@ impl Database {
 const SESSION_LOCKS: i32 = 7_301;
 
 /// Locks the sessions of a batch, by hash buckets. A close that names no conversation and an earlier open of
-/// the session may be in two transactions, and one of them must see the other.
-async fn lock_sessions(connection: &mut PgConnection, updates: &[SessionUpdate]) -> Result<()> {
-    sqlx::query(
-        "SELECT pg_advisory_xact_lock($3, bucket)
+/// the session may be in two transactions, and one of them must see the other. Returns PostgreSQL's time after the
+/// locks: of two transactions with events of one session, the later one has the later time.
+async fn lock_sessions(
+    connection: &mut PgConnection,
+    updates: &[SessionUpdate],
+) -> Result<Timestamp> {
+    let rows = sqlx::query(
+        "SELECT pg_advisory_xact_lock($3, bucket), clock_timestamp() AS now
          FROM (SELECT DISTINCT hashtext(tenant_id || E'\\x01' || session_id) & 63 AS bucket
                FROM unnest($1::text[], $2::text[]) AS k (tenant_id, session_id)
                ORDER BY bucket) AS sessions",
@@ -90,9 +94,10 @@ async fn lock_sessions(connection: &mut PgConnection, updates: &[SessionUpdate])
     .bind(updates.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
     .bind(updates.iter().map(SessionUpdate::session).collect::<Vec<_>>())
     .bind(SESSION_LOCKS)
-    .execute(connection)
+    .fetch_all(connection)
     .await?;
-    Ok(())
+    let last = rows.last().map(|row| row.try_get("now")).transpose()?;
+    Ok(last.map_or(Timestamp::EARLIEST, timestamp))
 }
 
 /// Those of the events that are neither stored nor repeat an earlier one of this batch. A stored event was applied by
@@ -127,11 +132,11 @@ async fn new_events(
         }
     }
     let mut by_time: Vec<_> = names.iter().zip(updates).collect();
-    by_time.sort_by_key(|(_, update)| update.at());
+    by_time.sort_by_key(|(_, update)| update.sent_at());
     let mut new = Vec::with_capacity(updates.len());
     for (name, update) in by_time {
         let times = times.entry(name).or_default();
-        let at = update.at();
+        let at = update.sent_at();
         let repeats = |earlier: &Timestamp| match update.time_source {
             TimeSource::Body => *earlier == at,
             TimeSource::AmqpSecond => earlier.second() == at.second(),
@@ -311,7 +316,7 @@ async fn update_close_requests(
     Ok(())
 }
 
-/// Records the newest satisfaction of each conversation, by the time at which it was sent, and marks the
+/// Records the newest satisfaction of each conversation, by the time at which it counts, and marks the
 /// statistics of the conversation as out of date.
 async fn record_satisfaction(
     connection: &mut PgConnection,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use database::{
     ClaimCriteria, Database, HotWrites, SaveRow, Saved, SchemaError, SessionUpdate, Settings,
 };
-use domain::action::TimeSource;
+use domain::action::{ConversationSource, TimeSource};
 use domain::failure::FailureClass;
 use domain::ids::{AgentId, ConversationKey, SessionId, TenantId, UserId};
 use domain::message::{Content, Json, Message};
@@ -43,12 +43,7 @@ fn opened() -> SessionUpdate {
         "action_type": "conversation.session_opened", "tenant_id": "acme", "session_id": "s",
     }));
     let event = SessionEvent::of(&opened).unwrap();
-    SessionUpdate {
-        key: key(),
-        everywhere: false,
-        time_source: TimeSource::Receipt,
-        event: Arc::new(event),
-    }
+    SessionUpdate::new(key(), ConversationSource::Explicit, TimeSource::Receipt, Arc::new(event))
 }
 
 fn key() -> ConversationKey {
