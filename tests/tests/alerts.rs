@@ -74,10 +74,13 @@ async fn a_missing_queue_raises_a_critical_alert_until_setup_declares_it() {
     );
     let fleet: [Worker; 4] = fleet.into();
     let monitoring = Monitoring::of(&fleet).await;
-    scenario.rabbit().delete_queue("bot.state").await;
+    scenario.rabbit().delete_queue("conversation.context").await;
     let fired = monitoring.notified("VerbatimQueueMissing", "firing").await;
     let labels = &fired["labels"];
-    assert_eq!((&labels["queue"], &labels["severity"]), (&json!("bot.state"), &json!("critical")));
+    assert_eq!(
+        (&labels["queue"], &labels["severity"]),
+        (&json!("conversation.context"), &json!("critical"))
+    );
     scenario.declare().await;
     monitoring.notified("VerbatimQueueMissing", "resolved").await;
     monitoring.assert_only(labels, "/pager");
@@ -112,9 +115,9 @@ async fn the_health_check_of_the_image_reports_the_workers_status() {
 async fn a_missing_queue_is_distinguished_from_an_empty_one() {
     let scenario = Scenario::new().await;
     let collector = scenario.start(COLLECTOR).await;
-    let (exists, queue) = ("verbatim_queue_exists", [("queue", "bot.state")]);
+    let (exists, queue) = ("verbatim_queue_exists", [("queue", "conversation.context")]);
     Counts::reach(&collector, exists, &queue, 1.0).await;
-    scenario.rabbit().delete_queue("bot.state").await;
+    scenario.rabbit().delete_queue("conversation.context").await;
     eventually("the queue to be reported missing", LIMIT, async || {
         match Counts::of(&collector).await.sum(exists, &queue) {
             0.0 => Ok(()),

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use database::{Database, SessionUpdate};
 use domain::action::{Action, ActionKind};
-use domain::failure::{DeadLetterReason, Done, Failure, Outcome, Refusal, Unavailable};
+use domain::failure::{Done, Failure, Outcome, Unavailable};
+use domain::fleet::refusal_of;
 use domain::session_event::SessionEvent;
 use metrics::{Counter, Metrics, SessionEventKind};
 
@@ -59,7 +60,7 @@ impl Sessions {
         for (index, action) in actions.iter().enumerate() {
             match update(action) {
                 Some(update) => updates.push((index, update)),
-                None => outcomes[index] = Err(unhandled(action)),
+                None => outcomes[index] = Err(Failure::DeadLetter(refusal_of(action.kind()))),
             }
         }
         let mut bisection = Bisection::new(&updates, &self.metrics);
@@ -97,19 +98,4 @@ fn update(action: &Action) -> Option<SessionUpdate> {
     let common = action.common();
     let source = common.conversation_is_explicit;
     Some(SessionUpdate::new(common.key.clone(), source, common.time_source, Arc::new(event)))
-}
-
-/// An action of another queue, or one that no worker of this version handles. It becomes a dead letter, which can
-/// be replayed to its own queue, or to a version that handles it.
-fn unhandled(action: &Action) -> Failure {
-    let kind = action.kind().as_str();
-    Failure::DeadLetter(Refusal {
-        reason: DeadLetterReason::UnknownAction,
-        hint: None,
-        field: Some("action_type".to_owned()),
-        detail: format!(
-            "{kind} is not conversation.session_opened, conversation.session_closed or conversation.feedback, \
-             the only actions of this queue that are handled"
-        ),
-    })
 }

@@ -12,6 +12,7 @@ mod fixtures;
 mod operations;
 mod rate;
 mod record;
+mod refuse;
 mod replay;
 mod reroute;
 mod suggestion;
@@ -20,6 +21,7 @@ mod validator;
 pub use self::collector::DeadLetterCollector;
 pub use self::edit::{EditFault, set};
 pub use self::operations::{Change, DeadLetterWithHistory, DeadLetters, EditError};
+pub use self::refuse::RefuseActions;
 pub use self::replay::{
     Ended, Failed, Planned, Progress, ReplayReport, ReplaySettings, Replayer, StopOnFailure,
 };

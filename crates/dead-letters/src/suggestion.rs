@@ -4,6 +4,7 @@ use broker::topology::queue_of;
 use database::{DeadLetterDetail, DeadLetterStatus};
 use domain::action::ActionKind;
 use domain::failure::{DeadLetterReason, Hint};
+use domain::fleet::worker_of_action;
 
 use super::DeadLetterValidator;
 
@@ -123,7 +124,7 @@ fn manual(text: &str) -> Option<Suggestion> {
 /// For an action that the worker of `failed_in` does not handle, although this version knows it.
 fn for_known_action(kind: ActionKind, failed_in: &str) -> Option<Suggestion> {
     let queue = queue_of(kind);
-    if queue == failed_in || kind.is_request() {
+    if queue == failed_in || worker_of_action(kind).is_none() {
         return manual(
             "the action is known, but no worker of this version handles it; leave the dead letter open \
              until one does",
@@ -197,6 +198,7 @@ mod tests {
         assert_eq!(step(saves, sessions), Step::Replay);
         assert_eq!(step("conversation.session_opened", saves), Step::Replay);
         assert_eq!(step("conversation.erase", sessions), Step::Manual);
+        assert_eq!(step("conversation.erase", saves), Step::Manual);
         assert_eq!(step("conversation.get_context", saves), Step::Manual, "it would expire");
     }
 

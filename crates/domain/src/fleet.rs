@@ -1,7 +1,13 @@
-//! The table of the fleet: every process, and the queues that it consumes.
+//! The table of the fleet: every process, the queues that it consumes, and the actions that it carries out.
+//!
+//! Every work queue is consumed, also one whose actions no worker of this version carries out: they become dead letters,
+//! so that no action waits unseen.
 //!
 //! Whatever lists the processes derives from it: `verbatim queues`, the sections of the configuration file, the
 //! commands of `cargo xtask`, the tests of `deploy/`, of the documents and of the layers.
+
+use crate::action::ActionKind;
+use crate::failure::{DeadLetterReason, Refusal};
 
 /// A process of the fleet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,9 +133,10 @@ workers! {
     /// Computes statistics.
     STATISTICS_WORKER = "statistics-worker", [Consumed::Work(WorkQueue::Statistics)],
         "Computes the statistics of conversations and days";
-    /// Stores dead letters, reroutes actions, exports fleet-wide gauges.
+    /// Stores dead letters, reroutes actions, exports fleet-wide gauges. Refuses the actions of queues that have no
+    /// worker of their own yet.
     DEAD_LETTER_WORKER = "dead-letter-worker",
-        [Consumed::DeadLetters, Consumed::Work(WorkQueue::Unrouted)],
+        [Consumed::DeadLetters, Consumed::Work(WorkQueue::Unrouted), Consumed::Work(WorkQueue::BotState)],
         "Stores dead letters, reroutes unroutable actions, exports gauges of queues and tables";
 }
 
@@ -150,6 +157,47 @@ pub fn processes() -> Vec<Process> {
 #[must_use]
 pub fn worker_of(consumed: Consumed) -> Option<Process> {
     WORKERS.into_iter().find(|worker| worker.consumes.contains(&consumed))
+}
+
+/// The worker that carries out this action; `None` if this version has none. An action without a worker becomes a dead
+/// letter, or, if it is a request, gets the error `unavailable` as its reply.
+#[must_use]
+pub const fn worker_of_action(kind: ActionKind) -> Option<Process> {
+    match kind {
+        ActionKind::SaveMessage => Some(MESSAGE_SAVE_WORKER),
+        ActionKind::SessionOpened | ActionKind::SessionClosed | ActionKind::Feedback => {
+            Some(PERSISTENCE_MIGRATION_WORKER)
+        }
+        ActionKind::Erase
+        | ActionKind::GetContext
+        | ActionKind::GetHistory
+        | ActionKind::StateLoad
+        | ActionKind::StateSave
+        | ActionKind::StatePatch
+        | ActionKind::StateTransition
+        | ActionKind::StateClear
+        | ActionKind::StateListActive
+        | ActionKind::StateStats => None,
+    }
+}
+
+/// Why a worker refuses a valid action that it does not carry out. Its dead letter can be replayed: to the queue of the
+/// action, or to a version that has a worker for it.
+#[must_use]
+pub fn refusal_of(kind: ActionKind) -> Refusal {
+    let name = kind.as_str();
+    let detail = if worker_of_action(kind).is_some() {
+        format!(
+            "{name} is not an action of this queue: it was published with the routing key of another action"
+        )
+    } else {
+        format!(
+            "no worker of this version carries out {name}; leave the dead letter open, and replay it with a version \
+             that has one"
+        )
+    };
+    let field = Some("action_type".to_owned());
+    Refusal { reason: DeadLetterReason::UnknownAction, field, detail, hint: None }
 }
 
 impl Process {
@@ -194,6 +242,21 @@ mod tests {
             worker_of(Consumed::Work(WorkQueue::Session)),
             Some(PERSISTENCE_MIGRATION_WORKER)
         );
+    }
+
+    #[test]
+    fn no_work_queue_is_without_a_worker() {
+        for queue in WorkQueue::ALL {
+            assert!(worker_of(Consumed::Work(queue)).is_some(), "{queue:?}");
+        }
+    }
+
+    #[test]
+    fn an_action_is_refused_because_of_its_queue_or_because_nothing_carries_it_out() {
+        let detail = |kind| refusal_of(kind).detail;
+        assert!(detail(ActionKind::Feedback).contains("routing key of another action"));
+        let state = detail(ActionKind::StateSave);
+        assert!(state.starts_with("no worker of this version carries out state.save;"), "{state}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use domain::failure_policy as policy;
-use domain::fleet::{Consumed, Process, WorkQueue, worker_of};
+use domain::fleet::{Consumed, DEAD_LETTER_WORKER, Process, WorkQueue, worker_of};
 use testkit::fleet::Fleet;
 use testkit::place::workspace;
 
@@ -124,9 +124,14 @@ fn the_tables_of_queues_name_every_work_queue_with_its_worker() {
             );
         }
     }
+    let work = |consumed: &Consumed| match consumed {
+        Consumed::Work(queue) => Some(format!("`{}`", queue.name())),
+        Consumed::DeadLetters => None,
+    };
+    let own: Vec<_> = DEAD_LETTER_WORKER.consumes().iter().filter_map(work).collect();
     let all = WorkQueue::ALL.len() as u64;
-    let (queues, with_unrouted) = (word(all), word(all + 1));
-    let expected = format!("for {with_unrouted} queues (`domain.unrouted` and {queues} `.dlq`)");
+    let (queues, together) = (word(all), word(all + own.len() as u64));
+    let expected = format!("for {together} queues ({} and {queues} `.dlq`)", own.join(", "));
     assert!(runbooks.contains(&expected), "docs/operations.md must say {expected:?}");
 }
 

@@ -110,6 +110,7 @@ async fn every_worker_reports_liveness_readiness_and_metrics() {
             collector,
             &[
                 "domain.unrouted",
+                "bot.state",
                 "conversation.save_message.dlq",
                 "conversation.session.dlq",
                 "conversation.statistics.dlq",

@@ -82,13 +82,24 @@ async fn a_write_among_the_requests_is_saved_and_a_request_that_nobody_took_is_a
 #[tokio::test]
 async fn an_action_that_no_worker_of_this_version_handles_becomes_a_dead_letter() {
     let scenario = &ServerSet::shared().await.scenario;
-    let erase = example("conversation.erase").unwrap();
-    let mut erase: Value = serde_json::from_str(erase).unwrap();
-    erase["tenant_id"] = "not-yet".into();
-    scenario.agent().publish(&erase).await;
-    let dead_letter = "SELECT concat_ws('|', queue, reason, action_type) FROM dead_letters
-                  WHERE tenant_id = 'not-yet'";
-    scenario.until_sql(dead_letter, "conversation.session|unknown_action|conversation.erase").await;
+    for (action, queue) in [
+        ("conversation.erase", "conversation.session"),
+        ("state.save", "bot.state"),
+        ("state.patch", "bot.state"),
+        ("state.transition", "bot.state"),
+        ("state.clear", "bot.state"),
+    ] {
+        let mut body: Value = serde_json::from_str(example(action).unwrap()).unwrap();
+        body["tenant_id"] = "not-yet".into();
+        scenario.agent().publish(&body).await;
+        let dead_letter = format!(
+            "SELECT concat_ws('|', queue, reason, field, split_part(error, ';', 1)) FROM dead_letters
+             WHERE tenant_id = 'not-yet' AND action_type = '{action}'"
+        );
+        let error = format!("no worker of this version carries out {action}");
+        let expected = format!("{queue}|unknown_action|action_type|{error}");
+        scenario.until_sql(&dead_letter, &expected).await;
+    }
 }
 
 #[tokio::test]

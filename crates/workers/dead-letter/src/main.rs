@@ -1,5 +1,6 @@
 //! `dead-letter-worker`: stores dead letters, reroutes actions that expired or that no binding matched to their own
-//! queues, and exports the gauges of the whole fleet: queues, dead letters, conversations.
+//! queues, refuses the actions of queues that have no worker yet, and exports the gauges of the whole fleet: queues,
+//! dead letters, conversations.
 
 mod gauges;
 
@@ -8,8 +9,8 @@ use std::time::Duration;
 
 use broker::Decoder;
 use broker::topology::WorkQueue;
-use dead_letters::{DeadLetterCollector, RerouteUnrouted};
-use domain::fleet;
+use dead_letters::{DeadLetterCollector, RefuseActions, RerouteUnrouted};
+use domain::fleet::{self, Consumed};
 use service::Service;
 use service::settings::{ClosingTimes, ConsumerSettings, StoreSettings, positive_duration};
 use worker::{Stores, consume};
@@ -45,8 +46,21 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
             DeadLetterCollector::new(queue, database, publisher, metrics, decoder, random);
         consume(&service, &stores, &settings.consuming, collector);
     }
-    let reroute = RerouteUnrouted::new(stores.publisher.clone(), metrics, decoder);
-    consume(&service, &stores, &settings.consuming, reroute);
+    for consumed in fleet::DEAD_LETTER_WORKER.consumes() {
+        match *consumed {
+            // One collector for each of them, above.
+            Consumed::DeadLetters => {}
+            Consumed::Work(WorkQueue::Unrouted) => {
+                let (publisher, metrics) = (stores.publisher.clone(), metrics.clone());
+                let reroute = RerouteUnrouted::new(publisher, metrics, decoder);
+                consume(&service, &stores, &settings.consuming, reroute);
+            }
+            Consumed::Work(queue) => {
+                let refuse = RefuseActions::new(queue, decoder);
+                consume(&service, &stores, &settings.consuming, refuse);
+            }
+        }
+    }
     gauges::run(&service, &stores, settings.closing.close_grace, settings.gauge_interval);
     Ok(())
 }

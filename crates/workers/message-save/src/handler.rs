@@ -6,7 +6,8 @@ use conversation::Saver;
 use database::Database;
 use domain::action::{Action, SaveMessage};
 use domain::envelope::Resolved;
-use domain::failure::{DeadLetterReason, Dependency, Done, Refusal, Unavailable};
+use domain::failure::{Dependency, Done, Refusal, Unavailable};
+use domain::fleet::refusal_of;
 use domain::reply::{ErrorType, ReplyAddress, ReplyError, SaveMessageData};
 
 #[derive(Clone)]
@@ -27,15 +28,7 @@ impl Handler for SaveMessages {
     fn decode(&self, delivery: &Delivery) -> Result<SaveMessage, Refusal> {
         match self.decoder.decode(delivery)? {
             Action::SaveMessage(save) => Ok(*save),
-            other => Err(Refusal {
-                reason: DeadLetterReason::UnknownAction,
-                hint: None,
-                field: Some("action_type".to_owned()),
-                detail: format!(
-                    "{} is not conversation.save_message, the only action of this queue",
-                    other.kind().as_str()
-                ),
-            }),
+            other => Err(refusal_of(other.kind())),
         }
     }
 
