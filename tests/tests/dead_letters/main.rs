@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure here is the failure of the test")]
 
+mod forged;
 mod headers;
 mod replays;
 mod stopped;
