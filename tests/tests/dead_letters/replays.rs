@@ -38,6 +38,8 @@ async fn of_10_000_replayed_dead_letters_9_999_are_saved_once_and_the_bad_one_fa
     let collector = scenario.start(COLLECTOR).await;
     scenario.agent().send(dead_letters.collect()).await;
     scenario.until_sql("SELECT count(*) FROM dead_letters", "10000").await;
+    // The event of a dead letter follows its commit.
+    crate::until_queued(&scenario, "conversation.statistics", 10_000).await;
 
     let state =
         "SELECT md5(string_agg(d::text, '' ORDER BY id)) || (SELECT count(*) FROM audit_log)
