@@ -11,11 +11,12 @@
 //! Invariant: different content is another dead letter, because each dead letter may be the only place that has
 //! its content. So every id depends on the body.
 
+use domain::decode::SentFields;
 use domain::failure::DeadLetterReason;
 use domain::fleet::WorkQueue;
 use domain::ids::{ActionId, MessageId};
 use domain::time::Timestamp;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::fleet_headers::FleetHeaders;
@@ -101,36 +102,25 @@ fn hash(
 /// Tenant, conversation and id, where an attempt resolved them.
 fn resolved_identity(fleet_headers: &FleetHeaders, body: &[u8]) -> Option<[String; 4]> {
     let resolved = fleet_headers.resolved.as_ref()?;
-    let tenant = fields(body).remove("tenant_id");
-    let tenant = tenant.as_ref().and_then(Value::as_str).unwrap_or_default();
+    let tenant = SentFields::of(body).text("tenant_id").unwrap_or_default();
     let [conversation, id] = [resolved.conversation.as_str(), resolved.id.as_str()];
-    Some(["resolved", tenant, conversation, id].map(str::to_owned))
+    Some(["resolved", &*tenant, conversation, id].map(str::to_owned))
 }
 
 /// Whether a body that could not be decoded nevertheless identifies its message: by an id, or by a timestamp, from
 /// which its id would be derived. Each may be a number, which only the decoder refuses. "", 0 and other text that
 /// is not valid identify nothing, because they may be the same in each message.
 fn has_an_identity(body: &[u8]) -> bool {
-    let fields = fields(body);
-    let has = |name: &str, is_valid: fn(&str) -> bool| match fields.get(name) {
-        Some(Value::String(text)) => is_valid(text),
-        Some(Value::Number(number)) => number.as_f64() != Some(0.0),
-        _ => false,
+    let fields = SentFields::of(body);
+    let has = |name: &str, is_valid: fn(&str) -> bool| match fields.text(name) {
+        Some(text) => is_valid(&text),
+        None => {
+            fields.json(name).and_then(|json| json.parse::<f64>().ok()).is_some_and(|n| n != 0.0)
+        }
     };
     has("message_id", |id| MessageId::new(id).is_ok())
         || has("action_id", |id| ActionId::new(id).is_ok())
         || has("timestamp", |time| Timestamp::parse(time).is_ok())
-}
-
-/// The fields of a body, those under `data` included; none if it is no JSON object.
-fn fields(body: &[u8]) -> Map<String, Value> {
-    let Ok(Value::Object(mut fields)) = serde_json::from_slice(body) else { return Map::new() };
-    if let Some(Value::Object(nested)) = fields.remove("data") {
-        nested.into_iter().for_each(|(name, value)| {
-            fields.entry(name).or_insert(value);
-        });
-    }
-    fields
 }
 
 #[cfg(test)]
@@ -202,6 +192,7 @@ mod tests {
             (sent(None, ANONYMOUS), resolved("m")),
             (sent(None, &with(r#""message_id":"m""#)), None),
             (sent(None, &with(r#""action_id":7"#)), None),
+            (sent(None, &with(r#""message_id":"m","n":1e400,"text":"\ud800""#)), None),
             (sent(None, &with(r#""timestamp":"2026-11-20T10:00:00Z""#)), None),
             (sent(None, &nested), None),
         ] {
@@ -222,6 +213,7 @@ mod tests {
             r#"{"message_id":""}"#,
             r#"{"data":{"action_id":""}}"#,
             r#"{"message_id":0}"#,
+            r#"{"message_id":0.0}"#,
             r#"{"timestamp":"now"}"#,
             r#"{"timestamp":""}"#,
         ];

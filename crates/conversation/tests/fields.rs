@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use domain::action::{Action, ActionKind};
 use domain::failure::{DeadLetterReason, Failure};
-use fixtures::{Replica, action, applied, saving, sql, stores};
+use fixtures::{Replica, action, applied, decoded, duplicate, saving, sql, stores};
 use serde_json::{Map, Value, json};
 use testkit::TestEnv;
 
@@ -176,4 +176,22 @@ async fn session_events_with_one_id_are_stored_once_if_they_say_the_same_and_eac
         "SELECT count(*), string_agg(metadata ->> 'comment', ',' ORDER BY metadata ->> 'comment')
                   FROM session_events";
     assert_eq!(sql(&env, stored).await, "3|rude,slow");
+}
+
+#[tokio::test]
+async fn numbers_in_free_fields_are_stored_and_read_as_they_were_written() {
+    let (env, replica) = stores().await;
+    let numbers = "[1e400,123456789012345678901234567890,-0,1.0,1]";
+    let body = format!(
+        r#"{{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","message_id":"m","role":"assistant",
+            "timestamp":"2026-11-20T10:00:00Z","metadata":{{"n":{numbers}}},"tool_calls":[{numbers}]}}"#
+    );
+    let save = saving(decoded(&body).unwrap());
+    assert_eq!(replica.save(std::slice::from_ref(&save)).await, [applied()]);
+    let stored = sql(&env, "SELECT concat(metadata->'n', tool_calls->0) FROM messages").await;
+    assert_eq!(stored, numbers.repeat(2));
+    // From PostgreSQL and from the hot copy in Redis.
+    let messages = replica.read_both(&save.common.key, 10).await;
+    assert_eq!(messages, std::slice::from_ref(&save.message));
+    assert_eq!(replica.save(&[save]).await, [duplicate()]);
 }

@@ -10,12 +10,11 @@ use std::borrow::Cow;
 use broker::topology::WorkQueue;
 use broker::{Delivery, StoredDelivery};
 use database::{CollectedDeadLetter, DeadLetter, DeadLetterDetail, FailedMessage};
-use domain::decode::check_size;
+use domain::decode::{SentFields, check_size};
 use domain::event::DeadLettered;
 use domain::failure::{DeadLetterReason, Refusal};
 use domain::ids::{ConversationId, ConversationKey, SessionId, TenantId};
 use domain::time::Timestamp;
-use serde_json::{Map, Value};
 
 /// Reads a dead letter from the dead-letter queue of `queue`: the record to store, and the event that announces
 /// it.
@@ -34,8 +33,8 @@ pub(crate) fn read_dead_letter(
         .unwrap_or(delivery.received_at);
     let first_failed_at = fleet_headers.history.first_failed_at.unwrap_or(failed_at);
     let last_failed_at = fleet_headers.history.last_failed_at.unwrap_or(failed_at);
-    let body = body_fields(&delivery.body);
-    let text = |name: &str| body.get(name).and_then(Value::as_str).map(str::to_owned);
+    let body = SentFields::of(&delivery.body);
+    let text = |name: &str| storable_text(&body, name);
     let (origin, resolved) = (delivery.origin(), fleet_headers.resolved.as_ref());
     let dead_letter = DeadLetter {
         id: delivery.dead_letter_id(queue),
@@ -137,28 +136,14 @@ pub(crate) fn delivery_of(detail: &DeadLetterDetail, body: Vec<u8>) -> Delivery 
     Delivery::from_stored(body, &stored, received_at)
 }
 
-/// The text fields of the body, at the top level and under `data`. The body may be invalid; what cannot be stored
-/// as text is left out.
-fn body_fields(body: &[u8]) -> Map<String, Value> {
-    let is_text = |value: &Value| value.as_str().is_some_and(|text| !text.contains('\0'));
-    let Ok(Value::Object(mut fields)) = serde_json::from_slice(body) else {
-        return Map::new();
-    };
-    let nested = fields.remove("data");
-    // As in decoding, a field that is null at the top may be under `data`.
-    fields.retain(|_, value| is_text(value));
-    if let Some(Value::Object(nested)) = nested {
-        for (name, value) in nested.into_iter().filter(|(_, value)| is_text(value)) {
-            fields.entry(name).or_insert(value);
-        }
-    }
-    fields
+/// A text field of the body, which may be invalid. `None` if it cannot be stored as text.
+fn storable_text(body: &SentFields<'_>, name: &str) -> Option<String> {
+    body.text(name).filter(|text| !text.contains('\0')).map(Cow::into_owned)
 }
 
-fn conversation_of_session(body: &Map<String, Value>) -> Option<String> {
-    let text = |name: &str| body.get(name)?.as_str();
-    let tenant = TenantId::new(text("tenant_id")?).ok()?;
-    let session = SessionId::new(text("session_id")?).ok()?;
+fn conversation_of_session(body: &SentFields<'_>) -> Option<String> {
+    let tenant = TenantId::new(body.text("tenant_id")?).ok()?;
+    let session = SessionId::new(body.text("session_id")?).ok()?;
     Some(ConversationKey::of_session(tenant, &session).conversation.to_string())
 }
 
@@ -169,7 +154,7 @@ fn storable(text: String) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
     use uuid::Uuid;
 
     use super::*;
@@ -235,6 +220,17 @@ mod tests {
             let stored_in = may_be_stored_in(WorkQueue::SaveMessage, &event);
             assert_eq!(stored_in.as_ref(), Some(key), "{body}");
         }
+    }
+
+    #[test]
+    fn a_body_that_no_parser_reads_completely_still_names_its_message() {
+        let mut delivery = received(&json!({}));
+        let body = r#"{"tenant_id":"t","message_id":"m","n":1e400,"content":"\ud800","data":{"session_id":"s"}}"#;
+        delivery.body = body.as_bytes().to_vec();
+        let dead_letter = read_dead_letter(WorkQueue::SaveMessage, &delivery).0.dead_letter;
+        assert_eq!(dead_letter.tenant_id.as_deref(), Some("t"));
+        assert_eq!(dead_letter.session_id.as_deref(), Some("s"));
+        assert_eq!(dead_letter.message_id.as_deref(), Some("m"));
     }
 
     #[test]

@@ -13,12 +13,14 @@ mod fields;
 mod identity;
 mod metadata;
 mod reply_address;
+mod sent_fields;
 mod value;
 
 pub use self::body::check_size;
 pub use self::context::{DEFAULT_MAX_BODY_BYTES, DecodeContext};
 pub use self::fault::excerpt;
 pub use self::reply_address::reply_address;
+pub use self::sent_fields::SentFields;
 
 use self::fields::Fields;
 use crate::action::{Action, ActionKind};

@@ -10,18 +10,21 @@ mod canonical;
 mod faults;
 mod indented;
 mod members;
+mod numbers;
 mod path;
 mod text;
 mod tokens;
 mod writer;
 
 pub use self::indented::indented;
-pub use self::members::{Member, members};
+pub use self::members::{Member, members, string};
 pub use self::text::Json;
 pub use self::writer::Object;
 pub(crate) use self::{
+    canonical::canonical,
     faults::{Fault, first_fault, is_storable},
-    members::{Text, string, type_name},
+    members::{Text, type_name},
+    numbers::integer,
     path::path_to,
 };
 

@@ -56,6 +56,10 @@ impl Timestamp {
 
     /// Parses RFC 3339. A text without an offset is UTC; digits after the microseconds are cut off.
     pub fn parse(text: &str) -> Result<Self, InvalidTimestamp> {
+        // chrono also takes U+2212, the typographic minus, before an offset; the published schemas do not.
+        if !text.is_ascii() {
+            return Err(InvalidTimestamp::Format(excerpt(text)));
+        }
         let moment = DateTime::parse_from_rfc3339(text)
             .or_else(|_| DateTime::parse_from_rfc3339(&format!("{text}Z")))
             .map_err(|_| InvalidTimestamp::Format(excerpt(text)))?
@@ -137,8 +141,13 @@ impl schemars::JsonSchema for Timestamp {
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({
             "type": "string",
-            // Not `"format": "date-time"`, which demands an offset.
-            "pattern": "^\\d{4}-\\d{2}-\\d{2}[Tt ]\\d{2}:\\d{2}:\\d{2}(\\.\\d+)?([Zz]|[+-]\\d{2}:\\d{2})?$",
+            // Not `"format": "date-time"`, which demands an offset. An offset may carry a time of 1969 or 2200 into
+            // the range. The pattern does not know how many days a month has.
+            "pattern": concat!(
+                "^(1969|19[7-9][0-9]|2[01][0-9]{2}|2200)-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[Tt ]",
+                "([01][0-9]|2[0-3]):[0-5][0-9]:([0-5][0-9]|60)(\\.[0-9]+)?",
+                "([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])?$",
+            ),
             "description": "RFC 3339, from 1970 to 2199. Without an offset it is UTC. Digits after the microseconds are cut off.",
         })
     }

@@ -8,6 +8,7 @@ mod value;
 
 use std::borrow::Cow;
 
+pub(crate) use self::value::non_empty;
 pub use self::value::{Amount, Integer, JsonArray, JsonObject};
 
 use schemars::JsonSchema;
@@ -95,6 +96,10 @@ pub enum Content<'a> {
 
 /// A part of the content; other fields are stored unchanged.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(extend(
+    "if" = { "properties": { "type": { "const": "text" } } },
+    "then" = { "required": ["text"], "properties": { "text": { "type": "string" } } },
+))]
 pub struct Part<'a> {
     /// The type of the part, such as `text` or `image_url`.
     #[serde(rename = "type")]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{KeyPart, ProfileName};
 use crate::json::Json;
-use crate::wire::{Integer, JsonObject, PageSize};
+use crate::wire::{Integer, JsonObject, PageSize, non_empty};
 
 /// The key of a state: a string where the profile's key has one part, else an object with the parts
 /// by name, such as `{"company": "17", "phone": "+79001234567"}`.
@@ -80,6 +80,7 @@ pub struct Transition {
     /// The key of the state.
     pub key: StateKey,
     /// The status to move to.
+    #[serde(deserialize_with = "non_empty")]
     #[schemars(length(min = 1))]
     pub status: String,
     /// Whether this is a reset, which is allowed from every status.

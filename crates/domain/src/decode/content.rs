@@ -28,7 +28,7 @@ fn parts(array: &RawValue, path: &str) -> Result<Content, FieldError> {
         let members = members(element.get())
             .map_err(|_| FieldError::wrong_type(&path, "an object", element.get()))?;
         let part: wire::Part<'_> =
-            Fields::new(members, &place)?.read().map_err(|error| error.inside(&place))?;
+            Fields::new(members, &place).read().map_err(|error| error.inside(&place))?;
         if part.kind == "text" {
             lines.push(line(&format!("{place}text"), part.text)?);
         }

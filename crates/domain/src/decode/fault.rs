@@ -54,10 +54,6 @@ impl FieldError {
         }
     }
 
-    pub(super) fn repeated(field: &str) -> Self {
-        Self::new(field, "occurs twice; send it once")
-    }
-
     pub(super) fn wrong_type(field: &str, expected: &str, value: &str) -> Self {
         let fault = format!("must be {expected}, but is {}", describe(value));
         Self::new(field, &fault)
@@ -78,6 +74,11 @@ impl FieldError {
             .filter(|(start, _)| by_serde.iter().any(|known| start.starts_with(known)))
             .map(|(_, expected)| plain_type(expected));
         match expected {
+            None if said == "number out of range" => {
+                let fault =
+                    "is beyond the range of a double; send a number from -1.7e308 to 1.7e308";
+                Self::new(&joined(field, &inner), fault)
+            }
             Some(expected) if inner.is_empty() => Self::wrong_type(field, expected, value),
             Some(expected) => Self::new(&joined(field, &inner), &format!("must be {expected}")),
             None => Self::new(&joined(field, &inner), said),

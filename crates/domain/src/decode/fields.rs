@@ -10,7 +10,7 @@ use serde::de::{DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visi
 
 use super::fault::FieldError;
 use super::value::Value;
-use crate::json::{Member, members};
+use crate::json::{Member, canonical, members};
 
 /// One field and the place where it stands.
 #[derive(Debug)]
@@ -23,13 +23,10 @@ pub(super) struct Field<'a> {
     known: bool,
 }
 
-/// The fields of one object, in the order in which they were sent.
+/// The fields of an action or of another object, in the order in which they were sent. No object repeats a name:
+/// [`body`](super::body) refuses that.
 #[derive(Debug)]
 pub(super) struct Fields<'a>(Vec<Field<'a>>);
-
-/// Up to this number of fields, repetitions are found by comparing each field with each other one:
-/// that is faster than sorting.
-const FEW: usize = 32;
 
 impl Field<'_> {
     fn path(&self) -> String {
@@ -43,26 +40,22 @@ impl Field<'_> {
 
 impl<'a> Fields<'a> {
     /// The fields of an object; `place` is the beginning of their paths.
-    pub(super) fn new(members: Vec<Member<'a>>, place: &'a str) -> Result<Self, FieldError> {
-        Self(at(place, members).collect()).settled()
+    pub(super) fn new(members: Vec<Member<'a>>, place: &'a str) -> Self {
+        Self(at(place, members).collect())
     }
 
     /// The fields of a body: those at its top and those under its `data`.
     pub(super) fn merged(body: Vec<Member<'a>>) -> Result<Self, FieldError> {
         let mut top: Vec<_> = at("", body).collect();
-        if let Some(index) = top.iter().position(|field| field.name == "data") {
-            let data = top.remove(index).value;
-            let nested = match data {
-                "null" => Vec::new(),
-                _ => {
-                    members(data).map_err(|_| FieldError::wrong_type("data", "an object", data))?
-                }
-            };
-            if top.iter().any(|field| field.name == "data") {
-                return Err(FieldError::repeated("data"));
-            }
-            top.extend(at("data.", nested));
-        }
+        let Some(index) = top.iter().position(|field| field.name == "data") else {
+            return Ok(Self(top));
+        };
+        let data = top.remove(index).value;
+        let nested = match data {
+            "null" => Vec::new(),
+            _ => members(data).map_err(|_| FieldError::wrong_type("data", "an object", data))?,
+        };
+        top.extend(at("data.", nested));
         Self(top).settled()
     }
 
@@ -92,12 +85,9 @@ impl<'a> Fields<'a> {
         FieldError::new(&self.path(name), fault)
     }
 
-    /// Keeps one field of each name. A value takes precedence over null. A name that occurs twice
-    /// in one object, or with two different values, is refused.
+    /// Keeps one field of each name. A value takes precedence over null. A name that has two different values,
+    /// at the top and under `data`, is refused.
     fn settled(mut self) -> Result<Self, FieldError> {
-        if !self.may_repeat() {
-            return Ok(self);
-        }
         let mut by_name: Vec<usize> = (0..self.0.len()).collect();
         by_name.sort_by(|a, b| self.0[*a].name.cmp(&self.0[*b].name));
         let mut kept = vec![true; self.0.len()];
@@ -105,9 +95,6 @@ impl<'a> Fields<'a> {
             let (a, b) = (&self.0[pair[0]], &self.0[pair[1]]);
             if a.name != b.name {
                 continue;
-            }
-            if a.place == b.place {
-                return Err(FieldError::repeated(&a.path()));
             }
             if a.is_null() {
                 kept[pair[0]] = false;
@@ -122,11 +109,6 @@ impl<'a> Fields<'a> {
         self.0.retain(|_| kept.next() != Some(false));
         Ok(self)
     }
-
-    fn may_repeat(&self) -> bool {
-        let repeats = |n: usize| self.0[..n].iter().any(|earlier| earlier.name == self.0[n].name);
-        self.0.len() > FEW || (1..self.0.len()).any(repeats)
-    }
 }
 
 fn at<'a>(place: &'a str, members: Vec<Member<'a>>) -> impl Iterator<Item = Field<'a>> {
@@ -134,8 +116,7 @@ fn at<'a>(place: &'a str, members: Vec<Member<'a>>) -> impl Iterator<Item = Fiel
 }
 
 fn same_value(a: &str, b: &str) -> bool {
-    let value = |text| serde_json::from_str::<serde_json::Value>(text).ok();
-    a == b || value(a).is_some_and(|a| value(b) == Some(a))
+    a == b || canonical(a) == canonical(b)
 }
 
 /// Offers all fields to a struct, which reads those that it declares.

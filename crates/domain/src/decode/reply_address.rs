@@ -1,23 +1,18 @@
 //! The reply address of an action that is refused: its sender gets the refusal, whatever is wrong with the body.
 
+use std::borrow::Cow;
+
+use super::sent_fields::SentFields;
 use crate::envelope::Envelope;
 use crate::ids::ActionId;
-use crate::json::{members, string};
 use crate::reply::ReplyAddress;
 
 /// Where the sender of a body wants its reply, as far as body and envelope show it. The rules are those of
 /// [`decode`](super::decode); a field that cannot be read counts as absent. `None`: no reply is wanted.
 #[must_use]
 pub fn reply_address(body: &[u8], envelope: &Envelope<'_>) -> Option<ReplyAddress> {
-    let mut fields =
-        std::str::from_utf8(body).ok().and_then(|text| members(text).ok()).unwrap_or_default();
-    if let Some((_, data)) = fields.iter().find(|(name, _)| name == "data") {
-        fields.extend(members(data).unwrap_or_default());
-    }
-    let text = |name: &str| {
-        let (_, value) = fields.iter().find(|(found, _)| found == name)?;
-        Some(string(value)?.into_owned())
-    };
+    let fields = SentFields::of(body);
+    let text = |name: &str| fields.text(name).map(Cow::into_owned);
     let queue = envelope.reply_to.map(str::to_owned).or_else(|| text("callback_queue_name"))?;
     let correlation_id =
         envelope.correlation_id.map(str::to_owned).or_else(|| text("correlation_id"));

@@ -1,15 +1,17 @@
 //! Finds valid JSON that cannot be stored.
 //!
 //! serde_json checks some of these limits only for values that it builds, and reports others as
-//! syntax errors. A text that passes here can be stored as PostgreSQL's `json` and read by any
-//! parser; its numbers fit a double or an i64. For text that is not JSON the result is meaningless:
-//! the caller reports the syntax error instead.
+//! syntax errors. A text that passes here can be stored as PostgreSQL's `json`, and every parser reads
+//! the same members from it. Numbers have no limits here: PostgreSQL stores their text, and a field that is
+//! read as a number has its own range. For text that is not JSON the result is meaningless: the caller
+//! reports the syntax error instead.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use memchr::memchr;
 
-use super::members::Member;
+use super::members::{Member, string};
 use super::tokens::tokens;
 
 /// The deepest nesting that is accepted: the limit of serde_json, which all readers use.
@@ -20,7 +22,7 @@ pub(crate) const MAX_DEPTH: usize = 127;
 pub(crate) struct Fault {
     /// What is wrong with it.
     pub(crate) kind: FaultKind,
-    /// The offset in bytes of the escape, number or bracket.
+    /// The offset in bytes of the escape or bracket; of a repeated name, within that name.
     pub(crate) at: usize,
 }
 
@@ -31,10 +33,8 @@ pub(crate) enum FaultKind {
     Nul,
     /// Half of a surrogate pair in a text.
     Surrogate,
-    /// An integer of more than 64 bits.
-    Integer,
-    /// A number beyond the range of a double.
-    Number,
+    /// A second member of the same name in one object: parsers differ in which of them they read.
+    Repeated,
     /// Nesting deeper than [`MAX_DEPTH`].
     Depth,
 }
@@ -46,12 +46,7 @@ impl fmt::Display for FaultKind {
             Self::Surrogate => f.write_str(
                 "contains one half of a UTF-16 surrogate pair; send both halves or remove it",
             ),
-            Self::Integer => f.write_str(
-                "is an integer that does not fit into 64 bits; send one from -2^63 to 2^63 - 1",
-            ),
-            Self::Number => f.write_str(
-                "is a number that does not fit into a double; send one from -1.7e308 to 1.7e308",
-            ),
+            Self::Repeated => f.write_str("occurs twice; send it once"),
             Self::Depth => {
                 write!(f, "is nested deeper than {MAX_DEPTH} levels; send it with fewer levels")
             }
@@ -61,34 +56,108 @@ impl fmt::Display for FaultKind {
 
 /// The first fault of a JSON text.
 pub(crate) fn first_fault(text: &str) -> Option<Fault> {
-    fault_within(text, 0)
+    fault_within(text, 0, &mut Names::default(), string_fault)
 }
 
 /// Whether a text that is one object with these members has no fault. Faster than [`first_fault`],
 /// because most members are strings, and a valid text has backslashes only in strings.
 pub(crate) fn is_storable(text: &str, members: &[Member<'_>]) -> bool {
-    let is_storable = |value: &str| value.starts_with('"') || fault_within(value, 1).is_none();
-    string_fault(text).is_none() && members.iter().all(|(_, value)| is_storable(value))
+    let mut names = Names::default();
+    string_fault(text).is_none()
+        && !has_equal_names(members)
+        && members.iter().all(|(_, value)| {
+            // The strings were searched in the whole text, which is faster than one by one.
+            value.starts_with('"') || fault_within(value, 1, &mut names, |_| None).is_none()
+        })
 }
 
-/// The first fault of a value at nesting level `depth`.
-fn fault_within(text: &str, mut depth: usize) -> Option<Fault> {
-    tokens(text).find_map(|token| {
-        let (kind, offset) = match token.first() {
-            b'"' => string_fault(token.text)?,
-            b'-' | b'0'..=b'9' => (number_fault(token.text)?, 0),
-            b'{' | b'[' => {
-                depth += 1;
-                (depth > MAX_DEPTH).then_some((FaultKind::Depth, 0))?
+fn has_equal_names(members: &[Member<'_>]) -> bool {
+    if members.len() <= FEW {
+        let repeats = |n: usize| members[..n].iter().any(|(earlier, _)| *earlier == members[n].0);
+        return (1..members.len()).any(repeats);
+    }
+    let mut names: Vec<&str> = members.iter().map(|(name, _)| &**name).collect();
+    names.sort_unstable();
+    names.windows(2).any(|pair| pair[0] == pair[1])
+}
+
+/// The first fault of a value that is inside of `depth` objects and arrays. `string_fault` finds that of a string.
+fn fault_within<'a>(
+    text: &'a str,
+    depth: usize,
+    names: &mut Names<'a>,
+    string_fault: impl Fn(&str) -> Option<(FaultKind, usize)>,
+) -> Option<Fault> {
+    // For each open object the number of names before its own; `None` for an array.
+    let mut open: Vec<Option<usize>> = Vec::new();
+    let mut expects_name = false;
+    for token in tokens(text) {
+        let fault = match token.first() {
+            b'"' => {
+                let is_name = std::mem::take(&mut expects_name);
+                let object = open.last().copied().flatten().filter(|_| is_name);
+                // Its path is found from an offset within the name.
+                let add = |start| names.add(start, string(token.text)?, token.at + 1);
+                string_fault(token.text)
+                    .map(|(kind, offset)| (kind, token.at + offset))
+                    .or_else(|| object.and_then(add).map(repeated))
+            }
+            bracket @ (b'{' | b'[') => {
+                expects_name = bracket == b'{';
+                open.push(expects_name.then_some(names.0.len()));
+                (depth + open.len() > MAX_DEPTH).then_some((FaultKind::Depth, token.at))
             }
             b'}' | b']' => {
-                depth = depth.saturating_sub(1);
-                None?
+                expects_name = false;
+                open.pop().flatten().and_then(|start| names.end(start)).map(repeated)
             }
-            _ => None?,
+            b',' => {
+                expects_name = matches!(open.last(), Some(Some(_)));
+                None
+            }
+            _ => None,
         };
-        Some(Fault { kind, at: token.at + offset })
-    })
+        if let Some((kind, at)) = fault {
+            return Some(Fault { kind, at });
+        }
+    }
+    None
+}
+
+fn repeated(at: usize) -> (FaultKind, usize) {
+    (FaultKind::Repeated, at)
+}
+
+/// The names in the objects that are open, those of the innermost object last, each with its offset.
+#[derive(Default)]
+struct Names<'a>(Vec<(Cow<'a, str>, usize)>);
+
+/// Up to this number of members, each name is compared with the earlier ones: faster than sorting them.
+const FEW: usize = 32;
+
+impl<'a> Names<'a> {
+    /// Adds a name to the innermost object, whose own names begin at `start`. Returns the offset if an earlier
+    /// one is equal; in a large object that is found at its [end](Self::end).
+    fn add(&mut self, start: usize, name: Cow<'a, str>, at: usize) -> Option<usize> {
+        let own = &self.0[start..];
+        let is_repeated = own.len() < FEW && own.iter().any(|(earlier, _)| *earlier == name);
+        self.0.push((name, at));
+        is_repeated.then_some(at)
+    }
+
+    /// Ends the innermost object, whose own names begin at `start`. Returns the offset of the first name that
+    /// repeats another.
+    fn end(&mut self, start: usize) -> Option<usize> {
+        let own = &mut self.0[start..];
+        let mut first = None;
+        if own.len() > FEW {
+            own.sort_unstable();
+            let equal = own.windows(2).filter(|pair| pair[0].0 == pair[1].0);
+            first = equal.map(|pair| pair[1].1).min();
+        }
+        self.0.truncate(start);
+        first
+    }
 }
 
 /// The first escape that is not a character or cannot be stored, with its offset.
@@ -115,16 +184,6 @@ fn unit(bytes: &[u8], at: usize) -> Option<u16> {
     })
 }
 
-/// Why a number cannot be stored; `None` if it can.
-fn number_fault(token: &str) -> Option<FaultKind> {
-    if token.bytes().all(|b| b.is_ascii_digit() || b == b'-') {
-        // 18 digits and a sign always fit.
-        let too_large = token.len() > 18 && token.parse::<i64>().is_err();
-        return too_large.then_some(FaultKind::Integer);
-    }
-    token.parse::<f64>().is_ok_and(f64::is_infinite).then_some(FaultKind::Number)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,10 +201,10 @@ mod tests {
             (r#"{"m":{"a":[0,"x",{},{"k":1,"b":"\ud800"}]}}"#, FaultKind::Surrogate, "m.a[3].b"),
             (r#"{"a":"\ud800A"}"#, FaultKind::Surrogate, "a"),
             (r#"{"a":"\udc00"}"#, FaultKind::Surrogate, "a"),
-            (r#"{"a":[[1],[2,9223372036854775808]]}"#, FaultKind::Integer, "a[1][1]"),
-            (r#"{"a":-9223372036854775809}"#, FaultKind::Integer, "a"),
-            (r#"{"a":1,"b":1e999}"#, FaultKind::Number, "b"),
-            (r#"{"a":"\\","b":-1e999}"#, FaultKind::Number, "b"),
+            (r#"{"a":1,"b":2,"a":3}"#, FaultKind::Repeated, "a"),
+            (r#"{"m":[{"a":"a","b":{"a":[]},"a":{}}]}"#, FaultKind::Repeated, "m[0].a"),
+            (r#"{"m":{"a":1,"\u0061":2}}"#, FaultKind::Repeated, r"m.\u0061"),
+            (r#"{"m":{"\u00e9":1,"é":2}}"#, FaultKind::Repeated, "m.é"),
         ];
         for (text, kind, path) in cases {
             assert_eq!(fault(text), Some((kind, path.to_owned())), "{text}");
@@ -156,10 +215,23 @@ mod tests {
     fn what_can_be_stored_is_no_fault() {
         for text in [
             r#"{"a":"\\u0000","b":"\u0001","c":"\ud83d\ude00","d":"\u00e9\n\"\\"}"#,
-            r#"{"a":[9223372036854775807,-9223372036854775808,1e308,1e-999,-0,0.1]}"#,
-            r#"{"a":"1e999 99999999999999999999"}"#,
+            r#"{"a":[9223372036854775808,-123456789012345678901234567890,1e999,1e-999,-0,0.1]}"#,
+            r#"{"a":{"a":{"a":"a"}},"b":[{"a":1},{"a":1}],"c":["a","a",{}],"A":"c"}"#,
         ] {
             assert_eq!(fault(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_occurs_twice_is_found_however_many_members_the_object_has() {
+        for members in [2, FEW, FEW + 1, FEW + 2, 1_000, 100_000] {
+            let object = |last: usize| {
+                let names = (1..members).chain([last]).map(|n| format!("\"n{n}\":0"));
+                format!("{{\"m\":{{{}}}}}", names.collect::<Vec<_>>().join(","))
+            };
+            assert_eq!(fault(&object(members)), None, "{members}");
+            let first = Some((FaultKind::Repeated, "m.n1".to_owned()));
+            assert_eq!(fault(&object(1)), first, "{members}");
         }
     }
 

@@ -82,7 +82,8 @@ fn members_by_serde_json(text: &str) -> Result<Vec<Member<'_>>, serde_json::Erro
 
 /// The value of a text that is one JSON string. `None` where it is not, or has half of a surrogate
 /// pair.
-pub(crate) fn string(text: &str) -> Option<Cow<'_, str>> {
+#[must_use]
+pub fn string(text: &str) -> Option<Cow<'_, str>> {
     let plain = text.strip_prefix('"')?.strip_suffix('"')?;
     if memchr::memchr(b'\\', plain.as_bytes()).is_none() {
         return Some(Cow::Borrowed(plain));

@@ -4,12 +4,13 @@ use std::borrow::Cow;
 use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{self, Unexpected, Visitor};
+use serde::de::{self, Expected, Unexpected};
 use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
-use crate::json::Json;
+use crate::json::{Json, integer};
 
-/// An integer from `MIN` to `MAX`, both included.
+/// An integer from `MIN` to `MAX`, both included, however it is written: `4.0` is 4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Integer<const MIN: i64, const MAX: i64>(i64);
 
@@ -54,28 +55,17 @@ impl<const MIN: i64, const MAX: i64> From<Integer<MIN, MAX>> for u8 {
 
 impl<'de, const MIN: i64, const MAX: i64> Deserialize<'de> for Integer<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Whole<const MIN: i64, const MAX: i64>;
-        impl<const MIN: i64, const MAX: i64> Visitor<'_> for Whole<MIN, MAX> {
-            type Value = Integer<MIN, MAX>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                if MAX == i64::MAX {
-                    write!(f, "an integer of at least {MIN}")
-                } else {
-                    write!(f, "an integer from {MIN} to {MAX}")
-                }
-            }
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Self::Value, E> {
-                Integer::new(number)
-                    .ok_or_else(|| E::invalid_value(Unexpected::Signed(number), &self))
-            }
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
-                i64::try_from(number)
-                    .ok()
-                    .and_then(Integer::new)
-                    .ok_or_else(|| E::invalid_value(Unexpected::Unsigned(number), &self))
+        struct Range<const MIN: i64, const MAX: i64>;
+        impl<const MIN: i64, const MAX: i64> Expected for Range<MIN, MAX> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "an integer from {MIN} to {MAX}")
             }
         }
-        deserializer.deserialize_i64(Whole)
+        // From its text, because 4.0 is 4 as well, and a double would change the last digits of a large number.
+        let text = <&RawValue>::deserialize(deserializer)?.get();
+        integer(text)
+            .and_then(Self::new)
+            .ok_or_else(|| de::Error::invalid_value(Unexpected::Other("JSON"), &Range::<MIN, MAX>))
     }
 }
 
@@ -88,6 +78,12 @@ impl<'de> Deserialize<'de> for Amount {
             Err(de::Error::invalid_value(Unexpected::Float(number), &"a number of at least 0"))
         }
     }
+}
+
+/// Reads a string that is not empty.
+pub(crate) fn non_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() { Err(de::Error::custom("must not be empty")) } else { Ok(text) }
 }
 
 /// Implements reading of JSON that starts with `$first`.
@@ -148,6 +144,6 @@ impl JsonSchema for Amount {
         true
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "number", "minimum": 0 })
+        json_schema!({ "type": "number", "minimum": 0, "maximum": f64::MAX })
     }
 }

@@ -1,9 +1,8 @@
 //! The contract as JSON Schemas (2020-12), generated from the types that decode and encode.
 //!
-//! One document for each action, each reply and each event. Rules that a schema cannot express are
-//! in the descriptions: a field must not have two different values, text must not contain U+0000.
-//! So decoding may refuse a body that its schema accepts. The reverse occurs in one case: a field
-//! that is null in one place and has a value in the other.
+//! One document for each action, each reply and each event. Decoding accepts what the schema of the action
+//! accepts, except for the rules that a schema cannot express; the contract lists them. It refuses what the
+//! schema refuses: a test compares the two on random values.
 
 use domain::action::{ActionKind, state};
 use domain::event::{DeadLettered, Erased, Migrated, Reopened};
@@ -67,16 +66,23 @@ fn action_with<P: JsonSchema>(kind: ActionKind, one_of: &[&str]) -> Schema {
     if !one_of.is_empty() {
         needed.push(somewhere(one_of));
     }
-    if let Some(action_type) = properties.get_mut("action_type") {
-        action_type["const"] = kind.as_str().into();
+    // A field that is null counts as absent: it may be null in one place and have its value in the other.
+    for (name, property) in &mut properties {
+        match name.as_str() {
+            "action_type" => property["enum"] = json!([kind.as_str(), null]),
+            _ => or_null(property),
+        }
+    }
+    if let Some(action_type) = properties.get_mut("action_type").and_then(Value::as_object_mut) {
+        action_type.remove("type");
     }
     // The one action in which this field selects what is erased.
-    if kind == ActionKind::Erase
-        && let Some(user_id) = properties.get_mut("user_id")
-    {
+    if kind == ActionKind::Erase {
         let description = "Erase ALL conversations of this user. To erase one conversation, leave it \
             out. With `conversation_id` it is refused.";
-        user_id["description"] = description.into();
+        properties["user_id"]["description"] = description.into();
+        let both = [somewhere(&["user_id"]), somewhere(&["conversation_id"])];
+        needed.push(json!({ "not": { "allOf": both } }));
     }
     let mut definitions = generator.take_definitions(true);
     definitions.insert("Fields".to_owned(), json!({ "type": "object", "properties": properties }));
@@ -99,16 +105,36 @@ fn action_with<P: JsonSchema>(kind: ActionKind, one_of: &[&str]) -> Schema {
     )
 }
 
-/// At least one of these fields, at the top level or under `data`.
+/// At least one of these fields has a value, at the top level or under `data`.
 fn somewhere(names: &[&str]) -> Value {
-    let at_top = names.iter().map(|name| json!({ "required": [name] }));
-    let nested = names.iter().map(|name| {
+    let has_value = |name: &str| {
         json!({
-            "required": ["data"],
-            "properties": { "data": { "type": "object", "required": [name] } },
+            "type": "object",
+            "required": [name],
+            "properties": { (name): { "not": { "type": "null" } } },
         })
-    });
+    };
+    let at_top = names.iter().map(|name| has_value(name));
+    let nested = names
+        .iter()
+        .map(|name| json!({ "required": ["data"], "properties": { "data": has_value(name) } }));
     json!({ "anyOf": at_top.chain(nested).collect::<Vec<_>>() })
+}
+
+/// Makes the schema of a property accept null, too.
+fn or_null(property: &mut Value) {
+    let only_null = json!({ "type": "null" });
+    let accepts_null = match (&property["type"], &property["anyOf"]) {
+        (Value::Array(types), _) => types.contains(&"null".into()),
+        (Value::Null, Value::Array(schemas)) => schemas.contains(&only_null),
+        _ => false,
+    };
+    if accepts_null {
+        return;
+    }
+    let mut schema = property.take();
+    let description = schema.as_object_mut().and_then(|schema| schema.remove("description"));
+    *property = json!({ "description": description, "anyOf": [schema, only_null] });
 }
 
 /// The schema of the reply to an action, if it has one.

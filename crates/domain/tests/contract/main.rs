@@ -2,6 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "the text of expect is the test's failure message")]
 
+mod agreement;
 mod documents;
 mod events;
 mod examples;

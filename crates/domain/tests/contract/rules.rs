@@ -233,7 +233,7 @@ fn metadata_are_kept_byte_for_byte_and_nothing_beside_them_is_lost() {
     };
     assert_eq!(metadata(""), None);
     assert_eq!(metadata(r#""metadata":null"#), None);
-    let own = r#"{ "b" : 1.00, "a":"\u00e9" , "b":2 }"#;
+    let own = r#"{ "b" : 1.00, "a":"\u00e9" , "c":2 }"#;
     assert_eq!(metadata(&format!(r#""metadata":{own}"#)).as_deref(), Some(own));
     assert_eq!(metadata(r#""x":null,"y":[1.0]"#).as_deref(), Some(r#"{"x":null,"y":[1.0]}"#));
     assert_eq!(
@@ -248,10 +248,60 @@ fn metadata_are_kept_byte_for_byte_and_nothing_beside_them_is_lost() {
 }
 
 #[test]
+fn a_number_in_a_free_field_is_kept_as_it_was_written() {
+    let numbers = "[1e400, -1E-400,123456789012345678901234567890,-0, 1.0,1 ,0.10]";
+    let free = format!(r#""metadata":{{"n":{numbers}}},"x":{numbers}"#);
+    let sent = message(&format!(r#"{free},"tool_calls":[{numbers}]"#)).message;
+    let metadata = format!(r#"{{"n":{numbers},"x":{numbers}}}"#);
+    assert_eq!(sent.metadata.as_ref().map(Json::as_str), Some(metadata.as_str()));
+    assert_eq!(sent.tool_calls.as_ref().map(Json::as_str), Some(&*format!("[{numbers}]")));
+    let parts = format!(r#"[{{"type":"x","n":{numbers}}}]"#);
+    let Ok(Action::SaveMessage(save)) = decoded(&body(&format!(r#""content":{parts}"#))) else {
+        panic!("parts with numbers")
+    };
+    assert_eq!(save.message.content.parts().map(Json::as_str), Some(parts.as_str()));
+}
+
+#[test]
+fn messages_whose_free_fields_differ_in_a_large_number_have_different_hashes() {
+    let hash = |number: &str| message(&format!(r#""tool_calls":[{number}]"#)).message.body_hash();
+    let different =
+        ["1e400", "1e401", "-1e400", "0", "1e-400", "123456789012345678901234567890", "1e29"];
+    for (n, one) in different.iter().enumerate() {
+        for (m, other) in different.iter().enumerate() {
+            assert_eq!(hash(one) == hash(other), n == m, "{one} {other}");
+        }
+    }
+    assert_ne!(hash("123456789012345678901234567890"), hash("123456789012345678901234567891"));
+    assert_eq!(hash("10e399"), hash("1e400"));
+}
+
+#[test]
+fn an_integer_of_ours_may_be_written_with_a_fraction_of_0() {
+    for (estimate, tokens) in [("4.0", 4), ("40e-1", 4), ("1E2", 100), ("-0.0", 0)] {
+        let sent = message(&format!(r#""tokens_estimate":{estimate}"#)).message;
+        assert_eq!(sent.tokens_estimate, Some(tokens), "{estimate}");
+    }
+    let large = message(r#""tokens_estimate":9007199254740993.0"#).message;
+    assert_eq!(large.tokens_estimate, Some(9_007_199_254_740_993));
+    let start = r#""tenant_id":"t","session_id":"s""#;
+    for body in [
+        format!(r#"{{"action_type":"conversation.feedback",{start},"satisfaction":4.0}}"#),
+        format!(r#"{{"action_type":"conversation.session_closed",{start},"satisfaction":5e0}}"#),
+        format!(r#"{{"action_type":"conversation.get_history",{start},"limit":1e3}}"#),
+        format!(r#"{{"action_type":"conversation.get_context",{start},"max_tokens":10.00}}"#),
+    ] {
+        decoded(&body).unwrap_or_else(|refusal| panic!("{body}: {refusal}"));
+    }
+}
+
+#[test]
 fn an_equal_value_in_both_places_is_accepted_and_null_is_ignored() {
     assert_eq!(message(r#""data":{"content":"hi","role":"assistant"}"#).common.metadata, None);
     let json = r#""metadata":{"a":1,"b":[2]},"data":{"metadata":{"b":[2],"a":1}}"#;
     assert!(message(json).message.metadata.is_some());
+    let numbers = r#""tokens_estimate":4,"x":1e400,"data":{"tokens_estimate":4.0,"x":10e399}"#;
+    assert_eq!(message(numbers).message.tokens_estimate, Some(4));
     let nulls = r#""agent_id":null,"user_id":"u","data":{"agent_id":"a","user_id":null}"#;
     let message = message(nulls).message;
     assert_eq!(message.agent_id.expect("from data").as_str(), "a");

@@ -1,8 +1,9 @@
 //! The publication of a line: its routing key and its message id.
 
+use std::borrow::Cow;
+
 use broker::Publication;
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use domain::decode::SentFields;
 
 use crate::validator::{MissingFields, Validator};
 
@@ -25,7 +26,7 @@ impl Router {
                 let id = action.common().resolved_id.to_string();
                 (Some(action.kind().as_str().to_owned()), Some(id))
             }
-            Err(_) => RawFields::read(&body),
+            Err(_) => sent(&body),
         };
         let routing_key = self.routing_key.clone().or(action_type)?;
         let mut publication = Publication::action(&routing_key, body);
@@ -37,28 +38,14 @@ impl Router {
 }
 
 /// Routing key and id of a body that cannot be decoded as an action.
-#[derive(Deserialize)]
-struct RawFields<'a> {
-    #[serde(borrow, default)]
-    action_type: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    message_id: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    action_id: Option<&'a RawValue>,
-}
-
-impl RawFields<'_> {
-    fn read(body: &[u8]) -> (Option<String>, Option<String>) {
-        /// Bytes of an AMQP short string, such as a routing key or a message id.
-        const SHORT_STRING_MAX: usize = 255;
-        let Ok(fields) = serde_json::from_slice::<RawFields<'_>>(body) else {
-            return (None, None);
-        };
-        let text = |value: &RawValue| serde_json::from_str::<String>(value.get()).ok();
-        let short = |text: &String| (1..=SHORT_STRING_MAX).contains(&text.len());
-        let id = fields.message_id.and_then(text).or_else(|| fields.action_id.and_then(text));
-        (fields.action_type.and_then(text).filter(short), id.filter(short))
-    }
+fn sent(body: &[u8]) -> (Option<String>, Option<String>) {
+    /// Bytes of an AMQP short string, such as a routing key or a message id.
+    const SHORT_STRING_MAX: usize = 255;
+    let fields = SentFields::of(body);
+    let text = |name: &str| fields.text(name).map(Cow::into_owned);
+    let short = |text: &String| (1..=SHORT_STRING_MAX).contains(&text.len());
+    let id = text("message_id").or_else(|| text("action_id"));
+    (text("action_type").filter(short), id.filter(short))
 }
 
 #[cfg(test)]
@@ -99,6 +86,8 @@ mod tests {
         assert_eq!(publication.message_id, "a-1");
         assert_eq!(publication.body, body);
         assert!(publication_of(&router(), b"hello".to_vec()).is_none());
+        let twice = br#"{"action_type":"state.load","text":"\ud800","x":1e400,"x":2}"#;
+        assert_eq!(publication_of(&router(), twice.to_vec()).unwrap().routing_key, "state.load");
         let routed = Router { routing_key: Some("key".to_owned()), ..router() };
         assert_eq!(publication_of(&routed, b"hello".to_vec()).unwrap().routing_key, "key");
     }
