@@ -52,7 +52,7 @@ pub(crate) fn read_dead_letter(
             .map(|resolved| resolved.id.to_string())
             .or_else(|| text("message_id"))
             .or_else(|| text("action_id"))
-            .or_else(|| delivery.envelope().message_id.map(str::to_owned))
+            .or_else(|| delivery.envelope().sent_message_id().map(str::to_owned))
             .map(storable),
         action_type: text("action_type"),
         routing_key: storable(origin.routing_key),

@@ -6,7 +6,8 @@ use crate::time::Timestamp;
 /// The AMQP properties and fleet headers that decoding uses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Envelope<'a> {
-    /// The `message_id` property: the action's id where the body has none.
+    /// The `message_id` property: the action's id where the body has none. Empty counts as absent: see
+    /// [`sent_message_id`](Self::sent_message_id).
     pub message_id: Option<&'a str>,
     /// The `timestamp` property, in whole seconds since 1970. 0 counts as absent: see
     /// [`sent_second`](Self::sent_second).
@@ -14,9 +15,9 @@ pub struct Envelope<'a> {
     /// The microseconds, up to 999 999, that complete the second of `timestamp`. The consumer that receives the
     /// message determines them, so that messages of one second keep the order of their receipt.
     pub timestamp_micros: u32,
-    /// The `correlation_id` property; takes precedence over the body's.
+    /// The `correlation_id` property; takes precedence over the body's, unless it is empty.
     pub correlation_id: Option<&'a str>,
-    /// The `reply_to` property; takes precedence over the body's `callback_queue_name`.
+    /// The `reply_to` property; takes precedence over the body's `callback_queue_name`, unless it is empty.
     pub reply_to: Option<&'a str>,
     /// The `user_id` property, which RabbitMQ has validated against the connection's user.
     pub user_id: Option<&'a str>,
@@ -28,12 +29,31 @@ pub struct Envelope<'a> {
     pub redelivered: bool,
 }
 
-impl Envelope<'_> {
+impl<'a> Envelope<'a> {
     /// The second in which the sender published, by the `timestamp` property. `None` for 0: a client that is
     /// configured to send no time may set that (JMS 1.1, 3.4.4).
     #[must_use]
     pub fn sent_second(&self) -> Option<u64> {
         self.timestamp.filter(|seconds| *seconds != 0)
+    }
+
+    /// The `message_id` property. `None` for an empty one, which identifies nothing: a client may send that for a
+    /// property that nobody set.
+    #[must_use]
+    pub fn sent_message_id(&self) -> Option<&'a str> {
+        self.message_id.filter(|id| !id.is_empty())
+    }
+
+    /// The `correlation_id` property, if it is not empty.
+    #[must_use]
+    pub fn sent_correlation_id(&self) -> Option<&'a str> {
+        self.correlation_id.filter(|id| !id.is_empty())
+    }
+
+    /// The `reply_to` property, if it is not empty: no queue has an empty name.
+    #[must_use]
+    pub fn sent_reply_to(&self) -> Option<&'a str> {
+        self.reply_to.filter(|queue| !queue.is_empty())
     }
 }
 

@@ -138,7 +138,9 @@ impl<'a> Received<'a> {
         if let Some(resolved) = envelope.resolved {
             key.conversation = resolved.conversation.clone();
         }
-        let action_id = identity::action_id(sent.action_id, envelope)?;
+        let has_identity =
+            message_id.is_some() || envelope.resolved.is_some() || self.kind.is_request();
+        let action_id = identity::action_id(sent.action_id, has_identity, envelope)?;
         let times = identity::times(sent.timestamp, envelope, context)?;
         let evidence = Evidence {
             message_id,
@@ -162,8 +164,15 @@ impl<'a> Received<'a> {
             agent_id: sent.agent_id,
             model_name: sent.model_name,
             tenant_tier,
-            correlation_id: envelope.correlation_id.map(str::to_owned).or(sent.correlation_id),
-            reply_to: envelope.reply_to.map(str::to_owned).or(sent.callback_queue_name),
+            correlation_id: envelope
+                .sent_correlation_id()
+                .map(str::to_owned)
+                .or(sent.correlation_id),
+            reply_to: envelope
+                .sent_reply_to()
+                .map(str::to_owned)
+                .or(sent.callback_queue_name)
+                .filter(|queue| !queue.is_empty()),
             metadata: metadata::extended(own_metadata, self.fields.unknown()),
         };
         Ok((common, identity))

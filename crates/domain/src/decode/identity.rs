@@ -24,16 +24,20 @@ pub(super) struct Times {
     pub(super) received_at: Timestamp,
 }
 
-/// The idempotency key: the body's, else the AMQP `message_id`.
+/// The `action_id` of an action: the body's, else the AMQP `message_id`. An invalid property is refused only if it
+/// would identify the action. Otherwise nothing but the reply would repeat it.
 pub(super) fn action_id(
     sent: Option<ActionId>,
+    has_identity: bool,
     envelope: &Envelope<'_>,
 ) -> Result<Option<ActionId>, FieldError> {
-    match (sent, envelope.message_id) {
-        (Some(id), _) => Ok(Some(id)),
-        (None, Some(id)) => ActionId::new(id)
-            .map(Some)
-            .map_err(|invalid| FieldError::new("AMQP message_id", &invalid.to_string())),
+    match (sent, envelope.sent_message_id().map(ActionId::new)) {
+        (Some(id), _) | (None, Some(Ok(id))) => Ok(Some(id)),
+        (None, Some(Err(_))) if has_identity => Ok(None),
+        (None, Some(Err(invalid))) => {
+            let fault = format!("{invalid}, or send an id in the body");
+            Err(FieldError::new("AMQP message_id", &fault))
+        }
         (None, None) => Ok(None),
     }
 }
@@ -44,24 +48,13 @@ pub(super) fn times(
     envelope: &Envelope<'_>,
     context: &DecodeContext<'_>,
 ) -> Result<Times, FieldError> {
-    let (sent_at, source) = match (sent, envelope.sent_second()) {
-        (Some(sent), _) => (Some(sent), TimeSource::Body),
-        (None, Some(seconds)) => {
-            let at =
-                Timestamp::in_second(seconds, envelope.timestamp_micros).map_err(|invalid| {
-                    let fault = format!("{invalid}; send whole seconds since 1970");
-                    FieldError::new("AMQP timestamp", &fault)
-                })?;
-            (Some(at), TimeSource::AmqpSecond)
-        }
-        (None, None) => (None, TimeSource::Receipt),
+    let source = match (sent, envelope.sent_second()) {
+        (Some(_), _) => TimeSource::Body,
+        (None, Some(_)) => TimeSource::AmqpSecond,
+        (None, None) => TimeSource::Receipt,
     };
-    Ok(match envelope.resolved {
-        None => {
-            let received_at = context.received_at;
-            Times { happened_at: sent_at.unwrap_or(received_at), source, received_at }
-        }
-        Some(Resolved { timestamp, received_at, .. }) => Times {
+    if let Some(Resolved { timestamp, received_at, .. }) = envelope.resolved {
+        return Ok(Times {
             happened_at: *timestamp,
             // Where the sender gave no time, the first attempt used the time of receipt. A body whose time was
             // removed since by an edit keeps the time of the first attempt.
@@ -70,8 +63,20 @@ pub(super) fn times(
                 source => source,
             },
             received_at: *received_at,
-        },
-    })
+        });
+    }
+    let received_at = context.received_at;
+    let happened_at = match (sent, envelope.sent_second()) {
+        (Some(sent), _) => sent,
+        (None, Some(seconds)) => {
+            Timestamp::in_second(seconds, envelope.timestamp_micros).map_err(|invalid| {
+                let remedy = "send whole seconds since 1970, or `timestamp` in the body";
+                FieldError::new("AMQP timestamp", &format!("{invalid}; {remedy}"))
+            })?
+        }
+        (None, None) => received_at,
+    };
+    Ok(Times { happened_at, source, received_at })
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -13,11 +13,15 @@ use crate::reply::ReplyAddress;
 pub fn reply_address(body: &[u8], envelope: &Envelope<'_>) -> Option<ReplyAddress> {
     let fields = SentFields::of(body);
     let text = |name: &str| fields.text(name).map(Cow::into_owned);
-    let queue = envelope.reply_to.map(str::to_owned).or_else(|| text("callback_queue_name"))?;
+    let queue = envelope
+        .sent_reply_to()
+        .map(str::to_owned)
+        .or_else(|| text("callback_queue_name"))
+        .filter(|queue| !queue.is_empty())?;
     let correlation_id =
-        envelope.correlation_id.map(str::to_owned).or_else(|| text("correlation_id"));
+        envelope.sent_correlation_id().map(str::to_owned).or_else(|| text("correlation_id"));
     let action_id = text("action_id").and_then(|id| ActionId::new(&id).ok());
-    let action_id = action_id.or_else(|| ActionId::new(envelope.message_id?).ok());
+    let action_id = action_id.or_else(|| ActionId::new(envelope.sent_message_id()?).ok());
     Some(ReplyAddress { queue, correlation_id, action_id })
 }
 
@@ -40,9 +44,25 @@ mod tests {
         assert_eq!(of(body), Some(expected.clone()));
         let nested = format!(r#"{{"data": {body}, "data2": []}}"#);
         assert_eq!(of(&nested), Some(expected));
-        for silent in ["", "[]", "not JSON", r#"{"callback_queue_name": 7}"#] {
+        let empty = r#"{"callback_queue_name": ""}"#;
+        for silent in ["", "[]", "not JSON", empty, r#"{"callback_queue_name": 7}"#] {
             assert_eq!(of(silent), None, "{silent}");
         }
+    }
+
+    #[test]
+    fn empty_amqp_properties_count_as_absent() {
+        let envelope = Envelope {
+            reply_to: Some(""),
+            correlation_id: Some(""),
+            message_id: Some(""),
+            ..Envelope::default()
+        };
+        let body = br#"{"callback_queue_name": "replies", "correlation_id": "c"}"#;
+        let address = reply_address(body, &envelope).unwrap();
+        let expected = ("replies".to_owned(), Some("c".to_owned()), None);
+        assert_eq!((address.queue, address.correlation_id, address.action_id), expected);
+        assert_eq!(reply_address(b"{broken", &envelope), None);
     }
 
     #[test]

@@ -81,12 +81,58 @@ fn without_ids_and_timestamp_the_id_is_new_even_if_amqp_has_a_timestamp() {
 }
 
 #[test]
-fn an_invalid_amqp_message_id_is_refused_only_where_it_is_used() {
-    let envelope = with_message_id("");
-    let refusal = message_with("", &envelope).expect_err("an empty id");
-    assert_eq!(refusal.field.as_deref(), Some("AMQP message_id"));
-    let save = message_with(r#""action_id":"a""#, &envelope).expect("a good message");
-    assert_eq!(save.message.id.as_str(), "a");
+fn an_invalid_amqp_message_id_is_refused_only_where_it_identifies_the_action() {
+    let long = "x".repeat(129);
+    for invalid in ["a\tb", "\u{85}", &long] {
+        let envelope = with_message_id(invalid);
+        let refused = |fields: &str| {
+            let refusal = message_with(fields, &envelope).expect_err(invalid);
+            assert_eq!(refusal.field.as_deref(), Some("AMQP message_id"));
+            assert!(refusal.detail.ends_with("or send an id in the body"), "{refusal}");
+        };
+        refused("");
+        refused(r#""timestamp":"2026-01-01T00:00:00Z""#);
+        for (fields, action_id) in
+            [(r#""message_id":"m""#, None), (r#""action_id":"m""#, Some("m"))]
+        {
+            let save = message_with(fields, &envelope).expect("a message with an id of its own");
+            assert_eq!((save.message.id.as_str(), save.identity), ("m", Identity::Sent));
+            assert_eq!(save.common.action_id.as_ref().map(AsRef::as_ref), action_id);
+        }
+        let resolved = message(r#""message_id":"m""#).common.resolved();
+        let retry = Envelope { resolved: Some(&resolved), ..envelope };
+        assert_eq!(message_with("", &retry).expect("a later attempt").message.id, resolved.id);
+        let request =
+            br#"{"action_type":"conversation.get_context","tenant_id":"t","session_id":"s"}"#;
+        decoded_with(request, &envelope).expect("a request needs no identity");
+    }
+}
+
+#[test]
+fn an_empty_amqp_property_counts_as_absent() {
+    let empty = Envelope {
+        message_id: Some(""),
+        correlation_id: Some(""),
+        reply_to: Some(""),
+        ..Envelope::default()
+    };
+    let save = message_with(r#""timestamp":"2026-01-01T00:00:00Z""#, &empty).expect("a message");
+    assert_eq!(save.identity, Identity::Derived);
+    let fields = r#""correlation_id":"c","callback_queue_name":"replies""#;
+    let common = message_with(fields, &empty).expect("a message").common;
+    assert_eq!(common.correlation_id.as_deref(), Some("c"));
+    assert_eq!(common.reply_to.as_deref(), Some("replies"));
+    assert_eq!(message(r#""callback_queue_name":"""#).common.reply_to, None);
+}
+
+#[test]
+fn an_invalid_amqp_timestamp_is_not_used_by_a_later_attempt() {
+    let resolved = message("").common.resolved();
+    let milliseconds = Some(1_767_225_600_000);
+    let retry =
+        Envelope { timestamp: milliseconds, resolved: Some(&resolved), ..Envelope::default() };
+    let save = message_with("", &retry).expect("a later attempt");
+    assert_eq!(save.common.happened_at, resolved.timestamp);
 }
 
 #[test]
