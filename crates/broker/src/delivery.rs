@@ -123,6 +123,7 @@ impl Delivery {
             timestamp_micros: self.timestamp_micros,
             correlation_id: text(properties.correlation_id()),
             reply_to: text(properties.reply_to()),
+            content_encoding: self.content_encoding(),
             user_id: text(properties.user_id()).or(validated_user),
             resolved: fleet_headers.resolved.as_ref(),
             redelivered: self.redelivered || self.copied == Copied::ByFleet,
@@ -175,6 +176,18 @@ impl Delivery {
     #[must_use]
     pub fn content_type(&self) -> Option<&str> {
         text(self.properties.content_type())
+    }
+
+    /// The encoding of the body, as its sender named it.
+    fn content_encoding(&self) -> Option<&str> {
+        let sent = text(self.properties.content_encoding());
+        sent.or_else(|| match (&self.sender, self.copied) {
+            (Some(sender), _) => sender.content_encoding(),
+            (None, Copied::ByFleet) => {
+                SenderFields::content_encoding_in(self.table()?.inner().get(SENT)?)
+            }
+            (None, Copied::Never) => None,
+        })
     }
 
     /// The entries of `x-death`, the most recent one first. Empty for dead letters that Verbatim itself

@@ -31,6 +31,9 @@ pub struct FleetHeaders {
     pub anonymous: bool,
     /// The `user_id` property of the original, which RabbitMQ validated against the connection's user.
     pub validated_user: Option<String>,
+    /// It was in a queue that is not the queue of its action, and was sent on to `domain.unrouted`. Not a second time:
+    /// workers of two versions may disagree about the queue of an action.
+    pub rerouted: bool,
     /// How often an operator replayed it from the dead letters.
     pub replay_count: u32,
     /// The id of the dead letter that was last replayed.
@@ -92,6 +95,7 @@ const EXCHANGE: &str = "x-verbatim-exchange";
 const ROUTING_KEY: &str = "x-verbatim-routing-key";
 const ANONYMOUS: &str = "x-verbatim-anonymous";
 const USER: &str = "x-verbatim-user";
+const REROUTED: &str = "x-verbatim-rerouted";
 const REPLAYS: &str = "x-verbatim-replays";
 const REPLAY_OF: &str = "x-verbatim-replay-of";
 const INFO_QUEUE: &str = "x-verbatim-queue";
@@ -113,6 +117,7 @@ pub(crate) static FIRST_ATTEMPT: FleetHeaders = FleetHeaders {
     origin: None,
     anonymous: false,
     validated_user: None,
+    rerouted: false,
     replay_count: 0,
     replay_of: None,
     dead_letter_info: None,
@@ -138,13 +143,14 @@ impl FleetHeaders {
         Self { dead_letter_info: None, dead_letter: None, ..self }
     }
 
-    /// The fleet headers of a replay of this dead letter: identity and origin stay; attempts, history, the
-    /// dead-letter info and its id are reset.
+    /// The fleet headers of a replay of this dead letter: identity and origin stay; attempts, history, whether it
+    /// was rerouted, the dead-letter info and its id are reset.
     #[must_use]
     pub fn replayed(self, dead_letter: Uuid) -> Self {
         Self {
             attempt: 1,
             history: History::default(),
+            rerouted: false,
             replay_count: self.replay_count.saturating_add(1),
             replay_of: Some(dead_letter),
             ..self.not_dead_lettered()
@@ -174,6 +180,7 @@ impl FleetHeaders {
             (ROUTING_KEY, origin.and_then(|it| text(&it.routing_key))),
             (ANONYMOUS, self.anonymous.then_some(Value::Bool(true))),
             (USER, self.validated_user.as_deref().and_then(text)),
+            (REROUTED, self.rerouted.then_some(Value::Bool(true))),
             (REPLAYS, (self.replay_count != 0).then(|| self.replay_count.into())),
             (REPLAY_OF, self.replay_of.map(|id| id.to_string().into())),
             (INFO_QUEUE, info.and_then(|it| text(&it.queue))),
@@ -228,6 +235,7 @@ impl FleetHeaders {
             origin: origin(),
             anonymous: headers.get(ANONYMOUS) == Some(&Value::Bool(true)),
             validated_user: owned(USER),
+            rerouted: headers.get(REROUTED) == Some(&Value::Bool(true)),
             replay_count: count(REPLAYS).unwrap_or(0),
             replay_of: uuid(REPLAY_OF),
             dead_letter_info: dead_letter_info(),
@@ -276,6 +284,7 @@ mod tests {
             }),
             anonymous: true,
             validated_user: Some("agent".to_owned()),
+            rerouted: true,
             replay_count: 2,
             replay_of: Some(Uuid::from_u128(7)),
             dead_letter_info: Some(DeadLetterInfo {
@@ -306,6 +315,7 @@ mod tests {
         let expected = FleetHeaders {
             attempt: 1,
             history: History::default(),
+            rerouted: false,
             replay_count: 3,
             replay_of: Some(dead_letter),
             dead_letter_info: None,

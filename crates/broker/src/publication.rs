@@ -133,6 +133,12 @@ impl Publication {
         self
     }
 
+    /// As an action that was not in the queue of its action. That is done once.
+    pub(crate) fn rerouted(mut self) -> Self {
+        self.fleet_headers.rerouted = true;
+        self
+    }
+
     /// With one more failed attempt in its history.
     pub(crate) fn with_failed_attempt(mut self, error: &str, at: Timestamp) -> Self {
         self.fleet_headers.history.record(error, at);

@@ -8,7 +8,7 @@
 //! Invariant: what does not fit is left out, and its names and their number are carried instead.
 
 use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldArray, FieldTable};
+use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 use serde_json::{Value, json};
 
 use crate::header_owner::{MAX_DEPTH, Owner, fits, is_shallow};
@@ -84,6 +84,23 @@ impl SenderFields {
             fields.properties = fields.properties.with_expiration(expiration.as_str().into());
         }
         fields
+    }
+
+    /// The encoding of the body, as its sender named it.
+    pub(crate) fn content_encoding(&self) -> Option<&str> {
+        self.properties.content_encoding().as_ref().map(ShortString::as_str)
+    }
+
+    /// The encoding of the body in the header of a copy.
+    pub(crate) fn content_encoding_in(header: &AMQPValue) -> Option<&str> {
+        let AMQPValue::FieldTable(fields) = header else { return None };
+        let AMQPValue::FieldTable(properties) = fields.inner().get(PROPERTIES)? else {
+            return None;
+        };
+        match properties.inner().get("content_encoding")? {
+            AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
+            _ => None,
+        }
     }
 
     /// What a copy carries: without the headers that are too large together, or have too many values.

@@ -174,6 +174,30 @@ mod tests {
     }
 
     #[test]
+    fn an_id_may_begin_with_a_hyphen_in_every_command_that_takes_one() {
+        let filters = "--tenant -t --conversation --c --message -1";
+        for (command, servers) in [
+            ("conversation list --tenant -t --agent --a --session -1", ""),
+            ("conversation show --tenant -t -c", ""),
+            ("conversation show -c --tenant -t", ""),
+            ("conversation show --tenant -t --session --s", ""),
+            ("verify --tenant -t --conversation --c", "--redis-url redis://h --amqp-url amqp://h"),
+            ("trace --tenant -t -1", ""),
+            ("trace --id-of-a-message", ""),
+            (&format!("dead-letters list {filters}"), ""),
+            (&format!("dead-letters edit {filters}"), ""),
+            (&format!("dead-letters replay {filters}"), "--amqp-url amqp://h"),
+            (&format!("dead-letters discard {filters} --why because"), ""),
+            (&format!("dead-letters restore {filters}"), ""),
+            (&format!("dead-letters export {filters}"), ""),
+        ] {
+            let line = format!("verbatim {command} --database-url postgresql://u@h/d {servers}");
+            let parsed = Cli::command().try_get_matches_from(line.split_whitespace());
+            assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+        }
+    }
+
+    #[test]
     fn help_describes_each_command_its_options_and_its_exit_codes() {
         for path in [
             &[][..],

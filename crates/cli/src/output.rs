@@ -22,7 +22,7 @@ pub(crate) use domain::decode::excerpt;
 pub(crate) use paint::{Paint, Tone};
 pub(crate) use progress::{bar, spinner};
 pub(crate) use table::Cell;
-pub(crate) use text::{block, count, one_line, plural};
+pub(crate) use text::{block, count, one_line, plural, shortened};
 pub(crate) use times::{ago, moment, precise, span};
 
 use crate::exit::Failure;

@@ -20,6 +20,9 @@ pub enum EditFault {
     /// The field occurs more than once.
     #[error("`{0}` occurs twice in the body; replace the whole body")]
     Twice(String),
+    /// Its bytes look like UTF-16, and are not.
+    #[error("the body is not valid UTF-16; replace the whole body")]
+    NotUtf16,
     /// The path is invalid.
     #[error(
         "`{0}` is not the path of a field; examples: role, data.role, tool_calls[0].id, /data/role"

@@ -6,6 +6,7 @@
 //! row writes the audit log in the same statement.
 
 mod collector;
+mod correction;
 mod edit;
 #[cfg(test)]
 mod fixtures;
@@ -19,6 +20,7 @@ mod suggestion;
 mod validator;
 
 pub use self::collector::DeadLetterCollector;
+pub use self::correction::Correction;
 pub use self::edit::{EditFault, set};
 pub use self::operations::{Change, DeadLetterWithHistory, DeadLetters, EditError};
 pub use self::refuse::RefuseActions;

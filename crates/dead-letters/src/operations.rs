@@ -4,14 +4,15 @@ use std::io;
 
 use conversation::retry_transient;
 use database::{
-    Actor, Database, DeadLetter, DeadLetterCursor, DeadLetterDetail, DeadLetterStatus,
-    DeadLetterSummary, Decision, Selection,
+    Actor, Database, DeadLetter, DeadLetterCursor, DeadLetterDetail, DeadLetterEdit,
+    DeadLetterStatus, DeadLetterSummary, Decision, Selection,
 };
 use domain::failure::Refusal;
 use metrics::Metrics;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::correction::Correction;
 use crate::edit::{EditFault, set};
 use crate::suggestion::Step;
 use crate::validator::DeadLetterValidator;
@@ -46,8 +47,8 @@ pub struct DeadLetterWithHistory {
 pub enum Change {
     /// The whole new body.
     Body(Vec<u8>),
-    /// Fields and their new values, as in [`set`].
-    Set(Vec<(String, String)>),
+    /// Corrections of the whole body, and then fields and their new values, as in [`set`].
+    Correct(Vec<Correction>, Vec<(String, String)>),
     /// Delete the edited copy.
     Revert,
     /// Apply the suggestion.
@@ -72,8 +73,8 @@ pub enum EditError {
     /// The body would stay as it is.
     #[error("the edit changes nothing")]
     Nothing,
-    /// There is no suggestion that sets a field.
-    #[error("there is no suggestion that sets a field")]
+    /// There is no suggestion that changes the body.
+    #[error("there is no suggestion that changes the body")]
     NothingSuggested,
 }
 
@@ -113,27 +114,53 @@ impl DeadLetters {
         validator: DeadLetterValidator,
         actor: &Actor,
     ) -> Result<DeadLetterDetail, EditError> {
-        let (body, fields) = match change {
-            Change::Revert => (None, Vec::new()),
-            Change::Body(body) => (Some(body.clone()), Vec::new()),
-            Change::Set(fields) => with_fields(detail, fields)?,
-            Change::Suggested => match validator.suggest(detail).map(|it| it.step) {
-                Some(Step::Set { field, value }) => with_fields(detail, &[(field, value)])?,
-                Some(Step::Replay) => return Err(EditError::Nothing),
-                Some(Step::Manual) | None => return Err(EditError::NothingSuggested),
-            },
-        };
-        if body.as_deref().unwrap_or(&detail.message.body) == detail.body_to_send() {
-            return Err(EditError::Nothing);
-        }
-        if let Some(body) = &body {
-            validator.decode(detail, body).map_err(EditError::Refused)?;
-        }
-        let edit = || self.database.edit_dead_letter(detail, body.as_deref(), &fields, actor);
+        let (body, changed) = edited(detail, change, validator)?;
+        let edit = || self.database.edit_dead_letter(detail, body.as_deref(), &changed, actor);
         if !retry_transient(&self.metrics, edit).await? {
             return Err(EditError::Busy);
         }
         self.database.dead_letter(detail.dead_letter.id).await?.ok_or(EditError::Busy)
+    }
+
+    /// The dead letter as it would be after an edit. Changes nothing.
+    ///
+    /// # Errors
+    /// The edit would not be made; the variant says why.
+    pub fn edited(
+        detail: &DeadLetterDetail,
+        change: &Change,
+        validator: DeadLetterValidator,
+    ) -> Result<DeadLetterDetail, EditError> {
+        if detail.state.status != DeadLetterStatus::Open {
+            return Err(EditError::Busy);
+        }
+        let (edited_body, _) = edited(detail, change, validator)?;
+        let edit = DeadLetterEdit { edited_body, ..detail.edit.clone() };
+        Ok(DeadLetterDetail { edit, ..detail.clone() })
+    }
+
+    /// Calls `each` with the result that an edit of every open dead letter of a selection would have. Changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// PostgreSQL failed.
+    pub async fn preview_all(
+        &self,
+        selection: Selection,
+        change: &Change,
+        validator: DeadLetterValidator,
+        mut each: impl FnMut(Uuid, Result<(), EditError>),
+    ) -> Result<(), database::Error> {
+        let mut rest = Some(self.database.dead_letter_cursor(selection).await?);
+        while let Some(cursor) = rest {
+            let open = [DeadLetterStatus::Open];
+            let page = self.database.next_dead_letters(&cursor, &open, PAGE).await?;
+            for detail in page.dead_letters {
+                each(detail.dead_letter.id, edited(&detail, change, validator).map(|_| ()));
+            }
+            rest = page.rest;
+        }
+        Ok(())
     }
 
     /// Makes the same edit to all open dead letters of a selection. `each` is called with the result of every
@@ -263,16 +290,48 @@ impl DeadLetters {
     }
 }
 
-/// The body that a replay would send with these fields set, and the names of the fields.
-fn with_fields(
+/// The edited copy after a change, or `None` to delete it, and what was changed, for the audit log.
+fn edited(
     detail: &DeadLetterDetail,
+    change: &Change,
+    validator: DeadLetterValidator,
+) -> Result<(Option<Vec<u8>>, Vec<String>), EditError> {
+    let (body, changed) = match change {
+        Change::Revert => (None, Vec::new()),
+        Change::Body(body) => (Some(body.clone()), Vec::new()),
+        Change::Correct(corrections, fields) => corrected(detail, corrections, fields)?,
+        Change::Suggested => match validator.suggest(detail).map(|it| it.step) {
+            Some(Step::Set { field, value }) => corrected(detail, &[], &[(field, value)])?,
+            Some(Step::Correct(correction)) => corrected(detail, &[correction], &[])?,
+            Some(Step::Replay) => return Err(EditError::Nothing),
+            Some(Step::Manual) | None => return Err(EditError::NothingSuggested),
+        },
+    };
+    if body.as_deref().unwrap_or(&detail.message.body) == detail.body_to_send() {
+        return Err(EditError::Nothing);
+    }
+    if let Some(body) = &body {
+        validator.decode(detail, body).map_err(EditError::Refused)?;
+    }
+    Ok((body, changed))
+}
+
+/// The body that a replay would send with these corrections and with these fields set, and their names.
+fn corrected(
+    detail: &DeadLetterDetail,
+    corrections: &[Correction],
     fields: &[(String, String)],
 ) -> Result<(Option<Vec<u8>>, Vec<String>), EditFault> {
     let mut body = detail.body_to_send().to_vec();
+    for correction in corrections {
+        body = correction.applied_to(&body)?;
+    }
     for (field, value) in fields {
         body = set(&body, field, value)?;
     }
-    Ok((Some(body), fields.iter().map(|(field, _)| field.clone()).collect()))
+    let corrections = corrections.iter().map(|it| it.name().to_owned());
+    let changed = corrections.chain(fields.iter().map(|(field, _)| field.clone())).collect();
+    Ok((Some(body), changed))
 }
 
 /// A selection as JSON for the audit log. Ids are only counted: each has its own line in the audit log.

@@ -7,6 +7,7 @@ use domain::failure::{DeadLetterReason, Hint};
 use domain::fleet::worker_of_action;
 
 use super::DeadLetterValidator;
+use super::correction::Correction;
 
 /// What to do about a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub enum Step {
         /// The value that was meant.
         value: String,
     },
+    /// Correct the body of the copy, then replay it.
+    Correct(Correction),
     /// Replay it as it is.
     Replay,
     /// Something that no command does, such as changing the sender.
@@ -93,17 +96,29 @@ impl DeadLetterValidator {
             let step = Step::Set { field: field.clone(), value: meant.clone() };
             return suggestion(&text, step);
         }
+        match refusal.hint {
+            Some(Hint::ToUtf8) => {
+                let text =
+                    "convert the body to UTF-8 without a byte order mark, and fix the sender";
+                return suggestion(text, Step::Correct(Correction::ToUtf8));
+            }
+            Some(Hint::ReplaceUnstorable) => {
+                let text = "replace each U+0000 and each half of a surrogate pair by U+FFFD, the replacement \
+                            character; --replace-unstorable=TEXT takes another text";
+                let correction = Correction::ReplaceUnstorable("\u{fffd}".to_owned());
+                return suggestion(text, Step::Correct(correction));
+            }
+            Some(Hint::DidYouMean(_) | Hint::AddField) | None => {}
+        }
         match refusal.reason {
             DeadLetterReason::TooLarge => manual(
                 "send large contents by reference, or raise VERBATIM_MAX_BODY_BYTES for all workers",
             ),
             DeadLetterReason::MalformedJson
-                if detail.message.body.trim_ascii_start().starts_with(b"[") =>
+                if detail.message.body.trim_ascii_start().starts_with(b"[")
+                    && !refusal.detail.contains("Celery") =>
             {
                 manual("publish each element of the array as an action of its own")
-            }
-            DeadLetterReason::MalformedJson if detail.message.body.starts_with(b"\xEF\xBB\xBF") => {
-                manual("send UTF-8 without a byte order mark")
             }
             DeadLetterReason::Schema if refusal.hint == Some(Hint::AddField) => {
                 manual("add the field; the wire contract has an example of every action")
@@ -168,6 +183,21 @@ mod tests {
         let body = r#"{"action_type":"conversation.saveMessage","tenant_id":"t","session_id":"s"}"#;
         let found = suggested("unknown_action", body).unwrap();
         assert_eq!(found.step, to_set("action_type", "conversation.save_message"));
+    }
+
+    #[test]
+    fn for_a_byte_order_mark_and_for_what_cannot_be_stored_a_correction_is_suggested() {
+        let start = r#"{"action_type":"conversation.save_message","tenant_id":"t","session_id":"s","role":"user","content":"#;
+        let step = |reason, body: &str| suggested(reason, body).unwrap().step;
+        let marked = format!("\u{feff}{start}\"hi\"}}");
+        assert_eq!(step("malformed_json", &marked), Step::Correct(Correction::ToUtf8));
+        for content in ["\\u0000", "\\ud83d"] {
+            let found = step("schema", &format!("{start}\"{content}\"}}"));
+            let correction = Correction::ReplaceUnstorable("\u{fffd}".to_owned());
+            assert_eq!(found, Step::Correct(correction), "{content}");
+        }
+        let celery = r#"[[],{},{"callbacks":null,"errbacks":null}]"#;
+        assert_eq!(suggested("malformed_json", celery), None, "no array of actions");
     }
 
     #[test]

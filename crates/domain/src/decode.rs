@@ -6,6 +6,7 @@
 
 mod action;
 mod body;
+mod body_format;
 mod content;
 mod context;
 mod fault;
@@ -31,7 +32,7 @@ use crate::failure::Refusal;
 /// reason than `schema`, or that cannot be stored.
 #[must_use]
 pub fn kind(body: &[u8], max_body_bytes: usize) -> Option<ActionKind> {
-    body::read(body, max_body_bytes).ok().map(|(kind, _)| kind)
+    body::read(body, max_body_bytes, None).ok().map(|(kind, _)| kind)
 }
 
 /// Decodes one action. The refusal's reason is `too_large`, `malformed_json`, `unknown_action` or
@@ -41,7 +42,7 @@ pub fn decode(
     envelope: &Envelope<'_>,
     context: &DecodeContext<'_>,
 ) -> Result<Action, Refusal> {
-    let (kind, members) = body::read(body, context.max_body_bytes)?;
+    let (kind, members) = body::read(body, context.max_body_bytes, envelope.content_encoding)?;
     let fields = Fields::merged(members)?;
     Ok(action::read(action::Received { kind, fields, body, envelope, context })?)
 }

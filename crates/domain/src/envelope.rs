@@ -19,6 +19,9 @@ pub struct Envelope<'a> {
     pub correlation_id: Option<&'a str>,
     /// The `reply_to` property; takes precedence over the body's `callback_queue_name`, unless it is empty.
     pub reply_to: Option<&'a str>,
+    /// The `content_encoding` property. It is used only to say what a body is that cannot be read: no encoding but
+    /// UTF-8 is supported.
+    pub content_encoding: Option<&'a str>,
     /// The `user_id` property, which RabbitMQ has validated against the connection's user.
     pub user_id: Option<&'a str>,
     /// The id and times from the first attempt. A later attempt must use them: its own random id or

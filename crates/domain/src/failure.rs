@@ -122,13 +122,17 @@ pub struct Refusal {
     pub hint: Option<Hint>,
 }
 
-/// What corrects a refused field.
+/// What corrects a refused field or body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hint {
     /// The field probably means this value.
     DidYouMean(String),
     /// The field is missing: add it.
     AddField,
+    /// The field contains U+0000 or half of a surrogate pair: replace it by another character.
+    ReplaceUnstorable,
+    /// The body is JSON in another encoding than UTF-8, or behind a byte order mark.
+    ToUtf8,
 }
 
 impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for Cause {

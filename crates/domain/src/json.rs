@@ -16,13 +16,14 @@ mod text;
 mod tokens;
 mod writer;
 
+pub use self::faults::replace_unstorable;
 pub use self::indented::indented;
 pub use self::members::{Member, members, string};
 pub use self::text::Json;
 pub use self::writer::Object;
 pub(crate) use self::{
     canonical::canonical,
-    faults::{Fault, first_fault, is_storable},
+    faults::{Fault, FaultKind, first_fault, is_storable},
     members::{Text, type_name},
     numbers::integer,
     path::path_to,

@@ -18,6 +18,8 @@ label! {
         Retried = "retried",
         /// A copy was published as a dead letter.
         DeadLettered = "dead_lettered",
+        /// A copy was published to `domain.unrouted`: it was not in the queue of its action.
+        Rerouted = "rerouted",
         /// A copy was published to the suspect queue: it had been redelivered too often.
         Quarantined = "quarantined",
         /// A request was refused or failed: nothing of it is kept.

@@ -204,6 +204,23 @@ async fn a_crash_between_a_move_to_the_suspect_queue_and_its_acknowledgement_dup
 }
 
 #[tokio::test]
+async fn a_crash_between_the_sending_on_of_an_action_and_its_acknowledgement_duplicates_nothing() {
+    let scenario = Scenario::with_failpoints().await;
+    let close =
+        closed("misrouted", "s", &json!({"action_id": "closed", "timestamp": at(60)})).to_string();
+    scenario.rabbit().publish(SAVES, &json!({"delivery_mode": 2}), &close).await;
+    crash(&scenario, SAVER, Step::Copied).await;
+    let (saver, migration, collector) =
+        tokio::join!(scenario.start(SAVER), scenario.start(MIGRATION), scenario.start(COLLECTOR));
+    // The copy, and the copy of the redelivered original.
+    let labels = [("queue", "conversation.session")];
+    Counts::reach(&migration, "verbatim_deliveries_total", &labels, 2.0).await;
+    assert_eq!(scenario.sql("SELECT count(*) FROM session_events").await, "1");
+    assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
+    scenario.finish([saver, migration, collector]).await;
+}
+
+#[tokio::test]
 async fn after_a_crash_between_the_stores_a_message_without_an_identity_misleads_no_reader() {
     let scenario = Scenario::with_failpoints().await;
     let (agent, reader) = (scenario.agent(), scenario.reader());

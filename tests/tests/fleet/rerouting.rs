@@ -45,6 +45,32 @@ async fn an_unroutable_action_is_rerouted_if_it_is_known_and_becomes_a_dead_lett
 }
 
 #[tokio::test]
+async fn an_action_with_the_routing_key_of_another_write_takes_effect_once_as_with_its_own() {
+    let ServerSet { scenario, .. } = ServerSet::shared().await;
+    let (rabbit, reader) = (scenario.rabbit(), scenario.reader());
+    rabbit.queue("misrouted.replies").await;
+    let (saves, feedback) = ("conversation.save_message", "conversation.feedback");
+    let replying = json!({"reply_to": "misrouted.replies", "delivery_mode": 2});
+    let body = message("misrouted", "s", "m", &json!({}));
+    let closed = json!({
+        "action_type": "conversation.session_closed", "tenant_id": "misrouted", "session_id": "s",
+        "action_id": "closed", "reason": "left", "timestamp": at(60),
+    });
+    for _ in 0..2 {
+        rabbit.publish(feedback, &replying, &body.to_string()).await;
+        rabbit.publish(saves, &replying, &closed.to_string()).await;
+    }
+    let replies = rabbit.bodies("misrouted.replies", 4).await;
+    assert!(replies.iter().all(|reply| reply["success"] == true), "{replies:?}");
+    saved(&reader, &key_of(&body), 1).await;
+    let events = "SELECT concat_ws('|', id, action_type, reason) FROM session_events
+                  WHERE tenant_id = 'misrouted'";
+    scenario.until_sql(events, "closed|conversation.session_closed|left").await;
+    let dead_letters = "SELECT count(*) FROM dead_letters WHERE tenant_id = 'misrouted'";
+    assert_eq!(scenario.sql(dead_letters).await, "0");
+}
+
+#[tokio::test]
 async fn a_write_among_the_requests_is_saved_and_a_request_that_nobody_took_is_answered() {
     let ServerSet { scenario, collector, .. } = ServerSet::shared().await;
     let (rabbit, reader) = (scenario.rabbit(), scenario.reader());

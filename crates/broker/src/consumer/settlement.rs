@@ -7,10 +7,10 @@
 
 use std::sync::Arc;
 
-use domain::decode::reply_address;
+use domain::decode::{self, reply_address};
 use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Done, Failure, Refusal, Unavailable};
-use domain::fleet::WorkQueue;
+use domain::fleet::{Arrivals, WorkQueue};
 use domain::reply::ReplyAddress;
 use failpoints::Guard;
 use metrics::DeliveryOutcome;
@@ -19,7 +19,7 @@ use super::outcome_counts::OutcomeCounts;
 use super::shared::Shared;
 use crate::handler::{Part, ReplyBody};
 use crate::source::FailurePolicy;
-use crate::topology::RetryQueue;
+use crate::topology::{RetryQueue, UNROUTED, queue_of};
 use crate::{Delivery, Handled, Handler, Processed, Publication, PublishError, Publisher};
 
 #[derive(Debug)]
@@ -160,6 +160,15 @@ fn fail<H: Handler>(
             let again = again.with_failed_attempt(&error, now).delayed(retry);
             Failed { copy: Some((again, DeliveryOutcome::Retried)), refusal: None }
         }
+        (Failure::DeadLetter(refusal), FailurePolicy::DeadLetter(queue))
+            if refusal.reason == DeadLetterReason::UnknownAction
+                && is_for_another_queue(delivery, queue) =>
+        {
+            // Not to that queue itself: while it is missing, this consumer would hold all of its messages. The worker
+            // that handles the action replies.
+            let copy = copy_to(UNROUTED).rerouted();
+            Failed { copy: Some((copy, DeliveryOutcome::Rerouted)), refusal: None }
+        }
         (failure, FailurePolicy::DeadLetter(queue)) => match (failure, retry) {
             (Failure::Retry(cause), Some(retry)) => {
                 let error = cause.to_string();
@@ -179,6 +188,15 @@ fn fail<H: Handler>(
             }
         },
     }
+}
+
+/// Whether a refused message is an action that was published with the routing key of another one.
+fn is_for_another_queue(delivery: &Delivery, queue: WorkQueue) -> bool {
+    let is_of_actions = queue.arrivals() == Arrivals::Actions;
+    is_of_actions
+        && !delivery.fleet_headers().rerouted
+        && decode::kind(&delivery.body, usize::MAX)
+            .is_some_and(|kind| queue_of(kind) != queue.name())
 }
 
 /// The delay after this attempt (the first is 1); `None` after the last.

@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use broker::topology::{RetryQueue, WorkQueue};
+use broker::fleet_headers::FleetHeaders;
+use broker::topology::{RetryQueue, UNROUTED, WorkQueue};
 use broker::{Death, Delivery, Handled, Handler, Publication, Settings, Source};
 use domain::failure::{DeadLetterReason, Dependency, Done, Failure, Refusal, Unavailable};
 use lapin::BasicProperties;
@@ -44,6 +45,30 @@ async fn a_refused_message_becomes_a_dead_letter_and_the_others_are_handled() {
     assert_eq!(text("x-verbatim-reason"), "schema");
     assert_eq!(text("x-verbatim-detail"), "refused by the test");
     assert_eq!(text("x-verbatim-queue"), QUEUE);
+    bench.eventually_ready(QUEUE, 0).await;
+}
+
+#[tokio::test]
+async fn an_action_of_another_queue_is_sent_on_once_and_becomes_a_dead_letter_if_it_comes_back() {
+    let bench = Bench::new().await;
+    let stray = r#"{"action_type":"conversation.save_message","about":"another queue"}"#;
+    let own = r#"{"action_type":"conversation.erase","about":"another queue"}"#;
+    bench.publish(QUEUE, [stray, own, "another queue"]).await;
+    let running = bench.run(SOURCE, &Script::default(), Settings::default());
+    bench.eventually_ready(UNROUTED, 1).await;
+    // Its own queue, but not handled; and what is no action.
+    bench.eventually_ready(DLQ, 2).await;
+    let sent_on = bench.take(UNROUTED).await;
+    assert_eq!(sent_on.data, stray.as_bytes());
+    let again = Publication {
+        fleet_headers: FleetHeaders { rerouted: true, ..FleetHeaders::default() },
+        ..Publication::to_queue(QUEUE, sent_on.data)
+    };
+    bench.publisher.publish(again).await.unwrap();
+    bench.eventually_ready(DLQ, 3).await;
+    running.drain().await;
+    assert_eq!(settled(&bench, DeliveryOutcome::Rerouted), 1);
+    assert_eq!(settled(&bench, DeliveryOutcome::DeadLettered), 3);
     bench.eventually_ready(QUEUE, 0).await;
 }
 

@@ -410,6 +410,10 @@ impl Handler for Script {
             let detail = "refused by the test".to_owned();
             return Err(Refusal::new(DeadLetterReason::Schema, detail));
         }
+        if body.contains("another queue") {
+            let detail = "no action of this queue".to_owned();
+            return Err(Refusal::new(DeadLetterReason::UnknownAction, detail));
+        }
         Ok(Message {
             body,
             attempt: delivery.fleet_headers().attempt,

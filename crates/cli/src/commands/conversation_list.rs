@@ -23,7 +23,7 @@ Examples:
 Reads the replica at DATABASE_READ_URL, if that is set.")]
 pub(crate) struct ConversationList {
     /// Only conversations of this tenant
-    #[arg(long, value_parser = |text: &str| TenantId::new(text))]
+    #[arg(long, value_parser = |text: &str| TenantId::new(text), allow_hyphen_values = true)]
     tenant: Option<TenantId>,
 
     /// Only conversations in this status: active, closing or archived
@@ -31,11 +31,11 @@ pub(crate) struct ConversationList {
     status: Option<ConversationStatus>,
 
     /// Only conversations with this agent
-    #[arg(long, value_parser = |text: &str| AgentId::new(text))]
+    #[arg(long, value_parser = |text: &str| AgentId::new(text), allow_hyphen_values = true)]
     agent: Option<AgentId>,
 
     /// Only conversations that this session began
-    #[arg(long, value_parser = |text: &str| SessionId::new(text))]
+    #[arg(long, value_parser = |text: &str| SessionId::new(text), allow_hyphen_values = true)]
     session: Option<SessionId>,
 
     /// Number of conversations, at most

@@ -42,22 +42,26 @@ Without REDIS_URL it reads PostgreSQL. Exit code 1: there is no such conversatio
 )]
 pub(crate) struct ConversationShow {
     /// Tenant of the conversation
-    #[arg(long, value_parser = |text: &str| TenantId::new(text))]
+    #[arg(long, value_parser = |text: &str| TenantId::new(text), allow_hyphen_values = true)]
     tenant: TenantId,
 
     /// Id of the conversation
-    #[arg(value_parser = |text: &str| ConversationId::new(text))]
+    #[arg(value_parser = |text: &str| ConversationId::new(text), allow_hyphen_values = true)]
     #[arg(required_unless_present = "session", conflicts_with = "session")]
     conversation: Option<ConversationId>,
 
     /// Session that began the conversation, instead of its id
-    #[arg(long, value_parser = |text: &str| SessionId::new(text))]
+    #[arg(long, value_parser = |text: &str| SessionId::new(text), allow_hyphen_values = true)]
     session: Option<SessionId>,
 
     /// Number of messages, at most; the newest
     #[arg(long, value_name = "N", default_value_t = 100)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     last: u32,
+
+    /// Print messages whole, however large. JSON always has all of them
+    #[arg(long)]
+    full: bool,
 
     /// Where to read the messages from
     #[arg(long, value_enum, default_value = "auto")]
@@ -106,7 +110,8 @@ impl ConversationShow {
         let statistics = statistics.map_err(|error| server.failure(&error))?;
         let view = TranscriptView::new(&row, &sessions, &events, statistics.as_ref(), &transcript);
         let view = TranscriptView { redis_error, ..view };
-        output.show(&view, |out| text::write(&view, &transcript.messages, out))?;
+        let limits = if self.full { &text::Limits::NONE } else { &text::Limits::USUAL };
+        output.show(&view, |out| text::write(&view, &transcript.messages, limits, out))?;
         Ok(Exit::Success)
     }
 

@@ -8,18 +8,18 @@ use std::path::PathBuf;
 
 use clap::Args;
 use database::{DeadLetterDetail, Selection};
-use dead_letters::{Change, DeadLetters, EditError};
+use dead_letters::{Change, Correction, DeadLetters, EditError};
 use domain::causes::with_causes;
 use serde::Serialize;
 use stores::DatabaseServer;
 use uuid::Uuid;
 
 use super::dead_letters_selection::{Operation, dead_letters};
-use super::dead_letters_show::{body, no_such_dead_letter};
+use super::dead_letters_show::{SHOWN_BYTES, body, no_such_dead_letter};
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::input::Input;
-use crate::output::{Cell, Output, Text, Tone, block, plural};
+use crate::output::{Cell, Output, Text, Tone, block, plural, shortened};
 
 /// Edits a copy of a dead letter's body, which a replay publishes instead
 #[derive(Debug, Args)]
@@ -32,6 +32,8 @@ Examples:
   verbatim dead-letters edit ID            (on a terminal: in your editor)
   verbatim dead-letters edit ID --revert
   verbatim dead-letters edit --field role --error '\"bot\"' --apply-suggestion    (all that match)
+  verbatim dead-letters edit --error 'byte order mark' --to-utf8 --dry-run
+  verbatim dead-letters edit --error U+0000 --replace-unstorable
 
 The original body is kept. The edited copy must pass the workers' validator; otherwise it would
 fail again. Exit code 1: it does not pass, or the dead letter is not open; of several dead
@@ -39,7 +41,7 @@ letters, some were not edited.")]
 pub(crate) struct DeadLettersEdit {
     /// The whole new body: a file, or - for standard input
     #[arg(long, value_name = "FILE", value_parser = Input::parse)]
-    #[arg(conflicts_with_all = ["set", "apply_suggestion", "revert"])]
+    #[arg(conflicts_with_all = ["set", "to_utf8", "replace_unstorable", "apply_suggestion", "revert"])]
     body: Option<Input>,
 
     /// Set a field, such as role=assistant, data.role=user or /tool_calls/0/id=x. A value that is not
@@ -48,6 +50,16 @@ pub(crate) struct DeadLettersEdit {
     #[arg(conflicts_with_all = ["apply_suggestion", "revert"])]
     set: Vec<(String, String)>,
 
+    /// Convert a body in UTF-16 to UTF-8, and remove a byte order mark
+    #[arg(long, conflicts_with_all = ["apply_suggestion", "revert"])]
+    to_utf8: bool,
+
+    /// Replace each U+0000 and each half of a surrogate pair, which cannot be stored, by TEXT; without
+    /// TEXT by U+FFFD
+    #[arg(long, value_name = "TEXT", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "\u{fffd}", conflicts_with_all = ["apply_suggestion", "revert"])]
+    replace_unstorable: Option<String>,
+
     /// Apply the suggestion of `dead-letters show`
     #[arg(long, conflicts_with = "revert")]
     apply_suggestion: bool,
@@ -55,6 +67,10 @@ pub(crate) struct DeadLettersEdit {
     /// Delete the edited copy
     #[arg(long)]
     revert: bool,
+
+    /// Only print what would be edited
+    #[arg(long)]
+    dry_run: bool,
 
     /// Editor, used on a terminal when no other option says what to change
     #[arg(long, env = "EDITOR", value_name = "COMMAND")]
@@ -99,8 +115,12 @@ impl DeadLettersEdit {
                 (Change::Body(body), Some(copy))
             }
         };
-        let actor = self.on.actor.actor();
-        let edited = dead_letters.edit(&found.detail, &change, validator, &actor).await;
+        let edited = if self.dry_run {
+            DeadLetters::edited(&found.detail, &change, validator)
+        } else {
+            let actor = self.on.actor.actor();
+            dead_letters.edit(&found.detail, &change, validator, &actor).await
+        };
         let detail = edited.map_err(|error| {
             let suggestion = validator.suggest(&found.detail).map(|it| it.text);
             let copy = copy.filter(|_| !matches!(error, EditError::Nothing));
@@ -110,7 +130,7 @@ impl DeadLettersEdit {
                 None => failure,
             }
         })?;
-        output.show(&detail, |out| text(&detail, out))?;
+        output.show(&detail, |out| text(&detail, self.dry_run, out))?;
         Ok(Exit::Success)
     }
 
@@ -123,15 +143,20 @@ impl DeadLettersEdit {
     ) -> Result<Exit, Failure> {
         let change = self.common_change().ok_or_else(|| {
             Failure::usage(
-                "several dead letters need one of --set FIELD=VALUE, --apply-suggestion or --revert",
+                "several dead letters need one of --set FIELD=VALUE, --to-utf8, --replace-unstorable, \
+                 --apply-suggestion or --revert",
             )
         })?;
-        let (actor, mut edits) = (self.on.actor.actor(), Edits::default());
+        let mut edits = Edits { dry_run: self.dry_run, ..Edits::default() };
         let validator = self.limit.dead_letters();
-        dead_letters
-            .edit_all(selection, &change, validator, &actor, |id, edited| edits.add(id, edited))
-            .await
-            .map_err(|error| server.failure(&error))?;
+        let each = |id, edited| edits.add(id, edited);
+        let done = if self.dry_run {
+            dead_letters.preview_all(selection, &change, validator, each).await
+        } else {
+            let actor = self.on.actor.actor();
+            dead_letters.edit_all(selection, &change, validator, &actor, each).await
+        };
+        done.map_err(|error| server.failure(&error))?;
         let named = self.on.chosen.named();
         edits.skipped = named.saturating_sub(edits.edited + edits.unchanged + edits.failed);
         output.show(&edits, |out| edits.text(out))?;
@@ -144,10 +169,12 @@ impl DeadLettersEdit {
             Some(Change::Revert)
         } else if self.apply_suggestion {
             Some(Change::Suggested)
-        } else if self.set.is_empty() {
-            None
         } else {
-            Some(Change::Set(self.set.clone()))
+            let replace = self.replace_unstorable.clone().map(Correction::ReplaceUnstorable);
+            let corrections: Vec<Correction> =
+                self.to_utf8.then_some(Correction::ToUtf8).into_iter().chain(replace).collect();
+            let is_change = !corrections.is_empty() || !self.set.is_empty();
+            is_change.then(|| Change::Correct(corrections, self.set.clone()))
         }
     }
 
@@ -194,9 +221,10 @@ fn failure(
     }
 }
 
-/// The result of editing several dead letters.
+/// The result of editing several dead letters; of a dry run, what it would be.
 #[derive(Debug, Default, Serialize)]
 struct Edits {
+    dry_run: bool,
     edited: u64,
     /// The change would change nothing.
     unchanged: u64,
@@ -230,7 +258,8 @@ impl Edits {
             |failed: &NotEdited| [failed.id.to_string().into(), Cell::new(Tone::Bad, &failed.why)];
         out.first_rows(["not edited", "error"], self.failures.iter().map(row));
         let tone = if self.edited > 0 { Tone::Good } else { Tone::Warn };
-        out.piece(tone, format!("{} edited", plural(self.edited, "dead letter")));
+        let done = if self.dry_run { "would be edited" } else { "edited" };
+        out.piece(tone, format!("{} {done}", plural(self.edited, "dead letter")));
         let counts = [
             (self.failed, "not edited"),
             (self.unchanged, "unchanged"),
@@ -238,7 +267,7 @@ impl Edits {
         ];
         out.counts(Tone::Plain, counts);
         out.push("\n");
-        if self.edited > 0 {
+        if self.edited > 0 && !self.dry_run {
             out.line(Tone::Dim, "next: `verbatim dead-letters replay`");
         }
     }
@@ -291,16 +320,24 @@ fn field_and_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn text(detail: &DeadLetterDetail, out: &mut Text) {
+fn text(detail: &DeadLetterDetail, dry_run: bool, out: &mut Text) {
     let id = detail.dead_letter.id;
-    let Some(edited) = &detail.edit.edited_body else {
-        return out
-            .push(format!("edited copy deleted; a replay of {id} publishes the original body\n"));
+    let (did, publishes) = if dry_run {
+        ("not edited (--dry-run); after the edit", "would publish")
+    } else {
+        ("edited;", "now publishes")
     };
-    out.line(Tone::Good, format!("edited; a replay of {id} now publishes"));
-    out.push(block(&body(edited), "  "));
-    out.push("\nthe original body is kept; next: ");
-    out.line(Tone::Strong, format!("verbatim dead-letters replay {id}"));
+    let Some(edited) = &detail.edit.edited_body else {
+        let did = if dry_run { "copy not deleted (--dry-run)" } else { "edited copy deleted" };
+        return out.push(format!("{did}; a replay of {id} publishes the original body\n"));
+    };
+    out.line(Tone::Good, format!("{did} a replay of {id} {publishes}"));
+    let all = format!("`verbatim dead-letters show {id} --full`");
+    out.push(block(&shortened(&body(edited), SHOWN_BYTES, &all), "  "));
+    if !dry_run {
+        out.push("\nthe original body is kept; next: ");
+        out.line(Tone::Strong, format!("verbatim dead-letters replay {id}"));
+    }
 }
 
 #[cfg(test)]
@@ -333,8 +370,9 @@ mod tests {
     fn the_body_that_a_replay_now_publishes_is_shown() {
         let mut edited = detail();
         edited.edit.edited_body = Some(br#"{"role":"assistant"}"#.to_vec());
-        insta::assert_snapshot!(plain(|out| text(&edited, out)));
-        assert!(plain(|out| text(&detail(), out)).contains("publishes the original body"));
+        insta::assert_snapshot!(plain(|out| text(&edited, false, out)));
+        let reverted = plain(|out| text(&detail(), false, out));
+        assert!(reverted.contains("publishes the original body"));
     }
 
     #[test]

@@ -40,15 +40,15 @@ pub(crate) struct Filters {
     error: Option<String>,
 
     /// Only of this tenant
-    #[arg(long, value_parser = |text: &str| TenantId::new(text))]
+    #[arg(long, value_parser = |text: &str| TenantId::new(text), allow_hyphen_values = true)]
     tenant: Option<TenantId>,
 
     /// Only of this conversation
-    #[arg(long, value_parser = |text: &str| ConversationId::new(text))]
+    #[arg(long, value_parser = |text: &str| ConversationId::new(text), allow_hyphen_values = true)]
     conversation: Option<ConversationId>,
 
     /// Only of the message with this id
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     message: Option<String>,
 
     /// Only with this action_type

@@ -14,7 +14,10 @@ use uuid::Uuid;
 use super::dead_letters_selection::dead_letters;
 use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
-use crate::output::{Output, Text, Tone, ago, moment, one_line, plural};
+use crate::output::{Output, Text, Tone, ago, moment, one_line, plural, shortened};
+
+/// The most bytes of a body, as it is printed, without --full: some 300 lines.
+pub(super) const SHOWN_BYTES: usize = 16 << 10;
 
 /// Shows a dead letter: body, headers, history and a suggested fix
 #[derive(Debug, Args)]
@@ -22,6 +25,7 @@ use crate::output::{Output, Text, Tone, ago, moment, one_line, plural};
 #[command(after_help = "\
 Examples:
   verbatim dead-letters show 4d1e6f3a-0d2b-5c8e-9b1a-7f1e2d3c4b5a
+  verbatim dead-letters show ID --full | less
   verbatim dead-letters show ID --json | jq -r .body > action.json
 
 Exit code 1: there is no such dead letter.")]
@@ -29,6 +33,10 @@ pub(crate) struct DeadLettersShow {
     /// Id of the dead letter
     #[arg(value_name = "ID")]
     id: Uuid,
+
+    /// Print the whole body, however large. JSON always has all of it
+    #[arg(long)]
+    full: bool,
 
     #[command(flatten)]
     limit: BodyLimit,
@@ -63,7 +71,8 @@ impl DeadLettersShow {
         let found = found.map_err(|error| server.failure(&error))?;
         let details = found.ok_or_else(|| no_such_dead_letter(self.id))?;
         let shown = shown(&details, self.limit.dead_letters());
-        output.show(&shown, |out| text(&details, &shown, out))?;
+        let body_bytes = if self.full { usize::MAX } else { SHOWN_BYTES };
+        output.show(&shown, |out| text(&details, &shown, body_bytes, out))?;
         Ok(Exit::Success)
     }
 }
@@ -87,7 +96,9 @@ fn shown(details: &DeadLetterWithHistory, validator: DeadLetterValidator) -> Sho
 
 fn advice(id: Uuid, suggestion: Suggestion) -> Advice {
     let command = match suggestion.step {
-        Step::Set { .. } => Some(format!("verbatim dead-letters edit {id} --apply-suggestion")),
+        Step::Set { .. } | Step::Correct(_) => {
+            Some(format!("verbatim dead-letters edit {id} --apply-suggestion"))
+        }
         Step::Replay => Some(format!("verbatim dead-letters replay {id}")),
         Step::Manual => None,
     };
@@ -105,7 +116,9 @@ fn next(id: Uuid, status: DeadLetterStatus) -> Vec<String> {
     }
 }
 
-fn text(details: &DeadLetterWithHistory, shown: &Shown<'_>, out: &mut Text) {
+/// Prints everything about a dead letter, of its bodies `body_bytes` at most.
+fn text(details: &DeadLetterWithHistory, shown: &Shown<'_>, body_bytes: usize, out: &mut Text) {
+    let limited = |bytes: &[u8]| shortened(&body(bytes), body_bytes, "--full").into_owned();
     let DeadLetterDetail { dead_letter, message, state, edit } = &details.detail;
     let id = out.paint(Tone::Strong, &dead_letter.id.to_string());
     out.push(format!("dead letter {id}, {}\n", state.status));
@@ -155,12 +168,12 @@ fn text(details: &DeadLetterWithHistory, shown: &Shown<'_>, out: &mut Text) {
         );
     }
     section("headers of RabbitMQ and the fleet", &message.delivery["headers"], out);
-    out.section(Tone::Dim, "body", &body(&message.body));
+    out.section(Tone::Dim, "body", &limited(&message.body));
     if let Some(edited) = &edit.edited_body {
         let when = edit.edited_at.map(|at| format!(", {}", moment(at))).unwrap_or_default();
         let who = edit.edited_by.as_deref().map(|who| format!(" by {who}")).unwrap_or_default();
         let heading = format!("edited copy, which a replay publishes{when}{}", one_line(&who));
-        out.section(Tone::Warn, &heading, &body(edited));
+        out.section(Tone::Warn, &heading, &limited(edited));
     }
     if !details.audit.is_empty() {
         let lines: Vec<_> =
@@ -282,7 +295,7 @@ mod tests {
     }
 
     fn rendered(details: &DeadLetterWithHistory) -> String {
-        plain(|out| text(details, &shown(details, VALIDATOR), out))
+        plain(|out| text(details, &shown(details, VALIDATOR), SHOWN_BYTES, out))
     }
 
     #[test]
@@ -363,6 +376,18 @@ mod tests {
         };
         binary.state.copies = 2;
         insta::assert_snapshot!(rendered(&details_of(binary)));
+    }
+
+    #[test]
+    fn a_large_body_is_cut_unless_all_of_it_is_wanted() {
+        let mut large = detail();
+        large.message.body = vec![b'x'; SHOWN_BYTES + 1_234];
+        let details = details_of(large);
+        let cut = rendered(&details);
+        assert!(cut.len() < SHOWN_BYTES + 4_000, "{}", cut.len());
+        assert!(cut.contains("… 1 234 more bytes; --full prints all"), "{cut}");
+        let all = plain(|out| text(&details, &shown(&details, VALIDATOR), usize::MAX, out));
+        assert!(all.len() > SHOWN_BYTES + 1_234 && !all.contains("--full"));
     }
 
     #[test]

@@ -32,11 +32,11 @@ AMQP_URL queues are not checked.
 Exit code 1: nothing has this id.")]
 pub(crate) struct Trace {
     /// The id of a message, a conversation, a session or a dead letter
-    #[arg(value_name = "ID", value_parser = id)]
+    #[arg(value_name = "ID", value_parser = id, allow_hyphen_values = true)]
     id: String,
 
     /// Only of this tenant
-    #[arg(long, value_parser = |text: &str| TenantId::new(text))]
+    #[arg(long, value_parser = |text: &str| TenantId::new(text), allow_hyphen_values = true)]
     tenant: Option<TenantId>,
 
     #[command(flatten)]

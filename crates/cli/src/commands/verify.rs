@@ -47,11 +47,11 @@ Exit codes: 0 no findings, or all are repaired; 1 unrepaired findings; 3 no unre
 but incomplete because a server was unreachable.")]
 pub(crate) struct Verify {
     /// Only this tenant
-    #[arg(long, value_parser = |text: &str| TenantId::new(text))]
+    #[arg(long, value_parser = |text: &str| TenantId::new(text), allow_hyphen_values = true)]
     tenant: Option<TenantId>,
 
     /// Only conversations with this id
-    #[arg(long, value_parser = |text: &str| ConversationId::new(text))]
+    #[arg(long, value_parser = |text: &str| ConversationId::new(text), allow_hyphen_values = true)]
     conversation: Option<ConversationId>,
 
     /// Only what was active at or after this time: RFC 3339, or how long ago (24h, 7days)

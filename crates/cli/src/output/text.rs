@@ -1,5 +1,7 @@
 //! Text of others, made safe to print, and shortened.
 
+use std::borrow::Cow;
+
 /// A text on one line, with every control character made visible.
 pub(crate) fn one_line(text: &str) -> String {
     text.chars()
@@ -24,6 +26,15 @@ pub(crate) fn block(text: &str, indent: &str) -> String {
         out.push('\n');
     }
     out
+}
+
+/// At most `limit` bytes of a text, then how many more there are, and what prints `all` of them.
+pub(crate) fn shortened<'a>(text: &'a str, limit: usize, all: &str) -> Cow<'a, str> {
+    if text.len() <= limit {
+        return text.into();
+    }
+    let (shown, rest) = text.split_at(text.floor_char_boundary(limit));
+    format!("{shown}\n… {} more bytes; {all} prints all", count(rest.len() as u64)).into()
 }
 
 /// `1 message`, `2 messages`.
@@ -77,6 +88,12 @@ mod tests {
         assert_eq!(count(-1_000), "-1 000");
         assert_eq!(plural(1, "message"), "1 message");
         assert_eq!(plural(0, "message"), "0 messages");
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters_and_says_how_much_is_missing() {
+        assert_eq!(shortened("äöü", 6, "--full"), "äöü");
+        assert_eq!(shortened("äöü", 5, "--full"), "äö\n… 2 more bytes; --full prints all");
     }
 
     #[test]

@@ -271,6 +271,56 @@ async fn an_edit_keeps_the_original_body_and_must_pass_the_workers_validator() {
 }
 
 #[tokio::test]
+async fn bodies_with_a_byte_order_mark_and_with_what_cannot_be_stored_are_corrected_in_bulk() {
+    let (env, verbatim) = prepared().await;
+    let good = body("s", "m-1", &json!({"content": "hi"})).to_string();
+    let marked = format!("\u{feff}{good}").into_bytes();
+    let utf16 = good.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let nul = good.replace("hi", "h\\u0000i").into_bytes();
+    let half = good.replace("hi", "\\ud83d").into_bytes();
+    let bodies: [Vec<u8>; 5] = [marked, utf16, nul, half, b"hello".to_vec()];
+    let dead_letters: Vec<_> = (1..)
+        .zip(&bodies)
+        .map(|(id, body)| {
+            let mut collected = dead_letter(id, DeadLetterReason::Schema, "acme", &json!({}));
+            collected.message.body.clone_from(body);
+            collected
+        })
+        .collect();
+    database(&env.database_url).store_dead_letters(&dead_letters, &[]).await.unwrap();
+    let verbatim = verbatim.with("VERBATIM_ACTOR", "ops");
+    let edit = async |arguments: &[&str]| {
+        let arguments = [&["dead-letters", "edit", "--json"], arguments].concat();
+        verbatim.run(&arguments).await.json()
+    };
+    let counts =
+        |edits: &Value| [&edits["edited"], &edits["failed"]].map(|it| it.as_u64().unwrap());
+
+    let correcting = ["--all", "--to-utf8", "--replace-unstorable=?"];
+    let preview = edit(&[&correcting[..], &["--dry-run"]].concat()).await;
+    assert_eq!((counts(&preview), &preview["dry_run"]), ([4, 0], &json!(true)), "{preview}");
+    let one = edit(&[&id(1), "--to-utf8", "--dry-run"]).await;
+    assert_eq!(one["edited_body"], good, "{one}");
+    let touched = "SELECT count(edited_body) + (SELECT count(*) FROM audit_log) FROM dead_letters";
+    assert_eq!(env.psql(touched).await.unwrap(), "0");
+
+    let edits = edit(&correcting).await;
+    assert_eq!((counts(&edits), &edits["unchanged"]), ([4, 0], &json!(1)), "{edits}");
+    let edited = "SELECT string_agg(convert_from(edited_body, 'UTF8'), E'\\n' ORDER BY id) FROM dead_letters";
+    let expected = [&good, &good, &good.replace("hi", "h?i"), &good.replace("hi", "?")];
+    assert_eq!(env.psql(edited).await.unwrap(), expected.map(String::as_str).join("\n"));
+    let kept = "SELECT count(*) FROM dead_letters WHERE body = edited_body";
+    assert_eq!(env.psql(kept).await.unwrap(), "0", "the originals stay");
+
+    let ran = verbatim.run(&["dead-letters", "edit", "--all", "--revert"]).await;
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let suggested = edit(&["--all", "--apply-suggestion"]).await;
+    assert_eq!(counts(&suggested), [4, 1], "{suggested}");
+    let replaced = env.psql(edited).await.unwrap();
+    assert!(replaced.contains("h\u{fffd}i"), "{replaced}");
+}
+
+#[tokio::test]
 async fn dead_letters_are_discarded_with_a_reason_and_restored() {
     let (env, verbatim) = prepared().await;
     stored(&env, &[1, 2, 3], &body("s", "m-1", &json!({"role": "bot"}))).await;

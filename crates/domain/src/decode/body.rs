@@ -7,10 +7,13 @@
 
 use serde::de::IgnoredAny;
 
+use super::body_format::BodyFormat;
 use super::fault::{FieldError, excerpt, malformed};
 use crate::action::ActionKind;
 use crate::failure::{DeadLetterReason, Hint, Refusal};
-use crate::json::{Fault, Member, first_fault, is_storable, members, path_to, string, type_name};
+use crate::json::{
+    Fault, FaultKind, Member, first_fault, is_storable, members, path_to, string, type_name,
+};
 
 /// Checks the size of a body against the limit, in bytes.
 ///
@@ -27,17 +30,25 @@ pub fn check_size(body: &[u8], limit: usize) -> Result<(), Refusal> {
     Err(Refusal::new(DeadLetterReason::TooLarge, detail))
 }
 
-pub(super) fn read(body: &[u8], limit: usize) -> Result<(ActionKind, Vec<Member<'_>>), Refusal> {
+/// The action and the members of a body. The AMQP `content_encoding` is used only to say what a body is that cannot
+/// be read.
+pub(super) fn read<'a>(
+    body: &'a [u8],
+    limit: usize,
+    content_encoding: Option<&str>,
+) -> Result<(ActionKind, Vec<Member<'a>>), Refusal> {
     check_size(body, limit)?;
     let text = std::str::from_utf8(body).map_err(|error| {
-        malformed(format!("the body must be UTF-8, but byte {} is not", error.valid_up_to()))
+        let at = error.valid_up_to();
+        recognised(body, content_encoding)
+            .unwrap_or_else(|| malformed(format!("the body must be UTF-8, but byte {at} is not")))
     })?;
     let members = members(text);
     let fault = match &members {
         Ok(members) if is_storable(text, members) => None,
         _ => first_fault(text),
     };
-    let members = members.map_err(|error| not_an_object(text, &error, fault))?;
+    let members = members.map_err(|error| not_an_object(text, &error, fault, content_encoding))?;
     match (kind(&members), fault) {
         (Err(refusal), _) if refusal.reason == DeadLetterReason::UnknownAction => Err(refusal),
         (_, Some(fault)) => Err(not_storable(text, fault)),
@@ -46,27 +57,43 @@ pub(super) fn read(body: &[u8], limit: usize) -> Result<(ActionKind, Vec<Member<
 }
 
 /// The refusal of a text that serde_json could not read as one JSON object.
-fn not_an_object(text: &str, error: &serde_json::Error, fault: Option<Fault>) -> Refusal {
+fn not_an_object(
+    text: &str,
+    error: &serde_json::Error,
+    fault: Option<Fault>,
+    content_encoding: Option<&str>,
+) -> Refusal {
     // serde_json also fails at a key with an unpaired surrogate, although the text is valid JSON.
     let is_object =
         || text.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok();
-    match fault {
-        Some(fault) if is_object() => not_storable(text, fault),
-        _ if text.trim_start().is_empty() => {
-            malformed("the body must be one JSON object, but is empty".to_owned())
-        }
-        _ if text.starts_with('\u{feff}') => {
-            malformed("the body begins with a byte order mark; send UTF-8 without it".to_owned())
-        }
-        _ if error.is_data() => {
-            malformed(format!("the body must be one JSON object, but is {}", type_name(text)))
-        }
-        _ => malformed(format!("the body must be one JSON object, but is not valid JSON: {error}")),
+    if let Some(fault) = fault.filter(|_| is_object()) {
+        return not_storable(text, fault);
     }
+    if text.trim_start().is_empty() {
+        return malformed("the body must be one JSON object, but is empty".to_owned());
+    }
+    recognised(text.as_bytes(), content_encoding).unwrap_or_else(|| {
+        malformed(if error.is_data() {
+            format!("the body must be one JSON object, but is {}", type_name(text))
+        } else {
+            format!("the body must be one JSON object, but is not valid JSON: {error}")
+        })
+    })
+}
+
+/// The refusal of a body that is something else than JSON in UTF-8, if that is recognised.
+fn recognised(body: &[u8], content_encoding: Option<&str>) -> Option<Refusal> {
+    let format = BodyFormat::of(body, content_encoding)?;
+    Some(Refusal { hint: format.hint(), ..malformed(format.to_string()) })
 }
 
 fn not_storable(text: &str, fault: Fault) -> Refusal {
-    FieldError::new(&path_to(text, fault.at), &fault.kind.to_string()).into()
+    let error = FieldError::new(&path_to(text, fault.at), &fault.kind.to_string());
+    let hint = match fault.kind {
+        FaultKind::Nul | FaultKind::Surrogate => Some(Hint::ReplaceUnstorable),
+        FaultKind::Repeated | FaultKind::Depth => None,
+    };
+    Refusal { hint, ..error.into() }
 }
 
 /// The action that the `action_type` names, at the top level or under `data`.

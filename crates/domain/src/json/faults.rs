@@ -175,6 +175,25 @@ fn string_fault(token: &str) -> Option<(FaultKind, usize)> {
     }
 }
 
+/// A JSON text with each U+0000 and each half of a surrogate pair replaced by a text.
+#[must_use]
+pub fn replace_unstorable(text: &str, replacement: &str) -> String {
+    /// The bytes of an escape such as `\u0000`.
+    const ESCAPE: usize = 6;
+    let quoted = serde_json::Value::from(replacement).to_string();
+    let written = &quoted[1..quoted.len() - 1];
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((_, at)) = string_fault(rest) {
+        out.push_str(&rest[..at]);
+        out.push_str(written);
+        rest = &rest[at + ESCAPE..];
+    }
+    out.push_str(rest);
+    // Where it is not even escaped, the text is not JSON.
+    out.replace('\0', written)
+}
+
 /// The UTF-16 unit of the escape at `at`, such as `\u00e9`; `None` if there is none.
 fn unit(bytes: &[u8], at: usize) -> Option<u16> {
     let escape = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;

@@ -51,6 +51,11 @@ fn a_refusal_has_a_typed_hint_where_its_sentence_has_a_suggestion() {
                 assert!(refusal.field.is_some(), "{refusal}");
             }
             Some(Hint::AddField) => assert!(refusal.detail.ends_with("` is missing"), "{refusal}"),
+            Some(Hint::ReplaceUnstorable) => {
+                let named = ["U+0000", "surrogate"].iter().any(|it| refusal.detail.contains(it));
+                assert!(named && refusal.field.is_some(), "{refusal}");
+            }
+            Some(Hint::ToUtf8) => assert!(refusal.detail.contains("UTF-8"), "{refusal}"),
             None => assert!(!refusal.detail.contains("did you mean"), "{refusal}"),
         }
     }

@@ -1,5 +1,7 @@
 //! The conversation as text: its attributes, then its messages.
 
+use std::borrow::Cow;
+
 use conversation::{Source, TranscriptView};
 use database::{ConversationStats, ConversationView, SessionEventView, SessionView};
 use domain::message::{Message, Role};
@@ -8,17 +10,37 @@ use domain::time::Timestamp;
 
 use crate::commands::conversation_list::tone;
 use crate::output::{
-    Text, Tone, ago, block, count, excerpt, moment, one_line, plural, precise, span,
+    Text, Tone, ago, block, count, excerpt, moment, one_line, plural, precise, shortened, span,
 };
 
-/// Characters of a JSON value that text shows; JSON output has all of it.
-const EXCERPT: usize = 300;
+/// How much of a conversation text shows; JSON has all of it.
+#[derive(Debug)]
+pub(super) struct Limits {
+    /// Bytes of the content of a message: a screen or two.
+    content: usize,
+    /// Characters of a JSON value, and of any other text on a line.
+    line: usize,
+}
 
-pub(super) fn write(shown: &TranscriptView<'_>, messages: &[Message], out: &mut Text) {
+impl Limits {
+    pub(super) const USUAL: Self = Self { content: 4 << 10, line: 300 };
+    pub(super) const NONE: Self = Self { content: usize::MAX, line: usize::MAX };
+
+    fn on_a_line<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        excerpt(text, self.line)
+    }
+}
+
+pub(super) fn write(
+    shown: &TranscriptView<'_>,
+    messages: &[Message],
+    limits: &Limits,
+    out: &mut Text,
+) {
     let row = shown.conversation;
     let id = out.paint(Tone::Strong, &one_line(&row.id));
     out.push(format!("conversation {id} of tenant {}\n", one_line(&row.tenant_id)));
-    out.field("status", tone(row.status), status(row, out.now));
+    out.field("status", tone(row.status), limits.on_a_line(&status(row, out.now)));
     out.field("began", Tone::Plain, moment(row.created_at));
     if !shown.sessions.iter().any(|session| session.session_id == row.session_id) {
         out.field("session", Tone::Plain, &row.session_id);
@@ -27,7 +49,7 @@ pub(super) fn write(shown: &TranscriptView<'_>, messages: &[Message], out: &mut 
         out.field("session", Tone::Plain, connection(session));
     }
     for event in shown.session_events {
-        if let Some(said) = said(event) {
+        if let Some(said) = said(event, limits) {
             out.field("event", Tone::Plain, said);
         }
     }
@@ -41,7 +63,7 @@ pub(super) fn write(shown: &TranscriptView<'_>, messages: &[Message], out: &mut 
         ("statistics", &statistics),
     ] {
         if let Some(value) = value {
-            out.field(name, Tone::Plain, value);
+            out.field(name, Tone::Plain, limits.on_a_line(value));
         }
     }
     let all = plural(row.message_count, "message");
@@ -61,7 +83,7 @@ pub(super) fn write(shown: &TranscriptView<'_>, messages: &[Message], out: &mut 
     }
     for message in messages {
         out.push("\n");
-        write_message(message, out);
+        write_message(message, limits, out);
     }
 }
 
@@ -71,12 +93,12 @@ fn connection(session: &SessionView) -> String {
 }
 
 /// What a session event or feedback said; `None` if that is only that a session opened or closed.
-fn said(event: &SessionEventView) -> Option<String> {
+fn said(event: &SessionEventView, limits: &Limits) -> Option<String> {
     let metadata = event.metadata.as_ref();
     let parts = [
-        event.reason.as_ref().map(|reason| format!("reason {reason}")),
+        event.reason.as_ref().map(|reason| format!("reason {}", limits.on_a_line(reason))),
         event.satisfaction.map(|satisfaction| format!("satisfaction {satisfaction} of 5")),
-        metadata.map(|json| format!("metadata {}", excerpt(json.as_str(), EXCERPT))),
+        metadata.map(|json| format!("metadata {}", limits.on_a_line(json.as_str()))),
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
     let SessionEventView { action_type, session_id, created_at, .. } = event;
@@ -118,7 +140,7 @@ fn in_one_line(statistics: &ConversationStats) -> String {
 }
 
 /// One message: a heading, then its content.
-fn write_message(message: &Message, out: &mut Text) {
+fn write_message(message: &Message, limits: &Limits, out: &mut Text) {
     const INDENT: &str = "  ";
     let tone = match message.role {
         Role::User => Tone::Human,
@@ -131,25 +153,26 @@ fn write_message(message: &Message, out: &mut Text) {
         message.model_name.as_deref(),
         Some(message.id.as_str()),
     ];
-    let attributes: Vec<String> = attributes.into_iter().flatten().map(one_line).collect();
+    let attributes: Vec<String> =
+        attributes.into_iter().flatten().map(|it| one_line(&limits.on_a_line(it))).collect();
     let role = out.paint(tone, message.role.as_str());
     out.push(format!("{}  {role}  ", precise(message.created_at.into())));
     out.line(Tone::Dim, attributes.join(" · "));
     let detail = |out: &mut Text, name: &str, value: &str| {
         out.push(INDENT);
-        out.line(Tone::Dim, format!("{name} {}", one_line(value)));
+        out.line(Tone::Dim, format!("{name} {}", one_line(&limits.on_a_line(value))));
     };
     if let Some(call) = &message.tool_call_id {
         detail(out, "result of tool call", call);
     }
     if !message.content.text().is_empty() {
-        out.push(block(message.content.text(), INDENT));
+        out.push(block(&shortened(message.content.text(), limits.content, "--full"), INDENT));
     }
     if let Some(parts) = message.content.parts() {
-        detail(out, "content parts", &excerpt(parts.as_str(), EXCERPT));
+        detail(out, "content parts", parts.as_str());
     }
     if let Some(calls) = &message.tool_calls {
-        detail(out, "tool calls", &excerpt(calls.as_str(), EXCERPT));
+        detail(out, "tool calls", calls.as_str());
     }
 }
 
@@ -287,7 +310,25 @@ mod tests {
             session_events: &events,
             ..shown(&row, Some(&statistics), &messages)
         };
-        insta::assert_snapshot!(plain(|out| write(&shown, &messages, out)));
+        insta::assert_snapshot!(plain(|out| write(&shown, &messages, &Limits::USUAL, out)));
+    }
+
+    #[test]
+    fn large_messages_are_cut_unless_all_of_them_is_wanted() {
+        let long = "x".repeat(100_000);
+        let calls = Message {
+            tool_calls: Some(json(&format!("[\"{long}\"]"))),
+            model_name: Some(long.clone()),
+            ..message("m-1", Role::Assistant, &long, "2026-11-20T11:00:00Z")
+        };
+        let (row, messages) = (archived(), vec![calls]);
+        let events = [SessionEventView { reason: Some(long), ..event("web-1", Some("{}")) }];
+        let shown = TranscriptView { session_events: &events, ..shown(&row, None, &messages) };
+        let text = |limits: &Limits| plain(|out| write(&shown, &messages, limits, out));
+        let cut = text(&Limits::USUAL);
+        assert!(cut.len() < 10_000, "{}", cut.len());
+        assert!(cut.contains("… 95 904 more bytes; --full prints all"), "{cut}");
+        assert!(text(&Limits::NONE).len() > 400_000);
     }
 
     #[test]
@@ -311,6 +352,6 @@ mod tests {
             redis_error: Some("no connection to Redis".to_owned()),
             ..shown(&row, None, &messages)
         };
-        insta::assert_snapshot!(plain(|out| write(&without_redis, &messages, out)));
+        insta::assert_snapshot!(plain(|out| write(&without_redis, &messages, &Limits::USUAL, out)));
     }
 }
