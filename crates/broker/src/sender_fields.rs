@@ -160,11 +160,20 @@ impl SenderFields {
         let names: Vec<_> = names.collect();
         let count = wire::number(table, LEFT_OUT_COUNT).and_then(|it| u64::try_from(it).ok());
         let count = count.unwrap_or(0).max(names.len() as u64);
-        Self {
+        let mut fields = Self {
             properties: inner(PROPERTIES).map(properties::from_table).unwrap_or_default(),
-            headers: inner(HEADERS).cloned().unwrap_or_default(),
+            headers: FieldTable::default(),
             left_out: LeftOut { count, names },
+        };
+        for (name, value) in inner(HEADERS).into_iter().flatten() {
+            // The fleet carries no other. One that is nested too deep was forged.
+            if is_shallow(value) {
+                fields.headers.insert(name.clone(), value.clone());
+            } else {
+                fields.left_out.add(name.as_str());
+            }
         }
+        fields
     }
 
     /// The properties, without the headers.
@@ -364,5 +373,16 @@ pub(crate) mod tests {
         {
             assert_eq!(SenderFields::from_header(&header), SenderFields::default());
         }
+    }
+
+    #[test]
+    fn a_header_of_a_forged_copy_that_is_nested_too_deep_is_named_and_not_kept() {
+        let mut headers = FieldTable::default();
+        headers.insert("x-deep".into(), nested(MAX_DEPTH + 1));
+        headers.insert("x-flat".into(), nested(MAX_DEPTH));
+        let mut header = FieldTable::default();
+        header.insert(HEADERS.into(), AMQPValue::FieldTable(headers));
+        let fields = SenderFields::from_header(&AMQPValue::FieldTable(header));
+        assert_eq!(names(&fields), (vec!["x-flat"], 1, vec!["x-deep"]));
     }
 }

@@ -7,10 +7,10 @@ use database::{Database, Error};
 use domain::failure::{DeadLetterReason, Failure, FailureClass, Refusal, Unavailable};
 use metrics::{Counter, Metrics, TransactionRetry};
 
-/// What becomes of the one item that PostgreSQL refused. Invalid data fails again on every attempt, so it
+/// What becomes of a message that PostgreSQL refused. Invalid data fails again on every attempt, so it
 /// becomes a dead letter; any other failure is retried.
-fn refused(class: FailureClass, error: Error) -> Failure {
-    if class == FailureClass::Data {
+pub(crate) fn refused(error: Error) -> Failure {
+    if error.class() == FailureClass::Data {
         let detail = format!("PostgreSQL refused the action: {error}");
         Failure::DeadLetter(Refusal::new(DeadLetterReason::Schema, detail))
     } else {
@@ -19,31 +19,38 @@ fn refused(class: FailureClass, error: Error) -> Failure {
 }
 
 /// The parts of a batch that are still to be tried, in order.
-pub(crate) struct Bisection<'a, T> {
+pub struct Bisection<'a, T> {
     parts: Vec<&'a [T]>,
     metrics: &'a Metrics,
 }
 
 impl<'a, T> Bisection<'a, T> {
-    pub(crate) fn new(batch: &'a [T], metrics: &'a Metrics) -> Self {
+    /// The whole batch is tried first.
+    #[must_use]
+    pub fn new(batch: &'a [T], metrics: &'a Metrics) -> Self {
         Self { parts: vec![batch], metrics }
     }
 
-    pub(crate) fn next(&mut self) -> Option<&'a [T]> {
+    /// The next part to try, never an empty one; `None` if all were tried.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator would stay borrowed while a part is tried"
+    )]
+    pub fn next(&mut self) -> Option<&'a [T]> {
         self.parts.pop().filter(|part| !part.is_empty())
     }
 
-    /// Records that a part failed, and that its halves are tried next. If one item is at fault, returns it and
-    /// what becomes of it.
+    /// Records that a part failed, and that its halves are tried next. If one item is at fault, returns it with the
+    /// error.
     ///
     /// # Errors
     /// PostgreSQL is unavailable, or is too slow for this one item, or a row of it stays locked.
-    pub(crate) async fn failed(
+    pub async fn failed(
         &mut self,
         part: &'a [T],
         error: Error,
         database: &Database,
-    ) -> Result<Option<(&'a T, Failure)>, Unavailable> {
+    ) -> Result<Option<(&'a T, Error)>, Unavailable> {
         let class = error.class();
         let continues = match class {
             FailureClass::Data | FailureClass::Retryable => true,
@@ -56,7 +63,7 @@ impl<'a, T> Bisection<'a, T> {
         if !continues {
             return Err(error.into());
         }
-        Ok(self.halve(part).map(|at_fault| (at_fault, refused(class, error))))
+        Ok(self.halve(part).map(|at_fault| (at_fault, error)))
     }
 
     /// The halves of the part are tried next. A part of one item is not split: that item is at fault and is

@@ -20,6 +20,7 @@ mod transient;
 mod view;
 
 pub use background::Background;
+pub use bisection::Bisection;
 pub use closer::{Closer, SweepError, Swept};
 pub use database::ClaimCriteria;
 pub use random_source::RandomSource;

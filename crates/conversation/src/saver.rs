@@ -27,7 +27,7 @@ use metrics::{Counter, GenerationChange, Metrics};
 use tokio::time::timeout;
 
 use crate::RandomSource;
-use crate::bisection::Bisection;
+use crate::bisection::{Bisection, refused};
 use crate::transient::retry_transient;
 
 /// How long a change of a generation waits at most for the saves that are open.
@@ -100,13 +100,13 @@ impl Saver {
                     Err(error) => error,
                 };
             let failed = bisection.failed(part, error, &self.database).await?;
-            if let Some((at_fault, failure)) = failed {
+            if let Some((at_fault, error)) = failed {
                 tracing::warn!(
                     conversation = %at_fault.row.key,
                     message_id = %at_fault.row.message.id,
                     "PostgreSQL refused a message; the other messages of its batch are saved"
                 );
-                batch.refuse(at_fault, &failure);
+                batch.refuse(at_fault, &refused(error));
             }
         }
         Ok(())

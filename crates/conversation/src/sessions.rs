@@ -14,7 +14,7 @@ use metrics::{Counter, Metrics, SessionEventKind};
 
 use crate::RandomSource;
 use crate::background::Background;
-use crate::bisection::Bisection;
+use crate::bisection::{Bisection, refused};
 use crate::transient::retry_transient;
 
 /// Events in one transaction: a few milliseconds of work.
@@ -75,8 +75,8 @@ impl Sessions {
                 continue;
             };
             let failed = bisection.failed(part, error, &self.database).await?;
-            if let Some(((index, _), failure)) = failed {
-                outcomes[*index] = Err(failure);
+            if let Some(((index, _), error)) = failed {
+                outcomes[*index] = Err(refused(error));
             }
         }
         Ok(outcomes)

@@ -245,6 +245,8 @@ CREATE TABLE dead_letters (
     left_out          json,
     -- How the dead letter was delivered: headers of RabbitMQ and of the fleet, and of a copy its properties.
     delivery          json NOT NULL DEFAULT '{}',
+    -- Which of these columns PostgreSQL refused to store, so that they are empty, and its error.
+    not_stored        json,
     attempts          integer NOT NULL,
     replay_count      integer NOT NULL,
     first_failed_at   timestamptz NOT NULL,

@@ -1,9 +1,11 @@
 //! Dead letters: stored with body, headers, reason and times, so that operators can inspect, edit and
 //! replay them. The dead-letter queues only transport them here.
 //!
-//! `record` has the record and its views, `reading` the queries that only read. `store` is used by the dead-letter collector.
+//! `record` has the record and its views, `reading` the queries that only read. `store` and `columns` are used by the
+//! dead-letter collector.
 //! `decisions` and `replays` are used by operators; their statements also write the audit log.
 
+mod columns;
 mod decisions;
 mod reading;
 mod record;
@@ -11,6 +13,7 @@ mod replays;
 mod selection;
 mod store;
 
+pub use columns::Omitted;
 pub use decisions::Decision;
 pub(crate) use reading::LISTED;
 pub use record::{

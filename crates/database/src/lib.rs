@@ -45,8 +45,8 @@ pub use conversations::{ConversationFilter, ConversationView};
 pub use dead_letters::{
     CollectedDeadLetter, ContentFingerprint, DeadLetter, DeadLetterCursor, DeadLetterDetail,
     DeadLetterEdit, DeadLetterFilter, DeadLetterGroup, DeadLetterPage, DeadLetterState,
-    DeadLetterStatus, DeadLetterSummary, Decision, FailedAgain, FailedMessage, OpenDeadLetters,
-    ReplayOutcome, ReplayedBefore, Selection,
+    DeadLetterStatus, DeadLetterSummary, Decision, FailedAgain, FailedMessage, Omitted,
+    OpenDeadLetters, ReplayOutcome, ReplayedBefore, Selection,
 };
 pub use durability::RequiredDurability;
 pub use epoch::{ConversationNumbers, EpochChange, Numbers, OpenSaves, Recorded};

@@ -6,42 +6,42 @@
 //! RabbitMQ dead-lettered only because of its sender's own `expiration` is no failure: it is sent to its own queue
 //! again, without an `expiration`.
 //!
-//! Invariant: a missing queue prevents no dead letter from being stored, and when a batch is handled again, the
-//! steps that succeeded are not repeated.
+//! A dead letter that PostgreSQL refuses is isolated from its batch by halving, and is stored with fewer columns; the
+//! row says which are missing.
+//!
+//! Invariant: a missing queue or a refused dead letter prevents no other dead letter from being stored, and when a batch
+//! is handled again, the steps that succeeded are not repeated.
 
-use std::collections::BTreeSet;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
 use broker::topology::WorkQueue;
 use broker::{Decoder, Delivery, Handled, Handler, Processed, Publication, Publisher, Source};
-use conversation::{RandomSource, retry_transient};
-use database::{CollectedDeadLetter, Database};
-use domain::causes::with_causes;
+use conversation::RandomSource;
+use database::Database;
 use domain::decode::reply_address;
 use domain::envelope::Resolved;
-use domain::event::{DeadLettered, Event};
-use domain::failure::{
-    Cause, DeadLetterReason, Dependency, Done, Failure, FailureClass, Refusal, Unavailable,
-};
-use domain::ids::ConversationKey;
-use domain::reply::{ReplyAddress, ReplyError};
-use failpoints::Guard;
-use metrics::{Counter, GenerationChange, Metrics, RerouteCause};
+use domain::event::Event;
+use domain::failure::{DeadLetterReason, Dependency, Done, Failure, Refusal, Unavailable};
+use domain::reply::ReplyAddress;
+use metrics::{Counter, Metrics, RerouteCause};
 
 use crate::record::{may_be_stored_in, read_dead_letter, refusal};
 use crate::reroute::{Rerouted, publish_once, reroute};
+use crate::storage::{Collected, Storage};
 
 /// Stores the dead letters of one work queue, and publishes an event for each.
 #[derive(Clone)]
 pub struct DeadLetterCollector {
     queue: WorkQueue,
-    database: Database,
+    storage: Storage,
     publisher: Publisher,
     metrics: Metrics,
     decoder: Decoder,
-    random: RandomSource,
 }
 
 /// A delivery from a dead-letter queue.
@@ -50,19 +50,6 @@ pub enum Item {
     Expired(Rerouted),
     /// A dead letter to store.
     DeadLetter(Box<Collected>),
-}
-
-/// A dead letter, and which steps have succeeded and are not repeated.
-pub struct Collected {
-    record: CollectedDeadLetter,
-    event: DeadLettered,
-    /// The conversation whose hot copy may lack its message.
-    may_be_stored_in: Option<ConversationKey>,
-    /// The reply that no worker sent to its sender, who wants one.
-    unanswered: Option<(ReplyAddress, ReplyError)>,
-    trace_id: Option<String>,
-    stored: AtomicBool,
-    announced: AtomicBool,
 }
 
 impl Handler for DeadLetterCollector {
@@ -90,6 +77,7 @@ impl Handler for DeadLetterCollector {
                 Some((reply_address(&delivery.body, &envelope)?, (&refusal).into()))
             }),
             trace_id: delivery.trace_id(),
+            attempt: delivery.fleet_headers().attempt,
             may_be_stored_in: may_be_stored_in(self.queue, &event),
             record,
             event,
@@ -112,7 +100,7 @@ impl Handler for DeadLetterCollector {
 
     async fn handle(&self, items: &[Item]) -> Result<Vec<Handled>, Unavailable> {
         let dead_letters: Vec<&Collected> = items.iter().filter_map(Item::dead_letter).collect();
-        let mut faults = self.store(&dead_letters).await?.into_iter();
+        let mut faults = self.storage.store(&dead_letters).await?.into_iter();
         failpoints::reached(failpoints::Step::DeadLetterStored);
         // Both are tried: a missing queue for one does not delay the other.
         let announced = self.announce(&dead_letters).await;
@@ -137,7 +125,7 @@ impl Handler for DeadLetterCollector {
     }
 
     async fn probe(&self, _: Dependency) -> Result<(), Unavailable> {
-        self.database.probe().await.map_err(Into::into)
+        self.storage.database.probe().await.map_err(Into::into)
     }
 }
 
@@ -169,75 +157,8 @@ impl DeadLetterCollector {
         }
         let cause = RerouteCause::Expired;
         metrics.add(Counter::MessagesRerouted { queue: queue.name(), cause }, 0);
-        Self { queue, database, publisher, metrics, decoder, random }
-    }
-
-    /// Stores the dead letters that are not stored yet: all at once or, if PostgreSQL refuses that, one at a time.
-    /// Returns the error of each that was refused, in their order.
-    async fn store(&self, dead_letters: &[&Collected]) -> Result<Vec<Cause>, Unavailable> {
-        let new: Vec<&Collected> =
-            dead_letters.iter().copied().filter(|it| !it.stored.load(Relaxed)).collect();
-        match self.store_together(&new).await {
-            Ok(()) => return Ok(Vec::new()),
-            Err(error) if error.class() == FailureClass::Unavailable => return Err(error.into()),
-            // One of them is at fault, or all are too many for one transaction.
-            Err(_) => {}
-        }
-        let mut faults = Vec::new();
-        for dead_letter in new {
-            let Err(error) = self.store_together(&[dead_letter]).await else { continue };
-            // A lock that lasts is an outage, not a fault of this dead letter.
-            if let FailureClass::Unavailable | FailureClass::Transient = error.class() {
-                return Err(error.into());
-            }
-            tracing::error!(
-                queue = self.queue.dlq(),
-                dead_letter = %dead_letter.event.dead_letter_id,
-                trace_id = dead_letter.trace_id,
-                error = with_causes(&error),
-                "PostgreSQL refused a dead letter; it is retried"
-            );
-            faults.push(error.into());
-        }
-        Ok(faults)
-    }
-
-    /// Stores dead letters in one transaction, which also invalidates the hot copies that may lack their messages.
-    async fn store_together(&self, dead_letters: &[&Collected]) -> Result<(), database::Error> {
-        let records: Vec<_> = dead_letters.iter().map(|it| &it.record).collect();
-        if !failpoints::holds(Guard::DeadLetterStored) {
-            dead_letters.iter().for_each(|it| self.mark_stored(it));
-            return Ok(());
-        }
-        let conversations: BTreeSet<_> =
-            dead_letters.iter().filter_map(|it| it.may_be_stored_in.as_ref()).collect();
-        let mut generations: Vec<(ConversationKey, i64)> =
-            conversations.into_iter().map(|key| (key.clone(), self.random.next())).collect();
-        if !failpoints::holds(Guard::DeadLetterInvalidates) {
-            generations.clear();
-        }
-        let store = || self.database.store_dead_letters(&records, &generations);
-        let invalidated = retry_transient(&self.metrics, store).await?;
-        let cause = GenerationChange::DeadLettered;
-        self.metrics.add(Counter::HotGenerationChanges { cause }, invalidated);
-        dead_letters.iter().for_each(|it| self.mark_stored(it));
-        Ok(())
-    }
-
-    fn mark_stored(&self, dead_letter: &Collected) {
-        dead_letter.stored.store(true, Relaxed);
-        let DeadLettered { reason, dead_letter_id, field, attempts, .. } = &dead_letter.event;
-        let (queue, reason) = (self.queue.name(), *reason);
-        self.metrics.add(Counter::DeadLettersStored { queue, reason }, 1);
-        tracing::warn!(
-            queue,
-            %reason,
-            dead_letter = %dead_letter_id,
-            trace_id = dead_letter.trace_id,
-            field,
-            attempts,
-            "dead letter stored"
-        );
+        let storage = Storage { queue, database, metrics: metrics.clone(), random };
+        Self { queue, storage, publisher, metrics, decoder }
     }
 
     async fn reroute_expired(&self, items: &[Item]) -> Result<(), Unavailable> {
@@ -264,45 +185,5 @@ impl DeadLetterCollector {
             events.push((&dead_letter.announced, Arc::new(event)));
         }
         publish_once(events, &self.publisher).await.1
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use broker::{StoredDelivery, topology};
-    use domain::decode::DEFAULT_MAX_BODY_BYTES;
-    use fixtures::{endpoints, received_at, stores};
-    use sqlx::{Connection as _, PgConnection, raw_sql};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_lock_that_lasts_holds_dead_letters_and_is_no_attempt_of_any() {
-        let (env, replica) = stores().await;
-        let endpoints = endpoints(&env.amqp_url);
-        topology::declare(&endpoints).await.unwrap();
-        let collector = DeadLetterCollector::new(
-            WorkQueue::SaveMessage,
-            replica.database.clone(),
-            Publisher::new(endpoints, replica.metrics.clone()),
-            replica.metrics.clone(),
-            Decoder { max_body_bytes: DEFAULT_MAX_BODY_BYTES },
-            RandomSource::random(),
-        );
-        let delivery = |body: &str| {
-            Delivery::from_stored(body.into(), &StoredDelivery::default(), received_at())
-        };
-        let items = ["one", "two"].map(|body| collector.decode(&delivery(body)).unwrap());
-
-        let mut other = PgConnection::connect(&env.database_url).await.unwrap();
-        raw_sql("BEGIN; LOCK TABLE dead_letters").execute(&mut other).await.unwrap();
-        let held = collector.handle(&items).await;
-        assert_eq!(held.unwrap_err().dependency, Dependency::PostgreSql);
-
-        raw_sql("COMMIT").execute(&mut other).await.unwrap();
-        let stored = collector.handle(&items).await.unwrap();
-        assert!(stored.iter().all(Result::is_ok), "{stored:?}");
-        let copies = "SELECT string_agg(copies::text, ',') FROM dead_letters";
-        assert_eq!(fixtures::sql(&env, copies).await, "1,1");
     }
 }

@@ -39,6 +39,7 @@ pub(super) fn dead_letter(body: &str) -> DeadLetterDetail {
         },
         state: DeadLetterState {
             stored_at: failed_at,
+            not_stored: None,
             copies: 1,
             status: DeadLetterStatus::Open,
             status_changed_at: None,

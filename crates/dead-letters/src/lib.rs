@@ -16,6 +16,7 @@ mod record;
 mod refuse;
 mod replay;
 mod reroute;
+mod storage;
 mod suggestion;
 mod validator;
 

@@ -13,7 +13,7 @@ use database::{CollectedDeadLetter, DeadLetter, DeadLetterDetail, FailedMessage}
 use domain::decode::{SentFields, check_size};
 use domain::event::DeadLettered;
 use domain::failure::{DeadLetterReason, Refusal};
-use domain::ids::{ConversationId, ConversationKey, SessionId, TenantId};
+use domain::ids::{ActionId, ConversationId, ConversationKey, SessionId, TenantId};
 use domain::time::Timestamp;
 
 /// Reads a dead letter from the dead-letter queue of `queue`: the record to store, and the event that announces
@@ -34,7 +34,7 @@ pub(crate) fn read_dead_letter(
     let first_failed_at = fleet_headers.history.first_failed_at.unwrap_or(failed_at);
     let last_failed_at = fleet_headers.history.last_failed_at.unwrap_or(failed_at);
     let body = SentFields::of(&delivery.body);
-    let text = |name: &str| storable_text(&body, name);
+    let id = |name: &str| valid_id_of(&body, name);
     let (origin, resolved) = (delivery.origin(), fleet_headers.resolved.as_ref());
     let dead_letter = DeadLetter {
         id: delivery.dead_letter_id(queue),
@@ -42,19 +42,22 @@ pub(crate) fn read_dead_letter(
         reason: reason.to_string(),
         field: refusal.field.map(storable),
         error: storable(refusal.detail),
-        tenant_id: text("tenant_id"),
-        conversation_id: resolved
-            .map(|resolved| resolved.conversation.to_string())
-            .or_else(|| text("conversation_id"))
-            .or_else(|| conversation_of_session(&body)),
-        session_id: text("session_id"),
+        tenant_id: id("tenant_id"),
+        conversation_id: match resolved {
+            Some(resolved) => Some(resolved.conversation.to_string()),
+            None => match body.text("conversation_id") {
+                Some(conversation) => valid_id(&conversation),
+                None => conversation_of_session(&body),
+            },
+        },
+        session_id: id("session_id"),
         message_id: resolved
             .map(|resolved| resolved.id.to_string())
-            .or_else(|| text("message_id"))
-            .or_else(|| text("action_id"))
-            .or_else(|| delivery.envelope().sent_message_id().map(str::to_owned))
-            .map(storable),
-        action_type: text("action_type"),
+            .or_else(|| id("message_id"))
+            .or_else(|| id("action_id"))
+            .or_else(|| delivery.envelope().sent_message_id().and_then(valid_id)),
+        // No action has a name that is no valid id.
+        action_type: id("action_type"),
         routing_key: storable(origin.routing_key),
         exchange: storable(origin.exchange),
         attempts: i32::try_from(fleet_headers.attempt).unwrap_or(i32::MAX),
@@ -136,9 +139,15 @@ pub(crate) fn delivery_of(detail: &DeadLetterDetail, body: Vec<u8>) -> Delivery 
     Delivery::from_stored(body, &stored, received_at)
 }
 
-/// A text field of the body, which may be invalid. `None` if it cannot be stored as text.
-fn storable_text(body: &SentFields<'_>, name: &str) -> Option<String> {
-    body.text(name).filter(|text| !text.contains('\0')).map(Cow::into_owned)
+/// The id in a field of a body, which may be invalid.
+fn valid_id_of(body: &SentFields<'_>, name: &str) -> Option<String> {
+    body.text(name).as_deref().and_then(valid_id)
+}
+
+/// An id of a body or an AMQP property, unless no action may have it. The body may have any text in its place, and an
+/// index of PostgreSQL refuses one of some kilobytes. All kinds of ids obey one rule.
+fn valid_id(text: &str) -> Option<String> {
+    ActionId::new(text).is_ok().then(|| text.to_owned())
 }
 
 fn conversation_of_session(body: &SentFields<'_>) -> Option<String> {
@@ -231,6 +240,18 @@ mod tests {
         assert_eq!(dead_letter.tenant_id.as_deref(), Some("t"));
         assert_eq!(dead_letter.session_id.as_deref(), Some("s"));
         assert_eq!(dead_letter.message_id.as_deref(), Some("m"));
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_parsed_hides_no_id() {
+        let mut delivery = received(&json!({}));
+        let deep = ["[", "]"].map(|it| it.repeat(1_000)).concat();
+        delivery.body = format!(
+            r#"{{"number":1e999999,"data":{{"tenant_id":"t"}},"deep":{deep},"session_id":"s"}}"#
+        )
+        .into_bytes();
+        let read = read_dead_letter(WorkQueue::SaveMessage, &delivery).0.dead_letter;
+        assert_eq!((read.tenant_id.as_deref(), read.session_id.as_deref()), (Some("t"), Some("s")));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 mod forged;
 mod headers;
+mod refused;
 mod replays;
 mod stopped;
 
@@ -198,11 +199,11 @@ async fn dead_letters_that_cannot_be_announced_for_a_while_are_stored_and_announ
 }
 
 /// A message in the dead-letter queue that is not an action.
-fn dead_letter(n: u8) -> Publication {
+pub(crate) fn dead_letter(n: u8) -> Publication {
     Publication::to_queue(DEAD_LETTERS, format!("what is {n}?").into_bytes())
 }
 
-async fn until_queued(scenario: &Scenario, queue: &str, messages: u32) {
+pub(crate) async fn until_queued(scenario: &Scenario, queue: &str, messages: u32) {
     eventually(format!("{messages} messages in {queue}"), LIMIT, async || {
         let queued = scenario.queued().await;
         if queued == [(queue, messages)] { Ok(()) } else { Err(format!("{queued:?}")) }

@@ -209,6 +209,7 @@ pub(crate) mod tests {
             },
             state: DeadLetterState {
                 stored_at: at("2026-11-20T11:59:01Z"),
+                not_stored: None,
                 copies: 1,
                 status: DeadLetterStatus::Open,
                 status_changed_at: None,

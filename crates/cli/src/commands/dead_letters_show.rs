@@ -144,6 +144,9 @@ fn text(details: &DeadLetterWithHistory, shown: &Shown<'_>, body_bytes: usize, o
     out.field("published", Tone::Plain, published);
     out.field("failed in", Tone::Plain, &dead_letter.queue);
     out.field("history", Tone::Plain, history(dead_letter, state.copies, out.now));
+    if let Some(not_stored) = &state.not_stored {
+        out.field("not stored", Tone::Bad, refused(not_stored));
+    }
     if let Some(changed) = state.status_changed_at {
         let why = state.status_reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
         out.field(state.status.as_str(), Tone::Plain, format!("{}{why}", moment(changed)));
@@ -195,6 +198,14 @@ fn section(heading: &str, value: &Value, out: &mut Text) {
     if let Some(fields) = fields(value) {
         out.section(Tone::Dim, heading, &fields);
     }
+}
+
+/// The columns that PostgreSQL refused to store, and why.
+fn refused(not_stored: &Value) -> String {
+    let columns = not_stored["columns"].as_array().into_iter().flatten();
+    let columns: Vec<_> = columns.filter_map(Value::as_str).collect();
+    let error = not_stored["error"].as_str().unwrap_or_default();
+    format!("{}, because PostgreSQL refused it: {error}", columns.join(", "))
 }
 
 fn failed_again(after: &DeadLetterSummary) -> String {
@@ -313,6 +324,9 @@ mod tests {
             status_changed_at: Some(at("2026-11-20T11:59:40Z")),
             replay_fault: Some("no queue takes it".to_owned()),
             replay_tried_at: Some(at("2026-11-20T11:59:35Z")),
+            not_stored: Some(
+                json!({"columns": ["headers", "left_out"], "error": "too many fields"}),
+            ),
             ..replayed.state
         };
         let body = String::from_utf8(detail().message.body).unwrap().replace("bot", "assistant");

@@ -12,7 +12,7 @@ use crate::{Database, Error, Result};
 pub(crate) const LISTED: &str = "id, queue, reason, field, error, tenant_id, conversation_id, session_id, message_id, \
      action_type, routing_key, exchange, octet_length(body) AS body_bytes, \
      edited_body IS NOT NULL AS edited, attempts, replay_count, replay_of, first_failed_at, \
-     last_failed_at, stored_at, copies, status, status_changed_at, status_reason, replay_tried_at, replay_fault";
+     last_failed_at, stored_at, not_stored, copies, status, status_changed_at, status_reason, replay_tried_at, replay_fault";
 
 /// An error without its values: quoted texts (with what is escaped in them) become "…"; UUIDs, numbers
 /// and words that begin with a digit become #. Numbers in names, such as UTF-8 and v1.2, stay.

@@ -75,6 +75,9 @@ pub struct FailedMessage {
 pub struct DeadLetterState {
     /// When the dead-letter collector stored it.
     pub stored_at: DateTime<Utc>,
+    /// Which columns PostgreSQL refused to store, and its error: `{"columns": ["headers", …], "error": "…"}`. `None`
+    /// if it is stored whole.
+    pub not_stored: Option<serde_json::Value>,
     /// How often the same dead letter arrived.
     pub copies: i64,
     /// Its status.
@@ -212,7 +215,8 @@ from_row! { DeadLetter:
 }
 from_row! { FailedMessage: body, properties, headers, left_out, delivery }
 from_row! { DeadLetterState:
-    stored_at, copies, status, status_changed_at, status_reason, replay_tried_at, replay_fault
+    stored_at, not_stored, copies, status, status_changed_at, status_reason, replay_tried_at,
+    replay_fault
 }
 from_row! { DeadLetterEdit: edited_body, edited_at, edited_by }
 from_row! { DeadLetterSummary: body_bytes, edited;

@@ -10,7 +10,8 @@ use std::cmp::Reverse;
 use domain::ids::ConversationKey;
 use sqlx::PgConnection;
 
-use super::record::CollectedDeadLetter;
+use super::columns::{Columns, Omitted};
+use super::record::{CollectedDeadLetter, DeadLetter};
 use crate::epoch::{OpenSaves, change_generations};
 use crate::{Database, Result};
 
@@ -24,6 +25,13 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// PostgreSQL's clock. An operator sees a dead letter that was opened needlessly, but not one that wrongly
 /// stayed closed.
 const SLACK_SECONDS: f64 = 5.0;
+
+/// A dead letter to insert, and how often it is in the batch.
+struct Row<'a> {
+    collected: &'a CollectedDeadLetter,
+    columns: Columns<'a>,
+    copies: i64,
+}
 
 impl Database {
     /// Stores dead letters, all or none. One that is already stored counts one more copy, and is opened
@@ -39,20 +47,37 @@ impl Database {
     ) -> Result<u64> {
         // One statement may change a row only once, so copies within the batch are counted here. The copy
         // with the latest failure is stored.
-        let mut unique: Vec<(&CollectedDeadLetter, i64)> = Vec::with_capacity(dead_letters.len());
+        let mut rows: Vec<Row<'_>> = Vec::with_capacity(dead_letters.len());
         let mut sorted: Vec<&CollectedDeadLetter> =
             dead_letters.iter().map(Borrow::borrow).collect();
         sorted.sort_by_key(|it| (it.dead_letter.id, Reverse(it.dead_letter.last_failed_at)));
         for collected in sorted {
-            match unique.last_mut() {
-                Some((last, copies)) if last.dead_letter.id == collected.dead_letter.id => {
-                    *copies += 1;
+            match rows.last_mut() {
+                Some(last) if last.collected.dead_letter.id == collected.dead_letter.id => {
+                    last.copies += 1;
                 }
-                _ => unique.push((collected, 1)),
+                _ => rows.push(Row { collected, columns: Columns::whole(collected), copies: 1 }),
             }
         }
+        self.store(&rows, generations).await
+    }
+
+    /// Stores a dead letter of which PostgreSQL refused more, as [`Database::store_dead_letters`] does. `error` is
+    /// stored with it. A dead letter that is stored already is not changed by that.
+    pub async fn store_dead_letter_without(
+        &self,
+        collected: &CollectedDeadLetter,
+        omitted: Omitted,
+        error: &str,
+        generations: &[(ConversationKey, i64)],
+    ) -> Result<u64> {
+        let columns = Columns::without(collected, omitted, error);
+        self.store(&[Row { collected, columns, copies: 1 }], generations).await
+    }
+
+    async fn store(&self, rows: &[Row<'_>], generations: &[(ConversationKey, i64)]) -> Result<u64> {
         self.in_transaction(async |connection| {
-            let mut rest = unique.as_slice();
+            let mut rest = rows;
             while !rest.is_empty() {
                 let (chunk, others) = rest.split_at(chunk_len(rest));
                 insert(connection, chunk).await?;
@@ -67,37 +92,35 @@ impl Database {
     }
 }
 
-/// How many of the dead letters the next statement inserts: at least one.
-fn chunk_len(dead_letters: &[(&CollectedDeadLetter, i64)]) -> usize {
+/// How many of the rows the next statement inserts: at least one.
+fn chunk_len(rows: &[Row<'_>]) -> usize {
     let mut bytes = 0;
-    let fits = dead_letters.iter().take(CHUNK_DEAD_LETTERS).take_while(|(collected, _)| {
+    let fits = rows.iter().take(CHUNK_DEAD_LETTERS).take_while(|row| {
         let fits = bytes < CHUNK_BYTES;
-        bytes += collected.message.body.len();
+        bytes += row.collected.message.body.len();
         fits
     });
     fits.count().max(1)
 }
 
-async fn insert(
-    connection: &mut PgConnection,
-    dead_letters: &[(&CollectedDeadLetter, i64)],
-) -> Result<()> {
-    fn all<'a, T>(
-        dead_letters: &[(&'a CollectedDeadLetter, i64)],
-        of: fn(&'a CollectedDeadLetter) -> T,
-    ) -> Vec<T> {
-        dead_letters.iter().map(|(dead_letter, _)| of(dead_letter)).collect()
+async fn insert(connection: &mut PgConnection, rows: &[Row<'_>]) -> Result<()> {
+    fn of_dead_letter<'a, T>(rows: &[Row<'a>], of: fn(&'a DeadLetter) -> T) -> Vec<T> {
+        rows.iter().map(|row| of(&row.collected.dead_letter)).collect()
+    }
+    fn of_columns<'r, T>(rows: &'r [Row<'_>], of: fn(&'r Columns<'r>) -> T) -> Vec<T> {
+        rows.iter().map(|row| of(&row.columns)).collect()
     }
     // As text: sqlx would send `jsonb`, which rejects values that headers may contain, such as NUL.
     sqlx::query(
         "INSERT INTO dead_letters (id, queue, reason, field, error, tenant_id, conversation_id,
              session_id, message_id, action_type, routing_key, exchange, body, properties, headers,
-             left_out, delivery, attempts, replay_count, replay_of, first_failed_at, last_failed_at, copies)
+             left_out, delivery, not_stored, attempts, replay_count, replay_of, first_failed_at, last_failed_at,
+             copies)
          SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
                      $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
                      $13::bytea[], $14::text[]::json[], $15::text[]::json[], $16::text[]::json[],
-                     $17::text[]::json[], $18::integer[], $19::integer[], $20::uuid[],
-                     $21::timestamptz[], $22::timestamptz[], $23::bigint[])
+                     $17::text[]::json[], $18::text[]::json[], $19::integer[], $20::integer[], $21::uuid[],
+                     $22::timestamptz[], $23::timestamptz[], $24::bigint[])
          ON CONFLICT (id) DO UPDATE SET
              copies = dead_letters.copies + excluded.copies,
              last_seen_at = clock_timestamp(),
@@ -108,32 +131,33 @@ async fn insert(
                         CASE WHEN later THEN NULL ELSE dead_letters.status_reason END,
                         CASE WHEN later THEN NULL ELSE dead_letters.replay_lease_until END
                  FROM (SELECT dead_letters.status <> 'open'
-                              AND excluded.last_failed_at + interval '1 second' * $24
+                              AND excluded.last_failed_at + interval '1 second' * $25
                                   > dead_letters.status_changed_at) AS failure (later))",
     )
-    .bind(all(dead_letters, |it| it.dead_letter.id))
-    .bind(all(dead_letters, |it| it.dead_letter.queue.as_str()))
-    .bind(all(dead_letters, |it| it.dead_letter.reason.as_str()))
-    .bind(all(dead_letters, |it| it.dead_letter.field.as_deref()))
-    .bind(all(dead_letters, |it| it.dead_letter.error.as_str()))
-    .bind(all(dead_letters, |it| it.dead_letter.tenant_id.as_deref()))
-    .bind(all(dead_letters, |it| it.dead_letter.conversation_id.as_deref()))
-    .bind(all(dead_letters, |it| it.dead_letter.session_id.as_deref()))
-    .bind(all(dead_letters, |it| it.dead_letter.message_id.as_deref()))
-    .bind(all(dead_letters, |it| it.dead_letter.action_type.as_deref()))
-    .bind(all(dead_letters, |it| it.dead_letter.routing_key.as_str()))
-    .bind(all(dead_letters, |it| it.dead_letter.exchange.as_str()))
-    .bind(all(dead_letters, |it| it.message.body.as_slice()))
-    .bind(all(dead_letters, |it| it.message.properties.to_string()))
-    .bind(all(dead_letters, |it| it.message.headers.to_string()))
-    .bind(all(dead_letters, |it| it.message.left_out.as_ref().map(ToString::to_string)))
-    .bind(all(dead_letters, |it| it.message.delivery.to_string()))
-    .bind(all(dead_letters, |it| it.dead_letter.attempts))
-    .bind(all(dead_letters, |it| it.dead_letter.replay_count))
-    .bind(all(dead_letters, |it| it.dead_letter.replay_of))
-    .bind(all(dead_letters, |it| it.dead_letter.first_failed_at))
-    .bind(all(dead_letters, |it| it.dead_letter.last_failed_at))
-    .bind(dead_letters.iter().map(|(_, copies)| *copies).collect::<Vec<_>>())
+    .bind(of_dead_letter(rows, |it| it.id))
+    .bind(of_dead_letter(rows, |it| it.queue.as_str()))
+    .bind(of_dead_letter(rows, |it| it.reason.as_str()))
+    .bind(of_columns(rows, |it| it.field))
+    .bind(of_columns(rows, |it| it.error))
+    .bind(of_columns(rows, |it| it.tenant_id))
+    .bind(of_columns(rows, |it| it.conversation_id))
+    .bind(of_columns(rows, |it| it.session_id))
+    .bind(of_columns(rows, |it| it.message_id))
+    .bind(of_columns(rows, |it| it.action_type))
+    .bind(of_columns(rows, |it| it.routing_key))
+    .bind(of_columns(rows, |it| it.exchange))
+    .bind(rows.iter().map(|it| it.collected.message.body.as_slice()).collect::<Vec<_>>())
+    .bind(of_columns(rows, |it| it.properties.as_str()))
+    .bind(of_columns(rows, |it| it.headers.as_str()))
+    .bind(of_columns(rows, |it| it.left_out.as_deref()))
+    .bind(of_columns(rows, |it| it.delivery.as_str()))
+    .bind(of_columns(rows, |it| it.not_stored.as_deref()))
+    .bind(of_dead_letter(rows, |it| it.attempts))
+    .bind(of_dead_letter(rows, |it| it.replay_count))
+    .bind(of_dead_letter(rows, |it| it.replay_of))
+    .bind(of_dead_letter(rows, |it| it.first_failed_at))
+    .bind(of_dead_letter(rows, |it| it.last_failed_at))
+    .bind(rows.iter().map(|it| it.copies).collect::<Vec<_>>())
     .bind(SLACK_SECONDS)
     .execute(connection)
     .await?;

@@ -112,6 +112,11 @@ kinds! {
     SuspectsWaiting = "suspects_waiting":
         "suspects are handled while their consumer has no other delivery: check that a \
          worker of the queue is running (`verbatim queues` shows consumers)";
+    /// Messages failed and wait for their next attempt.
+    RetriesWaiting = "retries_waiting":
+        "verify again in a minute: until then each is done or a dead letter. What waits longer is a dead letter that \
+         cannot be stored, or more messages fail: the workers' logs have each with its error (\"message failed\", \
+         \"PostgreSQL refused a dead letter\")";
     /// Messages are in a work queue, and it has no consumer.
     WorkWithoutConsumers = "work_without_consumers":
         "start the worker of the queue, which `verbatim queues` names; if this version has none, the messages wait \

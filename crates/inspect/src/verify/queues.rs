@@ -2,13 +2,15 @@
 //!
 //! Messages in a queue at one moment are no damage: they may have arrived just now. So the depths are sampled
 //! several times, and a queue is reported only if it had messages in every sample. Dead-letter queues and
-//! `domain.unrouted` are not reported while they have a consumer and their depth falls with every sample.
+//! `domain.unrouted` are not reported while they have a consumer and their depth falls with every sample. What waits
+//! for a retry is reported: it failed, and it is in no other place. A dead letter that cannot be stored may wait there
+//! again and again.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use broker::inspect::{Depth, Inspector};
-use broker::topology::{self, Purpose, TopologyError, WorkQueue};
+use broker::topology::{self, Purpose, RetryQueue, TopologyError, WorkQueue};
 use tokio::time::sleep;
 
 use super::finding::{Finding, Kind};
@@ -54,13 +56,8 @@ impl Run<'_> {
                 continue;
             };
             if let Some(kind) = kind(queue.purpose, sampled) {
-                let consumers = match sampled.consumers {
-                    0 => "no consumer".to_owned(),
-                    1 => "1 consumer".to_owned(),
-                    n => format!("{n} consumers"),
-                };
-                let detail = format!("{} messages ready, {consumers}", sampled.least);
                 let name = Some(queue.name.to_owned());
+                let detail = detail(queue.purpose, sampled);
                 self.found(Finding::about(kind, name, detail), None).await;
             }
         }
@@ -116,9 +113,37 @@ fn kind(purpose: Purpose, sampled: &Sampled) -> Option<Kind> {
         Purpose::Suspects(_) => Some(Kind::SuspectsWaiting),
         // With a consumer it is a backlog, which is no damage.
         Purpose::Work(_) => (sampled.consumers == 0).then_some(Kind::WorkWithoutConsumers),
-        // Delayed retries are delivered by RabbitMQ, and requests expire.
-        Purpose::Retry(_) | Purpose::Requests => None,
+        Purpose::Retry(_) => Some(Kind::RetriesWaiting),
+        // Requests expire.
+        Purpose::Requests => None,
     }
+}
+
+/// How many messages are in a queue, and what they wait for.
+fn detail(purpose: Purpose, sampled: &Sampled) -> String {
+    match (purpose, sampled.least) {
+        (Purpose::Retry(queue), 1) => {
+            format!("1 message waits for its next attempt, {} s after it failed", seconds(queue))
+        }
+        (Purpose::Retry(queue), n) => {
+            format!(
+                "{n} messages wait for their next attempts, {} s after they failed",
+                seconds(queue)
+            )
+        }
+        (_, ready) => {
+            let consumers = match sampled.consumers {
+                0 => "no consumer".to_owned(),
+                1 => "1 consumer".to_owned(),
+                n => format!("{n} consumers"),
+            };
+            format!("{ready} messages ready, {consumers}")
+        }
+    }
+}
+
+fn seconds(queue: RetryQueue) -> u64 {
+    queue.delay().as_secs()
 }
 
 #[cfg(test)]
@@ -162,5 +187,15 @@ mod tests {
         assert_eq!(of(Purpose::Suspects(WorkQueue::Session), 1, 0), Some(Kind::SuspectsWaiting));
         assert_eq!(of(Purpose::Work(WorkQueue::Unrouted), 1, 2), Some(Kind::UnroutedWaiting));
         assert_eq!(of(Purpose::Requests, 9, 0), None);
+    }
+
+    #[test]
+    fn what_waits_for_a_retry_is_reported_with_what_it_waits_for() {
+        let queue = Purpose::Retry(RetryQueue::HalfMinute);
+        assert_eq!(over(queue, [2, 2, 1], 0), Some(Kind::RetriesWaiting));
+        assert_eq!(over(queue, [1, 0, 1], 0), None, "the next attempt was made");
+        let sampled = Sampled::new(("q", Depth { ready: 1, consumers: 0 }));
+        let expected = "1 message waits for its next attempt, 30 s after it failed";
+        assert_eq!(detail(queue, &sampled), expected);
     }
 }
