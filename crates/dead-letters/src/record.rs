@@ -236,7 +236,8 @@ mod tests {
         let mut delivery = received(&json!({}));
         let body = r#"{"tenant_id":"t","message_id":"m","n":1e400,"content":"\ud800","data":{"session_id":"s"}}"#;
         delivery.body = body.as_bytes().to_vec();
-        let dead_letter = read_dead_letter(WorkQueue::SaveMessage, &delivery).0.dead_letter;
+        let dead_letter =
+            read_dead_letter(WorkQueue::SaveMessage, &delivery, 1 << 20).0.dead_letter;
         assert_eq!(dead_letter.tenant_id.as_deref(), Some("t"));
         assert_eq!(dead_letter.session_id.as_deref(), Some("s"));
         assert_eq!(dead_letter.message_id.as_deref(), Some("m"));
@@ -250,7 +251,7 @@ mod tests {
             r#"{{"number":1e999999,"data":{{"tenant_id":"t"}},"deep":{deep},"session_id":"s"}}"#
         )
         .into_bytes();
-        let read = read_dead_letter(WorkQueue::SaveMessage, &delivery).0.dead_letter;
+        let read = read_dead_letter(WorkQueue::SaveMessage, &delivery, 1 << 20).0.dead_letter;
         assert_eq!((read.tenant_id.as_deref(), read.session_id.as_deref()), (Some("t"), Some("s")));
     }
 

@@ -302,8 +302,10 @@ async fn any_delivery_is_stored_as_one_dead_letter_that_can_be_read() {
     let batches = prop::collection::vec(any_delivery(), 1..8);
     for _ in 0..150 {
         let batch = batches.new_tree(&mut runner).unwrap().current();
-        let records: Vec<_> =
-            batch.iter().map(|it| read_dead_letter(WorkQueue::SaveMessage, it).0).collect();
+        let records: Vec<_> = batch
+            .iter()
+            .map(|it| read_dead_letter(WorkQueue::SaveMessage, it, 1 << 20).0)
+            .collect();
         let stored = collector.storage.database.store_dead_letters(&records, &[]).await;
         assert!(stored.is_ok(), "{stored:?}: {batch:?}");
         for record in &records {
