@@ -148,9 +148,9 @@ fn class_of(sqlstate: &str) -> FailureClass {
         // Serialisation failure, deadlock, lock not available, statement cancelled; and a unique
         // violation: another transaction inserted the row first, which the next attempt sees.
         (_, "40001" | "40P01" | "55P03" | "57014" | "23505") => FailureClass::Transient,
-        // Data exception, integrity constraint violation, and a limit of PostgreSQL that a value exceeds, such as the
-        // largest entry of an index: some row of the statement is at fault.
-        ("22" | "23" | "54", _) => FailureClass::Data,
+        // Data exception, integrity constraint violation: some row of the statement is at fault. Not class 54: 54000 is
+        // a value too large for an index, and also PostgreSQL's stop before a wraparound, which refuses every write.
+        ("22" | "23", _) => FailureClass::Data,
         // Connection, read-only or aborted transaction, resources (disk full, too many connections),
         // operator intervention, system error; and what an operator must fix before anything can be
         // saved: wrong credentials, a missing database, a missing schema.
@@ -176,7 +176,7 @@ mod tests {
             ("55P03", FailureClass::Transient),
             ("22021", FailureClass::Data),
             ("23514", FailureClass::Data),
-            ("54000", FailureClass::Data),
+            ("54000", FailureClass::Retryable),
             ("XX000", FailureClass::Retryable),
         ] {
             assert_eq!(class_of(code), class, "{code}");

@@ -205,10 +205,10 @@ mod tests {
             DeadLetterReason::ALL.into_iter().partition(|reason| stored(*reason).is_some());
         use DeadLetterReason::{
             AttemptsExhausted, Conflict, DeliveryLimit, Expired, MalformedJson, Schema, TooLarge,
-            UnknownAction,
+            UnknownAction, Unreadable,
         };
         assert_eq!(may, [AttemptsExhausted, DeliveryLimit, Expired]);
-        assert_eq!(may_not, [MalformedJson, Schema, TooLarge, UnknownAction, Conflict]);
+        assert_eq!(may_not, [MalformedJson, Schema, TooLarge, UnknownAction, Conflict, Unreadable]);
         assert_eq!(stored(Expired), ConversationKey::parse("t", "c").ok());
     }
 
