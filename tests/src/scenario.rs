@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::Output;
 
+use broker::Publication;
 use broker::inspect::Inspector;
 use broker::topology::WorkQueue;
-use broker::{Publication, topology};
 use domain::fleet;
-use fixtures::{LIMIT, database, endpoints};
+use fixtures::{LIMIT, database, declared, endpoints};
 use testkit::TestEnv;
 use testkit::environment::redis;
 use testkit::fleet::{Fleet, Worker};
@@ -232,9 +232,9 @@ impl Scenario {
     /// Declares exchanges, queues and bindings.
     ///
     /// # Panics
-    /// When they cannot be declared.
+    /// When they cannot be declared within [`LIMIT`].
     pub async fn declare(&self) {
-        topology::declare(&endpoints(&self.amqp_url)).await.expect("the topology");
+        declared(&self.amqp_url).await;
     }
 
     /// Starts a worker and waits until it is ready.

@@ -58,7 +58,10 @@ impl Bench {
     /// The virtual host at this address, for tests that need a server of their own.
     pub(crate) async fn at(url: String) -> Self {
         let endpoints = Endpoints::parse(&url, "test").unwrap();
-        broker::topology::declare(&endpoints).await.unwrap();
+        eventually("the topology", LIMIT, async || {
+            broker::topology::declare(&endpoints).await.map_err(|error| error.to_string())
+        })
+        .await;
         let metrics = Metrics::new();
         let publisher = Publisher::new(endpoints.clone(), metrics.clone());
         let (connection, raw) = raw_channel(&url).await;

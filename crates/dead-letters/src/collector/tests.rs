@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use broker::{StoredDelivery, topology};
+use broker::StoredDelivery;
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use domain::ids::{ConversationKey, MAX_ID_BYTES, SessionId, TenantId};
-use fixtures::{endpoints, received_at, sql, stores};
+use fixtures::{declared, received_at, sql, stores};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
@@ -18,12 +18,10 @@ use super::*;
 
 async fn collector() -> (TestEnv, DeadLetterCollector) {
     let (env, replica) = stores().await;
-    let endpoints = endpoints(&env.amqp_url);
-    topology::declare(&endpoints).await.unwrap();
     let collector = DeadLetterCollector::new(
         WorkQueue::SaveMessage,
         replica.database.clone(),
-        Publisher::new(endpoints, replica.metrics.clone()),
+        Publisher::new(declared(&env.amqp_url).await, replica.metrics.clone()),
         replica.metrics.clone(),
         Decoder { max_body_bytes: DEFAULT_MAX_BODY_BYTES },
         RandomSource::random(),

@@ -179,9 +179,8 @@ fn outcome(error: &PublishError) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use broker::topology;
     use domain::time::Timestamp;
-    use fixtures::{body, endpoints};
+    use fixtures::{body, declared};
     use metrics::Metrics;
     use serde_json::json;
     use testkit::TestEnv;
@@ -193,9 +192,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_read_before_an_error_is_published_and_reported() {
         let env = TestEnv::new().await;
-        let endpoints = endpoints(&env.amqp_url);
-        topology::declare(&endpoints).await.unwrap();
-        let publisher = Publisher::new(endpoints, Metrics::new());
+        let publisher = Publisher::new(declared(&env.amqp_url).await, Metrics::new());
         let mut sending = Sending::new(publisher, ProgressBar::hidden());
         let validator = Validator { now: Timestamp::EARLIEST, max_body_bytes: 1_000 };
         let router = Router { validator, routing_key: None };
