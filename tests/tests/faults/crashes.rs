@@ -195,9 +195,27 @@ async fn a_crash_between_a_move_to_the_suspect_queue_and_its_acknowledgement_dup
         crash(&scenario, SAVER, Step::SaveDecoded).await;
     }
     crash(&scenario, SAVER, Step::Copied).await;
+    let copies: u32 = scenario
+        .queued()
+        .await
+        .into_iter()
+        .filter(|(queue, _)| *queue != SAVES)
+        .map(|it| it.1)
+        .sum();
     let saver = scenario.start(SAVER).await;
-    let labels = [("queue", SAVES), ("outcome", "quarantined")];
-    Counts::reach(&saver, "verbatim_deliveries_total", &labels, 1.0).await;
+    let of = |outcome| [("queue", SAVES), ("outcome", outcome)];
+    eventually("each original and each copy to be saved or found saved", LIMIT, async || {
+        let counts = Counts::of(&saver).await;
+        let sum = |outcome| counts.sum("verbatim_deliveries_total", &of(outcome));
+        let done = sum("applied") + sum("duplicate");
+        if done >= f64::from(20 + copies) {
+            Ok(())
+        } else {
+            Err(format!("{done} with {copies} copies"))
+        }
+    })
+    .await;
+    assert!(Counts::of(&saver).await.sum("verbatim_deliveries_total", &of("quarantined")) > 0.0);
     scenario.finish([saver]).await;
     published.reconcile(&scenario, &reader).await;
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");

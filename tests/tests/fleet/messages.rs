@@ -90,11 +90,10 @@ async fn ten_publishes_of_one_message_before_and_after_archiving_store_it_once()
         "m",
         &json!({"timestamp": at(5_000_000), "metadata": {"try": 2}, "tokens_estimate": 9}),
     );
-    agent
-        .publish_all(&[body.clone(), body.clone(), body.clone(), again.clone(), body.clone()])
-        .await;
     let key = key_of(&body);
+    agent.publish_all(&[body.clone(), body.clone(), body.clone()]).await;
     saved(&reader, &key, 1).await;
+    agent.publish_all(&[again.clone(), body.clone()]).await;
     assert_eq!(ids(&reader.both(&key).await), ["m"]);
     agent.publish(&closed("ten", "s", &json!({}))).await;
     reader.reaches(&key, ARCHIVED).await;
