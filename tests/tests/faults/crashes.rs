@@ -195,6 +195,7 @@ async fn a_crash_between_a_move_to_the_suspect_queue_and_its_acknowledgement_dup
         crash(&scenario, SAVER, Step::SaveDecoded).await;
     }
     crash(&scenario, SAVER, Step::Copied).await;
+    // The copies that RabbitMQ confirmed before the crash.
     let copies: u32 = scenario
         .queued()
         .await

@@ -167,7 +167,8 @@ impl Observer {
         tracing::warn!(
             queue,
             bytes,
-            "a message with a body of {bytes} bytes was rejected (max_body_bytes): RabbitMQ dead-letters it"
+            "a body of {bytes} bytes is larger than VERBATIM_MAX_BODY_BYTES; the message was rejected, and RabbitMQ \
+             dead-letters it"
         );
     }
 

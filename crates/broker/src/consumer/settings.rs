@@ -28,7 +28,8 @@ pub struct Settings {
     /// The most bytes of unacknowledged bodies in this process.
     pub max_inflight_bytes: usize,
     /// The largest body that a handler accepts, in bytes. The first prefetch is `max_inflight_bytes` divided by it.
-    /// Larger ones of a work queue are not received: RabbitMQ dead-letters their messages.
+    /// Bodies of a work queue that are larger by more than 256 KiB are not received: RabbitMQ dead-letters their
+    /// messages.
     pub largest_body: usize,
     /// How long a batch is held while a dependency is unavailable. After that its messages are
     /// requeued. Must be well below RabbitMQ's `consumer_timeout` of 30 min.
