@@ -9,7 +9,7 @@ use sqlx::query::{Query, QueryAs};
 use sqlx::{Connection as _, FromRow, Postgres};
 use tokio::time::{Instant, timeout_at};
 
-use crate::connection_settings::{self, Settings};
+use crate::connection_settings::{self, Limits, Settings};
 use crate::pool::Pool;
 use crate::save_heuristics::{ExpectDuplicates, ExpectSettled};
 use crate::sequences::{self, AdvancedSequence};
@@ -38,6 +38,14 @@ impl Database {
             writer: None,
             time_out: settings.time_out,
         })
+    }
+
+    /// The same database through a pool of its own, with other time limits: for work that takes long by itself.
+    #[must_use]
+    pub fn with_limits(&self, limits: Limits, connections: u32) -> Self {
+        let options = connection_settings::limited(self.pool.options().clone(), limits);
+        let pool = Arc::new(Pool::new(options, connections));
+        Self { pool, time_out: limits.time_out, ..self.clone() }
     }
 
     /// The same database; messages saved through it are recorded as saved by this process. `instance` is

@@ -33,6 +33,15 @@ pub struct Settings {
     pub lock_time_out: Duration,
 }
 
+/// The time limits of a unit of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// As [`Settings::time_out`].
+    pub time_out: Duration,
+    /// As [`Settings::lock_time_out`].
+    pub lock_time_out: Duration,
+}
+
 /// A weaker `synchronous_commit` than PostgreSQL's default is raised to it: with `off` PostgreSQL reports commits that
 /// a crash undoes. Stronger and other values are the operator's choice. The timeouts do not exist in every version
 /// (`idle_session_timeout` since 14, `transaction_timeout` since 17); they would end connections that the pool keeps,
@@ -56,9 +65,8 @@ pub(crate) fn options(settings: &Settings) -> Result<PgConnectOptions> {
     if !options.get_options().is_some_and(|it| it.contains("search_path")) {
         options = options.options([("search_path", "public")]);
     }
-    Ok(options.application_name(&settings.application).options([
-        ("lock_timeout", format!("{}ms", settings.lock_time_out.as_millis())),
-        ("statement_timeout", format!("{}ms", settings.time_out.as_millis())),
+    let limits = Limits { time_out: settings.time_out, lock_time_out: settings.lock_time_out };
+    Ok(limited(options, limits).application_name(&settings.application).options([
         // A worker that is frozen or lost its network must not hold row locks for ever.
         ("idle_in_transaction_session_timeout", "30s".to_owned()),
         ("TimeZone", "UTC".to_owned()),
@@ -78,6 +86,14 @@ pub(crate) fn options(settings: &Settings) -> Result<PgConnectOptions> {
         ("enable_seqscan", "off".to_owned()),
         ("jit", "off".to_owned()),
     ]))
+}
+
+/// The options with these limits. Of a setting that is given twice, PostgreSQL takes the last value.
+pub(crate) fn limited(options: PgConnectOptions, limits: Limits) -> PgConnectOptions {
+    options.options([
+        ("lock_timeout", format!("{}ms", limits.lock_time_out.as_millis())),
+        ("statement_timeout", format!("{}ms", limits.time_out.as_millis())),
+    ])
 }
 
 /// Opens a connection, and sets what depends on the server.
@@ -154,6 +170,23 @@ mod tests {
         for ((name, wanted), (seen,)) in names.iter().zip(&seen) {
             assert_eq!(seen, wanted, "{name}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_limits_given_last_are_those_of_the_session() {
+        let env = TestEnv::new().await;
+        let database = Database::open(&settings(&env.database_url)).unwrap();
+        let limits =
+            Limits { time_out: Duration::from_secs(300), lock_time_out: Duration::from_secs(5) };
+        let seen = async |database: &Database| {
+            let query =
+                "SELECT current_setting('statement_timeout'), current_setting('lock_timeout')";
+            let seen: (String, String) = database.value(sqlx::query_as(query)).await.unwrap();
+            seen
+        };
+        let own = |time_out: &str, lock: &str| (time_out.to_owned(), lock.to_owned());
+        assert_eq!(seen(&database.with_limits(limits, 1)).await, own("5min", "5s"));
+        assert_eq!(seen(&database).await, own("10s", "200ms"));
     }
 
     #[tokio::test]

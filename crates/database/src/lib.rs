@@ -40,7 +40,7 @@ mod writers;
 pub use audit::{Actor, AuditEntry};
 pub use close::{Claim, ClaimCriteria, CloseCause, Closed, Uncounted};
 pub use connect::Database;
-pub use connection_settings::Settings;
+pub use connection_settings::{Limits, Settings};
 pub use conversations::{ConversationFilter, ConversationView};
 pub use dead_letters::{
     CollectedDeadLetter, ContentFingerprint, DeadLetter, DeadLetterCursor, DeadLetterDetail,

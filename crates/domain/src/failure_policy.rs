@@ -16,6 +16,13 @@ pub const RETRY_DELAYS: [Duration; 3] =
 /// longer than any transaction of the fleet holds its locks. It costs no attempt.
 pub const IN_PLACE_LIMIT: Duration = Duration::from_secs(3);
 
+/// The time limits, in order, of a single item for which the usual limit is too short although its dependency answers.
+/// It is handled apart from all others meanwhile.
+pub const SLOW_LIMITS: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(5 * 60)];
+
+/// How long such an item waits for a lock before others like it have their turn.
+pub const SLOW_LOCK_LIMIT: Duration = Duration::from_secs(5);
+
 /// The pauses between two probes of an unavailable dependency grow to at most this. So a recovery is noticed
 /// within 5 s.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(2);
