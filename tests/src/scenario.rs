@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Output;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use broker::Publication;
 use broker::inspect::Inspector;
@@ -83,6 +84,9 @@ impl TestServers {
         }
     }
 }
+
+/// The first key of the advisory locks of [`Scenario::while_open`], an arbitrary number.
+const GATE: i32 = 4_711;
 
 const RABBITMQ: [Kind; 2] = [Kind::RabbitMq, Kind::RabbitMqCluster];
 const REDIS: [Kind; 2] = [Kind::Redis, Kind::RedisCluster];
@@ -335,6 +339,37 @@ impl Scenario {
     /// When the statement fails.
     pub async fn sql(&self, statement: &str) -> String {
         self.psql(statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"))
+    }
+
+    /// Does `work` while a transaction is open that has run these statements, and then commits it.
+    ///
+    /// # Panics
+    /// When the statements fail, or `work` takes longer than two minutes.
+    pub async fn while_open<T>(&self, statements: &str, work: impl Future<Output = T>) -> T {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.sql("CREATE TABLE IF NOT EXISTS done_beside_a_transaction (number int)").await;
+        let transaction = format!(
+            "SET statement_timeout = '120s'; BEGIN; {statements};
+             SELECT pg_advisory_xact_lock({GATE}, {number});
+             DO $$ BEGIN
+                 WHILE NOT EXISTS (SELECT FROM done_beside_a_transaction WHERE number = {number}) LOOP
+                     PERFORM pg_sleep(0.02);
+                 END LOOP;
+             END $$;
+             COMMIT"
+        );
+        let is_open = format!(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = {GATE} AND objid = {number}
+             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        );
+        let work = async {
+            self.until_sql(&is_open, "1").await;
+            let done = work.await;
+            self.sql(&format!("INSERT INTO done_beside_a_transaction VALUES ({number})")).await;
+            done
+        };
+        tokio::join!(self.sql(&transaction), work).1
     }
 
     async fn psql(&self, statement: &str) -> Result<String, String> {

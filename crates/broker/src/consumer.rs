@@ -41,6 +41,7 @@ use std::time::Duration;
 
 use domain::clock::Clock;
 use domain::failure::Dependency;
+use domain::failure_policy::SLOW_LIMITS;
 use domain::repeated::RepeatedFailure;
 use metrics::Metrics;
 use tokio::sync::watch;
@@ -51,6 +52,7 @@ use tokio_util::task::TaskTracker;
 use crate::backoff::{Backoff, pause};
 use crate::connection::Endpoints;
 use crate::reply::Replier;
+use crate::source::Source;
 use crate::{Handler, Publisher};
 use broker_requeues::BrokerRequeues;
 use end::End;
@@ -70,11 +72,46 @@ pub struct Consumer<H: Handler> {
 }
 
 impl<H: Handler> Consumer<H> {
-    /// A consumer that has not started, of the queue that the handler names. Call it within a tokio runtime. Copies are published through `publisher`, which has its own
-    /// connection: when RabbitMQ blocks publishers, acknowledgements are still sent.
+    /// A consumer that has not started, of the queue that the handler names. Call it within a tokio runtime. Copies are
+    /// published through `publisher`, which has its own connection: when RabbitMQ blocks publishers, acknowledgements
+    /// are still sent.
     #[must_use]
     pub fn new(
         handler: H,
+        endpoints: Endpoints,
+        publisher: Publisher,
+        settings: Settings,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Self {
+        let source = handler.source();
+        Self::of(source, handler, Vec::new(), endpoints, publisher, settings, clock, metrics)
+    }
+
+    /// A consumer of the slow queue of that queue, which handles one message at a time. `None` if the queue has none, or
+    /// the handler needs none.
+    #[must_use]
+    pub fn of_slow_queue(
+        handler: &H,
+        endpoints: Endpoints,
+        publisher: Publisher,
+        settings: Settings,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Option<Self> {
+        let source = handler.source().slow()?;
+        let mut handlers =
+            SLOW_LIMITS.into_iter().map_while(|limit| handler.with_time_limit(limit));
+        let (first, longer) = (handlers.next()?, handlers.collect());
+        let settings = Settings { batch_size: 1, batches_in_flight: 1, ..settings };
+        Some(Self::of(source, first, longer, endpoints, publisher, settings, clock, metrics))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what the two constructors above pass on")]
+    fn of(
+        source: Source,
+        handler: H,
+        longer: Vec<H>,
         endpoints: Endpoints,
         publisher: Publisher,
         mut settings: Settings,
@@ -84,7 +121,6 @@ impl<H: Handler> Consumer<H> {
         // With 0 the consumer would never handle a message.
         settings.batch_size = settings.batch_size.max(1);
         settings.batches_in_flight = settings.batches_in_flight.max(1);
-        let source = handler.source();
         metrics.start_queue(source.queue());
         let replier = Replier::new(endpoints.clone(), metrics.clone());
         let observer = Observer::new(source.queue(), metrics);
@@ -93,6 +129,7 @@ impl<H: Handler> Consumer<H> {
         let shared = Shared {
             source,
             handler,
+            longer,
             endpoints,
             publisher,
             replier,

@@ -34,6 +34,8 @@ pub struct FleetHeaders {
     /// It was in a queue that is not the queue of its action, and was sent on to `domain.unrouted`. Not a second time:
     /// workers of two versions may disagree about the queue of an action.
     pub rerouted: bool,
+    /// In a slow queue: which of the longer time limits it gets, from 1.
+    pub slow_level: u32,
     /// How often an operator replayed it from the dead letters.
     pub replay_count: u32,
     /// The id of the dead letter that was last replayed.
@@ -96,6 +98,7 @@ const ROUTING_KEY: &str = "x-verbatim-routing-key";
 const ANONYMOUS: &str = "x-verbatim-anonymous";
 const USER: &str = "x-verbatim-user";
 const REROUTED: &str = "x-verbatim-rerouted";
+const SLOW_LEVEL: &str = "x-verbatim-slow-level";
 const REPLAYS: &str = "x-verbatim-replays";
 const REPLAY_OF: &str = "x-verbatim-replay-of";
 const INFO_QUEUE: &str = "x-verbatim-queue";
@@ -118,6 +121,7 @@ pub(crate) static FIRST_ATTEMPT: FleetHeaders = FleetHeaders {
     anonymous: false,
     validated_user: None,
     rerouted: false,
+    slow_level: 0,
     replay_count: 0,
     replay_of: None,
     dead_letter_info: None,
@@ -137,10 +141,10 @@ impl FleetHeaders {
         header.starts_with(PREFIX)
     }
 
-    /// The fleet headers of a copy that is no dead letter.
+    /// The fleet headers of a copy that is no dead letter, and is in no slow queue.
     #[must_use]
     pub fn not_dead_lettered(self) -> Self {
-        Self { dead_letter_info: None, dead_letter: None, ..self }
+        Self { dead_letter_info: None, dead_letter: None, slow_level: 0, ..self }
     }
 
     /// The fleet headers of a replay of this dead letter: identity and origin stay; attempts, history, whether it
@@ -181,6 +185,7 @@ impl FleetHeaders {
             (ANONYMOUS, self.anonymous.then_some(Value::Bool(true))),
             (USER, self.validated_user.as_deref().and_then(text)),
             (REROUTED, self.rerouted.then_some(Value::Bool(true))),
+            (SLOW_LEVEL, (self.slow_level != 0).then(|| self.slow_level.into())),
             (REPLAYS, (self.replay_count != 0).then(|| self.replay_count.into())),
             (REPLAY_OF, self.replay_of.map(|id| id.to_string().into())),
             (INFO_QUEUE, info.and_then(|it| text(&it.queue))),
@@ -236,6 +241,7 @@ impl FleetHeaders {
             anonymous: headers.get(ANONYMOUS) == Some(&Value::Bool(true)),
             validated_user: owned(USER),
             rerouted: headers.get(REROUTED) == Some(&Value::Bool(true)),
+            slow_level: count(SLOW_LEVEL).unwrap_or(0),
             replay_count: count(REPLAYS).unwrap_or(0),
             replay_of: uuid(REPLAY_OF),
             dead_letter_info: dead_letter_info(),
@@ -285,6 +291,7 @@ mod tests {
             anonymous: true,
             validated_user: Some("agent".to_owned()),
             rerouted: true,
+            slow_level: 2,
             replay_count: 2,
             replay_of: Some(Uuid::from_u128(7)),
             dead_letter_info: Some(DeadLetterInfo {
@@ -316,6 +323,7 @@ mod tests {
             attempt: 1,
             history: History::default(),
             rerouted: false,
+            slow_level: 0,
             replay_count: 3,
             replay_of: Some(dead_letter),
             dead_letter_info: None,

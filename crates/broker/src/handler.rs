@@ -5,6 +5,7 @@
 //! message too early, and nobody who asked for a reply is forgotten.
 
 use std::future::Future;
+use std::time::Duration;
 
 use domain::envelope::Resolved;
 use domain::failure::{Dependency, Done, Failure, Refusal, Unavailable};
@@ -26,6 +27,15 @@ pub trait Handler: Send + Sync + 'static {
 
     /// The queue that it consumes, and what happens to messages that it cannot handle.
     fn source(&self) -> Source;
+
+    /// The same handler with this time limit for a single item, and a short one for locks, which handles the slow queue
+    /// of its queue. `None`: its items never fail with [`Failure::TimedOut`] or [`Failure::Locked`].
+    fn with_time_limit(&self, _limit: Duration) -> Option<Self>
+    where
+        Self: Sized,
+    {
+        None
+    }
 
     /// Decodes a delivery, without I/O. A refused message becomes a dead letter; the rest of the batch is
     /// handled.

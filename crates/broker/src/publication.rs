@@ -145,12 +145,24 @@ impl Publication {
         self
     }
 
+    /// As a message of a slow queue, which gets the longer time limit of this number, from 1.
+    pub(crate) fn slow(mut self, level: u32) -> Self {
+        self.fleet_headers.slow_level = level;
+        self
+    }
+
+    /// Routed to its queue after the delay of `retry`.
+    pub(crate) fn after(mut self, retry: RetryQueue) -> Self {
+        retry.name().clone_into(&mut self.exchange);
+        self
+    }
+
     /// As the next attempt: routed to its own queue after the delay of `retry`.
     #[must_use]
-    pub fn delayed(mut self, retry: RetryQueue) -> Self {
-        retry.name().clone_into(&mut self.exchange);
-        self.fleet_headers.attempt = self.fleet_headers.attempt.saturating_add(1);
-        self
+    pub fn delayed(self, retry: RetryQueue) -> Self {
+        let mut delayed = self.after(retry);
+        delayed.fleet_headers.attempt = delayed.fleet_headers.attempt.saturating_add(1);
+        delayed
     }
 
     /// As a dead letter of the queue `own_queue`, with the id that is minted here.

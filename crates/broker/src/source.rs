@@ -8,6 +8,7 @@ use crate::topology::REQUESTS;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
     queue: &'static str,
+    is_slow: bool,
     /// What happens to messages that its handler cannot handle.
     pub(crate) failure_policy: FailurePolicy,
 }
@@ -30,19 +31,56 @@ impl Source {
     /// A work queue.
     #[must_use]
     pub const fn work(queue: WorkQueue) -> Self {
-        Self { queue: queue.name(), failure_policy: FailurePolicy::DeadLetter(queue) }
+        Self::new(queue.name(), FailurePolicy::DeadLetter(queue))
     }
 
     /// The dead-letter queue of a work queue.
     #[must_use]
     pub const fn dead_letters(queue: WorkQueue) -> Self {
-        Self { queue: queue.dlq(), failure_policy: FailurePolicy::RetryForever(queue) }
+        Self::new(queue.dlq(), FailurePolicy::RetryForever(queue))
     }
 
     /// The queue of requests.
     #[must_use]
     pub const fn requests() -> Self {
-        Self { queue: REQUESTS, failure_policy: FailurePolicy::Expire }
+        Self::new(REQUESTS, FailurePolicy::Expire)
+    }
+
+    const fn new(queue: &'static str, failure_policy: FailurePolicy) -> Self {
+        Self { queue, is_slow: false, failure_policy }
+    }
+
+    /// The slow queue of this queue: messages that take longer than usual by themselves, or whose rows are locked. What
+    /// happens to those that cannot be handled is the same. `None` if it has none.
+    #[must_use]
+    pub const fn slow(self) -> Option<Self> {
+        match self.slow_queue() {
+            Some(queue) => Some(Self { queue, is_slow: true, ..self }),
+            None => None,
+        }
+    }
+
+    /// The name of its slow queue; of a slow queue, its own name.
+    pub(crate) const fn slow_queue(self) -> Option<&'static str> {
+        match self.failure_policy {
+            FailurePolicy::DeadLetter(queue) => queue.slow(),
+            FailurePolicy::RetryForever(queue) => Some(queue.slow_dlq()),
+            FailurePolicy::Expire => None,
+        }
+    }
+
+    /// Whether it is a slow queue.
+    pub(crate) const fn is_slow(self) -> bool {
+        self.is_slow
+    }
+
+    /// The queue to which messages of it return for another attempt.
+    pub(crate) const fn usual_queue(self) -> &'static str {
+        match self.failure_policy {
+            FailurePolicy::DeadLetter(queue) => queue.name(),
+            FailurePolicy::RetryForever(queue) => queue.dlq(),
+            FailurePolicy::Expire => self.queue,
+        }
     }
 
     /// The name of the queue.
@@ -53,8 +91,11 @@ impl Source {
 
     pub(crate) const fn suspect(&self) -> Option<&'static str> {
         match self.failure_policy {
-            FailurePolicy::DeadLetter(queue) => Some(queue.suspect()),
-            FailurePolicy::RetryForever(_) | FailurePolicy::Expire => None,
+            // The consumer of the work queue handles its suspects.
+            FailurePolicy::DeadLetter(queue) if !self.is_slow => Some(queue.suspect()),
+            FailurePolicy::DeadLetter(_)
+            | FailurePolicy::RetryForever(_)
+            | FailurePolicy::Expire => None,
         }
     }
 }

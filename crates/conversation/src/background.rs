@@ -35,6 +35,11 @@ impl Background {
         Self { share: share.clamp(MIN_SHARE, 1.0), turn: Arc::default() }
     }
 
+    /// With the same share, and a turn that other background work does not wait for.
+    pub(crate) fn with_a_turn_of_its_own(&self) -> Self {
+        Self { share: self.share, turn: Arc::default() }
+    }
+
     /// Waits for its turn, does one step of work, then pauses while it still has the turn.
     pub(crate) async fn throttled<T>(&self, work: impl Future<Output = T>) -> T {
         let _turn = self.turn.lock().await;

@@ -10,6 +10,7 @@
 mod background;
 mod bisection;
 mod closer;
+mod limited_database;
 mod random_source;
 mod reader;
 mod redis_server;
@@ -20,9 +21,10 @@ mod transient;
 mod view;
 
 pub use background::Background;
-pub use bisection::Bisection;
+pub use bisection::{Bisection, failed_alone};
 pub use closer::{Closer, SweepError, Swept};
 pub use database::ClaimCriteria;
+pub use limited_database::LimitedDatabase;
 pub use random_source::RandomSource;
 pub use reader::{
     HotCopyError, Reader, Source, Transcript, current_numbers, read_database, read_hot_copy,

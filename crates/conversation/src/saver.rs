@@ -27,7 +27,8 @@ use metrics::{Counter, GenerationChange, Metrics};
 use tokio::time::timeout;
 
 use crate::RandomSource;
-use crate::bisection::{Bisection, refused};
+use crate::bisection::{Bisection, failed_alone};
+use crate::limited_database::LimitedDatabase;
 use crate::transient::retry_transient;
 
 /// How long a change of a generation waits at most for the saves that are open.
@@ -36,7 +37,7 @@ const OPEN_SAVES_LIMIT: Duration = Duration::from_secs(1);
 /// Saves messages. Clones share their connections.
 #[derive(Clone)]
 pub struct Saver {
-    database: Database,
+    database: LimitedDatabase,
     hot: HotStore,
     metrics: Metrics,
     random: RandomSource,
@@ -45,8 +46,23 @@ pub struct Saver {
 impl Saver {
     /// A saver to these two servers.
     #[must_use]
-    pub fn new(database: Database, hot: HotStore, metrics: Metrics, random: RandomSource) -> Self {
-        Self { database, hot, metrics, random }
+    pub fn new(database: &Database, hot: HotStore, metrics: Metrics, random: RandomSource) -> Self {
+        Self { database: LimitedDatabase::of_batches(database), hot, metrics, random }
+    }
+
+    /// The same saver with this time limit, for single messages that are slow or locked.
+    #[must_use]
+    pub fn with_time_limit(&self, limit: Duration) -> Self {
+        let database = LimitedDatabase::of_slow_items(self.database.batches(), limit);
+        Self { database, ..self.clone() }
+    }
+
+    /// Checks with a test write whether messages can be saved.
+    ///
+    /// # Errors
+    /// PostgreSQL is unavailable, or refuses every message.
+    pub async fn check(&self) -> Result<(), Unavailable> {
+        Ok(self.database.batches().check_save().await?)
     }
 
     /// Saves a batch: one outcome for each action, in their order. When this returns `Ok`, every
@@ -70,7 +86,8 @@ impl Saver {
             self.metrics.add(Counter::HotGenerationChanges { cause }, invalidated);
         }
         if failpoints::holds(Guard::SavedAgainInvalidates) {
-            self.invalidate(batch.saved_again(), GenerationChange::SavedAgain).await?;
+            let saved_again = batch.saved_again();
+            self.invalidate(&mut batch, saved_again, GenerationChange::SavedAgain).await?;
         }
         failpoints::reached(Step::SaveAppended);
         self.count(&batch);
@@ -83,15 +100,14 @@ impl Saver {
         round: &[Row<'a>],
         hot: HotWrites,
     ) -> Result<(), Unavailable> {
-        let mut bisection = Bisection::new(round, &self.metrics);
-        while let Some(part) = bisection.next() {
+        let mut bisection = Bisection::new(round, &self.database, &self.metrics);
+        while let Some((part, database)) = bisection.next() {
             let rows: Vec<SaveRow<'_>> = part.iter().map(|row| row.row).collect();
             let random = || self.random.next();
             let error =
-                match retry_transient(&self.metrics, || self.database.save(&rows, hot, &random))
-                    .await
-                {
+                match retry_transient(&self.metrics, || database.save(&rows, hot, &random)).await {
                     Ok(saved) => {
+                        bisection.succeeded();
                         self.metrics.add(Counter::ConversationsReopened, saved.reopened as u64);
                         batch.settle(part, saved.rows);
                         batch.renewed.extend(saved.touched);
@@ -99,14 +115,15 @@ impl Saver {
                     }
                     Err(error) => error,
                 };
-            let failed = bisection.failed(part, error, &self.database).await?;
-            if let Some((at_fault, error)) = failed {
+            let failed = bisection.failed(part, error, Database::check_save).await?;
+            if let Some((alone, error)) = failed {
                 tracing::warn!(
-                    conversation = %at_fault.row.key,
-                    message_id = %at_fault.row.message.id,
-                    "PostgreSQL refused a message; the other messages of its batch are saved"
+                    conversation = %alone.row.key,
+                    message_id = %alone.row.message.id,
+                    error = with_causes(&error),
+                    "PostgreSQL did not store a message; the other messages of its batch are saved"
                 );
-                batch.refuse(at_fault, &refused(error));
+                batch.fail(alone, &failed_alone(error));
             }
         }
         Ok(())
@@ -136,12 +153,14 @@ impl Saver {
         if !failpoints::holds(Guard::FailedAppendInvalidates) {
             return Ok(());
         }
-        self.invalidate(error.conversations, GenerationChange::AppendFailed).await
+        self.invalidate(batch, error.conversations, GenerationChange::AppendFailed).await
     }
 
-    /// Invalidates the hot copies of these conversations.
+    /// Invalidates the hot copies of these conversations. Where PostgreSQL is too slow for one of them, or its row is
+    /// locked, its messages fail: they are stored, and saving them again invalidates the copy.
     async fn invalidate(
         &self,
+        batch: &mut Batch<'_>,
         conversations: impl IntoIterator<Item = ConversationKey>,
         cause: GenerationChange,
     ) -> Result<(), Unavailable> {
@@ -150,11 +169,29 @@ impl Saver {
         if changes.is_empty() {
             return Ok(());
         }
+        let mut bisection = Bisection::new(&changes, &self.database, &self.metrics);
+        while let Some((part, database)) = bisection.next() {
+            let Err(error) = self.change_generations(database, part, cause).await else {
+                bisection.succeeded();
+                self.metrics.add(Counter::HotGenerationChanges { cause }, part.len() as u64);
+                continue;
+            };
+            let failed = bisection.failed(part, error, Database::check_save).await?;
+            if let Some(((conversation, _), error)) = failed {
+                batch.fail_conversation(conversation, &failed_alone(error));
+            }
+        }
+        Ok(())
+    }
+
+    async fn change_generations(
+        &self,
+        database: &Database,
+        changes: &[(ConversationKey, i64)],
+        cause: GenerationChange,
+    ) -> Result<(), database::Error> {
         let change = |open_saves| {
-            let changes = &changes;
-            retry_transient(&self.metrics, move || {
-                self.database.change_generations(changes, open_saves)
-            })
+            retry_transient(&self.metrics, move || database.change_generations(changes, open_saves))
         };
         // The save of an earlier delivery may not be committed yet. But in a conversation with a save at every moment
         // the wait would never end.
@@ -165,10 +202,9 @@ impl Saver {
             _ => None,
         };
         match awaited {
-            Some(changed) => changed?,
-            None => change(OpenSaves::Independent).await?,
-        }
-        self.metrics.add(Counter::HotGenerationChanges { cause }, changes.len() as u64);
+            Some(changed) => changed,
+            None => change(OpenSaves::Independent).await,
+        }?;
         Ok(())
     }
 
@@ -311,9 +347,18 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn refuse(&mut self, row: &Row<'a>, failure: &Failure) {
+    fn fail(&mut self, row: &Row<'a>, failure: &Failure) {
         for action in row.repeated.iter().chain([&row.first]) {
             self.outcomes[*action] = Some(Err(failure.clone()));
+        }
+    }
+
+    /// The saved messages of a conversation fail; they are handled again.
+    fn fail_conversation(&mut self, key: &ConversationKey, failure: &Failure) {
+        for (action, outcome) in self.actions.iter().zip(&mut self.outcomes) {
+            if action.common.key == *key && matches!(outcome, Some(Ok(_))) {
+                *outcome = Some(Err(failure.clone()));
+            }
         }
     }
 

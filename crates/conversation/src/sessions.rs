@@ -4,6 +4,7 @@
 //! how often they arrive.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use database::{Database, SessionUpdate};
 use domain::action::{Action, ActionKind};
@@ -14,7 +15,8 @@ use metrics::{Counter, Metrics, SessionEventKind};
 
 use crate::RandomSource;
 use crate::background::Background;
-use crate::bisection::{Bisection, refused};
+use crate::bisection::{Bisection, failed_alone};
+use crate::limited_database::LimitedDatabase;
 use crate::transient::retry_transient;
 
 /// Events in one transaction: a few milliseconds of work.
@@ -23,7 +25,7 @@ const CHUNK: usize = 50;
 /// Records session events. Clones share their connections.
 #[derive(Clone)]
 pub struct Sessions {
-    database: Database,
+    database: LimitedDatabase,
     metrics: Metrics,
     random: RandomSource,
     background: Background,
@@ -33,12 +35,29 @@ impl Sessions {
     /// Records into this database.
     #[must_use]
     pub fn new(
-        database: Database,
+        database: &Database,
         metrics: Metrics,
         random: RandomSource,
         background: Background,
     ) -> Self {
+        let database = LimitedDatabase::of_batches(database);
         Self { database, metrics, random, background }
+    }
+
+    /// The same with this time limit, for single events that are slow or locked. Other background work does not wait for
+    /// them.
+    #[must_use]
+    pub fn with_time_limit(&self, limit: Duration) -> Self {
+        let database = LimitedDatabase::of_slow_items(self.database.batches(), limit);
+        Self { database, background: self.background.with_a_turn_of_its_own(), ..self.clone() }
+    }
+
+    /// Checks with a test write whether session events can be recorded.
+    ///
+    /// # Errors
+    /// PostgreSQL is unavailable, or refuses every session event.
+    pub async fn check(&self) -> Result<(), Unavailable> {
+        Ok(self.database.batches().check_sessions().await?)
     }
 
     /// Records a batch of `session_opened`, `session_closed` and `feedback`: one outcome for each,
@@ -63,20 +82,20 @@ impl Sessions {
                 None => outcomes[index] = Err(Failure::DeadLetter(refusal_of(action.kind()))),
             }
         }
-        let mut bisection = Bisection::new(&updates, &self.metrics);
-        while let Some(part) = bisection.next() {
+        let mut bisection = Bisection::new(&updates, &self.database, &self.metrics);
+        while let Some((part, database)) = bisection.next() {
             let rows: Vec<SessionUpdate> = part.iter().map(|(_, update)| update.clone()).collect();
             let random = || self.random.next();
             let Err(error) =
-                retry_transient(&self.metrics, || self.database.apply_sessions(&rows, &random))
-                    .await
+                retry_transient(&self.metrics, || database.apply_sessions(&rows, &random)).await
             else {
+                bisection.succeeded();
                 self.count(&rows);
                 continue;
             };
-            let failed = bisection.failed(part, error, &self.database).await?;
+            let failed = bisection.failed(part, error, Database::check_sessions).await?;
             if let Some(((index, _), error)) = failed {
-                outcomes[*index] = Err(refused(error));
+                outcomes[*index] = Err(failed_alone(error));
             }
         }
         Ok(outcomes)

@@ -1,7 +1,7 @@
 //! Retrying transactions that collided with another one.
 //!
-//! After a deadlock or a lock timeout the same statement usually succeeds a moment later. Such a retry does
-//! not count as an attempt of a message. It is bounded: a lock that lasts longer is treated as an outage.
+//! After a deadlock the same statement usually succeeds a moment later. Such a retry does not count as an attempt of a
+//! message. A statement that waited for a lock until `lock_timeout` is not repeated here: another wait would be as long.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use domain::failure_policy::IN_PLACE_LIMIT;
 use metrics::{Counter, Metrics, TransactionRetry};
 use tokio::time::Instant;
 
-/// Runs `work` and repeats it, with pauses, while it fails with [`FailureClass::Transient`]; for at most
-/// [`IN_PLACE_LIMIT`]. No try begins later; one that waits for a lock may take `lock_timeout` more.
+/// Runs `work` and repeats it, with pauses, while it fails with [`FailureClass::Transient`] and not by a lock timeout; for
+/// at most [`IN_PLACE_LIMIT`]. No try begins later.
 ///
 /// # Errors
 /// `work` failed in another way, or still failed in a transient way at the limit.
@@ -31,7 +31,9 @@ where
     let began = Instant::now();
     work.retry(pauses)
         .when(|error: &Error| {
-            error.class() == FailureClass::Transient && began.elapsed() < IN_PLACE_LIMIT
+            error.class() == FailureClass::Transient
+                && !error.is_time_out()
+                && began.elapsed() < IN_PLACE_LIMIT
         })
         .notify(|error, _| {
             metrics.add(Counter::TransactionRetries { class }, 1);

@@ -374,7 +374,7 @@ async fn a_batch_that_is_too_slow_for_one_transaction_is_saved_in_parts() {
     })
     .unwrap();
     let saver = conversation::Saver::new(
-        hasty,
+        &hasty,
         replica.hot.clone(),
         replica.metrics.clone(),
         conversation::RandomSource::random(),

@@ -24,6 +24,7 @@ pub struct Database {
     pub(crate) expect_settled: Arc<ExpectSettled>,
     pub(crate) writer: Option<Arc<Writer>>,
     pub(crate) time_out: Duration,
+    pub(crate) limits: Limits,
 }
 
 impl Database {
@@ -37,15 +38,28 @@ impl Database {
             expect_settled: Arc::default(),
             writer: None,
             time_out: settings.time_out,
+            limits: settings.limits(),
         })
     }
 
-    /// The same database through a pool of its own, with other time limits: for work that takes long by itself.
+    /// The same database and connections, with other time limits for a statement. A unit of work may take as long as
+    /// before, or as long as a statement, if that is longer.
+    #[must_use]
+    pub fn limited(&self, limits: Limits) -> Self {
+        Self { time_out: limits.time_out.max(self.time_out), limits, ..self.clone() }
+    }
+
+    /// As [`limited`](Self::limited), on connections of its own: for work that takes long by itself.
     #[must_use]
     pub fn with_limits(&self, limits: Limits, connections: u32) -> Self {
-        let options = connection_settings::limited(self.pool.options().clone(), limits);
-        let pool = Arc::new(Pool::new(options, connections));
-        Self { pool, time_out: limits.time_out, ..self.clone() }
+        let pool = Arc::new(Pool::new(self.pool.options().clone(), connections));
+        Self { pool, ..self.limited(limits) }
+    }
+
+    /// The time limits of a statement.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// The same database; messages saved through it are recorded as saved by this process. `instance` is
@@ -143,6 +157,20 @@ impl Database {
         self.in_transaction_of("BEGIN", work).await
     }
 
+    /// Runs one transaction and rolls it back: checks whether the work succeeds.
+    pub(crate) async fn rolled_back(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<()>,
+    ) -> Result<()> {
+        self.within(async |connection| {
+            let mut transaction = connection.begin().await?;
+            work(&mut transaction).await?;
+            transaction.rollback().await?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Runs one transaction that only reads, on one snapshot.
     pub(crate) async fn in_snapshot<T>(
         &self,
@@ -196,7 +224,8 @@ impl Database {
     ) -> Result<T> {
         let deadline = Instant::now() + self.time_out;
         let timed_out = |_| Error::TimedOut(self.time_out);
-        let mut lease = timeout_at(deadline, self.pool.lease()).await.map_err(timed_out)??;
+        let mut lease =
+            timeout_at(deadline, self.pool.lease(self.limits)).await.map_err(timed_out)??;
         match timeout_at(deadline, work(&mut lease.connection)).await {
             Ok(Ok(done)) => {
                 lease.release();

@@ -33,13 +33,22 @@ pub struct Settings {
     pub lock_time_out: Duration,
 }
 
-/// The time limits of a unit of work.
+/// The time limits of a statement. PostgreSQL enforces them, so an error says that the statement was too slow, and not
+/// that the server is away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// As [`Settings::time_out`].
+    /// How long it may run.
     pub time_out: Duration,
     /// As [`Settings::lock_time_out`].
     pub lock_time_out: Duration,
+}
+
+impl Settings {
+    /// The time limits of a statement.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits { time_out: self.time_out, lock_time_out: self.lock_time_out }
+    }
 }
 
 /// A weaker `synchronous_commit` than PostgreSQL's default is raised to it: with `off` PostgreSQL reports commits that
@@ -65,8 +74,7 @@ pub(crate) fn options(settings: &Settings) -> Result<PgConnectOptions> {
     if !options.get_options().is_some_and(|it| it.contains("search_path")) {
         options = options.options([("search_path", "public")]);
     }
-    let limits = Limits { time_out: settings.time_out, lock_time_out: settings.lock_time_out };
-    Ok(limited(options, limits).application_name(&settings.application).options([
+    Ok(limited(options, settings.limits()).application_name(&settings.application).options([
         // A worker that is frozen or lost its network must not hold row locks for ever.
         ("idle_in_transaction_session_timeout", "30s".to_owned()),
         ("TimeZone", "UTC".to_owned()),
@@ -94,6 +102,19 @@ pub(crate) fn limited(options: PgConnectOptions, limits: Limits) -> PgConnectOpt
         ("lock_timeout", format!("{}ms", limits.lock_time_out.as_millis())),
         ("statement_timeout", format!("{}ms", limits.time_out.as_millis())),
     ])
+}
+
+/// Sets these limits on an open connection.
+pub(crate) async fn set(connection: &mut PgConnection, limits: Limits) -> Result<()> {
+    let query =
+        "SELECT set_config('lock_timeout', $1, false), set_config('statement_timeout', $2, false)";
+    let milliseconds = |limit: Duration| format!("{}ms", limit.as_millis());
+    sqlx::query(query)
+        .bind(milliseconds(limits.lock_time_out))
+        .bind(milliseconds(limits.time_out))
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// Opens a connection, and sets what depends on the server.
@@ -185,8 +206,12 @@ mod tests {
             seen
         };
         let own = |time_out: &str, lock: &str| (time_out.to_owned(), lock.to_owned());
-        assert_eq!(seen(&database.with_limits(limits, 1)).await, own("5min", "5s"));
-        assert_eq!(seen(&database).await, own("10s", "200ms"));
+        for other in [database.with_limits(limits, 1), database.limited(limits)] {
+            assert_eq!(seen(&other).await, own("5min", "5s"));
+            assert_eq!(seen(&database).await, own("10s", "200ms"));
+        }
+        // `database` and the limited one share one connection, on which the limits are set.
+        assert_eq!(seen(&database.limited(limits)).await, own("5min", "5s"));
     }
 
     #[tokio::test]

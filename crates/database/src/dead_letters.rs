@@ -24,3 +24,4 @@ pub use replays::{ContentFingerprint, FailedAgain, ReplayOutcome};
 pub use selection::{
     DeadLetterCursor, DeadLetterFilter, DeadLetterPage, ReplayedBefore, Selection,
 };
+pub(crate) use store::insert_one;

@@ -108,6 +108,12 @@ impl Error {
             || matches!(self.sqlstate().as_deref(), Some("55P03" | "57014"))
     }
 
+    /// Whether another transaction was in the way, for as long as the limit allows.
+    #[must_use]
+    pub fn is_lock(&self) -> bool {
+        self.class() == FailureClass::Transient && self.sqlstate().as_deref() != Some("57014")
+    }
+
     /// The SQLSTATE with which PostgreSQL refused a statement.
     pub(crate) fn sqlstate(&self) -> Option<Cow<'_, str>> {
         let Self::Database(error) = self else { return None };
@@ -147,7 +153,9 @@ fn class_of(sqlstate: &str) -> FailureClass {
     match (sqlstate.get(..2).unwrap_or_default(), sqlstate) {
         // Serialisation failure, deadlock, lock not available, statement cancelled; and a unique
         // violation: another transaction inserted the row first, which the next attempt sees.
-        (_, "40001" | "40P01" | "55P03" | "57014" | "23505") => FailureClass::Transient,
+        // And a prepared statement that this connection does not have, as behind a pooler: it is closed, and the next
+        // attempt uses another one.
+        (_, "40001" | "40P01" | "55P03" | "57014" | "23505" | "26000") => FailureClass::Transient,
         // Data exception, integrity constraint violation: some row of the statement is at fault. Not class 54: 54000 is
         // a value too large for an index, and also PostgreSQL's stop before a wraparound, which refuses every write.
         ("22" | "23", _) => FailureClass::Data,
@@ -174,6 +182,7 @@ mod tests {
             ("42P01", FailureClass::Unavailable),
             ("40P01", FailureClass::Transient),
             ("55P03", FailureClass::Transient),
+            ("26000", FailureClass::Transient),
             ("22021", FailureClass::Data),
             ("23514", FailureClass::Data),
             ("54000", FailureClass::Retryable),

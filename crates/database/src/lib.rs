@@ -35,6 +35,7 @@ mod statistics;
 mod tombstones;
 mod trace;
 mod verify;
+mod write_check;
 mod writers;
 
 pub use audit::{Actor, AuditEntry};

@@ -16,7 +16,8 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use crate::{Error, Result, connection_settings};
+use crate::connection_settings::{self, Limits};
+use crate::{Error, Result};
 
 /// How long a connection may be idle before it is closed: less than the idle timeouts of firewalls
 /// (commonly an hour; Azure's load balancers 4 minutes, AWS's 350 s).
@@ -34,6 +35,8 @@ pub(crate) struct Pool {
 
 struct Idle {
     connection: PgConnection,
+    /// The time limits that are set on it.
+    limits: Limits,
     opened_at: Instant,
     idle_since: Instant,
 }
@@ -42,6 +45,7 @@ struct Idle {
 /// still be running on it.
 pub(crate) struct Lease {
     pub(crate) connection: PgConnection,
+    limits: Limits,
     opened_at: Instant,
     pool: Arc<Pool>,
     permit: OwnedSemaphorePermit,
@@ -57,16 +61,36 @@ impl Pool {
         &self.options
     }
 
-    /// The connection that was released last, or a new one; waits while all are in use.
-    pub(crate) async fn lease(self: &Arc<Self>) -> Result<Lease> {
+    /// A connection with these time limits, if possible the one that was released last, else a new one; waits while all
+    /// are in use.
+    pub(crate) async fn lease(self: &Arc<Self>, limits: Limits) -> Result<Lease> {
         let closed = |_| sqlx::Error::PoolClosed;
         let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(closed)?;
-        let released = self.idle().pop();
-        let (connection, opened_at) = match released {
-            Some(released) if released.is_reusable() => (released.connection, released.opened_at),
-            _ => (connection_settings::connect(&self.options).await?, Instant::now()),
+        let (connection, opened_at) = match self.take_idle(limits) {
+            Some(idle) => {
+                let Idle { mut connection, opened_at, .. } = idle;
+                if idle.limits != limits {
+                    connection_settings::set(&mut connection, limits).await?;
+                }
+                (connection, opened_at)
+            }
+            None => {
+                let options = connection_settings::limited(self.options.clone(), limits);
+                (connection_settings::connect(&options).await?, Instant::now())
+            }
         };
-        Ok(Lease { connection, opened_at, pool: Arc::clone(self), permit })
+        Ok(Lease { connection, limits, opened_at, pool: Arc::clone(self), permit })
+    }
+
+    /// The idle connection that was released last, if possible one with these limits.
+    fn take_idle(&self, limits: Limits) -> Option<Idle> {
+        let mut idle = self.idle();
+        let same = idle.iter().rposition(|it| it.limits == limits);
+        let released = match same {
+            Some(position) => Some(idle.remove(position)),
+            None => idle.pop(),
+        };
+        released.filter(Idle::is_reusable)
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
@@ -77,10 +101,10 @@ impl Pool {
 impl Lease {
     /// After work that succeeded: the connection becomes idle.
     pub(crate) fn release(self) {
-        let Self { connection, opened_at, pool, permit } = self;
+        let Self { connection, limits, opened_at, pool, permit } = self;
         let mut idle = pool.idle();
         idle.retain(Idle::is_reusable);
-        idle.push(Idle { connection, opened_at, idle_since: Instant::now() });
+        idle.push(Idle { connection, limits, opened_at, idle_since: Instant::now() });
         drop(idle);
         drop(permit);
     }
@@ -114,8 +138,9 @@ impl Idle {
 
 fn is_broken(error: &Error) -> bool {
     match error.sqlstate() {
-        // The server ended the connection: connection exception (08), shutdown, crash, startup (57P).
-        Some(code) => code.starts_with("08") || code.starts_with("57P"),
+        // The server ended the connection: connection exception (08), shutdown, crash, startup (57P). Or it does not
+        // have what was prepared on it (26).
+        Some(code) => ["08", "57P", "26"].iter().any(|class| code.starts_with(class)),
         None => error.class() == FailureClass::Unavailable,
     }
 }

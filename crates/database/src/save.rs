@@ -152,6 +152,12 @@ impl Database {
     }
 }
 
+/// Inserts one message that is new, with its conversation.
+pub(crate) async fn insert_new(connection: &mut PgConnection, row: &SaveRow<'_>) -> Result<()> {
+    let nothing = Tombstones::default();
+    statement::save(connection, &[row], &nothing, HotWrites::Follow, &|| 0, None).await.map(drop)
+}
+
 /// The outcome of a batch whose last rows have just been stored.
 async fn finish<'a>(
     connection: &mut PgConnection,

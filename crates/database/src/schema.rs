@@ -13,7 +13,7 @@ impl Database {
     /// version.
     pub async fn migrate(&self, waits: impl Fn()) -> Result<i64, SchemaError> {
         loop {
-            let mut lease = timeout(self.time_out, self.pool.lease())
+            let mut lease = timeout(self.time_out, self.pool.lease(self.limits))
                 .await
                 .map_err(|_| Error::TimedOut(self.time_out))
                 .flatten()?;

@@ -56,23 +56,28 @@ impl Database {
         updates: &[SessionUpdate],
         random: &(dyn Fn() -> i64 + Sync),
     ) -> Result<()> {
-        self.in_transaction(async |connection| {
-            let now = lock_sessions(connection, updates).await?;
-            let mut new = new_events(connection, updates).await?;
-            limit_times(&mut new, now);
-            let Assigned { mut updates, withdrawn } = assign_closes(connection, new).await?;
-            updates.sort_by(|a, b| {
-                (&a.key, a.session(), a.rank()).cmp(&(&b.key, b.session(), b.rank()))
-            });
-            lock_conversations(connection, updates.iter().chain(&withdrawn), random).await?;
-            let applied = upsert_sessions(connection, &updates).await?;
-            update_close_requests(connection, &applied).await?;
-            record_satisfaction(connection, &updates).await?;
-            insert_events(connection, &updates).await?;
-            withdraw(connection, &withdrawn).await
-        })
-        .await
+        self.in_transaction(async |connection| apply_updates(connection, updates, random).await)
+            .await
     }
+}
+
+/// Records a batch of session events within a transaction.
+pub(crate) async fn apply_updates(
+    connection: &mut PgConnection,
+    updates: &[SessionUpdate],
+    random: &(dyn Fn() -> i64 + Sync),
+) -> Result<()> {
+    let now = lock_sessions(connection, updates).await?;
+    let mut new = new_events(connection, updates).await?;
+    limit_times(&mut new, now);
+    let Assigned { mut updates, withdrawn } = assign_closes(connection, new).await?;
+    updates.sort_by(|a, b| (&a.key, a.session(), a.rank()).cmp(&(&b.key, b.session(), b.rank())));
+    lock_conversations(connection, updates.iter().chain(&withdrawn), random).await?;
+    let applied = upsert_sessions(connection, &updates).await?;
+    update_close_requests(connection, &applied).await?;
+    record_satisfaction(connection, &updates).await?;
+    insert_events(connection, &updates).await?;
+    withdraw(connection, &withdrawn).await
 }
 
 /// The first key of the advisory locks, an arbitrary number. The second key is a session's bucket.

@@ -15,14 +15,15 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use broker::topology::WorkQueue;
 use broker::{Decoder, Delivery, Handled, Handler, Processed, Publication, Publisher, Source};
-use conversation::RandomSource;
-use database::Database;
+use conversation::{LimitedDatabase, RandomSource};
 use domain::decode::reply_address;
 use domain::envelope::Resolved;
 use domain::event::Event;
@@ -58,6 +59,11 @@ impl Handler for DeadLetterCollector {
 
     fn source(&self) -> Source {
         Source::dead_letters(self.queue)
+    }
+
+    fn with_time_limit(&self, limit: Duration) -> Option<Self> {
+        let database = LimitedDatabase::of_slow_items(self.storage.database.batches(), limit);
+        Some(Self { storage: Storage { database, ..self.storage.clone() }, ..self.clone() })
     }
 
     fn decode(&self, delivery: &Delivery) -> Result<Item, Refusal> {
@@ -100,7 +106,7 @@ impl Handler for DeadLetterCollector {
 
     async fn handle(&self, items: &[Item]) -> Result<Vec<Handled>, Unavailable> {
         let dead_letters: Vec<&Collected> = items.iter().filter_map(Item::dead_letter).collect();
-        let mut faults = self.storage.store(&dead_letters).await?.into_iter();
+        let faults: HashMap<_, _> = self.storage.store(&dead_letters).await?.into_iter().collect();
         failpoints::reached(failpoints::Step::DeadLetterStored);
         // Both are tried: a missing queue for one does not delay the other.
         let announced = self.announce(&dead_letters).await;
@@ -115,9 +121,10 @@ impl Handler for DeadLetterCollector {
                     let reply = unanswered.map(|(_, error)| Err(error.clone()));
                     Ok(Processed { reply, ..processed })
                 }
-                Some(_) => {
-                    let missing = || "the dead letter was not stored".into();
-                    Err(Failure::Retry(faults.next().unwrap_or_else(missing)))
+                Some(dead_letter) => {
+                    let missing = || Failure::Retry("the dead letter was not stored".into());
+                    let fault = faults.get(&dead_letter.event.dead_letter_id);
+                    Err(fault.cloned().unwrap_or_else(missing))
                 }
             }
         };
@@ -125,7 +132,7 @@ impl Handler for DeadLetterCollector {
     }
 
     async fn probe(&self, _: Dependency) -> Result<(), Unavailable> {
-        self.storage.database.probe().await.map_err(Into::into)
+        Ok(self.storage.database.batches().check_dead_letters().await?)
     }
 }
 
@@ -144,7 +151,7 @@ impl DeadLetterCollector {
     #[must_use]
     pub fn new(
         queue: WorkQueue,
-        database: Database,
+        database: LimitedDatabase,
         publisher: Publisher,
         metrics: Metrics,
         decoder: Decoder,

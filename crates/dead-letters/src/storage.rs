@@ -5,15 +5,16 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
 use broker::topology::WorkQueue;
-use conversation::{Bisection, RandomSource, retry_transient};
+use conversation::{Bisection, LimitedDatabase, RandomSource, failed_alone, retry_transient};
 use database::{CollectedDeadLetter, Database, Omitted};
 use domain::causes::with_causes;
 use domain::event::DeadLettered;
-use domain::failure::{Cause, FailureClass, Unavailable};
+use domain::failure::{Failure, FailureClass, Unavailable};
 use domain::ids::ConversationKey;
 use domain::reply::{ReplyAddress, ReplyError};
 use failpoints::Guard;
 use metrics::{Counter, GenerationChange, Metrics};
+use uuid::Uuid;
 
 /// How often everything of a dead letter is tried before an error of no known class counts as one of this dead letter:
 /// as often as the pause between two attempts still grows.
@@ -26,7 +27,7 @@ const MAX_ERROR_BYTES: usize = 2048;
 #[derive(Clone)]
 pub(crate) struct Storage {
     pub(crate) queue: WorkQueue,
-    pub(crate) database: Database,
+    pub(crate) database: LimitedDatabase,
     pub(crate) metrics: Metrics,
     /// Generations are from it.
     pub(crate) random: RandomSource,
@@ -49,27 +50,32 @@ pub struct Collected {
 
 impl Storage {
     /// Stores the dead letters that are not stored yet: all at once or, if PostgreSQL refuses that, in halves, down to
-    /// the one that it refuses. Returns the error of each that was not stored, in their order.
+    /// the one that it refuses. Returns the failure of each that was not stored.
     pub(crate) async fn store(
         &self,
         dead_letters: &[&Collected],
-    ) -> Result<Vec<Cause>, Unavailable> {
+    ) -> Result<Vec<(Uuid, Failure)>, Unavailable> {
         let new: Vec<&Collected> =
             dead_letters.iter().copied().filter(|it| !it.stored.load(Relaxed)).collect();
         let mut faults = Vec::new();
-        let mut bisection = Bisection::new(&new, &self.metrics);
-        while let Some(part) = bisection.next() {
-            let Err(error) = self.store_together(part).await else { continue };
-            let refused = bisection.failed(part, error, &self.database).await?;
-            if let Some((dead_letter, error)) = refused {
-                faults.extend(self.store_in_part(dead_letter, error).await?);
+        let mut bisection = Bisection::new(&new, &self.database, &self.metrics);
+        while let Some((part, database)) = bisection.next() {
+            let Err(error) = self.store_together(part, database).await else {
+                bisection.succeeded();
+                continue;
+            };
+            let failed = bisection.failed(part, error, Database::check_dead_letters).await?;
+            if let Some((dead_letter, error)) = failed
+                && let Some(failure) = self.store_in_part(dead_letter, error).await?
+            {
+                faults.push((dead_letter.event.dead_letter_id, failure));
             }
         }
         Ok(faults)
     }
 
-    /// Stores a dead letter, which PostgreSQL refused with `error`, without some of its columns. Returns the error if
-    /// PostgreSQL refuses that too.
+    /// Stores a dead letter, which PostgreSQL refused with `error`, without some of its columns. Returns the failure if
+    /// PostgreSQL refuses that too, or if it was no refusal.
     ///
     /// An error of no known class may be one of PostgreSQL and not of the dead letter. Then everything is tried again
     /// with the first retries, before anything is left out.
@@ -77,7 +83,11 @@ impl Storage {
         &self,
         dead_letter: &Collected,
         mut error: database::Error,
-    ) -> Result<Option<Cause>, Unavailable> {
+    ) -> Result<Option<Failure>, Unavailable> {
+        if is_outage(&error) {
+            // Too slow, or locked: fewer columns would not help.
+            return Ok(Some(failed_alone(error)));
+        }
         let (queue, id) = (self.queue.dlq(), dead_letter.event.dead_letter_id);
         let (reason, trace_id) = (dead_letter.event.reason, dead_letter.trace_id.as_deref());
         let is_known = error.class() == FailureClass::Data;
@@ -97,7 +107,7 @@ impl Storage {
                         );
                         return Ok(None);
                     }
-                    // A lock that lasts is an outage, not a fault of this dead letter.
+                    Err(error) if error.is_time_out() => return Ok(Some(failed_alone(error))),
                     Err(error) if is_outage(&error) => return Err(error.into()),
                     Err(refusal) => error = refusal,
                 }
@@ -113,15 +123,19 @@ impl Storage {
             error = with_causes(&error),
             "PostgreSQL refused a dead letter (attempt {attempt}); it is retried"
         );
-        Ok(Some(error.into()))
+        Ok(Some(Failure::Retry(error.into())))
     }
 
     /// Stores dead letters in one transaction, which also invalidates the hot copies that may lack their messages.
-    async fn store_together(&self, dead_letters: &[&Collected]) -> Result<(), database::Error> {
+    async fn store_together(
+        &self,
+        dead_letters: &[&Collected],
+        database: &Database,
+    ) -> Result<(), database::Error> {
         let records: Vec<_> = dead_letters.iter().map(|it| &it.record).collect();
         if failpoints::holds(Guard::DeadLetterStored) {
             let generations = self.generations(dead_letters);
-            let store = || self.database.store_dead_letters(&records, &generations);
+            let store = || database.store_dead_letters(&records, &generations);
             self.count_invalidated(retry_transient(&self.metrics, store).await?);
         }
         dead_letters.iter().for_each(|it| self.mark_stored(it));
@@ -138,8 +152,8 @@ impl Storage {
         let error = &error[..error.floor_char_boundary(MAX_ERROR_BYTES)];
         let generations = self.generations(&[dead_letter]);
         let store = || {
-            let record = &dead_letter.record;
-            self.database.store_dead_letter_without(record, omitted, error, &generations)
+            let (record, database) = (&dead_letter.record, self.database.batches());
+            database.store_dead_letter_without(record, omitted, error, &generations)
         };
         self.count_invalidated(retry_transient(&self.metrics, store).await?);
         self.mark_stored(dead_letter);

@@ -91,6 +91,14 @@ pub enum Failure {
     /// Another attempt may succeed: the message is retried after a delay.
     #[error("{0}")]
     Retry(Cause),
+    /// It alone takes longer than the time limit, although its dependency answers. It is handled again apart from
+    /// others, with a longer limit; no attempt is counted until the longest is over.
+    #[error("{0}")]
+    TimedOut(Cause),
+    /// Another transaction holds what it needs. It is handled again apart from others until it succeeds; no attempt is
+    /// counted.
+    #[error("{0}")]
+    Locked(Cause),
     /// It can never succeed: the message becomes a dead letter.
     #[error("{0}")]
     DeadLetter(Refusal),
@@ -169,7 +177,7 @@ impl Failure {
     #[must_use]
     pub fn into_refusal(self) -> Refusal {
         match self {
-            Self::Retry(cause) => {
+            Self::Retry(cause) | Self::TimedOut(cause) | Self::Locked(cause) => {
                 Refusal::new(DeadLetterReason::AttemptsExhausted, cause.to_string())
             }
             Self::DeadLetter(refusal) => refusal,

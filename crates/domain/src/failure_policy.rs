@@ -16,6 +16,16 @@ pub const RETRY_DELAYS: [Duration; 3] =
 /// longer than any transaction of the fleet holds its locks. It costs no attempt.
 pub const IN_PLACE_LIMIT: Duration = Duration::from_secs(3);
 
+/// How long one statement over a batch may take. After that the batch is halved until the item is found that is slow.
+pub const BATCH_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long one statement over a part of such a batch may take.
+pub const PART_LIMIT: Duration = Duration::from_millis(200);
+
+/// How long a part of such a batch waits for a lock. About nine parts of a batch of 500 contain a locked item, and the
+/// others are done within 5 s.
+pub const PART_LOCK_LIMIT: Duration = Duration::from_millis(50);
+
 /// The time limits, in order, of a single item for which the usual limit is too short although its dependency answers.
 /// It is handled apart from all others meanwhile.
 pub const SLOW_LIMITS: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(5 * 60)];

@@ -20,9 +20,9 @@ pub struct Process {
 /// What a worker consumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Consumed {
-    /// A work queue, and the suspects of it.
+    /// A work queue, its suspects and its slow queue.
     Work(WorkQueue),
-    /// The dead-letter queue of every work queue.
+    /// The dead-letter queue of every work queue, and the slow queues of these.
     DeadLetters,
 }
 
@@ -37,9 +37,9 @@ pub enum Arrivals {
     UnroutedActions,
 }
 
-/// Defines the work queues: name, what arrives, what its messages are.
+/// Defines the work queues: name, what arrives, the suffix of its slow queue if it has one, what its messages are.
 macro_rules! work_queues {
-    ($($(#[$doc:meta])* $queue:ident = $name:literal, $arrivals:ident, $about:literal;)+) => {
+    ($($(#[$doc:meta])* $queue:ident = $name:literal, $arrivals:ident, [$($slow:literal)?], $about:literal;)+) => {
         /// A queue whose every message gets an outcome: done, retried or dead-lettered.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum WorkQueue {
@@ -72,6 +72,29 @@ macro_rules! work_queues {
             pub const fn suspect(self) -> &'static str {
                 match self {
                     $(Self::$queue => concat!($name, ".suspect"),)+
+                }
+            }
+
+            /// The name of its slow queue: single messages that take longer than usual, or whose rows are locked.
+            /// `None` if its worker needs no database for them.
+            #[must_use]
+            pub const fn slow(self) -> Option<&'static str> {
+                match self {
+                    $(Self::$queue => {
+                        let names: &[&'static str] = &[$(concat!($name, $slow))?];
+                        match names {
+                            [name] => Some(*name),
+                            _ => None,
+                        }
+                    })+
+                }
+            }
+
+            /// The name of the slow queue of its dead letters.
+            #[must_use]
+            pub const fn slow_dlq(self) -> &'static str {
+                match self {
+                    $(Self::$queue => concat!($name, ".dlq.slow"),)+
                 }
             }
 
@@ -110,15 +133,16 @@ macro_rules! workers {
 
 work_queues! {
     /// Messages to save.
-    SaveMessage = "conversation.save_message", Actions, "messages to save";
+    SaveMessage = "conversation.save_message", Actions, [".slow"], "messages to save";
     /// Sessions that open and close, feedback, erasure.
-    Session = "conversation.session", Actions, "sessions opened and closed, feedback, erasure";
+    Session = "conversation.session", Actions, [".slow"],
+        "sessions opened and closed, feedback, erasure";
     /// Events of conversations: refresh triggers for the statistics.
-    Statistics = "conversation.statistics", Events, "events of conversations, for statistics";
+    Statistics = "conversation.statistics", Events, [], "events of conversations, for statistics";
     /// Writes of bot state.
-    BotState = "bot.state", Actions, "bot state to store";
+    BotState = "bot.state", Actions, [], "bot state to store";
     /// Actions that no binding of `domain.actions` matched.
-    Unrouted = "domain.unrouted", UnroutedActions,
+    Unrouted = "domain.unrouted", UnroutedActions, [],
         "actions with a routing key that no queue is bound to";
 }
 

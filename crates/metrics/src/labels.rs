@@ -22,6 +22,8 @@ label! {
         Rerouted = "rerouted",
         /// A copy was published to the suspect queue: it had been redelivered too often.
         Quarantined = "quarantined",
+        /// A copy was published to the slow queue: alone it took longer than the time limit, or its rows were locked.
+        Slow = "slow",
         /// A request was refused or failed: nothing of it is kept.
         Refused = "refused",
         /// A request expired while a dependency was unavailable: nothing of it is kept.

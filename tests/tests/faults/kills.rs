@@ -104,29 +104,14 @@ async fn a_closer_killed_midway_is_replaced_by_another_and_each_conversation_clo
     until_stored(&scenario, 600).await;
     let closes: Vec<Value> =
         (0..300).map(|n| closed("closing", &format!("s{n}"), &json!({}))).collect();
-    scenario.sql("CREATE TABLE gate (open bool)").await;
     // A closer that has claimed conversations cannot count their tokens, so the kill strikes in the middle.
     let closing = "SELECT (count(*) > 0)::text FROM conversations WHERE status = 'closing'";
     let kill = async {
+        agent.publish_all(&closes).await;
         scenario.until_sql(closing, "true").await;
         victim.kill();
-        scenario.sql("INSERT INTO gate VALUES (true)").await;
     };
-    let lock = "SET statement_timeout = '60s'; BEGIN;
-        LOCK TABLE message_tokens IN SHARE MODE;
-        DO $$ BEGIN
-            WHILE NOT EXISTS (SELECT FROM gate) LOOP PERFORM pg_sleep(0.02); END LOOP;
-        END $$;
-        COMMIT";
-    let publish = async {
-        let locks = "SELECT count(*) FROM pg_locks WHERE mode = 'ShareLock' AND granted
-                     AND relation = 'message_tokens'::regclass
-                     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-        scenario.until_sql(locks, "1").await;
-        agent.publish_all(&closes).await;
-        kill.await;
-    };
-    tokio::join!(scenario.sql(lock), publish);
+    scenario.while_open("LOCK TABLE message_tokens IN SHARE MODE", kill).await;
     let archived = "FROM conversations WHERE status = 'archived'";
     let other = scenario.start_with(MIGRATION, &settings).await;
     scenario.until_sql(&format!("SELECT count(*) {archived}"), "300").await;

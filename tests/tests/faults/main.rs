@@ -17,6 +17,7 @@ mod outages;
 mod poison;
 mod queues;
 mod scaling;
+mod slow;
 mod stores;
 
 use serde_json::{Value, json};

@@ -237,29 +237,18 @@ async fn a_close_counts_a_save_transaction_that_was_open_when_it_began() {
     let body = message("open-save", "s", "1", &json!({}));
     agent.publish(&body).await;
     saved(&reader, &key_of(&body), 1).await;
-    scenario.sql("CREATE TABLE gate (open bool)").await;
     // The statements of a saver, stopped between its insert and its commit.
-    let save = "SET statement_timeout = '60s'; BEGIN;
-        SELECT FROM conversations WHERE tenant_id = 'open-save' FOR KEY SHARE;
+    let save = "SELECT FROM conversations WHERE tenant_id = 'open-save' FOR KEY SHARE;
         INSERT INTO message_rows
             SELECT (jsonb_populate_record(m, '{\"id\": \"2\"}')).* FROM message_rows m
-            WHERE conversation = (SELECT number FROM conversations WHERE tenant_id = 'open-save');
-        SELECT pg_advisory_xact_lock(4711);
-        DO $$ BEGIN
-            WHILE NOT EXISTS (SELECT FROM gate) LOOP PERFORM pg_sleep(0.02); END LOOP;
-        END $$;
-        COMMIT";
+            WHERE conversation = (SELECT number FROM conversations WHERE tenant_id = 'open-save')";
     let close = async {
-        let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711
-                     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-        scenario.until_sql(waits, "1").await;
         agent.publish(&closed("open-save", "s", &json!({}))).await;
         wait_for_another_close(servers, &reader, "open-save-witness").await;
         let status = "SELECT status FROM conversations WHERE tenant_id = 'open-save'";
         assert_ne!(scenario.sql(status).await, "archived", "a save transaction is open");
-        scenario.sql("INSERT INTO gate VALUES (true)").await;
     };
-    tokio::join!(scenario.sql(save), close);
+    scenario.while_open(save, close).await;
     reader.reaches(&key_of(&body), ARCHIVED).await;
     let counted = "SELECT message_count FROM conversations WHERE tenant_id = 'open-save'";
     assert_eq!(scenario.sql(counted).await, "2");

@@ -196,7 +196,8 @@ impl<I> Batch<I> {
             self.stage = match self.stage {
                 Stage::Received => Stage::Read(read(&self.received, self.lane, shared)),
                 Stage::Read(Reading { items, early }) => {
-                    let (items, handled) = decide_whole(items, shared).await;
+                    let level = slow_level(&self.received);
+                    let (items, handled) = decide_whole(items, level, shared).await;
                     let reading = Reading { items, early };
                     match handled {
                         Ok(handled) => {
@@ -229,6 +230,13 @@ impl<I> Batch<I> {
             };
         }
     }
+}
+
+/// The number of the time limit that a batch gets. A batch from a slow queue has one message; in other queues the number
+/// is 0.
+fn slow_level(received: &[Received]) -> u32 {
+    let levels = received.iter().map(|it| it.delivery.fleet_headers().slow_level);
+    levels.max().unwrap_or(0)
 }
 
 fn has_expired(received: &Received, now: Timestamp) -> bool {
@@ -303,11 +311,12 @@ fn refusal_of_unreadable(delivery: &Delivery, failure_policy: FailurePolicy) -> 
 /// between two of its effects. A drain waits for it; only the end of the process stops it.
 async fn decide_whole<H: Handler>(
     items: Vec<H::Item>,
+    slow_level: u32,
     shared: &Arc<Shared<H>>,
 ) -> (Vec<H::Item>, Result<Vec<Handled>, Unavailable>) {
     let (calls, shared) = (shared.calls.clone(), shared.clone());
     let work = async move {
-        let handled = decide(&items, &shared).await;
+        let handled = decide(&items, shared.handler(slow_level), &shared).await;
         (items, handled)
     };
     match calls.spawn(work.in_current_span()).await {
@@ -324,19 +333,20 @@ async fn decide_whole<H: Handler>(
 /// Calls the handler. After a panic or a wrong number of decisions, it is called once per message.
 async fn decide<H: Handler>(
     items: &[H::Item],
+    handler: &H,
     shared: &Shared<H>,
 ) -> Result<Vec<Handled>, Unavailable> {
     if items.is_empty() {
         return Ok(Vec::new());
     }
     let started = Instant::now();
-    let handled = match call_handler(items, shared).await? {
+    let handled = match call_handler(items, handler, shared).await? {
         Ok(handled) => handled,
         Err(failure) if items.len() == 1 => vec![Err(failure)],
         Err(_) => {
             let mut handled = Vec::with_capacity(items.len());
             for item in items {
-                match call_handler(std::slice::from_ref(item), shared).await? {
+                match call_handler(std::slice::from_ref(item), handler, shared).await? {
                     Ok(one) => handled.extend(one),
                     Err(failure) => handled.push(Err(failure)),
                 }
@@ -351,11 +361,12 @@ async fn decide<H: Handler>(
 /// One call of the handler. The inner error is a panic or a wrong number of decisions.
 async fn call_handler<H: Handler>(
     items: &[H::Item],
+    handler: &H,
     shared: &Shared<H>,
 ) -> Result<Result<Vec<Handled>, Failure>, Unavailable> {
     // Boxed: the compiler computes the size of a future from all futures inside, down to those of the stores, and
     // gives up at a depth of 128.
-    let call = AssertUnwindSafe(async { Box::pin(shared.handler.handle(items)).await });
+    let call = AssertUnwindSafe(async { Box::pin(handler.handle(items)).await });
     match call.catch_unwind().await {
         Ok(Ok(handled)) if handled.len() == items.len() => Ok(Ok(handled)),
         Ok(Ok(handled)) => {

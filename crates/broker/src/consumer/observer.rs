@@ -147,6 +147,24 @@ impl Observer {
         );
     }
 
+    /// A message that alone is too slow, or locked, is handled again apart from others, in the slow queue.
+    pub(super) fn set_apart(
+        &self,
+        delivery: &Delivery,
+        slow_queue: &'static str,
+        limit: Duration,
+        error: &str,
+    ) {
+        tracing::warn!(
+            queue = self.queue,
+            message_id = delivery.envelope().message_id,
+            trace_id = delivery.trace_id(),
+            error,
+            "message set apart; others go on. It is handled again from {slow_queue}, with a time limit of {limit:?}, \
+             without a counted attempt"
+        );
+    }
+
     /// Nothing of a request is kept; its sender gets the refusal. What is no fault of the sender is for the
     /// operators.
     pub(super) fn request_refused(&self, delivery: &Delivery, refusal: &Refusal) {

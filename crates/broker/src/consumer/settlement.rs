@@ -6,10 +6,12 @@
 //! effect once, because the copy carries the identity that the first attempt resolved.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use domain::decode::{self, reply_address};
 use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Done, Failure, Refusal, Unavailable};
+use domain::failure_policy::SLOW_LIMITS;
 use domain::fleet::{Arrivals, WorkQueue};
 use domain::reply::ReplyAddress;
 use failpoints::Guard;
@@ -18,7 +20,7 @@ use metrics::DeliveryOutcome;
 use super::outcome_counts::OutcomeCounts;
 use super::shared::Shared;
 use crate::handler::{Part, ReplyBody};
-use crate::source::FailurePolicy;
+use crate::source::{FailurePolicy, Source};
 use crate::topology::{RetryQueue, UNROUTED, queue_of};
 use crate::{Delivery, Handled, Handler, Processed, Publication, PublishError, Publisher};
 
@@ -140,11 +142,23 @@ fn fail<H: Handler>(
     resolved: Option<Resolved>,
     shared: &Shared<H>,
 ) -> Failed {
-    let own_queue = shared.source.queue();
+    let own_queue = shared.source.usual_queue();
     let now = shared.clock.now();
     let copy_to = |queue| Publication::copy(delivery, queue).resolved(resolved);
     let retries = &shared.settings.retries;
     let retry = next_retry(retries, delivery.fleet_headers().attempt);
+    let slow_queue = shared.source.slow_queue();
+    if let Some((queue, apart)) = slow_queue.zip(set_apart(&failure, delivery, shared.source)) {
+        shared.observer.set_apart(delivery, queue, apart.limit(), &failure.to_string());
+        let mut copy = copy_to(queue).slow(apart.level);
+        if let FailurePolicy::RetryForever(dead_in) = shared.source.failure_policy {
+            copy = copy.same_dead_letter(delivery, dead_in);
+        }
+        if let Some(retry) = apart.after {
+            copy = copy.after(retry);
+        }
+        return Failed { copy: Some((copy, DeliveryOutcome::Slow)), refusal: None };
+    }
     match (failure, shared.source.failure_policy) {
         (failure, FailurePolicy::Expire) => {
             let refusal = failure.into_refusal();
@@ -170,7 +184,10 @@ fn fail<H: Handler>(
             Failed { copy: Some((copy, DeliveryOutcome::Rerouted)), refusal: None }
         }
         (failure, FailurePolicy::DeadLetter(queue)) => match (failure, retry) {
-            (Failure::Retry(cause), Some(retry)) => {
+            (
+                Failure::Retry(cause) | Failure::TimedOut(cause) | Failure::Locked(cause),
+                Some(retry),
+            ) => {
                 let error = cause.to_string();
                 shared.observer.retried(delivery, Some(retries.len() + 1), retry, &error);
                 let again = copy_to(own_queue).with_failed_attempt(&error, now).delayed(retry);
@@ -178,7 +195,9 @@ fn fail<H: Handler>(
             }
             (failure, _) => {
                 let mut dead_letter = copy_to(queue.dlq());
-                if let Failure::Retry(cause) = &failure {
+                if let Failure::Retry(cause) | Failure::TimedOut(cause) | Failure::Locked(cause) =
+                    &failure
+                {
                     dead_letter = dead_letter.with_failed_attempt(&cause.to_string(), now);
                 }
                 let refusal = failure.into_refusal();
@@ -187,6 +206,40 @@ fn fail<H: Handler>(
                 Failed { copy, refusal: Some(refusal) }
             }
         },
+    }
+}
+
+/// How a message is handled again that is too slow, or locked.
+#[derive(Debug, Clone, Copy)]
+struct Apart {
+    /// Which of [`SLOW_LIMITS`] it gets, from 1.
+    level: u32,
+    /// The delay before that.
+    after: Option<RetryQueue>,
+}
+
+impl Apart {
+    /// Its time limit.
+    fn limit(self) -> Duration {
+        let limit = usize::try_from(self.level)
+            .ok()
+            .and_then(|level| SLOW_LIMITS.get(level.checked_sub(1)?));
+        limit.copied().unwrap_or_default()
+    }
+}
+
+/// What is too slow goes to the slow queue, and gets the next longer time limit there; what is locked gets the same
+/// again after others. After the longest limit it is an ordinary failure: one attempt is counted.
+fn set_apart(failure: &Failure, delivery: &Delivery, source: Source) -> Option<Apart> {
+    // From another queue it begins anew.
+    let level = if source.is_slow() { delivery.fleet_headers().slow_level.max(1) } else { 0 };
+    match failure {
+        Failure::TimedOut(_) if usize::try_from(level).is_ok_and(|it| it < SLOW_LIMITS.len()) => {
+            Some(Apart { level: level + 1, after: None })
+        }
+        Failure::Locked(_) if level == 0 => Some(Apart { level: 1, after: None }),
+        Failure::Locked(_) => Some(Apart { level, after: Some(RetryQueue::FiveSeconds) }),
+        Failure::TimedOut(_) | Failure::Retry(_) | Failure::DeadLetter(_) => None,
     }
 }
 

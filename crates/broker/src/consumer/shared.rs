@@ -21,6 +21,8 @@ use crate::{Handler, Publisher};
 pub(super) struct Shared<H> {
     pub(super) source: Source,
     pub(super) handler: H,
+    /// Of a slow queue: the handlers with longer time limits, in order, for those for which the first was too short.
+    pub(super) longer: Vec<H>,
     pub(super) endpoints: Endpoints,
     pub(super) publisher: Publisher,
     pub(super) replier: Replier,
@@ -45,6 +47,13 @@ impl<H: Handler> Shared<H> {
         probe.catch_unwind().await.unwrap_or_else(|_| {
             Err(Unavailable { dependency, source: self.observer.panicked("probing").into() })
         })
+    }
+
+    /// The handler of a message that was set apart this often because it was too slow.
+    pub(super) fn handler(&self, slow_level: u32) -> &H {
+        let longer = slow_level.checked_sub(2).and_then(|n| usize::try_from(n).ok());
+        let longer = longer.and_then(|n| self.longer.get(n).or_else(|| self.longer.last()));
+        longer.unwrap_or(&self.handler)
     }
 
     /// How long deliveries are held while a dependency is unavailable; `None`: until they expire one by one.

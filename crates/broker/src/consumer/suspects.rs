@@ -263,6 +263,7 @@ impl<H: Handler> Suspects<'_, H> {
     }
 }
 
+/// The AMQP message id. Every copy has one, also a copy of a message that had none.
 fn id_of(delivery: &Delivery) -> Option<String> {
-    delivery.envelope().message_id.map(str::to_owned)
+    delivery.amqp_properties().message_id().as_ref().map(ToString::to_string)
 }

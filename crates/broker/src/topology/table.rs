@@ -38,8 +38,12 @@ pub enum Purpose {
     Work(WorkQueue),
     /// Messages that were redelivered too often, to be handled apart from the queue.
     Suspects(WorkQueue),
+    /// Single messages that take longer than usual, or whose rows are locked.
+    Slow(WorkQueue),
     /// Dead letters that wait to be stored in PostgreSQL.
     DeadLetters,
+    /// Single dead letters that take longer than usual to be stored, or whose rows are locked.
+    SlowDeadLetters,
     /// A delay, after which a message is routed to its own queue, which its routing key names.
     Retry(RetryQueue),
     /// Requests.
@@ -150,12 +154,16 @@ pub const fn queue_of(kind: ActionKind) -> &'static str {
 #[must_use]
 pub fn queues() -> Vec<Queue> {
     let work = WorkQueue::ALL.into_iter().flat_map(|queue| {
-        [
-            // The dead-letter queue first, so that no work queue exists without it.
-            Queue { name: queue.dlq(), purpose: Purpose::DeadLetters },
-            Queue { name: queue.suspect(), purpose: Purpose::Suspects(queue) },
-            Queue { name: queue.name(), purpose: Purpose::Work(queue) },
-        ]
+        let slow = queue.slow().map(|name| Queue { name, purpose: Purpose::Slow(queue) });
+        // The work queue last, so that it does not exist without the others.
+        let all = [
+            Some(Queue { name: queue.slow_dlq(), purpose: Purpose::SlowDeadLetters }),
+            Some(Queue { name: queue.dlq(), purpose: Purpose::DeadLetters }),
+            Some(Queue { name: queue.suspect(), purpose: Purpose::Suspects(queue) }),
+            slow,
+            Some(Queue { name: queue.name(), purpose: Purpose::Work(queue) }),
+        ];
+        all.into_iter().flatten()
     });
     let retry = RetryQueue::ALL
         .into_iter()
@@ -218,7 +226,7 @@ impl Queue {
             )
         };
         match self.purpose {
-            Purpose::Work(queue) | Purpose::Suspects(queue) => {
+            Purpose::Work(queue) | Purpose::Suspects(queue) | Purpose::Slow(queue) => {
                 arguments.extend(dead_letters);
                 arguments.push(("x-dead-letter-routing-key", Argument::Text(queue.dlq())));
             }
@@ -232,7 +240,7 @@ impl Queue {
                 arguments.extend(dead_letters_to(UNROUTED));
                 arguments.push(ttl(REQUEST_TTL));
             }
-            Purpose::DeadLetters => {}
+            Purpose::DeadLetters | Purpose::SlowDeadLetters => {}
         }
         arguments
     }
@@ -260,7 +268,10 @@ mod tests {
         for queue in WorkQueue::ALL {
             assert_eq!(queue.dlq(), format!("{}.dlq", queue.name()));
             assert_eq!(queue.suspect(), format!("{}.suspect", queue.name()));
-            assert!([queue.name(), queue.dlq(), queue.suspect()].iter().all(|n| names.contains(n)));
+            assert_eq!(queue.slow_dlq(), format!("{}.dlq.slow", queue.name()));
+            let mut of_queue = vec![queue.name(), queue.dlq(), queue.suspect(), queue.slow_dlq()];
+            of_queue.extend(queue.slow());
+            assert!(of_queue.iter().all(|name| names.contains(name)));
         }
     }
 

@@ -8,6 +8,7 @@ mod holding;
 mod publishing;
 mod replying;
 mod settling;
+mod slow;
 mod support;
 mod suspects;
 mod topology;

@@ -17,6 +17,7 @@ use domain::clock::Clock;
 use domain::decode::reply_address;
 use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Dependency, Done, Failure, Refusal, Unavailable};
+use domain::failure_policy::SLOW_LIMITS;
 use domain::reply::ReplyAddress;
 use domain::time::Timestamp;
 use lapin::options::{BasicGetOptions, QueueDeclareOptions};
@@ -168,10 +169,25 @@ impl Bench {
             self.clock(),
             self.metrics.clone(),
         );
-        let state = consumer.state();
-        let shutdown = CancellationToken::new();
-        let task = tokio::spawn(consumer.run(shutdown.clone()));
-        RunningConsumer { shutdown, state, task }
+        RunningConsumer::start(consumer)
+    }
+
+    /// Runs a consumer of the slow queue of `source` with this handler.
+    pub(crate) fn run_slow(
+        &self,
+        source: Source,
+        script: &Script,
+        settings: Settings,
+    ) -> RunningConsumer {
+        let consumer = Consumer::of_slow_queue(
+            &script.at(source),
+            self.endpoints.clone(),
+            self.publisher.clone(),
+            settings,
+            self.clock(),
+            self.metrics.clone(),
+        );
+        RunningConsumer::start(consumer.expect("a slow queue"))
     }
 }
 
@@ -191,6 +207,13 @@ pub(crate) struct RunningConsumer {
 }
 
 impl RunningConsumer {
+    fn start(consumer: Consumer<impl Handler>) -> Self {
+        let state = consumer.state();
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(consumer.run(shutdown.clone()));
+        Self { shutdown, state, task }
+    }
+
     pub(crate) async fn reaches(&mut self, state: ConsumerState) {
         let mut seen = self.state.clone();
         let reached = tokio::time::timeout(LIMIT, seen.wait_for(|now| *now == state)).await;
@@ -224,6 +247,9 @@ impl Drop for RunningConsumer {
 /// | `panic` | a panic while handling |
 /// | `panic-decoding` | a panic while decoding |
 /// | `refuse` | refused while decoding |
+/// | `slow` | too slow for every time limit |
+/// | `slow-at-first` | too slow, except for the longest time limit |
+/// | `locked` | locked, until [`Script::open_gate`] |
 /// | `wait` | applied after [`Script::open_gate`] |
 /// | `reply` | applied, with the body in the reply |
 /// | `elements` | the same, and two elements of it: a dead letter and a retry |
@@ -231,12 +257,13 @@ impl Drop for RunningConsumer {
 #[derive(Clone)]
 pub(crate) struct Script {
     source: Source,
+    limit: Option<Duration>,
     inner: Arc<Inner>,
 }
 
 impl Default for Script {
     fn default() -> Self {
-        Self { source: Source::work(WorkQueue::Session), inner: Arc::default() }
+        Self { source: Source::work(WorkQueue::Session), limit: None, inner: Arc::default() }
     }
 }
 
@@ -269,6 +296,8 @@ pub(crate) enum Probe {
 pub(crate) struct Message {
     pub(crate) body: String,
     pub(crate) attempt: u32,
+    /// The time limit of the handler in a slow queue.
+    pub(crate) limit: Option<Duration>,
     pub(crate) routing_key: String,
     pub(crate) message_id: Option<String>,
     pub(crate) redelivered: bool,
@@ -365,6 +394,14 @@ impl Script {
     async fn act(&self, item: &Message) -> Handled {
         let done = Processed::from(Done::Applied);
         match item.body.split_whitespace().next() {
+            Some("slow") => return Err(Failure::TimedOut("it is slow".into())),
+            Some("slow-at-first") if self.limit != SLOW_LIMITS.last().copied() => {
+                return Err(Failure::TimedOut("it is slow".into()));
+            }
+            Some("locked") => match self.inner.gate.try_acquire() {
+                Ok(permit) => permit.forget(),
+                Err(_) => return Err(Failure::Locked("it is locked".into())),
+            },
             Some("fail") => return Err(Failure::Retry("it failed".into())),
             Some("panic") => panic!("{SECRET}"),
             Some("wait") => self.inner.gate.acquire().await.unwrap().forget(),
@@ -405,6 +442,10 @@ impl Handler for Script {
         self.source
     }
 
+    fn with_time_limit(&self, limit: Duration) -> Option<Self> {
+        Some(Self { limit: Some(limit), ..self.clone() })
+    }
+
     fn decode(&self, delivery: &Delivery) -> Result<Message, Refusal> {
         self.inner.decoded.fetch_add(1, Ordering::SeqCst);
         let body = String::from_utf8(delivery.body.clone()).unwrap();
@@ -420,6 +461,7 @@ impl Handler for Script {
         Ok(Message {
             body,
             attempt: delivery.fleet_headers().attempt,
+            limit: None,
             routing_key: delivery.origin().routing_key,
             message_id: delivery.envelope().message_id.map(str::to_owned),
             redelivered: delivery.redelivered,
@@ -451,7 +493,8 @@ impl Handler for Script {
         for item in items {
             outcomes.push(self.act(item).await);
         }
-        self.inner.handled.lock().unwrap().extend(items.iter().cloned());
+        let handled = items.iter().cloned().map(|item| Message { limit: self.limit, ..item });
+        self.inner.handled.lock().unwrap().extend(handled);
         Ok(outcomes)
     }
 

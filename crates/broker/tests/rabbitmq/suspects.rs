@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use broker::fleet_headers::FleetHeaders;
 use broker::topology::WorkQueue;
-use broker::{Endpoints, Settings, Source};
+use broker::{Endpoints, Publication, Settings, Source};
 use domain::failure::Dependency;
 use lapin::options::{BasicGetOptions, BasicNackOptions};
 use metrics::{Counter, DeliveryOutcome, PublishOutcome};
@@ -98,10 +99,20 @@ async fn a_suspect_redelivered_five_times_is_dead_lettered() {
 
 #[tokio::test]
 async fn a_suspect_whose_connection_is_lost_without_a_crash_is_not_dead_lettered() {
+    is_not_dead_lettered(FleetHeaders::default()).await;
+}
+
+#[tokio::test]
+async fn nor_is_a_suspect_whose_sender_gave_it_no_message_id() {
+    is_not_dead_lettered(FleetHeaders { anonymous: true, ..FleetHeaders::default() }).await;
+}
+
+async fn is_not_dead_lettered(fleet_headers: FleetHeaders) {
     let bench = Bench::new().await;
     let proxy = Proxy::before(&bench.url).await.unwrap();
     let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
-    bench.publish(SUSPECTS, ["wait"]).await;
+    let suspect = Publication::to_queue(SUSPECTS, b"wait".to_vec());
+    bench.publisher.publish(Publication { fleet_headers, ..suspect }).await.unwrap();
     let script = Script::default();
     let running = bench.run_at(endpoints, script.at(SOURCE), settings());
     for round in 1..=7 {

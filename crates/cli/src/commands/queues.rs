@@ -51,15 +51,17 @@ impl Queues {
     }
 }
 
-/// The queues: work first, then requests, suspects, dead letters and retries.
+/// The queues: work first, then requests, suspects, slow messages, dead letters and retries.
 fn rows(depths: &[(&'static str, Option<Depth>)]) -> Vec<Row> {
     let mut queues = topology::queues();
     queues.sort_by_key(|queue| match queue.purpose {
         Purpose::Work(_) => 0,
         Purpose::Requests => 1,
         Purpose::Suspects(_) => 2,
-        Purpose::DeadLetters => 3,
-        Purpose::Retry(_) => 4,
+        Purpose::Slow(_) => 3,
+        Purpose::DeadLetters => 4,
+        Purpose::SlowDeadLetters => 5,
+        Purpose::Retry(_) => 6,
     });
     let row = |queue: topology::Queue| {
         let depth = depths.iter().find(|(name, _)| *name == queue.name);
@@ -90,6 +92,16 @@ fn describe(queue: topology::Queue) -> (&'static str, Option<&'static str>, &'st
         Purpose::DeadLetters => {
             ("dead_letters", worker(Consumed::DeadLetters), "dead letters that are not stored yet")
         }
+        Purpose::Slow(work) => (
+            "slow",
+            worker(Consumed::Work(work)),
+            "slow or locked; handled one by one, apart from the queue",
+        ),
+        Purpose::SlowDeadLetters => (
+            "slow",
+            worker(Consumed::DeadLetters),
+            "dead letters that are slow to store, or locked",
+        ),
         Purpose::Retry(_) => ("retry", None, "messages that wait for their next attempt"),
         Purpose::Requests => ("requests", None, "requests for context; expire after 30 s"),
     }

@@ -92,6 +92,14 @@ impl Database {
     }
 }
 
+/// Inserts one dead letter within a transaction.
+pub(crate) async fn insert_one(
+    connection: &mut PgConnection,
+    collected: &CollectedDeadLetter,
+) -> Result<()> {
+    insert(connection, &[Row { collected, columns: Columns::whole(collected), copies: 1 }]).await
+}
+
 /// How many of the rows the next statement inserts: at least one.
 fn chunk_len(rows: &[Row<'_>]) -> usize {
     let mut bytes = 0;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use broker::StoredDelivery;
+use conversation::LimitedDatabase;
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use domain::ids::{ConversationKey, MAX_ID_BYTES, SessionId, TenantId};
 use fixtures::{declared, received_at, sql, stores};
@@ -20,7 +21,7 @@ async fn collector() -> (TestEnv, DeadLetterCollector) {
     let (env, replica) = stores().await;
     let collector = DeadLetterCollector::new(
         WorkQueue::SaveMessage,
-        replica.database.clone(),
+        LimitedDatabase::of_batches(&replica.database),
         Publisher::new(declared(&env.amqp_url).await, replica.metrics.clone()),
         replica.metrics.clone(),
         Decoder { max_body_bytes: DEFAULT_MAX_BODY_BYTES },
@@ -304,10 +305,11 @@ async fn any_delivery_is_stored_as_one_dead_letter_that_can_be_read() {
             .iter()
             .map(|it| read_dead_letter(WorkQueue::SaveMessage, it, 1 << 20).0)
             .collect();
-        let stored = collector.storage.database.store_dead_letters(&records, &[]).await;
+        let stored = collector.storage.database.batches().store_dead_letters(&records, &[]).await;
         assert!(stored.is_ok(), "{stored:?}: {batch:?}");
         for record in &records {
-            let read = collector.storage.database.dead_letter(record.dead_letter.id).await;
+            let read =
+                collector.storage.database.batches().dead_letter(record.dead_letter.id).await;
             let read = read.unwrap_or_else(|error| panic!("{error}: {record:?}")).unwrap();
             let is_same = records.iter().any(|it| it.message.body == read.message.body);
             assert!(is_same && read.state.not_stored.is_none(), "{read:?}");

@@ -112,6 +112,11 @@ kinds! {
     SuspectsWaiting = "suspects_waiting":
         "suspects are handled while their consumer has no other delivery: check that a \
          worker of the queue is running (`verbatim queues` shows consumers)";
+    /// Messages that alone are too slow, or whose rows are locked, are in their queue.
+    SlowWaiting = "slow_waiting":
+        "the worker of the queue handles them one by one, each for 30 s and then for 5 min; verify again in some \
+         minutes. What stays is locked: look for a long transaction in PostgreSQL (pg_stat_activity, pg_locks) and end \
+         it";
     /// Messages failed and wait for their next attempt.
     RetriesWaiting = "retries_waiting":
         "verify again in a minute: until then each is done or a dead letter. What waits longer is a dead letter that \

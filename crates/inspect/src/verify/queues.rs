@@ -111,6 +111,7 @@ fn kind(purpose: Purpose, sampled: &Sampled) -> Option<Kind> {
         // Its consumer reroutes every message at once, or makes it a dead letter.
         Purpose::Work(WorkQueue::Unrouted) => (!is_consumed).then_some(Kind::UnroutedWaiting),
         Purpose::Suspects(_) => Some(Kind::SuspectsWaiting),
+        Purpose::Slow(_) | Purpose::SlowDeadLetters => Some(Kind::SlowWaiting),
         // With a consumer it is a backlog, which is no damage.
         Purpose::Work(_) => (sampled.consumers == 0).then_some(Kind::WorkWithoutConsumers),
         Purpose::Retry(_) => Some(Kind::RetriesWaiting),
@@ -186,6 +187,8 @@ mod tests {
         assert_eq!(of(Purpose::DeadLetters, 1, 1), Some(Kind::DeadLettersWaiting));
         assert_eq!(of(Purpose::Suspects(WorkQueue::Session), 1, 0), Some(Kind::SuspectsWaiting));
         assert_eq!(of(Purpose::Work(WorkQueue::Unrouted), 1, 2), Some(Kind::UnroutedWaiting));
+        assert_eq!(of(Purpose::Slow(WorkQueue::Session), 1, 1), Some(Kind::SlowWaiting));
+        assert_eq!(of(Purpose::SlowDeadLetters, 1, 1), Some(Kind::SlowWaiting));
         assert_eq!(of(Purpose::Requests, 9, 0), None);
     }
 

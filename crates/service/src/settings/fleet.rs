@@ -21,16 +21,17 @@ pub struct StoreSettings {
     #[command(flatten)]
     pub durability: DurabilitySettings,
 
-    /// Maximum number of connections to PostgreSQL. At least one for each batch in flight and two more
+    /// Maximum number of connections to PostgreSQL. At least one for each batch in flight and two more. Slow messages
+    /// take up to two more for each queue
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..))]
     pub database_connections: u32,
 
-    /// Timeout of one transaction, including the wait for a connection. After it PostgreSQL counts as
+    /// Timeout of one transaction, including the wait for a connection. Without an answer PostgreSQL counts as
     /// unavailable
     #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = positive_duration)]
     pub database_timeout: Duration,
 
-    /// Timeout of a statement that waits for a row lock. After it the statement is retried
+    /// Timeout of a statement that waits for a row lock. After it the message that needs the row is set apart
     #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = positive_duration)]
     pub database_lock_timeout: Duration,
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use broker::Decoder;
 use broker::topology::WorkQueue;
+use conversation::LimitedDatabase;
 use dead_letters::{DeadLetterCollector, RefuseActions, RerouteUnrouted};
 use domain::fleet::{self, Consumed};
 use service::Service;
@@ -39,8 +40,9 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let metrics = service.metrics().clone();
     let decoder = Decoder { max_body_bytes: settings.consuming.max_body_bytes };
 
+    let database = LimitedDatabase::of_batches(&stores.database);
     for queue in WorkQueue::ALL {
-        let (database, publisher) = (stores.database.clone(), stores.publisher.clone());
+        let (database, publisher) = (database.clone(), stores.publisher.clone());
         let (metrics, random) = (metrics.clone(), stores.random.clone());
         let collector =
             DeadLetterCollector::new(queue, database, publisher, metrics, decoder, random);

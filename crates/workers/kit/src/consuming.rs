@@ -1,31 +1,69 @@
 //! Runs a consumer under the supervision of its process.
 
 use broker::{Consumer, ConsumerState, Handler};
+use domain::clock::Clock;
+use metrics::Metrics;
 use service::settings::ConsumerSettings;
 use service::{Check, Service};
 
 use crate::Stores;
 
-/// Consumes the queue that the handler names, until the process stops. The check in `/readyz` has the queue's name; it is ready while the
-/// consumer is registered with the queue.
+/// Consumes the queue that the handler names, and its slow queue if the handler needs that, until the process stops. The
+/// check of each in `/readyz` has the queue's name; it is ready while the consumer is registered with the queue.
 pub fn consume<H>(service: &Service, stores: &Stores, settings: &ConsumerSettings, handler: H)
 where
     H: Handler + Clone,
 {
-    let queue = handler.source().queue();
-    let settings = of_broker(settings);
-    let (stores, clock) = (stores.clone(), service.clock().clone());
-    let metrics = service.metrics().clone();
+    let source = handler.source();
+    let usual = Parts {
+        handler,
+        stores: stores.clone(),
+        settings: of_broker(settings),
+        clock: service.clock().clone(),
+        metrics: service.metrics().clone(),
+    };
+    let slow = usual.clone();
+    supervise(service, source.queue(), move || Some(usual.consumer()));
+    if let Some(source) = source.slow()
+        && slow.slow_consumer().is_some()
+    {
+        supervise(service, source.queue(), move || slow.slow_consumer());
+    }
+}
+
+/// What a consumer is made of.
+#[derive(Clone)]
+struct Parts<H> {
+    handler: H,
+    stores: Stores,
+    settings: broker::Settings,
+    clock: Clock,
+    metrics: Metrics,
+}
+
+impl<H: Handler + Clone> Parts<H> {
+    fn consumer(&self) -> Consumer<H> {
+        let Self { handler, stores, settings, clock, metrics } = self.clone();
+        Consumer::new(handler, stores.endpoints, stores.publisher, settings, clock, metrics)
+    }
+
+    fn slow_consumer(&self) -> Option<Consumer<H>> {
+        let Self { handler, stores, settings, clock, metrics } = self.clone();
+        let Stores { endpoints, publisher, .. } = stores;
+        Consumer::of_slow_queue(&handler, endpoints, publisher, settings, clock, metrics)
+    }
+}
+
+/// Runs the consumers that `open` makes, one after the other if one ends in a panic.
+fn supervise<H: Handler>(
+    service: &Service,
+    queue: &'static str,
+    open: impl Fn() -> Option<Consumer<H>> + Send + Sync + 'static,
+) {
     let run = service.checked(queue, move |stopping, check| {
-        let consumer = Consumer::new(
-            handler.clone(),
-            stores.endpoints.clone(),
-            stores.publisher.clone(),
-            settings.clone(),
-            clock.clone(),
-            metrics.clone(),
-        );
+        let consumer = open();
         async move {
+            let Some(consumer) = consumer else { return Ok(()) };
             let mut state = consumer.state();
             let report = async {
                 loop {

@@ -1,9 +1,10 @@
 //! The work of `conversation.save_message`.
 
+use std::time::Duration;
+
 use broker::topology::WorkQueue;
 use broker::{Decoder, Delivery, Handled, Handler, Processed, Source};
 use conversation::Saver;
-use database::Database;
 use domain::action::{Action, SaveMessage};
 use domain::envelope::Resolved;
 use domain::failure::{Dependency, Done, Refusal, Unavailable};
@@ -13,7 +14,6 @@ use domain::reply::{ErrorType, ReplyAddress, ReplyError, SaveMessageData};
 #[derive(Clone)]
 pub(crate) struct SaveMessages {
     pub(crate) saver: Saver,
-    pub(crate) database: Database,
     pub(crate) decoder: Decoder,
 }
 
@@ -23,6 +23,10 @@ impl Handler for SaveMessages {
 
     fn source(&self) -> Source {
         Source::work(WorkQueue::SaveMessage)
+    }
+
+    fn with_time_limit(&self, limit: Duration) -> Option<Self> {
+        Some(Self { saver: self.saver.with_time_limit(limit), ..self.clone() })
     }
 
     fn decode(&self, delivery: &Delivery) -> Result<SaveMessage, Refusal> {
@@ -49,7 +53,7 @@ impl Handler for SaveMessages {
     }
 
     async fn probe(&self, _: Dependency) -> Result<(), Unavailable> {
-        self.database.probe().await.map_err(Into::into)
+        self.saver.check().await
     }
 }
 

@@ -31,12 +31,11 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let database = stores.database.clone().saving_as(service.process().name(), instance());
     let handler = SaveMessages {
         saver: Saver::new(
-            database,
+            &database,
             stores.hot.clone(),
             service.metrics().clone(),
             stores.random.clone(),
         ),
-        database: stores.database.clone(),
         decoder: Decoder { max_body_bytes: settings.consuming.max_body_bytes },
     };
     consume(&service, &stores, &settings.consuming, handler);

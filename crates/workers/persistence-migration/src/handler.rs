@@ -1,9 +1,10 @@
 //! The work of `conversation.session`.
 
+use std::time::Duration;
+
 use broker::topology::WorkQueue;
 use broker::{Decoder, Delivery, Handled, Handler, Processed, Source};
 use conversation::Sessions;
-use database::Database;
 use domain::action::Action;
 use domain::envelope::Resolved;
 use domain::failure::{Dependency, Refusal, Unavailable};
@@ -12,7 +13,6 @@ use domain::reply::{NoData, ReplyAddress};
 #[derive(Clone)]
 pub(crate) struct RecordSessions {
     pub(crate) sessions: Sessions,
-    pub(crate) database: Database,
     pub(crate) decoder: Decoder,
 }
 
@@ -22,6 +22,10 @@ impl Handler for RecordSessions {
 
     fn source(&self) -> Source {
         Source::work(WorkQueue::Session)
+    }
+
+    fn with_time_limit(&self, limit: Duration) -> Option<Self> {
+        Some(Self { sessions: self.sessions.with_time_limit(limit), ..self.clone() })
     }
 
     fn decode(&self, delivery: &Delivery) -> Result<Action, Refusal> {
@@ -43,6 +47,6 @@ impl Handler for RecordSessions {
     }
 
     async fn probe(&self, _: Dependency) -> Result<(), Unavailable> {
-        self.database.probe().await.map_err(Into::into)
+        self.sessions.check().await
     }
 }

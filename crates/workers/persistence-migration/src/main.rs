@@ -38,12 +38,11 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let background = Background::new(settings.background.background_share);
     let handler = RecordSessions {
         sessions: Sessions::new(
-            stores.database.clone(),
+            &stores.database,
             service.metrics().clone(),
             stores.random.clone(),
             background.clone(),
         ),
-        database: stores.database.clone(),
         decoder: Decoder { max_body_bytes: settings.consuming.max_body_bytes },
     };
     let ClosingSettings { due, close_lease, close_interval, close_batch } = settings.closing;

@@ -1,0 +1,114 @@
+//! A message that alone is too slow, or locked, is handled again from the slow queue, and no other waits for it.
+
+use std::time::Duration;
+
+use broker::topology::{RetryQueue, WorkQueue};
+use broker::{Settings, Source};
+use domain::failure_policy::SLOW_LIMITS;
+use metrics::{Counter, DeliveryOutcome};
+
+use crate::support::{Bench, Script};
+
+const QUEUE: &str = WorkQueue::SaveMessage.name();
+const DLQ: &str = WorkQueue::SaveMessage.dlq();
+const SLOW: &str = "conversation.save_message.slow";
+const SOURCE: Source = Source::work(WorkQueue::SaveMessage);
+
+/// What was handled of a body: the time limits, in order, and the attempt each time.
+fn handled(script: &Script, body: &str) -> Vec<(Option<Duration>, u32)> {
+    let handled = script.handled().into_iter().filter(|it| it.body == body);
+    handled.map(|it| (it.limit, it.attempt)).collect()
+}
+
+async fn all_queues_are_empty(bench: &Bench) {
+    for queue in [QUEUE, SLOW, DLQ, WorkQueue::SaveMessage.suspect()] {
+        bench.eventually_ready(queue, 0).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_slow_gets_the_longer_limits_in_turn_without_a_counted_attempt() {
+    let bench = Bench::new().await;
+    bench.publish(QUEUE, ["ok 1", "slow-at-first", "ok 2"]).await;
+    let script = Script::default();
+    let usual = bench.run(SOURCE, &script, Settings::default());
+    bench.eventually_ready(SLOW, 1).await;
+    assert_eq!(handled(&script, "ok 2").len(), 1, "others go on");
+    let slow = bench.run_slow(SOURCE, &script, Settings::default());
+    script.was_called(3).await;
+    usual.drain().await;
+    slow.drain().await;
+    let [first, longest] = SLOW_LIMITS.map(Some);
+    assert_eq!(handled(&script, "slow-at-first"), [(None, 1), (first, 1), (longest, 1)]);
+    all_queues_are_empty(&bench).await;
+}
+
+#[tokio::test]
+async fn what_is_too_slow_for_every_limit_is_retried_and_becomes_a_dead_letter() {
+    let bench = Bench::new().await;
+    bench.publish(QUEUE, ["slow"]).await;
+    let script = Script::default();
+    let settings = Settings { retries: vec![RetryQueue::Second], ..Settings::default() };
+    let usual = bench.run(SOURCE, &script, settings.clone());
+    let slow = bench.run_slow(SOURCE, &script, settings);
+    bench.eventually_ready(DLQ, 1).await;
+    usual.drain().await;
+    slow.drain().await;
+    let [first, longest] = SLOW_LIMITS.map(Some);
+    let attempt = |n| [(None, n), (first, n), (longest, n)];
+    assert_eq!(handled(&script, "slow"), [attempt(1), attempt(2)].concat());
+    let dead_letter = bench.take(DLQ).await;
+    let headers = dead_letter.properties.headers().clone().unwrap();
+    let text = |name: &str| format!("{:?}", headers.inner().get(name));
+    assert!(text("x-verbatim-reason").contains("attempts_exhausted"), "{headers:?}");
+    assert!(text("x-verbatim-queue").contains(&format!("{QUEUE:?}")), "{headers:?}");
+    assert!(headers.inner().get("x-verbatim-slow-level").is_none(), "{headers:?}");
+}
+
+#[tokio::test]
+async fn what_is_locked_is_handled_again_until_it_succeeds_and_loses_no_attempt() {
+    let bench = Bench::new().await;
+    bench.publish(QUEUE, ["locked", "ok"]).await;
+    let script = Script::default();
+    let (usual, slow) = (
+        bench.run(SOURCE, &script, Settings::default()),
+        bench.run_slow(SOURCE, &script, Settings::default()),
+    );
+    // In its queue, in the slow queue, and again after a delay.
+    script.was_called(3).await;
+    bench.publish(SLOW, ["ok behind it"]).await;
+    script.open_gate();
+    script.was_called(5).await;
+    usual.drain().await;
+    slow.drain().await;
+    let first = Some(SLOW_LIMITS[0]);
+    let locked = handled(&script, "locked");
+    assert_eq!(locked[0], (None, 1));
+    assert!(locked.len() >= 3 && locked[1..].iter().all(|it| *it == (first, 1)), "{locked:?}");
+    all_queues_are_empty(&bench).await;
+    let outcome = DeliveryOutcome::Slow;
+    assert_eq!(bench.metrics.count(Counter::Deliveries { queue: QUEUE, outcome }), 1);
+}
+
+#[tokio::test]
+async fn a_slow_dead_letter_keeps_its_id_and_delays_no_other() {
+    const SLOW_DLQ: &str = WorkQueue::SaveMessage.slow_dlq();
+    let bench = Bench::new().await;
+    bench.publish(DLQ, ["slow-at-first", "ok"]).await;
+    let script = Script::default();
+    let source = Source::dead_letters(WorkQueue::SaveMessage);
+    let usual = bench.run(source, &script, Settings::default());
+    bench.eventually_ready(SLOW_DLQ, 1).await;
+    script.has_handled(2).await;
+    let copy = bench.take(SLOW_DLQ).await;
+    let headers = copy.properties.headers().clone().unwrap();
+    assert!(headers.inner().get("x-verbatim-dead-letter").is_some(), "{headers:?}");
+    bench.publish(DLQ, ["slow-at-first"]).await;
+    let slow = bench.run_slow(source, &script, Settings::default());
+    script.was_called(4).await;
+    bench.eventually_ready(SLOW_DLQ, 0).await;
+    usual.drain().await;
+    slow.drain().await;
+    assert_eq!(handled(&script, "slow-at-first").last(), Some(&(Some(SLOW_LIMITS[1]), 1)));
+    bench.eventually_ready(DLQ, 0).await;
+}

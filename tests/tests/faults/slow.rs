@@ -1,0 +1,210 @@
+//! One message that is slow, or whose rows are locked, stops no other; and PostgreSQL's own failures are blamed on none.
+
+use serde_json::{Value, json};
+use system_tests::{
+    COLLECTOR, Counts, MIGRATION, SAVER, Scenario, as_dead_letter, at, closed, key_of, message,
+};
+use testkit::environment::deep;
+use testkit::fleet::Worker;
+
+use crate::{SAVES, until_stored, with_ids};
+
+const MESSAGES: usize = 40;
+
+/// The conversation whose row the tests lock.
+const LOCKED: &str = "SELECT FROM conversations WHERE session_id = 's7' FOR UPDATE";
+
+/// Waits until the worker has set so many deliveries apart.
+async fn set_apart(worker: &Worker, queue: &str, many: f64) {
+    let labels = [("queue", queue), ("outcome", "slow")];
+    Counts::reach(worker, "verbatim_deliveries_total", &labels, many).await;
+}
+
+async fn no_dead_letters(scenario: &Scenario) {
+    assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
+}
+
+#[tokio::test]
+async fn messages_of_a_locked_conversation_delay_no_other_message() {
+    let scenario = Scenario::new().await;
+    let (agent, reader) = (scenario.agent(), scenario.reader());
+    let messages = with_ids("locked", 2 * MESSAGES, MESSAGES);
+    let (first, second) = messages.split_at(MESSAGES);
+    let saver = scenario.start(SAVER).await;
+    agent.publish_all(first).await;
+    until_stored(&scenario, MESSAGES).await;
+    let beside = async {
+        agent.publish_all(second).await;
+        until_stored(&scenario, 2 * MESSAGES - 1).await;
+        set_apart(&saver, SAVES, 1.0).await;
+        let later = message("locked", "s1", "later", &json!({}));
+        agent.publish(&later).await;
+        until_stored(&scenario, 2 * MESSAGES).await;
+    };
+    scenario.while_open(LOCKED, beside).await;
+    until_stored(&scenario, 2 * MESSAGES + 1).await;
+    assert_eq!(reader.both(&key_of(&messages[7])).await.len(), 2);
+    no_dead_letters(&scenario).await;
+    scenario.finish([saver]).await;
+}
+
+#[tokio::test]
+async fn a_session_event_of_a_locked_conversation_delays_no_other_session_event() {
+    let scenario = Scenario::new().await;
+    let agent = scenario.agent();
+    let (saver, migration) = tokio::join!(scenario.start(SAVER), scenario.start(MIGRATION));
+    agent.publish_all(&with_ids("locked", MESSAGES, MESSAGES)).await;
+    until_stored(&scenario, MESSAGES).await;
+    let close = |n: usize| closed("locked", &format!("s{n}"), &json!({"timestamp": at(1_000)}));
+    let closes: Vec<Value> = (0..MESSAGES).map(close).collect();
+    let events = "SELECT count(*) FROM session_events";
+    let beside = async {
+        agent.publish_all(&closes).await;
+        scenario.until_sql(events, &(MESSAGES - 1).to_string()).await;
+        agent.publish(&closed("locked", "s1", &json!({"timestamp": at(2_000)}))).await;
+        scenario.until_sql(events, &MESSAGES.to_string()).await;
+        set_apart(&migration, "conversation.session", 1.0).await;
+    };
+    scenario.while_open(LOCKED, beside).await;
+    scenario.until_sql(events, &(MESSAGES + 1).to_string()).await;
+    no_dead_letters(&scenario).await;
+    scenario.finish([saver, migration]).await;
+}
+
+/// Makes the insert of one row take so many seconds.
+async fn slow(scenario: &Scenario, table: &str, column: &str, value: &str, seconds: u32) {
+    let trigger = format!(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             IF NEW.{column} = '{value}' THEN PERFORM pg_sleep({seconds}); END IF;
+             RETURN NEW;
+         END $$;
+         CREATE TRIGGER slow BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION slow()"
+    );
+    scenario.sql(&trigger).await;
+}
+
+/// A unit of work that takes longer than any that a worker waits for, except with the longer limits; in the deep run
+/// longer than the first of these.
+fn seconds() -> u32 {
+    if deep() { 35 } else { 4 }
+}
+
+/// The workers of these tests wait this long for PostgreSQL, except with the longer limits.
+const SETTINGS: [(&str, &str); 1] = [("VERBATIM_DATABASE_TIMEOUT", "3s")];
+
+#[tokio::test]
+async fn a_slow_message_delays_no_other_and_is_saved() {
+    let scenario = Scenario::new().await;
+    let agent = scenario.agent();
+    slow(&scenario, "message_rows", "id", "m00007", seconds()).await;
+    agent.publish_all(&with_ids("slow", MESSAGES, 4)).await;
+    let saver = scenario.start_with(SAVER, &SETTINGS).await;
+    until_stored(&scenario, MESSAGES - 1).await;
+    set_apart(&saver, SAVES, 1.0).await;
+    until_stored(&scenario, MESSAGES).await;
+    no_dead_letters(&scenario).await;
+    scenario.finish([saver]).await;
+}
+
+#[tokio::test]
+async fn a_slow_session_event_delays_no_other_and_is_recorded() {
+    let scenario = Scenario::new().await;
+    let agent = scenario.agent();
+    slow(&scenario, "session_events", "session_id", "s7", seconds()).await;
+    let close = |n: usize| closed("slow", &format!("s{n}"), &json!({"timestamp": at(1_000)}));
+    let closes: Vec<Value> = (0..MESSAGES).map(close).collect();
+    agent.publish_all(&closes).await;
+    let migration = scenario.start_with(MIGRATION, &SETTINGS).await;
+    let events = "SELECT count(*) FROM session_events";
+    scenario.until_sql(events, &(MESSAGES - 1).to_string()).await;
+    set_apart(&migration, "conversation.session", 1.0).await;
+    scenario.until_sql(events, &MESSAGES.to_string()).await;
+    no_dead_letters(&scenario).await;
+    scenario.finish([migration]).await;
+}
+
+#[tokio::test]
+async fn a_slow_dead_letter_delays_no_other_and_is_stored() {
+    let scenario = Scenario::new().await;
+    let agent = scenario.agent();
+    slow(&scenario, "dead_letters", "message_id", "m00007", seconds()).await;
+    let dead_letters = with_ids("slow", MESSAGES, 4);
+    let dead_letters = dead_letters.iter().map(|it| as_dead_letter(&it.to_string()));
+    agent.send(dead_letters.collect()).await;
+    let collector = scenario.start_with(COLLECTOR, &SETTINGS).await;
+    let stored = "SELECT count(*) FROM dead_letters";
+    scenario.until_sql(stored, &(MESSAGES - 1).to_string()).await;
+    set_apart(&collector, "conversation.save_message.dlq", 1.0).await;
+    scenario.until_sql(stored, &MESSAGES.to_string()).await;
+    scenario.finish([collector]).await;
+}
+
+#[tokio::test]
+async fn a_worker_stops_in_time_while_it_handles_a_slow_message_and_another_one_saves_it() {
+    let scenario = Scenario::new().await;
+    let agent = scenario.agent();
+    slow(&scenario, "message_rows", "id", "m00007", 60).await;
+    agent.publish_all(&with_ids("stop", MESSAGES, 4)).await;
+    let saver = scenario.start(SAVER).await;
+    until_stored(&scenario, MESSAGES - 1).await;
+    set_apart(&saver, SAVES, 1.0).await;
+    let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                  AND wait_event = 'PgSleep' AND query LIKE '%message_rows%'";
+    scenario.until_sql(sleeps, "1").await;
+    // It ends at its stop timeout, long before the message is saved.
+    scenario.drain([saver]).await;
+    scenario.sql("DROP TRIGGER slow ON message_rows").await;
+    let another = scenario.start(SAVER).await;
+    until_stored(&scenario, MESSAGES).await;
+    no_dead_letters(&scenario).await;
+    scenario.finish([another]).await;
+}
+
+#[tokio::test]
+async fn a_failure_of_postgresql_that_hits_everything_makes_no_dead_letter() {
+    let (seconds, scenario) = (if deep() { 600 } else { 60 }, Scenario::new().await);
+    let agent = scenario.agent();
+    // Nobody knows these as faults of a message: a stop before a wraparound, an internal error, a wrong state, and an
+    // exception of a trigger.
+    let fails = "CREATE SEQUENCE failures;
+        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            RAISE EXCEPTION 'made by the test'
+                USING ERRCODE = ('{54000,XX000,55000,P0001}'::text[])[1 + nextval('failures') % 4];
+        END $$";
+    scenario.sql(fails).await;
+    let tables = ["message_rows", "session_events", "dead_letters"];
+    for table in tables {
+        let trigger =
+            format!("CREATE TRIGGER fail BEFORE INSERT ON {table} EXECUTE FUNCTION fail()");
+        scenario.sql(&trigger).await;
+    }
+    let refused = as_dead_letter(&message("fails", "s", "refused", &json!({})).to_string());
+    agent.send(vec![refused]).await;
+    agent.publish_all(&with_ids("fails", 20, 4)).await;
+    let close = |n: usize| closed("fails", &format!("s{n}"), &json!({"timestamp": at(1_000)}));
+    agent.publish_all(&(0..4).map(close).collect::<Vec<_>>()).await;
+    let (saver, migration, collector) =
+        tokio::join!(scenario.start(SAVER), scenario.start(MIGRATION), scenario.start(COLLECTOR));
+    for worker in [&saver, &migration, &collector] {
+        Counts::reach(worker, "verbatim_holds_total", &[("dependency", "postgresql")], 1.0).await;
+    }
+    for _ in 0..seconds {
+        scenario.sql("SELECT pg_sleep(1)").await;
+        for worker in [&saver, &migration, &collector] {
+            let counts = Counts::of(worker).await;
+            for outcome in ["retried", "dead_lettered", "slow"] {
+                let settled = counts.sum("verbatim_deliveries_total", &[("outcome", outcome)]);
+                assert_eq!(settled, 0.0, "{outcome}: {}", worker.name());
+            }
+        }
+    }
+    for table in tables {
+        scenario.sql(&format!("DROP TRIGGER fail ON {table}")).await;
+    }
+    until_stored(&scenario, 20).await;
+    scenario.until_sql("SELECT count(*) FROM session_events", "4").await;
+    scenario.until_sql("SELECT string_agg(message_id, ',') FROM dead_letters", "refused").await;
+    scenario.finish([saver, migration, collector]).await;
+}
