@@ -150,7 +150,7 @@ async fn a_worker_stops_in_time_while_it_handles_a_slow_message_and_another_one_
     until_stored(&scenario, MESSAGES - 1).await;
     set_apart(&saver, SAVES, 1.0).await;
     let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                  AND wait_event = 'PgSleep' AND query LIKE '%message_rows%'";
+                  AND wait_event = 'PgSleep' AND application_name = 'message-save-worker'";
     scenario.until_sql(sleeps, "1").await;
     // It ends at its stop timeout, long before the message is saved.
     scenario.drain([saver]).await;
@@ -185,8 +185,8 @@ async fn a_failure_of_postgresql_that_hits_everything_makes_no_dead_letter() {
     agent.publish_all(&with_ids("fails", 20, 4)).await;
     let close = |n: usize| closed("fails", &format!("s{n}"), &json!({"timestamp": at(1_000)}));
     agent.publish_all(&(0..4).map(close).collect::<Vec<_>>()).await;
-    let (saver, migration, collector) =
-        tokio::join!(scenario.start(SAVER), scenario.start(MIGRATION), scenario.start(COLLECTOR));
+    let [saver, migration, collector] =
+        [SAVER, MIGRATION, COLLECTOR].map(|program| scenario.launch(program, &[]));
     for worker in [&saver, &migration, &collector] {
         Counts::reach(worker, "verbatim_holds_total", &[("dependency", "postgresql")], 1.0).await;
     }
