@@ -4,7 +4,7 @@
 //! Halving finds the row in about 2·log2(n) statements and saves all other rows. Large parts are tried before small ones,
 //! so most of the others are saved soon.
 //!
-//! No item is blamed or set apart on its own failure alone: another part of its batch, or a test write, must have
+//! No item is blamed, or moved to the slow queue, on its own failure alone: another part of its batch, or a test write, must have
 //! succeeded beside it. If none does, PostgreSQL counts as unavailable.
 
 use std::collections::VecDeque;

@@ -34,7 +34,7 @@ pub struct Settings {
 }
 
 /// The time limits of a statement. PostgreSQL enforces them, so an error says that the statement was too slow, and not
-/// that the server is away.
+/// that the server is unavailable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// How long it may run.

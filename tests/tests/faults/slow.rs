@@ -2,10 +2,12 @@
 
 use serde_json::{Value, json};
 use system_tests::{
-    COLLECTOR, Counts, MIGRATION, SAVER, Scenario, as_dead_letter, at, closed, key_of, message,
+    COLLECTOR, Counts, LIMIT, MIGRATION, SAVER, Scenario, as_dead_letter, at, closed, key_of,
+    message,
 };
 use testkit::environment::deep;
 use testkit::fleet::Worker;
+use testkit::process::Signal;
 
 use crate::{SAVES, until_stored, with_ids};
 
@@ -14,8 +16,8 @@ const MESSAGES: usize = 40;
 /// The conversation whose row the tests lock.
 const LOCKED: &str = "SELECT FROM conversations WHERE session_id = 's7' FOR UPDATE";
 
-/// Waits until the worker has set so many deliveries apart.
-async fn set_apart(worker: &Worker, queue: &str, many: f64) {
+/// Waits until the worker has moved so many deliveries to the slow queue.
+async fn moved_to_slow_queue(worker: &Worker, queue: &str, many: f64) {
     let labels = [("queue", queue), ("outcome", "slow")];
     Counts::reach(worker, "verbatim_deliveries_total", &labels, many).await;
 }
@@ -36,7 +38,7 @@ async fn messages_of_a_locked_conversation_delay_no_other_message() {
     let beside = async {
         agent.publish_all(second).await;
         until_stored(&scenario, 2 * MESSAGES - 1).await;
-        set_apart(&saver, SAVES, 1.0).await;
+        moved_to_slow_queue(&saver, SAVES, 1.0).await;
         let later = message("locked", "s1", "later", &json!({}));
         agent.publish(&later).await;
         until_stored(&scenario, 2 * MESSAGES).await;
@@ -63,7 +65,7 @@ async fn a_session_event_of_a_locked_conversation_delays_no_other_session_event(
         scenario.until_sql(events, &(MESSAGES - 1).to_string()).await;
         agent.publish(&closed("locked", "s1", &json!({"timestamp": at(2_000)}))).await;
         scenario.until_sql(events, &MESSAGES.to_string()).await;
-        set_apart(&migration, "conversation.session", 1.0).await;
+        moved_to_slow_queue(&migration, "conversation.session", 1.0).await;
     };
     scenario.while_open(LOCKED, beside).await;
     scenario.until_sql(events, &(MESSAGES + 1).to_string()).await;
@@ -101,7 +103,7 @@ async fn a_slow_message_delays_no_other_and_is_saved() {
     agent.publish_all(&with_ids("slow", MESSAGES, 4)).await;
     let saver = scenario.start_with(SAVER, &SETTINGS).await;
     until_stored(&scenario, MESSAGES - 1).await;
-    set_apart(&saver, SAVES, 1.0).await;
+    moved_to_slow_queue(&saver, SAVES, 1.0).await;
     until_stored(&scenario, MESSAGES).await;
     no_dead_letters(&scenario).await;
     scenario.finish([saver]).await;
@@ -118,7 +120,7 @@ async fn a_slow_session_event_delays_no_other_and_is_recorded() {
     let migration = scenario.start_with(MIGRATION, &SETTINGS).await;
     let events = "SELECT count(*) FROM session_events";
     scenario.until_sql(events, &(MESSAGES - 1).to_string()).await;
-    set_apart(&migration, "conversation.session", 1.0).await;
+    moved_to_slow_queue(&migration, "conversation.session", 1.0).await;
     scenario.until_sql(events, &MESSAGES.to_string()).await;
     no_dead_letters(&scenario).await;
     scenario.finish([migration]).await;
@@ -135,7 +137,7 @@ async fn a_slow_dead_letter_delays_no_other_and_is_stored() {
     let collector = scenario.start_with(COLLECTOR, &SETTINGS).await;
     let stored = "SELECT count(*) FROM dead_letters";
     scenario.until_sql(stored, &(MESSAGES - 1).to_string()).await;
-    set_apart(&collector, "conversation.save_message.dlq", 1.0).await;
+    moved_to_slow_queue(&collector, "conversation.save_message.dlq", 1.0).await;
     scenario.until_sql(stored, &MESSAGES.to_string()).await;
     scenario.finish([collector]).await;
 }
@@ -146,14 +148,15 @@ async fn a_worker_stops_in_time_while_it_handles_a_slow_message_and_another_one_
     let agent = scenario.agent();
     slow(&scenario, "message_rows", "id", "m00007", 60).await;
     agent.publish_all(&with_ids("stop", MESSAGES, 4)).await;
-    let saver = scenario.start(SAVER).await;
+    let saver = scenario.start_with(SAVER, &[("VERBATIM_DRAIN_DEADLINE", "2s")]).await;
     until_stored(&scenario, MESSAGES - 1).await;
-    set_apart(&saver, SAVES, 1.0).await;
+    moved_to_slow_queue(&saver, SAVES, 1.0).await;
     let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
                   AND wait_event = 'PgSleep' AND application_name = 'message-save-worker'";
     scenario.until_sql(sleeps, "1").await;
-    // It ends at its stop timeout, long before the message is saved.
-    scenario.drain([saver]).await;
+    // It ends at its drain deadline, long before the message is saved.
+    saver.signal(Signal::Terminate).unwrap();
+    saver.wait(LIMIT).await.unwrap();
     scenario.sql("DROP TRIGGER slow ON message_rows").await;
     let another = scenario.start(SAVER).await;
     until_stored(&scenario, MESSAGES).await;

@@ -147,8 +147,8 @@ impl Observer {
         );
     }
 
-    /// A message that alone is too slow, or locked, is handled again apart from others, in the slow queue.
-    pub(super) fn set_apart(
+    /// A message that alone is too slow, or locked, is moved to the slow queue.
+    pub(super) fn moved_to_slow_queue(
         &self,
         delivery: &Delivery,
         slow_queue: &'static str,
@@ -160,8 +160,8 @@ impl Observer {
             message_id = delivery.envelope().message_id,
             trace_id = delivery.trace_id(),
             error,
-            "message set apart; others go on. It is handled again from {slow_queue}, with a time limit of {limit:?}, \
-             without a counted attempt"
+            "message moved to {slow_queue}; others go on. It is handled again there, with a time limit of {limit:?}, without \
+             a counted attempt"
         );
     }
 

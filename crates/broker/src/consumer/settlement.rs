@@ -148,13 +148,13 @@ fn fail<H: Handler>(
     let retries = &shared.settings.retries;
     let retry = next_retry(retries, delivery.fleet_headers().attempt);
     let slow_queue = shared.source.slow_queue();
-    if let Some((queue, apart)) = slow_queue.zip(set_apart(&failure, delivery, shared.source)) {
-        shared.observer.set_apart(delivery, queue, apart.limit(), &failure.to_string());
-        let mut copy = copy_to(queue).slow(apart.level);
+    if let Some((queue, turn)) = slow_queue.zip(slow_turn(&failure, delivery, shared.source)) {
+        shared.observer.moved_to_slow_queue(delivery, queue, turn.limit(), &failure.to_string());
+        let mut copy = copy_to(queue).slow(turn.level);
         if let FailurePolicy::RetryForever(dead_in) = shared.source.failure_policy {
             copy = copy.same_dead_letter(delivery, dead_in);
         }
-        if let Some(retry) = apart.after {
+        if let Some(retry) = turn.after {
             copy = copy.after(retry);
         }
         return Failed { copy: Some((copy, DeliveryOutcome::Slow)), refusal: None };
@@ -211,14 +211,14 @@ fn fail<H: Handler>(
 
 /// How a message is handled again that is too slow, or locked.
 #[derive(Debug, Clone, Copy)]
-struct Apart {
+struct SlowTurn {
     /// Which of [`SLOW_LIMITS`] it gets, from 1.
     level: u32,
     /// The delay before that.
     after: Option<RetryQueue>,
 }
 
-impl Apart {
+impl SlowTurn {
     /// Its time limit.
     fn limit(self) -> Duration {
         let limit = usize::try_from(self.level)
@@ -230,15 +230,15 @@ impl Apart {
 
 /// What is too slow goes to the slow queue, and gets the next longer time limit there; what is locked gets the same
 /// again after others. After the longest limit it is an ordinary failure: one attempt is counted.
-fn set_apart(failure: &Failure, delivery: &Delivery, source: Source) -> Option<Apart> {
+fn slow_turn(failure: &Failure, delivery: &Delivery, source: Source) -> Option<SlowTurn> {
     // From another queue it begins anew.
     let level = if source.is_slow() { delivery.fleet_headers().slow_level.max(1) } else { 0 };
     match failure {
         Failure::TimedOut(_) if usize::try_from(level).is_ok_and(|it| it < SLOW_LIMITS.len()) => {
-            Some(Apart { level: level + 1, after: None })
+            Some(SlowTurn { level: level + 1, after: None })
         }
-        Failure::Locked(_) if level == 0 => Some(Apart { level: 1, after: None }),
-        Failure::Locked(_) => Some(Apart { level, after: Some(RetryQueue::FiveSeconds) }),
+        Failure::Locked(_) if level == 0 => Some(SlowTurn { level: 1, after: None }),
+        Failure::Locked(_) => Some(SlowTurn { level, after: Some(RetryQueue::FiveSeconds) }),
         Failure::TimedOut(_) | Failure::Retry(_) | Failure::DeadLetter(_) => None,
     }
 }

@@ -49,7 +49,7 @@ impl<H: Handler> Shared<H> {
         })
     }
 
-    /// The handler of a message that was set apart this often because it was too slow.
+    /// The handler of a message that was moved to the slow queue this often because it was too slow.
     pub(super) fn handler(&self, slow_level: u32) -> &H {
         let longer = slow_level.checked_sub(2).and_then(|n| usize::try_from(n).ok());
         let longer = longer.and_then(|n| self.longer.get(n).or_else(|| self.longer.last()));

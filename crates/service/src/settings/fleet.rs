@@ -31,7 +31,7 @@ pub struct StoreSettings {
     #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = positive_duration)]
     pub database_timeout: Duration,
 
-    /// Timeout of a statement that waits for a row lock. After it the message that needs the row is set apart
+    /// Timeout of a statement that waits for a row lock. After it the message that needs the row goes to the slow queue
     #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = positive_duration)]
     pub database_lock_timeout: Duration,
 
