@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use conversation::{ClaimCriteria, Swept};
-use domain::failure::{DeadLetterReason, Dependency, Failure};
+use domain::failure::{DeadLetterReason, Dependency, Done, Failure};
 use fixtures::{
     Replica, action, applied, at_once, closer, default_criteria, duplicate, ids, key, refresh, sql,
     stores, sweep, to_save,
@@ -536,19 +536,27 @@ async fn events_that_are_too_slow_for_one_transaction_are_recorded_in_parts() {
 }
 
 #[tokio::test]
-async fn an_event_whose_conversation_stays_locked_is_held_and_those_before_it_are_recorded() {
+async fn an_event_whose_conversation_stays_locked_fails_alone_and_those_beside_it_are_recorded() {
     let (env, replica) = stores().await;
-    let (before, locked) = (opened("before", "10:00:00"), opened("locked", "10:00:00"));
+    let (before, behind) = (opened("before", "10:00:00"), opened("zz behind", "10:00:00"));
+    let locked = opened("locked", "10:00:00");
     record(&replica, std::slice::from_ref(&locked)).await;
     let mut other = PgConnection::connect(&env.database_url).await.unwrap();
     let mut transaction = other.begin().await.unwrap();
     sqlx::query("SELECT FROM conversations FOR UPDATE").execute(&mut *transaction).await.unwrap();
 
     let hasty = on_database(&env, Duration::from_secs(10), Duration::from_millis(200));
-    let events = [before, closed("locked", "10:01:00")];
-    let held = hasty.sessions.record(&events).await.unwrap_err();
-    assert_eq!(held.dependency, Dependency::PostgreSql);
+    let events = [before, closed("locked", "10:01:00"), behind];
+    let outcomes = hasty.sessions.record(&events).await.unwrap();
+    assert!(matches!(&outcomes[1], Err(Failure::Locked(_))), "{outcomes:?}");
+    assert_eq!((&outcomes[0], &outcomes[2]), (&Ok(Done::Applied), &Ok(Done::Applied)));
     assert_eq!(status(&env, "before").await, "active");
+    // Alone in its batch, too.
+    let outcomes = hasty.sessions.record(&events[1..2]).await.unwrap();
+    assert!(matches!(&outcomes[0], Err(Failure::Locked(_))), "{outcomes:?}");
+    sqlx::query("LOCK TABLE sessions").execute(&mut *transaction).await.unwrap();
+    let held = hasty.sessions.record(&events).await.unwrap_err();
+    assert_eq!(held.dependency, Dependency::PostgreSql, "a whole table is locked");
 
     transaction.rollback().await.unwrap();
     record(&hasty, &events).await;

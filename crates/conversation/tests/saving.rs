@@ -2,7 +2,7 @@
 
 use conversation::Source;
 use domain::action::Identity;
-use domain::failure::{DeadLetterReason, Dependency, Done, Failure, Outcome};
+use domain::failure::{DeadLetterReason, Done, Failure, Outcome};
 use domain::message::Content;
 use fixtures::{
     Replica, action_received, applied, at_the_same_time, duplicate, ids, key, redis, saving, sql,
@@ -385,18 +385,16 @@ async fn a_batch_that_is_too_slow_for_one_transaction_is_saved_in_parts() {
 }
 
 #[tokio::test]
-async fn a_lock_that_lasts_is_an_outage_and_what_comes_before_it_is_saved() {
+async fn a_message_that_stays_locked_fails_alone_and_those_beside_it_are_saved() {
     let (env, replica) = stores().await;
     // lock_not_available, as after lock_timeout.
     poison(&env, "55P03").await;
     let locked = to_save("s", "m2", &json!({"content": "poison"}));
-    let batch = [to_save("s", "m1", &json!({})), locked];
-    let unavailable = replica.saver.save(&batch).await.unwrap_err();
-    assert_eq!(unavailable.dependency, Dependency::PostgreSql);
+    let batch = [to_save("s", "m1", &json!({})), locked, to_save("s", "m3", &json!({}))];
+    let saved = replica.saver.save(&batch).await.unwrap();
+    assert!(matches!(&saved[1], Err(Failure::Locked(_))), "{saved:?}");
     let stored = replica.read_both(&key("s"), 10).await;
-    assert_eq!(stored.iter().map(|it| it.id.as_str()).collect::<Vec<_>>(), ["m1"]);
-    let class = TransactionRetry::Transient;
-    assert!(replica.metrics.count(Counter::TransactionRetries { class }) > 1);
+    assert_eq!(stored.iter().map(|it| it.id.as_str()).collect::<Vec<_>>(), ["m1", "m3"]);
 }
 
 /// Makes PostgreSQL refuse messages whose content is `poison`, with this SQLSTATE.

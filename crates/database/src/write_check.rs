@@ -5,15 +5,16 @@
 
 use std::sync::Arc;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use domain::action::{ActionKind, ConversationSource, TimeSource};
 use domain::ids::{ConversationKey, InvalidId, MessageId, SessionId};
 use domain::message::{Content, Message, Role};
 use domain::session_event::SessionEvent;
+use domain::time::Timestamp;
 use uuid::Uuid;
 
 use crate::dead_letters::{CollectedDeadLetter, DeadLetter, FailedMessage, insert_one};
-use crate::rows::{SaveRow, corrupt, timestamp};
+use crate::rows::{SaveRow, corrupt};
 use crate::save::insert_new;
 use crate::sessions::apply_updates;
 use crate::{Database, Result, SessionUpdate};
@@ -63,7 +64,7 @@ impl Database {
     /// No session event can be recorded, for this reason.
     pub async fn check_sessions(&self) -> Result<()> {
         let Ids { key, session, message: id } = Ids::new()?;
-        let now = timestamp(Utc::now());
+        let now = Timestamp::EARLIEST;
         let event = SessionEvent {
             id,
             kind: ActionKind::SessionOpened,
@@ -92,7 +93,7 @@ impl Database {
     /// # Errors
     /// No dead letter can be stored, for this reason.
     pub async fn check_dead_letters(&self) -> Result<()> {
-        let now = Utc::now();
+        let now = DateTime::<Utc>::from(Timestamp::EARLIEST);
         let dead_letter = DeadLetter {
             id: Uuid::new_v4(),
             queue: TENANT.to_owned(),
@@ -126,7 +127,7 @@ impl Database {
 }
 
 fn message(id: MessageId) -> Message {
-    let now = timestamp(Utc::now());
+    let now = Timestamp::EARLIEST;
     Message {
         id,
         role: Role::System,

@@ -184,10 +184,14 @@ async fn after_an_error_of_no_known_class_everything_is_tried_three_times() {
     assert!(stored["bad"].starts_with(r#"refused by the test|{}|["headers"]|"#), "{stored:?}");
 
     // What PostgreSQL refuses in any form is retried for ever.
-    refuse(&env, "true", "P0001").await;
+    refuse(&env, "NEW.body = 'refused'", "P0001").await;
     let item = collector.decode(&delivery("refused", &json!({}), 50)).unwrap();
     let handled = collector.handle(&[item]).await.unwrap();
     assert!(matches!(&handled[0], Err(Failure::Retry(_))), "{handled:?}");
+    // If it refuses every dead letter, it is unavailable.
+    refuse(&env, "true", "P0001").await;
+    let item = collector.decode(&delivery("another", &json!({}), 50)).unwrap();
+    assert!(collector.handle(&[item]).await.is_err());
 }
 
 /// Text that may be in the place of an id: usual, random and long, or any.
