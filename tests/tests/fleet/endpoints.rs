@@ -102,9 +102,9 @@ async fn every_worker_reports_liveness_readiness_and_metrics() {
     let ServerSet { savers, migration, statistics, collector, .. } = ServerSet::shared().await;
     let servers = ["postgresql", "redis", "rabbitmq", "process"];
     let queues: [(_, &[&str]); 5] = [
-        (&savers[0], &["conversation.save_message"]),
-        (&savers[1], &["conversation.save_message"]),
-        (migration, &["conversation.session"]),
+        (&savers[0], &["conversation.save_message", "conversation.save_message.slow"]),
+        (&savers[1], &["conversation.save_message", "conversation.save_message.slow"]),
+        (migration, &["conversation.session", "conversation.session.slow"]),
         (statistics, &["conversation.statistics"]),
         (
             collector,
@@ -112,10 +112,15 @@ async fn every_worker_reports_liveness_readiness_and_metrics() {
                 "domain.unrouted",
                 "bot.state",
                 "conversation.save_message.dlq",
+                "conversation.save_message.dlq.slow",
                 "conversation.session.dlq",
+                "conversation.session.dlq.slow",
                 "conversation.statistics.dlq",
+                "conversation.statistics.dlq.slow",
                 "bot.state.dlq",
+                "bot.state.dlq.slow",
                 "domain.unrouted.dlq",
+                "domain.unrouted.dlq.slow",
             ],
         ),
     ];
