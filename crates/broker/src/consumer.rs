@@ -51,6 +51,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::backoff::{Backoff, pause};
 use crate::connection::Endpoints;
+use crate::inspect::Inspector;
 use crate::reply::Replier;
 use crate::source::Source;
 use crate::{Handler, Publisher};
@@ -69,6 +70,9 @@ const STABLE_SESSION: Duration = Duration::from_secs(10);
 /// Consumes one queue for ever, in batches.
 pub struct Consumer<H: Handler> {
     shared: Arc<Shared<H>>,
+    /// Of a slow queue: what tells whether it has messages. Its consumer is connected only then, because a connection
+    /// takes 8 MiB of memory.
+    inspector: Option<Inspector>,
 }
 
 impl<H: Handler> Consumer<H> {
@@ -88,11 +92,13 @@ impl<H: Handler> Consumer<H> {
         Self::of(source, handler, Vec::new(), endpoints, publisher, settings, clock, metrics)
     }
 
-    /// A consumer of the slow queue of that queue, which handles one message at a time. `None` if the queue has none, or
-    /// the handler needs none.
+    /// A consumer of the slow queue of that queue, which handles one message at a time. It connects when `inspector` sees
+    /// a message there, and disconnects when the queue has been empty for some time. `None` if the queue has no slow
+    /// queue, or the handler needs none.
     #[must_use]
     pub fn of_slow_queue(
         handler: &H,
+        inspector: Inspector,
         endpoints: Endpoints,
         publisher: Publisher,
         settings: Settings,
@@ -104,7 +110,9 @@ impl<H: Handler> Consumer<H> {
             SLOW_LIMITS.into_iter().map_while(|limit| handler.with_time_limit(limit));
         let (first, longer) = (handlers.next()?, handlers.collect());
         let settings = Settings { batch_size: 1, batches_in_flight: 1, ..settings };
-        Some(Self::of(source, first, longer, endpoints, publisher, settings, clock, metrics))
+        let consumer =
+            Self::of(source, first, longer, endpoints, publisher, settings, clock, metrics);
+        Some(Self { inspector: Some(inspector), ..consumer })
     }
 
     #[expect(clippy::too_many_arguments, reason = "what the two constructors above pass on")]
@@ -141,7 +149,7 @@ impl<H: Handler> Consumer<H> {
             receipt_times: ReceiptTimes::default(),
             calls: TaskTracker::new(),
         };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(shared), inspector: None }
     }
 
     /// A receiver of the current state and of every later one.
@@ -158,7 +166,11 @@ impl<H: Handler> Consumer<H> {
         let mut backoff = Backoff::new();
         let mut down_since = None;
         let mut connecting = RepeatedFailure::default();
-        while !shutdown.is_cancelled() {
+        loop {
+            self.wait_for_messages(&shutdown).await;
+            if shutdown.is_cancelled() {
+                break;
+            }
             shared.state.send_replace(ConsumerState::Connecting);
             let began = Instant::now();
             let (end, outage) =
@@ -182,6 +194,7 @@ impl<H: Handler> Consumer<H> {
             }
             match end {
                 End::Drained => break,
+                End::QueueEmpty => down_since = None,
                 End::HoldLimitReached(_) => {}
                 _ => pause(backoff.next_pause(), &shutdown).await,
             }
@@ -196,6 +209,29 @@ impl<H: Handler> Consumer<H> {
         shared.calls.wait().await;
         shared.replier.flush().await;
         shared.state.send_replace(ConsumerState::Stopped);
+    }
+
+    /// Waits until a slow queue has messages, or until the shutdown.
+    async fn wait_for_messages(&self, shutdown: &CancellationToken) {
+        let (Some(inspector), shared) = (&self.inspector, &self.shared) else { return };
+        let mut failing = RepeatedFailure::default();
+        loop {
+            let depth = inspector.depth(shared.source.queue());
+            let Some(depth) = shutdown.run_until_cancelled(depth).await else { return };
+            match depth {
+                Ok(depth) if depth.ready > 0 => return,
+                Ok(_) => {
+                    failing = RepeatedFailure::default();
+                    shared.state.send_replace(ConsumerState::QueueEmpty);
+                }
+                Err(error) => {
+                    let log = failing.failed(Instant::now().into_std());
+                    shared.observer.not_registered(&error, log);
+                    shared.state.send_replace(ConsumerState::Connecting);
+                }
+            }
+            pause(shared.settings.depth_interval, shutdown).await;
+        }
     }
 
     /// Waits until an unavailable dependency is available again.

@@ -1,9 +1,11 @@
 //! The depth of the queues, as far as AMQP reports it: ready messages and consumers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
+use tokio::sync::Mutex;
 
 use crate::connection::{Connection, Endpoints, Error, NOT_FOUND, request, request_within};
 use crate::topology;
@@ -17,29 +19,43 @@ pub struct Depth {
     pub consumers: u32,
 }
 
-/// Reads the depth of queues. Keeps one connection open.
+/// Reads the depth of queues. Keeps one connection open, which its clones share.
+#[derive(Clone)]
 pub struct Inspector {
     endpoints: Endpoints,
-    connection: Option<Connection>,
+    connection: Arc<Mutex<Option<Connection>>>,
 }
 
 impl Inspector {
     /// An inspector that connects when it is first used.
     #[must_use]
     pub fn new(endpoints: Endpoints) -> Self {
-        Self { endpoints, connection: None }
+        Self { endpoints, connection: Arc::default() }
     }
 
     /// Checks that RabbitMQ replies to a request.
     ///
     /// # Errors
     /// RabbitMQ is unavailable.
-    pub async fn probe(&mut self) -> Result<(), Error> {
-        let connection = self.connection().await?;
+    pub async fn probe(&self) -> Result<(), Error> {
+        let mut kept = self.connection.lock().await;
+        let connection = self.take_or_open(&mut kept).await?;
         let channel = connection.channel().await?;
         request("close a channel", channel.close(200, "done".into())).await?;
-        self.connection = Some(connection);
+        *kept = Some(connection);
         Ok(())
+    }
+
+    /// The depth of one queue.
+    ///
+    /// # Errors
+    /// RabbitMQ is unavailable, or the queue does not exist.
+    pub(crate) async fn depth(&self, queue: &'static str) -> Result<Depth, Error> {
+        let mut kept = self.connection.lock().await;
+        let connection = self.take_or_open(&mut kept).await?;
+        let depth = depth(&connection, queue).await?;
+        *kept = Some(connection);
+        Ok(depth)
     }
 
     /// The depth of every queue of the topology, in its order. A queue that does not exist is
@@ -47,8 +63,9 @@ impl Inspector {
     ///
     /// # Errors
     /// RabbitMQ is unavailable, or refuses to tell the depth of a queue that exists.
-    pub async fn depths(&mut self) -> Result<Vec<(&'static str, Option<Depth>)>, Error> {
-        let connection = self.connection().await?;
+    pub async fn depths(&self) -> Result<Vec<(&'static str, Option<Depth>)>, Error> {
+        let mut kept = self.connection.lock().await;
+        let connection = self.take_or_open(&mut kept).await?;
         let mut depths = Vec::new();
         for queue in topology::queues() {
             let depth = match depth(&connection, queue.name).await {
@@ -58,14 +75,14 @@ impl Inspector {
             };
             depths.push((queue.name, depth));
         }
-        self.connection = Some(connection);
+        *kept = Some(connection);
         Ok(depths)
     }
 
     /// Takes the open connection, or opens one. The caller puts it back after success, so a failed one
     /// is not used again.
-    async fn connection(&mut self) -> Result<Connection, Error> {
-        match self.connection.take().filter(Connection::is_open) {
+    async fn take_or_open(&self, kept: &mut Option<Connection>) -> Result<Connection, Error> {
+        match kept.take().filter(Connection::is_open) {
             Some(connection) => Ok(connection),
             None => self.endpoints.connect_for_requests("inspect").await,
         }

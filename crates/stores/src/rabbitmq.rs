@@ -1,7 +1,5 @@
 //! RabbitMQ, with the address for error messages.
 
-use std::sync::Arc;
-
 use anyhow::Context as _;
 use backon::Retryable as _;
 use broker::Endpoints;
@@ -12,7 +10,6 @@ use domain::failure::Dependency;
 use domain::fleet::{self, Process};
 use service::Service;
 use service::settings::AmqpSettings;
-use tokio::sync::Mutex;
 
 use crate::addresses::{joined, without_secrets};
 use crate::fault::{Fault, Unavailable};
@@ -60,14 +57,16 @@ impl Broker {
             )
     }
 
-    /// Maintains the check `rabbitmq`, on a connection of its own, until the process stops.
-    pub(crate) fn watch(&self, service: &Service) {
-        let inspector = Arc::new(Mutex::new(Inspector::new(self.endpoints.clone())));
+    /// Maintains the check `rabbitmq` until the process stops, on the connection of the inspector that it returns.
+    pub(crate) fn watch(&self, service: &Service) -> Inspector {
+        let inspector = Inspector::new(self.endpoints.clone());
+        let probed = inspector.clone();
         let probe = move || {
-            let inspector = Arc::clone(&inspector);
-            async move { inspector.lock().await.probe().await }
+            let inspector = probed.clone();
+            async move { inspector.probe().await }
         };
         watch(service, "rabbitmq-check", "rabbitmq", Dependency::RabbitMq, probe);
+        inspector
     }
 
     /// The fault for a failed request.

@@ -3,6 +3,7 @@
 //! An unavailable server delays the start and shows in `/readyz`. A server that is available but not set up
 //! (no schema, queues that differ) stops the process, with a message that says what to run.
 
+use broker::inspect::Inspector;
 use broker::{Endpoints, Publisher};
 use conversation::RandomSource;
 use database::Database;
@@ -25,6 +26,8 @@ pub struct Stores {
     pub endpoints: Endpoints,
     /// A publisher with a connection of its own.
     pub publisher: Publisher,
+    /// An inspector of queues with a connection of its own.
+    pub inspector: Inspector,
     /// The source of generations and epochs.
     pub random: RandomSource,
 }
@@ -43,11 +46,18 @@ impl Stores {
         redis.watch(service);
         let broker = Broker::of_process(&settings.connections.amqp, service.process())?;
         let publisher = Publisher::new(broker.endpoints.clone(), service.metrics().clone());
-        broker.watch(service);
+        let inspector = broker.watch(service);
         // Concurrently, so that the log names every unavailable server, not only the first.
         let schema = async { anyhow::Ok(server.wait_for_schema(&settings.durability).await?) };
         tokio::try_join!(schema, broker.wait_for_topology())?;
         let Broker { endpoints, .. } = broker;
-        Ok(Self { database: server.database, hot: redis.hot, endpoints, publisher, random })
+        Ok(Self {
+            database: server.database,
+            hot: redis.hot,
+            endpoints,
+            publisher,
+            inspector,
+            random,
+        })
     }
 }

@@ -9,6 +9,8 @@ use crate::connection::Error;
 pub(super) enum End {
     /// Shutdown: everything delivered is finished.
     Drained,
+    /// A slow queue has been empty for some time: its consumer disconnects.
+    QueueEmpty,
     /// A dependency was unavailable for the hold limit; the deliveries are requeued.
     HoldLimitReached(Dependency),
     /// RabbitMQ cancelled the consumer: its queue was deleted or lost its leader. Everything delivered

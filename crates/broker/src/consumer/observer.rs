@@ -329,6 +329,14 @@ impl Observer {
                 tracing::info!(queue, requeued, "consumer drained; {messages} requeued");
                 return;
             }
+            End::QueueEmpty => {
+                self.metrics.set(Gauge::Prefetch { queue }, 0.0);
+                tracing::info!(
+                    queue,
+                    "the slow queue is empty; consumed again once it has messages"
+                );
+                return;
+            }
             End::HoldLimitReached(dependency) => {
                 restarts(ConsumerRestart::Hold);
                 tracing::warn!(

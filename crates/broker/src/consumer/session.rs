@@ -122,7 +122,7 @@ impl<H: Handler> Session<H> {
         let requeued = self.unacked.len();
         self.shared.observer.unacknowledged(0);
         self.shared.observer.requeued(requeued);
-        if matches!(end, End::Drained | End::HoldLimitReached(_)) {
+        if matches!(end, End::Drained | End::QueueEmpty | End::HoldLimitReached(_)) {
             self.tasks.shutdown().await;
             self.connection.close().await;
         }

@@ -40,8 +40,8 @@ pub struct Settings {
     /// The delays before the second and later attempts, in order. A message that fails after the last
     /// of them becomes a dead letter.
     pub retries: Vec<RetryQueue>,
-    /// How often the suspect queue is checked.
-    pub suspect_interval: Duration,
+    /// How often the depth of the suspect queue is read, and that of a slow queue that is not consumed.
+    pub depth_interval: Duration,
 }
 
 /// What a consumer is doing. The readiness probe of a worker reports it.
@@ -51,6 +51,8 @@ pub enum ConsumerState {
     Connecting,
     /// It is registered with the queue and handles deliveries.
     Consuming,
+    /// Its slow queue has no messages. It registers with the queue once there are some.
+    QueueEmpty,
     /// This dependency is unavailable: no new batch is started until it is available again.
     Holding(Dependency),
     /// It is cancelled for a shutdown and finishes what was delivered.
@@ -70,7 +72,7 @@ impl Default for Settings {
             hold_limit: HOLD_LIMIT,
             stall_limit: STALL_LIMIT,
             retries: RetryQueue::ALL.to_vec(),
-            suspect_interval: Duration::from_secs(5),
+            depth_interval: Duration::from_secs(5),
         }
     }
 }

@@ -3,17 +3,25 @@
 use std::time::Duration;
 
 use broker::topology::{RetryQueue, WorkQueue};
-use broker::{Settings, Source};
+use broker::{ConsumerState, Endpoints, Settings, Source};
 use domain::failure_policy::SLOW_LIMITS;
+use lapin::options::QueueDeleteOptions;
 use lapin::types::AMQPValue;
 use metrics::{Counter, DeliveryOutcome};
+use testkit::proxy::Proxy;
+use testkit::wait::eventually;
 
-use crate::support::{Bench, Script};
+use crate::support::{Bench, LIMIT, Script};
 
 const QUEUE: &str = WorkQueue::SaveMessage.name();
 const DLQ: &str = WorkQueue::SaveMessage.dlq();
 const SLOW: &str = "conversation.save_message.slow";
 const SOURCE: Source = Source::work(WorkQueue::SaveMessage);
+
+/// Slow queues are looked at every 100 ms.
+fn settings() -> Settings {
+    Settings { depth_interval: Duration::from_millis(100), ..Settings::default() }
+}
 
 /// What was handled of a body: the time limits, in order, and the attempt each time.
 fn handled(script: &Script, body: &str) -> Vec<(Option<Duration>, u32)> {
@@ -32,10 +40,10 @@ async fn what_is_too_slow_gets_the_longer_limits_in_turn_without_a_counted_attem
     let bench = Bench::new().await;
     bench.publish(QUEUE, ["ok 1", "slow-at-first", "ok 2"]).await;
     let script = Script::default();
-    let usual = bench.run(SOURCE, &script, Settings::default());
+    let usual = bench.run(SOURCE, &script, settings());
     bench.eventually_ready(SLOW, 1).await;
     assert_eq!(handled(&script, "ok 2").len(), 1, "others go on");
-    let slow = bench.run_slow(SOURCE, &script, Settings::default());
+    let slow = bench.run_slow(SOURCE, &script, settings());
     script.was_called(3).await;
     usual.drain().await;
     slow.drain().await;
@@ -49,7 +57,7 @@ async fn what_is_too_slow_for_every_limit_is_retried_and_becomes_a_dead_letter()
     let bench = Bench::new().await;
     bench.publish(QUEUE, ["slow"]).await;
     let script = Script::default();
-    let settings = Settings { retries: vec![RetryQueue::Second], ..Settings::default() };
+    let settings = Settings { retries: vec![RetryQueue::Second], ..settings() };
     let usual = bench.run(SOURCE, &script, settings.clone());
     let slow = bench.run_slow(SOURCE, &script, settings);
     bench.eventually_ready(DLQ, 1).await;
@@ -74,10 +82,8 @@ async fn what_is_locked_is_handled_again_until_it_succeeds_and_loses_no_attempt(
     let bench = Bench::new().await;
     bench.publish(QUEUE, ["locked", "ok"]).await;
     let script = Script::default();
-    let (usual, slow) = (
-        bench.run(SOURCE, &script, Settings::default()),
-        bench.run_slow(SOURCE, &script, Settings::default()),
-    );
+    let (usual, slow) =
+        (bench.run(SOURCE, &script, settings()), bench.run_slow(SOURCE, &script, settings()));
     // In its queue, in the slow queue, and again after a delay.
     script.was_called(3).await;
     bench.publish(SLOW, ["ok behind it"]).await;
@@ -101,18 +107,63 @@ async fn a_slow_dead_letter_keeps_its_id_and_delays_no_other() {
     bench.publish(DLQ, ["slow-at-first", "ok"]).await;
     let script = Script::default();
     let source = Source::dead_letters(WorkQueue::SaveMessage);
-    let usual = bench.run(source, &script, Settings::default());
+    let usual = bench.run(source, &script, settings());
     bench.eventually_ready(SLOW_DLQ, 1).await;
     script.has_handled(2).await;
     let copy = bench.take(SLOW_DLQ).await;
     let headers = copy.properties.headers().clone().unwrap();
     assert!(headers.inner().get("x-verbatim-dead-letter").is_some(), "{headers:?}");
     bench.publish(DLQ, ["slow-at-first"]).await;
-    let slow = bench.run_slow(source, &script, Settings::default());
+    let slow = bench.run_slow(source, &script, settings());
     script.was_called(4).await;
     bench.eventually_ready(SLOW_DLQ, 0).await;
     usual.drain().await;
     slow.drain().await;
     assert_eq!(handled(&script, "slow-at-first").last(), Some(&(Some(SLOW_LIMITS[1]), 1)));
     bench.eventually_ready(DLQ, 0).await;
+}
+
+#[tokio::test]
+async fn a_slow_queue_is_consumed_only_while_it_has_messages() {
+    let bench = Bench::new().await;
+    let script = Script::default();
+    let mut slow = bench.run_slow(SOURCE, &script, settings());
+    for handled in 1..=2 {
+        slow.reaches(ConsumerState::QueueEmpty).await;
+        assert_eq!(bench.depth(SLOW).await, (0, 0), "no message, no consumer");
+        bench.publish(SLOW, ["wait"]).await;
+        slow.reaches(ConsumerState::Consuming).await;
+        script.was_called(handled).await;
+        assert_eq!(bench.depth(SLOW).await, (0, 1));
+        script.open_gate();
+    }
+    slow.reaches(ConsumerState::QueueEmpty).await;
+    slow.drain().await;
+    assert_eq!(script.bodies(), ["wait", "wait"]);
+}
+
+#[tokio::test]
+async fn the_consumer_of_a_slow_queue_survives_a_lost_connection_and_a_missing_queue() {
+    let bench = Bench::new().await;
+    let proxy = Proxy::before(&bench.url).await.unwrap();
+    let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
+    let script = Script::default();
+    let mut slow = bench.run_slow_at(endpoints, SOURCE, &script, settings());
+    slow.reaches(ConsumerState::QueueEmpty).await;
+    proxy.cut().await.unwrap();
+    slow.reaches(ConsumerState::Connecting).await;
+    bench.publish(SLOW, ["ok 1"]).await;
+    proxy.restore().await.unwrap();
+    script.has_handled(1).await;
+    slow.reaches(ConsumerState::QueueEmpty).await;
+
+    bench.raw.queue_delete(SLOW.into(), QueueDeleteOptions::default()).await.unwrap();
+    slow.reaches(ConsumerState::Connecting).await;
+    eventually("the topology", LIMIT, async || {
+        broker::topology::declare(&bench.endpoints).await.map_err(|error| error.to_string())
+    })
+    .await;
+    bench.publish(SLOW, ["ok 2"]).await;
+    script.has_handled(2).await;
+    slow.drain().await;
 }

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use broker::inspect::Inspector;
 use broker::topology::WorkQueue;
 use broker::{
     Consumer, ConsumerState, Delivery, Endpoints, Handled, Handler, Part, Processed, Publication,
@@ -119,9 +120,15 @@ impl Bench {
 
     /// How many messages of a queue are ready.
     pub(crate) async fn ready(&self, queue: &str) -> u32 {
+        self.depth(queue).await.0
+    }
+
+    /// How many messages of a queue are ready, and how many consumers it has.
+    pub(crate) async fn depth(&self, queue: &str) -> (u32, u32) {
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let declared = self.raw.queue_declare(queue.into(), options, FieldTable::default()).await;
-        declared.unwrap().message_count()
+        let declared = declared.unwrap();
+        (declared.message_count(), declared.consumer_count())
     }
 
     pub(crate) async fn eventually_ready(&self, queue: &str, count: u32) {
@@ -179,9 +186,21 @@ impl Bench {
         script: &Script,
         settings: Settings,
     ) -> RunningConsumer {
+        self.run_slow_at(self.endpoints.clone(), source, script, settings)
+    }
+
+    /// The same through other addresses.
+    pub(crate) fn run_slow_at(
+        &self,
+        endpoints: Endpoints,
+        source: Source,
+        script: &Script,
+        settings: Settings,
+    ) -> RunningConsumer {
         let consumer = Consumer::of_slow_queue(
             &script.at(source),
-            self.endpoints.clone(),
+            Inspector::new(endpoints.clone()),
+            endpoints,
             self.publisher.clone(),
             settings,
             self.clock(),

@@ -20,7 +20,7 @@ const DLQ: &str = WorkQueue::SaveMessage.dlq();
 const SOURCE: Source = Source::work(WorkQueue::SaveMessage);
 
 fn settings() -> Settings {
-    Settings { suspect_interval: Duration::from_millis(100), ..Settings::default() }
+    Settings { depth_interval: Duration::from_millis(100), ..Settings::default() }
 }
 
 /// Takes the one message of a queue and requeues it, this many times.

@@ -171,7 +171,7 @@ async fn the_depth_of_every_queue_is_reported_and_a_missing_one_is_named() {
     bench.publish(queue.name(), 0..3).await;
     bench.eventually_ready(queue.name(), 3).await;
     bench.raw.queue_delete(queue.suspect().into(), Default::default()).await.unwrap();
-    let mut inspector = broker::inspect::Inspector::new(bench.endpoints.clone());
+    let inspector = broker::inspect::Inspector::new(bench.endpoints.clone());
     let depths = inspector.depths().await.unwrap();
     assert_eq!(depths.len(), topology::queues().len());
     for (name, depth) in depths {

@@ -104,7 +104,7 @@ impl DeadLettersReplay {
             output.show(&plan, |out| plan.text(out))?;
             return Ok(Exit::Success);
         }
-        let mut inspector = Inspector::new(broker.endpoints.clone());
+        let inspector = Inspector::new(broker.endpoints.clone());
         inspector.probe().await.map_err(|error| broker.failure(&error))?;
         let settings = ReplaySettings {
             rate: self.rate,

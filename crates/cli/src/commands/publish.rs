@@ -72,7 +72,7 @@ impl Publish {
             }
             (lines, Some(findings.lines))
         };
-        let mut inspector = Inspector::new(broker.endpoints.clone());
+        let inspector = Inspector::new(broker.endpoints.clone());
         inspector.probe().await.map_err(|error| broker.failure(&error))?;
 
         let publisher = Publisher::new(broker.endpoints.clone(), Metrics::new());

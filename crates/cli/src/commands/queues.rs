@@ -43,7 +43,7 @@ struct Row {
 impl Queues {
     pub(crate) async fn run(self, output: &Output) -> Result<Exit, Failure> {
         let broker = Broker::of(&self.amqp)?;
-        let mut inspector = Inspector::new(broker.endpoints.clone());
+        let inspector = Inspector::new(broker.endpoints.clone());
         let depths = inspector.depths().await.map_err(|error| broker.failure(&error))?;
         let rows = rows(&depths);
         output.show(&rows, |out| text(&rows, out))?;

@@ -36,8 +36,8 @@ impl Run<'_> {
                 }
             }
         }
-        let mut inspector = Inspector::new(endpoints);
-        let depths_now = depths(&mut inspector).await?;
+        let inspector = Inspector::new(endpoints);
+        let depths_now = depths(&inspector).await?;
         self.checked(depths_now.len());
         let mut watched: Vec<Sampled> = depths_now.into_iter().map(Sampled::new).collect();
         for _ in 0..SAMPLES {
@@ -46,7 +46,7 @@ impl Run<'_> {
                 break;
             }
             sleep(PAUSE).await;
-            let now = depths(&mut inspector).await?;
+            let now = depths(&inspector).await?;
             for queue in &mut watched {
                 queue.sample(now.get(queue.name).copied());
             }
@@ -95,7 +95,7 @@ impl Sampled {
     }
 }
 
-async fn depths(inspector: &mut Inspector) -> Result<BTreeMap<&'static str, Depth>, Incomplete> {
+async fn depths(inspector: &Inspector) -> Result<BTreeMap<&'static str, Depth>, Incomplete> {
     let depths = inspector.depths().await?.into_iter();
     Ok(depths.filter_map(|(queue, depth)| Some((queue, depth?))).collect())
 }

@@ -9,7 +9,8 @@ use service::{Check, Service};
 use crate::Stores;
 
 /// Consumes the queue that the handler names, and its slow queue if the handler needs that, until the process stops. The
-/// check of each in `/readyz` has the queue's name; it is ready while the consumer is registered with the queue.
+/// check of each in `/readyz` has the queue's name; it is ready while the consumer is registered with the queue, or
+/// the slow queue is empty.
 pub fn consume<H>(service: &Service, stores: &Stores, settings: &ConsumerSettings, handler: H)
 where
     H: Handler + Clone,
@@ -49,8 +50,8 @@ impl<H: Handler + Clone> Parts<H> {
 
     fn slow_consumer(&self) -> Option<Consumer<H>> {
         let Self { handler, stores, settings, clock, metrics } = self.clone();
-        let Stores { endpoints, publisher, .. } = stores;
-        Consumer::of_slow_queue(&handler, endpoints, publisher, settings, clock, metrics)
+        let Stores { endpoints, publisher, inspector, .. } = stores;
+        Consumer::of_slow_queue(&handler, inspector, endpoints, publisher, settings, clock, metrics)
     }
 }
 
@@ -101,7 +102,7 @@ fn of_broker(settings: &ConsumerSettings) -> broker::Settings {
 
 fn report_state(check: &Check, state: ConsumerState) {
     match state {
-        ConsumerState::Consuming => check.ready(),
+        ConsumerState::Consuming | ConsumerState::QueueEmpty => check.ready(),
         ConsumerState::Connecting => check.not_ready("not registered with the queue"),
         ConsumerState::Holding(dependency) => check.not_ready(format!(
             "holding: {dependency} unavailable; deliveries stay unacknowledged"

@@ -113,6 +113,7 @@ impl<H: Handler> Session<H> {
                 self.consume_again().await
             }
             Action::EndDrained => Err(End::Drained),
+            Action::EndQueueEmpty => Err(End::QueueEmpty),
             Action::EndForReconnect => Err(End::StreamEnded),
         }
     }

@@ -25,7 +25,18 @@ impl<H: Handler> Session<H> {
             return Ok(());
         }
         self.check_progress().await?;
+        self.disconnect_if_empty();
         self.check_suspects().await
+    }
+
+    /// Ends the session of a slow queue that had no delivery for two intervals. If it has a message nevertheless, the
+    /// next session gets it.
+    fn disconnect_if_empty(&mut self) {
+        let limit = 2 * self.shared.settings.depth_interval;
+        let is_idle = self.unacked.is_empty() && self.last_progress.elapsed() >= limit;
+        if self.shared.source.is_slow() && self.phase == Phase::Consuming && is_idle {
+            self.cancel_for(AfterCancel::Disconnect);
+        }
     }
 
     /// Requests the depth of the queue when there was no delivery for half of `stall_limit`. On a
@@ -51,7 +62,7 @@ impl<H: Handler> Session<H> {
 
     async fn check_suspects(&mut self) -> Result<(), End> {
         let Some(queue) = self.shared.source.suspect() else { return Ok(()) };
-        let interval = self.shared.settings.suspect_interval;
+        let interval = self.shared.settings.depth_interval;
         if self.phase != Phase::Consuming || self.last_suspect_check.elapsed() < interval {
             return Ok(());
         }

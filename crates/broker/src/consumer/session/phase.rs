@@ -37,6 +37,8 @@ pub(super) enum AfterCancel {
     ShrinkPrefetch,
     /// To handle suspects, while nothing else is being handled.
     HandleSuspects,
+    /// To disconnect: the slow queue has been empty for some time.
+    Disconnect,
     /// To drain for a shutdown.
     Shutdown,
     /// To reconnect: RabbitMQ cancelled the consumer. Received deliveries are finished first, because
@@ -84,6 +86,8 @@ pub(super) enum Action {
     HandleSuspects,
     /// It ends: the shutdown is done.
     EndDrained,
+    /// It ends: the slow queue is empty.
+    EndQueueEmpty,
     /// It ends, and another session follows.
     EndForReconnect,
 }
@@ -105,7 +109,9 @@ impl Phase {
     }
 
     pub(super) fn on(self, event: Event) -> (Self, Action) {
-        use AfterCancel::{GrowPrefetch, HandleSuspects, Reconnect, ShrinkPrefetch, Shutdown};
+        use AfterCancel::{
+            Disconnect, GrowPrefetch, HandleSuspects, Reconnect, ShrinkPrefetch, Shutdown,
+        };
         let then = |next| if self.is_shutting_down() { Shutdown } else { next };
         match (self, event) {
             (Self::Consuming, Event::Cancel(next, now)) => {
@@ -145,6 +151,7 @@ impl Phase {
                     GrowPrefetch | ShrinkPrefetch => Action::Register,
                     HandleSuspects => Action::HandleSuspects,
                     Shutdown => Action::EndDrained,
+                    Disconnect => Action::EndQueueEmpty,
                     Reconnect => Action::EndForReconnect,
                 };
                 (self, action)
@@ -178,9 +185,12 @@ mod tests {
     #[test]
     fn each_event_in_each_phase_has_its_next_phase_and_its_action() {
         use Action::{
-            Acknowledge, Cancel, EndDrained, EndForReconnect, Nothing, Register, ReportConnecting,
+            Acknowledge, Cancel, EndDrained, EndForReconnect, EndQueueEmpty, Nothing, Register,
+            ReportConnecting,
         };
-        use AfterCancel::{GrowPrefetch, HandleSuspects, Reconnect, ShrinkPrefetch, Shutdown};
+        use AfterCancel::{
+            Disconnect, GrowPrefetch, HandleSuspects, Reconnect, ShrinkPrefetch, Shutdown,
+        };
         use Phase::{Cancelled, Consuming, FillingPrefetch, Stopped};
         let now = Instant::now();
         let filling = |next| FillingPrefetch(next, PrefetchFill::begin(now));
@@ -225,6 +235,8 @@ mod tests {
                 Action::HandleSuspects,
             ),
             (Stopped(Shutdown), Event::AllSettled, Stopped(Shutdown), EndDrained),
+            (Stopped(Disconnect), Event::AllSettled, Stopped(Disconnect), EndQueueEmpty),
+            (Stopped(Disconnect), Event::Cancel(Shutdown, now), Stopped(Shutdown), Nothing),
             (Stopped(Reconnect), Event::AllSettled, Stopped(Reconnect), EndForReconnect),
             (Stopped(GrowPrefetch), Event::Registered, Consuming, Nothing),
         ] {
@@ -238,6 +250,7 @@ mod tests {
             AfterCancel::GrowPrefetch,
             AfterCancel::ShrinkPrefetch,
             AfterCancel::HandleSuspects,
+            AfterCancel::Disconnect,
         ]);
         let event = prop_oneof![
             reasons.clone().prop_map(move |next| Event::Cancel(next, now)),
