@@ -11,6 +11,7 @@ mod background;
 mod bisection;
 mod closer;
 mod limited_database;
+mod locked_conversations;
 mod random_source;
 mod reader;
 mod redis_server;

@@ -29,6 +29,7 @@ use tokio::time::timeout;
 use crate::RandomSource;
 use crate::bisection::{Bisection, failed_alone};
 use crate::limited_database::LimitedDatabase;
+use crate::locked_conversations::LockedConversations;
 use crate::transient::retry_transient;
 
 /// How long a change of a generation waits at most for the saves that are open.
@@ -41,13 +42,16 @@ pub struct Saver {
     hot: HotStore,
     metrics: Metrics,
     random: RandomSource,
+    /// Also those that a saver of single messages found.
+    locked: LockedConversations,
 }
 
 impl Saver {
     /// A saver to these two servers.
     #[must_use]
     pub fn new(database: &Database, hot: HotStore, metrics: Metrics, random: RandomSource) -> Self {
-        Self { database: LimitedDatabase::of_batches(database), hot, metrics, random }
+        let database = LimitedDatabase::of_batches(database);
+        Self { database, hot, metrics, random, locked: LockedConversations::default() }
     }
 
     /// The same saver with this time limit, for single messages that are slow or locked.
@@ -72,7 +76,7 @@ impl Saver {
     /// PostgreSQL is unavailable. Part of the batch may be stored; saving it again is harmless.
     pub async fn save(&self, actions: &[SaveMessage]) -> Result<Vec<Outcome>, Unavailable> {
         let hot = if self.hot.is_known_down() { HotWrites::KnownDown } else { HotWrites::Follow };
-        let mut batch = Batch::new(actions);
+        let mut batch = Batch::new(actions, &self.locked);
         failpoints::reached(Step::SaveDecoded);
         while let Some(round) = batch.next_round() {
             self.store(&mut batch, &round, hot).await?;
@@ -123,7 +127,11 @@ impl Saver {
                     error = with_causes(&error),
                     "PostgreSQL did not store a message; the other messages of its batch are saved"
                 );
-                batch.fail(alone, &failed_alone(error));
+                let failure = failed_alone(error);
+                if let Failure::Locked(cause) = &failure {
+                    self.locked.record(alone.row.key, cause);
+                }
+                batch.fail(alone, &failure);
             }
         }
         Ok(())
@@ -178,7 +186,12 @@ impl Saver {
             };
             let failed = bisection.failed(part, error, Database::check_save).await?;
             if let Some(((conversation, _), error)) = failed {
-                batch.fail_conversation(conversation, &failed_alone(error));
+                let failure = match failed_alone(error) {
+                    // Its messages are stored: none of them is a dead letter.
+                    Failure::DeadLetter(refusal) => Failure::Retry(refusal.into()),
+                    failure => failure,
+                };
+                batch.fail_conversation(conversation, &failure);
             }
         }
         Ok(())
@@ -278,9 +291,17 @@ impl Borrow<Message> for Committed<'_> {
 }
 
 impl<'a> Batch<'a> {
-    fn new(actions: &'a [SaveMessage]) -> Self {
+    /// A batch of these actions. Those of conversations that were locked a short time ago are decided already.
+    fn new(actions: &'a [SaveMessage], locked: &LockedConversations) -> Self {
+        let mut outcomes: Vec<Option<Outcome>> = actions.iter().map(|_| None).collect();
+        if !locked.is_empty() {
+            for (action, outcome) in actions.iter().zip(&mut outcomes) {
+                *outcome = locked.cause(&action.common.key).map(|it| Err(Failure::Locked(it)));
+            }
+        }
         let mut pending: Vec<Row<'a>> = Vec::with_capacity(actions.len());
-        let mut order: Vec<usize> = (0..actions.len()).collect();
+        let mut order: Vec<usize> =
+            (0..actions.len()).filter(|index| outcomes[*index].is_none()).collect();
         // A stable sort: actions with the same id stay in order of arrival.
         order.sort_by(|a, b| row_key(&actions[*a]).cmp(&row_key(&actions[*b])));
         for index in order {
@@ -302,7 +323,6 @@ impl<'a> Batch<'a> {
                 None => pending.push(Row { row, first: index, repeated: Vec::new() }),
             }
         }
-        let outcomes = actions.iter().map(|_| None).collect();
         Self {
             actions,
             outcomes,

@@ -10,6 +10,7 @@ use fixtures::{
 };
 use metrics::{Counter, TransactionRetry};
 use serde_json::json;
+use sqlx::{Connection as _, PgConnection};
 
 fn is_conflict(outcome: &Outcome) -> bool {
     matches!(outcome, Err(Failure::DeadLetter(refusal)) if refusal.reason == DeadLetterReason::Conflict)
@@ -395,6 +396,27 @@ async fn a_message_that_stays_locked_fails_alone_and_those_beside_it_are_saved()
     assert!(matches!(&saved[1], Err(Failure::Locked(_))), "{saved:?}");
     let stored = replica.read_both(&key("s"), 10).await;
     assert_eq!(stored.iter().map(|it| it.id.as_str()).collect::<Vec<_>>(), ["m1", "m3"]);
+}
+
+#[tokio::test]
+async fn messages_of_a_conversation_that_was_locked_a_moment_ago_are_not_tried_with_their_batch() {
+    let (env, replica) = stores().await;
+    let message = |session, id| to_save(session, id, &json!({}));
+    replica.save(&[message("locked", "m1"), message("free", "m1")]).await;
+    let mut holder = PgConnection::connect(&env.database_url).await.unwrap();
+    sqlx::raw_sql("BEGIN; SELECT FROM conversations WHERE session_id = 'locked' FOR UPDATE")
+        .execute(&mut holder)
+        .await
+        .unwrap();
+    let splits =
+        || replica.metrics.count(Counter::TransactionRetries { class: TransactionRetry::Split });
+    let batch = |id| [message("locked", id), message("free", id)];
+    let saved = replica.saver.save(&batch("m2")).await.unwrap();
+    assert!(matches!(&saved[..], [Err(Failure::Locked(_)), Ok(Done::Applied)]), "{saved:?}");
+    assert_eq!(splits(), 1);
+    let saved = replica.saver.save(&batch("m3")).await.unwrap();
+    assert!(matches!(&saved[..], [Err(Failure::Locked(_)), Ok(Done::Applied)]), "{saved:?}");
+    assert_eq!(splits(), 1, "it was not tried");
 }
 
 /// Makes PostgreSQL refuse messages whose content is `poison`, with this SQLSTATE.

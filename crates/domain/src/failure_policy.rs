@@ -33,6 +33,10 @@ pub const SLOW_LIMITS: [Duration; 2] = [Duration::from_secs(30), Duration::from_
 /// How long such an item waits for a lock before others like it have their turn.
 pub const SLOW_LOCK_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long the messages of a conversation that was found to be locked are taken as locked without a try: the batches
+/// that they came with do not wait for the lock.
+pub const LOCKED_FOR: Duration = Duration::from_secs(10);
+
 /// The pauses between two probes of an unavailable dependency grow to at most this. So a recovery is noticed
 /// within 5 s.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(2);
