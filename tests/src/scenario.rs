@@ -416,7 +416,8 @@ impl Scenario {
     }
 
     /// Waits until a query returns a value. The loop runs in PostgreSQL: a `psql` process for each check
-    /// would keep a core busy.
+    /// would keep a core busy. Within a transaction PostgreSQL shows other sessions as they were at the first look
+    /// (manual, 28.2.3 "Viewing Statistics"), so each look drops that.
     ///
     /// # Panics
     /// When it does not within [`LIMIT`]; the message has the last value.
@@ -432,7 +433,7 @@ impl Scenario {
                      IF clock_timestamp() > stop THEN
                          RAISE EXCEPTION 'waited {limit} s; last seen: %', seen;
                      END IF;
-                     PERFORM pg_sleep(0.02);
+                     PERFORM pg_sleep(0.02), pg_stat_clear_snapshot();
                  END LOOP;
              END $wait$"
         );

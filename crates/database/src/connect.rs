@@ -43,17 +43,19 @@ impl Database {
     }
 
     /// The same database and connections, with other time limits for a statement. A unit of work may take as long as
-    /// before, or as long as a statement, if that is longer.
+    /// before.
     #[must_use]
     pub fn limited(&self, limits: Limits) -> Self {
-        Self { time_out: limits.time_out.max(self.time_out), limits, ..self.clone() }
+        Self { limits, ..self.clone() }
     }
 
-    /// As [`limited`](Self::limited), on connections of its own: for work that takes long by itself.
+    /// The same database with other time limits for a statement, on connections of its own: for work that takes long by
+    /// itself. A unit of work may take as long as before in addition, so PostgreSQL ends a statement that is too slow
+    /// before the wait for its answer ends.
     #[must_use]
     pub fn with_limits(&self, limits: Limits, connections: u32) -> Self {
         let pool = Arc::new(Pool::new(self.pool.options().clone(), connections));
-        Self { pool, ..self.limited(limits) }
+        Self { pool, time_out: limits.time_out + self.time_out, ..self.limited(limits) }
     }
 
     /// The time limits of a statement.

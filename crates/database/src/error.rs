@@ -18,6 +18,9 @@ pub enum Error {
     /// No answer within the timeout. Whether a commit took effect is unknown.
     #[error("PostgreSQL did not answer within {0:?}")]
     TimedOut(Duration),
+    /// A unit of work of several statements took longer than the limit for one. PostgreSQL works.
+    #[error("the transaction took longer than {0:?}")]
+    TooSlow(Duration),
     /// A table holds or returned data that this program does not expect.
     #[error("unexpected data in table {table}: {fault}")]
     Corrupt {
@@ -97,14 +100,14 @@ impl Error {
                 | sqlx::Error::WorkerCrashed
                 | sqlx::Error::BeginFailed,
             ) => FailureClass::Unavailable,
-            Self::Database(_) | Self::Corrupt { .. } => FailureClass::Retryable,
+            Self::Database(_) | Self::TooSlow(_) | Self::Corrupt { .. } => FailureClass::Retryable,
         }
     }
 
     /// Whether a timeout expired, while waiting for an answer or for a lock. A smaller batch may succeed.
     #[must_use]
     pub fn is_time_out(&self) -> bool {
-        matches!(self, Self::TimedOut(_))
+        matches!(self, Self::TimedOut(_) | Self::TooSlow(_))
             || matches!(self.sqlstate().as_deref(), Some("55P03" | "57014"))
     }
 

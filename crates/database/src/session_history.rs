@@ -8,6 +8,7 @@
 //! [`concerned`] is the rule. It has no I/O. Everything before the first new event of a session stays as it is, so no
 //! more of a history is read than what follows that event.
 
+use std::collections::hash_map::{Entry, HashMap};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use domain::action::ActionKind;
 use domain::ids::{ConversationId, ConversationKey, TenantId};
 use domain::session_event::SessionEvent;
 use domain::time::Timestamp;
+use futures_util::TryStreamExt as _;
 use sqlx::postgres::PgBindIterExt as _;
 use sqlx::{PgConnection, Row as _};
 
@@ -45,12 +47,18 @@ struct Session<'a> {
     new: Vec<&'a SessionUpdate>,
 }
 
-/// A stored open or close.
+/// A stored open or close. A session may have very many, so it has no more than is compared.
 struct StoredEvent {
-    key: ConversationKey,
-    everywhere: bool,
-    event: Arc<SessionEvent>,
+    conversation: ConversationId,
     effective_at: Timestamp,
+    kind: StoredKind,
+}
+
+enum StoredKind {
+    /// It names its conversation.
+    Change { opens: bool },
+    /// A close that names none. All conversations in which it is stored share the event.
+    CloseEverywhere(Arc<SessionEvent>),
 }
 
 /// A close that names no conversation, and the conversations in which it is stored.
@@ -68,7 +76,8 @@ pub(crate) async fn assign_closes(
     let sessions = sessions_of(&new);
     let stored = stored_since(connection, &sessions).await?;
     let has_close = |(session, stored): &(&Session<'_>, &Vec<StoredEvent>)| {
-        session.has_new_close() || stored.iter().any(|it| it.everywhere)
+        session.has_new_close()
+            || stored.iter().any(|it| matches!(it.kind, StoredKind::CloseEverywhere(_)))
     };
     let histories: Vec<(&Session<'_>, &Vec<StoredEvent>)> =
         sessions.iter().zip(&stored).filter(has_close).collect();
@@ -83,13 +92,12 @@ pub(crate) async fn assign_closes(
         let names_conversation = || session.new.iter().filter(|it| !it.closes_everywhere());
         let changes: Vec<Change<'_>> = names_conversation()
             .filter(|it| !it.is_feedback())
-            .map(|it| Change::of(&it.key, &it.event, it.at()))
-            .chain(
-                stored
-                    .iter()
-                    .filter(|it| !it.everywhere)
-                    .map(|it| Change::of(&it.key, &it.event, it.effective_at)),
-            )
+            .map(|it| Change {
+                at: it.at(),
+                conversation: &it.key.conversation,
+                opens: it.is_opened(),
+            })
+            .chain(stored.iter().filter_map(StoredEvent::change))
             .collect();
         let closes = closes_of(session, stored);
         let times: Vec<Timestamp> = closes.iter().map(|close| close.at).collect();
@@ -118,10 +126,13 @@ struct Change<'a> {
     opens: bool,
 }
 
-impl<'a> Change<'a> {
-    fn of(key: &'a ConversationKey, event: &SessionEvent, at: Timestamp) -> Self {
-        let opens = event.kind == ActionKind::SessionOpened;
-        Self { at, conversation: &key.conversation, opens }
+impl StoredEvent {
+    fn change(&self) -> Option<Change<'_>> {
+        let Self { conversation, effective_at: at, .. } = self;
+        match self.kind {
+            StoredKind::Change { opens } => Some(Change { at: *at, conversation, opens }),
+            StoredKind::CloseEverywhere(_) => None,
+        }
     }
 }
 
@@ -170,8 +181,12 @@ fn concerned<'a>(
 fn closes_of<'a>(session: &Session<'a>, stored: &'a [StoredEvent]) -> Vec<Close<'a>> {
     let new = session.new.iter().filter(|it| it.closes_everywhere());
     let new = new.map(|it| (&it.event, it.at(), None));
-    let stored = stored.iter().filter(|it| it.everywhere);
-    let stored = stored.map(|it| (&it.event, it.effective_at, Some(&it.key.conversation)));
+    let stored = stored.iter().filter_map(|it| match &it.kind {
+        StoredKind::CloseEverywhere(event) => {
+            Some((event, it.effective_at, Some(&it.conversation)))
+        }
+        StoredKind::Change { .. } => None,
+    });
     let mut closes: BTreeMap<_, Close<'a>> = BTreeMap::new();
     for (event, at, conversation) in new.chain(stored) {
         let name = (event.created_at, event.id.as_str(), event.content_hash().0);
@@ -220,13 +235,16 @@ impl Session<'_> {
     }
 }
 
+/// The session of an event, by its position, and what names the event: id, time and content hash.
+type EventName = (usize, String, DateTime<Utc>, Vec<u8>);
+
 /// The stored opens and closes of each session from its first new one on; none if no close among them and the new
 /// ones names no conversation. Only such closes come with their metadata.
 async fn stored_since(
     connection: &mut PgConnection,
     sessions: &[Session<'_>],
 ) -> Result<Vec<Vec<StoredEvent>>> {
-    let rows = sqlx::query(
+    let query = sqlx::query(
         "WITH k AS MATERIALIZED (
              SELECT * FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::boolean[]) WITH ORDINALITY
                            AS k (tenant_id, session_id, since, has_new_close, n)
@@ -236,7 +254,7 @@ async fn stored_since(
                    AND e.everywhere))
          SELECT k.n, e.conversation_id, e.everywhere, e.id, e.action_type, e.session_id, e.created_at,
                 e.received_at, e.reason, e.satisfaction, e.user_id, e.agent_id, e.model_name, e.tenant_tier,
-                e.effective_at,
+                e.effective_at, e.content_hash,
                 CASE WHEN e.everywhere THEN e.metadata::text END AS metadata
          FROM k
          JOIN session_events e ON e.tenant_id = k.tenant_id AND e.session_id = k.session_id
@@ -246,20 +264,29 @@ async fn stored_since(
     .bind(sessions.iter().map(|it| it.tenant.as_str()).bind_iter())
     .bind(sessions.iter().map(Session::id).bind_iter())
     .bind(sessions.iter().map(Session::since).bind_iter())
-    .bind(sessions.iter().map(Session::has_new_close).collect::<Vec<_>>())
-    .fetch_all(connection)
-    .await?;
+    .bind(sessions.iter().map(Session::has_new_close).collect::<Vec<_>>());
+    let mut rows = query.fetch(connection);
     let mut stored: Vec<Vec<StoredEvent>> = sessions.iter().map(|_| Vec::new()).collect();
     let positions: Vec<usize> = (0..sessions.len()).collect();
-    for row in &rows {
-        let n = *item_of(row, &positions, TABLE)?;
-        let key = ConversationKey {
-            tenant: sessions[n].tenant.clone(),
-            conversation: id(row, TABLE, "conversation_id", ConversationId::new)?,
+    let mut closes: HashMap<EventName, Arc<SessionEvent>> = HashMap::new();
+    while let Some(row) = rows.try_next().await? {
+        let n = *item_of(&row, &positions, TABLE)?;
+        let kind = if row.try_get("everywhere")? {
+            let (id, hash) = (row.try_get("id")?, row.try_get("content_hash")?);
+            let event = match closes.entry((n, id, row.try_get("created_at")?, hash)) {
+                Entry::Occupied(known) => known.get().clone(),
+                Entry::Vacant(new) => new.insert(Arc::new(stored_event(&row)?)).clone(),
+            };
+            StoredKind::CloseEverywhere(event)
+        } else {
+            let action_type: &str = row.try_get("action_type")?;
+            StoredKind::Change { opens: action_type == ActionKind::SessionOpened.as_str() }
         };
-        let (everywhere, event) = (row.try_get("everywhere")?, Arc::new(stored_event(row)?));
-        let effective_at = timestamp(row.try_get("effective_at")?);
-        stored[n].push(StoredEvent { key, everywhere, event, effective_at });
+        stored[n].push(StoredEvent {
+            conversation: id(&row, TABLE, "conversation_id", ConversationId::new)?,
+            effective_at: timestamp(row.try_get("effective_at")?),
+            kind,
+        });
     }
     Ok(stored)
 }
@@ -278,13 +305,13 @@ async fn before(
     histories: &[(&Session<'_>, &Vec<StoredEvent>)],
 ) -> Result<Vec<Before>> {
     // Conversations with later events: for them `sessions` has a later state.
-    let mut later: Vec<(i64, &ConversationKey, &Session<'_>)> = Vec::new();
+    let mut later: Vec<(i64, &ConversationId, &Session<'_>)> = Vec::new();
     for (n, (session, stored)) in (1..).zip(histories) {
-        let keys: BTreeSet<&ConversationKey> = stored.iter().map(|it| &it.key).collect();
-        later.extend(keys.into_iter().map(|key| (n, key, *session)));
+        let ids: BTreeSet<&ConversationId> = stored.iter().map(|it| &it.conversation).collect();
+        later.extend(ids.into_iter().map(|id| (n, id, *session)));
     }
     let sessions = || histories.iter().map(|(session, _)| *session);
-    let rows = sqlx::query(
+    let query = sqlx::query(
         "WITH k AS (
              SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[]) WITH ORDINALITY
                            AS k (tenant_id, own, session_id, since, n))
@@ -310,17 +337,17 @@ async fn before(
     .bind(sessions().map(Session::id).bind_iter())
     .bind(sessions().map(Session::since).bind_iter())
     .bind(later.iter().map(|it| it.0).bind_iter())
-    .bind_keys(later.iter().map(|it| it.1))
+    .bind(later.iter().map(|it| it.2.tenant.as_str()).bind_iter())
+    .bind(later.iter().map(|it| it.1.as_str()).bind_iter())
     .bind(later.iter().map(|it| it.2.id()).bind_iter())
-    .bind(later.iter().map(|it| it.2.since()).bind_iter())
-    .fetch_all(connection)
-    .await?;
+    .bind(later.iter().map(|it| it.2.since()).bind_iter());
+    let mut rows = query.fetch(connection);
     let mut before: Vec<Before> = histories.iter().map(|_| Before::default()).collect();
     let positions: Vec<usize> = (0..histories.len()).collect();
-    for row in &rows {
-        let before = &mut before[*item_of(row, &positions, TABLE)?];
+    while let Some(row) = rows.try_next().await? {
+        let before = &mut before[*item_of(&row, &positions, TABLE)?];
         if row.try_get("open")? {
-            before.open.insert(id(row, TABLE, "conversation_id", ConversationId::new)?);
+            before.open.insert(id(&row, TABLE, "conversation_id", ConversationId::new)?);
         } else {
             before.own_exists = true;
         }

@@ -8,6 +8,7 @@
 //! later one at its redelivery.
 
 use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use domain::action::TimeSource;
@@ -56,28 +57,66 @@ impl Database {
         updates: &[SessionUpdate],
         random: &(dyn Fn() -> i64 + Sync),
     ) -> Result<()> {
-        self.in_transaction(async |connection| apply_updates(connection, updates, random).await)
-            .await
+        let limit = self.limits.time_out;
+        self.in_transaction(async |connection| {
+            apply_updates(connection, updates, random, limit).await
+        })
+        .await
     }
 }
 
-/// Records a batch of session events within a transaction.
+/// Records a batch of session events within a transaction. It ends with an error if that takes longer than `limit`.
 pub(crate) async fn apply_updates(
     connection: &mut PgConnection,
     updates: &[SessionUpdate],
     random: &(dyn Fn() -> i64 + Sync),
+    limit: Duration,
 ) -> Result<()> {
+    let began = Instant::now();
     let now = lock_sessions(connection, updates).await?;
     let mut new = new_events(connection, updates).await?;
     limit_times(&mut new, now);
-    let Assigned { mut updates, withdrawn } = assign_closes(connection, new).await?;
+    let Assigned { mut updates, mut withdrawn } = assign_closes(connection, new).await?;
     updates.sort_by(|a, b| (&a.key, a.session(), a.rank()).cmp(&(&b.key, b.session(), b.rank())));
-    lock_conversations(connection, updates.iter().chain(&withdrawn), random).await?;
-    let applied = upsert_sessions(connection, &updates).await?;
-    update_close_requests(connection, &applied).await?;
-    record_satisfaction(connection, &updates).await?;
-    insert_events(connection, &updates).await?;
-    withdraw(connection, &withdrawn).await
+    withdrawn.sort_by(|a, b| a.key.cmp(&b.key));
+    for (updates, withdrawn) in pages(&updates, &withdrawn, |it| &it.key, PAGE) {
+        if began.elapsed() > limit {
+            return Err(Error::TooSlow(limit));
+        }
+        lock_conversations(connection, updates.iter().chain(withdrawn), random).await?;
+        let applied = upsert_sessions(connection, updates).await?;
+        update_close_requests(connection, &applied).await?;
+        record_satisfaction(connection, updates).await?;
+        insert_events(connection, updates).await?;
+        withdraw(connection, withdrawn).await?;
+    }
+    Ok(())
+}
+
+/// How many updates one statement applies, unless a conversation has more. A close of a session that is open in very
+/// many conversations is applied in pages, so no statement and no array of parameters is large.
+const PAGE: usize = 5_000;
+
+/// Cuts two lists, both in the order of their keys, into pages of `size` items of each or fewer; into more only if so
+/// many have one key. All items of a key are in one page, and the pages are in the order of the keys.
+fn pages<'a, T, K: Ord + 'a>(
+    mut one: &'a [T],
+    mut other: &'a [T],
+    key: impl Fn(&T) -> &K,
+    size: usize,
+) -> Vec<(&'a [T], &'a [T])> {
+    let mut pages = Vec::new();
+    while !one.is_empty() || !other.is_empty() {
+        let last = |of: &'a [T]| of.get(size.saturating_sub(1)).map(&key);
+        let up_to = [last(one), last(other)].into_iter().flatten().min();
+        let cut = |of: &'a [T]| {
+            of.split_at(of.partition_point(|it| up_to.is_none_or(|up_to| key(it) <= up_to)))
+        };
+        let ((one_page, one_rest), (other_page, other_rest)) = (cut(one), cut(other));
+        pages.push((one_page, other_page));
+        (one, other) = (one_rest, other_rest);
+    }
+    pages
 }
 
 /// The first key of the advisory locks, an arbitrary number. The second key is a session's bucket.
@@ -358,4 +397,37 @@ fn agent(event: &SessionEvent) -> Option<&str> {
 
 fn user(event: &SessionEvent) -> Option<&str> {
     event.user_id.as_ref().map(UserId::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn pages_are_small_and_in_order_and_each_key_is_in_one(
+            mut one in prop::collection::vec(0..40_u8, 0..60),
+            mut other in prop::collection::vec(0..40_u8, 0..60),
+            size in 1..20_usize,
+        ) {
+            one.sort_unstable();
+            other.sort_unstable();
+            let pages = pages(&one, &other, |it| it, size);
+            let (ones, others): (Vec<&[u8]>, Vec<&[u8]>) = pages.iter().copied().unzip();
+            prop_assert_eq!(&ones.concat(), &one);
+            prop_assert_eq!(&others.concat(), &other);
+            let mut before = None;
+            for (one, other) in pages {
+                let keys = || one.iter().chain(other);
+                prop_assert!(keys().min() > before, "a page begins after the one before it");
+                before = keys().max();
+                for items in [one, other] {
+                    let of_last_key = items.iter().filter(|it| Some(*it) == items.last()).count();
+                    prop_assert!(items.len() < size + of_last_key.max(1));
+                }
+            }
+        }
+    }
 }

@@ -85,7 +85,11 @@ impl Database {
             TimeSource::Body,
             Arc::new(event),
         );
-        self.rolled_back(async |connection| apply_updates(connection, &[update], &|| 0).await).await
+        let limit = self.limits.time_out;
+        self.rolled_back(async |connection| {
+            apply_updates(connection, &[update], &|| 0, limit).await
+        })
+        .await
     }
 
     /// Checks whether a dead letter can be stored.

@@ -127,6 +127,42 @@ async fn a_slow_session_event_delays_no_other_and_is_recorded() {
 }
 
 #[tokio::test]
+async fn a_close_of_very_many_conversations_delays_no_other_session_event() {
+    let (many, scenario) = (if deep() { 250_000 } else { 25_000 }, Scenario::new().await);
+    let agent = scenario.agent();
+    let (before, tenant) = ("'2020-01-01T00:00:00Z'", "'many'");
+    let conversations = format!("SELECT 'c' || n AS id FROM generate_series(1, {many}) AS n");
+    for insert in [
+        format!(
+            "INSERT INTO conversations (tenant_id, id, session_id, created_at, hot_generation)
+             SELECT {tenant}, id, 's', {before}, 1 FROM ({conversations}) AS c"
+        ),
+        format!(
+            "INSERT INTO sessions (tenant_id, conversation_id, session_id, open, last_event_at)
+             SELECT {tenant}, id, 's', true, {before} FROM ({conversations}) AS c"
+        ),
+        format!(
+            "INSERT INTO session_events (tenant_id, conversation_id, id, action_type, session_id, created_at,
+                                         received_at, effective_at, everywhere, content_hash)
+             SELECT {tenant}, id, id, 'conversation.session_opened', 's', {before}, {before}, {before}, false, ''
+             FROM ({conversations}) AS c"
+        ),
+    ] {
+        scenario.sql(&insert).await;
+    }
+    let close = |session: &str| closed("many", session, &json!({"timestamp": at(1_000)}));
+    let others: Vec<Value> = (0..MESSAGES).map(|n| close(&format!("s{n}"))).collect();
+    agent.publish_all(&[vec![close("s")], others].concat()).await;
+    let migration = scenario.start(MIGRATION).await;
+    let closes =
+        "SELECT count(*) FROM session_events WHERE action_type LIKE '%closed' AND session_id";
+    scenario.until_sql(&format!("{closes} <> 's'"), &MESSAGES.to_string()).await;
+    scenario.until_sql(&format!("{closes} = 's'"), &many.to_string()).await;
+    no_dead_letters(&scenario).await;
+    scenario.finish([migration]).await;
+}
+
+#[tokio::test]
 async fn a_slow_dead_letter_delays_no_other_and_is_stored() {
     let scenario = Scenario::new().await;
     let agent = scenario.agent();
