@@ -7,11 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics::Metrics;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
-
-use crate::transient::retry_transient;
 
 /// With a smaller share a process pauses for almost all of the time, and holds its claims meanwhile.
 const MIN_SHARE: f64 = 0.01;
@@ -46,8 +43,8 @@ impl Background {
         self.throttled_without_turn(work).await
     }
 
-    /// Does one step of work on a server other than PostgreSQL, then pauses. It takes no turn, so other
-    /// background work continues while that server is unavailable.
+    /// Does one step of work on a server other than PostgreSQL, or one that may last for minutes, then pauses. It
+    /// takes no turn, so other background work continues meanwhile.
     pub(crate) async fn throttled_without_turn<T>(&self, work: impl Future<Output = T>) -> T {
         let began = Instant::now();
         let done = work.await;
@@ -56,18 +53,6 @@ impl Background {
             sleep(pause).await;
         }
         done
-    }
-
-    /// One throttled step in PostgreSQL. Transient failures are retried.
-    pub(crate) async fn step<T, F>(
-        &self,
-        metrics: &Metrics,
-        work: impl FnMut() -> F,
-    ) -> Result<T, database::Error>
-    where
-        F: Future<Output = database::Result<T>>,
-    {
-        self.throttled(retry_transient(metrics, work)).await
     }
 
     /// How long to pause after a step that took this long.

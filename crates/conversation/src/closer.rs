@@ -12,36 +12,31 @@
 //! A process may crash after any step. Repeating a step is harmless, and another closer repeats it when the
 //! lease has expired. A message that arrives meanwhile cancels the claim; the conversation closes again
 //! later.
+//!
+//! A conversation that is too slow to close with others, or whose row stays locked, is closed apart, by
+//! [`Closer::close_apart`]: with longer time limits, while sweeps go on.
 
-use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ConstantBuilder};
-use broker::{Publication, PublishError, Publisher};
-use database::{Claim, ClaimCriteria, CloseCause, Closed, Database, Uncounted};
+use broker::Publisher;
+use database::{Claim, ClaimCriteria, CloseCause, Closed, Database};
 use domain::causes::with_causes;
 use domain::event::Event;
-use domain::ids::{ConversationKey, MessageId};
+use domain::failure_policy::{SLOW_LIMITS, SLOW_LOCK_LIMIT};
+use domain::ids::ConversationKey;
 use failpoints::Step;
 use hot_store::HotStore;
-use metrics::{Counter, Metrics, Timing};
-use tokens::Encoding;
+use metrics::{Counter, Metrics, SlowOutcome, SlowWork, Timing};
+use tokio::time::timeout;
 
+use crate::apart::{Apart, Taken};
 use crate::background::Background;
+use crate::closing::{Closes, Closing, RENEWALS_PER_LEASE, SweepError, publish};
+use crate::steps::{Fault, StepError, Steps};
 
-/// The most messages, and bytes, whose tokens are counted between two statements: a few milliseconds of
-/// counting at 20 MB/s, and as much in PostgreSQL. A saver waits no longer than that for a core.
-const COUNT_MESSAGES: u32 = 100;
-const COUNT_BYTES: usize = 64 * 1024;
-
-/// Renewals during one lease. Few, because each rewrites a row of every claim.
-const RENEWALS_PER_LEASE: u32 = 3;
-
-/// How often, and after which pause, the last write is tried for rows that a saver has locked. Together
-/// longer than an ordinary save; rows that stay locked are taken over by a later sweep.
-const LAST_WRITE_TRIES: usize = 10;
-const LAST_WRITE_PAUSE: Duration = Duration::from_millis(50);
+/// How long the last write is tried in a sweep for rows that a saver has locked: longer than an ordinary save. What
+/// stays locked is handled apart.
+const LAST_WRITE_LIMIT: Duration = Duration::from_millis(500);
 
 /// Reopened conversations announced in one sweep.
 const REOPENED_BATCH: u32 = 50;
@@ -57,46 +52,48 @@ pub struct Swept {
     pub reopened: usize,
 }
 
-/// Why a sweep stopped. What it did so far is stored; the next sweep continues.
-#[derive(Debug, thiserror::Error)]
-pub enum SweepError {
-    /// PostgreSQL failed.
-    #[error("closing sweep: PostgreSQL failed")]
-    Database(#[from] database::Error),
-    /// RabbitMQ did not confirm an event.
-    #[error("closing sweep: RabbitMQ did not confirm an event")]
-    Publish(#[from] PublishError),
-    /// An event could not be encoded as JSON.
-    #[error("closing sweep: an event could not be encoded as JSON")]
-    Encode(#[from] serde_json::Error),
-    /// Counting tokens panicked. Without its source: the message of a panic may contain content.
-    #[error("closing sweep: counting tokens panicked; the worker's log names the location")]
-    Count,
-}
-
-/// Closes conversations. Clones share their connections.
+/// Closes conversations. Clones share their connections, and what they close apart.
 #[derive(Clone)]
 pub struct Closer {
-    database: Database,
+    steps: Steps,
     hot: HotStore,
     publisher: Publisher,
     metrics: Metrics,
-    background: Background,
     criteria: ClaimCriteria,
+    apart: Apart<ConversationKey, Claim>,
+    slow_limits: [Duration; 2],
+}
+
+/// How a close apart ended.
+enum Ended {
+    Archived(Closed),
+    /// A message or an opened session cleared the claim.
+    Cancelled,
+    Failed(StepError),
+    /// PostgreSQL or RabbitMQ is unavailable.
+    Unavailable(SweepError),
 }
 
 impl Closer {
     /// A closer that uses these servers.
     #[must_use]
     pub fn new(
-        database: Database,
+        database: &Database,
         hot: HotStore,
         publisher: Publisher,
         metrics: Metrics,
         background: Background,
         criteria: ClaimCriteria,
     ) -> Self {
-        Self { database, hot, publisher, metrics, background, criteria }
+        let steps = Steps::in_turn(database, metrics.clone(), background);
+        let apart = Apart::new();
+        Self { steps, hot, publisher, metrics, criteria, apart, slow_limits: SLOW_LIMITS }
+    }
+
+    /// With other limits than [`SLOW_LIMITS`] for the steps of what is closed apart.
+    #[must_use]
+    pub fn with_slow_limits(self, slow_limits: [Duration; 2]) -> Self {
+        Self { slow_limits, ..self }
     }
 
     /// One bounded sweep, of at most `limit` conversations of each kind. Repeating it has no further effect, and
@@ -108,38 +105,157 @@ impl Closer {
         let mut swept = Swept { reopened: self.announce_reopened().await?, ..Swept::default() };
         let started = Instant::now();
         // Not retried: if the reply is lost, the claim is taken over when its lease expires.
-        let mut claims =
-            self.background.throttled(self.database.claim(&self.criteria, limit)).await?;
+        let claims = self.steps.paced(self.steps.database.claim(&self.criteria, limit)).await?;
         if claims.is_empty() {
             return Ok(swept);
         }
         failpoints::reached(Step::CloseClaimed);
-        claims.sort_by(|a, b| a.key.cmp(&b.key));
-        let mut renewed = started;
         let taken_over = claims.iter().filter(|c| c.cause == CloseCause::TakenOver).count();
         self.metrics.add(Counter::CloseTakeovers, taken_over as u64);
 
-        self.count_tokens(&mut claims, &mut renewed).await?;
-        failpoints::reached(Step::CloseCounted);
-        self.renew_if_due(&mut claims, |it| it, &mut renewed).await?;
-        let mut closed = self.step(|| self.database.totals(&claims)).await?;
-        self.renew_if_due(&mut closed, |it| &it.claim, &mut renewed).await?;
-        if !closed.is_empty() {
-            self.drop_copies(&closed).await;
-            failpoints::reached(Step::CloseDropped);
-            let events = closed.iter().filter_map(|it| it.event.clone());
-            self.publish(events.map(Event::Migrated)).await?;
-            failpoints::reached(Step::CloseAnnounced);
+        let slow = self.apart.slow_ones();
+        let (slow, claims): (Vec<_>, Vec<_>) =
+            claims.into_iter().partition(|claim| slow.contains(&claim.key));
+        for claim in slow {
+            // If there is no place, it is taken over when its lease ends.
+            self.apart.offer(claim);
         }
-        let archived = self.write_archived(closed).await?;
-        failpoints::reached(Step::CloseArchived);
-
+        let closing = self.closing(self.steps.clone(), LAST_WRITE_LIMIT);
+        let Closes { archived, failed } = closing.close(claims, started).await?;
         for conversation in &archived {
             self.note_archived(conversation, started);
         }
         swept.archived_empty = archived.iter().filter(|it| it.event.is_none()).count();
         swept.archived = archived.len() - swept.archived_empty;
+        for (claim, error) in failed {
+            self.hand_over(claim, &error);
+        }
         Ok(swept)
+    }
+
+    /// The next conversation that is to be closed apart, when there is one.
+    pub async fn next_apart(&self) -> Taken<Claim> {
+        self.apart.next().await
+    }
+
+    /// Closes a conversation that was too slow to close with others, or whose row was locked: within the limits of
+    /// [`SLOW_LIMITS`], one after the other, for each step. Its lease is renewed meanwhile. If it cannot be closed, or
+    /// this is cancelled, it is taken over when the lease ends. The token counts that are stored stay.
+    pub async fn close_apart(&self, taken: Taken<Claim>) {
+        let (claim, started) = (&taken.item, Instant::now());
+        let mut closing = std::pin::pin!(self.close_in_time(claim, started));
+        let ended = tokio::select! {
+            ended = &mut closing => ended,
+            // The last write clears the claim, too.
+            () = self.until_cancelled(claim) => {
+                timeout(LAST_WRITE_LIMIT, closing).await.unwrap_or(Ended::Cancelled)
+            }
+        };
+        let conversation = &claim.key;
+        let outcome = match ended {
+            Ended::Archived(closed) => {
+                self.note_archived(&closed, started);
+                self.apart.forget(conversation);
+                SlowOutcome::Done
+            }
+            Ended::Cancelled => {
+                self.apart.forget(conversation);
+                SlowOutcome::Cancelled
+            }
+            Ended::Failed(error) => match error.fault() {
+                Fault::TooSlow => {
+                    self.apart.remember(conversation.clone());
+                    tracing::warn!(
+                        %conversation,
+                        error = with_causes(&error),
+                        "conversation too slow to close: a step was tried within {:?}, apart from others, and did \
+                         not end; it is tried again later. See which statement is slow (pg_stat_activity), and why",
+                        self.slow_limits
+                    );
+                    SlowOutcome::TooSlow
+                }
+                Fault::Locked => {
+                    tracing::warn!(
+                        %conversation,
+                        error = with_causes(&error),
+                        "conversation not closed, because its rows are locked; it is closed when they are free. \
+                         pg_locks shows who holds the lock"
+                    );
+                    SlowOutcome::Locked
+                }
+                Fault::Other => {
+                    self.apart.remember(conversation.clone());
+                    tracing::warn!(
+                        %conversation,
+                        error = with_causes(&error),
+                        "conversation not closed, apart from others; it is tried again later. If that repeats, \
+                         report it as a bug"
+                    );
+                    SlowOutcome::Failed
+                }
+            },
+            Ended::Unavailable(error) => {
+                let error = with_causes(&error);
+                tracing::warn!(%conversation, error, "conversation not closed; it is tried again later");
+                SlowOutcome::Unavailable
+            }
+        };
+        self.metrics.add(Counter::SlowWork { work: SlowWork::Close, outcome }, 1);
+    }
+
+    async fn close_in_time(&self, claim: &Claim, started: Instant) -> Ended {
+        let mut last = None;
+        for limit in self.slow_limits {
+            let closing = self.closing(self.steps.apart(limit), SLOW_LOCK_LIMIT);
+            let Closes { mut archived, mut failed } =
+                match closing.close(vec![claim.clone()], started).await {
+                    Ok(closes) => closes,
+                    Err(error) => return Ended::Unavailable(error),
+                };
+            match (archived.pop(), failed.pop()) {
+                (Some(closed), _) => return Ended::Archived(closed),
+                (None, None) => return Ended::Cancelled,
+                (None, Some((_, error))) if error.fault() == Fault::TooSlow => last = Some(error),
+                (None, Some((_, error))) => return Ended::Failed(error),
+            }
+        }
+        last.map_or(Ended::Cancelled, Ended::Failed)
+    }
+
+    /// Renews the lease of a claim until the claim is lost.
+    async fn until_cancelled(&self, claim: &Claim) {
+        loop {
+            let renewal = self.steps.usual.renew(std::iter::once(claim), self.criteria.lease);
+            let renewed = renewal.await;
+            // If PostgreSQL fails, the close fails, too.
+            if renewed.is_ok_and(|held| held.is_empty()) {
+                return;
+            }
+            tokio::time::sleep(self.criteria.lease / RENEWALS_PER_LEASE).await;
+        }
+    }
+
+    /// Hands over a conversation that could not be closed with others.
+    fn hand_over(&self, claim: Claim, error: &StepError) {
+        let (conversation, reason) = (claim.key.clone(), with_causes(error));
+        // One that is not finished continues where it stopped, also with others.
+        if error.fault() != Fault::Locked && !matches!(error, StepError::Unfinished(_)) {
+            self.apart.remember(claim.key.clone());
+        }
+        if self.apart.offer(claim) {
+            tracing::info!(%conversation, reason, "conversation is closed apart from others");
+        } else {
+            tracing::info!(
+                %conversation,
+                reason,
+                "conversation not closed with others, and another one is being closed apart; it is tried again later"
+            );
+        }
+    }
+
+    fn closing(&self, steps: Steps, lock_limit: Duration) -> Closing<'_> {
+        let (hot, publisher) = (&self.hot, &self.publisher);
+        Closing { steps, hot, publisher, lease: self.criteria.lease, lock_limit }
     }
 
     fn note_archived(&self, Closed { claim, event, .. }: &Closed, started: Instant) {
@@ -170,139 +286,14 @@ impl Closer {
         }
     }
 
-    async fn drop_copies(&self, closed: &[Closed]) {
-        let keys: Vec<ConversationKey> = closed.iter().map(|it| it.claim.key.clone()).collect();
-        if let Err(error) =
-            self.background.throttled_without_turn(self.hot.drop_copies(&keys)).await
-        {
-            // Until they expire, their completeness markers keep readers from trusting outdated ones.
-            let error = with_causes(&error);
-            tracing::warn!(
-                conversations = keys.len(),
-                error,
-                "hot copies of {} closing conversations could not be dropped; they expire later \
-                 (VERBATIM_HOT_EXPIRY)",
-                keys.len()
-            );
-        }
-    }
-
-    /// Counts the tokens of messages that have no count yet. Claims that were lost meanwhile are removed.
-    async fn count_tokens(
-        &self,
-        claims: &mut Vec<Claim>,
-        renewed: &mut Instant,
-    ) -> Result<(), SweepError> {
-        let mut last: Option<(ConversationKey, MessageId)> = None;
-        loop {
-            let (first, after) = match &last {
-                None => (0, None),
-                Some((key, id)) => {
-                    let first = claims.partition_point(|claim| claim.key < *key);
-                    let same = claims.get(first).is_some_and(|claim| claim.key == *key);
-                    (first, same.then_some(id))
-                }
-            };
-            let rest = &claims[first..];
-            let (messages, more) = self
-                .step(|| self.database.uncounted(rest, after, COUNT_MESSAGES, COUNT_BYTES))
-                .await?;
-            let Some(end) = messages.last() else { return Ok(()) };
-            last = Some((end.key.clone(), end.id.clone()));
-            // Spawned inside the throttled step: outside it would start before its turn.
-            let counting = async { tokio::task::spawn_blocking(|| count(messages)).await };
-            let counted =
-                self.background.throttled(counting).await.map_err(|_| SweepError::Count)?;
-            let counts: Vec<(&Uncounted, i64)> =
-                counted.iter().map(|(message, tokens)| (message, *tokens)).collect();
-            self.step(|| self.database.store_tokens(&counts)).await?;
-            if !more {
-                return Ok(());
-            }
-            self.renew_if_due(claims, |it| it, renewed).await?;
-        }
-    }
-
-    /// Renews the leases when a third of their time has passed, and removes the claims that were lost.
-    async fn renew_if_due<T>(
-        &self,
-        held: &mut Vec<T>,
-        claim: fn(&T) -> &Claim,
-        renewed: &mut Instant,
-    ) -> Result<(), SweepError> {
-        if renewed.elapsed() < self.criteria.lease / RENEWALS_PER_LEASE {
-            return Ok(());
-        }
-        *renewed = Instant::now();
-        self.renew(held, claim).await
-    }
-
-    async fn renew<T>(&self, held: &mut Vec<T>, claim: fn(&T) -> &Claim) -> Result<(), SweepError> {
-        let claims = || held.iter().map(claim);
-        let mine = self.step(|| self.database.renew(claims(), self.criteria.lease)).await?;
-        let mine: HashSet<ConversationKey> = mine.into_iter().collect();
-        held.retain(|it| mine.contains(&claim(it).key));
-        Ok(())
-    }
-
-    /// The last write, repeated for rows that a saver has locked; returns what was archived.
-    async fn write_archived(&self, mut closed: Vec<Closed>) -> Result<Vec<Closed>, SweepError> {
-        let mut archived = Vec::with_capacity(closed.len());
-        let mut pauses = ConstantBuilder::default()
-            .with_delay(LAST_WRITE_PAUSE)
-            .with_max_times(LAST_WRITE_TRIES)
-            .build();
-        while !closed.is_empty() {
-            let written = self.step(|| self.database.archive_closed(&closed)).await?;
-            archived.extend(closed.extract_if(.., |it| written.contains(&it.claim.key)));
-            let Some(pause) = pauses.next().filter(|_| !closed.is_empty()) else { break };
-            tokio::time::sleep(pause).await;
-            self.renew(&mut closed, |it| &it.claim).await?;
-        }
-        Ok(archived)
-    }
-
-    async fn step<T, F>(&self, work: impl FnMut() -> F) -> Result<T, database::Error>
-    where
-        F: Future<Output = database::Result<T>>,
-    {
-        self.background.step(&self.metrics, work).await
-    }
-
     async fn announce_reopened(&self) -> Result<usize, SweepError> {
-        let reopened = self.step(|| self.database.unannounced(REOPENED_BATCH)).await?;
+        let steps = &self.steps;
+        let reopened = steps.step(|| steps.database.unannounced(REOPENED_BATCH)).await?;
         if reopened.is_empty() {
             return Ok(0);
         }
-        self.publish(reopened.iter().cloned().map(Event::Reopened)).await?;
-        self.step(|| self.database.announced(&reopened)).await?;
+        publish(steps, &self.publisher, reopened.iter().cloned().map(Event::Reopened)).await?;
+        steps.step(|| steps.database.announced(&reopened)).await?;
         Ok(reopened.len())
     }
-
-    async fn publish(&self, events: impl Iterator<Item = Event>) -> Result<(), SweepError> {
-        let publications = events
-            .map(|event| {
-                let body = serde_json::to_vec(&event)?;
-                Ok(Arc::new(Publication::event(event.routing_key(), body)))
-            })
-            .collect::<Result<Vec<_>, serde_json::Error>>()?;
-        for result in
-            self.background.throttled_without_turn(self.publisher.publish_all(publications)).await
-        {
-            result?;
-        }
-        Ok(())
-    }
-}
-
-/// Token counts with the encoding of each message's model; without a model, with the default encoding.
-fn count(uncounted: Vec<Uncounted>) -> Vec<(Uncounted, i64)> {
-    uncounted
-        .into_iter()
-        .map(|message| {
-            let (encoding, _) = Encoding::for_model(message.model_name.as_deref().unwrap_or(""));
-            let tokens = i64::try_from(tokens::count(encoding, &message.text)).unwrap_or(i64::MAX);
-            (message, tokens)
-        })
-        .collect()
 }

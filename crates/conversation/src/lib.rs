@@ -7,9 +7,11 @@
 //! To add a use case: a file here that takes the [`database::Database`] and, where it needs one, the
 //! [`hot_store::HotStore`]. Clock and randomness are passed in.
 
+mod apart;
 mod background;
 mod bisection;
 mod closer;
+mod closing;
 mod limited_database;
 mod locked_conversations;
 mod random_source;
@@ -18,13 +20,16 @@ mod redis_server;
 mod saver;
 mod sessions;
 mod statistics;
+mod steps;
 mod transient;
 mod view;
 
+pub use apart::Taken;
 pub use background::Background;
 pub use bisection::{Bisection, failed_alone};
-pub use closer::{Closer, SweepError, Swept};
-pub use database::ClaimCriteria;
+pub use closer::{Closer, Swept};
+pub use closing::SweepError;
+pub use database::{Claim, ClaimCriteria};
 pub use limited_database::LimitedDatabase;
 pub use random_source::RandomSource;
 pub use reader::{
@@ -33,6 +38,6 @@ pub use reader::{
 pub use redis_server::{UnknownServer, check_server, record_server};
 pub use saver::Saver;
 pub use sessions::Sessions;
-pub use statistics::Statistics;
+pub use statistics::{Stale, Statistics};
 pub use transient::retry_transient;
 pub use view::{MessageView, TranscriptView};

@@ -7,7 +7,8 @@
 //!
 //! Claims and the last write use `FOR UPDATE SKIP LOCKED`: they do not wait, and skip a row that a save
 //! holds `FOR KEY SHARE`; the next sweep takes it. So no message is saved between the count of the
-//! messages and the change to `archived`.
+//! messages and the change to `archived`. No step of a close waits for the lock of a conversation's row, and none
+//! holds it for longer than a write takes.
 
 use std::time::Duration;
 
@@ -135,12 +136,16 @@ impl Database {
                               AS k (tenant_id, id, after, n)
                          JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
                          CROSS JOIN LATERAL (
+                             SELECT u.id FROM message_rows u
+                             LEFT JOIN LATERAL (
+                                 SELECT true AS counted FROM message_tokens t
+                                 WHERE t.conversation = u.conversation AND t.id = u.id LIMIT 1) AS t ON true
+                             WHERE u.conversation = c.number AND u.id > k.after COLLATE \"C\"
+                               AND counted IS NULL
+                             ORDER BY u.id LIMIT $4) AS u
+                         CROSS JOIN LATERAL (
                              SELECT * FROM message_rows m
-                             WHERE m.conversation = c.number AND m.id > k.after COLLATE \"C\"
-                               AND NOT EXISTS (
-                                   SELECT FROM message_tokens t
-                                   WHERE t.conversation = m.conversation AND t.id = m.id)
-                             ORDER BY m.id LIMIT $4) AS m
+                             WHERE m.conversation = c.number AND m.id = u.id LIMIT 1) AS m
                          ORDER BY k.n, m.id LIMIT $4) AS listed
                    WINDOW in_order AS (ORDER BY n, id)) AS m
              WHERE place = 1 OR bytes <= $5
@@ -194,7 +199,8 @@ impl Database {
                   ON c.tenant_id = k.tenant_id AND c.id = k.id AND c.close_token = k.token
              CROSS JOIN LATERAL (
                  SELECT count(*) AS messages, min(created_at) AS first, max(created_at) AS last
-                 FROM message_rows WHERE conversation = c.number) AS m
+                 -- Always true: so the index by time alone is read.
+                 FROM message_rows WHERE conversation = c.number AND created_at IS NOT NULL) AS m
              CROSS JOIN LATERAL (
                  SELECT coalesce(sum(tokens), 0)::bigint AS tokens
                  FROM message_tokens WHERE conversation = c.number) AS t
@@ -251,7 +257,8 @@ impl Database {
         self.rows(query).await?.iter().map(key_of).collect()
     }
 
-    /// Extends the lease of the claims whose token is still valid; returns their conversations.
+    /// Extends the leases of these claims. Returns the conversations whose token is still valid. The lease of one
+    /// whose row is locked stays as it is.
     pub async fn renew<'a>(
         &self,
         claims: impl Iterator<Item = &'a Claim> + Clone,
@@ -264,11 +271,15 @@ impl Database {
                  JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
                  WHERE c.close_token = k.token
                  ORDER BY c.tenant_id, c.id
-                 FOR NO KEY UPDATE OF c)
-             UPDATE conversations c
-             SET close_lease_until = clock_timestamp() + make_interval(secs => $4)
-             FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
-             RETURNING c.tenant_id, c.id",
+                 FOR NO KEY UPDATE OF c SKIP LOCKED),
+             renewed AS (
+                 UPDATE conversations c
+                 SET close_lease_until = clock_timestamp() + make_interval(secs => $4)
+                 FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id)
+             SELECT c.tenant_id, c.id
+             FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k (tenant_id, id, token)
+             JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+             WHERE c.close_token = k.token",
         )
         .bind_claims(claims)
         .bind(lease.as_secs_f64());

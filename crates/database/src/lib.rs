@@ -59,9 +59,9 @@ pub use sequences::AdvancedSequence;
 pub use session_events::SessionEventView;
 pub use session_update::SessionUpdate;
 pub use sessions::SessionView;
-pub use statistics::ConversationStats;
+pub use statistics::{ConversationStats, DayKey, DayRefresh, StaleConversation, StaleDay};
 pub use trace::{ConversationTrace, MessageTrace};
 pub use verify::{
-    ConversationCheck, DayCheck, DayKey, Difference, Differences, OrphanedRows, OrphanedStatistics,
-    Repair, Scope,
+    ConversationCheck, DayCheck, Difference, Differences, OrphanedRows, OrphanedStatistics, Repair,
+    Scope,
 };

@@ -13,11 +13,12 @@ use crate::rows::{id, key_of, timestamp};
 use crate::{Database, Result};
 
 impl Database {
-    /// Reopened conversations whose event is not published yet; at most `limit`.
+    /// Reopened conversations whose event is not published yet; at most `limit`. One whose row is locked is left out:
+    /// [`Self::announced`] could not record its event, which would be published again and again.
     pub async fn unannounced(&self, limit: u32) -> Result<Vec<Reopened>> {
         let query = sqlx::query(
             "SELECT tenant_id, id, session_id, touched_at FROM conversations WHERE reopened
-             ORDER BY tenant_id, id LIMIT $1",
+             ORDER BY tenant_id, id LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED",
         )
         .bind(i64::from(limit));
         let reopened = |row: &PgRow| {
@@ -33,7 +34,7 @@ impl Database {
     }
 
     /// Records that these events were published and confirmed. A conversation whose `touched_at` changed
-    /// since then stays in the list: it may have been reopened a second time.
+    /// since then stays in the list: it may have been reopened a second time. So does one whose row is locked.
     pub async fn announced(&self, events: &[Reopened]) -> Result<()> {
         let query = sqlx::query(
             "WITH published AS (
@@ -42,7 +43,7 @@ impl Database {
                  JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
                  WHERE c.touched_at = k.at
                  ORDER BY c.tenant_id, c.id
-                 FOR NO KEY UPDATE OF c)
+                 FOR NO KEY UPDATE OF c SKIP LOCKED)
              UPDATE conversations c SET reopened = false
              FROM published p WHERE c.tenant_id = p.tenant_id AND c.id = p.id",
         )

@@ -2,21 +2,62 @@
 //!
 //! A conversation is dirty while `finalised_at` differs from `stats_from`. A day is dirty when a
 //! conversation of it changed. Both are stored, so after a lost event the next sweep still finds the work.
-//! A day's row is locked before it is computed: a transaction that changes one of its conversations
-//! meanwhile waits for that row and marks it dirty again.
+//!
+//! No row is locked while it is computed: a long conversation takes seconds, and a save that reopens it would wait. Its
+//! version (`xmin`, which each update changes) is read before, and compared under the lock with which the result is
+//! written. What changed meanwhile stays dirty.
 
 use std::sync::LazyLock;
 
 use chrono::{DateTime, NaiveDate, Utc};
 use domain::ids::ConversationKey;
-use sqlx::AssertSqlSafe;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, FromRow, Row as _};
 
-use crate::rows::from_row;
+use crate::rows::{BindKeys, from_row, key_of};
 use crate::{Database, Result};
 
-/// The most messages that one transaction reads, unless a single conversation has more. It takes some
-/// milliseconds, during which a save that reopens one of the conversations waits.
+/// The most messages of the conversations that are chosen together, unless a single one has more. Reading them takes
+/// some milliseconds.
 const MESSAGES: i64 = 1_000;
+
+/// The key of a row of `daily_stats`. Its order is the order in which the days are checked.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, FromRow)]
+pub struct DayKey {
+    /// The tenant.
+    pub tenant_id: String,
+    /// The agent; empty for conversations without one.
+    pub agent_id: String,
+    /// The UTC day on which the conversations began.
+    pub day: NaiveDate,
+}
+
+/// A conversation whose statistics are out of date.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StaleConversation {
+    /// The conversation.
+    pub key: ConversationKey,
+    version: String,
+}
+
+/// A day whose statistics are out of date.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StaleDay {
+    /// The day.
+    pub key: DayKey,
+    version: String,
+}
+
+/// What became of the recomputation of a day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DayRefresh {
+    /// It is up to date.
+    Current,
+    /// It is written, and out of date again: its row changed while it was computed.
+    Changed,
+    /// Its row is locked; nothing is written.
+    Locked,
+}
 
 /// The statistics of one conversation.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -49,67 +90,99 @@ from_row! { ConversationStats:
 }
 
 impl Database {
-    /// Recomputes the statistics of up to `limit` dirty conversations; returns how many there were.
-    /// Several replicas may run it at once.
-    pub async fn refresh_conversations(&self, limit: u32) -> Result<usize> {
-        self.in_transaction(async |connection| {
-            // Chosen first and locked after: the message counts decide how many conversations are taken.
-            let dirty: Vec<(String, String)> = sqlx::query_as(
-                "SELECT c.tenant_id, c.id
-                 FROM (SELECT tenant_id, id, row_number() OVER by_close AS place,
-                              sum(message_count) OVER by_close AS messages
-                       FROM (SELECT tenant_id, id, finalised_at, message_count FROM conversations
-                             WHERE status = 'archived' AND finalised_at IS DISTINCT FROM stats_from
-                             ORDER BY finalised_at LIMIT $1) AS listed
-                       WINDOW by_close AS (ORDER BY finalised_at, tenant_id, id)) AS k
-                 JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
-                 WHERE (k.place = 1 OR k.messages <= $2)
-                   AND c.status = 'archived' AND c.finalised_at IS DISTINCT FROM c.stats_from
-                 ORDER BY c.tenant_id, c.id
-                 FOR NO KEY UPDATE OF c SKIP LOCKED",
-            )
-            .bind(i64::from(limit))
-            .bind(MESSAGES)
-            .fetch_all(&mut *connection)
-            .await?;
-            if dirty.is_empty() {
-                return Ok(0);
-            }
-            // A separate statement, so that its snapshot is taken after the locks.
-            sqlx::query(AssertSqlSafe(COMPUTE.as_str()))
-                .bind(dirty.iter().map(|(tenant, _)| tenant.as_str()).collect::<Vec<_>>())
-                .bind(dirty.iter().map(|(_, id)| id.as_str()).collect::<Vec<_>>())
-                .execute(&mut *connection)
-                .await?;
-            Ok(dirty.len())
-        })
-        .await
+    /// Conversations whose statistics are out of date, without those in `except`: those that closed first, at most
+    /// `limit`, and together of 1 000 messages at most, but at least one if there is one.
+    pub async fn stale_conversations(
+        &self,
+        limit: u32,
+        except: &[ConversationKey],
+    ) -> Result<Vec<StaleConversation>> {
+        let query = sqlx::query(
+            "SELECT tenant_id, id, version
+             FROM (SELECT tenant_id, id, version, row_number() OVER by_close AS place,
+                          sum(message_count) OVER by_close AS messages
+                   FROM (SELECT tenant_id, id, xmin::text AS version, finalised_at, message_count
+                         FROM conversations
+                         WHERE status = 'archived' AND finalised_at IS DISTINCT FROM stats_from
+                           AND (tenant_id, id) NOT IN (SELECT * FROM unnest($1::text[], $2::text[]))
+                         ORDER BY finalised_at LIMIT $3) AS listed
+                   WINDOW by_close AS (ORDER BY finalised_at, tenant_id, id)) AS k
+             WHERE place = 1 OR messages <= $4
+             ORDER BY place",
+        )
+        .bind_keys(except.iter())
+        .bind(i64::from(limit))
+        .bind(MESSAGES);
+        self.rows(query).await?.iter().map(stale_conversation).collect()
     }
 
-    /// Recomputes up to `limit` dirty days; returns how many there were.
-    pub async fn refresh_days(&self, limit: u32) -> Result<usize> {
-        self.in_transaction(async |connection| {
-            let dirty: Vec<(String, String, NaiveDate)> = sqlx::query_as(
-                "SELECT tenant_id, agent_id, day FROM daily_stats WHERE dirty
-                 ORDER BY tenant_id, agent_id, day LIMIT $1
-                 FOR UPDATE SKIP LOCKED",
-            )
-            .bind(i64::from(limit))
-            .fetch_all(&mut *connection)
-            .await?;
-            if dirty.is_empty() {
-                return Ok(0);
-            }
-            // A separate statement, so that its snapshot is taken after the locks.
-            sqlx::query(AssertSqlSafe(COMPUTE_DAYS.as_str()))
-                .bind(dirty.iter().map(|(tenant, _, _)| tenant.as_str()).collect::<Vec<_>>())
-                .bind(dirty.iter().map(|(_, agent, _)| agent.as_str()).collect::<Vec<_>>())
-                .bind(dirty.iter().map(|(_, _, day)| *day).collect::<Vec<_>>())
-                .execute(&mut *connection)
-                .await?;
-            Ok(dirty.len())
+    /// This conversation, if its statistics are out of date.
+    pub async fn stale_conversation(
+        &self,
+        key: &ConversationKey,
+    ) -> Result<Option<StaleConversation>> {
+        let query = sqlx::query(
+            "SELECT tenant_id, id, xmin::text AS version FROM conversations
+             WHERE tenant_id = $1 AND id = $2
+               AND status = 'archived' AND finalised_at IS DISTINCT FROM stats_from",
+        )
+        .bind(key.tenant.as_str())
+        .bind(key.conversation.as_str());
+        self.rows(query).await?.first().map(stale_conversation).transpose()
+    }
+
+    /// Recomputes the statistics of these conversations. Returns those that it wrote. The others changed meanwhile, or
+    /// their row is locked: they stay out of date. Several replicas may run it at once.
+    pub async fn refresh_conversations(
+        &self,
+        stale: &[StaleConversation],
+    ) -> Result<Vec<ConversationKey>> {
+        let query = sqlx::query(AssertSqlSafe(COMPUTE.as_str()))
+            .bind_keys(stale.iter().map(|it| &it.key))
+            .bind(stale.iter().map(|it| it.version.as_str()).collect::<Vec<_>>());
+        self.rows(query).await?.iter().map(key_of).collect()
+    }
+
+    /// Days whose statistics are out of date, without those in `except`, in key order; at most `limit`.
+    pub async fn stale_days(&self, limit: u32, except: &[DayKey]) -> Result<Vec<StaleDay>> {
+        let query = sqlx::query(
+            "SELECT tenant_id, agent_id, day, xmin::text AS version FROM daily_stats
+             WHERE dirty AND (tenant_id, agent_id, day)
+                   NOT IN (SELECT * FROM unnest($1::text[], $2::text[], $3::date[]))
+             ORDER BY tenant_id, agent_id, day LIMIT $4",
+        )
+        .bind(except.iter().map(|it| it.tenant_id.as_str()).collect::<Vec<_>>())
+        .bind(except.iter().map(|it| it.agent_id.as_str()).collect::<Vec<_>>())
+        .bind(except.iter().map(|it| it.day).collect::<Vec<_>>())
+        .bind(i64::from(limit));
+        self.rows(query).await?.iter().map(stale_day).collect()
+    }
+
+    /// This day, if its statistics are out of date.
+    pub async fn stale_day(&self, key: &DayKey) -> Result<Option<StaleDay>> {
+        let query = sqlx::query(
+            "SELECT tenant_id, agent_id, day, xmin::text AS version FROM daily_stats
+             WHERE tenant_id = $1 AND agent_id = $2 AND day = $3 AND dirty",
+        )
+        .bind(&key.tenant_id)
+        .bind(&key.agent_id)
+        .bind(key.day);
+        self.rows(query).await?.first().map(stale_day).transpose()
+    }
+
+    /// Recomputes a day.
+    pub async fn refresh_day(&self, stale: &StaleDay) -> Result<DayRefresh> {
+        let query = sqlx::query(AssertSqlSafe(COMPUTE_DAY.as_str()))
+            .bind(&stale.key.tenant_id)
+            .bind(&stale.key.agent_id)
+            .bind(stale.key.day)
+            .bind(&stale.version);
+        let written = self.rows(query).await?;
+        Ok(match written.first().map(|row| row.try_get("dirty")).transpose()? {
+            None => DayRefresh::Locked,
+            Some(true) => DayRefresh::Changed,
+            Some(false) => DayRefresh::Current,
         })
-        .await
     }
 
     /// The statistics of a conversation; `None` if there are none yet.
@@ -161,18 +234,28 @@ pub(crate) const COMPUTED_DAYS: &str = "
            ON s.tenant_id = k.tenant_id AND s.day = k.day AND coalesce(s.agent_id, '') = k.agent_id
     GROUP BY k.tenant_id, k.agent_id, k.day";
 
-/// Computes the statistics of locked conversations. Marks as dirty the days that they counted towards before
-/// and those that they count towards now.
+/// Computes the statistics of conversations, then locks those that did not change meanwhile and writes them. Marks as
+/// dirty the days that they counted towards before and those that they count towards now.
 static COMPUTE: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "WITH chosen AS (
-             SELECT c.* FROM unnest($1::text[], $2::text[]) AS k (tenant_id, id)
+        "WITH chosen AS MATERIALIZED (
+             SELECT c.*, k.version
+             FROM unnest($1::text[], $2::text[], $3::text[]) AS k (tenant_id, id, version)
              JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id),
-         computed AS (
+         computed AS MATERIALIZED ({COMPUTED}),
+         mine AS MATERIALIZED (
+             SELECT c.tenant_id, c.id, c.finalised_at, n.conversation_id
+             FROM chosen k
+             LEFT JOIN computed n ON n.tenant_id = k.tenant_id AND n.conversation_id = k.id
+             JOIN conversations c ON c.tenant_id = k.tenant_id AND c.id = k.id
+             WHERE c.xmin::text = k.version AND c.status = 'archived'
+             FOR NO KEY UPDATE OF c SKIP LOCKED),
+         written AS (
              INSERT INTO conversation_stats (tenant_id, conversation_id, agent_id, message_count,
                  user_messages, assistant_messages, total_tokens, duration_seconds,
                  avg_response_seconds, satisfaction, computed_from, day, computed_at)
-             SELECT n.*, clock_timestamp() FROM ({COMPUTED}) AS n
+             SELECT n.*, clock_timestamp()
+             FROM computed n JOIN mine c ON c.tenant_id = n.tenant_id AND c.id = n.conversation_id
              ON CONFLICT (tenant_id, conversation_id) DO UPDATE SET
                  agent_id = excluded.agent_id, message_count = excluded.message_count,
                  user_messages = excluded.user_messages,
@@ -184,27 +267,43 @@ static COMPUTE: LazyLock<String> = LazyLock::new(|| {
              RETURNING tenant_id, agent_id, day),
          dirty_days AS (
              INSERT INTO daily_stats (tenant_id, agent_id, day)
-             SELECT tenant_id, coalesce(agent_id, ''), day FROM computed
+             SELECT tenant_id, coalesce(agent_id, ''), day FROM written
              UNION
-             SELECT s.tenant_id, coalesce(s.agent_id, ''), s.day FROM chosen c
+             SELECT s.tenant_id, coalesce(s.agent_id, ''), s.day FROM mine c
              JOIN conversation_stats s ON s.tenant_id = c.tenant_id AND s.conversation_id = c.id
              ORDER BY 1, 2, 3
              ON CONFLICT (tenant_id, agent_id, day) DO UPDATE SET dirty = true)
          UPDATE conversations c SET stats_from = c.finalised_at
-         FROM chosen WHERE c.tenant_id = chosen.tenant_id AND c.id = chosen.id"
+         FROM mine WHERE c.tenant_id = mine.tenant_id AND c.id = mine.id
+         RETURNING c.tenant_id, c.id"
     )
 });
 
-/// Computes the statistics of locked days.
-static COMPUTE_DAYS: LazyLock<String> = LazyLock::new(|| {
+/// Computes the statistics of a day, then locks and writes them. If the day's row changed meanwhile, it stays dirty.
+static COMPUTE_DAY: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "WITH chosen AS (
-             SELECT * FROM unnest($1::text[], $2::text[], $3::date[]) AS k (tenant_id, agent_id, day))
+        "WITH chosen AS (SELECT $1::text AS tenant_id, $2::text AS agent_id, $3::date AS day),
+         computed AS MATERIALIZED ({COMPUTED_DAYS}),
+         mine AS MATERIALIZED (
+             SELECT t.*, d.xmin::text <> $4 AS changed
+             FROM computed t
+             JOIN daily_stats d
+                  ON d.tenant_id = t.tenant_id AND d.agent_id = t.agent_id AND d.day = t.day
+             FOR NO KEY UPDATE OF d SKIP LOCKED)
          UPDATE daily_stats d SET
              conversations = t.conversations, messages = t.messages, tokens = t.tokens,
              avg_duration_seconds = t.avg_duration_seconds, avg_satisfaction = t.avg_satisfaction,
-             dirty = false
-         FROM ({COMPUTED_DAYS}) AS t
-         WHERE d.tenant_id = t.tenant_id AND d.agent_id = t.agent_id AND d.day = t.day"
+             dirty = t.changed
+         FROM mine t
+         WHERE d.tenant_id = t.tenant_id AND d.agent_id = t.agent_id AND d.day = t.day
+         RETURNING d.dirty"
     )
 });
+
+fn stale_conversation(row: &PgRow) -> Result<StaleConversation> {
+    Ok(StaleConversation { key: key_of(row)?, version: row.try_get("version")? })
+}
+
+fn stale_day(row: &PgRow) -> Result<StaleDay> {
+    Ok(StaleDay { key: DayKey::from_row(row)?, version: row.try_get("version")? })
+}

@@ -12,7 +12,7 @@ mod repair;
 mod scope;
 
 pub use conversations::{ConversationCheck, Differences};
-pub use days::{DayCheck, DayKey};
+pub use days::DayCheck;
 pub use difference::Difference;
 pub use integrity::{OrphanedRows, OrphanedStatistics};
 pub use repair::Repair;

@@ -617,9 +617,9 @@ async fn a_conversation_is_not_found_under_another_tenant() {
 #[tokio::test]
 async fn a_refresh_that_finds_nothing_leaves_no_transaction_open() {
     let (env, database) = migrated().await;
-    assert_eq!(database.refresh_conversations(10).await.unwrap(), 0);
-    assert_eq!(database.refresh_days(10).await.unwrap(), 0);
-    assert_eq!(database.refresh_conversations(10).await.unwrap(), 0);
+    assert_eq!(database.stale_conversations(10, &[]).await.unwrap(), []);
+    assert_eq!(database.stale_days(10, &[]).await.unwrap(), []);
+    assert!(database.refresh_conversations(&[]).await.unwrap().is_empty());
     let mut observer = PgConnection::connect(&env.database_url).await.unwrap();
     let states = "SELECT array_agg(state) FROM pg_stat_activity
                   WHERE datname = current_database() AND application_name = 'test'";

@@ -11,7 +11,7 @@ use crate::definition::{Definition, catalogue};
 use crate::labels::{
     CloseCause, ConsumerRestart, Counted, DeadLetterState, DeliveryOutcome, EpochCause,
     GenerationChange, HotLoad, HotRead, PublishOutcome, QueueState, ReplyOutcome, RerouteCause,
-    RetryClass, SessionEventKind, TaskEnd, TransactionRetry,
+    RetryClass, SessionEventKind, SlowOutcome, SlowWork, TaskEnd, TransactionRetry,
 };
 
 /// Seconds. A batch takes some 20 ms; lock waits and slow disks show from 0.5 s; the timeouts of the
@@ -53,7 +53,7 @@ catalogue! {
         /// attempt; `retryable` counts messages, and uses up one attempt of each.
         Retries { queue: &'static str, class: RetryClass } = "verbatim_retries_total" in "failures";
         /// Transactions that were retried at once: whole (`transient`: a deadlock, a serialisation
-        /// failure or a lock timeout) or in two halves (`split`: PostgreSQL rejected a row, or the
+        /// failure or a lock timeout) or in parts (`split`: PostgreSQL rejected a row, or the
         /// transaction timed out).
         TransactionRetries { class: TransactionRetry }
             = "verbatim_transaction_retries_total" in "transactions";
@@ -93,6 +93,9 @@ catalogue! {
         ConversationsReopened = "verbatim_conversations_reopened_total" in "conversations";
         /// Closes taken over from a process that did not finish them within its lease.
         CloseTakeovers = "verbatim_close_takeovers_total" in "conversations";
+        /// Closes and statistics that were handled apart, because they were too slow to be handled with others or a
+        /// row was locked, by how that ended. Others do not wait for them.
+        SlowWork { work: SlowWork, outcome: SlowOutcome } = "verbatim_slow_work_total" in "attempts";
         /// Conversations whose statistics were computed.
         StatisticsRecomputed = "verbatim_statistics_recomputed_total" in "conversations";
         /// Daily statistics that were recomputed: one bucket is a tenant's agent and day.

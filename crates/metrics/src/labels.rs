@@ -49,7 +49,7 @@ label! {
     TransactionRetry {
         /// A deadlock, a serialisation failure or a lock timeout.
         Transient = "transient",
-        /// PostgreSQL rejected one of its rows, or it timed out: it was split in halves.
+        /// PostgreSQL rejected one of its rows, or it timed out: it was repeated in parts.
         Split = "split",
     }
 }
@@ -177,6 +177,36 @@ label! {
         Idle = "idle",
         /// Another process began to close it and did not finish, for one of these two causes.
         TakenOver = "taken_over",
+    }
+}
+
+label! {
+    /// What was handled apart from others, because it was too slow for its usual time limit, or locked.
+    SlowWork {
+        /// The close of a conversation.
+        Close = "close",
+        /// The statistics of a conversation.
+        ConversationStatistics = "conversation_statistics",
+        /// The statistics of a day.
+        DailyStatistics = "daily_statistics",
+    }
+}
+
+label! {
+    /// How something that was handled apart from others ended.
+    SlowOutcome {
+        /// It succeeded.
+        Done = "done",
+        /// A message or an opened session arrived for the conversation meanwhile; it closes later.
+        Cancelled = "cancelled",
+        /// A step did not end within 5 min. It is tried again later.
+        TooSlow = "too_slow",
+        /// A row stayed locked. It is tried again later.
+        Locked = "locked",
+        /// A server was unavailable. It is tried again later.
+        Unavailable = "unavailable",
+        /// Another error. It is tried again later.
+        Failed = "failed",
     }
 }
 

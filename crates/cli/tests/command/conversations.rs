@@ -154,7 +154,7 @@ async fn an_archived_conversation_is_shown_with_its_statistics() {
     .await
     .unwrap();
     let statistics = conversation::Statistics::new(
-        fixtures::database(&env.database_url),
+        &fixtures::database(&env.database_url),
         metrics::Metrics::new(),
         fixtures::unthrottled(),
     );

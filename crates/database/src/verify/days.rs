@@ -1,25 +1,14 @@
 //! Checks of daily statistics against the statistics of their conversations.
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, FromRow, QueryBuilder, Row};
 
 use super::difference::{Difference, Fields, differences};
 use super::scope::Scope;
 use crate::rows::from_row;
-use crate::statistics::COMPUTED_DAYS;
+use crate::statistics::{COMPUTED_DAYS, DayKey};
 use crate::{Database, Result};
-
-/// The key of a row of `daily_stats`. Its order is the order in which the days are checked.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, FromRow)]
-pub struct DayKey {
-    /// The tenant.
-    pub tenant_id: String,
-    /// The agent; empty for conversations without one.
-    pub agent_id: String,
-    /// The UTC day on which the conversations began.
-    pub day: NaiveDate,
-}
 
 /// The result of checking one day.
 #[derive(Debug, Clone)]

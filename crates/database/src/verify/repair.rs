@@ -9,9 +9,9 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
-use super::days::DayKey;
 use super::integrity::OrphanedStatistics;
 use crate::epoch::{OpenSaves, change_generations};
+use crate::statistics::DayKey;
 use crate::{Database, Result};
 
 /// A repair. It cannot be cloned: its new generation must be used only once, because a hot copy may be loaded

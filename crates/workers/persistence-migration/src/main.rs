@@ -49,7 +49,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let criteria =
         ClaimCriteria { grace: due.close_grace, idle: due.close_idle, lease: close_lease };
     let closer = Closer::new(
-        stores.database.clone(),
+        &stores.database,
         stores.hot.clone(),
         stores.publisher.clone(),
         service.metrics().clone(),

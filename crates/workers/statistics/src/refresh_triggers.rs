@@ -27,11 +27,16 @@ pub(crate) struct RefreshTriggers {
 /// The most transactions of one refresh, of each kind.
 const TRANSACTIONS: usize = 100;
 
+/// How long what is refreshed apart may continue while the process stops. Another process, or the next start, refreshes
+/// it again.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long after an event the refresh starts, so that a burst of closes causes one refresh.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
 impl RefreshTriggers {
-    /// Refreshes statistics when an event triggers it, and every `interval`.
+    /// Refreshes statistics when an event triggers it, and every `interval`. Beside that, what is too slow for a
+    /// refresh is refreshed apart.
     pub(crate) fn refresh_when_triggered(
         &self,
         service: &Service,
@@ -40,6 +45,9 @@ impl RefreshTriggers {
     ) {
         let triggered = Arc::clone(&self.triggered);
         let (metrics, clock) = (service.metrics().clone(), service.clock().clone());
+        let apart = statistics.clone();
+        service
+            .supervise("slow-statistics", move |stopping| refresh_apart(apart.clone(), stopping));
         service.supervise("statistics", move |stopping| {
             let (statistics, triggered) = (statistics.clone(), Arc::clone(&triggered));
             let (metrics, clock) = (metrics.clone(), clock.clone());
@@ -113,6 +121,20 @@ async fn refresh(
         }
     }
     Ok(remaining)
+}
+
+async fn refresh_apart(statistics: Statistics, stopping: CancellationToken) -> anyhow::Result<()> {
+    while let Some(slow) = stopping.run_until_cancelled(statistics.next_apart()).await {
+        let stopped = async {
+            stopping.cancelled().await;
+            tokio::time::sleep(STOP_TIMEOUT).await;
+        };
+        tokio::select! {
+            () = statistics.refresh_apart(slow) => {}
+            () = stopped => break,
+        }
+    }
+    Ok(())
 }
 
 impl Handler for RefreshTriggers {

@@ -1,0 +1,7 @@
+//! What is slow by itself, or locked: it delays nothing else, and is done when that is possible.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+mod closing;
+mod slowness;
+mod statistics;
