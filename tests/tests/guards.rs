@@ -98,6 +98,17 @@ const PROOFS: [Proof; Guard::ALL.len()] = [
         DEAD_LETTERS,
         "a_replay_stopped_before_it_confirms_its_lease_does_not_send_what_was_discarded",
     ),
+    proof(Guard::SlowQueue, FAULTS, "a_slow_message_delays_no_other_and_is_saved"),
+    proof(
+        Guard::SuccessBeside,
+        FAULTS,
+        "a_failure_of_postgresql_that_hits_everything_makes_no_dead_letter",
+    ),
+    proof(
+        Guard::SlowCloseApart,
+        FAULTS,
+        "a_closer_stopped_while_it_closes_a_slow_conversation_stops_in_time_and_another_finishes_it",
+    ),
 ];
 
 /// Proofs that run every day.

@@ -160,7 +160,8 @@ impl<H: Handler> Consumer<H> {
 
     /// Consumes until `shutdown`. Then it cancels the AMQP consumer, finishes and acknowledges what was
     /// delivered, waits until no call of the handler is under way, and returns. The caller sets a deadline: when the
-    /// future is dropped, RabbitMQ requeues what is not acknowledged.
+    /// future is dropped, RabbitMQ requeues what is not acknowledged. Of a slow queue it returns at once, and RabbitMQ
+    /// requeues the message that is being handled.
     pub async fn run(self, shutdown: CancellationToken) {
         let shared = &self.shared;
         let mut backoff = Backoff::new();
@@ -203,10 +204,12 @@ impl<H: Handler> Consumer<H> {
                 shutdown.run_until_cancelled(self.wait_until_available(outage)).await;
             }
         }
-        // Calls of a session that ended before may still be under way.
         shared.state.send_replace(ConsumerState::Draining);
-        shared.calls.close();
-        shared.calls.wait().await;
+        if !shared.source.is_slow() {
+            // Calls of a session that ended before may still be under way.
+            shared.calls.close();
+            shared.calls.wait().await;
+        }
         shared.replier.flush().await;
         shared.state.send_replace(ConsumerState::Stopped);
     }

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 
 use database::{Database, Error};
 use domain::failure::{DeadLetterReason, Failure, FailureClass, Refusal, Unavailable};
+use failpoints::Guard;
 use metrics::{Counter, Metrics, TransactionRetry};
 
 use crate::limited_database::LimitedDatabase;
@@ -85,7 +86,7 @@ impl<'a, T> Bisection<'a, T> {
         if error.class() == FailureClass::Unavailable && !error.is_time_out() {
             return Err(error.into());
         }
-        if !self.another_succeeded {
+        if !self.another_succeeded && failpoints::holds(Guard::SuccessBeside) {
             let check = || check(self.database.batches());
             if retry_transient(self.metrics, check).await.is_err() {
                 return Err(error.into());

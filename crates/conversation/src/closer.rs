@@ -24,7 +24,7 @@ use domain::causes::with_causes;
 use domain::event::Event;
 use domain::failure_policy::{SLOW_LIMITS, SLOW_LOCK_LIMIT};
 use domain::ids::ConversationKey;
-use failpoints::Step;
+use failpoints::{Guard, Step};
 use hot_store::HotStore;
 use metrics::{Counter, Metrics, SlowOutcome, SlowWork, Timing};
 use tokio::time::timeout;
@@ -237,6 +237,9 @@ impl Closer {
 
     /// Hands over a conversation that could not be closed with others.
     fn hand_over(&self, claim: Claim, error: &StepError) {
+        if !failpoints::holds(Guard::SlowCloseApart) {
+            return;
+        }
         let (conversation, reason) = (claim.key.clone(), with_causes(error));
         // One that is not finished continues where it stopped, also with others.
         if error.fault() != Fault::Locked && !matches!(error, StepError::Unfinished(_)) {

@@ -161,11 +161,17 @@ pub enum Guard {
     DeadLetterIdDerived,
     /// A replay sends only what it still holds.
     ReplayHoldsItsLease,
+    /// A message that alone is too slow, or locked, is handled again from the slow queue.
+    SlowQueue,
+    /// A failure of PostgreSQL is put down to a message only if a write beside it succeeds.
+    SuccessBeside,
+    /// A conversation that is too slow to close with others is closed apart from them.
+    SlowCloseApart,
 }
 
 impl Guard {
     /// Every guard.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::AcknowledgementAfterEffect,
         Self::CopyBeforeAcknowledgement,
         Self::StoredMessageRecognised,
@@ -181,6 +187,9 @@ impl Guard {
         Self::ReceiptOrder,
         Self::DeadLetterIdDerived,
         Self::ReplayHoldsItsLease,
+        Self::SlowQueue,
+        Self::SuccessBeside,
+        Self::SlowCloseApart,
     ];
 
     /// The name of the guard in the variable [`OFF`].
@@ -202,6 +211,9 @@ impl Guard {
             Self::ReceiptOrder => "delivery.receipt_order",
             Self::DeadLetterIdDerived => "dead_letter.id_derived",
             Self::ReplayHoldsItsLease => "replay.holds_its_lease",
+            Self::SlowQueue => "slow.queue",
+            Self::SuccessBeside => "slow.success_beside",
+            Self::SlowCloseApart => "slow.close_apart",
         }
     }
 }

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+use std::io;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -62,26 +64,49 @@ impl RawAmqp {
         self.expect((60, 80)).await;
     }
 
+    /// Publishes a message to a queue. Whether RabbitMQ confirmed it: if not, it has closed the connection.
+    pub async fn is_accepted(&mut self, queue: &str, properties: &[u8], body: &[u8]) -> bool {
+        let publish = [&[0, 0][..], &short(b""), &short(queue.as_bytes()), &[0]].concat();
+        let method = [&[0, 60, 0, 40][..], &publish].concat();
+        let size = (body.len() as u64).to_be_bytes();
+        let header = [&[0, 60, 0, 0][..], &size, properties].concat();
+        let frames = [(1, method.as_slice()), (2, &header), (3, body)];
+        let frames: Vec<_> =
+            frames.iter().map(|(kind, payload)| frame(*kind, 1, payload)).collect();
+        if self.broker.write_all(&frames.concat()).await.is_err() {
+            return false;
+        }
+        self.method_name().await.is_ok_and(|name| name == [0, 60, 0, 80])
+    }
+
     async fn method(&mut self, channel: u16, (class, id): (u16, u16), arguments: &[u8]) {
         let payload = [&class.to_be_bytes()[..], &id.to_be_bytes(), arguments].concat();
         self.frame(1, channel, &payload).await;
     }
 
     async fn frame(&mut self, kind: u8, channel: u16, payload: &[u8]) {
-        let frame = [&[kind][..], &channel.to_be_bytes(), &long(payload), &[0xCE]].concat();
-        self.broker.write_all(&frame).await.unwrap();
+        self.broker.write_all(&frame(kind, channel, payload)).await.unwrap();
     }
 
     /// Reads a frame, which must be this method.
     async fn expect(&mut self, (class, id): (u16, u16)) {
-        let mut head = [0; 7];
-        self.broker.read_exact(&mut head).await.unwrap();
-        let size = u32::from_be_bytes(head[3..7].try_into().unwrap());
-        let mut rest = vec![0; size as usize + 1];
-        self.broker.read_exact(&mut rest).await.unwrap();
-        let found = [&class.to_be_bytes()[..], &id.to_be_bytes()].concat();
-        assert_eq!(rest[..4], found, "{:?}", String::from_utf8_lossy(&rest));
+        let expected = [&class.to_be_bytes()[..], &id.to_be_bytes()].concat();
+        assert_eq!(self.method_name().await.unwrap()[..], expected);
     }
+
+    /// Reads a frame; class and id of its method.
+    async fn method_name(&mut self) -> io::Result<[u8; 4]> {
+        let mut head = [0; 7];
+        self.broker.read_exact(&mut head).await?;
+        let [.., a, b, c, d] = head;
+        let mut rest = vec![0; u32::from_be_bytes([a, b, c, d]) as usize + 1];
+        self.broker.read_exact(&mut rest).await?;
+        Ok(rest[..4].try_into().unwrap())
+    }
+}
+
+fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
+    [&[kind][..], &channel.to_be_bytes(), &long(payload), &[0xCE]].concat()
 }
 
 /// The encoded properties of a persistent message with this id and these headers, if they are not empty.

@@ -116,7 +116,7 @@ fn changes(root: &Path, names: &Names) -> Result<Vec<Change>> {
         text: fill(template),
     };
     let row = format!(
-        "    /// Events for the {worker}.\n    {variant} = \"{queue}\", Events, \"events for the {worker}\";\n"
+        "    /// Events for the {worker}.\n    {variant} = \"{queue}\", Events, [], \"events for the {worker}\";\n"
     );
     let process = format!(
         "    /// Consumes every event of the fleet.\n    {constant} = \"{worker}\", [Consumed::Work(WorkQueue::{variant})],\n        \

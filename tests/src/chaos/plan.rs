@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use testkit::servers::Kind;
 
+use crate::Random;
+
 /// How long no fault is injected after a lone fault.
 pub(super) const PAUSE: Duration = Duration::from_secs(10);
 
@@ -128,7 +130,7 @@ impl Plan {
     /// The plan of a seed.
     #[must_use]
     pub fn new(seed: u64, size: Size) -> Self {
-        let mut random = SplitMix64(seed);
+        let mut random = Random::new(seed);
         let (mut overlapping_faults, mut lone_faults) =
             (ShuffledFaults::default(), ShuffledFaults(FIRST_LONE.into()));
         let (mut rounds, mut planned) = (Vec::new(), Duration::ZERO);
@@ -152,7 +154,7 @@ impl Round {
     fn next(
         overlapping_faults: &mut ShuffledFaults,
         lone_faults: &mut ShuffledFaults,
-        random: &mut SplitMix64,
+        random: &mut Random,
     ) -> Self {
         let (mut overlapping, mut begins) = (Vec::<ScheduledFault>::new(), Duration::ZERO);
         while overlapping.len() < OVERLAPPING {
@@ -213,7 +215,7 @@ impl Fault {
         }
     }
 
-    fn lasts(self, random: &mut SplitMix64) -> Duration {
+    fn lasts(self, random: &mut Random) -> Duration {
         let (least, most) = match self {
             Self::Worker(_, ProcessFault::Stopped) => return Duration::from_secs(20),
             // An orchestrator restarts it at once or soon.
@@ -330,7 +332,7 @@ struct ShuffledFaults(Vec<Fault>);
 
 impl ShuffledFaults {
     /// Removes and returns the last fault that `suits` accepts; those after it stay for later.
-    fn next(&mut self, random: &mut SplitMix64, suits: impl Fn(Fault) -> bool) -> Fault {
+    fn next(&mut self, random: &mut Random, suits: impl Fn(Fault) -> bool) -> Fault {
         let number = random.index(2);
         loop {
             if let Some(at) = self.0.iter().rposition(|fault| suits(fault.at(number))) {
@@ -347,7 +349,7 @@ impl ShuffledFaults {
 
 /// Each process fault of each worker, each network fault to each server (from a random worker), each
 /// outage.
-fn kinds(random: &mut SplitMix64) -> Vec<Fault> {
+fn kinds(random: &mut Random) -> Vec<Fault> {
     let mut faults: Vec<Fault> = Outage::ALL.map(Fault::Server).into();
     for role in Role::ALL {
         let replica = Replica { role, number: 0 };
@@ -362,29 +364,6 @@ fn kinds(random: &mut SplitMix64) -> Vec<Fault> {
         }
     }
     faults
-}
-
-/// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014): the same
-/// numbers on every machine and in every version.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Less than `bound`, which is small against 2^64.
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn index(&mut self, length: usize) -> usize {
-        usize::try_from(self.below(length as u64)).unwrap_or_default()
-    }
 }
 
 #[cfg(test)]
@@ -408,7 +387,7 @@ mod tests {
             assert!(plan.faults() >= 40, "seed {seed}: {} faults", plan.faults());
             let overlapping_faults = plan.rounds.iter().flat_map(|round| &round.overlapping);
             let drawn: Vec<Fault> = overlapping_faults.map(|it| normalised(it.fault)).collect();
-            for kind in kinds(&mut SplitMix64(seed)).into_iter().map(normalised) {
+            for kind in kinds(&mut Random::new(seed)).into_iter().map(normalised) {
                 assert!(drawn.contains(&kind), "seed {seed}: no {kind}");
             }
         }

@@ -7,6 +7,7 @@ mod closing;
 mod endpoints;
 mod large;
 mod messages;
+mod mutated;
 mod order_of_receipt;
 mod rerouting;
 mod unreadable;

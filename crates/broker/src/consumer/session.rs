@@ -146,7 +146,8 @@ impl<H: Handler> Session<H> {
         tokio::select! {
             biased;
             () = self.shutdown.cancelled(), if !leaving => {
-                if !failpoints::holds(Guard::DrainFinishes) {
+                // A slow message may take minutes: RabbitMQ requeues it, and another process handles it.
+                if self.shared.source.is_slow() || !failpoints::holds(Guard::DrainFinishes) {
                     return Err(End::Drained);
                 }
                 self.cancel_for(AfterCancel::Shutdown);

@@ -231,6 +231,9 @@ impl SlowTurn {
 /// What is too slow goes to the slow queue, and gets the next longer time limit there; what is locked gets the same
 /// again after others. After the longest limit it is an ordinary failure: one attempt is counted.
 fn slow_turn(failure: &Failure, delivery: &Delivery, source: Source) -> Option<SlowTurn> {
+    if !failpoints::holds(Guard::SlowQueue) {
+        return None;
+    }
     // From another queue it begins anew.
     let level = if source.is_slow() { delivery.fleet_headers().slow_level.max(1) } else { 0 };
     match failure {

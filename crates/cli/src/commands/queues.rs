@@ -123,6 +123,8 @@ fn text(rows: &[Row], out: &mut Text) {
         let consumers = match (row.purpose, row.consumers) {
             // These have no permanent consumer.
             ("suspects" | "retry", Some(0)) => Cell::optional(None).right(),
+            // A slow queue has one while it has messages.
+            ("slow", Some(0)) if row.ready == Some(0) => Cell::optional(None).right(),
             (_, consumers) => number(consumers),
         };
         [row.queue.into(), ready, consumers, Cell::new(Tone::Dim, row.about)]
