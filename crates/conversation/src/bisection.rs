@@ -2,17 +2,21 @@
 //!
 //! PostgreSQL refuses a whole statement for one bad row, and is too slow for a whole statement for one locked row.
 //! Halving finds the row in about 2·log2(n) statements and saves all other rows. Large parts are tried before small ones,
-//! so most of the others are saved soon.
+//! so most of the others are saved soon. Of items that need the same row, one is tried alone: if it fails by a lock, so would
+//! the others.
 //!
-//! No item is blamed, or moved to the slow queue, on its own failure alone: another part of its batch, or a test write, must have
-//! succeeded beside it. If none does, PostgreSQL counts as unavailable.
+//! No item is blamed, or moved to the slow queue, on its own failure alone: another part of its batch, or a test write,
+//! must have succeeded beside it. If none does, PostgreSQL counts as unavailable. The time that the test write takes
+//! decides how long a part may take: on a slow server no item is slow by itself.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use database::{Database, Error};
 use domain::failure::{DeadLetterReason, Failure, FailureClass, Refusal, Unavailable};
 use failpoints::Guard;
 use metrics::{Counter, Metrics, TransactionRetry};
+use tokio::time::Instant;
 
 use crate::limited_database::LimitedDatabase;
 use crate::transient::retry_transient;
@@ -34,13 +38,22 @@ pub fn failed_alone(error: Error) -> Failure {
     Failure::Retry(error.into())
 }
 
+/// A part of a batch may take so many times as long as a test write.
+const TIMES_A_TEST_WRITE: u32 = 10;
+
 /// The parts of a batch that are still to be tried.
 pub struct Bisection<'a, T> {
     parts: VecDeque<&'a [T]>,
-    /// Whether the whole batch has failed.
-    is_split: bool,
+    /// Whether two neighbours need the same row.
+    together: fn(&T, &T) -> bool,
+    /// For the parts of a batch that has failed; `None` until it has.
+    of_parts: Option<Database>,
     /// Whether another part, or a test write, has succeeded.
     another_succeeded: bool,
+    /// Items of parts that succeeded: the first and the last one of each. A part before or after may need the same row.
+    succeeded: Vec<&'a T>,
+    /// Items that failed alone by a lock.
+    locked: Vec<&'a T>,
     database: &'a LimitedDatabase,
     metrics: &'a Metrics,
 }
@@ -50,7 +63,23 @@ impl<'a, T> Bisection<'a, T> {
     #[must_use]
     pub fn new(batch: &'a [T], database: &'a LimitedDatabase, metrics: &'a Metrics) -> Self {
         let parts = VecDeque::from([batch]);
-        Self { parts, is_split: false, another_succeeded: false, database, metrics }
+        let together = |_: &T, _: &T| false;
+        Self {
+            parts,
+            together,
+            of_parts: None,
+            another_succeeded: false,
+            succeeded: Vec::new(),
+            locked: Vec::new(),
+            database,
+            metrics,
+        }
+    }
+
+    /// The same for a batch in which neighbours may need the same row.
+    #[must_use]
+    pub(crate) fn with_rows(self, together: fn(&T, &T) -> bool) -> Self {
+        Self { together, ..self }
     }
 
     /// The next part to try, never an empty one, and the database with its time limit; `None` if all were tried.
@@ -58,19 +87,20 @@ impl<'a, T> Bisection<'a, T> {
         clippy::should_implement_trait,
         reason = "an iterator would stay borrowed while a part is tried"
     )]
-    pub fn next(&mut self) -> Option<(&'a [T], &'a Database)> {
+    pub fn next(&mut self) -> Option<(&'a [T], Database)> {
         let part = self.parts.pop_front().filter(|part| !part.is_empty())?;
-        let database = if self.is_split { self.database.parts() } else { self.database.batches() };
-        Some((part, database))
+        let database = self.of_parts.as_ref().unwrap_or(self.database.batches());
+        Some((part, database.clone()))
     }
 
     /// Records that a part succeeded.
-    pub fn succeeded(&mut self) {
+    pub fn succeeded(&mut self, part: &'a [T]) {
         self.another_succeeded = true;
+        self.succeeded.extend(part.first().into_iter().chain(part.last()));
     }
 
-    /// Records that a part failed, and that its halves are tried later. A part of one item is not split: that item is
-    /// returned with the error. `check` is a test write.
+    /// Records that a part failed, and that its halves are tried later. A part that is not split is returned with the
+    /// error: one item, or items that need the same locked row. `check` is a test write.
     ///
     /// # Errors
     /// PostgreSQL is unavailable, or fails with everything.
@@ -79,33 +109,61 @@ impl<'a, T> Bisection<'a, T> {
         part: &'a [T],
         error: Error,
         check: impl Fn(&'a Database) -> F,
-    ) -> Result<Option<(&'a T, Error)>, Unavailable>
+    ) -> Result<Option<(&'a [T], Error)>, Unavailable>
     where
         F: Future<Output = Result<(), Error>>,
     {
         if error.class() == FailureClass::Unavailable && !error.is_time_out() {
             return Err(error.into());
         }
-        if !self.another_succeeded && failpoints::holds(Guard::SuccessBeside) {
-            let check = || check(self.database.batches());
-            if retry_transient(self.metrics, check).await.is_err() {
+        let database = self.database.batches();
+        // What is blamed for anything but time is blamed for a test write after it, not one long before.
+        let is_blamed = part.len() == 1 && !error.is_time_out();
+        if (!self.another_succeeded || is_blamed) && failpoints::holds(Guard::SuccessBeside) {
+            let began = Instant::now();
+            if retry_transient(self.metrics, || check(database)).await.is_err() {
                 return Err(error.into());
             }
             self.another_succeeded = true;
+            let usual = began.elapsed() * TIMES_A_TEST_WRITE;
+            self.of_parts.get_or_insert_with(|| self.database.parts(usual));
         }
-        Ok(self.halve(part).map(|alone| (alone, error)))
+        self.of_parts.get_or_insert_with(|| self.database.parts(Duration::ZERO));
+        Ok(self.split(part, error.is_lock()).map(|alone| (alone, error)))
     }
 
-    /// The halves of the part are tried after the parts that are there. A part of one item is returned.
-    fn halve(&mut self, part: &'a [T]) -> Option<&'a T> {
-        self.is_split = true;
-        if let [alone] = part {
-            return Some(alone);
-        }
+    /// The halves of the part are tried after the parts that are there. A part that is not split is returned.
+    fn split(&mut self, part: &'a [T], is_lock: bool) -> Option<&'a [T]> {
+        let at = match part {
+            [] => None,
+            [alone] => {
+                self.locked.extend(is_lock.then_some(alone));
+                None
+            }
+            [first, ..] if is_lock => self.split_by_rows(part, first),
+            _ => Some(part.len() / 2),
+        };
+        let Some(at) = at else { return Some(part) };
         self.metrics.add(Counter::TransactionRetries { class: TransactionRetry::Split }, 1);
-        let (left, right) = part.split_at(part.len() / 2);
+        let (left, right) = part.split_at(at);
         self.parts.extend([left, right]);
         None
+    }
+}
+
+impl<T> Bisection<'_, T> {
+    /// Where to split a part that failed by a lock: between two rows, or behind the first item of one row; `None` if
+    /// that row is locked.
+    fn split_by_rows(&self, part: &[T], first: &T) -> Option<usize> {
+        let middle = part.len() / 2;
+        let between = (1..part.len()).filter(|n| !(self.together)(&part[n - 1], &part[*n]));
+        let of_this_row = |items: &[&T]| items.iter().any(|it| (self.together)(it, first));
+        match between.min_by_key(|n| n.abs_diff(middle)) {
+            Some(between) => Some(between),
+            None if of_this_row(&self.succeeded) => Some(middle),
+            None if of_this_row(&self.locked) => None,
+            None => Some(1),
+        }
     }
 }
 
@@ -126,15 +184,18 @@ mod tests {
         LimitedDatabase::of_batches(&Database::open(&settings).unwrap())
     }
 
-    fn run(batch: &[u32], bad: impl Fn(u32) -> bool) -> (Vec<u32>, Vec<u32>, usize) {
+    fn run(batch: &[u32], bad: impl Fn(u32) -> bool, is_lock: bool) -> (Vec<u32>, Vec<u32>, usize) {
         let (mut saved, mut at_fault, mut tries) = (Vec::new(), Vec::new(), 0);
         let (database, metrics) = (never_connected(), Metrics::new());
-        let mut bisection = Bisection::new(batch, &database, &metrics);
+        // Numbers with the same hundreds need the same row.
+        let bisection = Bisection::new(batch, &database, &metrics);
+        let mut bisection = bisection.with_rows(|one, other| one / 100 == other / 100);
         while let Some((part, _)) = bisection.next() {
             tries += 1;
             if part.iter().any(|item| bad(*item)) {
-                at_fault.extend(bisection.halve(part).copied());
+                at_fault.extend(bisection.split(part, is_lock).into_iter().flatten().copied());
             } else {
+                bisection.succeeded(part);
                 saved.extend_from_slice(part);
             }
         }
@@ -144,7 +205,7 @@ mod tests {
     #[test]
     fn one_bad_row_of_500_leaves_499() {
         let batch: Vec<u32> = (0..500).collect();
-        let (mut saved, at_fault, tries) = run(&batch, |item| item == 321);
+        let (mut saved, at_fault, tries) = run(&batch, |item| item == 321, false);
         assert_eq!(saved[..250], batch[..250], "large parts first");
         saved.sort_unstable();
         assert_eq!(at_fault, [321]);
@@ -153,13 +214,32 @@ mod tests {
     }
 
     #[test]
+    fn items_that_need_the_same_locked_row_are_not_separated() {
+        let batch: Vec<u32> = (0..500).collect();
+        let (mut saved, at_fault, tries) = run(&batch, |item| item / 100 == 3, true);
+        saved.sort_unstable();
+        assert_eq!(at_fault, (300..400).collect::<Vec<_>>());
+        assert_eq!(saved, batch.iter().copied().filter(|i| i / 100 != 3).collect::<Vec<_>>());
+        assert!(tries <= 9, "{tries} tries");
+    }
+
+    #[test]
+    fn of_items_with_the_same_row_one_that_is_locked_by_itself_is_found() {
+        let batch: Vec<u32> = (200..400).collect();
+        let (mut saved, at_fault, _) = run(&batch, |item| item == 350, true);
+        saved.sort_unstable();
+        assert_eq!(at_fault, [350]);
+        assert_eq!(saved, batch.iter().copied().filter(|i| *i != 350).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn in_a_batch_of_bad_rows_every_row_is_at_fault() {
-        let (saved, at_fault, _) = run(&[1, 2, 3, 4, 5], |_| true);
+        let (saved, at_fault, _) = run(&[1, 2, 3, 4, 5], |_| true, false);
         assert_eq!((saved.len(), at_fault.as_slice()), (0, &[1, 2, 3, 4, 5][..]));
     }
 
     #[test]
     fn an_empty_batch_is_never_tried() {
-        assert_eq!(run(&[], |_| true).2, 0);
+        assert_eq!(run(&[], |_| true, true).2, 0);
     }
 }

@@ -10,7 +10,8 @@ use domain::failure_policy::{BATCH_LIMIT, PART_LIMIT, PART_LOCK_LIMIT, SLOW_LOCK
 #[derive(Clone)]
 pub struct LimitedDatabase {
     batches: Database,
-    parts: Database,
+    /// The shortest limits of a part; `None`: those of a batch.
+    parts: Option<Limits>,
 }
 
 impl LimitedDatabase {
@@ -18,15 +19,12 @@ impl LimitedDatabase {
     #[must_use]
     pub fn of_batches(database: &Database) -> Self {
         let Limits { time_out, lock_time_out } = database.limits();
-        let limited = |longest, lock| {
-            let limits =
-                Limits { time_out: time_out.min(longest), lock_time_out: lock_time_out.min(lock) };
-            database.limited(limits)
+        let limited = |longest, lock| Limits {
+            time_out: time_out.min(longest),
+            lock_time_out: lock_time_out.min(lock),
         };
-        Self {
-            batches: limited(BATCH_LIMIT, lock_time_out),
-            parts: limited(PART_LIMIT, PART_LOCK_LIMIT),
-        }
+        let batches = database.limited(limited(BATCH_LIMIT, lock_time_out));
+        Self { batches, parts: Some(limited(PART_LIMIT, PART_LOCK_LIMIT)) }
     }
 
     /// With the limit of a handler of single items that are slow or locked, on one connection of its own.
@@ -34,7 +32,7 @@ impl LimitedDatabase {
     pub fn of_slow_items(database: &Database, limit: Duration) -> Self {
         let limits = Limits { time_out: limit, lock_time_out: SLOW_LOCK_LIMIT };
         let batches = database.with_limits(limits, 1);
-        Self { parts: batches.clone(), batches }
+        Self { batches, parts: None }
     }
 
     /// For a batch.
@@ -43,8 +41,12 @@ impl LimitedDatabase {
         &self.batches
     }
 
-    /// For a part of a batch that failed.
-    pub(crate) fn parts(&self) -> &Database {
-        &self.parts
+    /// For a part of a batch that failed, with at least this time limit, but none longer than that of the batch.
+    pub(crate) fn parts(&self, least: Duration) -> Database {
+        let Some(Limits { time_out, lock_time_out }) = self.parts else {
+            return self.batches.clone();
+        };
+        let time_out = time_out.max(least).min(self.batches.limits().time_out);
+        self.batches.limited(Limits { time_out, lock_time_out })
     }
 }

@@ -58,7 +58,7 @@ impl Saver {
     #[must_use]
     pub fn with_time_limit(&self, limit: Duration) -> Self {
         let database = LimitedDatabase::of_slow_items(self.database.batches(), limit);
-        Self { database, ..self.clone() }
+        Self { database, locked: self.locked.of_slow_items(), ..self.clone() }
     }
 
     /// Checks with a test write whether messages can be saved.
@@ -104,14 +104,15 @@ impl Saver {
         round: &[Row<'a>],
         hot: HotWrites,
     ) -> Result<(), Unavailable> {
-        let mut bisection = Bisection::new(round, &self.database, &self.metrics);
+        let bisection = Bisection::new(round, &self.database, &self.metrics);
+        let mut bisection = bisection.with_rows(|one, other| one.row.key == other.row.key);
         while let Some((part, database)) = bisection.next() {
             let rows: Vec<SaveRow<'_>> = part.iter().map(|row| row.row).collect();
             let random = || self.random.next();
             let error =
                 match retry_transient(&self.metrics, || database.save(&rows, hot, &random)).await {
                     Ok(saved) => {
-                        bisection.succeeded();
+                        bisection.succeeded(part);
                         self.metrics.add(Counter::ConversationsReopened, saved.reopened as u64);
                         batch.settle(part, saved.rows);
                         batch.renewed.extend(saved.touched);
@@ -120,18 +121,17 @@ impl Saver {
                     Err(error) => error,
                 };
             let failed = bisection.failed(part, error, Database::check_save).await?;
-            if let Some((alone, error)) = failed {
+            let Some((alone, error)) = failed else { continue };
+            let (reason, failure) = (with_causes(&error), failed_alone(error));
+            for row in alone {
                 tracing::warn!(
-                    conversation = %alone.row.key,
-                    message_id = %alone.row.message.id,
-                    error = with_causes(&error),
+                    conversation = %row.row.key,
+                    message_id = %row.row.message.id,
+                    error = reason,
                     "PostgreSQL did not store a message; the other messages of its batch are saved"
                 );
-                let failure = failed_alone(error);
-                if let Failure::Locked(cause) = &failure {
-                    self.locked.record(alone.row.key, cause);
-                }
-                batch.fail(alone, &failure);
+                self.locked.record(row.row.key, &failure);
+                batch.fail(row, &failure);
             }
         }
         Ok(())
@@ -179,13 +179,13 @@ impl Saver {
         }
         let mut bisection = Bisection::new(&changes, &self.database, &self.metrics);
         while let Some((part, database)) = bisection.next() {
-            let Err(error) = self.change_generations(database, part, cause).await else {
-                bisection.succeeded();
+            let Err(error) = self.change_generations(&database, part, cause).await else {
+                bisection.succeeded(part);
                 self.metrics.add(Counter::HotGenerationChanges { cause }, part.len() as u64);
                 continue;
             };
             let failed = bisection.failed(part, error, Database::check_save).await?;
-            if let Some(((conversation, _), error)) = failed {
+            if let Some(([(conversation, _), ..], error)) = failed {
                 let failure = match failed_alone(error) {
                     // Its messages are stored: none of them is a dead letter.
                     Failure::DeadLetter(refusal) => Failure::Retry(refusal.into()),
@@ -296,7 +296,7 @@ impl<'a> Batch<'a> {
         let mut outcomes: Vec<Option<Outcome>> = actions.iter().map(|_| None).collect();
         if !locked.is_empty() {
             for (action, outcome) in actions.iter().zip(&mut outcomes) {
-                *outcome = locked.cause(&action.common.key).map(|it| Err(Failure::Locked(it)));
+                *outcome = locked.failure(&action.common.key).map(Err);
             }
         }
         let mut pending: Vec<Row<'a>> = Vec::with_capacity(actions.len());
@@ -396,11 +396,17 @@ impl<'a> Batch<'a> {
             .collect()
     }
 
-    /// The conversations of messages that may be stored already, under an unknown id; whatever became of them now.
+    /// The conversations of messages that may be stored already, under an unknown id; whatever became of them now,
+    /// unless they are handled again from the slow queue: then they are asked for again.
     fn saved_again(&self) -> BTreeSet<ConversationKey> {
         let again = Identity::Random { redelivered: true };
-        let saved_again = self.actions.iter().filter(|action| action.identity == again);
-        saved_again.map(|action| action.common.key.clone()).collect()
+        let is_slow = |outcome: &Option<Outcome>| {
+            matches!(outcome, Some(Err(Failure::Locked(_) | Failure::TimedOut(_))))
+        };
+        let saved_again = self.actions.iter().zip(&self.outcomes);
+        let saved_again =
+            saved_again.filter(|(action, outcome)| action.identity == again && !is_slow(outcome));
+        saved_again.map(|(action, _)| action.common.key.clone()).collect()
     }
 
     fn into_outcomes(self) -> Vec<Outcome> {

@@ -17,6 +17,7 @@ use crate::RandomSource;
 use crate::background::Background;
 use crate::bisection::{Bisection, failed_alone};
 use crate::limited_database::LimitedDatabase;
+use crate::locked_conversations::LockedConversations;
 use crate::transient::retry_transient;
 
 /// Events in one transaction: a few milliseconds of work.
@@ -29,6 +30,8 @@ pub struct Sessions {
     metrics: Metrics,
     random: RandomSource,
     background: Background,
+    /// Also those that a recorder of single events found.
+    locked: LockedConversations,
 }
 
 impl Sessions {
@@ -41,7 +44,8 @@ impl Sessions {
         background: Background,
     ) -> Self {
         let database = LimitedDatabase::of_batches(database);
-        Self { database, metrics, random, background }
+        let locked = LockedConversations::default();
+        Self { database, metrics, random, background, locked }
     }
 
     /// The same with this time limit, for single events that are slow or locked. Other background work does not wait for
@@ -49,7 +53,8 @@ impl Sessions {
     #[must_use]
     pub fn with_time_limit(&self, limit: Duration) -> Self {
         let database = LimitedDatabase::of_slow_items(self.database.batches(), limit);
-        Self { database, background: self.background.with_a_turn_of_its_own(), ..self.clone() }
+        let background = self.background.with_a_turn_of_its_own();
+        Self { database, background, locked: self.locked.of_slow_items(), ..self.clone() }
     }
 
     /// Checks with a test write whether session events can be recorded.
@@ -78,7 +83,10 @@ impl Sessions {
         let mut updates = Vec::with_capacity(actions.len());
         for (index, action) in actions.iter().enumerate() {
             match update(action) {
-                Some(update) => updates.push((index, update)),
+                Some(update) => match self.locked.failure(&update.key) {
+                    Some(failure) => outcomes[index] = Err(failure),
+                    None => updates.push((index, update)),
+                },
                 None => outcomes[index] = Err(Failure::DeadLetter(refusal_of(action.kind()))),
             }
         }
@@ -89,13 +97,15 @@ impl Sessions {
             let Err(error) =
                 retry_transient(&self.metrics, || database.apply_sessions(&rows, &random)).await
             else {
-                bisection.succeeded();
+                bisection.succeeded(part);
                 self.count(&rows);
                 continue;
             };
             let failed = bisection.failed(part, error, Database::check_sessions).await?;
-            if let Some(((index, _), error)) = failed {
-                outcomes[*index] = Err(failed_alone(error));
+            if let Some(([(index, update), ..], error)) = failed {
+                let failure = failed_alone(error);
+                self.locked.record(&update.key, &failure);
+                outcomes[*index] = Err(failure);
             }
         }
         Ok(outcomes)

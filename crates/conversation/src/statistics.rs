@@ -105,7 +105,9 @@ impl Statistics {
             let stale = Stale::Conversation(key.clone());
             if refreshed.results.contains(key) {
                 self.skipped().remove(&stale);
-            } else if !refreshed.failed.iter().any(|(failed, _)| failed.key == *key) {
+            } else if !refreshed.failed.iter().any(|(failed, _)| failed.key == *key)
+                && !refreshed.untried.iter().any(|untried| untried.key == *key)
+            {
                 self.skip(stale);
             }
         }

@@ -9,18 +9,20 @@ use std::time::Duration;
 use database::{Database, Limits};
 use domain::causes::with_causes;
 use domain::failure::FailureClass;
-use domain::failure_policy::BATCH_LIMIT;
 use metrics::{Counter, Metrics, TransactionRetry};
 
 use crate::background::Background;
 use crate::limited_database::LimitedDatabase;
 use crate::transient::retry_transient;
 
+/// How long a statement of a step with others may take.
+const STATEMENT_LIMIT: Duration = Duration::from_secs(2);
+
 /// How long a step with others waits for a lock: longer than any transaction of the fleet holds one.
 const LOCK_LIMIT: Duration = Duration::from_millis(500);
 
-/// If so many items in a row fail by themselves, and none has succeeded, the cause is no single item (a table is
-/// locked, or the server is too slow for anything).
+/// If so many items in a row fail by themselves, and none has succeeded, a test write decides whether the cause may be
+/// these items (a table may be locked, or the server too slow for anything).
 const FAILED_ALONE: usize = 3;
 
 /// Steps of one kind of background work. Clones share their connection.
@@ -74,6 +76,8 @@ pub(crate) struct Done<'a, T, R> {
     pub(crate) results: Vec<R>,
     /// Items that failed by themselves.
     pub(crate) failed: Vec<(&'a T, StepError)>,
+    /// Items that were not tried, because everything failed.
+    pub(crate) untried: &'a [T],
 }
 
 impl StepError {
@@ -104,7 +108,7 @@ impl Steps {
     pub(crate) fn in_turn(database: &Database, metrics: Metrics, background: Background) -> Self {
         let Limits { time_out, lock_time_out } = database.limits();
         let limits = Limits {
-            time_out: time_out.min(BATCH_LIMIT),
+            time_out: time_out.min(STATEMENT_LIMIT),
             lock_time_out: lock_time_out.min(LOCK_LIMIT),
         };
         Self {
@@ -148,8 +152,7 @@ impl Steps {
         error.may_be_of_one() && self.usual.probe().await.is_ok()
     }
 
-    /// Work on a batch; if it fails although PostgreSQL answers, on each item by itself. Items that are in no result
-    /// and did not fail were not tried, because everything failed.
+    /// Work on a batch; if it fails although PostgreSQL answers, on each item by itself.
     ///
     /// # Errors
     /// PostgreSQL is unavailable.
@@ -161,7 +164,7 @@ impl Steps {
     where
         F: Future<Output = Result<Vec<R>, StepError>>,
     {
-        let mut done = Done { results: Vec::new(), failed: Vec::new() };
+        let mut done = Done { results: Vec::new(), failed: Vec::new(), untried: &[] };
         if items.is_empty() {
             return Ok(done);
         }
@@ -191,9 +194,13 @@ impl Steps {
                     done.failed.push((item, error));
                 }
             }
-            if !succeeded && done.failed.len() == FAILED_ALONE {
+            if !succeeded
+                && done.failed.len() == FAILED_ALONE
+                && self.database.check_save().await.is_err()
+            {
                 // One of them is tried apart, and all others again later.
                 done.failed.truncate(1);
+                done.untried = &items[1..];
                 tracing::warn!(
                     error = with_causes(&error),
                     "PostgreSQL answers, but {FAILED_ALONE} of {} conversations or days failed even by themselves, \

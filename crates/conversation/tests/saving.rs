@@ -1,8 +1,11 @@
 //! What saving promises: once, in order, byte for byte, in both stores.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use conversation::Source;
 use domain::action::Identity;
-use domain::failure::{DeadLetterReason, Done, Failure, Outcome};
+use domain::failure::{DeadLetterReason, Dependency, Done, Failure, Outcome};
+use domain::failure_policy::SLOW_LIMITS;
 use domain::message::Content;
 use fixtures::{
     Replica, action_received, applied, at_the_same_time, duplicate, ids, key, redis, saving, sql,
@@ -10,7 +13,7 @@ use fixtures::{
 };
 use metrics::{Counter, TransactionRetry};
 use serde_json::json;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 fn is_conflict(outcome: &Outcome) -> bool {
     matches!(outcome, Err(Failure::DeadLetter(refusal)) if refusal.reason == DeadLetterReason::Conflict)
@@ -398,25 +401,79 @@ async fn a_message_that_stays_locked_fails_alone_and_those_beside_it_are_saved()
     assert_eq!(stored.iter().map(|it| it.id.as_str()).collect::<Vec<_>>(), ["m1", "m3"]);
 }
 
+/// Locks the row of a conversation until the connection is dropped.
+async fn lock(env: &testkit::TestEnv, session: &str) -> PgConnection {
+    let mut holder = PgConnection::connect(&env.database_url).await.unwrap();
+    let lock =
+        format!("BEGIN; SELECT FROM conversations WHERE session_id = '{session}' FOR UPDATE");
+    sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut holder).await.unwrap();
+    holder
+}
+
+fn splits(replica: &Replica) -> u64 {
+    replica.metrics.count(Counter::TransactionRetries { class: TransactionRetry::Split })
+}
+
 #[tokio::test]
-async fn messages_of_a_conversation_that_was_locked_a_moment_ago_are_not_tried_with_their_batch() {
+async fn messages_of_a_conversation_that_stays_locked_are_not_tried_with_their_batch() {
     let (env, replica) = stores().await;
     let message = |session, id| to_save(session, id, &json!({}));
     replica.save(&[message("locked", "m1"), message("free", "m1")]).await;
-    let mut holder = PgConnection::connect(&env.database_url).await.unwrap();
-    sqlx::raw_sql("BEGIN; SELECT FROM conversations WHERE session_id = 'locked' FOR UPDATE")
-        .execute(&mut holder)
-        .await
-        .unwrap();
-    let splits =
-        || replica.metrics.count(Counter::TransactionRetries { class: TransactionRetry::Split });
-    let batch = |id| [message("locked", id), message("free", id)];
-    let saved = replica.saver.save(&batch("m2")).await.unwrap();
-    assert!(matches!(&saved[..], [Err(Failure::Locked(_)), Ok(Done::Applied)]), "{saved:?}");
-    assert_eq!(splits(), 1);
-    let saved = replica.saver.save(&batch("m3")).await.unwrap();
-    assert!(matches!(&saved[..], [Err(Failure::Locked(_)), Ok(Done::Applied)]), "{saved:?}");
-    assert_eq!(splits(), 1, "it was not tried");
+    let holder = lock(&env, "locked").await;
+    let locked = |outcome: &Outcome| matches!(outcome, Err(Failure::Locked(_)));
+    let slow = replica.saver.with_time_limit(SLOW_LIMITS[0]);
+    let saved = slow.save(&[message("locked", "m2")]).await.unwrap();
+    assert!(locked(&saved[0]), "{saved:?}");
+    let batch = [message("locked", "m3"), message("free", "m3")];
+    let saved = replica.saver.save(&batch).await.unwrap();
+    assert!(locked(&saved[0]) && saved[1] == applied(), "{saved:?}");
+    assert_eq!(splits(&replica), 0, "it was not tried");
+    drop(holder);
+}
+
+#[tokio::test]
+async fn messages_of_one_locked_conversation_are_set_aside_together() {
+    let (env, replica) = stores().await;
+    let message = |session: &str, id: usize| to_save(session, &format!("m{id}"), &json!({}));
+    replica.save(&[message("locked", 0)]).await;
+    let _holder = lock(&env, "locked").await;
+    let others = (0..28).map(|n| message(&format!("s{n}"), n));
+    let batch: Vec<_> = (1..=100).map(|n| message("locked", n)).chain(others).collect();
+    let saved = replica.saver.save(&batch).await.unwrap();
+    assert!(saved[..100].iter().all(|it| matches!(it, Err(Failure::Locked(_)))), "{saved:?}");
+    assert_eq!(saved[100..], vec![applied(); 28]);
+    assert!(splits(&replica) <= 6, "{} splits", splits(&replica));
+}
+
+#[tokio::test]
+async fn on_a_slow_server_no_message_is_slow_by_itself() {
+    let (env, replica) = stores().await;
+    let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+                BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END $$;
+                CREATE TRIGGER slow BEFORE INSERT ON message_rows FOR EACH ROW EXECUTE FUNCTION slow()";
+    sql(&env, slow).await;
+    let batch: Vec<_> = (0..12).map(|n| to_save("s", &format!("m{n}"), &json!({}))).collect();
+    assert_eq!(replica.save(&batch).await, vec![applied(); 12]);
+    assert!(splits(&replica) > 0, "the whole batch takes too long");
+}
+
+#[tokio::test]
+async fn what_fails_at_the_commit_or_for_the_saving_process_is_blamed_on_no_message() {
+    let fails = "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+                 BEGIN RAISE EXCEPTION 'made by the test' USING ERRCODE = 'XX001'; END $$;";
+    for trigger in [
+        "CREATE CONSTRAINT TRIGGER fail AFTER INSERT ON message_rows DEFERRABLE INITIALLY DEFERRED
+         FOR EACH ROW EXECUTE FUNCTION fail()",
+        "CREATE TRIGGER fail BEFORE INSERT ON writers FOR EACH ROW EXECUTE FUNCTION fail()",
+    ] {
+        let (env, replica) = stores().await;
+        let database = replica.database.clone().saving_as("test", "an-instance".to_owned());
+        let replica = Replica::on(database, &env.redis_url);
+        sql(&env, &format!("{fails} {trigger}")).await;
+        let batch = [to_save("s", "m1", &json!({})), to_save("s", "m2", &json!({}))];
+        let error = replica.saver.save(&batch).await.unwrap_err();
+        assert_eq!(error.dependency, Dependency::PostgreSql);
+    }
 }
 
 /// Makes PostgreSQL refuse messages whose content is `poison`, with this SQLSTATE.

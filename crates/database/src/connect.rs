@@ -159,15 +159,21 @@ impl Database {
         self.in_transaction_of("BEGIN", work).await
     }
 
-    /// Runs one transaction and rolls it back: checks whether the work succeeds.
-    pub(crate) async fn rolled_back(
+    /// Runs one transaction and rolls it back: checks whether the work succeeds, with all that PostgreSQL would check at
+    /// the commit. Then commits another one, which only writes a message for logical decoding, which nothing here reads:
+    /// a commit may wait for ever although writes do not, as for a synchronous standby that is lost.
+    pub(crate) async fn test_write(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<()>,
     ) -> Result<()> {
         self.within(async |connection| {
             let mut transaction = connection.begin().await?;
             work(&mut transaction).await?;
+            sqlx::raw_sql("SET CONSTRAINTS ALL IMMEDIATE").execute(&mut *transaction).await?;
             transaction.rollback().await?;
+            sqlx::raw_sql("SELECT pg_logical_emit_message(true, 'verbatim', 'test write')")
+                .execute(connection)
+                .await?;
             Ok(())
         })
         .await

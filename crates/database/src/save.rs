@@ -153,9 +153,13 @@ impl Database {
 }
 
 /// Inserts one message that is new, with its conversation.
-pub(crate) async fn insert_new(connection: &mut PgConnection, row: &SaveRow<'_>) -> Result<()> {
-    let nothing = Tombstones::default();
-    statement::save(connection, &[row], &nothing, HotWrites::Follow, &|| 0, None).await.map(drop)
+pub(crate) async fn insert_new(
+    connection: &mut PgConnection,
+    row: &SaveRow<'_>,
+    saved_by: Option<WriterRow>,
+) -> Result<()> {
+    let (nothing, hot) = (Tombstones::default(), HotWrites::Follow);
+    statement::save(connection, &[row], &nothing, hot, &|| 0, saved_by).await.map(drop)
 }
 
 /// The outcome of a batch whose last rows have just been stored.

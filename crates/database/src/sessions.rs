@@ -119,10 +119,10 @@ fn pages<'a, T, K: Ord + 'a>(
     pages
 }
 
-/// The first key of the advisory locks, an arbitrary number. The second key is a session's bucket.
-const SESSION_LOCKS: i32 = 7_301;
+/// The seed of the hashes that are the keys of the advisory locks, an arbitrary number.
+const SESSION_LOCKS: i64 = 7_301;
 
-/// Locks the sessions of a batch, by hash buckets. A close that names no conversation and an earlier open of
+/// Locks the sessions of a batch, by the hashes of their names. A close that names no conversation and an earlier open of
 /// the session may be in two transactions, and one of them must see the other. Returns PostgreSQL's time after the
 /// locks: of two transactions with events of one session, the later one has the later time.
 async fn lock_sessions(
@@ -130,10 +130,10 @@ async fn lock_sessions(
     updates: &[SessionUpdate],
 ) -> Result<Timestamp> {
     let rows = sqlx::query(
-        "SELECT pg_advisory_xact_lock($3, bucket), clock_timestamp() AS now
-         FROM (SELECT DISTINCT hashtext(tenant_id || E'\\x01' || session_id) & 63 AS bucket
+        "SELECT pg_advisory_xact_lock(name), clock_timestamp() AS now
+         FROM (SELECT DISTINCT hashtextextended(tenant_id || E'\\x01' || session_id, $3) AS name
                FROM unnest($1::text[], $2::text[]) AS k (tenant_id, session_id)
-               ORDER BY bucket) AS sessions",
+               ORDER BY name) AS sessions",
     )
     .bind(updates.iter().map(|u| u.key.tenant.as_str()).collect::<Vec<_>>())
     .bind(updates.iter().map(SessionUpdate::session).collect::<Vec<_>>())

@@ -1,4 +1,4 @@
-//! Test writes: what a batch writes, for a conversation of their own, and rolled back.
+//! Test writes: what a batch writes, for a conversation of their own, and rolled back; and a commit of nothing.
 //!
 //! They tell whether PostgreSQL refuses or delays everything, or only what is in a batch. A server that answers a query
 //! may still refuse every write, or hold a lock on a whole table.
@@ -55,7 +55,14 @@ impl Database {
             message: &message,
             body_hash: message.body_hash(),
         };
-        self.rolled_back(async |connection| insert_new(connection, &row).await).await
+        self.test_write(async |connection| {
+            let saved_by = match &self.writer {
+                Some(writer) => Some(writer.row_to_check(connection).await?),
+                None => None,
+            };
+            insert_new(connection, &row, saved_by).await
+        })
+        .await
     }
 
     /// Checks whether a session event can be recorded.
@@ -65,31 +72,33 @@ impl Database {
     pub async fn check_sessions(&self) -> Result<()> {
         let Ids { key, session, message: id } = Ids::new()?;
         let now = Timestamp::EARLIEST;
-        let event = SessionEvent {
-            id,
-            kind: ActionKind::SessionOpened,
-            session,
+        let event = |kind, satisfaction| SessionEvent {
+            id: id.clone(),
+            kind,
+            session: session.clone(),
             created_at: now,
             received_at: now,
             reason: None,
-            satisfaction: None,
+            satisfaction,
             user_id: None,
             agent_id: None,
             model_name: None,
             tenant_tier: None,
             metadata: None,
         };
-        let update = SessionUpdate::new(
-            key,
-            ConversationSource::Explicit,
-            TimeSource::Body,
-            Arc::new(event),
-        );
+        let update = |source, event| {
+            SessionUpdate::new(key.clone(), source, TimeSource::Body, Arc::new(event))
+        };
+        // Together they need every statement of a batch but those that withdraw a close.
+        let opened = event(ActionKind::SessionOpened, None);
+        let closed = event(ActionKind::SessionClosed, Some(5));
+        let updates = [
+            update(ConversationSource::Explicit, opened),
+            update(ConversationSource::FromSession, closed),
+        ];
         let limit = self.limits.time_out;
-        self.rolled_back(async |connection| {
-            apply_updates(connection, &[update], &|| 0, limit).await
-        })
-        .await
+        self.test_write(async |connection| apply_updates(connection, &updates, &|| 0, limit).await)
+            .await
     }
 
     /// Checks whether a dead letter can be stored.
@@ -126,7 +135,7 @@ impl Database {
             delivery: nothing(),
         };
         let collected = CollectedDeadLetter { dead_letter, message };
-        self.rolled_back(async |connection| insert_one(connection, &collected).await).await
+        self.test_write(async |connection| insert_one(connection, &collected).await).await
     }
 }
 

@@ -66,6 +66,14 @@ impl Writer {
         if exists { Ok(named) } else { Ok(*row.insert(self.insert(connection).await?)) }
     }
 
+    /// Its row or, if it has none, one that is inserted in a transaction that is rolled back.
+    pub(crate) async fn row_to_check(&self, connection: &mut PgConnection) -> Result<WriterRow> {
+        match *self.row.lock().await {
+            Some(row) => Ok(row),
+            None => self.insert(connection).await,
+        }
+    }
+
     async fn insert(&self, connection: &mut PgConnection) -> Result<WriterRow> {
         let row = sqlx::query_as(
             "INSERT INTO writers (process, instance) VALUES ($1, $2) RETURNING id, started_at",

@@ -60,12 +60,12 @@ impl Storage {
         let mut faults = Vec::new();
         let mut bisection = Bisection::new(&new, &self.database, &self.metrics);
         while let Some((part, database)) = bisection.next() {
-            let Err(error) = self.store_together(part, database).await else {
-                bisection.succeeded();
+            let Err(error) = self.store_together(part, &database).await else {
+                bisection.succeeded(part);
                 continue;
             };
             let failed = bisection.failed(part, error, Database::check_dead_letters).await?;
-            if let Some((dead_letter, error)) = failed
+            if let Some(([dead_letter, ..], error)) = failed
                 && let Some(failure) = self.store_in_part(dead_letter, error).await?
             {
                 faults.push((dead_letter.event.dead_letter_id, failure));

@@ -17,7 +17,8 @@ pub const RETRY_DELAYS: [Duration; 3] =
 pub const IN_PLACE_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long one statement over a batch may take. After that the batch is halved until the item is found that is slow.
-pub const BATCH_LIMIT: Duration = Duration::from_secs(2);
+/// Longer than the default of `database_lock_timeout` (2 s), so PostgreSQL reports a lock as such.
+pub const BATCH_LIMIT: Duration = Duration::from_millis(2_500);
 
 /// How long one statement over a part of such a batch may take.
 pub const PART_LIMIT: Duration = Duration::from_millis(200);
@@ -33,9 +34,13 @@ pub const SLOW_LIMITS: [Duration; 2] = [Duration::from_secs(30), Duration::from_
 /// How long such an item waits for a lock before others like it have their turn.
 pub const SLOW_LOCK_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long the messages of a conversation that was found to be locked are taken as locked without a try: the batches
-/// that they came with do not wait for the lock.
-pub const LOCKED_FOR: Duration = Duration::from_secs(10);
+/// How long the items of a conversation are taken as locked without a try after an item from the slow queue has waited
+/// for the lock in vain: the batches that they come with do not wait for it.
+pub const LOCKED_FOR: Duration = Duration::from_secs(15);
+
+/// How long that is for the items of a slow queue. Shorter, so that one of them is tried while others still count as
+/// locked.
+pub const LOCKED_FOR_SLOW: Duration = Duration::from_secs(5);
 
 /// The pauses between two probes of an unavailable dependency grow to at most this. So a recovery is noticed
 /// within 5 s.

@@ -6,6 +6,7 @@ use system_tests::{
 };
 use testkit::environment::deep;
 use testkit::fleet::Worker;
+use testkit::servers::{Kind, Servers};
 
 use crate::{SAVES, until_stored, with_ids};
 
@@ -18,6 +19,12 @@ const LOCKED: &str = "SELECT FROM conversations WHERE session_id = 's7' FOR UPDA
 async fn moved_to_slow_queue(worker: &Worker, queue: &str, many: f64) {
     let labels = [("queue", queue), ("outcome", "slow")];
     Counts::reach(worker, "verbatim_deliveries_total", &labels, many).await;
+}
+
+/// Waits until the worker has settled so many deliveries: one that is stored may not be acknowledged yet.
+async fn settled(worker: &Worker, many: usize) {
+    Counts::reach(worker, "verbatim_deliveries_total", &[("outcome", "applied")], many as f64)
+        .await;
 }
 
 async fn no_dead_letters(scenario: &Scenario) {
@@ -43,6 +50,7 @@ async fn messages_of_a_locked_conversation_delay_no_other_message() {
     };
     scenario.while_open(LOCKED, beside).await;
     until_stored(&scenario, 2 * MESSAGES + 1).await;
+    settled(&saver, 2 * MESSAGES + 1).await;
     assert_eq!(reader.both(&key_of(&messages[7])).await.len(), 2);
     no_dead_letters(&scenario).await;
     scenario.finish([saver]).await;
@@ -66,7 +74,7 @@ async fn a_session_event_of_a_locked_conversation_delays_no_other_session_event(
         moved_to_slow_queue(&migration, "conversation.session", 1.0).await;
     };
     scenario.while_open(LOCKED, beside).await;
-    scenario.until_sql(events, &(MESSAGES + 1).to_string()).await;
+    settled(&migration, MESSAGES + 1).await;
     no_dead_letters(&scenario).await;
     scenario.finish([saver, migration]).await;
 }
@@ -103,6 +111,7 @@ async fn a_slow_message_delays_no_other_and_is_saved() {
     until_stored(&scenario, MESSAGES - 1).await;
     moved_to_slow_queue(&saver, SAVES, 1.0).await;
     until_stored(&scenario, MESSAGES).await;
+    settled(&saver, MESSAGES).await;
     no_dead_letters(&scenario).await;
     scenario.finish([saver]).await;
 }
@@ -120,6 +129,7 @@ async fn a_slow_session_event_delays_no_other_and_is_recorded() {
     scenario.until_sql(events, &(MESSAGES - 1).to_string()).await;
     moved_to_slow_queue(&migration, "conversation.session", 1.0).await;
     scenario.until_sql(events, &MESSAGES.to_string()).await;
+    settled(&migration, MESSAGES).await;
     no_dead_letters(&scenario).await;
     scenario.finish([migration]).await;
 }
@@ -156,6 +166,7 @@ async fn a_close_of_very_many_conversations_delays_no_other_session_event() {
         "SELECT count(*) FROM session_events WHERE action_type LIKE '%closed' AND session_id";
     scenario.until_sql(&format!("{closes} <> 's'"), &MESSAGES.to_string()).await;
     scenario.until_sql(&format!("{closes} = 's'"), &many.to_string()).await;
+    settled(&migration, MESSAGES + 1).await;
     no_dead_letters(&scenario).await;
     scenario.finish([migration]).await;
 }
@@ -173,6 +184,7 @@ async fn a_slow_dead_letter_delays_no_other_and_is_stored() {
     scenario.until_sql(stored, &(MESSAGES - 1).to_string()).await;
     moved_to_slow_queue(&collector, "conversation.save_message.dlq", 1.0).await;
     scenario.until_sql(stored, &MESSAGES.to_string()).await;
+    settled(&collector, MESSAGES).await;
     scenario.finish([collector]).await;
 }
 
@@ -197,6 +209,36 @@ async fn a_worker_stops_in_time_while_it_handles_a_slow_message_and_another_one_
     until_stored(&scenario, MESSAGES).await;
     no_dead_letters(&scenario).await;
     scenario.finish([another]).await;
+}
+
+#[tokio::test]
+async fn commits_that_wait_for_a_lost_standby_are_an_outage_and_move_no_message() {
+    let servers = Servers::start(&[Kind::PostgreSql]).await.unwrap();
+    let scenario = Scenario::with_own(servers).await;
+    let agent = scenario.agent();
+    let saver = scenario.start_with(SAVER, &SETTINGS).await;
+    let messages = with_ids("commits", MESSAGES, 4);
+    let (before, during) = messages.split_at(MESSAGES / 2);
+    agent.publish_all(before).await;
+    until_stored(&scenario, before.len()).await;
+    let set_standbys = async |change: &str| {
+        scenario.sql(&format!("ALTER SYSTEM {change}")).await;
+        scenario.sql("SELECT pg_reload_conf()").await;
+    };
+    set_standbys("SET synchronous_standby_names = '*'").await;
+    agent.publish_all(during).await;
+    Counts::reach(&saver, "verbatim_holds_total", &[("dependency", "postgresql")], 1.0).await;
+    for _ in 0..10 {
+        scenario.sql("SELECT pg_sleep(1)").await;
+        let counts = Counts::of(&saver).await;
+        for outcome in ["retried", "dead_lettered", "slow"] {
+            let settled = counts.sum("verbatim_deliveries_total", &[("outcome", outcome)]);
+            assert_eq!(settled, 0.0, "{outcome}");
+        }
+    }
+    set_standbys("RESET synchronous_standby_names").await;
+    until_stored(&scenario, MESSAGES).await;
+    scenario.finish([saver]).await;
 }
 
 #[tokio::test]

@@ -101,6 +101,15 @@ impl<I> Batch<I> {
         self.received.len()
     }
 
+    pub(super) fn tags(&self) -> Vec<Tag> {
+        self.received.iter().map(|received| received.tag).collect()
+    }
+
+    /// The AMQP message ids. Every copy has one.
+    pub(super) fn ids(&self) -> Vec<String> {
+        self.received.iter().filter_map(|received| id_of(&received.delivery)).collect()
+    }
+
     /// Decodes the deliveries, without I/O.
     pub(super) fn read<H>(&mut self, shared: &Shared<H>)
     where
@@ -151,6 +160,10 @@ impl<I> Batch<I> {
         let copy = |position: usize, resolved: Option<Resolved>| {
             let delivery = &self.received[position].delivery;
             let copy = Publication::copy(delivery, queue).resolved(Option::clone(&resolved));
+            // In its slow queue it keeps its time limit.
+            let in_slow_queue = shared.source.is_slow() && queue == shared.source.queue();
+            let level = if in_slow_queue { delivery.fleet_headers().slow_level } else { 0 };
+            let copy = copy.slow(level);
             let publication = Arc::new(copy);
             let outcome = DeliveryOutcome::Requeued;
             Copy { position, resolved, publication, outcome }
@@ -251,7 +264,7 @@ fn read<H: Handler>(received: &[Received], lane: Lane, shared: &Shared<H>) -> Re
         if let Some(refusal) = refusal_of_unreadable(delivery, failure_policy) {
             return Some(Decision::Handled(Err(Failure::DeadLetter(refusal))));
         }
-        if let Some(decision) = decision_by_delivery_count(delivery, lane, failure_policy) {
+        if let Some(decision) = decision_by_delivery_count(delivery, lane, shared) {
             return Some(decision);
         }
         match catch_unwind(AssertUnwindSafe(|| shared.handler.decode(delivery))) {
@@ -271,17 +284,25 @@ fn read<H: Handler>(received: &[Received], lane: Lane, shared: &Shared<H>) -> Re
 }
 
 /// The decision that follows from the redelivery count alone, if any.
-fn decision_by_delivery_count(
+fn decision_by_delivery_count<H>(
     delivery: &Delivery,
     lane: Lane,
-    failure_policy: FailurePolicy,
+    shared: &Shared<H>,
 ) -> Option<Decision> {
     let redeliveries = delivery.delivery_count();
+    let is_recorded = || id_of(delivery).is_some_and(|id| shared.broker_requeues.contains(&id));
     let refuse = |detail: String| {
         let refusal = Refusal::new(DeadLetterReason::DeliveryLimit, detail);
         Some(Decision::Handled(Err(Failure::DeadLetter(refusal))))
     };
-    match (lane, failure_policy) {
+    match (lane, shared.source.failure_policy) {
+        // It was handled alone, and would be so among suspects.
+        (Lane::Main, FailurePolicy::DeadLetter(_)) if shared.source.is_slow() => {
+            let is_refused = redeliveries >= SUSPECT_LIMIT && !is_recorded();
+            is_refused.then(|| refuse(format!(
+                "in the slow queue it was redelivered {redeliveries} times without an outcome; it was handled alone"
+            ))).flatten()
+        }
         (Lane::Main, FailurePolicy::DeadLetter(queue))
             if redeliveries >= QUARANTINE_AFTER && failpoints::holds(Guard::Quarantine) =>
         {
@@ -296,6 +317,11 @@ fn decision_by_delivery_count(
         )),
         _ => None,
     }
+}
+
+/// The AMQP message id. Every copy has one, also a copy of a message that had none.
+pub(super) fn id_of(delivery: &Delivery) -> Option<String> {
+    delivery.amqp_properties().message_id().as_ref().map(ToString::to_string)
 }
 
 /// Why a message is refused of which the client library cannot read all. A dead letter is stored with what cannot be

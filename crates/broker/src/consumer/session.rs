@@ -12,6 +12,7 @@ mod checks;
 mod hold;
 mod holding;
 mod phase;
+mod slow;
 mod state;
 
 use std::sync::Arc;
@@ -41,6 +42,7 @@ use crate::source::FailurePolicy;
 use cancelling::consume;
 use hold::Hold;
 use phase::{AfterCancel, Phase};
+use slow::SlowMessage;
 use state::Report;
 
 pub(super) use hold::Outage;
@@ -65,7 +67,9 @@ impl<H: Handler> Session<H> {
     ) -> Result<Self, Error> {
         let settings = &shared.settings;
         let budget = settings.max_inflight_bytes;
-        let most = (settings.batches_in_flight + 1) * settings.batch_size;
+        // A second slow message would wait for the first one, although another process may be free.
+        let ahead = if shared.source.is_slow() { 0 } else { 1 };
+        let most = (settings.batches_in_flight + ahead) * settings.batch_size;
         let prefetch = Prefetch::new(budget, settings.largest_body, most);
         let bytes = settings.batch_bytes();
         let limits = Limits { messages: settings.batch_size, bytes, linger: settings.linger };
@@ -102,6 +106,7 @@ impl<H: Handler> Session<H> {
             tasks: JoinSet::new(),
             in_flight: 0,
             hold: None,
+            slow: SlowMessage::default(),
             last_progress: now,
             last_depth_request: now,
             last_suspect_check: now,
@@ -119,6 +124,7 @@ impl<H: Handler> Session<H> {
             end = self.channel_error().map_or(end, End::Failed);
         }
         self.log_requeued_over_byte_limit();
+        self.note_requeued_by_rabbitmq(&end);
         let requeued = self.unacked.len();
         self.shared.observer.unacknowledged(0);
         self.shared.observer.requeued(requeued);
@@ -146,8 +152,11 @@ impl<H: Handler> Session<H> {
         tokio::select! {
             biased;
             () = self.shutdown.cancelled(), if !leaving => {
-                // A slow message may take minutes: RabbitMQ requeues it, and another process handles it.
-                if self.shared.source.is_slow() || !failpoints::holds(Guard::DrainFinishes) {
+                if self.shared.source.is_slow() {
+                    self.requeue_slow_message().await;
+                    return Err(End::Drained);
+                }
+                if !failpoints::holds(Guard::DrainFinishes) {
                     return Err(End::Drained);
                 }
                 self.cancel_for(AfterCancel::Shutdown);
@@ -307,8 +316,9 @@ impl<H: Handler> Session<H> {
         self.in_flight < self.shared.settings.batches_in_flight
     }
 
-    fn start(&mut self, batch: Batch<H::Item>) {
+    fn start(&mut self, mut batch: Batch<H::Item>) {
         self.in_flight += 1;
+        self.keep_slow_message(&mut batch);
         let shared = self.shared.clone();
         let (queue, messages) = (shared.source.queue(), batch.len());
         let work = async move {
@@ -348,6 +358,7 @@ impl<H: Handler> Session<H> {
         self.shared.observer.settled(&counts);
         reply(replies, &self.shared);
         self.last_progress = Instant::now();
+        self.slow = SlowMessage::default();
         tags.into_iter().for_each(|tag| self.unacked.finish(tag));
         match self.phase {
             Phase::FillingPrefetch(..) => Ok(()),

@@ -30,16 +30,16 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::acknowledgement::{acknowledge, reject};
-use super::batch::{Batch, Lane, Received};
+use super::batch::{Batch, Lane, Received, id_of};
 use super::end::End;
 use super::outcome_counts::OutcomeCounts;
 use super::settings::ConsumerState;
 use super::settlement::{Copy, OwedReply, publish, reply};
 use super::shared::Shared;
+use crate::Handler;
 use crate::backoff::{Backoff, pause};
 use crate::connection::{Connection, request};
 use crate::raw_message::Moved;
-use crate::{Delivery, Handler};
 
 /// How long suspects may be handled at a time, while the dependencies are available. The work queue is not
 /// consumed meanwhile.
@@ -261,9 +261,4 @@ impl<H: Handler> Suspects<'_, H> {
         requeued.iter().for_each(|(outcome, many)| counts.add_many(outcome, many));
         Some((counts, replies))
     }
-}
-
-/// The AMQP message id. Every copy has one, also a copy of a message that had none.
-fn id_of(delivery: &Delivery) -> Option<String> {
-    delivery.amqp_properties().message_id().as_ref().map(ToString::to_string)
 }

@@ -6,7 +6,7 @@ use broker::topology::{RetryQueue, WorkQueue};
 use broker::{ConsumerState, Endpoints, Settings, Source};
 use domain::failure_policy::SLOW_LIMITS;
 use lapin::options::QueueDeleteOptions;
-use lapin::types::AMQPValue;
+use lapin::types::{AMQPValue, FieldTable};
 use metrics::{Counter, DeliveryOutcome};
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
@@ -27,6 +27,13 @@ fn settings() -> Settings {
 fn handled(script: &Script, body: &str) -> Vec<(Option<Duration>, u32)> {
     let handled = script.handled().into_iter().filter(|it| it.body == body);
     handled.map(|it| (it.limit, it.attempt)).collect()
+}
+
+fn text(headers: &FieldTable, name: &str) -> String {
+    match headers.inner().get(name) {
+        Some(AMQPValue::LongString(text)) => text.to_string(),
+        other => format!("{other:?}"),
+    }
 }
 
 async fn all_queues_are_empty(bench: &Bench) {
@@ -68,12 +75,8 @@ async fn what_is_too_slow_for_every_limit_is_retried_and_becomes_a_dead_letter()
     assert_eq!(handled(&script, "slow"), [attempt(1), attempt(2)].concat());
     let dead_letter = bench.take(DLQ).await;
     let headers = dead_letter.properties.headers().clone().unwrap();
-    let text = |name: &str| match headers.inner().get(name) {
-        Some(AMQPValue::LongString(text)) => text.to_string(),
-        other => format!("{other:?}"),
-    };
-    assert_eq!(text("x-verbatim-reason"), "attempts_exhausted");
-    assert_eq!(text("x-verbatim-queue"), QUEUE);
+    assert_eq!(text(&headers, "x-verbatim-reason"), "attempts_exhausted");
+    assert_eq!(text(&headers, "x-verbatim-queue"), QUEUE);
     assert!(headers.inner().get("x-verbatim-slow-level").is_none(), "{headers:?}");
 }
 
@@ -166,4 +169,53 @@ async fn the_consumer_of_a_slow_queue_survives_a_lost_connection_and_a_missing_q
     bench.publish(SLOW, ["ok 2"]).await;
     script.has_handled(2).await;
     slow.drain().await;
+}
+
+#[tokio::test]
+async fn a_slow_message_that_kills_its_worker_five_times_is_a_dead_letter() {
+    let bench = Bench::new().await;
+    let script = Script::default();
+    bench.publish(SLOW, ["wait"]).await;
+    for crashes in 1..=5 {
+        let slow = bench.run_slow(SOURCE, &script, settings());
+        script.was_called(crashes).await;
+        assert_eq!(bench.ready(DLQ).await, 0);
+        drop(slow);
+        bench.eventually_ready(SLOW, 1).await;
+    }
+    let slow = bench.run_slow(SOURCE, &script, settings());
+    let dead_letter = bench.take(DLQ).await;
+    let headers = dead_letter.properties.headers().clone().unwrap();
+    assert_eq!(text(&headers, "x-verbatim-reason"), "delivery_limit");
+    slow.drain().await;
+    assert_eq!(script.calls(), 5);
+}
+
+#[tokio::test]
+async fn stops_and_lost_connections_cost_a_slow_message_nothing() {
+    let bench = Bench::new().await;
+    let script = Script::default();
+    bench.publish(SLOW, ["wait"]).await;
+    for stops in 1..=8 {
+        let slow = bench.run_slow(SOURCE, &script, settings());
+        script.was_called(stops).await;
+        slow.drain().await;
+        bench.eventually_ready(SLOW, 1).await;
+    }
+    let proxy = Proxy::before(&bench.url).await.unwrap();
+    let endpoints = Endpoints::parse(proxy.url(), "test").unwrap();
+    let mut slow = bench.run_slow_at(endpoints, SOURCE, &script, settings());
+    for lost in 1..=8 {
+        script.was_called(8 + lost).await;
+        proxy.cut().await.unwrap();
+        slow.reaches(ConsumerState::Connecting).await;
+        bench.eventually_ready(SLOW, 1).await;
+        proxy.restore().await.unwrap();
+    }
+    script.was_called(17).await;
+    (0..17).for_each(|_| script.open_gate());
+    bench.eventually_ready(SLOW, 0).await;
+    slow.reaches(ConsumerState::QueueEmpty).await;
+    slow.drain().await;
+    assert_eq!(bench.ready(DLQ).await, 0);
 }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::hold::Hold;
 use super::phase::Phase;
+use super::slow::SlowMessage;
 use crate::Handler;
 use crate::connection::Connection;
 use crate::consumer::batch::{Batch, Finished, Received};
@@ -36,6 +37,8 @@ pub(in crate::consumer) struct Session<H: Handler> {
     pub(super) tasks: JoinSet<Report<H::Item>>,
     pub(super) in_flight: usize,
     pub(super) hold: Option<Hold<H::Item>>,
+    /// Of a slow queue: the message that is being handled.
+    pub(super) slow: SlowMessage,
     /// When the last delivery was received or the last batch finished.
     pub(super) last_progress: Instant,
     /// When the depth of the queue was last requested.
