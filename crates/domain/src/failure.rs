@@ -19,7 +19,7 @@ pub enum FailureClass {
     /// A dependency is unavailable (connection refused, timeout, failover, read-only, disk full):
     /// the batch is held, the dependency is probed, no attempt is counted.
     Unavailable,
-    /// A serialisation failure, a deadlock or a lock timeout: retried in place, with pauses, for about
+    /// A serialisation failure, a deadlock or a lock timeout. All but the last are retried in place, with pauses, for about
     /// 3 s; no attempt is counted.
     Transient,
     /// The data of some message in the batch was refused: the batch is bisected to find it.

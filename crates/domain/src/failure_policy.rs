@@ -12,7 +12,7 @@ use std::time::Duration;
 pub const RETRY_DELAYS: [Duration; 3] =
     [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
 
-/// How long a transaction that collided with another one (a deadlock, a lock timeout) is retried in place:
+/// How long a transaction that collided with another one (a deadlock, a serialisation failure) is retried in place:
 /// longer than any transaction of the fleet holds its locks. It costs no attempt.
 pub const IN_PLACE_LIMIT: Duration = Duration::from_secs(3);
 

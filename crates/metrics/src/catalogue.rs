@@ -52,9 +52,8 @@ catalogue! {
         /// Failures after which the work is tried again. `unavailable` counts batches, and uses up no
         /// attempt; `retryable` counts messages, and uses up one attempt of each.
         Retries { queue: &'static str, class: RetryClass } = "verbatim_retries_total" in "failures";
-        /// Transactions that were retried at once: whole (`transient`: a deadlock, a serialisation
-        /// failure or a lock timeout) or in parts (`split`: PostgreSQL rejected a row, or the
-        /// transaction timed out).
+        /// Transactions that were retried at once: whole (`transient`: a deadlock or a serialisation
+        /// failure) or in parts (`split`: PostgreSQL rejected a row, was too slow, or a row was locked).
         TransactionRetries { class: TransactionRetry }
             = "verbatim_transaction_retries_total" in "transactions";
         /// Deliveries whose acknowledgement could not be sent, because their channel had closed.

@@ -47,7 +47,7 @@ label! {
 label! {
     /// Why a transaction was retried at once.
     TransactionRetry {
-        /// A deadlock, a serialisation failure or a lock timeout.
+        /// A deadlock or a serialisation failure.
         Transient = "transient",
         /// PostgreSQL rejected one of its rows, or it timed out: it was repeated in parts.
         Split = "split",

@@ -42,8 +42,7 @@ use crate::source::FailurePolicy;
 use cancelling::consume;
 use hold::Hold;
 use phase::{AfterCancel, Phase};
-use slow::SlowMessage;
-use state::Report;
+use state::{Report, SlowMessage};
 
 pub(super) use hold::Outage;
 pub(super) use state::Session;

@@ -9,25 +9,16 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::state::Session;
+use super::state::{Session, SlowMessage};
 use crate::Handler;
 use crate::consumer::batch::Batch;
 use crate::consumer::end::End;
 use crate::consumer::outcome_counts::OutcomeCounts;
-use crate::consumer::settlement::{Copy, publish};
-use crate::consumer::unacked::Tag;
+use crate::consumer::settlement::publish;
 use crate::source::FailurePolicy;
 
 /// How long a stop waits for the confirm of the copy.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(2);
-
-/// A message of a slow queue that is being handled.
-#[derive(Default)]
-pub(super) struct SlowMessage {
-    tags: Vec<Tag>,
-    ids: Vec<String>,
-    copies: Vec<Copy>,
-}
 
 impl<H: Handler> Session<H> {
     /// Keeps what is needed to requeue the message as a new copy. Dead letters have no limit of redeliveries.

@@ -9,15 +9,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::hold::Hold;
 use super::phase::Phase;
-use super::slow::SlowMessage;
 use crate::Handler;
 use crate::connection::Connection;
 use crate::consumer::batch::{Batch, Finished, Received};
 use crate::consumer::batch_builder::BatchBuilder;
 use crate::consumer::end::End;
 use crate::consumer::prefetch::Prefetch;
+use crate::consumer::settlement::Copy;
 use crate::consumer::shared::Shared;
-use crate::consumer::unacked::UnackedDeliveries;
+use crate::consumer::unacked::{Tag, UnackedDeliveries};
 
 pub(in crate::consumer) struct Session<H: Handler> {
     pub(super) shared: Arc<Shared<H>>,
@@ -45,6 +45,14 @@ pub(in crate::consumer) struct Session<H: Handler> {
     pub(super) last_depth_request: Instant,
     pub(super) last_suspect_check: Instant,
     pub(super) checks: tokio::time::Interval,
+}
+
+/// A message of a slow queue that is being handled: what is needed to requeue it as a new copy.
+#[derive(Default)]
+pub(super) struct SlowMessage {
+    pub(super) tags: Vec<Tag>,
+    pub(super) ids: Vec<String>,
+    pub(super) copies: Vec<Copy>,
 }
 
 pub(super) enum Report<I> {
