@@ -21,6 +21,7 @@ use lapin::tcp::TLSConfig;
 use lapin::uri::{AMQPAuthority, AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, ConnectionProperties};
 
+use crate::body_limit::BodyLimit;
 use crate::readable_stream::{ReadableRuntime, ReadableStream};
 
 /// The heartbeat timeout that is negotiated: each side sends a frame every half of it. RabbitMQ closes a
@@ -149,17 +150,17 @@ impl Endpoints {
     /// # Errors
     /// No address accepted the connection.
     pub async fn connect(&self, purpose: &str) -> Result<Connection, Error> {
-        self.connect_to(&self.addresses, purpose, u64::MAX).await
+        self.connect_to(&self.addresses, purpose, &BodyLimit::NONE).await
     }
 
-    /// [`Self::connect`]; bodies of more than `max_body` bytes are not received: such a message has no body, and
-    /// [`Moved::left_out`](crate::raw_message::Moved::left_out) tells its length.
-    pub(crate) async fn connect_for_bodies_up_to(
+    /// [`Self::connect`]; only these bodies are received. Of another message
+    /// [`Moved::body_bytes`](crate::raw_message::Moved::body_bytes) tells the length of the body.
+    pub(crate) async fn connect_for_bodies(
         &self,
-        max_body: u64,
+        limit: &BodyLimit,
         purpose: &str,
     ) -> Result<Connection, Error> {
-        self.connect_to(&self.addresses, purpose, max_body).await
+        self.connect_to(&self.addresses, purpose, limit).await
     }
 
     /// [`Self::connect`] with small frames, for requests and replies. Do not consume or publish messages with
@@ -169,20 +170,20 @@ impl Endpoints {
         for address in &mut addresses {
             address.query.frame_max = Some(REQUEST_FRAME_BYTES);
         }
-        self.connect_to(&addresses, purpose, u64::MAX).await
+        self.connect_to(&addresses, purpose, &BodyLimit::NONE).await
     }
 
     async fn connect_to(
         &self,
         addresses: &[AMQPUri],
         purpose: &str,
-        max_body: u64,
+        limit: &BodyLimit,
     ) -> Result<Connection, Error> {
         let first = self.preferred.load(Ordering::Relaxed);
         let mut last_error = None;
         for index in (0..addresses.len()).map(|n| (first + n) % addresses.len()) {
             let name = format!("{} {purpose}", self.process);
-            match open(addresses[index].clone(), name, max_body).await {
+            match open(addresses[index].clone(), name, limit.clone()).await {
                 Ok(connection) => {
                     self.preferred.store(index, Ordering::Relaxed);
                     return Ok(connection);
@@ -334,7 +335,7 @@ fn ipv6_host(url: &str) -> Option<Ipv6Addr> {
     host.strip_prefix('[')?.split_once(']')?.0.parse().ok()
 }
 
-async fn open(address: AMQPUri, name: String, max_body: u64) -> lapin::Result<Connection> {
+async fn open(address: AMQPUri, name: String, limit: BodyLimit) -> lapin::Result<Connection> {
     // lapin's recovery stays off (its default): it stops after 16 tries and does not know what was in
     // flight.
     let properties = ConnectionProperties::default().with_connection_name(name.into());
@@ -361,7 +362,7 @@ async fn open(address: AMQPUri, name: String, max_body: u64) -> lapin::Result<Co
             };
             let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect).await;
             let stream = connected.unwrap_or_else(|_| Err(timed_out()))?;
-            Ok(AsyncTcpStream::Plain(ReadableStream::new(stream, max_body)))
+            Ok(AsyncTcpStream::Plain(ReadableStream::new(stream, limit.clone())))
         },
         properties,
     );

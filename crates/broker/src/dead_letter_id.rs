@@ -17,7 +17,8 @@ use domain::fleet::WorkQueue;
 use domain::ids::{ActionId, MessageId};
 use domain::time::Timestamp;
 use serde_json::Value;
-use uuid::Uuid;
+use sha1_smol::Sha1;
+use uuid::{Builder, Uuid};
 
 use crate::fleet_headers::FleetHeaders;
 use crate::{Delivery, header_owner, lossless, properties, property_list};
@@ -88,15 +89,17 @@ fn hash(
     let replays = fleet_headers.replay_count.to_string();
     // Two dead letters of one message may be replayed and fail alike.
     let replay_of = fleet_headers.replay_of.map(|id| id.to_string()).unwrap_or_default();
-    let mut name = Vec::new();
+    // The name of a UUID of version 5 (RFC 9562, 5.5), hashed in parts: a body may have a hundred megabytes.
+    let mut sha1 = Sha1::from(NAMESPACE.as_bytes());
     let parts = [queue, reason.as_str(), &replays, &replay_of].into_iter();
     for part in parts.chain(identity.iter().map(AsRef::as_ref)) {
         // With its length, so that no part can be taken for another.
-        name.extend_from_slice(&(part.len() as u64).to_be_bytes());
-        name.extend_from_slice(part.as_bytes());
+        sha1.update(&(part.len() as u64).to_be_bytes());
+        sha1.update(part.as_bytes());
     }
-    name.extend_from_slice(body);
-    Uuid::new_v5(&NAMESPACE, &name)
+    sha1.update(body);
+    let [first @ .., _, _, _, _] = sha1.digest().bytes();
+    Builder::from_sha1_bytes(first).into_uuid()
 }
 
 /// Tenant, conversation and id, where an attempt resolved them.
@@ -155,7 +158,7 @@ mod tests {
     }
 
     fn with_body(body: &str, mut delivery: Delivery) -> Delivery {
-        delivery.body = body.into();
+        delivery.body = body.to_owned().into();
         delivery
     }
 
@@ -181,6 +184,16 @@ mod tests {
 
     fn id(message: &Delivery, resolved: Option<Resolved>) -> Uuid {
         dead_lettered(message, resolved, DeadLetterReason::Schema).dead_letter_id(QUEUE)
+    }
+
+    #[test]
+    fn an_id_is_the_uuid_of_version_5_of_its_parts_and_the_body() {
+        let part = |text: &str| [&(text.len() as u64).to_be_bytes(), text.as_bytes()].concat();
+        let parts = ["q", "schema", "0", "", "body"].map(part).concat();
+        let expected = Uuid::new_v5(&NAMESPACE, &[&parts, &b"{broken"[..]].concat());
+        let found =
+            hash("q", DeadLetterReason::Schema, &FleetHeaders::default(), &["body"], b"{broken");
+        assert_eq!(found, expected);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use domain::envelope::Envelope;
 use domain::failure::{DeadLetterReason, Refusal};
 use domain::time::Timestamp;
@@ -27,8 +28,8 @@ use crate::wire;
 /// for most messages only the identifying properties are needed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Delivery {
-    /// The body, as published.
-    pub body: Vec<u8>,
+    /// The body, as published. A copy of the delivery, and what is stored of it, share its memory.
+    pub body: Bytes,
     /// When this delivery was received. The time of the first attempt is in
     /// [`FleetHeaders::resolved`].
     pub received_at: Timestamp,
@@ -91,7 +92,7 @@ impl Delivery {
         };
         let Self { received_at, redelivered, timestamp_micros, .. } = *self;
         Self {
-            body,
+            body: body.into(),
             received_at,
             redelivered,
             timestamp_micros,
@@ -286,13 +287,14 @@ impl Delivery {
             routing_key,
             redelivered,
             properties,
-            data: mut body,
+            mut data,
             ..
         } = delivery;
+        // lapin appends the frames of a large body to a buffer that doubles its capacity.
+        data.shrink_to_fit();
+        let mut body = Bytes::from(data);
         let moved = Moved::with(&properties);
         let raw = moved.and_then(|moved| RawMessage::split_off(&mut body, moved.bytes));
-        // lapin appends the frames of a large body to a buffer that doubles its capacity.
-        body.shrink_to_fit();
         let Some(raw) = raw else {
             return Self::new(body, received_at, redelivered, exchange, routing_key, properties);
         };
@@ -311,12 +313,12 @@ impl Delivery {
         sender: SenderFields,
         raw: Option<RawMessage>,
     ) -> Self {
-        let delivery = Self::new(body, received_at, false, exchange, "".into(), properties);
+        let delivery = Self::new(body.into(), received_at, false, exchange, "".into(), properties);
         Self { sender: Some(Box::new(sender)), raw: raw.map(Box::new), ..delivery }
     }
 
     fn new(
-        mut body: Vec<u8>,
+        mut body: Bytes,
         received_at: Timestamp,
         redelivered: bool,
         exchange: ShortString,

@@ -7,13 +7,14 @@
 //! |---|---|
 //! | a property list that [`property_list::check`] refuses, or that is longer than [`MAX_PROPERTIES`] or [`MAX_VALUES`] | one header in its place; the list precedes the body ([`RawMessage`]) |
 //! | an exchange or a routing key that is not UTF-8 | its text with replacements; the bytes precede the body |
-//! | a body that is longer than the limit of the queue | no body; the header tells its length |
+//! | a body that is not to be received ([`BodyLimit`]) | no body; the header tells its length |
 //! | everything else | the same bytes |
 //!
 //! Frames: AMQP 0-9-1, 4.2.3 (frame), 4.2.6 (content header).
 
 use std::collections::HashMap;
 
+use crate::body_limit::BodyLimit;
 use crate::property_list::{self, Bytes, Fault};
 use crate::raw_message::{Moved, RawAddress, RawMessage};
 
@@ -63,8 +64,8 @@ pub(crate) struct Frames {
     replaced: usize,
     /// By channel: addresses that are not UTF-8, of deliveries whose content header follows.
     addresses: HashMap<[u8; 2], RawAddress>,
-    /// A longer body is left out, in bytes.
-    max_body: u64,
+    /// Which bodies are received. The others are left out.
+    limit: BodyLimit,
     /// By channel: how much of a body is still to be received and left out.
     left_out: HashMap<[u8; 2], u64>,
     /// How many of the next bytes are left out: the rest of a frame.
@@ -74,8 +75,8 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
-    /// Reads the frames of a connection on which bodies of at most this many bytes are wanted.
-    pub(crate) fn new(max_body: u64) -> Self {
+    /// Reads the frames of a connection on which these bodies are received.
+    pub(crate) fn new(limit: BodyLimit) -> Self {
         Self {
             input: vec![0; CHUNK],
             start: 0,
@@ -85,7 +86,7 @@ impl Frames {
             replacement: Vec::new(),
             replaced: 0,
             addresses: HashMap::new(),
-            max_body,
+            limit,
             left_out: HashMap::new(),
             dropped: 0,
             foreign: false,
@@ -174,15 +175,22 @@ impl Frames {
                     continue;
                 }
                 let Some(payload) = frame.payload else { return };
-                if self.is_readable(&frame, payload) {
+                let large = frame.body_bytes(payload).filter(|bytes| self.limit.is_large(*bytes));
+                let is_readable = self.is_readable(&frame, payload);
+                if is_readable && large.is_none() {
                     self.checked += frame.size;
-                } else if self.start < self.checked {
+                    continue;
+                }
+                if self.start < self.checked {
                     // First what precedes it.
                     return;
+                }
+                let left_out = large.filter(|bytes| !self.limit.admit(*bytes)).unwrap_or(0);
+                if is_readable && left_out == 0 {
+                    self.checked += frame.size;
                 } else {
                     let (size, channel) = (frame.size, frame.channel);
-                    let (replacement, left_out) =
-                        Self::replace(&mut self.addresses, self.max_body, &frame, payload);
+                    let replacement = Self::replace(&mut self.addresses, &frame, payload, left_out);
                     self.replacement = replacement;
                     self.replaced = 0;
                     self.left_out.insert(channel, left_out);
@@ -197,31 +205,29 @@ impl Frames {
         if frame.kind == METHOD {
             return Address::of(payload).is_none_or(|address| address.is_utf8());
         }
-        let Some((head, properties)) = payload.split_at_checked(CONTENT_HEAD) else { return true };
-        body_bytes(head) <= self.max_body
-            && properties.len() <= MAX_PROPERTIES
+        let Some((_, properties)) = payload.split_at_checked(CONTENT_HEAD) else { return true };
+        properties.len() <= MAX_PROPERTIES
             && !self.addresses.contains_key(&frame.channel)
             && property_list::check(properties).is_ok_and(|values| values <= MAX_VALUES)
     }
 
-    /// The frames in place of one that is not readable, and how much of the body that follows is left out.
+    /// The frames in place of one that is not given out as it is. So much of the body that follows is left out.
     fn replace(
         addresses: &mut HashMap<[u8; 2], RawAddress>,
-        max_body: u64,
         frame: &Frame<'_>,
         payload: &[u8],
-    ) -> (Vec<u8>, u64) {
+        left_out: u64,
+    ) -> Vec<u8> {
         if frame.kind == METHOD {
-            let Some(address) = Address::of(payload) else { return Default::default() };
+            let Some(address) = Address::of(payload) else { return Vec::new() };
             let method = address.readable_method();
             addresses.insert(frame.channel, address.raw());
-            return (encode(METHOD, frame.channel, &method), 0);
+            return encode(METHOD, frame.channel, &method);
         }
         let (head, properties) = payload.split_at(CONTENT_HEAD);
         let address = addresses.remove(&frame.channel);
         let moved = RawMessage { address, properties: properties.to_vec() }.encode();
         let body_bytes = body_bytes(head);
-        let left_out = if body_bytes > max_body { body_bytes } else { 0 };
         let size = moved.len() as u64 + body_bytes - left_out;
         let list = Moved { bytes: moved.len(), body_bytes }.encode();
         let header = [&head[..CLASS_AND_WEIGHT], &size.to_be_bytes(), &list].concat();
@@ -229,7 +235,7 @@ impl Frames {
         for part in moved.chunks(MOVED_PAYLOAD) {
             frames.extend(encode(BODY, frame.channel, part));
         }
-        (frames, left_out)
+        frames
     }
 }
 
@@ -259,6 +265,12 @@ impl<'a> Frame<'a> {
             size: HEAD + payload + END.len(),
             payload: is_complete.then(|| &rest[..payload]),
         })
+    }
+
+    /// The length of the body that follows, if this is a content header.
+    fn body_bytes(&self, payload: &[u8]) -> Option<u64> {
+        let is_header = self.kind == CONTENT_HEADER && payload.len() >= CONTENT_HEAD;
+        is_header.then(|| body_bytes(payload))
     }
 }
 
@@ -358,7 +370,11 @@ mod tests {
 
     /// Everything that is given out of what is received in parts of these sizes.
     fn given(received: &[u8], sizes: &[usize], max_body: u64) -> Vec<u8> {
-        let (mut frames, mut given, mut rest) = (Frames::new(max_body), Vec::new(), received);
+        given_within(BodyLimit::up_to(max_body), received, sizes)
+    }
+
+    fn given_within(limit: BodyLimit, received: &[u8], sizes: &[usize]) -> Vec<u8> {
+        let (mut frames, mut given, mut rest) = (Frames::new(limit), Vec::new(), received);
         let mut sizes = sizes.iter().copied().cycle();
         let mut out = vec![0; 4096];
         loop {
@@ -417,9 +433,10 @@ mod tests {
                 .collect();
             let found = deliveries(&given(&received, &sizes, max_body));
             prop_assert_eq!(found.len(), sent.len());
-            for ((key, properties, mut body), (sent_key, sent_properties, sent_body)) in
+            for ((key, properties, body), (sent_key, sent_properties, sent_body)) in
                 found.into_iter().zip(sent)
             {
+                let mut body = bytes::Bytes::from(body);
                 let parsed = parse_properties(properties.as_slice());
                 let Ok(([], parsed)) = parsed else { panic!("{parsed:?}") };
                 prop_assert_eq!(key.as_str(), readable_text(&sent_key));
@@ -448,6 +465,21 @@ mod tests {
             prop_assume!(!matches!(received.first(), Some(1..=3 | 8)));
             prop_assert_eq!(given(&received, &sizes, 50), received);
         }
+    }
+
+    #[test]
+    fn of_large_bodies_no_more_are_received_than_fit_into_the_budget() {
+        let limit = BodyLimit::few_above(10, 50);
+        // What precedes a body that is left out: a flag, and properties without any flag.
+        let left_out = 3;
+        let received = |sizes: &[usize]| -> Vec<usize> {
+            let sent = sizes.iter().flat_map(|size| delivery(1, b"key", &[0, 0], &vec![1; *size]));
+            let given = given_within(limit.clone(), &sent.collect::<Vec<_>>(), &[9]);
+            deliveries(&given).into_iter().map(|(_, _, body)| body.len()).collect()
+        };
+        assert_eq!(received(&[5, 60, 20, 10, 20]), [5, 60, left_out, 10, left_out]);
+        limit.release(60);
+        assert_eq!(received(&[20, 20, 20, 60]), [20, 20, left_out, left_out]);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 
 mod amqp_second;
 mod backoff;
+mod body_limit;
 mod connection;
 mod consumer;
 mod dead_letter_id;

@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use domain::envelope::Resolved;
 use domain::failure::Refusal;
 use domain::time::Timestamp;
@@ -32,7 +33,7 @@ pub struct Publication {
     /// The routing key.
     pub routing_key: String,
     /// The body.
-    pub body: Vec<u8>,
+    pub body: Bytes,
     /// The `message_id` property.
     pub message_id: String,
     /// The media type of the body.
@@ -68,19 +69,19 @@ impl Publication {
     /// An action, as agents publish it. The message id is generated unless the caller sets one.
     #[must_use]
     pub fn action(action_type: &str, body: Vec<u8>) -> Self {
-        Self::new(ACTIONS, action_type, body)
+        Self::new(ACTIONS, action_type, body.into())
     }
 
     /// An event of the fleet.
     #[must_use]
     pub fn event(event_type: &str, body: Vec<u8>) -> Self {
-        Self::new(EVENTS, event_type, body)
+        Self::new(EVENTS, event_type, body.into())
     }
 
     /// A message to one queue, through the default exchange.
     #[must_use]
     pub fn to_queue(queue: &str, body: Vec<u8>) -> Self {
-        Self::new("", queue, body)
+        Self::new("", queue, body.into())
     }
 
     /// A copy of a delivery to one queue, through the default exchange.
@@ -105,7 +106,7 @@ impl Publication {
             fleet_headers,
             sender: Some(Box::new(delivery.sender_fields().bounded())),
             raw: delivery.raw().cloned().map(Box::new),
-            ..Self::to_queue(queue, delivery.body.clone())
+            ..Self::new("", queue, delivery.body.clone())
         }
     }
 
@@ -248,7 +249,7 @@ impl Publication {
     /// The body as sent.
     pub(crate) fn payload(&self) -> Cow<'_, [u8]> {
         match &self.raw {
-            Some(raw) => Cow::Owned([&raw.encode(), self.body.as_slice()].concat()),
+            Some(raw) => Cow::Owned([&raw.encode(), &self.body[..]].concat()),
             None => Cow::Borrowed(&self.body),
         }
     }
@@ -274,7 +275,7 @@ impl Publication {
         Ok(properties)
     }
 
-    fn new(exchange: &str, routing_key: &str, body: Vec<u8>) -> Self {
+    fn new(exchange: &str, routing_key: &str, body: Bytes) -> Self {
         Self {
             exchange: exchange.to_owned(),
             routing_key: routing_key.to_owned(),

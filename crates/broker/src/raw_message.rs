@@ -6,6 +6,7 @@
 
 use std::sync::LazyLock;
 
+use bytes::Bytes as Body;
 use lapin::BasicProperties;
 use lapin::types::AMQPValue;
 use uuid::Uuid;
@@ -84,9 +85,9 @@ impl RawMessage {
     }
 
     /// Takes the first bytes of a body.
-    pub(crate) fn split_off(body: &mut Vec<u8>, bytes: usize) -> Option<Self> {
+    pub(crate) fn split_off(body: &mut Body, bytes: usize) -> Option<Self> {
         let raw = Self::decode(body.get(..bytes)?).ok()?;
-        body.drain(..bytes);
+        *body = body.slice(bytes..);
         Some(raw)
     }
 }
@@ -124,11 +125,17 @@ impl Moved {
         Some(Self { bytes: usize::try_from(bytes).ok()?, body_bytes })
     }
 
-    /// The length of the body of a message, if it is over the limit and was left out.
-    pub(crate) fn left_out(message: &lapin::message::Delivery) -> Option<u64> {
-        let moved = Self::with(&message.properties)?;
-        let received = message.data.len().saturating_sub(moved.bytes);
-        (moved.body_bytes > received as u64).then_some(moved.body_bytes)
+    /// The length of the body of a message, which may be left out.
+    pub(crate) fn body_bytes(message: &lapin::message::Delivery) -> u64 {
+        let moved = Self::with(&message.properties);
+        moved.map_or(message.data.len() as u64, |moved| moved.body_bytes)
+    }
+
+    /// Whether the body of a message was left out.
+    pub(crate) fn is_left_out(message: &lapin::message::Delivery) -> bool {
+        Self::with(&message.properties).is_some_and(|moved| {
+            moved.body_bytes > message.data.len().saturating_sub(moved.bytes) as u64
+        })
     }
 
     /// About how much memory a received message needs, in bytes: its body, and the properties that precede it once

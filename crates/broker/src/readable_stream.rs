@@ -16,6 +16,7 @@ use futures_core::Stream;
 use futures_io::{AsyncRead, AsyncWrite};
 use lapin::AsyncTcpStream;
 
+use crate::body_limit::BodyLimit;
 use crate::frames::Frames;
 
 type Tcp = <Tokio as Reactor>::TcpStream;
@@ -27,9 +28,9 @@ pub(crate) struct ReadableStream {
 }
 
 impl ReadableStream {
-    /// A connection on which bodies of at most this many bytes are wanted.
-    pub(crate) fn new(stream: AsyncTcpStream<Tcp>, max_body: u64) -> Self {
-        Self { stream, frames: Frames::new(max_body) }
+    /// A connection on which these bodies are received.
+    pub(crate) fn new(stream: AsyncTcpStream<Tcp>, limit: BodyLimit) -> Self {
+        Self { stream, frames: Frames::new(limit) }
     }
 }
 
@@ -144,6 +145,6 @@ impl Reactor for ReadableRuntime {
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let connect = self.0.tcp_connect_addr(address);
-        async move { Ok(ReadableStream::new(AsyncTcpStream::Plain(connect.await?), u64::MAX)) }
+        async move { Ok(ReadableStream::new(AsyncTcpStream::Plain(connect.await?), BodyLimit::NONE)) }
     }
 }

@@ -134,7 +134,7 @@ mod tests {
             left_out: stored.left_out.as_ref().map(text),
             delivery: text(&stored.delivery),
         };
-        let read = Delivery::from_stored(sent.body.clone(), &from_database, sent.received_at);
+        let read = Delivery::from_stored(sent.body.to_vec(), &from_database, sent.received_at);
         assert_eq!(read.fleet_headers(), sent.fleet_headers());
         assert_eq!(read.envelope(), sent.envelope());
         assert_eq!(read.dead_letter_info(), sent.dead_letter_info());

@@ -274,6 +274,18 @@ CREATE TABLE dead_letters (
     replay_fault      text
 );
 
+-- The parts in which a large body is sent, until the transaction inserts the dead letter and deletes them. No other
+-- transaction ever sees a row. Not logged: after a crash there is nothing to keep.
+CREATE UNLOGGED TABLE dead_letter_parts (
+    upload uuid,
+    part   integer,
+    bytes  bytea NOT NULL,
+    PRIMARY KEY (upload, part)
+);
+
+-- Not compressed: it is read once.
+ALTER TABLE dead_letter_parts ALTER COLUMN bytes SET STORAGE EXTERNAL;
+
 CREATE INDEX dead_letters_open ON dead_letters (queue, reason) WHERE status = 'open';
 CREATE INDEX dead_letters_open_by_time ON dead_letters (stored_at, id) WHERE status = 'open';
 CREATE INDEX dead_letters_by_time ON dead_letters (stored_at, id);

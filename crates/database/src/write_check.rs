@@ -128,7 +128,7 @@ impl Database {
         };
         let nothing = || serde_json::Value::Object(serde_json::Map::new());
         let message = FailedMessage {
-            body: Vec::new(),
+            body: Default::default(),
             properties: nothing(),
             headers: nothing(),
             left_out: None,

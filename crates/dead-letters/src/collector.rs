@@ -4,7 +4,7 @@
 //! a key derived from its content. A message that an earlier delivery may have stored before it became a dead letter
 //! may be missing in the hot copy of its conversation, which the same transaction invalidates. An action that
 //! RabbitMQ dead-lettered only because of its sender's own `expiration` is no failure: it is sent to its own queue
-//! again, without an `expiration`.
+//! again, without an `expiration`, unless its body is too large.
 //!
 //! A dead letter that PostgreSQL refuses is isolated from its batch by halving, and is stored with fewer columns; the
 //! row says which are missing.
@@ -68,7 +68,10 @@ impl Handler for DeadLetterCollector {
 
     fn decode(&self, delivery: &Delivery) -> Result<Item, Refusal> {
         let by_rabbitmq = delivery.dead_letter_info().filter(|it| it.by_rabbitmq);
-        if by_rabbitmq.as_ref().is_some_and(|it| it.refusal.reason == DeadLetterReason::Expired) {
+        let expired =
+            by_rabbitmq.as_ref().is_some_and(|it| it.refusal.reason == DeadLetterReason::Expired);
+        // One with a body over the limit would only come back.
+        if expired && delivery.body.len() <= self.decoder.max_body_bytes {
             // One that cannot be decoded is refused by the worker of its queue, and is a dead letter then.
             let resolved = self.decoder.decode(delivery).ok().and_then(|it| it.resolved());
             return Ok(Item::Expired(Rerouted::new(delivery, self.queue.name(), resolved)));

@@ -31,7 +31,7 @@ pub(super) fn dead_letter(body: &str) -> DeadLetterDetail {
             last_failed_at: failed_at,
         },
         message: FailedMessage {
-            body: body.as_bytes().to_vec(),
+            body: body.to_owned().into(),
             properties: json!({}),
             headers: json!({}),
             left_out: None,

@@ -91,9 +91,13 @@ pub(crate) fn read_dead_letter(
 /// Why it is a dead letter.
 pub(crate) fn refusal(queue: WorkQueue, delivery: &Delivery, max_body_bytes: usize) -> Refusal {
     match delivery.dead_letter_info().map(Cow::into_owned) {
-        // A worker rejects a body over its limit before it has received it.
+        // A worker rejects a body over its limit before it has received it, and would reject one that expired.
         Some(info)
-            if info.by_rabbitmq && info.refusal.reason == DeadLetterReason::AttemptsExhausted =>
+            if info.by_rabbitmq
+                && matches!(
+                    info.refusal.reason,
+                    DeadLetterReason::AttemptsExhausted | DeadLetterReason::Expired
+                ) =>
         {
             check_size(&delivery.body, max_body_bytes).err().unwrap_or(info.refusal)
         }
@@ -188,7 +192,7 @@ mod tests {
         let headers = json!({"x-verbatim-queue": "q", "x-verbatim-reason": reason,
                              "x-verbatim-detail": "failed in the test"});
         let mut delivery = received(&headers);
-        delivery.body = body.to_string().into_bytes();
+        delivery.body = body.to_string().into();
         read_dead_letter(WorkQueue::SaveMessage, &delivery, 1 << 20).1
     }
 
@@ -235,12 +239,25 @@ mod tests {
     fn a_body_that_no_parser_reads_completely_still_names_its_message() {
         let mut delivery = received(&json!({}));
         let body = r#"{"tenant_id":"t","message_id":"m","n":1e400,"content":"\ud800","data":{"session_id":"s"}}"#;
-        delivery.body = body.as_bytes().to_vec();
+        delivery.body = body.into();
         let dead_letter =
             read_dead_letter(WorkQueue::SaveMessage, &delivery, 1 << 20).0.dead_letter;
         assert_eq!(dead_letter.tenant_id.as_deref(), Some("t"));
         assert_eq!(dead_letter.session_id.as_deref(), Some("s"));
         assert_eq!(dead_letter.message_id.as_deref(), Some("m"));
+    }
+
+    #[test]
+    fn a_body_over_the_limit_is_too_large_whether_it_was_rejected_or_expired() {
+        for reason in ["rejected", "expired"] {
+            let death = json!({"queue": "conversation.save_message", "reason": reason,
+                               "count": 1, "exchange": "", "routing-keys": ["k"]});
+            let mut delivery = received(&json!({"x-death": [death]}));
+            delivery.body = "{}".into();
+            let refused = |limit| refusal(WorkQueue::SaveMessage, &delivery, limit).reason;
+            assert_eq!(refused(1), DeadLetterReason::TooLarge, "{reason}");
+            assert_ne!(refused(2), DeadLetterReason::TooLarge, "{reason}");
+        }
     }
 
     #[test]
@@ -250,7 +267,7 @@ mod tests {
         delivery.body = format!(
             r#"{{"number":1e999999,"data":{{"tenant_id":"t"}},"deep":{deep},"session_id":"s"}}"#
         )
-        .into_bytes();
+        .into();
         let read = read_dead_letter(WorkQueue::SaveMessage, &delivery, 1 << 20).0.dead_letter;
         assert_eq!((read.tenant_id.as_deref(), read.session_id.as_deref()), (Some("t"), Some("s")));
     }

@@ -195,7 +195,7 @@ mod tests {
         let plan = VALIDATOR.plan(&unrouted);
         assert_eq!((plan.queue.as_str(), plan.refusal), ("conversation.save_message", None));
         assert!(plan.fingerprint.is_some());
-        unrouted.message.body = b"what?".to_vec();
+        unrouted.message.body = "what?".into();
         let plan = VALIDATOR.plan(&unrouted);
         assert_eq!(plan.queue, "domain.unrouted");
         assert_eq!(plan.refusal.unwrap().reason, DeadLetterReason::MalformedJson);

@@ -24,7 +24,7 @@ pub use self::writer::Object;
 pub(crate) use self::{
     canonical::canonical,
     faults::{Fault, FaultKind, first_fault, is_storable},
-    members::{Text, type_name},
+    members::{Text, type_name, wanted_members},
     numbers::integer,
     path::path_to,
 };

@@ -1,11 +1,15 @@
-//! Large bodies: a worker's memory stays within the limit that its settings imply, and its prefetch adapts.
+//! Large bodies and headers: a worker's memory stays within the limit that its settings imply, and its prefetch adapts.
 
 #![expect(clippy::expect_used, reason = "test support: a failure here is the failure of the test")]
 
+use broker::Publication;
+use broker::topology::WorkQueue;
 use serde_json::{Value, json};
-use system_tests::{Agent, COLLECTOR, Counts, SAVER, Scenario, at, message};
+use system_tests::{Agent, COLLECTOR, Counts, LIMIT, SAVER, Scenario, at, message};
 use testkit::environment::deep;
 use testkit::fleet::Worker;
+use testkit::raw_amqp::{RawAmqp, properties};
+use testkit::wait::eventually;
 
 const MIB: usize = 1 << 20;
 
@@ -46,20 +50,61 @@ async fn large_bodies_stay_within_the_memory_that_was_promised() {
 }
 
 #[tokio::test]
-async fn a_body_far_over_the_limit_becomes_a_dead_letter_within_the_memory_that_was_promised() {
+async fn bodies_far_over_the_limit_become_dead_letters_within_the_memory_that_was_promised() {
     let scenario = Scenario::new().await;
     // RabbitMQ 3.10 accepts up to 128 MiB by default.
-    let bytes = if deep() { 128 } else { 32 } * MIB;
-    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
-    publish(&scenario.agent(), 0..1, bytes).await;
-    let dead_letter = "SELECT concat_ws('|', reason, length(body)) FROM dead_letters";
-    scenario.until_sql(dead_letter, &format!("too_large|{bytes}")).await;
-    // The saver never has the body.
+    let bytes = if deep() { 128 } else { 16 } * MIB;
+    let saver = scenario.start(SAVER).await;
+    let agent = scenario.agent();
+    // One after the other in the saver, and together in the dead-letter queue.
+    for content in [text(bytes), zeros(bytes), text(bytes)] {
+        agent.send(vec![Publication::action("conversation.save_message", content)]).await;
+    }
+    let rejected = [(WorkQueue::SaveMessage.dlq(), 3)];
+    eventually("the dead letters", LIMIT, async || {
+        let queued = scenario.queued().await;
+        if queued == rejected { Ok(()) } else { Err(format!("{queued:?}")) }
+    })
+    .await;
+    let collector = scenario.start(COLLECTOR).await;
+    let dead_letters =
+        "SELECT concat_ws('|', count(*), min(reason), min(length(body)), max(length(body)),
+                                         min(tenant_id), count(DISTINCT sha256(body)))
+                        FROM dead_letters";
+    // Each of them takes long: unoptimised code reads and hashes it.
+    for least in 1..=3 {
+        scenario.until_sql(&format!("SELECT count(*) >= {least} FROM dead_letters"), "true").await;
+    }
+    scenario.until_sql(dead_letters, &format!("3|too_large|{bytes}|{bytes}|large|2")).await;
+    // The saver never has a body. The collector has one at a time.
     assert_promise(&saver, 64 * MIB);
     assert_promise(&collector, PROMISED + bytes);
     scenario.drain([saver, collector]).await;
-    // The event that announces the dead letter.
-    assert_eq!(scenario.queued().await, [("conversation.statistics", 1)]);
+    // The events that announce the dead letters.
+    assert_eq!(scenario.queued().await, [("conversation.statistics", 3)]);
+}
+
+#[tokio::test]
+async fn headers_that_fill_a_frame_stay_within_the_memory_that_was_promised() {
+    let scenario = Scenario::new().await;
+    let messages = if deep() { 2000 } else { 100 };
+    let queues = [WorkQueue::SaveMessage.name(), WorkQueue::SaveMessage.dlq()];
+    let mut raw = RawAmqp::connect(&scenario.amqp_url).await;
+    // Booleans: of all values they need the most memory for their bytes.
+    let values = [&b"\x01vA"[..], &100_000_u32.to_be_bytes(), &b"t\x01".repeat(50_000)].concat();
+    let headers = properties(None, &values);
+    for (n, queue) in (0..messages).flat_map(|n| queues.map(|queue| (n, queue))) {
+        let body = of_size(n, 1000).to_string();
+        raw.publish("", queue.as_bytes(), &headers, body.as_bytes()).await;
+    }
+    let (saver, collector) = tokio::join!(scenario.start(SAVER), scenario.start(COLLECTOR));
+    stored(&scenario, messages).await;
+    let dead_letters = "SELECT count(*) FROM dead_letters";
+    scenario.until_sql(dead_letters, &messages.to_string()).await;
+    for worker in [&saver, &collector] {
+        assert_promise(worker, PROMISED);
+    }
+    scenario.drain([saver, collector]).await;
 }
 
 /// Waits until so many messages are stored, a hundred at a time.
@@ -88,6 +133,19 @@ fn of_size(id: usize, bytes: usize) -> Value {
     };
     let least = with("\n".to_owned()).to_string().len();
     with(format!("\n{}", "words ".repeat(bytes / 6 + 1).split_at(bytes - least).0))
+}
+
+/// A message whose body has exactly this many bytes, as text.
+fn text(bytes: usize) -> Vec<u8> {
+    of_size(0, bytes).to_string().into_bytes()
+}
+
+/// A message whose body has exactly this many bytes, most of them an array of zeros.
+fn zeros(bytes: usize) -> Vec<u8> {
+    let beginning = r#"{"action_type":"conversation.save_message","tenant_id":"large","session_id":"s","content":["#;
+    let rest = bytes - beginning.len() - "0]}".len();
+    let space = " ".repeat(rest % 2);
+    [beginning, &space, &"0,".repeat(rest / 2), "0]}"].concat().into_bytes()
 }
 
 /// Checks the peak resident memory of a worker (proc(5), `VmHWM`), in bytes.

@@ -93,6 +93,13 @@ impl Prefetch {
         Some(if grows { Change::Grows } else { Change::Shrinks })
     }
 
+    /// A body of so many bytes is to be expected: the first prefetch is one that fits it.
+    pub(super) fn expect_bodies_of(&mut self, bytes: u64) {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.largest_body = self.largest_body.max(bytes);
+        self.min = (self.budget_bytes / self.largest_body.max(1)).clamp(1, self.max);
+    }
+
     /// The byte limit was exceeded: sets the first prefetch again and assumes the largest bodies. The
     /// caller must register a new consumer.
     pub(super) fn overrun(&mut self) {
@@ -160,6 +167,17 @@ mod tests {
         assert_eq!(prefetch.change(), Some(Change::Grows));
         prefetch.overrun();
         assert_eq!(prefetch.current(), 64);
+        it_grows_after_four_windows_of_small_bodies(prefetch);
+    }
+
+    #[test]
+    fn a_body_that_does_not_fit_is_waited_for_with_the_smallest_prefetch() {
+        let mut prefetch = usual_prefetch();
+        prefetch.expect_bodies_of(128 << 20);
+        prefetch.overrun();
+        assert_eq!(prefetch.current(), 1);
+        observe_many(&mut prefetch, 128 * MIB, WINDOW_BODIES);
+        assert_eq!((prefetch.change(), prefetch.current()), (None, 1));
         it_grows_after_four_windows_of_small_bodies(prefetch);
     }
 

@@ -15,6 +15,7 @@ mod phase;
 mod slow;
 mod state;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use domain::failure::Dependency;
@@ -36,6 +37,7 @@ use super::settlement::reply;
 use super::shared::Shared;
 use super::unacked::{Tag, UnackedDeliveries};
 use crate::Handler;
+use crate::body_limit::BodyLimit;
 use crate::connection::Error;
 use crate::raw_message::Moved;
 use crate::source::FailurePolicy;
@@ -73,15 +75,13 @@ impl<H: Handler> Session<H> {
         let bytes = settings.batch_bytes();
         let limits = Limits { messages: settings.batch_size, bytes, linger: settings.linger };
         let queue = shared.source.queue();
-        let connection = match shared.source.failure_policy {
-            FailurePolicy::DeadLetter(_) => {
-                let max_body = settings.max_received_body();
-                shared.endpoints.connect_for_bodies_up_to(max_body, queue).await?
-            }
-            FailurePolicy::RetryForever(_) | FailurePolicy::Expire => {
-                shared.endpoints.connect(queue).await?
-            }
+        let small = settings.max_received_body();
+        let limit = match shared.source.failure_policy {
+            FailurePolicy::DeadLetter(_) => BodyLimit::up_to(small),
+            FailurePolicy::RetryForever(_) => BodyLimit::few_above(small, budget),
+            FailurePolicy::Expire => BodyLimit::NONE,
         };
+        let connection = shared.endpoints.connect_for_bodies(&limit, queue).await?;
         let channel = connection.channel().await?;
         let stream = consume(&channel, queue, prefetch.current()).await?;
         let down = down_since.map(|since| since.elapsed());
@@ -100,6 +100,8 @@ impl<H: Handler> Session<H> {
             registered: prefetch.current(),
             prefetch,
             unacked: UnackedDeliveries::default(),
+            limit,
+            large: HashMap::new(),
             over_byte_limit: 0,
             batch_builder: BatchBuilder::new(limits),
             tasks: JoinSet::new(),
@@ -202,16 +204,30 @@ impl<H: Handler> Session<H> {
         if let Phase::FillingPrefetch(_, fill) = &mut self.phase {
             fill.on_delivery(self.last_progress);
         }
-        if let Some(body_bytes) = Moved::left_out(&delivery) {
-            self.shared.observer.body_too_large(body_bytes);
-            return self.reject(tag);
+        let body_bytes = Moved::body_bytes(&delivery);
+        if Moved::is_left_out(&delivery) {
+            if matches!(self.shared.source.failure_policy, FailurePolicy::DeadLetter(_)) {
+                self.shared.observer.body_too_large(body_bytes);
+                return self.reject(tag);
+            }
+            // It is received once those before it are finished.
+            self.prefetch.expect_bodies_of(body_bytes);
+            return self.requeue(tag);
         }
         self.prefetch.observe(bytes);
+        let is_large = self.limit.is_large(body_bytes);
         let unacked_bytes = self.unacked.bytes();
         if unacked_bytes > 0 && unacked_bytes + bytes > self.shared.settings.max_inflight_bytes {
+            drop(delivery);
+            if is_large {
+                self.limit.release(body_bytes);
+            }
             return self.requeue(tag);
         }
         self.unacked.deliver(tag, bytes).map_err(End::Gap)?;
+        if is_large {
+            self.large.insert(tag, body_bytes);
+        }
         if !failpoints::holds(Guard::AcknowledgementAfterEffect) {
             let channel = self.channel.clone();
             self.send_request(async move {
@@ -358,7 +374,12 @@ impl<H: Handler> Session<H> {
         reply(replies, &self.shared);
         self.last_progress = Instant::now();
         self.slow = SlowMessage::default();
-        tags.into_iter().for_each(|tag| self.unacked.finish(tag));
+        for tag in tags {
+            self.unacked.finish(tag);
+            if let Some(body_bytes) = self.large.remove(&tag) {
+                self.limit.release(body_bytes);
+            }
+        }
         match self.phase {
             Phase::FillingPrefetch(..) => Ok(()),
             _ => self.send_acknowledgements().await,

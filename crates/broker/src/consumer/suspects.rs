@@ -115,8 +115,8 @@ impl<H: Handler> Suspects<'_, H> {
             let get = self.channel.basic_get(self.queue.into(), BasicGetOptions::default());
             let Some(message) = request("get a suspect", get).await? else { break };
             let tag = message.delivery.delivery_tag;
-            if let Some(body_bytes) = Moved::left_out(&message.delivery) {
-                self.shared.observer.body_too_large(body_bytes);
+            if Moved::is_left_out(&message.delivery) {
+                self.shared.observer.body_too_large(Moved::body_bytes(&message.delivery));
                 if !reject(self.channel, tag).await {
                     return Err(End::ChannelClosed);
                 }

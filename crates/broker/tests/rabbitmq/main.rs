@@ -5,6 +5,7 @@
 mod consuming;
 mod faults;
 mod holding;
+mod memory;
 mod publishing;
 mod replying;
 mod settling;

@@ -467,7 +467,7 @@ impl Handler for Script {
 
     fn decode(&self, delivery: &Delivery) -> Result<Message, Refusal> {
         self.inner.decoded.fetch_add(1, Ordering::SeqCst);
-        let body = String::from_utf8(delivery.body.clone()).unwrap();
+        let body = String::from_utf8(delivery.body.to_vec()).unwrap();
         assert!(!body.starts_with("panic-decoding"), "{SECRET}");
         if body.starts_with("refuse") {
             let detail = "refused by the test".to_owned();

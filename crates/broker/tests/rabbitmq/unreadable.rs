@@ -80,7 +80,7 @@ async fn unreadable_messages_in_a_dead_letter_queue_are_read_with_their_bytes() 
     }
     let found = read_dead_letters(&bench, WorkQueue::Session, unreadable.len()).await;
     for (dead_letter, (properties, expected)) in found.iter().zip(unreadable) {
-        assert_eq!(dead_letter.body, b"body");
+        assert_eq!(dead_letter.body, b"body"[..]);
         let refusal = dead_letter.unreadable().unwrap();
         assert!(refusal.detail.contains(expected), "{refusal:?}");
         let hex: String = properties.iter().map(|byte| format!("{byte:02x}")).collect();

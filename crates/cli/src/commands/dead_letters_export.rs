@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(exported["body"].as_str().unwrap().as_bytes(), detail().message.body);
         assert!(exported.get("body_hex").is_none() && exported["edited_body"].is_null());
         let mut binary = detail();
-        binary.message.body = b"a\n\xff".to_vec();
+        binary.message.body = b"a\n\xff".as_slice().into();
         let exported = line(&binary);
         assert_eq!(exported["body_hex"], "610aff");
     }

@@ -174,7 +174,7 @@ pub(crate) mod tests {
         DeadLetterDetail {
             dead_letter,
             message: FailedMessage {
-                body: body.as_bytes().to_vec(),
+                body: body.into(),
                 properties: json!({"content_type": "application/json", "message_id": "m-1"}),
                 headers: json!({"x-custom": "own"}),
                 left_out: Some(json!({"headers": 1, "names": ["x-large"]})),

@@ -329,7 +329,8 @@ mod tests {
             ),
             ..replayed.state
         };
-        let body = String::from_utf8(detail().message.body).unwrap().replace("bot", "assistant");
+        let body =
+            String::from_utf8(detail().message.body.to_vec()).unwrap().replace("bot", "assistant");
         replayed.edit = DeadLetterEdit {
             edited_body: Some(body.into_bytes()),
             edited_at: Some(at("2026-11-20T11:59:30Z")),
@@ -382,7 +383,7 @@ mod tests {
             ..binary.dead_letter
         };
         binary.message = FailedMessage {
-            body: b"hi \x1b[2J\xff there".to_vec(),
+            body: b"hi \x1b[2J\xff there".as_slice().into(),
             properties: json!({}),
             headers: json!({}),
             left_out: None,
@@ -395,7 +396,7 @@ mod tests {
     #[test]
     fn a_large_body_is_cut_unless_all_of_it_is_wanted() {
         let mut large = detail();
-        large.message.body = vec![b'x'; SHOWN_BYTES + 1_234];
+        large.message.body = vec![b'x'; SHOWN_BYTES + 1_234].into();
         let details = details_of(large);
         let cut = rendered(&details);
         assert!(cut.len() < SHOWN_BYTES + 4_000, "{}", cut.len());

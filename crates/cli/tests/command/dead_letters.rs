@@ -23,7 +23,7 @@ fn dead_letter(
     collected.dead_letter.reason = reason.to_string();
     collected.dead_letter.tenant_id = Some(tenant.to_owned());
     collected.message = FailedMessage {
-        body: body.to_string().into_bytes(),
+        body: body.to_string().into(),
         properties: json!({"content_type": "application/json"}),
         headers: json!({"x-custom": "own"}),
         left_out: Some(json!({"headers": 1, "names": ["x-large"]})),
@@ -283,7 +283,7 @@ async fn bodies_with_a_byte_order_mark_and_with_what_cannot_be_stored_are_correc
         .zip(&bodies)
         .map(|(id, body)| {
             let mut collected = dead_letter(id, DeadLetterReason::Schema, "acme", &json!({}));
-            collected.message.body.clone_from(body);
+            collected.message.body = body.clone().into();
             collected
         })
         .collect();

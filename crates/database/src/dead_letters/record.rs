@@ -8,8 +8,11 @@
 //!
 //! Users see these types as JSON.
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::rows::from_row;
@@ -56,9 +59,9 @@ pub struct DeadLetter {
 /// The failed message, as it was delivered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FailedMessage {
-    /// The body, unchanged; as JSON a text, with replacement characters where it is not UTF-8.
+    /// The body, unchanged, perhaps shared with the delivery that it came with; as JSON a text, with replacement characters where it is not UTF-8.
     #[serde(serialize_with = "body_as_text")]
-    pub body: Vec<u8>,
+    pub body: Bytes,
     /// The AMQP properties that its sender set.
     pub properties: serde_json::Value,
     /// The headers that its sender set.
@@ -213,7 +216,7 @@ from_row! { DeadLetter:
     id, queue, reason, field, error, tenant_id, conversation_id, session_id, message_id, action_type,
     routing_key, exchange, attempts, replay_count, replay_of, first_failed_at, last_failed_at
 }
-from_row! { FailedMessage: body, properties, headers, left_out, delivery }
+from_row! { FailedMessage: properties, headers, left_out, delivery; body: body_of }
 from_row! { DeadLetterState:
     stored_at, not_stored, copies, status, status_changed_at, status_reason, replay_tried_at,
     replay_fault
@@ -231,6 +234,10 @@ from_row! { DeadLetterGroup:
     example
 }
 from_row! { OpenDeadLetters: queue, reason, dead_letters }
+
+fn body_of(row: &PgRow) -> sqlx::Result<Bytes> {
+    row.try_get::<Vec<u8>, _>("body").map(Bytes::from)
+}
 
 fn body_as_text<S: Serializer>(body: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&String::from_utf8_lossy(body))

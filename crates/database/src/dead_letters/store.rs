@@ -9,6 +9,7 @@ use std::cmp::Reverse;
 
 use domain::ids::ConversationKey;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::columns::{Columns, Omitted};
 use super::record::{CollectedDeadLetter, DeadLetter};
@@ -17,9 +18,11 @@ use crate::{Database, Result};
 
 /// The most dead letters in one statement: beyond a few hundred it does not get faster.
 const CHUNK_DEAD_LETTERS: usize = 250;
-/// About how many bytes of bodies one statement has at most: the client holds a second copy of each body
-/// while it is sent.
+/// About how many bytes of bodies one statement has at most: while it is sent, the client holds each body three times,
+/// once as an argument and once in the buffer of the connection.
 const CHUNK_BYTES: usize = 1 << 20;
+/// A longer body is sent in parts of [`CHUNK_BYTES`], each by its own statement.
+const LARGE_BYTES: usize = 4 << 20;
 /// Seconds. A failure counts as later than a decision even if its time is up to this much earlier. The
 /// failure has the time of a worker's or RabbitMQ's clock, in whole seconds; the decision has the time of
 /// PostgreSQL's clock. An operator sees a dead letter that was opened needlessly, but not one that wrongly
@@ -80,7 +83,10 @@ impl Database {
             let mut rest = rows;
             while !rest.is_empty() {
                 let (chunk, others) = rest.split_at(chunk_len(rest));
-                insert(connection, chunk).await?;
+                match chunk {
+                    [row] if row.is_large() => insert_in_parts(connection, row).await?,
+                    _ => insert(connection, chunk, None).await?,
+                }
                 rest = others;
             }
             match generations {
@@ -97,77 +103,142 @@ pub(crate) async fn insert_one(
     connection: &mut PgConnection,
     collected: &CollectedDeadLetter,
 ) -> Result<()> {
-    insert(connection, &[Row { collected, columns: Columns::whole(collected), copies: 1 }]).await
+    let row = Row { collected, columns: Columns::whole(collected), copies: 1 };
+    insert(connection, &[row], None).await
 }
 
-/// How many of the rows the next statement inserts: at least one.
+impl Row<'_> {
+    fn body(&self) -> &[u8] {
+        &self.collected.message.body
+    }
+
+    fn is_large(&self) -> bool {
+        self.body().len() > LARGE_BYTES
+    }
+}
+
+/// How many of the rows the next statement inserts: at least one, and a large one alone.
 fn chunk_len(rows: &[Row<'_>]) -> usize {
     let mut bytes = 0;
     let fits = rows.iter().take(CHUNK_DEAD_LETTERS).take_while(|row| {
-        let fits = bytes < CHUNK_BYTES;
-        bytes += row.collected.message.body.len();
+        let fits = bytes < CHUNK_BYTES && !row.is_large();
+        bytes += row.body().len();
         fits
     });
     fits.count().max(1)
 }
 
-async fn insert(connection: &mut PgConnection, rows: &[Row<'_>]) -> Result<()> {
+/// Inserts a row whose body is sent in parts, so that the client never holds a second copy of it.
+async fn insert_in_parts(connection: &mut PgConnection, row: &Row<'_>) -> Result<()> {
+    let upload = Uuid::new_v4();
+    for (part, bytes) in (0_i32..).zip(row.body().chunks(CHUNK_BYTES)) {
+        sqlx::query("INSERT INTO dead_letter_parts (upload, part, bytes) VALUES ($1, $2, $3)")
+            .bind(upload)
+            .bind(part)
+            .bind(bytes)
+            .execute(&mut *connection)
+            .await?;
+    }
+    insert(&mut *connection, std::slice::from_ref(row), Some(upload)).await?;
+    sqlx::query("DELETE FROM dead_letter_parts WHERE upload = $1")
+        .bind(upload)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The statement that inserts dead letters, with the expression for their bodies.
+macro_rules! insert_with_body {
+    ($body:literal) => {
+        concat!(
+            "INSERT INTO dead_letters (id, queue, reason, field, error, tenant_id, conversation_id,
+                 session_id, message_id, action_type, routing_key, exchange, body, properties, headers,
+                 left_out, delivery, not_stored, attempts, replay_count, replay_of, first_failed_at,
+                 last_failed_at, copies)
+             SELECT id, queue, reason, field, error, tenant_id, conversation_id,
+                 session_id, message_id, action_type, routing_key, exchange, ",
+            $body,
+            ", properties, headers,
+                 left_out, delivery, not_stored, attempts, replay_count, replay_of, first_failed_at,
+                 last_failed_at, copies
+             FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+                     $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
+                     $13::bytea[], $14::text[]::json[], $15::text[]::json[], $16::text[]::json[],
+                     $17::text[]::json[], $18::text[]::json[], $19::integer[], $20::integer[], $21::uuid[],
+                     $22::timestamptz[], $23::timestamptz[], $24::bigint[])
+                 AS new (id, queue, reason, field, error, tenant_id, conversation_id, session_id,
+                     message_id, action_type, routing_key, exchange, body, properties, headers, left_out,
+                     delivery, not_stored, attempts, replay_count, replay_of, first_failed_at,
+                     last_failed_at, copies)
+             ON CONFLICT (id) DO UPDATE SET
+                 copies = dead_letters.copies + excluded.copies,
+                 last_seen_at = clock_timestamp(),
+                 last_failed_at = greatest(dead_letters.last_failed_at, excluded.last_failed_at),
+                 (status, status_changed_at, status_reason, replay_lease_until) = (
+                     SELECT CASE WHEN later THEN 'open' ELSE dead_letters.status END,
+                            CASE WHEN later THEN clock_timestamp() ELSE dead_letters.status_changed_at END,
+                            CASE WHEN later THEN NULL ELSE dead_letters.status_reason END,
+                            CASE WHEN later THEN NULL ELSE dead_letters.replay_lease_until END
+                     FROM (SELECT dead_letters.status <> 'open'
+                                  AND excluded.last_failed_at + interval '1 second' * $25
+                                      > dead_letters.status_changed_at) AS failure (later))"
+        )
+    };
+}
+
+/// Inserts rows with their bodies or, if there is an `upload`, one row with the body that was sent in its parts.
+async fn insert(
+    connection: &mut PgConnection,
+    rows: &[Row<'_>],
+    upload: Option<Uuid>,
+) -> Result<()> {
     fn of_dead_letter<'a, T>(rows: &[Row<'a>], of: fn(&'a DeadLetter) -> T) -> Vec<T> {
         rows.iter().map(|row| of(&row.collected.dead_letter)).collect()
     }
     fn of_columns<'r, T>(rows: &'r [Row<'_>], of: fn(&'r Columns<'r>) -> T) -> Vec<T> {
         rows.iter().map(|row| of(&row.columns)).collect()
     }
+    let statement = match upload {
+        None => insert_with_body!("body"),
+        Some(_) => insert_with_body!(
+            "(SELECT string_agg(bytes, ''::bytea ORDER BY part) FROM dead_letter_parts WHERE upload = $26)"
+        ),
+    };
     // As text: sqlx would send `jsonb`, which rejects values that headers may contain, such as NUL.
-    sqlx::query(
-        "INSERT INTO dead_letters (id, queue, reason, field, error, tenant_id, conversation_id,
-             session_id, message_id, action_type, routing_key, exchange, body, properties, headers,
-             left_out, delivery, not_stored, attempts, replay_count, replay_of, first_failed_at, last_failed_at,
-             copies)
-         SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
-                     $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
-                     $13::bytea[], $14::text[]::json[], $15::text[]::json[], $16::text[]::json[],
-                     $17::text[]::json[], $18::text[]::json[], $19::integer[], $20::integer[], $21::uuid[],
-                     $22::timestamptz[], $23::timestamptz[], $24::bigint[])
-         ON CONFLICT (id) DO UPDATE SET
-             copies = dead_letters.copies + excluded.copies,
-             last_seen_at = clock_timestamp(),
-             last_failed_at = greatest(dead_letters.last_failed_at, excluded.last_failed_at),
-             (status, status_changed_at, status_reason, replay_lease_until) = (
-                 SELECT CASE WHEN later THEN 'open' ELSE dead_letters.status END,
-                        CASE WHEN later THEN clock_timestamp() ELSE dead_letters.status_changed_at END,
-                        CASE WHEN later THEN NULL ELSE dead_letters.status_reason END,
-                        CASE WHEN later THEN NULL ELSE dead_letters.replay_lease_until END
-                 FROM (SELECT dead_letters.status <> 'open'
-                              AND excluded.last_failed_at + interval '1 second' * $25
-                                  > dead_letters.status_changed_at) AS failure (later))",
-    )
-    .bind(of_dead_letter(rows, |it| it.id))
-    .bind(of_dead_letter(rows, |it| it.queue.as_str()))
-    .bind(of_dead_letter(rows, |it| it.reason.as_str()))
-    .bind(of_columns(rows, |it| it.field))
-    .bind(of_columns(rows, |it| it.error))
-    .bind(of_columns(rows, |it| it.tenant_id))
-    .bind(of_columns(rows, |it| it.conversation_id))
-    .bind(of_columns(rows, |it| it.session_id))
-    .bind(of_columns(rows, |it| it.message_id))
-    .bind(of_columns(rows, |it| it.action_type))
-    .bind(of_columns(rows, |it| it.routing_key))
-    .bind(of_columns(rows, |it| it.exchange))
-    .bind(rows.iter().map(|it| it.collected.message.body.as_slice()).collect::<Vec<_>>())
-    .bind(of_columns(rows, |it| it.properties.as_str()))
-    .bind(of_columns(rows, |it| it.headers.as_str()))
-    .bind(of_columns(rows, |it| it.left_out.as_deref()))
-    .bind(of_columns(rows, |it| it.delivery.as_str()))
-    .bind(of_columns(rows, |it| it.not_stored.as_deref()))
-    .bind(of_dead_letter(rows, |it| it.attempts))
-    .bind(of_dead_letter(rows, |it| it.replay_count))
-    .bind(of_dead_letter(rows, |it| it.replay_of))
-    .bind(of_dead_letter(rows, |it| it.first_failed_at))
-    .bind(of_dead_letter(rows, |it| it.last_failed_at))
-    .bind(rows.iter().map(|it| it.copies).collect::<Vec<_>>())
-    .bind(SLACK_SECONDS)
-    .execute(connection)
-    .await?;
+    let query = sqlx::query(statement)
+        .bind(of_dead_letter(rows, |it| it.id))
+        .bind(of_dead_letter(rows, |it| it.queue.as_str()))
+        .bind(of_dead_letter(rows, |it| it.reason.as_str()))
+        .bind(of_columns(rows, |it| it.field))
+        .bind(of_columns(rows, |it| it.error))
+        .bind(of_columns(rows, |it| it.tenant_id))
+        .bind(of_columns(rows, |it| it.conversation_id))
+        .bind(of_columns(rows, |it| it.session_id))
+        .bind(of_columns(rows, |it| it.message_id))
+        .bind(of_columns(rows, |it| it.action_type))
+        .bind(of_columns(rows, |it| it.routing_key))
+        .bind(of_columns(rows, |it| it.exchange))
+        .bind(
+            rows.iter()
+                .map(|row| if upload.is_none() { row.body() } else { &[] })
+                .collect::<Vec<&[u8]>>(),
+        )
+        .bind(of_columns(rows, |it| it.properties.as_str()))
+        .bind(of_columns(rows, |it| it.headers.as_str()))
+        .bind(of_columns(rows, |it| it.left_out.as_deref()))
+        .bind(of_columns(rows, |it| it.delivery.as_str()))
+        .bind(of_columns(rows, |it| it.not_stored.as_deref()))
+        .bind(of_dead_letter(rows, |it| it.attempts))
+        .bind(of_dead_letter(rows, |it| it.replay_count))
+        .bind(of_dead_letter(rows, |it| it.replay_of))
+        .bind(of_dead_letter(rows, |it| it.first_failed_at))
+        .bind(of_dead_letter(rows, |it| it.last_failed_at))
+        .bind(rows.iter().map(|it| it.copies).collect::<Vec<_>>())
+        .bind(SLACK_SECONDS);
+    let query = match upload {
+        None => query,
+        Some(upload) => query.bind(upload),
+    };
+    query.execute(connection).await?;
     Ok(())
 }

@@ -80,6 +80,35 @@ fn members_by_serde_json(text: &str) -> Result<Vec<Member<'_>>, serde_json::Erro
     Ok(members)
 }
 
+/// The members that are wanted, of a text that looks like one object. Only its brackets and strings are followed, and no
+/// value is checked. So this needs no more memory than what it returns, whatever the text is: of each wanted name the
+/// first member and, if that is null, the first one that is not. `None` if it does not look like one object.
+pub(crate) fn wanted_members<'a>(text: &'a str, wanted: &[&str]) -> Option<Vec<Member<'a>>> {
+    /// A wanted name is shorter, also with each of its characters escaped.
+    const MAX_NAME_BYTES: usize = 256;
+    let mut tokens = tokens(text);
+    let mut members: Vec<Member<'a>> = Vec::new();
+    tokens.pass(b'{')?;
+    while tokens.pass(b'}').is_none() {
+        let name = tokens.next().filter(|name| name.first() == b'"')?;
+        tokens.pass(b':')?;
+        let value = tokens.value()?;
+        let name = Some(name.text).filter(|text| text.len() <= MAX_NAME_BYTES).and_then(string);
+        let is_new = |name: &Cow<'_, str>| {
+            let mut known = members.iter().filter(|(earlier, _)| earlier == name).peekable();
+            known.peek().is_none() || value != "null" && known.all(|(_, value)| *value == "null")
+        };
+        if let Some(name) = name.filter(|name| wanted.contains(&&**name) && is_new(name)) {
+            members.push((name, value));
+        }
+        if tokens.pass(b',').is_none() {
+            tokens.pass(b'}')?;
+            break;
+        }
+    }
+    tokens.is_at_end().then_some(members)
+}
+
 /// The value of a text that is one JSON string. `None` where it is not, or has half of a surrogate
 /// pair.
 #[must_use]
@@ -160,6 +189,23 @@ mod tests {
         fn members_by_tokens_are_those_that_serde_json_reads(text in nearly_object()) {
             if let Some(members) = members_by_tokens(&text) {
                 prop_assert_eq!(members, members_by_serde_json(&text).unwrap());
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_wanted_members_are_the_first_ones_of_their_names(text in nearly_object()) {
+            if let Ok(all) = members(&text) {
+                let mut wanted: Vec<Member<'_>> = Vec::new();
+                for (name, value) in all.into_iter().filter(|(name, _)| name == "a" || name == "bc") {
+                    let mut known = wanted.iter().filter(|(earlier, _)| *earlier == name).peekable();
+                    let is_first = known.peek().is_none();
+                    if is_first || value != "null" && known.all(|(_, value)| *value == "null") {
+                        wanted.push((name, value));
+                    }
+                }
+                prop_assert_eq!(wanted_members(&text, &["a", "bc"]), Some(wanted));
             }
         }
     }

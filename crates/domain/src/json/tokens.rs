@@ -62,6 +62,24 @@ impl<'a> Tokens<'a> {
         self.text.get(self.at..)
     }
 
+    /// Passes a value: one token, or all up to the bracket that closes it. `None` if there is none.
+    pub(super) fn value(&mut self) -> Option<&'a str> {
+        let first = self.next()?;
+        let mut open = match first.first() {
+            b'{' | b'[' => 1_usize,
+            b'}' | b']' | b',' | b':' => return None,
+            _ => 0,
+        };
+        while open > 0 {
+            match self.next()?.first() {
+                b'{' | b'[' => open += 1,
+                b'}' | b']' => open -= 1,
+                _ => {}
+            }
+        }
+        self.text.get(first.at..self.at)
+    }
+
     /// Calls `item` with the first token of each item of an object or array, up to the bracket
     /// `end`. `None` if an item is `None`, or if commas and brackets are not those of JSON.
     pub(super) fn items(

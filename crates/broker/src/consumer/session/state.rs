@@ -1,5 +1,6 @@
 //! The state of a session.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use domain::failure::Unavailable;
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::hold::Hold;
 use super::phase::Phase;
 use crate::Handler;
+use crate::body_limit::BodyLimit;
 use crate::connection::Connection;
 use crate::consumer::batch::{Batch, Finished, Received};
 use crate::consumer::batch_builder::BatchBuilder;
@@ -30,6 +32,9 @@ pub(in crate::consumer) struct Session<H: Handler> {
     /// The prefetch with which the consumer was registered.
     pub(super) registered: u16,
     pub(super) unacked: UnackedDeliveries,
+    /// Which bodies are received, and the sizes of the large ones that are being handled.
+    pub(super) limit: BodyLimit,
+    pub(super) large: HashMap<Tag, u64>,
     /// Deliveries that were requeued over the byte limit and are not logged yet.
     pub(super) over_byte_limit: usize,
     pub(super) batch_builder: BatchBuilder<Received>,

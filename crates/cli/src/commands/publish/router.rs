@@ -84,7 +84,7 @@ mod tests {
         let publication = publication_of(&router(), body.to_vec()).unwrap();
         assert_eq!(publication.routing_key, "conversation.save_message");
         assert_eq!(publication.message_id, "a-1");
-        assert_eq!(publication.body, body);
+        assert_eq!(publication.body, body[..]);
         assert!(publication_of(&router(), b"hello".to_vec()).is_none());
         let twice = br#"{"action_type":"state.load","text":"\ud800","x":1e400,"x":2}"#;
         assert_eq!(publication_of(&router(), twice.to_vec()).unwrap().routing_key, "state.load");

@@ -1,0 +1,80 @@
+//! What a consumer receives is limited by its size in memory, with properties and headers, in every queue.
+
+use std::time::Duration;
+
+use broker::topology::WorkQueue;
+use broker::{Settings, Source};
+use testkit::raw_amqp::{RawAmqp, properties, text_header};
+
+use crate::support::{Bench, Script};
+
+const QUEUE: WorkQueue = WorkQueue::SaveMessage;
+const MESSAGES: u32 = 30;
+/// How many of them fit into the limit.
+const FIT: u32 = 10;
+const HEADER_BYTES: usize = 100_000;
+/// A header counts as sent, and 40 times once it is parsed. Ten such messages fit, and eleven do not.
+const MAX_INFLIGHT_BYTES: usize = 42 * HEADER_BYTES * FIT as usize;
+
+/// Publishes small bodies with large headers.
+async fn flood(bench: &Bench, queue: &str) {
+    let mut raw = RawAmqp::connect(&bench.url).await;
+    let large = properties(None, &text_header(b"h", &vec![b'x'; HEADER_BYTES]));
+    for n in 0..MESSAGES {
+        raw.publish("", queue.as_bytes(), &large, format!("wait {n}").as_bytes()).await;
+    }
+    bench.eventually_ready(queue, MESSAGES).await;
+}
+
+#[tokio::test]
+async fn headers_count_towards_the_byte_limit_in_work_queues_and_dead_letter_queues() {
+    for source in [Source::work(QUEUE), Source::dead_letters(QUEUE)] {
+        let (bench, script) = (Bench::new().await, Script::default());
+        flood(&bench, source.queue()).await;
+        let settings = Settings { max_inflight_bytes: MAX_INFLIGHT_BYTES, ..Settings::default() };
+        let running = bench.run(source, &script, settings);
+        // The others were delivered, too: the first prefetch is 40. They were returned.
+        bench.eventually_ready(source.queue(), MESSAGES - FIT).await;
+        (0..MESSAGES).for_each(|_| script.open_gate());
+        script.has_handled(MESSAGES as usize).await;
+        running.drain().await;
+        bench.eventually_ready(source.queue(), 0).await;
+    }
+}
+
+#[tokio::test]
+async fn headers_count_towards_the_byte_limit_among_suspects() {
+    let (bench, script) = (Bench::new().await, Script::default());
+    flood(&bench, QUEUE.suspect()).await;
+    (0..MESSAGES).for_each(|_| script.open_gate());
+    // A batch has a sixteenth of the limit, divided by the number of batches in flight.
+    let settings = Settings {
+        max_inflight_bytes: 16 * MAX_INFLIGHT_BYTES,
+        batches_in_flight: 1,
+        depth_interval: Duration::from_millis(100),
+        ..Settings::default()
+    };
+    let running = bench.run(Source::work(QUEUE), &script, settings);
+    script.has_handled(MESSAGES as usize).await;
+    running.drain().await;
+    assert_eq!(script.batches(), [FIT as usize + 1, FIT as usize + 1, FIT as usize - 2]);
+}
+
+#[tokio::test]
+async fn dead_letters_with_bodies_above_the_byte_limit_are_handled_one_after_the_other() {
+    let (bench, script) = (Bench::new().await, Script::default());
+    let source = Source::dead_letters(QUEUE);
+    let large = |n: usize| format!("wait {n} {}", "x".repeat(1 << 20));
+    bench.publish(source.queue(), (0..5).map(large)).await;
+    let settings =
+        Settings { max_inflight_bytes: 10_000, largest_body: 100, ..Settings::default() };
+    let running = bench.run(source, &script, settings);
+    for others in (0..5).rev() {
+        bench.eventually_ready(source.queue(), others).await;
+        script.open_gate();
+    }
+    script.has_handled(5).await;
+    running.drain().await;
+    bench.eventually_ready(source.queue(), 0).await;
+    assert_eq!(script.batches(), [1; 5]);
+}
