@@ -40,7 +40,7 @@ lint:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
-# Run a benchmark: save, latency, close, scale or start.
+# Run a benchmark: save, latency, close, scale, start or memory.
 bench what="save" *arguments:
     cargo xtask bench {{ what }} {{ arguments }}
 

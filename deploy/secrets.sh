@@ -31,7 +31,7 @@ fi
 if [ ! -e "$dir/amqp_url" ]; then
     password=$(random)
     # disk_free_limit: a burst writes more than the default of 50 MB between two checks of the disk.
-    # max_message_size: a body larger than a worker's memory would crash the worker before it can reject it.
+    # max_message_size: the default of RabbitMQ 4. The memory limit of the dead-letter-worker counts with it.
     make rabbitmq.conf "default_user = verbatim
 default_pass = $password
 disk_free_limit.absolute = 2GB

@@ -12,14 +12,17 @@
 //! | [`drain`] | one program that drains a full queue |
 //! | [`instructions`] | instructions per message, which other processes on the machine do not affect |
 //! | [`timeline`] | when each message of a steady load was confirmed, durable and hot |
-//! | [`save`], [`latency`], [`close`], [`scale`], [`start`] | the benchmarks |
+//! | [`containers`] | what `docker-compose.yml` sets for the processes |
+//! | [`save`], [`latency`], [`close`], [`scale`], [`start`], [`memory`] | the benchmarks |
 //! | [`report`] | medians, ratios, tables and JSON |
 
 mod close;
+mod containers;
 mod drain;
 mod environment;
 mod instructions;
 mod latency;
+mod memory;
 mod program;
 mod report;
 mod save;
@@ -44,6 +47,8 @@ pub(crate) enum Bench {
     Scale(scale::Options),
     /// Time from the start of a worker to its first saved message; sizes of the binaries
     Start(start::Options),
+    /// Peak memory of every worker: idle, with small, large and the largest bodies, with large headers
+    Memory(memory::Options),
 }
 
 pub(crate) async fn run(bench: &Bench) -> Result<()> {
@@ -53,5 +58,6 @@ pub(crate) async fn run(bench: &Bench) -> Result<()> {
         Bench::Close(options) => close::run(options).await,
         Bench::Scale(options) => scale::run(options).await,
         Bench::Start(options) => start::run(options).await,
+        Bench::Memory(options) => memory::run(options).await,
     }
 }

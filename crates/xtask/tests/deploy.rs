@@ -199,6 +199,23 @@ fn secrets_are_random_consistent_and_created_once() {
 }
 
 #[test]
+fn the_memory_limit_of_every_worker_is_a_quarter_above_what_was_measured() {
+    let (compose, performance) = (compose(), text("docs/performance.md"));
+    for worker in workers() {
+        let limit = &compose["services"][worker]["deploy"]["resources"]["limits"]["memory"];
+        let rows = performance.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        // The row that `cargo xtask bench memory` printed: six measured numbers, their maximum, the limit.
+        let row = rows.into_iter().find(|row| row.len() == 9 && row[0] == worker);
+        let row = row.unwrap_or_else(|| panic!("docs/performance.md has no row of {worker}"));
+        let numbers: Vec<u64> = row[1..].iter().map(|number| number.parse().unwrap()).collect();
+        let [measured @ .., largest, container] = &numbers[..] else { panic!("{row:?}") };
+        assert_eq!(measured.iter().max(), Some(largest), "{worker}");
+        assert_eq!(*limit, format!("{container}M"), "{worker}: measure it again");
+        assert!(4 * container >= 5 * largest, "{worker}: {container} MiB for {largest} MiB");
+    }
+}
+
+#[test]
 fn prometheus_discovers_every_worker_by_the_name_of_its_service() {
     let config = yaml("deploy/prometheus/prometheus.yml");
     let jobs = config["scrape_configs"].as_array().unwrap();

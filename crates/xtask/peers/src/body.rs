@@ -59,23 +59,44 @@ impl Shape {
 
     /// The body of message `n`.
     pub(crate) fn body(&self, n: u64) -> String {
-        let (run, conversation) = (self.run, n % self.conversations);
-        let role = if (n / self.conversations).is_multiple_of(2) { "user" } else { "assistant" };
-        let (second, micros) = (n / 1_000_000 % 60, n % 1_000_000);
-        let mut body = format!(
-            "{{\"action_type\":\"conversation.save_message\",\"tenant_id\":\"tenant-{:02}\",\
-             \"session_id\":\"session-{run}-{conversation:08}\",\
-             \"conversation_id\":\"conversation-{run}-{conversation:08}\",\"message_id\":\"{}\",\
-             \"timestamp\":\"2026-11-20T10:00:{second:02}.{micros:06}Z\",\"user_id\":\"user-{conversation:08}\",\
-             \"agent_id\":\"agent-{:02}\",\"role\":\"{role}\",\"content\":\"",
-            conversation % 7,
-            self.message_id(n),
-            conversation % 11,
-        );
-        let rest = self.body_bytes.saturating_sub(body.len() + 2);
+        self.text("conversation.save_message", n)
+    }
+
+    /// The body of message `n` as this action.
+    pub(crate) fn text(&self, action_type: &str, n: u64) -> String {
+        let mut body = self.beginning(action_type, n);
+        let rest = self.body_bytes.saturating_sub(body.len() + 3);
+        body.push('"');
         body.extend(TEXT.chars().cycle().take(rest));
         body.push_str("\"}");
         body
+    }
+
+    /// The body of message `n` as this action, whose content is an array of zeros instead of a text.
+    pub(crate) fn array(&self, action_type: &str, n: u64) -> String {
+        let mut body = self.beginning(action_type, n);
+        let rest = self.body_bytes.saturating_sub(body.len() + 4);
+        body.push_str(if rest.is_multiple_of(2) { "[" } else { "[ " });
+        body.push_str(&"0,".repeat(rest / 2));
+        body.push_str("0]}");
+        body
+    }
+
+    /// All before the content.
+    fn beginning(&self, action_type: &str, n: u64) -> String {
+        let (run, conversation) = (self.run, n % self.conversations);
+        let role = if (n / self.conversations).is_multiple_of(2) { "user" } else { "assistant" };
+        let (second, micros) = (n / 1_000_000 % 60, n % 1_000_000);
+        format!(
+            "{{\"action_type\":\"{action_type}\",\"tenant_id\":\"tenant-{:02}\",\
+             \"session_id\":\"session-{run}-{conversation:08}\",\
+             \"conversation_id\":\"conversation-{run}-{conversation:08}\",\"message_id\":\"{}\",\
+             \"timestamp\":\"2026-11-20T10:00:{second:02}.{micros:06}Z\",\"user_id\":\"user-{conversation:08}\",\
+             \"agent_id\":\"agent-{:02}\",\"role\":\"{role}\",\"content\":",
+            conversation % 7,
+            self.message_id(n),
+            conversation % 11,
+        )
     }
 
     /// The action that closes the session of conversation `n`.
@@ -103,6 +124,11 @@ mod tests {
             assert_eq!(body.len(), 515);
             let json: serde_json::Value = serde_json::from_str(&body).unwrap();
             assert_eq!(json["message_id"].as_str().unwrap().len(), 36);
+        }
+        for body_bytes in [514, 515] {
+            let array = Shape { body_bytes, ..shape }.array("conversation.session_opened", 7);
+            let json: serde_json::Value = serde_json::from_str(&array).unwrap();
+            assert!(array.len() == body_bytes && json["content"].is_array());
         }
     }
 }

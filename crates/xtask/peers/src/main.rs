@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `null` | consumes and acknowledges: the cost of RabbitMQ, the AMQP client and the kernel alone |
 //! | `ideal` | the least work of any correct save worker with these three servers |
-//! | `preload`, `steady` | publish messages |
+//! | `preload`, `steady`, `fill` | publish messages |
 //! | `watch` | records when Redis receives messages |
 //!
 //! The baselines do not validate, retry or handle errors: they are not examples of a worker. They run until
@@ -12,6 +12,7 @@
 
 mod body;
 mod broker;
+mod fill;
 mod ideal;
 mod load;
 mod masters;
@@ -50,6 +51,8 @@ enum Role {
         #[arg(long)]
         out: PathBuf,
     },
+    /// Publish messages of any size, with any headers, to one queue
+    Fill(fill::Fill),
     /// Record when Redis received each message of a run
     Watch(watch::Watch),
 }
@@ -70,6 +73,7 @@ async fn run(Cli { amqp_url, role }: Cli) -> Result<()> {
         Role::Ideal(servers) => ideal::run(&amqp_url, &servers).await,
         Role::Preload(preload) => load::preload(&amqp_url, &preload).await,
         Role::Steady { load, out } => load::steady(&amqp_url, &load, &out).await,
+        Role::Fill(fill) => fill::fill(&amqp_url, &fill).await,
         Role::Watch(watch) => watch::run(&watch).await,
     }
 }

@@ -48,6 +48,16 @@ pub(crate) struct Load {
     pub(crate) from: u64,
 }
 
+/// Messages of one kind, for one queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fill {
+    pub(crate) count: u64,
+    pub(crate) body_bytes: u64,
+    /// The content is an array of zeros instead of a text.
+    pub(crate) array: bool,
+    pub(crate) header_bytes: usize,
+}
+
 impl Environment {
     /// Builds the binaries, starts the servers, and creates schema and topology.
     pub(crate) async fn open() -> Result<Self> {
@@ -137,6 +147,36 @@ impl Environment {
         command.args(["preload", "--count", &load.messages.to_string()]);
         command.args(["--from", &load.from.to_string()]).args(load.shape());
         finish(command).await.map(drop)
+    }
+
+    /// Publishes messages to one queue, past the exchanges, and waits until every one is confirmed. Their bodies name
+    /// this action; `from` is the number of the first.
+    pub(crate) async fn fill(
+        &self,
+        queue: &str,
+        action: &str,
+        from: u64,
+        fill: Fill,
+    ) -> Result<()> {
+        let mut command = self.fleet.command("bench-peers");
+        command.args(["fill", "--queue", queue, "--action-type", action]);
+        command.args(["--count", &fill.count.to_string(), "--from", &from.to_string()]);
+        command.args(["--body-bytes", &fill.body_bytes.to_string()]);
+        command.args(["--header-bytes", &fill.header_bytes.to_string()]);
+        command.args(fill.array.then_some("--array"));
+        finish(command).await.map(drop)
+    }
+
+    /// Deletes all messages in RabbitMQ.
+    pub(crate) async fn purge(&self) -> Result<()> {
+        let management = self.server(Kind::RabbitMq).management();
+        let queues = management.get("/api/queues/%2F?disable_stats=true").await?;
+        for queue in queues.as_array().into_iter().flatten() {
+            let name = queue["name"].as_str().context("a queue without a name")?;
+            let path = format!("/api/queues/%2F/{name}/contents");
+            management.request("DELETE", &path, "").await?;
+        }
+        Ok(())
     }
 
     /// Publishes the end of the session of every conversation of a load.
