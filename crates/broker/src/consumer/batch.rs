@@ -298,10 +298,13 @@ fn decision_by_delivery_count<H>(
     match (lane, shared.source.failure_policy) {
         // It was handled alone, and would be so among suspects.
         (Lane::Main, FailurePolicy::DeadLetter(_)) if shared.source.is_slow() => {
-            let is_refused = redeliveries >= SUSPECT_LIMIT && !is_recorded();
-            is_refused.then(|| refuse(format!(
-                "in the slow queue it was redelivered {redeliveries} times without an outcome; it was handled alone"
-            ))).flatten()
+            if redeliveries < SUSPECT_LIMIT || is_recorded() {
+                return None;
+            }
+            refuse(format!(
+                "in the slow queue, where it was handled alone, it was redelivered {redeliveries} times without an \
+                 outcome"
+            ))
         }
         (Lane::Main, FailurePolicy::DeadLetter(queue))
             if redeliveries >= QUARANTINE_AFTER && failpoints::holds(Guard::Quarantine) =>
