@@ -1,14 +1,9 @@
 //! How workers start, and how they end after SIGTERM.
 
-use std::time::Instant;
-
-use domain::failure_policy::SLOW_LIMITS;
 use domain::fleet;
 use domain::status::ConversationStatus;
 use serde_json::json;
-use system_tests::{
-    Counts, LIMIT, MIGRATION, PublishedActions, SAVER, Scenario, closed, key_of, message,
-};
+use system_tests::{Counts, LIMIT, PublishedActions, SAVER, Scenario, closed, key_of, message};
 use testkit::process::Signal;
 use testkit::wait::eventually;
 
@@ -186,43 +181,4 @@ async fn an_invalid_setting_is_named_and_no_secret_is_logged() {
         assert!(log.contains(name) || name == "VERBATIM_CONFIG", "{name} is named: {log}");
         assert!(log.contains(expected) && !log.contains("hidden"), "{log}");
     }
-}
-
-#[tokio::test]
-async fn a_closer_stopped_while_it_closes_a_slow_conversation_stops_in_time_and_another_finishes_it()
- {
-    let scenario = Scenario::new().await;
-    let (agent, saver) = (scenario.agent(), scenario.start(SAVER).await);
-    let body = message("slow", "s", "m", &json!({}));
-    agent.publish(&body).await;
-    until_stored(&scenario, 1).await;
-    let settings = [("VERBATIM_CLOSE_LEASE", "3s")];
-    let leaving = scenario.start_with(MIGRATION, &settings).await;
-    // Whoever reads a message waits until the table has a row.
-    scenario
-        .sql(
-            "CREATE TABLE gate (open bool);
-             CREATE FUNCTION pass() RETURNS bool LANGUAGE plpgsql AS $$ BEGIN
-                 WHILE NOT EXISTS (SELECT FROM gate) LOOP PERFORM pg_sleep(0.02); END LOOP;
-                 RETURN true;
-             END $$;
-             ALTER TABLE message_rows RENAME TO stored_rows;
-             CREATE VIEW message_rows AS SELECT * FROM stored_rows WHERE pass()",
-        )
-        .await;
-    agent.publish(&closed("slow", "s", &json!({}))).await;
-    eventually("the close apart from others", LIMIT, async || {
-        let apart = leaving.log().contains("conversation is closed apart from others");
-        if apart { Ok(()) } else { Err(leaving.log_tail()) }
-    })
-    .await;
-    let began = Instant::now();
-    let status = leaving.stop(LIMIT).await.unwrap();
-    assert!(status.success(), "{status}: {}", leaving.log_tail());
-    assert!(began.elapsed() < SLOW_LIMITS[0] / 2, "stopped after {:?}", began.elapsed());
-
-    scenario.sql("INSERT INTO gate VALUES (true)").await;
-    let next = scenario.start_with(MIGRATION, &settings).await;
-    scenario.reader().reaches(&key_of(&body), ConversationStatus::Archived).await;
-    scenario.finish([saver, next]).await;
 }

@@ -18,6 +18,7 @@ mod poison;
 mod queues;
 mod scaling;
 mod slow;
+mod stops;
 mod stores;
 
 use serde_json::{Value, json};

@@ -10,24 +10,24 @@ use testkit::servers::{Kind, Servers};
 
 use crate::{SAVES, until_stored, with_ids};
 
-const MESSAGES: usize = 40;
+pub(crate) const MESSAGES: usize = 40;
 
 /// The conversation whose row the tests lock.
-const LOCKED: &str = "SELECT FROM conversations WHERE session_id = 's7' FOR UPDATE";
+pub(crate) const LOCKED: &str = "SELECT FROM conversations WHERE session_id = 's7' FOR UPDATE";
 
 /// Waits until the worker has moved so many deliveries to the slow queue.
-async fn moved_to_slow_queue(worker: &Worker, queue: &str, many: f64) {
+pub(crate) async fn moved_to_slow_queue(worker: &Worker, queue: &str, many: f64) {
     let labels = [("queue", queue), ("outcome", "slow")];
     Counts::reach(worker, "verbatim_deliveries_total", &labels, many).await;
 }
 
 /// Waits until the worker has settled so many deliveries: one that is stored may not be acknowledged yet.
-async fn settled(worker: &Worker, many: usize) {
+pub(crate) async fn settled(worker: &Worker, many: usize) {
     Counts::reach(worker, "verbatim_deliveries_total", &[("outcome", "applied")], many as f64)
         .await;
 }
 
-async fn no_dead_letters(scenario: &Scenario) {
+pub(crate) async fn no_dead_letters(scenario: &Scenario) {
     assert_eq!(scenario.sql("SELECT count(*) FROM dead_letters").await, "0");
 }
 
@@ -186,29 +186,6 @@ async fn a_slow_dead_letter_delays_no_other_and_is_stored() {
     scenario.until_sql(stored, &MESSAGES.to_string()).await;
     settled(&collector, MESSAGES).await;
     scenario.finish([collector]).await;
-}
-
-#[tokio::test]
-async fn a_worker_stops_in_time_while_it_handles_a_slow_message_and_another_one_saves_it() {
-    let scenario = Scenario::new().await;
-    let agent = scenario.agent();
-    slow(&scenario, "message_rows", "id", "m00007", 60).await;
-    agent.publish_all(&with_ids("stop", MESSAGES, 4)).await;
-    let saver = scenario.start_with(SAVER, &[("VERBATIM_DRAIN_DEADLINE", "60s")]).await;
-    until_stored(&scenario, MESSAGES - 1).await;
-    moved_to_slow_queue(&saver, SAVES, 1.0).await;
-    let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                  AND wait_event = 'PgSleep' AND application_name = 'message-save-worker'";
-    scenario.until_sql(sleeps, "1").await;
-    scenario.drain([saver]).await;
-    // It did not wait for the message: PostgreSQL has not noticed that nobody waits for the answer.
-    assert_eq!(scenario.sql(sleeps).await, "1");
-    scenario.sql(&sleeps.replace("count(*)", "count(pg_terminate_backend(pid))")).await;
-    scenario.sql("DROP TRIGGER slow ON message_rows").await;
-    let another = scenario.start(SAVER).await;
-    until_stored(&scenario, MESSAGES).await;
-    no_dead_letters(&scenario).await;
-    scenario.finish([another]).await;
 }
 
 #[tokio::test]
