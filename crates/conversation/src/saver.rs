@@ -124,12 +124,15 @@ impl Saver {
             let Some((alone, error)) = failed else { continue };
             let (reason, failure) = (with_causes(&error), failed_alone(error));
             for row in alone {
-                tracing::warn!(
-                    conversation = %row.row.key,
-                    message_id = %row.row.message.id,
-                    error = reason,
-                    "PostgreSQL did not store a message; the other messages of its batch are saved"
-                );
+                // The consumer logs what is locked or too slow: once, and not with each try.
+                if !matches!(failure, Failure::Locked(_) | Failure::TimedOut(_)) {
+                    tracing::warn!(
+                        conversation = %row.row.key,
+                        message_id = %row.row.message.id,
+                        error = reason,
+                        "PostgreSQL did not store a message; the other messages of its batch are saved"
+                    );
+                }
                 self.locked.record(row.row.key, &failure);
                 batch.fail(row, &failure);
             }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use domain::causes::with_causes;
 use domain::failure::{Dependency, Refusal, Unavailable};
 use domain::failure_policy::{LONGEST_PAUSE, QUARANTINE_AFTER, REQUEST_TTL};
+use domain::ids::ConversationId;
 use domain::reply::ErrorType;
 use metrics::{
     ConsumerRestart, Counter, DeliveryOutcome, Gauge, Metrics, QueueState, RetryClass, Size, Timing,
@@ -147,10 +148,11 @@ impl Observer {
         );
     }
 
-    /// A message that alone is too slow, or locked, is moved to the slow queue.
+    /// A message that alone is too slow, or locked, is moved to the slow queue, or gets the next longer limit there.
     pub(super) fn moved_to_slow_queue(
         &self,
         delivery: &Delivery,
+        conversation: Option<&ConversationId>,
         slow_queue: &'static str,
         limit: Duration,
         error: &str,
@@ -158,10 +160,30 @@ impl Observer {
         tracing::warn!(
             queue = self.queue,
             message_id = delivery.envelope().message_id,
+            conversation = conversation.map(tracing::field::display),
             trace_id = delivery.trace_id(),
             error,
             "message moved to {slow_queue}; others go on. It is handled again there, with a time limit of {limit:?}, without \
              a counted attempt"
+        );
+    }
+
+    /// A message of a slow queue is still locked. This repeats for as long as the lock is held.
+    pub(super) fn still_locked(
+        &self,
+        delivery: &Delivery,
+        conversation: Option<&ConversationId>,
+        delay: Duration,
+        error: &str,
+    ) {
+        let (queue, delay) = (self.queue, delay.as_secs());
+        tracing::debug!(
+            queue,
+            message_id = delivery.envelope().message_id,
+            conversation = conversation.map(tracing::field::display),
+            trace_id = delivery.trace_id(),
+            error,
+            "message still locked; handled again in {delay} s"
         );
     }
 

@@ -144,12 +144,22 @@ fn fail<H: Handler>(
 ) -> Failed {
     let own_queue = shared.source.usual_queue();
     let now = shared.clock.now();
+    let slow = shared.source.slow_queue().zip(slow_turn(&failure, delivery, shared.source));
+    if let Some((queue, turn)) = slow {
+        let conversation = resolved.as_ref().map(|it| &it.conversation);
+        let (observer, error) = (&shared.observer, failure.to_string());
+        match turn.after {
+            None => {
+                let limit = turn.limit();
+                observer.moved_to_slow_queue(delivery, conversation, queue, limit, &error);
+            }
+            Some(retry) => observer.still_locked(delivery, conversation, retry.delay(), &error),
+        }
+    }
     let copy_to = |queue| Publication::copy(delivery, queue).resolved(resolved);
     let retries = &shared.settings.retries;
     let retry = next_retry(retries, delivery.fleet_headers().attempt);
-    let slow_queue = shared.source.slow_queue();
-    if let Some((queue, turn)) = slow_queue.zip(slow_turn(&failure, delivery, shared.source)) {
-        shared.observer.moved_to_slow_queue(delivery, queue, turn.limit(), &failure.to_string());
+    if let Some((queue, turn)) = slow {
         let mut copy = copy_to(queue).slow(turn.level);
         if let FailurePolicy::RetryForever(dead_in) = shared.source.failure_policy {
             copy = copy.same_dead_letter(delivery, dead_in);
