@@ -107,7 +107,7 @@ const PROOFS: [Proof; Guard::ALL.len()] = [
     proof(
         Guard::SlowCloseApart,
         FAULTS,
-        "a_closer_stopped_while_it_closes_a_slow_conversation_stops_in_time_and_another_finishes_it",
+        "a_migration_worker_stops_in_time_while_it_closes_a_slow_conversation",
     ),
 ];
 

@@ -64,7 +64,23 @@ fn the_numbers_of_the_failure_policy_are_those_of_the_code() {
     let seconds = policy::RETRY_DELAYS.map(|delay| format!("{} s", delay.as_secs()));
     let [first, second, third] = seconds;
     let (quarantine, suspect) = (policy::QUARANTINE_AFTER, policy::SUSPECT_LIMIT);
+    let batch = format!("{} s", policy::BATCH_LIMIT.as_secs_f64());
+    let part = format!("{} ms", policy::PART_LIMIT.as_millis());
+    let part_lock = format!("{} ms", policy::PART_LOCK_LIMIT.as_millis());
+    let [slow, slowest] = policy::SLOW_LIMITS.map(|limit| limit.as_secs());
+    let (slow, slowest) = (format!("{slow} s"), format!("{} min", slowest / 60));
+    let [lock, locked, locked_slow] =
+        [policy::SLOW_LOCK_LIMIT, policy::LOCKED_FOR, policy::LOCKED_FOR_SLOW]
+            .map(|limit| limit.as_secs());
     for expected in [
+        format!("a statement over a batch takes longer than {batch} |"),
+        format!("with {part} for each statement over a part"),
+        format!("with {part_lock} for each lock"),
+        format!("| too slow | first {slow}, then {slowest} |"),
+        format!("it waits {lock} s for the lock |"),
+        format!("for {locked} s those of the work queue"),
+        format!("for {locked_slow} s those of the slow queue"),
+        format!("the limits ({batch}, {slow}, {slowest}) are for the whole transaction"),
         format!("| {quarantine} | a message in its queue |"),
         format!("in groups of up to {},", policy::SUSPECTS_TOGETHER),
         format!("| {suspect} | a suspect |"),
@@ -86,6 +102,7 @@ fn the_numbers_of_the_failure_policy_are_those_of_the_code() {
         format!("after {quarantine_word} requeues a message is quarantined"),
         format!("in groups of up to {},", policy::SUSPECTS_TOGETHER),
         format!("requeued {suspect_word} times there becomes a dead letter"),
+        format!("for it alone ({part}, after its batch took {batch})"),
     ] {
         assert!(runbooks.contains(&expected), "docs/operations.md must say {expected:?}");
     }
