@@ -160,8 +160,8 @@ impl<H: Handler> Consumer<H> {
 
     /// Consumes until `shutdown`. Then it cancels the AMQP consumer, finishes and acknowledges what was
     /// delivered, waits until no call of the handler is under way, and returns. The caller sets a deadline: when the
-    /// future is dropped, RabbitMQ requeues what is not acknowledged. Of a slow queue it returns at once, and RabbitMQ
-    /// requeues the message that is being handled.
+    /// future is dropped, RabbitMQ requeues what is not acknowledged. Of a slow queue it returns at once: it publishes
+    /// the message that is being handled again; a dead letter is requeued by RabbitMQ.
     pub async fn run(self, shutdown: CancellationToken) {
         let shared = &self.shared;
         let mut backoff = Backoff::new();

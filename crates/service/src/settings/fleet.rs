@@ -26,12 +26,13 @@ pub struct StoreSettings {
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..))]
     pub database_connections: u32,
 
-    /// Timeout of one transaction, including the wait for a connection. Without an answer PostgreSQL counts as
-    /// unavailable
+    /// Timeout of one transaction, including the wait for a connection. Without an answer, and if a test write
+    /// fails too, PostgreSQL counts as unavailable
     #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = positive_duration)]
     pub database_timeout: Duration,
 
-    /// Timeout of a statement that waits for a row lock. After it the message that needs the row goes to the slow queue
+    /// Timeout of a statement that waits for a row lock. After it the batch is split; a message that is
+    /// locked by itself goes to the slow queue
     #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = positive_duration)]
     pub database_lock_timeout: Duration,
 
