@@ -12,7 +12,7 @@
 //!
 //! Frames: AMQP 0-9-1, 4.2.3 (frame), 4.2.6 (content header).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::body_limit::BodyLimit;
 use crate::property_list::{self, Bytes, Fault};
@@ -29,6 +29,8 @@ const HEARTBEAT: u8 = 8;
 /// The class and the method of `basic.deliver` and of `basic.get-ok`.
 const DELIVER: [u8; 4] = [0, 60, 0, 60];
 const GET_OK: [u8; 4] = [0, 60, 0, 71];
+/// The class and the method of `basic.return`.
+const BASIC_RETURN: [u8; 4] = [0, 60, 0, 50];
 /// The class and the weight of a content header, before the body size.
 const CLASS_AND_WEIGHT: usize = 4;
 /// With the body size, before the properties.
@@ -64,6 +66,9 @@ pub(crate) struct Frames {
     replaced: usize,
     /// By channel: addresses that are not UTF-8, of deliveries whose content header follows.
     addresses: HashMap<[u8; 2], RawAddress>,
+    /// Channels on which the content header of a returned message follows. We wrote that message, so it is given out as
+    /// it is: the publisher finds the message by its properties.
+    returned: HashSet<[u8; 2]>,
     /// Which bodies are received. The others are left out.
     limit: BodyLimit,
     /// By channel: how much of a body is still to be received and left out.
@@ -86,6 +91,7 @@ impl Frames {
             replacement: Vec::new(),
             replaced: 0,
             addresses: HashMap::new(),
+            returned: HashSet::new(),
             limit,
             left_out: HashMap::new(),
             dropped: 0,
@@ -175,6 +181,12 @@ impl Frames {
                     continue;
                 }
                 let Some(payload) = frame.payload else { return };
+                if frame.kind == METHOD && payload.starts_with(&BASIC_RETURN) {
+                    self.returned.insert(frame.channel);
+                } else if frame.kind == CONTENT_HEADER && self.returned.remove(&frame.channel) {
+                    self.checked += frame.size;
+                    continue;
+                }
                 let large = frame.body_bytes(payload).filter(|bytes| self.limit.is_large(*bytes));
                 let is_readable = self.is_readable(&frame, payload);
                 if is_readable && large.is_none() {
@@ -480,6 +492,20 @@ mod tests {
         assert_eq!(received(&[5, 60, 20, 10, 20]), [5, 60, left_out, 10, left_out]);
         limit.release(60);
         assert_eq!(received(&[20, 20, 20, 60]), [20, 20, left_out, left_out]);
+    }
+
+    #[test]
+    fn a_returned_message_is_given_out_as_it_is_and_a_delivery_after_it_is_not() {
+        let large = [&[0, 0][..], &[0; MAX_PROPERTIES]].concat();
+        let delivered = delivery(1, b"key", &large, b"body");
+        let size = Frame::first(&delivered).unwrap().size;
+        let method =
+            [&BASIC_RETURN[..], &[1, 56], &short(b"NO_ROUTE"), &short(b""), &short(b"key")]
+                .concat();
+        let returned = [&encode(METHOD, [0, 1], &method), &delivered[size..]].concat();
+        let given = given(&[&returned[..], &delivered].concat(), &[13], 2);
+        assert_eq!(given[..returned.len()], returned);
+        assert_ne!(given[returned.len()..], delivered);
     }
 
     #[test]

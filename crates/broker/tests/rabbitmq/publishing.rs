@@ -29,6 +29,20 @@ async fn an_unroutable_publish_is_an_error_although_the_broker_confirms_it() {
 }
 
 #[tokio::test]
+async fn an_unroutable_publish_with_large_headers_fails_alone() {
+    let bench = Bench::new().await;
+    let message = |queue| {
+        let mut message = Publication::to_queue(queue, Vec::new());
+        message.fleet_headers.history.reasons = vec!["x".repeat(1_000); 4];
+        Arc::new(message)
+    };
+    let queues = [QUEUE, "nowhere", QUEUE];
+    let results = bench.publisher.publish_all(queues.map(message)).await;
+    assert!(matches!(results[1], Err(PublishError::Unroutable { .. })), "{results:?}");
+    assert_eq!((&results[0], &results[2]), (&Ok(()), &Ok(())));
+}
+
+#[tokio::test]
 async fn two_hundred_concurrent_callers_get_the_result_of_their_own_message() {
     let bench = Bench::new().await;
     let calls = (0..200).map(|n| {
