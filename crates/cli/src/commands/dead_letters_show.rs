@@ -16,7 +16,7 @@ use crate::commands::lint::BodyLimit;
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, Text, Tone, ago, moment, one_line, plural, shortened};
 
-/// The most bytes of a body, as it is printed, without --full: some 300 lines.
+/// The most bytes of a body, or of a table of headers, as it is printed, without --full: some 300 lines.
 pub(super) const SHOWN_BYTES: usize = 16 << 10;
 
 /// Shows a dead letter: body, headers, history and a suggested fix
@@ -118,7 +118,8 @@ fn next(id: Uuid, status: DeadLetterStatus) -> Vec<String> {
 
 /// Prints everything about a dead letter, of its bodies `body_bytes` at most.
 fn text(details: &DeadLetterWithHistory, shown: &Shown<'_>, body_bytes: usize, out: &mut Text) {
-    let limited = |bytes: &[u8]| shortened(&body(bytes), body_bytes, "--full").into_owned();
+    let limited = |text: &str| shortened(text, body_bytes, "--full").into_owned();
+    let limited_body = |bytes: &[u8]| limited(&body(bytes));
     let DeadLetterDetail { dead_letter, message, state, edit } = &details.detail;
     let id = out.paint(Tone::Strong, &dead_letter.id.to_string());
     out.push(format!("dead letter {id}, {}\n", state.status));
@@ -161,22 +162,27 @@ fn text(details: &DeadLetterWithHistory, shown: &Shown<'_>, body_bytes: usize, o
     if let (Some(fault), Some(tried)) = (&state.replay_fault, state.replay_tried_at) {
         out.field("replay failed", Tone::Bad, format!("{}: {fault}", moment(tried)));
     }
+    let section = |heading, value, out: &mut Text| {
+        if let Some(fields) = fields(value) {
+            out.section(Tone::Dim, heading, &limited(&fields));
+        }
+    };
     section("properties that its sender set", &message.properties, out);
     section("headers that its sender set", &message.headers, out);
     if let Some(left_out) = &message.left_out {
         out.section(
             Tone::Warn,
             "headers that its sender set and that are missing",
-            &missing(left_out),
+            &limited(&missing(left_out)),
         );
     }
     section("headers of RabbitMQ and the fleet", &message.delivery["headers"], out);
-    out.section(Tone::Dim, "body", &limited(&message.body));
+    out.section(Tone::Dim, "body", &limited_body(&message.body));
     if let Some(edited) = &edit.edited_body {
         let when = edit.edited_at.map(|at| format!(", {}", moment(at))).unwrap_or_default();
         let who = edit.edited_by.as_deref().map(|who| format!(" by {who}")).unwrap_or_default();
         let heading = format!("edited copy, which a replay publishes{when}{}", one_line(&who));
-        out.section(Tone::Warn, &heading, &limited(edited));
+        out.section(Tone::Warn, &heading, &limited_body(edited));
     }
     if !details.audit.is_empty() {
         let lines: Vec<_> =
@@ -191,13 +197,6 @@ fn text(details: &DeadLetterWithHistory, shown: &Shown<'_>, body_bytes: usize, o
         }
     }
     out.section(Tone::Dim, "next", &shown.next.join("\n"));
-}
-
-/// Writes the fields of a JSON object, if it has any.
-fn section(heading: &str, value: &Value, out: &mut Text) {
-    if let Some(fields) = fields(value) {
-        out.section(Tone::Dim, heading, &fields);
-    }
 }
 
 /// The columns that PostgreSQL refused to store, and why.
@@ -403,6 +402,18 @@ mod tests {
         assert!(cut.contains("… 1 234 more bytes; --full prints all"), "{cut}");
         let all = plain(|out| text(&details, &shown(&details, VALIDATOR), usize::MAX, out));
         assert!(all.len() > SHOWN_BYTES + 1_234 && !all.contains("--full"));
+    }
+
+    #[test]
+    fn large_headers_are_cut_too() {
+        let mut large = detail();
+        let values = json!({ "x-large": vec![json!(null); SHOWN_BYTES] });
+        (large.message.properties, large.message.headers) = (values.clone(), values.clone());
+        large.message.delivery = json!({ "headers": values });
+        large.message.left_out = Some(json!({ "names": vec!["a name"; SHOWN_BYTES] }));
+        let cut = rendered(&details_of(large));
+        assert!(cut.len() < 4 * (SHOWN_BYTES + 1_000) + 4_000, "{}", cut.len());
+        assert_eq!(cut.matches("more bytes; --full prints all").count(), 4);
     }
 
     #[test]
