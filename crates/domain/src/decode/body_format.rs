@@ -21,6 +21,8 @@ pub(super) enum BodyFormat<'a> {
     Encoded(&'a str),
     /// A task of Celery: its arguments, its named arguments, and what Celery adds.
     CeleryTask,
+    /// Serialised by a program for its like, in this format.
+    Serialised(&'static str),
 }
 
 /// The first bytes of compressed data: gzip (RFC 1952, 2.3.1), Zstandard (RFC 8878, 3.1.1), bzip2, xz, LZ4 frames.
@@ -53,14 +55,18 @@ impl<'a> BodyFormat<'a> {
         }
         let encoded = content_encoding
             .filter(|sent| !NO_ENCODING.iter().any(|none| sent.eq_ignore_ascii_case(none)));
-        encoded.map(Self::Encoded).or_else(|| is_celery_task(body).then_some(Self::CeleryTask))
+        encoded
+            .map(Self::Encoded)
+            .or_else(|| is_celery_task(body).then_some(Self::CeleryTask))
+            .or_else(|| serialised(body).map(Self::Serialised))
     }
 
     /// The correction that an operator can make in a dead letter, if there is one.
     pub(super) fn hint(&self) -> Option<Hint> {
         match self {
-            Self::ByteOrderMark | Self::Unicode(_) => Some(Hint::ToUtf8),
-            Self::Compressed(_) | Self::Encoded(_) | Self::CeleryTask => None,
+            Self::ByteOrderMark => Some(Hint::ToUtf8),
+            Self::Unicode(encoding) => (*encoding != UTF_32).then_some(Hint::ToUtf8),
+            Self::Compressed(_) | Self::Encoded(_) | Self::CeleryTask | Self::Serialised(_) => None,
         }
     }
 }
@@ -87,6 +93,9 @@ impl fmt::Display for BodyFormat<'_> {
                 "the body is that of a Celery task ([args, kwargs, embed]); publish the action itself as the \
                  body, with a client such as kombu or pika and without calling a task",
             ),
+            Self::Serialised(format) => {
+                write!(f, "the body is {format}; publish it as one JSON object in UTF-8")
+            }
         }
     }
 }
@@ -100,15 +109,27 @@ fn is_zlib(body: &[u8]) -> bool {
     }
 }
 
+const UTF_32: &str = "UTF-32";
+
+/// Python's pickle from protocol 2 on, which begins with PROTO and ends with STOP (CPython, `Lib/pickletools.py`), and a
+/// map of MessagePack (its specification, "map format family").
+fn serialised(body: &[u8]) -> Option<&'static str> {
+    match body {
+        [0x80, 2..=5, .., b'.'] => Some("a Python pickle"),
+        [0x81..=0x8F | 0xDE | 0xDF, _, ..] => Some("MessagePack"),
+        _ => None,
+    }
+}
+
 /// The encoding of a text that is not UTF-8: by its byte order mark, else by the zeros beside its first character
 /// (RFC 4627, 3).
 fn unicode(body: &[u8]) -> Option<&'static str> {
     let begins_json = |byte: &u8| b"{[\" \t\r\n".contains(byte);
     match body {
-        [0xFF, 0xFE, 0, 0, ..] | [0, 0, 0xFE, 0xFF, ..] => Some("UTF-32"),
+        [0xFF, 0xFE, 0, 0, ..] | [0, 0, 0xFE, 0xFF, ..] => Some(UTF_32),
         [0xFF, 0xFE, ..] => Some("UTF-16 (little-endian)"),
         [0xFE, 0xFF, ..] => Some("UTF-16 (big-endian)"),
-        [first, 0, 0, 0, ..] | [0, 0, 0, first, ..] if begins_json(first) => Some("UTF-32"),
+        [first, 0, 0, 0, ..] | [0, 0, 0, first, ..] if begins_json(first) => Some(UTF_32),
         [first, 0, ..] if begins_json(first) => Some("UTF-16 (little-endian)"),
         [0, first, ..] if begins_json(first) => Some("UTF-16 (big-endian)"),
         _ => None,
@@ -160,9 +181,26 @@ mod tests {
             (b"\x0b\x02", Some("br"), "content_encoding is \"br\""),
             (b"\x1f\x8b", Some("identity"), "compressed (gzip)"),
             (celery, Some("utf-8"), "Celery task"),
+            (
+                b"\x80\x04\x95\x0f\0\0\0\0\0\0\0}\x94\x8c\x01a\x94K\x01s.",
+                Some("binary"),
+                "a Python pickle",
+            ),
+            (b"\x82\xa1a\x01\xa1b\x02", None, "MessagePack"),
         ] {
             let said = said(body, content_encoding).unwrap_or_default();
             assert!(said.contains(words), "{body:?}: {said}");
+        }
+    }
+
+    #[test]
+    fn only_what_an_operator_can_correct_has_a_hint() {
+        let hint = |body: &[u8]| BodyFormat::of(body, None).and_then(|format| format.hint());
+        for body in [&b"\xef\xbb\xbf{}"[..], b"{\0}\0", b"\0{\0}"] {
+            assert_eq!(hint(body), Some(Hint::ToUtf8), "{body:?}");
+        }
+        for body in [&b"\0\0\0{\0\0\0}"[..], b"\xff\xfe\0\0", b"\x1f\x8b", b"\x82\xa1a\x01"] {
+            assert_eq!(hint(body), None, "{body:?}");
         }
     }
 
