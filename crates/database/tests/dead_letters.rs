@@ -251,6 +251,20 @@ async fn a_dead_letter_that_fails_after_a_decision_is_opened_again_and_an_earlie
 }
 
 #[tokio::test]
+async fn the_clock_of_a_worker_counts_for_a_minute_more_than_that_of_postgresql_at_most() {
+    let (env, database) = migrated().await;
+    let foreign = Timestamp::parse("2199-01-01T00:00:00Z").unwrap();
+    let mut dead_letter = dead_letter(1);
+    dead_letter.dead_letter.first_failed_at = foreign.into();
+    dead_letter.dead_letter.last_failed_at = foreign.into();
+    database.store_dead_letters(&[dead_letter.clone(), dead_letter], &[]).await.unwrap();
+    let ahead =
+        "SELECT greatest(first_failed_at, last_failed_at) <= clock_timestamp() + interval '1 min'
+                 FROM dead_letters";
+    assert_eq!(env.psql(ahead).await.unwrap(), "t");
+}
+
+#[tokio::test]
 async fn a_dead_letter_that_fails_again_is_reported_to_the_run_that_replayed_it() {
     let (_env, database) = migrated().await;
     let mut failed_copy = dead_letter(2);

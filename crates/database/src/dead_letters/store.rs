@@ -159,9 +159,9 @@ macro_rules! insert_with_body {
                  session_id, message_id, action_type, routing_key, exchange, ",
             $body,
             ", properties, headers,
-                 left_out, delivery, not_stored, attempts, replay_count, replay_of, first_failed_at,
-                 last_failed_at, copies
-             FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+                 left_out, delivery, not_stored, attempts, replay_count, replay_of,
+                 least(first_failed_at, latest), least(last_failed_at, latest), copies
+             FROM (SELECT clock_timestamp() + interval '1 minute') AS clock (latest), unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
                      $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
                      $13::bytea[], $14::text[]::json[], $15::text[]::json[], $16::text[]::json[],
                      $17::text[]::json[], $18::text[]::json[], $19::integer[], $20::integer[], $21::uuid[],
