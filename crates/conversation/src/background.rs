@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 /// With a smaller share a process pauses for almost all of the time, and holds its claims meanwhile.
 const MIN_SHARE: f64 = 0.01;
@@ -22,19 +23,27 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 pub struct Background {
     share: f64,
     turn: Arc<Mutex<()>>,
+    stopping: CancellationToken,
 }
 
 impl Background {
     /// Throttled background work: `share` of the time it works, the rest it pauses. 1 means no pauses. The
-    /// setting accepts 0.01 to 1; another share counts as the nearest of these.
+    /// setting accepts 0.01 to 1; another share counts as the nearest of these. Once the token is cancelled, nothing
+    /// pauses: a process that stops has little time for what was delivered to it.
     #[must_use]
-    pub fn new(share: f64) -> Self {
-        Self { share: share.clamp(MIN_SHARE, 1.0), turn: Arc::default() }
+    pub fn new(share: f64, stopping: CancellationToken) -> Self {
+        Self { share: share.clamp(MIN_SHARE, 1.0), turn: Arc::default(), stopping }
+    }
+
+    /// Without pauses.
+    #[must_use]
+    pub fn unthrottled() -> Self {
+        Self::new(1.0, CancellationToken::new())
     }
 
     /// With the same share, and a turn that other background work does not wait for.
     pub(crate) fn with_a_turn_of_its_own(&self) -> Self {
-        Self { share: self.share, turn: Arc::default() }
+        Self { turn: Arc::default(), ..self.clone() }
     }
 
     /// Waits for its turn, does one step of work, then pauses while it still has the turn.
@@ -50,7 +59,10 @@ impl Background {
         let done = work.await;
         let pause = self.pause(began.elapsed());
         if !pause.is_zero() {
-            sleep(pause).await;
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.stopping.cancelled() => {}
+            }
         }
         done
     }
@@ -65,9 +77,13 @@ impl Background {
 mod tests {
     use super::*;
 
+    fn background(share: f64) -> Background {
+        Background::new(share, CancellationToken::new())
+    }
+
     #[test]
     fn a_share_outside_its_range_counts_as_the_nearest_one_within() {
-        let share = |share| Background::new(share).share;
+        let share = |share| background(share).share;
         assert_eq!([-0.5, 0.0].map(share), [MIN_SHARE; 2]);
         assert_eq!([1.1, f64::INFINITY].map(share), [1.0; 2]);
     }
@@ -75,15 +91,15 @@ mod tests {
     #[test]
     fn a_pause_is_proportional_to_the_work_before_it() {
         let worked = Duration::from_millis(10);
-        assert_eq!(Background::new(1.0).pause(worked), Duration::ZERO);
-        let quarter = Background::new(0.25);
+        assert_eq!(background(1.0).pause(worked), Duration::ZERO);
+        let quarter = background(0.25);
         assert_eq!(quarter.pause(worked), Duration::from_millis(30));
         assert_eq!(quarter.pause(Duration::from_secs(30)), MAX_PAUSE);
     }
 
     #[tokio::test(start_paused = true)]
     async fn steps_take_turns_and_each_is_followed_by_its_pause() {
-        let half = Background::new(0.5);
+        let half = background(0.5);
         let began = Instant::now();
         let throttled = |background: Background| async move {
             let work = async {
@@ -97,5 +113,19 @@ mod tests {
         let ms = Duration::from_millis;
         assert_eq!(first, (ms(0), ms(10)));
         assert_eq!(second, (ms(20), ms(30)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_stops_does_not_pause() {
+        let stopping = CancellationToken::new();
+        let hundredth = Background::new(0.01, stopping.clone());
+        let step = || hundredth.throttled(sleep(Duration::from_millis(10)));
+        let began = Instant::now();
+        step().await;
+        assert_eq!(began.elapsed(), Duration::from_millis(10) + Duration::from_millis(990));
+        let began = Instant::now();
+        tokio::join!(step(), async { stopping.cancel() });
+        step().await;
+        assert_eq!(began.elapsed(), Duration::from_millis(20));
     }
 }

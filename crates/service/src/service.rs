@@ -49,6 +49,12 @@ impl Service {
         self.tasks.spawn(Stage::Work, name, factory);
     }
 
+    /// A token that is cancelled when the shutdown begins.
+    #[must_use]
+    pub fn stopping(&self) -> CancellationToken {
+        self.tasks.stopping()
+    }
+
     /// Like [`Self::supervise`], for tasks that other tasks depend on (a watcher, a publisher): the token
     /// is cancelled only after every task of [`Self::supervise`] has finished.
     pub fn support<F, T>(&self, name: &'static str, factory: F)

@@ -96,6 +96,11 @@ impl Tasks {
         drop(group.tracker.spawn(supervisor));
     }
 
+    /// Cancelled when the tasks of [`Stage::Work`] are to stop.
+    pub(crate) fn stopping(&self) -> CancellationToken {
+        self.group(Stage::Work).stopping.clone()
+    }
+
     /// The drain of the stage waits until the token is dropped.
     pub(crate) fn busy(&self, stage: Stage) -> TaskTrackerToken {
         self.group(stage).tracker.token()

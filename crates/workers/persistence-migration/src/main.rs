@@ -35,7 +35,7 @@ async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     // Loading the encodings takes some 100 ms; the first close must not wait for it.
     tokio::task::spawn_blocking(tokens::warm);
     let stores = Stores::open(&service, &settings.stores).await?;
-    let background = Background::new(settings.background.background_share);
+    let background = Background::new(settings.background.background_share, service.stopping());
     let handler = RecordSessions {
         sessions: Sessions::new(
             &stores.database,

@@ -35,7 +35,7 @@ fn main() -> ExitCode {
 async fn build(service: Service, settings: Settings) -> anyhow::Result<()> {
     let stores = Stores::open(&service, &settings.stores).await?;
     let metrics = service.metrics().clone();
-    let background = Background::new(settings.background.background_share);
+    let background = Background::new(settings.background.background_share, service.stopping());
     let statistics = Statistics::new(&stores.database, metrics.clone(), background);
     let triggers = RefreshTriggers::default();
     triggers.refresh_when_triggered(&service, statistics, settings.statistics_interval);
