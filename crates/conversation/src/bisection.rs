@@ -3,17 +3,23 @@
 //! PostgreSQL refuses a whole statement for one bad row, and is too slow for a whole statement for one locked row.
 //! Halving finds the row in about 2·log2(n) statements and saves all other rows. Large parts are tried before small ones,
 //! so most of the others are saved soon. Of items that need the same row, one is tried alone: if it fails by a lock, so would
-//! the others.
+//! the others. Before it halves a batch that failed by a lock, it asks which conversations are locked: an operator's
+//! transaction may have locked hundreds, and halving would find them one by one.
 //!
 //! No item is blamed, or moved to the slow queue, on its own failure alone: another part of its batch, or a test write,
 //! must have succeeded beside it. If none does, PostgreSQL counts as unavailable. The time that the test write takes
 //! decides how long a part may take: on a slow server no item is slow by itself.
+//!
+//! Some errors speak of an outage, and may yet be caused by one item, such as the lack of memory for a large value. Beside
+//! a test write that succeeds the batch is halved for these, too. If several items fail so and none succeeds, PostgreSQL
+//! counts as unavailable.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use database::{Database, Error};
 use domain::failure::{DeadLetterReason, Failure, FailureClass, Refusal, Unavailable};
+use domain::ids::ConversationKey;
 use failpoints::Guard;
 use metrics::{Counter, Metrics, TransactionRetry};
 use tokio::time::Instant;
@@ -22,8 +28,8 @@ use crate::limited_database::LimitedDatabase;
 use crate::transient::retry_transient;
 
 /// What becomes of a message with which PostgreSQL failed, but not with others. Invalid data fails again on every
-/// attempt, so it becomes a dead letter. What is slow or locked is handled again apart from others. Any other failure is
-/// retried.
+/// attempt, so it becomes a dead letter. What is slow or locked is handled again apart from others, and so is what fails
+/// as in an outage. Any other failure is retried.
 pub fn failed_alone(error: Error) -> Failure {
     if error.is_lock() {
         return Failure::Locked(error.into());
@@ -35,11 +41,24 @@ pub fn failed_alone(error: Error) -> Failure {
         let detail = format!("PostgreSQL refused the action: {error}");
         return Failure::DeadLetter(Refusal::new(DeadLetterReason::Schema, detail));
     }
+    if error.class() == FailureClass::Unavailable {
+        return Failure::Unavailable(error.into());
+    }
     Failure::Retry(error.into())
 }
 
 /// A part of a batch may take so many times as long as a test write.
 const TIMES_A_TEST_WRITE: u32 = 10;
+
+/// The time between the two looks at which conversations are locked.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+
+/// If so many parts in a row are too slow or locked, another test write is made: PostgreSQL may have become slow, or
+/// unavailable, since the last one. Halving down to one such item has fewer in a row.
+const TIME_OUTS: usize = 8;
+
+/// If so many items fail by themselves as in an outage, and no other succeeded, it is one.
+const OUTAGE: usize = 16;
 
 /// The parts of a batch that are still to be tried.
 pub struct Bisection<'a, T> {
@@ -54,6 +73,12 @@ pub struct Bisection<'a, T> {
     succeeded: Vec<&'a T>,
     /// Items that failed alone by a lock.
     locked: Vec<&'a T>,
+    /// How many items failed alone as in an outage.
+    as_in_an_outage: usize,
+    /// Whether PostgreSQL was asked which conversations are locked.
+    asked: bool,
+    /// Time-outs since another part, or a test write, succeeded.
+    time_outs: usize,
     database: &'a LimitedDatabase,
     metrics: &'a Metrics,
 }
@@ -71,6 +96,9 @@ impl<'a, T> Bisection<'a, T> {
             another_succeeded: false,
             succeeded: Vec::new(),
             locked: Vec::new(),
+            as_in_an_outage: 0,
+            asked: false,
+            time_outs: 0,
             database,
             metrics,
         }
@@ -96,7 +124,49 @@ impl<'a, T> Bisection<'a, T> {
     /// Records that a part succeeded.
     pub fn succeeded(&mut self, part: &'a [T]) {
         self.another_succeeded = true;
+        self.time_outs = 0;
         self.succeeded.extend(part.first().into_iter().chain(part.last()));
+    }
+
+    /// After a part failed by a lock, and once for a batch: the items of conversations that another transaction has
+    /// locked for some time. They are not tried again; what is between them is. Empty if none are known: then the part
+    /// [`failed`](Self::failed).
+    pub async fn set_locked_aside(
+        &mut self,
+        part: &'a [T],
+        error: &Error,
+        key: fn(&T) -> Option<&ConversationKey>,
+    ) -> Vec<&'a T> {
+        if !error.is_lock() || part.len() == 1 || std::mem::replace(&mut self.asked, true) {
+            return Vec::new();
+        }
+        let locked = self.locked_for_some_time(part.iter().filter_map(key)).await;
+        let is_locked = |item: &T| key(item).is_some_and(|key| locked.contains(key));
+        let aside: Vec<&T> = part.iter().filter(|item| is_locked(item)).collect();
+        if !aside.is_empty() {
+            self.of_parts.get_or_insert_with(|| self.database.parts(Duration::ZERO));
+            let runs = part.chunk_by(|one, other| is_locked(one) == is_locked(other));
+            self.parts.extend(runs.filter(|run| run.first().is_some_and(|item| !is_locked(item))));
+        }
+        aside
+    }
+
+    /// Locked at two moments: transactions of the fleet hold their locks for some milliseconds. None if PostgreSQL does
+    /// not answer.
+    async fn locked_for_some_time<'k>(
+        &self,
+        keys: impl Iterator<Item = &'k ConversationKey> + Clone,
+    ) -> HashSet<ConversationKey> {
+        let database = self.database.batches();
+        let Ok(mut locked) = database.locked_conversations(keys).await else {
+            return HashSet::new();
+        };
+        if !locked.is_empty() {
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+            let again = database.locked_conversations(locked.iter()).await.unwrap_or_default();
+            locked.retain(|key| again.contains(key));
+        }
+        locked
     }
 
     /// Records that a part failed, and that its halves are tried later. A part that is not split is returned with the
@@ -113,20 +183,35 @@ impl<'a, T> Bisection<'a, T> {
     where
         F: Future<Output = Result<(), Error>>,
     {
-        if error.class() == FailureClass::Unavailable && !error.is_time_out() {
-            return Err(error.into());
+        let is_outage = error.class() == FailureClass::Unavailable && !error.is_time_out();
+        if is_outage {
+            self.as_in_an_outage += usize::from(part.len() == 1);
+            let by_none = self.succeeded.is_empty() && self.as_in_an_outage >= OUTAGE;
+            if by_none || !error.may_concern_one_item() {
+                return Err(error.into());
+            }
         }
         let database = self.database.batches();
         // What is blamed for anything but time is blamed for a test write after it, not one long before.
         let is_blamed = part.len() == 1 && !error.is_time_out();
-        if (!self.another_succeeded || is_blamed) && failpoints::holds(Guard::SuccessBeside) {
+        self.time_outs += usize::from(error.is_time_out());
+        let is_again = self.time_outs > TIME_OUTS || matches!(error, Error::TimedOut(_));
+        if (!self.another_succeeded || is_blamed || is_again)
+            && failpoints::holds(Guard::SuccessBeside)
+        {
             let began = Instant::now();
             if retry_transient(self.metrics, || check(database)).await.is_err() {
                 return Err(error.into());
             }
-            self.another_succeeded = true;
-            let usual = began.elapsed() * TIMES_A_TEST_WRITE;
-            self.of_parts.get_or_insert_with(|| self.database.parts(usual));
+            (self.another_succeeded, self.time_outs) = (true, 0);
+            let parts = self.database.parts(began.elapsed() * TIMES_A_TEST_WRITE);
+            if self
+                .of_parts
+                .as_ref()
+                .is_none_or(|it| it.limits().time_out < parts.limits().time_out)
+            {
+                self.of_parts = Some(parts);
+            }
         }
         self.of_parts.get_or_insert_with(|| self.database.parts(Duration::ZERO));
         Ok(self.split(part, error.is_lock()).map(|alone| (alone, error)))

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use database::{Database, Limits};
-use domain::failure_policy::{BATCH_LIMIT, PART_LIMIT, PART_LOCK_LIMIT, SLOW_LOCK_LIMIT};
+use domain::failure_policy::{BATCH_LIMIT, PART_LIMIT, PART_LOCK_LIMIT, SLOW_QUEUE_LOCK_LIMIT};
 
 /// PostgreSQL with two time limits: for a batch, and a short one for the parts of a batch that failed. Both, and clones,
 /// share their connections.
@@ -30,7 +30,7 @@ impl LimitedDatabase {
     /// With the limit of a handler of single items that are slow or locked, on one connection of its own.
     #[must_use]
     pub fn of_slow_items(database: &Database, limit: Duration) -> Self {
-        let limits = Limits { time_out: limit, lock_time_out: SLOW_LOCK_LIMIT };
+        let limits = Limits { time_out: limit, lock_time_out: SLOW_QUEUE_LOCK_LIMIT };
         let batches = database.with_limits(limits, 1);
         Self { batches, parts: None }
     }

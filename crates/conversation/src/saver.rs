@@ -113,6 +113,7 @@ impl Saver {
                 match retry_transient(&self.metrics, || database.save(&rows, hot, &random)).await {
                     Ok(saved) => {
                         bisection.succeeded(part);
+                        self.locked.forget(part.iter().map(|row| row.row.key));
                         self.metrics.add(Counter::ConversationsReopened, saved.reopened as u64);
                         batch.settle(part, saved.rows);
                         batch.renewed.extend(saved.touched);
@@ -120,12 +121,19 @@ impl Saver {
                     }
                     Err(error) => error,
                 };
+            let locked = bisection.set_locked_aside(part, &error, |row| Some(row.row.key)).await;
+            if !locked.is_empty() {
+                let failure = failed_alone(error);
+                self.locked.found(locked.iter().map(|row| row.row.key), &failure);
+                locked.into_iter().for_each(|row| batch.fail(row, &failure));
+                continue;
+            }
             let failed = bisection.failed(part, error, Database::check_save).await?;
             let Some((alone, error)) = failed else { continue };
             let (reason, failure) = (with_causes(&error), failed_alone(error));
             for row in alone {
-                // The consumer logs what is locked or too slow: once, and not with each try.
-                if !matches!(failure, Failure::Locked(_) | Failure::TimedOut(_)) {
+                // The consumer logs what is handled again apart from others: once, and not with each try.
+                if !failure.is_apart() {
                     tracing::warn!(
                         conversation = %row.row.key,
                         message_id = %row.row.message.id,
@@ -133,7 +141,7 @@ impl Saver {
                         "PostgreSQL did not store a message; the other messages of its batch are saved"
                     );
                 }
-                self.locked.record(row.row.key, &failure);
+                self.locked.record(row.row.key, row.row.message.id.as_str(), &failure);
                 batch.fail(row, &failure);
             }
         }
@@ -299,7 +307,7 @@ impl<'a> Batch<'a> {
         let mut outcomes: Vec<Option<Outcome>> = actions.iter().map(|_| None).collect();
         if !locked.is_empty() {
             for (action, outcome) in actions.iter().zip(&mut outcomes) {
-                *outcome = locked.failure(&action.common.key).map(Err);
+                *outcome = locked.failure(&action.common.key, action.message.id.as_str()).map(Err);
             }
         }
         let mut pending: Vec<Row<'a>> = Vec::with_capacity(actions.len());
@@ -403,9 +411,8 @@ impl<'a> Batch<'a> {
     /// unless they are handled again from the slow queue: then they are asked for again.
     fn saved_again(&self) -> BTreeSet<ConversationKey> {
         let again = Identity::Random { redelivered: true };
-        let is_slow = |outcome: &Option<Outcome>| {
-            matches!(outcome, Some(Err(Failure::Locked(_) | Failure::TimedOut(_))))
-        };
+        let is_slow =
+            |outcome: &Option<Outcome>| matches!(outcome, Some(Err(failure)) if failure.is_apart());
         let saved_again = self.actions.iter().zip(&self.outcomes);
         let saved_again =
             saved_again.filter(|(action, outcome)| action.identity == again && !is_slow(outcome));

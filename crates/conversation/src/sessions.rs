@@ -3,6 +3,7 @@
 //! Events are applied in batches and by their own times, so it does not matter in which order or
 //! how often they arrive.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use database::{Database, SessionUpdate};
 use domain::action::{Action, ActionKind};
 use domain::failure::{Done, Failure, Outcome, Unavailable};
 use domain::fleet::refusal_of;
+use domain::ids::ConversationKey;
 use domain::session_event::SessionEvent;
 use metrics::{Counter, Metrics, SessionEventKind};
 
@@ -72,21 +74,33 @@ impl Sessions {
     /// PostgreSQL is unavailable; recording the batch again is harmless.
     pub async fn record(&self, actions: &[Action]) -> Result<Vec<Outcome>, Unavailable> {
         let mut outcomes = Vec::with_capacity(actions.len());
+        // Later chunks do not wait for the locks for which an earlier one waited in vain.
+        let mut locked = HashMap::new();
         for chunk in actions.chunks(CHUNK) {
-            outcomes.extend(self.background.throttled(self.record_chunk(chunk)).await?);
+            let recorded = self.record_chunk(chunk, &mut locked);
+            outcomes.extend(self.background.throttled(recorded).await?);
         }
         Ok(outcomes)
     }
 
-    async fn record_chunk(&self, actions: &[Action]) -> Result<Vec<Outcome>, Unavailable> {
+    async fn record_chunk(
+        &self,
+        actions: &[Action],
+        locked: &mut HashMap<ConversationKey, Failure>,
+    ) -> Result<Vec<Outcome>, Unavailable> {
         let mut outcomes = vec![Ok(Done::Applied); actions.len()];
         let mut updates = Vec::with_capacity(actions.len());
         for (index, action) in actions.iter().enumerate() {
             match update(action) {
-                Some(update) => match self.locked.failure(&update.key) {
-                    Some(failure) => outcomes[index] = Err(failure),
-                    None => updates.push((index, update)),
-                },
+                Some(update) => {
+                    let known = locked.get(&update.key).cloned();
+                    match known
+                        .or_else(|| self.locked.failure(&update.key, update.event.id.as_str()))
+                    {
+                        Some(failure) => outcomes[index] = Err(failure),
+                        None => updates.push((index, update)),
+                    }
+                }
                 None => outcomes[index] = Err(Failure::DeadLetter(refusal_of(action.kind()))),
             }
         }
@@ -98,13 +112,27 @@ impl Sessions {
                 retry_transient(&self.metrics, || database.apply_sessions(&rows, &random)).await
             else {
                 bisection.succeeded(part);
+                self.locked.forget(part.iter().map(|(_, update)| &update.key));
                 self.count(&rows);
                 continue;
             };
+            let aside =
+                bisection.set_locked_aside(part, &error, |(_, update)| Some(&update.key)).await;
+            if !aside.is_empty() {
+                let failure = failed_alone(error);
+                self.locked.found(aside.iter().map(|(_, update)| &update.key), &failure);
+                for (index, _) in aside {
+                    outcomes[*index] = Err(failure.clone());
+                }
+                continue;
+            }
             let failed = bisection.failed(part, error, Database::check_sessions).await?;
             if let Some(([(index, update), ..], error)) = failed {
                 let failure = failed_alone(error);
-                self.locked.record(&update.key, &failure);
+                self.locked.record(&update.key, update.event.id.as_str(), &failure);
+                if matches!(failure, Failure::Locked(_)) {
+                    locked.insert(update.key.clone(), failure.clone());
+                }
                 outcomes[*index] = Err(failure);
             }
         }

@@ -96,10 +96,14 @@ impl StepError {
     fn may_be_of_one(&self) -> bool {
         match self {
             Self::Database(error) => {
-                error.is_time_out() || error.class() != FailureClass::Unavailable
+                error.is_time_out() || !self.is_as_in_an_outage() || error.may_concern_one_item()
             }
             Self::Count | Self::Unfinished(_) | Self::Locked(_) => true,
         }
+    }
+
+    fn is_as_in_an_outage(&self) -> bool {
+        matches!(self, Self::Database(error) if error.class() == FailureClass::Unavailable && !error.is_time_out())
     }
 }
 
@@ -147,9 +151,15 @@ impl Steps {
         }
     }
 
-    /// Whether the cause of this error may be a single item. PostgreSQL is asked whether it answers.
+    /// Whether the cause of this error may be a single item. PostgreSQL is asked whether it answers; after an error that
+    /// speaks of an outage, whether it accepts a test write.
     pub(crate) async fn is_of_one(&self, error: &StepError) -> bool {
-        error.may_be_of_one() && self.usual.probe().await.is_ok()
+        error.may_be_of_one()
+            && if error.is_as_in_an_outage() {
+                self.usual.check_save().await.is_ok()
+            } else {
+                self.usual.probe().await.is_ok()
+            }
     }
 
     /// Work on a batch; if it fails although PostgreSQL answers, on each item by itself.

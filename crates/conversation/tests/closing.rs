@@ -10,7 +10,7 @@ use fixtures::{
     Replica, action, applied, at_once, closer, default_criteria, duplicate, ids, key, refresh, sql,
     stores, sweep, to_save,
 };
-use metrics::Counter;
+use metrics::{Counter, TransactionRetry};
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 
@@ -555,12 +555,34 @@ async fn an_event_whose_conversation_stays_locked_fails_alone_and_those_beside_i
     let outcomes = hasty.sessions.record(&events[1..2]).await.unwrap();
     assert!(matches!(&outcomes[0], Err(Failure::Locked(_))), "{outcomes:?}");
     sqlx::query("LOCK TABLE sessions").execute(&mut *transaction).await.unwrap();
-    let held = hasty.sessions.record(&events).await.unwrap_err();
+    let new = [opened("new", "10:00:00"), events[1].clone()];
+    let held = hasty.sessions.record(&new).await.unwrap_err();
     assert_eq!(held.dependency, Dependency::PostgreSql, "a whole table is locked");
 
     transaction.rollback().await.unwrap();
-    record(&hasty, &events).await;
+    record(&replica, &events).await;
     assert!(requested(&env, "locked").await);
+}
+
+#[tokio::test]
+async fn events_of_a_locked_conversation_delay_their_batch_once() {
+    let (env, replica) = stores().await;
+    record(&replica, &[opened("locked", "10:00:00")]).await;
+    let mut other = PgConnection::connect(&env.database_url).await.unwrap();
+    let mut transaction = other.begin().await.unwrap();
+    sqlx::query("SELECT FROM conversations FOR UPDATE").execute(&mut *transaction).await.unwrap();
+    let hasty = on_database(&env, Duration::from_secs(10), Duration::from_millis(200));
+    // One in each transaction of 50 events.
+    let event = |n: usize| match n % 50 {
+        25 => closed("locked", &format!("10:{:02}:00", n / 50)),
+        _ => opened(&format!("s{n}"), "10:00:00"),
+    };
+    let outcomes = hasty.sessions.record(&(0..200).map(event).collect::<Vec<_>>()).await.unwrap();
+    let locked = outcomes.iter().filter(|it| matches!(it, Err(Failure::Locked(_))));
+    assert_eq!(locked.count(), 4);
+    let splits = Counter::TransactionRetries { class: TransactionRetry::Split };
+    let splits = hasty.metrics.count(splits);
+    assert!(splits <= 6, "{splits} splits: halving 50 events once takes up to 6");
 }
 
 #[tokio::test]

@@ -114,7 +114,18 @@ impl Error {
     /// Whether another transaction was in the way, for as long as the limit allows.
     #[must_use]
     pub fn is_lock(&self) -> bool {
-        self.class() == FailureClass::Transient && self.sqlstate().as_deref() != Some("57014")
+        // A unique violation that stays is one of an index that is not ours; 57014 is a time limit.
+        self.class() == FailureClass::Transient
+            && !matches!(self.sqlstate().as_deref(), Some("57014" | "23505" | "26000"))
+    }
+
+    /// Whether an error of [`FailureClass::Unavailable`] may come from what the statement was for: PostgreSQL answered it
+    /// with an error of its memory, its disk, its files or its objects. One large value may need more memory than there
+    /// is, one row may be on a bad block, and a trigger may fail for one tenant. Only a test write tells that from an
+    /// outage.
+    #[must_use]
+    pub fn may_concern_one_item(&self) -> bool {
+        self.sqlstate().is_some_and(|sqlstate| may_concern_one_item(&sqlstate))
     }
 
     /// The SQLSTATE with which PostgreSQL refused a statement.
@@ -172,9 +183,29 @@ fn class_of(sqlstate: &str) -> FailureClass {
     }
 }
 
+/// See [`Error::may_concern_one_item`]. Not what says that no statement is accepted: too many connections, a read-only
+/// transaction, a shutdown.
+fn may_concern_one_item(sqlstate: &str) -> bool {
+    match (sqlstate.get(..2).unwrap_or_default(), sqlstate) {
+        (_, "53300" | "25006") => false,
+        (class, _) => matches!(class, "25" | "53" | "58" | "3F" | "42"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_item_may_cause_an_error_of_memory_or_files_and_none_a_shutdown() {
+        for code in ["53100", "53200", "58030", "58P01", "42501", "42P01"] {
+            assert!(may_concern_one_item(code), "{code}");
+            assert_eq!(class_of(code), FailureClass::Unavailable, "{code}");
+        }
+        for code in ["53300", "25006", "57P01", "57P03", "08006", "28000", "3D000", "22021"] {
+            assert!(!may_concern_one_item(code), "{code}");
+        }
+    }
 
     #[test]
     fn a_full_disk_is_unavailable_and_a_bad_value_is_data() {

@@ -18,6 +18,7 @@ mod epoch;
 mod error;
 #[cfg(test)]
 mod golden;
+mod locked;
 mod messages;
 mod pool;
 mod postgresql_identity;

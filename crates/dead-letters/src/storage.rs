@@ -64,6 +64,13 @@ impl Storage {
                 bisection.succeeded(part);
                 continue;
             };
+            let locked = bisection.set_locked_aside(part, &error, may_be_stored_in).await;
+            if !locked.is_empty() {
+                let failure = failed_alone(error);
+                let fault = |it: &&Collected| (it.event.dead_letter_id, failure.clone());
+                faults.extend(locked.into_iter().map(fault));
+                continue;
+            }
             let failed = bisection.failed(part, error, Database::check_dead_letters).await?;
             if let Some(([dead_letter, ..], error)) = failed
                 && let Some(failure) = self.store_in_part(dead_letter, error).await?
@@ -85,7 +92,7 @@ impl Storage {
         mut error: database::Error,
     ) -> Result<Option<Failure>, Unavailable> {
         if is_outage(&error) {
-            // Too slow, or locked: fewer columns would not help.
+            // Too slow, locked, or as in an outage: fewer columns would not help.
             return Ok(Some(failed_alone(error)));
         }
         let (queue, id) = (self.queue.dlq(), dead_letter.event.dead_letter_id);
@@ -107,7 +114,9 @@ impl Storage {
                         );
                         return Ok(None);
                     }
-                    Err(error) if error.is_time_out() => return Ok(Some(failed_alone(error))),
+                    Err(error) if error.is_time_out() || error.may_concern_one_item() => {
+                        return Ok(Some(failed_alone(error)));
+                    }
                     Err(error) if is_outage(&error) => return Err(error.into()),
                     Err(refusal) => error = refusal,
                 }
@@ -192,7 +201,11 @@ impl Storage {
     }
 }
 
+fn may_be_stored_in<'a>(dead_letter: &'a &Collected) -> Option<&'a ConversationKey> {
+    dead_letter.may_be_stored_in.as_ref()
+}
+
 /// Whether PostgreSQL is at fault, or a lock, and not what was to be stored.
 fn is_outage(error: &database::Error) -> bool {
-    matches!(error.class(), FailureClass::Unavailable | FailureClass::Transient)
+    error.class() == FailureClass::Unavailable || error.is_time_out() || error.is_lock()
 }

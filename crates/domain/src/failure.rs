@@ -99,9 +99,21 @@ pub enum Failure {
     /// counted.
     #[error("{0}")]
     Locked(Cause),
+    /// Its dependency fails with it as if it were unavailable, and works for others. It is handled again apart from
+    /// others until it succeeds; no attempt is counted.
+    #[error("{0}")]
+    Unavailable(Cause),
     /// It can never succeed: the message becomes a dead letter.
     #[error("{0}")]
     DeadLetter(Refusal),
+}
+
+impl Failure {
+    /// Whether it is handled again apart from others.
+    #[must_use]
+    pub fn is_apart(&self) -> bool {
+        matches!(self, Self::TimedOut(_) | Self::Locked(_) | Self::Unavailable(_))
+    }
 }
 
 /// Why a delivery needs no further work.
@@ -177,7 +189,10 @@ impl Failure {
     #[must_use]
     pub fn into_refusal(self) -> Refusal {
         match self {
-            Self::Retry(cause) | Self::TimedOut(cause) | Self::Locked(cause) => {
+            Self::Retry(cause)
+            | Self::TimedOut(cause)
+            | Self::Locked(cause)
+            | Self::Unavailable(cause) => {
                 Refusal::new(DeadLetterReason::AttemptsExhausted, cause.to_string())
             }
             Self::DeadLetter(refusal) => refusal,

@@ -31,16 +31,20 @@ pub const PART_LOCK_LIMIT: Duration = Duration::from_millis(50);
 /// It is handled apart from all others meanwhile.
 pub const SLOW_LIMITS: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(5 * 60)];
 
-/// How long such an item waits for a lock before others like it have their turn.
+/// How long slow background work waits for a lock before others like it have their turn.
 pub const SLOW_LOCK_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long the items of a conversation are taken as locked without a try after an item from the slow queue has waited
-/// for the lock in vain: the batches that they come with do not wait for it.
-pub const LOCKED_FOR: Duration = Duration::from_secs(15);
+/// How long an item of a slow queue waits for a lock. Short, because the items behind it wait as well; longer than a
+/// transaction of the fleet over a batch holds its locks.
+pub const SLOW_QUEUE_LOCK_LIMIT: Duration = Duration::from_millis(300);
 
-/// How long that is for the items of a slow queue. Shorter, so that one of them is tried while others still count as
-/// locked.
+/// How long the other items of a conversation in a slow queue are taken as locked without a try after one of them has
+/// waited for the lock in vain. Longer if many conversations are locked.
 pub const LOCKED_FOR_SLOW: Duration = Duration::from_secs(5);
+
+/// How long the items of that conversation in batches are taken as locked: the batches do not wait for the lock. Longer
+/// than it takes until the slow queue has tried again, also with the item that failed.
+pub const LOCKED_FOR: Duration = Duration::from_secs(20);
 
 /// The pauses between two probes of an unavailable dependency grow to at most this. So a recovery is noticed
 /// within 5 s.
@@ -65,6 +69,11 @@ pub const SUSPECTS_TOGETHER: usize = 100;
 /// The redelivery count at which a suspect is dead-lettered. A suspect that was redelivered once is handled
 /// alone, so all but the first of these redeliveries were caused while it alone was being handled.
 pub const SUSPECT_LIMIT: u64 = 5;
+
+/// The redelivery count at which a message of a slow queue is dead-lettered. It is alone in its consumer, but not in its
+/// process: a message that kills the process does so eight times as a rule before it is a dead letter, and each time a
+/// slow message beside it is redelivered.
+pub const SLOW_MESSAGE_LIMIT: u64 = 20;
 
 /// The redeliveries from a work queue after which RabbitMQ itself dead-letters a message. Far more than outages
 /// cause. Yet it ends the redelivery of a message that crashes every consumer.

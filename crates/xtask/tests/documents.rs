@@ -69,21 +69,22 @@ fn the_numbers_of_the_failure_policy_are_those_of_the_code() {
     let part_lock = format!("{} ms", policy::PART_LOCK_LIMIT.as_millis());
     let [slow, slowest] = policy::SLOW_LIMITS.map(|limit| limit.as_secs());
     let (slow, slowest) = (format!("{slow} s"), format!("{} min", slowest / 60));
-    let [lock, locked, locked_slow] =
-        [policy::SLOW_LOCK_LIMIT, policy::LOCKED_FOR, policy::LOCKED_FOR_SLOW]
-            .map(|limit| limit.as_secs());
+    let lock = policy::SLOW_QUEUE_LOCK_LIMIT.as_millis();
+    let [locked, locked_slow] =
+        [policy::LOCKED_FOR, policy::LOCKED_FOR_SLOW].map(|limit| limit.as_secs());
     for expected in [
         format!("a statement over a batch takes longer than {batch} |"),
         format!("with {part} for each statement over a part,"),
         format!("with {part_lock} for each lock"),
         format!("| too slow | first {slow}, then {slowest} |"),
-        format!("it waits {lock} s for the lock |"),
+        format!("it waits {lock} ms for the lock |"),
         format!("For {locked} s it moves messages of that conversation"),
         format!("For {locked_slow} s it does not try those in the slow queue"),
         format!("the limits ({batch}, {slow}, {slowest}) are for the whole transaction"),
         format!("| {quarantine} | a message in its queue |"),
         format!("in groups of up to {},", policy::SUSPECTS_TOGETHER),
-        format!("| {suspect} | a suspect, or a message of a slow queue |"),
+        format!("| {suspect} | a suspect |"),
+        format!("| {} | a message of a slow queue |", policy::SLOW_MESSAGE_LIMIT),
         format!("| {} | a message that no worker can move", policy::WORK_DELIVERY_LIMIT),
         format!("retried after {first}, {second} and {third}, then it becomes a dead letter"),
         format!("retried in place for about {} s", policy::IN_PLACE_LIMIT.as_secs()),

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use domain::envelope::Resolved;
 use domain::failure::{DeadLetterReason, Dependency, Failure, Refusal, Unavailable};
-use domain::failure_policy::{QUARANTINE_AFTER, REQUEST_TTL, SUSPECT_LIMIT};
+use domain::failure_policy::{QUARANTINE_AFTER, REQUEST_TTL, SLOW_MESSAGE_LIMIT, SUSPECT_LIMIT};
 use domain::time::Timestamp;
 use failpoints::{Guard, Step};
 use futures_util::FutureExt;
@@ -296,14 +296,13 @@ fn decision_by_delivery_count<H>(
         Some(Decision::Handled(Err(Failure::DeadLetter(refusal))))
     };
     match (lane, shared.source.failure_policy) {
-        // It was handled alone, and would be so among suspects.
+        // It is no suspect: it is alone in its consumer already, and as a suspect it would come back with count 0.
         (Lane::Main, FailurePolicy::DeadLetter(_)) if shared.source.is_slow() => {
-            if redeliveries < SUSPECT_LIMIT || is_recorded() {
+            if redeliveries < SLOW_MESSAGE_LIMIT || is_recorded() {
                 return None;
             }
             refuse(format!(
-                "in the slow queue, where it was handled alone, it was redelivered {redeliveries} times without an \
-                 outcome"
+                "in the slow queue it was redelivered {redeliveries} times without an outcome"
             ))
         }
         (Lane::Main, FailurePolicy::DeadLetter(queue))

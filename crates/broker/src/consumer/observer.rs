@@ -148,7 +148,8 @@ impl Observer {
         );
     }
 
-    /// A message that alone is too slow, or locked, is moved to the slow queue, or gets the next longer limit there.
+    /// A message that fails by itself, and not by its fault, is moved to the slow queue, or gets the next longer limit
+    /// there.
     pub(super) fn moved_to_slow_queue(
         &self,
         delivery: &Delivery,
@@ -168,8 +169,8 @@ impl Observer {
         );
     }
 
-    /// A message of a slow queue is still locked. This repeats for as long as the lock is held.
-    pub(super) fn still_locked(
+    /// A message of a slow queue is still locked, or PostgreSQL still fails with it. This repeats for as long as that lasts.
+    pub(super) fn still_fails(
         &self,
         delivery: &Delivery,
         conversation: Option<&ConversationId>,
@@ -183,7 +184,7 @@ impl Observer {
             conversation = conversation.map(tracing::field::display),
             trace_id = delivery.trace_id(),
             error,
-            "message still locked; handled again in {delay} s"
+            "message still locked or not accepted; handled again in {delay} s"
         );
     }
 

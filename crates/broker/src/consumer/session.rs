@@ -125,6 +125,9 @@ impl<H: Handler> Session<H> {
             end = self.channel_error().map_or(end, End::Failed);
         }
         self.log_requeued_over_byte_limit();
+        if matches!(end, End::HoldLimitReached(_)) {
+            self.requeue_slow_message().await;
+        }
         self.note_requeued_by_rabbitmq(&end);
         let requeued = self.unacked.len();
         self.shared.observer.unacknowledged(0);

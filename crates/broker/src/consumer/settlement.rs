@@ -153,7 +153,7 @@ fn fail<H: Handler>(
                 let limit = turn.limit();
                 observer.moved_to_slow_queue(delivery, conversation, queue, limit, &error);
             }
-            Some(retry) => observer.still_locked(delivery, conversation, retry.delay(), &error),
+            Some(retry) => observer.still_fails(delivery, conversation, retry.delay(), &error),
         }
     }
     let copy_to = |queue| Publication::copy(delivery, queue).resolved(resolved);
@@ -195,7 +195,10 @@ fn fail<H: Handler>(
         }
         (failure, FailurePolicy::DeadLetter(queue)) => match (failure, retry) {
             (
-                Failure::Retry(cause) | Failure::TimedOut(cause) | Failure::Locked(cause),
+                Failure::Retry(cause)
+                | Failure::TimedOut(cause)
+                | Failure::Locked(cause)
+                | Failure::Unavailable(cause),
                 Some(retry),
             ) => {
                 let error = cause.to_string();
@@ -205,8 +208,10 @@ fn fail<H: Handler>(
             }
             (failure, _) => {
                 let mut dead_letter = copy_to(queue.dlq());
-                if let Failure::Retry(cause) | Failure::TimedOut(cause) | Failure::Locked(cause) =
-                    &failure
+                if let Failure::Retry(cause)
+                | Failure::TimedOut(cause)
+                | Failure::Locked(cause)
+                | Failure::Unavailable(cause) = &failure
                 {
                     dead_letter = dead_letter.with_failed_attempt(&cause.to_string(), now);
                 }
@@ -219,7 +224,7 @@ fn fail<H: Handler>(
     }
 }
 
-/// How a message is handled again that is too slow, or locked.
+/// How a message is handled again apart from others.
 #[derive(Debug, Clone, Copy)]
 struct SlowTurn {
     /// Which of [`SLOW_LIMITS`] it gets, from 1.
@@ -238,8 +243,8 @@ impl SlowTurn {
     }
 }
 
-/// What is too slow goes to the slow queue, and gets the next longer time limit there; what is locked gets the same
-/// again after others. After the longest limit it is an ordinary failure: one attempt is counted.
+/// What is too slow goes to the slow queue, and gets the next longer time limit there; what is locked, or fails as in an
+/// outage, gets the same again after others. After the longest limit it is an ordinary failure: one attempt is counted.
 fn slow_turn(failure: &Failure, delivery: &Delivery, source: Source) -> Option<SlowTurn> {
     if !failpoints::holds(Guard::SlowQueue) {
         return None;
@@ -250,8 +255,12 @@ fn slow_turn(failure: &Failure, delivery: &Delivery, source: Source) -> Option<S
         Failure::TimedOut(_) if usize::try_from(level).is_ok_and(|it| it < SLOW_LIMITS.len()) => {
             Some(SlowTurn { level: level + 1, after: None })
         }
-        Failure::Locked(_) if level == 0 => Some(SlowTurn { level: 1, after: None }),
-        Failure::Locked(_) => Some(SlowTurn { level, after: Some(RetryQueue::FiveSeconds) }),
+        Failure::Locked(_) | Failure::Unavailable(_) if level == 0 => {
+            Some(SlowTurn { level: 1, after: None })
+        }
+        Failure::Locked(_) | Failure::Unavailable(_) => {
+            Some(SlowTurn { level, after: Some(RetryQueue::FiveSeconds) })
+        }
         Failure::TimedOut(_) | Failure::Retry(_) | Failure::DeadLetter(_) => None,
     }
 }

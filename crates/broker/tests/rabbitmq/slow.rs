@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use broker::topology::{RetryQueue, WorkQueue};
 use broker::{ConsumerState, Endpoints, Settings, Source};
-use domain::failure_policy::SLOW_LIMITS;
+use domain::failure_policy::{SLOW_LIMITS, SLOW_MESSAGE_LIMIT};
 use lapin::options::QueueDeleteOptions;
 use lapin::types::{AMQPValue, FieldTable};
-use metrics::{Counter, DeliveryOutcome};
+use metrics::{ConsumerRestart, Counter, DeliveryOutcome};
 use testkit::proxy::Proxy;
 use testkit::wait::eventually;
 
@@ -183,11 +183,12 @@ async fn the_consumer_of_a_slow_queue_survives_a_lost_connection_and_a_missing_q
 }
 
 #[tokio::test]
-async fn a_slow_message_that_kills_its_worker_five_times_is_a_dead_letter() {
+async fn a_slow_message_that_kills_its_worker_again_and_again_is_a_dead_letter() {
     let bench = Bench::new().await;
     let script = Script::default();
     bench.publish(SLOW, ["wait"]).await;
-    for crashes in 1..=5 {
+    let limit = usize::try_from(SLOW_MESSAGE_LIMIT).unwrap();
+    for crashes in 1..=limit {
         let slow = bench.run_slow(SOURCE, &script, settings());
         script.was_called(crashes).await;
         assert_eq!(bench.ready(DLQ).await, 0);
@@ -199,7 +200,35 @@ async fn a_slow_message_that_kills_its_worker_five_times_is_a_dead_letter() {
     let headers = dead_letter.properties.headers().clone().unwrap();
     assert_eq!(text(&headers, "x-verbatim-reason"), "delivery_limit");
     slow.drain().await;
-    assert_eq!(script.calls(), 5);
+    assert_eq!(script.calls(), limit);
+}
+
+#[tokio::test]
+async fn holds_until_the_hold_limit_cost_a_slow_message_nothing() {
+    let bench = Bench::new().await;
+    let script = Script::default();
+    script.dependency_unavailable(true);
+    bench.publish(SLOW, ["ok"]).await;
+    let settings = Settings { hold_limit: Duration::from_millis(200), ..settings() };
+    let held = Counter::ConsumerRestarts { queue: SLOW, cause: ConsumerRestart::Hold };
+    // One replica after the other gets the message.
+    for replicas in 1..=4 {
+        let slow = bench.run_slow(SOURCE, &script, settings.clone());
+        eventually("the hold limit", LIMIT, async || match bench.metrics.count(held) {
+            holds if holds >= replicas => Ok(()),
+            holds => Err(format!("it was reached {holds} times")),
+        })
+        .await;
+        drop(slow);
+        bench.eventually_ready(SLOW, 1).await;
+    }
+    let headers = bench.take(SLOW).await.properties.headers().clone().unwrap_or_default();
+    // The copy may reach the consumer that published it, before that closes its connection.
+    let requeues = match headers.inner().get("x-delivery-count") {
+        Some(AMQPValue::LongLongInt(requeues)) => *requeues,
+        _ => 0,
+    };
+    assert!(requeues <= 1, "{headers:?}");
 }
 
 #[tokio::test]

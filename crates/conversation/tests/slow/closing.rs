@@ -17,7 +17,7 @@ use testkit::proxy::Proxy;
 use crate::slowness::{Background, Gate, hasty, lock, until_sql};
 
 /// A conversation with messages whose close is due.
-async fn due(replica: &Replica, id: &str, messages: usize) {
+pub(crate) async fn due(replica: &Replica, id: &str, messages: usize) {
     let content = json!({"content": "hello world"});
     let all: Vec<_> = (0..messages).map(|n| to_save(id, &format!("m{n}"), &content)).collect();
     for part in all.chunks(500) {
@@ -31,7 +31,7 @@ async fn due(replica: &Replica, id: &str, messages: usize) {
     assert_eq!(recorded, [applied()]);
 }
 
-async fn archived(env: &TestEnv) -> String {
+pub(crate) async fn archived(env: &TestEnv) -> String {
     let ids = "SELECT coalesce(string_agg(session_id, ' ' ORDER BY session_id), '')
                FROM conversations WHERE status = 'archived'";
     sql(env, ids).await

@@ -3,5 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 mod closing;
+mod errors_of_outages;
+mod locks;
 mod slowness;
 mod statistics;

@@ -12,7 +12,7 @@ use testkit::TestEnv;
 use crate::slowness::{Background, Gate, hasty, lock, until_sql};
 
 /// Archived conversations whose statistics are not computed yet, each of an agent of its own name.
-async fn archived(env: &TestEnv, replica: &Replica, ids: &[&str]) {
+pub(crate) async fn archived(env: &TestEnv, replica: &Replica, ids: &[&str]) {
     let closer = closer(env, replica, at_once()).await;
     for id in ids {
         let agent = json!({"agent_id": id});
@@ -26,7 +26,7 @@ async fn archived(env: &TestEnv, replica: &Replica, ids: &[&str]) {
     }
 }
 
-const DAYS: &str =
+pub(crate) const DAYS: &str =
     "SELECT coalesce(string_agg(agent_id, ' ' ORDER BY agent_id), '') FROM daily_stats
                     WHERE NOT dirty";
 

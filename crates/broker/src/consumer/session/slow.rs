@@ -1,8 +1,8 @@
 //! The message of a slow queue that is being handled: what becomes of it if the session ends first.
 //!
 //! Handling may take minutes, and a stop does not wait for it. A requeue by RabbitMQ would count as a crash, and a
-//! rollout may stop one replica after the other while each has the message. So at a stop it is published again, and its
-//! copy has no redelivery count. Where RabbitMQ requeues it while this process lives, the next delivery does not count
+//! rollout may stop one replica after the other while each has the message. In an outage one replica after the other may
+//! hold it until the hold limit. So then it is published again, and its copy has no redelivery count. Where RabbitMQ requeues it while this process lives, the next delivery does not count
 //! either.
 
 use std::time::Duration;
