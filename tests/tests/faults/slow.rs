@@ -1,5 +1,7 @@
 //! One message that is slow, or whose rows are locked, stops no other; and PostgreSQL's own failures are blamed on none.
 
+use std::time::Instant;
+
 use serde_json::{Value, json};
 use system_tests::{
     COLLECTOR, Counts, MIGRATION, SAVER, Scenario, as_dead_letter, at, closed, key_of, message,
@@ -12,8 +14,16 @@ use crate::{SAVES, until_stored, with_ids};
 
 pub(crate) const MESSAGES: usize = 40;
 
+const SAVED: &str = "SELECT count(*) FROM messages";
+
 /// The conversation whose row the tests lock.
 pub(crate) const LOCKED: &str = "SELECT FROM conversations WHERE session_id = 's7' FOR UPDATE";
+
+/// Waits until PostgreSQL has everything except the slow or locked item, and prints how long that took.
+async fn others_are_done(scenario: &Scenario, since: Instant, query: &str, wanted: usize) {
+    scenario.until_sql(query, &wanted.to_string()).await;
+    eprintln!("the others were done after {:.1?}", since.elapsed());
+}
 
 /// Waits until the worker has moved so many deliveries to the slow queue.
 pub(crate) async fn moved_to_slow_queue(worker: &Worker, queue: &str, many: f64) {
@@ -41,8 +51,9 @@ async fn messages_of_a_locked_conversation_delay_no_other_message() {
     agent.publish_all(first).await;
     until_stored(&scenario, MESSAGES).await;
     let beside = async {
+        let since = Instant::now();
         agent.publish_all(second).await;
-        until_stored(&scenario, 2 * MESSAGES - 1).await;
+        others_are_done(&scenario, since, SAVED, 2 * MESSAGES - 1).await;
         moved_to_slow_queue(&saver, SAVES, 1.0).await;
         let later = message("locked", "s1", "later", &json!({}));
         agent.publish(&later).await;
@@ -67,8 +78,9 @@ async fn a_session_event_of_a_locked_conversation_delays_no_other_session_event(
     let closes: Vec<Value> = (0..MESSAGES).map(close).collect();
     let events = "SELECT count(*) FROM session_events";
     let beside = async {
+        let since = Instant::now();
         agent.publish_all(&closes).await;
-        scenario.until_sql(events, &(MESSAGES - 1).to_string()).await;
+        others_are_done(&scenario, since, events, MESSAGES - 1).await;
         agent.publish(&closed("locked", "s1", &json!({"timestamp": at(2_000)}))).await;
         scenario.until_sql(events, &MESSAGES.to_string()).await;
         moved_to_slow_queue(&migration, "conversation.session", 1.0).await;
@@ -108,7 +120,7 @@ async fn a_slow_message_delays_no_other_and_is_saved() {
     slow(&scenario, "message_rows", "id", "m00007", seconds()).await;
     agent.publish_all(&with_ids("slow", MESSAGES, 4)).await;
     let saver = scenario.start_with(SAVER, &SETTINGS).await;
-    until_stored(&scenario, MESSAGES - 1).await;
+    others_are_done(&scenario, Instant::now(), SAVED, MESSAGES - 1).await;
     moved_to_slow_queue(&saver, SAVES, 1.0).await;
     until_stored(&scenario, MESSAGES).await;
     settled(&saver, MESSAGES).await;
@@ -126,7 +138,7 @@ async fn a_slow_session_event_delays_no_other_and_is_recorded() {
     agent.publish_all(&closes).await;
     let migration = scenario.start_with(MIGRATION, &SETTINGS).await;
     let events = "SELECT count(*) FROM session_events";
-    scenario.until_sql(events, &(MESSAGES - 1).to_string()).await;
+    others_are_done(&scenario, Instant::now(), events, MESSAGES - 1).await;
     moved_to_slow_queue(&migration, "conversation.session", 1.0).await;
     scenario.until_sql(events, &MESSAGES.to_string()).await;
     settled(&migration, MESSAGES).await;
@@ -164,7 +176,7 @@ async fn a_close_of_very_many_conversations_delays_no_other_session_event() {
     let migration = scenario.start(MIGRATION).await;
     let closes =
         "SELECT count(*) FROM session_events WHERE action_type LIKE '%closed' AND session_id";
-    scenario.until_sql(&format!("{closes} <> 's'"), &MESSAGES.to_string()).await;
+    others_are_done(&scenario, Instant::now(), &format!("{closes} <> 's'"), MESSAGES).await;
     scenario.until_sql(&format!("{closes} = 's'"), &many.to_string()).await;
     settled(&migration, MESSAGES + 1).await;
     no_dead_letters(&scenario).await;
@@ -181,7 +193,7 @@ async fn a_slow_dead_letter_delays_no_other_and_is_stored() {
     agent.send(dead_letters.collect()).await;
     let collector = scenario.start_with(COLLECTOR, &SETTINGS).await;
     let stored = "SELECT count(*) FROM dead_letters";
-    scenario.until_sql(stored, &(MESSAGES - 1).to_string()).await;
+    others_are_done(&scenario, Instant::now(), stored, MESSAGES - 1).await;
     moved_to_slow_queue(&collector, "conversation.save_message.dlq", 1.0).await;
     scenario.until_sql(stored, &MESSAGES.to_string()).await;
     settled(&collector, MESSAGES).await;

@@ -27,14 +27,14 @@ async fn create_gate(scenario: &Scenario) {
     scenario.sql(gate).await;
 }
 
-/// Whoever inserts such a row waits.
-async fn hold_inserts(scenario: &Scenario, table: &str, condition: &str) {
+/// Whoever writes such a row waits.
+async fn hold(scenario: &Scenario, event: &str, condition: &str) {
     create_gate(scenario).await;
     let trigger = format!(
         "CREATE FUNCTION wait_for_gate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
              PERFORM pass(); RETURN NEW;
          END $$;
-         CREATE TRIGGER gate BEFORE INSERT ON {table} FOR EACH ROW WHEN ({condition})
+         CREATE TRIGGER gate {event} FOR EACH ROW WHEN ({condition})
          EXECUTE FUNCTION wait_for_gate()"
     );
     scenario.sql(&trigger).await;
@@ -101,7 +101,7 @@ fn closes(tenant: &str) -> Vec<Value> {
 #[tokio::test]
 async fn a_saver_stops_in_time_while_it_saves_a_slow_message() {
     let scenario = Scenario::new().await;
-    hold_inserts(&scenario, "message_rows", "NEW.id = 'm00007'").await;
+    hold(&scenario, "BEFORE INSERT ON message_rows", "NEW.id = 'm00007'").await;
     scenario.agent().publish_all(&with_ids("stop", MESSAGES, 4)).await;
     let saver = patient(&scenario, SAVER).await;
     until_stored(&scenario, MESSAGES - 1).await;
@@ -140,7 +140,7 @@ async fn a_saver_stops_in_time_while_a_conversation_is_locked() {
 #[tokio::test]
 async fn a_migration_worker_stops_in_time_while_it_records_a_slow_session_event() {
     let scenario = Scenario::new().await;
-    hold_inserts(&scenario, "session_events", "NEW.session_id = 's7'").await;
+    hold(&scenario, "BEFORE INSERT ON session_events", "NEW.session_id = 's7'").await;
     scenario.agent().publish_all(&closes("stop")).await;
     let migration = patient(&scenario, MIGRATION).await;
     scenario.until_sql(EVENTS, &(MESSAGES - 1).to_string()).await;
@@ -207,11 +207,22 @@ async fn with_an_archived_conversation() -> Scenario {
 #[tokio::test]
 async fn a_statistics_worker_stops_in_time_while_it_computes_slow_statistics() {
     let scenario = with_an_archived_conversation().await;
-    hold_inserts(&scenario, "conversation_stats", "true").await;
+    hold(&scenario, "BEFORE INSERT ON conversation_stats", "true").await;
     let statistics = patient(&scenario, STATISTICS).await;
     works_apart(&statistics).await;
     let another = replaced_while_it_waits(&scenario, STATISTICS, statistics).await;
     scenario.until_sql(REFRESHED, "1").await;
+    scenario.finish([another]).await;
+}
+
+#[tokio::test]
+async fn a_statistics_worker_stops_in_time_while_it_computes_a_slow_day() {
+    let scenario = with_an_archived_conversation().await;
+    hold(&scenario, "BEFORE UPDATE ON daily_stats", "NOT NEW.dirty").await;
+    let statistics = patient(&scenario, STATISTICS).await;
+    works_apart(&statistics).await;
+    let another = replaced_while_it_waits(&scenario, STATISTICS, statistics).await;
+    scenario.until_sql("SELECT count(*) FROM daily_stats WHERE NOT dirty", "1").await;
     scenario.finish([another]).await;
 }
 
@@ -232,7 +243,7 @@ async fn a_statistics_worker_stops_in_time_while_a_conversation_is_locked() {
 #[tokio::test]
 async fn a_dead_letter_worker_stops_in_time_while_it_stores_a_slow_dead_letter() {
     let scenario = Scenario::new().await;
-    hold_inserts(&scenario, "dead_letters", "NEW.message_id = 'm00007'").await;
+    hold(&scenario, "BEFORE INSERT ON dead_letters", "NEW.message_id = 'm00007'").await;
     let dead_letters = with_ids("stop", MESSAGES, 4);
     let dead_letters = dead_letters.iter().map(|it| as_dead_letter(&it.to_string()));
     scenario.agent().send(dead_letters.collect()).await;
@@ -242,6 +253,31 @@ async fn a_dead_letter_worker_stops_in_time_while_it_stores_a_slow_dead_letter()
     moved_to_slow_queue(&collector, "conversation.save_message.dlq", 1.0).await;
     let another = replaced_while_it_waits(&scenario, COLLECTOR, collector).await;
     scenario.until_sql(stored, &MESSAGES.to_string()).await;
+    settled(&another, 1).await;
+    scenario.finish([another]).await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_worker_stops_in_time_while_a_dead_letter_is_locked() {
+    let scenario = Scenario::new().await;
+    let agent = scenario.agent();
+    let dead_letters = with_ids("stop", MESSAGES, 4);
+    let dead_letters: Vec<_> =
+        dead_letters.iter().map(|it| as_dead_letter(&it.to_string())).collect();
+    let collector = patient(&scenario, COLLECTOR).await;
+    agent.send(dead_letters.clone()).await;
+    let copies = "SELECT sum(copies) FROM dead_letters";
+    scenario.until_sql(copies, &MESSAGES.to_string()).await;
+    let stopped = async {
+        agent.send(dead_letters).await;
+        scenario.until_sql(copies, &(2 * MESSAGES - 1).to_string()).await;
+        moved_to_slow_queue(&collector, "conversation.save_message.dlq", 1.0).await;
+        stops_in_time(collector).await;
+    };
+    let locked = "SELECT FROM dead_letters WHERE message_id = 'm00007' FOR UPDATE";
+    scenario.while_open(locked, stopped).await;
+    let another = scenario.start(COLLECTOR).await;
+    scenario.until_sql(copies, &(2 * MESSAGES).to_string()).await;
     settled(&another, 1).await;
     scenario.finish([another]).await;
 }
