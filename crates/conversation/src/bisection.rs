@@ -60,11 +60,21 @@ const TIME_OUTS: usize = 8;
 /// If so many items fail by themselves as in an outage, and no other succeeded, it is one.
 const OUTAGE: usize = 16;
 
+/// Items that are not tried again with their batch: one that failed by itself, or items that need a locked row.
+pub struct SetAside<'a, T> {
+    /// At least one.
+    pub items: Vec<&'a T>,
+    /// The error of the part that they were in.
+    pub error: Error,
+    /// PostgreSQL said that other transactions have locked the rows of their conversations.
+    pub are_known_to_be_locked: bool,
+}
+
 /// The parts of a batch that are still to be tried.
 pub struct Bisection<'a, T> {
     parts: VecDeque<&'a [T]>,
-    /// Whether two neighbours need the same row.
-    together: fn(&T, &T) -> bool,
+    /// The conversation whose row an item needs.
+    key: fn(&T) -> Option<&ConversationKey>,
     /// For the parts of a batch that has failed; `None` until it has.
     of_parts: Option<Database>,
     /// Whether another part, or a test write, has succeeded.
@@ -84,14 +94,17 @@ pub struct Bisection<'a, T> {
 }
 
 impl<'a, T> Bisection<'a, T> {
-    /// The whole batch is tried first.
+    /// The whole batch is tried first. `key` is the conversation whose row an item needs, if it needs one.
     #[must_use]
-    pub fn new(batch: &'a [T], database: &'a LimitedDatabase, metrics: &'a Metrics) -> Self {
-        let parts = VecDeque::from([batch]);
-        let together = |_: &T, _: &T| false;
+    pub fn new(
+        batch: &'a [T],
+        key: fn(&T) -> Option<&ConversationKey>,
+        database: &'a LimitedDatabase,
+        metrics: &'a Metrics,
+    ) -> Self {
         Self {
-            parts,
-            together,
+            parts: VecDeque::from([batch]),
+            key,
             of_parts: None,
             another_succeeded: false,
             succeeded: Vec::new(),
@@ -102,12 +115,6 @@ impl<'a, T> Bisection<'a, T> {
             database,
             metrics,
         }
-    }
-
-    /// The same for a batch in which neighbours may need the same row.
-    #[must_use]
-    pub(crate) fn with_rows(self, together: fn(&T, &T) -> bool) -> Self {
-        Self { together, ..self }
     }
 
     /// The next part to try, never an empty one, and the database with its time limit; `None` if all were tried.
@@ -128,29 +135,6 @@ impl<'a, T> Bisection<'a, T> {
         self.succeeded.extend(part.first().into_iter().chain(part.last()));
     }
 
-    /// After a part failed by a lock, and once for a batch: the items of conversations that another transaction has
-    /// locked for some time. They are not tried again; what is between them is. Empty if none are known: then the part
-    /// [`failed`](Self::failed).
-    pub async fn set_locked_aside(
-        &mut self,
-        part: &'a [T],
-        error: &Error,
-        key: fn(&T) -> Option<&ConversationKey>,
-    ) -> Vec<&'a T> {
-        if !error.is_lock() || part.len() == 1 || std::mem::replace(&mut self.asked, true) {
-            return Vec::new();
-        }
-        let locked = self.locked_for_some_time(part.iter().filter_map(key)).await;
-        let is_locked = |item: &T| key(item).is_some_and(|key| locked.contains(key));
-        let aside: Vec<&T> = part.iter().filter(|item| is_locked(item)).collect();
-        if !aside.is_empty() {
-            self.of_parts.get_or_insert_with(|| self.database.parts(Duration::ZERO));
-            let runs = part.chunk_by(|one, other| is_locked(one) == is_locked(other));
-            self.parts.extend(runs.filter(|run| run.first().is_some_and(|item| !is_locked(item))));
-        }
-        aside
-    }
-
     /// Locked at two moments: transactions of the fleet hold their locks for some milliseconds. None if PostgreSQL does
     /// not answer.
     async fn locked_for_some_time<'k>(
@@ -169,8 +153,8 @@ impl<'a, T> Bisection<'a, T> {
         locked
     }
 
-    /// Records that a part failed, and that its halves are tried later. A part that is not split is returned with the
-    /// error: one item, or items that need the same locked row. `check` is a test write.
+    /// Records that a part failed, and that its halves are tried later. Items that are not tried again are returned with
+    /// the error. `check` is a test write.
     ///
     /// # Errors
     /// PostgreSQL is unavailable, or fails with everything.
@@ -179,7 +163,7 @@ impl<'a, T> Bisection<'a, T> {
         part: &'a [T],
         error: Error,
         check: impl Fn(&'a Database) -> F,
-    ) -> Result<Option<(&'a [T], Error)>, Unavailable>
+    ) -> Result<Option<SetAside<'a, T>>, Unavailable>
     where
         F: Future<Output = Result<(), Error>>,
     {
@@ -214,7 +198,23 @@ impl<'a, T> Bisection<'a, T> {
             }
         }
         self.of_parts.get_or_insert_with(|| self.database.parts(Duration::ZERO));
-        Ok(self.split(part, error.is_lock()).map(|alone| (alone, error)))
+        if error.is_lock() && part.len() > 1 && !std::mem::replace(&mut self.asked, true) {
+            let locked = self.locked_for_some_time(part.iter().filter_map(self.key)).await;
+            let is_locked = |item: &T| (self.key)(item).is_some_and(|key| locked.contains(key));
+            let items: Vec<&T> = part.iter().filter(|item| is_locked(item)).collect();
+            if !items.is_empty() {
+                let runs = part.chunk_by(|one, other| is_locked(one) == is_locked(other));
+                self.parts.extend(runs.filter(|run| run.first().is_some_and(|it| !is_locked(it))));
+                return Ok(Some(SetAside { items, error, are_known_to_be_locked: true }));
+            }
+        }
+        let alone = self.split(part, error.is_lock());
+        let aside = |items: &'a [T]| SetAside {
+            items: items.iter().collect(),
+            error,
+            are_known_to_be_locked: false,
+        };
+        Ok(alone.map(aside))
     }
 
     /// The halves of the part are tried after the parts that are there. A part that is not split is returned.
@@ -241,8 +241,10 @@ impl<T> Bisection<'_, T> {
     /// that row is locked.
     fn split_by_rows(&self, part: &[T], first: &T) -> Option<usize> {
         let middle = part.len() / 2;
-        let between = (1..part.len()).filter(|n| !(self.together)(&part[n - 1], &part[*n]));
-        let of_this_row = |items: &[&T]| items.iter().any(|it| (self.together)(it, first));
+        let together =
+            |one: &T, other: &T| (self.key)(one).is_some_and(|key| (self.key)(other) == Some(key));
+        let between = (1..part.len()).filter(|n| !together(&part[n - 1], &part[*n]));
+        let of_this_row = |items: &[&T]| items.iter().any(|it| together(it, first));
         match between.min_by_key(|n| n.abs_diff(middle)) {
             Some(between) => Some(between),
             None if of_this_row(&self.succeeded) => Some(middle),
@@ -273,15 +275,19 @@ mod tests {
         let (mut saved, mut at_fault, mut tries) = (Vec::new(), Vec::new(), 0);
         let (database, metrics) = (never_connected(), Metrics::new());
         // Numbers with the same hundreds need the same row.
-        let bisection = Bisection::new(batch, &database, &metrics);
-        let mut bisection = bisection.with_rows(|one, other| one / 100 == other / 100);
+        let key = |item: &u32| ConversationKey::parse("t", &(item / 100).to_string()).unwrap();
+        let batch: Vec<_> = batch.iter().map(|item| (*item, key(item))).collect();
+        let mut bisection = Bisection::new(&batch, |(_, key)| Some(key), &database, &metrics);
         while let Some((part, _)) = bisection.next() {
             tries += 1;
-            if part.iter().any(|item| bad(*item)) {
-                at_fault.extend(bisection.split(part, is_lock).into_iter().flatten().copied());
+            let numbers = |part: &[(u32, ConversationKey)]| -> Vec<u32> {
+                part.iter().map(|(item, _)| *item).collect()
+            };
+            if part.iter().any(|(item, _)| bad(*item)) {
+                at_fault.extend(bisection.split(part, is_lock).into_iter().flat_map(numbers));
             } else {
                 bisection.succeeded(part);
-                saved.extend_from_slice(part);
+                saved.extend(numbers(part));
             }
         }
         (saved, at_fault, tries)

@@ -26,7 +26,7 @@ mod view;
 
 pub use apart::Taken;
 pub use background::Background;
-pub use bisection::{Bisection, failed_alone};
+pub use bisection::{Bisection, SetAside, failed_alone};
 pub use closer::{Closer, Swept};
 pub use closing::SweepError;
 pub use database::{Claim, ClaimCriteria};

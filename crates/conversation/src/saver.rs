@@ -27,7 +27,7 @@ use metrics::{Counter, GenerationChange, Metrics};
 use tokio::time::timeout;
 
 use crate::RandomSource;
-use crate::bisection::{Bisection, failed_alone};
+use crate::bisection::{Bisection, SetAside, failed_alone};
 use crate::limited_database::LimitedDatabase;
 use crate::locked_conversations::LockedConversations;
 use crate::transient::retry_transient;
@@ -104,8 +104,8 @@ impl Saver {
         round: &[Row<'a>],
         hot: HotWrites,
     ) -> Result<(), Unavailable> {
-        let bisection = Bisection::new(round, &self.database, &self.metrics);
-        let mut bisection = bisection.with_rows(|one, other| one.row.key == other.row.key);
+        let mut bisection =
+            Bisection::new(round, |row| Some(row.row.key), &self.database, &self.metrics);
         while let Some((part, database)) = bisection.next() {
             let rows: Vec<SaveRow<'_>> = part.iter().map(|row| row.row).collect();
             let random = || self.random.next();
@@ -121,17 +121,13 @@ impl Saver {
                     }
                     Err(error) => error,
                 };
-            let locked = bisection.set_locked_aside(part, &error, |row| Some(row.row.key)).await;
-            if !locked.is_empty() {
-                let failure = failed_alone(error);
-                self.locked.found(locked.iter().map(|row| row.row.key), &failure);
-                locked.into_iter().for_each(|row| batch.fail(row, &failure));
-                continue;
-            }
-            let failed = bisection.failed(part, error, Database::check_save).await?;
-            let Some((alone, error)) = failed else { continue };
+            let aside = bisection.failed(part, error, Database::check_save).await?;
+            let Some(SetAside { items, error, are_known_to_be_locked }) = aside else { continue };
             let (reason, failure) = (with_causes(&error), failed_alone(error));
-            for row in alone {
+            if are_known_to_be_locked {
+                self.locked.found(items.iter().map(|row| row.row.key), &failure);
+            }
+            for row in items {
                 // The consumer logs what is handled again apart from others: once, and not with each try.
                 if !failure.is_apart() {
                     tracing::warn!(
@@ -188,20 +184,22 @@ impl Saver {
         if changes.is_empty() {
             return Ok(());
         }
-        let mut bisection = Bisection::new(&changes, &self.database, &self.metrics);
+        let mut bisection =
+            Bisection::new(&changes, |(key, _)| Some(key), &self.database, &self.metrics);
         while let Some((part, database)) = bisection.next() {
             let Err(error) = self.change_generations(&database, part, cause).await else {
                 bisection.succeeded(part);
                 self.metrics.add(Counter::HotGenerationChanges { cause }, part.len() as u64);
                 continue;
             };
-            let failed = bisection.failed(part, error, Database::check_save).await?;
-            if let Some(([(conversation, _), ..], error)) = failed {
-                let failure = match failed_alone(error) {
-                    // Its messages are stored: none of them is a dead letter.
-                    Failure::DeadLetter(refusal) => Failure::Retry(refusal.into()),
-                    failure => failure,
-                };
+            let aside = bisection.failed(part, error, Database::check_save).await?;
+            let Some(SetAside { items, error, .. }) = aside else { continue };
+            let failure = match failed_alone(error) {
+                // The messages are stored: none of them is a dead letter.
+                Failure::DeadLetter(refusal) => Failure::Retry(refusal.into()),
+                failure => failure,
+            };
+            for (conversation, _) in items {
                 batch.fail_conversation(conversation, &failure);
             }
         }

@@ -17,7 +17,7 @@ use metrics::{Counter, Metrics, SessionEventKind};
 
 use crate::RandomSource;
 use crate::background::Background;
-use crate::bisection::{Bisection, failed_alone};
+use crate::bisection::{Bisection, SetAside, failed_alone};
 use crate::limited_database::LimitedDatabase;
 use crate::locked_conversations::LockedConversations;
 use crate::transient::retry_transient;
@@ -104,7 +104,12 @@ impl Sessions {
                 None => outcomes[index] = Err(Failure::DeadLetter(refusal_of(action.kind()))),
             }
         }
-        let mut bisection = Bisection::new(&updates, &self.database, &self.metrics);
+        let mut bisection = Bisection::new(
+            &updates,
+            |(_, update)| Some(&update.key),
+            &self.database,
+            &self.metrics,
+        );
         while let Some((part, database)) = bisection.next() {
             let rows: Vec<SessionUpdate> = part.iter().map(|(_, update)| update.clone()).collect();
             let random = || self.random.next();
@@ -116,24 +121,18 @@ impl Sessions {
                 self.count(&rows);
                 continue;
             };
-            let aside =
-                bisection.set_locked_aside(part, &error, |(_, update)| Some(&update.key)).await;
-            if !aside.is_empty() {
-                let failure = failed_alone(error);
-                self.locked.found(aside.iter().map(|(_, update)| &update.key), &failure);
-                for (index, _) in aside {
-                    outcomes[*index] = Err(failure.clone());
-                }
-                continue;
+            let aside = bisection.failed(part, error, Database::check_sessions).await?;
+            let Some(SetAside { items, error, are_known_to_be_locked }) = aside else { continue };
+            let failure = failed_alone(error);
+            if are_known_to_be_locked {
+                self.locked.found(items.iter().map(|(_, update)| &update.key), &failure);
             }
-            let failed = bisection.failed(part, error, Database::check_sessions).await?;
-            if let Some(([(index, update), ..], error)) = failed {
-                let failure = failed_alone(error);
+            for (index, update) in items {
                 self.locked.record(&update.key, update.event.id.as_str(), &failure);
                 if matches!(failure, Failure::Locked(_)) {
                     locked.insert(update.key.clone(), failure.clone());
                 }
-                outcomes[*index] = Err(failure);
+                outcomes[*index] = Err(failure.clone());
             }
         }
         Ok(outcomes)

@@ -5,7 +5,9 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
 use broker::topology::WorkQueue;
-use conversation::{Bisection, LimitedDatabase, RandomSource, failed_alone, retry_transient};
+use conversation::{
+    Bisection, LimitedDatabase, RandomSource, SetAside, failed_alone, retry_transient,
+};
 use database::{CollectedDeadLetter, Database, Omitted};
 use domain::causes::with_causes;
 use domain::event::DeadLettered;
@@ -58,21 +60,19 @@ impl Storage {
         let new: Vec<&Collected> =
             dead_letters.iter().copied().filter(|it| !it.stored.load(Relaxed)).collect();
         let mut faults = Vec::new();
-        let mut bisection = Bisection::new(&new, &self.database, &self.metrics);
+        let mut bisection = Bisection::new(&new, may_be_stored_in, &self.database, &self.metrics);
         while let Some((part, database)) = bisection.next() {
             let Err(error) = self.store_together(part, &database).await else {
                 bisection.succeeded(part);
                 continue;
             };
-            let locked = bisection.set_locked_aside(part, &error, may_be_stored_in).await;
-            if !locked.is_empty() {
+            let aside = bisection.failed(part, error, Database::check_dead_letters).await?;
+            let Some(SetAside { items, error, .. }) = aside else { continue };
+            if error.is_lock() {
                 let failure = failed_alone(error);
                 let fault = |it: &&Collected| (it.event.dead_letter_id, failure.clone());
-                faults.extend(locked.into_iter().map(fault));
-                continue;
-            }
-            let failed = bisection.failed(part, error, Database::check_dead_letters).await?;
-            if let Some(([dead_letter, ..], error)) = failed
+                faults.extend(items.into_iter().map(fault));
+            } else if let [dead_letter] = items[..]
                 && let Some(failure) = self.store_in_part(dead_letter, error).await?
             {
                 faults.push((dead_letter.event.dead_letter_id, failure));

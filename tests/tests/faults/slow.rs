@@ -214,6 +214,8 @@ async fn commits_that_wait_for_a_lost_standby_are_an_outage_and_move_no_message(
         scenario.sql(&format!("ALTER SYSTEM {change}")).await;
         scenario.sql("SELECT pg_reload_conf()").await;
     };
+    // Each save locks the row of its conversation now, until its commit is at its end.
+    scenario.sql("UPDATE conversations SET touched_at = touched_at - interval '1 hour'").await;
     set_standbys("SET synchronous_standby_names = '*'").await;
     agent.publish_all(during).await;
     Counts::reach(&saver, "verbatim_holds_total", &[("dependency", "postgresql")], 1.0).await;
