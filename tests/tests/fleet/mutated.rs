@@ -11,12 +11,16 @@ use broker::topology::WorkQueue;
 use domain::decode::DEFAULT_MAX_BODY_BYTES;
 use domain::envelope::Envelope;
 use domain::failure::DeadLetterReason;
+use domain::fleet::worker_of_action;
 use fixtures::decoded_with;
 use fixtures::examples::{ACTIONS, malformed};
+use futures_util::future::join_all;
 use serde_json::{Value, json};
-use system_tests::{COLLECTOR, MIGRATION, Random, SAVER, STATISTICS, Scenario, message};
+use system_tests::{COLLECTOR, LIMIT, MIGRATION, Random, SAVER, STATISTICS, Scenario, message};
 use testkit::environment::deep;
+use testkit::fleet::Worker;
 use testkit::raw_amqp::{RawAmqp, properties};
+use testkit::wait::eventually;
 use uuid::Uuid;
 
 const QUEUE: WorkQueue = WorkQueue::SaveMessage;
@@ -39,27 +43,25 @@ async fn every_mutated_body_is_stored_or_a_dead_letter_as_lint_says() {
     let bodies: Vec<Vec<u8>> = (0..many()).map(|n| mutated_body(n, &mut random)).collect();
     let mut refused = BTreeMap::new();
     for body in &bodies {
-        if let Err(refusal) = decoded_with(body, &Envelope::default()) {
-            *refused.entry(refusal.reason.as_str()).or_insert(0_usize) += 1;
-        }
+        let reason = match decoded_with(body, &Envelope::default()) {
+            // A mutation may correct a malformed body of an action that no worker carries out. A request expires.
+            Ok(action) if worker_of_action(action.kind()).is_some() => continue,
+            Ok(action) if action.kind().is_request() => continue,
+            Ok(_) => DeadLetterReason::UnknownAction,
+            Err(refusal) => refusal.reason,
+        };
+        *refused.entry(reason.as_str()).or_insert(0_usize) += 1;
     }
     assert_lint_agrees(&scenario, &bodies).await;
 
-    let programs = [SAVER, MIGRATION, STATISTICS, COLLECTOR];
-    let workers = [
-        scenario.start(programs[0]).await,
-        scenario.start(programs[1]).await,
-        scenario.start(programs[2]).await,
-        scenario.start(programs[3]).await,
-    ];
+    let workers = every_worker(&scenario).await;
     for some in bodies.chunks(1_000) {
         let publications = some.iter().map(|body| Publication::action(QUEUE.name(), body.clone()));
         scenario.agent().send(publications.collect()).await;
     }
     let expected: usize = refused.values().sum();
     dead_letters(&scenario, expected).await;
-    // Retries would still count.
-    scenario.finish(workers).await;
+    drain_until_all_queues_are_empty(&scenario, workers).await;
     let by_reason = async |count: &str| -> BTreeMap<String, usize> {
         let by_reason = format!(
             "SELECT coalesce(json_object_agg(reason, many), '{{}}')
@@ -129,6 +131,29 @@ async fn every_message_with_a_mutated_header_table_is_saved_or_a_dead_letter() {
     assert_eq!(saved + dead_letters, in_queue.len() + in_dlq);
     assert!(dead_letters <= unreadable + in_dlq, "a header refuses no message that can be read");
     assert!(saved > in_queue.len() / 10 && unreadable > in_queue.len() / 100);
+}
+
+async fn every_worker(scenario: &Scenario) -> Vec<Worker> {
+    join_all([SAVER, MIGRATION, STATISTICS, COLLECTOR].map(|program| scenario.start(program))).await
+}
+
+/// What a worker publishes last may be for another one that has stopped before: then all are started again.
+async fn drain_until_all_queues_are_empty(scenario: &Scenario, mut workers: Vec<Worker>) {
+    let waiting = async || {
+        let mut queued = scenario.queued().await;
+        queued.retain(|(queue, _)| *queue != WorkQueue::Statistics.name());
+        if queued.is_empty() { Ok(()) } else { Err(format!("{queued:?}")) }
+    };
+    // An action may be rerouted, recorded, dead-lettered and stored, each by another worker.
+    for _ in 0..5 {
+        eventually("empty queues", LIMIT, waiting).await;
+        scenario.drain(workers).await;
+        if waiting().await.is_ok() {
+            return;
+        }
+        workers = every_worker(scenario).await;
+    }
+    panic!("messages wait after five drains: {:?}", waiting().await);
 }
 
 /// Waits until so many dead letters are stored, a thousand at a time.
