@@ -11,8 +11,7 @@
 //! decides how long a part may take: on a slow server no item is slow by itself.
 //!
 //! Some errors speak of an outage, and may yet be caused by one item, such as the lack of memory for a large value. Beside
-//! a test write that succeeds the batch is halved for these, too. If several items fail so and none succeeds, PostgreSQL
-//! counts as unavailable.
+//! a test write that succeeds the batch is halved for these, too, and no item is returned without another one.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
@@ -57,9 +56,6 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 /// unavailable, since the last one. Halving down to one such item has fewer in a row.
 const TIME_OUTS: usize = 8;
 
-/// If so many items fail by themselves as in an outage, and no other succeeded, it is one.
-const OUTAGE: usize = 16;
-
 /// Items that are not tried again with their batch: one that failed by itself, or items that need a locked row.
 pub struct SetAside<'a, T> {
     /// At least one.
@@ -83,8 +79,6 @@ pub struct Bisection<'a, T> {
     succeeded: Vec<&'a T>,
     /// Items that failed alone by a lock.
     locked: Vec<&'a T>,
-    /// How many items failed alone as in an outage.
-    as_in_an_outage: usize,
     /// Whether PostgreSQL was asked which conversations are locked.
     asked: bool,
     /// Time-outs since another part, or a test write, succeeded.
@@ -109,7 +103,6 @@ impl<'a, T> Bisection<'a, T> {
             another_succeeded: false,
             succeeded: Vec::new(),
             locked: Vec::new(),
-            as_in_an_outage: 0,
             asked: false,
             time_outs: 0,
             database,
@@ -168,12 +161,8 @@ impl<'a, T> Bisection<'a, T> {
         F: Future<Output = Result<(), Error>>,
     {
         let is_outage = error.class() == FailureClass::Unavailable && !error.is_time_out();
-        if is_outage {
-            self.as_in_an_outage += usize::from(part.len() == 1);
-            let by_none = self.succeeded.is_empty() && self.as_in_an_outage >= OUTAGE;
-            if by_none || !error.may_concern_one_item() {
-                return Err(error.into());
-            }
+        if is_outage && !error.may_concern_one_item() {
+            return Err(error.into());
         }
         let database = self.database.batches();
         // What is blamed for anything but time is blamed for a test write after it, not one long before.

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use domain::causes::with_causes;
-use domain::failure::{Dependency, Refusal, Unavailable};
+use domain::failure::{Dependency, Failure, Refusal, Unavailable};
 use domain::failure_policy::{LONGEST_PAUSE, QUARANTINE_AFTER, REQUEST_TTL};
 use domain::ids::ConversationId;
 use domain::reply::ErrorType;
@@ -156,16 +156,21 @@ impl Observer {
         conversation: Option<&ConversationId>,
         slow_queue: &'static str,
         limit: Duration,
-        error: &str,
+        failure: &Failure,
     ) {
+        let why = match failure {
+            Failure::Locked(_) => "another transaction holds a row that it needs",
+            Failure::Unavailable(_) => "PostgreSQL fails with it, and accepts others",
+            _ => "it is too slow",
+        };
         tracing::warn!(
             queue = self.queue,
             message_id = delivery.envelope().message_id,
             conversation = conversation.map(tracing::field::display),
             trace_id = delivery.trace_id(),
-            error,
-            "message moved to {slow_queue}; others go on. It is handled again there, with a time limit of {limit:?}, without \
-             a counted attempt"
+            error = %failure,
+            "message moved to {slow_queue}, because {why}; others go on. It is handled again there, with a time limit of \
+             {limit:?}, without a counted attempt"
         );
     }
 
@@ -175,7 +180,7 @@ impl Observer {
         delivery: &Delivery,
         conversation: Option<&ConversationId>,
         delay: Duration,
-        error: &str,
+        failure: &Failure,
     ) {
         let (queue, delay) = (self.queue, delay.as_secs());
         tracing::debug!(
@@ -183,7 +188,7 @@ impl Observer {
             message_id = delivery.envelope().message_id,
             conversation = conversation.map(tracing::field::display),
             trace_id = delivery.trace_id(),
-            error,
+            error = %failure,
             "message still locked or not accepted; handled again in {delay} s"
         );
     }

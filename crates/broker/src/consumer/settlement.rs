@@ -147,13 +147,13 @@ fn fail<H: Handler>(
     let slow = shared.source.slow_queue().zip(slow_turn(&failure, delivery, shared.source));
     if let Some((queue, turn)) = slow {
         let conversation = resolved.as_ref().map(|it| &it.conversation);
-        let (observer, error) = (&shared.observer, failure.to_string());
+        let observer = &shared.observer;
         match turn.after {
             None => {
                 let limit = turn.limit();
-                observer.moved_to_slow_queue(delivery, conversation, queue, limit, &error);
+                observer.moved_to_slow_queue(delivery, conversation, queue, limit, &failure);
             }
-            Some(retry) => observer.still_fails(delivery, conversation, retry.delay(), &error),
+            Some(retry) => observer.still_fails(delivery, conversation, retry.delay(), &failure),
         }
     }
     let copy_to = |queue| Publication::copy(delivery, queue).resolved(resolved);

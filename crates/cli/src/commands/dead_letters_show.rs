@@ -34,7 +34,7 @@ pub(crate) struct DeadLettersShow {
     #[arg(value_name = "ID")]
     id: Uuid,
 
-    /// Print the whole body, however large. JSON always has all of it
+    /// Print the whole body and all headers, however large. JSON always has all of it
     #[arg(long)]
     full: bool,
 
