@@ -21,7 +21,7 @@ use lapin::tcp::TLSConfig;
 use lapin::uri::{AMQPAuthority, AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, ConnectionProperties};
 
-use crate::body_limit::BodyLimit;
+use crate::body_limit::{BodyLimit, LargeBodies};
 use crate::readable_stream::{ReadableRuntime, ReadableStream};
 
 /// The heartbeat timeout that is negotiated: each side sends a frame every half of it. RabbitMQ closes a
@@ -51,6 +51,8 @@ pub struct Endpoints {
     process: Arc<str>,
     /// The index of the address that was connected last.
     preferred: Arc<AtomicUsize>,
+    /// Of all connections of this process.
+    pub(crate) large_bodies: LargeBodies,
 }
 
 /// Why a list of addresses is invalid. It does not contain the text, which may contain a password.
@@ -141,7 +143,8 @@ impl Endpoints {
         if addresses.is_empty() {
             return Err(InvalidAddress::Empty);
         }
-        Ok(Self { addresses, process: process.into(), preferred: Arc::default() })
+        let (preferred, large_bodies) = Default::default();
+        Ok(Self { addresses, process: process.into(), preferred, large_bodies })
     }
 
     /// Connects to the first address that accepts the connection. The address that was connected last is

@@ -353,6 +353,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::body_limit::LargeBodies;
     use crate::property_list::tests::list;
 
     const DELIVER_HEAD: &[u8] = b"\0\x3c\0\x3c\x03tag\0\0\0\0\0\0\0\x07\x01";
@@ -481,7 +482,7 @@ mod tests {
 
     #[test]
     fn of_large_bodies_no_more_are_received_than_fit_into_the_budget() {
-        let limit = BodyLimit::few_above(10, 50);
+        let limit = BodyLimit::few_above(10, 50, &LargeBodies::default());
         // What precedes a body that is left out: a flag, and properties without any flag.
         let left_out = 3;
         let received = |sizes: &[usize]| -> Vec<usize> {

@@ -78,7 +78,9 @@ impl<H: Handler> Session<H> {
         let small = settings.max_received_body();
         let limit = match shared.source.failure_policy {
             FailurePolicy::DeadLetter(_) => BodyLimit::up_to(small),
-            FailurePolicy::RetryForever(_) => BodyLimit::few_above(small, budget),
+            FailurePolicy::RetryForever(_) => {
+                BodyLimit::few_above(small, budget, &shared.endpoints.large_bodies)
+            }
             FailurePolicy::Expire => BodyLimit::NONE,
         };
         let connection = shared.endpoints.connect_for_bodies(&limit, queue).await?;
@@ -102,6 +104,7 @@ impl<H: Handler> Session<H> {
             unacked: UnackedDeliveries::default(),
             limit,
             large: HashMap::new(),
+            waiting_for_memory: Vec::new(),
             over_byte_limit: 0,
             batch_builder: BatchBuilder::new(limits),
             tasks: JoinSet::new(),
@@ -213,6 +216,12 @@ impl<H: Handler> Session<H> {
                 self.shared.observer.body_too_large(body_bytes);
                 return self.reject(tag);
             }
+            if self.large.is_empty() {
+                // Another consumer of this process has a large body. It is received once that is finished.
+                self.unacked.deliver(tag, 0).map_err(End::Gap)?;
+                self.waiting_for_memory.push(tag);
+                return Ok(());
+            }
             // It is received once those before it are finished.
             self.prefetch.expect_bodies_of(body_bytes);
             return self.requeue(tag);
@@ -259,12 +268,35 @@ impl<H: Handler> Session<H> {
                 self.cancel_now_for(AfterCancel::ShrinkPrefetch);
             }
         }
+        self.send_requeue(tag);
+        Ok(())
+    }
+
+    /// Requeues the deliveries without a body, so that RabbitMQ sends them again: when no consumer of this process has a
+    /// large body, and once this one is cancelled. Until then they are unacknowledged, and others are handled.
+    pub(super) async fn requeue_what_waits_for_memory(&mut self) -> Result<(), End> {
+        let is_cancelled = matches!(self.phase, Phase::Cancelled(_) | Phase::Stopped(_));
+        if self.waiting_for_memory.is_empty() || !(is_cancelled || self.limit.is_free()) {
+            return Ok(());
+        }
+        for tag in std::mem::take(&mut self.waiting_for_memory) {
+            self.unacked.requeue_delivered(tag);
+            self.shared.observer.requeued(1);
+            self.send_requeue(tag);
+        }
+        // What was finished behind them.
+        match self.phase {
+            Phase::FillingPrefetch(..) => Ok(()),
+            _ => self.send_acknowledgements().await,
+        }
+    }
+
+    fn send_requeue(&mut self, tag: Tag) {
         let channel = self.channel.clone();
         self.send_request(async move {
             let sent = requeue(&channel, tag).await;
             Report::RequestSent(if sent { Ok(()) } else { Err(End::ChannelClosed) })
         });
-        Ok(())
     }
 
     /// Has RabbitMQ dead-letter a message whose body is over the limit. The worker never holds such a body.

@@ -74,14 +74,28 @@ impl UnackedDeliveries {
 
     /// Marks a delivery as finished. An unknown tag changes nothing.
     pub(super) fn finish(&mut self, tag: Tag) {
-        // Tags are contiguous, so the number of acknowledged tags gives the index.
-        let index = tag.checked_sub(self.settled() + 1);
-        let index = index.and_then(|index| usize::try_from(index).ok());
-        if let Some(entry) = index.and_then(|index| self.entries.get_mut(index))
+        if let Some(entry) = self.entry(tag)
             && let Entry::Open(bytes) = *entry
         {
             *entry = Entry::Finished(bytes);
         }
+    }
+
+    /// Records that a delivery that was recorded before is requeued. An unknown tag changes nothing.
+    pub(super) fn requeue_delivered(&mut self, tag: Tag) {
+        if let Some(entry) = self.entry(tag)
+            && let Entry::Open(bytes) = *entry
+        {
+            *entry = Entry::Returned;
+            self.bytes -= bytes;
+            self.returned += 1;
+        }
+    }
+
+    fn entry(&mut self, tag: Tag) -> Option<&mut Entry> {
+        // Tags are contiguous, so the number of acknowledged tags gives the index.
+        let index = tag.checked_sub(self.settled() + 1)?;
+        self.entries.get_mut(usize::try_from(index).ok()?)
     }
 
     /// Removes and returns the finished prefix, if there is one.
@@ -157,6 +171,17 @@ mod tests {
         // Unknown tags: acknowledged before, or not delivered yet.
         [0, 2, 4].into_iter().for_each(|tag| unacked.finish(tag));
         assert_eq!((unacked.take_prefix(), unacked.len()), (None, 1));
+    }
+
+    #[test]
+    fn a_delivery_that_is_requeued_later_ends_the_prefix_until_then() {
+        let mut unacked = delivered(3);
+        [2, 3].into_iter().for_each(|tag| unacked.finish(tag));
+        assert_eq!(unacked.take_prefix(), None);
+        [1, 7].into_iter().for_each(|tag| unacked.requeue_delivered(tag));
+        assert_eq!((unacked.len(), unacked.bytes()), (2, 20));
+        assert_eq!(unacked.take_prefix(), Some(Prefix { last: 3, count: 2 }));
+        assert!(unacked.is_empty());
     }
 
     #[test]

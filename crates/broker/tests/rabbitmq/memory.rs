@@ -78,3 +78,50 @@ async fn dead_letters_with_bodies_above_the_byte_limit_are_handled_one_after_the
     bench.eventually_ready(source.queue(), 0).await;
     assert_eq!(script.batches(), [1; 5]);
 }
+
+#[tokio::test]
+async fn consumers_of_a_process_have_one_large_body_and_neighbours_of_another_do_not_wait() {
+    let bench = Bench::new().await;
+    let [first, second] = [WorkQueue::SaveMessage, WorkQueue::Session].map(Source::dead_letters);
+    let large = |name: &str| format!("wait {name} {}", "x".repeat(1 << 20));
+    let settings =
+        Settings { max_inflight_bytes: 10_000, largest_body: 100, ..Settings::default() };
+    let (script, other) = (Script::default(), Script::default());
+    bench.publish(first.queue(), [large("first")]).await;
+    let has_it = bench.run(first, &script, settings.clone());
+    script.was_called(1).await;
+    bench.publish(second.queue(), [large("second"), "ok behind it".to_owned()]).await;
+    let waits = bench.run(second, &other, settings);
+    other.has_handled(1).await;
+    assert_eq!(other.bodies(), ["ok behind it"]);
+    script.open_gate();
+    script.has_handled(1).await;
+    other.open_gate();
+    other.has_handled(2).await;
+    has_it.drain().await;
+    waits.drain().await;
+    for queue in [first.queue(), second.queue()] {
+        bench.eventually_ready(queue, 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_consumer_stops_while_a_body_waits_for_memory() {
+    let bench = Bench::new().await;
+    let [first, second] = [WorkQueue::SaveMessage, WorkQueue::Session].map(Source::dead_letters);
+    let large = format!("wait {}", "x".repeat(1 << 20));
+    let settings =
+        Settings { max_inflight_bytes: 10_000, largest_body: 100, ..Settings::default() };
+    let (script, other) = (Script::default(), Script::default());
+    bench.publish(first.queue(), [large.clone()]).await;
+    let has_it = bench.run(first, &script, settings.clone());
+    script.was_called(1).await;
+    bench.publish(second.queue(), [large, "ok".to_owned()]).await;
+    let waits = bench.run(second, &other, settings);
+    other.has_handled(1).await;
+    waits.drain().await;
+    bench.eventually_ready(second.queue(), 1).await;
+    assert_eq!(other.bodies(), ["ok"]);
+    script.open_gate();
+    has_it.drain().await;
+}

@@ -19,6 +19,7 @@ impl<H: Handler> Session<H> {
         if !self.channel.status().connected() || !self.connection.is_open() {
             return Err(End::ChannelClosed);
         }
+        self.requeue_what_waits_for_memory().await?;
         let paused = self.hold.is_some() || matches!(self.phase, Phase::Stopped(_));
         if paused {
             self.last_progress = Instant::now();

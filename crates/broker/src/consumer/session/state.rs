@@ -35,6 +35,8 @@ pub(in crate::consumer) struct Session<H: Handler> {
     /// Which bodies are received, and the sizes of the large ones that are being handled.
     pub(super) limit: BodyLimit,
     pub(super) large: HashMap<Tag, u64>,
+    /// Deliveries whose large bodies were left out, because another consumer of this process has one.
+    pub(super) waiting_for_memory: Vec<Tag>,
     /// Deliveries that were requeued over the byte limit and are not logged yet.
     pub(super) over_byte_limit: usize,
     pub(super) batch_builder: BatchBuilder<Received>,
