@@ -4,13 +4,29 @@
 //! body before the consumer sees it. So [`frames`](crate::frames) decides before that, at the content header: a body
 //! that is not received is left out, and the consumer returns its message to RabbitMQ.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How many bytes of large bodies the consumers of a process have together. Clones share it.
+/// The large bodies of the consumers of a process. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct LargeBodies(Arc<AtomicU64>);
+pub(crate) struct LargeBodies(Arc<Mutex<InMemory>>);
+
+#[derive(Debug, Default)]
+struct InMemory {
+    bytes: u64,
+    /// The connections that wait until there is room, in order: one with many large bodies must not keep others from
+    /// their turn.
+    waiting: VecDeque<u64>,
+    connections: u64,
+}
+
+impl LargeBodies {
+    fn lock(&self) -> MutexGuard<'_, InMemory> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Which bodies a connection receives. Clones share the large ones.
 #[derive(Debug, Clone)]
@@ -27,6 +43,7 @@ struct Large {
     /// The most bytes that a process has of them, unless one alone is larger.
     budget: u64,
     of_process: LargeBodies,
+    connection: u64,
     held: AtomicU64,
 }
 
@@ -42,8 +59,13 @@ impl BodyLimit {
     /// Bodies of at most this many bytes; of larger ones the process has one, and more while they fit into `budget`
     /// bytes together.
     pub(crate) fn few_above(small: u64, budget: usize, of_process: &LargeBodies) -> Self {
-        let of_process = of_process.clone();
-        let large = Large { budget: budget as u64, of_process, held: AtomicU64::default() };
+        let connection = {
+            let mut all = of_process.lock();
+            all.connections += 1;
+            all.connections
+        };
+        let (of_process, held) = (of_process.clone(), AtomicU64::default());
+        let large = Large { budget: budget as u64, of_process, connection, held };
         Self { small, large: Some(Arc::new(large)) }
     }
 
@@ -55,30 +77,57 @@ impl BodyLimit {
     /// Decides whether a large body is received. Its bytes count until [`Self::release`], or until the connection and
     /// the session are gone.
     pub(crate) fn admit(&self, bytes: u64) -> bool {
-        let Some(Large { budget, of_process, held }) = self.large.as_deref() else { return false };
-        let with = |held: u64| (held == 0 || held + bytes <= *budget).then_some(held + bytes);
-        let is_admitted = of_process.0.fetch_update(Relaxed, Relaxed, with).is_ok();
-        held.fetch_add(if is_admitted { bytes } else { 0 }, Relaxed);
-        is_admitted
+        let Some(large) = self.large.as_deref() else { return false };
+        let mut all = large.of_process.lock();
+        let is_turn = all.waiting.front().is_none_or(|first| *first == large.connection);
+        let fits = all.bytes == 0 || all.bytes + bytes <= large.budget;
+        if is_turn && fits {
+            all.waiting.pop_front();
+            all.bytes += bytes;
+            large.held.fetch_add(bytes, Relaxed);
+        }
+        is_turn && fits
     }
 
     /// A large body that was received is no longer in memory.
     pub(crate) fn release(&self, bytes: u64) {
         if let Some(large) = &self.large {
             large.held.fetch_sub(bytes, Relaxed);
-            large.of_process.0.fetch_sub(bytes, Relaxed);
+            large.of_process.lock().bytes -= bytes;
         }
     }
 
-    /// Whether the process has no large body.
-    pub(crate) fn is_free(&self) -> bool {
-        self.large.as_ref().is_none_or(|large| large.of_process.0.load(Relaxed) == 0)
+    /// From now on this connection has its turn before those that begin to wait later.
+    pub(crate) fn wait(&self) {
+        if let Some(large) = &self.large {
+            let mut all = large.of_process.lock();
+            if !all.waiting.contains(&large.connection) {
+                all.waiting.push_back(large.connection);
+            }
+        }
+    }
+
+    /// Whether the process has no large body, and it is the turn of this connection.
+    pub(crate) fn has_turn(&self) -> bool {
+        self.large.as_ref().is_none_or(|large| {
+            let all = large.of_process.lock();
+            all.bytes == 0 && all.waiting.front().is_none_or(|first| *first == large.connection)
+        })
+    }
+
+    /// This connection no longer waits.
+    pub(crate) fn give_up_turn(&self) {
+        if let Some(large) = &self.large {
+            large.of_process.lock().waiting.retain(|waiting| *waiting != large.connection);
+        }
     }
 }
 
 impl Drop for Large {
     fn drop(&mut self) {
-        self.of_process.0.fetch_sub(*self.held.get_mut(), Relaxed);
+        let mut all = self.of_process.lock();
+        all.bytes -= *self.held.get_mut();
+        all.waiting.retain(|waiting| *waiting != self.connection);
     }
 }
 
@@ -103,11 +152,28 @@ mod tests {
     {
         let of_process = LargeBodies::default();
         let [one, other] = [0; 2].map(|_| BodyLimit::few_above(10, 100, &of_process));
-        assert!(one.admit(500) && !other.admit(11) && !other.is_free());
+        assert!(one.admit(500) && !other.admit(11) && !other.has_turn());
         let connection = one.clone();
         drop(one);
         assert!(!other.admit(11));
         drop(connection);
-        assert!(other.is_free() && other.admit(11));
+        assert!(other.has_turn() && other.admit(11));
+    }
+
+    #[test]
+    fn a_connection_with_many_large_bodies_leaves_others_their_turn() {
+        let of_process = LargeBodies::default();
+        let [busy, other] = [0; 2].map(|_| BodyLimit::few_above(10, 100, &of_process));
+        assert!(busy.admit(60));
+        other.wait();
+        assert!(!busy.admit(20), "it would fit, and another one waits");
+        busy.release(60);
+        assert!(!busy.admit(20) && !busy.has_turn() && other.has_turn() && other.admit(500));
+        busy.wait();
+        other.release(500);
+        assert!(!other.admit(20) && busy.admit(20));
+        other.wait();
+        other.give_up_turn();
+        assert!(busy.admit(20));
     }
 }

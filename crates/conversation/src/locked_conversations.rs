@@ -94,6 +94,8 @@ impl LockedConversations {
         let found = self.locked();
         let locked = found.get(key)?;
         let limit = match (self.of_slow_items, locked.item == item) {
+            // No item has waited for it yet.
+            (true, _) if locked.item.is_empty() => LOCKED_FOR_SLOW,
             (true, false) => pause(found.len()),
             (true, true) => 2 * pause(found.len()),
             (false, _) => pause_of_batches(found.len()),

@@ -89,14 +89,14 @@ impl Sessions {
         locked: &mut HashMap<ConversationKey, Failure>,
     ) -> Result<Vec<Outcome>, Unavailable> {
         let mut outcomes = vec![Ok(Done::Applied); actions.len()];
+        let none_is_locked = self.locked.is_empty();
         let mut updates = Vec::with_capacity(actions.len());
         for (index, action) in actions.iter().enumerate() {
             match update(action) {
                 Some(update) => {
                     let known = locked.get(&update.key).cloned();
-                    match known
-                        .or_else(|| self.locked.failure(&update.key, update.event.id.as_str()))
-                    {
+                    let found = || self.locked.failure(&update.key, update.event.id.as_str());
+                    match known.or_else(|| (!none_is_locked).then(found).flatten()) {
                         Some(failure) => outcomes[index] = Err(failure),
                         None => updates.push((index, update)),
                     }

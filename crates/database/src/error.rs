@@ -183,11 +183,11 @@ fn class_of(sqlstate: &str) -> FailureClass {
     }
 }
 
-/// See [`Error::may_concern_one_item`]. Not what says that no statement is accepted: too many connections, a read-only
-/// transaction, a shutdown.
+/// See [`Error::may_concern_one_item`]. Not what says that no statement is accepted: a full disk (a small test write may
+/// still find room), too many connections, a read-only transaction, a shutdown.
 fn may_concern_one_item(sqlstate: &str) -> bool {
     match (sqlstate.get(..2).unwrap_or_default(), sqlstate) {
-        (_, "53300" | "25006") => false,
+        (_, "53100" | "53300" | "25006") => false,
         (class, _) => matches!(class, "25" | "53" | "58" | "3F" | "42"),
     }
 }
@@ -198,11 +198,13 @@ mod tests {
 
     #[test]
     fn one_item_may_cause_an_error_of_memory_or_files_and_none_a_shutdown() {
-        for code in ["53100", "53200", "58030", "58P01", "42501", "42P01"] {
+        for code in ["53200", "58030", "58P01", "42501", "42P01"] {
             assert!(may_concern_one_item(code), "{code}");
             assert_eq!(class_of(code), FailureClass::Unavailable, "{code}");
         }
-        for code in ["53300", "25006", "57P01", "57P03", "08006", "28000", "3D000", "22021"] {
+        for code in
+            ["53100", "53300", "25006", "57P01", "57P03", "08006", "28000", "3D000", "22021"]
+        {
             assert!(!may_concern_one_item(code), "{code}");
         }
     }

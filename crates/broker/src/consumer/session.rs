@@ -15,7 +15,7 @@ mod phase;
 mod slow;
 mod state;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use domain::failure::Dependency;
@@ -104,7 +104,7 @@ impl<H: Handler> Session<H> {
             unacked: UnackedDeliveries::default(),
             limit,
             large: HashMap::new(),
-            waiting_for_memory: Vec::new(),
+            waiting_for_memory: VecDeque::new(),
             over_byte_limit: 0,
             batch_builder: BatchBuilder::new(limits),
             tasks: JoinSet::new(),
@@ -219,7 +219,8 @@ impl<H: Handler> Session<H> {
             if self.large.is_empty() {
                 // Another consumer of this process has a large body. It is received once that is finished.
                 self.unacked.deliver(tag, 0).map_err(End::Gap)?;
-                self.waiting_for_memory.push(tag);
+                self.waiting_for_memory.push_back(tag);
+                self.limit.wait();
                 return Ok(());
             }
             // It is received once those before it are finished.
@@ -272,14 +273,27 @@ impl<H: Handler> Session<H> {
         Ok(())
     }
 
-    /// Requeues the deliveries without a body, so that RabbitMQ sends them again: when no consumer of this process has a
-    /// large body, and once this one is cancelled. Until then they are unacknowledged, and others are handled.
+    /// Requeues deliveries without a body, so that RabbitMQ sends them again: one when it is the turn of this consumer
+    /// to have a large body, and all once it is cancelled. Until then they are unacknowledged, and others are handled.
     pub(super) async fn requeue_what_waits_for_memory(&mut self) -> Result<(), End> {
         let is_cancelled = matches!(self.phase, Phase::Cancelled(_) | Phase::Stopped(_));
-        if self.waiting_for_memory.is_empty() || !(is_cancelled || self.limit.is_free()) {
+        let requeued = match self.waiting_for_memory.len() {
+            0 => {
+                // What it requeued in its turn has arrived by now, or another process got it.
+                self.limit.give_up_turn();
+                return Ok(());
+            }
+            all if is_cancelled => all,
+            _ => {
+                self.limit.wait();
+                usize::from(self.limit.has_turn())
+            }
+        };
+        if requeued == 0 {
             return Ok(());
         }
-        for tag in std::mem::take(&mut self.waiting_for_memory) {
+        let tags: Vec<Tag> = self.waiting_for_memory.drain(..requeued).collect();
+        for tag in tags {
             self.unacked.requeue_delivered(tag);
             self.shared.observer.requeued(1);
             self.send_requeue(tag);

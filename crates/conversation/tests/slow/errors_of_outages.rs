@@ -49,13 +49,16 @@ async fn a_message_for_which_postgresql_fails_as_in_an_outage_is_handled_apart_a
     }
     sql(&env, "DROP TRIGGER fail ON message_rows").await;
     let later = message("53200 2", "fail");
-    assert!(replica.save(&[later]).await[0].is_ok());
+    assert!(replica.save(std::slice::from_ref(&later)).await[0].is_ok());
+    // A full disk is an outage, also if a test write is small enough to succeed.
+    fail(&env, "53100", "BEFORE INSERT ON message_rows", "NEW.content = 'fail'").await;
+    assert!(replica.saver.save(&[message("full", "fail")]).await.is_err());
 }
 
 #[tokio::test]
 async fn many_messages_that_fail_as_in_an_outage_are_handled_apart_while_test_writes_succeed() {
     let (env, replica) = stores().await;
-    fail(&env, "53100", "BEFORE INSERT ON message_rows", "NEW.content = 'fail'").await;
+    fail(&env, "58030", "BEFORE INSERT ON message_rows", "NEW.content = 'fail'").await;
     let failing: Vec<_> = (0..40).map(|n| message(&format!("m{n:02}"), "fail")).collect();
     let saved = replica.saver.save(&failing).await.unwrap();
     assert!(saved.iter().all(is_unavailable), "{saved:?}");

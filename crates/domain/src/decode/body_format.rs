@@ -116,7 +116,9 @@ const UTF_32: &str = "UTF-32";
 fn serialised(body: &[u8]) -> Option<&'static str> {
     match body {
         [0x80, 2..=5, .., b'.'] => Some("a Python pickle"),
-        [0x81..=0x8F | 0xDE | 0xDF, _, ..] => Some("MessagePack"),
+        [0x81..=0x8F | 0xDE | 0xDF, _, ..] if std::str::from_utf8(body).is_err() => {
+            Some("MessagePack")
+        }
         _ => None,
     }
 }

@@ -37,10 +37,12 @@ impl<H: Handler> Session<H> {
 
     /// Publishes the message again and acknowledges it. If RabbitMQ does not confirm that, it requeues the message.
     pub(super) async fn requeue_slow_message(&mut self) {
-        let SlowMessage { tags, copies, .. } = std::mem::take(&mut self.slow);
+        let tags = std::mem::take(&mut self.slow.tags);
+        let copies = std::mem::take(&mut self.slow.copies);
         let mut counts = OutcomeCounts::default();
         let published = publish(copies, &self.shared.publisher, &mut counts);
         if !tags.is_empty() && matches!(timeout(CONFIRM_LIMIT, published).await, Ok(Ok(()))) {
+            self.slow.ids.clear();
             self.shared.observer.settled(&counts);
             tags.into_iter().for_each(|tag| self.unacked.finish(tag));
             // If it is not sent, RabbitMQ requeues the original, too: one of the two is a duplicate.

@@ -1,6 +1,6 @@
 //! The state of a session.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use domain::failure::Unavailable;
@@ -36,7 +36,7 @@ pub(in crate::consumer) struct Session<H: Handler> {
     pub(super) limit: BodyLimit,
     pub(super) large: HashMap<Tag, u64>,
     /// Deliveries whose large bodies were left out, because another consumer of this process has one.
-    pub(super) waiting_for_memory: Vec<Tag>,
+    pub(super) waiting_for_memory: VecDeque<Tag>,
     /// Deliveries that were requeued over the byte limit and are not logged yet.
     pub(super) over_byte_limit: usize,
     pub(super) batch_builder: BatchBuilder<Received>,
