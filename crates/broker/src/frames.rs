@@ -183,7 +183,10 @@ impl Frames {
                 let Some(payload) = frame.payload else { return };
                 if frame.kind == METHOD && payload.starts_with(&BASIC_RETURN) {
                     self.returned.insert(frame.channel);
-                } else if frame.kind == CONTENT_HEADER && self.returned.remove(&frame.channel) {
+                } else if !self.returned.is_empty()
+                    && frame.kind == CONTENT_HEADER
+                    && self.returned.remove(&frame.channel)
+                {
                     self.checked += frame.size;
                     continue;
                 }
