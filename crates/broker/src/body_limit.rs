@@ -15,10 +15,12 @@ pub(crate) struct LargeBodies(Arc<Mutex<InMemory>>);
 
 #[derive(Debug, Default)]
 struct InMemory {
+    /// How many bytes of them the process has.
     bytes: u64,
     /// The connections that wait until there is room, in order: one with many large bodies must not keep others from
     /// their turn.
     waiting: VecDeque<u64>,
+    /// How many connections there were: the number of the last one.
     connections: u64,
 }
 
@@ -43,7 +45,9 @@ struct Large {
     /// The most bytes that a process has of them, unless one alone is larger.
     budget: u64,
     of_process: LargeBodies,
+    /// Its number in the process.
     connection: u64,
+    /// How many of the bytes are of this connection.
     held: AtomicU64,
 }
 

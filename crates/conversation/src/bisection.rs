@@ -11,7 +11,7 @@
 //! decides how long a part may take: on a slow server no item is slow by itself.
 //!
 //! Some errors speak of an outage, and may yet be caused by one item, such as the lack of memory for a large value. Beside
-//! a test write that succeeds the batch is halved for these, too, and no item is returned without another one.
+//! a test write that succeeds the batch is halved for these, too; each item that then fails by itself needs one more.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;

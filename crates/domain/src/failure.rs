@@ -108,14 +108,6 @@ pub enum Failure {
     DeadLetter(Refusal),
 }
 
-impl Failure {
-    /// Whether it is handled again apart from others.
-    #[must_use]
-    pub fn is_apart(&self) -> bool {
-        matches!(self, Self::TimedOut(_) | Self::Locked(_) | Self::Unavailable(_))
-    }
-}
-
 /// Why a delivery needs no further work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Done {
@@ -185,17 +177,30 @@ impl PartialEq for Cause {
 impl Eq for Cause {}
 
 impl Failure {
-    /// The refusal of a message that is not tried again.
+    /// Whether it is handled again apart from others.
     #[must_use]
-    pub fn into_refusal(self) -> Refusal {
+    pub fn is_apart(&self) -> bool {
+        matches!(self, Self::TimedOut(_) | Self::Locked(_) | Self::Unavailable(_))
+    }
+
+    /// The error, if another attempt may succeed.
+    #[must_use]
+    pub fn cause(&self) -> Option<&Cause> {
         match self {
             Self::Retry(cause)
             | Self::TimedOut(cause)
             | Self::Locked(cause)
-            | Self::Unavailable(cause) => {
-                Refusal::new(DeadLetterReason::AttemptsExhausted, cause.to_string())
-            }
+            | Self::Unavailable(cause) => Some(cause),
+            Self::DeadLetter(_) => None,
+        }
+    }
+
+    /// The refusal of a message that is not tried again.
+    #[must_use]
+    pub fn into_refusal(self) -> Refusal {
+        match self {
             Self::DeadLetter(refusal) => refusal,
+            exhausted => Refusal::new(DeadLetterReason::AttemptsExhausted, exhausted.to_string()),
         }
     }
 }

@@ -193,26 +193,16 @@ fn fail<H: Handler>(
             let copy = copy_to(UNROUTED).rerouted();
             Failed { copy: Some((copy, DeliveryOutcome::Rerouted)), refusal: None }
         }
-        (failure, FailurePolicy::DeadLetter(queue)) => match (failure, retry) {
-            (
-                Failure::Retry(cause)
-                | Failure::TimedOut(cause)
-                | Failure::Locked(cause)
-                | Failure::Unavailable(cause),
-                Some(retry),
-            ) => {
+        (failure, FailurePolicy::DeadLetter(queue)) => match (failure.cause(), retry) {
+            (Some(cause), Some(retry)) => {
                 let error = cause.to_string();
                 shared.observer.retried(delivery, Some(retries.len() + 1), retry, &error);
                 let again = copy_to(own_queue).with_failed_attempt(&error, now).delayed(retry);
                 Failed { copy: Some((again, DeliveryOutcome::Retried)), refusal: None }
             }
-            (failure, _) => {
+            (cause, _) => {
                 let mut dead_letter = copy_to(queue.dlq());
-                if let Failure::Retry(cause)
-                | Failure::TimedOut(cause)
-                | Failure::Locked(cause)
-                | Failure::Unavailable(cause) = &failure
-                {
+                if let Some(cause) = cause {
                     dead_letter = dead_letter.with_failed_attempt(&cause.to_string(), now);
                 }
                 let refusal = failure.into_refusal();
